@@ -1,0 +1,1 @@
+//! Preference, golden, prompt and demonstration files, and the normal rows they become.

@@ -1,0 +1,1 @@
+//! The letters game: its data and its gold reward.

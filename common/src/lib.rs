@@ -1,0 +1,11 @@
+//! What the coordinator, the client and the workers of Foil share. Nothing here knows tensors.
+
+pub mod data;
+pub mod ids;
+pub mod letters;
+pub mod rpc;
+pub mod shutdown;
+pub mod spec;
+pub mod storage;
+pub mod telemetry;
+pub mod text;

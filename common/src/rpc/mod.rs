@@ -1,0 +1,1 @@
+//! Connecting, deadlines and retries; moving artifacts.

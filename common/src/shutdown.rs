@@ -1,0 +1,1 @@
+//! Stopping cleanly on a signal.

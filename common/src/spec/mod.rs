@@ -1,0 +1,1 @@
+//! The job file: validated types, made from the wire's `JobSpec`.

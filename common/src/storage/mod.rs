@@ -1,0 +1,1 @@
+//! The object store: opening it by URL, the create-once log, hashed objects.

@@ -1,0 +1,1 @@
+//! The durable order of events; it alone writes the log.

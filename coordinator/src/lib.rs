@@ -1,0 +1,12 @@
+//! The coordinator of Foil and its command line. Nothing here knows tensors.
+
+pub mod cli;
+pub mod cluster;
+pub mod driver;
+pub mod job;
+pub mod journal;
+pub mod plan;
+pub mod resolve;
+pub mod rpc;
+pub mod schedule;
+pub mod web;

@@ -1,0 +1,1 @@
+//! The phases of a job, decided once from its specification and its data.

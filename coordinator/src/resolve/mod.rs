@@ -1,0 +1,1 @@
+//! A submitted specification's data, parsed, split and written once.

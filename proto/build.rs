@@ -1,0 +1,25 @@
+//! Compiles the protobuf files in pure Rust: no protoc is needed.
+
+use std::path::PathBuf;
+use std::{env, error::Error, fs};
+
+use prost::Message;
+
+const FILES: [&str; 3] = ["foil/v1/artifacts.proto", "foil/v1/jobs.proto", "foil/v1/workers.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=foil");
+    let descriptors = protox::compile(FILES, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let encoded = descriptors.encode_to_vec();
+    fs::write(out.join("descriptors.bin"), &encoded)?;
+    tonic_prost_build::configure()
+        .extern_path(".google.protobuf.Timestamp", "::pbjson_types::Timestamp")
+        .bytes(".foil.v1")
+        .compile_fds(descriptors)?;
+    pbjson_build::Builder::new()
+        .register_descriptors(&encoded)?
+        .preserve_proto_field_names()
+        .build(&[".foil.v1"])?;
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! The agent: registers this host's devices, starts rank processes and supervises them.

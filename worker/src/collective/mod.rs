@@ -1,0 +1,1 @@
+//! Process groups for gang phases.

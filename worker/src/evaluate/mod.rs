@@ -1,0 +1,1 @@
+//! Figures: accuracy, calibration, KL, gold reward.

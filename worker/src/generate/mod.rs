@@ -1,0 +1,1 @@
+//! Sampling answers: continuous batching over a KV cache.

@@ -1,0 +1,11 @@
+//! The worker of Foil: an agent that supervises rank processes, and the ranks that hold the tensors.
+
+pub mod agent;
+pub mod collective;
+pub mod evaluate;
+pub mod generate;
+pub mod model;
+pub mod objective;
+pub mod phase;
+pub mod rank;
+pub mod train;

@@ -1,0 +1,1 @@
+//! The decoder of the Llama family, its heads, and Hugging Face directories.

@@ -1,0 +1,1 @@
+//! What a rank does in each phase, told as a story.

@@ -1,0 +1,1 @@
+//! A rank process: one device, one thread that owns every tensor.
