@@ -1,1 +1,3 @@
-//! Preference, golden, prompt and demonstration files, and the normal rows they become.
+//! Data sets: from files of many formats to the few row types that every phase reads.
+
+pub mod rows;
