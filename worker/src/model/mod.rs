@@ -1,1 +1,31 @@
 //! The decoder of the Llama family, its heads, and Hugging Face directories.
+//!
+//! A [`LanguageModel`] or a [`RewardModel`] is one decoder with one head on it. The decoder gives hidden states,
+//! heads turn chosen hidden states into logits or scores; losses are functions of those and live elsewhere.
+
+mod attention;
+mod batch;
+pub mod config;
+mod decoder;
+mod error;
+mod inference;
+mod kv_cache;
+mod language_model;
+mod parameters;
+mod reward_model;
+mod rotary;
+mod weights;
+
+pub use batch::TokenBatch;
+pub use config::{DecoderConfig, Family, HeadKind, RopeConfig, RopeScaling};
+pub use decoder::Precision;
+pub use error::ModelError;
+pub use inference::Inference;
+pub use kv_cache::KvCache;
+pub use language_model::LanguageModel;
+pub use parameters::Parameters;
+pub use reward_model::RewardModel;
+pub use weights::SaveDtype;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! The shape of a decoder, read from and written to Hugging Face's `config.json`.
+
+mod export;
+mod hf;
+mod rope;
+
+use std::path::Path;
+
+use super::{ModelError, SaveDtype};
+
+/// Families whose decoders differ from Llama's only by a mapping of fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+}
+
+impl Family {
+    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+
+    /// The value of `model_type`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// The stem of the class names under `architectures`, e.g. `Llama` of `LlamaForCausalLM`.
+    pub fn class_stem(self) -> &'static str {
+        match self {
+            Self::Llama => "Llama",
+            Self::Mistral => "Mistral",
+            Self::Qwen2 => "Qwen2",
+            Self::Qwen3 => "Qwen3",
+        }
+    }
+}
+
+/// What stands on top of the decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadKind {
+    /// `…ForCausalLM`: a matrix to the vocabulary, own or tied to the embeddings.
+    LanguageModel,
+    /// `…ForSequenceClassification` with one label: `score.weight`, `[1, hidden]`.
+    Reward,
+}
+
+impl HeadKind {
+    pub fn class_suffix(self) -> &'static str {
+        match self {
+            Self::LanguageModel => "ForCausalLM",
+            Self::Reward => "ForSequenceClassification",
+        }
+    }
+}
+
+/// How rotary frequencies are stretched beyond the context a model was first trained on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    None,
+    /// Every frequency divided by `factor`.
+    Linear {
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp between.
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_positions: i64,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeConfig {
+    pub theta: f64,
+    pub scaling: RopeScaling,
+}
+
+/// The shape of a decoder. All counts are positive, and `heads` is a multiple of `kv_heads`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderConfig {
+    pub family: Family,
+    pub vocab_size: i64,
+    pub hidden_size: i64,
+    pub intermediate_size: i64,
+    pub layers: i64,
+    pub heads: i64,
+    pub kv_heads: i64,
+    pub head_dim: i64,
+    pub rms_norm_eps: f64,
+    /// Longest sequence the model was made for; the rotary embedding itself has no end.
+    pub max_positions: i64,
+    pub rope: RopeConfig,
+    /// The language-model head is the embedding matrix.
+    pub tied_embeddings: bool,
+    pub qkv_bias: bool,
+    /// Bias of the attention's output projection.
+    pub output_bias: bool,
+    pub mlp_bias: bool,
+    /// RMSNorm over each head's query and key before rotation (Qwen3).
+    pub qk_norm: bool,
+    /// Standard deviation of fresh weights, where the file gives one.
+    pub initializer_range: Option<f64>,
+    pub bos_token_id: Option<u32>,
+    /// Any of these ends an answer.
+    pub eos_token_ids: Vec<u32>,
+    pub pad_token_id: Option<u32>,
+}
+
+impl DecoderConfig {
+    /// Reads `config.json` of a model directory.
+    ///
+    /// # Errors
+    /// The file is absent or not JSON; a field is missing, malformed or names something not implemented.
+    pub fn load(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join("config.json");
+        let text = std::fs::read(&path).map_err(ModelError::io(&path))?;
+        let value = serde_json::from_slice(&text).map_err(ModelError::json(&path))?;
+        Self::from_hf(&value)
+    }
+
+    /// Writes `config.json` into `dir`.
+    pub(super) fn save(&self, dir: &Path, head: HeadKind, dtype: SaveDtype) -> Result<(), ModelError> {
+        let path = dir.join("config.json");
+        let text = format!("{:#}\n", self.to_hf(head, dtype));
+        std::fs::write(&path, text).map_err(ModelError::io(&path))
+    }
+
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> i64 {
+        self.heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads together.
+    pub fn kv_width(&self) -> i64 {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Every tensor that a model of this shape with this head consists of: (HF name, shape), sorted by name.
+    pub fn tensors(&self, head: HeadKind) -> Vec<(String, Vec<i64>)> {
+        let (h, q, kv, ffn) = (self.hidden_size, self.query_width(), self.kv_width(), self.intermediate_size);
+        let mut all = vec![
+            ("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, h]),
+            ("model.norm.weight".to_owned(), vec![h]),
+        ];
+        match head {
+            HeadKind::LanguageModel if self.tied_embeddings => {}
+            HeadKind::LanguageModel => all.push(("lm_head.weight".to_owned(), vec![self.vocab_size, h])),
+            HeadKind::Reward => all.push(("score.weight".to_owned(), vec![1, h])),
+        }
+        for layer in 0..self.layers {
+            let mut add = |name: &str, shape: &[i64]| {
+                all.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+            };
+            add("input_layernorm.weight", &[h]);
+            add("post_attention_layernorm.weight", &[h]);
+            let attention = [("q", q, h), ("k", kv, h), ("v", kv, h), ("o", h, q)];
+            for (part, out, input) in attention {
+                add(&format!("self_attn.{part}_proj.weight"), &[out, input]);
+                if if part == "o" { self.output_bias } else { self.qkv_bias } {
+                    add(&format!("self_attn.{part}_proj.bias"), &[out]);
+                }
+            }
+            if self.qk_norm {
+                add("self_attn.q_norm.weight", &[self.head_dim]);
+                add("self_attn.k_norm.weight", &[self.head_dim]);
+            }
+            for (part, out, input) in [("gate", ffn, h), ("up", ffn, h), ("down", h, ffn)] {
+                add(&format!("mlp.{part}_proj.weight"), &[out, input]);
+                if self.mlp_bias {
+                    add(&format!("mlp.{part}_proj.bias"), &[out]);
+                }
+            }
+        }
+        all.sort();
+        all
+    }
+}

@@ -1,0 +1,119 @@
+//! A decoder with a language-model head.
+
+use std::path::Path;
+
+use tch::{Device, Tensor};
+
+use super::decoder::{Decoder, linear};
+use super::{DecoderConfig, HeadKind, Inference, ModelError, Parameters, Precision, SaveDtype, TokenBatch};
+
+/// A decoder whose hidden states are turned into logits over the vocabulary.
+#[derive(Debug)]
+pub struct LanguageModel {
+    config: DecoderConfig,
+    parameters: Parameters,
+    decoder: Decoder,
+    device: Device,
+}
+
+impl LanguageModel {
+    /// Reads a Hugging Face directory of a `…ForCausalLM` model.
+    ///
+    /// # Errors
+    /// Anything in config.json or in the checkpoint that does not make this model, by name.
+    pub fn load(dir: &Path, device: Device) -> Result<Self, ModelError> {
+        let config = DecoderConfig::load(dir)?;
+        let parameters = Parameters::load(dir, &config, HeadKind::LanguageModel, device)?;
+        Ok(Self::new(config, parameters, device))
+    }
+
+    /// Fresh weights for the config.json in `config_dir`; the same seed gives the same model.
+    ///
+    /// # Errors
+    /// Anything in config.json that does not make a model, by name.
+    pub fn random(config_dir: &Path, seed: u64, device: Device) -> Result<Self, ModelError> {
+        Ok(Self::from_config(&DecoderConfig::load(config_dir)?, seed, device))
+    }
+
+    /// Fresh weights for a configuration at hand.
+    pub fn from_config(config: &DecoderConfig, seed: u64, device: Device) -> Self {
+        let parameters = Parameters::random(config, HeadKind::LanguageModel, seed, device);
+        Self::new(config.clone(), parameters, device)
+    }
+
+    fn new(config: DecoderConfig, parameters: Parameters, device: Device) -> Self {
+        let decoder = Decoder::new(&config, device);
+        Self { config, parameters, decoder, device }
+    }
+
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    pub fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.parameters
+    }
+
+    pub(super) fn into_parts(self) -> (DecoderConfig, Parameters, Decoder, Device) {
+        (self.config, self.parameters, self.decoder, self.device)
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    pub(super) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Hidden states after the final norm, `[batch, seq, hidden]`, in the kind of `precision`; those at padding mean
+    /// nothing.
+    ///
+    /// # Panics
+    /// A token id outside the vocabulary; memory that runs out.
+    pub fn forward(&self, batch: &TokenBatch, precision: Precision) -> Tensor {
+        let weights = self.decoder.cast(&self.parameters, precision);
+        let residual = self.decoder.residual(&weights, batch);
+        self.decoder.finish(&weights, &residual)
+    }
+
+    /// `[.., hidden]` → logits `[.., vocab]`, in the kind of `hidden`: let log-softmax convert them to fp32.
+    ///
+    /// Pick the positions that a loss reads before, not after: the head is a large part of a small model's work.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        linear(hidden, &self.head().to_kind(hidden.kind()), None)
+    }
+
+    /// The head's matrix `[vocab, hidden]`, its own or the embeddings.
+    pub(super) fn head(&self) -> &Tensor {
+        let name = if self.config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        match self.parameters.get(name) {
+            Some(head) => head,
+            None => unreachable!("a model was built without its parameter {name}"),
+        }
+    }
+
+    /// Makes ready for generation: no gradients, weights cast once.
+    pub fn inference(&self, precision: Precision) -> Inference<'_> {
+        Inference::new(self, precision)
+    }
+
+    /// A deep copy, without gradients.
+    pub fn copy(&self) -> Self {
+        Self::new(self.config.clone(), self.parameters.copy(), self.device)
+    }
+
+    /// Writes config.json and model.safetensors into `dir`, which is made where it is missing.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<(), ModelError> {
+        std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
+        self.parameters.save(dir, dtype)?;
+        self.config.save(dir, HeadKind::LanguageModel, dtype)
+    }
+}

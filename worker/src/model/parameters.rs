@@ -1,0 +1,236 @@
+//! All of a model's parameters, by Hugging Face name, as fp32 masters.
+
+use std::path::Path;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::{Device, Kind, Tensor};
+
+use super::weights::{self, Checkpoint, SaveDtype};
+use super::{DecoderConfig, HeadKind, ModelError};
+
+pub(super) const SCORE: &str = "score.weight";
+const LM_HEAD: &str = "lm_head.weight";
+const EMBEDDINGS: &str = "model.embed_tokens.weight";
+
+/// Parameters sorted by name: the same order on every rank, in every digest and in every optimizer.
+///
+/// Tensors are fp32 leaves. They are never replaced, only changed in place, so that a reducer or an optimizer may hold
+/// on to them.
+#[derive(Debug)]
+pub struct Parameters {
+    names: Vec<String>,
+    tensors: Vec<Tensor>,
+}
+
+impl Parameters {
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.names.iter().map(String::as_str).zip(&self.tensors)
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.position(name).map(|index| &self.tensors[index])
+    }
+
+    pub(super) fn position(&self, name: &str) -> Option<usize> {
+        self.names.binary_search_by(|probe| probe.as_str().cmp(name)).ok()
+    }
+
+    /// Numbers in all tensors together.
+    pub fn count(&self) -> usize {
+        self.tensors.iter().map(Tensor::numel).sum()
+    }
+
+    pub fn set_requires_grad(&self, requires_grad: bool) {
+        for tensor in &self.tensors {
+            let _ = tensor.set_requires_grad(requires_grad);
+        }
+    }
+
+    /// BLAKE3 in hex over every name, shape and raw fp32 bytes, in order.
+    pub fn blake3(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (name, tensor) in self.iter() {
+            hasher.update(&(name.len() as u64).to_le_bytes());
+            hasher.update(name.as_bytes());
+            let shape = tensor.size();
+            hasher.update(&(shape.len() as u64).to_le_bytes());
+            for size in shape {
+                hasher.update(&size.to_le_bytes());
+            }
+            hasher.update(&weights::bytes(tensor, Kind::Float));
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// A deep copy, without gradients.
+    pub fn copy(&self) -> Self {
+        let tensors = tch::no_grad(|| self.tensors.iter().map(|tensor| tensor.detach().copy()).collect());
+        Self { names: self.names.clone(), tensors }
+    }
+
+    /// Overwrites every tensor in place with `other`'s numbers.
+    ///
+    /// # Errors
+    /// The two differ in a name or a shape.
+    pub fn copy_from(&mut self, other: &Self) -> Result<(), ModelError> {
+        let same = self.iter().zip(other.iter()).all(|((a, x), (b, y))| a == b && x.size() == y.size());
+        if !same || self.names.len() != other.names.len() {
+            let reason = "the two sets of parameters belong to models of different shape".to_owned();
+            return Err(ModelError::Tensor { name: "(all)".to_owned(), reason });
+        }
+        tch::no_grad(|| {
+            for (mine, theirs) in self.tensors.iter_mut().zip(&other.tensors) {
+                mine.copy_(theirs);
+            }
+        });
+        Ok(())
+    }
+
+    /// Fresh weights. Each tensor's numbers depend on `seed` and its name alone.
+    pub(super) fn random(config: &DecoderConfig, head: HeadKind, seed: u64, device: Device) -> Self {
+        let filled = config.tensors(head).into_iter().map(|(name, shape)| {
+            let tensor = fresh(config, seed, &name, &shape).to_device(device);
+            (name, tensor)
+        });
+        let (names, tensors) = filled.unzip();
+        Self { names, tensors }
+    }
+
+    /// Reads a checkpoint that must hold exactly what `config` with `head` consists of.
+    pub(super) fn load(
+        dir: &Path,
+        config: &DecoderConfig,
+        head: HeadKind,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        let checkpoint = Checkpoint::open(dir)?;
+        let expected = config.tensors(head);
+        refuse_unexpected(&checkpoint, config, head, &expected)?;
+        let tensors = read_all(&checkpoint, &expected, device)?;
+        Ok(Self { names: expected.into_iter().map(|(name, _)| name).collect(), tensors })
+    }
+
+    /// Takes a language model's parameters over, with a fresh reward head in place of its own.
+    pub(super) fn with_fresh_head(self, config: &DecoderConfig, seed: u64) -> Self {
+        let device = self.tensors.first().map_or(Device::Cpu, Tensor::device);
+        let head = fresh(config, seed, SCORE, &[1, config.hidden_size]).to_device(device);
+        let mut all: Vec<(String, Tensor)> = self.names.into_iter().zip(self.tensors).collect();
+        all.retain(|(name, _)| name != LM_HEAD);
+        all.push((SCORE.to_owned(), head));
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let (names, tensors) = all.into_iter().unzip();
+        Self { names, tensors }
+    }
+
+    pub(super) fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<(), ModelError> {
+        weights::write(dir, self.iter(), dtype)
+    }
+}
+
+fn read_all(
+    checkpoint: &Checkpoint,
+    expected: &[(String, Vec<i64>)],
+    device: Device,
+) -> Result<Vec<Tensor>, ModelError> {
+    expected
+        .iter()
+        .map(|(name, shape)| match checkpoint.shape(name) {
+            None => Err(missing(checkpoint, name, shape)),
+            Some(found) if found != shape.as_slice() => {
+                Err(ModelError::Shape { name: name.clone(), found: found.to_vec(), expected: shape.clone() })
+            }
+            Some(_) => Ok(checkpoint.read(name)?.to_device(device)),
+        })
+        .collect()
+}
+
+fn missing(checkpoint: &Checkpoint, name: &str, shape: &[i64]) -> ModelError {
+    let advice = match name {
+        SCORE => "this is a language model; give it as a causal LM, and it gets a fresh reward head",
+        LM_HEAD if checkpoint.shape(SCORE).is_some() => "this is a reward model, which cannot write text",
+        LM_HEAD => "set tie_word_embeddings to true in config.json if the head is the embedding matrix",
+        _ => "the checkpoint is incomplete, or belongs to another config.json",
+    };
+    ModelError::Missing { name: name.to_owned(), expected: shape.to_vec(), advice: advice.to_owned() }
+}
+
+/// A tensor without a place means that config.json describes another model, except for two relics that carry no
+/// information: stored rotary frequencies, and a copy of the embeddings under the name of a tied head.
+fn refuse_unexpected(
+    checkpoint: &Checkpoint,
+    config: &DecoderConfig,
+    head: HeadKind,
+    expected: &[(String, Vec<i64>)],
+) -> Result<(), ModelError> {
+    for (name, shape) in checkpoint.shapes() {
+        let known = expected.binary_search_by(|(probe, _)| probe.as_str().cmp(name)).is_ok();
+        if known || name.ends_with(".rotary_emb.inv_freq") {
+            continue;
+        }
+        let advice = match (name, head) {
+            (LM_HEAD, HeadKind::LanguageModel) if config.tied_embeddings => {
+                if checkpoint.shape(EMBEDDINGS) == Some(shape)
+                    && checkpoint.read(LM_HEAD)?.equal(&checkpoint.read(EMBEDDINGS)?)
+                {
+                    continue;
+                }
+                "it differs from the embeddings; set tie_word_embeddings to false in config.json to use it"
+            }
+            (SCORE, HeadKind::LanguageModel) => "this is a reward model; give it as one",
+            (LM_HEAD, HeadKind::Reward) => "this is a language model; give it as one",
+            _ => "the checkpoint belongs to another config.json",
+        };
+        return Err(ModelError::Unexpected {
+            name: name.to_owned(),
+            found: shape.to_vec(),
+            advice: advice.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Norms are 1, biases 0, matrices normal. The head of a reward model starts small, so that first scores are near 0.
+fn fresh(config: &DecoderConfig, seed: u64, name: &str, shape: &[i64]) -> Tensor {
+    let options = (Kind::Float, Device::Cpu);
+    if name.ends_with("norm.weight") {
+        return Tensor::ones(shape, options);
+    }
+    if name.ends_with(".bias") {
+        return Tensor::zeros(shape, options);
+    }
+    let width = (config.hidden_size as f64).sqrt();
+    let deviation = match name {
+        SCORE => 0.1 / width,
+        _ => config.initializer_range.unwrap_or(0.7 / width),
+    };
+    let count = shape.iter().product::<i64>() as usize;
+    Tensor::from_slice(&normals(seed, name, count, deviation)).view(shape)
+}
+
+/// `count` normal draws by Box–Muller, from a stream that only `seed` and `name` choose.
+fn normals(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
+    let mut key = blake3::Hasher::new();
+    key.update(b"foil parameters");
+    key.update(&seed.to_le_bytes());
+    key.update(name.as_bytes());
+    let mut stream = ChaCha8Rng::from_seed(*key.finalize().as_bytes());
+    let mut draws = Vec::with_capacity(count + 1);
+    while draws.len() < count {
+        // 1 − u lies in (0, 1], so the logarithm is finite.
+        let radius = deviation * (-2.0 * (1.0 - stream.random::<f64>()).ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * stream.random::<f64>()).sin_cos();
+        draws.push((radius * cos) as f32);
+        draws.push((radius * sin) as f32);
+    }
+    draws.truncate(count);
+    draws
+}

@@ -1,0 +1,104 @@
+//! Rotary position embeddings (Su et al., arXiv 2104.09864) in the half-split layout of Hugging Face checkpoints.
+
+use std::sync::{Mutex, PoisonError};
+
+use tch::{Device, Kind, Tensor};
+
+use super::{RopeConfig, RopeScaling};
+
+/// Cosines and sines for some positions, broadcastable over heads.
+#[derive(Debug)]
+pub(super) struct Rotation {
+    cos: Tensor,
+    /// The first half negated: `x · cos + roll(x) · sin` is then the whole rotation.
+    sin: Tensor,
+}
+
+impl Rotation {
+    /// Turns `x`, `[.., head_dim]`, in fp32 and returns it in its own kind.
+    pub(super) fn apply(&self, x: &Tensor) -> Tensor {
+        let half = x.size().last().copied().unwrap_or(0) / 2;
+        (x * &self.cos).addcmul(&x.roll([half], [-1]), &self.sin).to_kind(x.kind())
+    }
+}
+
+/// Tables of cosines and sines, grown as longer sequences come.
+#[derive(Debug)]
+pub(super) struct Rotary {
+    /// `[head_dim / 2]`, radians per position.
+    frequencies: Tensor,
+    /// Two `[positions, head_dim]`: cosines, and sines with the first half negated.
+    table: Mutex<(Tensor, Tensor)>,
+}
+
+impl Rotary {
+    pub(super) fn new(rope: &RopeConfig, head_dim: i64, device: Device) -> Self {
+        let frequencies = Tensor::from_slice(&frequencies(rope, head_dim)).to_device(device);
+        let table = Mutex::new(tables(&frequencies, 0));
+        Self { frequencies, table }
+    }
+
+    /// For positions `0..seq`: `[seq, head_dim]`.
+    pub(super) fn prefix(&self, seq: i64) -> Rotation {
+        let (cos, sin) = self.upto(seq);
+        Rotation { cos: cos.narrow(0, 0, seq), sin: sin.narrow(0, 0, seq) }
+    }
+
+    /// For one position per row, none beyond `longest`: `[rows, 1, 1, head_dim]`.
+    pub(super) fn rows(&self, positions: &Tensor, longest: i64) -> Rotation {
+        let (cos, sin) = self.upto(longest + 1);
+        let pick = |table: &Tensor| table.index_select(0, positions).unsqueeze(1).unsqueeze(1);
+        Rotation { cos: pick(&cos), sin: pick(&sin) }
+    }
+
+    fn upto(&self, positions: i64) -> (Tensor, Tensor) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let have = table.0.size().first().copied().unwrap_or(0);
+        if have < positions {
+            *table = tables(&self.frequencies, (positions as u64).next_power_of_two() as i64);
+        }
+        (table.0.shallow_clone(), table.1.shallow_clone())
+    }
+}
+
+fn tables(frequencies: &Tensor, positions: i64) -> (Tensor, Tensor) {
+    tch::no_grad(|| {
+        let steps = Tensor::arange(positions, (Kind::Float, frequencies.device()));
+        let angles = steps.outer(frequencies);
+        let (cos, sin) = (angles.cos(), angles.sin());
+        (Tensor::cat(&[&cos, &cos], -1), Tensor::cat(&[&-&sin, &sin], -1))
+    })
+}
+
+/// Radians per position of every pair, in fp32 throughout as in transformers: at position 10,000 an ulp of frequency
+/// is a visible angle.
+fn frequencies(rope: &RopeConfig, head_dim: i64) -> Vec<f32> {
+    let exponents = Tensor::arange_start_step(0, head_dim, 2, (Kind::Float, Device::Cpu)) / head_dim as f64;
+    let plain = Tensor::pow_scalar(rope.theta, &exponents).reciprocal();
+    let mut frequencies = vec![0.0_f32; plain.numel()];
+    plain.copy_data(&mut frequencies, plain.numel());
+    for frequency in &mut frequencies {
+        *frequency = scaled(*frequency, &rope.scaling);
+    }
+    frequencies
+}
+
+fn scaled(frequency: f32, scaling: &RopeScaling) -> f32 {
+    match *scaling {
+        RopeScaling::None => frequency,
+        RopeScaling::Linear { factor } => frequency / factor as f32,
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+            let (factor, low, high) = (factor as f32, low_freq_factor as f32, high_freq_factor as f32);
+            let context = original_max_positions as f32;
+            let wavelength = std::f32::consts::TAU / frequency;
+            if wavelength > context / low {
+                return frequency / factor;
+            }
+            if wavelength < context / high {
+                return frequency;
+            }
+            let ramp = (context / wavelength - low) / (high - low);
+            (1.0 - ramp) * frequency / factor + ramp * frequency
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What holds of every model, on tiny random ones.
+
+use std::cell::RefCell;
+
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+use super::{DecoderConfig, LanguageModel, Precision, RewardModel, TokenBatch};
+
+thread_local! {
+    static MATMULS: RefCell<Option<Vec<(Kind, Kind)>>> = const { RefCell::new(None) };
+}
+
+/// Notes the kinds a matrix product sees, while a test listens.
+pub(super) fn observe_matmul(x: &Tensor, weight: &Tensor) {
+    MATMULS.with_borrow_mut(|seen| {
+        if let Some(seen) = seen {
+            seen.push((x.kind(), weight.kind()));
+        }
+    });
+}
+
+fn observed(work: impl FnOnce()) -> Vec<(Kind, Kind)> {
+    MATMULS.set(Some(Vec::new()));
+    work();
+    MATMULS.take().unwrap_or_default()
+}
+
+/// A Llama with grouped heads.
+fn llama() -> DecoderConfig {
+    DecoderConfig::from_hf(&json!({
+        "model_type": "llama", "vocab_size": 41, "hidden_size": 32, "intermediate_size": 56,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "tie_word_embeddings": true,
+    }))
+    .unwrap()
+}
+
+fn qwen3() -> DecoderConfig {
+    DecoderConfig::from_hf(&json!({
+        "model_type": "qwen3", "vocab_size": 41, "hidden_size": 24, "intermediate_size": 40,
+        "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 64, "tie_word_embeddings": false,
+    }))
+    .unwrap()
+}
+
+fn model(config: &DecoderConfig) -> LanguageModel {
+    LanguageModel::from_config(config, 5, Device::Cpu)
+}
+
+fn rows() -> Vec<Vec<u32>> {
+    vec![vec![1, 7, 9], (3..17).collect(), vec![40], (1..8).rev().collect()]
+}
+
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
+    ((&a - &b).norm() / b.norm()).double_value(&[])
+}
+
+/// Hidden state of every row's last token, each row alone.
+fn alone(model: &LanguageModel, rows: &[Vec<u32>], precision: Precision) -> Tensor {
+    let last = |row: &Vec<u32>| {
+        let batch = TokenBatch::from_rows(&[row], Device::Cpu).unwrap();
+        model.forward(&batch, precision).select(1, -1)
+    };
+    Tensor::cat(&rows.iter().map(last).collect::<Vec<_>>(), 0)
+}
+
+#[test]
+fn padding_changes_nothing() {
+    for config in [llama(), qwen3()] {
+        let model = model(&config);
+        let batch = TokenBatch::from_rows(&rows(), Device::Cpu).unwrap();
+        let padded =
+            model.forward(&batch, Precision::Fp32).flatten(0, 1).index_select(0, &batch.last_positions());
+        assert!(distance(&padded, &alone(&model, &rows(), Precision::Fp32)) < 1e-6);
+    }
+}
+
+#[test]
+fn cached_decoding_equals_the_whole_forward() {
+    for config in [llama(), qwen3()] {
+        let model = model(&config);
+        let inference = model.inference(Precision::Fp32);
+        // Consecutive slots are read in place, scattered ones gathered.
+        for slots in [[1, 2, 3, 4], [5, 0, 3, 1]] {
+            let mut cache = inference.new_cache(6, 24);
+            let mut rows = rows();
+            let batch = TokenBatch::from_rows(&rows, Device::Cpu).unwrap();
+            let hidden = inference.prefill(&batch, &mut cache, &slots).unwrap();
+            assert!(distance(&hidden, &alone(&model, &rows, Precision::Fp32)) < 1e-6);
+            for step in 0..5 {
+                let next = [step, step + 9, 30, 11];
+                for (row, token) in rows.iter_mut().zip(next) {
+                    row.push(token);
+                }
+                let hidden = inference.decode(&next, &mut cache, &slots).unwrap();
+                assert!(distance(&hidden, &alone(&model, &rows, Precision::Fp32)) < 1e-6);
+            }
+            assert_eq!(cache.length(slots[1]), 19);
+        }
+    }
+}
+
+#[test]
+fn bf16_multiplies_in_bf16_and_gives_fp32_gradients() {
+    let reward = RewardModel::with_fresh_head(model(&qwen3()), 3);
+    let batch = TokenBatch::from_rows(&rows(), Device::Cpu).unwrap();
+    reward.parameters().set_requires_grad(true);
+    let mut scores = Tensor::new();
+    let seen = observed(|| scores = reward.scores(&batch, Precision::Bf16));
+    let (head, body) = seen.split_last().unwrap();
+    assert_eq!(body.len(), 2 * 7);
+    assert!(body.iter().all(|kinds| *kinds == (Kind::BFloat16, Kind::BFloat16)));
+    assert_eq!(*head, (Kind::Float, Kind::Float), "the reward head stays in fp32");
+    assert_eq!(scores.kind(), Kind::Float);
+    scores.sum(Kind::Float).backward();
+    for (name, tensor) in reward.parameters().iter() {
+        assert_eq!((tensor.kind(), tensor.grad().kind()), (Kind::Float, Kind::Float), "{name}");
+        assert!(tensor.grad().abs().sum(Kind::Double).double_value(&[]) > 0.0, "{name}");
+    }
+    assert!(distance(&scores, &reward.scores(&batch, Precision::Fp32)) < 0.05);
+}
