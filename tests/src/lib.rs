@@ -1,1 +1,11 @@
+//! Harness of the end-to-end tests: real processes of `foil` and `foil-worker`, in directories of their own.
 
+mod binaries;
+mod namespaces;
+mod outcome;
+mod run;
+
+pub use binaries::{foil, foil_worker};
+pub use namespaces::Namespaces;
+pub use outcome::{Estimate, Outcome, Round};
+pub use run::{Run, shared};

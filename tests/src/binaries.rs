@@ -1,0 +1,30 @@
+//! Where the programs under test lie.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::LazyLock;
+
+/// Built once per test process with the profile of the tests, so that no stale program is ever tested.
+static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    // target/<profile>/deps/<test>
+    let directory = test.parent().and_then(|deps| deps.parent()).expect("tests lie in target/<profile>/deps");
+    let mut build = Command::new(env!("CARGO"));
+    build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).args(["build", "--quiet", "--bins"]);
+    build.args(["-p", "foil-coordinator", "-p", "foil-worker"]);
+    if directory.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().expect("cargo starts").success(), "the binaries do not build");
+    directory.to_owned()
+});
+
+/// The coordinator and client.
+pub fn foil() -> PathBuf {
+    DIRECTORY.join("foil")
+}
+
+/// The agent.
+pub fn foil_worker() -> PathBuf {
+    DIRECTORY.join("foil-worker")
+}

@@ -1,0 +1,122 @@
+//! `foil run` on a shrunken letters job.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use crate::outcome::Outcome;
+use crate::{binaries, outcome};
+
+/// The real data and models beside the checkout, or `None`, said on stderr, where they are absent.
+pub fn shared() -> Option<PathBuf> {
+    let directory = std::env::var_os("FOIL_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    if directory.join("data").is_dir() {
+        return Some(directory);
+    }
+    eprintln!("skipped: no shared data at {}", directory.display());
+    None
+}
+
+/// One run of the game in a directory of its own.
+pub struct Run {
+    directory: tempfile::TempDir,
+    arguments: Vec<OsString>,
+    environment: Vec<(String, String)>,
+}
+
+impl Run {
+    /// The letters job, cut down to seconds.
+    pub fn letters() -> Self {
+        let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/letters.yaml");
+        let small = [
+            "rounds=1",
+            "data.generator.sft=600",
+            "data.generator.golden=96",
+            "data.generator.prompts=96",
+            "data.generator.evaluation=64",
+            "data.gold_preferences.pairs=128",
+            "data.gold_preferences.evaluation_pairs=64",
+            "sft_step.epochs=2",
+            "reward_step.epochs=1",
+            "policy_step.epochs=1",
+            "evaluation.kl_prompts=16",
+        ];
+        Self::job(job).set_all(&small)
+    }
+
+    pub fn job(file: impl Into<OsString>) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self { directory, arguments: vec![file.into()], environment: Vec::new() }
+    }
+
+    pub fn set(mut self, assignment: &str) -> Self {
+        self.arguments.extend(["--set".into(), assignment.into()]);
+        self
+    }
+
+    pub fn set_all(self, assignments: &[&str]) -> Self {
+        assignments.iter().fold(self, |run, assignment| run.set(assignment))
+    }
+
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    pub fn ranks(self, ranks: u32) -> Self {
+        self.arg("--ranks").arg(ranks.to_string())
+    }
+
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Where outputs, logs and the store lie.
+    pub fn out(&self) -> PathBuf {
+        self.directory.path().join("out")
+    }
+
+    pub fn scratch(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(binaries::foil());
+        command.arg("run").args(&self.arguments).arg("--json").arg("--out").arg(self.out());
+        command.current_dir(self.directory.path()).stdin(Stdio::null());
+        command.env("OMP_NUM_THREADS", "1").envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command
+    }
+
+    pub fn output(&self) -> Output {
+        self.command().output().expect("foil starts")
+    }
+
+    /// Runs to the end and asserts success; on failure shows the logs.
+    pub fn finish(&self) -> Outcome {
+        let output = self.output();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{}\n{stdout}\n{}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+            self.logs()
+        );
+        Outcome::parse(&stdout)
+    }
+
+    /// The ends of all logs.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for file in outcome::files(&self.out().join("logs")) {
+            let log = std::fs::read_to_string(&file).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(60)..];
+            text.push_str(&format!("--- {}\n{}\n", file.display(), tail.join("\n")));
+        }
+        text
+    }
+}

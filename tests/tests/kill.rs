@@ -1,0 +1,48 @@
+//! SIGKILL of a rank in each phase leaves the final weights as they would have been.
+
+use foil_tests::{Outcome, Run};
+
+/// Each a place in a rank's work; `@n` is the visit at which the process kills itself.
+const SITES: [&str; 11] = [
+    "rank.start@1",
+    "phase.load@1",
+    "gang.join@1",
+    "train.forward@2",
+    "train.backward@2",
+    "train.optimizer@2",
+    "phase.generate@2",
+    "phase.score@1",
+    "phase.evaluate@2",
+    "phase.upload@3",
+    "phase.report@3",
+];
+
+fn killed_at(site: &str, ranks: u32) -> Outcome {
+    let (name, visit) = site.split_once('@').expect("site@visit");
+    let run = Run::letters().ranks(ranks);
+    let marker = run.scratch().join("killed");
+    let run = run
+        .env("FOIL_FAILPOINT", format!("{name}=kill@{visit}"))
+        .env("FOIL_FAILPOINT_ONCE", marker.display().to_string());
+    let outcome = run.finish();
+    assert!(marker.exists(), "{site} was never reached, so this run proves nothing\n{}", run.logs());
+    outcome
+}
+
+fn weights_survive_every_site(ranks: u32) {
+    let undisturbed = Run::letters().ranks(ranks).finish().weights();
+    for site in SITES {
+        let outcome = killed_at(site, ranks);
+        assert!(outcome.weights() == undisturbed, "killed at {site} with {ranks} ranks: the weights differ");
+    }
+}
+
+#[test]
+fn a_rank_killed_in_any_phase_changes_no_weights_at_2_ranks() {
+    weights_survive_every_site(2);
+}
+
+#[test]
+fn a_rank_killed_in_any_phase_changes_no_weights_at_3_ranks() {
+    weights_survive_every_site(3);
+}
