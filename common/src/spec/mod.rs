@@ -1,1 +1,212 @@
-//! The job file: validated types, made from the wire's `JobSpec`.
+//! The job file: types in which every default is filled in and every range is checked.
+//!
+//! The wire's [`v1::JobSpec`] becomes a [`Job`] through `TryFrom`, which names the field, what was found and what
+//! was expected; [`From`] gives the resolved wire form back. Nothing here reads a file but [`file`].
+
+mod check;
+mod choice;
+mod data;
+mod error;
+pub mod file;
+mod name;
+mod optimize;
+mod preset;
+mod reference;
+mod resources;
+mod sampling;
+mod schema;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use data::{Data, EvaluationData, Generator, GeneratorName, GoldPreferences, Limits};
+pub use error::SpecError;
+pub use name::JobName;
+pub use optimize::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind};
+pub use preset::Preset;
+pub use reference::{InputRef, ModelRef};
+pub use resources::{BestBy, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources, Sharding};
+pub use sampling::Sampling;
+pub use steps::{
+    Method, Normalisation, PolicyStep, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep,
+};
+pub use text::{Bos, Side, Template, Text};
+
+use check::count;
+use choice::choices;
+use foil_proto::v1;
+
+/// A job as its author meant it: complete and in range. Field by field the counterpart of `v1::JobSpec`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    pub name: JobName,
+    pub preset: Option<Preset>,
+    /// All randomness derives from it.
+    pub seed: u32,
+    /// At least 1.
+    pub rounds: u32,
+    pub policy: Policy,
+    pub reward: Reward,
+    pub text: Text,
+    pub data: Data,
+    pub sampling: Sampling,
+    pub generation: Generation,
+    pub sft_step: SftStep,
+    pub reward_step: RewardStep,
+    pub policy_step: PolicyStep,
+    pub evaluation: Evaluation,
+    pub resources: Resources,
+    pub controls: Controls,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    pub model: ModelRef,
+    pub init: Init,
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Reward {
+    /// `None`: the policy after its SFT, with a fresh scalar head.
+    pub model: Option<ModelRef>,
+}
+
+choices! {
+    /// Where the policy's first weights come from.
+    Init:
+    /// From the model directory.
+    #[default]
+    Weights = "weights",
+    /// Drawn from the seed.
+    Random = "random",
+}
+
+impl Job {
+    /// Whether SFT comes before round 1.
+    pub fn has_sft(&self) -> bool {
+        self.data.generator.is_some() || !self.data.sft.is_empty()
+    }
+
+    /// Whether the reward model is trained in `round` (from 1).
+    pub fn trains_reward(&self, round: u32) -> bool {
+        round == 1 || self.reward_step.refresh == Refresh::EveryRound
+    }
+
+    /// Refuses a job that still names local paths: only a client can read those.
+    pub fn require_uploaded(&self) -> Result<(), SpecError> {
+        let models = [("policy.model", Some(&self.policy.model)), ("reward.model", self.reward.model.as_ref())];
+        let paths = models.into_iter().filter_map(|(field, model)| match model {
+            Some(ModelRef::Path(path)) => Some((field, path)),
+            _ => None,
+        });
+        let data = self.data.inputs().into_iter().filter_map(|(field, input)| match input {
+            InputRef::Path(path) => Some((field, path)),
+            InputRef::Input { .. } => None,
+        });
+        match paths.chain(data).next() {
+            None => Ok(()),
+            Some((field, path)) => Err(SpecError::field(field, path, "an uploaded input")
+                .advice("submit the job with `foil submit` or `foil run`, which upload local files")),
+        }
+    }
+
+    /// What no single field can tell.
+    fn cross_check(&self) -> Result<(), SpecError> {
+        if self.policy.init == Init::Random && !self.has_sft() {
+            return Err(SpecError::missing("data.sft")
+                .advice("policy.init: random starts from noise; give demonstrations in data.sft"));
+        }
+        if self.sampling.max_new_tokens >= self.text.max_length {
+            let limit = format!("less than text.max_length ({})", self.text.max_length);
+            return Err(SpecError::field("sampling.max_new_tokens", self.sampling.max_new_tokens, &limit)
+                .advice("leave room for the prompt"));
+        }
+        if self.evaluation.sampling.max_new_tokens >= self.text.max_length {
+            let found = self.evaluation.sampling.max_new_tokens;
+            let limit = format!("less than text.max_length ({})", self.text.max_length);
+            return Err(SpecError::field("evaluation.sampling.max_new_tokens", found, &limit));
+        }
+        if self.data.gold_preferences.is_some() && self.evaluation.gold == Gold::None {
+            return Err(SpecError::missing("evaluation.gold")
+                .advice("data.gold_preferences are labelled by it; set evaluation.gold: letters"));
+        }
+        if self.evaluation.best_by == BestBy::GoldMean && self.evaluation.gold == Gold::None {
+            return Err(SpecError::field("evaluation.best_by", "gold_mean", "reward_mean or reward_accuracy")
+                .advice("gold_mean needs a gold reward (evaluation.gold)"));
+        }
+        self.data.cross_check(self.reward_step.apo_weight, self.reward_step.human_weight)
+    }
+}
+
+impl TryFrom<v1::JobSpec> for Job {
+    type Error = SpecError;
+
+    fn try_from(wire: v1::JobSpec) -> Result<Self, SpecError> {
+        let wire = preset::apply(wire)?;
+        let policy = wire.policy.unwrap_or_default();
+        if policy.model.is_empty() {
+            return Err(SpecError::missing("policy.model")
+                .advice("give a Hugging Face model directory: config.json, safetensors, tokenizer.json"));
+        }
+        let reward_model = wire.reward.unwrap_or_default().model;
+        let sampling = Sampling::parse("sampling", &wire.sampling.unwrap_or_default(), &Sampling::default())?;
+        let evaluation = Evaluation::parse(wire.evaluation.unwrap_or_default(), &sampling)?;
+        let job = Job {
+            name: JobName::parse(&wire.name)?,
+            preset: Preset::parse_optional(&wire.preset)?,
+            seed: wire.seed.unwrap_or(0),
+            rounds: count("", "rounds", wire.rounds, 3, 1)?,
+            policy: Policy {
+                model: ModelRef::parse("policy", "model", &policy.model)?,
+                init: Init::parse("policy", "init", &policy.init)?,
+            },
+            reward: Reward {
+                model: match reward_model.as_str() {
+                    "" => None,
+                    path => Some(ModelRef::parse("reward", "model", path)?),
+                },
+            },
+            text: Text::parse(wire.text.unwrap_or_default())?,
+            data: Data::parse(wire.data.unwrap_or_default())?,
+            generation: Generation::parse(&wire.generation.unwrap_or_default())?,
+            sft_step: SftStep::parse(wire.sft_step.unwrap_or_default())?,
+            reward_step: RewardStep::parse(wire.reward_step.unwrap_or_default())?,
+            policy_step: PolicyStep::parse(wire.policy_step.unwrap_or_default())?,
+            resources: Resources::parse(&wire.resources.unwrap_or_default())?,
+            controls: Controls::from(wire.controls.unwrap_or_default()),
+            evaluation,
+            sampling,
+        };
+        job.cross_check()?;
+        Ok(job)
+    }
+}
+
+impl From<&Job> for v1::JobSpec {
+    fn from(job: &Job) -> Self {
+        Self {
+            name: job.name.to_string(),
+            preset: job.preset.map(|preset| preset.to_string()).unwrap_or_default(),
+            seed: Some(job.seed),
+            rounds: Some(job.rounds),
+            policy: Some(v1::PolicySpec {
+                model: job.policy.model.to_string(),
+                init: job.policy.init.to_string(),
+            }),
+            reward: Some(v1::RewardSpec {
+                model: job.reward.model.as_ref().map(ToString::to_string).unwrap_or_default(),
+            }),
+            text: Some((&job.text).into()),
+            data: Some((&job.data).into()),
+            sampling: Some((&job.sampling).into()),
+            generation: Some((&job.generation).into()),
+            sft_step: Some((&job.sft_step).into()),
+            reward_step: Some((&job.reward_step).into()),
+            policy_step: Some((&job.policy_step).into()),
+            evaluation: Some((&job.evaluation).into()),
+            resources: Some((&job.resources).into()),
+            controls: Some((&job.controls).into()),
+        }
+    }
+}

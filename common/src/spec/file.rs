@@ -1,0 +1,147 @@
+//! Reading a job file: YAML in protobuf's JSON mapping, with `--set` laid over it.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use foil_proto::v1;
+use serde_json::{Map, Value};
+
+use super::preset::merge;
+use super::{Job, SpecError, schema};
+
+/// The fields that hold paths.
+const PATHS: [&[&str]; 8] = [
+    &["policy", "model"],
+    &["reward", "model"],
+    &["data", "preferences"],
+    &["data", "golden"],
+    &["data", "prompts"],
+    &["data", "sft"],
+    &["data", "evaluation", "preferences"],
+    &["data", "evaluation", "prompts"],
+];
+
+/// Reads and validates a job file.
+///
+/// `settings` are `a.b=value` overrides whose values are YAML; the last one of a field wins. Paths in the file
+/// become absolute from the file's directory, paths in settings from the working directory. The preset stays named
+/// in the result, and [`Job::try_from`] lays the fields over it.
+pub fn load(path: &Path, settings: &[String]) -> Result<v1::JobSpec, SpecError> {
+    let in_file = |error: SpecError| error.in_file(path);
+    let text = fs::read_to_string(path).map_err(|error| in_file(unreadable(&error)))?;
+    let base = path.parent().unwrap_or(Path::new("")).to_owned();
+    let mut value = parse(&text, &absolute(&base).map_err(in_file)?).map_err(in_file)?;
+    let here = absolute(Path::new("")).map_err(in_file)?;
+    for setting in settings {
+        merge(&mut value, parse_setting(setting, &here).map_err(|error| error.in_setting(setting))?);
+    }
+    drop_nulls(&mut value);
+    let spec: v1::JobSpec =
+        serde_json::from_value(value).map_err(|error| in_file(SpecError::Syntax(error.to_string())))?;
+    Job::try_from(spec.clone()).map_err(in_file)?;
+    Ok(spec)
+}
+
+fn unreadable(error: &io::Error) -> SpecError {
+    SpecError::Read(match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        _ => error.to_string(),
+    })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, SpecError> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    std::path::absolute(path).map_err(|error| unreadable(&error))
+}
+
+fn parse(text: &str, base: &Path) -> Result<Value, SpecError> {
+    let mut value = schema::normalise("", schema::JOB_SPEC, yaml(text)?)?;
+    if value.is_null() {
+        value = Value::Object(Map::new());
+    }
+    resolve_paths(&mut value, base);
+    Ok(value)
+}
+
+fn parse_setting(setting: &str, here: &Path) -> Result<Value, SpecError> {
+    let Some((field, text)) = setting.split_once('=') else {
+        return Err(SpecError::Syntax("expected field=value, for example rounds=2".to_owned()));
+    };
+    let field = field.trim();
+    let value = match yaml(text)? {
+        // An empty text is a text where one is expected; `null` asks for the default.
+        Value::Null if text.trim() == "null" => Value::Null,
+        _ if schema::is_text(field) && !text.trim_start().starts_with(['"', '\'']) => Value::from(text),
+        value => value,
+    };
+    let nested = field.rsplit('.').fold(value, |value, name| {
+        let mut object = Map::new();
+        object.insert(name.to_owned(), value);
+        Value::Object(object)
+    });
+    let mut value = schema::normalise("", schema::JOB_SPEC, nested)?;
+    resolve_paths(&mut value, here);
+    Ok(value)
+}
+
+fn yaml(text: &str) -> Result<Value, SpecError> {
+    let value: serde_norway::Value =
+        serde_norway::from_str(text).map_err(|error| SpecError::Syntax(format!("not YAML: {error}")))?;
+    to_json(value)
+}
+
+/// Goes through YAML's own value because that one refuses a field given twice.
+fn to_json(value: serde_norway::Value) -> Result<Value, SpecError> {
+    use serde_norway::Value as Yaml;
+    let wrong = |what: &str| SpecError::Syntax(format!("{what} has no place in a job file"));
+    Ok(match value {
+        Yaml::Null => Value::Null,
+        Yaml::Bool(flag) => Value::Bool(flag),
+        Yaml::String(text) => Value::String(text),
+        Yaml::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
+            (Some(whole), ..) => Value::from(whole),
+            (_, Some(whole), _) => Value::from(whole),
+            (.., Some(real)) if real.is_finite() => Value::from(real),
+            _ => return Err(wrong(&number.to_string())),
+        },
+        Yaml::Sequence(items) => items.into_iter().map(to_json).collect::<Result<_, _>>()?,
+        Yaml::Mapping(fields) => {
+            let mut object = Map::new();
+            for (name, value) in fields {
+                let Yaml::String(name) = name else { return Err(wrong("a field whose name is not a text")) };
+                object.insert(name, to_json(value)?);
+            }
+            Value::Object(object)
+        }
+        Yaml::Tagged(tagged) => return Err(wrong(&format!("the tag {}", tagged.tag))),
+    })
+}
+
+fn resolve_paths(value: &mut Value, base: &Path) {
+    for field in PATHS {
+        let mut at = Some(&mut *value);
+        for name in field {
+            at = at.and_then(|value| value.get_mut(name));
+        }
+        match at {
+            Some(Value::Array(items)) => items.iter_mut().for_each(|item| resolve(item, base)),
+            Some(single) => resolve(single, base),
+            None => {}
+        }
+    }
+}
+
+fn resolve(value: &mut Value, base: &Path) {
+    let Value::String(text) = value else { return };
+    let is_reference = text.starts_with("input:") || text.starts_with("model:") || text.contains("://");
+    if !text.is_empty() && !is_reference {
+        *text = base.join(text.as_str()).to_string_lossy().into_owned();
+    }
+}
+
+fn drop_nulls(value: &mut Value) {
+    if let Value::Object(fields) = value {
+        fields.retain(|_, value| !value.is_null());
+        fields.values_mut().for_each(drop_nulls);
+    }
+}

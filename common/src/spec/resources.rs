@@ -1,0 +1,175 @@
+use foil_proto::v1;
+
+use super::SpecError;
+use super::check::{count, size, wire_size};
+use super::choice::choices;
+use super::sampling::Sampling;
+
+/// How generation is cut and batched; part of what fixes its bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// Prompts per chunk, the unit of leasing and of determinism.
+    pub chunk_prompts: usize,
+    /// Sequences decoded together.
+    pub slots: usize,
+}
+
+/// What is measured after every round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    pub gold: Gold,
+    pub sampling: Sampling,
+    /// Evaluation prompts on which KL(π ‖ π_ref) is measured; 0 measures none.
+    pub kl_prompts: usize,
+    pub best_by: BestBy,
+}
+
+/// What a job runs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resources {
+    pub ranks: u32,
+    pub device: DeviceKind,
+    /// Of the matrix products; masters stay fp32.
+    pub precision: Precision,
+    pub sharding: Sharding,
+    /// CPU threads per rank; part of what fixes a run's bits.
+    pub threads_per_rank: u32,
+    /// A training step that takes longer is taken for a hang.
+    pub hang_timeout: std::time::Duration,
+}
+
+/// Negative controls: with either of them on, an honest experiment must fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Controls {
+    pub swap_preferences: bool,
+    pub select_worst: bool,
+}
+
+choices! {
+    /// A reward measured exactly.
+    Gold:
+    #[default]
+    None = "none",
+    Letters = "letters",
+}
+
+choices! {
+    /// The metric that names the best round; more is better.
+    BestBy:
+    GoldMean = "gold_mean",
+    #[default]
+    RewardMean = "reward_mean",
+    RewardAccuracy = "reward_accuracy",
+}
+
+choices! {
+    DeviceKind:
+    #[default]
+    Cpu = "cpu",
+    Cuda = "cuda",
+}
+
+choices! {
+    Precision:
+    #[default]
+    Fp32 = "fp32",
+    Bf16 = "bf16",
+}
+
+choices! {
+    Sharding:
+    /// Every rank holds the whole model.
+    #[default]
+    Ddp = "ddp",
+}
+
+impl Generation {
+    pub(crate) fn parse(wire: &v1::GenerationSpec) -> Result<Self, SpecError> {
+        Ok(Self {
+            chunk_prompts: size("generation", "chunk_prompts", wire.chunk_prompts, 32, 1)?,
+            slots: size("generation", "slots", wire.slots, 32, 1)?,
+        })
+    }
+}
+
+impl Evaluation {
+    /// `sampling` is the job's; evaluation takes its length and stop texts where it names none of its own.
+    pub(crate) fn parse(wire: v1::EvaluationSpec, sampling: &Sampling) -> Result<Self, SpecError> {
+        let base = Sampling {
+            max_new_tokens: sampling.max_new_tokens,
+            stop: sampling.stop.clone(),
+            ..Sampling::default()
+        };
+        let gold = Gold::parse("evaluation", "gold", &wire.gold)?;
+        let best_by = match (wire.best_by.as_str(), gold) {
+            ("", Gold::Letters) => BestBy::GoldMean,
+            (name, _) => BestBy::parse("evaluation", "best_by", name)?,
+        };
+        Ok(Self {
+            gold,
+            sampling: Sampling::parse("evaluation.sampling", &wire.sampling.unwrap_or_default(), &base)?,
+            kl_prompts: size("evaluation", "kl_prompts", wire.kl_prompts, 64, 0)?,
+            best_by,
+        })
+    }
+}
+
+impl Resources {
+    pub(crate) fn parse(wire: &v1::ResourceSpec) -> Result<Self, SpecError> {
+        let at = "resources";
+        let hang = count(at, "hang_timeout_seconds", wire.hang_timeout_seconds, 600, 1)?;
+        Ok(Self {
+            ranks: count(at, "ranks", wire.ranks, 1, 1)?,
+            device: DeviceKind::parse(at, "device", &wire.device)?,
+            precision: Precision::parse(at, "precision", &wire.precision)?,
+            sharding: Sharding::parse(at, "sharding", &wire.sharding)?,
+            threads_per_rank: count(at, "threads_per_rank", wire.threads_per_rank, 1, 1)?,
+            hang_timeout: std::time::Duration::from_secs(hang.into()),
+        })
+    }
+}
+
+impl From<v1::ControlSpec> for Controls {
+    fn from(wire: v1::ControlSpec) -> Self {
+        Self { swap_preferences: wire.swap_preferences, select_worst: wire.select_worst }
+    }
+}
+
+impl From<&Generation> for v1::GenerationSpec {
+    fn from(generation: &Generation) -> Self {
+        Self {
+            chunk_prompts: Some(wire_size(generation.chunk_prompts)),
+            slots: Some(wire_size(generation.slots)),
+        }
+    }
+}
+
+impl From<&Evaluation> for v1::EvaluationSpec {
+    fn from(evaluation: &Evaluation) -> Self {
+        Self {
+            gold: evaluation.gold.to_string(),
+            sampling: Some((&evaluation.sampling).into()),
+            kl_prompts: Some(wire_size(evaluation.kl_prompts)),
+            best_by: evaluation.best_by.to_string(),
+        }
+    }
+}
+
+impl From<&Resources> for v1::ResourceSpec {
+    fn from(resources: &Resources) -> Self {
+        Self {
+            ranks: Some(resources.ranks),
+            device: resources.device.to_string(),
+            precision: resources.precision.to_string(),
+            sharding: resources.sharding.to_string(),
+            threads_per_rank: Some(resources.threads_per_rank),
+            hang_timeout_seconds: Some(u32::try_from(resources.hang_timeout.as_secs()).unwrap_or(u32::MAX)),
+        }
+    }
+}
+
+impl From<&Controls> for v1::ControlSpec {
+    fn from(controls: &Controls) -> Self {
+        Self { swap_preferences: controls.swap_preferences, select_worst: controls.select_worst }
+    }
+}

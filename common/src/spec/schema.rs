@@ -1,0 +1,161 @@
+//! The shape of a job file, read from the wire contract's own descriptors: it names unknown fields and wrong types
+//! by their path before protobuf's JSON mapping sees them.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use foil_proto::FILE_DESCRIPTOR_SET;
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use prost_types::field_descriptor_proto::{Label, Type};
+use serde_json::{Map, Number, Value};
+
+use super::SpecError;
+use super::check::{nearest, path};
+
+pub(crate) const JOB_SPEC: &str = ".foil.v1.JobSpec";
+
+#[derive(Debug)]
+struct Field {
+    name: String,
+    kind: Kind,
+    repeated: bool,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Text,
+    Flag,
+    Count,
+    Real,
+    Message(String),
+}
+
+type Schema = HashMap<String, Vec<Field>>;
+
+fn schema() -> &'static Schema {
+    static SCHEMA: OnceLock<Schema> = OnceLock::new();
+    SCHEMA.get_or_init(|| {
+        let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("the build wrote these descriptors");
+        let messages = set.file.iter().flat_map(|file| {
+            file.message_type.iter().map(|message| (format!(".{}.{}", file.package(), message.name()), message))
+        });
+        messages
+            .map(|(name, message)| {
+                let fields = message.field.iter().map(|field| Field {
+                    name: field.name().to_owned(),
+                    kind: match field.r#type() {
+                        Type::String => Kind::Text,
+                        Type::Bool => Kind::Flag,
+                        Type::Double | Type::Float => Kind::Real,
+                        Type::Message => Kind::Message(field.type_name().to_owned()),
+                        _ => Kind::Count,
+                    },
+                    repeated: field.label() == Label::Repeated,
+                });
+                (name, fields.collect())
+            })
+            .collect()
+    })
+}
+
+/// Checks `value` against `message` and gives it back in the form protobuf's JSON mapping reads: a single value
+/// of a list field becomes a list of one. `null` stays, meaning the default.
+pub(crate) fn normalise(at: &str, message: &str, value: Value) -> Result<Value, SpecError> {
+    let fields = schema().get(message).map(Vec::as_slice).unwrap_or_default();
+    let object = match value {
+        Value::Object(object) => object,
+        Value::Null => return Ok(Value::Null),
+        other => {
+            let field = if at.is_empty() { "the job file" } else { at };
+            return Err(SpecError::field(field, show(&other), "a block of fields (name: value)"));
+        }
+    };
+    let mut checked = Map::new();
+    for (name, value) in object {
+        let at = path(at, &name);
+        let Some(field) = fields.iter().find(|field| field.name == name) else {
+            let nearest = nearest(&name, fields.iter().map(|field| field.name.as_str())).map(str::to_owned);
+            return Err(SpecError::Unknown { field: at, nearest });
+        };
+        checked.insert(name, field.normalise(&at, value)?);
+    }
+    Ok(Value::Object(checked))
+}
+
+/// Whether the dotted path names a field that holds text, so that `--set name=17` need not be quoted.
+pub(crate) fn is_text(field: &str) -> bool {
+    let mut message = JOB_SPEC;
+    let mut names = field.split('.').peekable();
+    while let Some(name) = names.next() {
+        let found = schema().get(message).and_then(|fields| fields.iter().find(|field| field.name == name));
+        match found.map(|field| &field.kind) {
+            Some(Kind::Message(next)) => message = next,
+            Some(Kind::Text) => return names.peek().is_none() && found.is_some_and(|field| !field.repeated),
+            _ => return false,
+        }
+    }
+    false
+}
+
+impl Field {
+    fn normalise(&self, at: &str, value: Value) -> Result<Value, SpecError> {
+        match (self.repeated, value) {
+            (_, Value::Null) => Ok(Value::Null),
+            (true, Value::Array(items)) => {
+                let items = items.into_iter().enumerate();
+                items.map(|(index, item)| self.normalise_one(&format!("{at}[{index}]"), item)).collect()
+            }
+            (true, single) => Ok(Value::Array(vec![self.normalise_one(at, single)?])),
+            (false, single) => self.normalise_one(at, single),
+        }
+    }
+
+    fn normalise_one(&self, at: &str, value: Value) -> Result<Value, SpecError> {
+        match (&self.kind, value) {
+            (Kind::Message(message), value) => normalise(at, message, value),
+            (Kind::Text, value @ Value::String(_)) | (Kind::Flag, value @ Value::Bool(_)) => Ok(value),
+            (Kind::Text, other) => {
+                Err(SpecError::field(at, show(&other), "a text").advice("put it in quotes if it is one"))
+            }
+            (Kind::Flag, other) => Err(SpecError::field(at, show(&other), "true or false")),
+            (Kind::Count, value) => count(at, &value),
+            (Kind::Real, value) => real(at, &value),
+        }
+    }
+}
+
+fn count(at: &str, value: &Value) -> Result<Value, SpecError> {
+    let whole = match value {
+        Value::Number(number) => number.as_u64().or_else(|| {
+            // 1e3 is read as a float.
+            number.as_f64().filter(|real| real.fract() == 0.0 && (0.0..4e9).contains(real)).map(|real| real as u64)
+        }),
+        _ => None,
+    };
+    whole
+        .filter(|count| u32::try_from(*count).is_ok())
+        .map(Value::from)
+        .ok_or_else(|| SpecError::field(at, show(value), "a whole number of at least 0"))
+}
+
+fn real(at: &str, value: &Value) -> Result<Value, SpecError> {
+    let number = match value {
+        Value::Number(number) => number.as_f64(),
+        // YAML readers disagree on whether 1e-6 is a number; a user who types it means one.
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    };
+    number
+        .and_then(Number::from_f64)
+        .map(Value::Number)
+        .ok_or_else(|| SpecError::field(at, show(value), "a number"))
+}
+
+fn show(value: &Value) -> String {
+    match value {
+        Value::Object(_) => "a block of fields".to_owned(),
+        Value::Array(items) => format!("a list of {}", items.len()),
+        other => other.to_string(),
+    }
+}

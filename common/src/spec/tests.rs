@@ -1,0 +1,161 @@
+use std::fs;
+
+use foil_proto::v1;
+
+use super::*;
+
+const LEAST: &str = "
+name: least
+policy: { model: model }
+data: { preferences: pairs.jsonl, golden: golden.jsonl, prompts: prompts.jsonl }
+";
+
+fn load(text: &str, settings: &[&str]) -> Result<v1::JobSpec, SpecError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("job.yaml");
+    fs::write(&path, text).unwrap();
+    let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+    file::load(&path, &settings)
+}
+
+fn job(text: &str, settings: &[&str]) -> Job {
+    Job::try_from(load(text, settings).unwrap()).unwrap()
+}
+
+fn message(text: &str, settings: &[&str]) -> String {
+    load(text, settings).unwrap_err().to_string()
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let job = job(LEAST, &[]);
+    assert_eq!((job.seed, job.rounds, job.text.max_length), (0, 3, 512));
+    assert_eq!(job.policy_step.learning_rate, [5e-6, 2e-6, 9e-7]);
+    assert_eq!((job.reward_step.apo_weight, job.reward_step.samples, job.reward_step.batch_pairs), (1.0, 4, 64));
+    assert_eq!((job.reward_step.optimizer.beta1, job.reward_step.optimizer.clip_norm), (0.9, Some(1.0)));
+    assert_eq!((job.generation.chunk_prompts, job.generation.slots), (32, 32));
+    assert_eq!(job.evaluation.sampling.max_new_tokens, job.sampling.max_new_tokens);
+    assert_eq!((job.evaluation.best_by, job.evaluation.kl_prompts), (BestBy::RewardMean, 64));
+    assert_eq!((job.resources.ranks, job.resources.device), (1, DeviceKind::Cpu));
+    assert!(!job.has_sft() && job.reward.model.is_none());
+}
+
+#[test]
+fn the_resolved_form_reads_back_as_the_same_job() {
+    for preset in std::iter::once(&"null").chain(Preset::NAMES) {
+        let setting = format!("preset={preset}");
+        let job = job(LEAST, &[&setting, "text.template='{{ bos_token }}x'", "sampling.stop=[\"\\n\", b]"]);
+        assert_eq!(Job::try_from(v1::JobSpec::from(&job)).unwrap(), job, "{preset}");
+    }
+}
+
+#[test]
+fn presets_give_way_to_fields() {
+    let with = job(LEAST, &["preset=paper-rjs", "reward_step.samples=8"]);
+    assert_eq!((with.sampling.temperature, with.reward_step.samples), (1.2, 8));
+    assert_eq!(with.evaluation.sampling.top_k, 5);
+    let frozen = job(LEAST, &["preset=static-rm"]);
+    assert_eq!((frozen.reward_step.apo_weight, frozen.reward_step.refresh), (0.0, Refresh::FirstRound));
+    assert!(frozen.trains_reward(1) && !frozen.trains_reward(2));
+    assert!(message(LEAST, &["preset=paper-rj"]).contains("did you mean paper-rjs?"));
+}
+
+#[test]
+fn floats_and_single_values_read_as_meant() {
+    let text = format!("{LEAST}policy_step: {{ learning_rate: 5e-6 }}\nreward_step: {{ learning_rate: 1e-3 }}\n");
+    let job = job(&text, &["sft_step.learning_rate=2E-5", "rounds=1e1"]);
+    assert_eq!(job.policy_step.learning_rate, [5e-6]);
+    assert_eq!((job.reward_step.learning_rate, job.sft_step.learning_rate, job.rounds), (1e-3, 2e-5, 10));
+    assert_eq!(job.policy_step.learning_rate_of(3), 5e-6);
+}
+
+#[test]
+fn paths_are_relative_to_where_they_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("job.yaml");
+    fs::write(&path, LEAST).unwrap();
+    let spec = file::load(&path, &["data.golden=[a.jsonl, /b.jsonl]".to_owned()]).unwrap();
+    let here = std::env::current_dir().unwrap();
+    let data = spec.data.unwrap();
+    assert_eq!(data.preferences, [dir.path().join("pairs.jsonl").to_string_lossy()]);
+    assert_eq!(data.golden, [here.join("a.jsonl").to_string_lossy(), "/b.jsonl".into()]);
+    assert_eq!(spec.policy.unwrap().model, dir.path().join("model").to_string_lossy());
+}
+
+#[test]
+fn settings_take_texts_lists_and_null() {
+    let job = job(LEAST, &["name=17", "policy_step.learning_rate=[1e-3, 2e-3]", "rounds=4", "rounds=null"]);
+    assert_eq!((job.name.as_str(), job.rounds), ("17", 3));
+    assert_eq!(job.policy_step.learning_rate, [1e-3, 2e-3]);
+    assert!(message(LEAST, &["rounds"]).contains("expected field=value"));
+    assert_eq!(
+        message(LEAST, &["reward_step.sample=2"]),
+        "--set reward_step.sample=2: reward_step.sample: there is no such field; did you mean samples?"
+    );
+}
+
+#[test]
+fn errors_name_file_field_and_choices() {
+    let unknown = message(&format!("{LEAST}roundes: 2\n"), &[]);
+    assert!(unknown.ends_with("job.yaml: roundes: there is no such field; did you mean rounds?"), "{unknown}");
+    let cases: &[(&str, &str)] = &[
+        ("resources.device=gpu", "resources.device: found gpu, expected cpu or cuda"),
+        ("rounds=0", "rounds: found 0, expected at least 1"),
+        ("rounds=-1", "rounds: found -1, expected a whole number of at least 0"),
+        ("sampling.top_p=1.5", "sampling.top_p: found 1.5, expected a number above 0 and at most 1"),
+        ("sampling.max_new_tokens=512", "sampling.max_new_tokens: found 512, expected less than text.max_length (512)"),
+        ("policy.init=random", "data.sft is missing; policy.init: random starts from noise"),
+        ("evaluation.best_by=gold_mean", "gold_mean needs a gold reward"),
+        ("data.golden=null", "data.golden is missing; give golden answers"),
+        ("policy.model=s3://a/b", "policy.model: found s3://a/b, expected a local path"),
+        ("sft_step.optimizer.betas=[0.9]", "sft_step.optimizer.betas: found 1 numbers, expected two numbers"),
+        ("name=Big", "name: found \"Big\", expected at most 63 lower-case letters"),
+        ("text.template=chatml", "expected hh, plain, chat, auto or a Jinja template"),
+        ("sampling=3", "sampling: found 3, expected a block of fields"),
+    ];
+    for (setting, expected) in cases {
+        let found = message(LEAST, &[setting]);
+        assert!(found.contains(expected), "{setting}: {found}");
+    }
+}
+
+#[test]
+fn what_is_not_a_job_file_says_so() {
+    assert!(message("name: [", &[]).contains("not YAML"));
+    assert!(message("name: a\nname: b\n", &[]).contains("duplicate"));
+    assert!(message("- a\n", &[]).contains("the job file: found a list of 1"));
+    assert!(message("", &[]).contains("policy.model is missing"));
+    assert!(message("sampling: { top_p: .nan }", &[]).contains("no place in a job file"));
+    let absent = file::load(std::path::Path::new("absent.yaml"), &[]).unwrap_err().to_string();
+    assert_eq!(absent, "absent.yaml: cannot be read: there is no such file");
+}
+
+#[test]
+fn local_paths_are_refused_after_upload() {
+    let mut wire = load(LEAST, &[]).unwrap();
+    let hash = "0".repeat(64);
+    wire.policy = Some(v1::PolicySpec { model: format!("model:{hash}:m"), init: String::new() });
+    let error = Job::try_from(wire.clone()).unwrap().require_uploaded().unwrap_err();
+    assert_eq!(error.field_path(), Some("data.preferences"));
+    let data = wire.data.as_mut().unwrap();
+    for list in [&mut data.preferences, &mut data.golden, &mut data.prompts] {
+        *list = vec![format!("input:{hash}:rows.jsonl")];
+    }
+    let job = Job::try_from(wire).unwrap();
+    job.require_uploaded().unwrap();
+    assert_eq!(job.data.golden[0].key().unwrap(), format!("inputs/{hash}"));
+}
+
+#[test]
+fn schedules_rise_peak_and_decay_to_their_ratio() {
+    let linear = Schedule { kind: ScheduleKind::Linear, warmup_steps: 4, final_ratio: 0.1 };
+    let factors: Vec<f64> = (1..=14).map(|step| linear.factor(step, 14)).collect();
+    assert_eq!(factors[..4], [0.25, 0.5, 0.75, 1.0]);
+    assert!((factors[13] - 0.1).abs() < 1e-12 && (factors[8] - 0.55).abs() < 1e-12);
+    let cosine = Schedule { kind: ScheduleKind::Cosine, ..linear };
+    assert!((cosine.factor(9, 14) - 0.55).abs() < 1e-12 && (cosine.factor(14, 14) - 0.1).abs() < 1e-12);
+    let constant = Schedule { kind: ScheduleKind::Constant, warmup_steps: 0, final_ratio: 0.1 };
+    assert_eq!((constant.factor(1, 10), constant.factor(10, 10)), (1.0, 1.0));
+    let plain = Schedule { kind: ScheduleKind::Linear, warmup_steps: 0, final_ratio: 0.0 };
+    assert_eq!((plain.factor(1, 1), plain.factor(1, 3), plain.factor(3, 3)), (1.0, 1.0, 0.0));
+}
