@@ -118,14 +118,19 @@ impl Data {
                     .advice("give the policy's prompts: any accepted file, its distinct prompts are taken"));
             }
             if self.golden.is_empty() && apo_weight > 0.0 {
-                return Err(SpecError::missing("data.golden")
-                    .advice("give golden answers, or set reward_step.apo_weight: 0 to train on human pairs only"));
+                return Err(SpecError::missing("data.golden").advice(
+                    "give golden answers, or set reward_step.apo_weight: 0 to train on human pairs only",
+                ));
             }
         }
         let labelled = self.gold_preferences.is_some();
         if labelled && !(self.preferences.is_empty() && self.evaluation.preferences.is_empty()) {
-            return Err(SpecError::field("data.preferences", "files", "nothing beside data.gold_preferences")
-                .advice("both would be D_P; remove one of the two"));
+            return Err(SpecError::field(
+                "data.preferences",
+                "files",
+                "nothing beside data.gold_preferences",
+            )
+            .advice("both would be D_P; remove one of the two"));
         }
         if !labelled && self.preferences.is_empty() && human_weight > 0.0 {
             return Err(SpecError::missing("data.preferences")
@@ -136,7 +141,11 @@ impl Data {
 }
 
 fn inputs(field: &str, paths: &[String]) -> Result<Vec<InputRef>, SpecError> {
-    paths.iter().enumerate().map(|(index, path)| InputRef::parse("", &format!("{field}[{index}]"), path)).collect()
+    paths
+        .iter()
+        .enumerate()
+        .map(|(index, path)| InputRef::parse("", &format!("{field}[{index}]"), path))
+        .collect()
 }
 
 fn names(inputs: &[InputRef]) -> Vec<String> {

@@ -53,7 +53,9 @@ impl SpecError {
     /// The dotted path of the field at fault, where one is known.
     pub fn field_path(&self) -> Option<&str> {
         match self {
-            Self::Field { field, .. } | Self::Missing { field, .. } | Self::Unknown { field, .. } => Some(field),
+            Self::Field { field, .. } | Self::Missing { field, .. } | Self::Unknown { field, .. } => {
+                Some(field)
+            }
             Self::InFile { error, .. } | Self::InSetting { error, .. } => error.field_path(),
             Self::Syntax(_) | Self::Read(_) => None,
         }

@@ -26,7 +26,9 @@ pub use name::JobName;
 pub use optimize::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind};
 pub use preset::Preset;
 pub use reference::{InputRef, ModelRef};
-pub use resources::{BestBy, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources, Sharding};
+pub use resources::{
+    BestBy, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources, Sharding,
+};
 pub use sampling::Sampling;
 pub use steps::{
     Method, Normalisation, PolicyStep, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep,
@@ -95,7 +97,8 @@ impl Job {
 
     /// Refuses a job that still names local paths: only a client can read those.
     pub fn require_uploaded(&self) -> Result<(), SpecError> {
-        let models = [("policy.model", Some(&self.policy.model)), ("reward.model", self.reward.model.as_ref())];
+        let models =
+            [("policy.model", Some(&self.policy.model)), ("reward.model", self.reward.model.as_ref())];
         let paths = models.into_iter().filter_map(|(field, model)| match model {
             Some(ModelRef::Path(path)) => Some((field, path)),
             _ => None,
@@ -132,8 +135,12 @@ impl Job {
                 .advice("data.gold_preferences are labelled by it; set evaluation.gold: letters"));
         }
         if self.evaluation.best_by == BestBy::GoldMean && self.evaluation.gold == Gold::None {
-            return Err(SpecError::field("evaluation.best_by", "gold_mean", "reward_mean or reward_accuracy")
-                .advice("gold_mean needs a gold reward (evaluation.gold)"));
+            return Err(SpecError::field(
+                "evaluation.best_by",
+                "gold_mean",
+                "reward_mean or reward_accuracy",
+            )
+            .advice("gold_mean needs a gold reward (evaluation.gold)"));
         }
         self.data.cross_check(self.reward_step.apo_weight, self.reward_step.human_weight)
     }

@@ -43,7 +43,11 @@ impl Optimizer {
             [] => (0.9, 0.999),
             [beta1, beta2] => (*beta1, *beta2),
             other => {
-                return Err(SpecError::field(&path(at, "betas"), format!("{} numbers", other.len()), "two numbers"));
+                return Err(SpecError::field(
+                    &path(at, "betas"),
+                    format!("{} numbers", other.len()),
+                    "two numbers",
+                ));
             }
         };
         let clip = real(at, "clip_norm", wire.clip_norm, 1.0, Range::NonNegative)?;

@@ -54,7 +54,9 @@ impl Preset {
             }),
             Self::StaticRm => json!({ "reward_step": { "apo_weight": 0.0, "refresh": "first_round" } }),
             Self::FrozenApo => json!({ "reward_step": { "apo_weight": 1.0, "refresh": "first_round" } }),
-            Self::HumanOnlyRefresh => json!({ "reward_step": { "apo_weight": 0.0, "refresh": "every_round" } }),
+            Self::HumanOnlyRefresh => {
+                json!({ "reward_step": { "apo_weight": 0.0, "refresh": "every_round" } })
+            }
         }
     }
 }

@@ -50,7 +50,13 @@ impl Sampling {
                 Range::Positive,
             )?,
             max_new_tokens: size(at, "max_new_tokens", wire.max_new_tokens, max, 1)?,
-            min_new_tokens: size(at, "min_new_tokens", wire.min_new_tokens, wire_size(base.min_new_tokens), 0)?,
+            min_new_tokens: size(
+                at,
+                "min_new_tokens",
+                wire.min_new_tokens,
+                wire_size(base.min_new_tokens),
+                0,
+            )?,
             stop: if wire.stop.is_empty() { base.stop.clone() } else { wire.stop.clone() },
         };
         if sampling.min_new_tokens > sampling.max_new_tokens {
@@ -58,7 +64,11 @@ impl Sampling {
             return Err(SpecError::field(&path(at, "min_new_tokens"), sampling.min_new_tokens, &limit));
         }
         if sampling.stop.iter().any(String::is_empty) {
-            return Err(SpecError::field(&path(at, "stop"), "an empty text", "texts of at least one character"));
+            return Err(SpecError::field(
+                &path(at, "stop"),
+                "an empty text",
+                "texts of at least one character",
+            ));
         }
         Ok(sampling)
     }

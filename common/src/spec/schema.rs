@@ -38,7 +38,9 @@ fn schema() -> &'static Schema {
     SCHEMA.get_or_init(|| {
         let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("the build wrote these descriptors");
         let messages = set.file.iter().flat_map(|file| {
-            file.message_type.iter().map(|message| (format!(".{}.{}", file.package(), message.name()), message))
+            file.message_type
+                .iter()
+                .map(|message| (format!(".{}.{}", file.package(), message.name()), message))
         });
         messages
             .map(|(name, message)| {
@@ -129,7 +131,10 @@ fn count(at: &str, value: &Value) -> Result<Value, SpecError> {
     let whole = match value {
         Value::Number(number) => number.as_u64().or_else(|| {
             // 1e3 is read as a float.
-            number.as_f64().filter(|real| real.fract() == 0.0 && (0.0..4e9).contains(real)).map(|real| real as u64)
+            number
+                .as_f64()
+                .filter(|real| real.fract() == 0.0 && (0.0..4e9).contains(real))
+                .map(|real| real as u64)
         }),
         _ => None,
     };

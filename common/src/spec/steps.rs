@@ -133,8 +133,12 @@ impl RewardStep {
             save_dtype: SaveDtype::parse(at, "save_dtype", &wire.save_dtype)?,
         };
         if step.apo_weight == 0.0 && step.human_weight == 0.0 {
-            return Err(SpecError::field(&path(at, "human_weight"), 0, "a number above 0 where apo_weight is 0")
-                .advice("the reward model needs pairs to learn from"));
+            return Err(SpecError::field(
+                &path(at, "human_weight"),
+                0,
+                "a number above 0 where apo_weight is 0",
+            )
+            .advice("the reward model needs pairs to learn from"));
         }
         Ok(step)
     }

@@ -31,7 +31,10 @@ fn defaults_are_those_of_the_contract() {
     let job = job(LEAST, &[]);
     assert_eq!((job.seed, job.rounds, job.text.max_length), (0, 3, 512));
     assert_eq!(job.policy_step.learning_rate, [5e-6, 2e-6, 9e-7]);
-    assert_eq!((job.reward_step.apo_weight, job.reward_step.samples, job.reward_step.batch_pairs), (1.0, 4, 64));
+    assert_eq!(
+        (job.reward_step.apo_weight, job.reward_step.samples, job.reward_step.batch_pairs),
+        (1.0, 4, 64)
+    );
     assert_eq!((job.reward_step.optimizer.beta1, job.reward_step.optimizer.clip_norm), (0.9, Some(1.0)));
     assert_eq!((job.generation.chunk_prompts, job.generation.slots), (32, 32));
     assert_eq!(job.evaluation.sampling.max_new_tokens, job.sampling.max_new_tokens);
@@ -62,7 +65,8 @@ fn presets_give_way_to_fields() {
 
 #[test]
 fn floats_and_single_values_read_as_meant() {
-    let text = format!("{LEAST}policy_step: {{ learning_rate: 5e-6 }}\nreward_step: {{ learning_rate: 1e-3 }}\n");
+    let text =
+        format!("{LEAST}policy_step: {{ learning_rate: 5e-6 }}\nreward_step: {{ learning_rate: 1e-3 }}\n");
     let job = job(&text, &["sft_step.learning_rate=2E-5", "rounds=1e1"]);
     assert_eq!(job.policy_step.learning_rate, [5e-6]);
     assert_eq!((job.reward_step.learning_rate, job.sft_step.learning_rate, job.rounds), (1e-3, 2e-5, 10));
@@ -97,13 +101,19 @@ fn settings_take_texts_lists_and_null() {
 #[test]
 fn errors_name_file_field_and_choices() {
     let unknown = message(&format!("{LEAST}roundes: 2\n"), &[]);
-    assert!(unknown.ends_with("job.yaml: roundes: there is no such field; did you mean rounds?"), "{unknown}");
+    assert!(
+        unknown.ends_with("job.yaml: roundes: there is no such field; did you mean rounds?"),
+        "{unknown}"
+    );
     let cases: &[(&str, &str)] = &[
         ("resources.device=gpu", "resources.device: found gpu, expected cpu or cuda"),
         ("rounds=0", "rounds: found 0, expected at least 1"),
         ("rounds=-1", "rounds: found -1, expected a whole number of at least 0"),
         ("sampling.top_p=1.5", "sampling.top_p: found 1.5, expected a number above 0 and at most 1"),
-        ("sampling.max_new_tokens=512", "sampling.max_new_tokens: found 512, expected less than text.max_length (512)"),
+        (
+            "sampling.max_new_tokens=512",
+            "sampling.max_new_tokens: found 512, expected less than text.max_length (512)",
+        ),
         ("policy.init=random", "data.sft is missing; policy.init: random starts from noise"),
         ("evaluation.best_by=gold_mean", "gold_mean needs a gold reward"),
         ("data.golden=null", "data.golden is missing; give golden answers"),

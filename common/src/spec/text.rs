@@ -74,9 +74,11 @@ impl Template {
             "plain" => Ok(Self::Plain),
             "chat" => Ok(Self::Chat),
             jinja if jinja.contains("{{") || jinja.contains("{%") => Ok(Self::Jinja(jinja.to_owned())),
-            other => {
-                Err(SpecError::field("text.template", other, "hh, plain, chat, auto or a Jinja template ({{ … }})"))
-            }
+            other => Err(SpecError::field(
+                "text.template",
+                other,
+                "hh, plain, chat, auto or a Jinja template ({{ … }})",
+            )),
         }
     }
 }
