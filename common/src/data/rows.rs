@@ -186,13 +186,20 @@ pub fn assign_ids<T: Row>(rows: &mut [T]) {
     }
 }
 
-fn content_id<T: Row>(row: &T, occurrence: u64) -> u64 {
+/// Equal for rows whose prompt and answers are equal.
+pub(crate) fn content_key<T: Row>(row: &T) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&occurrence.to_le_bytes());
     hash_prompt(&mut hasher, row.prompt());
     for answer in row.answers() {
         hash_text(&mut hasher, answer);
     }
+    *hasher.finalize().as_bytes()
+}
+
+fn content_id<T: Row>(row: &T, occurrence: u64) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&content_key(row));
+    hasher.update(&occurrence.to_le_bytes());
     hasher.update(&row.margin().map_or([0; 8], |margin| margin.to_bits().to_le_bytes()));
     let mut low = [0u8; 8];
     low.copy_from_slice(&hasher.finalize().as_bytes()[..8]);

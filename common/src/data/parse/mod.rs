@@ -1,0 +1,206 @@
+//! Files of many formats become rows of one type. The format is told from each record, not from the file's name.
+//!
+//! | record | read as |
+//! |---|---|
+//! | `{chosen, rejected}`, both whole dialogues (`\n\nHuman: …\n\nAssistant: …`) | pair; the prompt is their shared prefix up to the last `\n\nAssistant:` |
+//! | `{prompt, chosen, rejected}`, each a string or a list of messages | pair; the prompt may be in the lists |
+//! | `{conversations, chosen, rejected}` with `{from, value}` turns | pair |
+//! | `{text: [a, b, …], score: [x, y, …]}`, dialogues or `query<sep>answer` | a pair for every two texts whose scores differ |
+//! | `{prompt, golden}`; `golden` a string, or several of which the first counts | golden |
+//! | `{prompt, answer}` (or `completion`, `response`, `output`), `{messages}` ending with the assistant | demonstration, golden |
+//! | any of these, `{prompt}`, or a bare string | prompt |
+//!
+//! Files are JSON lines or one JSON array, plain or gzipped. A `prompt` string in dialogue form is parsed into turns; any other
+//! string is one user message. Texts of dialogues and messages lose the white space around them, because templates write their
+//! own; the answer to a plain string prompt is kept to the byte.
+
+mod answers;
+mod dialogue;
+mod preference;
+mod prompts;
+mod records;
+mod turns;
+
+#[cfg(test)]
+mod tests;
+
+use super::rows::{Row, assign_ids, content_key};
+use serde_json::Value;
+use std::collections::HashSet;
+use std::fmt;
+
+/// Bad rows kept word for word; beyond these they are only counted.
+pub const KEPT_BAD_ROWS: usize = 20;
+
+/// A record that could not be used, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRow {
+    pub file: String,
+    /// Where the record starts, from 1.
+    pub line: usize,
+    /// Its number in the file's array, from 0, where the file is one.
+    pub element: Option<usize>,
+    /// What was found and what was expected.
+    pub what: String,
+}
+
+impl fmt::Display for BadRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: ", self.file, self.line)?;
+        if let Some(element) = self.element {
+            write!(f, "[{element}]: ")?;
+        }
+        f.write_str(&self.what)
+    }
+}
+
+/// Records that are sound but give no row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Rows equal to an earlier one.
+    pub duplicates: u64,
+    /// Compared answers of equal score.
+    pub ties: u64,
+    /// Golden answers beside a prompt's first one.
+    pub spare_answers: u64,
+}
+
+/// What one or more files hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed<T> {
+    /// In the files' order, without duplicates, ids assigned.
+    pub rows: Vec<T>,
+    /// Records read, good and bad.
+    pub records: u64,
+    pub bad_rows: u64,
+    /// The first [`KEPT_BAD_ROWS`] of them.
+    pub bad: Vec<BadRow>,
+    pub skipped: Skipped,
+}
+
+/// A file that cannot be used at all.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ParseError {
+    #[error("{file}: {found}; expected JSON lines or a JSON array, plain or gzipped: {advice}")]
+    Format { file: String, found: String, advice: String },
+    #[error("{file}: holds no rows; {expected} are expected, one JSON object per line")]
+    Empty { file: String, expected: &'static str },
+    #[error(
+        "{bad_rows} of {records} rows are unusable, more than data.max_bad_fraction ({allowed}) allows; the first is {first}: repair the file or raise the fraction"
+    )]
+    TooManyBad { bad_rows: u64, records: u64, allowed: f64, first: String },
+}
+
+impl<T> Parsed<T> {
+    /// Fails where more than `allowed` (a fraction) of all records are bad.
+    pub fn require(&self, allowed: f64) -> Result<(), ParseError> {
+        if self.bad_rows == 0 || self.bad_rows as f64 <= allowed * self.records as f64 {
+            return Ok(());
+        }
+        let first = self.bad.first().map(ToString::to_string).unwrap_or_default();
+        Err(ParseError::TooManyBad { bad_rows: self.bad_rows, records: self.records, allowed, first })
+    }
+}
+
+/// A row type that files are parsed into.
+pub trait Wanted: Row {
+    /// In words, plural.
+    const NAME: &'static str;
+
+    /// The rows of one record, or what is wrong with it.
+    #[doc(hidden)]
+    fn read(record: &Value, found: &mut Found<Self>) -> Result<(), String>;
+}
+
+/// The rows of one record.
+#[derive(Debug)]
+pub struct Found<T> {
+    pub(crate) rows: Vec<T>,
+    pub(crate) ties: u64,
+    pub(crate) spare_answers: u64,
+}
+
+/// Parses one file. `file` names it in messages.
+pub fn parse<T: Wanted>(file: &str, bytes: &[u8]) -> Result<Parsed<T>, ParseError> {
+    parse_files([(file, bytes)])
+}
+
+/// Parses several files into one set.
+pub fn parse_files<'a, T: Wanted>(
+    files: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+) -> Result<Parsed<T>, ParseError> {
+    let mut parsed =
+        Parsed { rows: Vec::new(), records: 0, bad_rows: 0, bad: Vec::new(), skipped: Skipped::default() };
+    let mut seen = HashSet::new();
+    for (file, bytes) in files {
+        let text = records::decompress(file, bytes)?;
+        let before = parsed.records;
+        for record in records::split(&text) {
+            parsed.records += 1;
+            let result = record.value.and_then(|value| {
+                let mut found = Found { rows: Vec::new(), ties: 0, spare_answers: 0 };
+                T::read(&value, &mut found).map(|()| found)
+            });
+            match result {
+                Ok(found) => parsed.add(found, &mut seen),
+                Err(what) => parsed.add_bad(BadRow {
+                    file: file.to_owned(),
+                    line: record.line,
+                    element: record.element,
+                    what,
+                }),
+            }
+        }
+        if parsed.records == before {
+            return Err(ParseError::Empty { file: file.to_owned(), expected: T::NAME });
+        }
+    }
+    assign_ids(&mut parsed.rows);
+    Ok(parsed)
+}
+
+impl<T: Wanted> Parsed<T> {
+    fn add(&mut self, found: Found<T>, seen: &mut HashSet<[u8; 32]>) {
+        self.skipped.ties += found.ties;
+        self.skipped.spare_answers += found.spare_answers;
+        for row in found.rows {
+            if seen.insert(content_key(&row)) {
+                self.rows.push(row);
+            } else {
+                self.skipped.duplicates += 1;
+            }
+        }
+    }
+
+    fn add_bad(&mut self, row: BadRow) {
+        self.bad_rows += 1;
+        if self.bad.len() < KEPT_BAD_ROWS {
+            self.bad.push(row);
+        }
+    }
+}
+
+/// A value in a few words, for messages.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(value) => value.to_string(),
+        Value::Number(value) => format!("the number {value}"),
+        Value::String(text) if text.trim().is_empty() => "an empty string".to_owned(),
+        Value::String(text) => format!("the string {:?}", excerpt(text, 40)),
+        Value::Array(list) => format!("a list of {}", list.len()),
+        Value::Object(fields) if fields.is_empty() => "an object without fields".to_owned(),
+        Value::Object(fields) => {
+            let names: Vec<_> = fields.keys().take(8).map(|key| excerpt(key, 24)).collect();
+            format!("an object with {}", names.join(", "))
+        }
+    }
+}
+
+/// At most `limit` characters, with … where cut.
+fn excerpt(text: &str, limit: usize) -> String {
+    match text.char_indices().nth(limit) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
