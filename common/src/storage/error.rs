@@ -1,0 +1,98 @@
+use std::error::Error as _;
+use std::io;
+
+/// Why the store did not do what was asked, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the key {key:?} cannot be used: {reason}")]
+    BadKey { key: String, reason: &'static str },
+    #[error("cannot open the store {location}: {reason}; {advice}")]
+    Open { location: String, reason: String, advice: &'static str },
+    #[error("the store {location} has no object {key}")]
+    NotFound { location: String, key: String },
+    #[error(
+        "the store {location} let the same key be created twice, so it cannot keep Foil's log; use a local directory \
+         on a file system with hard links, or S3, Google Cloud Storage or Azure with conditional writes"
+    )]
+    NotExclusive { location: String },
+    #[error("the store {location} is full (writing {key}); free some room, and the work goes on")]
+    NoSpace { location: String, key: String },
+    #[error(
+        "the store {location} refused {operation} of {key}: {reason}; check its permissions and credentials"
+    )]
+    Denied { location: String, operation: &'static str, key: String, reason: String },
+    #[error("the store {location} failed at {operation} of {key}: {reason}")]
+    Unavailable { location: String, operation: &'static str, key: String, reason: String },
+    #[error(
+        "the object {key} is already there with other content (BLAKE3 {existing}, offered {offered}); objects never \
+         change: write under another key"
+    )]
+    Conflict { key: String, existing: String, offered: String },
+    #[error(
+        "the object {key} is damaged: expected {expected}, found {found}; restore it from a copy or remove it and \
+         the job that made it"
+    )]
+    Corrupt { key: String, expected: String, found: String },
+    #[error(
+        "what was sent as {key} is not what was announced: expected {expected}, got {found}; send it again"
+    )]
+    Mismatch { key: String, expected: String, found: String },
+}
+
+impl StoreError {
+    /// Whether the same request may succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::NoSpace { .. } | Self::Unavailable { .. })
+    }
+
+    /// Whether it is worth trying again within seconds.
+    pub(crate) fn is_brief(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+
+    /// A short word for the metric's `code` label.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not_found",
+            Self::NoSpace { .. } => "no_space",
+            Self::Denied { .. } => "denied",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Conflict { .. } => "conflict",
+            Self::Corrupt { .. } => "corrupt",
+            Self::BadKey { .. } | Self::Open { .. } | Self::NotExclusive { .. } | Self::Mismatch { .. } => {
+                "invalid"
+            }
+        }
+    }
+
+    pub(crate) fn from_object_store(
+        location: &str,
+        operation: &'static str,
+        key: &str,
+        error: &object_store::Error,
+    ) -> Self {
+        use object_store::Error;
+        let (location, key) = (location.to_owned(), key.to_owned());
+        match error {
+            Error::NotFound { .. } => Self::NotFound { location, key },
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+                Self::Denied { location, operation, key, reason: error.to_string() }
+            }
+            _ if is_disk_full(error) => Self::NoSpace { location, key },
+            _ => Self::Unavailable { location, operation, key, reason: error.to_string() },
+        }
+    }
+}
+
+fn is_disk_full(error: &object_store::Error) -> bool {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<io::Error>()
+            && matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
+}

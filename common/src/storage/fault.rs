@@ -1,0 +1,113 @@
+//! A store that fails on purpose: a seeded share of requests is refused, or done with the reply lost.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+
+/// How often what goes wrong, in percent of requests.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Faults {
+    /// A put is refused before it does anything.
+    pub(crate) refuse_put: u64,
+    /// A put is done, and its reply lost.
+    pub(crate) lose_reply: u64,
+    /// A get or a head is refused.
+    pub(crate) refuse_get: u64,
+}
+
+/// Wraps a shared store in memory; each wrapper draws its faults from its own seed.
+#[derive(Debug)]
+pub(crate) struct FaultStore {
+    inner: Arc<InMemory>,
+    faults: Faults,
+    seed: u64,
+    drawn: AtomicU64,
+    /// Faults injected so far: a test in which none struck proves nothing.
+    pub(crate) struck: AtomicU64,
+}
+
+impl FaultStore {
+    pub(crate) fn new(inner: Arc<InMemory>, faults: Faults, seed: u64) -> Self {
+        Self { inner, faults, seed, drawn: AtomicU64::new(0), struck: AtomicU64::new(0) }
+    }
+
+    fn strike(&self, percent: u64) -> bool {
+        let mut draw = [0; 16];
+        draw[..8].copy_from_slice(&self.seed.to_le_bytes());
+        draw[8..].copy_from_slice(&self.drawn.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+        let [first, second, ..] = *blake3::hash(&draw).as_bytes();
+        let hit = u64::from(u16::from_le_bytes([first, second])) % 100 < percent;
+        if hit {
+            self.struck.fetch_add(1, Ordering::Relaxed);
+        }
+        hit
+    }
+
+    fn failure<T>(what: &'static str) -> Result<T> {
+        Err(Error::Generic { store: "fault", source: what.into() })
+    }
+}
+
+impl fmt::Display for FaultStore {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("fault store")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FaultStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        tokio::task::yield_now().await;
+        if self.strike(self.faults.refuse_put) {
+            return Self::failure("503 before the write");
+        }
+        let result = self.inner.put_opts(location, payload, options).await;
+        tokio::task::yield_now().await;
+        if self.strike(self.faults.lose_reply) {
+            Self::failure("connection reset after the write")
+        } else {
+            result
+        }
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        tokio::task::yield_now().await;
+        if self.strike(self.faults.refuse_get) {
+            return Self::failure("503 on get");
+        }
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}

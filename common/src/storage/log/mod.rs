@@ -1,0 +1,217 @@
+//! The log: the durable order of everything the coordinator decides.
+//!
+//! Record `n` is the object `meta/log/{n:020}`, written with create-once and never changed. One append is in
+//! flight at a time. Where its outcome is unknown, the same name and bytes are tried again; a name that is
+//! taken then is settled by reading it back: with this append's nonce it is this append, else another leader
+//! wrote it and this one is deposed.
+//!
+//! A leader is who appended the last [`Entry::LeaderElected`]; each election has a higher term. A leader that
+//! slept through an election finds the next name taken, so it can append nothing more. A name once used is
+//! never freed (a compaction overwrites records with nothing, and readers pass over such tombstones), or a
+//! sleeper could fill the gap.
+
+mod read;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use bytes::Bytes;
+use tokio::time::Instant;
+use ulid::Ulid;
+
+pub use self::read::{LogState, read};
+pub use self::record::{Entry, Events, LeaderElected, Record, RecordError};
+use super::{Put, Store, StoreError};
+
+/// Where the log lies in a store.
+pub const PREFIX: &str = "meta/log";
+
+/// How long an append goes on trying before it gives up.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The name of record `seq`.
+pub fn key(seq: u64) -> String {
+    format!("{PREFIX}/{seq:020}")
+}
+
+/// Why the log could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error(
+        "another coordinator leads this store: record {seq} is by {leader} of term {term}, and this one leads no more; \
+         stop one of the two"
+    )]
+    Deposed { seq: u64, term: u64, leader: String },
+    #[error(
+        "the log record {key} is damaged: {reason}; restore it from a copy, or give another store to start empty"
+    )]
+    Corrupt { key: String, reason: String },
+    #[error("the log record {key} is missing though later ones are there; restore it, or give another store")]
+    Gap { key: String },
+    #[error(
+        "whether record {seq} was written is unknown after {tried:?}; start the coordinator again when the store answers"
+    )]
+    InDoubt { seq: u64, tried: Duration, source: StoreError },
+    #[error("this log took no more appends after an earlier failure; start the coordinator again")]
+    Closed,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// How a taken name is told from one's own write. Everything but the nonce is a planted bug, for the tests of
+/// the tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settle {
+    ByNonce,
+    #[cfg(test)]
+    AlwaysMine,
+    #[cfg(test)]
+    NeverMine,
+}
+
+/// The log as its leader holds it. Dropping it gives up nothing: leadership ends when another is elected.
+#[derive(Debug)]
+pub struct Log {
+    store: Store,
+    term: u64,
+    next: u64,
+    closed: bool,
+    patience: Duration,
+    settle: Settle,
+}
+
+impl Log {
+    /// Reads the whole log and becomes its leader with the next higher term.
+    ///
+    /// Gives the events' records in order, without those of deposed leaders. Two that try at once: the loser gets
+    /// [`LogError::Deposed`].
+    pub async fn lead(store: Store, leader: &str) -> Result<(Self, Vec<Record>), LogError> {
+        Self::lead_with(store, leader, PATIENCE, Settle::ByNonce).await
+    }
+
+    async fn lead_with(
+        store: Store,
+        leader: &str,
+        patience: Duration,
+        settle: Settle,
+    ) -> Result<(Self, Vec<Record>), LogError> {
+        let mut state = LogState::default();
+        state.catch_up(&store).await?;
+        let mut log = Self { store, term: 0, next: 0, closed: false, patience, settle };
+        loop {
+            let elected_before = state.term;
+            (log.term, log.next, log.closed) = (state.term + 1, state.next, false);
+            let entry = Entry::LeaderElected(LeaderElected { leader: leader.to_owned() });
+            match log.write(entry).await {
+                Ok(_) => return Ok((log, state.records)),
+                Err(LogError::Deposed { seq, term, leader }) => {
+                    // An append of the former leader may land between the reading and the election; an election may not.
+                    state.catch_up(&log.store).await?;
+                    if state.term != elected_before {
+                        return Err(LogError::Deposed { seq, term, leader });
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// The number the next record gets.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Appends events as one record: durable as a whole when this returns its number, else not to be counted on.
+    ///
+    /// After an error the log is closed: only reading it anew tells what it holds. A full disk is waited for.
+    pub async fn append(&mut self, events: Vec<Bytes>) -> Result<u64, LogError> {
+        self.write(Entry::Events(Events { events })).await
+    }
+
+    async fn write(&mut self, entry: Entry) -> Result<u64, LogError> {
+        if self.closed {
+            return Err(LogError::Closed);
+        }
+        // Closed until the outcome is known, so that a cancelled append leaves no doubt behind.
+        self.closed = true;
+        let seq = self.next;
+        let nonce = Bytes::copy_from_slice(&Ulid::new().to_bytes());
+        let record = Record { term: self.term, seq, nonce, entry: Some(entry) };
+        let started = Instant::now();
+        self.create(&record).await?;
+        metrics::histogram!("foil_log_append_seconds").record(started.elapsed().as_secs_f64());
+        self.next = seq + 1;
+        self.closed = false;
+        Ok(seq)
+    }
+
+    async fn create(&self, record: &Record) -> Result<(), LogError> {
+        let name = key(record.seq);
+        let bytes = record.encode_framed();
+        let started = Instant::now();
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100).min(self.patience / 100))
+            .with_max_delay(Duration::from_secs(10))
+            .without_max_times()
+            .with_jitter()
+            .build();
+        loop {
+            let outcome = match self.store.create(&name, bytes.clone()).await {
+                Ok(Put::Created) => return Ok(()),
+                Ok(Put::Exists) => self.settle(record).await,
+                Err(error) => Err(LogError::Store(error)),
+            };
+            let error = match outcome {
+                Ok(()) => return Ok(()),
+                Err(LogError::Store(error)) if worth_another_try(&error) => error,
+                Err(error) => return Err(error),
+            };
+            let tried = started.elapsed();
+            if tried >= self.patience {
+                return Err(LogError::InDoubt { seq: record.seq, tried, source: error });
+            }
+            tracing::warn!(%error, key = %name, ?tried, "an append waits for the store");
+            tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(10))).await;
+        }
+    }
+
+    async fn settle(&self, mine: &Record) -> Result<(), LogError> {
+        let name = key(mine.seq);
+        match self.settle {
+            Settle::ByNonce => {}
+            #[cfg(test)]
+            Settle::AlwaysMine => return Ok(()),
+            #[cfg(test)]
+            Settle::NeverMine => return Err(deposed(mine.seq, None)),
+        }
+        let bytes = self.store.get(&name).await?;
+        if bytes.is_empty() {
+            return Err(deposed(mine.seq, None));
+        }
+        let found = Record::decode_framed(&bytes)
+            .map_err(|error| LogError::Corrupt { key: name, reason: error.to_string() })?;
+        if found.nonce == mine.nonce { Ok(()) } else { Err(deposed(mine.seq, Some(&found))) }
+    }
+}
+
+/// A name that is taken and yet not there is a store's passing confusion over two writes at once.
+fn worth_another_try(error: &StoreError) -> bool {
+    error.is_transient() || matches!(error, StoreError::NotFound { .. })
+}
+
+fn deposed(seq: u64, found: Option<&Record>) -> LogError {
+    let term = found.map_or(0, |record| record.term);
+    let leader = match found.and_then(|record| record.entry.as_ref()) {
+        Some(Entry::LeaderElected(elected)) => elected.leader.clone(),
+        Some(Entry::Events(_)) => "the leader".to_owned(),
+        None => "a later leader, already compacted,".to_owned(),
+    };
+    LogError::Deposed { seq, term, leader }
+}

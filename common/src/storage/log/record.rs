@@ -1,0 +1,130 @@
+//! The bytes of one log record: 8 bytes `FOILLOG1`, the CRC-32 of the rest (4 bytes, little-endian), then a
+//! protobuf message. Protobuf, so that later versions may add fields; the events in it are opaque here.
+
+use bytes::Bytes;
+use prost::Message as _;
+
+const MAGIC: &[u8; 8] = b"FOILLOG1";
+const HEADER: usize = MAGIC.len() + 4;
+
+/// One record of the log: what one leader appended at once.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Record {
+    /// The term of the leader that wrote it.
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    /// Its place in the log, which is also its name in the store.
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+    /// Drawn anew for each append: tells a leader's own write from another's.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub nonce: Bytes,
+    #[prost(oneof = "Entry", tags = "4, 5")]
+    pub entry: Option<Entry>,
+}
+
+/// What a record says.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Entry {
+    /// The writer leads from here on; its term is the record's.
+    #[prost(message, tag = "4")]
+    LeaderElected(LeaderElected),
+    #[prost(message, tag = "5")]
+    Events(Events),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LeaderElected {
+    /// Who it is, for people.
+    #[prost(string, tag = "1")]
+    pub leader: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Events {
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub events: Vec<Bytes>,
+}
+
+/// Why bytes are not a record.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RecordError {
+    #[error("it does not start with FOILLOG1")]
+    NotARecord,
+    #[error("its checksum is {found:08x}, not {expected:08x}")]
+    Checksum { expected: u32, found: u32 },
+    #[error(
+        "its checksum holds but its content cannot be read: {0}; a newer version of Foil may have written it"
+    )]
+    Unreadable(String),
+}
+
+impl Record {
+    pub fn encode_framed(&self) -> Bytes {
+        let body = self.encode_to_vec();
+        let mut framed = Vec::with_capacity(HEADER + body.len());
+        framed.extend_from_slice(MAGIC);
+        framed.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+        framed.extend_from_slice(&body);
+        framed.into()
+    }
+
+    pub fn decode_framed(bytes: &Bytes) -> Result<Self, RecordError> {
+        let checksum = bytes
+            .strip_prefix(MAGIC)
+            .and_then(|rest| rest.first_chunk::<4>())
+            .ok_or(RecordError::NotARecord)?;
+        let body = bytes.slice(HEADER..);
+        let (expected, found) = (u32::from_le_bytes(*checksum), crc32fast::hash(&body));
+        if expected != found {
+            return Err(RecordError::Checksum { expected, found });
+        }
+        let record = Self::decode(body).map_err(|error| RecordError::Unreadable(error.to_string()))?;
+        if record.entry.is_none() {
+            return Err(RecordError::Unreadable("it has no entry of a known kind".to_owned()));
+        }
+        Ok(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn records() -> impl Strategy<Value = Record> {
+        let event = prop::collection::vec(any::<u8>(), 0..64).prop_map(Bytes::from);
+        let entry = prop_oneof![
+            ".{0,12}".prop_map(|leader| Entry::LeaderElected(LeaderElected { leader })),
+            prop::collection::vec(event, 0..5).prop_map(|events| Entry::Events(Events { events })),
+        ];
+        (any::<u64>(), any::<u64>(), any::<[u8; 16]>(), entry).prop_map(|(term, seq, nonce, entry)| Record {
+            term,
+            seq,
+            nonce: Bytes::copy_from_slice(&nonce),
+            entry: Some(entry),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_survives_its_encoding(record in records()) {
+            prop_assert_eq!(Record::decode_framed(&record.encode_framed()).unwrap(), record);
+        }
+
+        #[test]
+        fn one_flipped_bit_is_always_noticed(record in records(), place in any::<prop::sample::Index>(), bit in 0..8) {
+            let mut bytes = record.encode_framed().to_vec();
+            let place = place.index(bytes.len());
+            bytes[place] ^= 1u8 << bit;
+            prop_assert!(Record::decode_framed(&bytes.into()).is_err());
+        }
+
+        #[test]
+        fn a_torn_record_is_always_noticed(record in records(), place in any::<prop::sample::Index>()) {
+            let bytes = record.encode_framed();
+            prop_assert!(Record::decode_framed(&bytes.slice(..place.index(bytes.len()))).is_err());
+        }
+    }
+}

@@ -1,0 +1,223 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use object_store::memory::InMemory;
+use proptest::prelude::*;
+
+use super::*;
+use crate::storage::fault::{FaultStore, Faults};
+
+fn event(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+fn texts(records: &[Record]) -> Vec<String> {
+    records
+        .iter()
+        .flat_map(|record| match &record.entry {
+            Some(Entry::Events(events)) => events.events.clone(),
+            _ => Vec::new(),
+        })
+        .map(|event| String::from_utf8(event.to_vec()).unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn what_was_appended_is_replayed_in_order() {
+    let store = Store::in_memory();
+    let (mut log, replayed) = Log::lead(store.clone(), "a").await.unwrap();
+    assert!(replayed.is_empty());
+    assert_eq!((log.term(), log.next()), (1, 1));
+    log.append(vec![event("1"), event("2")]).await.unwrap();
+    log.append(vec![event("3")]).await.unwrap();
+    let (log, replayed) = Log::lead(store, "b").await.unwrap();
+    assert_eq!(texts(&replayed), ["1", "2", "3"]);
+    assert_eq!((log.term(), log.next()), (2, 4));
+}
+
+#[tokio::test]
+async fn a_leader_that_slept_through_an_election_appends_nothing_more() {
+    let store = Store::in_memory();
+    let (mut sleeper, _) = Log::lead(store.clone(), "old").await.unwrap();
+    let (mut leader, _) = Log::lead(store.clone(), "new").await.unwrap();
+    leader.append(vec![event("new")]).await.unwrap();
+    let error = sleeper.append(vec![event("old")]).await.unwrap_err();
+    assert!(matches!(error, LogError::Deposed { seq: 1, term: 2, ref leader } if leader == "new"), "{error}");
+    assert!(matches!(sleeper.append(vec![]).await, Err(LogError::Closed)));
+    assert_eq!(texts(&read(&store).await.unwrap().records), ["new"]);
+}
+
+#[tokio::test]
+async fn a_sleeper_cannot_write_into_a_tombstone() {
+    let store = Store::in_memory();
+    let (mut sleeper, _) = Log::lead(store.clone(), "old").await.unwrap();
+    let (mut leader, _) = Log::lead(store.clone(), "new").await.unwrap();
+    leader.append(vec![event("kept")]).await.unwrap();
+    store.overwrite(&key(0), Bytes::new()).await.unwrap();
+    store.overwrite(&key(1), Bytes::new()).await.unwrap();
+    assert!(matches!(sleeper.append(vec![event("old")]).await, Err(LogError::Deposed { .. })));
+    let (log, replayed) = Log::lead(store, "third").await.unwrap();
+    assert_eq!(texts(&replayed), ["kept"]);
+    assert_eq!(log.term(), 3);
+}
+
+#[tokio::test]
+async fn damage_is_named_by_its_key() {
+    let store = Store::in_memory();
+    let (mut log, _) = Log::lead(store.clone(), "a").await.unwrap();
+    log.append(vec![event("x")]).await.unwrap();
+    log.append(vec![event("y")]).await.unwrap();
+    let whole = store.get(&key(1)).await.unwrap();
+    let mut flipped = whole.to_vec();
+    *flipped.last_mut().unwrap() ^= 1;
+    store.overwrite(&key(1), flipped.into()).await.unwrap();
+    let error = read(&store).await.unwrap_err();
+    assert!(matches!(&error, LogError::Corrupt { key: name, .. } if *name == key(1)), "{error}");
+    assert!(error.to_string().contains("checksum"), "{error}");
+
+    store.overwrite(&key(1), store.get(&key(2)).await.unwrap()).await.unwrap();
+    assert!(read(&store).await.unwrap_err().to_string().contains("says it is record 2"));
+
+    store.delete(&key(1)).await.unwrap();
+    assert!(matches!(read(&store).await, Err(LogError::Gap { key: name }) if name == key(1)));
+}
+
+#[tokio::test]
+async fn records_of_a_lower_term_do_not_count() {
+    let store = Store::in_memory();
+    let (mut old, _) = Log::lead(store.clone(), "old").await.unwrap();
+    old.append(vec![event("before")]).await.unwrap();
+    Log::lead(store.clone(), "new").await.unwrap();
+    // What the fencing by name makes impossible, should it happen all the same.
+    old.next = 3;
+    old.append(vec![event("late")]).await.unwrap();
+    assert_eq!(texts(&read(&store).await.unwrap().records), ["before"]);
+}
+
+#[tokio::test]
+async fn an_append_gives_up_in_doubt_and_the_log_closes() {
+    let inner = Arc::new(InMemory::new());
+    let (_, replayed) =
+        Log::lead(Store::for_test(inner.clone(), 0), "a").await.map(|(log, _)| (log, 0)).unwrap();
+    assert_eq!(replayed, 0);
+    let dead = Faults { lose_reply: 100, refuse_get: 100, ..Faults::default() };
+    let store = Store::for_test(Arc::new(FaultStore::new(inner, dead, 1)), 0);
+    let mut log = Log {
+        store,
+        term: 1,
+        next: 1,
+        closed: false,
+        patience: Duration::from_millis(30),
+        settle: Settle::ByNonce,
+    };
+    assert!(matches!(log.append(vec![event("x")]).await, Err(LogError::InDoubt { seq: 1, .. })));
+    assert!(matches!(log.append(vec![event("y")]).await, Err(LogError::Closed)));
+}
+
+/// What a world of leaders over one faulty store came to.
+#[derive(Debug, Default)]
+struct Outcome {
+    acknowledged: Vec<String>,
+    replayed: Vec<String>,
+    faults: u64,
+    deposed_alone: bool,
+}
+
+impl Outcome {
+    /// The log's promises: what was acknowledged is there once and in its order; nobody is deposed by himself.
+    fn violation(&self) -> Option<String> {
+        let mut found: Vec<&String> =
+            self.replayed.iter().filter(|text| self.acknowledged.contains(text)).collect();
+        if found.len() != self.acknowledged.len()
+            || found.iter().zip(&self.acknowledged).any(|(a, b)| *a != b)
+        {
+            return Some(format!("acknowledged {:?}, replayed {:?}", self.acknowledged, self.replayed));
+        }
+        found.dedup();
+        if found.len() != self.acknowledged.len() {
+            return Some("an event is there twice".to_owned());
+        }
+        self.deposed_alone.then(|| "a leader without a rival was deposed".to_owned())
+    }
+}
+
+/// Leaders take over from one another (the former ones go on appending) over a store that fails.
+async fn world(seed: u64, script: &[(usize, bool)], settle: Settle) -> Outcome {
+    let inner = Arc::new(InMemory::new());
+    let faults = Faults { refuse_put: 15, lose_reply: 25, refuse_get: 15 };
+    let fault_store = Arc::new(FaultStore::new(inner.clone(), faults, seed));
+    let store = Store::for_test(fault_store.clone(), 2);
+    let patience = Duration::from_secs(1);
+    let mut outcome = Outcome::default();
+    let mut leaders: Vec<Log> = Vec::new();
+    for (step, (who, elect)) in script.iter().enumerate() {
+        if *elect || leaders.is_empty() {
+            match Log::lead_with(store.clone(), "leader", patience, settle).await {
+                Ok((log, _)) => leaders.push(log),
+                Err(LogError::Deposed { .. }) => outcome.deposed_alone = true,
+                Err(LogError::Store(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+            continue;
+        }
+        let index = who % leaders.len();
+        let current = index + 1 == leaders.len();
+        let text = format!("{step}");
+        match leaders[index].append(vec![event(&text)]).await {
+            Ok(_) => outcome.acknowledged.push(text),
+            Err(LogError::Deposed { .. }) if current => outcome.deposed_alone = true,
+            Err(_) => {}
+        }
+    }
+    outcome.replayed = texts(&read(&Store::for_test(inner, 0)).await.unwrap().records);
+    outcome.faults = fault_store.struck.load(Ordering::Relaxed);
+    outcome
+}
+
+fn scripts() -> impl Strategy<Value = Vec<(usize, bool)>> {
+    prop::collection::vec((0..4usize, prop::bool::weighted(0.2)), 20..40)
+}
+
+fn run(seed: u64, script: &[(usize, bool)], settle: Settle) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(world(seed, script, settle))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn acknowledged_events_are_there_once_whatever_the_store_does(seed in any::<u64>(), script in scripts()) {
+        let outcome = run(seed, &script, Settle::ByNonce);
+        prop_assert!(outcome.faults > 0, "no fault struck");
+        prop_assert_eq!(outcome.violation(), None);
+    }
+}
+
+/// The property above would notice a log without its nonce check.
+#[test]
+fn the_property_catches_planted_bugs() {
+    let script: Vec<(usize, bool)> = (0..30).map(|step| (step, step % 5 == 0)).collect();
+    for settle in [Settle::AlwaysMine, Settle::NeverMine] {
+        let caught = (0..40).filter(|seed| run(*seed, &script, settle).violation().is_some()).count();
+        assert!(caught > 0, "{settle:?} went unnoticed");
+    }
+}
+
+#[tokio::test]
+async fn of_many_that_stand_for_election_at_once_one_leads() {
+    let store = Store::in_memory();
+    let tries = (0..8).map(|n| {
+        let store = store.clone();
+        tokio::spawn(async move { Log::lead(store, &format!("c{n}")).await })
+    });
+    let mut leaders = Vec::new();
+    for done in futures::future::join_all(tries).await {
+        match done.unwrap() {
+            Ok((log, _)) => leaders.push(log),
+            Err(error) => assert!(matches!(error, LogError::Deposed { .. }), "{error}"),
+        }
+    }
+    let mut last = leaders.into_iter().max_by_key(Log::term).unwrap();
+    last.append(vec![event("x")]).await.unwrap();
+    assert_eq!(texts(&read(&store).await.unwrap().records), ["x"]);
+}

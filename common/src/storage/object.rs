@@ -1,0 +1,220 @@
+//! Hashed objects: immutable files of any size, known by size and BLAKE3.
+//!
+//! An object is the key itself and a small sidecar `{key}.b3` that holds its size and hash. The bytes are
+//! hashed while they stream to a place nobody sees; only when they are whole and right do they appear under
+//! the key (one put, or the completion of a multipart upload), and the sidecar is created after them. The
+//! sidecar makes the object exist: a crash before it leaves bytes that nobody was told of, which the next
+//! writer of the key replaces.
+//!
+//! Writers of one key in one process are serialised at that last step, and the first one's content stays.
+//! Two processes do not write the same key with different content: keys carry a content hash or an attempt.
+
+use bytes::{Bytes, BytesMut};
+use foil_proto::v1;
+use object_store::{ObjectStoreExt, WriteMultipart};
+use serde::Deserialize;
+
+use super::{ByteStream, Put, Store, StoreError};
+
+/// What a sidecar's name ends in; no object's own key may.
+pub const SIDECAR: &str = ".b3";
+
+/// Objects up to this size are held in memory and written at once; larger ones go in parts of this size.
+const PART_BYTES: usize = 8 << 20;
+
+/// Parts on their way while the next one fills.
+const PARTS_IN_FLIGHT: usize = 1;
+
+/// An object's size in bytes and its BLAKE3 in lower-case hex.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Digest {
+    pub size: u64,
+    pub blake3: String,
+}
+
+impl Digest {
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { size: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() }
+    }
+
+    /// The object with this digest under `key`; its path is left empty.
+    pub fn object(self, key: &str) -> v1::Object {
+        v1::Object { key: key.to_owned(), size: self.size, blake3: self.blake3, path: String::new() }
+    }
+
+    fn describe(&self) -> String {
+        format!("{} bytes of BLAKE3 {}", self.size, self.blake3)
+    }
+}
+
+impl From<&v1::Object> for Digest {
+    fn from(object: &v1::Object) -> Self {
+        Self { size: object.size, blake3: object.blake3.clone() }
+    }
+}
+
+impl Store {
+    /// Size and hash of an object; [`StoreError::NotFound`] where it was never finished.
+    pub async fn stat_object(&self, key: &str) -> Result<v1::Object, StoreError> {
+        Ok(self.digest(key).await?.object(key))
+    }
+
+    /// Writes a whole object. The same content again is fine; other content is [`StoreError::Conflict`].
+    pub async fn put_object(&self, key: &str, bytes: Bytes) -> Result<v1::Object, StoreError> {
+        let mut writer = self.write_object(key, Digest::of(&bytes)).await?;
+        writer.write(bytes).await?;
+        writer.finish().await
+    }
+
+    /// Starts writing an object whose size and hash are announced.
+    pub async fn write_object(&self, key: &str, announced: Digest) -> Result<ObjectWriter, StoreError> {
+        check_key(key)?;
+        let sink = if announced.size <= PART_BYTES as u64 {
+            Sink::Whole(BytesMut::new())
+        } else {
+            let upload = self.backend().put_multipart(&self.path(key)?).await;
+            let upload = upload.map_err(|error| self.failure("put", key, &error))?;
+            Sink::Parts(WriteMultipart::new_with_chunk_size(upload, PART_BYTES))
+        };
+        let hasher = blake3::Hasher::new();
+        Ok(ObjectWriter { store: self.clone(), key: key.to_owned(), announced, written: 0, hasher, sink })
+    }
+
+    /// A whole object, checked against its hash; for what fits in memory.
+    pub async fn read_object(&self, object: &v1::Object) -> Result<Bytes, StoreError> {
+        let bytes = self.get(&object.key).await?;
+        let (expected, found) = (Digest::from(object), Digest::of(&bytes));
+        if expected == found {
+            return Ok(bytes);
+        }
+        metrics::counter!("foil_object_verify_failures_total").increment(1);
+        Err(StoreError::Corrupt {
+            key: object.key.clone(),
+            expected: expected.describe(),
+            found: found.describe(),
+        })
+    }
+
+    /// An object and its bytes from `offset` on. A reader that starts at 0 can check the whole; this does not.
+    pub async fn stream_object(
+        &self,
+        key: &str,
+        offset: u64,
+    ) -> Result<(v1::Object, ByteStream), StoreError> {
+        let object = self.stat_object(key).await?;
+        let (size, stream) = self.stream(key, offset).await?;
+        if size == object.size {
+            return Ok((object, stream));
+        }
+        let (expected, found) = (format!("{} bytes", object.size), format!("{size} bytes"));
+        Err(StoreError::Corrupt { key: key.to_owned(), expected, found })
+    }
+
+    async fn digest(&self, key: &str) -> Result<Digest, StoreError> {
+        check_key(key)?;
+        let sidecar = format!("{key}{SIDECAR}");
+        let bytes = self.get(&sidecar).await.map_err(|error| match error {
+            StoreError::NotFound { location, .. } => StoreError::NotFound { location, key: key.to_owned() },
+            other => other,
+        })?;
+        serde_json::from_slice(&bytes).map_err(|error| StoreError::Corrupt {
+            key: sidecar,
+            expected: "a size and a hash in JSON".to_owned(),
+            found: error.to_string(),
+        })
+    }
+}
+
+fn check_key(key: &str) -> Result<(), StoreError> {
+    if key.ends_with(SIDECAR) {
+        let reason = "an object's key must not end in .b3";
+        return Err(StoreError::BadKey { key: key.to_owned(), reason });
+    }
+    super::key::validate(key)
+}
+
+enum Sink {
+    Whole(BytesMut),
+    Parts(WriteMultipart),
+}
+
+/// An object on its way into the store; nothing of it is seen before [`Self::finish`]. Dropping it gives up.
+pub struct ObjectWriter {
+    store: Store,
+    key: String,
+    announced: Digest,
+    written: u64,
+    hasher: blake3::Hasher,
+    sink: Sink,
+}
+
+impl ObjectWriter {
+    /// Takes the next bytes. Holds at most two parts in memory.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        self.written += bytes.len() as u64;
+        if self.written > self.announced.size {
+            return Err(self.mismatch(format!("more than {} bytes", self.announced.size)));
+        }
+        self.hasher.update(&bytes);
+        match &mut self.sink {
+            Sink::Whole(buffer) => buffer.extend_from_slice(&bytes),
+            Sink::Parts(parts) => {
+                let room = parts.wait_for_capacity(PARTS_IN_FLIGHT).await;
+                room.map_err(|error| self.store.failure("put", &self.key, &error))?;
+                parts.put(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks size and hash and makes the object exist; it is durable when this returns.
+    pub async fn finish(self) -> Result<v1::Object, StoreError> {
+        let found = Digest { size: self.written, blake3: self.hasher.finalize().to_hex().to_string() };
+        if found != self.announced {
+            let error = self.mismatch(found.describe());
+            self.abandon().await;
+            return Err(error);
+        }
+        let (store, key) = (self.store.clone(), self.key.clone());
+        let _only_one = store.lock(&key).await;
+        match store.digest(&key).await {
+            Ok(existing) => {
+                self.abandon().await;
+                return agreed(&key, existing, found);
+            }
+            Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        match self.sink {
+            Sink::Whole(buffer) => store.overwrite(&key, buffer.freeze()).await?,
+            Sink::Parts(parts) => {
+                parts.finish().await.map_err(|error| store.failure("put", &key, &error))?;
+            }
+        }
+        let sidecar = format!("{{\"size\":{},\"blake3\":\"{}\"}}\n", found.size, found.blake3);
+        match store.create(&format!("{key}{SIDECAR}"), sidecar.into()).await? {
+            Put::Created => Ok(found.object(&key)),
+            Put::Exists => agreed(&key, store.digest(&key).await?, found),
+        }
+    }
+
+    /// Drops what was written so far.
+    pub async fn abandon(self) {
+        if let Sink::Parts(parts) = self.sink
+            && let Err(error) = parts.abort().await
+        {
+            tracing::warn!(key = %self.key, %error, "an unfinished upload could not be removed");
+        }
+    }
+
+    fn mismatch(&self, found: String) -> StoreError {
+        StoreError::Mismatch { key: self.key.clone(), expected: self.announced.describe(), found }
+    }
+}
+
+fn agreed(key: &str, existing: Digest, offered: Digest) -> Result<v1::Object, StoreError> {
+    if existing == offered {
+        return Ok(existing.object(key));
+    }
+    Err(StoreError::Conflict { key: key.to_owned(), existing: existing.blake3, offered: offered.blake3 })
+}

@@ -1,0 +1,142 @@
+//! From a URL or a directory to a store.
+
+use std::path::{Path as FsPath, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, io};
+
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
+use url::Url;
+
+use super::{Store, StoreError};
+
+const KINDS: &str = "give a directory, or a URL of the form s3://bucket/prefix, gs://bucket/prefix, \
+                     az://container/prefix, file:///directory or memory:///";
+
+impl Store {
+    /// Opens a store: a directory (made where it is missing), `file://`, `memory://` (lost at exit),
+    /// `s3://`, `gs://` or `az://`. Cloud credentials come from the environment, by each provider's usual names.
+    ///
+    /// A local store syncs every file and its directory before a write is acknowledged.
+    pub fn open(url_or_directory: &str) -> Result<Self, StoreError> {
+        if !url_or_directory.contains("://") {
+            return open_directory(FsPath::new(url_or_directory));
+        }
+        let fail = |reason: String, advice| StoreError::Open {
+            location: redacted(url_or_directory),
+            reason,
+            advice,
+        };
+        let url = Url::parse(url_or_directory).map_err(|error| fail(error.to_string(), KINDS))?;
+        let (scheme, prefix) =
+            ObjectStoreScheme::parse(&url).map_err(|error| fail(error.to_string(), KINDS))?;
+        let credentials = |error: object_store::Error| {
+            fail(error.to_string(), "check the URL and the provider's credentials in the environment")
+        };
+        let inner: Arc<dyn ObjectStore> = match scheme {
+            ObjectStoreScheme::Local => {
+                let path =
+                    url.to_file_path().map_err(|()| fail("it names no local directory".into(), KINDS))?;
+                return open_directory(&path);
+            }
+            ObjectStoreScheme::Memory => Arc::new(InMemory::new()),
+            ObjectStoreScheme::AmazonS3 => {
+                let builder = AmazonS3Builder::from_env().with_url(url.as_str()).with_retry(inner_retries());
+                Arc::new(builder.build().map_err(credentials)?)
+            }
+            ObjectStoreScheme::GoogleCloudStorage => {
+                let builder =
+                    GoogleCloudStorageBuilder::from_env().with_url(url.as_str()).with_retry(inner_retries());
+                Arc::new(builder.build().map_err(credentials)?)
+            }
+            ObjectStoreScheme::MicrosoftAzure => {
+                let builder =
+                    MicrosoftAzureBuilder::from_env().with_url(url.as_str()).with_retry(inner_retries());
+                Arc::new(builder.build().map_err(credentials)?)
+            }
+            _ => return Err(fail(format!("{:?} is not a kind of store Foil knows", url.scheme()), KINDS)),
+        };
+        Ok(Self::new(inner, prefix, redacted(url_or_directory)))
+    }
+}
+
+/// The provider's own client handles throttling (it knows Retry-After); what outlasts this is tried again by [`Store`].
+fn inner_retries() -> RetryConfig {
+    RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
+}
+
+fn open_directory(directory: &FsPath) -> Result<Store, StoreError> {
+    let fail = |reason: String| StoreError::Open {
+        location: directory.display().to_string(),
+        reason,
+        advice: "give a directory that this user may write to",
+    };
+    if directory.as_os_str().is_empty() {
+        return Err(fail("the name is empty".into()));
+    }
+    let absolute = std::path::absolute(directory).map_err(|error| fail(error.to_string()))?;
+    make_directory(&absolute).map_err(|error| fail(error.to_string()))?;
+    let inner = LocalFileSystem::new_with_prefix(&absolute).map_err(|error| fail(error.to_string()))?;
+    let location = absolute.display().to_string();
+    Ok(Store::new(Arc::new(inner.with_fsync(true)), Path::default(), location))
+}
+
+/// Makes a directory with its missing parents, and syncs the directories whose entries changed.
+fn make_directory(directory: &FsPath) -> io::Result<()> {
+    let missing: Vec<PathBuf> =
+        directory.ancestors().take_while(|path| !path.exists()).map(FsPath::to_path_buf).collect();
+    fs::create_dir_all(directory)?;
+    for made in &missing {
+        if let Some(parent) = made.parent() {
+            fs::File::open(parent)?.sync_all()?;
+        }
+    }
+    Ok(())
+}
+
+/// The URL without a password or a query, which may hold a signature: locations appear in logs.
+fn redacted(text: &str) -> String {
+    let Ok(mut url) = Url::parse(text) else { return text.to_owned() };
+    url.set_query(None);
+    if url.password().is_some() && url.set_password(None).is_err() {
+        return format!("{}://…", url.scheme());
+    }
+    url.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_is_made_with_its_parents() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/b/c");
+        let store = Store::open(path.to_str().unwrap()).unwrap();
+        store.create("x/y", "hello".into()).await.unwrap();
+        assert_eq!(fs::read(path.join("x/y")).unwrap(), b"hello");
+    }
+
+    #[test]
+    fn errors_say_what_to_give_instead() {
+        let unknown = Store::open("ftp://host/x").unwrap_err().to_string();
+        assert!(unknown.contains("s3://bucket/prefix"), "{unknown}");
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let not_a_directory = Store::open(file.to_str().unwrap()).unwrap_err().to_string();
+        assert!(not_a_directory.contains("may write to"), "{not_a_directory}");
+    }
+
+    #[test]
+    fn secrets_do_not_reach_the_location() {
+        let text = redacted("s3://key:secret@bucket/p?sig=abc");
+        assert!(!text.contains("secret") && !text.contains("abc"), "{text}");
+    }
+}

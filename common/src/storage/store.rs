@@ -1,0 +1,261 @@
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tokio::sync::{Mutex, MutexGuard};
+use ulid::Ulid;
+
+use super::{StoreError, key};
+
+/// An object's bytes as they arrive.
+pub type ByteStream = BoxStream<'static, Result<Bytes, StoreError>>;
+
+/// What became of a create-once write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    Created,
+    /// The key is taken. After a reply was lost it may be this writer's own: who must know reads it back.
+    Exists,
+}
+
+/// One key of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub key: String,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// A place for immutable objects under validated keys. Cheap to clone; clones share everything.
+///
+/// Transient failures are tried again with jitter for about ten seconds.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    prefix: Path,
+    location: Arc<str>,
+    retry: ExponentialBuilder,
+    /// Serialise the last step of writing a hashed object, by key.
+    finishing: Arc<[Mutex<()>; 64]>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Store").field(&self.location).finish()
+    }
+}
+
+impl Store {
+    pub(super) fn new(inner: Arc<dyn ObjectStore>, prefix: Path, location: String) -> Self {
+        let retry = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(50))
+            .with_max_delay(Duration::from_secs(4))
+            .with_max_times(8)
+            .with_jitter();
+        let finishing = Arc::new(std::array::from_fn(|_| Mutex::new(())));
+        Self { inner, prefix, location: location.into(), retry, finishing }
+    }
+
+    /// A store in this process's memory.
+    pub fn in_memory() -> Self {
+        Self::new(Arc::new(object_store::memory::InMemory::new()), Path::default(), "memory:///".to_owned())
+    }
+
+    /// Where the store is, without secrets.
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+
+    /// Refuses a store that lets one key be created twice: the log's safety rests on that.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let key = format!("meta/probe/{}", Ulid::new());
+        let first = Bytes::from_static(b"first");
+        self.create(&key, first.clone()).await?;
+        let second = self.create(&key, Bytes::from_static(b"second")).await?;
+        let kept = self.get(&key).await?;
+        if let Err(error) = self.delete(&key).await {
+            tracing::warn!(%key, %error, "the probe object stays behind");
+        }
+        if second == Put::Exists && kept == first {
+            return Ok(());
+        }
+        Err(StoreError::NotExclusive { location: self.location.to_string() })
+    }
+
+    /// Writes a key that must not exist yet; the bytes are durable when this returns.
+    pub async fn create(&self, key: &str, bytes: Bytes) -> Result<Put, StoreError> {
+        self.with_retries("create", key, |path| {
+            let bytes = bytes.clone();
+            async move {
+                let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+                match self.inner.put_opts(&path, PutPayload::from_bytes(bytes), options).await {
+                    Ok(_) => Ok(Put::Created),
+                    // Some stores answer a failed `If-None-Match: *` as a failed precondition.
+                    Err(
+                        object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. },
+                    ) => Ok(Put::Exists),
+                    Err(error) => Err(error),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Writes a key whatever is there. Only for bytes that every writer of the key agrees on, and for advice.
+    pub(super) async fn overwrite(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.with_retries("put", key, |path| {
+            let bytes = bytes.clone();
+            async move { self.inner.put(&path, PutPayload::from_bytes(bytes)).await.map(drop) }
+        })
+        .await
+    }
+
+    /// A whole object; for what fits in memory.
+    pub async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
+        self.with_retries("get", key, |path| async move { self.inner.get(&path).await?.bytes().await }).await
+    }
+
+    /// Bytes `[range.start, range.end)` of an object, fewer where it ends before.
+    pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.with_retries("get", key, |path| {
+            let range = range.clone();
+            async move { self.inner.get_range(&path, range).await }
+        })
+        .await
+    }
+
+    /// An object's bytes from `offset` on, with the object's whole size. An offset at or behind the end gives no bytes.
+    pub async fn stream(&self, key: &str, offset: u64) -> Result<(u64, ByteStream), StoreError> {
+        let size = self.size(key).await?;
+        if offset >= size {
+            return Ok((size, futures::stream::empty().boxed()));
+        }
+        let result = self
+            .with_retries("get", key, |path| async move {
+                let range = Some(GetRange::Offset(offset));
+                self.inner.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await
+            })
+            .await?;
+        let (location, key) = (Arc::clone(&self.location), key.to_owned());
+        let stream = result
+            .into_stream()
+            .map_err(move |error| StoreError::from_object_store(&location, "get", &key, &error))
+            .boxed();
+        Ok((size, stream))
+    }
+
+    /// An object's size in bytes.
+    pub async fn size(&self, key: &str) -> Result<u64, StoreError> {
+        let meta = self.with_retries("head", key, |path| async move { self.inner.head(&path).await }).await?;
+        Ok(meta.size)
+    }
+
+    pub async fn exists(&self, key: &str) -> Result<bool, StoreError> {
+        match self.size(key).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All keys below `prefix` (whole parts: `meta/log` lists `meta/log/…`), sorted.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
+        let metas = self
+            .with_retries("list", prefix, |path| async move {
+                self.inner.list(Some(&path)).try_collect::<Vec<_>>().await
+            })
+            .await?;
+        let mut listed: Vec<Listed> = metas
+            .iter()
+            .filter_map(|meta| Some(Listed { key: self.key_of(&meta.location)?, size: meta.size }))
+            .collect();
+        listed.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(listed)
+    }
+
+    /// Deletes a key; a missing one is fine.
+    pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        match self.with_retries("delete", key, |path| async move { self.inner.delete(&path).await }).await {
+            Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn backend(&self) -> &dyn ObjectStore {
+        &*self.inner
+    }
+
+    pub(super) fn failure(
+        &self,
+        operation: &'static str,
+        key: &str,
+        error: &object_store::Error,
+    ) -> StoreError {
+        StoreError::from_object_store(&self.location, operation, key, error)
+    }
+
+    /// Holds back all others in this process that would finish an object under the same key.
+    pub(super) async fn lock(&self, key: &str) -> MutexGuard<'_, ()> {
+        let slot = usize::from(blake3::hash(key.as_bytes()).as_bytes()[0]) % self.finishing.len();
+        self.finishing[slot].lock().await
+    }
+
+    pub(super) fn path(&self, key: &str) -> Result<Path, StoreError> {
+        key::validate(key)?;
+        let whole = if self.prefix.is_root() { key.to_owned() } else { format!("{}/{key}", self.prefix) };
+        Path::parse(whole)
+            .map_err(|_| StoreError::BadKey { key: key.to_owned(), reason: "the store cannot hold it" })
+    }
+
+    fn key_of(&self, path: &Path) -> Option<String> {
+        let parts: Vec<_> = path.prefix_match(&self.prefix)?.collect();
+        Some(parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/"))
+    }
+
+    async fn with_retries<T, F, Fut>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        request: F,
+    ) -> Result<T, StoreError>
+    where
+        F: Fn(Path) -> Fut,
+        Fut: Future<Output = object_store::Result<T>>,
+    {
+        let path = self.path(key)?;
+        let once = || {
+            let reply = request(path.clone());
+            async move {
+                let result = reply.await.map_err(|error| self.failure(operation, key, &error));
+                let code = result.as_ref().err().map_or("ok", StoreError::code);
+                metrics::counter!("foil_objectstore_requests_total", "op" => operation, "code" => code)
+                    .increment(1);
+                result
+            }
+        };
+        once.retry(self.retry)
+            .when(StoreError::is_brief)
+            .notify(|error, delay| tracing::warn!(%error, ?delay, "trying the store again"))
+            .await
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// A store over any backend that tries again after a millisecond.
+    pub(crate) fn for_test(inner: Arc<dyn ObjectStore>, tries: usize) -> Self {
+        let quick = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_micros(100))
+            .with_max_delay(Duration::from_millis(1))
+            .with_max_times(tries);
+        Self { retry: quick, ..Self::new(inner, Path::default(), "test".to_owned()) }
+    }
+}

@@ -1,1 +1,0 @@
-//! The durable order of events; it alone writes the log.

@@ -1,0 +1,173 @@
+//! The durable order of events; it alone writes the log.
+//!
+//! What the coordinator decides counts from the moment its event is here. Events waiting while one record is
+//! on its way to the store go together into the next one (group commit), in the order they were given.
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use foil_common::storage::Store;
+use foil_common::storage::log::{Entry, Log, LogError, Record};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Events of one record stop being gathered beyond so many bytes.
+const RECORD_BYTES: usize = 1 << 20;
+
+/// Why the journal could not be read or written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum JournalError {
+    #[error(transparent)]
+    Log(#[from] Arc<LogError>),
+    #[error(
+        "event {index} of the log record {key} cannot be read: {reason}; run the version of Foil that wrote it, or \
+         a later one"
+    )]
+    Unreadable { key: String, index: usize, reason: String },
+    #[error("an event would not be readable again ({0}); this is a bug in Foil, please report it")]
+    Unencodable(String),
+    #[error("the journal has ended after an earlier failure; start the coordinator again")]
+    Ended,
+}
+
+impl JournalError {
+    /// Whether another coordinator has taken over.
+    pub fn is_deposed(&self) -> bool {
+        matches!(self, Self::Log(error) if matches!(**error, LogError::Deposed { .. }))
+    }
+}
+
+/// The leader's hand on the log, for events of type `E`. Cheap to clone.
+///
+/// After an error nothing more can be appended, and what was in flight is unknown: the process must end, and
+/// the next one learns from the log what holds.
+pub struct Journal<E> {
+    term: u64,
+    queue: mpsc::UnboundedSender<Waiting>,
+    failed: watch::Receiver<Option<JournalError>>,
+    events: PhantomData<fn(E)>,
+}
+
+struct Waiting {
+    events: Vec<Bytes>,
+    reply: oneshot::Sender<Result<u64, JournalError>>,
+}
+
+impl<E> Clone for Journal<E> {
+    fn clone(&self) -> Self {
+        let (queue, failed) = (self.queue.clone(), self.failed.clone());
+        Self { term: self.term, queue, failed, events: PhantomData }
+    }
+}
+
+impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
+    /// Becomes the store's leader and gives all events so far. `leader` names this process to people.
+    ///
+    /// Must run within a tokio runtime: a task of its own writes the log until all clones are dropped.
+    pub async fn open(store: Store, leader: &str) -> Result<(Self, Vec<E>), JournalError> {
+        let (log, records) = Log::lead(store, leader).await.map_err(Arc::new)?;
+        let events =
+            records.iter().map(decode).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        let term = log.term();
+        let (queue, waiting) = mpsc::unbounded_channel();
+        let (failure, failed) = watch::channel(None);
+        tokio::spawn(write(log, waiting, failure));
+        Ok((Self { term, queue, failed, events: PhantomData }, events))
+    }
+
+    /// The term this process leads in.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Makes events durable, all or none, and gives the number of their record.
+    ///
+    /// The call itself gives the events their place; the future only waits, and dropping it takes nothing back.
+    /// So whoever owns the state may go on, as long as nothing leaves the process before the future is done.
+    pub fn append(
+        &self,
+        events: &[E],
+    ) -> impl Future<Output = Result<u64, JournalError>> + Send + 'static + use<E> {
+        let failed = self.failed.clone();
+        let encoded = events.iter().map(encode).collect::<Result<Vec<_>, _>>();
+        let (reply, answer) = oneshot::channel();
+        let sent = encoded.map(|events| self.queue.send(Waiting { events, reply }).is_ok());
+        async move {
+            match sent {
+                Ok(true) => answer.await.unwrap_or(Err(JournalError::Ended)),
+                Ok(false) => Err(failed.borrow().clone().unwrap_or(JournalError::Ended)),
+                Err(unencodable) => Err(unencodable),
+            }
+        }
+    }
+
+    /// Waits until the journal fails, however long that takes.
+    pub async fn failure(&self) -> JournalError {
+        let mut failed = self.failed.clone();
+        match failed.wait_for(Option::is_some).await {
+            Ok(error) => error.clone().unwrap_or(JournalError::Ended),
+            Err(_) => JournalError::Ended,
+        }
+    }
+}
+
+/// Events are MessagePack with field names: floats keep their bits (NaN too), and fields may be added later.
+fn encode<E: Serialize + DeserializeOwned>(event: &E) -> Result<Bytes, JournalError> {
+    let bytes =
+        rmp_serde::to_vec_named(event).map_err(|error| JournalError::Unencodable(error.to_string()))?;
+    // One event that cannot be read would lock every later coordinator out of the whole log.
+    rmp_serde::from_slice::<E>(&bytes).map_err(|error| JournalError::Unencodable(error.to_string()))?;
+    Ok(bytes.into())
+}
+
+fn decode<E: DeserializeOwned>(record: &Record) -> Result<Vec<E>, JournalError> {
+    let Some(Entry::Events(events)) = &record.entry else { return Ok(Vec::new()) };
+    let one = |(index, bytes): (usize, &Bytes)| {
+        rmp_serde::from_slice(bytes).map_err(|error| JournalError::Unreadable {
+            key: foil_common::storage::log::key(record.seq),
+            index,
+            reason: error.to_string(),
+        })
+    };
+    events.events.iter().enumerate().map(one).collect()
+}
+
+/// Writes one record after another until nobody is left to ask for it or one fails.
+async fn write(
+    mut log: Log,
+    mut waiting: mpsc::UnboundedReceiver<Waiting>,
+    failure: watch::Sender<Option<JournalError>>,
+) {
+    while let Some(first) = waiting.recv().await {
+        let (events, replies) = gather(first, &mut waiting);
+        match log.append(events).await {
+            Ok(seq) => replies.into_iter().for_each(|reply| drop(reply.send(Ok(seq)))),
+            Err(error) => {
+                let error = JournalError::Log(Arc::new(error));
+                failure.send_replace(Some(error.clone()));
+                replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
+                return;
+            }
+        }
+    }
+}
+
+type Reply = oneshot::Sender<Result<u64, JournalError>>;
+
+fn gather(first: Waiting, waiting: &mut mpsc::UnboundedReceiver<Waiting>) -> (Vec<Bytes>, Vec<Reply>) {
+    let (mut events, mut replies) = (first.events, vec![first.reply]);
+    let mut bytes: usize = events.iter().map(Bytes::len).sum();
+    while bytes < RECORD_BYTES {
+        let Ok(next) = waiting.try_recv() else { break };
+        bytes += next.events.iter().map(Bytes::len).sum::<usize>();
+        events.extend(next.events);
+        replies.push(next.reply);
+    }
+    (events, replies)
+}

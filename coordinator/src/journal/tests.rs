@@ -1,0 +1,100 @@
+use foil_proto::v1;
+use serde::Deserialize;
+
+use super::*;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Event {
+    Submitted { job: v1::Job },
+    Measured { value: f64 },
+    Numbered { number: u64 },
+}
+
+fn number(number: u64) -> Event {
+    Event::Numbered { number }
+}
+
+/// Values whose bits a decimal text form may lose, and kinds whose JSON mapping is peculiar.
+fn job() -> v1::Job {
+    let metric = |value| v1::Metric { name: "m".into(), value, se: Some(f64::MIN_POSITIVE) };
+    v1::Job {
+        id: "job".into(),
+        state: v1::JobState::Running.into(),
+        revision: u64::MAX,
+        spec: Some(v1::JobSpec {
+            seed: Some(u32::MAX),
+            policy_step: Some(v1::PolicyStepSpec {
+                learning_rate: vec![5e-6, 0.1 + 0.2, 1.0 / 3.0],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        submitted_at: Some(pbjson_types::Timestamp { seconds: 1_700_000_000, nanos: 123_456_789 }),
+        start: vec![metric(f64::MAX), metric(-0.0), metric(f64::NEG_INFINITY)],
+        failure: Some(v1::JobFailure { rank: Some(0), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn wire_types_come_back_bit_for_bit() {
+    let store = Store::in_memory();
+    let (journal, _) = Journal::open(store.clone(), "a").await.unwrap();
+    let events = [Event::Submitted { job: job() }, Event::Measured { value: 0.1 + 0.7 }, number(u64::MAX)];
+    journal.append(&events).await.unwrap();
+    journal.append(&[Event::Measured { value: f64::NAN }]).await.unwrap();
+    let (_, replayed) = Journal::<Event>::open(store, "b").await.unwrap();
+    assert_eq!(replayed[..3], events);
+    assert!(matches!(replayed[3], Event::Measured { value } if value.is_nan()));
+}
+
+#[tokio::test]
+async fn appends_at_once_share_records_and_keep_their_order() {
+    let store = Store::in_memory();
+    let (journal, _) = Journal::open(store.clone(), "a").await.unwrap();
+    let appends: Vec<[Event; 1]> = (0..200).map(|n| [number(n)]).collect();
+    let waiting: Vec<_> = appends.iter().map(|event| journal.append(event)).collect();
+    let records = futures::future::try_join_all(waiting).await.unwrap();
+    assert!(records.last().unwrap() < &20, "200 appends made {} records", records.last().unwrap());
+    let (_, replayed) = Journal::<Event>::open(store, "b").await.unwrap();
+    assert_eq!(replayed, appends.concat());
+}
+
+#[tokio::test]
+async fn a_deposed_leader_learns_it_and_ends() {
+    let store = Store::in_memory();
+    let (old, _) = Journal::<Event>::open(store.clone(), "old").await.unwrap();
+    let (new, _) = Journal::<Event>::open(store.clone(), "new").await.unwrap();
+    assert!(new.term() > old.term());
+    assert!(old.append(&[number(1)]).await.unwrap_err().is_deposed());
+    assert!(old.failure().await.is_deposed());
+    assert!(old.append(&[number(2)]).await.unwrap_err().is_deposed());
+    new.append(&[number(3)]).await.unwrap();
+    let (_, replayed) = Journal::<Event>::open(store, "third").await.unwrap();
+    assert_eq!(replayed, [number(3)]);
+}
+
+#[tokio::test]
+async fn an_event_that_could_not_be_read_again_is_refused() {
+    #[derive(Debug, Serialize, Deserialize)]
+    struct OneWay {
+        #[serde(serialize_with = "as_text")]
+        number: u64,
+    }
+    fn as_text<S: serde::Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&number.to_string())
+    }
+    let (journal, _) = Journal::open(Store::in_memory(), "a").await.unwrap();
+    let refused = journal.append(&[OneWay { number: 1 }]).await.unwrap_err();
+    assert!(matches!(refused, JournalError::Unencodable(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn events_of_an_unknown_kind_are_an_error_that_names_the_record() {
+    let store = Store::in_memory();
+    let (journal, _) = Journal::open(store.clone(), "a").await.unwrap();
+    journal.append(&["not an event".to_owned()]).await.unwrap();
+    let error = Journal::<Event>::open(store, "b").await.err().unwrap().to_string();
+    assert!(error.contains("meta/log/00000000000000000001"), "{error}");
+}
