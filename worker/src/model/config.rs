@@ -3,6 +3,8 @@
 mod export;
 mod hf;
 mod rope;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 

@@ -1,5 +1,9 @@
 //! What holds of every model, on tiny random ones.
 
+mod cache;
+mod checkpoints;
+mod parameters;
+
 use std::cell::RefCell;
 
 use serde_json::json;

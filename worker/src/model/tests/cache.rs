@@ -1,0 +1,106 @@
+//! The key/value cache: slots, copies and their limits.
+
+use tch::{Device, Tensor};
+
+use super::super::{Inference, KvCache, Precision, TokenBatch};
+use super::{alone, distance, llama, model, qwen3, rows};
+
+fn prefill(inference: &Inference<'_>, cache: &mut KvCache, row: &[u32], slot: usize) -> Tensor {
+    let batch = TokenBatch::from_rows(&[row], Device::Cpu).unwrap();
+    inference.prefill(&batch, cache, &[slot]).unwrap()
+}
+
+#[test]
+fn one_prefill_serves_all_samples_of_a_prompt() {
+    let model = model(&qwen3());
+    let inference = model.inference(Precision::Fp32);
+    let mut cache = inference.new_cache(4, 16);
+    let _ = prefill(&inference, &mut cache, &[5, 6, 7], 0);
+    cache.copy_slots(&[(0, 1), (0, 2), (0, 3)]).unwrap();
+    let samples = [8, 9, 10, 11];
+    let hidden = inference.decode(&samples, &mut cache, &[0, 1, 2, 3]).unwrap();
+    let rows: Vec<Vec<u32>> = samples.iter().map(|&token| vec![5, 6, 7, token]).collect();
+    assert!(distance(&hidden, &alone(&model, &rows, Precision::Fp32)) < 1e-6);
+}
+
+#[test]
+fn a_moved_row_goes_on_and_its_old_slot_is_free() {
+    let model = model(&llama());
+    let inference = model.inference(Precision::Fp32);
+    let mut cache = inference.new_cache(3, 32);
+    let rows = &rows()[..3];
+    let batch = TokenBatch::from_rows(rows, Device::Cpu).unwrap();
+    let _ = inference.prefill(&batch, &mut cache, &[0, 1, 2]).unwrap();
+    // Row 0 is done; the last row takes its place, and a new short prompt the slot that a longer one had.
+    cache.move_slot(2, 0).unwrap();
+    assert_eq!((cache.length(0), cache.length(2)), (1, 0));
+    cache.clear(1);
+    let _ = prefill(&inference, &mut cache, &[4, 4], 1);
+    let hidden = inference.decode(&[20, 21], &mut cache, &[0, 1]).unwrap();
+    let expected = vec![vec![40, 20], vec![4, 4, 21]];
+    assert!(distance(&hidden, &alone(&model, &expected, Precision::Fp32)) < 1e-6);
+}
+
+#[test]
+fn slots_can_be_exchanged_at_once() {
+    let model = model(&llama());
+    let inference = model.inference(Precision::Fp32);
+    let mut cache = inference.new_cache(2, 16);
+    let _ = prefill(&inference, &mut cache, &[3, 4, 5, 6], 0);
+    let _ = prefill(&inference, &mut cache, &[7], 1);
+    cache.copy_slots(&[(0, 1), (1, 0)]).unwrap();
+    let hidden = inference.decode(&[8, 9], &mut cache, &[0, 1]).unwrap();
+    let expected = vec![vec![7, 8], vec![3, 4, 5, 6, 9]];
+    assert!(distance(&hidden, &alone(&model, &expected, Precision::Fp32)) < 1e-6);
+}
+
+#[test]
+fn bf16_decoding_follows_the_bf16_forward() {
+    let model = model(&llama());
+    let inference = model.inference(Precision::Bf16);
+    let mut cache = inference.new_cache(4, 16);
+    let mut rows = rows();
+    let batch = TokenBatch::from_rows(&rows, Device::Cpu).unwrap();
+    let _ = inference.prefill(&batch, &mut cache, &[0, 1, 2, 3]).unwrap();
+    let hidden = inference.decode(&[1, 2, 3, 4], &mut cache, &[0, 1, 2, 3]).unwrap();
+    for (row, token) in rows.iter_mut().zip(1..) {
+        row.push(token);
+    }
+    assert!(distance(&hidden, &alone(&model, &rows, Precision::Bf16)) < 0.02);
+    assert_eq!(inference.logits(&hidden).kind(), tch::Kind::Float);
+}
+
+#[test]
+fn the_same_steps_give_the_same_bits() {
+    let model = model(&llama());
+    let run = || {
+        let inference = model.inference(Precision::Fp32);
+        let mut cache = inference.new_cache(4, 20);
+        let batch = TokenBatch::from_rows(&rows(), Device::Cpu).unwrap();
+        let _ = inference.prefill(&batch, &mut cache, &[0, 1, 2, 3]).unwrap();
+        let hidden = inference.decode(&[1, 2, 3, 4], &mut cache, &[0, 1, 2, 3]).unwrap();
+        inference.logits(&hidden)
+    };
+    assert!(run().equal(&run()));
+}
+
+#[test]
+fn misuse_is_an_error_that_says_which_slot() {
+    let model = model(&llama());
+    let inference = model.inference(Precision::Fp32);
+    let mut cache = inference.new_cache(2, 4);
+    let batch = |row: &[u32]| TokenBatch::from_rows(&[row], Device::Cpu).unwrap();
+    let too_long = inference.prefill(&batch(&[1, 2, 3, 4, 5]), &mut cache, &[0]);
+    assert!(too_long.unwrap_err().to_string().contains("5 tokens"));
+    assert!(
+        inference.prefill(&batch(&[1]), &mut cache, &[2]).unwrap_err().to_string().contains("slot 2 of 2")
+    );
+    assert!(inference.prefill(&batch(&[1]), &mut cache, &[0, 1]).is_err());
+    assert!(inference.decode(&[1], &mut cache, &[0]).unwrap_err().to_string().contains("holds no sequence"));
+    let _ = prefill(&inference, &mut cache, &[1, 2, 3, 4], 0);
+    assert!(inference.decode(&[1], &mut cache, &[0]).unwrap_err().to_string().contains("slot 0 is full"));
+    assert!(inference.decode(&[1, 1], &mut cache, &[0, 0]).unwrap_err().to_string().contains("twice"));
+    assert!(inference.decode(&[], &mut cache, &[]).is_err());
+    assert!(cache.copy_slots(&[(0, 1), (0, 1)]).is_err());
+    assert_eq!(KvCache::bytes(model.config(), 2, 4, Precision::Fp32), 3 * 2 * 2 * 4 * 16 * 4);
+}

@@ -1,0 +1,135 @@
+//! The models against transformers: tests/fixtures/model, made by scripts/fixtures/model.py.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests to a reader, not to clippy
+
+mod model_support;
+
+use foil_worker::model::{
+    DecoderConfig, Inference, LanguageModel, Parameters, Precision, RewardModel, TokenBatch,
+};
+use model_support::{Fixture, distance, shared};
+use tch::{Device, Kind, Tensor};
+
+const BOUND: f64 = 1e-5;
+
+/// The real tokens' rows of `[batch, seq, width]`.
+fn real(tensor: &Tensor, batch: &TokenBatch) -> Tensor {
+    tensor.flatten(0, 1).index_select(0, &batch.mask().flatten(0, 1).nonzero().squeeze_dim(1))
+}
+
+fn assert_close(what: &str, fixture: &Fixture, ours: &Tensor, theirs: &Tensor) {
+    let distance = distance(ours, theirs);
+    println!("{:20} {what:40} {distance:.1e}", fixture.name);
+    assert!(distance <= BOUND, "{}: {what}: relative distance {distance:e}", fixture.name);
+}
+
+fn assert_gradients(fixture: &Fixture, parameters: &Parameters) {
+    let mut ours = Vec::new();
+    let mut theirs = Vec::new();
+    for (name, tensor) in parameters.iter() {
+        let expected = fixture.get(&format!("grad.{name}"));
+        assert_close(&format!("grad {name}"), fixture, &tensor.grad(), expected);
+        ours.push(tensor.grad().flatten(0, -1));
+        theirs.push(expected.flatten(0, -1));
+    }
+    assert_close("grad of all", fixture, &Tensor::cat(&ours, 0), &Tensor::cat(&theirs, 0));
+}
+
+#[test]
+fn hidden_states_logits_and_gradients_are_those_of_transformers() {
+    for fixture in Fixture::language_models() {
+        let model = LanguageModel::load(&fixture.dir, Device::Cpu).unwrap();
+        model.parameters().set_requires_grad(true);
+        let batch = TokenBatch::from_rows(&fixture.rows("lengths"), Device::Cpu).unwrap();
+        let hidden = model.forward(&batch, Precision::Fp32);
+        let logits = model.logits(&hidden);
+        assert_close("hidden", &fixture, &real(&hidden, &batch), &real(fixture.get("hidden"), &batch));
+        assert_close("logits", &fixture, &real(&logits, &batch), &real(fixture.get("logits"), &batch));
+
+        let seq = batch.seq();
+        let targets = batch.ids.narrow(1, 1, seq - 1).unsqueeze(-1);
+        let log_probs = logits
+            .narrow(1, 0, seq - 1)
+            .log_softmax(-1, Kind::Float)
+            .gather(-1, &targets, false)
+            .squeeze_dim(-1);
+        let loss = -log_probs.masked_select(&batch.mask().narrow(1, 1, seq - 1)).mean(Kind::Float);
+        assert_close("loss", &fixture, &loss, fixture.get("loss"));
+        loss.backward();
+        assert_gradients(&fixture, model.parameters());
+    }
+}
+
+#[test]
+fn scores_and_gradients_are_those_of_sequence_classification() {
+    for fixture in Fixture::rewards() {
+        let model = RewardModel::load(&fixture.dir, Device::Cpu).unwrap();
+        model.parameters().set_requires_grad(true);
+        let batch = TokenBatch::from_rows(&fixture.rows("lengths"), Device::Cpu).unwrap();
+        let scores = model.scores(&batch, Precision::Fp32);
+        assert_close("scores", &fixture, &scores, fixture.get("scores"));
+        let loss = (scores * Tensor::from_slice(&[1.0_f32, -2.0, 3.0, -4.0])).sum(Kind::Float);
+        assert_close("loss", &fixture, &loss, fixture.get("loss"));
+        loss.backward();
+        assert_gradients(&fixture, model.parameters());
+    }
+}
+
+/// Continues all prompts together, `count` tokens each.
+fn greedy(inference: &Inference<'_>, prompts: &[Vec<u32>], count: usize) -> Vec<Vec<u32>> {
+    let longest = prompts.iter().map(Vec::len).max().unwrap();
+    let slots: Vec<usize> = (0..prompts.len()).collect();
+    let mut cache = inference.new_cache(slots.len(), longest + count);
+    let batch = TokenBatch::from_rows(prompts, Device::Cpu).unwrap();
+    let mut hidden = inference.prefill(&batch, &mut cache, &slots).unwrap();
+    let mut answers = vec![Vec::new(); prompts.len()];
+    loop {
+        let best: Vec<i64> = Vec::try_from(inference.logits(&hidden).argmax(-1, false)).unwrap();
+        let next: Vec<u32> = best.into_iter().map(|id| id as u32).collect();
+        for (answer, id) in answers.iter_mut().zip(&next) {
+            answer.push(*id);
+        }
+        if answers[0].len() == count {
+            return answers;
+        }
+        hidden = inference.decode(&next, &mut cache, &slots).unwrap();
+    }
+}
+
+#[test]
+fn greedy_continuations_are_those_of_generate() {
+    for fixture in Fixture::language_models() {
+        let model = LanguageModel::load(&fixture.dir, Device::Cpu).unwrap();
+        let expected = fixture.ids("greedy");
+        let answers = greedy(&model.inference(Precision::Fp32), &fixture.rows("prompts"), expected[0].len());
+        assert_eq!(answers, expected, "{}", fixture.name);
+    }
+}
+
+#[test]
+fn stories260k_tells_the_expected_story() {
+    let Some(shared) = shared("the greedy story of stories260K") else { return };
+    let dir = shared.join("models/stories260K");
+    let model = LanguageModel::load(&dir, Device::Cpu).unwrap();
+    let tokenizer = tokenizers::Tokenizer::from_file(dir.join("tokenizer.json")).unwrap();
+    let expected = std::fs::read_to_string(dir.join("expected_greedy_200.txt")).unwrap();
+
+    let start = vec![model.config().bos_token_id.unwrap()];
+    let told = greedy(&model.inference(Precision::Fp32), &[start], 200).remove(0);
+    let text = tokenizer.decode(&told, true).unwrap();
+    assert_eq!(text.trim(), expected.trim());
+    let listed: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.join("greedy_ids.json")).unwrap()).unwrap();
+    let listed: Vec<u32> = serde_json::from_value(listed["greedy_ids_first60_f32_numpy"].clone()).unwrap();
+    assert_eq!(told[..listed.len()], listed);
+}
+
+#[test]
+fn the_fixtures_cover_every_family() {
+    let mut families: Vec<_> = Fixture::all()
+        .iter()
+        .map(|fixture| DecoderConfig::load(&fixture.dir).unwrap().family.model_type())
+        .collect();
+    families.sort_unstable();
+    families.dedup();
+    assert_eq!(families, ["llama", "mistral", "qwen2", "qwen3"]);
+}
