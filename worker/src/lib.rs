@@ -3,6 +3,10 @@
 pub mod agent;
 pub mod collective;
 pub mod evaluate;
+pub mod exit;
+pub mod failpoint;
+#[cfg(test)]
+mod fake_coordinator;
 pub mod generate;
 pub mod model;
 pub mod objective;

@@ -1,0 +1,139 @@
+//! The devices an agent offers: CPU slots, or GPUs by UUID.
+
+use std::fs;
+use std::process::Command;
+
+use foil_proto::v1;
+
+/// What ranks compute on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DeviceKind {
+    Cpu,
+    Cuda,
+}
+
+impl DeviceKind {
+    /// The name on the wire and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error(
+        "cannot run nvidia-smi, which lists the GPUs: {0}; install the NVIDIA driver or use --device cpu"
+    )]
+    NoTool(std::io::Error),
+    #[error("nvidia-smi failed: {0}; check the driver with `nvidia-smi`, or use --device cpu")]
+    ToolFailed(String),
+    #[error("a line of nvidia-smi's is not `index, uuid, name, memory`: `{0}`; please report it")]
+    Unreadable(String),
+    #[error(
+        "--ranks asks for {wanted} GPUs and {found} can be seen; ask for fewer or check CUDA_VISIBLE_DEVICES"
+    )]
+    TooFew { wanted: usize, found: usize },
+}
+
+/// `ranks` slots of a CPU (default 1), or the GPUs this process may see (default all, else the first `ranks`).
+pub fn list(kind: DeviceKind, ranks: Option<usize>) -> Result<Vec<v1::Device>, DeviceError> {
+    match kind {
+        DeviceKind::Cpu => Ok(cpu_slots(ranks.unwrap_or(1))),
+        DeviceKind::Cuda => {
+            let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+            let mut gpus = parse_gpus(&query_gpus()?, visible.as_deref())?;
+            let wanted = ranks.unwrap_or(gpus.len().max(1));
+            if gpus.len() < wanted {
+                return Err(DeviceError::TooFew { wanted, found: gpus.len() });
+            }
+            gpus.truncate(wanted);
+            Ok(gpus)
+        }
+    }
+}
+
+fn cpu_slots(slots: usize) -> Vec<v1::Device> {
+    let memory_bytes = host_memory_bytes();
+    (0..slots)
+        .map(|slot| v1::Device {
+            id: format!("cpu:{slot}"),
+            kind: "cpu".to_owned(),
+            name: "CPU".to_owned(),
+            memory_bytes,
+        })
+        .collect()
+}
+
+/// 0 where /proc does not tell.
+fn host_memory_bytes() -> u64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .and_then(|kib| kib.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+fn query_gpus() -> Result<String, DeviceError> {
+    let output = Command::new("nvidia-smi")
+        .args(["--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"])
+        .output()
+        .map_err(DeviceError::NoTool)?;
+    if !output.status.success() {
+        let said =
+            String::from_utf8_lossy(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
+        return Err(DeviceError::ToolFailed(said.trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Keeps what CUDA_VISIBLE_DEVICES names, by index or by UUID, in nvidia-smi's order.
+fn parse_gpus(listing: &str, visible: Option<&str>) -> Result<Vec<v1::Device>, DeviceError> {
+    let mut gpus = Vec::new();
+    for line in listing.lines().filter(|line| !line.trim().is_empty()) {
+        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        let [index, uuid, name, mebibytes] = fields[..] else {
+            return Err(DeviceError::Unreadable(line.to_owned()));
+        };
+        let seen =
+            visible.is_none_or(|list| list.split(',').map(str::trim).any(|one| one == index || one == uuid));
+        if seen {
+            gpus.push(v1::Device {
+                id: uuid.to_owned(),
+                kind: "cuda".to_owned(),
+                name: name.to_owned(),
+                // Some boards report "[N/A]".
+                memory_bytes: mebibytes.parse::<u64>().unwrap_or(0) * 1024 * 1024,
+            });
+        }
+    }
+    Ok(gpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_slots_are_numbered() {
+        let slots = list(DeviceKind::Cpu, Some(3)).unwrap();
+        assert_eq!(slots.iter().map(|d| d.id.as_str()).collect::<Vec<_>>(), ["cpu:0", "cpu:1", "cpu:2"]);
+        assert!(slots[0].memory_bytes > 0);
+    }
+
+    #[test]
+    fn gpus_are_named_by_uuid_and_visible_devices_are_heeded() {
+        let listing = "0, GPU-aa, NVIDIA H200, 143771\n1, GPU-bb, NVIDIA H200, 143771\n";
+        let all = parse_gpus(listing, None).unwrap();
+        assert_eq!(all.len(), 2);
+        assert_eq!((all[0].id.as_str(), all[0].memory_bytes), ("GPU-aa", 143_771 * 1024 * 1024));
+        assert_eq!(parse_gpus(listing, Some("1")).unwrap()[0].id, "GPU-bb");
+        assert_eq!(parse_gpus(listing, Some("GPU-aa")).unwrap()[0].id, "GPU-aa");
+        assert!(parse_gpus(listing, Some("")).unwrap().is_empty());
+        assert!(matches!(parse_gpus("No devices were found", None), Err(DeviceError::Unreadable(_))));
+    }
+}

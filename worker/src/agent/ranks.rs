@@ -1,0 +1,151 @@
+//! The rank processes of this agent: starting, stopping, forgetting.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use foil_proto::v1;
+use tokio::sync::mpsc;
+
+use super::process::RankProcess;
+use super::spawner::Spawner;
+
+/// How a rank process is started, whatever its session.
+#[derive(Clone, Debug)]
+pub struct RankProgram {
+    /// `foil-worker` itself.
+    pub program: PathBuf,
+    /// Put before the arguments of a session.
+    pub arguments: Vec<String>,
+    pub coordinator: String,
+    pub advertise_address: String,
+    /// Each session gets a directory of its own in it, removed at its end.
+    pub work_dir: PathBuf,
+}
+
+/// Live processes by session.
+#[derive(Debug)]
+pub(super) struct Ranks {
+    program: RankProgram,
+    spawner: Spawner,
+    live: BTreeMap<String, RankProcess>,
+    exits: mpsc::UnboundedSender<v1::RankExited>,
+}
+
+impl Ranks {
+    /// Ends of processes are sent on `exits`; each must be handed to [`Ranks::forget`].
+    pub(super) fn new(
+        program: RankProgram,
+        exits: mpsc::UnboundedSender<v1::RankExited>,
+    ) -> std::io::Result<Self> {
+        Ok(Self { program, spawner: Spawner::start()?, live: BTreeMap::new(), exits })
+    }
+
+    /// A session that already runs is left alone: commands may be repeated.
+    pub(super) async fn start(&mut self, start: &v1::StartRank, device: &v1::Device) {
+        if self.live.contains_key(&start.session_id) {
+            return;
+        }
+        let started = match self.spawner.spawn(self.program.command(start, device)).await {
+            Ok(child) => RankProcess::supervise(start.session_id.clone(), child, self.exits.clone()),
+            Err(error) => Err(error),
+        };
+        match started {
+            Ok(process) => {
+                tracing::info!(
+                    session = start.session_id,
+                    job = start.job_id,
+                    attempt = start.attempt,
+                    rank = start.rank,
+                    device = device.id,
+                    "rank started"
+                );
+                self.live.insert(start.session_id.clone(), process);
+            }
+            Err(error) => {
+                tracing::error!(%error, session = start.session_id, program = %self.program.program.display(), "rank could not be started");
+                self.refuse(
+                    &start.session_id,
+                    format!("the agent could not start the rank process: {error}"),
+                );
+            }
+        }
+    }
+
+    /// Answers a command to start that cannot be obeyed, as an end without a code.
+    pub(super) fn refuse(&self, session_id: &str, why: String) {
+        let exit =
+            v1::RankExited { session_id: session_id.to_owned(), log_tail: vec![why], ..Default::default() };
+        // The receiver lives as long as this agent's loop.
+        let _ = self.exits.send(exit);
+    }
+
+    pub(super) fn stop(&self, session_id: &str) {
+        if let Some(process) = self.live.get(session_id) {
+            process.kill();
+        }
+    }
+
+    pub(super) fn stop_all(&self) {
+        for process in self.live.values() {
+            process.kill();
+        }
+    }
+
+    /// After a process's end was reported.
+    pub(super) fn forget(&mut self, session_id: &str) {
+        self.live.remove(session_id);
+        let dir = self.program.session_dir(session_id);
+        if dir.exists()
+            && let Err(error) = std::fs::remove_dir_all(&dir)
+        {
+            tracing::warn!(%error, dir = %dir.display(), "a rank's directory could not be removed");
+        }
+    }
+
+    pub(super) fn sessions(&self) -> Vec<String> {
+        self.live.keys().cloned().collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.live.len()
+    }
+}
+
+impl RankProgram {
+    fn session_dir(&self, session_id: &str) -> PathBuf {
+        self.work_dir.join(format!("rank-{session_id}"))
+    }
+
+    fn command(&self, start: &v1::StartRank, device: &v1::Device) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .arg("rank")
+            .args(["--coordinator", &self.coordinator])
+            .args(["--session", &start.session_id])
+            .args(["--job", &start.job_id])
+            .args(["--attempt", &start.attempt.to_string()])
+            .args(["--rank", &start.rank.to_string()])
+            .args(["--world", &start.world.to_string()])
+            .args(["--device", &device.kind])
+            .args(["--threads", &start.threads.to_string()])
+            .args(["--advertise-address", &self.advertise_address])
+            .args(["--parent-pid", &std::process::id().to_string()])
+            .arg("--work-dir")
+            .arg(self.session_dir(&start.session_id))
+            // A rank sees its one device only, and calls it cuda:0.
+            .env("CUDA_VISIBLE_DEVICES", if device.kind == "cuda" { &device.id } else { "" })
+            // cuBLAS picks the same algorithm for the same shape only with a fixed workspace.
+            .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            .env("OMP_NUM_THREADS", start.threads.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}

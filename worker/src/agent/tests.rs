@@ -1,0 +1,202 @@
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+use crate::fake_coordinator::{AgentPeer, FakeCoordinator};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An agent whose ranks are shell scripts; they ignore the arguments of a rank.
+struct Running {
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<AgentEnd, AgentError>>,
+    work: TempDir,
+}
+
+fn start_agent(coordinator: &FakeCoordinator, script: &str) -> Running {
+    let work = tempfile::tempdir().unwrap();
+    let options = AgentOptions {
+        agent_id: "agent-1".to_owned(),
+        devices: list_devices(DeviceKind::Cpu, Some(2)).unwrap(),
+        ranks: RankProgram {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".to_owned(), script.to_owned()],
+            coordinator: coordinator.url.clone(),
+            advertise_address: "127.0.0.1".to_owned(),
+            work_dir: work.path().join("ranks"),
+        },
+        parent_pid: None,
+        metrics_listen: None,
+    };
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(run(options, String::new, async { drop(stopped.await) }));
+    Running { stop: Some(stop), task, work }
+}
+
+impl Running {
+    async fn stop(mut self) -> AgentEnd {
+        self.stop.take().unwrap().send(()).unwrap();
+        timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap()
+    }
+}
+
+async fn next(peer: &mut AgentPeer) -> Message {
+    loop {
+        let message = timeout(PATIENCE, peer.heard.recv()).await.unwrap().unwrap().message.unwrap();
+        if !matches!(message, Message::Heartbeat(_)) {
+            return message;
+        }
+    }
+}
+
+async fn registration(peer: &mut AgentPeer) -> v1::AgentRegister {
+    match next(peer).await {
+        Message::Register(register) => register,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn exit(peer: &mut AgentPeer) -> v1::RankExited {
+    match next(peer).await {
+        Message::RankExited(exit) => exit,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn send(peer: &AgentPeer, term: u64, command: Command) {
+    peer.commands.send(Ok(v1::AgentCommand { term, command: Some(command) })).unwrap();
+}
+
+fn welcome(fence_milliseconds: u32) -> Command {
+    Command::Welcome(v1::AgentWelcome { heartbeat_milliseconds: 20, fence_milliseconds })
+}
+
+fn start_rank(session: &str, device: &str) -> Command {
+    Command::StartRank(v1::StartRank {
+        session_id: session.to_owned(),
+        device_id: device.to_owned(),
+        threads: 1,
+        ..Default::default()
+    })
+}
+
+async fn joined(coordinator: &mut FakeCoordinator) -> (AgentPeer, v1::AgentRegister) {
+    let mut peer = timeout(PATIENCE, coordinator.agents.recv()).await.unwrap().unwrap();
+    let register = registration(&mut peer).await;
+    (peer, register)
+}
+
+#[tokio::test]
+async fn registers_beats_and_reports_how_a_rank_ended() {
+    let mut coordinator = FakeCoordinator::start().await;
+    let agent = start_agent(&coordinator, "echo out; echo err >&2; exit 7");
+    let (mut peer, register) = joined(&mut coordinator).await;
+    assert_eq!((register.agent_id.as_str(), register.devices.len()), ("agent-1", 2));
+    send(&peer, 1, welcome(60_000));
+    let heartbeat = timeout(PATIENCE, peer.heard.recv()).await.unwrap().unwrap();
+    assert!(matches!(heartbeat.message, Some(Message::Heartbeat(_))));
+
+    send(&peer, 1, start_rank("s1", "cpu:0"));
+    let end = exit(&mut peer).await;
+    assert_eq!((end.session_id.as_str(), end.exit_code, end.signal), ("s1", Some(7), None));
+    let mut tail = end.log_tail;
+    tail.sort();
+    assert_eq!(tail, ["err", "out"]);
+    assert!(!end.out_of_memory);
+    assert_eq!(agent.stop().await, AgentEnd::Stopped);
+}
+
+#[tokio::test]
+async fn a_stopped_rank_is_killed_and_an_older_term_is_refused() {
+    let mut coordinator = FakeCoordinator::start().await;
+    let agent = start_agent(&coordinator, "exec sleep 600");
+    let (mut peer, _) = joined(&mut coordinator).await;
+    send(&peer, 5, welcome(60_000));
+    send(&peer, 4, start_rank("old", "cpu:1"));
+    send(&peer, 5, start_rank("s1", "cpu:0"));
+    send(&peer, 5, Command::StopRank(v1::StopRank { session_id: "s1".to_owned() }));
+    let end = exit(&mut peer).await;
+    assert_eq!((end.session_id.as_str(), end.exit_code, end.signal), ("s1", None, Some(9)));
+    assert!(!end.out_of_memory);
+    assert_eq!(agent.stop().await, AgentEnd::Stopped);
+}
+
+#[tokio::test]
+async fn a_rank_that_cannot_start_is_reported_too() {
+    let mut coordinator = FakeCoordinator::start().await;
+    let agent = start_agent(&coordinator, "exit 0");
+    let (mut peer, _) = joined(&mut coordinator).await;
+    send(&peer, 1, welcome(60_000));
+    send(&peer, 1, start_rank("s1", "cpu:9"));
+    let end = exit(&mut peer).await;
+    assert_eq!((end.exit_code, end.signal), (None, None));
+    assert!(end.log_tail[0].contains("cpu:9"));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn reconnects_with_its_live_sessions() {
+    let mut coordinator = FakeCoordinator::start().await;
+    let agent = start_agent(&coordinator, "exec sleep 600");
+    let (peer, register) = joined(&mut coordinator).await;
+    assert!(register.session_ids.is_empty());
+    send(&peer, 1, welcome(60_000));
+    send(&peer, 1, start_rank("s1", "cpu:0"));
+    // The agent has obeyed once its directory of ranks is asked for anything later; commands are in order.
+    send(&peer, 1, start_rank("s2", "cpu:9"));
+    let mut peer = peer;
+    assert_eq!(exit(&mut peer).await.session_id, "s2");
+    drop(peer);
+    let (peer, register) = joined(&mut coordinator).await;
+    assert_eq!(register.session_ids, ["s1"]);
+    drop(peer);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_leader_for_the_fence_period_its_ranks_are_killed() {
+    let mut coordinator = FakeCoordinator::start().await;
+    let agent = start_agent(&coordinator, "exec sleep 600");
+    let (peer, _) = joined(&mut coordinator).await;
+    send(&peer, 1, welcome(300));
+    send(&peer, 1, start_rank("s1", "cpu:0"));
+    send(&peer, 1, start_rank("s2", "cpu:9"));
+    let mut peer = peer;
+    assert_eq!(exit(&mut peer).await.session_id, "s2");
+    drop(peer);
+    // Registered again and again, never welcomed: no leader.
+    let mut sessions = Vec::new();
+    loop {
+        let mut peer = timeout(PATIENCE, coordinator.agents.recv()).await.unwrap().unwrap();
+        sessions.push(registration(&mut peer).await.session_ids);
+        if sessions.last().unwrap().is_empty() {
+            break;
+        }
+    }
+    assert_eq!(sessions[0], ["s1"]);
+    assert!(!agent.work.path().join("ranks").join("rank-s1").exists());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_agent_ends_with_the_coordinators_words() {
+    let mut coordinator = FakeCoordinator::start().await;
+    let agent = start_agent(&coordinator, "exit 0");
+    let (peer, _) = joined(&mut coordinator).await;
+    peer.commands.send(Err(tonic::Status::invalid_argument("no such device kind"))).unwrap();
+    let end = timeout(PATIENCE, agent.task).await.unwrap().unwrap();
+    assert!(end.unwrap_err().to_string().contains("no such device kind"));
+}
+
+#[tokio::test]
+async fn an_agent_ends_with_its_parent() {
+    let coordinator = FakeCoordinator::start().await;
+    let mut options_of = start_agent(&coordinator, "exit 0");
+    options_of.stop.take();
+    assert_eq!(timeout(PATIENCE, options_of.task).await.unwrap().unwrap().unwrap(), AgentEnd::Stopped);
+    assert!(!is_child_of(0) && !is_child_of(std::process::id()));
+}

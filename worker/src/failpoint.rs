@@ -1,0 +1,159 @@
+//! Planned deaths, for tests of recovery: `FOIL_FAILPOINT="train.optimizer=kill@3"` makes the process
+//! SIGKILL itself when it passes the site `train.optimizer` for the third time.
+//!
+//! Several are separated by commas. Actions: `kill` (SIGKILL), `stop` (SIGSTOP: a hang) and `panic`. With
+//! `FOIL_FAILPOINT_ONCE=PATH` an action is taken by the one process that creates that file. Where the
+//! variable is not set, a site costs one load.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::signal::{Signal, raise};
+
+const PLAN: &str = "FOIL_FAILPOINT";
+const ONCE: &str = "FOIL_FAILPOINT_ONCE";
+
+/// Sites that exist; a plan that names another is refused at start.
+pub const SITES: [&str; 11] = [
+    "rank.start",
+    "phase.load",
+    "phase.generate",
+    "phase.score",
+    "phase.evaluate",
+    "gang.join",
+    "train.forward",
+    "train.backward",
+    "train.optimizer",
+    "phase.upload",
+    "phase.report",
+];
+
+static FAILPOINTS: OnceLock<Vec<Failpoint>> = OnceLock::new();
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Kill,
+    Stop,
+    Panic,
+}
+
+#[derive(Debug)]
+struct Failpoint {
+    site: String,
+    action: Action,
+    /// The hit, counted from 1, that acts.
+    at: u64,
+    hits: AtomicU64,
+    once: Option<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{PLAN}: `{found}` is not of the form SITE=ACTION@N; sites: {}; actions: kill, stop, panic", SITES.join(", "))]
+pub struct FailpointError {
+    found: String,
+}
+
+/// Reads the plan from the environment; called once, before any site is passed.
+pub fn init() -> Result<(), FailpointError> {
+    let plan = std::env::var(PLAN).unwrap_or_default();
+    let once = std::env::var_os(ONCE).map(PathBuf::from);
+    let failpoints = parse(&plan, once.as_ref())?;
+    for failpoint in &failpoints {
+        tracing::warn!(site = failpoint.site, at = failpoint.at, action = ?failpoint.action, "failpoint armed");
+    }
+    // A second call keeps the first plan.
+    let _ = FAILPOINTS.set(failpoints);
+    Ok(())
+}
+
+/// Passes a site.
+pub fn hit(site: &str) {
+    let Some(failpoints) = FAILPOINTS.get() else { return };
+    for failpoint in failpoints.iter().filter(|failpoint| failpoint.site == site) {
+        failpoint.hit();
+    }
+}
+
+impl Failpoint {
+    fn hit(&self) {
+        let hit = self.hits.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::warn!(site = self.site, hit, "failpoint hit");
+        if hit == self.at && self.claims() {
+            tracing::warn!(site = self.site, hit, action = ?self.action, "failpoint acts");
+            match self.action {
+                Action::Kill => drop(raise(Signal::SIGKILL)),
+                Action::Stop => drop(raise(Signal::SIGSTOP)),
+                Action::Panic => panic!("failpoint {} hit {hit} times", self.site),
+            }
+        }
+    }
+
+    /// Whether this process is the one that acts.
+    fn claims(&self) -> bool {
+        self.once
+            .as_ref()
+            .is_none_or(|marker| OpenOptions::new().write(true).create_new(true).open(marker).is_ok())
+    }
+}
+
+fn parse(plan: &str, once: Option<&PathBuf>) -> Result<Vec<Failpoint>, FailpointError> {
+    plan.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| parse_one(part, once).ok_or_else(|| FailpointError { found: part.to_owned() }))
+        .collect()
+}
+
+fn parse_one(part: &str, once: Option<&PathBuf>) -> Option<Failpoint> {
+    let (site, rest) = part.split_once('=')?;
+    let (action, at) = rest.split_once('@')?;
+    let action = match action {
+        "kill" => Action::Kill,
+        "stop" => Action::Stop,
+        "panic" => Action::Panic,
+        _ => return None,
+    };
+    let at = at.parse().ok().filter(|&at| at > 0)?;
+    SITES.contains(&site).then(|| Failpoint {
+        site: site.to_owned(),
+        action,
+        at,
+        hits: AtomicU64::new(0),
+        once: once.cloned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_names_sites_actions_and_hits() {
+        let plan = parse("phase.load=kill@1, train.optimizer=panic@3", None).unwrap();
+        assert_eq!(plan.len(), 2);
+        assert_eq!(
+            (plan[1].site.as_str(), plan[1].action, plan[1].at),
+            ("train.optimizer", Action::Panic, 3)
+        );
+        assert!(parse("", None).unwrap().is_empty());
+        for wrong in
+            ["phase.load", "phase.load=kill", "phase.load=kill@0", "nowhere=kill@1", "phase.load=nap@1"]
+        {
+            assert!(parse(wrong, None).unwrap_err().to_string().contains(wrong));
+        }
+    }
+
+    #[test]
+    fn acts_at_the_planned_hit_and_only_where_it_claims_the_marker() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = dir.path().join("fired");
+        let plan = parse("phase.load=panic@2", Some(&marker)).unwrap();
+        plan[0].hit();
+        assert!(std::panic::catch_unwind(|| plan[0].hit()).is_err());
+        let again = parse("phase.load=panic@1", Some(&marker)).unwrap();
+        again[0].hit();
+        assert_eq!(again[0].hits.load(Ordering::Relaxed), 1);
+    }
+}
