@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod collective;
+mod connect;
 pub mod evaluate;
 pub mod exit;
 pub mod failpoint;
