@@ -1,8 +1,10 @@
-//! Lets the worker's binaries and tests find libtorch where they were built.
+//! Lets this package's binaries and tests find libtorch where they were built.
 
 fn main() {
-    if let Ok(lib) = std::env::var("DEP_FOIL_C10D_LIB") {
-        println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
-        println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
+    let Ok(lib) = std::env::var("DEP_FOIL_C10D_LIB") else { return };
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+    if std::env::var("DEP_FOIL_C10D_CUDA").as_deref() == Ok("1") {
+        // CUDA's kernels register themselves when their library is loaded; no symbol of it need be used.
+        println!("cargo:rustc-link-arg=-Wl,--no-as-needed,-ltorch_cuda,-lc10_cuda,--as-needed");
     }
 }

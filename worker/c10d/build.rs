@@ -1,15 +1,92 @@
-//! Tells this crate and, as `DEP_FOIL_C10D_LIB`, its dependents where libtorch's libraries lie.
+//! Compiles the C++ side against libtorch and links libtorch, with its CUDA half where there is one.
+//!
+//! Dependents read `DEP_FOIL_C10D_LIB` (where libtorch's libraries lie) and `DEP_FOIL_C10D_CUDA` (`1` where
+//! they include `libtorch_cuda.so`), to give their binaries the same rpath and the same libraries.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+const SOURCES: [&str; 2] = ["src/shim/collective.cc", "src/shim/aten.cc"];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
+    println!("cargo:rerun-if-changed=src/shim");
+    println!("cargo:rerun-if-changed=src/gloo");
     let Ok(libtorch) = std::env::var("LIBTORCH") else {
         panic!(
             "LIBTORCH is not set: run scripts/setup, which installs libtorch where .cargo/config.toml points"
         );
     };
-    let lib = PathBuf::from(libtorch).join("lib");
+    let libtorch = PathBuf::from(libtorch);
+    let lib = libtorch.join("lib");
+    assert!(
+        lib.join("libtorch_cpu.so").is_file(),
+        "LIBTORCH names {}, which holds no lib/libtorch_cpu.so: run scripts/setup, or point LIBTORCH at a libtorch",
+        libtorch.display()
+    );
+    let cuda = lib.join("libtorch_cuda.so").is_file();
+    let nccl_headers = if cuda { nccl_headers(&libtorch) } else { None };
+    if cuda && nccl_headers.is_none() {
+        println!(
+            "cargo:warning=CUDA's or NCCL's headers are not beside {}: building without NCCL",
+            libtorch.display()
+        );
+    }
+    compile(&libtorch, nccl_headers.as_deref());
+    link(&lib, cuda);
+}
+
+/// Include directories that `ProcessGroupNCCL.hpp` needs, if all of them are there: those of the `nvidia`
+/// packages installed beside the `torch` package.
+fn nccl_headers(libtorch: &Path) -> Option<Vec<PathBuf>> {
+    let nvidia = libtorch.parent()?.join("nvidia");
+    let cuda = nvidia.join("cu13/include");
+    let nccl = nvidia.join("nccl/include");
+    let wanted = [
+        cuda.join("cuda_runtime.h"),
+        cuda.join("crt/host_config.h"),
+        cuda.join("cccl/nv/target"),
+        nccl.join("nccl.h"),
+    ];
+    if !wanted.iter().all(|header| header.is_file()) {
+        return None;
+    }
+    Some(vec![cuda.clone(), cuda.join("cccl"), nccl])
+}
+
+fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
+    let mut build = cxx_build::bridge("src/ffi.rs");
+    build
+        .files(SOURCES)
+        .std("c++20")
+        .include("src/gloo")
+        .include(libtorch.join("include"))
+        .include(libtorch.join("include/torch/csrc/api/include"))
+        .define("USE_DISTRIBUTED", None)
+        .define("USE_C10D_GLOO", None)
+        // libtorch's headers warn a lot, and their debug information is many times the size of this crate's.
+        .warnings(false)
+        .debug(false);
+    println!("cargo:rustc-check-cfg=cfg(foil_nccl)");
+    if let Some(headers) = nccl_headers {
+        build.includes(headers).define("USE_C10D_NCCL", None).define("FOIL_NCCL", None);
+        println!("cargo:rustc-cfg=foil_nccl");
+    }
+    build.compile("foil_c10d_shim");
+}
+
+fn link(lib: &Path, cuda: bool) {
     println!("cargo:lib={}", lib.display());
+    println!("cargo:cuda={}", u8::from(cuda));
+    println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    for library in ["torch_cpu", "torch", "c10"] {
+        println!("cargo:rustc-link-lib={library}");
+    }
+    if cuda {
+        for library in ["torch_cuda", "c10_cuda"] {
+            println!("cargo:rustc-link-lib={library}");
+        }
+        // CUDA's kernels register themselves when their library is loaded; no symbol of it need be used.
+        println!("cargo:rustc-link-arg=-Wl,--no-as-needed,-ltorch_cuda,-lc10_cuda,--as-needed");
+    }
 }

@@ -1,1 +1,21 @@
+//! libtorch's own collectives (c10d) for Rust, and the few ATen calls that `tch` does not bind.
+//!
+//! A [`Store`] lets processes find one another, a [`ProcessGroup`] moves tensors between them (Gloo on CPU, NCCL on
+//! GPUs), and a [`Reducer`] adds gradients over the ranks while backward runs. No C++ exception crosses into Rust:
+//! every failure is an [`Error`] value.
+//!
+//! Nothing in here is `Sync`: the ranks of a group must issue the same collectives in the same order, so one
+//! thread of each process owns the group.
 
+mod aten;
+mod error;
+mod ffi;
+mod group;
+mod reducer;
+mod store;
+
+pub use aten::{AdamW, AdamWState, fused_adamw, interface_of, set_deterministic};
+pub use error::{Error, Result};
+pub use group::{Member, ProcessGroup, nccl_built};
+pub use reducer::{BucketSizes, Reducer, backward, touch, zero_gradients};
+pub use store::Store;

@@ -1,0 +1,106 @@
+//! The bridge to the C++ side, and the conversions at its edge. Nothing else in this crate is unsafe but
+//! `Send` markers.
+
+// What the bridge writes is public in name only: this module is private.
+#![allow(unreachable_pub)]
+
+pub use bridge::AdamW;
+pub(crate) use bridge::*;
+
+#[cxx::bridge(namespace = "foil")]
+mod bridge {
+    /// What an AdamW update needs beside its tensors (Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
+    /// 2019).
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    pub struct AdamW {
+        /// Step size, after any schedule.
+        pub learning_rate: f64,
+        /// Decay of the mean of gradients.
+        pub beta1: f64,
+        /// Decay of the mean of squared gradients.
+        pub beta2: f64,
+        /// Added to the root of the mean of squared gradients.
+        pub epsilon: f64,
+        /// Decoupled decay: each step first multiplies parameters by `1 - learning_rate * weight_decay`.
+        pub weight_decay: f64,
+    }
+
+    unsafe extern "C++" {
+        include!("foil-c10d/src/shim/shim.h");
+
+        #[namespace = "at"]
+        type Tensor;
+
+        type TensorList;
+        fn new_tensor_list() -> UniquePtr<TensorList>;
+        fn push(self: Pin<&mut TensorList>, tensor: &Tensor);
+
+        type Store;
+        fn host_store(host: &str, port: u16, listener: i32, timeout_ms: u64) -> Result<UniquePtr<Store>>;
+        fn connect_store(host: &str, port: u16, timeout_ms: u64) -> Result<UniquePtr<Store>>;
+        fn port(self: &Store) -> u16;
+        fn prefixed(self: &Store, prefix: &str) -> Result<UniquePtr<Store>>;
+        fn set(self: &Store, key: &str, value: &[u8]) -> Result<()>;
+        fn get(self: &Store, key: &str) -> Result<Vec<u8>>;
+        fn add(self: &Store, key: &str, amount: i64) -> Result<i64>;
+        fn wait(self: &Store, key: &str, timeout_ms: u64) -> Result<()>;
+
+        type Group;
+        fn new_group(
+            store: &Store,
+            rank: i32,
+            world: i32,
+            address: &str,
+            timeout_ms: u64,
+            nccl: bool,
+        ) -> Result<UniquePtr<Group>>;
+        fn all_reduce_sum(self: &Group, tensor: &Tensor) -> Result<()>;
+        fn broadcast(self: &Group, tensor: &Tensor, root: i32) -> Result<()>;
+        fn all_gather(self: &Group, output: &Tensor, input: &Tensor) -> Result<()>;
+        fn reduce_scatter_sum(self: &Group, output: &Tensor, input: &Tensor) -> Result<()>;
+        fn barrier(self: &Group) -> Result<()>;
+        fn shutdown(self: &Group) -> Result<()>;
+        fn abort(self: &Group) -> Result<()>;
+
+        type Reducer;
+        fn new_reducer(
+            group: &Group,
+            parameters: &TensorList,
+            first_bucket_bytes: usize,
+            bucket_bytes: usize,
+        ) -> Result<UniquePtr<Reducer>>;
+        fn prepare(self: &Reducer) -> Result<()>;
+        fn rebuild_buckets(self: &Reducer) -> Result<bool>;
+        fn backward(self: &Reducer, loss: &Tensor) -> Result<()>;
+        fn check_finalized(self: &Reducer) -> Result<()>;
+
+        fn run_backward(loss: &Tensor) -> Result<()>;
+        fn fused_adamw(
+            parameters: &TensorList,
+            gradients: &TensorList,
+            exp_avg: &TensorList,
+            exp_avg_sq: &TensorList,
+            steps: &TensorList,
+            options: &AdamW,
+        ) -> Result<()>;
+        fn zero(tensors: &TensorList) -> Result<()>;
+        fn set_deterministic(on: bool) -> Result<()>;
+        fn interface_of(address: &str) -> Result<String>;
+    }
+}
+
+/// The same tensor, as the C++ side names it.
+pub(crate) fn native(tensor: &tch::Tensor) -> &Tensor {
+    // SAFETY: a tch tensor owns a live, non-null, heap-held `at::Tensor` at `as_ptr`, which stays in place while
+    // `tensor` is borrowed, as the returned reference says; `at::Tensor` counts its uses atomically.
+    unsafe { &*tensor.as_ptr().cast::<Tensor>() }
+}
+
+/// The same tensors, sharing storage, as one list for the C++ side.
+pub(crate) fn list<'a>(tensors: impl IntoIterator<Item = &'a tch::Tensor>) -> cxx::UniquePtr<TensorList> {
+    let mut list = new_tensor_list();
+    for tensor in tensors {
+        list.pin_mut().push(native(tensor));
+    }
+    list
+}

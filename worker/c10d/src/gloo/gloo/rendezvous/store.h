@@ -1,0 +1,22 @@
+// What c10d's Gloo header needs of Gloo's rendezvous store: the functions that c10d's adapter overrides.
+// The adapter is made inside libtorch; this crate makes none, so the layout here is never relied on.
+#pragma once
+#include <chrono>
+#include <string>
+#include <vector>
+
+namespace gloo::rendezvous {
+
+class Store {
+ public:
+  using Bytes = std::vector<char>;
+  using Keys = std::vector<std::string>;
+
+  virtual ~Store();
+  virtual void set(const std::string& key, const Bytes& value) = 0;
+  virtual Bytes get(const std::string& key) = 0;
+  virtual void wait(const Keys& keys) = 0;
+  virtual void wait(const Keys& keys, const std::chrono::milliseconds& timeout) = 0;
+};
+
+}  // namespace gloo::rendezvous

@@ -1,0 +1,103 @@
+// The C++ side of this crate: thin, typed handles over libtorch's c10d, and ATen calls that tch does not bind.
+// Every function may throw; the bridge turns any exception into an error value (see `describe_exception`).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "rust/cxx.h"
+
+namespace at {
+class Tensor;
+}
+
+namespace foil {
+
+// The exception being handled, as one character for its kind ('T' timeout, 'P' peer lost, 'O' other), then its message.
+std::string describe_exception() noexcept;
+
+// Tensors handed over together; they share storage with the Rust side's.
+class TensorList {
+ public:
+  TensorList();
+  ~TensorList();
+  void push(const at::Tensor& tensor);
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+std::unique_ptr<TensorList> new_tensor_list();
+
+class Store {
+ public:
+  Store();
+  ~Store();
+  std::uint16_t port() const;
+  std::unique_ptr<Store> prefixed(rust::Str prefix) const;
+  void set(rust::Str key, rust::Slice<const std::uint8_t> value) const;
+  rust::Vec<std::uint8_t> get(rust::Str key) const;
+  std::int64_t add(rust::Str key, std::int64_t amount) const;
+  void wait(rust::Str key, std::uint64_t timeout_ms) const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+// Serves on `listener`, a bound and listening socket whose port is `port`; takes it over.
+std::unique_ptr<Store> host_store(rust::Str host, std::uint16_t port, std::int32_t listener, std::uint64_t timeout_ms);
+std::unique_ptr<Store> connect_store(rust::Str host, std::uint16_t port, std::uint64_t timeout_ms);
+
+class Group {
+ public:
+  Group();
+  ~Group();
+  void all_reduce_sum(const at::Tensor& tensor) const;
+  void broadcast(const at::Tensor& tensor, std::int32_t root) const;
+  void all_gather(const at::Tensor& output, const at::Tensor& input) const;
+  void reduce_scatter_sum(const at::Tensor& output, const at::Tensor& input) const;
+  void barrier() const;
+  void shutdown() const;
+  void abort() const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+// Gloo for CPU tensors; with `nccl`, also NCCL for CUDA tensors.
+std::unique_ptr<Group> new_group(const Store& store, std::int32_t rank, std::int32_t world, rust::Str address,
+                                 std::uint64_t timeout_ms, bool nccl);
+
+class Reducer {
+ public:
+  Reducer();
+  ~Reducer();
+  void prepare() const;
+  bool rebuild_buckets() const;
+  void backward(const at::Tensor& loss) const;
+  void check_finalized() const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+std::unique_ptr<Reducer> new_reducer(const Group& group, const TensorList& parameters, std::size_t first_bucket_bytes,
+                                     std::size_t bucket_bytes);
+
+void run_backward(const at::Tensor& loss);
+
+struct AdamW;
+void fused_adamw(const TensorList& parameters, const TensorList& gradients, const TensorList& exp_avg,
+                 const TensorList& exp_avg_sq, const TensorList& steps, const AdamW& options);
+void zero(const TensorList& tensors);
+void set_deterministic(bool on);
+// The network interface that carries `address` (numeric), or empty.
+rust::String interface_of(rust::Str address);
+
+}  // namespace foil
+
+namespace rust::behavior {
+
+template <typename Try, typename Fail>
+static void trycatch(Try&& attempt, Fail&& fail) noexcept {
+  try {
+    attempt();
+  } catch (...) {
+    fail(foil::describe_exception());
+  }
+}
+
+}  // namespace rust::behavior

@@ -1,0 +1,104 @@
+//! Rendezvous: a small key-value store that one process serves and all of a group reach.
+
+use std::os::fd::IntoRawFd;
+use std::time::Duration;
+
+use cxx::UniquePtr;
+
+use crate::error::{During, Error, Result, listen};
+use crate::ffi;
+
+/// c10d's `TCPStore`, or a view of one under a key prefix.
+///
+/// Views share the connection. The served keys live as long as the host's store or any view of it.
+pub struct Store {
+    inner: UniquePtr<ffi::Store>,
+}
+
+// SAFETY: c10d's stores tie nothing to the thread that made them: they guard their connection by a lock and count
+// their uses atomically; a `Store` is used by one thread at a time since it is not `Sync`.
+unsafe impl Send for Store {}
+
+impl Store {
+    /// Serves a store on `address` (a host name or an IP address of this machine) at a free port, which
+    /// [`Store::port`] tells. `timeout` bounds every wait on it.
+    ///
+    /// # Errors
+    /// [`Error::Listen`] where the address is not this machine's; [`Error::Torch`] where the server fails to start.
+    pub fn host(address: &str, timeout: Duration) -> Result<Self> {
+        let refused = |source| Error::Listen { address: address.to_owned(), source };
+        let listener = listen(address)?;
+        let port = listener.local_addr().map_err(refused)?.port();
+        let inner = ffi::host_store(address, port, listener.into_raw_fd(), milliseconds(timeout))
+            .during("serving the rendezvous store")?;
+        Ok(Self { inner })
+    }
+
+    /// Connects to the store that another process serves, trying for at most `timeout`, which then bounds every
+    /// wait on it.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] or [`Error::PeerLost`] where nothing answers there.
+    pub fn connect(host: &str, port: u16, timeout: Duration) -> Result<Self> {
+        let inner = ffi::connect_store(host, port, milliseconds(timeout))
+            .during("connecting to the rendezvous store")?;
+        Ok(Self { inner })
+    }
+
+    /// The same store with `prefix` before every key, so that attempts and groups never meet.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] where memory is short.
+    pub fn prefixed(&self, prefix: &str) -> Result<Self> {
+        let inner = self.inner.prefixed(prefix).during("scoping the rendezvous store")?;
+        Ok(Self { inner })
+    }
+
+    /// The port that the store is served on.
+    pub fn port(&self) -> u16 {
+        self.inner.port()
+    }
+
+    /// Sets `key`, waking those who wait for it.
+    ///
+    /// # Errors
+    /// [`Error::PeerLost`] where the host is gone.
+    pub fn set(&self, key: &str, value: &[u8]) -> Result<()> {
+        self.inner.set(key, value).during("writing to the rendezvous store")
+    }
+
+    /// Waits for `key` and returns its value.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] where nobody sets it in time; [`Error::PeerLost`] where the host is gone.
+    pub fn get(&self, key: &str) -> Result<Vec<u8>> {
+        self.inner.get(key).during("reading from the rendezvous store")
+    }
+
+    /// Adds `amount` to the counter `key`, which starts at 0, and returns the sum.
+    ///
+    /// # Errors
+    /// [`Error::PeerLost`] where the host is gone.
+    pub fn add(&self, key: &str, amount: i64) -> Result<i64> {
+        self.inner.add(key, amount).during("counting in the rendezvous store")
+    }
+
+    /// Waits until `key` is set, at most for `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] where nobody sets it in time; [`Error::PeerLost`] where the host is gone.
+    pub fn wait(&self, key: &str, timeout: Duration) -> Result<()> {
+        self.inner.wait(key, milliseconds(timeout)).during("waiting on the rendezvous store")
+    }
+
+    pub(crate) fn inner(&self) -> &ffi::Store {
+        &self.inner
+    }
+}
+
+/// Whole milliseconds, at least one: c10d takes zero for "no time-out".
+pub(crate) fn milliseconds(timeout: Duration) -> u64 {
+    // c10d adds time-outs to the clock in nanoseconds; a century neither overflows there nor ends.
+    const CENTURY_MS: u128 = 100 * 365 * 24 * 3600 * 1000;
+    u64::try_from(timeout.as_millis().clamp(1, CENTURY_MS)).unwrap_or(1)
+}
