@@ -1,1 +1,79 @@
 //! From dialogues to tokens and back: the one encoder of training, scoring and sampling.
+//!
+//! A prompt is rendered by a template and encoded; an answer to it is encoded together with the prompt's text, so that it gets the
+//! tokens it has in context, and must leave the prompt's own tokens as they are. BOS and EOS are put by the policy here, never by
+//! the tokenizer's post-processor.
+
+mod encoder;
+mod error;
+mod files;
+mod special;
+mod template;
+
+#[cfg(test)]
+mod tests;
+
+pub use encoder::{Encoder, TextStream};
+pub use error::TextError;
+pub use files::ModelText;
+
+/// An answer: a text that is still to be encoded, or the tokens a model wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer<'a> {
+    /// `finished`: the answer ends here, so EOS follows it. Golden answers, demonstrations and human pairs are finished.
+    Text { text: &'a str, finished: bool },
+    /// As sampled, with the EOS that the model wrote, if it did. `finished` without EOS: a stop text ended it.
+    Tokens { ids: &'a [u32], finished: bool },
+}
+
+impl<'a> Answer<'a> {
+    /// A text that its author finished.
+    pub fn finished(text: &'a str) -> Self {
+        Answer::Text { text, finished: true }
+    }
+}
+
+/// The most tokens of each part; their sum is the longest sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// BOS counts.
+    pub prompt: usize,
+    /// EOS counts. Golden answers and samples share this budget, or length alone would tell them apart.
+    pub answer: usize,
+}
+
+impl Limits {
+    /// Of a job: answers get `max_new_tokens` of the `max_length`, prompts the rest.
+    pub fn new(max_length: usize, max_new_tokens: usize) -> Self {
+        let answer = max_new_tokens.min(max_length.saturating_sub(1));
+        Limits { prompt: max_length - answer, answer }
+    }
+}
+
+/// A prompt's tokens, ready to sample from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedPrompt {
+    pub ids: Vec<u32>,
+    /// Tokens cut off it.
+    pub cut: usize,
+}
+
+/// A prompt and its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    pub ids: Vec<u32>,
+    /// Where the answer's tokens start; the loss is taken on `ids[answer_start..]`.
+    pub answer_start: usize,
+    /// Tokens cut off the prompt.
+    pub prompt_cut: usize,
+    /// Tokens cut off the answer, EOS counted.
+    pub answer_cut: usize,
+    /// Whether the answer ends with EOS, written by the model or put here: it is finished and not cut.
+    pub eos: bool,
+}
+
+impl Encoded {
+    pub fn answer(&self) -> &[u32] {
+        &self.ids[self.answer_start..]
+    }
+}

@@ -1,0 +1,267 @@
+use super::error::{head, tail};
+use super::special::{Special, starts_with_bos};
+use super::template::Renderer;
+use super::{Answer, Encoded, EncodedPrompt, Limits, ModelText, TextError};
+use crate::data::rows::Prompt;
+use crate::spec::{Bos, Side, Template, Text};
+use serde_json::Value;
+use std::path::Path;
+use tokenizers::Tokenizer;
+
+/// Tokenizer, template and BOS/EOS policy of one model. `Send + Sync`; the same input gives the same tokens.
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    renderer: Renderer,
+    special: Special,
+    bos: BosPolicy,
+    cut: Side,
+    vocabulary: usize,
+}
+
+/// What is done about BOS once a prompt's text is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BosPolicy {
+    /// The template writes it or does not.
+    AsWritten,
+    Put,
+    Remove,
+}
+
+impl Encoder {
+    /// Reads the tokenizer files of a model directory.
+    pub fn load(dir: &Path, text: &Text) -> Result<Self, TextError> {
+        Self::new(&ModelText::read(dir)?, text)
+    }
+
+    pub fn new(files: &ModelText, text: &Text) -> Result<Self, TextError> {
+        let tokenizer = tokenizer(files)?;
+        let special = Special::find(files, text, &tokenizer)?;
+        let vocabulary = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        check_vocabulary(files, vocabulary)?;
+        let renderer = renderer(files, text, &special)?;
+        let bos = match (&renderer, text.bos) {
+            (Renderer::Jinja(_), Bos::Auto) => BosPolicy::AsWritten,
+            (_, Bos::Never) => BosPolicy::Remove,
+            (_, bos) if starts_with_bos(files, bos, &special, &tokenizer)? => BosPolicy::Put,
+            _ => BosPolicy::AsWritten,
+        };
+        Ok(Encoder { tokenizer, renderer, special, bos, cut: text.truncation_side, vocabulary })
+    }
+
+    /// The tokens of a prompt, at most `limit` of them: an over-long one is cut on the job's side, its BOS kept.
+    pub fn prompt(&self, prompt: &Prompt, limit: usize) -> Result<EncodedPrompt, TextError> {
+        let text = self.renderer.prompt(prompt)?;
+        Ok(self.shorten(self.with_bos(self.encode(&text)?), limit))
+    }
+
+    /// The tokens of a prompt and an answer to it. An answer cut to its budget is unfinished: no EOS follows it.
+    pub fn dialogue(
+        &self,
+        prompt: &Prompt,
+        answer: Answer<'_>,
+        limits: Limits,
+    ) -> Result<Encoded, TextError> {
+        let rendered = self.renderer.prompt(prompt)?;
+        let ids = self.encode(&rendered)?;
+        let (mut answer_ids, eos) = match answer {
+            Answer::Text { text, finished } => {
+                (self.encode_answer(prompt, &rendered, &ids, text)?, finished.then_some(self.special.eos))
+            }
+            Answer::Tokens { ids, finished } => self.sampled(ids, finished),
+        };
+        answer_ids.extend(eos);
+        let answer_cut = answer_ids.len().saturating_sub(limits.answer);
+        answer_ids.truncate(limits.answer);
+        let EncodedPrompt { mut ids, cut: prompt_cut } = self.shorten(self.with_bos(ids), limits.prompt);
+        let answer_start = ids.len();
+        ids.append(&mut answer_ids);
+        Ok(Encoded { ids, answer_start, prompt_cut, answer_cut, eos: eos.is_some() && answer_cut == 0 })
+    }
+
+    /// The answer's tokens in the prompt's context.
+    fn encode_answer(
+        &self,
+        prompt: &Prompt,
+        rendered: &str,
+        prompt_ids: &[u32],
+        answer: &str,
+    ) -> Result<Vec<u32>, TextError> {
+        let text = self.renderer.answer(prompt, rendered, answer)?;
+        let ids = self.encode(&format!("{rendered}{text}"))?;
+        let Some(answer_ids) = ids.strip_prefix(prompt_ids) else {
+            return Err(TextError::Joined { prompt: tail(rendered, 60), answer: head(answer, 60) });
+        };
+        match answer_ids.iter().find_map(|id| self.special.names.get(id)) {
+            Some(token) if answer.contains(token.as_str()) => {
+                Err(TextError::SpecialInAnswer { answer: head(answer, 200), token: token.clone() })
+            }
+            _ => Ok(answer_ids.to_vec()),
+        }
+    }
+
+    /// Sampled tokens and the EOS that ends them: the model's own, or the usual one where a stop text ended them.
+    fn sampled(&self, ids: &[u32], finished: bool) -> (Vec<u32>, Option<u32>) {
+        match ids.split_last() {
+            Some((last, body)) if finished && self.special.eos_ids.contains(last) => {
+                (body.to_vec(), Some(*last))
+            }
+            _ => (ids.to_vec(), finished.then_some(self.special.eos)),
+        }
+    }
+
+    /// The text of tokens; special tokens are left out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.tokenizer
+            .decode(ids, true)
+            .map_err(|error| TextError::Tokenizer(format!("tokens do not decode: {error}")))
+    }
+
+    /// An answer's text as a row holds it: what the template puts before it is taken off.
+    pub fn answer_text(&self, ids: &[u32]) -> Result<String, TextError> {
+        let text = self.decode(ids)?;
+        Ok(text.strip_prefix(self.renderer.lead()).map(str::to_owned).unwrap_or(text))
+    }
+
+    /// Decodes token by token, for stop texts.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream { encoder: self, ids: Vec::new(), settled: 0, text: String::new() }
+    }
+
+    /// A token's text in the vocabulary, for people; special tokens too.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// The token that ends a finished answer.
+    pub fn eos_id(&self) -> u32 {
+        self.special.eos
+    }
+
+    /// All tokens that end a sample; [`Self::eos_id`] is the first.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.special.eos_ids
+    }
+
+    /// Where the model has one.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.special.bos
+    }
+
+    /// An id that is not EOS and that no text yields, for exported reward models: the model's own pad token where it is not EOS, else a
+    /// special token that stands for padding or is reserved, else the unknown token of a tokenizer that falls back to bytes, else any
+    /// other special token that the template does not write.
+    pub fn pad_id(&self) -> Result<u32, TextError> {
+        self.special.pad.clone()
+    }
+
+    /// One more than the tokenizer's highest id.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// What the model is expected to write after an answer, EOS's text included; for people.
+    pub fn ending(&self) -> &str {
+        self.renderer.ending()
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| {
+            TextError::Tokenizer(format!(
+                "the tokenizer refuses a text: {error}; it starts {:?}",
+                head(text, 60)
+            ))
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        let starts = ids.first().copied() == self.special.bos;
+        match (self.bos, self.special.bos) {
+            (BosPolicy::Put, Some(bos)) if !starts => ids.insert(0, bos),
+            (BosPolicy::Remove, Some(_)) if starts => drop(ids.remove(0)),
+            _ => {}
+        }
+        ids
+    }
+
+    fn shorten(&self, mut ids: Vec<u32>, limit: usize) -> EncodedPrompt {
+        let cut = ids.len().saturating_sub(limit);
+        if cut > 0 {
+            match self.cut {
+                Side::Right => ids.truncate(limit),
+                Side::Left => {
+                    let kept = usize::from(limit > 0 && ids.first().copied() == self.special.bos);
+                    ids.drain(kept..kept + cut);
+                }
+            }
+        }
+        EncodedPrompt { ids, cut }
+    }
+}
+
+fn tokenizer(files: &ModelText) -> Result<Tokenizer, TextError> {
+    let fail = |what: String| TextError::File { file: files.file("tokenizer.json"), what };
+    let mut tokenizer =
+        Tokenizer::from_bytes(&files.tokenizer).map_err(|error| fail(format!("unreadable: {error}")))?;
+    tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
+}
+
+fn renderer(files: &ModelText, text: &Text, special: &Special) -> Result<Renderer, TextError> {
+    let pad = special.pad.as_ref().ok().copied();
+    let tokens = [special.name(special.bos), special.name(Some(special.eos)), special.name(pad)];
+    match (&text.template, files.chat_template()) {
+        (Template::Hh, _) | (Template::Auto, None) => Ok(Renderer::Hh),
+        (Template::Plain, _) => Ok(Renderer::Plain),
+        (Template::Jinja(source), _) => Renderer::jinja(files, source, tokens),
+        (Template::Auto | Template::Chat, Some(source)) => Renderer::jinja(files, source, tokens),
+        (Template::Chat, None) => Err(TextError::Setting {
+            field: "text.template",
+            what: format!("chat, but {} has no chat template", files.name),
+            advice: "set hh, plain or a Jinja template, or add chat_template.jinja to the directory",
+        }),
+    }
+}
+
+/// Refuses a tokenizer with ids that the model has no embedding for.
+fn check_vocabulary(files: &ModelText, vocabulary: usize) -> Result<(), TextError> {
+    match files.config.get("vocab_size").and_then(Value::as_u64) {
+        Some(size) if (size as usize) < vocabulary => Err(TextError::File {
+            file: files.file("tokenizer.json"),
+            what: format!(
+                "has token ids up to {}, but config.json says vocab_size {size}; the two files do not belong together",
+                vocabulary - 1
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The text of a growing answer. A character whose bytes come in several tokens appears when its last one is in.
+pub struct TextStream<'a> {
+    encoder: &'a Encoder,
+    ids: Vec<u32>,
+    /// Tokens whose text is final; decoding starts a little before them, for the context that a decoder may need.
+    settled: usize,
+    text: String,
+}
+
+impl TextStream<'_> {
+    /// Adds a token; returns the whole text so far.
+    pub fn push(&mut self, id: u32) -> Result<&str, TextError> {
+        self.ids.push(id);
+        let start = self.settled.saturating_sub(1);
+        let before = self.encoder.decode(&self.ids[start..self.settled])?;
+        let after = self.encoder.decode(&self.ids[start..])?;
+        if let Some(new) = after.strip_prefix(before.as_str()).filter(|new| !new.ends_with('\u{fffd}')) {
+            self.text.push_str(new);
+            self.settled = self.ids.len();
+        }
+        Ok(&self.text)
+    }
+
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}

@@ -1,0 +1,102 @@
+//! The files of a model directory that say how it reads text.
+
+use super::TextError;
+use serde_json::Value;
+use std::path::Path;
+
+/// The text side of a Hugging Face model directory, read but not yet understood.
+#[derive(Clone, Debug, Default)]
+pub struct ModelText {
+    /// What messages call the directory.
+    pub name: String,
+    /// tokenizer.json
+    pub tokenizer: Vec<u8>,
+    /// tokenizer_config.json, config.json, generation_config.json and special_tokens_map.json; null where absent.
+    pub tokenizer_config: Value,
+    pub config: Value,
+    pub generation_config: Value,
+    pub special_tokens_map: Value,
+    /// chat_template.jinja
+    pub chat_template: Option<String>,
+}
+
+impl ModelText {
+    pub fn read(dir: &Path) -> Result<Self, TextError> {
+        let optional = |file: &str| match std::fs::read(dir.join(file)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                Err(TextError::File { file: dir.join(file).display().to_string(), what: error.to_string() })
+            }
+        };
+        let json = |file: &str| match optional(file)? {
+            None => Ok(Value::Null),
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| TextError::File {
+                file: dir.join(file).display().to_string(),
+                what: format!("not JSON: {error}"),
+            }),
+        };
+        let Some(tokenizer) = optional("tokenizer.json")? else {
+            return Err(TextError::File {
+                file: dir.join("tokenizer.json").display().to_string(),
+                what: "is missing; a model directory needs the tokenizer in this form (save_pretrained of a fast tokenizer writes it)"
+                    .to_owned(),
+            });
+        };
+        Ok(ModelText {
+            name: dir.display().to_string(),
+            tokenizer,
+            tokenizer_config: json("tokenizer_config.json")?,
+            config: json("config.json")?,
+            generation_config: json("generation_config.json")?,
+            special_tokens_map: json("special_tokens_map.json")?,
+            chat_template: optional("chat_template.jinja")?
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        })
+    }
+
+    pub(super) fn file(&self, file: &str) -> String {
+        format!("{}/{file}", self.name)
+    }
+
+    /// A special token's text, for example of `eos_token`.
+    pub(super) fn token(&self, name: &str) -> Option<&str> {
+        [&self.tokenizer_config, &self.special_tokens_map].into_iter().find_map(|map| {
+            let value = map.get(name)?;
+            value.as_str().or_else(|| value.get("content")?.as_str())
+        })
+    }
+
+    /// The ids under `name` (a number or a list of them) in config.json, then in generation_config.json.
+    pub(super) fn ids(&self, name: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        for map in [&self.config, &self.generation_config] {
+            let values = match map.get(name) {
+                Some(Value::Array(list)) => list.as_slice(),
+                Some(value) => std::slice::from_ref(value),
+                None => &[],
+            };
+            for id in values.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()) {
+                if !ids.contains(&id) {
+                    ids.push(id);
+                }
+            }
+        }
+        ids
+    }
+
+    /// The model's own chat template; of several, the one named `default`.
+    pub(super) fn chat_template(&self) -> Option<&str> {
+        if let Some(template) = &self.chat_template {
+            return Some(template);
+        }
+        match self.tokenizer_config.get("chat_template")? {
+            Value::String(template) => Some(template),
+            Value::Array(list) => list
+                .iter()
+                .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
+                .and_then(|entry| entry.get("template")?.as_str()),
+            _ => None,
+        }
+    }
+}

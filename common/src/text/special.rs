@@ -1,0 +1,181 @@
+//! Which ids begin, end and pad a sequence.
+
+use super::{ModelText, TextError};
+use crate::spec::{Bos, Text};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use tokenizers::Tokenizer;
+
+#[derive(Clone, Debug)]
+pub(super) struct Special {
+    pub(super) bos: Option<u32>,
+    /// The one appended to finished answers.
+    pub(super) eos: u32,
+    /// All that end a sample; `eos` is the first.
+    pub(super) eos_ids: Vec<u32>,
+    pub(super) pad: Result<u32, TextError>,
+    /// All special tokens by id.
+    pub(super) names: BTreeMap<u32, String>,
+}
+
+impl Special {
+    pub(super) fn find(files: &ModelText, text: &Text, tokenizer: &Tokenizer) -> Result<Self, TextError> {
+        let bos =
+            named(files, tokenizer, "bos_token")?.or_else(|| files.ids("bos_token_id").first().copied());
+        let eos_ids = eos_ids(files, text, tokenizer)?;
+        let mut names: BTreeMap<u32, String> = tokenizer
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, token)| (id, token.content))
+            .collect();
+        for id in eos_ids.iter().copied().chain(bos) {
+            let name = tokenizer.id_to_token(id).ok_or_else(|| unknown_id(files, id))?;
+            names.insert(id, name);
+        }
+        let pad = pad(files, text, tokenizer, bos, &eos_ids, &names);
+        Ok(Special { bos, eos: eos_ids[0], eos_ids, pad, names })
+    }
+
+    pub(super) fn name(&self, id: Option<u32>) -> &str {
+        id.and_then(|id| self.names.get(&id)).map_or("", String::as_str)
+    }
+}
+
+/// A setting that names no token.
+fn setting(field: &'static str, what: String, advice: &'static str) -> TextError {
+    TextError::Setting { field, what, advice }
+}
+
+fn unknown_id(files: &ModelText, id: u32) -> TextError {
+    TextError::File {
+        file: files.file("config.json"),
+        what: format!(
+            "names the token id {id}, which the tokenizer does not have; the two files do not belong together"
+        ),
+    }
+}
+
+/// The id of the special token that the tokenizer's config gives under `name`.
+fn named(files: &ModelText, tokenizer: &Tokenizer, name: &str) -> Result<Option<u32>, TextError> {
+    let Some(token) = files.token(name) else {
+        return Ok(None);
+    };
+    tokenizer.token_to_id(token).map(Some).ok_or_else(|| TextError::File {
+        file: files.file("tokenizer_config.json"),
+        what: format!(
+            "{name} is {token:?}, which is not in tokenizer.json; the two files do not belong together"
+        ),
+    })
+}
+
+/// A job's own token, then the tokenizer's eos_token, then config.json's. Where the last two differ the model's config is
+/// believed: it says what the weights were trained to end with.
+fn eos_ids(files: &ModelText, text: &Text, tokenizer: &Tokenizer) -> Result<Vec<u32>, TextError> {
+    let of_model = files.ids("eos_token_id");
+    let of_tokenizer = named(files, tokenizer, "eos_token")?;
+    let first = match &text.eos_token {
+        Some(token) => Some(tokenizer.token_to_id(token).ok_or_else(|| {
+            setting("text.eos_token", format!("{token:?} is no token of the model"), "name one of its tokens")
+        })?),
+        None => of_tokenizer
+            .filter(|id| of_model.is_empty() || of_model.contains(id))
+            .or_else(|| of_model.first().copied()),
+    };
+    let Some(first) = first else {
+        return Err(setting(
+            "text.eos_token",
+            "neither tokenizer_config.json nor config.json names a token that ends an answer".to_owned(),
+            "set text.eos_token to one of the model's tokens",
+        ));
+    };
+    let mut ids = vec![first];
+    ids.extend(of_model.into_iter().filter(|id| *id != first));
+    Ok(ids)
+}
+
+/// An id that stands for nothing: transformers finds a row's last token by it, so it must not be EOS nor occur in texts.
+fn pad(
+    files: &ModelText,
+    text: &Text,
+    tokenizer: &Tokenizer,
+    bos: Option<u32>,
+    eos_ids: &[u32],
+    names: &BTreeMap<u32, String>,
+) -> Result<u32, TextError> {
+    if let Some(token) = &text.pad_token {
+        let advice = "name a token that no text yields";
+        let Some(id) = tokenizer.token_to_id(token) else {
+            return Err(setting("text.pad_token", format!("{token:?} is no token of the model"), advice));
+        };
+        if eos_ids.contains(&id) {
+            return Err(setting("text.pad_token", format!("{token:?} ends answers (EOS)"), advice));
+        }
+        return Ok(id);
+    }
+    let template = files.chat_template().unwrap_or_default();
+    let taken = |id: &u32| eos_ids.contains(id) || bos == Some(*id);
+    let own = [named(files, tokenizer, "pad_token")?, files.ids("pad_token_id").first().copied()];
+    if let Some(id) = own.into_iter().flatten().find(|id| !eos_ids.contains(id)) {
+        return Ok(id);
+    }
+    let unused = |id: &u32, name: &str| {
+        !taken(id) && !template.contains(name) && files.token("unk_token") != Some(name)
+    };
+    let spare = ["pad", "reserved", "unused", "extra"].into_iter().find_map(|word| {
+        names.iter().find(|(id, name)| name.to_lowercase().contains(word) && unused(id, name))
+    });
+    if let Some((id, _)) = spare {
+        return Ok(*id);
+    }
+    let unknown = files.token("unk_token").unwrap_or("<unk>");
+    if let Some(id) = tokenizer.token_to_id(unknown).filter(|id| !taken(id) && never_unknown(files)) {
+        return Ok(id);
+    }
+    names.iter().find(|(id, name)| unused(id, name)).map(|(id, _)| *id).ok_or_else(|| {
+        setting(
+            "text.pad_token",
+            "the model has no pad token but EOS, and no spare special token".to_owned(),
+            "name a token that no text yields: a reward model is read at the last token that is not padding",
+        )
+    })
+}
+
+/// Whether every text has tokens, by falling back to bytes, so that the unknown token never occurs.
+fn never_unknown(files: &ModelText) -> bool {
+    let tokenizer: Value = serde_json::from_slice(&files.tokenizer).unwrap_or_default();
+    let bytes = tokenizer["model"]["byte_fallback"].as_bool() == Some(true);
+    bytes || tokenizer["pre_tokenizer"].to_string().contains("\"ByteLevel\"")
+}
+
+/// Whether a sequence that no chat template writes starts with BOS.
+pub(super) fn starts_with_bos(
+    files: &ModelText,
+    bos: Bos,
+    special: &Special,
+    tokenizer: &Tokenizer,
+) -> Result<bool, TextError> {
+    match bos {
+        Bos::Never => Ok(false),
+        Bos::Always if special.bos.is_none() => Err(setting(
+            "text.bos",
+            "always, but the model names no BOS token".to_owned(),
+            "set text.bos: never, or give bos_token in tokenizer_config.json",
+        )),
+        Bos::Always => Ok(true),
+        Bos::Auto => Ok(special.bos.is_some_and(|id| configured_bos(files, id, tokenizer))),
+    }
+}
+
+/// What the tokenizer's own config does: add_bos_token, else its post-processor; without any config, config.json's BOS counts.
+fn configured_bos(files: &ModelText, bos: u32, tokenizer: &Tokenizer) -> bool {
+    if let Some(add) = files.tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
+        return add;
+    }
+    if tokenizer.get_post_processor().is_some() {
+        return tokenizer
+            .encode_fast("a", true)
+            .is_ok_and(|encoding| encoding.get_ids().first() == Some(&bos));
+    }
+    files.tokenizer_config.is_null()
+}
