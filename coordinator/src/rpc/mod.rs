@@ -1,1 +1,3 @@
 //! gRPC services.
+
+pub mod artifacts;

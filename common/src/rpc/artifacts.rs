@@ -1,0 +1,354 @@
+//! Moving artifacts between a client or a rank and the coordinator: 1 MiB messages, checked by BLAKE3.
+//!
+//! A download goes on where it broke off; an upload starts again. Only what is unavailable is tried again, for
+//! about two minutes. Give these functions a connection of their own: what shares it waits behind the bytes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, Retryable};
+use bytes::{Bytes, BytesMut};
+use foil_proto::v1;
+use foil_proto::v1::artifacts_client::ArtifactsClient;
+use foil_proto::v1::put_request::Part;
+use futures::{Stream, StreamExt};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use ulid::Ulid;
+
+use super::{DATA_BYTES, MESSAGE_BYTES, UNARY_DEADLINE, backoff, is_unavailable, request};
+use crate::storage::object::Digest;
+
+/// A download that brings nothing for so long is taken for broken.
+const STALL: Duration = Duration::from_secs(120);
+
+/// On whose behalf an upload is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Writer {
+    job_id: String,
+    attempt: u32,
+}
+
+impl Writer {
+    /// A user's client; it may write `inputs/{blake3}` only.
+    pub fn client() -> Self {
+        Self::default()
+    }
+
+    /// A rank of a job's attempt; it may write below `jobs/{job}/phases/` while the attempt is current.
+    pub fn rank(job_id: impl Into<String>, attempt: u32) -> Self {
+        Self { job_id: job_id.into(), attempt }
+    }
+}
+
+/// Why bytes did not get through.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    #[error("the coordinator has no object {key}")]
+    NotFound { key: String },
+    #[error("this attempt is no longer the job's current one (writing {key}): {message}")]
+    Stale { key: String, message: String },
+    #[error("the coordinator cannot be reached (moving {key}): {}; check that it runs and try again", status.message())]
+    Unavailable { key: String, status: Box<Status> },
+    #[error("the coordinator refused {key}: {} ({:?})", status.message(), status.code())]
+    Refused { key: String, status: Box<Status> },
+    #[error("{key} arrived damaged: expected {expected}, got {found}")]
+    Corrupt { key: String, expected: String, found: String },
+    #[error("{} changed while it was read; leave it alone and try again", path.display())]
+    Changed { path: PathBuf },
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+}
+
+impl TransferError {
+    fn from_status(key: &str, status: Status) -> Self {
+        let key = key.to_owned();
+        match status.code() {
+            Code::NotFound => Self::NotFound { key },
+            Code::Aborted => Self::Stale { key, message: status.message().to_owned() },
+            _ if is_unavailable(&status) => Self::Unavailable { key, status: Box::new(status) },
+            _ => Self::Refused { key, status: Box::new(status) },
+        }
+    }
+
+    fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+}
+
+fn client(channel: &Channel) -> ArtifactsClient<Channel> {
+    ArtifactsClient::new(channel.clone())
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES)
+}
+
+/// An object's size and hash, or nothing where there is none.
+pub async fn stat(channel: &Channel, key: &str) -> Result<Option<v1::Object>, TransferError> {
+    let once = || async {
+        let message = v1::StatRequest { key: key.to_owned() };
+        match client(channel).stat(request(message, UNARY_DEADLINE)).await {
+            Ok(response) => Ok(Some(response.into_inner())),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(TransferError::from_status(key, status)),
+        }
+    };
+    once.retry(backoff()).when(TransferError::is_unavailable).await
+}
+
+/// Writes an object that is in memory.
+pub async fn upload_bytes(
+    channel: &Channel,
+    key: &str,
+    writer: &Writer,
+    bytes: Bytes,
+) -> Result<v1::Object, TransferError> {
+    let digest = Digest::of(&bytes);
+    let once = || {
+        let chunks = (0..bytes.len())
+            .step_by(DATA_BYTES)
+            .map(|start| bytes.slice(start..bytes.len().min(start + DATA_BYTES)))
+            .collect::<Vec<_>>();
+        put(channel, key, writer, &digest, futures::stream::iter(chunks))
+    };
+    once.retry(backoff()).when(TransferError::is_unavailable).notify(note).await
+}
+
+/// Writes an object from a file. The answer's `path` is the file's name.
+pub async fn upload_file(
+    channel: &Channel,
+    key: &str,
+    writer: &Writer,
+    path: &Path,
+) -> Result<v1::Object, TransferError> {
+    let digest = digest_of_file(path).await?;
+    upload_known_file(channel, key, writer, path, &digest).await
+}
+
+/// Uploads a user's file as `inputs/{blake3}`, unless it is there already. The answer's `path` is the file's name.
+pub async fn upload_input(channel: &Channel, path: &Path) -> Result<v1::Object, TransferError> {
+    let digest = digest_of_file(path).await?;
+    let key = input_key(&digest.blake3);
+    if let Some(object) = stat(channel, &key).await? {
+        return Ok(v1::Object { path: file_name(path), ..object });
+    }
+    upload_known_file(channel, &key, &Writer::client(), path, &digest).await
+}
+
+/// Uploads bytes as `inputs/{blake3}`, unless they are there already.
+pub async fn upload_input_bytes(channel: &Channel, bytes: Bytes) -> Result<v1::Object, TransferError> {
+    let key = input_key(&Digest::of(&bytes).blake3);
+    match stat(channel, &key).await? {
+        Some(object) => Ok(object),
+        None => upload_bytes(channel, &key, &Writer::client(), bytes).await,
+    }
+}
+
+/// Where a client's upload with this hash lies.
+pub fn input_key(blake3: &str) -> String {
+    format!("inputs/{blake3}")
+}
+
+/// Size and BLAKE3 of a file.
+pub async fn digest_of_file(path: &Path) -> Result<Digest, TransferError> {
+    let fail = |source| TransferError::File { path: path.to_owned(), source };
+    let owned = path.to_owned();
+    let hashing = tokio::task::spawn_blocking(move || {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(std::fs::File::open(owned)?)?;
+        Ok(Digest { size: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
+    });
+    hashing.await.map_err(|error| fail(io::Error::other(error)))?.map_err(fail)
+}
+
+/// A whole object, checked; for what fits in memory.
+pub async fn download_bytes(channel: &Channel, object: &v1::Object) -> Result<Bytes, TransferError> {
+    let mut bytes = BytesMut::new();
+    download(channel, object, async |data: Bytes| {
+        bytes.extend_from_slice(&data);
+        Ok(())
+    })
+    .await?;
+    Ok(bytes.freeze())
+}
+
+/// Downloads an object to a file, which appears only when it is whole and right. Missing directories are made.
+pub async fn download_to_file(
+    channel: &Channel,
+    object: &v1::Object,
+    path: &Path,
+) -> Result<(), TransferError> {
+    let fail = |source| TransferError::File { path: path.to_owned(), source };
+    if let Some(parent) = path.parent() {
+        tokio::fs::create_dir_all(parent).await.map_err(fail)?;
+    }
+    let partial = path.with_file_name(format!(".{}.{}.part", file_name(path), Ulid::new()));
+    let written = download_into(channel, object, &partial).await;
+    let placed = match written {
+        Ok(()) => tokio::fs::rename(&partial, path).await.map_err(fail),
+        Err(error) => Err(error),
+    };
+    if placed.is_err()
+        && let Err(error) = tokio::fs::remove_file(&partial).await
+    {
+        tracing::warn!(path = %partial.display(), %error, "an unfinished download could not be removed");
+    }
+    placed
+}
+
+async fn download_into(channel: &Channel, object: &v1::Object, partial: &Path) -> Result<(), TransferError> {
+    let fail = |source| TransferError::File { path: partial.to_owned(), source };
+    let mut file = File::create(partial).await.map_err(fail)?;
+    download(channel, object, async |data: Bytes| file.write_all(&data).await.map_err(fail)).await?;
+    file.flush().await.map_err(fail)?;
+    file.sync_all().await.map_err(fail)
+}
+
+/// Feeds an object's bytes to `sink` in order, going on where a connection broke off.
+async fn download(
+    channel: &Channel,
+    object: &v1::Object,
+    mut sink: impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut waits: ExponentialBackoff = backoff().build();
+    loop {
+        let before = hasher.count();
+        let Err(error) = download_rest(channel, object, &mut hasher, &mut sink).await else { break };
+        if hasher.count() > before {
+            waits = backoff().build();
+        }
+        match waits.next() {
+            Some(wait) if error.is_unavailable() => {
+                note(&error, wait);
+                tokio::time::sleep(wait).await;
+            }
+            _ => return Err(error),
+        }
+    }
+    let found = Digest { size: hasher.count(), blake3: hasher.finalize().to_hex().to_string() };
+    check(object, &found)
+}
+
+async fn download_rest(
+    channel: &Channel,
+    object: &v1::Object,
+    hasher: &mut blake3::Hasher,
+    sink: &mut impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
+    let key = &object.key;
+    let failed = |status| TransferError::from_status(key, status);
+    let message = v1::GetRequest { key: key.clone(), offset: hasher.count() };
+    let mut stream = client(channel).get(message).await.map_err(failed)?.into_inner();
+    loop {
+        let next = tokio::time::timeout(STALL, stream.message()).await;
+        let next = next.unwrap_or_else(|_| Err(Status::unavailable("the download stands still")));
+        let Some(response) = next.map_err(failed)? else { break };
+        if let Some(there) = &response.object {
+            check(object, &Digest::from(there))?;
+        }
+        if hasher.count() + response.data.len() as u64 > object.size {
+            let found =
+                Digest { size: hasher.count() + response.data.len() as u64, blake3: "unknown".to_owned() };
+            return check(object, &found);
+        }
+        sink(response.data.clone()).await?;
+        hasher.update(&response.data);
+    }
+    if hasher.count() == object.size {
+        return Ok(());
+    }
+    Err(failed(Status::unavailable("the download ended early")))
+}
+
+fn check(expected: &v1::Object, found: &Digest) -> Result<(), TransferError> {
+    if Digest::from(expected) == *found {
+        return Ok(());
+    }
+    let describe = |digest: &Digest| format!("{} bytes of BLAKE3 {}", digest.size, digest.blake3);
+    let key = expected.key.clone();
+    Err(TransferError::Corrupt { key, expected: describe(&Digest::from(expected)), found: describe(found) })
+}
+
+async fn upload_known_file(
+    channel: &Channel,
+    key: &str,
+    writer: &Writer,
+    path: &Path,
+    digest: &Digest,
+) -> Result<v1::Object, TransferError> {
+    let once = || async {
+        let file =
+            File::open(path).await.map_err(|source| TransferError::File { path: path.to_owned(), source })?;
+        let trouble = Arc::new(Mutex::new(None));
+        let result = put(channel, key, writer, digest, file_chunks(file, Arc::clone(&trouble))).await;
+        let trouble = trouble.lock().ok().and_then(|mut slot| slot.take());
+        match (trouble, result) {
+            (Some(source), _) => Err(TransferError::File { path: path.to_owned(), source }),
+            (None, Err(TransferError::Refused { status, .. })) if status.code() == Code::DataLoss => {
+                Err(TransferError::Changed { path: path.to_owned() })
+            }
+            (None, result) => result,
+        }
+    };
+    let object = once.retry(backoff()).when(TransferError::is_unavailable).notify(note).await?;
+    Ok(v1::Object { path: file_name(path), ..object })
+}
+
+/// A file's bytes. An error ends the stream early (so that the server refuses the whole) and stays in `trouble`.
+fn file_chunks(
+    file: File,
+    trouble: Arc<Mutex<Option<io::Error>>>,
+) -> impl Stream<Item = Bytes> + Send + Unpin + 'static {
+    let chunks = futures::stream::unfold((file, trouble), |(mut file, trouble)| async move {
+        let mut buffer = BytesMut::with_capacity(DATA_BYTES);
+        while buffer.len() < DATA_BYTES {
+            let room = (DATA_BYTES - buffer.len()) as u64;
+            match (&mut file).take(room).read_buf(&mut buffer).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    if let Ok(mut slot) = trouble.lock() {
+                        *slot = Some(error);
+                    }
+                    return None;
+                }
+            }
+        }
+        (!buffer.is_empty()).then(|| (buffer.freeze(), (file, trouble)))
+    });
+    Box::pin(chunks)
+}
+
+async fn put(
+    channel: &Channel,
+    key: &str,
+    writer: &Writer,
+    digest: &Digest,
+    chunks: impl Stream<Item = Bytes> + Send + 'static,
+) -> Result<v1::Object, TransferError> {
+    let begin = v1::PutBegin {
+        key: key.to_owned(),
+        size: digest.size,
+        blake3: digest.blake3.clone(),
+        job_id: writer.job_id.clone(),
+        attempt: writer.attempt,
+    };
+    let message = |part| v1::PutRequest { part: Some(part) };
+    let parts = futures::stream::once(async move { message(Part::Begin(begin)) })
+        .chain(chunks.map(move |data| message(Part::Data(data))));
+    let response =
+        client(channel).put(parts).await.map_err(|status| TransferError::from_status(key, status))?;
+    Ok(response.into_inner().object.unwrap_or_else(|| digest.clone().object(key)))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn note(error: &TransferError, wait: Duration) {
+    tracing::warn!(%error, ?wait, "trying the transfer again");
+}

@@ -1,0 +1,59 @@
+//! Who may write and read which keys.
+
+use foil_common::rpc::artifacts::input_key;
+use foil_common::storage::key;
+use foil_common::storage::object::Digest;
+use foil_proto::v1;
+use tonic::Status;
+
+use super::status::{bad_field, from_store, not_found, stale};
+
+/// Knows the attempts that run. A closure `Fn(&str) -> Option<u32>` will do.
+pub trait AttemptCheck: Send + Sync + 'static {
+    /// The current attempt of a job; nothing where the job does not run.
+    fn current_attempt(&self, job_id: &str) -> Option<u32>;
+}
+
+impl<F: Fn(&str) -> Option<u32> + Send + Sync + 'static> AttemptCheck for F {
+    fn current_attempt(&self, job_id: &str) -> Option<u32> {
+        self(job_id)
+    }
+}
+
+/// The announced size and hash, well-formed.
+pub(super) fn announced(begin: &v1::PutBegin) -> Result<Digest, Status> {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if begin.blake3.len() != 64 || !begin.blake3.bytes().all(hex) {
+        return Err(bad_field("begin.blake3", "it must be the BLAKE3 hash in 64 lower-case hex digits"));
+    }
+    Ok(Digest { size: begin.size, blake3: begin.blake3.clone() })
+}
+
+pub(super) fn may_write(begin: &v1::PutBegin, attempts: &dyn AttemptCheck) -> Result<(), Status> {
+    key::validate(&begin.key).map_err(|error| from_store(&error))?;
+    if begin.job_id.is_empty() {
+        return client_may_write(begin);
+    }
+    let own = format!("jobs/{}/phases/", begin.job_id);
+    if !begin.key.starts_with(&own) {
+        return Err(bad_field("begin.key", &format!("a rank of this job may write below {own} only")));
+    }
+    match attempts.current_attempt(&begin.job_id) {
+        Some(current) if current == begin.attempt => Ok(()),
+        current => Err(stale(&begin.job_id, begin.attempt, current)),
+    }
+}
+
+fn client_may_write(begin: &v1::PutBegin) -> Result<(), Status> {
+    let expected = input_key(&begin.blake3);
+    if begin.key == expected {
+        return Ok(());
+    }
+    Err(bad_field("begin.key", &format!("a client may write its content's own key only, here {expected}")))
+}
+
+/// Inputs and jobs' data may be read; the log and other internal objects do not exist for callers.
+pub(super) fn may_read(key: &str) -> Result<(), Status> {
+    key::validate(key).map_err(|error| from_store(&error))?;
+    if key.starts_with("inputs/") || key.starts_with("jobs/") { Ok(()) } else { Err(not_found(key)) }
+}

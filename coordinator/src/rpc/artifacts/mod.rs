@@ -1,0 +1,197 @@
+//! The Artifacts service: bytes between clients, ranks and the store, streamed, hashed and bounded.
+
+mod access;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use foil_common::rpc::{DATA_BYTES, MESSAGE_BYTES};
+use foil_common::storage::object::{Digest, ObjectWriter};
+use foil_common::storage::{ByteStream, Store, StoreError};
+use foil_proto::v1;
+use foil_proto::v1::artifacts_server::{Artifacts, ArtifactsServer};
+use foil_proto::v1::put_request::Part;
+use futures::StreamExt;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+pub use self::access::AttemptCheck;
+use self::status::{bad_field, busy, from_store};
+
+/// Uploads at once; each holds up to three 8 MiB parts.
+const UPLOADS: usize = 16;
+
+/// Downloads at once; each holds a few 1 MiB messages.
+const DOWNLOADS: usize = 64;
+
+/// How long a call waits for its turn before it is told to come again.
+const TURN: Duration = Duration::from_secs(20);
+
+/// A transfer whose other side neither sends nor takes anything for so long is ended.
+const STALL: Duration = Duration::from_secs(60);
+
+/// The service. Clients may write `inputs/{blake3}`; ranks of a job's current attempt may write below
+/// `jobs/{job}/phases/`; both may read `inputs/` and `jobs/`.
+pub struct ArtifactsService {
+    store: Store,
+    attempts: Arc<dyn AttemptCheck>,
+    uploads: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
+}
+
+impl ArtifactsService {
+    pub fn new(store: Store, attempts: impl AttemptCheck) -> Self {
+        Self {
+            store,
+            attempts: Arc::new(attempts),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            downloads: Arc::new(Semaphore::new(DOWNLOADS)),
+        }
+    }
+
+    /// The service for a tonic server, with its message limits.
+    pub fn into_server(self) -> ArtifactsServer<Self> {
+        ArtifactsServer::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES)
+    }
+}
+
+#[tonic::async_trait]
+impl Artifacts for ArtifactsService {
+    async fn put(
+        &self,
+        request: Request<Streaming<v1::PutRequest>>,
+    ) -> Result<Response<v1::PutResponse>, Status> {
+        let mut parts = request.into_inner();
+        let begin = match next_part(&mut parts).await? {
+            Some(Part::Begin(begin)) => begin,
+            _ => return Err(bad_field("begin", "the first message must hold begin")),
+        };
+        let announced = access::announced(&begin)?;
+        access::may_write(&begin, &*self.attempts)?;
+        if let Some(object) = self.already_there(&begin.key, &announced).await? {
+            return Ok(Response::new(v1::PutResponse { object: Some(object) }));
+        }
+        let _turn = turn(&self.uploads).await?;
+        let mut writer = self.store.write_object(&begin.key, announced).await.map_err(|e| from_store(&e))?;
+        let received = receive(&mut parts, &mut writer).await;
+        // What became stale on the way must not become an object any more.
+        if let Err(status) = received.and_then(|()| access::may_write(&begin, &*self.attempts)) {
+            writer.abandon().await;
+            return Err(status);
+        }
+        let object = writer.finish().await.map_err(|error| from_store(&error))?;
+        metrics::counter!("foil_artifact_bytes_total", "direction" => "in").increment(object.size);
+        Ok(Response::new(v1::PutResponse { object: Some(object) }))
+    }
+
+    type GetStream = ReceiverStream<Result<v1::GetResponse, Status>>;
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
+        let v1::GetRequest { key, offset } = request.into_inner();
+        access::may_read(&key)?;
+        let turn = turn(&self.downloads).await?;
+        let (object, bytes) =
+            self.store.stream_object(&key, offset).await.map_err(|error| from_store(&error))?;
+        if offset > object.size {
+            return Err(bad_field("offset", &format!("the object has {} bytes only", object.size)));
+        }
+        let (sender, receiver) = mpsc::channel(2);
+        tokio::spawn(send(object, bytes, sender, turn));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn stat(&self, request: Request<v1::StatRequest>) -> Result<Response<v1::Object>, Status> {
+        let key = request.into_inner().key;
+        access::may_read(&key)?;
+        let object = self.store.stat_object(&key).await.map_err(|error| from_store(&error))?;
+        Ok(Response::new(object))
+    }
+}
+
+impl ArtifactsService {
+    /// The object where it was written before with the same content.
+    async fn already_there(&self, key: &str, announced: &Digest) -> Result<Option<v1::Object>, Status> {
+        match self.store.stat_object(key).await {
+            Ok(object) if Digest::from(&object) == *announced => Ok(Some(object)),
+            Ok(object) => Err(from_store(&StoreError::Conflict {
+                key: key.to_owned(),
+                existing: object.blake3,
+                offered: announced.blake3.clone(),
+            })),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(from_store(&error)),
+        }
+    }
+}
+
+async fn turn(transfers: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
+    match tokio::time::timeout(TURN, Arc::clone(transfers).acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(permit),
+        Ok(Err(_)) | Err(_) => Err(busy("too many transfers at once")),
+    }
+}
+
+async fn next_part(parts: &mut Streaming<v1::PutRequest>) -> Result<Option<Part>, Status> {
+    match tokio::time::timeout(STALL, parts.message()).await {
+        Ok(Ok(Some(request))) => {
+            request.part.map(Some).ok_or_else(|| bad_field("part", "a message must hold begin or data"))
+        }
+        Ok(Ok(None)) => Ok(None),
+        Ok(Err(status)) => Err(status),
+        Err(_) => Err(Status::deadline_exceeded(format!("no data came for {STALL:?}"))),
+    }
+}
+
+async fn receive(parts: &mut Streaming<v1::PutRequest>, writer: &mut ObjectWriter) -> Result<(), Status> {
+    while let Some(part) = next_part(parts).await? {
+        let Part::Data(data) = part else {
+            return Err(bad_field("begin", "only the first message may hold begin"));
+        };
+        if data.len() > DATA_BYTES {
+            return Err(bad_field("data", "a message may hold 1 MiB at most"));
+        }
+        writer.write(data).await.map_err(|error| from_store(&error))?;
+    }
+    Ok(())
+}
+
+type Message = Result<v1::GetResponse, Status>;
+
+/// Sends the object's figures, then its bytes, no faster than they are taken.
+async fn send(
+    object: v1::Object,
+    mut bytes: ByteStream,
+    sender: mpsc::Sender<Message>,
+    _turn: OwnedSemaphorePermit,
+) {
+    let first = v1::GetResponse { object: Some(object), data: Bytes::new() };
+    let mut taken = sender.send_timeout(Ok(first), STALL).await;
+    while taken.is_ok()
+        && let Some(next) = bytes.next().await
+    {
+        taken = match next {
+            Ok(data) => send_data(data, &sender).await,
+            Err(error) => sender.send_timeout(Err(from_store(&error)), STALL).await,
+        };
+    }
+    if taken.is_err() {
+        tracing::debug!("a download's reader went away or stood still");
+    }
+}
+
+async fn send_data(mut data: Bytes, sender: &mpsc::Sender<Message>) -> Result<(), SendTimeoutError<Message>> {
+    while !data.is_empty() {
+        let data = data.split_to(data.len().min(DATA_BYTES));
+        metrics::counter!("foil_artifact_bytes_total", "direction" => "out").increment(data.len() as u64);
+        sender.send_timeout(Ok(v1::GetResponse { object: None, data }), STALL).await?;
+    }
+    Ok(())
+}

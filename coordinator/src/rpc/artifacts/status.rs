@@ -1,0 +1,62 @@
+//! From errors to gRPC statuses with google.rpc details.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use foil_common::storage::StoreError;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// When a client told to come again should do so.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+pub(super) fn bad_field(field: &str, problem: &str) -> Status {
+    let details = ErrorDetails::with_bad_request_violation(field, problem);
+    Status::with_error_details(Code::InvalidArgument, format!("{field}: {problem}"), details)
+}
+
+pub(super) fn busy(problem: &str) -> Status {
+    let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::Unavailable, format!("{problem}; come again"), details)
+}
+
+pub(super) fn not_found(key: &str) -> Status {
+    let message = format!("there is no object {key}");
+    let details = ErrorDetails::with_resource_info("object", key, "", message.clone());
+    Status::with_error_details(Code::NotFound, message, details)
+}
+
+pub(super) fn stale(job_id: &str, attempt: u32, current: Option<u32>) -> Status {
+    let message = match current {
+        Some(current) => format!("attempt {attempt} of job {job_id} is stale: attempt {current} runs now"),
+        None => format!("attempt {attempt} of job {job_id} is stale: the job does not run"),
+    };
+    let metadata = HashMap::from([("job_id".to_owned(), job_id.to_owned())]);
+    let details = ErrorDetails::with_error_info("STALE_ATTEMPT", "foil", metadata);
+    Status::with_error_details(Code::Aborted, message, details)
+}
+
+pub(super) fn from_store(error: &StoreError) -> Status {
+    let message = error.to_string();
+    match error {
+        StoreError::BadKey { reason, .. } => bad_field("key", reason),
+        StoreError::NotFound { key, .. } => not_found(key),
+        StoreError::Conflict { key, .. } => {
+            let details = ErrorDetails::with_resource_info("object", key, "", message.clone());
+            Status::with_error_details(Code::AlreadyExists, message, details)
+        }
+        StoreError::Mismatch { .. } => {
+            let details = ErrorDetails::with_bad_request_violation("data", message.clone());
+            Status::with_error_details(Code::DataLoss, message, details)
+        }
+        StoreError::Corrupt { .. } => Status::data_loss(message),
+        StoreError::NoSpace { location, .. } => {
+            let details = ErrorDetails::with_quota_failure_violation(location, "the store is full");
+            Status::with_error_details(Code::ResourceExhausted, message, details)
+        }
+        StoreError::Unavailable { .. } => busy(&message),
+        StoreError::Denied { .. } | StoreError::Open { .. } | StoreError::NotExclusive { .. } => {
+            Status::failed_precondition(message)
+        }
+    }
+}

@@ -1,0 +1,273 @@
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use foil_common::rpc::artifacts::{
+    TransferError, Writer, download_bytes, download_to_file, input_key, stat, upload_bytes, upload_file,
+    upload_input, upload_input_bytes,
+};
+use foil_common::rpc::connect;
+use foil_proto::v1::artifacts_client::ArtifactsClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Code;
+use tonic::transport::Channel;
+use tonic_types::StatusExt;
+
+use super::*;
+
+const KEY: &str = "jobs/j1/phases/r01.policy.train/a3/model.safetensors";
+
+struct World {
+    store: Store,
+    attempt: Arc<AtomicU32>,
+    address: SocketAddr,
+    channel: Channel,
+}
+
+/// The service on a loopback port; job j1 runs attempt 3.
+async fn world() -> World {
+    let store = Store::in_memory();
+    let attempt = Arc::new(AtomicU32::new(3));
+    let current = Arc::clone(&attempt);
+    let service = ArtifactsService::new(store.clone(), move |job: &str| {
+        (job == "j1").then(|| current.load(Ordering::SeqCst))
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tonic::transport::Server::builder().add_service(service.into_server());
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let channel = connect(&format!("http://{address}")).unwrap();
+    World { store, attempt, address, channel }
+}
+
+fn body(bytes: usize, seed: u8) -> Bytes {
+    let mut body = vec![0; bytes];
+    blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut body);
+    body.into()
+}
+
+/// Puts by hand, with whatever the client library would not send.
+async fn put_raw(channel: &Channel, begin: v1::PutBegin, data: Vec<Bytes>) -> Result<v1::Object, Status> {
+    let first = v1::PutRequest { part: Some(Part::Begin(begin)) };
+    let rest = data.into_iter().map(|data| v1::PutRequest { part: Some(Part::Data(data)) });
+    let parts: Vec<_> = std::iter::once(first).chain(rest).collect();
+    let response = ArtifactsClient::new(channel.clone()).put(futures::stream::iter(parts)).await?;
+    Ok(response.into_inner().object.unwrap())
+}
+
+fn begin(key: &str, bytes: &Bytes) -> v1::PutBegin {
+    let Digest { size, blake3 } = Digest::of(bytes);
+    v1::PutBegin { key: key.to_owned(), size, blake3, job_id: String::new(), attempt: 0 }
+}
+
+#[tokio::test]
+async fn what_goes_up_comes_down() {
+    let world = world().await;
+    for size in [0, 1, DATA_BYTES, 5 << 20, (17 << 20) + 3] {
+        let bytes = body(size, 1);
+        let key = format!("jobs/j1/phases/p/a3/{size}");
+        let object = upload_bytes(&world.channel, &key, &Writer::rank("j1", 3), bytes.clone()).await.unwrap();
+        assert_eq!(Digest::from(&object), Digest::of(&bytes));
+        assert_eq!(stat(&world.channel, &key).await.unwrap(), Some(object.clone()));
+        assert_eq!(download_bytes(&world.channel, &object).await.unwrap(), bytes);
+    }
+}
+
+#[tokio::test]
+async fn files_go_up_and_come_down() {
+    let world = world().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pairs.jsonl");
+    std::fs::write(&path, body(5 << 20, 2)).unwrap();
+    let object = upload_input(&world.channel, &path).await.unwrap();
+    assert_eq!(
+        (object.key.as_str(), object.path.as_str()),
+        (input_key(&object.blake3).as_str(), "pairs.jsonl")
+    );
+    assert_eq!(upload_input(&world.channel, &path).await.unwrap(), object);
+    let again = upload_file(&world.channel, KEY, &Writer::rank("j1", 3), &path).await.unwrap();
+    assert_eq!(again.blake3, object.blake3);
+    let copy = directory.path().join("new/dir/copy.jsonl");
+    download_to_file(&world.channel, &object, &copy).await.unwrap();
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(&path).unwrap());
+    assert_eq!(std::fs::read_dir(copy.parent().unwrap()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_download_starts_at_any_offset() {
+    let world = world().await;
+    let bytes = body(5 << 20, 3);
+    let object = upload_input_bytes(&world.channel, bytes.clone()).await.unwrap();
+    for offset in [0, 1, (3 << 20) + 7, 5 << 20] {
+        let request = v1::GetRequest { key: object.key.clone(), offset };
+        let mut stream = ArtifactsClient::new(world.channel.clone()).get(request).await.unwrap().into_inner();
+        let first = stream.message().await.unwrap().unwrap();
+        assert_eq!(first.object, Some(object.clone()));
+        let mut rest = first.data.to_vec();
+        while let Some(message) = stream.message().await.unwrap() {
+            assert!(message.data.len() <= DATA_BYTES);
+            rest.extend_from_slice(&message.data);
+        }
+        assert_eq!(rest, bytes[usize::try_from(offset).unwrap()..]);
+    }
+    let beyond = v1::GetRequest { key: object.key, offset: (5 << 20) + 1 };
+    let status = ArtifactsClient::new(world.channel).get(beyond).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn what_is_not_as_announced_is_refused_and_leaves_nothing() {
+    let world = world().await;
+    for size in [5 << 20, 9 << 20] {
+        let (announced, sent) = (body(size, 4), body(size, 5));
+        let key = input_key(&Digest::of(&announced).blake3);
+        let begin = begin(&key, &announced);
+        let chunks = |bytes: &Bytes| bytes.chunks(DATA_BYTES).map(Bytes::copy_from_slice).collect::<Vec<_>>();
+        let wrong = put_raw(&world.channel, begin.clone(), chunks(&sent)).await.unwrap_err();
+        assert_eq!(wrong.code(), Code::DataLoss, "{wrong:?}");
+        let short =
+            put_raw(&world.channel, begin.clone(), chunks(&announced)[1..].to_vec()).await.unwrap_err();
+        assert_eq!(short.code(), Code::DataLoss);
+        let mut long = chunks(&announced);
+        long.push(Bytes::from_static(b"x"));
+        assert!(put_raw(&world.channel, begin.clone(), long).await.is_err());
+        assert!(!world.store.exists(&key).await.unwrap());
+        put_raw(&world.channel, begin, chunks(&announced)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_same_again_is_fine_and_other_content_is_not() {
+    let world = world().await;
+    let (rank, bytes) = (Writer::rank("j1", 3), body(5 << 20, 6));
+    let first = upload_bytes(&world.channel, KEY, &rank, bytes.clone()).await.unwrap();
+    assert_eq!(upload_bytes(&world.channel, KEY, &rank, bytes.clone()).await.unwrap(), first);
+    let other = upload_bytes(&world.channel, KEY, &rank, body(5 << 20, 7)).await.unwrap_err();
+    let TransferError::Refused { status, .. } = other else { panic!("{other}") };
+    assert_eq!(status.code(), Code::AlreadyExists);
+    assert_eq!(status.get_details_resource_info().unwrap().resource_name, KEY);
+    assert_eq!(download_bytes(&world.channel, &first).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn writers_of_one_key_at_once_leave_one_whole_object() {
+    let world = world().await;
+    let rank = Writer::rank("j1", 3);
+    let uploads = (0..6).map(|n| upload_bytes(&world.channel, KEY, &rank, body(9 << 20, n % 3)));
+    let results = futures::future::join_all(uploads).await;
+    let mut winners: Vec<_> = results.into_iter().flatten().collect();
+    winners.dedup();
+    assert_eq!(winners.len(), 1);
+    download_bytes(&world.channel, &winners[0]).await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_are_confined() {
+    let world = world().await;
+    let bytes = body(10, 8);
+    let client = Writer::client();
+    for key in [
+        "inputs/x",
+        "jobs/j1/phases/p/x",
+        "meta/log/00000000000000000000",
+        "../x",
+        "/etc/x",
+        "inputs/../x",
+        "",
+    ] {
+        let error = upload_bytes(&world.channel, key, &client, bytes.clone()).await.unwrap_err();
+        let TransferError::Refused { status, .. } = error else { panic!("{key}: {error}") };
+        assert_eq!(status.code(), Code::InvalidArgument, "{key}");
+        assert!(status.get_details_bad_request().is_some(), "{key}");
+    }
+    let elsewhere = upload_bytes(&world.channel, "jobs/j2/phases/p/x", &Writer::rank("j1", 3), bytes).await;
+    assert!(matches!(elsewhere, Err(TransferError::Refused { .. })));
+    world.store.put_object("meta/secret", body(3, 0)).await.unwrap();
+    assert_eq!(stat(&world.channel, "meta/secret").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_stale_attempt_writes_nothing() {
+    let world = world().await;
+    for writer in [Writer::rank("j1", 2), Writer::rank("unknown", 1)] {
+        let key = if writer == Writer::rank("j1", 2) { KEY } else { "jobs/unknown/phases/p/x" };
+        let error = upload_bytes(&world.channel, key, &writer, body(10, 9)).await.unwrap_err();
+        assert!(matches!(error, TransferError::Stale { .. }), "{error}");
+    }
+    world.attempt.store(4, Ordering::SeqCst);
+    let late = upload_bytes(&world.channel, KEY, &Writer::rank("j1", 3), body(10, 9)).await;
+    assert!(matches!(late, Err(TransferError::Stale { .. })));
+    assert!(world.store.list("jobs").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn too_large_a_message_is_refused() {
+    let world = world().await;
+    let bytes = body(DATA_BYTES + 1, 10);
+    let begin = begin(&input_key(&Digest::of(&bytes).blake3), &bytes);
+    let status = put_raw(&world.channel, begin, vec![bytes]).await.unwrap_err();
+    assert!(matches!(status.code(), Code::InvalidArgument | Code::OutOfRange), "{status:?}");
+}
+
+#[tokio::test]
+async fn damage_in_the_store_is_noticed_by_the_reader() {
+    let world = world().await;
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path().to_str().unwrap()).unwrap();
+    let object = store.put_object("inputs/x", body(100, 11)).await.unwrap();
+    let mut damaged = body(100, 11).to_vec();
+    damaged[50] ^= 1;
+    std::fs::write(directory.path().join("inputs/x"), damaged).unwrap();
+    let error = store.read_object(&object).await.unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    let object = upload_input_bytes(&world.channel, body(100, 12)).await.unwrap();
+    let wrong = v1::Object { blake3: "0".repeat(64), ..object };
+    assert!(matches!(download_bytes(&world.channel, &wrong).await, Err(TransferError::Corrupt { .. })));
+}
+
+/// Passes bytes on, but cuts its first `cuts` connections after 2 MiB of answers.
+async fn cutting_proxy(to: SocketAddr, cuts: usize) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let made = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&made);
+    tokio::spawn(async move {
+        loop {
+            let (near, _) = listener.accept().await.unwrap();
+            let far = TcpStream::connect(to).await.unwrap();
+            let cut = count.fetch_add(1, Ordering::SeqCst) < cuts;
+            tokio::spawn(pass(near, far, cut));
+        }
+    });
+    (address, made)
+}
+
+async fn pass(near: TcpStream, far: TcpStream, cut: bool) {
+    let (mut near_in, mut near_out) = near.into_split();
+    let (mut far_in, mut far_out) = far.into_split();
+    let up = tokio::spawn(async move { tokio::io::copy(&mut near_in, &mut far_out).await });
+    let limit = if cut { 2 << 20 } else { u64::MAX };
+    let mut passed = 0;
+    let mut buffer = vec![0; 64 << 10];
+    while passed < limit {
+        match far_in.read(&mut buffer).await {
+            Ok(read) if read > 0 && near_out.write_all(&buffer[..read]).await.is_ok() => {
+                passed += read as u64
+            }
+            _ => break,
+        }
+    }
+    up.abort();
+}
+
+#[tokio::test]
+async fn a_download_survives_broken_connections() {
+    let world = world().await;
+    let bytes = body(9 << 20, 13);
+    let object = upload_input_bytes(&world.channel, bytes.clone()).await.unwrap();
+    let (proxy, connections) = cutting_proxy(world.address, 3).await;
+    let channel = connect(&format!("http://{proxy}")).unwrap();
+    assert_eq!(download_bytes(&channel, &object).await.unwrap(), bytes);
+    assert_eq!(connections.load(Ordering::SeqCst), 4);
+}
