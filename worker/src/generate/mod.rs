@@ -1,1 +1,12 @@
 //! Sampling answers: continuous batching over a KV cache.
+//!
+//! One prefill per prompt serves all its samples; a finished row leaves the batch and the next sample takes its slot.
+//! The order of admission and the number of slots are fixed by the request alone, and each sample's noise by its
+//! address, so a chunk's samples are the same bytes whoever computes it.
+
+mod engine;
+pub mod noise;
+pub mod sampler;
+
+pub use engine::{Answering, GenerateError, GenerateRequest, Generated, Generation, Work, generate};
+pub use noise::NoiseKey;

@@ -1,0 +1,282 @@
+//! From one row of logits to one token.
+//!
+//! The order is Hugging Face's: repetition penalty, minimum length, temperature, top-k, top-p. The draw is by Gumbel-max
+//! in fp64: argmax over tokens of ln p + G with G = −ln(−ln u), which is the same as the least of −ln(u)/p.
+
+use foil_common::spec::Sampling;
+
+use super::noise::StepNoise;
+
+/// Draws tokens; keeps the buffers that a row of a large vocabulary needs.
+#[derive(Debug)]
+pub struct Sampler<'a> {
+    sampling: &'a Sampling,
+    /// p of each token up to a factor; 0 where it is filtered out.
+    weights: Vec<f64>,
+    order: Vec<u32>,
+}
+
+/// What a draw depends on beside the logits.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The prompt and the answer so far: what a repetition penalty counts.
+    pub prompt: &'a [u32],
+    pub answer: &'a [u32],
+    /// The tokens that end an answer.
+    pub eos: &'a [u32],
+}
+
+impl<'a> Sampler<'a> {
+    pub fn new(sampling: &'a Sampling) -> Self {
+        Self { sampling, weights: Vec::new(), order: Vec::new() }
+    }
+
+    /// Draws from a row of logits \[vocab\], which is changed in place by the penalties. The first of equals wins a greedy choice.
+    pub fn draw(&mut self, logits: &mut [f32], context: Context<'_>, noise: StepNoise) -> u32 {
+        self.penalise(logits, context);
+        if self.sampling.temperature == 0.0 {
+            return argmax(logits);
+        }
+        if !self.filters(logits.len()) {
+            let (greatest, inverse) = (greatest(logits), 1.0 / self.sampling.temperature);
+            let exponent = |token: usize| (f64::from(logits[token]) - f64::from(greatest)) * inverse;
+            return race(logits.len(), |token| exp_bound(exponent(token)), |token| exponent(token).exp(), noise);
+        }
+        self.weigh(logits);
+        race(self.weights.len(), |token| self.weights[token], |token| self.weights[token], noise)
+    }
+
+    /// Whether any token of a vocabulary may be filtered out.
+    fn filters(&self, vocabulary: usize) -> bool {
+        (1..vocabulary).contains(&self.sampling.top_k) || self.sampling.top_p < 1.0
+    }
+
+    /// The probability of each token after all filters, in fp64; sums to 1.
+    pub fn distribution(&mut self, logits: &mut [f32], context: Context<'_>) -> Vec<f64> {
+        self.penalise(logits, context);
+        self.weigh(logits);
+        let total: f64 = self.weights.iter().sum();
+        self.weights.iter().map(|weight| weight / total).collect()
+    }
+
+    fn penalise(&self, logits: &mut [f32], context: Context<'_>) {
+        let penalty = self.sampling.repetition_penalty as f32;
+        if penalty != 1.0 {
+            let mut seen: Vec<u32> = context.prompt.iter().chain(context.answer).copied().collect();
+            seen.sort_unstable();
+            seen.dedup();
+            for logit in seen.into_iter().map(|token| token as usize) {
+                let Some(logit) = logits.get_mut(logit) else { continue };
+                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            }
+        }
+        if context.answer.len() < self.sampling.min_new_tokens {
+            for token in context.eos {
+                if let Some(logit) = logits.get_mut(*token as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+
+    fn weigh(&mut self, logits: &[f32]) {
+        let greatest = greatest(logits);
+        let inverse = 1.0 / self.sampling.temperature;
+        self.weights.clear();
+        self.weights.extend(logits.iter().map(|logit| ((f64::from(*logit) - f64::from(greatest)) * inverse).exp()));
+        let top_k = self.sampling.top_k;
+        if top_k > 0 && top_k < logits.len() {
+            self.keep_top_k(logits, top_k);
+        }
+        if self.sampling.top_p < 1.0 {
+            self.keep_top_p();
+        }
+    }
+
+    /// Keeps the k greatest and what equals the k-th.
+    fn keep_top_k(&mut self, logits: &[f32], k: usize) {
+        let mut ordered = logits.to_vec();
+        let (_, kth, _) = ordered.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+        let kth = *kth;
+        for (weight, logit) in self.weights.iter_mut().zip(logits) {
+            if *logit < kth {
+                *weight = 0.0;
+            }
+        }
+    }
+
+    /// Drops the least likely tokens whose sum stays within 1 − p; of equals the lower ids go first. One always stays.
+    fn keep_top_p(&mut self) {
+        let weights = &mut self.weights;
+        self.order.clear();
+        self.order.extend((0..weights.len() as u32).filter(|token| weights[*token as usize] > 0.0));
+        self.order.sort_by(|a, b| weights[*a as usize].total_cmp(&weights[*b as usize]));
+        let total: f64 = self.order.iter().map(|token| weights[*token as usize]).sum();
+        let spare = (1.0 - self.sampling.top_p) * total;
+        let mut dropped = 0.0;
+        let Some((_, candidates)) = self.order.split_last() else { return };
+        for token in candidates {
+            let weight = &mut weights[*token as usize];
+            dropped += *weight;
+            if dropped > spare {
+                break;
+            }
+            *weight = 0.0;
+        }
+    }
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = token;
+        }
+    }
+    best as u32
+}
+
+fn greatest(logits: &[f32]) -> f32 {
+    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// The token of the least −ln(u)/p, of `count` tokens with their p and an upper bound of it.
+///
+/// A logarithm and an exponential for each token of a vocabulary would cost more than the model. Since 1 − u ≤ −ln(u),
+/// a token whose (1 − u)/p is no less than the best −ln(u)/p so far has lost, and a bound on p shows that for most.
+fn race(count: usize, bound: impl Fn(usize) -> f64, p: impl Fn(usize) -> f64, noise: StepNoise) -> u32 {
+    let mut best = f64::INFINITY;
+    let mut winner = 0;
+    for token in 0..count {
+        let (complement, bound) = (noise.complement(token), bound(token));
+        if bound > 0.0 && complement < best * bound {
+            let time = -(-complement).ln_1p() / p(token);
+            if time < best {
+                best = time;
+                winner = token;
+            }
+        }
+    }
+    winner as u32
+}
+
+/// No less than eˣ, and at most 6.2 % more, for x ≤ 0: the line 1 + f lies above 2ᶠ between whole exponents, and a
+/// float's bits are such lines.
+#[inline]
+fn exp_bound(x: f64) -> f64 {
+    const MANTISSA: f64 = (1_u64 << 52) as f64;
+    const BIAS: f64 = 1023.0;
+    // Far below the last subnormal; −∞ (a forbidden token) stays at 0.
+    if x < -700.0 {
+        return if x == f64::NEG_INFINITY { 0.0 } else { 1e-303 };
+    }
+    let bits = (x.mul_add(std::f64::consts::LOG2_E, BIAS) * MANTISSA) as u64;
+    // The product's rounding is far below this margin.
+    f64::from_bits(bits) * (1.0 + 1e-9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generate::NoiseKey;
+
+    const NOTHING: Context<'_> = Context { prompt: &[], answer: &[], eos: &[] };
+
+    fn sampling() -> Sampling {
+        Sampling {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            max_new_tokens: 8,
+            min_new_tokens: 0,
+            stop: Vec::new(),
+        }
+    }
+
+    fn noise(index: u32) -> StepNoise {
+        NoiseKey { seed: 1, round: 0, purpose: "test".into() }.sample(3, index).step(0)
+    }
+
+    fn logits(count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 % 101) as f32 / 10.0).sin() * 4.0).collect()
+    }
+
+    /// Gumbel-max as the textbook has it.
+    fn gumbel_max(p: &[f64], noise: StepNoise) -> u32 {
+        let value = |token: usize| p[token].ln() - (-(-noise.complement(token)).ln_1p()).ln();
+        (0..p.len()).max_by(|a, b| value(*a).total_cmp(&value(*b))).map_or(0, |token| token as u32)
+    }
+
+    #[test]
+    fn the_race_is_gumbel_max() {
+        for temperature in [0.3, 1.0, 1.7] {
+            let sampling = Sampling { temperature, ..sampling() };
+            let mut sampler = Sampler::new(&sampling);
+            let p = sampler.distribution(&mut logits(300), NOTHING);
+            for index in 0..500 {
+                assert_eq!(sampler.draw(&mut logits(300), NOTHING, noise(index)), gumbel_max(&p, noise(index)));
+            }
+        }
+    }
+
+    #[test]
+    fn the_bound_is_above_the_exponential_and_close() {
+        for i in 0..200_000 {
+            let x = -f64::from(i) * 0.0035;
+            let ratio = exp_bound(x) / x.exp();
+            assert!((1.0..1.0625).contains(&ratio), "{x}: {ratio}");
+        }
+        assert_eq!(exp_bound(f64::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn draws_follow_the_filtered_distribution() {
+        // χ² over the tokens that stay; its mean is k − 1 with variance 2(k − 1), and six deviations bound it.
+        for sampling in [
+            sampling(),
+            Sampling { temperature: 0.7, ..sampling() },
+            Sampling { top_k: 5, ..sampling() },
+            Sampling { top_p: 0.8, ..sampling() },
+            Sampling { temperature: 1.3, top_k: 12, top_p: 0.9, ..sampling() },
+        ] {
+            const DRAWS: u32 = 40_000;
+            let mut sampler = Sampler::new(&sampling);
+            let p = sampler.distribution(&mut logits(20), NOTHING);
+            let mut counts = [0_u32; 20];
+            for index in 0..DRAWS {
+                counts[sampler.draw(&mut logits(20), NOTHING, noise(index)) as usize] += 1;
+            }
+            let mut chi_squared = 0.0;
+            let mut kept = 0;
+            for (count, p) in counts.iter().zip(&p) {
+                let expected = p * f64::from(DRAWS);
+                if *p == 0.0 {
+                    assert_eq!(*count, 0, "a filtered token was drawn");
+                } else if expected > 5.0 {
+                    kept += 1;
+                    chi_squared += (f64::from(*count) - expected).powi(2) / expected;
+                }
+            }
+            let freedom = f64::from(kept - 1);
+            assert!(chi_squared < freedom + 6.0 * (2.0 * freedom).sqrt(), "χ² {chi_squared} at {freedom} degrees");
+        }
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_greatest() {
+        let sampling = Sampling { temperature: 0.0, ..sampling() };
+        assert_eq!(Sampler::new(&sampling).draw(&mut [0.0, 2.0, 2.0], NOTHING, noise(0)), 1);
+    }
+
+    #[test]
+    fn an_answer_does_not_end_before_its_least_length() {
+        let sampling = Sampling { min_new_tokens: 2, temperature: 0.0, ..sampling() };
+        let mut sampler = Sampler::new(&sampling);
+        let draw = |sampler: &mut Sampler<'_>, answer| {
+            sampler.draw(&mut [0.0, 9.0, 1.0], Context { prompt: &[], answer, eos: &[1] }, noise(0))
+        };
+        assert_eq!(draw(&mut sampler, &[0]), 2);
+        assert_eq!(draw(&mut sampler, &[0, 0]), 1);
+    }
+}
