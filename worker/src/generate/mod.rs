@@ -10,3 +10,6 @@ pub mod sampler;
 
 pub use engine::{Answering, GenerateError, GenerateRequest, Generated, Generation, Work, generate};
 pub use noise::NoiseKey;
+
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,10 @@ impl<'m> Inference<'m> {
         self.model.config()
     }
 
+    pub fn device(&self) -> tch::Device {
+        self.model.device()
+    }
+
     /// An empty cache that fits this model and precision.
     pub fn new_cache(&self, slots: usize, capacity: usize) -> KvCache {
         KvCache::new(self.config(), slots, capacity, self.precision, self.model.device())
