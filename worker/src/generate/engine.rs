@@ -102,7 +102,11 @@ pub fn generate(
 }
 
 /// Tokens that a slot must hold.
-fn capacity(model: &Inference<'_>, requests: &[GenerateRequest], how: &Answering<'_>) -> Result<usize, GenerateError> {
+fn capacity(
+    model: &Inference<'_>,
+    requests: &[GenerateRequest],
+    how: &Answering<'_>,
+) -> Result<usize, GenerateError> {
     if how.slots == 0 {
         return Err(GenerateError::NoSlots);
     }
@@ -157,8 +161,16 @@ struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    fn new(model: &'a Inference<'a>, requests: &'a [GenerateRequest], how: &'a Answering<'a>, capacity: usize) -> Self {
-        let samples = requests.iter().enumerate().flat_map(|(request, r)| (0..r.samples).map(move |index| (request, index)));
+    fn new(
+        model: &'a Inference<'a>,
+        requests: &'a [GenerateRequest],
+        how: &'a Answering<'a>,
+        capacity: usize,
+    ) -> Self {
+        let samples = requests
+            .iter()
+            .enumerate()
+            .flat_map(|(request, r)| (0..r.samples).map(move |index| (request, index)));
         let queue: VecDeque<_> =
             samples.enumerate().map(|(place, (request, index))| Waiting { request, index, place }).collect();
         Self {
@@ -207,7 +219,9 @@ impl<'a> Engine<'a> {
         let slots: Vec<usize> = (first..self.how.slots).collect();
         let hidden = self.model.prefill(&batch, &mut self.cache, &slots)?;
         let logits = rows(&self.model.logits(&hidden))?;
-        let waits = |engine: &Self, group: &[Waiting]| engine.queue.front().is_some_and(|next| next.request == group[0].request);
+        let waits = |engine: &Self, group: &[Waiting]| {
+            engine.queue.front().is_some_and(|next| next.request == group[0].request)
+        };
         if let Some((group, (slot, logits))) = groups.last().zip(slots.last().zip(logits.last()))
             && waits(self, group)
         {
@@ -265,15 +279,19 @@ impl<'a> Engine<'a> {
 
     /// One token for every running sample; finished ones leave.
     fn decode(&mut self) -> Result<(), GenerateError> {
-        let ids: Vec<u32> = self.running.iter().filter_map(|running| running.tokens.last().copied()).collect();
+        let ids: Vec<u32> =
+            self.running.iter().filter_map(|running| running.tokens.last().copied()).collect();
         let slots: Vec<usize> = (0..ids.len()).collect();
         let hidden = self.model.decode(&ids, &mut self.cache, &slots)?;
         let mut logits = rows(&self.model.logits(&hidden))?;
         self.work.decoded_rows += ids.len();
         self.work.steps += 1;
         let mut running = std::mem::take(&mut self.running);
-        let ended: Vec<bool> =
-            running.iter_mut().zip(&mut logits).map(|(running, logits)| self.extend(running, logits)).collect();
+        let ended: Vec<bool> = running
+            .iter_mut()
+            .zip(&mut logits)
+            .map(|(running, logits)| self.extend(running, logits))
+            .collect();
         // From the last slot down, so that what moves into a gap has been looked at already.
         for slot in (0..running.len()).rev().filter(|slot| ended[*slot]) {
             let last = running.len() - 1;
@@ -287,8 +305,11 @@ impl<'a> Engine<'a> {
 
     /// Draws a sample's next token; true where the answer ends with it.
     fn extend(&mut self, running: &mut Running, logits: &mut [f32]) -> bool {
-        let context =
-            Context { prompt: &self.requests[running.sample.request].prompt, answer: &running.tokens, eos: self.how.eos };
+        let context = Context {
+            prompt: &self.requests[running.sample.request].prompt,
+            answer: &running.tokens,
+            eos: self.how.eos,
+        };
         let token = self.sampler.draw(logits, context, running.noise.step(running.tokens.len()));
         running.tokens.push(token);
         self.how.eos.contains(&token)

@@ -77,7 +77,9 @@ mod tests {
 
     #[test]
     fn every_part_of_the_address_matters() {
-        let at = |key: &NoiseKey, prompt, index, step, token| key.sample(prompt, index).step(step).complement(token);
+        let at = |key: &NoiseKey, prompt, index, step, token| {
+            key.sample(prompt, index).step(step).complement(token)
+        };
         let base = at(&key(), 1, 2, 3, 4);
         assert_eq!(base, at(&key(), 1, 2, 3, 4));
         let others = [

@@ -40,7 +40,12 @@ impl<'a> Sampler<'a> {
         if !self.filters(logits.len()) {
             let (greatest, inverse) = (greatest(logits), 1.0 / self.sampling.temperature);
             let exponent = |token: usize| (f64::from(logits[token]) - f64::from(greatest)) * inverse;
-            return race(logits.len(), |token| exp_bound(exponent(token)), |token| exponent(token).exp(), noise);
+            return race(
+                logits.len(),
+                |token| exp_bound(exponent(token)),
+                |token| exponent(token).exp(),
+                noise,
+            );
         }
         self.weigh(logits);
         race(self.weights.len(), |token| self.weights[token], |token| self.weights[token], noise)
@@ -83,7 +88,8 @@ impl<'a> Sampler<'a> {
         let greatest = greatest(logits);
         let inverse = 1.0 / self.sampling.temperature;
         self.weights.clear();
-        self.weights.extend(logits.iter().map(|logit| ((f64::from(*logit) - f64::from(greatest)) * inverse).exp()));
+        self.weights
+            .extend(logits.iter().map(|logit| ((f64::from(*logit) - f64::from(greatest)) * inverse).exp()));
         let top_k = self.sampling.top_k;
         if top_k > 0 && top_k < logits.len() {
             self.keep_top_k(logits, top_k);
@@ -215,7 +221,10 @@ mod tests {
             let mut sampler = Sampler::new(&sampling);
             let p = sampler.distribution(&mut logits(300), NOTHING);
             for index in 0..500 {
-                assert_eq!(sampler.draw(&mut logits(300), NOTHING, noise(index)), gumbel_max(&p, noise(index)));
+                assert_eq!(
+                    sampler.draw(&mut logits(300), NOTHING, noise(index)),
+                    gumbel_max(&p, noise(index))
+                );
             }
         }
     }
@@ -259,7 +268,10 @@ mod tests {
                 }
             }
             let freedom = f64::from(kept - 1);
-            assert!(chi_squared < freedom + 6.0 * (2.0 * freedom).sqrt(), "χ² {chi_squared} at {freedom} degrees");
+            assert!(
+                chi_squared < freedom + 6.0 * (2.0 * freedom).sqrt(),
+                "χ² {chi_squared} at {freedom} degrees"
+            );
         }
     }
 
@@ -278,5 +290,36 @@ mod tests {
         };
         assert_eq!(draw(&mut sampler, &[0]), 2);
         assert_eq!(draw(&mut sampler, &[0, 0]), 1);
+    }
+
+    #[test]
+    fn oracle_transformers_logits_processors_leave_the_same_distribution() {
+        #[derive(serde::Deserialize)]
+        struct Case {
+            sampling: serde_json::Value,
+            eos: u32,
+            prompt: Vec<u32>,
+            answer: Vec<u32>,
+            logits: Vec<f32>,
+            probabilities: Vec<f64>,
+        }
+        let fixture = include_str!("../../../tests/fixtures/sampling/filters.json");
+        let cases: Vec<Case> = serde_json::from_str(fixture).unwrap();
+        for case in cases {
+            let number = |name: &str, default: f64| case.sampling[name].as_f64().unwrap_or(default);
+            let sampling = Sampling {
+                temperature: number("temperature", 1.0),
+                top_k: number("top_k", 0.0) as usize,
+                top_p: number("top_p", 1.0),
+                repetition_penalty: number("repetition_penalty", 1.0),
+                min_new_tokens: number("min_new_tokens", 0.0) as usize,
+                ..sampling()
+            };
+            let context = Context { prompt: &case.prompt, answer: &case.answer, eos: &[case.eos] };
+            let ours = Sampler::new(&sampling).distribution(&mut case.logits.clone(), context);
+            for (ours, theirs) in ours.iter().zip(&case.probabilities) {
+                assert!((ours - theirs).abs() <= 1e-6, "{}: {ours} against {theirs}", case.sampling);
+            }
+        }
     }
 }

@@ -57,7 +57,9 @@ fn greedy_by_forward(model: &LanguageModel, prompt: &[u32], most: usize) -> Vec<
     while tokens.len() < prompt.len() + most {
         let batch = TokenBatch::from_rows(&[&tokens], Device::Cpu).unwrap();
         let hidden = tch::no_grad(|| model.forward(&batch, Precision::Fp32));
-        let next = model.logits(&hidden.select(1, tokens.len() as i64 - 1)).argmax(-1, false).int64_value(&[0]) as u32;
+        let next =
+            model.logits(&hidden.select(1, tokens.len() as i64 - 1)).argmax(-1, false).int64_value(&[0])
+                as u32;
         tokens.push(next);
         if next == EOS {
             break;
@@ -97,8 +99,11 @@ fn every_sample_comes_once_in_order_whatever_the_slots() {
 fn a_sample_depends_on_its_address_alone() {
     let model = model(8);
     let all = run(&model, &requests(9, 4), &sampling(), 6).answers;
-    let alone: Vec<Generated> =
-        requests(9, 4).iter().rev().flat_map(|r| run(&model, std::slice::from_ref(r), &sampling(), 2).answers).collect();
+    let alone: Vec<Generated> = requests(9, 4)
+        .iter()
+        .rev()
+        .flat_map(|r| run(&model, std::slice::from_ref(r), &sampling(), 2).answers)
+        .collect();
     for answer in &all {
         assert!(alone.contains(answer), "{answer:?}");
     }
@@ -153,10 +158,15 @@ fn a_prompt_that_does_not_fit_is_refused_by_name() {
         let noise = NoiseKey { seed: 5, round: 1, purpose: "test".into() };
         let sampling = sampling();
         let how = Answering { sampling: &sampling, eos: &[EOS], noise: &noise, slots, text: &letters };
-        generate(&model(1).inference(Precision::Fp32), requests, &how, &mut |_, _| {}).unwrap_err().to_string()
+        generate(&model(1).inference(Precision::Fp32), requests, &how, &mut |_, _| {})
+            .unwrap_err()
+            .to_string()
     };
     let request = |length| vec![GenerateRequest { prompt_id: 77, prompt: vec![1; length], samples: 1 }];
-    assert!(how(&request(53), 2).contains("prompt 77 of 53 tokens and 12 new ones exceed the model's 64 positions"));
+    assert!(
+        how(&request(53), 2)
+            .contains("prompt 77 of 53 tokens and 12 new ones exceed the model's 64 positions")
+    );
     assert!(how(&request(0), 2).contains("prompt 77 has no tokens"));
     assert!(how(&request(1), 0).contains("generation.slots"));
 }
