@@ -1,5 +1,8 @@
 //! Real processes over real sockets on this machine: each test starts this very binary again, once for every rank.
 
+// A test that cannot set itself up has failed.
+#![allow(clippy::unwrap_used)]
+
 mod adamw;
 mod collectives;
 mod failures;
