@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -85,9 +85,9 @@ fn submit_arguments() -> Vec<&'static str> {
     arguments
 }
 
-fn read(path: PathBuf) -> Vec<u8> {
+fn read(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
-    File::open(&path)
+    File::open(path)
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
         .read_to_end(&mut bytes)
         .expect("readable");
@@ -119,7 +119,7 @@ fn submit_watch_list_and_pull() {
 
     // The same job by `foil run` gives the same policy: it is the same service.
     let run = Run::letters().ranks(2);
-    assert!(run.finish().weights().0 == read(pulled.join("model.safetensors")), "run and submit differ");
+    assert!(run.finish().weights().0 == read(&pulled.join("model.safetensors")), "run and submit differ");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn two_hosts_that_share_no_disk_play_the_same_game() {
 
     let on_one_host = Run::letters().ranks(2).finish().weights().0;
     assert!(
-        on_one_host == read(pulled.join("model.safetensors")),
+        on_one_host == read(&pulled.join("model.safetensors")),
         "two hosts and one give different weights"
     );
 }
