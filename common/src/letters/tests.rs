@@ -124,10 +124,10 @@ fn preference_prompts_are_of_the_golden_split_and_numbered() {
 
 #[test]
 fn preferences_are_bradley_terry_draws_keyed_by_pair() {
-    for (first, second) in [(1.0, 1.0), (1.5, 1.0), (0.0, 1.0)] {
+    for (first, second) in [(1.0f64, 1.0), (1.5, 1.0), (0.0, 1.0)] {
         let wins =
             (0..20_000).filter(|&id| prefer_first(3, id, first, second, 2.0)).count() as f64 / 20_000.0;
-        let expected = 1.0 / (1.0 + (-2.0 * (first - second) as f64).exp());
+        let expected = 1.0 / (1.0 + (-2.0 * (first - second)).exp());
         assert!((wins - expected).abs() < 0.015, "{first} against {second}: {wins}, not {expected}");
     }
     let draws = |seed| (0..64).map(|id| prefer_first(seed, id, 0.0, 0.0, 2.0)).collect::<Vec<_>>();
