@@ -45,14 +45,7 @@ fn hidden_states_logits_and_gradients_are_those_of_transformers() {
         assert_close("hidden", &fixture, &real(&hidden, &batch), &real(fixture.get("hidden"), &batch));
         assert_close("logits", &fixture, &real(&logits, &batch), &real(fixture.get("logits"), &batch));
 
-        let seq = batch.seq();
-        let targets = batch.ids.narrow(1, 1, seq - 1).unsqueeze(-1);
-        let log_probs = logits
-            .narrow(1, 0, seq - 1)
-            .log_softmax(-1, Kind::Float)
-            .gather(-1, &targets, false)
-            .squeeze_dim(-1);
-        let loss = -log_probs.masked_select(&batch.mask().narrow(1, 1, seq - 1)).mean(Kind::Float);
+        let loss = next_token_loss(&logits, &batch);
         assert_close("loss", &fixture, &loss, fixture.get("loss"));
         loss.backward();
         assert_gradients(&fixture, model.parameters());
@@ -67,10 +60,66 @@ fn scores_and_gradients_are_those_of_sequence_classification() {
         let batch = TokenBatch::from_rows(&fixture.rows("lengths"), Device::Cpu).unwrap();
         let scores = model.scores(&batch, Precision::Fp32);
         assert_close("scores", &fixture, &scores, fixture.get("scores"));
-        let loss = (scores * Tensor::from_slice(&[1.0_f32, -2.0, 3.0, -4.0])).sum(Kind::Float);
+        let loss = weighed_scores(&scores);
         assert_close("loss", &fixture, &loss, fixture.get("loss"));
         loss.backward();
         assert_gradients(&fixture, model.parameters());
+    }
+}
+
+/// The loss whose gradients the fixtures of language models hold.
+fn next_token_loss(logits: &Tensor, batch: &TokenBatch) -> Tensor {
+    let seq = batch.seq();
+    let targets = batch.ids.narrow(1, 1, seq - 1).unsqueeze(-1);
+    let log_probs =
+        logits.narrow(1, 0, seq - 1).log_softmax(-1, Kind::Float).gather(-1, &targets, false).squeeze_dim(-1);
+    -log_probs.masked_select(&batch.mask().narrow(1, 1, seq - 1)).mean(Kind::Float)
+}
+
+/// The loss whose gradients the fixtures of reward models hold.
+fn weighed_scores(scores: &Tensor) -> Tensor {
+    (scores * Tensor::from_slice(&[1.0_f32, -2.0, 3.0, -4.0])).sum(Kind::Float)
+}
+
+fn gradients(parameters: &Parameters) -> Vec<(String, Tensor)> {
+    parameters.iter().map(|(name, tensor)| (name.to_owned(), tensor.grad())).collect()
+}
+
+/// Distances of a bf16 run from fp32, in outputs and in all gradients.
+fn bf16_distances(fixture: &Fixture, batch: &TokenBatch) -> (f64, f64) {
+    let (outputs, parameters, exact) = if fixture.is_reward() {
+        let model = RewardModel::load(&fixture.dir, Device::Cpu).unwrap();
+        model.parameters().set_requires_grad(true);
+        let scores = model.scores(batch, Precision::Bf16);
+        weighed_scores(&scores).backward();
+        (scores, gradients(model.parameters()), fixture.get("scores").shallow_clone())
+    } else {
+        let model = LanguageModel::load(&fixture.dir, Device::Cpu).unwrap();
+        model.parameters().set_requires_grad(true);
+        let logits = model.logits(&model.forward(batch, Precision::Bf16));
+        next_token_loss(&logits, batch).backward();
+        (real(&logits, batch), gradients(model.parameters()), real(fixture.get("logits"), batch))
+    };
+    let flat = |(name, gradient): &(String, Tensor)| {
+        assert_eq!(gradient.kind(), Kind::Float, "{name}");
+        (gradient.flatten(0, -1), fixture.get(&format!("grad.{name}")).flatten(0, -1))
+    };
+    let (ours, theirs): (Vec<_>, Vec<_>) = parameters.iter().map(flat).unzip();
+    (distance(&outputs, &exact), distance(&Tensor::cat(&ours, 0), &Tensor::cat(&theirs, 0)))
+}
+
+#[test]
+fn bf16_is_not_much_farther_from_fp32_than_autocast_is() {
+    for fixture in Fixture::all() {
+        let batch = TokenBatch::from_rows(&fixture.rows("lengths"), Device::Cpu).unwrap();
+        let (outputs, gradients) = bf16_distances(&fixture, &batch);
+        let about: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(fixture.dir.join("expected.json")).unwrap()).unwrap();
+        for (what, ours) in [("outputs", outputs), ("gradients", gradients)] {
+            let theirs = about["bf16"][what].as_f64().unwrap();
+            println!("{:20} bf16 {what:10} {ours:.1e}, autocast {theirs:.1e}", fixture.name);
+            assert!(ours <= 1.5 * theirs, "{}: {what}: {ours:e} against {theirs:e}", fixture.name);
+        }
     }
 }
 

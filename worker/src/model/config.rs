@@ -134,6 +134,24 @@ impl DecoderConfig {
         std::fs::write(&path, text).map_err(ModelError::io(&path))
     }
 
+    /// Makes sure that a tokenizer's ids, `0..count`, all have an embedding. To be asked once when the two meet: inside
+    /// a forward an id without one is a panic, and on a GPU an assertion that ends the process.
+    ///
+    /// # Errors
+    /// The tokenizer knows more ids than the model.
+    pub fn check_token_ids(&self, count: usize) -> Result<(), ModelError> {
+        if count as i64 <= self.vocab_size {
+            return Ok(());
+        }
+        Err(ModelError::Config {
+            field: "vocab_size".to_owned(),
+            found: self.vocab_size.to_string(),
+            expected: format!(
+                "at least {count}, the number of the tokenizer's ids; the two belong to different models"
+            ),
+        })
+    }
+
     /// Width of all query heads together.
     pub fn query_width(&self) -> i64 {
         self.heads * self.head_dim

@@ -70,9 +70,14 @@ impl Checkpoint {
     pub(super) fn open(dir: &Path) -> Result<Self, ModelError> {
         let mut checkpoint = Self { files: Vec::new(), entries: BTreeMap::new() };
         let index = dir.join(INDEX);
-        if dir.join(SINGLE).is_file() || !index.is_file() {
+        if dir.join(SINGLE).is_file() {
             checkpoint.add_file(dir.join(SINGLE))?;
             return Ok(checkpoint);
+        }
+        if !index.is_file() {
+            let reason =
+                format!("holds neither {SINGLE} nor {INDEX}; convert other formats to safetensors first");
+            return Err(ModelError::Weights { path: dir.to_owned(), reason });
         }
         let shards = read_index(&index)?;
         for name in shards.values().collect::<std::collections::BTreeSet<_>>() {

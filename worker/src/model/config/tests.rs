@@ -148,3 +148,11 @@ fn a_written_config_reads_back_the_same() {
         }
     }
 }
+
+#[test]
+fn a_tokenizer_with_more_ids_than_embeddings_is_refused() {
+    let config = with(json!({})).unwrap();
+    assert!(config.check_token_ids(17).is_ok());
+    let message = config.check_token_ids(18).unwrap_err().to_string();
+    assert!(message.contains("vocab_size: found 17, expected at least 18"), "{message}");
+}
