@@ -65,7 +65,8 @@ impl Encoder {
         let ids = self.encode(&rendered)?;
         let (mut answer_ids, eos) = match answer {
             Answer::Text { text, finished } => {
-                (self.encode_answer(prompt, &rendered, &ids, text)?, finished.then_some(self.special.eos))
+                let ids = self.encode_answer(prompt, &rendered, &ids, text, finished)?;
+                (ids, finished.then_some(self.special.eos))
             }
             Answer::Tokens { ids, finished } => self.sampled(ids, finished),
         };
@@ -85,8 +86,9 @@ impl Encoder {
         rendered: &str,
         prompt_ids: &[u32],
         answer: &str,
+        finished: bool,
     ) -> Result<Vec<u32>, TextError> {
-        let text = self.renderer.answer(prompt, rendered, answer)?;
+        let text = self.renderer.answer(prompt, rendered, answer, finished)?;
         let ids = self.encode(&format!("{rendered}{text}"))?;
         let Some(answer_ids) = ids.strip_prefix(prompt_ids) else {
             return Err(TextError::Joined { prompt: tail(rendered, 60), answer: head(answer, 60) });
@@ -116,10 +118,13 @@ impl Encoder {
             .map_err(|error| TextError::Tokenizer(format!("tokens do not decode: {error}")))
     }
 
-    /// An answer's text as a row holds it: what the template puts before it is taken off.
+    /// An answer's text as a row holds it: what the template puts around it is taken off.
     pub fn answer_text(&self, ids: &[u32]) -> Result<String, TextError> {
         let text = self.decode(ids)?;
-        Ok(text.strip_prefix(self.renderer.lead()).map(str::to_owned).unwrap_or(text))
+        let text = text.strip_prefix(self.renderer.lead()).unwrap_or(&text);
+        let finished = ids.last().is_some_and(|id| self.special.eos_ids.contains(id));
+        let closing = if finished { self.renderer.closing() } else { "" };
+        Ok(text.strip_suffix(closing).unwrap_or(text).to_owned())
     }
 
     /// Decodes token by token, for stop texts.
@@ -159,9 +164,16 @@ impl Encoder {
         self.vocabulary
     }
 
-    /// What the model is expected to write after an answer, EOS's text included; for people.
-    pub fn ending(&self) -> &str {
-        self.renderer.ending()
+    /// What a user should know about the model's text settings.
+    pub fn warnings(&self) -> Vec<String> {
+        let eos = self.special.name(Some(self.special.eos));
+        let foreign = self.renderer.foreign_ending().map(|ending| {
+            format!(
+                "the chat template ends answers with {ending:?}, but answers are trained to end with EOS, {eos:?}; \
+                 if the model was tuned with the template, set text.eos_token to what ends its answers"
+            )
+        });
+        foreign.into_iter().collect()
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {

@@ -20,7 +20,9 @@ pub(super) struct Jinja {
     pad: String,
     /// What the template writes between a prompt and the answer to it.
     lead: String,
-    /// What it writes after an answer.
+    /// What it writes after an answer, up to EOS.
+    closing: String,
+    /// All that it writes after an answer.
     ending: String,
 }
 
@@ -49,6 +51,7 @@ impl Renderer {
             eos: eos.to_owned(),
             pad: pad.to_owned(),
             lead: String::new(),
+            closing: String::new(),
             ending: String::new(),
         };
         jinja.probe()?;
@@ -65,15 +68,22 @@ impl Renderer {
     }
 
     /// What follows the rendered prompt for this answer, EOS aside. Checks that the template itself would have written so.
-    pub(super) fn answer(&self, prompt: &Prompt, rendered: &str, answer: &str) -> Result<String, TextError> {
+    pub(super) fn answer(
+        &self,
+        prompt: &Prompt,
+        rendered: &str,
+        answer: &str,
+        finished: bool,
+    ) -> Result<String, TextError> {
         let Renderer::Jinja(jinja) = self else {
             return Ok(format!("{}{answer}", self.lead()));
         };
         let mut messages = prompt.messages.clone();
         messages.push(Message::new(Role::Assistant, answer));
         let dialogue = jinja.render(&messages, false)?;
+        let closing = if finished { jinja.closing.as_str() } else { "" };
         let found = [answer, answer.trim()].into_iter().find_map(|answer| {
-            let text = format!("{}{answer}", jinja.lead);
+            let text = format!("{}{answer}{closing}", jinja.lead);
             dialogue.strip_prefix(rendered)?.starts_with(&text).then_some(text)
         });
         found.ok_or_else(|| TextError::NotAppended {
@@ -91,11 +101,23 @@ impl Renderer {
         }
     }
 
-    /// What the template writes after an answer; empty for those that leave it to EOS.
-    pub(super) fn ending(&self) -> &str {
+    /// What the template writes between an answer and the EOS after it.
+    pub(super) fn closing(&self) -> &str {
         match self {
-            Renderer::Jinja(jinja) => &jinja.ending,
             Renderer::Hh | Renderer::Plain => "",
+            Renderer::Jinja(jinja) => &jinja.closing,
+        }
+    }
+
+    /// What the template ends answers with, where that is not EOS: a model trained with it writes something else.
+    pub(super) fn foreign_ending(&self) -> Option<&str> {
+        match self {
+            Renderer::Jinja(jinja)
+                if !jinja.ending.trim().is_empty() && !jinja.ending.contains(&jinja.eos) =>
+            {
+                Some(jinja.ending.trim())
+            }
+            _ => None,
         }
     }
 }
@@ -151,6 +173,10 @@ impl Jinja {
             });
         };
         self.lead = lead.to_owned();
+        self.closing = match ending.find(self.eos.as_str()) {
+            Some(at) => ending[..at].to_owned(),
+            None => String::new(),
+        };
         self.ending = ending.to_owned();
         Ok(())
     }

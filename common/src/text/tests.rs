@@ -92,7 +92,7 @@ fn letters_are_one_token_each_and_come_back_without_spaces() {
     assert_eq!((encoded.ids.starts_with(&ids.ids), encoded.answer_start, encoded.eos), (true, 7, true));
     assert_eq!(encoder.decode(encoded.answer()).unwrap(), "a!zh");
     assert_eq!((encoder.bos_id(), encoder.eos_ids(), encoder.pad_id()), (Some(1), &[3][..], Ok(0)));
-    assert_eq!((encoder.vocabulary(), encoder.ending()), (17, "</s>"));
+    assert_eq!((encoder.vocabulary(), encoder.warnings()), (17, vec![]));
     assert!(matches!(encoder.prompt(&Prompt::user("Zebra"), 10), Err(TextError::Tokenizer(_))));
     let all = encoder.dialogue(&prompt, Answer::finished("abcdefghwxyz!"), WIDE).unwrap();
     assert_eq!(all.answer()[..13], (4..17).collect::<Vec<u32>>());
@@ -173,7 +173,7 @@ fn chat_templates_render_as_in_python() {
     let encoded = encoder.dialogue(&prompt, Answer::finished("yes"), WIDE).unwrap();
     assert_eq!(encoded.ids, [2, 6, 10, 7, 3, 10, 2, 4, 10, 8, 11, 9, 3, 10, 2, 5, 10, 12, 3]);
     assert_eq!((encoded.answer_start, encoded.eos), (17, true));
-    assert_eq!(encoder.ending(), "<end>\n");
+    assert!(encoder.warnings().is_empty());
     assert_eq!(encoder.eos_ids(), [3, 1]);
     // An answer that ended with the model's other end token keeps it.
     let sampled = Answer::Tokens { ids: &[12, 1], finished: true };
@@ -245,12 +245,33 @@ fn the_named_default_of_several_templates_and_the_jinja_file_win() {
         {"name": "tool_use", "template": "{{ 1 }}"},
         {"name": "default", "template": CHATML},
     ]);
-    let encoder = Encoder::new(&files, &text(Template::Auto)).unwrap();
-    assert_eq!(encoder.ending(), "<end>\n");
+    let prompt = |files: &ModelText| {
+        let encoder = Encoder::new(files, &text(Template::Auto)).unwrap();
+        encoder.prompt(&Prompt::user("hi"), 20).unwrap().ids
+    };
+    assert_eq!(prompt(&files), [2, 4, 10, 7, 3, 10, 2, 5, 10]);
     files.chat_template = Some(
         "{% for m in messages %}{% generation %}{{ m.content }} {% endgeneration %}{% endfor %}".to_owned(),
     );
-    assert_eq!(Encoder::new(&files, &text(Template::Auto)).unwrap().ending(), " ");
+    assert_eq!(prompt(&files), [7, 11]);
+}
+
+#[test]
+fn what_a_template_writes_before_eos_belongs_to_the_answer() {
+    let template = "{% for m in messages %}{{ m.content }}{{ ' <end>' if m.role == 'assistant' else '\\n' }}{% endfor %}";
+    let encoder = Encoder::new(&chat(template), &text(Template::Chat)).unwrap();
+    let finished = encoder.dialogue(&Prompt::user("hi"), Answer::finished("you"), WIDE).unwrap();
+    assert_eq!(finished.answer(), [9, 11, 3]);
+    assert_eq!(encoder.answer_text(finished.answer()).unwrap(), "you");
+    let open = Answer::Text { text: "you", finished: false };
+    assert_eq!(encoder.dialogue(&Prompt::user("hi"), open, WIDE).unwrap().answer(), [9]);
+}
+
+#[test]
+fn an_ending_that_is_not_eos_is_warned_of() {
+    let settings = Text { eos_token: Some("<eos>".to_owned()), ..text(Template::Chat) };
+    let warnings = Encoder::new(&chat(CHATML), &settings).unwrap().warnings();
+    assert!(warnings[0].contains("\"<end>\"") && warnings[0].contains("\"<eos>\""), "{warnings:?}");
 }
 
 #[test]
