@@ -1,1 +1,100 @@
-//! A submitted specification's data, parsed, split and written once.
+//! A submitted specification's inputs, parsed, checked, split and written once.
+//!
+//! Ranks read nothing but what comes out here, and every row that comes out can be encoded by the models that
+//! will read it: what is wrong with a job's inputs is said at submission, not an hour into the job.
+
+mod check;
+mod error;
+mod load;
+mod models;
+pub mod names;
+mod sets;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use foil_common::spec;
+use foil_common::storage::Store;
+use foil_common::text::ModelText;
+use foil_proto::v1;
+
+pub use self::error::ResolveError;
+use self::load::Sources;
+use self::sets::Sets;
+
+/// A job's inputs as its phases use them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolved {
+    /// The sets that have rows, written as `jobs/{job}/data/{name}.jsonl`.
+    pub datasets: Vec<v1::Dataset>,
+    /// Of every set, also of bad rows in it.
+    pub summaries: Vec<v1::DatasetSummary>,
+    /// What a user should know: rows dropped, sets that overlap, text that is cut.
+    pub warnings: Vec<String>,
+    /// The directory that the policy starts from: `policy@0`, or `policy@input` where SFT makes `policy@0` of it.
+    pub policy: v1::Artifact,
+    /// `reward@input`, where the job names a reward model to start from.
+    pub reward: Option<v1::Artifact>,
+}
+
+/// A job's inputs, not written yet: what a dry run needs.
+#[derive(Debug)]
+pub struct Prepared {
+    sets: Sets,
+    policy: v1::Artifact,
+    reward: Option<v1::Artifact>,
+}
+
+/// Reads and checks a job's inputs and writes its data sets. The same job gives the same bytes again.
+pub async fn resolve(job_id: &str, job: &spec::Job, store: &Store) -> Result<Resolved, ResolveError> {
+    prepare(job_id, job, store).await?.write(job_id, store).await
+}
+
+/// Reads and checks a job's inputs and writes nothing.
+pub async fn prepare(job_id: &str, job: &spec::Job, store: &Store) -> Result<Prepared, ResolveError> {
+    let (policy, policy_text) = models::policy(job_id, job, store).await?;
+    let (reward, reward_text) = match models::reward(job_id, job, store).await? {
+        Some((artifact, text)) => (Some(artifact), Some(text)),
+        None => (None, None),
+    };
+    let sources = Sources::fetch(&job.data, store).await?;
+    let job = job.clone();
+    let work = move || build(&job, &sources, &policy_text, reward_text.as_ref());
+    let sets = tokio::task::spawn_blocking(work).await.map_err(|_| ResolveError::Crashed)??;
+    Ok(Prepared { sets, policy, reward })
+}
+
+fn build(
+    job: &spec::Job,
+    sources: &Sources,
+    policy: &ModelText,
+    reward: Option<&ModelText>,
+) -> Result<Sets, ResolveError> {
+    let mut sets = Sets::build(job, sources)?;
+    check::encodings(job, &mut sets, policy, reward)?;
+    sets.require(job)?;
+    sets.report_overlaps(job);
+    Ok(sets)
+}
+
+impl Prepared {
+    /// The sets' descriptions without objects, as a plan needs them.
+    pub fn datasets(&self) -> Vec<v1::Dataset> {
+        write::descriptions(&self.sets)
+    }
+
+    pub fn summaries(&self) -> &[v1::DatasetSummary] {
+        &self.sets.summaries
+    }
+
+    pub fn warnings(&self) -> &[String] {
+        &self.sets.warnings
+    }
+
+    /// Writes the data sets.
+    pub async fn write(self, job_id: &str, store: &Store) -> Result<Resolved, ResolveError> {
+        let datasets = write::sets(job_id, &self.sets, store).await?;
+        let Sets { summaries, warnings, .. } = self.sets;
+        Ok(Resolved { datasets, summaries, warnings, policy: self.policy, reward: self.reward })
+    }
+}

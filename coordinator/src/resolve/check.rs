@@ -1,0 +1,178 @@
+//! Encodes every row as the phases will, so that no row can fail a job later.
+
+use std::thread;
+
+use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
+use foil_common::spec;
+use foil_common::text::{Answer, Encoded, EncodedPrompt, Encoder, Limits, ModelText, TextError};
+
+use super::ResolveError;
+use super::names;
+use super::sets::Sets;
+
+const POLICY: &str = "policy.model";
+const REWARD: &str = "reward.model";
+
+/// Rows checked by one thread at least.
+const ROWS_PER_THREAD: usize = 256;
+
+/// What encoding a row cuts off.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cuts {
+    prompt: bool,
+    answer: bool,
+}
+
+impl From<EncodedPrompt> for Cuts {
+    fn from(encoded: EncodedPrompt) -> Self {
+        Self { prompt: encoded.cut > 0, answer: false }
+    }
+}
+
+impl From<Encoded> for Cuts {
+    fn from(encoded: Encoded) -> Self {
+        Self { prompt: encoded.prompt_cut > 0, answer: encoded.answer_cut > 0 }
+    }
+}
+
+/// Drops the rows that a model which reads them cannot encode, and says how many and what else is cut.
+pub(super) fn encodings(
+    job: &spec::Job,
+    sets: &mut Sets,
+    policy: &ModelText,
+    reward: Option<&ModelText>,
+) -> Result<(), ResolveError> {
+    let limits = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
+    let load =
+        |field, files| Encoder::new(files, &job.text).map_err(|source| ResolveError::Text { field, source });
+    let policy = load(POLICY, policy)?;
+    let own = reward.map(|files| load(REWARD, files)).transpose()?;
+    let reward = own.as_ref().unwrap_or(&policy);
+    // Exported reward models name a pad token; its absence would show only after the training.
+    reward.pad_id().map_err(|source| ResolveError::Text { field: REWARD, source })?;
+
+    let checker = Checker { limits, allowed: job.data.max_bad_fraction, policy: &policy, reward };
+    checker.check(sets, names::SFT, "data.sft", |sets| &mut sets.sft, Checker::demonstration)?;
+    checker.check(
+        sets,
+        names::PREFERENCES,
+        "data.preferences",
+        |sets| &mut sets.preferences,
+        Checker::pair,
+    )?;
+    checker.check(
+        sets,
+        names::EVALUATION_PREFERENCES,
+        "data.evaluation.preferences",
+        |sets| &mut sets.evaluation_preferences,
+        Checker::pair,
+    )?;
+    checker.check(sets, names::GOLDEN, "data.golden", |sets| &mut sets.golden, Checker::golden)?;
+    checker.check(
+        sets,
+        names::GOLDEN_HOLDOUT,
+        "data.golden",
+        |sets| &mut sets.golden_holdout,
+        Checker::golden,
+    )?;
+    checker.check(sets, names::PROMPTS, "data.prompts", |sets| &mut sets.prompts, Checker::prompt)?;
+    checker.check(
+        sets,
+        names::EVALUATION_PROMPTS,
+        "data.evaluation.prompts",
+        |sets| &mut sets.evaluation_prompts,
+        Checker::prompt,
+    )
+}
+
+struct Checker<'a> {
+    limits: Limits,
+    allowed: f64,
+    policy: &'a Encoder,
+    reward: &'a Encoder,
+}
+
+impl Checker<'_> {
+    fn demonstration(&self, row: &DemonstrationRow) -> Result<Cuts, TextError> {
+        Ok(self.policy.dialogue(&row.prompt, Answer::finished(&row.answer), self.limits)?.into())
+    }
+
+    fn pair(&self, row: &PairRow) -> Result<Cuts, TextError> {
+        let chosen: Cuts =
+            self.reward.dialogue(&row.prompt, Answer::finished(&row.chosen), self.limits)?.into();
+        let rejected: Cuts =
+            self.reward.dialogue(&row.prompt, Answer::finished(&row.rejected), self.limits)?.into();
+        Ok(Cuts { prompt: chosen.prompt, answer: chosen.answer || rejected.answer })
+    }
+
+    fn golden(&self, row: &GoldenRow) -> Result<Cuts, TextError> {
+        self.policy.prompt(&row.prompt, self.limits.prompt)?;
+        Ok(self.reward.dialogue(&row.prompt, Answer::finished(&row.golden), self.limits)?.into())
+    }
+
+    fn prompt(&self, row: &PromptRow) -> Result<Cuts, TextError> {
+        self.reward.prompt(&row.prompt, self.limits.prompt)?;
+        Ok(self.policy.prompt(&row.prompt, self.limits.prompt)?.into())
+    }
+
+    fn check<T: Row + Sync>(
+        &self,
+        sets: &mut Sets,
+        name: &'static str,
+        field: &'static str,
+        set: impl Fn(&mut Sets) -> &mut Vec<T>,
+        encode: impl Fn(&Self, &T) -> Result<Cuts, TextError> + Sync,
+    ) -> Result<(), ResolveError> {
+        let rows = std::mem::take(set(sets));
+        let results = in_parallel(&rows, |row| encode(self, row));
+        let count = rows.len() as u64;
+        let mut bad = Vec::new();
+        let (mut prompts_cut, mut answers_cut) = (0u64, 0u64);
+        let mut kept = Vec::with_capacity(rows.len());
+        for (row, result) in rows.into_iter().zip(results) {
+            match result {
+                Ok(cuts) => {
+                    prompts_cut += u64::from(cuts.prompt);
+                    answers_cut += u64::from(cuts.answer);
+                    kept.push(row);
+                }
+                Err(error) => bad.push(error.to_string()),
+            }
+        }
+        *set(sets) = kept;
+        if bad.len() as f64 > self.allowed * count as f64 {
+            let first = bad.swap_remove(0);
+            let bad = bad.len() as u64 + 1;
+            return Err(ResolveError::Unencodable { field, bad, rows: count, allowed: self.allowed, first });
+        }
+        sets.note_bad(name, bad.len() as u64, &bad);
+        let cuts =
+            [(prompts_cut, "prompts", self.limits.prompt), (answers_cut, "answers", self.limits.answer)];
+        for (cut, what, limit) in cuts.into_iter().filter(|(cut, ..)| *cut > 0) {
+            sets.warnings
+                .push(format!("{name}: the {what} of {cut} of {count} rows are cut to {limit} tokens"));
+        }
+        Ok(())
+    }
+}
+
+/// Applies a function to all rows on several threads; the results are in the rows' order.
+fn in_parallel<T: Sync, R: Send>(rows: &[T], apply: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = thread::available_parallelism().map_or(1, |count| count.get());
+    let share = rows.len().div_ceil(threads).max(ROWS_PER_THREAD);
+    if rows.len() <= share {
+        return rows.iter().map(apply).collect();
+    }
+    let apply = &apply;
+    let parts: Vec<Vec<R>> = thread::scope(|scope| {
+        let workers: Vec<_> = rows
+            .chunks(share)
+            .map(|rows| scope.spawn(move || rows.iter().map(apply).collect::<Vec<R>>()))
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    parts.into_iter().flatten().collect()
+}

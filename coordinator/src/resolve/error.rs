@@ -1,0 +1,47 @@
+use foil_common::data::parse::ParseError;
+use foil_common::storage::StoreError;
+use foil_common::text::TextError;
+
+/// Why a job's inputs cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    #[error(
+        "{field}: {path} is a local path, which only a client can read; submit the job with `foil submit` or `foil run`"
+    )]
+    NotUploaded { field: &'static str, path: String },
+    #[error("{field}: {name} was not uploaded, or not wholly ({key}); submit the job again")]
+    Missing { field: &'static str, name: String, key: String },
+    #[error("{field}: the model directory {name} {problem}; {advice}")]
+    Model { field: &'static str, name: String, problem: String, advice: &'static str },
+    #[error("{field}: {source}")]
+    Text { field: &'static str, source: TextError },
+    #[error("{field}: {source}")]
+    Data { field: &'static str, source: ParseError },
+    #[error(
+        "{field}: {bad} of {rows} rows cannot be encoded by the model, more than data.max_bad_fraction ({allowed}) \
+         allows; the first is {first}"
+    )]
+    Unencodable { field: &'static str, bad: u64, rows: u64, allowed: f64, first: String },
+    #[error("{field}: no row is left for {set}; {advice}")]
+    Empty { field: &'static str, set: &'static str, advice: &'static str },
+    #[error("reading the job's inputs crashed; please report it with the input that did it")]
+    Crashed,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl ResolveError {
+    /// The field of the specification to look at, where the user's input is at fault.
+    pub fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::NotUploaded { field, .. }
+            | Self::Missing { field, .. }
+            | Self::Model { field, .. }
+            | Self::Text { field, .. }
+            | Self::Data { field, .. }
+            | Self::Unencodable { field, .. }
+            | Self::Empty { field, .. } => Some(field),
+            Self::Crashed | Self::Store(_) => None,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Fetching the files that a specification names.
+
+use bytes::Bytes;
+use foil_common::data::parse::{Parsed, Wanted, parse_files};
+use foil_common::spec::{self, InputRef};
+use foil_common::storage::{Store, StoreError};
+use foil_proto::v1;
+
+use super::ResolveError;
+
+/// The files of one field, by the names their user knows them by.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) field: &'static str,
+    files: Vec<(String, Bytes)>,
+}
+
+/// The files of all fields.
+#[derive(Debug)]
+pub(super) struct Sources {
+    pub(super) sft: Source,
+    pub(super) preferences: Source,
+    pub(super) golden: Source,
+    pub(super) prompts: Source,
+    pub(super) evaluation_preferences: Source,
+    pub(super) evaluation_prompts: Source,
+}
+
+impl Sources {
+    pub(super) async fn fetch(data: &spec::Data, store: &Store) -> Result<Self, ResolveError> {
+        Ok(Self {
+            sft: Source::fetch("data.sft", &data.sft, store).await?,
+            preferences: Source::fetch("data.preferences", &data.preferences, store).await?,
+            golden: Source::fetch("data.golden", &data.golden, store).await?,
+            prompts: Source::fetch("data.prompts", &data.prompts, store).await?,
+            evaluation_preferences: Source::fetch(
+                "data.evaluation.preferences",
+                &data.evaluation.preferences,
+                store,
+            )
+            .await?,
+            evaluation_prompts: Source::fetch("data.evaluation.prompts", &data.evaluation.prompts, store)
+                .await?,
+        })
+    }
+}
+
+impl Source {
+    async fn fetch(field: &'static str, inputs: &[InputRef], store: &Store) -> Result<Self, ResolveError> {
+        let mut files = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            let name = input.name().to_owned();
+            let Some(key) = input.key() else {
+                return Err(ResolveError::NotUploaded { field, path: name });
+            };
+            let bytes = fetch(field, &name, &key, store).await?;
+            files.push((name, bytes));
+        }
+        Ok(Self { field, files })
+    }
+
+    /// All rows of the files, few enough of them bad. Nothing where there are no files.
+    pub(super) fn parse<T: Wanted>(&self, max_bad_fraction: f64) -> Result<Option<Parsed<T>>, ResolveError> {
+        if self.files.is_empty() {
+            return Ok(None);
+        }
+        let fail = |source| ResolveError::Data { field: self.field, source };
+        let files = self.files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..]));
+        let parsed = parse_files(files).map_err(fail)?;
+        parsed.require(max_bad_fraction).map_err(fail)?;
+        Ok(Some(parsed))
+    }
+}
+
+/// An uploaded object, whole and checked. `name` is what messages call it.
+pub(super) async fn fetch(
+    field: &'static str,
+    name: &str,
+    key: &str,
+    store: &Store,
+) -> Result<Bytes, ResolveError> {
+    let object = stat(field, name, key, store).await?;
+    Ok(store.read_object(&object).await?)
+}
+
+pub(super) async fn stat(
+    field: &'static str,
+    name: &str,
+    key: &str,
+    store: &Store,
+) -> Result<v1::Object, ResolveError> {
+    match store.stat_object(key).await {
+        Ok(object) => Ok(object),
+        Err(StoreError::NotFound { .. }) => {
+            Err(ResolveError::Missing { field, name: name.to_owned(), key: key.to_owned() })
+        }
+        Err(error) => Err(error.into()),
+    }
+}

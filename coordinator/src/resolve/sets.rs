@@ -1,0 +1,281 @@
+//! From files or a generator to the sets that phases use.
+
+use foil_common::data::parse::{Parsed, Wanted};
+use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
+use foil_common::data::split::{Overlap, hold_out, overlap, take};
+use foil_common::letters;
+use foil_common::spec::{self, GeneratorName};
+use foil_proto::v1;
+
+use super::ResolveError;
+use super::load::{Source, Sources};
+use super::names;
+
+/// Bad rows shown of each set.
+const SHOWN_BAD: usize = 5;
+
+/// Fraction of a training set held out where a job gives no evaluation set.
+const EVALUATION_FRACTION: f64 = 0.1;
+
+/// A job's sets; empty where the job has no use for one.
+#[derive(Debug, Default)]
+pub(super) struct Sets {
+    pub(super) sft: Vec<DemonstrationRow>,
+    pub(super) preferences: Vec<PairRow>,
+    pub(super) golden: Vec<GoldenRow>,
+    pub(super) golden_holdout: Vec<GoldenRow>,
+    pub(super) prompts: Vec<PromptRow>,
+    pub(super) evaluation_preferences: Vec<PairRow>,
+    pub(super) evaluation_prompts: Vec<PromptRow>,
+    pub(super) gold_preference_prompts: Vec<PromptRow>,
+    pub(super) gold_preference_evaluation_prompts: Vec<PromptRow>,
+    pub(super) summaries: Vec<v1::DatasetSummary>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Sets {
+    pub(super) fn build(job: &spec::Job, sources: &Sources) -> Result<Self, ResolveError> {
+        let mut sets = Self::default();
+        let (data, limits, seed) = (&job.data, &job.data.limits, u64::from(job.seed));
+        let bad = data.max_bad_fraction;
+        if let Some(generator) = &data.generator {
+            sets.generate(generator, seed);
+        }
+        sets.read(&sources.sft, names::SFT, bad, |sets| &mut sets.sft)?;
+        sets.read(&sources.preferences, names::PREFERENCES, bad, |sets| &mut sets.preferences)?;
+        sets.read(&sources.golden, names::GOLDEN, bad, |sets| &mut sets.golden)?;
+        sets.read(&sources.prompts, names::PROMPTS, bad, |sets| &mut sets.prompts)?;
+        sets.read(&sources.evaluation_preferences, names::EVALUATION_PREFERENCES, bad, |sets| {
+            &mut sets.evaluation_preferences
+        })?;
+        sets.read(&sources.evaluation_prompts, names::EVALUATION_PROMPTS, bad, |sets| {
+            &mut sets.evaluation_prompts
+        })?;
+
+        limit(&mut sets.sft, limits.sft, seed, names::SFT);
+        limit(&mut sets.preferences, limits.preferences, seed, names::PREFERENCES);
+        limit(&mut sets.golden, limits.golden, seed, names::GOLDEN);
+        limit(&mut sets.prompts, limits.prompts, seed, names::PROMPTS);
+        sets.hold_out(data, seed);
+        let (pairs, prompts) = (limits.evaluation_preferences, limits.evaluation_prompts);
+        limit(&mut sets.evaluation_preferences, pairs, seed, names::EVALUATION_PREFERENCES);
+        limit(&mut sets.evaluation_prompts, prompts, seed, names::EVALUATION_PROMPTS);
+        if let Some(gold) = &data.gold_preferences {
+            sets.gold_preference_prompts = letters::preference_prompts(seed, &sets.golden, gold.pairs);
+            sets.gold_preference_evaluation_prompts =
+                letters::preference_evaluation_prompts(seed, gold.evaluation_pairs);
+        }
+        Ok(sets)
+    }
+
+    fn generate(&mut self, generator: &spec::Generator, seed: u64) {
+        let spec::Generator { name: GeneratorName::Letters, sft, golden, prompts, evaluation } = *generator;
+        let made = letters::generate(seed, letters::Counts { sft, golden, prompts, evaluation });
+        self.sft = made.sft;
+        self.golden = made.golden;
+        self.prompts = made.prompts;
+        self.evaluation_prompts = made.evaluation_prompts;
+        let note = "the letters game has only 56 sets of five letters: training and evaluation prompts share sets, \
+                    and some orders";
+        self.warnings.push(note.to_owned());
+    }
+
+    fn read<T: Wanted>(
+        &mut self,
+        source: &Source,
+        name: &'static str,
+        max_bad_fraction: f64,
+        set: impl Fn(&mut Self) -> &mut Vec<T>,
+    ) -> Result<(), ResolveError> {
+        let Some(parsed) = source.parse::<T>(max_bad_fraction)? else { return Ok(()) };
+        self.note_skipped(source.field, &parsed);
+        let shown: Vec<String> = parsed.bad.iter().map(ToString::to_string).collect();
+        self.note_bad(name, parsed.bad_rows, &shown);
+        *set(self) = parsed.rows;
+        Ok(())
+    }
+
+    fn note_skipped<T>(&mut self, field: &str, parsed: &Parsed<T>) {
+        let skipped = parsed.skipped;
+        let counts = [
+            (skipped.duplicates, "duplicate rows"),
+            (skipped.ties, "comparisons of equal score"),
+            (skipped.spare_answers, "golden answers beside a prompt's first"),
+        ];
+        for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+            self.warnings.push(format!("{field}: {count} {what} are left out"));
+        }
+    }
+
+    /// Counts bad rows of a set, shows the first ones and warns.
+    pub(super) fn note_bad(&mut self, name: &str, bad: u64, shown: &[String]) {
+        if bad == 0 {
+            return;
+        }
+        let summary = self.summary(name);
+        summary.bad_rows += bad;
+        let room = SHOWN_BAD.saturating_sub(summary.first_bad.len());
+        summary.first_bad.extend(shown.iter().take(room).cloned());
+        let first = shown.first().map(String::as_str).unwrap_or_default();
+        self.warnings.push(format!("{name}: {bad} bad rows are left out; the first is {first}"));
+    }
+
+    fn summary(&mut self, name: &str) -> &mut v1::DatasetSummary {
+        let index = match self.summaries.iter().position(|summary| summary.name == name) {
+            Some(index) => index,
+            None => {
+                self.summaries.push(v1::DatasetSummary { name: name.to_owned(), ..Default::default() });
+                self.summaries.len() - 1
+            }
+        };
+        &mut self.summaries[index]
+    }
+
+    /// Splits off evaluation sets that were not given, and the golden prompts for "fresh" accuracy. All rows of one
+    /// prompt land on one side.
+    fn hold_out(&mut self, data: &spec::Data, seed: u64) {
+        if data.evaluation.preferences.is_empty() {
+            split(
+                &mut self.preferences,
+                &mut self.evaluation_preferences,
+                EVALUATION_FRACTION,
+                seed,
+                "preferences",
+            );
+        }
+        if data.evaluation.prompts.is_empty() && data.generator.is_none() {
+            split(&mut self.prompts, &mut self.evaluation_prompts, EVALUATION_FRACTION, seed, "prompts");
+        }
+        split(&mut self.golden, &mut self.golden_holdout, data.golden_holdout, seed, "golden");
+    }
+
+    /// Every set that the job needs has rows. Fills in the summaries' counts.
+    pub(super) fn require(&mut self, job: &spec::Job) -> Result<(), ResolveError> {
+        for (name, rows) in self.counts() {
+            if rows > 0 || self.summaries.iter().any(|summary| summary.name == name) {
+                self.summary(name).rows = rows;
+            }
+        }
+        let order = |name: &str| self.counts().iter().position(|(set, _)| *set == name);
+        let mut summaries = self.summaries.clone();
+        summaries.sort_by_key(|summary| order(&summary.name));
+        self.summaries = summaries;
+        self.require_rows(job)
+    }
+
+    fn require_rows(&self, job: &spec::Job) -> Result<(), ResolveError> {
+        let human = job.reward_step.human_weight > 0.0;
+        let labelled = job.data.gold_preferences.is_some();
+        let more = "give a file with more rows";
+        let held_out =
+            "give an evaluation set of its own, or rows with more distinct prompts to hold some out";
+        let needs = [
+            (job.has_sft(), "data.sft", names::SFT, more),
+            (human && !labelled, "data.preferences", names::PREFERENCES, more),
+            (
+                !self.preferences.is_empty(),
+                "data.evaluation.preferences",
+                names::EVALUATION_PREFERENCES,
+                held_out,
+            ),
+            (job.reward_step.apo_weight > 0.0, "data.golden", names::GOLDEN, more),
+            (true, "data.prompts", names::PROMPTS, more),
+            (true, "data.evaluation.prompts", names::EVALUATION_PROMPTS, held_out),
+            (
+                labelled,
+                "data.golden",
+                names::GOLD_PREFERENCE_PROMPTS,
+                "gold-labelled pairs use the golden prompts",
+            ),
+        ];
+        let counts = self.counts();
+        let rows = |set: &str| counts.iter().find(|(name, _)| *name == set).map_or(0, |(_, rows)| *rows);
+        match needs.into_iter().find(|(needed, _, set, _)| *needed && rows(set) == 0) {
+            None => Ok(()),
+            Some((_, field, set, advice)) => Err(ResolveError::Empty { field, set, advice }),
+        }
+    }
+
+    /// Rows of each set, in the order in which sets are shown.
+    pub(super) fn counts(&self) -> [(&'static str, u64); 9] {
+        [
+            (names::SFT, self.sft.len() as u64),
+            (names::PREFERENCES, self.preferences.len() as u64),
+            (names::EVALUATION_PREFERENCES, self.evaluation_preferences.len() as u64),
+            (names::GOLD_PREFERENCE_PROMPTS, self.gold_preference_prompts.len() as u64),
+            (names::GOLD_PREFERENCE_EVALUATION_PROMPTS, self.gold_preference_evaluation_prompts.len() as u64),
+            (names::GOLDEN, self.golden.len() as u64),
+            (names::GOLDEN_HOLDOUT, self.golden_holdout.len() as u64),
+            (names::PROMPTS, self.prompts.len() as u64),
+            (names::EVALUATION_PROMPTS, self.evaluation_prompts.len() as u64),
+        ]
+    }
+
+    /// Says which figures are measured on prompts that training sees.
+    pub(super) fn report_overlaps(&mut self, job: &spec::Job) {
+        if job.data.generator.is_some() {
+            return;
+        }
+        let measured = "so the figures measured there flatter";
+        let found = [
+            (
+                names::EVALUATION_PREFERENCES,
+                names::PREFERENCES,
+                overlap(&self.preferences, &self.evaluation_preferences),
+                measured,
+            ),
+            (
+                names::EVALUATION_PREFERENCES,
+                names::GOLDEN,
+                overlap(&self.golden, &self.evaluation_preferences),
+                measured,
+            ),
+            (
+                names::EVALUATION_PROMPTS,
+                names::PROMPTS,
+                overlap(&self.prompts, &self.evaluation_prompts),
+                measured,
+            ),
+            (names::EVALUATION_PROMPTS, names::SFT, overlap(&self.sft, &self.evaluation_prompts), measured),
+            (
+                names::EVALUATION_PROMPTS,
+                names::GOLDEN,
+                overlap(&self.golden, &self.evaluation_prompts),
+                measured,
+            ),
+            (
+                names::GOLDEN_HOLDOUT,
+                names::PREFERENCES,
+                overlap(&self.preferences, &self.golden_holdout),
+                measured,
+            ),
+            (
+                names::PROMPTS,
+                names::GOLDEN,
+                overlap(&self.golden, &self.prompts),
+                "though the game keeps golden answers to the reward model's own prompts",
+            ),
+        ];
+        for (second, first, Overlap { prompts, of, rows }, meaning) in found {
+            if prompts > 0 {
+                self.warnings.push(format!(
+                    "{second}: {prompts} of its {of} prompts ({rows} rows) are in {first} too, {meaning}"
+                ));
+            }
+        }
+        if self.golden_holdout.is_empty() && !self.golden.is_empty() {
+            self.warnings.push(
+                "golden_holdout: no golden prompt is held out, so accuracy on fresh samples is not measured"
+                    .to_owned(),
+            );
+        }
+    }
+}
+
+fn limit<T: Row>(rows: &mut Vec<T>, limit: Option<usize>, seed: u64, name: &str) {
+    *rows = take(std::mem::take(rows), limit, seed, name);
+}
+
+fn split<T: Row>(rows: &mut Vec<T>, held: &mut Vec<T>, fraction: f64, seed: u64, name: &str) {
+    (*rows, *held) = hold_out(std::mem::take(rows), fraction, seed, name);
+}

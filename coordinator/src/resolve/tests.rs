@@ -1,0 +1,312 @@
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row, read};
+use foil_common::rpc::artifacts::input_key;
+use foil_common::storage::object::Digest;
+
+use super::*;
+
+fn letters_directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/jobs/letters")
+}
+
+async fn upload(store: &Store, bytes: impl Into<Bytes>) -> v1::Object {
+    let bytes = bytes.into();
+    store.put_object(&input_key(&Digest::of(&bytes).blake3), bytes).await.unwrap()
+}
+
+/// Uploads a file and gives its reference.
+async fn input(store: &Store, name: &str, bytes: impl Into<Bytes>) -> String {
+    format!("input:{}:{name}", upload(store, bytes).await.blake3)
+}
+
+/// Uploads a model directory as a client does and gives its reference.
+async fn model(store: &Store, files: &[(&str, Bytes)]) -> String {
+    let mut listing = v1::Artifact::default();
+    for (path, bytes) in files {
+        let object = upload(store, bytes.clone()).await;
+        listing.objects.push(v1::Object { path: (*path).to_owned(), ..object });
+    }
+    format!("model:{}:letters", upload(store, serde_json::to_vec(&listing).unwrap()).await.blake3)
+}
+
+fn letters_files() -> Vec<(&'static str, Bytes)> {
+    ["config.json", "tokenizer.json", "tokenizer_config.json"]
+        .into_iter()
+        .map(|name| (name, std::fs::read(letters_directory().join(name)).unwrap().into()))
+        .collect()
+}
+
+/// A job on the letters model with data from files.
+async fn file_job(store: &Store) -> v1::JobSpec {
+    let prompts: Vec<String> =
+        ["abcde", "bcdef", "cdefg", "defgh", "acegh", "bdfha", "aceba", "hgfed", "hgfec", "hgfeb"]
+            .iter()
+            .map(|prompt| format!("{{\"prompt\":\"{prompt}\"}}"))
+            .collect();
+    let pairs: Vec<String> = ["abc", "bcd", "cde", "def", "efg"]
+        .iter()
+        .map(|prompt| format!("{{\"prompt\":\"{prompt}\",\"chosen\":\"{prompt}!!\",\"rejected\":\"w\"}}"))
+        .collect();
+    let golden: Vec<String> =
+        ["abcd", "bcde", "cdef", "defg", "efgh", "aceg", "bdfh", "gfed", "gfec", "gfeb"]
+            .iter()
+            .map(|prompt| format!("{{\"prompt\":\"{prompt}\",\"golden\":\"{prompt}!!\"}}"))
+            .collect();
+    let sft = vec![r#"{"prompt":"ab","answer":"ab!"}"#.to_owned()];
+    let mut data = v1::DataSpec::default();
+    for (list, name, lines) in [
+        (&mut data.prompts, "prompts.jsonl", prompts),
+        (&mut data.preferences, "pairs.jsonl", pairs),
+        (&mut data.golden, "golden.jsonl", golden),
+        (&mut data.sft, "sft.jsonl", sft),
+    ] {
+        list.push(input(store, name, lines.join("\n")).await);
+    }
+    let policy = v1::PolicySpec { model: model(store, &letters_files()).await, init: "random".into() };
+    v1::JobSpec {
+        name: "test".into(),
+        policy: Some(policy),
+        text: Some(v1::TextSpec { max_length: Some(24), ..Default::default() }),
+        sampling: Some(v1::SamplingSpec { max_new_tokens: Some(16), ..Default::default() }),
+        data: Some(data),
+        ..Default::default()
+    }
+}
+
+async fn resolved(wire: v1::JobSpec, store: &Store) -> Result<Resolved, ResolveError> {
+    resolve("j", &spec::Job::try_from(wire).unwrap(), store).await
+}
+
+async fn failure(wire: v1::JobSpec, store: &Store) -> String {
+    resolved(wire, store).await.unwrap_err().to_string()
+}
+
+async fn rows<T: Row>(resolved: &Resolved, name: &str, store: &Store) -> Vec<T> {
+    let dataset = resolved.datasets.iter().find(|dataset| dataset.name == name).unwrap();
+    let object = dataset.object.as_ref().unwrap();
+    assert_eq!(object.key, format!("jobs/j/data/{name}.jsonl"));
+    let rows: Vec<T> = read(name, &store.read_object(object).await.unwrap()).unwrap();
+    assert_eq!(rows.len() as u64, dataset.rows);
+    rows
+}
+
+#[tokio::test]
+async fn files_become_sets_with_parts_held_out() {
+    let store = Store::in_memory();
+    let resolved = resolved(file_job(&store).await, &store).await.unwrap();
+    let names: Vec<_> =
+        resolved.summaries.iter().map(|summary| (summary.name.as_str(), summary.rows)).collect();
+    let expected = [
+        ("sft", 1),
+        ("preferences", 4),
+        ("evaluation_preferences", 1),
+        ("golden", 9),
+        ("golden_holdout", 1),
+        ("prompts", 9),
+        ("evaluation_prompts", 1),
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(resolved.policy.name, "policy@input");
+    assert_eq!(resolved.policy.objects.len(), 3);
+    assert_eq!(rows::<DemonstrationRow>(&resolved, "sft", &store).await[0].answer, "ab!");
+    let golden: Vec<GoldenRow> = rows(&resolved, "golden", &store).await;
+    let held: Vec<GoldenRow> = rows(&resolved, "golden_holdout", &store).await;
+    assert!(golden.iter().all(|row| row.prompt != held[0].prompt));
+    rows::<PairRow>(&resolved, "evaluation_preferences", &store).await;
+    rows::<PromptRow>(&resolved, "evaluation_prompts", &store).await;
+}
+
+#[tokio::test]
+async fn the_same_job_gives_the_same_bytes() {
+    let store = Store::in_memory();
+    let wire = file_job(&store).await;
+    let first = resolved(wire.clone(), &store).await.unwrap();
+    assert_eq!(resolved(wire.clone(), &store).await.unwrap(), first);
+    let other = v1::JobSpec { seed: Some(5), ..wire };
+    let prepared = prepare("j", &spec::Job::try_from(other).unwrap(), &store).await.unwrap();
+    assert_eq!(prepared.datasets().len(), first.datasets.len());
+    assert_eq!(prepared.summaries(), first.summaries);
+}
+
+#[tokio::test]
+async fn the_generator_fills_every_set() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    wire.evaluation = Some(v1::EvaluationSpec { gold: "letters".into(), ..Default::default() });
+    wire.data = Some(v1::DataSpec {
+        generator: Some(v1::GeneratorSpec {
+            name: "letters".into(),
+            sft: Some(40),
+            golden: Some(30),
+            prompts: Some(20),
+            evaluation: Some(10),
+        }),
+        gold_preferences: Some(v1::GoldPreferencesSpec {
+            pairs: Some(25),
+            evaluation_pairs: Some(15),
+            beta: None,
+        }),
+        ..Default::default()
+    });
+    let resolved = resolved(wire, &store).await.unwrap();
+    let counts: Vec<_> = resolved.datasets.iter().map(|set| (set.name.as_str(), set.rows)).collect();
+    let expected = [
+        ("sft", 40),
+        ("gold_preference_prompts", 25),
+        ("gold_preference_evaluation_prompts", 15),
+        ("golden", 27),
+        ("golden_holdout", 3),
+        ("prompts", 20),
+        ("evaluation_prompts", 10),
+    ];
+    assert_eq!(counts, expected);
+    assert!(resolved.warnings.iter().any(|warning| warning.contains("56 sets")), "{:?}", resolved.warnings);
+}
+
+#[tokio::test]
+async fn bad_rows_are_counted_shown_and_bounded() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    let mut lines = vec![r#"{"prompt":"ab"}"#.to_owned(); 1];
+    lines.extend((0..30).map(|n| {
+        format!(
+            "{{\"prompt\":\"{}\"}}",
+            "abcdefgh".chars().cycle().skip(n % 8).take(n / 8 + 2).collect::<String>()
+        )
+    }));
+    lines[3] = r#"{"prompt":7}"#.to_owned();
+    let data = wire.data.as_mut().unwrap();
+    data.prompts = vec![input(&store, "prompts.jsonl", lines.join("\n")).await];
+    let some = resolved(wire.clone(), &store).await.unwrap();
+    let summary = some.summaries.iter().find(|summary| summary.name == "prompts").unwrap();
+    assert_eq!(summary.bad_rows, 1);
+    assert!(summary.first_bad[0].starts_with("prompts.jsonl:4: "), "{:?}", summary.first_bad);
+    assert!(some.warnings.iter().any(|warning| warning.contains("duplicate")), "{:?}", some.warnings);
+
+    wire.data.as_mut().unwrap().max_bad_fraction = Some(0.01);
+    let message = failure(wire.clone(), &store).await;
+    assert!(message.contains("data.prompts") && message.contains("prompts.jsonl:4"), "{message}");
+
+    let all_bad = input(&store, "bad.jsonl", "{\"x\":1}\nnonsense\n").await;
+    wire.data.as_mut().unwrap().golden = vec![all_bad];
+    let message = failure(wire.clone(), &store).await;
+    assert!(message.contains("data.golden") && message.contains("bad.jsonl:1"), "{message}");
+    wire.data.as_mut().unwrap().max_bad_fraction = Some(1.0);
+    let message = failure(wire, &store).await;
+    assert!(message.contains("no row is left for golden"), "{message}");
+}
+
+#[tokio::test]
+async fn rows_that_the_model_cannot_encode_are_bad_rows() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    let poisoned = input(&store, "sft.jsonl", "{\"prompt\":\"ab\",\"answer\":\"ab</s>c\"}").await;
+    wire.data.as_mut().unwrap().sft = vec![poisoned];
+    let message = failure(wire.clone(), &store).await;
+    assert!(message.contains("data.sft") && message.contains("</s>"), "{message}");
+    let long = format!("{{\"prompt\":\"ab\",\"answer\":\"{}\"}}", "ab".repeat(12));
+    wire.data.as_mut().unwrap().sft = vec![input(&store, "sft.jsonl", long).await];
+    let cut = resolved(wire, &store).await.unwrap();
+    assert!(cut.warnings.iter().any(|warning| warning.contains("cut to 16 tokens")), "{:?}", cut.warnings);
+}
+
+#[tokio::test]
+async fn overlaps_are_reported() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    let data = wire.data.as_mut().unwrap();
+    data.evaluation = Some(v1::EvaluationDataSpec { prompts: data.prompts.clone(), preferences: vec![] });
+    data.prompts.push(data.golden[0].clone());
+    let resolved = resolved(wire, &store).await.unwrap();
+    let warned = |text: &str| resolved.warnings.iter().any(|warning| warning.contains(text));
+    assert!(warned("evaluation_prompts: 10 of its 10 prompts"), "{:?}", resolved.warnings);
+    assert!(warned("reward model's own prompts"), "{:?}", resolved.warnings);
+}
+
+#[tokio::test]
+async fn limits_bound_each_set() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    let limits = v1::LimitSpec { prompts: 4, golden: 5, ..Default::default() };
+    wire.data.as_mut().unwrap().limits = Some(limits);
+    let resolved = resolved(wire, &store).await.unwrap();
+    let rows = |name| resolved.datasets.iter().find(|set| set.name == name).map(|set| set.rows);
+    assert_eq!((rows("prompts"), rows("evaluation_prompts")), (Some(3), Some(1)));
+    assert_eq!((rows("golden"), rows("golden_holdout")), (Some(4), Some(1)));
+}
+
+#[tokio::test]
+async fn incomplete_models_are_named() {
+    let store = Store::in_memory();
+    let wire = file_job(&store).await;
+    let with = |model: String, init: &str| v1::JobSpec {
+        policy: Some(v1::PolicySpec { model, init: init.to_owned() }),
+        ..wire.clone()
+    };
+    let no_tokenizer = model(&store, &letters_files()[..1]).await;
+    assert!(failure(with(no_tokenizer, "random"), &store).await.contains("has no tokenizer.json"));
+    let no_weights = model(&store, &letters_files()).await;
+    assert!(failure(with(no_weights, "weights"), &store).await.contains("neither model.safetensors"));
+
+    let mut sharded = letters_files();
+    let index = r#"{"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}"#;
+    sharded.push(("model.safetensors.index.json", index.into()));
+    sharded.push(("model-1.safetensors", "x".into()));
+    let half = model(&store, &sharded).await;
+    assert!(failure(with(half, "weights"), &store).await.contains("no model-2.safetensors"));
+    sharded.push(("model-2.safetensors", "y".into()));
+    let whole = with(model(&store, &sharded).await, "weights");
+    assert_eq!(resolved(whole, &store).await.unwrap().policy.objects.len(), 6);
+
+    let mut sneaky = letters_files();
+    sneaky.push(("../evil", "x".into()));
+    let sneaky = model(&store, &sneaky).await;
+    assert!(failure(with(sneaky, "random"), &store).await.contains("plain name"));
+}
+
+#[tokio::test]
+async fn what_was_not_uploaded_is_named() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    wire.data.as_mut().unwrap().golden = vec![format!("input:{}:golden.jsonl", "0".repeat(64))];
+    let message = failure(wire.clone(), &store).await;
+    assert!(message.contains("data.golden") && message.contains("submit the job again"), "{message}");
+    wire.data.as_mut().unwrap().golden = vec!["golden.jsonl".to_owned()];
+    let message = failure(wire, &store).await;
+    assert!(message.contains("foil submit"), "{message}");
+}
+
+/// Real preferences and golden answers through a real tokenizer, where the shared data is at hand.
+#[tokio::test]
+async fn real_data_resolves() {
+    let shared = std::env::var_os("FOIL_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let Ok(pairs) = std::fs::read(shared.join("data/hh/preferences.train.jsonl.gz")) else {
+        println!("skipped: no shared data at {}", shared.display());
+        return;
+    };
+    let golden = std::fs::read(shared.join("data/golden/golden.jsonl.gz")).unwrap();
+    let files = ["config.json", "tokenizer.json", "model.safetensors"].map(|name| {
+        (name, Bytes::from(std::fs::read(shared.join("models/stories260K").join(name)).unwrap()))
+    });
+    let store = Store::in_memory();
+    let golden = input(&store, "golden.jsonl.gz", golden).await;
+    let wire = v1::JobSpec {
+        name: "hh".into(),
+        policy: Some(v1::PolicySpec { model: model(&store, &files).await, ..Default::default() }),
+        data: Some(v1::DataSpec {
+            preferences: vec![input(&store, "pairs.jsonl.gz", pairs).await],
+            golden: vec![golden.clone()],
+            prompts: vec![golden],
+            limits: Some(v1::LimitSpec { preferences: 300, golden: 64, prompts: 64, ..Default::default() }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let resolved = resolved(wire, &store).await.unwrap();
+    let rows: u64 = resolved.datasets.iter().map(|set| set.rows).sum();
+    assert!(rows > 400, "{:?} {:?}", resolved.summaries, resolved.warnings);
+    assert_eq!(resolved.policy.name, "policy@0");
+}

@@ -1,0 +1,43 @@
+//! Writing the sets where ranks read them.
+
+use foil_common::data::rows::write;
+use foil_common::storage::Store;
+use foil_proto::v1;
+
+use super::ResolveError;
+use super::names;
+use super::sets::Sets;
+
+/// Where a job's set lies.
+pub(super) fn key(job_id: &str, set: &str) -> String {
+    format!("jobs/{job_id}/data/{set}.jsonl")
+}
+
+pub(super) async fn sets(job_id: &str, sets: &Sets, store: &Store) -> Result<Vec<v1::Dataset>, ResolveError> {
+    let mut datasets = descriptions(sets);
+    for dataset in &mut datasets {
+        let object = store.put_object(&key(job_id, &dataset.name), bytes(sets, &dataset.name).into()).await?;
+        dataset.object = Some(v1::Object { path: format!("{}.jsonl", dataset.name), ..object });
+    }
+    Ok(datasets)
+}
+
+pub(super) fn descriptions(sets: &Sets) -> Vec<v1::Dataset> {
+    let filled = sets.counts().into_iter().filter(|(_, rows)| *rows > 0);
+    filled.map(|(name, rows)| v1::Dataset { name: name.to_owned(), object: None, rows }).collect()
+}
+
+fn bytes(sets: &Sets, name: &str) -> Vec<u8> {
+    match name {
+        names::SFT => write(&sets.sft),
+        names::PREFERENCES => write(&sets.preferences),
+        names::GOLDEN => write(&sets.golden),
+        names::GOLDEN_HOLDOUT => write(&sets.golden_holdout),
+        names::PROMPTS => write(&sets.prompts),
+        names::EVALUATION_PREFERENCES => write(&sets.evaluation_preferences),
+        names::EVALUATION_PROMPTS => write(&sets.evaluation_prompts),
+        names::GOLD_PREFERENCE_PROMPTS => write(&sets.gold_preference_prompts),
+        names::GOLD_PREFERENCE_EVALUATION_PROMPTS => write(&sets.gold_preference_evaluation_prompts),
+        _ => Vec::new(),
+    }
+}
