@@ -4,6 +4,8 @@ pub mod data;
 pub mod ids;
 pub mod letters;
 pub mod rpc;
+#[cfg(test)]
+mod shared;
 pub mod shutdown;
 pub mod spec;
 pub mod storage;

@@ -7,6 +7,7 @@
 mod encoder;
 mod error;
 mod files;
+pub mod inspect;
 mod special;
 mod template;
 

@@ -4,7 +4,6 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
 use std::io::Write;
-use std::path::PathBuf;
 
 fn pairs(text: &str) -> Parsed<PairRow> {
     parse("pairs.jsonl", text.as_bytes()).unwrap()
@@ -283,15 +282,8 @@ proptest! {
     }
 }
 
-/// The shared material's folder, where there is one.
-fn shared(path: &str) -> Option<Vec<u8>> {
-    let root = std::env::var_os("FOIL_SHARED")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")), PathBuf::from);
-    let bytes = std::fs::read(root.join("data").join(path)).ok();
-    if bytes.is_none() {
-        println!("skipped: {path} is not in {} (set FOIL_SHARED)", root.display());
-    }
-    bytes
+fn shared(file: &str) -> Option<Vec<u8>> {
+    crate::shared::read(&format!("data/{file}"))
 }
 
 #[test]

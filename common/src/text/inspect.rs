@@ -1,0 +1,260 @@
+//! What a model will read of a data set, for people: every token, where loss and reward are read, what is cut.
+
+use super::{Answer, Encoded, Encoder, Limits, TextError};
+use crate::data::rows::{GoldenRow, PairRow, Prompt};
+use std::fmt;
+
+/// Tokens shown at a row's start, on each side of the answer's start, and at the end; the rest is counted.
+const SHOWN: usize = 8;
+
+/// One token of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenView {
+    pub id: u32,
+    /// As in the vocabulary; empty for an id that the tokenizer does not have.
+    pub text: String,
+    pub read: Read,
+}
+
+/// What is read at a token's position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Context only.
+    Nothing,
+    /// The policy's loss is taken on predicting this token.
+    Loss,
+    /// The row's last token: the loss on predicting it, and the reward model's score.
+    LossAndReward,
+}
+
+/// One sequence as the models get it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowView {
+    pub tokens: Vec<TokenView>,
+    pub answer_start: usize,
+    pub prompt_cut: usize,
+    pub answer_cut: usize,
+    pub eos: bool,
+}
+
+/// A prompt with an answer to it, or alone, as it is sampled from.
+pub fn row(
+    encoder: &Encoder,
+    prompt: &Prompt,
+    answer: Option<&str>,
+    limits: Limits,
+) -> Result<RowView, TextError> {
+    let Some(answer) = answer else {
+        let prompt = encoder.prompt(prompt, limits.prompt)?;
+        let tokens = views(encoder, &prompt.ids, prompt.ids.len());
+        let answer_start = tokens.len();
+        return Ok(RowView { tokens, answer_start, prompt_cut: prompt.cut, answer_cut: 0, eos: false });
+    };
+    let encoded = encoder.dialogue(prompt, Answer::finished(answer), limits)?;
+    let Encoded { ids, answer_start, prompt_cut, answer_cut, eos } = encoded;
+    Ok(RowView { tokens: views(encoder, &ids, answer_start), answer_start, prompt_cut, answer_cut, eos })
+}
+
+fn views(encoder: &Encoder, ids: &[u32], answer_start: usize) -> Vec<TokenView> {
+    let read = |position: usize| match position {
+        _ if position < answer_start => Read::Nothing,
+        _ if position + 1 == ids.len() => Read::LossAndReward,
+        _ => Read::Loss,
+    };
+    let view = |(position, id): (usize, &u32)| TokenView {
+        id: *id,
+        text: encoder.token(*id).unwrap_or_default(),
+        read: read(position),
+    };
+    ids.iter().enumerate().map(view).collect()
+}
+
+impl fmt::Display for RowView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.tokens.len();
+        let mut hidden = 0;
+        for (position, token) in self.tokens.iter().enumerate() {
+            let near_answer = position + SHOWN >= self.answer_start && position < self.answer_start + SHOWN;
+            if position >= SHOWN && position + SHOWN < count && !near_answer {
+                hidden += 1;
+                continue;
+            }
+            if hidden > 0 {
+                writeln!(f, "      … {hidden} tokens …")?;
+                hidden = 0;
+            }
+            let read = match token.read {
+                Read::Nothing => "",
+                Read::Loss => "loss",
+                Read::LossAndReward => "loss, reward",
+            };
+            writeln!(
+                f,
+                "{}",
+                format!("{position:>5} {:>7} {:<24} {read}", token.id, format!("{:?}", token.text))
+                    .trim_end()
+            )?;
+        }
+        write!(
+            f,
+            "      {count} tokens: prompt {}, answer {}",
+            self.answer_start,
+            count - self.answer_start
+        )?;
+        if self.eos {
+            f.write_str(" with EOS")?;
+        }
+        for (cut, what) in [(self.prompt_cut, "prompt"), (self.answer_cut, "answer (unfinished: no EOS)")] {
+            if cut > 0 {
+                write!(f, "; {cut} tokens cut off the {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The lengths of a set's texts in tokens, uncut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lengths {
+    pub rows: usize,
+    /// Rows that fit their budget.
+    pub fit: usize,
+    pub budget: usize,
+    pub shortest: usize,
+    pub median: usize,
+    /// Nine in ten are no longer.
+    pub ninth_decile: usize,
+    pub longest: usize,
+}
+
+impl Lengths {
+    pub fn of(mut lengths: Vec<usize>, budget: usize) -> Self {
+        lengths.sort_unstable();
+        let at = |tenths: usize| {
+            lengths.get((lengths.len().saturating_sub(1)) * tenths / 10).copied().unwrap_or(0)
+        };
+        Lengths {
+            rows: lengths.len(),
+            fit: lengths.iter().filter(|&&length| length <= budget).count(),
+            budget,
+            shortest: at(0),
+            median: at(5),
+            ninth_decile: at(9),
+            longest: at(10),
+        }
+    }
+}
+
+impl fmt::Display for Lengths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Lengths { rows, fit, budget, shortest, median, ninth_decile, longest } = self;
+        write!(
+            f,
+            "{fit} of {rows} fit {budget} tokens; shortest {shortest}, median {median}, nine in ten ≤ {ninth_decile}, longest {longest}"
+        )
+    }
+}
+
+/// How many tokens the prompts have, and how many of them fit their budget.
+pub fn prompt_lengths<'a>(
+    encoder: &Encoder,
+    prompts: impl IntoIterator<Item = &'a Prompt>,
+    limits: Limits,
+) -> Result<Lengths, TextError> {
+    let length = |prompt| Ok(encoder.prompt(prompt, usize::MAX)?.ids.len());
+    let lengths: Result<Vec<usize>, TextError> = prompts.into_iter().map(length).collect();
+    Ok(Lengths::of(lengths?, limits.prompt))
+}
+
+/// How many tokens the answers have, EOS counted, and how many of them fit their budget.
+pub fn answer_lengths<'a>(
+    encoder: &Encoder,
+    rows: impl IntoIterator<Item = (&'a Prompt, &'a str)>,
+    limits: Limits,
+) -> Result<Lengths, TextError> {
+    let lengths: Result<Vec<usize>, TextError> =
+        rows.into_iter().map(|(prompt, answer)| uncut(encoder, prompt, answer)).collect();
+    Ok(Lengths::of(lengths?, limits.answer))
+}
+
+/// The golden answers' lengths.
+pub fn golden_lengths(encoder: &Encoder, rows: &[GoldenRow], limits: Limits) -> Result<Lengths, TextError> {
+    answer_lengths(encoder, rows.iter().map(|row| (&row.prompt, row.golden.as_str())), limits)
+}
+
+/// How well length alone tells which answer of a pair is preferred.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LengthAccuracy {
+    pub pairs: usize,
+    /// Share of pairs whose chosen answer is the longer one, ties counted half; both cut to the budget.
+    pub longer_chosen: f64,
+    /// Mean tokens, after the cut.
+    pub mean_chosen: f64,
+    pub mean_rejected: f64,
+}
+
+impl LengthAccuracy {
+    /// Of pairs of lengths, the preferred one's first.
+    pub fn of(lengths: &[(usize, usize)]) -> Self {
+        let count = lengths.len().max(1) as f64;
+        let wins: f64 = lengths
+            .iter()
+            .map(|(chosen, rejected)| match chosen.cmp(rejected) {
+                std::cmp::Ordering::Greater => 1.0,
+                std::cmp::Ordering::Equal => 0.5,
+                std::cmp::Ordering::Less => 0.0,
+            })
+            .sum();
+        LengthAccuracy {
+            pairs: lengths.len(),
+            longer_chosen: wins / count,
+            mean_chosen: lengths.iter().map(|(chosen, _)| *chosen as f64).sum::<f64>() / count,
+            mean_rejected: lengths.iter().map(|(_, rejected)| *rejected as f64).sum::<f64>() / count,
+        }
+    }
+
+    /// The better of "the longer" and "the shorter".
+    pub fn accuracy(&self) -> f64 {
+        self.longer_chosen.max(1.0 - self.longer_chosen)
+    }
+
+    /// The standard error of [`Self::accuracy`].
+    pub fn standard_error(&self) -> f64 {
+        let accuracy = self.accuracy();
+        (accuracy * (1.0 - accuracy) / self.pairs.max(1) as f64).sqrt()
+    }
+}
+
+impl fmt::Display for LengthAccuracy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rule = if self.longer_chosen >= 0.5 { "longer" } else { "shorter" };
+        write!(
+            f,
+            "length alone (the {rule} answer) tells {:.1} ± {:.1} % of {} pairs; mean tokens {:.1} chosen, {:.1} rejected",
+            100.0 * self.accuracy(),
+            100.0 * self.standard_error(),
+            self.pairs,
+            self.mean_chosen,
+            self.mean_rejected
+        )
+    }
+}
+
+/// Length alone on a set of pairs, answers cut to their budget.
+pub fn length_accuracy(
+    encoder: &Encoder,
+    rows: &[PairRow],
+    limits: Limits,
+) -> Result<LengthAccuracy, TextError> {
+    let length = |prompt, answer| Ok::<_, TextError>(uncut(encoder, prompt, answer)?.min(limits.answer));
+    let lengths: Result<Vec<_>, TextError> = rows
+        .iter()
+        .map(|row| Ok((length(&row.prompt, &row.chosen)?, length(&row.prompt, &row.rejected)?)))
+        .collect();
+    Ok(LengthAccuracy::of(&lengths?))
+}
+
+fn uncut(encoder: &Encoder, prompt: &Prompt, answer: &str) -> Result<usize, TextError> {
+    let all = Limits { prompt: usize::MAX, answer: usize::MAX };
+    Ok(encoder.dialogue(prompt, Answer::finished(answer), all)?.answer().len())
+}

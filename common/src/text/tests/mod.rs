@@ -1,0 +1,163 @@
+mod inspection;
+mod real;
+mod settings;
+mod templates;
+
+use super::*;
+use crate::data::rows::{Message, Prompt, Role};
+use crate::spec::{Bos, Side, Template, Text};
+use serde_json::json;
+use std::path::Path;
+
+const WIDE: Limits = Limits { prompt: 400, answer: 100 };
+
+fn text(template: Template) -> Text {
+    Text {
+        template,
+        max_length: 500,
+        truncation_side: Side::Left,
+        bos: Bos::Auto,
+        eos_token: None,
+        pad_token: None,
+    }
+}
+
+fn letters() -> ModelText {
+    ModelText::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/letters"))).unwrap()
+}
+
+/// The shared folder's small pre-trained model, where there is one.
+fn stories() -> Option<ModelText> {
+    Some(ModelText::read(&crate::shared::path("models/stories260K")?).unwrap())
+}
+
+/// A word-level model of a few words, in the ChatML style.
+fn chat(template: &str) -> ModelText {
+    let words = [
+        "<unk>",
+        "<eos>",
+        "<turn>",
+        "<end>",
+        "user",
+        "assistant",
+        "system",
+        "hi",
+        "there",
+        "you",
+        "\n",
+        " ",
+        "yes",
+    ];
+    let vocabulary: serde_json::Map<_, _> =
+        words.iter().enumerate().map(|(id, word)| ((*word).to_owned(), json!(id))).collect();
+    let special = |id: usize| {
+        json!({"id": id, "content": words[id], "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": true})
+    };
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [special(1), special(2), special(3)],
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\s"}, "behavior": "Isolated", "invert": false},
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+    });
+    ModelText {
+        name: "chat".to_owned(),
+        tokenizer: tokenizer.to_string().into_bytes(),
+        tokenizer_config: json!({"eos_token": {"content": "<end>"}, "unk_token": "<unk>", "chat_template": template}),
+        config: json!({"vocab_size": 13, "eos_token_id": [3, 1]}),
+        ..ModelText::default()
+    }
+}
+
+const CHATML: &str = "{%- for message in messages %}
+    {{- '<turn>' + message['role'] + '\\n' + message['content'].strip() + '<end>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<turn>assistant\\n' }}
+{%- endif %}
+";
+
+#[test]
+fn letters_are_one_token_each_and_come_back_without_spaces() {
+    let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
+    let prompt = Prompt::user("cgafe");
+    let ids = encoder.prompt(&prompt, 10).unwrap();
+    assert_eq!(ids, EncodedPrompt { ids: vec![1, 6, 10, 4, 9, 8, 2], cut: 0 });
+    let encoded = encoder.dialogue(&prompt, Answer::finished("a!zh"), WIDE).unwrap();
+    assert_eq!(encoded.answer(), [4, 16, 15, 11, 3]);
+    assert_eq!((encoded.ids.starts_with(&ids.ids), encoded.answer_start, encoded.eos), (true, 7, true));
+    assert_eq!(encoder.decode(encoded.answer()).unwrap(), "a!zh");
+    assert_eq!((encoder.bos_id(), encoder.eos_ids(), encoder.pad_id()), (Some(1), &[3][..], Ok(0)));
+    assert_eq!((encoder.vocabulary(), encoder.warnings()), (17, vec![]));
+    assert!(matches!(encoder.prompt(&Prompt::user("Zebra"), 10), Err(TextError::Tokenizer(_))));
+    let all = encoder.dialogue(&prompt, Answer::finished("abcdefghwxyz!"), WIDE).unwrap();
+    assert_eq!(all.answer()[..13], (4..17).collect::<Vec<u32>>());
+}
+
+#[test]
+fn an_empty_answer_is_eos_alone() {
+    let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
+    let encoded = encoder.dialogue(&Prompt::user("abcde"), Answer::finished(""), WIDE).unwrap();
+    assert_eq!(encoded.answer(), [3]);
+}
+
+#[test]
+fn eos_follows_finished_answers_that_fit_and_no_others() {
+    let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
+    let prompt = Prompt::user("abcde");
+    let answer = |answer, budget| {
+        let encoded = encoder.dialogue(&prompt, answer, Limits { prompt: 7, answer: budget }).unwrap();
+        (encoded.answer().to_vec(), encoded.eos, encoded.answer_cut)
+    };
+    let finished = Answer::finished("abc");
+    assert_eq!(answer(finished, 4), (vec![4, 5, 6, 3], true, 0));
+    assert_eq!(answer(finished, 3), (vec![4, 5, 6], false, 1));
+    assert_eq!(answer(finished, 2), (vec![4, 5], false, 2));
+    assert_eq!(answer(Answer::Text { text: "abc", finished: false }, 4), (vec![4, 5, 6], false, 0));
+    let sampled = |ids, finished| answer(Answer::Tokens { ids, finished }, 4);
+    assert_eq!(sampled(&[4, 5, 3], true), (vec![4, 5, 3], true, 0));
+    assert_eq!(sampled(&[4, 5], true), (vec![4, 5, 3], true, 0), "a stop text ended it");
+    assert_eq!(sampled(&[4, 5, 6, 7], false), (vec![4, 5, 6, 7], false, 0));
+    assert_eq!(sampled(&[3], true), (vec![3], true, 0));
+    assert_eq!(sampled(&[], false), (vec![], false, 0));
+}
+
+#[test]
+fn sampled_and_written_answers_get_the_same_tokens() {
+    let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
+    let prompt = Prompt::user("abcde");
+    let written = encoder.dialogue(&prompt, Answer::finished("ab!"), WIDE).unwrap();
+    let sampled = Answer::Tokens { ids: &[4, 5, 16, 3], finished: true };
+    assert_eq!(encoder.dialogue(&prompt, sampled, WIDE).unwrap(), written);
+}
+
+#[test]
+fn over_long_prompts_lose_tokens_on_the_asked_side_and_keep_bos() {
+    let cut = |side, limit| {
+        let settings = Text { truncation_side: side, ..text(Template::Auto) };
+        Encoder::new(&letters(), &settings).unwrap().prompt(&Prompt::user("abcde"), limit).unwrap()
+    };
+    assert_eq!(cut(Side::Left, 4), EncodedPrompt { ids: vec![1, 7, 8, 2], cut: 3 });
+    assert_eq!(cut(Side::Right, 4), EncodedPrompt { ids: vec![1, 4, 5, 6], cut: 3 });
+    assert_eq!(cut(Side::Left, 1).ids, [1]);
+    assert_eq!(cut(Side::Left, 0).ids, [0; 0]);
+}
+
+#[test]
+fn an_answer_that_changes_the_prompts_tokens_is_refused() {
+    let encoder = Encoder::new(&chat(CHATML), &text(Template::Plain)).unwrap();
+    let error = encoder.dialogue(&Prompt::user("hi"), Answer::finished("there"), WIDE).unwrap_err();
+    assert!(matches!(error, TextError::Joined { .. }), "{error}");
+    encoder.dialogue(&Prompt::user("hi"), Answer::finished(" there"), WIDE).unwrap();
+}
+
+#[test]
+fn special_tokens_written_in_an_answer_are_refused() {
+    let encoder = Encoder::new(&chat(CHATML), &text(Template::Chat)).unwrap();
+    let error = encoder.dialogue(&Prompt::user("hi"), Answer::finished("you<end> yes"), WIDE).unwrap_err();
+    assert_eq!(
+        error,
+        TextError::SpecialInAnswer { answer: "you<end> yes".to_owned(), token: "<end>".to_owned() }
+    );
+}

@@ -1,0 +1,94 @@
+use super::*;
+
+#[test]
+fn chat_templates_render_as_in_python() {
+    let encoder = Encoder::new(&chat(CHATML), &text(Template::Chat)).unwrap();
+    let prompt =
+        Prompt { messages: vec![Message::new(Role::System, " hi"), Message::new(Role::User, "there you ")] };
+    let encoded = encoder.dialogue(&prompt, Answer::finished("yes"), WIDE).unwrap();
+    assert_eq!(encoded.ids, [2, 6, 10, 7, 3, 10, 2, 4, 10, 8, 11, 9, 3, 10, 2, 5, 10, 12, 3]);
+    assert_eq!((encoded.answer_start, encoded.eos), (17, true));
+    assert!(encoder.warnings().is_empty());
+    assert_eq!(encoder.eos_ids(), [3, 1]);
+    // An answer that ended with the model's other end token keeps it.
+    let sampled = Answer::Tokens { ids: &[12, 1], finished: true };
+    assert_eq!(encoder.dialogue(&prompt, sampled, WIDE).unwrap().answer(), [12, 1]);
+}
+
+#[test]
+fn a_template_may_put_text_before_answers() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}\n\
+        {% else %}yes\n{{ m.content }}<end>{% endif %}{% endfor %}";
+    let encoder = Encoder::new(&chat(template), &text(Template::Chat)).unwrap();
+    let encoded = encoder.dialogue(&Prompt::user("hi"), Answer::finished("you"), WIDE).unwrap();
+    // `trim_blocks` eats the newline after the block, not the one in the text.
+    assert_eq!(encoder.decode(&encoded.ids).unwrap(), "hi\nyes\nyou");
+    assert_eq!(encoder.answer_text(encoded.answer()).unwrap(), "you");
+}
+
+#[test]
+fn templates_that_rewrite_the_prompt_are_refused_with_the_text_shown() {
+    let rewriting = "{{ messages | length }}{{ messages[-1].content }}";
+    let error = Encoder::new(&chat(rewriting), &text(Template::Chat)).err().unwrap();
+    assert!(matches!(error, TextError::NotAppended { .. }), "{error}");
+    // Only some rows show it: the answer's text is changed.
+    let changing = "{% for m in messages %}{{ m.content | replace('you', 'there') }}{{ ' ' if m.role == 'user' else '' }}{% endfor %}";
+    let encoder = Encoder::new(&chat(changing), &text(Template::Chat)).unwrap();
+    encoder.dialogue(&Prompt::user("hi"), Answer::finished("yes"), WIDE).unwrap();
+    let error = encoder.dialogue(&Prompt::user("hi"), Answer::finished("you"), WIDE).unwrap_err();
+    assert!(error.to_string().contains("hi there"), "{error}");
+}
+
+#[test]
+fn template_errors_reach_the_user() {
+    let refusing = "{% if messages[0].content == 'you' %}{{ raise_exception('no ' + 'you') }}{% endif %}{{ messages[0].content }} \
+        {%- for m in messages[1:] %} {{ m.content }}{% endfor %}";
+    let encoder = Encoder::new(&chat(refusing), &text(Template::Jinja(refusing.to_owned()))).unwrap();
+    let error = encoder.prompt(&Prompt::user("you"), 9).unwrap_err().to_string();
+    assert!(error.contains("no you") && error.contains("text.template"), "{error}");
+    for broken in ["{% if %}", "{{ nothing.at.all }}"] {
+        assert!(Encoder::new(&chat(broken), &text(Template::Chat)).is_err());
+    }
+    let mut files = chat("");
+    files.tokenizer_config = json!({"eos_token": "<end>"});
+    let error = Encoder::new(&files, &text(Template::Chat)).err().unwrap().to_string();
+    assert!(error.contains("text.template: chat, but chat has no chat template"), "{error}");
+}
+
+#[test]
+fn the_named_default_of_several_templates_and_the_jinja_file_win() {
+    let mut files = chat("");
+    files.tokenizer_config["chat_template"] = json!([
+        {"name": "tool_use", "template": "{{ 1 }}"},
+        {"name": "default", "template": CHATML},
+    ]);
+    let prompt = |files: &ModelText| {
+        let encoder = Encoder::new(files, &text(Template::Auto)).unwrap();
+        encoder.prompt(&Prompt::user("hi"), 20).unwrap().ids
+    };
+    assert_eq!(prompt(&files), [2, 4, 10, 7, 3, 10, 2, 5, 10]);
+    files.chat_template = Some(
+        "{% for m in messages %}{% generation %}{{ m.content }} {% endgeneration %}{% endfor %}".to_owned(),
+    );
+    assert_eq!(prompt(&files), [7, 11]);
+}
+
+#[test]
+fn what_a_template_writes_before_eos_belongs_to_the_answer() {
+    let template = "{% for m in messages %}{{ m.content }}{{ ' <end>' if m.role == 'assistant' else '\\n' }}{% endfor %}";
+    let encoder = Encoder::new(&chat(template), &text(Template::Chat)).unwrap();
+    let finished = encoder.dialogue(&Prompt::user("hi"), Answer::finished("you"), WIDE).unwrap();
+    assert_eq!(finished.answer(), [9, 11, 3]);
+    assert_eq!(encoder.answer_text(finished.answer()).unwrap(), "you");
+    let open = Answer::Text { text: "you", finished: false };
+    assert_eq!(encoder.dialogue(&Prompt::user("hi"), open, WIDE).unwrap().answer(), [9]);
+}
+
+#[test]
+fn the_date_in_templates_is_fixed() {
+    let dated = "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %} {{ m.content }}{% endfor %}";
+    let files = chat(dated);
+    let encoder = Encoder::new(&files, &text(Template::Chat)).unwrap();
+    let ids = encoder.prompt(&Prompt::user("hi"), 99).unwrap().ids;
+    assert_eq!(ids, [0, 11, 7]);
+}
