@@ -1,1 +1,61 @@
 //! The commands a user types.
+
+mod args;
+mod client;
+mod inputs;
+mod jobs;
+mod output;
+mod outputs;
+mod progress;
+mod pull;
+mod report;
+mod run;
+mod samples;
+mod serve;
+mod submit;
+mod watch;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use foil_common::telemetry;
+
+use self::args::{Cli, Command};
+
+/// 128 + SIGINT, as shells report it.
+const STOPPED: u8 = 130;
+
+/// Reads the command line, obeys it, and gives the exit status: 0 on success, 1 on failure, 2 for wrong usage,
+/// 130 where the user stopped it.
+pub async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match obey(cli).await {
+        Ok(code) => code,
+        Err(error) => {
+            output::note(&format!("foil: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn obey(cli: Cli) -> Result<ExitCode> {
+    let quiet = !matches!(cli.command, Command::Serve(_));
+    telemetry::init(cli.log_format.into(), if quiet { "warn" } else { "info" })?;
+    match cli.command {
+        Command::Run(args) => {
+            if !run::run(&args, cli.log_format).await? {
+                return Ok(ExitCode::from(STOPPED));
+            }
+        }
+        Command::Serve(args) => serve::serve(args).await?,
+        Command::Submit(args) => submit::submit(&args).await?,
+        Command::List(args) => jobs::list(&args).await?,
+        Command::Get(args) => jobs::get(&args).await?,
+        Command::Watch(args) => jobs::watch(&args).await?,
+        Command::Cancel(args) => jobs::cancel(&args).await?,
+        Command::Artifacts(args) => jobs::artifacts(&args).await?,
+        Command::Pull(args) => pull::pull(&args).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,247 @@
+//! A job's local inputs: found, hashed, and named by content, so that the coordinator needs no path of this machine.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use foil_common::spec::{self, InputRef, ModelRef};
+use foil_proto::v1;
+use thiserror::Error;
+
+/// The files of a model directory that a job can need, beside its `*.safetensors`.
+const MODEL_FILES: [&str; 7] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+];
+
+#[derive(Debug, Error)]
+pub(crate) enum InputError {
+    #[error("{field}: {} cannot be read: {reason}; {advice}", path.display())]
+    Read { field: String, path: PathBuf, reason: String, advice: &'static str },
+    #[error("{field}: {} holds no {file}; give a Hugging Face model directory (config.json, *.safetensors, tokenizer.json){advice}", path.display())]
+    NotModel { field: String, path: PathBuf, file: &'static str, advice: &'static str },
+}
+
+/// A job whose inputs are named by content, and what has to be in the store for it.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// Every default filled in.
+    pub(crate) spec: v1::JobSpec,
+    pub(crate) uploads: Vec<Upload>,
+}
+
+/// One object to be in the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Upload {
+    pub(crate) object: v1::Object,
+    pub(crate) content: Content,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    File(PathBuf),
+    Bytes(Bytes),
+}
+
+/// Reads and hashes all inputs that are local paths. `on_file` hears of each before it is read.
+pub(crate) fn prepare(job: spec::Job, on_file: &mut dyn FnMut(&Path)) -> Result<Prepared, InputError> {
+    let mut job = job;
+    let mut reader = Reader { uploads: Vec::new(), keys: BTreeSet::new(), on_file };
+    let needs_weights = job.policy.init == spec::Init::Weights;
+    reader.model("policy.model", &mut job.policy.model, needs_weights)?;
+    if let Some(model) = &mut job.reward.model {
+        reader.model("reward.model", model, true)?;
+    }
+    let data = &mut job.data;
+    let lists = [
+        ("data.preferences", &mut data.preferences),
+        ("data.golden", &mut data.golden),
+        ("data.prompts", &mut data.prompts),
+        ("data.sft", &mut data.sft),
+        ("data.evaluation.preferences", &mut data.evaluation.preferences),
+        ("data.evaluation.prompts", &mut data.evaluation.prompts),
+    ];
+    for (field, inputs) in lists {
+        for input in inputs {
+            reader.data(field, input)?;
+        }
+    }
+    Ok(Prepared { spec: v1::JobSpec::from(&job), uploads: reader.uploads })
+}
+
+struct Reader<'a> {
+    uploads: Vec<Upload>,
+    keys: BTreeSet<String>,
+    on_file: &'a mut dyn FnMut(&Path),
+}
+
+impl Reader<'_> {
+    fn data(&mut self, field: &str, input: &mut InputRef) -> Result<(), InputError> {
+        let InputRef::Path(path) = &*input else { return Ok(()) };
+        let path = PathBuf::from(path);
+        let object = self.file(field, &path)?;
+        *input = InputRef::Input { blake3: object.blake3, name: file_name(&path) };
+        Ok(())
+    }
+
+    fn model(&mut self, field: &str, model: &mut ModelRef, needs_weights: bool) -> Result<(), InputError> {
+        let ModelRef::Path(path) = &*model else { return Ok(()) };
+        let path = PathBuf::from(path);
+        let mut objects = Vec::new();
+        for name in model_files(field, &path, needs_weights)? {
+            objects.push(self.file(field, &path.join(name))?);
+        }
+        let name = file_name(&path);
+        let listing =
+            v1::Artifact { name: name.clone(), kind: "model".to_owned(), objects, ..Default::default() };
+        let listing = serde_json::to_vec(&listing).expect("an artifact is plain data");
+        let blake3 = blake3::hash(&listing).to_hex().to_string();
+        let object = v1::Object {
+            key: format!("inputs/{blake3}"),
+            size: listing.len() as u64,
+            blake3: blake3.clone(),
+            path: name.clone(),
+        };
+        self.add(Upload { object, content: Content::Bytes(listing.into()) });
+        *model = ModelRef::Input { blake3, name };
+        Ok(())
+    }
+
+    fn file(&mut self, field: &str, path: &Path) -> Result<v1::Object, InputError> {
+        (self.on_file)(path);
+        let failed = |error: &io::Error| unreadable(field, path, error);
+        let file = File::open(path).map_err(|error| failed(&error))?;
+        if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            let advice = "give a file, or a list of files";
+            return Err(InputError::Read {
+                field: field.into(),
+                path: path.into(),
+                reason: "it is a directory".into(),
+                advice,
+            });
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(&file).map_err(|error| failed(&error))?;
+        let blake3 = hasher.finalize().to_hex().to_string();
+        let object = v1::Object {
+            key: format!("inputs/{blake3}"),
+            size: hasher.count(),
+            blake3,
+            path: file_name(path),
+        };
+        self.add(Upload { object: object.clone(), content: Content::File(path.to_owned()) });
+        Ok(object)
+    }
+
+    fn add(&mut self, upload: Upload) {
+        if self.keys.insert(upload.object.key.clone()) {
+            self.uploads.push(upload);
+        }
+    }
+}
+
+/// The names of a model directory's files, sorted, so that the same directory always has the same listing.
+fn model_files(field: &str, path: &Path, needs_weights: bool) -> Result<Vec<String>, InputError> {
+    let failed = |error: &io::Error| unreadable(field, path, error);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(|error| failed(&error))? {
+        let name = entry.map_err(|error| failed(&error))?.file_name().to_string_lossy().into_owned();
+        let is_weights = name.ends_with(".safetensors") && needs_weights;
+        let is_index = name == "model.safetensors.index.json" && !needs_weights;
+        if is_weights || (MODEL_FILES.contains(&name.as_str()) && !is_index) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let lacks = |file, advice| InputError::NotModel { field: field.into(), path: path.into(), file, advice };
+    for required in ["config.json", "tokenizer.json"] {
+        if !names.iter().any(|name| name == required) {
+            return Err(lacks(required, ""));
+        }
+    }
+    if needs_weights && !names.iter().any(|name| name.ends_with(".safetensors")) {
+        return Err(lacks("*.safetensors", ", or set policy.init: random"));
+    }
+    Ok(names)
+}
+
+fn unreadable(field: &str, path: &Path, error: &io::Error) -> InputError {
+    let (reason, advice) = match error.kind() {
+        io::ErrorKind::NotFound => ("there is no such file or directory".to_owned(), "correct the path"),
+        io::ErrorKind::NotADirectory => ("it is not a directory".to_owned(), "give a model directory"),
+        _ => (error.to_string(), "check the file"),
+    };
+    InputError::Read { field: field.to_owned(), path: path.to_owned(), reason, advice }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(dir: &Path, init: &str) -> spec::Job {
+        let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
+        let wire = v1::JobSpec {
+            name: "j".into(),
+            policy: Some(v1::PolicySpec { model: path("model"), init: init.into() }),
+            data: Some(v1::DataSpec {
+                preferences: vec![path("pairs.jsonl")],
+                golden: vec![path("pairs.jsonl")],
+                prompts: vec![path("prompts.jsonl.gz")],
+                sft: if init == "random" { vec![path("prompts.jsonl.gz")] } else { Vec::new() },
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        spec::Job::try_from(wire).unwrap()
+    }
+
+    fn write(dir: &Path, files: &[&str]) {
+        fs::create_dir_all(dir.join("model")).unwrap();
+        for file in files {
+            fs::write(dir.join(file), file).unwrap();
+        }
+    }
+
+    #[test]
+    fn inputs_are_named_by_content_and_listed_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["pairs.jsonl", "prompts.jsonl.gz", "model/config.json", "model/tokenizer.json", "model/notes.md"];
+        write(dir.path(), &files);
+        write(dir.path(), &["model/model.safetensors"]);
+        let prepared = prepare(job(dir.path(), ""), &mut |_| {}).unwrap();
+        // Two data files, three model files, the model's listing.
+        assert_eq!(prepared.uploads.len(), 6);
+        let data = prepared.spec.data.clone().unwrap();
+        let hash = blake3::hash(b"pairs.jsonl").to_hex();
+        assert_eq!(data.preferences, [format!("input:{hash}:pairs.jsonl")]);
+        assert_eq!(data.golden, data.preferences);
+        let job = spec::Job::try_from(prepared.spec.clone()).unwrap();
+        job.require_uploaded().unwrap();
+        assert!(matches!(&job.policy.model, ModelRef::Input { name, .. } if name == "model"));
+        let again = prepare(self::job(dir.path(), ""), &mut |_| {}).unwrap();
+        assert_eq!(again.spec, prepared.spec);
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_field() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = |init| prepare(job(dir.path(), init), &mut |_| {}).unwrap_err().to_string();
+        assert!(message("").starts_with("policy.model: ") && message("").contains("there is no such file"));
+        write(dir.path(), &["model/config.json"]);
+        assert!(message("").contains("holds no tokenizer.json"), "{}", message(""));
+        write(dir.path(), &["model/tokenizer.json"]);
+        assert!(message("").contains("holds no *.safetensors") && message("").contains("policy.init: random"));
+        assert!(message("random").starts_with("data.preferences: "), "{}", message("random"));
+    }
+}

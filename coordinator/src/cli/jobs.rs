@@ -1,0 +1,122 @@
+//! The commands that look at jobs: list, get, artifacts, watch, cancel.
+
+use anyhow::{Result, bail};
+use foil_proto::v1;
+
+use super::args::{ClientArgs, JobArgs};
+use super::client::{Client, is_ended};
+use super::progress::Progress;
+use super::report::{self, LocalArtifacts};
+use super::{output, watch};
+
+pub(crate) async fn list(args: &ClientArgs) -> Result<()> {
+    let jobs = Client::connect(&args.coordinator)?.list().await?;
+    let mut rows = vec![["ID", "STATE", "PHASE", "DONE", "SUBMITTED"].map(str::to_owned).to_vec()];
+    for job in &jobs {
+        let phases = job.plan.as_ref().map_or(0, |plan| plan.phases.len());
+        rows.push(vec![
+            job.id.clone(),
+            report::state_name(job),
+            if job.phase.is_empty() { "–".to_owned() } else { job.phase.clone() },
+            format!("{}/{phases}", job.phases_done),
+            job.submitted_at.as_ref().map(time).unwrap_or_default(),
+        ]);
+    }
+    output::line(&report::align(&rows))?;
+    Ok(())
+}
+
+/// UTC, to the second, in RFC 3339.
+fn time(at: &impl serde::Serialize) -> String {
+    let text = serde_json::to_value(at).ok().and_then(|value| value.as_str().map(str::to_owned));
+    let text = text.unwrap_or_default();
+    let seconds = text.split(['.', '+', 'Z']).next().unwrap_or_default();
+    if seconds.is_empty() { text } else { format!("{seconds}Z") }
+}
+
+pub(crate) async fn get(args: &JobArgs) -> Result<()> {
+    let job = find(args).await?.1;
+    if args.json {
+        output::json(&serde_json::to_value(&job)?)?;
+        return Ok(());
+    }
+    let phases = job.plan.as_ref().map_or(0, |plan| plan.phases.len());
+    output::line(&format!("{}: {}, {}/{phases} phases done", job.id, report::state_name(&job), job.phases_done))?;
+    if !job.phase.is_empty() {
+        output::line(&format!("phase {}, attempt {}", job.phase, job.attempt))?;
+    }
+    let table = report::table(&job);
+    if !table.is_empty() {
+        output::line(&format!("\n{table}"))?;
+    }
+    if job.failure.is_some() {
+        output::line(&format!("\n{}", report::failure(&job)))?;
+    }
+    if let Some(spec) = &job.spec {
+        output::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn artifacts(args: &JobArgs) -> Result<()> {
+    let job = find(args).await?.1;
+    if args.json {
+        output::json(&serde_json::to_value(&job.artifacts)?)?;
+        return Ok(());
+    }
+    let mut rows = vec![["NAME", "KIND", "PHASE", "FILES", "BYTES"].map(str::to_owned).to_vec()];
+    for artifact in &job.artifacts {
+        rows.push(vec![
+            artifact.name.clone(),
+            artifact.kind.clone(),
+            artifact.phase.clone(),
+            artifact.objects.len().to_string(),
+            artifact.objects.iter().map(|object| object.size).sum::<u64>().to_string(),
+        ]);
+    }
+    output::line(&report::align(&rows))?;
+    Ok(())
+}
+
+pub(crate) async fn watch(args: &JobArgs) -> Result<()> {
+    let started = std::time::Instant::now();
+    let (client, job) = find(args).await?;
+    let mut progress = Progress::new(args.json);
+    let job = watch::follow(&client, &job.id, &mut progress).await?;
+    progress.finish();
+    if args.json {
+        let seconds = started.elapsed().as_secs_f64();
+        output::json(&report::summary(&job, &LocalArtifacts::default(), seconds))?;
+    } else {
+        output::line(&report::table(&job))?;
+    }
+    succeed(&job)
+}
+
+pub(crate) async fn cancel(args: &JobArgs) -> Result<()> {
+    let (client, job) = find(args).await?;
+    if is_ended(&job) {
+        bail!("job {} is over already: {}", job.id, report::state_name(&job));
+    }
+    let job = client.cancel(&job.id).await?;
+    if args.json {
+        output::json(&serde_json::to_value(&job)?)?;
+    } else {
+        output::line(&format!("{}: {}", job.id, report::state_name(&job)))?;
+    }
+    Ok(())
+}
+
+/// An error that says why, unless the job succeeded.
+pub(crate) fn succeed(job: &v1::Job) -> Result<()> {
+    match job.state() {
+        v1::JobState::Succeeded => Ok(()),
+        _ => bail!(report::failure(job)),
+    }
+}
+
+async fn find(args: &JobArgs) -> Result<(Client, v1::Job)> {
+    let client = Client::connect(&args.client.coordinator)?;
+    let job = client.find(&args.job).await?;
+    Ok((client, job))
+}

@@ -1,0 +1,274 @@
+//! A finished job for readers (a table of rounds) and for programs (one JSON object).
+
+use foil_proto::v1;
+use serde_json::{Map, Value, json};
+
+/// What a program may rely on in every round, `null` where it was not measured.
+const REWARD: [&str; 3] = ["accuracy", "ece", "loss"];
+const POLICY: [&str; 5] = ["reward_mean", "gold_mean", "kl", "length_mean", "truncated_rate"];
+
+/// Where a run's results lie on this machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LocalArtifacts {
+    pub(crate) policy: Option<String>,
+    pub(crate) reward: Option<String>,
+}
+
+/// The state as users write it: succeeded, failed, …
+pub(crate) fn state_name(job: &v1::Job) -> String {
+    job.state().as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()
+}
+
+/// The final object of `foil run --json`.
+pub(crate) fn summary(job: &v1::Job, artifacts: &LocalArtifacts, seconds: f64) -> Value {
+    let rounds = job.rounds.iter().map(|round| {
+        json!({
+            "round": round.round,
+            "reward": figures(&round.reward, &REWARD),
+            "policy": figures(&round.policy, &POLICY),
+        })
+    });
+    let mut summary = json!({
+        "job": job.id,
+        "name": job.name,
+        "state": state_name(job),
+        "start": figures(&job.start, &["gold_mean"]),
+        "rounds": rounds.collect::<Vec<_>>(),
+        "best_round": (job.best_round > 0).then_some(job.best_round),
+        "artifacts": { "policy": artifacts.policy, "reward": artifacts.reward },
+        "seconds": seconds,
+    });
+    if let Some(failure) = &job.failure {
+        summary["error"] = json!({
+            "class": failure.class,
+            "message": failure.message,
+            "advice": failure.advice,
+            "phase": failure.phase,
+            "rank": failure.rank,
+        });
+    }
+    summary
+}
+
+fn figures(metrics: &[v1::Metric], required: &[&str]) -> Value {
+    let mut figures: Map<String, Value> =
+        required.iter().map(|name| ((*name).to_owned(), Value::Null)).collect();
+    for metric in metrics {
+        figures.insert(metric.name.clone(), json!(metric.value));
+        if let Some(se) = metric.se {
+            figures.insert(format!("{}_se", metric.name), json!(se));
+        }
+    }
+    Value::Object(figures)
+}
+
+/// A failure in one plain message: what failed, where, what to do.
+pub(crate) fn failure(job: &v1::Job) -> String {
+    let Some(failure) = &job.failure else {
+        return format!("job {} ended as {}", job.name, state_name(job));
+    };
+    let mut text = format!("job {} failed", job.name);
+    if !failure.phase.is_empty() {
+        text += &format!(" in {}", failure.phase);
+    }
+    if let Some(rank) = failure.rank {
+        text += &format!(" on rank {rank}");
+    }
+    text += &format!(": {}", failure.message.trim_end_matches('.'));
+    if !failure.advice.is_empty() {
+        text += &format!(". {}", failure.advice);
+    }
+    for line in &failure.log_tail {
+        text += &format!("\n  | {line}");
+    }
+    text
+}
+
+struct Column {
+    head: &'static str,
+    side: Side,
+    metric: &'static str,
+    digits: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Reward,
+    Policy,
+}
+
+const COLUMNS: [Column; 6] = [
+    Column { head: "RM human", side: Side::Reward, metric: "accuracy", digits: 3 },
+    Column { head: "RM fresh", side: Side::Reward, metric: "fresh_accuracy", digits: 3 },
+    Column { head: "reward", side: Side::Policy, metric: "reward_mean", digits: 2 },
+    Column { head: "gold", side: Side::Policy, metric: "gold_mean", digits: 2 },
+    Column { head: "KL", side: Side::Policy, metric: "kl", digits: 2 },
+    Column { head: "length", side: Side::Policy, metric: "length_mean", digits: 1 },
+];
+
+/// The rounds of a job, one line each, each figure with its standard error. Columns nothing was measured for are
+/// left out; `*` marks the best round.
+pub(crate) fn table(job: &v1::Job) -> String {
+    let empty = Vec::new();
+    let start = (String::from("start"), &empty, &job.start);
+    let rounds = job.rounds.iter().map(|round| {
+        let mark = if round.round == job.best_round { " *" } else { "" };
+        (format!("{}{mark}", round.round), &round.reward, &round.policy)
+    });
+    let rows: Vec<_> = (!job.start.is_empty()).then_some(start).into_iter().chain(rounds).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut cells: Vec<Vec<String>> = vec![vec!["round".to_owned()]];
+    cells.extend(rows.iter().map(|(name, ..)| vec![name.clone()]));
+    for column in &COLUMNS {
+        let figures: Vec<String> = rows
+            .iter()
+            .map(|(_, reward, policy)| {
+                let metrics = if column.side == Side::Reward { reward } else { policy };
+                figure(metrics, column)
+            })
+            .collect();
+        if figures.iter().all(String::is_empty) {
+            continue;
+        }
+        cells[0].push(column.head.to_owned());
+        for (row, figure) in cells[1..].iter_mut().zip(figures) {
+            row.push(if figure.is_empty() { "–".to_owned() } else { figure });
+        }
+    }
+    align(&cells)
+}
+
+fn figure(metrics: &[v1::Metric], column: &Column) -> String {
+    let Some(metric) = metrics.iter().find(|metric| metric.name == column.metric) else { return String::new() };
+    let digits = column.digits;
+    match metric.se {
+        Some(se) => format!("{:.digits$} ± {se:.digits$}", metric.value),
+        None => format!("{:.digits$}", metric.value),
+    }
+}
+
+/// Left-aligned columns, two spaces apart.
+pub(crate) fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A phase's closing figures in a few words.
+pub(crate) fn brief(metrics: &[v1::Metric]) -> String {
+    let telling =
+        ["loss", "accuracy", "reward_mean", "gold_mean", "kl", "score_mean", "length_mean", "selected_mean"];
+    let found = telling.iter().filter_map(|name| metrics.iter().find(|metric| metric.name == *name));
+    found.take(4).map(|metric| format!("{} {:.3}", metric.name, metric.value)).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    fn metric(name: &str, value: f64, se: Option<f64>) -> v1::Metric {
+        v1::Metric { name: name.to_owned(), value, se }
+    }
+
+    pub(crate) fn finished_job() -> v1::Job {
+        let round = |round, accuracy, gold| v1::RoundResult {
+            round,
+            reward: vec![
+                metric("accuracy", accuracy, Some(0.02)),
+                metric("ece", 0.05, None),
+                metric("fresh_accuracy", 0.95, Some(0.01)),
+            ],
+            policy: vec![
+                metric("reward_mean", 1.5, Some(0.05)),
+                metric("gold_mean", gold, Some(0.06)),
+                metric("kl", 3.25, Some(0.1)),
+                metric("length_mean", 9.5, None),
+            ],
+        };
+        let mut job = v1::Job {
+            id: "01-letters".to_owned(),
+            name: "letters".to_owned(),
+            start: vec![metric("gold_mean", 2.6, Some(0.06)), metric("length_mean", 8.0, None)],
+            rounds: vec![round(1, 0.75, 3.5), round(2, 0.7, 4.25)],
+            best_round: 2,
+            ..Default::default()
+        };
+        job.set_state(v1::JobState::Succeeded);
+        job
+    }
+
+    #[test]
+    fn the_table_shows_every_round_with_errors() {
+        let expected = "\
+round  RM human       RM fresh       reward       gold         KL           length
+start  –              –              –            2.60 ± 0.06  –            8.0
+1      0.750 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  3.50 ± 0.06  3.25 ± 0.10  9.5
+2 *    0.700 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  4.25 ± 0.06  3.25 ± 0.10  9.5";
+        assert_eq!(table(&finished_job()), expected);
+    }
+
+    #[test]
+    fn columns_without_figures_are_left_out() {
+        let mut job = finished_job();
+        job.start.clear();
+        for round in &mut job.rounds {
+            round.policy.retain(|metric| metric.name != "gold_mean");
+        }
+        let table = table(&job);
+        assert!(!table.contains("gold") && !table.contains("start") && table.contains("KL"), "{table}");
+    }
+
+    #[test]
+    fn the_json_has_every_required_figure() {
+        let artifacts = LocalArtifacts { policy: Some("out/policy".into()), reward: Some("out/reward".into()) };
+        let expected = json!({
+            "job": "01-letters", "name": "letters", "state": "succeeded",
+            "start": { "gold_mean": 2.6, "gold_mean_se": 0.06, "length_mean": 8.0 },
+            "rounds": [1, 2].map(|round| json!({
+                "round": round,
+                "reward": {
+                    "accuracy": [0.75, 0.7][round - 1], "accuracy_se": 0.02, "ece": 0.05, "loss": null,
+                    "fresh_accuracy": 0.95, "fresh_accuracy_se": 0.01
+                },
+                "policy": {
+                    "reward_mean": 1.5, "reward_mean_se": 0.05, "gold_mean": [3.5, 4.25][round - 1],
+                    "gold_mean_se": 0.06, "kl": 3.25, "kl_se": 0.1, "length_mean": 9.5, "truncated_rate": null
+                }
+            })),
+            "best_round": 2,
+            "artifacts": { "policy": "out/policy", "reward": "out/reward" },
+            "seconds": 12.5
+        });
+        assert_eq!(summary(&finished_job(), &artifacts, 12.5), expected);
+    }
+
+    #[test]
+    fn a_failure_says_what_where_and_what_to_do() {
+        let mut job = finished_job();
+        job.set_state(v1::JobState::Failed);
+        job.failure = Some(v1::JobFailure {
+            class: "nonfinite".into(),
+            message: "the loss is not finite at step 3".into(),
+            advice: "Lower reward_step.learning_rate".into(),
+            phase: "r01.reward.train".into(),
+            rank: Some(1),
+            log_tail: vec!["loss NaN".into()],
+        });
+        assert_eq!(
+            failure(&job),
+            "job letters failed in r01.reward.train on rank 1: the loss is not finite at step 3. \
+             Lower reward_step.learning_rate\n  | loss NaN"
+        );
+        let json = summary(&job, &LocalArtifacts::default(), 1.0);
+        assert_eq!((json["state"].as_str(), json["error"]["class"].as_str()), (Some("failed"), Some("nonfinite")));
+    }
+}

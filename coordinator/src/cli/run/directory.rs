@@ -1,0 +1,129 @@
+//! The directory of a run: whose it is, what is in it, and who works in it.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use foil_proto::v1;
+use serde_json::Value;
+
+use crate::cli::outputs::{self, write_whole};
+
+const SPEC: &str = "job.json";
+const RESULT: &str = "result.json";
+const STORE: &str = "store";
+const LOGS: &str = "logs";
+
+/// An output directory that belongs to one specification, locked by this process.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Released with the process, however it ends.
+    _lock: File,
+}
+
+impl Directory {
+    /// Takes `path` for a job. One that belongs to another specification is refused unless `fresh`, which removes
+    /// what a run left there, and nothing else.
+    pub(super) fn open(path: &Path, fresh: bool, spec: &v1::JobSpec) -> Result<Self> {
+        let cannot = || format!("cannot use the output directory {}; give another with --out", path.display());
+        fs::create_dir_all(path).with_context(cannot)?;
+        let lock = File::create(path.join(".lock")).with_context(cannot)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                bail!("another `foil run` works in {}; wait for it, or give another --out", path.display())
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
+        }
+        let directory = Self { path: path.to_owned(), _lock: lock };
+        if fresh {
+            for name in outputs::NAMES.into_iter().chain([SPEC, RESULT, STORE, LOGS]) {
+                outputs::remove(&path.join(name)).with_context(cannot)?;
+            }
+        }
+        directory.claim(spec)?;
+        Ok(directory)
+    }
+
+    fn claim(&self, spec: &v1::JobSpec) -> Result<()> {
+        let path = self.path.join(SPEC);
+        if let Ok(earlier) = fs::read(&path) {
+            let same = serde_json::from_slice::<v1::JobSpec>(&earlier).is_ok_and(|earlier| earlier == *spec);
+            if same {
+                return Ok(());
+            }
+            bail!(
+                "{} belongs to a job with other settings (see {}); give another --out, or --fresh to remove it",
+                self.path.display(),
+                path.display()
+            );
+        }
+        write_whole(&path, &serde_json::to_vec_pretty(spec)?)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn store(&self) -> PathBuf {
+        self.path.join(STORE)
+    }
+
+    pub(super) fn logs(&self) -> PathBuf {
+        self.path.join(LOGS)
+    }
+
+    /// The summary of the job, where it is finished and its models are there.
+    pub(super) fn finished(&self) -> Option<Value> {
+        let summary: Value = serde_json::from_slice(&fs::read(self.path.join(RESULT)).ok()?).ok()?;
+        let is_there = |name: &str| self.path.join(name).join("config.json").is_file();
+        (is_there("policy") && is_there("reward")).then_some(summary)
+    }
+
+    pub(super) fn finish(&self, summary: &Value) -> Result<()> {
+        write_whole(&self.path.join(RESULT), &serde_json::to_vec_pretty(summary)?)
+    }
+
+    pub(super) fn remove_store(&self) -> Result<()> {
+        let store = self.store();
+        outputs::remove(&store).with_context(|| format!("cannot remove {}", store.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(name: &str) -> v1::JobSpec {
+        v1::JobSpec { name: name.to_owned(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_directory_belongs_to_one_job_and_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |fresh, name| Directory::open(dir.path(), fresh, &spec(name)).map_err(|error| error.to_string());
+        let first = open(false, "a").unwrap();
+        assert!(open(false, "a").unwrap_err().contains("another `foil run` works in"));
+        drop(first);
+        open(false, "a").unwrap();
+        assert!(open(false, "b").unwrap_err().contains("give another --out, or --fresh"));
+        fs::write(dir.path().join("mine.txt"), "kept").unwrap();
+        open(true, "b").unwrap();
+        assert!(dir.path().join("mine.txt").exists());
+    }
+
+    #[test]
+    fn a_result_counts_while_its_models_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::open(dir.path(), false, &spec("a")).unwrap();
+        directory.finish(&json!({ "job": "j" })).unwrap();
+        assert!(directory.finished().is_none());
+        for model in ["policy", "reward"] {
+            write_whole(&dir.path().join(model).join("config.json"), b"{}").unwrap();
+        }
+        assert_eq!(directory.finished().unwrap()["job"], "j");
+    }
+}

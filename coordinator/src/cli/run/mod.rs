@@ -1,0 +1,229 @@
+//! `foil run`: one job, played on this machine by the same coordinator and workers that serve a cluster.
+
+mod children;
+mod directory;
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+use foil_common::{shutdown, spec};
+use foil_proto::v1;
+use serde_json::{Value, json};
+
+use self::children::{Children, Setup};
+use self::directory::Directory;
+use super::args::{LogFormat, RunArgs};
+use super::client::{Client, is_ended};
+use super::inputs::Prepared;
+use super::progress::{Progress, duration};
+use super::report::{self, LocalArtifacts};
+use super::{jobs, output, outputs, submit, watch};
+
+/// How a run ended, where it did not fail.
+enum End {
+    Finished(Value),
+    /// By ctrl-c or SIGTERM; the same command resumes.
+    Stopped,
+}
+
+/// Plays the job to its end. Gives false where the user stopped it.
+pub(crate) async fn run(args: &RunArgs, log_format: LogFormat) -> Result<bool> {
+    let started = Instant::now();
+    match play(args, log_format, started).await {
+        Ok(End::Finished(summary)) => {
+            if args.json {
+                output::json(&summary)?;
+            }
+            Ok(true)
+        }
+        Ok(End::Stopped) => {
+            if args.json {
+                output::json(&unfinished("stopped", None, started))?;
+            }
+            output::note("stopped; the same command resumes where it was");
+            Ok(false)
+        }
+        Err(failure) => {
+            if args.json {
+                let message = format!("{:#}", failure.error);
+                output::json(&failure.summary.unwrap_or_else(|| unfinished("failed", Some(&message), started)))?;
+            }
+            Err(failure.error)
+        }
+    }
+}
+
+/// A failed run; where a job was there, with its summary.
+struct Failure {
+    error: anyhow::Error,
+    summary: Option<Value>,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), summary: None }
+    }
+}
+
+fn unfinished(state: &str, message: Option<&str>, started: Instant) -> Value {
+    let mut summary =
+        report::summary(&v1::Job::default(), &LocalArtifacts::default(), started.elapsed().as_secs_f64());
+    summary["job"] = Value::Null;
+    summary["name"] = Value::Null;
+    summary["state"] = json!(state);
+    if let Some(message) = message {
+        summary["error"] = json!({ "message": message });
+    }
+    summary
+}
+
+async fn play(args: &RunArgs, log_format: LogFormat, started: Instant) -> Result<End, Failure> {
+    let job = load(args)?;
+    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(job.name.as_str()));
+    let resources = job.resources.clone();
+    let mut progress = Progress::new(args.json);
+    let prepared = submit::prepare(job, &progress).await?;
+    let directory = Directory::open(&out, args.fresh, &prepared.spec)?;
+    if let Some(summary) = directory.finished() {
+        progress.finish();
+        if !args.json {
+            show_earlier(&directory, &summary)?;
+        }
+        return Ok(End::Finished(summary));
+    }
+    let setup = Setup {
+        out: directory.path().to_owned(),
+        store: args.store.clone().unwrap_or_else(|| directory.store().to_string_lossy().into_owned()),
+        ranks: resources.ranks,
+        device: resources.device,
+        log_format,
+    };
+    let stop = shutdown::on_signal()?;
+    let mut children = Children::start(&setup).await?;
+    let client = Client::connect(children.url())?;
+    let result = tokio::select! {
+        result = take_part(&client, &prepared, &directory, &mut progress) => result,
+        error = children.died() => Err(error.into()),
+        () = stop.cancelled() => Ok(None),
+    };
+    progress.finish();
+    // The last downloads are done; nobody needs the service any more.
+    let (job, artifacts) = match result {
+        Ok(Some(ended)) => ended,
+        Ok(None) => {
+            children.stop().await;
+            return Ok(End::Stopped);
+        }
+        Err(failure) => {
+            children.stop().await;
+            return Err(failure);
+        }
+    };
+    children.stop().await;
+    close(args, &directory, &job, &artifacts, started)
+}
+
+/// The file with the flags over it.
+fn load(args: &RunArgs) -> Result<spec::Job> {
+    let mut settings = args.job.settings.clone();
+    settings.extend(args.ranks.map(|ranks| format!("resources.ranks={ranks}")));
+    settings.extend(args.device.map(|device| format!("resources.device={}", device.name())));
+    submit::load(&args.job.file, &settings)
+}
+
+/// The client's part: submits the job or finds it again, watches it, and brings its results.
+async fn take_part(
+    client: &Client,
+    prepared: &Prepared,
+    directory: &Directory,
+    progress: &mut Progress,
+) -> Result<Option<(v1::Job, LocalArtifacts)>, Failure> {
+    submit::upload(client.channel(), &prepared.uploads, progress).await?;
+    let response = client.submit(request(client, &prepared.spec).await?).await?;
+    for warning in &response.warnings {
+        progress.line(&format!("warning: {warning}"));
+    }
+    let job = response.job.context("the coordinator took the job but did not name it")?;
+    if job.phases_done > 0 && !is_ended(&job) {
+        progress.line(&format!("resuming after {} phases", job.phases_done));
+    }
+    let job = watch::follow(client, &job.id, progress).await?;
+    match outputs::bring(&client.channel(), &job, directory.path(), progress).await {
+        Ok(artifacts) => Ok(Some((job, artifacts))),
+        // The job's own failure is the one to tell.
+        Err(error) if job.state() != v1::JobState::Succeeded => {
+            tracing::warn!("what the job made could not be brought: {error:#}");
+            Ok(Some((job, LocalArtifacts::default())))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A request that names the same job whenever the same specification is run in the same store. A job that failed or
+/// was cancelled is not that job any more: it is played anew.
+async fn request(client: &Client, spec: &v1::JobSpec) -> Result<v1::SubmitRequest> {
+    let jobs = client.list().await?;
+    let (same, others): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| job.spec.as_ref() == Some(spec));
+    if let Some(other) = others.iter().find(|job| !is_ended(job)) {
+        bail!(
+            "the store holds job {}, unfinished and of another specification; give another --out or --store, or run \
+             with --fresh to remove it",
+            other.id
+        );
+    }
+    let given_up = same.iter().filter(|job| is_ended(job) && job.state() != v1::JobState::Succeeded).count();
+    let hash = blake3::hash(&serde_json::to_vec(spec)?).to_hex();
+    let request_id = format!("run-{}-{given_up}", &hash[..32]);
+    Ok(v1::SubmitRequest { spec: Some(spec.clone()), request_id, dry_run: false })
+}
+
+/// Reports, and tidies up after success.
+fn close(
+    args: &RunArgs,
+    directory: &Directory,
+    job: &v1::Job,
+    artifacts: &LocalArtifacts,
+    started: Instant,
+) -> Result<End, Failure> {
+    let summary = report::summary(job, artifacts, started.elapsed().as_secs_f64());
+    if let Err(error) = jobs::succeed(job) {
+        let error = anyhow!("{error:#}\nlogs: {}", directory.logs().display());
+        return Err(Failure { error, summary: Some(summary) });
+    }
+    directory.finish(&summary)?;
+    if !args.keep && args.store.is_none() {
+        directory.remove_store()?;
+    }
+    if !args.json {
+        show(directory, job, started)?;
+    }
+    Ok(End::Finished(summary))
+}
+
+fn show(directory: &Directory, job: &v1::Job, started: Instant) -> Result<()> {
+    let best_by = job.spec.as_ref().and_then(|spec| spec.evaluation.as_ref()).map(|e| e.best_by.as_str());
+    output::line(&format!("\n{}\n", report::table(job)))?;
+    if job.best_round > 0 {
+        let best = directory.path().join(format!("rounds/policy@{}", job.best_round));
+        let by = best_by.unwrap_or("evaluation.best_by");
+        output::line(&format!("best round   {} by {by}: {}", job.best_round, best.display()))?;
+    }
+    show_places(directory)?;
+    output::line(&format!("took         {}", duration(started.elapsed().as_secs_f64())))?;
+    Ok(())
+}
+
+fn show_places(directory: &Directory) -> Result<()> {
+    let places = [("policy", "policy"), ("reward model", "reward"), ("steps", "metrics.jsonl"), ("samples", "samples")];
+    for (what, name) in places {
+        output::line(&format!("{what:<12} {}", directory.path().join(name).display()))?;
+    }
+    Ok(())
+}
+
+fn show_earlier(directory: &Directory, summary: &Value) -> Result<()> {
+    let job = summary["job"].as_str().unwrap_or_default();
+    output::line(&format!("this job ({job}) is finished already; --fresh plays it anew"))?;
+    show_places(directory)
+}

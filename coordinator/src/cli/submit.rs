@@ -1,0 +1,99 @@
+//! From a job file to a submitted job.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use foil_common::rpc::artifacts;
+use foil_common::spec;
+use foil_proto::v1;
+use tonic::transport::Channel;
+use ulid::Ulid;
+
+use super::args::SubmitArgs;
+use super::client::Client;
+use super::inputs::{self, Content, Prepared, Upload};
+use super::output;
+use super::progress::Progress;
+
+pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
+    let job = load(&args.job.file, &args.job.settings)?;
+    let client = Client::connect(&args.client.coordinator)?;
+    let mut progress = Progress::new(true);
+    let prepared = prepare(job, &progress).await?;
+    upload(client.channel(), &prepared.uploads, &progress).await?;
+    progress.finish();
+    let request = v1::SubmitRequest {
+        spec: Some(prepared.spec),
+        request_id: Ulid::new().to_string().to_lowercase(),
+        dry_run: args.dry_run,
+    };
+    let response = client.submit(request).await?;
+    for warning in &response.warnings {
+        output::note(&format!("warning: {warning}"));
+    }
+    match response.job {
+        Some(job) => output::line(&job.id)?,
+        None => show_plan(&response)?,
+    }
+    Ok(())
+}
+
+/// Reads a job file and its settings; errors name the file and the field.
+pub(crate) fn load(file: &Path, settings: &[String]) -> Result<spec::Job> {
+    let wire = spec::file::load(file, settings)?;
+    Ok(spec::Job::try_from(wire)?)
+}
+
+/// Hashes the inputs, off the runtime's threads.
+pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepared> {
+    let bar = progress.spinner("reading inputs");
+    let shown = bar.clone();
+    let reading = tokio::task::spawn_blocking(move || {
+        inputs::prepare(job, &mut |path| shown.set_message(path.display().to_string()))
+    });
+    let prepared = reading.await.context("reading the inputs was cut short")?;
+    bar.finish_and_clear();
+    Ok(prepared?)
+}
+
+/// Brings what the store lacks.
+pub(crate) async fn upload(channel: Channel, uploads: &[Upload], progress: &Progress) -> Result<()> {
+    let total = uploads.iter().map(|upload| upload.object.size).sum();
+    let bar = progress.bytes("uploading inputs", total);
+    for upload in uploads {
+        let object = match &upload.content {
+            Content::File(path) => artifacts::upload_input(&channel, path).await?,
+            Content::Bytes(bytes) => artifacts::upload_input_bytes(&channel, bytes.clone()).await?,
+        };
+        if object.blake3 != upload.object.blake3 {
+            let path = &upload.object.path;
+            anyhow::bail!("{path} changed while it was read; leave it alone and submit again");
+        }
+        bar.inc(upload.object.size);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn show_plan(response: &v1::SubmitResponse) -> Result<()> {
+    let plan = response.plan.clone().unwrap_or_default();
+    let mut rows = vec![["PHASE", "KIND", "WORK"].map(str::to_owned).to_vec()];
+    for phase in &plan.phases {
+        let work = match phase.steps {
+            0 => format!("{} chunks", phase.chunks),
+            steps => format!("{steps} steps"),
+        };
+        rows.push(vec![phase.id.clone(), phase.kind.clone(), work]);
+    }
+    output::line(&super::report::align(&rows))?;
+    for data in &plan.datasets {
+        output::line(&format!("\n{}: {} rows, {} bad", data.name, data.rows, data.bad_rows))?;
+        for bad in &data.first_bad {
+            output::line(&format!("  {bad}"))?;
+        }
+    }
+    if let Some(spec) = &response.resolved {
+        output::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
+    }
+    Ok(())
+}
