@@ -169,3 +169,15 @@ fn schedules_rise_peak_and_decay_to_their_ratio() {
     let plain = Schedule { kind: ScheduleKind::Linear, warmup_steps: 0, final_ratio: 0.0 };
     assert_eq!((plain.factor(1, 1), plain.factor(1, 3), plain.factor(3, 3)), (1.0, 1.0, 0.0));
 }
+
+#[test]
+fn the_job_files_that_come_along_are_valid() {
+    let jobs = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs"));
+    let load = |name: &str| Job::try_from(file::load(&jobs.join(name), &[]).unwrap()).unwrap();
+    let letters = load("letters.yaml");
+    assert_eq!((letters.rounds, letters.resources.ranks, letters.text.max_length), (6, 2, 32));
+    assert_eq!((letters.policy.init, letters.evaluation.best_by), (Init::Random, BestBy::GoldMean));
+    assert_eq!((letters.sft_step.optimizer.beta2, letters.sft_step.learning_rate), (0.99, 2e-3));
+    let hh = load("hh.yaml");
+    assert_eq!((hh.rounds, hh.data.limits.preferences, hh.text.template), (2, Some(300), Template::Hh));
+}

@@ -9,16 +9,16 @@ use foil_common::telemetry;
 /// Adversarial Preference Optimization as a service: a reward model and a language model train against each other.
 #[derive(Debug, Parser)]
 #[command(name = "foil", version, arg_required_else_help = true, max_term_width = 110)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
     /// How log lines look; logs go to standard error. RUST_LOG filters them.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Human)]
-    pub log_format: LogFormat,
+    pub(crate) log_format: LogFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For a reader at a terminal.
     Human,
     /// One JSON object per line.
@@ -44,7 +44,7 @@ impl From<LogFormat> for telemetry::LogFormat {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Plays one job on this machine: starts a coordinator and workers, waits, and brings the results.
     Run(RunArgs),
     /// Runs the coordinator, which takes jobs and gives work to `foil-worker` processes.
@@ -66,45 +66,45 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-pub struct JobFileArgs {
+pub(crate) struct JobFileArgs {
     /// The job file (YAML).
     #[arg(value_name = "JOB.yaml")]
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Sets a field over the file's; the value is YAML, and a path in it is relative to the working directory.
     /// For example: --set rounds=2 --set data.preferences=pairs.jsonl --set policy_step.learning_rate=[1e-5,5e-6]
     #[arg(long = "set", value_name = "FIELD=VALUE")]
-    pub settings: Vec<String>,
+    pub(crate) settings: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     #[command(flatten)]
-    pub job: JobFileArgs,
+    pub(crate) job: JobFileArgs,
     /// Rank processes that share the work; wins over the file's resources.ranks.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub ranks: Option<u32>,
+    pub(crate) ranks: Option<u32>,
     /// What ranks run on; wins over the file's resources.device.
     #[arg(long, value_enum)]
-    pub device: Option<Device>,
+    pub(crate) device: Option<Device>,
     /// Where results, logs and per-step metrics go. Default: runs/<job name>
     #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// The coordinator's store: a directory, or s3://, gs:// or az://. It is kept. Default: OUT/store, removed after success
     #[arg(long, value_name = "URL-or-DIR")]
-    pub store: Option<String>,
+    pub(crate) store: Option<String>,
     /// Keep OUT/store after success: every sample, score and checkpoint.
     #[arg(long)]
-    pub keep: bool,
+    pub(crate) keep: bool,
     /// Remove what an earlier run left in OUT and start anew.
     #[arg(long, conflicts_with = "store")]
-    pub fresh: bool,
+    pub(crate) fresh: bool,
     /// Print one final JSON object on standard output and nothing else.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
+pub(crate) enum Device {
     Cpu,
     Cuda,
 }
@@ -119,61 +119,61 @@ impl Device {
 }
 
 #[derive(Debug, Args)]
-pub struct ServeArgs {
+pub(crate) struct ServeArgs {
     /// All durable state: a directory, or s3://, gs:// or az://
     #[arg(long, value_name = "URL-or-DIR", env = "FOIL_STORE")]
-    pub store: String,
+    pub(crate) store: String,
     /// Address for gRPC, /metrics and /healthz; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7400")]
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// Allow an address beyond loopback. There is neither TLS nor authentication: only for a network you trust.
     #[arg(long)]
-    pub insecure_listen: bool,
+    pub(crate) insecure_listen: bool,
     /// Write the address listened on to this file, once requests are answered.
     #[arg(long, value_name = "FILE")]
-    pub port_file: Option<PathBuf>,
+    pub(crate) port_file: Option<PathBuf>,
     /// End with this process, the parent.
     #[arg(long, hide = true, value_name = "PID")]
-    pub parent_pid: Option<u32>,
+    pub(crate) parent_pid: Option<u32>,
 }
 
 #[derive(Debug, Args)]
-pub struct ClientArgs {
+pub(crate) struct ClientArgs {
     /// The coordinator to ask.
     #[arg(long, value_name = "URL", env = "FOIL_COORDINATOR", default_value = "http://127.0.0.1:7400")]
-    pub coordinator: String,
+    pub(crate) coordinator: String,
 }
 
 #[derive(Debug, Args)]
-pub struct SubmitArgs {
+pub(crate) struct SubmitArgs {
     #[command(flatten)]
-    pub job: JobFileArgs,
+    pub(crate) job: JobFileArgs,
     /// Validate only, here and at the coordinator; print the plan and the file with every default filled in.
     #[arg(long)]
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
     #[command(flatten)]
-    pub client: ClientArgs,
+    pub(crate) client: ClientArgs,
 }
 
 #[derive(Debug, Args)]
-pub struct JobArgs {
+pub(crate) struct JobArgs {
     /// The job's id, the beginning of it, or the job's name (its newest job).
-    pub job: String,
+    pub(crate) job: String,
     /// Print JSON.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
     #[command(flatten)]
-    pub client: ClientArgs,
+    pub(crate) client: ClientArgs,
 }
 
 #[derive(Debug, Args)]
-pub struct PullArgs {
+pub(crate) struct PullArgs {
     /// The job, or one artifact of it: JOB/policy@2, JOB/reward@1. `foil artifacts JOB` lists them.
     #[arg(value_name = "JOB[/ARTIFACT]")]
-    pub what: String,
+    pub(crate) what: String,
     /// Where to put it.
     #[arg(value_name = "DIR")]
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     #[command(flatten)]
-    pub client: ClientArgs,
+    pub(crate) client: ClientArgs,
 }

@@ -39,12 +39,15 @@ impl Client {
     }
 
     pub(crate) async fn get(&self, id: &str) -> Result<v1::Job> {
-        self.try_get(id).await?.with_context(|| format!("there is no job {id}; `foil list` shows those there are"))
+        self.try_get(id)
+            .await?
+            .with_context(|| format!("there is no job {id}; `foil list` shows those there are"))
     }
 
     async fn try_get(&self, id: &str) -> Result<Option<v1::Job>> {
         let request = v1::GetJobRequest { id: id.to_owned() };
-        let answer = self.unary(DEADLINE, request, |mut jobs, request| async move { jobs.get(request).await });
+        let answer =
+            self.unary(DEADLINE, request, |mut jobs, request| async move { jobs.get(request).await });
         match answer.await {
             Ok(job) => Ok(Some(job)),
             Err(status) if matches!(status.code(), Code::NotFound | Code::InvalidArgument) => Ok(None),
@@ -90,7 +93,11 @@ impl Client {
     }
 
     /// Events after `after_revision`, until the job's last.
-    pub(crate) async fn watch(&self, id: &str, after_revision: u64) -> Result<tonic::Streaming<v1::JobEvent>, Status> {
+    pub(crate) async fn watch(
+        &self,
+        id: &str,
+        after_revision: u64,
+    ) -> Result<tonic::Streaming<v1::JobEvent>, Status> {
         let request = v1::WatchJobRequest { id: id.to_owned(), after_revision };
         Ok(self.jobs.clone().watch(request).await?.into_inner())
     }
@@ -105,7 +112,9 @@ impl Client {
             );
         }
         match (status.code(), status.message()) {
-            (Code::DeadlineExceeded, _) => anyhow::anyhow!("the coordinator at {} did not answer in time", self.url),
+            (Code::DeadlineExceeded, _) => {
+                anyhow::anyhow!("the coordinator at {} did not answer in time", self.url)
+            }
             (code, "") => anyhow::anyhow!("the coordinator answered {code:?}"),
             (_, message) => anyhow::Error::msg(message.to_owned()),
         }
@@ -123,7 +132,9 @@ impl Client {
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
         let attempt = || async {
-            call(self.jobs.clone(), rpc::request(request.clone(), deadline)).await.map(tonic::Response::into_inner)
+            call(self.jobs.clone(), rpc::request(request.clone(), deadline))
+                .await
+                .map(tonic::Response::into_inner)
         };
         let pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(200))

@@ -216,7 +216,13 @@ mod tests {
     #[test]
     fn inputs_are_named_by_content_and_listed_once() {
         let dir = tempfile::tempdir().unwrap();
-        let files = ["pairs.jsonl", "prompts.jsonl.gz", "model/config.json", "model/tokenizer.json", "model/notes.md"];
+        let files = [
+            "pairs.jsonl",
+            "prompts.jsonl.gz",
+            "model/config.json",
+            "model/tokenizer.json",
+            "model/notes.md",
+        ];
         write(dir.path(), &files);
         write(dir.path(), &["model/model.safetensors"]);
         let prepared = prepare(job(dir.path(), ""), &mut |_| {}).unwrap();
@@ -241,7 +247,9 @@ mod tests {
         write(dir.path(), &["model/config.json"]);
         assert!(message("").contains("holds no tokenizer.json"), "{}", message(""));
         write(dir.path(), &["model/tokenizer.json"]);
-        assert!(message("").contains("holds no *.safetensors") && message("").contains("policy.init: random"));
+        assert!(
+            message("").contains("holds no *.safetensors") && message("").contains("policy.init: random")
+        );
         assert!(message("random").starts_with("data.preferences: "), "{}", message("random"));
     }
 }

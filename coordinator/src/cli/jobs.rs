@@ -41,7 +41,12 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         return Ok(());
     }
     let phases = job.plan.as_ref().map_or(0, |plan| plan.phases.len());
-    output::line(&format!("{}: {}, {}/{phases} phases done", job.id, report::state_name(&job), job.phases_done))?;
+    output::line(&format!(
+        "{}: {}, {}/{phases} phases done",
+        job.id,
+        report::state_name(&job),
+        job.phases_done
+    ))?;
     if !job.phase.is_empty() {
         output::line(&format!("phase {}, attempt {}", job.phase, job.attempt))?;
     }

@@ -32,7 +32,9 @@ pub(crate) async fn bring(
     progress: &Progress,
 ) -> Result<LocalArtifacts> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    for artifact in job.artifacts.iter().filter(|artifact| ["policy", "reward"].contains(&artifact.kind.as_str())) {
+    for artifact in
+        job.artifacts.iter().filter(|artifact| ["policy", "reward"].contains(&artifact.kind.as_str()))
+    {
         pull::artifact(channel, artifact, &dir.join("rounds").join(&artifact.name), progress).await?;
     }
     metrics(channel, job, &dir.join("metrics.jsonl")).await?;

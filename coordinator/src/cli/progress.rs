@@ -48,7 +48,8 @@ struct Meter {
 impl Progress {
     /// `reserve_stdout`: standard output is for something else.
     pub(crate) fn new(reserve_stdout: bool) -> Self {
-        let on_terminal = std::io::stderr().is_terminal() && (reserve_stdout || std::io::stdout().is_terminal());
+        let on_terminal =
+            std::io::stderr().is_terminal() && (reserve_stdout || std::io::stdout().is_terminal());
         let display = match (on_terminal, reserve_stdout) {
             (true, _) => Display::Bars {
                 bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)),
@@ -78,9 +79,18 @@ impl Progress {
     /// A bar for bytes; the caller moves and finishes it.
     pub(crate) fn bytes(&self, label: &str, total: u64) -> ProgressBar {
         let Display::Bars { bars, .. } = &self.display else { return ProgressBar::hidden() };
-        let style =
-            style("{prefix:<28} {bar:28} {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12}  {eta:>4} left");
+        let style = style(
+            "{prefix:<28} {bar:28} {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12}  {eta:>4} left",
+        );
         bars.add(ProgressBar::new(total).with_style(style).with_prefix(label.to_owned()))
+    }
+
+    /// A sign of life for work of unknown size; the caller names the parts and finishes it.
+    pub(crate) fn spinner(&self, label: &str) -> ProgressBar {
+        let Display::Bars { bars, .. } = &self.display else { return ProgressBar::hidden() };
+        let bar = bars.add(ProgressBar::new_spinner().with_style(style("{prefix:<28} {spinner} {msg}")));
+        bar.enable_steady_tick(Duration::from_millis(250));
+        bar.with_prefix(label.to_owned())
     }
 
     /// Removes what is drawn, before something else is printed.

@@ -98,8 +98,11 @@ mod tests {
 
     #[test]
     fn artifacts_are_found_by_name_last_and_best() {
-        let artifact =
-            |name: &str, kind: &str| v1::Artifact { name: name.into(), kind: kind.into(), ..Default::default() };
+        let artifact = |name: &str, kind: &str| v1::Artifact {
+            name: name.into(),
+            kind: kind.into(),
+            ..Default::default()
+        };
         let job = v1::Job {
             best_round: 1,
             artifacts: vec![

@@ -141,7 +141,9 @@ pub(crate) fn table(job: &v1::Job) -> String {
 }
 
 fn figure(metrics: &[v1::Metric], column: &Column) -> String {
-    let Some(metric) = metrics.iter().find(|metric| metric.name == column.metric) else { return String::new() };
+    let Some(metric) = metrics.iter().find(|metric| metric.name == column.metric) else {
+        return String::new();
+    };
     let digits = column.digits;
     match metric.se {
         Some(se) => format!("{:.digits$} ± {se:.digits$}", metric.value),
@@ -229,21 +231,25 @@ start  –              –              –            2.60 ± 0.06  –       
 
     #[test]
     fn the_json_has_every_required_figure() {
-        let artifacts = LocalArtifacts { policy: Some("out/policy".into()), reward: Some("out/reward".into()) };
-        let expected = json!({
-            "job": "01-letters", "name": "letters", "state": "succeeded",
-            "start": { "gold_mean": 2.6, "gold_mean_se": 0.06, "length_mean": 8.0 },
-            "rounds": [1, 2].map(|round| json!({
+        let artifacts =
+            LocalArtifacts { policy: Some("out/policy".into()), reward: Some("out/reward".into()) };
+        let round = |round: u32, accuracy: f64, gold: f64| {
+            json!({
                 "round": round,
                 "reward": {
-                    "accuracy": [0.75, 0.7][round - 1], "accuracy_se": 0.02, "ece": 0.05, "loss": null,
+                    "accuracy": accuracy, "accuracy_se": 0.02, "ece": 0.05, "loss": null,
                     "fresh_accuracy": 0.95, "fresh_accuracy_se": 0.01
                 },
                 "policy": {
-                    "reward_mean": 1.5, "reward_mean_se": 0.05, "gold_mean": [3.5, 4.25][round - 1],
-                    "gold_mean_se": 0.06, "kl": 3.25, "kl_se": 0.1, "length_mean": 9.5, "truncated_rate": null
+                    "reward_mean": 1.5, "reward_mean_se": 0.05, "gold_mean": gold, "gold_mean_se": 0.06,
+                    "kl": 3.25, "kl_se": 0.1, "length_mean": 9.5, "truncated_rate": null
                 }
-            })),
+            })
+        };
+        let expected = json!({
+            "job": "01-letters", "name": "letters", "state": "succeeded",
+            "start": { "gold_mean": 2.6, "gold_mean_se": 0.06, "length_mean": 8.0 },
+            "rounds": [round(1, 0.75, 3.5), round(2, 0.7, 4.25)],
             "best_round": 2,
             "artifacts": { "policy": "out/policy", "reward": "out/reward" },
             "seconds": 12.5
@@ -269,6 +275,9 @@ start  –              –              –            2.60 ± 0.06  –       
              Lower reward_step.learning_rate\n  | loss NaN"
         );
         let json = summary(&job, &LocalArtifacts::default(), 1.0);
-        assert_eq!((json["state"].as_str(), json["error"]["class"].as_str()), (Some("failed"), Some("nonfinite")));
+        assert_eq!(
+            (json["state"].as_str(), json["error"]["class"].as_str()),
+            (Some("failed"), Some("nonfinite"))
+        );
     }
 }

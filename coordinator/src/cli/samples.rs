@@ -40,7 +40,8 @@ pub(crate) async fn write_all(channel: &Channel, job: &v1::Job, dir: &Path) -> R
         let mut lines = Vec::new();
         for object in &artifact.objects {
             let bytes = artifacts::download_bytes(channel, object).await?;
-            let batch = v1::SampleBatch::decode(bytes).with_context(|| format!("{} is no batch", object.key))?;
+            let batch =
+                v1::SampleBatch::decode(bytes).with_context(|| format!("{} is no batch", object.key))?;
             let prompts = prompts.of(set).await?;
             for sample in &batch.samples {
                 let line = line(round, sample, prompts.get(&sample.prompt_id), &scores);

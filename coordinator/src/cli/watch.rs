@@ -38,7 +38,9 @@ pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -
             Instant::now()
         });
         if since.elapsed() > PATIENCE {
-            return Err(client.plain(&status).context(format!("the job goes on; follow it with `foil watch {id}`")));
+            return Err(client
+                .plain(&status)
+                .context(format!("the job goes on; follow it with `foil watch {id}`")));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }

@@ -60,7 +60,9 @@ impl Children {
         let port_file = setup.out.join(".address");
         crate::cli::outputs::remove(&port_file)?;
         let mut serve = Command::new(&foil);
-        serve.args(["serve", "--listen", "127.0.0.1:0", "--store", &setup.store, "--port-file"]).arg(&port_file);
+        serve
+            .args(["serve", "--listen", "127.0.0.1:0", "--store", &setup.store, "--port-file"])
+            .arg(&port_file);
         let mut coordinator = Program::start("coordinator", serve, setup)?;
         let address = match address(&mut coordinator, &port_file).await {
             Ok(address) => address,
@@ -197,10 +199,14 @@ mod tests {
     #[tokio::test]
     async fn a_dead_child_is_told_of_with_its_last_words() {
         let dir = tempfile::tempdir().unwrap();
-        let mut program = Program::start("worker", shell("echo no device >&2; exit 3"), &setup(dir.path())).unwrap();
+        let mut program =
+            Program::start("worker", shell("echo no device >&2; exit 3"), &setup(dir.path())).unwrap();
         let status = program.child.wait().await.unwrap();
         let text = program.obituary(Some(status)).to_string();
-        assert!(text.contains("the worker ended unexpectedly (exit status: 3)") && text.ends_with("| no device"), "{text}");
+        assert!(
+            text.contains("the worker ended unexpectedly (exit status: 3)") && text.ends_with("| no device"),
+            "{text}"
+        );
         let missing = address(&mut program, &dir.path().join("absent")).await.unwrap_err().to_string();
         assert!(missing.contains("exit status: 3"), "{missing}");
     }

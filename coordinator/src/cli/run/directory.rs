@@ -26,7 +26,8 @@ impl Directory {
     /// Takes `path` for a job. One that belongs to another specification is refused unless `fresh`, which removes
     /// what a run left there, and nothing else.
     pub(super) fn open(path: &Path, fresh: bool, spec: &v1::JobSpec) -> Result<Self> {
-        let cannot = || format!("cannot use the output directory {}; give another with --out", path.display());
+        let cannot =
+            || format!("cannot use the output directory {}; give another with --out", path.display());
         fs::create_dir_all(path).with_context(cannot)?;
         let lock = File::create(path.join(".lock")).with_context(cannot)?;
         match lock.try_lock() {
@@ -104,7 +105,8 @@ mod tests {
     #[test]
     fn a_directory_belongs_to_one_job_and_one_process() {
         let dir = tempfile::tempdir().unwrap();
-        let open = |fresh, name| Directory::open(dir.path(), fresh, &spec(name)).map_err(|error| error.to_string());
+        let open =
+            |fresh, name| Directory::open(dir.path(), fresh, &spec(name)).map_err(|error| error.to_string());
         let first = open(false, "a").unwrap();
         assert!(open(false, "a").unwrap_err().contains("another `foil run` works in"));
         drop(first);

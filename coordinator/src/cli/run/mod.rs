@@ -47,7 +47,9 @@ pub(crate) async fn run(args: &RunArgs, log_format: LogFormat) -> Result<bool> {
         Err(failure) => {
             if args.json {
                 let message = format!("{:#}", failure.error);
-                output::json(&failure.summary.unwrap_or_else(|| unfinished("failed", Some(&message), started)))?;
+                output::json(
+                    &failure.summary.unwrap_or_else(|| unfinished("failed", Some(&message), started)),
+                )?;
             }
             Err(failure.error)
         }
@@ -215,7 +217,12 @@ fn show(directory: &Directory, job: &v1::Job, started: Instant) -> Result<()> {
 }
 
 fn show_places(directory: &Directory) -> Result<()> {
-    let places = [("policy", "policy"), ("reward model", "reward"), ("steps", "metrics.jsonl"), ("samples", "samples")];
+    let places = [
+        ("policy", "policy"),
+        ("reward model", "reward"),
+        ("steps", "metrics.jsonl"),
+        ("samples", "samples"),
+    ];
     for (what, name) in places {
         output::line(&format!("{what:<12} {}", directory.path().join(name).display()))?;
     }
