@@ -124,7 +124,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "URL-or-DIR", env = "FOIL_STORE")]
     pub(crate) store: String,
     /// Address for gRPC, /metrics and /healthz; port 0 takes a free one.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7400")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070")]
     pub(crate) listen: SocketAddr,
     /// Allow an address beyond loopback. There is neither TLS nor authentication: only for a network you trust.
     #[arg(long)]
@@ -140,7 +140,7 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
     /// The coordinator to ask.
-    #[arg(long, value_name = "URL", env = "FOIL_COORDINATOR", default_value = "http://127.0.0.1:7400")]
+    #[arg(long, value_name = "URL", env = "FOIL_COORDINATOR", default_value = "http://127.0.0.1:7070")]
     pub(crate) coordinator: String,
 }
 

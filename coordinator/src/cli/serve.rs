@@ -27,7 +27,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}; give another address with --listen", args.listen))?;
     let address = listener.local_addr()?;
-    let service = driver::serve(Serve { store, listener, metrics }, stop).await?;
+    let service = driver::serve(Serve::new(store, listener, metrics), stop).await?;
     tracing::info!(%address, store = args.store, "serving");
     if let Some(file) = &args.port_file {
         announce(file, address)?;
@@ -68,9 +68,9 @@ mod tests {
     fn only_loopback_is_served_unless_asked() {
         check("127.0.0.1:0".parse().unwrap(), false).unwrap();
         check("[::1]:0".parse().unwrap(), false).unwrap();
-        let error = check("0.0.0.0:7400".parse().unwrap(), false).unwrap_err().to_string();
+        let error = check("0.0.0.0:7070".parse().unwrap(), false).unwrap_err().to_string();
         assert!(error.contains("--insecure-listen"), "{error}");
-        check("0.0.0.0:7400".parse().unwrap(), true).unwrap();
+        check("0.0.0.0:7070".parse().unwrap(), true).unwrap();
     }
 
     #[test]
