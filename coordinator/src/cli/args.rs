@@ -12,16 +12,14 @@ use foil_common::telemetry;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// How log lines look; logs go to standard error. RUST_LOG filters them.
+    /// How log lines look: for a reader, or one JSON object each. Logs go to standard error; RUST_LOG filters them.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For a reader at a terminal.
     Human,
-    /// One JSON object per line.
     Json,
 }
 
@@ -47,8 +45,6 @@ impl From<LogFormat> for telemetry::LogFormat {
 pub(crate) enum Command {
     /// Plays one job on this machine: starts a coordinator and workers, waits, and brings the results.
     Run(RunArgs),
-    /// Runs the coordinator, which takes jobs and gives work to `foil-worker` processes.
-    Serve(ServeArgs),
     /// Uploads a job's inputs and submits it; prints the job's id.
     Submit(SubmitArgs),
     /// Lists jobs, newest first.
@@ -101,6 +97,15 @@ pub(crate) struct RunArgs {
     /// Print one final JSON object on standard output and nothing else.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) job: JobFileArgs,
+    /// Rows of each data set.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) rows: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

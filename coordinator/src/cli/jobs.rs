@@ -11,11 +11,12 @@ use super::{output, watch};
 
 pub(crate) async fn list(args: &ClientArgs) -> Result<()> {
     let jobs = Client::connect(&args.coordinator)?.list().await?;
-    let mut rows = vec![["ID", "STATE", "PHASE", "DONE", "SUBMITTED"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["ID", "NAME", "STATE", "PHASE", "DONE", "SUBMITTED"].map(str::to_owned).to_vec()];
     for job in &jobs {
         let phases = job.plan.as_ref().map_or(0, |plan| plan.phases.len());
         rows.push(vec![
             job.id.clone(),
+            job.name.clone(),
             report::state_name(job),
             if job.phase.is_empty() { "–".to_owned() } else { job.phase.clone() },
             format!("{}/{phases}", job.phases_done),
@@ -92,8 +93,9 @@ pub(crate) async fn watch(args: &JobArgs) -> Result<()> {
     if args.json {
         let seconds = started.elapsed().as_secs_f64();
         output::json(&report::summary(&job, &LocalArtifacts::default(), seconds))?;
-    } else {
-        output::line(&report::table(&job))?;
+    } else if !job.rounds.is_empty() {
+        output::line(&format!("\n{}\n", report::table(&job)))?;
+        output::line(&format!("bring the results with `foil pull {} DIR`", job.id))?;
     }
     succeed(&job)
 }

@@ -11,7 +11,6 @@ mod pull;
 mod report;
 mod run;
 mod samples;
-mod serve;
 mod submit;
 mod watch;
 
@@ -40,15 +39,13 @@ pub async fn main() -> ExitCode {
 }
 
 async fn obey(cli: Cli) -> Result<ExitCode> {
-    let quiet = !matches!(cli.command, Command::Serve(_));
-    telemetry::init(cli.log_format.into(), if quiet { "warn" } else { "info" })?;
+    telemetry::init(cli.log_format.into(), "warn")?;
     match cli.command {
         Command::Run(args) => {
             if !run::run(&args, cli.log_format).await? {
                 return Ok(ExitCode::from(STOPPED));
             }
         }
-        Command::Serve(args) => serve::serve(args).await?,
         Command::Submit(args) => submit::submit(&args).await?,
         Command::List(args) => jobs::list(&args).await?,
         Command::Get(args) => jobs::get(&args).await?,

@@ -19,6 +19,8 @@ pub(crate) struct Progress {
     /// Phases in the job's plan; 0 until it is known.
     phases: usize,
     done: usize,
+    /// Said to be queued, which is worth saying once.
+    waits: bool,
 }
 
 enum Display {
@@ -58,7 +60,7 @@ impl Progress {
             (false, true) => Display::Lines(Sink::Stderr),
             (false, false) => Display::Lines(Sink::Stdout),
         };
-        Self { display, phase: None, phases: 0, done: 0 }
+        Self { display, phase: None, phases: 0, done: 0, waits: false }
     }
 
     /// A line that stays.
@@ -117,8 +119,9 @@ impl Progress {
     fn job(&mut self, job: &v1::Job) {
         self.phases = job.plan.as_ref().map_or(0, |plan| plan.phases.len());
         self.done = job.phases_done as usize;
-        if job.state() == v1::JobState::Queued && self.phase.is_none() {
-            self.line("waiting for workers");
+        if job.state() == v1::JobState::Queued && !self.waits {
+            self.waits = true;
+            self.line("queued");
         }
     }
 

@@ -65,7 +65,10 @@ fn figures(metrics: &[v1::Metric], required: &[&str]) -> Value {
 /// A failure in one plain message: what failed, where, what to do.
 pub(crate) fn failure(job: &v1::Job) -> String {
     let Some(failure) = &job.failure else {
-        return format!("job {} ended as {}", job.name, state_name(job));
+        return match job.state() {
+            v1::JobState::Cancelled => format!("job {} was cancelled", job.name),
+            _ => format!("job {} is {}", job.name, state_name(job)),
+        };
     };
     let mut text = format!("job {} failed", job.name);
     if !failure.phase.is_empty() {

@@ -12,8 +12,8 @@ use ulid::Ulid;
 use super::args::SubmitArgs;
 use super::client::Client;
 use super::inputs::{self, Content, Prepared, Upload};
-use super::output;
 use super::progress::Progress;
+use super::{output, report};
 
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     let job = load(&args.job.file, &args.job.settings)?;
@@ -85,12 +85,16 @@ fn show_plan(response: &v1::SubmitResponse) -> Result<()> {
         };
         rows.push(vec![phase.id.clone(), phase.kind.clone(), work]);
     }
-    output::line(&super::report::align(&rows))?;
-    for data in &plan.datasets {
-        output::line(&format!("\n{}: {} rows, {} bad", data.name, data.rows, data.bad_rows))?;
-        for bad in &data.first_bad {
-            output::line(&format!("  {bad}"))?;
-        }
+    output::line(&report::align(&rows))?;
+    let mut rows = vec![["DATA", "ROWS", "BAD"].map(str::to_owned).to_vec()];
+    rows.extend(
+        plan.datasets
+            .iter()
+            .map(|data| vec![data.name.clone(), data.rows.to_string(), data.bad_rows.to_string()]),
+    );
+    output::line(&format!("\n{}", report::align(&rows)))?;
+    for bad in plan.datasets.iter().flat_map(|data| &data.first_bad) {
+        output::line(&format!("  {bad}"))?;
     }
     if let Some(spec) = &response.resolved {
         output::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;

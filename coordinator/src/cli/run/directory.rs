@@ -23,8 +23,8 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Takes `path` for a job. One that belongs to another specification is refused unless `fresh`, which removes
-    /// what a run left there, and nothing else.
+    /// Takes `path` for a job. One that belongs to another specification, unless that one's job failed, is refused
+    /// but for `fresh`, which removes what a run left there, and nothing else.
     pub(super) fn open(path: &Path, fresh: bool, spec: &v1::JobSpec) -> Result<Self> {
         let cannot =
             || format!("cannot use the output directory {}; give another with --out", path.display());
@@ -38,29 +38,33 @@ impl Directory {
             Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
         }
         let directory = Self { path: path.to_owned(), _lock: lock };
-        if fresh {
+        let is_other = directory.owner().is_some_and(|owner| owner != *spec);
+        let gave_up = directory.result().is_some_and(|result| result["state"] != "succeeded");
+        if fresh || (is_other && gave_up) {
             for name in outputs::NAMES.into_iter().chain([SPEC, RESULT, STORE, LOGS]) {
                 outputs::remove(&path.join(name)).with_context(cannot)?;
             }
-        }
-        directory.claim(spec)?;
-        Ok(directory)
-    }
-
-    fn claim(&self, spec: &v1::JobSpec) -> Result<()> {
-        let path = self.path.join(SPEC);
-        if let Ok(earlier) = fs::read(&path) {
-            let same = serde_json::from_slice::<v1::JobSpec>(&earlier).is_ok_and(|earlier| earlier == *spec);
-            if same {
-                return Ok(());
-            }
+        } else if is_other {
             bail!(
-                "{} belongs to a job with other settings (see {}); give another --out, or --fresh to remove it",
-                self.path.display(),
+                "{} belongs to a job with other settings (see {SPEC} there); give another --out, or --fresh to remove it",
                 path.display()
             );
         }
-        write_whole(&path, &serde_json::to_vec_pretty(spec)?)
+        Ok(directory)
+    }
+
+    /// The specification whose job the directory holds.
+    fn owner(&self) -> Option<v1::JobSpec> {
+        serde_json::from_slice(&fs::read(self.path.join(SPEC)).ok()?).ok()
+    }
+
+    fn result(&self) -> Option<Value> {
+        serde_json::from_slice(&fs::read(self.path.join(RESULT)).ok()?).ok()
+    }
+
+    /// Makes the directory that of a job which the coordinator has accepted.
+    pub(super) fn claim(&self, spec: &v1::JobSpec) -> Result<()> {
+        write_whole(&self.path.join(SPEC), &serde_json::to_vec_pretty(spec)?)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -75,9 +79,9 @@ impl Directory {
         self.path.join(LOGS)
     }
 
-    /// The summary of the job, where it is finished and its models are there.
+    /// The summary of the job, where it succeeded and its models are there.
     pub(super) fn finished(&self) -> Option<Value> {
-        let summary: Value = serde_json::from_slice(&fs::read(self.path.join(RESULT)).ok()?).ok()?;
+        let summary = self.result().filter(|summary| summary["state"] == "succeeded")?;
         let is_there = |name: &str| self.path.join(name).join("config.json").is_file();
         (is_there("policy") && is_there("reward")).then_some(summary)
     }
@@ -102,26 +106,40 @@ mod tests {
         v1::JobSpec { name: name.to_owned(), ..Default::default() }
     }
 
+    fn open(path: &Path, fresh: bool, name: &str) -> Result<Directory, String> {
+        Directory::open(path, fresh, &spec(name)).map_err(|error| error.to_string())
+    }
+
     #[test]
     fn a_directory_belongs_to_one_job_and_one_process() {
         let dir = tempfile::tempdir().unwrap();
-        let open =
-            |fresh, name| Directory::open(dir.path(), fresh, &spec(name)).map_err(|error| error.to_string());
-        let first = open(false, "a").unwrap();
-        assert!(open(false, "a").unwrap_err().contains("another `foil run` works in"));
+        let first = open(dir.path(), false, "a").unwrap();
+        assert!(open(dir.path(), false, "a").unwrap_err().contains("another `foil run` works in"));
         drop(first);
-        open(false, "a").unwrap();
-        assert!(open(false, "b").unwrap_err().contains("give another --out, or --fresh"));
+        // A job that was never accepted leaves no claim.
+        open(dir.path(), false, "b").unwrap().claim(&spec("b")).unwrap();
+        open(dir.path(), false, "b").unwrap();
+        assert!(open(dir.path(), false, "c").unwrap_err().contains("give another --out, or --fresh"));
         fs::write(dir.path().join("mine.txt"), "kept").unwrap();
-        open(true, "b").unwrap();
-        assert!(dir.path().join("mine.txt").exists());
+        open(dir.path(), true, "c").unwrap();
+        assert!(dir.path().join("mine.txt").exists() && !dir.path().join(SPEC).exists());
+    }
+
+    #[test]
+    fn a_failed_job_gives_way_to_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = open(dir.path(), false, "a").unwrap();
+        directory.claim(&spec("a")).unwrap();
+        directory.finish(&json!({ "state": "failed" })).unwrap();
+        drop(directory);
+        assert!(open(dir.path(), false, "b").unwrap().result().is_none());
     }
 
     #[test]
     fn a_result_counts_while_its_models_are_there() {
         let dir = tempfile::tempdir().unwrap();
-        let directory = Directory::open(dir.path(), false, &spec("a")).unwrap();
-        directory.finish(&json!({ "job": "j" })).unwrap();
+        let directory = open(dir.path(), false, "a").unwrap();
+        directory.finish(&json!({ "job": "j", "state": "succeeded" })).unwrap();
         assert!(directory.finished().is_none());
         for model in ["policy", "reward"] {
             write_whole(&dir.path().join(model).join("config.json"), b"{}").unwrap();

@@ -147,6 +147,7 @@ async fn take_part(
         progress.line(&format!("warning: {warning}"));
     }
     let job = response.job.context("the coordinator took the job but did not name it")?;
+    directory.claim(&prepared.spec)?;
     if job.phases_done > 0 && !is_ended(&job) {
         progress.line(&format!("resuming after {} phases", job.phases_done));
     }
@@ -189,11 +190,11 @@ fn close(
     started: Instant,
 ) -> Result<End, Failure> {
     let summary = report::summary(job, artifacts, started.elapsed().as_secs_f64());
+    directory.finish(&summary)?;
     if let Err(error) = jobs::succeed(job) {
         let error = anyhow!("{error:#}\nlogs: {}", directory.logs().display());
         return Err(Failure { error, summary: Some(summary) });
     }
-    directory.finish(&summary)?;
     if !args.keep && args.store.is_none() {
         directory.remove_store()?;
     }
