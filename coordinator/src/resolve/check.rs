@@ -51,6 +51,10 @@ pub(super) fn encodings(
     // Exported reward models name a pad token; its absence would show only after the training.
     reward.pad_id().map_err(|source| ResolveError::Text { field: REWARD, source })?;
 
+    sets.warnings.extend(policy.warnings().into_iter().map(|warning| format!("{POLICY}: {warning}")));
+    sets.warnings
+        .extend(own.iter().flat_map(Encoder::warnings).map(|warning| format!("{REWARD}: {warning}")));
+
     let checker = Checker { limits, allowed: job.data.max_bad_fraction, policy: &policy, reward };
     checker.check(sets, names::SFT, "data.sft", |sets| &mut sets.sft, Checker::demonstration)?;
     checker.check(

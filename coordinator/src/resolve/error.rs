@@ -9,6 +9,10 @@ pub enum ResolveError {
         "{field}: {path} is a local path, which only a client can read; submit the job with `foil submit` or `foil run`"
     )]
     NotUploaded { field: &'static str, path: String },
+    #[error("{field}: {name} is an uploaded input; name the local path instead")]
+    Uploaded { field: &'static str, name: String },
+    #[error("{field}: {path} cannot be read: {what}")]
+    Unreadable { field: &'static str, path: String, what: String },
     #[error("{field}: {name} was not uploaded, or not wholly ({key}); submit the job again")]
     Missing { field: &'static str, name: String, key: String },
     #[error("{field}: the model directory {name} {problem}; {advice}")]
@@ -35,6 +39,8 @@ impl ResolveError {
     pub fn field(&self) -> Option<&'static str> {
         match self {
             Self::NotUploaded { field, .. }
+            | Self::Uploaded { field, .. }
+            | Self::Unreadable { field, .. }
             | Self::Missing { field, .. }
             | Self::Model { field, .. }
             | Self::Text { field, .. }

@@ -43,9 +43,37 @@ impl Sources {
                 .await?,
         })
     }
+
+    /// The same from local paths.
+    pub(super) fn open(data: &spec::Data) -> Result<Self, ResolveError> {
+        Ok(Self {
+            sft: Source::open("data.sft", &data.sft)?,
+            preferences: Source::open("data.preferences", &data.preferences)?,
+            golden: Source::open("data.golden", &data.golden)?,
+            prompts: Source::open("data.prompts", &data.prompts)?,
+            evaluation_preferences: Source::open(
+                "data.evaluation.preferences",
+                &data.evaluation.preferences,
+            )?,
+            evaluation_prompts: Source::open("data.evaluation.prompts", &data.evaluation.prompts)?,
+        })
+    }
 }
 
 impl Source {
+    fn open(field: &'static str, inputs: &[InputRef]) -> Result<Self, ResolveError> {
+        let open = |input: &InputRef| match input {
+            InputRef::Path(path) => match std::fs::read(path) {
+                Ok(bytes) => Ok((path.clone(), Bytes::from(bytes))),
+                Err(error) => {
+                    Err(ResolveError::Unreadable { field, path: path.clone(), what: error.to_string() })
+                }
+            },
+            InputRef::Input { name, .. } => Err(ResolveError::Uploaded { field, name: name.clone() }),
+        };
+        Ok(Self { field, files: inputs.iter().map(open).collect::<Result<_, _>>()? })
+    }
+
     async fn fetch(field: &'static str, inputs: &[InputRef], store: &Store) -> Result<Self, ResolveError> {
         let mut files = Vec::with_capacity(inputs.len());
         for input in inputs {

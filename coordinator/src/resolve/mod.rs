@@ -6,6 +6,7 @@
 mod check;
 mod error;
 mod load;
+pub mod local;
 mod models;
 pub mod names;
 mod sets;
