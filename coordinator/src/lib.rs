@@ -1,6 +1,7 @@
 //! The coordinator of Foil and its command line. Nothing here knows tensors.
 
 pub mod cli;
+pub mod clock;
 pub mod cluster;
 pub mod driver;
 pub mod job;

@@ -1,1 +1,120 @@
 //! The phases of a job, decided once from its specification and its data.
+
+mod phase;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use foil_common::spec::{self, RewardStep};
+use foil_proto::v1;
+
+use crate::resolve::names as sets;
+pub use phase::{Phase, PlanError, Work};
+pub use task::{Lease, TaskError, artifact_name, gang_task, lease, rows, rows_of_chunk};
+
+/// The phases in order.
+pub fn plan(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<Phase> {
+    let planner = Planner { job, datasets };
+    let mut phases = planner.before_round_one();
+    for round in 1..=job.rounds {
+        phases.extend(planner.round(round));
+    }
+    phases
+}
+
+struct Planner<'a> {
+    job: &'a spec::Job,
+    datasets: &'a [v1::Dataset],
+}
+
+impl Planner<'_> {
+    fn before_round_one(&self) -> Vec<Phase> {
+        let mut phases = Vec::new();
+        if self.job.has_sft() {
+            let step = &self.job.sft_step;
+            let steps = self.steps(self.rows(sets::SFT), step.batch_sequences, step.epochs);
+            phases.push(Phase::gang(0, Work::Sft, steps));
+        }
+        if self.job.data.gold_preferences.is_some() {
+            phases.extend(self.map(0, Work::GeneratePreferences));
+            phases.extend(self.map(0, Work::GenerateEvaluationPreferences));
+        }
+        phases.extend(self.map(0, Work::EvaluatePolicy));
+        phases
+    }
+
+    fn round(&self, round: u32) -> Vec<Phase> {
+        let mut phases = Vec::new();
+        phases.extend(self.map(round, Work::GenerateGolden));
+        if self.job.trains_reward(round) {
+            phases.push(Phase::gang(round, Work::TrainReward, self.reward_steps()));
+        }
+        phases.extend(self.map(round, Work::EvaluateReward));
+        phases.extend(self.map(round, Work::EvaluateRewardFresh));
+        phases.extend(self.map(round, Work::GeneratePolicy));
+        phases.extend(self.map(round, Work::ScorePolicy));
+        let step = &self.job.policy_step;
+        let steps = self.steps(self.rows(sets::PROMPTS), step.batch_sequences, step.epochs);
+        phases.push(Phase::gang(round, Work::TrainPolicy, steps));
+        phases.extend(self.map(round, Work::EvaluatePolicy));
+        phases
+    }
+
+    /// A map phase, unless it has no rows.
+    fn map(&self, round: u32, work: Work) -> Option<Phase> {
+        let chunks = segments(self.job, round, work)
+            .iter()
+            .map(|set| chunks_of(self.rows(set), self.job.generation.chunk_prompts))
+            .sum();
+        (chunks > 0).then(|| Phase::map(round, work, chunks))
+    }
+
+    /// Optimizer steps over all epochs; the last batch of an epoch may be smaller.
+    fn steps(&self, rows: u64, batch: usize, epochs: u32) -> u32 {
+        narrow(rows.div_ceil(batch.max(1) as u64)).saturating_mul(epochs)
+    }
+
+    fn reward_steps(&self) -> u32 {
+        let step: &RewardStep = &self.job.reward_step;
+        let human = match self.job.data.gold_preferences {
+            Some(_) => self.rows(sets::GOLD_PREFERENCE_PROMPTS),
+            None => self.rows(sets::PREFERENCES),
+        };
+        let human = if step.human_weight > 0.0 { human } else { 0 };
+        let golden =
+            if step.apo_weight > 0.0 { self.rows(sets::GOLDEN) * u64::from(step.samples) } else { 0 };
+        self.steps(human + golden, step.batch_pairs, step.epochs)
+    }
+
+    fn rows(&self, set: &str) -> u64 {
+        self.datasets.iter().find(|dataset| dataset.name == set).map_or(0, |dataset| dataset.rows)
+    }
+}
+
+/// The data sets that a map phase goes through, in the order of its chunks. A chunk lies within one of them.
+fn segments(job: &spec::Job, round: u32, work: Work) -> Vec<&'static str> {
+    match work {
+        Work::GeneratePreferences => vec![sets::GOLD_PREFERENCE_PROMPTS],
+        Work::GenerateEvaluationPreferences => vec![sets::GOLD_PREFERENCE_EVALUATION_PROMPTS],
+        // The holdout's samples measure fresh accuracy, also where nothing is trained on golden answers.
+        Work::GenerateGolden if job.trains_reward(round) && job.reward_step.apo_weight > 0.0 => {
+            vec![sets::GOLDEN, sets::GOLDEN_HOLDOUT]
+        }
+        Work::GenerateGolden | Work::EvaluateRewardFresh => vec![sets::GOLDEN_HOLDOUT],
+        Work::EvaluateReward if job.data.gold_preferences.is_some() => {
+            vec![sets::GOLD_PREFERENCE_EVALUATION_PROMPTS]
+        }
+        Work::EvaluateReward => vec![sets::EVALUATION_PREFERENCES],
+        Work::GeneratePolicy | Work::ScorePolicy => vec![sets::PROMPTS],
+        Work::EvaluatePolicy => vec![sets::EVALUATION_PROMPTS],
+        Work::Sft | Work::TrainReward | Work::TrainPolicy => Vec::new(),
+    }
+}
+
+fn chunks_of(rows: u64, chunk: usize) -> u32 {
+    narrow(rows.div_ceil(chunk.max(1) as u64))
+}
+
+fn narrow(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

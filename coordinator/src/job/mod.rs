@@ -1,1 +1,14 @@
-//! A job's life as a pure state machine.
+//! A job's life as a pure state machine: events in the log, the state they add up to, and how it looks on the wire.
+
+mod decide;
+pub mod event;
+#[cfg(test)]
+pub(crate) mod fixture;
+pub mod state;
+#[cfg(test)]
+mod tests;
+pub mod view;
+
+pub use decide::decide;
+pub use event::{Cause, CauseClass, Change, ChunkDone, Committed, Event, Outcome, Submitted};
+pub use state::{JobState, Life, StateError};

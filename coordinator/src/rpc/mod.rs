@@ -1,3 +1,14 @@
 //! gRPC services.
 
 pub mod artifacts;
+
+mod jobs;
+mod serve;
+pub(crate) mod status;
+#[cfg(test)]
+mod tests;
+mod workers;
+
+pub use jobs::JobsService;
+pub use serve::{Serve, ServeError, serve};
+pub use workers::WorkersService;

@@ -1,0 +1,50 @@
+//! Time as a value: decisions get it passed in, so that tests move it instead of sleeping.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// One reading of both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic, since an arbitrary start: for deadlines.
+    pub mono: Duration,
+    /// Milliseconds since the Unix epoch: for what people read.
+    pub wall: u64,
+}
+
+impl Now {
+    /// A reading `by` later, on both clocks.
+    pub fn after(self, by: Duration) -> Self {
+        let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        Self { mono: self.mono + by, wall: self.wall.saturating_add(millis) }
+    }
+
+    /// Time since an earlier monotonic reading.
+    pub fn since(self, earlier: Duration) -> Duration {
+        self.mono.saturating_sub(earlier)
+    }
+}
+
+/// The machine's clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    pub fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { mono: self.start.elapsed(), wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
+    }
+}
+
+/// Milliseconds since the Unix epoch as protobuf's timestamp.
+pub fn timestamp(millis: u64) -> pbjson_types::Timestamp {
+    pbjson_types::Timestamp {
+        seconds: i64::try_from(millis / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(millis % 1000).unwrap_or_default() * 1_000_000,
+    }
+}

@@ -1,0 +1,107 @@
+//! What the driver is asked.
+
+use std::sync::Arc;
+
+use foil_proto::v1::{self, rank_message};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tonic::Status;
+
+use crate::job::Submitted;
+use crate::schedule::Refusal;
+
+/// Commands on their way to one rank; an error ends its stream.
+pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, Status>>;
+/// Commands on their way to one agent; an error ends its stream.
+pub(super) type AgentCommands = mpsc::Sender<Result<v1::AgentCommand, Status>>;
+
+/// A job found by its request, with the hash of the specification it was made from.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub spec_hash: String,
+    pub submitted: Box<Submitted>,
+    pub job: v1::Job,
+}
+
+/// Jobs, newest first.
+#[derive(Debug, Clone)]
+pub struct Page {
+    pub jobs: Vec<v1::Job>,
+    /// The id of the last one, where more follow.
+    pub next: Option<String>,
+}
+
+/// A job's events from a revision on.
+#[derive(Debug)]
+pub struct Subscription {
+    /// The job as it stands, then its durable events so far.
+    pub past: Vec<Arc<v1::JobEvent>>,
+    /// What comes; none where the job has ended.
+    pub future: Option<broadcast::Receiver<Arc<v1::JobEvent>>>,
+}
+
+#[derive(Debug)]
+pub(super) enum Command {
+    Find {
+        request_id: String,
+        reply: oneshot::Sender<Option<Found>>,
+    },
+    /// Answers with the job that the request id has: this one, or one that was faster.
+    Submit {
+        id: String,
+        submitted: Box<Submitted>,
+        reply: oneshot::Sender<Found>,
+    },
+    Get {
+        id: String,
+        reply: oneshot::Sender<Option<v1::Job>>,
+    },
+    List {
+        size: usize,
+        after: Option<String>,
+        reply: oneshot::Sender<Page>,
+    },
+    Watch {
+        id: String,
+        after_revision: u64,
+        reply: oneshot::Sender<Option<Subscription>>,
+    },
+    Cancel {
+        id: String,
+        reply: oneshot::Sender<Option<v1::Job>>,
+    },
+    AgentRegistered {
+        hello: v1::AgentRegister,
+        connection: u64,
+        commands: AgentCommands,
+    },
+    AgentHeartbeat {
+        agent: String,
+        connection: u64,
+    },
+    RankExited {
+        agent: String,
+        connection: u64,
+        exit: v1::RankExited,
+    },
+    AgentGone {
+        agent: String,
+        connection: u64,
+    },
+    RankHello {
+        hello: v1::RankHello,
+        commands: RankCommands,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    RankSaid {
+        session: String,
+        message: rank_message::Message,
+    },
+    RankGone {
+        session: String,
+    },
+    StepsWritten {
+        job: String,
+        phase: String,
+        result: Result<v1::Object, String>,
+    },
+}

@@ -1,0 +1,249 @@
+//! All state in one value, and every decision as a function of it, a command and the time. Nothing here waits: what is
+//! to be written and done is collected in an [`Outbox`], in order, for the shell around it.
+
+mod devices;
+mod inside;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foil_proto::v1::{self, agent_command, rank_command, rank_message};
+
+use crate::clock::Now;
+use crate::cluster::{Cluster, Liveness};
+use crate::job::{CauseClass, Change, Event, JobState, Life, StateError, Submitted};
+use crate::schedule::{Counter, Deadlines, Input, Refusal, Run, ended};
+
+/// What is to be done: `events` first, and `actions` once they are durable.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    pub events: Vec<Event>,
+    pub actions: Vec<Action>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Action {
+    Agent { agent: String, command: agent_command::Command },
+    Rank { session: String, command: rank_command::Command },
+    WriteSteps { job: String, phase: String, key: String, body: String },
+    Publish { job: String, event: Arc<v1::JobEvent> },
+    Transition { from: &'static str, to: &'static str, reason: String },
+    Count(Counter),
+}
+
+/// All jobs, their running attempts, and the machines.
+#[derive(Debug)]
+pub struct Core {
+    jobs: BTreeMap<String, Entry>,
+    /// Job ids in order of submission.
+    order: Vec<String>,
+    /// Request ids to job ids.
+    requests: BTreeMap<String, String>,
+    /// Sessions to job ids.
+    sessions: BTreeMap<String, String>,
+    cluster: Cluster,
+    deadlines: Deadlines,
+    outbox: Outbox,
+    /// An event that the state refused: the process must not go on.
+    fault: Option<StateError>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: JobState,
+    run: Option<Run>,
+    /// Durable events as watchers see them.
+    history: Vec<Arc<v1::JobEvent>>,
+    waiting: Option<Waiting>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    since: Duration,
+    told: bool,
+}
+
+impl Core {
+    /// The state that a log's events add up to.
+    pub fn replay(
+        events: impl IntoIterator<Item = Event>,
+        liveness: Liveness,
+        deadlines: Deadlines,
+    ) -> Result<Self, StateError> {
+        let mut core = Self {
+            jobs: BTreeMap::new(),
+            order: Vec::new(),
+            requests: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            cluster: Cluster::new(liveness),
+            deadlines,
+            outbox: Outbox::default(),
+            fault: None,
+        };
+        for event in events {
+            core.apply(&event)?;
+        }
+        // Who watched has seen these already, or asks for them.
+        core.outbox = Outbox::default();
+        Ok(core)
+    }
+
+    /// Ends the attempts of the coordinator before this one; their chunks and phases stay.
+    pub fn recover(&mut self, now: Now) {
+        for id in self.order.clone() {
+            let Some(entry) = self.jobs.get(&id) else { continue };
+            if let Some(attempt) = entry.state.current_attempt() {
+                let cause = ended(CauseClass::CoordinatorRestart, "the coordinator was restarted");
+                self.commit(&id, Change::AttemptEnded { attempt, cause }, "coordinator restart", now);
+            }
+            self.settle(&id, now);
+        }
+    }
+
+    /// Takes what has piled up, or the fault that forbids to go on.
+    pub fn drain(&mut self) -> Result<Outbox, StateError> {
+        match self.fault.take() {
+            Some(fault) => Err(fault),
+            None => Ok(std::mem::take(&mut self.outbox)),
+        }
+    }
+
+    // ---- users ----
+
+    /// The job that a request made, with the hash of its specification.
+    pub fn find_request(&self, request_id: &str) -> Option<(&JobState, &str)> {
+        let state = self.state(self.requests.get(request_id)?)?;
+        Some((state, &state.submitted.spec_hash))
+    }
+
+    pub fn state(&self, id: &str) -> Option<&JobState> {
+        self.jobs.get(id).map(|entry| &entry.state)
+    }
+
+    /// Job ids, oldest first.
+    pub fn order(&self) -> &[String] {
+        &self.order
+    }
+
+    /// The events after a revision.
+    pub fn history(&self, id: &str, after_revision: u64) -> Vec<Arc<v1::JobEvent>> {
+        let events = self.jobs.get(id).map(|entry| entry.history.as_slice()).unwrap_or_default();
+        events.iter().filter(|event| event.revision > after_revision).cloned().collect()
+    }
+
+    pub fn submit(&mut self, id: &str, submitted: Submitted, now: Now) {
+        self.commit(id, Change::Submitted(Box::new(submitted)), "submitted", now);
+        self.allocate(now);
+    }
+
+    /// False where there is no such job. A job that has ended stays as it is.
+    pub fn cancel(&mut self, id: &str, now: Now) -> bool {
+        let Some(entry) = self.jobs.get_mut(id) else { return false };
+        if matches!(entry.state.life, Life::Queued | Life::Running { .. } | Life::Recovering) {
+            if let Some(run) = &mut entry.run {
+                run.cancel(now);
+            }
+            self.commit(id, Change::CancelRequested, "asked by a user", now);
+            self.settle(id, now);
+        }
+        true
+    }
+
+    // ---- agents ----
+
+    pub fn agent_registered(&mut self, hello: &v1::AgentRegister, connection: u64, now: Now) {
+        let registered = self.cluster.register(hello, connection, now);
+        for session in registered.strays {
+            tracing::info!(agent = hello.agent_id, session, "a rank of an attempt that is over is stopped");
+            self.stop(&hello.agent_id, session);
+        }
+        for session in registered.gone {
+            self.feed(&session.clone(), Input::AgentLost { session }, now);
+        }
+        self.allocate(now);
+    }
+
+    /// False where the stream was replaced by a newer one.
+    pub fn agent_heard(&mut self, agent: &str, connection: u64, now: Now) -> bool {
+        self.cluster.heard(agent, connection, now)
+    }
+
+    pub fn agent_disconnected(&mut self, agent: &str, connection: u64, now: Now) {
+        self.cluster.disconnected(agent, connection, now);
+    }
+
+    pub fn rank_exited(&mut self, agent: &str, exit: v1::RankExited, now: Now) {
+        self.cluster.exited(agent, &exit.session_id);
+        self.feed(&exit.session_id.clone(), Input::Exited(exit), now);
+        self.allocate(now);
+    }
+
+    // ---- ranks ----
+
+    pub fn rank_hello(&mut self, hello: v1::RankHello, now: Now) -> Result<(), Refusal> {
+        let session = hello.session_id.clone();
+        self.try_feed(&session.clone(), Input::Hello { session, hello }, now)
+    }
+
+    pub fn rank_said(
+        &mut self,
+        session: &str,
+        message: rank_message::Message,
+        now: Now,
+    ) -> Result<(), Refusal> {
+        let result = self.try_feed(session, Input::Said { session: session.to_owned(), message }, now);
+        self.allocate(now);
+        result
+    }
+
+    pub fn rank_gone(&mut self, session: &str, now: Now) {
+        self.feed(session, Input::StreamEnded { session: session.to_owned() }, now);
+    }
+
+    // ---- the world's answers and the clock ----
+
+    pub fn steps_written(&mut self, job: &str, phase: &str, result: Result<v1::Object, String>, now: Now) {
+        let input = Input::StepsWritten { phase: phase.to_owned(), result };
+        let decided = self.with_run(job, |run, state| run.handle(state, input, now));
+        if let Some(Ok(decision)) = decided {
+            self.take(job, decision, now);
+        }
+        self.settle(job, now);
+    }
+
+    pub fn tick(&mut self, now: Now) {
+        for (agent, sessions) in self.cluster.expire(now) {
+            tracing::warn!(agent, ranks = sessions.len(), "an agent was not heard for too long: given up");
+            for session in sessions {
+                self.feed(&session.clone(), Input::AgentLost { session }, now);
+            }
+        }
+        for id in self.order.clone() {
+            self.settle(&id, now);
+            self.publish_progress(&id, now);
+        }
+        self.allocate(now);
+    }
+
+    /// Jobs in each state, for the metric.
+    pub fn census(&self) -> BTreeMap<&'static str, usize> {
+        let mut census = BTreeMap::new();
+        for entry in self.jobs.values() {
+            *census.entry(entry.state.life.name()).or_default() += 1;
+        }
+        census
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The attempts whose ranks may write.
+    pub fn attempts(&self) -> BTreeMap<String, u32> {
+        let current = |(id, entry): (&String, &Entry)| Some((id.clone(), entry.state.current_attempt()?));
+        self.jobs.iter().filter_map(current).collect()
+    }
+}

@@ -1,0 +1,175 @@
+//! How facts become events and actions.
+
+use std::sync::Arc;
+
+use foil_proto::v1::{self, agent_command, job_event};
+
+use super::{Action, Core, Entry};
+use crate::clock::Now;
+use crate::job::{self, Change, Event, JobState, StateError, view};
+use crate::schedule::{Decision, Effect, Input, Level, Refusal, Run};
+
+impl Core {
+    pub(super) fn feed(&mut self, session: &str, input: Input, now: Now) {
+        if let Err(refusal) = self.try_feed(session, input, now) {
+            tracing::debug!(session, %refusal, "left aside");
+        }
+    }
+
+    pub(super) fn try_feed(&mut self, session: &str, input: Input, now: Now) -> Result<(), Refusal> {
+        let stale = || Refusal::Stale { session: session.to_owned(), attempt: 0 };
+        let job = self.sessions.get(session).cloned().ok_or_else(stale)?;
+        let decision =
+            self.with_run(&job, |run, state| run.handle(state, input, now)).ok_or_else(stale)??;
+        self.take(&job, decision, now);
+        self.settle(&job, now);
+        Ok(())
+    }
+
+    pub(super) fn with_run<T>(&mut self, job: &str, act: impl FnOnce(&mut Run, &JobState) -> T) -> Option<T> {
+        let entry = self.jobs.get_mut(job)?;
+        entry.run.as_mut().map(|run| act(run, &entry.state))
+    }
+
+    /// Lets a job go on until nothing more follows from its state.
+    pub(super) fn settle(&mut self, id: &str, now: Now) {
+        while self.fault.is_none() {
+            let Some(entry) = self.jobs.get(id) else { return };
+            if let Some((change, reason)) = job::decide(&entry.state) {
+                self.commit(id, change, &reason, now);
+                continue;
+            }
+            let Some(decision) = self.with_run(id, |run, state| run.advance(state, now)) else { return };
+            let moved = !decision.changes.is_empty();
+            self.take(id, decision, now);
+            if !moved {
+                break;
+            }
+        }
+        self.bury(id);
+    }
+
+    /// Forgets an attempt that has no process left.
+    pub(super) fn bury(&mut self, id: &str) {
+        let Some(entry) = self.jobs.get_mut(id) else { return };
+        if entry.run.as_ref().is_some_and(Run::is_over) {
+            entry.run = None;
+            self.sessions.retain(|_, job| job != id);
+        }
+    }
+
+    pub(super) fn take(&mut self, id: &str, decision: Decision, now: Now) {
+        let reason = decision.reasons.join("; ");
+        if !reason.is_empty() {
+            let state = self.state(id);
+            let phase = state.and_then(JobState::phase).map(|phase| phase.id.as_str()).unwrap_or_default();
+            tracing::debug!(
+                job_id = id,
+                phase,
+                attempt = state.map_or(0, |state| state.attempt),
+                reason,
+                "decided"
+            );
+        }
+        for change in decision.changes {
+            self.commit(id, change, &reason, now);
+        }
+        for effect in decision.effects {
+            self.perform(id, effect, now);
+        }
+    }
+
+    pub(super) fn perform(&mut self, id: &str, effect: Effect, now: Now) {
+        match effect {
+            Effect::Start { agent, start } => {
+                let command = agent_command::Command::StartRank(start);
+                self.outbox.actions.push(Action::Agent { agent, command });
+            }
+            Effect::Stop { agent, session } => self.stop(&agent, session),
+            Effect::Tell { session, command } => self.outbox.actions.push(Action::Rank { session, command }),
+            Effect::Release { place, session } => self.cluster.release(&place, &session),
+            Effect::WriteSteps { phase, key, body } => {
+                self.outbox.actions.push(Action::WriteSteps { job: id.to_owned(), phase, key, body });
+            }
+            Effect::Notice { level, text } => self.tell_watchers(id, level, text, now),
+            Effect::Count(counter) => self.outbox.actions.push(Action::Count(counter)),
+        }
+    }
+
+    pub(super) fn stop(&mut self, agent: &str, session: String) {
+        let command = agent_command::Command::StopRank(v1::StopRank { session_id: session });
+        self.outbox.actions.push(Action::Agent { agent: agent.to_owned(), command });
+    }
+
+    pub(super) fn tell_watchers(&mut self, id: &str, level: Level, text: String, now: Now) {
+        let name = match level {
+            Level::Info => "info",
+            Level::Warning => "warning",
+            Level::Error => "error",
+        };
+        match level {
+            Level::Info => tracing::info!(job_id = id, "{text}"),
+            Level::Warning => tracing::warn!(job_id = id, "{text}"),
+            Level::Error => tracing::error!(job_id = id, "{text}"),
+        }
+        self.publish(id, view::notice(name, text), now);
+    }
+
+    /// Sends watchers what the log does not keep.
+    pub(super) fn publish(&mut self, id: &str, event: job_event::Event, now: Now) {
+        if let Some(entry) = self.jobs.get(id) {
+            let event = Arc::new(view::event(&entry.state, event, now.wall));
+            self.outbox.actions.push(Action::Publish { job: id.to_owned(), event });
+        }
+    }
+
+    pub(super) fn publish_progress(&mut self, id: &str, now: Now) {
+        if let Some(Some(progress)) = self.with_run(id, Run::progress) {
+            self.publish(id, job_event::Event::PhaseProgress(progress), now);
+        }
+    }
+
+    /// Applies a change and hands it to the log.
+    pub(super) fn commit(&mut self, id: &str, change: Change, reason: &str, now: Now) {
+        let event = Event { job: id.to_owned(), at: now.wall, change };
+        let before = self.state(id).map_or("none", |state| state.life.name());
+        if let Err(fault) = self.apply(&event) {
+            tracing::error!(job_id = id, %fault, "an impossible event was decided on; please report this");
+            self.fault.get_or_insert(fault);
+            return;
+        }
+        let after = self.state(id).map_or("none", |state| state.life.name());
+        if before != after {
+            tracing::info!(job_id = id, from = before, to = after, reason, "job");
+            let transition =
+                Action::Transition { from: before, to: after, reason: event.change.name().to_owned() };
+            self.outbox.actions.push(transition);
+        }
+        self.outbox.events.push(event);
+    }
+
+    pub(super) fn apply(&mut self, event: &Event) -> Result<(), StateError> {
+        let id = &event.job;
+        match (&event.change, self.jobs.get_mut(id)) {
+            (Change::Submitted(submitted), None) => {
+                let state = JobState::submitted(id, event.at, (**submitted).clone())?;
+                self.requests.insert(submitted.request_id.clone(), id.clone());
+                self.order.push(id.clone());
+                let entry = Entry { state, run: None, history: Vec::new(), waiting: None };
+                self.jobs.insert(id.clone(), entry);
+            }
+            (_, Some(entry)) => entry.state.apply(event)?,
+            (_, None) => {
+                return Err(StateError::Unknown { job: id.clone(), event: event.change.name().to_owned() });
+            }
+        }
+        if let Some(entry) = self.jobs.get_mut(id) {
+            for shown in view::events(&entry.state, &event.change, event.at) {
+                let shown = Arc::new(shown);
+                entry.history.push(Arc::clone(&shown));
+                self.outbox.actions.push(Action::Publish { job: id.clone(), event: shown });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! The driver, as the gRPC services see it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use foil_proto::v1::{self, rank_message};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use super::command::{Command, Found, Page, Subscription};
+use crate::job::Submitted;
+use crate::schedule::Refusal;
+
+/// The driver has ended; so does the process soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the coordinator is shutting down")]
+pub struct Stopped;
+
+/// Cheap to clone. Every answer tells of durable state only.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    pub(super) inbox: mpsc::Sender<Command>,
+    pub(super) attempts: Attempts,
+}
+
+/// The attempts whose ranks may write, by job; kept up by the driver.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Attempts(Arc<RwLock<BTreeMap<String, u32>>>);
+
+impl Attempts {
+    pub(super) fn set(&self, attempts: BTreeMap<String, u32>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = attempts;
+    }
+}
+
+impl Handle {
+    /// The attempt whose ranks may write for a job now.
+    pub fn current_attempt(&self, job: &str) -> Option<u32> {
+        self.attempts.0.read().unwrap_or_else(PoisonError::into_inner).get(job).copied()
+    }
+
+    /// The job that a request id made.
+    pub async fn find(&self, request_id: &str) -> Result<Option<Found>, Stopped> {
+        self.ask(|reply| Command::Find { request_id: request_id.to_owned(), reply }).await
+    }
+
+    /// Commits a job, unless its request id has one already; answers with the job there is.
+    pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Found, Stopped> {
+        self.ask(|reply| Command::Submit { id, submitted: Box::new(submitted), reply }).await
+    }
+
+    pub async fn get(&self, id: &str) -> Result<Option<v1::Job>, Stopped> {
+        self.ask(|reply| Command::Get { id: id.to_owned(), reply }).await
+    }
+
+    /// Newest first, after the job with the given id.
+    pub async fn list(&self, size: usize, after: Option<String>) -> Result<Page, Stopped> {
+        self.ask(|reply| Command::List { size, after, reply }).await
+    }
+
+    pub async fn watch(&self, id: &str, after_revision: u64) -> Result<Option<Subscription>, Stopped> {
+        self.ask(|reply| Command::Watch { id: id.to_owned(), after_revision, reply }).await
+    }
+
+    pub async fn cancel(&self, id: &str) -> Result<Option<v1::Job>, Stopped> {
+        self.ask(|reply| Command::Cancel { id: id.to_owned(), reply }).await
+    }
+
+    /// `connection` must be unique to the stream; a later registration of the same agent replaces it.
+    pub async fn agent_registered(
+        &self,
+        hello: v1::AgentRegister,
+        connection: u64,
+        commands: mpsc::Sender<Result<v1::AgentCommand, Status>>,
+    ) -> Result<(), Stopped> {
+        self.tell(Command::AgentRegistered { hello, connection, commands }).await
+    }
+
+    pub async fn agent_heartbeat(&self, agent: String, connection: u64) -> Result<(), Stopped> {
+        self.tell(Command::AgentHeartbeat { agent, connection }).await
+    }
+
+    pub async fn rank_exited(
+        &self,
+        agent: String,
+        connection: u64,
+        exit: v1::RankExited,
+    ) -> Result<(), Stopped> {
+        self.tell(Command::RankExited { agent, connection, exit }).await
+    }
+
+    pub async fn agent_gone(&self, agent: String, connection: u64) -> Result<(), Stopped> {
+        self.tell(Command::AgentGone { agent, connection }).await
+    }
+
+    /// Seats a rank process; its commands, the welcome first, come by `commands`.
+    pub async fn rank_hello(
+        &self,
+        hello: v1::RankHello,
+        commands: mpsc::Sender<Result<v1::RankCommand, Status>>,
+    ) -> Result<Result<(), Refusal>, Stopped> {
+        self.ask(|reply| Command::RankHello { hello, commands, reply }).await
+    }
+
+    pub async fn rank_said(&self, session: String, message: rank_message::Message) -> Result<(), Stopped> {
+        self.tell(Command::RankSaid { session, message }).await
+    }
+
+    pub async fn rank_gone(&self, session: String) -> Result<(), Stopped> {
+        self.tell(Command::RankGone { session }).await
+    }
+
+    pub(super) async fn steps_written(
+        &self,
+        job: String,
+        phase: String,
+        result: Result<v1::Object, String>,
+    ) -> Result<(), Stopped> {
+        self.tell(Command::StepsWritten { job, phase, result }).await
+    }
+
+    async fn tell(&self, command: Command) -> Result<(), Stopped> {
+        self.inbox.send(command).await.map_err(|_| Stopped)
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(command(reply)).await?;
+        answer.await.map_err(|_| Stopped)
+    }
+}

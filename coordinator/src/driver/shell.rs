@@ -1,0 +1,344 @@
+//! The loop around [`Core`]: inbox, clock, journal, streams.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use foil_common::storage::Store;
+use foil_proto::v1::{self, agent_command};
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
+use tonic::Status;
+
+use super::command::{Command, Found, Page, Subscription};
+use super::core::{Action, Core};
+use super::handle::{Attempts, Handle};
+use super::links::Links;
+use super::telemetry;
+use crate::clock::{Clock, Now};
+use crate::cluster::Liveness;
+use crate::job::{Event, StateError, Submitted, view};
+use crate::journal::{Journal, JournalError};
+use crate::rpc::status::refused;
+use crate::schedule::Deadlines;
+
+const TICK: Duration = Duration::from_millis(200);
+const INBOX: usize = 1024;
+/// Commands taken together, so that their events share a record of the log.
+const BATCH: usize = 256;
+
+/// Times that tests shorten.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Settings {
+    pub liveness: Liveness,
+    pub deadlines: Deadlines,
+}
+
+/// How often an agent is to be heard.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Less than [`Liveness::silence`]: an agent has killed its ranks before it is given up.
+const FENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Owns all state; runs until stopped or until the log cannot be written.
+pub struct Driver {
+    core: Core,
+    journal: Journal<Event>,
+    store: Store,
+    clock: Clock,
+    inbox: mpsc::Receiver<Command>,
+    /// Its inbox is this driver's own.
+    handle: Handle,
+    links: Links,
+    /// Answers and commands that wait for the log, in order.
+    pending: FuturesOrdered<Pin<Box<dyn Future<Output = Result<Release, JournalError>> + Send>>>,
+    replies: Vec<Reply>,
+    /// Answered at the end of a batch: what they are told of the past must end where the stream to them begins.
+    watches: Vec<Watch>,
+}
+
+struct Watch {
+    id: String,
+    after_revision: u64,
+    reply: oneshot::Sender<Option<Subscription>>,
+}
+
+type Reply = Box<dyn FnOnce(&mut Links) + Send>;
+
+/// What may leave the process now.
+struct Release {
+    actions: Vec<Action>,
+    replies: Vec<Reply>,
+}
+
+impl Driver {
+    /// Becomes the store's leader, replays its log and ends the attempts of the coordinator before.
+    pub async fn open(store: Store, leader: &str, settings: Settings) -> Result<(Self, Handle), DriverError> {
+        let (journal, events) = Journal::open(store.clone(), leader).await?;
+        let replayed = events.len();
+        let core = Core::replay(events, settings.liveness, settings.deadlines)?;
+        tracing::info!(events = replayed, jobs = core.order().len(), term = journal.term(), "log replayed");
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let handle = Handle { inbox: sender, attempts: Attempts::default() };
+        let links = Links::new(journal.term());
+        let pending = FuturesOrdered::new();
+        let clock = Clock::start();
+        telemetry::describe();
+        let driver = Self {
+            core,
+            journal,
+            store,
+            clock,
+            inbox,
+            handle: handle.clone(),
+            links,
+            pending,
+            replies: Vec::new(),
+            watches: Vec::new(),
+        };
+        Ok((driver, handle))
+    }
+
+    /// Serves until `stop` completes.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), DriverError> {
+        tokio::pin!(stop);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.core.recover(self.clock.now());
+        self.flush()?;
+        loop {
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                Some(released) = self.pending.next(), if !self.pending.is_empty() => self.release(released?),
+                Some(command) = self.inbox.recv() => self.batch(command),
+                _ = ticks.tick() => {
+                    let now = self.clock.now();
+                    self.core.tick(now);
+                    telemetry::levels(&self.core, now);
+                }
+            }
+            self.flush()?;
+        }
+    }
+
+    fn batch(&mut self, first: Command) {
+        let now = self.clock.now();
+        self.obey(first, now);
+        for _ in 1..BATCH {
+            let Ok(command) = self.inbox.try_recv() else { break };
+            self.obey(command, now);
+        }
+    }
+
+    /// Hands the log what was decided, and lets out what waits for it once it is durable.
+    fn flush(&mut self) -> Result<(), DriverError> {
+        for watch in std::mem::take(&mut self.watches) {
+            self.watch(watch);
+        }
+        let outbox = self.core.drain()?;
+        let replies = std::mem::take(&mut self.replies);
+        if outbox.events.is_empty() && outbox.actions.is_empty() && replies.is_empty() {
+            return Ok(());
+        }
+        let release = Release { actions: outbox.actions, replies };
+        if outbox.events.is_empty() {
+            match self.pending.is_empty() {
+                true => self.release(release),
+                false => self.pending.push_back(Box::pin(async { Ok(release) })),
+            }
+            return Ok(());
+        }
+        telemetry::events(&self.core, &outbox.events);
+        self.handle.attempts.set(self.core.attempts());
+        let durable = self.journal.append(&outbox.events);
+        self.pending.push_back(Box::pin(async move {
+            durable.await?;
+            Ok(release)
+        }));
+        Ok(())
+    }
+
+    fn release(&mut self, release: Release) {
+        for action in release.actions {
+            telemetry::action(&action);
+            match action {
+                Action::Agent { agent, command } => self.links.tell_agent(&agent, command),
+                Action::Rank { session, command } => self.links.tell_rank(&session, command),
+                Action::Publish { job, event } => self.links.publish(&job, event),
+                Action::WriteSteps { job, phase, key, body } => self.write_steps(job, phase, key, body),
+                Action::Transition { .. } | Action::Count(_) => {}
+            }
+        }
+        for reply in release.replies {
+            reply(&mut self.links);
+        }
+    }
+
+    fn write_steps(&self, job: String, phase: String, key: String, body: String) {
+        let (store, handle) = (self.store.clone(), self.handle.clone());
+        tokio::spawn(async move {
+            let written = store.put_object(&key, Bytes::from(body)).await;
+            let result = written
+                .map(|object| v1::Object { path: "metrics.jsonl".to_owned(), ..object })
+                .map_err(|error| error.to_string());
+            // The driver may have stopped; then the next one starts the phase again.
+            let _ = handle.steps_written(job, phase, result).await;
+        });
+    }
+
+    fn obey(&mut self, command: Command, now: Now) {
+        match command {
+            Command::Find { request_id, reply } => {
+                let found = self.found(&request_id);
+                self.reply(move |_| drop(reply.send(found)));
+            }
+            Command::Submit { id, submitted, reply } => self.submit(&id, *submitted, reply, now),
+            Command::Get { id, reply } => {
+                let job = self.core.state(&id).map(view::job);
+                self.reply(move |_| drop(reply.send(job)));
+            }
+            Command::List { size, after, reply } => {
+                let page = self.page(size, after.as_deref());
+                self.reply(move |_| drop(reply.send(page)));
+            }
+            Command::Watch { id, after_revision, reply } => {
+                self.watches.push(Watch { id, after_revision, reply });
+            }
+            Command::Cancel { id, reply } => {
+                self.core.cancel(&id, now);
+                let job = self.core.state(&id).map(view::job);
+                self.reply(move |_| drop(reply.send(job)));
+            }
+            of_workers => self.obey_worker(of_workers, now),
+        }
+    }
+
+    fn obey_worker(&mut self, command: Command, now: Now) {
+        match command {
+            Command::AgentRegistered { hello, connection, commands } => {
+                self.register(&hello, connection, commands, now);
+            }
+            Command::AgentHeartbeat { agent, connection } => {
+                self.core.agent_heard(&agent, connection, now);
+            }
+            Command::RankExited { agent, connection, exit } => {
+                self.core.agent_heard(&agent, connection, now);
+                self.core.rank_exited(&agent, exit, now);
+            }
+            Command::AgentGone { agent, connection } => {
+                self.links.remove_agent(&agent, connection);
+                self.core.agent_disconnected(&agent, connection, now);
+            }
+            Command::RankHello { hello, commands, reply } => {
+                let session = hello.session_id.clone();
+                let result = self.core.rank_hello(hello, now);
+                if result.is_ok() {
+                    self.links.add_rank(&session, commands);
+                }
+                self.reply(move |_| drop(reply.send(result)));
+            }
+            Command::RankSaid { session, message } => {
+                if let Err(refusal) = self.core.rank_said(&session, message, now) {
+                    tracing::warn!(session, %refusal, "a rank's word is refused");
+                    self.links.remove_rank(&session, Some(refused(&refusal)));
+                    self.core.rank_gone(&session, now);
+                }
+            }
+            Command::RankGone { session } => {
+                self.links.remove_rank(&session, None);
+                self.core.rank_gone(&session, now);
+            }
+            Command::StepsWritten { job, phase, result } => {
+                self.core.steps_written(&job, &phase, result, now)
+            }
+            // The users' commands.
+            _ => {}
+        }
+    }
+
+    fn register(
+        &mut self,
+        hello: &v1::AgentRegister,
+        connection: u64,
+        commands: mpsc::Sender<Result<v1::AgentCommand, Status>>,
+        now: Now,
+    ) {
+        let devices = hello.devices.len();
+        tracing::info!(
+            agent = hello.agent_id,
+            host = hello.hostname,
+            devices,
+            version = hello.version,
+            "agent registered"
+        );
+        self.links.add_agent(&hello.agent_id, connection, commands);
+        let welcome =
+            v1::AgentWelcome { heartbeat_milliseconds: millis(HEARTBEAT), fence_milliseconds: millis(FENCE) };
+        // Before any other command: it tells of no state.
+        self.links.tell_agent(&hello.agent_id, agent_command::Command::Welcome(welcome));
+        self.core.agent_registered(hello, connection, now);
+    }
+
+    fn submit(&mut self, id: &str, submitted: Submitted, reply: oneshot::Sender<Found>, now: Now) {
+        let request_id = submitted.request_id.clone();
+        if self.core.find_request(&request_id).is_none() {
+            self.core.submit(id, submitted, now);
+        }
+        if let Some(found) = self.found(&request_id) {
+            self.reply(move |_| drop(reply.send(found)));
+        }
+    }
+
+    fn found(&self, request_id: &str) -> Option<Found> {
+        let (state, spec_hash) = self.core.find_request(request_id)?;
+        let submitted = Box::new(state.submitted.clone());
+        Some(Found { spec_hash: spec_hash.to_owned(), submitted, job: view::job(state) })
+    }
+
+    fn page(&self, size: usize, after: Option<&str>) -> Page {
+        let newest_first = || self.core.order().iter().rev();
+        let skip =
+            after.and_then(|after| newest_first().position(|id| id == after)).map_or(0, |index| index + 1);
+        let ids: Vec<&String> = newest_first().skip(skip).take(size).collect();
+        let more = skip + ids.len() < self.core.order().len();
+        Page {
+            next: ids.last().filter(|_| more).map(|id| (*id).clone()),
+            jobs: ids.into_iter().filter_map(|id| self.core.state(id)).map(view::job).collect(),
+        }
+    }
+
+    fn watch(&mut self, watch: Watch) {
+        let Watch { id, after_revision, reply } = watch;
+        let Some(state) = self.core.state(&id) else {
+            return self.reply(move |_| drop(reply.send(None)));
+        };
+        let now = self.clock.now();
+        let job = v1::job_event::Event::Job(view::job(state));
+        let mut past = vec![Arc::new(view::event(state, job, now.wall))];
+        past.extend(self.core.history(&id, after_revision));
+        let ended = state.is_ended();
+        self.reply(move |links| {
+            let future = (!ended).then(|| links.subscribe(&id));
+            drop(reply.send(Some(Subscription { past, future })));
+        });
+    }
+
+    fn reply(&mut self, reply: impl FnOnce(&mut Links) + Send + 'static) {
+        self.replies.push(Box::new(reply));
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}

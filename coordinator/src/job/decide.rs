@@ -1,0 +1,50 @@
+//! What the durable state alone calls for, whatever the ranks do.
+
+use foil_proto::v1;
+
+use super::event::{Cause, CauseClass, Change, Outcome};
+use super::state::{ATTEMPTS_WITHOUT_COMMIT, JobState, Life};
+
+/// The next change that follows from the state itself, and why; none where something else must happen first.
+pub fn decide(state: &JobState) -> Option<(Change, String)> {
+    match state.life {
+        Life::Cancelling { attempt: None } => {
+            Some((Change::Ended(Outcome::Cancelled), "cancelled".to_owned()))
+        }
+        Life::Recovering if state.phase().is_none() => {
+            Some((Change::Ended(Outcome::Succeeded), "every phase is committed".to_owned()))
+        }
+        Life::Recovering => {
+            let failure = failure(state)?;
+            let reason = failure.message.clone();
+            Some((Change::Ended(Outcome::Failed(failure)), reason))
+        }
+        Life::Queued | Life::Running { .. } | Life::Cancelling { .. } | Life::Ended { .. } => None,
+    }
+}
+
+/// Why another attempt is not worth it.
+fn failure(state: &JobState) -> Option<v1::JobFailure> {
+    let last = state.failures.last()?;
+    if last.class.is_final() || last.class == CauseClass::NoProgress {
+        return Some(job_failure(state, last, last.message.clone()));
+    }
+    if state.failures.len() < ATTEMPTS_WITHOUT_COMMIT {
+        return None;
+    }
+    let message =
+        format!("{} attempts ended without a commit; the last: {}", state.failures.len(), last.message);
+    let cause = Cause { class: CauseClass::NoProgress, ..last.clone() };
+    Some(job_failure(state, &cause, message))
+}
+
+fn job_failure(state: &JobState, cause: &Cause, message: String) -> v1::JobFailure {
+    v1::JobFailure {
+        class: cause.class.as_str().to_owned(),
+        message,
+        advice: cause.advice.clone(),
+        phase: state.phase().map(|phase| phase.id.clone()).unwrap_or_default(),
+        rank: cause.rank,
+        log_tail: cause.log_tail.clone(),
+    }
+}

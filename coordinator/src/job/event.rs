@@ -1,0 +1,156 @@
+//! What is written to the log about a job. A job's state is its events applied in order, and nothing else.
+
+use foil_proto::v1;
+use serde::{Deserialize, Serialize};
+
+/// One event of one job, as it stands in the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    pub job: String,
+    /// Milliseconds since the Unix epoch.
+    pub at: u64,
+    pub change: Change,
+}
+
+/// What happened to the job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Always the first.
+    Submitted(Box<Submitted>),
+    /// Devices were found; rank processes are being started.
+    AttemptStarted { attempt: u32, phase: String, world: u32 },
+    /// A chunk of the current map phase is computed and its object durable.
+    ChunkDone(ChunkDone),
+    /// The phase's artifact is complete: this record is its commit point.
+    PhaseCommitted(Box<Committed>),
+    /// All ranks of the attempt are gone or going.
+    AttemptEnded { attempt: u32, cause: Cause },
+    /// A user asked the job to stop.
+    CancelRequested,
+    /// Always the last.
+    Ended(Outcome),
+}
+
+/// All that a job needs for the rest of its life.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// Of the client's request: the same id with the same `spec_hash` is the same job.
+    pub request_id: String,
+    /// Hex BLAKE3 of the request's specification, before defaults.
+    pub spec_hash: String,
+    /// With every default filled in.
+    pub spec: v1::JobSpec,
+    pub plan: v1::Plan,
+    pub datasets: Vec<v1::Dataset>,
+    /// The policy the job starts from.
+    pub policy: v1::Artifact,
+    /// The reward model named by the job, if any.
+    pub reward: Option<v1::Artifact>,
+}
+
+/// One chunk's result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChunkDone {
+    pub phase: String,
+    pub chunk: u32,
+    pub object: v1::Object,
+    pub moments: Vec<v1::Moments>,
+    pub calibration: Option<v1::Calibration>,
+    pub seconds: f64,
+}
+
+/// A phase that is over for good.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Committed {
+    pub phase: String,
+    pub artifact: v1::Artifact,
+    pub metrics: Vec<v1::Metric>,
+    pub seconds: f64,
+    /// The per-step figures of a gang phase, one JSON object per line.
+    pub steps: Option<v1::Artifact>,
+}
+
+/// Why an attempt ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cause {
+    pub class: CauseClass,
+    pub message: String,
+    pub advice: String,
+    pub rank: Option<u32>,
+    /// The failed rank's last log lines.
+    pub log_tail: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CauseClass {
+    /// The job's last phase is committed.
+    Completed,
+    Cancelled,
+    CoordinatorRestart,
+    /// The specification asks for something impossible; another attempt would end the same way.
+    User,
+    /// The data cannot be used; another attempt would end the same way.
+    Data,
+    /// A loss, gradient or score is not finite; another attempt would end the same way.
+    Nonfinite,
+    OutOfMemory,
+    Crash,
+    Hang,
+    Store,
+    /// The machine of a rank was not heard of any more.
+    AgentLost,
+    /// Given to a job, never to an attempt: attempts kept ending without a commit between them.
+    NoProgress,
+}
+
+impl CauseClass {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+            Self::CoordinatorRestart => "coordinator_restart",
+            Self::User => "user",
+            Self::Data => "data",
+            Self::Nonfinite => "nonfinite",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Crash => "crash",
+            Self::Hang => "hang",
+            Self::Store => "store",
+            Self::AgentLost => "agent_lost",
+            Self::NoProgress => "no_progress",
+        }
+    }
+
+    /// Of a rank's own word for its failure; what is not known is a crash.
+    pub fn of_task_failure(class: &str) -> Self {
+        match class {
+            "user" => Self::User,
+            "data" => Self::Data,
+            "nonfinite" => Self::Nonfinite,
+            "out_of_memory" => Self::OutOfMemory,
+            "store" => Self::Store,
+            _ => Self::Crash,
+        }
+    }
+
+    /// True where trying again cannot help.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::User | Self::Data | Self::Nonfinite)
+    }
+
+    /// True where the attempt's end is a failure of the job's own, counted towards giving up.
+    pub fn counts(self) -> bool {
+        !matches!(self, Self::Completed | Self::Cancelled | Self::CoordinatorRestart)
+    }
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Succeeded,
+    Failed(v1::JobFailure),
+    Cancelled,
+}

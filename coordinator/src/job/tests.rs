@@ -1,0 +1,113 @@
+use super::fixture::{after, commit_next, event, object, state};
+use super::*;
+use crate::schedule::ended;
+use foil_proto::v1;
+
+fn crash(state: &mut JobState) {
+    let cause = Cause { rank: Some(1), ..ended(CauseClass::Crash, "rank 1 crashed") };
+    let attempt = state.attempt;
+    state.apply(&event(5, Change::AttemptEnded { attempt, cause })).unwrap();
+}
+
+fn restart(state: &mut JobState) {
+    let (attempt, phase) = (state.attempt + 1, state.phase().unwrap().id.clone());
+    state.apply(&event(6, Change::AttemptStarted { attempt, phase, world: 2 })).unwrap();
+}
+
+#[test]
+fn three_attempts_without_a_commit_end_a_job_and_a_commit_forgives() {
+    let mut state = after(&[], 0);
+    for _ in 0..2 {
+        crash(&mut state);
+        assert!(decide(&state).is_none());
+        restart(&mut state);
+    }
+    commit_next(&mut state);
+    for _ in 0..2 {
+        crash(&mut state);
+        restart(&mut state);
+    }
+    assert!(decide(&state).is_none());
+    crash(&mut state);
+    let (change, _) = decide(&state).unwrap();
+    let Change::Ended(Outcome::Failed(failure)) = &change else { panic!("{change:?}") };
+    assert_eq!((failure.class.as_str(), failure.rank), ("no_progress", Some(1)));
+    assert!(failure.message.contains("rank 1 crashed"), "{}", failure.message);
+    state.apply(&event(9, change)).unwrap();
+    assert!(state.is_ended() && decide(&state).is_none());
+}
+
+#[test]
+fn a_restarted_coordinator_is_no_failure_of_the_job() {
+    let mut state = after(&[], 0);
+    for _ in 0..10 {
+        let cause = ended(CauseClass::CoordinatorRestart, "restart");
+        let attempt = state.attempt;
+        state.apply(&event(5, Change::AttemptEnded { attempt, cause })).unwrap();
+        assert!(decide(&state).is_none() && state.wants_devices());
+        restart(&mut state);
+    }
+}
+
+#[test]
+fn bad_data_fails_at_the_first_attempt() {
+    let mut state = after(&[], 0);
+    let cause = ended(CauseClass::Data, "row 7 is empty");
+    state.apply(&event(5, Change::AttemptEnded { attempt: 1, cause })).unwrap();
+    let Some((Change::Ended(Outcome::Failed(failure)), _)) = decide(&state) else { panic!() };
+    assert_eq!(failure.class, "data");
+}
+
+#[test]
+fn cancelling_waits_for_the_ranks() {
+    let mut state = after(&[], 0);
+    state.apply(&event(4, Change::CancelRequested)).unwrap();
+    assert!(decide(&state).is_none());
+    assert_eq!(view::wire_state(&state.life), v1::JobState::Cancelling);
+    let cause = ended(CauseClass::Cancelled, "cancelled");
+    state.apply(&event(5, Change::AttemptEnded { attempt: 1, cause })).unwrap();
+    assert_eq!(decide(&state).unwrap().0, Change::Ended(Outcome::Cancelled));
+}
+
+#[test]
+fn impossible_events_change_nothing() {
+    let chunk = |phase: &str, chunk| {
+        Change::ChunkDone(ChunkDone {
+            phase: phase.into(),
+            chunk,
+            object: object("x"),
+            moments: vec![],
+            calibration: None,
+            seconds: 1.0,
+        })
+    };
+    let mut state = after(&[], 1);
+    let before = state.clone();
+    let phase = state.phase().unwrap().id.clone();
+    let stale = ended(CauseClass::Crash, "");
+    for change in [
+        Change::AttemptStarted { attempt: 2, phase: phase.clone(), world: 2 },
+        Change::AttemptEnded { attempt: 7, cause: stale },
+        Change::Ended(Outcome::Succeeded),
+        chunk("r00.sft", 0),
+        chunk(&phase, 999),
+    ] {
+        state.apply(&event(9, change)).unwrap_err();
+        assert_eq!(state, before);
+    }
+    state.apply(&event(9, chunk(&phase, 0))).unwrap();
+    state.apply(&event(9, chunk(&phase, 0))).unwrap_err();
+    assert_eq!(state.revision, before.revision + 1);
+}
+
+#[test]
+fn the_best_round_is_the_first_of_equals_and_figures_keep_their_round() {
+    let phases = state(&[]).phases.len();
+    let done = view::job(&after(&[], phases));
+    assert_eq!(done.best_round, 2);
+    assert_eq!(done.rounds.len(), 2);
+    assert_eq!(done.start[0].value, 0.0);
+    assert!(done.rounds[1].policy.iter().any(|metric| metric.name == "gold_mean" && metric.value == 2.0));
+    assert!(done.rounds[0].reward.iter().any(|metric| metric.name == "fresh_gold_mean"));
+    assert_eq!(done.phases_done as usize, phases);
+}

@@ -1,0 +1,147 @@
+//! How a job and its events look to users.
+
+use foil_common::spec::BestBy;
+use foil_proto::v1::{self, job_event};
+
+use super::event::{CauseClass, Change, Committed, Outcome};
+use super::state::{JobState, Life};
+use crate::clock::timestamp;
+use crate::plan::{Phase, Work};
+
+/// The job as it stands.
+pub fn job(state: &JobState) -> v1::Job {
+    let (ended_at, failure) = match &state.life {
+        Life::Ended { at, outcome: Outcome::Failed(failure) } => (Some(*at), Some(failure.clone())),
+        Life::Ended { at, .. } => (Some(*at), None),
+        _ => (None, None),
+    };
+    v1::Job {
+        id: state.id.clone(),
+        name: state.submitted.spec.name.clone(),
+        state: wire_state(&state.life).into(),
+        spec: Some(state.submitted.spec.clone()),
+        plan: Some(state.submitted.plan.clone()),
+        revision: state.revision,
+        submitted_at: Some(timestamp(state.submitted_at)),
+        ended_at: ended_at.map(timestamp),
+        phase: if state.is_ended() {
+            String::new()
+        } else {
+            state.phase().map(|phase| phase.id.clone()).unwrap_or_default()
+        },
+        phases_done: u32::try_from(state.committed.len()).unwrap_or(u32::MAX),
+        attempt: state.attempt,
+        rounds: rounds(state),
+        start: metrics_of(state, 0, Work::EvaluatePolicy).to_vec(),
+        artifacts: state.committed.iter().flat_map(artifacts).cloned().collect(),
+        failure,
+        best_round: best_round(state),
+    }
+}
+
+fn artifacts(done: &Committed) -> impl Iterator<Item = &v1::Artifact> {
+    std::iter::once(&done.artifact).chain(&done.steps)
+}
+
+/// As users see it: a job between two attempts is running.
+pub fn wire_state(life: &Life) -> v1::JobState {
+    match life {
+        Life::Queued => v1::JobState::Queued,
+        Life::Running { .. } | Life::Recovering => v1::JobState::Running,
+        Life::Cancelling { .. } => v1::JobState::Cancelling,
+        Life::Ended { outcome: Outcome::Succeeded, .. } => v1::JobState::Succeeded,
+        Life::Ended { outcome: Outcome::Failed(_), .. } => v1::JobState::Failed,
+        Life::Ended { outcome: Outcome::Cancelled, .. } => v1::JobState::Cancelled,
+    }
+}
+
+/// What a watcher is told of a change, after it was applied. A chunk is no event of its own: progress tells of it.
+pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
+    let started = |phase: &str| {
+        job_event::Event::PhaseStarted(v1::PhaseStarted { phase: phase.to_owned(), attempt: state.attempt })
+    };
+    let bodies = match change {
+        Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {
+            vec![job_event::Event::Job(job(state))]
+        }
+        Change::AttemptStarted { phase, .. } => vec![job_event::Event::Job(job(state)), started(phase)],
+        Change::ChunkDone(_) => Vec::new(),
+        Change::PhaseCommitted(done) => {
+            let committed = v1::PhaseCommitted {
+                phase: done.phase.clone(),
+                metrics: done.metrics.clone(),
+                artifact: Some(done.artifact.clone()),
+                seconds: done.seconds,
+            };
+            let next = state.phase().map(|phase| started(&phase.id));
+            std::iter::once(job_event::Event::PhaseCommitted(committed)).chain(next).collect()
+        }
+        Change::AttemptEnded { attempt, cause } => match cause.class {
+            CauseClass::Completed | CauseClass::Cancelled => Vec::new(),
+            CauseClass::CoordinatorRestart => {
+                vec![notice("info", format!("attempt {attempt} ended: {}", cause.message))]
+            }
+            _ => vec![notice("warning", format!("attempt {attempt} ended: {}", cause.message))],
+        },
+    };
+    bodies.into_iter().map(|event| self::event(state, event, at)).collect()
+}
+
+/// An event at the job's current revision.
+pub fn event(state: &JobState, event: job_event::Event, at: u64) -> v1::JobEvent {
+    v1::JobEvent { revision: state.revision, at: Some(timestamp(at)), event: Some(event) }
+}
+
+pub fn notice(level: &str, text: String) -> job_event::Event {
+    job_event::Event::Notice(v1::Notice { level: level.to_owned(), text })
+}
+
+/// The figures of each round that has any. Of the evaluation they keep their names; those of fresh golden-vs-sample
+/// pairs are `fresh_…`, those of training `train_…`.
+fn rounds(state: &JobState) -> Vec<v1::RoundResult> {
+    (1..=state.spec.rounds)
+        .map(|round| {
+            let mut reward = metrics_of(state, round, Work::EvaluateReward).to_vec();
+            reward.extend(prefixed("fresh_", metrics_of(state, round, Work::EvaluateRewardFresh)));
+            reward.extend(prefixed("train_", metrics_of(state, round, Work::TrainReward)));
+            let mut policy = metrics_of(state, round, Work::EvaluatePolicy).to_vec();
+            policy.extend(prefixed("train_", metrics_of(state, round, Work::TrainPolicy)));
+            v1::RoundResult { round, reward, policy }
+        })
+        .filter(|result| !(result.reward.is_empty() && result.policy.is_empty()))
+        .collect()
+}
+
+fn metrics_of(state: &JobState, round: u32, work: Work) -> &[v1::Metric] {
+    state.done(&Phase::id_of(round, work)).map(|done| done.metrics.as_slice()).unwrap_or_default()
+}
+
+fn prefixed(prefix: &str, metrics: &[v1::Metric]) -> Vec<v1::Metric> {
+    let name = |metric: &v1::Metric| match metric.name.starts_with(prefix) {
+        true => metric.name.clone(),
+        false => format!("{prefix}{}", metric.name),
+    };
+    metrics.iter().map(|metric| v1::Metric { name: name(metric), ..metric.clone() }).collect()
+}
+
+/// The evaluated round that is best by the job's own measure, the first of equals; 0 where none is.
+fn best_round(state: &JobState) -> u32 {
+    let (work, name) = match state.spec.evaluation.best_by {
+        BestBy::GoldMean => (Work::EvaluatePolicy, "gold_mean"),
+        BestBy::RewardMean => (Work::EvaluatePolicy, "reward_mean"),
+        BestBy::RewardAccuracy => (Work::EvaluateReward, "accuracy"),
+    };
+    let value = |round: u32| {
+        state.done(&Phase::id_of(round, Work::EvaluatePolicy))?;
+        metrics_of(state, round, work).iter().find(|metric| metric.name == name).map(|metric| metric.value)
+    };
+    let mut best: Option<(u32, f64)> = None;
+    for round in 1..=state.spec.rounds {
+        if let Some(value) = value(round)
+            && best.is_none_or(|(_, most)| value > most)
+        {
+            best = Some((round, value));
+        }
+    }
+    best.map_or(0, |(round, _)| round)
+}

@@ -1,0 +1,157 @@
+use foil_proto::v1::{self, pair_source::Source, task::Work as TaskWork};
+
+use super::*;
+use crate::job::JobState;
+use crate::job::fixture::{Edit, after, datasets, job, state};
+
+fn ids(edits: &[Edit]) -> Vec<String> {
+    plan(&job(edits), &datasets()).into_iter().map(|phase| phase.id).collect()
+}
+
+fn reward_step(spec: &mut v1::JobSpec) -> &mut v1::RewardStepSpec {
+    spec.reward_step.get_or_insert_default()
+}
+
+/// The state in which `id` is the phase to be done.
+fn at(edits: &[Edit], id: &str) -> (JobState, Phase) {
+    let index = state(edits).phases.iter().position(|phase| phase.id == id).unwrap();
+    let state = after(edits, index);
+    let phase = state.phase().unwrap().clone();
+    assert_eq!(phase.id, id);
+    (state, phase)
+}
+
+#[test]
+fn the_game_in_order() {
+    let round = |round: u32| {
+        [
+            "reward.generate",
+            "reward.train",
+            "reward.evaluate",
+            "reward.evaluate_fresh",
+            "policy.generate",
+            "policy.score",
+            "policy.train",
+            "policy.evaluate",
+        ]
+        .map(|work| format!("r{round:02}.{work}"))
+    };
+    let start =
+        ["r00.sft", "r00.preferences.generate", "r00.preferences.evaluation.generate", "r00.policy.evaluate"];
+    let expected: Vec<String> =
+        start.map(str::to_owned).into_iter().chain(round(1)).chain(round(2)).collect();
+    assert_eq!(ids(&[]), expected);
+}
+
+#[test]
+fn sizes_follow_the_rows() {
+    let phases = plan(&job(&[]), &datasets());
+    let size = |id: &str| phases.iter().find(|phase| phase.id == id).map(|phase| (phase.chunks, phase.steps));
+    assert_eq!(size("r00.sft"), Some((0, 3)), "130 rows by 64");
+    assert_eq!(size("r01.reward.generate"), Some((3 + 1, 0)), "9 and 3 rows by 4, never in one chunk");
+    assert_eq!(size("r01.reward.train"), Some((0, 2)), "70 human and 9·4 golden pairs by 64");
+    assert_eq!(size("r01.policy.train"), Some((0, 1)));
+    assert_eq!(size("r02.policy.evaluate"), Some((2, 0)));
+    let wire: Vec<v1::PhasePlan> = phases.iter().map(Into::into).collect();
+    let back: Vec<Phase> = wire.iter().map(|phase| Phase::try_from(phase).unwrap()).collect();
+    assert_eq!(back, phases);
+    assert!(
+        Phase::try_from(&v1::PhasePlan { id: "r01.dance".into(), round: 1, ..Default::default() }).is_err()
+    );
+}
+
+#[test]
+fn a_reward_model_trained_once_is_still_measured_on_fresh_samples() {
+    let edits: &[Edit] = &[|spec| reward_step(spec).refresh = "first_round".into()];
+    let ids = ids(edits);
+    assert!(ids.contains(&"r01.reward.train".into()) && !ids.contains(&"r02.reward.train".into()));
+    assert!(ids.contains(&"r02.reward.generate".into()) && ids.contains(&"r02.reward.evaluate_fresh".into()));
+    let (state, phase) = at(edits, "r02.policy.score");
+    let Some(TaskWork::Score(score)) = lease(&state, &phase, 0).unwrap().task.work else { panic!() };
+    assert_eq!(score.reward.unwrap().name, "reward@1");
+    let (_, generate) = at(edits, "r02.reward.generate");
+    assert_eq!(generate.chunks, 1, "the holdout alone");
+}
+
+#[test]
+fn without_golden_weight_only_the_holdout_is_sampled() {
+    let edits: &[Edit] = &[|spec| reward_step(spec).apo_weight = Some(0.0)];
+    let (state, phase) = at(edits, "r01.reward.generate");
+    assert_eq!(phase.chunks, 1);
+    let lease = lease(&state, &phase, 0).unwrap();
+    let Some(TaskWork::Generate(generate)) = lease.task.work else { panic!() };
+    assert_eq!(generate.prompts.unwrap().name, "golden_holdout");
+    let (state, phase) = at(edits, "r01.reward.train");
+    let Some(TaskWork::TrainReward(train)) = gang_task(&state, &phase).unwrap().work else { panic!() };
+    assert!(train.golden.is_none() && train.human.is_some());
+    let (state, phase) = at(edits, "r01.reward.evaluate_fresh");
+    let Some(TaskWork::EvaluateReward(fresh)) = super::lease(&state, &phase, 0).unwrap().task.work else {
+        panic!()
+    };
+    let Some(Source::Golden(golden)) = fresh.pairs.unwrap().source else { panic!() };
+    assert_eq!(golden.samples.unwrap().objects[0].path, "00000");
+}
+
+#[test]
+fn chunks_cover_every_row_once_and_stay_within_a_set() {
+    for phase in &state(&[]).phases {
+        if phase.work.is_gang() {
+            continue;
+        }
+        let (state, phase) = at(&[], &phase.id);
+        let mut covered = std::collections::BTreeMap::<String, u64>::new();
+        for chunk in 0..phase.chunks {
+            let lease = lease(&state, &phase, chunk).unwrap();
+            let set = match lease.task.work.unwrap() {
+                TaskWork::Generate(task) => task.prompts.unwrap(),
+                TaskWork::Score(task) => task.prompts.unwrap(),
+                TaskWork::EvaluatePolicy(task) => task.prompts.unwrap(),
+                TaskWork::EvaluateReward(task) => match task.pairs.unwrap().source.unwrap() {
+                    Source::Pairs(set) => set,
+                    Source::Golden(golden) => golden.golden.unwrap(),
+                    Source::GoldLabelled(labelled) => labelled.prompts.unwrap(),
+                },
+                _ => panic!("a gang task for a chunk"),
+            };
+            let next = covered.entry(set.name.clone()).or_default();
+            assert_eq!(lease.first, *next, "{} chunk {chunk}", phase.id);
+            *next += lease.count;
+            assert!(*next <= set.rows && lease.count <= 4);
+            assert_eq!(rows_of_chunk(&state, &phase, chunk), lease.count);
+        }
+        assert_eq!(covered.values().sum::<u64>(), rows(&state, &phase), "{}", phase.id);
+        assert!(matches!(lease(&state, &phase, phase.chunks), Err(TaskError::NoChunk { .. })));
+    }
+}
+
+#[test]
+fn tasks_name_the_right_models_and_samples() {
+    let (state, phase) = at(&[], "r02.reward.train");
+    let Some(TaskWork::TrainReward(train)) = gang_task(&state, &phase).unwrap().work else { panic!() };
+    assert_eq!(
+        train.start.unwrap().name,
+        "policy@0",
+        "base: from the start policy with a fresh head, each round"
+    );
+    let Some(Source::Golden(golden)) = train.golden.unwrap().source else { panic!() };
+    assert_eq!(golden.samples.unwrap().objects.len(), 3, "the golden prompts' batches without the holdout's");
+    let (state, phase) = at(&[|spec| reward_step(spec).start = "previous".into()], "r02.reward.train");
+    let Some(TaskWork::TrainReward(train)) = gang_task(&state, &phase).unwrap().work else { panic!() };
+    assert_eq!(train.start.unwrap().name, "reward@1");
+
+    let (state, phase) = at(&[], "r02.reward.evaluate_fresh");
+    let Some(TaskWork::EvaluateReward(fresh)) = lease(&state, &phase, 0).unwrap().task.work else { panic!() };
+    let Some(Source::Golden(golden)) = fresh.pairs.unwrap().source else { panic!() };
+    let objects = golden.samples.unwrap().objects;
+    assert_eq!(objects.len(), 1);
+    assert!(objects[0].key.ends_with("r02.reward.generate/00003"), "{}", objects[0].key);
+
+    let (state, phase) = at(&[], "r02.policy.evaluate");
+    let Some(TaskWork::EvaluatePolicy(task)) = lease(&state, &phase, 1).unwrap().task.work else { panic!() };
+    assert_eq!(task.policy.unwrap().name, "policy@2");
+    assert_eq!(task.reference.unwrap().name, "policy@0");
+    assert_eq!(task.reward.unwrap().name, "reward@2");
+    let (state, phase) = at(&[], "r00.policy.evaluate");
+    let Some(TaskWork::EvaluatePolicy(task)) = lease(&state, &phase, 0).unwrap().task.work else { panic!() };
+    assert!(task.reference.is_none() && task.reward.is_none());
+}

@@ -1,0 +1,199 @@
+//! The Jobs service.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use foil_common::spec;
+use foil_common::storage::Store;
+use foil_proto::v1::{self, job_event, jobs_server::Jobs};
+use futures::stream::{self, Stream, StreamExt};
+use prost::Message;
+use tokio::sync::broadcast::error::RecvError;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::status::{bad_field, bad_input, bad_spec, no_job, other_spec, stopped};
+use crate::driver::{Found, Handle, Subscription};
+use crate::job::Submitted;
+use crate::plan;
+use crate::resolve;
+
+const PAGE: u32 = 50;
+const LARGEST_PAGE: u32 = 500;
+const LONGEST_REQUEST_ID: usize = 128;
+
+/// The service; data is resolved here, everything else is the driver's.
+#[derive(Debug, Clone)]
+pub struct JobsService {
+    driver: Handle,
+    store: Store,
+}
+
+impl JobsService {
+    pub fn new(driver: Handle, store: Store) -> Self {
+        Self { driver, store }
+    }
+
+    async fn dry_run(&self, job: &spec::Job) -> Result<v1::SubmitResponse, Status> {
+        let prepared =
+            resolve::prepare(&new_id(), job, &self.store).await.map_err(|error| bad_input(&error))?;
+        Ok(v1::SubmitResponse {
+            job: None,
+            resolved: Some(job.into()),
+            plan: Some(wire_plan(job, &prepared.datasets(), prepared.summaries())),
+            warnings: prepared.warnings().to_vec(),
+        })
+    }
+
+    async fn commit(
+        &self,
+        job: &spec::Job,
+        request_id: String,
+        spec_hash: String,
+    ) -> Result<v1::SubmitResponse, Status> {
+        let id = new_id();
+        let resolved = resolve::resolve(&id, job, &self.store).await.map_err(|error| bad_input(&error))?;
+        let plan = wire_plan(job, &resolved.datasets, &resolved.summaries);
+        let submitted = Submitted {
+            request_id: request_id.clone(),
+            spec_hash: spec_hash.clone(),
+            spec: job.into(),
+            plan,
+            datasets: resolved.datasets,
+            policy: resolved.policy,
+            reward: resolved.reward,
+        };
+        let found = self.driver.submit(id, submitted).await.map_err(stopped)?;
+        same(found, &request_id, &spec_hash, resolved.warnings)
+    }
+}
+
+#[tonic::async_trait]
+impl Jobs for JobsService {
+    async fn submit(
+        &self,
+        request: Request<v1::SubmitRequest>,
+    ) -> Result<Response<v1::SubmitResponse>, Status> {
+        let v1::SubmitRequest { spec, request_id, dry_run } = request.into_inner();
+        let wire = spec.ok_or_else(|| bad_field("spec", "a job needs a specification"))?;
+        let spec_hash = blake3::hash(&wire.encode_to_vec()).to_hex().to_string();
+        if !dry_run {
+            if request_id.is_empty() || request_id.len() > LONGEST_REQUEST_ID {
+                let problem =
+                    format!("it must have 1 to {LONGEST_REQUEST_ID} characters: a retry with it is safe");
+                return Err(bad_field("request_id", &problem));
+            }
+            if let Some(found) = self.driver.find(&request_id).await.map_err(stopped)? {
+                return same(found, &request_id, &spec_hash, Vec::new()).map(Response::new);
+            }
+        }
+        let job = spec::Job::try_from(wire).map_err(|error| bad_spec(&error))?;
+        job.require_uploaded().map_err(|error| bad_spec(&error))?;
+        let response = match dry_run {
+            true => self.dry_run(&job).await?,
+            false => self.commit(&job, request_id, spec_hash).await?,
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn get(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let id = request.into_inner().id;
+        let job = self.driver.get(&id).await.map_err(stopped)?;
+        job.map(Response::new).ok_or_else(|| no_job(&id))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let v1::ListJobsRequest { page_size, page_token } = request.into_inner();
+        let size = if page_size == 0 { PAGE } else { page_size.min(LARGEST_PAGE) };
+        let after = (!page_token.is_empty()).then_some(page_token);
+        if let Some(token) = &after
+            && self.driver.get(token).await.map_err(stopped)?.is_none()
+        {
+            return Err(bad_field("page_token", "it is not a token of an earlier page"));
+        }
+        let page = self.driver.list(size as usize, after).await.map_err(stopped)?;
+        let next_page_token = page.next.unwrap_or_default();
+        Ok(Response::new(v1::ListJobsResponse { jobs: page.jobs, next_page_token }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::JobEvent, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchJobRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let v1::WatchJobRequest { id, after_revision } = request.into_inner();
+        let subscription = self.driver.watch(&id, after_revision).await.map_err(stopped)?;
+        let subscription = subscription.ok_or_else(|| no_job(&id))?;
+        Ok(Response::new(Box::pin(events(subscription))))
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let id = request.into_inner().id;
+        let job = self.driver.cancel(&id).await.map_err(stopped)?;
+        job.map(Response::new).ok_or_else(|| no_job(&id))
+    }
+}
+
+/// Sorts by time of submission.
+fn new_id() -> String {
+    ulid::Ulid::new().to_string().to_lowercase()
+}
+
+fn wire_plan(job: &spec::Job, datasets: &[v1::Dataset], summaries: &[v1::DatasetSummary]) -> v1::Plan {
+    let phases = plan::plan(job, datasets).iter().map(Into::into).collect();
+    v1::Plan { phases, datasets: summaries.to_vec() }
+}
+
+/// The job of a request id, if it is the same job.
+fn same(
+    found: Found,
+    request_id: &str,
+    spec_hash: &str,
+    warnings: Vec<String>,
+) -> Result<v1::SubmitResponse, Status> {
+    if found.spec_hash != spec_hash {
+        return Err(other_spec(request_id, &found.job.id));
+    }
+    Ok(v1::SubmitResponse {
+        resolved: Some(found.submitted.spec),
+        plan: Some(found.submitted.plan),
+        job: Some(found.job),
+        warnings,
+    })
+}
+
+/// Ends after the job's last event, or with an error where the reader is too slow or the coordinator stops.
+fn events(subscription: Subscription) -> impl Stream<Item = Result<v1::JobEvent, Status>> + Send {
+    let past = stream::iter(subscription.past).map(|event| Ok(unshared(event)));
+    let future = stream::unfold(subscription.future, |receiver| async move {
+        let mut receiver = receiver?;
+        match receiver.recv().await {
+            Ok(event) => {
+                let last = ends(&event);
+                Some((Ok(unshared(event)), (!last).then_some(receiver)))
+            }
+            Err(RecvError::Closed) => Some((Err(stopped(crate::driver::Stopped)), None)),
+            Err(RecvError::Lagged(missed)) => Some((Err(too_slow(missed)), None)),
+        }
+    });
+    past.chain(future)
+}
+
+fn unshared(event: Arc<v1::JobEvent>) -> v1::JobEvent {
+    Arc::unwrap_or_clone(event)
+}
+
+fn ends(event: &v1::JobEvent) -> bool {
+    let Some(job_event::Event::Job(job)) = &event.event else { return false };
+    matches!(job.state(), v1::JobState::Succeeded | v1::JobState::Failed | v1::JobState::Cancelled)
+}
+
+fn too_slow(missed: u64) -> Status {
+    let message = format!("this reader fell {missed} events behind; watch again from the last revision seen");
+    let details = ErrorDetails::with_quota_failure_violation("watch", message.clone());
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}

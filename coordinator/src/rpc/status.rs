@@ -1,0 +1,76 @@
+//! Statuses of the Jobs and Workers services, with google.rpc details.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use foil_common::spec::SpecError;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::driver::Stopped;
+use crate::resolve::ResolveError;
+use crate::schedule::Refusal;
+
+/// What clients and ranks tell apart by `ErrorInfo.reason`.
+const DOMAIN: &str = "foil";
+const STALE_ATTEMPT: &str = "STALE_ATTEMPT";
+/// When a client told to come again should do so.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+pub(crate) fn bad_field(field: &str, problem: &str) -> Status {
+    let details = ErrorDetails::with_bad_request_violation(field, problem);
+    Status::with_error_details(Code::InvalidArgument, format!("{field}: {problem}"), details)
+}
+
+pub(crate) fn bad_spec(error: &SpecError) -> Status {
+    let field = error.field_path().map_or_else(|| "spec".to_owned(), |path| format!("spec.{path}"));
+    let details = ErrorDetails::with_bad_request_violation(field, error.to_string());
+    Status::with_error_details(Code::InvalidArgument, error.to_string(), details)
+}
+
+/// A job's inputs cannot be used, or not be read now.
+pub(crate) fn bad_input(error: &ResolveError) -> Status {
+    let message = error.to_string();
+    match (error.field(), error) {
+        (Some(field), _) => {
+            let details = ErrorDetails::with_bad_request_violation(format!("spec.{field}"), message.clone());
+            Status::with_error_details(Code::InvalidArgument, message, details)
+        }
+        (None, ResolveError::Store(store)) if store.is_transient() => {
+            let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+            Status::with_error_details(Code::Unavailable, message, retry)
+        }
+        (None, ResolveError::Store(_)) => Status::failed_precondition(message),
+        (None, _) => Status::internal(message),
+    }
+}
+
+pub(crate) fn no_job(id: &str) -> Status {
+    let message = format!("there is no job {id}");
+    let details = ErrorDetails::with_resource_info("job", id, "", message.clone());
+    Status::with_error_details(Code::NotFound, message, details)
+}
+
+pub(crate) fn other_spec(request_id: &str, job: &str) -> Status {
+    let message = format!(
+        "the request id {request_id} made job {job} from another specification; give each submission an id of its own"
+    );
+    let details = ErrorDetails::with_resource_info("job", job, "", message.clone());
+    Status::with_error_details(Code::AlreadyExists, message, details)
+}
+
+/// To a rank whose word does not count.
+pub(crate) fn refused(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::Stale { .. } => {
+            let details = ErrorDetails::with_error_info(STALE_ATTEMPT, DOMAIN, HashMap::new());
+            Status::with_error_details(Code::Aborted, format!("{STALE_ATTEMPT}: {refusal}"), details)
+        }
+        Refusal::Invalid(problem) => bad_field("message", problem),
+    }
+}
+
+pub(crate) fn stopped(_: Stopped) -> Status {
+    let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::Unavailable, "the coordinator is shutting down; try again", retry)
+}

@@ -1,0 +1,187 @@
+//! An agent and its ranks in this process, speaking the real protocol; their results are made up.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use foil_proto::v1::workers_client::WorkersClient;
+use foil_proto::v1::{self, agent_command, agent_message, rank_command::Command, rank_message::Message};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Deaths to come: phases in which a rank dies, once each.
+pub(super) type Deaths = Arc<Mutex<Vec<(&'static str, u32)>>>;
+
+#[derive(Clone)]
+pub(super) struct Worker {
+    /// Where the coordinator is now.
+    pub(super) coordinator: watch::Receiver<SocketAddr>,
+    pub(super) devices: usize,
+    pub(super) deaths: Deaths,
+}
+
+impl Worker {
+    pub(super) async fn run(self, id: &'static str) {
+        let ranks = Arc::new(Mutex::new(BTreeMap::new()));
+        loop {
+            let (told, stream) = mpsc::channel(64);
+            let device =
+                |index| v1::Device { id: format!("cpu:{index}"), kind: "cpu".into(), ..Default::default() };
+            let hello = v1::AgentRegister {
+                agent_id: id.into(),
+                devices: (0..self.devices).map(device).collect(),
+                session_ids: ranks.lock().unwrap().keys().cloned().collect(),
+                ..Default::default()
+            };
+            tell(&told, agent_message::Message::Register(hello)).await;
+            let _ = self.stream(told, stream, &ranks).await;
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn stream(
+        &self,
+        told: mpsc::Sender<v1::AgentMessage>,
+        stream: mpsc::Receiver<v1::AgentMessage>,
+        ranks: &Arc<Mutex<BTreeMap<String, AbortHandle>>>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let mut commands = self.connect().await?.agent(ReceiverStream::new(stream)).await?.into_inner();
+        while let Some(command) = commands.message().await? {
+            match command.command {
+                Some(agent_command::Command::StartRank(start)) => {
+                    let (session, worker) = (start.session_id.clone(), self.clone());
+                    let (ended, gone, told) = (session.clone(), Arc::clone(ranks), told.clone());
+                    let task = tokio::spawn(async move { worker.rank(start).await });
+                    ranks.lock().unwrap().insert(session, task.abort_handle());
+                    tokio::spawn(async move {
+                        let killed = task.await.is_err();
+                        gone.lock().unwrap().remove(&ended);
+                        let signal = killed.then_some(9);
+                        let exit = v1::RankExited { session_id: ended, signal, ..Default::default() };
+                        tell(&told, agent_message::Message::RankExited(exit)).await;
+                    });
+                }
+                Some(agent_command::Command::StopRank(stop)) => {
+                    if let Some(rank) = ranks.lock().unwrap().get(&stop.session_id) {
+                        rank.abort();
+                    }
+                }
+                _ => tell(&told, agent_message::Message::Heartbeat(v1::AgentHeartbeat {})).await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<WorkersClient<tonic::transport::Channel>, tonic::transport::Error> {
+        let address = *self.coordinator.borrow();
+        WorkersClient::connect(format!("http://{address}")).await
+    }
+
+    /// A rank process: it ends with its stream.
+    async fn rank(&self, start: v1::StartRank) {
+        let Ok(mut client) = self.connect().await else { return };
+        let (say, stream) = mpsc::channel(64);
+        let hello = v1::RankHello {
+            session_id: start.session_id.clone(),
+            job_id: start.job_id.clone(),
+            attempt: start.attempt,
+            rank: start.rank,
+        };
+        send(&say, Message::Hello(hello)).await;
+        let Ok(commands) = client.rank(ReceiverStream::new(stream)).await else { return };
+        let mut commands = commands.into_inner();
+        let mut gang = None;
+        while let Ok(Some(command)) = commands.message().await {
+            match command.command {
+                Some(Command::Chunk(run)) => {
+                    let phase = run.task.as_ref().unwrap().phase.clone();
+                    if self.dies(&phase, start.rank) {
+                        return;
+                    }
+                    sleep(Duration::from_millis(3)).await;
+                    send(&say, Message::Chunk(chunk_result(run))).await;
+                }
+                Some(Command::Gang(run)) => {
+                    let phase = run.task.as_ref().unwrap().phase.clone();
+                    if self.dies(&phase, start.rank) {
+                        return;
+                    }
+                    if run.rank == 0 {
+                        let (attempt, host) = (run.attempt, "127.0.0.1".to_owned());
+                        let offer = v1::RendezvousOffer { phase, attempt, host, port: 9 };
+                        send(&say, Message::Rendezvous(offer)).await;
+                        train(&say, run).await;
+                    } else {
+                        gang = Some(run);
+                    }
+                }
+                Some(Command::Rendezvous(meeting)) => {
+                    assert_eq!((meeting.host.as_str(), meeting.port), ("127.0.0.1", 9));
+                    train(&say, gang.take().expect("the gang's command comes first")).await;
+                }
+                Some(Command::Exit(_)) => return,
+                Some(Command::Welcome(welcome)) => assert!(welcome.spec.is_some()),
+                None => {}
+            }
+        }
+    }
+
+    fn dies(&self, phase: &str, rank: u32) -> bool {
+        let mut deaths = self.deaths.lock().unwrap();
+        let index = deaths.iter().position(|death| *death == (phase, rank));
+        index.map(|index| deaths.remove(index)).is_some()
+    }
+}
+
+async fn train(say: &mpsc::Sender<v1::RankMessage>, run: v1::RunGang) {
+    let phase = run.task.unwrap().phase;
+    for step in 1..=2 {
+        let figures = vec![v1::Metric { name: "loss".into(), value: 1.0 / step as f64, se: None }];
+        let report = v1::StepReport { phase: phase.clone(), attempt: run.attempt, step, steps: 2, figures };
+        send(say, Message::Step(report)).await;
+    }
+    let blake3 = blake3::hash(phase.as_bytes()).to_hex().to_string();
+    let key = format!("{}model.safetensors", run.key_prefix);
+    let object = v1::Object { key, size: 1, blake3: blake3.clone(), path: "model.safetensors".into() };
+    let result = v1::GangResult {
+        phase,
+        attempt: run.attempt,
+        objects: if run.rank == 0 { vec![object] } else { vec![] },
+        metrics: vec![v1::Metric { name: "loss".into(), value: 0.5, se: None }],
+        parameters_blake3: blake3,
+    };
+    send(say, Message::Gang(result)).await;
+}
+
+fn chunk_result(run: v1::RunChunk) -> v1::ChunkResult {
+    let phase = run.task.unwrap().phase;
+    let blake3 = blake3::hash(format!("{phase}/{}", run.chunk).as_bytes()).to_hex().to_string();
+    let mean = f64::from(run.chunk);
+    let moments = |name: &str| v1::Moments {
+        name: name.into(),
+        count: run.count,
+        sum: mean * run.count as f64,
+        sum_of_squares: mean * mean * run.count as f64,
+    };
+    v1::ChunkResult {
+        lease: run.lease,
+        phase,
+        chunk: run.chunk,
+        object: Some(v1::Object { key: run.key, size: 1, blake3, path: String::new() }),
+        moments: vec![moments("gold_mean"), moments("accuracy")],
+        calibration: None,
+        seconds: 0.003,
+    }
+}
+
+async fn tell(told: &mpsc::Sender<v1::AgentMessage>, message: agent_message::Message) {
+    // The stream may have ended meanwhile.
+    let _ = told.send(v1::AgentMessage { message: Some(message) }).await;
+}
+
+async fn send(say: &mpsc::Sender<v1::RankMessage>, message: Message) {
+    let _ = say.send(v1::RankMessage { message: Some(message) }).await;
+}

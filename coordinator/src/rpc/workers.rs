@@ -1,0 +1,166 @@
+//! The Workers service: one stream per agent, one per rank process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use foil_proto::v1::{self, agent_message, rank_message, workers_server::Workers};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::status::{bad_field, refused, stopped};
+use crate::driver::{Handle, Stopped};
+
+/// Commands that may wait for a worker to read them.
+const BACKLOG: usize = 256;
+/// Identifiers in keys, file names and logs.
+const LONGEST_ID: usize = 128;
+
+/// The service. Streams end with the driver.
+#[derive(Debug, Clone)]
+pub struct WorkersService {
+    driver: Handle,
+    connections: Arc<AtomicU64>,
+}
+
+impl WorkersService {
+    pub fn new(driver: Handle) -> Self {
+        Self { driver, connections: Arc::default() }
+    }
+}
+
+#[tonic::async_trait]
+impl Workers for WorkersService {
+    type AgentStream = ReceiverStream<Result<v1::AgentCommand, Status>>;
+    type RankStream = ReceiverStream<Result<v1::RankCommand, Status>>;
+
+    async fn agent(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::AgentStream>, Status> {
+        let (commands, stream) = mpsc::channel(BACKLOG);
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
+        let driver = self.driver.clone();
+        // The answer's headers must not wait for the first message: a client may wait for them before it writes.
+        tokio::spawn(async move {
+            if let Err(status) = hear_agent(&driver, request.into_inner(), connection, &commands).await {
+                // An agent that is gone needs no reason.
+                let _ = commands.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn rank(
+        &self,
+        request: Request<Streaming<v1::RankMessage>>,
+    ) -> Result<Response<Self::RankStream>, Status> {
+        let (commands, stream) = mpsc::channel(BACKLOG);
+        let driver = self.driver.clone();
+        tokio::spawn(async move {
+            if let Err(status) = hear_rank(&driver, request.into_inner(), &commands).await {
+                // A rank that is gone needs no reason.
+                let _ = commands.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+async fn hear_agent(
+    driver: &Handle,
+    mut messages: Streaming<v1::AgentMessage>,
+    connection: u64,
+    commands: &mpsc::Sender<Result<v1::AgentCommand, Status>>,
+) -> Result<(), Status> {
+    let first = messages.message().await?.and_then(|message| message.message);
+    let Some(agent_message::Message::Register(hello)) = first else {
+        return Err(bad_field("register", "an agent's first message must be its registration"));
+    };
+    check_registration(&hello)?;
+    let agent = hello.agent_id.clone();
+    driver.agent_registered(hello, connection, commands.clone()).await.map_err(stopped)?;
+    let told = tell_agent(driver, &mut messages, &agent, connection, commands).await;
+    driver.agent_gone(agent, connection).await.map_err(stopped)?;
+    told
+}
+
+async fn tell_agent(
+    driver: &Handle,
+    messages: &mut Streaming<v1::AgentMessage>,
+    agent: &str,
+    connection: u64,
+    commands: &mpsc::Sender<Result<v1::AgentCommand, Status>>,
+) -> Result<(), Status> {
+    loop {
+        let message = tokio::select! {
+            message = messages.message() => message,
+            () = commands.closed() => return Ok(()),
+        };
+        // A broken stream is an end like any other.
+        let Ok(Some(message)) = message else { return Ok(()) };
+        let told = match message.message {
+            Some(agent_message::Message::Heartbeat(_)) => {
+                driver.agent_heartbeat(agent.to_owned(), connection).await
+            }
+            Some(agent_message::Message::RankExited(exit)) => {
+                driver.rank_exited(agent.to_owned(), connection, exit).await
+            }
+            Some(agent_message::Message::Register(_)) => {
+                return Err(bad_field("register", "an agent registers once per stream"));
+            }
+            None => Ok(()),
+        };
+        told.map_err(stopped)?;
+    }
+}
+
+async fn hear_rank(
+    driver: &Handle,
+    mut messages: Streaming<v1::RankMessage>,
+    commands: &mpsc::Sender<Result<v1::RankCommand, Status>>,
+) -> Result<(), Status> {
+    let first = messages.message().await?.and_then(|message| message.message);
+    let Some(rank_message::Message::Hello(hello)) = first else {
+        return Err(bad_field("hello", "a rank's first message must be its hello"));
+    };
+    let session = hello.session_id.clone();
+    let seated = driver.rank_hello(hello, commands.clone()).await.map_err(stopped)?;
+    seated.map_err(|refusal| refused(&refusal))?;
+    let told = tell_rank(driver, &mut messages, &session, commands).await;
+    driver.rank_gone(session).await.map_err(stopped)?;
+    told.map_err(stopped)
+}
+
+async fn tell_rank(
+    driver: &Handle,
+    messages: &mut Streaming<v1::RankMessage>,
+    session: &str,
+    commands: &mpsc::Sender<Result<v1::RankCommand, Status>>,
+) -> Result<(), Stopped> {
+    loop {
+        let message = tokio::select! {
+            message = messages.message() => message,
+            () = commands.closed() => return Ok(()),
+        };
+        let Ok(Some(message)) = message else { return Ok(()) };
+        if let Some(message) = message.message {
+            driver.rank_said(session.to_owned(), message).await?;
+        }
+    }
+}
+
+fn check_registration(hello: &v1::AgentRegister) -> Result<(), Status> {
+    if hello.agent_id.is_empty() || hello.agent_id.len() > LONGEST_ID {
+        return Err(bad_field("register.agent_id", &format!("it must have 1 to {LONGEST_ID} characters")));
+    }
+    if hello.devices.is_empty() {
+        return Err(bad_field("register.devices", "an agent must offer a device"));
+    }
+    let mut ids: Vec<&str> = hello.devices.iter().map(|device| device.id.as_str()).collect();
+    ids.sort_unstable();
+    if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(bad_field("register.devices", &format!("device {} is offered twice", twice[0])));
+    }
+    Ok(())
+}

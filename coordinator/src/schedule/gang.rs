@@ -1,0 +1,354 @@
+//! Gang phases: all ranks step together; the loss of any ends the attempt.
+
+use std::time::Duration;
+
+use foil_proto::v1;
+use foil_proto::v1::rank_command::Command;
+use serde_json::{Map as JsonMap, Value};
+
+use super::blame::{Sign, Symptom};
+use super::map::finite;
+use super::{Busy, Decision, Effect, Level, Refusal, Run, Slot, Stage};
+use crate::clock::Now;
+use crate::job::{Change, Committed, JobState};
+use crate::plan::{self, Phase};
+
+/// The current gang phase.
+#[derive(Debug)]
+pub(super) struct Gang {
+    steps: u64,
+    state: GangState,
+    /// Rank 0's step reports, one JSON object per line.
+    lines: String,
+    last: Option<v1::StepReport>,
+}
+
+/// ```text
+///   Gathering ──all ranks idle──▶ Stepping ──all results in──▶ Sealing ──steps durable──▶ committed
+/// ```
+#[derive(Debug)]
+enum GangState {
+    Gathering,
+    Stepping,
+    Sealing { artifact: v1::Artifact, metrics: Vec<v1::Metric> },
+}
+
+/// A rank's part in a gang.
+#[derive(Debug)]
+pub struct Member {
+    /// When it last showed progress.
+    pub(super) heard: Duration,
+    step: u64,
+    result: Option<v1::GangResult>,
+}
+
+impl Gang {
+    pub(super) fn new(phase: &Phase) -> Self {
+        Self { steps: phase.steps.into(), state: GangState::Gathering, lines: String::new(), last: None }
+    }
+
+    /// True while the loss of a rank breaks it.
+    pub(super) fn is_stepping(&self) -> bool {
+        matches!(self.state, GangState::Stepping)
+    }
+
+    pub(super) fn progress(&self, phase: &Phase) -> Option<v1::PhaseProgress> {
+        let last = self.last.clone().unwrap_or_default();
+        Some(v1::PhaseProgress {
+            phase: phase.id.clone(),
+            done: last.step,
+            total: if last.steps > 0 { last.steps } else { self.steps },
+            unit: phase.work.unit().to_owned(),
+            step: last.figures,
+        })
+    }
+}
+
+impl Run {
+    pub(super) fn advance_gang(&mut self, state: &JobState, now: Now, out: &mut Decision) {
+        let (Some(phase), Stage::Gang(gang)) = (state.phase(), &self.stage) else { return };
+        match gang.state {
+            GangState::Gathering if self.slots.iter().all(Slot::is_idle) => {
+                self.launch(state, phase, now, out)
+            }
+            GangState::Gathering => self.clear_obsolete(now, out),
+            GangState::Stepping => {
+                self.seal(state, phase, now, out);
+                self.hung_gang(state, now, out);
+            }
+            GangState::Sealing { .. } => {}
+        }
+    }
+
+    fn launch(&mut self, state: &JobState, phase: &Phase, now: Now, out: &mut Decision) {
+        let task = match plan::gang_task(state, phase) {
+            Ok(task) => task,
+            Err(error) => return self.cannot_plan(0, &error, now, out),
+        };
+        let (world, attempt) = (self.world(), self.attempt);
+        let key_prefix = gang_prefix(&self.job, &phase.id, attempt);
+        for (rank, slot) in (0..).zip(&mut self.slots) {
+            let Slot::Up { process, busy } = slot else { continue };
+            *busy = Busy::Gang(Member { heard: now.mono, step: 0, result: None });
+            let run = v1::RunGang {
+                task: Some(task.clone()),
+                attempt,
+                rank,
+                world,
+                key_prefix: key_prefix.clone(),
+            };
+            out.effects.push(Effect::Tell { session: process.session.clone(), command: Command::Gang(run) });
+        }
+        if let Stage::Gang(gang) = &mut self.stage {
+            gang.state = GangState::Stepping;
+        }
+        self.progressed = true;
+        out.because(format!("all {world} ranks are here: {} starts", phase.id));
+    }
+
+    /// A gang cannot wait for a rank that computes a chunk which another has finished.
+    fn clear_obsolete(&mut self, now: Now, out: &mut Decision) {
+        if now.since(self.phase_since) < self.deadlines.obsolete {
+            return;
+        }
+        for rank in 0..self.slots.len() {
+            if matches!(self.slots.get(rank), Some(Slot::Up { busy: Busy::Chunk(_), .. })) {
+                out.because(format!(
+                    "rank {rank} still computes a chunk that is done: its process is replaced"
+                ));
+                self.take_down(rank, now, out);
+            }
+        }
+    }
+
+    pub(super) fn step_report(
+        &mut self,
+        state: &JobState,
+        rank: usize,
+        report: v1::StepReport,
+        now: Now,
+    ) -> Result<(), Refusal> {
+        self.expect_phase(state, &report.phase, report.attempt)?;
+        let (Some(Slot::Up { busy: Busy::Gang(member), .. }), Stage::Gang(gang)) =
+            (self.slots.get_mut(rank), &mut self.stage)
+        else {
+            return Ok(());
+        };
+        member.heard = now.mono;
+        member.step = report.step;
+        if rank == 0 {
+            gang.lines.push_str(&line(state, &report));
+            gang.lines.push('\n');
+            gang.last = Some(report);
+            self.progressed = true;
+        }
+        Ok(())
+    }
+
+    pub(super) fn rendezvous(
+        &mut self,
+        state: &JobState,
+        rank: usize,
+        offer: v1::RendezvousOffer,
+        now: Now,
+        out: &mut Decision,
+    ) -> Result<(), Refusal> {
+        self.expect_phase(state, &offer.phase, offer.attempt)?;
+        if rank != 0 {
+            return Err(Refusal::Invalid(format!("rank {rank} offers a rendezvous, which is rank 0's part")));
+        }
+        let v1::RendezvousOffer { phase, attempt, host, port } = offer;
+        let rendezvous = v1::Rendezvous { phase, attempt, host, port };
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Slot::Up { process, busy: Busy::Gang(member) } = slot else { continue };
+            if index == 0 {
+                member.heard = now.mono;
+                continue;
+            }
+            let command = Command::Rendezvous(rendezvous.clone());
+            out.effects.push(Effect::Tell { session: process.session.clone(), command });
+        }
+        Ok(())
+    }
+
+    pub(super) fn gang_result(
+        &mut self,
+        state: &JobState,
+        rank: usize,
+        result: v1::GangResult,
+        now: Now,
+    ) -> Result<(), Refusal> {
+        let phase = self.expect_phase(state, &result.phase, result.attempt)?;
+        let prefix = gang_prefix(&self.job, &phase.id, self.attempt);
+        let inherited = inherited(state, phase);
+        let foreign = |object: &&v1::Object| {
+            !object.key.starts_with(&prefix) && !inherited.iter().any(|known| known.key == object.key)
+        };
+        if let Some(object) = result.objects.iter().find(foreign) {
+            return Err(Refusal::Invalid(format!("{} is not a key of {prefix}", object.key)));
+        }
+        if rank == 0 && result.objects.is_empty() {
+            return Err(Refusal::Invalid(format!("rank 0 ended {} without an object", phase.id)));
+        }
+        if let Some(Slot::Up { busy: Busy::Gang(member), .. }) = self.slots.get_mut(rank) {
+            member.heard = now.mono;
+            member.result = Some(result);
+        }
+        Ok(())
+    }
+
+    /// When every rank has answered: compares their parameters and writes the step figures.
+    fn seal(&mut self, state: &JobState, phase: &Phase, now: Now, out: &mut Decision) {
+        let results: Option<Vec<&v1::GangResult>> = self
+            .slots
+            .iter()
+            .map(|slot| match slot {
+                Slot::Up { busy: Busy::Gang(member), .. } => member.result.as_ref(),
+                _ => None,
+            })
+            .collect();
+        let Some(first) = results.as_ref().and_then(|results| results.first()) else { return };
+        let odd =
+            results.iter().flatten().position(|result| result.parameters_blake3 != first.parameters_blake3);
+        let metrics = finite(first.metrics.clone());
+        let mut objects = first.objects.clone();
+        let carried = inherited(state, phase).into_iter();
+        let carried: Vec<_> =
+            carried.filter(|kept| objects.iter().all(|object| object.path != kept.path)).collect();
+        objects.extend(carried);
+        if let Some(rank) = odd {
+            out.because(format!("rank {rank} ended {} with other parameters than rank 0", phase.id));
+            out.notice(
+                Level::Error,
+                format!("determinism alarm: ranks ended {} with different parameters", phase.id),
+            );
+            return self.fail(Symptom { rank, sign: Sign::Diverged }, now);
+        }
+        let artifact = self.artifact(phase, objects);
+        for slot in &mut self.slots {
+            if let Slot::Up { busy, .. } = slot {
+                *busy = Busy::Idle;
+            }
+        }
+        let key = format!("{}metrics.jsonl", gang_prefix(&self.job, &phase.id, self.attempt));
+        if let Stage::Gang(gang) = &mut self.stage {
+            let body = std::mem::take(&mut gang.lines);
+            out.effects.push(Effect::WriteSteps { phase: phase.id.clone(), key, body });
+            gang.state = GangState::Sealing { artifact, metrics };
+        }
+        out.because(format!("all ranks ended {} with the same parameters", phase.id));
+    }
+
+    pub(super) fn steps_written(
+        &mut self,
+        state: &JobState,
+        phase: &str,
+        result: Result<v1::Object, String>,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        let (Some(current), Stage::Gang(gang)) = (state.phase(), &self.stage) else { return };
+        let GangState::Sealing { artifact, metrics } = &gang.state else { return };
+        if current.id != phase || self.closing.is_some() {
+            return;
+        }
+        let object = match result {
+            Ok(object) => object,
+            Err(error) => return self.fail(Symptom { rank: 0, sign: Sign::StoreFailed(error) }, now),
+        };
+        let steps = v1::Artifact {
+            name: format!("metrics/{phase}"),
+            kind: "metrics".to_owned(),
+            objects: vec![object],
+            ..artifact.clone()
+        };
+        let committed = Committed {
+            phase: phase.to_owned(),
+            artifact: artifact.clone(),
+            metrics: metrics.clone(),
+            seconds: now.since(self.phase_since).as_secs_f64(),
+            steps: Some(steps),
+        };
+        out.because(format!("the step figures of {phase} are durable"));
+        out.changes.push(Change::PhaseCommitted(Box::new(committed)));
+    }
+
+    /// No rank has shown progress for too long: the one furthest behind is named.
+    fn hung_gang(&mut self, state: &JobState, now: Now, out: &mut Decision) {
+        let Stage::Gang(Gang { state: GangState::Stepping, .. }) = self.stage else { return };
+        let limit = state.spec.resources.hang_timeout;
+        let members = || {
+            self.slots.iter().enumerate().filter_map(|(rank, slot)| match slot {
+                Slot::Up { busy: Busy::Gang(member), .. } => Some((rank, member)),
+                _ => None,
+            })
+        };
+        let Some(latest) = members().map(|(_, member)| member.heard).max() else { return };
+        if self.closing.is_some() || now.since(latest) < limit {
+            return;
+        }
+        let behind = members().min_by_key(|(_, member)| (member.result.is_some(), member.step, member.heard));
+        if let Some((rank, _)) = behind {
+            self.lose(rank, Sign::Hang(limit), now, out);
+        }
+    }
+
+    pub(super) fn task_failure(
+        &mut self,
+        rank: usize,
+        failure: v1::TaskFailure,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        let last_word = crate::job::CauseClass::of_task_failure(&failure.class).is_final();
+        let current = failure.phase == self.phase_id && self.closing.is_none();
+        let sign = Sign::Said(failure);
+        if last_word && current {
+            self.fail_at_once(Symptom { rank, sign }, now, out);
+        } else {
+            self.lose(rank, sign, now, out);
+        }
+    }
+
+    fn expect_phase<'a>(&self, state: &'a JobState, phase: &str, attempt: u32) -> Result<&'a Phase, Refusal> {
+        state
+            .phase()
+            .filter(|current| current.id == phase && attempt == self.attempt)
+            .ok_or_else(|| Refusal::Invalid(format!("{phase} of attempt {attempt} is not what runs now")))
+    }
+}
+
+fn gang_prefix(job: &str, phase: &str, attempt: u32) -> String {
+    format!("jobs/{job}/phases/{phase}/a{attempt}/")
+}
+
+/// The start model's objects that training leaves as they are: neither config nor weights.
+fn inherited(state: &JobState, phase: &Phase) -> Vec<v1::Object> {
+    use foil_proto::v1::task::Work;
+    let start = match plan::gang_task(state, phase).ok().and_then(|task| task.work) {
+        Some(Work::Sft(task)) => task.policy,
+        Some(Work::TrainReward(task)) => task.start,
+        Some(Work::TrainPolicy(task)) => task.policy,
+        _ => None,
+    };
+    let kept = |object: &v1::Object| {
+        object.path != "config.json"
+            && !object.path.contains(".safetensors")
+            && !object.path.ends_with(".bin")
+    };
+    start.map(|artifact| artifact.objects.into_iter().filter(kept).collect()).unwrap_or_default()
+}
+
+/// A step's line in metrics.jsonl.
+fn line(state: &JobState, report: &v1::StepReport) -> String {
+    let mut object = JsonMap::new();
+    object.insert("phase".to_owned(), report.phase.clone().into());
+    object.insert("round".to_owned(), state.phase().map_or(0, |phase| phase.round).into());
+    object.insert("attempt".to_owned(), report.attempt.into());
+    object.insert("step".to_owned(), report.step.into());
+    object.insert("steps".to_owned(), report.steps.into());
+    for figure in &report.figures {
+        object.insert(figure.name.clone(), figure.value.into());
+    }
+    Value::Object(object).to_string()
+}

@@ -1,0 +1,227 @@
+//! The rank processes of an attempt: asked for, up, down, replaced.
+
+use std::time::Duration;
+
+use foil_proto::v1;
+use foil_proto::v1::rank_command::Command;
+
+use super::blame::{Sign, Symptom};
+use super::{Busy, Counter, Decision, Effect, Level, Refusal, Run, Stage};
+use crate::clock::Now;
+use crate::cluster::Place;
+use crate::job::JobState;
+
+/// Losses per rank without a sign of progress after which another process is not worth starting.
+const LOSSES_PER_RANK: u32 = 3;
+
+/// A rank's seat in the attempt.
+///
+/// ```text
+///   Vacant ──fill──▶ Starting ──hello──▶ Up
+///      ▲                │ overdue         │ stream ended, failed, hung
+///      └────reaped──── Down ◀─────────────┘
+/// ```
+#[derive(Debug)]
+pub enum Slot {
+    /// Waits for a device.
+    Vacant,
+    Starting {
+        process: Process,
+        since: Duration,
+    },
+    Up {
+        process: Process,
+        busy: Busy,
+    },
+    /// Dying; the device is its own until it is dead.
+    Down {
+        process: Process,
+        since: Duration,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub struct Process {
+    pub session: String,
+    pub place: Place,
+}
+
+impl Slot {
+    pub(super) fn process(&self) -> Option<&Process> {
+        match self {
+            Self::Vacant => None,
+            Self::Starting { process, .. } | Self::Up { process, .. } | Self::Down { process, .. } => {
+                Some(process)
+            }
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self, Self::Up { busy: Busy::Idle, .. })
+    }
+}
+
+impl Run {
+    /// The ranks that want a device.
+    pub fn vacancies(&self) -> Vec<usize> {
+        let vacant = |(rank, slot): (usize, &Slot)| matches!(slot, Slot::Vacant).then_some(rank);
+        match self.closing {
+            Some(_) => Vec::new(),
+            None => self.slots.iter().enumerate().filter_map(vacant).collect(),
+        }
+    }
+
+    /// Seats a new process on a device; answers with its session and the command that starts it.
+    pub fn fill(&mut self, rank: usize, place: Place, now: Now) -> (String, Effect) {
+        self.processes += 1;
+        let session = format!("{}-a{}-r{rank}-{}", self.job, self.attempt, self.processes);
+        let start = v1::StartRank {
+            session_id: session.clone(),
+            job_id: self.job.clone(),
+            attempt: self.attempt,
+            rank: u32::try_from(rank).unwrap_or(u32::MAX),
+            world: self.world(),
+            device_id: place.device.clone(),
+            threads: self.threads,
+        };
+        let agent = place.agent.clone();
+        if let Some(slot) = self.slots.get_mut(rank) {
+            *slot = Slot::Starting { process: Process { session: session.clone(), place }, since: now.mono };
+        }
+        (session, Effect::Start { agent, start })
+    }
+
+    /// Sessions whose processes may still live.
+    pub fn sessions(&self) -> impl Iterator<Item = &str> {
+        self.slots.iter().filter_map(Slot::process).map(|process| process.session.as_str())
+    }
+
+    pub(super) fn rank_of(&self, session: &str) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.process().is_some_and(|process| process.session == session))
+    }
+
+    pub(super) fn stale(&self, session: &str) -> Refusal {
+        Refusal::Stale { session: session.to_owned(), attempt: self.attempt }
+    }
+
+    pub(super) fn hello(
+        &mut self,
+        state: &JobState,
+        session: &str,
+        hello: &v1::RankHello,
+        now: Now,
+        out: &mut Decision,
+    ) -> Result<(), Refusal> {
+        let rank = self.rank_of(session).ok_or_else(|| self.stale(session))?;
+        let same = hello.attempt == self.attempt && hello.rank as usize == rank && hello.job_id == self.job;
+        let stale = self.stale(session);
+        let slot = self.slots.get_mut(rank).ok_or_else(|| stale.clone())?;
+        let Slot::Starting { process, since } = slot else { return Err(stale) };
+        if !same || self.closing.is_some() {
+            return Err(stale);
+        }
+        out.because(format!("rank {rank} joined after {:.1} s", now.since(*since).as_secs_f64()));
+        *slot = Slot::Up { process: process.clone(), busy: Busy::Idle };
+        let command = Command::Welcome(v1::RankWelcome { spec: Some(state.submitted.spec.clone()) });
+        out.effects.push(Effect::Tell { session: session.to_owned(), command });
+        Ok(())
+    }
+
+    pub(super) fn stream_ended(&mut self, session: &str, now: Now, out: &mut Decision) {
+        if let Some(rank) = self.rank_of(session)
+            && matches!(self.slots.get(rank), Some(Slot::Up { .. }))
+        {
+            self.lose(rank, Sign::StreamEnded, now, out);
+        }
+    }
+
+    pub(super) fn exited(&mut self, exit: v1::RankExited, now: Now, out: &mut Decision) {
+        let Some(rank) = self.rank_of(&exit.session_id) else { return };
+        // Before it is down, the end is news; after, it is what was asked for or tells why the stream ended.
+        let was_down = matches!(self.slots.get(rank), Some(Slot::Down { .. }));
+        let sign = Sign::Exited(exit);
+        if was_down {
+            self.note(Symptom { rank, sign });
+        } else {
+            self.lose(rank, sign, now, out);
+        }
+        self.vacate(rank, out);
+    }
+
+    pub(super) fn agent_lost(&mut self, session: &str, now: Now, out: &mut Decision) {
+        let Some(rank) = self.rank_of(session) else { return };
+        if !matches!(self.slots.get(rank), Some(Slot::Down { .. })) {
+            self.lose(rank, Sign::AgentLost, now, out);
+        }
+        self.vacate(rank, out);
+    }
+
+    /// A rank is of no more use. In a gang that ends the attempt; elsewhere its work goes to others and another process
+    /// takes its seat.
+    pub(super) fn lose(&mut self, rank: usize, sign: Sign, now: Now, out: &mut Decision) {
+        let chunk = self.chunk_of(rank);
+        self.take_down(rank, now, out);
+        out.effects.push(Effect::Count(Counter::RankLost));
+        out.because(format!("rank {rank} is lost: {sign}"));
+        let symptom = Symptom { rank, sign };
+        if self.closing.is_some() {
+            self.note(symptom);
+            return;
+        }
+        if let Stage::Gang(gang) = &self.stage
+            && gang.is_stepping()
+        {
+            self.fail(symptom, now);
+            return;
+        }
+        self.losses += 1;
+        let poisonous = chunk.is_some_and(|chunk| self.blame_chunk(chunk));
+        if poisonous || self.losses >= LOSSES_PER_RANK * self.world() {
+            let what = chunk.filter(|_| poisonous).map(|chunk| format!("chunk {chunk}"));
+            self.give_up(symptom, what, now);
+            return;
+        }
+        let returned = chunk.map(|chunk| format!("; chunk {chunk} goes to another rank")).unwrap_or_default();
+        let text = format!("rank {rank} is lost: {}{returned}; a new process takes its place", symptom.sign);
+        out.notice(Level::Warning, text);
+    }
+
+    /// Kills the process, once; its lease, if any, is free again.
+    pub(super) fn take_down(&mut self, rank: usize, now: Now, out: &mut Decision) {
+        let Some(slot) = self.slots.get_mut(rank) else { return };
+        let process = match slot {
+            Slot::Vacant | Slot::Down { .. } => return,
+            Slot::Starting { process, .. } | Slot::Up { process, .. } => process.clone(),
+        };
+        let (agent, session) = (process.place.agent.clone(), process.session.clone());
+        out.effects.push(Effect::Stop { agent, session });
+        *slot = Slot::Down { process, since: now.mono };
+    }
+
+    /// The process is dead: its device is free.
+    fn vacate(&mut self, rank: usize, out: &mut Decision) {
+        let Some(slot) = self.slots.get_mut(rank) else { return };
+        if let Some(process) = slot.process() {
+            let (place, session) = (process.place.clone(), process.session.clone());
+            out.effects.push(Effect::Release { place, session });
+        }
+        *slot = Slot::Vacant;
+    }
+
+    /// Processes that never said hello, and those whose death nobody reported.
+    pub(super) fn overdue_processes(&mut self, now: Now, out: &mut Decision) {
+        for rank in 0..self.slots.len() {
+            match self.slots.get(rank) {
+                Some(Slot::Starting { since, .. }) if now.since(*since) >= self.deadlines.start => {
+                    let sign = Sign::NotStarted(self.deadlines.start);
+                    self.lose(rank, sign, now, out);
+                }
+                Some(Slot::Down { since, .. }) if now.since(*since) >= self.deadlines.reaping => {
+                    out.because(format!("nobody reported the end of rank {rank}; taken for dead"));
+                    self.vacate(rank, out);
+                }
+                _ => {}
+            }
+        }
+    }
+}
