@@ -66,3 +66,101 @@ async fn stream(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use foil_proto::v1::jobs_server::{Jobs, JobsServer};
+    use tokio::net::TcpListener;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::{Request, Response};
+
+    use super::*;
+
+    type Events = tokio_stream::Iter<std::vec::IntoIter<Result<v1::JobEvent, Status>>>;
+
+    /// A coordinator that breaks off its first stream of events.
+    struct Flaky {
+        asked: std::sync::Arc<Mutex<Vec<u64>>>,
+    }
+
+    fn event(revision: u64, event: Event) -> Result<v1::JobEvent, Status> {
+        Ok(v1::JobEvent { revision, at: None, event: Some(event) })
+    }
+
+    fn ended() -> v1::Job {
+        let mut job = v1::Job { id: "j".into(), ..Default::default() };
+        job.set_state(v1::JobState::Succeeded);
+        job
+    }
+
+    #[tonic::async_trait]
+    impl Jobs for Flaky {
+        type WatchStream = Events;
+
+        async fn watch(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<Events>, Status> {
+            let after = request.into_inner().after_revision;
+            let mut asked = self.asked.lock().unwrap();
+            asked.push(after);
+            let phase = "r01.policy.generate".to_owned();
+            let events = if asked.len() == 1 {
+                let started = v1::PhaseStarted { phase: phase.clone(), attempt: 1 };
+                let progress = v1::PhaseProgress {
+                    phase,
+                    done: 3,
+                    total: 9,
+                    unit: "prompts".into(),
+                    ..Default::default()
+                };
+                vec![
+                    event(1, Event::Job(v1::Job::default())),
+                    event(2, Event::PhaseStarted(started)),
+                    event(2, Event::PhaseProgress(progress)),
+                    Err(Status::unavailable("gone")),
+                ]
+            } else {
+                let committed = v1::PhaseCommitted { phase, seconds: 1.0, ..Default::default() };
+                vec![event(3, Event::PhaseCommitted(committed)), event(4, Event::Job(ended()))]
+            };
+            Ok(Response::new(tokio_stream::iter(events)))
+        }
+
+        async fn get(&self, _: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
+            Ok(Response::new(ended()))
+        }
+
+        async fn submit(
+            &self,
+            _: Request<v1::SubmitRequest>,
+        ) -> Result<Response<v1::SubmitResponse>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
+        async fn list(
+            &self,
+            _: Request<v1::ListJobsRequest>,
+        ) -> Result<Response<v1::ListJobsResponse>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
+        async fn cancel(&self, _: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
+            Err(Status::unimplemented(""))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broken_watch_goes_on_where_it_was() {
+        let asked = std::sync::Arc::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let service = JobsServer::new(Flaky { asked: std::sync::Arc::clone(&asked) });
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+
+        let client = Client::connect(&url).unwrap();
+        let job = follow(&client, "j", &mut Progress::new(true)).await.unwrap();
+        assert_eq!(job.state(), v1::JobState::Succeeded);
+        assert_eq!(*asked.lock().unwrap(), [0, 2]);
+    }
+}
