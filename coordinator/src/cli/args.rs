@@ -45,6 +45,8 @@ impl From<LogFormat> for telemetry::LogFormat {
 pub(crate) enum Command {
     /// Plays one job on this machine: starts a coordinator and workers, waits, and brings the results.
     Run(RunArgs),
+    /// Runs the coordinator, which takes jobs and gives work to `foil-worker` processes.
+    Serve(ServeArgs),
     /// Uploads a job's inputs and submits it; prints the job's id.
     Submit(SubmitArgs),
     /// Lists jobs, newest first.

@@ -11,6 +11,7 @@ mod pull;
 mod report;
 mod run;
 mod samples;
+mod serve;
 mod submit;
 mod watch;
 
@@ -39,13 +40,16 @@ pub async fn main() -> ExitCode {
 }
 
 async fn obey(cli: Cli) -> Result<ExitCode> {
-    telemetry::init(cli.log_format.into(), "warn")?;
+    // Of a client only what goes wrong is worth a line; a server's log is its diary.
+    let level = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    telemetry::init(cli.log_format.into(), level)?;
     match cli.command {
         Command::Run(args) => {
             if !run::run(&args, cli.log_format).await? {
                 return Ok(ExitCode::from(STOPPED));
             }
         }
+        Command::Serve(args) => serve::serve(args).await?,
         Command::Submit(args) => submit::submit(&args).await?,
         Command::List(args) => jobs::list(&args).await?,
         Command::Get(args) => jobs::get(&args).await?,

@@ -1,0 +1,83 @@
+//! `foil serve`: the coordinator as a process.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use foil_common::storage::Store;
+use foil_common::{shutdown, telemetry};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
+use tokio::net::TcpListener;
+
+use super::args::ServeArgs;
+use super::outputs::write_whole;
+use crate::driver::{self, Serve};
+
+pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
+    if let Some(parent) = args.parent_pid {
+        end_with(parent)?;
+    }
+    check(args.listen, args.insecure_listen)?;
+    let stop = shutdown::on_signal()?;
+    let metrics = telemetry::install_metrics()?;
+    let store = Store::open(&args.store)?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}; give another address with --listen", args.listen))?;
+    let address = listener.local_addr()?;
+    let service = driver::serve(Serve::new(store, listener, metrics), stop).await?;
+    tracing::info!(%address, store = args.store, "serving");
+    if let Some(file) = &args.port_file {
+        announce(file, address)?;
+    }
+    service.await?;
+    Ok(())
+}
+
+/// Asks the kernel to kill this process with its parent. A kill is safe at any moment: all state is in the store.
+fn end_with(parent: u32) -> Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL).context("cannot be tied to the parent process")?;
+    // The parent may have ended before the line above.
+    if getppid().as_raw().cast_unsigned() != parent {
+        bail!("the parent process {parent} is gone");
+    }
+    Ok(())
+}
+
+fn check(listen: SocketAddr, insecure: bool) -> Result<()> {
+    if listen.ip().is_loopback() || insecure {
+        return Ok(());
+    }
+    bail!(
+        "{listen} can be reached from other machines, and there is neither TLS nor authentication: anyone who reaches \
+         it can run jobs. On a network you trust, add --insecure-listen"
+    );
+}
+
+fn announce(file: &Path, address: SocketAddr) -> Result<()> {
+    write_whole(file, format!("{address}\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_served_unless_asked() {
+        check("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        check("[::1]:0".parse().unwrap(), false).unwrap();
+        let error = check("0.0.0.0:7070".parse().unwrap(), false).unwrap_err().to_string();
+        assert!(error.contains("--insecure-listen"), "{error}");
+        check("0.0.0.0:7070".parse().unwrap(), true).unwrap();
+    }
+
+    #[test]
+    fn the_address_is_written_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("port");
+        announce(&file, "127.0.0.1:81".parse().unwrap()).unwrap();
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "127.0.0.1:81\n");
+    }
+}
