@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
@@ -22,6 +22,8 @@ pub(crate) struct Faults {
     pub(crate) lose_reply: u64,
     /// A get or a head is refused.
     pub(crate) refuse_get: u64,
+    /// Create-once is taken for an ordinary put, as some stores do.
+    pub(crate) ignore_create: bool,
 }
 
 /// Wraps a shared store in memory; each wrapper draws its faults from its own seed.
@@ -70,7 +72,8 @@ impl ObjectStore for FaultStore {
         if self.strike(self.faults.refuse_put) {
             return Self::failure("503 before the write");
         }
-        let result = self.inner.put_opts(location, payload, options).await;
+        let mode = if self.faults.ignore_create { PutMode::Overwrite } else { options.mode.clone() };
+        let result = self.inner.put_opts(location, payload, PutOptions { mode, ..options }).await;
         tokio::task::yield_now().await;
         if self.strike(self.faults.lose_reply) {
             Self::failure("connection reset after the write")

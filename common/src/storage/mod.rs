@@ -12,6 +12,8 @@ pub mod log;
 pub mod object;
 mod open;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use error::StoreError;
 pub use store::{ByteStream, Listed, Put, Store};

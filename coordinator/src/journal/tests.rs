@@ -6,7 +6,7 @@ use super::*;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Event {
-    Submitted { job: v1::Job },
+    Submitted { job: Box<v1::Job> },
     Measured { value: f64 },
     Numbered { number: u64 },
 }
@@ -41,7 +41,8 @@ fn job() -> v1::Job {
 async fn wire_types_come_back_bit_for_bit() {
     let store = Store::in_memory();
     let (journal, _) = Journal::open(store.clone(), "a").await.unwrap();
-    let events = [Event::Submitted { job: job() }, Event::Measured { value: 0.1 + 0.7 }, number(u64::MAX)];
+    let events =
+        [Event::Submitted { job: Box::new(job()) }, Event::Measured { value: 0.1 + 0.7 }, number(u64::MAX)];
     journal.append(&events).await.unwrap();
     journal.append(&[Event::Measured { value: f64::NAN }]).await.unwrap();
     let (_, replayed) = Journal::<Event>::open(store, "b").await.unwrap();

@@ -1,5 +1,6 @@
 //! Encodes every row as the phases will, so that no row can fail a job later.
 
+use std::num::NonZero;
 use std::thread;
 
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
@@ -162,7 +163,7 @@ impl Checker<'_> {
 
 /// Applies a function to all rows on several threads; the results are in the rows' order.
 fn in_parallel<T: Sync, R: Send>(rows: &[T], apply: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = thread::available_parallelism().map_or(1, |count| count.get());
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let share = rows.len().div_ceil(threads).max(ROWS_PER_THREAD);
     if rows.len() <= share {
         return rows.iter().map(apply).collect();

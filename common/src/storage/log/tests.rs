@@ -144,7 +144,7 @@ impl Outcome {
 /// Leaders take over from one another (the former ones go on appending) over a store that fails.
 async fn world(seed: u64, script: &[(usize, bool)], settle: Settle) -> Outcome {
     let inner = Arc::new(InMemory::new());
-    let faults = Faults { refuse_put: 15, lose_reply: 25, refuse_get: 15 };
+    let faults = Faults { refuse_put: 15, lose_reply: 25, refuse_get: 15, ..Faults::default() };
     let fault_store = Arc::new(FaultStore::new(inner.clone(), faults, seed));
     let store = Store::for_test(fault_store.clone(), 2);
     let patience = Duration::from_secs(1);

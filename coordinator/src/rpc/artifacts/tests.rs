@@ -253,7 +253,7 @@ async fn pass(near: TcpStream, far: TcpStream, cut: bool) {
     while passed < limit {
         match far_in.read(&mut buffer).await {
             Ok(read) if read > 0 && near_out.write_all(&buffer[..read]).await.is_ok() => {
-                passed += read as u64
+                passed += read as u64;
             }
             _ => break,
         }
