@@ -1,1 +1,12 @@
-//! Figures: accuracy, calibration, KL, gold reward.
+//! What is measured of models, and the tensor work it needs. Figures are gathered per chunk as
+//! [`foil_common::figures::Moments`] and [`foil_common::figures::Calibration`]; the coordinator merges them.
+
+mod divergence;
+mod pairs;
+mod scores;
+mod text;
+
+pub use divergence::{answer_kl, token_kl};
+pub use pairs::PairFigures;
+pub use scores::scores;
+pub use text::{distinct_n, duplicates};

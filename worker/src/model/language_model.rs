@@ -89,7 +89,7 @@ impl LanguageModel {
     }
 
     /// The head's matrix `[vocab, hidden]`, its own or the embeddings.
-    pub(super) fn head(&self) -> &Tensor {
+    pub fn head(&self) -> &Tensor {
         let name = if self.config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
         match self.parameters.get(name) {
             Some(head) => head,

@@ -1,1 +1,48 @@
-//! A training step: batches, optimizer, schedule, gradients.
+//! Training: all ranks of a gang step together over one global batch at a time.
+//!
+//! A phase builds an [`Objective`] (rows and a model), says how to train it, and gets one report per step:
+//!
+//! ```ignore
+//! let objective = PairRanking::new(&model, &human, &golden, Precision::Fp32, Normalisation::Global);
+//! let training = Training {
+//!     order: OrderKey { seed: job.seed.into(), round },
+//!     epochs: step.epochs,
+//!     batch: step.batch_pairs,
+//!     learning_rate: step.learning_rate,
+//!     optimizer: &step.optimizer,
+//!     schedule: &step.schedule,
+//! };
+//! let summary = train(&objective, model.parameters(), &training, &gang, &mut |figures| report(figures))?;
+//! model.parameters().set_requires_grad(false);
+//! ```
+//!
+//! Every rank gives the same rows, in the same order, and the same `training`. Then:
+//!
+//! - Global batches follow from (seed, round, epoch) alone ([`order`]); ranks, lengths and token budgets only cut a
+//!   batch into micro-batches ([`plan`]).
+//! - A step's loss is Σ over the whole global batch, divided by Σ weight over the whole global batch, whatever
+//!   ranks and micro-batches it was cut into: gradients are summed, never averaged ([`trainer`]). Pairs weigh their w;
+//!   in supervised fine-tuning every answer token weighs 1, so the loss is the mean over the batch's tokens.
+//! - Parameters are the same bits on all ranks after each step.
+
+mod demonstrations;
+mod error;
+mod figures;
+mod objective;
+mod optimizer;
+pub mod order;
+mod pairs;
+pub mod plan;
+mod run;
+pub mod trainer;
+
+pub use demonstrations::{Demonstration, Demonstrations};
+pub use error::TrainError;
+pub use figures::{StepFigures, Summary};
+pub use objective::{Objective, Part};
+pub use optimizer::AdamW;
+pub use order::OrderKey;
+pub use pairs::{Pair, PairRanking};
+pub use plan::{RowShape, Share, StepPlan};
+pub use run::{Training, train};
+pub use trainer::{Recipe, Trainer};

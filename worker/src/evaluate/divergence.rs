@@ -1,0 +1,98 @@
+//! How far a policy has moved from its reference: exact KL divergence at the contexts its answers visit.
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::scores::batches;
+use crate::model::{LanguageModel, ModelError, Precision, TokenBatch};
+use crate::objective::likelihood::{AnswerPositions, chunk_rows, chunks};
+
+/// Σ_v π(v) · log(π(v) / π_ref(v)) in nats, from logits `[…, vocab]` of the two; `[…]`, fp64 throughout.
+pub fn token_kl(policy: &Tensor, reference: &Tensor) -> Tensor {
+    let policy = policy.log_softmax(-1, Kind::Double);
+    let reference = reference.log_softmax(-1, Kind::Double);
+    let terms = policy.exp() * (&policy - reference);
+    // A token that the policy cannot say (−∞) takes no part.
+    let terms = terms.where_self(&policy.isfinite(), &Tensor::zeros([], (Kind::Double, terms.device())));
+    terms.sum_dim_intlist(-1, false, Kind::Double)
+}
+
+/// For each row, a dialogue's tokens and the index of its answer's first token, the exact KL(π ‖ π_ref) of the next
+/// token summed over the answer's positions: nats per sequence. Divide by the answer's tokens for nats per token.
+///
+/// Rows are batched by length with at most `budget` tokens to a batch, padding counted. Logits are made in
+/// chunks. The same rows and budget give the same bits.
+///
+/// # Errors
+/// A row without tokens.
+pub fn answer_kl(
+    policy: &LanguageModel,
+    reference: &LanguageModel,
+    rows: &[(&[u32], usize)],
+    precision: Precision,
+    budget: usize,
+) -> Result<Vec<f64>, ModelError> {
+    let mut divergences = vec![0.0; rows.len()];
+    for batch in batches(rows.iter().map(|(ids, _)| ids.len()), budget) {
+        let dialogues: Vec<(&[u32], usize)> = batch.iter().map(|&row| rows[row]).collect();
+        let per_row = no_grad(|| batch_kl(policy, reference, &dialogues, precision))?;
+        for (row, divergence) in batch.into_iter().zip(per_row) {
+            divergences[row] = divergence;
+        }
+    }
+    Ok(divergences)
+}
+
+fn batch_kl(
+    policy: &LanguageModel,
+    reference: &LanguageModel,
+    dialogues: &[(&[u32], usize)],
+    precision: Precision,
+) -> Result<Vec<f64>, ModelError> {
+    let sequences: Vec<&[u32]> = dialogues.iter().map(|(ids, _)| *ids).collect();
+    let batch = TokenBatch::from_rows(&sequences, policy.device())?;
+    let answers = AnswerPositions::new(dialogues, batch.seq(), policy.device());
+    let ours = answers.select(&policy.forward(&batch, precision)); // [tokens, hidden]
+    let theirs = answers.select(&reference.forward(&batch, precision));
+    let mut per_token = vec![Tensor::zeros([0], (Kind::Double, policy.device()))];
+    // fp64 logits of both models, their exponentials and products: a quarter of the rows that fp32 logits alone have.
+    let rows = (chunk_rows(policy.head()) / 4).max(1);
+    for (start, length) in chunks(answers.tokens(), rows) {
+        let ours = policy.logits(&ours.narrow(0, start, length));
+        per_token.push(token_kl(&ours, &reference.logits(&theirs.narrow(0, start, length))));
+    }
+    let per_token = Tensor::cat(&per_token, 0).to_device(Device::Cpu);
+    let sums = answers.split(&per_token).into_iter().map(|row| row.sum(Kind::Double).double_value(&[]));
+    Ok(sums.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::token_kl;
+
+    #[test]
+    fn equal_logits_are_no_distance_apart() {
+        let logits = Tensor::randn([3, 2, 7], (Kind::Float, Device::Cpu));
+        let kl = token_kl(&logits, &(&logits + 2.5));
+        assert_eq!(kl.size(), [3, 2]);
+        assert!(kl.abs().max().double_value(&[]) < 1e-6);
+    }
+
+    #[test]
+    fn divergence_is_the_sum_over_the_vocabulary() {
+        let p = [0.5_f64, 0.25, 0.25];
+        let q = [0.2_f64, 0.2, 0.6];
+        let kl = token_kl(&Tensor::from_slice(&p).log(), &Tensor::from_slice(&q).log());
+        let expected: f64 = p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum();
+        assert!((kl.double_value(&[]) - expected).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_token_ruled_out_takes_no_part() {
+        let ruled_out = Tensor::from_slice(&[0.0_f32, f32::NEG_INFINITY]);
+        let even = Tensor::from_slice(&[0.0_f32, 0.0]);
+        assert!((token_kl(&ruled_out, &even).double_value(&[]) - std::f64::consts::LN_2).abs() < 1e-12);
+        assert_eq!(token_kl(&even, &ruled_out).double_value(&[]), f64::INFINITY);
+    }
+}

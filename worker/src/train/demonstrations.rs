@@ -1,0 +1,64 @@
+//! Supervised fine-tuning on given answers: demonstrations, or the best of n samples (rejection sampling).
+
+use super::{Objective, Part, RowShape, TrainError};
+use crate::model::{LanguageModel, Precision, TokenBatch};
+use crate::objective::likelihood::{AnswerPositions, answer_tokens, nll};
+
+/// One dialogue, as tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Demonstration {
+    /// Of the row in its data set.
+    pub id: u64,
+    /// Prompt and answer; EOS at the end where the answer is finished.
+    pub ids: Vec<u32>,
+    /// The index of the answer's first token. Loss is taken from there on.
+    pub answer_start: usize,
+}
+
+/// The negative log-likelihood of answers, Σ over answer tokens / answer tokens of the global batch: every token counts
+/// the same, whatever the length of its answer, and whichever rank or micro-batch it falls to.
+#[derive(Debug)]
+pub struct Demonstrations<'a> {
+    model: &'a LanguageModel,
+    rows: &'a [Demonstration],
+    precision: Precision,
+}
+
+impl<'a> Demonstrations<'a> {
+    pub fn new(model: &'a LanguageModel, rows: &'a [Demonstration], precision: Precision) -> Self {
+        Self { model, rows, precision }
+    }
+}
+
+impl Objective for Demonstrations<'_> {
+    fn sets(&self) -> Vec<usize> {
+        vec![self.rows.len()]
+    }
+
+    fn shape(&self, row: usize) -> RowShape {
+        let row = &self.rows[row];
+        let length = row.ids.len();
+        RowShape {
+            length,
+            sequences: 1,
+            tokens: length,
+            weight: answer_tokens(length, row.answer_start) as f64,
+        }
+    }
+
+    fn row_name(&self, row: usize) -> String {
+        format!("row {}", self.rows[row].id)
+    }
+
+    fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {
+        let dialogues = rows.iter().map(|&row| &self.rows[row]);
+        let dialogues: Vec<(&[u32], usize)> =
+            dialogues.map(|row| (row.ids.as_slice(), row.answer_start)).collect();
+        let sequences: Vec<&[u32]> = dialogues.iter().map(|(ids, _)| *ids).collect();
+        let batch = TokenBatch::from_rows(&sequences, self.model.device())?;
+        let answers = AnswerPositions::new(&dialogues, batch.seq(), self.model.device());
+        let hidden = answers.select(&self.model.forward(&batch, self.precision)); // [tokens, hidden]
+        let loss = nll(&hidden, answers.targets(), self.model.head(), self.precision.kind());
+        Ok(Part { loss, sums: None })
+    }
+}

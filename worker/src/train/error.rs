@@ -1,0 +1,37 @@
+//! What can go wrong in training.
+
+use crate::model::ModelError;
+
+/// A failed training step or phase. After any of these the attempt is over: ranks may stand at different steps.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error("there are no rows to train on: look at the data sets' counts and what was dropped from them")]
+    NoRows,
+    #[error(
+        "step {step}: the rows of its batch weigh nothing, so its loss has no denominator: {rows}. Give a positive \
+         weight, and leave out rows without answer tokens"
+    )]
+    NoWeight { step: u64, rows: String },
+    #[error(
+        "step {step}: found loss {loss} and gradient norm {grad_norm}, expected finite numbers. The batch's rows: \
+         {rows}. Lower the learning rate, look at these rows, or set on_nonfinite: skip"
+    )]
+    NonFinite { step: u64, loss: f64, grad_norm: f64, rows: String },
+    #[error(transparent)]
+    Collective(#[from] foil_c10d::Error),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
+}
+
+impl TrainError {
+    /// The failure's class on the wire: `data`, `nonfinite` or `internal`.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::NoRows | Self::NoWeight { .. } => "data",
+            Self::NonFinite { .. } => "nonfinite",
+            Self::Collective(_) | Self::Model(_) | Self::Torch(_) => "internal",
+        }
+    }
+}

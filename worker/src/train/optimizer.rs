@@ -1,0 +1,118 @@
+//! AdamW over a model's parameters, and clipping.
+
+use foil_common::spec::{Decay, Optimizer};
+use tch::{Kind, Tensor, no_grad};
+
+use super::TrainError;
+
+/// AdamW (Loshchilov and Hutter 2019) with decoupled weight decay on some of the parameters; moments in fp32.
+pub struct AdamW {
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    groups: Vec<Group>,
+}
+
+/// Parameters that share a weight decay, in the order of their names.
+struct Group {
+    weight_decay: f64,
+    parameters: Vec<Tensor>,
+    exp_avg: Vec<Tensor>,
+    exp_avg_sq: Vec<Tensor>,
+    steps: Vec<Tensor>,
+}
+
+impl AdamW {
+    /// Over `parameters`, by name. Those that do not decay form a group of their own.
+    pub fn new<'a>(
+        parameters: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+        settings: &Optimizer,
+    ) -> Self {
+        let mut groups = [Group::new(settings.weight_decay), Group::new(0.0)];
+        for (name, parameter) in parameters {
+            groups[usize::from(!decays(settings.decay, name, parameter))].add(parameter);
+        }
+        Self {
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            epsilon: settings.epsilon,
+            groups: groups.into_iter().filter(|group| !group.parameters.is_empty()).collect(),
+        }
+    }
+
+    /// One update from the parameters' gradients.
+    ///
+    /// # Errors
+    /// A parameter without a gradient.
+    pub fn step(&mut self, learning_rate: f64) -> Result<(), TrainError> {
+        for group in &self.groups {
+            let gradients: Vec<Tensor> = group.parameters.iter().map(Tensor::grad).collect();
+            let state = foil_c10d::AdamWState {
+                parameters: &group.parameters,
+                gradients: &gradients,
+                exp_avg: &group.exp_avg,
+                exp_avg_sq: &group.exp_avg_sq,
+                steps: &group.steps,
+            };
+            let options = foil_c10d::AdamW {
+                learning_rate,
+                beta1: self.beta1,
+                beta2: self.beta2,
+                epsilon: self.epsilon,
+                weight_decay: group.weight_decay,
+            };
+            no_grad(|| foil_c10d::fused_adamw(&state, &options))?;
+        }
+        Ok(())
+    }
+
+    /// First and second moments, in the order of [`AdamW::new`]'s parameters that decay, then of those that do not.
+    #[cfg(test)]
+    pub(super) fn moments(&self) -> impl Iterator<Item = (&Tensor, &Tensor)> {
+        self.groups.iter().flat_map(|group| group.exp_avg.iter().zip(&group.exp_avg_sq))
+    }
+}
+
+impl Group {
+    fn new(weight_decay: f64) -> Self {
+        Self {
+            weight_decay,
+            parameters: Vec::new(),
+            exp_avg: Vec::new(),
+            exp_avg_sq: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, parameter: &Tensor) {
+        let zeros = || no_grad(|| parameter.detach().zeros_like());
+        self.exp_avg.push(zeros());
+        self.exp_avg_sq.push(zeros());
+        self.steps.push(Tensor::zeros([], (Kind::Float, parameter.device())));
+        self.parameters.push(parameter.shallow_clone());
+    }
+}
+
+fn decays(decay: Decay, name: &str, parameter: &Tensor) -> bool {
+    match decay {
+        Decay::All => true,
+        Decay::Matrices => parameter.dim() == 2 && !name.contains("embed"),
+    }
+}
+
+/// The norm of all gradients taken as one vector: a scalar, fp32.
+pub(super) fn global_norm(gradients: &[Tensor]) -> Tensor {
+    let norms: Vec<Tensor> = gradients.iter().map(Tensor::norm).collect();
+    Tensor::stack(&norms, 0).norm()
+}
+
+/// Scales gradients of global norm `norm` down to `limit`, as `torch.nn.utils.clip_grad_norm_` does: by
+/// limit / (norm + 1e-6) where that is below 1.
+pub(super) fn clip(gradients: &mut [Tensor], norm: f64, limit: f64) {
+    let coefficient = limit / (norm + 1e-6);
+    if coefficient < 1.0 {
+        for gradient in gradients {
+            let _ = gradient.g_mul_scalar_(coefficient);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The order of a phase's rows: a function of (seed, round, epoch) alone.
+
+use std::ops::Range;
+
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// What a phase's order of rows is drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OrderKey {
+    /// The job's.
+    pub seed: u64,
+    /// 0 before the first round.
+    pub round: u32,
+}
+
+/// Cuts one epoch over several sets into global batches of `batch` rows; the last one may be smaller.
+///
+/// Row numbers count through the sets: the first has rows 0 … n₀ − 1, the next n₀ … n₀ + n₁ − 1. Every row comes
+/// exactly once. Each set is shuffled on its own (Fisher–Yates, ChaCha12); then the sets are interleaved in
+/// fixed proportion: the row at place j of a set of n rows stands at (j + ½)/n of the epoch, ties going to the earlier set. So any
+/// stretch of k rows holds k·n/Σn rows of a set of n, to within one row either way for two sets.
+///
+/// Neither ranks nor lengths nor token budgets enter, so a global batch is the same on any number of machines.
+pub fn global_batches(key: OrderKey, epoch: u32, sets: &[usize], batch: usize) -> Vec<Vec<usize>> {
+    let mut placed = Vec::with_capacity(sets.iter().sum());
+    let mut first = 0;
+    for (set, &rows) in sets.iter().enumerate() {
+        for (place, row) in shuffled(first..first + rows, generator(key, epoch, set)).into_iter().enumerate()
+        {
+            placed.push(Placed { numerator: 2 * place as u128 + 1, denominator: rows as u128, set, row });
+        }
+        first += rows;
+    }
+    placed.sort_by(Placed::compare);
+    let rows: Vec<usize> = placed.into_iter().map(|placed| placed.row).collect();
+    rows.chunks(batch.max(1)).map(<[usize]>::to_vec).collect()
+}
+
+/// A row that stands at numerator / (2 · denominator) of its epoch.
+struct Placed {
+    numerator: u128,
+    denominator: u128,
+    set: usize,
+    row: usize,
+}
+
+impl Placed {
+    fn compare(&self, other: &Self) -> std::cmp::Ordering {
+        let (mine, theirs) = (self.numerator * other.denominator, other.numerator * self.denominator);
+        mine.cmp(&theirs).then(self.set.cmp(&other.set))
+    }
+}
+
+/// ChaCha12 under a key that spells out what it is for: 4 bytes each of round, epoch and set and 8 of the seed, all
+/// little-endian, then `foil.order` and zeros.
+fn generator(key: OrderKey, epoch: u32, set: usize) -> ChaCha12Rng {
+    let mut bytes = [0; 32];
+    bytes[0..8].copy_from_slice(&key.seed.to_le_bytes());
+    bytes[8..12].copy_from_slice(&key.round.to_le_bytes());
+    bytes[12..16].copy_from_slice(&epoch.to_le_bytes());
+    bytes[16..20].copy_from_slice(&(set as u32).to_le_bytes());
+    bytes[20..30].copy_from_slice(b"foil.order");
+    ChaCha12Rng::from_seed(bytes)
+}
+
+/// Fisher–Yates, written out so that no library's change of method can change a job's order.
+fn shuffled(rows: Range<usize>, mut random: ChaCha12Rng) -> Vec<usize> {
+    let mut rows: Vec<usize> = rows.collect();
+    for last in (1..rows.len()).rev() {
+        let chosen = below(&mut random, last as u64 + 1) as usize;
+        rows.swap(last, chosen);
+    }
+    rows
+}
+
+/// A uniform number below `bound`, unbiased by rejecting the incomplete last stretch of 2⁶⁴.
+fn below(random: &mut ChaCha12Rng, bound: u64) -> u64 {
+    let reject_from = u64::MAX - u64::MAX % bound;
+    loop {
+        let draw = random.next_u64();
+        if draw < reject_from {
+            return draw % bound;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{OrderKey, global_batches};
+
+    const KEY: OrderKey = OrderKey { seed: 17, round: 2 };
+
+    proptest! {
+        #[test]
+        fn every_row_comes_once_in_fixed_proportion(human in 0usize..200, golden in 0usize..200, batch in 1usize..40) {
+            let batches = global_batches(KEY, 0, &[human, golden], batch);
+            let mut rows: Vec<usize> = batches.concat();
+            prop_assert_eq!(batches.len(), (human + golden).div_ceil(batch));
+            for (index, rows) in batches.iter().enumerate() {
+                prop_assert!(rows.len() == batch || index + 1 == batches.len());
+                let share = rows.len() as f64 * human as f64 / (human + golden) as f64;
+                let found = rows.iter().filter(|&&row| row < human).count() as f64;
+                prop_assert!((found - share).abs() <= 1.0, "{} human rows, {} expected", found, share);
+            }
+            rows.sort_unstable();
+            prop_assert!(rows.into_iter().eq(0..human + golden));
+        }
+    }
+
+    #[test]
+    fn seed_round_and_epoch_each_change_the_order() {
+        let order = |key, epoch| global_batches(key, epoch, &[50], 50).concat();
+        let first = order(KEY, 0);
+        assert_eq!(first, order(KEY, 0));
+        assert_ne!(first, order(KEY, 1));
+        assert_ne!(first, order(OrderKey { round: 3, ..KEY }, 0));
+        assert_ne!(first, order(OrderKey { seed: 18, ..KEY }, 0));
+    }
+
+    #[test]
+    fn a_set_keeps_its_order_whatever_it_is_mixed_with() {
+        let alone = global_batches(KEY, 1, &[20], 20).concat();
+        let mixed = global_batches(KEY, 1, &[20, 7], 27).concat();
+        let kept: Vec<usize> = mixed.into_iter().filter(|&row| row < 20).collect();
+        assert_eq!(alone, kept);
+    }
+}
