@@ -2,7 +2,6 @@
 
 pub mod agent;
 pub mod collective;
-mod connect;
 pub mod evaluate;
 pub mod exit;
 pub mod failpoint;

@@ -1,1 +1,180 @@
-fn main() {}
+//! `foil-worker`: the agent, and the rank processes that it starts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use foil_common::{shutdown, telemetry};
+use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
+use foil_worker::exit::Exit;
+use foil_worker::failpoint;
+use foil_worker::rank::{self, RankOptions};
+
+/// Offers this machine's devices to a Foil coordinator and runs rank processes on them.
+#[derive(Debug, Parser)]
+#[command(name = "foil-worker", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    agent: AgentArgs,
+    /// How log lines look.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One rank process; started by an agent.
+    #[command(hide = true)]
+    Rank(RankArgs),
+}
+
+#[derive(Debug, Args)]
+struct AgentArgs {
+    /// The coordinator, for example http://127.0.0.1:7070.
+    #[arg(long, required = true)]
+    coordinator: Option<String>,
+    /// Ranks that may run here at a time: CPU slots (default 1), or GPUs (default all).
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    ranks: Option<u16>,
+    /// What ranks compute on.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceKind,
+    /// Names this agent; one that comes back under its name takes its place. Default: drawn at random.
+    #[arg(long)]
+    agent_id: Option<String>,
+    /// The address at which other ranks reach this machine.
+    #[arg(long, default_value = "127.0.0.1")]
+    advertise_address: String,
+    /// Where ranks keep their files while they run. Default: the system's temporary directory.
+    #[arg(long)]
+    work_dir: Option<PathBuf>,
+    /// Where to serve /metrics, /healthz and /readyz, for example 127.0.0.1:9100. Default: nowhere.
+    #[arg(long)]
+    metrics_listen: Option<SocketAddr>,
+    /// End when the process of this number is no longer this one's parent.
+    #[arg(long)]
+    parent_pid: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+struct RankArgs {
+    #[arg(long)]
+    coordinator: String,
+    #[arg(long)]
+    session: String,
+    #[arg(long)]
+    job: String,
+    #[arg(long)]
+    attempt: u32,
+    #[arg(long)]
+    rank: u32,
+    #[arg(long)]
+    world: u32,
+    #[arg(long, value_enum)]
+    device: DeviceKind,
+    #[arg(long)]
+    threads: u32,
+    #[arg(long)]
+    advertise_address: String,
+    #[arg(long)]
+    work_dir: PathBuf,
+    #[arg(long)]
+    parent_pid: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum LogFormat {
+    #[default]
+    Human,
+    Json,
+}
+
+impl From<LogFormat> for telemetry::LogFormat {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Human => Self::Human,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let format = cli.log_format;
+    let ended = start_telemetry(format).and_then(|()| match cli.command {
+        Some(Command::Rank(args)) => Ok(run_rank(args)),
+        None => run_agent(cli.agent, format),
+    });
+    match ended {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            tracing::error!("{error:#}");
+            Exit::Failed.into()
+        }
+    }
+}
+
+fn start_telemetry(format: LogFormat) -> anyhow::Result<()> {
+    telemetry::init(format.into(), "info")?;
+    failpoint::init()?;
+    Ok(())
+}
+
+fn run_rank(args: RankArgs) -> Exit {
+    let span = tracing::info_span!("rank", job = args.job, attempt = args.attempt, rank = args.rank);
+    let _entered = span.enter();
+    rank::run(&RankOptions {
+        coordinator: args.coordinator,
+        session_id: args.session,
+        job_id: args.job,
+        attempt: args.attempt,
+        rank: args.rank,
+        world: args.world,
+        device: args.device,
+        threads: args.threads,
+        advertise_address: args.advertise_address,
+        work_dir: args.work_dir,
+        parent_pid: args.parent_pid,
+    })
+}
+
+fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
+    let coordinator = args.coordinator.context("--coordinator is missing")?;
+    let devices = agent::list_devices(args.device, args.ranks.map(usize::from))?;
+    let agent_id =
+        args.agent_id.unwrap_or_else(|| format!("agent-{}", ulid::Ulid::new().to_string().to_lowercase()));
+    let work_dir = args.work_dir.unwrap_or_else(std::env::temp_dir).join(format!("foil-{agent_id}"));
+    let program = std::env::current_exe().context("this program's own path cannot be found")?;
+    let format = match format {
+        LogFormat::Human => "human",
+        LogFormat::Json => "json",
+    };
+    let options = AgentOptions {
+        agent_id,
+        devices,
+        ranks: RankProgram {
+            program,
+            arguments: vec!["--log-format".to_owned(), format.to_owned()],
+            coordinator,
+            advertise_address: args.advertise_address,
+            work_dir,
+        },
+        parent_pid: args.parent_pid,
+        metrics_listen: args.metrics_listen,
+    };
+    let metrics = telemetry::install_metrics()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let signal = shutdown::on_signal()?;
+        let stop = async move { signal.cancelled().await };
+        anyhow::Ok(agent::run(options, move || metrics.render(), stop).await?)
+    });
+    Ok(match ended? {
+        AgentEnd::Stopped => Exit::Terminated,
+        AgentEnd::Orphaned => Exit::Orphaned,
+    })
+}

@@ -54,7 +54,7 @@ async fn stream_once(
     events: &mpsc::Sender<LinkEvent>,
     backoff: &mut Duration,
 ) -> Result<(), Ended> {
-    let channel = crate::connect::connect(coordinator).await.map_err(|error| {
+    let channel = foil_common::rpc::connect(coordinator).map_err(|error| {
         tracing::warn!(%error, coordinator, "the coordinator cannot be reached; trying again");
         Ended::Lost
     })?;

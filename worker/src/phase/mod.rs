@@ -1,1 +1,215 @@
-//! What a rank does in each phase, told as a story.
+//! What a rank does in each phase, told as a story: one file each.
+//!
+//! A [`Bench`] is what the device thread works at: the job, the device, the models on it and the objects at hand. A
+//! chunk of a map phase reads rows and gives an [`Outcome`], which is uploaded and reported; a gang phase reads
+//! everything, trains together with the other ranks, and rank 0 uploads the model.
+
+mod answers;
+mod dialogue;
+mod error;
+mod evaluate_policy;
+mod evaluate_reward;
+mod gang;
+mod generate;
+mod models;
+mod pairs;
+mod rows;
+mod score;
+mod sft;
+#[cfg(test)]
+mod tests;
+mod train_policy;
+mod train_reward;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use foil_common::spec;
+use foil_proto::v1;
+use foil_proto::v1::rank_message::Message;
+use foil_proto::v1::task::Work;
+use tch::Device;
+
+use self::error::need;
+use self::models::{Judge, Loader, Models, Policy};
+use self::rows::Span;
+use crate::failpoint;
+use crate::model::Precision;
+use crate::rank::cache::Cache;
+use crate::rank::reporter::Reporter;
+
+pub use self::error::{Failure, PhaseError};
+
+/// A rank's place among the others.
+#[derive(Debug)]
+pub struct Seat {
+    pub device: Device,
+    /// Where other ranks reach this one.
+    pub address: String,
+    pub attempt: u32,
+    /// Rank 0's address in each gang.
+    pub meetings: mpsc::Receiver<v1::Rendezvous>,
+}
+
+/// What the device thread works at.
+pub struct Bench {
+    job: spec::Job,
+    seat: Seat,
+    cache: Cache,
+    models: Models,
+    reports: Reporter,
+    /// The phase whose models are resident.
+    phase: String,
+}
+
+/// What a chunk yields.
+struct Outcome {
+    /// An encoded message, the chunk's object.
+    bytes: Vec<u8>,
+    moments: Vec<v1::Moments>,
+    calibration: Option<v1::Calibration>,
+}
+
+/// The rows of a chunk, and what names it.
+#[derive(Clone, Debug)]
+struct Chunk {
+    phase: String,
+    round: u32,
+    number: u32,
+    span: Span,
+}
+
+impl Chunk {
+    /// The phase's kind, without its round: what its noise is drawn for.
+    fn purpose(&self) -> &str {
+        self.phase.split_once('.').map_or(self.phase.as_str(), |(_, purpose)| purpose)
+    }
+}
+
+impl Bench {
+    pub fn new(job: spec::Job, seat: Seat, cache: Cache, reports: Reporter) -> Self {
+        Self { job, seat, cache, models: Models::default(), reports, phase: String::new() }
+    }
+
+    pub fn reports(&self) -> &Reporter {
+        &self.reports
+    }
+
+    /// Computes a leased chunk, uploads what it yields, and reports it.
+    pub fn run_chunk(&mut self, lease: &v1::RunChunk) -> Result<(), PhaseError> {
+        let started = Instant::now();
+        let task = need(&lease.task, "a task")?;
+        let work = need(&task.work, "its work")?;
+        self.enter(task);
+        let chunk = Chunk {
+            phase: task.phase.clone(),
+            round: task.round,
+            number: lease.chunk,
+            span: Span { first: lease.first, count: lease.count },
+        };
+        let outcome = match work {
+            Work::Generate(work) => generate::run(self, &chunk, work)?,
+            Work::Score(work) => score::run(self, &chunk, work)?,
+            Work::EvaluateReward(work) => evaluate_reward::run(self, &chunk, work)?,
+            Work::EvaluatePolicy(work) => evaluate_policy::run(self, &chunk, work)?,
+            Work::Sft(_) | Work::TrainReward(_) | Work::TrainPolicy(_) => {
+                return Err(PhaseError::Incomplete("a map phase's work"));
+            }
+        };
+        failpoint::hit("phase.upload");
+        let object = self.cache.upload(&lease.key, outcome.bytes)?;
+        failpoint::hit("phase.report");
+        let seconds = started.elapsed().as_secs_f64();
+        tracing::info!(rows = lease.count, seconds, "chunk done");
+        self.reports.send(Message::Chunk(v1::ChunkResult {
+            lease: lease.lease,
+            phase: task.phase.clone(),
+            chunk: lease.chunk,
+            object: Some(object),
+            moments: outcome.moments,
+            calibration: outcome.calibration,
+            seconds,
+        }));
+        Ok(())
+    }
+
+    /// Trains in a gang and reports its result.
+    pub fn run_gang(&mut self, command: &v1::RunGang) -> Result<(), PhaseError> {
+        let task = need(&command.task, "a task")?;
+        let work = need(&task.work, "its work")?;
+        self.enter(task);
+        let trained = match work {
+            Work::Sft(work) => sft::run(self, command, work)?,
+            Work::TrainReward(work) => train_reward::run(self, command, work)?,
+            Work::TrainPolicy(work) => train_policy::run(self, command, work)?,
+            Work::Generate(_) | Work::Score(_) | Work::EvaluateReward(_) | Work::EvaluatePolicy(_) => {
+                return Err(PhaseError::Incomplete("a gang phase's work"));
+            }
+        };
+        self.deliver(command, trained)
+    }
+
+    /// Frees what the task does not need.
+    fn enter(&mut self, task: &v1::Task) {
+        if self.phase == task.phase {
+            return;
+        }
+        self.phase.clone_from(&task.phase);
+        self.cache.enter_round(task.round);
+        self.models.keep_only(&models_of(task));
+    }
+
+    fn policy(&mut self, artifact: &Option<v1::Artifact>) -> Result<Rc<Policy>, PhaseError> {
+        let mut loader = Loader { job: &self.job, device: self.seat.device, cache: &mut self.cache };
+        self.models.policy(&mut loader, need(artifact, "a policy")?)
+    }
+
+    fn judge(&mut self, artifact: &Option<v1::Artifact>) -> Result<Rc<Judge>, PhaseError> {
+        let mut loader = Loader { job: &self.job, device: self.seat.device, cache: &mut self.cache };
+        self.models.judge(&mut loader, need(artifact, "a reward model")?)
+    }
+
+    /// For models that are trained, and so are no longer what their artifact says.
+    fn loader(&mut self) -> Loader<'_> {
+        Loader { job: &self.job, device: self.seat.device, cache: &mut self.cache }
+    }
+
+    fn precision(&self) -> Precision {
+        match self.job.resources.precision {
+            spec::Precision::Fp32 => Precision::Fp32,
+            spec::Precision::Bf16 => Precision::Bf16,
+        }
+    }
+
+    fn progress(&self, chunk: &Chunk, done: usize, total: usize, unit: &str) {
+        self.reports.progress(&chunk.phase, chunk.number, done as u64, total as u64, unit);
+    }
+}
+
+/// The models that stay resident through a map phase. A gang trains copies of its own.
+fn models_of(task: &v1::Task) -> Vec<&v1::Artifact> {
+    let models = match &task.work {
+        Some(Work::Generate(work)) => vec![&work.policy],
+        Some(Work::Score(work)) => vec![&work.reward],
+        Some(Work::EvaluateReward(work)) => vec![&work.reward],
+        Some(Work::EvaluatePolicy(work)) => vec![&work.policy, &work.reference, &work.reward],
+        Some(Work::Sft(_) | Work::TrainReward(_) | Work::TrainPolicy(_)) | None => Vec::new(),
+    };
+    models.into_iter().flatten().collect()
+}
+
+/// Figures over a chunk's rows, by name.
+#[derive(Debug, Default)]
+struct Figures(BTreeMap<&'static str, foil_common::figures::Moments>);
+
+impl Figures {
+    fn push(&mut self, name: &'static str, value: f64) {
+        self.0.entry(name).or_default().push(value);
+    }
+
+    fn to_wire(&self) -> Vec<v1::Moments> {
+        self.0.iter().map(|(name, moments)| moments.to_wire(name)).collect()
+    }
+}

@@ -1,6 +1,69 @@
 //! A rank process: one device, one thread that owns every tensor.
+//!
+//! The thread named `device` ([`device`]) runs tasks one after another; a tokio runtime beside it speaks gRPC
+//! ([`session`]): commands down, results and progress up, and the objects that tasks read and write ([`transfer`]).
 
 pub mod cache;
+mod device;
 #[cfg(test)]
 pub(crate) mod memory_objects;
+mod parent;
 pub mod reporter;
+mod session;
+#[cfg(test)]
+mod tests;
+mod transfer;
+
+use std::path::PathBuf;
+
+use crate::agent::DeviceKind;
+use crate::exit::Exit;
+use crate::failpoint;
+
+/// What an agent starts a rank with.
+#[derive(Clone, Debug)]
+pub struct RankOptions {
+    pub coordinator: String,
+    pub session_id: String,
+    pub job_id: String,
+    pub attempt: u32,
+    pub rank: u32,
+    pub world: u32,
+    pub device: DeviceKind,
+    /// CPU threads of tensor operations; part of what fixes the bits.
+    pub threads: u32,
+    /// Where other ranks reach this one.
+    pub advertise_address: String,
+    /// This process's own directory; it is made, and removed at the end.
+    pub work_dir: PathBuf,
+    /// The agent; the kernel kills this process when it dies.
+    pub parent_pid: Option<u32>,
+}
+
+/// Serves until told to end, and says how it ended. To be called on the main thread, which the parent's death
+/// signal is tied to.
+pub fn run(options: &RankOptions) -> Exit {
+    if let Some(parent) = options.parent_pid
+        && !parent::die_with(parent)
+    {
+        tracing::warn!(parent, "the agent is gone");
+        return Exit::Orphaned;
+    }
+    failpoint::hit("rank.start");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build();
+    let exit = match runtime {
+        Ok(runtime) => {
+            let exit = runtime.block_on(session::run(options));
+            runtime.shutdown_background();
+            exit
+        }
+        Err(error) => {
+            tracing::error!(%error, "the runtime could not be started");
+            Exit::Failed
+        }
+    };
+    // The agent removes it too, also where this process was killed.
+    let _ = std::fs::remove_dir_all(&options.work_dir);
+    exit
+}

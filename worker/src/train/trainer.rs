@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::optimizer::{clip, global_norm};
 use super::{AdamW, Objective, Part, Share, StepFigures, StepPlan, TrainError};
 use crate::collective::{Gang, Gradients};
+use crate::failpoint;
 use crate::model::Parameters;
 
 /// How a phase's parameters move.
@@ -102,6 +103,7 @@ impl<'a> Trainer<'a> {
             if let Some(limit) = self.recipe.optimizer.clip_norm {
                 no_grad(|| clip(&mut gradients, grad_norm, limit));
             }
+            failpoint::hit("train.optimizer");
             self.optimizer.step(learning_rate)?;
         } else if self.recipe.optimizer.on_nonfinite == OnNonfinite::Fail {
             let rows = name_rows(objective, plan);
@@ -126,7 +128,9 @@ impl<'a> Trainer<'a> {
     fn accumulate(&mut self, objective: &dyn Objective, plan: &StepPlan) -> Result<Tensor, TrainError> {
         let mut totals = Tensor::zeros([1 + objective.sums() as i64], (Kind::Double, self.device));
         for (index, rows) in plan.micro_batches.iter().enumerate() {
+            failpoint::hit("train.forward");
             let part = objective.part(rows)?;
+            failpoint::hit("train.backward");
             let loss = &part.loss * self.scale(objective, plan, rows)?;
             no_grad(|| totals += figures_of(&part, &loss));
             if index + 1 == plan.micro_batches.len() {

@@ -1,0 +1,95 @@
+//! Drawing answers from a policy.
+
+use foil_common::data::rows::PromptRow;
+use foil_common::letters;
+use foil_common::spec::{self, Gold, Sampling};
+use foil_proto::v1;
+
+use super::dialogue::Reader;
+use super::models::Policy;
+use super::{Bench, Chunk, Figures, PhaseError};
+use crate::generate::{self, Answering, GenerateRequest, NoiseKey};
+
+/// What to draw.
+pub(super) struct Draw<'a> {
+    pub(super) rows: &'a [PromptRow],
+    pub(super) samples: u32,
+    pub(super) sampling: &'a Sampling,
+    /// Sets its noise apart from all others of the round.
+    pub(super) purpose: &'a str,
+}
+
+/// `samples` answers for each row, in the order of rows and indices.
+pub(super) fn draw(
+    bench: &Bench,
+    policy: &Policy,
+    chunk: &Chunk,
+    draw: &Draw<'_>,
+) -> Result<Vec<v1::Sample>, PhaseError> {
+    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
+    let requests = draw.rows.iter().map(|row| {
+        let prompt = reader.prompt(row.id, &row.prompt, draw.sampling.max_new_tokens)?;
+        Ok(GenerateRequest { prompt_id: row.id, prompt, samples: draw.samples })
+    });
+    let requests = requests.collect::<Result<Vec<_>, PhaseError>>()?;
+    let noise = NoiseKey { seed: bench.job.seed, round: chunk.round, purpose: draw.purpose.to_owned() };
+    let how = Answering {
+        sampling: draw.sampling,
+        eos: policy.encoder.eos_ids(),
+        noise: &noise,
+        slots: bench.job.generation.slots,
+        text: &|ids| text_of(policy, ids),
+    };
+    let mut progress = |done, total| bench.progress(chunk, done, total, "samples");
+    let model = policy.model.inference(bench.precision());
+    let drawn = generate::generate(&model, &requests, &how, &mut progress)?;
+    let samples = drawn.answers.into_iter().map(|answer| v1::Sample {
+        prompt_id: answer.prompt_id,
+        index: answer.index,
+        text: text_of(policy, &answer.tokens),
+        tokens: answer.tokens,
+        finished: answer.finished,
+        ..Default::default()
+    });
+    Ok(samples.collect())
+}
+
+/// Tokens that a tokenizer cannot put into text (half a character at the end) leave a blank answer, which never wins.
+fn text_of(policy: &Policy, ids: &[u32]) -> String {
+    policy.encoder.answer_text(ids).unwrap_or_default()
+}
+
+/// Fills in the gold reward where the job has one. `samples` hold `per_row` answers to each row, in order.
+pub(super) fn fill_gold(job: &spec::Job, rows: &[PromptRow], samples: &mut [v1::Sample], per_row: u32) {
+    if job.evaluation.gold == Gold::None {
+        return;
+    }
+    for (row, of_row) in rows.iter().zip(samples.chunks_mut(per_row.max(1) as usize)) {
+        for sample in of_row {
+            sample.gold = Some(letters::gold(row.prompt.last_text(), &sample.text, sample.finished));
+        }
+    }
+}
+
+/// What can be said of any samples.
+pub(super) fn describe(samples: &[v1::Sample]) -> Figures {
+    let mut figures = Figures::default();
+    for sample in samples {
+        figures.push("length_mean", sample.tokens.len() as f64);
+        figures.push("truncated_rate", if sample.finished { 0.0 } else { 1.0 });
+        if let Some(gold) = sample.gold {
+            figures.push("gold_mean", gold);
+        }
+        if let Some(reward) = sample.reward {
+            figures.push("reward_mean", reward);
+        }
+    }
+    let duplicates = crate::evaluate::duplicates(samples.iter().map(|s| (s.prompt_id, s.tokens.as_slice())));
+    for duplicate in duplicates {
+        figures.push("duplicate_rate", if duplicate { 1.0 } else { 0.0 });
+    }
+    for distinct in samples.iter().filter_map(|s| crate::evaluate::distinct_n(&[s.tokens.as_slice()], 2)) {
+        figures.push("distinct_2", distinct);
+    }
+    figures
+}

@@ -1,0 +1,98 @@
+//! Prompts and answers as tokens, by the encoder of the model that reads them.
+
+use foil_common::data::rows::Prompt;
+use foil_common::spec;
+use foil_common::text::{Answer, Encoded, Encoder, Limits};
+
+use super::PhaseError;
+use super::rows::Sampled;
+
+/// An answer as it is at hand: a text of the data, or a sample.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Candidate<'a> {
+    Text(&'a str),
+    Sample(&'a Sampled),
+}
+
+impl<'a> Candidate<'a> {
+    /// A sample's own tokens where the reader has the same tokenizer; else its text is read anew.
+    fn answer(self, tokenizer: &str) -> Answer<'a> {
+        match self {
+            Self::Text(text) => Answer::finished(text),
+            Self::Sample(sampled) if !tokenizer.is_empty() && sampled.tokenizer == tokenizer => {
+                Answer::Tokens { ids: &sampled.sample.tokens, finished: sampled.sample.finished }
+            }
+            Self::Sample(sampled) => {
+                Answer::Text { text: &sampled.sample.text, finished: sampled.sample.finished }
+            }
+        }
+    }
+}
+
+/// Encodes dialogues for one model.
+pub(super) struct Reader<'a> {
+    pub(super) encoder: &'a Encoder,
+    /// Hex BLAKE3 of its tokenizer.json.
+    pub(super) tokenizer: &'a str,
+    pub(super) job: &'a spec::Job,
+}
+
+impl Reader<'_> {
+    /// What samples and all that competes with them get: an answer of at most `sampling.max_new_tokens`.
+    fn sample_limits(&self) -> Limits {
+        Limits::new(self.job.text.max_length, self.job.sampling.max_new_tokens)
+    }
+
+    /// A golden answer or a sample, both cut to the same budget, so that length does not tell them apart.
+    pub(super) fn competing(
+        &self,
+        row: u64,
+        prompt: &Prompt,
+        candidate: Candidate<'_>,
+    ) -> Result<Encoded, PhaseError> {
+        self.encode(row, prompt, candidate, self.sample_limits())
+    }
+
+    /// An answer of the data alone: it may fill `text.max_length`, and the prompt gets what it leaves.
+    pub(super) fn whole(&self, row: u64, prompt: &Prompt, text: &str) -> Result<Encoded, PhaseError> {
+        let longest = self.job.text.max_length;
+        // Half of the room stays the prompt's, if it needs it.
+        let generous = Limits { prompt: longest, answer: longest };
+        let encoded = self.encode(row, prompt, Candidate::Text(text), generous)?;
+        if encoded.ids.len() <= longest {
+            return Ok(encoded);
+        }
+        let answer = encoded
+            .answer()
+            .len()
+            .min((longest - longest / 2).max(longest.saturating_sub(encoded.answer_start)));
+        let limits = Limits { prompt: longest - answer, answer };
+        self.encode(row, prompt, Candidate::Text(text), limits)
+    }
+
+    fn encode(
+        &self,
+        row: u64,
+        prompt: &Prompt,
+        candidate: Candidate<'_>,
+        limits: Limits,
+    ) -> Result<Encoded, PhaseError> {
+        let answer = candidate.answer(self.tokenizer);
+        self.encoder.dialogue(prompt, answer, limits).map_err(|source| PhaseError::Encode { row, source })
+    }
+
+    /// A prompt to sample from, with room for `max_new_tokens`.
+    pub(super) fn prompt(
+        &self,
+        row: u64,
+        prompt: &Prompt,
+        max_new_tokens: usize,
+    ) -> Result<Vec<u32>, PhaseError> {
+        let limits = Limits::new(self.job.text.max_length, max_new_tokens);
+        let encoded = self
+            .encoder
+            .prompt(prompt, limits.prompt)
+            .map_err(|source| PhaseError::Encode { row, source })?;
+        Ok(encoded.ids)
+    }
+}

@@ -1,0 +1,158 @@
+//! Evaluate a policy: its reward, its gold reward, and how far it has moved from the start policy.
+
+use foil_common::data::rows::{Prompt, PromptRow};
+use foil_common::spec::Sampling;
+use foil_proto::v1;
+use prost::Message;
+
+use super::answers::{self, Draw};
+use super::dialogue::Reader;
+use super::error::need;
+use super::models::Policy;
+use super::rows::Sampled;
+use super::{Bench, Chunk, Figures, Outcome, PhaseError, rows, score};
+use crate::{evaluate, failpoint};
+
+pub(super) fn run(
+    bench: &mut Bench,
+    chunk: &Chunk,
+    work: &v1::EvaluatePolicy,
+) -> Result<Outcome, PhaseError> {
+    let prompts = rows::read_prompts(&mut bench.cache, &work.prompts, chunk.span)?;
+    let sampling = Sampling::try_from(need(&work.sampling, "its sampling")?)?;
+    let policy = bench.policy(&work.policy)?;
+
+    failpoint::hit("phase.evaluate");
+    let draw = Draw { rows: &prompts, samples: 1, sampling: &sampling, purpose: chunk.purpose() };
+    let mut samples = answers::draw(bench, &policy, chunk, &draw)?;
+    answers::fill_gold(&bench.job, &prompts, &mut samples, 1);
+    if work.reward.is_some() {
+        fill_rewards(bench, &work.reward, &prompts, &policy, &mut samples)?;
+    }
+    let mut figures = answers::describe(&samples);
+    if work.reference.is_some() {
+        fill_kl(bench, chunk, work, &policy, &draw, &mut samples, &mut figures)?;
+    }
+
+    let batch = v1::SampleBatch {
+        phase: chunk.phase.clone(),
+        chunk: chunk.number,
+        samples,
+        tokenizer_blake3: policy.tokenizer.clone(),
+    };
+    Ok(Outcome { bytes: batch.encode_to_vec(), moments: figures.to_wire(), calibration: None })
+}
+
+fn fill_rewards(
+    bench: &mut Bench,
+    reward: &Option<v1::Artifact>,
+    prompts: &[PromptRow],
+    policy: &Policy,
+    samples: &mut [v1::Sample],
+) -> Result<(), PhaseError> {
+    let judge = bench.judge(reward)?;
+    let dialogues: Vec<(&Prompt, Sampled)> = prompts
+        .iter()
+        .zip(&*samples)
+        .map(|(row, sample)| {
+            (&row.prompt, Sampled { tokenizer: policy.tokenizer.clone(), sample: sample.clone() })
+        })
+        .collect();
+    let rewards = score::judge_samples(bench, &judge, &dialogues)?;
+    for (sample, reward) in samples.iter_mut().zip(rewards) {
+        sample.reward = Some(reward);
+    }
+    Ok(())
+}
+
+/// The exact KL(π ‖ π_ref) at the contexts that samples at temperature 1 without filters visit, on the data set's
+/// first `evaluation.kl_prompts` rows. Where evaluation itself samples so, its samples serve.
+fn fill_kl(
+    bench: &mut Bench,
+    chunk: &Chunk,
+    work: &v1::EvaluatePolicy,
+    policy: &Policy,
+    evaluated: &Draw<'_>,
+    samples: &mut [v1::Sample],
+    figures: &mut Figures,
+) -> Result<(), PhaseError> {
+    let measured = bench
+        .job
+        .evaluation
+        .kl_prompts
+        .saturating_sub(usize::try_from(chunk.span.first).unwrap_or(usize::MAX));
+    let rows = &evaluated.rows[..measured.min(evaluated.rows.len())];
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let reference = bench.policy(&work.reference)?;
+    let reused = is_plain(evaluated.sampling);
+    let plain = Sampling {
+        max_new_tokens: evaluated.sampling.max_new_tokens,
+        stop: evaluated.sampling.stop.clone(),
+        ..Sampling::default()
+    };
+    let drawn;
+    let visited: &[v1::Sample] = if reused {
+        &samples[..rows.len()]
+    } else {
+        let purpose = format!("{}.kl", evaluated.purpose);
+        drawn = answers::draw(
+            bench,
+            policy,
+            chunk,
+            &Draw { rows, samples: 1, sampling: &plain, purpose: &purpose },
+        )?;
+        &drawn
+    };
+    let divergences = divergences(bench, policy, &reference, rows, visited)?;
+    for ((sample, row), (kl, tokens)) in samples.iter_mut().zip(rows).zip(divergences) {
+        if !kl.is_finite() {
+            return Err(PhaseError::NonFinite { what: "the KL divergence", row: row.id });
+        }
+        figures.push("kl", kl);
+        figures.push("kl_per_token", kl / tokens.max(1) as f64);
+        if reused {
+            sample.kl = Some(kl);
+        }
+    }
+    Ok(())
+}
+
+/// Nothing but the policy's own distribution decides.
+fn is_plain(sampling: &Sampling) -> bool {
+    let Sampling {
+        temperature,
+        top_k,
+        top_p,
+        repetition_penalty,
+        min_new_tokens,
+        max_new_tokens: _,
+        stop: _,
+    } = sampling;
+    (*temperature, *top_k, *top_p, *repetition_penalty, *min_new_tokens) == (1.0, 0, 1.0, 1.0, 0)
+}
+
+/// Nats per sequence, and the answer's tokens.
+fn divergences(
+    bench: &Bench,
+    policy: &Policy,
+    reference: &Policy,
+    rows: &[PromptRow],
+    samples: &[v1::Sample],
+) -> Result<Vec<(f64, usize)>, PhaseError> {
+    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
+    let dialogues = rows.iter().zip(samples).map(|(row, sample)| {
+        let mut ids = reader.prompt(row.id, &row.prompt, bench.job.evaluation.sampling.max_new_tokens)?;
+        let start = ids.len();
+        ids.extend(&sample.tokens);
+        Ok((ids, start))
+    });
+    let dialogues = dialogues.collect::<Result<Vec<_>, PhaseError>>()?;
+    let borrowed: Vec<(&[u32], usize)> =
+        dialogues.iter().map(|(ids, start)| (ids.as_slice(), *start)).collect();
+    let budget = bench.job.policy_step.optimizer.micro_batch_tokens;
+    let kl = evaluate::answer_kl(&policy.model, &reference.model, &borrowed, bench.precision(), budget);
+    let kl = kl.map_err(PhaseError::Batch)?;
+    Ok(kl.into_iter().zip(samples).map(|(kl, sample)| (kl, sample.tokens.len())).collect())
+}

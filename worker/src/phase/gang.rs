@@ -1,0 +1,170 @@
+//! Meeting the other ranks, training with them, and handing in the model.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use foil_common::spec::{Optimizer, SaveDtype, Schedule};
+use foil_proto::v1;
+use foil_proto::v1::rank_message::Message;
+
+use super::error::need;
+use super::{Bench, PhaseError};
+use crate::collective::{Gang, Host, Place, Rendezvous};
+use crate::failpoint;
+use crate::model;
+use crate::model::Parameters;
+use crate::train::{self, Objective, OrderKey, StepFigures, Summary, Training};
+
+/// A model that training has ended with, saved on this rank.
+pub(super) struct Trained {
+    /// Its files; all ranks write the same.
+    pub(super) dir: PathBuf,
+    pub(super) parameters_blake3: String,
+    pub(super) metrics: Vec<v1::Metric>,
+}
+
+/// How an epoch of rows becomes steps.
+pub(super) struct Course<'a> {
+    pub(super) epochs: u32,
+    /// Rows per step over all ranks.
+    pub(super) batch: usize,
+    pub(super) learning_rate: f64,
+    pub(super) optimizer: &'a Optimizer,
+    pub(super) schedule: &'a Schedule,
+}
+
+impl Bench {
+    /// Trains `parameters`, those of the objective's model, with the other ranks of the gang, and parts from them in
+    /// order. Every step is reported.
+    pub(super) fn train(
+        &self,
+        command: &v1::RunGang,
+        objective: &dyn Objective,
+        parameters: &Parameters,
+        course: &Course<'_>,
+    ) -> Result<Summary, PhaseError> {
+        let task = need(&command.task, "a task")?;
+        let gang = self.join(command, &task.phase)?;
+        let mut report = |figures: &StepFigures| {
+            tracing::debug!(step = figures.step, steps = figures.steps, loss = figures.loss, "step");
+            self.reports.send(Message::Step(v1::StepReport {
+                phase: task.phase.clone(),
+                attempt: command.attempt,
+                step: figures.step,
+                steps: figures.steps,
+                figures: figures.metrics(),
+            }));
+        };
+        let training = Training {
+            order: OrderKey { seed: self.job.seed.into(), round: task.round },
+            epochs: course.epochs,
+            batch: course.batch,
+            learning_rate: course.learning_rate,
+            optimizer: course.optimizer,
+            schedule: course.schedule,
+        };
+        let summary = train::train(objective, parameters, &training, &gang, &mut report)?;
+        parameters.set_requires_grad(false);
+        gang.leave()?;
+        tracing::info!(
+            steps = summary.steps,
+            loss = summary.loss,
+            seconds = summary.seconds,
+            "training done"
+        );
+        Ok(summary)
+    }
+
+    /// Rank 0 listens and tells the coordinator where; the others are told by the coordinator.
+    fn join(&self, command: &v1::RunGang, phase: &str) -> Result<Gang, PhaseError> {
+        failpoint::hit("gang.join");
+        let prefix = format!("{phase}/{}", command.attempt);
+        let world = command.world as usize;
+        let place = Place {
+            address: self.seat.address.clone(),
+            device: self.seat.device,
+            timeout: self.job.resources.hang_timeout,
+        };
+        if world <= 1 {
+            return Ok(Gang::alone());
+        }
+        if command.rank == 0 {
+            let host = Host::open(place)?;
+            self.reports.send(Message::Rendezvous(v1::RendezvousOffer {
+                phase: phase.to_owned(),
+                attempt: command.attempt,
+                host: host.address().to_owned(),
+                port: host.port().into(),
+            }));
+            return Ok(host.gather(world, &prefix)?);
+        }
+        let (host, port) = self.meeting(command, phase)?;
+        let rendezvous = Rendezvous { rank: command.rank as usize, world, host, port, prefix };
+        Ok(Gang::join(&rendezvous, &place)?)
+    }
+
+    /// Waits for rank 0's address in this gang; those of earlier gangs are passed over.
+    fn meeting(&self, command: &v1::RunGang, phase: &str) -> Result<(String, u16), PhaseError> {
+        let limit = self.job.resources.hang_timeout;
+        let late = || PhaseError::NoRendezvous { seconds: limit.as_secs() };
+        let until = Instant::now() + limit;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let meeting =
+                self.seat.meetings.recv_timeout(left.max(Duration::from_millis(1))).map_err(|_| late())?;
+            if meeting.phase == phase && meeting.attempt == command.attempt {
+                let port = u16::try_from(meeting.port).map_err(|_| PhaseError::Incomplete("a port"))?;
+                return Ok((meeting.host, port));
+            }
+        }
+    }
+
+    /// Rank 0 uploads the model's files; every rank reports its parameters and keeps the files, so that it need not
+    /// download what it has just computed.
+    pub(super) fn deliver(&mut self, command: &v1::RunGang, trained: Trained) -> Result<(), PhaseError> {
+        let phase = need(&command.task, "a task")?.phase.clone();
+        let mut objects = Vec::new();
+        for (name, file) in files(&trained.dir)? {
+            if command.rank == 0 {
+                failpoint::hit("phase.upload");
+                let object = self.cache.upload_file(&format!("{}{name}", command.key_prefix), &file)?;
+                objects.push(v1::Object { path: name, ..object });
+            }
+            self.cache.adopt(&file)?;
+        }
+        failpoint::hit("phase.report");
+        self.reports.send(Message::Gang(v1::GangResult {
+            phase,
+            attempt: command.attempt,
+            objects,
+            metrics: trained.metrics,
+            parameters_blake3: trained.parameters_blake3,
+        }));
+        Ok(())
+    }
+}
+
+/// A directory's files by name, in order.
+fn files(dir: &std::path::Path) -> Result<Vec<(String, PathBuf)>, PhaseError> {
+    let disk = |source| crate::rank::cache::ObjectError::Disk { path: dir.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(disk)? {
+        let entry = entry.map_err(disk)?;
+        files.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The kind of a saved model's numbers.
+pub(super) fn save_dtype(dtype: SaveDtype) -> model::SaveDtype {
+    match dtype {
+        SaveDtype::Fp32 => model::SaveDtype::Fp32,
+        SaveDtype::Bf16 => model::SaveDtype::Bf16,
+    }
+}
+
+/// A figure without a standard error.
+pub(super) fn metric(name: &str, value: f64) -> v1::Metric {
+    v1::Metric { name: name.to_owned(), value, se: None }
+}

@@ -1,0 +1,129 @@
+//! Models that stay on the device between tasks.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+
+use foil_common::spec;
+use foil_common::text::Encoder;
+use foil_proto::v1;
+use tch::Device;
+
+use super::PhaseError;
+use crate::failpoint;
+use crate::model::{LanguageModel, RewardModel};
+use crate::rank::cache::{Cache, fingerprint};
+
+/// A model with the encoder of its own directory.
+pub(super) struct Loaded<M> {
+    pub(super) model: M,
+    pub(super) encoder: Encoder,
+    /// Hex BLAKE3 of its tokenizer.json.
+    pub(super) tokenizer: String,
+}
+
+pub(super) type Policy = Loaded<LanguageModel>;
+pub(super) type Judge = Loaded<RewardModel>;
+
+/// Resident models by the content of their artifacts.
+#[derive(Default)]
+pub(super) struct Models {
+    policies: BTreeMap<String, Rc<Policy>>,
+    judges: BTreeMap<String, Rc<Judge>>,
+}
+
+impl Models {
+    /// Frees all models but those of `needed`.
+    pub(super) fn keep_only(&mut self, needed: &[&v1::Artifact]) {
+        let needed: Vec<String> = needed.iter().map(|artifact| fingerprint(artifact)).collect();
+        self.policies.retain(|content, _| needed.contains(content));
+        self.judges.retain(|content, _| needed.contains(content));
+    }
+
+    pub(super) fn policy(
+        &mut self,
+        loader: &mut Loader<'_>,
+        artifact: &v1::Artifact,
+    ) -> Result<Rc<Policy>, PhaseError> {
+        let content = fingerprint(artifact);
+        if let Some(resident) = self.policies.get(&content) {
+            return Ok(Rc::clone(resident));
+        }
+        let loaded = Rc::new(loader.policy(artifact)?);
+        self.policies.insert(content, Rc::clone(&loaded));
+        Ok(loaded)
+    }
+
+    pub(super) fn judge(
+        &mut self,
+        loader: &mut Loader<'_>,
+        artifact: &v1::Artifact,
+    ) -> Result<Rc<Judge>, PhaseError> {
+        let content = fingerprint(artifact);
+        if let Some(resident) = self.judges.get(&content) {
+            return Ok(Rc::clone(resident));
+        }
+        let loaded = Rc::new(loader.judge(artifact)?);
+        self.judges.insert(content, Rc::clone(&loaded));
+        Ok(loaded)
+    }
+}
+
+/// Reads models from their artifacts.
+pub(super) struct Loader<'a> {
+    pub(super) job: &'a spec::Job,
+    pub(super) device: Device,
+    pub(super) cache: &'a mut Cache,
+}
+
+impl Loader<'_> {
+    pub(super) fn policy(&mut self, artifact: &v1::Artifact) -> Result<Policy, PhaseError> {
+        let device = self.device;
+        self.load(artifact, |dir| LanguageModel::load(dir, device))
+    }
+
+    /// A policy without weights yet, drawn from the job's seed.
+    pub(super) fn fresh_policy(&mut self, artifact: &v1::Artifact) -> Result<Policy, PhaseError> {
+        let (seed, device) = (self.job.seed.into(), self.device);
+        self.load(artifact, |dir| LanguageModel::random(dir, seed, device))
+    }
+
+    /// A reward model. A language model gets a fresh head, drawn from the job's seed: the same one in every round.
+    pub(super) fn judge(&mut self, artifact: &v1::Artifact) -> Result<Judge, PhaseError> {
+        let (seed, device) = (self.job.seed.into(), self.device);
+        self.load(artifact, |dir| {
+            if is_sequence_classifier(dir) {
+                RewardModel::load(dir, device)
+            } else {
+                RewardModel::from_language_model(dir, seed, device)
+            }
+        })
+    }
+
+    fn load<M>(
+        &mut self,
+        artifact: &v1::Artifact,
+        read: impl FnOnce(&Path) -> Result<M, crate::model::ModelError>,
+    ) -> Result<Loaded<M>, PhaseError> {
+        let name = || artifact.name.clone();
+        let dir = self.cache.directory(artifact)?;
+        failpoint::hit("phase.load");
+        let encoder = Encoder::load(&dir, &self.job.text)
+            .map_err(|source| PhaseError::Text { artifact: name(), source })?;
+        let model = read(&dir).map_err(|source| PhaseError::Model { artifact: name(), source })?;
+        let tokenizer = artifact.objects.iter().find(|object| object.path == "tokenizer.json");
+        let tokenizer = tokenizer.map(|object| object.blake3.clone()).unwrap_or_default();
+        tracing::info!(artifact = artifact.name, "model loaded");
+        Ok(Loaded { model, encoder, tokenizer })
+    }
+}
+
+/// As config.json's `architectures` says; a directory that does not say is read as a language model's.
+fn is_sequence_classifier(dir: &Path) -> bool {
+    let config = fs::read(dir.join("config.json")).ok();
+    let config = config.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    config.as_ref().and_then(|config| config["architectures"].as_array()).is_some_and(|names| {
+        names.iter().filter_map(|name| name.as_str()).any(|name| name.ends_with("ForSequenceClassification"))
+    })
+}

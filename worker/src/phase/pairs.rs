@@ -1,0 +1,97 @@
+//! Preference pairs, whatever their source, as the tokens of one reward model.
+
+use foil_common::data::rows::{GoldenRow, PairRow, Prompt, PromptRow};
+use foil_common::letters;
+use foil_common::text::Encoded;
+use foil_proto::v1;
+use foil_proto::v1::pair_source::Source;
+
+use super::dialogue::{Candidate, Reader};
+use super::error::need;
+use super::models::Judge;
+use super::rows::{Sampled, Samples, Span, read, read_prompts};
+use super::{Bench, PhaseError};
+
+/// Two whole dialogues, prompt and answer.
+#[derive(Debug)]
+pub(super) struct TokenPair {
+    pub(super) row: u64,
+    pub(super) chosen: Encoded,
+    pub(super) rejected: Encoded,
+}
+
+/// The pairs of rows `span` of a source, in the order of rows.
+pub(super) fn encode(
+    bench: &mut Bench,
+    judge: &Judge,
+    source: &Option<v1::PairSource>,
+    span: Span,
+) -> Result<Vec<TokenPair>, PhaseError> {
+    let source = need(&need(source, "pairs")?.source, "a source of pairs")?;
+    let cache = &mut bench.cache;
+    let reader = Reader { encoder: &judge.encoder, tokenizer: &judge.tokenizer, job: &bench.job };
+    match source {
+        Source::Pairs(dataset) => {
+            let rows: Vec<PairRow> = read(cache, &Some(dataset.clone()), span)?;
+            rows.iter().map(|row| human(&reader, row)).collect()
+        }
+        Source::Golden(golden) => {
+            let rows: Vec<GoldenRow> = read(cache, &golden.golden, span)?;
+            let samples = Samples::read(cache, &golden.samples)?;
+            let mut pairs = Vec::new();
+            for row in &rows {
+                pairs.extend(against_golden(&reader, row, samples.of(row.id)?)?);
+            }
+            Ok(pairs)
+        }
+        Source::GoldLabelled(labelled) => {
+            let rows = read_prompts(cache, &labelled.prompts, span)?;
+            let samples = Samples::read(cache, &labelled.samples)?;
+            rows.iter().map(|row| gold_labelled(&reader, row, samples.of(row.id)?)).collect()
+        }
+    }
+}
+
+fn human(reader: &Reader<'_>, row: &PairRow) -> Result<TokenPair, PhaseError> {
+    Ok(TokenPair {
+        row: row.id,
+        chosen: reader.whole(row.id, &row.prompt, &row.chosen)?,
+        rejected: reader.whole(row.id, &row.prompt, &row.rejected)?,
+    })
+}
+
+/// The golden answer is preferred to every sample.
+fn against_golden(
+    reader: &Reader<'_>,
+    row: &GoldenRow,
+    samples: &[Sampled],
+) -> Result<Vec<TokenPair>, PhaseError> {
+    let golden = reader.competing(row.id, &row.prompt, Candidate::Text(&row.golden))?;
+    let pairs = samples.iter().map(|sampled| {
+        let rejected = reader.competing(row.id, &row.prompt, Candidate::Sample(sampled))?;
+        Ok(TokenPair { row: row.id, chosen: golden.clone(), rejected })
+    });
+    pairs.collect()
+}
+
+/// Which of the two samples is preferred is drawn by their gold rewards, from the job's seed and the row's id.
+fn gold_labelled(reader: &Reader<'_>, row: &PromptRow, samples: &[Sampled]) -> Result<TokenPair, PhaseError> {
+    let [first, second, ..] = samples else {
+        let what = format!("they hold {} of row {}, a pair needs 2", samples.len(), row.id);
+        return Err(PhaseError::Samples { object: "samples".to_owned(), what });
+    };
+    let first_wins = prefers_first(reader, row.id, &row.prompt, first, second);
+    let (chosen, rejected) = if first_wins { (first, second) } else { (second, first) };
+    Ok(TokenPair {
+        row: row.id,
+        chosen: reader.competing(row.id, &row.prompt, Candidate::Sample(chosen))?,
+        rejected: reader.competing(row.id, &row.prompt, Candidate::Sample(rejected))?,
+    })
+}
+
+fn prefers_first(reader: &Reader<'_>, row: u64, prompt: &Prompt, first: &Sampled, second: &Sampled) -> bool {
+    let beta = reader.job.data.gold_preferences.as_ref().map_or(0.0, |preferences| preferences.beta);
+    let gold =
+        |sampled: &Sampled| letters::gold(prompt.last_text(), &sampled.sample.text, sampled.sample.finished);
+    letters::prefer_first(reader.job.seed.into(), row, gold(first), gold(second), beta)
+}

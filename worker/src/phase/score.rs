@@ -1,0 +1,72 @@
+//! Score: a reward model reads a chunk of samples.
+
+use std::collections::BTreeMap;
+
+use foil_common::data::rows::Prompt;
+use foil_proto::v1;
+use prost::Message;
+
+use super::dialogue::{Candidate, Reader};
+use super::error::{need, samples_error};
+use super::models::Judge;
+use super::rows::Sampled;
+use super::{Bench, Chunk, Figures, Outcome, PhaseError, rows};
+use crate::{evaluate, failpoint};
+
+pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Score) -> Result<Outcome, PhaseError> {
+    let prompts = rows::read_prompts(&mut bench.cache, &work.prompts, chunk.span)?;
+    let prompts: BTreeMap<u64, &Prompt> = prompts.iter().map(|row| (row.id, &row.prompt)).collect();
+    let object = need(&work.samples, "samples")?.objects.get(chunk.number as usize);
+    let object = object.ok_or(PhaseError::Incomplete("the chunk's samples"))?;
+    let batch = rows::read_batch(&mut bench.cache, object)?;
+    let judge = bench.judge(&work.reward)?;
+
+    failpoint::hit("phase.score");
+    let dialogues = batch.samples.into_iter().map(|sample| {
+        let missing =
+            || samples_error(object, format!("sample of row {} is not of this chunk", sample.prompt_id));
+        let prompt = *prompts.get(&sample.prompt_id).ok_or_else(missing)?;
+        Ok((prompt, Sampled { tokenizer: batch.tokenizer_blake3.clone(), sample }))
+    });
+    let dialogues = dialogues.collect::<Result<Vec<_>, PhaseError>>()?;
+    bench.progress(chunk, 0, dialogues.len(), "samples");
+    let rewards = judge_samples(bench, &judge, &dialogues)?;
+
+    let mut figures = Figures::default();
+    rewards.iter().for_each(|reward| figures.push("reward_mean", *reward));
+    let scores = dialogues.iter().zip(rewards).map(|((_, sampled), reward)| v1::RewardScore {
+        prompt_id: sampled.sample.prompt_id,
+        index: sampled.sample.index,
+        reward,
+    });
+    let scores =
+        v1::RewardScores { phase: chunk.phase.clone(), chunk: chunk.number, scores: scores.collect() };
+    Ok(Outcome { bytes: scores.encode_to_vec(), moments: figures.to_wire(), calibration: None })
+}
+
+/// The rewards of samples, in their order.
+pub(super) fn judge_samples(
+    bench: &Bench,
+    judge: &Judge,
+    dialogues: &[(&Prompt, Sampled)],
+) -> Result<Vec<f64>, PhaseError> {
+    let reader = Reader { encoder: &judge.encoder, tokenizer: &judge.tokenizer, job: &bench.job };
+    let sequences = dialogues.iter().map(|(prompt, sampled)| {
+        let encoded = reader.competing(sampled.sample.prompt_id, prompt, Candidate::Sample(sampled))?;
+        Ok(encoded.ids)
+    });
+    let sequences = sequences.collect::<Result<Vec<_>, PhaseError>>()?;
+    let rewards = scores(bench, judge, &sequences)?;
+    match rewards.iter().zip(dialogues).find(|(reward, _)| !reward.is_finite()) {
+        Some((_, (_, sampled))) => {
+            Err(PhaseError::NonFinite { what: "the reward", row: sampled.sample.prompt_id })
+        }
+        None => Ok(rewards),
+    }
+}
+
+/// Scores of whole dialogues, batched by the reward step's token budget.
+pub(super) fn scores(bench: &Bench, judge: &Judge, sequences: &[Vec<u32>]) -> Result<Vec<f64>, PhaseError> {
+    let budget = bench.job.reward_step.optimizer.micro_batch_tokens;
+    evaluate::scores(&judge.model, sequences, bench.precision(), budget).map_err(PhaseError::Batch)
+}

@@ -1,0 +1,53 @@
+//! SFT: the policy learns to answer from demonstrations, before round 1.
+
+use foil_common::data::rows::DemonstrationRow;
+use foil_common::spec::{Init, SaveDtype};
+use foil_proto::v1;
+
+use super::dialogue::Reader;
+use super::error::need;
+use super::gang::{Course, Trained, metric, save_dtype};
+use super::rows::{Span, read};
+use super::{Bench, PhaseError};
+use crate::train::{Demonstration, Demonstrations};
+
+pub(super) fn run(bench: &mut Bench, command: &v1::RunGang, work: &v1::Sft) -> Result<Trained, PhaseError> {
+    let rows: Vec<DemonstrationRow> = read(&mut bench.cache, &work.demonstrations, Span::ALL)?;
+    let start = need(&work.policy, "a policy")?;
+    let policy = match bench.job.policy.init {
+        Init::Weights => bench.loader().policy(start)?,
+        Init::Random => bench.loader().fresh_policy(start)?,
+    };
+    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
+    let mut cut = 0;
+    let mut demonstrations = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let encoded = reader.whole(row.id, &row.prompt, &row.answer)?;
+        cut += usize::from(encoded.answer_cut > 0);
+        demonstrations.push(Demonstration {
+            id: row.id,
+            ids: encoded.ids,
+            answer_start: encoded.answer_start,
+        });
+    }
+    // Nothing to predict in an empty answer.
+    demonstrations.retain(|row| row.answer_start < row.ids.len());
+
+    let step = &bench.job.sft_step;
+    let course = Course {
+        epochs: step.epochs,
+        batch: step.batch_sequences,
+        learning_rate: step.learning_rate,
+        optimizer: &step.optimizer,
+        schedule: &step.schedule,
+    };
+    let objective = Demonstrations::new(&policy.model, &demonstrations, bench.precision());
+    let summary = bench.train(command, &objective, policy.model.parameters(), &course)?;
+
+    let dir = bench.cache.scratch("policy")?;
+    let saved = policy.model.save(&dir, save_dtype(SaveDtype::Fp32));
+    saved.map_err(|source| PhaseError::Model { artifact: start.name.clone(), source })?;
+    let mut metrics = summary.metrics();
+    metrics.push(metric("cut_answers", cut as f64));
+    Ok(Trained { dir, parameters_blake3: policy.model.parameters().blake3(), metrics })
+}

@@ -1,0 +1,342 @@
+//! Every phase of a small game, on one rank and without a coordinator: the test leases the chunks.
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc::Sender;
+
+use foil_common::data::rows;
+use foil_common::letters::{self, Counts};
+use foil_proto::v1::pair_source::Source;
+use prost::Message as _;
+use tempfile::TempDir;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::*;
+use crate::rank::memory_objects::MemoryObjects;
+
+struct Game {
+    bench: Bench,
+    objects: MemoryObjects,
+    messages: UnboundedReceiver<v1::RankMessage>,
+    _meetings: Sender<v1::Rendezvous>,
+    _dir: TempDir,
+}
+
+fn letters_job() -> v1::JobSpec {
+    let gold = v1::EvaluationSpec { gold: "letters".into(), kl_prompts: Some(6), ..Default::default() };
+    let optimizer = v1::OptimizerSpec { betas: vec![0.9, 0.99], ..Default::default() };
+    v1::JobSpec {
+        name: "letters".into(),
+        seed: Some(17),
+        policy: Some(v1::PolicySpec { model: "letters".into(), init: "random".into() }),
+        data: Some(v1::DataSpec {
+            generator: Some(v1::GeneratorSpec { name: "letters".into(), ..Default::default() }),
+            gold_preferences: Some(v1::GoldPreferencesSpec::default()),
+            ..Default::default()
+        }),
+        text: Some(v1::TextSpec { max_length: Some(32), ..Default::default() }),
+        sampling: Some(v1::SamplingSpec { max_new_tokens: Some(16), ..Default::default() }),
+        generation: Some(v1::GenerationSpec { chunk_prompts: Some(8), slots: Some(16) }),
+        sft_step: Some(v1::SftStepSpec {
+            learning_rate: Some(3e-3),
+            epochs: Some(2),
+            optimizer: Some(optimizer.clone()),
+            ..Default::default()
+        }),
+        reward_step: Some(v1::RewardStepSpec {
+            learning_rate: Some(1e-3),
+            samples: Some(2),
+            batch_pairs: Some(8),
+            optimizer: Some(optimizer),
+            ..Default::default()
+        }),
+        policy_step: Some(v1::PolicyStepSpec {
+            samples: Some(3),
+            learning_rate: vec![1e-3],
+            ..Default::default()
+        }),
+        evaluation: Some(gold),
+        ..Default::default()
+    }
+}
+
+impl Game {
+    fn new(job: v1::JobSpec) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = MemoryObjects::default();
+        let (sender, messages) = tokio::sync::mpsc::unbounded_channel();
+        let (meet, meetings) = mpsc::channel();
+        let seat = Seat { device: Device::Cpu, address: "127.0.0.1".into(), attempt: 1, meetings };
+        let cache = Cache::open(dir.path(), Box::new(objects.clone())).unwrap();
+        let bench = Bench::new(job.try_into().unwrap(), seat, cache, Reporter::new(sender));
+        Self { bench, objects, messages, _meetings: meet, _dir: dir }
+    }
+
+    fn dataset<T: rows::Row>(&self, name: &str, rows: &[T]) -> Option<v1::Dataset> {
+        let object = self.objects.put(&format!("data/{name}"), &rows::write(rows), "");
+        Some(v1::Dataset { name: name.into(), object: Some(object), rows: rows.len() as u64 })
+    }
+
+    fn start_model(&self) -> v1::Artifact {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/jobs/letters");
+        let files = ["config.json", "tokenizer.json", "tokenizer_config.json"];
+        let objects = files.map(|name| self.objects.put(name, &fs::read(dir.join(name)).unwrap(), name));
+        v1::Artifact { name: "start".into(), objects: objects.to_vec(), ..Default::default() }
+    }
+
+    /// The last message that is not progress or a step.
+    fn result(&mut self) -> Message {
+        let mut last = None;
+        while let Ok(message) = self.messages.try_recv() {
+            match message.message.unwrap() {
+                Message::Progress(_) | Message::Step(_) => {}
+                other => last = Some(other),
+            }
+        }
+        last.expect("a result")
+    }
+
+    fn gang(&mut self, phase: &str, work: Work, start: &v1::Artifact) -> (v1::Artifact, v1::GangResult) {
+        let round = phase[1..3].parse().unwrap();
+        let task = v1::Task { phase: phase.into(), round, work: Some(work) };
+        let key_prefix = format!("jobs/j/phases/{phase}/a1/");
+        let command = v1::RunGang { task: Some(task), attempt: 1, rank: 0, world: 1, key_prefix };
+        self.bench.run_gang(&command).unwrap();
+        let Message::Gang(result) = self.result() else { panic!("no result of the gang") };
+        let mut objects = result.objects.clone();
+        let written = |path: &str| result.objects.iter().any(|object| object.path == path);
+        objects.extend(start.objects.iter().filter(|kept| !written(&kept.path)).cloned());
+        (v1::Artifact { name: phase.into(), objects, ..Default::default() }, result)
+    }
+
+    /// Runs a phase over `rows` rows, 8 to a chunk; the work of a chunk may depend on its number.
+    fn map(&mut self, phase: &str, rows: u64, work: impl Fn(u32) -> Work) -> (v1::Artifact, Vec<v1::Metric>) {
+        let mut artifact = v1::Artifact { name: phase.into(), ..Default::default() };
+        let (mut moments, mut calibration) = (Vec::new(), v1::Calibration::default());
+        for number in 0..rows.div_ceil(8) as u32 {
+            let first = u64::from(number) * 8;
+            let round = phase[1..3].parse().unwrap();
+            let task = Some(v1::Task { phase: phase.into(), round, work: Some(work(number)) });
+            let (count, key) = (8.min(rows - first), format!("{phase}/{number}"));
+            self.bench.run_chunk(&v1::RunChunk { lease: 1, task, chunk: number, first, count, key }).unwrap();
+            let Message::Chunk(result) = self.result() else { panic!("no result of the chunk") };
+            foil_common::figures::merge_moments(&mut moments, &result.moments);
+            if let Some(chunk) = &result.calibration {
+                foil_common::figures::merge_calibration(&mut calibration, chunk);
+            }
+            artifact.objects.push(result.object.unwrap());
+        }
+        (artifact, foil_common::figures::metrics(&moments, Some(&calibration)))
+    }
+}
+
+fn value(metrics: &[v1::Metric], name: &str) -> f64 {
+    let found = metrics.iter().find(|metric| metric.name == name);
+    found.unwrap_or_else(|| panic!("no {name} among {metrics:?}")).value
+}
+
+fn source(source: Source) -> Option<v1::PairSource> {
+    Some(v1::PairSource { source: Some(source) })
+}
+
+fn chunk_of(artifact: &v1::Artifact, number: u32) -> Option<v1::Artifact> {
+    Some(v1::Artifact { objects: vec![artifact.objects[number as usize].clone()], ..artifact.clone() })
+}
+
+#[test]
+fn a_round_of_the_letters_game() {
+    let mut game = Game::new(letters_job());
+    let sets = letters::generate(17, Counts { sft: 600, golden: 24, prompts: 20, evaluation: 10 });
+    let sampling = Some(v1::SamplingSpec::from(&game.bench.job.sampling));
+    let start = game.start_model();
+
+    let demonstrations = game.dataset("sft", &sets.sft);
+    let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
+    let (policy, result) = game.gang("r00.sft", sft, &start);
+    assert!(value(&result.metrics, "loss") < value(&result.metrics, "first_loss"));
+    let names: Vec<&str> = policy.objects.iter().map(|object| object.path.as_str()).collect();
+    assert_eq!(names, ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
+
+    let pairs = letters::preference_prompts(17, &sets.golden, 40);
+    let labelled = game.dataset("gold_preference_prompts", &pairs);
+    let generate = |prompts: &Option<v1::Dataset>, samples| {
+        let (policy, prompts, sampling) = (Some(policy.clone()), prompts.clone(), sampling.clone());
+        move |_| {
+            let (policy, prompts, sampling) = (policy.clone(), prompts.clone(), sampling.clone());
+            Work::Generate(v1::Generate { policy, prompts, samples, sampling })
+        }
+    };
+    let (preferences, _) = game.map("r00.preferences.generate", 40, generate(&labelled, 2));
+    let golden = game.dataset("golden", &sets.golden);
+    let (golden_samples, metrics) = game.map("r01.reward.generate", 24, generate(&golden, 2));
+    assert!(value(&metrics, "length_mean") > 1.0);
+    let first = v1::SampleBatch::decode(game.objects.bytes("r01.reward.generate/0").as_slice()).unwrap();
+    assert_eq!(
+        (first.samples.len(), first.samples[0].prompt_id, first.samples[1].index),
+        (16, sets.golden[0].id, 1)
+    );
+
+    let human = v1::GoldLabelled { prompts: labelled.clone(), samples: Some(preferences.clone()) };
+    let fresh = v1::GoldenPairs { golden: golden.clone(), samples: Some(golden_samples.clone()) };
+    let train = Work::TrainReward(v1::TrainReward {
+        start: Some(policy.clone()),
+        human: source(Source::GoldLabelled(human)),
+        golden: source(Source::Golden(fresh)),
+    });
+    let (reward, result) = game.gang("r01.reward.train", train, &policy);
+    assert_eq!((value(&result.metrics, "human_pairs"), value(&result.metrics, "golden_pairs")), (40.0, 48.0));
+    assert!(value(&result.metrics, "loss") < 0.72);
+
+    let (_, metrics) = game.map("r01.reward.evaluate_fresh", 24, |number| {
+        let samples = chunk_of(&golden_samples, number);
+        let pairs = source(Source::Golden(v1::GoldenPairs { golden: golden.clone(), samples }));
+        Work::EvaluateReward(v1::EvaluateReward { reward: Some(reward.clone()), pairs })
+    });
+    assert!(value(&metrics, "accuracy") > 0.5, "{metrics:?}");
+    assert!(value(&metrics, "ece") >= 0.0 && value(&metrics, "length_accuracy") >= 0.0);
+
+    let prompts = game.dataset("prompts", &sets.prompts);
+    let (samples, _) = game.map("r01.policy.generate", 20, generate(&prompts, 3));
+    let (scores, _) = game.map("r01.policy.score", 20, |_| {
+        let (reward, samples) = (Some(reward.clone()), Some(samples.clone()));
+        Work::Score(v1::Score { reward, prompts: prompts.clone(), samples })
+    });
+    let train = Work::TrainPolicy(v1::TrainPolicy {
+        policy: Some(policy.clone()),
+        prompts: prompts.clone(),
+        samples: Some(samples),
+        scores: Some(scores),
+    });
+    let (trained, _) = game.gang("r01.policy.train", train, &policy);
+
+    let evaluation = game.dataset("evaluation_prompts", &sets.evaluation_prompts);
+    let (_, metrics) = game.map("r01.policy.evaluate", 10, |_| {
+        Work::EvaluatePolicy(v1::EvaluatePolicy {
+            policy: Some(trained.clone()),
+            reference: Some(policy.clone()),
+            reward: Some(reward.clone()),
+            prompts: evaluation.clone(),
+            sampling: sampling.clone(),
+        })
+    });
+    assert!(value(&metrics, "kl") > 0.0 && value(&metrics, "kl_per_token") > 0.0);
+    for name in ["reward_mean", "gold_mean", "length_mean", "truncated_rate"] {
+        assert!(value(&metrics, name).is_finite());
+    }
+    // Nothing moved between the policy and itself.
+    let (_, metrics) = game.map("r01.policy.evaluate", 8, |_| {
+        Work::EvaluatePolicy(v1::EvaluatePolicy {
+            policy: Some(policy.clone()),
+            reference: Some(policy.clone()),
+            reward: None,
+            prompts: evaluation.clone(),
+            sampling: sampling.clone(),
+        })
+    });
+    assert_eq!(value(&metrics, "kl"), 0.0);
+}
+
+#[test]
+fn a_chunk_is_the_same_bytes_whoever_computes_it_and_after_whatever() {
+    let run = |chunks: &[u32]| {
+        let mut game = Game::new(letters_job());
+        let sets = letters::generate(17, Counts { sft: 64, golden: 0, prompts: 24, evaluation: 0 });
+        let start = game.start_model();
+        let demonstrations = game.dataset("sft", &sets.sft);
+        let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
+        let (policy, result) = game.gang("r00.sft", sft, &start);
+        let prompts = game.dataset("prompts", &sets.prompts);
+        for &chunk in chunks {
+            let work = Work::Generate(v1::Generate {
+                policy: Some(policy.clone()),
+                prompts: prompts.clone(),
+                samples: 3,
+                sampling: Some(v1::SamplingSpec::from(&game.bench.job.sampling)),
+            });
+            let task = Some(v1::Task { phase: "r01.policy.generate".into(), round: 1, work: Some(work) });
+            let key = format!("chunk {chunk}");
+            let first = u64::from(chunk) * 8;
+            game.bench.run_chunk(&v1::RunChunk { lease: 1, task, chunk, first, count: 8, key }).unwrap();
+        }
+        let bytes: Vec<Vec<u8>> = (0..3).map(|chunk| game.objects.bytes(&format!("chunk {chunk}"))).collect();
+        (result.parameters_blake3, bytes)
+    };
+    assert_eq!(run(&[0, 1, 2]), run(&[2, 0, 1]));
+}
+
+#[test]
+fn failures_name_their_class_and_their_row() {
+    let mut game = Game::new(letters_job());
+    let start = game.start_model();
+    let mut sets = letters::generate(17, Counts { sft: 3, golden: 0, prompts: 0, evaluation: 0 });
+    sets.sft[1].answer = "ab</s>c".into();
+    let (demonstrations, id) = (game.dataset("sft", &sets.sft), sets.sft[1].id);
+    let task = |work| Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
+    let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
+    let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
+    let failure = game.bench.run_gang(&command).unwrap_err().failure();
+    assert_eq!(failure.class, "data");
+    assert!(failure.message.contains(&id.to_string()), "{}", failure.message);
+
+    let missing = v1::Dataset { name: "sft".into(), object: Some(v1::Object::default()), rows: 1 };
+    let sft = Work::Sft(v1::Sft { policy: Some(start), demonstrations: Some(missing) });
+    let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
+    assert_eq!(game.bench.run_gang(&command).unwrap_err().failure().class, "store");
+    assert_eq!(game.bench.run_gang(&v1::RunGang::default()).unwrap_err().failure().class, "internal");
+}
+
+/// Runs SFT as one rank of `world`; `relay` brings rank 0's address to the others, as the coordinator does.
+fn sft_in_gang(
+    rank: u32,
+    world: u32,
+    relay: &[Sender<v1::Rendezvous>],
+    meetings: mpsc::Receiver<v1::Rendezvous>,
+) -> v1::GangResult {
+    let mut game = Game::new(letters_job());
+    game.bench.seat.meetings = meetings;
+    let start = game.start_model();
+    let sets = letters::generate(17, Counts { sft: 70, golden: 0, prompts: 0, evaluation: 0 });
+    let demonstrations = game.dataset("sft", &sets.sft);
+    let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
+    let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
+    let command = v1::RunGang { task, attempt: 1, rank, world, key_prefix: "a1/".into() };
+    let (messages, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    game.bench.reports = Reporter::new(messages);
+    std::thread::scope(|scope| {
+        let listener = scope.spawn(move || {
+            loop {
+                match heard.blocking_recv().unwrap().message.unwrap() {
+                    Message::Rendezvous(v1::RendezvousOffer { phase, attempt, host, port }) => {
+                        let rendezvous = v1::Rendezvous { phase, attempt, host, port };
+                        // One of an earlier gang comes first; it must be passed over.
+                        let earlier = v1::Rendezvous { attempt: 0, ..rendezvous.clone() };
+                        for other in relay {
+                            other.send(earlier.clone()).unwrap();
+                            other.send(rendezvous.clone()).unwrap();
+                        }
+                    }
+                    Message::Gang(result) => return result,
+                    _ => {}
+                }
+            }
+        });
+        game.bench.run_gang(&command).unwrap();
+        listener.join().unwrap()
+    })
+}
+
+#[test]
+fn two_ranks_meet_train_and_end_with_the_same_parameters() {
+    let (meet_first, first) = mpsc::channel();
+    let (meet_second, second) = mpsc::channel();
+    let relay = [meet_second];
+    let results: Vec<v1::GangResult> = std::thread::scope(|scope| {
+        let rank0 = scope.spawn(|| sft_in_gang(0, 2, &relay, first));
+        let rank1 = scope.spawn(|| sft_in_gang(1, 2, &[], second));
+        vec![rank0.join().unwrap(), rank1.join().unwrap()]
+    });
+    drop(meet_first);
+    assert_eq!(results[0].parameters_blake3, results[1].parameters_blake3);
+    assert_eq!((results[0].objects.len(), results[1].objects.len()), (2, 0));
+    assert_eq!(results[0].objects[1].key, "a1/model.safetensors");
+}

@@ -1,0 +1,150 @@
+//! The thread that owns every tensor of this process.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::thread;
+
+use foil_common::spec;
+use foil_proto::v1;
+use foil_proto::v1::rank_message::Message;
+use tokio::sync::oneshot;
+
+use super::RankOptions;
+use super::cache::{Cache, Objects};
+use super::reporter::Reporter;
+use crate::agent::DeviceKind;
+use crate::phase::{Bench, Failure, PhaseError, Seat};
+
+/// What the device thread is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    Chunk(Box<v1::RunChunk>),
+    Gang(Box<v1::RunGang>),
+}
+
+impl Order {
+    fn phase(&self) -> (&str, u32) {
+        let task = match self {
+            Self::Chunk(lease) => lease.task.as_ref(),
+            Self::Gang(command) => command.task.as_ref(),
+        };
+        task.map_or(("", 0), |task| (task.phase.as_str(), task.round))
+    }
+
+    fn chunk(&self) -> Option<u32> {
+        match self {
+            Self::Chunk(lease) => Some(lease.chunk),
+            Self::Gang(_) => None,
+        }
+    }
+}
+
+/// How the thread ended; its parent always hears one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DeviceEnd {
+    /// No more orders.
+    Idle,
+    /// A task panicked, or none could be begun; the failure was reported.
+    Broken,
+    /// The coordinator no longer takes what this attempt writes.
+    Stale,
+}
+
+/// The session's end of the thread.
+pub(super) struct DeviceThread {
+    /// Dropping it ends the thread after its present task.
+    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) rendezvous: mpsc::Sender<v1::Rendezvous>,
+    pub(super) end: oneshot::Receiver<DeviceEnd>,
+}
+
+/// Starts the thread for one job.
+pub(super) fn start(
+    options: &RankOptions,
+    job: spec::Job,
+    objects: Box<dyn Objects>,
+    reports: Reporter,
+) -> io::Result<DeviceThread> {
+    let (orders, received) = mpsc::channel();
+    let (rendezvous, meetings) = mpsc::channel();
+    let (told, end) = oneshot::channel();
+    let options = options.clone();
+    thread::Builder::new().name("device".to_owned()).spawn(move || {
+        let work = || work(&options, job, objects, reports, &received, meetings);
+        let ended = catch_unwind(AssertUnwindSafe(work)).unwrap_or(DeviceEnd::Broken);
+        // Nobody waits where the process is ending anyway.
+        let _ = told.send(ended);
+    })?;
+    Ok(DeviceThread { orders, rendezvous, end })
+}
+
+fn work(
+    options: &RankOptions,
+    job: spec::Job,
+    objects: Box<dyn Objects>,
+    reports: Reporter,
+    orders: &mpsc::Receiver<Order>,
+    meetings: mpsc::Receiver<v1::Rendezvous>,
+) -> DeviceEnd {
+    tch::set_num_threads(i32::try_from(options.threads.max(1)).unwrap_or(1));
+    let seat = Seat {
+        device: match options.device {
+            DeviceKind::Cpu => tch::Device::Cpu,
+            DeviceKind::Cuda => tch::Device::Cuda(0),
+        },
+        address: options.advertise_address.clone(),
+        attempt: options.attempt,
+        meetings,
+    };
+    let cache = match Cache::open(&options.work_dir, objects) {
+        Ok(cache) => cache,
+        Err(error) => {
+            report(&reports, None, &PhaseError::from(error).failure());
+            return DeviceEnd::Broken;
+        }
+    };
+    let mut bench = Bench::new(job, seat, cache, reports);
+    for order in orders {
+        if let Some(end) = obey(&mut bench, &order) {
+            return end;
+        }
+    }
+    DeviceEnd::Idle
+}
+
+/// Runs one task; gives an end where the thread cannot go on after it.
+fn obey(bench: &mut Bench, order: &Order) -> Option<DeviceEnd> {
+    let (phase, round) = order.phase();
+    let span = tracing::info_span!("phase", phase, round, chunk = order.chunk());
+    let _entered = span.enter();
+    let run = || match order {
+        Order::Chunk(lease) => bench.run_chunk(lease),
+        Order::Gang(command) => bench.run_gang(command),
+    };
+    let (failure, end) = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => return None,
+        Ok(Err(error)) => (error.failure(), error.is_stale().then_some(DeviceEnd::Stale)),
+        Err(panic) => (Failure::of_panic(&panic_text(panic.as_ref())), Some(DeviceEnd::Broken)),
+    };
+    tracing::error!(class = failure.class, advice = failure.advice, "{}", failure.message);
+    report(bench.reports(), Some(order), &failure);
+    end
+}
+
+fn report(reports: &Reporter, order: Option<&Order>, failure: &Failure) {
+    reports.send(Message::Failure(v1::TaskFailure {
+        phase: order.map_or_else(String::new, |order| order.phase().0.to_owned()),
+        chunk: order.and_then(Order::chunk),
+        class: failure.class.to_owned(),
+        message: failure.message.clone(),
+        advice: failure.advice.clone(),
+    }));
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a text".to_owned())
+}

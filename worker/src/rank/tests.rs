@@ -1,0 +1,180 @@
+use std::path::Path;
+use std::time::Duration;
+
+use foil_common::spec;
+use foil_proto::v1;
+use foil_proto::v1::rank_command::Command;
+use foil_proto::v1::rank_message::Message;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::cache::{ObjectError, Objects};
+use super::device::{self, DeviceEnd, Order};
+use super::reporter::Reporter;
+use super::{RankOptions, session};
+use crate::agent::DeviceKind;
+use crate::exit::Exit;
+use crate::fake_coordinator::{FakeCoordinator, RankPeer};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn options(coordinator: &str, dir: &TempDir) -> RankOptions {
+    RankOptions {
+        coordinator: coordinator.to_owned(),
+        session_id: "s1".to_owned(),
+        job_id: "job".to_owned(),
+        attempt: 3,
+        rank: 1,
+        world: 2,
+        device: DeviceKind::Cpu,
+        threads: 1,
+        advertise_address: "127.0.0.1".to_owned(),
+        work_dir: dir.path().join("work"),
+        parent_pid: None,
+    }
+}
+
+fn job() -> v1::JobSpec {
+    let policy = v1::PolicySpec { model: "model".to_owned(), ..Default::default() };
+    let data = v1::DataSpec {
+        preferences: vec!["pairs.jsonl".to_owned()],
+        golden: vec!["golden.jsonl".to_owned()],
+        prompts: vec!["prompts.jsonl".to_owned()],
+        ..Default::default()
+    };
+    v1::JobSpec { name: "job".to_owned(), policy: Some(policy), data: Some(data), ..Default::default() }
+}
+
+async fn join() -> (FakeCoordinator, RankPeer, JoinHandle<Exit>, TempDir) {
+    let mut coordinator = FakeCoordinator::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&coordinator.url, &dir);
+    let rank = tokio::spawn(async move { session::run(&options).await });
+    let mut peer = timeout(PATIENCE, coordinator.ranks.recv()).await.unwrap().unwrap();
+    let hello = next(&mut peer).await;
+    let expected = v1::RankHello { session_id: "s1".into(), job_id: "job".into(), attempt: 3, rank: 1 };
+    assert_eq!(hello, Message::Hello(expected));
+    (coordinator, peer, rank, dir)
+}
+
+async fn next(peer: &mut RankPeer) -> Message {
+    timeout(PATIENCE, peer.heard.recv()).await.unwrap().unwrap().message.unwrap()
+}
+
+fn send(peer: &RankPeer, command: Command) {
+    peer.commands.send(Ok(v1::RankCommand { term: 1, command: Some(command) })).unwrap();
+}
+
+async fn end(rank: JoinHandle<Exit>) -> Exit {
+    timeout(PATIENCE, rank).await.unwrap().unwrap()
+}
+
+fn welcome() -> Command {
+    Command::Welcome(v1::RankWelcome { spec: Some(job()) })
+}
+
+/// A chunk whose data the fake coordinator does not have.
+fn chunk() -> v1::RunChunk {
+    let object =
+        v1::Object { key: "jobs/job/data/prompts.jsonl".into(), blake3: "ab".into(), ..Default::default() };
+    let prompts = Some(v1::Dataset { name: "prompts".into(), object: Some(object), rows: 1 });
+    let work = v1::task::Work::Generate(v1::Generate { prompts, ..Default::default() });
+    let task = v1::Task { phase: "r01.policy.generate".into(), round: 1, work: Some(work) };
+    v1::RunChunk { task: Some(task), chunk: 4, count: 1, ..Default::default() }
+}
+
+#[tokio::test]
+async fn says_hello_takes_its_job_and_ends_when_told() {
+    let (_coordinator, peer, rank, _dir) = join().await;
+    send(&peer, welcome());
+    send(&peer, Command::Exit(v1::RankExit {}));
+    drop(peer);
+    assert_eq!(end(rank).await, Exit::Done);
+}
+
+#[tokio::test]
+async fn a_failed_task_is_reported_and_the_rank_goes_on() {
+    let (_coordinator, mut peer, rank, _dir) = join().await;
+    send(&peer, welcome());
+    for _ in 0..2 {
+        send(&peer, Command::Chunk(chunk()));
+        let Message::Failure(failure) = next(&mut peer).await else { panic!("no failure") };
+        assert_eq!((failure.phase.as_str(), failure.chunk), ("r01.policy.generate", Some(4)));
+        assert_eq!(failure.class, "store");
+        assert!(!failure.advice.is_empty());
+    }
+    send(&peer, Command::Exit(v1::RankExit {}));
+    drop(peer);
+    assert_eq!(end(rank).await, Exit::Done);
+}
+
+#[tokio::test]
+async fn a_stale_session_ends_the_rank() {
+    let (_coordinator, peer, rank, _dir) = join().await;
+    peer.commands.send(Err(tonic::Status::aborted("attempt 4 runs now"))).unwrap();
+    assert_eq!(end(rank).await, Exit::Stale);
+}
+
+#[tokio::test]
+async fn the_end_of_the_stream_is_the_ranks_end() {
+    let (_coordinator, peer, rank, _dir) = join().await;
+    send(&peer, welcome());
+    drop(peer);
+    assert_eq!(end(rank).await, Exit::CoordinatorLost);
+}
+
+#[tokio::test]
+async fn a_specification_that_cannot_be_read_is_refused() {
+    let (_coordinator, peer, rank, _dir) = join().await;
+    send(&peer, Command::Welcome(v1::RankWelcome { spec: None }));
+    assert_eq!(end(rank).await, Exit::Failed);
+}
+
+/// Objects that end the device thread, each in its own way.
+struct Broken {
+    panics: bool,
+}
+
+impl Objects for Broken {
+    fn download(&self, _: &v1::Object, _: &Path) -> Result<(), ObjectError> {
+        assert!(!self.panics, "CUDA out of memory. Tried to allocate 2 GiB");
+        Err(ObjectError::Stale { message: "attempt 4 runs now".to_owned() })
+    }
+
+    fn upload(&self, _: &str, _: Vec<u8>) -> Result<v1::Object, ObjectError> {
+        unreachable!("nothing is uploaded")
+    }
+
+    fn upload_file(&self, _: &str, _: &Path) -> Result<v1::Object, ObjectError> {
+        unreachable!("nothing is uploaded")
+    }
+}
+
+#[tokio::test]
+async fn the_device_thread_always_ends_with_a_reason() {
+    for (panics, expected) in [(true, DeviceEnd::Broken), (false, DeviceEnd::Stale)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (messages, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let job = spec::Job::try_from(job()).unwrap();
+        let objects = Box::new(Broken { panics });
+        let thread = device::start(&options("", &dir), job, objects, Reporter::new(messages)).unwrap();
+        thread.orders.send(Order::Chunk(Box::new(chunk()))).unwrap();
+        assert_eq!(timeout(PATIENCE, thread.end).await.unwrap().unwrap(), expected);
+        let Some(Message::Failure(failure)) = heard.recv().await.unwrap().message else {
+            panic!("no failure")
+        };
+        assert_eq!(failure.class, if panics { "out_of_memory" } else { "internal" });
+    }
+}
+
+#[tokio::test]
+async fn the_device_thread_ends_when_no_orders_can_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let (messages, _heard) = tokio::sync::mpsc::unbounded_channel();
+    let job = spec::Job::try_from(job()).unwrap();
+    let objects = Box::new(Broken { panics: true });
+    let thread = device::start(&options("", &dir), job, objects, Reporter::new(messages)).unwrap();
+    drop(thread.orders);
+    assert_eq!(timeout(PATIENCE, thread.end).await.unwrap().unwrap(), DeviceEnd::Idle);
+}
