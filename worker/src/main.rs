@@ -14,7 +14,7 @@ use foil_worker::rank::{self, RankOptions};
 
 /// Offers this machine's devices to a Foil coordinator and runs rank processes on them.
 #[derive(Debug, Parser)]
-#[command(name = "foil-worker", version, args_conflicts_with_subcommands = true)]
+#[command(name = "foil-worker", version, subcommand_negates_reqs = true)]
 struct Cli {
     #[command(flatten)]
     agent: AgentArgs,
@@ -177,4 +177,24 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
         AgentEnd::Stopped => Exit::Terminated,
         AgentEnd::Orphaned => Exit::Orphaned,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_needs_a_coordinator_and_a_rank_takes_the_agents_log_format() {
+        assert!(Cli::try_parse_from(["foil-worker"]).is_err());
+        let agent =
+            Cli::try_parse_from(["foil-worker", "--coordinator", "http://127.0.0.1:1", "--ranks", "2"])
+                .unwrap();
+        assert_eq!((agent.agent.ranks, agent.agent.device), (Some(2), DeviceKind::Cpu));
+        let line = "foil-worker --log-format json rank --coordinator http://h:1 --session s --job j --attempt 2 --rank 1 \
+                    --world 2 --device cuda --threads 1 --advertise-address ::1 --parent-pid 7 --work-dir /tmp/x";
+        let rank = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        assert!(matches!(rank.log_format, LogFormat::Json));
+        let Some(Command::Rank(rank)) = rank.command else { panic!("no rank") };
+        assert_eq!((rank.attempt, rank.device, rank.parent_pid), (2, DeviceKind::Cuda, Some(7)));
+    }
 }

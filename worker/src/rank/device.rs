@@ -71,7 +71,10 @@ pub(super) fn start(
     let (rendezvous, meetings) = mpsc::channel();
     let (told, end) = oneshot::channel();
     let options = options.clone();
+    // So that this thread's log lines name the job, the attempt and the rank too.
+    let span = tracing::Span::current();
     thread::Builder::new().name("device".to_owned()).spawn(move || {
+        let _entered = span.enter();
         let work = || work(&options, job, objects, reports, &received, meetings);
         let ended = catch_unwind(AssertUnwindSafe(work)).unwrap_or(DeviceEnd::Broken);
         // Nobody waits where the process is ending anyway.
