@@ -109,7 +109,7 @@ pub fn cut(rows: &[usize], shapes: &[RowShape], budget: usize) -> Vec<Vec<usize>
 mod tests {
     use proptest::prelude::*;
 
-    use super::{RowShape, StepPlan};
+    use super::{RowShape, Share, StepPlan};
 
     fn shape(length: usize, sequences: usize) -> RowShape {
         RowShape { length, sequences, tokens: length * sequences, weight: 0.25 * length as f64 }
@@ -128,7 +128,7 @@ mod tests {
             let rows: Vec<usize> = (0..shapes.len()).collect();
             let plan = |rank, world| StepPlan::new(&rows, &shapes, Share { rank, world }, budget);
             let alone = plan(0, 1);
-            let mut dealt = Vec::new();
+            let mut dealt: Vec<usize> = Vec::new();
             let mut micro_batches = 0;
             for rank in 0..world {
                 let plan = plan(rank, world);
