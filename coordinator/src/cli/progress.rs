@@ -18,6 +18,8 @@ pub(crate) struct Progress {
     phase: Option<Meter>,
     /// Phases in the job's plan; 0 until it is known.
     phases: usize,
+    /// Of the longest phase id in the plan, for alignment.
+    width: usize,
     done: usize,
     /// Said to be queued, which is worth saying once.
     waits: bool,
@@ -60,7 +62,7 @@ impl Progress {
             (false, true) => Display::Lines(Sink::Stderr),
             (false, false) => Display::Lines(Sink::Stdout),
         };
-        Self { display, phase: None, phases: 0, done: 0, waits: false }
+        Self { display, phase: None, phases: 0, width: 0, done: 0, waits: false }
     }
 
     /// A line that stays.
@@ -117,7 +119,9 @@ impl Progress {
     }
 
     fn job(&mut self, job: &v1::Job) {
-        self.phases = job.plan.as_ref().map_or(0, |plan| plan.phases.len());
+        let phases = job.plan.as_ref().map(|plan| plan.phases.as_slice()).unwrap_or_default();
+        self.phases = phases.len();
+        self.width = phases.iter().map(|phase| phase.id.len()).max().unwrap_or(0);
         self.done = job.phases_done as usize;
         if job.state() == v1::JobState::Queued && !self.waits {
             self.waits = true;
@@ -139,23 +143,28 @@ impl Progress {
             unit: String::new(),
             shown: now,
         });
-        let number = self.number();
+        let label = self.label(phase);
         if let Display::Bars { bars, current } = &mut self.display {
             if let Some(bar) = current.take() {
                 bar.finish_and_clear();
             }
             let bar = bars.add(ProgressBar::new_spinner());
             bar.set_style(style("{prefix} {spinner} {elapsed}"));
-            bar.set_prefix(label(&number, phase));
+            bar.set_prefix(label);
             bar.enable_steady_tick(Duration::from_millis(250));
             *current = Some(bar);
         }
     }
 
-    fn number(&self) -> String {
+    /// `[ 3/52] r01.reward.train`, padded so that what follows stands below what follows in other phases.
+    fn label(&self, phase: &str) -> String {
+        let width = self.width;
         match self.phases {
-            0 => String::new(),
-            phases => format!("[{}/{phases}] ", (self.done + 1).min(phases)),
+            0 => phase.to_owned(),
+            phases => {
+                let digits = phases.to_string().len();
+                format!("[{:>digits$}/{phases}] {phase:<width$}", (self.done + 1).min(phases))
+            }
         }
     }
 
@@ -163,7 +172,7 @@ impl Progress {
         if self.phase.as_ref().is_none_or(|meter| meter.phase != progress.phase) {
             self.start(&progress.phase, 0);
         }
-        let number = self.number();
+        let label = self.label(&progress.phase);
         let Some(meter) = &mut self.phase else { return };
         meter.count(progress, Instant::now());
         let figures = report::brief(&progress.step);
@@ -172,7 +181,7 @@ impl Progress {
             Display::Bars { current: Some(bar), .. } => {
                 if bar.length() != Some(meter.total) {
                     bar.set_length(meter.total);
-                    bar.set_style(style("{prefix} {bar:28} {pos:>6}/{len:<6} {msg}"));
+                    bar.set_style(style("{prefix} {bar:24} {pos:>5}/{len:<5} {msg}"));
                 }
                 bar.set_position(meter.done);
                 bar.set_message(meter.pace(Instant::now(), &figures));
@@ -182,7 +191,7 @@ impl Progress {
                 if meter.shown.elapsed() >= LINE_INTERVAL {
                     meter.shown = Instant::now();
                     let pace = meter.pace(Instant::now(), &figures);
-                    line = Some(format!("{number}{} {}/{} {pace}", meter.phase, meter.done, meter.total));
+                    line = Some(format!("{label}  {}/{}  {pace}", meter.done, meter.total));
                 }
             }
         }
@@ -193,19 +202,18 @@ impl Progress {
 
     fn commit(&mut self, committed: &v1::PhaseCommitted) {
         let meter = self.phase.take_if(|meter| meter.phase == committed.phase);
-        let amount = match &meter {
-            Some(meter) if meter.total > 0 => format!("{} {} in ", meter.total, meter.unit),
-            _ => String::new(),
-        };
         if let Display::Bars { current, .. } = &mut self.display
             && let Some(bar) = current.take()
         {
             bar.finish_and_clear();
         }
+        let amount = match &meter {
+            Some(meter) if meter.total > 0 => format!("{} {}", meter.total, meter.unit),
+            _ => String::new(),
+        };
         let figures = report::brief(&committed.metrics);
-        let figures = if figures.is_empty() { figures } else { format!("  {figures}") };
-        let label = label(&self.number(), &committed.phase);
-        self.line(format!("{label} {amount}{:.1} s{figures}", committed.seconds).trim_end());
+        let label = self.label(&committed.phase);
+        self.line(format!("{label} {:>7.1} s  {amount:<14}  {figures}", committed.seconds).trim_end());
         self.done += 1;
     }
 }
@@ -236,10 +244,6 @@ impl Meter {
         }
         if figures.is_empty() { text } else { format!("{text}  {figures}") }
     }
-}
-
-fn label(number: &str, phase: &str) -> String {
-    format!("{number}{phase:<24}")
 }
 
 fn short(rate: f64) -> String {

@@ -70,16 +70,18 @@ pub(crate) fn failure(job: &v1::Job) -> String {
             _ => format!("job {} is {}", job.name, state_name(job)),
         };
     };
+    let message = failure.message.trim_end_matches('.');
     let mut text = format!("job {} failed", job.name);
-    if !failure.phase.is_empty() {
+    // The message often names the place itself.
+    if !failure.phase.is_empty() && !message.contains(&failure.phase) {
         text += &format!(" in {}", failure.phase);
+        if let Some(rank) = failure.rank {
+            text += &format!(" on rank {rank}");
+        }
     }
-    if let Some(rank) = failure.rank {
-        text += &format!(" on rank {rank}");
-    }
-    text += &format!(": {}", failure.message.trim_end_matches('.'));
+    text += &format!(": {message}");
     if !failure.advice.is_empty() {
-        text += &format!(". {}", failure.advice);
+        text += &format!("; {}", failure.advice.trim_end_matches('.'));
     }
     for line in &failure.log_tail {
         text += &format!("\n  | {line}");
@@ -105,7 +107,7 @@ const COLUMNS: [Column; 6] = [
     Column { head: "RM fresh", side: Side::Reward, metric: "fresh_accuracy", digits: 3 },
     Column { head: "reward", side: Side::Policy, metric: "reward_mean", digits: 2 },
     Column { head: "gold", side: Side::Policy, metric: "gold_mean", digits: 2 },
-    Column { head: "KL", side: Side::Policy, metric: "kl", digits: 2 },
+    Column { head: "KL", side: Side::Policy, metric: "kl", digits: 3 },
     Column { head: "length", side: Side::Policy, metric: "length_mean", digits: 1 },
 ];
 
@@ -214,10 +216,10 @@ pub(crate) mod tests {
     #[test]
     fn the_table_shows_every_round_with_errors() {
         let expected = "\
-round  RM human       RM fresh       reward       gold         KL           length
-start  –              –              –            2.60 ± 0.06  –            8.0
-1      0.750 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  3.50 ± 0.06  3.25 ± 0.10  9.5
-2 *    0.700 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  4.25 ± 0.06  3.25 ± 0.10  9.5";
+round  RM human       RM fresh       reward       gold         KL             length
+start  –              –              –            2.60 ± 0.06  –              8.0
+1      0.750 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  3.50 ± 0.06  3.250 ± 0.100  9.5
+2 *    0.700 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  4.25 ± 0.06  3.250 ± 0.100  9.5";
         assert_eq!(table(&finished_job()), expected);
     }
 
@@ -267,15 +269,15 @@ start  –              –              –            2.60 ± 0.06  –       
         job.failure = Some(v1::JobFailure {
             class: "nonfinite".into(),
             message: "the loss is not finite at step 3".into(),
-            advice: "Lower reward_step.learning_rate".into(),
+            advice: "lower reward_step.learning_rate".into(),
             phase: "r01.reward.train".into(),
             rank: Some(1),
             log_tail: vec!["loss NaN".into()],
         });
         assert_eq!(
             failure(&job),
-            "job letters failed in r01.reward.train on rank 1: the loss is not finite at step 3. \
-             Lower reward_step.learning_rate\n  | loss NaN"
+            "job letters failed in r01.reward.train on rank 1: the loss is not finite at step 3; \
+             lower reward_step.learning_rate\n  | loss NaN"
         );
         let json = summary(&job, &LocalArtifacts::default(), 1.0);
         assert_eq!(
