@@ -80,7 +80,8 @@ pub(crate) fn failure(job: &v1::Job) -> String {
         }
     }
     text += &format!(": {message}");
-    if !failure.advice.is_empty() {
+    let is_said = message.to_lowercase().contains(&failure.advice.to_lowercase());
+    if !is_said {
         text += &format!("; {}", failure.advice.trim_end_matches('.'));
     }
     for line in &failure.log_tail {
