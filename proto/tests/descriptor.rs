@@ -45,7 +45,8 @@ impl Wire {
             self.lines.insert(format!("{name}.{}={}", value.name(), value.number()));
         }
         // An enum's reserved range includes its end, a message's does not.
-        let ranges = enumeration.reserved_range.iter().map(|range| (range.start(), range.end() + 1)).collect();
+        let ranges =
+            enumeration.reserved_range.iter().map(|range| (range.start(), range.end() + 1)).collect();
         self.reserved.insert(name, (ranges, enumeration.reserved_name.iter().cloned().collect()));
     }
 
@@ -54,7 +55,9 @@ impl Wire {
         let Some((field, rest)) = line.split_once('=') else { return false };
         let Some((message, name)) = field.rsplit_once('.') else { return false };
         let number = rest.split(':').next().and_then(|number| number.parse::<i32>().ok());
-        let (Some(number), Some((ranges, names))) = (number, self.reserved.get(message)) else { return false };
+        let (Some(number), Some((ranges, names))) = (number, self.reserved.get(message)) else {
+            return false;
+        };
         names.contains(name) && ranges.iter().any(|(start, end)| (*start..*end).contains(&number))
     }
 }

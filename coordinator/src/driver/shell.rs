@@ -314,7 +314,7 @@ impl Driver {
         let more = skip + ids.len() < self.core.order().len();
         Page {
             next: ids.last().filter(|_| more).map(|id| (*id).clone()),
-            jobs: ids.into_iter().filter_map(|id| self.core.state(id)).map(view::job).collect(),
+            jobs: ids.into_iter().filter_map(|id| self.core.state(id)).map(view::listed).collect(),
         }
     }
 

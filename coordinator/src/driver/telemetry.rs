@@ -36,7 +36,7 @@ pub(super) fn describe() {
     metrics::gauge!("foil_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
-/// Counts what became durable.
+/// Counts what is on its way to the log.
 pub(super) fn events(core: &Core, events: &[Event]) {
     for event in events {
         match &event.change {

@@ -39,6 +39,11 @@ pub fn job(state: &JobState) -> v1::Job {
     }
 }
 
+/// The job in a list: a page of them must fit a message.
+pub fn listed(state: &JobState) -> v1::Job {
+    v1::Job { artifacts: Vec::new(), ..job(state) }
+}
+
 fn artifacts(done: &Committed) -> impl Iterator<Item = &v1::Artifact> {
     std::iter::once(&done.artifact).chain(&done.steps)
 }

@@ -19,7 +19,7 @@ use crate::plan;
 use crate::resolve;
 
 const PAGE: u32 = 50;
-const LARGEST_PAGE: u32 = 500;
+const LARGEST_PAGE: u32 = 100;
 const LONGEST_REQUEST_ID: usize = 128;
 
 /// The service; data is resolved here, everything else is the driver's.

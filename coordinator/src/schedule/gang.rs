@@ -313,7 +313,7 @@ impl Run {
     fn expect_phase<'a>(&self, state: &'a JobState, phase: &str, attempt: u32) -> Result<&'a Phase, Refusal> {
         state
             .phase()
-            .filter(|current| current.id == phase && attempt == self.attempt)
+            .filter(|current| current.work.is_gang() && current.id == phase && attempt == self.attempt)
             .ok_or_else(|| Refusal::Invalid(format!("{phase} of attempt {attempt} is not what runs now")))
     }
 }

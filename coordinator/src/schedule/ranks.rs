@@ -160,14 +160,18 @@ impl Run {
     /// takes its seat.
     pub(super) fn lose(&mut self, rank: usize, sign: Sign, now: Now, out: &mut Decision) {
         let chunk = self.chunk_of(rank);
-        self.take_down(rank, now, out);
-        out.effects.push(Effect::Count(Counter::RankLost));
-        out.because(format!("rank {rank} is lost: {sign}"));
+        match sign {
+            // Its seat is vacated by whoever tells: there is nothing to stop any more.
+            Sign::Exited(_) | Sign::AgentLost => {}
+            _ => self.take_down(rank, now, out),
+        }
         let symptom = Symptom { rank, sign };
         if self.closing.is_some() {
             self.note(symptom);
             return;
         }
+        out.effects.push(Effect::Count(Counter::RankLost));
+        out.because(format!("rank {rank} is lost: {}", symptom.sign));
         if let Stage::Gang(gang) = &self.stage
             && gang.is_stepping()
         {

@@ -139,6 +139,7 @@ impl Core {
             return;
         }
         let after = self.state(id).map_or("none", |state| state.life.name());
+        log(&event);
         if before != after {
             tracing::info!(job_id = id, from = before, to = after, reason, "job");
             let transition =
@@ -171,5 +172,36 @@ impl Core {
             }
         }
         Ok(())
+    }
+}
+
+/// One line for each event worth one.
+fn log(event: &Event) {
+    let job_id = event.job.as_str();
+    match &event.change {
+        Change::AttemptStarted { attempt, phase, world } => {
+            tracing::info!(job_id, phase, attempt, world, "attempt started");
+        }
+        Change::ChunkDone(done) => {
+            tracing::debug!(
+                job_id,
+                phase = done.phase,
+                chunk = done.chunk,
+                duration_s = done.seconds,
+                "chunk done"
+            );
+        }
+        Change::PhaseCommitted(done) => {
+            let (phase, round, attempt) = (&done.phase, done.artifact.round, done.artifact.attempt);
+            tracing::info!(job_id, phase, round, attempt, duration_s = done.seconds, "phase committed");
+        }
+        Change::AttemptEnded { attempt, cause } if cause.class.counts() => {
+            let (cause, rank) = (cause.message.as_str(), cause.rank);
+            tracing::warn!(job_id, attempt, rank, cause, "attempt ended");
+        }
+        Change::AttemptEnded { attempt, cause } => {
+            tracing::info!(job_id, attempt, cause = cause.message, "attempt ended");
+        }
+        Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {}
     }
 }
