@@ -78,6 +78,7 @@ pub enum Input {
 }
 
 /// What is to be done once the changes are durable.
+#[expect(clippy::large_enum_variant, reason = "made once, moved once, dropped")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     Start { agent: String, start: v1::StartRank },
@@ -155,6 +156,7 @@ pub struct Run {
     progressed: bool,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one per attempt")]
 #[derive(Debug)]
 enum Stage {
     Map(Map),
@@ -210,7 +212,7 @@ impl Run {
             Input::Exited(exit) => self.exited(exit, now, &mut decision),
             Input::AgentLost { session } => self.agent_lost(&session, now, &mut decision),
             Input::StepsWritten { phase, result } => {
-                self.steps_written(state, &phase, result, now, &mut decision)
+                self.steps_written(state, &phase, result, now, &mut decision);
             }
         }
         Ok(decision)

@@ -14,9 +14,12 @@ const BLESS: &str = "FOIL_BLESS_DESCRIPTOR";
 struct Wire {
     /// `Message.field=number:type` and `Enum.VALUE=number`.
     lines: BTreeSet<String>,
-    /// `Message` to the ranges and the names it reserves.
-    reserved: BTreeMap<String, (Vec<(i32, i32)>, BTreeSet<String>)>,
+    /// By message.
+    reserved: BTreeMap<String, Reserved>,
 }
+
+/// Number ranges [start, end) and names.
+type Reserved = (Vec<(i32, i32)>, BTreeSet<String>);
 
 impl Wire {
     fn message(&mut self, path: &str, message: &DescriptorProto) {

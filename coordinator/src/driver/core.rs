@@ -24,6 +24,7 @@ pub struct Outbox {
     pub actions: Vec<Action>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "made once, moved once, dropped")]
 #[derive(Debug, Clone)]
 pub enum Action {
     Agent { agent: String, command: agent_command::Command },

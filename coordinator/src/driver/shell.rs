@@ -62,7 +62,7 @@ pub struct Driver {
     handle: Handle,
     links: Links,
     /// Answers and commands that wait for the log, in order.
-    pending: FuturesOrdered<Pin<Box<dyn Future<Output = Result<Release, JournalError>> + Send>>>,
+    pending: FuturesOrdered<Pending>,
     replies: Vec<Reply>,
     /// Answered at the end of a batch: what they are told of the past must end where the stream to them begins.
     watches: Vec<Watch>,
@@ -74,6 +74,7 @@ struct Watch {
     reply: oneshot::Sender<Option<Subscription>>,
 }
 
+type Pending = Pin<Box<dyn Future<Output = Result<Release, JournalError>> + Send>>;
 type Reply = Box<dyn FnOnce(&mut Links) + Send>;
 
 /// What may leave the process now.
@@ -260,7 +261,7 @@ impl Driver {
                 self.core.rank_gone(&session, now);
             }
             Command::StepsWritten { job, phase, result } => {
-                self.core.steps_written(&job, &phase, result, now)
+                self.core.steps_written(&job, &phase, result, now);
             }
             // The users' commands.
             _ => {}

@@ -69,7 +69,7 @@ impl Run {
         let (Some(phase), Stage::Gang(gang)) = (state.phase(), &self.stage) else { return };
         match gang.state {
             GangState::Gathering if self.slots.iter().all(Slot::is_idle) => {
-                self.launch(state, phase, now, out)
+                self.launch(state, phase, now, out);
             }
             GangState::Gathering => self.clear_obsolete(now, out),
             GangState::Stepping => {

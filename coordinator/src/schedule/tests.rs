@@ -178,7 +178,7 @@ fn a_chunk_that_kills_every_rank_ends_the_job() {
     for death in 1..=3 {
         let rank = bench.held().iter().position(|held| *held == Some(0)).unwrap();
         bench.exit(rank, killed(11));
-        assert_eq!(bench.ended.is_some(), false);
+        assert!(bench.ended.is_none());
         if death < 3 {
             bench.seat(rank);
         }

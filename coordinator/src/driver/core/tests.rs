@@ -105,7 +105,7 @@ impl World {
                 }
             }
             Action::Agent { command: agent_command::Command::StopRank(stop), .. } => {
-                self.kill(&stop.session_id)
+                self.kill(&stop.session_id);
             }
             Action::Rank { session, command } => {
                 if let Some(rank) = self.ranks.get_mut(&session) {
@@ -335,7 +335,7 @@ fn whatever_dies_the_same_artifacts_are_committed() {
         attempts.insert(state.attempt);
         match &state.life {
             Life::Ended { outcome: Outcome::Succeeded, .. } => {
-                assert_eq!(outcome(state), expected, "seed {seed}")
+                assert_eq!(outcome(state), expected, "seed {seed}");
             }
             Life::Ended { outcome: Outcome::Failed(failure), .. } => {
                 assert_eq!(failure.class, "no_progress", "seed {seed}: {failure:?}");
