@@ -272,6 +272,19 @@ mod tests {
     }
 
     #[test]
+    fn calibration_errors_are_the_references() {
+        let fixture = include_str!("../../tests/fixtures/train/calibration.json");
+        let fixture: serde_json::Value = serde_json::from_str(fixture).unwrap();
+        let mut calibration = Calibration::default();
+        for difference in fixture["differences"].as_array().unwrap() {
+            calibration.push_difference(difference.as_f64().unwrap());
+        }
+        assert!(close(calibration.ece().unwrap(), fixture["ece"].as_f64().unwrap()));
+        assert!(close(calibration.ace().unwrap(), fixture["ace"].as_f64().unwrap()));
+        assert!(close(calibration.mce().unwrap(), fixture["mce"].as_f64().unwrap()));
+    }
+
+    #[test]
     fn chunks_merge_by_name_and_become_metrics() {
         let accuracy: Moments = [1.0, 0.0].into_iter().collect();
         let reward: Moments = [2.0, 4.0].into_iter().collect();

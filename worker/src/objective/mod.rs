@@ -8,6 +8,8 @@
 pub mod likelihood;
 pub mod preference;
 pub mod rejection;
+#[cfg(test)]
+mod tests;
 
 use tch::Kind;
 

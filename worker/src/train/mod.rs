@@ -34,6 +34,8 @@ pub mod order;
 mod pairs;
 pub mod plan;
 mod run;
+#[cfg(test)]
+mod tests;
 pub mod trainer;
 
 pub use demonstrations::{Demonstration, Demonstrations};

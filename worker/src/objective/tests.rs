@@ -1,0 +1,60 @@
+//! Losses, log-probabilities and divergences against PyTorch in fp64 (scripts/fixtures/train.py).
+
+use serde_json::Value;
+use tch::{Kind, Tensor};
+
+use super::likelihood::{log_probs, nll};
+use super::preference::bradley_terry;
+use crate::evaluate::token_kl;
+
+const BOUND: f64 = 1e-9;
+
+fn fixture() -> Value {
+    serde_json::from_str(include_str!("../../../tests/fixtures/train/objectives.json")).unwrap()
+}
+
+fn tensor(value: &Value, shape: &[i64]) -> Tensor {
+    let numbers: Vec<f64> = value.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect();
+    Tensor::from_slice(&numbers).view(shape)
+}
+
+fn leaf(value: &Value, shape: &[i64]) -> Tensor {
+    tensor(value, shape).set_requires_grad(true)
+}
+
+fn assert_close(found: &Tensor, expected: &Value) {
+    let apart = (found.detach().view(-1) - tensor(expected, &[-1])).abs().max().double_value(&[]);
+    assert!(apart < BOUND, "{apart} apart");
+}
+
+#[test]
+fn bradley_terry_is_pytorchs() {
+    let case = &fixture()["bradley_terry"];
+    let (chosen, rejected) = (leaf(&case["chosen"], &[-1]), leaf(&case["rejected"], &[-1]));
+    let loss = bradley_terry(&chosen, &rejected, &tensor(&case["weights"], &[-1]));
+    loss.backward();
+    assert!((loss.double_value(&[]) - case["loss"].as_f64().unwrap()).abs() < BOUND);
+    assert_close(&chosen.grad(), &case["chosen_grad"]);
+    assert_close(&rejected.grad(), &case["rejected_grad"]);
+}
+
+#[test]
+fn likelihood_is_pytorchs() {
+    let case = &fixture()["likelihood"];
+    let size = |name: &str| case[name].as_i64().unwrap();
+    let hidden = leaf(&case["hidden"], &[size("tokens"), size("width")]);
+    let head = leaf(&case["head"], &[size("vocabulary"), size("width")]);
+    let targets = tensor(&case["targets"], &[-1]).to_kind(Kind::Int64);
+    nll(&hidden, &targets, &head, Kind::Double).backward();
+    assert_close(&hidden.grad(), &case["hidden_grad"]);
+    assert_close(&head.grad(), &case["head_grad"]);
+    assert_close(&log_probs(&hidden, &targets, &head, Kind::Double), &case["log_probs"]);
+}
+
+#[test]
+fn divergence_is_pytorchs() {
+    let case = &fixture()["kl"];
+    let shape = [case["positions"].as_i64().unwrap(), case["vocabulary"].as_i64().unwrap()];
+    let kl = token_kl(&tensor(&case["policy"], &shape), &tensor(&case["reference"], &shape));
+    assert_close(&kl, &case["kl"]);
+}

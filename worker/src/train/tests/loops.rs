@@ -1,0 +1,99 @@
+//! Whole training phases against plain PyTorch loops over the same models and rows.
+
+use foil_common::spec::{Normalisation, Optimizer, Schedule};
+use serde_json::Value;
+use tch::Device;
+
+use super::super::{Demonstrations, Objective, OrderKey, PairRanking, StepFigures, Summary, Training, train};
+use super::{demonstrations, fixture, fixtures, linear, numbers, optimizer, pairs};
+use crate::collective::Gang;
+use crate::model::{LanguageModel, Parameters, Precision, RewardModel};
+
+/// Trains on all rows in every step, as the fixture's loop does.
+fn run(
+    objective: &dyn Objective,
+    parameters: &Parameters,
+    case: &Value,
+    budget: usize,
+) -> (Vec<StepFigures>, Summary) {
+    let optimizer: Optimizer = optimizer(case["clip"].as_f64(), budget);
+    let schedule: Schedule = linear(case["warmup"].as_u64().unwrap() as u32);
+    let training = Training {
+        order: OrderKey { seed: 1, round: 1 },
+        epochs: case["steps"].as_u64().unwrap() as u32,
+        batch: objective.sets().iter().sum(),
+        learning_rate: case["learning_rate"].as_f64().unwrap(),
+        optimizer: &optimizer,
+        schedule: &schedule,
+    };
+    let mut steps = Vec::new();
+    let mut report = |figures: &StepFigures| steps.push(figures.clone());
+    let summary = train(objective, parameters, &training, &Gang::alone(), &mut report).unwrap();
+    (steps, summary)
+}
+
+fn assert_close(steps: &[StepFigures], case: &Value, tolerance: f64) {
+    let (losses, norms) = (numbers(&case["losses"]), numbers(&case["norms"]));
+    assert_eq!(steps.len(), losses.len());
+    for (figures, (loss, norm)) in steps.iter().zip(losses.into_iter().zip(norms)) {
+        let step = figures.step;
+        assert!((figures.loss / loss - 1.0).abs() < tolerance, "step {step}: {} not {loss}", figures.loss);
+        assert!(
+            (figures.grad_norm / norm - 1.0).abs() < tolerance,
+            "step {step}: {} not {norm}",
+            figures.grad_norm
+        );
+    }
+}
+
+#[test]
+fn fine_tuning_is_a_pytorch_loops() {
+    let case = &fixture("loops.json")["demonstrations"];
+    let rows = demonstrations(case);
+    for budget in [16, 40, 1000] {
+        let model = LanguageModel::load(&fixtures().join("model/llama-tied"), Device::Cpu).unwrap();
+        let objective = Demonstrations::new(&model, &rows, Precision::Fp32);
+        let (steps, summary) = run(&objective, model.parameters(), case, budget);
+        assert_close(&steps, case, 2e-5);
+        assert_eq!((summary.steps, summary.skipped), (6, 0));
+        assert_eq!(summary.first_loss, steps[0].loss);
+        assert_eq!(summary.loss, steps[5].loss);
+        assert_eq!(summary.tokens, 6 * rows.iter().map(|row| row.ids.len() as u64).sum::<u64>());
+    }
+}
+
+#[test]
+fn reward_training_is_a_pytorch_loops() {
+    let case = &fixture("loops.json")["pairs"];
+    let rows = pairs(case);
+    let (human, golden) = rows.split_at(3);
+    for budget in [16, 60, 1000] {
+        let model = RewardModel::load(&fixtures().join("model/llama-reward"), Device::Cpu).unwrap();
+        let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalisation::Global);
+        let (steps, summary) = run(&objective, model.parameters(), case, budget);
+        assert_close(&steps, case, 2e-5);
+        let constants = summary.objective.iter().find(|(name, _)| *name == "golden_weight_share");
+        assert!((constants.unwrap().1 - 0.2).abs() < 1e-12);
+        assert!(steps[5].objective[0].1 > 0.9, "train_accuracy after training on the same pairs");
+    }
+}
+
+#[test]
+fn bf16_learns_as_fp32_does() {
+    let cases = fixture("loops.json");
+    let case = &cases["demonstrations"];
+    let rows = demonstrations(case);
+    let model = LanguageModel::load(&fixtures().join("model/llama-tied"), Device::Cpu).unwrap();
+    let objective = Demonstrations::new(&model, &rows, Precision::Bf16);
+    let (steps, _) = run(&objective, model.parameters(), case, 40);
+    assert_close(&steps, case, 0.03);
+    assert!(model.parameters().tensors().iter().all(|tensor| tensor.kind() == tch::Kind::Float));
+
+    let case = &cases["pairs"];
+    let rows = pairs(case);
+    let model = RewardModel::load(&fixtures().join("model/llama-reward"), Device::Cpu).unwrap();
+    let objective = PairRanking::new(&model, &rows, &[], Precision::Bf16, Normalisation::Global);
+    let (steps, _) = run(&objective, model.parameters(), case, 60);
+    assert!((steps[0].loss / numbers(&case["losses"])[0] - 1.0).abs() < 0.05);
+    assert!(steps[5].loss < 0.2 * steps[0].loss);
+}

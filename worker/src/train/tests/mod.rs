@@ -1,0 +1,73 @@
+//! Training against PyTorch's, against itself cut otherwise, and on bad numbers.
+
+mod loops;
+mod optimizer;
+mod ranks;
+mod steps;
+
+use std::path::{Path, PathBuf};
+
+use foil_common::spec::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind};
+use serde_json::Value;
+
+use super::{Demonstration, Pair};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
+/// A file of `tests/fixtures/train`, made by scripts/fixtures/train.py.
+fn fixture(name: &str) -> Value {
+    let path = fixtures().join("train").join(name);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn tokens(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|token| token.as_u64().unwrap() as u32).collect()
+}
+
+/// As scripts/fixtures/train.py has it.
+fn optimizer(clip_norm: Option<f64>, micro_batch_tokens: usize) -> Optimizer {
+    Optimizer {
+        beta1: 0.9,
+        beta2: 0.99,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        decay: Decay::Matrices,
+        clip_norm,
+        micro_batch_tokens,
+        on_nonfinite: OnNonfinite::Fail,
+    }
+}
+
+fn linear(warmup: u32) -> Schedule {
+    Schedule { kind: ScheduleKind::Linear, warmup_steps: warmup, final_ratio: 0.0 }
+}
+
+/// The demonstrations and pairs of loops.json.
+fn demonstrations(case: &Value) -> Vec<Demonstration> {
+    let rows = case["rows"].as_array().unwrap().iter().zip(tokens(&case["answer_starts"]));
+    rows.enumerate()
+        .map(|(id, (row, start))| Demonstration {
+            id: id as u64,
+            ids: tokens(row),
+            answer_start: start as usize,
+        })
+        .collect()
+}
+
+fn pairs(case: &Value) -> Vec<Pair> {
+    let answers = case["chosen"].as_array().unwrap().iter().zip(case["rejected"].as_array().unwrap());
+    let rows = answers.zip(numbers(&case["weights"])).enumerate();
+    rows.map(|(id, ((chosen, rejected), weight))| Pair {
+        id: id as u64,
+        chosen: tokens(chosen),
+        rejected: tokens(rejected),
+        weight,
+    })
+    .collect()
+}

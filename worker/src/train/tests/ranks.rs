@@ -1,0 +1,200 @@
+//! One gradient, however a global batch is cut: into micro-batches, and over ranks that are processes of their own.
+
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use foil_common::spec::Normalisation;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use super::super::order::global_batches;
+use super::super::{Demonstrations, Objective, OrderKey, PairRanking, Recipe, RowShape, StepPlan, Trainer};
+use super::{demonstrations, fixture, fixtures, linear, optimizer, pairs};
+use crate::collective::{Gang, Host, Place, Rendezvous};
+use crate::model::{LanguageModel, Parameters, Precision, RewardModel};
+
+const ROLE: &str = "FOIL_TEST_ROLE";
+const PREFIX: &str = "ranks";
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a rank process is to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Role {
+    rank: usize,
+    world: usize,
+    work: Work,
+    dir: std::path::PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Work {
+    /// Pairs rather than demonstrations.
+    reward: bool,
+    batch: usize,
+    budget: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Outcome {
+    micro_batches: usize,
+    /// Of the first step's global batch, all parameters in order.
+    gradient: Vec<f32>,
+    losses: Vec<f64>,
+    /// Of the parameters after all steps.
+    blake3: String,
+}
+
+fn random_model() -> LanguageModel {
+    LanguageModel::random(&fixtures().join("model/llama-tied"), 3, Device::Cpu).unwrap()
+}
+
+fn play(gang: &Gang, work: Work) -> Outcome {
+    let cases = fixture("loops.json");
+    if work.reward {
+        let rows = pairs(&cases["pairs"]);
+        let (human, golden) = rows.split_at(4);
+        let model = RewardModel::with_fresh_head(random_model(), 4);
+        let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalisation::Global);
+        steps(gang, work, &objective, model.parameters())
+    } else {
+        let rows = demonstrations(&cases["demonstrations"]);
+        let model = random_model();
+        let objective = Demonstrations::new(&model, &rows, Precision::Fp32);
+        steps(gang, work, &objective, model.parameters())
+    }
+}
+
+fn steps(gang: &Gang, work: Work, objective: &dyn Objective, parameters: &Parameters) -> Outcome {
+    let (optimizer, schedule) = (optimizer(None, work.budget), linear(0));
+    let recipe = Recipe { optimizer: &optimizer, schedule: &schedule, peak_learning_rate: 1e-3, steps: 4 };
+    let mut trainer = Trainer::new(parameters, recipe, gang).unwrap();
+    let shapes: Vec<RowShape> = (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();
+    let key = OrderKey { seed: 5, round: 1 };
+    let batches = (0..4).flat_map(|epoch| global_batches(key, epoch, &objective.sets(), work.batch));
+    let mut outcome =
+        Outcome { micro_batches: 0, gradient: Vec::new(), losses: Vec::new(), blake3: String::new() };
+    for (step, rows) in batches.take(4).enumerate() {
+        let plan = StepPlan::new(&rows, &shapes, trainer.share(), work.budget);
+        if step == 0 {
+            trainer.warm_up(objective, &plan).unwrap();
+        }
+        outcome.losses.push(trainer.step(objective, &plan).unwrap().loss);
+        if step == 0 {
+            outcome.micro_batches = plan.micro_batches.len();
+            let flat: Vec<Tensor> = parameters.tensors().iter().map(|t| t.grad().reshape([-1])).collect();
+            outcome.gradient = Vec::try_from(Tensor::cat(&flat, 0)).unwrap();
+        }
+    }
+    outcome.blake3 = parameters.blake3();
+    outcome
+}
+
+fn relative_distance(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    let apart = square(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+    (apart / square(&mut expected.iter().copied())).sqrt()
+}
+
+/// Runs `work` on a gang of `world` processes of this test binary.
+fn play_processes(world: usize, work: Work) -> Vec<Outcome> {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |rank| {
+        let role = Role { rank, world, work, dir: dir.path().to_owned() };
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "train::tests::ranks::rank_process", "--ignored", "--nocapture"])
+            .env(ROLE, serde_json::to_string(&role).unwrap())
+            .env("OMP_NUM_THREADS", "1")
+            .spawn()
+            .unwrap()
+    };
+    let ranks: Vec<Child> = (0..world).map(start).collect();
+    for mut rank in ranks {
+        assert!(rank.wait().unwrap().success());
+    }
+    let read = |rank| std::fs::read(dir.path().join(format!("rank{rank}.json"))).unwrap();
+    (0..world).map(|rank| serde_json::from_slice(&read(rank)).unwrap()).collect()
+}
+
+/// Rank 0 leaves its port in a file, which the others wait for.
+fn meet(role: &Role) -> Gang {
+    let place = Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: PATIENCE };
+    let port_file = role.dir.join("port");
+    if role.rank == 0 {
+        let host = Host::open(place).unwrap();
+        write_whole(&port_file, host.port().to_string().as_bytes());
+        return host.gather(role.world, PREFIX).unwrap();
+    }
+    let started = Instant::now();
+    let port = loop {
+        match std::fs::read_to_string(&port_file) {
+            Ok(port) => break port.parse().unwrap(),
+            Err(error) => assert!(started.elapsed() < PATIENCE, "rank 0 never came: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let (host, prefix) = (place.address.clone(), PREFIX.to_owned());
+    Gang::join(&Rendezvous { rank: role.rank, world: role.world, host, port, prefix }, &place).unwrap()
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) {
+    let unfinished = path.with_extension("part");
+    std::fs::write(&unfinished, bytes).unwrap();
+    std::fs::rename(unfinished, path).unwrap();
+}
+
+#[test]
+#[ignore = "a rank of the tests beside it, started by them"]
+fn rank_process() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let role: Role = serde_json::from_str(&role).unwrap();
+    tch::set_num_threads(1);
+    let gang = meet(&role);
+    let outcome = play(&gang, role.work);
+    gang.leave().unwrap();
+    let path = role.dir.join(format!("rank{}.json", role.rank));
+    write_whole(&path, &serde_json::to_vec(&outcome).unwrap());
+}
+
+fn assert_same_training(found: &Outcome, whole: &Outcome) {
+    let apart = relative_distance(&found.gradient, &whole.gradient);
+    println!("gradients: {apart:.1e} apart");
+    assert!(apart < 1e-6, "gradients are {apart} apart");
+    for (found, expected) in found.losses.iter().zip(&whole.losses) {
+        assert!((found / expected - 1.0).abs() < 1e-4, "{found} not {expected}");
+    }
+}
+
+#[test]
+fn micro_batches_have_the_whole_batchs_gradient() {
+    for reward in [true, false] {
+        let play = |budget| play(&Gang::alone(), Work { reward, batch: 6, budget });
+        let whole = play(10_000);
+        assert_eq!(whole.micro_batches, 1);
+        let cut = play(20);
+        assert!(cut.micro_batches > 3);
+        assert_same_training(&cut, &whole);
+    }
+}
+
+#[test]
+fn two_processes_have_one_ranks_gradient() {
+    for reward in [true, false] {
+        let whole = play(&Gang::alone(), Work { reward, batch: 6, budget: 10_000 });
+        let ranks = play_processes(2, Work { reward, batch: 6, budget: 20 });
+        assert!(ranks.iter().all(|rank| rank.micro_batches > 1));
+        assert_eq!(ranks[0].blake3, ranks[1].blake3);
+        assert_eq!(ranks[0].losses, ranks[1].losses);
+        ranks.iter().for_each(|rank| assert_same_training(rank, &whole));
+    }
+}
+
+#[test]
+fn a_process_without_rows_joins_in() {
+    let whole = play(&Gang::alone(), Work { reward: true, batch: 2, budget: 10_000 });
+    let ranks = play_processes(3, Work { reward: true, batch: 2, budget: 10_000 });
+    assert_eq!(ranks[2].micro_batches, 0);
+    assert!(ranks.iter().all(|rank| rank.blake3 == ranks[0].blake3));
+    ranks.iter().for_each(|rank| assert_same_training(rank, &whole));
+}

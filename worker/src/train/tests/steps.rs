@@ -1,0 +1,127 @@
+//! Single steps: what a loss is divided by, and losses that are no numbers.
+
+use foil_common::spec::{Normalisation, OnNonfinite, Optimizer};
+use tch::{Device, Kind, no_grad};
+
+use super::super::{
+    Objective, OrderKey, Pair, PairRanking, Part, Recipe, RowShape, Share, StepPlan, TrainError, Trainer,
+    Training, train,
+};
+use super::{fixture, fixtures, linear, optimizer, pairs};
+use crate::collective::Gang;
+use crate::model::{Precision, RewardModel};
+
+const ALONE: Share = Share { rank: 0, world: 1 };
+
+fn reward_model() -> RewardModel {
+    RewardModel::load(&fixtures().join("model/llama-reward"), Device::Cpu).unwrap()
+}
+
+fn rows() -> Vec<Pair> {
+    pairs(&fixture("loops.json")["pairs"])
+}
+
+fn plan(objective: &dyn Objective, budget: usize) -> StepPlan {
+    let shapes: Vec<RowShape> = (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();
+    StepPlan::new(&(0..shapes.len()).collect::<Vec<_>>(), &shapes, ALONE, budget)
+}
+
+#[test]
+fn reference_normalisation_is_the_mean_over_micro_batches() {
+    let (model, rows) = (reward_model(), rows());
+    let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalisation::Reference);
+    let plan = plan(&objective, 48);
+    assert!(plan.micro_batches.len() > 1);
+    let mean_loss = |rows: &Vec<usize>| {
+        no_grad(|| objective.part(rows).unwrap().loss.double_value(&[])) / rows.len() as f64
+    };
+    let expected = plan.micro_batches.iter().map(mean_loss).sum::<f64>() / plan.micro_batches.len() as f64;
+    let (optimizer, schedule, gang) = (optimizer(None, 48), linear(0), Gang::alone());
+    let recipe = Recipe { optimizer: &optimizer, schedule: &schedule, peak_learning_rate: 1e-3, steps: 1 };
+    let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
+    let figures = trainer.step(&objective, &plan).unwrap();
+    assert!((figures.loss - expected).abs() < 1e-6);
+}
+
+/// Another objective whose losses are not finite.
+struct Poisoned<'a>(&'a dyn Objective);
+
+impl Objective for Poisoned<'_> {
+    fn sets(&self) -> Vec<usize> {
+        self.0.sets()
+    }
+
+    fn shape(&self, row: usize) -> RowShape {
+        self.0.shape(row)
+    }
+
+    fn row_name(&self, row: usize) -> String {
+        self.0.row_name(row)
+    }
+
+    fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {
+        let part = self.0.part(rows)?;
+        Ok(Part { loss: part.loss * f64::INFINITY, sums: None })
+    }
+}
+
+fn step_on_poison(optimizer: &Optimizer) -> (Result<bool, TrainError>, bool) {
+    let (model, rows) = (reward_model(), rows());
+    let (human, golden) = rows.split_at(2);
+    let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalisation::Global);
+    let poisoned = Poisoned(&objective);
+    let before = model.parameters().blake3();
+    let (schedule, gang) = (linear(0), Gang::alone());
+    let recipe = Recipe { optimizer, schedule: &schedule, peak_learning_rate: 1e-3, steps: 2 };
+    let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
+    let result = trainer.step(&poisoned, &plan(&poisoned, 100)).map(|figures| figures.skipped);
+    let unchanged = model.parameters().blake3() == before;
+    if result.is_ok() {
+        let figures = trainer.step(&objective, &plan(&objective, 100)).unwrap();
+        assert!(!figures.skipped && figures.loss.is_finite() && figures.step == 2);
+        assert!(model.parameters().tensors().iter().all(|t| t.isfinite().all().int64_value(&[]) == 1));
+        assert_eq!(model.parameters().tensors()[0].kind(), Kind::Float);
+    }
+    (result, unchanged)
+}
+
+#[test]
+fn a_loss_that_is_no_number_names_its_rows() {
+    let (result, unchanged) = step_on_poison(&optimizer(Some(1.0), 100));
+    let error = result.unwrap_err();
+    assert_eq!(error.class(), "nonfinite");
+    let message = error.to_string();
+    assert!(message.contains("human pair 0, human pair 1, golden pair 2"), "{message}");
+    assert!(unchanged);
+}
+
+#[test]
+fn a_loss_that_is_no_number_can_be_skipped() {
+    let settings = Optimizer { on_nonfinite: OnNonfinite::Skip, ..optimizer(Some(1.0), 100) };
+    let (result, unchanged) = step_on_poison(&settings);
+    assert!(result.unwrap());
+    assert!(unchanged);
+}
+
+#[test]
+fn rows_that_weigh_nothing_are_refused() {
+    let model = reward_model();
+    let rows: Vec<Pair> = rows().into_iter().map(|pair| Pair { weight: 0.0, ..pair }).collect();
+    let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalisation::Global);
+    let (optimizer, schedule) = (optimizer(None, 100), linear(0));
+    let training = Training {
+        order: OrderKey { seed: 0, round: 0 },
+        epochs: 1,
+        batch: 4,
+        learning_rate: 1e-3,
+        optimizer: &optimizer,
+        schedule: &schedule,
+    };
+    let run = |objective: &dyn Objective| {
+        train(objective, model.parameters(), &training, &Gang::alone(), &mut |_| ()).unwrap_err()
+    };
+    assert!(matches!(run(&objective), TrainError::NoWeight { step: 1, .. }));
+    let empty = PairRanking::new(&model, &[], &[], Precision::Fp32, Normalisation::Global);
+    assert!(matches!(run(&empty), TrainError::NoRows));
+    assert_eq!(run(&empty).class(), "data");
+}
