@@ -19,12 +19,23 @@ pub struct TokenView {
 /// What is read at a token's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read {
-    /// Context only.
+    /// Part of the prompt: context only.
     Nothing,
+    /// Part of an answer that is scored, at its end.
+    Answer,
     /// The policy's loss is taken on predicting this token.
     Loss,
-    /// The row's last token: the loss on predicting it, and the reward model's score.
-    LossAndReward,
+    /// The last token of an answer that is scored: the reward model's score is read here.
+    Reward,
+}
+
+/// Who reads an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Supervised fine-tuning of the policy.
+    Policy,
+    /// The reward model, in training and in scoring.
+    Reward,
 }
 
 /// One sequence as the models get it.
@@ -41,25 +52,32 @@ pub struct RowView {
 pub fn row(
     encoder: &Encoder,
     prompt: &Prompt,
-    answer: Option<&str>,
+    answer: Option<(Reader, &str)>,
     limits: Limits,
 ) -> Result<RowView, TextError> {
-    let Some(answer) = answer else {
+    let Some((reader, answer)) = answer else {
         let prompt = encoder.prompt(prompt, limits.prompt)?;
-        let tokens = views(encoder, &prompt.ids, prompt.ids.len());
+        let tokens = views(encoder, &prompt.ids, prompt.ids.len(), Reader::Policy);
         let answer_start = tokens.len();
         return Ok(RowView { tokens, answer_start, prompt_cut: prompt.cut, answer_cut: 0, eos: false });
     };
     let encoded = encoder.dialogue(prompt, Answer::finished(answer), limits)?;
     let Encoded { ids, answer_start, prompt_cut, answer_cut, eos } = encoded;
-    Ok(RowView { tokens: views(encoder, &ids, answer_start), answer_start, prompt_cut, answer_cut, eos })
+    Ok(RowView {
+        tokens: views(encoder, &ids, answer_start, reader),
+        answer_start,
+        prompt_cut,
+        answer_cut,
+        eos,
+    })
 }
 
-fn views(encoder: &Encoder, ids: &[u32], answer_start: usize) -> Vec<TokenView> {
-    let read = |position: usize| match position {
+fn views(encoder: &Encoder, ids: &[u32], answer_start: usize, reader: Reader) -> Vec<TokenView> {
+    let read = |position: usize| match reader {
         _ if position < answer_start => Read::Nothing,
-        _ if position + 1 == ids.len() => Read::LossAndReward,
-        _ => Read::Loss,
+        Reader::Policy => Read::Loss,
+        Reader::Reward if position + 1 == ids.len() => Read::Reward,
+        Reader::Reward => Read::Answer,
     };
     let view = |(position, id): (usize, &u32)| TokenView {
         id: *id,
@@ -85,8 +103,9 @@ impl fmt::Display for RowView {
             }
             let read = match token.read {
                 Read::Nothing => "",
+                Read::Answer => "answer",
                 Read::Loss => "loss",
-                Read::LossAndReward => "loss, reward",
+                Read::Reward => "reward",
             };
             writeln!(
                 f,

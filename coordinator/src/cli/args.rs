@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Uploads a job's inputs and submits it; prints the job's id.
     Submit(SubmitArgs),
+    /// Shows what the models will read of a job's data: tokens, masks, cuts and lengths. Nothing is submitted.
+    Inspect(InspectArgs),
     /// Lists jobs, newest first.
     List(ClientArgs),
     /// Prints one job: its state, its rounds and its specification with every default filled in.
@@ -105,7 +107,7 @@ pub(crate) struct RunArgs {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
-    /// Rows of each data set.
+    /// Rows of each data set shown token by token.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) rows: usize,
 }

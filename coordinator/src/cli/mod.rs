@@ -3,6 +3,7 @@
 mod args;
 mod client;
 mod inputs;
+mod inspect;
 mod jobs;
 mod output;
 mod outputs;
@@ -51,6 +52,7 @@ async fn obey(cli: Cli) -> Result<ExitCode> {
         }
         Command::Serve(args) => serve::serve(args).await?,
         Command::Submit(args) => submit::submit(&args).await?,
+        Command::Inspect(args) => inspect::inspect(&args).await?,
         Command::List(args) => jobs::list(&args).await?,
         Command::Get(args) => jobs::get(&args).await?,
         Command::Watch(args) => jobs::watch(&args).await?,

@@ -1,14 +1,14 @@
 use super::*;
 use crate::data::parse::parse;
 use crate::data::rows::{GoldenRow, PairRow};
-use crate::text::inspect;
+use crate::text::inspect::{self, Reader};
 
 #[test]
 fn an_inspected_row_shows_tokens_masks_and_cuts() {
     let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
     let limits = Limits { prompt: 7, answer: 16 };
     let prompt = Prompt::user("abcde");
-    let view = inspect::row(&encoder, &prompt, Some("ab!"), limits).unwrap();
+    let view = inspect::row(&encoder, &prompt, Some((Reader::Policy, "ab!")), limits).unwrap();
     let shown = view.to_string();
     let expected = [
         "    0       1 \"<s>\"",
@@ -21,18 +21,19 @@ fn an_inspected_row_shows_tokens_masks_and_cuts() {
         "    7       4 \"a\"                      loss",
         "    8       5 \"b\"                      loss",
         "    9      16 \"!\"                      loss",
-        "   10       3 \"</s>\"                   loss, reward",
+        "   10       3 \"</s>\"                   loss",
         "      11 tokens: prompt 7, answer 4 with EOS",
     ];
     assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
     let long = "abcdefghwxyzabcdefghwxyzabcdefgh";
-    let shown = inspect::row(&encoder, &prompt, Some(long), limits).unwrap().to_string();
+    let shown = inspect::row(&encoder, &prompt, Some((Reader::Reward, long)), limits).unwrap().to_string();
     assert!(
         shown.ends_with("prompt 7, answer 16; 17 tokens cut off the answer (unfinished: no EOS)"),
         "{shown}"
     );
+    assert!(shown.contains("answer\n   22       7 \"d\"                      reward\n"), "{shown}");
     let wide = Limits { prompt: 7, answer: 99 };
-    let shown = inspect::row(&encoder, &prompt, Some(long), wide).unwrap().to_string();
+    let shown = inspect::row(&encoder, &prompt, Some((Reader::Reward, long)), wide).unwrap().to_string();
     assert!(shown.contains("\n      … 17 tokens …\n") && shown.lines().count() == 25, "{shown}");
     let shown = inspect::row(&encoder, &prompt, None, Limits { prompt: 5, answer: 1 }).unwrap().to_string();
     assert!(shown.ends_with("5 tokens: prompt 5, answer 0; 2 tokens cut off the prompt"), "{shown}");
