@@ -241,8 +241,8 @@ mod tests {
         parts.merge(&values[2..].iter().copied().collect());
         assert_eq!(whole, parts);
         assert!(close(whole.mean().unwrap(), 1.55));
-        // numpy: std(ddof=1) / sqrt(5)
-        assert!(close(whole.standard_error().unwrap(), 1.149_238_876_385_4));
+        // Squares of the deviations from the mean sum to 26.3: a variance of 26.3 / 4, over 5 rows.
+        assert!(close(whole.standard_error().unwrap(), (26.3f64 / 4.0 / 5.0).sqrt()));
         assert_eq!(Moments::default().mean(), None);
         assert_eq!(Moments { count: 1, sum: 3.0, sum_of_squares: 9.0 }.standard_error(), None);
     }

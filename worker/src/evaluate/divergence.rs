@@ -69,7 +69,28 @@ fn batch_kl(
 mod tests {
     use tch::{Device, Kind, Tensor};
 
-    use super::token_kl;
+    use super::{answer_kl, token_kl};
+    use crate::model::{LanguageModel, Precision, TokenBatch};
+
+    #[test]
+    fn an_answers_divergence_is_summed_over_its_positions() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/model/llama-tied");
+        let policy = LanguageModel::load(&dir, Device::Cpu).unwrap();
+        let reference = LanguageModel::random(&dir, 9, Device::Cpu).unwrap();
+        let rows: [(&[u32], usize); 3] = [(&[1, 5, 9, 4], 2), (&[1, 40, 3, 22, 8, 17], 1), (&[1, 6], 2)];
+        let found = answer_kl(&policy, &reference, &rows, Precision::Fp32, 8).unwrap();
+        for ((ids, start), found) in rows.into_iter().zip(&found) {
+            let batch = TokenBatch::from_rows(&[ids], Device::Cpu).unwrap();
+            let logits = |model: &LanguageModel| model.logits(&model.forward(&batch, Precision::Fp32)).get(0);
+            let kl = token_kl(&logits(&policy), &logits(&reference));
+            let count = (ids.len() - start) as i64;
+            let expected = kl.narrow(0, start as i64 - 1, count).sum(Kind::Double).double_value(&[]);
+            assert!((found - expected).abs() < 1e-5, "{found} not {expected}");
+        }
+        assert!(found[0] > 0.0 && found[2] == 0.0);
+        let same = answer_kl(&policy, &policy, &rows, Precision::Bf16, 100).unwrap();
+        assert!(same.iter().all(|divergence| *divergence == 0.0));
+    }
 
     #[test]
     fn equal_logits_are_no_distance_apart() {

@@ -37,3 +37,28 @@ pub(super) fn batches(lengths: impl Iterator<Item = usize>, budget: usize) -> Ve
         lengths.map(|length| RowShape { length, sequences: 1, tokens: length, weight: 1.0 }).collect();
     cut(&(0..shapes.len()).collect::<Vec<_>>(), &shapes, budget)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tch::Device;
+
+    use super::{batches, scores};
+    use crate::model::{Precision, RewardModel};
+
+    #[test]
+    fn scores_keep_their_order_whatever_the_budget() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/model/llama-reward");
+        let model = RewardModel::load(&dir, Device::Cpu).unwrap();
+        let sequences: [&[u32]; 4] = [&[1, 5, 9], &[1, 40, 3, 22, 8, 17], &[7], &[1, 5, 9, 12]];
+        let alone = scores(&model, &sequences, Precision::Fp32, 1).unwrap();
+        let together = scores(&model, &sequences, Precision::Fp32, 1000).unwrap();
+        for (alone, together) in alone.iter().zip(&together) {
+            assert!((alone - together).abs() < 1e-5 * alone.abs().max(1.0));
+        }
+        let direct = scores(&model, &sequences[2..3], Precision::Fp32, 10).unwrap();
+        assert!((direct[0] - alone[2]).abs() < 1e-6);
+        assert_eq!(batches([3, 6, 1, 4].into_iter(), 8), [vec![1], vec![3, 0], vec![2]]);
+    }
+}
