@@ -67,10 +67,11 @@ impl<E> Clone for Journal<E> {
 }
 
 impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
-    /// Becomes the store's leader and gives all events so far. `leader` names this process to people.
+    /// Becomes the store's leader and gives all events so far. Refuses a store that lets a key be created twice. `leader` names this process to people.
     ///
     /// Must run within a tokio runtime: a task of its own writes the log until all clones are dropped.
     pub async fn open(store: Store, leader: &str) -> Result<(Self, Vec<E>), JournalError> {
+        store.probe().await.map_err(|error| Arc::new(LogError::Store(error)))?;
         let (log, records) = Log::lead(store, leader).await.map_err(Arc::new)?;
         let events =
             records.iter().map(decode).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
