@@ -71,9 +71,11 @@ impl Encoder {
             Answer::Tokens { ids, finished } => self.sampled(ids, finished),
         };
         answer_ids.extend(eos);
-        let answer_cut = answer_ids.len().saturating_sub(limits.answer);
-        answer_ids.truncate(limits.answer);
-        let EncodedPrompt { mut ids, cut: prompt_cut } = self.shorten(self.with_bos(ids), limits.prompt);
+        let ids = self.with_bos(ids);
+        let (prompt_limit, answer_limit) = limits.fit(ids.len(), answer_ids.len());
+        let answer_cut = answer_ids.len() - answer_limit;
+        answer_ids.truncate(answer_limit);
+        let EncodedPrompt { mut ids, cut: prompt_cut } = self.shorten(ids, prompt_limit);
         let answer_start = ids.len();
         ids.append(&mut answer_ids);
         Ok(Encoded { ids, answer_start, prompt_cut, answer_cut, eos: eos.is_some() && answer_cut == 0 })

@@ -274,6 +274,6 @@ pub fn length_accuracy(
 }
 
 fn uncut(encoder: &Encoder, prompt: &Prompt, answer: &str) -> Result<usize, TextError> {
-    let all = Limits { prompt: usize::MAX, answer: usize::MAX };
+    let all = Limits::of(usize::MAX, usize::MAX);
     Ok(encoder.dialogue(prompt, Answer::finished(answer), all)?.answer().len())
 }

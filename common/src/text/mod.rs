@@ -34,20 +34,44 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// The most tokens of each part; their sum is the longest sequence.
+/// The most tokens of each part and of the whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// BOS counts.
     pub prompt: usize,
-    /// EOS counts. Golden answers and samples share this budget, or length alone would tell them apart.
+    /// EOS counts.
     pub answer: usize,
+    /// The longest sequence.
+    pub total: usize,
 }
 
 impl Limits {
-    /// Of a job: answers get `max_new_tokens` of the `max_length`, prompts the rest.
+    /// Of samples, of golden answers and of all prompts that are sampled from: answers get `max_new_tokens` of the `max_length`,
+    /// prompts the rest. Golden answers and samples share this budget, or length alone would tell them apart.
     pub fn new(max_length: usize, max_new_tokens: usize) -> Self {
         let answer = max_new_tokens.min(max_length.saturating_sub(1));
-        Limits { prompt: max_length - answer, answer }
+        Self::of(max_length - answer, answer)
+    }
+
+    /// Each part has its own.
+    pub const fn of(prompt: usize, answer: usize) -> Self {
+        Limits { prompt, answer, total: prompt.saturating_add(answer) }
+    }
+
+    /// Of human pairs and demonstrations, which compete with no sample: a prompt and its answer share the `max_length`. Where
+    /// they do not fit, an answer keeps what the prompt leaves, and at least half of the whole.
+    pub fn shared(max_length: usize) -> Self {
+        Limits { prompt: max_length, answer: max_length, total: max_length }
+    }
+
+    /// What parts of these many tokens get.
+    fn fit(self, prompt: usize, answer: usize) -> (usize, usize) {
+        let (prompt, mut answer) = (prompt.min(self.prompt), answer.min(self.answer));
+        if prompt.saturating_add(answer) > self.total {
+            let half = self.total - self.total / 2;
+            answer = answer.min(half.max(self.total.saturating_sub(prompt)));
+        }
+        (prompt.min(self.total - answer), answer)
     }
 }
 

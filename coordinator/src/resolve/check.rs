@@ -43,7 +43,8 @@ pub(super) fn encodings(
     policy: &ModelText,
     reward: Option<&ModelText>,
 ) -> Result<(), ResolveError> {
-    let limits = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
+    let sampled = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
+    let shared = Limits::shared(job.text.max_length);
     let load =
         |field, files| Encoder::new(files, &job.text).map_err(|source| ResolveError::Text { field, source });
     let policy = load(POLICY, policy)?;
@@ -56,7 +57,7 @@ pub(super) fn encodings(
     sets.warnings
         .extend(own.iter().flat_map(Encoder::warnings).map(|warning| format!("{REWARD}: {warning}")));
 
-    let checker = Checker { limits, allowed: job.data.max_bad_fraction, policy: &policy, reward };
+    let checker = Checker { sampled, shared, allowed: job.data.max_bad_fraction, policy: &policy, reward };
     checker.check(sets, names::SFT, "data.sft", |sets| &mut sets.sft, Checker::demonstration)?;
     checker.check(
         sets,
@@ -91,7 +92,10 @@ pub(super) fn encodings(
 }
 
 struct Checker<'a> {
-    limits: Limits,
+    /// Of golden answers and prompts.
+    sampled: Limits,
+    /// Of demonstrations and human pairs.
+    shared: Limits,
     allowed: f64,
     policy: &'a Encoder,
     reward: &'a Encoder,
@@ -99,25 +103,25 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn demonstration(&self, row: &DemonstrationRow) -> Result<Cuts, TextError> {
-        Ok(self.policy.dialogue(&row.prompt, Answer::finished(&row.answer), self.limits)?.into())
+        Ok(self.policy.dialogue(&row.prompt, Answer::finished(&row.answer), self.shared)?.into())
     }
 
     fn pair(&self, row: &PairRow) -> Result<Cuts, TextError> {
         let chosen: Cuts =
-            self.reward.dialogue(&row.prompt, Answer::finished(&row.chosen), self.limits)?.into();
+            self.reward.dialogue(&row.prompt, Answer::finished(&row.chosen), self.shared)?.into();
         let rejected: Cuts =
-            self.reward.dialogue(&row.prompt, Answer::finished(&row.rejected), self.limits)?.into();
+            self.reward.dialogue(&row.prompt, Answer::finished(&row.rejected), self.shared)?.into();
         Ok(Cuts { prompt: chosen.prompt, answer: chosen.answer || rejected.answer })
     }
 
     fn golden(&self, row: &GoldenRow) -> Result<Cuts, TextError> {
-        self.policy.prompt(&row.prompt, self.limits.prompt)?;
-        Ok(self.reward.dialogue(&row.prompt, Answer::finished(&row.golden), self.limits)?.into())
+        self.policy.prompt(&row.prompt, self.sampled.prompt)?;
+        Ok(self.reward.dialogue(&row.prompt, Answer::finished(&row.golden), self.sampled)?.into())
     }
 
     fn prompt(&self, row: &PromptRow) -> Result<Cuts, TextError> {
-        self.reward.prompt(&row.prompt, self.limits.prompt)?;
-        Ok(self.policy.prompt(&row.prompt, self.limits.prompt)?.into())
+        self.reward.prompt(&row.prompt, self.sampled.prompt)?;
+        Ok(self.policy.prompt(&row.prompt, self.sampled.prompt)?.into())
     }
 
     fn check<T: Row + Sync>(
@@ -151,11 +155,19 @@ impl Checker<'_> {
             return Err(ResolveError::Unencodable { field, bad, rows: count, allowed: self.allowed, first });
         }
         sets.note_bad(name, bad.len() as u64, &bad);
-        let cuts =
-            [(prompts_cut, "prompts", self.limits.prompt), (answers_cut, "answers", self.limits.answer)];
-        for (cut, what, limit) in cuts.into_iter().filter(|(cut, ..)| *cut > 0) {
+        let limits = match name {
+            names::SFT | names::PREFERENCES | names::EVALUATION_PREFERENCES => self.shared,
+            _ => self.sampled,
+        };
+        for (cut, what, limit) in
+            [(prompts_cut, "prompts", limits.prompt), (answers_cut, "answers", limits.answer)]
+        {
+            if cut == 0 {
+                continue;
+            }
+            let fit = if limit == limits.total { "to fit, with the other part, in" } else { "to" };
             sets.warnings
-                .push(format!("{name}: the {what} of {cut} of {count} rows are cut to {limit} tokens"));
+                .push(format!("{name}: the {what} of {cut} of {count} rows are cut {fit} {limit} tokens"));
         }
         Ok(())
     }

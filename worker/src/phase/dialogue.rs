@@ -53,21 +53,9 @@ impl Reader<'_> {
         self.encode(row, prompt, candidate, self.sample_limits())
     }
 
-    /// An answer of the data alone: it may fill `text.max_length`, and the prompt gets what it leaves.
+    /// An answer of the data that competes with no sample: it shares `text.max_length` with its prompt.
     pub(super) fn whole(&self, row: u64, prompt: &Prompt, text: &str) -> Result<Encoded, PhaseError> {
-        let longest = self.job.text.max_length;
-        // Half of the room stays the prompt's, if it needs it.
-        let generous = Limits { prompt: longest, answer: longest };
-        let encoded = self.encode(row, prompt, Candidate::Text(text), generous)?;
-        if encoded.ids.len() <= longest {
-            return Ok(encoded);
-        }
-        let answer = encoded
-            .answer()
-            .len()
-            .min((longest - longest / 2).max(longest.saturating_sub(encoded.answer_start)));
-        let limits = Limits { prompt: longest - answer, answer };
-        self.encode(row, prompt, Candidate::Text(text), limits)
+        self.encode(row, prompt, Candidate::Text(text), Limits::shared(self.job.text.max_length))
     }
 
     fn encode(

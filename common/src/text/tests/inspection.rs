@@ -6,7 +6,7 @@ use crate::text::inspect::{self, Reader};
 #[test]
 fn an_inspected_row_shows_tokens_masks_and_cuts() {
     let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
-    let limits = Limits { prompt: 7, answer: 16 };
+    let limits = Limits::of(7, 16);
     let prompt = Prompt::user("abcde");
     let view = inspect::row(&encoder, &prompt, Some((Reader::Policy, "ab!")), limits).unwrap();
     let shown = view.to_string();
@@ -32,17 +32,17 @@ fn an_inspected_row_shows_tokens_masks_and_cuts() {
         "{shown}"
     );
     assert!(shown.contains("answer\n   22       7 \"d\"                      reward\n"), "{shown}");
-    let wide = Limits { prompt: 7, answer: 99 };
+    let wide = Limits::of(7, 99);
     let shown = inspect::row(&encoder, &prompt, Some((Reader::Reward, long)), wide).unwrap().to_string();
     assert!(shown.contains("\n      … 17 tokens …\n") && shown.lines().count() == 25, "{shown}");
-    let shown = inspect::row(&encoder, &prompt, None, Limits { prompt: 5, answer: 1 }).unwrap().to_string();
+    let shown = inspect::row(&encoder, &prompt, None, Limits::of(5, 1)).unwrap().to_string();
     assert!(shown.ends_with("5 tokens: prompt 5, answer 0; 2 tokens cut off the prompt"), "{shown}");
 }
 
 #[test]
 fn length_statistics_count_what_fits_and_what_length_tells() {
     let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
-    let limits = Limits { prompt: 5, answer: 4 };
+    let limits = Limits::of(5, 4);
     let prompt = Prompt::user("ab");
     let lengths = inspect::answer_lengths(
         &encoder,

@@ -9,7 +9,7 @@ use crate::spec::{Bos, Side, Template, Text};
 use serde_json::json;
 use std::path::Path;
 
-const WIDE: Limits = Limits { prompt: 400, answer: 100 };
+const WIDE: Limits = Limits::of(400, 100);
 
 fn text(template: Template) -> Text {
     Text {
@@ -107,7 +107,7 @@ fn eos_follows_finished_answers_that_fit_and_no_others() {
     let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
     let prompt = Prompt::user("abcde");
     let answer = |answer, budget| {
-        let encoded = encoder.dialogue(&prompt, answer, Limits { prompt: 7, answer: budget }).unwrap();
+        let encoded = encoder.dialogue(&prompt, answer, Limits::of(7, budget)).unwrap();
         (encoded.answer().to_vec(), encoded.eos, encoded.answer_cut)
     };
     let finished = Answer::finished("abc");
@@ -160,4 +160,16 @@ fn special_tokens_written_in_an_answer_are_refused() {
         error,
         TextError::SpecialInAnswer { answer: "you<end> yes".to_owned(), token: "<end>".to_owned() }
     );
+}
+
+#[test]
+fn a_prompt_and_an_answer_of_the_data_share_the_room() {
+    let shared = Limits::shared(10);
+    assert_eq!(shared.fit(4, 6), (4, 6));
+    assert_eq!(shared.fit(20, 3), (7, 3));
+    assert_eq!(shared.fit(2, 20), (2, 8));
+    assert_eq!(shared.fit(20, 20), (5, 5));
+    // Parts with budgets of their own lend nothing.
+    assert_eq!(Limits::new(10, 4).fit(2, 20), (2, 4));
+    assert_eq!(Limits::new(10, 4).fit(20, 1), (6, 1));
 }

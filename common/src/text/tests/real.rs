@@ -67,7 +67,7 @@ proptest! {
         let prompt = Prompt::user(question);
         let whole = encoder.dialogue(&prompt, Answer::finished(&answer), WIDE).unwrap();
         prop_assert_eq!(encoder.answer_text(whole.answer()).unwrap(), answer.clone());
-        let limits = Limits { prompt: 20, answer: budget };
+        let limits = Limits::of(20, budget);
         let cut = encoder.dialogue(&prompt, Answer::finished(&answer), limits).unwrap();
         prop_assert!(cut.ids.len() <= 20 + budget);
         prop_assert_eq!(cut.ids[0], 1);
