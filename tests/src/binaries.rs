@@ -11,7 +11,12 @@ static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
     let directory = test.parent().and_then(|deps| deps.parent()).expect("tests lie in target/<profile>/deps");
     let mut build = Command::new(env!("CARGO"));
     // Of the whole workspace: a narrower choice would give dependencies other features and build them anew.
-    build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).args(["build", "--quiet", "--workspace", "--bins"]);
+    build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).args([
+        "build",
+        "--quiet",
+        "--workspace",
+        "--bins",
+    ]);
     if directory.ends_with("release") {
         build.arg("--release");
     }

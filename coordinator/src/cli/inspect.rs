@@ -25,18 +25,23 @@ pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
 /// The report, and the warnings that submission would give.
 fn describe(job: &spec::Job, rows: usize) -> Result<(String, Vec<String>)> {
     let local = local::local(job)?;
-    let limits = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
+    let sampled = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
+    let shared = Limits::shared(job.text.max_length);
     let mut lines = vec![model("policy", job.policy.model.name(), &local.policy)];
     if let (Some(encoder), Some(reference)) = (&local.reward, &job.reward.model) {
         lines.push(model("reward", reference.name(), encoder));
     }
     lines.push(format!(
-        "template {}; at most {} prompt tokens, {} answer tokens",
-        job.text.template, limits.prompt, limits.answer
+        "template {}; at most {} tokens, of which {} are kept for an answer that is sampled",
+        job.text.template, shared.total, sampled.answer
     ));
     for set in &local.sets {
         lines.push(String::new());
         lines.push(heading(&local, set));
+        let limits = match set.rows {
+            Rows::Demonstrations(_) | Rows::Pairs(_) => shared,
+            Rows::Golden(_) | Rows::Prompts(_) => sampled,
+        };
         Report { limits, rows, lines: &mut lines }.set(&local, set)?;
     }
     Ok((lines.join("\n"), local.warnings))
