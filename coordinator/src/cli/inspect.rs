@@ -189,7 +189,7 @@ mod tests {
         let (report, warnings) = describe(&job(dir.path(), golden), 1).unwrap();
         for expected in [
             "17 token ids; BOS 1 \"<s>\"; EOS 3 \"</s>\"; pad 0 \"<pad>\"",
-            "template auto; at most 16 prompt tokens, 16 answer tokens",
+            "template auto; at most 32 tokens, of which 16 are kept for an answer that is sampled",
             "preferences: 2 rows\n",
             "evaluation_preferences: 1 rows\n",
             "length alone (the longer answer) tells 100.0 ± 0.0 % of 2 pairs",

@@ -209,7 +209,7 @@ async fn rows_that_the_model_cannot_encode_are_bad_rows() {
     let long = format!("{{\"prompt\":\"ab\",\"answer\":\"{}\"}}", "ab".repeat(12));
     wire.data.as_mut().unwrap().sft = vec![input(&store, "sft.jsonl", long).await];
     let cut = resolved(wire, &store).await.unwrap();
-    assert!(cut.warnings.iter().any(|warning| warning.contains("cut to 16 tokens")), "{:?}", cut.warnings);
+    assert!(cut.warnings.iter().any(|warning| warning.contains("in 24 tokens")), "{:?}", cut.warnings);
 }
 
 #[tokio::test]
