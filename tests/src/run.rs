@@ -18,6 +18,26 @@ pub fn shared() -> Option<PathBuf> {
     None
 }
 
+/// The letters job, cut down to seconds.
+pub const SMALL: [&str; 11] = [
+    "rounds=1",
+    "data.generator.sft=600",
+    "data.generator.golden=96",
+    "data.generator.prompts=96",
+    "data.generator.evaluation=64",
+    "data.gold_preferences.pairs=128",
+    "data.gold_preferences.evaluation_pairs=64",
+    "sft_step.epochs=2",
+    "reward_step.epochs=1",
+    "policy_step.epochs=1",
+    "evaluation.kl_prompts=16",
+];
+
+/// The letters job file.
+pub fn letters_job() -> &'static str {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/letters.yaml")
+}
+
 /// One run of the game in a directory of its own.
 pub struct Run {
     directory: tempfile::TempDir,
@@ -28,21 +48,7 @@ pub struct Run {
 impl Run {
     /// The letters job, cut down to seconds.
     pub fn letters() -> Self {
-        let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/letters.yaml");
-        let small = [
-            "rounds=1",
-            "data.generator.sft=600",
-            "data.generator.golden=96",
-            "data.generator.prompts=96",
-            "data.generator.evaluation=64",
-            "data.gold_preferences.pairs=128",
-            "data.gold_preferences.evaluation_pairs=64",
-            "sft_step.epochs=2",
-            "reward_step.epochs=1",
-            "policy_step.epochs=1",
-            "evaluation.kl_prompts=16",
-        ];
-        Self::job(job).set_all(&small)
+        Self::job(letters_job()).set_all(&SMALL)
     }
 
     pub fn job(file: impl Into<OsString>) -> Self {

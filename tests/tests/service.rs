@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use foil_tests::{Namespaces, Run, foil, foil_worker};
+use foil_tests::{Namespaces, Run, SMALL, foil, foil_worker, letters_job};
 
 /// A process that does not outlive its test.
 struct Process(Child);
@@ -46,25 +46,6 @@ fn port(file: &Path) -> u16 {
     }
 }
 
-fn job() -> &'static str {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/letters.yaml")
-}
-
-const SMALL: [&str; 12] = [
-    "rounds=1",
-    "resources.ranks=2",
-    "data.generator.sft=600",
-    "data.generator.golden=96",
-    "data.generator.prompts=96",
-    "data.generator.evaluation=64",
-    "data.gold_preferences.pairs=128",
-    "data.gold_preferences.evaluation_pairs=64",
-    "sft_step.epochs=2",
-    "reward_step.epochs=1",
-    "policy_step.epochs=1",
-    "evaluation.kl_prompts=16",
-];
-
 fn client(base: Command, url: &str, arguments: &[&str]) -> String {
     let mut command = base;
     let output = command.args(arguments).env("FOIL_COORDINATOR", url).output().expect("foil starts");
@@ -78,7 +59,7 @@ fn client(base: Command, url: &str, arguments: &[&str]) -> String {
 }
 
 fn submit_arguments() -> Vec<&'static str> {
-    let mut arguments = vec!["submit", job()];
+    let mut arguments = vec!["submit", letters_job(), "--set", "resources.ranks=2"];
     for assignment in SMALL {
         arguments.extend(["--set", assignment]);
     }
