@@ -11,4 +11,4 @@ mod run;
 pub use binaries::{foil, foil_worker};
 pub use namespaces::Namespaces;
 pub use outcome::{Estimate, Outcome, Round};
-pub use run::{Run, SMALL, letters_job, shared};
+pub use run::{Run, SMALL, letters_job};

@@ -7,17 +7,6 @@ use std::process::{Command, Output, Stdio};
 use crate::outcome::Outcome;
 use crate::{binaries, outcome};
 
-/// The real data and models beside the checkout, or `None`, said on stderr, where they are absent.
-pub fn shared() -> Option<PathBuf> {
-    let directory = std::env::var_os("FOIL_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
-    if directory.join("data").is_dir() {
-        return Some(directory);
-    }
-    eprintln!("skipped: no shared data at {}", directory.display());
-    None
-}
-
 /// The letters job, cut down to seconds.
 pub const SMALL: [&str; 11] = [
     "rounds=1",
