@@ -108,9 +108,9 @@ impl Error {
     }
 }
 
-/// A listening socket on `address` at a port of the system's choice.
-pub(crate) fn listen(address: &str) -> Result<TcpListener> {
-    TcpListener::bind((address, 0)).map_err(|source| Error::Listen { address: address.to_owned(), source })
+/// A listening socket on `address` at `port`, or at one of the system's choice for 0.
+pub(crate) fn listen(address: &str, port: u16) -> Result<TcpListener> {
+    TcpListener::bind((address, port)).map_err(|source| Error::Listen { address: address.to_owned(), source })
 }
 
 /// Turns a caught C++ exception into an [`Error`] that says what was being done.

@@ -26,8 +26,16 @@ impl Store {
     /// # Errors
     /// [`Error::Listen`] where the address is not this machine's; [`Error::Torch`] where the server fails to start.
     pub fn host(address: &str, timeout: Duration) -> Result<Self> {
+        Self::host_at(address, 0, timeout)
+    }
+
+    /// As [`Store::host`], at a port agreed on beforehand; 0 is any free one.
+    ///
+    /// # Errors
+    /// Those of [`Store::host`]; a port that is taken.
+    pub fn host_at(address: &str, port: u16, timeout: Duration) -> Result<Self> {
         let refused = |source| Error::Listen { address: address.to_owned(), source };
-        let listener = listen(address)?;
+        let listener = listen(address, port)?;
         let port = listener.local_addr().map_err(refused)?.port();
         let inner = ffi::host_store(address, port, listener.into_raw_fd(), milliseconds(timeout))
             .during("serving the rendezvous store")?;

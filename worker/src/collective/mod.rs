@@ -53,7 +53,15 @@ impl Host {
     /// # Errors
     /// Where the address is not this machine's.
     pub fn open(place: Place) -> Result<Self> {
-        Ok(Self { store: Store::host(&place.address, place.timeout)?, place })
+        Self::open_at(place, 0)
+    }
+
+    /// As [`Host::open`], at a port agreed on beforehand; 0 is any free one.
+    ///
+    /// # Errors
+    /// Those of [`Host::open`]; a port that is taken.
+    pub fn open_at(place: Place, port: u16) -> Result<Self> {
+        Ok(Self { store: Store::host_at(&place.address, port, place.timeout)?, place })
     }
 
     /// The address to tell the others.

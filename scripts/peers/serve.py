@@ -1,0 +1,84 @@
+"""A peer's side of the protocol between the bench and a contestant.
+
+    RUNNER WORKLOAD.json      loads, then prints {"ready": true}
+    stdin: run                does one repetition from the loaded state, prints {"seconds": …, "tokens": …, …}
+    stdin: quit               prints {"peak_bytes": …} and ends with 0
+
+Everything else goes to standard error: what a library prints cannot disturb the protocol.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from peers.workload import Workload
+
+# Does one repetition and says what came of it; at the least seconds and tokens.
+Repetition = Callable[[], dict]
+
+
+class Stopwatch:
+    """Seconds spent inside `with` blocks, with a GPU's queued work included."""
+
+    def __init__(self, device: str):
+        self.device = device
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self):
+        self.start()
+        yield
+        self.stop()
+
+    def start(self) -> None:
+        synchronize(self.device)
+        self.started = time.perf_counter()
+
+    def stop(self) -> None:
+        synchronize(self.device)
+        self.seconds += time.perf_counter() - self.started
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_bytes(device: str) -> int:
+    """On a CPU the process's largest resident set, libraries included; on a GPU what torch allocated there."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def serve(load: Callable[[Workload], Repetition]) -> None:
+    """The main function of a runner. `load` gets the workload whose path is the last argument."""
+    # Keep the protocol's stdout for ourselves, and let descriptor 1 be standard error for everything else.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def answer(message: dict) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
+    workload = Workload.read(Path(sys.argv[-1]))
+    torch.set_num_threads(workload.threads)
+    repetition = load(workload)
+    answer({"ready": True})
+    for line in sys.stdin:
+        match line.strip():
+            case "run":
+                answer(repetition())
+            case "quit":
+                answer({"peak_bytes": peak_bytes(workload.device)})
+                return
+            case other:
+                raise SystemExit(f"{other!r} is not in the protocol, which knows run and quit")
+    raise SystemExit("standard input ended without quit")

@@ -1,0 +1,71 @@
+//! Sampling.
+
+use std::time::Instant;
+
+use foil_common::spec::Sampling;
+use foil_worker::generate::{Answering, GenerateRequest, NoiseKey, generate};
+use foil_worker::model::{LanguageModel, Precision};
+use serde_json::{Value, json};
+use tch::Device;
+
+use crate::Bench;
+use crate::workload::Workload;
+
+pub(crate) struct Generation {
+    model: LanguageModel,
+    precision: Precision,
+    sampling: Sampling,
+    requests: Vec<GenerateRequest>,
+    eos: Vec<u32>,
+    seed: u32,
+    slots: usize,
+}
+
+impl Generation {
+    pub(crate) fn new(workload: &Workload) -> anyhow::Result<Self> {
+        let request = |(id, prompt): (usize, &Vec<u32>)| GenerateRequest {
+            prompt_id: id as u64,
+            prompt: prompt.clone(),
+            samples: workload.samples,
+        };
+        let sampling = Sampling {
+            temperature: workload.temperature,
+            max_new_tokens: workload.max_new,
+            min_new_tokens: workload.min_new,
+            ..Sampling::default()
+        };
+        Ok(Self {
+            model: LanguageModel::load(&workload.model, Device::Cpu)?,
+            precision: workload.precision()?,
+            sampling,
+            requests: workload.prompts.iter().enumerate().map(request).collect(),
+            eos: workload.eos.clone(),
+            seed: workload.seed,
+            slots: workload.slots,
+        })
+    }
+}
+
+impl Bench for Generation {
+    fn run(&mut self) -> anyhow::Result<Value> {
+        let started = Instant::now();
+        let model = self.model.inference(self.precision);
+        let noise = NoiseKey { seed: self.seed, round: 0, purpose: "bench".to_owned() };
+        let how = Answering {
+            sampling: &self.sampling,
+            eos: &self.eos,
+            noise: &noise,
+            slots: self.slots,
+            text: &|_| String::new(),
+        };
+        let drawn = generate(&model, &self.requests, &how, &mut |_, _| ())?;
+        let seconds = started.elapsed().as_secs_f64();
+        let tokens: usize = drawn.answers.iter().map(|answer| answer.tokens.len()).sum();
+        let mut figures = json!({ "seconds": seconds, "tokens": tokens, "steps": drawn.work.steps });
+        if self.sampling.temperature == 0.0 {
+            let answers = drawn.answers.iter().filter(|answer| answer.index == 0);
+            figures["tokens_out"] = answers.map(|answer| json!(answer.tokens)).collect();
+        }
+        Ok(figures)
+    }
+}

@@ -1,0 +1,53 @@
+//! `foil-bench WORKLOAD.json`: Foil's side of `scripts/bench`.
+//!
+//! Loads a model and rows, prints `{"ready": true}`, and for every line `run` on stdin does one timed repetition and
+//! prints its figures as one line of JSON; at `quit` it prints its peak memory. Every repetition starts from the loaded
+//! weights.
+
+#![allow(clippy::print_stdout)]
+
+mod generation;
+mod training;
+mod workload;
+
+use std::io::BufRead;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use crate::workload::{Work, Workload};
+
+/// What a repetition is made of.
+trait Bench {
+    /// Does the work once; the figures hold `seconds`, of the work alone.
+    fn run(&mut self) -> anyhow::Result<Value>;
+}
+
+fn main() -> anyhow::Result<()> {
+    let path = std::env::args().nth(1).context("usage: foil-bench WORKLOAD.json")?;
+    let workload = Workload::read(path.as_ref())?;
+    tch::set_num_threads(workload.threads);
+    let mut bench: Box<dyn Bench> = match workload.work {
+        Work::Generate => Box::new(generation::Generation::new(&workload)?),
+        Work::Reward => Box::new(training::Rewards::new(&workload)?),
+        Work::Dpo | Work::Checkpoint => bail!("{:?} is not measured yet", workload.work),
+    };
+    println!("{}", json!({ "ready": true }));
+    for line in std::io::stdin().lock().lines() {
+        match line?.trim() {
+            "run" => println!("{}", bench.run()?),
+            "quit" => break,
+            other => bail!("expected `run` or `quit`, found {other:?}"),
+        }
+    }
+    println!("{}", json!({ "peak_bytes": peak_bytes()? }));
+    Ok(())
+}
+
+/// The most memory this process has had resident.
+fn peak_bytes() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM in it")?;
+    let kib = line.split_whitespace().next().context("VmHWM is empty")?;
+    Ok(kib.parse::<u64>()? * 1024)
+}

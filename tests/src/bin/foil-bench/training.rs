@@ -1,0 +1,152 @@
+//! Training steps.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use foil_common::spec::{Decay, Normalisation, OnNonfinite, Optimizer, Schedule, ScheduleKind};
+use foil_worker::collective::{Gang, Host, Place, Rendezvous};
+use foil_worker::model::{LanguageModel, Parameters, Precision, RewardModel};
+use foil_worker::train::{Objective, Pair, PairRanking, Recipe, RowShape, StepPlan, Trainer};
+use serde_json::{Value, json};
+use tch::Device;
+
+use crate::Bench;
+use crate::workload::{PairTokens, Workload};
+
+/// Tokens of a micro-batch: more than any batch has, so that each step is one forward and one backward, as the
+/// peers' are.
+const WHOLE_BATCH: usize = 1 << 20;
+
+/// What the steps of a training row share, whatever the objective.
+struct Steps {
+    recipe: Optimizer,
+    learning_rate: f64,
+    batches: Vec<std::ops::Range<usize>>,
+    gang: Gang,
+}
+
+impl Steps {
+    fn new(workload: &Workload) -> anyhow::Result<Self> {
+        let mut first = 0;
+        let batches = workload.batches.iter().map(|batch| {
+            let rows = first..first + batch.len();
+            first = rows.end;
+            rows
+        });
+        Ok(Self {
+            recipe: Optimizer {
+                beta1: workload.betas.0,
+                beta2: workload.betas.1,
+                epsilon: workload.eps,
+                weight_decay: workload.weight_decay,
+                decay: Decay::Matrices,
+                clip_norm: workload.clip,
+                micro_batch_tokens: WHOLE_BATCH,
+                on_nonfinite: OnNonfinite::Fail,
+            },
+            learning_rate: workload.learning_rate,
+            batches: batches.collect(),
+            gang: gang(workload)?,
+        })
+    }
+
+    /// One step for each batch; the losses, and the seconds of the steps alone.
+    fn take(&self, objective: &dyn Objective, parameters: &Parameters) -> anyhow::Result<(Vec<f64>, f64)> {
+        let schedule = Schedule { kind: ScheduleKind::Constant, warmup_steps: 0, final_ratio: 1.0 };
+        let recipe = Recipe {
+            optimizer: &self.recipe,
+            schedule: &schedule,
+            peak_learning_rate: self.learning_rate,
+            steps: self.batches.len() as u64,
+        };
+        let shapes: Vec<RowShape> =
+            (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();
+        let mut trainer = Trainer::new(parameters, recipe, &self.gang)?;
+        let plan = |rows: &std::ops::Range<usize>, trainer: &Trainer<'_>| {
+            let rows: Vec<usize> = rows.clone().collect();
+            StepPlan::new(&rows, &shapes, trainer.share(), self.recipe.micro_batch_tokens)
+        };
+        let plans: Vec<StepPlan> = self.batches.iter().map(|rows| plan(rows, &trainer)).collect();
+        trainer.warm_up(objective, &plans[0])?;
+        self.gang.barrier()?;
+        let started = Instant::now();
+        let losses = plans.iter().map(|plan| Ok(trainer.step(objective, plan)?.loss));
+        let losses = losses.collect::<anyhow::Result<Vec<f64>>>()?;
+        Ok((losses, started.elapsed().as_secs_f64()))
+    }
+}
+
+/// This process alone, or one of two.
+fn gang(workload: &Workload) -> anyhow::Result<Gang> {
+    if workload.world <= 1 {
+        return Ok(Gang::alone());
+    }
+    let (address, port) = workload.rendezvous.rsplit_once(':').context("rendezvous is HOST:PORT")?;
+    let place = Place { address: address.to_owned(), device: Device::Cpu, timeout: Duration::from_secs(60) };
+    let port = port.parse().context("rendezvous is HOST:PORT")?;
+    let prefix = "bench";
+    if workload.rank == 0 {
+        return Ok(Host::open_at(place, port)?.gather(workload.world, prefix)?);
+    }
+    let rendezvous = Rendezvous {
+        rank: workload.rank,
+        world: workload.world,
+        host: address.to_owned(),
+        port,
+        prefix: prefix.to_owned(),
+    };
+    Ok(Gang::join(&rendezvous, &place)?)
+}
+
+/// Tokens that a padded-free forward without sharing would read: prompt and answer of both sides.
+fn logical_tokens(workload: &Workload) -> usize {
+    let pair = |pair: &PairTokens| 2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len();
+    workload.batches.iter().flatten().map(pair).sum()
+}
+
+/// Reward-model training on pairs.
+pub(crate) struct Rewards {
+    start: RewardModel,
+    steps: Steps,
+    pairs: Vec<Pair>,
+    precision: Precision,
+    tokens: usize,
+}
+
+impl Rewards {
+    pub(crate) fn new(workload: &Workload) -> anyhow::Result<Self> {
+        let model = LanguageModel::load(&workload.model, Device::Cpu)?;
+        let start = RewardModel::with_fresh_head(model, workload.seed.into());
+        if let Some(path) = &workload.score {
+            let tensors = tch::Tensor::read_safetensors(path)?;
+            let (_, score) = tensors
+                .iter()
+                .find(|(name, _)| name == "score.weight")
+                .context("the score file holds no score.weight")?;
+            let mut head = start.parameters().get("score.weight").context("no head")?.shallow_clone();
+            head.copy_(score);
+        }
+        let pair = |(id, tokens): (usize, &PairTokens)| Pair {
+            id: id as u64,
+            chosen: [tokens.prompt.as_slice(), &tokens.chosen].concat(),
+            rejected: [tokens.prompt.as_slice(), &tokens.rejected].concat(),
+            weight: 1.0,
+        };
+        Ok(Self {
+            start,
+            steps: Steps::new(workload)?,
+            pairs: workload.batches.iter().flatten().enumerate().map(pair).collect(),
+            precision: workload.precision()?,
+            tokens: logical_tokens(workload),
+        })
+    }
+}
+
+impl Bench for Rewards {
+    fn run(&mut self) -> anyhow::Result<Value> {
+        let model = self.start.copy();
+        let objective = PairRanking::new(&model, &self.pairs, &[], self.precision, Normalisation::Global);
+        let (losses, seconds) = self.steps.take(&objective, model.parameters())?;
+        Ok(json!({ "seconds": seconds, "tokens": self.tokens, "losses": losses }))
+    }
+}
