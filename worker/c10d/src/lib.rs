@@ -11,11 +11,16 @@ mod aten;
 mod error;
 mod ffi;
 mod group;
+mod layers;
 mod reducer;
 mod store;
 
 pub use aten::{AdamW, AdamWState, fused_adamw, interface_of, set_deterministic};
 pub use error::{Error, Result};
+pub use ffi::Segment;
 pub use group::{Member, ProcessGroup, nccl_built};
+pub use layers::{
+    Cached, Rotation, add_rms_norm, attention, decode_attention, preset_gradients, rms_norm, rotary, swiglu,
+};
 pub use reducer::{BucketSizes, Reducer, backward, touch, zero_gradients};
 pub use store::Store;
