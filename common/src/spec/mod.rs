@@ -30,7 +30,7 @@ pub use resources::{
     BestBy, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources, Sharding,
 };
 pub use sampling::Sampling;
-pub use steps::{
+pub use steps::{rows_per_step, 
     Method, Normalisation, PolicyStep, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep,
 };
 pub use text::{Bos, Side, Template, Text};

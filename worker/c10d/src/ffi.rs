@@ -131,6 +131,13 @@ mod bridge {
             slots: &[i64],
             positions: &[i64],
         ) -> Result<UniquePtr<Tensor>>;
+        fn target_log_probs(logits: &Tensor, targets: &Tensor) -> Result<UniquePtr<TensorPair>>;
+        fn log_prob_gradient(
+            logits: &Tensor,
+            normaliser: &Tensor,
+            targets: &Tensor,
+            upstream: &Tensor,
+        ) -> Result<()>;
         fn preset_gradients(
             value: &Tensor,
             a: &Tensor,

@@ -119,6 +119,34 @@ pub fn decode_attention(
     Ok(owned(attended.during(OPERATION)?))
 }
 
+/// log p of given tokens, and each row's log Σ exp: both `[rows]`, fp32 (fp64 for fp64 logits).
+///
+/// `logits`: `[rows, vocab]`, of any float kind; `targets`: `[rows]`, int64. Not differentiable: see
+/// [`log_prob_gradient`].
+///
+/// # Errors
+/// [`Error::Torch`] for tensors that do not fit together.
+pub fn target_log_probs(logits: &Tensor, targets: &Tensor) -> Result<(Tensor, Tensor)> {
+    let pair = ffi::target_log_probs(native(logits), native(targets));
+    let mut pair = pair.during("target_log_probs")?;
+    Ok((owned(pair.pin_mut().first()), owned(pair.pin_mut().second())))
+}
+
+/// Overwrites `logits` with the gradient with respect to them of a function of [`target_log_probs`]' results whose gradient
+/// with respect to those is `upstream`, `[rows]`, fp32 (fp64 for fp64): upstream · (onehot(target) − softmax(logits)).
+///
+/// # Errors
+/// [`Error::Torch`] for tensors that do not fit together.
+pub fn log_prob_gradient(
+    logits: &mut Tensor,
+    normaliser: &Tensor,
+    targets: &Tensor,
+    upstream: &Tensor,
+) -> Result<()> {
+    ffi::log_prob_gradient(native(logits), native(normaliser), native(targets), native(upstream))
+        .during("log_prob_gradient")
+}
+
 /// A scalar of `value`'s number whose gradients with respect to `a` and `b` are those given, times what comes from above.
 ///
 /// For losses whose gradients are made along with their value. It can be differentiated once: the gradients given are

@@ -20,7 +20,8 @@ pub use error::{Error, Result};
 pub use ffi::Segment;
 pub use group::{Member, ProcessGroup, nccl_built};
 pub use layers::{
-    Cached, Rotation, add_rms_norm, attention, decode_attention, preset_gradients, rms_norm, rotary, swiglu,
+    Cached, Rotation, add_rms_norm, attention, decode_attention, log_prob_gradient, preset_gradients, rms_norm,
+    rotary, swiglu, target_log_probs,
 };
 pub use reducer::{BucketSizes, Reducer, backward, touch, zero_gradients};
 pub use store::Store;

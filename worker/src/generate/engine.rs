@@ -9,9 +9,9 @@ use thiserror::Error;
 use super::NoiseKey;
 use super::noise::SampleNoise;
 use super::sampler::{Context, Sampler};
-use crate::model::{Inference, KvCache, ModelError, TokenBatch};
+use crate::model::{Inference, KvCache, ModelError, PackedBatch};
 
-/// Most tokens, padding counted, of one prefill; bounds its memory.
+/// Most tokens of one prefill; bounds its memory.
 const PREFILL_TOKENS: usize = 8192;
 
 /// A prompt and how many answers to draw.
@@ -211,7 +211,7 @@ impl<'a> Engine<'a> {
         }
         let groups = self.next_prompts(free);
         let prompts: Vec<&[u32]> = groups.iter().map(|group| self.prompt(group[0].request)).collect();
-        let batch = TokenBatch::from_rows(&prompts, self.model.device())?;
+        let batch = PackedBatch::of_sequences(&prompts, self.model.device())?;
         self.work.prompt_tokens += prompts.iter().map(|prompt| prompt.len()).sum::<usize>();
         // Prompts are read into the last free slots, where starting samples (from the first free one on) reach
         // them only when they have been copied.
@@ -236,12 +236,12 @@ impl<'a> Engine<'a> {
 
     /// The waiting samples of the next prompts, at most `free` samples, within a prefill's bound.
     fn next_prompts(&mut self, free: usize) -> Vec<Vec<Waiting>> {
-        let (mut groups, mut left, mut longest) = (Vec::new(), free, 0);
+        let (mut groups, mut left, mut tokens) = (Vec::new(), free, 0);
         while let Some(next) = self.queue.front().copied()
             && left > 0
         {
-            longest = longest.max(self.prompt(next.request).len());
-            if !groups.is_empty() && longest * (groups.len() + 1) > PREFILL_TOKENS {
+            tokens += self.prompt(next.request).len();
+            if !groups.is_empty() && tokens > PREFILL_TOKENS {
                 break;
             }
             let group = self.take_samples(next.request, left);

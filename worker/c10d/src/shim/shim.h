@@ -103,6 +103,9 @@ std::unique_ptr<at::Tensor> decode_attention(const at::Tensor& q, const at::Tens
                                              const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& keys,
                                              const at::Tensor& values, rust::Slice<const std::int64_t> slots,
                                              rust::Slice<const std::int64_t> positions);
+std::unique_ptr<TensorPair> target_log_probs(const at::Tensor& logits, const at::Tensor& targets);
+void log_prob_gradient(const at::Tensor& logits, const at::Tensor& normaliser, const at::Tensor& targets,
+                       const at::Tensor& upstream);
 std::unique_ptr<at::Tensor> preset_gradients(const at::Tensor& value, const at::Tensor& a,
                                              const at::Tensor& a_gradient, const at::Tensor& b,
                                              const at::Tensor& b_gradient);

@@ -200,6 +200,40 @@ FOIL_INLINE void attend_row(const float* query, const T* keys, const T* values, 
 }
 
 template <typename T>
+FOIL_INLINE float log_sum_exp_row(const T* row, std::int64_t width) {
+  float greatest = -INFINITY;
+#pragma omp simd reduction(max : greatest)
+  for (std::int64_t i = 0; i < width; ++i) {
+    greatest = std::max(greatest, load(row + i));
+  }
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < width; ++i) {
+    sum += exponential(load(row + i) - greatest);
+  }
+  return greatest + std::log(sum);
+}
+
+template <typename T>
+FOIL_INLINE void log_prob_gradient_row(T* row, std::int64_t width, float normaliser, std::int64_t target,
+                                       float upstream) {
+  const float at_target = upstream * (1.0f - exponential(load(row + target) - normaliser));
+#pragma omp simd
+  for (std::int64_t i = 0; i < width; ++i) {
+    store(row + i, -upstream * exponential(load(row + i) - normaliser));
+  }
+  store(row + target, at_target);
+}
+
+template <typename T>
+FOIL_INLINE void widen_row(const T* in, std::int64_t count, float* out) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) {
+    out[i] = load(in + i);
+  }
+}
+
+template <typename T>
 FOIL_INLINE void narrow_row(const float* in, std::int64_t count, T* out) {
 #pragma omp simd
   for (std::int64_t i = 0; i < count; ++i) {
@@ -244,6 +278,12 @@ FOIL_INLINE void narrow_row(const float* in, std::int64_t count, T* out) {
                             std::int64_t width, float* scores, float* out) {                                           \
     attend_row(query, keys, values, length, width, scores, out);                                                       \
   }                                                                                                                    \
+  FOIL_VARIANTS float log_sum_exp(const T* row, std::int64_t width) { return log_sum_exp_row(row, width); }             \
+  FOIL_VARIANTS void log_prob_gradient(T* row, std::int64_t width, float normaliser, std::int64_t target,               \
+                                       float upstream) {                                                               \
+    log_prob_gradient_row(row, width, normaliser, target, upstream);                                                   \
+  }                                                                                                                    \
+  FOIL_VARIANTS void widen(const T* in, std::int64_t count, float* out) { widen_row(in, count, out); }                  \
   FOIL_VARIANTS void narrow(const float* in, std::int64_t count, T* out) { narrow_row(in, count, out); }
 
 FOIL_FOR_EACH_KIND(FOIL_DEFINE)

@@ -56,6 +56,16 @@ void attend(const float* query, const float* keys, const float* values, std::int
 void attend(const float* query, const Bf16* keys, const Bf16* values, std::int64_t length, std::int64_t width,
             float* scores, float* out);
 
+// log Σ exp of a row.
+float log_sum_exp(const float* row, std::int64_t width);
+float log_sum_exp(const Bf16* row, std::int64_t width);
+
+// In place, from logits z to upstream · d log p(target) / dz = upstream · (onehot(target) − exp(z − normaliser)).
+void log_prob_gradient(float* row, std::int64_t width, float normaliser, std::int64_t target, float upstream);
+void log_prob_gradient(Bf16* row, std::int64_t width, float normaliser, std::int64_t target, float upstream);
+
+void widen(const float* in, std::int64_t count, float* out);
+void widen(const Bf16* in, std::int64_t count, float* out);
 void narrow(const float* in, std::int64_t count, float* out);
 void narrow(const float* in, std::int64_t count, Bf16* out);
 

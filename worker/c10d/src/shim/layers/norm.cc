@@ -23,32 +23,32 @@ constexpr std::int64_t kBlock = 64;
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
   // Gives the sum x + delta, where there is a delta, and its norm in `kind`.
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& delta,
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const std::optional<at::Tensor>& added,
                                const at::Tensor& weight, double eps, at::ScalarType kind) {
     const std::int64_t width = x.size(-1);
     const std::int64_t rows = x.numel() / width;
     auto from = x.contiguous();
-    auto more = delta.defined() ? delta.contiguous() : delta;
-    auto residual = delta.defined() ? at::empty_like(from) : from;
+    auto delta = added ? added->contiguous() : at::Tensor();
+    auto residual = added ? at::empty_like(from) : from;
     auto out = at::empty(x.sizes(), x.options().dtype(kind));
     auto rstd = at::empty({rows}, x.options());
     with_kind(kind, [&](auto number) {
       using T = decltype(number);
-      const auto* added = more.defined() ? numbers<T>(more) : nullptr;
+      const T* more = added ? numbers<T>(delta) : nullptr;
       at::parallel_for(0, rows, grain(width), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
           const std::int64_t at = row * width;
           numbers<float>(rstd)[row] = kernels::rms_norm(
-              numbers<float>(from) + at, added == nullptr ? nullptr : added + at, numbers<float>(weight),
+              numbers<float>(from) + at, more == nullptr ? nullptr : more + at, numbers<float>(weight),
               static_cast<float>(eps), width, numbers<float>(residual) + at, numbers<T>(out) + at);
         }
       });
     });
     ctx->set_materialize_grads(false);
-    ctx->saved_data["delta"] = delta.defined();
+    ctx->saved_data["delta"] = added.has_value();
     ctx->saved_data["kind"] = static_cast<std::int64_t>(kind);
     ctx->save_for_backward({residual, weight, rstd});
-    if (delta.defined()) {
+    if (added) {
       return {residual, out};
     }
     return {out};
@@ -122,10 +122,6 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
   }
 };
 
-std::unique_ptr<TensorPair> pair(const at::Tensor& one, const at::Tensor& two) {
-  return std::make_unique<TensorPair>(TensorPair{std::make_unique<at::Tensor>(one), std::make_unique<at::Tensor>(two)});
-}
-
 }  // namespace
 
 std::unique_ptr<at::Tensor> rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, bool bf16) {
@@ -133,7 +129,7 @@ std::unique_ptr<at::Tensor> rms_norm(const at::Tensor& x, const at::Tensor& weig
   if (!x.is_cpu()) {
     return std::make_unique<at::Tensor>(at::rms_norm(x, {x.size(-1)}, weight, eps).to(kind));
   }
-  return std::make_unique<at::Tensor>(RmsNorm::apply(x, at::Tensor(), weight, eps, kind)[0]);
+  return std::make_unique<at::Tensor>(RmsNorm::apply(x, std::optional<at::Tensor>(), weight, eps, kind)[0]);
 }
 
 std::unique_ptr<TensorPair> add_rms_norm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight,
@@ -142,7 +138,7 @@ std::unique_ptr<TensorPair> add_rms_norm(const at::Tensor& x, const at::Tensor& 
     auto sum = x + delta;
     return pair(sum, at::rms_norm(sum, {x.size(-1)}, weight, eps).to(delta.scalar_type()));
   }
-  auto both = RmsNorm::apply(x, delta, weight, eps, delta.scalar_type());
+  auto both = RmsNorm::apply(x, std::optional<at::Tensor>(delta), weight, eps, delta.scalar_type());
   return pair(both[0], both[1]);
 }
 

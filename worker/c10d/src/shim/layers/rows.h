@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
+#include "foil-c10d/src/shim/shim.h"
 #include "kernels.h"
 
 namespace foil {
@@ -30,5 +31,9 @@ T* numbers(const at::Tensor& tensor) {
 
 // Rows that one thread takes at a time, so that threads share work of at least some microseconds.
 inline std::int64_t grain(std::int64_t width) { return std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(1, width)); }
+
+inline std::unique_ptr<TensorPair> pair(const at::Tensor& one, const at::Tensor& two) {
+  return std::make_unique<TensorPair>(TensorPair{std::make_unique<at::Tensor>(one), std::make_unique<at::Tensor>(two)});
+}
 
 }  // namespace foil
