@@ -56,6 +56,17 @@ class Contest:
     # The least arithmetic of a repetition, from its figures.
     flops: Callable[[Figures], float] | None = None
     note: str = ""
+    # Long contests take fewer turns than asked for.
+    most_warm_ups: int | None = None
+    most_repetitions: int | None = None
+
+    def turns(self, warm_ups: int, repetitions: int) -> tuple[int, int]:
+        """How often it is held: (warm-ups, repetitions)."""
+        return fewer(warm_ups, self.most_warm_ups), fewer(repetitions, self.most_repetitions)
+
+
+def fewer(asked: int, most: int | None) -> int:
+    return asked if most is None else min(asked, most)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +88,8 @@ class Outcome:
     records: Records
     checks: Records
     verdicts: dict[str, Verdict]
+    warm_ups: int
+    repetitions: int
 
     @property
     def void(self) -> bool:
@@ -103,6 +116,7 @@ class Outcome:
 
 def hold(contest: Contest, warm_ups: int, repetitions: int, scratch: Path) -> Outcome:
     """Runs the checks, then the contest. A contestant that fails is left out; the others go on."""
+    warm_ups, repetitions = contest.turns(warm_ups, repetitions)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{contest.key}-") as directory:
         checks = {c.name: check(c, Path(directory)) for c in contest.checks}
         records = {c.name: Record(c.name) for c in contest.contestants}
@@ -121,7 +135,7 @@ def hold(contest: Contest, warm_ups: int, repetitions: int, scratch: Path) -> Ou
                         records[name].peak_bytes = running.quit()
     sound = {name: record for name, record in records.items() if not record.failure}
     verdicts = contest.parity(sound, {name: record for name, record in checks.items() if not record.failure})
-    return Outcome(contest, records, checks, verdicts)
+    return Outcome(contest, records, checks, verdicts, warm_ups, repetitions)
 
 
 def take_turn(record: Record, running: Running, counts: bool) -> None:

@@ -1,6 +1,6 @@
 """Whether contestants computed the same thing. A speed without agreement is void.
 
-Two references: `lean` for losses (a plain PyTorch loop), transformers' own output for greedy tokens.
+A contest names its reference: for losses the lean PyTorch loop, for greedy tokens transformers' generate.
 """
 
 import dataclasses
@@ -93,19 +93,18 @@ def bf16_losses(exact: str) -> Callable[..., dict[str, Verdict]]:
     return judge
 
 
-def greedy_tokens(reference: str) -> Callable[..., dict[str, Verdict]]:
-    """Every token of greedy answers, from the checks where those exist, else from the contest itself."""
+def greedy_tokens(reference: str, of_checks: bool) -> Callable[..., dict[str, Verdict]]:
+    """Every token of greedy answers: those of the checks, or those of the contest itself where it is greedy."""
 
     def judge(records, checks) -> dict[str, Verdict]:
-        answers = {name: (checks or records)[name].first["tokens_out"] for name in (checks or records)}
+        answers = {name: record.first["tokens_out"] for name, record in (checks if of_checks else records).items()}
         if reference not in answers:
             return missing(records, reference)
-        return {
-            name: same_tokens(answers[name], answers[reference], name == reference)
-            if name in answers
-            else Verdict(False, "its greedy run failed")
-            for name in records
+        failed = Verdict(False, "its greedy run failed")
+        compared = {
+            name: same_tokens(ours, answers[reference], name == reference) for name, ours in answers.items()
         }
+        return {name: compared.get(name, failed) for name in records}
 
     return judge
 
@@ -121,3 +120,22 @@ def same_tokens(ours: list[list[int]], theirs: list[list[int]], is_reference: bo
             at = next((i for i, (a, b) in enumerate(zip(mine, other)) if a != b), min(len(mine), len(other)))
             return Verdict(False, f"greedy answer {row} differs from token {at} on")
     return Verdict(True, f"all {count} greedy tokens agree")
+
+
+def same_counts(reference: str) -> Callable[..., dict[str, Verdict]]:
+    """For work whose draws differ: as many pairs, samples and steps as the reference."""
+
+    def judge(records, _checks) -> dict[str, Verdict]:
+        if reference not in records:
+            return missing(records, reference)
+        theirs = records[reference].first["counts"]
+        return {name: same_count(record.first["counts"], theirs) for name, record in records.items()}
+
+    return judge
+
+
+def same_count(ours: dict[str, int], theirs: dict[str, int]) -> Verdict:
+    differing = [f"{ours.get(what)} {what} instead of {count}" for what, count in theirs.items() if ours.get(what) != count]
+    if differing:
+        return Verdict(False, ", ".join(differing))
+    return Verdict(True, "same work: " + ", ".join(f"{count} {what}" for what, count in ours.items()))

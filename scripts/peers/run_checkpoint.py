@@ -52,6 +52,8 @@ def load(workload: Workload) -> Repetition:
     path = Path(sys.argv[-1]).with_suffix(".checkpoint")
     # A tied embedding is stored once.
     size = sum({value.data_ptr(): value.nbytes for value in state.values()}.values())
+    if raw:
+        state.clear()
     # Random bytes: no file system can compress or skip them.
     block = os.urandom(BLOCK)
 
