@@ -6,6 +6,7 @@ against a reference: where losses or greedy tokens disagree, the contest is VOID
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,6 +101,8 @@ def hold_rows(names: list[str], setting: Setting, turns: tuple[int, int], limits
 
 
 def main() -> None:
+    # Being told to stop is an end like any other: runners are ended and scratch files removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: stopped"))
     chosen = arguments()
     if chosen.device == "cuda":
         require_cuda()

@@ -128,7 +128,7 @@ def hold(contest: Contest, warm_ups: int, repetitions: int, scratch: Path) -> Ou
                     stack.callback(started[contestant.name].kill)
             for turn in range(warm_ups + repetitions):
                 for name, running in started.items():
-                    take_turn(records[name], running, counts=turn >= warm_ups)
+                    take_turn(records[name], running, contest.measures, counts=turn >= warm_ups)
             for name, running in started.items():
                 if not records[name].failure:
                     with failing(records[name]):
@@ -138,13 +138,22 @@ def hold(contest: Contest, warm_ups: int, repetitions: int, scratch: Path) -> Ou
     return Outcome(contest, records, checks, verdicts, warm_ups, repetitions)
 
 
-def take_turn(record: Record, running: Running, counts: bool) -> None:
+def take_turn(record: Record, running: Running, measures: tuple[Measure, ...], counts: bool) -> None:
     if record.failure:
         return
     with failing(record):
         figures = running.repetition()
+        for measure in measures:
+            require(record.name, measure, figures)
         if counts:
             record.repetitions.append(figures)
+
+
+def require(name: str, measure: Measure, figures: Figures) -> None:
+    try:
+        measure.amount(figures), measure.seconds(figures)
+    except KeyError as key:
+        raise ContestantFailed(f"{name} printed no {key} to read {measure.unit} from") from None
 
 
 def check(contestant: Contestant, directory: Path) -> Record:

@@ -39,20 +39,22 @@ def distance(ours: list[float], exact: list[float]) -> float:
     return math.dist(ours, exact) / math.hypot(*exact)
 
 
-def wanders(record) -> Verdict | None:
-    """A verdict against a contestant whose repetitions differ: it did not start again from the same state."""
+def unsound(record, tokens: int) -> Verdict | None:
+    """A verdict against a contestant that did other work, or whose repetitions did not start from the same state."""
+    if record.first["tokens"] != tokens:
+        return Verdict(False, f"trained on {record.first['tokens']:,} tokens instead of {tokens:,}")
     widest = max(relative(figures["losses"], record.first["losses"]) for figures in record.repetitions)
-    if widest <= REPEAT_TOLERANCE:
-        return None
-    return Verdict(False, f"its own repetitions differ by {widest:.1e}")
+    if widest > REPEAT_TOLERANCE:
+        return Verdict(False, f"its own repetitions differ by {widest:.1e}")
+    return None
 
 
 def missing(names, what: str) -> dict[str, Verdict]:
     return {name: Verdict(False, f"{what} failed, so that nothing can be compared") for name in names}
 
 
-def fp32_losses(reference: str) -> Callable[..., dict[str, Verdict]]:
-    """Every contestant's losses against the reference's, step by step."""
+def fp32_losses(reference: str, tokens: int) -> Callable[..., dict[str, Verdict]]:
+    """Every contestant's losses on so many tokens against the reference's, step by step."""
 
     def judge(records, _checks) -> dict[str, Verdict]:
         if reference not in records:
@@ -62,13 +64,13 @@ def fp32_losses(reference: str) -> Callable[..., dict[str, Verdict]]:
         for name, record in records.items():
             difference = relative(record.first["losses"], theirs)
             text = f"losses within {difference:.1e} of {reference}" if name != reference else "reference"
-            verdicts[name] = wanders(record) or Verdict(difference <= LOSS_TOLERANCE, text)
+            verdicts[name] = unsound(record, tokens) or Verdict(difference <= LOSS_TOLERANCE, text)
         return verdicts
 
     return judge
 
 
-def bf16_losses(exact: str) -> Callable[..., dict[str, Verdict]]:
+def bf16_losses(exact: str, tokens: int) -> Callable[..., dict[str, Verdict]]:
     """Foil's distance to the exact losses (the check of that name) against the peers'.
 
     A peer has nobody to be measured by: its distance is shown, and the largest of them is what Foil's is held against.
@@ -87,7 +89,7 @@ def bf16_losses(exact: str) -> Callable[..., dict[str, Verdict]]:
             bound = max(BF16_FACTOR * max(peers, default=0.0), LOSS_TOLERANCE)
             held = f", at most {bound:.1e}" if name.startswith("foil") else ""
             agrees = far <= bound and math.isfinite(far)
-            verdicts[name] = wanders(records[name]) or Verdict(agrees, f"{far:.1e} from fp32 losses{held}")
+            verdicts[name] = unsound(records[name], tokens) or Verdict(agrees, f"{far:.1e} from fp32 losses{held}")
         return verdicts
 
     return judge
@@ -135,7 +137,7 @@ def same_counts(reference: str) -> Callable[..., dict[str, Verdict]]:
 
 
 def same_count(ours: dict[str, int], theirs: dict[str, int]) -> Verdict:
-    differing = [f"{ours.get(what)} {what} instead of {count}" for what, count in theirs.items() if ours.get(what) != count]
+    differing = [what for what, count in theirs.items() if ours.get(what) != count]
     if differing:
-        return Verdict(False, ", ".join(differing))
+        return Verdict(False, ", ".join(f"{ours.get(what)} {what} instead of {theirs[what]}" for what in differing))
     return Verdict(True, "same work: " + ", ".join(f"{count} {what}" for what, count in ours.items()))

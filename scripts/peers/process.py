@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import os
+import select
 import socket
 import subprocess
 from pathlib import Path
 from typing import Protocol
 
 STDERR_LINES = 12
+# No repetition of any row takes near as long; a runner that says nothing for so many seconds hangs.
+SILENT_SECONDS = 1800
 
 
 class Task(Protocol):
@@ -66,6 +69,9 @@ class Runner:
             raise self.failure("ended before it was told to") from None
 
     def hear(self) -> dict:
+        # One line answers one word, so that nothing can be waiting in the reader's own buffer.
+        if not select.select([self.process.stdout], [], [], SILENT_SECONDS)[0]:
+            raise self.failure(f"said nothing for {SILENT_SECONDS} seconds")
         line = self.process.stdout.readline()
         if not line:
             self.process.wait()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 from peers.contest import Measure, Outcome, Spread
@@ -58,16 +59,24 @@ def show(outcome: Outcome, limits: dict[str, float]) -> None:
     if contest.note:
         print(f"  {contest.note}")
     for measure in contest.measures:
-        table = [(HEADS[0], measure.unit, *HEADS[2:]), *lines_of(outcome, measure, limits)]
-        widths = [max(len(line[column]) for line in table) for column in range(len(HEADS))]
-        for line in table:
-            cells = [text.ljust(width) if i in (0, 6) else text.rjust(width) for i, (text, width) in enumerate(zip(line, widths))]
-            print(("  " + "  ".join(cells)).rstrip())
+        print(aligned([(HEADS[0], measure.unit, *HEADS[2:]), *lines_of(outcome, measure, limits)]))
     for failure in outcome.failures:
         print(f"  FAILED: {failure}")
     if outcome.void:
         print("  VOID: contestants disagree, so that no speed above counts")
-    print(end="", flush=True)
+    sys.stdout.flush()
+
+
+def aligned(table: list[tuple[str, ...]]) -> str:
+    """Names and verdicts to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*table)]
+
+    def line(cells: tuple[str, ...]) -> str:
+        first, *figures, last = zip(cells, widths)
+        middle = (text.rjust(width) for text, width in figures)
+        return "  " + "  ".join([first[0].ljust(first[1]), *middle, last[0]]).rstrip()
+
+    return "\n".join(map(line, table))
 
 
 def summary(outcome: Outcome, limits: dict[str, float]) -> dict:

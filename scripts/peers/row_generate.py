@@ -1,9 +1,11 @@
 """Rows `generate` and `eos`: n samples for each prompt, of fixed length and as long as the model wants."""
 
 from functools import partial
+from pathlib import Path
 
 from peers import data, flops, parity
 from peers.contest import Contest
+from peers.data import Text
 from peers.process import Contestant
 from peers.setting import Setting
 from peers.workload import Workload
@@ -24,13 +26,13 @@ def contestants(setting: Setting, workload: Workload) -> list[Contestant]:
 
 
 def least_arithmetic(workload: Workload):
-    shape = flops.Shape.of(workload.model)
+    shape = flops.Shape.of(Path(workload.model))
     return lambda figures: flops.generation(shape, workload.prompts, workload.samples, figures["tokens"])
 
 
 def fixed_length(setting: Setting, precision: str) -> Contest:
     model = setting.model(MODEL)
-    prompts = data.story_beginnings(setting.data, setting.text(model), PROMPTS, (LONGEST_PROMPT, LONGEST_PROMPT))
+    prompts = data.story_beginnings(setting.data, Text(model), PROMPTS, (LONGEST_PROMPT, LONGEST_PROMPT))
     new = setting.pick(128, 32)
     sampled = setting.workload(
         model, "generate", precision=precision, prompts=prompts, samples=SAMPLES, max_new=new, min_new=new
@@ -62,7 +64,7 @@ def greedy_parity(precision: str, of_checks: bool):
 
 def natural_end(setting: Setting, precision: str, temperature: float) -> Contest:
     model = setting.model(MODEL)
-    prompts = data.story_beginnings(setting.data, setting.text(model), PROMPTS, (3, LONGEST_PROMPT))
+    prompts = data.story_beginnings(setting.data, Text(model), PROMPTS, (3, LONGEST_PROMPT))
     samples = SAMPLES if temperature > 0 else 1
     workload = setting.workload(
         model,
@@ -98,5 +100,5 @@ def eos(setting: Setting) -> list:
 
 
 def wanted(setting: Setting, precision: str) -> bool:
-    """CPUs are compared in fp32, where greedy answers can be checked; a bf16 run is made where it alone is asked for."""
+    """CPUs are compared in fp32, where greedy answers can be checked; in bf16 only where nothing else is asked for."""
     return precision == "fp32" or setting.device == "cuda" or setting.precisions == ("bf16",)

@@ -6,6 +6,7 @@ from peers import flops, parity
 from peers.contest import Contest
 from peers.row_train import describe, spread_batches, training
 from peers.setting import Setting
+from peers.workload import logical_tokens
 
 PAIRS = 16
 WORLD = 2
@@ -21,20 +22,20 @@ def step_contest(setting: Setting) -> Contest:
     batches = spread_batches(setting, model, setting.pick(4, 1), by_length=False, size=PAIRS)
     whole, shape = training(setting, model, "reward", "fp32", batches)
     shared = whole.with_(world=WORLD, threads=setting.threads // WORLD)
-    alone, together = f"1 × {setting.threads} threads", f"{WORLD} × {shared.threads} threads"
-    lean = f"lean, {alone}"
+    alone, together = f"1×{setting.threads}", f"{WORLD}×{shared.threads}"
+    lean = f"lean {alone}"
     return Contest(
         key="parallel.fp32",
-        title=f"data-parallel RM step, stories15m: {describe(batches)}",
+        title=f"data-parallel RM step, stories15m, processes × threads: {describe(batches)}",
         precision="fp32",
         contestants=[
-            *setting.foil(whole, f"foil, {alone}"),
-            *setting.foil(shared, f"foil, {together}"),
+            *setting.foil(whole, f"foil {alone}"),
+            *setting.foil(shared, f"foil {together}"),
             setting.peer(lean, "run_lean", whole),
-            setting.peer(f"lean DDP, {together}", "run_lean", shared),
+            setting.peer(f"lean DDP {together}", "run_lean", shared),
         ],
         checks=[],
-        parity=parity.fp32_losses(lean),
+        parity=parity.fp32_losses(lean, logical_tokens(whole.pairs)),
         flops=lambda _: flops.reward(shape, whole.pairs),
         note="a batch's losses are the mean over ranks; peak memory is the sum over them",
     )

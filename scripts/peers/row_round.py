@@ -13,6 +13,8 @@ from peers.setting import RELEASE, Setting
 
 NEW_TOKENS = 64
 SAMPLES = 4
+# Human pairs, golden prompts, policy prompts: of the full table and of the quick one.
+SIZES = (300, 64, 64), (32, 8, 8)
 LONGEST_PROMPT = data.LONGEST - NEW_TOKENS
 ROUNDS = Measure("rounds/min", lambda _: 60.0)
 
@@ -23,11 +25,11 @@ def write_rows(path: Path, rows: list[dict]) -> str:
 
 
 def rows_that_fit(setting: Setting, text: Text, directory: Path) -> dict[str, str]:
-    """Files of rows that neither side has to cut: 300 human pairs, 64 golden answers, 64 prompts, 1 to evaluate on.
+    """Files of rows that neither side has to cut: human pairs, golden answers, prompts, and 1 pair to evaluate on.
 
     Prompts are distinct and no set shares one with another: both sides then see the same rows.
     """
-    sizes = setting.pick((300, 64, 64), (32, 8, 8))
+    human_count, golden_count, prompt_count = setting.pick(*SIZES)
     seen: set[str] = set()
 
     def fresh(row: dict) -> bool:
@@ -38,10 +40,10 @@ def rows_that_fit(setting: Setting, text: Text, directory: Path) -> dict[str, st
     def whole(row: dict) -> bool:
         return data.row_length(text.pair(row["prompt"], row["chosen"], row["rejected"])) <= data.LONGEST
 
-    golden = data.take(filter(fresh, data.rows(setting.data, "golden/golden.jsonl.gz")), sizes[1])
+    golden = data.take(filter(fresh, data.rows(setting.data, "golden/golden.jsonl.gz")), golden_count)
     human = filter(lambda row: fresh(row) and whole(row), data.rows(setting.data, "hh/preferences.train.jsonl.gz"))
-    pairs, evaluation = data.take(human, sizes[0]), data.take(human, 1)
-    prompts = [{"prompt": row["prompt"]} for row in data.take(human, sizes[2])]
+    pairs, evaluation = data.take(human, human_count), data.take(human, 1)
+    prompts = [{"prompt": row["prompt"]} for row in data.take(human, prompt_count)]
     sets = {"preferences": pairs, "golden": golden, "prompts": prompts, "evaluation": evaluation}
     return {name: write_rows(directory / f"{name}.jsonl", rows) for name, rows in sets.items()}
 
@@ -108,14 +110,15 @@ def round_contest(setting: Setting, precision: str) -> Contest:
     model = setting.model("stories15m")
     directory = setting.scratch / f"round-{precision}"
     directory.mkdir(exist_ok=True)
-    files = rows_that_fit(setting, setting.text(model), directory)
+    files = rows_that_fit(setting, Text(model), directory)
     job = directory / "job.yaml"
     # JSON is YAML.
     job.write_text(json.dumps(game(setting, model, files, precision)))
-    sizes = setting.pick("300 human pairs, 64 golden prompts, 64 prompts", "32 human pairs, 8 golden prompts, 8 prompts")
+    human, golden, prompts = setting.pick(*SIZES)
     return Contest(
         key=f"round.{precision}",
-        title=f"one whole APO round, stories15m, {sizes}, {SAMPLES} samples of {NEW_TOKENS} tokens",
+        title=f"one whole APO round, stories15m, {human} human pairs, {golden} golden prompts, {prompts} prompts,"
+        f" {SAMPLES} samples of up to {NEW_TOKENS} tokens each",
         precision=precision,
         contestants=contestants(setting, job, directory),
         checks=[],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from peers import data, flops, parity
 from peers.contest import Contest
+from peers.data import Text
 from peers.process import Contestant
 from peers.setting import Setting
 from peers.workload import Batch, Workload, logical_tokens, unique_tokens
@@ -18,7 +19,7 @@ def spread_batches(setting: Setting, model: Path, count: int, by_length: bool, s
 
     By length, the file is sorted first: rows of one batch are then about equally long.
     """
-    rows = list(data.preference_pairs(setting.data, setting.text(model)))
+    rows = list(data.preference_pairs(setting.data, Text(model)))
     if by_length:
         rows.sort(key=data.row_length)
     batches = data.batches(rows, size)[: len(rows) // size]
@@ -38,10 +39,11 @@ def describe(batches: list[Batch]) -> str:
 
 def losses_parity(setting: Setting, workload: Workload) -> dict:
     """The checks and the judge: fp32 against the lean loop, bf16 against the lean loop's fp32 losses."""
+    tokens = logical_tokens(workload.pairs)
     if workload.precision == "fp32":
-        return dict(checks=[], parity=parity.fp32_losses("lean"))
+        return dict(checks=[], parity=parity.fp32_losses("lean", tokens))
     exact = setting.peer("lean fp32", "run_lean", workload.with_(precision="fp32"))
-    return dict(checks=[exact], parity=parity.bf16_losses("lean fp32"))
+    return dict(checks=[exact], parity=parity.bf16_losses("lean fp32", tokens))
 
 
 def training(
@@ -96,7 +98,10 @@ def dpo_contest(setting: Setting, precision: str) -> Contest:
 
 
 def dpo_peers(setting: Setting, workload: Workload) -> list[Contestant]:
-    trl = [setting.peer("trl", "run_trl", workload), setting.peer("trl, precomputed", "run_trl", workload, "--precompute")]
+    trl = [
+        setting.peer("trl", "run_trl", workload),
+        setting.peer("trl, precomputed", "run_trl", workload, "--precompute"),
+    ]
     # The quick table shows TRL in one precision and in one way: it alone would take the time of all else.
     if setting.quick:
         trl = trl[:1] if workload.precision == setting.precisions[0] else []

@@ -60,7 +60,12 @@ def load(workload: Workload) -> Repetition:
         return rows[:, batch["input_ids"].shape[1] :].tolist()
 
     def in_and_out() -> list[list[int]]:
-        return [output.generated_tokens for output in model.generate_batch(workload.prompts, how).values()]
+        # Each sample is a request of its own; equal beginnings share their cache blocks.
+        requests = [prompt for prompt in workload.prompts for _ in range(workload.samples)]
+        outputs = model.generate_batch(requests, settings(workload.with_(samples=1), pad, static)).values()
+        if len(outputs) < len(requests) or any(output.error for output in outputs):
+            raise SystemExit(f"generate_batch answered only {len(outputs)} of {len(requests)} requests without error")
+        return [output.generated_tokens for output in outputs]
 
     def repetition() -> dict:
         torch.manual_seed(workload.seed)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from peers.data import Text
 from peers.process import Contestant, Task
 from peers.workload import Workload, write_reward_head
 
@@ -40,9 +39,6 @@ class Setting:
             # Its progress must not stand in the table, which is all that standard output holds.
             subprocess.run([ROOT / "scripts" / "fetch-model", name, directory], check=True, stdout=sys.stderr)
         return directory
-
-    def text(self, model: Path) -> Text:
-        return Text(model)
 
     def reward_head(self, hidden: int, seed: int = 0) -> str:
         path = self.scratch / f"score-{hidden}-{seed}.safetensors"
