@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "src/shim/collective.cc",
     "src/shim/aten.cc",
     "src/shim/layers/kernels.cc",
     "src/shim/layers/norm.cc",
     "src/shim/layers/attention.cc",
+    "src/shim/layers/draw.cc",
     "src/shim/layers/logits.cc",
     "src/shim/layers/preset.cc",
 ];

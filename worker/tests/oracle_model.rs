@@ -14,8 +14,9 @@ const BOUND: f64 = 1e-5;
 /// The real tokens' rows of transformers' `[batch, seq, width]`, which is padded on the right.
 fn real(tensor: &Tensor, batch: &PackedBatch) -> Tensor {
     let seq = tensor.size()[1];
-    let rows = (0..batch.sequences())
-        .flat_map(|sequence| (0..batch.length(sequence)).map(move |token| sequence as i64 * seq + token as i64));
+    let rows = (0..batch.sequences()).flat_map(|sequence| {
+        (0..batch.length(sequence)).map(move |token| sequence as i64 * seq + token as i64)
+    });
     tensor.flatten(0, 1).index_select(0, &Tensor::from_slice(&rows.collect::<Vec<i64>>()))
 }
 

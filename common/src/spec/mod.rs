@@ -30,8 +30,9 @@ pub use resources::{
     BestBy, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources, Sharding,
 };
 pub use sampling::Sampling;
-pub use steps::{rows_per_step, 
+pub use steps::{
     Method, Normalisation, PolicyStep, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep,
+    rows_per_step,
 };
 pub use text::{Bos, Side, Template, Text};
 

@@ -4,8 +4,8 @@
 // What the bridge writes is public in name only: this module is private.
 #![allow(unreachable_pub)]
 
-pub use bridge::{AdamW, Segment};
 pub(crate) use bridge::*;
+pub use bridge::{AdamW, Segment};
 
 #[cxx::bridge(namespace = "foil")]
 mod bridge {
@@ -98,6 +98,8 @@ mod bridge {
         ) -> Result<()>;
         fn zero(tensors: &TensorList) -> Result<()>;
         fn set_deterministic(on: bool) -> Result<()>;
+        fn keep_freed_memory();
+        fn drop_gradients(tensors: &TensorList) -> Result<()>;
 
         type TensorPair;
         fn first(self: Pin<&mut TensorPair>) -> UniquePtr<Tensor>;
@@ -131,6 +133,7 @@ mod bridge {
             slots: &[i64],
             positions: &[i64],
         ) -> Result<UniquePtr<Tensor>>;
+        fn draw_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<Vec<u32>>;
         fn target_log_probs(logits: &Tensor, targets: &Tensor) -> Result<UniquePtr<TensorPair>>;
         fn log_prob_gradient(
             logits: &Tensor,

@@ -119,6 +119,19 @@ pub fn decode_attention(
     Ok(owned(attended.during(OPERATION)?))
 }
 
+/// One token for each row, drawn from softmax(logits / temperature) by Gumbel-max in fp64, or the first of the greatest at
+/// temperature 0.
+///
+/// `logits`: `[vocab, rows]` (transposed: the draws of all rows then go through memory once), fp32 or bf16, contiguous, on the
+/// CPU. `keys[row]` is the state of that row's stream of noise: 1 − u of token t is
+/// (⌊mix(key + (t + 1)·γ) / 2¹¹⌋ + ½) / 2⁵³ with SplitMix64's mix and γ.
+///
+/// # Errors
+/// [`Error::Torch`] for tensors that do not fit together.
+pub fn draw_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<Vec<u32>> {
+    ffi::draw_tokens(native(logits), keys, temperature).during("draw_tokens")
+}
+
 /// log p of given tokens, and each row's log Σ exp: both `[rows]`, fp32 (fp64 for fp64 logits).
 ///
 /// `logits`: `[rows, vocab]`, of any float kind; `targets`: `[rows]`, int64. Not differentiable: see

@@ -77,9 +77,8 @@ mod tests {
         for ((ids, start), found) in rows.into_iter().zip(&found) {
             let batch = PackedBatch::of_sequences(&[ids], Device::Cpu).unwrap();
             let all = Tensor::arange(ids.len() as i64, (Kind::Int64, Device::Cpu));
-            let logits = |model: &LanguageModel| {
-                model.logits(&model.forward(&batch, &all, Precision::Fp32).unwrap())
-            };
+            let logits =
+                |model: &LanguageModel| model.logits(&model.forward(&batch, &all, Precision::Fp32).unwrap());
             let kl = token_kl(&logits(&policy), &logits(&reference));
             let count = (ids.len() - start) as i64;
             let expected = kl.narrow(0, start as i64 - 1, count).sum(Kind::Double).double_value(&[]);

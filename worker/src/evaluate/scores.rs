@@ -55,7 +55,8 @@ mod tests {
         let model = RewardModel::load(&dir, Device::Cpu).unwrap();
         let prompt: Vec<u32> = (1..20).collect();
         let answer = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
-        let groups = [vec![vec![1, 5, 9]], vec![answer(&[7]), prompt.clone(), answer(&[8, 9])], vec![vec![7]]];
+        let groups =
+            [vec![vec![1, 5, 9]], vec![answer(&[7]), prompt.clone(), answer(&[8, 9])], vec![vec![7]]];
         let apart: Vec<Vec<Vec<u32>>> = groups.concat().into_iter().map(|sequence| vec![sequence]).collect();
         let alone = scores(&model, &apart, Precision::Fp32, 1).unwrap().concat();
         for budget in [1, 25, 1000] {

@@ -99,6 +99,13 @@ impl<'m> Inference<'m> {
         tch::no_grad(|| linear(hidden, &self.head, None).to_kind(Kind::Float))
     }
 
+    /// `[rows, hidden]` → logits `[vocab, rows]`, in the precision's kind: what [`foil_c10d::draw_tokens`] reads.
+    ///
+    /// The product is the faster in this order: the large matrix is then read as it lies.
+    pub fn logits_by_token(&self, hidden: &Tensor) -> Tensor {
+        tch::no_grad(|| self.head.matmul(&hidden.tr().contiguous()))
+    }
+
     fn decoder(&self) -> &Decoder {
         self.model.decoder()
     }

@@ -217,10 +217,8 @@ impl Prediction<'_> {
             }
             return Ok((loss, Tensor::new(), Tensor::new()));
         }
-        let mut gradients = Gradients {
-            hidden: self.hidden.zeros_like(),
-            head: Tensor::zeros(self.head.size(), options),
-        };
+        let mut gradients =
+            Gradients { hidden: self.hidden.zeros_like(), head: Tensor::zeros(self.head.size(), options) };
         for (index, span) in spans.iter().enumerate() {
             if span.length <= rows {
                 let piece = self.piece(&head, span.start, span.length)?;

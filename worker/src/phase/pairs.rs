@@ -58,11 +58,7 @@ fn human(reader: &Reader<'_>, row: &PairRow) -> Result<Contest, PhaseError> {
 }
 
 /// The golden answer is preferred to every sample.
-fn against_golden(
-    reader: &Reader<'_>,
-    row: &GoldenRow,
-    samples: &[Sampled],
-) -> Result<Contest, PhaseError> {
+fn against_golden(reader: &Reader<'_>, row: &GoldenRow, samples: &[Sampled]) -> Result<Contest, PhaseError> {
     let sample = |sampled| reader.competing(row.id, &row.prompt, Candidate::Sample(sampled));
     Ok(Contest {
         row: row.id,

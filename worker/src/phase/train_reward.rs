@@ -38,7 +38,8 @@ pub(super) fn run(
     let saved = judge.model.save(&dir, save_dtype(step.save_dtype), pad);
     saved.map_err(|source| PhaseError::Model { artifact: start.name.clone(), source })?;
     let mut metrics = summary.metrics();
-    let pairs = |set: &[Comparison]| set.iter().map(|comparison| comparison.rejected.len()).sum::<usize>() as f64;
+    let pairs =
+        |set: &[Comparison]| set.iter().map(|comparison| comparison.rejected.len()).sum::<usize>() as f64;
     metrics.push(metric("human_pairs", pairs(&human)));
     metrics.push(metric("golden_pairs", pairs(&golden)));
     Ok(Trained { dir, parameters_blake3: judge.model.parameters().blake3(), metrics })
@@ -65,7 +66,8 @@ fn comparisons(contest: Contest, weight: f64, swap: bool) -> Vec<Comparison> {
     let Contest { row: id, chosen, rejected } = contest;
     let rejected = rejected.into_iter().map(|answer| answer.ids);
     if swap {
-        let exchanged = |answer| Comparison { id, chosen: answer, rejected: vec![chosen.ids.clone()], weight };
+        let exchanged =
+            |answer| Comparison { id, chosen: answer, rejected: vec![chosen.ids.clone()], weight };
         return rejected.map(exchanged).collect();
     }
     vec![Comparison { id, chosen: chosen.ids, rejected: rejected.collect(), weight }]

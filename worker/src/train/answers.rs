@@ -53,12 +53,7 @@ pub struct PolicyAnswers<'a, L> {
 }
 
 impl<'a, L: GroupLoss> PolicyAnswers<'a, L> {
-    pub fn new(
-        model: &'a LanguageModel,
-        groups: &'a [AnswerGroup],
-        loss: L,
-        precision: Precision,
-    ) -> Self {
+    pub fn new(model: &'a LanguageModel, groups: &'a [AnswerGroup], loss: L, precision: Precision) -> Self {
         Self { model, groups, loss, precision }
     }
 }

@@ -107,10 +107,7 @@ mod tests {
     }
 
     fn shapes() -> impl Strategy<Value = Vec<RowShape>> {
-        prop::collection::vec(
-            (1usize..300, 1usize..3).prop_map(|(cost, items)| shape(cost, items)),
-            1..80,
-        )
+        prop::collection::vec((1usize..300, 1usize..3).prop_map(|(cost, items)| shape(cost, items)), 1..80)
     }
 
     proptest! {

@@ -82,6 +82,8 @@ void fused_adamw(const TensorList& parameters, const TensorList& gradients, cons
                  const TensorList& exp_avg_sq, const TensorList& steps, const AdamW& options);
 void zero(const TensorList& tensors);
 void set_deterministic(bool on);
+void keep_freed_memory();
+void drop_gradients(const TensorList& tensors);
 
 // ---- layers: shapes and meaning stand with their Rust callers in layers.rs ----
 
@@ -103,6 +105,8 @@ std::unique_ptr<at::Tensor> decode_attention(const at::Tensor& q, const at::Tens
                                              const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& keys,
                                              const at::Tensor& values, rust::Slice<const std::int64_t> slots,
                                              rust::Slice<const std::int64_t> positions);
+rust::Vec<std::uint32_t> draw_tokens(const at::Tensor& logits, rust::Slice<const std::uint64_t> keys,
+                                     double temperature);
 std::unique_ptr<TensorPair> target_log_probs(const at::Tensor& logits, const at::Tensor& targets);
 void log_prob_gradient(const at::Tensor& logits, const at::Tensor& normaliser, const at::Tensor& targets,
                        const at::Tensor& upstream);

@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::super::{LanguageModel, PackedBatch, Precision};
-use super::{distance, llama, model, qwen3, rows};
+use super::{distance, llama, model, qwen3};
 
 #[test]
 fn fresh_weights_depend_on_seed_and_name_alone() {

@@ -4,8 +4,8 @@ use foil_common::spec::{Normalisation, OnNonfinite, Optimizer};
 use tch::{Device, Kind, no_grad};
 
 use super::super::{
-    Comparison, Objective, OrderKey, PairRanking, Part, Recipe, RowShape, Share, StepPlan, TrainError, Trainer,
-    Training, train,
+    Comparison, Objective, OrderKey, PairRanking, Part, Recipe, RowShape, Share, StepPlan, TrainError,
+    Trainer, Training, train,
 };
 use super::{fixture, fixtures, linear, optimizer, pairs};
 use crate::collective::Gang;
@@ -106,8 +106,7 @@ fn a_loss_that_is_no_number_can_be_skipped() {
 #[test]
 fn rows_that_weigh_nothing_are_refused() {
     let model = reward_model();
-    let rows: Vec<Comparison> =
-        rows().into_iter().map(|pair| Comparison { weight: 0.0, ..pair }).collect();
+    let rows: Vec<Comparison> = rows().into_iter().map(|pair| Comparison { weight: 0.0, ..pair }).collect();
     let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalisation::Global);
     let (optimizer, schedule) = (optimizer(None, 100), linear(0));
     let training = Training {

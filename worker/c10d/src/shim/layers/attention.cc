@@ -12,8 +12,10 @@
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "foil-c10d/src/ffi.rs.h"
@@ -111,14 +113,57 @@ void softmax_backward(const at::Tensor& p, const at::Tensor& grad) {
   });
 }
 
+// Segments [first, last) (as offsets into the flat list) that read or are read by one another, and what they cost.
+struct Family {
+  std::size_t first, last;
+  double cost;
+};
+
+std::vector<Family> families(const Segments& segments) {
+  std::vector<Family> found;
+  for (std::size_t i = 0; i < segments.size(); i += 4) {
+    if (found.empty() || segments[i + 3] == 0) {
+      found.push_back({i, i, 0});
+    }
+    found.back().last = i + 4;
+    found.back().cost += static_cast<double>(segments[i + 1]) * static_cast<double>(segments[i + 1] + segments[i + 3]);
+  }
+  return found;
+}
+
+// Does `work` for every segment. Families share no rows, so each is one thread's; within one, segments come in order.
+// A family's products are small: threads that take whole families never wait for one another.
+template <typename Work>
+void for_each_segment(const Segments& segments, Work&& work) {
+  auto all = families(segments);
+  std::stable_sort(all.begin(), all.end(), [](const Family& a, const Family& b) { return a.cost > b.cost; });
+  const auto threads = static_cast<std::size_t>(at::get_num_threads());
+  std::vector<std::vector<Family>> shares(std::min(threads, all.size()));
+  std::vector<double> costs(shares.size(), 0);
+  for (const auto& family : all) {
+    const auto least = std::min_element(costs.begin(), costs.end()) - costs.begin();
+    shares[static_cast<std::size_t>(least)].push_back(family);
+    costs[static_cast<std::size_t>(least)] += family.cost;
+  }
+  at::parallel_for(0, static_cast<std::int64_t>(shares.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+    at::NoGradGuard no_grad;  // of this thread: the caller's is not inherited
+    for (std::int64_t share = begin; share < end; ++share) {
+      for (const auto& family : shares[static_cast<std::size_t>(share)]) {
+        for (std::size_t i = family.first; i < family.last; i += 4) {
+          work(&segments[i]);
+        }
+      }
+    }
+  });
+}
+
 // q: [tokens, heads, head_dim], rotated and scaled; k, v: [tokens, kv_heads, head_dim]; gives q's shape.
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments) {
   auto out = at::empty_like(q);
-  for (std::size_t i = 0; i < segments.size(); i += 4) {
-    const auto* s = &segments[i];
+  for_each_segment(segments, [&](const std::int64_t* s) {
     auto p = probabilities(grouped(q, s[0], s[1], k.size(1)), seen(k, s), s[1]);
     put_grouped(at::bmm(p, seen(v, s)), out, s[0], s[1]);
-  }
+  });
   return out;
 }
 
@@ -141,14 +186,13 @@ class Attention : public torch::autograd::Function<Attention> {
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto saved = ctx->get_saved_variables();
     const auto &q = saved[0], &k = saved[1], &v = saved[2], &cos = saved[3], &sin = saved[4];
-    const auto segments = ctx->saved_data["segments"].toIntVector();
+    const Segments segments = ctx->saved_data["segments"].toIntVector();
     const auto grad = gradients[0].contiguous();
     auto grad_q = at::empty_like(q);
     // A prefix gathers from all segments that see it: in fp32.
     auto grad_k = at::zeros(k.sizes(), k.options().dtype(at::kFloat));
     auto grad_v = at::zeros(v.sizes(), v.options().dtype(at::kFloat));
-    for (std::size_t i = 0; i < segments.size(); i += 4) {
-      const auto* s = &segments[i];
+    for_each_segment(segments, [&](const std::int64_t* s) {
       auto queries = grouped(q, s[0], s[1], k.size(1));
       auto keys = seen(k, s);
       auto p = probabilities(queries, keys, s[1]);
@@ -158,7 +202,7 @@ class Attention : public torch::autograd::Function<Attention> {
       softmax_backward(p, error);
       put_grouped(at::bmm(error, keys), grad_q, s[0], s[1]);
       gather(at::bmm(error.transpose(1, 2), queries), grad_k, s);
-    }
+    });
     const auto kind = q.scalar_type();
     const auto back = -sin;
     return {rotated(grad_q, cos, back, scale_of(q), kind), rotated(grad_k, cos, back, 1.0f, kind),

@@ -56,6 +56,20 @@ void attend(const float* query, const float* keys, const float* values, std::int
 void attend(const float* query, const Bf16* keys, const Bf16* values, std::int64_t length, std::int64_t width,
             float* scores, float* out);
 
+// Greatest number of each column of `tokens` rows of `columns` numbers, and the first row that has it.
+void column_greatest(const float* logits, std::int64_t tokens, std::int64_t columns, float* greatest,
+                     std::int64_t* token);
+void column_greatest(const Bf16* logits, std::int64_t tokens, std::int64_t columns, float* greatest,
+                     std::int64_t* token);
+
+// One draw of each column, softmax(logits / temperature), among tokens [first, first + tokens), which start at `logits`:
+// the token of least −ln(u)/p, where 1 − u of a token is the column's noise at it, and that least value. `greatest` are the
+// columns' greatest logits over all tokens; a result better than what `least` holds replaces it and `token`.
+void column_race(const float* logits, std::int64_t first, std::int64_t tokens, std::int64_t columns, double temperature,
+                 const float* greatest, const std::uint64_t* keys, double* least, std::int64_t* token);
+void column_race(const Bf16* logits, std::int64_t first, std::int64_t tokens, std::int64_t columns, double temperature,
+                 const float* greatest, const std::uint64_t* keys, double* least, std::int64_t* token);
+
 // log Σ exp of a row.
 float log_sum_exp(const float* row, std::int64_t width);
 float log_sum_exp(const Bf16* row, std::int64_t width);
