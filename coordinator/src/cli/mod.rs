@@ -5,6 +5,7 @@ mod client;
 mod inputs;
 mod inspect;
 mod jobs;
+mod meter;
 mod output;
 mod outputs;
 mod progress;

@@ -1,12 +1,15 @@
 //! A job's progress: bars on a terminal, plain lines where the output is piped.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foil_common::rpc::artifacts::Moved;
 use foil_proto::v1;
 use foil_proto::v1::job_event::Event;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::meter::Meter;
 use super::{output, report};
 
 /// Between two lines about the same phase.
@@ -15,7 +18,9 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// Shows what happens to one job.
 pub(crate) struct Progress {
     display: Display,
-    phase: Option<Meter>,
+    meter: Option<Meter>,
+    /// When the last line about the running phase was written.
+    written: Instant,
     /// Phases in the job's plan; 0 until it is known.
     phases: usize,
     /// Of the longest phase id in the plan, for alignment.
@@ -37,18 +42,6 @@ enum Sink {
     Stderr,
 }
 
-/// The running phase's count.
-struct Meter {
-    phase: String,
-    started: Instant,
-    /// When and where counting began: work done before a reconnection says nothing of the rate.
-    first: Option<(Instant, u64)>,
-    done: u64,
-    total: u64,
-    unit: String,
-    shown: Instant,
-}
-
 impl Progress {
     /// `reserve_stdout`: standard output is for something else.
     pub(crate) fn new(reserve_stdout: bool) -> Self {
@@ -62,7 +55,7 @@ impl Progress {
             (false, true) => Display::Lines(Sink::Stderr),
             (false, false) => Display::Lines(Sink::Stdout),
         };
-        Self { display, phase: None, phases: 0, width: 0, done: 0, waits: false }
+        Self { display, meter: None, written: Instant::now(), phases: 0, width: 0, done: 0, waits: false }
     }
 
     /// A line that stays.
@@ -130,19 +123,11 @@ impl Progress {
     }
 
     fn start(&mut self, phase: &str, attempt: u32) {
-        if self.phase.as_ref().is_some_and(|meter| meter.phase == phase) {
+        if self.meter.as_ref().is_some_and(|meter| meter.phase() == phase) {
             self.line(&format!("{phase} starts again (attempt {attempt})"));
         }
-        let now = Instant::now();
-        self.phase = Some(Meter {
-            phase: phase.to_owned(),
-            started: now,
-            first: None,
-            done: 0,
-            total: 0,
-            unit: String::new(),
-            shown: now,
-        });
+        self.written = Instant::now();
+        self.meter = Some(Meter::new(phase, self.written));
         let label = self.label(phase);
         if let Display::Bars { bars, current } = &mut self.display {
             if let Some(bar) = current.take() {
@@ -169,48 +154,41 @@ impl Progress {
     }
 
     fn progress(&mut self, progress: &v1::PhaseProgress) {
-        if self.phase.as_ref().is_none_or(|meter| meter.phase != progress.phase) {
+        if self.meter.as_ref().is_none_or(|meter| meter.phase() != progress.phase) {
             self.start(&progress.phase, 0);
         }
         let label = self.label(&progress.phase);
-        let Some(meter) = &mut self.phase else { return };
-        meter.count(progress, Instant::now());
-        let figures = report::brief(&progress.step);
-        let mut line = None;
-        match &mut self.display {
+        let Some(meter) = &mut self.meter else { return };
+        let now = Instant::now();
+        meter.count(progress, now);
+        let (text, figures) = (meter.text(now), report::brief(&progress.step));
+        let text = if figures.is_empty() { text } else { format!("{text}  {figures}") };
+        match &self.display {
             Display::Bars { current: Some(bar), .. } => {
-                if bar.length() != Some(meter.total) {
-                    bar.set_length(meter.total);
-                    bar.set_style(style("{prefix} {bar:24} {pos:>5}/{len:<5} {msg}"));
+                if bar.length() != Some(meter.total()) {
+                    bar.set_length(meter.total());
+                    bar.set_style(style("{prefix} {bar:24} {msg}"));
                 }
-                bar.set_position(meter.done);
-                bar.set_message(meter.pace(Instant::now(), &figures));
+                bar.set_position(meter.done());
+                bar.set_message(text);
             }
             Display::Bars { current: None, .. } => {}
-            Display::Lines(_) => {
-                if meter.shown.elapsed() >= LINE_INTERVAL {
-                    meter.shown = Instant::now();
-                    let pace = meter.pace(Instant::now(), &figures);
-                    line = Some(format!("{label}  {}/{}  {pace}", meter.done, meter.total));
-                }
+            Display::Lines(_) if now - self.written >= LINE_INTERVAL => {
+                self.written = now;
+                self.line(&format!("{label}  {text}"));
             }
-        }
-        if let Some(line) = line {
-            self.line(&line);
+            Display::Lines(_) => {}
         }
     }
 
     fn commit(&mut self, committed: &v1::PhaseCommitted) {
-        let meter = self.phase.take_if(|meter| meter.phase == committed.phase);
+        let meter = self.meter.take_if(|meter| meter.phase() == committed.phase);
         if let Display::Bars { current, .. } = &mut self.display
             && let Some(bar) = current.take()
         {
             bar.finish_and_clear();
         }
-        let amount = match &meter {
-            Some(meter) if meter.total > 0 => format!("{} {}", meter.total, meter.unit),
-            _ => String::new(),
-        };
+        let amount = meter.map(|meter| meter.amount()).unwrap_or_default();
         let figures = report::brief(&committed.metrics);
         let label = self.label(&committed.phase);
         self.line(format!("{label} {:>7.1} s  {amount:<14}  {figures}", committed.seconds).trim_end());
@@ -218,80 +196,14 @@ impl Progress {
     }
 }
 
-impl Meter {
-    fn count(&mut self, progress: &v1::PhaseProgress, now: Instant) {
-        self.done = progress.done;
-        self.total = progress.total;
-        self.unit.clone_from(&progress.unit);
-        // A phase seen from its beginning is timed from there.
-        let since = if progress.done == 0 { self.started } else { now };
-        self.first.get_or_insert((since, progress.done));
-    }
-
-    /// Rate and time left: `12.3 prompts/s, 45 s left`.
-    fn pace(&self, now: Instant, figures: &str) -> String {
-        let mut text = String::new();
-        if let Some((since, done)) = self.first {
-            let seconds = now.duration_since(since).as_secs_f64();
-            let rate = (self.done.saturating_sub(done)) as f64 / seconds;
-            if seconds > 0.5 && rate > 0.0 {
-                let left = self.total.saturating_sub(self.done) as f64 / rate;
-                text = format!("{} {}/s, {} left", short(rate), self.unit, duration(left));
-            }
-        }
-        if text.is_empty() {
-            text.clone_from(&self.unit);
-        }
-        if figures.is_empty() { text } else { format!("{text}  {figures}") }
-    }
-}
-
-fn short(rate: f64) -> String {
-    if rate >= 100.0 { format!("{rate:.0}") } else { format!("{rate:.1}") }
-}
-
-pub(crate) fn duration(seconds: f64) -> String {
-    let seconds = seconds.round() as u64;
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
-        _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
-    }
+/// What moves a bar of bytes.
+pub(crate) fn moves(bar: &ProgressBar) -> Moved {
+    let bar = bar.clone();
+    Arc::new(move |bytes| bar.inc(bytes))
 }
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("█▉▊▋▌▍▎▏ ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rate_counts_from_what_was_first_seen() {
-        let start = Instant::now();
-        let mut meter = Meter {
-            phase: "r01.policy.generate".into(),
-            started: start,
-            first: None,
-            done: 0,
-            total: 0,
-            unit: String::new(),
-            shown: start,
-        };
-        let progress =
-            |done| v1::PhaseProgress { done, total: 1000, unit: "prompts".into(), ..Default::default() };
-        meter.count(&progress(500), start);
-        assert_eq!(meter.pace(start, ""), "prompts");
-        let later = start + Duration::from_secs(10);
-        meter.count(&progress(600), later);
-        assert_eq!(meter.pace(later, "loss 0.500"), "10.0 prompts/s, 40 s left  loss 0.500");
-    }
-
-    #[test]
-    fn durations_read_well() {
-        assert_eq!([5.4, 61.0, 7325.0].map(duration), ["5 s", "1 min 01 s", "2 h 02 min"]);
-    }
 }

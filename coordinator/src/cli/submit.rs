@@ -12,7 +12,7 @@ use ulid::Ulid;
 use super::args::SubmitArgs;
 use super::client::Client;
 use super::inputs::{self, Content, Prepared, Upload};
-use super::progress::Progress;
+use super::progress::{self, Progress};
 use super::{output, report};
 
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
@@ -60,16 +60,19 @@ pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepa
 pub(crate) async fn upload(channel: Channel, uploads: &[Upload], progress: &Progress) -> Result<()> {
     let total = uploads.iter().map(|upload| upload.object.size).sum();
     let bar = progress.bytes("uploading inputs", total);
+    let moved = progress::moves(&bar);
     for upload in uploads {
         let object = match &upload.content {
-            Content::File(path) => artifacts::upload_input(&channel, path).await?,
-            Content::Bytes(bytes) => artifacts::upload_input_bytes(&channel, bytes.clone()).await?,
+            Content::File(path) => artifacts::upload_input(&channel, path, &moved).await?,
+            Content::Bytes(bytes) => {
+                moved(upload.object.size);
+                artifacts::upload_input_bytes(&channel, bytes.clone()).await?
+            }
         };
         if object.blake3 != upload.object.blake3 {
             let path = &upload.object.path;
             anyhow::bail!("{path} changed while it was read; leave it alone and submit again");
         }
-        bar.inc(upload.object.size);
     }
     bar.finish_and_clear();
     Ok(())

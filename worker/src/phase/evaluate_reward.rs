@@ -16,7 +16,7 @@ pub(super) fn run(
     let pairs = pairs::encode(bench, &judge, &work.pairs, chunk.span)?;
 
     failpoint::hit("phase.evaluate");
-    bench.progress(chunk, 0, pairs.len(), "pairs");
+    bench.progress(0, pairs.len(), "pairs");
     // Lengths alone, as a baseline: the longer answer wins.
     let mut by_length = PairFigures::default();
     let mut sequences = Vec::with_capacity(2 * pairs.len());

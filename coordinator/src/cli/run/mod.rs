@@ -16,7 +16,8 @@ use self::directory::Directory;
 use super::args::{LogFormat, RunArgs};
 use super::client::{Client, is_ended};
 use super::inputs::Prepared;
-use super::progress::{Progress, duration};
+use super::meter::duration;
+use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
 use super::{jobs, output, outputs, submit, watch};
 
