@@ -1,10 +1,12 @@
 //! The commands a user types.
 
 mod args;
+mod checkpoint;
 mod client;
 mod inputs;
 mod inspect;
 mod jobs;
+mod location;
 mod meter;
 mod output;
 mod outputs;
@@ -15,6 +17,7 @@ mod run;
 mod samples;
 mod serve;
 mod submit;
+mod terminal;
 mod watch;
 
 use std::process::ExitCode;

@@ -10,10 +10,15 @@ use foil_proto::v1::job_event::Event;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::meter::Meter;
-use super::{output, report};
+use super::{output, report, terminal};
 
 /// Between two lines about the same phase.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// For a bar's count, rate, time left and first figure.
+const COUNT_COLUMNS: usize = 46;
+/// Right of a phase's name, for its closing line to hold everything.
+const ROOMY_COLUMNS: usize = 60;
 
 /// Shows what happens to one job.
 pub(crate) struct Progress {
@@ -58,12 +63,20 @@ impl Progress {
         Self { display, meter: None, written: Instant::now(), phases: 0, width: 0, done: 0, waits: false }
     }
 
+    /// Columns for a line.
+    fn columns(&self) -> usize {
+        match self.display {
+            Display::Bars { .. } => terminal::stderr_columns(),
+            Display::Lines(_) => usize::MAX,
+        }
+    }
+
     /// A line that stays.
     pub(crate) fn line(&self, text: &str) {
         match &self.display {
             Display::Bars { bars, .. } => {
                 // A terminal that is gone needs no line.
-                let _ = bars.println(text);
+                let _ = bars.println(terminal::wrap(text, self.columns()));
             }
             Display::Lines(Sink::Stderr) => output::note(text),
             Display::Lines(Sink::Stdout) => {
@@ -73,11 +86,18 @@ impl Progress {
         }
     }
 
+    /// Says that the job is taken up where it was.
+    pub(crate) fn resumes(&mut self, phases: u32) {
+        // That it was queued once is no news.
+        self.waits = true;
+        self.line(&format!("resuming after {phases} phases"));
+    }
+
     /// A bar for bytes; the caller moves and finishes it.
     pub(crate) fn bytes(&self, label: &str, total: u64) -> ProgressBar {
         let Display::Bars { bars, .. } = &self.display else { return ProgressBar::hidden() };
         let style = style(
-            "{prefix:<28} {bar:28} {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12}  {eta:>4} left",
+            "{prefix:<18} {bar:16} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left",
         );
         bars.add(ProgressBar::new(total).with_style(style).with_prefix(label.to_owned()))
     }
@@ -85,7 +105,7 @@ impl Progress {
     /// A sign of life for work of unknown size; the caller names the parts and finishes it.
     pub(crate) fn spinner(&self, label: &str) -> ProgressBar {
         let Display::Bars { bars, .. } = &self.display else { return ProgressBar::hidden() };
-        let bar = bars.add(ProgressBar::new_spinner().with_style(style("{prefix:<28} {spinner} {msg}")));
+        let bar = bars.add(ProgressBar::new_spinner().with_style(style("{prefix:<18} {spinner} {wide_msg}")));
         bar.enable_steady_tick(Duration::from_millis(250));
         bar.with_prefix(label.to_owned())
     }
@@ -158,16 +178,17 @@ impl Progress {
             self.start(&progress.phase, 0);
         }
         let label = self.label(&progress.phase);
+        let cells = self.columns().saturating_sub(label.chars().count() + COUNT_COLUMNS).clamp(4, 24);
         let Some(meter) = &mut self.meter else { return };
         let now = Instant::now();
         meter.count(progress, now);
-        let (text, figures) = (meter.text(now), report::brief(&progress.step));
-        let text = if figures.is_empty() { text } else { format!("{text}  {figures}") };
+        let figures = report::brief(&progress.step);
+        let text = format!("{}  {}", meter.text(now), figures.join(", "));
         match &self.display {
             Display::Bars { current: Some(bar), .. } => {
                 if bar.length() != Some(meter.total()) {
                     bar.set_length(meter.total());
-                    bar.set_style(style("{prefix} {bar:24} {msg}"));
+                    bar.set_style(style(&format!("{{prefix}} {{bar:{cells}}} {{wide_msg}}")));
                 }
                 bar.set_position(meter.done());
                 bar.set_message(text);
@@ -175,7 +196,7 @@ impl Progress {
             Display::Bars { current: None, .. } => {}
             Display::Lines(_) if now - self.written >= LINE_INTERVAL => {
                 self.written = now;
-                self.line(&format!("{label}  {text}"));
+                self.line(format!("{label}  {text}").trim_end());
             }
             Display::Lines(_) => {}
         }
@@ -189,11 +210,28 @@ impl Progress {
             bar.finish_and_clear();
         }
         let amount = meter.map(|meter| meter.amount()).unwrap_or_default();
-        let figures = report::brief(&committed.metrics);
         let label = self.label(&committed.phase);
-        self.line(format!("{label} {:>7.1} s  {amount:<14}  {figures}", committed.seconds).trim_end());
+        self.line(&closing_line(&label, committed, &amount, self.columns()));
         self.done += 1;
     }
+}
+
+/// A phase in one line: how long it took, what it consisted of and what came of it, as far as that fits.
+fn closing_line(label: &str, committed: &v1::PhaseCommitted, amount: &str, columns: usize) -> String {
+    let mut line = format!("{label} {:>6.1} s", committed.seconds);
+    // For all lines alike, so that figures stand below figures.
+    if columns.saturating_sub(label.chars().count()) >= ROOMY_COLUMNS {
+        line += &format!("  {amount:<14}");
+    }
+    let mut separator = "  ";
+    for figure in report::brief(&committed.metrics) {
+        if line.chars().count() + separator.len() + figure.chars().count() > columns {
+            break;
+        }
+        line += &format!("{separator}{figure}");
+        separator = ", ";
+    }
+    line.trim_end().to_owned()
 }
 
 /// What moves a bar of bytes.
@@ -206,4 +244,26 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("█▉▊▋▌▍▎▏ ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closing_line_holds_what_fits() {
+        let metric = |name: &str, value| v1::Metric { name: name.into(), value, se: None };
+        let committed = v1::PhaseCommitted {
+            seconds: 12.34,
+            metrics: vec![metric("gold_mean", 0.5), metric("reward_mean", 1.25), metric("steps", 8.0)],
+            ..Default::default()
+        };
+        let line = |columns| closing_line("[ 9/12] r01.policy.evaluate", &committed, "96 prompts", columns);
+        assert_eq!(
+            line(usize::MAX),
+            "[ 9/12] r01.policy.evaluate   12.3 s  96 prompts      reward 1.250, gold 0.500"
+        );
+        assert_eq!(line(80), "[ 9/12] r01.policy.evaluate   12.3 s  reward 1.250, gold 0.500");
+        assert_eq!(line(60), "[ 9/12] r01.policy.evaluate   12.3 s  reward 1.250");
+    }
 }

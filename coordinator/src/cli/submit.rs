@@ -13,11 +13,13 @@ use super::args::SubmitArgs;
 use super::client::Client;
 use super::inputs::{self, Content, Prepared, Upload};
 use super::progress::{self, Progress};
-use super::{output, report};
+use super::{location, output, report};
 
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     let job = load(&args.job.file, &args.job.settings)?;
     let client = Client::connect(&args.client.coordinator)?;
+    // An upload waits long for a coordinator that restarts; one that was never there is to be told of at once.
+    client.reach().await?;
     let mut progress = Progress::new(true);
     let prepared = prepare(job, &progress).await?;
     upload(client.channel(), &prepared.uploads, &progress).await?;
@@ -38,9 +40,9 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     Ok(())
 }
 
-/// Reads a job file and its settings; errors name the file and the field.
+/// Reads a job file and its settings; errors name the field, and the line or the setting that gave it.
 pub(crate) fn load(file: &Path, settings: &[String]) -> Result<spec::Job> {
-    let wire = spec::file::load(file, settings)?;
+    let wire = spec::file::load(file, settings).map_err(|error| location::located(error, settings))?;
     Ok(spec::Job::try_from(wire)?)
 }
 
