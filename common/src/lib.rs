@@ -9,6 +9,7 @@ pub mod rpc;
 mod shared;
 pub mod shutdown;
 pub mod spec;
+pub mod stage;
 pub mod storage;
 pub mod telemetry;
 pub mod text;

@@ -5,6 +5,7 @@ mod blame;
 mod closing;
 mod gang;
 mod map;
+mod pulse;
 mod ranks;
 #[cfg(test)]
 mod tests;
@@ -245,7 +246,7 @@ impl Run {
         let phase = state.phase()?;
         match &self.stage {
             Stage::Map(_) => self.map_progress(state, phase),
-            Stage::Gang(gang) => gang.progress(phase),
+            Stage::Gang(_) => self.gang_progress(phase),
             Stage::Over => None,
         }
     }
@@ -274,7 +275,7 @@ impl Run {
         match message {
             Message::Hello(_) => Err(Refusal::Invalid("a second hello on one stream".to_owned())),
             Message::Progress(progress) => {
-                self.task_progress(rank, &progress, now);
+                self.task_progress(rank, progress, now);
                 Ok(())
             }
             Message::Step(step) => self.step_report(state, rank, step, now),
@@ -288,15 +289,15 @@ impl Run {
         }
     }
 
-    fn task_progress(&mut self, rank: usize, progress: &v1::TaskProgress, now: Now) {
-        match self.slots.get_mut(rank) {
-            Some(Slot::Up { busy: Busy::Chunk(chunk), .. }) if chunk.chunk == progress.chunk => {
-                chunk.hear(progress, now);
-                self.progressed = true;
-            }
-            Some(Slot::Up { busy: Busy::Gang(member), .. }) => member.heard = now.mono,
-            _ => {}
+    fn task_progress(&mut self, rank: usize, progress: v1::TaskProgress, now: Now) {
+        let Some(Slot::Up { busy, .. }) = self.slots.get_mut(rank) else { return };
+        match busy {
+            Busy::Chunk(chunk) if chunk.chunk == progress.chunk => chunk.pulse.hear(progress, now),
+            Busy::Gang(member) if self.phase_id == progress.phase => member.pulse.hear(progress, now),
+            // Of a task that is over.
+            Busy::Idle | Busy::Chunk(_) | Busy::Gang(_) => return,
         }
+        self.progressed = true;
     }
 }
 

@@ -7,8 +7,10 @@ mod binaries;
 mod namespaces;
 mod outcome;
 mod run;
+mod service;
 
 pub use binaries::{foil, foil_worker};
 pub use namespaces::Namespaces;
 pub use outcome::{Estimate, Outcome, Round};
 pub use run::{Run, SMALL, letters_job};
+pub use service::{Process, Service, wait_for};

@@ -18,8 +18,8 @@ use foil_worker::rank::{self, RankOptions};
 struct Cli {
     #[command(flatten)]
     agent: AgentArgs,
-    /// How log lines look.
-    #[arg(long, global = true, value_enum, default_value_t)]
+    /// How log lines look: for a reader, or one JSON object each. Logs go to standard error; RUST_LOG filters them.
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
     log_format: LogFormat,
     #[command(subcommand)]
     command: Option<Command>,
@@ -35,28 +35,28 @@ enum Command {
 #[derive(Debug, Args)]
 struct AgentArgs {
     /// The coordinator, for example http://127.0.0.1:7070.
-    #[arg(long, required = true)]
+    #[arg(long, value_name = "URL", required = true)]
     coordinator: Option<String>,
     /// Ranks that may run here at a time: CPU slots (default 1), or GPUs (default all).
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ranks: Option<u16>,
     /// What ranks compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
     /// Names this agent; one that comes back under its name takes its place. Default: drawn at random.
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     agent_id: Option<String>,
     /// The address at which other ranks reach this machine.
-    #[arg(long, default_value = "127.0.0.1")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     advertise_address: String,
     /// Where ranks keep their files while they run. Default: the system's temporary directory.
-    #[arg(long)]
+    #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     /// Where to serve /metrics, /healthz and /readyz, for example 127.0.0.1:9100. Default: nowhere.
-    #[arg(long)]
+    #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
     /// End when the process of this number is no longer this one's parent.
-    #[arg(long)]
+    #[arg(long, hide = true, value_name = "PID")]
     parent_pid: Option<u32>,
 }
 

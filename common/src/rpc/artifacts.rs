@@ -26,6 +26,14 @@ use crate::storage::object::Digest;
 /// A download that brings nothing for so long is taken for broken.
 const STALL: Duration = Duration::from_secs(120);
 
+/// Hears of bytes as they get through: how many more. A transfer that starts again tells its bytes again.
+pub type Moved = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// For transfers nobody follows.
+pub fn unfollowed() -> Moved {
+    Arc::new(|_| ())
+}
+
 /// On whose behalf an upload is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Writer {
@@ -105,6 +113,7 @@ pub async fn upload_bytes(
     key: &str,
     writer: &Writer,
     bytes: Bytes,
+    moved: &Moved,
 ) -> Result<v1::Object, TransferError> {
     let digest = Digest::of(&bytes);
     let once = || {
@@ -112,30 +121,24 @@ pub async fn upload_bytes(
             .step_by(DATA_BYTES)
             .map(|start| bytes.slice(start..bytes.len().min(start + DATA_BYTES)))
             .collect::<Vec<_>>();
-        put(channel, key, writer, &digest, futures::stream::iter(chunks))
+        put(channel, key, writer, &digest, followed(futures::stream::iter(chunks), moved))
     };
     once.retry(backoff()).when(TransferError::is_unavailable).notify(note).await
 }
 
-/// Writes an object from a file. The answer's `path` is the file's name.
-pub async fn upload_file(
-    channel: &Channel,
-    key: &str,
-    writer: &Writer,
-    path: &Path,
-) -> Result<v1::Object, TransferError> {
-    let digest = digest_of_file(path).await?;
-    upload_known_file(channel, key, writer, path, &digest).await
-}
-
 /// Uploads a user's file as `inputs/{blake3}`, unless it is there already. The answer's `path` is the file's name.
-pub async fn upload_input(channel: &Channel, path: &Path) -> Result<v1::Object, TransferError> {
+pub async fn upload_input(
+    channel: &Channel,
+    path: &Path,
+    moved: &Moved,
+) -> Result<v1::Object, TransferError> {
     let digest = digest_of_file(path).await?;
     let key = input_key(&digest.blake3);
     if let Some(object) = stat(channel, &key).await? {
+        moved(object.size);
         return Ok(v1::Object { path: file_name(path), ..object });
     }
-    upload_known_file(channel, &key, &Writer::client(), path, &digest).await
+    upload_file(channel, &key, &Writer::client(), path, &digest, moved).await
 }
 
 /// Uploads bytes as `inputs/{blake3}`, unless they are there already.
@@ -143,7 +146,7 @@ pub async fn upload_input_bytes(channel: &Channel, bytes: Bytes) -> Result<v1::O
     let key = input_key(&Digest::of(&bytes).blake3);
     match stat(channel, &key).await? {
         Some(object) => Ok(object),
-        None => upload_bytes(channel, &key, &Writer::client(), bytes).await,
+        None => upload_bytes(channel, &key, &Writer::client(), bytes, &unfollowed()).await,
     }
 }
 
@@ -180,13 +183,14 @@ pub async fn download_to_file(
     channel: &Channel,
     object: &v1::Object,
     path: &Path,
+    moved: &Moved,
 ) -> Result<(), TransferError> {
     let fail = |source| TransferError::File { path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
         tokio::fs::create_dir_all(parent).await.map_err(fail)?;
     }
     let partial = path.with_file_name(format!(".{}.{}.part", file_name(path), Ulid::new()));
-    let written = download_into(channel, object, &partial).await;
+    let written = download_into(channel, object, &partial, moved).await;
     let placed = match written {
         Ok(()) => tokio::fs::rename(&partial, path).await.map_err(fail),
         Err(error) => Err(error),
@@ -199,10 +203,20 @@ pub async fn download_to_file(
     placed
 }
 
-async fn download_into(channel: &Channel, object: &v1::Object, partial: &Path) -> Result<(), TransferError> {
+async fn download_into(
+    channel: &Channel,
+    object: &v1::Object,
+    partial: &Path,
+    moved: &Moved,
+) -> Result<(), TransferError> {
     let fail = |source| TransferError::File { path: partial.to_owned(), source };
     let mut file = File::create(partial).await.map_err(fail)?;
-    download(channel, object, async |data: Bytes| file.write_all(&data).await.map_err(fail)).await?;
+    download(channel, object, async |data: Bytes| {
+        file.write_all(&data).await.map_err(fail)?;
+        moved(data.len() as u64);
+        Ok(())
+    })
+    .await?;
     file.flush().await.map_err(fail)?;
     file.sync_all().await.map_err(fail)
 }
@@ -273,18 +287,21 @@ fn check(expected: &v1::Object, found: &Digest) -> Result<(), TransferError> {
     Err(TransferError::Corrupt { key, expected: describe(&Digest::from(expected)), found: describe(found) })
 }
 
-async fn upload_known_file(
+/// Writes an object from a file of known digest. The answer's `path` is the file's name.
+pub async fn upload_file(
     channel: &Channel,
     key: &str,
     writer: &Writer,
     path: &Path,
     digest: &Digest,
+    moved: &Moved,
 ) -> Result<v1::Object, TransferError> {
     let once = || async {
         let file =
             File::open(path).await.map_err(|source| TransferError::File { path: path.to_owned(), source })?;
         let trouble = Arc::new(Mutex::new(None));
-        let result = put(channel, key, writer, digest, file_chunks(file, Arc::clone(&trouble))).await;
+        let chunks = followed(file_chunks(file, Arc::clone(&trouble)), moved);
+        let result = put(channel, key, writer, digest, chunks).await;
         let trouble = trouble.lock().ok().and_then(|mut slot| slot.take());
         match (trouble, result) {
             (Some(source), _) => Err(TransferError::File { path: path.to_owned(), source }),
@@ -296,6 +313,15 @@ async fn upload_known_file(
     };
     let object = once.retry(backoff()).when(TransferError::is_unavailable).notify(note).await?;
     Ok(v1::Object { path: file_name(path), ..object })
+}
+
+/// The same chunks, each told when the connection takes it.
+fn followed<S>(chunks: S, moved: &Moved) -> impl Stream<Item = Bytes> + Send + 'static
+where
+    S: Stream<Item = Bytes> + Send + 'static,
+{
+    let moved = Arc::clone(moved);
+    chunks.inspect(move |data| moved(data.len() as u64))
 }
 
 /// A file's bytes. An error ends the stream early (so that the server refuses the whole) and stays in `trouble`.

@@ -6,14 +6,22 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use foil_common::telemetry;
 
+const EXAMPLES: &str = "\
+Examples:
+  foil run deploy/jobs/letters.yaml            a small game on this machine
+  foil run JOB.yaml --ranks 2 --set rounds=3   a job of yours, with settings over the file's
+  foil inspect JOB.yaml                        what its models will read, before anything is trained
+  foil serve --store DIR                       a coordinator for many jobs; foil-worker on each host
+  foil submit JOB.yaml && foil watch NAME      the same job there; NAME is the job file's";
+
 /// Adversarial Preference Optimization as a service: a reward model and a language model train against each other.
 #[derive(Debug, Parser)]
-#[command(name = "foil", version, arg_required_else_help = true, max_term_width = 110)]
+#[command(name = "foil", version, arg_required_else_help = true, max_term_width = 110, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
     /// How log lines look: for a reader, or one JSON object each. Logs go to standard error; RUST_LOG filters them.
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Human)]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
 }
 
@@ -84,7 +92,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ranks: Option<u32>,
     /// What ranks run on; wins over the file's resources.device.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "DEVICE")]
     pub(crate) device: Option<Device>,
     /// Where results, logs and per-step metrics go. Default: runs/<job name>
     #[arg(long, value_name = "DIR")]
@@ -168,7 +176,7 @@ pub(crate) struct SubmitArgs {
 pub(crate) struct JobArgs {
     /// The job's id, the beginning of it, or the job's name (its newest job).
     pub(crate) job: String,
-    /// Print JSON.
+    /// Print one JSON object on standard output and nothing else.
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -177,7 +185,8 @@ pub(crate) struct JobArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// The job, or one artifact of it: JOB/policy@2, JOB/reward@1. `foil artifacts JOB` lists them.
+    /// The job, or one artifact of it: JOB/policy@2, JOB/reward@1, or JOB/policy@best of the best round. `foil artifacts
+    /// JOB` lists them.
     #[arg(value_name = "JOB[/ARTIFACT]")]
     pub(crate) what: String,
     /// Where to put it.

@@ -10,6 +10,8 @@ use foil_proto::v1::jobs_client::JobsClient;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use super::output;
+
 const DEADLINE: Duration = rpc::UNARY_DEADLINE;
 /// Submitting reads and splits all of a job's data.
 const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
@@ -60,6 +62,14 @@ impl Client {
         self.unary(DEADLINE, request, |mut jobs, request| async move { jobs.cancel(request).await })
             .await
             .map_err(|status| self.plain(&status))
+    }
+
+    /// Whether a coordinator answers.
+    pub(crate) async fn reach(&self) -> Result<()> {
+        let request = v1::ListJobsRequest { page_size: 1, ..Default::default() };
+        let answer =
+            self.unary(DEADLINE, request, |mut jobs, request| async move { jobs.list(request).await });
+        answer.await.map(drop).map_err(|status| self.plain(&status))
     }
 
     /// All jobs, newest first.
@@ -141,7 +151,13 @@ impl Client {
             .with_max_delay(Duration::from_secs(3))
             .with_max_times(6)
             .with_jitter();
-        attempt.retry(pauses).when(rpc::is_unavailable).await
+        let mut is_told = false;
+        let tell = |_: &Status, _| {
+            if !std::mem::replace(&mut is_told, true) {
+                output::note(&format!("no answer from {} yet, trying again", self.url));
+            }
+        };
+        attempt.retry(pauses).when(rpc::is_unavailable).notify(tell).await
     }
 }
 

@@ -10,6 +10,8 @@ use foil_common::spec::{self, InputRef, ModelRef};
 use foil_proto::v1;
 use thiserror::Error;
 
+use super::checkpoint::{self, CheckpointError};
+
 /// The files of a model directory that a job can need, beside its `*.safetensors`.
 const MODEL_FILES: [&str; 7] = [
     "config.json",
@@ -27,6 +29,8 @@ pub(crate) enum InputError {
     Read { field: String, path: PathBuf, reason: String, advice: &'static str },
     #[error("{field}: {} holds no {file}; give a Hugging Face model directory (config.json, *.safetensors, tokenizer.json){advice}", path.display())]
     NotModel { field: String, path: PathBuf, file: &'static str, advice: &'static str },
+    #[error("{field}: {fault}")]
+    Checkpoint { field: String, fault: CheckpointError },
 }
 
 /// A job whose inputs are named by content, and what has to be in the store for it.
@@ -94,8 +98,11 @@ impl Reader<'_> {
     fn model(&mut self, field: &str, model: &mut ModelRef, needs_weights: bool) -> Result<(), InputError> {
         let ModelRef::Path(path) = &*model else { return Ok(()) };
         let path = PathBuf::from(path);
+        let names = model_files(field, &path, needs_weights)?;
+        checkpoint::check(&path, &names)
+            .map_err(|fault| InputError::Checkpoint { field: field.to_owned(), fault })?;
         let mut objects = Vec::new();
-        for name in model_files(field, &path, needs_weights)? {
+        for name in names {
             objects.push(self.file(field, &path.join(name))?);
         }
         let name = file_name(&path);
@@ -224,7 +231,8 @@ mod tests {
             "model/notes.md",
         ];
         write(dir.path(), &files);
-        write(dir.path(), &["model/model.safetensors"]);
+        // A checkpoint without tensors.
+        fs::write(dir.path().join("model/model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
         let prepared = prepare(job(dir.path(), ""), &mut |_| {}).unwrap();
         // Two data files, three model files, the model's listing.
         assert_eq!(prepared.uploads.len(), 6);

@@ -7,7 +7,7 @@ use super::args::{ClientArgs, JobArgs};
 use super::client::{Client, is_ended};
 use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
-use super::{output, watch};
+use super::{output, terminal, watch};
 
 pub(crate) async fn list(args: &ClientArgs) -> Result<()> {
     let jobs = Client::connect(&args.coordinator)?.list().await?;
@@ -51,7 +51,7 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
     if !job.phase.is_empty() {
         output::line(&format!("phase {}, attempt {}", job.phase, job.attempt))?;
     }
-    let table = report::table(&job);
+    let table = report::table(&job, terminal::stdout_columns());
     if !table.is_empty() {
         output::line(&format!("\n{table}"))?;
     }
@@ -94,7 +94,7 @@ pub(crate) async fn watch(args: &JobArgs) -> Result<()> {
         let seconds = started.elapsed().as_secs_f64();
         output::json(&report::summary(&job, &LocalArtifacts::default(), seconds))?;
     } else if !job.rounds.is_empty() {
-        output::line(&format!("\n{}\n", report::table(&job)))?;
+        output::line(&format!("\n{}\n", report::table(&job, terminal::stdout_columns())))?;
         output::line(&format!("bring the results with `foil pull {} DIR`", job.id))?;
     }
     succeed(&job)

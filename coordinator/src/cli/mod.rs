@@ -1,10 +1,13 @@
 //! The commands a user types.
 
 mod args;
+mod checkpoint;
 mod client;
 mod inputs;
 mod inspect;
 mod jobs;
+mod location;
+mod meter;
 mod output;
 mod outputs;
 mod progress;
@@ -14,6 +17,7 @@ mod run;
 mod samples;
 mod serve;
 mod submit;
+mod terminal;
 mod watch;
 
 use std::process::ExitCode;

@@ -1,21 +1,31 @@
 //! A job's progress: bars on a terminal, plain lines where the output is piped.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foil_common::rpc::artifacts::Moved;
 use foil_proto::v1;
 use foil_proto::v1::job_event::Event;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{output, report};
+use super::meter::Meter;
+use super::{output, report, terminal};
 
 /// Between two lines about the same phase.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// For a bar's count, rate, time left and first figure.
+const COUNT_COLUMNS: usize = 46;
+/// Right of a phase's name, for its closing line to hold everything.
+const ROOMY_COLUMNS: usize = 60;
+
 /// Shows what happens to one job.
 pub(crate) struct Progress {
     display: Display,
-    phase: Option<Meter>,
+    meter: Option<Meter>,
+    /// When the last line about the running phase was written.
+    written: Instant,
     /// Phases in the job's plan; 0 until it is known.
     phases: usize,
     /// Of the longest phase id in the plan, for alignment.
@@ -37,18 +47,6 @@ enum Sink {
     Stderr,
 }
 
-/// The running phase's count.
-struct Meter {
-    phase: String,
-    started: Instant,
-    /// When and where counting began: work done before a reconnection says nothing of the rate.
-    first: Option<(Instant, u64)>,
-    done: u64,
-    total: u64,
-    unit: String,
-    shown: Instant,
-}
-
 impl Progress {
     /// `reserve_stdout`: standard output is for something else.
     pub(crate) fn new(reserve_stdout: bool) -> Self {
@@ -62,7 +60,15 @@ impl Progress {
             (false, true) => Display::Lines(Sink::Stderr),
             (false, false) => Display::Lines(Sink::Stdout),
         };
-        Self { display, phase: None, phases: 0, width: 0, done: 0, waits: false }
+        Self { display, meter: None, written: Instant::now(), phases: 0, width: 0, done: 0, waits: false }
+    }
+
+    /// Columns for a line.
+    fn columns(&self) -> usize {
+        match self.display {
+            Display::Bars { .. } => terminal::stderr_columns(),
+            Display::Lines(_) => usize::MAX,
+        }
     }
 
     /// A line that stays.
@@ -70,7 +76,7 @@ impl Progress {
         match &self.display {
             Display::Bars { bars, .. } => {
                 // A terminal that is gone needs no line.
-                let _ = bars.println(text);
+                let _ = bars.println(terminal::wrap(text, self.columns()));
             }
             Display::Lines(Sink::Stderr) => output::note(text),
             Display::Lines(Sink::Stdout) => {
@@ -80,11 +86,18 @@ impl Progress {
         }
     }
 
+    /// Says that the job is taken up where it was.
+    pub(crate) fn resumes(&mut self, phases: u32) {
+        // That it was queued once is no news.
+        self.waits = true;
+        self.line(&format!("resuming after {phases} phases"));
+    }
+
     /// A bar for bytes; the caller moves and finishes it.
     pub(crate) fn bytes(&self, label: &str, total: u64) -> ProgressBar {
         let Display::Bars { bars, .. } = &self.display else { return ProgressBar::hidden() };
         let style = style(
-            "{prefix:<28} {bar:28} {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12}  {eta:>4} left",
+            "{prefix:<18} {bar:16} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left",
         );
         bars.add(ProgressBar::new(total).with_style(style).with_prefix(label.to_owned()))
     }
@@ -92,7 +105,7 @@ impl Progress {
     /// A sign of life for work of unknown size; the caller names the parts and finishes it.
     pub(crate) fn spinner(&self, label: &str) -> ProgressBar {
         let Display::Bars { bars, .. } = &self.display else { return ProgressBar::hidden() };
-        let bar = bars.add(ProgressBar::new_spinner().with_style(style("{prefix:<28} {spinner} {msg}")));
+        let bar = bars.add(ProgressBar::new_spinner().with_style(style("{prefix:<18} {spinner} {wide_msg}")));
         bar.enable_steady_tick(Duration::from_millis(250));
         bar.with_prefix(label.to_owned())
     }
@@ -130,19 +143,11 @@ impl Progress {
     }
 
     fn start(&mut self, phase: &str, attempt: u32) {
-        if self.phase.as_ref().is_some_and(|meter| meter.phase == phase) {
+        if self.meter.as_ref().is_some_and(|meter| meter.phase() == phase) {
             self.line(&format!("{phase} starts again (attempt {attempt})"));
         }
-        let now = Instant::now();
-        self.phase = Some(Meter {
-            phase: phase.to_owned(),
-            started: now,
-            first: None,
-            done: 0,
-            total: 0,
-            unit: String::new(),
-            shown: now,
-        });
+        self.written = Instant::now();
+        self.meter = Some(Meter::new(phase, self.written));
         let label = self.label(phase);
         if let Display::Bars { bars, current } = &mut self.display {
             if let Some(bar) = current.take() {
@@ -169,94 +174,70 @@ impl Progress {
     }
 
     fn progress(&mut self, progress: &v1::PhaseProgress) {
-        if self.phase.as_ref().is_none_or(|meter| meter.phase != progress.phase) {
+        if self.meter.as_ref().is_none_or(|meter| meter.phase() != progress.phase) {
             self.start(&progress.phase, 0);
         }
         let label = self.label(&progress.phase);
-        let Some(meter) = &mut self.phase else { return };
-        meter.count(progress, Instant::now());
+        let cells = self.columns().saturating_sub(label.chars().count() + COUNT_COLUMNS).clamp(4, 24);
+        let Some(meter) = &mut self.meter else { return };
+        let now = Instant::now();
+        meter.count(progress, now);
         let figures = report::brief(&progress.step);
-        let mut line = None;
-        match &mut self.display {
+        let text = format!("{}  {}", meter.text(now), figures.join(", "));
+        match &self.display {
             Display::Bars { current: Some(bar), .. } => {
-                if bar.length() != Some(meter.total) {
-                    bar.set_length(meter.total);
-                    bar.set_style(style("{prefix} {bar:24} {pos:>5}/{len:<5} {msg}"));
+                if bar.length() != Some(meter.total()) {
+                    bar.set_length(meter.total());
+                    bar.set_style(style(&format!("{{prefix}} {{bar:{cells}}} {{wide_msg}}")));
                 }
-                bar.set_position(meter.done);
-                bar.set_message(meter.pace(Instant::now(), &figures));
+                bar.set_position(meter.done());
+                bar.set_message(text);
             }
             Display::Bars { current: None, .. } => {}
-            Display::Lines(_) => {
-                if meter.shown.elapsed() >= LINE_INTERVAL {
-                    meter.shown = Instant::now();
-                    let pace = meter.pace(Instant::now(), &figures);
-                    line = Some(format!("{label}  {}/{}  {pace}", meter.done, meter.total));
-                }
+            Display::Lines(_) if now - self.written >= LINE_INTERVAL => {
+                self.written = now;
+                self.line(format!("{label}  {text}").trim_end());
             }
-        }
-        if let Some(line) = line {
-            self.line(&line);
+            Display::Lines(_) => {}
         }
     }
 
     fn commit(&mut self, committed: &v1::PhaseCommitted) {
-        let meter = self.phase.take_if(|meter| meter.phase == committed.phase);
+        let meter = self.meter.take_if(|meter| meter.phase() == committed.phase);
         if let Display::Bars { current, .. } = &mut self.display
             && let Some(bar) = current.take()
         {
             bar.finish_and_clear();
         }
-        let amount = match &meter {
-            Some(meter) if meter.total > 0 => format!("{} {}", meter.total, meter.unit),
-            _ => String::new(),
-        };
-        let figures = report::brief(&committed.metrics);
+        let amount = meter.map(|meter| meter.amount()).unwrap_or_default();
         let label = self.label(&committed.phase);
-        self.line(format!("{label} {:>7.1} s  {amount:<14}  {figures}", committed.seconds).trim_end());
+        self.line(&closing_line(&label, committed, &amount, self.columns()));
         self.done += 1;
     }
 }
 
-impl Meter {
-    fn count(&mut self, progress: &v1::PhaseProgress, now: Instant) {
-        self.done = progress.done;
-        self.total = progress.total;
-        self.unit.clone_from(&progress.unit);
-        // A phase seen from its beginning is timed from there.
-        let since = if progress.done == 0 { self.started } else { now };
-        self.first.get_or_insert((since, progress.done));
+/// A phase in one line: how long it took, what it consisted of and what came of it, as far as that fits.
+fn closing_line(label: &str, committed: &v1::PhaseCommitted, amount: &str, columns: usize) -> String {
+    let mut line = format!("{label} {:>6.1} s", committed.seconds);
+    // For all lines alike, so that figures stand below figures.
+    if columns.saturating_sub(label.chars().count()) >= ROOMY_COLUMNS {
+        line += &format!("  {amount:<14}");
     }
-
-    /// Rate and time left: `12.3 prompts/s, 45 s left`.
-    fn pace(&self, now: Instant, figures: &str) -> String {
-        let mut text = String::new();
-        if let Some((since, done)) = self.first {
-            let seconds = now.duration_since(since).as_secs_f64();
-            let rate = (self.done.saturating_sub(done)) as f64 / seconds;
-            if seconds > 0.5 && rate > 0.0 {
-                let left = self.total.saturating_sub(self.done) as f64 / rate;
-                text = format!("{} {}/s, {} left", short(rate), self.unit, duration(left));
-            }
+    let mut separator = "  ";
+    for figure in report::brief(&committed.metrics) {
+        if line.chars().count() + separator.len() + figure.chars().count() > columns {
+            break;
         }
-        if text.is_empty() {
-            text.clone_from(&self.unit);
-        }
-        if figures.is_empty() { text } else { format!("{text}  {figures}") }
+        line += &format!("{separator}{figure}");
+        separator = ", ";
     }
+    line.trim_end().to_owned()
 }
 
-fn short(rate: f64) -> String {
-    if rate >= 100.0 { format!("{rate:.0}") } else { format!("{rate:.1}") }
-}
-
-pub(crate) fn duration(seconds: f64) -> String {
-    let seconds = seconds.round() as u64;
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
-        _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
-    }
+/// What moves a bar of bytes.
+pub(crate) fn moves(bar: &ProgressBar) -> Moved {
+    let bar = bar.clone();
+    Arc::new(move |bytes| bar.inc(bytes))
 }
 
 fn style(template: &str) -> ProgressStyle {
@@ -270,28 +251,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rate_counts_from_what_was_first_seen() {
-        let start = Instant::now();
-        let mut meter = Meter {
-            phase: "r01.policy.generate".into(),
-            started: start,
-            first: None,
-            done: 0,
-            total: 0,
-            unit: String::new(),
-            shown: start,
+    fn a_closing_line_holds_what_fits() {
+        let metric = |name: &str, value| v1::Metric { name: name.into(), value, se: None };
+        let committed = v1::PhaseCommitted {
+            seconds: 12.34,
+            metrics: vec![metric("gold_mean", 0.5), metric("reward_mean", 1.25), metric("steps", 8.0)],
+            ..Default::default()
         };
-        let progress =
-            |done| v1::PhaseProgress { done, total: 1000, unit: "prompts".into(), ..Default::default() };
-        meter.count(&progress(500), start);
-        assert_eq!(meter.pace(start, ""), "prompts");
-        let later = start + Duration::from_secs(10);
-        meter.count(&progress(600), later);
-        assert_eq!(meter.pace(later, "loss 0.500"), "10.0 prompts/s, 40 s left  loss 0.500");
-    }
-
-    #[test]
-    fn durations_read_well() {
-        assert_eq!([5.4, 61.0, 7325.0].map(duration), ["5 s", "1 min 01 s", "2 h 02 min"]);
+        let line = |columns| closing_line("[ 9/12] r01.policy.evaluate", &committed, "96 prompts", columns);
+        assert_eq!(
+            line(usize::MAX),
+            "[ 9/12] r01.policy.evaluate   12.3 s  96 prompts      reward 1.250, gold 0.500"
+        );
+        assert_eq!(line(80), "[ 9/12] r01.policy.evaluate   12.3 s  reward 1.250, gold 0.500");
+        assert_eq!(line(60), "[ 9/12] r01.policy.evaluate   12.3 s  reward 1.250");
     }
 }

@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 
 use super::args::PullArgs;
 use super::client::Client;
-use super::progress::Progress;
+use super::progress::{self, Progress};
 use super::{output, outputs, report};
 
 pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
@@ -63,13 +63,15 @@ pub(crate) async fn artifact(
 ) -> Result<()> {
     let total = artifact.objects.iter().map(|object| object.size).sum();
     let bar = progress.bytes(&format!("pulling {}", artifact.name), total);
+    let moved = progress::moves(&bar);
     for object in &artifact.objects {
         let name = file_name(object).with_context(|| format!("artifact {}", artifact.name))?;
         let path = dir.join(name);
-        if !is_there(object, &path).await {
-            artifacts::download_to_file(channel, object, &path).await?;
+        if is_there(object, &path).await {
+            moved(object.size);
+        } else {
+            artifacts::download_to_file(channel, object, &path, &moved).await?;
         }
-        bar.inc(object.size);
     }
     bar.finish_and_clear();
     Ok(())

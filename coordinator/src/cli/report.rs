@@ -113,8 +113,14 @@ const COLUMNS: [Column; 6] = [
 ];
 
 /// The rounds of a job, one line each, each figure with its standard error. Columns nothing was measured for are
-/// left out; `*` marks the best round.
-pub(crate) fn table(job: &v1::Job) -> String {
+/// left out; `*` marks the best round. Where `columns` are too few, figures and errors stand closer.
+pub(crate) fn table(job: &v1::Job, columns: usize) -> String {
+    let wide = table_with(job, " ± ");
+    let widest = wide.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    if widest <= columns { wide } else { table_with(job, "±") }
+}
+
+fn table_with(job: &v1::Job, between: &str) -> String {
     let empty = Vec::new();
     let start = (String::from("start"), &empty, &job.start);
     let rounds = job.rounds.iter().map(|round| {
@@ -132,7 +138,7 @@ pub(crate) fn table(job: &v1::Job) -> String {
             .iter()
             .map(|(_, reward, policy)| {
                 let metrics = if column.side == Side::Reward { reward } else { policy };
-                figure(metrics, column)
+                figure(metrics, column, between)
             })
             .collect();
         if figures.iter().all(String::is_empty) {
@@ -146,13 +152,13 @@ pub(crate) fn table(job: &v1::Job) -> String {
     align(&cells)
 }
 
-fn figure(metrics: &[v1::Metric], column: &Column) -> String {
+fn figure(metrics: &[v1::Metric], column: &Column, between: &str) -> String {
     let Some(metric) = metrics.iter().find(|metric| metric.name == column.metric) else {
         return String::new();
     };
     let digits = column.digits;
     match metric.se {
-        Some(se) => format!("{:.digits$} ± {se:.digits$}", metric.value),
+        Some(se) => format!("{:.digits$}{between}{se:.digits$}", metric.value),
         None => format!("{:.digits$}", metric.value),
     }
 }
@@ -171,12 +177,12 @@ pub(crate) fn align(rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// A phase's closing figures in a few words.
-pub(crate) fn brief(metrics: &[v1::Metric]) -> String {
-    let telling =
-        ["loss", "accuracy", "reward_mean", "gold_mean", "kl", "score_mean", "length_mean", "selected_mean"];
+/// A phase's telling figures, the most telling first: `loss 0.578`, `reward 1.250`.
+pub(crate) fn brief(metrics: &[v1::Metric]) -> Vec<String> {
+    let telling = ["loss", "accuracy", "reward_mean", "gold_mean", "kl", "length_mean"];
     let found = telling.iter().filter_map(|name| metrics.iter().find(|metric| metric.name == *name));
-    found.take(4).map(|metric| format!("{} {:.3}", metric.name, metric.value)).collect::<Vec<_>>().join(", ")
+    let name = |metric: &v1::Metric| metric.name.trim_end_matches("_mean").to_owned();
+    found.take(4).map(|metric| format!("{} {:.3}", name(metric), metric.value)).collect()
 }
 
 #[cfg(test)]
@@ -221,7 +227,12 @@ round  RM human       RM fresh       reward       gold         KL             le
 start  –              –              –            2.60 ± 0.06  –              8.0
 1      0.750 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  3.50 ± 0.06  3.250 ± 0.100  9.5
 2 *    0.700 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  4.25 ± 0.06  3.250 ± 0.100  9.5";
-        assert_eq!(table(&finished_job()), expected);
+        assert_eq!(table(&finished_job(), usize::MAX), expected);
+        assert_eq!(table(&finished_job(), 87), expected);
+        let narrow = table(&finished_job(), 80);
+        assert!(
+            narrow.contains("2 *    0.700±0.020") && narrow.lines().all(|line| line.chars().count() <= 80)
+        );
     }
 
     #[test]
@@ -231,7 +242,7 @@ start  –              –              –            2.60 ± 0.06  –       
         for round in &mut job.rounds {
             round.policy.retain(|metric| metric.name != "gold_mean");
         }
-        let table = table(&job);
+        let table = table(&job, usize::MAX);
         assert!(!table.contains("gold") && !table.contains("start") && table.contains("KL"), "{table}");
     }
 

@@ -109,6 +109,8 @@ fn line(round: u32, sample: &v1::Sample, prompt: Option<&Value>, scores: &Scores
         "sample": sample.index,
         "text": sample.text,
         "tokens": sample.tokens.len(),
+        // A text need not encode to the tokens it was sampled as, and it is these that are scored and trained on.
+        "token_ids": sample.tokens,
         "finished": sample.finished,
     });
     let score = scores.get(&(sample.prompt_id, sample.index)).copied();
@@ -140,7 +142,7 @@ mod tests {
         let scores = Scores::from([((7, 1), 0.5)]);
         let expected = json!({
             "round": 2, "prompt_id": 7, "prompt": "abcde", "sample": 1, "text": "ab", "tokens": 3,
-            "finished": true, "reward": 0.5, "gold": 2.0
+            "token_ids": [4, 5, 3], "finished": true, "reward": 0.5, "gold": 2.0
         });
         assert_eq!(line(2, &sample, prompts.get(&7), &scores), expected);
     }

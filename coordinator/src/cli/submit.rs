@@ -12,12 +12,14 @@ use ulid::Ulid;
 use super::args::SubmitArgs;
 use super::client::Client;
 use super::inputs::{self, Content, Prepared, Upload};
-use super::progress::Progress;
-use super::{output, report};
+use super::progress::{self, Progress};
+use super::{location, output, report};
 
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     let job = load(&args.job.file, &args.job.settings)?;
     let client = Client::connect(&args.client.coordinator)?;
+    // An upload waits long for a coordinator that restarts; one that was never there is to be told of at once.
+    client.reach().await?;
     let mut progress = Progress::new(true);
     let prepared = prepare(job, &progress).await?;
     upload(client.channel(), &prepared.uploads, &progress).await?;
@@ -38,9 +40,9 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     Ok(())
 }
 
-/// Reads a job file and its settings; errors name the file and the field.
+/// Reads a job file and its settings; errors name the field, and the line or the setting that gave it.
 pub(crate) fn load(file: &Path, settings: &[String]) -> Result<spec::Job> {
-    let wire = spec::file::load(file, settings)?;
+    let wire = spec::file::load(file, settings).map_err(|error| location::located(error, settings))?;
     Ok(spec::Job::try_from(wire)?)
 }
 
@@ -60,16 +62,19 @@ pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepa
 pub(crate) async fn upload(channel: Channel, uploads: &[Upload], progress: &Progress) -> Result<()> {
     let total = uploads.iter().map(|upload| upload.object.size).sum();
     let bar = progress.bytes("uploading inputs", total);
+    let moved = progress::moves(&bar);
     for upload in uploads {
         let object = match &upload.content {
-            Content::File(path) => artifacts::upload_input(&channel, path).await?,
-            Content::Bytes(bytes) => artifacts::upload_input_bytes(&channel, bytes.clone()).await?,
+            Content::File(path) => artifacts::upload_input(&channel, path, &moved).await?,
+            Content::Bytes(bytes) => {
+                moved(upload.object.size);
+                artifacts::upload_input_bytes(&channel, bytes.clone()).await?
+            }
         };
         if object.blake3 != upload.object.blake3 {
             let path = &upload.object.path;
             anyhow::bail!("{path} changed while it was read; leave it alone and submit again");
         }
-        bar.inc(upload.object.size);
     }
     bar.finish_and_clear();
     Ok(())

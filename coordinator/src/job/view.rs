@@ -6,7 +6,7 @@ use foil_proto::v1::{self, job_event};
 use super::event::{CauseClass, Change, Committed, Outcome};
 use super::state::{JobState, Life};
 use crate::clock::timestamp;
-use crate::plan::{Phase, Work};
+use crate::plan::{self, Phase, Work};
 
 /// The job as it stands.
 pub fn job(state: &JobState) -> v1::Job {
@@ -78,11 +78,16 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
                 artifact: Some(done.artifact.clone()),
                 seconds: done.seconds,
             };
+            let counted = state.phases.iter().find(|phase| phase.id == done.phase);
+            let counted = counted.map(|phase| job_event::Event::PhaseProgress(whole(state, phase)));
             let next = state.phase().map(|phase| started(&phase.id));
-            std::iter::once(job_event::Event::PhaseCommitted(committed)).chain(next).collect()
+            let committed = job_event::Event::PhaseCommitted(committed);
+            counted.into_iter().chain([committed]).chain(next).collect()
         }
         Change::AttemptEnded { attempt, cause } => match cause.class {
             CauseClass::Completed | CauseClass::Cancelled => Vec::new(),
+            // The job's own end says it.
+            class if class.is_final() => Vec::new(),
             CauseClass::CoordinatorRestart => {
                 vec![notice("info", format!("attempt {attempt} ended: {}", cause.message))]
             }
@@ -90,6 +95,16 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
         },
     };
     bodies.into_iter().map(|event| self::event(state, event, at)).collect()
+}
+
+/// A phase's progress at its end: what it consisted of, also where it was over before anybody looked.
+fn whole(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
+    let total = match phase.work.is_gang() {
+        true => phase.steps.into(),
+        false => plan::rows(state, phase),
+    };
+    let (phase, unit) = (phase.id.clone(), phase.work.unit().to_owned());
+    v1::PhaseProgress { phase, done: total, total, unit, step: Vec::new() }
 }
 
 /// An event at the job's current revision.

@@ -1,13 +1,12 @@
 //! Gang phases: all ranks step together; the loss of any ends the attempt.
 
-use std::time::Duration;
-
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 use serde_json::{Map as JsonMap, Value};
 
 use super::blame::{Sign, Symptom};
-use super::map::finite;
+use super::map::{finite, of_stage};
+use super::pulse::Pulse;
 use super::{Busy, Decision, Effect, Level, Refusal, Run, Slot, Stage};
 use crate::clock::Now;
 use crate::job::{Change, Committed, JobState};
@@ -36,8 +35,7 @@ enum GangState {
 /// A rank's part in a gang.
 #[derive(Debug)]
 pub struct Member {
-    /// When it last showed progress.
-    pub(super) heard: Duration,
+    pub(super) pulse: Pulse,
     step: u64,
     result: Option<v1::GangResult>,
 }
@@ -52,19 +50,29 @@ impl Gang {
         matches!(self.state, GangState::Stepping)
     }
 
-    pub(super) fn progress(&self, phase: &Phase) -> Option<v1::PhaseProgress> {
+    fn steps_done(&self, phase: &Phase) -> v1::PhaseProgress {
         let last = self.last.clone().unwrap_or_default();
-        Some(v1::PhaseProgress {
+        v1::PhaseProgress {
             phase: phase.id.clone(),
             done: last.step,
             total: if last.steps > 0 { last.steps } else { self.steps },
             unit: phase.work.unit().to_owned(),
             step: last.figures,
-        })
+        }
     }
 }
 
 impl Run {
+    /// As rank 0 tells it: what it is at around the steps, or the steps.
+    pub(super) fn gang_progress(&self, phase: &Phase) -> Option<v1::PhaseProgress> {
+        let Stage::Gang(gang) = &self.stage else { return None };
+        let stage = match self.slots.first() {
+            Some(Slot::Up { busy: Busy::Gang(member), .. }) => member.pulse.stage(),
+            _ => None,
+        };
+        Some(stage.map_or_else(|| gang.steps_done(phase), |stage| of_stage(phase, stage)))
+    }
+
     pub(super) fn advance_gang(&mut self, state: &JobState, now: Now, out: &mut Decision) {
         let (Some(phase), Stage::Gang(gang)) = (state.phase(), &self.stage) else { return };
         match gang.state {
@@ -89,7 +97,7 @@ impl Run {
         let key_prefix = gang_prefix(&self.job, &phase.id, attempt);
         for (rank, slot) in (0..).zip(&mut self.slots) {
             let Slot::Up { process, busy } = slot else { continue };
-            *busy = Busy::Gang(Member { heard: now.mono, step: 0, result: None });
+            *busy = Busy::Gang(Member { pulse: Pulse::new(now), step: 0, result: None });
             let run = v1::RunGang {
                 task: Some(task.clone()),
                 attempt,
@@ -134,7 +142,7 @@ impl Run {
         else {
             return Ok(());
         };
-        member.heard = now.mono;
+        member.pulse.beat(now);
         member.step = report.step;
         if rank == 0 {
             gang.lines.push_str(&line(state, &report));
@@ -162,7 +170,7 @@ impl Run {
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let Slot::Up { process, busy: Busy::Gang(member) } = slot else { continue };
             if index == 0 {
-                member.heard = now.mono;
+                member.pulse.beat(now);
                 continue;
             }
             let command = Command::Rendezvous(rendezvous.clone());
@@ -191,7 +199,7 @@ impl Run {
             return Err(Refusal::Invalid(format!("rank 0 ended {} without an object", phase.id)));
         }
         if let Some(Slot::Up { busy: Busy::Gang(member), .. }) = self.slots.get_mut(rank) {
-            member.heard = now.mono;
+            member.pulse.beat(now);
             member.result = Some(result);
         }
         Ok(())
@@ -273,7 +281,7 @@ impl Run {
         out.changes.push(Change::PhaseCommitted(Box::new(committed)));
     }
 
-    /// No rank has shown progress for too long: the one furthest behind is named.
+    /// No rank has moved for too long: the one furthest behind is named.
     fn hung_gang(&mut self, state: &JobState, now: Now, out: &mut Decision) {
         let Stage::Gang(Gang { state: GangState::Stepping, .. }) = self.stage else { return };
         let limit = state.spec.resources.hang_timeout;
@@ -283,11 +291,12 @@ impl Run {
                 _ => None,
             })
         };
-        let Some(latest) = members().map(|(_, member)| member.heard).max() else { return };
+        let Some(latest) = members().map(|(_, member)| member.pulse.moved()).max() else { return };
         if self.closing.is_some() || now.since(latest) < limit {
             return;
         }
-        let behind = members().min_by_key(|(_, member)| (member.result.is_some(), member.step, member.heard));
+        let behind =
+            members().min_by_key(|(_, member)| (member.result.is_some(), member.step, member.pulse.moved()));
         if let Some((rank, _)) = behind {
             self.lose(rank, Sign::Hang(limit), now, out);
         }

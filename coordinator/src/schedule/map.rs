@@ -8,6 +8,7 @@ use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 
 use super::blame::{Sign, Symptom};
+use super::pulse::Pulse;
 use super::{Busy, Counter, Decision, Effect, Level, Refusal, Run, Slot, Stage};
 use crate::clock::Now;
 use crate::job::{Change, ChunkDone, Committed, JobState};
@@ -37,15 +38,7 @@ pub struct Chunk {
     pub(super) chunk: u32,
     lease: u64,
     since: Duration,
-    heard: Duration,
-    done: u64,
-    total: u64,
-}
-
-impl Chunk {
-    pub(super) fn hear(&mut self, progress: &v1::TaskProgress, now: Now) {
-        (self.heard, self.done, self.total) = (now.mono, progress.done, progress.total);
-    }
+    pub(super) pulse: Pulse,
 }
 
 impl Run {
@@ -115,8 +108,8 @@ impl Run {
         let (id, held) = (self.leases, self.phase);
         let key = format!("{}{}-{id}", chunk_prefix(&self.job, &phase.id, chunk), self.attempt);
         if let Some(Slot::Up { process, busy }) = self.slots.get_mut(rank) {
-            let (since, heard) = (now.mono, now.mono);
-            *busy = Busy::Chunk(Chunk { phase: held, chunk, lease: id, since, heard, done: 0, total: 0 });
+            let pulse = Pulse::new(now);
+            *busy = Busy::Chunk(Chunk { phase: held, chunk, lease: id, since: now.mono, pulse });
             let run = v1::RunChunk {
                 lease: id,
                 task: Some(lease.task),
@@ -261,12 +254,12 @@ impl Run {
         }
     }
 
-    /// Ranks that hold a chunk and say nothing.
+    /// Ranks that hold a chunk and do not move.
     fn hung_chunks(&mut self, state: &JobState, now: Now, out: &mut Decision) {
         let limit = state.spec.resources.hang_timeout;
         for rank in 0..self.slots.len() {
             if let Some(Slot::Up { busy: Busy::Chunk(chunk), .. }) = self.slots.get(rank)
-                && now.since(chunk.heard) >= limit
+                && now.since(chunk.pulse.moved()) >= limit
             {
                 self.lose(rank, Sign::Hang(limit), now, out);
             }
@@ -294,9 +287,16 @@ impl Run {
         let done: u64 = state.chunks.keys().map(|chunk| rows(*chunk)).sum();
         let mut under_way: BTreeMap<u32, u64> = BTreeMap::new();
         for lease in self.leases_of(self.phase).filter(|lease| !state.chunks.contains_key(&lease.chunk)) {
-            let part = rows(lease.chunk).saturating_mul(lease.done).checked_div(lease.total).unwrap_or(0);
+            let Some(told) = lease.pulse.rows() else { continue };
+            let part = rows(lease.chunk).saturating_mul(told.done).checked_div(told.total).unwrap_or(0);
             let most = under_way.entry(lease.chunk).or_default();
             *most = part.max(*most);
+        }
+        if done == 0
+            && under_way.is_empty()
+            && let Some(stage) = self.leases_of(self.phase).find_map(|lease| lease.pulse.stage())
+        {
+            return Some(of_stage(phase, stage));
         }
         Some(v1::PhaseProgress {
             phase: phase.id.clone(),
@@ -313,6 +313,12 @@ impl Run {
             _ => None,
         })
     }
+}
+
+/// A phase's progress where a rank is at something other than its rows or steps.
+pub(super) fn of_stage(phase: &Phase, stage: &v1::TaskProgress) -> v1::PhaseProgress {
+    let v1::TaskProgress { done, total, unit, .. } = stage.clone();
+    v1::PhaseProgress { phase: phase.id.clone(), done, total, unit, step: Vec::new() }
 }
 
 fn chunk_prefix(job: &str, phase: &str, chunk: u32) -> String {

@@ -5,6 +5,7 @@
 
 mod gradients;
 
+use std::thread;
 use std::time::Duration;
 
 use foil_c10d::{BucketSizes, Member, ProcessGroup, Store};
@@ -12,6 +13,9 @@ use tch::{Device, Kind, Tensor};
 
 pub use foil_c10d::Error as CollectiveError;
 pub use gradients::Gradients;
+
+/// Between two looks at who has come.
+const ASSEMBLY_PERIOD: Duration = Duration::from_millis(10);
 
 type Result<T, E = CollectiveError> = std::result::Result<T, E>;
 
@@ -22,7 +26,7 @@ pub struct Place {
     pub address: String,
     /// Where this rank's tensors live: CPU for Gloo, CUDA for NCCL (and Gloo beside it, for tensors on CPU).
     pub device: Device,
-    /// How long to wait for other ranks, at the start and in every collective.
+    /// How long to wait for other ranks in every collective. How long they take to come is nobody's business here.
     pub timeout: Duration,
 }
 
@@ -74,10 +78,10 @@ impl Host {
         self.store.port()
     }
 
-    /// Waits for the others and becomes rank 0 of `world`.
+    /// Waits for the others, without end, and becomes rank 0 of `world`.
     ///
     /// # Errors
-    /// Where a rank does not come in time.
+    /// Where a rank comes and fails.
     pub fn gather(self, world: usize, prefix: &str) -> Result<Gang> {
         Gang::form(&self.store, prefix, 0, world, &self.place)
     }
@@ -94,10 +98,10 @@ impl Gang {
         Self { group: None }
     }
 
-    /// Goes to where rank 0 listens and becomes one of its gang.
+    /// Goes to where rank 0 listens and becomes one of its gang when all are there.
     ///
     /// # Errors
-    /// Where rank 0 or another rank does not come in time.
+    /// Where rank 0 is not there, or another rank comes and fails.
     pub fn join(rendezvous: &Rendezvous, place: &Place) -> Result<Self> {
         let store = Store::connect(&rendezvous.host, rendezvous.port, place.timeout)?;
         Self::form(&store, &rendezvous.prefix, rendezvous.rank, rendezvous.world, place)
@@ -108,6 +112,7 @@ impl Gang {
             return Ok(Self::alone());
         }
         let store = store.prefixed(prefix)?;
+        assemble(&store, world)?;
         let member = Member { rank, world, timeout: place.timeout, address: place.address.clone() };
         let group = match place.device {
             Device::Cuda(_) => ProcessGroup::nccl(&store, member)?,
@@ -195,6 +200,18 @@ impl Gang {
     }
 }
 
+/// Waits until all ranks have come. Some may have gigabytes more to load than others: a rank that is stuck shows by its
+/// silence at the coordinator, which then kills this process too.
+fn assemble(store: &Store, world: usize) -> Result<()> {
+    const COME: &str = "come";
+    let mut come = store.add(COME, 1)?;
+    while come < world as i64 {
+        thread::sleep(ASSEMBLY_PERIOD);
+        come = store.add(COME, 0)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +229,22 @@ mod tests {
         assert_eq!(gang.broadcast(vec![1, 2]).unwrap(), [1, 2]);
         assert_eq!((gang.rank(), gang.world()), (0, 1));
         gang.leave().unwrap();
+    }
+
+    #[test]
+    fn a_rank_that_loads_for_longer_than_a_collective_may_last_is_waited_for() {
+        let place = || Place { timeout: Duration::from_millis(300), ..place() };
+        let host = Host::open(place()).unwrap();
+        let (address, port) = (host.address().to_owned(), host.port());
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                thread::sleep(3 * place().timeout);
+                let rendezvous =
+                    Rendezvous { rank: 1, world: 2, host: address, port, prefix: "p".to_owned() };
+                Gang::join(&rendezvous, &place()).unwrap().leave().unwrap();
+            });
+            host.gather(2, "p").unwrap().leave().unwrap();
+        });
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(super) fn draw(
         slots: bench.job.generation.slots,
         text: &|ids| text_of(policy, ids),
     };
-    let mut progress = |done, total| bench.progress(chunk, done, total, "samples");
+    let mut progress = |done, total| bench.progress(done, total, "samples");
     let model = policy.model.inference(bench.precision());
     let drawn = generate::generate(&model, &requests, &how, &mut progress)?;
     let samples = drawn.answers.into_iter().map(|answer| v1::Sample {

@@ -34,8 +34,8 @@ pub enum PhaseError {
     Train(#[from] TrainError),
     #[error("ranks cannot meet or part: {0}")]
     Gang(#[from] CollectiveError),
-    #[error("rank 0's address did not come within {seconds} s")]
-    NoRendezvous { seconds: u64 },
+    #[error("the session ended before rank 0's address came")]
+    NoRendezvous,
     #[error("{object}: {what}")]
     Samples { object: String, what: String },
     #[error("{set}: none of its {rows} rows can be trained on: {why}")]
@@ -97,9 +97,7 @@ impl PhaseError {
             Self::NothingLeft { .. } => ("data", "look at the data sets' counts and at text.max_length"),
             Self::NonFinite { .. } => ("nonfinite", "lower the learning rate; the model has diverged"),
             Self::Train(error) => (error.class(), train_advice(error.class())),
-            Self::Batch(_) | Self::Generate(_) | Self::Gang(_) | Self::NoRendezvous { .. } => {
-                ("internal", REPORT)
-            }
+            Self::Batch(_) | Self::Generate(_) | Self::Gang(_) | Self::NoRendezvous => ("internal", REPORT),
             Self::Samples { .. } | Self::Incomplete(_) => ("internal", REPORT),
         }
     }

@@ -18,7 +18,7 @@ pub(super) fn run(
     let pairs: usize = contests.iter().map(|contest| contest.rejected.len()).sum();
 
     failpoint::hit("phase.evaluate");
-    bench.progress(chunk, 0, pairs, "pairs");
+    bench.progress(0, pairs, "pairs");
     let groups: Vec<Vec<&[u32]>> = contests.iter().map(sequences).collect();
     let scores = score::scores(bench, &judge, &groups)?;
 

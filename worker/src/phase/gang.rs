@@ -1,18 +1,20 @@
 //! Meeting the other ranks, training with them, and handing in the model.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use foil_common::spec::{Optimizer, SaveDtype, Schedule};
+use foil_common::stage::Stage;
 use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 
 use super::error::need;
+use super::step_log::StepLog;
 use super::{Bench, PhaseError};
 use crate::collective::{Gang, Host, Place, Rendezvous};
 use crate::failpoint;
 use crate::model;
-use crate::model::Parameters;
+use crate::model::{ModelError, Parameters};
+use crate::rank::cache;
 use crate::train::{self, Objective, OrderKey, StepFigures, Summary, Training};
 
 /// A model that training has ended with, saved on this rank.
@@ -45,8 +47,9 @@ impl Bench {
     ) -> Result<Summary, PhaseError> {
         let task = need(&command.task, "a task")?;
         let gang = self.join(command, &task.phase)?;
+        let mut log = StepLog::default();
         let mut report = |figures: &StepFigures| {
-            tracing::debug!(step = figures.step, steps = figures.steps, loss = figures.loss, "step");
+            log.step(figures, command.rank);
             self.reports.send(Message::Step(v1::StepReport {
                 phase: task.phase.clone(),
                 attempt: command.attempt,
@@ -69,7 +72,7 @@ impl Bench {
         tracing::info!(
             steps = summary.steps,
             loss = summary.loss,
-            seconds = summary.seconds,
+            duration_s = summary.seconds,
             "training done"
         );
         Ok(summary)
@@ -88,6 +91,7 @@ impl Bench {
         if world <= 1 {
             return Ok(Gang::alone());
         }
+        self.reports.expect(Stage::Meeting, command.world.into());
         if command.rank == 0 {
             let host = Host::open(place)?;
             self.reports.send(Message::Rendezvous(v1::RendezvousOffer {
@@ -103,20 +107,33 @@ impl Bench {
         Ok(Gang::join(&rendezvous, &place)?)
     }
 
-    /// Waits for rank 0's address in this gang; those of earlier gangs are passed over.
+    /// Waits for rank 0's address in this gang, however long rank 0 takes to load; those of earlier gangs are passed
+    /// over.
     fn meeting(&self, command: &v1::RunGang, phase: &str) -> Result<(String, u16), PhaseError> {
-        let limit = self.job.resources.hang_timeout;
-        let late = || PhaseError::NoRendezvous { seconds: limit.as_secs() };
-        let until = Instant::now() + limit;
         loop {
-            let left = until.saturating_duration_since(Instant::now());
-            let meeting =
-                self.seat.meetings.recv_timeout(left.max(Duration::from_millis(1))).map_err(|_| late())?;
+            let meeting = self.seat.meetings.recv().map_err(|_| PhaseError::NoRendezvous)?;
             if meeting.phase == phase && meeting.attempt == command.attempt {
                 let port = u16::try_from(meeting.port).map_err(|_| PhaseError::Incomplete("a port"))?;
                 return Ok((meeting.host, port));
             }
         }
+    }
+
+    /// Writes a trained model, started from `artifact`, to this rank's disk.
+    pub(super) fn save(
+        &self,
+        artifact: &str,
+        parameters: &Parameters,
+        dtype: SaveDtype,
+        save: impl FnOnce(model::SaveDtype) -> Result<(), ModelError>,
+    ) -> Result<(), PhaseError> {
+        let (dtype, bytes) = match dtype {
+            SaveDtype::Fp32 => (model::SaveDtype::Fp32, 4),
+            SaveDtype::Bf16 => (model::SaveDtype::Bf16, 2),
+        };
+        let expected = bytes * parameters.count() as u64;
+        let saved = self.reports.writing(Stage::Saving, expected, || save(dtype));
+        saved.map_err(|source| PhaseError::Model { artifact: artifact.to_owned(), source })
     }
 
     /// Rank 0 uploads the model's files; every rank reports its parameters and keeps the files, so that it need not
@@ -125,12 +142,15 @@ impl Bench {
         let phase = need(&command.task, "a task")?.phase.clone();
         let mut objects = Vec::new();
         for (name, file) in files(&trained.dir)? {
+            let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+            let digest = self.reports.reading(Stage::Hashing, bytes, || cache::digest_of(&file))?;
             if command.rank == 0 {
                 failpoint::hit("phase.upload");
-                let object = self.cache.upload_file(&format!("{}{name}", command.key_prefix), &file)?;
+                let key = format!("{}{name}", command.key_prefix);
+                let object = self.cache.upload_file(&key, &file, &digest)?;
                 objects.push(v1::Object { path: name, ..object });
             }
-            self.cache.adopt(&file)?;
+            self.cache.adopt(&file, &digest)?;
         }
         failpoint::hit("phase.report");
         self.reports.send(Message::Gang(v1::GangResult {
@@ -146,7 +166,7 @@ impl Bench {
 
 /// A directory's files by name, in order.
 fn files(dir: &std::path::Path) -> Result<Vec<(String, PathBuf)>, PhaseError> {
-    let disk = |source| crate::rank::cache::ObjectError::Disk { path: dir.to_owned(), source };
+    let disk = |source| cache::ObjectError::Disk { path: dir.to_owned(), source };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(disk)? {
         let entry = entry.map_err(disk)?;
@@ -154,14 +174,6 @@ fn files(dir: &std::path::Path) -> Result<Vec<(String, PathBuf)>, PhaseError> {
     }
     files.sort();
     Ok(files)
-}
-
-/// The kind of a saved model's numbers.
-pub(super) fn save_dtype(dtype: SaveDtype) -> model::SaveDtype {
-    match dtype {
-        SaveDtype::Fp32 => model::SaveDtype::Fp32,
-        SaveDtype::Bf16 => model::SaveDtype::Bf16,
-    }
 }
 
 /// A figure without a standard error.

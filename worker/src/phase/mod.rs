@@ -16,6 +16,7 @@ mod pairs;
 mod rows;
 mod score;
 mod sft;
+mod step_log;
 #[cfg(test)]
 mod tests;
 mod train_policy;
@@ -102,7 +103,7 @@ impl Bench {
         let started = Instant::now();
         let task = need(&lease.task, "a task")?;
         let work = need(&task.work, "its work")?;
-        self.enter(task);
+        self.enter(task, lease.chunk);
         let chunk = Chunk {
             phase: task.phase.clone(),
             round: task.round,
@@ -122,7 +123,7 @@ impl Bench {
         let object = self.cache.upload(&lease.key, outcome.bytes)?;
         failpoint::hit("phase.report");
         let seconds = started.elapsed().as_secs_f64();
-        tracing::info!(rows = lease.count, seconds, "chunk done");
+        tracing::info!(rows = lease.count, duration_s = seconds, "chunk done");
         self.reports.send(Message::Chunk(v1::ChunkResult {
             lease: lease.lease,
             phase: task.phase.clone(),
@@ -139,7 +140,7 @@ impl Bench {
     pub fn run_gang(&mut self, command: &v1::RunGang) -> Result<(), PhaseError> {
         let task = need(&command.task, "a task")?;
         let work = need(&task.work, "its work")?;
-        self.enter(task);
+        self.enter(task, 0);
         let trained = match work {
             Work::Sft(work) => sft::run(self, command, work)?,
             Work::TrainReward(work) => train_reward::run(self, command, work)?,
@@ -152,7 +153,8 @@ impl Bench {
     }
 
     /// Frees what the task does not need.
-    fn enter(&mut self, task: &v1::Task) {
+    fn enter(&mut self, task: &v1::Task, chunk: u32) {
+        self.reports.enter(&task.phase, chunk);
         if self.phase == task.phase {
             return;
         }
@@ -162,18 +164,25 @@ impl Bench {
     }
 
     fn policy(&mut self, artifact: &Option<v1::Artifact>) -> Result<Rc<Policy>, PhaseError> {
-        let mut loader = Loader { job: &self.job, device: self.seat.device, cache: &mut self.cache };
-        self.models.policy(&mut loader, need(artifact, "a policy")?)
+        let artifact = need(artifact, "a policy")?;
+        let (mut loader, models) = self.loader_and_models();
+        models.policy(&mut loader, artifact)
     }
 
     fn judge(&mut self, artifact: &Option<v1::Artifact>) -> Result<Rc<Judge>, PhaseError> {
-        let mut loader = Loader { job: &self.job, device: self.seat.device, cache: &mut self.cache };
-        self.models.judge(&mut loader, need(artifact, "a reward model")?)
+        let artifact = need(artifact, "a reward model")?;
+        let (mut loader, models) = self.loader_and_models();
+        models.judge(&mut loader, artifact)
     }
 
     /// For models that are trained, and so are no longer what their artifact says.
     fn loader(&mut self) -> Loader<'_> {
-        Loader { job: &self.job, device: self.seat.device, cache: &mut self.cache }
+        self.loader_and_models().0
+    }
+
+    fn loader_and_models(&mut self) -> (Loader<'_>, &mut Models) {
+        let Self { job, seat, cache, models, reports, .. } = self;
+        (Loader { job, device: seat.device, cache, reports }, models)
     }
 
     fn precision(&self) -> Precision {
@@ -183,8 +192,8 @@ impl Bench {
         }
     }
 
-    fn progress(&self, chunk: &Chunk, done: usize, total: usize, unit: &str) {
-        self.reports.progress(&chunk.phase, chunk.number, done as u64, total as u64, unit);
+    fn progress(&self, done: usize, total: usize, unit: &str) {
+        self.reports.progress(done as u64, total as u64, unit);
     }
 }
 

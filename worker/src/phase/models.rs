@@ -6,6 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use foil_common::spec;
+use foil_common::stage::Stage;
 use foil_common::text::Encoder;
 use foil_proto::v1;
 use tch::Device;
@@ -14,6 +15,7 @@ use super::PhaseError;
 use crate::failpoint;
 use crate::model::{LanguageModel, RewardModel};
 use crate::rank::cache::{Cache, fingerprint};
+use crate::rank::reporter::Reporter;
 
 /// A model with the encoder of its own directory.
 pub(super) struct Loaded<M> {
@@ -75,6 +77,7 @@ pub(super) struct Loader<'a> {
     pub(super) job: &'a spec::Job,
     pub(super) device: Device,
     pub(super) cache: &'a mut Cache,
+    pub(super) reports: &'a Reporter,
 }
 
 impl Loader<'_> {
@@ -108,10 +111,14 @@ impl Loader<'_> {
     ) -> Result<Loaded<M>, PhaseError> {
         let name = || artifact.name.clone();
         let dir = self.cache.directory(artifact)?;
-        failpoint::hit("phase.load");
-        let encoder = Encoder::load(&dir, &self.job.text)
-            .map_err(|source| PhaseError::Text { artifact: name(), source })?;
-        let model = read(&dir).map_err(|source| PhaseError::Model { artifact: name(), source })?;
+        let bytes = artifact.objects.iter().map(|object| object.size).sum();
+        let (encoder, model) = self.reports.reading(Stage::Loading, bytes, || {
+            failpoint::hit("phase.load");
+            let encoder = Encoder::load(&dir, &self.job.text)
+                .map_err(|source| PhaseError::Text { artifact: name(), source })?;
+            let model = read(&dir).map_err(|source| PhaseError::Model { artifact: name(), source })?;
+            Ok::<_, PhaseError>((encoder, model))
+        })?;
         let tokenizer = artifact.objects.iter().find(|object| object.path == "tokenizer.json");
         let tokenizer = tokenizer.map(|object| object.blake3.clone()).unwrap_or_default();
         tracing::info!(artifact = artifact.name, "model loaded");

@@ -9,7 +9,7 @@ use foil_proto::v1::pair_source::Source;
 use super::dialogue::{Candidate, Reader};
 use super::error::need;
 use super::models::Judge;
-use super::rows::{Sampled, Samples, Span, read, read_prompts};
+use super::rows::{Sampled, Samples, Span, encode_each, read, read_prompts};
 use super::{Bench, PhaseError};
 
 /// Whole dialogues, prompt and answer, of which one is preferred to each of the others.
@@ -29,22 +29,22 @@ pub(super) fn encode(
     span: Span,
 ) -> Result<Vec<Contest>, PhaseError> {
     let source = need(&need(source, "pairs")?.source, "a source of pairs")?;
-    let cache = &mut bench.cache;
+    let (cache, reports) = (&mut bench.cache, &bench.reports);
     let reader = Reader { encoder: &judge.encoder, tokenizer: &judge.tokenizer, job: &bench.job };
     match source {
         Source::Pairs(dataset) => {
             let rows: Vec<PairRow> = read(cache, &Some(dataset.clone()), span)?;
-            rows.iter().map(|row| human(&reader, row)).collect()
+            encode_each(reports, &rows, |row| human(&reader, row))
         }
         Source::Golden(golden) => {
             let rows: Vec<GoldenRow> = read(cache, &golden.golden, span)?;
             let samples = Samples::read(cache, &golden.samples)?;
-            rows.iter().map(|row| against_golden(&reader, row, samples.of(row.id)?)).collect()
+            encode_each(reports, &rows, |row| against_golden(&reader, row, samples.of(row.id)?))
         }
         Source::GoldLabelled(labelled) => {
             let rows = read_prompts(cache, &labelled.prompts, span)?;
             let samples = Samples::read(cache, &labelled.samples)?;
-            rows.iter().map(|row| gold_labelled(&reader, row, samples.of(row.id)?)).collect()
+            encode_each(reports, &rows, |row| gold_labelled(&reader, row, samples.of(row.id)?))
         }
     }
 }

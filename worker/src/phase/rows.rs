@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use foil_common::data::rows::{self, GoldenRow, PromptRow, Row};
+use foil_common::stage::Stage;
 use foil_proto::v1;
 use prost::Message;
 
 use super::PhaseError;
 use super::error::{need, samples_error};
 use crate::rank::cache::Cache;
+use crate::rank::reporter::Reporter;
 
 /// Rows [first, first + count) of a data set.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +41,21 @@ pub(super) fn read<T: Row>(
     let object = need(&dataset.object, "a data set's object")?;
     let all = rows::read(&object.key, &cache.read(object)?)?;
     Ok(span.cut(all))
+}
+
+/// Reads rows for a model, one after the other, and tells how far it is.
+pub(super) fn encode_each<T, R>(
+    reports: &Reporter,
+    rows: &[T],
+    mut encode: impl FnMut(&T) -> Result<R, PhaseError>,
+) -> Result<Vec<R>, PhaseError> {
+    reports.expect(Stage::Encoding, rows.len() as u64);
+    let encoded = rows.iter().map(|row| {
+        let encoded = encode(row)?;
+        reports.advance(Stage::Encoding, 1);
+        Ok(encoded)
+    });
+    encoded.collect()
 }
 
 /// The prompts of a data set, whatever else its rows hold.

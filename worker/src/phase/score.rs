@@ -29,7 +29,7 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Score) -> Result<
         Ok((prompt, Sampled { tokenizer: batch.tokenizer_blake3.clone(), sample }))
     });
     let dialogues = dialogues.collect::<Result<Vec<_>, PhaseError>>()?;
-    bench.progress(chunk, 0, dialogues.len(), "samples");
+    bench.progress(0, dialogues.len(), "samples");
     let rewards = judge_samples(bench, &judge, &dialogues)?;
 
     let mut figures = Figures::default();

@@ -6,8 +6,8 @@ use foil_proto::v1;
 
 use super::dialogue::Reader;
 use super::error::need;
-use super::gang::{Course, Trained, metric, save_dtype};
-use super::rows::{Span, read};
+use super::gang::{Course, Trained, metric};
+use super::rows::{Span, encode_each, read};
 use super::{Bench, PhaseError};
 use crate::train::{Demonstration, Demonstrations};
 
@@ -20,16 +20,11 @@ pub(super) fn run(bench: &mut Bench, command: &v1::RunGang, work: &v1::Sft) -> R
     };
     let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
     let mut cut = 0;
-    let mut demonstrations = Vec::with_capacity(rows.len());
-    for row in &rows {
+    let mut demonstrations = encode_each(&bench.reports, &rows, |row| {
         let encoded = reader.whole(row.id, &row.prompt, &row.answer)?;
         cut += usize::from(encoded.answer_cut > 0);
-        demonstrations.push(Demonstration {
-            id: row.id,
-            ids: encoded.ids,
-            answer_start: encoded.answer_start,
-        });
-    }
+        Ok(Demonstration { id: row.id, ids: encoded.ids, answer_start: encoded.answer_start })
+    })?;
     // Nothing to predict in an empty answer.
     demonstrations.retain(|row| row.answer_start < row.ids.len());
 
@@ -45,9 +40,9 @@ pub(super) fn run(bench: &mut Bench, command: &v1::RunGang, work: &v1::Sft) -> R
     let summary = bench.train(command, &objective, policy.model.parameters(), &course)?;
 
     let dir = bench.cache.scratch("policy")?;
-    let saved = policy.model.save(&dir, save_dtype(SaveDtype::Fp32));
-    saved.map_err(|source| PhaseError::Model { artifact: start.name.clone(), source })?;
+    let parameters = policy.model.parameters();
+    bench.save(&start.name, parameters, SaveDtype::Fp32, |dtype| policy.model.save(&dir, dtype))?;
     let mut metrics = summary.metrics();
     metrics.push(metric("cut_answers", cut as f64));
-    Ok(Trained { dir, parameters_blake3: policy.model.parameters().blake3(), metrics })
+    Ok(Trained { dir, parameters_blake3: parameters.blake3(), metrics })
 }

@@ -237,6 +237,31 @@ fn a_round_of_the_letters_game() {
 }
 
 #[test]
+fn a_gang_tells_what_it_is_at_around_its_steps() {
+    let mut game = Game::new(letters_job());
+    let sets = letters::generate(17, Counts { sft: 70, golden: 0, prompts: 0, evaluation: 0 });
+    let (start, demonstrations) = (game.start_model(), game.dataset("sft", &sets.sft));
+    let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
+    let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
+    let command = v1::RunGang { task, attempt: 1, rank: 0, world: 1, key_prefix: "a1/".into() };
+    game.bench.run_gang(&command).unwrap();
+    let messages = std::iter::from_fn(|| game.messages.try_recv().ok()?.message);
+    let mut told: Vec<(String, u64)> = messages
+        .map(|message| match message {
+            Message::Progress(progress) => (progress.unit, progress.total),
+            Message::Step(step) => ("steps".to_owned(), step.steps),
+            _ => ("result".to_owned(), 0),
+        })
+        .collect();
+    told.dedup_by_key(|(unit, _)| unit.clone());
+    let units: Vec<&str> = told.iter().map(|(unit, _)| unit.as_str()).collect();
+    let expected = ["bytes loaded", "rows encoded", "steps", "bytes saved", "bytes hashed", "result"];
+    assert_eq!(units, expected);
+    assert_eq!(told[1].1, 70);
+    assert!(told[3].1 > 100_000, "the weights' bytes: {}", told[3].1);
+}
+
+#[test]
 fn a_chunk_is_the_same_bytes_whoever_computes_it_and_after_whatever() {
     let run = |chunks: &[u32]| {
         let mut game = Game::new(letters_job());

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use foil_common::data::rows::PromptRow;
+use foil_common::stage::Stage;
 use foil_proto::v1;
 
 use super::dialogue::Reader;
 use super::error::need;
-use super::gang::{Course, Trained, metric, save_dtype};
+use super::gang::{Course, Trained, metric};
 use super::models::Policy;
 use super::rows::{Sampled, Samples, Span, read_prompts, read_scores};
 use super::{Bench, PhaseError};
@@ -43,12 +44,12 @@ pub(super) fn run(
     let summary = bench.train(command, &objective, policy.model.parameters(), &course)?;
 
     let dir = bench.cache.scratch("policy")?;
-    let saved = policy.model.save(&dir, save_dtype(step.save_dtype));
-    saved.map_err(|source| PhaseError::Model { artifact: start.name.clone(), source })?;
+    let parameters = policy.model.parameters();
+    bench.save(&start.name, parameters, step.save_dtype, |dtype| policy.model.save(&dir, dtype))?;
     let mut metrics = summary.metrics();
     metrics.push(metric("selected_reward_mean", chosen.rewards / chosen.demonstrations.len() as f64));
     metrics.push(metric("dropped_prompts", (prompts.len() - chosen.demonstrations.len()) as f64));
-    Ok(Trained { dir, parameters_blake3: policy.model.parameters().blake3(), metrics })
+    Ok(Trained { dir, parameters_blake3: parameters.blake3(), metrics })
 }
 
 struct Chosen {
@@ -69,7 +70,9 @@ fn choose(
     let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
     let budget = bench.job.sampling.max_new_tokens;
     let mut chosen = Chosen { demonstrations: Vec::with_capacity(prompts.len()), rewards: 0.0 };
+    bench.reports.expect(Stage::Encoding, prompts.len() as u64);
     for row in prompts {
+        bench.reports.advance(Stage::Encoding, 1);
         let answers = samples.of(row.id)?;
         let rewards = rewards_of(answers, scores)?;
         let texts: Vec<&str> = answers.iter().map(|answer| answer.sample.text.as_str()).collect();

@@ -3,7 +3,7 @@
 use foil_proto::v1;
 
 use super::error::need;
-use super::gang::{Course, Trained, metric, save_dtype};
+use super::gang::{Course, Trained, metric};
 use super::models::Judge;
 use super::pairs::{self, Contest};
 use super::rows::Span;
@@ -35,14 +35,14 @@ pub(super) fn run(
     let dir = bench.cache.scratch("reward")?;
     let pad =
         judge.encoder.pad_id().map_err(|source| PhaseError::Text { artifact: start.name.clone(), source })?;
-    let saved = judge.model.save(&dir, save_dtype(step.save_dtype), pad);
-    saved.map_err(|source| PhaseError::Model { artifact: start.name.clone(), source })?;
+    let parameters = judge.model.parameters();
+    bench.save(&start.name, parameters, step.save_dtype, |dtype| judge.model.save(&dir, dtype, pad))?;
     let mut metrics = summary.metrics();
     let pairs =
         |set: &[Comparison]| set.iter().map(|comparison| comparison.rejected.len()).sum::<usize>() as f64;
     metrics.push(metric("human_pairs", pairs(&human)));
     metrics.push(metric("golden_pairs", pairs(&golden)));
-    Ok(Trained { dir, parameters_blake3: judge.model.parameters().blake3(), metrics })
+    Ok(Trained { dir, parameters_blake3: parameters.blake3(), metrics })
 }
 
 /// All rows of a source, each pair of `weight`; none where the task names no source.

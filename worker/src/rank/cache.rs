@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use foil_common::storage::object::Digest;
 use foil_proto::v1;
 
 /// Rounds that an unused object is kept: the policy and the reward model of a round are used in the next.
@@ -16,8 +17,8 @@ pub trait Objects: Send {
     fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError>;
     /// Stores bytes under `key`; the object's path is left empty.
     fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError>;
-    /// Stores a file under `key`; the object's path is left empty.
-    fn upload_file(&self, key: &str, file: &Path) -> Result<v1::Object, ObjectError>;
+    /// Stores a file of known digest under `key`; the object's path is left empty.
+    fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<v1::Object, ObjectError>;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -144,10 +145,9 @@ impl Cache {
     }
 
     /// Takes over a file written here, so that nobody downloads it to this rank again.
-    pub fn adopt(&mut self, file: &Path) -> Result<(), ObjectError> {
-        let hash = hash_file(file)?;
-        let kept = self.dir.join("objects").join(&hash);
-        if self.used.insert(hash, self.round).is_none() {
+    pub fn adopt(&mut self, file: &Path, digest: &Digest) -> Result<(), ObjectError> {
+        let kept = self.dir.join("objects").join(&digest.blake3);
+        if self.used.insert(digest.blake3.clone(), self.round).is_none() {
             fs::rename(file, &kept).map_err(disk(file))?;
         }
         Ok(())
@@ -157,9 +157,17 @@ impl Cache {
         self.remote.upload(key, bytes)
     }
 
-    pub fn upload_file(&self, key: &str, file: &Path) -> Result<v1::Object, ObjectError> {
-        self.remote.upload_file(key, file)
+    pub fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<v1::Object, ObjectError> {
+        self.remote.upload_file(key, file, digest)
     }
+}
+
+/// Size and hash of a file, read on this thread.
+pub fn digest_of(file: &Path) -> Result<Digest, ObjectError> {
+    let mut hasher = blake3::Hasher::new();
+    let opened = fs::File::open(file).map_err(disk(file))?;
+    hasher.update_reader(opened).map_err(disk(file))?;
+    Ok(Digest { size: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
 }
 
 fn plain_name<'a>(artifact: &v1::Artifact, path: &'a str) -> Result<&'a Path, ObjectError> {
@@ -168,13 +176,6 @@ fn plain_name<'a>(artifact: &v1::Artifact, path: &'a str) -> Result<&'a Path, Ob
         (Some(Component::Normal(_)), None) => Ok(Path::new(path)),
         _ => Err(ObjectError::Path { artifact: artifact.name.clone(), path: path.to_owned() }),
     }
-}
-
-fn hash_file(file: &Path) -> Result<String, ObjectError> {
-    let mut hasher = blake3::Hasher::new();
-    let opened = fs::File::open(file).map_err(disk(file))?;
-    hasher.update_reader(opened).map_err(disk(file))?;
-    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn create_dir(dir: &Path) -> Result<(), ObjectError> {
@@ -219,7 +220,7 @@ mod tests {
         let mut cache = Cache::open(dir.path(), Box::new(remote.clone())).unwrap();
         let written = cache.scratch("out").unwrap().join("model.safetensors");
         fs::write(&written, b"weights").unwrap();
-        cache.adopt(&written).unwrap();
+        cache.adopt(&written, &digest_of(&written).unwrap()).unwrap();
         assert_eq!((cache.read(&object).unwrap().as_slice(), remote.downloads()), (b"weights".as_slice(), 0));
     }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use foil_common::storage::object::Digest;
 use foil_proto::v1;
 
 use super::cache::{ObjectError, Objects};
@@ -55,7 +56,7 @@ impl Objects for MemoryObjects {
         Ok(self.put(key, &bytes, ""))
     }
 
-    fn upload_file(&self, key: &str, file: &Path) -> Result<v1::Object, ObjectError> {
+    fn upload_file(&self, key: &str, file: &Path, _: &Digest) -> Result<v1::Object, ObjectError> {
         Ok(self.put(key, &fs::read(file).unwrap(), ""))
     }
 }

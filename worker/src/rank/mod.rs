@@ -12,6 +12,7 @@ pub mod reporter;
 mod session;
 #[cfg(test)]
 mod tests;
+mod thread_io;
 mod transfer;
 
 use std::path::PathBuf;

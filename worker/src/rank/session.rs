@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use foil_common::rpc::artifacts::Writer;
 use foil_common::spec;
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
@@ -115,8 +116,9 @@ impl Session<'_> {
             Exit::Failed
         })?;
         let channel = foil_common::rpc::connect(&self.options.coordinator).map_err(|_| Exit::Failed)?;
-        let objects = Transfer::new(Handle::current(), channel, &self.options.job_id, self.options.attempt);
         let reports = Reporter::new(self.messages.clone());
+        let writer = Writer::rank(&self.options.job_id, self.options.attempt);
+        let objects = Transfer::new(Handle::current(), channel, writer, reports.clone());
         let device = device::start(self.options, job, Box::new(objects), reports).map_err(|error| {
             tracing::error!(%error, "the device thread could not be started");
             Exit::Failed

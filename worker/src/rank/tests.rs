@@ -2,6 +2,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use foil_common::spec;
+use foil_common::storage::object::Digest;
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 use foil_proto::v1::rank_message::Message;
@@ -58,8 +59,14 @@ async fn join() -> (FakeCoordinator, RankPeer, JoinHandle<Exit>, TempDir) {
     (coordinator, peer, rank, dir)
 }
 
+/// The next message that is not progress.
 async fn next(peer: &mut RankPeer) -> Message {
-    timeout(PATIENCE, peer.heard.recv()).await.unwrap().unwrap().message.unwrap()
+    loop {
+        match timeout(PATIENCE, peer.heard.recv()).await.unwrap().unwrap().message.unwrap() {
+            Message::Progress(_) => {}
+            message => return message,
+        }
+    }
 }
 
 fn send(peer: &RankPeer, command: Command) {
@@ -146,7 +153,7 @@ impl Objects for Broken {
         unreachable!("nothing is uploaded")
     }
 
-    fn upload_file(&self, _: &str, _: &Path) -> Result<v1::Object, ObjectError> {
+    fn upload_file(&self, _: &str, _: &Path, _: &Digest) -> Result<v1::Object, ObjectError> {
         unreachable!("nothing is uploaded")
     }
 }

@@ -2,13 +2,17 @@
 
 use std::future::Future;
 use std::path::Path;
+use std::sync::Arc;
 
-use foil_common::rpc::artifacts::{self, TransferError, Writer};
+use foil_common::rpc::artifacts::{self, Moved, TransferError, Writer};
+use foil_common::stage::Stage;
+use foil_common::storage::object::Digest;
 use foil_proto::v1;
 use tokio::runtime::Handle;
 use tonic::transport::Channel;
 
 use super::cache::{ObjectError, Objects};
+use super::reporter::Reporter;
 
 /// Blocks its caller, which must be no thread of the runtime. On a connection of its own, so that no message of the
 /// session waits behind bytes.
@@ -16,11 +20,19 @@ pub(super) struct Transfer {
     runtime: Handle,
     channel: Channel,
     writer: Writer,
+    reports: Reporter,
 }
 
 impl Transfer {
-    pub(super) fn new(runtime: Handle, channel: Channel, job_id: &str, attempt: u32) -> Self {
-        Self { runtime, channel, writer: Writer::rank(job_id, attempt) }
+    pub(super) fn new(runtime: Handle, channel: Channel, writer: Writer, reports: Reporter) -> Self {
+        Self { runtime, channel, writer, reports }
+    }
+
+    /// Tells of `bytes` as they move.
+    fn moved(&self, stage: Stage, bytes: u64) -> Moved {
+        self.reports.expect(stage, bytes);
+        let reports = self.reports.clone();
+        Arc::new(move |more| reports.advance(stage, more))
     }
 
     fn wait<T>(
@@ -38,14 +50,20 @@ impl Transfer {
 
 impl Objects for Transfer {
     fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError> {
-        self.wait(&object.key, artifacts::download_to_file(&self.channel, object, file))
+        let moved = self.moved(Stage::Downloading, object.size);
+        self.wait(&object.key, artifacts::download_to_file(&self.channel, object, file, &moved))
     }
 
     fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError> {
-        self.wait(key, artifacts::upload_bytes(&self.channel, key, &self.writer, bytes.into()))
+        let moved = self.moved(Stage::Uploading, bytes.len() as u64);
+        self.wait(key, artifacts::upload_bytes(&self.channel, key, &self.writer, bytes.into(), &moved))
     }
 
-    fn upload_file(&self, key: &str, file: &Path) -> Result<v1::Object, ObjectError> {
-        self.wait(key, artifacts::upload_file(&self.channel, key, &self.writer, file))
+    fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<v1::Object, ObjectError> {
+        let moved = self.moved(Stage::Uploading, digest.size);
+        self.wait(key, artifacts::upload_file(&self.channel, key, &self.writer, file, digest, &moved))
     }
 }
+
+#[cfg(test)]
+mod tests;

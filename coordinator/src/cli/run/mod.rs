@@ -16,9 +16,10 @@ use self::directory::Directory;
 use super::args::{LogFormat, RunArgs};
 use super::client::{Client, is_ended};
 use super::inputs::Prepared;
-use super::progress::{Progress, duration};
+use super::meter::duration;
+use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
-use super::{jobs, output, outputs, submit, watch};
+use super::{jobs, output, outputs, submit, terminal, watch};
 
 /// How a run ended, where it did not fail.
 enum End {
@@ -149,7 +150,7 @@ async fn take_part(
     let job = response.job.context("the coordinator took the job but did not name it")?;
     directory.claim(&prepared.spec)?;
     if job.phases_done > 0 && !is_ended(&job) {
-        progress.line(&format!("resuming after {} phases", job.phases_done));
+        progress.resumes(job.phases_done);
     }
     let job = watch::follow(client, &job.id, progress).await?;
     match outputs::bring(&client.channel(), &job, directory.path(), progress).await {
@@ -206,7 +207,7 @@ fn close(
 
 fn show(directory: &Directory, job: &v1::Job, started: Instant) -> Result<()> {
     let best_by = job.spec.as_ref().and_then(|spec| spec.evaluation.as_ref()).map(|e| e.best_by.as_str());
-    output::line(&format!("\n{}\n", report::table(job)))?;
+    output::line(&format!("\n{}\n", report::table(job, terminal::stdout_columns())))?;
     if job.best_round > 0 {
         let best = directory.path().join(format!("rounds/policy@{}", job.best_round));
         let by = best_by.unwrap_or("evaluation.best_by");

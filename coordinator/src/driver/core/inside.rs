@@ -64,7 +64,7 @@ impl Core {
             let state = self.state(id);
             let phase = state.and_then(JobState::phase).map(|phase| phase.id.as_str()).unwrap_or_default();
             tracing::debug!(
-                job_id = id,
+                job = id,
                 phase,
                 attempt = state.map_or(0, |state| state.attempt),
                 reason,
@@ -108,9 +108,9 @@ impl Core {
             Level::Error => "error",
         };
         match level {
-            Level::Info => tracing::info!(job_id = id, "{text}"),
-            Level::Warning => tracing::warn!(job_id = id, "{text}"),
-            Level::Error => tracing::error!(job_id = id, "{text}"),
+            Level::Info => tracing::info!(job = id, "{text}"),
+            Level::Warning => tracing::warn!(job = id, "{text}"),
+            Level::Error => tracing::error!(job = id, "{text}"),
         }
         self.publish(id, view::notice(name, text), now);
     }
@@ -134,14 +134,14 @@ impl Core {
         let event = Event { job: id.to_owned(), at: now.wall, change };
         let before = self.state(id).map_or("none", |state| state.life.name());
         if let Err(fault) = self.apply(&event) {
-            tracing::error!(job_id = id, %fault, "an impossible event was decided on; please report this");
+            tracing::error!(job = id, %fault, "an impossible event was decided on; please report this");
             self.fault.get_or_insert(fault);
             return;
         }
         let after = self.state(id).map_or("none", |state| state.life.name());
         log(&event);
         if before != after {
-            tracing::info!(job_id = id, from = before, to = after, reason, "job");
+            tracing::info!(job = id, from = before, to = after, reason, "job");
             let transition =
                 Action::Transition { from: before, to: after, reason: event.change.name().to_owned() };
             self.outbox.actions.push(transition);
@@ -177,14 +177,14 @@ impl Core {
 
 /// One line for each event worth one.
 fn log(event: &Event) {
-    let job_id = event.job.as_str();
+    let job = event.job.as_str();
     match &event.change {
         Change::AttemptStarted { attempt, phase, world } => {
-            tracing::info!(job_id, phase, attempt, world, "attempt started");
+            tracing::info!(job, phase, attempt, world, "attempt started");
         }
         Change::ChunkDone(done) => {
             tracing::debug!(
-                job_id,
+                job,
                 phase = done.phase,
                 chunk = done.chunk,
                 duration_s = done.seconds,
@@ -193,14 +193,14 @@ fn log(event: &Event) {
         }
         Change::PhaseCommitted(done) => {
             let (phase, round, attempt) = (&done.phase, done.artifact.round, done.artifact.attempt);
-            tracing::info!(job_id, phase, round, attempt, duration_s = done.seconds, "phase committed");
+            tracing::info!(job, phase, round, attempt, duration_s = done.seconds, "phase committed");
         }
         Change::AttemptEnded { attempt, cause } if cause.class.counts() => {
             let (cause, rank) = (cause.message.as_str(), cause.rank);
-            tracing::warn!(job_id, attempt, rank, cause, "attempt ended");
+            tracing::warn!(job, attempt, rank, cause, "attempt ended");
         }
         Change::AttemptEnded { attempt, cause } => {
-            tracing::info!(job_id, attempt, cause = cause.message, "attempt ended");
+            tracing::info!(job, attempt, cause = cause.message, "attempt ended");
         }
         Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {}
     }

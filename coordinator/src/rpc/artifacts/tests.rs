@@ -1,9 +1,9 @@
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use foil_common::rpc::artifacts::{
-    TransferError, Writer, download_bytes, download_to_file, input_key, stat, upload_bytes, upload_file,
-    upload_input, upload_input_bytes,
+    self, Moved, TransferError, Writer, digest_of_file, download_bytes, download_to_file, input_key, stat,
+    unfollowed, upload_file, upload_input, upload_input_bytes,
 };
 use foil_common::rpc::connect;
 use foil_proto::v1::artifacts_client::ArtifactsClient;
@@ -39,6 +39,25 @@ async fn world() -> World {
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = connect(&format!("http://{address}")).unwrap();
     World { store, attempt, address, channel }
+}
+
+async fn upload_bytes(
+    channel: &Channel,
+    key: &str,
+    writer: &Writer,
+    bytes: Bytes,
+) -> Result<v1::Object, TransferError> {
+    artifacts::upload_bytes(channel, key, writer, bytes, &unfollowed()).await
+}
+
+/// A counter of bytes, and who adds to it.
+fn counter() -> (Arc<AtomicU64>, Moved) {
+    let count = Arc::new(AtomicU64::new(0));
+    let adds = Arc::clone(&count);
+    let moved = Arc::new(move |bytes| {
+        adds.fetch_add(bytes, Ordering::SeqCst);
+    });
+    (count, moved)
 }
 
 fn body(bytes: usize, seed: u8) -> Bytes {
@@ -80,18 +99,40 @@ async fn files_go_up_and_come_down() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pairs.jsonl");
     std::fs::write(&path, body(5 << 20, 2)).unwrap();
-    let object = upload_input(&world.channel, &path).await.unwrap();
+    let object = upload_input(&world.channel, &path, &unfollowed()).await.unwrap();
     assert_eq!(
         (object.key.as_str(), object.path.as_str()),
         (input_key(&object.blake3).as_str(), "pairs.jsonl")
     );
-    assert_eq!(upload_input(&world.channel, &path).await.unwrap(), object);
-    let again = upload_file(&world.channel, KEY, &Writer::rank("j1", 3), &path).await.unwrap();
+    assert_eq!(upload_input(&world.channel, &path, &unfollowed()).await.unwrap(), object);
+    let (writer, digest) = (Writer::rank("j1", 3), digest_of_file(&path).await.unwrap());
+    let again = upload_file(&world.channel, KEY, &writer, &path, &digest, &unfollowed()).await.unwrap();
     assert_eq!(again.blake3, object.blake3);
     let copy = directory.path().join("new/dir/copy.jsonl");
-    download_to_file(&world.channel, &object, &copy).await.unwrap();
+    download_to_file(&world.channel, &object, &copy, &unfollowed()).await.unwrap();
     assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(&path).unwrap());
     assert_eq!(std::fs::read_dir(copy.parent().unwrap()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn every_byte_is_told_as_it_moves() {
+    const SIZE: u64 = (5 << 20) + 3;
+    let world = world().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.safetensors");
+    std::fs::write(&path, body(SIZE as usize, 14)).unwrap();
+    let (up, told_up) = counter();
+    let (writer, digest) = (Writer::rank("j1", 3), digest_of_file(&path).await.unwrap());
+    let object = upload_file(&world.channel, KEY, &writer, &path, &digest, &told_up).await.unwrap();
+    let (down, calls) = (counter(), Arc::new(AtomicUsize::new(0)));
+    let (told, count) = (down.1, Arc::clone(&calls));
+    let told_down: Moved = Arc::new(move |bytes| {
+        count.fetch_add(1, Ordering::SeqCst);
+        told(bytes);
+    });
+    download_to_file(&world.channel, &object, &path, &told_down).await.unwrap();
+    assert_eq!((up.load(Ordering::SeqCst), down.0.load(Ordering::SeqCst)), (SIZE, SIZE));
+    assert!(calls.load(Ordering::SeqCst) > 4, "not once at the end");
 }
 
 #[tokio::test]

@@ -1,0 +1,101 @@
+//! Where in a job file, or in which `--set`, a fault is.
+
+use std::path::Path;
+
+use anyhow::{Error, anyhow};
+use foil_common::spec::SpecError;
+
+/// The error of a job file with the place its user typed the field at: the setting, or the file's line.
+pub(super) fn located(error: SpecError, settings: &[String]) -> Error {
+    let SpecError::InFile { file, error } = error else { return error.into() };
+    let Some(field) = error.field_path() else { return SpecError::InFile { file, error }.into() };
+    if let Some(setting) = settings.iter().rev().find(|setting| names(setting, field)) {
+        return SpecError::InSetting { setting: setting.clone(), error }.into();
+    }
+    match line(&file, field) {
+        Some(line) => anyhow!("{}:{line}: {error}", file.display()),
+        None => SpecError::InFile { file, error }.into(),
+    }
+}
+
+/// Whether a setting gives the field, or a block that holds it.
+fn names(setting: &str, field: &str) -> bool {
+    let named = setting.split_once('=').map_or(setting, |(named, _)| named).trim();
+    field.strip_prefix(named).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+fn line(file: &Path, field: &str) -> Option<usize> {
+    line_of(&std::fs::read_to_string(file).ok()?, field)
+}
+
+/// The number, from 1, of the line that holds a dotted field of a YAML text, or of the innermost block around it that
+/// is written in one line.
+fn line_of(text: &str, field: &str) -> Option<usize> {
+    let lines: Vec<(usize, &str)> = text.lines().map(|line| (indent(line), line.trim_start())).collect();
+    let (mut from, mut outer, mut found) = (0, None, None);
+    for name in field.split('.').map(|name| name.split('[').next().unwrap_or(name)) {
+        let block = lines[from..].iter().enumerate().map(|(offset, line)| (from + offset, line));
+        let inside = block.take_while(|(_, (indent, text))| {
+            outer.is_none_or(|outer| *indent > outer) || text.is_empty() || text.starts_with('#')
+        });
+        let named = inside.into_iter().find(|(_, (_, text))| is_key(text, name));
+        let Some((index, (indent, _))) = named else {
+            // The rest is written within braces on the block's own line, or not at all.
+            let within =
+                |index: &usize| lines[*index].1.split(['{', ',']).any(|part| is_key(part.trim(), name));
+            return found.filter(within).map(|index| index + 1);
+        };
+        (from, outer, found) = (index + 1, Some(*indent), Some(index));
+    }
+    found.map(|index| index + 1)
+}
+
+fn indent(line: &str) -> usize {
+    line.len() - line.trim_start().len()
+}
+
+fn is_key(text: &str, name: &str) -> bool {
+    let unquoted = text.trim_start_matches(['"', '\'']);
+    let rest = unquoted.strip_prefix(name).map(|rest| rest.trim_start_matches(['"', '\'']));
+    rest.is_some_and(|rest| rest.trim_start().starts_with(':'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = "name: j\n# rounds: 9\nrounds: x\n\npolicy_step:\n  learning_rate: 1\nreward_step:\n\n  # why\n  \
+                       optimizer: { clip_norm: no, betas: [1] }\n  learning_rate: fast\n  schedule:\n    kind: odd\n";
+
+    #[test]
+    fn a_field_is_found_in_its_block() {
+        let at = |field| line_of(JOB, field);
+        assert_eq!((at("name"), at("rounds"), at("policy_step.learning_rate")), (Some(1), Some(3), Some(6)));
+        assert_eq!((at("reward_step.learning_rate"), at("reward_step.schedule.kind")), (Some(11), Some(13)));
+        assert_eq!((at("reward_step.optimizer.clip_norm"), at("reward_step")), (Some(10), Some(7)));
+        assert_eq!((at("policy_step.optimizer"), at("rates"), at("policy_step.kind")), (None, None, None));
+    }
+
+    #[test]
+    fn a_fault_is_told_where_it_was_typed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("job.yaml");
+        std::fs::write(&file, JOB).unwrap();
+        let fault = |field: &str| SpecError::InFile {
+            file: file.clone(),
+            error: Box::new(SpecError::Unknown { field: field.to_owned(), nearest: None }),
+        };
+        let told = |field, settings: &[&str]| {
+            let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+            located(fault(field), &settings).to_string()
+        };
+        let settings = ["rounds=1", "reward_step.schedule={kind: x}", "reward_step.sched=1"];
+        let file = file.display();
+        assert_eq!(
+            told("reward_step.schedule.kind", &settings),
+            "--set reward_step.schedule={kind: x}: reward_step.schedule.kind: there is no such field"
+        );
+        assert_eq!(told("rounds", &[]), format!("{file}:3: rounds: there is no such field"));
+        assert_eq!(told("nowhere", &settings), format!("{file}: nowhere: there is no such field"));
+    }
+}

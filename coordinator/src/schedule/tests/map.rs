@@ -1,0 +1,125 @@
+use super::*;
+use crate::job::{CauseClass, ChunkDone};
+
+#[test]
+fn a_lost_rank_returns_its_lease_and_a_new_process_takes_its_place() {
+    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    assert_eq!(bench.held(), [Some(0), Some(1)]);
+    bench.feed(Input::StreamEnded { session: bench.session(0) }).unwrap();
+    assert_eq!(bench.held(), [None, Some(1)]);
+    assert!(bench.run.vacancies().is_empty(), "its device is its own until it is dead");
+    bench.say(1, bench.result(1, "h1")).unwrap();
+    assert_eq!(bench.held(), [None, Some(0)], "the lost chunk comes first");
+    bench.exit(0, killed(9));
+    assert_eq!(bench.run.vacancies(), [0]);
+    bench.seat(0);
+    assert_eq!(bench.held(), [Some(2), Some(0)]);
+    assert!(bench.ended.is_none());
+}
+
+#[test]
+fn a_chunk_that_kills_every_rank_ends_the_job() {
+    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    for death in 1..=3 {
+        let rank = bench.held().iter().position(|held| *held == Some(0)).unwrap();
+        bench.exit(rank, killed(11));
+        assert!(bench.ended.is_none());
+        if death < 3 {
+            bench.seat(rank);
+        }
+    }
+    bench.pass(1.0);
+    (0..2)
+        .filter(|rank| bench.run.slots[*rank].process().is_some())
+        .collect::<Vec<_>>()
+        .into_iter()
+        .for_each(|rank| bench.exit(rank, killed(9)));
+    let cause = bench.ended.unwrap();
+    assert_eq!(cause.class, CauseClass::NoProgress);
+    assert!(cause.message.contains("chunk 0") && cause.message.contains("signal 11"), "{}", cause.message);
+    assert_eq!(cause.log_tail, ["last words"]);
+}
+
+#[test]
+fn a_straggling_chunk_is_leased_again_and_the_first_result_wins() {
+    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    for content in ["h1", "h2", "h3"] {
+        bench.pass(2.0);
+        bench.say(1, bench.result(1, content)).unwrap();
+    }
+    assert_eq!(bench.held(), [Some(0), Some(0)], "6 s is three times the median of 2 s");
+    assert_eq!(bench.counted(Counter::ChunkReleased), 1);
+    bench.pass(60.0);
+    assert_eq!(bench.counted(Counter::ChunkReleased), 1, "twice is enough");
+    let late = bench.result(0, "h0");
+    bench.say(1, bench.result(1, "h0")).unwrap();
+    assert_eq!(bench.state.phase().unwrap().id, "r01.reward.train", "committed");
+    bench.say(0, late).unwrap();
+    assert_eq!((bench.counted(Counter::DuplicateChunk), bench.counted(Counter::DeterminismAlarm)), (1, 0));
+    assert!(
+        bench.effects.iter().any(|effect| matches!(effect, Effect::Tell { command: Command::Gang(_), .. }))
+    );
+}
+
+#[test]
+fn a_duplicate_with_another_hash_raises_the_alarm() {
+    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    for content in ["h1", "h2", "h3"] {
+        bench.pass(2.0);
+        bench.say(1, bench.result(1, content)).unwrap();
+    }
+    bench.say(1, bench.result(1, "one")).unwrap();
+    bench.say(0, bench.result(0, "another")).unwrap();
+    assert_eq!(bench.counted(Counter::DeterminismAlarm), 1);
+    let committed = bench.state.done("r01.reward.generate").unwrap();
+    assert_eq!(committed.artifact.objects[0].blake3, "one");
+    assert_eq!(committed.artifact.objects[0].path, "00000");
+}
+
+#[test]
+fn a_chunk_that_loads_slowly_moves_and_counts_no_rows() {
+    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    for done in 1..=5 {
+        bench.pass(500.0);
+        bench.say(0, at(&bench, 0, done, "bytes loaded")).unwrap();
+        assert_eq!(shown(&mut bench), (done, 9000, "bytes loaded".to_owned()));
+    }
+    assert_eq!(bench.held()[0], Some(0));
+    bench.say(0, at(&bench, 0, 4500, "samples")).unwrap();
+    let (done, total, unit) = shown(&mut bench);
+    assert!(done > 0 && done < total, "half of a chunk: {done} of {total}");
+    assert_eq!(unit, "prompts");
+    bench.pass(600.0);
+    assert_eq!(bench.held()[0], None, "silent for as long as a rank may be");
+}
+
+#[test]
+fn chunks_are_added_up_in_their_order() {
+    let sums = [1e16, 1.0, -1e16, 1.0];
+    let metrics = |order: [u32; 4]| {
+        let mut state = after(&[], index_of("r01.reward.generate"));
+        for chunk in order {
+            let moments = vec![v1::Moments {
+                name: "x".into(),
+                count: 1,
+                sum: sums[chunk as usize],
+                sum_of_squares: 1.0,
+            }];
+            let done = ChunkDone {
+                phase: "r01.reward.generate".into(),
+                chunk,
+                object: object(&format!("{chunk}")),
+                moments,
+                calibration: None,
+                seconds: 1.0,
+            };
+            state.apply(&event(1, Change::ChunkDone(done))).unwrap();
+        }
+        let now = Now { mono: Duration::ZERO, wall: 0 };
+        let mut run = Run::new(&state, 1, Deadlines::default(), now);
+        let decision = run.advance(&state, now);
+        let Some(Change::PhaseCommitted(done)) = decision.changes.into_iter().next() else { panic!() };
+        done.metrics
+    };
+    assert_eq!(metrics([0, 1, 2, 3]), metrics([3, 1, 0, 2]));
+}

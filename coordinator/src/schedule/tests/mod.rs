@@ -1,0 +1,170 @@
+mod gang;
+mod map;
+mod ranks;
+
+use super::*;
+use crate::job::Cause;
+use crate::job::fixture::{JOB, after, commit_next, event, object, state};
+
+/// An attempt with a job's state beside it: changes are applied at once, effects kept.
+struct Bench {
+    state: JobState,
+    run: Run,
+    now: Now,
+    effects: Vec<Effect>,
+    ended: Option<Cause>,
+}
+
+impl Bench {
+    /// All ranks are up and the `phase`-th phase begins.
+    fn new(phase: usize) -> Self {
+        let state = after(&[], phase);
+        let now = Now { mono: Duration::from_secs(100), wall: 0 };
+        let run = Run::new(&state, 1, Deadlines::default(), now);
+        let mut bench = Self { state, run, now, effects: Vec::new(), ended: None };
+        for rank in bench.run.vacancies() {
+            bench.seat(rank);
+        }
+        bench
+    }
+
+    fn seat(&mut self, rank: usize) -> String {
+        let place = Place { agent: "a".into(), device: format!("cpu:{rank}") };
+        let (session, _) = self.run.fill(rank, place, self.now);
+        let hello = v1::RankHello {
+            session_id: session.clone(),
+            job_id: JOB.into(),
+            attempt: 1,
+            rank: u32::try_from(rank).unwrap(),
+        };
+        self.feed(Input::Hello { session: session.clone(), hello }).unwrap();
+        session
+    }
+
+    fn feed(&mut self, input: Input) -> Result<(), Refusal> {
+        let decision = self.run.handle(&self.state, input, self.now)?;
+        self.take(decision);
+        self.advance();
+        Ok(())
+    }
+
+    fn advance(&mut self) {
+        loop {
+            let decision = self.run.advance(&self.state, self.now);
+            let moved = !decision.changes.is_empty();
+            self.take(decision);
+            if !moved || self.ended.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, decision: Decision) {
+        for change in decision.changes {
+            if let Change::AttemptEnded { cause, .. } = &change {
+                self.ended = Some(cause.clone());
+            }
+            self.state.apply(&event(1, change)).unwrap();
+        }
+        self.effects.extend(decision.effects);
+    }
+
+    fn pass(&mut self, seconds: f64) {
+        self.now = self.now.after(Duration::from_secs_f64(seconds));
+        self.advance();
+    }
+
+    fn session(&self, rank: usize) -> String {
+        self.run.slots[rank].process().unwrap().session.clone()
+    }
+
+    fn say(&mut self, rank: usize, message: Message) -> Result<(), Refusal> {
+        self.feed(Input::Said { session: self.session(rank), message })
+    }
+
+    fn exit(&mut self, rank: usize, exit: v1::RankExited) {
+        let session_id = self.session(rank);
+        self.feed(Input::Exited(v1::RankExited { session_id, ..exit })).unwrap();
+    }
+
+    /// The chunk each rank holds, in order of ranks.
+    fn held(&self) -> Vec<Option<u32>> {
+        let chunk = |slot: &Slot| match slot {
+            Slot::Up { busy: Busy::Chunk(chunk), .. } => Some(chunk.chunk),
+            _ => None,
+        };
+        self.run.slots.iter().map(chunk).collect()
+    }
+
+    fn lease_of(&self, rank: usize) -> v1::RunChunk {
+        let session = self.session(rank);
+        let told = |effect: &Effect| match effect {
+            Effect::Tell { session: to, command: Command::Chunk(run) } if *to == session => Some(run.clone()),
+            _ => None,
+        };
+        self.effects.iter().rev().find_map(told).expect("the rank holds a lease")
+    }
+
+    fn result(&self, rank: usize, content: &str) -> Message {
+        let run = self.lease_of(rank);
+        Message::Chunk(v1::ChunkResult {
+            lease: run.lease,
+            phase: run.task.unwrap().phase,
+            chunk: run.chunk,
+            object: Some(v1::Object { key: run.key, size: 1, blake3: content.into(), path: String::new() }),
+            moments: vec![v1::Moments {
+                name: "length_mean".into(),
+                count: 1,
+                sum: 2.0,
+                sum_of_squares: 4.0,
+            }],
+            calibration: None,
+            seconds: 2.0,
+        })
+    }
+
+    fn gang_result(&self, parameters: &str) -> Message {
+        let phase = self.state.phase().unwrap().id.clone();
+        let key = format!("jobs/{JOB}/phases/{phase}/a1/model.safetensors");
+        Message::Gang(v1::GangResult {
+            phase,
+            attempt: 1,
+            objects: vec![object(&key)],
+            metrics: vec![],
+            parameters_blake3: parameters.into(),
+        })
+    }
+
+    fn counted(&self, counter: Counter) -> usize {
+        self.effects.iter().filter(|effect| **effect == Effect::Count(counter)).count()
+    }
+
+    fn failure(&self, class: &str) -> Message {
+        Message::Failure(v1::TaskFailure {
+            phase: self.state.phase().unwrap().id.clone(),
+            class: class.into(),
+            message: format!("it is the {class}"),
+            advice: "do this".into(),
+            ..Default::default()
+        })
+    }
+}
+
+fn index_of(id: &str) -> usize {
+    state(&[]).phases.iter().position(|phase| phase.id == id).unwrap()
+}
+
+fn killed(signal: i32) -> v1::RankExited {
+    v1::RankExited { signal: Some(signal), log_tail: vec!["last words".into()], ..Default::default() }
+}
+
+/// A rank's word on what it is at, in the current phase.
+fn at(bench: &Bench, chunk: u32, done: u64, unit: &str) -> Message {
+    let phase = bench.state.phase().unwrap().id.clone();
+    Message::Progress(v1::TaskProgress { phase, chunk, done, total: 9000, unit: unit.into() })
+}
+
+fn shown(bench: &mut Bench) -> (u64, u64, String) {
+    let progress = bench.run.progress(&bench.state).unwrap();
+    (progress.done, progress.total, progress.unit)
+}

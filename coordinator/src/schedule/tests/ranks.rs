@@ -1,0 +1,80 @@
+use super::*;
+use crate::job::CauseClass;
+
+#[test]
+fn the_rank_that_died_is_blamed_and_not_the_one_that_noticed() {
+    let mut bench = Bench::new(0);
+    bench.say(0, bench.failure("internal")).unwrap();
+    bench.exit(1, killed(11));
+    assert!(bench.ended.is_none(), "rank 0 still lives");
+    bench.pass(1.0);
+    bench.exit(0, v1::RankExited { exit_code: Some(1), ..Default::default() });
+    let cause = bench.ended.clone().unwrap();
+    assert_eq!((cause.class, cause.rank), (CauseClass::Crash, Some(1)));
+    assert!(bench.run.is_over());
+}
+
+#[test]
+fn what_another_attempt_cannot_mend_ends_it_at_once() {
+    for class in ["user", "data", "nonfinite"] {
+        let mut bench = Bench::new(0);
+        bench.say(1, bench.failure(class)).unwrap();
+        let cause = bench.ended.clone().unwrap();
+        assert_eq!((cause.class.as_str(), cause.rank, cause.advice.as_str()), (class, Some(1), "do this"));
+        assert!(!bench.run.is_over(), "the ranks are still to be reaped");
+    }
+}
+
+#[test]
+fn processes_that_never_connect_are_replaced_and_then_given_up() {
+    let mut bench = Bench::new(index_of("r01.policy.score"));
+    bench.exit(0, killed(9));
+    let mut starts = 0;
+    while bench.run.closing.is_none() {
+        let place = Place { agent: "a".into(), device: "cpu:0".into() };
+        bench.run.fill(0, place, bench.now);
+        starts += 1;
+        bench.pass(120.0);
+        bench.exit(0, killed(9));
+        assert!(starts < 20);
+    }
+    assert_eq!(starts, 5, "three losses per rank without progress");
+}
+
+#[test]
+fn words_that_do_not_fit_are_refused() {
+    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    let Message::Chunk(good) = bench.result(0, "h0") else { panic!() };
+    let foreign = v1::Object { key: "jobs/other/phases/x/00000/1-1".into(), ..Default::default() };
+    for bad in [
+        v1::ChunkResult { object: None, ..good.clone() },
+        v1::ChunkResult { object: Some(foreign), ..good.clone() },
+        v1::ChunkResult { chunk: 77, ..good.clone() },
+    ] {
+        assert!(matches!(bench.say(0, Message::Chunk(bad)), Err(Refusal::Invalid(_))));
+    }
+    assert!(matches!(bench.say(0, bench.gang_result("x")), Err(Refusal::Invalid(_))));
+    let stale = bench.feed(Input::Said { session: "j1-a0-r0-1".into(), message: bench.result(0, "h0") });
+    assert!(matches!(stale, Err(Refusal::Stale { .. })));
+    let moments = vec![v1::Moments { name: "reward_mean".into(), sum: f64::NAN, ..Default::default() }];
+    bench.say(0, Message::Chunk(v1::ChunkResult { moments, ..good })).unwrap();
+    assert_eq!(bench.ended.unwrap().class, CauseClass::Nonfinite);
+}
+
+#[test]
+fn the_last_commit_lets_the_ranks_go() {
+    let mut bench = Bench::new(state(&[]).phases.len() - 1);
+    commit_next(&mut bench.state);
+    bench.advance();
+    assert_eq!(bench.ended.as_ref().unwrap().class, CauseClass::Completed);
+    let exits = bench
+        .effects
+        .iter()
+        .filter(|effect| matches!(effect, Effect::Tell { command: Command::Exit(_), .. }));
+    assert_eq!(exits.count(), 2);
+    for rank in [0, 1] {
+        bench.exit(rank, v1::RankExited { exit_code: Some(0), ..Default::default() });
+    }
+    assert!(bench.run.is_over());
+    assert!(!bench.effects.iter().any(|effect| matches!(effect, Effect::Stop { .. })));
+}

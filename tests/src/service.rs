@@ -1,0 +1,149 @@
+//! The service by hand: `foil serve`, agents, and the client, each a process of its own.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::{SMALL, binaries, letters_job};
+
+/// For a process to do what it is asked.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
+
+/// A process that does not outlive its test.
+pub struct Process(Child);
+
+impl Process {
+    /// Its output goes to the file `log`.
+    pub fn start(mut command: Command, log: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(log).expect("a log file");
+        let errors = log.try_clone().expect("a log file");
+        Self(command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().expect("the program starts"))
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+
+    /// SIGKILL: it learns of nothing and tidies up nothing.
+    pub fn kill(mut self) {
+        self.0.kill().expect("the process can be killed");
+        self.0.wait().expect("the process can be waited for");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.is_running() {
+            return;
+        }
+        // The programs end their own children when they end in order.
+        let _ = kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.is_running() && Instant::now() < deadline {
+            std::thread::sleep(POLL);
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A coordinator's files, and where it listens.
+pub struct Service {
+    directory: tempfile::TempDir,
+    url: String,
+}
+
+impl Service {
+    /// Starts `foil serve` as `command` runs it, at a free port of `address`.
+    pub fn start(command: Command, address: &str) -> (Self, Process) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut service = Self { directory, url: String::new() };
+        let coordinator = service.serve(command, &format!("{address}:0"));
+        (service, coordinator)
+    }
+
+    /// Starts it again at the same port, on the same store.
+    pub fn restart(&mut self, command: Command) -> Process {
+        let listen = self.url.trim_start_matches("http://").to_owned();
+        self.serve(command, &listen)
+    }
+
+    fn serve(&mut self, mut command: Command, listen: &str) -> Process {
+        let file = self.at("port");
+        // What an earlier one wrote says nothing of this one.
+        let _ = std::fs::remove_file(&file);
+        command.args(["serve", "--insecure-listen", "--listen", listen, "--store"]).arg(self.at("store"));
+        command.arg("--port-file").arg(&file);
+        let process = Process::start(command, &self.at("serve.log"));
+        let text = wait_for("the coordinator's address", || {
+            std::fs::read_to_string(&file).ok().filter(|text| text.ends_with('\n'))
+        });
+        self.url = format!("http://{}", text.trim());
+        process
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A path in the directory of its files.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Runs the client as `command` does, and gives what it prints.
+    pub fn client(&self, mut command: Command, arguments: &[&str]) -> String {
+        let output =
+            command.args(arguments).env("FOIL_COORDINATOR", &self.url).output().expect("foil starts");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "foil {arguments:?}: {text}\n{}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            std::fs::read_to_string(self.at("serve.log")).unwrap_or_default()
+        );
+        text
+    }
+
+    /// The client on this machine.
+    pub fn foil(&self, arguments: &[&str]) -> String {
+        self.client(Command::new(binaries::foil()), arguments)
+    }
+
+    /// Submits the shrunken letters job for two ranks, by the client as `command` runs it; gives its id.
+    pub fn submit_letters(&self, command: Command) -> String {
+        let mut arguments = vec!["submit", letters_job(), "--set", "resources.ranks=2"];
+        arguments.extend(SMALL.iter().flat_map(|assignment| ["--set", assignment]));
+        self.client(command, &arguments).trim().to_owned()
+    }
+
+    /// The job as the coordinator has it.
+    pub fn job(&self, id: &str) -> Value {
+        serde_json::from_str(&self.foil(&["get", id, "--json"])).expect("a job in JSON")
+    }
+
+    /// The weights of one of the job's models, pulled by the client as `command` runs it.
+    pub fn weights(&self, command: Command, id: &str, model: &str) -> Vec<u8> {
+        let dir = self.at(model);
+        self.client(command, &["pull", &format!("{id}/{model}"), dir.to_str().expect("UTF-8")]);
+        std::fs::read(dir.join("model.safetensors")).expect("weights are readable")
+    }
+}
+
+/// Asks until there is an answer.
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "no {what} within {PATIENCE:?}");
+        std::thread::sleep(POLL);
+    }
+}

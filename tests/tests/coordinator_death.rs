@@ -1,0 +1,40 @@
+//! SIGKILL of the coordinator alone: agents find the next one, and the job ends with the weights it would have had.
+
+use std::process::Command;
+
+use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
+
+/// A gang before there is any model, leases of a map phase, and a gang late in the job.
+const KILLED_IN: [&str; 3] = ["r00.sft", "r01.reward.generate", "r01.policy.train"];
+
+#[test]
+fn a_killed_coordinator_started_again_goes_on_to_the_same_weights() {
+    let undisturbed = Run::letters().ranks(2).finish().weights();
+    let serve = || Command::new(foil());
+    let (mut service, mut coordinator) = Service::start(serve(), "127.0.0.1");
+    let mut agents: Vec<Process> = (0..2)
+        .map(|number| {
+            let mut agent = Command::new(foil_worker());
+            agent.args(["--coordinator", service.url(), "--ranks", "1"]);
+            Process::start(agent, &service.at(&format!("agent-{number}.log")))
+        })
+        .collect();
+    let id = service.submit_letters(serve());
+
+    for (attempt, phase) in (1..).zip(KILLED_IN) {
+        wait_for(phase, || {
+            let job = service.job(&id);
+            (job["attempt"] == attempt && job["phase"] == phase).then_some(())
+        });
+        coordinator.kill();
+        coordinator = service.restart(serve());
+    }
+    service.foil(&["watch", &id]);
+
+    let job = service.job(&id);
+    assert_eq!(job["state"], "JOB_STATE_SUCCEEDED", "{job}");
+    assert!(agents.iter_mut().all(Process::is_running), "the agents were to outlive their coordinators");
+    assert_eq!(job["attempt"], 1 + KILLED_IN.len(), "each death was to cost one attempt");
+    let weights = |model| service.weights(serve(), &id, model);
+    assert!((weights("policy@1"), weights("reward@1")) == undisturbed, "the weights differ");
+}
