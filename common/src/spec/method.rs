@@ -136,6 +136,20 @@ impl Method {
         matches!(self, Self::Grpo(_) | Self::Rloo(_))
     }
 
+    /// How many of a prompt's n answers the method reads; ties, and blanks that would win, leave fewer.
+    pub fn answers_of(&self, samples: u32) -> u32 {
+        let paired = match self {
+            Self::Rejection => return 1,
+            Self::Rrhf { .. } | Self::Grpo(_) | Self::Rloo(_) => return samples,
+            Self::Dpo { preferences, .. } | Self::Ipo { preferences } => match preferences.pairing {
+                Pairing::BestWorst => 2,
+                Pairing::TopBottom(k) => wire_size(k).saturating_mul(2),
+                Pairing::All => samples,
+            },
+        };
+        paired.min(samples)
+    }
+
     pub(crate) fn parse(wire: &v1::PolicyStepSpec) -> Result<Self, SpecError> {
         let name = MethodName::parse(AT, "method", &wire.method)?;
         refuse_strangers(name, wire)?;
