@@ -18,7 +18,7 @@ pub struct PolicyStep {
     /// Never empty; see [`PolicyStep::learning_rate_of`].
     pub learning_rate: Vec<f64>,
     pub epochs: u32,
-    /// Prompts per step over all ranks, each with the answers that the method uses of it.
+    /// Sequences per step over all ranks, or as near to it as whole prompts come.
     pub batch_sequences: usize,
     pub optimizer: Optimizer,
     pub schedule: Schedule,

@@ -1,12 +1,15 @@
 //! What a method makes of one prompt's scored answers: which of them it reads, and a loss of their log-probabilities.
 
 use foil_common::spec::{Method, Pairing, PolicyGradient, Preferences, Reduction};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use super::pairing::{Preference, pairs};
 use super::policy_gradient::{self, Rollouts, group_advantages, leave_one_out, penalised_rewards};
 use super::rrhf::Rrhf;
-use super::{dpo, rejection};
+use super::{accumulation_kind, dpo, rejection};
+
+#[cfg(test)]
+mod tests;
 
 /// An answer as its judges see it.
 #[derive(Debug, Clone, Copy)]
@@ -158,37 +161,89 @@ impl Group {
     ///
     /// # Panics
     /// Other answers than those read.
-    pub fn loss(&self, log_probs: &[Tensor]) -> Tensor {
+    pub fn loss(&self, log_probs: &[Tensor]) -> Taught {
         match &self.lesson {
-            Lesson::Imitate => -log_probs[0].sum(super::accumulation_kind(log_probs[0].kind())),
-            Lesson::Rank { objective, pairs, best } => objective.loss(log_probs, pairs, *best),
+            Lesson::Imitate => {
+                let nll = -log_probs[0].sum(accumulation_kind(log_probs[0].kind()));
+                Taught { figures: figures(&[], nll.device()), loss: nll }
+            }
+            Lesson::Rank { objective, pairs, best } => {
+                let terms = objective.terms(log_probs, pairs, *best);
+                Taught {
+                    loss: objective.weigh(&terms),
+                    figures: figures(&[&terms.ranking, &terms.nll], terms.nll.device()),
+                }
+            }
             Lesson::Prefer { objective, log_ratio, pairs, reference } => {
                 let ratio =
                     |answer: usize| dpo::log_ratio(&log_probs[answer], &reference[answer], *log_ratio);
-                let stack = |ratios: Vec<Tensor>| Tensor::stack(&ratios, 0); // [pairs]
-                let chosen = stack(pairs.iter().map(|pair| ratio(pair.chosen)).collect());
-                let rejected = stack(pairs.iter().map(|pair| ratio(pair.rejected)).collect());
-                match *objective {
-                    Objective::Dpo { beta, label_smoothing } => {
-                        dpo::dpo(&chosen, &rejected, beta, label_smoothing)
-                    }
-                    Objective::Ipo { beta } => dpo::ipo(&chosen, &rejected, beta),
-                }
+                objective.loss(pairs, &ratio)
             }
             Lesson::Follow { objective, advantages, sampler, clip_ratio, kl } => {
                 let rollouts = Rollouts { policy: log_probs, sampler, advantages };
-                let loss = match objective {
+                let followed = match objective {
                     Ratios::Token => policy_gradient::grpo(&rollouts, *clip_ratio),
                     Ratios::Sequence => policy_gradient::rloo(&rollouts, *clip_ratio),
                 };
+                let device = followed.loss.device();
                 match kl {
+                    None => Taught { loss: followed.loss, figures: figures(&[&followed.clipped], device) },
                     Some(KlTerm { weight, reference }) => {
-                        loss + policy_gradient::kl_term(log_probs, reference) * *weight
+                        let kl = policy_gradient::kl_term(log_probs, reference);
+                        let figures = figures(&[&followed.clipped, &kl], device);
+                        Taught { loss: followed.loss + kl * *weight, figures }
                     }
-                    None => loss,
                 }
             }
         }
+    }
+}
+
+/// What a group costs, and what it shows.
+#[derive(Debug)]
+pub struct Taught {
+    /// A scalar that can be differentiated.
+    pub loss: Tensor,
+    /// As [`figure_names`] has them, `[figures]` in fp64 without a gradient: sums whose denominator is the groups' weight.
+    pub figures: Tensor,
+}
+
+/// What a method shows of a step, each as a mean over what its loss is a mean of:
+///
+/// - rrhf, of prompts: the ranking term before its weight, and the best answer's negative log-likelihood.
+/// - dpo, ipo, of pairs: the share whose chosen answer has the larger log-ratio, and the difference of the two.
+/// - grpo, rloo, of answers: the share of probability ratios that are clipped, and the KL term before its weight.
+pub fn figure_names(method: &Method) -> &'static [&'static str] {
+    match method {
+        Method::Rejection => &[],
+        Method::Rrhf { .. } => &["ranking", "best_nll"],
+        Method::Dpo { .. } | Method::Ipo { .. } => &["preferred_share", "log_ratio_margin"],
+        Method::Grpo(PolicyGradient { kl: Some(_), .. }) => &["clipped_share", "kl_reference"],
+        Method::Grpo(_) | Method::Rloo(_) => &["clipped_share"],
+    }
+}
+
+/// Scalars side by side, `[n]`, fp64, without a gradient.
+fn figures(scalars: &[&Tensor], device: Device) -> Tensor {
+    let mut all = vec![Tensor::zeros([0], (Kind::Double, device))];
+    all.extend(scalars.iter().map(|scalar| scalar.detach().to_kind(Kind::Double).view(1)));
+    Tensor::cat(&all, 0)
+}
+
+impl Objective {
+    /// Of pairs whose answers have these log-ratios.
+    fn loss(self, pairs: &[Preference], ratio: &dyn Fn(usize) -> Tensor) -> Taught {
+        let stack = |side: &dyn Fn(&Preference) -> usize| {
+            Tensor::stack(&pairs.iter().map(|pair| ratio(side(pair))).collect::<Vec<_>>(), 0) // [pairs]
+        };
+        let (chosen, rejected) = (stack(&|pair| pair.chosen), stack(&|pair| pair.rejected));
+        let margins = no_grad(|| (&chosen - &rejected).to_kind(Kind::Double));
+        let preferred = margins.gt(0.0).sum(Kind::Double);
+        let loss = match self {
+            Self::Dpo { beta, label_smoothing } => dpo::dpo(&chosen, &rejected, beta, label_smoothing),
+            Self::Ipo { beta } => dpo::ipo(&chosen, &rejected, beta),
+        };
+        Taught { loss, figures: figures(&[&preferred, &margins.sum(Kind::Double)], chosen.device()) }
     }
 }
 
@@ -259,129 +314,4 @@ fn preferences(answers: &[Judged<'_>], pairing: Pairing) -> Vec<Preference> {
 fn comparable<'a>(answers: &[Judged<'a>]) -> (Vec<f64>, Vec<&'a str>) {
     let reward = |answer: &Judged<'_>| if answer.tokens == 0 { f64::NAN } else { answer.reward };
     answers.iter().map(|answer| (reward(answer), answer.text)).unzip()
-}
-
-#[cfg(test)]
-mod tests {
-    use foil_common::spec::{KlPrice, ReferencePolicy};
-
-    use super::*;
-
-    const PREFERENCES: Preferences = Preferences {
-        beta: 0.1,
-        pairing: Pairing::BestWorst,
-        log_ratio: Reduction::Sum,
-        reference: ReferencePolicy::RoundStart,
-    };
-    const PLAIN: PolicyGradient = PolicyGradient { clip_ratio: 0.2, kl: None };
-    const RRHF: Method = Method::Rrhf { rank_weight: 2.0, nll: Reduction::Mean };
-    const DPO: Method = Method::Dpo { preferences: PREFERENCES, label_smoothing: 0.0 };
-    const LENGTHS: [usize; 5] = [2, 3, 0, 1, 2];
-
-    /// The third has no tokens, the last is blank and pleases its judge most.
-    fn answers() -> [Judged<'static>; 5] {
-        let (texts, rewards) = (["a", "b", "", "c", " "], [1.0, 3.0, 9.0, 2.0, 8.0]);
-        std::array::from_fn(|i| Judged { text: texts[i], tokens: LENGTHS[i], reward: rewards[i] })
-    }
-
-    /// The policy's log-probabilities of the answers read, and the same as constants.
-    fn at_rest(read: &[usize]) -> (Vec<Tensor>, Vec<Compared>) {
-        let numbers = |&answer: &usize| -> Vec<f32> {
-            (0..LENGTHS[answer]).map(|token| -0.5 * (answer + token + 1) as f32).collect()
-        };
-        let compared = |answer| Compared { reference: numbers(answer), sampler: numbers(answer) };
-        let policy = |answer| Tensor::from_slice(&numbers(answer)).set_requires_grad(true);
-        (read.iter().map(policy).collect(), read.iter().map(compared).collect())
-    }
-
-    fn group(method: &Method) -> (Group, Vec<Tensor>) {
-        let (policy, compared) = at_rest(&answers_read(method, &answers()));
-        (Group::new(method, &answers(), &compared, Device::Cpu).unwrap(), policy)
-    }
-
-    fn loss(method: &Method) -> (f64, f64) {
-        let (group, policy) = group(method);
-        (group.loss(&policy).double_value(&[]), group.weight())
-    }
-
-    #[test]
-    fn a_method_reads_the_answers_it_compares() {
-        let read = |method: &Method| answers_read(method, &answers());
-        assert_eq!(read(&Method::Rejection), [1]);
-        assert_eq!(read(&DPO), [0, 1], "best and worst");
-        let all = Preferences { pairing: Pairing::All, ..PREFERENCES };
-        assert_eq!(
-            read(&Method::Ipo { preferences: all }),
-            [0, 1, 3],
-            "the blank is better than all: no pair"
-        );
-        assert_eq!(read(&RRHF), [0, 1, 3]);
-        assert_eq!(read(&Method::Grpo(PLAIN)), [0, 1, 3, 4]);
-        let equal = answers().map(|answer| Judged { reward: 1.0, ..answer });
-        assert_eq!(answers_read(&DPO, &equal), [] as [usize; 0]);
-        assert_eq!(answers_read(&RRHF, &equal), [0]);
-        assert!(Group::new(&DPO, &equal, &[], Device::Cpu).is_none());
-    }
-
-    #[test]
-    fn dpo_loses_log_2_a_pair_where_policy_and_reference_agree() {
-        let (found, pairs) = loss(&DPO);
-        assert!((found - std::f64::consts::LN_2).abs() < 1e-6 && pairs == 1.0);
-        let preferences = Preferences { pairing: Pairing::All, ..PREFERENCES };
-        let (found, pairs) = loss(&Method::Dpo { preferences, label_smoothing: 0.1 });
-        assert!((found - 3.0 * std::f64::consts::LN_2).abs() < 1e-6 && pairs == 3.0);
-        let (found, pairs) = loss(&Method::Ipo { preferences });
-        assert!((found - 75.0).abs() < 1e-4 && pairs == 3.0, "{found}: each pair is 1/2β = 5 off");
-    }
-
-    #[test]
-    fn a_preference_pulls_the_chosen_answer_up_and_the_other_down() {
-        let (group, policy) = group(&DPO);
-        let gradients = Tensor::run_backward(&[group.loss(&policy)], &policy, false, false);
-        let [rejected, chosen] = &gradients[..] else { panic!() };
-        // −β σ(0) for every token of answer 1, β σ(0) for those of answer 0.
-        assert_eq!(Vec::<f32>::try_from(chosen).unwrap(), [-0.05; 3]);
-        assert_eq!(Vec::<f32>::try_from(rejected).unwrap(), [0.05; 2]);
-    }
-
-    #[test]
-    fn rrhf_ranks_by_mean_likelihood_and_imitates_the_best() {
-        // Means −.75, −1.5 and −2 of answers 0, 1 and 3; answer 1 is the best, then 3, then 0.
-        let expected = 2.0 * ((1.5 - 0.75) + (2.0 - 0.75)) + 1.5;
-        let (found, prompts) = loss(&RRHF);
-        assert!((found - expected).abs() < 1e-6 && prompts == 1.0, "{found} not {expected}");
-        let (found, tokens) = loss(&Method::Rejection);
-        assert!((found - 4.5).abs() < 1e-6 && tokens == 3.0);
-    }
-
-    #[test]
-    fn policy_gradients_count_every_answer_and_read_those_with_tokens() {
-        let rewards = answers().map(|answer| answer.reward);
-        let kl = Some(KlPrice { weight: 0.5, reference: ReferencePolicy::Initial });
-        for (advantages, method) in [
-            (group_advantages(&rewards), Method::Grpo(PLAIN)),
-            (group_advantages(&rewards), Method::Grpo(PolicyGradient { kl, ..PLAIN })),
-            (leave_one_out(&rewards), Method::Rloo(PLAIN)),
-            (leave_one_out(&rewards), Method::Rloo(PolicyGradient { kl, ..PLAIN })),
-        ] {
-            let (found, weight) = loss(&method);
-            let expected: f64 = -[0, 1, 3, 4].map(|answer| advantages[answer]).iter().sum::<f64>();
-            assert!((found - expected).abs() < 1e-5, "{method:?}: {found} not {expected}");
-            assert_eq!(weight, 5.0);
-        }
-    }
-
-    #[test]
-    fn rloo_pays_for_divergence_before_it_compares() {
-        let kl = Some(KlPrice { weight: 1.0, reference: ReferencePolicy::Initial });
-        let method = Method::Rloo(PolicyGradient { kl, ..PLAIN });
-        let answers: [Judged<'_>; 2] = std::array::from_fn(|_| Judged { text: "a", tokens: 1, reward: 1.0 });
-        let compared = [-1.0, -2.0].map(|sampler| Compared { reference: vec![-2.0], sampler: vec![sampler] });
-        let policy = [-1.0_f32, -2.0].map(|number| Tensor::from_slice(&[number]).set_requires_grad(true));
-        let group = Group::new(&method, &answers, &compared, Device::Cpu).unwrap();
-        let gradients = Tensor::run_backward(&[group.loss(&policy)], &policy, false, false);
-        // The first has paid 1: rewards 0 and 1, advantages −1 and 1.
-        assert_eq!(gradients[0].double_value(&[0]), 1.0);
-        assert_eq!(gradients[1].double_value(&[0]), -1.0);
-    }
 }

@@ -4,7 +4,7 @@
 //! probabilities to those of the policy that drew the answers, clipped as in PPO (Schulman et al., arXiv 1707.06347,
 //! Eq. 7), since several steps go by between drawing and training.
 
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
 use super::accumulation_kind;
 
@@ -40,23 +40,30 @@ pub struct Rollouts<'a> {
     pub advantages: &'a [f64],
 }
 
+/// What following the rewards costs; both scalars.
+#[derive(Debug)]
+pub struct Followed {
+    pub loss: Tensor,
+    /// Answers whose ratio is clipped; an answer counts as much as the share of its ratios that are. Without a gradient.
+    pub clipped: Tensor,
+}
+
 /// Group relative policy optimisation without its KL term (arXiv 2402.03300, Eq. 3): Σ over answers of the mean over
 /// their tokens of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A), with ρ = π / π_sampler of the token and A the answer's advantage.
-/// A scalar in fp32 (fp64 for fp64 log-probabilities).
+/// In fp32 (fp64 for fp64 log-probabilities).
 ///
 /// The sum over answers is what the trainer divides by the answers of the global batch, those without tokens counted.
-pub fn grpo(answers: &Rollouts<'_>, clip_ratio: f64) -> Tensor {
+pub fn grpo(answers: &Rollouts<'_>, clip_ratio: f64) -> Followed {
     let (policy, sampler) = (flat(answers.policy), flat(answers.sampler)); // [tokens]
     let lengths = lengths(answers.policy);
     let advantages = per_token(&lengths, answers.advantages.iter().copied(), &policy);
-    let surrogate = clipped(&(&policy - sampler).exp(), &advantages, clip_ratio);
-    -(surrogate * mean_weights(&lengths, &policy)).sum(policy.kind())
+    follow(&(&policy - sampler).exp(), &advantages, &mean_weights(&lengths, &policy), clip_ratio)
 }
 
 /// REINFORCE with a leave-one-out baseline, clipped as TRL does it: Σ over answers of
-/// −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A), with ρ = π(y|x) / π_sampler(y|x) of the whole answer. A scalar in fp32 (fp64 for
-/// fp64 log-probabilities).
-pub fn rloo(answers: &Rollouts<'_>, clip_ratio: f64) -> Tensor {
+/// −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A), with ρ = π(y|x) / π_sampler(y|x) of the whole answer. In fp32 (fp64 for fp64
+/// log-probabilities).
+pub fn rloo(answers: &Rollouts<'_>, clip_ratio: f64) -> Followed {
     let sums = |answers: &[Tensor]| {
         let sum = |answer: &Tensor| answer.sum(accumulation_kind(answer.kind()));
         Tensor::stack(&answers.iter().map(sum).collect::<Vec<_>>(), 0)
@@ -64,7 +71,15 @@ pub fn rloo(answers: &Rollouts<'_>, clip_ratio: f64) -> Tensor {
     let log_ratios = sums(answers.policy) - sums(answers.sampler); // [answers]
     let advantages = Tensor::from_slice(answers.advantages).to_kind(log_ratios.kind());
     let advantages = advantages.to_device(log_ratios.device());
-    -clipped(&log_ratios.exp(), &advantages, clip_ratio).sum(log_ratios.kind())
+    follow(&log_ratios.exp(), &advantages, &log_ratios.ones_like(), clip_ratio)
+}
+
+/// −Σ w · min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) of ratios, advantages and weights of one shape.
+fn follow(ratio: &Tensor, advantages: &Tensor, weights: &Tensor, clip_ratio: f64) -> Followed {
+    let free = ratio * advantages;
+    let held = ratio.clamp(1.0 - clip_ratio, 1.0 + clip_ratio) * advantages;
+    let clipped = no_grad(|| (held.lt_tensor(&free).to_kind(weights.kind()) * weights).sum(weights.kind()));
+    Followed { loss: -(free.minimum(&held) * weights).sum(weights.kind()), clipped }
 }
 
 /// Σ over answers of the mean over their tokens of the estimate π_ref/π − log(π_ref/π) − 1 of KL(π ‖ π_ref), which is
@@ -88,12 +103,6 @@ pub fn penalised_rewards(
     let sum = |log_probs: &[f32]| log_probs.iter().map(|&log_prob| f64::from(log_prob)).sum::<f64>();
     let divergences = sampler.iter().zip(reference).map(|(s, r)| sum(s.as_ref()) - sum(r.as_ref()));
     rewards.iter().zip(divergences).map(|(reward, divergence)| reward - weight * divergence).collect()
-}
-
-/// min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A), element by element.
-fn clipped(ratio: &Tensor, advantages: &Tensor, clip_ratio: f64) -> Tensor {
-    let near = ratio.clamp(1.0 - clip_ratio, 1.0 + clip_ratio);
-    (ratio * advantages).minimum(&(near * advantages))
 }
 
 /// All answers' tokens one after another, `[tokens]`.
@@ -149,7 +158,7 @@ mod tests {
         let sampler: Vec<Tensor> = policy.iter().map(Tensor::detach).collect();
         let rollouts = Rollouts { policy: &policy, sampler: &sampler, advantages: &[1.0, -3.0, 2.0] };
         let gradients = |loss: &Tensor| Tensor::run_backward(&[loss], &policy, false, false);
-        let (tokens, sequences) = (grpo(&rollouts, 0.2), rloo(&rollouts, 0.2));
+        let (tokens, sequences) = (grpo(&rollouts, 0.2).loss, rloo(&rollouts, 0.2).loss);
         assert!((tokens.double_value(&[]) - 2.0).abs() < 1e-12, "the third has no token to be means of");
         assert!(sequences.double_value(&[]).abs() < 1e-12);
         // −A / length for each token; −A for each token.
@@ -166,7 +175,10 @@ mod tests {
         let policy = answers([&[0.5], &[0.5], &[-0.5]]);
         let zeros = answers([&[0.0], &[0.0], &[0.0]]).map(|tokens| tokens.detach());
         let rollouts = Rollouts { policy: &policy, sampler: &zeros, advantages: &[1.0, -1.0, 1.0] };
-        let found = Tensor::run_backward(&[grpo(&rollouts, 0.2)], &policy, false, false);
+        let followed = grpo(&rollouts, 0.2);
+        assert_eq!(followed.clipped.double_value(&[]), 1.0);
+        assert_eq!(rloo(&rollouts, 0.2).clipped.double_value(&[]), 1.0);
+        let found = Tensor::run_backward(&[followed.loss], &policy, false, false);
         let gradient: Vec<f64> = found.iter().map(|tokens| tokens.double_value(&[0])).collect();
         // Up, and already up: clipped. Down, though it has gone up: followed. Up, though it has gone down: followed.
         assert_eq!(gradient[0], 0.0);

@@ -15,6 +15,14 @@ pub struct Rrhf {
     pub nll: Reduction,
 }
 
+/// The two terms of [`Rrhf::loss`], each a scalar.
+#[derive(Debug)]
+pub struct RrhfTerms {
+    /// Before it is weighted.
+    pub ranking: Tensor,
+    pub nll: Tensor,
+}
+
 impl Rrhf {
     /// The loss of one prompt's answers (Yuan et al., arXiv 2304.05302, Eqs. 2-5): rank_weight · Σ max(0, p_l − p_w) over
     /// `pairs` of a better answer w and a worse one l, with p the mean log-probability of an answer's tokens, plus
@@ -27,21 +35,30 @@ impl Rrhf {
     /// # Panics
     /// An index beyond the answers.
     pub fn loss(&self, log_probs: &[Tensor], pairs: &[Preference], best: usize) -> Tensor {
+        self.weigh(&self.terms(log_probs, pairs, best))
+    }
+
+    pub fn weigh(&self, terms: &RrhfTerms) -> Tensor {
+        &terms.ranking * self.rank_weight + &terms.nll
+    }
+
+    /// As [`Rrhf::loss`], term by term.
+    ///
+    /// # Panics
+    /// An index beyond the answers.
+    pub fn terms(&self, log_probs: &[Tensor], pairs: &[Preference], best: usize) -> RrhfTerms {
         let kind = accumulation_kind(log_probs[best].kind());
         let nll = match self.nll {
             Reduction::Sum => -log_probs[best].sum(kind),
             Reduction::Mean => -mean(&log_probs[best]),
         };
-        if pairs.is_empty() {
-            return nll;
-        }
         let likelihood = Tensor::stack(&log_probs.iter().map(mean).collect::<Vec<_>>(), 0); // [answers]
         let pick = |answer: &dyn Fn(&Preference) -> usize| {
             let indices: Vec<i64> = pairs.iter().map(|pair| answer(pair) as i64).collect();
             likelihood.index_select(0, &Tensor::from_slice(&indices).to_device(likelihood.device()))
         };
         let ranking = (pick(&|pair| pair.rejected) - pick(&|pair| pair.chosen)).relu().sum(kind);
-        ranking * self.rank_weight + nll
+        RrhfTerms { ranking, nll }
     }
 }
 
