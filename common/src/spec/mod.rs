@@ -39,7 +39,9 @@ pub use resources::{
     BestBy, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources, Sharding,
 };
 pub use sampling::Sampling;
-pub use steps::{Normalisation, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step};
+pub use steps::{
+    Normalisation, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step,
+};
 pub use text::{Bos, Side, Template, Text};
 
 use check::count;

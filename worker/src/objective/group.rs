@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::pairing::{Preference, pairs};
 use super::policy_gradient::{self, Rollouts, group_advantages, leave_one_out, penalised_rewards};
 use super::rrhf::Rrhf;
-use super::{accumulation_kind, dpo, rejection};
+use super::{dpo, rejection};
 
 #[cfg(test)]
 mod tests;
@@ -38,7 +38,6 @@ pub struct Group {
 
 #[derive(Debug)]
 enum Lesson {
-    Imitate,
     Rank {
         objective: Rrhf,
         pairs: Vec<Preference>,
@@ -100,7 +99,9 @@ pub fn answers_read(method: &Method, answers: &[Judged<'_>]) -> Vec<usize> {
 
 impl Group {
     /// The loss of the answers that [`answers_read`] names. `compared` runs over them, in their order; each holds what
-    /// the method compares with, as many numbers as the answer has tokens. `None` where no answer is read.
+    /// the method compares with, as many numbers as the answer has tokens.
+    ///
+    /// `None` where no answer is read, and for rejection: its one answer is fine-tuned on like any demonstration.
     pub fn new(
         method: &Method,
         answers: &[Judged<'_>],
@@ -121,7 +122,7 @@ impl Group {
         };
         let constants = Constants { compared, device };
         let (lesson, weight) = match *method {
-            Method::Rejection => (Lesson::Imitate, answers[read[0]].tokens as f64),
+            Method::Rejection => return None,
             Method::Rrhf { rank_weight, nll } => {
                 let best = best(answers).and_then(place)?;
                 let objective = Rrhf { rank_weight, nll };
@@ -151,7 +152,7 @@ impl Group {
     }
 
     /// What the group adds to the denominator of a global batch's loss: its pairs (dpo, ipo), its answers, unread ones
-    /// included (grpo, rloo), its best answer's tokens (rejection), or 1, so that the loss is a mean over prompts (rrhf).
+    /// included (grpo, rloo), or 1, so that the loss is a mean over prompts (rrhf).
     pub fn weight(&self) -> f64 {
         self.weight
     }
@@ -163,10 +164,6 @@ impl Group {
     /// Other answers than those read.
     pub fn loss(&self, log_probs: &[Tensor]) -> Taught {
         match &self.lesson {
-            Lesson::Imitate => {
-                let nll = -log_probs[0].sum(accumulation_kind(log_probs[0].kind()));
-                Taught { figures: figures(&[], nll.device()), loss: nll }
-            }
             Lesson::Rank { objective, pairs, best } => {
                 let terms = objective.terms(log_probs, pairs, *best);
                 Taught {

@@ -3,8 +3,8 @@
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use super::likelihood::{log_probs, nll};
-use super::preference::bradley_terry;
+use super::likelihood::{Prediction, log_probs, nll};
+use super::preference::{BradleyTerry, ScoredPairs};
 use crate::evaluate::token_kl;
 
 const BOUND: f64 = 1e-9;
@@ -31,7 +31,9 @@ fn assert_close(found: &Tensor, expected: &Value) {
 fn bradley_terry_is_pytorchs() {
     let case = &fixture()["bradley_terry"];
     let (chosen, rejected) = (leaf(&case["chosen"], &[-1]), leaf(&case["rejected"], &[-1]));
-    let loss = bradley_terry(&chosen, &rejected, &tensor(&case["weights"], &[-1]));
+    let weights = tensor(&case["weights"], &[-1]);
+    let pairs = ScoredPairs { chosen: &chosen, rejected: &rejected, margins: None, weights: &weights };
+    let loss = BradleyTerry::default().loss(&pairs);
     loss.backward();
     assert!((loss.double_value(&[]) - case["loss"].as_f64().unwrap()).abs() < BOUND);
     assert_close(&chosen.grad(), &case["chosen_grad"]);
@@ -45,10 +47,12 @@ fn likelihood_is_pytorchs() {
     let hidden = leaf(&case["hidden"], &[size("tokens"), size("width")]);
     let head = leaf(&case["head"], &[size("vocabulary"), size("width")]);
     let targets = tensor(&case["targets"], &[-1]).to_kind(Kind::Int64);
-    nll(&hidden, &targets, &head, Kind::Double).backward();
+    let prediction =
+        Prediction { hidden: &hidden, targets: &targets, head: &head, compute: Kind::Double };
+    nll(&prediction).unwrap().backward();
     assert_close(&hidden.grad(), &case["hidden_grad"]);
     assert_close(&head.grad(), &case["head_grad"]);
-    assert_close(&log_probs(&hidden, &targets, &head, Kind::Double), &case["log_probs"]);
+    assert_close(&log_probs(&prediction).unwrap(), &case["log_probs"]);
 }
 
 #[test]

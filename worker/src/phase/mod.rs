@@ -11,6 +11,7 @@ mod evaluate_policy;
 mod evaluate_reward;
 mod gang;
 mod generate;
+mod lessons;
 mod models;
 mod pairs;
 mod policy_rows;

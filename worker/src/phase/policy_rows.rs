@@ -13,11 +13,12 @@ use super::rows::{Sampled, Samples, Span, read_prompts, read_scores};
 use super::{Bench, PhaseError};
 use crate::objective::group::{Compared, Judged, answers_read};
 use crate::rank::cache::Cache;
+use crate::train::AnswerGroup;
 
 /// The answers to one prompt, with their rewards.
 pub(super) struct ScoredAnswers<'a> {
-    pub(super) row: u64,
-    pub(super) prompt: &'a Prompt,
+    row: u64,
+    prompt: &'a Prompt,
     pub(super) answers: &'a [Sampled],
     /// In the answers' order, as the reward model gave them.
     pub(super) rewards: Vec<f64>,
@@ -42,9 +43,13 @@ impl ScoredAnswers<'_> {
         answers_read(&job.policy_step.method, &self.judged(job))
     }
 
-    /// The prompt's tokens, to which the very tokens that were sampled are put.
-    pub(super) fn prompt_ids(&self, reader: &Reader<'_>) -> Result<Vec<u32>, PhaseError> {
-        reader.prompt(self.row, self.prompt, reader.job.sampling.max_new_tokens)
+    /// The answers `read` in the very tokens that were sampled.
+    pub(super) fn group(&self, reader: &Reader<'_>, read: &[usize]) -> Result<AnswerGroup, PhaseError> {
+        Ok(AnswerGroup {
+            id: self.row,
+            prompt: reader.prompt(self.row, self.prompt, reader.job.sampling.max_new_tokens)?,
+            answers: read.iter().map(|&answer| self.answers[answer].sample.tokens.clone()).collect(),
+        })
     }
 }
 

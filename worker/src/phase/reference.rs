@@ -5,10 +5,10 @@ use foil_proto::v1;
 use prost::Message;
 
 use super::dialogue::Reader;
-use super::models::Policy;
 use super::policy_rows::{PolicyRows, ScoredAnswers, part};
 use super::{Bench, Chunk, Figures, Outcome, PhaseError};
 use crate::rank::cache::fingerprint;
+use crate::train::AnswerGroup;
 use crate::{evaluate, failpoint};
 
 pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Result<Outcome, PhaseError> {
@@ -19,8 +19,7 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Res
     let read: Vec<Vec<usize>> = scored.iter().map(read).collect();
 
     failpoint::hit("phase.reference");
-    let sequences = read.iter().map(Vec::len).sum();
-    bench.progress(chunk, 0, sequences, "samples");
+    bench.progress(chunk, 0, read.iter().map(Vec::len).sum(), "samples");
     let reference = log_probs(bench, &work.reference, &scored, &read)?;
     let sampler = match same(&work.reference, &work.sampler) {
         true => reference.clone(),
@@ -28,20 +27,19 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Res
     };
 
     let mut figures = Figures::default();
-    for (name, of_samples) in [("reference_nll", &reference), ("sampler_nll", &sampler)] {
-        of_samples.iter().flatten().for_each(|log_probs| figures.push(name, mean_nll(log_probs)));
+    for (name, of_answers) in [("reference_nll", &reference), ("sampler_nll", &sampler)] {
+        of_answers.iter().flatten().for_each(|log_probs| figures.push(name, mean_nll(log_probs)));
     }
     let kept = scored.iter().zip(&read).flat_map(|(answers, read)| read.iter().map(|&i| &answers.answers[i]));
-    let kept = kept.zip(reference.into_iter().zip(sampler)).map(|(sampled, (reference, sampler))| {
-        v1::SampleLogProbs {
-            prompt_id: sampled.sample.prompt_id,
-            index: sampled.sample.index,
-            reference: reference.unwrap_or_default(),
-            sampler: sampler.unwrap_or_default(),
-        }
+    let mut of_kept = (reference.unwrap_or_default().into_iter(), sampler.unwrap_or_default().into_iter());
+    let samples = kept.map(|sampled| v1::SampleLogProbs {
+        prompt_id: sampled.sample.prompt_id,
+        index: sampled.sample.index,
+        reference: of_kept.0.next().unwrap_or_default(),
+        sampler: of_kept.1.next().unwrap_or_default(),
     });
-    let batch =
-        v1::ReferenceLogProbs { phase: chunk.phase.clone(), chunk: chunk.number, samples: kept.collect() };
+    let samples = samples.collect();
+    let batch = v1::ReferenceLogProbs { phase: chunk.phase.clone(), chunk: chunk.number, samples };
     Ok(Outcome { bytes: batch.encode_to_vec(), moments: figures.to_wire(), calibration: None })
 }
 
@@ -56,48 +54,23 @@ fn log_probs(
     policy: &Option<v1::Artifact>,
     scored: &[ScoredAnswers<'_>],
     read: &[Vec<usize>],
-) -> Result<Vec<Option<Vec<f32>>>, PhaseError> {
+) -> Result<Option<Vec<Vec<f32>>>, PhaseError> {
     if policy.is_none() {
-        return Ok(vec![None; read.iter().map(Vec::len).sum()]);
+        return Ok(None);
     }
     let policy = bench.policy(policy)?;
-    let dialogues = dialogues(bench, &policy, scored, read)?;
-    let borrowed: Vec<(&[u32], usize)> =
-        dialogues.iter().map(|dialogue| (dialogue.ids.as_slice(), dialogue.answer_start)).collect();
-    let budget = bench.job.policy_step.optimizer.micro_batch_tokens;
-    let found = evaluate::answer_log_probs(&policy.model, &borrowed, bench.precision(), budget);
-    let found = found.map_err(PhaseError::Batch)?;
-    for (log_probs, dialogue) in found.iter().zip(&dialogues) {
-        if !log_probs.iter().all(|log_prob| log_prob.is_finite()) {
-            return Err(PhaseError::NonFinite { what: "a sample's log-probability", row: dialogue.row });
-        }
-    }
-    Ok(found.into_iter().map(Some).collect())
-}
-
-struct Dialogue {
-    row: u64,
-    ids: Vec<u32>,
-    answer_start: usize,
-}
-
-fn dialogues(
-    bench: &Bench,
-    policy: &Policy,
-    scored: &[ScoredAnswers<'_>],
-    read: &[Vec<usize>],
-) -> Result<Vec<Dialogue>, PhaseError> {
     let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
-    let mut dialogues = Vec::new();
-    for (answers, read) in scored.iter().zip(read) {
-        let prompt = answers.prompt_ids(&reader)?;
-        dialogues.extend(read.iter().map(|&answer| Dialogue {
-            row: answers.row,
-            ids: [prompt.as_slice(), &answers.answers[answer].sample.tokens].concat(),
-            answer_start: prompt.len(),
-        }));
+    let taught = scored.iter().zip(read).filter(|(_, read)| !read.is_empty());
+    let groups = taught.map(|(answers, read)| answers.group(&reader, read));
+    let groups = groups.collect::<Result<Vec<AnswerGroup>, PhaseError>>()?;
+    let budget = bench.job.policy_step.optimizer.micro_batch_tokens;
+    let found = evaluate::answer_log_probs(&policy.model, &groups, bench.precision(), budget);
+    let found = found.map_err(PhaseError::Batch)?;
+    let finite = |group: &[Vec<f32>]| group.iter().flatten().all(|log_prob| log_prob.is_finite());
+    match groups.iter().zip(&found).find(|(_, of_group)| !finite(of_group)) {
+        Some((group, _)) => Err(PhaseError::NonFinite { what: "a sample's log-probability", row: group.id }),
+        None => Ok(Some(found.into_iter().flatten().collect())),
     }
-    Ok(dialogues)
 }
 
 /// Nats per token; an answer that is read has tokens.

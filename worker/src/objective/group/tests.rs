@@ -83,8 +83,6 @@ fn rrhf_ranks_by_mean_likelihood_and_imitates_the_best() {
     let expected = 2.0 * ((1.5 - 0.75) + (2.0 - 0.75)) + 1.5;
     let (found, prompts) = loss(&RRHF);
     assert!((found - expected).abs() < 1e-6 && prompts == 1.0, "{found} not {expected}");
-    let (found, tokens) = loss(&Method::Rejection);
-    assert!((found - 4.5).abs() < 1e-6 && tokens == 3.0);
 }
 
 #[test]
@@ -126,7 +124,7 @@ fn figures_are_sums_that_the_weights_divide() {
         assert_eq!(found.len(), figure_names(method).len(), "{method:?}");
         figure_names(method).iter().copied().zip(found).collect()
     };
-    assert_eq!(figures(&Method::Rejection), []);
+    assert_eq!(figure_names(&Method::Rejection), [] as [&str; 0]);
     assert_eq!(figures(&DPO), [("preferred_share", 0.0), ("log_ratio_margin", 0.0)]);
     let kl = Some(KlPrice { weight: 0.5, reference: ReferencePolicy::Initial });
     let priced = Method::Grpo(PolicyGradient { kl, ..PLAIN });

@@ -1,6 +1,6 @@
-//! What policies in training are compared with: the Reference phase on samples with made-up scores.
+//! Policies trained on samples with made-up scores, and what they are compared with.
 
-use foil_common::spec::Method;
+use foil_common::spec::{Method, ReferencePolicy};
 
 use super::*;
 use crate::evaluate::answer_log_probs;
@@ -50,6 +50,19 @@ impl Round {
         }
     }
 
+    /// Trains the round's policy by the job's method.
+    fn train(&mut self, reference: Option<v1::Artifact>) -> (v1::Artifact, v1::GangResult) {
+        let train = Work::TrainPolicy(v1::TrainPolicy {
+            policy: Some(self.policy.clone()),
+            prompts: self.prompts.clone(),
+            samples: Some(self.samples.clone()),
+            scores: Some(self.scores.clone()),
+            reference,
+        });
+        let policy = self.policy.clone();
+        self.game.gang("r01.policy.train", train, &policy)
+    }
+
     fn reference(&mut self, work: &v1::Reference) -> (v1::Artifact, Vec<v1::Metric>) {
         self.game.map("r01.policy.reference", 20, |_| Work::Reference(work.clone()))
     }
@@ -78,7 +91,7 @@ fn batch(game: &Game, artifact: &v1::Artifact, chunk: usize) -> v1::ReferenceLog
     v1::ReferenceLogProbs::decode(game.objects.bytes(&artifact.objects[chunk].key).as_slice()).unwrap()
 }
 
-/// Under `policy`, what the first prompt's answers are worth.
+/// Under `policy`, what the first prompt's answers are worth, each by itself.
 fn expected(round: &mut Round, policy: &v1::Artifact) -> Vec<Vec<f32>> {
     let (prompts, samples, scores) =
         (round.prompts.clone(), Some(round.samples.clone()), Some(round.scores.clone()));
@@ -86,14 +99,9 @@ fn expected(round: &mut Round, policy: &v1::Artifact) -> Vec<Vec<f32>> {
     let rows = PolicyRows::read(bench, &prompts, Span { first: 0, count: 1 }, &samples, &scores).unwrap();
     let policy = bench.policy(&Some(policy.clone())).unwrap();
     let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
-    let scored = rows.scored().unwrap();
-    let prompt = scored[0].prompt_ids(&reader).unwrap();
-    let answers = scored[0].answers.iter().map(|answer| {
-        let ids = [prompt.as_slice(), &answer.sample.tokens].concat();
-        let rows = [(ids.as_slice(), prompt.len())];
-        answer_log_probs(&policy.model, &rows, Precision::Fp32, 1000).unwrap().remove(0)
-    });
-    answers.collect()
+    let groups = [0, 1, 2].map(|answer| rows.scored().unwrap()[0].group(&reader, &[answer]).unwrap());
+    let found = answer_log_probs(&policy.model, &groups, Precision::Fp32, 1).unwrap();
+    found.into_iter().flatten().collect()
 }
 
 fn assert_near(found: &[f32], expected: &[f32]) {
@@ -186,4 +194,89 @@ fn a_comparison_that_is_not_there_is_an_error() {
     assert!(error.to_string().starts_with("reference: they lack sample 1 of row "), "{error}");
     assert!(comparisons.of(&sample(0), &grpo).is_err(), "no sampler's numbers");
     assert!(Comparisons::default().of(&sample(0), &Method::Rejection).is_ok());
+}
+
+/// Trains by the method that `edit` makes of the job; gives the phase's metrics and how much more likely the policy has made
+/// the best answers than the worst, in nats per prompt.
+fn trained(edit: impl FnOnce(&mut v1::JobSpec)) -> (Vec<v1::Metric>, f64) {
+    let mut round = Round::new(|job| {
+        let step = job.policy_step.get_or_insert_default();
+        (step.epochs, step.batch_sequences, step.learning_rate) = (Some(4), Some(16), vec![3e-3]);
+        edit(job);
+    });
+    let (start, policy) = (round.start.clone(), round.policy.clone());
+    let method = round.game.bench.job.policy_step.method;
+    let reference = method.reference().map(|reference| match reference {
+        ReferencePolicy::RoundStart => policy.clone(),
+        ReferencePolicy::Initial => start.clone(),
+    });
+    let sampler = method.needs_sampler().then(|| policy.clone());
+    let compared = (reference.is_some() || sampler.is_some())
+        .then(|| round.reference(&round.work(reference.as_ref(), sampler.as_ref())).0);
+    let (moved, result) = round.train(compared);
+    let preference = |round: &mut Round, policy: &v1::Artifact| {
+        let likelihood = expected(round, policy);
+        let sum = |answer: usize| likelihood[answer].iter().sum::<f32>();
+        f64::from(sum(2) - sum(0))
+    };
+    let change = preference(&mut round, &moved) - preference(&mut round, &policy);
+    (result.metrics, change)
+}
+
+/// One setting of the policy step.
+fn step(edit: impl Fn(&mut v1::PolicyStepSpec)) -> impl Fn(&mut v1::JobSpec) {
+    move |job| edit(job.policy_step.get_or_insert_default())
+}
+
+#[test]
+fn every_method_learns_to_prefer_the_better_answers() {
+    let methods = ["rejection", "rrhf", "dpo", "ipo", "grpo", "rloo"];
+    for method in methods {
+        let (metrics, change) = trained(step(|step| step.method = method.into()));
+        assert!(change > 0.0, "{method}: {change}");
+        assert!(
+            value(&metrics, "steps") >= 4.0 && value(&metrics, "loss").is_finite(),
+            "{method}: {metrics:?}"
+        );
+        assert!(value(&metrics, "selected_answers") >= 20.0 - value(&metrics, "dropped_prompts"));
+    }
+}
+
+#[test]
+fn dpo_begins_at_ln_2_against_the_policy_that_the_round_began_with() {
+    let (metrics, _) = trained(step(|step| step.method = "dpo".into()));
+    assert!((value(&metrics, "first_loss") - std::f64::consts::LN_2).abs() < 1e-6);
+    assert!(value(&metrics, "loss") < 0.69 && value(&metrics, "preferred_share") > 0.6, "{metrics:?}");
+    let (metrics, _) = trained(step(|step| (step.method, step.reference) = ("dpo".into(), "initial".into())));
+    let first_loss = value(&metrics, "first_loss");
+    assert!((first_loss - std::f64::consts::LN_2).abs() > 1e-4, "the start policy is another: {first_loss}");
+}
+
+#[test]
+fn a_policy_gradient_begins_where_no_ratio_is_clipped() {
+    for method in ["grpo", "rloo"] {
+        let (metrics, _) = trained(step(|step| {
+            (step.method, step.epochs, step.batch_sequences) = (method.into(), Some(1), Some(1000));
+        }));
+        assert_eq!(value(&metrics, "clipped_share"), 0.0);
+        assert!(value(&metrics, "first_loss").abs() < 1e-4, "advantages sum to nothing: {metrics:?}");
+        let (metrics, _) = trained(step(|step| {
+            (step.method, step.reference, step.kl_weight) = (method.into(), "initial".into(), Some(0.1));
+        }));
+        assert!(metrics.iter().any(|metric| metric.name == "kl_reference") == (method == "grpo"));
+    }
+}
+
+#[test]
+fn under_select_worst_every_method_learns_the_opposite() {
+    for method in ["rejection", "rrhf", "dpo", "rloo"] {
+        let (metrics, change) = trained(|job| {
+            job.policy_step.get_or_insert_default().method = method.into();
+            job.controls.get_or_insert_default().select_worst = true;
+        });
+        assert!(change < 0.0, "{method}: {change}");
+        if method == "rejection" {
+            assert_eq!(value(&metrics, "selected_reward_mean"), 0.0);
+        }
+    }
 }
