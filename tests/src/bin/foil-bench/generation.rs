@@ -6,7 +6,6 @@ use foil_common::spec::Sampling;
 use foil_worker::generate::{Answering, GenerateRequest, NoiseKey, generate};
 use foil_worker::model::{LanguageModel, Precision};
 use serde_json::{Value, json};
-use tch::Device;
 
 use crate::Bench;
 use crate::workload::Workload;
@@ -35,7 +34,7 @@ impl Generation {
             ..Sampling::default()
         };
         Ok(Self {
-            model: LanguageModel::load(&workload.model, Device::Cpu)?,
+            model: LanguageModel::load(&workload.model, workload.device()?)?,
             precision: workload.precision()?,
             sampling,
             requests: workload.prompts.iter().enumerate().map(request).collect(),

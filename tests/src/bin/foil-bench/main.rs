@@ -6,6 +6,7 @@
 
 #![allow(clippy::print_stdout)]
 
+mod checkpoint;
 mod generation;
 mod training;
 mod workload;
@@ -31,7 +32,8 @@ fn main() -> anyhow::Result<()> {
     let mut bench: Box<dyn Bench> = match workload.work {
         Work::Generate => Box::new(generation::Generation::new(&workload)?),
         Work::Reward => Box::new(training::Rewards::new(&workload)?),
-        Work::Dpo | Work::Checkpoint => bail!("{:?} is not measured yet", workload.work),
+        Work::Dpo => Box::new(training::Preferences::new(&workload)?),
+        Work::Checkpoint => Box::new(checkpoint::Checkpoint::new(&workload, path.as_ref())?),
     };
     println!("{}", json!({ "ready": true }));
     for line in std::io::stdin().lock().lines() {

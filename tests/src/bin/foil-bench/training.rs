@@ -5,10 +5,15 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use foil_common::spec::{Decay, Normalisation, OnNonfinite, Optimizer, Schedule, ScheduleKind};
 use foil_worker::collective::{Gang, Host, Place, Rendezvous};
+use foil_worker::evaluate;
 use foil_worker::model::{LanguageModel, Parameters, Precision, RewardModel};
-use foil_worker::train::{Comparison, Objective, PairRanking, Recipe, RowShape, StepPlan, Trainer};
+use foil_worker::objective::dpo;
+use foil_worker::train::{
+    AnswerGroup, Comparison, GroupLoss, Objective, PairRanking, Part, PolicyAnswers, Recipe, RowShape,
+    StepPlan, Trainer,
+};
 use serde_json::{Value, json};
-use tch::Device;
+use tch::{Kind, Tensor};
 
 use crate::Bench;
 use crate::workload::{PairTokens, Workload};
@@ -16,6 +21,9 @@ use crate::workload::{PairTokens, Workload};
 /// Tokens of a micro-batch: more than any batch has, so that each step is one forward and one backward, as the
 /// peers' are.
 const WHOLE_BATCH: usize = 1 << 20;
+
+/// Tokens of a batch of the reference's pass, which keeps nothing for a backward.
+const REFERENCE_BATCH: usize = 4096;
 
 /// What the steps of a training row share, whatever the objective.
 struct Steps {
@@ -82,7 +90,8 @@ fn gang(workload: &Workload) -> anyhow::Result<Gang> {
         return Ok(Gang::alone());
     }
     let (address, port) = workload.rendezvous.rsplit_once(':').context("rendezvous is HOST:PORT")?;
-    let place = Place { address: address.to_owned(), device: Device::Cpu, timeout: Duration::from_secs(60) };
+    let place =
+        Place { address: address.to_owned(), device: workload.device()?, timeout: Duration::from_secs(60) };
     let port = port.parse().context("rendezvous is HOST:PORT")?;
     let prefix = "bench";
     if workload.rank == 0 {
@@ -115,7 +124,7 @@ pub(crate) struct Rewards {
 
 impl Rewards {
     pub(crate) fn new(workload: &Workload) -> anyhow::Result<Self> {
-        let model = LanguageModel::load(&workload.model, Device::Cpu)?;
+        let model = LanguageModel::load(&workload.model, workload.device()?)?;
         let start = RewardModel::with_fresh_head(model, workload.seed.into());
         if let Some(path) = &workload.score {
             let tensors = tch::Tensor::read_safetensors(path)?;
@@ -131,6 +140,7 @@ impl Rewards {
             chosen: [tokens.prompt.as_slice(), &tokens.chosen].concat(),
             rejected: vec![[tokens.prompt.as_slice(), &tokens.rejected].concat()],
             weight: 1.0,
+            margin: 0.0,
         };
         Ok(Self {
             start,
@@ -148,5 +158,70 @@ impl Bench for Rewards {
         let objective = PairRanking::new(&model, &self.pairs, &[], self.precision, Normalisation::Global);
         let (losses, seconds) = self.steps.take(&objective, model.parameters())?;
         Ok(json!({ "seconds": seconds, "tokens": self.tokens, "losses": losses }))
+    }
+}
+
+/// Policy training on pairs by DPO, the reference's pass over all rows counted.
+pub(crate) struct Preferences {
+    start: LanguageModel,
+    steps: Steps,
+    groups: Vec<AnswerGroup>,
+    beta: f64,
+    precision: Precision,
+    tokens: usize,
+}
+
+impl Preferences {
+    pub(crate) fn new(workload: &Workload) -> anyhow::Result<Self> {
+        let group = |(id, pair): (usize, &PairTokens)| AnswerGroup {
+            id: id as u64,
+            prompt: pair.prompt.clone(),
+            answers: vec![pair.chosen.clone(), pair.rejected.clone()],
+        };
+        Ok(Self {
+            start: LanguageModel::load(&workload.model, workload.device()?)?,
+            steps: Steps::new(workload)?,
+            groups: workload.batches.iter().flatten().enumerate().map(group).collect(),
+            beta: workload.beta,
+            precision: workload.precision()?,
+            tokens: logical_tokens(workload),
+        })
+    }
+}
+
+impl Bench for Preferences {
+    fn run(&mut self) -> anyhow::Result<Value> {
+        let model = self.start.copy();
+        let started = Instant::now();
+        let reference =
+            evaluate::answer_log_probs(&self.start, &self.groups, self.precision, REFERENCE_BATCH)?;
+        let reference_seconds = started.elapsed().as_secs_f64();
+        let sums = reference.iter().map(|group| group.iter().map(|answer| answer.iter().sum()).collect());
+        let loss = Dpo { reference: sums.collect(), beta: self.beta, device: model.device() };
+        let objective = PolicyAnswers::new(&model, &self.groups, loss, self.precision);
+        let (losses, seconds) = self.steps.take(&objective, model.parameters())?;
+        Ok(json!({ "seconds": seconds + reference_seconds, "tokens": self.tokens, "losses": losses }))
+    }
+}
+
+/// Of one pair each; the reference's log-probabilities are summed over an answer's tokens.
+#[derive(Debug)]
+struct Dpo {
+    reference: Vec<Vec<f32>>,
+    beta: f64,
+    device: tch::Device,
+}
+
+impl GroupLoss for Dpo {
+    fn loss(&self, row: usize, log_probs: &[Tensor]) -> Part {
+        let policy: Vec<Tensor> = log_probs.iter().map(|answer| answer.sum(Kind::Float)).collect();
+        let ratios =
+            Tensor::stack(&policy, 0) - Tensor::from_slice(&self.reference[row]).to_device(self.device);
+        let loss = dpo::dpo(&ratios.narrow(0, 0, 1), &ratios.narrow(0, 1, 1), self.beta, 0.0);
+        Part { loss, sums: None }
+    }
+
+    fn weight(&self, _row: usize) -> f64 {
+        1.0
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use foil_worker::model::Precision;
 use serde::Deserialize;
+use tch::Device;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -31,6 +32,7 @@ pub(crate) struct Workload {
     pub(crate) work: Work,
     pub(crate) precision: String,
     pub(crate) threads: i32,
+    pub(crate) device: String,
     /// Each the pairs of one step.
     pub(crate) batches: Vec<Vec<PairTokens>>,
     pub(crate) learning_rate: f64,
@@ -62,6 +64,7 @@ impl Default for Workload {
             work: Work::Generate,
             precision: "fp32".to_owned(),
             threads: 1,
+            device: "cpu".to_owned(),
             batches: Vec::new(),
             learning_rate: 1e-5,
             beta: 0.1,
@@ -89,6 +92,15 @@ impl Workload {
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read(path).with_context(|| path.display().to_string())?;
         serde_json::from_slice(&text).with_context(|| format!("{} is no workload", path.display()))
+    }
+
+    pub(crate) fn device(&self) -> anyhow::Result<Device> {
+        match self.device.as_str() {
+            "cpu" => Ok(Device::Cpu),
+            "cuda" if tch::Cuda::is_available() => Ok(Device::Cuda(0)),
+            "cuda" => anyhow::bail!("device is cuda, but libtorch finds no GPU here"),
+            other => anyhow::bail!("device is {other:?}, expected cpu or cuda"),
+        }
     }
 
     pub(crate) fn precision(&self) -> anyhow::Result<Precision> {

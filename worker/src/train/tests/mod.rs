@@ -68,6 +68,7 @@ fn pairs(case: &Value) -> Vec<Comparison> {
         chosen: tokens(chosen),
         rejected: vec![tokens(rejected)],
         weight,
+        margin: 0.0,
     })
     .collect()
 }
