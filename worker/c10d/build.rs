@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "src/shim/collective.cc",
     "src/shim/aten.cc",
     "src/shim/layers/kernels.cc",
@@ -13,6 +13,7 @@ const SOURCES: [&str; 8] = [
     "src/shim/layers/attention.cc",
     "src/shim/layers/draw.cc",
     "src/shim/layers/logits.cc",
+    "src/shim/layers/packed.cc",
     "src/shim/layers/preset.cc",
 ];
 

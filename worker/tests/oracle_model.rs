@@ -164,7 +164,11 @@ fn greedy_continuations_are_those_of_generate() {
     for fixture in Fixture::language_models() {
         let model = LanguageModel::load(&fixture.dir, Device::Cpu).unwrap();
         let expected = fixture.ids("greedy");
-        let answers = greedy(&model.inference(Precision::Fp32), &fixture.rows("prompts"), expected[0].len());
+        let answers = greedy(
+            &model.inference(Precision::Fp32, 4).unwrap(),
+            &fixture.rows("prompts"),
+            expected[0].len(),
+        );
         assert_eq!(answers, expected, "{}", fixture.name);
     }
 }
@@ -178,7 +182,7 @@ fn stories260k_tells_the_expected_story() {
     let expected = std::fs::read_to_string(dir.join("expected_greedy_200.txt")).unwrap();
 
     let start = vec![model.config().bos_token_id.unwrap()];
-    let told = greedy(&model.inference(Precision::Fp32), &[start], 200).remove(0);
+    let told = greedy(&model.inference(Precision::Fp32, 4).unwrap(), &[start], 200).remove(0);
     let text = tokenizer.decode(&told, true).unwrap();
     assert_eq!(text.trim(), expected.trim());
     let listed: serde_json::Value =

@@ -133,6 +133,9 @@ mod bridge {
             slots: &[i64],
             positions: &[i64],
         ) -> Result<UniquePtr<Tensor>>;
+        fn pack_weight(weight: &Tensor, rows: i64) -> Result<UniquePtr<Tensor>>;
+        fn packed_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<UniquePtr<Tensor>>;
+        fn linear_by_output(weight: &Tensor, x: &Tensor) -> Result<UniquePtr<Tensor>>;
         fn draw_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<Vec<u32>>;
         fn target_log_probs(logits: &Tensor, targets: &Tensor) -> Result<UniquePtr<TensorPair>>;
         fn log_prob_gradient(

@@ -20,8 +20,8 @@ pub use error::{Error, Result};
 pub use ffi::Segment;
 pub use group::{Member, ProcessGroup, nccl_built};
 pub use layers::{
-    Cached, Rotation, add_rms_norm, attention, decode_attention, draw_tokens, log_prob_gradient,
-    preset_gradients, rms_norm, rotary, swiglu, target_log_probs,
+    Cached, PackedWeight, Rotation, add_rms_norm, attention, decode_attention, draw_tokens, linear_by_output,
+    log_prob_gradient, preset_gradients, rms_norm, rotary, swiglu, target_log_probs,
 };
 pub use reducer::{BucketSizes, Reducer, backward, drop_gradients, touch, zero_gradients};
 pub use store::Store;

@@ -20,7 +20,7 @@ pub(super) fn draw(
 ) -> Result<Vec<u32>, GenerateError> {
     let vocabulary = model.config().vocab_size as usize;
     if model.device() == Device::Cpu && sampler.is_plain(vocabulary) {
-        let logits = model.logits_by_token(hidden);
+        let logits = model.logits_by_token(hidden)?;
         forbid_ends(&logits, sampler, contexts);
         let keys: Vec<u64> = noise.iter().map(|noise| noise.key()).collect();
         return Ok(foil_c10d::draw_tokens(&logits, &keys, sampler.temperature())?);

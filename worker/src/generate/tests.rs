@@ -48,7 +48,7 @@ fn letters(tokens: &[u32]) -> String {
 fn run(model: &LanguageModel, requests: &[GenerateRequest], sampling: &Sampling, slots: usize) -> Generation {
     let noise = NoiseKey { seed: 5, round: 1, purpose: "test".into() };
     let how = Answering { sampling, eos: &[EOS], noise: &noise, slots, text: &letters };
-    generate(&model.inference(Precision::Fp32), requests, &how, &mut |_, _| {}).unwrap()
+    generate(&model.inference(Precision::Fp32, 4).unwrap(), requests, &how, &mut |_, _| {}).unwrap()
 }
 
 /// Greedy decoding by whole forward passes, one prompt at a time.
@@ -156,7 +156,7 @@ fn a_prompt_that_does_not_fit_is_refused_by_name() {
         let noise = NoiseKey { seed: 5, round: 1, purpose: "test".into() };
         let sampling = sampling();
         let how = Answering { sampling: &sampling, eos: &[EOS], noise: &noise, slots, text: &letters };
-        generate(&model(1).inference(Precision::Fp32), requests, &how, &mut |_, _| {})
+        generate(&model(1).inference(Precision::Fp32, 4).unwrap(), requests, &how, &mut |_, _| {})
             .unwrap_err()
             .to_string()
     };

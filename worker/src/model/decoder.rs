@@ -2,6 +2,7 @@
 //!
 //! The residual stream and the norms are fp32; matrix products and attention run in the chosen [`Precision`].
 
+use foil_c10d::PackedWeight;
 use tch::{Device, Kind, Tensor};
 
 use super::rotary::Rotary;
@@ -24,14 +25,28 @@ impl Precision {
 }
 
 #[derive(Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+enum Linear {
+    /// As the parameters lie; differentiable.
+    Plain { weight: Tensor, bias: Option<Tensor> },
+    /// Laid out for many forward passes.
+    Packed(PackedWeight),
 }
 
 impl Linear {
-    fn forward(&self, x: &Tensor) -> Tensor {
-        linear(x, &self.weight, self.bias.as_ref())
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        match self {
+            Self::Plain { weight, bias } => Ok(linear(x, weight, bias.as_ref())),
+            Self::Packed(weight) => Ok(weight.apply(x)?),
+        }
+    }
+
+    fn packed(self, rows: i64) -> Result<Self, ModelError> {
+        match self {
+            Self::Plain { weight, bias } => {
+                Ok(Self::Packed(PackedWeight::new(&weight, bias.as_ref(), rows)?))
+            }
+            packed @ Self::Packed(_) => Ok(packed),
+        }
     }
 }
 
@@ -68,6 +83,30 @@ pub(super) struct Weights {
     norm: Tensor,
 }
 
+impl Weights {
+    /// Laid out for many forward passes of about `rows` rows each, without gradients. Takes as much memory again as the
+    /// matrices.
+    pub(super) fn packed(self, rows: i64) -> Result<Self, ModelError> {
+        let layers = self.layers.into_iter().map(|layer| layer.packed(rows)).collect::<Result<_, _>>()?;
+        Ok(Self { layers, ..self })
+    }
+}
+
+impl LayerWeights {
+    fn packed(self, rows: i64) -> Result<Self, ModelError> {
+        Ok(Self {
+            q: self.q.packed(rows)?,
+            k: self.k.packed(rows)?,
+            v: self.v.packed(rows)?,
+            o: self.o.packed(rows)?,
+            gate: self.gate.packed(rows)?,
+            up: self.up.packed(rows)?,
+            down: self.down.packed(rows)?,
+            ..self
+        })
+    }
+}
+
 /// Takes tensors out of `Parameters` by name; a model's constructor has made sure that all are there.
 struct Cast<'a> {
     parameters: &'a Parameters,
@@ -89,7 +128,7 @@ impl Cast<'_> {
     fn linear(&self, name: &str) -> Linear {
         let weight = self.master(&format!("{name}.weight")).to_kind(self.kind);
         let bias = self.optional(&format!("{name}.bias")).map(|bias| bias.to_kind(self.kind));
-        Linear { weight, bias }
+        Linear::Plain { weight, bias }
     }
 
     fn layer(&self, index: i64) -> LayerWeights {
@@ -183,7 +222,7 @@ impl Decoder {
                 context = context.index_select(0, read);
                 x = x.index_select(0, read);
             }
-            let attended = layer.o.forward(&context);
+            let attended = layer.o.forward(&context)?;
             let (sum, normed) = foil_c10d::add_rms_norm(&x, &attended, &layer.post_norm, eps)?;
             x = sum;
             delta = Some(mlp(layer, &normed)?);
@@ -214,9 +253,9 @@ impl Decoder {
         attend: Attend<'_>,
     ) -> Result<Tensor, ModelError> {
         let split = |projected: Tensor, heads: i64| projected.view([-1, heads, self.config.head_dim]);
-        let q = split(layer.q.forward(x), self.config.heads);
-        let k = split(layer.k.forward(x), self.config.kv_heads);
-        let v = split(layer.v.forward(x), self.config.kv_heads);
+        let q = split(layer.q.forward(x)?, self.config.heads);
+        let k = split(layer.k.forward(x)?, self.config.kv_heads);
+        let v = split(layer.v.forward(x)?, self.config.kv_heads);
         let q = self.head_norm(q, layer.q_norm.as_ref())?;
         let k = self.head_norm(k, layer.k_norm.as_ref())?;
         Ok(attend(index, &q, &k, &v)?.flatten(1, 2))
@@ -235,6 +274,6 @@ impl Decoder {
 }
 
 fn mlp(layer: &LayerWeights, x: &Tensor) -> Result<Tensor, ModelError> {
-    let gated = foil_c10d::swiglu(&layer.gate.forward(x), &layer.up.forward(x))?;
-    Ok(layer.down.forward(&gated))
+    let gated = foil_c10d::swiglu(&layer.gate.forward(x)?, &layer.up.forward(x)?)?;
+    layer.down.forward(&gated)
 }

@@ -17,12 +17,19 @@ pub struct Inference<'m> {
 }
 
 impl<'m> Inference<'m> {
-    pub(super) fn new(model: &'m LanguageModel, precision: Precision) -> Self {
-        tch::no_grad(|| Self {
-            model,
-            weights: model.decoder().cast(model.parameters(), precision),
-            head: model.head().to_kind(precision.kind()),
-            precision,
+    pub(super) fn new(
+        model: &'m LanguageModel,
+        precision: Precision,
+        rows: usize,
+    ) -> Result<Self, ModelError> {
+        tch::no_grad(|| {
+            let weights = model.decoder().cast(model.parameters(), precision);
+            Ok(Self {
+                model,
+                weights: weights.packed(rows as i64)?,
+                head: model.head().to_kind(precision.kind()),
+                precision,
+            })
         })
     }
 
@@ -101,9 +108,10 @@ impl<'m> Inference<'m> {
 
     /// `[rows, hidden]` → logits `[vocab, rows]`, in the precision's kind: what [`foil_c10d::draw_tokens`] reads.
     ///
-    /// The product is the faster in this order: the large matrix is then read as it lies.
-    pub fn logits_by_token(&self, hidden: &Tensor) -> Tensor {
-        tch::no_grad(|| self.head.matmul(&hidden.tr().contiguous()))
+    /// # Errors
+    /// What libtorch reports.
+    pub fn logits_by_token(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(foil_c10d::linear_by_output(&self.head, hidden)?)
     }
 
     fn decoder(&self) -> &Decoder {

@@ -105,9 +105,12 @@ impl LanguageModel {
         }
     }
 
-    /// Makes ready for generation: no gradients, weights cast once.
-    pub fn inference(&self, precision: Precision) -> Inference<'_> {
-        Inference::new(self, precision)
+    /// Makes ready for generation of about `rows` sequences together: no gradients, weights cast and laid out once.
+    ///
+    /// # Errors
+    /// What libtorch reports.
+    pub fn inference(&self, precision: Precision, rows: usize) -> Result<Inference<'_>, ModelError> {
+        Inference::new(self, precision, rows)
     }
 
     /// A deep copy, without gradients.

@@ -8,7 +8,7 @@ use foil_proto::v1;
 use super::dialogue::Reader;
 use super::models::Policy;
 use super::{Bench, Chunk, Figures, PhaseError};
-use crate::generate::{self, Answering, GenerateRequest, NoiseKey};
+use crate::generate::{self, Answering, GenerateError, GenerateRequest, NoiseKey};
 
 /// What to draw.
 pub(super) struct Draw<'a> {
@@ -41,7 +41,8 @@ pub(super) fn draw(
         text: &|ids| text_of(policy, ids),
     };
     let mut progress = |done, total| bench.progress(done, total, "samples");
-    let model = policy.model.inference(bench.precision());
+    let slots = bench.job.generation.slots;
+    let model = policy.model.inference(bench.precision(), slots).map_err(GenerateError::from)?;
     let drawn = generate::generate(&model, &requests, &how, &mut progress)?;
     let samples = drawn.answers.into_iter().map(|answer| v1::Sample {
         prompt_id: answer.prompt_id,

@@ -48,7 +48,7 @@ impl Generation {
 impl Bench for Generation {
     fn run(&mut self) -> anyhow::Result<Value> {
         let started = Instant::now();
-        let model = self.model.inference(self.precision);
+        let model = self.model.inference(self.precision, self.slots)?;
         let noise = NoiseKey { seed: self.seed, round: 0, purpose: "bench".to_owned() };
         let how = Answering {
             sampling: &self.sampling,

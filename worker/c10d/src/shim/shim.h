@@ -105,6 +105,9 @@ std::unique_ptr<at::Tensor> decode_attention(const at::Tensor& q, const at::Tens
                                              const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& keys,
                                              const at::Tensor& values, rust::Slice<const std::int64_t> slots,
                                              rust::Slice<const std::int64_t> positions);
+std::unique_ptr<at::Tensor> pack_weight(const at::Tensor& weight, std::int64_t rows);
+std::unique_ptr<at::Tensor> packed_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+std::unique_ptr<at::Tensor> linear_by_output(const at::Tensor& weight, const at::Tensor& x);
 rust::Vec<std::uint32_t> draw_tokens(const at::Tensor& logits, rust::Slice<const std::uint64_t> keys,
                                      double temperature);
 std::unique_ptr<TensorPair> target_log_probs(const at::Tensor& logits, const at::Tensor& targets);

@@ -13,7 +13,7 @@ fn prefill(inference: &Inference<'_>, cache: &mut KvCache, row: &[u32], slot: us
 #[test]
 fn one_prefill_serves_all_samples_of_a_prompt() {
     let model = model(&qwen3());
-    let inference = model.inference(Precision::Fp32);
+    let inference = model.inference(Precision::Fp32, 4).unwrap();
     let mut cache = inference.new_cache(4, 16);
     let _ = prefill(&inference, &mut cache, &[5, 6, 7], 0);
     cache.copy_slots(&[(0, 1), (0, 2), (0, 3)]).unwrap();
@@ -26,7 +26,7 @@ fn one_prefill_serves_all_samples_of_a_prompt() {
 #[test]
 fn a_moved_row_goes_on_and_its_old_slot_is_free() {
     let model = model(&llama());
-    let inference = model.inference(Precision::Fp32);
+    let inference = model.inference(Precision::Fp32, 4).unwrap();
     let mut cache = inference.new_cache(3, 32);
     let rows = &rows()[..3];
     let batch = PackedBatch::of_sequences(rows, Device::Cpu).unwrap();
@@ -44,7 +44,7 @@ fn a_moved_row_goes_on_and_its_old_slot_is_free() {
 #[test]
 fn slots_can_be_exchanged_at_once() {
     let model = model(&llama());
-    let inference = model.inference(Precision::Fp32);
+    let inference = model.inference(Precision::Fp32, 4).unwrap();
     let mut cache = inference.new_cache(2, 16);
     let _ = prefill(&inference, &mut cache, &[3, 4, 5, 6], 0);
     let _ = prefill(&inference, &mut cache, &[7], 1);
@@ -57,7 +57,7 @@ fn slots_can_be_exchanged_at_once() {
 #[test]
 fn bf16_decoding_follows_the_bf16_forward() {
     let model = model(&llama());
-    let inference = model.inference(Precision::Bf16);
+    let inference = model.inference(Precision::Bf16, 4).unwrap();
     let mut cache = inference.new_cache(4, 16);
     let mut rows = rows();
     let batch = PackedBatch::of_sequences(&rows, Device::Cpu).unwrap();
@@ -74,7 +74,7 @@ fn bf16_decoding_follows_the_bf16_forward() {
 fn the_same_steps_give_the_same_bits() {
     let model = model(&llama());
     let run = || {
-        let inference = model.inference(Precision::Fp32);
+        let inference = model.inference(Precision::Fp32, 4).unwrap();
         let mut cache = inference.new_cache(4, 20);
         let batch = PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap();
         let _ = inference.prefill(&batch, &mut cache, &[0, 1, 2, 3]).unwrap();
@@ -87,7 +87,7 @@ fn the_same_steps_give_the_same_bits() {
 #[test]
 fn misuse_is_an_error_that_says_which_slot() {
     let model = model(&llama());
-    let inference = model.inference(Precision::Fp32);
+    let inference = model.inference(Precision::Fp32, 4).unwrap();
     let mut cache = inference.new_cache(2, 4);
     let batch = |row: &[u32]| PackedBatch::of_sequences(&[row], Device::Cpu).unwrap();
     let too_long = inference.prefill(&batch(&[1, 2, 3, 4, 5]), &mut cache, &[0]);

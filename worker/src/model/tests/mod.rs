@@ -117,7 +117,7 @@ fn a_shared_beginning_changes_nothing() {
 fn cached_decoding_equals_the_whole_forward() {
     for config in [llama(), qwen3()] {
         let model = model(&config);
-        let inference = model.inference(Precision::Fp32);
+        let inference = model.inference(Precision::Fp32, 4).unwrap();
         // Consecutive slots are read in place, scattered ones gathered.
         for slots in [[1, 2, 3, 4], [5, 0, 3, 1]] {
             let mut cache = inference.new_cache(6, 24);

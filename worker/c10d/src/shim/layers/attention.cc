@@ -173,13 +173,15 @@ class Attention : public torch::autograd::Function<Attention> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             const at::Tensor& cos, const at::Tensor& sin, const Segments& segments) {
-    const auto kind = q.scalar_type();
-    auto turned_q = rotated(q, cos, sin, scale_of(q), kind);
-    auto turned_k = rotated(k, cos, sin, 1.0f, kind);
-    auto values = v.contiguous();
+    // In fp32 whatever the activations are: scores rounded to bf16 would be most of a bf16 model's error, and products
+    // this small are no faster in bf16.
+    auto turned_q = rotated(q, cos, sin, scale_of(q), at::kFloat);
+    auto turned_k = rotated(k, cos, sin, 1.0f, at::kFloat);
+    auto values = v.to(at::kFloat).contiguous();
     ctx->save_for_backward({turned_q, turned_k, values, cos, sin});
     ctx->saved_data["segments"] = segments;
-    return attend(turned_q, turned_k, values, segments);
+    ctx->saved_data["kind"] = static_cast<std::int64_t>(q.scalar_type());
+    return attend(turned_q, turned_k, values, segments).to(q.scalar_type());
   }
 
   // Scores are made again rather than kept: one more product, but no memory that grows with length².
@@ -187,11 +189,12 @@ class Attention : public torch::autograd::Function<Attention> {
     const auto saved = ctx->get_saved_variables();
     const auto &q = saved[0], &k = saved[1], &v = saved[2], &cos = saved[3], &sin = saved[4];
     const Segments segments = ctx->saved_data["segments"].toIntVector();
-    const auto grad = gradients[0].contiguous();
+    const auto kind = static_cast<at::ScalarType>(ctx->saved_data["kind"].toInt());
+    const auto grad = gradients[0].to(at::kFloat).contiguous();
     auto grad_q = at::empty_like(q);
-    // A prefix gathers from all segments that see it: in fp32.
-    auto grad_k = at::zeros(k.sizes(), k.options().dtype(at::kFloat));
-    auto grad_v = at::zeros(v.sizes(), v.options().dtype(at::kFloat));
+    // A prefix gathers from all segments that see it.
+    auto grad_k = at::zeros(k.sizes(), k.options());
+    auto grad_v = at::zeros(v.sizes(), v.options());
     for_each_segment(segments, [&](const std::int64_t* s) {
       auto queries = grouped(q, s[0], s[1], k.size(1));
       auto keys = seen(k, s);
@@ -203,7 +206,6 @@ class Attention : public torch::autograd::Function<Attention> {
       put_grouped(at::bmm(error, keys), grad_q, s[0], s[1]);
       gather(at::bmm(error.transpose(1, 2), queries), grad_k, s);
     });
-    const auto kind = q.scalar_type();
     const auto back = -sin;
     return {rotated(grad_q, cos, back, scale_of(q), kind), rotated(grad_k, cos, back, 1.0f, kind),
             grad_v.to(kind), {}, {}, {}};
