@@ -11,6 +11,7 @@ that repetitions of all contestants can alternate: what slows the machine for a 
     parity.py      whether contestants computed the same thing; if not, the contest is void
     data.py        token rows from the data sets
     flops.py       how much arithmetic a workload needs at the least
+    table.py       the rows held so far, and those that could not be
     report.py      the table, the JSON file and RESULTS.md
     row_*.py       the rows
     run_*.py       the peers, each a program of its own

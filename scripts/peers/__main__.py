@@ -13,13 +13,11 @@ import tempfile
 from pathlib import Path
 
 from peers import report, row_checkpoint, row_generate, row_parallel, row_round, row_train
-from peers.contest import Outcome, hold
-from peers.data import MissingData
-from peers.machine import Machine, matrix_product_limits
-from peers.row_parallel import NotHere
+from peers.machine import Machine
 from peers.setting import ROOT, Setting
+from peers.table import Table
 
-# In the order in which they are held. Each makes, from a setting, functions that each prepare a contest.
+# In the order in which they are held.
 ROWS = {
     "generate": row_generate.generate,
     "eos": row_generate.eos,
@@ -85,30 +83,17 @@ def build() -> None:
         sys.exit(f"bench: `{' '.join(command)}` failed; its messages stand above")
 
 
-def hold_rows(names: list[str], setting: Setting, turns: tuple[int, int], limits) -> tuple[list[Outcome], dict]:
-    """Holds every contest of the rows, and shows each at once. Also says which rows could not be held, and why."""
-    outcomes, skipped = [], {}
-    for name in names:
-        try:
-            for prepare in ROWS[name](setting):
-                outcome = hold(prepare(), *turns, setting.scratch)
-                report.show(outcome, limits)
-                outcomes.append(outcome)
-        except (MissingData, NotHere) as reason:
-            skipped[name] = str(reason)
-            print(f"\n{name}: not held: {reason}", flush=True)
-    return outcomes, skipped
-
-
 def main() -> None:
     # Being told to stop is an end like any other: runners are ended and scratch files removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: stopped"))
     chosen = arguments()
     if chosen.device == "cuda":
         require_cuda()
+    # Described before the build, whose own load is not another program's.
+    table = Table(Machine.here(chosen.device, shlex.join(["scripts/bench", *sys.argv[1:]])))
     if not (chosen.peers_only or chosen.no_build):
         build()
-    machine = Machine.here(chosen.device, shlex.join(["scripts/bench", *sys.argv[1:]]))
+    report.show_machine(table)
     warm_ups, repetitions = QUICK_TURNS if chosen.quick else FULL_TURNS
     with tempfile.TemporaryDirectory(prefix="foil-bench-") as scratch:
         setting = Setting(
@@ -120,17 +105,16 @@ def main() -> None:
             quick=chosen.quick,
             peers_only=chosen.peers_only,
         )
-        limits = matrix_product_limits(setting)
-        print(f"{machine}\nmatrix products: {report.describe_limits(limits)}", flush=True)
-        names = chosen.only or list(QUICK if chosen.quick else ROWS)
-        outcomes, skipped = hold_rows(names, setting, (warm_ups, chosen.reps or repetitions), limits)
+        turns = warm_ups, chosen.reps or repetitions
+        for name in chosen.only or (QUICK if chosen.quick else ROWS):
+            table.hold(name, ROWS[name], setting, turns, report.show_last)
+    report.show_end(table)
     if chosen.json:
-        report.write_json(chosen.json, machine, limits, outcomes, skipped)
+        report.write_json(chosen.json, table)
     if chosen.write_results:
-        report.write_results(RESULTS, machine, limits, outcomes, skipped)
-    unsound = [outcome.contest.key for outcome in outcomes if outcome.void or outcome.failures]
-    if unsound or skipped:
-        sys.exit(f"bench: void, failed or not held: {', '.join([*unsound, *skipped])}")
+        report.write_results(RESULTS, table)
+    if table.unsound:
+        sys.exit(f"bench: void, failed or not held: {', '.join(table.unsound)}")
 
 
 if __name__ == "__main__":

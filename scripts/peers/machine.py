@@ -14,6 +14,10 @@ from peers.process import environment
 from peers.setting import Setting
 
 
+# Load per core from which a warning is given.
+BUSY = 0.25
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     processor: str
@@ -21,6 +25,7 @@ class Machine:
     memory_gib: float
     torch: str
     date: str
+    load: float  # of other programs, when the bench started
     command: str
 
     @staticmethod
@@ -32,11 +37,19 @@ class Machine:
             memory_gib=bytes_there / 2**30,
             torch=torch.__version__,
             date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+            load=os.getloadavg()[0],
             command=command,
         )
 
     def __str__(self) -> str:
         return f"{self.processor}, {self.cores} cores, {self.memory_gib:.0f} GiB, torch {self.torch}, {self.date}"
+
+    @property
+    def warning(self) -> str:
+        """Not empty where figures will say more about other programs than about the contestants."""
+        if self.load < BUSY * self.cores:
+            return ""
+        return f"the machine was busy when the bench began (load {self.load:.1f} on {self.cores} cores): figures are rough"
 
 
 def processor() -> str:
@@ -53,10 +66,14 @@ def processor() -> str:
     return f"{name} ({units or 'no bf16 units'})"
 
 
-def matrix_product_limits(setting: Setting) -> dict[str, float]:
-    """FLOP/s of fp32 and bf16 matrix products, in a process of its own."""
+# FLOP/s by precision.
+Limits = dict[str, float]
+
+
+def matrix_product_limits(setting: Setting, seen: Limits) -> Limits:
+    """Of fp32 and bf16, measured in a process of its own; the best of this time and those seen before."""
     command = [sys.executable, "-m", "peers.run_matmul", str(setting.threads), setting.device]
     done = subprocess.run(
         command, env=environment(setting.threads, setting.scratch), check=True, capture_output=True, text=True
     )
-    return json.loads(done.stdout)
+    return {precision: max(speed, seen.get(precision, 0.0)) for precision, speed in json.loads(done.stdout).items()}

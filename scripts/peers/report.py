@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from peers.contest import Measure, Outcome, Spread
-from peers.machine import Machine
+from peers.machine import Limits
+from peers.table import Table
 
 HEADS = ("contestant", "rate", "least – most", "Foil is", "peak MiB", "of limit", "parity")
 NOTES = """\
@@ -23,7 +24,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def lines_of(outcome: Outcome, measure: Measure, limits: dict[str, float]) -> list[tuple[str, ...]]:
+def lines_of(outcome: Outcome, measure: Measure, limits: Limits) -> list[tuple[str, ...]]:
     """One line for each contestant, in the order of HEADS."""
     foil = next((c.name for c in outcome.contest.contestants if c.is_foil), None)
     ours = outcome.rate(foil, measure) if foil else None
@@ -52,8 +53,21 @@ def turns(outcome: Outcome) -> str:
     return f"{outcome.warm_ups} warm-up{plural}, {outcome.repetitions} repetitions"
 
 
-def show(outcome: Outcome, limits: dict[str, float]) -> None:
+def show_machine(table: Table) -> None:
+    print(table.machine)
+    if table.machine.warning:
+        print(f"warning: {table.machine.warning}")
+
+
+def show_end(table: Table) -> None:
+    for row, why in table.skipped.items():
+        print(f"\n{row}: not held: {why}")
+    print(f"\nmatrix products: {describe_limits(table.limits)}")
+
+
+def show_last(table: Table) -> None:
     """Prints a contest as soon as it is held."""
+    outcome, limits = table.outcomes[-1], table.limits
     contest = outcome.contest
     print(f"\n{contest.key}: {contest.title} ({contest.precision}; {turns(outcome)})")
     if contest.note:
@@ -79,7 +93,7 @@ def aligned(table: list[tuple[str, ...]]) -> str:
     return "\n".join(map(line, table))
 
 
-def summary(outcome: Outcome, limits: dict[str, float]) -> dict:
+def summary(outcome: Outcome, limits: Limits) -> dict:
     """Every figure of a contest, each repetition's included, in a form that JSON takes."""
     contest = outcome.contest
 
@@ -107,42 +121,39 @@ def summary(outcome: Outcome, limits: dict[str, float]) -> dict:
     }
 
 
-def write_json(
-    path: Path, machine: Machine, limits: dict[str, float], outcomes: list[Outcome], skipped: dict[str, str]
-) -> None:
+def write_json(path: Path, table: Table) -> None:
     whole = {
-        "machine": dataclasses.asdict(machine),
-        "matrix_products_flops": limits,
-        "contests": [summary(outcome, limits) for outcome in outcomes],
-        "skipped": skipped,
+        "machine": dataclasses.asdict(table.machine),
+        "matrix_products_flops": table.limits,
+        "contests": [summary(outcome, table.limits) for outcome in table.outcomes],
+        "skipped": table.skipped,
     }
     path.write_text(json.dumps(whole, indent=1) + "\n")
 
 
-def describe_limits(limits: dict[str, float]) -> str:
+def describe_limits(limits: Limits) -> str:
     return ", ".join(f"{precision} {speed / 1e9:,.0f} GFLOP/s" for precision, speed in limits.items())
 
 
-def write_results(
-    path: Path, machine: Machine, limits: dict[str, float], outcomes: list[Outcome], skipped: dict[str, str]
-) -> None:
+def write_results(path: Path, table: Table) -> None:
     """The last full table, for readers."""
+    warning = f" **{table.machine.warning}.**" if table.machine.warning else ""
     parts = [
         "# Foil beside its peers\n",
-        f"Made by `{machine.command}` on {machine}.\n",
-        f"Matrix products of this machine: {describe_limits(limits)}.\n",
+        f"Made by `{table.machine.command}` on {table.machine}.{warning}\n",
+        f"Matrix products of this machine: {describe_limits(table.limits)}.\n",
         NOTES,
     ]
-    for outcome in outcomes:
+    for outcome in table.outcomes:
         contest = outcome.contest
         void = "**VOID** " if outcome.void else ""
         parts.append(f"## {void}{contest.key}\n\n{contest.title} ({contest.precision}; {turns(outcome)}).\n")
         if contest.note:
             parts.append(f"{contest.note[0].upper()}{contest.note[1:]}.\n")
         for measure in contest.measures:
-            parts.append(markdown((HEADS[0], measure.unit, *HEADS[2:]), lines_of(outcome, measure, limits)))
+            parts.append(markdown((HEADS[0], measure.unit, *HEADS[2:]), lines_of(outcome, measure, table.limits)))
         parts.extend(f"FAILED: {failure.splitlines()[0]}\n" for failure in outcome.failures)
-    parts.extend(f"`{row}` was not held: {why}.\n" for row, why in skipped.items())
+    parts.extend(f"`{row}` was not held: {why}.\n" for row, why in table.skipped.items())
     path.write_text("\n".join(parts))
 
 

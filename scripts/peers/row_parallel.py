@@ -6,14 +6,11 @@ from peers import flops, parity
 from peers.contest import Contest
 from peers.row_train import describe, spread_batches, training
 from peers.setting import Setting
+from peers.table import NotHere
 from peers.workload import logical_tokens
 
 PAIRS = 16
 WORLD = 2
-
-
-class NotHere(Exception):
-    """The machine cannot hold this contest; says why."""
 
 
 def step_contest(setting: Setting) -> Contest:
