@@ -78,7 +78,8 @@ fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
         .warnings(false)
         // The kernels' loops, which say themselves where sums may be reordered; in debug builds too, as libtorch's are.
         .opt_level(3)
-        .flag("-fopenmp-simd")
+        // at::parallel_for is a template over OpenMP: without this it compiles to a plain loop.
+        .flag("-fopenmp")
         .flag("-fno-math-errno")
         .flag("-fno-trapping-math")
         .debug(false);
@@ -95,7 +96,8 @@ fn link(lib: &Path, cuda: bool) {
     println!("cargo:cuda={}", u8::from(cuda));
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    for library in ["torch_cpu", "torch", "c10"] {
+    // libtorch's own libgomp, of this very name, lies on the rpath: one pool of threads for both.
+    for library in ["torch_cpu", "torch", "c10", "gomp"] {
         println!("cargo:rustc-link-lib={library}");
     }
     if cuda {
