@@ -55,8 +55,12 @@ impl Planner<'_> {
         phases.extend(self.map(round, Work::GeneratePolicy));
         phases.extend(self.map(round, Work::ScorePolicy));
         let step = &self.job.policy_step;
+        if step.method.reference().is_some() || step.method.needs_sampler() {
+            phases.extend(self.map(round, Work::ReferencePolicy));
+        }
         let rows = self.rows(sets::PROMPTS);
-        let steps = self.steps(rows, rows, step.batch_sequences, step.epochs);
+        let sequences = rows * u64::from(step.method.answers_of(step.samples));
+        let steps = self.steps(rows, sequences, step.batch_sequences, step.epochs);
         phases.push(Phase::gang(round, Work::TrainPolicy, steps));
         phases.extend(self.map(round, Work::EvaluatePolicy));
         phases
@@ -109,7 +113,7 @@ fn segments(job: &spec::Job, round: u32, work: Work) -> Vec<&'static str> {
             vec![sets::GOLD_PREFERENCE_EVALUATION_PROMPTS]
         }
         Work::EvaluateReward => vec![sets::EVALUATION_PREFERENCES],
-        Work::GeneratePolicy | Work::ScorePolicy => vec![sets::PROMPTS],
+        Work::GeneratePolicy | Work::ScorePolicy | Work::ReferencePolicy => vec![sets::PROMPTS],
         Work::EvaluatePolicy => vec![sets::EVALUATION_PROMPTS],
         Work::Sft | Work::TrainReward | Work::TrainPolicy => Vec::new(),
     }

@@ -16,11 +16,12 @@ const PLAN: &str = "FOIL_FAILPOINT";
 const ONCE: &str = "FOIL_FAILPOINT_ONCE";
 
 /// Sites that exist; a plan that names another is refused at start.
-pub const SITES: [&str; 11] = [
+pub const SITES: [&str; 12] = [
     "rank.start",
     "phase.load",
     "phase.generate",
     "phase.score",
+    "phase.reference",
     "phase.evaluate",
     "gang.join",
     "train.forward",

@@ -12,6 +12,8 @@ pub(crate) enum Range {
     Share,
     /// 0 ≤ x < 1.
     BelowOne,
+    /// 0 ≤ x < ½.
+    BelowHalf,
 }
 
 impl Range {
@@ -23,6 +25,7 @@ impl Range {
                 Self::Unit => (0.0..=1.0).contains(&value),
                 Self::Share => value > 0.0 && value <= 1.0,
                 Self::BelowOne => (0.0..1.0).contains(&value),
+                Self::BelowHalf => (0.0..0.5).contains(&value),
             }
     }
 
@@ -33,6 +36,7 @@ impl Range {
             Self::Unit => "a number from 0 to 1",
             Self::Share => "a number above 0 and at most 1",
             Self::BelowOne => "a number of at least 0 and below 1",
+            Self::BelowHalf => "a number of at least 0 and below 0.5",
         }
     }
 }

@@ -8,8 +8,11 @@ mod choice;
 mod data;
 mod error;
 pub mod file;
+mod lora;
+mod method;
 mod name;
 mod optimize;
+mod policy_step;
 mod preset;
 mod reference;
 mod resources;
@@ -22,8 +25,14 @@ mod text;
 
 pub use data::{Data, EvaluationData, Generator, GeneratorName, GoldPreferences, Limits};
 pub use error::SpecError;
+pub use lora::{Lora, LoraTarget};
+pub use method::{
+    KlPrice, Method, MethodName, Pairing, PairingName, PolicyGradient, Preferences, Reduction,
+    ReferencePolicy,
+};
 pub use name::JobName;
 pub use optimize::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind};
+pub use policy_step::PolicyStep;
 pub use preset::Preset;
 pub use reference::{InputRef, ModelRef};
 pub use resources::{
@@ -31,8 +40,7 @@ pub use resources::{
 };
 pub use sampling::Sampling;
 pub use steps::{
-    Method, Normalisation, PolicyStep, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep,
-    rows_per_step,
+    Normalisation, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step,
 };
 pub use text::{Bos, Side, Template, Text};
 
@@ -115,8 +123,49 @@ impl Job {
         }
     }
 
+    /// What is valid, and yet more likely a mistake than a wish.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let reward = &self.reward_step;
+        if reward.loss == RewardLoss::Wgan && reward.weight_clip.is_none() {
+            warnings.push(
+                "reward_step.loss: wgan has no lower bound, so scores grow with every step; set reward_step.weight_clip, \
+                 and keep epochs few"
+                    .to_owned(),
+            );
+        }
+        if self.policy_step.method.needs_sampler() && !self.sampling.is_plain() {
+            let method = self.policy_step.method.name();
+            warnings.push(format!(
+                "policy_step.method: {method} takes the answers for draws from the policy's own distribution, which sampling \
+                 changes; temperature 1 without filters and penalties leaves it as it is"
+            ));
+        }
+        warnings
+    }
+
+    /// Refuses what the types can say and no rank can do yet.
+    fn require_implemented(&self) -> Result<(), SpecError> {
+        if self.resources.sharding == Sharding::Zero1 {
+            return Err(SpecError::not_implemented("resources.sharding", "zero1", "use ddp"));
+        }
+        if self.resources.activation_checkpointing {
+            let advice = "leave it out, and lower optimizer.micro_batch_tokens where memory is short";
+            return Err(SpecError::not_implemented("resources.activation_checkpointing", "true", advice));
+        }
+        for (field, lora) in
+            [("reward_step.lora", &self.reward_step.lora), ("policy_step.lora", &self.policy_step.lora)]
+        {
+            if lora.is_some() {
+                return Err(SpecError::not_implemented(field, "training adapters", "leave it out"));
+            }
+        }
+        Ok(())
+    }
+
     /// What no single field can tell.
     fn cross_check(&self) -> Result<(), SpecError> {
+        self.require_implemented()?;
         if self.policy.init == Init::Random && !self.has_sft() {
             return Err(SpecError::missing("data.sft")
                 .advice("policy.init: random starts from noise; give demonstrations in data.sft"));

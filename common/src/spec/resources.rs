@@ -36,12 +36,15 @@ pub struct Resources {
     pub threads_per_rank: u32,
     /// A training step that takes longer is taken for a hang.
     pub hang_timeout: std::time::Duration,
+    /// Computes activations again in the backward pass instead of keeping them.
+    pub activation_checkpointing: bool,
 }
 
 /// Negative controls: with either of them on, an honest experiment must fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Controls {
     pub swap_preferences: bool,
+    /// The policy is trained as if every reward had the opposite sign.
     pub select_worst: bool,
 }
 
@@ -81,6 +84,8 @@ choices! {
     /// Every rank holds the whole model.
     #[default]
     Ddp = "ddp",
+    /// Each rank holds its part of the optimizer's state.
+    Zero1 = "zero1",
 }
 
 impl Generation {
@@ -125,6 +130,7 @@ impl Resources {
             sharding: Sharding::parse(at, "sharding", &wire.sharding)?,
             threads_per_rank: count(at, "threads_per_rank", wire.threads_per_rank, 1, 1)?,
             hang_timeout: std::time::Duration::from_secs(hang.into()),
+            activation_checkpointing: wire.activation_checkpointing,
         })
     }
 }
@@ -164,6 +170,7 @@ impl From<&Resources> for v1::ResourceSpec {
             sharding: resources.sharding.to_string(),
             threads_per_rank: Some(resources.threads_per_rank),
             hang_timeout_seconds: Some(u32::try_from(resources.hang_timeout.as_secs()).unwrap_or(u32::MAX)),
+            activation_checkpointing: resources.activation_checkpointing,
         }
     }
 }

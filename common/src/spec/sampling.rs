@@ -35,6 +35,20 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// Whether nothing but the policy's own distribution decides: temperature 1, no filter, penalty or least length.
+    pub fn is_plain(&self) -> bool {
+        let Self {
+            temperature,
+            top_k,
+            top_p,
+            repetition_penalty,
+            min_new_tokens,
+            max_new_tokens: _,
+            stop: _,
+        } = self;
+        (*temperature, *top_k, *top_p, *repetition_penalty, *min_new_tokens) == (1.0, 0, 1.0, 1.0, 0)
+    }
+
     /// Fields left out come from `base`.
     pub(crate) fn parse(at: &str, wire: &v1::SamplingSpec, base: &Self) -> Result<Self, SpecError> {
         let max = wire_size(base.max_new_tokens);

@@ -3,6 +3,7 @@ use foil_proto::v1;
 use super::SpecError;
 use super::check::{Range, count, path, real, size, wire_size};
 use super::choice::choices;
+use super::lora::Lora;
 use super::optimize::{Optimizer, Schedule};
 
 /// Supervised fine-tuning before round 1.
@@ -22,7 +23,7 @@ pub struct RewardStep {
     pub loss: RewardLoss,
     /// w_APO: each golden-vs-sample pair weighs `apo_weight / samples`.
     pub apo_weight: f64,
-    /// w_P.
+    /// w_P; 0 where the loss is `Gail`.
     pub human_weight: f64,
     /// S, samples per golden prompt.
     pub samples: u32,
@@ -36,29 +37,28 @@ pub struct RewardStep {
     pub optimizer: Optimizer,
     pub schedule: Schedule,
     pub save_dtype: SaveDtype,
-}
-
-/// The policy's epoch.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PolicyStep {
-    pub method: Method,
-    /// n, samples per prompt.
-    pub samples: u32,
-    /// Never empty; see [`PolicyStep::learning_rate_of`].
-    pub learning_rate: Vec<f64>,
-    pub epochs: u32,
-    /// Sequences per step over all ranks.
-    pub batch_sequences: usize,
-    pub optimizer: Optimizer,
-    pub schedule: Schedule,
-    pub save_dtype: SaveDtype,
+    /// Of `BradleyTerry`: the probability that a pair's preference is the wrong way round, 0 ≤ ε < ½.
+    pub label_smoothing: f64,
+    /// Weight of (r_w + r_l)².
+    pub centring: f64,
+    /// Whether r_w − r_l is asked to exceed the margins that preference rows state.
+    pub margin: bool,
+    /// Of `Wgan`: the bound of the scalar head's weights, above 0.
+    pub weight_clip: Option<f64>,
+    /// `None` trains all weights.
+    pub lora: Option<Lora>,
 }
 
 choices! {
+    /// Of golden answers against samples; human pairs keep `BradleyTerry`.
     RewardLoss:
     /// Eq. 15 of the paper: −log σ(r_w − r_l).
     #[default]
     BradleyTerry = "bradley_terry",
+    /// Eq. 14: −(r_gold − r_s), without a lower bound.
+    Wgan = "wgan",
+    /// A logistic discriminator, −log σ(r_gold) − log(1 − σ(r_s)), without human pairs.
+    Gail = "gail",
 }
 
 choices! {
@@ -88,13 +88,6 @@ choices! {
 }
 
 choices! {
-    Method:
-    /// Supervised fine-tuning on the best of n.
-    #[default]
-    Rejection = "rejection",
-}
-
-choices! {
     SaveDtype:
     #[default]
     Fp32 = "fp32",
@@ -117,10 +110,13 @@ impl SftStep {
 impl RewardStep {
     pub(crate) fn parse(wire: v1::RewardStepSpec) -> Result<Self, SpecError> {
         let at = "reward_step";
+        let loss = RewardLoss::parse(at, "loss", &wire.loss)?;
+        let human = if loss == RewardLoss::Gail { 0.0 } else { 1.0 };
+        let clip = wire.weight_clip.map(|clip| real(at, "weight_clip", Some(clip), 0.0, Range::Positive));
         let step = Self {
-            loss: RewardLoss::parse(at, "loss", &wire.loss)?,
+            loss,
             apo_weight: real(at, "apo_weight", wire.apo_weight, 1.0, Range::NonNegative)?,
-            human_weight: real(at, "human_weight", wire.human_weight, 1.0, Range::NonNegative)?,
+            human_weight: real(at, "human_weight", wire.human_weight, human, Range::NonNegative)?,
             samples: count(at, "samples", wire.samples, 4, 1)?,
             start: RewardStart::parse(at, "start", &wire.start)?,
             refresh: Refresh::parse(at, "refresh", &wire.refresh)?,
@@ -131,8 +127,19 @@ impl RewardStep {
             optimizer: Optimizer::parse(at, &wire.optimizer.unwrap_or_default())?,
             schedule: Schedule::parse(at, &wire.schedule.unwrap_or_default())?,
             save_dtype: SaveDtype::parse(at, "save_dtype", &wire.save_dtype)?,
+            label_smoothing: real(at, "label_smoothing", wire.label_smoothing, 0.0, Range::BelowHalf)?,
+            centring: real(at, "centring", wire.centring, 0.0, Range::NonNegative)?,
+            margin: wire.margin,
+            weight_clip: clip.transpose()?,
+            lora: wire.lora.as_ref().map(|lora| Lora::parse(at, lora)).transpose()?,
         };
-        if step.apo_weight == 0.0 && step.human_weight == 0.0 {
+        step.cross_check(at)?;
+        Ok(step)
+    }
+
+    /// What no single field can tell.
+    fn cross_check(&self, at: &str) -> Result<(), SpecError> {
+        if self.apo_weight == 0.0 && self.human_weight == 0.0 {
             return Err(SpecError::field(
                 &path(at, "human_weight"),
                 0,
@@ -140,37 +147,34 @@ impl RewardStep {
             )
             .advice("the reward model needs pairs to learn from"));
         }
-        Ok(step)
-    }
-}
-
-impl PolicyStep {
-    pub(crate) fn parse(wire: v1::PolicyStepSpec) -> Result<Self, SpecError> {
-        let at = "policy_step";
-        let learning_rate = if wire.learning_rate.is_empty() {
-            vec![5e-6, 2e-6, 9e-7]
-        } else {
-            for rate in &wire.learning_rate {
-                real(at, "learning_rate", Some(*rate), 0.0, Range::Positive)?;
+        if self.loss != RewardLoss::Wgan
+            && let Some(clip) = self.weight_clip
+        {
+            let expected = format!("nothing where loss is {}", self.loss);
+            return Err(SpecError::field(&path(at, "weight_clip"), clip, &expected)
+                .advice("only wgan lacks a lower bound; leave it out"));
+        }
+        if self.loss != RewardLoss::Gail {
+            return Ok(());
+        }
+        let foreign = [
+            ("human_weight", self.human_weight, "gail trains on golden answers against samples alone"),
+            ("label_smoothing", self.label_smoothing, "it is a setting of bradley_terry"),
+            ("centring", self.centring, "each score of gail is a probability's, with an offset of its own"),
+            (
+                "margin",
+                f64::from(u8::from(self.margin)),
+                "margins are those of human pairs, which gail has not",
+            ),
+        ];
+        match foreign.into_iter().find(|(_, value, _)| *value > 0.0) {
+            None => Ok(()),
+            Some((field, value, why)) => {
+                let found = if field == "margin" { "true".to_owned() } else { value.to_string() };
+                Err(SpecError::field(&path(at, field), found, "nothing where loss is gail")
+                    .advice(&format!("{why}; leave it out")))
             }
-            wire.learning_rate
-        };
-        Ok(Self {
-            method: Method::parse(at, "method", &wire.method)?,
-            samples: count(at, "samples", wire.samples, 4, 1)?,
-            learning_rate,
-            epochs: count(at, "epochs", wire.epochs, 1, 1)?,
-            batch_sequences: size(at, "batch_sequences", wire.batch_sequences, 64, 1)?,
-            optimizer: Optimizer::parse(at, &wire.optimizer.unwrap_or_default())?,
-            schedule: Schedule::parse(at, &wire.schedule.unwrap_or_default())?,
-            save_dtype: SaveDtype::parse(at, "save_dtype", &wire.save_dtype)?,
-        })
-    }
-
-    /// The peak learning rate of `round` (from 1); the list's last holds for the rounds after.
-    pub fn learning_rate_of(&self, round: u32) -> f64 {
-        let index = (round.max(1) as usize - 1).min(self.learning_rate.len().saturating_sub(1));
-        self.learning_rate.get(index).copied().unwrap_or_default()
+        }
     }
 }
 
@@ -208,21 +212,11 @@ impl From<&RewardStep> for v1::RewardStepSpec {
             optimizer: Some((&step.optimizer).into()),
             schedule: Some((&step.schedule).into()),
             save_dtype: step.save_dtype.to_string(),
-        }
-    }
-}
-
-impl From<&PolicyStep> for v1::PolicyStepSpec {
-    fn from(step: &PolicyStep) -> Self {
-        Self {
-            method: step.method.to_string(),
-            samples: Some(step.samples),
-            learning_rate: step.learning_rate.clone(),
-            epochs: Some(step.epochs),
-            batch_sequences: Some(wire_size(step.batch_sequences)),
-            optimizer: Some((&step.optimizer).into()),
-            schedule: Some((&step.schedule).into()),
-            save_dtype: step.save_dtype.to_string(),
+            label_smoothing: Some(step.label_smoothing),
+            centring: Some(step.centring),
+            margin: step.margin,
+            weight_clip: step.weight_clip,
+            lora: step.lora.as_ref().map(Into::into),
         }
     }
 }

@@ -181,3 +181,159 @@ fn the_job_files_that_come_along_are_valid() {
     let hh = load("hh.yaml");
     assert_eq!((hh.rounds, hh.data.limits.preferences, hh.text.template), (2, Some(300), Template::Hh));
 }
+
+/// The policy step of the least job with these settings.
+fn method(settings: &[&str]) -> Method {
+    job(LEAST, settings).policy_step.method
+}
+
+#[test]
+fn methods_get_the_defaults_of_their_own() {
+    let dpo = Preferences {
+        beta: 0.1,
+        pairing: Pairing::BestWorst,
+        log_ratio: Reduction::Sum,
+        reference: ReferencePolicy::RoundStart,
+    };
+    let (clipped, priced) = (
+        PolicyGradient { clip_ratio: 0.2, kl: None },
+        KlPrice { weight: 0.04, reference: ReferencePolicy::Initial },
+    );
+    let cases = [
+        (vec![], Method::Rejection),
+        (vec!["policy_step.method=rrhf"], Method::Rrhf { rank_weight: 1.0, nll: Reduction::Sum }),
+        (vec!["policy_step.method=dpo"], Method::Dpo { preferences: dpo, label_smoothing: 0.0 }),
+        (
+            vec!["policy_step.method=ipo", "policy_step.pairing=top_bottom_k"],
+            Method::Ipo {
+                preferences: Preferences {
+                    pairing: Pairing::TopBottom(2),
+                    log_ratio: Reduction::Mean,
+                    ..dpo
+                },
+            },
+        ),
+        (vec!["policy_step.method=grpo", "policy_step.reference=initial"], Method::Grpo(clipped)),
+        (
+            vec!["policy_step.method=rloo", "policy_step.reference=initial", "policy_step.kl_weight=0.04"],
+            Method::Rloo(PolicyGradient { kl: Some(priced), ..clipped }),
+        ),
+    ];
+    for (settings, expected) in cases {
+        let job = job(LEAST, &settings);
+        assert_eq!(job.policy_step.method, expected);
+        assert_eq!(Job::try_from(v1::JobSpec::from(&job)).unwrap(), job, "{settings:?}");
+    }
+    assert_eq!(method(&["preset=paper-dpo"]).name(), MethodName::Dpo);
+    let published = Method::Rrhf { rank_weight: 100.0, nll: Reduction::Mean };
+    assert_eq!(method(&["preset=paper-rrhf"]), published);
+}
+
+#[test]
+fn a_setting_that_its_method_does_not_read_is_refused() {
+    let cases: &[(&[&str], &str)] = &[
+        (
+            &["policy_step.beta=0.2"],
+            "policy_step.beta: found 0.2, expected nothing where method is rejection; it is a setting of dpo or ipo",
+        ),
+        (
+            &["policy_step.method=ipo", "policy_step.label_smoothing=0.1"],
+            "policy_step.label_smoothing: found 0.1, expected nothing where method is ipo",
+        ),
+        (
+            &["policy_step.method=dpo", "policy_step.pairs_k=3"],
+            "policy_step.pairs_k: found 3, expected nothing where pairing is best_worst; leave it out, or set pairing",
+        ),
+        (
+            &["policy_step.method=rrhf", "policy_step.reference=initial"],
+            "it is a setting of dpo, ipo, grpo or rloo",
+        ),
+        (&["policy_step.method=grpo", "policy_step.nll=mean"], "expected nothing where method is grpo"),
+        (
+            &["reward_step.weight_clip=0.1"],
+            "reward_step.weight_clip: found 0.1, expected nothing where loss is bradley_terry",
+        ),
+        (
+            &["preset=gail", "reward_step.human_weight=1"],
+            "reward_step.human_weight: found 1, expected nothing where loss is gail; gail trains on golden answers",
+        ),
+        (
+            &["preset=gail", "reward_step.margin=true"],
+            "reward_step.margin: found true, expected nothing where loss is gail",
+        ),
+    ];
+    for (settings, expected) in cases {
+        let found = message(LEAST, settings);
+        assert!(found.contains(expected), "{settings:?}: {found}");
+    }
+}
+
+#[test]
+fn methods_refuse_what_they_cannot_learn_from() {
+    let cases: &[(&[&str], &str)] = &[
+        (
+            &["policy_step.method=dpo", "policy_step.samples=1"],
+            "policy_step.samples: found 1, expected at least 2; dpo compares a prompt's answers",
+        ),
+        (
+            &["policy_step.method=dpo", "policy_step.label_smoothing=0.5"],
+            "policy_step.label_smoothing: found 0.5, expected a number of at least 0 and below 0.5",
+        ),
+        (
+            &["policy_step.method=rloo", "policy_step.kl_weight=0.1"],
+            "policy_step.reference: found round_start, expected initial",
+        ),
+        (&["policy_step.method=ppo"], "expected rejection, rrhf, dpo, ipo, grpo or rloo"),
+        (&["policy_step.method=dpo", "policy_step.pairing=best"], "did you mean best_worst?"),
+        (
+            &["policy_step.method=rrhf", "policy_step.nll=token"],
+            "policy_step.nll: found token, expected sum or mean",
+        ),
+        (&["reward_step.loss=wgan", "reward_step.weight_clip=0"], "expected a number above 0"),
+    ];
+    for (settings, expected) in cases {
+        let found = message(LEAST, settings);
+        assert!(found.contains(expected), "{settings:?}: {found}");
+    }
+}
+
+#[test]
+fn what_no_rank_can_do_yet_is_refused_by_name() {
+    let cases = [
+        ("resources.sharding=zero1", "resources.sharding: zero1 is not implemented yet; use ddp"),
+        (
+            "resources.activation_checkpointing=true",
+            "resources.activation_checkpointing: true is not implemented",
+        ),
+        (
+            "policy_step.lora={rank: 8}",
+            "policy_step.lora: training adapters is not implemented yet; leave it out",
+        ),
+        ("reward_step.lora={}", "reward_step.lora: training adapters is not implemented yet; leave it out"),
+        ("policy_step.lora={rank: 0}", "policy_step.lora.rank: found 0, expected at least 1"),
+    ];
+    for (setting, expected) in cases {
+        let found = message(LEAST, &[setting]);
+        assert!(found.contains(expected), "{setting}: {found}");
+    }
+}
+
+#[test]
+fn gail_needs_no_human_pairs_and_wgan_a_bound() {
+    let gail = job(LEAST, &["preset=gail", "data.preferences=null"]);
+    assert_eq!((gail.reward_step.loss, gail.reward_step.human_weight), (RewardLoss::Gail, 0.0));
+    assert_eq!(gail.warnings(), [] as [String; 0]);
+    let wgan = job(LEAST, &["reward_step.loss=wgan"]);
+    assert!(wgan.warnings()[0].contains("set reward_step.weight_clip"), "{:?}", wgan.warnings());
+    let bounded = job(LEAST, &["reward_step.loss=wgan", "reward_step.weight_clip=0.05"]);
+    assert_eq!((bounded.reward_step.weight_clip, bounded.warnings()), (Some(0.05), vec![]));
+}
+
+#[test]
+fn policy_gradients_warn_of_filtered_samples() {
+    let grpo = "policy_step.method=grpo";
+    assert_eq!(job(LEAST, &[grpo]).warnings(), [] as [String; 0]);
+    let hot = job(LEAST, &[grpo, "sampling.temperature=1.2"]).warnings();
+    assert!(hot.len() == 1 && hot[0].contains("grpo") && hot[0].contains("temperature 1"), "{hot:?}");
+    assert_eq!(job(LEAST, &["sampling.temperature=1.2"]).warnings(), [] as [String; 0]);
+}

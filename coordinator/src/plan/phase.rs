@@ -16,12 +16,14 @@ pub enum Work {
     EvaluateRewardFresh,
     GeneratePolicy,
     ScorePolicy,
+    /// Log-probabilities of the policy's samples under what the policy is compared with in training.
+    ReferencePolicy,
     TrainPolicy,
     EvaluatePolicy,
 }
 
 impl Work {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Sft,
         Self::GeneratePreferences,
         Self::GenerateEvaluationPreferences,
@@ -31,6 +33,7 @@ impl Work {
         Self::EvaluateRewardFresh,
         Self::GeneratePolicy,
         Self::ScorePolicy,
+        Self::ReferencePolicy,
         Self::TrainPolicy,
         Self::EvaluatePolicy,
     ];
@@ -47,6 +50,7 @@ impl Work {
             Self::EvaluateRewardFresh => "reward.evaluate_fresh",
             Self::GeneratePolicy => "policy.generate",
             Self::ScorePolicy => "policy.score",
+            Self::ReferencePolicy => "policy.reference",
             Self::TrainPolicy => "policy.train",
             Self::EvaluatePolicy => "policy.evaluate",
         }
@@ -61,6 +65,7 @@ impl Work {
             | Self::GenerateGolden
             | Self::GeneratePolicy => "generate",
             Self::ScorePolicy => "score",
+            Self::ReferencePolicy => "reference",
             Self::TrainReward => "train_reward",
             Self::TrainPolicy => "train_policy",
             Self::EvaluateReward | Self::EvaluateRewardFresh => "evaluate_reward",

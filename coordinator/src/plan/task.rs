@@ -1,6 +1,6 @@
 //! From a planned phase and what is committed so far to a task that needs nothing else.
 
-use foil_common::spec::RewardStart;
+use foil_common::spec::{ReferencePolicy, RewardStart};
 use foil_proto::v1::{self, pair_source::Source, task::Work as TaskWork};
 
 use super::{Phase, Work, chunks_of, segments};
@@ -40,6 +40,7 @@ pub fn artifact_name(phase: &Phase) -> (String, &'static str) {
         | Work::GenerateGolden
         | Work::GeneratePolicy => (format!("samples/{}", phase.id), "samples"),
         Work::ScorePolicy => (format!("scores/{}", phase.id), "scores"),
+        Work::ReferencePolicy => (format!("reference/{}", phase.id), "reference"),
         Work::EvaluateReward | Work::EvaluateRewardFresh | Work::EvaluatePolicy => {
             (format!("evaluation/{}", phase.id), "evaluation")
         }
@@ -117,6 +118,7 @@ impl Builder<'_> {
                 prompts: Some(self.dataset(set)?),
                 samples: Some(self.samples(round, Work::GeneratePolicy)?),
             }),
+            Work::ReferencePolicy => self.reference(set)?,
             Work::EvaluateReward => self.evaluate_reward(self.human_evaluation(set, local)?)?,
             Work::EvaluateRewardFresh => {
                 let skip = match segments(&self.job.spec, round, Work::GenerateGolden).len() {
@@ -150,6 +152,7 @@ impl Builder<'_> {
                 prompts: Some(self.dataset(sets::PROMPTS)?),
                 samples: Some(self.samples(round, Work::GeneratePolicy)?),
                 scores: Some(self.samples(round, Work::ScorePolicy)?),
+                reference: self.reference_log_probs()?,
             }),
             _ => return Err(self.missing("a gang")),
         };
@@ -167,6 +170,29 @@ impl Builder<'_> {
             samples,
             sampling: Some((&self.job.spec.sampling).into()),
         }))
+    }
+
+    fn reference(&self, set: &str) -> Result<TaskWork, TaskError> {
+        let (method, round) = (&self.job.spec.policy_step.method, self.phase.round);
+        let before = round.saturating_sub(1);
+        let reference = method.reference().map(|reference| match reference {
+            ReferencePolicy::RoundStart => self.policy(before),
+            ReferencePolicy::Initial => self.policy(0),
+        });
+        Ok(TaskWork::Reference(v1::Reference {
+            reference: reference.transpose()?,
+            sampler: method.needs_sampler().then(|| self.policy(before)).transpose()?,
+            prompts: Some(self.dataset(set)?),
+            samples: Some(self.samples(round, Work::GeneratePolicy)?),
+            scores: Some(self.samples(round, Work::ScorePolicy)?),
+        }))
+    }
+
+    /// What the round's Reference phase has committed; none where the plan has no such phase.
+    fn reference_log_probs(&self) -> Result<Option<v1::Artifact>, TaskError> {
+        let id = Phase::id_of(self.phase.round, Work::ReferencePolicy);
+        let planned = self.job.phases.iter().any(|phase| phase.id == id);
+        planned.then(|| self.samples(self.phase.round, Work::ReferencePolicy)).transpose()
     }
 
     fn evaluate_reward(&self, source: Source) -> Result<TaskWork, TaskError> {

@@ -8,6 +8,10 @@ fn ids(edits: &[Edit]) -> Vec<String> {
     plan(&job(edits), &datasets()).into_iter().map(|phase| phase.id).collect()
 }
 
+fn policy_step(spec: &mut v1::JobSpec) -> &mut v1::PolicyStepSpec {
+    spec.policy_step.get_or_insert_default()
+}
+
 fn reward_step(spec: &mut v1::JobSpec) -> &mut v1::RewardStepSpec {
     spec.reward_step.get_or_insert_default()
 }
@@ -94,17 +98,19 @@ fn without_golden_weight_only_the_holdout_is_sampled() {
 
 #[test]
 fn chunks_cover_every_row_once_and_stay_within_a_set() {
-    for phase in &state(&[]).phases {
+    let edits: &[Edit] = &[|spec| policy_step(spec).method = "dpo".into()];
+    for phase in &state(edits).phases {
         if phase.work.is_gang() {
             continue;
         }
-        let (state, phase) = at(&[], &phase.id);
+        let (state, phase) = at(edits, &phase.id);
         let mut covered = std::collections::BTreeMap::<String, u64>::new();
         for chunk in 0..phase.chunks {
             let lease = lease(&state, &phase, chunk).unwrap();
             let set = match lease.task.work.unwrap() {
                 TaskWork::Generate(task) => task.prompts.unwrap(),
                 TaskWork::Score(task) => task.prompts.unwrap(),
+                TaskWork::Reference(task) => task.prompts.unwrap(),
                 TaskWork::EvaluatePolicy(task) => task.prompts.unwrap(),
                 TaskWork::EvaluateReward(task) => match task.pairs.unwrap().source.unwrap() {
                     Source::Pairs(set) => set,
@@ -154,4 +160,57 @@ fn tasks_name_the_right_models_and_samples() {
     let (state, phase) = at(&[], "r00.policy.evaluate");
     let Some(TaskWork::EvaluatePolicy(task)) = lease(&state, &phase, 0).unwrap().task.work else { panic!() };
     assert!(task.reference.is_none() && task.reward.is_none());
+}
+
+/// The Reference phase's task of round 2, whose result the training after it reads.
+fn reference(edits: &[Edit]) -> v1::Reference {
+    let (state, phase) = at(edits, "r02.policy.reference");
+    assert_eq!(phase.chunks, 3, "10 prompts by 4");
+    let Some(TaskWork::Reference(task)) = lease(&state, &phase, 1).unwrap().task.work else { panic!() };
+    let (state, phase) = at(edits, "r02.policy.train");
+    let Some(TaskWork::TrainPolicy(train)) = gang_task(&state, &phase).unwrap().work else { panic!() };
+    assert_eq!(train.reference.unwrap().name, "reference/r02.policy.reference");
+    task
+}
+
+/// Of π_ref and of the sampler.
+fn names(task: &v1::Reference) -> (Option<&str>, Option<&str>) {
+    fn name(policy: &Option<v1::Artifact>) -> Option<&str> {
+        policy.as_ref().map(|policy| policy.name.as_str())
+    }
+    (name(&task.reference), name(&task.sampler))
+}
+
+#[test]
+fn methods_that_compare_get_what_they_compare_with() {
+    let dpo: &[Edit] = &[|spec| policy_step(spec).method = "dpo".into()];
+    let task = reference(dpo);
+    assert_eq!(names(&task), (Some("policy@1"), None), "the policy that the round began with");
+    assert_eq!(task.samples.unwrap().name, "samples/r02.policy.generate");
+    assert_eq!(task.scores.unwrap().name, "scores/r02.policy.score");
+    let ids: Vec<String> = ids(dpo).into_iter().filter(|id| id.starts_with("r01.policy")).collect();
+    let order = ["generate", "score", "reference", "train", "evaluate"];
+    assert_eq!(ids, order.map(|work| format!("r01.policy.{work}")));
+
+    let initial: &[Edit] = &[|spec| {
+        let step = policy_step(spec);
+        (step.method, step.reference) = ("ipo".into(), "initial".into());
+    }];
+    assert_eq!(names(&reference(initial)), (Some("policy@0"), None));
+    let grpo: &[Edit] = &[|spec| policy_step(spec).method = "grpo".into()];
+    assert_eq!(
+        names(&reference(grpo)),
+        (None, Some("policy@1")),
+        "without a KL term nothing but the sampler"
+    );
+    let priced: &[Edit] = &[|spec| {
+        let step = policy_step(spec);
+        (step.method, step.reference, step.kl_weight) = ("rloo".into(), "initial".into(), Some(0.1));
+    }];
+    assert_eq!(names(&reference(priced)), (Some("policy@0"), Some("policy@1")));
+
+    let rrhf: &[Edit] = &[|spec| policy_step(spec).method = "rrhf".into()];
+    let (state, phase) = at(rrhf, "r01.policy.train");
+    let Some(TaskWork::TrainPolicy(train)) = gang_task(&state, &phase).unwrap().work else { panic!() };
+    assert!(train.reference.is_none() && !state.phases.iter().any(|phase| phase.id.ends_with("reference")));
 }

@@ -75,6 +75,7 @@ fn build(
     check::encodings(job, &mut sets, policy, reward)?;
     sets.require(job)?;
     sets.report_overlaps(job);
+    sets.warnings.extend(job.warnings());
     Ok(sets)
 }
 

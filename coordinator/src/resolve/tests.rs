@@ -226,6 +226,16 @@ async fn overlaps_are_reported() {
 }
 
 #[tokio::test]
+async fn what_the_specification_warns_of_is_passed_on() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    wire.reward_step.get_or_insert_default().loss = "wgan".to_owned();
+    let resolved = resolved(wire, &store).await.unwrap();
+    let warned = resolved.warnings.iter().any(|warning| warning.contains("weight_clip"));
+    assert!(warned, "{:?}", resolved.warnings);
+}
+
+#[tokio::test]
 async fn limits_bound_each_set() {
     let store = Store::in_memory();
     let mut wire = file_job(&store).await;

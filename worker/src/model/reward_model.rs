@@ -83,6 +83,11 @@ impl RewardModel {
         Ok(linear(&hidden, self.head(), None).squeeze_dim(1))
     }
 
+    /// Moves the head's weights into [−`bound`, `bound`], in place. Call it without gradients.
+    pub fn bound_head(&self, bound: f64) {
+        let _ = self.head().shallow_clone().clamp_(-bound, bound);
+    }
+
     fn head(&self) -> &Tensor {
         match self.parameters.get(SCORE) {
             Some(head) => head,

@@ -5,9 +5,16 @@
 //!
 //! Sums are taken in fp32, or in fp64 where the inputs are fp64.
 
+pub mod dpo;
+pub mod group;
 pub mod likelihood;
+#[cfg(test)]
+mod oracles;
+pub mod pairing;
+pub mod policy_gradient;
 pub mod preference;
 pub mod rejection;
+pub mod rrhf;
 #[cfg(test)]
 mod tests;
 

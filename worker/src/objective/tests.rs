@@ -4,7 +4,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::likelihood::{Prediction, log_probs, nll};
-use super::preference::bradley_terry;
+use super::preference::{BradleyTerry, ScoredPairs};
 use crate::evaluate::token_kl;
 
 const BOUND: f64 = 1e-9;
@@ -31,7 +31,9 @@ fn assert_close(found: &Tensor, expected: &Value) {
 fn bradley_terry_is_pytorchs() {
     let case = &fixture()["bradley_terry"];
     let (chosen, rejected) = (leaf(&case["chosen"], &[-1]), leaf(&case["rejected"], &[-1]));
-    let loss = bradley_terry(&chosen, &rejected, &tensor(&case["weights"], &[-1]));
+    let weights = tensor(&case["weights"], &[-1]);
+    let pairs = ScoredPairs { chosen: &chosen, rejected: &rejected, margins: None, weights: &weights };
+    let loss = BradleyTerry::default().loss(&pairs);
     loss.backward();
     assert!((loss.double_value(&[]) - case["loss"].as_f64().unwrap()).abs() < BOUND);
     assert_close(&chosen.grad(), &case["chosen_grad"]);

@@ -86,7 +86,7 @@ fn fill_kl(
         return Ok(());
     }
     let reference = bench.policy(&work.reference)?;
-    let reused = is_plain(evaluated.sampling);
+    let reused = evaluated.sampling.is_plain();
     let plain = Sampling {
         max_new_tokens: evaluated.sampling.max_new_tokens,
         stop: evaluated.sampling.stop.clone(),
@@ -117,20 +117,6 @@ fn fill_kl(
         }
     }
     Ok(())
-}
-
-/// Nothing but the policy's own distribution decides.
-fn is_plain(sampling: &Sampling) -> bool {
-    let Sampling {
-        temperature,
-        top_k,
-        top_p,
-        repetition_penalty,
-        min_new_tokens,
-        max_new_tokens: _,
-        stop: _,
-    } = sampling;
-    (*temperature, *top_k, *top_p, *repetition_penalty, *min_new_tokens) == (1.0, 0, 1.0, 1.0, 0)
 }
 
 /// Nats per sequence, and the answer's tokens.

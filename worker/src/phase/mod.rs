@@ -11,8 +11,11 @@ mod evaluate_policy;
 mod evaluate_reward;
 mod gang;
 mod generate;
+mod lessons;
 mod models;
 mod pairs;
+mod policy_rows;
+mod reference;
 mod rows;
 mod score;
 mod sft;
@@ -113,6 +116,7 @@ impl Bench {
         let outcome = match work {
             Work::Generate(work) => generate::run(self, &chunk, work)?,
             Work::Score(work) => score::run(self, &chunk, work)?,
+            Work::Reference(work) => reference::run(self, &chunk, work)?,
             Work::EvaluateReward(work) => evaluate_reward::run(self, &chunk, work)?,
             Work::EvaluatePolicy(work) => evaluate_policy::run(self, &chunk, work)?,
             Work::Sft(_) | Work::TrainReward(_) | Work::TrainPolicy(_) => {
@@ -145,7 +149,11 @@ impl Bench {
             Work::Sft(work) => sft::run(self, command, work)?,
             Work::TrainReward(work) => train_reward::run(self, command, work)?,
             Work::TrainPolicy(work) => train_policy::run(self, command, work)?,
-            Work::Generate(_) | Work::Score(_) | Work::EvaluateReward(_) | Work::EvaluatePolicy(_) => {
+            Work::Generate(_)
+            | Work::Score(_)
+            | Work::Reference(_)
+            | Work::EvaluateReward(_)
+            | Work::EvaluatePolicy(_) => {
                 return Err(PhaseError::Incomplete("a gang phase's work"));
             }
         };
@@ -202,6 +210,7 @@ fn models_of(task: &v1::Task) -> Vec<&v1::Artifact> {
     let models = match &task.work {
         Some(Work::Generate(work)) => vec![&work.policy],
         Some(Work::Score(work)) => vec![&work.reward],
+        Some(Work::Reference(work)) => vec![&work.reference, &work.sampler],
         Some(Work::EvaluateReward(work)) => vec![&work.reward],
         Some(Work::EvaluatePolicy(work)) => vec![&work.policy, &work.reference, &work.reward],
         Some(Work::Sft(_) | Work::TrainReward(_) | Work::TrainPolicy(_)) | None => Vec::new(),

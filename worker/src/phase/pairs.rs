@@ -19,6 +19,8 @@ pub(super) struct Contest {
     pub(super) chosen: Encoded,
     /// At least one.
     pub(super) rejected: Vec<Encoded>,
+    /// What the row asks of the difference of scores; 0 where it asks nothing, or the job does not care.
+    pub(super) margin: f64,
 }
 
 /// The rows `span` of a source, in order.
@@ -54,6 +56,7 @@ fn human(reader: &Reader<'_>, row: &PairRow) -> Result<Contest, PhaseError> {
         row: row.id,
         chosen: reader.whole(row.id, &row.prompt, &row.chosen)?,
         rejected: vec![reader.whole(row.id, &row.prompt, &row.rejected)?],
+        margin: row.margin.filter(|_| reader.job.reward_step.margin).unwrap_or(0.0),
     })
 }
 
@@ -64,6 +67,7 @@ fn against_golden(reader: &Reader<'_>, row: &GoldenRow, samples: &[Sampled]) -> 
         row: row.id,
         chosen: reader.competing(row.id, &row.prompt, Candidate::Text(&row.golden))?,
         rejected: samples.iter().map(sample).collect::<Result<_, _>>()?,
+        margin: 0.0,
     })
 }
 
@@ -79,6 +83,7 @@ fn gold_labelled(reader: &Reader<'_>, row: &PromptRow, samples: &[Sampled]) -> R
         row: row.id,
         chosen: reader.competing(row.id, &row.prompt, Candidate::Sample(chosen))?,
         rejected: vec![reader.competing(row.id, &row.prompt, Candidate::Sample(rejected))?],
+        margin: 0.0,
     })
 }
 

@@ -1,5 +1,7 @@
 //! Every phase of a small game, on one rank and without a coordinator: the test leases the chunks.
 
+mod policy;
+
 use std::fs;
 use std::path::Path;
 use std::sync::mpsc::Sender;
@@ -206,6 +208,7 @@ fn a_round_of_the_letters_game() {
         prompts: prompts.clone(),
         samples: Some(samples),
         scores: Some(scores),
+        reference: None,
     });
     let (trained, _) = game.gang("r01.policy.train", train, &policy);
 

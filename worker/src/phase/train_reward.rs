@@ -1,5 +1,6 @@
 //! Train the reward model: human pairs, and golden answers against the policy's own samples.
 
+use foil_common::spec::RewardStep;
 use foil_proto::v1;
 
 use super::error::need;
@@ -8,6 +9,7 @@ use super::models::Judge;
 use super::pairs::{self, Contest};
 use super::rows::Span;
 use super::{Bench, PhaseError};
+use crate::objective::preference::{BradleyTerry, RewardObjective};
 use crate::train::{Comparison, PairRanking};
 
 pub(super) fn run(
@@ -22,7 +24,9 @@ pub(super) fn run(
     // w_APO is shared by a golden answer's samples.
     let golden = read(bench, &judge, &work.golden, step.apo_weight / f64::from(step.samples.max(1)))?;
 
-    let objective = PairRanking::new(&judge.model, &human, &golden, bench.precision(), step.normalisation);
+    let objective = PairRanking::new(&judge.model, &human, &golden, bench.precision(), step.normalisation)
+        .with_objective(objective_of(&step))
+        .with_head_bound(step.weight_clip);
     let course = Course {
         epochs: step.epochs,
         batch: step.batch_pairs,
@@ -45,6 +49,11 @@ pub(super) fn run(
     Ok(Trained { dir, parameters_blake3: parameters.blake3(), metrics })
 }
 
+fn objective_of(step: &RewardStep) -> RewardObjective {
+    let bradley_terry = BradleyTerry { label_smoothing: step.label_smoothing, centring: step.centring };
+    RewardObjective { golden: step.loss, bradley_terry }
+}
+
 /// All rows of a source, each pair of `weight`; none where the task names no source.
 fn read(
     bench: &mut Bench,
@@ -63,12 +72,12 @@ fn read(
 /// One comparison, or under `swap` one for each pair, its answers exchanged: a negative control, from which a reward model
 /// must learn to be worse than chance.
 fn comparisons(contest: Contest, weight: f64, swap: bool) -> Vec<Comparison> {
-    let Contest { row: id, chosen, rejected } = contest;
+    let Contest { row: id, chosen, rejected, margin } = contest;
     let rejected = rejected.into_iter().map(|answer| answer.ids);
     if swap {
         let exchanged =
-            |answer| Comparison { id, chosen: answer, rejected: vec![chosen.ids.clone()], weight };
+            |answer| Comparison { id, chosen: answer, rejected: vec![chosen.ids.clone()], weight, margin };
         return rejected.map(exchanged).collect();
     }
-    vec![Comparison { id, chosen: chosen.ids, rejected: rejected.collect(), weight }]
+    vec![Comparison { id, chosen: chosen.ids, rejected: rejected.collect(), weight, margin }]
 }

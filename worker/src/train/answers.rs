@@ -17,6 +17,11 @@ pub struct AnswerGroup {
 }
 
 impl AnswerGroup {
+    /// Tokens that its forward pass reads: the prompt's count once.
+    pub fn cost(&self) -> usize {
+        rows_of_group(&self.sequences())
+    }
+
     fn sequences(&self) -> Vec<Vec<u32>> {
         self.answers.iter().map(|answer| [self.prompt.as_slice(), answer].concat()).collect()
     }
@@ -112,20 +117,20 @@ impl<L: GroupLoss> Objective for PolicyAnswers<'_, L> {
 }
 
 /// Groups as whole dialogues.
-struct Sequences {
-    sequences: Vec<Vec<Vec<u32>>>,
+pub(crate) struct Sequences {
+    pub(crate) sequences: Vec<Vec<Vec<u32>>>,
     /// Of each group: where its answers start.
     starts: Vec<usize>,
 }
 
 impl Sequences {
-    fn of<'g>(groups: impl Iterator<Item = &'g AnswerGroup>) -> Self {
+    pub(crate) fn of<'g>(groups: impl Iterator<Item = &'g AnswerGroup>) -> Self {
         let (sequences, starts) = groups.map(|group| (group.sequences(), group.prompt.len())).unzip();
         Self { sequences, starts }
     }
 
     /// Every sequence and where its answer starts.
-    fn dialogues(&self) -> Vec<(&[u32], usize)> {
+    pub(crate) fn dialogues(&self) -> Vec<(&[u32], usize)> {
         let groups = self.sequences.iter().zip(&self.starts);
         groups.flat_map(|(group, &start)| group.iter().map(move |ids| (ids.as_slice(), start))).collect()
     }

@@ -39,6 +39,7 @@ mod run;
 mod tests;
 pub mod trainer;
 
+pub(crate) use answers::Sequences;
 pub use answers::{AnswerGroup, GroupLoss, PolicyAnswers};
 pub use demonstrations::{Demonstration, Demonstrations};
 pub use error::TrainError;

@@ -23,6 +23,9 @@ pub trait Objective {
     /// Rows that make no tensor.
     fn part(&self, rows: &[usize]) -> Result<Part, TrainError>;
 
+    /// Hears that an update has moved the parameters, on every rank alike; gradients are off. For objectives that bound them.
+    fn after_update(&self) {}
+
     /// What the loss is divided by.
     fn normalisation(&self) -> Normalisation {
         Normalisation::Global

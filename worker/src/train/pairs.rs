@@ -5,7 +5,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::{Objective, Part, RowShape, StepPlan, TrainError};
 use crate::model::{PackedBatch, Precision, RewardModel, rows_of_group};
-use crate::objective::preference::bradley_terry;
+use crate::objective::preference::{RewardObjective, ScoredPairs};
 
 /// One answer to a prompt that is preferred to one or more others, as tokens: a human pair, or a golden answer against
 /// samples. All are whole dialogues; what they begin with in common is read once.
@@ -18,6 +18,8 @@ pub struct Comparison {
     pub rejected: Vec<Vec<u32>>,
     /// w of each pair's loss: w_P for a human pair, w_APO / S for a golden answer against one of its S samples.
     pub weight: f64,
+    /// By how much the chosen answer's score should exceed the others'; 0 where nothing is said.
+    pub margin: f64,
 }
 
 impl Comparison {
@@ -31,7 +33,7 @@ impl Comparison {
     }
 }
 
-/// The Bradley–Terry loss over human and golden-vs-sample pairs, Σ w·ℓ / Σ w over the global batch.
+/// The loss of human and golden-vs-sample pairs, Σ w·ℓ / Σ w over the global batch.
 #[derive(Debug)]
 pub struct PairRanking<'a> {
     model: &'a RewardModel,
@@ -39,10 +41,13 @@ pub struct PairRanking<'a> {
     golden: &'a [Comparison],
     precision: Precision,
     normalisation: Normalisation,
+    objective: RewardObjective,
+    head_bound: Option<f64>,
 }
 
 impl<'a> PairRanking<'a> {
-    /// Of two sets that every global batch holds in fixed proportion; either may be empty.
+    /// Of two sets that every global batch holds in fixed proportion; either may be empty. The loss is Bradley and
+    /// Terry's.
     pub fn new(
         model: &'a RewardModel,
         human: &'a [Comparison],
@@ -50,7 +55,23 @@ impl<'a> PairRanking<'a> {
         precision: Precision,
         normalisation: Normalisation,
     ) -> Self {
-        Self { model, human, golden, precision, normalisation }
+        let (objective, head_bound) = (RewardObjective::default(), None);
+        Self { model, human, golden, precision, normalisation, objective, head_bound }
+    }
+
+    /// With another loss.
+    pub fn with_objective(self, objective: RewardObjective) -> Self {
+        Self { objective, ..self }
+    }
+
+    /// Keeps the weights of the scalar head within ± `bound` after each update, where there is one: it reads what a norm has
+    /// bounded, so this bounds the scores of a loss that has no lower bound itself.
+    pub fn with_head_bound(self, bound: Option<f64>) -> Self {
+        Self { head_bound: bound, ..self }
+    }
+
+    fn is_golden(&self, row: usize) -> bool {
+        row >= self.human.len()
     }
 
     fn comparison(&self, row: usize) -> &Comparison {
@@ -75,26 +96,36 @@ impl Objective for PairRanking<'_> {
     }
 
     fn row_name(&self, row: usize) -> String {
-        let set = if row < self.human.len() { "human pair" } else { "golden answer" };
+        let set = if self.is_golden(row) { "golden answer" } else { "human pair" };
         format!("{set} {}", self.comparison(row).id)
     }
 
     fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {
         let comparisons: Vec<&Comparison> = rows.iter().map(|&row| self.comparison(row)).collect();
         let groups: Vec<Vec<&[u32]>> = comparisons.iter().map(|comparison| comparison.sequences()).collect();
-        let pairs = Pairs::of(&comparisons);
+        let pairs = Pairs::of(rows.iter().map(|&row| (self.comparison(row), self.is_golden(row))));
         let device = self.model.device();
         let batch = PackedBatch::of_groups(&groups, device)?;
 
         let scores = self.model.scores(&batch, self.precision)?; // [sequences]
         let chosen = scores.index_select(0, &Tensor::from_slice(&pairs.chosen).to_device(device));
         let rejected = scores.index_select(0, &Tensor::from_slice(&pairs.rejected).to_device(device));
-        let weights = Tensor::from_slice(&pairs.weights).to_device(device);
+        let constants = [&pairs.margins, &pairs.weights, &pairs.golden];
+        let [margins, weights, golden] =
+            constants.map(|numbers| Tensor::from_slice(numbers).to_device(device));
         let sums = no_grad(|| {
             let difference = (&chosen - &rejected).detach().to_kind(Kind::Double);
             Tensor::stack(&[difference.gt(0.0).sum(Kind::Double), difference.sum(Kind::Double)], 0)
         });
-        Ok(Part { loss: bradley_terry(&chosen, &rejected, &weights), sums: Some(sums) })
+        let scored =
+            ScoredPairs { chosen: &chosen, rejected: &rejected, margins: Some(&margins), weights: &weights };
+        Ok(Part { loss: self.objective.loss(&scored, &golden), sums: Some(sums) })
+    }
+
+    fn after_update(&self) {
+        if let Some(bound) = self.head_bound {
+            self.model.bound_head(bound);
+        }
     }
 
     fn normalisation(&self) -> Normalisation {
@@ -124,18 +155,24 @@ impl Objective for PairRanking<'_> {
 struct Pairs {
     chosen: Vec<i64>,
     rejected: Vec<i64>,
+    margins: Vec<f32>,
     weights: Vec<f32>,
+    /// 1 for a golden answer against a sample, 0 for a human pair.
+    golden: Vec<f32>,
 }
 
 impl Pairs {
-    fn of(comparisons: &[&Comparison]) -> Self {
+    /// Of comparisons, and whether each is golden.
+    fn of<'c>(comparisons: impl Iterator<Item = (&'c Comparison, bool)>) -> Self {
         let mut pairs = Self::default();
         let mut chosen = 0;
-        for comparison in comparisons {
+        for (comparison, golden) in comparisons {
             let count = comparison.pairs();
             pairs.chosen.extend(std::iter::repeat_n(chosen, count));
             pairs.rejected.extend((chosen + 1..).take(count));
+            pairs.margins.extend(std::iter::repeat_n(comparison.margin as f32, count));
             pairs.weights.extend(std::iter::repeat_n(comparison.weight as f32, count));
+            pairs.golden.extend(std::iter::repeat_n(f32::from(u8::from(golden)), count));
             chosen += 1 + count as i64;
         }
         pairs

@@ -105,6 +105,7 @@ impl<'a> Trainer<'a> {
             }
             failpoint::hit("train.optimizer");
             self.optimizer.step(learning_rate)?;
+            no_grad(|| objective.after_update());
         } else if self.recipe.optimizer.on_nonfinite == OnNonfinite::Fail {
             let rows = name_rows(objective, plan);
             return Err(TrainError::NonFinite { step: self.step, loss, grad_norm, rows });

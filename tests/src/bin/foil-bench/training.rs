@@ -131,6 +131,7 @@ impl Rewards {
             chosen: [tokens.prompt.as_slice(), &tokens.chosen].concat(),
             rejected: vec![[tokens.prompt.as_slice(), &tokens.rejected].concat()],
             weight: 1.0,
+            margin: 0.0,
         };
         Ok(Self {
             start,

@@ -1,5 +1,6 @@
 //! Training against PyTorch's, against itself cut otherwise, and on bad numbers.
 
+mod answers;
 mod loops;
 mod optimizer;
 mod ranks;
@@ -68,6 +69,7 @@ fn pairs(case: &Value) -> Vec<Comparison> {
         chosen: tokens(chosen),
         rejected: vec![tokens(rejected)],
         weight,
+        margin: 0.0,
     })
     .collect()
 }

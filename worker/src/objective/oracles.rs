@@ -1,0 +1,199 @@
+//! Objectives for rewards and policies against TRL's trainers, and against formulas, in fp64
+//! (scripts/fixtures/objectives.py).
+
+use foil_common::spec::{Pairing, Reduction};
+use serde_json::Value;
+use tch::Tensor;
+
+use super::dpo::{dpo, ipo, log_ratio};
+use super::pairing::pairs;
+use super::policy_gradient::{
+    Rollouts, group_advantages, grpo, kl_term, leave_one_out, penalised_rewards, rloo,
+};
+use super::preference::{BradleyTerry, ScoredPairs, gail, wgan};
+use super::rejection;
+use super::rrhf::Rrhf;
+
+const BOUND: f64 = 1e-9;
+
+fn rewards_fixture() -> Value {
+    serde_json::from_str(include_str!("../../../tests/fixtures/train/reward_objectives.json")).unwrap()
+}
+
+fn policies_fixture() -> Value {
+    serde_json::from_str(include_str!("../../../tests/fixtures/train/policy_objectives.json")).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn number(case: &Value, field: &str) -> f64 {
+    case[field].as_f64().unwrap()
+}
+
+fn leaf(value: &Value) -> Tensor {
+    Tensor::from_slice(&numbers(value)).set_requires_grad(true)
+}
+
+/// One tensor per answer.
+fn answers(value: &Value) -> Vec<Tensor> {
+    value.as_array().unwrap().iter().map(leaf).collect()
+}
+
+/// The cases of one oracle; there is one at least.
+fn cases<'a>(cases: &'a Value, oracle: &str) -> Vec<&'a Value> {
+    let found: Vec<&Value> =
+        cases.as_array().unwrap().iter().filter(|case| case["oracle"] == oracle).collect();
+    assert!(!found.is_empty(), "no case of {oracle}");
+    found
+}
+
+fn assert_near(found: f64, expected: f64) {
+    assert!((found - expected).abs() < BOUND, "{found} not {expected}");
+}
+
+fn assert_all_near(found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len());
+    found.iter().zip(expected).for_each(|(found, expected)| assert_near(*found, *expected));
+}
+
+/// The oracle's loss is a mean over `rows`, ours a sum; likewise the gradients.
+fn assert_loss(loss: &Tensor, leaves: &[Tensor], case: &Value, rows: f64, expected: &[Vec<f64>]) {
+    assert_near(loss.double_value(&[]) / rows, number(case, "loss"));
+    let gradients = Tensor::run_backward(&[loss / rows], leaves, false, false);
+    for (gradient, expected) in gradients.iter().zip(expected) {
+        assert_all_near(&Vec::<f64>::try_from(gradient).unwrap(), expected);
+    }
+}
+
+fn check_pairs(case: &Value, rows: f64, loss: impl Fn(&ScoredPairs<'_>) -> Tensor) {
+    let leaves = [leaf(&case["chosen"]), leaf(&case["rejected"])];
+    let margins = case["margins"].as_array().map(|_| Tensor::from_slice(&numbers(&case["margins"])));
+    let weights = match case["weights"].as_array() {
+        Some(_) => Tensor::from_slice(&numbers(&case["weights"])),
+        None => leaves[0].ones_like(),
+    };
+    let [chosen, rejected] = &leaves;
+    let loss = loss(&ScoredPairs { chosen, rejected, margins: margins.as_ref(), weights: &weights });
+    let expected = [numbers(&case["chosen_grad"]), numbers(&case["rejected_grad"])];
+    assert_loss(&loss, &leaves, case, rows, &expected);
+}
+
+fn check_bradley_terry(oracle: &str) {
+    for case in cases(&rewards_fixture()["bradley_terry"], oracle) {
+        let (label_smoothing, centring) = (number(case, "label_smoothing"), number(case, "centring"));
+        let objective = BradleyTerry { label_smoothing, centring };
+        check_pairs(case, number(case, "rows"), |pairs| objective.loss(pairs));
+    }
+}
+
+#[test]
+fn oracle_trl_reward_trainer_bradley_terry_with_margin_and_centring() {
+    check_bradley_terry("trl");
+}
+
+#[test]
+fn oracle_openrlhf_pair_wise_loss() {
+    check_bradley_terry("open_rlhf");
+}
+
+#[test]
+fn oracle_formula_label_smoothing() {
+    check_bradley_terry("formula");
+}
+
+#[test]
+fn oracle_formula_wgan_and_gail() {
+    let fixture = rewards_fixture();
+    check_pairs(&fixture["wgan"], 1.0, wgan);
+    check_pairs(&fixture["gail"], 1.0, gail);
+}
+
+fn policy_gradients(case: &Value) -> Vec<Vec<f64>> {
+    case["policy_grad"].as_array().unwrap().iter().map(numbers).collect()
+}
+
+fn reduction(case: &Value, field: &str) -> Reduction {
+    if case[field] == "mean" { Reduction::Mean } else { Reduction::Sum }
+}
+
+/// The fixture's first half of answers is chosen, the other half rejected.
+fn check_preferences(oracle: &str) {
+    for case in cases(&policies_fixture()["preferences"], oracle) {
+        let (policy, reference) = (answers(&case["policy"]), answers(&case["reference"]));
+        let reduction = reduction(case, "log_ratio");
+        let ratio =
+            |(policy, reference): (&Tensor, &Tensor)| log_ratio(policy, &reference.detach(), reduction);
+        let ratios = Tensor::stack(&policy.iter().zip(&reference).map(ratio).collect::<Vec<_>>(), 0);
+        let halves = ratios.view([2, -1]);
+        let (chosen, rejected, beta) = (halves.get(0), halves.get(1), number(case, "beta"));
+        let loss = match case["objective"].as_str() {
+            Some("dpo") => dpo(&chosen, &rejected, beta, number(case, "label_smoothing")),
+            _ => ipo(&chosen, &rejected, beta),
+        };
+        assert_loss(&loss, &policy, case, number(case, "rows"), &policy_gradients(case));
+    }
+}
+
+#[test]
+fn oracle_trl_dpo_trainer_sigmoid_sigmoid_norm_and_ipo() {
+    check_preferences("trl");
+}
+
+#[test]
+fn oracle_openrlhf_dpo_loss_label_smoothing_and_summed_ipo() {
+    check_preferences("open_rlhf");
+}
+
+#[test]
+fn oracle_formula_rrhf() {
+    for case in cases(&policies_fixture()["rrhf"], "formula") {
+        let (policy, rewards) = (answers(&case["policy"]), numbers(&case["rewards"]));
+        let texts = vec!["an answer"; rewards.len()];
+        let best = rejection::select(&rewards, &texts).unwrap();
+        let pairs = pairs(&rewards, &texts, Pairing::All);
+        assert_eq!(pairs.len(), 14, "6 answers, two of them equal");
+        let objective = Rrhf { rank_weight: number(case, "rank_weight"), nll: reduction(case, "nll") };
+        let loss = objective.loss(&policy, &pairs, best);
+        assert_loss(&loss, &policy, case, 1.0, &policy_gradients(case));
+    }
+}
+
+/// Log-probabilities in fp64, as a single-precision artifact could not hold them.
+fn detached(value: &Value) -> Vec<Tensor> {
+    answers(value).iter().map(Tensor::detach).collect()
+}
+
+#[test]
+fn oracle_trl_grpo_trainer() {
+    for case in cases(&policies_fixture()["grpo"], "trl") {
+        let (policy, sampler) = (answers(&case["policy"]), detached(&case["sampler"]));
+        let advantages = group_advantages(&numbers(&case["rewards"]));
+        assert_all_near(&advantages, &numbers(&case["advantages"]));
+        let rollouts = Rollouts { policy: &policy, sampler: &sampler, advantages: &advantages };
+        let kl = kl_term(&policy, &detached(&case["reference"]));
+        let loss = grpo(&rollouts, number(case, "clip_ratio")).loss + kl * number(case, "kl_weight");
+        assert_loss(&loss, &policy, case, number(case, "rows"), &policy_gradients(case));
+    }
+}
+
+#[test]
+fn oracle_trl_rloo_trainer() {
+    for case in cases(&policies_fixture()["rloo"], "trl") {
+        let (policy, sampler) = (answers(&case["policy"]), detached(&case["sampler"]));
+        let expected = numbers(&case["advantages"]);
+        let single = |field: &str| -> Vec<Vec<f32>> {
+            let rows = case[field].as_array().unwrap().iter();
+            rows.map(|row| numbers(row).into_iter().map(|number| number as f32).collect()).collect()
+        };
+        let (rewards, weight) = (numbers(&case["rewards"]), number(case, "kl_weight"));
+        let rewards = penalised_rewards(&rewards, &single("sampler"), &single("reference"), weight);
+        for (found, expected) in leave_one_out(&rewards).iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-6, "{found} not {expected}: more than fp32 explains");
+        }
+        let rollouts = Rollouts { policy: &policy, sampler: &sampler, advantages: &expected };
+        let loss = rloo(&rollouts, number(case, "clip_ratio")).loss;
+        assert_loss(&loss, &policy, case, number(case, "rows"), &policy_gradients(case));
+    }
+}

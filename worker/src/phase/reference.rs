@@ -1,0 +1,79 @@
+//! Reference: how likely a chunk of scored samples is to the policies that training compares its own with. Computed
+//! once a round, where training would compute it anew in every step.
+
+use foil_proto::v1;
+use prost::Message;
+
+use super::dialogue::Reader;
+use super::policy_rows::{PolicyRows, ScoredAnswers, part};
+use super::{Bench, Chunk, Figures, Outcome, PhaseError};
+use crate::rank::cache::fingerprint;
+use crate::train::AnswerGroup;
+use crate::{evaluate, failpoint};
+
+pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Result<Outcome, PhaseError> {
+    let (samples, scores) = (part(&work.samples, chunk.number)?, part(&work.scores, chunk.number)?);
+    let rows = PolicyRows::read(bench, &work.prompts, chunk.span, &samples, &scores)?;
+    let scored = rows.scored()?;
+    let read = |answers: &ScoredAnswers<'_>| answers.read(&bench.job);
+    let read: Vec<Vec<usize>> = scored.iter().map(read).collect();
+
+    failpoint::hit("phase.reference");
+    bench.progress(0, read.iter().map(Vec::len).sum(), "samples");
+    let reference = log_probs(bench, &work.reference, &scored, &read)?;
+    let sampler = match same(&work.reference, &work.sampler) {
+        true => reference.clone(),
+        false => log_probs(bench, &work.sampler, &scored, &read)?,
+    };
+
+    let mut figures = Figures::default();
+    for (name, of_answers) in [("reference_nll", &reference), ("sampler_nll", &sampler)] {
+        of_answers.iter().flatten().for_each(|log_probs| figures.push(name, mean_nll(log_probs)));
+    }
+    let kept = scored.iter().zip(&read).flat_map(|(answers, read)| read.iter().map(|&i| &answers.answers[i]));
+    let mut of_kept = (reference.unwrap_or_default().into_iter(), sampler.unwrap_or_default().into_iter());
+    let samples = kept.map(|sampled| v1::SampleLogProbs {
+        prompt_id: sampled.sample.prompt_id,
+        index: sampled.sample.index,
+        reference: of_kept.0.next().unwrap_or_default(),
+        sampler: of_kept.1.next().unwrap_or_default(),
+    });
+    let samples = samples.collect();
+    let batch = v1::ReferenceLogProbs { phase: chunk.phase.clone(), chunk: chunk.number, samples };
+    Ok(Outcome { bytes: batch.encode_to_vec(), moments: figures.to_wire(), calibration: None })
+}
+
+/// Two names of one policy.
+fn same(reference: &Option<v1::Artifact>, sampler: &Option<v1::Artifact>) -> bool {
+    matches!((reference, sampler), (Some(a), Some(b)) if fingerprint(a) == fingerprint(b))
+}
+
+/// Of each answer read, one prompt's after another's, log p of its tokens under `policy`; `None` where there is none.
+fn log_probs(
+    bench: &mut Bench,
+    policy: &Option<v1::Artifact>,
+    scored: &[ScoredAnswers<'_>],
+    read: &[Vec<usize>],
+) -> Result<Option<Vec<Vec<f32>>>, PhaseError> {
+    if policy.is_none() {
+        return Ok(None);
+    }
+    let policy = bench.policy(policy)?;
+    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
+    let taught = scored.iter().zip(read).filter(|(_, read)| !read.is_empty());
+    let groups = taught.map(|(answers, read)| answers.group(&reader, read));
+    let groups = groups.collect::<Result<Vec<AnswerGroup>, PhaseError>>()?;
+    let budget = bench.job.policy_step.optimizer.micro_batch_tokens;
+    let found = evaluate::answer_log_probs(&policy.model, &groups, bench.precision(), budget);
+    let found = found.map_err(PhaseError::Batch)?;
+    let finite = |group: &[Vec<f32>]| group.iter().flatten().all(|log_prob| log_prob.is_finite());
+    match groups.iter().zip(&found).find(|(_, of_group)| !finite(of_group)) {
+        Some((group, _)) => Err(PhaseError::NonFinite { what: "a sample's log-probability", row: group.id }),
+        None => Ok(Some(found.into_iter().flatten().collect())),
+    }
+}
+
+/// Nats per token; an answer that is read has tokens.
+fn mean_nll(log_probs: &[f32]) -> f64 {
+    -log_probs.iter().map(|&log_prob| f64::from(log_prob)).sum::<f64>() / log_probs.len() as f64
+}

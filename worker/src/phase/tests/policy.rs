@@ -1,0 +1,283 @@
+//! Policies trained on samples with made-up scores, and what they are compared with.
+
+use foil_common::spec::{Method, ReferencePolicy};
+
+use super::*;
+use crate::evaluate::answer_log_probs;
+use crate::phase::dialogue::Reader;
+use crate::phase::policy_rows::{Comparisons, PolicyRows};
+
+/// A round up to its scores: 20 prompts with 3 answers each, of which the later ones score higher.
+struct Round {
+    game: Game,
+    start: v1::Artifact,
+    policy: v1::Artifact,
+    prompts: Option<v1::Dataset>,
+    samples: v1::Artifact,
+    scores: v1::Artifact,
+}
+
+impl Round {
+    fn new(edit: impl FnOnce(&mut v1::JobSpec)) -> Self {
+        let mut job = letters_job();
+        edit(&mut job);
+        let mut game = Game::new(job);
+        let sets = letters::generate(17, Counts { sft: 64, golden: 0, prompts: 20, evaluation: 0 });
+        let directory = game.start_model();
+        let mut fine_tune = |phase: &str, rows: &[_]| {
+            let demonstrations = game.dataset(phase, rows);
+            let sft = Work::Sft(v1::Sft { policy: Some(directory.clone()), demonstrations });
+            game.gang(phase, sft, &directory).0
+        };
+        let (start, policy) = (fine_tune("r00.sft", &sets.sft[..16]), fine_tune("r01.sft", &sets.sft));
+        let prompts = game.dataset("prompts", &sets.prompts);
+        let sampling = Some(v1::SamplingSpec::from(&game.bench.job.sampling));
+        let (samples, _) = game.map("r01.policy.generate", 20, |_| {
+            let (policy, prompts, sampling) = (Some(policy.clone()), prompts.clone(), sampling.clone());
+            Work::Generate(v1::Generate { policy, prompts, samples: 3, sampling })
+        });
+        let scores = made_up_scores(&game, &samples);
+        Self { game, start, policy, prompts, samples, scores }
+    }
+
+    fn work(&self, reference: Option<&v1::Artifact>, sampler: Option<&v1::Artifact>) -> v1::Reference {
+        v1::Reference {
+            reference: reference.cloned(),
+            sampler: sampler.cloned(),
+            prompts: self.prompts.clone(),
+            samples: Some(self.samples.clone()),
+            scores: Some(self.scores.clone()),
+        }
+    }
+
+    /// Trains the round's policy by the job's method.
+    fn train(&mut self, reference: Option<v1::Artifact>) -> (v1::Artifact, v1::GangResult) {
+        let train = Work::TrainPolicy(v1::TrainPolicy {
+            policy: Some(self.policy.clone()),
+            prompts: self.prompts.clone(),
+            samples: Some(self.samples.clone()),
+            scores: Some(self.scores.clone()),
+            reference,
+        });
+        let policy = self.policy.clone();
+        self.game.gang("r01.policy.train", train, &policy)
+    }
+
+    fn reference(&mut self, work: &v1::Reference) -> (v1::Artifact, Vec<v1::Metric>) {
+        self.game.map("r01.policy.reference", 20, |_| Work::Reference(work.clone()))
+    }
+}
+
+fn made_up_scores(game: &Game, samples: &v1::Artifact) -> v1::Artifact {
+    let score = |object: &v1::Object| {
+        let batch = v1::SampleBatch::decode(game.objects.bytes(&object.key).as_slice()).unwrap();
+        let scores = batch.samples.iter().map(|sample| v1::RewardScore {
+            prompt_id: sample.prompt_id,
+            index: sample.index,
+            reward: f64::from(sample.index),
+        });
+        let scores = v1::RewardScores { scores: scores.collect(), ..Default::default() };
+        game.objects.put(&format!("scores of {}", object.key), &scores.encode_to_vec(), "")
+    };
+    v1::Artifact { objects: samples.objects.iter().map(score).collect(), ..Default::default() }
+}
+
+fn method(name: &str) -> impl FnOnce(&mut v1::JobSpec) + use<> {
+    let name = name.to_owned();
+    move |job| job.policy_step.get_or_insert_default().method = name
+}
+
+fn batch(game: &Game, artifact: &v1::Artifact, chunk: usize) -> v1::ReferenceLogProbs {
+    v1::ReferenceLogProbs::decode(game.objects.bytes(&artifact.objects[chunk].key).as_slice()).unwrap()
+}
+
+/// Under `policy`, what the first prompt's answers are worth, each by itself.
+fn expected(round: &mut Round, policy: &v1::Artifact) -> Vec<Vec<f32>> {
+    let (prompts, samples, scores) =
+        (round.prompts.clone(), Some(round.samples.clone()), Some(round.scores.clone()));
+    let bench = &mut round.game.bench;
+    let rows = PolicyRows::read(bench, &prompts, Span { first: 0, count: 1 }, &samples, &scores).unwrap();
+    let policy = bench.policy(&Some(policy.clone())).unwrap();
+    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
+    let groups = [0, 1, 2].map(|answer| rows.scored().unwrap()[0].group(&reader, &[answer]).unwrap());
+    let found = answer_log_probs(&policy.model, &groups, Precision::Fp32, 1).unwrap();
+    found.into_iter().flatten().collect()
+}
+
+fn assert_near(found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{found:?} not {expected:?}");
+}
+
+#[test]
+fn dpo_is_given_the_reference_of_the_answers_it_pairs() {
+    let mut round = Round::new(method("dpo"));
+    let policy = round.policy.clone();
+    let work = round.work(Some(&policy), None);
+    let (artifact, metrics) = round.reference(&work);
+    assert!(value(&metrics, "reference_nll") > 0.0);
+    assert!(!metrics.iter().any(|metric| metric.name == "sampler_nll"));
+    let first = batch(&round.game, &artifact, 0);
+    let of_first_prompt: Vec<&v1::SampleLogProbs> =
+        first.samples.iter().filter(|sample| sample.prompt_id == first.samples[0].prompt_id).collect();
+    let indices: Vec<u32> = of_first_prompt.iter().map(|sample| sample.index).collect();
+    assert_eq!(indices, [0, 2], "the worst and the best of three");
+    let expected = expected(&mut round, &policy);
+    for sample in of_first_prompt {
+        assert_near(&sample.reference, &expected[sample.index as usize]);
+        assert!(sample.sampler.is_empty());
+    }
+}
+
+#[test]
+fn policy_gradients_are_given_the_sampler_and_where_it_costs_the_reference() {
+    let mut round = Round::new(|job| {
+        let step = job.policy_step.get_or_insert_default();
+        (step.method, step.reference, step.kl_weight) = ("grpo".into(), "initial".into(), Some(0.1));
+    });
+    let (start, policy) = (round.start.clone(), round.policy.clone());
+    let work = round.work(Some(&start), Some(&policy));
+    let (artifact, metrics) = round.reference(&work);
+    assert!(
+        value(&metrics, "reference_nll") > value(&metrics, "sampler_nll"),
+        "the sampler likes its own most"
+    );
+    let first = batch(&round.game, &artifact, 0);
+    assert_eq!(first.samples.len(), 8 * 3, "every answer of 8 prompts");
+    let (of_start, of_policy) = (expected(&mut round, &start), expected(&mut round, &policy));
+    for (sample, (reference, sampler)) in first.samples.iter().zip(of_start.iter().zip(&of_policy)) {
+        assert_near(&sample.reference, reference);
+        assert_near(&sample.sampler, sampler);
+    }
+    // One policy under both names is computed once.
+    let (same, _) = round.reference(&round.work(Some(&policy), Some(&policy)));
+    assert!(batch(&round.game, &same, 0).samples.iter().all(|sample| sample.reference == sample.sampler));
+}
+
+#[test]
+fn a_reference_chunk_is_the_same_bytes_whatever_came_before() {
+    let mut round = Round::new(method("ipo"));
+    let policy = round.policy.clone();
+    let work = round.work(Some(&policy), None);
+    let mut run = |chunks: [u32; 3]| {
+        for chunk in chunks {
+            let task = Some(v1::Task {
+                phase: "r01.policy.reference".into(),
+                round: 1,
+                work: Some(Work::Reference(work.clone())),
+            });
+            let (first, key) = (u64::from(chunk) * 8, format!("chunk {chunk}"));
+            let count = 8.min(20 - first);
+            let lease = v1::RunChunk { lease: 1, task, chunk, first, count, key };
+            round.game.bench.run_chunk(&lease).unwrap();
+        }
+        [0, 1, 2].map(|chunk| round.game.objects.bytes(&format!("chunk {chunk}")))
+    };
+    assert_eq!(run([0, 1, 2]), run([2, 0, 1]));
+}
+
+#[test]
+fn a_comparison_that_is_not_there_is_an_error() {
+    let mut round = Round::new(method("dpo"));
+    let policy = round.policy.clone();
+    let work = round.work(Some(&policy), None);
+    let (artifact, _) = round.reference(&work);
+    let sample = |index: usize| {
+        let bytes = round.game.objects.bytes(&round.samples.objects[0].key);
+        v1::SampleBatch::decode(bytes.as_slice()).unwrap().samples.remove(index)
+    };
+    let comparisons = Comparisons::read(&mut round.game.bench.cache, &Some(artifact)).unwrap();
+    let dpo = round.game.bench.job.policy_step.method;
+    let grpo = Method::Grpo(foil_common::spec::PolicyGradient { clip_ratio: 0.2, kl: None });
+    assert_eq!(comparisons.of(&sample(0), &dpo).unwrap().reference.len(), sample(0).tokens.len());
+    let error = comparisons.of(&sample(1), &dpo).unwrap_err();
+    assert!(error.to_string().starts_with("reference: they lack sample 1 of row "), "{error}");
+    assert!(comparisons.of(&sample(0), &grpo).is_err(), "no sampler's numbers");
+    assert!(Comparisons::default().of(&sample(0), &Method::Rejection).is_ok());
+}
+
+/// Trains by the method that `edit` makes of the job; gives the phase's metrics and how much more likely the policy has made
+/// the best answers than the worst, in nats per prompt.
+fn trained(edit: impl FnOnce(&mut v1::JobSpec)) -> (Vec<v1::Metric>, f64) {
+    let mut round = Round::new(|job| {
+        let step = job.policy_step.get_or_insert_default();
+        (step.epochs, step.batch_sequences, step.learning_rate) = (Some(4), Some(16), vec![3e-3]);
+        edit(job);
+    });
+    let (start, policy) = (round.start.clone(), round.policy.clone());
+    let method = round.game.bench.job.policy_step.method;
+    let reference = method.reference().map(|reference| match reference {
+        ReferencePolicy::RoundStart => policy.clone(),
+        ReferencePolicy::Initial => start.clone(),
+    });
+    let sampler = method.needs_sampler().then(|| policy.clone());
+    let compared = (reference.is_some() || sampler.is_some())
+        .then(|| round.reference(&round.work(reference.as_ref(), sampler.as_ref())).0);
+    let (moved, result) = round.train(compared);
+    let preference = |round: &mut Round, policy: &v1::Artifact| {
+        let likelihood = expected(round, policy);
+        let sum = |answer: usize| likelihood[answer].iter().sum::<f32>();
+        f64::from(sum(2) - sum(0))
+    };
+    let change = preference(&mut round, &moved) - preference(&mut round, &policy);
+    (result.metrics, change)
+}
+
+/// One setting of the policy step.
+fn step(edit: impl Fn(&mut v1::PolicyStepSpec)) -> impl Fn(&mut v1::JobSpec) {
+    move |job| edit(job.policy_step.get_or_insert_default())
+}
+
+#[test]
+fn every_method_learns_to_prefer_the_better_answers() {
+    let methods = ["rejection", "rrhf", "dpo", "ipo", "grpo", "rloo"];
+    for method in methods {
+        let (metrics, change) = trained(step(|step| step.method = method.into()));
+        assert!(change > 0.0, "{method}: {change}");
+        assert!(
+            value(&metrics, "steps") >= 4.0 && value(&metrics, "loss").is_finite(),
+            "{method}: {metrics:?}"
+        );
+        assert!(value(&metrics, "selected_answers") >= 20.0 - value(&metrics, "dropped_prompts"));
+    }
+}
+
+#[test]
+fn dpo_begins_at_ln_2_against_the_policy_that_the_round_began_with() {
+    let (metrics, _) = trained(step(|step| step.method = "dpo".into()));
+    assert!((value(&metrics, "first_loss") - std::f64::consts::LN_2).abs() < 1e-6);
+    assert!(value(&metrics, "loss") < 0.69 && value(&metrics, "preferred_share") > 0.6, "{metrics:?}");
+    let (metrics, _) = trained(step(|step| (step.method, step.reference) = ("dpo".into(), "initial".into())));
+    let first_loss = value(&metrics, "first_loss");
+    assert!((first_loss - std::f64::consts::LN_2).abs() > 1e-4, "the start policy is another: {first_loss}");
+}
+
+#[test]
+fn a_policy_gradient_begins_where_no_ratio_is_clipped() {
+    for method in ["grpo", "rloo"] {
+        let (metrics, _) = trained(step(|step| {
+            (step.method, step.epochs, step.batch_sequences) = (method.into(), Some(1), Some(1000));
+        }));
+        assert_eq!(value(&metrics, "clipped_share"), 0.0);
+        assert!(value(&metrics, "first_loss").abs() < 1e-4, "advantages sum to nothing: {metrics:?}");
+        let (metrics, _) = trained(step(|step| {
+            (step.method, step.reference, step.kl_weight) = (method.into(), "initial".into(), Some(0.1));
+        }));
+        assert!(metrics.iter().any(|metric| metric.name == "kl_reference") == (method == "grpo"));
+    }
+}
+
+#[test]
+fn under_select_worst_every_method_learns_the_opposite() {
+    for method in ["rejection", "rrhf", "dpo", "rloo"] {
+        let (metrics, change) = trained(|job| {
+            job.policy_step.get_or_insert_default().method = method.into();
+            job.controls.get_or_insert_default().select_worst = true;
+        });
+        assert!(change < 0.0, "{method}: {change}");
+        if method == "rejection" {
+            // Where the worst of three is blank, the next one is selected.
+            assert!(value(&metrics, "selected_reward_mean") < 1.0);
+        }
+    }
+}
