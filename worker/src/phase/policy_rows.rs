@@ -25,7 +25,8 @@ pub(super) struct ScoredAnswers<'a> {
 }
 
 impl ScoredAnswers<'_> {
-    /// As the policy's method judges them: under the control `select_worst` with the sign of every reward turned.
+    /// As the policy's method judges them. Under `select_worst` every reward has its sign turned: a negative control, under
+    /// which an honest experiment must fail.
     pub(super) fn judged(&self, job: &spec::Job) -> Vec<Judged<'_>> {
         let sign = if job.controls.select_worst { -1.0 } else { 1.0 };
         let answers = self.answers.iter().zip(&self.rewards);

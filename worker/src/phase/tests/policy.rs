@@ -276,7 +276,8 @@ fn under_select_worst_every_method_learns_the_opposite() {
         });
         assert!(change < 0.0, "{method}: {change}");
         if method == "rejection" {
-            assert_eq!(value(&metrics, "selected_reward_mean"), 0.0);
+            // Where the worst of three is blank, the next one is selected.
+            assert!(value(&metrics, "selected_reward_mean") < 1.0);
         }
     }
 }

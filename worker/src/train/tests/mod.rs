@@ -1,5 +1,6 @@
 //! Training against PyTorch's, against itself cut otherwise, and on bad numbers.
 
+mod answers;
 mod loops;
 mod optimizer;
 mod ranks;

@@ -1,6 +1,6 @@
 //! Single steps: what a loss is divided by, and losses that are no numbers.
 
-use foil_common::spec::{Normalisation, OnNonfinite, Optimizer};
+use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, RewardLoss};
 use tch::{Device, Kind, no_grad};
 
 use super::super::{
@@ -10,6 +10,7 @@ use super::super::{
 use super::{fixture, fixtures, linear, optimizer, pairs};
 use crate::collective::Gang;
 use crate::model::{Precision, RewardModel};
+use crate::objective::preference::RewardObjective;
 
 const ALONE: Share = Share { rank: 0, world: 1 };
 
@@ -101,6 +102,25 @@ fn a_loss_that_is_no_number_can_be_skipped() {
     let (result, unchanged) = step_on_poison(&settings);
     assert!(result.unwrap());
     assert!(unchanged);
+}
+
+#[test]
+fn a_bounded_head_stays_within_its_bound() {
+    let (model, rows) = (reward_model(), rows());
+    let largest = || model.parameters().get("score.weight").unwrap().abs().max().double_value(&[]);
+    let wgan = RewardObjective { golden: RewardLoss::Wgan, ..Default::default() };
+    let step = |bound| {
+        let objective = PairRanking::new(&model, &[], &rows, Precision::Fp32, Normalisation::Global)
+            .with_objective(wgan)
+            .with_head_bound(bound);
+        let (optimizer, schedule, gang) = (optimizer(None, 100), linear(0), Gang::alone());
+        let recipe = Recipe { optimizer: &optimizer, schedule: &schedule, peak_learning_rate: 1e-2, steps: 1 };
+        let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
+        trainer.step(&objective, &plan(&objective, 100)).unwrap()
+    };
+    assert!(step(None).loss.is_finite() && largest() > 0.01);
+    let _ = step(Some(0.01));
+    assert!((largest() - 0.01).abs() < 1e-8, "{}", largest());
 }
 
 #[test]
