@@ -32,7 +32,8 @@ impl Planner<'_> {
         let mut phases = Vec::new();
         if self.job.has_sft() {
             let step = &self.job.sft_step;
-            let steps = self.steps(self.rows(sets::SFT), step.batch_sequences, step.epochs);
+            let rows = self.rows(sets::SFT);
+            let steps = self.steps(rows, rows, step.batch_sequences, step.epochs);
             phases.push(Phase::gang(0, Work::Sft, steps));
         }
         if self.job.data.gold_preferences.is_some() {
@@ -54,7 +55,8 @@ impl Planner<'_> {
         phases.extend(self.map(round, Work::GeneratePolicy));
         phases.extend(self.map(round, Work::ScorePolicy));
         let step = &self.job.policy_step;
-        let steps = self.steps(self.rows(sets::PROMPTS), step.batch_sequences, step.epochs);
+        let rows = self.rows(sets::PROMPTS);
+        let steps = self.steps(rows, rows, step.batch_sequences, step.epochs);
         phases.push(Phase::gang(round, Work::TrainPolicy, steps));
         phases.extend(self.map(round, Work::EvaluatePolicy));
         phases
@@ -69,9 +71,11 @@ impl Planner<'_> {
         (chunks > 0).then(|| Phase::map(round, work, chunks))
     }
 
-    /// Optimizer steps over all epochs; the last batch of an epoch may be smaller.
-    fn steps(&self, rows: u64, batch: usize, epochs: u32) -> u32 {
-        narrow(rows.div_ceil(batch.max(1) as u64)).saturating_mul(epochs)
+    /// Optimizer steps over all epochs, `rows` rows holding `items` pairs or answers; the last batch of an epoch may be
+    /// smaller.
+    fn steps(&self, rows: u64, items: u64, batch: usize, epochs: u32) -> u32 {
+        let per_step = spec::rows_per_step(batch, rows as usize, items as usize);
+        narrow(rows.div_ceil(per_step as u64)).saturating_mul(epochs)
     }
 
     fn reward_steps(&self) -> u32 {
@@ -81,9 +85,9 @@ impl Planner<'_> {
             None => self.rows(sets::PREFERENCES),
         };
         let human = if step.human_weight > 0.0 { human } else { 0 };
-        let golden =
-            if step.apo_weight > 0.0 { self.rows(sets::GOLDEN) * u64::from(step.samples) } else { 0 };
-        self.steps(human + golden, step.batch_pairs, step.epochs)
+        let golden = if step.apo_weight > 0.0 { self.rows(sets::GOLDEN) } else { 0 };
+        let pairs = human + golden * u64::from(step.samples);
+        self.steps(human + golden, pairs, step.batch_pairs, step.epochs)
     }
 
     fn rows(&self, set: &str) -> u64 {

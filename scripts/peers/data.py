@@ -16,6 +16,12 @@ class MissingData(Exception):
     """A data set is not there; says which and what to do."""
 
 
+def rows(directory: Path, name: str) -> Iterator[dict]:
+    """The rows of a set, as the file has them."""
+    with open_set(directory, name) as lines:
+        yield from map(json.loads, lines)
+
+
 def open_set(directory: Path, name: str):
     path = directory / name
     if not path.exists():
@@ -50,12 +56,10 @@ def common_prefix(left: list[int], right: list[int]) -> int:
 
 def preference_pairs(directory: Path, text: Text, longest: int = LONGEST) -> Iterator[dict[str, list[int]]]:
     """Human pairs in file order whose two rows both fit whole, EOS counted; the others are left out."""
-    with open_set(directory, "hh/preferences.train.jsonl.gz") as lines:
-        for line in lines:
-            row = json.loads(line)
-            pair = text.pair(row["prompt"], row["chosen"], row["rejected"])
-            if row_length(pair) <= longest and pair["chosen"] != pair["rejected"]:
-                yield pair
+    for row in rows(directory, "hh/preferences.train.jsonl.gz"):
+        pair = text.pair(row["prompt"], row["chosen"], row["rejected"])
+        if row_length(pair) <= longest and pair["chosen"] != pair["rejected"]:
+            yield pair
 
 
 def row_length(pair: dict[str, list[int]]) -> int:

@@ -1,7 +1,8 @@
 """A peer's side of the protocol between the bench and a contestant.
 
     RUNNER WORKLOAD.json      loads, then prints {"ready": true}
-    stdin: run                does one repetition from the loaded state, prints {"seconds": …, "tokens": …, …}
+    stdin: run                does one repetition from the loaded state, prints {"seconds": …, "tokens": …, …}; of
+                              several ranks each prints the tokens of all
     stdin: quit               prints {"peak_bytes": …} and ends with 0
 
 Everything else goes to standard error: what a library prints cannot disturb the protocol.

@@ -5,7 +5,16 @@
 
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 2] = ["src/shim/collective.cc", "src/shim/aten.cc"];
+const SOURCES: [&str; 8] = [
+    "src/shim/collective.cc",
+    "src/shim/aten.cc",
+    "src/shim/layers/kernels.cc",
+    "src/shim/layers/norm.cc",
+    "src/shim/layers/attention.cc",
+    "src/shim/layers/draw.cc",
+    "src/shim/layers/logits.cc",
+    "src/shim/layers/preset.cc",
+];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -58,6 +67,7 @@ fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
     build
         .files(SOURCES)
         .std("c++20")
+        .include("src/shim/layers")
         .include("src/gloo")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
@@ -65,6 +75,11 @@ fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
         .define("USE_C10D_GLOO", None)
         // libtorch's headers warn a lot, and their debug information is many times the size of this crate's.
         .warnings(false)
+        // The kernels' loops, which say themselves where sums may be reordered; in debug builds too, as libtorch's are.
+        .opt_level(3)
+        .flag("-fopenmp-simd")
+        .flag("-fno-math-errno")
+        .flag("-fno-trapping-math")
         .debug(false);
     println!("cargo:rustc-check-cfg=cfg(foil_nccl)");
     if let Some(headers) = nccl_headers {

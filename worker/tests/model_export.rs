@@ -6,7 +6,7 @@ mod model_support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use foil_worker::model::{LanguageModel, Precision, RewardModel, SaveDtype, TokenBatch};
+use foil_worker::model::{LanguageModel, PackedBatch, Precision, RewardModel, SaveDtype};
 use model_support::{Fixture, peers, repository};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -16,8 +16,8 @@ fn rows() -> Vec<Vec<u32>> {
     vec![vec![1, 9, 30, 2], vec![1, 44, 12, 13, 5, 6, 7, 8, 2], vec![1], vec![1, 4, 4]]
 }
 
-fn batch() -> TokenBatch {
-    TokenBatch::from_rows(&rows(), Device::Cpu).unwrap()
+fn batch() -> PackedBatch {
+    PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap()
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f64> {
@@ -25,15 +25,14 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 }
 
 fn logits(model: &LanguageModel) -> Value {
-    let hidden =
-        model.forward(&batch(), Precision::Fp32).flatten(0, 1).index_select(0, &batch().last_positions());
+    let hidden = model.forward(&batch(), &batch().last_rows(), Precision::Fp32).unwrap();
     let logits = model.logits(&hidden);
-    let rows: Vec<Vec<f64>> = (0..batch().batch()).map(|row| numbers(&logits.get(row))).collect();
+    let rows: Vec<Vec<f64>> = (0..batch().sequences()).map(|row| numbers(&logits.get(row as i64))).collect();
     json!({ "rows": self::rows(), "logits": rows })
 }
 
 fn scores(model: &RewardModel) -> Value {
-    json!({ "rows": rows(), "scores": numbers(&model.scores(&batch(), Precision::Fp32)) })
+    json!({ "rows": rows(), "scores": numbers(&model.scores(&batch(), Precision::Fp32).unwrap()) })
 }
 
 /// Writes each fixture's models in both formats; gives the arguments for the check.

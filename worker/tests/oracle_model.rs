@@ -4,16 +4,25 @@
 mod model_support;
 
 use foil_worker::model::{
-    DecoderConfig, Inference, LanguageModel, Parameters, Precision, RewardModel, TokenBatch,
+    DecoderConfig, Inference, LanguageModel, PackedBatch, Parameters, Precision, RewardModel,
 };
 use model_support::{Fixture, distance, shared};
 use tch::{Device, Kind, Tensor};
 
 const BOUND: f64 = 1e-5;
 
-/// The real tokens' rows of `[batch, seq, width]`.
-fn real(tensor: &Tensor, batch: &TokenBatch) -> Tensor {
-    tensor.flatten(0, 1).index_select(0, &batch.mask().flatten(0, 1).nonzero().squeeze_dim(1))
+/// The real tokens' rows of transformers' `[batch, seq, width]`, which is padded on the right.
+fn real(tensor: &Tensor, batch: &PackedBatch) -> Tensor {
+    let seq = tensor.size()[1];
+    let rows = (0..batch.sequences()).flat_map(|sequence| {
+        (0..batch.length(sequence)).map(move |token| sequence as i64 * seq + token as i64)
+    });
+    tensor.flatten(0, 1).index_select(0, &Tensor::from_slice(&rows.collect::<Vec<i64>>()))
+}
+
+/// All rows of a batch.
+fn every_row(batch: &PackedBatch) -> Tensor {
+    Tensor::arange(batch.rows() as i64, (Kind::Int64, Device::Cpu))
 }
 
 fn assert_close(what: &str, fixture: &Fixture, ours: &Tensor, theirs: &Tensor) {
@@ -39,13 +48,14 @@ fn hidden_states_logits_and_gradients_are_those_of_transformers() {
     for fixture in Fixture::language_models() {
         let model = LanguageModel::load(&fixture.dir, Device::Cpu).unwrap();
         model.parameters().set_requires_grad(true);
-        let batch = TokenBatch::from_rows(&fixture.rows("lengths"), Device::Cpu).unwrap();
-        let hidden = model.forward(&batch, Precision::Fp32);
+        let rows = fixture.rows("lengths");
+        let batch = PackedBatch::of_sequences(&rows, Device::Cpu).unwrap();
+        let hidden = model.forward(&batch, &every_row(&batch), Precision::Fp32).unwrap();
         let logits = model.logits(&hidden);
-        assert_close("hidden", &fixture, &real(&hidden, &batch), &real(fixture.get("hidden"), &batch));
-        assert_close("logits", &fixture, &real(&logits, &batch), &real(fixture.get("logits"), &batch));
+        assert_close("hidden", &fixture, &hidden, &real(fixture.get("hidden"), &batch));
+        assert_close("logits", &fixture, &logits, &real(fixture.get("logits"), &batch));
 
-        let loss = next_token_loss(&logits, &batch);
+        let loss = next_token_loss(&logits, &rows);
         assert_close("loss", &fixture, &loss, fixture.get("loss"));
         loss.backward();
         assert_gradients(&fixture, model.parameters());
@@ -57,8 +67,8 @@ fn scores_and_gradients_are_those_of_sequence_classification() {
     for fixture in Fixture::rewards() {
         let model = RewardModel::load(&fixture.dir, Device::Cpu).unwrap();
         model.parameters().set_requires_grad(true);
-        let batch = TokenBatch::from_rows(&fixture.rows("lengths"), Device::Cpu).unwrap();
-        let scores = model.scores(&batch, Precision::Fp32);
+        let batch = PackedBatch::of_sequences(&fixture.rows("lengths"), Device::Cpu).unwrap();
+        let scores = model.scores(&batch, Precision::Fp32).unwrap();
         assert_close("scores", &fixture, &scores, fixture.get("scores"));
         let loss = weighed_scores(&scores);
         assert_close("loss", &fixture, &loss, fixture.get("loss"));
@@ -68,12 +78,16 @@ fn scores_and_gradients_are_those_of_sequence_classification() {
 }
 
 /// The loss whose gradients the fixtures of language models hold.
-fn next_token_loss(logits: &Tensor, batch: &TokenBatch) -> Tensor {
-    let seq = batch.seq();
-    let targets = batch.ids.narrow(1, 1, seq - 1).unsqueeze(-1);
-    let log_probs =
-        logits.narrow(1, 0, seq - 1).log_softmax(-1, Kind::Float).gather(-1, &targets, false).squeeze_dim(-1);
-    -log_probs.masked_select(&batch.mask().narrow(1, 1, seq - 1)).mean(Kind::Float)
+fn next_token_loss(logits: &Tensor, rows: &[Vec<u32>]) -> Tensor {
+    let mut first = 0;
+    let (mut positions, mut targets) = (Vec::new(), Vec::new());
+    for row in rows {
+        positions.extend((first..).take(row.len() - 1));
+        targets.extend(row[1..].iter().map(|&id| i64::from(id)));
+        first += row.len() as i64;
+    }
+    let log_probs = logits.index_select(0, &Tensor::from_slice(&positions)).log_softmax(-1, Kind::Float);
+    -log_probs.gather(-1, &Tensor::from_slice(&targets).unsqueeze(-1), false).mean(Kind::Float)
 }
 
 /// The loss whose gradients the fixtures of reward models hold.
@@ -86,19 +100,21 @@ fn gradients(parameters: &Parameters) -> Vec<(String, Tensor)> {
 }
 
 /// Distances of a bf16 run from fp32, in outputs and in all gradients.
-fn bf16_distances(fixture: &Fixture, batch: &TokenBatch) -> (f64, f64) {
+fn bf16_distances(fixture: &Fixture) -> (f64, f64) {
+    let rows = fixture.rows("lengths");
+    let batch = &PackedBatch::of_sequences(&rows, Device::Cpu).unwrap();
     let (outputs, parameters, exact) = if fixture.is_reward() {
         let model = RewardModel::load(&fixture.dir, Device::Cpu).unwrap();
         model.parameters().set_requires_grad(true);
-        let scores = model.scores(batch, Precision::Bf16);
+        let scores = model.scores(batch, Precision::Bf16).unwrap();
         weighed_scores(&scores).backward();
         (scores, gradients(model.parameters()), fixture.get("scores").shallow_clone())
     } else {
         let model = LanguageModel::load(&fixture.dir, Device::Cpu).unwrap();
         model.parameters().set_requires_grad(true);
-        let logits = model.logits(&model.forward(batch, Precision::Bf16));
-        next_token_loss(&logits, batch).backward();
-        (real(&logits, batch), gradients(model.parameters()), real(fixture.get("logits"), batch))
+        let logits = model.logits(&model.forward(batch, &every_row(batch), Precision::Bf16).unwrap());
+        next_token_loss(&logits, &rows).backward();
+        (logits, gradients(model.parameters()), real(fixture.get("logits"), batch))
     };
     let flat = |(name, gradient): &(String, Tensor)| {
         assert_eq!(gradient.kind(), Kind::Float, "{name}");
@@ -111,8 +127,7 @@ fn bf16_distances(fixture: &Fixture, batch: &TokenBatch) -> (f64, f64) {
 #[test]
 fn bf16_is_not_much_farther_from_fp32_than_autocast_is() {
     for fixture in Fixture::all() {
-        let batch = TokenBatch::from_rows(&fixture.rows("lengths"), Device::Cpu).unwrap();
-        let (outputs, gradients) = bf16_distances(&fixture, &batch);
+        let (outputs, gradients) = bf16_distances(&fixture);
         let about: serde_json::Value =
             serde_json::from_slice(&std::fs::read(fixture.dir.join("expected.json")).unwrap()).unwrap();
         for (what, ours) in [("outputs", outputs), ("gradients", gradients)] {
@@ -128,7 +143,7 @@ fn greedy(inference: &Inference<'_>, prompts: &[Vec<u32>], count: usize) -> Vec<
     let longest = prompts.iter().map(Vec::len).max().unwrap();
     let slots: Vec<usize> = (0..prompts.len()).collect();
     let mut cache = inference.new_cache(slots.len(), longest + count);
-    let batch = TokenBatch::from_rows(prompts, Device::Cpu).unwrap();
+    let batch = PackedBatch::of_sequences(prompts, Device::Cpu).unwrap();
     let mut hidden = inference.prefill(&batch, &mut cache, &slots).unwrap();
     let mut answers = vec![Vec::new(); prompts.len()];
     loop {

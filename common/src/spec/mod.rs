@@ -32,6 +32,7 @@ pub use resources::{
 pub use sampling::Sampling;
 pub use steps::{
     Method, Normalisation, PolicyStep, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep,
+    rows_per_step,
 };
 pub use text::{Bos, Side, Template, Text};
 

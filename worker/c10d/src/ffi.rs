@@ -4,8 +4,8 @@
 // What the bridge writes is public in name only: this module is private.
 #![allow(unreachable_pub)]
 
-pub use bridge::AdamW;
 pub(crate) use bridge::*;
+pub use bridge::{AdamW, Segment};
 
 #[cxx::bridge(namespace = "foil")]
 mod bridge {
@@ -23,6 +23,19 @@ mod bridge {
         pub epsilon: f64,
         /// Decoupled decay: each step first multiplies parameters by `1 - learning_rate * weight_decay`.
         pub weight_decay: f64,
+    }
+
+    /// A run of rows of a packed batch that attend to one another, each to itself and those before it, and to all rows of
+    /// an earlier run, their common beginning. Counts of rows.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Segment {
+        /// Its first row.
+        pub start: i64,
+        pub length: i64,
+        /// The first row of its common beginning.
+        pub prefix_start: i64,
+        /// 0 where it has none.
+        pub prefix_length: i64,
     }
 
     unsafe extern "C++" {
@@ -85,6 +98,56 @@ mod bridge {
         ) -> Result<()>;
         fn zero(tensors: &TensorList) -> Result<()>;
         fn set_deterministic(on: bool) -> Result<()>;
+        fn keep_freed_memory();
+        fn drop_gradients(tensors: &TensorList) -> Result<()>;
+
+        type TensorPair;
+        fn first(self: Pin<&mut TensorPair>) -> UniquePtr<Tensor>;
+        fn second(self: Pin<&mut TensorPair>) -> UniquePtr<Tensor>;
+        fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, bf16: bool) -> Result<UniquePtr<Tensor>>;
+        fn add_rms_norm(
+            x: &Tensor,
+            delta: &Tensor,
+            weight: &Tensor,
+            eps: f64,
+        ) -> Result<UniquePtr<TensorPair>>;
+        fn swiglu(gate: &Tensor, up: &Tensor) -> Result<UniquePtr<Tensor>>;
+        fn attention(
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            cos: &Tensor,
+            sin: &Tensor,
+            segments: &[Segment],
+        ) -> Result<UniquePtr<Tensor>>;
+        fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<UniquePtr<Tensor>>;
+        #[allow(clippy::too_many_arguments)]
+        fn decode_attention(
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            cos: &Tensor,
+            sin: &Tensor,
+            keys: &Tensor,
+            values: &Tensor,
+            slots: &[i64],
+            positions: &[i64],
+        ) -> Result<UniquePtr<Tensor>>;
+        fn draw_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<Vec<u32>>;
+        fn target_log_probs(logits: &Tensor, targets: &Tensor) -> Result<UniquePtr<TensorPair>>;
+        fn log_prob_gradient(
+            logits: &Tensor,
+            normaliser: &Tensor,
+            targets: &Tensor,
+            upstream: &Tensor,
+        ) -> Result<()>;
+        fn preset_gradients(
+            value: &Tensor,
+            a: &Tensor,
+            a_gradient: &Tensor,
+            b: &Tensor,
+            b_gradient: &Tensor,
+        ) -> Result<UniquePtr<Tensor>>;
         fn interface_of(address: &str) -> Result<String>;
     }
 }
@@ -103,4 +166,11 @@ pub(crate) fn list<'a>(tensors: impl IntoIterator<Item = &'a tch::Tensor>) -> cx
         list.pin_mut().push(native(tensor));
     }
     list
+}
+
+/// Takes over a tensor that the C++ side made.
+pub(crate) fn owned(tensor: cxx::UniquePtr<Tensor>) -> tch::Tensor {
+    // SAFETY: the pointer is to an `at::Tensor` made by `new`, not null since every function that gives one throws
+    // instead, and given away here; tch deletes it.
+    unsafe { tch::Tensor::from_ptr(tensor.into_raw().cast()) }
 }

@@ -11,11 +11,17 @@ mod aten;
 mod error;
 mod ffi;
 mod group;
+mod layers;
 mod reducer;
 mod store;
 
-pub use aten::{AdamW, AdamWState, fused_adamw, interface_of, set_deterministic};
+pub use aten::{AdamW, AdamWState, fused_adamw, interface_of, keep_freed_memory, set_deterministic};
 pub use error::{Error, Result};
+pub use ffi::Segment;
 pub use group::{Member, ProcessGroup, nccl_built};
-pub use reducer::{BucketSizes, Reducer, backward, touch, zero_gradients};
+pub use layers::{
+    Cached, Rotation, add_rms_norm, attention, decode_attention, draw_tokens, log_prob_gradient,
+    preset_gradients, rms_norm, rotary, swiglu, target_log_probs,
+};
+pub use reducer::{BucketSizes, Reducer, backward, drop_gradients, touch, zero_gradients};
 pub use store::Store;

@@ -186,3 +186,11 @@ pub fn zero_gradients(parameters: &[Tensor]) -> Result<()> {
     let gradients: Vec<Tensor> = parameters.iter().map(Tensor::grad).filter(Tensor::defined).collect();
     ffi::zero(&ffi::list(&gradients)).during("clearing gradients")
 }
+
+/// Takes their gradients away from `parameters`: the next backward then leaves its own there, without a sum or a copy.
+///
+/// # Errors
+/// [`Error::Torch`], which is not known to happen.
+pub fn drop_gradients(parameters: &[Tensor]) -> Result<()> {
+    ffi::drop_gradients(&ffi::list(parameters)).during("dropping gradients")
+}

@@ -1,6 +1,6 @@
 //! Gradients that all ranks of a gang share.
 
-use foil_c10d::{BucketSizes, Error, ProcessGroup, Reducer, backward, touch, zero_gradients};
+use foil_c10d::{BucketSizes, Error, ProcessGroup, Reducer, backward, drop_gradients, touch};
 use tch::Tensor;
 
 /// Sums gradients over the ranks of a gang while backward runs, by the same calls for any number of ranks.
@@ -35,7 +35,7 @@ impl Gradients {
         match self {
             Self::Alone(parameters) => {
                 backward(&loss()?)?;
-                Ok(zero_gradients(parameters)?)
+                Ok(drop_gradients(parameters)?)
             }
             Self::Shared(reducer) => reducer.warm_up(loss),
         }
@@ -72,13 +72,13 @@ impl Gradients {
         }
     }
 
-    /// Clears the gradients in place, as the only way allowed.
+    /// Makes ready for a step: no gradient is left of the one before.
     ///
     /// # Errors
     /// Where the device fails.
     pub fn zero(&mut self) -> Result<(), Error> {
         match self {
-            Self::Alone(parameters) => zero_gradients(parameters),
+            Self::Alone(parameters) => drop_gradients(parameters),
             Self::Shared(reducer) => reducer.zero_gradients(),
         }
     }

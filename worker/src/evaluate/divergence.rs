@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::scores::batches;
-use crate::model::{LanguageModel, ModelError, Precision, TokenBatch};
+use crate::model::{LanguageModel, ModelError, PackedBatch, Precision};
 use crate::objective::likelihood::{AnswerPositions, chunk_rows, chunks};
 
 /// Σ_v π(v) · log(π(v) / π_ref(v)) in nats, from logits `[…, vocab]` of the two; `[…]`, fp64 throughout.
@@ -19,8 +19,7 @@ pub fn token_kl(policy: &Tensor, reference: &Tensor) -> Tensor {
 /// For each row, a dialogue's tokens and the index of its answer's first token, the exact KL(π ‖ π_ref) of the next
 /// token summed over the answer's positions: nats per sequence. Divide by the answer's tokens for nats per token.
 ///
-/// Rows are batched by length with at most `budget` tokens to a batch, padding counted. Logits are made in
-/// chunks. The same rows and budget give the same bits.
+/// Rows are batched in their order with at most `budget` tokens to a batch. Logits are made in chunks. The same rows and budget give the same bits.
 ///
 /// # Errors
 /// A row without tokens.
@@ -31,13 +30,9 @@ pub fn answer_kl(
     precision: Precision,
     budget: usize,
 ) -> Result<Vec<f64>, ModelError> {
-    let mut divergences = vec![0.0; rows.len()];
+    let mut divergences = Vec::with_capacity(rows.len());
     for batch in batches(rows.iter().map(|(ids, _)| ids.len()), budget) {
-        let dialogues: Vec<(&[u32], usize)> = batch.iter().map(|&row| rows[row]).collect();
-        let per_row = no_grad(|| batch_kl(policy, reference, &dialogues, precision))?;
-        for (row, divergence) in batch.into_iter().zip(per_row) {
-            divergences[row] = divergence;
-        }
+        divergences.extend(no_grad(|| batch_kl(policy, reference, &rows[batch], precision))?);
     }
     Ok(divergences)
 }
@@ -49,10 +44,10 @@ fn batch_kl(
     precision: Precision,
 ) -> Result<Vec<f64>, ModelError> {
     let sequences: Vec<&[u32]> = dialogues.iter().map(|(ids, _)| *ids).collect();
-    let batch = TokenBatch::from_rows(&sequences, policy.device())?;
-    let answers = AnswerPositions::new(dialogues, batch.seq(), policy.device());
-    let ours = answers.select(&policy.forward(&batch, precision)); // [tokens, hidden]
-    let theirs = answers.select(&reference.forward(&batch, precision));
+    let batch = PackedBatch::of_sequences(&sequences, policy.device())?;
+    let answers = AnswerPositions::new(&batch, dialogues);
+    let ours = policy.forward(&batch, answers.rows(), precision)?; // [tokens, hidden]
+    let theirs = reference.forward(&batch, answers.rows(), precision)?;
     let mut per_token = vec![Tensor::zeros([0], (Kind::Double, policy.device()))];
     // fp64 logits of both models, their exponentials and products: a quarter of the rows that fp32 logits alone have.
     let rows = (chunk_rows(policy.head()) / 4).max(1);
@@ -70,7 +65,7 @@ mod tests {
     use tch::{Device, Kind, Tensor};
 
     use super::{answer_kl, token_kl};
-    use crate::model::{LanguageModel, Precision, TokenBatch};
+    use crate::model::{LanguageModel, PackedBatch, Precision};
 
     #[test]
     fn an_answers_divergence_is_summed_over_its_positions() {
@@ -80,8 +75,10 @@ mod tests {
         let rows: [(&[u32], usize); 3] = [(&[1, 5, 9, 4], 2), (&[1, 40, 3, 22, 8, 17], 1), (&[1, 6], 2)];
         let found = answer_kl(&policy, &reference, &rows, Precision::Fp32, 8).unwrap();
         for ((ids, start), found) in rows.into_iter().zip(&found) {
-            let batch = TokenBatch::from_rows(&[ids], Device::Cpu).unwrap();
-            let logits = |model: &LanguageModel| model.logits(&model.forward(&batch, Precision::Fp32)).get(0);
+            let batch = PackedBatch::of_sequences(&[ids], Device::Cpu).unwrap();
+            let all = Tensor::arange(ids.len() as i64, (Kind::Int64, Device::Cpu));
+            let logits =
+                |model: &LanguageModel| model.logits(&model.forward(&batch, &all, Precision::Fp32).unwrap());
             let kl = token_kl(&logits(&policy), &logits(&reference));
             let count = (ids.len() - start) as i64;
             let expected = kl.narrow(0, start as i64 - 1, count).sum(Kind::Double).double_value(&[]);

@@ -2,40 +2,42 @@
 
 use tch::{Device, no_grad};
 
-use crate::model::{ModelError, Precision, RewardModel, TokenBatch};
+use crate::model::{ModelError, PackedBatch, Precision, RewardModel, rows_of_group};
 use crate::train::RowShape;
 use crate::train::plan::cut;
 
-/// Scores each sequence (a whole dialogue); the scores come in the order of `sequences`.
+/// Scores the sequences (whole dialogues) of groups; the scores come group by group, in order. What a group's sequences begin
+/// with is read once.
 ///
-/// Sequences are batched by length with at most `budget` tokens to a batch, padding counted. The same sequences and
-/// budget give the same bits.
+/// Groups are batched in their order with at most `budget` tokens read to a batch. The same groups and budget give the
+/// same bits.
 ///
 /// # Errors
 /// A sequence without tokens.
-pub fn scores(
+pub fn scores<S: AsRef<[u32]>>(
     model: &RewardModel,
-    sequences: &[impl AsRef<[u32]>],
+    groups: &[Vec<S>],
     precision: Precision,
     budget: usize,
-) -> Result<Vec<f64>, ModelError> {
-    let mut scores = vec![0.0; sequences.len()];
-    for batch in batches(sequences.iter().map(|ids| ids.as_ref().len()), budget) {
-        let rows: Vec<&[u32]> = batch.iter().map(|&row| sequences[row].as_ref()).collect();
-        let rows = TokenBatch::from_rows(&rows, model.device())?;
-        let values = no_grad(|| model.scores(&rows, precision)).to_device(Device::Cpu);
-        for (place, row) in batch.into_iter().enumerate() {
-            scores[row] = values.double_value(&[place as i64]);
-        }
+) -> Result<Vec<Vec<f64>>, ModelError> {
+    let mut scores = Vec::with_capacity(groups.len());
+    for batch in batches(groups.iter().map(|group| rows_of_group(group)), budget) {
+        let groups = &groups[batch];
+        let packed = PackedBatch::of_groups(groups, model.device())?;
+        let values = no_grad(|| model.scores(&packed, precision))?.to_device(Device::Cpu);
+        let mut values = Vec::<f32>::try_from(values)?.into_iter().map(f64::from);
+        scores.extend(groups.iter().map(|group| values.by_ref().take(group.len()).collect::<Vec<f64>>()));
     }
     Ok(scores)
 }
 
-/// Rows by length into batches of at most `budget` padded tokens.
-pub(super) fn batches(lengths: impl Iterator<Item = usize>, budget: usize) -> Vec<Vec<usize>> {
+/// Stretches of rows that read at most `budget` tokens each.
+pub(super) fn batches(costs: impl Iterator<Item = usize>, budget: usize) -> Vec<std::ops::Range<usize>> {
     let shapes: Vec<RowShape> =
-        lengths.map(|length| RowShape { length, sequences: 1, tokens: length, weight: 1.0 }).collect();
-    cut(&(0..shapes.len()).collect::<Vec<_>>(), &shapes, budget)
+        costs.map(|cost| RowShape { cost, tokens: cost, items: 1, weight: 1.0 }).collect();
+    let rows: Vec<usize> = (0..shapes.len()).collect();
+    let cut = cut(&rows, &shapes, budget).into_iter();
+    cut.filter_map(|batch| Some(*batch.first()?..*batch.last()? + 1)).collect()
 }
 
 #[cfg(test)]
@@ -48,17 +50,22 @@ mod tests {
     use crate::model::{Precision, RewardModel};
 
     #[test]
-    fn scores_keep_their_order_whatever_the_budget() {
+    fn scores_keep_their_order_whatever_the_budget_and_the_groups() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/model/llama-reward");
         let model = RewardModel::load(&dir, Device::Cpu).unwrap();
-        let sequences: [&[u32]; 4] = [&[1, 5, 9], &[1, 40, 3, 22, 8, 17], &[7], &[1, 5, 9, 12]];
-        let alone = scores(&model, &sequences, Precision::Fp32, 1).unwrap();
-        let together = scores(&model, &sequences, Precision::Fp32, 1000).unwrap();
-        for (alone, together) in alone.iter().zip(&together) {
-            assert!((alone - together).abs() < 1e-5 * alone.abs().max(1.0));
+        let prompt: Vec<u32> = (1..20).collect();
+        let answer = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
+        let groups =
+            [vec![vec![1, 5, 9]], vec![answer(&[7]), prompt.clone(), answer(&[8, 9])], vec![vec![7]]];
+        let apart: Vec<Vec<Vec<u32>>> = groups.concat().into_iter().map(|sequence| vec![sequence]).collect();
+        let alone = scores(&model, &apart, Precision::Fp32, 1).unwrap().concat();
+        for budget in [1, 25, 1000] {
+            let together = scores(&model, &groups, Precision::Fp32, budget).unwrap();
+            assert_eq!(together.iter().map(Vec::len).collect::<Vec<_>>(), [1, 3, 1]);
+            for (alone, together) in alone.iter().zip(together.concat()) {
+                assert!((alone - together).abs() < 1e-5 * alone.abs().max(1.0));
+            }
         }
-        let direct = scores(&model, &sequences[2..3], Precision::Fp32, 10).unwrap();
-        assert!((direct[0] - alone[2]).abs() < 1e-6);
-        assert_eq!(batches([3, 6, 1, 4].into_iter(), 8), [vec![1], vec![3, 0], vec![2]]);
+        assert_eq!(batches([3, 6, 1, 4].into_iter(), 8), [0..1, 1..3, 3..4]);
     }
 }

@@ -7,11 +7,12 @@ use tch::Tensor;
 use thiserror::Error;
 
 use super::NoiseKey;
-use super::noise::SampleNoise;
+use super::draw::draw;
+use super::noise::{SampleNoise, StepNoise};
 use super::sampler::{Context, Sampler};
-use crate::model::{Inference, KvCache, ModelError, TokenBatch};
+use crate::model::{Inference, KvCache, ModelError, PackedBatch};
 
-/// Most tokens, padding counted, of one prefill; bounds its memory.
+/// Most tokens of one prefill; bounds its memory.
 const PREFILL_TOKENS: usize = 8192;
 
 /// A prompt and how many answers to draw.
@@ -76,6 +77,8 @@ pub enum GenerateError {
     NoSlots,
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Draw(#[from] foil_c10d::Error),
     #[error("reading logits: {0}")]
     Tensor(#[from] tch::TchError),
 }
@@ -142,7 +145,15 @@ struct Running {
 /// A prompt some of whose samples still wait: its keys and values lie in the staging slot.
 struct Staged {
     request: usize,
-    logits: Vec<f32>,
+    /// Of its last token, `[1, hidden]`.
+    hidden: Tensor,
+}
+
+/// A sample that is about to start from a prompt's keys and values.
+struct Start {
+    sample: Waiting,
+    /// Where those lie.
+    slot: usize,
 }
 
 struct Engine<'a> {
@@ -203,45 +214,50 @@ impl<'a> Engine<'a> {
         let free = self.how.slots - self.running.len();
         if let Some(staged) = self.staged.take() {
             let samples = self.take_samples(staged.request, free);
-            self.start(&samples, self.how.slots, &staged.logits)?;
-            if self.queue.front().is_some_and(|next| next.request == staged.request) {
+            let hidden = staged.hidden.expand([samples.len() as i64, -1], false);
+            let starts = samples.into_iter().map(|sample| Start { sample, slot: self.how.slots }).collect();
+            self.start(starts, &hidden)?;
+            if self.waits(staged.request) {
                 self.staged = Some(staged);
             }
             return Ok(());
         }
         let groups = self.next_prompts(free);
         let prompts: Vec<&[u32]> = groups.iter().map(|group| self.prompt(group[0].request)).collect();
-        let batch = TokenBatch::from_rows(&prompts, self.model.device())?;
-        self.work.prompt_tokens += prompts.iter().map(|prompt| prompt.len()).sum::<usize>();
-        // Prompts are read into the last free slots, where starting samples (from the first free one on) reach
-        // them only when they have been copied.
+        let batch = PackedBatch::of_sequences(&prompts, self.model.device())?;
+        self.work.prompt_tokens += batch.rows();
         let first = self.how.slots - groups.len();
         let slots: Vec<usize> = (first..self.how.slots).collect();
-        let hidden = self.model.prefill(&batch, &mut self.cache, &slots)?;
-        let logits = rows(&self.model.logits(&hidden))?;
-        let waits = |engine: &Self, group: &[Waiting]| {
-            engine.queue.front().is_some_and(|next| next.request == group[0].request)
-        };
-        if let Some((group, (slot, logits))) = groups.last().zip(slots.last().zip(logits.last()))
-            && waits(self, group)
+        let hidden = self.model.prefill(&batch, &mut self.cache, &slots)?; // [prompts, hidden]
+        let last = groups.len() as i64 - 1;
+        if let Some(request) = groups.last().map(|group| group[0].request)
+            && self.waits(request)
         {
-            self.cache.copy_slots(&[(*slot, self.how.slots)])?;
-            self.staged = Some(Staged { request: group[0].request, logits: logits.clone() });
+            self.cache.copy_slots(&[(self.how.slots - 1, self.how.slots)])?;
+            self.staged = Some(Staged { request, hidden: hidden.narrow(0, last, 1) });
         }
-        for ((group, slot), logits) in groups.iter().zip(slots).zip(&logits) {
-            self.start(group, slot, logits)?;
+        let (mut starts, mut rows) = (Vec::new(), Vec::new());
+        for (prompt, (group, slot)) in groups.into_iter().zip(slots).enumerate() {
+            rows.extend(std::iter::repeat_n(prompt as i64, group.len()));
+            starts.extend(group.into_iter().map(|sample| Start { sample, slot }));
         }
-        Ok(())
+        let rows = Tensor::from_slice(&rows).to_device(self.model.device());
+        self.start(starts, &hidden.index_select(0, &rows))
+    }
+
+    /// Whether samples of a request are still in the queue.
+    fn waits(&self, request: usize) -> bool {
+        self.queue.front().is_some_and(|next| next.request == request)
     }
 
     /// The waiting samples of the next prompts, at most `free` samples, within a prefill's bound.
     fn next_prompts(&mut self, free: usize) -> Vec<Vec<Waiting>> {
-        let (mut groups, mut left, mut longest) = (Vec::new(), free, 0);
+        let (mut groups, mut left, mut tokens) = (Vec::new(), free, 0);
         while let Some(next) = self.queue.front().copied()
             && left > 0
         {
-            longest = longest.max(self.prompt(next.request).len());
-            if !groups.is_empty() && longest * (groups.len() + 1) > PREFILL_TOKENS {
+            tokens += self.prompt(next.request).len();
+            if !groups.is_empty() && tokens > PREFILL_TOKENS {
                 break;
             }
             let group = self.take_samples(next.request, left);
@@ -256,23 +272,28 @@ impl<'a> Engine<'a> {
         self.queue.drain(..count).collect()
     }
 
-    /// Starts samples of one prompt whose keys and values lie in `slot`.
-    fn start(&mut self, samples: &[Waiting], slot: usize, logits: &[f32]) -> Result<(), GenerateError> {
+    /// Draws the first token of each sample and gives those that go on a slot. `hidden`: `[samples, hidden]`.
+    fn start(&mut self, starts: Vec<Start>, hidden: &Tensor) -> Result<(), GenerateError> {
+        let new = starts.iter().map(|start| {
+            let request = &self.requests[start.sample.request];
+            let noise = self.how.noise.sample(request.prompt_id, start.sample.index);
+            Running { sample: start.sample, noise, tokens: Vec::new() }
+        });
+        let mut new: Vec<Running> = new.collect();
+        let ended = self.extend(&mut new, hidden)?;
         let mut copies = Vec::new();
-        for sample in samples {
-            let request = &self.requests[sample.request];
-            let noise = self.how.noise.sample(request.prompt_id, sample.index);
-            let mut running = Running { sample: *sample, noise, tokens: Vec::new() };
-            if self.extend(&mut running, &mut logits.to_vec()) {
+        for ((running, ended), start) in new.into_iter().zip(ended).zip(&starts) {
+            if ended {
                 self.finish(running);
                 continue;
             }
             let to = self.running.len();
-            if to != slot {
-                copies.push((slot, to));
+            if to != start.slot {
+                copies.push((start.slot, to));
             }
             self.running.push(running);
         }
+        // All at once: a prompt's slot may be one that a sample takes.
         self.cache.copy_slots(&copies)?;
         Ok(())
     }
@@ -283,15 +304,10 @@ impl<'a> Engine<'a> {
             self.running.iter().filter_map(|running| running.tokens.last().copied()).collect();
         let slots: Vec<usize> = (0..ids.len()).collect();
         let hidden = self.model.decode(&ids, &mut self.cache, &slots)?;
-        let mut logits = rows(&self.model.logits(&hidden))?;
         self.work.decoded_rows += ids.len();
         self.work.steps += 1;
         let mut running = std::mem::take(&mut self.running);
-        let ended: Vec<bool> = running
-            .iter_mut()
-            .zip(&mut logits)
-            .map(|(running, logits)| self.extend(running, logits))
-            .collect();
+        let ended = self.extend(&mut running, &hidden)?;
         // From the last slot down, so that what moves into a gap has been looked at already.
         for slot in (0..running.len()).rev().filter(|slot| ended[*slot]) {
             let last = running.len() - 1;
@@ -303,16 +319,30 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Draws a sample's next token; true where the answer ends with it.
-    fn extend(&mut self, running: &mut Running, logits: &mut [f32]) -> bool {
-        let context = Context {
-            prompt: &self.requests[running.sample.request].prompt,
-            answer: &running.tokens,
-            eos: self.how.eos,
-        };
-        let token = self.sampler.draw(logits, context, running.noise.step(running.tokens.len()));
-        running.tokens.push(token);
-        self.how.eos.contains(&token)
+    /// Draws the next token of each; true where its answer ends with it. `hidden`: `[samples, hidden]`.
+    fn extend(&mut self, samples: &mut [Running], hidden: &Tensor) -> Result<Vec<bool>, GenerateError> {
+        let requests = self.requests;
+        let eos = self.how.eos;
+        let noise: Vec<StepNoise> =
+            samples.iter().map(|running| running.noise.step(running.tokens.len())).collect();
+        let contexts: Vec<Context<'_>> = samples
+            .iter()
+            .map(|running| Context {
+                prompt: &requests[running.sample.request].prompt,
+                answer: &running.tokens,
+                eos,
+            })
+            .collect();
+        let tokens = draw(self.model, hidden, &mut self.sampler, &contexts, &noise)?;
+        for (running, token) in samples.iter_mut().zip(&tokens) {
+            running.tokens.push(*token);
+        }
+        Ok(samples.iter().map(|running| self.ends(running)).collect())
+    }
+
+    /// Whether an answer ends with its latest token.
+    fn ends(&self, running: &Running) -> bool {
+        running.tokens.last().is_some_and(|token| self.how.eos.contains(token))
             || running.tokens.len() >= self.how.sampling.max_new_tokens
             || self.stop(&running.tokens).is_some()
     }
@@ -345,11 +375,4 @@ impl<'a> Engine<'a> {
     fn prompt(&self, request: usize) -> &'a [u32] {
         &self.requests[request].prompt
     }
-}
-
-/// Logits `[rows, vocab]` on the host.
-fn rows(logits: &Tensor) -> Result<Vec<Vec<f32>>, tch::TchError> {
-    let vocabulary = logits.size().last().copied().unwrap_or(1).max(1) as usize;
-    let flat = Vec::<f32>::try_from(logits.to_device(tch::Device::Cpu).contiguous().view(-1))?;
-    Ok(flat.chunks(vocabulary).map(<[f32]>::to_vec).collect())
 }

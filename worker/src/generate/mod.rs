@@ -4,6 +4,7 @@
 //! The order of admission and the number of slots are fixed by the request alone, and each sample's noise by its
 //! address, so a chunk's samples are the same bytes whoever computes it.
 
+mod draw;
 mod engine;
 pub mod noise;
 pub mod sampler;

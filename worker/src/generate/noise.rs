@@ -47,6 +47,11 @@ pub struct StepNoise {
 }
 
 impl StepNoise {
+    /// What [`foil_c10d::draw_tokens`] makes the same numbers from.
+    pub(super) fn key(self) -> u64 {
+        self.key
+    }
+
     /// 1 − u in (0, 1), of 53 random bits, for u uniform. Its logarithm's counterpart −ln(u) is what [`super::sampler`] races.
     #[inline]
     pub fn complement(self, token: usize) -> f64 {

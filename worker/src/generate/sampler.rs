@@ -51,6 +51,21 @@ impl<'a> Sampler<'a> {
         race(self.weights.len(), |token| self.weights[token], |token| self.weights[token], noise)
     }
 
+    /// Whether a draw depends on nothing but the logits, a temperature and which tokens are forbidden.
+    pub(super) fn is_plain(&self, vocabulary: usize) -> bool {
+        self.sampling.repetition_penalty == 1.0
+            && (self.sampling.temperature == 0.0 || !self.filters(vocabulary))
+    }
+
+    pub(super) fn temperature(&self) -> f64 {
+        self.sampling.temperature
+    }
+
+    /// Whether an answer of `length` tokens may not end yet.
+    pub(super) fn must_go_on(&self, length: usize) -> bool {
+        length < self.sampling.min_new_tokens
+    }
+
     /// Whether any token of a vocabulary may be filtered out.
     fn filters(&self, vocabulary: usize) -> bool {
         (1..vocabulary).contains(&self.sampling.top_k) || self.sampling.top_p < 1.0
@@ -75,7 +90,7 @@ impl<'a> Sampler<'a> {
                 *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
             }
         }
-        if context.answer.len() < self.sampling.min_new_tokens {
+        if self.must_go_on(context.answer.len()) {
             for token in context.eos {
                 if let Some(logit) = logits.get_mut(*token as usize) {
                     *logit = f32::NEG_INFINITY;

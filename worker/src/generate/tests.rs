@@ -3,7 +3,7 @@ use serde_json::json;
 use tch::Device;
 
 use super::{Answering, GenerateRequest, Generated, Generation, NoiseKey, generate};
-use crate::model::{DecoderConfig, LanguageModel, Precision, TokenBatch};
+use crate::model::{DecoderConfig, LanguageModel, PackedBatch, Precision};
 
 const EOS: u32 = 2;
 
@@ -55,11 +55,9 @@ fn run(model: &LanguageModel, requests: &[GenerateRequest], sampling: &Sampling,
 fn greedy_by_forward(model: &LanguageModel, prompt: &[u32], most: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     while tokens.len() < prompt.len() + most {
-        let batch = TokenBatch::from_rows(&[&tokens], Device::Cpu).unwrap();
-        let hidden = tch::no_grad(|| model.forward(&batch, Precision::Fp32));
-        let next =
-            model.logits(&hidden.select(1, tokens.len() as i64 - 1)).argmax(-1, false).int64_value(&[0])
-                as u32;
+        let batch = PackedBatch::of_sequences(&[&tokens], Device::Cpu).unwrap();
+        let hidden = tch::no_grad(|| model.forward(&batch, &batch.last_rows(), Precision::Fp32)).unwrap();
+        let next = model.logits(&hidden).argmax(-1, false).int64_value(&[0]) as u32;
         tokens.push(next);
         if next == EOS {
             break;

@@ -4,8 +4,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::rotary::{Rotary, Rotation};
-use super::{DecoderConfig, Parameters, TokenBatch, attention};
+use super::rotary::Rotary;
+use super::{DecoderConfig, ModelError, PackedBatch, Parameters};
 
 /// What matrix products compute in. Parameters and their gradients are fp32 in either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,8 +110,10 @@ impl Cast<'_> {
     }
 }
 
-/// How a layer's queries meet keys and values: (layer, q, k, v) → context, all `[batch, heads, seq, head_dim]`.
-pub(super) type Attend<'a> = &'a mut dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Tensor;
+/// How a layer's queries meet keys and values: (layer, q, k, v) → context. `q` and the context are
+/// `[rows, heads, head_dim]`, `k` and `v` `[rows, kv_heads, head_dim]`; rotation is the callee's part.
+pub(super) type Attend<'a> =
+    &'a mut dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor, ModelError>;
 
 /// The part of a model below its head. Holds no parameters, only what follows from the configuration.
 #[derive(Debug)]
@@ -140,75 +142,99 @@ impl Decoder {
         }
     }
 
-    /// The residual stream after the last layer, before the final norm: `[batch, seq, hidden]`, fp32.
-    pub(super) fn residual(&self, weights: &Weights, batch: &TokenBatch) -> Tensor {
-        let rotation = self.rotary.prefix(batch.seq());
-        self.run(weights, &batch.ids, &rotation, &mut |_, q, k, v| attention::causal(q, k, v))
+    /// The residual stream after the last layer, before the final norm, at the rows `read` (`[n]`, int64) of a packed
+    /// batch: `[n, hidden]`, fp32.
+    pub(super) fn residual(
+        &self,
+        weights: &Weights,
+        batch: &PackedBatch,
+        read: &Tensor,
+    ) -> Result<Tensor, ModelError> {
+        let rotation = self.rotary.at(batch.positions(), batch.longest());
+        self.run(weights, batch.ids(), Some(read), &mut |_, q, k, v| {
+            Ok(foil_c10d::attention(q, k, v, &rotation, batch.segments())?)
+        })
     }
 
-    /// Runs all layers on `ids`, `[batch, seq]`, attention done by `attend`.
+    /// Runs all layers on `ids`, `[rows]`, attention done by `attend`; gives the residual stream, `[rows, hidden]`.
+    ///
+    /// Where `read` names rows, only those leave the last layer: after its attention no row needs another.
     pub(super) fn run(
         &self,
         weights: &Weights,
         ids: &Tensor,
-        rotation: &Rotation,
+        read: Option<&Tensor>,
         attend: Attend<'_>,
-    ) -> Tensor {
+    ) -> Result<Tensor, ModelError> {
+        let eps = self.config.rms_norm_eps;
         let mut x = Tensor::embedding(&weights.embeddings, ids, -1, false, false);
+        let mut delta: Option<Tensor> = None;
         for (index, layer) in weights.layers.iter().enumerate() {
-            let normed = self.norm(&x, &layer.input_norm).to_kind(weights.kind);
-            // Not in place: the norm's backward needs the stream as it was.
-            x = x.g_add(&self.attention(index, layer, &normed, rotation, attend));
-            let normed = self.norm(&x, &layer.post_norm).to_kind(weights.kind);
-            x = x.g_add(&mlp(layer, &normed));
+            let normed = match delta.take() {
+                None => foil_c10d::rms_norm(&x, &layer.input_norm, eps, weights.kind)?,
+                Some(delta) => {
+                    let (sum, normed) = foil_c10d::add_rms_norm(&x, &delta, &layer.input_norm, eps)?;
+                    x = sum;
+                    normed
+                }
+            };
+            let mut context = self.attention(index, layer, &normed, attend)?;
+            if let Some(read) = read.filter(|_| index + 1 == weights.layers.len()) {
+                context = context.index_select(0, read);
+                x = x.index_select(0, read);
+            }
+            let attended = layer.o.forward(&context);
+            let (sum, normed) = foil_c10d::add_rms_norm(&x, &attended, &layer.post_norm, eps)?;
+            x = sum;
+            delta = Some(mlp(layer, &normed)?);
         }
-        x
+        Ok(match delta {
+            // Not in place: the norm's backward needs the stream as it was.
+            Some(delta) => x.g_add(&delta),
+            None => x,
+        })
     }
 
-    /// The final norm, in the compute precision: what a language-model head reads. `[.., hidden]`.
-    pub(super) fn finish(&self, weights: &Weights, residual: &Tensor) -> Tensor {
-        self.finish_fp32(weights, residual).to_kind(weights.kind)
+    /// The final norm, in the compute precision: what a language-model head reads. `[rows, hidden]`.
+    pub(super) fn finish(&self, weights: &Weights, residual: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(foil_c10d::rms_norm(residual, &weights.norm, self.config.rms_norm_eps, weights.kind)?)
     }
 
-    /// The final norm in fp32: what a reward head reads. `[.., hidden]`.
-    pub(super) fn finish_fp32(&self, weights: &Weights, residual: &Tensor) -> Tensor {
-        self.norm(residual, &weights.norm)
+    /// The final norm in fp32: what a reward head reads. `[rows, hidden]`.
+    pub(super) fn finish_fp32(&self, weights: &Weights, residual: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(foil_c10d::rms_norm(residual, &weights.norm, self.config.rms_norm_eps, Kind::Float)?)
     }
 
-    /// x / sqrt(mean(x²) + ε), in fp32, times the weight.
-    fn norm(&self, x: &Tensor, weight: &Tensor) -> Tensor {
-        x.rms_norm([weight.size()[0]], Some(weight), self.config.rms_norm_eps)
-    }
-
+    /// `x`: `[rows, hidden]`; gives the context before the output projection, `[rows, heads · head_dim]`.
     fn attention(
         &self,
         index: usize,
         layer: &LayerWeights,
         x: &Tensor,
-        rotation: &Rotation,
         attend: Attend<'_>,
-    ) -> Tensor {
-        let size = x.size();
-        let (batch, seq) = (size[0], size[1]);
-        let split = |projected: Tensor, heads: i64| projected.view([batch, seq, heads, self.config.head_dim]);
+    ) -> Result<Tensor, ModelError> {
+        let split = |projected: Tensor, heads: i64| projected.view([-1, heads, self.config.head_dim]);
         let q = split(layer.q.forward(x), self.config.heads);
         let k = split(layer.k.forward(x), self.config.kv_heads);
-        let v = split(layer.v.forward(x), self.config.kv_heads).transpose(1, 2);
-        let q = rotation.apply(&self.head_norm(q, layer.q_norm.as_ref()).transpose(1, 2));
-        let k = rotation.apply(&self.head_norm(k, layer.k_norm.as_ref()).transpose(1, 2));
-        let context = attend(index, &q, &k, &v); // [batch, heads, seq, head_dim]
-        layer.o.forward(&context.transpose(1, 2).reshape([batch, seq, self.config.query_width()]))
+        let v = split(layer.v.forward(x), self.config.kv_heads);
+        let q = self.head_norm(q, layer.q_norm.as_ref())?;
+        let k = self.head_norm(k, layer.k_norm.as_ref())?;
+        Ok(attend(index, &q, &k, &v)?.flatten(1, 2))
     }
 
     /// Norm over each head, where the family has one; the kind stays.
-    fn head_norm(&self, heads: Tensor, weight: Option<&Tensor>) -> Tensor {
+    fn head_norm(&self, heads: Tensor, weight: Option<&Tensor>) -> Result<Tensor, ModelError> {
         match weight {
-            None => heads,
-            Some(weight) => self.norm(&heads.to_kind(Kind::Float), weight).to_kind(heads.kind()),
+            None => Ok(heads),
+            Some(weight) => {
+                let eps = self.config.rms_norm_eps;
+                Ok(foil_c10d::rms_norm(&heads.to_kind(Kind::Float), weight, eps, heads.kind())?)
+            }
         }
     }
 }
 
-fn mlp(layer: &LayerWeights, x: &Tensor) -> Tensor {
-    layer.down.forward(&(layer.gate.forward(x).silu() * layer.up.forward(x)))
+fn mlp(layer: &LayerWeights, x: &Tensor) -> Result<Tensor, ModelError> {
+    let gated = foil_c10d::swiglu(&layer.gate.forward(x), &layer.up.forward(x))?;
+    Ok(layer.down.forward(&gated))
 }

@@ -31,6 +31,10 @@ pub enum ModelError {
     Batch(String),
     #[error("key/value cache: {0}")]
     Cache(String),
+    #[error(transparent)]
+    Layer(#[from] foil_c10d::Error),
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
     #[error("pad token id {pad}: {reason}")]
     Pad { pad: u32, reason: String },
 }

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::decoder::{Decoder, Weights, linear};
-use super::{DecoderConfig, KvCache, LanguageModel, ModelError, Precision, TokenBatch, attention};
+use super::{DecoderConfig, KvCache, LanguageModel, ModelError, PackedBatch, Precision};
 
 /// A language model made ready for many steps without gradients.
 ///
@@ -39,52 +39,38 @@ impl<'m> Inference<'m> {
         KvCache::new(self.config(), slots, capacity, self.precision, self.model.device())
     }
 
-    /// Reads whole prompts into the cache, row i into `slots[i]`, replacing what was there.
+    /// Reads whole prompts into the cache, sequence i of the batch into `slots[i]`, replacing what was there.
     ///
-    /// Gives the hidden state of each row's last token, `[rows, hidden]`.
+    /// Gives the hidden state of each prompt's last token, `[prompts, hidden]`.
     ///
     /// # Errors
-    /// A prompt longer than the cache's capacity; slots that do not exist, repeat, or are not one per row.
+    /// A prompt longer than the cache's capacity; slots that do not exist, repeat, or are not one per prompt.
     pub fn prefill(
         &self,
-        batch: &TokenBatch,
+        prompts: &PackedBatch,
         cache: &mut KvCache,
         slots: &[usize],
     ) -> Result<Tensor, ModelError> {
-        cache.check_distinct(slots)?;
-        if slots.len() != batch.lengths.len() {
-            return Err(ModelError::Cache(format!(
-                "{} slots for {} prompts",
-                slots.len(),
-                batch.lengths.len()
-            )));
-        }
-        if batch.seq() > cache.capacity() as i64 {
-            return Err(ModelError::Cache(format!(
-                "a prompt of {} tokens does not fit a capacity of {}",
-                batch.seq(),
-                cache.capacity()
-            )));
-        }
-        let rotation = self.decoder().rotary().prefix(batch.seq());
-        let at = cache.indices(slots);
+        cache.check_prompts(prompts, slots)?;
+        let rotation = self.decoder().rotary().at(prompts.positions(), prompts.longest());
         let hidden = tch::no_grad(|| {
-            let residual = self.decoder().run(&self.weights, &batch.ids, &rotation, &mut |layer, q, k, v| {
-                cache.write_sequences(layer, &at, k, v);
-                attention::causal(q, k, v)
-            });
-            let last = residual.flatten(0, 1).index_select(0, &batch.last_positions());
-            self.decoder().finish(&self.weights, &last)
-        });
-        for (&slot, &length) in slots.iter().zip(&batch.lengths) {
-            cache.set_length(slot, length);
+            let last = prompts.last_rows();
+            let residual =
+                self.decoder().run(&self.weights, prompts.ids(), Some(&last), &mut |layer, q, k, v| {
+                    cache.write_prompts(layer, prompts, slots, &foil_c10d::rotary(k, &rotation)?, v);
+                    Ok(foil_c10d::attention(q, k, v, &rotation, prompts.segments())?)
+                })?;
+            self.decoder().finish(&self.weights, &residual)
+        })?;
+        for (sequence, &slot) in slots.iter().enumerate() {
+            cache.set_length(slot, prompts.length(sequence) as i64);
         }
         Ok(hidden)
     }
 
     /// Appends one token to each of `slots` and gives its hidden state, `[rows, hidden]`.
     ///
-    /// Cheapest where `slots` are consecutive and ascending: the cache is then read in place.
+    /// On CUDA cheapest where `slots` are consecutive and ascending: the cache is then read in place.
     ///
     /// # Errors
     /// Slots that do not exist, repeat, are empty or full, or are not one per token.
@@ -94,16 +80,14 @@ impl<'m> Inference<'m> {
         }
         let step = cache.step(slots)?;
         let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        let ids = Tensor::from_slice(&ids).unsqueeze(1).to_device(self.model.device());
+        let ids = Tensor::from_slice(&ids).to_device(self.model.device());
         let hidden = tch::no_grad(|| {
-            let rotation = self.decoder().rotary().rows(&step.positions, step.longest - 1);
-            let residual = self.decoder().run(&self.weights, &ids, &rotation, &mut |layer, q, k, v| {
-                cache.write_tokens(layer, &step, k, v);
-                let (keys, values) = cache.rows(layer, &step);
-                attention::cached(q, &keys, &values, &step.mask)
-            });
-            self.decoder().finish(&self.weights, &residual.squeeze_dim(1))
-        });
+            let rotation = self.decoder().rotary().at(step.positions(), step.longest());
+            let residual = self.decoder().run(&self.weights, &ids, None, &mut |layer, q, k, v| {
+                cache.attend(layer, &step, [q, k, v], &rotation)
+            })?;
+            self.decoder().finish(&self.weights, &residual)
+        })?;
         for &slot in slots {
             cache.set_length(slot, cache.length(slot) as i64 + 1);
         }
@@ -113,6 +97,13 @@ impl<'m> Inference<'m> {
     /// `[.., hidden]` → logits `[.., vocab]`, fp32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         tch::no_grad(|| linear(hidden, &self.head, None).to_kind(Kind::Float))
+    }
+
+    /// `[rows, hidden]` → logits `[vocab, rows]`, in the precision's kind: what [`foil_c10d::draw_tokens`] reads.
+    ///
+    /// The product is the faster in this order: the large matrix is then read as it lies.
+    pub fn logits_by_token(&self, hidden: &Tensor) -> Tensor {
+        tch::no_grad(|| self.head.matmul(&hidden.tr().contiguous()))
     }
 
     fn decoder(&self) -> &Decoder {

@@ -1,8 +1,9 @@
 //! Keys and values of running sequences, preallocated.
 
+use foil_c10d::{Cached, Rotation};
 use tch::{Device, Kind, Tensor};
 
-use super::{DecoderConfig, ModelError, Precision};
+use super::{DecoderConfig, ModelError, PackedBatch, Precision, attention};
 
 /// Keys and values of up to `slots` sequences of up to `capacity` tokens.
 ///
@@ -96,33 +97,60 @@ impl KvCache {
         Ok(())
     }
 
-    /// Writes whole sequences: `k`, `v` are `[rows, kv_heads, seq, head_dim]`, row i for `slots[i]`.
-    pub(super) fn write_sequences(&mut self, layer: usize, slots: &Tensor, k: &Tensor, v: &Tensor) {
-        let seq = k.size()[2];
-        let _ = self.keys[layer].narrow(2, 0, seq).index_copy_(0, slots, k);
-        let _ = self.values[layer].narrow(2, 0, seq).index_copy_(0, slots, v);
+    /// Writes prompts: `k` (rotated) and `v` are `[rows, kv_heads, head_dim]`, rows as the packed batch lays them,
+    /// sequence i for `slots[i]`.
+    pub(super) fn write_prompts(
+        &mut self,
+        layer: usize,
+        prompts: &PackedBatch,
+        slots: &[usize],
+        k: &Tensor,
+        v: &Tensor,
+    ) {
+        for (cached, new) in [(&self.keys[layer], k), (&self.values[layer], v)] {
+            for (sequence, &slot) in slots.iter().enumerate() {
+                let (first, length) = (prompts.row(sequence, 0), prompts.length(sequence) as i64);
+                let mut place = cached.get(slot as i64).narrow(1, 0, length);
+                place.copy_(&new.narrow(0, first, length).transpose(0, 1));
+            }
+        }
     }
 
-    /// Writes one token per row: `k`, `v` are `[rows, kv_heads, 1, head_dim]`, row i at `positions[i]` of `slots[i]`.
-    pub(super) fn write_tokens(&mut self, layer: usize, step: &Step, k: &Tensor, v: &Tensor) {
-        let at = [Some(&step.slots), Some(&step.positions)];
-        let _ = self.keys[layer].transpose(1, 2).index_put_(&at, &k.squeeze_dim(2), false);
-        let _ = self.values[layer].transpose(1, 2).index_put_(&at, &v.squeeze_dim(2), false);
+    /// Writes one token per row and attends: `q` is `[rows, heads, head_dim]`, `k` and `v` `[rows, kv_heads, head_dim]`,
+    /// none rotated yet, row i for the step's slot i. Gives `[rows, heads, head_dim]`.
+    pub(super) fn attend(
+        &mut self,
+        layer: usize,
+        step: &Step,
+        [q, k, v]: [&Tensor; 3],
+        rotation: &Rotation,
+    ) -> Result<Tensor, ModelError> {
+        if self.device() == Device::Cpu {
+            let cached = Cached { keys: &self.keys[layer], values: &self.values[layer] };
+            let places = (step.slots.as_slice(), step.lengths.as_slice());
+            return Ok(foil_c10d::decode_attention([q, k, v], rotation, cached, places.0, places.1)?);
+        }
+        let (q, k) = (foil_c10d::rotary(q, rotation)?, foil_c10d::rotary(k, rotation)?);
+        let at = [Some(&step.slot_indices), Some(&step.positions)];
+        let _ = self.keys[layer].transpose(1, 2).index_put_(&at, &k, false);
+        let _ = self.values[layer].transpose(1, 2).index_put_(&at, v, false);
+        let (keys, values) = self.rows(layer, step);
+        Ok(attention::cached(&q, &keys, &values, &step.mask()))
     }
 
     /// The step's rows of a layer: keys and values, `[rows, kv_heads, longest, head_dim]`.
-    pub(super) fn rows(&self, layer: usize, step: &Step) -> (Tensor, Tensor) {
+    fn rows(&self, layer: usize, step: &Step) -> (Tensor, Tensor) {
         let pick = |tensor: &Tensor| {
             let used = tensor.narrow(2, 0, step.longest);
             match step.first_slot {
-                Some(first) => used.narrow(0, first, step.rows),
-                None => used.index_select(0, &step.slots),
+                Some(first) => used.narrow(0, first, step.slots.len() as i64),
+                None => used.index_select(0, &step.slot_indices),
             }
         };
         (pick(&self.keys[layer]), pick(&self.values[layer]))
     }
 
-    pub(super) fn indices(&self, slots: &[usize]) -> Tensor {
+    fn indices(&self, slots: &[usize]) -> Tensor {
         let slots: Vec<i64> = slots.iter().map(|&slot| slot as i64).collect();
         Tensor::from_slice(&slots).to_device(self.device())
     }
@@ -146,27 +174,39 @@ impl KvCache {
                 )));
             }
         }
-        let longest = lengths.iter().copied().max().unwrap_or(0) + 1;
-        let device = self.device();
-        let positions = Tensor::from_slice(&lengths).to_device(device);
-        let hidden =
-            Tensor::arange(longest, (Kind::Int64, device)).unsqueeze(0).gt_tensor(&positions.unsqueeze(1));
-        let mask = Tensor::zeros([slots.len() as i64, longest], (self.keys[0].kind(), device))
-            .masked_fill(&hidden, f64::NEG_INFINITY)
-            .unsqueeze(1)
-            .unsqueeze(1);
         let ascending = slots.windows(2).all(|pair| pair[1] == pair[0] + 1);
         Ok(Step {
             first_slot: slots.first().filter(|_| ascending).map(|&first| first as i64),
-            rows: slots.len() as i64,
-            slots: self.indices(slots),
-            positions,
-            longest,
-            mask,
+            slots: slots.iter().map(|&slot| slot as i64).collect(),
+            slot_indices: self.indices(slots),
+            positions: Tensor::from_slice(&lengths).to_device(self.device()),
+            longest: lengths.iter().copied().max().unwrap_or(0) + 1,
+            lengths,
+            kind: self.keys[0].kind(),
         })
     }
 
-    pub(super) fn check_distinct(&self, slots: &[usize]) -> Result<(), ModelError> {
+    /// That prompts fit the slots they are to be read into.
+    pub(super) fn check_prompts(&self, prompts: &PackedBatch, slots: &[usize]) -> Result<(), ModelError> {
+        self.check_distinct(slots)?;
+        if slots.len() != prompts.sequences() {
+            return Err(ModelError::Cache(format!(
+                "{} slots for {} prompts",
+                slots.len(),
+                prompts.sequences()
+            )));
+        }
+        if prompts.longest() > self.capacity() {
+            return Err(ModelError::Cache(format!(
+                "a prompt of {} tokens does not fit a capacity of {}",
+                prompts.longest(),
+                self.capacity()
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_distinct(&self, slots: &[usize]) -> Result<(), ModelError> {
         self.check(slots)?;
         let mut seen = vec![false; self.slots()];
         for &slot in slots {
@@ -194,12 +234,35 @@ impl KvCache {
 pub(super) struct Step {
     /// Set where the slots are consecutive: rows are then a view of the cache, not a copy.
     first_slot: Option<i64>,
-    rows: i64,
-    slots: Tensor,
-    /// Where each row's new token goes: its length before the step.
-    pub(super) positions: Tensor,
+    slots: Vec<i64>,
+    /// Each slot's tokens before the step: where its new one goes.
+    lengths: Vec<i64>,
+    /// The same two on the device.
+    slot_indices: Tensor,
+    positions: Tensor,
     /// Length of the longest row after the step.
-    pub(super) longest: i64,
+    longest: i64,
+    kind: Kind,
+}
+
+impl Step {
+    /// Where each row's new token goes, `[rows]`, int64.
+    pub(super) fn positions(&self) -> &Tensor {
+        &self.positions
+    }
+
+    pub(super) fn longest(&self) -> usize {
+        self.longest as usize
+    }
+
     /// `[rows, 1, 1, longest]`: 0 at real tokens, −∞ beyond.
-    pub(super) mask: Tensor,
+    fn mask(&self) -> Tensor {
+        let device = self.positions.device();
+        let steps = Tensor::arange(self.longest, (Kind::Int64, device)).unsqueeze(0);
+        let hidden = steps.gt_tensor(&self.positions.unsqueeze(1));
+        Tensor::zeros(hidden.size(), (self.kind, device))
+            .masked_fill(&hidden, f64::NEG_INFINITY)
+            .unsqueeze(1)
+            .unsqueeze(1)
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use tch::{Device, Tensor};
 
 use super::decoder::{Decoder, linear};
-use super::{DecoderConfig, HeadKind, Inference, ModelError, Parameters, Precision, SaveDtype, TokenBatch};
+use super::{DecoderConfig, HeadKind, Inference, ModelError, PackedBatch, Parameters, Precision, SaveDtype};
 
 /// A decoder whose hidden states are turned into logits over the vocabulary.
 #[derive(Debug)]
@@ -70,14 +70,22 @@ impl LanguageModel {
         &self.decoder
     }
 
-    /// Hidden states after the final norm, `[batch, seq, hidden]`, in the kind of `precision`; those at padding mean
-    /// nothing.
+    /// Hidden states after the final norm at the rows `read` (`[n]`, int64) of a packed batch: `[n, hidden]`, in the
+    /// kind of `precision`.
+    ///
+    /// # Errors
+    /// What libtorch reports.
     ///
     /// # Panics
     /// A token id outside the vocabulary; memory that runs out.
-    pub fn forward(&self, batch: &TokenBatch, precision: Precision) -> Tensor {
+    pub fn forward(
+        &self,
+        batch: &PackedBatch,
+        read: &Tensor,
+        precision: Precision,
+    ) -> Result<Tensor, ModelError> {
         let weights = self.decoder.cast(&self.parameters, precision);
-        let residual = self.decoder.residual(&weights, batch);
+        let residual = self.decoder.residual(&weights, batch, read)?;
         self.decoder.finish(&weights, &residual)
     }
 

@@ -16,7 +16,7 @@ mod reward_model;
 mod rotary;
 mod weights;
 
-pub use batch::TokenBatch;
+pub use batch::{PackedBatch, rows_of_group};
 pub use config::{DecoderConfig, Family, HeadKind, RopeConfig, RopeScaling};
 pub use decoder::Precision;
 pub use error::ModelError;

@@ -7,7 +7,7 @@ use tch::{Device, Tensor};
 use super::decoder::{Decoder, linear};
 use super::parameters::SCORE;
 use super::{
-    DecoderConfig, HeadKind, LanguageModel, ModelError, Parameters, Precision, SaveDtype, TokenBatch,
+    DecoderConfig, HeadKind, LanguageModel, ModelError, PackedBatch, Parameters, Precision, SaveDtype,
 };
 
 /// A decoder that gives one score per sequence, read at its last real token.
@@ -69,16 +69,18 @@ impl RewardModel {
         self.device
     }
 
-    /// Scores `[batch]`, fp32: the head on the hidden state of each row's last real token.
+    /// Scores `[sequences]`, fp32: the head on the hidden state of each sequence's last token.
+    ///
+    /// # Errors
+    /// What libtorch reports.
     ///
     /// # Panics
     /// A token id outside the vocabulary; memory that runs out.
-    pub fn scores(&self, batch: &TokenBatch, precision: Precision) -> Tensor {
+    pub fn scores(&self, batch: &PackedBatch, precision: Precision) -> Result<Tensor, ModelError> {
         let weights = self.decoder.cast(&self.parameters, precision);
-        let residual = self.decoder.residual(&weights, batch);
-        let last = residual.flatten(0, 1).index_select(0, &batch.last_positions());
-        let hidden = self.decoder.finish_fp32(&weights, &last); // [batch, hidden]
-        linear(&hidden, self.head(), None).squeeze_dim(1)
+        let last = self.decoder.residual(&weights, batch, &batch.last_rows())?;
+        let hidden = self.decoder.finish_fp32(&weights, &last)?; // [sequences, hidden]
+        Ok(linear(&hidden, self.head(), None).squeeze_dim(1))
     }
 
     fn head(&self) -> &Tensor {

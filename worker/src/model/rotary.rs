@@ -2,32 +2,17 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use foil_c10d::Rotation;
 use tch::{Device, Kind, Tensor};
 
 use super::{RopeConfig, RopeScaling};
-
-/// Cosines and sines for some positions, broadcastable over heads.
-#[derive(Debug)]
-pub(super) struct Rotation {
-    cos: Tensor,
-    /// The first half negated: `x · cos + roll(x) · sin` is then the whole rotation.
-    sin: Tensor,
-}
-
-impl Rotation {
-    /// Turns `x`, `[.., head_dim]`, in fp32 and returns it in its own kind.
-    pub(super) fn apply(&self, x: &Tensor) -> Tensor {
-        let half = x.size().last().copied().unwrap_or(0) / 2;
-        (x * &self.cos).addcmul(&x.roll([half], [-1]), &self.sin).to_kind(x.kind())
-    }
-}
 
 /// Tables of cosines and sines, grown as longer sequences come.
 #[derive(Debug)]
 pub(super) struct Rotary {
     /// `[head_dim / 2]`, radians per position.
     frequencies: Tensor,
-    /// Two `[positions, head_dim]`: cosines, and sines with the first half negated.
+    /// Cosines and sines, `[positions, head_dim / 2]` each.
     table: Mutex<(Tensor, Tensor)>,
 }
 
@@ -38,17 +23,10 @@ impl Rotary {
         Self { frequencies, table }
     }
 
-    /// For positions `0..seq`: `[seq, head_dim]`.
-    pub(super) fn prefix(&self, seq: i64) -> Rotation {
-        let (cos, sin) = self.upto(seq);
-        Rotation { cos: cos.narrow(0, 0, seq), sin: sin.narrow(0, 0, seq) }
-    }
-
-    /// For one position per row, none beyond `longest`: `[rows, 1, 1, head_dim]`.
-    pub(super) fn rows(&self, positions: &Tensor, longest: i64) -> Rotation {
-        let (cos, sin) = self.upto(longest + 1);
-        let pick = |table: &Tensor| table.index_select(0, positions).unsqueeze(1).unsqueeze(1);
-        Rotation { cos: pick(&cos), sin: pick(&sin) }
+    /// For one position per row, all below `end`.
+    pub(super) fn at(&self, positions: &Tensor, end: usize) -> Rotation {
+        let (cos, sin) = self.upto(end as i64);
+        Rotation { cos: cos.index_select(0, positions), sin: sin.index_select(0, positions) }
     }
 
     fn upto(&self, positions: i64) -> (Tensor, Tensor) {
@@ -65,8 +43,7 @@ fn tables(frequencies: &Tensor, positions: i64) -> (Tensor, Tensor) {
     tch::no_grad(|| {
         let steps = Tensor::arange(positions, (Kind::Float, frequencies.device()));
         let angles = steps.outer(frequencies);
-        let (cos, sin) = (angles.cos(), angles.sin());
-        (Tensor::cat(&[&cos, &cos], -1), Tensor::cat(&[&-&sin, &sin], -1))
+        (angles.cos(), angles.sin())
     })
 }
 

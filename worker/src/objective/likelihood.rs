@@ -1,58 +1,69 @@
 //! The likelihood of given answers: the loss of supervised fine-tuning, and log-probabilities per token.
 //!
 //! Only positions that predict an answer token are looked at, and only there is the language-model head applied.
-//! Logits are made in chunks of [`CHUNK_LOGITS`] numbers, so that a long batch over a large vocabulary needs no
-//! `[tokens, vocab]` tensor, neither in the forward nor in the backward pass.
+//! Logits are made in chunks of [`CHUNK_LOGITS`] numbers, and the gradient of a loss is formed chunk by chunk along with its
+//! value, in the logits' own memory: no `[tokens, vocab]` tensor outlives its chunk, whatever the loss.
 
-use tch::{Device, Kind, Tensor, no_grad};
+use foil_c10d::{log_prob_gradient, preset_gradients, target_log_probs};
+use tch::{Kind, Tensor, no_grad, with_grad};
 
 use super::accumulation_kind;
+use crate::model::PackedBatch;
+
+type Result<T> = std::result::Result<T, foil_c10d::Error>;
 
 /// Logits that exist at one time: 64 MiB in fp32.
 pub const CHUNK_LOGITS: usize = 1 << 24;
 
-/// Where a padded batch `[batch, seq]` predicts its answers' tokens.
+/// Where a packed batch predicts its answers' tokens.
 ///
-/// The token at position t is predicted by the hidden state at t − 1, so an answer that starts at `a` in a row of n
+/// The token at position t is predicted by the hidden state at t − 1, so an answer that starts at `a` in a sequence of n
 /// tokens is read at positions a − 1 … n − 2. Positions come from lengths and offsets, never from token ids.
 #[derive(Debug)]
 pub struct AnswerPositions {
-    /// Into hidden states flattened to `[batch · seq, hidden]`; `[tokens]`, int64.
-    positions: Tensor,
+    /// Rows of the packed batch; `[tokens]`, int64.
+    rows: Tensor,
     /// The tokens predicted there; `[tokens]`, int64.
     targets: Tensor,
     counts: Vec<i64>,
 }
 
 impl AnswerPositions {
-    /// Of `rows`, each a dialogue's tokens and the index of its answer's first token, padded on the right to `seq`.
+    /// Of `sequences`, each a dialogue's tokens and the index of its answer's first token, in the order in which `batch`
+    /// holds them.
     ///
-    /// A row's first token has nothing before it that could predict it and is never a target.
-    pub fn new(rows: &[(&[u32], usize)], seq: i64, device: Device) -> Self {
-        let (mut positions, mut targets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-        for (row, (ids, answer_start)) in rows.iter().enumerate() {
+    /// A sequence's first token has nothing before it that could predict it and is never a target.
+    pub fn new(batch: &PackedBatch, sequences: &[(&[u32], usize)]) -> Self {
+        let (mut rows, mut targets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+        for (sequence, (ids, answer_start)) in sequences.iter().enumerate() {
             let answer = (*answer_start).max(1)..ids.len();
             counts.push(answer.len() as i64);
             for token in answer {
-                positions.push(row as i64 * seq + token as i64 - 1);
+                rows.push(batch.row(sequence, token - 1));
                 targets.push(i64::from(ids[token]));
             }
         }
+        let device = batch.device();
         Self {
-            positions: Tensor::from_slice(&positions).to_device(device),
+            rows: Tensor::from_slice(&rows).to_device(device),
             targets: Tensor::from_slice(&targets).to_device(device),
             counts,
         }
     }
 
-    /// Answer tokens of all rows.
+    /// Answer tokens of all sequences.
     pub fn tokens(&self) -> i64 {
         self.counts.iter().sum()
     }
 
-    /// Answer tokens of each row.
+    /// Answer tokens of each sequence.
     pub fn counts(&self) -> &[i64] {
         &self.counts
+    }
+
+    /// The rows of the packed batch whose hidden states predict an answer token, sequence by sequence; `[tokens]`, int64.
+    pub fn rows(&self) -> &Tensor {
+        &self.rows
     }
 
     /// The tokens to be predicted, `[tokens]`, int64.
@@ -60,91 +71,225 @@ impl AnswerPositions {
         &self.targets
     }
 
-    /// From `[batch, seq, hidden]` the states that predict an answer token, `[tokens, hidden]`, rows in order.
-    pub fn select(&self, hidden: &Tensor) -> Tensor {
-        hidden.flatten(0, 1).index_select(0, &self.positions)
-    }
-
-    /// Cuts `[tokens, …]` into one tensor per row.
+    /// Cuts `[tokens, …]` into one tensor per sequence.
     pub fn split(&self, per_token: &Tensor) -> Vec<Tensor> {
         per_token.split_with_sizes(&self.counts, 0)
     }
 }
 
-/// The tokens that a row of `length` tokens has to predict where its answer starts at `answer_start`.
+/// The tokens that a sequence of `length` tokens has to predict where its answer starts at `answer_start`.
 pub fn answer_tokens(length: usize, answer_start: usize) -> usize {
     length.saturating_sub(answer_start.max(1))
 }
 
+/// What predicts tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct Prediction<'a> {
+    /// `[tokens, hidden]`.
+    pub hidden: &'a Tensor,
+    /// `[tokens]`, int64.
+    pub targets: &'a Tensor,
+    /// The language-model head, `[vocab, hidden]`.
+    pub head: &'a Tensor,
+    /// The kind of the head's products; the rest is fp32 (fp64 for fp64 states).
+    pub compute: Kind,
+}
+
 /// Σ over tokens of −log p(token), a scalar in fp32 (fp64 for fp64 states) that can be differentiated once.
 ///
-/// `hidden` is `[tokens, hidden]`, `targets` `[tokens]` int64, `head` `[vocab, hidden]`. The head's products are computed
-/// in `compute`; log-softmax in fp32. The gradient with respect to the logits z, softmax(z) − onehot(target), is
-/// formed chunk by chunk along with the loss, so no chunk's logits outlive it.
-pub fn nll(hidden: &Tensor, targets: &Tensor, head: &Tensor, compute: Kind) -> Tensor {
-    nll_in_chunks(hidden, targets, head, compute, chunk_rows(head))
+/// # Errors
+/// What libtorch reports.
+pub fn nll(prediction: &Prediction<'_>) -> Result<Tensor> {
+    let spans: Vec<Span> = prediction.chunks().map(|(start, length)| Span { start, length }).collect();
+    prediction.differentiate(&spans, &mut |_, log_probs| {
+        Ok((-log_probs.sum(log_probs.kind()), Tensor::full_like(log_probs, -1.0)))
+    })
 }
 
-fn nll_in_chunks(hidden: &Tensor, targets: &Tensor, head: &Tensor, compute: Kind, rows: i64) -> Tensor {
-    let kind = accumulation_kind(hidden.kind());
-    let differentiable = hidden.requires_grad() || head.requires_grad();
-    let (mut loss, hidden_gradient, head_gradient) =
-        no_grad(|| loss_and_gradients(hidden, targets, head, compute, rows, differentiable));
-    // A function with the loss's value whose gradient is the one just computed.
-    for (leaf, gradient) in [(hidden, hidden_gradient), (head, head_gradient)] {
-        if leaf.requires_grad() {
-            let linear = (leaf.to_kind(kind) * gradient).sum(kind);
-            loss += &linear - linear.detach();
-        }
-    }
-    loss
-}
-
-/// The summed loss and its gradients with respect to `hidden` and `head`.
-fn loss_and_gradients(
-    hidden: &Tensor,
-    targets: &Tensor,
-    head: &Tensor,
-    compute: Kind,
-    rows: i64,
-    differentiable: bool,
-) -> (Tensor, Tensor, Tensor) {
-    let kind = accumulation_kind(hidden.kind());
-    let weight = head.to_kind(compute);
-    let mut loss = Tensor::zeros([], (kind, hidden.device()));
-    let mut head_gradient = Tensor::zeros(head.size(), (kind, hidden.device()));
-    let hidden_gradient = Tensor::zeros(hidden.size(), (kind, hidden.device()));
-    for (start, length) in chunks(hidden.size()[0], rows) {
-        let states = hidden.narrow(0, start, length).to_kind(compute);
-        let target = targets.narrow(0, start, length).unsqueeze(1);
-        let mut log_p = states.matmul(&weight.tr()).log_softmax(-1, kind); // [length, vocab]
-        loss -= log_p.gather(1, &target, false).sum(kind);
-        if !differentiable {
-            continue;
-        }
-        let mut error = log_p.exp_();
-        let _ = error.scatter_add_(1, &target, &Tensor::full_like(&target, -1).to_kind(kind));
-        let error = error.to_kind(compute);
-        hidden_gradient.narrow(0, start, length).copy_(&error.matmul(&weight));
-        head_gradient += error.tr().matmul(&states);
-    }
-    (loss, hidden_gradient, head_gradient)
-}
-
-/// log p of each given token, `[tokens]`, in fp32 (fp64 for fp64 states). Arguments as [`nll`]'s.
+/// Any loss of answers' log-probabilities, a scalar in fp32 (fp64 for fp64 states) that can be differentiated once.
 ///
-/// Under `no_grad` memory is bounded as there; where gradients are wanted, autograd keeps every chunk's logits.
-pub fn log_probs(hidden: &Tensor, targets: &Tensor, head: &Tensor, compute: Kind) -> Tensor {
-    let kind = accumulation_kind(hidden.kind());
-    let weight = head.to_kind(compute);
-    let picked: Vec<Tensor> = chunks(hidden.size()[0], chunk_rows(head))
-        .map(|(start, length)| {
-            let states = hidden.narrow(0, start, length).to_kind(compute);
-            let target = targets.narrow(0, start, length).unsqueeze(1);
-            states.matmul(&weight.tr()).log_softmax(-1, kind).gather(1, &target, false).squeeze_dim(1)
+/// The tokens are those of groups, `groups[i]` of them in group i, one after the other. `loss` is given a group's number and its
+/// log-probabilities, `[tokens]`, which require gradients, and returns a scalar; the result is the sum over groups. It is called
+/// once for each group, in order.
+///
+/// A group whose logits do not fit [`CHUNK_LOGITS`] has them made twice: its loss needs all its log-probabilities before
+/// the first gradient.
+///
+/// # Errors
+/// What libtorch reports.
+pub fn grouped(
+    prediction: &Prediction<'_>,
+    groups: &[i64],
+    loss: &mut dyn FnMut(usize, &Tensor) -> Tensor,
+) -> Result<Tensor> {
+    let (spans, members) = whole_groups(groups, chunk_rows(prediction.head));
+    prediction.differentiate(&spans, &mut |span, log_probs| {
+        with_grad(|| {
+            let leaf = log_probs.detach().set_requires_grad(true);
+            let parts = leaf.split_with_sizes(&groups[members[span].clone()], 0);
+            let losses: Vec<Tensor> =
+                members[span].clone().zip(&parts).map(|(group, part)| loss(group, part)).collect();
+            let total = Tensor::stack(&losses, 0).sum(leaf.kind());
+            let upstream = match total.requires_grad() {
+                true => Tensor::run_backward(&[&total], &[&leaf], false, false).remove(0),
+                false => leaf.zeros_like(),
+            };
+            Ok((total.detach(), upstream.detach()))
         })
-        .collect();
-    if picked.is_empty() { Tensor::zeros([0], (kind, hidden.device())) } else { Tensor::cat(&picked, 0) }
+    })
+}
+
+/// log p of each token, `[tokens]`, in fp32 (fp64 for fp64 states), without gradients.
+///
+/// # Errors
+/// What libtorch reports.
+pub fn log_probs(prediction: &Prediction<'_>) -> Result<Tensor> {
+    no_grad(|| {
+        let head = prediction.head.to_kind(prediction.compute);
+        let mut picked = vec![Tensor::zeros([0], (prediction.kind(), prediction.hidden.device()))];
+        for (start, length) in prediction.chunks() {
+            picked.push(prediction.piece(&head, start, length)?.log_probs);
+        }
+        Ok(Tensor::cat(&picked, 0))
+    })
+}
+
+/// A stretch of tokens whose loss is taken at once.
+struct Span {
+    start: i64,
+    length: i64,
+}
+
+/// Some tokens' logits, and what is read from them.
+struct Piece {
+    states: Tensor,
+    targets: Tensor,
+    logits: Tensor,
+    log_probs: Tensor,
+    normaliser: Tensor,
+}
+
+/// From a span's number and its log-probabilities to its loss and the loss's gradient with respect to them.
+type Weigh<'a> = &'a mut dyn FnMut(usize, &Tensor) -> Result<(Tensor, Tensor)>;
+
+impl Prediction<'_> {
+    fn kind(&self) -> Kind {
+        accumulation_kind(self.hidden.kind())
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = (i64, i64)> + use<> {
+        chunks(self.hidden.size()[0], chunk_rows(self.head))
+    }
+
+    /// `head` is the matrix in the compute kind.
+    fn piece(&self, head: &Tensor, start: i64, length: i64) -> Result<Piece> {
+        let states = self.hidden.narrow(0, start, length).to_kind(self.compute);
+        let targets = self.targets.narrow(0, start, length);
+        let logits = states.matmul(&head.tr()); // [length, vocab]
+        let (log_probs, normaliser) = target_log_probs(&logits, &targets)?;
+        Ok(Piece { states, targets, logits, log_probs, normaliser })
+    }
+
+    /// The loss, with its gradients with respect to the states and the head made along with it.
+    fn differentiate(&self, spans: &[Span], weigh: Weigh<'_>) -> Result<Tensor> {
+        let differentiable = self.hidden.requires_grad() || self.head.requires_grad();
+        let (loss, hidden_gradient, head_gradient) =
+            no_grad(|| self.loss_and_gradients(spans, weigh, differentiable))?;
+        if !differentiable {
+            return Ok(loss);
+        }
+        preset_gradients(&loss, (self.hidden, &hidden_gradient), (self.head, &head_gradient))
+    }
+
+    fn loss_and_gradients(
+        &self,
+        spans: &[Span],
+        weigh: Weigh<'_>,
+        differentiable: bool,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let options = (self.kind(), self.hidden.device());
+        let head = self.head.to_kind(self.compute);
+        let rows = chunk_rows(self.head);
+        let mut loss = Tensor::zeros([], options);
+        if !differentiable {
+            for (index, span) in spans.iter().enumerate() {
+                loss += weigh(index, &self.span_log_probs(&head, span, rows)?)?.0;
+            }
+            return Ok((loss, Tensor::new(), Tensor::new()));
+        }
+        let mut gradients =
+            Gradients { hidden: self.hidden.zeros_like(), head: Tensor::zeros(self.head.size(), options) };
+        for (index, span) in spans.iter().enumerate() {
+            if span.length <= rows {
+                let piece = self.piece(&head, span.start, span.length)?;
+                let (part, upstream) = weigh(index, &piece.log_probs)?;
+                loss += part;
+                gradients.add(piece, &head, span.start, &upstream)?;
+                continue;
+            }
+            let (part, upstream) = weigh(index, &self.span_log_probs(&head, span, rows)?)?;
+            loss += part;
+            for (start, length) in chunks(span.length, rows) {
+                let piece = self.piece(&head, span.start + start, length)?;
+                gradients.add(piece, &head, span.start + start, &upstream.narrow(0, start, length))?;
+            }
+        }
+        Ok((loss, gradients.hidden, gradients.head))
+    }
+
+    fn span_log_probs(&self, head: &Tensor, span: &Span, rows: i64) -> Result<Tensor> {
+        let pieces = chunks(span.length, rows)
+            .map(|(start, length)| Ok(self.piece(head, span.start + start, length)?.log_probs));
+        let mut pieces = pieces.collect::<Result<Vec<_>>>()?;
+        Ok(match pieces.len() {
+            0 => Tensor::zeros([0], (self.kind(), self.hidden.device())),
+            1 => pieces.remove(0),
+            _ => Tensor::cat(&pieces, 0),
+        })
+    }
+}
+
+/// With respect to all states, in their kind, and to the head, in fp32 (fp64 for fp64 states).
+struct Gradients {
+    hidden: Tensor,
+    head: Tensor,
+}
+
+impl Gradients {
+    /// Adds a piece's part; its logits become their own gradient.
+    fn add(&mut self, piece: Piece, head: &Tensor, start: i64, upstream: &Tensor) -> Result<()> {
+        let Piece { states, targets, mut logits, normaliser, .. } = piece;
+        log_prob_gradient(&mut logits, &normaliser, &targets, &upstream.contiguous())?;
+        let error = logits;
+        self.hidden.narrow(0, start, states.size()[0]).copy_(&error.matmul(head));
+        if error.kind() == self.head.kind() {
+            let _ = self.head.addmm_(&error.tr(), &states);
+        } else {
+            self.head += error.tr().matmul(&states);
+        }
+        Ok(())
+    }
+}
+
+/// Stretches of whole groups of at most `rows` tokens, or of one group that is longer, and the groups of each.
+fn whole_groups(groups: &[i64], rows: i64) -> (Vec<Span>, Vec<std::ops::Range<usize>>) {
+    let mut spans: Vec<Span> = Vec::new();
+    let mut members: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut start = 0;
+    for (group, &length) in groups.iter().enumerate() {
+        match (spans.last_mut(), members.last_mut()) {
+            (Some(span), Some(members)) if span.length + length <= rows => {
+                span.length += length;
+                members.end = group + 1;
+            }
+            _ => {
+                spans.push(Span { start, length });
+                members.push(group..group + 1);
+            }
+        }
+        start += length;
+    }
+    (spans, members)
 }
 
 /// Rows of logits that fit [`CHUNK_LOGITS`].
@@ -158,77 +303,4 @@ pub(crate) fn chunks(total: i64, rows: i64) -> impl Iterator<Item = (i64, i64)> 
 }
 
 #[cfg(test)]
-mod tests {
-    use tch::{Device, Kind, Tensor};
-
-    use super::{AnswerPositions, log_probs, nll, nll_in_chunks};
-
-    fn problem(kind: Kind) -> (Tensor, Tensor, Tensor) {
-        tch::manual_seed(3);
-        let hidden =
-            Tensor::randn([11, 6], (Kind::Double, Device::Cpu)).to_kind(kind).set_requires_grad(true);
-        let head = Tensor::randn([9, 6], (Kind::Double, Device::Cpu)).to_kind(kind).set_requires_grad(true);
-        let targets = Tensor::randint(9, [11], (Kind::Int64, Device::Cpu));
-        (hidden, targets, head)
-    }
-
-    fn distance(a: &Tensor, b: &Tensor) -> f64 {
-        (a - b).abs().max().double_value(&[])
-    }
-
-    #[test]
-    fn chunks_have_autograds_loss_and_gradients() {
-        let (hidden, targets, head) = problem(Kind::Double);
-        let logits = hidden.matmul(&head.tr());
-        let expected = logits.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::Sum, -100, 0.0);
-        let gradients = Tensor::run_backward(&[&(&expected * 0.3)], &[&hidden, &head], false, false);
-        for rows in [1, 4, 11, 100] {
-            let loss = nll_in_chunks(&hidden, &targets, &head, Kind::Double, rows);
-            assert!((loss.double_value(&[]) - expected.double_value(&[])).abs() < 1e-9);
-            let found = Tensor::run_backward(&[&(loss * 0.3)], &[&hidden, &head], false, false);
-            assert!(distance(&found[0], &gradients[0]) < 1e-12);
-            assert!(distance(&found[1], &gradients[1]) < 1e-12);
-        }
-    }
-
-    #[test]
-    fn log_probs_sum_to_the_loss() {
-        let (hidden, targets, head) = problem(Kind::Double);
-        let sum = -log_probs(&hidden, &targets, &head, Kind::Double).sum(Kind::Double);
-        assert!(distance(&sum, &nll(&hidden, &targets, &head, Kind::Double)) < 1e-12);
-    }
-
-    #[test]
-    fn bf16_stays_near_fp32() {
-        let (hidden, targets, head) = problem(Kind::Float);
-        let exact = nll(&hidden, &targets, &head, Kind::Float);
-        let coarse = nll(&hidden, &targets, &head, Kind::BFloat16);
-        assert_eq!(coarse.kind(), Kind::Float);
-        assert!(distance(&exact, &coarse) / exact.double_value(&[]) < 0.02);
-        coarse.backward();
-        assert_eq!(head.grad().kind(), Kind::Float);
-    }
-
-    #[test]
-    fn no_answer_tokens_is_a_zero_loss() {
-        let (hidden, targets, head) = problem(Kind::Float);
-        let none = nll(&hidden.narrow(0, 0, 0), &targets.narrow(0, 0, 0), &head, Kind::Float);
-        none.backward();
-        assert_eq!(none.double_value(&[]), 0.0);
-        assert_eq!(head.grad().abs().sum(Kind::Float).double_value(&[]), 0.0);
-    }
-
-    #[test]
-    fn answers_are_read_one_position_earlier() {
-        let rows: [(&[u32], usize); 3] = [(&[5, 6, 7, 8], 2), (&[5, 6], 2), (&[4, 3, 2], 0)];
-        let answers = AnswerPositions::new(&rows, 4, Device::Cpu);
-        assert_eq!(Vec::<i64>::try_from(&answers.positions).unwrap(), [1, 2, 8, 9]);
-        assert_eq!(Vec::<i64>::try_from(answers.targets()).unwrap(), [7, 8, 3, 2]);
-        assert_eq!(answers.counts(), [2, 0, 2]);
-        assert_eq!(answers.tokens(), 4);
-        let hidden = Tensor::arange(12, (Kind::Float, Device::Cpu)).view([3, 4, 1]);
-        let picked = answers.select(&hidden).view(-1);
-        assert_eq!(Vec::<f32>::try_from(&picked).unwrap(), [1.0, 2.0, 8.0, 9.0]);
-        assert_eq!(answers.split(&picked)[2].size(), [2]);
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use super::likelihood::{log_probs, nll};
+use super::likelihood::{Prediction, log_probs, nll};
 use super::preference::bradley_terry;
 use crate::evaluate::token_kl;
 
@@ -45,10 +45,11 @@ fn likelihood_is_pytorchs() {
     let hidden = leaf(&case["hidden"], &[size("tokens"), size("width")]);
     let head = leaf(&case["head"], &[size("vocabulary"), size("width")]);
     let targets = tensor(&case["targets"], &[-1]).to_kind(Kind::Int64);
-    nll(&hidden, &targets, &head, Kind::Double).backward();
+    let prediction = Prediction { hidden: &hidden, targets: &targets, head: &head, compute: Kind::Double };
+    nll(&prediction).unwrap().backward();
     assert_close(&hidden.grad(), &case["hidden_grad"]);
     assert_close(&head.grad(), &case["head_grad"]);
-    assert_close(&log_probs(&hidden, &targets, &head, Kind::Double), &case["log_probs"]);
+    assert_close(&log_probs(&prediction).unwrap(), &case["log_probs"]);
 }
 
 #[test]

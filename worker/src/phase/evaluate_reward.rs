@@ -3,6 +3,7 @@
 use foil_proto::v1;
 use prost::Message;
 
+use super::pairs::Contest;
 use super::{Bench, Chunk, Outcome, PhaseError, pairs, score};
 use crate::evaluate::PairFigures;
 use crate::failpoint;
@@ -13,28 +14,26 @@ pub(super) fn run(
     work: &v1::EvaluateReward,
 ) -> Result<Outcome, PhaseError> {
     let judge = bench.judge(&work.reward)?;
-    let pairs = pairs::encode(bench, &judge, &work.pairs, chunk.span)?;
+    let contests = pairs::encode(bench, &judge, &work.pairs, chunk.span)?;
+    let pairs: usize = contests.iter().map(|contest| contest.rejected.len()).sum();
 
     failpoint::hit("phase.evaluate");
-    bench.progress(0, pairs.len(), "pairs");
-    // Lengths alone, as a baseline: the longer answer wins.
-    let mut by_length = PairFigures::default();
-    let mut sequences = Vec::with_capacity(2 * pairs.len());
-    for pair in &pairs {
-        by_length.push(pair.chosen.answer().len() as f64, pair.rejected.answer().len() as f64);
-        sequences.extend([pair.chosen.ids.clone(), pair.rejected.ids.clone()]);
-    }
-    let scores = score::scores(bench, &judge, &sequences)?;
+    bench.progress(0, pairs, "pairs");
+    let groups: Vec<Vec<&[u32]>> = contests.iter().map(sequences).collect();
+    let scores = score::scores(bench, &judge, &groups)?;
 
-    let mut figures = PairFigures::default();
-    let mut scored = Vec::with_capacity(pairs.len());
-    for (pair, scores) in pairs.iter().zip(scores.chunks_exact(2)) {
-        let (chosen, rejected) = (scores[0], scores[1]);
-        if !(chosen.is_finite() && rejected.is_finite()) {
-            return Err(PhaseError::NonFinite { what: "the reward", row: pair.row });
+    // Lengths alone, as a baseline: the longer answer wins.
+    let (mut figures, mut by_length) = (PairFigures::default(), PairFigures::default());
+    let mut scored = Vec::with_capacity(pairs);
+    for (contest, scores) in contests.iter().zip(scores) {
+        if scores.iter().any(|score| !score.is_finite()) {
+            return Err(PhaseError::NonFinite { what: "the reward", row: contest.row });
         }
-        figures.push(chosen, rejected);
-        scored.push(v1::PairScore { row_id: pair.row, chosen, rejected });
+        for (answer, &rejected) in contest.rejected.iter().zip(&scores[1..]) {
+            by_length.push(contest.chosen.answer().len() as f64, answer.answer().len() as f64);
+            figures.push(scores[0], rejected);
+            scored.push(v1::PairScore { row_id: contest.row, chosen: scores[0], rejected });
+        }
     }
     let mut moments = figures.moments();
     let length_accuracy = by_length.moments().into_iter().find(|moments| moments.name == "accuracy");
@@ -42,4 +41,9 @@ pub(super) fn run(
         .extend(length_accuracy.map(|moments| v1::Moments { name: "length_accuracy".to_owned(), ..moments }));
     let scored = v1::PairScores { phase: chunk.phase.clone(), chunk: chunk.number, pairs: scored };
     Ok(Outcome { bytes: scored.encode_to_vec(), moments, calibration: Some(figures.calibration()) })
+}
+
+/// The chosen answer's dialogue, then the others'.
+fn sequences(contest: &Contest) -> Vec<&[u32]> {
+    std::iter::once(&contest.chosen).chain(&contest.rejected).map(|answer| answer.ids.as_slice()).collect()
 }

@@ -12,21 +12,22 @@ use super::models::Judge;
 use super::rows::{Sampled, Samples, Span, encode_each, read, read_prompts};
 use super::{Bench, PhaseError};
 
-/// Two whole dialogues, prompt and answer.
+/// Whole dialogues, prompt and answer, of which one is preferred to each of the others.
 #[derive(Debug)]
-pub(super) struct TokenPair {
+pub(super) struct Contest {
     pub(super) row: u64,
     pub(super) chosen: Encoded,
-    pub(super) rejected: Encoded,
+    /// At least one.
+    pub(super) rejected: Vec<Encoded>,
 }
 
-/// The pairs of rows `span` of a source, in the order of rows.
+/// The rows `span` of a source, in order.
 pub(super) fn encode(
     bench: &mut Bench,
     judge: &Judge,
     source: &Option<v1::PairSource>,
     span: Span,
-) -> Result<Vec<TokenPair>, PhaseError> {
+) -> Result<Vec<Contest>, PhaseError> {
     let source = need(&need(source, "pairs")?.source, "a source of pairs")?;
     let (cache, reports) = (&mut bench.cache, &bench.reports);
     let reader = Reader { encoder: &judge.encoder, tokenizer: &judge.tokenizer, job: &bench.job };
@@ -38,9 +39,7 @@ pub(super) fn encode(
         Source::Golden(golden) => {
             let rows: Vec<GoldenRow> = read(cache, &golden.golden, span)?;
             let samples = Samples::read(cache, &golden.samples)?;
-            let of_rows =
-                encode_each(reports, &rows, |row| against_golden(&reader, row, samples.of(row.id)?))?;
-            Ok(of_rows.into_iter().flatten().collect())
+            encode_each(reports, &rows, |row| against_golden(&reader, row, samples.of(row.id)?))
         }
         Source::GoldLabelled(labelled) => {
             let rows = read_prompts(cache, &labelled.prompts, span)?;
@@ -50,40 +49,36 @@ pub(super) fn encode(
     }
 }
 
-fn human(reader: &Reader<'_>, row: &PairRow) -> Result<TokenPair, PhaseError> {
-    Ok(TokenPair {
+fn human(reader: &Reader<'_>, row: &PairRow) -> Result<Contest, PhaseError> {
+    Ok(Contest {
         row: row.id,
         chosen: reader.whole(row.id, &row.prompt, &row.chosen)?,
-        rejected: reader.whole(row.id, &row.prompt, &row.rejected)?,
+        rejected: vec![reader.whole(row.id, &row.prompt, &row.rejected)?],
     })
 }
 
 /// The golden answer is preferred to every sample.
-fn against_golden(
-    reader: &Reader<'_>,
-    row: &GoldenRow,
-    samples: &[Sampled],
-) -> Result<Vec<TokenPair>, PhaseError> {
-    let golden = reader.competing(row.id, &row.prompt, Candidate::Text(&row.golden))?;
-    let pairs = samples.iter().map(|sampled| {
-        let rejected = reader.competing(row.id, &row.prompt, Candidate::Sample(sampled))?;
-        Ok(TokenPair { row: row.id, chosen: golden.clone(), rejected })
-    });
-    pairs.collect()
+fn against_golden(reader: &Reader<'_>, row: &GoldenRow, samples: &[Sampled]) -> Result<Contest, PhaseError> {
+    let sample = |sampled| reader.competing(row.id, &row.prompt, Candidate::Sample(sampled));
+    Ok(Contest {
+        row: row.id,
+        chosen: reader.competing(row.id, &row.prompt, Candidate::Text(&row.golden))?,
+        rejected: samples.iter().map(sample).collect::<Result<_, _>>()?,
+    })
 }
 
 /// Which of the two samples is preferred is drawn by their gold rewards, from the job's seed and the row's id.
-fn gold_labelled(reader: &Reader<'_>, row: &PromptRow, samples: &[Sampled]) -> Result<TokenPair, PhaseError> {
+fn gold_labelled(reader: &Reader<'_>, row: &PromptRow, samples: &[Sampled]) -> Result<Contest, PhaseError> {
     let [first, second, ..] = samples else {
         let what = format!("they hold {} of row {}, a pair needs 2", samples.len(), row.id);
         return Err(PhaseError::Samples { object: "samples".to_owned(), what });
     };
     let first_wins = prefers_first(reader, row.id, &row.prompt, first, second);
     let (chosen, rejected) = if first_wins { (first, second) } else { (second, first) };
-    Ok(TokenPair {
+    Ok(Contest {
         row: row.id,
         chosen: reader.competing(row.id, &row.prompt, Candidate::Sample(chosen))?,
-        rejected: reader.competing(row.id, &row.prompt, Candidate::Sample(rejected))?,
+        rejected: vec![reader.competing(row.id, &row.prompt, Candidate::Sample(rejected))?],
     })
 }
 

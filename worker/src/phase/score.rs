@@ -56,7 +56,7 @@ pub(super) fn judge_samples(
         Ok(encoded.ids)
     });
     let sequences = sequences.collect::<Result<Vec<_>, PhaseError>>()?;
-    let rewards = scores(bench, judge, &sequences)?;
+    let rewards = scores(bench, judge, &by_prompt(dialogues, sequences))?.concat();
     match rewards.iter().zip(dialogues).find(|(reward, _)| !reward.is_finite()) {
         Some((_, (_, sampled))) => {
             Err(PhaseError::NonFinite { what: "the reward", row: sampled.sample.prompt_id })
@@ -65,8 +65,27 @@ pub(super) fn judge_samples(
     }
 }
 
-/// Scores of whole dialogues, batched by the reward step's token budget.
-pub(super) fn scores(bench: &Bench, judge: &Judge, sequences: &[Vec<u32>]) -> Result<Vec<f64>, PhaseError> {
+/// Neighbours that answer the same prompt as one group.
+fn by_prompt(dialogues: &[(&Prompt, Sampled)], sequences: Vec<Vec<u32>>) -> Vec<Vec<Vec<u32>>> {
+    let mut groups: Vec<Vec<Vec<u32>>> = Vec::new();
+    let mut last = None;
+    for ((_, sampled), ids) in dialogues.iter().zip(sequences) {
+        let prompt = Some(sampled.sample.prompt_id);
+        match groups.last_mut() {
+            Some(group) if prompt == last => group.push(ids),
+            _ => groups.push(vec![ids]),
+        }
+        last = prompt;
+    }
+    groups
+}
+
+/// Scores of groups of whole dialogues, batched by the reward step's token budget.
+pub(super) fn scores<S: AsRef<[u32]>>(
+    bench: &Bench,
+    judge: &Judge,
+    groups: &[Vec<S>],
+) -> Result<Vec<Vec<f64>>, PhaseError> {
     let budget = bench.job.reward_step.optimizer.micro_batch_tokens;
-    evaluate::scores(&judge.model, sequences, bench.precision(), budget).map_err(PhaseError::Batch)
+    evaluate::scores(&judge.model, groups, bench.precision(), budget).map_err(PhaseError::Batch)
 }

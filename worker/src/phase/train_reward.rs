@@ -5,10 +5,10 @@ use foil_proto::v1;
 use super::error::need;
 use super::gang::{Course, Trained, metric};
 use super::models::Judge;
-use super::pairs::{self, TokenPair};
+use super::pairs::{self, Contest};
 use super::rows::Span;
 use super::{Bench, PhaseError};
-use crate::train::{Pair, PairRanking};
+use crate::train::{Comparison, PairRanking};
 
 pub(super) fn run(
     bench: &mut Bench,
@@ -38,28 +38,37 @@ pub(super) fn run(
     let parameters = judge.model.parameters();
     bench.save(&start.name, parameters, step.save_dtype, |dtype| judge.model.save(&dir, dtype, pad))?;
     let mut metrics = summary.metrics();
-    metrics.push(metric("human_pairs", human.len() as f64));
-    metrics.push(metric("golden_pairs", golden.len() as f64));
+    let pairs =
+        |set: &[Comparison]| set.iter().map(|comparison| comparison.rejected.len()).sum::<usize>() as f64;
+    metrics.push(metric("human_pairs", pairs(&human)));
+    metrics.push(metric("golden_pairs", pairs(&golden)));
     Ok(Trained { dir, parameters_blake3: parameters.blake3(), metrics })
 }
 
-/// All pairs of a source, each of `weight`; none where the task names no source.
+/// All rows of a source, each pair of `weight`; none where the task names no source.
 fn read(
     bench: &mut Bench,
     judge: &Judge,
     source: &Option<v1::PairSource>,
     weight: f64,
-) -> Result<Vec<Pair>, PhaseError> {
+) -> Result<Vec<Comparison>, PhaseError> {
     if source.is_none() {
         return Ok(Vec::new());
     }
     let swap = bench.job.controls.swap_preferences;
-    let pairs = pairs::encode(bench, judge, source, Span::ALL)?;
-    Ok(pairs.into_iter().map(|pair| weighted(pair, weight, swap)).collect())
+    let contests = pairs::encode(bench, judge, source, Span::ALL)?;
+    Ok(contests.into_iter().flat_map(|contest| comparisons(contest, weight, swap)).collect())
 }
 
-/// `swap` is a negative control: a reward model that learns from it must be worse than chance.
-fn weighted(pair: TokenPair, weight: f64, swap: bool) -> Pair {
-    let (chosen, rejected) = if swap { (pair.rejected, pair.chosen) } else { (pair.chosen, pair.rejected) };
-    Pair { id: pair.row, chosen: chosen.ids, rejected: rejected.ids, weight }
+/// One comparison, or under `swap` one for each pair, its answers exchanged: a negative control, from which a reward model
+/// must learn to be worse than chance.
+fn comparisons(contest: Contest, weight: f64, swap: bool) -> Vec<Comparison> {
+    let Contest { row: id, chosen, rejected } = contest;
+    let rejected = rejected.into_iter().map(|answer| answer.ids);
+    if swap {
+        let exchanged =
+            |answer| Comparison { id, chosen: answer, rejected: vec![chosen.ids.clone()], weight };
+        return rejected.map(exchanged).collect();
+    }
+    vec![Comparison { id, chosen: chosen.ids, rejected: rejected.collect(), weight }]
 }

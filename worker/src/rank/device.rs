@@ -91,6 +91,7 @@ fn work(
     orders: &mpsc::Receiver<Order>,
     meetings: mpsc::Receiver<v1::Rendezvous>,
 ) -> DeviceEnd {
+    foil_c10d::keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads.max(1)).unwrap_or(1));
     let seat = Seat {
         device: match options.device {

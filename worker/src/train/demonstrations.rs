@@ -1,8 +1,8 @@
 //! Supervised fine-tuning on given answers: demonstrations, or the best of n samples (rejection sampling).
 
 use super::{Objective, Part, RowShape, TrainError};
-use crate::model::{LanguageModel, Precision, TokenBatch};
-use crate::objective::likelihood::{AnswerPositions, answer_tokens, nll};
+use crate::model::{LanguageModel, PackedBatch, Precision};
+use crate::objective::likelihood::{AnswerPositions, Prediction, answer_tokens, nll};
 
 /// One dialogue, as tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,9 +39,9 @@ impl Objective for Demonstrations<'_> {
         let row = &self.rows[row];
         let length = row.ids.len();
         RowShape {
-            length,
-            sequences: 1,
+            cost: length,
             tokens: length,
+            items: 1,
             weight: answer_tokens(length, row.answer_start) as f64,
         }
     }
@@ -55,10 +55,15 @@ impl Objective for Demonstrations<'_> {
         let dialogues: Vec<(&[u32], usize)> =
             dialogues.map(|row| (row.ids.as_slice(), row.answer_start)).collect();
         let sequences: Vec<&[u32]> = dialogues.iter().map(|(ids, _)| *ids).collect();
-        let batch = TokenBatch::from_rows(&sequences, self.model.device())?;
-        let answers = AnswerPositions::new(&dialogues, batch.seq(), self.model.device());
-        let hidden = answers.select(&self.model.forward(&batch, self.precision)); // [tokens, hidden]
-        let loss = nll(&hidden, answers.targets(), self.model.head(), self.precision.kind());
+        let batch = PackedBatch::of_sequences(&sequences, self.model.device())?;
+        let answers = AnswerPositions::new(&batch, &dialogues);
+        let hidden = self.model.forward(&batch, answers.rows(), self.precision)?; // [tokens, hidden]
+        let loss = nll(&Prediction {
+            hidden: &hidden,
+            targets: answers.targets(),
+            head: self.model.head(),
+            compute: self.precision.kind(),
+        })?;
         Ok(Part { loss, sums: None })
     }
 }

@@ -13,7 +13,7 @@ pub struct StepFigures {
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
     pub learning_rate: f64,
-    /// Rows of the global batch.
+    /// Pairs or answers of the global batch.
     pub rows: usize,
     /// Tokens of the global batch, without padding.
     pub tokens: usize,

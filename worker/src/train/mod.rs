@@ -25,6 +25,7 @@
 //!   in supervised fine-tuning every answer token weighs 1, so the loss is the mean over the batch's tokens.
 //! - Parameters are the same bits on all ranks after each step.
 
+mod answers;
 mod demonstrations;
 mod error;
 mod figures;
@@ -38,13 +39,14 @@ mod run;
 mod tests;
 pub mod trainer;
 
+pub use answers::{AnswerGroup, GroupLoss, PolicyAnswers};
 pub use demonstrations::{Demonstration, Demonstrations};
 pub use error::TrainError;
 pub use figures::{StepFigures, Summary};
 pub use objective::{Objective, Part};
 pub use optimizer::AdamW;
 pub use order::OrderKey;
-pub use pairs::{Pair, PairRanking};
+pub use pairs::{Comparison, PairRanking};
 pub use plan::{RowShape, Share, StepPlan};
 pub use run::{Training, train};
 pub use trainer::{Recipe, Trainer};

@@ -3,20 +3,14 @@
 /// What planning knows of a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RowShape {
-    /// Tokens of its longest sequence.
-    pub length: usize,
-    /// Sequences it brings into a tensor, each padded to the batch's longest: 2 for a pair.
-    pub sequences: usize,
-    /// Tokens of all its sequences, without padding.
+    /// Tokens that its forward pass reads: what its sequences begin with counts once.
+    pub cost: usize,
+    /// Tokens of all its sequences.
     pub tokens: usize,
-    /// Its part of what the step's loss is divided by: a pair's weight, an answer's tokens.
+    /// What a batch's size counts: the pairs of a comparison, the answers of a group.
+    pub items: usize,
+    /// Its part of what the step's loss is divided by: its pairs' weights, its answers' tokens.
     pub weight: f64,
-}
-
-impl RowShape {
-    fn cost(&self) -> usize {
-        self.length * self.sequences
-    }
 }
 
 /// What the gang does in one step, the same on every rank but for `micro_batches`.
@@ -30,8 +24,10 @@ pub struct StepPlan {
     pub gang_micro_batches: usize,
     /// Σ weight over the global batch: the loss's denominator.
     pub weight: f64,
-    /// Tokens of the global batch, without padding.
+    /// Tokens of the global batch's sequences.
     pub tokens: usize,
+    /// Pairs or answers of the global batch.
+    pub items: usize,
 }
 
 /// Whose share of a global batch: that of one rank in a gang.
@@ -43,8 +39,8 @@ pub struct Share {
 }
 
 impl StepPlan {
-    /// Plans one global batch for one rank. `shapes` holds all rows of the phase; `budget` bounds a
-    /// micro-batch's tokens, padding counted (a row that is longer by itself gets a micro-batch of its own).
+    /// Plans one global batch for one rank. `shapes` holds all rows of the phase; `budget` bounds the
+    /// tokens that a micro-batch reads (a row that has more by itself gets a micro-batch of its own).
     ///
     /// Every rank plans for all ranks, so nothing needs to be agreed on.
     pub fn new(rows: &[usize], shapes: &[RowShape], share: Share, budget: usize) -> Self {
@@ -62,6 +58,7 @@ impl StepPlan {
             gang_micro_batches,
             weight: rows.iter().map(|&row| shapes[row].weight).sum(),
             tokens: rows.iter().map(|&row| shapes[row].tokens).sum(),
+            items: rows.iter().map(|&row| shapes[row].items).sum(),
             rows: rows.to_vec(),
         }
     }
@@ -71,36 +68,30 @@ impl StepPlan {
 /// tokens so far, ties to the lowest rank. Each rank's rows come longest first; equal ones keep their order.
 pub fn deal(rows: &[usize], shapes: &[RowShape], world: usize) -> Vec<Vec<usize>> {
     let mut sorted = rows.to_vec();
-    sorted.sort_by_key(|&row| std::cmp::Reverse(shapes[row].cost()));
+    sorted.sort_by_key(|&row| std::cmp::Reverse(shapes[row].cost));
     let mut dealt = vec![Vec::new(); world.max(1)];
     let mut tokens = vec![0; world.max(1)];
     for row in sorted {
         let rank = (0..tokens.len()).min_by_key(|&rank| (tokens[rank], rank)).unwrap_or_default();
-        tokens[rank] += shapes[row].cost();
+        tokens[rank] += shapes[row].cost;
         dealt[rank].push(row);
     }
     dealt
 }
 
-/// Cuts one rank's rows into micro-batches: rows by length, longest first, as many as keep longest × sequences within
-/// `budget`. Neighbours in length share a micro-batch, so little of it is padding.
+/// Cuts one rank's rows into micro-batches of at most `budget` tokens each, in their order.
 pub fn cut(rows: &[usize], shapes: &[RowShape], budget: usize) -> Vec<Vec<usize>> {
-    let mut sorted = rows.to_vec();
-    sorted.sort_by_key(|&row| std::cmp::Reverse(shapes[row].length));
     let mut batches: Vec<Vec<usize>> = Vec::new();
-    let (mut longest, mut sequences) = (0, 0);
-    for row in sorted {
-        let shape = shapes[row];
+    let mut tokens = 0;
+    for &row in rows {
         match batches.last_mut() {
-            Some(batch) if longest * (sequences + shape.sequences) <= budget => {
-                batch.push(row);
-                sequences += shape.sequences;
-            }
+            Some(batch) if tokens + shapes[row].cost <= budget => batch.push(row),
             _ => {
                 batches.push(vec![row]);
-                (longest, sequences) = (shape.length, shape.sequences);
+                tokens = 0;
             }
         }
+        tokens += shapes[row].cost;
     }
     batches
 }
@@ -111,15 +102,12 @@ mod tests {
 
     use super::{RowShape, Share, StepPlan};
 
-    fn shape(length: usize, sequences: usize) -> RowShape {
-        RowShape { length, sequences, tokens: length * sequences, weight: 0.25 * length as f64 }
+    fn shape(cost: usize, items: usize) -> RowShape {
+        RowShape { cost, tokens: cost * items, items, weight: 0.25 * cost as f64 }
     }
 
     fn shapes() -> impl Strategy<Value = Vec<RowShape>> {
-        prop::collection::vec(
-            (1usize..300, 1usize..3).prop_map(|(length, sequences)| shape(length, sequences)),
-            1..80,
-        )
+        prop::collection::vec((1usize..300, 1usize..3).prop_map(|(cost, items)| shape(cost, items)), 1..80)
     }
 
     proptest! {
@@ -136,9 +124,8 @@ mod tests {
                 prop_assert_eq!(plan.weight, alone.weight);
                 micro_batches += plan.micro_batches.len();
                 for batch in &plan.micro_batches {
-                    let longest = batch.iter().map(|&row| shapes[row].length).max().unwrap();
-                    let sequences: usize = batch.iter().map(|&row| shapes[row].sequences).sum();
-                    prop_assert!(longest * sequences <= budget || batch.len() == 1);
+                    let cost: usize = batch.iter().map(|&row| shapes[row].cost).sum();
+                    prop_assert!(cost <= budget || batch.len() == 1);
                     dealt.extend(batch);
                 }
             }
@@ -152,9 +139,9 @@ mod tests {
             let rows: Vec<usize> = (0..shapes.len()).collect();
             let tokens: Vec<usize> = super::deal(&rows, &shapes, world)
                 .iter()
-                .map(|rows| rows.iter().map(|&row| shapes[row].cost()).sum())
+                .map(|rows| rows.iter().map(|&row| shapes[row].cost).sum())
                 .collect();
-            let longest = shapes.iter().map(RowShape::cost).max().unwrap();
+            let longest = shapes.iter().map(|shape| shape.cost).max().unwrap();
             prop_assert!(tokens.iter().max().unwrap() - tokens.iter().min().unwrap() <= longest);
         }
     }

@@ -12,7 +12,7 @@ use crate::model::Parameters;
 pub struct Training<'a> {
     pub order: OrderKey,
     pub epochs: u32,
-    /// Rows per step over all ranks.
+    /// Pairs or answers per step over all ranks, or as near to it as whole rows come.
     pub batch: usize,
     /// The peak.
     pub learning_rate: f64,
@@ -35,7 +35,9 @@ pub fn train(
 ) -> Result<Summary, TrainError> {
     let sets = objective.sets();
     let shapes: Vec<RowShape> = (0..sets.iter().sum()).map(|row| objective.shape(row)).collect();
-    let steps_per_epoch = shapes.len().div_ceil(training.batch.max(1));
+    let items: usize = shapes.iter().map(|shape| shape.items).sum();
+    let batch = foil_common::spec::rows_per_step(training.batch, shapes.len(), items);
+    let steps_per_epoch = shapes.len().div_ceil(batch);
     if steps_per_epoch == 0 || training.epochs == 0 {
         return Err(TrainError::NoRows);
     }
@@ -51,7 +53,7 @@ pub fn train(
     };
     let mut steps = Vec::new();
     for epoch in 0..training.epochs {
-        for rows in &global_batches(training.order, epoch, &sets, training.batch) {
+        for rows in &global_batches(training.order, epoch, &sets, batch) {
             let plan = plan(rows, &trainer);
             if steps.is_empty() {
                 trainer.warm_up(objective, &plan)?;

@@ -115,7 +115,7 @@ impl<'a> Trainer<'a> {
             loss,
             grad_norm,
             learning_rate,
-            rows: plan.rows.len(),
+            rows: plan.items,
             tokens: plan.tokens,
             seconds: started.elapsed().as_secs_f64(),
             skipped: !finite,
@@ -154,7 +154,10 @@ impl<'a> Trainer<'a> {
                 Err(TrainError::NoWeight { step: self.step, rows: name_rows(objective, plan) })
             }
             // Mean over the micro-batches of all ranks of (Σ w·ℓ / pairs) of each, weights left out of the denominator.
-            Normalisation::Reference => Ok(1.0 / (rows.len() * plan.gang_micro_batches) as f64),
+            Normalisation::Reference => {
+                let pairs: usize = rows.iter().map(|&row| objective.shape(row).items).sum();
+                Ok(1.0 / (pairs * plan.gang_micro_batches) as f64)
+            }
         }
     }
 }

@@ -26,6 +26,7 @@ trait Bench {
 fn main() -> anyhow::Result<()> {
     let path = std::env::args().nth(1).context("usage: foil-bench WORKLOAD.json")?;
     let workload = Workload::read(path.as_ref())?;
+    foil_c10d::keep_freed_memory();
     tch::set_num_threads(workload.threads);
     let mut bench: Box<dyn Bench> = match workload.work {
         Work::Generate => Box::new(generation::Generation::new(&workload)?),

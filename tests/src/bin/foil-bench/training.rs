@@ -6,7 +6,7 @@ use anyhow::Context;
 use foil_common::spec::{Decay, Normalisation, OnNonfinite, Optimizer, Schedule, ScheduleKind};
 use foil_worker::collective::{Gang, Host, Place, Rendezvous};
 use foil_worker::model::{LanguageModel, Parameters, Precision, RewardModel};
-use foil_worker::train::{Objective, Pair, PairRanking, Recipe, RowShape, StepPlan, Trainer};
+use foil_worker::train::{Comparison, Objective, PairRanking, Recipe, RowShape, StepPlan, Trainer};
 use serde_json::{Value, json};
 use tch::Device;
 
@@ -108,7 +108,7 @@ fn logical_tokens(workload: &Workload) -> usize {
 pub(crate) struct Rewards {
     start: RewardModel,
     steps: Steps,
-    pairs: Vec<Pair>,
+    pairs: Vec<Comparison>,
     precision: Precision,
     tokens: usize,
 }
@@ -126,10 +126,10 @@ impl Rewards {
             let mut head = start.parameters().get("score.weight").context("no head")?.shallow_clone();
             head.copy_(score);
         }
-        let pair = |(id, tokens): (usize, &PairTokens)| Pair {
+        let pair = |(id, tokens): (usize, &PairTokens)| Comparison {
             id: id as u64,
             chosen: [tokens.prompt.as_slice(), &tokens.chosen].concat(),
-            rejected: [tokens.prompt.as_slice(), &tokens.rejected].concat(),
+            rejected: vec![[tokens.prompt.as_slice(), &tokens.rejected].concat()],
             weight: 1.0,
         };
         Ok(Self {

@@ -4,6 +4,11 @@
 #include <arpa/inet.h>
 #include <ifaddrs.h>
 #include <netinet/in.h>
+#if __has_include(<malloc.h>)
+#include <malloc.h>
+#endif
+
+#include <climits>
 
 #include <ATen/Context.h>
 #include <ATen/ops/_foreach_add.h>
@@ -31,11 +36,27 @@ void zero(const TensorList& tensors) {
   }
 }
 
+void drop_gradients(const TensorList& tensors) {
+  for (auto& tensor : tensors.inner->tensors) {
+    tensor.mutable_grad() = at::Tensor();
+  }
+}
+
 void set_deterministic(bool on) {
   auto& context = at::globalContext();
   context.setDeterministicAlgorithms(on, /*warn_only=*/false);
   context.setDeterministicCuDNN(on);
   context.setBenchmarkCuDNN(false);
+}
+
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, INT_MAX);
+  mallopt(M_TOP_PAD, 64 << 20);
+  // A thread's own arena holds no block of more than some megabytes; the main one holds any.
+  mallopt(M_ARENA_MAX, 1);
+#endif
 }
 
 namespace {

@@ -6,11 +6,9 @@
 #include <memory>
 #include <string>
 
-#include "rust/cxx.h"
+#include <ATen/core/Tensor.h>
 
-namespace at {
-class Tensor;
-}
+#include "rust/cxx.h"
 
 namespace foil {
 
@@ -84,6 +82,38 @@ void fused_adamw(const TensorList& parameters, const TensorList& gradients, cons
                  const TensorList& exp_avg_sq, const TensorList& steps, const AdamW& options);
 void zero(const TensorList& tensors);
 void set_deterministic(bool on);
+void keep_freed_memory();
+void drop_gradients(const TensorList& tensors);
+
+// ---- layers: shapes and meaning stand with their Rust callers in layers.rs ----
+
+struct TensorPair {
+  std::unique_ptr<at::Tensor> one, two;
+  std::unique_ptr<at::Tensor> first() { return std::move(one); }
+  std::unique_ptr<at::Tensor> second() { return std::move(two); }
+};
+struct Segment;
+std::unique_ptr<at::Tensor> rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, bool bf16);
+std::unique_ptr<TensorPair> add_rms_norm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight,
+                                         double eps);
+std::unique_ptr<at::Tensor> swiglu(const at::Tensor& gate, const at::Tensor& up);
+std::unique_ptr<at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                      const at::Tensor& cos, const at::Tensor& sin,
+                                      rust::Slice<const Segment> segments);
+std::unique_ptr<at::Tensor> rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
+std::unique_ptr<at::Tensor> decode_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                             const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& keys,
+                                             const at::Tensor& values, rust::Slice<const std::int64_t> slots,
+                                             rust::Slice<const std::int64_t> positions);
+rust::Vec<std::uint32_t> draw_tokens(const at::Tensor& logits, rust::Slice<const std::uint64_t> keys,
+                                     double temperature);
+std::unique_ptr<TensorPair> target_log_probs(const at::Tensor& logits, const at::Tensor& targets);
+void log_prob_gradient(const at::Tensor& logits, const at::Tensor& normaliser, const at::Tensor& targets,
+                       const at::Tensor& upstream);
+std::unique_ptr<at::Tensor> preset_gradients(const at::Tensor& value, const at::Tensor& a,
+                                             const at::Tensor& a_gradient, const at::Tensor& b,
+                                             const at::Tensor& b_gradient);
+
 // The network interface that carries `address` (numeric), or empty.
 rust::String interface_of(rust::Str address);
 

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use super::{DecoderConfig, LanguageModel, Precision, RewardModel, TokenBatch};
+use super::{DecoderConfig, LanguageModel, PackedBatch, Precision, RewardModel};
 
 thread_local! {
     static MATMULS: RefCell<Option<Vec<(Kind, Kind)>>> = const { RefCell::new(None) };
@@ -65,20 +65,51 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 /// Hidden state of every row's last token, each row alone.
 fn alone(model: &LanguageModel, rows: &[Vec<u32>], precision: Precision) -> Tensor {
     let last = |row: &Vec<u32>| {
-        let batch = TokenBatch::from_rows(&[row], Device::Cpu).unwrap();
-        model.forward(&batch, precision).select(1, -1)
+        let batch = PackedBatch::of_sequences(&[row], Device::Cpu).unwrap();
+        model.forward(&batch, &batch.last_rows(), precision).unwrap()
     };
     Tensor::cat(&rows.iter().map(last).collect::<Vec<_>>(), 0)
 }
 
 #[test]
-fn padding_changes_nothing() {
+fn packing_changes_nothing() {
     for config in [llama(), qwen3()] {
         let model = model(&config);
-        let batch = TokenBatch::from_rows(&rows(), Device::Cpu).unwrap();
-        let padded =
-            model.forward(&batch, Precision::Fp32).flatten(0, 1).index_select(0, &batch.last_positions());
-        assert!(distance(&padded, &alone(&model, &rows(), Precision::Fp32)) < 1e-6);
+        let batch = PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap();
+        let packed = model.forward(&batch, &batch.last_rows(), Precision::Fp32).unwrap();
+        assert!(distance(&packed, &alone(&model, &rows(), Precision::Fp32)) < 1e-6);
+    }
+}
+
+/// Outputs at every token, and all gradients: a beginning read once for three sequences against three sequences.
+#[test]
+fn a_shared_beginning_changes_nothing() {
+    for config in [llama(), qwen3()] {
+        let model = model(&config);
+        model.parameters().set_requires_grad(true);
+        let prompt: Vec<u32> = (2..14).collect();
+        let answer = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
+        let group = vec![answer(&[1, 30, 31]), prompt.clone(), answer(&[33]), answer(&[1, 2, 3, 4, 5])];
+        let run = |batch: &PackedBatch| {
+            let rows: Vec<i64> = (0..batch.sequences())
+                .flat_map(|s| (0..batch.length(s)).map(move |token| (s, token)))
+                .map(|(s, token)| batch.row(s, token))
+                .collect();
+            let hidden = model.forward(batch, &Tensor::from_slice(&rows), Precision::Fp32).unwrap();
+            let logits = model.logits(&hidden).log_softmax(-1, Kind::Float);
+            let loss = (&logits * logits.detach().sin()).sum(Kind::Float);
+            let parameters = model.parameters().tensors();
+            let gradients = Tensor::run_backward(&[&loss], parameters, false, false);
+            let flat: Vec<Tensor> = gradients.iter().map(|gradient| gradient.flatten(0, -1)).collect();
+            (logits, Tensor::cat(&flat, 0))
+        };
+        let shared = PackedBatch::of_groups(&[vec![vec![9, 8]], group.clone()], Device::Cpu).unwrap();
+        let apart = [vec![vec![9, 8]], group].concat();
+        let apart = PackedBatch::of_sequences(&apart, Device::Cpu).unwrap();
+        assert!(shared.rows() < apart.rows());
+        let (shared, apart) = (run(&shared), run(&apart));
+        assert!(distance(&shared.0, &apart.0) < 1e-6);
+        assert!(distance(&shared.1, &apart.1) < 1e-5);
     }
 }
 
@@ -91,7 +122,7 @@ fn cached_decoding_equals_the_whole_forward() {
         for slots in [[1, 2, 3, 4], [5, 0, 3, 1]] {
             let mut cache = inference.new_cache(6, 24);
             let mut rows = rows();
-            let batch = TokenBatch::from_rows(&rows, Device::Cpu).unwrap();
+            let batch = PackedBatch::of_sequences(&rows, Device::Cpu).unwrap();
             let hidden = inference.prefill(&batch, &mut cache, &slots).unwrap();
             assert!(distance(&hidden, &alone(&model, &rows, Precision::Fp32)) < 1e-6);
             for step in 0..5 {
@@ -110,10 +141,10 @@ fn cached_decoding_equals_the_whole_forward() {
 #[test]
 fn bf16_multiplies_in_bf16_and_gives_fp32_gradients() {
     let reward = RewardModel::with_fresh_head(model(&qwen3()), 3);
-    let batch = TokenBatch::from_rows(&rows(), Device::Cpu).unwrap();
+    let batch = PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap();
     reward.parameters().set_requires_grad(true);
     let mut scores = Tensor::new();
-    let seen = observed(|| scores = reward.scores(&batch, Precision::Bf16));
+    let seen = observed(|| scores = reward.scores(&batch, Precision::Bf16).unwrap());
     let (head, body) = seen.split_last().unwrap();
     assert_eq!(body.len(), 2 * 7);
     assert!(body.iter().all(|kinds| *kinds == (Kind::BFloat16, Kind::BFloat16)));
@@ -124,5 +155,5 @@ fn bf16_multiplies_in_bf16_and_gives_fp32_gradients() {
         assert_eq!((tensor.kind(), tensor.grad().kind()), (Kind::Float, Kind::Float), "{name}");
         assert!(tensor.grad().abs().sum(Kind::Double).double_value(&[]) > 0.0, "{name}");
     }
-    assert!(distance(&scores, &reward.scores(&batch, Precision::Fp32)) < 0.05);
+    assert!(distance(&scores, &reward.scores(&batch, Precision::Fp32).unwrap()) < 0.05);
 }

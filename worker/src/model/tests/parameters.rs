@@ -2,8 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::super::{LanguageModel, Precision, TokenBatch};
-use super::{distance, llama, model, qwen3, rows};
+use super::super::{LanguageModel, PackedBatch, Precision};
+use super::{distance, llama, model, qwen3};
 
 #[test]
 fn fresh_weights_depend_on_seed_and_name_alone() {
@@ -74,18 +74,10 @@ fn positions_beyond_the_trained_context_still_work() {
     let config = llama();
     let model = model(&config);
     let long: Vec<u32> = (0..150).map(|step| step % 41).collect();
-    let batch = TokenBatch::from_rows(&[&long], Device::Cpu).unwrap();
-    let whole = model.forward(&batch, Precision::Fp32).select(1, 99);
-    let start = TokenBatch::from_rows(&[&long[..100]], Device::Cpu).unwrap();
-    assert!(distance(&model.forward(&start, Precision::Fp32).select(1, -1), &whole) < 1e-6);
-}
-
-#[test]
-fn empty_batches_are_refused() {
-    assert!(TokenBatch::from_rows::<Vec<u32>>(&[], Device::Cpu).is_err());
-    let message = TokenBatch::from_rows(&[vec![1], vec![]], Device::Cpu).unwrap_err().to_string();
-    assert!(message.contains("row 1 of 2"), "{message}");
-    let batch = TokenBatch::from_rows(&rows(), Device::Cpu).unwrap();
-    assert_eq!((batch.batch(), batch.seq(), batch.tokens()), (4, 14, 25));
-    assert_eq!(batch.mask().sum(Kind::Int64).int64_value(&[]), 25);
+    let last = Tensor::from_slice(&[99_i64]);
+    let read = |tokens: &[u32]| {
+        let batch = PackedBatch::of_sequences(&[tokens], Device::Cpu).unwrap();
+        model.forward(&batch, &last, Precision::Fp32).unwrap()
+    };
+    assert!(distance(&read(&long[..100]), &read(&long)) < 1e-6);
 }

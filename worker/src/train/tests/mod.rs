@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use foil_common::spec::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind};
 use serde_json::Value;
 
-use super::{Demonstration, Pair};
+use super::{Comparison, Demonstration};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
@@ -60,13 +60,13 @@ fn demonstrations(case: &Value) -> Vec<Demonstration> {
         .collect()
 }
 
-fn pairs(case: &Value) -> Vec<Pair> {
+fn pairs(case: &Value) -> Vec<Comparison> {
     let answers = case["chosen"].as_array().unwrap().iter().zip(case["rejected"].as_array().unwrap());
     let rows = answers.zip(numbers(&case["weights"])).enumerate();
-    rows.map(|(id, ((chosen, rejected), weight))| Pair {
+    rows.map(|(id, ((chosen, rejected), weight))| Comparison {
         id: id as u64,
         chosen: tokens(chosen),
-        rejected: tokens(rejected),
+        rejected: vec![tokens(rejected)],
         weight,
     })
     .collect()

@@ -172,7 +172,7 @@ fn micro_batches_have_the_whole_batchs_gradient() {
         let play = |budget| play(&Gang::alone(), Work { reward, batch: 6, budget });
         let whole = play(10_000);
         assert_eq!(whole.micro_batches, 1);
-        let cut = play(20);
+        let cut = play(12);
         assert!(cut.micro_batches > 3);
         assert_same_training(&cut, &whole);
     }
@@ -182,7 +182,7 @@ fn micro_batches_have_the_whole_batchs_gradient() {
 fn two_processes_have_one_ranks_gradient() {
     for reward in [true, false] {
         let whole = play(&Gang::alone(), Work { reward, batch: 6, budget: 10_000 });
-        let ranks = play_processes(2, Work { reward, batch: 6, budget: 20 });
+        let ranks = play_processes(2, Work { reward, batch: 6, budget: 12 });
         assert!(ranks.iter().all(|rank| rank.micro_batches > 1));
         assert_eq!(ranks[0].blake3, ranks[1].blake3);
         assert_eq!(ranks[0].losses, ranks[1].losses);

@@ -4,8 +4,8 @@ use foil_common::spec::{Normalisation, OnNonfinite, Optimizer};
 use tch::{Device, Kind, no_grad};
 
 use super::super::{
-    Objective, OrderKey, Pair, PairRanking, Part, Recipe, RowShape, Share, StepPlan, TrainError, Trainer,
-    Training, train,
+    Comparison, Objective, OrderKey, PairRanking, Part, Recipe, RowShape, Share, StepPlan, TrainError,
+    Trainer, Training, train,
 };
 use super::{fixture, fixtures, linear, optimizer, pairs};
 use crate::collective::Gang;
@@ -17,7 +17,7 @@ fn reward_model() -> RewardModel {
     RewardModel::load(&fixtures().join("model/llama-reward"), Device::Cpu).unwrap()
 }
 
-fn rows() -> Vec<Pair> {
+fn rows() -> Vec<Comparison> {
     pairs(&fixture("loops.json")["pairs"])
 }
 
@@ -91,7 +91,7 @@ fn a_loss_that_is_no_number_names_its_rows() {
     let error = result.unwrap_err();
     assert_eq!(error.class(), "nonfinite");
     let message = error.to_string();
-    assert!(message.contains("human pair 0, human pair 1, golden pair 2"), "{message}");
+    assert!(message.contains("human pair 0, human pair 1, golden answer 2"), "{message}");
     assert!(unchanged);
 }
 
@@ -106,7 +106,7 @@ fn a_loss_that_is_no_number_can_be_skipped() {
 #[test]
 fn rows_that_weigh_nothing_are_refused() {
     let model = reward_model();
-    let rows: Vec<Pair> = rows().into_iter().map(|pair| Pair { weight: 0.0, ..pair }).collect();
+    let rows: Vec<Comparison> = rows().into_iter().map(|pair| Comparison { weight: 0.0, ..pair }).collect();
     let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalisation::Global);
     let (optimizer, schedule) = (optimizer(None, 100), linear(0));
     let training = Training {

@@ -1,0 +1,137 @@
+"""scripts/bench: Foil and its peers side by side, at the same work on the same machine.
+
+Every contest alternates its contestants' repetitions, reports medians with their spread, and holds what was computed
+against a reference: where losses or greedy tokens disagree, the contest is VOID and the exit status 1.
+"""
+
+import argparse
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from peers import report, row_checkpoint, row_generate, row_parallel, row_round, row_train
+from peers.contest import Outcome, hold
+from peers.data import MissingData
+from peers.machine import Machine, matrix_product_limits
+from peers.row_parallel import NotHere
+from peers.setting import ROOT, Setting
+
+# In the order in which they are held. Each makes, from a setting, functions that each prepare a contest.
+ROWS = {
+    "generate": row_generate.generate,
+    "eos": row_generate.eos,
+    "reward": row_train.reward,
+    "dpo": row_train.dpo,
+    "smollm": row_train.smollm,
+    "parallel": row_parallel.parallel,
+    "round": row_round.whole_round,
+    "checkpoint": row_checkpoint.checkpoint,
+}
+# The quick table leaves out what alone takes minutes.
+QUICK = ("generate", "eos", "reward", "dpo", "parallel", "checkpoint")
+RESULTS = Path(__file__).with_name("RESULTS.md")
+FULL_TURNS, QUICK_TURNS = (3, 5), (1, 2)  # warm-ups, repetitions
+
+
+def row_names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in ROWS]:
+        raise argparse.ArgumentTypeError(f"no row is named {', '.join(unknown)}; the rows are {', '.join(ROWS)}")
+    return names
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return int(text)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="less than 5 minutes: fewer rows, smaller work, 1 warm-up, 2 repetitions")
+    add("--only", type=row_names, metavar="ROW[,ROW]", help=f"only these of: {', '.join(ROWS)}")
+    add("--precision", choices=("fp32", "bf16"), help="only this one (default: both where a row has both)")
+    add("--reps", type=positive, metavar="N", help="counted repetitions (default: 5; long contests take at most 3)")
+    add("--threads", type=positive, default=2, metavar="N", help="threads of each contestant (default: 2)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="what all contestants run on (default: cpu)")
+    add("--data", type=Path, default=ROOT.parent / "shared" / "data", metavar="DIR",
+        help="holds hh/, golden/ and tinystories.txt.gz (default: ../shared/data beside the checkout)")
+    add("--json", type=Path, metavar="FILE", help="write every figure to this file")
+    add("--write-results", action="store_true", help="write the table to scripts/peers/RESULTS.md; not with --quick")
+    add("--no-build", action="store_true", help="measure target/release as it is")
+    add("--peers-only", action="store_true", help="neither build nor run Foil: to work on the peers")
+    chosen = parser.parse_args()
+    if chosen.write_results and (chosen.quick or chosen.peers_only or chosen.only):
+        parser.error("RESULTS.md holds the full table: --write-results goes without --quick, --only and --peers-only")
+    return chosen
+
+
+def require_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("bench: --device cuda, but torch sees no CUDA device here (torch.cuda.is_available() is false)")
+
+
+def build() -> None:
+    command = ["cargo", "build", "--release", "--workspace", "--bins"]
+    if subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode != 0:
+        sys.exit(f"bench: `{' '.join(command)}` failed; its messages stand above")
+
+
+def hold_rows(names: list[str], setting: Setting, turns: tuple[int, int], limits) -> tuple[list[Outcome], dict]:
+    """Holds every contest of the rows, and shows each at once. Also says which rows could not be held, and why."""
+    outcomes, skipped = [], {}
+    for name in names:
+        try:
+            for prepare in ROWS[name](setting):
+                outcome = hold(prepare(), *turns, setting.scratch)
+                report.show(outcome, limits)
+                outcomes.append(outcome)
+        except (MissingData, NotHere) as reason:
+            skipped[name] = str(reason)
+            print(f"\n{name}: not held: {reason}", flush=True)
+    return outcomes, skipped
+
+
+def main() -> None:
+    # Being told to stop is an end like any other: runners are ended and scratch files removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: stopped"))
+    chosen = arguments()
+    if chosen.device == "cuda":
+        require_cuda()
+    if not (chosen.peers_only or chosen.no_build):
+        build()
+    machine = Machine.here(chosen.device, shlex.join(["scripts/bench", *sys.argv[1:]]))
+    warm_ups, repetitions = QUICK_TURNS if chosen.quick else FULL_TURNS
+    with tempfile.TemporaryDirectory(prefix="foil-bench-") as scratch:
+        setting = Setting(
+            data=chosen.data,
+            scratch=Path(scratch),
+            device=chosen.device,
+            threads=chosen.threads,
+            precisions=(chosen.precision,) if chosen.precision else ("fp32", "bf16"),
+            quick=chosen.quick,
+            peers_only=chosen.peers_only,
+        )
+        limits = matrix_product_limits(setting)
+        print(f"{machine}\nmatrix products: {report.describe_limits(limits)}", flush=True)
+        names = chosen.only or list(QUICK if chosen.quick else ROWS)
+        outcomes, skipped = hold_rows(names, setting, (warm_ups, chosen.reps or repetitions), limits)
+    if chosen.json:
+        report.write_json(chosen.json, machine, limits, outcomes, skipped)
+    if chosen.write_results:
+        report.write_results(RESULTS, machine, limits, outcomes, skipped)
+    unsound = [outcome.contest.key for outcome in outcomes if outcome.void or outcome.failures]
+    if unsound or skipped:
+        sys.exit(f"bench: void, failed or not held: {', '.join([*unsound, *skipped])}")
+
+
+if __name__ == "__main__":
+    main()

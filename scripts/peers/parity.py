@@ -1,0 +1,143 @@
+"""Whether contestants computed the same thing. A speed without agreement is void.
+
+A contest names its reference: for losses the lean PyTorch loop, for greedy tokens transformers' generate.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+# fp32 losses of two implementations: relative, at every step.
+LOSS_TOLERANCE = 1e-3
+# How much farther from the fp32 losses than its peers a bf16 run may be.
+BF16_FACTOR = 1.5
+# Repetitions start from the same weights, so that only the order of sums in threads may differ.
+REPEAT_TOLERANCE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    agrees: bool
+    text: str
+
+
+def nothing_to_compare(records, _checks) -> dict[str, Verdict]:
+    return {}
+
+
+def relative(ours: list[float], theirs: list[float]) -> float:
+    """The largest relative difference; infinite where lengths differ or a number is not finite."""
+    if len(ours) != len(theirs) or not all(map(math.isfinite, ours + theirs)):
+        return math.inf
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs))
+
+
+def distance(ours: list[float], exact: list[float]) -> float:
+    """‖ours − exact‖ / ‖exact‖ over the steps."""
+    if len(ours) != len(exact) or not all(map(math.isfinite, ours)):
+        return math.inf
+    return math.dist(ours, exact) / math.hypot(*exact)
+
+
+def unsound(record, tokens: int) -> Verdict | None:
+    """A verdict against a contestant that did other work, or whose repetitions did not start from the same state."""
+    if record.first["tokens"] != tokens:
+        return Verdict(False, f"trained on {record.first['tokens']:,} tokens instead of {tokens:,}")
+    widest = max(relative(figures["losses"], record.first["losses"]) for figures in record.repetitions)
+    if widest > REPEAT_TOLERANCE:
+        return Verdict(False, f"its own repetitions differ by {widest:.1e}")
+    return None
+
+
+def missing(names, what: str) -> dict[str, Verdict]:
+    return {name: Verdict(False, f"{what} failed, so that nothing can be compared") for name in names}
+
+
+def fp32_losses(reference: str, tokens: int) -> Callable[..., dict[str, Verdict]]:
+    """Every contestant's losses on so many tokens against the reference's, step by step."""
+
+    def judge(records, _checks) -> dict[str, Verdict]:
+        if reference not in records:
+            return missing(records, reference)
+        theirs = records[reference].first["losses"]
+        verdicts = {}
+        for name, record in records.items():
+            difference = relative(record.first["losses"], theirs)
+            text = f"losses within {difference:.1e} of {reference}" if name != reference else "reference"
+            verdicts[name] = unsound(record, tokens) or Verdict(difference <= LOSS_TOLERANCE, text)
+        return verdicts
+
+    return judge
+
+
+def bf16_losses(exact: str, tokens: int) -> Callable[..., dict[str, Verdict]]:
+    """Foil's distance to the exact losses (the check of that name) against the peers'.
+
+    A peer has nobody to be measured by: its distance is shown, and the largest of them is what Foil's is held against.
+    A distance within the tolerance of fp32 itself is agreement in any case: two small numbers can be far apart as a
+    ratio and mean nothing.
+    """
+
+    def judge(records, checks) -> dict[str, Verdict]:
+        if exact not in checks:
+            return missing(records, exact)
+        fp32 = checks[exact].first["losses"]
+        distances = {name: distance(record.first["losses"], fp32) for name, record in records.items()}
+        peers = [far for name, far in distances.items() if not name.startswith("foil")]
+        verdicts = {}
+        for name, far in distances.items():
+            bound = max(BF16_FACTOR * max(peers, default=0.0), LOSS_TOLERANCE)
+            held = f", at most {bound:.1e}" if name.startswith("foil") else ""
+            agrees = far <= bound and math.isfinite(far)
+            verdicts[name] = unsound(records[name], tokens) or Verdict(agrees, f"{far:.1e} from fp32 losses{held}")
+        return verdicts
+
+    return judge
+
+
+def greedy_tokens(reference: str, of_checks: bool) -> Callable[..., dict[str, Verdict]]:
+    """Every token of greedy answers: those of the checks, or those of the contest itself where it is greedy."""
+
+    def judge(records, checks) -> dict[str, Verdict]:
+        answers = {name: record.first["tokens_out"] for name, record in (checks if of_checks else records).items()}
+        if reference not in answers:
+            return missing(records, reference)
+        failed = Verdict(False, "its greedy run failed")
+        compared = {
+            name: same_tokens(ours, answers[reference], name == reference) for name, ours in answers.items()
+        }
+        return {name: compared.get(name, failed) for name in records}
+
+    return judge
+
+
+def same_tokens(ours: list[list[int]], theirs: list[list[int]], is_reference: bool) -> Verdict:
+    count = sum(map(len, theirs))
+    if is_reference:
+        return Verdict(True, f"reference, {count} greedy tokens")
+    if len(ours) != len(theirs):
+        return Verdict(False, f"{len(ours)} answers instead of {len(theirs)}")
+    for row, (mine, other) in enumerate(zip(ours, theirs)):
+        if mine != other:
+            at = next((i for i, (a, b) in enumerate(zip(mine, other)) if a != b), min(len(mine), len(other)))
+            return Verdict(False, f"greedy answer {row} differs from token {at} on")
+    return Verdict(True, f"all {count} greedy tokens agree")
+
+
+def same_counts(reference: str) -> Callable[..., dict[str, Verdict]]:
+    """For work whose draws differ: as many pairs, samples and steps as the reference."""
+
+    def judge(records, _checks) -> dict[str, Verdict]:
+        if reference not in records:
+            return missing(records, reference)
+        theirs = records[reference].first["counts"]
+        return {name: same_count(record.first["counts"], theirs) for name, record in records.items()}
+
+    return judge
+
+
+def same_count(ours: dict[str, int], theirs: dict[str, int]) -> Verdict:
+    differing = [what for what, count in theirs.items() if ours.get(what) != count]
+    if differing:
+        return Verdict(False, ", ".join(f"{ours.get(what)} {what} instead of {theirs[what]}" for what in differing))
+    return Verdict(True, "same work: " + ", ".join(f"{count} {what}" for what, count in ours.items()))

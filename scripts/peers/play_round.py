@@ -1,0 +1,183 @@
+"""The peer's round: what `foil run` does in one round, by transformers and TRL.
+
+    play_round JOB.yaml OUT
+
+Samples for the golden prompts, RewardTrainer on human and golden-against-sample pairs, samples for the policy's
+prompts, their rewards, SFTTrainer on each prompt's best, and both models saved. Reads the job file that Foil reads.
+"""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from peers.data import Text
+from peers.round import COUNTS, account
+
+# Prompts sampled at once, rows scored at once and rows of a micro-batch: what was fastest on two cores.
+PROMPTS_AT_ONCE = 32
+SCORED_AT_ONCE = 32
+MICRO_BATCH = 8
+
+
+def rows(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+class Game:
+    """The job's settings, the policy, and the tokens of its prompts."""
+
+    def __init__(self, job: dict, out: Path):
+        self.job, self.out = job, out
+        self.bf16 = job["resources"]["precision"] == "bf16"
+        self.device = job["resources"]["device"]
+        model = Path(job["policy"]["model"])
+        self.text = Text(model)
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        # Neither BOS nor EOS, which end answers: pooling looks for the last token that is not padding.
+        self.pad = next(i for i in range(3) if i not in (*self.text.bos, self.text.eos))
+        self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.pad)
+        self.policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(self.device)
+        torch.manual_seed(job["seed"])
+        self.reward = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
+        self.reward = self.reward.to(self.device)
+        self.reward.config.pad_token_id = self.pad
+
+    def answer(self, text: str, budget: int) -> list[int]:
+        """A golden answer's tokens, cut as samples are; EOS only where it ends by itself."""
+        ids = self.text.tokenizer.encode(text.strip(), add_special_tokens=False).ids
+        return [*ids, self.text.eos][:budget]
+
+    def samples(self, prompts: list[list[int]]) -> list[list[list[int]]]:
+        """n answers for each prompt."""
+        model = copy.deepcopy(self.policy).bfloat16() if self.bf16 else self.policy
+        count, new = self.job["policy_step"]["samples"], self.job["sampling"]["max_new_tokens"]
+        answers = []
+        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+            tokens, mask = self.padded(prompts[start : start + PROMPTS_AT_ONCE], left=True)
+            with torch.inference_mode():
+                drawn = model.generate(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    do_sample=True,
+                    top_k=0,
+                    num_return_sequences=count,
+                    max_new_tokens=new,
+                    eos_token_id=self.text.eos,
+                    pad_token_id=self.pad,
+                )
+            answers.extend(map(self.until_end, drawn[:, tokens.shape[1] :].tolist()))
+        return [answers[start : start + count] for start in range(0, len(answers), count)]
+
+    def until_end(self, answer: list[int]) -> list[int]:
+        return answer[: answer.index(self.text.eos) + 1] if self.text.eos in answer else answer
+
+    def padded(self, batch: list[list[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = max(map(len, batch))
+        gaps = [longest - len(row) for row in batch]
+        tokens = [[self.pad] * gap + row if left else row + [self.pad] * gap for row, gap in zip(batch, gaps)]
+        mask = [[0] * gap + [1] * len(row) if left else [1] * len(row) + [0] * gap for row, gap in zip(batch, gaps)]
+        return torch.tensor(tokens, device=self.device), torch.tensor(mask, device=self.device)
+
+    def training(self, name: str, batch: int, learning_rate: float) -> dict:
+        return dict(
+            output_dir=str(self.out / name),
+            use_cpu=self.device == "cpu",
+            bf16=self.bf16,
+            per_device_train_batch_size=min(batch, MICRO_BATCH),
+            gradient_accumulation_steps=max(1, batch // MICRO_BATCH),
+            num_train_epochs=1,
+            learning_rate=learning_rate,
+            lr_scheduler_type="constant",
+            max_length=None,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+
+
+def train_reward(game: Game, samples: list[list[list[int]]], golden: list[dict], prompts: list[list[int]]):
+    """Human pairs, and each golden answer against every sample for its prompt. Returns (pairs, steps)."""
+    pairs = []
+    for row in rows(game.job["data"]["preferences"][0]):
+        pair = game.text.pair(row["prompt"], row["chosen"], row["rejected"])
+        pairs.append({f"{kind}_ids": pair["prompt"] + pair[kind] for kind in ("chosen", "rejected")})
+    budget = game.job["sampling"]["max_new_tokens"]
+    for row, prompt, answers in zip(golden, prompts, samples):
+        chosen = prompt + game.answer(row["golden"], budget)
+        pairs.extend({"chosen_ids": chosen, "rejected_ids": prompt + answer} for answer in answers)
+    step = game.job["reward_step"]
+    trainer = RewardTrainer(
+        model=game.reward,
+        args=RewardConfig(**game.training("reward-trainer", step["batch_pairs"], step["learning_rate"])),
+        train_dataset=datasets.Dataset.from_list(pairs),
+        processing_class=game.tokenizer,
+    )
+    trainer.train()
+    trainer.save_model(str(game.out / "reward"))
+    return len(pairs), trainer.state.global_step
+
+
+def rewards(game: Game, sequences: list[list[int]]) -> list[float]:
+    scores = []
+    game.reward.eval()
+    for start in range(0, len(sequences), SCORED_AT_ONCE):
+        tokens, mask = game.padded(sequences[start : start + SCORED_AT_ONCE])
+        with torch.inference_mode(), torch.autocast(game.device, torch.bfloat16, enabled=game.bf16):
+            scores.extend(game.reward(input_ids=tokens, attention_mask=mask).logits.squeeze(-1).float().tolist())
+    return scores
+
+
+def best_of(game: Game, prompts: list[list[int]], samples: list[list[list[int]]]) -> list[dict]:
+    """Each prompt's best answer by the reward model, with a loss on the answer alone."""
+    sequences = [prompt + answer for prompt, answers in zip(prompts, samples) for answer in answers]
+    scores = rewards(game, sequences)
+    count = len(samples[0])
+    chosen = []
+    for index, prompt in enumerate(prompts):
+        mine = range(index * count, (index + 1) * count)
+        best = sequences[max(mine, key=scores.__getitem__)]
+        chosen.append({"input_ids": best, "labels": [-100] * len(prompt) + best[len(prompt) :]})
+    return chosen
+
+
+def train_policy(game: Game, chosen: list[dict]) -> int:
+    step = game.job["policy_step"]
+    trainer = SFTTrainer(
+        model=game.policy,
+        args=SFTConfig(**game.training("policy-trainer", step["batch_sequences"], step["learning_rate"][0])),
+        train_dataset=datasets.Dataset.from_list(chosen),
+        processing_class=game.tokenizer,
+    )
+    trainer.train()
+    trainer.save_model(str(game.out / "policy"))
+    return trainer.state.global_step
+
+
+def main() -> None:
+    job, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    out.mkdir(parents=True)
+    logging.disable_progress_bar()
+    torch.set_num_threads(job["resources"]["ranks"] * job["resources"]["threads_per_rank"])
+    game = Game(job, out)
+    golden = rows(job["data"]["golden"][0])
+    golden_prompts = [game.text.ids(row["prompt"]) for row in golden]
+    pairs, reward_steps = train_reward(game, game.samples(golden_prompts), golden, golden_prompts)
+    prompts = [game.text.ids(row["prompt"]) for row in rows(job["data"]["prompts"][0])]
+    samples = game.samples(prompts)
+    chosen = best_of(game, prompts, samples)
+    policy_steps = train_policy(game, chosen)
+    done = account(pairs, reward_steps, sum(map(len, samples)), len(chosen), policy_steps)
+    (out / COUNTS).write_text(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main()

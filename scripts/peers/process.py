@@ -1,0 +1,160 @@
+"""The bench's side of the protocol: a contestant's processes, from start to quit."""
+
+import dataclasses
+import json
+import os
+import select
+import socket
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+STDERR_LINES = 12
+# No repetition of any row takes near as long; a runner that says nothing for so many seconds hangs.
+SILENT_SECONDS = 1800
+
+
+class Task(Protocol):
+    """What a runner is given: a Workload, or a Round."""
+
+    threads: int
+    world: int
+
+    def write(self, path: Path) -> None: ...
+
+    def with_(self, **changes) -> "Task": ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """Who does a piece of work: a runner's command line, to which the path of its task is appended."""
+
+    name: str
+    command: list[str]
+    task: Task
+
+    @property
+    def is_foil(self) -> bool:
+        return self.name.startswith("foil")
+
+    def on(self, task: Task) -> "Contestant":
+        return dataclasses.replace(self, task=task)
+
+
+class ContestantFailed(Exception):
+    """A runner ended early or broke the protocol; the message holds the end of its standard error."""
+
+
+class Runner:
+    """One process of a contestant."""
+
+    def __init__(self, contestant: Contestant, task: Task, stem: Path):
+        self.name = contestant.name
+        workload, self.errors = stem.with_suffix(".json"), stem.with_suffix(".stderr")
+        task.write(workload)
+        with open(self.errors, "wb") as errors:
+            self.process = subprocess.Popen(
+                [*contestant.command, str(workload)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment(task.threads, stem.parent),
+                text=True,
+            )
+
+    def say(self, word: str) -> None:
+        try:
+            print(word, file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self.failure("ended before it was told to") from None
+
+    def hear(self) -> dict:
+        # One line answers one word, so that nothing can be waiting in the reader's own buffer.
+        if not select.select([self.process.stdout], [], [], SILENT_SECONDS)[0]:
+            raise self.failure(f"said nothing for {SILENT_SECONDS} seconds")
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            raise self.failure(f"ended with status {self.process.returncode}")
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:
+            raise self.failure(f"printed {line.strip()!r}, which is no JSON") from None
+
+    def failure(self, what: str) -> ContestantFailed:
+        tail = self.errors.read_text(errors="replace").strip().splitlines()[-STDERR_LINES:]
+        return ContestantFailed("\n    ".join([f"{self.name} {what}", *tail]))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Running:
+    """A started contestant: one runner, or one for each rank."""
+
+    def __init__(self, contestant: Contestant, directory: Path):
+        world = contestant.task.world
+        tasks = [contestant.task]
+        if world > 1:
+            rendezvous = f"127.0.0.1:{free_port()}"
+            tasks = [contestant.task.with_(rank=rank, rendezvous=rendezvous) for rank in range(world)]
+        stem = "".join(letter if letter.isalnum() else "-" for letter in contestant.name)
+        self.runners: list[Runner] = []
+        try:
+            # All ranks are started before any is waited for: they wait for one another.
+            for rank, task in enumerate(tasks):
+                self.runners.append(Runner(contestant, task, directory / f"{stem}-{rank}"))
+            for runner in self.runners:
+                if runner.hear() != {"ready": True}:
+                    raise runner.failure("did not say that it is ready")
+        except BaseException:
+            self.kill()
+            raise
+
+    def repetition(self) -> dict:
+        """One repetition's figures; of several ranks the slowest one's seconds and the mean of their losses."""
+        for runner in self.runners:
+            runner.say("run")
+        figures = [runner.hear() for runner in self.runners]
+        whole = figures[0] | {"seconds": max(figure["seconds"] for figure in figures)}
+        if "losses" in whole:
+            # Equal shares: the batch's loss, whether ranks report their own or already the batch's.
+            steps = zip(*(figure["losses"] for figure in figures), strict=True)
+            whole["losses"] = [sum(losses) / len(losses) for losses in steps]
+        return whole
+
+    def quit(self) -> int:
+        """Ends the processes; their peak memory in bytes, summed."""
+        for runner in self.runners:
+            runner.say("quit")
+        peak = sum(runner.hear()["peak_bytes"] for runner in self.runners)
+        for runner in self.runners:
+            if runner.process.wait() != 0:
+                raise runner.failure(f"ended with status {runner.process.returncode}")
+        return peak
+
+    def kill(self) -> None:
+        for runner in self.runners:
+            runner.kill()
+
+
+def environment(threads: int, scratch: Path) -> dict[str, str]:
+    """The same for every contestant. Nothing is asked of the network, and scratch files lie on the measured disk."""
+    count = str(threads)
+    return os.environ | {
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "TMPDIR": str(scratch),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

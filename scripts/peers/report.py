@@ -1,0 +1,151 @@
+"""What was found: a table for the terminal, one for RESULTS.md, and every figure as JSON."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from peers.contest import Measure, Outcome, Spread
+from peers.machine import Machine
+
+HEADS = ("contestant", "rate", "least – most", "Foil is", "peak MiB", "of limit", "parity")
+NOTES = """\
+- Rates are medians over repetitions of unpadded tokens per second; the spread is the slowest and the fastest one.
+- "Foil is" says how many times as fast Foil is as this contestant. Repetitions of all contestants alternate.
+- Peak memory is the process's largest resident set (VmHWM), libraries included; of several processes the sum.
+- "of limit" is the least arithmetic of the work (prompts once, no padding) against the machine's matrix products.
+- Every repetition starts from the loaded weights; loading and the making of trainers are not timed.
+- A contest whose losses or greedy tokens disagree is VOID: its speeds mean nothing.
+"""
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def lines_of(outcome: Outcome, measure: Measure, limits: dict[str, float]) -> list[tuple[str, ...]]:
+    """One line for each contestant, in the order of HEADS."""
+    foil = next((c.name for c in outcome.contest.contestants if c.is_foil), None)
+    ours = outcome.rate(foil, measure) if foil else None
+    lines = []
+    for name, record in outcome.records.items():
+        rate, fraction = outcome.rate(name, measure), outcome.limit_fraction(name, limits)
+        verdict = outcome.verdicts.get(name)
+        lines.append((
+            name,
+            "FAILED" if rate is None else number(rate.median),
+            "" if rate is None else f"{number(rate.least)} – {number(rate.most)}",
+            times(ours, rate),
+            "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:,.0f}",
+            "" if fraction is None else f"{fraction:.0%}",
+            "" if verdict is None else verdict.text if verdict.agrees else f"VOID: {verdict.text}",
+        ))
+    return lines
+
+
+def times(ours: Spread | None, theirs: Spread | None) -> str:
+    return "" if ours is None or theirs is None else f"{ours.median / theirs.median:.2f} ×"
+
+
+def turns(outcome: Outcome) -> str:
+    plural = "" if outcome.warm_ups == 1 else "s"
+    return f"{outcome.warm_ups} warm-up{plural}, {outcome.repetitions} repetitions"
+
+
+def show(outcome: Outcome, limits: dict[str, float]) -> None:
+    """Prints a contest as soon as it is held."""
+    contest = outcome.contest
+    print(f"\n{contest.key}: {contest.title} ({contest.precision}; {turns(outcome)})")
+    if contest.note:
+        print(f"  {contest.note}")
+    for measure in contest.measures:
+        print(aligned([(HEADS[0], measure.unit, *HEADS[2:]), *lines_of(outcome, measure, limits)]))
+    for failure in outcome.failures:
+        print(f"  FAILED: {failure}")
+    if outcome.void:
+        print("  VOID: contestants disagree, so that no speed above counts")
+    sys.stdout.flush()
+
+
+def aligned(table: list[tuple[str, ...]]) -> str:
+    """Names and verdicts to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*table)]
+
+    def line(cells: tuple[str, ...]) -> str:
+        first, *figures, last = zip(cells, widths)
+        middle = (text.rjust(width) for text, width in figures)
+        return "  " + "  ".join([first[0].ljust(first[1]), *middle, last[0]]).rstrip()
+
+    return "\n".join(map(line, table))
+
+
+def summary(outcome: Outcome, limits: dict[str, float]) -> dict:
+    """Every figure of a contest, each repetition's included, in a form that JSON takes."""
+    contest = outcome.contest
+
+    def record(name: str) -> dict:
+        made, verdict = outcome.records[name], outcome.verdicts.get(name)
+        rates = {measure.unit: outcome.rate(name, measure) for measure in contest.measures}
+        return {
+            "rates": {unit: rate and dataclasses.asdict(rate) for unit, rate in rates.items()},
+            "of_limit": outcome.limit_fraction(name, limits),
+            "peak_bytes": made.peak_bytes,
+            "parity": verdict and dataclasses.asdict(verdict),
+            "failure": made.failure,
+            "repetitions": made.repetitions,
+        }
+
+    return {
+        "contest": contest.key,
+        "title": contest.title,
+        "precision": contest.precision,
+        "note": contest.note,
+        "warm_ups": outcome.warm_ups,
+        "void": outcome.void,
+        "contestants": {name: record(name) for name in outcome.records},
+        "checks": {name: check.repetitions or check.failure for name, check in outcome.checks.items()},
+    }
+
+
+def write_json(
+    path: Path, machine: Machine, limits: dict[str, float], outcomes: list[Outcome], skipped: dict[str, str]
+) -> None:
+    whole = {
+        "machine": dataclasses.asdict(machine),
+        "matrix_products_flops": limits,
+        "contests": [summary(outcome, limits) for outcome in outcomes],
+        "skipped": skipped,
+    }
+    path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def describe_limits(limits: dict[str, float]) -> str:
+    return ", ".join(f"{precision} {speed / 1e9:,.0f} GFLOP/s" for precision, speed in limits.items())
+
+
+def write_results(
+    path: Path, machine: Machine, limits: dict[str, float], outcomes: list[Outcome], skipped: dict[str, str]
+) -> None:
+    """The last full table, for readers."""
+    parts = [
+        "# Foil beside its peers\n",
+        f"Made by `{machine.command}` on {machine}.\n",
+        f"Matrix products of this machine: {describe_limits(limits)}.\n",
+        NOTES,
+    ]
+    for outcome in outcomes:
+        contest = outcome.contest
+        void = "**VOID** " if outcome.void else ""
+        parts.append(f"## {void}{contest.key}\n\n{contest.title} ({contest.precision}; {turns(outcome)}).\n")
+        if contest.note:
+            parts.append(f"{contest.note[0].upper()}{contest.note[1:]}.\n")
+        for measure in contest.measures:
+            parts.append(markdown((HEADS[0], measure.unit, *HEADS[2:]), lines_of(outcome, measure, limits)))
+        parts.extend(f"FAILED: {failure.splitlines()[0]}\n" for failure in outcome.failures)
+    parts.extend(f"`{row}` was not held: {why}.\n" for row, why in skipped.items())
+    path.write_text("\n".join(parts))
+
+
+def markdown(heads: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    rule = ["---", *["---:"] * 5, "---"]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rule, *lines))

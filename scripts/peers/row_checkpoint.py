@@ -1,0 +1,40 @@
+"""Row `checkpoint`: what a job must not lose, written to the disk and read back, against the disk alone."""
+
+from functools import partial
+
+from peers import parity
+from peers.contest import Contest, Measure
+from peers.setting import Setting
+
+MEASURES = tuple(
+    Measure(
+        f"MB/s {direction}",
+        lambda figures: figures["bytes"] / 1e6,
+        lambda figures, key=f"{direction}_seconds": figures[key],
+    )
+    for direction in ("write", "read")
+)
+
+
+def disk_contest(setting: Setting) -> Contest:
+    name = setting.pick("smollm2-135m", "stories15m")
+    model = setting.model(name)
+    workload = setting.workload(model, "checkpoint")
+    return Contest(
+        key="checkpoint",
+        title=f"checkpoint of {name}, fsync counted, read with an empty page cache",
+        precision="fp32",
+        contestants=[
+            *setting.foil(workload),
+            setting.peer("torch.save", "run_checkpoint", workload),
+            setting.peer("disk alone", "run_checkpoint", workload, "--raw"),
+        ],
+        checks=[],
+        parity=parity.nothing_to_compare,
+        measures=MEASURES,
+        note="torch.save and the disk alone write weights and both AdamW moments; rates count each one's own bytes",
+    )
+
+
+def checkpoint(setting: Setting) -> list:
+    return [partial(disk_contest, setting)]

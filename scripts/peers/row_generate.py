@@ -1,0 +1,104 @@
+"""Rows `generate` and `eos`: n samples for each prompt, of fixed length and as long as the model wants."""
+
+from functools import partial
+from pathlib import Path
+
+from peers import data, flops, parity
+from peers.contest import Contest
+from peers.data import Text
+from peers.process import Contestant
+from peers.setting import Setting
+from peers.workload import Workload
+
+MODEL = "stories15m"
+PROMPTS, SAMPLES = 32, 4
+# stories15M knows 256 positions: a prompt and 240 new tokens just fit.
+LONGEST_PROMPT = 16
+CAP = 240
+
+
+def contestants(setting: Setting, workload: Workload) -> list[Contestant]:
+    made = setting.foil(workload) + [setting.peer("generate", "run_generate", workload)]
+    if setting.device == "cuda":
+        made.append(setting.peer("generate, static cache", "run_generate", workload, "--static"))
+        made.append(setting.peer("generate_batch", "run_generate", workload, "--continuous"))
+    return made
+
+
+def least_arithmetic(workload: Workload):
+    shape = flops.Shape.of(Path(workload.model))
+    return lambda figures: flops.generation(shape, workload.prompts, workload.samples, figures["tokens"])
+
+
+def fixed_length(setting: Setting, precision: str) -> Contest:
+    model = setting.model(MODEL)
+    prompts = data.story_beginnings(setting.data, Text(model), PROMPTS, (LONGEST_PROMPT, LONGEST_PROMPT))
+    new = setting.pick(128, 32)
+    sampled = setting.workload(
+        model, "generate", precision=precision, prompts=prompts, samples=SAMPLES, max_new=new, min_new=new
+    )
+    made = contestants(setting, sampled)
+    return Contest(
+        key=f"generate.{precision}",
+        title=f"best-of-n generation, {MODEL}, {PROMPTS} prompts × {SAMPLES} × {new} tokens",
+        precision=precision,
+        contestants=made,
+        checks=greedy_checks(made, sampled),
+        parity=greedy_parity(precision, of_checks=True),
+        flops=least_arithmetic(sampled),
+    )
+
+
+def greedy_checks(made: list[Contestant], sampled: Workload) -> list[Contestant]:
+    """Samples of two libraries cannot agree token for token; greedy answers to the same prompts must."""
+    if sampled.precision != "fp32":
+        return []
+    greedy = sampled.with_(temperature=0.0, samples=1, max_new=32, min_new=min(32, sampled.min_new))
+    return [contestant.on(greedy) for contestant in made]
+
+
+def greedy_parity(precision: str, of_checks: bool):
+    """In bf16 a near tie falls either way, and one token changes all that follow; only fp32 is compared."""
+    return parity.greedy_tokens("generate", of_checks) if precision == "fp32" else parity.nothing_to_compare
+
+
+def natural_end(setting: Setting, precision: str, temperature: float) -> Contest:
+    model = setting.model(MODEL)
+    prompts = data.story_beginnings(setting.data, Text(model), PROMPTS, (3, LONGEST_PROMPT))
+    samples = SAMPLES if temperature > 0 else 1
+    workload = setting.workload(
+        model,
+        "generate",
+        precision=precision,
+        prompts=prompts,
+        samples=samples,
+        max_new=setting.pick(CAP, 96),
+        temperature=temperature,
+    )
+    made = contestants(setting, workload)
+    how = "sampled" if temperature > 0 else "greedy"
+    return Contest(
+        key=f"eos.{how}.{precision}",
+        title=f"{how} until EOS or {workload.max_new} tokens, {MODEL}, {PROMPTS} prompts of 3 to {LONGEST_PROMPT}"
+        f" tokens × {samples}",
+        precision=precision,
+        contestants=made,
+        checks=greedy_checks(made, workload) if temperature > 0 else [],
+        parity=greedy_parity(precision, of_checks=temperature > 0),
+        flops=least_arithmetic(workload),
+        note="draws differ between libraries, and so do lengths: compare tokens/s" if temperature > 0 else "",
+    )
+
+
+def generate(setting: Setting) -> list:
+    return [partial(fixed_length, setting, precision) for precision in setting.precisions if wanted(setting, precision)]
+
+
+def eos(setting: Setting) -> list:
+    precisions = [precision for precision in setting.precisions if wanted(setting, precision)]
+    return [partial(natural_end, setting, p, temperature) for p in precisions for temperature in (1.0, 0.0)]
+
+
+def wanted(setting: Setting, precision: str) -> bool:
+    """CPUs are compared in fp32, where greedy answers can be checked; in bf16 only where nothing else is asked for."""
+    return precision == "fp32" or setting.device == "cuda" or setting.precisions == ("bf16",)

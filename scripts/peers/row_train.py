@@ -1,0 +1,138 @@
+"""Rows `reward`, `dpo` and `smollm`: training steps on human pairs."""
+
+from functools import partial
+from pathlib import Path
+
+from peers import data, flops, parity
+from peers.contest import Contest
+from peers.data import Text
+from peers.process import Contestant
+from peers.setting import Setting
+from peers.workload import Batch, Workload, logical_tokens, unique_tokens
+
+BATCH = 8
+LEARNING_RATE = 1e-5
+
+
+def spread_batches(setting: Setting, model: Path, count: int, by_length: bool, size: int = BATCH) -> list[Batch]:
+    """`count` batches of consecutive rows, spread evenly over the whole file so that they stand for it.
+
+    By length, the file is sorted first: rows of one batch are then about equally long.
+    """
+    rows = list(data.preference_pairs(setting.data, Text(model)))
+    if by_length:
+        rows.sort(key=data.row_length)
+    batches = data.batches(rows, size)[: len(rows) // size]
+    return [batches[(2 * index + 1) * len(batches) // (2 * count)] for index in range(count)]
+
+
+def describe(batches: list[Batch]) -> str:
+    pairs = [pair for batch in batches for pair in batch]
+    positions = sum(2 * len(batch) * max(map(data.row_length, batch)) for batch in batches)
+    logical = logical_tokens(pairs)
+    steps = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
+    return (
+        f"{steps} of {len(batches[0])} pairs, {logical:,} tokens, {unique_tokens(pairs) / logical:.0%} of them"
+        f" unique, right-padded batches {logical / positions:.0%} full"
+    )
+
+
+def losses_parity(setting: Setting, workload: Workload) -> dict:
+    """The checks and the judge: fp32 against the lean loop, bf16 against the lean loop's fp32 losses."""
+    tokens = logical_tokens(workload.pairs)
+    if workload.precision == "fp32":
+        return dict(checks=[], parity=parity.fp32_losses("lean", tokens))
+    exact = setting.peer("lean fp32", "run_lean", workload.with_(precision="fp32"))
+    return dict(checks=[exact], parity=parity.bf16_losses("lean fp32", tokens))
+
+
+def training(
+    setting: Setting, model: Path, work: str, precision: str, batches: list[Batch]
+) -> tuple[Workload, flops.Shape]:
+    shape = flops.Shape.of(model)
+    workload = setting.workload(
+        model,
+        work,
+        precision=precision,
+        batches=batches,
+        learning_rate=LEARNING_RATE,
+        score=setting.reward_head(shape.hidden) if work == "reward" else None,
+    )
+    return workload, shape
+
+
+def reward_contest(setting: Setting, precision: str, by_length: bool) -> Contest:
+    model = setting.model("stories15m")
+    batches = spread_batches(setting, model, setting.pick(6, 2), by_length)
+    workload, shape = training(setting, model, "reward", precision, batches)
+    lean = setting.peer("lean", "run_lean", workload)
+    # TRL's own grouping by length makes other batches, whose losses could not be compared.
+    trl = [] if by_length else [setting.peer("trl", "run_trl", workload)]
+    order = "sorted by length" if by_length else "file order"
+    return Contest(
+        key=f"reward.{'sorted' if by_length else 'file'}.{precision}",
+        title=f"RM training, stories15m, {order}: {describe(batches)}",
+        precision=precision,
+        contestants=[*setting.foil(workload), *trl, lean],
+        flops=lambda _: flops.reward(shape, workload.pairs),
+        **losses_parity(setting, workload),
+    )
+
+
+def dpo_contest(setting: Setting, precision: str) -> Contest:
+    model = setting.model("stories15m")
+    batches = spread_batches(setting, model, setting.pick(3, 2), by_length=False)
+    workload, shape = training(setting, model, "dpo", precision, batches)
+    return Contest(
+        key=f"dpo.{precision}",
+        title=f"DPO training, stories15m, file order: {describe(batches)}",
+        precision=precision,
+        contestants=[*setting.foil(workload), *dpo_peers(setting, workload)],
+        flops=lambda _: flops.dpo(shape, workload.pairs),
+        note="the reference pass is timed on all sides",
+        # Four repetitions of TRL take as long as forty of the others.
+        most_warm_ups=1,
+        most_repetitions=3,
+        **losses_parity(setting, workload),
+    )
+
+
+def dpo_peers(setting: Setting, workload: Workload) -> list[Contestant]:
+    trl = [
+        setting.peer("trl", "run_trl", workload),
+        setting.peer("trl, precomputed", "run_trl", workload, "--precompute"),
+    ]
+    # The quick table shows TRL in one precision and in one way: it alone would take the time of all else.
+    if setting.quick:
+        trl = trl[:1] if workload.precision == setting.precisions[0] else []
+    return [*trl, setting.peer("lean", "run_lean", workload)]
+
+
+def smollm_contest(setting: Setting, precision: str) -> Contest:
+    model = setting.model("smollm2-135m")
+    batches = spread_batches(setting, model, 2, by_length=False)
+    workload, shape = training(setting, model, "reward", precision, batches)
+    return Contest(
+        key=f"smollm.{precision}",
+        title=f"RM training, smollm2-135m, file order: {describe(batches)}",
+        precision=precision,
+        contestants=[*setting.foil(workload), setting.peer("lean", "run_lean", workload)],
+        flops=lambda _: flops.reward(shape, workload.pairs),
+        most_warm_ups=1,
+        most_repetitions=3,
+        **losses_parity(setting, workload),
+    )
+
+
+def reward(setting: Setting) -> list:
+    orders = setting.pick((False, True), (False,))
+    return [partial(reward_contest, setting, p, by_length) for by_length in orders for p in setting.precisions]
+
+
+def dpo(setting: Setting) -> list:
+    return [partial(dpo_contest, setting, precision) for precision in setting.precisions]
+
+
+def smollm(setting: Setting) -> list:
+    """bf16 is what this row is about; fp32 only where nothing else is asked for."""
+    return [partial(smollm_contest, setting, "bf16" if "bf16" in setting.precisions else "fp32")]
