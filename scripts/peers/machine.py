@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 
 import torch
 
@@ -14,8 +15,8 @@ from peers.process import environment
 from peers.setting import Setting
 
 
-# Load per core from which a warning is given.
-BUSY = 0.25
+# Cores busy with other programs from which a warning is given.
+BUSY = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Machine:
     memory_gib: float
     torch: str
     date: str
-    load: float  # of other programs, when the bench started
+    busy_cores: float  # with other programs, in the second before the bench began
     command: str
 
     @staticmethod
@@ -37,7 +38,7 @@ class Machine:
             memory_gib=bytes_there / 2**30,
             torch=torch.__version__,
             date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-            load=os.getloadavg()[0],
+            busy_cores=busy_cores(),
             command=command,
         )
 
@@ -47,9 +48,22 @@ class Machine:
     @property
     def warning(self) -> str:
         """Not empty where figures will say more about other programs than about the contestants."""
-        if self.load < BUSY * self.cores:
+        if self.busy_cores < BUSY:
             return ""
-        return f"the machine was busy when the bench began (load {self.load:.1f} on {self.cores} cores): figures are rough"
+        return f"other programs kept {self.busy_cores:.1f} cores busy when the bench began; figures are rough"
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """How many cores other programs use while this one sleeps."""
+
+    def ticks() -> int:
+        with open("/proc/stat") as lines:
+            user, nice, system, _idle, _waiting, *others = map(int, lines.readline().split()[1:8])
+        return user + nice + system + sum(others)
+
+    before = ticks()
+    time.sleep(seconds)
+    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
 
 
 def processor() -> str:

@@ -12,7 +12,7 @@ LOSS_TOLERANCE = 1e-3
 # How much farther from the fp32 losses than its peers a bf16 run may be.
 BF16_FACTOR = 1.5
 # No rounding to bf16 moves these losses so far: whoever is beyond computed something else, peers included.
-BF16_FARTHEST = 0.05
+BF16_FARTHEST = 0.1
 # Repetitions start from the same weights, so that only the order of sums in threads may differ.
 REPEAT_TOLERANCE = 1e-3
 
@@ -72,29 +72,43 @@ def fp32_losses(reference: str, tokens: int) -> Callable[..., dict[str, Verdict]
     return judge
 
 
-def bf16_losses(exact: str, tokens: int) -> Callable[..., dict[str, Verdict]]:
-    """Foil's distance to the exact losses (the check of that name) against the peers'.
+def bf16_losses(exact: str, reference: str, tokens: int) -> Callable[..., dict[str, Verdict]]:
+    """Foil's distance to exact losses against its peers', on the checks' many small steps.
 
-    A peer has nobody to be measured by: its distance is shown, and the largest of them is what Foil's is held against.
-    A distance within the tolerance of fp32 itself is agreement in any case: two small numbers can be far apart as a
-    ratio and mean nothing.
+    The check named `exact` is an fp32 run, the others are the contestants' bf16 runs of the same steps. How far a few
+    losses are from exact ones is mostly luck, up to a factor of 4 either way for two of them; over two dozen it says
+    how precise a program is. The largest of the peers' distances is what Foil's is held against; where even that is
+    within the tolerance of fp32, the tolerance.
     """
 
     def judge(records, checks) -> dict[str, Verdict]:
-        if exact not in checks:
-            return missing(records, exact)
+        if exact not in checks or reference not in records:
+            return missing(records, f"{exact} or {reference}")
         fp32 = checks[exact].first["losses"]
-        distances = {name: distance(record.first["losses"], fp32) for name, record in records.items()}
+        distances = {name: distance(check.first["losses"], fp32) for name, check in checks.items() if name != exact}
         peers = [far for name, far in distances.items() if not name.startswith("foil") and far <= BF16_FARTHEST]
         foils = max(BF16_FACTOR * max(peers, default=0.0), LOSS_TOLERANCE)
-        verdicts = {}
-        for name, far in distances.items():
-            bound = foils if name.startswith("foil") else BF16_FARTHEST
-            text = f"{far:.1e} from fp32 losses, at most {bound:.1e}"
-            verdicts[name] = unsound(records[name], tokens) or Verdict(far <= bound, text)
-        return verdicts
+        timed = records[reference].first["losses"]
+        return {
+            name: unsound(record, tokens)
+            or astray(record.first["losses"], timed)
+            or near_enough(distances.get(name), foils if name.startswith("foil") else BF16_FARTHEST)
+            for name, record in records.items()
+        }
 
     return judge
+
+
+def astray(ours: list[float], theirs: list[float]) -> Verdict | None:
+    """A verdict against timed losses that no rounding explains."""
+    difference = relative(ours, theirs)
+    return Verdict(False, f"its timed losses differ by {difference:.1e}") if difference > BF16_FARTHEST else None
+
+
+def near_enough(far: float | None, bound: float) -> Verdict:
+    if far is None:
+        return Verdict(False, "its check failed")
+    return Verdict(far <= bound, f"{far:.1e} from fp32 losses, at most {bound:.1e}")
 
 
 def greedy_tokens(reference: str, of_checks: bool) -> Callable[..., dict[str, Verdict]]:

@@ -96,7 +96,8 @@ def generate(setting: Setting) -> list:
 
 def eos(setting: Setting) -> list:
     precisions = [precision for precision in setting.precisions if wanted(setting, precision)]
-    return [partial(natural_end, setting, p, temperature) for p in precisions for temperature in (1.0, 0.0)]
+    temperatures = setting.pick((1.0, 0.0), (0.0,))
+    return [partial(natural_end, setting, p, temperature) for p in precisions for temperature in temperatures]
 
 
 def wanted(setting: Setting, precision: str) -> bool:
