@@ -1,8 +1,6 @@
 //! Policies trained on groups of answers: the packed, chunked gradient is that of each answer read by itself.
 
-use foil_common::spec::{
-    KlPrice, Method, Pairing, PolicyGradient, Preferences, Reduction, ReferencePolicy,
-};
+use foil_common::spec::{KlPrice, Method, Pairing, PolicyGradient, Preferences, Reduction, ReferencePolicy};
 use tch::{Device, Kind, Tensor};
 
 use super::super::{AnswerGroup, GroupLoss, Objective, Part, PolicyAnswers};
@@ -27,8 +25,7 @@ impl GroupLoss for Losses {
 /// Every method that reads all three answers, or makes pairs of them all.
 fn methods() -> [Method; 5] {
     let reference = ReferencePolicy::Initial;
-    let preferences =
-        Preferences { beta: 0.4, pairing: Pairing::All, log_ratio: Reduction::Sum, reference };
+    let preferences = Preferences { beta: 0.4, pairing: Pairing::All, log_ratio: Reduction::Sum, reference };
     let gradient = PolicyGradient { clip_ratio: 0.2, kl: Some(KlPrice { weight: 0.3, reference }) };
     [
         Method::Rrhf { rank_weight: 3.0, nll: Reduction::Mean },
@@ -57,7 +54,8 @@ fn groups() -> Vec<AnswerGroup> {
 fn alone(model: &LanguageModel, prompt: &[u32], answer: &[u32]) -> Tensor {
     let ids = [prompt, answer].concat();
     let batch = PackedBatch::of_sequences(&[&ids], Device::Cpu).unwrap();
-    let read = Tensor::arange_start(prompt.len() as i64 - 1, ids.len() as i64 - 1, (Kind::Int64, Device::Cpu));
+    let read =
+        Tensor::arange_start(prompt.len() as i64 - 1, ids.len() as i64 - 1, (Kind::Int64, Device::Cpu));
     let logits = model.logits(&model.forward(&batch, &read, Precision::Fp32).unwrap());
     let targets: Vec<i64> = answer.iter().map(|&id| i64::from(id)).collect();
     let targets = Tensor::from_slice(&targets).unsqueeze(1);
@@ -66,7 +64,8 @@ fn alone(model: &LanguageModel, prompt: &[u32], answer: &[u32]) -> Tensor {
 
 /// Numbers near the policy's own, so that ratios lie on either side of the clip.
 fn compared(model: &LanguageModel, group: &AnswerGroup) -> Vec<Compared> {
-    let numbers = |answer: &Vec<u32>| Vec::<f32>::try_from(alone(model, &group.prompt, answer).detach()).unwrap();
+    let numbers =
+        |answer: &Vec<u32>| Vec::<f32>::try_from(alone(model, &group.prompt, answer).detach()).unwrap();
     let shifted = |numbers: &[f32], by: f32| -> Vec<f32> {
         numbers.iter().enumerate().map(|(token, number)| number + by * (token as f32 - 0.7)).collect()
     };
@@ -117,7 +116,10 @@ fn a_groups_gradient_is_that_of_its_answers_one_by_one() {
                 / expected_gradient.norm().double_value(&[]);
             assert!(apart < 1e-5, "{method:?}: gradients are {apart} apart");
             let (loss, expected) = (loss.double_value(&[]), expected.double_value(&[]));
-            assert!((loss - expected).abs() < 1e-5 * expected.abs().max(1.0), "{method:?}: {loss} not {expected}");
+            assert!(
+                (loss - expected).abs() < 1e-5 * expected.abs().max(1.0),
+                "{method:?}: {loss} not {expected}"
+            );
         }
     }
 }

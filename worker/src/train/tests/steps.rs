@@ -114,7 +114,8 @@ fn a_bounded_head_stays_within_its_bound() {
             .with_objective(wgan)
             .with_head_bound(bound);
         let (optimizer, schedule, gang) = (optimizer(None, 100), linear(0), Gang::alone());
-        let recipe = Recipe { optimizer: &optimizer, schedule: &schedule, peak_learning_rate: 1e-2, steps: 1 };
+        let recipe =
+            Recipe { optimizer: &optimizer, schedule: &schedule, peak_learning_rate: 1e-2, steps: 1 };
         let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
         trainer.step(&objective, &plan(&objective, 100)).unwrap()
     };
