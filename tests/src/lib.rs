@@ -8,9 +8,11 @@ mod namespaces;
 mod outcome;
 mod run;
 mod service;
+mod slow_link;
 
 pub use binaries::{foil, foil_worker};
 pub use namespaces::Namespaces;
 pub use outcome::{Estimate, Outcome, Round};
 pub use run::{Run, SMALL, letters_job};
 pub use service::{Process, Service, wait_for};
+pub use slow_link::slow_link;

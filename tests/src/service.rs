@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{SMALL, binaries, letters_job};
 
 /// For a process to do what it is asked.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(20);
 
 /// A process that does not outlive its test.
@@ -97,6 +97,11 @@ impl Service {
         self.directory.path().join(name)
     }
 
+    /// What a process has logged to a file of this name.
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.at(name)).unwrap_or_default()
+    }
+
     /// Runs the client as `command` does, and gives what it prints.
     pub fn client(&self, mut command: Command, arguments: &[&str]) -> String {
         let output =
@@ -106,7 +111,7 @@ impl Service {
             output.status.success(),
             "foil {arguments:?}: {text}\n{}\n{}",
             String::from_utf8_lossy(&output.stderr),
-            std::fs::read_to_string(self.at("serve.log")).unwrap_or_default()
+            self.log("serve.log")
         );
         text
     }
@@ -118,8 +123,13 @@ impl Service {
 
     /// Submits the shrunken letters job for two ranks, by the client as `command` runs it; gives its id.
     pub fn submit_letters(&self, command: Command) -> String {
+        self.submit_letters_with(command, &[])
+    }
+
+    /// The same with further settings.
+    pub fn submit_letters_with(&self, command: Command, settings: &[&str]) -> String {
         let mut arguments = vec!["submit", letters_job(), "--set", "resources.ranks=2"];
-        arguments.extend(SMALL.iter().flat_map(|assignment| ["--set", assignment]));
+        arguments.extend(SMALL.iter().chain(settings).flat_map(|assignment| ["--set", assignment]));
         self.client(command, &arguments).trim().to_owned()
     }
 
