@@ -3,7 +3,7 @@
 use foil_common::spec::{Method, Pairing, PolicyGradient, Preferences, Reduction};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::pairing::{Preference, pairs};
+use super::pairing::{Preference, pairs, sides};
 use super::policy_gradient::{self, Rollouts, group_advantages, leave_one_out, penalised_rewards};
 use super::rrhf::Rrhf;
 use super::{dpo, rejection};
@@ -172,9 +172,9 @@ impl Group {
                 }
             }
             Lesson::Prefer { objective, log_ratio, pairs, reference } => {
-                let ratio =
-                    |answer: usize| dpo::log_ratio(&log_probs[answer], &reference[answer], *log_ratio);
-                objective.loss(pairs, &ratio)
+                let answers = log_probs.iter().zip(reference);
+                let ratios = answers.map(|(policy, reference)| dpo::log_ratio(policy, reference, *log_ratio));
+                objective.loss(pairs, &Tensor::stack(&ratios.collect::<Vec<_>>(), 0))
             }
             Lesson::Follow { objective, advantages, sampler, clip_ratio, kl } => {
                 let rollouts = Rollouts { policy: log_probs, sampler, advantages };
@@ -228,12 +228,9 @@ fn figures(scalars: &[&Tensor], device: Device) -> Tensor {
 }
 
 impl Objective {
-    /// Of pairs whose answers have these log-ratios.
-    fn loss(self, pairs: &[Preference], ratio: &dyn Fn(usize) -> Tensor) -> Taught {
-        let stack = |side: &dyn Fn(&Preference) -> usize| {
-            Tensor::stack(&pairs.iter().map(|pair| ratio(side(pair))).collect::<Vec<_>>(), 0) // [pairs]
-        };
-        let (chosen, rejected) = (stack(&|pair| pair.chosen), stack(&|pair| pair.rejected));
+    /// Of pairs of answers with these log-ratios, `[answers]`.
+    fn loss(self, pairs: &[Preference], ratios: &Tensor) -> Taught {
+        let (chosen, rejected) = sides(ratios, pairs);
         let margins = no_grad(|| (&chosen - &rejected).to_kind(Kind::Double));
         let preferred = margins.gt(0.0).sum(Kind::Double);
         let loss = match self {

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use foil_common::spec::Pairing;
+use tch::Tensor;
 
 /// One answer preferred to another to the same prompt; indices of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,18 @@ pub fn pairs(rewards: &[f64], texts: &[impl AsRef<str>], pairing: Pairing) -> Ve
     };
     let preferences = candidates.into_iter().map(|(chosen, rejected)| Preference { chosen, rejected });
     preferences.filter(|pair| rewards[pair.chosen] > rewards[pair.rejected]).collect()
+}
+
+/// From a value for each answer, `[answers]`, those of the pairs' two sides: chosen and rejected, `[pairs]` each.
+///
+/// # Panics
+/// An index beyond the answers.
+pub fn sides(values: &Tensor, pairs: &[Preference]) -> (Tensor, Tensor) {
+    let side = |answer: fn(&Preference) -> usize| {
+        let indices: Vec<i64> = pairs.iter().map(|pair| answer(pair) as i64).collect();
+        values.index_select(0, &Tensor::from_slice(&indices).to_device(values.device()))
+    };
+    (side(|pair| pair.chosen), side(|pair| pair.rejected))
 }
 
 /// An answer that says nothing.

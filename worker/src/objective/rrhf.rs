@@ -4,7 +4,7 @@ use foil_common::spec::Reduction;
 use tch::Tensor;
 
 use super::accumulation_kind;
-use super::pairing::Preference;
+use super::pairing::{Preference, sides};
 
 /// How RRHF's two terms are put together.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,12 +53,8 @@ impl Rrhf {
             Reduction::Mean => -mean(&log_probs[best]),
         };
         let likelihood = Tensor::stack(&log_probs.iter().map(mean).collect::<Vec<_>>(), 0); // [answers]
-        let pick = |answer: &dyn Fn(&Preference) -> usize| {
-            let indices: Vec<i64> = pairs.iter().map(|pair| answer(pair) as i64).collect();
-            likelihood.index_select(0, &Tensor::from_slice(&indices).to_device(likelihood.device()))
-        };
-        let ranking = (pick(&|pair| pair.rejected) - pick(&|pair| pair.chosen)).relu().sum(kind);
-        RrhfTerms { ranking, nll }
+        let (better, worse) = sides(&likelihood, pairs);
+        RrhfTerms { ranking: (worse - better).relu().sum(kind), nll }
     }
 }
 
