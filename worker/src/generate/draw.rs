@@ -63,7 +63,7 @@ mod tests {
         tch::manual_seed(11);
         let logits = Tensor::randn([VOCABULARY, ROWS], (Kind::Float, Device::Cpu)) * 3.0;
         let _ = logits.narrow(0, 100, 7).fill_(f64::NEG_INFINITY);
-        let _ = logits.get(4000).copy_(&logits.get(17));
+        logits.get(4000).copy_(&logits.get(17));
         let noise = NoiseKey { seed: 3, round: 1, purpose: "test".to_owned() };
         for temperature in [0.0, 0.2, 1.0, 1.7] {
             let sampling = Sampling { temperature, ..Sampling::default() };

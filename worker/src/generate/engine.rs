@@ -215,8 +215,9 @@ impl<'a> Engine<'a> {
         if let Some(staged) = self.staged.take() {
             let samples = self.take_samples(staged.request, free);
             let hidden = staged.hidden.expand([samples.len() as i64, -1], false);
-            let starts = samples.into_iter().map(|sample| Start { sample, slot: self.how.slots }).collect();
-            self.start(starts, &hidden)?;
+            let starts: Vec<Start> =
+                samples.into_iter().map(|sample| Start { sample, slot: self.how.slots }).collect();
+            self.start(&starts, &hidden)?;
             if self.waits(staged.request) {
                 self.staged = Some(staged);
             }
@@ -242,7 +243,7 @@ impl<'a> Engine<'a> {
             starts.extend(group.into_iter().map(|sample| Start { sample, slot }));
         }
         let rows = Tensor::from_slice(&rows).to_device(self.model.device());
-        self.start(starts, &hidden.index_select(0, &rows))
+        self.start(&starts, &hidden.index_select(0, &rows))
     }
 
     /// Whether samples of a request are still in the queue.
@@ -273,7 +274,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Draws the first token of each sample and gives those that go on a slot. `hidden`: `[samples, hidden]`.
-    fn start(&mut self, starts: Vec<Start>, hidden: &Tensor) -> Result<(), GenerateError> {
+    fn start(&mut self, starts: &[Start], hidden: &Tensor) -> Result<(), GenerateError> {
         let new = starts.iter().map(|start| {
             let request = &self.requests[start.sample.request];
             let noise = self.how.noise.sample(request.prompt_id, start.sample.index);
@@ -282,7 +283,7 @@ impl<'a> Engine<'a> {
         let mut new: Vec<Running> = new.collect();
         let ended = self.extend(&mut new, hidden)?;
         let mut copies = Vec::new();
-        for ((running, ended), start) in new.into_iter().zip(ended).zip(&starts) {
+        for ((running, ended), start) in new.into_iter().zip(ended).zip(starts) {
             if ended {
                 self.finish(running);
                 continue;
