@@ -87,6 +87,9 @@ def natural_end(setting: Setting, precision: str, temperature: float) -> Contest
         parity=greedy_parity(precision, of_checks=temperature > 0),
         flops=least_arithmetic(workload),
         note="draws differ between libraries, and so do lengths: compare tokens/s" if temperature > 0 else "",
+        # Up to 30,720 tokens in a repetition.
+        most_warm_ups=1,
+        most_repetitions=3,
     )
 
 
