@@ -146,9 +146,6 @@ impl Job {
 
     /// Refuses what the types can say and no rank can do yet.
     fn require_implemented(&self) -> Result<(), SpecError> {
-        if self.resources.sharding == Sharding::Zero1 {
-            return Err(SpecError::not_implemented("resources.sharding", "zero1", "use ddp"));
-        }
         if self.resources.activation_checkpointing {
             let advice = "leave it out, and lower optimizer.micro_batch_tokens where memory is short";
             return Err(SpecError::not_implemented("resources.activation_checkpointing", "true", advice));
