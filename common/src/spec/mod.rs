@@ -144,25 +144,8 @@ impl Job {
         warnings
     }
 
-    /// Refuses what the types can say and no rank can do yet.
-    fn require_implemented(&self) -> Result<(), SpecError> {
-        if self.resources.activation_checkpointing {
-            let advice = "leave it out, and lower optimizer.micro_batch_tokens where memory is short";
-            return Err(SpecError::not_implemented("resources.activation_checkpointing", "true", advice));
-        }
-        for (field, lora) in
-            [("reward_step.lora", &self.reward_step.lora), ("policy_step.lora", &self.policy_step.lora)]
-        {
-            if lora.is_some() {
-                return Err(SpecError::not_implemented(field, "training adapters", "leave it out"));
-            }
-        }
-        Ok(())
-    }
-
     /// What no single field can tell.
     fn cross_check(&self) -> Result<(), SpecError> {
-        self.require_implemented()?;
         if self.policy.init == Init::Random && !self.has_sft() {
             return Err(SpecError::missing("data.sft")
                 .advice("policy.init: random starts from noise; give demonstrations in data.sft"));

@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::ModelError;
 
-const SINGLE: &str = "model.safetensors";
+pub(super) const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// The bound that the safetensors format itself sets on its header.
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -90,6 +90,13 @@ impl Checkpoint {
                 return Err(ModelError::Weights { path: index, reason });
             }
         }
+        Ok(checkpoint)
+    }
+
+    /// One file that is not a model.
+    pub(super) fn open_file(path: &Path) -> Result<Self, ModelError> {
+        let mut checkpoint = Self { files: Vec::new(), entries: BTreeMap::new() };
+        checkpoint.add_file(path.to_owned())?;
         Ok(checkpoint)
     }
 
@@ -226,13 +233,12 @@ pub(super) fn bytes(tensor: &Tensor, kind: Kind) -> Vec<u8> {
     bytes
 }
 
-/// Writes `model.safetensors` into `dir`. The same tensors give the same bytes.
+/// Writes a safetensors file. The same tensors give the same bytes.
 pub(super) fn write<'a>(
-    dir: &Path,
+    path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
     dtype: SaveDtype,
 ) -> Result<(), ModelError> {
-    let path = dir.join(SINGLE);
     let views: Vec<(&str, Stored<'_>)> = tensors
         .map(|(name, tensor)| {
             let shape = tensor.size().iter().map(|&size| size as usize).collect();
@@ -241,6 +247,6 @@ pub(super) fn write<'a>(
         .collect();
     // transformers refuses a file whose metadata does not name its framework. One entry: a HashMap's order cannot show.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), &path)
-        .map_err(|error| ModelError::Weights { path, reason: error.to_string() })
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|error| ModelError::Weights { path: path.to_owned(), reason: error.to_string() })
 }

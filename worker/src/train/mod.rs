@@ -35,6 +35,7 @@ mod optimizer;
 pub mod order;
 mod pairs;
 pub mod plan;
+mod rehearsal;
 mod run;
 mod sharded;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use foil_common::spec::{Optimizer, Schedule, Sharding};
 
 use super::order::global_batches;
+use super::rehearsal::{Cut, fit};
 use super::{Objective, OrderKey, Recipe, RowShape, StepFigures, StepPlan, Summary, TrainError, Trainer};
 use crate::collective::Gang;
 use crate::model::Parameters;
@@ -23,10 +24,12 @@ pub struct Training<'a> {
 
 /// Trains `parameters`, which are those of `objective`'s model, over all its rows and epochs.
 ///
+/// The largest micro-batch is tried first; where memory is too small for it, all are cut finer.
+///
 /// `report` hears of every step, in order. Afterwards the parameters still require gradients.
 ///
 /// # Errors
-/// [`TrainError::NoRows`]; else those of [`Trainer::step`].
+/// [`TrainError::NoRows`]; [`TrainError::OutOfMemory`]; else those of [`Trainer::step`].
 pub fn train(
     objective: &dyn Objective,
     parameters: &Parameters,
@@ -50,20 +53,20 @@ pub fn train(
         sharding: training.sharding,
     };
     let mut trainer = Trainer::new(parameters, recipe, gang)?;
-    let plan = |rows: &Vec<usize>, trainer: &Trainer<'_>| {
-        StepPlan::new(rows, &shapes, trainer.share(), training.optimizer.micro_batch_tokens)
-    };
+    let epochs = 0..training.epochs;
+    let batches: Vec<Vec<usize>> =
+        epochs.flat_map(|epoch| global_batches(training.order, epoch, &sets, batch)).collect();
+    let budget = training.optimizer.micro_batch_tokens;
+    let budget = fit(objective, &mut trainer, Cut { batches: &batches, shapes: &shapes, budget })?;
     let mut steps = Vec::new();
-    for epoch in 0..training.epochs {
-        for rows in &global_batches(training.order, epoch, &sets, batch) {
-            let plan = plan(rows, &trainer);
-            if steps.is_empty() {
-                trainer.warm_up(objective, &plan)?;
-            }
-            let figures = trainer.step(objective, &plan)?;
-            report(&figures);
-            steps.push(figures);
+    for rows in &batches {
+        let plan = StepPlan::new(rows, &shapes, trainer.share(), budget);
+        if steps.is_empty() {
+            trainer.warm_up(objective, &plan)?;
         }
+        let figures = trainer.step(objective, &plan)?;
+        report(&figures);
+        steps.push(figures);
     }
     let mut summary = Summary::of(&steps, steps_per_epoch);
     summary.objective.extend(objective.constants());

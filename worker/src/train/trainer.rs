@@ -76,6 +76,24 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    pub(super) fn gang(&self) -> &'a Gang {
+        self.gang
+    }
+
+    /// Runs a micro-batch forward and backward on this rank alone, for the memory it takes; see [`Trainer::forget`].
+    pub(super) fn rehearse(&mut self, objective: &dyn Objective, rows: &[usize]) -> Result<(), TrainError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let part = objective.part(rows)?;
+        self.update.accumulate(&part.loss)
+    }
+
+    /// Leaves no gradient.
+    pub(super) fn forget(&mut self) -> Result<(), TrainError> {
+        self.update.zero()
+    }
+
     /// Takes one step over a global batch planned for this rank.
     ///
     /// The host waits for the device once, to read the loss and the gradient's norm.

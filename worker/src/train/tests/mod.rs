@@ -4,6 +4,7 @@ mod answers;
 mod loops;
 mod optimizer;
 mod ranks;
+mod rehearsal;
 mod steps;
 
 use std::path::{Path, PathBuf};
