@@ -16,7 +16,7 @@ mod layer;
 mod parameters;
 mod reward_model;
 mod rotary;
-mod weights;
+pub(crate) mod weights;
 
 pub use adapter::Adapter;
 pub use batch::{PackedBatch, rows_of_group};

@@ -15,7 +15,7 @@ use crate::failpoint;
 use crate::model;
 use crate::model::{Adapter, DecoderConfig, HeadKind, ModelError, Parameters};
 use crate::rank::cache;
-use crate::train::{self, Objective, OrderKey, StepFigures, Summary, Training};
+use crate::train::{self, Ended, KeepNothing, Objective, OrderKey, StepFigures, Summary, Training};
 
 /// The folder of a model's directory that holds its adapter.
 const ADAPTER: &str = "adapter";
@@ -70,7 +70,8 @@ impl Bench {
             schedule: course.schedule,
             sharding: self.job.resources.sharding,
         };
-        let summary = train::train(objective, parameters, &training, &gang, &mut report)?;
+        let ended = train::train(objective, parameters, &training, &gang, &mut KeepNothing, &mut report)?;
+        let Ended::Done(summary) = ended else { unreachable!() };
         parameters.set_requires_grad(false);
         gang.leave()?;
         tracing::info!(

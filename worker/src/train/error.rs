@@ -23,6 +23,13 @@ pub enum TrainError {
          use a larger device"
     )]
     OutOfMemory { row: String, tokens: usize, detail: String },
+    #[error(
+        "the checkpoint after step {step} is of a phase of {found} steps, but this phase has {expected}; was the data or the \
+         worker's version changed?"
+    )]
+    Saved { step: u64, found: u64, expected: u64 },
+    #[error("checkpoint: {0}")]
+    Kept(String),
     #[error(transparent)]
     Collective(#[from] foil_c10d::Error),
     #[error(transparent)]
@@ -38,7 +45,9 @@ impl TrainError {
             Self::NoRows | Self::NoWeight { .. } => "data",
             Self::NonFinite { .. } => "nonfinite",
             Self::OutOfMemory { .. } => "memory",
-            Self::Collective(_) | Self::Model(_) | Self::Torch(_) => "internal",
+            Self::Saved { .. } | Self::Kept(_) | Self::Collective(_) | Self::Model(_) | Self::Torch(_) => {
+                "internal"
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ mod loops;
 mod optimizer;
 mod ranks;
 mod rehearsal;
+mod resume;
 mod steps;
 
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use foil_common::spec::Sharding;
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::super::{Objective, OrderKey, Part, RowShape, TrainError, Training, train};
+use super::super::{Ended, KeepNothing, Objective, OrderKey, Part, RowShape, TrainError, Training, train};
 use super::{linear, optimizer};
 use crate::collective::{Gang, Host, Place, Rendezvous};
 use crate::model::Parameters;
@@ -59,7 +59,8 @@ fn run(gang: &Gang, rows: usize, room: usize, panics: bool) -> Result<Vec<usize>
         schedule: &schedule,
         sharding: Sharding::Ddp,
     };
-    let summary = train(&objective, &parameters, &training, gang, &mut |_| ())?;
+    let ended = train(&objective, &parameters, &training, gang, &mut KeepNothing, &mut |_| ())?;
+    let Ended::Done(summary) = ended else { panic!("{ended:?}") };
     assert_eq!(summary.steps as usize, rows.div_ceil(16));
     Ok(objective.seen.into_inner())
 }
