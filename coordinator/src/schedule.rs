@@ -2,6 +2,7 @@
 //! the time go in, changes for the log and effects on the world come out, with the reason.
 
 mod blame;
+mod checkpoints;
 mod closing;
 mod gang;
 mod map;
@@ -281,9 +282,10 @@ impl Run {
             Message::Step(step) => self.step_report(state, rank, step, now),
             Message::Chunk(result) => self.chunk_result(state, rank, result, now, out),
             Message::Rendezvous(offer) => self.rendezvous(state, rank, offer, now, out),
+            Message::Checkpoint(share) => self.checkpoint_share(state, rank, share, now, out),
             Message::Gang(result) => self.gang_result(state, rank, result, now),
             Message::Failure(failure) => {
-                self.task_failure(rank, failure, now, out);
+                self.task_failure(state, rank, failure, now, out);
                 Ok(())
             }
         }

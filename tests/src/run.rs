@@ -103,6 +103,12 @@ impl Run {
         Outcome::parse(&stdout)
     }
 
+    /// All logs, whole.
+    pub fn logs_whole(&self) -> String {
+        let files = outcome::files(&self.out().join("logs"));
+        files.iter().map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect()
+    }
+
     /// The ends of all logs.
     pub fn logs(&self) -> String {
         let mut text = String::new();

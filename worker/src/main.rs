@@ -10,6 +10,7 @@ use foil_common::{shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
 use foil_worker::exit::Exit;
 use foil_worker::failpoint;
+use foil_worker::rank::stopping::Stopping;
 use foil_worker::rank::{self, RankOptions};
 
 /// Offers this machine's devices to a Foil coordinator and runs rank processes on them.
@@ -139,6 +140,7 @@ fn run_rank(args: RankArgs) -> Exit {
         advertise_address: args.advertise_address,
         work_dir: args.work_dir,
         parent_pid: args.parent_pid,
+        stopping: Stopping::default(),
     })
 }
 

@@ -36,7 +36,7 @@ pub use policy_step::PolicyStep;
 pub use preset::Preset;
 pub use reference::{InputRef, ModelRef};
 pub use resources::{
-    BestBy, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources, Sharding,
+    BestBy, Checkpoints, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources, Sharding,
 };
 pub use sampling::Sampling;
 pub use steps::{

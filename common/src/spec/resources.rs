@@ -36,8 +36,18 @@ pub struct Resources {
     pub threads_per_rank: u32,
     /// A training step that takes longer is taken for a hang.
     pub hang_timeout: std::time::Duration,
+    pub checkpoints: Checkpoints,
     /// Computes activations again in the backward pass instead of keeping them.
     pub activation_checkpointing: bool,
+}
+
+/// When training keeps what it has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoints {
+    /// After so many steps.
+    pub steps: Option<u64>,
+    /// When so much time has passed.
+    pub every: Option<std::time::Duration>,
 }
 
 /// Negative controls: with either of them on, an honest experiment must fail.
@@ -130,7 +140,19 @@ impl Resources {
             sharding: Sharding::parse(at, "sharding", &wire.sharding)?,
             threads_per_rank: count(at, "threads_per_rank", wire.threads_per_rank, 1, 1)?,
             hang_timeout: std::time::Duration::from_secs(hang.into()),
+            checkpoints: Checkpoints::parse(at, wire)?,
             activation_checkpointing: wire.activation_checkpointing,
+        })
+    }
+}
+
+impl Checkpoints {
+    fn parse(at: &str, wire: &v1::ResourceSpec) -> Result<Self, SpecError> {
+        let steps = count(at, "checkpoint_steps", wire.checkpoint_steps, 0, 0)?;
+        let seconds = count(at, "checkpoint_seconds", wire.checkpoint_seconds, 300, 0)?;
+        Ok(Self {
+            steps: (steps > 0).then_some(steps.into()),
+            every: (seconds > 0).then_some(std::time::Duration::from_secs(seconds.into())),
         })
     }
 }
@@ -161,6 +183,11 @@ impl From<&Evaluation> for v1::EvaluationSpec {
     }
 }
 
+/// What came from the wire's 32 bits fits them.
+fn narrow(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
 impl From<&Resources> for v1::ResourceSpec {
     fn from(resources: &Resources) -> Self {
         Self {
@@ -169,8 +196,10 @@ impl From<&Resources> for v1::ResourceSpec {
             precision: resources.precision.to_string(),
             sharding: resources.sharding.to_string(),
             threads_per_rank: Some(resources.threads_per_rank),
-            hang_timeout_seconds: Some(u32::try_from(resources.hang_timeout.as_secs()).unwrap_or(u32::MAX)),
+            hang_timeout_seconds: Some(narrow(resources.hang_timeout.as_secs())),
             activation_checkpointing: resources.activation_checkpointing,
+            checkpoint_steps: Some(narrow(resources.checkpoints.steps.unwrap_or(0))),
+            checkpoint_seconds: Some(narrow(resources.checkpoints.every.map_or(0, |every| every.as_secs()))),
         }
     }
 }

@@ -44,6 +44,14 @@ pub(super) fn events(core: &Core, events: &[Event]) {
                 metrics::counter!("foil_attempts_total", "cause" => cause.class.as_str()).increment(1);
             }
             Change::ChunkDone(_) => metrics::counter!("foil_chunks_done_total").increment(1),
+            Change::CheckpointCommitted(made) => {
+                metrics::counter!("foil_checkpoints_committed_total").increment(1);
+                let bytes: u64 = made.objects.iter().map(|object| object.size).sum();
+                metrics::gauge!("foil_checkpoint_bytes").set(bytes as f64);
+            }
+            Change::CheckpointLost { .. } => {
+                metrics::counter!("foil_checkpoint_verify_failures_total").increment(1);
+            }
             Change::PhaseCommitted(done) => {
                 let state = core.state(&event.job);
                 let phase = state.and_then(|state| state.phases.iter().find(|phase| phase.id == done.phase));

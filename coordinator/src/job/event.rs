@@ -22,6 +22,10 @@ pub enum Change {
     AttemptStarted { attempt: u32, phase: String, world: u32 },
     /// A chunk of the current map phase is computed and its object durable.
     ChunkDone(ChunkDone),
+    /// Every rank's share of a checkpoint of the current gang phase is durable: this record is its commit.
+    CheckpointCommitted(v1::Checkpoint),
+    /// A committed checkpoint cannot be read: the one before it counts.
+    CheckpointLost { step: u64, attempt: u32, why: String },
     /// The phase's artifact is complete: this record is its commit point.
     PhaseCommitted(Box<Committed>),
     /// All ranks of the attempt are gone or going.
@@ -99,6 +103,8 @@ pub enum CauseClass {
     Crash,
     Hang,
     Store,
+    /// A checkpoint could not be read; the next attempt goes on from the one before it.
+    Checkpoint,
     /// The machine of a rank was not heard of any more.
     AgentLost,
     /// Given to a job, never to an attempt: attempts kept ending without a commit between them.
@@ -118,6 +124,7 @@ impl CauseClass {
             Self::Crash => "crash",
             Self::Hang => "hang",
             Self::Store => "store",
+            Self::Checkpoint => "checkpoint",
             Self::AgentLost => "agent_lost",
             Self::NoProgress => "no_progress",
         }
@@ -131,6 +138,7 @@ impl CauseClass {
             "nonfinite" => Self::Nonfinite,
             "out_of_memory" => Self::OutOfMemory,
             "store" => Self::Store,
+            "checkpoint" => Self::Checkpoint,
             _ => Self::Crash,
         }
     }
@@ -142,7 +150,8 @@ impl CauseClass {
 
     /// True where the attempt's end is a failure of the job's own, counted towards giving up.
     pub fn counts(self) -> bool {
-        !matches!(self, Self::Completed | Self::Cancelled | Self::CoordinatorRestart)
+        // Each lost checkpoint is one less: they cannot keep a job for ever.
+        !matches!(self, Self::Completed | Self::Cancelled | Self::CoordinatorRestart | Self::Checkpoint)
     }
 }
 

@@ -55,6 +55,8 @@ pub struct JobState {
     pub committed: Vec<Committed>,
     /// Of the current phase, by number.
     pub chunks: BTreeMap<u32, ChunkDone>,
+    /// Of the current gang phase, oldest first.
+    pub checkpoints: Vec<v1::Checkpoint>,
     /// The last attempt's number; 0 before the first.
     pub attempt: u32,
     /// Of the attempts that failed since the last commit.
@@ -97,6 +99,7 @@ impl JobState {
             revision: 1,
             committed: Vec::new(),
             chunks: BTreeMap::new(),
+            checkpoints: Vec::new(),
             attempt: 0,
             failures: Vec::new(),
             life: Life::Queued,
@@ -118,11 +121,22 @@ impl JobState {
             {
                 self.chunks.insert(done.chunk, done.clone());
             }
+            (Change::CheckpointCommitted(made), Life::Running { attempt })
+                if self.phase().is_some_and(|phase| phase.id == made.phase) && made.attempt == *attempt =>
+            {
+                self.checkpoints.push(made.clone());
+                // A checkpoint is progress: what failed before it is over.
+                self.failures.clear();
+            }
+            (Change::CheckpointLost { step, attempt, .. }, Life::Running { .. }) => {
+                self.checkpoints.retain(|kept| (kept.step, kept.attempt) != (*step, *attempt));
+            }
             (Change::PhaseCommitted(done), Life::Running { .. })
                 if self.phase().is_some_and(|phase| phase.id == done.phase) =>
             {
                 self.committed.push((**done).clone());
                 self.chunks.clear();
+                self.checkpoints.clear();
                 self.failures.clear();
             }
             (Change::AttemptEnded { attempt, cause }, Life::Running { attempt: current })
@@ -223,6 +237,8 @@ impl Change {
             Self::Submitted(_) => "submitted",
             Self::AttemptStarted { .. } => "attempt_started",
             Self::ChunkDone(_) => "chunk_done",
+            Self::CheckpointCommitted(_) => "checkpoint_committed",
+            Self::CheckpointLost { .. } => "checkpoint_lost",
             Self::PhaseCommitted(_) => "phase_committed",
             Self::AttemptEnded { .. } => "attempt_ended",
             Self::CancelRequested => "cancel_requested",

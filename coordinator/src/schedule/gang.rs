@@ -5,6 +5,7 @@ use foil_proto::v1::rank_command::Command;
 use serde_json::{Map as JsonMap, Value};
 
 use super::blame::{Sign, Symptom};
+use super::checkpoints::Shares;
 use super::map::{finite, of_stage};
 use super::pulse::Pulse;
 use super::{Busy, Decision, Effect, Level, Refusal, Run, Slot, Stage};
@@ -20,6 +21,7 @@ pub(super) struct Gang {
     /// Rank 0's step reports, one JSON object per line.
     lines: String,
     last: Option<v1::StepReport>,
+    shares: Shares,
 }
 
 /// ```text
@@ -42,7 +44,13 @@ pub struct Member {
 
 impl Gang {
     pub(super) fn new(phase: &Phase) -> Self {
-        Self { steps: phase.steps.into(), state: GangState::Gathering, lines: String::new(), last: None }
+        Self {
+            steps: phase.steps.into(),
+            state: GangState::Gathering,
+            lines: String::new(),
+            last: None,
+            shares: Shares::default(),
+        }
     }
 
     /// True while the loss of a rank breaks it.
@@ -104,6 +112,7 @@ impl Run {
                 rank,
                 world,
                 key_prefix: key_prefix.clone(),
+                resume: state.checkpoints.last().cloned(),
             };
             out.effects.push(Effect::Tell { session: process.session.clone(), command: Command::Gang(run) });
         }
@@ -201,6 +210,35 @@ impl Run {
         if let Some(Slot::Up { busy: Busy::Gang(member), .. }) = self.slots.get_mut(rank) {
             member.pulse.beat(now);
             member.result = Some(result);
+        }
+        Ok(())
+    }
+
+    pub(super) fn checkpoint_share(
+        &mut self,
+        state: &JobState,
+        rank: usize,
+        share: v1::CheckpointShare,
+        now: Now,
+        out: &mut Decision,
+    ) -> Result<(), Refusal> {
+        let phase = self.expect_phase(state, &share.phase, share.attempt)?;
+        let prefix = gang_prefix(&self.job, &phase.id, self.attempt);
+        let object = share.object.unwrap_or_default();
+        if !object.key.starts_with(&prefix) {
+            return Err(Refusal::Invalid(format!("{} is not a key of {prefix}", object.key)));
+        }
+        let (world, attempt) = (self.slots.len(), self.attempt);
+        let (Some(Slot::Up { busy: Busy::Gang(member), .. }), Stage::Gang(gang)) =
+            (self.slots.get_mut(rank), &mut self.stage)
+        else {
+            return Ok(());
+        };
+        member.pulse.beat(now);
+        if let Some(objects) = gang.shares.add(share.step, rank, object, world) {
+            let made = v1::Checkpoint { phase: phase.id.clone(), step: share.step, attempt, objects };
+            out.because(format!("all ranks' shares of the checkpoint after step {} are durable", share.step));
+            out.changes.push(Change::CheckpointCommitted(made));
         }
         Ok(())
     }
@@ -304,11 +342,15 @@ impl Run {
 
     pub(super) fn task_failure(
         &mut self,
+        state: &JobState,
         rank: usize,
         failure: v1::TaskFailure,
         now: Now,
         out: &mut Decision,
     ) {
+        if failure.class == CHECKPOINT_FAILURE && failure.phase == self.phase_id {
+            self.lose_checkpoint(state, &failure, out);
+        }
         let last_word = crate::job::CauseClass::of_task_failure(&failure.class).is_final();
         let current = failure.phase == self.phase_id && self.closing.is_none();
         let sign = Sign::Said(failure);
@@ -319,6 +361,20 @@ impl Run {
         }
     }
 
+    /// The last checkpoint cannot be read: loudly, the one before it counts from here on.
+    fn lose_checkpoint(&self, state: &JobState, failure: &v1::TaskFailure, out: &mut Decision) {
+        let Some(lost) = state.checkpoints.last().filter(|_| self.closing.is_none()) else { return };
+        let (step, attempt) = (lost.step, lost.attempt);
+        let before = state.checkpoints.iter().rev().nth(1);
+        let next = before.map_or_else(
+            || "training starts this phase again".to_owned(),
+            |before| format!("training goes on after step {}", before.step),
+        );
+        out.notice(Level::Error, format!("{}: it is put aside, and {next}", failure.message));
+        let why = failure.message.clone();
+        out.changes.push(Change::CheckpointLost { step, attempt, why });
+    }
+
     fn expect_phase<'a>(&self, state: &'a JobState, phase: &str, attempt: u32) -> Result<&'a Phase, Refusal> {
         state
             .phase()
@@ -326,6 +382,9 @@ impl Run {
             .ok_or_else(|| Refusal::Invalid(format!("{phase} of attempt {attempt} is not what runs now")))
     }
 }
+
+/// A rank's word for a checkpoint that it cannot read.
+const CHECKPOINT_FAILURE: &str = "checkpoint";
 
 fn gang_prefix(job: &str, phase: &str, attempt: u32) -> String {
     format!("jobs/{job}/phases/{phase}/a{attempt}/")

@@ -40,6 +40,10 @@ pub enum PhaseError {
     Samples { object: String, what: String },
     #[error("{set}: none of its {rows} rows can be trained on: {why}")]
     NothingLeft { set: &'static str, rows: usize, why: &'static str },
+    #[error("the checkpoint after step {step} cannot be read: {key}: {message}")]
+    Checkpoint { step: u64, key: String, message: String },
+    #[error("stopped after step {step}, as asked; a checkpoint of it is kept")]
+    Stopped { step: u64 },
     #[error("{what} is not finite for row {row}")]
     NonFinite { what: &'static str, row: u64 },
     #[error("the task lacks {0}")]
@@ -66,6 +70,11 @@ impl PhaseError {
         matches!(self, Self::Object(ObjectError::Stale { .. }))
     }
 
+    /// Whether this is no failure: the process was asked to end.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, Self::Stopped { .. })
+    }
+
     pub fn failure(&self) -> Failure {
         let message = self.to_string();
         if is_out_of_memory(&message) {
@@ -80,6 +89,11 @@ impl PhaseError {
             Self::Object(ObjectError::Store { .. } | ObjectError::Disk { .. }) => {
                 ("store", "check free space and the object store's health")
             }
+            Self::Object(ObjectError::Damaged { .. }) => {
+                ("store", "look at the object store: something changed what Foil wrote there")
+            }
+            Self::Checkpoint { .. } => ("checkpoint", "nothing: the one before it is used"),
+            Self::Stopped { .. } => ("internal", "nothing: another rank process goes on"),
             Self::Object(ObjectError::Path { .. }) => ("user", FIX_MODEL),
             Self::Object(ObjectError::Stale { .. }) => {
                 ("internal", "nothing: a newer attempt has taken over")

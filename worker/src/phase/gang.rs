@@ -7,6 +7,7 @@ use foil_common::stage::Stage;
 use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 
+use super::checkpoints::Uploads;
 use super::error::need;
 use super::step_log::StepLog;
 use super::{Bench, PhaseError};
@@ -15,7 +16,7 @@ use crate::failpoint;
 use crate::model;
 use crate::model::{Adapter, DecoderConfig, HeadKind, ModelError, Parameters};
 use crate::rank::cache;
-use crate::train::{self, Ended, KeepNothing, Objective, OrderKey, StepFigures, Summary, Training};
+use crate::train::{self, Ended, Objective, OrderKey, StepFigures, Summary, Training};
 
 /// The folder of a model's directory that holds its adapter.
 const ADAPTER: &str = "adapter";
@@ -42,13 +43,14 @@ impl Bench {
     /// Trains `parameters`, those of the objective's model, with the other ranks of the gang, and parts from them in
     /// order. Every step is reported.
     pub(super) fn train(
-        &self,
+        &mut self,
         command: &v1::RunGang,
         objective: &dyn Objective,
         parameters: &Parameters,
         course: &Course<'_>,
     ) -> Result<Summary, PhaseError> {
         let task = need(&command.task, "a task")?;
+        let mut keeper = Uploads::start(self, command, &task.phase)?;
         let gang = self.join(command, &task.phase)?;
         let mut log = StepLog::default();
         let mut report = |figures: &StepFigures| {
@@ -70,8 +72,12 @@ impl Bench {
             schedule: course.schedule,
             sharding: self.job.resources.sharding,
         };
-        let ended = train::train(objective, parameters, &training, &gang, &mut KeepNothing, &mut report)?;
-        let Ended::Done(summary) = ended else { unreachable!() };
+        let ended = train::train(objective, parameters, &training, &gang, &mut keeper, &mut report)?;
+        keeper.finish()?;
+        let summary = match ended {
+            Ended::Done(summary) => summary,
+            Ended::Stopped { step } => return Err(PhaseError::Stopped { step }),
+        };
         parameters.set_requires_grad(false);
         gang.leave()?;
         tracing::info!(

@@ -5,6 +5,7 @@
 //! everything, trains together with the other ranks, and rank 0 uploads the model.
 
 mod answers;
+mod checkpoints;
 mod dialogue;
 mod error;
 mod evaluate_policy;
@@ -43,6 +44,7 @@ use crate::failpoint;
 use crate::model::Precision;
 use crate::rank::cache::Cache;
 use crate::rank::reporter::Reporter;
+use crate::rank::stopping::Stopping;
 
 pub use self::error::{Failure, PhaseError};
 
@@ -55,6 +57,7 @@ pub struct Seat {
     pub attempt: u32,
     /// Rank 0's address in each gang.
     pub meetings: mpsc::Receiver<v1::Rendezvous>,
+    pub stopping: Stopping,
 }
 
 /// What the device thread works at.

@@ -28,7 +28,7 @@ pub(super) fn run(bench: &mut Bench, command: &v1::RunGang, work: &v1::Sft) -> R
     // Nothing to predict in an empty answer.
     demonstrations.retain(|row| row.answer_start < row.ids.len());
 
-    let step = &bench.job.sft_step;
+    let step = bench.job.sft_step.clone();
     let course = Course {
         epochs: step.epochs,
         batch: step.batch_sequences,

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
 use crate::rank::memory_objects::MemoryObjects;
+use crate::rank::stopping::Stopping;
 
 struct Game {
     bench: Bench,
@@ -68,7 +69,13 @@ impl Game {
         let objects = MemoryObjects::default();
         let (sender, messages) = tokio::sync::mpsc::unbounded_channel();
         let (meet, meetings) = mpsc::channel();
-        let seat = Seat { device: Device::Cpu, address: "127.0.0.1".into(), attempt: 1, meetings };
+        let seat = Seat {
+            device: Device::Cpu,
+            address: "127.0.0.1".into(),
+            attempt: 1,
+            meetings,
+            stopping: Stopping::default(),
+        };
         let cache = Cache::open(dir.path(), Box::new(objects.clone())).unwrap();
         let bench = Bench::new(job.try_into().unwrap(), seat, cache, Reporter::new(sender));
         Self { bench, objects, messages, _meetings: meet, _dir: dir }

@@ -50,12 +50,12 @@ pub(super) fn run(
 }
 
 fn train(
-    bench: &Bench,
+    bench: &mut Bench,
     command: &v1::RunGang,
     policy: &Policy,
     lessons: &Lessons,
 ) -> Result<Summary, PhaseError> {
-    let step = &bench.job.policy_step;
+    let step = bench.job.policy_step.clone();
     let course = Course {
         epochs: step.epochs,
         batch: step.batch_sequences,

@@ -14,6 +14,8 @@ const ROUNDS_KEPT: u32 = 1;
 
 /// Where objects come from and go to; the Artifacts service, but for tests.
 pub trait Objects: Send {
+    /// The same store, for another thread.
+    fn share(&self) -> Box<dyn Objects>;
     /// Writes the object's bytes to `file`, checked against its size and hash.
     fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError>;
     /// Stores bytes under `key`; the object's path is left empty.
@@ -26,6 +28,8 @@ pub trait Objects: Send {
 pub enum ObjectError {
     #[error("object {key}: {message}")]
     Store { key: String, message: String },
+    #[error("object {key} is missing or damaged: {message}")]
+    Damaged { key: String, message: String },
     #[error("the coordinator no longer knows this attempt: {message}")]
     Stale { message: String },
     #[error("{}: {source}", path.display())]
@@ -157,6 +161,11 @@ impl Cache {
             fs::rename(file, &kept).map_err(disk(file))?;
         }
         Ok(())
+    }
+
+    /// Where this cache gets its objects, for another thread.
+    pub fn objects(&self) -> Box<dyn Objects> {
+        self.remote.share()
     }
 
     pub fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError> {

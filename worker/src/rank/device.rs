@@ -50,6 +50,8 @@ pub(super) enum DeviceEnd {
     Broken,
     /// The coordinator no longer takes what this attempt writes.
     Stale,
+    /// The process was asked to end, and what training has come to is kept.
+    Stopped,
 }
 
 /// The session's end of the thread.
@@ -101,6 +103,7 @@ fn work(
         address: options.advertise_address.clone(),
         attempt: options.attempt,
         meetings,
+        stopping: options.stopping.clone(),
     };
     let cache = match Cache::open(&options.work_dir, objects) {
         Ok(cache) => cache,
@@ -129,6 +132,10 @@ fn obey(bench: &mut Bench, order: &Order) -> Option<DeviceEnd> {
     };
     let (failure, end) = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => return None,
+        Ok(Err(error)) if error.is_stopped() => {
+            tracing::info!("{error}");
+            return Some(DeviceEnd::Stopped);
+        }
         Ok(Err(error)) => (error.failure(), error.is_stale().then_some(DeviceEnd::Stale)),
         Err(panic) => (Failure::of_panic(&panic_text(panic.as_ref())), Some(DeviceEnd::Broken)),
     };

@@ -44,10 +44,14 @@ fn describe(key: &str, bytes: &[u8], path: &str) -> v1::Object {
 }
 
 impl Objects for MemoryObjects {
+    fn share(&self) -> Box<dyn Objects> {
+        Box::new(self.clone())
+    }
+
     fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError> {
         let mut inner = self.0.lock().unwrap();
         inner.downloads += 1;
-        let missing = || ObjectError::Store { key: object.key.clone(), message: "not found".to_owned() };
+        let missing = || ObjectError::Damaged { key: object.key.clone(), message: "not found".to_owned() };
         let bytes = inner.bytes.get(&object.key).ok_or_else(missing)?;
         fs::write(file, bytes).map_err(|source| ObjectError::Disk { path: file.to_owned(), source })
     }

@@ -10,6 +10,7 @@ pub(crate) mod memory_objects;
 mod parent;
 pub mod reporter;
 mod session;
+pub mod stopping;
 #[cfg(test)]
 mod tests;
 mod thread_io;
@@ -17,6 +18,7 @@ mod transfer;
 
 use std::path::PathBuf;
 
+use self::stopping::Stopping;
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
 use crate::failpoint;
@@ -39,6 +41,8 @@ pub struct RankOptions {
     pub work_dir: PathBuf,
     /// The agent; the kernel kills this process when it dies.
     pub parent_pid: Option<u32>,
+    /// Raised when this process is asked to end.
+    pub stopping: Stopping,
 }
 
 /// Serves until told to end, and says how it ended. To be called on the main thread, which the parent's death

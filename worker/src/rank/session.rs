@@ -164,6 +164,7 @@ fn exit_of_device(end: DeviceEnd) -> Exit {
         DeviceEnd::Idle => Exit::Done,
         DeviceEnd::Broken => Exit::TaskPanicked,
         DeviceEnd::Stale => Exit::Stale,
+        DeviceEnd::Stopped => Exit::Terminated,
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::cache::{ObjectError, Objects};
 use super::device::{self, DeviceEnd, Order};
 use super::reporter::Reporter;
+use super::stopping::Stopping;
 use super::{RankOptions, session};
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
@@ -33,6 +34,7 @@ fn options(coordinator: &str, dir: &TempDir) -> RankOptions {
         advertise_address: "127.0.0.1".to_owned(),
         work_dir: dir.path().join("work"),
         parent_pid: None,
+        stopping: Stopping::default(),
     }
 }
 

@@ -16,6 +16,7 @@ use super::reporter::Reporter;
 
 /// Blocks its caller, which must be no thread of the runtime. On a connection of its own, so that no message of the
 /// session waits behind bytes.
+#[derive(Clone)]
 pub(super) struct Transfer {
     runtime: Handle,
     channel: Channel,
@@ -42,6 +43,9 @@ impl Transfer {
     ) -> Result<T, ObjectError> {
         self.runtime.block_on(transfer).map_err(|error| match error {
             TransferError::Stale { message, .. } => ObjectError::Stale { message },
+            error @ (TransferError::Corrupt { .. } | TransferError::NotFound { .. }) => {
+                ObjectError::Damaged { key: key.to_owned(), message: error.to_string() }
+            }
             TransferError::File { path, source } => ObjectError::Disk { path, source },
             other => ObjectError::Store { key: key.to_owned(), message: other.to_string() },
         })
@@ -49,6 +53,10 @@ impl Transfer {
 }
 
 impl Objects for Transfer {
+    fn share(&self) -> Box<dyn Objects> {
+        Box::new(self.clone())
+    }
+
     fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError> {
         let moved = self.moved(Stage::Downloading, object.size);
         self.wait(&object.key, artifacts::download_to_file(&self.channel, object, file, &moved))

@@ -82,14 +82,15 @@ pub fn train(
         let (figures, granted) = trainer.step(objective, &plan, keeper.wishes(steps.len() as u64 + 1))?;
         report(&figures);
         steps.push(figures);
-        if granted.snapshot || granted.stop {
+        let is_last = steps.len() == batches.len();
+        if (granted.snapshot || granted.stop) && !is_last {
             let mut snapshot = trainer.snapshot();
             snapshot.record.steps = batches.len() as u64;
             snapshot.record.micro_batch_tokens = budget;
             snapshot.record.figures.clone_from(&steps);
             keeper.keep(snapshot)?;
         }
-        if granted.stop && steps.len() < batches.len() {
+        if granted.stop && !is_last {
             return Ok(Ended::Stopped { step: steps.len() as u64 });
         }
     }

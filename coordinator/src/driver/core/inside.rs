@@ -191,6 +191,13 @@ fn log(event: &Event) {
                 "chunk done"
             );
         }
+        Change::CheckpointCommitted(made) => {
+            let v1::Checkpoint { phase, step, attempt, objects } = made;
+            let bytes = objects.iter().map(|object| object.size).sum::<u64>();
+            tracing::info!(job, phase, attempt, step, bytes, "checkpoint committed");
+        }
+        // Watchers were told loudly, and the log with them.
+        Change::CheckpointLost { .. } => {}
         Change::PhaseCommitted(done) => {
             let (phase, round, attempt) = (&done.phase, done.artifact.round, done.artifact.attempt);
             tracing::info!(job, phase, round, attempt, duration_s = done.seconds, "phase committed");

@@ -1,0 +1,92 @@
+//! Training goes on in the middle of a phase, from the last checkpoint that can be read, to the same weights.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use foil_tests::Run;
+
+const PATIENCE: Duration = Duration::from_secs(240);
+/// So many steps that there are some before and after a checkpoint.
+const LONG: [&str; 3] = ["sft_step.epochs=3", "sft_step.batch_sequences=32", "reward_step.epochs=3"];
+
+fn job(ranks: u32) -> Run {
+    Run::letters().ranks(ranks).set_all(&LONG)
+}
+
+/// The steps of every phase in metrics.jsonl, each with the attempts that its lines name.
+fn steps(run: &Run) -> BTreeMap<String, Vec<u64>> {
+    let text = std::fs::read_to_string(run.out().join("metrics.jsonl")).expect("metrics.jsonl");
+    let mut steps: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for line in text.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
+        let (phase, step) = (line["phase"].as_str().expect("phase"), line["step"].as_u64().expect("step"));
+        steps.entry(phase.to_owned()).or_default().push(step);
+    }
+    steps
+}
+
+#[test]
+fn a_gang_that_loses_a_rank_goes_on_after_its_last_checkpoint() {
+    for (ranks, sharding) in [(2, "ddp"), (3, "zero1"), (4, "ddp")] {
+        let job = || job(ranks).set(&format!("resources.sharding={sharding}"));
+        let quiet_run = job().set("resources.checkpoint_seconds=0");
+        let quiet = quiet_run.finish().weights();
+        // In the middle of SFT, and again a phase's few steps later, in the training of the reward model.
+        for site in ["train.backward=kill@12", "checkpoint.report=kill@3", "checkpoint.upload=kill@3"] {
+            let run = job().set("resources.checkpoint_steps=4");
+            let marker = run.scratch().join("killed");
+            let run = run.env("FOIL_FAILPOINT", site).env("FOIL_FAILPOINT_ONCE", marker.display().to_string());
+            assert!(run.finish().weights() == quiet, "{site}, {ranks} ranks, {sharding}: the weights differ");
+            assert!(marker.exists(), "{site} was never reached");
+            assert!(run.logs_whole().contains("training goes on after a checkpoint"), "{}", run.logs());
+            assert_eq!(steps(&run), steps(&quiet_run), "{site}: metrics.jsonl tells of other steps");
+        }
+    }
+}
+
+/// Rank 1's shares of all checkpoints in the store of a run, oldest first.
+fn shares(store: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![store.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.path().is_dir() {
+                open.push(entry.path());
+            } else if entry.file_name() == "rank-1.safetensors" {
+                found.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_damaged_checkpoint_is_put_aside_loudly_and_the_one_before_it_used() {
+    let quiet = job(2).finish().weights();
+    let run = job(2).set("resources.checkpoint_steps=4");
+    let mut first = run.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("foil starts");
+    let (started, mut kept) = (Instant::now(), Vec::new());
+    while kept.len() < 4 {
+        assert!(started.elapsed() < PATIENCE, "no checkpoints came: {kept:?}\n{}", run.logs());
+        std::thread::sleep(Duration::from_millis(20));
+        kept = shares(&run.out());
+    }
+    first.kill().expect("the run can be killed");
+    let status = first.wait().expect("the run can be waited for");
+    assert!(!status.success(), "the run ended before it was killed: this proves nothing");
+    // The last may be one that was not committed any more; the one before it was.
+    let kept = shares(&run.out());
+    for share in &kept[kept.len() - 2..] {
+        let mut bytes = std::fs::read(share).expect("a share can be read");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(share, bytes).expect("a share can be written");
+    }
+    assert!(run.finish().weights() == quiet, "the weights differ");
+    let logs = run.logs_whole();
+    assert!(logs.contains("it is put aside, and training goes on after step"), "{}", run.logs());
+    assert!(logs.contains("training goes on after a checkpoint"), "{}", run.logs());
+}
