@@ -16,7 +16,7 @@ const PLAN: &str = "FOIL_FAILPOINT";
 const ONCE: &str = "FOIL_FAILPOINT_ONCE";
 
 /// Sites that exist; a plan that names another is refused at start.
-pub const SITES: [&str; 12] = [
+pub const SITES: [&str; 15] = [
     "rank.start",
     "phase.load",
     "phase.generate",
@@ -27,6 +27,9 @@ pub const SITES: [&str; 12] = [
     "train.forward",
     "train.backward",
     "train.optimizer",
+    "checkpoint.upload",
+    "checkpoint.report",
+    "checkpoint.download",
     "phase.upload",
     "phase.report",
 ];
