@@ -2,39 +2,38 @@
 
 from functools import partial
 
-from peers import flops, parity
+from peers import flops
 from peers.contest import Contest
-from peers.row_train import describe, spread_batches, training
+from peers.row_train import describe, losses_parity, spread_batches, training
 from peers.setting import Setting
 from peers.table import NotHere
-from peers.workload import logical_tokens
 
 PAIRS = 16
 WORLD = 2
 
 
-def step_contest(setting: Setting) -> Contest:
+def step_contest(setting: Setting, precision: str) -> Contest:
     require_room(setting)
     model = setting.model("stories15m")
     batches = spread_batches(setting, model, setting.pick(4, 1), by_length=False, size=PAIRS)
-    whole, shape = training(setting, model, "reward", "fp32", batches)
+    whole, shape = training(setting, model, "reward", precision, batches)
     shared = whole.with_(world=WORLD, threads=setting.threads // WORLD)
     alone, together = f"1×{setting.threads}", f"{WORLD}×{shared.threads}"
     lean = f"lean {alone}"
+    contestants = [
+        *setting.foil(whole, f"foil {alone}"),
+        *setting.foil(shared, f"foil {together}"),
+        setting.peer(lean, "run_lean", whole),
+        setting.peer(f"lean DDP {together}", "run_lean", shared),
+    ]
     return Contest(
-        key="parallel.fp32",
+        key=f"parallel.{precision}",
         title=f"data-parallel RM step, stories15m, processes × threads: {describe(batches)}",
-        precision="fp32",
-        contestants=[
-            *setting.foil(whole, f"foil {alone}"),
-            *setting.foil(shared, f"foil {together}"),
-            setting.peer(lean, "run_lean", whole),
-            setting.peer(f"lean DDP {together}", "run_lean", shared),
-        ],
-        checks=[],
-        parity=parity.fp32_losses(lean, logical_tokens(whole.pairs)),
+        precision=precision,
+        contestants=contestants,
         flops=lambda _: flops.reward(shape, whole.pairs),
         note="a batch's losses are the mean over ranks; peak memory is the sum over them",
+        **losses_parity(setting, whole, contestants, lean=lean),
     )
 
 
@@ -49,4 +48,4 @@ def require_room(setting: Setting) -> None:
 
 
 def parallel(setting: Setting) -> list:
-    return [partial(step_contest, setting)]
+    return [partial(step_contest, setting, precision) for precision in setting.precisions]

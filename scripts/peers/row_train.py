@@ -37,20 +37,20 @@ def describe(batches: list[Batch]) -> str:
     )
 
 
-def losses_parity(setting: Setting, workload: Workload, contestants: list[Contestant], steps: int = 24) -> dict:
+def losses_parity(
+    setting: Setting, workload: Workload, contestants: list[Contestant], steps: int = 24, lean: str = "lean"
+) -> dict:
     """The checks and the judge: fp32 against the lean loop, bf16 against the lean loop's fp32 losses.
 
     bf16 is judged on so many steps of two pairs, for which far fewer rows do than for as many timed steps.
     """
     tokens = logical_tokens(workload.pairs)
     if workload.precision == "fp32":
-        return dict(checks=[], parity=parity.fp32_losses("lean", tokens))
+        return dict(checks=[], parity=parity.fp32_losses(lean, tokens))
     small = workload.with_(batches=spread_batches(setting, Path(workload.model), steps, by_length=False, size=2))
     exact = setting.peer("lean fp32", "run_lean", small.with_(precision="fp32"))
-    return dict(
-        checks=[exact, *(contestant.on(small) for contestant in contestants)],
-        parity=parity.bf16_losses("lean fp32", "lean", tokens),
-    )
+    checks = [c.on(small.with_(world=c.task.world, threads=c.task.threads)) for c in contestants]
+    return dict(checks=[exact, *checks], parity=parity.bf16_losses("lean fp32", lean, tokens))
 
 
 def training(
