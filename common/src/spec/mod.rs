@@ -145,7 +145,10 @@ impl Job {
     }
 
     /// Refuses what the types can say and no rank can do yet.
-    fn require_implemented(&self) -> Result<(), SpecError> {
+    ///
+    /// # Errors
+    /// The first field that asks for such a thing.
+    pub fn require_implemented(&self) -> Result<(), SpecError> {
         if self.resources.sharding == Sharding::Zero1 {
             return Err(SpecError::not_implemented("resources.sharding", "zero1", "use ddp"));
         }
@@ -165,7 +168,6 @@ impl Job {
 
     /// What no single field can tell.
     fn cross_check(&self) -> Result<(), SpecError> {
-        self.require_implemented()?;
         if self.policy.init == Init::Random && !self.has_sft() {
             return Err(SpecError::missing("data.sft")
                 .advice("policy.init: random starts from noise; give demonstrations in data.sft"));
@@ -200,6 +202,18 @@ impl TryFrom<v1::JobSpec> for Job {
     type Error = SpecError;
 
     fn try_from(wire: v1::JobSpec) -> Result<Self, SpecError> {
+        let job = Self::planned(wire)?;
+        job.require_implemented()?;
+        Ok(job)
+    }
+}
+
+impl Job {
+    /// A valid job, also where it asks for what no rank can do yet: to plan with, not to run.
+    ///
+    /// # Errors
+    /// Those of `TryFrom` but for [`Job::require_implemented`]'s.
+    pub fn planned(wire: v1::JobSpec) -> Result<Self, SpecError> {
         let wire = preset::apply(wire)?;
         let policy = wire.policy.unwrap_or_default();
         if policy.model.is_empty() {
