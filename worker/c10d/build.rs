@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "src/shim/collective.cc",
     "src/shim/aten.cc",
     "src/shim/layers/kernels.cc",
@@ -15,6 +15,7 @@ const SOURCES: [&str; 9] = [
     "src/shim/layers/logits.cc",
     "src/shim/layers/packed.cc",
     "src/shim/layers/preset.cc",
+    "src/shim/layers/checkpoint.cc",
 ];
 
 fn main() {

@@ -149,9 +149,6 @@ impl Job {
     /// # Errors
     /// The first field that asks for such a thing.
     pub fn require_implemented(&self) -> Result<(), SpecError> {
-        if self.resources.sharding == Sharding::Zero1 {
-            return Err(SpecError::not_implemented("resources.sharding", "zero1", "use ddp"));
-        }
         if self.resources.activation_checkpointing {
             let advice = "leave it out, and lower optimizer.micro_batch_tokens where memory is short";
             return Err(SpecError::not_implemented("resources.activation_checkpointing", "true", advice));

@@ -300,7 +300,6 @@ fn methods_refuse_what_they_cannot_learn_from() {
 #[test]
 fn what_no_rank_can_do_yet_is_refused_by_name() {
     let cases = [
-        ("resources.sharding=zero1", "resources.sharding: zero1 is not implemented yet; use ddp"),
         (
             "resources.activation_checkpointing=true",
             "resources.activation_checkpointing: true is not implemented",

@@ -4,6 +4,8 @@
 // What the bridge writes is public in name only: this module is private.
 #![allow(unreachable_pub)]
 
+use crate::checkpoint::Computation;
+
 pub(crate) use bridge::*;
 pub use bridge::{AdamW, Segment};
 
@@ -47,6 +49,8 @@ mod bridge {
         type TensorList;
         fn new_tensor_list() -> UniquePtr<TensorList>;
         fn push(self: Pin<&mut TensorList>, tensor: &Tensor);
+        fn length(self: &TensorList) -> usize;
+        fn at(self: &TensorList, index: usize) -> UniquePtr<Tensor>;
 
         type Store;
         fn host_store(host: &str, port: u16, listener: i32, timeout_ms: u64) -> Result<UniquePtr<Store>>;
@@ -151,7 +155,17 @@ mod bridge {
             b: &Tensor,
             b_gradient: &Tensor,
         ) -> Result<UniquePtr<Tensor>>;
+        fn checkpoint(
+            computation: Box<Computation>,
+            inputs: &TensorList,
+            results: Pin<&mut TensorList>,
+        ) -> Result<()>;
         fn interface_of(address: &str) -> Result<String>;
+    }
+
+    extern "Rust" {
+        type Computation;
+        fn run(self: &Computation, inputs: &TensorList, results: Pin<&mut TensorList>) -> Result<()>;
     }
 }
 

@@ -8,6 +8,7 @@
 //! thread of each process owns the group.
 
 mod aten;
+mod checkpoint;
 mod error;
 mod ffi;
 mod group;
@@ -16,6 +17,7 @@ mod reducer;
 mod store;
 
 pub use aten::{AdamW, AdamWState, fused_adamw, interface_of, keep_freed_memory, set_deterministic};
+pub use checkpoint::checkpoint;
 pub use error::{Error, Result};
 pub use ffi::Segment;
 pub use group::{Member, ProcessGroup, nccl_built};

@@ -151,6 +151,28 @@ impl Gang {
         self.group.as_ref().map_or(Ok(()), |group| group.all_reduce(tensor))
     }
 
+    /// This rank's part of the sum over the ranks: `[world, …]` on every rank gives `[…]`, the sum of row `rank`.
+    ///
+    /// # Errors
+    /// Where a rank fails, or the tensor cannot be sent.
+    pub fn reduce_scatter(&self, tensor: &Tensor) -> Result<Tensor> {
+        match &self.group {
+            None => Ok(tensor.select(0, 0)),
+            Some(group) => group.reduce_scatter(tensor),
+        }
+    }
+
+    /// The ranks' tensors, contiguous and of one shape and kind everywhere, one behind another: `[…]` gives `[world, …]`.
+    ///
+    /// # Errors
+    /// Where a rank fails, or the tensor cannot be sent.
+    pub fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+        match &self.group {
+            None => Ok(tensor.unsqueeze(0)),
+            Some(group) => group.all_gather(tensor),
+        }
+    }
+
     /// Rank 0's bytes on every rank; those given elsewhere are dropped.
     ///
     /// # Errors

@@ -65,6 +65,7 @@ impl Bench {
             learning_rate: course.learning_rate,
             optimizer: course.optimizer,
             schedule: course.schedule,
+            sharding: self.job.resources.sharding,
         };
         let summary = train::train(objective, parameters, &training, &gang, &mut report)?;
         parameters.set_requires_grad(false);

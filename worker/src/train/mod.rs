@@ -11,6 +11,7 @@
 //!     learning_rate: step.learning_rate,
 //!     optimizer: &step.optimizer,
 //!     schedule: &step.schedule,
+//!     sharding: job.resources.sharding,
 //! };
 //! let summary = train(&objective, model.parameters(), &training, &gang, &mut |figures| report(figures))?;
 //! model.parameters().set_requires_grad(false);
@@ -35,9 +36,11 @@ pub mod order;
 mod pairs;
 pub mod plan;
 mod run;
+mod sharded;
 #[cfg(test)]
 mod tests;
 pub mod trainer;
+mod update;
 
 pub(crate) use answers::Sequences;
 pub use answers::{AnswerGroup, GroupLoss, PolicyAnswers};

@@ -13,9 +13,11 @@ pub struct AdamW {
     groups: Vec<Group>,
 }
 
-/// Parameters that share a weight decay, in the order of their names.
+/// Parameters that share a weight decay, in the order given.
 struct Group {
     weight_decay: f64,
+    /// Of each parameter: its number among all that the optimizer was made for.
+    numbers: Vec<usize>,
     parameters: Vec<Tensor>,
     exp_avg: Vec<Tensor>,
     exp_avg_sq: Vec<Tensor>,
@@ -23,14 +25,11 @@ struct Group {
 }
 
 impl AdamW {
-    /// Over `parameters`, by name. Those that do not decay form a group of their own.
-    pub fn new<'a>(
-        parameters: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
-        settings: &Optimizer,
-    ) -> Self {
+    /// Over `parameters`, each with whether it decays. Those that do not form a group of their own.
+    pub fn new<'a>(parameters: impl IntoIterator<Item = (&'a Tensor, bool)>, settings: &Optimizer) -> Self {
         let mut groups = [Group::new(settings.weight_decay), Group::new(0.0)];
-        for (name, parameter) in parameters {
-            groups[usize::from(!decays(settings.decay, name, parameter))].add(parameter);
+        for (number, (parameter, decays)) in parameters.into_iter().enumerate() {
+            groups[usize::from(!decays)].add(number, parameter);
         }
         Self {
             beta1: settings.beta1,
@@ -40,13 +39,14 @@ impl AdamW {
         }
     }
 
-    /// One update from the parameters' gradients.
+    /// One update in place, from a gradient for each parameter of [`AdamW::new`], in its order.
     ///
     /// # Errors
-    /// A parameter without a gradient.
-    pub fn step(&mut self, learning_rate: f64) -> Result<(), TrainError> {
+    /// A gradient that is missing or of another shape.
+    pub fn step(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<(), TrainError> {
         for group in &self.groups {
-            let gradients: Vec<Tensor> = group.parameters.iter().map(Tensor::grad).collect();
+            let gradients: Vec<Tensor> =
+                group.numbers.iter().map(|&number| gradients[number].shallow_clone()).collect();
             let state = foil_c10d::AdamWState {
                 parameters: &group.parameters,
                 gradients: &gradients,
@@ -77,6 +77,7 @@ impl Group {
     fn new(weight_decay: f64) -> Self {
         Self {
             weight_decay,
+            numbers: Vec::new(),
             parameters: Vec::new(),
             exp_avg: Vec::new(),
             exp_avg_sq: Vec::new(),
@@ -84,8 +85,9 @@ impl Group {
         }
     }
 
-    fn add(&mut self, parameter: &Tensor) {
+    fn add(&mut self, number: usize, parameter: &Tensor) {
         let zeros = || no_grad(|| parameter.detach().zeros_like());
+        self.numbers.push(number);
         self.exp_avg.push(zeros());
         self.exp_avg_sq.push(zeros());
         self.steps.push(Tensor::zeros([], (Kind::Float, parameter.device())));
@@ -93,7 +95,8 @@ impl Group {
     }
 }
 
-fn decays(decay: Decay, name: &str, parameter: &Tensor) -> bool {
+/// Whether a parameter of this name decays.
+pub(super) fn decays(decay: Decay, name: &str, parameter: &Tensor) -> bool {
     match decay {
         Decay::All => true,
         Decay::Matrices => parameter.dim() == 2 && !name.contains("embed"),

@@ -1,6 +1,6 @@
 //! A whole training phase.
 
-use foil_common::spec::{Optimizer, Schedule};
+use foil_common::spec::{Optimizer, Schedule, Sharding};
 
 use super::order::global_batches;
 use super::{Objective, OrderKey, Recipe, RowShape, StepFigures, StepPlan, Summary, TrainError, Trainer};
@@ -18,6 +18,7 @@ pub struct Training<'a> {
     pub learning_rate: f64,
     pub optimizer: &'a Optimizer,
     pub schedule: &'a Schedule,
+    pub sharding: Sharding,
 }
 
 /// Trains `parameters`, which are those of `objective`'s model, over all its rows and epochs.
@@ -46,6 +47,7 @@ pub fn train(
         schedule: training.schedule,
         peak_learning_rate: training.learning_rate,
         steps: steps_per_epoch as u64 * u64::from(training.epochs),
+        sharding: training.sharding,
     };
     let mut trainer = Trainer::new(parameters, recipe, gang)?;
     let plan = |rows: &Vec<usize>, trainer: &Trainer<'_>| {

@@ -2,13 +2,12 @@
 
 use std::time::Instant;
 
-use foil_c10d::BucketSizes;
-use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, Schedule};
+use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, Schedule, Sharding};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::optimizer::{clip, global_norm};
-use super::{AdamW, Objective, Part, Share, StepFigures, StepPlan, TrainError};
-use crate::collective::{Gang, Gradients};
+use super::update::Update;
+use super::{Objective, Part, Share, StepFigures, StepPlan, TrainError};
+use crate::collective::Gang;
 use crate::failpoint;
 use crate::model::Parameters;
 
@@ -21,6 +20,7 @@ pub struct Recipe<'a> {
     pub peak_learning_rate: f64,
     /// Of the whole phase.
     pub steps: u64,
+    pub sharding: Sharding,
 }
 
 /// Parameters in training: their gradients, shared by a gang, and the optimizer's state.
@@ -29,9 +29,8 @@ pub struct Recipe<'a> {
 pub struct Trainer<'a> {
     recipe: Recipe<'a>,
     gang: &'a Gang,
-    gradients: Gradients,
+    update: Update<'a>,
     parameters: Vec<Tensor>,
-    optimizer: AdamW,
     device: Device,
     /// Steps taken, skipped ones included.
     step: u64,
@@ -48,8 +47,7 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             recipe,
             gang,
-            gradients: gang.gradients(parameters.tensors(), BucketSizes::default())?,
-            optimizer: AdamW::new(parameters.iter(), recipe.optimizer),
+            update: Update::new(parameters, recipe.optimizer, recipe.sharding, gang)?,
             parameters: parameters.tensors().iter().map(Tensor::shallow_clone).collect(),
             device: parameters.tensors().first().map_or(Device::Cpu, Tensor::device),
             step: 0,
@@ -72,7 +70,7 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         let parameters = &self.parameters;
-        self.gradients.warm_up(|| match plan.micro_batches.first() {
+        self.update.warm_up(|| match plan.micro_batches.first() {
             Some(rows) => Ok(objective.part(rows)?.loss),
             None => Ok(foil_c10d::touch(parameters)),
         })
@@ -88,23 +86,19 @@ impl<'a> Trainer<'a> {
     pub fn step(&mut self, objective: &dyn Objective, plan: &StepPlan) -> Result<StepFigures, TrainError> {
         let started = Instant::now();
         self.step += 1;
-        self.gradients.zero()?;
+        self.update.zero()?;
         let mut totals = self.accumulate(objective, plan)?;
         self.gang.sum_tensor(&mut totals)?;
-        let mut gradients = self.gradients.tensors();
-        let norm = no_grad(|| global_norm(&gradients)).to_kind(Kind::Double).view(1);
-        let read = Vec::<f64>::try_from(Tensor::cat(&[norm, totals], 0).to_device(Device::Cpu))?;
+        let read =
+            Vec::<f64>::try_from(Tensor::cat(&[self.update.norm()?, totals], 0).to_device(Device::Cpu))?;
         let (grad_norm, loss, sums) = (read[0], read[1], &read[2..]);
 
         let learning_rate =
             self.recipe.peak_learning_rate * self.recipe.schedule.factor(self.step, self.recipe.steps);
         let finite = loss.is_finite() && grad_norm.is_finite();
         if finite {
-            if let Some(limit) = self.recipe.optimizer.clip_norm {
-                no_grad(|| clip(&mut gradients, grad_norm, limit));
-            }
             failpoint::hit("train.optimizer");
-            self.optimizer.step(learning_rate)?;
+            self.update.step(grad_norm, self.recipe.optimizer.clip_norm, learning_rate)?;
             no_grad(|| objective.after_update());
         } else if self.recipe.optimizer.on_nonfinite == OnNonfinite::Fail {
             let rows = name_rows(objective, plan);
@@ -135,14 +129,13 @@ impl<'a> Trainer<'a> {
             let loss = &part.loss * self.scale(objective, plan, rows)?;
             no_grad(|| totals += figures_of(&part, &loss));
             if index + 1 == plan.micro_batches.len() {
-                self.gradients.reduce(&loss)?;
+                self.update.reduce(Some(&loss))?;
             } else {
-                self.gradients.accumulate(&loss)?;
+                self.update.accumulate(&loss)?;
             }
         }
         if plan.micro_batches.is_empty() {
-            let nothing = self.gradients.touch();
-            self.gradients.reduce(&nothing)?;
+            self.update.reduce(None)?;
         }
         Ok(totals)
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use foil_common::spec::{Decay, Normalisation, OnNonfinite, Optimizer, Schedule, ScheduleKind};
+use foil_common::spec::{Decay, Normalisation, OnNonfinite, Optimizer, Schedule, ScheduleKind, Sharding};
 use foil_worker::collective::{Gang, Host, Place, Rendezvous};
 use foil_worker::evaluate;
 use foil_worker::model::{LanguageModel, Parameters, Precision, RewardModel};
@@ -66,6 +66,7 @@ impl Steps {
             schedule: &schedule,
             peak_learning_rate: self.learning_rate,
             steps: self.batches.len() as u64,
+            sharding: Sharding::Ddp,
         };
         let shapes: Vec<RowShape> =
             (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();

@@ -63,6 +63,10 @@ std::string describe_exception() noexcept {
 TensorList::TensorList() : inner(std::make_unique<Inner>()) {}
 TensorList::~TensorList() = default;
 void TensorList::push(const at::Tensor& tensor) { inner->tensors.push_back(tensor); }
+std::size_t TensorList::length() const { return inner->tensors.size(); }
+std::unique_ptr<at::Tensor> TensorList::at(std::size_t index) const {
+  return std::make_unique<at::Tensor>(inner->tensors.at(index));
+}
 std::unique_ptr<TensorList> new_tensor_list() { return std::make_unique<TensorList>(); }
 
 // ---- Store ----

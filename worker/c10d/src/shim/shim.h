@@ -21,6 +21,8 @@ class TensorList {
   TensorList();
   ~TensorList();
   void push(const at::Tensor& tensor);
+  std::size_t length() const;
+  std::unique_ptr<at::Tensor> at(std::size_t index) const;
   struct Inner;
   std::unique_ptr<Inner> inner;
 };
@@ -116,6 +118,9 @@ void log_prob_gradient(const at::Tensor& logits, const at::Tensor& normaliser, c
 std::unique_ptr<at::Tensor> preset_gradients(const at::Tensor& value, const at::Tensor& a,
                                              const at::Tensor& a_gradient, const at::Tensor& b,
                                              const at::Tensor& b_gradient);
+
+struct Computation;
+void checkpoint(rust::Box<Computation> computation, const TensorList& inputs, TensorList& results);
 
 // The network interface that carries `address` (numeric), or empty.
 rust::String interface_of(rust::Str address);

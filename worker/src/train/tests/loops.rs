@@ -1,6 +1,6 @@
 //! Whole training phases against plain PyTorch loops over the same models and rows.
 
-use foil_common::spec::{Normalisation, Optimizer, Schedule};
+use foil_common::spec::{Normalisation, Optimizer, Schedule, Sharding};
 use serde_json::Value;
 use tch::Device;
 
@@ -25,6 +25,7 @@ fn run(
         learning_rate: case["learning_rate"].as_f64().unwrap(),
         optimizer: &optimizer,
         schedule: &schedule,
+        sharding: Sharding::Ddp,
     };
     let mut steps = Vec::new();
     let mut report = |figures: &StepFigures| steps.push(figures.clone());

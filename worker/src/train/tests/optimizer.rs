@@ -5,7 +5,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor, no_grad};
 
 use super::super::AdamW;
-use super::super::optimizer::{clip, global_norm};
+use super::super::optimizer::{clip, decays, global_norm};
 use super::{fixture, numbers, optimizer};
 
 fn tensor(values: &Value, shape: &[i64]) -> Tensor {
@@ -46,7 +46,8 @@ fn moments_and_weights_are_pytorchs() {
         };
         let parameters: Vec<Tensor> = rows.iter().map(start).collect();
         let settings = optimizer(None, 1);
-        let mut adamw = AdamW::new(names.iter().copied().zip(&parameters), &settings);
+        let decaying = names.iter().zip(&parameters).map(|(name, p)| (p, decays(settings.decay, name, p)));
+        let mut adamw = AdamW::new(decaying, &settings);
         let (schedule, steps) = (schedule(case), case["steps"].as_u64().unwrap());
         for (index, update) in case["updates"].as_array().unwrap().iter().enumerate() {
             let mut gradients = set_gradients(&parameters, &update["gradients"]);
@@ -55,7 +56,7 @@ fn moments_and_weights_are_pytorchs() {
             no_grad(|| clip(&mut gradients, norm, case["clip"].as_f64().unwrap()));
             let rate = case["learning_rate"].as_f64().unwrap() * schedule.factor(index as u64 + 1, steps);
             assert!((rate - update["rate"].as_f64().unwrap()).abs() < 1e-12, "{}: {rate}", case["kind"]);
-            adamw.step(rate).unwrap();
+            adamw.step(&gradients, rate).unwrap();
         }
         for (parameter, row) in parameters.iter().zip(rows) {
             assert!(apart(parameter, &row["end"]) < 1e-6, "{} {}", case["kind"], row["name"]);

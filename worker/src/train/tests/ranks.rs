@@ -4,11 +4,12 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use foil_common::spec::Normalisation;
+use foil_common::spec::{Normalisation, Sharding};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::super::order::global_batches;
+use super::super::sharded::Sharded;
 use super::super::{Demonstrations, Objective, OrderKey, PairRanking, Recipe, RowShape, StepPlan, Trainer};
 use super::{demonstrations, fixture, fixtures, linear, optimizer, pairs};
 use crate::collective::{Gang, Host, Place, Rendezvous};
@@ -33,13 +34,17 @@ struct Work {
     reward: bool,
     batch: usize,
     budget: usize,
+    /// With clipping, too.
+    zero1: bool,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Outcome {
     micro_batches: usize,
-    /// Of the first step's global batch, all parameters in order.
+    /// Of the first step's global batch, all parameters in order; empty where no rank holds it whole.
     gradient: Vec<f32>,
+    /// After all steps.
+    parameters: Vec<f32>,
     losses: Vec<f64>,
     /// Of the parameters after all steps.
     blake3: String,
@@ -66,14 +71,15 @@ fn play(gang: &Gang, work: Work) -> Outcome {
 }
 
 fn steps(gang: &Gang, work: Work, objective: &dyn Objective, parameters: &Parameters) -> Outcome {
-    let (optimizer, schedule) = (optimizer(None, work.budget), linear(0));
-    let recipe = Recipe { optimizer: &optimizer, schedule: &schedule, peak_learning_rate: 1e-3, steps: 4 };
+    let (optimizer, schedule) = (optimizer(work.zero1.then_some(0.5), work.budget), linear(0));
+    let sharding = if work.zero1 { Sharding::Zero1 } else { Sharding::Ddp };
+    let recipe =
+        Recipe { optimizer: &optimizer, schedule: &schedule, peak_learning_rate: 1e-3, steps: 4, sharding };
     let mut trainer = Trainer::new(parameters, recipe, gang).unwrap();
     let shapes: Vec<RowShape> = (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();
     let key = OrderKey { seed: 5, round: 1 };
     let batches = (0..4).flat_map(|epoch| global_batches(key, epoch, &objective.sets(), work.batch));
-    let mut outcome =
-        Outcome { micro_batches: 0, gradient: Vec::new(), losses: Vec::new(), blake3: String::new() };
+    let mut outcome = Outcome::default();
     for (step, rows) in batches.take(4).enumerate() {
         let plan = StepPlan::new(&rows, &shapes, trainer.share(), work.budget);
         if step == 0 {
@@ -82,12 +88,20 @@ fn steps(gang: &Gang, work: Work, objective: &dyn Objective, parameters: &Parame
         outcome.losses.push(trainer.step(objective, &plan).unwrap().loss);
         if step == 0 {
             outcome.micro_batches = plan.micro_batches.len();
-            let flat: Vec<Tensor> = parameters.tensors().iter().map(|t| t.grad().reshape([-1])).collect();
-            outcome.gradient = Vec::try_from(Tensor::cat(&flat, 0)).unwrap();
+            let gradients: Vec<Tensor> = parameters.tensors().iter().map(Tensor::grad).collect();
+            if gradients.iter().all(Tensor::defined) {
+                outcome.gradient = flat(&gradients);
+            }
         }
     }
+    outcome.parameters = flat(parameters.tensors());
     outcome.blake3 = parameters.blake3();
     outcome
+}
+
+fn flat(tensors: &[Tensor]) -> Vec<f32> {
+    let flat: Vec<Tensor> = tensors.iter().map(|tensor| tensor.detach().reshape([-1])).collect();
+    Vec::try_from(Tensor::cat(&flat, 0)).unwrap()
 }
 
 fn relative_distance(found: &[f32], expected: &[f32]) -> f64 {
@@ -169,7 +183,7 @@ fn assert_same_training(found: &Outcome, whole: &Outcome) {
 #[test]
 fn micro_batches_have_the_whole_batchs_gradient() {
     for reward in [true, false] {
-        let play = |budget| play(&Gang::alone(), Work { reward, batch: 6, budget });
+        let play = |budget| play(&Gang::alone(), Work { reward, batch: 6, budget, zero1: false });
         let whole = play(10_000);
         assert_eq!(whole.micro_batches, 1);
         let cut = play(12);
@@ -181,8 +195,8 @@ fn micro_batches_have_the_whole_batchs_gradient() {
 #[test]
 fn two_processes_have_one_ranks_gradient() {
     for reward in [true, false] {
-        let whole = play(&Gang::alone(), Work { reward, batch: 6, budget: 10_000 });
-        let ranks = play_processes(2, Work { reward, batch: 6, budget: 12 });
+        let whole = play(&Gang::alone(), Work { reward, batch: 6, budget: 10_000, zero1: false });
+        let ranks = play_processes(2, Work { reward, batch: 6, budget: 12, zero1: false });
         assert!(ranks.iter().all(|rank| rank.micro_batches > 1));
         assert_eq!(ranks[0].blake3, ranks[1].blake3);
         assert_eq!(ranks[0].losses, ranks[1].losses);
@@ -192,9 +206,52 @@ fn two_processes_have_one_ranks_gradient() {
 
 #[test]
 fn a_process_without_rows_joins_in() {
-    let whole = play(&Gang::alone(), Work { reward: true, batch: 2, budget: 10_000 });
-    let ranks = play_processes(3, Work { reward: true, batch: 2, budget: 10_000 });
+    let whole = play(&Gang::alone(), Work { reward: true, batch: 2, budget: 10_000, zero1: false });
+    let ranks = play_processes(3, Work { reward: true, batch: 2, budget: 10_000, zero1: false });
     assert_eq!(ranks[2].micro_batches, 0);
     assert!(ranks.iter().all(|rank| rank.blake3 == ranks[0].blake3));
     ranks.iter().for_each(|rank| assert_same_training(rank, &whole));
+}
+
+#[test]
+fn zero1_takes_the_same_steps_with_its_state_cut_over_the_ranks() {
+    for (reward, world) in [(true, 2), (false, 3)] {
+        let work = Work { reward, batch: 6, budget: 12, zero1: true };
+        // A gang of one has nothing to cut: plain AdamW, clipped alike.
+        let whole = play(&Gang::alone(), work);
+        let ranks = play_processes(world, work);
+        for rank in &ranks {
+            assert!(rank.gradient.is_empty());
+            assert_eq!(rank.blake3, ranks[0].blake3);
+            let apart = relative_distance(&rank.parameters, &whole.parameters);
+            assert!(apart < 1e-5, "parameters are {apart} apart");
+            for (found, expected) in rank.losses.iter().zip(&whole.losses) {
+                assert!((found / expected - 1.0).abs() < 1e-5, "{found} not {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn zero1_keeps_a_ranks_part_of_the_moments() {
+    let host = Host::open(Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: PATIENCE });
+    let host = host.unwrap();
+    let (address, port) = (host.address().to_owned(), host.port());
+    let moments = |gang: &Gang| {
+        let parameters = [7, 40].map(|size| Tensor::zeros([size], (tch::Kind::Float, Device::Cpu)));
+        let parameters = parameters.iter().map(|parameter| (parameter, true));
+        Sharded::new(parameters, &optimizer(None, 1), gang).moments()
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let place = Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: PATIENCE };
+            let rendezvous = Rendezvous { rank: 1, world: 2, host: address, port, prefix: PREFIX.to_owned() };
+            let gang = Gang::join(&rendezvous, &place).unwrap();
+            assert_eq!(moments(&gang), 24);
+            gang.leave().unwrap();
+        });
+        let gang = host.gather(2, PREFIX).unwrap();
+        assert_eq!(moments(&gang), 24);
+        gang.leave().unwrap();
+    });
 }

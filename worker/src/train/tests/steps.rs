@@ -1,6 +1,6 @@
 //! Single steps: what a loss is divided by, and losses that are no numbers.
 
-use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, RewardLoss};
+use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, RewardLoss, Sharding};
 use tch::{Device, Kind, no_grad};
 
 use super::super::{
@@ -38,7 +38,13 @@ fn reference_normalisation_is_the_mean_over_micro_batches() {
     };
     let expected = plan.micro_batches.iter().map(mean_loss).sum::<f64>() / plan.micro_batches.len() as f64;
     let (optimizer, schedule, gang) = (optimizer(None, 48), linear(0), Gang::alone());
-    let recipe = Recipe { optimizer: &optimizer, schedule: &schedule, peak_learning_rate: 1e-3, steps: 1 };
+    let recipe = Recipe {
+        optimizer: &optimizer,
+        schedule: &schedule,
+        peak_learning_rate: 1e-3,
+        steps: 1,
+        sharding: Sharding::Ddp,
+    };
     let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
     let figures = trainer.step(&objective, &plan).unwrap();
     assert!((figures.loss - expected).abs() < 1e-6);
@@ -73,7 +79,13 @@ fn step_on_poison(optimizer: &Optimizer) -> (Result<bool, TrainError>, bool) {
     let poisoned = Poisoned(&objective);
     let before = model.parameters().blake3();
     let (schedule, gang) = (linear(0), Gang::alone());
-    let recipe = Recipe { optimizer, schedule: &schedule, peak_learning_rate: 1e-3, steps: 2 };
+    let recipe = Recipe {
+        optimizer,
+        schedule: &schedule,
+        peak_learning_rate: 1e-3,
+        steps: 2,
+        sharding: Sharding::Ddp,
+    };
     let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
     let result = trainer.step(&poisoned, &plan(&poisoned, 100)).map(|figures| figures.skipped);
     let unchanged = model.parameters().blake3() == before;
@@ -114,8 +126,13 @@ fn a_bounded_head_stays_within_its_bound() {
             .with_objective(wgan)
             .with_head_bound(bound);
         let (optimizer, schedule, gang) = (optimizer(None, 100), linear(0), Gang::alone());
-        let recipe =
-            Recipe { optimizer: &optimizer, schedule: &schedule, peak_learning_rate: 1e-2, steps: 1 };
+        let recipe = Recipe {
+            optimizer: &optimizer,
+            schedule: &schedule,
+            peak_learning_rate: 1e-2,
+            steps: 1,
+            sharding: Sharding::Ddp,
+        };
         let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
         trainer.step(&objective, &plan(&objective, 100)).unwrap()
     };
@@ -137,6 +154,7 @@ fn rows_that_weigh_nothing_are_refused() {
         learning_rate: 1e-3,
         optimizer: &optimizer,
         schedule: &schedule,
+        sharding: Sharding::Ddp,
     };
     let run = |objective: &dyn Objective| {
         train(objective, model.parameters(), &training, &Gang::alone(), &mut |_| ()).unwrap_err()
