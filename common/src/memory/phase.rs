@@ -60,10 +60,10 @@ pub struct Estimate {
     pub weights: u64,
     /// Weights in the kind or layout that products read, beside the masters.
     pub copies: u64,
-    /// Fp32. In a gang they lie in the reducer's buckets, which take nothing more.
+    /// Fp32, before they are summed. Where moments are not cut they lie in the reducer's buckets, which take nothing more.
     pub gradients: u64,
-    /// AdamW's two, fp32.
-    pub moments: u64,
+    /// AdamW's two moments, fp32; where they are cut over the ranks, also this rank's part of the parameters.
+    pub optimizer: u64,
     /// What the forward pass keeps.
     pub activations: u64,
     /// The largest chunk of logits, and the gradients that are made along with it.
@@ -87,7 +87,7 @@ impl Estimate {
             ("weights", self.weights),
             ("copies", self.copies),
             ("gradients", self.gradients),
-            ("moments", self.moments),
+            ("optimizer", self.optimizer),
             ("activations", self.activations),
             ("logits", self.logits),
             ("kv_cache", self.kv_cache),
@@ -193,9 +193,9 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
         None => (all, 0),
         Some(adapters) => (adapters.parameters, adapters.parameters),
     };
-    let sharers = match training.sharding {
-        Sharding::Ddp => 1,
-        Sharding::Zero1 => training.ranks.max(1),
+    let optimizer = match training.sharding {
+        Sharding::Ddp => 2 * F32 * trained,
+        Sharding::Zero1 => 3 * F32 * trained.div_ceil(training.ranks.max(1)),
     };
     let kept = match training.checkpointing {
         true => pass.kept_by_checkpoints(),
@@ -219,7 +219,7 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
     Estimate {
         copies: cast(model.shape, compute),
         gradients: F32 * trained,
-        moments: 2 * F32 * trained.div_ceil(sharers),
+        optimizer,
         activations,
         logits,
         working,

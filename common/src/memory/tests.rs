@@ -107,8 +107,8 @@ fn a_cpu_pass_keeps_what_can_be_counted_by_hand() {
     assert_eq!(pass.loss().scratch, 2 * 16 + 4 * 2 * 10);
 }
 
-/// With moments shared, the classical arithmetic of mixed precision: 4 + 4 + 8 / ranks bytes a parameter, and 2 for the
-/// bf16 copies of what takes part in products.
+/// The classical arithmetic of mixed precision: 4 + 4 + 8 bytes a parameter, and 2 for the bf16 copies of what takes part
+/// in products.
 #[test]
 fn static_bytes_follow_parameters_ranks_and_sharding() {
     let shape = llama_7b();
@@ -120,16 +120,17 @@ fn static_bytes_follow_parameters_ranks_and_sharding() {
     let parameters = 6_738_415_616;
     let whole = with(Sharding::Ddp, None);
     assert_eq!(
-        (whole.weights, whole.gradients, whole.moments),
+        (whole.weights, whole.gradients, whole.optimizer),
         (4 * parameters, 4 * parameters, 8 * parameters)
     );
     // All but embeddings, head and norms.
     assert_eq!(whole.copies, 2 * (parameters - 2 * 32000 * 4096 - 65 * 4096));
     let shared = with(Sharding::Zero1, None);
-    assert_eq!(shared, Estimate { moments: parameters, ..whole });
+    // Two moments and a part of the parameters, an eighth of each.
+    assert_eq!(shared, Estimate { optimizer: parameters / 8 * 12, ..whole });
     let adapters = Adapters { parameters: 39_976_960, rank: 16, targets: 7 };
     let lora = with(Sharding::Ddp, Some(adapters));
-    assert_eq!((lora.gradients, lora.moments), (4 * 39_976_960, 8 * 39_976_960));
+    assert_eq!((lora.gradients, lora.optimizer), (4 * 39_976_960, 8 * 39_976_960));
     assert_eq!(lora.weights, 4 * (parameters + 39_976_960));
 }
 
@@ -159,7 +160,7 @@ fn a_cache_holds_every_slot_and_the_staging_slot() {
     // 32 layers of keys and values, 4096 wide, in bf16: half a MiB a token.
     assert_eq!(estimate.kv_cache, 64 * 512 * (512 << 10));
     assert_eq!(estimate.copies, 2 * (shape.products() + shape.vocabulary_matrix()));
-    assert_eq!((estimate.gradients, estimate.moments, estimate.activations), (0, 0, 0));
+    assert_eq!((estimate.gradients, estimate.optimizer, estimate.activations), (0, 0, 0));
 }
 
 #[test]
@@ -183,9 +184,9 @@ fn parts_add_up_to_the_total() {
     let how = Training { ranks: 2, sharding: Sharding::Zero1, checkpointing: false, adapters: None };
     let batch = Batch { tokens: 3, outputs: 2, keys: 3, longest: 3 };
     let estimate = training(Model { shape: &shape, head: Head::Language }, how, batch, FP32);
-    let Estimate { weights, copies, gradients, moments, activations, logits, kv_cache, working, reserve } =
+    let Estimate { weights, copies, gradients, optimizer, activations, logits, kv_cache, working, reserve } =
         estimate;
-    let sum = weights + copies + gradients + moments + activations + logits + kv_cache + working + reserve;
+    let sum = weights + copies + gradients + optimizer + activations + logits + kv_cache + working + reserve;
     assert_eq!(estimate.total(), sum);
     assert_eq!((copies, reserve, kv_cache), (0, 0, 0));
 }

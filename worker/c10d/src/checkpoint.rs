@@ -116,9 +116,8 @@ mod tests {
     fn errors_and_panics_come_back_as_words() {
         let fails = checkpoint(&leaves(), |_| Err("no such layer")).unwrap_err();
         assert!(fails.to_string().contains("no such layer"), "{fails}");
-        let panics = checkpoint(&leaves(), |inputs| {
-            Ok::<_, std::fmt::Error>(vec![inputs[0].matmul(&inputs[0])])
-        });
+        let panics =
+            checkpoint(&leaves(), |inputs| Ok::<_, std::fmt::Error>(vec![inputs[0].matmul(&inputs[0])]));
         assert!(panics.unwrap_err().to_string().contains("mat1 and mat2"));
         let leaves = leaves();
         let later = checkpoint(&leaves, |inputs| {

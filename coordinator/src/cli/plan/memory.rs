@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use foil_common::memory::{
-    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Training, evaluating, generating, reading,
-    training,
+    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Training, evaluating, generating,
+    reading, training,
 };
 use foil_common::spec::{self, Lora, ModelRef, RewardStep, Sampling};
 use foil_common::text::Limits;
@@ -55,12 +55,17 @@ impl Memory {
 
 fn shape(field: &str, model: &ModelRef) -> Result<ModelShape> {
     let ModelRef::Path(dir) = model else {
-        return Err(anyhow!("{field}: {} is in a store; name its local directory to plan with it", model.name()));
+        return Err(anyhow!(
+            "{field}: {} is in a store; name its local directory to plan with it",
+            model.name()
+        ));
     };
     let path = Path::new(dir).join("config.json");
-    let text = std::fs::read(&path)
-        .with_context(|| format!("{field}: {} cannot be read; planning needs it, and no weights", path.display()))?;
-    let config = serde_json::from_slice(&text).with_context(|| format!("{field}: {} is not JSON", path.display()))?;
+    let text = std::fs::read(&path).with_context(|| {
+        format!("{field}: {} cannot be read; planning needs it, and no weights", path.display())
+    })?;
+    let config =
+        serde_json::from_slice(&text).with_context(|| format!("{field}: {} is not JSON", path.display()))?;
     ModelShape::from_config(&config).with_context(|| format!("{field}: {dir}"))
 }
 
@@ -222,7 +227,8 @@ impl<'a> Reader<'a> {
 
     /// A micro-batch: as many rows as the budget holds, or one that is larger, or the rank's part of the step's `sequences`.
     fn step(&self, row: Row, budget: u64, sequences: u64) -> Batch {
-        let rows = sequences.div_ceil(row.answers.max(1)).div_ceil(u64::from(self.job.resources.ranks).max(1));
+        let rows =
+            sequences.div_ceil(row.answers.max(1)).div_ceil(u64::from(self.job.resources.ranks).max(1));
         let tokens = self.read(row, budget).tokens.min((rows + 1) * row.tokens());
         self.batch(row, tokens)
     }

@@ -24,7 +24,8 @@ struct Planned {
 
 pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
     let settings = &args.job.settings;
-    let wire = spec::file::load(&args.job.file, settings).map_err(|error| location::located(error, settings))?;
+    let wire =
+        spec::file::load(&args.job.file, settings).map_err(|error| location::located(error, settings))?;
     let job = spec::Job::planned(wire)?;
     let reading = tokio::task::spawn_blocking(move || describe(job));
     let planned = reading.await.context("reading the inputs was cut short")??;

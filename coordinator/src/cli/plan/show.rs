@@ -4,9 +4,9 @@ use foil_common::memory::{Head, ModelShape};
 use foil_common::spec::{self, Sharding};
 use serde_json::{Map, Value, json};
 
+use super::Planned;
 use super::memory::Kind;
 use super::phases::Phases;
-use super::Planned;
 use crate::cli::report;
 
 /// What readers call the parts of an estimate.
@@ -14,7 +14,7 @@ const LABELS: [(&str, &str); 9] = [
     ("weights", "weights, fp32"),
     ("copies", "copies for products"),
     ("gradients", "gradients (buckets)"),
-    ("moments", "AdamW moments"),
+    ("optimizer", "AdamW state"),
     ("activations", "activations"),
     ("logits", "logits"),
     ("kv_cache", "KV cache"),
@@ -57,9 +57,12 @@ pub(super) fn text(planned: &Planned, device: Option<u64>) -> String {
 
 fn phases(phases: &Phases) -> String {
     let mut rows = vec![["PHASE", "KIND", "WORK"].map(str::to_owned).to_vec()];
-    rows.extend(phases.list.iter().map(|phase| {
-        vec![phase.id.clone(), phase.work.kind().to_owned(), phases.work(phase)]
-    }));
+    rows.extend(
+        phases
+            .list
+            .iter()
+            .map(|phase| vec![phase.id.clone(), phase.work.kind().to_owned(), phases.work(phase)]),
+    );
     report::align(&rows)
 }
 
@@ -98,7 +101,9 @@ fn grouped(number: u64) -> String {
 fn table(kinds: &[Kind], unit: Unit, device: Option<u64>) -> String {
     let mut rows = vec![line(&format!("{} PER RANK", unit.name), kinds, |kind| kind.name.to_owned())];
     for (part, label) in LABELS {
-        let of = |kind: &Kind| kind.estimate.parts().into_iter().find(|(name, _)| *name == part).map_or(0, |(_, b)| b);
+        let of = |kind: &Kind| {
+            kind.estimate.parts().into_iter().find(|(name, _)| *name == part).map_or(0, |(_, b)| b)
+        };
         if kinds.iter().any(|kind| of(kind) > 0) {
             rows.push(line(label, kinds, |kind| match of(kind) {
                 0 => "-".to_owned(),
@@ -121,13 +126,15 @@ fn line(label: &str, kinds: &[Kind], cell: impl Fn(&Kind) -> String) -> Vec<Stri
 /// Columns of equal width, the first to the left and numbers to the right.
 fn right_aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let cell = |(index, (cell, width)): (usize, (&String, &usize))| match index {
         0 => format!("{cell:<width$}"),
         _ => format!("{cell:>width$}"),
     };
-    let lines = rows.iter().map(|row| row.iter().zip(&widths).enumerate().map(cell).collect::<Vec<_>>().join("  "));
+    let lines =
+        rows.iter().map(|row| row.iter().zip(&widths).enumerate().map(cell).collect::<Vec<_>>().join("  "));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -158,7 +165,10 @@ fn advice(job: &spec::Job, over: &[&Kind]) -> Vec<&'static str> {
     let named = |name: &str| over.iter().any(|kind| kind.name == name);
     let without_adapters = job.policy_step.lora.is_none() || job.reward_step.lora.is_none();
     let all = [
-        (trains && resources.ranks > 1 && resources.sharding == Sharding::Ddp, "set resources.sharding: zero1"),
+        (
+            trains && resources.ranks > 1 && resources.sharding == Sharding::Ddp,
+            "set resources.sharding: zero1",
+        ),
         (trains && !resources.activation_checkpointing, "set resources.activation_checkpointing: true"),
         (trains, "lower optimizer.micro_batch_tokens"),
         (trains && without_adapters, "train adapters (lora)"),
