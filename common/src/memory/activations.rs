@@ -139,15 +139,15 @@ impl Pass<'_> {
         self.batch.outputs * (F32 * self.shape.hidden + F32)
     }
 
-    /// What is alive at once in the backward of a layer beside what was kept: gradients of activations, and of the largest
-    /// matrix before it is added where gradients gather.
-    pub fn backward_working(&self) -> u64 {
+    /// What is alive at once in the backward of a layer beside what was kept: gradients of activations, and of the `matrices`
+    /// (numbers) whose gradients are not yet added where gradients gather.
+    pub fn backward_working(&self, matrices: u64) -> u64 {
         let (shape, size, tokens) = (self.shape, self.compute.size(), self.batch.tokens);
         let (q, kv) = (shape.query_width(), shape.kv_width());
         let stream = tokens * shape.hidden * (2 * F32 + 2 * size);
         let mlp = tokens * 3 * size * shape.intermediate;
         let attention = tokens * (2 * F32 * q + 2 * F32 * kv + size * (q + 2 * kv)) + 2 * self.scores();
-        stream + mlp.max(attention) + shape.largest_matrix() * (F32 + self.compute.copy())
+        stream + mlp.max(attention) + matrices * size + shape.largest_matrix().min(matrices) * F32
     }
 
     /// What is alive at once in a layer's forward where nothing is kept.
@@ -174,14 +174,15 @@ impl Pass<'_> {
         }
     }
 
-    /// A language-model head's loss: what stays until backward has taken it (the gradients of the head and of the states)
-    /// and what is gone once the loss is known (the head's copy, a chunk of logits and what is made of it).
-    pub fn loss(&self) -> Loss {
+    /// A language-model head's loss: what stays until backward has taken it (the gradients of the states, and of the head
+    /// where it is `trained`) and what is gone once the loss is known (the head's copy, a chunk of logits and what is made of it).
+    pub fn loss(&self, trained: bool) -> Loss {
         let matrix = self.shape.vocabulary_matrix();
         let states = self.batch.outputs * self.shape.hidden * self.compute.size();
+        let (gradient, copies) = if trained { (F32 * matrix, 2) } else { (0, 1) };
         Loss {
-            gradients: F32 * matrix + states,
-            scratch: states + 2 * self.compute.copy() * matrix + self.chunk(),
+            gradients: gradient + states,
+            scratch: states + copies * self.compute.copy() * matrix + self.chunk(),
         }
     }
 

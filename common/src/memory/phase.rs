@@ -204,14 +204,22 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
     let adapters =
         training.adapters.map_or(0, |adapters| pass.kept_by_adapters(adapters.rank, adapters.targets));
     let activations = kept + adapters;
-    let backward = pass.backward_working();
+    let whole = training.adapters.is_none();
+    let backward = pass.backward_working(match (whole, training.checkpointing) {
+        (false, _) => 0,
+        (true, false) => model.shape.largest_matrix(),
+        // A layer that is computed again hands over the gradients of all its matrices at once.
+        (true, true) => model.shape.products() / model.shape.layers,
+    });
     let (logits, working) = match model.head {
         Head::Language => {
-            let loss = pass.loss();
+            let loss = pass.loss(whole);
             // Backward begins when the loss has given its scratch back.
             (loss.gradients + loss.scratch, backward.saturating_sub(loss.scratch))
         }
-        // At the end of backward, when activations are gone, the embeddings' gradient stands beside the place it is added to.
+        Head::Reward if !whole => (0, backward),
+        // At the end of backward, when activations are gone, the embeddings' gradient stands beside the place that it is
+        // added to.
         Head::Reward => {
             (0, backward.max((F32 * model.shape.vocabulary_matrix()).saturating_sub(activations)))
         }

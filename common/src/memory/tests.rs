@@ -103,8 +103,11 @@ fn a_cpu_pass_keeps_what_can_be_counted_by_hand() {
     // Where the layer is computed again, all its tokens are.
     let again = 3 * (16 + 16) + entry + exit / 2 * 3 + angles_and_ids + end;
     assert_eq!(pass.kept_by_checkpoints(), again);
-    assert_eq!(pass.loss().gradients, 4 * 40 + 2 * 16);
-    assert_eq!(pass.loss().scratch, 2 * 16 + 4 * 2 * 10);
+    assert_eq!(pass.loss(true).gradients, 4 * 40 + 2 * 16);
+    assert_eq!(pass.loss(true).scratch, 2 * 16 + 4 * 2 * 10);
+    assert_eq!(pass.loss(false).gradients, 2 * 16);
+    // Between an adapter's halves, of rank 2 at three of the layer's matrices.
+    assert_eq!(pass.kept_by_adapters(2, 3), 3 * 2 * 3 * 4);
 }
 
 /// The classical arithmetic of mixed precision: 4 + 4 + 8 bytes a parameter, and 2 for the bf16 copies of what takes part
