@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod figures;
+pub mod file_names;
 pub mod ids;
 pub mod letters;
 pub mod memory;

@@ -12,8 +12,6 @@ pub enum SpecError {
     Missing { field: String, advice: Option<String> },
     #[error("{field}: there is no such field{}", nearest.as_deref().map(|n| format!("; did you mean {n}?")).unwrap_or_default())]
     Unknown { field: String, nearest: Option<String> },
-    #[error("{field}: {found} is not implemented yet; {advice}")]
-    NotImplemented { field: String, found: String, advice: String },
     #[error("{0}")]
     Syntax(String),
     #[error("cannot be read: {0}")]
@@ -37,10 +35,6 @@ impl SpecError {
         Self::Missing { field: field.to_owned(), advice: None }
     }
 
-    pub(crate) fn not_implemented(field: &str, found: impl Display, advice: &str) -> Self {
-        Self::NotImplemented { field: field.to_owned(), found: found.to_string(), advice: advice.to_owned() }
-    }
-
     pub(crate) fn advice(mut self, text: &str) -> Self {
         if let Self::Field { advice, .. } | Self::Missing { advice, .. } = &mut self {
             *advice = Some(text.to_owned());
@@ -59,10 +53,9 @@ impl SpecError {
     /// The dotted path of the field at fault, where one is known.
     pub fn field_path(&self) -> Option<&str> {
         match self {
-            Self::Field { field, .. }
-            | Self::Missing { field, .. }
-            | Self::Unknown { field, .. }
-            | Self::NotImplemented { field, .. } => Some(field),
+            Self::Field { field, .. } | Self::Missing { field, .. } | Self::Unknown { field, .. } => {
+                Some(field)
+            }
             Self::InFile { error, .. } | Self::InSetting { error, .. } => error.field_path(),
             Self::Syntax(_) | Self::Read(_) => None,
         }

@@ -144,25 +144,6 @@ impl Job {
         warnings
     }
 
-    /// Refuses what the types can say and no rank can do yet.
-    ///
-    /// # Errors
-    /// The first field that asks for such a thing.
-    pub fn require_implemented(&self) -> Result<(), SpecError> {
-        if self.resources.activation_checkpointing {
-            let advice = "leave it out, and lower optimizer.micro_batch_tokens where memory is short";
-            return Err(SpecError::not_implemented("resources.activation_checkpointing", "true", advice));
-        }
-        for (field, lora) in
-            [("reward_step.lora", &self.reward_step.lora), ("policy_step.lora", &self.policy_step.lora)]
-        {
-            if lora.is_some() {
-                return Err(SpecError::not_implemented(field, "training adapters", "leave it out"));
-            }
-        }
-        Ok(())
-    }
-
     /// What no single field can tell.
     fn cross_check(&self) -> Result<(), SpecError> {
         if self.policy.init == Init::Random && !self.has_sft() {
@@ -199,18 +180,6 @@ impl TryFrom<v1::JobSpec> for Job {
     type Error = SpecError;
 
     fn try_from(wire: v1::JobSpec) -> Result<Self, SpecError> {
-        let job = Self::planned(wire)?;
-        job.require_implemented()?;
-        Ok(job)
-    }
-}
-
-impl Job {
-    /// A valid job, also where it asks for what no rank can do yet: to plan with, not to run.
-    ///
-    /// # Errors
-    /// Those of `TryFrom` but for [`Job::require_implemented`]'s.
-    pub fn planned(wire: v1::JobSpec) -> Result<Self, SpecError> {
         let wire = preset::apply(wire)?;
         let policy = wire.policy.unwrap_or_default();
         if policy.model.is_empty() {

@@ -298,26 +298,6 @@ fn methods_refuse_what_they_cannot_learn_from() {
 }
 
 #[test]
-fn what_no_rank_can_do_yet_is_refused_by_name() {
-    let cases = [
-        (
-            "resources.activation_checkpointing=true",
-            "resources.activation_checkpointing: true is not implemented",
-        ),
-        (
-            "policy_step.lora={rank: 8}",
-            "policy_step.lora: training adapters is not implemented yet; leave it out",
-        ),
-        ("reward_step.lora={}", "reward_step.lora: training adapters is not implemented yet; leave it out"),
-        ("policy_step.lora={rank: 0}", "policy_step.lora.rank: found 0, expected at least 1"),
-    ];
-    for (setting, expected) in cases {
-        let found = message(LEAST, &[setting]);
-        assert!(found.contains(expected), "{setting}: {found}");
-    }
-}
-
-#[test]
 fn gail_needs_no_human_pairs_and_wgan_a_bound() {
     let gail = job(LEAST, &["preset=gail", "data.preferences=null"]);
     assert_eq!((gail.reward_step.loss, gail.reward_step.human_weight), (RewardLoss::Gail, 0.0));

@@ -67,17 +67,25 @@ fn link_last(job: &v1::Job, kind: &str, dir: &Path) -> Result<Option<String>> {
 
 fn replace(from: &Path, part: &Path, to: &Path) -> io::Result<()> {
     remove(part)?;
-    fs::create_dir_all(part)?;
+    share(from, part)?;
+    remove(to)?;
+    fs::rename(part, to)
+}
+
+/// Makes `to` a directory with `from`'s files and folders.
+fn share(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        let target = part.join(entry.file_name());
-        // Some file systems have no hard links.
-        if fs::hard_link(entry.path(), &target).is_err() {
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            share(&entry.path(), &target)?;
+        } else if fs::hard_link(entry.path(), &target).is_err() {
+            // Some file systems have no hard links.
             fs::copy(entry.path(), &target)?;
         }
     }
-    remove(to)?;
-    fs::rename(part, to)
+    Ok(())
 }
 
 /// Removes a file or a directory, which need not be there.

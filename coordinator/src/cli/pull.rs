@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use foil_common::file_names;
 use foil_common::rpc::artifacts;
 use foil_proto::v1;
 use tonic::transport::Channel;
@@ -83,15 +84,13 @@ async fn is_there(object: &v1::Object, path: &Path) -> bool {
 }
 
 /// The name a file gets here. It comes from elsewhere, so it must not lead out of the directory.
-fn file_name(object: &v1::Object) -> Result<&str> {
+fn file_name(object: &v1::Object) -> Result<&Path> {
     let name = match object.path.as_str() {
         "" => object.key.rsplit('/').next().unwrap_or_default(),
         path => path,
     };
-    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\']) {
-        bail!("{name:?} is no file name; the coordinator's answer is damaged");
-    }
-    Ok(name)
+    let inside = file_names::inside(name);
+    inside.with_context(|| format!("{name:?} is no file name; the coordinator's answer is damaged"))
 }
 
 #[cfg(test)]
@@ -125,7 +124,7 @@ mod tests {
     #[test]
     fn names_that_leave_the_directory_are_refused() {
         let object = |path: &str| v1::Object { path: path.into(), ..Default::default() };
-        assert_eq!(file_name(&object("model.safetensors")).unwrap(), "model.safetensors");
+        assert_eq!(file_name(&object("model.safetensors")).unwrap(), Path::new("model.safetensors"));
         for path in ["../x", "/etc/x", ".ssh", "a\\b"] {
             assert!(file_name(&object(path)).is_err(), "{path}");
         }

@@ -9,7 +9,7 @@ use crate::error::{During, Error, Result};
 use crate::ffi::{self, TensorList, list, owned};
 
 /// Gives tensors for tensors, and the same bits for the same bits.
-type Function = dyn Fn(&[Tensor]) -> std::result::Result<Vec<Tensor>, String> + Send + Sync;
+type Function = dyn Fn(&[Tensor]) -> std::result::Result<Vec<Tensor>, String> + Send;
 
 /// A function that autograd may call again.
 pub(crate) struct Computation(Box<Function>);
@@ -50,7 +50,7 @@ fn tensors(list: &TensorList) -> Vec<Tensor> {
 /// Those of `function`, in their words, also from backward; [`Error::Torch`] where libtorch fails.
 pub fn checkpoint<E: std::fmt::Display>(
     inputs: &[Tensor],
-    function: impl Fn(&[Tensor]) -> std::result::Result<Vec<Tensor>, E> + Send + Sync + 'static,
+    function: impl Fn(&[Tensor]) -> std::result::Result<Vec<Tensor>, E> + Send + 'static,
 ) -> Result<Vec<Tensor>, Error> {
     let function = move |inputs: &[Tensor]| function(inputs).map_err(|error| error.to_string());
     let mut results = ffi::new_tensor_list();

@@ -2,9 +2,13 @@
 //!
 //! The residual stream and the norms are fp32; matrix products and attention run in the chosen [`Precision`].
 
-use foil_c10d::PackedWeight;
+use std::sync::Arc;
+
+use foil_c10d::{PackedWeight, Rotation, Segment};
 use tch::{Device, Kind, Tensor};
 
+use super::adapter::Adapter;
+use super::layer::{Cast, LayerShape, LayerWeights, Matrix, Plain, Stream};
 use super::rotary::Rotary;
 use super::{DecoderConfig, ModelError, PackedBatch, Parameters};
 
@@ -24,133 +28,36 @@ impl Precision {
     }
 }
 
-#[derive(Debug)]
-enum Linear {
-    /// As the parameters lie; differentiable.
-    Plain { weight: Tensor, bias: Option<Tensor> },
-    /// Laid out for many forward passes.
-    Packed(PackedWeight),
-}
-
-impl Linear {
-    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        match self {
-            Self::Plain { weight, bias } => Ok(linear(x, weight, bias.as_ref())),
-            Self::Packed(weight) => Ok(weight.apply(x)?),
-        }
-    }
-
-    fn packed(self, rows: i64) -> Result<Self, ModelError> {
-        match self {
-            Self::Plain { weight, bias } => {
-                Ok(Self::Packed(PackedWeight::new(&weight, bias.as_ref(), rows)?))
-            }
-            packed @ Self::Packed(_) => Ok(packed),
-        }
-    }
-}
-
-/// Every matrix product with weights goes through here.
-pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    #[cfg(test)]
-    super::tests::observe_matmul(x, weight);
-    x.linear(weight, bias)
-}
-
-#[derive(Debug)]
-struct LayerWeights {
-    input_norm: Tensor,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
-    q_norm: Option<Tensor>,
-    k_norm: Option<Tensor>,
-    post_norm: Tensor,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-}
-
 /// A decoder's parameters as one forward uses them: matrices in the compute precision, norms and embeddings fp32.
-///
-/// Casting is part of the graph, so gradients reach the fp32 masters in fp32.
 #[derive(Debug)]
-pub(super) struct Weights {
+pub(super) struct Weights<M> {
     kind: Kind,
     embeddings: Tensor,
-    layers: Vec<LayerWeights>,
+    layers: Vec<LayerWeights<M>>,
     norm: Tensor,
 }
 
-impl Weights {
+impl Weights<Plain> {
     /// Laid out for many forward passes of about `rows` rows each, without gradients. Takes as much memory again as the
     /// matrices.
-    pub(super) fn packed(self, rows: i64) -> Result<Self, ModelError> {
+    pub(super) fn packed(self, rows: i64) -> Result<Weights<PackedWeight>, ModelError> {
         let layers = self.layers.into_iter().map(|layer| layer.packed(rows)).collect::<Result<_, _>>()?;
-        Ok(Self { layers, ..self })
+        Ok(Weights { kind: self.kind, embeddings: self.embeddings, layers, norm: self.norm })
     }
 }
 
-impl LayerWeights {
-    fn packed(self, rows: i64) -> Result<Self, ModelError> {
-        Ok(Self {
-            q: self.q.packed(rows)?,
-            k: self.k.packed(rows)?,
-            v: self.v.packed(rows)?,
-            o: self.o.packed(rows)?,
-            gate: self.gate.packed(rows)?,
-            up: self.up.packed(rows)?,
-            down: self.down.packed(rows)?,
-            ..self
-        })
+impl<M> Weights<M> {
+    fn embed(&self, ids: &Tensor) -> Stream {
+        Stream { x: Tensor::embedding(&self.embeddings, ids, -1, false, false), delta: None }
+    }
+
+    /// Of a layer: the rows that leave it, where those are not all.
+    fn read_of<'r>(&self, layer: usize, read: Option<&'r Tensor>) -> Option<&'r Tensor> {
+        read.filter(|_| layer + 1 == self.layers.len())
     }
 }
 
-/// Takes tensors out of `Parameters` by name; a model's constructor has made sure that all are there.
-struct Cast<'a> {
-    parameters: &'a Parameters,
-    kind: Kind,
-}
-
-impl Cast<'_> {
-    fn optional(&self, name: &str) -> Option<Tensor> {
-        self.parameters.get(name).map(Tensor::shallow_clone)
-    }
-
-    fn master(&self, name: &str) -> Tensor {
-        match self.optional(name) {
-            Some(tensor) => tensor,
-            None => unreachable!("a model was built without its parameter {name}"),
-        }
-    }
-
-    fn linear(&self, name: &str) -> Linear {
-        let weight = self.master(&format!("{name}.weight")).to_kind(self.kind);
-        let bias = self.optional(&format!("{name}.bias")).map(|bias| bias.to_kind(self.kind));
-        Linear::Plain { weight, bias }
-    }
-
-    fn layer(&self, index: i64) -> LayerWeights {
-        let at = |name: &str| format!("model.layers.{index}.{name}");
-        LayerWeights {
-            input_norm: self.master(&at("input_layernorm.weight")),
-            q: self.linear(&at("self_attn.q_proj")),
-            k: self.linear(&at("self_attn.k_proj")),
-            v: self.linear(&at("self_attn.v_proj")),
-            o: self.linear(&at("self_attn.o_proj")),
-            q_norm: self.optional(&at("self_attn.q_norm.weight")),
-            k_norm: self.optional(&at("self_attn.k_norm.weight")),
-            post_norm: self.master(&at("post_attention_layernorm.weight")),
-            gate: self.linear(&at("mlp.gate_proj")),
-            up: self.linear(&at("mlp.up_proj")),
-            down: self.linear(&at("mlp.down_proj")),
-        }
-    }
-}
-
-/// How a layer's queries meet keys and values: (layer, q, k, v) → context. `q` and the context are
-/// `[rows, heads, head_dim]`, `k` and `v` `[rows, kv_heads, head_dim]`; rotation is the callee's part.
+/// As [`super::layer::Attend`], with the layer's number first.
 pub(super) type Attend<'a> =
     &'a mut dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor, ModelError>;
 
@@ -158,21 +65,33 @@ pub(super) type Attend<'a> =
 #[derive(Debug)]
 pub(super) struct Decoder {
     config: DecoderConfig,
+    shape: LayerShape,
     rotary: Rotary,
+    /// Keep only each layer's input for backward, and compute the layer again there.
+    pub(super) checkpointing: bool,
 }
 
 impl Decoder {
     pub(super) fn new(config: &DecoderConfig, device: Device) -> Self {
-        let rotary = Rotary::new(&config.rope, config.head_dim, device);
-        Self { config: config.clone(), rotary }
+        Self {
+            config: config.clone(),
+            shape: LayerShape::of(config),
+            rotary: Rotary::new(&config.rope, config.head_dim, device),
+            checkpointing: false,
+        }
     }
 
     pub(super) fn rotary(&self) -> &Rotary {
         &self.rotary
     }
 
-    pub(super) fn cast(&self, parameters: &Parameters, precision: Precision) -> Weights {
-        let cast = Cast { parameters, kind: precision.kind() };
+    pub(super) fn cast(
+        &self,
+        parameters: &Parameters,
+        adapter: Option<&Adapter>,
+        precision: Precision,
+    ) -> Weights<Plain> {
+        let cast = Cast { parameters, adapter, kind: precision.kind() };
         Weights {
             kind: cast.kind,
             embeddings: cast.master("model.embed_tokens.weight"),
@@ -185,95 +104,100 @@ impl Decoder {
     /// batch: `[n, hidden]`, fp32.
     pub(super) fn residual(
         &self,
-        weights: &Weights,
+        weights: &Weights<Plain>,
         batch: &PackedBatch,
         read: &Tensor,
     ) -> Result<Tensor, ModelError> {
         let rotation = self.rotary.at(batch.positions(), batch.longest());
-        self.run(weights, batch.ids(), Some(read), &mut |_, q, k, v| {
-            Ok(foil_c10d::attention(q, k, v, &rotation, batch.segments())?)
-        })
+        if !self.checkpointing {
+            return self.run(weights, batch.ids(), Some(read), &mut |_, q, k, v| {
+                Ok(foil_c10d::attention(q, k, v, &rotation, batch.segments())?)
+            });
+        }
+        let packing = Packing { rotation, segments: batch.segments().into() };
+        let mut stream = weights.embed(batch.ids());
+        for (index, layer) in weights.layers.iter().enumerate() {
+            let read = weights.read_of(index, Some(read));
+            stream = self.checkpointed(layer, stream, weights.kind, read, &packing)?;
+        }
+        Ok(stream.sum())
     }
 
-    /// Runs all layers on `ids`, `[rows]`, attention done by `attend`; gives the residual stream, `[rows, hidden]`.
-    ///
-    /// Where `read` names rows, only those leave the last layer: after its attention no row needs another.
-    pub(super) fn run(
+    /// Runs all layers on `ids`, `[rows]`, attention done by `attend`; gives the residual stream, `[rows, hidden]`, or
+    /// `[n, hidden]` where `read` (`[n]`) names the rows that leave the last layer.
+    pub(super) fn run<M: Matrix>(
         &self,
-        weights: &Weights,
+        weights: &Weights<M>,
         ids: &Tensor,
         read: Option<&Tensor>,
         attend: Attend<'_>,
     ) -> Result<Tensor, ModelError> {
-        let eps = self.config.rms_norm_eps;
-        let mut x = Tensor::embedding(&weights.embeddings, ids, -1, false, false);
-        let mut delta: Option<Tensor> = None;
+        let mut stream = weights.embed(ids);
         for (index, layer) in weights.layers.iter().enumerate() {
-            let normed = match delta.take() {
-                None => foil_c10d::rms_norm(&x, &layer.input_norm, eps, weights.kind)?,
-                Some(delta) => {
-                    let (sum, normed) = foil_c10d::add_rms_norm(&x, &delta, &layer.input_norm, eps)?;
-                    x = sum;
-                    normed
-                }
-            };
-            let mut context = self.attention(index, layer, &normed, attend)?;
-            if let Some(read) = read.filter(|_| index + 1 == weights.layers.len()) {
-                context = context.index_select(0, read);
-                x = x.index_select(0, read);
-            }
-            let attended = layer.o.forward(&context)?;
-            let (sum, normed) = foil_c10d::add_rms_norm(&x, &attended, &layer.post_norm, eps)?;
-            x = sum;
-            delta = Some(mlp(layer, &normed)?);
+            let read = weights.read_of(index, read);
+            let attend = &mut |q: &Tensor, k: &Tensor, v: &Tensor| attend(index, q, k, v);
+            stream = self.shape.forward(layer, stream, weights.kind, read, attend)?;
         }
-        Ok(match delta {
-            // Not in place: the norm's backward needs the stream as it was.
-            Some(delta) => x.g_add(&delta),
-            None => x,
-        })
+        Ok(stream.sum())
+    }
+
+    /// One layer on a packed batch, of which backward keeps the input only.
+    fn checkpointed(
+        &self,
+        layer: &LayerWeights<Plain>,
+        stream: Stream,
+        kind: Kind,
+        read: Option<&Tensor>,
+        packing: &Packing,
+    ) -> Result<Stream, ModelError> {
+        let (shape, outline, packing) = (self.shape, layer.outline(), packing.shallow_clone());
+        let read = read.map(Tensor::shallow_clone);
+        let first = stream.delta.is_none();
+        let mut inputs: Vec<Tensor> = std::iter::once(stream.x).chain(stream.delta).collect();
+        inputs.extend(layer.tensors());
+        let again = move |inputs: &[Tensor]| {
+            let (stream, weights) = inputs.split_at(if first { 1 } else { 2 });
+            let stream =
+                Stream { x: stream[0].shallow_clone(), delta: stream.get(1).map(Tensor::shallow_clone) };
+            let attend = &mut |q: &Tensor, k: &Tensor, v: &Tensor| {
+                Ok(foil_c10d::attention(q, k, v, &packing.rotation, &packing.segments)?)
+            };
+            let Stream { x, delta } =
+                shape.forward(&outline.filled(weights), stream, kind, read.as_ref(), attend)?;
+            Ok::<_, ModelError>(std::iter::once(x).chain(delta).collect())
+        };
+        let mut results = foil_c10d::checkpoint(&inputs, again)?.into_iter();
+        match (results.next(), results.next()) {
+            (Some(x), delta) => Ok(Stream { x, delta }),
+            (None, _) => unreachable!("a layer gives a stream"),
+        }
     }
 
     /// The final norm, in the compute precision: what a language-model head reads. `[rows, hidden]`.
-    pub(super) fn finish(&self, weights: &Weights, residual: &Tensor) -> Result<Tensor, ModelError> {
+    pub(super) fn finish<M>(&self, weights: &Weights<M>, residual: &Tensor) -> Result<Tensor, ModelError> {
         Ok(foil_c10d::rms_norm(residual, &weights.norm, self.config.rms_norm_eps, weights.kind)?)
     }
 
     /// The final norm in fp32: what a reward head reads. `[rows, hidden]`.
-    pub(super) fn finish_fp32(&self, weights: &Weights, residual: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(foil_c10d::rms_norm(residual, &weights.norm, self.config.rms_norm_eps, Kind::Float)?)
-    }
-
-    /// `x`: `[rows, hidden]`; gives the context before the output projection, `[rows, heads · head_dim]`.
-    fn attention(
+    pub(super) fn finish_fp32<M>(
         &self,
-        index: usize,
-        layer: &LayerWeights,
-        x: &Tensor,
-        attend: Attend<'_>,
+        weights: &Weights<M>,
+        residual: &Tensor,
     ) -> Result<Tensor, ModelError> {
-        let split = |projected: Tensor, heads: i64| projected.view([-1, heads, self.config.head_dim]);
-        let q = split(layer.q.forward(x)?, self.config.heads);
-        let k = split(layer.k.forward(x)?, self.config.kv_heads);
-        let v = split(layer.v.forward(x)?, self.config.kv_heads);
-        let q = self.head_norm(q, layer.q_norm.as_ref())?;
-        let k = self.head_norm(k, layer.k_norm.as_ref())?;
-        Ok(attend(index, &q, &k, &v)?.flatten(1, 2))
-    }
-
-    /// Norm over each head, where the family has one; the kind stays.
-    fn head_norm(&self, heads: Tensor, weight: Option<&Tensor>) -> Result<Tensor, ModelError> {
-        match weight {
-            None => Ok(heads),
-            Some(weight) => {
-                let eps = self.config.rms_norm_eps;
-                Ok(foil_c10d::rms_norm(&heads.to_kind(Kind::Float), weight, eps, heads.kind())?)
-            }
-        }
+        Ok(foil_c10d::rms_norm(residual, &weights.norm, self.config.rms_norm_eps, Kind::Float)?)
     }
 }
 
-fn mlp(layer: &LayerWeights, x: &Tensor) -> Result<Tensor, ModelError> {
-    let gated = foil_c10d::swiglu(&layer.gate.forward(x)?, &layer.up.forward(x)?)?;
-    layer.down.forward(&gated)
+/// Where the tokens of a packed batch stand, for attention.
+struct Packing {
+    rotation: Rotation,
+    segments: Arc<[Segment]>,
+}
+
+impl Packing {
+    fn shallow_clone(&self) -> Self {
+        let Rotation { cos, sin } = &self.rotation;
+        let rotation = Rotation { cos: cos.shallow_clone(), sin: sin.shallow_clone() };
+        Self { rotation, segments: Arc::clone(&self.segments) }
+    }
 }

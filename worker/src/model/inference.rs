@@ -1,8 +1,10 @@
 //! Decoding without gradients, with weights cast once.
 
+use foil_c10d::PackedWeight;
 use tch::{Kind, Tensor};
 
-use super::decoder::{Decoder, Weights, linear};
+use super::decoder::{Decoder, Weights};
+use super::layer::linear;
 use super::{DecoderConfig, KvCache, LanguageModel, ModelError, PackedBatch, Precision};
 
 /// A language model made ready for many steps without gradients.
@@ -11,7 +13,7 @@ use super::{DecoderConfig, KvCache, LanguageModel, ModelError, PackedBatch, Prec
 #[derive(Debug)]
 pub struct Inference<'m> {
     model: &'m LanguageModel,
-    weights: Weights,
+    weights: Weights<PackedWeight>,
     head: Tensor,
     precision: Precision,
 }
@@ -23,7 +25,7 @@ impl<'m> Inference<'m> {
         rows: usize,
     ) -> Result<Self, ModelError> {
         tch::no_grad(|| {
-            let weights = model.decoder().cast(model.parameters(), precision);
+            let weights = model.decoder().cast(model.parameters(), model.adapter(), precision);
             Ok(Self {
                 model,
                 weights: weights.packed(rows as i64)?,

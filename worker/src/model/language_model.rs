@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
+use foil_common::spec::Lora;
 use tch::{Device, Tensor};
 
-use super::decoder::{Decoder, linear};
+use super::adapter::Adapter;
+use super::decoder::Decoder;
+use super::layer::linear;
 use super::{DecoderConfig, HeadKind, Inference, ModelError, PackedBatch, Parameters, Precision, SaveDtype};
 
 /// A decoder whose hidden states are turned into logits over the vocabulary.
@@ -12,6 +15,7 @@ use super::{DecoderConfig, HeadKind, Inference, ModelError, PackedBatch, Paramet
 pub struct LanguageModel {
     config: DecoderConfig,
     parameters: Parameters,
+    adapter: Option<Adapter>,
     decoder: Decoder,
     device: Device,
 }
@@ -43,7 +47,7 @@ impl LanguageModel {
 
     fn new(config: DecoderConfig, parameters: Parameters, device: Device) -> Self {
         let decoder = Decoder::new(&config, device);
-        Self { config, parameters, decoder, device }
+        Self { config, parameters, adapter: None, decoder, device }
     }
 
     pub fn config(&self) -> &DecoderConfig {
@@ -56,6 +60,42 @@ impl LanguageModel {
 
     pub fn parameters_mut(&mut self) -> &mut Parameters {
         &mut self.parameters
+    }
+
+    /// Puts fresh low-rank adapters beside the matrices, drawn from `(seed, round)`: from here on only those are
+    /// [trainable](Self::trainable).
+    pub fn adapt(&mut self, lora: &Lora, draw: (u64, u32)) {
+        self.set_adapter(Adapter::fresh(&self.config, lora, draw, None, self.device));
+    }
+
+    /// Puts `adapter`, which is this model's, beside the matrices.
+    pub fn set_adapter(&mut self, adapter: Adapter) {
+        self.parameters.set_requires_grad(false);
+        self.adapter = Some(adapter);
+    }
+
+    /// What training moves: all parameters, or those of the adapters.
+    pub fn trainable(&self) -> &Parameters {
+        self.adapter.as_ref().map_or(&self.parameters, Adapter::parameters)
+    }
+
+    /// Makes the adapters, where there are any, part of the matrices.
+    pub fn merge(&mut self) -> Option<Adapter> {
+        let adapter = self.adapter.take()?;
+        adapter.parameters().set_requires_grad(false);
+        adapter.merge_into(&self.parameters);
+        Some(adapter)
+    }
+
+    /// Whether backward computes each layer's activations again instead of keeping them.
+    #[must_use]
+    pub fn with_checkpointing(mut self, on: bool) -> Self {
+        self.decoder.checkpointing = on;
+        self
+    }
+
+    pub(super) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
     }
 
     pub(super) fn into_parts(self) -> (DecoderConfig, Parameters, Decoder, Device) {
@@ -84,7 +124,7 @@ impl LanguageModel {
         read: &Tensor,
         precision: Precision,
     ) -> Result<Tensor, ModelError> {
-        let weights = self.decoder.cast(&self.parameters, precision);
+        let weights = self.decoder.cast(&self.parameters, self.adapter.as_ref(), precision);
         let residual = self.decoder.residual(&weights, batch, read)?;
         self.decoder.finish(&weights, &residual)
     }
@@ -113,7 +153,7 @@ impl LanguageModel {
         Inference::new(self, precision, rows)
     }
 
-    /// A deep copy, without gradients.
+    /// A deep copy of the parameters, without adapters and gradients.
     pub fn copy(&self) -> Self {
         Self::new(self.config.clone(), self.parameters.copy(), self.device)
     }

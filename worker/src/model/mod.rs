@@ -3,6 +3,7 @@
 //! A [`LanguageModel`] or a [`RewardModel`] is one decoder with one head on it. The decoder gives hidden states,
 //! heads turn chosen hidden states into logits or scores; losses are functions of those and live elsewhere.
 
+mod adapter;
 mod attention;
 mod batch;
 pub mod config;
@@ -11,11 +12,13 @@ mod error;
 mod inference;
 mod kv_cache;
 mod language_model;
+mod layer;
 mod parameters;
 mod reward_model;
 mod rotary;
-mod weights;
+pub(crate) mod weights;
 
+pub use adapter::Adapter;
 pub use batch::{PackedBatch, rows_of_group};
 pub use config::{DecoderConfig, Family, HeadKind, RopeConfig, RopeScaling};
 pub use decoder::Precision;

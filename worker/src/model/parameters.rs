@@ -24,6 +24,13 @@ pub struct Parameters {
 }
 
 impl Parameters {
+    /// Of tensors by name, in any order.
+    pub(crate) fn of(mut named: Vec<(String, Tensor)>) -> Self {
+        named.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let (names, tensors) = named.into_iter().unzip();
+        Self { names, tensors }
+    }
+
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
@@ -38,6 +45,14 @@ impl Parameters {
 
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.position(name).map(|index| &self.tensors[index])
+    }
+
+    /// Copies the numbers of the tensor called `name`, where there is one, into `into`, which takes its place.
+    pub(super) fn share(&mut self, name: &str, into: &Tensor) {
+        if let Some(index) = self.position(name) {
+            let mine = std::mem::replace(&mut self.tensors[index], into.shallow_clone());
+            tch::no_grad(|| into.shallow_clone().copy_(&mine));
+        }
     }
 
     pub(super) fn position(&self, name: &str) -> Option<usize> {
@@ -126,13 +141,11 @@ impl Parameters {
         let mut all: Vec<(String, Tensor)> = self.names.into_iter().zip(self.tensors).collect();
         all.retain(|(name, _)| name != LM_HEAD);
         all.push((SCORE.to_owned(), head));
-        all.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let (names, tensors) = all.into_iter().unzip();
-        Self { names, tensors }
+        Self::of(all)
     }
 
     pub(super) fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<(), ModelError> {
-        weights::write(dir, self.iter(), dtype)
+        weights::write(&dir.join(weights::SINGLE), self.iter(), dtype)
     }
 }
 
@@ -216,13 +229,25 @@ fn fresh(config: &DecoderConfig, seed: u64, name: &str, shape: &[i64]) -> Tensor
     Tensor::from_slice(&normals(seed, name, count, deviation)).view(shape)
 }
 
-/// `count` normal draws by Box–Muller, from a stream that only `seed` and `name` choose.
-fn normals(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
+/// Uniform draws within ± `bound`, fp32, from a stream that only `seed` and `name` choose.
+pub(super) fn uniform(seed: u64, name: &str, shape: &[i64], bound: f64) -> Tensor {
+    let mut stream = stream(seed, name);
+    let count = shape.iter().product::<i64>();
+    let draws: Vec<f32> = (0..count).map(|_| (bound * (2.0 * stream.random::<f64>() - 1.0)) as f32).collect();
+    Tensor::from_slice(&draws).view(shape)
+}
+
+fn stream(seed: u64, name: &str) -> ChaCha8Rng {
     let mut key = blake3::Hasher::new();
     key.update(b"foil parameters");
     key.update(&seed.to_le_bytes());
     key.update(name.as_bytes());
-    let mut stream = ChaCha8Rng::from_seed(*key.finalize().as_bytes());
+    ChaCha8Rng::from_seed(*key.finalize().as_bytes())
+}
+
+/// `count` normal draws by Box–Muller, from a stream that only `seed` and `name` choose.
+fn normals(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
+    let mut stream = stream(seed, name);
     let mut draws = Vec::with_capacity(count + 1);
     while draws.len() < count {
         // 1 − u lies in (0, 1], so the logarithm is finite.

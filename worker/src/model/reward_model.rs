@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
+use foil_common::spec::Lora;
 use tch::{Device, Tensor};
 
-use super::decoder::{Decoder, linear};
+use super::adapter::Adapter;
+use super::decoder::Decoder;
+use super::layer::linear;
 use super::parameters::SCORE;
 use super::{
     DecoderConfig, HeadKind, LanguageModel, ModelError, PackedBatch, Parameters, Precision, SaveDtype,
@@ -18,6 +21,7 @@ use super::{
 pub struct RewardModel {
     config: DecoderConfig,
     parameters: Parameters,
+    adapter: Option<Adapter>,
     decoder: Decoder,
     device: Device,
 }
@@ -45,12 +49,12 @@ impl RewardModel {
     pub fn with_fresh_head(model: LanguageModel, seed: u64) -> Self {
         let (config, parameters, decoder, device) = model.into_parts();
         let parameters = parameters.with_fresh_head(&config, seed);
-        Self { config, parameters, decoder, device }
+        Self { config, parameters, adapter: None, decoder, device }
     }
 
     fn new(config: DecoderConfig, parameters: Parameters, device: Device) -> Self {
         let decoder = Decoder::new(&config, device);
-        Self { config, parameters, decoder, device }
+        Self { config, parameters, adapter: None, decoder, device }
     }
 
     pub fn config(&self) -> &DecoderConfig {
@@ -69,6 +73,38 @@ impl RewardModel {
         self.device
     }
 
+    /// Puts fresh low-rank adapters beside the matrices, drawn from `(seed, round)`: from here on only those are
+    /// [trainable](Self::trainable), with the head.
+    pub fn adapt(&mut self, lora: &Lora, draw: (u64, u32)) {
+        self.set_adapter(Adapter::fresh(&self.config, lora, draw, Some(self.head()), self.device));
+    }
+
+    /// Puts `adapter`, which is this model's, beside the matrices, and takes over its head.
+    pub fn set_adapter(&mut self, adapter: Adapter) {
+        self.parameters.set_requires_grad(false);
+        self.adapter = Some(adapter.with_head_in(self.head()));
+    }
+
+    /// What training moves: all parameters, or those of the adapters.
+    pub fn trainable(&self) -> &Parameters {
+        self.adapter.as_ref().map_or(&self.parameters, Adapter::parameters)
+    }
+
+    /// Makes the adapters, where there are any, part of the matrices.
+    pub fn merge(&mut self) -> Option<Adapter> {
+        let adapter = self.adapter.take()?;
+        adapter.parameters().set_requires_grad(false);
+        adapter.merge_into(&self.parameters);
+        Some(adapter)
+    }
+
+    /// Whether backward computes each layer's activations again instead of keeping them.
+    #[must_use]
+    pub fn with_checkpointing(mut self, on: bool) -> Self {
+        self.decoder.checkpointing = on;
+        self
+    }
+
     /// Scores `[sequences]`, fp32: the head on the hidden state of each sequence's last token.
     ///
     /// # Errors
@@ -77,7 +113,7 @@ impl RewardModel {
     /// # Panics
     /// A token id outside the vocabulary; memory that runs out.
     pub fn scores(&self, batch: &PackedBatch, precision: Precision) -> Result<Tensor, ModelError> {
-        let weights = self.decoder.cast(&self.parameters, precision);
+        let weights = self.decoder.cast(&self.parameters, self.adapter.as_ref(), precision);
         let last = self.decoder.residual(&weights, batch, &batch.last_rows())?;
         let hidden = self.decoder.finish_fp32(&weights, &last)?; // [sequences, hidden]
         Ok(linear(&hidden, self.head(), None).squeeze_dim(1))
@@ -95,7 +131,7 @@ impl RewardModel {
         }
     }
 
-    /// A deep copy, without gradients.
+    /// A deep copy of the parameters, without adapters and gradients.
     pub fn copy(&self) -> Self {
         Self::new(self.config.clone(), self.parameters.copy(), self.device)
     }

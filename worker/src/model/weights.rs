@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::ModelError;
 
-const SINGLE: &str = "model.safetensors";
+pub(super) const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// The bound that the safetensors format itself sets on its header.
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -60,15 +60,17 @@ struct Entry {
 
 /// The headers of a directory's safetensors files. Tensors are read one at a time, so that a model is never twice in
 /// memory.
-#[derive(Debug)]
-pub(super) struct Checkpoint {
+#[derive(Debug, Default)]
+pub(crate) struct Checkpoint {
     files: Vec<PathBuf>,
     entries: BTreeMap<String, Entry>,
+    /// What the last file says of itself.
+    about: HashMap<String, String>,
 }
 
 impl Checkpoint {
     pub(super) fn open(dir: &Path) -> Result<Self, ModelError> {
-        let mut checkpoint = Self { files: Vec::new(), entries: BTreeMap::new() };
+        let mut checkpoint = Self::default();
         let index = dir.join(INDEX);
         if dir.join(SINGLE).is_file() {
             checkpoint.add_file(dir.join(SINGLE))?;
@@ -93,6 +95,22 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// One file that is not a model.
+    pub(crate) fn open_file(path: &Path) -> Result<Self, ModelError> {
+        let mut checkpoint = Self::default();
+        checkpoint.add_file(path.to_owned())?;
+        Ok(checkpoint)
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// An entry of the file's metadata.
+    pub(crate) fn about(&self, key: &str) -> Option<&str> {
+        self.about.get(key).map(String::as_str)
+    }
+
     pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))
     }
@@ -102,7 +120,7 @@ impl Checkpoint {
     }
 
     /// Reads a tensor as fp32 on the CPU.
-    pub(super) fn read(&self, name: &str) -> Result<Tensor, ModelError> {
+    pub(crate) fn read(&self, name: &str) -> Result<Tensor, ModelError> {
         let Some(entry) = self.entries.get(name) else {
             let reason = "not in the checkpoint".to_owned();
             return Err(ModelError::Tensor { name: name.to_owned(), reason });
@@ -142,6 +160,7 @@ impl Checkpoint {
                 return Err(ModelError::Weights { path, reason });
             }
         }
+        self.about = metadata.metadata().clone().unwrap_or_default();
         self.files.push(path);
         Ok(())
     }
@@ -226,21 +245,39 @@ pub(super) fn bytes(tensor: &Tensor, kind: Kind) -> Vec<u8> {
     bytes
 }
 
-/// Writes `model.safetensors` into `dir`. The same tensors give the same bytes.
+/// Writes a safetensors file. The same tensors give the same bytes.
 pub(super) fn write<'a>(
-    dir: &Path,
+    path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
     dtype: SaveDtype,
 ) -> Result<(), ModelError> {
-    let path = dir.join(SINGLE);
-    let views: Vec<(&str, Stored<'_>)> = tensors
-        .map(|(name, tensor)| {
-            let shape = tensor.size().iter().map(|&size| size as usize).collect();
-            (name, Stored { tensor, shape, dtype })
-        })
-        .collect();
-    // transformers refuses a file whose metadata does not name its framework. One entry: a HashMap's order cannot show.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), &path)
-        .map_err(|error| ModelError::Weights { path, reason: error.to_string() })
+    let views = stored(tensors, dtype);
+    // transformers refuses a file whose metadata does not name its framework.
+    serialize(path, views, ("format", "pt"))
+}
+
+/// Writes a safetensors file with one entry of metadata: a HashMap's order cannot show in its bytes.
+pub(crate) fn write_about<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    about: (&str, &str),
+) -> Result<(), ModelError> {
+    serialize(path, stored(tensors, SaveDtype::Fp32), about)
+}
+
+fn stored<'a>(
+    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    dtype: SaveDtype,
+) -> Vec<(&'a str, Stored<'a>)> {
+    let view = |(name, tensor): (&'a str, &'a Tensor)| {
+        let shape = tensor.size().iter().map(|&size| size as usize).collect();
+        (name, Stored { tensor, shape, dtype })
+    };
+    tensors.map(view).collect()
+}
+
+fn serialize(path: &Path, views: Vec<(&str, Stored<'_>)>, about: (&str, &str)) -> Result<(), ModelError> {
+    let metadata = HashMap::from([(about.0.to_owned(), about.1.to_owned())]);
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|error| ModelError::Weights { path: path.to_owned(), reason: error.to_string() })
 }

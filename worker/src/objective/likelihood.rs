@@ -217,8 +217,12 @@ impl Prediction<'_> {
             }
             return Ok((loss, Tensor::new(), Tensor::new()));
         }
-        let mut gradients =
-            Gradients { hidden: self.hidden.zeros_like(), head: Tensor::zeros(self.head.size(), options) };
+        // A frozen head, as under adapters, needs no gradient, which would cost as much as the states'.
+        let trained = self.head.requires_grad();
+        let mut gradients = Gradients {
+            hidden: self.hidden.zeros_like(),
+            head: trained.then(|| Tensor::zeros(self.head.size(), options)),
+        };
         for (index, span) in spans.iter().enumerate() {
             if span.length <= rows {
                 let piece = self.piece(&head, span.start, span.length)?;
@@ -234,7 +238,7 @@ impl Prediction<'_> {
                 gradients.add(piece, &head, span.start + start, &upstream.narrow(0, start, length))?;
             }
         }
-        Ok((loss, gradients.hidden, gradients.head))
+        Ok((loss, gradients.hidden, gradients.head.unwrap_or_else(|| Tensor::zeros([0], options))))
     }
 
     fn span_log_probs(&self, head: &Tensor, span: &Span, rows: i64) -> Result<Tensor> {
@@ -249,10 +253,10 @@ impl Prediction<'_> {
     }
 }
 
-/// With respect to all states, in their kind, and to the head, in fp32 (fp64 for fp64 states).
+/// With respect to all states, in their kind, and to the head where it is trained, in fp32 (fp64 for fp64 states).
 struct Gradients {
     hidden: Tensor,
-    head: Tensor,
+    head: Option<Tensor>,
 }
 
 impl Gradients {
@@ -262,10 +266,12 @@ impl Gradients {
         log_prob_gradient(&mut logits, &normaliser, &targets, &upstream.contiguous())?;
         let error = logits;
         self.hidden.narrow(0, start, states.size()[0]).copy_(&error.matmul(head));
-        if error.kind() == self.head.kind() {
-            let _ = self.head.addmm_(&error.tr(), &states);
-        } else {
-            self.head += error.tr().matmul(&states);
+        if let Some(total) = &mut self.head {
+            if error.kind() == total.kind() {
+                let _ = total.addmm_(&error.tr(), &states);
+            } else {
+                *total += error.tr().matmul(&states);
+            }
         }
         Ok(())
     }

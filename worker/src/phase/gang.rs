@@ -1,6 +1,6 @@
 //! Meeting the other ranks, training with them, and handing in the model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use foil_common::spec::{Optimizer, SaveDtype, Schedule};
 use foil_common::stage::Stage;
@@ -13,9 +13,12 @@ use super::{Bench, PhaseError};
 use crate::collective::{Gang, Host, Place, Rendezvous};
 use crate::failpoint;
 use crate::model;
-use crate::model::{ModelError, Parameters};
+use crate::model::{Adapter, DecoderConfig, HeadKind, ModelError, Parameters};
 use crate::rank::cache;
-use crate::train::{self, Objective, OrderKey, StepFigures, Summary, Training};
+use crate::train::{self, Ended, KeepNothing, Objective, OrderKey, StepFigures, Summary, Training};
+
+/// The folder of a model's directory that holds its adapter.
+const ADAPTER: &str = "adapter";
 
 /// A model that training has ended with, saved on this rank.
 pub(super) struct Trained {
@@ -67,7 +70,8 @@ impl Bench {
             schedule: course.schedule,
             sharding: self.job.resources.sharding,
         };
-        let summary = train::train(objective, parameters, &training, &gang, &mut report)?;
+        let ended = train::train(objective, parameters, &training, &gang, &mut KeepNothing, &mut report)?;
+        let Ended::Done(summary) = ended else { unreachable!() };
         parameters.set_requires_grad(false);
         gang.leave()?;
         tracing::info!(
@@ -137,6 +141,32 @@ impl Bench {
         saved.map_err(|source| PhaseError::Model { artifact: artifact.to_owned(), source })
     }
 
+    /// What fresh weights of this phase are drawn from: the job's seed and the round.
+    pub(super) fn draw(&self, command: &v1::RunGang) -> Result<(u64, u32), PhaseError> {
+        Ok((self.job.seed.into(), need(&command.task, "a task")?.round))
+    }
+
+    /// Writes a trained adapter beside its merged model in `dir`. Where the start model has one too, of the same make, this
+    /// one comes after it: an adapter is always to the model that the chain of adapters began with.
+    pub(super) fn save_adapter(
+        &mut self,
+        start: &v1::Artifact,
+        config: &DecoderConfig,
+        head: HeadKind,
+        adapter: Adapter,
+        dir: &Path,
+    ) -> Result<(), PhaseError> {
+        let wrong = |source| PhaseError::Model { artifact: start.name.clone(), source };
+        let earlier = self.cache.directory(start)?.join(ADAPTER);
+        let whole = if Adapter::is_in(&earlier) {
+            let earlier = Adapter::load(&earlier, config, head, self.seat.device).map_err(wrong)?;
+            adapter.after(&earlier)
+        } else {
+            None
+        };
+        whole.unwrap_or(adapter).save(&dir.join(ADAPTER)).map_err(wrong)
+    }
+
     /// Rank 0 uploads the model's files; every rank reports its parameters and keeps the files, so that it need not
     /// download what it has just computed.
     pub(super) fn deliver(&mut self, command: &v1::RunGang, trained: Trained) -> Result<(), PhaseError> {
@@ -165,13 +195,19 @@ impl Bench {
     }
 }
 
-/// A directory's files by name, in order.
-fn files(dir: &std::path::Path) -> Result<Vec<(String, PathBuf)>, PhaseError> {
+/// The files of a directory and of the folders in it, by name, in order.
+fn files(dir: &Path) -> Result<Vec<(String, PathBuf)>, PhaseError> {
     let disk = |source| cache::ObjectError::Disk { path: dir.to_owned(), source };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(disk)? {
-        let entry = entry.map_err(disk)?;
-        files.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+        let path = entry.map_err(disk)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            let inside = self::files(&path)?.into_iter();
+            files.extend(inside.map(|(file, path)| (format!("{name}/{file}"), path)));
+        } else {
+            files.push((name, path));
+        }
     }
     files.sort();
     Ok(files)

@@ -82,25 +82,30 @@ pub(super) struct Loader<'a> {
 
 impl Loader<'_> {
     pub(super) fn policy(&mut self, artifact: &v1::Artifact) -> Result<Policy, PhaseError> {
-        let device = self.device;
-        self.load(artifact, |dir| LanguageModel::load(dir, device))
+        let (device, checkpointing) = (self.device, self.job.resources.activation_checkpointing);
+        self.load(artifact, |dir| Ok(LanguageModel::load(dir, device)?.with_checkpointing(checkpointing)))
     }
 
     /// A policy without weights yet, drawn from the job's seed.
     pub(super) fn fresh_policy(&mut self, artifact: &v1::Artifact) -> Result<Policy, PhaseError> {
         let (seed, device) = (self.job.seed.into(), self.device);
-        self.load(artifact, |dir| LanguageModel::random(dir, seed, device))
+        let checkpointing = self.job.resources.activation_checkpointing;
+        self.load(artifact, |dir| {
+            Ok(LanguageModel::random(dir, seed, device)?.with_checkpointing(checkpointing))
+        })
     }
 
     /// A reward model. A language model gets a fresh head, drawn from the job's seed: the same one in every round.
     pub(super) fn judge(&mut self, artifact: &v1::Artifact) -> Result<Judge, PhaseError> {
         let (seed, device) = (self.job.seed.into(), self.device);
+        let checkpointing = self.job.resources.activation_checkpointing;
         self.load(artifact, |dir| {
-            if is_sequence_classifier(dir) {
-                RewardModel::load(dir, device)
+            let model = if is_sequence_classifier(dir) {
+                RewardModel::load(dir, device)?
             } else {
-                RewardModel::from_language_model(dir, seed, device)
-            }
+                RewardModel::from_language_model(dir, seed, device)?
+            };
+            Ok(model.with_checkpointing(checkpointing))
         })
     }
 

@@ -10,6 +10,7 @@ use super::models::Policy;
 use super::policy_rows::{Comparisons, PolicyRows};
 use super::rows::Span;
 use super::{Bench, PhaseError};
+use crate::model::HeadKind;
 use crate::train::{Demonstrations, PolicyAnswers, Summary};
 
 pub(super) fn run(
@@ -20,19 +21,26 @@ pub(super) fn run(
     let rows = PolicyRows::read(bench, &work.prompts, Span::ALL, &work.samples, &work.scores)?;
     let comparisons = Comparisons::read(&mut bench.cache, &work.reference)?;
     let start = need(&work.policy, "a policy")?;
-    let policy = bench.loader().policy(start)?;
+    let mut policy = bench.loader().policy(start)?;
 
     let lessons = Lessons::of(bench, &policy, &rows.scored()?, &comparisons)?;
     if lessons.groups.is_empty() {
         let why = "every answer to them is blank, or no better than another";
         return Err(PhaseError::NothingLeft { set: "prompts", rows: rows.prompts.len(), why });
     }
+    if let Some(lora) = bench.job.policy_step.lora.clone() {
+        policy.model.adapt(&lora, bench.draw(command)?);
+    }
     let summary = train(bench, command, &policy, &lessons)?;
+    let adapter = policy.model.merge();
 
-    let step = &bench.job.policy_step;
+    let step = bench.job.policy_step.clone();
     let dir = bench.cache.scratch("policy")?;
     let parameters = policy.model.parameters();
     bench.save(&start.name, parameters, step.save_dtype, |dtype| policy.model.save(&dir, dtype))?;
+    if let Some(adapter) = adapter {
+        bench.save_adapter(start, policy.model.config(), HeadKind::LanguageModel, adapter, &dir)?;
+    }
     let mut metrics = summary.metrics();
     let answers = lessons.rewards.len() as f64;
     metrics.push(metric("selected_reward_mean", lessons.rewards.iter().sum::<f64>() / answers));
@@ -60,11 +68,11 @@ fn train(
         Method::Rejection => {
             let rows = lessons.demonstrations();
             let objective = Demonstrations::new(model, &rows, precision);
-            bench.train(command, &objective, model.parameters(), &course)
+            bench.train(command, &objective, model.trainable(), &course)
         }
         Method::Rrhf { .. } | Method::Dpo { .. } | Method::Ipo { .. } | Method::Grpo(_) | Method::Rloo(_) => {
             let objective = PolicyAnswers::new(model, &lessons.groups, &lessons.losses, precision);
-            bench.train(command, &objective, model.parameters(), &course)
+            bench.train(command, &objective, model.trainable(), &course)
         }
     }
 }

@@ -9,6 +9,7 @@ use super::models::Judge;
 use super::pairs::{self, Contest};
 use super::rows::Span;
 use super::{Bench, PhaseError};
+use crate::model::HeadKind;
 use crate::objective::preference::{BradleyTerry, RewardObjective};
 use crate::train::{Comparison, PairRanking};
 
@@ -18,12 +19,15 @@ pub(super) fn run(
     work: &v1::TrainReward,
 ) -> Result<Trained, PhaseError> {
     let start = need(&work.start, "a start model")?;
-    let judge = bench.loader().judge(start)?;
+    let mut judge = bench.loader().judge(start)?;
     let step = bench.job.reward_step.clone();
     let human = read(bench, &judge, &work.human, step.human_weight)?;
     // w_APO is shared by a golden answer's samples.
     let golden = read(bench, &judge, &work.golden, step.apo_weight / f64::from(step.samples.max(1)))?;
 
+    if let Some(lora) = &step.lora {
+        judge.model.adapt(lora, bench.draw(command)?);
+    }
     let objective = PairRanking::new(&judge.model, &human, &golden, bench.precision(), step.normalisation)
         .with_objective(objective_of(&step))
         .with_head_bound(step.weight_clip);
@@ -34,13 +38,17 @@ pub(super) fn run(
         optimizer: &step.optimizer,
         schedule: &step.schedule,
     };
-    let summary = bench.train(command, &objective, judge.model.parameters(), &course)?;
+    let summary = bench.train(command, &objective, judge.model.trainable(), &course)?;
 
     let dir = bench.cache.scratch("reward")?;
     let pad =
         judge.encoder.pad_id().map_err(|source| PhaseError::Text { artifact: start.name.clone(), source })?;
+    let adapter = judge.model.merge();
     let parameters = judge.model.parameters();
     bench.save(&start.name, parameters, step.save_dtype, |dtype| judge.model.save(&dir, dtype, pad))?;
+    if let Some(adapter) = adapter {
+        bench.save_adapter(start, judge.model.config(), HeadKind::Reward, adapter, &dir)?;
+    }
     let mut metrics = summary.metrics();
     let pairs =
         |set: &[Comparison]| set.iter().map(|comparison| comparison.rejected.len()).sum::<usize>() as f64;

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+use foil_common::file_names;
 use foil_common::storage::object::Digest;
 use foil_proto::v1;
 
@@ -126,7 +127,12 @@ impl Cache {
         for object in &artifact.objects {
             let source = self.object(object)?;
             if !known {
-                let file = dir.join(plain_name(artifact, &object.path)?);
+                let inside = file_names::inside(&object.path).ok_or_else(|| ObjectError::Path {
+                    artifact: artifact.name.clone(),
+                    path: object.path.clone(),
+                })?;
+                let file = dir.join(inside);
+                create_dir(file.parent().unwrap_or(&dir))?;
                 fs::hard_link(&source, &file).map_err(disk(&file))?;
             }
         }
@@ -168,14 +174,6 @@ pub fn digest_of(file: &Path) -> Result<Digest, ObjectError> {
     let opened = fs::File::open(file).map_err(disk(file))?;
     hasher.update_reader(opened).map_err(disk(file))?;
     Ok(Digest { size: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
-}
-
-fn plain_name<'a>(artifact: &v1::Artifact, path: &'a str) -> Result<&'a Path, ObjectError> {
-    let mut parts = Path::new(path).components();
-    match (parts.next(), parts.next()) {
-        (Some(Component::Normal(_)), None) => Ok(Path::new(path)),
-        _ => Err(ObjectError::Path { artifact: artifact.name.clone(), path: path.to_owned() }),
-    }
 }
 
 fn create_dir(dir: &Path) -> Result<(), ObjectError> {
@@ -228,7 +226,7 @@ mod tests {
     fn a_path_out_of_the_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let remote = MemoryObjects::default();
-        for path in ["../x", "/x", "a/b", ""] {
+        for path in ["../x", "/x", "a/b/c", ""] {
             let objects = vec![remote.put("k", b"bytes", path)];
             let artifact = v1::Artifact { name: "policy@0".into(), objects, ..Default::default() };
             let mut cache = Cache::open(dir.path(), Box::new(remote.clone())).unwrap();

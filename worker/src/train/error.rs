@@ -17,6 +17,19 @@ pub enum TrainError {
          {rows}. Lower the learning rate, look at these rows, or set on_nonfinite: skip"
     )]
     NonFinite { step: u64, loss: f64, grad_norm: f64, rows: String },
+    #[error(
+        "out of memory before the first step: {row}, of {tokens} tokens, does not fit by itself: {detail}. Lower \
+         text.max_length, turn on resources.activation_checkpointing or resources.sharding: zero1, train adapters (lora), or \
+         use a larger device"
+    )]
+    OutOfMemory { row: String, tokens: usize, detail: String },
+    #[error(
+        "the checkpoint after step {step} is of a phase of {found} steps, but this phase has {expected}; was the data or the \
+         worker's version changed?"
+    )]
+    Saved { step: u64, found: u64, expected: u64 },
+    #[error("checkpoint: {0}")]
+    Kept(String),
     #[error(transparent)]
     Collective(#[from] foil_c10d::Error),
     #[error(transparent)]
@@ -26,12 +39,15 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    /// The failure's class on the wire: `data`, `nonfinite` or `internal`.
+    /// The failure's class on the wire: `data`, `nonfinite`, `memory` or `internal`.
     pub fn class(&self) -> &'static str {
         match self {
             Self::NoRows | Self::NoWeight { .. } => "data",
             Self::NonFinite { .. } => "nonfinite",
-            Self::Collective(_) | Self::Model(_) | Self::Torch(_) => "internal",
+            Self::OutOfMemory { .. } => "memory",
+            Self::Saved { .. } | Self::Kept(_) | Self::Collective(_) | Self::Model(_) | Self::Torch(_) => {
+                "internal"
+            }
         }
     }
 }

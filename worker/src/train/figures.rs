@@ -1,9 +1,12 @@
 //! What training tells of itself.
 
+use std::borrow::Cow;
+
 use foil_proto::v1;
+use serde::{Deserialize, Serialize};
 
 /// Of one step, over the whole gang: the same on every rank but for `seconds`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepFigures {
     /// From 1.
     pub step: u64,
@@ -21,7 +24,7 @@ pub struct StepFigures {
     /// The update was left out: the loss or the gradient was not finite.
     pub skipped: bool,
     /// The objective's own.
-    pub objective: Vec<(&'static str, f64)>,
+    pub objective: Vec<(Cow<'static, str>, f64)>,
 }
 
 impl StepFigures {
@@ -36,10 +39,8 @@ impl StepFigures {
             ("seconds", self.seconds),
             ("skipped", f64::from(u8::from(self.skipped))),
         ];
-        own.into_iter()
-            .chain(self.objective.iter().copied())
-            .map(|(name, value)| metric(name, value))
-            .collect()
+        let objective = self.objective.iter().map(|(name, value)| (&**name, *value));
+        own.into_iter().chain(objective).map(|(name, value)| metric(name, value)).collect()
     }
 }
 
@@ -56,7 +57,7 @@ pub struct Summary {
     pub tokens: u64,
     pub seconds: f64,
     /// The objective's own figures, averaged as `loss` is, and what it says of the data.
-    pub objective: Vec<(&'static str, f64)>,
+    pub objective: Vec<(Cow<'static, str>, f64)>,
 }
 
 impl Summary {
@@ -70,10 +71,8 @@ impl Summary {
             ("tokens", self.tokens as f64),
             ("seconds", self.seconds),
         ];
-        own.into_iter()
-            .chain(self.objective.iter().copied())
-            .map(|(name, value)| metric(name, value))
-            .collect()
+        let objective = self.objective.iter().map(|(name, value)| (&**name, *value));
+        own.into_iter().chain(objective).map(|(name, value)| metric(name, value)).collect()
     }
 
     /// Gathers a phase's summary from its steps, of which the last `last_epoch` are one epoch's.
@@ -92,7 +91,7 @@ impl Summary {
             loss: mean(&|figures| figures.loss),
             tokens: steps.iter().map(|figures| figures.tokens as u64).sum(),
             seconds: steps.iter().map(|figures| figures.seconds).sum(),
-            objective: objective.map(|(i, (name, _))| (*name, mean(&|f| f.objective[i].1))).collect(),
+            objective: objective.map(|(i, (name, _))| (name.clone(), mean(&|f| f.objective[i].1))).collect(),
         }
     }
 }

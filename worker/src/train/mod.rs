@@ -13,7 +13,7 @@
 //!     schedule: &step.schedule,
 //!     sharding: job.resources.sharding,
 //! };
-//! let summary = train(&objective, model.parameters(), &training, &gang, &mut |figures| report(figures))?;
+//! let ended = train(&objective, model.trainable(), &training, &gang, &mut keeper, &mut |figures| report(figures))?;
 //! model.parameters().set_requires_grad(false);
 //! ```
 //!
@@ -35,8 +35,10 @@ mod optimizer;
 pub mod order;
 mod pairs;
 pub mod plan;
+mod rehearsal;
 mod run;
 mod sharded;
+pub mod snapshot;
 #[cfg(test)]
 mod tests;
 pub mod trainer;
@@ -52,5 +54,6 @@ pub use optimizer::AdamW;
 pub use order::OrderKey;
 pub use pairs::{Comparison, PairRanking};
 pub use plan::{RowShape, Share, StepPlan};
-pub use run::{Training, train};
+pub use run::{Ended, Training, train};
+pub use snapshot::{KeepNothing, Keeper, Saved, Snapshot, Wishes};
 pub use trainer::{Recipe, Trainer};

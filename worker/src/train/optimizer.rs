@@ -66,6 +66,42 @@ impl AdamW {
         Ok(())
     }
 
+    /// Updates taken so far.
+    pub(super) fn updates(&self) -> u64 {
+        let steps = self.groups.first().and_then(|group| group.steps.first());
+        steps.map_or(0, |steps| steps.double_value(&[]) as u64)
+    }
+
+    /// Of each parameter, by its number: its first and its second moments, sharing storage.
+    pub(super) fn state(&self) -> impl Iterator<Item = (usize, [&Tensor; 2])> {
+        self.groups.iter().flat_map(|group| {
+            let moments = group.exp_avg.iter().zip(&group.exp_avg_sq);
+            group.numbers.iter().copied().zip(moments.map(|(mean, square)| [mean, square]))
+        })
+    }
+
+    /// As it was after `updates`, with what `of` gives for each parameter's moments.
+    ///
+    /// # Errors
+    /// Those of `of`.
+    pub(super) fn restore<E>(
+        &mut self,
+        updates: u64,
+        mut of: impl FnMut(usize) -> Result<[Tensor; 2], E>,
+    ) -> Result<(), E> {
+        for group in &mut self.groups {
+            for (index, &number) in group.numbers.iter().enumerate() {
+                let [mean, square] = of(number)?;
+                no_grad(|| {
+                    group.exp_avg[index].copy_(&mean);
+                    group.exp_avg_sq[index].copy_(&square);
+                    let _ = group.steps[index].fill_(updates as f64);
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// First and second moments, in the order of [`AdamW::new`]'s parameters that decay, then of those that do not.
     #[cfg(test)]
     pub(super) fn moments(&self) -> impl Iterator<Item = (&Tensor, &Tensor)> {

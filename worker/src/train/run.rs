@@ -3,7 +3,10 @@
 use foil_common::spec::{Optimizer, Schedule, Sharding};
 
 use super::order::global_batches;
-use super::{Objective, OrderKey, Recipe, RowShape, StepFigures, StepPlan, Summary, TrainError, Trainer};
+use super::rehearsal::{Cut, fit};
+use super::{
+    Keeper, Objective, OrderKey, Recipe, RowShape, StepFigures, StepPlan, Summary, TrainError, Trainer,
+};
 use crate::collective::Gang;
 use crate::model::Parameters;
 
@@ -21,19 +24,34 @@ pub struct Training<'a> {
     pub sharding: Sharding,
 }
 
-/// Trains `parameters`, which are those of `objective`'s model, over all its rows and epochs.
+/// How training ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    /// After its last step.
+    Done(Summary),
+    /// After this step, because a rank was asked to stop; a snapshot of it was given to the keeper.
+    Stopped { step: u64 },
+}
+
+/// Trains `parameters`, which are those of `objective`'s model, over all its rows and epochs, or over what is left of them
+/// after what `keeper` has saved.
 ///
-/// `report` hears of every step, in order. Afterwards the parameters still require gradients.
+/// The largest micro-batch is tried first; where memory is too small for it, all are cut finer.
+///
+/// `report` hears of every step, in order, also of those that were taken before. Afterwards the parameters still require
+/// gradients.
 ///
 /// # Errors
-/// [`TrainError::NoRows`]; else those of [`Trainer::step`].
+/// [`TrainError::NoRows`]; [`TrainError::OutOfMemory`]; [`TrainError::Saved`]; else those of [`Trainer::step`] and of the
+/// keeper.
 pub fn train(
     objective: &dyn Objective,
     parameters: &Parameters,
     training: &Training<'_>,
     gang: &Gang,
+    keeper: &mut dyn Keeper,
     report: &mut dyn FnMut(&StepFigures),
-) -> Result<Summary, TrainError> {
+) -> Result<Ended, TrainError> {
     let sets = objective.sets();
     let shapes: Vec<RowShape> = (0..sets.iter().sum()).map(|row| objective.shape(row)).collect();
     let items: usize = shapes.iter().map(|shape| shape.items).sum();
@@ -42,30 +60,59 @@ pub fn train(
     if steps_per_epoch == 0 || training.epochs == 0 {
         return Err(TrainError::NoRows);
     }
+    let epochs = 0..training.epochs;
+    let batches: Vec<Vec<usize>> =
+        epochs.flat_map(|epoch| global_batches(training.order, epoch, &sets, batch)).collect();
     let recipe = Recipe {
         optimizer: training.optimizer,
         schedule: training.schedule,
         peak_learning_rate: training.learning_rate,
-        steps: steps_per_epoch as u64 * u64::from(training.epochs),
+        steps: batches.len() as u64,
         sharding: training.sharding,
     };
     let mut trainer = Trainer::new(parameters, recipe, gang)?;
-    let plan = |rows: &Vec<usize>, trainer: &Trainer<'_>| {
-        StepPlan::new(rows, &shapes, trainer.share(), training.optimizer.micro_batch_tokens)
-    };
-    let mut steps = Vec::new();
-    for epoch in 0..training.epochs {
-        for rows in &global_batches(training.order, epoch, &sets, batch) {
-            let plan = plan(rows, &trainer);
-            if steps.is_empty() {
-                trainer.warm_up(objective, &plan)?;
-            }
-            let figures = trainer.step(objective, &plan)?;
-            report(&figures);
-            steps.push(figures);
+    let (mut steps, budget) = go_on(&mut trainer, keeper, training, batches.len())?;
+    steps.iter().for_each(&mut *report);
+    let budget = fit(objective, &mut trainer, Cut { batches: &batches, shapes: &shapes, budget })?;
+    let plan = |rows: &[usize], share| StepPlan::new(rows, &shapes, share, budget);
+    // Of the first batch also where others are next: the layout must not depend on where an attempt begins.
+    trainer.warm_up(objective, &plan(&batches[0], trainer.share()))?;
+    for rows in &batches[steps.len()..] {
+        let plan = plan(rows, trainer.share());
+        let (figures, granted) = trainer.step(objective, &plan, keeper.wishes(steps.len() as u64 + 1))?;
+        report(&figures);
+        steps.push(figures);
+        if granted.snapshot || granted.stop {
+            let mut snapshot = trainer.snapshot();
+            snapshot.record.steps = batches.len() as u64;
+            snapshot.record.micro_batch_tokens = budget;
+            snapshot.record.figures.clone_from(&steps);
+            keeper.keep(snapshot)?;
+        }
+        if granted.stop && steps.len() < batches.len() {
+            return Ok(Ended::Stopped { step: steps.len() as u64 });
         }
     }
     let mut summary = Summary::of(&steps, steps_per_epoch);
-    summary.objective.extend(objective.constants());
-    Ok(summary)
+    summary.objective.extend(objective.constants().into_iter().map(|(name, value)| (name.into(), value)));
+    Ok(Ended::Done(summary))
+}
+
+/// The steps that were taken before, restored, and the tokens per micro-batch to go on with.
+fn go_on(
+    trainer: &mut Trainer<'_>,
+    keeper: &mut dyn Keeper,
+    training: &Training<'_>,
+    steps: usize,
+) -> Result<(Vec<StepFigures>, usize), TrainError> {
+    let Some(saved) = keeper.saved() else {
+        return Ok((Vec::new(), training.optimizer.micro_batch_tokens));
+    };
+    let record = &saved.record;
+    if record.steps != steps as u64 || record.figures.len() as u64 != record.step {
+        return Err(TrainError::Saved { step: record.step, found: record.steps, expected: steps as u64 });
+    }
+    trainer.restore(&saved)?;
+    tracing::info!(step = record.step, steps, ranks = record.world, "training goes on after a checkpoint");
+    Ok((saved.record.figures.clone(), record.micro_batch_tokens))
 }

@@ -8,8 +8,11 @@ use foil_common::spec::Optimizer;
 use tch::{Kind, Tensor, no_grad};
 
 use super::optimizer::clip;
+use super::snapshot::{MEAN, SQUARE, Saved};
+use super::update::by_name;
 use super::{AdamW, TrainError};
 use crate::collective::Gang;
+use crate::model::ModelError;
 
 /// How many bytes of gradients travel together, and so how much memory a bucket takes while it does.
 const BUCKET_BYTES: usize = 25 << 20;
@@ -28,6 +31,8 @@ pub(super) struct Sharded<'a> {
 struct Bucket {
     parameters: Vec<Tensor>,
     decays: bool,
+    /// Numbers in all its parameters.
+    numbers: i64,
     /// Numbers in a rank's part.
     part_length: i64,
     /// This rank's part of the parameters, `[part_length]`.
@@ -108,6 +113,36 @@ impl<'a> Sharded<'a> {
         })
     }
 
+    pub(super) fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
+    /// This rank's part of the moments of every bucket.
+    pub(super) fn state(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let rank = self.gang.rank();
+        self.optimizer.state().flat_map(move |(bucket, moments)| by_name(&part_name(bucket, rank), moments))
+    }
+
+    /// From the parts of all ranks that there were, which may have been others.
+    pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), ModelError> {
+        let (rank, buckets) = (self.gang.rank() as i64, &self.buckets);
+        self.optimizer.restore(saved.record.updates, |bucket| {
+            let part = |moment: &str| {
+                let parts = (0..saved.record.world)
+                    .map(|rank| saved.read(&format!("{moment}{}", part_name(bucket, rank))));
+                let whole = Tensor::cat(&parts.collect::<Result<Vec<_>, _>>()?, 0);
+                let Bucket { numbers, part_length, .. } = buckets[bucket];
+                // Parts were filled up with zeros, and are again.
+                let whole = whole.narrow(0, 0, numbers);
+                let filled =
+                    Tensor::zeros([part_length * self.gang.world() as i64], (Kind::Float, whole.device()));
+                filled.narrow(0, 0, numbers).copy_(&whole);
+                Ok::<_, ModelError>(filled.narrow(0, rank * part_length, part_length))
+            };
+            Ok([part(MEAN)?, part(SQUARE)?])
+        })
+    }
+
     /// As c10d's reducer does: a parameter that the loss leaves out would silently never move.
     fn check_reached(&self) -> Result<(), TrainError> {
         let mut parameters = self.buckets.iter().flat_map(|bucket| &bucket.parameters);
@@ -129,10 +164,10 @@ impl<'a> Sharded<'a> {
 
 impl Bucket {
     fn new(parameters: Vec<Tensor>, decays: bool, world: usize) -> Self {
-        let numbers: usize = parameters.iter().map(Tensor::numel).sum();
-        let part_length = numbers.div_ceil(world) as i64;
+        let numbers = parameters.iter().map(|parameter| parameter.numel() as i64).sum::<i64>();
+        let part_length = (numbers as usize).div_ceil(world) as i64;
         let part = Tensor::zeros([part_length], (parameters[0].kind(), parameters[0].device()));
-        Self { parameters, decays, part_length, part }
+        Self { parameters, decays, numbers, part_length, part }
     }
 
     /// What `of` gives for each parameter, end to end, zeros where it gives nothing: `[world, part_length]`.
@@ -172,6 +207,11 @@ impl Bucket {
             (place, parameter)
         })
     }
+}
+
+/// A part's name in a snapshot.
+fn part_name(bucket: usize, rank: usize) -> String {
+    format!("bucket{bucket}.part{rank}")
 }
 
 /// Deals parameters into buckets of at most `bytes`, or of one parameter, in their order, those that decay apart.

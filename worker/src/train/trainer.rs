@@ -5,11 +5,12 @@ use std::time::Instant;
 use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, Schedule, Sharding};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::snapshot::{PARAMETER, Record, Saved, Snapshot};
 use super::update::Update;
-use super::{Objective, Part, Share, StepFigures, StepPlan, TrainError};
+use super::{Objective, Part, Share, StepFigures, StepPlan, TrainError, Wishes};
 use crate::collective::Gang;
 use crate::failpoint;
-use crate::model::Parameters;
+use crate::model::{ModelError, Parameters};
 
 /// How a phase's parameters move.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +31,7 @@ pub struct Trainer<'a> {
     recipe: Recipe<'a>,
     gang: &'a Gang,
     update: Update<'a>,
+    names: Vec<String>,
     parameters: Vec<Tensor>,
     device: Device,
     /// Steps taken, skipped ones included.
@@ -48,6 +50,7 @@ impl<'a> Trainer<'a> {
             recipe,
             gang,
             update: Update::new(parameters, recipe.optimizer, recipe.sharding, gang)?,
+            names: parameters.names().to_vec(),
             parameters: parameters.tensors().iter().map(Tensor::shallow_clone).collect(),
             device: parameters.tensors().first().map_or(Device::Cpu, Tensor::device),
             step: 0,
@@ -76,22 +79,79 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    pub(super) fn gang(&self) -> &'a Gang {
+        self.gang
+    }
+
+    /// Runs a micro-batch forward and backward on this rank alone, for the memory it takes; see [`Trainer::forget`].
+    pub(super) fn rehearse(&mut self, objective: &dyn Objective, rows: &[usize]) -> Result<(), TrainError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let part = objective.part(rows)?;
+        self.update.accumulate(&part.loss)
+    }
+
+    /// Leaves no gradient.
+    pub(super) fn forget(&mut self) -> Result<(), TrainError> {
+        self.update.zero()
+    }
+
+    /// A copy on the host of this rank's share of the parameters and of the optimizer's state: all that later steps need.
+    /// This is all that training waits for.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let share = self.share();
+        let named = self.names.iter().zip(&self.parameters).enumerate();
+        let mine = named.filter(|(number, _)| number % share.world == share.rank);
+        let parameters = mine.map(|(_, (name, tensor))| (format!("{PARAMETER}{name}"), tensor));
+        let state = parameters.chain(self.update.state(&self.names, share));
+        let tensors = no_grad(|| state.map(|(name, tensor)| (name, on_host(tensor))).collect());
+        let (Share { rank, world }, updates) = (share, self.update.updates());
+        Snapshot { record: Record { step: self.step, updates, rank, world, ..Record::default() }, tensors }
+    }
+
+    /// Goes on from where snapshots of all ranks, which may have been others, left off.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or belong to another model, by tensor.
+    pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), TrainError> {
+        for (name, parameter) in self.names.iter().zip(&self.parameters) {
+            let tensor = saved.read(&format!("{PARAMETER}{name}"))?;
+            if tensor.size() != parameter.size() {
+                let (found, expected) = (tensor.size(), parameter.size());
+                return Err(ModelError::Shape { name: name.clone(), found, expected }.into());
+            }
+            no_grad(|| parameter.shallow_clone().copy_(&tensor));
+        }
+        self.update.restore(&self.names, saved)?;
+        self.step = saved.record.step;
+        Ok(())
+    }
+
     /// Takes one step over a global batch planned for this rank.
     ///
-    /// The host waits for the device once, to read the loss and the gradient's norm.
+    /// The host waits for the device once, to read the loss, the gradient's norm and what any rank wishes after this step:
+    /// all ranks learn of the same wishes at the same step.
     ///
     /// # Errors
     /// [`TrainError::NonFinite`] on all ranks alike, unless such steps are to be skipped; else those of the
     /// objective, of backward and of the collectives.
-    pub fn step(&mut self, objective: &dyn Objective, plan: &StepPlan) -> Result<StepFigures, TrainError> {
+    pub fn step(
+        &mut self,
+        objective: &dyn Objective,
+        plan: &StepPlan,
+        wishes: Wishes,
+    ) -> Result<(StepFigures, Wishes), TrainError> {
         let started = Instant::now();
         self.step += 1;
         self.update.zero()?;
-        let mut totals = self.accumulate(objective, plan)?;
+        let mut totals = Tensor::cat(&[self.accumulate(objective, plan)?, self.on_device(wishes)], 0);
         self.gang.sum_tensor(&mut totals)?;
         let read =
             Vec::<f64>::try_from(Tensor::cat(&[self.update.norm()?, totals], 0).to_device(Device::Cpu))?;
-        let (grad_norm, loss, sums) = (read[0], read[1], &read[2..]);
+        let (sums, wished) = read[2..].split_at(objective.sums());
+        let (grad_norm, loss) = (read[0], read[1]);
+        let granted = Wishes { snapshot: wished[0] > 0.0, stop: wished[1] > 0.0 };
 
         let learning_rate =
             self.recipe.peak_learning_rate * self.recipe.schedule.factor(self.step, self.recipe.steps);
@@ -104,7 +164,7 @@ impl<'a> Trainer<'a> {
             let rows = name_rows(objective, plan);
             return Err(TrainError::NonFinite { step: self.step, loss, grad_norm, rows });
         }
-        Ok(StepFigures {
+        let figures = StepFigures {
             step: self.step,
             steps: self.recipe.steps,
             loss,
@@ -114,8 +174,19 @@ impl<'a> Trainer<'a> {
             tokens: plan.tokens,
             seconds: started.elapsed().as_secs_f64(),
             skipped: !finite,
-            objective: objective.figures(sums, plan),
-        })
+            objective: objective
+                .figures(sums, plan)
+                .into_iter()
+                .map(|(name, value)| (name.into(), value))
+                .collect(),
+        };
+        Ok((figures, granted))
+    }
+
+    /// `[2]`, fp64: what is above 0 in the sum over ranks is granted.
+    fn on_device(&self, wishes: Wishes) -> Tensor {
+        let wished = [wishes.snapshot, wishes.stop].map(|wish| f64::from(u8::from(wish)));
+        Tensor::from_slice(&wished).to_device(self.device)
     }
 
     /// Runs all of this rank's micro-batches, the last one's backward reducing over the gang. Returns this rank's part of
@@ -154,6 +225,12 @@ impl<'a> Trainer<'a> {
             }
         }
     }
+}
+
+/// A copy in host memory.
+fn on_host(tensor: &Tensor) -> Tensor {
+    let tensor = tensor.detach();
+    if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
 }
 
 /// `[1 + sums]`, fp64, without a graph.

@@ -6,9 +6,10 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::optimizer::{clip, decays, global_norm};
 use super::sharded::Sharded;
-use super::{AdamW, TrainError};
+use super::snapshot::{MEAN, SQUARE, Saved};
+use super::{AdamW, Share, TrainError};
 use crate::collective::{Gang, Gradients};
-use crate::model::Parameters;
+use crate::model::{ModelError, Parameters};
 
 /// The part of a step after the losses: sum over ranks, norm, clipping, AdamW. The same parameters on every rank after it.
 pub(super) enum Update<'a> {
@@ -47,6 +48,39 @@ impl<'a> Update<'a> {
             Self::Whole { gradients, .. } => gradients.warm_up(loss),
             // Its sums do not depend on an order that backward finds.
             Self::Sharded(_) => Ok(()),
+        }
+    }
+
+    /// AdamW's updates so far: steps that were not skipped.
+    pub(super) fn updates(&self) -> u64 {
+        match self {
+            Self::Whole { optimizer, .. } => optimizer.updates(),
+            Self::Sharded(sharded) => sharded.optimizer().updates(),
+        }
+    }
+
+    /// This rank's share of the optimizer's state, by name; all ranks' shares together are the whole.
+    pub(super) fn state(&self, names: &[String], share: Share) -> Vec<(String, &Tensor)> {
+        match self {
+            Self::Whole { optimizer, .. } => {
+                let mine = optimizer.state().filter(|(number, _)| number % share.world == share.rank);
+                mine.flat_map(|(number, moments)| by_name(&names[number], moments)).collect()
+            }
+            Self::Sharded(sharded) => sharded.state().collect(),
+        }
+    }
+
+    /// Takes over a state that [`Update::state`]s of all ranks gave, however many those were.
+    pub(super) fn restore(&mut self, names: &[String], saved: &Saved) -> Result<(), ModelError> {
+        let updates = saved.record.updates;
+        match self {
+            Self::Whole { optimizer, .. } => optimizer.restore(updates, |number| {
+                Ok([
+                    saved.read(&format!("{MEAN}{}", names[number]))?,
+                    saved.read(&format!("{SQUARE}{}", names[number]))?,
+                ])
+            }),
+            Self::Sharded(sharded) => sharded.restore(saved),
         }
     }
 
@@ -108,4 +142,9 @@ impl<'a> Update<'a> {
             Self::Sharded(sharded) => sharded.step(norm, limit, learning_rate),
         }
     }
+}
+
+/// A parameter's moments under their names in a snapshot.
+pub(super) fn by_name<'t>(name: &str, [mean, square]: [&'t Tensor; 2]) -> [(String, &'t Tensor); 2] {
+    [(format!("{MEAN}{name}"), mean), (format!("{SQUARE}{name}"), square)]
 }

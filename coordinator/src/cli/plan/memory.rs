@@ -229,13 +229,14 @@ impl<'a> Reader<'a> {
     fn step(&self, row: Row, budget: u64, sequences: u64) -> Batch {
         let rows =
             sequences.div_ceil(row.answers.max(1)).div_ceil(u64::from(self.job.resources.ranks).max(1));
-        let tokens = self.read(row, budget).tokens.min((rows + 1) * row.tokens());
+        let tokens = budget.max(row.tokens()).min((rows + 1) * row.tokens());
         self.batch(row, tokens)
     }
 
-    /// A batch without a step: as many rows as the budget holds, or one that is larger.
+    /// A batch of a chunk: as many rows as the budget holds, or one that is larger, or all there are.
     fn read(&self, row: Row, budget: u64) -> Batch {
-        self.batch(row, budget.max(row.tokens()))
+        let chunk = narrow(self.job.generation.chunk_prompts).saturating_mul(row.tokens());
+        self.batch(row, budget.max(row.tokens()).min(chunk))
     }
 
     fn batch(&self, row: Row, tokens: u64) -> Batch {

@@ -12,7 +12,7 @@ use foil_common::spec;
 use self::memory::Memory;
 use self::phases::Phases;
 use super::args::PlanArgs;
-use super::{location, output};
+use super::{output, submit};
 
 /// What is planned, and what a user should know about it.
 struct Planned {
@@ -23,10 +23,7 @@ struct Planned {
 }
 
 pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
-    let settings = &args.job.settings;
-    let wire =
-        spec::file::load(&args.job.file, settings).map_err(|error| location::located(error, settings))?;
-    let job = spec::Job::planned(wire)?;
+    let job = submit::load(&args.job.file, &args.job.settings)?;
     let reading = tokio::task::spawn_blocking(move || describe(job));
     let planned = reading.await.context("reading the inputs was cut short")??;
     if args.json {
@@ -41,8 +38,7 @@ pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
 fn describe(job: spec::Job) -> Result<Planned> {
     let phases = Phases::of(&job);
     let memory = Memory::of(&job, &phases.list)?;
-    let not_yet = job.require_implemented().err().map(|error| error.to_string());
-    let notes = not_yet.into_iter().chain(phases.unknown.clone()).chain(job.warnings()).collect();
+    let notes = phases.unknown.clone().into_iter().chain(job.warnings()).collect();
     Ok(Planned { job, phases, memory, notes })
 }
 

@@ -13,7 +13,7 @@ fn repository() -> &'static Path {
 fn planned(job: &str, settings: &[&str]) -> Planned {
     let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
     let wire = file::load(&repository().join(job), &settings).unwrap();
-    describe(spec::Job::planned(wire).unwrap()).unwrap()
+    describe(spec::Job::try_from(wire).unwrap()).unwrap()
 }
 
 fn total(plan: &Value, phase: &str) -> u64 {
@@ -100,7 +100,7 @@ fn a_model_without_a_config_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let text = fs::read_to_string(repository().join("deploy/jobs/llama-7b.yaml")).unwrap();
     fs::write(dir.path().join("job.yaml"), text).unwrap();
-    let job = spec::Job::planned(file::load(&dir.path().join("job.yaml"), &[]).unwrap()).unwrap();
+    let job = spec::Job::try_from(file::load(&dir.path().join("job.yaml"), &[]).unwrap()).unwrap();
     let error = format!("{:#}", describe(job).err().unwrap());
     assert!(error.starts_with("policy.model: ") && error.contains("config.json cannot be read"), "{error}");
 }

@@ -10,7 +10,7 @@ use foil_worker::model::{LanguageModel, Parameters, Precision, RewardModel};
 use foil_worker::objective::dpo;
 use foil_worker::train::{
     AnswerGroup, Comparison, GroupLoss, Objective, PairRanking, Part, PolicyAnswers, Recipe, RowShape,
-    StepPlan, Trainer,
+    StepPlan, Trainer, Wishes,
 };
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
@@ -79,7 +79,7 @@ impl Steps {
         trainer.warm_up(objective, &plans[0])?;
         self.gang.barrier()?;
         let started = Instant::now();
-        let losses = plans.iter().map(|plan| Ok(trainer.step(objective, plan)?.loss));
+        let losses = plans.iter().map(|plan| Ok(trainer.step(objective, plan, Wishes::default())?.0.loss));
         let losses = losses.collect::<anyhow::Result<Vec<f64>>>()?;
         Ok((losses, started.elapsed().as_secs_f64()))
     }

@@ -1,6 +1,8 @@
 //! What holds of every model, on tiny random ones.
 
+mod adapters;
 mod cache;
+mod checkpointing;
 mod checkpoints;
 mod parameters;
 

@@ -55,6 +55,18 @@ fn the_likelihood_has_autograds_loss_and_gradients() {
     assert!(distance(&found[1], &gradients[1]) < 1e-12);
 }
 
+#[test]
+fn a_frozen_head_changes_nothing_for_the_states_and_gets_no_gradient() {
+    let problem = Problem::new(Kind::Float);
+    let gradients = problem.gradients(&nll(&problem.prediction(Kind::Float)).unwrap());
+    let _ = problem.head.set_requires_grad(false);
+    let loss = nll(&problem.prediction(Kind::Float)).unwrap();
+    let found = Tensor::run_backward(&[&loss], &[&problem.hidden], false, false);
+    assert!(found[0].equal(&gradients[0]));
+    foil_c10d::backward(&nll(&problem.prediction(Kind::Float)).unwrap()).unwrap();
+    assert!(!problem.head.grad().defined());
+}
+
 /// In fp64 by ATen's operations, in fp32 by the CPU's kernels; whole groups in a chunk, and groups longer than one.
 #[test]
 fn a_loss_of_groups_has_autograds_loss_and_gradients() {

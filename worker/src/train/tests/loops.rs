@@ -4,7 +4,10 @@ use foil_common::spec::{Normalisation, Optimizer, Schedule, Sharding};
 use serde_json::Value;
 use tch::Device;
 
-use super::super::{Demonstrations, Objective, OrderKey, PairRanking, StepFigures, Summary, Training, train};
+use super::super::{
+    Demonstrations, Ended, KeepNothing, Objective, OrderKey, PairRanking, StepFigures, Summary, Training,
+    train,
+};
 use super::{demonstrations, fixture, fixtures, linear, numbers, optimizer, pairs};
 use crate::collective::Gang;
 use crate::model::{LanguageModel, Parameters, Precision, RewardModel};
@@ -29,7 +32,9 @@ fn run(
     };
     let mut steps = Vec::new();
     let mut report = |figures: &StepFigures| steps.push(figures.clone());
-    let summary = train(objective, parameters, &training, &Gang::alone(), &mut report).unwrap();
+    let ended =
+        train(objective, parameters, &training, &Gang::alone(), &mut KeepNothing, &mut report).unwrap();
+    let Ended::Done(summary) = ended else { panic!("{ended:?}") };
     (steps, summary)
 }
 

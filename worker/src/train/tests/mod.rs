@@ -4,6 +4,8 @@ mod answers;
 mod loops;
 mod optimizer;
 mod ranks;
+mod rehearsal;
+mod resume;
 mod steps;
 
 use std::path::{Path, PathBuf};

@@ -10,7 +10,9 @@ use tch::{Device, Tensor};
 
 use super::super::order::global_batches;
 use super::super::sharded::Sharded;
-use super::super::{Demonstrations, Objective, OrderKey, PairRanking, Recipe, RowShape, StepPlan, Trainer};
+use super::super::{
+    Demonstrations, Objective, OrderKey, PairRanking, Recipe, RowShape, StepPlan, Trainer, Wishes,
+};
 use super::{demonstrations, fixture, fixtures, linear, optimizer, pairs};
 use crate::collective::{Gang, Host, Place, Rendezvous};
 use crate::model::{LanguageModel, Parameters, Precision, RewardModel};
@@ -85,7 +87,7 @@ fn steps(gang: &Gang, work: Work, objective: &dyn Objective, parameters: &Parame
         if step == 0 {
             trainer.warm_up(objective, &plan).unwrap();
         }
-        outcome.losses.push(trainer.step(objective, &plan).unwrap().loss);
+        outcome.losses.push(trainer.step(objective, &plan, Wishes::default()).unwrap().0.loss);
         if step == 0 {
             outcome.micro_batches = plan.micro_batches.len();
             let gradients: Vec<Tensor> = parameters.tensors().iter().map(Tensor::grad).collect();

@@ -4,8 +4,8 @@ use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, RewardLoss, Shard
 use tch::{Device, Kind, no_grad};
 
 use super::super::{
-    Comparison, Objective, OrderKey, PairRanking, Part, Recipe, RowShape, Share, StepPlan, TrainError,
-    Trainer, Training, train,
+    Comparison, KeepNothing, Objective, OrderKey, PairRanking, Part, Recipe, RowShape, Share, StepPlan,
+    TrainError, Trainer, Training, Wishes, train,
 };
 use super::{fixture, fixtures, linear, optimizer, pairs};
 use crate::collective::Gang;
@@ -46,7 +46,7 @@ fn reference_normalisation_is_the_mean_over_micro_batches() {
         sharding: Sharding::Ddp,
     };
     let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
-    let figures = trainer.step(&objective, &plan).unwrap();
+    let figures = trainer.step(&objective, &plan, Wishes::default()).unwrap().0;
     assert!((figures.loss - expected).abs() < 1e-6);
 }
 
@@ -87,10 +87,11 @@ fn step_on_poison(optimizer: &Optimizer) -> (Result<bool, TrainError>, bool) {
         sharding: Sharding::Ddp,
     };
     let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
-    let result = trainer.step(&poisoned, &plan(&poisoned, 100)).map(|figures| figures.skipped);
+    let result =
+        trainer.step(&poisoned, &plan(&poisoned, 100), Wishes::default()).map(|(figures, _)| figures.skipped);
     let unchanged = model.parameters().blake3() == before;
     if result.is_ok() {
-        let figures = trainer.step(&objective, &plan(&objective, 100)).unwrap();
+        let figures = trainer.step(&objective, &plan(&objective, 100), Wishes::default()).unwrap().0;
         assert!(!figures.skipped && figures.loss.is_finite() && figures.step == 2);
         assert!(model.parameters().tensors().iter().all(|t| t.isfinite().all().int64_value(&[]) == 1));
         assert_eq!(model.parameters().tensors()[0].kind(), Kind::Float);
@@ -134,7 +135,7 @@ fn a_bounded_head_stays_within_its_bound() {
             sharding: Sharding::Ddp,
         };
         let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
-        trainer.step(&objective, &plan(&objective, 100)).unwrap()
+        trainer.step(&objective, &plan(&objective, 100), Wishes::default()).unwrap().0
     };
     assert!(step(None).loss.is_finite() && largest() > 0.01);
     let _ = step(Some(0.01));
@@ -157,7 +158,8 @@ fn rows_that_weigh_nothing_are_refused() {
         sharding: Sharding::Ddp,
     };
     let run = |objective: &dyn Objective| {
-        train(objective, model.parameters(), &training, &Gang::alone(), &mut |_| ()).unwrap_err()
+        train(objective, model.parameters(), &training, &Gang::alone(), &mut KeepNothing, &mut |_| ())
+            .unwrap_err()
     };
     assert!(matches!(run(&objective), TrainError::NoWeight { step: 1, .. }));
     let empty = PairRanking::new(&model, &[], &[], Precision::Fp32, Normalisation::Global);

@@ -1,0 +1,113 @@
+//! Micro-batches are cut to the memory there is, on all ranks alike, before the first step.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use foil_common::spec::Sharding;
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::super::{Ended, KeepNothing, Objective, OrderKey, Part, RowShape, TrainError, Training, train};
+use super::{linear, optimizer};
+use crate::collective::{Gang, Host, Place, Rendezvous};
+use crate::model::Parameters;
+
+/// Rows of 1 to `rows` tokens, in a memory that holds `room` tokens.
+struct Crowded {
+    parameter: Tensor,
+    rows: usize,
+    room: usize,
+    panics: bool,
+    seen: RefCell<Vec<usize>>,
+}
+
+impl Objective for Crowded {
+    fn sets(&self) -> Vec<usize> {
+        vec![self.rows]
+    }
+
+    fn shape(&self, row: usize) -> RowShape {
+        RowShape { cost: row + 1, tokens: row + 1, items: 1, weight: 1.0 }
+    }
+
+    fn row_name(&self, row: usize) -> String {
+        format!("row {row}")
+    }
+
+    fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {
+        let tokens: usize = rows.iter().map(|row| row + 1).sum();
+        if tokens > self.room {
+            let words = format!("CUDA out of memory. Tried to allocate {tokens} MiB.");
+            assert!(!self.panics, "{words}");
+            return Err(TrainError::Torch(TchError::Torch(words)));
+        }
+        self.seen.borrow_mut().push(tokens);
+        Ok(Part { loss: self.parameter.square().sum(Kind::Float) * rows.len() as f64, sums: None })
+    }
+}
+
+fn run(gang: &Gang, rows: usize, room: usize, panics: bool) -> Result<Vec<usize>, TrainError> {
+    let parameters = Parameters::of(vec![("w".to_owned(), Tensor::ones([3], (Kind::Float, Device::Cpu)))]);
+    let parameter = parameters.tensors()[0].shallow_clone();
+    let objective = Crowded { parameter, rows, room, panics, seen: RefCell::default() };
+    let (optimizer, schedule) = (optimizer(None, 64), linear(0));
+    let training = Training {
+        order: OrderKey { seed: 3, round: 1 },
+        epochs: 1,
+        batch: 16,
+        learning_rate: 1e-3,
+        optimizer: &optimizer,
+        schedule: &schedule,
+        sharding: Sharding::Ddp,
+    };
+    let ended = train(&objective, &parameters, &training, gang, &mut KeepNothing, &mut |_| ())?;
+    let Ended::Done(summary) = ended else { panic!("{ended:?}") };
+    assert_eq!(summary.steps as usize, rows.div_ceil(16));
+    Ok(objective.seen.into_inner())
+}
+
+#[test]
+fn a_budget_that_does_not_fit_is_halved_until_it_does() {
+    for panics in [false, true] {
+        let seen = run(&Gang::alone(), 32, 40, panics).unwrap();
+        // The rehearsal, then the steps.
+        assert!(seen.len() > 17 && seen.iter().all(|&tokens| tokens <= 32));
+        assert_eq!(seen.iter().skip(1).sum::<usize>(), 32 * 33 / 2);
+    }
+}
+
+#[test]
+fn a_row_too_large_for_memory_is_named_before_the_first_step() {
+    let error = run(&Gang::alone(), 32, 20, false).unwrap_err();
+    let TrainError::OutOfMemory { row, tokens, detail } = &error else { panic!("{error}") };
+    assert_eq!((row.as_str(), *tokens), ("row 31", 32));
+    assert!(detail.contains("Tried to allocate 32 MiB"));
+}
+
+#[test]
+fn all_ranks_take_the_smallest_ranks_budget() {
+    let place =
+        || Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: Duration::from_secs(60) };
+    let host = Host::open(place()).unwrap();
+    let rendezvous = Rendezvous {
+        rank: 1,
+        world: 2,
+        host: host.address().to_owned(),
+        port: host.port(),
+        prefix: "rehearsal".to_owned(),
+    };
+    std::thread::scope(|scope| {
+        let small = scope.spawn(move || {
+            let gang = Gang::join(&rendezvous, &place()).unwrap();
+            let seen = run(&gang, 32, 40, false).unwrap();
+            gang.leave().unwrap();
+            seen
+        });
+        let gang = host.gather(2, "rehearsal").unwrap();
+        let large = run(&gang, 32, 1000, false).unwrap();
+        gang.leave().unwrap();
+        // Its first rehearsal fitted, and the steps are cut as the other rank needs them.
+        assert!(large[0] > 32);
+        let steps = large.iter().skip(1).chain(small.join().unwrap().iter()).max().copied();
+        assert!(steps.unwrap() <= 32, "{steps:?}");
+    });
+}
