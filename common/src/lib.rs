@@ -5,6 +5,7 @@ pub mod figures;
 pub mod file_names;
 pub mod ids;
 pub mod letters;
+pub mod memory;
 pub mod rpc;
 #[cfg(test)]
 mod shared;

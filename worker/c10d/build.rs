@@ -5,9 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "src/shim/collective.cc",
     "src/shim/aten.cc",
+    "src/shim/memory.cc",
     "src/shim/layers/kernels.cc",
     "src/shim/layers/norm.cc",
     "src/shim/layers/attention.cc",

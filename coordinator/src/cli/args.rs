@@ -11,6 +11,7 @@ Examples:
   foil run deploy/jobs/letters.yaml            a small game on this machine
   foil run JOB.yaml --ranks 2 --set rounds=3   a job of yours, with settings over the file's
   foil inspect JOB.yaml                        what its models will read, before anything is trained
+  foil plan JOB.yaml --device-memory 80GiB     its phases, and whether a rank's memory suffices for them
   foil serve --store DIR                       a coordinator for many jobs; foil-worker on each host
   foil submit JOB.yaml && foil watch NAME      the same job there; NAME is the job file's";
 
@@ -59,6 +60,9 @@ pub(crate) enum Command {
     Submit(SubmitArgs),
     /// Shows what the models will read of a job's data: tokens, masks, cuts and lengths. Nothing is submitted.
     Inspect(InspectArgs),
+    /// Shows the phases a job will run and the memory of a rank in each kind of them. Of the models it reads config.json
+    /// alone. Nothing is submitted.
+    Plan(PlanArgs),
     /// Lists jobs, newest first.
     List(ClientArgs),
     /// Prints one job: its state, its rounds and its specification with every default filled in.
@@ -118,6 +122,18 @@ pub(crate) struct InspectArgs {
     /// Rows of each data set shown token by token.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) rows: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) job: JobFileArgs,
+    /// Says whether every phase fits a device of this size, for example 80GiB, 24GB or 512MiB.
+    #[arg(long, value_name = "SIZE", value_parser = super::plan::bytes)]
+    pub(crate) device_memory: Option<u64>,
+    /// Print one JSON object on standard output and nothing else.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

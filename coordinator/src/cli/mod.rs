@@ -10,6 +10,7 @@ mod location;
 mod meter;
 mod output;
 mod outputs;
+mod plan;
 mod progress;
 mod pull;
 mod report;
@@ -57,6 +58,7 @@ async fn obey(cli: Cli) -> Result<ExitCode> {
         Command::Serve(args) => serve::serve(args).await?,
         Command::Submit(args) => submit::submit(&args).await?,
         Command::Inspect(args) => inspect::inspect(&args).await?,
+        Command::Plan(args) => plan::plan(&args).await?,
         Command::List(args) => jobs::list(&args).await?,
         Command::Get(args) => jobs::get(&args).await?,
         Command::Watch(args) => jobs::watch(&args).await?,

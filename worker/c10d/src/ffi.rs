@@ -90,6 +90,8 @@ mod bridge {
         fn rebuild_buckets(self: &Reducer) -> Result<bool>;
         fn backward(self: &Reducer, loss: &Tensor) -> Result<()>;
         fn check_finalized(self: &Reducer) -> Result<()>;
+        fn begin_trace(self: &Reducer, pause_at: i64) -> Result<()>;
+        fn end_trace(self: &Reducer) -> Result<Vec<i64>>;
 
         fn run_backward(loss: &Tensor) -> Result<()>;
         fn fused_adamw(
@@ -160,6 +162,11 @@ mod bridge {
             inputs: &TensorList,
             results: Pin<&mut TensorList>,
         ) -> Result<()>;
+        type CpuMemory;
+        fn count_cpu_memory() -> Result<UniquePtr<CpuMemory>>;
+        fn held(self: &CpuMemory) -> i64;
+        fn peak(self: &CpuMemory) -> i64;
+        fn restart_peak(self: &CpuMemory);
         fn interface_of(address: &str) -> Result<String>;
     }
 

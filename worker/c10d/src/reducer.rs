@@ -23,6 +23,17 @@ impl Default for BucketSizes {
     }
 }
 
+/// What backward and the reducer do, in the order in which they do it; see [`Reducer::trace`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceEvent {
+    /// The gradient of the parameter of this position is made, and not added yet.
+    Gradient(usize),
+    /// The all-reduce of a bucket of gradients has started; buckets are counted in the order in which they go.
+    Sent(usize),
+    /// Backward, paused, has seen that all-reduce end.
+    Summed(usize),
+}
+
 /// Adds gradients over the ranks of a group while backward runs.
 ///
 /// - Gradients are *summed*, not averaged: divide the loss by the weight of the whole global batch.
@@ -106,6 +117,28 @@ impl Reducer {
     pub fn reduce(&mut self, loss: &Tensor) -> Result<()> {
         self.check_warm()?;
         self.backward(loss)
+    }
+
+    /// [`Reducer::reduce`], with what happened in it: shows how far communication overlaps backward.
+    ///
+    /// At the gradient of parameter `pause_at`, backward waits until the sums of the buckets sent so far have come: they come
+    /// only if nothing of them waits for the rest of backward. All ranks call it together.
+    ///
+    /// # Errors
+    /// Those of [`Reducer::reduce`].
+    pub fn trace(&mut self, loss: &Tensor, pause_at: usize) -> Result<Vec<TraceEvent>> {
+        const OPERATION: &str = "tracing backward";
+        self.inner.begin_trace(i64::try_from(pause_at).unwrap_or(-1)).during(OPERATION)?;
+        let reduced = self.reduce(loss);
+        let flat = self.inner.end_trace().during(OPERATION)?;
+        reduced?;
+        let event = |pair: &[i64]| match pair {
+            [0, parameter] => Some(TraceEvent::Gradient(*parameter as usize)),
+            [1, bucket] => Some(TraceEvent::Sent(*bucket as usize)),
+            [2, bucket] => Some(TraceEvent::Summed(*bucket as usize)),
+            _ => None,
+        };
+        Ok(flat.chunks(2).filter_map(event).collect())
     }
 
     /// Makes the next backward reduce, for callers who run backward themselves.

@@ -1,5 +1,6 @@
 #include "shim.h"
 #include "tensor_list.h"
+#include "trace.h"
 
 #include <algorithm>
 #include <cctype>
@@ -258,17 +259,26 @@ namespace {
 // Adds gradients over the ranks and divides by nothing: the loss carries the global weight.
 class SumHook final : public c10d::CppCommHookInterface<c10::intrusive_ptr<c10d::ProcessGroup>> {
  public:
-  using CppCommHookInterface::CppCommHookInterface;
+  SumHook(c10::intrusive_ptr<c10d::ProcessGroup> group, std::shared_ptr<Trace> trace)
+      : CppCommHookInterface(std::move(group)), trace_(std::move(trace)) {}
   c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override {
     std::vector<at::Tensor> tensors{bucket.getBufferRef()};
-    return state_->allreduce(tensors)->getFuture();
+    auto sum = state_->allreduce(tensors)->getFuture();
+    trace_->sent(static_cast<std::int64_t>(bucket.getIndex()), sum);
+    return sum;
   }
+
+ private:
+  std::shared_ptr<Trace> trace_;
 };
 
 }  // namespace
 
 struct Reducer::Inner {
   std::shared_ptr<c10d::Reducer> reducer;
+  std::vector<at::Tensor> parameters;
+  std::shared_ptr<Trace> trace = std::make_shared<Trace>();
+  std::vector<std::pair<std::size_t, unsigned>> gradient_hooks;
 
   ~Inner() {
     try {
@@ -296,7 +306,9 @@ std::unique_ptr<Reducer> new_reducer(const Group& group, const TensorList& list,
       /*param_names=*/std::unordered_map<std::size_t, std::string>{}, static_cast<std::int64_t>(first_bucket_bytes),
       /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
       /*bucket_bytes_cap_list=*/std::vector<std::int64_t>{});
-  reducer->inner->reducer->register_comm_hook(std::make_unique<SumHook>(process_group));
+  reducer->inner->reducer->register_comm_hook(
+      std::make_unique<SumHook>(process_group, reducer->inner->trace));
+  reducer->inner->parameters = parameters;
   return reducer;
 }
 
@@ -313,6 +325,30 @@ void Reducer::backward(const at::Tensor& loss) const {
 }
 
 void Reducer::check_finalized() const { inner->reducer->check_finalized(); }
+
+void Reducer::begin_trace(std::int64_t pause_at) const {
+  auto& hooks = inner->gradient_hooks;
+  for (std::size_t at = hooks.size(); at < inner->parameters.size(); ++at) {
+    // Runs when the gradient is made, before it is added and the reducer hears of it.
+    const auto hook = inner->parameters[at].register_hook([trace = inner->trace, at](const at::Tensor&) {
+      trace->gradient(static_cast<std::int64_t>(at));
+    });
+    hooks.emplace_back(at, hook);
+  }
+  inner->trace->begin(pause_at);
+}
+
+rust::Vec<std::int64_t> Reducer::end_trace() const {
+  rust::Vec<std::int64_t> flat;
+  for (const auto& [what, number] : inner->trace->end()) {
+    flat.push_back(static_cast<std::int64_t>(what));
+    flat.push_back(number);
+  }
+  for (const auto& [at, hook] : std::exchange(inner->gradient_hooks, {})) {
+    inner->parameters[at].remove_hook(hook);
+  }
+  return flat;
+}
 
 void run_backward(const at::Tensor& loss) { torch::autograd::backward({loss}, {}); }
 

@@ -71,6 +71,8 @@ class Reducer {
   bool rebuild_buckets() const;
   void backward(const at::Tensor& loss) const;
   void check_finalized() const;
+  void begin_trace(std::int64_t pause_at) const;
+  rust::Vec<std::int64_t> end_trace() const;
   struct Inner;
   std::unique_ptr<Inner> inner;
 };
@@ -121,6 +123,19 @@ std::unique_ptr<at::Tensor> preset_gradients(const at::Tensor& value, const at::
 
 struct Computation;
 void checkpoint(rust::Box<Computation> computation, const TensorList& inputs, TensorList& results);
+
+// Counts the bytes of CPU tensors that this thread makes and drops while it lives.
+class CpuMemory {
+ public:
+  CpuMemory();
+  ~CpuMemory();
+  std::int64_t held() const;
+  std::int64_t peak() const;
+  void restart_peak() const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+std::unique_ptr<CpuMemory> count_cpu_memory();
 
 // The network interface that carries `address` (numeric), or empty.
 rust::String interface_of(rust::Str address);

@@ -42,6 +42,7 @@ fn role(name: &str) -> Role {
         "unreduced" => crate::failures::rank_with_unused_parameter,
         "disagreement" => crate::failures::rank_with_other_parameters,
         "gradient" => crate::reducer::rank_compares_gradients,
+        "overlap" => crate::overlap::rank,
         "resume" => crate::reducer::rank_resumes,
         other => panic!("no role is called {other}"),
     }

@@ -8,4 +8,5 @@ mod collectives;
 mod failures;
 mod harness;
 mod nccl;
+mod overlap;
 mod reducer;

@@ -1,0 +1,53 @@
+//! Dialogues to tokens: `cargo bench -p foil-common`.
+
+// What cannot be set up is not measured.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use divan::Bencher;
+use divan::counter::BytesCount;
+use foil_common::data::rows::Prompt;
+use foil_common::spec::{Job, file};
+use foil_common::text::{Answer, Encoder, Limits};
+
+fn main() {
+    divan::main();
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn encoder(model: &Path, template: &str) -> Encoder {
+    let settings = [format!("text.template={template}")];
+    let job = file::load(&repository().join("deploy/jobs/letters.yaml"), &settings).unwrap();
+    Encoder::load(model, &Job::try_from(job).unwrap().text).unwrap()
+}
+
+fn measure(bencher: Bencher<'_, '_>, encoder: &Encoder, prompt: &str, answer: &str) {
+    let prompt = Prompt::user(prompt);
+    let limits = Limits::shared(4096);
+    let bytes = BytesCount::new(prompt.last_text().len() + answer.len());
+    bencher.counter(bytes).bench(|| encoder.dialogue(&prompt, Answer::finished(answer), limits).unwrap());
+}
+
+/// The small game's tokenizer, a letter a token.
+#[divan::bench]
+fn letters(bencher: Bencher<'_, '_>) {
+    let encoder = encoder(&repository().join("deploy/jobs/letters"), "chat");
+    measure(bencher, &encoder, "abcde", "abcdefgh!!");
+}
+
+fn stories() -> PathBuf {
+    repository().join("../shared/models/stories260K")
+}
+
+/// A sentence-piece tokenizer on running text; ignored where the model is not beside the repository.
+#[divan::bench(ignore = !stories().is_dir())]
+fn running_text(bencher: Bencher<'_, '_>) {
+    let encoder = encoder(&stories(), "plain");
+    let story =
+        "Once upon a time, a little girl had a red ball. She went to the park to play with it every day. ";
+    measure(bencher, &encoder, &story.repeat(4), &story.repeat(8));
+}

@@ -1,0 +1,216 @@
+//! Bytes of activations: what a forward pass keeps for its backward, and what a layer needs while it is computed.
+//!
+//! The formulas follow the worker's layers. On CPUs those are its own fused loops: a norm keeps its fp32 input and one
+//! number a row, attention its rotated queries, keys and values in fp32 (scores are made again), SwiGLU its two inputs. On GPUs
+//! they are ATen's operations, and flash attention in bf16.
+
+use super::ModelShape;
+use crate::spec::{DeviceKind, Precision};
+
+/// Bytes of an fp32 number.
+const F32: u64 = 4;
+
+/// Logits that exist at one time, in numbers: the worker cuts them into chunks of this size.
+pub const CHUNK_LOGITS: u64 = 1 << 24;
+
+/// Where and in what a rank computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compute {
+    pub device: DeviceKind,
+    pub precision: Precision,
+    /// CPU threads: each holds the scores of a sequence of its own.
+    pub threads: u64,
+}
+
+/// The tokens of one forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// Tokens that are read: what sequences begin with in common counts once.
+    pub tokens: u64,
+    /// Tokens that a loss or a score is read at; only these leave the last layer.
+    pub outputs: u64,
+    /// Tokens that attention looks at: what sequences begin with in common counts for each. At least `tokens`.
+    pub keys: u64,
+    /// Tokens of the longest sequence.
+    pub longest: u64,
+}
+
+impl Compute {
+    /// Bytes of a number in matrix products.
+    pub fn size(self) -> u64 {
+        match self.precision {
+            Precision::Fp32 => F32,
+            Precision::Bf16 => 2,
+        }
+    }
+
+    /// Bytes of a number's copy in another kind than fp32; 0 where none is made.
+    fn copy(self) -> u64 {
+        match self.precision {
+            Precision::Fp32 => 0,
+            Precision::Bf16 => 2,
+        }
+    }
+
+    fn is_cpu(self) -> bool {
+        self.device == DeviceKind::Cpu
+    }
+}
+
+/// A forward pass of one model.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass<'a> {
+    pub shape: &'a ModelShape,
+    pub compute: Compute,
+    pub batch: Batch,
+}
+
+impl Pass<'_> {
+    /// What backward needs of the whole decoder, from the embeddings to the final norm.
+    pub fn kept(&self) -> u64 {
+        let Batch { tokens, outputs, .. } = self.batch;
+        let layers = self.shape.layers;
+        self.entry(tokens) * layers
+            + self.exit(tokens) * (layers - 1)
+            + self.exit(outputs)
+            + self.shared()
+            + self.end()
+    }
+
+    /// The same where every layer is computed again in backward: each layer's inputs (the fp32 stream, and what is to be added
+    /// to it), and one layer whole.
+    pub fn kept_by_checkpoints(&self) -> u64 {
+        let Batch { tokens, .. } = self.batch;
+        let inputs = tokens * self.shape.hidden * (F32 + self.compute.size());
+        inputs * self.shape.layers + self.entry(tokens) + self.exit(tokens) + self.shared() + self.end()
+    }
+
+    /// What adapters of `rank` at `targets` matrices of each layer keep beside it: what stands between their two halves.
+    pub fn kept_by_adapters(&self, rank: u64, targets: u64) -> u64 {
+        self.batch.tokens * self.shape.layers * rank * targets * self.compute.size()
+    }
+
+    /// A layer up to its attention's result.
+    fn entry(&self, tokens: u64) -> u64 {
+        let (shape, size) = (self.shape, self.compute.size());
+        let norm = tokens * (F32 * shape.hidden + F32 + size * shape.hidden);
+        let head_norms = match shape.qk_norm {
+            // Fp32 inputs (a copy in bf16), and a number for each head.
+            true => tokens * F32 * (shape.query_width() + shape.kv_width() + shape.heads + shape.kv_heads),
+            false => 0,
+        };
+        norm + head_norms + self.attention(tokens)
+    }
+
+    fn attention(&self, tokens: u64) -> u64 {
+        let (q, kv, size) = (self.shape.query_width(), self.shape.kv_width(), self.compute.size());
+        match (self.compute.device, self.compute.precision) {
+            // Rotated queries and keys, and values, in fp32.
+            (DeviceKind::Cpu, _) => tokens * F32 * (q + 2 * kv),
+            // Flash attention: its inputs, keys and values laid out for each sequence, and one number a head.
+            (DeviceKind::Cuda, Precision::Bf16) => {
+                tokens * (size * q + F32 * self.shape.heads) + self.batch.keys * size * 2 * kv
+            }
+            // No fused kernel takes fp32 queries that share keys: scaled queries and keys, values repeated for all heads,
+            // and the probabilities.
+            (DeviceKind::Cuda, Precision::Fp32) => {
+                let probabilities = self.shape.heads * self.batch.longest;
+                tokens * F32 * (2 * q + probabilities) + self.batch.keys * F32 * 2 * q
+            }
+        }
+    }
+
+    /// A layer from its attention's result on: that, the second norm, and SwiGLU's inputs and result.
+    fn exit(&self, tokens: u64) -> u64 {
+        let (shape, size) = (self.shape, self.compute.size());
+        // ATen's silu(gate) · up keeps silu(gate) as well.
+        let gates = if self.compute.is_cpu() { 3 } else { 4 };
+        let norm = F32 * shape.hidden + F32 + size * shape.hidden;
+        tokens * (size * shape.query_width() + norm + gates * size * shape.intermediate)
+    }
+
+    /// The angles of all positions, which layers share, and the tokens' ids and positions.
+    fn shared(&self) -> u64 {
+        self.batch.tokens * (F32 * self.shape.head_dim + 2 * 8)
+    }
+
+    /// The final norm's input.
+    fn end(&self) -> u64 {
+        self.batch.outputs * (F32 * self.shape.hidden + F32)
+    }
+
+    /// What is alive at once in the backward of a layer beside what was kept: gradients of activations, and of the `matrices`
+    /// (numbers) whose gradients are not yet added where gradients gather.
+    pub fn backward_working(&self, matrices: u64) -> u64 {
+        let (shape, size, tokens) = (self.shape, self.compute.size(), self.batch.tokens);
+        let (q, kv) = (shape.query_width(), shape.kv_width());
+        let stream = tokens * shape.hidden * (2 * F32 + 2 * size);
+        let mlp = tokens * 3 * size * shape.intermediate;
+        let attention = tokens * (2 * F32 * q + 2 * F32 * kv + size * (q + 2 * kv)) + 2 * self.scores();
+        stream + mlp.max(attention) + matrices * size + shape.largest_matrix().min(matrices) * F32
+    }
+
+    /// What is alive at once in a layer's forward where nothing is kept.
+    pub fn forward_working(&self) -> u64 {
+        let (shape, size, tokens) = (self.shape, self.compute.size(), self.batch.tokens);
+        let (h, q, kv) = (shape.hidden, shape.query_width(), shape.kv_width());
+        let mlp = F32 * h + size * (4 * h + q + 3 * shape.intermediate);
+        let projected = F32 * h + size * (h + q + 2 * kv);
+        let attention = match self.compute.device {
+            DeviceKind::Cpu => projected + F32 * (2 * q + 2 * kv) + size * q,
+            // Rotation by ATen's operations: the halves and their products in fp32.
+            DeviceKind::Cuda => projected + 3 * F32 * q,
+        };
+        tokens * mlp.max(attention) + self.scores() + self.shared()
+    }
+
+    /// Scores of the sequences that are attended to at the moment.
+    fn scores(&self) -> u64 {
+        let one = F32 * self.shape.heads * self.batch.longest * self.batch.longest;
+        match (self.compute.device, self.compute.precision) {
+            (DeviceKind::Cpu, _) => self.compute.threads * one,
+            (DeviceKind::Cuda, Precision::Bf16) => 0,
+            (DeviceKind::Cuda, Precision::Fp32) => 2 * one,
+        }
+    }
+
+    /// A language-model head's loss: what stays until backward has taken it (the gradients of the states, and of the head
+    /// where it is `trained`) and what is gone once the loss is known (the head's copy, a chunk of logits and what is made of it).
+    pub fn loss(&self, trained: bool) -> Loss {
+        let matrix = self.shape.vocabulary_matrix();
+        let states = self.batch.outputs * self.shape.hidden * self.compute.size();
+        let (gradient, copies) = if trained { (F32 * matrix, 2) } else { (0, 1) };
+        Loss {
+            gradients: gradient + states,
+            scratch: states + copies * self.compute.copy() * matrix + self.chunk(),
+        }
+    }
+
+    /// The copy of the head and a chunk of logits where only log-probabilities are read.
+    pub fn log_probs_working(&self) -> u64 {
+        let states = self.batch.outputs * self.shape.hidden * self.compute.size();
+        states + self.compute.copy() * self.shape.vocabulary_matrix() + self.chunk()
+    }
+
+    /// The same where the logits of two models are compared in fp64, a quarter of the rows at a time.
+    pub fn divergence_working(&self) -> u64 {
+        let rows = (CHUNK_LOGITS / 4 / self.shape.vocabulary).max(1).min(self.batch.outputs);
+        let each = 2 * self.compute.size() + 5 * 8;
+        let states = 2 * self.batch.outputs * self.shape.hidden * self.compute.size();
+        states + self.compute.copy() * self.shape.vocabulary_matrix() + rows * self.shape.vocabulary * each
+    }
+
+    fn chunk(&self) -> u64 {
+        let rows = (CHUNK_LOGITS / self.shape.vocabulary).max(1).min(self.batch.outputs);
+        // ATen widens logits and takes their exponentials beside them; the CPU's loop needs neither.
+        let each = if self.compute.is_cpu() { self.compute.size() } else { self.compute.size() + 2 * F32 };
+        rows * self.shape.vocabulary * each
+    }
+}
+
+/// Bytes around a loss over a vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    pub gradients: u64,
+    pub scratch: u64,
+}

@@ -1,0 +1,65 @@
+//! The phases a job will run, and what a rank needs for them, before anything is submitted.
+
+mod memory;
+mod phases;
+mod show;
+#[cfg(test)]
+mod tests;
+
+use anyhow::{Context, Result};
+use foil_common::spec;
+
+use self::memory::Memory;
+use self::phases::Phases;
+use super::args::PlanArgs;
+use super::{output, submit};
+
+/// What is planned, and what a user should know about it.
+struct Planned {
+    job: spec::Job,
+    phases: Phases,
+    memory: Memory,
+    notes: Vec<String>,
+}
+
+pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
+    let job = submit::load(&args.job.file, &args.job.settings)?;
+    let reading = tokio::task::spawn_blocking(move || describe(job));
+    let planned = reading.await.context("reading the inputs was cut short")??;
+    if args.json {
+        return Ok(output::json(&show::json(&planned, args.device_memory))?);
+    }
+    for note in &planned.notes {
+        output::note(&format!("warning: {note}"));
+    }
+    Ok(output::line(&show::text(&planned, args.device_memory))?)
+}
+
+fn describe(job: spec::Job) -> Result<Planned> {
+    let phases = Phases::of(&job);
+    let memory = Memory::of(&job, &phases.list)?;
+    let notes = phases.unknown.clone().into_iter().chain(job.warnings()).collect();
+    Ok(Planned { job, phases, memory, notes })
+}
+
+/// Reads a size such as `80GiB`, `24 GB` or a plain number of bytes.
+///
+/// # Errors
+/// What was found, and what a size looks like.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = (&text[..end], text[end..].trim());
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "mib" => f64::from(1 << 20),
+        "gib" => f64::from(1 << 30),
+        _ => return Err(format!("found the unit {unit:?}, expected MiB, GiB, MB or GB")),
+    };
+    match number.parse::<f64>() {
+        Ok(number) if number > 0.0 => Ok((number * factor) as u64),
+        _ => Err(format!("found {text:?}, expected a size such as 80GiB")),
+    }
+}

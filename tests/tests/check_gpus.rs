@@ -1,0 +1,59 @@
+//! The check of GPUs, tried on processes of the CPU.
+
+use std::process::{Command, Output};
+
+use foil_tests::foil_worker;
+
+fn check(arguments: &[&str], environment: &[(&str, &str)]) -> (Output, String, String) {
+    let mut command = Command::new(foil_worker().with_file_name("foil-check-gpus"));
+    command.args(arguments).env("OMP_NUM_THREADS", "1").envs(environment.iter().copied());
+    let output = command.output().expect("foil-check-gpus starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    (output, stdout, stderr)
+}
+
+const SMALL: [&str; 4] = ["--device", "cpu", "--mebibytes", "1"];
+
+#[test]
+fn every_number_of_ranks_has_its_row_and_exact_sums() {
+    let (output, stdout, stderr) = check(&[&SMALL[..], &["--ranks", "3"]].concat(), &[]);
+    assert!(output.status.success(), "{stderr}");
+    let rows: Vec<Vec<&str>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    for ranks in ["1", "2", "3"] {
+        let row = rows.iter().find(|row| row[0] == ranks).unwrap_or_else(|| panic!("no {ranks} in {stdout}"));
+        // Four collectives, in three kinds, at four lengths.
+        assert_eq!(row[1..3], ["48", "exact"], "{stdout}");
+        assert_eq!(row.last() == Some(&"GB/s"), ranks != "1", "{stdout}");
+    }
+}
+
+#[test]
+fn a_short_job_is_played_on_all_ranks() {
+    let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/check.yaml");
+    let (output, stdout, stderr) = check(&[&SMALL[..], &["--ranks", "2", "--job", job]].concat(), &[]);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stdout.contains("check.yaml on 2 ranks: succeeded in "), "{stdout}");
+    let (output, _, stderr) = check(&[&SMALL[..], &["--ranks", "1", "--job", "nowhere.yaml"]].concat(), &[]);
+    assert!(!output.status.success() && stderr.contains("nowhere.yaml on 1 ranks failed"), "{stderr}");
+}
+
+#[test]
+fn a_rank_that_dies_is_named_with_advice() {
+    let marker = tempfile::tempdir().unwrap();
+    let once = marker.path().join("fired");
+    let environment =
+        [("FOIL_FAILPOINT", "rank.start=kill@1"), ("FOIL_FAILPOINT_ONCE", once.to_str().unwrap())];
+    let (output, stdout, stderr) = check(&[&SMALL[..], &["--ranks", "2"]].concat(), &environment);
+    assert!(!output.status.success(), "{stdout}");
+    assert!(stderr.contains("rank 0 on cpu:0 ended with signal: 9"), "{stderr}");
+    assert!(stderr.contains("NCCL_DEBUG=INFO"), "{stderr}");
+}
+
+#[test]
+fn where_no_gpu_is_one_line_says_so() {
+    let (output, stdout, stderr) = check(&[], &[("CUDA_VISIBLE_DEVICES", "")]);
+    assert!(!output.status.success() && stdout.is_empty(), "{stdout}");
+    assert!(stderr.starts_with("foil-check-gpus: there is no GPU to check"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}

@@ -1,0 +1,139 @@
+//! Starting a group's processes, awaiting them, and ending them where one fails.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use foil_c10d::Store;
+use foil_proto::v1;
+use foil_worker::agent::DeviceKind;
+
+use super::rank::{HOST, Report, key};
+
+/// Between two looks at the processes.
+const PERIOD: Duration = Duration::from_millis(20);
+/// Lines of a failed rank's output that are shown.
+const TAIL: usize = 15;
+
+const NOT_STARTED: &str = "a rank could not be started or did not end in order; see its output above, check the driver with \
+                           `nvidia-smi` and the GPU's processes, and set NCCL_DEBUG=INFO to see what NCCL does";
+const WRONG: &str = "sums of these GPUs cannot be trusted; try again with NCCL_P2P_DISABLE=1 (a wrong PCIe or IOMMU \
+                     setting: see `nvidia-smi topo -m`), and check the GPUs' memory with `nvidia-smi -q -d ECC`";
+
+/// The processes of one size of group.
+pub(crate) struct Group<'a> {
+    pub(crate) device: DeviceKind,
+    /// One for each rank.
+    pub(crate) devices: &'a [v1::Device],
+    pub(crate) mebibytes: u64,
+    /// Until the group is taken for hung.
+    pub(crate) timeout: Duration,
+}
+
+impl Group<'_> {
+    /// The report of the slowest rank.
+    ///
+    /// # Errors
+    /// A rank that does not start, end or answer; one whose numbers are wrong; each with what to do.
+    pub(crate) fn check(&self) -> Result<Report> {
+        let store = Store::host(HOST, self.timeout)?;
+        let ranks = (0..self.devices.len()).map(|rank| self.start(rank, store.port()));
+        Ranks(ranks.collect::<Result<Vec<_>>>()?).finish(self.timeout)?;
+        let reports = (0..self.devices.len()).map(|rank| {
+            let report: Report = serde_json::from_slice(&store.get(&key(rank))?)?;
+            match &report.difference {
+                None => Ok(report),
+                Some(difference) => Err(anyhow!("rank {rank}: {difference}; {WRONG}")),
+            }
+        });
+        let reports = reports.collect::<Result<Vec<_>>>()?;
+        let slowest = reports.into_iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        slowest.ok_or_else(|| anyhow!("a group without ranks"))
+    }
+
+    fn start(&self, rank: usize, port: u16) -> Result<Rank> {
+        let numbers =
+            [("--rank", rank as u64), ("--world", self.devices.len() as u64), ("--port", port.into())];
+        let more = [("--mebibytes", self.mebibytes), ("--seconds", self.timeout.as_secs())];
+        let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+        command.arg("rank").args(["--device", self.device.name()]);
+        for (name, number) in numbers.into_iter().chain(more) {
+            command.args([name, &number.to_string()]);
+        }
+        if self.device == DeviceKind::Cuda {
+            command.env("CUDA_VISIBLE_DEVICES", &self.devices[rank].id);
+            // All ranks are on this machine; the first interface NCCL would find need not reach itself.
+            command.env("NCCL_SOCKET_IFNAME", foil_c10d::interface_of(HOST)?.unwrap_or_default());
+        }
+        let output = tempfile::tempfile().context("a file for a rank's output")?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
+        let child = command.spawn().with_context(|| format!("rank {rank}; {NOT_STARTED}"))?;
+        Ok(Rank { number: rank, device: self.devices[rank].id.clone(), child, output })
+    }
+}
+
+struct Rank {
+    number: usize,
+    device: String,
+    child: Child,
+    output: File,
+}
+
+impl Rank {
+    fn failure(&mut self, how: &str) -> anyhow::Error {
+        let mut text = String::new();
+        // What cannot be read is not shown.
+        let _ = self.output.rewind().and_then(|()| self.output.read_to_string(&mut text));
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(TAIL)..].iter().map(|line| format!("\n  | {line}"));
+        anyhow!("rank {} on {} {how}:{}\n{NOT_STARTED}", self.number, self.device, tail.collect::<String>())
+    }
+}
+
+/// Dropping them ends them.
+struct Ranks(Vec<Rank>);
+
+impl Ranks {
+    /// Waits until all have ended well, or one has not.
+    fn finish(mut self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let mut running = false;
+            for rank in &mut self.0 {
+                match rank.child.try_wait().context("waiting for a rank")? {
+                    None => running = true,
+                    Some(status) if status.success() => {}
+                    Some(status) => return Err(rank.failure(&words(status))),
+                }
+            }
+            if !running {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let hung = self.0.iter_mut().find_map(|rank| match rank.child.try_wait() {
+                    Ok(None) => Some(rank.failure(&format!("did not end within {} s", timeout.as_secs()))),
+                    _ => None,
+                });
+                return hung.map_or(Ok(()), Err);
+            }
+            thread::sleep(PERIOD);
+        }
+    }
+}
+
+fn words(status: ExitStatus) -> String {
+    format!("ended with {status}")
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        for rank in &mut self.0 {
+            // One that has ended already is only reaped.
+            let _ = rank.child.kill();
+            let _ = rank.child.wait();
+        }
+    }
+}

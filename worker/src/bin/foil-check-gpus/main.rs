@@ -1,0 +1,101 @@
+//! `foil-check-gpus`: proves this machine's GPUs, and NCCL between them, before a job depends on them.
+//!
+//! For every number of ranks from one up it starts as many processes, one per device, holds each collective against sums
+//! made on the host, and measures all-reduce. Then it plays a short job on all of them. On the CPU it does the same over Gloo.
+
+mod group;
+mod job;
+mod rank;
+mod sums;
+mod table;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use clap::{Args, Parser, Subcommand};
+use foil_worker::agent::{DeviceKind, list_devices};
+
+use self::group::Group;
+
+#[derive(Debug, Parser)]
+#[command(name = "foil-check-gpus", version, about, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    check: CheckArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One process of a group; started by the check itself.
+    #[command(hide = true)]
+    Rank(rank::RankArgs),
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// What to check: GPUs over NCCL, or, to try this tool itself, processes on the CPU over Gloo.
+    #[arg(long, value_enum, default_value = "cuda")]
+    device: DeviceKind,
+    /// Most ranks to check. Default: one per GPU; 2 on the CPU.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    ranks: Option<u16>,
+    /// What all-reduce is measured with.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
+    mebibytes: u16,
+    /// Seconds that a group may take before it is taken for hung.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u16).range(1..))]
+    timeout: u16,
+    /// A short job to play on all ranks. Default: none.
+    #[arg(long, value_name = "JOB.yaml")]
+    job: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Some(Command::Rank(args)) => rank::run(&args),
+        None => check(&cli.check),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to be told to where standard error is gone.
+            let _ = writeln!(io::stderr().lock(), "foil-check-gpus: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(args: &CheckArgs) -> Result<()> {
+    let ranks = args.ranks.or((args.device == DeviceKind::Cpu).then_some(2)).map(usize::from);
+    let devices = list_devices(args.device, ranks).context("there is no GPU to check")?;
+    if devices.is_empty() {
+        return Err(anyhow!(
+            "there is no GPU to check: nvidia-smi lists none; try the tool itself with --device cpu"
+        ));
+    }
+    say(&table::heading(&devices))?;
+    for world in 1..=devices.len() {
+        let group = Group {
+            device: args.device,
+            devices: &devices[..world],
+            mebibytes: args.mebibytes.into(),
+            timeout: Duration::from_secs(args.timeout.into()),
+        };
+        let report = group.check().with_context(|| format!("{world} of {} ranks", devices.len()))?;
+        say(&table::row(world, &report))?;
+    }
+    match &args.job {
+        None => Ok(()),
+        Some(file) => say(&job::play(file, args.device, devices.len())?),
+    }
+}
+
+fn say(text: &str) -> Result<()> {
+    writeln!(io::stdout().lock(), "{text}").context("writing the table")
+}

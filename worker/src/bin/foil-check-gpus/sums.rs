@@ -1,0 +1,65 @@
+//! What each collective must give, computed on the host in whole numbers.
+
+/// Largest magnitude of a rank's number: sums over up to 42 ranks are then exact in bf16, whose integers are exact to 256.
+const LARGEST: i64 = 6;
+
+/// Number `index` of rank `rank`.
+pub(crate) fn number(rank: usize, index: usize) -> i64 {
+    (index * 5 + rank * 7 + index / 11) as i64 % (2 * LARGEST + 1) - LARGEST
+}
+
+/// All of a rank's numbers.
+pub(crate) fn numbers(rank: usize, length: usize) -> Vec<i64> {
+    (0..length).map(|index| number(rank, index)).collect()
+}
+
+/// The sum of number `index` over all ranks.
+pub(crate) fn sum(world: usize, index: usize) -> i64 {
+    (0..world).map(|rank| number(rank, index)).sum()
+}
+
+/// The first number that is not what it must be, in words.
+pub(crate) fn difference(found: &[f64], expected: impl Fn(usize) -> i64) -> Option<String> {
+    let wrong = |index: &usize| found[*index] != expected(*index) as f64;
+    let first = (0..found.len()).find(wrong)?;
+    let count = (0..found.len()).filter(wrong).count();
+    let (found_there, wanted, length) = (found[first], expected(first), found.len());
+    Some(format!(
+        "{count} of {length} numbers are wrong; number {first} is {found_there} and must be {wanted}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_differ_by_rank_and_place_and_stay_small() {
+        let ranks: Vec<Vec<i64>> = (0..8).map(|rank| numbers(rank, 500)).collect();
+        assert!(ranks.iter().flatten().all(|number| number.abs() <= LARGEST));
+        assert!(ranks.windows(2).all(|pair| pair[0] != pair[1]));
+        assert!(
+            (0..500).all(|index| sum(8, index) == ranks.iter().map(|numbers| numbers[index]).sum::<i64>())
+        );
+        assert!((0..500).any(|index| sum(8, index) != sum(7, index)));
+    }
+
+    #[test]
+    fn a_wrong_sum_is_told_by_its_place() {
+        let right: Vec<f64> = (0..100).map(|index| sum(3, index) as f64).collect();
+        assert_eq!(difference(&right, |index| sum(3, index)), None);
+        let mut wrong = right.clone();
+        wrong[41] += 1.0;
+        let told = difference(&wrong, |index| sum(3, index)).unwrap();
+        assert_eq!(
+            told,
+            format!("1 of 100 numbers are wrong; number 41 is {} and must be {}", wrong[41], right[41])
+        );
+        wrong[7] = f64::NAN;
+        assert!(
+            difference(&wrong, |index| sum(3, index))
+                .unwrap()
+                .starts_with("2 of 100 numbers are wrong; number 7 is NaN")
+        );
+    }
+}

@@ -1,0 +1,212 @@
+//! The memory that a plan foretells is what libtorch allocates.
+
+// A test that cannot set itself up has failed.
+#![allow(clippy::unwrap_used)]
+
+mod model_support;
+
+use foil_c10d::{CpuMemory, backward};
+use foil_common::memory::{
+    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Pass, Training, generating,
+    reading, training,
+};
+use foil_common::spec::{self, DeviceKind, Lora, LoraTarget, Normalisation, Sharding};
+use foil_worker::model::{
+    DecoderConfig, HeadKind, KvCache, LanguageModel, PackedBatch, Precision, RewardModel,
+};
+use foil_worker::train::{Comparison, Demonstration, Demonstrations, Objective, PairRanking};
+use serde_json::{Value, json};
+use tch::Device;
+
+use crate::model_support::Fixture;
+
+const PRECISIONS: [Precision; 2] = [Precision::Fp32, Precision::Bf16];
+/// Sequences, their tokens, and where their answers start.
+const SEQUENCES: u64 = 24;
+const LENGTH: u64 = 50;
+const PROMPT: u64 = 15;
+
+fn config(family: &str) -> Value {
+    json!({
+        "model_type": family, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 5, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 101, "max_position_embeddings": 64,
+        "tie_word_embeddings": false,
+    })
+}
+
+fn language_model(config: &Value) -> LanguageModel {
+    LanguageModel::from_config(&DecoderConfig::from_hf(config).unwrap(), 3, Device::Cpu)
+}
+
+fn compute(precision: Precision) -> Compute {
+    let precision = match precision {
+        Precision::Fp32 => spec::Precision::Fp32,
+        Precision::Bf16 => spec::Precision::Bf16,
+    };
+    Compute { device: DeviceKind::Cpu, precision, threads: 1 }
+}
+
+fn batch(outputs: u64) -> Batch {
+    let tokens = SEQUENCES * LENGTH;
+    Batch { tokens, outputs, keys: tokens, longest: LENGTH }
+}
+
+fn sequence(number: u64) -> Vec<u32> {
+    (0..LENGTH).map(|token| ((number * 31 + token * 7) % 101) as u32).collect()
+}
+
+fn demonstrations() -> Vec<Demonstration> {
+    let row = |id| Demonstration { id, ids: sequence(id), answer_start: PROMPT as usize };
+    (0..SEQUENCES).map(row).collect()
+}
+
+/// Pairs without anything in common.
+fn comparisons() -> Vec<Comparison> {
+    let pair = |id| Comparison {
+        id,
+        chosen: sequence(2 * id),
+        rejected: vec![sequence(2 * id + 1)],
+        weight: 1.0,
+        margin: 0.0,
+    };
+    (0..SEQUENCES / 2).map(pair).collect()
+}
+
+/// Bytes that a forward pass leaves, and the most that it and its backward hold.
+fn measured(objective: &dyn Objective, rows: usize) -> (u64, u64) {
+    let rows: Vec<usize> = (0..rows).collect();
+    // What is made once, such as tables of angles, is not the pass's.
+    drop(objective.part(&rows).unwrap());
+    let memory = CpuMemory::count().unwrap();
+    let part = objective.part(&rows).unwrap();
+    let held = memory.held();
+    backward(&part.loss).unwrap();
+    (held, memory.peak())
+}
+
+/// `found` is at most `bound`, and not below it by more than `slack`.
+fn close_below(found: u64, bound: u64, slack: f64, what: &str) {
+    let ratio = found as f64 / bound as f64;
+    assert!(ratio <= 1.0 && ratio >= 1.0 - slack, "{what}: {found} of {bound} foretold bytes");
+}
+
+fn untrained(estimate: Estimate) -> u64 {
+    estimate.total() - estimate.weights - estimate.optimizer
+}
+
+const HOW: Training = Training { ranks: 1, sharding: Sharding::Ddp, checkpointing: false, adapters: None };
+
+/// Holds a step's memory against what `how` foretells: what its forward pass leaves, where nothing is computed again, and the
+/// most it takes.
+fn compare(objective: &dyn Objective, rows: usize, foretold: (Pass<'_>, Head, Training), what: &str) {
+    let (pass, head, how) = foretold;
+    let (held, peak) = measured(objective, rows);
+    let estimate = training(Model { shape: pass.shape, head }, how, pass.batch, pass.compute);
+    if !how.checkpointing && how.adapters.is_none() {
+        let loss = if head == Head::Language { pass.loss(true).gradients } else { 0 };
+        close_below(held, pass.kept() + estimate.copies + loss, 0.03, what);
+    }
+    close_below(peak, untrained(estimate), 0.3, &format!("{what}, at its peak"));
+}
+
+#[test]
+fn a_policys_step_takes_what_is_foretold() {
+    tch::set_num_threads(1);
+    for (family, checkpointing) in [("llama", false), ("llama", true), ("qwen2", false), ("qwen3", false)] {
+        let (config, rows) = (config(family), demonstrations());
+        let shape = ModelShape::from_config(&config).unwrap();
+        for precision in PRECISIONS {
+            let model = language_model(&config).with_checkpointing(checkpointing);
+            model.parameters().set_requires_grad(true);
+            let objective = Demonstrations::new(&model, &rows, precision);
+            let batch = batch(SEQUENCES * (LENGTH - PROMPT));
+            let pass = Pass { shape: &shape, compute: compute(precision), batch };
+            let how = Training { checkpointing, ..HOW };
+            let what = format!("{family} in {precision:?}, computed again: {checkpointing}");
+            compare(&objective, rows.len(), (pass, Head::Language, how), &what);
+        }
+    }
+}
+
+#[test]
+fn a_step_of_adapters_takes_what_is_foretold() {
+    tch::set_num_threads(1);
+    let (config, rows) = (config("llama"), demonstrations());
+    let shape = ModelShape::from_config(&config).unwrap();
+    let lora = Lora { rank: 4, alpha: 8.0, targets: vec![LoraTarget::QProj, LoraTarget::UpProj] };
+    for precision in PRECISIONS {
+        let mut model = language_model(&config);
+        model.adapt(&lora, (1, 1));
+        model.trainable().set_requires_grad(true);
+        let objective = Demonstrations::new(&model, &rows, precision);
+        let batch = batch(SEQUENCES * (LENGTH - PROMPT));
+        let pass = Pass { shape: &shape, compute: compute(precision), batch };
+        let numbers = shape.adapters(4, &lora.targets);
+        assert_eq!(numbers, model.trainable().count() as u64);
+        let adapters = Adapters { parameters: numbers, rank: 4, targets: 2 };
+        let how = Training { adapters: Some(adapters), ..HOW };
+        compare(&objective, rows.len(), (pass, Head::Language, how), &format!("{precision:?}"));
+    }
+}
+
+#[test]
+fn a_reward_models_step_takes_what_is_foretold() {
+    tch::set_num_threads(1);
+    let (config, pairs) = (config("llama"), comparisons());
+    let shape = ModelShape::from_config(&config).unwrap();
+    for precision in PRECISIONS {
+        let model = RewardModel::with_fresh_head(language_model(&config), 4);
+        model.parameters().set_requires_grad(true);
+        let objective = PairRanking::new(&model, &pairs, &[], precision, Normalisation::Global);
+        let pass = Pass { shape: &shape, compute: compute(precision), batch: batch(SEQUENCES) };
+        compare(&objective, pairs.len(), (pass, Head::Reward, HOW), &format!("{precision:?}"));
+    }
+}
+
+#[test]
+fn scoring_takes_what_is_foretold() {
+    tch::set_num_threads(1);
+    let config = config("llama");
+    let shape = ModelShape::from_config(&config).unwrap();
+    let sequences: Vec<Vec<u32>> = (0..SEQUENCES).map(sequence).collect();
+    for precision in PRECISIONS {
+        let model = RewardModel::with_fresh_head(language_model(&config), 4);
+        let packed = PackedBatch::of_sequences(&sequences, Device::Cpu).unwrap();
+        let memory = CpuMemory::count().unwrap();
+        tch::no_grad(|| drop(model.scores(&packed, precision).unwrap()));
+        let judge = Model { shape: &shape, head: Head::Reward };
+        let estimate = reading(judge, 1, batch(SEQUENCES), compute(precision));
+        close_below(memory.peak(), estimate.total() - estimate.weights, 0.3, &format!("{precision:?}"));
+    }
+}
+
+#[test]
+fn a_cache_takes_what_is_foretold() {
+    let config = config("llama");
+    let shape = ModelShape::from_config(&config).unwrap();
+    let decoding = Decoding { slots: 7, prompt: 20, answer: 12 };
+    for precision in PRECISIONS {
+        let foretold = generating(&shape, decoding, compute(precision)).kv_cache;
+        let decoder = DecoderConfig::from_hf(&config).unwrap();
+        let memory = CpuMemory::count().unwrap();
+        let cache = KvCache::new(&decoder, 8, 32, precision, Device::Cpu);
+        assert_eq!(memory.held(), foretold);
+        drop(cache);
+    }
+}
+
+#[test]
+fn shapes_have_the_parameters_that_checkpoints_hold() {
+    for fixture in Fixture::all() {
+        let text = std::fs::read(fixture.dir.join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&text).unwrap();
+        let (head, kind) = match fixture.is_reward() {
+            true => (Head::Reward, HeadKind::Reward),
+            false => (Head::Language, HeadKind::LanguageModel),
+        };
+        let tensors = DecoderConfig::from_hf(&config).unwrap().tensors(kind);
+        let numbers: i64 = tensors.iter().map(|(_, shape)| shape.iter().product::<i64>()).sum();
+        let shape = ModelShape::from_config(&config).unwrap();
+        assert_eq!(shape.parameters(head), numbers as u64, "{}", fixture.name);
+    }
+}
