@@ -75,13 +75,13 @@ fn forbid_ends(
     sampler: &Sampler<'_>,
     contexts: &[Context<'_>],
 ) -> Result<Vec<f64>, GenerateError> {
-    let barred: Vec<bool> =
-        contexts.iter().map(|context| sampler.must_go_on(context.answer.len())).collect();
+    let barred: Vec<bool> = contexts.iter().map(|context| sampler.must_go_on(context.answer.len())).collect();
     let mut taken = vec![f64::NEG_INFINITY; contexts.len()];
     if !barred.contains(&true) {
         return Ok(taken);
     }
-    let penalties: Vec<f32> = barred.iter().map(|barred| if *barred { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let penalties: Vec<f32> =
+        barred.iter().map(|barred| if *barred { f32::NEG_INFINITY } else { 0.0 }).collect();
     let penalties = Tensor::from_slice(&penalties);
     for &end in contexts.first().map(|context| context.eos).unwrap_or_default() {
         if i64::from(end) < logits.size()[0] {

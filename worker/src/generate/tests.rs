@@ -93,9 +93,8 @@ fn log_probs_by_forward(model: &LanguageModel, prompt: &[u32], answer: &[u32]) -
     let all = Tensor::arange(ids.len() as i64, (Kind::Int64, Device::Cpu));
     let hidden = tch::no_grad(|| model.forward(&batch, &all, Precision::Fp32)).unwrap();
     let log_p = tch::no_grad(|| model.logits(&hidden)).log_softmax(-1, Kind::Double);
-    let at = |(place, id): (usize, &u32)| {
-        log_p.double_value(&[(prompt.len() + place) as i64 - 1, i64::from(*id)])
-    };
+    let at =
+        |(place, id): (usize, &u32)| log_p.double_value(&[(prompt.len() + place) as i64 - 1, i64::from(*id)]);
     answer.iter().enumerate().map(at).collect()
 }
 
