@@ -28,6 +28,8 @@ impl Drift {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use foil_common::drift::bound;
     use foil_common::spec::{self, Sampling};
     use serde_json::json;
@@ -113,6 +115,28 @@ mod tests {
         for drift in drift(&model, &model, Precision::Bf16) {
             let mean = drift.distance.mean().unwrap();
             assert!(mean > 1e-5 && mean < bound(spec::Precision::Bf16), "{drift:?}");
+        }
+    }
+
+    /// Of a real model, so that the bounds are not those of a toy: FOIL_DRIFT_MODEL may name another directory.
+    #[test]
+    fn a_real_models_drift_is_well_within_the_bounds() {
+        let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/models/stories260K");
+        let dir = std::env::var_os("FOIL_DRIFT_MODEL").map_or(shared, PathBuf::from);
+        if !dir.exists() {
+            eprintln!("skipped: no model in {}", dir.display());
+            return;
+        }
+        let model = LanguageModel::load(&dir, Device::Cpu).unwrap();
+        for (precision, bounded) in
+            [(Precision::Fp32, spec::Precision::Fp32), (Precision::Bf16, spec::Precision::Bf16)]
+        {
+            for drift in drift(&model, &model, precision) {
+                let (mean, greatest) = (drift.distance.mean().unwrap(), drift.distance.greatest.unwrap());
+                let divergence = drift.divergence.mean().unwrap();
+                eprintln!("{bounded}: mean {mean:.2e}, greatest {greatest:.2e}, divergence {divergence:.2e}");
+                assert!(3.0 * mean < bound(bounded), "{drift:?}");
+            }
         }
     }
 
