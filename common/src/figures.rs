@@ -8,12 +8,14 @@ use foil_proto::v1;
 pub const CALIBRATION_BINS: usize = 10;
 
 /// Count, sum and sum of squares of a figure over rows: enough for its mean and standard error, and
-/// merged by addition.
+/// merged by addition. With them the greatest value, where that is watched.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Moments {
     pub count: u64,
     pub sum: f64,
     pub sum_of_squares: f64,
+    /// Of the values that were pushed watched.
+    pub greatest: Option<f64>,
 }
 
 impl Moments {
@@ -23,10 +25,17 @@ impl Moments {
         self.sum_of_squares += value * value;
     }
 
+    /// Counts a value of a figure whose greatest value matters too.
+    pub fn push_watched(&mut self, value: f64) {
+        self.push(value);
+        self.greatest = greater(self.greatest, Some(value));
+    }
+
     pub fn merge(&mut self, other: &Self) {
         self.count += other.count;
         self.sum += other.sum;
         self.sum_of_squares += other.sum_of_squares;
+        self.greatest = greater(self.greatest, other.greatest);
     }
 
     /// `None` where nothing was counted.
@@ -55,13 +64,20 @@ impl Moments {
             count: self.count,
             sum: self.sum,
             sum_of_squares: self.sum_of_squares,
+            greatest: self.greatest,
         }
     }
 }
 
+/// A NaN counts as the greatest: it must not be lost.
+fn greater(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    [a, b].into_iter().flatten().reduce(|a, b| if a.is_nan() || a > b { a } else { b })
+}
+
 impl From<&v1::Moments> for Moments {
     fn from(wire: &v1::Moments) -> Self {
-        Self { count: wire.count, sum: wire.sum, sum_of_squares: wire.sum_of_squares }
+        let v1::Moments { name: _, count, sum, sum_of_squares, greatest } = *wire;
+        Self { count, sum, sum_of_squares, greatest }
     }
 }
 
@@ -194,7 +210,8 @@ pub fn merge_calibration(into: &mut v1::Calibration, chunk: &v1::Calibration) {
 }
 
 /// The metrics of a phase: each figure's mean under the figure's own name with its standard error; beside a
-/// `…_mean` the rows' standard deviation as `…_sd`; and `ece`, `ace` and `mce` where pairs were counted.
+/// `…_mean` the rows' standard deviation as `…_sd`, and where it was watched their greatest value as `…_max`; and
+/// `ece`, `ace` and `mce` where pairs were counted.
 /// A figure without rows has no metric.
 pub fn metrics(moments: &[v1::Moments], calibration: Option<&v1::Calibration>) -> Vec<v1::Metric> {
     let plain = |name: String, value: f64| v1::Metric { name, value, se: None };
@@ -203,10 +220,9 @@ pub fn metrics(moments: &[v1::Moments], calibration: Option<&v1::Calibration>) -
         let figure = Moments::from(wire);
         let Some(mean) = figure.mean() else { continue };
         metrics.push(v1::Metric { name: wire.name.clone(), value: mean, se: figure.standard_error() });
-        if let (Some(stem), Some(deviation)) = (wire.name.strip_suffix("_mean"), figure.standard_deviation())
-        {
-            metrics.push(plain(format!("{stem}_sd"), deviation));
-        }
+        let Some(stem) = wire.name.strip_suffix("_mean") else { continue };
+        let beside = [("sd", figure.standard_deviation()), ("max", figure.greatest)];
+        metrics.extend(beside.into_iter().filter_map(|(name, v)| Some(plain(format!("{stem}_{name}"), v?))));
     }
     if let Some(calibration) = calibration.map(Calibration::from) {
         let errors = [("ece", calibration.ece()), ("ace", calibration.ace()), ("mce", calibration.mce())];
@@ -244,7 +260,7 @@ mod tests {
         // Squares of the deviations from the mean sum to 26.3: a variance of 26.3 / 4, over 5 rows.
         assert!(close(whole.standard_error().unwrap(), (26.3f64 / 4.0 / 5.0).sqrt()));
         assert_eq!(Moments::default().mean(), None);
-        assert_eq!(Moments { count: 1, sum: 3.0, sum_of_squares: 9.0 }.standard_error(), None);
+        assert_eq!([3.0].into_iter().collect::<Moments>().standard_error(), None);
     }
 
     #[test]
@@ -300,6 +316,23 @@ mod tests {
         assert!(close(metrics[0].value, 0.5));
         assert!(close(metrics[0].se.unwrap(), (1.0f64 / 3.0).sqrt() / 2.0));
         assert!(close(metrics[2].value, 2f64.sqrt()));
+    }
+
+    #[test]
+    fn the_greatest_of_parts_is_that_of_the_whole() {
+        let part = |values: &[f64]| {
+            let mut moments = Moments::default();
+            values.iter().for_each(|value| moments.push_watched(*value));
+            moments.to_wire("drift_mean")
+        };
+        let mut merged = vec![part(&[0.5, 3.0])];
+        merge_moments(&mut merged, &[part(&[1.0]), part(&[])]);
+        let found = metrics(&merged, None);
+        let names: Vec<&str> = found.iter().map(|metric| metric.name.as_str()).collect();
+        assert_eq!(names, ["drift_mean", "drift_sd", "drift_max"]);
+        assert_eq!((found[0].value, found[2].value), (1.5, 3.0));
+        merge_moments(&mut merged, &[part(&[f64::NAN])]);
+        assert!(merged[0].greatest.unwrap().is_nan());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/policy/  reward/          the last round's models, Hugging Face directories
 //! DIR/rounds/policy@1/ …        every round's
-//! DIR/metrics.jsonl             every training step
+//! DIR/metrics.jsonl             every training step, and each round's drift between sampler and trainer
 //! DIR/samples/round-01.jsonl    what the policy was trained on in round 1, and the scores
 //! DIR/samples/round-01.evaluation.jsonl
 //! ```
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use foil_common::rpc::artifacts;
 use foil_proto::v1;
+use serde_json::{Map, Value, json};
 use tonic::transport::Channel;
 
 use super::progress::Progress;
@@ -42,7 +43,7 @@ pub(crate) async fn bring(
     Ok(LocalArtifacts { policy: link_last(job, "policy", dir)?, reward: link_last(job, "reward", dir)? })
 }
 
-/// All training phases' steps in one file.
+/// All training phases' steps in one file, and what the drift gauge has shown.
 async fn metrics(channel: &Channel, job: &v1::Job, path: &Path) -> Result<()> {
     let mut lines = Vec::new();
     for artifact in job.artifacts.iter().filter(|artifact| artifact.kind == "metrics") {
@@ -53,7 +54,30 @@ async fn metrics(channel: &Channel, job: &v1::Job, path: &Path) -> Result<()> {
             }
         }
     }
+    lines.extend_from_slice(drift_lines(job).as_bytes());
     write_whole(path, &lines)
+}
+
+/// A line for each phase that compared sampler and trainer.
+fn drift_lines(job: &v1::Job) -> String {
+    let mut lines = String::new();
+    for round in &job.rounds {
+        for (phase, prefix) in [("reference", "reference_drift_"), ("evaluate", "drift_")] {
+            let figure = |metric: &v1::Metric| {
+                Some((format!("drift_{}", metric.name.strip_prefix(prefix)?), json!(metric.value)))
+            };
+            let figures: Map<String, Value> = round.policy.iter().filter_map(figure).collect();
+            if figures.is_empty() {
+                continue;
+            }
+            let phase = format!("r{:02}.policy.{phase}", round.round);
+            let mut line =
+                Map::from_iter([("phase".into(), json!(phase)), ("round".into(), json!(round.round))]);
+            line.extend(figures);
+            lines += &format!("{}\n", Value::Object(line));
+        }
+    }
+    lines
 }
 
 /// Makes `dir/kind` the last round's model, sharing its bytes with `dir/rounds`.
@@ -115,6 +139,26 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_phase_that_found_a_drift_has_a_line() {
+        let metric = |name: &str, value| v1::Metric { name: name.into(), value, se: Some(0.1) };
+        let policy = vec![
+            metric("drift_mean", 0.5),
+            metric("drift_max", 2.0),
+            metric("kl", 1.0),
+            metric("reference_drift_mean", 0.25),
+        ];
+        let rounds =
+            vec![v1::RoundResult { round: 3, policy, ..Default::default() }, v1::RoundResult::default()];
+        let lines = drift_lines(&v1::Job { rounds, ..Default::default() });
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let expected = [
+            json!({ "phase": "r03.policy.reference", "round": 3, "drift_mean": 0.25 }),
+            json!({ "phase": "r03.policy.evaluate", "round": 3, "drift_mean": 0.5, "drift_max": 2.0 }),
+        ];
+        assert_eq!(lines, expected);
+    }
 
     #[test]
     fn the_last_model_replaces_an_earlier_one() {

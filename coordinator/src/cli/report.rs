@@ -1,11 +1,12 @@
 //! A finished job for readers (a table of rounds) and for programs (one JSON object).
 
+use foil_common::drift;
 use foil_proto::v1;
 use serde_json::{Map, Value, json};
 
 /// What a program may rely on in every round, `null` where it was not measured.
 const REWARD: [&str; 3] = ["accuracy", "ece", "loss"];
-const POLICY: [&str; 5] = ["reward_mean", "gold_mean", "kl", "length_mean", "truncated_rate"];
+const POLICY: [&str; 6] = ["reward_mean", "gold_mean", "kl", "drift", "length_mean", "truncated_rate"];
 
 /// Where a run's results lie on this machine.
 #[derive(Debug, Clone, Default)]
@@ -25,7 +26,7 @@ pub(crate) fn summary(job: &v1::Job, artifacts: &LocalArtifacts, seconds: f64) -
         json!({
             "round": round.round,
             "reward": figures(&round.reward, &REWARD),
-            "policy": figures(&round.policy, &POLICY),
+            "policy": policy(&round.policy),
         })
     });
     let mut summary = json!({
@@ -48,6 +49,16 @@ pub(crate) fn summary(job: &v1::Job, artifacts: &LocalArtifacts, seconds: f64) -
         });
     }
     summary
+}
+
+/// `drift` is that of the evaluation, else that of the Reference phase.
+fn policy(metrics: &[v1::Metric]) -> Value {
+    let mut figures = figures(metrics, &POLICY);
+    let drift = [drift::MEAN, "reference_drift_mean"].into_iter().find_map(|name| figures.get(name).cloned());
+    if let Some(drift) = drift {
+        figures["drift"] = drift;
+    }
+    figures
 }
 
 fn figures(metrics: &[v1::Metric], required: &[&str]) -> Value {
@@ -259,7 +270,7 @@ start  –              –              –            2.60 ± 0.06  –       
                 },
                 "policy": {
                     "reward_mean": 1.5, "reward_mean_se": 0.05, "gold_mean": gold, "gold_mean_se": 0.06,
-                    "kl": 3.25, "kl_se": 0.1, "length_mean": 9.5, "truncated_rate": null
+                    "kl": 3.25, "kl_se": 0.1, "drift": null, "length_mean": 9.5, "truncated_rate": null
                 }
             })
         };
@@ -272,6 +283,13 @@ start  –              –              –            2.60 ± 0.06  –       
             "seconds": 12.5
         });
         assert_eq!(summary(&finished_job(), &artifacts, 12.5), expected);
+    }
+
+    #[test]
+    fn the_rounds_drift_is_the_evaluations_or_else_the_references() {
+        let reference = metric("reference_drift_mean", 2e-6, Some(1e-7));
+        assert_eq!(policy(std::slice::from_ref(&reference))["drift"], 2e-6);
+        assert_eq!(policy(&[reference, metric("drift_mean", 3e-6, None)])["drift"], 3e-6);
     }
 
     #[test]

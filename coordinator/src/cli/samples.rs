@@ -114,7 +114,15 @@ fn line(round: u32, sample: &v1::Sample, prompt: Option<&Value>, scores: &Scores
         "finished": sample.finished,
     });
     let score = scores.get(&(sample.prompt_id, sample.index)).copied();
-    for (name, value) in [("reward", score.or(sample.reward)), ("gold", sample.gold), ("kl", sample.kl)] {
+    let log_prob = || sample.log_probs.iter().map(|&log_prob| f64::from(log_prob)).sum();
+    let figures = [
+        ("reward", score.or(sample.reward)),
+        ("gold", sample.gold),
+        ("kl", sample.kl),
+        // Of the answer, as its sampler had it.
+        ("log_prob", (!sample.log_probs.is_empty()).then(log_prob)),
+    ];
+    for (name, value) in figures {
         if let Some(value) = value {
             line[name] = json!(value);
         }
@@ -137,12 +145,13 @@ mod tests {
             text: "ab".into(),
             finished: true,
             gold: Some(2.0),
+            log_probs: vec![-0.5, -1.0, -0.25],
             ..Default::default()
         };
         let scores = Scores::from([((7, 1), 0.5)]);
         let expected = json!({
             "round": 2, "prompt_id": 7, "prompt": "abcde", "sample": 1, "text": "ab", "tokens": 3,
-            "token_ids": [4, 5, 3], "finished": true, "reward": 0.5, "gold": 2.0
+            "token_ids": [4, 5, 3], "finished": true, "reward": 0.5, "gold": 2.0, "log_prob": -1.75
         });
         assert_eq!(line(2, &sample, prompts.get(&7), &scores), expected);
     }

@@ -30,6 +30,10 @@ pub(super) fn describe() {
     metrics::describe_gauge!("foil_loss", "Loss of the latest step, by objective.");
     metrics::describe_gauge!("foil_grad_norm", "Gradient norm of the latest step, by objective.");
     metrics::describe_gauge!("foil_reward_mean", "Mean reward of the latest evaluated policy.");
+    metrics::describe_gauge!(
+        "foil_drift_mean",
+        "Nats per token between sampler and trainer in the latest phase that compared them, by kind."
+    );
     metrics::describe_gauge!("foil_worker_heartbeat_age_seconds", "Time since an agent was last heard.");
     metrics::describe_histogram!("foil_phase_seconds", "Duration of committed phases, by kind.");
     metrics::describe_gauge!("foil_build_info", "1, with the version as a label.");
@@ -62,6 +66,9 @@ pub(super) fn events(core: &Core, events: &[Event]) {
                 metrics::counter!("foil_steps_committed_total").increment(steps.into());
                 if let Some(reward) = figure(&done.metrics, "reward_mean") {
                     metrics::gauge!("foil_reward_mean").set(reward);
+                }
+                if let Some(drift) = figure(&done.metrics, foil_common::drift::MEAN) {
+                    metrics::gauge!("foil_drift_mean", "kind" => kind).set(drift);
                 }
             }
             Change::Submitted(_)

@@ -117,7 +117,7 @@ pub fn notice(level: &str, text: String) -> job_event::Event {
 }
 
 /// The figures of each round that has any. Of the evaluation they keep their names; those of fresh golden-vs-sample
-/// pairs are `fresh_…`, those of training `train_…`.
+/// pairs are `fresh_…`, those of training `train_…`, and the drift found in the Reference phase is `reference_drift_…`.
 fn rounds(state: &JobState) -> Vec<v1::RoundResult> {
     (1..=state.spec.rounds)
         .map(|round| {
@@ -125,6 +125,9 @@ fn rounds(state: &JobState) -> Vec<v1::RoundResult> {
             reward.extend(prefixed("fresh_", metrics_of(state, round, Work::EvaluateRewardFresh)));
             reward.extend(prefixed("train_", metrics_of(state, round, Work::TrainReward)));
             let mut policy = metrics_of(state, round, Work::EvaluatePolicy).to_vec();
+            let reference = metrics_of(state, round, Work::ReferencePolicy).iter();
+            let drift = reference.filter(|metric| metric.name.starts_with("drift_")).cloned();
+            policy.extend(prefixed("reference_", &drift.collect::<Vec<_>>()));
             policy.extend(prefixed("train_", metrics_of(state, round, Work::TrainPolicy)));
             v1::RoundResult { round, reward, policy }
         })

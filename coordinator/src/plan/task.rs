@@ -185,6 +185,7 @@ impl Builder<'_> {
             prompts: Some(self.dataset(set)?),
             samples: Some(self.samples(round, Work::GeneratePolicy)?),
             scores: Some(self.samples(round, Work::ScorePolicy)?),
+            drawn_by: Some(self.policy(before)?),
         }))
     }
 

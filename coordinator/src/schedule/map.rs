@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use foil_common::figures;
+use foil_common::{drift, figures};
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 
@@ -237,6 +237,9 @@ impl Run {
             seconds: now.since(self.phase_since).as_secs_f64(),
             steps: None,
         };
+        if let Some(text) = drift::warning(&phase.id, &committed.metrics, state.spec.resources.precision) {
+            out.notice(Level::Warning, text);
+        }
         out.because(format!("all {} chunks of {} are done", phase.chunks, phase.id));
         out.changes.push(Change::PhaseCommitted(Box::new(committed)));
     }
@@ -338,7 +341,10 @@ fn known_hash(state: &JobState, phase: &str, chunk: u32) -> Option<String> {
 
 /// The first figure that no sum could hold.
 fn not_finite(result: &v1::ChunkResult) -> Option<&str> {
-    let bad = |moments: &&v1::Moments| !(moments.sum.is_finite() && moments.sum_of_squares.is_finite());
+    let bad = |moments: &&v1::Moments| {
+        let sums = [moments.sum, moments.sum_of_squares];
+        sums.into_iter().chain(moments.greatest).any(|number| !number.is_finite())
+    };
     if let Some(moments) = result.moments.iter().find(bad) {
         return Some(&moments.name);
     }

@@ -7,7 +7,7 @@
 use crate::checkpoint::Computation;
 
 pub(crate) use bridge::*;
-pub use bridge::{AdamW, Segment};
+pub use bridge::{AdamW, Drawn, Segment};
 
 #[cxx::bridge(namespace = "foil")]
 mod bridge {
@@ -38,6 +38,16 @@ mod bridge {
         pub prefix_start: i64,
         /// 0 where it has none.
         pub prefix_length: i64,
+    }
+
+    /// A token drawn from a row of logits.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    pub struct Drawn {
+        pub token: u32,
+        /// Its own.
+        pub logit: f32,
+        /// log Σ exp of the row: `logit − normaliser` is log softmax(logits) at the token, whatever the temperature.
+        pub normaliser: f64,
     }
 
     unsafe extern "C++" {
@@ -142,7 +152,7 @@ mod bridge {
         fn pack_weight(weight: &Tensor, rows: i64) -> Result<UniquePtr<Tensor>>;
         fn packed_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<UniquePtr<Tensor>>;
         fn linear_by_output(weight: &Tensor, x: &Tensor) -> Result<UniquePtr<Tensor>>;
-        fn draw_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<Vec<u32>>;
+        fn draw_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<Vec<Drawn>>;
         fn target_log_probs(logits: &Tensor, targets: &Tensor) -> Result<UniquePtr<TensorPair>>;
         fn log_prob_gradient(
             logits: &Tensor,

@@ -6,7 +6,7 @@
 use tch::{Kind, Tensor};
 
 use crate::error::{During, Error, Result};
-use crate::ffi::{self, Segment, native, owned};
+use crate::ffi::{self, Drawn, Segment, native, owned};
 
 /// x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang and Sennrich 2019).
 ///
@@ -159,7 +159,7 @@ pub fn linear_by_output(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
 }
 
 /// One token for each row, drawn from softmax(logits / temperature) by Gumbel-max in fp64, or the first of the greatest at
-/// temperature 0.
+/// temperature 0; with it what its log-probability at temperature 1 is made of, from the same pass over the logits.
 ///
 /// `logits`: `[vocab, rows]` (transposed: the draws of all rows then go through memory once), fp32 or bf16, contiguous, on the
 /// CPU. `keys[row]` is the state of that row's stream of noise: 1 − u of token t is
@@ -167,7 +167,7 @@ pub fn linear_by_output(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that do not fit together.
-pub fn draw_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<Vec<u32>> {
+pub fn draw_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<Vec<Drawn>> {
     ffi::draw_tokens(native(logits), keys, temperature).during("draw_tokens")
 }
 

@@ -20,7 +20,7 @@ mod store;
 pub use aten::{AdamW, AdamWState, fused_adamw, interface_of, keep_freed_memory, set_deterministic};
 pub use checkpoint::checkpoint;
 pub use error::{Error, Result};
-pub use ffi::Segment;
+pub use ffi::{Drawn, Segment};
 pub use group::{Member, ProcessGroup, nccl_built};
 pub use layers::{
     Cached, PackedWeight, Rotation, add_rms_norm, attention, decode_attention, draw_tokens, linear_by_output,

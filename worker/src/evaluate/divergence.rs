@@ -1,5 +1,6 @@
 //! How far a policy has moved from its reference: exact KL divergence at the contexts its answers visit.
 
+use foil_c10d::target_log_probs;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::scores::batches;
@@ -16,8 +17,17 @@ pub fn token_kl(policy: &Tensor, reference: &Tensor) -> Tensor {
     terms.sum_dim_intlist(-1, false, Kind::Double)
 }
 
-/// For each row, a dialogue's tokens and the index of its answer's first token, the exact KL(π ‖ π_ref) of the next
-/// token summed over the answer's positions: nats per sequence. Divide by the answer's tokens for nats per token.
+/// What a policy's reading of an answer tells, in nats.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Divergence {
+    /// The exact KL(π ‖ π_ref) of the next token summed over the answer's positions. Divide by the answer's tokens for nats
+    /// per token.
+    pub kl: f64,
+    /// log π of each of the answer's tokens.
+    pub log_probs: Vec<f32>,
+}
+
+/// For each row, a dialogue's tokens and the index of its answer's first token.
 ///
 /// Rows are batched in their order with at most `budget` tokens to a batch. Logits are made in chunks. The same rows and budget give the same bits.
 ///
@@ -29,7 +39,7 @@ pub fn answer_kl(
     rows: &[(&[u32], usize)],
     precision: Precision,
     budget: usize,
-) -> Result<Vec<f64>, ModelError> {
+) -> Result<Vec<Divergence>, ModelError> {
     let mut divergences = Vec::with_capacity(rows.len());
     for batch in batches(rows.iter().map(|(ids, _)| ids.len()), budget) {
         divergences.extend(no_grad(|| batch_kl(policy, reference, &rows[batch], precision))?);
@@ -42,22 +52,28 @@ fn batch_kl(
     reference: &LanguageModel,
     dialogues: &[(&[u32], usize)],
     precision: Precision,
-) -> Result<Vec<f64>, ModelError> {
+) -> Result<Vec<Divergence>, ModelError> {
     let sequences: Vec<&[u32]> = dialogues.iter().map(|(ids, _)| *ids).collect();
     let batch = PackedBatch::of_sequences(&sequences, policy.device())?;
     let answers = AnswerPositions::new(&batch, dialogues);
     let ours = policy.forward(&batch, answers.rows(), precision)?; // [tokens, hidden]
     let theirs = reference.forward(&batch, answers.rows(), precision)?;
     let mut per_token = vec![Tensor::zeros([0], (Kind::Double, policy.device()))];
+    let mut log_probs = vec![Tensor::zeros([0], (Kind::Float, policy.device()))];
     // fp64 logits of both models, their exponentials and products: a quarter of the rows that fp32 logits alone have.
     let rows = (chunk_rows(policy.head()) / 4).max(1);
     for (start, length) in chunks(answers.tokens(), rows) {
         let ours = policy.logits(&ours.narrow(0, start, length));
         per_token.push(token_kl(&ours, &reference.logits(&theirs.narrow(0, start, length))));
+        log_probs.push(target_log_probs(&ours, &answers.targets().narrow(0, start, length))?.0);
     }
-    let per_token = Tensor::cat(&per_token, 0).to_device(Device::Cpu);
-    let sums = answers.split(&per_token).into_iter().map(|row| row.sum(Kind::Double).double_value(&[]));
-    Ok(sums.collect())
+    let by_answer = |pieces: &[Tensor]| answers.split(&Tensor::cat(pieces, 0).to_device(Device::Cpu));
+    let of_answers = by_answer(&per_token).into_iter().zip(by_answer(&log_probs));
+    let divergences = of_answers.map(|(kl, log_probs)| {
+        let log_probs = Vec::<f32>::try_from(log_probs)?;
+        Ok(Divergence { kl: kl.sum(Kind::Double).double_value(&[]), log_probs })
+    });
+    divergences.collect()
 }
 
 #[cfg(test)]
@@ -82,11 +98,17 @@ mod tests {
             let kl = token_kl(&logits(&policy), &logits(&reference));
             let count = (ids.len() - start) as i64;
             let expected = kl.narrow(0, start as i64 - 1, count).sum(Kind::Double).double_value(&[]);
-            assert!((found - expected).abs() < 1e-5, "{found} not {expected}");
+            assert!((found.kl - expected).abs() < 1e-5, "{} not {expected}", found.kl);
+            let log_p = logits(&policy).log_softmax(-1, Kind::Double);
+            let at = |place: usize| log_p.double_value(&[place as i64 - 1, ids[place].into()]);
+            let expected: Vec<f64> = (start..ids.len()).map(at).collect();
+            assert_eq!(found.log_probs.len(), expected.len());
+            let near = |(found, expected): (&f32, &f64)| (f64::from(*found) - expected).abs() < 1e-5;
+            assert!(found.log_probs.iter().zip(&expected).all(near), "{found:?} not {expected:?}");
         }
-        assert!(found[0] > 0.0 && found[2] == 0.0);
+        assert!(found[0].kl > 0.0 && found[2].kl == 0.0);
         let same = answer_kl(&policy, &policy, &rows, Precision::Bf16, 100).unwrap();
-        assert!(same.iter().all(|divergence| *divergence == 0.0));
+        assert!(same.iter().all(|divergence| divergence.kl == 0.0));
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //! [`foil_common::figures::Moments`] and [`foil_common::figures::Calibration`]; the coordinator merges them.
 
 mod divergence;
+mod drift;
 mod log_probs;
 mod pairs;
 mod scores;
 mod text;
 
-pub use divergence::{answer_kl, token_kl};
+pub use divergence::{Divergence, answer_kl, token_kl};
+pub use drift::Drift;
 pub use log_probs::answer_log_probs;
 pub use pairs::PairFigures;
 pub use scores::scores;

@@ -25,12 +25,14 @@ pub struct GenerateRequest {
 }
 
 /// One answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
     pub prompt_id: u64,
     pub index: u32,
     /// The answer's tokens; EOS included where the model wrote it, a stop text and what follows cut off.
     pub tokens: Vec<u32>,
+    /// Of each token, in nats, under the policy itself: at temperature 1, before penalties and filters.
+    pub log_probs: Vec<f32>,
     /// EOS or a stop text ended it.
     pub finished: bool,
 }
@@ -140,6 +142,7 @@ struct Running {
     sample: Waiting,
     noise: SampleNoise,
     tokens: Vec<u32>,
+    log_probs: Vec<f32>,
 }
 
 /// A prompt some of whose samples still wait: its keys and values lie in the staging slot.
@@ -278,7 +281,7 @@ impl<'a> Engine<'a> {
         let new = starts.iter().map(|start| {
             let request = &self.requests[start.sample.request];
             let noise = self.how.noise.sample(request.prompt_id, start.sample.index);
-            Running { sample: start.sample, noise, tokens: Vec::new() }
+            Running { sample: start.sample, noise, tokens: Vec::new(), log_probs: Vec::new() }
         });
         let mut new: Vec<Running> = new.collect();
         let ended = self.extend(&mut new, hidden)?;
@@ -336,7 +339,8 @@ impl<'a> Engine<'a> {
             .collect();
         let tokens = draw(self.model, hidden, &mut self.sampler, &contexts, &noise)?;
         for (running, token) in samples.iter_mut().zip(&tokens) {
-            running.tokens.push(*token);
+            running.tokens.push(token.id);
+            running.log_probs.push(token.log_prob);
         }
         Ok(samples.iter().map(|running| self.ends(running)).collect())
     }
@@ -358,7 +362,7 @@ impl<'a> Engine<'a> {
     }
 
     fn finish(&mut self, running: Running) {
-        let Running { sample, mut tokens, .. } = running;
+        let Running { sample, mut tokens, mut log_probs, .. } = running;
         let eos = tokens.last().is_some_and(|token| self.how.eos.contains(token));
         let stop = if eos { None } else { self.stop(&tokens) };
         if let Some(at) = stop {
@@ -366,10 +370,12 @@ impl<'a> Engine<'a> {
             while !tokens.is_empty() && (self.how.text)(&tokens).len() > at {
                 tokens.pop();
             }
+            log_probs.truncate(tokens.len());
         }
         let prompt_id = self.requests[sample.request].prompt_id;
         let finished = eos || stop.is_some();
-        self.answers[sample.place] = Some(Generated { prompt_id, index: sample.index, tokens, finished });
+        let answer = Generated { prompt_id, index: sample.index, tokens, log_probs, finished };
+        self.answers[sample.place] = Some(answer);
         self.done += 1;
     }
 

@@ -8,7 +8,7 @@ use foil_proto::v1;
 use super::dialogue::Reader;
 use super::models::Policy;
 use super::{Bench, Chunk, Figures, PhaseError};
-use crate::generate::{self, Answering, GenerateError, GenerateRequest, NoiseKey};
+use crate::generate::{self, Answering, GenerateError, GenerateRequest, Generated, NoiseKey};
 
 /// What to draw.
 pub(super) struct Draw<'a> {
@@ -44,15 +44,16 @@ pub(super) fn draw(
     let slots = bench.job.generation.slots;
     let model = policy.model.inference(bench.precision(), slots).map_err(GenerateError::from)?;
     let drawn = generate::generate(&model, &requests, &how, &mut progress)?;
-    let samples = drawn.answers.into_iter().map(|answer| v1::Sample {
-        prompt_id: answer.prompt_id,
-        index: answer.index,
-        text: text_of(policy, &answer.tokens),
-        tokens: answer.tokens,
-        finished: answer.finished,
-        ..Default::default()
-    });
-    Ok(samples.collect())
+    drawn.answers.into_iter().map(|answer| sample(policy, answer)).collect()
+}
+
+fn sample(policy: &Policy, answer: Generated) -> Result<v1::Sample, PhaseError> {
+    let Generated { prompt_id, index, tokens, log_probs, finished } = answer;
+    if log_probs.iter().any(|log_prob| !log_prob.is_finite()) {
+        return Err(PhaseError::NonFinite { what: "a sampled token's log-probability", row: prompt_id });
+    }
+    let text = text_of(policy, &tokens);
+    Ok(v1::Sample { prompt_id, index, tokens, text, finished, log_probs, ..Default::default() })
 }
 
 /// Tokens that a tokenizer cannot put into text (half a character at the end) leave a blank answer, which never wins.

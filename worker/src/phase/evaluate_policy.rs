@@ -10,7 +10,8 @@ use super::dialogue::Reader;
 use super::error::need;
 use super::models::Policy;
 use super::rows::Sampled;
-use super::{Bench, Chunk, Figures, Outcome, PhaseError, rows, score};
+use super::{Bench, Chunk, Figures, Outcome, PhaseError, drift, rows, score};
+use crate::evaluate::Divergence;
 use crate::{evaluate, failpoint};
 
 pub(super) fn run(
@@ -106,12 +107,13 @@ fn fill_kl(
         &drawn
     };
     let divergences = divergences(bench, policy, &reference, rows, visited)?;
-    for ((sample, row), (kl, tokens)) in samples.iter_mut().zip(rows).zip(divergences) {
+    drift::gauge(figures, visited.iter().zip(divergences.iter().map(|of_answer| &of_answer.log_probs)))?;
+    for ((sample, row), Divergence { kl, log_probs }) in samples.iter_mut().zip(rows).zip(divergences) {
         if !kl.is_finite() {
             return Err(PhaseError::NonFinite { what: "the KL divergence", row: row.id });
         }
         figures.push("kl", kl);
-        figures.push("kl_per_token", kl / tokens.max(1) as f64);
+        figures.push("kl_per_token", kl / log_probs.len().max(1) as f64);
         if reused {
             sample.kl = Some(kl);
         }
@@ -119,14 +121,14 @@ fn fill_kl(
     Ok(())
 }
 
-/// Nats per sequence, and the answer's tokens.
+/// Of each row's sample.
 fn divergences(
     bench: &Bench,
     policy: &Policy,
     reference: &Policy,
     rows: &[PromptRow],
     samples: &[v1::Sample],
-) -> Result<Vec<(f64, usize)>, PhaseError> {
+) -> Result<Vec<Divergence>, PhaseError> {
     let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
     let dialogues = rows.iter().zip(samples).map(|(row, sample)| {
         let mut ids = reader.prompt(row.id, &row.prompt, bench.job.evaluation.sampling.max_new_tokens)?;
@@ -138,7 +140,6 @@ fn divergences(
     let borrowed: Vec<(&[u32], usize)> =
         dialogues.iter().map(|(ids, start)| (ids.as_slice(), *start)).collect();
     let budget = bench.job.policy_step.optimizer.micro_batch_tokens;
-    let kl = evaluate::answer_kl(&policy.model, &reference.model, &borrowed, bench.precision(), budget);
-    let kl = kl.map_err(PhaseError::Batch)?;
-    Ok(kl.into_iter().zip(samples).map(|(kl, sample)| (kl, sample.tokens.len())).collect())
+    evaluate::answer_kl(&policy.model, &reference.model, &borrowed, bench.precision(), budget)
+        .map_err(PhaseError::Batch)
 }

@@ -7,6 +7,7 @@
 mod answers;
 mod checkpoints;
 mod dialogue;
+mod drift;
 mod error;
 mod evaluate_policy;
 mod evaluate_reward;
@@ -228,6 +229,12 @@ struct Figures(BTreeMap<&'static str, foil_common::figures::Moments>);
 impl Figures {
     fn push(&mut self, name: &'static str, value: f64) {
         self.0.entry(name).or_default().push(value);
+    }
+
+    fn merge(&mut self, name: &'static str, moments: &foil_common::figures::Moments) {
+        if moments.count > 0 {
+            self.0.entry(name).or_default().merge(moments);
+        }
     }
 
     fn to_wire(&self) -> Vec<v1::Moments> {

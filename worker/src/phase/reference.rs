@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::dialogue::Reader;
 use super::policy_rows::{PolicyRows, ScoredAnswers, part};
-use super::{Bench, Chunk, Figures, Outcome, PhaseError};
+use super::{Bench, Chunk, Figures, Outcome, PhaseError, drift};
 use crate::rank::cache::fingerprint;
 use crate::train::AnswerGroup;
 use crate::{evaluate, failpoint};
@@ -31,6 +31,14 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Res
         of_answers.iter().flatten().for_each(|log_probs| figures.push(name, mean_nll(log_probs)));
     }
     let kept = scored.iter().zip(&read).flat_map(|(answers, read)| read.iter().map(|&i| &answers.answers[i]));
+    let own = if same(&work.drawn_by, &work.sampler) {
+        &sampler
+    } else if same(&work.drawn_by, &work.reference) {
+        &reference
+    } else {
+        &None
+    };
+    drift::gauge(&mut figures, kept.clone().map(|sampled| &sampled.sample).zip(own.iter().flatten()))?;
     let mut of_kept = (reference.unwrap_or_default().into_iter(), sampler.unwrap_or_default().into_iter());
     let samples = kept.map(|sampled| v1::SampleLogProbs {
         prompt_id: sampled.sample.prompt_id,
@@ -44,8 +52,8 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Res
 }
 
 /// Two names of one policy.
-fn same(reference: &Option<v1::Artifact>, sampler: &Option<v1::Artifact>) -> bool {
-    matches!((reference, sampler), (Some(a), Some(b)) if fingerprint(a) == fingerprint(b))
+fn same(one: &Option<v1::Artifact>, other: &Option<v1::Artifact>) -> bool {
+    matches!((one, other), (Some(a), Some(b)) if fingerprint(a) == fingerprint(b))
 }
 
 /// Of each answer read, one prompt's after another's, log p of its tokens under `policy`; `None` where there is none.

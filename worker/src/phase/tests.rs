@@ -184,6 +184,7 @@ fn a_round_of_the_letters_game() {
         (first.samples.len(), first.samples[0].prompt_id, first.samples[1].index),
         (16, sets.golden[0].id, 1)
     );
+    assert!(first.samples.iter().all(|sample| sample.log_probs.len() == sample.tokens.len()));
 
     let human = v1::GoldLabelled { prompts: labelled.clone(), samples: Some(preferences.clone()) };
     let fresh = v1::GoldenPairs { golden: golden.clone(), samples: Some(golden_samples.clone()) };
@@ -230,6 +231,7 @@ fn a_round_of_the_letters_game() {
         })
     });
     assert!(value(&metrics, "kl") > 0.0 && value(&metrics, "kl_per_token") > 0.0);
+    assert!(value(&metrics, "drift_max") < 1e-4, "{metrics:?}");
     for name in ["reward_mean", "gold_mean", "length_mean", "truncated_rate"] {
         assert!(value(&metrics, name).is_finite());
     }

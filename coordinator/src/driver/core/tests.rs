@@ -279,6 +279,7 @@ fn chunk_result(run: &v1::RunChunk) -> v1::ChunkResult {
             count: 1,
             sum: value,
             sum_of_squares: value * value,
+            ..Default::default()
         }],
         calibration: None,
         seconds: 0.5,

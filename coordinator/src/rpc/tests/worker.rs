@@ -165,6 +165,7 @@ fn chunk_result(run: v1::RunChunk) -> v1::ChunkResult {
         count: run.count,
         sum: mean * run.count as f64,
         sum_of_squares: mean * mean * run.count as f64,
+        ..Default::default()
     };
     v1::ChunkResult {
         lease: run.lease,

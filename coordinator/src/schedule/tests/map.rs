@@ -94,6 +94,30 @@ fn a_chunk_that_loads_slowly_moves_and_counts_no_rows() {
 }
 
 #[test]
+fn a_phase_whose_sampler_and_trainer_disagree_is_committed_with_a_warning() {
+    for (distance, warned) in [(1e-6, false), (0.5, true)] {
+        let mut bench = Bench::new(index_of("r01.reward.generate"));
+        for content in ["h0", "h1", "h2", "h3"] {
+            let rank = bench.held().iter().position(Option::is_some).unwrap();
+            let Message::Chunk(mut result) = bench.result(rank, content) else { panic!("no chunk") };
+            result.moments = vec![v1::Moments {
+                name: "drift_mean".into(),
+                count: 2,
+                sum: 2.0 * distance,
+                sum_of_squares: 2.0 * distance * distance,
+                greatest: Some(distance),
+            }];
+            bench.say(rank, Message::Chunk(result)).unwrap();
+        }
+        let committed = bench.state.done("r01.reward.generate").unwrap();
+        let greatest = committed.metrics.iter().find(|metric| metric.name == "drift_max").unwrap();
+        assert_eq!(greatest.value, distance);
+        let warning = |effect: &Effect| matches!(effect, Effect::Notice { level: Level::Warning, text } if text.contains("r01.reward.generate"));
+        assert_eq!(bench.effects.iter().any(warning), warned);
+    }
+}
+
+#[test]
 fn chunks_are_added_up_in_their_order() {
     let sums = [1e16, 1.0, -1e16, 1.0];
     let metrics = |order: [u32; 4]| {
@@ -104,6 +128,7 @@ fn chunks_are_added_up_in_their_order() {
                 count: 1,
                 sum: sums[chunk as usize],
                 sum_of_squares: 1.0,
+                ..Default::default()
             }];
             let done = ChunkDone {
                 phase: "r01.reward.generate".into(),

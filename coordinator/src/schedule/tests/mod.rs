@@ -117,6 +117,7 @@ impl Bench {
                 count: 1,
                 sum: 2.0,
                 sum_of_squares: 4.0,
+                ..Default::default()
             }],
             calibration: None,
             seconds: 2.0,

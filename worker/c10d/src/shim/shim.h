@@ -112,8 +112,8 @@ std::unique_ptr<at::Tensor> decode_attention(const at::Tensor& q, const at::Tens
 std::unique_ptr<at::Tensor> pack_weight(const at::Tensor& weight, std::int64_t rows);
 std::unique_ptr<at::Tensor> packed_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
 std::unique_ptr<at::Tensor> linear_by_output(const at::Tensor& weight, const at::Tensor& x);
-rust::Vec<std::uint32_t> draw_tokens(const at::Tensor& logits, rust::Slice<const std::uint64_t> keys,
-                                     double temperature);
+struct Drawn;
+rust::Vec<Drawn> draw_tokens(const at::Tensor& logits, rust::Slice<const std::uint64_t> keys, double temperature);
 std::unique_ptr<TensorPair> target_log_probs(const at::Tensor& logits, const at::Tensor& targets);
 void log_prob_gradient(const at::Tensor& logits, const at::Tensor& normaliser, const at::Tensor& targets,
                        const at::Tensor& upstream);

@@ -47,6 +47,7 @@ impl Round {
             prompts: self.prompts.clone(),
             samples: Some(self.samples.clone()),
             scores: Some(self.scores.clone()),
+            drawn_by: Some(self.policy.clone()),
         }
     }
 
@@ -129,6 +130,48 @@ fn dpo_is_given_the_reference_of_the_answers_it_pairs() {
     }
 }
 
+/// As the sampler of the round's answers, any policy but theirs is a wrong one.
+#[test]
+fn the_gauge_tells_the_policy_that_drew_the_samples_from_another() {
+    let mut round = Round::new(method("dpo"));
+    let (start, policy) = (round.start.clone(), round.policy.clone());
+    let mut drift = |reference: &v1::Artifact, drawn_by: &v1::Artifact| {
+        let work = v1::Reference { drawn_by: Some(drawn_by.clone()), ..round.work(Some(reference), None) };
+        round.reference(&work).1
+    };
+    let honest = drift(&policy, &policy);
+    assert!(value(&honest, "drift_max") < 1e-4 && value(&honest, "drift_kl") < 1e-8, "{honest:?}");
+    let wrong = value(&drift(&start, &start), "drift_mean");
+    assert!(wrong > 100.0 * foil_common::drift::bound(foil_common::spec::Precision::Fp32), "{wrong}");
+    let unread = drift(&start, &policy);
+    assert!(!unread.iter().any(|metric| metric.name.starts_with("drift")), "{unread:?}");
+}
+
+#[test]
+fn samples_without_a_number_for_each_token_are_refused_by_name() {
+    let mut round = Round::new(method("dpo"));
+    let policy = round.policy.clone();
+    let edit = |round: &mut Round, edit: &dyn Fn(&mut Vec<f32>)| {
+        let bytes = round.game.objects.bytes(&round.samples.objects[0].key);
+        let mut batch = v1::SampleBatch::decode(bytes.as_slice()).unwrap();
+        batch.samples.iter_mut().for_each(|sample| edit(&mut sample.log_probs));
+        round.samples.objects[0] = round.game.objects.put("edited", &batch.encode_to_vec(), "");
+    };
+    let run = |round: &mut Round| {
+        let work = Some(Work::Reference(round.work(Some(&policy), None)));
+        let task = Some(v1::Task { phase: "r01.policy.reference".into(), round: 1, work });
+        let lease =
+            v1::RunChunk { lease: 1, task, first: 0, count: 8, key: "k".into(), ..Default::default() };
+        round.game.bench.run_chunk(&lease).map_err(|error| error.to_string())
+    };
+    edit(&mut round, &|log_probs| log_probs.push(0.0));
+    let error = run(&mut round).unwrap_err();
+    assert!(error.contains("recorded log-probabilities") && error.contains("of row"), "{error}");
+    // A build that recorded none.
+    edit(&mut round, &Vec::clear);
+    run(&mut round).unwrap();
+}
+
 #[test]
 fn policy_gradients_are_given_the_sampler_and_where_it_costs_the_reference() {
     let mut round = Round::new(|job| {
@@ -149,6 +192,7 @@ fn policy_gradients_are_given_the_sampler_and_where_it_costs_the_reference() {
         assert_near(&sample.reference, reference);
         assert_near(&sample.sampler, sampler);
     }
+    assert!(value(&metrics, "drift_mean") < 1e-5, "{metrics:?}");
     // One policy under both names is computed once.
     let (same, _) = round.reference(&round.work(Some(&policy), Some(&policy)));
     assert!(batch(&round.game, &same, 0).samples.iter().all(|sample| sample.reference == sample.sampler));

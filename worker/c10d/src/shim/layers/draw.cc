@@ -16,6 +16,13 @@ struct Best {
   std::vector<std::int64_t> token;
 };
 
+// What a first pass over the logits finds of each row.
+struct Peaks {
+  Best greatest;
+  // Σ exp(logit − greatest).
+  std::vector<double> sum;
+};
+
 // Takes what is better in `other`; of equals the earlier part, which is this one, stays.
 template <typename Better>
 void merge(Best& best, const Best& other, Better&& better) {
@@ -27,28 +34,43 @@ void merge(Best& best, const Best& other, Better&& better) {
   }
 }
 
+// Sums of parts around their own peaks become one around the peak of all; a part of −∞ alone adds nothing.
+void merge(Peaks& peaks, const Peaks& other) {
+  for (std::size_t i = 0; i < peaks.sum.size(); ++i) {
+    const double mine = peaks.greatest.value[i], theirs = other.greatest.value[i];
+    const double peak = std::max(mine, theirs);
+    const auto around = [&](double sum, double at) { return at == -INFINITY ? 0.0 : sum * std::exp(at - peak); };
+    peaks.sum[i] = around(peaks.sum[i], mine) + around(other.sum[i], theirs);
+  }
+  merge(peaks.greatest, other.greatest, [](double a, double b) { return a > b; });
+}
+
 template <typename T>
-Best greatest_of(const T* logits, std::int64_t tokens, std::int64_t rows) {
+Peaks peaks_of(const T* logits, std::int64_t tokens, std::int64_t rows) {
   const std::int64_t parts = (tokens + kPart - 1) / kPart;
-  const auto none = Best{std::vector<double>(static_cast<std::size_t>(rows), -INFINITY),
-                         std::vector<std::int64_t>(static_cast<std::size_t>(rows), 0)};
-  std::vector<Best> found(static_cast<std::size_t>(parts), none);
+  const auto columns = static_cast<std::size_t>(rows);
+  const auto none = Peaks{Best{std::vector<double>(columns, -INFINITY), std::vector<std::int64_t>(columns, 0)},
+                          std::vector<double>(columns, 0.0)};
+  std::vector<Peaks> found(static_cast<std::size_t>(parts), none);
   at::parallel_for(0, parts, 1, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<float> greatest(static_cast<std::size_t>(rows));
+    std::vector<float> greatest(columns), sum(columns);
     for (std::int64_t part = begin; part < end; ++part) {
-      auto& best = found[static_cast<std::size_t>(part)];
+      auto& peaks = found[static_cast<std::size_t>(part)];
       std::fill(greatest.begin(), greatest.end(), -INFINITY);
-      const std::int64_t first = part * kPart;
-      kernels::column_greatest(logits + first * rows, std::min(kPart, tokens - first), rows, greatest.data(),
-                               best.token.data());
-      for (std::size_t i = 0; i < greatest.size(); ++i) {
-        best.value[i] = greatest[i];
-        best.token[i] += first;
+      std::fill(sum.begin(), sum.end(), 0.0f);
+      const std::int64_t first = part * kPart, count = std::min(kPart, tokens - first);
+      kernels::column_greatest(logits + first * rows, count, rows, greatest.data(), peaks.greatest.token.data());
+      // The part is still in the processor's cache.
+      kernels::column_exponentials(logits + first * rows, count, rows, greatest.data(), sum.data());
+      for (std::size_t i = 0; i < columns; ++i) {
+        peaks.greatest.value[i] = greatest[i];
+        peaks.greatest.token[i] += first;
+        peaks.sum[i] = sum[i];
       }
     }
   });
   for (std::size_t part = 1; part < found.size(); ++part) {
-    merge(found[0], found[part], [](double a, double b) { return a > b; });
+    merge(found[0], found[part]);
   }
   return found[0];
 }
@@ -83,22 +105,24 @@ Best drawn_from(const T* logits, std::int64_t tokens, std::int64_t rows, double 
 
 }  // namespace
 
-rust::Vec<std::uint32_t> draw_tokens(const at::Tensor& logits, rust::Slice<const std::uint64_t> keys,
-                                     double temperature) {
-  TORCH_CHECK(logits.is_cpu() && logits.is_contiguous() && logits.dim() == 2 &&
+rust::Vec<Drawn> draw_tokens(const at::Tensor& logits, rust::Slice<const std::uint64_t> keys, double temperature) {
+  TORCH_CHECK(logits.is_cpu() && logits.is_contiguous() && logits.dim() == 2 && logits.size(0) > 0 &&
                   logits.size(1) == static_cast<std::int64_t>(keys.size()),
               "draw_tokens wants contiguous logits [vocab, rows] in host memory and a key for each row");
   const std::int64_t tokens = logits.size(0), rows = logits.size(1);
-  rust::Vec<std::uint32_t> drawn;
+  rust::Vec<Drawn> drawn;
   with_kind(logits.scalar_type(), [&](auto number) {
     using T = decltype(number);
     const T* numbers_of = numbers<T>(logits);
-    auto best = greatest_of(numbers_of, tokens, rows);
-    if (temperature > 0) {
-      best = drawn_from(numbers_of, tokens, rows, temperature, best, keys.data());
-    }
-    for (const auto token : best.token) {
-      drawn.push_back(static_cast<std::uint32_t>(token));
+    const auto peaks = peaks_of(numbers_of, tokens, rows);
+    const auto best = temperature > 0 ? drawn_from(numbers_of, tokens, rows, temperature, peaks.greatest, keys.data())
+                                      : peaks.greatest;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const auto column = static_cast<std::size_t>(row);
+      float logit;
+      kernels::widen(numbers_of + best.token[column] * rows + row, 1, &logit);
+      const double normaliser = peaks.greatest.value[column] + std::log(peaks.sum[column]);
+      drawn.push_back(Drawn{static_cast<std::uint32_t>(best.token[column]), logit, normaliser});
     }
   });
   return drawn;

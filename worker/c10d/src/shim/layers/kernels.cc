@@ -214,6 +214,18 @@ FOIL_INLINE void column_greatest_of(const T* logits, std::int64_t tokens, std::i
   }
 }
 
+template <typename T>
+FOIL_INLINE void column_exponentials_of(const T* logits, std::int64_t tokens, std::int64_t columns,
+                                        const float* greatest, float* sum) {
+  for (std::int64_t row = 0; row < tokens; ++row) {
+    const T* z = logits + row * columns;
+#pragma omp simd
+    for (std::int64_t i = 0; i < columns; ++i) {
+      sum[i] += exponential(load(z + i) - greatest[i]);
+    }
+  }
+}
+
 constexpr std::uint64_t kGoldenGamma = 0x9E3779B97F4A7C15ULL;
 
 // SplitMix64's output function (Steele, Lea, Flood 2014).
@@ -351,6 +363,10 @@ FOIL_INLINE void narrow_row(const float* in, std::int64_t count, T* out) {
   FOIL_VARIANTS void column_greatest(const T* logits, std::int64_t tokens, std::int64_t columns, float* greatest,        \
                                      std::int64_t* token) {                                                            \
     column_greatest_of(logits, tokens, columns, greatest, token);                                                      \
+  }                                                                                                                    \
+  FOIL_VARIANTS void column_exponentials(const T* logits, std::int64_t tokens, std::int64_t columns,                    \
+                                         const float* greatest, float* sum) {                                          \
+    column_exponentials_of(logits, tokens, columns, greatest, sum);                                                    \
   }                                                                                                                    \
   FOIL_VARIANTS void column_race(const T* logits, std::int64_t first, std::int64_t tokens, std::int64_t columns,        \
                                  double temperature, const float* greatest, const std::uint64_t* keys, double* least,  \

@@ -62,6 +62,12 @@ void column_greatest(const float* logits, std::int64_t tokens, std::int64_t colu
 void column_greatest(const Bf16* logits, std::int64_t tokens, std::int64_t columns, float* greatest,
                      std::int64_t* token);
 
+// Adds to each column's `sum` Σ exp(logit − greatest) over `tokens` rows of `columns` numbers.
+void column_exponentials(const float* logits, std::int64_t tokens, std::int64_t columns, const float* greatest,
+                         float* sum);
+void column_exponentials(const Bf16* logits, std::int64_t tokens, std::int64_t columns, const float* greatest,
+                         float* sum);
+
 // One draw of each column, softmax(logits / temperature), among tokens [first, first + tokens), which start at `logits`:
 // the token of least −ln(u)/p, where 1 − u of a token is the column's noise at it, and that least value. `greatest` are the
 // columns' greatest logits over all tokens; a result better than what `least` holds replaces it and `token`.

@@ -1,0 +1,51 @@
+//! The drift gauge: how far apart sampler and trainer are on one policy.
+//!
+//! The sampler decodes token by token from a cache of keys and values, the trainer reads whole sequences packed end to
+//! end; both compute the same policy by other kernels and other shapes of batches. Rounding sets their log-probabilities of
+//! the same tokens apart, and nothing else may. So where a policy reads answers that it drew itself, each token's
+//! Δ = log p(trainer) − log p(sampler) is taken, both at temperature 1, before penalties and filters.
+
+use foil_proto::v1;
+
+use crate::spec::Precision;
+
+/// Mean |Δ| in nats per token; beside it stands its greatest value as `drift_max`.
+pub const MEAN: &str = "drift_mean";
+/// Mean of e^Δ − 1 − Δ, which estimates KL(sampler ‖ trainer) in nats per token where answers are drawn without
+/// temperature and filters (Schulman's k3).
+pub const KL: &str = "drift_kl";
+
+/// Mean |Δ| above which a phase warns, in nats per token.
+pub const fn bound(precision: Precision) -> f64 {
+    match precision {
+        Precision::Fp32 => 1e-3,
+        Precision::Bf16 => 0.1,
+    }
+}
+
+/// What to tell of a phase whose sampler and trainer stand too far apart.
+pub fn warning(phase: &str, metrics: &[v1::Metric], precision: Precision) -> Option<String> {
+    let (mean, bound) = (metrics.iter().find(|metric| metric.name == MEAN)?.value, bound(precision));
+    (mean > bound).then(|| {
+        format!(
+            "drift alarm: in {phase} the policy's log-probabilities of tokens that it drew itself are {mean:.2e} nats per token \
+             from those it drew them by, and rounding in {precision} explains {bound:.0e}: sampler or trainer computes \
+             another policy. Distrust what was trained on these samples, and report this with the job's settings"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_warns_above_its_precisions_bound() {
+        let metrics = |value| [v1::Metric { name: MEAN.to_owned(), value, se: None }];
+        let warned = warning("r01.policy.evaluate", &metrics(0.05), Precision::Fp32).unwrap();
+        assert!(warned.contains("in r01.policy.evaluate") && warned.contains("5.00e-2"), "{warned}");
+        assert_eq!(warning("p", &metrics(0.05), Precision::Bf16), None);
+        assert_eq!(warning("p", &metrics(1e-5), Precision::Fp32), None);
+        assert_eq!(warning("p", &[], Precision::Fp32), None);
+    }
+}

@@ -1,0 +1,153 @@
+//! How far a policy's log-probabilities are from those that its sampler recorded; see [`foil_common::drift`].
+
+use foil_common::figures::Moments;
+
+/// Over tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Drift {
+    /// |Δ| in nats, Δ = log p(trainer) − log p(sampler); its greatest value too.
+    pub distance: Moments,
+    /// e^Δ − 1 − Δ.
+    pub divergence: Moments,
+}
+
+/// e^Δ beyond it tells nothing more, and its square may be too large for a sum.
+const LARGEST: f64 = 50.0;
+
+impl Drift {
+    /// Counts one answer's tokens: their log-probabilities as the sampler recorded them, and as the policy reads them.
+    pub fn push(&mut self, sampled: &[f32], read: &[f32]) {
+        for (sampled, read) in sampled.iter().zip(read) {
+            let delta = f64::from(*read) - f64::from(*sampled);
+            self.distance.push_watched(delta.abs());
+            let bounded = delta.min(LARGEST);
+            self.divergence.push(bounded.exp_m1() - bounded);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use foil_common::drift::bound;
+    use foil_common::spec::{self, Sampling};
+    use serde_json::json;
+    use tch::{Device, Tensor, no_grad};
+
+    use super::Drift;
+    use crate::evaluate::{answer_kl, answer_log_probs};
+    use crate::generate::{Answering, GenerateRequest, NoiseKey, generate};
+    use crate::model::{DecoderConfig, LanguageModel, Precision};
+    use crate::train::AnswerGroup;
+
+    #[test]
+    fn drift_is_distance_and_divergence_over_tokens() {
+        let mut drift = Drift::default();
+        drift.push(&[-1.0, -2.0], &[-1.5, -1.0]);
+        drift.push(&[-3.0], &[-3.0]);
+        assert_eq!((drift.distance.mean(), drift.distance.greatest), (Some(0.5), Some(1.0)));
+        let k3 = |delta: f64| delta.exp() - 1.0 - delta;
+        assert!((drift.divergence.sum - k3(-0.5) - k3(1.0)).abs() < 1e-12);
+        drift.push(&[-9e3], &[0.0]);
+        assert!(drift.divergence.sum_of_squares.is_finite());
+    }
+
+    fn model() -> LanguageModel {
+        let config = json!({
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "vocab_size": 300,
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 128, "rope_theta": 10000.0,
+            "tie_word_embeddings": true, "initializer_range": 0.15, "eos_token_id": 2,
+        });
+        LanguageModel::from_config(&DecoderConfig::from_hf(&config).unwrap(), 5, Device::Cpu)
+    }
+
+    /// What the gauge shows of answers that `sampler` drew and `trainer` reads, in training's way and in evaluation's.
+    fn drift(sampler: &LanguageModel, trainer: &LanguageModel, precision: Precision) -> [Drift; 2] {
+        let sampling = Sampling { max_new_tokens: 40, ..Sampling::default() };
+        let noise = NoiseKey { seed: 5, round: 1, purpose: "test".into() };
+        let request = |id: u64| GenerateRequest {
+            prompt_id: id,
+            prompt: (0..3 + id as u32 * 2).map(|token| token * 31 % 300).collect(),
+            samples: 3,
+        };
+        let requests: Vec<GenerateRequest> = (0..12).map(request).collect();
+        let text = |_: &[u32]| String::new();
+        let how = Answering { sampling: &sampling, eos: &[2], noise: &noise, slots: 8, text: &text };
+        let answers = generate(&sampler.inference(precision, 8).unwrap(), &requests, &how, &mut |_, _| {});
+        let answers = answers.unwrap().answers;
+
+        let group = |(request, answers): (&GenerateRequest, &[crate::generate::Generated])| AnswerGroup {
+            id: request.prompt_id,
+            prompt: request.prompt.clone(),
+            answers: answers.iter().map(|answer| answer.tokens.clone()).collect(),
+        };
+        let groups: Vec<AnswerGroup> = requests.iter().zip(answers.chunks(3)).map(group).collect();
+        let trained = answer_log_probs(trainer, &groups, precision, 200).unwrap().concat();
+        let dialogues: Vec<(Vec<u32>, usize)> = groups
+            .iter()
+            .flat_map(|group| {
+                let whole =
+                    |answer: &Vec<u32>| ([group.prompt.as_slice(), answer].concat(), group.prompt.len());
+                group.answers.iter().map(whole)
+            })
+            .collect();
+        let dialogues: Vec<(&[u32], usize)> =
+            dialogues.iter().map(|(ids, start)| (&ids[..], *start)).collect();
+        let evaluated = answer_kl(trainer, trainer, &dialogues, precision, 200).unwrap();
+        let evaluated = evaluated.into_iter().map(|divergence| divergence.log_probs).collect();
+        [trained, evaluated].map(|read: Vec<Vec<f32>>| {
+            let mut drift = Drift::default();
+            answers.iter().zip(&read).for_each(|(answer, read)| drift.push(&answer.log_probs, read));
+            drift
+        })
+    }
+
+    #[test]
+    fn one_policy_drifts_by_rounding_alone() {
+        let model = model();
+        for drift in drift(&model, &model, Precision::Fp32) {
+            assert!(drift.distance.count > 200, "{drift:?}");
+            assert!(drift.distance.greatest.unwrap() < 1e-4, "{drift:?}");
+            assert!(drift.divergence.mean().unwrap() < 1e-8, "{drift:?}");
+        }
+        for drift in drift(&model, &model, Precision::Bf16) {
+            let mean = drift.distance.mean().unwrap();
+            assert!(mean > 1e-5 && mean < bound(spec::Precision::Bf16), "{drift:?}");
+        }
+    }
+
+    /// Of a real model, so that the bounds are not those of a toy: FOIL_DRIFT_MODEL may name another directory.
+    #[test]
+    fn a_real_models_drift_is_well_within_the_bounds() {
+        let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/models/stories260K");
+        let dir = std::env::var_os("FOIL_DRIFT_MODEL").map_or(shared, PathBuf::from);
+        if !dir.exists() {
+            eprintln!("skipped: no model in {}", dir.display());
+            return;
+        }
+        let model = LanguageModel::load(&dir, Device::Cpu).unwrap();
+        for (precision, bounded) in
+            [(Precision::Fp32, spec::Precision::Fp32), (Precision::Bf16, spec::Precision::Bf16)]
+        {
+            for drift in drift(&model, &model, precision) {
+                let (mean, greatest) = (drift.distance.mean().unwrap(), drift.distance.greatest.unwrap());
+                let divergence = drift.divergence.mean().unwrap();
+                eprintln!("{bounded}: mean {mean:.2e}, greatest {greatest:.2e}, divergence {divergence:.2e}");
+                assert!(3.0 * mean < bound(bounded), "{drift:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_that_changed_after_sampling_are_seen() {
+        let sampler = model();
+        let trainer = sampler.copy();
+        let norm = trainer.parameters().get("model.layers.1.input_layernorm.weight").unwrap();
+        no_grad(|| norm.shallow_clone().copy_(&(norm + 0.05 * Tensor::randn_like(norm))));
+        for drift in drift(&sampler, &trainer, Precision::Fp32) {
+            assert!(drift.distance.mean().unwrap() > bound(spec::Precision::Fp32), "{drift:?}");
+        }
+    }
+}
