@@ -23,6 +23,7 @@ fn every_policy_method_moves_the_policy() {
     ] {
         let outcome = run(&[&format!("policy_step.method={method}")]);
         assert!(figure(&outcome, "policy", "kl") > 0.0, "{method}: {}", outcome.json);
+        assert!(figure(&outcome, "policy", "drift_mean") < 1e-5, "{method}: {}", outcome.json);
         for name in figures.iter().chain(&["train_loss", "gold_mean", "reward_mean"]) {
             assert!(figure(&outcome, "policy", name).is_finite(), "{method}: {}", outcome.json);
         }

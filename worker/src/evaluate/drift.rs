@@ -118,13 +118,15 @@ mod tests {
         }
     }
 
-    /// Of a real model, so that the bounds are not those of a toy: FOIL_DRIFT_MODEL may name another directory.
+    /// So that the bounds are not those of a toy.
     #[test]
     fn a_real_models_drift_is_well_within_the_bounds() {
-        let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/models/stories260K");
-        let dir = std::env::var_os("FOIL_DRIFT_MODEL").map_or(shared, PathBuf::from);
-        if !dir.exists() {
-            eprintln!("skipped: no model in {}", dir.display());
+        let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+        let dir = std::env::var_os("FOIL_SHARED").map_or(beside, PathBuf::from).join("models/stories260K");
+        if !dir.is_dir() {
+            eprintln!(
+                "skipped: a real model's drift (needs the shared material; set FOIL_SHARED to its folder)"
+            );
             return;
         }
         let model = LanguageModel::load(&dir, Device::Cpu).unwrap();
@@ -132,10 +134,7 @@ mod tests {
             [(Precision::Fp32, spec::Precision::Fp32), (Precision::Bf16, spec::Precision::Bf16)]
         {
             for drift in drift(&model, &model, precision) {
-                let (mean, greatest) = (drift.distance.mean().unwrap(), drift.distance.greatest.unwrap());
-                let divergence = drift.divergence.mean().unwrap();
-                eprintln!("{bounded}: mean {mean:.2e}, greatest {greatest:.2e}, divergence {divergence:.2e}");
-                assert!(3.0 * mean < bound(bounded), "{drift:?}");
+                assert!(3.0 * drift.distance.mean().unwrap() < bound(bounded), "{drift:?}");
             }
         }
     }

@@ -108,9 +108,9 @@ fn recorded_log_probabilities_are_those_of_whole_forward_passes() {
     let shortest = Sampling { min_new_tokens: 3, top_k: 5, ..sampling() };
     for (seed, sampling) in [plain, hot, filtered, greedy, shortest].iter().enumerate() {
         let model = model(seed as u64);
-        let requests = requests(9, 3);
+        let requests = requests(7, 2);
         let (mut ends, mut lengths) = (0, std::collections::BTreeSet::new());
-        for slots in [1, 5, 32] {
+        for slots in [3, 32] {
             for answer in run(&model, &requests, sampling, slots).answers {
                 let request = requests.iter().find(|r| r.prompt_id == answer.prompt_id).unwrap();
                 let expected = log_probs_by_forward(&model, &request.prompt, &answer.tokens);
