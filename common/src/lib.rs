@@ -4,6 +4,7 @@ pub mod data;
 pub mod figures;
 pub mod ids;
 pub mod letters;
+pub mod memory;
 pub mod rpc;
 #[cfg(test)]
 mod shared;

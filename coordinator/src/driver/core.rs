@@ -14,7 +14,7 @@ use foil_proto::v1::{self, agent_command, rank_command, rank_message};
 
 use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness};
-use crate::job::{CauseClass, Change, Event, JobState, Life, StateError, Submitted};
+use crate::job::{CauseClass, Change, Event, JobState, Life, StateError, Submitted, view};
 use crate::schedule::{Counter, Deadlines, Input, Refusal, Run, ended};
 
 /// What is to be done: `events` first, and `actions` once they are durable.
@@ -58,6 +58,8 @@ struct Entry {
     run: Option<Run>,
     /// Durable events as watchers see them.
     history: Vec<Arc<v1::JobEvent>>,
+    /// Of the running attempt, as watchers were last told.
+    progress: Option<v1::PhaseProgress>,
     waiting: Option<Waiting>,
 }
 
@@ -122,6 +124,14 @@ impl Core {
 
     pub fn state(&self, id: &str) -> Option<&JobState> {
         self.jobs.get(id).map(|entry| &entry.state)
+    }
+
+    /// The job as its user sees it, with how far its phase is.
+    pub fn shown(&self, id: &str) -> Option<v1::Job> {
+        let entry = self.jobs.get(id)?;
+        let job = view::job(&entry.state);
+        let progress = entry.progress.clone().filter(|progress| progress.phase == job.phase);
+        Some(v1::Job { progress, ..job })
     }
 
     /// Job ids, oldest first.

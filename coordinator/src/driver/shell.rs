@@ -206,7 +206,7 @@ impl Driver {
             }
             Command::Submit { id, submitted, reply } => self.submit(&id, *submitted, reply, now),
             Command::Get { id, reply } => {
-                let job = self.core.state(&id).map(view::job);
+                let job = self.core.shown(&id);
                 self.reply(move |_| drop(reply.send(job)));
             }
             Command::List { size, after, reply } => {

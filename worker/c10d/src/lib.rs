@@ -12,6 +12,7 @@ mod error;
 mod ffi;
 mod group;
 mod layers;
+mod process;
 mod reducer;
 mod store;
 
@@ -23,5 +24,6 @@ pub use layers::{
     Cached, PackedWeight, Rotation, add_rms_norm, attention, decode_attention, draw_tokens, linear_by_output,
     log_prob_gradient, preset_gradients, rms_norm, rotary, swiglu, target_log_probs,
 };
+pub use process::wait_for_end;
 pub use reducer::{BucketSizes, Reducer, backward, drop_gradients, touch, zero_gradients};
 pub use store::Store;

@@ -13,10 +13,10 @@ pub enum TrainError {
     )]
     NoWeight { step: u64, rows: String },
     #[error(
-        "step {step}: found loss {loss} and gradient norm {grad_norm}, expected finite numbers. The batch's rows: \
-         {rows}. Lower the learning rate, look at these rows, or set on_nonfinite: skip"
+        "step {step}: found loss {loss} and gradient norm {grad_norm}, expected finite numbers, over the rows {}",
+        first(rows)
     )]
-    NonFinite { step: u64, loss: f64, grad_norm: f64, rows: String },
+    NonFinite { step: u64, loss: f64, grad_norm: f64, rows: Vec<String> },
     #[error(transparent)]
     Collective(#[from] foil_c10d::Error),
     #[error(transparent)]
@@ -33,5 +33,14 @@ impl TrainError {
             Self::NonFinite { .. } => "nonfinite",
             Self::Collective(_) | Self::Model(_) | Self::Torch(_) => "internal",
         }
+    }
+}
+
+/// The first names of many.
+pub(super) fn first(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    match names.len().checked_sub(SHOWN) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..SHOWN].join(", ")),
     }
 }
