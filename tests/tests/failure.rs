@@ -1,11 +1,11 @@
 //! A job that fails says why: whose fault, where, with what figures, and what to do.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use foil_common::data::rows::{PairRow, Prompt, Row, assign_ids};
-use foil_tests::{Process, Run, Service, foil, foil_worker, letters_job, wait_for};
+use foil_tests::{ControlGroup, Process, Run, Service, foil, foil_worker, letters_job, wait_for};
 use serde_json::{Value, json};
 
 /// The lines that `foil run` shows of the culprit's log.
@@ -192,46 +192,13 @@ fn a_model_too_large_for_its_machine_fails_its_job_and_harms_no_other() {
     assert!(agent.is_running());
 }
 
-/// A memory control group (version 1 or 2) in which the kernel kills; removed at the end.
-struct ControlGroup(PathBuf);
-
-impl ControlGroup {
-    /// None, said on standard output, where this machine lets no one make one.
-    fn new(limit: u64) -> Option<Self> {
-        let name = format!("foil-test-{}", std::process::id());
-        let versions = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
-        for (root, file) in versions {
-            let dir = Path::new(root).join(&name);
-            if fs::create_dir(&dir).is_err() {
-                continue;
-            }
-            let group = Self(dir);
-            // Without swap to hide in, where there is any.
-            for swap in ["memory.swappiness", "memory.swap.max"] {
-                let _ = fs::write(group.0.join(swap), "0");
-            }
-            if fs::write(group.0.join(file), limit.to_string()).is_ok() {
-                return Some(group);
-            }
-        }
-        println!("skipped: no memory control group can be made here");
-        None
-    }
-}
-
-impl Drop for ControlGroup {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
 #[test]
 fn a_rank_that_the_kernel_kills_for_want_of_memory_is_told_with_its_size() {
     const LIMIT: u64 = 1 << 30;
     let Some(group) = ControlGroup::new(LIMIT) else { return };
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let mut agent = Command::new("sh");
-    agent.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(&group.0).arg(foil_worker());
+    agent.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(group.dir()).arg(foil_worker());
     agent.args(["--coordinator", service.url(), "--ranks", "1"]);
     let agent = Process::start(agent, &service.at("agent.log"));
 

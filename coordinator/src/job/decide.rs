@@ -17,7 +17,7 @@ pub fn decide(state: &JobState) -> Option<(Change, String)> {
         Life::Recovering => {
             let failure = failure(state)?;
             let reason = failure.message.clone();
-            Some((Change::Ended(Outcome::Failed(failure)), reason))
+            Some((Change::Ended(Outcome::Failed(Box::new(failure))), reason))
         }
         Life::Queued | Life::Running { .. } | Life::Cancelling { .. } | Life::Ended { .. } => None,
     }

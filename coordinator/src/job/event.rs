@@ -167,6 +167,6 @@ impl CauseClass {
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Succeeded,
-    Failed(v1::JobFailure),
+    Failed(Box<v1::JobFailure>),
     Cancelled,
 }
