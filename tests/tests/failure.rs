@@ -194,7 +194,7 @@ fn a_model_too_large_for_its_machine_fails_its_job_and_harms_no_other() {
 
 #[test]
 fn a_rank_that_the_kernel_kills_for_want_of_memory_is_told_with_its_size() {
-    const LIMIT: u64 = 1 << 30;
+    const LIMIT: u64 = 768 << 20;
     let Some(group) = ControlGroup::new(LIMIT) else { return };
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let mut agent = Command::new("sh");
@@ -228,7 +228,7 @@ fn a_rank_that_the_kernel_kills_for_want_of_memory_is_told_with_its_size() {
     let bytes = |name: &str| failure["memory"][name].as_str().and_then(|bytes| bytes.parse::<u64>().ok());
     assert_eq!(bytes("limit_bytes"), Some(LIMIT), "{failure}");
     assert!(
-        bytes("peak_bytes").is_some_and(|peak| peak > LIMIT / 2 && peak <= LIMIT + (64 << 20)),
+        bytes("peak_bytes").is_some_and(|peak| peak > LIMIT / 2 && peak < 2 * LIMIT),
         "{failure}"
     );
 }

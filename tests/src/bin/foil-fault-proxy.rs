@@ -4,7 +4,7 @@
 //! `refuse=30 reset=5 lose_reply=5 delay_ms=200`; an empty line is fair weather again. Each is answered with how many
 //! requests there were and how many went wrong. Ends with its input.
 
-use std::io::{BufRead, Write};
+use std::io::Write;
 
 use anyhow::{Context, anyhow};
 use foil_tests::{FaultProxy, Faults};
