@@ -10,6 +10,7 @@ pub mod memory;
 pub mod rpc;
 #[cfg(test)]
 mod shared;
+pub mod shortage;
 pub mod shutdown;
 pub mod spec;
 pub mod stage;

@@ -239,6 +239,19 @@ impl Run {
         decision
     }
 
+    /// The store is away: commands wait for the log and results for the store, so that nobody is late for what it cannot
+    /// hear or deliver. To be called again and again until the store is back.
+    pub fn excuse(&mut self, now: Now) {
+        for slot in &mut self.slots {
+            match slot {
+                Slot::Starting { since, .. } | Slot::Down { since, .. } => *since = now.mono,
+                Slot::Up { busy: Busy::Chunk(chunk), .. } => chunk.pulse.excuse(now),
+                Slot::Up { busy: Busy::Gang(member), .. } => member.pulse.excuse(now),
+                Slot::Vacant | Slot::Up { busy: Busy::Idle, .. } => {}
+            }
+        }
+    }
+
     /// The current phase's progress, if it changed since the last call.
     pub fn progress(&mut self, state: &JobState) -> Option<v1::PhaseProgress> {
         if !std::mem::take(&mut self.progressed) || self.closing.is_some() {

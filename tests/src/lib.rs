@@ -4,15 +4,23 @@
 #![allow(clippy::print_stderr)]
 
 mod binaries;
+mod conformance;
+mod control_group;
+mod fault_proxy;
 mod namespaces;
 mod outcome;
 mod run;
 mod service;
 mod slow_link;
+mod store_server;
 
 pub use binaries::{foil, foil_worker};
+pub use conformance::conforms;
+pub use control_group::ControlGroup;
+pub use fault_proxy::{FaultProxy, Faults};
 pub use namespaces::Namespaces;
 pub use outcome::{Estimate, Outcome, Round};
 pub use run::{Run, SMALL, letters_job};
 pub use service::{Process, Service, wait_for};
 pub use slow_link::slow_link;
+pub use store_server::StoreServer;

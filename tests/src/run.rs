@@ -109,6 +109,16 @@ impl Run {
         files.iter().map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect()
     }
 
+    /// Runs to the end and asserts that it failed: gives what it says with `--json`, and on standard error.
+    pub fn fail(&self) -> (Outcome, String) {
+        let output = self.output();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{told}\n{}", self.logs());
+        let outcome = Outcome::parse(&String::from_utf8_lossy(&output.stdout));
+        assert_eq!(outcome.json["state"], "failed", "{}", outcome.json);
+        (outcome, told)
+    }
+
     /// The ends of all logs.
     pub fn logs(&self) -> String {
         let mut text = String::new();

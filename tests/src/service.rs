@@ -57,13 +57,20 @@ impl Drop for Process {
 pub struct Service {
     directory: tempfile::TempDir,
     url: String,
+    /// A directory among its files, where none is named.
+    store: Option<String>,
 }
 
 impl Service {
     /// Starts `foil serve` as `command` runs it, at a free port of `address`.
     pub fn start(command: Command, address: &str) -> (Self, Process) {
+        Self::start_on(command, address, None)
+    }
+
+    /// The same on a store of its own name.
+    pub fn start_on(command: Command, address: &str, store: Option<&str>) -> (Self, Process) {
         let directory = tempfile::tempdir().expect("a directory");
-        let mut service = Self { directory, url: String::new() };
+        let mut service = Self { directory, url: String::new(), store: store.map(str::to_owned) };
         let coordinator = service.serve(command, &format!("{address}:0"));
         (service, coordinator)
     }
@@ -78,7 +85,8 @@ impl Service {
         let file = self.at("port");
         // What an earlier one wrote says nothing of this one.
         let _ = std::fs::remove_file(&file);
-        command.args(["serve", "--insecure-listen", "--listen", listen, "--store"]).arg(self.at("store"));
+        let store = self.store.as_ref().map_or_else(|| self.at("store"), PathBuf::from);
+        command.args(["serve", "--insecure-listen", "--listen", listen, "--store"]).arg(store);
         command.arg("--port-file").arg(&file);
         let process = Process::start(command, &self.at("serve.log"));
         let text = wait_for("the coordinator's address", || {

@@ -37,7 +37,8 @@ fn a_gang_that_loses_a_rank_goes_on_after_its_last_checkpoint() {
         for site in ["train.backward=kill@12", "checkpoint.report=kill@3", "checkpoint.upload=kill@3"] {
             let run = job().set("resources.checkpoint_steps=4");
             let marker = run.scratch().join("killed");
-            let run = run.env("FOIL_FAILPOINT", site).env("FOIL_FAILPOINT_ONCE", marker.display().to_string());
+            let run =
+                run.env("FOIL_FAILPOINT", site).env("FOIL_FAILPOINT_ONCE", marker.display().to_string());
             assert!(run.finish().weights() == quiet, "{site}, {ranks} ranks, {sharding}: the weights differ");
             assert!(marker.exists(), "{site} was never reached");
             assert!(run.logs_whole().contains("training goes on after a checkpoint"), "{}", run.logs());

@@ -1,9 +1,9 @@
 //! Planned deaths, for tests of recovery: `FOIL_FAILPOINT="train.optimizer=kill@3"` makes the process
 //! SIGKILL itself when it passes the site `train.optimizer` for the third time.
 //!
-//! Several are separated by commas. Actions: `kill` (SIGKILL), `stop` (SIGSTOP: a hang) and `panic`. With
-//! `FOIL_FAILPOINT_ONCE=PATH` an action is taken by the one process that creates that file. Where the
-//! variable is not set, a site costs one load.
+//! Several are separated by commas. Actions: `kill` (SIGKILL), `crash` (SIGSEGV), `stop` (SIGSTOP: a hang), `panic` and
+//! `exhaust` (an allocation larger than any memory, which aborts the process). With `FOIL_FAILPOINT_ONCE=PATH` an action
+//! is taken by the one process that creates that file. Where the variable is not set, a site costs one load.
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
@@ -39,8 +39,10 @@ static FAILPOINTS: OnceLock<Vec<Failpoint>> = OnceLock::new();
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
     Kill,
+    Crash,
     Stop,
     Panic,
+    Exhaust,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,7 @@ struct Failpoint {
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{PLAN}: `{found}` is not of the form SITE=ACTION@N; sites: {}; actions: kill, stop, panic", SITES.join(", "))]
+#[error("{PLAN}: `{found}` is not of the form SITE=ACTION@N; sites: {}; actions: kill, crash, stop, panic, exhaust", SITES.join(", "))]
 pub struct FailpointError {
     found: String,
 }
@@ -88,8 +90,13 @@ impl Failpoint {
             tracing::warn!(site = self.site, hit, action = ?self.action, "failpoint acts");
             match self.action {
                 Action::Kill => drop(raise(Signal::SIGKILL)),
+                // Rust's own handler takes the first for a stack that may have overflowed, and steps aside.
+                Action::Crash => {
+                    let _ = raise(Signal::SIGSEGV).and_then(|()| raise(Signal::SIGSEGV));
+                }
                 Action::Stop => drop(raise(Signal::SIGSTOP)),
                 Action::Panic => panic!("failpoint {} hit {hit} times", self.site),
+                Action::Exhaust => drop(std::hint::black_box(Vec::<u8>::with_capacity(1 << 62))),
             }
         }
     }
@@ -115,8 +122,10 @@ fn parse_one(part: &str, once: Option<&PathBuf>) -> Option<Failpoint> {
     let (action, at) = rest.split_once('@')?;
     let action = match action {
         "kill" => Action::Kill,
+        "crash" => Action::Crash,
         "stop" => Action::Stop,
         "panic" => Action::Panic,
+        "exhaust" => Action::Exhaust,
         _ => return None,
     };
     let at = at.parse().ok().filter(|&at| at > 0)?;

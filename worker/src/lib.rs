@@ -8,6 +8,7 @@ pub mod failpoint;
 #[cfg(test)]
 mod fake_coordinator;
 pub mod generate;
+mod memory;
 pub mod model;
 pub mod objective;
 pub mod phase;

@@ -1,14 +1,15 @@
 //! Moving artifacts between a client or a rank and the coordinator: 1 MiB messages, checked by BLAKE3.
 //!
-//! A download goes on where it broke off; an upload starts again. Only what is unavailable is tried again, for
-//! about two minutes. Give these functions a connection of their own: what shares it waits behind the bytes.
+//! A download goes on where it broke off; an upload starts again. Only what is unavailable is tried again: a coordinator
+//! that cannot be reached for about two minutes, one whose store is away or full for an hour. Give these functions a connection of their own: what shares it waits behind the bytes.
 
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, Retryable};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder, Retryable};
 use bytes::{Bytes, BytesMut};
 use foil_proto::v1;
 use foil_proto::v1::artifacts_client::ArtifactsClient;
@@ -16,15 +17,22 @@ use foil_proto::v1::put_request::Part;
 use futures::{Stream, StreamExt};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use ulid::Ulid;
 
-use super::{DATA_BYTES, MESSAGE_BYTES, UNARY_DEADLINE, backoff, is_unavailable, request};
+use super::{DATA_BYTES, MESSAGE_BYTES, UNARY_DEADLINE, backoff, broke, is_unavailable, request};
 use crate::storage::object::Digest;
 
 /// A download that brings nothing for so long is taken for broken.
 const STALL: Duration = Duration::from_secs(120);
+
+/// How long a transfer waits for a store that is away or full.
+const STORE_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How long it waits for the coordinator.
+const COORDINATOR_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Hears of bytes as they get through: how many more. A transfer that starts again tells its bytes again.
 pub type Moved = Arc<dyn Fn(u64) + Send + Sync>;
@@ -62,6 +70,8 @@ pub enum TransferError {
     Stale { key: String, message: String },
     #[error("the coordinator cannot be reached (moving {key}): {}; check that it runs and try again", status.message())]
     Unavailable { key: String, status: Box<Status> },
+    #[error("the coordinator cannot move {key} now: {}", status.message())]
+    Waiting { key: String, status: Box<Status> },
     #[error("the coordinator refused {key}: {} ({:?})", status.message(), status.code())]
     Refused { key: String, status: Box<Status> },
     #[error("{key} arrived damaged: expected {expected}, got {found}")]
@@ -78,14 +88,37 @@ impl TransferError {
         match status.code() {
             Code::NotFound => Self::NotFound { key },
             Code::Aborted => Self::Stale { key, message: status.message().to_owned() },
+            // The coordinator's own word: its store is away or full, or too many transfers are under way.
+            Code::Unavailable | Code::ResourceExhausted if !broke(&status) => {
+                Self::Waiting { key, status: Box::new(status) }
+            }
             _ if is_unavailable(&status) => Self::Unavailable { key, status: Box::new(status) },
             _ => Self::Refused { key, status: Box::new(status) },
         }
     }
 
-    fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+    /// Whether another try may help, after so long a time of trying.
+    fn may_pass(&self, tried: Duration) -> bool {
+        match self {
+            Self::Waiting { .. } => tried < STORE_PATIENCE,
+            Self::Unavailable { .. } => tried < COORDINATOR_PATIENCE,
+            _ => false,
+        }
     }
+}
+
+/// Makes a request until it passes or its failure is for good.
+async fn persist<T, F>(once: impl FnMut() -> F) -> Result<T, TransferError>
+where
+    F: Future<Output = Result<T, TransferError>>,
+{
+    let started = Instant::now();
+    once.retry(waits()).when(|error| error.may_pass(started.elapsed())).notify(note).await
+}
+
+/// Pauses with jitter; [`TransferError::may_pass`] ends them.
+fn waits() -> ExponentialBuilder {
+    backoff().with_total_delay(None)
 }
 
 fn client(channel: &Channel) -> ArtifactsClient<Channel> {
@@ -104,7 +137,7 @@ pub async fn stat(channel: &Channel, key: &str) -> Result<Option<v1::Object>, Tr
             Err(status) => Err(TransferError::from_status(key, status)),
         }
     };
-    once.retry(backoff()).when(TransferError::is_unavailable).await
+    persist(once).await
 }
 
 /// Writes an object that is in memory.
@@ -123,7 +156,7 @@ pub async fn upload_bytes(
             .collect::<Vec<_>>();
         put(channel, key, writer, &digest, followed(futures::stream::iter(chunks), moved))
     };
-    once.retry(backoff()).when(TransferError::is_unavailable).notify(note).await
+    persist(once).await
 }
 
 /// Uploads a user's file as `inputs/{blake3}`, unless it is there already. The answer's `path` is the file's name.
@@ -228,15 +261,15 @@ async fn download(
     mut sink: impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     let mut hasher = blake3::Hasher::new();
-    let mut waits: ExponentialBackoff = backoff().build();
+    let (mut pauses, mut since): (ExponentialBackoff, _) = (waits().build(), Instant::now());
     loop {
         let before = hasher.count();
         let Err(error) = download_rest(channel, object, &mut hasher, &mut sink).await else { break };
         if hasher.count() > before {
-            waits = backoff().build();
+            (pauses, since) = (waits().build(), Instant::now());
         }
-        match waits.next() {
-            Some(wait) if error.is_unavailable() => {
+        match pauses.next() {
+            Some(wait) if error.may_pass(since.elapsed()) => {
                 note(&error, wait);
                 tokio::time::sleep(wait).await;
             }
@@ -311,7 +344,7 @@ pub async fn upload_file(
             (None, result) => result,
         }
     };
-    let object = once.retry(backoff()).when(TransferError::is_unavailable).notify(note).await?;
+    let object = persist(once).await?;
     Ok(v1::Object { path: file_name(path), ..object })
 }
 

@@ -1,8 +1,8 @@
 //! A store that fails on purpose: a seeded share of requests is refused, or done with the reply lost.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -30,7 +30,7 @@ pub(crate) struct Faults {
 #[derive(Debug)]
 pub(crate) struct FaultStore {
     inner: Arc<InMemory>,
-    faults: Faults,
+    faults: Mutex<Faults>,
     seed: u64,
     drawn: AtomicU64,
     /// Faults injected so far: a test in which none struck proves nothing.
@@ -39,7 +39,16 @@ pub(crate) struct FaultStore {
 
 impl FaultStore {
     pub(crate) fn new(inner: Arc<InMemory>, faults: Faults, seed: u64) -> Self {
-        Self { inner, faults, seed, drawn: AtomicU64::new(0), struck: AtomicU64::new(0) }
+        Self { inner, faults: Mutex::new(faults), seed, drawn: AtomicU64::new(0), struck: AtomicU64::new(0) }
+    }
+
+    /// What goes wrong from here on.
+    pub(crate) fn set(&self, faults: Faults) {
+        *self.faults.lock().unwrap() = faults;
+    }
+
+    fn faults(&self) -> Faults {
+        *self.faults.lock().unwrap()
     }
 
     fn strike(&self, percent: u64) -> bool {
@@ -69,13 +78,13 @@ impl fmt::Display for FaultStore {
 impl ObjectStore for FaultStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         tokio::task::yield_now().await;
-        if self.strike(self.faults.refuse_put) {
+        if self.strike(self.faults().refuse_put) {
             return Self::failure("503 before the write");
         }
-        let mode = if self.faults.ignore_create { PutMode::Overwrite } else { options.mode.clone() };
+        let mode = if self.faults().ignore_create { PutMode::Overwrite } else { options.mode.clone() };
         let result = self.inner.put_opts(location, payload, PutOptions { mode, ..options }).await;
         tokio::task::yield_now().await;
-        if self.strike(self.faults.lose_reply) {
+        if self.strike(self.faults().lose_reply) {
             Self::failure("connection reset after the write")
         } else {
             result
@@ -92,7 +101,7 @@ impl ObjectStore for FaultStore {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         tokio::task::yield_now().await;
-        if self.strike(self.faults.refuse_get) {
+        if self.strike(self.faults().refuse_get) {
             return Self::failure("503 on get");
         }
         self.inner.get_opts(location, options).await

@@ -7,6 +7,7 @@
 mod error;
 #[cfg(test)]
 pub(crate) mod fault;
+mod health;
 pub mod key;
 pub mod log;
 pub mod object;

@@ -2,7 +2,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, P
 use tokio::sync::{Mutex, MutexGuard};
 use ulid::Ulid;
 
+use super::health::Health;
 use super::{StoreError, key};
 
 /// An object's bytes as they arrive.
@@ -43,6 +44,9 @@ pub struct Store {
     prefix: Path,
     location: Arc<str>,
     retry: ExponentialBuilder,
+    /// Waits for room on a full store too.
+    waits_for_room: bool,
+    health: Health,
     /// Serialise the last step of writing a hashed object, by key.
     finishing: Arc<[Mutex<()>; 64]>,
 }
@@ -61,7 +65,15 @@ impl Store {
             .with_max_times(8)
             .with_jitter();
         let finishing = Arc::new(std::array::from_fn(|_| Mutex::new(())));
-        Self { inner, prefix, location: location.into(), retry, finishing }
+        Self {
+            inner,
+            prefix,
+            location: location.into(),
+            retry,
+            waits_for_room: false,
+            health: Health::default(),
+            finishing,
+        }
     }
 
     /// A store in this process's memory.
@@ -72,6 +84,18 @@ impl Store {
     /// Where the store is, without secrets.
     pub fn location(&self) -> &str {
         &self.location
+    }
+
+    /// The same store for one who can wait: what it refuses because it is away or full is tried again, with jitter, until
+    /// the pauses add up to `limit`.
+    pub fn patient(&self, limit: Duration) -> Self {
+        let retry = self.retry.without_max_times().with_total_delay(Some(limit));
+        Self { retry, waits_for_room: true, ..self.clone() }
+    }
+
+    /// What is wrong with the store, where requests fail one after another or are not answered; none while it answers.
+    pub fn trouble(&self) -> Option<String> {
+        self.health.trouble(Instant::now())
     }
 
     /// Refuses a store that lets one key be created twice: the log's safety rests on that.
@@ -234,7 +258,9 @@ impl Store {
         let once = || {
             let reply = request(path.clone());
             async move {
+                let sent = self.health.send(Instant::now());
                 let result = reply.await.map_err(|error| self.failure(operation, key, &error));
+                sent.answered(&result, Instant::now());
                 let code = result.as_ref().err().map_or("ok", StoreError::code);
                 metrics::counter!("foil_objectstore_requests_total", "op" => operation, "code" => code)
                     .increment(1);
@@ -242,7 +268,7 @@ impl Store {
             }
         };
         once.retry(self.retry)
-            .when(StoreError::is_brief)
+            .when(|error: &StoreError| error.is_brief() || (self.waits_for_room && error.is_transient()))
             .notify(|error, delay| tracing::warn!(%error, ?delay, "trying the store again"))
             .await
     }

@@ -1,9 +1,11 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use proptest::prelude::*;
 
@@ -19,44 +21,33 @@ fn local() -> (tempfile::TempDir, Store) {
     (directory, store)
 }
 
-/// What every kind of store must do.
-async fn conforms(store: &Store) {
-    store.probe().await.unwrap();
-    assert!(store.list("meta").await.unwrap().is_empty());
-    assert_eq!(store.create("a/x", "one".into()).await.unwrap(), Put::Created);
-    assert_eq!(store.create("a/x", "two".into()).await.unwrap(), Put::Exists);
-    store.create("a/b/y", "".into()).await.unwrap();
-    store.create("ab/z", "z".into()).await.unwrap();
-    assert_eq!(store.get("a/x").await.unwrap(), "one");
-    assert_eq!(store.get_range("a/x", 1..3).await.unwrap(), "ne");
-    assert_eq!(store.size("a/x").await.unwrap(), 3);
-    let listed = |key: &str, size| Listed { key: key.to_owned(), size };
-    assert_eq!(store.list("a").await.unwrap(), [listed("a/b/y", 0), listed("a/x", 3)]);
-    for (offset, rest) in [(0, "one"), (2, "e"), (3, ""), (9, "")] {
-        let (size, stream) = store.stream("a/x", offset).await.unwrap();
-        let parts: Vec<Bytes> = stream.try_collect().await.unwrap();
-        assert_eq!((size, parts.concat()), (3, rest.as_bytes().to_vec()));
-    }
-    store.delete("a/x").await.unwrap();
-    store.delete("a/x").await.unwrap();
-    assert!(matches!(store.get("a/x").await, Err(StoreError::NotFound { .. })));
-    assert!(!store.exists("a/x").await.unwrap());
-}
-
-#[tokio::test]
-async fn all_kinds_conform() {
-    conforms(&Store::in_memory()).await;
-    conforms(&Store::open("memory:///").unwrap()).await;
-    conforms(&local().1).await;
-    let below = Store::new(Arc::new(InMemory::new()), "some/prefix".into(), "prefixed".to_owned());
-    conforms(&below).await;
-}
-
 #[tokio::test]
 async fn a_store_that_creates_twice_is_refused() {
     let faults = Faults { ignore_create: true, ..Faults::default() };
     let store = Store::for_test(Arc::new(FaultStore::new(Arc::new(InMemory::new()), faults, 0)), 0);
     assert!(matches!(store.probe().await, Err(StoreError::NotExclusive { .. })));
+}
+
+#[tokio::test]
+async fn who_is_patient_outlasts_an_outage_and_others_give_up() {
+    let broken = Arc::new(FaultStore::new(Arc::new(InMemory::new()), Faults::default(), 0));
+    let store = Store::for_test(Arc::clone(&broken) as Arc<dyn ObjectStore>, 3);
+    let outage = Faults { refuse_put: 100, ..Faults::default() };
+    broken.set(outage);
+    assert!(matches!(store.create("a", "one".into()).await, Err(StoreError::Unavailable { .. })));
+
+    let patient = store.patient(Duration::from_secs(60));
+    let waiting = tokio::spawn(async move { patient.create("a", "one".into()).await });
+    while broken.struck.load(Ordering::Relaxed) < 50 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!waiting.is_finished());
+    broken.set(Faults::default());
+    assert_eq!(waiting.await.unwrap().unwrap(), Put::Created);
+
+    broken.set(outage);
+    let bounded = store.patient(Duration::from_millis(20));
+    assert!(matches!(bounded.create("b", "one".into()).await, Err(StoreError::Unavailable { .. })));
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use foil_proto::v1;
 use foil_proto::v1::jobs_client::JobsClient;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
 
 use super::output;
 
@@ -126,6 +127,9 @@ impl Client {
                 anyhow::anyhow!("the coordinator at {} did not answer in time", self.url)
             }
             (code, "") => anyhow::anyhow!("the coordinator answered {code:?}"),
+            (Code::InvalidArgument, message) => {
+                Refused { class: class_of(status), message: message.to_owned() }.into()
+            }
             (_, message) => anyhow::Error::msg(message.to_owned()),
         }
     }
@@ -159,6 +163,21 @@ impl Client {
         };
         attempt.retry(pauses).when(rpc::is_unavailable).notify(tell).await
     }
+}
+
+/// What a user asked for cannot be done as it stands.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Refused {
+    /// user or data, as a job's failure has it.
+    pub(crate) class: &'static str,
+    message: String,
+}
+
+/// Whose fault it is: that of the data where the status names a field of the specification's data.
+fn class_of(status: &Status) -> &'static str {
+    let fields = status.get_details_bad_request().map(|request| request.field_violations).unwrap_or_default();
+    if fields.iter().any(|violation| violation.field.starts_with("spec.data")) { "data" } else { "user" }
 }
 
 fn pick(text: &str, jobs: &[v1::Job]) -> Result<String> {

@@ -49,7 +49,9 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         job.phases_done
     ))?;
     if !job.phase.is_empty() {
-        output::line(&format!("phase {}, attempt {}", job.phase, job.attempt))?;
+        let progress = job.progress.as_ref().map(|told| format!(": {}", report::progress(told)));
+        let progress = progress.unwrap_or_default();
+        output::line(&format!("phase {}, attempt {}{progress}", job.phase, job.attempt))?;
     }
     let table = report::table(&job, terminal::stdout_columns());
     if !table.is_empty() {
@@ -59,6 +61,7 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         output::line(&format!("\n{}", report::failure(&job)))?;
     }
     if let Some(spec) = &job.spec {
+        output::line(&format!("\n{}", report::outline(spec)))?;
         output::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
     }
     Ok(())

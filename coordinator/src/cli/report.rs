@@ -1,8 +1,12 @@
 //! A finished job for readers (a table of rounds) and for programs (one JSON object).
 
+mod failure;
+
 use foil_common::drift;
 use foil_proto::v1;
 use serde_json::{Map, Value, json};
+
+pub(crate) use self::failure::failure;
 
 /// What a program may rely on in every round, `null` where it was not measured.
 const REWARD: [&str; 3] = ["accuracy", "ece", "loss"];
@@ -40,13 +44,7 @@ pub(crate) fn summary(job: &v1::Job, artifacts: &LocalArtifacts, seconds: f64) -
         "seconds": seconds,
     });
     if let Some(failure) = &job.failure {
-        summary["error"] = json!({
-            "class": failure.class,
-            "message": failure.message,
-            "advice": failure.advice,
-            "phase": failure.phase,
-            "rank": failure.rank,
-        });
+        summary["error"] = failure::json(failure);
     }
     summary
 }
@@ -71,34 +69,6 @@ fn figures(metrics: &[v1::Metric], required: &[&str]) -> Value {
         }
     }
     Value::Object(figures)
-}
-
-/// A failure in one plain message: what failed, where, what to do.
-pub(crate) fn failure(job: &v1::Job) -> String {
-    let Some(failure) = &job.failure else {
-        return match job.state() {
-            v1::JobState::Cancelled => format!("job {} was cancelled", job.name),
-            _ => format!("job {} is {}", job.name, state_name(job)),
-        };
-    };
-    let message = failure.message.trim_end_matches('.');
-    let mut text = format!("job {} failed", job.name);
-    // The message often names the place itself.
-    if !failure.phase.is_empty() && !message.contains(&failure.phase) {
-        text += &format!(" in {}", failure.phase);
-        if let Some(rank) = failure.rank {
-            text += &format!(" on rank {rank}");
-        }
-    }
-    text += &format!(": {message}");
-    let is_said = message.to_lowercase().contains(&failure.advice.to_lowercase());
-    if !is_said {
-        text += &format!("; {}", failure.advice.trim_end_matches('.'));
-    }
-    for line in &failure.log_tail {
-        text += &format!("\n  | {line}");
-    }
-    text
 }
 
 struct Column {
@@ -188,6 +158,28 @@ pub(crate) fn align(rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// How far a phase is: `37 of 96 prompts`, `step 12 of 40, loss 0.578`.
+pub(crate) fn progress(told: &v1::PhaseProgress) -> String {
+    let count = match told.unit.as_str() {
+        "steps" => format!("step {} of {}", told.done, told.total),
+        unit => format!("{} of {} {unit}", told.done, told.total),
+    };
+    std::iter::once(count).chain(brief(&told.step)).collect::<Vec<_>>().join(", ")
+}
+
+/// A specification in one line: `2 rounds of rejection against bradley_terry, 2 ranks on cpu`.
+pub(crate) fn outline(spec: &v1::JobSpec) -> String {
+    let method = spec.policy_step.as_ref().map(|step| step.method.as_str()).unwrap_or_default();
+    let loss = spec.reward_step.as_ref().map(|step| step.loss.as_str()).unwrap_or_default();
+    let resources = spec.resources.clone().unwrap_or_default();
+    format!(
+        "{} rounds of {method} against {loss}, {} ranks on {}",
+        spec.rounds.unwrap_or_default(),
+        resources.ranks.unwrap_or_default(),
+        resources.device
+    )
+}
+
 /// A phase's telling figures, the most telling first: `loss 0.578`, `reward 1.250`.
 pub(crate) fn brief(metrics: &[v1::Metric]) -> Vec<String> {
     let telling = ["loss", "accuracy", "reward_mean", "gold_mean", "kl", "length_mean"];
@@ -247,6 +239,24 @@ start  –              –              –            2.60 ± 0.06  –       
     }
 
     #[test]
+    fn progress_and_specification_fit_a_line() {
+        let step = vec![metric("seconds", 1.0, None), metric("loss", 0.5784, None)];
+        let told =
+            v1::PhaseProgress { done: 12, total: 40, unit: "steps".into(), step, ..Default::default() };
+        assert_eq!(progress(&told), "step 12 of 40, loss 0.578");
+        let rows = v1::PhaseProgress { done: 3, total: 9, unit: "prompts".into(), ..Default::default() };
+        assert_eq!(progress(&rows), "3 of 9 prompts");
+        let spec = v1::JobSpec {
+            rounds: Some(2),
+            policy_step: Some(v1::PolicyStepSpec { method: "dpo".into(), ..Default::default() }),
+            reward_step: Some(v1::RewardStepSpec { loss: "wgan".into(), ..Default::default() }),
+            resources: Some(v1::ResourceSpec { ranks: Some(2), device: "cpu".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        assert_eq!(outline(&spec), "2 rounds of dpo against wgan, 2 ranks on cpu");
+    }
+
+    #[test]
     fn columns_without_figures_are_left_out() {
         let mut job = finished_job();
         job.start.clear();
@@ -290,29 +300,5 @@ start  –              –              –            2.60 ± 0.06  –       
         let reference = metric("reference_drift_mean", 2e-6, Some(1e-7));
         assert_eq!(policy(std::slice::from_ref(&reference))["drift"], 2e-6);
         assert_eq!(policy(&[reference, metric("drift_mean", 3e-6, None)])["drift"], 3e-6);
-    }
-
-    #[test]
-    fn a_failure_says_what_where_and_what_to_do() {
-        let mut job = finished_job();
-        job.set_state(v1::JobState::Failed);
-        job.failure = Some(v1::JobFailure {
-            class: "nonfinite".into(),
-            message: "the loss is not finite at step 3".into(),
-            advice: "lower reward_step.learning_rate".into(),
-            phase: "r01.reward.train".into(),
-            rank: Some(1),
-            log_tail: vec!["loss NaN".into()],
-        });
-        assert_eq!(
-            failure(&job),
-            "job letters failed in r01.reward.train on rank 1: the loss is not finite at step 3; \
-             lower reward_step.learning_rate\n  | loss NaN"
-        );
-        let json = summary(&job, &LocalArtifacts::default(), 1.0);
-        assert_eq!(
-            (json["state"].as_str(), json["error"]["class"].as_str()),
-            (Some("failed"), Some("nonfinite"))
-        );
     }
 }

@@ -14,8 +14,8 @@ use foil_proto::v1::{self, agent_command, rank_command, rank_message};
 
 use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness};
-use crate::job::{CauseClass, Change, Event, JobState, Life, StateError, Submitted};
-use crate::schedule::{Counter, Deadlines, Input, Refusal, Run, ended};
+use crate::job::{CauseClass, Change, Event, JobState, Life, StateError, Submitted, view};
+use crate::schedule::{Counter, Deadlines, Input, Level, Refusal, Run, ended};
 
 /// What is to be done: `events` first, and `actions` once they are durable.
 #[derive(Debug, Default)]
@@ -48,6 +48,8 @@ pub struct Core {
     cluster: Cluster,
     deadlines: Deadlines,
     outbox: Outbox,
+    /// What is wrong with the store, where something is.
+    trouble: Option<String>,
     /// An event that the state refused: the process must not go on.
     fault: Option<StateError>,
 }
@@ -58,6 +60,8 @@ struct Entry {
     run: Option<Run>,
     /// Durable events as watchers see them.
     history: Vec<Arc<v1::JobEvent>>,
+    /// Of the running attempt, as watchers were last told.
+    progress: Option<v1::PhaseProgress>,
     waiting: Option<Waiting>,
 }
 
@@ -82,6 +86,7 @@ impl Core {
             cluster: Cluster::new(liveness),
             deadlines,
             outbox: Outbox::default(),
+            trouble: None,
             fault: None,
         };
         for event in events {
@@ -122,6 +127,14 @@ impl Core {
 
     pub fn state(&self, id: &str) -> Option<&JobState> {
         self.jobs.get(id).map(|entry| &entry.state)
+    }
+
+    /// The job as its user sees it, with how far its phase is.
+    pub fn shown(&self, id: &str) -> Option<v1::Job> {
+        let entry = self.jobs.get(id)?;
+        let job = view::job(&entry.state);
+        let progress = entry.progress.clone().filter(|progress| progress.phase == job.phase);
+        Some(v1::Job { progress, ..job })
     }
 
     /// Job ids, oldest first.
@@ -213,6 +226,33 @@ impl Core {
             self.take(job, decision, now);
         }
         self.settle(job, now);
+    }
+
+    /// What is wrong with the store now, if anything. To be told before each tick: meanwhile no rank is taken for hung, and
+    /// watchers hear of it at its beginning and its end.
+    pub fn store_is(&mut self, trouble: Option<String>, now: Now) {
+        let news = match (&self.trouble, &trouble) {
+            (None, Some(trouble)) => Some((
+                Level::Warning,
+                format!("the store does not answer, and the job waits for it: {trouble}"),
+            )),
+            (Some(_), None) => Some((Level::Info, "the store answers again; the job goes on".to_owned())),
+            _ => None,
+        };
+        self.trouble = trouble;
+        for id in self.order.clone() {
+            let away = self.trouble.is_some();
+            let runs = self
+                .with_run(&id, |run, _| {
+                    if away {
+                        run.excuse(now)
+                    }
+                })
+                .is_some();
+            if runs && let Some((level, text)) = &news {
+                self.tell_watchers(&id, *level, text.clone(), now);
+            }
+        }
     }
 
     pub fn tick(&mut self, now: Now) {

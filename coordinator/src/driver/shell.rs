@@ -38,6 +38,9 @@ pub struct Settings {
     pub deadlines: Deadlines,
 }
 
+/// How long a phase that is over waits for the store to take its step figures.
+const STORE_PATIENCE: Duration = Duration::from_secs(3600);
+
 /// How often an agent is to be heard.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Less than [`Liveness::silence`]: an agent has killed its ranks before it is given up.
@@ -125,6 +128,7 @@ impl Driver {
                 Some(command) = self.inbox.recv() => self.batch(command),
                 _ = ticks.tick() => {
                     let now = self.clock.now();
+                    self.core.store_is(self.store.trouble(), now);
                     self.core.tick(now);
                     telemetry::levels(&self.core, now);
                 }
@@ -187,7 +191,7 @@ impl Driver {
     }
 
     fn write_steps(&self, job: String, phase: String, key: String, body: String) {
-        let (store, handle) = (self.store.clone(), self.handle.clone());
+        let (store, handle) = (self.store.patient(STORE_PATIENCE), self.handle.clone());
         tokio::spawn(async move {
             let written = store.put_object(&key, Bytes::from(body)).await;
             let result = written
@@ -206,7 +210,7 @@ impl Driver {
             }
             Command::Submit { id, submitted, reply } => self.submit(&id, *submitted, reply, now),
             Command::Get { id, reply } => {
-                let job = self.core.state(&id).map(view::job);
+                let job = self.core.shown(&id);
                 self.reply(move |_| drop(reply.send(job)));
             }
             Command::List { size, after, reply } => {

@@ -2,7 +2,7 @@
 
 use foil_proto::v1;
 
-use super::event::{Cause, CauseClass, Change, Outcome};
+use super::event::{Cause, CauseClass, Change, Detail, Outcome};
 use super::state::{ATTEMPTS_WITHOUT_COMMIT, JobState, Life};
 
 /// The next change that follows from the state itself, and why; none where something else must happen first.
@@ -17,7 +17,7 @@ pub fn decide(state: &JobState) -> Option<(Change, String)> {
         Life::Recovering => {
             let failure = failure(state)?;
             let reason = failure.message.clone();
-            Some((Change::Ended(Outcome::Failed(failure)), reason))
+            Some((Change::Ended(Outcome::Failed(Box::new(failure))), reason))
         }
         Life::Queued | Life::Running { .. } | Life::Cancelling { .. } | Life::Ended { .. } => None,
     }
@@ -34,11 +34,13 @@ fn failure(state: &JobState) -> Option<v1::JobFailure> {
     }
     let message =
         format!("{} attempts ended without a commit; the last: {}", state.failures.len(), last.message);
-    let cause = Cause { class: CauseClass::NoProgress, ..last.clone() };
+    let detail = Detail { last_class: Some(last.class), ..last.detail.clone() };
+    let cause = Cause { class: CauseClass::NoProgress, detail, ..last.clone() };
     Some(job_failure(state, &cause, message))
 }
 
 fn job_failure(state: &JobState, cause: &Cause, message: String) -> v1::JobFailure {
+    let Detail { step, chunk, last_class, signal, rows, memory } = cause.detail.clone();
     v1::JobFailure {
         class: cause.class.as_str().to_owned(),
         message,
@@ -46,5 +48,14 @@ fn job_failure(state: &JobState, cause: &Cause, message: String) -> v1::JobFailu
         phase: state.phase().map(|phase| phase.id.clone()).unwrap_or_default(),
         rank: cause.rank,
         log_tail: cause.log_tail.clone(),
+        round: state.phase().map_or(0, |phase| phase.round),
+        step,
+        chunk,
+        attempt: state.attempt,
+        failed_attempts: u32::try_from(state.failures.len()).unwrap_or(u32::MAX),
+        last_class: last_class.map(|class| class.as_str().to_owned()).unwrap_or_default(),
+        signal: signal.unwrap_or_default(),
+        rows,
+        memory,
     }
 }

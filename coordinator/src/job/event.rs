@@ -84,6 +84,22 @@ pub struct Cause {
     pub rank: Option<u32>,
     /// The failed rank's last log lines.
     pub log_tail: Vec<String>,
+    /// A log written before there was any has none.
+    #[serde(default)]
+    pub detail: Detail,
+}
+
+/// What else is known of a failure, as [`v1::JobFailure`] tells it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Detail {
+    pub step: Option<u64>,
+    pub chunk: Option<u32>,
+    /// Where the class is [`CauseClass::NoProgress`], that of the last failure.
+    pub last_class: Option<CauseClass>,
+    pub signal: Option<String>,
+    pub rows: Vec<String>,
+    pub memory: Option<v1::MemoryShortage>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -160,6 +176,6 @@ impl CauseClass {
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Succeeded,
-    Failed(v1::JobFailure),
+    Failed(Box<v1::JobFailure>),
     Cancelled,
 }

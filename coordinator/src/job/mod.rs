@@ -10,5 +10,5 @@ mod tests;
 pub mod view;
 
 pub use decide::decide;
-pub use event::{Cause, CauseClass, Change, ChunkDone, Committed, Event, Outcome, Submitted};
+pub use event::{Cause, CauseClass, Change, ChunkDone, Committed, Detail, Event, Outcome, Submitted};
 pub use state::{JobState, Life, StateError};

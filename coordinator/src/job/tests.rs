@@ -32,6 +32,7 @@ fn three_attempts_without_a_commit_end_a_job_and_a_commit_forgives() {
     let (change, _) = decide(&state).unwrap();
     let Change::Ended(Outcome::Failed(failure)) = &change else { panic!("{change:?}") };
     assert_eq!((failure.class.as_str(), failure.rank), ("no_progress", Some(1)));
+    assert_eq!((failure.last_class.as_str(), failure.failed_attempts, failure.attempt), ("crash", 3, 5));
     assert!(failure.message.contains("rank 1 crashed"), "{}", failure.message);
     state.apply(&event(9, change)).unwrap();
     assert!(state.is_ended() && decide(&state).is_none());
@@ -56,6 +57,41 @@ fn bad_data_fails_at_the_first_attempt() {
     state.apply(&event(5, Change::AttemptEnded { attempt: 1, cause })).unwrap();
     let Some((Change::Ended(Outcome::Failed(failure)), _)) = decide(&state) else { panic!() };
     assert_eq!(failure.class, "data");
+}
+
+#[test]
+fn a_failure_tells_all_that_is_known_and_survives_the_log() {
+    let detail = Detail {
+        step: Some(7),
+        chunk: None,
+        last_class: None,
+        signal: Some("SIGBUS".into()),
+        rows: vec!["human pair 5".into()],
+        memory: Some(v1::MemoryShortage { place: "host".into(), peak_bytes: Some(9), ..Default::default() }),
+    };
+    let cause = Cause { detail: detail.clone(), ..ended(CauseClass::Nonfinite, "no number") };
+    let change = Change::AttemptEnded { attempt: 1, cause };
+    let bytes = rmp_serde::to_vec_named(&event(5, change)).unwrap();
+    let mut state = after(&[], 3);
+    state.apply(&rmp_serde::from_slice(&bytes).unwrap()).unwrap();
+    let (change, _) = decide(&state).unwrap();
+    let bytes = rmp_serde::to_vec_named(&event(6, change)).unwrap();
+    state.apply(&rmp_serde::from_slice(&bytes).unwrap()).unwrap();
+
+    let failure = view::job(&state).failure.unwrap();
+    assert_eq!((failure.round, failure.step, failure.attempt), (state.phase().unwrap().round, Some(7), 1));
+    assert_eq!(
+        (failure.signal.as_str(), &failure.rows, &failure.memory),
+        ("SIGBUS", &detail.rows, &detail.memory)
+    );
+}
+
+#[test]
+fn a_cause_of_an_older_log_has_no_detail() {
+    let cause = ended(CauseClass::Crash, "rank 1 crashed");
+    let mut old = serde_json::to_value(&cause).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("detail").is_some());
+    assert_eq!(serde_json::from_value::<Cause>(old).unwrap(), cause);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::plan::{self, Phase, Work};
 /// The job as it stands.
 pub fn job(state: &JobState) -> v1::Job {
     let (ended_at, failure) = match &state.life {
-        Life::Ended { at, outcome: Outcome::Failed(failure) } => (Some(*at), Some(failure.clone())),
+        Life::Ended { at, outcome: Outcome::Failed(failure) } => (Some(*at), Some((**failure).clone())),
         Life::Ended { at, .. } => (Some(*at), None),
         _ => (None, None),
     };
@@ -36,6 +36,8 @@ pub fn job(state: &JobState) -> v1::Job {
         artifacts: state.committed.iter().flat_map(artifacts).cloned().collect(),
         failure,
         best_round: best_round(state),
+        // What the log does not keep.
+        progress: None,
     }
 }
 

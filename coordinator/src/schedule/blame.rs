@@ -3,9 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use foil_common::shortage::Described;
 use foil_proto::v1;
+use nix::sys::signal::Signal;
 
-use crate::job::{Cause, CauseClass};
+use crate::job::{Cause, CauseClass, Detail};
 
 /// Ends of a rank process that follow from another's end (exit codes of `foil-worker`): told to end, its
 /// coordinator's stream lost, or its session stale.
@@ -16,6 +18,10 @@ const CONSEQUENCES: [i32; 3] = [0, 4, 5];
 pub(super) struct Symptom {
     pub(super) rank: usize,
     pub(super) sign: Sign,
+    /// In a gang, the last step that the rank had told of.
+    pub(super) step: Option<u64>,
+    /// In a map phase, the chunk that the rank held.
+    pub(super) chunk: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -36,14 +42,7 @@ impl fmt::Display for Sign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Said(failure) => f.write_str(&failure.message),
-            Self::Exited(exit) if exit.out_of_memory => {
-                f.write_str("the kernel killed it for want of memory")
-            }
-            Self::Exited(exit) => match (exit.signal, exit.exit_code) {
-                (Some(signal), _) => write!(f, "its process was ended by signal {signal}"),
-                (None, Some(code)) => write!(f, "its process ended with exit code {code}"),
-                (None, None) => f.write_str("its process could not be started"),
-            },
+            Self::Exited(exit) => end_of_process(exit, f),
             Self::StreamEnded => f.write_str("its stream ended"),
             Self::AgentLost => f.write_str("its agent was not heard any more"),
             Self::NotStarted(limit) => write!(f, "its process did not connect within {} s", limit.as_secs()),
@@ -52,6 +51,24 @@ impl fmt::Display for Sign {
             Self::StoreFailed(error) => write!(f, "the object store failed: {error}"),
         }
     }
+}
+
+fn end_of_process(exit: &v1::RankExited, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match (exit.signal, exit.exit_code) {
+        (Some(signal), _) => write!(f, "its process was ended by {}", signal_name(signal))?,
+        (None, Some(code)) => write!(f, "its process ended with exit code {code}")?,
+        (None, None) => f.write_str("its process could not be started")?,
+    }
+    match &exit.memory {
+        Some(memory) => write!(f, ", {}", Described(memory)),
+        None if exit.out_of_memory => f.write_str(", out of host memory"),
+        None => Ok(()),
+    }
+}
+
+/// For example `SIGSEGV`; a real-time signal goes by its number.
+fn signal_name(signal: i32) -> String {
+    Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned())
 }
 
 /// The cause among the symptoms, which stand in the order in which they were seen: the first of the most telling kind.
@@ -67,27 +84,43 @@ pub(super) fn cause(phase: &str, symptoms: &[Symptom]) -> Cause {
             advice: advice(CauseClass::Crash).to_owned(),
             rank: None,
             log_tail: Vec::new(),
+            detail: Detail::default(),
         };
     };
+    let of_culprit: Vec<&Symptom> = symptoms.iter().filter(|symptom| symptom.rank == culprit.rank).collect();
+    let log_tail = of_culprit.iter().find_map(|symptom| match &symptom.sign {
+        Sign::Exited(exit) => Some(exit.log_tail.clone()),
+        _ => None,
+    });
     let class = class(&culprit.sign);
-    let log_tail = symptoms
-        .iter()
-        .filter(|symptom| symptom.rank == culprit.rank)
-        .find_map(|symptom| match &symptom.sign {
-            Sign::Exited(exit) => Some(exit.log_tail.clone()),
-            _ => None,
-        })
-        .unwrap_or_default();
-    let advice = match &culprit.sign {
-        Sign::Said(failure) if !failure.advice.is_empty() => failure.advice.clone(),
-        _ => advice(class).to_owned(),
-    };
     Cause {
         class,
         message: format!("rank {} in {phase}: {}", culprit.rank, culprit.sign),
-        advice,
+        advice: advice_for(class, &culprit.sign).to_owned(),
         rank: u32::try_from(culprit.rank).ok(),
-        log_tail,
+        log_tail: log_tail.unwrap_or_default(),
+        detail: detail(&culprit.sign, &of_culprit),
+    }
+}
+
+fn detail(sign: &Sign, of_culprit: &[&Symptom]) -> Detail {
+    let seen = Detail {
+        step: of_culprit.iter().find_map(|symptom| symptom.step),
+        chunk: of_culprit.iter().find_map(|symptom| symptom.chunk),
+        ..Detail::default()
+    };
+    match sign {
+        Sign::Said(failure) => Detail {
+            step: failure.step.or(seen.step),
+            chunk: failure.chunk.or(seen.chunk),
+            rows: failure.rows.clone(),
+            memory: failure.memory.clone(),
+            ..seen
+        },
+        Sign::Exited(exit) => {
+            Detail { signal: exit.signal.map(signal_name), memory: exit.memory.clone(), ..seen }
+        }
+        _ => seen,
     }
 }
 
@@ -121,7 +154,18 @@ fn class(sign: &Sign) -> CauseClass {
     }
 }
 
-/// What a user can do where the rank gave no advice of its own.
+/// The rank's own advice, or what else a user can do.
+fn advice_for(class: CauseClass, sign: &Sign) -> &str {
+    match sign {
+        Sign::Said(failure) if !failure.advice.is_empty() => &failure.advice,
+        Sign::Exited(exit) if exit.signal == Some(Signal::SIGKILL as i32) && !exit.out_of_memory => {
+            "something on its machine killed it, and neither Foil nor the kernel for want of memory: look at that machine's \
+             system log"
+        }
+        _ => advice(class),
+    }
+}
+
 fn advice(class: CauseClass) -> &'static str {
     match class {
         CauseClass::OutOfMemory => {

@@ -8,7 +8,7 @@ use foil_proto::v1::rank_command::Command;
 use super::blame::{Symptom, cause};
 use super::{Decision, Effect, Run, Slot};
 use crate::clock::Now;
-use crate::job::{Cause, CauseClass, Change};
+use crate::job::{Cause, CauseClass, Change, Detail};
 
 /// An attempt that is ending. It is over when every seat is vacant.
 #[derive(Debug)]
@@ -71,12 +71,14 @@ impl Run {
         }
     }
 
-    /// A rank's own word that no other attempt would do better: the job fails at once.
+    /// A rank's own word that no other attempt would do better: nothing is waited for but the ranks' deaths, which bring
+    /// their last log lines.
     pub(super) fn fail_at_once(&mut self, symptom: Symptom, now: Now, out: &mut Decision) {
-        let cause = cause(&self.phase_id, &[symptom]);
-        out.because(cause.message.clone());
-        out.changes.push(Change::AttemptEnded { attempt: self.attempt, cause });
-        self.closing = Some(Closing { kill_at: now.mono, ending: Ending::Recorded });
+        out.because(format!("rank {} failed for good: {}", symptom.rank, symptom.sign));
+        self.begin_failing(symptom, None, false, now);
+        if let Some(closing) = &mut self.closing {
+            closing.kill_at = now.mono;
+        }
     }
 
     /// The last phase is committed: ranks may end by themselves.
@@ -114,6 +116,7 @@ impl Run {
                         format!("{poison} ended every rank that tried it; at last {}", cause.message);
                 }
                 if hopeless {
+                    cause.detail.last_class = Some(cause.class);
                     cause.class = CauseClass::NoProgress;
                 }
                 cause
@@ -126,5 +129,12 @@ impl Run {
 
 /// An end that is nobody's fault.
 pub fn ended(class: CauseClass, message: &str) -> Cause {
-    Cause { class, message: message.to_owned(), advice: String::new(), rank: None, log_tail: Vec::new() }
+    Cause {
+        class,
+        message: message.to_owned(),
+        advice: String::new(),
+        rank: None,
+        log_tail: Vec::new(),
+        detail: Detail::default(),
+    }
 }

@@ -4,7 +4,7 @@ use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 use serde_json::{Map as JsonMap, Value};
 
-use super::blame::{Sign, Symptom};
+use super::blame::Sign;
 use super::checkpoints::Shares;
 use super::map::{finite, of_stage};
 use super::pulse::Pulse;
@@ -268,7 +268,7 @@ impl Run {
                 Level::Error,
                 format!("determinism alarm: ranks ended {} with different parameters", phase.id),
             );
-            return self.fail(Symptom { rank, sign: Sign::Diverged }, now);
+            return self.fail(self.symptom(rank, Sign::Diverged), now);
         }
         let artifact = self.artifact(phase, objects);
         for slot in &mut self.slots {
@@ -300,7 +300,7 @@ impl Run {
         }
         let object = match result {
             Ok(object) => object,
-            Err(error) => return self.fail(Symptom { rank: 0, sign: Sign::StoreFailed(error) }, now),
+            Err(error) => return self.fail(self.symptom(0, Sign::StoreFailed(error)), now),
         };
         let steps = v1::Artifact {
             name: format!("metrics/{phase}"),
@@ -355,7 +355,7 @@ impl Run {
         let current = failure.phase == self.phase_id && self.closing.is_none();
         let sign = Sign::Said(failure);
         if last_word && current {
-            self.fail_at_once(Symptom { rank, sign }, now, out);
+            self.fail_at_once(self.symptom(rank, sign), now, out);
         } else {
             self.lose(rank, sign, now, out);
         }
@@ -373,6 +373,14 @@ impl Run {
         out.notice(Level::Error, format!("{}: it is put aside, and {next}", failure.message));
         let why = failure.message.clone();
         out.changes.push(Change::CheckpointLost { step, attempt, why });
+    }
+
+    /// The last step of the gang that a rank has told of.
+    pub(super) fn step_of(&self, rank: usize) -> Option<u64> {
+        match self.slots.get(rank) {
+            Some(Slot::Up { busy: Busy::Gang(member), .. }) => Some(member.step),
+            _ => None,
+        }
     }
 
     fn expect_phase<'a>(&self, state: &'a JobState, phase: &str, attempt: u32) -> Result<&'a Phase, Refusal> {

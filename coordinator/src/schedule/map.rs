@@ -7,7 +7,7 @@ use foil_common::{drift, figures};
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 
-use super::blame::{Sign, Symptom};
+use super::blame::Sign;
 use super::pulse::Pulse;
 use super::{Busy, Counter, Decision, Effect, Level, Refusal, Run, Slot, Stage};
 use crate::clock::Now;
@@ -131,7 +131,7 @@ impl Run {
             message: error.to_string(),
             ..Default::default()
         };
-        self.fail_at_once(Symptom { rank, sign: Sign::Said(failure) }, now, out);
+        self.fail_at_once(self.symptom(rank, Sign::Said(failure)), now, out);
     }
 
     pub(super) fn chunk_result(
@@ -180,7 +180,7 @@ impl Run {
                 message: format!("{figure} of chunk {} is not finite", result.chunk),
                 ..Default::default()
             };
-            self.fail_at_once(Symptom { rank, sign: Sign::Said(failure) }, now, out);
+            self.fail_at_once(self.symptom(rank, Sign::Said(failure)), now, out);
             return Ok(());
         }
         self.accept(result, out);

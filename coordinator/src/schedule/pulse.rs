@@ -37,6 +37,11 @@ impl Pulse {
         self.told = Some(progress);
     }
 
+    /// That it stands still is not the rank's fault.
+    pub(super) fn excuse(&mut self, now: Now) {
+        self.moved = now.mono;
+    }
+
     /// How far the rank is with rows or samples; none before it is at them.
     pub(super) fn rows(&self) -> Option<&v1::TaskProgress> {
         self.told.as_ref().filter(|told| Stage::of_unit(&told.unit).is_none())

@@ -141,7 +141,7 @@ impl Run {
         let was_down = matches!(self.slots.get(rank), Some(Slot::Down { .. }));
         let sign = Sign::Exited(exit);
         if was_down {
-            self.note(Symptom { rank, sign });
+            self.note(self.symptom(rank, sign));
         } else {
             self.lose(rank, sign, now, out);
         }
@@ -156,16 +156,21 @@ impl Run {
         self.vacate(rank, out);
     }
 
+    /// Something seen of a rank, with what the rank is at.
+    pub(super) fn symptom(&self, rank: usize, sign: Sign) -> Symptom {
+        Symptom { rank, sign, step: self.step_of(rank), chunk: self.chunk_of(rank) }
+    }
+
     /// A rank is of no more use. In a gang that ends the attempt; elsewhere its work goes to others and another process
     /// takes its seat.
     pub(super) fn lose(&mut self, rank: usize, sign: Sign, now: Now, out: &mut Decision) {
-        let chunk = self.chunk_of(rank);
-        match sign {
+        let symptom = self.symptom(rank, sign);
+        let chunk = symptom.chunk;
+        match symptom.sign {
             // Its seat is vacated by whoever tells: there is nothing to stop any more.
             Sign::Exited(_) | Sign::AgentLost => {}
             _ => self.take_down(rank, now, out),
         }
-        let symptom = Symptom { rank, sign };
         if self.closing.is_some() {
             self.note(symptom);
             return;

@@ -14,6 +14,7 @@ mod ffi;
 mod group;
 mod layers;
 mod memory;
+mod process;
 mod reducer;
 mod store;
 
@@ -27,5 +28,6 @@ pub use layers::{
     log_prob_gradient, preset_gradients, rms_norm, rotary, swiglu, target_log_probs,
 };
 pub use memory::CpuMemory;
+pub use process::wait_for_end;
 pub use reducer::{BucketSizes, Reducer, TraceEvent, backward, drop_gradients, touch, zero_gradients};
 pub use store::Store;

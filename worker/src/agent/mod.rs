@@ -5,7 +5,6 @@
 
 mod devices;
 mod link;
-mod memory;
 mod process;
 mod ranks;
 mod spawner;

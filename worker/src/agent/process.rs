@@ -3,18 +3,17 @@
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use foil_common::shortage::{self, Place};
 use foil_proto::v1;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
-use super::memory::KillCounter;
+use crate::memory::{KillCounter, Limit};
 
 /// Lines of a rank's output that go with the report of its end.
 const TAIL_LINES: usize = 50;
@@ -44,15 +43,14 @@ impl RankProcess {
         let (child, killed) = (Arc::clone(&process.child), Arc::clone(&process.killed));
         let kills_before = KillCounter::read();
         thread::Builder::new().name(format!("reap {session_id}")).spawn(move || {
-            let status = reap(&child);
+            let end = End::of(&child);
             for reader in readers.into_iter().flatten() {
                 // A reader that panicked only shortens the tail.
                 let _ = reader.join();
             }
+            let kernel_killed = KillCounter::read() > kills_before;
             let by_us = killed.load(Ordering::SeqCst);
-            let out_of_memory =
-                !by_us && status.as_ref().is_ok_and(was_killed) && KillCounter::read() > kills_before;
-            let exit = describe(session_id, status, out_of_memory, tail.take());
+            let exit = end.report(session_id, tail.take(), by_us, kernel_killed);
             // Nobody listens where the agent itself is ending.
             let _ = exits.send(exit);
         })?;
@@ -68,36 +66,56 @@ impl RankProcess {
     }
 }
 
-/// Waits for the end without reaping, so that the lock is free for a kill meanwhile; then reaps under it.
-fn reap(child: &Mutex<Child>) -> io::Result<ExitStatus> {
-    let id = child.lock().unwrap_or_else(PoisonError::into_inner).id();
-    let pid = Pid::from_raw(i32::try_from(id).map_err(io::Error::other)?);
-    while let Err(error) = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
-        if error != nix::errno::Errno::EINTR {
-            return Err(error.into());
-        }
+/// How a process ended.
+#[derive(Debug, Clone, Copy, Default)]
+struct End {
+    /// None of both where it could not be waited for.
+    code: Option<i32>,
+    signal: Option<i32>,
+    /// The most memory it held, in bytes.
+    peak: Option<u64>,
+}
+
+impl End {
+    /// Waits for the end without reaping, so that the lock is free for a kill meanwhile; then reaps under it.
+    fn of(child: &Mutex<Child>) -> Self {
+        let id = child.lock().unwrap_or_else(PoisonError::into_inner).id();
+        let waited = foil_c10d::wait_for_end(id).and_then(|peak| {
+            let status = child.lock().unwrap_or_else(PoisonError::into_inner).wait()?;
+            Ok(Self { code: status.code(), signal: status.signal(), peak: Some(peak) })
+        });
+        waited.unwrap_or_else(|error| {
+            tracing::error!(%error, process = id, "a rank could not be waited for");
+            Self::default()
+        })
     }
-    child.lock().unwrap_or_else(PoisonError::into_inner).wait()
-}
 
-fn was_killed(status: &ExitStatus) -> bool {
-    status.signal() == Some(Signal::SIGKILL as i32)
-}
+    fn report(
+        self,
+        session_id: String,
+        log_tail: Vec<String>,
+        by_us: bool,
+        kernel_killed: bool,
+    ) -> v1::RankExited {
+        let shortage = if by_us { None } else { self.shortage(&log_tail, kernel_killed) };
+        let memory = shortage.map(|shortage| v1::MemoryShortage {
+            peak_bytes: self.peak,
+            limit_bytes: Limit::read().map(|limit| limit.bytes),
+            ..shortage
+        });
+        let (exit_code, signal) = (self.code, self.signal);
+        v1::RankExited { session_id, exit_code, signal, out_of_memory: memory.is_some(), log_tail, memory }
+    }
 
-fn describe(
-    session_id: String,
-    status: io::Result<ExitStatus>,
-    out_of_memory: bool,
-    log_tail: Vec<String>,
-) -> v1::RankExited {
-    let (exit_code, signal) = match status {
-        Ok(status) => (status.code(), status.signal()),
-        Err(error) => {
-            tracing::error!(%error, session = session_id, "a rank could not be waited for");
-            (None, None)
+    /// Host memory that ran out: the kernel's killer struck, or the program aborted over an allocation and said so.
+    fn shortage(self, log_tail: &[String], kernel_killed: bool) -> Option<v1::MemoryShortage> {
+        let ended_by = |signal: Signal| self.signal == Some(signal as i32);
+        if ended_by(Signal::SIGKILL) && kernel_killed {
+            return Some(shortage::shortage(Place::Host));
         }
-    };
-    v1::RankExited { session_id, exit_code, signal, out_of_memory, log_tail }
+        let said = || log_tail.iter().rev().find_map(|line| shortage::parse(line));
+        if ended_by(Signal::SIGABRT) { said() } else { None }
+    }
 }
 
 /// The last lines of a process's output.
@@ -139,6 +157,34 @@ fn forward(session_id: &str, output: impl Read + Send + 'static, tail: Tail) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_blamed_where_the_kernel_or_the_process_says_so() {
+        let end = |signal: Signal| End { signal: Some(signal as i32), peak: Some(5 << 30), code: None };
+        let said = |line: &str| vec!["step 3".to_owned(), line.to_owned(), "stack backtrace:".to_owned()];
+        let report = |end: End, line: &str, by_us, killed| end.report("s".into(), said(line), by_us, killed);
+
+        let killed = report(end(Signal::SIGKILL), "", false, true);
+        let memory = killed.memory.unwrap();
+        assert!(killed.out_of_memory && memory.limit_bytes.is_some());
+        assert_eq!((memory.place.as_str(), memory.peak_bytes), ("host", Some(5 << 30)));
+        let aborted = report(end(Signal::SIGABRT), "memory allocation of 4096 bytes failed", false, false);
+        assert_eq!(aborted.memory.unwrap().requested_bytes, Some(4096));
+        let bad_alloc = "terminate called after throwing an instance of 'std::bad_alloc'";
+        assert!(report(end(Signal::SIGABRT), bad_alloc, false, false).out_of_memory);
+
+        for (end, line, by_us, kernel_killed) in [
+            // Killed by this agent while the kernel killed another.
+            (end(Signal::SIGKILL), "", true, true),
+            (end(Signal::SIGKILL), "", false, false),
+            (end(Signal::SIGSEGV), bad_alloc, false, true),
+            (end(Signal::SIGABRT), "assertion failed", false, true),
+            (End { code: Some(1), ..End::default() }, bad_alloc, false, true),
+        ] {
+            let exit = report(end, line, by_us, kernel_killed);
+            assert!(!exit.out_of_memory && exit.memory.is_none(), "{exit:?}");
+        }
+    }
 
     #[test]
     fn the_tail_keeps_the_last_lines_and_cuts_long_ones_at_a_character() {

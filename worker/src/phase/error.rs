@@ -1,6 +1,7 @@
 //! Why a task failed, whose cause that is, and what to do.
 
 use foil_common::data::rows::RowError;
+use foil_common::shortage::{self, Described};
 use foil_common::spec::SpecError;
 use foil_common::text::TextError;
 use foil_proto::v1;
@@ -50,13 +51,15 @@ pub enum PhaseError {
     Incomplete(&'static str),
 }
 
-/// A failure as the coordinator is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A failure as the coordinator is told; each field as in `v1::TaskFailure`.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Failure {
-    /// As in `v1::TaskFailure`.
     pub class: &'static str,
     pub message: String,
     pub advice: String,
+    pub step: Option<u64>,
+    pub rows: Vec<String>,
+    pub memory: Option<v1::MemoryShortage>,
 }
 
 const REPORT: &str = "look at the rank's log; if it names no cause of yours, please report it";
@@ -77,11 +80,29 @@ impl PhaseError {
 
     pub fn failure(&self) -> Failure {
         let message = self.to_string();
-        if is_out_of_memory(&message) {
-            return Failure { class: "out_of_memory", message, advice: MEMORY.to_owned() };
+        if let Some(shortage) = self.shortage(&message) {
+            return Failure::of_memory(shortage, &message);
         }
         let (class, advice) = self.class();
-        Failure { class, message, advice: advice.to_owned() }
+        let (step, rows) = self.rows();
+        Failure { class, message, advice: advice.to_owned(), step, rows, memory: None }
+    }
+
+    /// Memory that ran out, by the words of a library; what the store and the user's files say is of something else.
+    fn shortage(&self, message: &str) -> Option<v1::MemoryShortage> {
+        match self {
+            Self::Object(_) | Self::Rows(_) | Self::Samples { .. } | Self::Incomplete(_) => None,
+            _ => shortage::parse(message),
+        }
+    }
+
+    /// The step and the rows that a figure which is not finite came from.
+    fn rows(&self) -> (Option<u64>, Vec<String>) {
+        match self {
+            Self::Train(TrainError::NonFinite { step, rows, .. }) => (Some(*step), rows.clone()),
+            Self::NonFinite { row, .. } => (None, vec![format!("row {row}")]),
+            _ => (None, Vec::new()),
+        }
     }
 
     fn class(&self) -> (&'static str, &'static str) {
@@ -128,18 +149,29 @@ fn train_advice(class: &str) -> &'static str {
 impl Failure {
     /// libtorch's errors come as panics from calls that have no other way.
     pub fn of_panic(text: &str) -> Self {
-        let (class, advice) =
-            if is_out_of_memory(text) { ("out_of_memory", MEMORY) } else { ("internal", REPORT) };
-        Self { class, message: format!("the device thread panicked: {text}"), advice: advice.to_owned() }
+        match shortage::parse(text) {
+            Some(shortage) => Self::of_memory(shortage, text),
+            None => Self {
+                class: "internal",
+                message: format!("the device thread panicked: {text}"),
+                advice: REPORT.to_owned(),
+                ..Self::default()
+            },
+        }
     }
-}
 
-/// As CUDA's and the CPU's allocators say it.
-fn is_out_of_memory(text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    ["out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory"]
-        .iter()
-        .any(|said| text.contains(said))
+    fn of_memory(shortage: v1::MemoryShortage, said: &str) -> Self {
+        let shortage = crate::memory::measured(shortage);
+        // libtorch adds the stack of its own calls.
+        let said = said.lines().next().unwrap_or_default();
+        Self {
+            class: "out_of_memory",
+            message: format!("{} ({said})", Described(&shortage)),
+            advice: MEMORY.to_owned(),
+            memory: Some(shortage),
+            ..Self::default()
+        }
+    }
 }
 
 /// A required message of a task.
@@ -162,17 +194,33 @@ mod tests {
         assert!(stale.is_stale());
         let store = PhaseError::from(ObjectError::Store { key: "k".into(), message: "gone".into() });
         assert_eq!((store.failure().class, store.is_stale()), ("store", false));
-        let nonfinite =
-            TrainError::NonFinite { step: 3, loss: f64::NAN, grad_norm: 1.0, rows: "row 7".into() };
-        assert_eq!(PhaseError::from(nonfinite).failure().class, "nonfinite");
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_comes_with_its_step_and_all_rows() {
+        let rows: Vec<String> = (0..70).map(|row| format!("human pair {row}")).collect();
+        let error = TrainError::NonFinite { step: 3, loss: f64::NAN, grad_norm: 1.0, rows: rows.clone() };
+        let failure = PhaseError::from(error).failure();
+        assert_eq!((failure.class, failure.step, &failure.rows), ("nonfinite", Some(3), &rows));
+        assert!(failure.message.ends_with("human pair 7 and 62 more"), "{}", failure.message);
+        let failure = PhaseError::NonFinite { what: "the reward", row: 5 }.failure();
+        assert_eq!((failure.class, failure.rows), ("nonfinite", vec!["row 5".to_owned()]));
     }
 
     #[test]
     fn memory_that_runs_out_is_told_apart_from_other_panics() {
-        let cpu = "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes";
+        let cpu = "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nException raised from alloc_cpu";
         let cuda = "CUDA out of memory. Tried to allocate 20.00 MiB";
-        assert_eq!(Failure::of_panic(cpu).class, "out_of_memory");
-        assert_eq!(Failure::of_panic(cuda).class, "out_of_memory");
+        for (said, place, requested) in [(cpu, "host", 9), (cuda, "device", 20 << 20)] {
+            let failure = Failure::of_panic(said);
+            let memory = failure.memory.unwrap();
+            assert_eq!((failure.class, memory.place.as_str()), ("out_of_memory", place));
+            assert_eq!(memory.requested_bytes, Some(requested));
+            assert!(failure.message.starts_with(&format!("out of {place} memory")), "{}", failure.message);
+            assert!(!failure.message.contains("Exception"), "{}", failure.message);
+        }
         assert_eq!(Failure::of_panic("index out of range").class, "internal");
+        let disk = ObjectError::Store { key: "k".into(), message: "cannot allocate memory".into() };
+        assert_eq!(PhaseError::from(disk).failure().class, "store");
     }
 }

@@ -109,7 +109,8 @@ impl Game {
         let round = phase[1..3].parse().unwrap();
         let task = v1::Task { phase: phase.into(), round, work: Some(work) };
         let key_prefix = format!("jobs/j/phases/{phase}/a1/");
-        let command = v1::RunGang { task: Some(task), attempt: 1, rank: 0, world: 1, key_prefix };
+        let command =
+            v1::RunGang { task: Some(task), attempt: 1, rank: 0, world: 1, key_prefix, resume: None };
         self.bench.run_gang(&command).unwrap();
         let Message::Gang(result) = self.result() else { panic!("no result of the gang") };
         let mut objects = result.objects.clone();
@@ -255,7 +256,7 @@ fn a_gang_tells_what_it_is_at_around_its_steps() {
     let (start, demonstrations) = (game.start_model(), game.dataset("sft", &sets.sft));
     let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
     let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
-    let command = v1::RunGang { task, attempt: 1, rank: 0, world: 1, key_prefix: "a1/".into() };
+    let command = v1::RunGang { task, attempt: 1, rank: 0, world: 1, key_prefix: "a1/".into(), resume: None };
     game.bench.run_gang(&command).unwrap();
     let messages = std::iter::from_fn(|| game.messages.try_recv().ok()?.message);
     let mut told: Vec<(String, u64)> = messages
@@ -336,7 +337,7 @@ fn sft_in_gang(
     let demonstrations = game.dataset("sft", &sets.sft);
     let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
     let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
-    let command = v1::RunGang { task, attempt: 1, rank, world, key_prefix: "a1/".into() };
+    let command = v1::RunGang { task, attempt: 1, rank, world, key_prefix: "a1/".into(), resume: None };
     let (messages, mut heard) = tokio::sync::mpsc::unbounded_channel();
     game.bench.reports = Reporter::new(messages);
     std::thread::scope(|scope| {

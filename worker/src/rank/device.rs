@@ -108,7 +108,7 @@ fn work(
     let cache = match Cache::open(&options.work_dir, objects) {
         Ok(cache) => cache,
         Err(error) => {
-            report(&reports, None, &PhaseError::from(error).failure());
+            report(&reports, None, PhaseError::from(error).failure());
             return DeviceEnd::Broken;
         }
     };
@@ -139,18 +139,28 @@ fn obey(bench: &mut Bench, order: &Order) -> Option<DeviceEnd> {
         Ok(Err(error)) => (error.failure(), error.is_stale().then_some(DeviceEnd::Stale)),
         Err(panic) => (Failure::of_panic(&panic_text(panic.as_ref())), Some(DeviceEnd::Broken)),
     };
-    tracing::error!(class = failure.class, advice = failure.advice, "{}", failure.message);
-    report(bench.reports(), Some(order), &failure);
+    tracing::error!(
+        class = failure.class,
+        advice = failure.advice,
+        rows = failure.rows.len(),
+        "{}",
+        failure.message
+    );
+    report(bench.reports(), Some(order), failure);
     end
 }
 
-fn report(reports: &Reporter, order: Option<&Order>, failure: &Failure) {
+fn report(reports: &Reporter, order: Option<&Order>, failure: Failure) {
+    let Failure { class, message, advice, step, rows, memory } = failure;
     reports.send(Message::Failure(v1::TaskFailure {
         phase: order.map_or_else(String::new, |order| order.phase().0.to_owned()),
         chunk: order.and_then(Order::chunk),
-        class: failure.class.to_owned(),
-        message: failure.message.clone(),
-        advice: failure.advice.clone(),
+        class: class.to_owned(),
+        message,
+        advice,
+        step,
+        rows,
+        memory,
     }));
 }
 

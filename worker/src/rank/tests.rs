@@ -146,6 +146,10 @@ struct Broken {
 }
 
 impl Objects for Broken {
+    fn share(&self) -> Box<dyn Objects> {
+        Box::new(Self { panics: self.panics })
+    }
+
     fn download(&self, _: &v1::Object, _: &Path) -> Result<(), ObjectError> {
         assert!(!self.panics, "CUDA out of memory. Tried to allocate 2 GiB");
         Err(ObjectError::Stale { message: "attempt 4 runs now".to_owned() })

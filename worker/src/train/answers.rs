@@ -80,7 +80,7 @@ impl<L: GroupLoss> Objective for PolicyAnswers<'_, L> {
     }
 
     fn row_name(&self, row: usize) -> String {
-        format!("row {}", self.groups[row].id)
+        format!("prompt {}", self.groups[row].id)
     }
 
     fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {

@@ -47,7 +47,7 @@ impl Objective for Demonstrations<'_> {
     }
 
     fn row_name(&self, row: usize) -> String {
-        format!("row {}", self.rows[row].id)
+        format!("demonstration {}", self.rows[row].id)
     }
 
     fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {

@@ -13,10 +13,10 @@ pub enum TrainError {
     )]
     NoWeight { step: u64, rows: String },
     #[error(
-        "step {step}: found loss {loss} and gradient norm {grad_norm}, expected finite numbers. The batch's rows: \
-         {rows}. Lower the learning rate, look at these rows, or set on_nonfinite: skip"
+        "step {step}: found loss {loss} and gradient norm {grad_norm}, expected finite numbers, over the rows {}",
+        first(rows)
     )]
-    NonFinite { step: u64, loss: f64, grad_norm: f64, rows: String },
+    NonFinite { step: u64, loss: f64, grad_norm: f64, rows: Vec<String> },
     #[error(
         "out of memory before the first step: {row}, of {tokens} tokens, does not fit by itself: {detail}. Lower \
          text.max_length, turn on resources.activation_checkpointing or resources.sharding: zero1, train adapters (lora), or \
@@ -39,15 +39,24 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    /// The failure's class on the wire: `data`, `nonfinite`, `memory` or `internal`.
+    /// The failure's class on the wire: `data`, `nonfinite`, `out_of_memory` or `internal`.
     pub fn class(&self) -> &'static str {
         match self {
             Self::NoRows | Self::NoWeight { .. } => "data",
             Self::NonFinite { .. } => "nonfinite",
-            Self::OutOfMemory { .. } => "memory",
+            Self::OutOfMemory { .. } => "out_of_memory",
             Self::Saved { .. } | Self::Kept(_) | Self::Collective(_) | Self::Model(_) | Self::Torch(_) => {
                 "internal"
             }
         }
+    }
+}
+
+/// The first names of many.
+pub(super) fn first(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    match names.len().checked_sub(SHOWN) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..SHOWN].join(", ")),
     }
 }

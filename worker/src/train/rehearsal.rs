@@ -2,6 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use foil_common::shortage;
+
 use super::{Objective, RowShape, StepPlan, TrainError, Trainer};
 
 /// The global batches of a phase and how they are cut.
@@ -77,11 +79,9 @@ fn refusal(work: impl FnOnce() -> Result<(), TrainError>) -> Result<Option<Strin
     }
 }
 
-/// The sentence of an error that speaks of exhausted memory, as libtorch's allocators word it.
+/// The sentence of an error that speaks of exhausted memory.
 fn memory_words(error: &str) -> Option<String> {
-    const SIGNS: [&str; 2] = ["out of memory", "can't allocate memory"];
-    let line = error.lines().find(|line| SIGNS.iter().any(|sign| line.contains(sign)))?;
-    Some(line.trim().to_owned())
+    error.lines().find(|line| shortage::parse(line).is_some()).map(|line| line.trim().to_owned())
 }
 
 #[cfg(test)]

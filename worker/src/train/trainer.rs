@@ -5,6 +5,7 @@ use std::time::Instant;
 use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, Schedule, Sharding};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::error::first;
 use super::snapshot::{PARAMETER, Record, Saved, Snapshot};
 use super::update::Update;
 use super::{Objective, Part, Share, StepFigures, StepPlan, TrainError, Wishes};
@@ -216,7 +217,7 @@ impl<'a> Trainer<'a> {
         match objective.normalisation() {
             Normalisation::Global if plan.weight > 0.0 => Ok(1.0 / plan.weight),
             Normalisation::Global => {
-                Err(TrainError::NoWeight { step: self.step, rows: name_rows(objective, plan) })
+                Err(TrainError::NoWeight { step: self.step, rows: first(&name_rows(objective, plan)) })
             }
             // Mean over the micro-batches of all ranks of (Σ w·ℓ / pairs) of each, weights left out of the denominator.
             Normalisation::Reference => {
@@ -242,12 +243,7 @@ fn figures_of(part: &Part, loss: &Tensor) -> Tensor {
     }
 }
 
-/// The first rows of a batch, by name.
-fn name_rows(objective: &dyn Objective, plan: &StepPlan) -> String {
-    const SHOWN: usize = 64;
-    let mut names: Vec<String> = plan.rows.iter().take(SHOWN).map(|&row| objective.row_name(row)).collect();
-    if plan.rows.len() > SHOWN {
-        names.push(format!("and {} more", plan.rows.len() - SHOWN));
-    }
-    names.join(", ")
+/// The rows of a batch, by name.
+fn name_rows(objective: &dyn Objective, plan: &StepPlan) -> Vec<String> {
+    plan.rows.iter().map(|&row| objective.row_name(row)).collect()
 }

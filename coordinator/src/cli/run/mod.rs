@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use self::children::{Children, Setup};
 use self::directory::Directory;
 use super::args::{LogFormat, RunArgs};
-use super::client::{Client, is_ended};
-use super::inputs::Prepared;
+use super::client::{Client, Refused, is_ended};
+use super::inputs::{InputError, Prepared};
 use super::meter::duration;
 use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
@@ -47,10 +47,9 @@ pub(crate) async fn run(args: &RunArgs, log_format: LogFormat) -> Result<bool> {
         }
         Err(failure) => {
             if args.json {
-                let message = format!("{:#}", failure.error);
-                output::json(
-                    &failure.summary.unwrap_or_else(|| unfinished("failed", Some(&message), started)),
-                )?;
+                let summary =
+                    failure.summary.unwrap_or_else(|| unfinished("failed", Some(&failure.error), started));
+                output::json(&summary)?;
             }
             Err(failure.error)
         }
@@ -69,16 +68,23 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-fn unfinished(state: &str, message: Option<&str>, started: Instant) -> Value {
+fn unfinished(state: &str, error: Option<&anyhow::Error>, started: Instant) -> Value {
     let mut summary =
         report::summary(&v1::Job::default(), &LocalArtifacts::default(), started.elapsed().as_secs_f64());
     summary["job"] = Value::Null;
     summary["name"] = Value::Null;
     summary["state"] = json!(state);
-    if let Some(message) = message {
-        summary["error"] = json!({ "message": message });
+    if let Some(error) = error {
+        summary["error"] = json!({ "class": class(error), "message": format!("{error:#}") });
     }
     summary
+}
+
+/// Whose fault a failure without a job is, where that is known: user or data.
+fn class(error: &anyhow::Error) -> Option<&'static str> {
+    let refused = error.downcast_ref::<Refused>().map(|refused| refused.class);
+    let is_users = error.is::<spec::SpecError>() || error.is::<InputError>();
+    refused.or(is_users.then_some("user"))
 }
 
 async fn play(args: &RunArgs, log_format: LogFormat, started: Instant) -> Result<End, Failure> {

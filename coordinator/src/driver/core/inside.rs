@@ -54,6 +54,7 @@ impl Core {
         let Some(entry) = self.jobs.get_mut(id) else { return };
         if entry.run.as_ref().is_some_and(Run::is_over) {
             entry.run = None;
+            entry.progress = None;
             self.sessions.retain(|_, job| job != id);
         }
     }
@@ -125,6 +126,9 @@ impl Core {
 
     pub(super) fn publish_progress(&mut self, id: &str, now: Now) {
         if let Some(Some(progress)) = self.with_run(id, Run::progress) {
+            if let Some(entry) = self.jobs.get_mut(id) {
+                entry.progress = Some(progress.clone());
+            }
             self.publish(id, job_event::Event::PhaseProgress(progress), now);
         }
     }
@@ -156,7 +160,7 @@ impl Core {
                 let state = JobState::submitted(id, event.at, (**submitted).clone())?;
                 self.requests.insert(submitted.request_id.clone(), id.clone());
                 self.order.push(id.clone());
-                let entry = Entry { state, run: None, history: Vec::new(), waiting: None };
+                let entry = Entry { state, run: None, history: Vec::new(), progress: None, waiting: None };
                 self.jobs.insert(id.clone(), entry);
             }
             (_, Some(entry)) => entry.state.apply(event)?,

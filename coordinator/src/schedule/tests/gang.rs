@@ -166,3 +166,16 @@ fn a_gang_task_is_the_same_on_all_ranks() {
     assert!(matches!(tasks[0].task.as_ref().unwrap().work, Some(TaskWork::Sft(_))));
     assert_eq!(tasks[1].key_prefix, "jobs/j1/phases/r00.sft/a1/");
 }
+
+#[test]
+fn nobody_hangs_while_the_store_is_away() {
+    let mut bench = Bench::new(0);
+    let limit = bench.state.spec.resources.hang_timeout.as_secs_f64();
+    for _ in 0..10 {
+        bench.run.excuse(bench.now);
+        bench.pass(limit * 0.9);
+    }
+    assert!(bench.run.closing.is_none());
+    bench.pass(limit * 0.2);
+    assert!(bench.run.closing.is_some(), "it is back, and nobody has moved since");
+}

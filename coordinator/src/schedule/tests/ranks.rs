@@ -19,9 +19,16 @@ fn what_another_attempt_cannot_mend_ends_it_at_once() {
     for class in ["user", "data", "nonfinite"] {
         let mut bench = Bench::new(0);
         bench.say(1, bench.failure(class)).unwrap();
+        let stops = bench.effects.iter().filter(|effect| matches!(effect, Effect::Stop { .. })).count();
+        assert_eq!(stops, 2, "nothing is waited for");
+        assert!(bench.ended.is_none(), "the ranks' last words are still to come");
+        bench.exit(0, v1::RankExited { log_tail: vec!["of another".into()], ..killed(9) });
+        bench.exit(1, killed(9));
         let cause = bench.ended.clone().unwrap();
         assert_eq!((cause.class.as_str(), cause.rank, cause.advice.as_str()), (class, Some(1), "do this"));
-        assert!(!bench.run.is_over(), "the ranks are still to be reaped");
+        assert_eq!(cause.log_tail, ["last words"]);
+        assert_eq!(cause.detail.signal, None, "its death was asked for");
+        assert!(bench.run.is_over());
     }
 }
 
@@ -58,6 +65,8 @@ fn words_that_do_not_fit_are_refused() {
     assert!(matches!(stale, Err(Refusal::Stale { .. })));
     let moments = vec![v1::Moments { name: "reward_mean".into(), sum: f64::NAN, ..Default::default() }];
     bench.say(0, Message::Chunk(v1::ChunkResult { moments, ..good })).unwrap();
+    bench.exit(0, killed(9));
+    bench.exit(1, killed(9));
     assert_eq!(bench.ended.unwrap().class, CauseClass::Nonfinite);
 }
 
@@ -77,4 +86,78 @@ fn the_last_commit_lets_the_ranks_go() {
     }
     assert!(bench.run.is_over());
     assert!(!bench.effects.iter().any(|effect| matches!(effect, Effect::Stop { .. })));
+}
+
+fn step(bench: &mut Bench, rank: usize, step: u64) {
+    let report = v1::StepReport { phase: "r00.sft".into(), attempt: 1, step, steps: 9, figures: Vec::new() };
+    bench.say(rank, Message::Step(report)).unwrap();
+}
+
+#[test]
+fn a_crash_is_told_with_its_signal_its_step_and_its_last_words() {
+    let mut bench = Bench::new(0);
+    step(&mut bench, 1, 4);
+    bench.exit(1, killed(11));
+    bench.pass(1.0);
+    bench.exit(0, killed(9));
+    let cause = bench.ended.clone().unwrap();
+    assert_eq!((cause.class, cause.rank), (CauseClass::Crash, Some(1)));
+    assert_eq!(cause.message, "rank 1 in r00.sft: its process was ended by SIGSEGV");
+    assert_eq!((cause.detail.signal.as_deref(), cause.detail.step), (Some("SIGSEGV"), Some(4)));
+    assert_eq!(cause.log_tail, ["last words"]);
+}
+
+#[test]
+fn what_a_rank_says_of_its_failure_is_kept_whole() {
+    let mut bench = Bench::new(0);
+    step(&mut bench, 0, 2);
+    let Message::Failure(failure) = bench.failure("nonfinite") else { panic!() };
+    let rows = vec!["human pair 5".to_owned()];
+    let said = v1::TaskFailure { step: Some(3), rows: rows.clone(), ..failure };
+    bench.say(0, Message::Failure(said)).unwrap();
+    bench.exit(0, killed(9));
+    bench.exit(1, killed(9));
+    let detail = bench.ended.clone().unwrap().detail;
+    assert_eq!((detail.step, detail.rows), (Some(3), rows), "the step it happened in, not the one before");
+}
+
+#[test]
+fn memory_that_ran_out_is_told_with_sizes() {
+    let memory =
+        v1::MemoryShortage { place: "host".into(), limit_bytes: Some(3 << 30), ..Default::default() };
+    let mut bench = Bench::new(0);
+    // The echo of the death comes first.
+    bench.say(0, bench.failure("internal")).unwrap();
+    bench.exit(1, v1::RankExited { out_of_memory: true, memory: Some(memory.clone()), ..killed(9) });
+    bench.pass(1.0);
+    bench.exit(0, killed(9));
+    let cause = bench.ended.clone().unwrap();
+    assert_eq!((cause.class, cause.rank), (CauseClass::OutOfMemory, Some(1)));
+    assert_eq!(cause.detail.memory, Some(memory));
+    assert!(
+        cause.message.ends_with("SIGKILL, out of host memory: the limit is 3.0 GiB"),
+        "{}",
+        cause.message
+    );
+}
+
+#[test]
+fn a_chunk_that_ends_every_rank_fails_the_job_with_what_it_did() {
+    let mut bench = Bench::new(index_of("r01.policy.score"));
+    for _ in 0..3 {
+        assert!(bench.ended.is_none());
+        let rank = bench.held().iter().position(|chunk| *chunk == Some(0)).unwrap();
+        bench.exit(rank, killed(6));
+        if bench.run.closing.is_none() {
+            bench.seat(rank);
+        }
+    }
+    bench.pass(1.0);
+    let last = (0..2).find(|&rank| bench.run.slots[rank].process().is_some()).unwrap();
+    bench.exit(last, killed(9));
+    let cause = bench.ended.clone().unwrap();
+    assert_eq!(cause.class, CauseClass::NoProgress);
+    assert_eq!((cause.detail.last_class, cause.detail.chunk), (Some(CauseClass::Crash), Some(0)));
+    assert_eq!(cause.detail.signal.as_deref(), Some("SIGABRT"));
+    assert!(cause.message.starts_with("chunk 0 ended every rank"), "{}", cause.message);
 }

@@ -1,0 +1,76 @@
+//! A store that is away, slow or unreliable holds a job up and changes nothing of it.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use foil_tests::{FaultProxy, Faults, Process, Run, Service, StoreServer, foil, foil_worker, wait_for};
+
+/// A service whose store lies behind a proxy, and its agents.
+struct Behind {
+    service: Service,
+    proxy: FaultProxy,
+    _processes: [Process; 2],
+    _server: StoreServer,
+}
+
+impl Behind {
+    fn start(seed: u64) -> Option<Self> {
+        let server = StoreServer::s3()?;
+        let proxy = FaultProxy::start(server.address(), seed).expect("a proxy");
+        let mut serve = Command::new(foil());
+        serve.envs(server.environment(proxy.address()));
+        let (service, coordinator) = Service::start_on(serve, "127.0.0.1", Some(server.url()));
+        let mut agent = Command::new(foil_worker());
+        agent.args(["--coordinator", service.url(), "--ranks", "2"]);
+        let agent = Process::start(agent, &service.at("agent.log"));
+        Some(Self { service, proxy, _processes: [coordinator, agent], _server: server })
+    }
+
+    /// Follows a job to its end in one attempt; gives its policy and what its watcher was told.
+    fn finish(&self, id: &str) -> (Vec<u8>, String) {
+        let told = self.service.foil(&["watch", id]);
+        let job = self.service.job(id);
+        assert_eq!(job["state"], "JOB_STATE_SUCCEEDED", "{job}");
+        assert_eq!(job["attempt"], 1, "no attempt was to be lost: {job}\n{}", self.service.log("serve.log"));
+        (self.service.weights(Command::new(foil()), id, "policy@1"), told)
+    }
+}
+
+#[test]
+fn a_job_waits_for_a_store_that_is_away_for_longer_than_a_rank_may_be_silent() {
+    const SILENCE: Duration = Duration::from_secs(10);
+    let Some(behind) = Behind::start(0) else { return };
+    let silence = format!("resources.hang_timeout_seconds={}", SILENCE.as_secs());
+    let id = behind.service.submit_letters_with(Command::new(foil()), &[&silence]);
+    wait_for("the first samples", || {
+        let job = behind.service.job(&id);
+        (job["phase"] == "r01.reward.generate").then_some(())
+    });
+    behind.proxy.set(Faults::OUTAGE);
+    let since = Instant::now();
+    let before = behind.service.job(&id);
+    while since.elapsed() < 2 * SILENCE {
+        std::thread::sleep(Duration::from_millis(500));
+        let job = behind.service.job(&id);
+        assert_eq!((&job["state"], &job["attempt"]), (&before["state"], &before["attempt"]), "{job}");
+    }
+    assert!(behind.proxy.struck() > 0, "nobody asked the store, so this proves nothing");
+    behind.proxy.set(Faults::default());
+
+    let (policy, told) = behind.finish(&id);
+    let log = behind.service.log("serve.log");
+    assert!(log.contains("the store does not answer, and the job waits for it"), "{log}\n{told}");
+    assert!(log.contains("the store answers again"), "{log}");
+    assert!(policy == Run::letters().ranks(2).finish().weights().0, "the weights differ");
+}
+
+#[test]
+fn refusals_resets_lost_replies_and_delays_change_no_weights() {
+    let Some(behind) = Behind::start(11) else { return };
+    let delay = Duration::from_millis(20);
+    behind.proxy.set(Faults { refuse: 8, reset: 8, lose_reply: 8, delay, ..Faults::default() });
+    let id = behind.service.submit_letters(Command::new(foil()));
+    let (policy, _) = behind.finish(&id);
+    assert!(behind.proxy.struck() > 20, "{} of {}", behind.proxy.struck(), behind.proxy.requests());
+    assert!(policy == Run::letters().ranks(2).finish().weights().0, "the weights differ");
+}

@@ -1,0 +1,163 @@
+//! The host's memory as this process is bound by it: limits, what it held, and whether the kernel killed for want of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use foil_common::shortage::Place;
+use foil_proto::v1::MemoryShortage;
+use nix::sys::resource::{Resource, getrlimit};
+
+/// How often the kernel's out-of-memory killer has struck in this process's control group, or, where that is not told, on
+/// this host. It grows only, so a greater reading after a process was killed points at memory as the cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct KillCounter(u64);
+
+impl KillCounter {
+    /// Zero where no counter can be read.
+    pub(crate) fn read() -> Self {
+        let of = |path: &Path| counter(&fs::read_to_string(path).ok()?, "oom_kill");
+        let group = Group::own().and_then(|group| of(&group.dir.join(group.kills)));
+        Self(group.or_else(|| of(Path::new("/proc/vmstat"))).unwrap_or(0))
+    }
+}
+
+/// The limit that binds this process and those it starts, and what it counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limit {
+    pub(crate) bytes: u64,
+    /// It counts addresses (RLIMIT_AS), not pages in memory.
+    of_addresses: bool,
+}
+
+impl Limit {
+    /// The smallest of RLIMIT_AS, the control groups' limits and the host's memory; none where none of them is told.
+    pub(crate) fn read() -> Option<Self> {
+        let addresses = getrlimit(Resource::RLIMIT_AS).ok().map(|(soft, _)| soft);
+        let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| kibibytes(&text, "MemTotal"));
+        let resident = Group::own().and_then(|group| group.limit()).into_iter().chain(host).min();
+        let pages = resident.map(|bytes| Self { bytes, of_addresses: false });
+        let addresses = addresses.map(|bytes| Self { bytes, of_addresses: true });
+        pages.into_iter().chain(addresses).min_by_key(|limit| limit.bytes)
+    }
+}
+
+/// The shortage with what is known here of the process's own host memory: the most it held, and its limit.
+pub(crate) fn measured(shortage: MemoryShortage) -> MemoryShortage {
+    if shortage.place != Place::Host.name() {
+        return shortage;
+    }
+    let limit = Limit::read();
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let held = if limit.is_some_and(|limit| limit.of_addresses) { "VmPeak" } else { "VmHWM" };
+    MemoryShortage {
+        peak_bytes: shortage.peak_bytes.or_else(|| kibibytes(&status, held)),
+        limit_bytes: shortage.limit_bytes.or(limit.map(|limit| limit.bytes)),
+        ..shortage
+    }
+}
+
+/// The memory control group of this process.
+#[derive(Debug, PartialEq, Eq)]
+struct Group {
+    /// Where all groups are mounted.
+    root: PathBuf,
+    dir: PathBuf,
+    kills: &'static str,
+    limit: &'static str,
+}
+
+impl Group {
+    fn own() -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        Self::candidates(&groups).into_iter().find(|group| group.dir.join(group.kills).exists())
+    }
+
+    /// Where the group may lie, by the text of /proc/self/cgroup: version 2 first, then version 1. In a container the
+    /// group's own directory is often mounted as the root.
+    fn candidates(groups: &str) -> Vec<Self> {
+        let path = |line: &str| line.splitn(3, ':').nth(2).unwrap_or_default().trim_matches('/').to_owned();
+        let unified = groups.lines().find(|line| line.starts_with("0::")).map(path);
+        let memory = groups.lines().find(|line| line.split(':').nth(1).is_some_and(has_memory)).map(path);
+        let at = |root: &str, path: &str, kills, limit| Self {
+            root: root.into(),
+            dir: Path::new(root).join(path),
+            kills,
+            limit,
+        };
+        let second = |path: &str| at("/sys/fs/cgroup", path, "memory.events", "memory.max");
+        let first =
+            |path: &str| at("/sys/fs/cgroup/memory", path, "memory.oom_control", "memory.limit_in_bytes");
+        let mut found = Vec::new();
+        found.extend(unified.iter().flat_map(|path| [second(path), second("")]));
+        found.extend(memory.iter().flat_map(|path| [first(path), first("")]));
+        found
+    }
+
+    /// The smallest limit of the group and those it lies in.
+    fn limit(&self) -> Option<u64> {
+        let above = self.dir.ancestors().take_while(|dir| dir.starts_with(&self.root));
+        let read = |dir: &Path| fs::read_to_string(dir.join(self.limit)).ok()?.trim().parse().ok();
+        above.filter_map(read).min()
+    }
+}
+
+fn has_memory(controllers: &str) -> bool {
+    controllers.split(',').any(|controller| controller == "memory")
+}
+
+/// Lines are `name value`.
+fn counter(events: &str, name: &str) -> Option<u64> {
+    events.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// A line of /proc's `name: N kB`, in bytes.
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use foil_common::shortage::shortage;
+
+    use super::*;
+
+    #[test]
+    fn reads_the_kernels_counter() {
+        assert_eq!(counter("low 0\noom 3\noom_kill 2\noom_group_kill 9\n", "oom_kill"), Some(2));
+        assert_eq!(counter("oom_kill_disable 0\nunder_oom 0\noom_kill 5\n", "oom_kill"), Some(5));
+        assert_eq!(counter("low 0\n", "oom_kill"), None);
+        assert!(KillCounter::read() >= KillCounter::default());
+    }
+
+    #[test]
+    fn finds_the_group_in_both_versions() {
+        let dirs = |text: &str| -> Vec<String> {
+            Group::candidates(text).iter().map(|group| group.dir.display().to_string()).collect()
+        };
+        assert_eq!(dirs("0::/pod/rank\n"), ["/sys/fs/cgroup/pod/rank", "/sys/fs/cgroup/"]);
+        let mixed = "5:devices:/\n4:cpu,memory:/pod\n";
+        assert_eq!(dirs(mixed), ["/sys/fs/cgroup/memory/pod", "/sys/fs/cgroup/memory/"]);
+        assert!(dirs("5:devices:/\n").is_empty());
+    }
+
+    #[test]
+    fn the_smallest_limit_above_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("pod/rank");
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("memory.max"), "max\n").unwrap();
+        fs::write(root.path().join("pod/memory.max"), "4096\n").unwrap();
+        fs::write(root.path().join("memory.max"), "8192\n").unwrap();
+        let group = Group { root: root.path().into(), dir, kills: "memory.events", limit: "memory.max" };
+        assert_eq!(group.limit(), Some(4096));
+    }
+
+    #[test]
+    fn a_shortage_of_the_host_gets_sizes_and_one_of_a_device_is_left_alone() {
+        let host = measured(shortage(Place::Host));
+        assert!(host.peak_bytes.is_some_and(|bytes| bytes > 1 << 20), "{host:?}");
+        assert!(host.limit_bytes.is_some_and(|bytes| bytes > 1 << 20), "{host:?}");
+        assert_eq!(measured(shortage(Place::Device)), shortage(Place::Device));
+    }
+}
