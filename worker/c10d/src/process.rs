@@ -61,7 +61,8 @@ mod tests {
         let peak_of_large = wait_for_end(child.id()).unwrap();
         child.wait().unwrap();
         assert!(peak_of_large > 200 << 20);
-        assert!(peak(1) < 100 << 20, "that of the child before is not this one's");
+        // A child begins as a copy of this process, which has its own size.
+        assert!(peak(1) < 200 << 20, "that of the child before is not this one's");
     }
 
     #[test]

@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_rank_that_loads_for_longer_than_a_collective_may_last_is_waited_for() {
-        let place = || Place { timeout: Duration::from_millis(300), ..place() };
+        let place = || Place { timeout: Duration::from_secs(1), ..place() };
         let host = Host::open(place()).unwrap();
         let (address, port) = (host.address().to_owned(), host.port());
         thread::scope(|scope| {
