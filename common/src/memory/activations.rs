@@ -154,8 +154,9 @@ impl Pass<'_> {
     pub fn forward_working(&self) -> u64 {
         let (shape, size, tokens) = (self.shape, self.compute.size(), self.batch.tokens);
         let (h, q, kv) = (shape.hidden, shape.query_width(), shape.kv_width());
-        let mlp = F32 * h + size * (4 * h + q + 3 * shape.intermediate);
-        let projected = F32 * h + size * (h + q + 2 * kv);
+        // The stream as it enters, after the first addition, and after the second, which all live to the layer's end.
+        let mlp = 3 * F32 * h + size * (3 * h + q + 3 * shape.intermediate);
+        let projected = 2 * F32 * h + size * (h + q + 2 * kv);
         let attention = match self.compute.device {
             DeviceKind::Cpu => projected + F32 * (2 * q + 2 * kv) + size * q,
             // Rotation by ATen's operations: the halves and their products in fp32.
