@@ -112,7 +112,10 @@ fn a_phase_whose_sampler_and_trainer_disagree_is_committed_with_a_warning() {
         let committed = bench.state.done("r01.reward.generate").unwrap();
         let greatest = committed.metrics.iter().find(|metric| metric.name == "drift_max").unwrap();
         assert_eq!(greatest.value, distance);
-        let warning = |effect: &Effect| matches!(effect, Effect::Notice { level: Level::Warning, text } if text.contains("r01.reward.generate"));
+        let warning = |effect: &Effect| match effect {
+            Effect::Notice { level: Level::Warning, text } => text.contains("in r01.reward.generate"),
+            _ => false,
+        };
         assert_eq!(bench.effects.iter().any(warning), warned);
     }
 }
