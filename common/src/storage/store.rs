@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tokio::sync::{Mutex, MutexGuard};
 use ulid::Ulid;
 
@@ -62,6 +62,11 @@ impl Store {
             .with_jitter();
         let finishing = Arc::new(std::array::from_fn(|_| Mutex::new(())));
         Self { inner, prefix, location: location.into(), retry, finishing }
+    }
+
+    /// A store over any backend; `location` names it to people.
+    pub fn over(backend: Arc<dyn ObjectStore>, location: &str) -> Self {
+        Self::new(backend, Path::default(), location.to_owned())
     }
 
     /// A store in this process's memory.
@@ -173,12 +178,30 @@ impl Store {
                 self.inner.list(Some(&path)).try_collect::<Vec<_>>().await
             })
             .await?;
+        Ok(self.listed(&metas))
+    }
+
+    /// The keys below `prefix` that sort behind `key`, sorted. Stores that can begin in the middle do.
+    pub async fn list_after(&self, prefix: &str, key: &str) -> Result<Vec<Listed>, StoreError> {
+        let offset = self.path(key)?;
+        let metas = self
+            .with_retries("list", prefix, |path| {
+                let offset = offset.clone();
+                async move {
+                    self.inner.list_with_offset(Some(&path), &offset).try_collect::<Vec<_>>().await
+                }
+            })
+            .await?;
+        Ok(self.listed(&metas))
+    }
+
+    fn listed(&self, metas: &[ObjectMeta]) -> Vec<Listed> {
         let mut listed: Vec<Listed> = metas
             .iter()
             .filter_map(|meta| Some(Listed { key: self.key_of(&meta.location)?, size: meta.size }))
             .collect();
         listed.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(listed)
+        listed
     }
 
     /// Deletes a key; a missing one is fine.
