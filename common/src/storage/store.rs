@@ -1,15 +1,20 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
 use tokio::sync::{Mutex, MutexGuard};
 use ulid::Ulid;
 
@@ -34,6 +39,9 @@ pub struct Listed {
     pub size: u64,
 }
 
+/// Waits between two tries.
+pub type Nap = fn(Duration) -> BoxFuture<'static, ()>;
+
 /// A place for immutable objects under validated keys. Cheap to clone; clones share everything.
 ///
 /// Transient failures are tried again with jitter for about ten seconds.
@@ -43,6 +51,7 @@ pub struct Store {
     prefix: Path,
     location: Arc<str>,
     retry: ExponentialBuilder,
+    nap: Nap,
     /// Serialise the last step of writing a hashed object, by key.
     finishing: Arc<[Mutex<()>; 64]>,
 }
@@ -61,12 +70,12 @@ impl Store {
             .with_max_times(8)
             .with_jitter();
         let finishing = Arc::new(std::array::from_fn(|_| Mutex::new(())));
-        Self { inner, prefix, location: location.into(), retry, finishing }
+        Self { inner, prefix, location: location.into(), retry, nap: real_nap, finishing }
     }
 
-    /// A store over any backend; `location` names it to people.
-    pub fn over(backend: Arc<dyn ObjectStore>, location: &str) -> Self {
-        Self::new(backend, Path::default(), location.to_owned())
+    /// A store over any backend; `location` names it to people, and `nap` waits before it is tried again.
+    pub fn over(backend: Arc<dyn ObjectStore>, location: &str, nap: Nap) -> Self {
+        Self { nap, ..Self::new(backend, Path::default(), location.to_owned()) }
     }
 
     /// A store in this process's memory.
@@ -187,9 +196,7 @@ impl Store {
         let metas = self
             .with_retries("list", prefix, |path| {
                 let offset = offset.clone();
-                async move {
-                    self.inner.list_with_offset(Some(&path), &offset).try_collect::<Vec<_>>().await
-                }
+                async move { self.inner.list_with_offset(Some(&path), &offset).try_collect::<Vec<_>>().await }
             })
             .await?;
         Ok(self.listed(&metas))
@@ -210,6 +217,10 @@ impl Store {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    pub(super) async fn nap(&self, duration: Duration) {
+        (self.nap)(duration).await;
     }
 
     pub(super) fn backend(&self) -> &dyn ObjectStore {
@@ -265,10 +276,37 @@ impl Store {
             }
         };
         once.retry(self.retry)
+            .sleep(Napper(self.nap))
             .when(StoreError::is_brief)
             .notify(|error, delay| tracing::warn!(%error, ?delay, "trying the store again"))
             .await
     }
+}
+
+/// A nap as the retries take it.
+struct Napper(Nap);
+
+/// Has no lifetime in its name, which the proof that requests can move between threads would stumble over.
+struct Napping(BoxFuture<'static, ()>);
+
+impl Future for Napping {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+impl backon::Sleeper for Napper {
+    type Sleep = Napping;
+
+    fn sleep(&self, duration: Duration) -> Napping {
+        Napping((self.0)(duration))
+    }
+}
+
+fn real_nap(duration: Duration) -> BoxFuture<'static, ()> {
+    Box::pin(tokio::time::sleep(duration))
 }
 
 #[cfg(test)]

@@ -33,9 +33,10 @@ impl Beat {
     /// The last one of the highest term, if there is any.
     pub async fn latest(store: &Store) -> Result<Option<(u64, Self)>, LogError> {
         let listed = store.list(PREFIX).await?;
-        let Some((key, term)) = listed.last().and_then(|listed| {
-            Some((listed.key.clone(), listed.key.rsplit('/').next()?.parse().ok()?))
-        }) else {
+        let Some((key, term)) = listed
+            .last()
+            .and_then(|listed| Some((listed.key.clone(), listed.key.rsplit('/').next()?.parse().ok()?)))
+        else {
             return Ok(None);
         };
         let bytes = match store.get(&key).await {

@@ -43,7 +43,8 @@ async fn empty(store: &Store, done: Option<u64>, last: u64) -> Result<(), LogErr
     let last = key(last);
     let full = listed.into_iter().filter(|listed| listed.key <= last && listed.size > 0);
     futures::stream::iter(full)
-        .map(|record| async move { store.overwrite(&record.key, Bytes::new()).await })
+        .map(|record| (store.clone(), record.key))
+        .map(|(store, key)| async move { store.overwrite(&key, Bytes::new()).await })
         .buffer_unordered(PARALLEL_WRITES)
         .try_collect::<Vec<()>>()
         .await?;

@@ -26,10 +26,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use ulid::Ulid;
 
-pub use self::read::{LogState, read};
 pub use self::beat::Beat;
 pub use self::compact::compact;
 pub use self::framed::FrameError;
+pub use self::read::{LogState, read};
 pub use self::record::{Entry, Events, LeaderElected, Record};
 use super::{Put, Store, StoreError};
 
@@ -196,7 +196,7 @@ impl Log {
                 return Err(LogError::InDoubt { seq: record.seq, tried, source: error });
             }
             tracing::warn!(%error, key = %name, ?tried, "an append waits for the store");
-            tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(10))).await;
+            self.store.nap(delays.next().unwrap_or(Duration::from_secs(10))).await;
         }
     }
 

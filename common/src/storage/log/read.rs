@@ -1,7 +1,7 @@
 //! Reading the log.
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryFutureExt, TryStreamExt};
 
 use super::{Entry, LogError, PREFIX, Record, key, snapshot};
 use crate::storage::{Listed, Store};
@@ -85,7 +85,7 @@ impl LogState {
         };
         let new = self.unread(listed)?;
         let mut fetched = futures::stream::iter(new)
-            .map(|(seq, size)| async move { fetch(store, seq, size).await.map(|record| (seq, record)) })
+            .map(|(seq, size)| fetch(store.clone(), seq, size).map_ok(move |record| (seq, record)))
             .buffered(PARALLEL_READS);
         while let Some((seq, record)) = fetched.try_next().await? {
             let Some(record) = record else { return Ok(Err(Overtaken { seq })) };
@@ -138,7 +138,7 @@ impl LogState {
 }
 
 /// The record, or nothing where a compaction left a tombstone.
-async fn fetch(store: &Store, seq: u64, size: u64) -> Result<Option<Record>, LogError> {
+async fn fetch(store: Store, seq: u64, size: u64) -> Result<Option<Record>, LogError> {
     if size == 0 {
         return Ok(None);
     }

@@ -50,10 +50,7 @@ pub(super) async fn newest(store: &Store) -> Result<Option<Snapshot>, LogError> 
             found => return found,
         }
     }
-    Err(LogError::Corrupt {
-        key: PREFIX.to_owned(),
-        reason: "what is listed there is not there".to_owned(),
-    })
+    Err(LogError::Corrupt { key: PREFIX.to_owned(), reason: "what is listed there is not there".to_owned() })
 }
 
 async fn newest_of(store: &Store, numbers: &[u64]) -> Result<Option<Snapshot>, LogError> {

@@ -77,7 +77,8 @@ async fn a_replay_begins_at_the_snapshot_and_survives_a_damaged_one() {
             log.append(vec![event(&format!("{round}{step}"))]).await.unwrap();
         }
         // Folding keeps the tens only.
-        let fold = |events: Vec<Bytes>| Ok(events.into_iter().filter(|event| event.ends_with(b"0")).collect());
+        let fold =
+            |events: Vec<Bytes>| Ok(events.into_iter().filter(|event| event.ends_with(b"0")).collect());
         compact(&store, fold).await.unwrap();
     }
     log.append(vec![event("last")]).await.unwrap();
