@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use foil_common::spec;
 use foil_proto::v1;
 
-use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, Submitted};
+use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, RankStarted, Submitted};
 use crate::plan::{Phase, PlanError};
 
 /// Attempts of one phase that may end without a commit before the job is given up.
@@ -57,6 +57,8 @@ pub struct JobState {
     pub chunks: BTreeMap<u32, ChunkDone>,
     /// The last attempt's number; 0 before the first.
     pub attempt: u32,
+    /// The current attempt's rank processes, by rank: the last one started for each.
+    pub seats: BTreeMap<u32, RankStarted>,
     /// Of the attempts that failed since the last commit.
     pub failures: Vec<Cause>,
     pub life: Life,
@@ -98,6 +100,7 @@ impl JobState {
             committed: Vec::new(),
             chunks: BTreeMap::new(),
             attempt: 0,
+            seats: BTreeMap::new(),
             failures: Vec::new(),
             life: Life::Queued,
         })
@@ -110,7 +113,11 @@ impl JobState {
                 if *attempt == self.attempt + 1 =>
             {
                 self.attempt = *attempt;
+                self.seats.clear();
                 self.life = Life::Running { attempt: *attempt };
+            }
+            (Change::RankStarted(started), Life::Running { attempt }) if started.attempt == *attempt => {
+                self.seats.insert(started.rank, started.clone());
             }
             (Change::ChunkDone(done), Life::Running { .. } | Life::Cancelling { .. })
                 if self.phase().is_some_and(|phase| phase.id == done.phase && done.chunk < phase.chunks)
@@ -131,11 +138,13 @@ impl JobState {
                 if cause.class.counts() {
                     self.failures.push(cause.clone());
                 }
+                self.seats.clear();
                 self.life = Life::Recovering;
             }
             (Change::AttemptEnded { attempt, .. }, Life::Cancelling { attempt: Some(current) })
                 if attempt == current =>
             {
+                self.seats.clear();
                 self.life = Life::Cancelling { attempt: None };
             }
             (Change::CancelRequested, Life::Queued | Life::Recovering) => {
@@ -152,7 +161,7 @@ impl JobState {
             }
             _ => return Err(self.illegal(&event.change)),
         }
-        self.revision += 1;
+        self.revision = event.revision.unwrap_or(self.revision + 1);
         Ok(())
     }
 
@@ -222,6 +231,7 @@ impl Change {
         match self {
             Self::Submitted(_) => "submitted",
             Self::AttemptStarted { .. } => "attempt_started",
+            Self::RankStarted(_) => "rank_started",
             Self::ChunkDone(_) => "chunk_done",
             Self::PhaseCommitted(_) => "phase_committed",
             Self::AttemptEnded { .. } => "attempt_ended",

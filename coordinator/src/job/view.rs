@@ -70,7 +70,7 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
             vec![job_event::Event::Job(job(state))]
         }
         Change::AttemptStarted { phase, .. } => vec![job_event::Event::Job(job(state)), started(phase)],
-        Change::ChunkDone(_) => Vec::new(),
+        Change::ChunkDone(_) | Change::RankStarted(_) => Vec::new(),
         Change::PhaseCommitted(done) => {
             let committed = v1::PhaseCommitted {
                 phase: done.phase.clone(),

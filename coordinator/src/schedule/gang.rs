@@ -20,16 +20,25 @@ pub(super) struct Gang {
     /// Rank 0's step reports, one JSON object per line.
     lines: String,
     last: Option<v1::StepReport>,
+    /// Where rank 0 waits for the others, once it has said so.
+    pub(super) meeting: Option<v1::Rendezvous>,
 }
 
 /// ```text
 ///   Gathering ──all ranks idle──▶ Stepping ──all results in──▶ Sealing ──steps durable──▶ committed
+///                                    ▲
+///   Adopted ──────all ranks here──────┘
 /// ```
 #[derive(Debug)]
 enum GangState {
     Gathering,
+    /// Begun by a coordinator before this one, perhaps: ranks say so as they come.
+    Adopted,
     Stepping,
-    Sealing { artifact: v1::Artifact, metrics: Vec<v1::Metric> },
+    Sealing {
+        artifact: v1::Artifact,
+        metrics: Vec<v1::Metric>,
+    },
 }
 
 /// A rank's part in a gang.
@@ -40,14 +49,30 @@ pub struct Member {
     result: Option<v1::GangResult>,
 }
 
+impl Member {
+    pub(super) fn new(now: Now) -> Self {
+        Self { pulse: Pulse::new(now), step: 0, result: None }
+    }
+}
+
 impl Gang {
     pub(super) fn new(phase: &Phase) -> Self {
-        Self { steps: phase.steps.into(), state: GangState::Gathering, lines: String::new(), last: None }
+        Self {
+            steps: phase.steps.into(),
+            state: GangState::Gathering,
+            lines: String::new(),
+            last: None,
+            meeting: None,
+        }
+    }
+
+    pub(super) fn adopt(&mut self) {
+        self.state = GangState::Adopted;
     }
 
     /// True while the loss of a rank breaks it.
     pub(super) fn is_stepping(&self) -> bool {
-        matches!(self.state, GangState::Stepping)
+        matches!(self.state, GangState::Stepping | GangState::Adopted)
     }
 
     fn steps_done(&self, phase: &Phase) -> v1::PhaseProgress {
@@ -79,7 +104,11 @@ impl Run {
             GangState::Gathering if self.slots.iter().all(Slot::is_idle) => {
                 self.launch(state, phase, now, out);
             }
-            GangState::Gathering => self.clear_obsolete(now, out),
+            // Those who were told before it died are at it, and wait for the others.
+            GangState::Adopted if self.slots.iter().all(Slot::is_free_for_gang) => {
+                self.launch(state, phase, now, out);
+            }
+            GangState::Gathering | GangState::Adopted => self.clear_obsolete(now, out),
             GangState::Stepping => {
                 self.seal(state, phase, now, out);
                 self.hung_gang(state, now, out);
@@ -96,8 +125,8 @@ impl Run {
         let (world, attempt) = (self.world(), self.attempt);
         let key_prefix = gang_prefix(&self.job, &phase.id, attempt);
         for (rank, slot) in (0..).zip(&mut self.slots) {
-            let Slot::Up { process, busy } = slot else { continue };
-            *busy = Busy::Gang(Member { pulse: Pulse::new(now), step: 0, result: None });
+            let Slot::Up { process, busy: busy @ Busy::Idle } = slot else { continue };
+            *busy = Busy::Gang(Member::new(now));
             let run = v1::RunGang {
                 task: Some(task.clone()),
                 attempt,
@@ -167,6 +196,9 @@ impl Run {
         }
         let v1::RendezvousOffer { phase, attempt, host, port } = offer;
         let rendezvous = v1::Rendezvous { phase, attempt, host, port };
+        if let Stage::Gang(gang) = &mut self.stage {
+            gang.meeting = Some(rendezvous.clone());
+        }
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let Slot::Up { process, busy: Busy::Gang(member) } = slot else { continue };
             if index == 0 {
