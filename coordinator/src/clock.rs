@@ -1,6 +1,8 @@
 //! Time as a value: decisions get it passed in, so that tests move it instead of sleeping.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
 
 /// One reading of both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,20 +26,31 @@ impl Now {
     }
 }
 
-/// The machine's clocks.
+/// The machine's clocks, or a runtime's whose time a test moves.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     start: Instant,
+    /// What the wall clock showed at the start, where it only follows the other.
+    epoch: Option<u64>,
 }
 
 impl Clock {
     pub fn start() -> Self {
-        Self { start: Instant::now() }
+        Self { start: Instant::now(), epoch: None }
+    }
+
+    /// A wall clock that starts at `epoch` milliseconds and is as monotonic as the other.
+    pub fn starting_at(epoch: u64) -> Self {
+        Self { start: Instant::now(), epoch: Some(epoch) }
     }
 
     pub fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { mono: self.start.elapsed(), wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
+        let mono = self.start.elapsed();
+        let wall = match self.epoch {
+            Some(epoch) => Duration::from_millis(epoch) + mono,
+            None => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        };
+        Now { mono, wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::clock::Now;
 /// How long the coordinator goes on believing in an agent it does not hear.
 #[derive(Debug, Clone, Copy)]
 pub struct Liveness {
-    /// Without a heartbeat on an open stream: the agent's own fence and some slack, so that its ranks are dead before
+    /// Without a heartbeat on an open stream, or without a word since this coordinator leads: the agent's own fence and some slack, so that its ranks are dead before
     /// their work is given to others.
     pub silence: Duration,
     /// Without a stream.
@@ -53,8 +53,17 @@ struct Agent {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
-    Up { connection: u64, heard: Duration },
-    Down { since: Duration },
+    Up {
+        connection: u64,
+        heard: Duration,
+    },
+    Down {
+        since: Duration,
+    },
+    /// A coordinator before this one knew it; nothing was heard of it yet.
+    Expected {
+        since: Duration,
+    },
 }
 
 #[derive(Debug)]
@@ -71,6 +80,8 @@ pub struct Registered {
     pub gone: Vec<String>,
     /// Sessions that run there and should not: to be stopped.
     pub strays: Vec<String>,
+    /// Sessions that run there as believed.
+    pub kept: Vec<String>,
 }
 
 impl Cluster {
@@ -84,9 +95,8 @@ impl Cluster {
         let mut before = self.agents.remove(&hello.agent_id).map(|agent| agent.devices).unwrap_or_default();
         let mut registered = Registered::default();
         for holder in before.iter_mut().filter_map(|device| device.holder.as_mut()) {
-            if !running.contains(holder) {
-                registered.gone.push(holder.clone());
-            }
+            let told = if running.contains(holder) { &mut registered.kept } else { &mut registered.gone };
+            told.push(holder.clone());
         }
         let held: BTreeSet<&String> = before.iter().filter_map(|device| device.holder.as_ref()).collect();
         registered.strays = running.difference(&held).map(|session| (*session).clone()).collect();
@@ -105,6 +115,18 @@ impl Cluster {
         let link = Link::Up { connection, heard: now.mono };
         self.agents.insert(hello.agent_id.clone(), Agent { link, devices, strays });
         registered
+    }
+
+    /// A coordinator before this one put a process on the device; its agent is waited for as long as the process can
+    /// live without one.
+    pub fn expect(&mut self, place: &Place, kind: &str, session: &str, now: Now) {
+        let agent = self.agents.entry(place.agent.clone()).or_insert_with(|| Agent {
+            link: Link::Expected { since: now.mono },
+            devices: Vec::new(),
+            strays: BTreeMap::new(),
+        });
+        let device = v1::Device { id: place.device.clone(), kind: kind.to_owned(), ..Default::default() };
+        agent.devices.push(Device { device, holder: Some(session.to_owned()) });
     }
 
     /// Anything heard on an agent's stream. False where another stream has taken its place.
@@ -146,6 +168,7 @@ impl Cluster {
             .filter(|(_, agent)| match agent.link {
                 Link::Up { heard, .. } => now.since(heard) >= liveness.silence,
                 Link::Down { since } => now.since(since) >= liveness.reconnect,
+                Link::Expected { since } => now.since(since) >= liveness.silence,
             })
             .map(|(id, _)| id.clone())
             .collect();
@@ -195,7 +218,8 @@ impl Cluster {
     /// Each agent and the time since it was last heard.
     pub fn ages(&self, now: Now) -> impl Iterator<Item = (&str, Duration)> {
         self.agents.iter().map(move |(id, agent)| {
-            let (Link::Up { heard: since, .. } | Link::Down { since }) = agent.link;
+            let (Link::Up { heard: since, .. } | Link::Down { since } | Link::Expected { since }) =
+                agent.link;
             (id.as_str(), now.since(since))
         })
     }
@@ -261,6 +285,20 @@ mod tests {
     }
 
     #[test]
+    fn an_expected_agent_has_the_whole_fence_period_to_come() {
+        let mut cluster = Cluster::new(Liveness::default());
+        let place = Place { agent: "a".into(), device: "cpu:1".into() };
+        cluster.expect(&place, "cpu", "kept", at(100));
+        assert!(cluster.expire(at(164)).is_empty() && cluster.find("cpu", 1).is_none());
+        let registered = cluster.register(&agent("a", 2, &["kept"]), 1, at(164));
+        assert_eq!((registered.kept, registered.strays.len()), (vec!["kept".to_owned()], 0));
+        assert_eq!(cluster.find("cpu", 1).unwrap()[0].device, "cpu:0");
+        let mut alone = Cluster::new(Liveness::default());
+        alone.expect(&place, "cpu", "kept", at(100));
+        assert_eq!(alone.expire(at(165)), [("a".to_owned(), vec!["kept".to_owned()])]);
+    }
+
+    #[test]
     fn an_agent_that_comes_back_keeps_what_still_runs() {
         let mut cluster = cluster();
         let places = cluster.find("cpu", 2).unwrap();
@@ -268,7 +306,9 @@ mod tests {
         cluster.hold(&places[1], "died");
         cluster.disconnected("a", 1, at(1));
         let registered = cluster.register(&agent("a", 2, &["kept", "stray"]), 3, at(2));
-        assert_eq!(registered, Registered { gone: vec!["died".into()], strays: vec!["stray".into()] });
+        let expected =
+            Registered { gone: vec!["died".into()], strays: vec!["stray".into()], kept: vec!["kept".into()] };
+        assert_eq!(registered, expected);
         cluster.release(&places[1], "died");
         assert_eq!(cluster.find("cpu", 2), None, "a device may still be the stray's");
         cluster.exited("a", "stray");

@@ -6,8 +6,11 @@ pub mod cluster;
 pub mod driver;
 pub mod job;
 pub mod journal;
+pub mod leadership;
 pub mod plan;
 pub mod resolve;
 pub mod rpc;
 pub mod schedule;
+#[cfg(test)]
+mod simulation;
 pub mod web;

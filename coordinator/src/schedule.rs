@@ -8,6 +8,7 @@ mod gang;
 mod map;
 mod pulse;
 mod ranks;
+mod resume;
 #[cfg(test)]
 mod tests;
 
@@ -68,6 +69,10 @@ pub enum Input {
         session: String,
     },
     Exited(v1::RankExited),
+    /// The session's agent has registered, and its process runs.
+    AgentBack {
+        session: String,
+    },
     /// The session's agent is given up.
     AgentLost {
         session: String,
@@ -140,6 +145,8 @@ pub enum Refusal {
 pub struct Run {
     job: String,
     attempt: u32,
+    /// Of the coordinator: makes what it names its own.
+    term: u64,
     threads: u32,
     slots: Vec<Slot>,
     deadlines: Deadlines,
@@ -169,11 +176,12 @@ enum Stage {
 
 impl Run {
     /// An attempt whose ranks have no devices yet.
-    pub fn new(state: &JobState, attempt: u32, deadlines: Deadlines, now: Now) -> Self {
+    pub fn new(state: &JobState, attempt: u32, term: u64, deadlines: Deadlines, now: Now) -> Self {
         let resources = &state.spec.resources;
         let mut run = Self {
             job: state.id.clone(),
             attempt,
+            term,
             threads: resources.threads_per_rank,
             slots: (0..resources.ranks).map(|_| Slot::Vacant).collect(),
             deadlines,
@@ -212,6 +220,7 @@ impl Run {
             Input::Said { session, message } => self.said(state, &session, message, now, &mut decision)?,
             Input::StreamEnded { session } => self.stream_ended(&session, now, &mut decision),
             Input::Exited(exit) => self.exited(exit, now, &mut decision),
+            Input::AgentBack { session } => self.agent_back(&session, now, &mut decision),
             Input::AgentLost { session } => self.agent_lost(&session, now, &mut decision),
             Input::StepsWritten { phase, result } => {
                 self.steps_written(state, &phase, result, now, &mut decision);
@@ -286,6 +295,9 @@ impl Run {
         out: &mut Decision,
     ) -> Result<(), Refusal> {
         let rank = self.rank_of(session).ok_or_else(|| self.stale(session))?;
+        if self.is_history(state, &message) {
+            return Ok(());
+        }
         match message {
             Message::Hello(_) => Err(Refusal::Invalid("a second hello on one stream".to_owned())),
             Message::Progress(progress) => {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -30,6 +30,15 @@ impl Process {
         matches!(self.0.try_wait(), Ok(None))
     }
 
+    /// Waits for its end.
+    pub fn finish(mut self) -> ExitStatus {
+        wait_for("end of a process", || self.0.try_wait().expect("the process can be waited for"))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).expect("the process can be signalled");
+    }
+
     /// SIGKILL: it learns of nothing and tidies up nothing.
     pub fn kill(mut self) {
         self.0.kill().expect("the process can be killed");
@@ -53,12 +62,14 @@ impl Drop for Process {
     }
 }
 
-/// A coordinator's files, and where it listens.
+/// A coordinator's files, and where it and its standbys listen.
 pub struct Service {
     directory: tempfile::TempDir,
     url: String,
     /// A directory among its files, where none is named.
     store: Option<String>,
+    /// Addresses of others on the same store, the next leader first.
+    standbys: Vec<String>,
 }
 
 impl Service {
@@ -70,18 +81,35 @@ impl Service {
     /// The same on a store of its own name.
     pub fn start_on(command: Command, address: &str, store: Option<&str>) -> (Self, Process) {
         let directory = tempfile::tempdir().expect("a directory");
-        let mut service = Self { directory, url: String::new(), store: store.map(str::to_owned) };
-        let coordinator = service.serve(command, &format!("{address}:0"));
+        let store = store.map(str::to_owned);
+        let mut service = Self { directory, url: String::new(), store, standbys: Vec::new() };
+        let coordinator;
+        (service.url, coordinator) = service.serve(command, &format!("{address}:0"));
         (service, coordinator)
     }
 
     /// Starts it again at the same port, on the same store.
     pub fn restart(&mut self, command: Command) -> Process {
         let listen = self.url.trim_start_matches("http://").to_owned();
-        self.serve(command, &listen)
+        self.serve(command, &listen).1
     }
 
-    fn serve(&mut self, mut command: Command, listen: &str) -> Process {
+    /// Starts another coordinator on the same store; the first leads.
+    pub fn stand_by(&mut self, command: Command) -> Process {
+        let (url, process) = self.serve(command, "127.0.0.1:0");
+        self.standbys.push(url);
+        process
+    }
+
+    /// The leader is dead and its first standby leads: starts a standby where the dead one was.
+    pub fn replace_dead(&mut self, command: Command) -> Process {
+        let process = self.restart(command);
+        let leader = self.standbys.remove(0);
+        self.standbys.push(std::mem::replace(&mut self.url, leader));
+        process
+    }
+
+    fn serve(&self, mut command: Command, listen: &str) -> (String, Process) {
         let file = self.at("port");
         // What an earlier one wrote says nothing of this one.
         let _ = std::fs::remove_file(&file);
@@ -92,10 +120,15 @@ impl Service {
         let text = wait_for("the coordinator's address", || {
             std::fs::read_to_string(&file).ok().filter(|text| text.ends_with('\n'))
         });
-        self.url = format!("http://{}", text.trim());
-        process
+        (format!("http://{}", text.trim()), process)
     }
 
+    /// The addresses of all coordinators, with commas between them.
+    pub fn urls(&self) -> String {
+        self.standbys.iter().fold(self.url.clone(), |urls, url| format!("{urls},{url}"))
+    }
+
+    /// The leader's address.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -113,7 +146,7 @@ impl Service {
     /// Runs the client as `command` does, and gives what it prints.
     pub fn client(&self, mut command: Command, arguments: &[&str]) -> String {
         let output =
-            command.args(arguments).env("FOIL_COORDINATOR", &self.url).output().expect("foil starts");
+            command.args(arguments).env("FOIL_COORDINATOR", self.urls()).output().expect("foil starts");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(
             output.status.success(),

@@ -21,11 +21,8 @@ fn a_killed_coordinator_started_again_goes_on_to_the_same_weights() {
         .collect();
     let id = service.submit_letters(serve());
 
-    for (attempt, phase) in (1..).zip(KILLED_IN) {
-        wait_for(phase, || {
-            let job = service.job(&id);
-            (job["attempt"] == attempt && job["phase"] == phase).then_some(())
-        });
+    for phase in KILLED_IN {
+        wait_for(phase, || (service.job(&id)["phase"] == phase).then_some(()));
         coordinator.kill();
         coordinator = service.restart(serve());
     }
@@ -34,7 +31,7 @@ fn a_killed_coordinator_started_again_goes_on_to_the_same_weights() {
     let job = service.job(&id);
     assert_eq!(job["state"], "JOB_STATE_SUCCEEDED", "{job}");
     assert!(agents.iter_mut().all(Process::is_running), "the agents were to outlive their coordinators");
-    assert_eq!(job["attempt"], 1 + KILLED_IN.len(), "each death was to cost one attempt");
+    assert_eq!(job["attempt"], 1, "ranks were to go on\n{}", service.log("serve.log"));
     let weights = |model| service.weights(serve(), &id, model);
     assert!((weights("policy@1"), weights("reward@1")) == undisturbed, "the weights differ");
 }

@@ -35,9 +35,10 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct AgentArgs {
-    /// The coordinator, for example http://127.0.0.1:7070.
-    #[arg(long, value_name = "URL", required = true)]
-    coordinator: Option<String>,
+    /// The coordinator, for example http://127.0.0.1:7070. Where there are several for one store, name all, with commas
+    /// between them or an option each: the leader among them is found.
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
+    coordinator: Vec<String>,
     /// Ranks that may run here at a time: CPU slots (default 1), or GPUs (default all).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ranks: Option<u16>,
@@ -145,7 +146,8 @@ fn run_rank(args: RankArgs) -> Exit {
 }
 
 fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
-    let coordinator = args.coordinator.context("--coordinator is missing")?;
+    anyhow::ensure!(!args.coordinator.is_empty(), "--coordinator is missing");
+    let coordinator = args.coordinator.join(",");
     let devices = agent::list_devices(args.device, args.ranks.map(usize::from))?;
     let agent_id =
         args.agent_id.unwrap_or_else(|| format!("agent-{}", ulid::Ulid::new().to_string().to_lowercase()));

@@ -18,11 +18,10 @@ use futures::{Stream, StreamExt};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use ulid::Ulid;
 
-use super::{DATA_BYTES, MESSAGE_BYTES, UNARY_DEADLINE, backoff, broke, is_unavailable, request};
+use super::{DATA_BYTES, Line, MESSAGE_BYTES, UNARY_DEADLINE, backoff, broke, is_unavailable, request};
 use crate::storage::object::Digest;
 
 /// A download that brings nothing for so long is taken for broken.
@@ -121,17 +120,17 @@ fn waits() -> ExponentialBuilder {
     backoff().with_total_delay(None)
 }
 
-fn client(channel: &Channel) -> ArtifactsClient<Channel> {
-    ArtifactsClient::new(channel.clone())
+fn client(line: &Line) -> ArtifactsClient<Line> {
+    ArtifactsClient::new(line.clone())
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES)
 }
 
 /// An object's size and hash, or nothing where there is none.
-pub async fn stat(channel: &Channel, key: &str) -> Result<Option<v1::Object>, TransferError> {
+pub async fn stat(line: &Line, key: &str) -> Result<Option<v1::Object>, TransferError> {
     let once = || async {
         let message = v1::StatRequest { key: key.to_owned() };
-        match client(channel).stat(request(message, UNARY_DEADLINE)).await {
+        match client(line).stat(request(message, UNARY_DEADLINE)).await {
             Ok(response) => Ok(Some(response.into_inner())),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(TransferError::from_status(key, status)),
@@ -142,7 +141,7 @@ pub async fn stat(channel: &Channel, key: &str) -> Result<Option<v1::Object>, Tr
 
 /// Writes an object that is in memory.
 pub async fn upload_bytes(
-    channel: &Channel,
+    line: &Line,
     key: &str,
     writer: &Writer,
     bytes: Bytes,
@@ -154,32 +153,28 @@ pub async fn upload_bytes(
             .step_by(DATA_BYTES)
             .map(|start| bytes.slice(start..bytes.len().min(start + DATA_BYTES)))
             .collect::<Vec<_>>();
-        put(channel, key, writer, &digest, followed(futures::stream::iter(chunks), moved))
+        put(line, key, writer, &digest, followed(futures::stream::iter(chunks), moved))
     };
     persist(once).await
 }
 
 /// Uploads a user's file as `inputs/{blake3}`, unless it is there already. The answer's `path` is the file's name.
-pub async fn upload_input(
-    channel: &Channel,
-    path: &Path,
-    moved: &Moved,
-) -> Result<v1::Object, TransferError> {
+pub async fn upload_input(line: &Line, path: &Path, moved: &Moved) -> Result<v1::Object, TransferError> {
     let digest = digest_of_file(path).await?;
     let key = input_key(&digest.blake3);
-    if let Some(object) = stat(channel, &key).await? {
+    if let Some(object) = stat(line, &key).await? {
         moved(object.size);
         return Ok(v1::Object { path: file_name(path), ..object });
     }
-    upload_file(channel, &key, &Writer::client(), path, &digest, moved).await
+    upload_file(line, &key, &Writer::client(), path, &digest, moved).await
 }
 
 /// Uploads bytes as `inputs/{blake3}`, unless they are there already.
-pub async fn upload_input_bytes(channel: &Channel, bytes: Bytes) -> Result<v1::Object, TransferError> {
+pub async fn upload_input_bytes(line: &Line, bytes: Bytes) -> Result<v1::Object, TransferError> {
     let key = input_key(&Digest::of(&bytes).blake3);
-    match stat(channel, &key).await? {
+    match stat(line, &key).await? {
         Some(object) => Ok(object),
-        None => upload_bytes(channel, &key, &Writer::client(), bytes, &unfollowed()).await,
+        None => upload_bytes(line, &key, &Writer::client(), bytes, &unfollowed()).await,
     }
 }
 
@@ -201,9 +196,9 @@ pub async fn digest_of_file(path: &Path) -> Result<Digest, TransferError> {
 }
 
 /// A whole object, checked; for what fits in memory.
-pub async fn download_bytes(channel: &Channel, object: &v1::Object) -> Result<Bytes, TransferError> {
+pub async fn download_bytes(line: &Line, object: &v1::Object) -> Result<Bytes, TransferError> {
     let mut bytes = BytesMut::new();
-    download(channel, object, async |data: Bytes| {
+    download(line, object, async |data: Bytes| {
         bytes.extend_from_slice(&data);
         Ok(())
     })
@@ -213,7 +208,7 @@ pub async fn download_bytes(channel: &Channel, object: &v1::Object) -> Result<By
 
 /// Downloads an object to a file, which appears only when it is whole and right. Missing directories are made.
 pub async fn download_to_file(
-    channel: &Channel,
+    line: &Line,
     object: &v1::Object,
     path: &Path,
     moved: &Moved,
@@ -223,7 +218,7 @@ pub async fn download_to_file(
         tokio::fs::create_dir_all(parent).await.map_err(fail)?;
     }
     let partial = path.with_file_name(format!(".{}.{}.part", file_name(path), Ulid::new()));
-    let written = download_into(channel, object, &partial, moved).await;
+    let written = download_into(line, object, &partial, moved).await;
     let placed = match written {
         Ok(()) => tokio::fs::rename(&partial, path).await.map_err(fail),
         Err(error) => Err(error),
@@ -237,14 +232,14 @@ pub async fn download_to_file(
 }
 
 async fn download_into(
-    channel: &Channel,
+    line: &Line,
     object: &v1::Object,
     partial: &Path,
     moved: &Moved,
 ) -> Result<(), TransferError> {
     let fail = |source| TransferError::File { path: partial.to_owned(), source };
     let mut file = File::create(partial).await.map_err(fail)?;
-    download(channel, object, async |data: Bytes| {
+    download(line, object, async |data: Bytes| {
         file.write_all(&data).await.map_err(fail)?;
         moved(data.len() as u64);
         Ok(())
@@ -256,7 +251,7 @@ async fn download_into(
 
 /// Feeds an object's bytes to `sink` in order, going on where a connection broke off.
 async fn download(
-    channel: &Channel,
+    line: &Line,
     object: &v1::Object,
     mut sink: impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
@@ -264,7 +259,7 @@ async fn download(
     let (mut pauses, mut since): (ExponentialBackoff, _) = (waits().build(), Instant::now());
     loop {
         let before = hasher.count();
-        let Err(error) = download_rest(channel, object, &mut hasher, &mut sink).await else { break };
+        let Err(error) = download_rest(line, object, &mut hasher, &mut sink).await else { break };
         if hasher.count() > before {
             (pauses, since) = (waits().build(), Instant::now());
         }
@@ -281,7 +276,7 @@ async fn download(
 }
 
 async fn download_rest(
-    channel: &Channel,
+    line: &Line,
     object: &v1::Object,
     hasher: &mut blake3::Hasher,
     sink: &mut impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
@@ -289,7 +284,7 @@ async fn download_rest(
     let key = &object.key;
     let failed = |status| TransferError::from_status(key, status);
     let message = v1::GetRequest { key: key.clone(), offset: hasher.count() };
-    let mut stream = client(channel).get(message).await.map_err(failed)?.into_inner();
+    let mut stream = client(line).get(message).await.map_err(failed)?.into_inner();
     loop {
         let next = tokio::time::timeout(STALL, stream.message()).await;
         let next = next.unwrap_or_else(|_| Err(Status::unavailable("the download stands still")));
@@ -322,7 +317,7 @@ fn check(expected: &v1::Object, found: &Digest) -> Result<(), TransferError> {
 
 /// Writes an object from a file of known digest. The answer's `path` is the file's name.
 pub async fn upload_file(
-    channel: &Channel,
+    line: &Line,
     key: &str,
     writer: &Writer,
     path: &Path,
@@ -334,7 +329,7 @@ pub async fn upload_file(
             File::open(path).await.map_err(|source| TransferError::File { path: path.to_owned(), source })?;
         let trouble = Arc::new(Mutex::new(None));
         let chunks = followed(file_chunks(file, Arc::clone(&trouble)), moved);
-        let result = put(channel, key, writer, digest, chunks).await;
+        let result = put(line, key, writer, digest, chunks).await;
         let trouble = trouble.lock().ok().and_then(|mut slot| slot.take());
         match (trouble, result) {
             (Some(source), _) => Err(TransferError::File { path: path.to_owned(), source }),
@@ -383,7 +378,7 @@ fn file_chunks(
 }
 
 async fn put(
-    channel: &Channel,
+    line: &Line,
     key: &str,
     writer: &Writer,
     digest: &Digest,
@@ -399,8 +394,7 @@ async fn put(
     let message = |part| v1::PutRequest { part: Some(part) };
     let parts = futures::stream::once(async move { message(Part::Begin(begin)) })
         .chain(chunks.map(move |data| message(Part::Data(data))));
-    let response =
-        client(channel).put(parts).await.map_err(|status| TransferError::from_status(key, status))?;
+    let response = client(line).put(parts).await.map_err(|status| TransferError::from_status(key, status))?;
     Ok(response.into_inner().object.unwrap_or_else(|| digest.clone().object(key)))
 }
 

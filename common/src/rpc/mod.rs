@@ -1,6 +1,7 @@
 //! Connecting, deadlines and retries; moving artifacts.
 
 pub mod artifacts;
+mod line;
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -8,6 +9,8 @@ use std::time::Duration;
 use backon::ExponentialBuilder;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
+
+pub use self::line::{LEADER, Line, NOT_LEADER, leader_of};
 
 /// Most bytes of data in one message of the Artifacts service.
 pub const DATA_BYTES: usize = 1 << 20;
@@ -34,9 +37,13 @@ pub enum ConnectError {
     Tls { url: String },
 }
 
-/// A connection to a coordinator at `http://HOST:PORT`. It is made at the first call, and made again whenever it
-/// breaks. Must be called within a tokio runtime.
-pub fn connect(url: &str) -> Result<Channel, ConnectError> {
+/// A line to the leader among the coordinators at `urls`: `http://HOST:PORT`, several separated by commas. Connections
+/// are made at the first call, and made again whenever they break. Must be called within a tokio runtime.
+pub fn connect(urls: &str) -> Result<Line, ConnectError> {
+    Line::new(urls)
+}
+
+fn channel(url: &str) -> Result<Channel, ConnectError> {
     let bad = |reason: String| ConnectError::BadUrl { url: url.to_owned(), reason };
     let parsed = url::Url::parse(url).map_err(|error| bad(error.to_string()))?;
     match parsed.scheme() {

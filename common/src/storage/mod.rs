@@ -17,4 +17,4 @@ mod store;
 mod tests;
 
 pub use error::StoreError;
-pub use store::{ByteStream, Listed, Put, Store};
+pub use store::{ByteStream, Listed, Nap, Put, Store};

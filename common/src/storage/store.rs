@@ -1,15 +1,20 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
 use tokio::sync::{Mutex, MutexGuard};
 use ulid::Ulid;
 
@@ -35,6 +40,9 @@ pub struct Listed {
     pub size: u64,
 }
 
+/// Waits between two tries.
+pub type Nap = fn(Duration) -> BoxFuture<'static, ()>;
+
 /// A place for immutable objects under validated keys. Cheap to clone; clones share everything.
 ///
 /// Transient failures are tried again with jitter for about ten seconds.
@@ -47,6 +55,7 @@ pub struct Store {
     /// Waits for room on a full store too.
     waits_for_room: bool,
     health: Health,
+    nap: Nap,
     /// Serialise the last step of writing a hashed object, by key.
     finishing: Arc<[Mutex<()>; 64]>,
 }
@@ -72,8 +81,14 @@ impl Store {
             retry,
             waits_for_room: false,
             health: Health::default(),
+            nap: real_nap,
             finishing,
         }
+    }
+
+    /// A store over any backend; `location` names it to people, and `nap` waits before it is tried again.
+    pub fn over(backend: Arc<dyn ObjectStore>, location: &str, nap: Nap) -> Self {
+        Self { nap, ..Self::new(backend, Path::default(), location.to_owned()) }
     }
 
     /// A store in this process's memory.
@@ -197,12 +212,28 @@ impl Store {
                 self.inner.list(Some(&path)).try_collect::<Vec<_>>().await
             })
             .await?;
+        Ok(self.listed(&metas))
+    }
+
+    /// The keys below `prefix` that sort behind `key`, sorted. Stores that can begin in the middle do.
+    pub async fn list_after(&self, prefix: &str, key: &str) -> Result<Vec<Listed>, StoreError> {
+        let offset = self.path(key)?;
+        let metas = self
+            .with_retries("list", prefix, |path| {
+                let offset = offset.clone();
+                async move { self.inner.list_with_offset(Some(&path), &offset).try_collect::<Vec<_>>().await }
+            })
+            .await?;
+        Ok(self.listed(&metas))
+    }
+
+    fn listed(&self, metas: &[ObjectMeta]) -> Vec<Listed> {
         let mut listed: Vec<Listed> = metas
             .iter()
             .filter_map(|meta| Some(Listed { key: self.key_of(&meta.location)?, size: meta.size }))
             .collect();
         listed.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(listed)
+        listed
     }
 
     /// Deletes a key; a missing one is fine.
@@ -211,6 +242,10 @@ impl Store {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    pub(super) async fn nap(&self, duration: Duration) {
+        (self.nap)(duration).await;
     }
 
     pub(super) fn backend(&self) -> &dyn ObjectStore {
@@ -268,10 +303,37 @@ impl Store {
             }
         };
         once.retry(self.retry)
+            .sleep(Napper(self.nap))
             .when(|error: &StoreError| error.is_brief() || (self.waits_for_room && error.is_transient()))
             .notify(|error, delay| tracing::warn!(%error, ?delay, "trying the store again"))
             .await
     }
+}
+
+/// A nap as the retries take it.
+struct Napper(Nap);
+
+/// Has no lifetime in its name, which the proof that requests can move between threads would stumble over.
+struct Napping(BoxFuture<'static, ()>);
+
+impl Future for Napping {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+impl backon::Sleeper for Napper {
+    type Sleep = Napping;
+
+    fn sleep(&self, duration: Duration) -> Napping {
+        Napping((self.0)(duration))
+    }
+}
+
+fn real_nap(duration: Duration) -> BoxFuture<'static, ()> {
+    Box::pin(tokio::time::sleep(duration))
 }
 
 #[cfg(test)]

@@ -159,10 +159,17 @@ pub(crate) struct ServeArgs {
     /// Address for gRPC, /metrics and /healthz; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070")]
     pub(crate) listen: SocketAddr,
+    /// Where clients and workers reach this coordinator; a standby sends them there. Default: the address listened on.
+    #[arg(long, value_name = "URL")]
+    pub(crate) advertise: Option<String>,
+    /// Lead at once, without waiting for the present leader to fall silent. Without this a coordinator stands by while
+    /// another leads the same store.
+    #[arg(long)]
+    pub(crate) take_over: bool,
     /// Allow an address beyond loopback. There is neither TLS nor authentication: only for a network you trust.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
-    /// Write the address listened on to this file, once requests are answered.
+    /// Write the address listened on to this file, once requests are answered (by a standby: with the leader's address).
     #[arg(long, value_name = "FILE")]
     pub(crate) port_file: Option<PathBuf>,
     /// End with this process, the parent.
@@ -172,9 +179,23 @@ pub(crate) struct ServeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
-    /// The coordinator to ask.
-    #[arg(long, value_name = "URL", env = "FOIL_COORDINATOR", default_value = "http://127.0.0.1:7070")]
-    pub(crate) coordinator: String,
+    /// The coordinator to ask. Where there are several for one store, name all, with commas between them or an option
+    /// each: the leader among them is found.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "FOIL_COORDINATOR",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:7070"
+    )]
+    pub(crate) coordinator: Vec<String>,
+}
+
+impl ClientArgs {
+    /// With commas between them.
+    pub(crate) fn coordinators(&self) -> String {
+        self.coordinator.join(",")
+    }
 }
 
 #[derive(Debug, Args)]

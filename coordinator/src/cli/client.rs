@@ -4,35 +4,35 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use backon::{ExponentialBuilder, Retryable};
-use foil_common::rpc;
+use foil_common::rpc::{self, Line};
 use foil_proto::v1;
 use foil_proto::v1::jobs_client::JobsClient;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::output;
 
 const DEADLINE: Duration = rpc::UNARY_DEADLINE;
+/// For a coordinator to answer: longer than a standby takes to become the leader.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Submitting reads and splits all of a job's data.
 const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
-    url: String,
-    jobs: JobsClient<Channel>,
-    channel: Channel,
+    jobs: JobsClient<Line>,
+    line: Line,
 }
 
 impl Client {
     /// The connection is made at the first request.
-    pub(crate) fn connect(url: &str) -> Result<Self> {
-        let channel = rpc::connect(url)?;
-        Ok(Self { url: url.to_owned(), jobs: JobsClient::new(channel.clone()), channel })
+    pub(crate) fn connect(urls: &str) -> Result<Self> {
+        let line = rpc::connect(urls)?;
+        Ok(Self { jobs: JobsClient::new(line.clone()), line })
     }
 
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+    pub(crate) fn line(&self) -> Line {
+        self.line.clone()
     }
 
     pub(crate) async fn submit(&self, request: v1::SubmitRequest) -> Result<v1::SubmitResponse> {
@@ -115,16 +115,19 @@ impl Client {
 
     /// A status as a user reads it: what the coordinator says, without the transport's words around it.
     pub(crate) fn plain(&self, status: &Status) -> anyhow::Error {
+        let urls = self.line.urls();
+        if rpc::leader_of(status).is_some() {
+            return anyhow::anyhow!("no coordinator leads: {} (asked at {urls})", status.message());
+        }
         if rpc::is_unavailable(status) {
             return anyhow::anyhow!(
-                "no coordinator answers at {}; start one with `foil serve`, or name another with --coordinator or \
-                 FOIL_COORDINATOR",
-                self.url
+                "no coordinator answers at {urls}; start one with `foil serve`, or name another with --coordinator or \
+                 FOIL_COORDINATOR"
             );
         }
         match (status.code(), status.message()) {
             (Code::DeadlineExceeded, _) => {
-                anyhow::anyhow!("the coordinator at {} did not answer in time", self.url)
+                anyhow::anyhow!("the coordinator at {urls} did not answer in time")
             }
             (code, "") => anyhow::anyhow!("the coordinator answered {code:?}"),
             (Code::InvalidArgument, message) => {
@@ -139,7 +142,7 @@ impl Client {
         &self,
         deadline: Duration,
         request: Q,
-        call: impl Fn(JobsClient<Channel>, Request<Q>) -> F,
+        call: impl Fn(JobsClient<Line>, Request<Q>) -> F,
     ) -> Result<A, Status>
     where
         Q: Clone,
@@ -152,13 +155,14 @@ impl Client {
         };
         let pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(200))
-            .with_max_delay(Duration::from_secs(3))
-            .with_max_times(6)
+            .with_max_delay(Duration::from_secs(1))
+            .without_max_times()
+            .with_total_delay(Some(PATIENCE))
             .with_jitter();
         let mut is_told = false;
         let tell = |_: &Status, _| {
             if !std::mem::replace(&mut is_told, true) {
-                output::note(&format!("no answer from {} yet, trying again", self.url));
+                output::note(&format!("no answer from {} yet, trying again", self.line.urls()));
             }
         };
         attempt.retry(pauses).when(rpc::is_unavailable).notify(tell).await

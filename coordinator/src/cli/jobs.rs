@@ -10,7 +10,7 @@ use super::report::{self, LocalArtifacts};
 use super::{output, terminal, watch};
 
 pub(crate) async fn list(args: &ClientArgs) -> Result<()> {
-    let jobs = Client::connect(&args.coordinator)?.list().await?;
+    let jobs = Client::connect(&args.coordinators())?.list().await?;
     let mut rows = vec![["ID", "NAME", "STATE", "PHASE", "DONE", "SUBMITTED"].map(str::to_owned).to_vec()];
     for job in &jobs {
         let phases = job.plan.as_ref().map_or(0, |plan| plan.phases.len());
@@ -126,7 +126,7 @@ pub(crate) fn succeed(job: &v1::Job) -> Result<()> {
 }
 
 async fn find(args: &JobArgs) -> Result<(Client, v1::Job)> {
-    let client = Client::connect(&args.client.coordinator)?;
+    let client = Client::connect(&args.client.coordinators())?;
     let job = client.find(&args.job).await?;
     Ok((client, job))
 }

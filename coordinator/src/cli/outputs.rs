@@ -13,10 +13,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use foil_common::rpc::artifacts;
+use foil_common::rpc::{Line, artifacts};
 use foil_proto::v1;
 use serde_json::{Map, Value, json};
-use tonic::transport::Channel;
 
 use super::progress::Progress;
 use super::report::LocalArtifacts;
@@ -27,7 +26,7 @@ pub(crate) const NAMES: [&str; 5] = ["policy", "reward", "rounds", "metrics.json
 
 /// Downloads what the job has made so far.
 pub(crate) async fn bring(
-    channel: &Channel,
+    line: &Line,
     job: &v1::Job,
     dir: &Path,
     progress: &Progress,
@@ -36,19 +35,19 @@ pub(crate) async fn bring(
     for artifact in
         job.artifacts.iter().filter(|artifact| ["policy", "reward"].contains(&artifact.kind.as_str()))
     {
-        pull::artifact(channel, artifact, &dir.join("rounds").join(&artifact.name), progress).await?;
+        pull::artifact(line, artifact, &dir.join("rounds").join(&artifact.name), progress).await?;
     }
-    metrics(channel, job, &dir.join("metrics.jsonl")).await?;
-    samples::write_all(channel, job, &dir.join("samples")).await?;
+    metrics(line, job, &dir.join("metrics.jsonl")).await?;
+    samples::write_all(line, job, &dir.join("samples")).await?;
     Ok(LocalArtifacts { policy: link_last(job, "policy", dir)?, reward: link_last(job, "reward", dir)? })
 }
 
 /// All training phases' steps in one file, and what the drift gauge has shown.
-async fn metrics(channel: &Channel, job: &v1::Job, path: &Path) -> Result<()> {
+async fn metrics(line: &Line, job: &v1::Job, path: &Path) -> Result<()> {
     let mut lines = Vec::new();
     for artifact in job.artifacts.iter().filter(|artifact| artifact.kind == "metrics") {
         for object in &artifact.objects {
-            lines.extend_from_slice(&artifacts::download_bytes(channel, object).await?);
+            lines.extend_from_slice(&artifacts::download_bytes(line, object).await?);
             if lines.last().is_some_and(|byte| *byte != b'\n') {
                 lines.push(b'\n');
             }

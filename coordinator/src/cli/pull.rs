@@ -4,9 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use foil_common::file_names;
-use foil_common::rpc::artifacts;
+use foil_common::rpc::{Line, artifacts};
 use foil_proto::v1;
-use tonic::transport::Channel;
 
 use super::args::PullArgs;
 use super::client::Client;
@@ -18,14 +17,14 @@ pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
         Some((job, artifact)) => (job, Some(artifact)),
         None => (args.what.as_str(), None),
     };
-    let client = Client::connect(&args.client.coordinator)?;
+    let client = Client::connect(&args.client.coordinators())?;
     let job = client.find(name).await?;
-    let channel = client.channel();
+    let line = client.line();
     let mut progress = Progress::new(true);
     match wanted {
-        Some(wanted) => artifact(&channel, find(&job, wanted)?, &args.dir, &progress).await?,
+        Some(wanted) => artifact(&line, find(&job, wanted)?, &args.dir, &progress).await?,
         None => {
-            outputs::bring(&channel, &job, &args.dir, &progress).await?;
+            outputs::bring(&line, &job, &args.dir, &progress).await?;
         }
     }
     progress.finish();
@@ -57,7 +56,7 @@ pub(crate) fn last<'a>(job: &'a v1::Job, kind: &str) -> Option<&'a v1::Artifact>
 /// Downloads an artifact's files into `dir`. Each appears only when whole and of the right hash; those that are
 /// there already are not fetched again.
 pub(crate) async fn artifact(
-    channel: &Channel,
+    line: &Line,
     artifact: &v1::Artifact,
     dir: &Path,
     progress: &Progress,
@@ -71,7 +70,7 @@ pub(crate) async fn artifact(
         if is_there(object, &path).await {
             moved(object.size);
         } else {
-            artifacts::download_to_file(channel, object, &path, &moved).await?;
+            artifacts::download_to_file(line, object, &path, &moved).await?;
         }
     }
     bar.finish_and_clear();

@@ -5,11 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use foil_common::data::rows::{Prompt, PromptRow, Role};
-use foil_common::rpc::artifacts;
+use foil_common::rpc::{Line, artifacts};
 use foil_proto::v1;
 use prost::Message;
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 
 use super::outputs::write_whole;
 
@@ -18,8 +17,8 @@ type Scores = HashMap<(u64, u32), f64>;
 
 /// Writes `round-NN.jsonl` (the samples the policy was trained on) and `round-NN.evaluation.jsonl` for each round
 /// that has them.
-pub(crate) async fn write_all(channel: &Channel, job: &v1::Job, dir: &Path) -> Result<()> {
-    let mut prompts = Prompts { channel, job: &job.id, read: HashMap::new() };
+pub(crate) async fn write_all(line: &Line, job: &v1::Job, dir: &Path) -> Result<()> {
+    let mut prompts = Prompts { line, job: &job.id, read: HashMap::new() };
     for artifact in &job.artifacts {
         let round = artifact.round;
         let (set, name, scores) = match artifact.name.split_once('.') {
@@ -34,18 +33,18 @@ pub(crate) async fn write_all(channel: &Channel, job: &v1::Job, dir: &Path) -> R
             _ => continue,
         };
         let scores = match scores {
-            Some(scores) => read_scores(channel, scores).await?,
+            Some(scores) => read_scores(line, scores).await?,
             None => Scores::new(),
         };
         let mut lines = Vec::new();
         for object in &artifact.objects {
-            let bytes = artifacts::download_bytes(channel, object).await?;
+            let bytes = artifacts::download_bytes(line, object).await?;
             let batch =
                 v1::SampleBatch::decode(bytes).with_context(|| format!("{} is no batch", object.key))?;
             let prompts = prompts.of(set).await?;
             for sample in &batch.samples {
-                let line = line(round, sample, prompts.get(&sample.prompt_id), &scores);
-                lines.extend_from_slice(format!("{line}\n").as_bytes());
+                let row = row(round, sample, prompts.get(&sample.prompt_id), &scores);
+                lines.extend_from_slice(format!("{row}\n").as_bytes());
             }
         }
         write_whole(&dir.join(name), &lines)?;
@@ -53,10 +52,10 @@ pub(crate) async fn write_all(channel: &Channel, job: &v1::Job, dir: &Path) -> R
     Ok(())
 }
 
-async fn read_scores(channel: &Channel, artifact: &v1::Artifact) -> Result<Scores> {
+async fn read_scores(line: &Line, artifact: &v1::Artifact) -> Result<Scores> {
     let mut scores = Scores::new();
     for object in &artifact.objects {
-        let bytes = artifacts::download_bytes(channel, object).await?;
+        let bytes = artifacts::download_bytes(line, object).await?;
         let batch = v1::RewardScores::decode(bytes).with_context(|| format!("{} is no batch", object.key))?;
         scores.extend(batch.scores.iter().map(|score| ((score.prompt_id, score.index), score.reward)));
     }
@@ -65,7 +64,7 @@ async fn read_scores(channel: &Channel, artifact: &v1::Artifact) -> Result<Score
 
 /// The prompts of the job's data sets, each set read once.
 struct Prompts<'a> {
-    channel: &'a Channel,
+    line: &'a Line,
     job: &'a str,
     read: HashMap<&'static str, HashMap<u64, Value>>,
 }
@@ -74,9 +73,9 @@ impl Prompts<'_> {
     async fn of(&mut self, set: &'static str) -> Result<&HashMap<u64, Value>> {
         if !self.read.contains_key(set) {
             let key = format!("jobs/{}/data/{set}.jsonl", self.job);
-            let object = artifacts::stat(self.channel, &key).await?;
+            let object = artifacts::stat(self.line, &key).await?;
             let object = object.with_context(|| format!("the store has lost {key}"))?;
-            let bytes = artifacts::download_bytes(self.channel, &object).await?;
+            let bytes = artifacts::download_bytes(self.line, &object).await?;
             self.read.insert(set, parse(&bytes).with_context(|| format!("{key} is damaged"))?);
         }
         Ok(&self.read[set])
@@ -101,7 +100,7 @@ fn prompt(prompt: &Prompt) -> Value {
     }
 }
 
-fn line(round: u32, sample: &v1::Sample, prompt: Option<&Value>, scores: &Scores) -> Value {
+fn row(round: u32, sample: &v1::Sample, prompt: Option<&Value>, scores: &Scores) -> Value {
     let mut line = json!({
         "round": round,
         "prompt_id": sample.prompt_id,
@@ -136,8 +135,8 @@ mod tests {
 
     #[test]
     fn a_line_holds_prompt_text_and_figures() {
-        let row = PromptRow { id: 7, prompt: Prompt::user("abcde") };
-        let prompts = parse(format!("{}\n", serde_json::to_string(&row).unwrap()).as_bytes()).unwrap();
+        let prompt_row = PromptRow { id: 7, prompt: Prompt::user("abcde") };
+        let prompts = parse(format!("{}\n", serde_json::to_string(&prompt_row).unwrap()).as_bytes()).unwrap();
         let sample = v1::Sample {
             prompt_id: 7,
             index: 1,
@@ -153,6 +152,6 @@ mod tests {
             "round": 2, "prompt_id": 7, "prompt": "abcde", "sample": 1, "text": "ab", "tokens": 3,
             "token_ids": [4, 5, 3], "finished": true, "reward": 0.5, "gold": 2.0, "log_prob": -1.75
         });
-        assert_eq!(line(2, &sample, prompts.get(&7), &scores), expected);
+        assert_eq!(row(2, &sample, prompts.get(&7), &scores), expected);
     }
 }

@@ -27,7 +27,15 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}; give another address with --listen", args.listen))?;
     let address = listener.local_addr()?;
-    let service = driver::serve(Serve::new(store, listener, metrics), stop).await?;
+    let advertised = args.advertise.clone().unwrap_or_else(|| reachable(address));
+    if advertised.is_empty() {
+        tracing::warn!(
+            "clients of a standby are not told where this coordinator is; say it with --advertise URL"
+        );
+    }
+    let mut serve = Serve::new(store, listener, metrics);
+    (serve.address, serve.take_over) = (advertised, args.take_over);
+    let service = driver::serve(serve, stop).await?;
     tracing::info!(%address, store = args.store, "serving");
     if let Some(file) = &args.port_file {
         announce(file, address)?;
@@ -56,6 +64,11 @@ fn check(listen: SocketAddr, insecure: bool) -> Result<()> {
     );
 }
 
+/// The URL of an address listened on; empty where that is every address of the machine, which names none.
+fn reachable(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() { String::new() } else { format!("http://{address}") }
+}
+
 fn announce(file: &Path, address: SocketAddr) -> Result<()> {
     write_whole(file, format!("{address}\n").as_bytes())
 }
@@ -71,6 +84,13 @@ mod tests {
         let error = check("0.0.0.0:7070".parse().unwrap(), false).unwrap_err().to_string();
         assert!(error.contains("--insecure-listen"), "{error}");
         check("0.0.0.0:7070".parse().unwrap(), true).unwrap();
+    }
+
+    #[test]
+    fn an_address_that_names_no_machine_is_not_advertised() {
+        assert_eq!(reachable("10.0.0.7:81".parse().unwrap()), "http://10.0.0.7:81");
+        assert_eq!(reachable("[::1]:81".parse().unwrap()), "http://[::1]:81");
+        assert_eq!(reachable("0.0.0.0:81".parse().unwrap()), "");
     }
 
     #[test]

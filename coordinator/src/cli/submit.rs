@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use foil_common::rpc::artifacts;
+use foil_common::rpc::{Line, artifacts};
 use foil_common::spec;
 use foil_proto::v1;
-use tonic::transport::Channel;
 use ulid::Ulid;
 
 use super::args::SubmitArgs;
@@ -17,12 +16,12 @@ use super::{location, output, report};
 
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     let job = load(&args.job.file, &args.job.settings)?;
-    let client = Client::connect(&args.client.coordinator)?;
+    let client = Client::connect(&args.client.coordinators())?;
     // An upload waits long for a coordinator that restarts; one that was never there is to be told of at once.
     client.reach().await?;
     let mut progress = Progress::new(true);
     let prepared = prepare(job, &progress).await?;
-    upload(client.channel(), &prepared.uploads, &progress).await?;
+    upload(client.line(), &prepared.uploads, &progress).await?;
     progress.finish();
     let request = v1::SubmitRequest {
         spec: Some(prepared.spec),
@@ -59,16 +58,16 @@ pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepa
 }
 
 /// Brings what the store lacks.
-pub(crate) async fn upload(channel: Channel, uploads: &[Upload], progress: &Progress) -> Result<()> {
+pub(crate) async fn upload(line: Line, uploads: &[Upload], progress: &Progress) -> Result<()> {
     let total = uploads.iter().map(|upload| upload.object.size).sum();
     let bar = progress.bytes("uploading inputs", total);
     let moved = progress::moves(&bar);
     for upload in uploads {
         let object = match &upload.content {
-            Content::File(path) => artifacts::upload_input(&channel, path, &moved).await?,
+            Content::File(path) => artifacts::upload_input(&line, path, &moved).await?,
             Content::Bytes(bytes) => {
                 moved(upload.object.size);
-                artifacts::upload_input_bytes(&channel, bytes.clone()).await?
+                artifacts::upload_input_bytes(&line, bytes.clone()).await?
             }
         };
         if object.blake3 != upload.object.blake3 {

@@ -77,6 +77,7 @@ pub(super) enum Command {
     AgentHeartbeat {
         agent: String,
         connection: u64,
+        number: u64,
     },
     RankExited {
         agent: String,

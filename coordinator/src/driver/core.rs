@@ -13,9 +13,9 @@ use std::time::Duration;
 use foil_proto::v1::{self, agent_command, rank_command, rank_message};
 
 use crate::clock::Now;
-use crate::cluster::{Cluster, Liveness};
-use crate::job::{CauseClass, Change, Event, JobState, Life, StateError, Submitted, view};
-use crate::schedule::{Counter, Deadlines, Input, Level, Refusal, Run, ended};
+use crate::cluster::{Cluster, Liveness, Place};
+use crate::job::{Change, Event, JobState, Life, StateError, Submitted, view};
+use crate::schedule::{Counter, Deadlines, Input, Level, Refusal, Run};
 
 /// What is to be done: `events` first, and `actions` once they are durable.
 #[derive(Debug, Default)]
@@ -46,6 +46,8 @@ pub struct Core {
     /// Sessions to job ids.
     sessions: BTreeMap<String, String>,
     cluster: Cluster,
+    /// In which this process leads: names the processes and leases that it gives.
+    term: u64,
     deadlines: Deadlines,
     outbox: Outbox,
     /// What is wrong with the store, where something is.
@@ -75,6 +77,7 @@ impl Core {
     /// The state that a log's events add up to.
     pub fn replay(
         events: impl IntoIterator<Item = Event>,
+        term: u64,
         liveness: Liveness,
         deadlines: Deadlines,
     ) -> Result<Self, StateError> {
@@ -84,6 +87,7 @@ impl Core {
             requests: BTreeMap::new(),
             sessions: BTreeMap::new(),
             cluster: Cluster::new(liveness),
+            term,
             deadlines,
             outbox: Outbox::default(),
             trouble: None,
@@ -97,13 +101,23 @@ impl Core {
         Ok(core)
     }
 
-    /// Ends the attempts of the coordinator before this one; their chunks and phases stay.
+    /// Takes the attempts of the coordinator before this one as they are: their ranks go on, and say hello. Who is not
+    /// heard of for the fence period is given up.
     pub fn recover(&mut self, now: Now) {
         for id in self.order.clone() {
-            let Some(entry) = self.jobs.get(&id) else { continue };
-            if let Some(attempt) = entry.state.current_attempt() {
-                let cause = ended(CauseClass::CoordinatorRestart, "the coordinator was restarted");
-                self.commit(&id, Change::AttemptEnded { attempt, cause }, "coordinator restart", now);
+            let Some(entry) = self.jobs.get_mut(&id) else { continue };
+            if entry.state.current_attempt().is_some() {
+                let mut run = Run::adopt(&entry.state, self.term, self.deadlines, now);
+                if matches!(entry.state.life, Life::Cancelling { .. }) {
+                    run.cancel(now);
+                }
+                entry.run = Some(run);
+                let kind = entry.state.spec.resources.device.to_string();
+                for seat in entry.state.seats.values() {
+                    self.sessions.insert(seat.session.clone(), id.clone());
+                    let place = Place { agent: seat.agent.clone(), device: seat.device.clone() };
+                    self.cluster.expect(&place, &kind, &seat.session, now);
+                }
             }
             self.settle(&id, now);
         }
@@ -173,6 +187,9 @@ impl Core {
         for session in registered.strays {
             tracing::info!(agent = hello.agent_id, session, "a rank of an attempt that is over is stopped");
             self.stop(&hello.agent_id, session);
+        }
+        for session in registered.kept {
+            self.feed(&session.clone(), Input::AgentBack { session }, now);
         }
         for session in registered.gone {
             self.feed(&session.clone(), Input::AgentLost { session }, now);

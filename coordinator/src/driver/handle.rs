@@ -76,8 +76,9 @@ impl Handle {
         self.tell(Command::AgentRegistered { hello, connection, commands }).await
     }
 
-    pub async fn agent_heartbeat(&self, agent: String, connection: u64) -> Result<(), Stopped> {
-        self.tell(Command::AgentHeartbeat { agent, connection }).await
+    /// The agent is answered with the `number` of its heartbeat, while this coordinator surely leads.
+    pub async fn agent_heartbeat(&self, agent: String, connection: u64, number: u64) -> Result<(), Stopped> {
+        self.tell(Command::AgentHeartbeat { agent, connection, number }).await
     }
 
     pub async fn rank_exited(

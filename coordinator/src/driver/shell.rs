@@ -23,6 +23,7 @@ use crate::clock::{Clock, Now};
 use crate::cluster::Liveness;
 use crate::job::{Event, StateError, Submitted, view};
 use crate::journal::{Journal, JournalError};
+use crate::leadership::{Lease, Times};
 use crate::rpc::status::refused;
 use crate::schedule::Deadlines;
 
@@ -31,20 +32,36 @@ const INBOX: usize = 1024;
 /// Commands taken together, so that their events share a record of the log.
 const BATCH: usize = 256;
 
-/// Times that tests shorten.
-#[derive(Debug, Clone, Copy, Default)]
+/// Times and sizes that tests change.
+#[derive(Debug, Clone, Copy)]
 pub struct Settings {
     pub liveness: Liveness,
     pub deadlines: Deadlines,
+    pub leadership: Times,
+    /// How often an agent is to be heard.
+    pub heartbeat: Duration,
+    /// An agent without a leader for so long kills its ranks. Less than [`Liveness::silence`]: it has done so before it
+    /// is given up.
+    pub fence: Duration,
+    /// Records of the log between two snapshots.
+    pub snapshot_every: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            liveness: Liveness::default(),
+            deadlines: Deadlines::default(),
+            leadership: Times::default(),
+            heartbeat: Duration::from_secs(2),
+            fence: Duration::from_secs(60),
+            snapshot_every: 1000,
+        }
+    }
 }
 
 /// How long a phase that is over waits for the store to take its step figures.
 const STORE_PATIENCE: Duration = Duration::from_secs(3600);
-
-/// How often an agent is to be heard.
-const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Less than [`Liveness::silence`]: an agent has killed its ranks before it is given up.
-const FENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
@@ -64,6 +81,9 @@ pub struct Driver {
     /// Its inbox is this driver's own.
     handle: Handle,
     links: Links,
+    settings: Settings,
+    /// While it holds, agents are told that they have a leader.
+    lease: Lease,
     /// Answers and commands that wait for the log, in order.
     pending: FuturesOrdered<Pending>,
     replies: Vec<Reply>,
@@ -87,18 +107,24 @@ struct Release {
 }
 
 impl Driver {
-    /// Becomes the store's leader, replays its log and ends the attempts of the coordinator before.
-    pub async fn open(store: Store, leader: &str, settings: Settings) -> Result<(Self, Handle), DriverError> {
-        let (journal, events) = Journal::open(store.clone(), leader).await?;
+    /// Replays the log of the store that `journal` leads.
+    pub fn begin(
+        journal: Journal<Event>,
+        events: Vec<Event>,
+        store: Store,
+        clock: Clock,
+        settings: Settings,
+        lease: Lease,
+    ) -> Result<(Self, Handle), DriverError> {
         let replayed = events.len();
-        let core = Core::replay(events, settings.liveness, settings.deadlines)?;
+        let core = Core::replay(events, journal.term(), settings.liveness, settings.deadlines)?;
         tracing::info!(events = replayed, jobs = core.order().len(), term = journal.term(), "log replayed");
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender, attempts: Attempts::default() };
         let links = Links::new(journal.term());
-        let pending = FuturesOrdered::new();
-        let clock = Clock::start();
         telemetry::describe();
+        // Ranks that go on may write from the first moment.
+        handle.attempts.set(core.attempts());
         let driver = Self {
             core,
             journal,
@@ -107,7 +133,9 @@ impl Driver {
             inbox,
             handle: handle.clone(),
             links,
-            pending,
+            settings,
+            lease,
+            pending: FuturesOrdered::new(),
             replies: Vec::new(),
             watches: Vec::new(),
         };
@@ -119,19 +147,27 @@ impl Driver {
         tokio::pin!(stop);
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let failure = {
+            let journal = self.journal.clone();
+            async move { journal.failure().await }
+        };
+        tokio::pin!(failure);
         self.core.recover(self.clock.now());
         self.flush()?;
         loop {
             tokio::select! {
+                // In this order, so that the same inputs at the same times are the same history.
+                biased;
                 () = &mut stop => return Ok(()),
-                Some(released) = self.pending.next(), if !self.pending.is_empty() => self.release(released?),
-                Some(command) = self.inbox.recv() => self.batch(command),
+                error = &mut failure => return Err(error.into()),
                 _ = ticks.tick() => {
                     let now = self.clock.now();
                     self.core.store_is(self.store.trouble(), now);
                     self.core.tick(now);
                     telemetry::levels(&self.core, now);
                 }
+                Some(released) = self.pending.next(), if !self.pending.is_empty() => self.release(released?),
+                Some(command) = self.inbox.recv() => self.batch(command),
             }
             self.flush()?;
         }
@@ -234,8 +270,12 @@ impl Driver {
             Command::AgentRegistered { hello, connection, commands } => {
                 self.register(&hello, connection, commands, now);
             }
-            Command::AgentHeartbeat { agent, connection } => {
-                self.core.agent_heard(&agent, connection, now);
+            Command::AgentHeartbeat { agent, connection, number } => {
+                // An agent that has no leader is to know it: whoever could be deposed already says nothing.
+                if self.core.agent_heard(&agent, connection, now) && self.lease.holds() {
+                    let heard = v1::AgentHeard { number };
+                    self.links.tell_agent(&agent, agent_command::Command::Heard(heard));
+                }
             }
             Command::RankExited { agent, connection, exit } => {
                 self.core.agent_heard(&agent, connection, now);
@@ -288,8 +328,10 @@ impl Driver {
             "agent registered"
         );
         self.links.add_agent(&hello.agent_id, connection, commands);
-        let welcome =
-            v1::AgentWelcome { heartbeat_milliseconds: millis(HEARTBEAT), fence_milliseconds: millis(FENCE) };
+        let welcome = v1::AgentWelcome {
+            heartbeat_milliseconds: millis(self.settings.heartbeat),
+            fence_milliseconds: millis(self.settings.fence),
+        };
         // Before any other command: it tells of no state.
         self.links.tell_agent(&hello.agent_id, agent_command::Command::Welcome(welcome));
         self.core.agent_registered(hello, connection, now);

@@ -73,6 +73,7 @@ pub(super) fn events(core: &Core, events: &[Event]) {
             }
             Change::Submitted(_)
             | Change::AttemptStarted { .. }
+            | Change::RankStarted(_)
             | Change::CancelRequested
             | Change::Ended(_) => {}
         }

@@ -10,6 +10,16 @@ pub struct Event {
     /// Milliseconds since the Unix epoch.
     pub at: u64,
     pub change: Change,
+    /// The job's revision after it, where a snapshot leaves out events before it; else one more than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+}
+
+impl Event {
+    /// The next event of a job.
+    pub fn new(job: &str, at: u64, change: Change) -> Self {
+        Self { job: job.to_owned(), at, change, revision: None }
+    }
 }
 
 /// What happened to the job.
@@ -20,6 +30,8 @@ pub enum Change {
     Submitted(Box<Submitted>),
     /// Devices were found; rank processes are being started.
     AttemptStarted { attempt: u32, phase: String, world: u32 },
+    /// A rank process of the attempt is about to be started.
+    RankStarted(RankStarted),
     /// A chunk of the current map phase is computed and its object durable.
     ChunkDone(ChunkDone),
     /// Every rank's share of a checkpoint of the current gang phase is durable: this record is its commit.
@@ -51,6 +63,17 @@ pub struct Submitted {
     pub policy: v1::Artifact,
     /// The reward model named by the job, if any.
     pub reward: Option<v1::Artifact>,
+}
+
+/// Which process is to sit where: a later coordinator finds it there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankStarted {
+    pub attempt: u32,
+    pub rank: u32,
+    /// Never used twice.
+    pub session: String,
+    pub agent: String,
+    pub device: String,
 }
 
 /// One chunk's result.

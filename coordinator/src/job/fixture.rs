@@ -85,7 +85,7 @@ pub(crate) fn submitted(edits: &[Edit]) -> Submitted {
 }
 
 pub(crate) fn event(at: u64, change: Change) -> Event {
-    Event { job: JOB.into(), at, change }
+    Event::new(JOB, at, change)
 }
 
 pub(crate) fn state(edits: &[Edit]) -> JobState {

@@ -4,11 +4,15 @@ mod decide;
 pub mod event;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod fold;
 pub mod state;
 #[cfg(test)]
 mod tests;
 pub mod view;
 
 pub use decide::decide;
-pub use event::{Cause, CauseClass, Change, ChunkDone, Committed, Detail, Event, Outcome, Submitted};
+pub use event::{
+    Cause, CauseClass, Change, ChunkDone, Committed, Detail, Event, Outcome, RankStarted, Submitted,
+};
+pub use fold::fold;
 pub use state::{JobState, Life, StateError};

@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use foil_common::spec;
 use foil_proto::v1;
 
-use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, Submitted};
+use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, RankStarted, Submitted};
 use crate::plan::{Phase, PlanError};
 
 /// Attempts of one phase that may end without a commit before the job is given up.
 pub const ATTEMPTS_WITHOUT_COMMIT: usize = 3;
+
+/// Checkpoints to fall back on where the last cannot be read.
+const CHECKPOINTS_KEPT: usize = 3;
 
 /// ```text
 ///            AttemptStarted            AttemptEnded
@@ -59,6 +62,8 @@ pub struct JobState {
     pub checkpoints: Vec<v1::Checkpoint>,
     /// The last attempt's number; 0 before the first.
     pub attempt: u32,
+    /// The current attempt's rank processes, by rank: the last one started for each.
+    pub seats: BTreeMap<u32, RankStarted>,
     /// Of the attempts that failed since the last commit.
     pub failures: Vec<Cause>,
     pub life: Life,
@@ -101,6 +106,7 @@ impl JobState {
             chunks: BTreeMap::new(),
             checkpoints: Vec::new(),
             attempt: 0,
+            seats: BTreeMap::new(),
             failures: Vec::new(),
             life: Life::Queued,
         })
@@ -113,7 +119,11 @@ impl JobState {
                 if *attempt == self.attempt + 1 =>
             {
                 self.attempt = *attempt;
+                self.seats.clear();
                 self.life = Life::Running { attempt: *attempt };
+            }
+            (Change::RankStarted(started), Life::Running { attempt }) if started.attempt == *attempt => {
+                self.seats.insert(started.rank, started.clone());
             }
             (Change::ChunkDone(done), Life::Running { .. } | Life::Cancelling { .. })
                 if self.phase().is_some_and(|phase| phase.id == done.phase && done.chunk < phase.chunks)
@@ -125,6 +135,8 @@ impl JobState {
                 if self.phase().is_some_and(|phase| phase.id == made.phase) && made.attempt == *attempt =>
             {
                 self.checkpoints.push(made.clone());
+                let spare = self.checkpoints.len().saturating_sub(CHECKPOINTS_KEPT);
+                self.checkpoints.drain(..spare);
                 // A checkpoint is progress: what failed before it is over.
                 self.failures.clear();
             }
@@ -145,11 +157,13 @@ impl JobState {
                 if cause.class.counts() {
                     self.failures.push(cause.clone());
                 }
+                self.seats.clear();
                 self.life = Life::Recovering;
             }
             (Change::AttemptEnded { attempt, .. }, Life::Cancelling { attempt: Some(current) })
                 if attempt == current =>
             {
+                self.seats.clear();
                 self.life = Life::Cancelling { attempt: None };
             }
             (Change::CancelRequested, Life::Queued | Life::Recovering) => {
@@ -166,7 +180,7 @@ impl JobState {
             }
             _ => return Err(self.illegal(&event.change)),
         }
-        self.revision += 1;
+        self.revision = event.revision.unwrap_or(self.revision + 1);
         Ok(())
     }
 
@@ -236,6 +250,7 @@ impl Change {
         match self {
             Self::Submitted(_) => "submitted",
             Self::AttemptStarted { .. } => "attempt_started",
+            Self::RankStarted(_) => "rank_started",
             Self::ChunkDone(_) => "chunk_done",
             Self::CheckpointCommitted(_) => "checkpoint_committed",
             Self::CheckpointLost { .. } => "checkpoint_lost",

@@ -3,6 +3,7 @@
 //! What the coordinator decides counts from the moment its event is here. Events waiting while one record is
 //! on its way to the store go together into the next one (group commit), in the order they were given.
 
+mod keeping;
 #[cfg(test)]
 mod tests;
 
@@ -12,10 +13,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use foil_common::storage::Store;
-use foil_common::storage::log::{Entry, Log, LogError, Record};
+use foil_common::storage::log::{Entry, Log, LogError, LogState, Record};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::keeping::Keeping;
+
+use self::keeping::Keeper;
 
 /// Events of one record stop being gathered beyond so many bytes.
 const RECORD_BYTES: usize = 1 << 20;
@@ -26,8 +31,7 @@ pub enum JournalError {
     #[error(transparent)]
     Log(#[from] Arc<LogError>),
     #[error(
-        "event {index} of the log record {key} cannot be read: {reason}; run the version of Foil that wrote it, or \
-         a later one"
+        "event {index} of {key} cannot be read: {reason}; run the version of Foil that wrote it, or a later one"
     )]
     Unreadable { key: String, index: usize, reason: String },
     #[error("an event would not be readable again ({0}); this is a bug in Foil, please report it")]
@@ -67,18 +71,46 @@ impl<E> Clone for Journal<E> {
 }
 
 impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
-    /// Becomes the store's leader and gives all events so far. Refuses a store that lets a key be created twice. `leader` names this process to people.
+    /// Becomes the store's leader, whoever leads it now, and gives all events so far. `leader` names this process to
+    /// people.
     ///
     /// Must run within a tokio runtime: a task of its own writes the log until all clones are dropped.
-    pub async fn open(store: Store, leader: &str) -> Result<(Self, Vec<E>), JournalError> {
-        store.probe().await.map_err(|error| Arc::new(LogError::Store(error)))?;
-        let (log, records) = Log::lead(store, leader).await.map_err(Arc::new)?;
-        let events =
-            records.iter().map(decode).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+    pub async fn open(
+        store: Store,
+        leader: &str,
+        keeping: Keeping<E>,
+    ) -> Result<(Self, Vec<E>), JournalError> {
+        let (log, read) = Log::lead(store.clone(), leader).await.map_err(Arc::new)?;
+        Self::begin(store, log, read, keeping)
+    }
+
+    /// The same after all that was `read` of the log, and only if nothing was appended since: else this is an error
+    /// that [`JournalError::is_deposed`].
+    pub async fn stand(
+        store: Store,
+        read: LogState,
+        leader: &str,
+        keeping: Keeping<E>,
+    ) -> Result<(Self, Vec<E>), JournalError> {
+        let log = Log::stand(store.clone(), &read, leader).await.map_err(Arc::new)?;
+        Self::begin(store, log, read, keeping)
+    }
+
+    fn begin(
+        store: Store,
+        log: Log,
+        read: LogState,
+        keeping: Keeping<E>,
+    ) -> Result<(Self, Vec<E>), JournalError> {
+        let keeper = Keeper::new(store, keeping, read.records.len() as u64);
+        let mut events = decode_all(&read.snapshot, "the snapshot")?;
+        for record in &read.records {
+            events.extend(decode(record)?);
+        }
         let term = log.term();
         let (queue, waiting) = mpsc::unbounded_channel();
         let (failure, failed) = watch::channel(None);
-        tokio::spawn(write(log, waiting, failure));
+        tokio::spawn(write(log, waiting, failure, keeper));
         Ok((Self { term, queue, failed, events: PhantomData }, events))
     }
 
@@ -129,14 +161,18 @@ fn encode<E: Serialize + DeserializeOwned>(event: &E) -> Result<Bytes, JournalEr
 
 fn decode<E: DeserializeOwned>(record: &Record) -> Result<Vec<E>, JournalError> {
     let Some(Entry::Events(events)) = &record.entry else { return Ok(Vec::new()) };
+    decode_all(&events.events, &foil_common::storage::log::key(record.seq))
+}
+
+fn decode_all<E: DeserializeOwned>(events: &[Bytes], key: &str) -> Result<Vec<E>, JournalError> {
     let one = |(index, bytes): (usize, &Bytes)| {
         rmp_serde::from_slice(bytes).map_err(|error| JournalError::Unreadable {
-            key: foil_common::storage::log::key(record.seq),
+            key: key.to_owned(),
             index,
             reason: error.to_string(),
         })
     };
-    events.events.iter().enumerate().map(one).collect()
+    events.iter().enumerate().map(one).collect()
 }
 
 /// Writes one record after another until nobody is left to ask for it or one fails.
@@ -144,11 +180,15 @@ async fn write(
     mut log: Log,
     mut waiting: mpsc::UnboundedReceiver<Waiting>,
     failure: watch::Sender<Option<JournalError>>,
+    mut keeper: Keeper,
 ) {
     while let Some(first) = waiting.recv().await {
         let (events, replies) = gather(first, &mut waiting);
         match log.append(events).await {
-            Ok(seq) => replies.into_iter().for_each(|reply| drop(reply.send(Ok(seq)))),
+            Ok(seq) => {
+                replies.into_iter().for_each(|reply| drop(reply.send(Ok(seq))));
+                keeper.grew();
+            }
             Err(error) => {
                 let error = JournalError::Log(Arc::new(error));
                 failure.send_replace(Some(error.clone()));

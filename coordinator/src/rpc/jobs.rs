@@ -12,9 +12,10 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::status::{bad_field, bad_input, bad_spec, no_job, other_spec, stopped};
+use super::status::{bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, stopped};
 use crate::driver::{Found, Handle, Subscription};
 use crate::job::Submitted;
+use crate::leadership::{Desk, Lease, NotLeading};
 use crate::plan;
 use crate::resolve;
 
@@ -25,13 +26,17 @@ const LONGEST_REQUEST_ID: usize = 128;
 /// The service; data is resolved here, everything else is the driver's.
 #[derive(Debug, Clone)]
 pub struct JobsService {
-    driver: Handle,
+    desk: Desk,
     store: Store,
 }
 
 impl JobsService {
-    pub fn new(driver: Handle, store: Store) -> Self {
-        Self { driver, store }
+    pub fn new(desk: Desk, store: Store) -> Self {
+        Self { desk, store }
+    }
+
+    fn driver(&self) -> Result<Handle, Status> {
+        self.desk.driver().map_err(|why| not_leading(&why))
     }
 
     async fn dry_run(&self, job: &spec::Job) -> Result<v1::SubmitResponse, Status> {
@@ -63,7 +68,7 @@ impl JobsService {
             policy: resolved.policy,
             reward: resolved.reward,
         };
-        let found = self.driver.submit(id, submitted).await.map_err(stopped)?;
+        let found = self.driver()?.submit(id, submitted).await.map_err(stopped)?;
         same(found, &request_id, &spec_hash, resolved.warnings)
     }
 }
@@ -75,6 +80,7 @@ impl Jobs for JobsService {
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitResponse>, Status> {
         let v1::SubmitRequest { spec, request_id, dry_run } = request.into_inner();
+        let driver = self.driver()?;
         let wire = spec.ok_or_else(|| bad_field("spec", "a job needs a specification"))?;
         let spec_hash = blake3::hash(&wire.encode_to_vec()).to_hex().to_string();
         if !dry_run {
@@ -83,7 +89,7 @@ impl Jobs for JobsService {
                     format!("it must have 1 to {LONGEST_REQUEST_ID} characters: a retry with it is safe");
                 return Err(bad_field("request_id", &problem));
             }
-            if let Some(found) = self.driver.find(&request_id).await.map_err(stopped)? {
+            if let Some(found) = driver.find(&request_id).await.map_err(stopped)? {
                 return same(found, &request_id, &spec_hash, Vec::new()).map(Response::new);
             }
         }
@@ -98,7 +104,7 @@ impl Jobs for JobsService {
 
     async fn get(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
         let id = request.into_inner().id;
-        let job = self.driver.get(&id).await.map_err(stopped)?;
+        let job = self.driver()?.get(&id).await.map_err(stopped)?;
         job.map(Response::new).ok_or_else(|| no_job(&id))
     }
 
@@ -109,12 +115,13 @@ impl Jobs for JobsService {
         let v1::ListJobsRequest { page_size, page_token } = request.into_inner();
         let size = if page_size == 0 { PAGE } else { page_size.min(LARGEST_PAGE) };
         let after = (!page_token.is_empty()).then_some(page_token);
+        let driver = self.driver()?;
         if let Some(token) = &after
-            && self.driver.get(token).await.map_err(stopped)?.is_none()
+            && driver.get(token).await.map_err(stopped)?.is_none()
         {
             return Err(bad_field("page_token", "it is not a token of an earlier page"));
         }
-        let page = self.driver.list(size as usize, after).await.map_err(stopped)?;
+        let page = driver.list(size as usize, after).await.map_err(stopped)?;
         let next_page_token = page.next.unwrap_or_default();
         Ok(Response::new(v1::ListJobsResponse { jobs: page.jobs, next_page_token }))
     }
@@ -126,14 +133,15 @@ impl Jobs for JobsService {
         request: Request<v1::WatchJobRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let v1::WatchJobRequest { id, after_revision } = request.into_inner();
-        let subscription = self.driver.watch(&id, after_revision).await.map_err(stopped)?;
+        let (driver, lease) = self.desk.leading().map_err(|why| not_leading(&why))?;
+        let subscription = driver.watch(&id, after_revision).await.map_err(stopped)?;
         let subscription = subscription.ok_or_else(|| no_job(&id))?;
-        Ok(Response::new(Box::pin(events(subscription))))
+        Ok(Response::new(Box::pin(events(subscription, lease))))
     }
 
     async fn cancel(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
         let id = request.into_inner().id;
-        let job = self.driver.cancel(&id).await.map_err(stopped)?;
+        let job = self.driver()?.cancel(&id).await.map_err(stopped)?;
         job.map(Response::new).ok_or_else(|| no_job(&id))
     }
 }
@@ -166,18 +174,26 @@ fn same(
     })
 }
 
-/// Ends after the job's last event, or with an error where the reader is too slow or the coordinator stops.
-fn events(subscription: Subscription) -> impl Stream<Item = Result<v1::JobEvent, Status>> + Send {
+/// Ends after the job's last event, or with an error where the reader is too slow or the coordinator stops or may no
+/// longer speak for the leader.
+fn events(
+    subscription: Subscription,
+    lease: Lease,
+) -> impl Stream<Item = Result<v1::JobEvent, Status>> + Send {
     let past = stream::iter(subscription.past).map(|event| Ok(unshared(event)));
-    let future = stream::unfold(subscription.future, |receiver| async move {
+    let future = stream::unfold((subscription.future, lease), |(receiver, lease)| async move {
         let mut receiver = receiver?;
-        match receiver.recv().await {
+        let next = tokio::select! {
+            next = receiver.recv() => next,
+            () = lease.lapsed() => return Some((Err(not_leading(&NotLeading::Lapsed)), (None, lease))),
+        };
+        match next {
             Ok(event) => {
                 let last = ends(&event);
-                Some((Ok(unshared(event)), (!last).then_some(receiver)))
+                Some((Ok(unshared(event)), ((!last).then_some(receiver), lease)))
             }
-            Err(RecvError::Closed) => Some((Err(stopped(crate::driver::Stopped)), None)),
-            Err(RecvError::Lagged(missed)) => Some((Err(too_slow(missed)), None)),
+            Err(RecvError::Closed) => Some((Err(stopped(crate::driver::Stopped)), (None, lease))),
+            Err(RecvError::Lagged(missed)) => Some((Err(too_slow(missed)), (None, lease))),
         }
     });
     past.chain(future)

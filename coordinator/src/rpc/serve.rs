@@ -3,20 +3,24 @@
 use std::future::Future;
 use std::time::Duration;
 
-use foil_common::storage::Store;
+use foil_common::storage::{Store, StoreError};
 use foil_proto::v1::jobs_server::JobsServer;
 use foil_proto::v1::workers_server::WorkersServer;
+use futures::StreamExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
 
 use super::artifacts::ArtifactsService;
 use super::{JobsService, WorkersService};
-use crate::driver::{Driver, DriverError, Handle, Settings};
-use crate::web::{self, Readiness};
+use crate::clock::Clock;
+use crate::driver::{DriverError, Settings};
+use crate::leadership::{Desk, Office};
+use crate::web;
 
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -29,13 +33,20 @@ pub struct Serve {
     pub store: Store,
     /// Bound by the caller, who decides who can reach it: there is no authentication.
     pub listener: TcpListener,
+    /// Where clients and workers reach the listener, as a URL; empty where nobody knows.
+    pub address: String,
+    /// Lead at once, whoever leads now.
+    pub take_over: bool,
     pub metrics: PrometheusHandle,
     pub settings: Settings,
+    /// Tells whether this coordinator leads.
+    pub desk: Desk,
 }
 
 impl Serve {
     pub fn new(store: Store, listener: TcpListener, metrics: PrometheusHandle) -> Self {
-        Self { store, listener, metrics, settings: Settings::default() }
+        let (settings, desk) = (Settings::default(), Desk::default());
+        Self { store, listener, address: String::new(), take_over: false, metrics, settings, desk }
     }
 }
 
@@ -43,6 +54,8 @@ impl Serve {
 pub enum ServeError {
     #[error(transparent)]
     Driver(#[from] DriverError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("the server failed: {0}")]
     Transport(#[from] tonic::transport::Error),
     #[error("cannot offer reflection: {0}")]
@@ -51,24 +64,15 @@ pub enum ServeError {
     Panicked,
 }
 
-/// Becomes the store's leader. The future it answers with serves until `stop` is cancelled, or fails where the log
-/// cannot be written: then the process must end, and be started again.
+/// Listens, as a standby at first. Refuses a store that lets a key be created twice. The future it answers with serves
+/// until `stop` is cancelled, or fails where the log cannot be written: then the process must end, and be started again.
 pub async fn serve(
     options: Serve,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
-    let leader = options.listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
-    let (driver, handle) = Driver::open(options.store.clone(), &leader, options.settings).await?;
-    serve_driver(options, driver, handle, stop).await
-}
-
-pub(super) async fn serve_driver(
-    options: Serve,
-    driver: Driver,
-    handle: Handle,
-    stop: CancellationToken,
-) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
-    let routes = routes(handle, options.store, options.metrics).await?;
+    options.store.probe().await?;
+    let Serve { store, listener, address, take_over, metrics, settings, desk } = options;
+    let routes = routes(desk.clone(), store.clone(), metrics).await?;
     let server = Server::builder()
         // Browsers, Prometheus and probes speak HTTP/1.
         .accept_http1(true)
@@ -78,11 +82,12 @@ pub(super) async fn serve_driver(
         .tcp_nodelay(true)
         .add_routes(routes);
     let ended = CancellationToken::new();
-    let incoming = TcpListenerStream::new(options.listener);
+    let incoming = TcpListenerStream::new(listener);
     let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended.clone().cancelled_owned()));
-    let driver = tokio::spawn(driver.run(stop.cancelled_owned()));
+    let office = Office { store, address, take_over, settings, clock: Clock::start(), desk };
+    let office = tokio::spawn(async move { office.serve(stop).await });
     Ok(async move {
-        let driven = driver.await.map_err(|_| ServeError::Panicked)?;
+        let led = office.await.map_err(|_| ServeError::Panicked)?;
         ended.cancel();
         // The driver's end has closed the workers' and watchers' streams; others get a moment to finish.
         let abort = server.abort_handle();
@@ -91,25 +96,38 @@ pub(super) async fn serve_driver(
             Ok(Err(_)) => return Err(ServeError::Panicked),
             Err(_) => abort.abort(),
         }
-        Ok(driven?)
+        Ok(led?)
     })
 }
 
-async fn routes(driver: Handle, store: Store, metrics: PrometheusHandle) -> Result<Routes, ServeError> {
+async fn routes(desk: Desk, store: Store, metrics: PrometheusHandle) -> Result<Routes, ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<JobsServer<JobsService>>().await;
-    health.set_serving::<WorkersServer<WorkersService>>().await;
+    tell_health(&health, false).await;
+    let mut changes = Box::pin(desk.changes());
+    tokio::spawn(async move {
+        while let Some(leads) = changes.next().await {
+            tell_health(&health, leads).await;
+        }
+    });
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(foil_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let attempts = driver.clone();
-    let artifacts = ArtifactsService::new(store.clone(), move |job: &str| attempts.current_attempt(job));
     let services = Routes::new(health_service)
         .add_service(reflection)
-        .add_service(JobsServer::new(JobsService::new(driver.clone(), store)))
-        .add_service(WorkersServer::new(WorkersService::new(driver)))
-        .add_service(artifacts.into_server());
-    // A server that listens has replayed its log: it is ready from its first answer on.
-    Ok(web::merge(services, web::router(metrics, || Readiness::Ready)))
+        .add_service(JobsServer::new(JobsService::new(desk.clone(), store.clone())))
+        .add_service(WorkersServer::new(WorkersService::new(desk.clone())))
+        .add_service(ArtifactsService::new(store, desk.clone()).into_server());
+    Ok(web::merge(services, web::router(metrics, move || desk.readiness())))
+}
+
+/// The whole server is healthy as a standby too; these services are the leader's.
+async fn tell_health(health: &HealthReporter, leads: bool) {
+    if leads {
+        health.set_serving::<JobsServer<JobsService>>().await;
+        health.set_serving::<WorkersServer<WorkersService>>().await;
+    } else {
+        health.set_not_serving::<JobsServer<JobsService>>().await;
+        health.set_not_serving::<WorkersServer<WorkersService>>().await;
+    }
 }

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use foil_common::rpc;
 use foil_common::spec::SpecError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::driver::Stopped;
+use crate::leadership::NotLeading;
 use crate::resolve::ResolveError;
 use crate::schedule::Refusal;
 
@@ -68,6 +70,18 @@ pub(crate) fn refused(refusal: &Refusal) -> Status {
         }
         Refusal::Invalid(problem) => bad_field("message", problem),
     }
+}
+
+/// To a caller that is to turn to the leader: it finds its address in the details, as [`foil_common::rpc::leader_of`]
+/// reads them.
+pub(crate) fn not_leading(why: &NotLeading) -> Status {
+    let mut details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+    let leader = match why {
+        NotLeading::Elsewhere { leader } => HashMap::from([(rpc::LEADER.to_owned(), leader.clone())]),
+        NotLeading::Unknown | NotLeading::Lapsed => HashMap::new(),
+    };
+    details.set_error_info(rpc::NOT_LEADER, DOMAIN, leader);
+    Status::with_error_details(Code::Unavailable, why.to_string(), details)
 }
 
 pub(crate) fn stopped(_: Stopped) -> Status {

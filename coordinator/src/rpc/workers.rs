@@ -8,8 +8,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::status::{bad_field, refused, stopped};
+use super::status::{bad_field, not_leading, refused, stopped};
 use crate::driver::{Handle, Stopped};
+use crate::leadership::Desk;
 
 /// Commands that may wait for a worker to read them.
 const BACKLOG: usize = 256;
@@ -19,13 +20,13 @@ const LONGEST_ID: usize = 128;
 /// The service. Streams end with the driver.
 #[derive(Debug, Clone)]
 pub struct WorkersService {
-    driver: Handle,
+    desk: Desk,
     connections: Arc<AtomicU64>,
 }
 
 impl WorkersService {
-    pub fn new(driver: Handle) -> Self {
-        Self { driver, connections: Arc::default() }
+    pub fn new(desk: Desk) -> Self {
+        Self { desk, connections: Arc::default() }
     }
 }
 
@@ -38,9 +39,9 @@ impl Workers for WorkersService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::AgentStream>, Status> {
+        let driver = self.desk.driver().map_err(|why| not_leading(&why))?;
         let (commands, stream) = mpsc::channel(BACKLOG);
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
-        let driver = self.driver.clone();
         // The answer's headers must not wait for the first message: a client may wait for them before it writes.
         tokio::spawn(async move {
             if let Err(status) = hear_agent(&driver, request.into_inner(), connection, &commands).await {
@@ -55,8 +56,8 @@ impl Workers for WorkersService {
         &self,
         request: Request<Streaming<v1::RankMessage>>,
     ) -> Result<Response<Self::RankStream>, Status> {
+        let driver = self.desk.driver().map_err(|why| not_leading(&why))?;
         let (commands, stream) = mpsc::channel(BACKLOG);
-        let driver = self.driver.clone();
         tokio::spawn(async move {
             if let Err(status) = hear_rank(&driver, request.into_inner(), &commands).await {
                 // A rank that is gone needs no reason.
@@ -100,8 +101,8 @@ async fn tell_agent(
         // A broken stream is an end like any other.
         let Ok(Some(message)) = message else { return Ok(()) };
         let told = match message.message {
-            Some(agent_message::Message::Heartbeat(_)) => {
-                driver.agent_heartbeat(agent.to_owned(), connection).await
+            Some(agent_message::Message::Heartbeat(beat)) => {
+                driver.agent_heartbeat(agent.to_owned(), connection, beat.number).await
             }
             Some(agent_message::Message::RankExited(exit)) => {
                 driver.rank_exited(agent.to_owned(), connection, exit).await

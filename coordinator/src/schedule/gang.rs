@@ -22,16 +22,25 @@ pub(super) struct Gang {
     lines: String,
     last: Option<v1::StepReport>,
     shares: Shares,
+    /// Where rank 0 waits for the others, once it has said so.
+    pub(super) meeting: Option<v1::Rendezvous>,
 }
 
 /// ```text
 ///   Gathering ──all ranks idle──▶ Stepping ──all results in──▶ Sealing ──steps durable──▶ committed
+///                                    ▲
+///   Adopted ──────all ranks here──────┘
 /// ```
 #[derive(Debug)]
 enum GangState {
     Gathering,
+    /// Begun by a coordinator before this one, perhaps: ranks say so as they come.
+    Adopted,
     Stepping,
-    Sealing { artifact: v1::Artifact, metrics: Vec<v1::Metric> },
+    Sealing {
+        artifact: v1::Artifact,
+        metrics: Vec<v1::Metric>,
+    },
 }
 
 /// A rank's part in a gang.
@@ -42,6 +51,12 @@ pub struct Member {
     result: Option<v1::GangResult>,
 }
 
+impl Member {
+    pub(super) fn new(now: Now) -> Self {
+        Self { pulse: Pulse::new(now), step: 0, result: None }
+    }
+}
+
 impl Gang {
     pub(super) fn new(phase: &Phase) -> Self {
         Self {
@@ -50,12 +65,17 @@ impl Gang {
             lines: String::new(),
             last: None,
             shares: Shares::default(),
+            meeting: None,
         }
+    }
+
+    pub(super) fn adopt(&mut self) {
+        self.state = GangState::Adopted;
     }
 
     /// True while the loss of a rank breaks it.
     pub(super) fn is_stepping(&self) -> bool {
-        matches!(self.state, GangState::Stepping)
+        matches!(self.state, GangState::Stepping | GangState::Adopted)
     }
 
     fn steps_done(&self, phase: &Phase) -> v1::PhaseProgress {
@@ -87,7 +107,11 @@ impl Run {
             GangState::Gathering if self.slots.iter().all(Slot::is_idle) => {
                 self.launch(state, phase, now, out);
             }
-            GangState::Gathering => self.clear_obsolete(now, out),
+            // Those who were told before it died are at it, and wait for the others.
+            GangState::Adopted if self.slots.iter().all(Slot::is_free_for_gang) => {
+                self.launch(state, phase, now, out);
+            }
+            GangState::Gathering | GangState::Adopted => self.clear_obsolete(now, out),
             GangState::Stepping => {
                 self.seal(state, phase, now, out);
                 self.hung_gang(state, now, out);
@@ -104,8 +128,8 @@ impl Run {
         let (world, attempt) = (self.world(), self.attempt);
         let key_prefix = gang_prefix(&self.job, &phase.id, attempt);
         for (rank, slot) in (0..).zip(&mut self.slots) {
-            let Slot::Up { process, busy } = slot else { continue };
-            *busy = Busy::Gang(Member { pulse: Pulse::new(now), step: 0, result: None });
+            let Slot::Up { process, busy: busy @ Busy::Idle } = slot else { continue };
+            *busy = Busy::Gang(Member::new(now));
             let run = v1::RunGang {
                 task: Some(task.clone()),
                 attempt,
@@ -176,6 +200,9 @@ impl Run {
         }
         let v1::RendezvousOffer { phase, attempt, host, port } = offer;
         let rendezvous = v1::Rendezvous { phase, attempt, host, port };
+        if let Stage::Gang(gang) = &mut self.stage {
+            gang.meeting = Some(rendezvous.clone());
+        }
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let Slot::Up { process, busy: Busy::Gang(member) } = slot else { continue };
             if index == 0 {
@@ -235,6 +262,12 @@ impl Run {
             return Ok(());
         };
         member.pulse.beat(now);
+        // To a new leader, ranks tell again what they told the one before.
+        let known =
+            state.checkpoints.last().is_some_and(|last| last.attempt == attempt && share.step <= last.step);
+        if known {
+            return Ok(());
+        }
         if let Some(objects) = gang.shares.add(share.step, rank, object, world) {
             let made = v1::Checkpoint { phase: phase.id.clone(), step: share.step, attempt, objects };
             out.because(format!("all ranks' shares of the checkpoint after step {} are durable", share.step));

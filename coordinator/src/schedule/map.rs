@@ -34,10 +34,10 @@ pub(super) struct Map {
 #[derive(Debug)]
 pub struct Chunk {
     /// Index of its phase in the plan: a lease may outlive its phase, where the chunk was leased twice.
-    phase: usize,
+    pub(super) phase: usize,
     pub(super) chunk: u32,
-    lease: u64,
-    since: Duration,
+    pub(super) lease: u64,
+    pub(super) since: Duration,
     pub(super) pulse: Pulse,
 }
 
@@ -105,8 +105,9 @@ impl Run {
             Err(error) => return self.cannot_plan(rank, &error, now, out),
         };
         self.leases += 1;
-        let (id, held) = (self.leases, self.phase);
-        let key = format!("{}{}-{id}", chunk_prefix(&self.job, &phase.id, chunk), self.attempt);
+        let (id, held) = (lease_id(self.term, self.leases), self.phase);
+        let prefix = chunk_prefix(&self.job, &phase.id, chunk);
+        let key = format!("{prefix}{}-{}-{}", self.attempt, self.term, self.leases);
         if let Some(Slot::Up { process, busy }) = self.slots.get_mut(rank) {
             let pulse = Pulse::new(now);
             *busy = Busy::Chunk(Chunk { phase: held, chunk, lease: id, since: now.mono, pulse });
@@ -322,6 +323,11 @@ impl Run {
 pub(super) fn of_stage(phase: &Phase, stage: &v1::TaskProgress) -> v1::PhaseProgress {
     let v1::TaskProgress { done, total, unit, .. } = stage.clone();
     v1::PhaseProgress { phase: phase.id.clone(), done, total, unit, step: Vec::new() }
+}
+
+/// Leases of two coordinators differ.
+fn lease_id(term: u64, number: u64) -> u64 {
+    (term << 32) | number
 }
 
 fn chunk_prefix(job: &str, phase: &str, chunk: u32) -> String {

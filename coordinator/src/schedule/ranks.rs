@@ -44,6 +44,9 @@ pub enum Slot {
 pub struct Process {
     pub session: String,
     pub place: Place,
+    /// Its agent has not spoken to this coordinator, which only read of it: nothing tells it to stop, and it may live for
+    /// as long as its agent is believed in.
+    pub(super) unseen: bool,
 }
 
 impl Slot {
@@ -54,6 +57,11 @@ impl Slot {
                 Some(process)
             }
         }
+    }
+
+    /// Idle, or in a gang already.
+    pub(super) fn is_free_for_gang(&self) -> bool {
+        matches!(self, Self::Up { busy: Busy::Idle | Busy::Gang(_), .. })
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -74,7 +82,8 @@ impl Run {
     /// Seats a new process on a device; answers with its session and the command that starts it.
     pub fn fill(&mut self, rank: usize, place: Place, now: Now) -> (String, Effect) {
         self.processes += 1;
-        let session = format!("{}-a{}-r{rank}-{}", self.job, self.attempt, self.processes);
+        let (attempt, term, number) = (self.attempt, self.term, self.processes);
+        let session = format!("{}-a{attempt}-r{rank}-t{term}-{number}", self.job);
         let start = v1::StartRank {
             session_id: session.clone(),
             job_id: self.job.clone(),
@@ -86,7 +95,10 @@ impl Run {
         };
         let agent = place.agent.clone();
         if let Some(slot) = self.slots.get_mut(rank) {
-            *slot = Slot::Starting { process: Process { session: session.clone(), place }, since: now.mono };
+            *slot = Slot::Starting {
+                process: Process { session: session.clone(), place, unseen: false },
+                since: now.mono,
+            };
         }
         (session, Effect::Start { agent, start })
     }
@@ -124,6 +136,7 @@ impl Run {
         *slot = Slot::Up { process: process.clone(), busy: Busy::Idle };
         let command = Command::Welcome(v1::RankWelcome { spec: Some(state.submitted.spec.clone()) });
         out.effects.push(Effect::Tell { session: session.to_owned(), command });
+        self.resume(state, rank, hello.task.as_ref(), now, out);
         Ok(())
     }
 
@@ -221,6 +234,8 @@ impl Run {
     pub(super) fn overdue_processes(&mut self, now: Now, out: &mut Decision) {
         for rank in 0..self.slots.len() {
             match self.slots.get(rank) {
+                // Its agent's silence will end it.
+                Some(slot) if slot.process().is_some_and(|process| process.unseen) => {}
                 Some(Slot::Starting { since, .. }) if now.since(*since) >= self.deadlines.start => {
                     let sign = Sign::NotStarted(self.deadlines.start);
                     self.lose(rank, sign, now, out);

@@ -1,16 +1,19 @@
 //! The stream to the coordinator, kept up: connects, reconnects with backoff, tells the agent of both.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use foil_common::rpc::Line;
 use foil_proto::v1;
 use foil_proto::v1::workers_client::WorkersClient;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// Short, so that a new leader soon has its workers.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 /// Messages that may wait to be sent.
 const OUTBOX: usize = 256;
 
@@ -25,11 +28,19 @@ pub(super) enum LinkEvent {
     Refused(Status),
 }
 
-/// Runs until the receiver of `events` is dropped or the coordinator refuses.
-pub(super) async fn keep(coordinator: String, events: mpsc::Sender<LinkEvent>) {
+/// Runs until the receiver of `events` is dropped or the coordinator refuses. `hang_up` ends the present stream, and
+/// another coordinator is tried.
+pub(super) async fn keep(line: Line, events: mpsc::Sender<LinkEvent>, hang_up: Arc<Notify>) {
     let mut backoff = FIRST_BACKOFF;
     loop {
-        let ended = stream_once(&coordinator, &events, &mut backoff).await;
+        let coordinator = line.url();
+        let ended = tokio::select! {
+            ended = stream_once(&line, &events, &mut backoff) => ended,
+            () = hang_up.notified() => {
+                line.leave(&coordinator);
+                Err(Ended::Lost)
+            }
+        };
         if let Err(Ended::Refused(status)) = ended {
             // Nobody listens where the agent is stopping.
             let _ = events.send(LinkEvent::Refused(status)).await;
@@ -50,24 +61,20 @@ enum Ended {
 }
 
 async fn stream_once(
-    coordinator: &str,
+    line: &Line,
     events: &mpsc::Sender<LinkEvent>,
     backoff: &mut Duration,
 ) -> Result<(), Ended> {
-    let channel = foil_common::rpc::connect(coordinator).map_err(|error| {
-        tracing::warn!(%error, coordinator, "the coordinator cannot be reached; trying again");
-        Ended::Lost
-    })?;
     let (outbox, messages) = mpsc::channel(OUTBOX);
     events.send(LinkEvent::Up(outbox)).await.map_err(|_| Ended::Lost)?;
     let response =
-        WorkersClient::new(channel).agent(ReceiverStream::new(messages)).await.map_err(|s| ended(&s))?;
+        WorkersClient::new(line.clone()).agent(ReceiverStream::new(messages)).await.map_err(|s| ended(&s))?;
     let mut commands = response.into_inner();
     while let Some(command) = commands.message().await.map_err(|s| ended(&s))? {
         *backoff = FIRST_BACKOFF;
         events.send(LinkEvent::Command(command)).await.map_err(|_| Ended::Lost)?;
     }
-    tracing::warn!(coordinator, "the coordinator closed the stream; connecting again");
+    tracing::warn!("the coordinator closed the stream; connecting again");
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! [`link`]), the ends of its processes (through [`process`]) and the clock.
 
 mod devices;
+mod leader;
 mod link;
 mod process;
 mod ranks;
@@ -16,12 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use foil_common::rpc::Line;
 use foil_proto::v1;
 use foil_proto::v1::agent_command::Command;
 use foil_proto::v1::agent_message::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use self::leader::Leader;
 use self::link::LinkEvent;
 use self::ranks::Ranks;
 
@@ -53,6 +56,8 @@ pub enum AgentError {
     WorkDir { dir: PathBuf, source: std::io::Error },
     #[error("cannot listen for metrics on {listen}: {source}; give another address with --metrics-listen")]
     Listen { listen: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Connect(#[from] foil_common::rpc::ConnectError),
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
     #[error("the coordinator refuses this agent: {0}")]
@@ -87,8 +92,10 @@ pub async fn run(
     let (exits, ended) = mpsc::unbounded_channel();
     let ranks = Ranks::new(options.ranks.clone(), exits).map_err(AgentError::Thread)?;
     let (events, heard) = mpsc::channel(64);
-    let link = tokio::spawn(link::keep(options.ranks.coordinator.clone(), events));
-    let mut agent = Agent::new(options, ranks, connected);
+    let line = foil_common::rpc::connect(&options.ranks.coordinator)?;
+    let hang_up = Arc::new(Notify::new());
+    let link = tokio::spawn(link::keep(line.clone(), events, Arc::clone(&hang_up)));
+    let mut agent = Agent::new(options, ranks, connected, line, hang_up);
     let end = agent.serve(heard, ended, stop).await;
     link.abort();
     // The directory is this agent's own; what is left in it belongs to ranks that could not be reaped.
@@ -101,28 +108,38 @@ struct Agent {
     ranks: Ranks,
     connected: Arc<AtomicBool>,
     stream: Option<mpsc::Sender<v1::AgentMessage>>,
+    line: Line,
+    /// Ends the present stream: whoever is at its other end is not believed in any more.
+    hang_up: Arc<Notify>,
     /// Ends of ranks not yet told to the coordinator.
     untold: Vec<v1::RankExited>,
     /// The highest term heard of.
     term: u64,
     heartbeat: Duration,
     fence: Duration,
-    /// When the leader was last lost; none while its stream is up.
-    leaderless_since: Option<Instant>,
+    leader: Leader,
 }
 
 impl Agent {
-    fn new(options: AgentOptions, ranks: Ranks, connected: Arc<AtomicBool>) -> Self {
+    fn new(
+        options: AgentOptions,
+        ranks: Ranks,
+        connected: Arc<AtomicBool>,
+        line: Line,
+        hang_up: Arc<Notify>,
+    ) -> Self {
         Self {
             options,
             ranks,
+            line,
+            hang_up,
             connected,
             stream: None,
             untold: Vec::new(),
             term: 0,
             heartbeat: HEARTBEAT,
             fence: FENCE,
-            leaderless_since: Some(Instant::now()),
+            leader: Leader::new(Instant::now()),
         }
     }
 
@@ -140,7 +157,7 @@ impl Agent {
             tokio::select! {
                 () = &mut stop => break Ok(AgentEnd::Stopped),
                 _ = parent_check.tick() => if self.is_orphaned() { break Ok(AgentEnd::Orphaned) },
-                _ = beat.tick() => self.send(Message::Heartbeat(v1::AgentHeartbeat {})),
+                _ = beat.tick() => self.beat(),
                 () = sleep_until(fence_at) => self.fence_off(),
                 Some(exit) = ended.recv() => self.rank_ended(exit),
                 event = heard.recv() => match event {
@@ -159,6 +176,7 @@ impl Agent {
         match event {
             LinkEvent::Up(stream) => {
                 self.stream = Some(stream);
+                self.leader.connecting(Instant::now());
                 self.register();
                 false
             }
@@ -166,7 +184,6 @@ impl Agent {
             LinkEvent::Down | LinkEvent::Refused(_) => {
                 self.stream = None;
                 self.connected.store(false, Ordering::Relaxed);
-                self.leaderless_since.get_or_insert_with(Instant::now);
                 false
             }
         }
@@ -200,7 +217,7 @@ impl Agent {
             }
             Some(Command::StartRank(start)) => {
                 match self.options.devices.iter().find(|device| device.id == start.device_id).cloned() {
-                    Some(device) => self.ranks.start(&start, &device).await,
+                    Some(device) => self.ranks.start(&start, &device, &self.line.urls()).await,
                     None => {
                         let why = format!("this agent has no device {}", start.device_id);
                         self.ranks.refuse(&start.session_id, why);
@@ -209,6 +226,7 @@ impl Agent {
                 self.count_ranks();
             }
             Some(Command::StopRank(stop)) => self.ranks.stop(&stop.session_id),
+            Some(Command::Heard(heard)) => self.leader.heard(heard.number),
             None => tracing::warn!("a command this version does not know is left aside"),
         }
         false
@@ -221,24 +239,39 @@ impl Agent {
         if welcome.fence_milliseconds > 0 {
             self.fence = Duration::from_millis(welcome.fence_milliseconds.into());
         }
-        self.leaderless_since = None;
+        self.leader.welcomed();
         self.connected.store(true, Ordering::Relaxed);
         let devices = self.options.devices.len();
         tracing::info!(agent = self.options.agent_id, devices, term = self.term, "registered");
     }
 
+    /// Tells the leader that this agent lives, and looks whether the leader does.
+    fn beat(&mut self) {
+        let now = Instant::now();
+        if self.stream.is_some() && self.leader.is_silent(now, self.heartbeat) {
+            tracing::warn!("the coordinator does not answer; looking for the leader");
+            self.stream = None;
+            self.hang_up.notify_one();
+            return;
+        }
+        if self.stream.is_some() {
+            let number = self.leader.beat(now);
+            self.send(Message::Heartbeat(v1::AgentHeartbeat { number }));
+        }
+    }
+
     fn fence_at(&self) -> Instant {
         // With nothing to fence off the next look may be far.
         let idle = Duration::from_secs(3600);
-        match self.leaderless_since {
-            Some(since) if !self.ranks.is_empty() => since + self.fence,
-            _ => Instant::now() + idle,
+        if self.ranks.is_empty() {
+            Instant::now() + idle
+        } else {
+            self.leader.last_surely_there() + self.fence
         }
     }
 
     fn fence_off(&mut self) {
-        if self.leaderless_since.is_some_and(|since| since.elapsed() >= self.fence) && !self.ranks.is_empty()
-        {
+        if self.leader.last_surely_there().elapsed() >= self.fence && !self.ranks.is_empty() {
             let seconds = self.fence.as_secs_f64();
             tracing::error!(
                 ranks = self.ranks.len(),
@@ -246,7 +279,7 @@ impl Agent {
                 "no coordinator for the fence period: killing the ranks"
             );
             self.ranks.stop_all();
-            self.leaderless_since = Some(Instant::now());
+            self.leader.forgive(Instant::now());
         }
     }
 

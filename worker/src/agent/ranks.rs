@@ -17,6 +17,7 @@ pub struct RankProgram {
     pub program: PathBuf,
     /// Put before the arguments of a session.
     pub arguments: Vec<String>,
+    /// Addresses of coordinators, separated by commas.
     pub coordinator: String,
     pub advertise_address: String,
     /// Each session gets a directory of its own in it, removed at its end.
@@ -42,11 +43,13 @@ impl Ranks {
     }
 
     /// A session that already runs is left alone: commands may be repeated.
-    pub(super) async fn start(&mut self, start: &v1::StartRank, device: &v1::Device) {
+    ///
+    /// `coordinators` are where it finds the leader, the likeliest first.
+    pub(super) async fn start(&mut self, start: &v1::StartRank, device: &v1::Device, coordinators: &str) {
         if self.live.contains_key(&start.session_id) {
             return;
         }
-        let started = match self.spawner.spawn(self.program.command(start, device)).await {
+        let started = match self.spawner.spawn(self.program.command(start, device, coordinators)).await {
             Ok(child) => RankProcess::supervise(start.session_id.clone(), child, self.exits.clone()),
             Err(error) => Err(error),
         };
@@ -121,12 +124,12 @@ impl RankProgram {
         self.work_dir.join(format!("rank-{session_id}"))
     }
 
-    fn command(&self, start: &v1::StartRank, device: &v1::Device) -> Command {
+    fn command(&self, start: &v1::StartRank, device: &v1::Device, coordinators: &str) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
             .arg("rank")
-            .args(["--coordinator", &self.coordinator])
+            .args(["--coordinator", coordinators])
             .args(["--session", &start.session_id])
             .args(["--job", &start.job_id])
             .args(["--attempt", &start.attempt.to_string()])

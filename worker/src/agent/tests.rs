@@ -162,7 +162,7 @@ async fn without_a_leader_for_the_fence_period_its_ranks_are_killed() {
     let mut coordinator = FakeCoordinator::start().await;
     let agent = start_agent(&coordinator, "exec sleep 600");
     let (peer, _) = joined(&mut coordinator).await;
-    send(&peer, 1, welcome(300));
+    send(&peer, 1, welcome(1500));
     send(&peer, 1, start_rank("s1", "cpu:0"));
     send(&peer, 1, start_rank("s2", "cpu:9"));
     let mut peer = peer;

@@ -8,6 +8,7 @@ mod device;
 #[cfg(test)]
 pub(crate) mod memory_objects;
 mod parent;
+mod recall;
 pub mod reporter;
 mod session;
 pub mod stopping;
@@ -59,7 +60,7 @@ pub fn run(options: &RankOptions) -> Exit {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build();
     let exit = match runtime {
         Ok(runtime) => {
-            let exit = runtime.block_on(session::run(options));
+            let exit = runtime.block_on(session::run(options, session::ALONE));
             runtime.shutdown_background();
             exit
         }

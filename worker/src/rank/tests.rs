@@ -53,12 +53,15 @@ async fn join() -> (FakeCoordinator, RankPeer, JoinHandle<Exit>, TempDir) {
     let mut coordinator = FakeCoordinator::start().await;
     let dir = tempfile::tempdir().unwrap();
     let options = options(&coordinator.url, &dir);
-    let rank = tokio::spawn(async move { session::run(&options).await });
+    let rank = tokio::spawn(async move { session::run(&options, Duration::from_secs(2)).await });
     let mut peer = timeout(PATIENCE, coordinator.ranks.recv()).await.unwrap().unwrap();
     let hello = next(&mut peer).await;
-    let expected = v1::RankHello { session_id: "s1".into(), job_id: "job".into(), attempt: 3, rank: 1 };
-    assert_eq!(hello, Message::Hello(expected));
+    assert_eq!(hello, Message::Hello(hello_with(None)));
     (coordinator, peer, rank, dir)
+}
+
+fn hello_with(task: Option<v1::RankTask>) -> v1::RankHello {
+    v1::RankHello { session_id: "s1".into(), job_id: "job".into(), attempt: 3, rank: 1, task }
 }
 
 /// The next message that is not progress.
@@ -126,10 +129,35 @@ async fn a_stale_session_ends_the_rank() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_stream_is_the_ranks_end() {
-    let (_coordinator, peer, rank, _dir) = join().await;
+async fn the_next_leader_is_told_again_what_a_rank_is_at() {
+    let (mut coordinator, mut peer, rank, _dir) = join().await;
     send(&peer, welcome());
+    send(&peer, Command::Chunk(chunk()));
+    let failure = next(&mut peer).await;
+    assert!(matches!(failure, Message::Failure(_)), "{failure:?}");
     drop(peer);
+    let mut peer = timeout(PATIENCE, coordinator.ranks.recv()).await.unwrap().unwrap();
+    let task = v1::RankTask { task: Some(v1::rank_task::Task::Chunk(chunk())) };
+    assert_eq!(next(&mut peer).await, Message::Hello(hello_with(Some(task))));
+    assert_eq!(next(&mut peer).await, failure);
+
+    peer.commands.send(Ok(v1::RankCommand { term: 7, command: Some(welcome()) })).unwrap();
+    // Of a leader before that one.
+    send(&peer, Command::Exit(v1::RankExit {}));
+    peer.commands.send(Ok(v1::RankCommand { term: 7, command: Some(Command::Chunk(chunk())) })).unwrap();
+    assert!(matches!(next(&mut peer).await, Message::Failure(_)), "it did not exit");
+    peer.commands
+        .send(Ok(v1::RankCommand { term: 7, command: Some(Command::Exit(v1::RankExit {})) }))
+        .unwrap();
+    drop(peer);
+    assert_eq!(end(rank).await, Exit::Done);
+}
+
+#[tokio::test]
+async fn a_rank_without_a_leader_for_too_long_ends() {
+    let (coordinator, peer, rank, _dir) = join().await;
+    send(&peer, welcome());
+    drop((coordinator, peer));
     assert_eq!(end(rank).await, Exit::CoordinatorLost);
 }
 

@@ -4,12 +4,12 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
+use foil_common::rpc::Line;
 use foil_common::rpc::artifacts::{self, Moved, TransferError, Writer};
 use foil_common::stage::Stage;
 use foil_common::storage::object::Digest;
 use foil_proto::v1;
 use tokio::runtime::Handle;
-use tonic::transport::Channel;
 
 use super::cache::{ObjectError, Objects};
 use super::reporter::Reporter;
@@ -19,13 +19,13 @@ use super::reporter::Reporter;
 #[derive(Clone)]
 pub(super) struct Transfer {
     runtime: Handle,
-    channel: Channel,
+    channel: Line,
     writer: Writer,
     reports: Reporter,
 }
 
 impl Transfer {
-    pub(super) fn new(runtime: Handle, channel: Channel, writer: Writer, reports: Reporter) -> Self {
+    pub(super) fn new(runtime: Handle, channel: Line, writer: Writer, reports: Reporter) -> Self {
         Self { runtime, channel, writer, reports }
     }
 

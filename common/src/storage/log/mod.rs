@@ -7,11 +7,15 @@
 //!
 //! A leader is who appended the last [`Entry::LeaderElected`]; each election has a higher term. A leader that
 //! slept through an election finds the next name taken, so it can append nothing more. A name once used is
-//! never freed (a compaction overwrites records with nothing, and readers pass over such tombstones), or a
-//! sleeper could fill the gap.
+//! never freed ([`compact`] overwrites records with nothing), or a sleeper could fill the gap. Readers begin at the
+//! newest snapshot, behind such tombstones.
 
+mod beat;
+mod compact;
+mod framed;
 mod read;
 mod record;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
@@ -22,8 +26,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use ulid::Ulid;
 
+pub use self::beat::Beat;
+pub use self::compact::compact;
+pub use self::framed::FrameError;
 pub use self::read::{LogState, read};
-pub use self::record::{Entry, Events, LeaderElected, Record, RecordError};
+pub use self::record::{Entry, Events, LeaderElected, Record};
 use super::{Put, Store, StoreError};
 
 /// Where the log lies in a store.
@@ -55,6 +62,8 @@ pub enum LogError {
         "whether record {seq} was written is unknown after {tried:?}; start the coordinator again when the store answers"
     )]
     InDoubt { seq: u64, tried: Duration, source: StoreError },
+    #[error("the event {index} of the log cannot be folded into a snapshot: {reason}; this is a bug in Foil")]
+    Fold { index: usize, reason: String },
     #[error("this log took no more appends after an earlier failure; start the coordinator again")]
     Closed,
     #[error(transparent)]
@@ -84,12 +93,19 @@ pub struct Log {
 }
 
 impl Log {
-    /// Reads the whole log and becomes its leader with the next higher term.
+    /// Reads the whole log and becomes its leader with the next higher term, whoever leads it now.
     ///
-    /// Gives the events' records in order, without those of deposed leaders. Two that try at once: the loser gets
-    /// [`LogError::Deposed`].
-    pub async fn lead(store: Store, leader: &str) -> Result<(Self, Vec<Record>), LogError> {
+    /// Gives what was read. Two that try at once: the loser gets [`LogError::Deposed`].
+    pub async fn lead(store: Store, leader: &str) -> Result<(Self, LogState), LogError> {
         Self::lead_with(store, leader, PATIENCE, Settle::ByNonce).await
+    }
+
+    /// Becomes the leader after all that was read, if nothing was appended since: else whoever led is alive, and
+    /// this gives [`LogError::Deposed`].
+    pub async fn stand(store: Store, read: &LogState, leader: &str) -> Result<Self, LogError> {
+        let mut log = Self::after(store, read, PATIENCE, Settle::ByNonce);
+        log.write(elected(leader)).await?;
+        Ok(log)
     }
 
     async fn lead_with(
@@ -97,26 +113,28 @@ impl Log {
         leader: &str,
         patience: Duration,
         settle: Settle,
-    ) -> Result<(Self, Vec<Record>), LogError> {
+    ) -> Result<(Self, LogState), LogError> {
         let mut state = LogState::default();
         state.catch_up(&store).await?;
-        let mut log = Self { store, term: 0, next: 0, closed: false, patience, settle };
         loop {
-            let elected_before = state.term;
-            (log.term, log.next, log.closed) = (state.term + 1, state.next, false);
-            let entry = Entry::LeaderElected(LeaderElected { leader: leader.to_owned() });
-            match log.write(entry).await {
-                Ok(_) => return Ok((log, state.records)),
+            let before = state.term;
+            let mut log = Self::after(store.clone(), &state, patience, settle);
+            match log.write(elected(leader)).await {
+                Ok(_) => return Ok((log, state)),
                 Err(LogError::Deposed { seq, term, leader }) => {
                     // An append of the former leader may land between the reading and the election; an election may not.
-                    state.catch_up(&log.store).await?;
-                    if state.term != elected_before {
+                    state.catch_up(&store).await?;
+                    if state.term != before {
                         return Err(LogError::Deposed { seq, term, leader });
                     }
                 }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    fn after(store: Store, read: &LogState, patience: Duration, settle: Settle) -> Self {
+        Self { store, term: read.term + 1, next: read.next, closed: false, patience, settle }
     }
 
     pub fn term(&self) -> u64 {
@@ -178,7 +196,7 @@ impl Log {
                 return Err(LogError::InDoubt { seq: record.seq, tried, source: error });
             }
             tracing::warn!(%error, key = %name, ?tried, "an append waits for the store");
-            tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(10))).await;
+            self.store.nap(delays.next().unwrap_or(Duration::from_secs(10))).await;
         }
     }
 
@@ -199,6 +217,10 @@ impl Log {
             .map_err(|error| LogError::Corrupt { key: name, reason: error.to_string() })?;
         if found.nonce == mine.nonce { Ok(()) } else { Err(deposed(mine.seq, Some(&found))) }
     }
+}
+
+fn elected(leader: &str) -> Entry {
+    Entry::LeaderElected(LeaderElected { leader: leader.to_owned() })
 }
 
 /// A name that is taken and yet not there is a store's passing confusion over two writes at once.

@@ -1,8 +1,9 @@
 //! Reading the log.
 
-use futures::{StreamExt, TryStreamExt};
+use bytes::Bytes;
+use futures::{StreamExt, TryFutureExt, TryStreamExt};
 
-use super::{Entry, LogError, PREFIX, Record, key};
+use super::{Entry, LogError, PREFIX, Record, key, snapshot};
 use crate::storage::{Listed, Store};
 
 /// Records fetched at once while reading.
@@ -11,15 +12,17 @@ const PARALLEL_READS: usize = 16;
 /// What has been read of a log so far.
 #[derive(Debug, Default)]
 pub struct LogState {
+    /// What the records before `records` add up to.
+    pub snapshot: Vec<Bytes>,
     /// Events' records that count, in order.
     pub records: Vec<Record>,
     /// Of the last leader elected; 0 before the first.
     pub term: u64,
     /// The first number not seen.
     pub next: u64,
-    /// A tombstone was passed over, so elections may lie in what is gone.
-    compacted: bool,
-    started: bool,
+    /// The snapshot that the reading began at.
+    base: Option<u64>,
+    begun: bool,
 }
 
 /// Reads a log without leading it.
@@ -29,25 +32,71 @@ pub async fn read(store: &Store) -> Result<LogState, LogError> {
     Ok(state)
 }
 
+/// A record not read yet was emptied by a compaction.
+struct Overtaken {
+    seq: u64,
+}
+
 impl LogState {
-    /// Reads what was appended since.
+    /// Reads what was appended since. Where a compaction has passed by, reading begins anew at its snapshot.
     pub async fn catch_up(&mut self, store: &Store) -> Result<(), LogError> {
-        let new = self.unread(store.list(PREFIX).await?)?;
-        let mut fetched = futures::stream::iter(new)
-            .map(|(seq, size)| async move { fetch(store, seq, size).await.map(|record| (seq, record)) })
-            .buffered(PARALLEL_READS);
-        while let Some((seq, record)) = fetched.try_next().await? {
-            match record {
-                None => self.compacted = true,
-                Some(record) => self.take(record)?,
+        if !self.begun {
+            self.begin(store).await?;
+        }
+        while let Err(Overtaken { seq }) = self.advance(store).await? {
+            let before = self.base;
+            self.begin(store).await?;
+            if self.base <= before {
+                let reason = "it is empty, and no snapshot stands for it".to_owned();
+                return Err(LogError::Corrupt { key: key(seq), reason });
             }
-            self.next = seq + 1;
         }
         Ok(())
     }
 
+    /// All events so far, the snapshot's first.
+    pub fn into_events(self) -> Vec<Bytes> {
+        let of_records = self.records.into_iter().flat_map(|record| match record.entry {
+            Some(Entry::Events(events)) => events.events,
+            _ => Vec::new(),
+        });
+        self.snapshot.into_iter().chain(of_records).collect()
+    }
+
+    async fn begin(&mut self, store: &Store) -> Result<(), LogError> {
+        *self = match snapshot::newest(store).await? {
+            Some(found) => Self {
+                base: Some(found.seq),
+                next: found.seq + 1,
+                term: found.term,
+                snapshot: found.events,
+                ..Self::default()
+            },
+            None => Self::default(),
+        };
+        self.begun = true;
+        Ok(())
+    }
+
+    async fn advance(&mut self, store: &Store) -> Result<Result<(), Overtaken>, LogError> {
+        let listed = match self.next.checked_sub(1) {
+            Some(last) => store.list_after(PREFIX, &key(last)).await?,
+            None => store.list(PREFIX).await?,
+        };
+        let new = self.unread(listed)?;
+        let mut fetched = futures::stream::iter(new)
+            .map(|(seq, size)| fetch(store.clone(), seq, size).map_ok(move |record| (seq, record)))
+            .buffered(PARALLEL_READS);
+        while let Some((seq, record)) = fetched.try_next().await? {
+            let Some(record) = record else { return Ok(Err(Overtaken { seq })) };
+            self.take(record)?;
+            self.next = seq + 1;
+        }
+        Ok(Ok(()))
+    }
+
     /// The numbers and sizes of records not read yet, which must follow on one another.
-    fn unread(&mut self, listed: Vec<Listed>) -> Result<Vec<(u64, u64)>, LogError> {
+    fn unread(&self, listed: Vec<Listed>) -> Result<Vec<(u64, u64)>, LogError> {
         let mut unread = Vec::new();
         for Listed { key: name, size } in listed {
             let seq: u64 = name
@@ -59,16 +108,12 @@ impl LogState {
                     key: name.clone(),
                     reason: "its name is no number".to_owned(),
                 })?;
-            if self.started && seq < self.next {
-                continue;
-            }
             let expected = unread.last().map_or(self.next, |(last, _)| last + 1);
             if seq != expected {
                 return Err(LogError::Gap { key: key(expected) });
             }
             unread.push((seq, size));
         }
-        self.started = true;
         Ok(unread)
     }
 
@@ -82,21 +127,18 @@ impl LogState {
                     "passing over a record of a deposed leader"
                 );
             }
-            _ if record.term > self.term && !self.compacted => {
+            _ if record.term > self.term => {
                 let reason = format!("its term {} was never elected", record.term);
                 return Err(LogError::Corrupt { key: key(record.seq), reason });
             }
-            _ => {
-                self.term = record.term;
-                self.records.push(record);
-            }
+            _ => self.records.push(record),
         }
         Ok(())
     }
 }
 
 /// The record, or nothing where a compaction left a tombstone.
-async fn fetch(store: &Store, seq: u64, size: u64) -> Result<Option<Record>, LogError> {
+async fn fetch(store: Store, seq: u64, size: u64) -> Result<Option<Record>, LogError> {
     if size == 0 {
         return Ok(None);
     }

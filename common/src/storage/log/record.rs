@@ -1,11 +1,10 @@
-//! The bytes of one log record: 8 bytes `FOILLOG1`, the CRC-32 of the rest (4 bytes, little-endian), then a
-//! protobuf message. Protobuf, so that later versions may add fields; the events in it are opaque here.
+//! One record of the log, framed as [`super::framed`] says with `FOILLOG1`. The events in it are opaque here.
 
 use bytes::Bytes;
-use prost::Message as _;
 
-const MAGIC: &[u8; 8] = b"FOILLOG1";
-const HEADER: usize = MAGIC.len() + 4;
+use super::framed::{self, FrameError};
+
+const MAGIC: &str = "FOILLOG1";
 
 /// One record of the log: what one leader appended at once.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -46,42 +45,15 @@ pub struct Events {
     pub events: Vec<Bytes>,
 }
 
-/// Why bytes are not a record.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum RecordError {
-    #[error("it does not start with FOILLOG1")]
-    NotARecord,
-    #[error("its checksum is {found:08x}, not {expected:08x}")]
-    Checksum { expected: u32, found: u32 },
-    #[error(
-        "its checksum holds but its content cannot be read: {0}; a newer version of Foil may have written it"
-    )]
-    Unreadable(String),
-}
-
 impl Record {
     pub fn encode_framed(&self) -> Bytes {
-        let body = self.encode_to_vec();
-        let mut framed = Vec::with_capacity(HEADER + body.len());
-        framed.extend_from_slice(MAGIC);
-        framed.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-        framed.extend_from_slice(&body);
-        framed.into()
+        framed::encode(MAGIC, self)
     }
 
-    pub fn decode_framed(bytes: &Bytes) -> Result<Self, RecordError> {
-        let checksum = bytes
-            .strip_prefix(MAGIC)
-            .and_then(|rest| rest.first_chunk::<4>())
-            .ok_or(RecordError::NotARecord)?;
-        let body = bytes.slice(HEADER..);
-        let (expected, found) = (u32::from_le_bytes(*checksum), crc32fast::hash(&body));
-        if expected != found {
-            return Err(RecordError::Checksum { expected, found });
-        }
-        let record = Self::decode(body).map_err(|error| RecordError::Unreadable(error.to_string()))?;
+    pub fn decode_framed(bytes: &Bytes) -> Result<Self, FrameError> {
+        let record: Self = framed::decode(MAGIC, bytes)?;
         if record.entry.is_none() {
-            return Err(RecordError::Unreadable("it has no entry of a known kind".to_owned()));
+            return Err(FrameError::Unreadable("it has no entry of a known kind".to_owned()));
         }
         Ok(record)
     }

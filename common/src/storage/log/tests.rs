@@ -22,16 +22,20 @@ fn texts(records: &[Record]) -> Vec<String> {
         .collect()
 }
 
+fn all(state: LogState) -> Vec<String> {
+    state.into_events().into_iter().map(|event| String::from_utf8(event.to_vec()).unwrap()).collect()
+}
+
 #[tokio::test]
 async fn what_was_appended_is_replayed_in_order() {
     let store = Store::in_memory();
     let (mut log, replayed) = Log::lead(store.clone(), "a").await.unwrap();
-    assert!(replayed.is_empty());
+    assert!(replayed.records.is_empty());
     assert_eq!((log.term(), log.next()), (1, 1));
     log.append(vec![event("1"), event("2")]).await.unwrap();
     log.append(vec![event("3")]).await.unwrap();
     let (log, replayed) = Log::lead(store, "b").await.unwrap();
-    assert_eq!(texts(&replayed), ["1", "2", "3"]);
+    assert_eq!(texts(&replayed.records), ["1", "2", "3"]);
     assert_eq!((log.term(), log.next()), (2, 4));
 }
 
@@ -53,12 +57,93 @@ async fn a_sleeper_cannot_write_into_a_tombstone() {
     let (mut sleeper, _) = Log::lead(store.clone(), "old").await.unwrap();
     let (mut leader, _) = Log::lead(store.clone(), "new").await.unwrap();
     leader.append(vec![event("kept")]).await.unwrap();
-    store.overwrite(&key(0), Bytes::new()).await.unwrap();
-    store.overwrite(&key(1), Bytes::new()).await.unwrap();
+    compact(&store, Ok).await.unwrap();
+    leader.append(vec![event("too")]).await.unwrap();
+    compact(&store, Ok).await.unwrap();
+    assert_eq!(store.size(&key(2)).await.unwrap(), 0);
+    assert!(store.size(&key(3)).await.unwrap() > 0, "what the older snapshot lacks stays");
     assert!(matches!(sleeper.append(vec![event("old")]).await, Err(LogError::Deposed { .. })));
     let (log, replayed) = Log::lead(store, "third").await.unwrap();
-    assert_eq!(texts(&replayed), ["kept"]);
-    assert_eq!(log.term(), 3);
+    assert_eq!(all(replayed), ["kept", "too"]);
+    assert_eq!((log.term(), log.next()), (3, 5));
+}
+
+#[tokio::test]
+async fn a_replay_begins_at_the_snapshot_and_survives_a_damaged_one() {
+    let store = Store::in_memory();
+    let (mut log, _) = Log::lead(store.clone(), "a").await.unwrap();
+    for round in 0..4 {
+        for step in 0..5 {
+            log.append(vec![event(&format!("{round}{step}"))]).await.unwrap();
+        }
+        // Folding keeps the tens only.
+        let fold =
+            |events: Vec<Bytes>| Ok(events.into_iter().filter(|event| event.ends_with(b"0")).collect());
+        compact(&store, fold).await.unwrap();
+    }
+    log.append(vec![event("last")]).await.unwrap();
+    let state = read(&store).await.unwrap();
+    assert_eq!(state.records.len(), 1, "the rest is in the snapshot");
+    assert_eq!(all(state), ["00", "10", "20", "30", "last"]);
+    assert_eq!(snapshot::numbers(&store).await.unwrap(), [15, 20]);
+
+    let name = snapshot::key(20);
+    let mut bytes = store.get(&name).await.unwrap().to_vec();
+    *bytes.last_mut().unwrap() ^= 1;
+    store.overwrite(&name, bytes.into()).await.unwrap();
+    assert_eq!(all(read(&store).await.unwrap()), ["00", "10", "20", "30", "31", "32", "33", "34", "last"]);
+
+    store.overwrite(&snapshot::key(15), "FOILSNP1".into()).await.unwrap();
+    let error = read(&store).await.unwrap_err();
+    assert!(matches!(&error, LogError::Corrupt { key, .. } if *key == name), "{error}");
+}
+
+#[tokio::test]
+async fn a_reader_overtaken_by_compactions_begins_anew() {
+    let store = Store::in_memory();
+    let (mut log, _) = Log::lead(store.clone(), "a").await.unwrap();
+    let mut slow = read(&store).await.unwrap();
+    for text in ["1", "2", "3"] {
+        log.append(vec![event(text)]).await.unwrap();
+        compact(&store, Ok).await.unwrap();
+    }
+    slow.catch_up(&store).await.unwrap();
+    assert_eq!((slow.next, slow.term), (4, 1));
+    assert_eq!(all(slow), ["1", "2", "3"]);
+    for seq in 0..4 {
+        store.overwrite(&key(seq), Bytes::new()).await.unwrap();
+    }
+    for seq in snapshot::numbers(&store).await.unwrap() {
+        store.delete(&snapshot::key(seq)).await.unwrap();
+    }
+    assert!(read(&store).await.unwrap_err().to_string().contains("no snapshot stands for it"));
+}
+
+#[tokio::test]
+async fn who_stands_for_election_yields_to_any_append() {
+    let store = Store::in_memory();
+    let (mut leader, _) = Log::lead(store.clone(), "alive").await.unwrap();
+    let before = read(&store).await.unwrap();
+    leader.append(vec![]).await.unwrap();
+    let stood = Log::stand(store.clone(), &before, "standby").await;
+    assert!(matches!(stood, Err(LogError::Deposed { .. })), "{stood:?}");
+    leader.append(vec![event("still")]).await.unwrap();
+    let now = read(&store).await.unwrap();
+    assert_eq!(Log::stand(store, &now, "standby").await.unwrap().term(), 2);
+    assert!(matches!(leader.append(vec![]).await, Err(LogError::Deposed { term: 2, .. })));
+}
+
+#[tokio::test]
+async fn the_latest_beat_is_of_the_highest_term() {
+    let store = Store::in_memory();
+    assert_eq!(Beat::latest(&store).await.unwrap(), None);
+    let beat = |counter| Beat { address: "http://a:1".into(), counter, released: false };
+    for (term, counter) in [(2, 7), (10, 1), (10, 2), (9, 30)] {
+        beat(counter).write(&store, term).await.unwrap();
+    }
+    assert_eq!(Beat::latest(&store).await.unwrap(), Some((10, beat(2))));
+    Beat::forget_before(&store, 10).await.unwrap();
+    assert_eq!(store.list("meta/leader").await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -61,7 +61,8 @@ impl Children {
         crate::cli::outputs::remove(&port_file)?;
         let mut serve = Command::new(&foil);
         serve
-            .args(["serve", "--listen", "127.0.0.1:0", "--store", &setup.store, "--port-file"])
+            // Whoever led this store before ended with its own run.
+            .args(["serve", "--take-over", "--listen", "127.0.0.1:0", "--store", &setup.store, "--port-file"])
             .arg(&port_file);
         let mut coordinator = Program::start("coordinator", serve, setup)?;
         let address = match address(&mut coordinator, &port_file).await {

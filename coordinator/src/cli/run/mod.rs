@@ -148,7 +148,7 @@ async fn take_part(
     directory: &Directory,
     progress: &mut Progress,
 ) -> Result<Option<(v1::Job, LocalArtifacts)>, Failure> {
-    submit::upload(client.channel(), &prepared.uploads, progress).await?;
+    submit::upload(client.line(), &prepared.uploads, progress).await?;
     let response = client.submit(request(client, &prepared.spec).await?).await?;
     for warning in &response.warnings {
         progress.line(&format!("warning: {warning}"));
@@ -159,7 +159,7 @@ async fn take_part(
         progress.resumes(job.phases_done);
     }
     let job = watch::follow(client, &job.id, progress).await?;
-    match outputs::bring(&client.channel(), &job, directory.path(), progress).await {
+    match outputs::bring(&client.line(), &job, directory.path(), progress).await {
         Ok(artifacts) => Ok(Some((job, artifacts))),
         // The job's own failure is the one to tell.
         Err(error) if job.state() != v1::JobState::Succeeded => {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::{Core, Waiting};
 use crate::clock::Now;
-use crate::job::Change;
+use crate::cluster::Place;
+use crate::job::{Change, RankStarted};
 use crate::schedule::{Level, Run};
 
 /// A job waits for so long before its watchers are told what it waits for.
@@ -53,7 +54,7 @@ impl Core {
         let phase = entry.state.phase().map(|phase| phase.id.clone()).unwrap_or_default();
         self.commit(id, Change::AttemptStarted { attempt, phase, world }, "devices are free", now);
         if let Some(entry) = self.jobs.get_mut(id) {
-            entry.run = Some(Run::new(&entry.state, attempt, self.deadlines, now));
+            entry.run = Some(Run::new(&entry.state, attempt, self.term, self.deadlines, now));
         }
     }
 
@@ -69,10 +70,20 @@ impl Core {
                 return true;
             };
             self.cluster.hold(&place, &session);
-            self.sessions.insert(session, id.to_owned());
+            self.sessions.insert(session.clone(), id.to_owned());
+            self.seated(id, rank, place, session, now);
             self.perform(id, effect, now);
         }
         true
+    }
+
+    /// Before the process is started, so that a later coordinator knows of it.
+    fn seated(&mut self, id: &str, rank: usize, place: Place, session: String, now: Now) {
+        let attempt = self.state(id).map_or(0, |state| state.attempt);
+        let rank = u32::try_from(rank).unwrap_or(u32::MAX);
+        let Place { agent, device } = place;
+        let started = RankStarted { attempt, rank, session, agent, device };
+        self.commit(id, Change::RankStarted(started), "a device is free", now);
     }
 
     fn wait(&mut self, id: &str, kind: &str, seats: usize, now: Now) {

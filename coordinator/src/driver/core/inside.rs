@@ -135,7 +135,7 @@ impl Core {
 
     /// Applies a change and hands it to the log.
     pub(super) fn commit(&mut self, id: &str, change: Change, reason: &str, now: Now) {
-        let event = Event { job: id.to_owned(), at: now.wall, change };
+        let event = Event::new(id, now.wall, change);
         let before = self.state(id).map_or("none", |state| state.life.name());
         if let Err(fault) = self.apply(&event) {
             tracing::error!(job = id, %fault, "an impossible event was decided on; please report this");
@@ -212,6 +212,11 @@ fn log(event: &Event) {
         }
         Change::AttemptEnded { attempt, cause } => {
             tracing::info!(job, attempt, cause = cause.message, "attempt ended");
+        }
+        Change::RankStarted(started) => {
+            let (attempt, rank, session, agent) =
+                (started.attempt, started.rank, started.session.as_str(), started.agent.as_str());
+            tracing::debug!(job, attempt, rank, session, agent, "rank process asked for");
         }
         Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {}
     }

@@ -7,11 +7,28 @@ use foil_proto::v1;
 use tonic::Status;
 
 use super::status::{bad_field, from_store, not_found, stale};
+use crate::leadership::Desk;
+use crate::rpc::status::not_leading;
 
 /// Knows the attempts that run. A closure `Fn(&str) -> Option<u32>` will do.
 pub trait AttemptCheck: Send + Sync + 'static {
     /// The current attempt of a job; nothing where the job does not run.
     fn current_attempt(&self, job_id: &str) -> Option<u32>;
+
+    /// An error where this process does not know the attempts, since another leads.
+    fn serving(&self) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+impl AttemptCheck for Desk {
+    fn current_attempt(&self, job_id: &str) -> Option<u32> {
+        self.driver().ok()?.current_attempt(job_id)
+    }
+
+    fn serving(&self) -> Result<(), Status> {
+        self.driver().map(drop).map_err(|why| not_leading(&why))
+    }
 }
 
 impl<F: Fn(&str) -> Option<u32> + Send + Sync + 'static> AttemptCheck for F {
@@ -30,6 +47,7 @@ pub(super) fn announced(begin: &v1::PutBegin) -> Result<Digest, Status> {
 }
 
 pub(super) fn may_write(begin: &v1::PutBegin, attempts: &dyn AttemptCheck) -> Result<(), Status> {
+    attempts.serving()?;
     key::validate(&begin.key).map_err(|error| from_store(&error))?;
     if begin.job_id.is_empty() {
         return client_may_write(begin);

@@ -95,6 +95,7 @@ impl Artifacts for ArtifactsService {
     type GetStream = ReceiverStream<Result<v1::GetResponse, Status>>;
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
+        self.attempts.serving()?;
         let v1::GetRequest { key, offset } = request.into_inner();
         access::may_read(&key)?;
         let turn = turn(&self.downloads).await?;
@@ -109,6 +110,7 @@ impl Artifacts for ArtifactsService {
     }
 
     async fn stat(&self, request: Request<v1::StatRequest>) -> Result<Response<v1::Object>, Status> {
+        self.attempts.serving()?;
         let key = request.into_inner().key;
         access::may_read(&key)?;
         let object = self.store.stat_object(&key).await.map_err(|error| from_store(&error))?;

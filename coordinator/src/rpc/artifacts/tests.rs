@@ -5,13 +5,12 @@ use foil_common::rpc::artifacts::{
     self, Moved, TransferError, Writer, digest_of_file, download_bytes, download_to_file, input_key, stat,
     unfollowed, upload_file, upload_input, upload_input_bytes,
 };
-use foil_common::rpc::connect;
+use foil_common::rpc::{Line, connect};
 use foil_proto::v1::artifacts_client::ArtifactsClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
-use tonic::transport::Channel;
 use tonic_types::StatusExt;
 
 use super::*;
@@ -22,7 +21,7 @@ struct World {
     store: Store,
     attempt: Arc<AtomicU32>,
     address: SocketAddr,
-    channel: Channel,
+    channel: Line,
 }
 
 /// The service on a loopback port; job j1 runs attempt 3.
@@ -42,7 +41,7 @@ async fn world() -> World {
 }
 
 async fn upload_bytes(
-    channel: &Channel,
+    channel: &Line,
     key: &str,
     writer: &Writer,
     bytes: Bytes,
@@ -67,7 +66,7 @@ fn body(bytes: usize, seed: u8) -> Bytes {
 }
 
 /// Puts by hand, with whatever the client library would not send.
-async fn put_raw(channel: &Channel, begin: v1::PutBegin, data: Vec<Bytes>) -> Result<v1::Object, Status> {
+async fn put_raw(channel: &Line, begin: v1::PutBegin, data: Vec<Bytes>) -> Result<v1::Object, Status> {
     let first = v1::PutRequest { part: Some(Part::Begin(begin)) };
     let rest = data.into_iter().map(|data| v1::PutRequest { part: Some(Part::Data(data)) });
     let parts: Vec<_> = std::iter::once(first).chain(rest).collect();

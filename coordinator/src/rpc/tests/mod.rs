@@ -21,8 +21,8 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use self::worker::{Deaths, Worker};
-use super::serve::{Serve, ServeError, serve_driver};
-use crate::driver::{Driver, Handle, Settings};
+use super::serve::{Serve, ServeError, serve};
+use crate::driver::Handle;
 use crate::job::fixture::{JOB, spec, submitted};
 
 struct Coordinator {
@@ -37,10 +37,18 @@ impl Coordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let (driver, handle) = Driver::open(store.clone(), "test", Settings::default()).await.unwrap();
-        let (options, stop) = (Serve::new(store.clone(), listener, metrics), CancellationToken::new());
-        let served = serve_driver(options, driver, handle.clone(), stop.clone()).await.unwrap();
-        Self { handle, address, stop, served: tokio::spawn(served) }
+        let stop = CancellationToken::new();
+        let mut options = Serve::new(store.clone(), listener, metrics);
+        options.address = format!("http://{address}");
+        let desk = options.desk.clone();
+        let served = tokio::spawn(serve(options, stop.clone()).await.unwrap());
+        let handle = loop {
+            match desk.driver() {
+                Ok(handle) => break handle,
+                Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        };
+        Self { handle, address, stop, served }
     }
 
     async fn stop(self) {
@@ -243,7 +251,13 @@ async fn users_errors_name_the_field_and_jobs_are_listed_and_cancelled() {
 async fn a_stale_rank_is_told_so() {
     let coordinator = Coordinator::start(&Store::in_memory()).await;
     let mut client = WorkersClient::connect(format!("http://{}", coordinator.address)).await.unwrap();
-    let hello = v1::RankHello { session_id: "j1-a1-r0-1".into(), job_id: "j1".into(), attempt: 1, rank: 0 };
+    let hello = v1::RankHello {
+        session_id: "j1-a1-r0-1".into(),
+        job_id: "j1".into(),
+        attempt: 1,
+        rank: 0,
+        task: None,
+    };
     let message = v1::RankMessage { message: Some(rank_message::Message::Hello(hello)) };
     let stream = tokio_stream::once(message).chain(tokio_stream::pending());
     let mut commands = client.rank(stream).await.unwrap().into_inner();

@@ -69,7 +69,8 @@ impl Worker {
                         rank.abort();
                     }
                 }
-                _ => tell(&told, agent_message::Message::Heartbeat(v1::AgentHeartbeat {})).await,
+                Some(agent_command::Command::Heard(_)) => {}
+                _ => tell(&told, agent_message::Message::Heartbeat(v1::AgentHeartbeat { number: 1 })).await,
             }
         }
         Ok(())
@@ -89,6 +90,7 @@ impl Worker {
             job_id: start.job_id.clone(),
             attempt: start.attempt,
             rank: start.rank,
+            task: None,
         };
         send(&say, Message::Hello(hello)).await;
         let Ok(commands) = client.rank(ReceiverStream::new(stream)).await else { return };

@@ -144,7 +144,7 @@ fn chunks_are_added_up_in_their_order() {
             state.apply(&event(1, Change::ChunkDone(done))).unwrap();
         }
         let now = Now { mono: Duration::ZERO, wall: 0 };
-        let mut run = Run::new(&state, 1, Deadlines::default(), now);
+        let mut run = Run::new(&state, 1, 1, Deadlines::default(), now);
         let decision = run.advance(&state, now);
         let Some(Change::PhaseCommitted(done)) = decision.changes.into_iter().next() else { panic!() };
         done.metrics

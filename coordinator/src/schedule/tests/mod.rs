@@ -1,6 +1,7 @@
 mod gang;
 mod map;
 mod ranks;
+mod resume;
 
 use super::*;
 use crate::job::Cause;
@@ -20,7 +21,7 @@ impl Bench {
     fn new(phase: usize) -> Self {
         let state = after(&[], phase);
         let now = Now { mono: Duration::from_secs(100), wall: 0 };
-        let run = Run::new(&state, 1, Deadlines::default(), now);
+        let run = Run::new(&state, 1, 1, Deadlines::default(), now);
         let mut bench = Self { state, run, now, effects: Vec::new(), ended: None };
         for rank in bench.run.vacancies() {
             bench.seat(rank);
@@ -36,6 +37,7 @@ impl Bench {
             job_id: JOB.into(),
             attempt: 1,
             rank: u32::try_from(rank).unwrap(),
+            task: None,
         };
         self.feed(Input::Hello { session: session.clone(), hello }).unwrap();
         session

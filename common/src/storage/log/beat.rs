@@ -1,0 +1,60 @@
+//! The leader's sign of life: `meta/leader/{term:020}`, overwritten again and again. Advice only: who leads is what
+//! the log says.
+
+use serde::{Deserialize, Serialize};
+
+use super::LogError;
+use crate::storage::{Store, StoreError};
+
+const PREFIX: &str = "meta/leader";
+
+/// What a leader says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// Where clients and workers reach it, as a URL; empty where it does not know.
+    pub address: String,
+    /// Grows with every beat.
+    pub counter: u64,
+    /// It has stopped in order, and nobody need wait for it.
+    pub released: bool,
+}
+
+fn key(term: u64) -> String {
+    format!("{PREFIX}/{term:020}")
+}
+
+impl Beat {
+    pub async fn write(&self, store: &Store, term: u64) -> Result<(), StoreError> {
+        // A map of strings and numbers always has a JSON form.
+        let bytes = serde_json::to_vec(self).unwrap_or_default();
+        store.overwrite(&key(term), bytes.into()).await
+    }
+
+    /// The last one of the highest term, if there is any.
+    pub async fn latest(store: &Store) -> Result<Option<(u64, Self)>, LogError> {
+        let listed = store.list(PREFIX).await?;
+        let Some((key, term)) = listed
+            .last()
+            .and_then(|listed| Some((listed.key.clone(), listed.key.rsplit('/').next()?.parse().ok()?)))
+        else {
+            return Ok(None);
+        };
+        let bytes = match store.get(&key).await {
+            // A newer leader has tidied up just now.
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            read => read?,
+        };
+        let beat = serde_json::from_slice(&bytes)
+            .map_err(|error| LogError::Corrupt { key, reason: error.to_string() })?;
+        Ok(Some((term, beat)))
+    }
+
+    /// Removes those of terms before `term`.
+    pub async fn forget_before(store: &Store, term: u64) -> Result<(), StoreError> {
+        let current = key(term);
+        for old in store.list(PREFIX).await?.iter().filter(|listed| listed.key < current) {
+            store.delete(&old.key).await?;
+        }
+        Ok(())
+    }
+}

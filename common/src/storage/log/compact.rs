@@ -1,0 +1,52 @@
+//! Compaction: a snapshot of the log, and nothing in the place of the records that it makes superfluous.
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+
+use super::snapshot::{self, Snapshot};
+use super::{LogError, LogState, PREFIX, key};
+use crate::storage::Store;
+
+/// Objects written at once.
+const PARALLEL_WRITES: usize = 8;
+
+/// Writes a snapshot of all records there are now and empties those up to the snapshot before. `fold` may leave out
+/// events that those after them make superfluous.
+///
+/// Any process may do it at any time, also one that leads no more: what it writes follows from the records alone.
+pub async fn compact(
+    store: &Store,
+    fold: impl FnOnce(Vec<Bytes>) -> Result<Vec<Bytes>, LogError>,
+) -> Result<(), LogError> {
+    let mut state = LogState::default();
+    state.catch_up(store).await?;
+    let Some(seq) = state.next.checked_sub(1) else { return Ok(()) };
+    let (term, events) = (state.term, fold(state.into_events())?);
+    snapshot::write(store, &Snapshot { seq, term, events }).await?;
+    let numbers = snapshot::numbers(store).await?;
+    let [.., kept, _] = numbers.as_slice() else { return Ok(()) };
+    let done = numbers.first().filter(|first| *first < kept).copied();
+    empty(store, done, *kept).await?;
+    for old in numbers.iter().filter(|number| *number < kept) {
+        store.delete(&snapshot::key(*old)).await?;
+    }
+    Ok(())
+}
+
+/// Empties the records up to `last`; those up to `done` are empty already. Their names stay taken: a leader that slept
+/// cannot create them again.
+async fn empty(store: &Store, done: Option<u64>, last: u64) -> Result<(), LogError> {
+    let listed = match done {
+        Some(done) => store.list_after(PREFIX, &key(done)).await?,
+        None => store.list(PREFIX).await?,
+    };
+    let last = key(last);
+    let full = listed.into_iter().filter(|listed| listed.key <= last && listed.size > 0);
+    futures::stream::iter(full)
+        .map(|record| (store.clone(), record.key))
+        .map(|(store, key)| async move { store.overwrite(&key, Bytes::new()).await })
+        .buffer_unordered(PARALLEL_WRITES)
+        .try_collect::<Vec<()>>()
+        .await?;
+    Ok(())
+}
