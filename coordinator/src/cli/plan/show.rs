@@ -13,7 +13,7 @@ use crate::cli::report;
 const LABELS: [(&str, &str); 9] = [
     ("weights", "weights, fp32"),
     ("copies", "copies for products"),
-    ("gradients", "gradients (buckets)"),
+    ("gradients", "gradients, fp32"),
     ("optimizer", "AdamW state"),
     ("activations", "activations"),
     ("logits", "logits"),
