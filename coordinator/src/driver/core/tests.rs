@@ -10,6 +10,8 @@ use super::*;
 use crate::job::Outcome;
 use crate::job::fixture::{JOB, object, submitted};
 
+mod store;
+
 /// Splitmix64.
 struct Dice(u64);
 
