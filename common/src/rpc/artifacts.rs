@@ -3,9 +3,11 @@
 //! A download goes on where it broke off; an upload starts again. Only what is unavailable is tried again: a coordinator
 //! that cannot be reached for about two minutes, one whose store is away or full for an hour. Give these functions a connection of their own: what shares it waits behind the bytes.
 
+mod error;
+
 use std::future::Future;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,17 +23,12 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use ulid::Ulid;
 
-use super::{DATA_BYTES, Line, MESSAGE_BYTES, UNARY_DEADLINE, backoff, broke, is_unavailable, request};
+pub use self::error::TransferError;
+use super::{DATA_BYTES, Line, MESSAGE_BYTES, UNARY_DEADLINE, backoff, request};
 use crate::storage::object::Digest;
 
 /// A download that brings nothing for so long is taken for broken.
 const STALL: Duration = Duration::from_secs(120);
-
-/// How long a transfer waits for a store that is away or full.
-const STORE_PATIENCE: Duration = Duration::from_secs(3600);
-
-/// How long it waits for the coordinator.
-const COORDINATOR_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Hears of bytes as they get through: how many more. A transfer that starts again tells its bytes again.
 pub type Moved = Arc<dyn Fn(u64) + Send + Sync>;
@@ -57,52 +54,6 @@ impl Writer {
     /// A rank of a job's attempt; it may write below `jobs/{job}/phases/` while the attempt is current.
     pub fn rank(job_id: impl Into<String>, attempt: u32) -> Self {
         Self { job_id: job_id.into(), attempt }
-    }
-}
-
-/// Why bytes did not get through.
-#[derive(Debug, thiserror::Error)]
-pub enum TransferError {
-    #[error("the coordinator has no object {key}")]
-    NotFound { key: String },
-    #[error("this attempt is no longer the job's current one (writing {key}): {message}")]
-    Stale { key: String, message: String },
-    #[error("the coordinator cannot be reached (moving {key}): {}; check that it runs and try again", status.message())]
-    Unavailable { key: String, status: Box<Status> },
-    #[error("the coordinator cannot move {key} now: {}", status.message())]
-    Waiting { key: String, status: Box<Status> },
-    #[error("the coordinator refused {key}: {} ({:?})", status.message(), status.code())]
-    Refused { key: String, status: Box<Status> },
-    #[error("{key} arrived damaged: expected {expected}, got {found}")]
-    Corrupt { key: String, expected: String, found: String },
-    #[error("{} changed while it was read; leave it alone and try again", path.display())]
-    Changed { path: PathBuf },
-    #[error("{}: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
-}
-
-impl TransferError {
-    fn from_status(key: &str, status: Status) -> Self {
-        let key = key.to_owned();
-        match status.code() {
-            Code::NotFound => Self::NotFound { key },
-            Code::Aborted => Self::Stale { key, message: status.message().to_owned() },
-            // The coordinator's own word: its store is away or full, or too many transfers are under way.
-            Code::Unavailable | Code::ResourceExhausted if !broke(&status) => {
-                Self::Waiting { key, status: Box::new(status) }
-            }
-            _ if is_unavailable(&status) => Self::Unavailable { key, status: Box::new(status) },
-            _ => Self::Refused { key, status: Box::new(status) },
-        }
-    }
-
-    /// Whether another try may help, after so long a time of trying.
-    fn may_pass(&self, tried: Duration) -> bool {
-        match self {
-            Self::Waiting { .. } => tried < STORE_PATIENCE,
-            Self::Unavailable { .. } => tried < COORDINATOR_PATIENCE,
-            _ => false,
-        }
     }
 }
 

@@ -59,11 +59,30 @@ impl RankProcess {
 
     /// SIGKILL. Harmless where the process has ended: it is reaped under the same lock, so its number cannot name another.
     pub(super) fn kill(&self) {
-        self.killed.store(true, Ordering::SeqCst);
-        if let Err(error) = self.child.lock().unwrap_or_else(PoisonError::into_inner).kill() {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        // A rank's end is often heard of by its stream first, and answered with a kill that comes too late.
+        if !is_ending(child.id()) {
+            self.killed.store(true, Ordering::SeqCst);
+        }
+        if let Err(error) = child.kill() {
             tracing::warn!(%error, "a rank could not be killed");
         }
     }
+}
+
+/// Whether a process is ending or has ended, so that no signal from here on is its cause.
+fn is_ending(id: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{id}/stat")).map_or(true, |stat| tells_of_end(&stat))
+}
+
+/// By the text of /proc/N/stat: a zombie, or one with the kernel's flag PF_EXITING.
+fn tells_of_end(stat: &str) -> bool {
+    const PF_EXITING: u32 = 0x4;
+    // The program's name, in parentheses, may hold anything.
+    let fields: Vec<&str> =
+        stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+    let flags: u32 = fields.get(6).and_then(|flags| flags.parse().ok()).unwrap_or(0);
+    matches!(fields.first(), Some(&("Z" | "X"))) || flags & PF_EXITING > 0
 }
 
 /// How a process ended.
@@ -97,7 +116,7 @@ impl End {
         by_us: bool,
         kernel_killed: bool,
     ) -> v1::RankExited {
-        let shortage = if by_us { None } else { self.shortage(&log_tail, kernel_killed) };
+        let shortage = self.shortage(&log_tail, kernel_killed && !by_us);
         let memory = shortage.map(|shortage| v1::MemoryShortage {
             peak_bytes: self.peak,
             limit_bytes: Limit::read().map(|limit| limit.bytes),
@@ -172,10 +191,11 @@ mod tests {
         assert_eq!(aborted.memory.unwrap().requested_bytes, Some(4096));
         let bad_alloc = "terminate called after throwing an instance of 'std::bad_alloc'";
         assert!(report(end(Signal::SIGABRT), bad_alloc, false, false).out_of_memory);
+        assert!(report(end(Signal::SIGABRT), bad_alloc, true, false).out_of_memory, "the kill came too late");
 
         for (end, line, by_us, kernel_killed) in [
             // Killed by this agent while the kernel killed another.
-            (end(Signal::SIGKILL), "", true, true),
+            (end(Signal::SIGKILL), bad_alloc, true, true),
             (end(Signal::SIGKILL), "", false, false),
             (end(Signal::SIGSEGV), bad_alloc, false, true),
             (end(Signal::SIGABRT), "assertion failed", false, true),
@@ -184,6 +204,18 @@ mod tests {
             let exit = report(end, line, by_us, kernel_killed);
             assert!(!exit.out_of_memory && exit.memory.is_none(), "{exit:?}");
         }
+    }
+
+    #[test]
+    fn a_kill_that_comes_too_late_is_known_as_such() {
+        assert!(!tells_of_end("7 (a) b) S 1 7 7 0 -1 4194304 100 0"));
+        assert!(tells_of_end("7 (a) b) Z 1 7 7 0 -1 4194304 100 0"));
+        assert!(tells_of_end("7 (a) R 1 7 7 0 -1 4194308 100 0"), "PF_EXITING");
+        assert!(!is_ending(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        foil_c10d::wait_for_end(child.id()).unwrap();
+        assert!(is_ending(child.id()));
+        child.wait().unwrap();
     }
 
     #[test]

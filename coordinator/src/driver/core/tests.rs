@@ -12,6 +12,8 @@ use crate::job::{Outcome, fold};
 use crate::simulation::dice::Dice;
 use crate::simulation::machines::{chunk_result, gang_result};
 
+mod store;
+
 /// A rank process, alive.
 struct Rank {
     agent: String,

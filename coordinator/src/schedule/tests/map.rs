@@ -36,7 +36,9 @@ fn a_chunk_that_kills_every_rank_ends_the_job() {
         .for_each(|rank| bench.exit(rank, killed(9)));
     let cause = bench.ended.unwrap();
     assert_eq!(cause.class, CauseClass::NoProgress);
-    assert!(cause.message.contains("chunk 0") && cause.message.contains("signal 11"), "{}", cause.message);
+    assert!(cause.message.contains("chunk 0") && cause.message.contains("SIGSEGV"), "{}", cause.message);
+    assert_eq!((cause.detail.last_class, cause.detail.chunk), (Some(CauseClass::Crash), Some(0)));
+    assert_eq!(cause.detail.signal.as_deref(), Some("SIGSEGV"));
     assert_eq!(cause.log_tail, ["last words"]);
 }
 

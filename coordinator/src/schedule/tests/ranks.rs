@@ -140,24 +140,3 @@ fn memory_that_ran_out_is_told_with_sizes() {
         cause.message
     );
 }
-
-#[test]
-fn a_chunk_that_ends_every_rank_fails_the_job_with_what_it_did() {
-    let mut bench = Bench::new(index_of("r01.policy.score"));
-    for _ in 0..3 {
-        assert!(bench.ended.is_none());
-        let rank = bench.held().iter().position(|chunk| *chunk == Some(0)).unwrap();
-        bench.exit(rank, killed(6));
-        if bench.run.closing.is_none() {
-            bench.seat(rank);
-        }
-    }
-    bench.pass(1.0);
-    let last = (0..2).find(|&rank| bench.run.slots[rank].process().is_some()).unwrap();
-    bench.exit(last, killed(9));
-    let cause = bench.ended.clone().unwrap();
-    assert_eq!(cause.class, CauseClass::NoProgress);
-    assert_eq!((cause.detail.last_class, cause.detail.chunk), (Some(CauseClass::Crash), Some(0)));
-    assert_eq!(cause.detail.signal.as_deref(), Some("SIGABRT"));
-    assert!(cause.message.starts_with("chunk 0 ended every rank"), "{}", cause.message);
-}

@@ -1,0 +1,59 @@
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+
+use super::super::{broke, is_unavailable};
+
+/// How long a transfer waits for a store that is away or full.
+const STORE_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How long it waits for the coordinator.
+const COORDINATOR_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Why bytes did not get through.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    #[error("the coordinator has no object {key}")]
+    NotFound { key: String },
+    #[error("this attempt is no longer the job's current one (writing {key}): {message}")]
+    Stale { key: String, message: String },
+    #[error("the coordinator cannot be reached (moving {key}): {}; check that it runs and try again", status.message())]
+    Unavailable { key: String, status: Box<Status> },
+    #[error("the coordinator cannot move {key} now: {}", status.message())]
+    Waiting { key: String, status: Box<Status> },
+    #[error("the coordinator refused {key}: {} ({:?})", status.message(), status.code())]
+    Refused { key: String, status: Box<Status> },
+    #[error("{key} arrived damaged: expected {expected}, got {found}")]
+    Corrupt { key: String, expected: String, found: String },
+    #[error("{} changed while it was read; leave it alone and try again", path.display())]
+    Changed { path: PathBuf },
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+}
+
+impl TransferError {
+    pub(super) fn from_status(key: &str, status: Status) -> Self {
+        let key = key.to_owned();
+        match status.code() {
+            Code::NotFound => Self::NotFound { key },
+            Code::Aborted => Self::Stale { key, message: status.message().to_owned() },
+            // The coordinator's own word: its store is away or full, or too many transfers are under way.
+            Code::Unavailable | Code::ResourceExhausted if !broke(&status) => {
+                Self::Waiting { key, status: Box::new(status) }
+            }
+            _ if is_unavailable(&status) => Self::Unavailable { key, status: Box::new(status) },
+            _ => Self::Refused { key, status: Box::new(status) },
+        }
+    }
+
+    /// Whether another try may help, after so long a time of trying.
+    pub(super) fn may_pass(&self, tried: Duration) -> bool {
+        match self {
+            Self::Waiting { .. } => tried < STORE_PATIENCE,
+            Self::Unavailable { .. } => tried < COORDINATOR_PATIENCE,
+            _ => false,
+        }
+    }
+}
