@@ -61,7 +61,8 @@ pub(super) struct Leading {
     pub(super) lease_until: Duration,
     beat: Option<(Duration, JoinHandle<bool>)>,
     counter: u64,
-    pending: VecDeque<(Option<Durable>, Release)>,
+    /// What waits for the log to be durable.
+    pub(super) pending: VecDeque<(Option<Durable>, Release)>,
     /// Open streams.
     pub(super) agents: BTreeMap<String, u64>,
     pub(super) ranks: BTreeMap<String, u64>,
