@@ -262,7 +262,7 @@ impl Core {
             let runs = self
                 .with_run(&id, |run, _| {
                     if away {
-                        run.excuse(now)
+                        run.excuse(now);
                     }
                 })
                 .is_some();
