@@ -257,6 +257,11 @@ impl Leading {
         Ok(released)
     }
 
+    /// All that was decided is durable.
+    pub(super) fn is_settled(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// A renewal in time extends the lease; one that was late needs the log's word.
     fn renewed(&mut self, now: Duration) {
         let Some((started, write)) = &mut self.beat else { return };
