@@ -125,8 +125,8 @@ impl World {
         let Some(leading) = self.nodes[node].leading() else { return };
         let state = leading.core.state(JOB);
         let seen = state.map_or(0, |state| state.revision);
-        // Also where the leader that wrote the end died before it told. What is on its way to the log is no end yet.
-        let durable = now < leading.lease_until && leading.pending.is_empty();
+        // Also where the leader that wrote the end died before it told. What is not durable yet may still be lost.
+        let durable = leading.is_settled() && now < leading.lease_until;
         self.ended |= durable && state.is_some_and(crate::job::JobState::is_ended);
         if now < leading.lease_until && seen < newest {
             let text = format!("a leader shows revision {seen} after another told of {newest}");

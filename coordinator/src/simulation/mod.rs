@@ -140,7 +140,11 @@ fn ten_thousand_histories_keep_every_promise() {
     if let Some(seed) = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()) {
         let history = play(seed, None, true);
         println!("seed {seed}: {:?}, {} deaths", history.violation, history.deaths);
-        assert!(history.given_up || history.outcome == calm.outcome, "other artifacts: {:#?}", history.outcome);
+        assert!(
+            history.given_up || history.outcome == calm.outcome,
+            "other artifacts: {:#?}",
+            history.outcome
+        );
         return;
     }
     let started = std::time::Instant::now();

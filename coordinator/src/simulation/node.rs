@@ -62,7 +62,7 @@ pub(super) struct Leading {
     beat: Option<(Duration, JoinHandle<bool>)>,
     counter: u64,
     /// What waits for the log to be durable.
-    pub(super) pending: VecDeque<(Option<Durable>, Release)>,
+    pending: VecDeque<(Option<Durable>, Release)>,
     /// Open streams.
     pub(super) agents: BTreeMap<String, u64>,
     pub(super) ranks: BTreeMap<String, u64>,
@@ -256,6 +256,11 @@ impl Leading {
             }
         }
         Ok(released)
+    }
+
+    /// All that was decided is durable.
+    pub(super) fn is_settled(&self) -> bool {
+        self.pending.is_empty()
     }
 
     /// A renewal in time extends the lease; one that was late needs the log's word.
