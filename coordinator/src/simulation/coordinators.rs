@@ -47,6 +47,7 @@ impl World {
         if matches!(self.nodes[node].state, State::Dead) {
             return;
         }
+        self.leaderless_since = None;
         let led = self.nodes[node].leading().is_some();
         let other = &self.nodes[1 - node];
         let watched = matches!(other.state, State::Standing(_)) && other.paused_until <= self.now;
@@ -153,6 +154,7 @@ impl World {
         match self.dice.below(8) {
             0 | 1 => self.crash(node),
             2 | 3 => {
+                self.leaderless_since = None;
                 let sleep = self.dice.between(500 * MILLI, 25_000 * MILLI);
                 self.nodes[node].paused_until = self.now + sleep;
             }

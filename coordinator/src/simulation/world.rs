@@ -130,7 +130,7 @@ pub(super) struct World {
     pub(super) deaths: usize,
     pub(super) elections: u64,
     pub(super) leaderless_since: Option<Duration>,
-    /// How long the store had no leader, each time.
+    /// How long the store had no leader, each time that nothing else went wrong meanwhile.
     pub(super) gaps: Vec<Duration>,
 }
 
@@ -284,7 +284,10 @@ impl World {
     fn pass_messages(&mut self) {
         for passage in self.network.take() {
             let delay = match self.dice.below(40) {
-                0 => self.dice.between(100 * MILLI, 3000 * MILLI),
+                0 => {
+                    self.leaderless_since = None;
+                    self.dice.between(100 * MILLI, 3000 * MILLI)
+                }
                 _ => self.dice.between(MILLI, 15 * MILLI),
             };
             self.at(self.now + delay, Happening::Passage(passage));
@@ -294,6 +297,7 @@ impl World {
     fn pass(&mut self, passage: Passage) {
         let alive = self.nodes.iter().any(|node| node.process == passage.process);
         let lost = self.now < CALM_FROM && self.dice.one_in(60);
+        self.leaderless_since.take_if(|_| lost);
         if !alive && (passage.leg == Leg::Reply || self.dice.one_in(2)) {
             return;
         }
