@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use foil_tests::Run;
+use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
+use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(240);
 /// So many steps that there are some before and after a checkpoint.
@@ -90,4 +91,34 @@ fn a_damaged_checkpoint_is_put_aside_loudly_and_the_one_before_it_used() {
     let logs = run.logs_whole();
     assert!(logs.contains("it is put aside, and training goes on after step"), "{}", run.logs());
     assert!(logs.contains("training goes on after a checkpoint"), "{}", run.logs());
+}
+
+#[test]
+fn an_agent_that_is_told_to_stop_keeps_the_step_it_is_at() {
+    let settings = ["sft_step.epochs=6", "sft_step.batch_sequences=16", "resources.checkpoint_seconds=0"];
+    let undisturbed = Run::letters().ranks(2).set_all(&settings).finish().weights();
+    let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
+    let start = |log: &str| {
+        let mut agent = Command::new(foil_worker());
+        agent.args(["--coordinator", service.url(), "--ranks", "2"]);
+        Process::start(agent, &service.at(log))
+    };
+    let agent = start("agent.log");
+    let id = service.submit_letters_with(Command::new(foil()), &settings);
+    wait_for("a step of SFT", || {
+        let progress = &service.job(&id)["progress"];
+        let steps: u64 = progress["done"].as_str().and_then(|done| done.parse().ok()).unwrap_or(0);
+        (progress["phase"] == "r00.sft" && progress["unit"] == "steps" && steps > 3).then_some(())
+    });
+    agent.signal(Signal::SIGTERM);
+    assert_eq!(agent.finish().code(), Some(143), "{}", service.log("agent.log"));
+    let logs = format!("{}\n{}", service.log("agent.log"), service.log("serve.log"));
+    assert!(logs.contains("checkpoint committed"), "{logs}");
+
+    let _again = start("agent-again.log");
+    wait_for("the job's end", || (service.job(&id)["state"] == "JOB_STATE_SUCCEEDED").then_some(()));
+    let log = service.log("agent-again.log");
+    assert!(log.contains("training goes on after a checkpoint"), "{log}");
+    let weights = |model| service.weights(Command::new(foil()), &id, model);
+    assert!((weights("policy@1"), weights("reward@1")) == undisturbed, "the weights differ");
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -57,6 +58,9 @@ struct AgentArgs {
     /// Where to serve /metrics, /healthz and /readyz, for example 127.0.0.1:9100. Default: nowhere.
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
+    /// On SIGTERM, how long ranks in training may take to finish their step and keep a checkpoint of it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    grace_seconds: u32,
     /// End when the process of this number is no longer this one's parent.
     #[arg(long, hide = true, value_name = "PID")]
     parent_pid: Option<u32>,
@@ -169,6 +173,7 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
         },
         parent_pid: args.parent_pid,
         metrics_listen: args.metrics_listen,
+        grace: Duration::from_secs(args.grace_seconds.into()),
     };
     let metrics = telemetry::install_metrics()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

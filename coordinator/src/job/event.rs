@@ -144,6 +144,8 @@ pub enum CauseClass {
     Store,
     /// A checkpoint could not be read; the next attempt goes on from the one before it.
     Checkpoint,
+    /// A rank was asked to end, as by its machine's own end; what it had come to is kept.
+    Preempted,
     /// The machine of a rank was not heard of any more.
     AgentLost,
     /// Given to a job, never to an attempt: attempts kept ending without a commit between them.
@@ -164,6 +166,7 @@ impl CauseClass {
             Self::Hang => "hang",
             Self::Store => "store",
             Self::Checkpoint => "checkpoint",
+            Self::Preempted => "preempted",
             Self::AgentLost => "agent_lost",
             Self::NoProgress => "no_progress",
         }
@@ -190,7 +193,10 @@ impl CauseClass {
     /// True where the attempt's end is a failure of the job's own, counted towards giving up.
     pub fn counts(self) -> bool {
         // Each lost checkpoint is one less: they cannot keep a job for ever.
-        !matches!(self, Self::Completed | Self::Cancelled | Self::CoordinatorRestart | Self::Checkpoint)
+        !matches!(
+            self,
+            Self::Completed | Self::Cancelled | Self::CoordinatorRestart | Self::Checkpoint | Self::Preempted
+        )
     }
 }
 

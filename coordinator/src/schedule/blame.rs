@@ -13,6 +13,9 @@ use crate::job::{Cause, CauseClass, Detail};
 /// coordinator's stream lost, or its session stale.
 const CONSEQUENCES: [i32; 3] = [0, 4, 5];
 
+/// Of a rank that was asked to end and did, with what it had come to kept.
+const TERMINATED: i32 = 143;
+
 /// Something seen of one rank.
 #[derive(Debug, Clone)]
 pub(super) struct Symptom {
@@ -150,6 +153,7 @@ fn class(sign: &Sign) -> CauseClass {
         Sign::Hang(_) => CauseClass::Hang,
         Sign::StoreFailed(_) => CauseClass::Store,
         Sign::AgentLost => CauseClass::AgentLost,
+        Sign::Exited(exit) if exit.exit_code == Some(TERMINATED) => CauseClass::Preempted,
         Sign::Exited(_) | Sign::StreamEnded | Sign::NotStarted(_) | Sign::Diverged => CauseClass::Crash,
     }
 }
@@ -178,6 +182,7 @@ fn advice(class: CauseClass) -> &'static str {
         CauseClass::User => "fix the job file",
         CauseClass::Data => "repair the data",
         CauseClass::Nonfinite => "lower the learning rate, or set the step's optimizer.on_nonfinite: skip",
+        CauseClass::Preempted => "nothing: the job goes on where there are devices",
         CauseClass::AgentLost => "look at the worker machine and its network",
         _ => "look at the rank's log; if it names no cause of yours, please report it",
     }

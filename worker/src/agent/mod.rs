@@ -48,6 +48,8 @@ pub struct AgentOptions {
     /// Where this agent ends with the process that started it.
     pub parent_pid: Option<u32>,
     pub metrics_listen: Option<SocketAddr>,
+    /// For ranks to end in order, where this agent is told to stop.
+    pub grace: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +169,9 @@ impl Agent {
                 },
             }
         };
+        if matches!(end, Ok(AgentEnd::Stopped)) {
+            self.ask_ranks(&mut heard, &mut ended).await;
+        }
         self.stop_ranks(&mut ended).await;
         end
     }
@@ -324,6 +329,37 @@ impl Agent {
 
     fn is_orphaned(&self) -> bool {
         self.options.parent_pid.is_some_and(|parent| !is_child_of(parent))
+    }
+
+    /// Gives ranks time to keep what they have done, heartbeats going on meanwhile.
+    async fn ask_ranks(
+        &mut self,
+        heard: &mut mpsc::Receiver<LinkEvent>,
+        ended: &mut mpsc::UnboundedReceiver<v1::RankExited>,
+    ) {
+        self.ranks.terminate_all();
+        let limit = Instant::now() + self.options.grace;
+        let mut beat = steady(self.heartbeat);
+        while !self.ranks.is_empty() {
+            tokio::select! {
+                Some(exit) = ended.recv() => self.rank_ended(exit),
+                Some(event) = heard.recv() => self.hear_while_stopping(event),
+                _ = beat.tick() => self.beat(),
+                () = sleep_until(limit) => {
+                    tracing::warn!(ranks = self.ranks.len(), "the grace period is over");
+                    break;
+                }
+            }
+        }
+    }
+
+    /// No rank is started here any more, but one that hangs may have to go at once.
+    fn hear_while_stopping(&mut self, event: LinkEvent) {
+        if let LinkEvent::Command(v1::AgentCommand { term, command: Some(Command::StopRank(stop)) }) = event
+            && term >= self.term
+        {
+            self.ranks.stop(&stop.session_id);
+        }
     }
 
     async fn stop_ranks(&mut self, ended: &mut mpsc::UnboundedReceiver<v1::RankExited>) {

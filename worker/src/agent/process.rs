@@ -58,6 +58,18 @@ impl RankProcess {
     }
 
     /// SIGKILL. Harmless where the process has ended: it is reaped under the same lock, so its number cannot name another.
+    /// Asks it to end: a rank in training keeps a checkpoint first.
+    pub(super) fn terminate(&self) {
+        let child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(id) = i32::try_from(child.id()) else { return };
+        // It is not reaped while the lock is held, so the number is still its own.
+        if let Err(error) =
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM)
+        {
+            tracing::debug!(%error, "a rank could not be asked to end");
+        }
+    }
+
     pub(super) fn kill(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         // A rank's end is often heard of by its stream first, and answered with a kill that comes too late.

@@ -89,6 +89,13 @@ impl Ranks {
         }
     }
 
+    /// Asks all to end in order.
+    pub(super) fn terminate_all(&self) {
+        for process in self.live.values() {
+            process.terminate();
+        }
+    }
+
     pub(super) fn stop_all(&self) {
         for process in self.live.values() {
             process.kill();

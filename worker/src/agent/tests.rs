@@ -31,6 +31,7 @@ fn start_agent(coordinator: &FakeCoordinator, script: &str) -> Running {
         },
         parent_pid: None,
         metrics_listen: None,
+        grace: Duration::from_secs(2),
     };
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(run(options, String::new, async { drop(stopped.await) }));

@@ -1,6 +1,7 @@
 //! Meeting the other ranks, training with them, and handing in the model.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use foil_common::spec::{Optimizer, SaveDtype, Schedule};
 use foil_common::stage::Stage;
@@ -20,6 +21,9 @@ use crate::train::{self, Ended, Objective, OrderKey, StepFigures, Summary, Train
 
 /// The folder of a model's directory that holds its adapter.
 const ADAPTER: &str = "adapter";
+
+/// For a message to be on its way to the coordinator before this process ends.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A model that training has ended with, saved on this rank.
 pub(super) struct Trained {
@@ -76,7 +80,12 @@ impl Bench {
         keeper.finish()?;
         let summary = match ended {
             Ended::Done(summary) => summary,
-            Ended::Stopped { step } => return Err(PhaseError::Stopped { step }),
+            Ended::Stopped { step } => {
+                // A checkpoint counts when every share is told of, and the first rank's end is the others' end.
+                gang.leave()?;
+                std::thread::sleep(LAST_WORDS);
+                return Err(PhaseError::Stopped { step });
+            }
         };
         parameters.set_requires_grad(false);
         gang.leave()?;

@@ -149,6 +149,7 @@ impl Bench {
         let task = need(&command.task, "a task")?;
         let work = need(&task.work, "its work")?;
         self.enter(task, 0);
+        let _busy = self.seat.stopping.busy();
         let trained = match work {
             Work::Sft(work) => sft::run(self, command, work)?,
             Work::TrainReward(work) => train_reward::run(self, command, work)?,

@@ -19,6 +19,8 @@ mod transfer;
 
 use std::path::PathBuf;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use self::stopping::Stopping;
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
@@ -60,7 +62,7 @@ pub fn run(options: &RankOptions) -> Exit {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build();
     let exit = match runtime {
         Ok(runtime) => {
-            let exit = runtime.block_on(session::run(options, session::ALONE));
+            let exit = runtime.block_on(until_stopped(options));
             runtime.shutdown_background();
             exit
         }
@@ -72,4 +74,24 @@ pub fn run(options: &RankOptions) -> Exit {
     // The agent removes it too, also where this process was killed.
     let _ = std::fs::remove_dir_all(&options.work_dir);
     exit
+}
+
+/// Serves until its session ends; or, asked by SIGTERM, until what must not be cut off is done.
+async fn until_stopped(options: &RankOptions) -> Exit {
+    let asked = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => {
+                terminate.recv().await;
+                tracing::info!("asked to stop");
+                options.stopping.ask();
+            }
+            Err(error) => tracing::warn!(%error, "SIGTERM cannot be heard"),
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        exit = session::run(options, session::ALONE) => exit,
+        () = options.stopping.asked_in_idleness() => Exit::Terminated,
+        () = asked => unreachable!("hearing a signal has no end"),
+    }
 }

@@ -1,18 +1,77 @@
 //! Whether this process was asked to end, with time to keep what it has done.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A flag that is raised once, by SIGTERM, and read by the device thread between steps.
-#[derive(Debug, Clone, Default)]
-pub struct Stopping(Arc<AtomicBool>);
+use tokio::sync::watch;
+
+/// Asked once, by SIGTERM. What must not be cut off says that it is under way, and looks here between its steps.
+#[derive(Debug, Clone)]
+pub struct Stopping(Arc<watch::Sender<State>>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct State {
+    asked: bool,
+    /// Something is under way that ends by itself once asked.
+    busy: bool,
+}
+
+impl Default for Stopping {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(State::default())))
+    }
+}
+
+/// Something under way, until it is dropped.
+#[derive(Debug)]
+pub struct Busy(Stopping);
 
 impl Stopping {
     pub fn ask(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.send_modify(|state| state.asked = true);
     }
 
     pub fn is_asked(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.borrow().asked
+    }
+
+    /// Begins something that ends by itself soon after this process is asked to.
+    #[must_use]
+    pub fn busy(&self) -> Busy {
+        self.0.send_modify(|state| state.busy = true);
+        Busy(self.clone())
+    }
+
+    /// Waits until this process was asked to end and nothing is under way.
+    pub async fn asked_in_idleness(&self) {
+        let mut states = self.0.subscribe();
+        // The sender is right here.
+        let _ = states.wait_for(|state| state.asked && !state.busy).await;
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|state| state.busy = false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::Stopping;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_is_waited_for() {
+        let stopping = Stopping::default();
+        let idle = || timeout(Duration::from_secs(1), stopping.asked_in_idleness());
+        assert!(idle().await.is_err() && !stopping.is_asked());
+        let busy = stopping.busy();
+        stopping.ask();
+        assert!(stopping.is_asked() && idle().await.is_err());
+        drop(busy);
+        idle().await.unwrap();
     }
 }
