@@ -95,7 +95,7 @@ fn a_damaged_checkpoint_is_put_aside_loudly_and_the_one_before_it_used() {
 
 #[test]
 fn an_agent_that_is_told_to_stop_keeps_the_step_it_is_at() {
-    let settings = ["sft_step.epochs=6", "sft_step.batch_sequences=16", "resources.checkpoint_seconds=0"];
+    let settings = ["sft_step.epochs=3", "sft_step.batch_sequences=16", "resources.checkpoint_seconds=0"];
     let undisturbed = Run::letters().ranks(2).set_all(&settings).finish().weights();
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let start = |log: &str| {
