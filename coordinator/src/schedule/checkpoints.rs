@@ -4,6 +4,14 @@ use std::collections::BTreeMap;
 
 use foil_proto::v1;
 
+use super::gang::gang_prefix;
+use super::{Busy, Decision, Level, Refusal, Run, Slot, Stage};
+use crate::clock::Now;
+use crate::job::{Change, JobState};
+
+/// A rank's word for a checkpoint that it cannot read.
+pub(super) const UNREADABLE: &str = "checkpoint";
+
 /// Shares that are durable, of checkpoints that are not whole yet.
 #[derive(Debug, Default)]
 pub(super) struct Shares(BTreeMap<u64, BTreeMap<usize, v1::Object>>);
@@ -26,6 +34,58 @@ impl Shares {
         let whole = self.0.remove(&step);
         self.0.retain(|&other, _| other > step);
         whole.map(|shares| shares.into_values().collect())
+    }
+}
+
+impl Run {
+    /// A rank's share is durable; the last one makes the checkpoint.
+    pub(super) fn checkpoint_share(
+        &mut self,
+        state: &JobState,
+        rank: usize,
+        share: v1::CheckpointShare,
+        now: Now,
+        out: &mut Decision,
+    ) -> Result<(), Refusal> {
+        let phase = self.expect_phase(state, &share.phase, share.attempt)?;
+        let prefix = gang_prefix(&self.job, &phase.id, self.attempt);
+        let object = share.object.unwrap_or_default();
+        if !object.key.starts_with(&prefix) {
+            return Err(Refusal::Invalid(format!("{} is not a key of {prefix}", object.key)));
+        }
+        let (world, attempt) = (self.slots.len(), self.attempt);
+        let (Some(Slot::Up { busy: Busy::Gang(member), .. }), Stage::Gang(gang)) =
+            (self.slots.get_mut(rank), &mut self.stage)
+        else {
+            return Ok(());
+        };
+        member.pulse.beat(now);
+        // To a new leader, ranks tell again what they told the one before.
+        let known =
+            state.checkpoints.last().is_some_and(|last| last.attempt == attempt && share.step <= last.step);
+        if known {
+            return Ok(());
+        }
+        if let Some(objects) = gang.shares.add(share.step, rank, object, world) {
+            let made = v1::Checkpoint { phase: phase.id.clone(), step: share.step, attempt, objects };
+            out.because(format!("all ranks' shares of the checkpoint after step {} are durable", share.step));
+            out.changes.push(Change::CheckpointCommitted(made));
+        }
+        Ok(())
+    }
+
+    /// The last checkpoint cannot be read: loudly, the one before it counts from here on.
+    pub(super) fn lose_checkpoint(&self, state: &JobState, failure: &v1::TaskFailure, out: &mut Decision) {
+        let Some(lost) = state.checkpoints.last().filter(|_| self.closing.is_none()) else { return };
+        let (step, attempt) = (lost.step, lost.attempt);
+        let before = state.checkpoints.iter().rev().nth(1);
+        let next = before.map_or_else(
+            || "training starts this phase again".to_owned(),
+            |before| format!("training goes on after step {}", before.step),
+        );
+        out.notice(Level::Error, format!("{}: it is put aside, and {next}", failure.message));
+        let why = failure.message.clone();
+        out.changes.push(Change::CheckpointLost { step, attempt, why });
     }
 }
 

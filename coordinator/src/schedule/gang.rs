@@ -5,7 +5,7 @@ use foil_proto::v1::rank_command::Command;
 use serde_json::{Map as JsonMap, Value};
 
 use super::blame::Sign;
-use super::checkpoints::Shares;
+use super::checkpoints::{self, Shares};
 use super::map::{finite, of_stage};
 use super::pulse::Pulse;
 use super::{Busy, Decision, Effect, Level, Refusal, Run, Slot, Stage};
@@ -21,7 +21,7 @@ pub(super) struct Gang {
     /// Rank 0's step reports, one JSON object per line.
     lines: String,
     last: Option<v1::StepReport>,
-    shares: Shares,
+    pub(super) shares: Shares,
     /// Where rank 0 waits for the others, once it has said so.
     pub(super) meeting: Option<v1::Rendezvous>,
 }
@@ -241,41 +241,6 @@ impl Run {
         Ok(())
     }
 
-    pub(super) fn checkpoint_share(
-        &mut self,
-        state: &JobState,
-        rank: usize,
-        share: v1::CheckpointShare,
-        now: Now,
-        out: &mut Decision,
-    ) -> Result<(), Refusal> {
-        let phase = self.expect_phase(state, &share.phase, share.attempt)?;
-        let prefix = gang_prefix(&self.job, &phase.id, self.attempt);
-        let object = share.object.unwrap_or_default();
-        if !object.key.starts_with(&prefix) {
-            return Err(Refusal::Invalid(format!("{} is not a key of {prefix}", object.key)));
-        }
-        let (world, attempt) = (self.slots.len(), self.attempt);
-        let (Some(Slot::Up { busy: Busy::Gang(member), .. }), Stage::Gang(gang)) =
-            (self.slots.get_mut(rank), &mut self.stage)
-        else {
-            return Ok(());
-        };
-        member.pulse.beat(now);
-        // To a new leader, ranks tell again what they told the one before.
-        let known =
-            state.checkpoints.last().is_some_and(|last| last.attempt == attempt && share.step <= last.step);
-        if known {
-            return Ok(());
-        }
-        if let Some(objects) = gang.shares.add(share.step, rank, object, world) {
-            let made = v1::Checkpoint { phase: phase.id.clone(), step: share.step, attempt, objects };
-            out.because(format!("all ranks' shares of the checkpoint after step {} are durable", share.step));
-            out.changes.push(Change::CheckpointCommitted(made));
-        }
-        Ok(())
-    }
-
     /// When every rank has answered: compares their parameters and writes the step figures.
     fn seal(&mut self, state: &JobState, phase: &Phase, now: Now, out: &mut Decision) {
         let results: Option<Vec<&v1::GangResult>> = self
@@ -381,7 +346,7 @@ impl Run {
         now: Now,
         out: &mut Decision,
     ) {
-        if failure.class == CHECKPOINT_FAILURE && failure.phase == self.phase_id {
+        if failure.class == checkpoints::UNREADABLE && failure.phase == self.phase_id {
             self.lose_checkpoint(state, &failure, out);
         }
         let last_word = crate::job::CauseClass::of_task_failure(&failure.class).is_final();
@@ -394,20 +359,6 @@ impl Run {
         }
     }
 
-    /// The last checkpoint cannot be read: loudly, the one before it counts from here on.
-    fn lose_checkpoint(&self, state: &JobState, failure: &v1::TaskFailure, out: &mut Decision) {
-        let Some(lost) = state.checkpoints.last().filter(|_| self.closing.is_none()) else { return };
-        let (step, attempt) = (lost.step, lost.attempt);
-        let before = state.checkpoints.iter().rev().nth(1);
-        let next = before.map_or_else(
-            || "training starts this phase again".to_owned(),
-            |before| format!("training goes on after step {}", before.step),
-        );
-        out.notice(Level::Error, format!("{}: it is put aside, and {next}", failure.message));
-        let why = failure.message.clone();
-        out.changes.push(Change::CheckpointLost { step, attempt, why });
-    }
-
     /// The last step of the gang that a rank has told of.
     pub(super) fn step_of(&self, rank: usize) -> Option<u64> {
         match self.slots.get(rank) {
@@ -416,7 +367,12 @@ impl Run {
         }
     }
 
-    fn expect_phase<'a>(&self, state: &'a JobState, phase: &str, attempt: u32) -> Result<&'a Phase, Refusal> {
+    pub(super) fn expect_phase<'a>(
+        &self,
+        state: &'a JobState,
+        phase: &str,
+        attempt: u32,
+    ) -> Result<&'a Phase, Refusal> {
         state
             .phase()
             .filter(|current| current.work.is_gang() && current.id == phase && attempt == self.attempt)
@@ -424,10 +380,7 @@ impl Run {
     }
 }
 
-/// A rank's word for a checkpoint that it cannot read.
-const CHECKPOINT_FAILURE: &str = "checkpoint";
-
-fn gang_prefix(job: &str, phase: &str, attempt: u32) -> String {
+pub(super) fn gang_prefix(job: &str, phase: &str, attempt: u32) -> String {
     format!("jobs/{job}/phases/{phase}/a{attempt}/")
 }
 

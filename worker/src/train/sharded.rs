@@ -2,7 +2,7 @@
 //!
 //! Parameters are laid end to end in buckets. A bucket's gradients are summed by reduce-scatter, which leaves each rank
 //! its part of the sum; the rank's AdamW moves that part of the parameters; all-gather brings the parts together. On W
-//! ranks the moments take 8/W bytes per parameter, in place of 8.
+//! ranks the moments and the part of the parameters take 12/W bytes per parameter, in place of 8.
 
 use foil_common::spec::Optimizer;
 use tch::{Kind, Tensor, no_grad};
