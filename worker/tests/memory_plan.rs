@@ -1,7 +1,7 @@
 //! The memory that a plan foretells is what libtorch allocates.
 
 // A test that cannot set itself up has failed.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod model_support;
 

@@ -271,8 +271,9 @@ impl Driver {
                 self.register(&hello, connection, commands, now);
             }
             Command::AgentHeartbeat { agent, connection, number } => {
+                let known = self.core.agent_heard(&agent, connection, now);
                 // An agent that has no leader is to know it: whoever could be deposed already says nothing.
-                if self.core.agent_heard(&agent, connection, now) && self.lease.holds() {
+                if known && self.lease.holds() {
                     let heard = v1::AgentHeard { number };
                     self.links.tell_agent(&agent, agent_command::Command::Heard(heard));
                 }

@@ -36,10 +36,11 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new<E: Serialize + DeserializeOwned + 'static>(
         store: Store,
-        keeping: Keeping<E>,
+        keeping: &Keeping<E>,
         grown: u64,
     ) -> Self {
-        let fold = Arc::new(move |events: Vec<Bytes>| fold_bytes(&events, keeping.fold));
+        let events_fold = keeping.fold;
+        let fold = Arc::new(move |events: Vec<Bytes>| fold_bytes(&events, events_fold));
         Self { store, every: keeping.every, fold, grown, running: None }
     }
 
@@ -57,7 +58,7 @@ impl Keeper {
                 Ok(()) => tracing::debug!("the log was compacted"),
                 // Nothing is lost: the next one covers more.
                 Err(error) => {
-                    tracing::warn!(%error, "the log could not be compacted; it is tried again later")
+                    tracing::warn!(%error, "the log could not be compacted; it is tried again later");
                 }
             }
         }));

@@ -81,7 +81,7 @@ impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
         keeping: Keeping<E>,
     ) -> Result<(Self, Vec<E>), JournalError> {
         let (log, read) = Log::lead(store.clone(), leader).await.map_err(Arc::new)?;
-        Self::begin(store, log, read, keeping)
+        Self::begin(store, log, &read, &keeping)
     }
 
     /// The same after all that was `read` of the log, and only if nothing was appended since: else this is an error
@@ -93,14 +93,14 @@ impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
         keeping: Keeping<E>,
     ) -> Result<(Self, Vec<E>), JournalError> {
         let log = Log::stand(store.clone(), &read, leader).await.map_err(Arc::new)?;
-        Self::begin(store, log, read, keeping)
+        Self::begin(store, log, &read, &keeping)
     }
 
     fn begin(
         store: Store,
         log: Log,
-        read: LogState,
-        keeping: Keeping<E>,
+        read: &LogState,
+        keeping: &Keeping<E>,
     ) -> Result<(Self, Vec<E>), JournalError> {
         let keeper = Keeper::new(store, keeping, read.records.len() as u64);
         let mut events = decode_all(&read.snapshot, "the snapshot")?;

@@ -26,11 +26,14 @@ pub(super) const KEEPING: Keeping<Event> = Keeping { every: 6, fold };
 pub(super) const FENCE: Duration = Duration::from_secs(12);
 const SLACK: Duration = Duration::from_secs(1);
 
+/// What an election gives.
+type Vote = Result<(Journal<Event>, Vec<Event>), JournalError>;
+
 /// What the process is at.
 pub(super) enum State {
     Dead,
     Standing(Box<Standing>),
-    Electing { started: Duration, vote: JoinHandle<Result<(Journal<Event>, Vec<Event>), JournalError>> },
+    Electing { started: Duration, vote: JoinHandle<Vote> },
     Leading(Box<Leading>),
 }
 
@@ -154,7 +157,7 @@ impl Node {
                         self.stand_by();
                         Ok(Vec::new())
                     }
-                    Some(other) => Err(format!("an election failed: {:?}", other.map(|vote| vote.err()))),
+                    Some(other) => Err(format!("an election failed: {:?}", other.map(Result::err))),
                 }
             }
             State::Leading(leading) => leading.poll(now.mono),

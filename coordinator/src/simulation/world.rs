@@ -25,6 +25,7 @@ const TICK: Duration = Duration::from_millis(500);
 const TURNS: usize = 4;
 
 /// What is to happen at a time.
+#[expect(clippy::large_enum_variant, reason = "few, and each moved once")]
 #[derive(Debug)]
 pub(super) enum Happening {
     Passage(Passage),
