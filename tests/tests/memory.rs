@@ -13,8 +13,8 @@ fn apart<'a>(found: impl Iterator<Item = &'a Tensor>, expected: &[Tensor]) -> f6
 }
 
 fn adapter(model: &Path, head: HeadKind) -> Adapter {
-    let config = DecoderConfig::load(model).unwrap();
-    Adapter::load(&model.join("adapter"), &config, head, Device::Cpu).unwrap()
+    let config = DecoderConfig::load(model).expect("a model's configuration");
+    Adapter::load(&model.join("adapter"), &config, head, Device::Cpu).expect("an adapter beside the model")
 }
 
 #[test]
