@@ -53,16 +53,16 @@ mod tests {
         };
         assert!(peak(1) > 100 << 10);
         let mut large = Command::new("python3");
-        large.args(["-c", "x = bytearray(200 << 20)"]);
+        large.args(["-c", "x = bytearray(700 << 20)"]);
         let Ok(mut child) = large.spawn() else {
             println!("skipped: no python3 here");
             return;
         };
         let peak_of_large = wait_for_end(child.id()).unwrap();
         child.wait().unwrap();
-        assert!(peak_of_large > 200 << 20);
-        // A child begins as a copy of this process, which has its own size.
-        assert!(peak(1) < 200 << 20, "that of the child before is not this one's");
+        assert!(peak_of_large > 700 << 20);
+        // A child begins with what this process holds, libtorch among it, which is less than that.
+        assert!(peak(1) < 700 << 20, "that of the child before is not this one's");
     }
 
     #[test]
