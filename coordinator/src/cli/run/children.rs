@@ -76,6 +76,10 @@ impl Children {
         let mut agent = Command::new(foil_worker);
         agent.args(["--coordinator", &url, "--ranks", &setup.ranks.to_string()]);
         agent.args(["--device", setup.device.name()]);
+        // The same in every run on this store: an agent that comes back under its name without its ranks tells that those
+        // are gone, and nobody waits for them.
+        let name = blake3::hash(setup.store.as_bytes()).to_hex();
+        agent.args(["--agent-id", &format!("run-{}", &name[..12])]);
         let worker = Program::start("worker", agent, setup)?;
         Ok(Self { coordinator, worker, url })
     }
