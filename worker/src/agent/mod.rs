@@ -38,6 +38,8 @@ const FENCE: Duration = Duration::from_secs(60);
 const PARENT_CHECK: Duration = Duration::from_millis(500);
 /// For ranks to be reaped after SIGKILL when the agent stops.
 const REAP_LIMIT: Duration = Duration::from_secs(10);
+/// For the coordinator to take the last messages.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// What an agent is started with.
 #[derive(Clone, Debug)]
@@ -173,7 +175,24 @@ impl Agent {
             self.ask_ranks(&mut heard, &mut ended).await;
         }
         self.stop_ranks(&mut ended).await;
+        self.part(&mut heard).await;
         end
+    }
+
+    /// Lets what was told reach the coordinator: how ranks ended must not be lost with this process.
+    async fn part(&mut self, heard: &mut mpsc::Receiver<LinkEvent>) {
+        if self.stream.take().is_none() {
+            return;
+        }
+        let closed = async {
+            while let Some(event) = heard.recv().await {
+                if matches!(event, LinkEvent::Down | LinkEvent::Refused(_)) {
+                    return;
+                }
+            }
+        };
+        // A coordinator that does not answer is not waited for.
+        let _ = tokio::time::timeout(PARTING, closed).await;
     }
 
     /// Answers whether the heartbeat's period may have changed.
@@ -343,22 +362,14 @@ impl Agent {
         while !self.ranks.is_empty() {
             tokio::select! {
                 Some(exit) = ended.recv() => self.rank_ended(exit),
-                Some(event) = heard.recv() => self.hear_while_stopping(event),
+                // What is not started here any more is started elsewhere once this agent is gone.
+                Some(event) = heard.recv() => if !is_start(&event) { self.hear(event).await; },
                 _ = beat.tick() => self.beat(),
                 () = sleep_until(limit) => {
                     tracing::warn!(ranks = self.ranks.len(), "the grace period is over");
                     break;
                 }
             }
-        }
-    }
-
-    /// No rank is started here any more, but one that hangs may have to go at once.
-    fn hear_while_stopping(&mut self, event: LinkEvent) {
-        if let LinkEvent::Command(v1::AgentCommand { term, command: Some(Command::StopRank(stop)) }) = event
-            && term >= self.term
-        {
-            self.ranks.stop(&stop.session_id);
         }
     }
 
@@ -372,6 +383,14 @@ impl Agent {
             }
         }
     }
+}
+
+fn is_start(event: &LinkEvent) -> bool {
+    let command = match event {
+        LinkEvent::Command(command) => command.command.as_ref(),
+        LinkEvent::Up(_) | LinkEvent::Down | LinkEvent::Refused(_) => None,
+    };
+    matches!(command, Some(Command::StartRank(_)))
 }
 
 /// Whether the process `parent` is still this process's parent.

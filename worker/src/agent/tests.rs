@@ -127,6 +127,28 @@ async fn a_stopped_rank_is_killed_and_an_older_term_is_refused() {
 }
 
 #[tokio::test]
+async fn a_rank_may_end_in_order_when_its_agent_is_told_to_stop() {
+    let mut coordinator = FakeCoordinator::start().await;
+    let files = tempfile::tempdir().unwrap();
+    let ready = files.path().join("ready");
+    let script = format!("trap 'exit 143' TERM; : > {}; while :; do sleep 0.02; done", ready.display());
+    let agent = start_agent(&coordinator, &script);
+    let (mut peer, _) = joined(&mut coordinator).await;
+    send(&peer, 1, welcome(60_000));
+    send(&peer, 1, start_rank("s1", "cpu:0"));
+    let started = async {
+        while !ready.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, started).await.unwrap();
+    let stopped = tokio::spawn(agent.stop());
+    let end = exit(&mut peer).await;
+    assert_eq!((end.session_id.as_str(), end.exit_code, end.signal), ("s1", Some(143), None));
+    assert_eq!(stopped.await.unwrap(), AgentEnd::Stopped);
+}
+
+#[tokio::test]
 async fn a_rank_that_cannot_start_is_reported_too() {
     let mut coordinator = FakeCoordinator::start().await;
     let agent = start_agent(&coordinator, "exit 0");
