@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod drift;
+pub mod failpoint;
 pub mod figures;
 pub mod file_names;
 pub mod ids;

@@ -10,6 +10,13 @@ static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
     // target/<profile>/deps/<test>
     let directory = test.parent().and_then(|deps| deps.parent()).expect("tests lie in target/<profile>/deps");
     let mut build = Command::new(env!("CARGO"));
+    // What `cargo test` tells this process of its package, build scripts would take for a change, and build all anew.
+    let of_package = |name: &str| {
+        name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    };
+    for (name, _) in std::env::vars().filter(|(name, _)| of_package(name)) {
+        build.env_remove(name);
+    }
     // Of the whole workspace: a narrower choice would give dependencies other features and build them anew.
     build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).args([
         "build",

@@ -4,7 +4,6 @@ pub mod agent;
 pub mod collective;
 pub mod evaluate;
 pub mod exit;
-pub mod failpoint;
 #[cfg(test)]
 mod fake_coordinator;
 pub mod generate;

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use foil_common::failpoint;
 use foil_common::{shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
 use foil_worker::exit::Exit;
-use foil_worker::failpoint;
 use foil_worker::rank::stopping::Stopping;
 use foil_worker::rank::{self, RankOptions};
 

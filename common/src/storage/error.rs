@@ -1,6 +1,8 @@
 use std::error::Error as _;
 use std::io;
 
+use crate::failpoint::Injected;
+
 /// Why the store did not do what was asked, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -43,6 +45,12 @@ impl StoreError {
     /// Whether the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::NoSpace { .. } | Self::Unavailable { .. })
+    }
+
+    /// A planned failure, as if the store had not answered.
+    pub(crate) fn injected(injected: &Injected, key: &str) -> Self {
+        let (location, reason) = (injected.site.to_owned(), injected.to_string());
+        Self::Unavailable { location, operation: "write", key: key.to_owned(), reason }
     }
 
     /// Whether it is worth trying again within seconds.

@@ -154,8 +154,8 @@ impl Client {
                 .map(tonic::Response::into_inner)
         };
         let pauses = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(200))
-            .with_max_delay(Duration::from_secs(1))
+            .with_min_delay(Duration::from_millis(50))
+            .with_max_delay(Duration::from_millis(500))
             .without_max_times()
             .with_total_delay(Some(PATIENCE))
             .with_jitter();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use foil_common::storage::Store;
-use foil_common::{shutdown, telemetry};
+use foil_common::{failpoint, shutdown, telemetry};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -20,6 +20,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
         end_with(parent)?;
     }
     check(args.listen, args.insecure_listen)?;
+    failpoint::init()?;
     let stop = shutdown::on_signal()?;
     let metrics = telemetry::install_metrics()?;
     let store = Store::open(&args.store)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use foil_common::failpoint::Injected;
 use foil_common::storage::Store;
 use foil_proto::v1::{self, agent_command};
 use futures::StreamExt;
@@ -69,6 +70,8 @@ pub enum DriverError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(transparent)]
+    Injected(#[from] Injected),
 }
 
 /// Owns all state; runs until stopped or until the log cannot be written.

@@ -11,6 +11,7 @@ mod vigil;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foil_common::failpoint;
 use foil_common::storage::Store;
 use foil_common::storage::log::{Beat, LogError, LogState};
 use tokio_util::sync::CancellationToken;
@@ -90,6 +91,7 @@ impl Office {
         let (driver, handle) =
             Driver::begin(journal, events, store.clone(), clock, self.settings, lease.clone())?;
         tracing::info!(term, address = self.address, "leading");
+        failpoint::hit("leader.elected")?;
         self.desk.lead(handle, lease);
         let ended = tokio::select! {
             ended = driver.run(stop.clone().cancelled_owned()) => ended,

@@ -10,11 +10,11 @@ use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 
 use super::{Bench, PhaseError};
-use crate::failpoint;
 use crate::rank::cache::{self, ObjectError, Objects};
 use crate::rank::reporter::Reporter;
 use crate::rank::stopping::Stopping;
 use crate::train::{Keeper, Saved, Snapshot, TrainError, Wishes};
+use foil_common::failpoint;
 
 /// Where a rank's snapshots of one attempt at a phase go.
 struct Destination {
@@ -37,11 +37,11 @@ impl Destination {
         let wrong = |source| PhaseError::Model { artifact: format!("checkpoint of step {step}"), source };
         snapshot.write(&file).map_err(wrong)?;
         let digest = cache::digest_of(&file)?;
-        failpoint::hit("checkpoint.upload");
+        failpoint::hit("checkpoint.upload")?;
         let key = format!("{}checkpoints/{step:012}/rank-{rank}.safetensors", self.key_prefix);
         let object = self.objects.upload_file(&key, &file, &digest)?;
         std::fs::remove_file(&file).map_err(|source| ObjectError::Disk { path: file, source })?;
-        failpoint::hit("checkpoint.report");
+        failpoint::hit("checkpoint.report")?;
         tracing::info!(step, bytes = digest.size, "checkpoint uploaded");
         self.reports.send(Message::Checkpoint(v1::CheckpointShare {
             phase: self.phase.clone(),
@@ -146,7 +146,7 @@ impl Keeper for Uploads {
 impl Bench {
     /// Downloads every rank's share of a checkpoint.
     fn bring_back(&mut self, checkpoint: &v1::Checkpoint) -> Result<Saved, PhaseError> {
-        failpoint::hit("checkpoint.download");
+        failpoint::hit("checkpoint.download")?;
         let step = checkpoint.step;
         let mut files = Vec::new();
         for object in &checkpoint.objects {

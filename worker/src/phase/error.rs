@@ -1,6 +1,7 @@
 //! Why a task failed, whose cause that is, and what to do.
 
 use foil_common::data::rows::RowError;
+use foil_common::failpoint::Injected;
 use foil_common::shortage::{self, Described};
 use foil_common::spec::SpecError;
 use foil_common::text::TextError;
@@ -47,6 +48,8 @@ pub enum PhaseError {
     Stopped { step: u64 },
     #[error("{what} is not finite for row {row}")]
     NonFinite { what: &'static str, row: u64 },
+    #[error(transparent)]
+    Injected(#[from] Injected),
     #[error("the task lacks {0}")]
     Incomplete(&'static str),
 }
@@ -133,7 +136,7 @@ impl PhaseError {
             Self::NonFinite { .. } => ("nonfinite", "lower the learning rate; the model has diverged"),
             Self::Train(error) => (error.class(), train_advice(error.class())),
             Self::Batch(_) | Self::Generate(_) | Self::Gang(_) | Self::NoRendezvous => ("internal", REPORT),
-            Self::Samples { .. } | Self::Incomplete(_) => ("internal", REPORT),
+            Self::Samples { .. } | Self::Injected(_) | Self::Incomplete(_) => ("internal", REPORT),
         }
     }
 }

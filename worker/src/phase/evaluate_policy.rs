@@ -11,8 +11,9 @@ use super::error::need;
 use super::models::Policy;
 use super::rows::Sampled;
 use super::{Bench, Chunk, Figures, Outcome, PhaseError, drift, rows, score};
+use crate::evaluate;
 use crate::evaluate::Divergence;
-use crate::{evaluate, failpoint};
+use foil_common::failpoint;
 
 pub(super) fn run(
     bench: &mut Bench,
@@ -23,7 +24,7 @@ pub(super) fn run(
     let sampling = Sampling::try_from(need(&work.sampling, "its sampling")?)?;
     let policy = bench.policy(&work.policy)?;
 
-    failpoint::hit("phase.evaluate");
+    failpoint::hit("phase.evaluate")?;
     let draw = Draw { rows: &prompts, samples: 1, sampling: &sampling, purpose: chunk.purpose() };
     let mut samples = answers::draw(bench, &policy, chunk, &draw)?;
     answers::fill_gold(&bench.job, &prompts, &mut samples, 1);

@@ -6,7 +6,7 @@ use prost::Message;
 use super::pairs::Contest;
 use super::{Bench, Chunk, Outcome, PhaseError, pairs, score};
 use crate::evaluate::PairFigures;
-use crate::failpoint;
+use foil_common::failpoint;
 
 pub(super) fn run(
     bench: &mut Bench,
@@ -17,7 +17,7 @@ pub(super) fn run(
     let contests = pairs::encode(bench, &judge, &work.pairs, chunk.span)?;
     let pairs: usize = contests.iter().map(|contest| contest.rejected.len()).sum();
 
-    failpoint::hit("phase.evaluate");
+    failpoint::hit("phase.evaluate")?;
     bench.progress(0, pairs, "pairs");
     let groups: Vec<Vec<&[u32]>> = contests.iter().map(sequences).collect();
     let scores = score::scores(bench, &judge, &groups)?;

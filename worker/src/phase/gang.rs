@@ -13,11 +13,11 @@ use super::error::need;
 use super::step_log::StepLog;
 use super::{Bench, PhaseError};
 use crate::collective::{Gang, Host, Place, Rendezvous};
-use crate::failpoint;
 use crate::model;
 use crate::model::{Adapter, DecoderConfig, HeadKind, ModelError, Parameters};
 use crate::rank::cache;
 use crate::train::{self, Ended, Objective, OrderKey, StepFigures, Summary, Training};
+use foil_common::failpoint;
 
 /// The folder of a model's directory that holds its adapter.
 const ADAPTER: &str = "adapter";
@@ -100,7 +100,7 @@ impl Bench {
 
     /// Rank 0 listens and tells the coordinator where; the others are told by the coordinator.
     fn join(&self, command: &v1::RunGang, phase: &str) -> Result<Gang, PhaseError> {
-        failpoint::hit("gang.join");
+        failpoint::hit("gang.join")?;
         let prefix = format!("{phase}/{}", command.attempt);
         let world = command.world as usize;
         let place = Place {
@@ -191,14 +191,14 @@ impl Bench {
             let bytes = file.metadata().map_or(0, |metadata| metadata.len());
             let digest = self.reports.reading(Stage::Hashing, bytes, || cache::digest_of(&file))?;
             if command.rank == 0 {
-                failpoint::hit("phase.upload");
+                failpoint::hit("phase.upload")?;
                 let key = format!("{}{name}", command.key_prefix);
                 let object = self.cache.upload_file(&key, &file, &digest)?;
                 objects.push(v1::Object { path: name, ..object });
             }
             self.cache.adopt(&file, &digest)?;
         }
-        failpoint::hit("phase.report");
+        failpoint::hit("phase.report")?;
         self.reports.send(Message::Gang(v1::GangResult {
             phase,
             attempt: command.attempt,

@@ -7,14 +7,14 @@ use prost::Message;
 use super::answers::{self, Draw};
 use super::error::need;
 use super::{Bench, Chunk, Outcome, PhaseError, rows};
-use crate::failpoint;
+use foil_common::failpoint;
 
 pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Generate) -> Result<Outcome, PhaseError> {
     let prompts = rows::read_prompts(&mut bench.cache, &work.prompts, chunk.span)?;
     let sampling = Sampling::try_from(need(&work.sampling, "its sampling")?)?;
     let policy = bench.policy(&work.policy)?;
 
-    failpoint::hit("phase.generate");
+    failpoint::hit("phase.generate")?;
     let draw = Draw { rows: &prompts, samples: work.samples, sampling: &sampling, purpose: chunk.purpose() };
     let mut samples = answers::draw(bench, &policy, chunk, &draw)?;
     answers::fill_gold(&bench.job, &prompts, &mut samples, work.samples);

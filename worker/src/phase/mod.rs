@@ -41,11 +41,11 @@ use tch::Device;
 use self::error::need;
 use self::models::{Judge, Loader, Models, Policy};
 use self::rows::Span;
-use crate::failpoint;
 use crate::model::Precision;
 use crate::rank::cache::Cache;
 use crate::rank::reporter::Reporter;
 use crate::rank::stopping::Stopping;
+use foil_common::failpoint;
 
 pub use self::error::{Failure, PhaseError};
 
@@ -127,9 +127,9 @@ impl Bench {
                 return Err(PhaseError::Incomplete("a map phase's work"));
             }
         };
-        failpoint::hit("phase.upload");
+        failpoint::hit("phase.upload")?;
         let object = self.cache.upload(&lease.key, outcome.bytes)?;
-        failpoint::hit("phase.report");
+        failpoint::hit("phase.report")?;
         let seconds = started.elapsed().as_secs_f64();
         tracing::info!(rows = lease.count, duration_s = seconds, "chunk done");
         self.reports.send(Message::Chunk(v1::ChunkResult {

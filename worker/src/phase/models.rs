@@ -12,10 +12,10 @@ use foil_proto::v1;
 use tch::Device;
 
 use super::PhaseError;
-use crate::failpoint;
 use crate::model::{LanguageModel, RewardModel};
 use crate::rank::cache::{Cache, fingerprint};
 use crate::rank::reporter::Reporter;
+use foil_common::failpoint;
 
 /// A model with the encoder of its own directory.
 pub(super) struct Loaded<M> {
@@ -118,7 +118,7 @@ impl Loader<'_> {
         let dir = self.cache.directory(artifact)?;
         let bytes = artifact.objects.iter().map(|object| object.size).sum();
         let (encoder, model) = self.reports.reading(Stage::Loading, bytes, || {
-            failpoint::hit("phase.load");
+            failpoint::hit("phase.load")?;
             let encoder = Encoder::load(&dir, &self.job.text)
                 .map_err(|source| PhaseError::Text { artifact: name(), source })?;
             let model = read(&dir).map_err(|source| PhaseError::Model { artifact: name(), source })?;

@@ -7,9 +7,10 @@ use prost::Message;
 use super::dialogue::Reader;
 use super::policy_rows::{PolicyRows, ScoredAnswers, part};
 use super::{Bench, Chunk, Figures, Outcome, PhaseError, drift};
+use crate::evaluate;
 use crate::rank::cache::fingerprint;
 use crate::train::AnswerGroup;
-use crate::{evaluate, failpoint};
+use foil_common::failpoint;
 
 pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Result<Outcome, PhaseError> {
     let (samples, scores) = (part(&work.samples, chunk.number)?, part(&work.scores, chunk.number)?);
@@ -18,7 +19,7 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Res
     let read = |answers: &ScoredAnswers<'_>| answers.read(&bench.job);
     let read: Vec<Vec<usize>> = scored.iter().map(read).collect();
 
-    failpoint::hit("phase.reference");
+    failpoint::hit("phase.reference")?;
     bench.progress(0, read.iter().map(Vec::len).sum(), "samples");
     let reference = log_probs(bench, &work.reference, &scored, &read)?;
     let sampler = match same(&work.reference, &work.sampler) {

@@ -11,7 +11,8 @@ use super::error::{need, samples_error};
 use super::models::Judge;
 use super::rows::Sampled;
 use super::{Bench, Chunk, Figures, Outcome, PhaseError, rows};
-use crate::{evaluate, failpoint};
+use crate::evaluate;
+use foil_common::failpoint;
 
 pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Score) -> Result<Outcome, PhaseError> {
     let prompts = rows::read_prompts(&mut bench.cache, &work.prompts, chunk.span)?;
@@ -21,7 +22,7 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Score) -> Result<
     let batch = rows::read_batch(&mut bench.cache, object)?;
     let judge = bench.judge(&work.reward)?;
 
-    failpoint::hit("phase.score");
+    failpoint::hit("phase.score")?;
     let dialogues = batch.samples.into_iter().map(|sample| {
         let missing =
             || samples_error(object, format!("sample of row {} is not of this chunk", sample.prompt_id));

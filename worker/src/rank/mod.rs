@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::stopping::Stopping;
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
-use crate::failpoint;
+use foil_common::failpoint;
 
 /// What an agent starts a rank with.
 #[derive(Clone, Debug)]
@@ -57,7 +57,10 @@ pub fn run(options: &RankOptions) -> Exit {
         tracing::warn!(parent, "the agent is gone");
         return Exit::Orphaned;
     }
-    failpoint::hit("rank.start");
+    if let Err(error) = failpoint::hit("rank.start") {
+        tracing::error!(%error, "not started");
+        return Exit::Failed;
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build();
     let exit = match runtime {

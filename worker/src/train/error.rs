@@ -1,5 +1,7 @@
 //! What can go wrong in training.
 
+use foil_common::failpoint::Injected;
+
 use crate::model::ModelError;
 
 /// A failed training step or phase. After any of these the attempt is over: ranks may stand at different steps.
@@ -28,6 +30,8 @@ pub enum TrainError {
          worker's version changed?"
     )]
     Saved { step: u64, found: u64, expected: u64 },
+    #[error(transparent)]
+    Injected(#[from] Injected),
     #[error("checkpoint: {0}")]
     Kept(String),
     #[error(transparent)]
@@ -45,9 +49,8 @@ impl TrainError {
             Self::NoRows | Self::NoWeight { .. } => "data",
             Self::NonFinite { .. } => "nonfinite",
             Self::OutOfMemory { .. } => "out_of_memory",
-            Self::Saved { .. } | Self::Kept(_) | Self::Collective(_) | Self::Model(_) | Self::Torch(_) => {
-                "internal"
-            }
+            Self::Saved { .. } | Self::Injected(_) | Self::Kept(_) => "internal",
+            Self::Collective(_) | Self::Model(_) | Self::Torch(_) => "internal",
         }
     }
 }

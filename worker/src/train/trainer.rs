@@ -10,8 +10,8 @@ use super::snapshot::{PARAMETER, Record, Saved, Snapshot};
 use super::update::Update;
 use super::{Objective, Part, Share, StepFigures, StepPlan, TrainError, Wishes};
 use crate::collective::Gang;
-use crate::failpoint;
 use crate::model::{ModelError, Parameters};
+use foil_common::failpoint;
 
 /// How a phase's parameters move.
 #[derive(Debug, Clone, Copy)]
@@ -158,7 +158,7 @@ impl<'a> Trainer<'a> {
             self.recipe.peak_learning_rate * self.recipe.schedule.factor(self.step, self.recipe.steps);
         let finite = loss.is_finite() && grad_norm.is_finite();
         if finite {
-            failpoint::hit("train.optimizer");
+            failpoint::hit("train.optimizer")?;
             self.update.step(grad_norm, self.recipe.optimizer.clip_norm, learning_rate)?;
             no_grad(|| objective.after_update());
         } else if self.recipe.optimizer.on_nonfinite == OnNonfinite::Fail {
@@ -195,9 +195,9 @@ impl<'a> Trainer<'a> {
     fn accumulate(&mut self, objective: &dyn Objective, plan: &StepPlan) -> Result<Tensor, TrainError> {
         let mut totals = Tensor::zeros([1 + objective.sums() as i64], (Kind::Double, self.device));
         for (index, rows) in plan.micro_batches.iter().enumerate() {
-            failpoint::hit("train.forward");
+            failpoint::hit("train.forward")?;
             let part = objective.part(rows)?;
-            failpoint::hit("train.backward");
+            failpoint::hit("train.backward")?;
             let loss = &part.loss * self.scale(objective, plan, rows)?;
             no_grad(|| totals += figures_of(&part, &loss));
             if index + 1 == plan.micro_batches.len() {

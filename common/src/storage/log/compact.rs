@@ -5,7 +5,8 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::snapshot::{self, Snapshot};
 use super::{LogError, LogState, PREFIX, key};
-use crate::storage::Store;
+use crate::failpoint;
+use crate::storage::{Store, StoreError};
 
 /// Objects written at once.
 const PARALLEL_WRITES: usize = 8;
@@ -23,6 +24,7 @@ pub async fn compact(
     let Some(seq) = state.next.checked_sub(1) else { return Ok(()) };
     let (term, events) = (state.term, fold(state.into_events())?);
     snapshot::write(store, &Snapshot { seq, term, events }).await?;
+    failpoint::hit("log.compact").map_err(|injected| StoreError::injected(&injected, PREFIX))?;
     let numbers = snapshot::numbers(store).await?;
     let [.., kept, _] = numbers.as_slice() else { return Ok(()) };
     let done = numbers.first().filter(|first| *first < kept).copied();

@@ -32,6 +32,7 @@ pub use self::framed::FrameError;
 pub use self::read::{LogState, read};
 pub use self::record::{Entry, Events, LeaderElected, Record};
 use super::{Put, Store, StoreError};
+use crate::failpoint;
 
 /// Where the log lies in a store.
 pub const PREFIX: &str = "meta/log";
@@ -181,7 +182,7 @@ impl Log {
             .with_jitter()
             .build();
         loop {
-            let outcome = match self.store.create(&name, bytes.clone()).await {
+            let outcome = match self.put(&name, bytes.clone()).await {
                 Ok(Put::Created) => return Ok(()),
                 Ok(Put::Exists) => self.settle(record).await,
                 Err(error) => Err(LogError::Store(error)),
@@ -198,6 +199,14 @@ impl Log {
             tracing::warn!(%error, key = %name, ?tried, "an append waits for the store");
             self.store.nap(delays.next().unwrap_or(Duration::from_secs(10))).await;
         }
+    }
+
+    /// One try; an error says nothing about whether the record is there.
+    async fn put(&self, name: &str, bytes: Bytes) -> Result<Put, StoreError> {
+        failpoint::hit("log.append").map_err(|injected| StoreError::injected(&injected, name))?;
+        let put = self.store.create(name, bytes).await?;
+        failpoint::hit("log.appended").map_err(|injected| StoreError::injected(&injected, name))?;
+        Ok(put)
     }
 
     async fn settle(&self, mine: &Record) -> Result<(), LogError> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use foil_common::failpoint;
 use foil_common::rpc::{DATA_BYTES, MESSAGE_BYTES};
 use foil_common::storage::object::{Digest, ObjectWriter};
 use foil_common::storage::{ByteStream, Store, StoreError};
@@ -80,6 +81,7 @@ impl Artifacts for ArtifactsService {
             return Ok(Response::new(v1::PutResponse { object: Some(object) }));
         }
         let _turn = turn(&self.uploads).await?;
+        failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
         let mut writer = self.store.write_object(&begin.key, announced).await.map_err(|e| from_store(&e))?;
         let received = receive(&mut parts, &mut writer).await;
         // What became stale on the way must not become an object any more.

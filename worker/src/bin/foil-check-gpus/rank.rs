@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use foil_c10d::{Member, ProcessGroup, Store};
+use foil_common::failpoint;
 use foil_worker::agent::DeviceKind;
-use foil_worker::failpoint;
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -54,7 +54,7 @@ pub(crate) fn key(rank: usize) -> String {
 
 pub(crate) fn run(args: &RankArgs) -> Result<()> {
     failpoint::init()?;
-    failpoint::hit("rank.start");
+    failpoint::hit("rank.start")?;
     tch::set_num_threads(1);
     let timeout = Duration::from_secs(args.seconds);
     let store = Store::connect(HOST, args.port, timeout)?;
