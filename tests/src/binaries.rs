@@ -6,9 +6,13 @@ use std::sync::LazyLock;
 
 /// Built once per test process with the profile of the tests, so that no stale program is ever tested.
 static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
-    let test = std::env::current_exe().expect("a test knows its own path");
-    // target/<profile>/deps/<test>
-    let directory = test.parent().and_then(|deps| deps.parent()).expect("tests lie in target/<profile>/deps");
+    let program = std::env::current_exe().expect("a program knows its own path");
+    let beside = program.parent().expect("programs lie in a directory");
+    // target/<profile>/deps/<test>; a binary of this package lies beside the others, as they were built together.
+    if !beside.ends_with("deps") {
+        return beside.to_owned();
+    }
+    let directory = beside.parent().expect("tests lie in target/<profile>/deps");
     let mut build = Command::new(env!("CARGO"));
     // What `cargo test` tells this process of its package, build scripts would take for a change, and build all anew.
     let of_package = |name: &str| {

@@ -30,6 +30,10 @@ impl Process {
         matches!(self.0.try_wait(), Ok(None))
     }
 
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Waits for its end.
     pub fn finish(mut self) -> ExitStatus {
         wait_for("end of a process", || self.0.try_wait().expect("the process can be waited for"))

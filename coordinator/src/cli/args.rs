@@ -169,6 +169,10 @@ pub(crate) struct ServeArgs {
     /// Allow an address beyond loopback. There is neither TLS nor authentication: only for a network you trust.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
+    /// How many records of the log make a snapshot worth while: a coordinator that starts reads the last snapshot and
+    /// the records after it.
+    #[arg(long, value_name = "RECORDS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) snapshot_every: u64,
     /// Write the address listened on to this file, once requests are answered (by a standby: with the leader's address).
     #[arg(long, value_name = "FILE")]
     pub(crate) port_file: Option<PathBuf>,

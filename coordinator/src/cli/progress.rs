@@ -127,6 +127,8 @@ impl Progress {
             Event::PhaseStarted(started) => self.start(&started.phase, started.attempt),
             Event::PhaseProgress(progress) => self.progress(progress),
             Event::PhaseCommitted(committed) => self.commit(committed),
+            // A fast job has many, and a bar has no place for them.
+            Event::CheckpointCommitted(_) => {}
             Event::Notice(notice) => self.line(&format!("{}: {}", notice.level, notice.text)),
         }
     }

@@ -36,6 +36,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     }
     let mut serve = Serve::new(store, listener, metrics);
     (serve.address, serve.take_over) = (advertised, args.take_over);
+    serve.settings.snapshot_every = args.snapshot_every;
     let service = driver::serve(serve, stop).await?;
     tracing::info!(%address, store = args.store, "serving");
     if let Some(file) = &args.port_file {

@@ -79,6 +79,7 @@ pub fn train(
     trainer.warm_up(objective, &plan(&batches[0], trainer.share()))?;
     for rows in &batches[steps.len()..] {
         let plan = plan(rows, trainer.share());
+        tracing::debug!(step = steps.len() + 1, "training step");
         let (figures, granted) = trainer.step(objective, &plan, keeper.wishes(steps.len() as u64 + 1))?;
         report(&figures);
         steps.push(figures);

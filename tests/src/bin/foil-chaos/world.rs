@@ -1,0 +1,300 @@
+//! A pair of coordinators, two agents, and what they keep their state in.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use foil_tests::{FaultProxy, Process, SMALL, StoreServer, foil, foil_worker, letters_job};
+
+use super::Args;
+use super::follow::{Follower, Verdict};
+use super::hosts::Hosts;
+use super::tally::Tally;
+
+/// Every kind of phase, with checkpoints close together and a short patience with hangs.
+const SETTINGS: [&str; 6] = [
+    "policy_step.method=dpo",
+    "sft_step.epochs=2",
+    "sft_step.batch_sequences=32",
+    "resources.checkpoint_steps=2",
+    "resources.checkpoint_seconds=1",
+    "resources.hang_timeout_seconds=10",
+];
+/// So many that a job compacts the log several times.
+const SNAPSHOT_EVERY: &str = "25";
+/// For a coordinator to lead, or a client to be answered.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum StoreKind {
+    S3,
+    Directory,
+}
+
+/// Weights of the policy and of the reward model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Weights(Vec<Vec<u8>>);
+
+/// What an undisturbed job gives.
+#[derive(Debug)]
+pub(crate) struct Quiet {
+    pub(crate) weights: Weights,
+    pub(crate) took: Duration,
+}
+
+/// A process that is started again when it has died.
+pub(crate) struct Member {
+    make: Box<dyn Fn() -> Command>,
+    log: PathBuf,
+    process: Process,
+}
+
+impl Member {
+    fn start(log: PathBuf, make: Box<dyn Fn() -> Command>) -> Self {
+        let process = Process::start(make(), &log);
+        Self { make, log, process }
+    }
+
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
+    }
+
+    pub(crate) fn start_again(&mut self) {
+        self.process = Process::start((self.make)(), &self.log);
+    }
+
+    /// Starts it again where it has ended; tells whether it had.
+    pub(crate) fn revive(&mut self) -> bool {
+        let dead = !self.process.is_running();
+        if dead {
+            self.start_again();
+        }
+        dead
+    }
+}
+
+pub(crate) struct World {
+    directory: PathBuf,
+    _scratch: Option<tempfile::TempDir>,
+    pub(crate) hosts: Hosts,
+    urls: Vec<String>,
+    pub(crate) coordinators: Vec<Member>,
+    pub(crate) agents: Vec<Member>,
+    pub(crate) proxy: Option<FaultProxy>,
+    _server: Option<StoreServer>,
+    ranks: u32,
+}
+
+impl World {
+    /// `environment` is that of agents and coordinators.
+    pub(crate) fn start(
+        args: &Args,
+        hosts: &Hosts,
+        name: &str,
+        environment: &[(String, String)],
+    ) -> Result<Self> {
+        let scratch = match &args.logs {
+            Some(_) => None,
+            None => Some(tempfile::tempdir()?),
+        };
+        let directory = match (&args.logs, &scratch) {
+            (Some(logs), _) => std::path::absolute(logs)?.join(name),
+            (None, Some(scratch)) => scratch.path().to_owned(),
+            (None, None) => bail!("there is no directory for logs"),
+        };
+        std::fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
+        let server = match args.store {
+            StoreKind::S3 => Some(StoreServer::s3().context("give --store directory")?),
+            StoreKind::Directory => None,
+        };
+        let proxy =
+            server.as_ref().map(|server| FaultProxy::start(server.address(), args.seed)).transpose()?;
+        let mut shared: Vec<(String, String)> = environment.to_vec();
+        shared.push(("RUST_LOG".to_owned(), "info,foil_worker::train=debug".to_owned()));
+        let mut of_store = shared.clone();
+        let store = match (&server, &proxy) {
+            (Some(server), Some(proxy)) => {
+                of_store.extend(server.environment(proxy.address()));
+                server.url().to_owned()
+            }
+            _ => directory.join("store").display().to_string(),
+        };
+        let listen = [free_address(&hosts.address)?, free_address(&hosts.address)?];
+        let urls: Vec<String> = listen.iter().map(|listen| format!("http://{listen}")).collect();
+        let mut world = Self {
+            directory,
+            _scratch: scratch,
+            hosts: hosts.clone(),
+            urls,
+            coordinators: Vec::new(),
+            agents: Vec::new(),
+            proxy,
+            _server: server,
+            ranks: args.ranks,
+        };
+        for (number, listen) in listen.into_iter().enumerate() {
+            let member = world.coordinator(number, listen, store.clone(), of_store.clone());
+            world.coordinators.push(member);
+            // The first is to lead.
+            world.leader()?;
+        }
+        for number in 0..2 {
+            let member = world.agent(number, shared.clone());
+            world.agents.push(member);
+        }
+        Ok(world)
+    }
+
+    fn coordinator(
+        &self,
+        number: usize,
+        listen: String,
+        store: String,
+        environment: Vec<(String, String)>,
+    ) -> Member {
+        let make = move || {
+            let mut command = Command::new(foil());
+            command.args(["serve", "--insecure-listen", "--log-format", "json", "--listen", &listen]);
+            command.args(["--snapshot-every", SNAPSHOT_EVERY, "--store", &store]);
+            command.envs(environment.iter().map(|(name, value)| (name, value)));
+            command
+        };
+        Member::start(self.directory.join(format!("serve-{number}.log")), Box::new(make))
+    }
+
+    fn agent(&self, number: usize, environment: Vec<(String, String)>) -> Member {
+        let (hosts, urls) = (self.hosts.clone(), self.urls());
+        let ranks = if number == 0 { 1 } else { self.ranks - 1 };
+        let make = move || {
+            let (mut command, address) = hosts.command(number, &foil_worker());
+            command.args(["--coordinator", &urls, "--log-format", "json"]);
+            command.args(["--agent-id", &format!("agent-{number}"), "--ranks", &ranks.to_string()]);
+            command.args(["--advertise-address", &address]);
+            command.envs(environment.iter().map(|(name, value)| (name, value)));
+            command
+        };
+        Member::start(self.directory.join(format!("agent-{number}.log")), Box::new(make))
+    }
+
+    pub(crate) fn urls(&self) -> String {
+        self.urls.join(",")
+    }
+
+    /// The number of the coordinator that leads, as soon as one does.
+    pub(crate) fn leader(&self) -> Result<usize> {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            let running = 0..self.coordinators.len();
+            if let Some(leader) = running.into_iter().find(|&number| leads(&self.urls[number])) {
+                return Ok(leader);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("nobody leads after {PATIENCE:?}; logs: {}", self.logs("serve"))
+    }
+
+    /// Starts again what has died by itself.
+    pub(crate) fn revive(&mut self) {
+        for member in self.coordinators.iter_mut().chain(&mut self.agents) {
+            member.revive();
+        }
+    }
+
+    /// Submits the job; gives its id.
+    pub(crate) fn submit(&self) -> Result<String> {
+        let ranks = format!("resources.ranks={}", self.ranks);
+        let mut arguments = vec!["submit", letters_job(), "--set", &ranks];
+        arguments.extend(SMALL.iter().chain(&SETTINGS).flat_map(|setting| ["--set", setting]));
+        Ok(self.client(&arguments)?.trim().to_owned())
+    }
+
+    /// The final weights of a job that has succeeded.
+    pub(crate) fn weights(&self, id: &str) -> Result<Weights> {
+        let one = |model: &str| {
+            let dir = self.directory.join(format!("{id}-{model}"));
+            self.client(&["pull", &format!("{id}/{model}"), dir.to_str().context("UTF-8")?])?;
+            let bytes = std::fs::read(dir.join("model.safetensors"))?;
+            std::fs::remove_dir_all(&dir)?;
+            Ok(bytes)
+        };
+        Ok(Weights(["policy@1", "reward@1"].into_iter().map(one).collect::<Result<_>>()?))
+    }
+
+    fn client(&self, arguments: &[&str]) -> Result<String> {
+        let begun = Instant::now();
+        loop {
+            let mut command = Command::new(foil());
+            let output = command.args(arguments).env("FOIL_COORDINATOR", self.urls()).output()?;
+            if output.status.success() {
+                return Ok(String::from_utf8(output.stdout)?);
+            }
+            // All that it is used for may be repeated.
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(begun.elapsed() < PATIENCE, "foil {arguments:?}: {told}");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    pub(crate) fn play_undisturbed(&self, tally: &mut Tally) -> Result<Quiet> {
+        let begun = Instant::now();
+        let follower = Follower::start(self.urls(), self.submit()?);
+        let (verdict, _) = follower.finish(Duration::from_secs(600))?;
+        let took = begun.elapsed();
+        let Verdict::Succeeded = verdict else { bail!("the undisturbed job: {verdict:?}") };
+        tally.undisturbed = took;
+        Ok(Quiet { weights: self.weights(follower.job())?, took })
+    }
+
+    /// All that processes of this kind have logged.
+    pub(crate) fn logs(&self, kind: &str) -> String {
+        let mut text = String::new();
+        for number in 0..2 {
+            let log = self.directory.join(format!("{kind}-{number}.log"));
+            text.push_str(&std::fs::read_to_string(log).unwrap_or_default());
+        }
+        text
+    }
+}
+
+/// A port that nobody listens at now.
+fn free_address(address: &str) -> Result<String> {
+    let listener = TcpListener::bind((address, 0)).with_context(|| format!("listening at {address}"))?;
+    Ok(listener.local_addr()?.to_string())
+}
+
+fn leads(url: &str) -> bool {
+    metrics(url).is_some_and(|text| text.lines().any(|line| line.trim() == "foil_leader 1"))
+}
+
+fn metrics(url: &str) -> Option<String> {
+    let address = url.trim_start_matches("http://");
+    let mut stream = TcpStream::connect_timeout(&address.parse().ok()?, Duration::from_millis(500)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// Processes whose parent is `parent`, oldest first.
+pub(crate) fn children(parent: u32) -> Vec<i32> {
+    let entries = std::fs::read_dir(Path::new("/proc")).into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let mut children: Vec<i32> = pids.filter(|&pid| parent_of(pid) == Some(parent)).collect();
+    children.sort_unstable();
+    children
+}
+
+fn parent_of(pid: i32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in brackets and may hold anything: `pid (name) state parent …`.
+    let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = rest.next()?;
+    if state == "Z" {
+        return None;
+    }
+    rest.next()?.parse().ok()
+}

@@ -1,0 +1,21 @@
+//! A short seeded run of the chaos that `scripts/chaos` makes at length.
+
+use std::process::Command;
+
+use foil_tests::{StoreServer, foil};
+
+#[test]
+fn a_short_storm_changes_no_weights() {
+    let store = if StoreServer::s3().is_some() { "s3" } else { "directory" };
+    // Built with the others.
+    let chaos = foil().with_file_name("foil-chaos");
+    let output = Command::new(chaos).args(["--kills", "6", "--seed", "3", "--store", store]).output();
+    let output = output.expect("foil-chaos starts");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    eprintln!("{told}");
+    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(told.contains("kills survived                  6 "), "{told}");
+    for held in ["final hash equal", "commits lost                    0 of ", "executed twice  0 of "] {
+        assert!(told.contains(held), "{told}");
+    }
+}
