@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use foil_tests::{Namespaces, Process, Run, Service, foil, foil_worker};
+use foil_tests::{Namespaces, Process, Run, Service, foil, foil_worker, letters_job};
 
 #[test]
 fn submit_watch_list_and_pull() {
@@ -16,6 +16,49 @@ fn submit_watch_list_and_pull() {
     assert!(service.foil(&["list"]).contains(&id));
     let policy = service.weights(Command::new(foil()), &id, "policy@1");
     assert!(Run::letters().ranks(2).finish().weights().0 == policy, "run and submit differ");
+}
+
+#[test]
+fn a_job_starts_from_what_another_has_made() {
+    let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
+    let mut agent = Command::new(foil_worker());
+    agent.args(["--coordinator", service.url(), "--ranks", "2"]);
+    let _agent = Process::start(agent, &service.at("agent.log"));
+    let first = service.submit_letters(Command::new(foil()));
+    service.foil(&["watch", &first]);
+    service.foil(&["pull", &format!("{first}/policy@1"), service.at("first").to_str().expect("UTF-8")]);
+
+    // By name, and the last policy of that job.
+    let next = ["policy.init=weights", "seed=99", "policy.model=job:letters/policy"];
+    let second = service.submit_letters_with(Command::new(foil()), &next);
+    service.foil(&["watch", &second]);
+    let job = service.job(&second);
+    assert_eq!(job["state"], "JOB_STATE_SUCCEEDED", "{job}");
+    let model = format!("policy.model={}", service.at("first").display());
+    let from_directory = Run::letters().ranks(2).set_all(&next[..2]).set(&model).finish().weights();
+    assert!(
+        service.weights(Command::new(foil()), &second, "policy@1") == from_directory.0,
+        "the weights differ"
+    );
+
+    for (model, problem) in [
+        ("job:nowhere/policy", "there is no job nowhere"),
+        ("job:letters/policy@7", "has no artifact policy@7"),
+        ("job:letters", "job:<id or name>/<artifact>"),
+    ] {
+        let mut submit = Command::new(foil());
+        submit.args([
+            "submit",
+            letters_job(),
+            "--set",
+            &format!("policy.model={model}"),
+            "--set",
+            "policy.init=weights",
+        ]);
+        let refused = submit.env("FOIL_COORDINATOR", service.urls()).output().expect("foil starts");
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && told.contains(problem), "{told}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use foil_proto::v1;
 use serde_json::{Map, Value};
 
 use super::preset::merge;
+use super::reference::is_stored;
 use super::{Job, SpecError, schema};
 
 /// The fields that hold paths.
@@ -133,8 +134,7 @@ fn resolve_paths(value: &mut Value, base: &Path) {
 
 fn resolve(value: &mut Value, base: &Path) {
     let Value::String(text) = value else { return };
-    let is_reference = text.starts_with("input:") || text.starts_with("model:") || text.contains("://");
-    if !text.is_empty() && !is_reference {
+    if !text.is_empty() && !is_stored(text) {
         *text = base.join(text.as_str()).to_string_lossy().into_owned();
     }
 }

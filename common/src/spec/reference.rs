@@ -3,63 +3,117 @@ use std::fmt;
 use super::SpecError;
 use super::check::path as field_path;
 
-/// Defines a reference to something a client uploads.
-macro_rules! reference {
-    ($(#[$meta:meta])* $name:ident, $scheme:literal) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, PartialEq, Eq)]
-        pub enum $name {
-            /// A local path; only in a client, before upload.
-            Path(String),
-            /// The object `inputs/{blake3}` of the store.
-            Input { blake3: String, name: String },
-        }
-
-        impl $name {
-            pub(crate) fn parse(at: &str, field: &str, text: &str) -> Result<Self, SpecError> {
-                let field = &field_path(at, field);
-                Ok(match uploaded(field, text, $scheme)? {
-                    Some((blake3, name)) => Self::Input { blake3, name },
-                    None => Self::Path(text.to_owned()),
-                })
-            }
-
-            /// The store's key, once uploaded.
-            pub fn key(&self) -> Option<String> {
-                match self {
-                    Self::Path(_) => None,
-                    Self::Input { blake3, .. } => Some(format!("inputs/{blake3}")),
-                }
-            }
-
-            /// What messages call it: the path, or the name it had where it came from.
-            pub fn name(&self) -> &str {
-                match self {
-                    Self::Path(name) | Self::Input { name, .. } => name,
-                }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                match self {
-                    Self::Path(path) => f.write_str(path),
-                    Self::Input { blake3, name } => write!(f, "{}{blake3}:{name}", $scheme),
-                }
-            }
-        }
-    };
+/// A data file. On the wire a local path, or `input:{blake3}:{file name}` once uploaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InputRef {
+    /// A local path; only in a client, before upload.
+    Path(String),
+    /// The object `inputs/{blake3}` of the store.
+    Input { blake3: String, name: String },
 }
 
-reference! {
-    /// A data file. On the wire a local path, or `input:{blake3}:{file name}` once uploaded.
-    InputRef, "input:"
+/// A model directory. On the wire a local path, `model:{blake3}:{directory name}` once uploaded, or
+/// `job:{job}/{artifact}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelRef {
+    /// A local path; only in a client, before upload.
+    Path(String),
+    /// The object `inputs/{blake3}` of the store: the JSON of an `Artifact` that lists the directory's files.
+    Input { blake3: String, name: String },
+    /// A model that another job on the same store has made. The job goes by its id, or by its name: then it is the newest
+    /// of that name.
+    Artifact { job: String, artifact: String },
 }
 
-reference! {
-    /// A model directory. On the wire a local path, or `model:{blake3}:{directory name}` once uploaded: that object
-    /// is the JSON of an `Artifact` that lists the directory's files.
-    ModelRef, "model:"
+const INPUT: &str = "input:";
+const MODEL: &str = "model:";
+const ARTIFACT: &str = "job:";
+
+/// Whether a text names something in the store, where a local path could stand.
+pub(super) fn is_stored(text: &str) -> bool {
+    [INPUT, MODEL, ARTIFACT].iter().any(|scheme| text.starts_with(scheme)) || text.contains("://")
+}
+
+fn key_of(blake3: &str) -> String {
+    format!("inputs/{blake3}")
+}
+
+impl InputRef {
+    pub(crate) fn parse(at: &str, field: &str, text: &str) -> Result<Self, SpecError> {
+        let uploaded = uploaded(&field_path(at, field), text, INPUT)?;
+        Ok(match uploaded {
+            Some((blake3, name)) => Self::Input { blake3, name },
+            None => Self::Path(text.to_owned()),
+        })
+    }
+
+    /// The store's key, once uploaded.
+    pub fn key(&self) -> Option<String> {
+        match self {
+            Self::Path(_) => None,
+            Self::Input { blake3, .. } => Some(key_of(blake3)),
+        }
+    }
+
+    /// What messages call it: the path, or the name it had where it came from.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Path(name) | Self::Input { name, .. } => name,
+        }
+    }
+}
+
+impl ModelRef {
+    pub(crate) fn parse(at: &str, field: &str, text: &str) -> Result<Self, SpecError> {
+        let field = &field_path(at, field);
+        if let Some(rest) = text.strip_prefix(ARTIFACT) {
+            return match rest.split_once('/') {
+                Some((job, artifact)) if !job.is_empty() && !artifact.is_empty() => {
+                    Ok(Self::Artifact { job: job.to_owned(), artifact: artifact.to_owned() })
+                }
+                _ => Err(SpecError::field(field, text, "job:<id or name>/<artifact>, as job:hh/policy@2")),
+            };
+        }
+        Ok(match uploaded(field, text, MODEL)? {
+            Some((blake3, name)) => Self::Input { blake3, name },
+            None => Self::Path(text.to_owned()),
+        })
+    }
+
+    /// The store's key, once uploaded.
+    pub fn key(&self) -> Option<String> {
+        match self {
+            Self::Path(_) | Self::Artifact { .. } => None,
+            Self::Input { blake3, .. } => Some(key_of(blake3)),
+        }
+    }
+
+    /// What messages call it: the path, the name it had where it came from, or the job's artifact.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Path(name) | Self::Input { name, .. } => name.clone(),
+            Self::Artifact { job, artifact } => format!("{job}/{artifact}"),
+        }
+    }
+}
+
+impl fmt::Display for InputRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => f.write_str(path),
+            Self::Input { blake3, name } => write!(f, "{INPUT}{blake3}:{name}"),
+        }
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => f.write_str(path),
+            Self::Input { blake3, name } => write!(f, "{MODEL}{blake3}:{name}"),
+            Self::Artifact { job, artifact } => write!(f, "{ARTIFACT}{job}/{artifact}"),
+        }
+    }
 }
 
 /// The hash and the name in an uploaded reference; `None` for a local path.
@@ -68,8 +122,7 @@ fn uploaded(field: &str, text: &str, scheme: &str) -> Result<Option<(String, Str
         return Err(SpecError::field(field, "an empty path", "a path"));
     }
     let Some(rest) = text.strip_prefix(scheme) else {
-        let foreign = text.starts_with("input:") || text.starts_with("model:");
-        if foreign || text.contains("://") {
+        if is_stored(text) {
             let expected = format!("a local path or {scheme}<BLAKE3>:<name>");
             return Err(SpecError::field(field, text, &expected)
                 .advice("inputs by URL are not supported; download them and name the local path"));

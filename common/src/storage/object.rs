@@ -59,6 +59,13 @@ impl Store {
         Ok(self.digest(key).await?.object(key))
     }
 
+    /// Deletes an object that nothing names any more; a missing one is fine. Once begun it exists no more, for readers.
+    pub async fn delete_object(&self, key: &str) -> Result<(), StoreError> {
+        check_key(key)?;
+        self.delete(&format!("{key}{SIDECAR}")).await?;
+        self.delete(key).await
+    }
+
     /// Writes a whole object. The same content again is fine; other content is [`StoreError::Conflict`].
     pub async fn put_object(&self, key: &str, bytes: Bytes) -> Result<v1::Object, StoreError> {
         let mut writer = self.write_object(key, Digest::of(&bytes)).await?;

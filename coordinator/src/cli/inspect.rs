@@ -27,9 +27,9 @@ fn describe(job: &spec::Job, rows: usize) -> Result<(String, Vec<String>)> {
     let local = local::local(job)?;
     let sampled = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
     let shared = Limits::shared(job.text.max_length);
-    let mut lines = vec![model("policy", job.policy.model.name(), &local.policy)];
+    let mut lines = vec![model("policy", &job.policy.model.name(), &local.policy)];
     if let (Some(encoder), Some(reference)) = (&local.reward, &job.reward.model) {
-        lines.push(model("reward", reference.name(), encoder));
+        lines.push(model("reward", &reference.name(), encoder));
     }
     lines.push(format!(
         "template {}; at most {} tokens, of which {} are kept for an answer that is sampled",

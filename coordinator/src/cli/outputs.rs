@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use super::progress::Progress;
 use super::report::LocalArtifacts;
 use super::{pull, samples};
+use crate::job::last_artifact;
 
 /// Everything [`bring`] writes, by name in its directory.
 pub(crate) const NAMES: [&str; 5] = ["policy", "reward", "rounds", "metrics.jsonl", "samples"];
@@ -81,7 +82,7 @@ fn drift_lines(job: &v1::Job) -> String {
 
 /// Makes `dir/kind` the last round's model, sharing its bytes with `dir/rounds`.
 fn link_last(job: &v1::Job, kind: &str, dir: &Path) -> Result<Option<String>> {
-    let Some(artifact) = pull::last(job, kind) else { return Ok(None) };
+    let Some(artifact) = last_artifact(job, kind) else { return Ok(None) };
     let (from, to) = (dir.join("rounds").join(&artifact.name), dir.join(kind));
     let part = dir.join(format!(".{kind}.part"));
     replace(&from, &part, &to).with_context(|| format!("cannot write {}", to.display()))?;

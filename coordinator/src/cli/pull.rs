@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use foil_common::file_names;
 use foil_common::rpc::{Line, artifacts};
 use foil_proto::v1;
@@ -10,7 +10,8 @@ use foil_proto::v1;
 use super::args::PullArgs;
 use super::client::Client;
 use super::progress::{self, Progress};
-use super::{output, outputs, report};
+use super::{output, outputs};
+use crate::job::find_artifact;
 
 pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
     let (name, wanted) = match args.what.split_once('/') {
@@ -22,7 +23,10 @@ pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
     let line = client.line();
     let mut progress = Progress::new(true);
     match wanted {
-        Some(wanted) => artifact(&line, find(&job, wanted)?, &args.dir, &progress).await?,
+        Some(wanted) => {
+            artifact(&line, find_artifact(&job, wanted).map_err(anyhow::Error::msg)?, &args.dir, &progress)
+                .await?
+        }
         None => {
             outputs::bring(&line, &job, &args.dir, &progress).await?;
         }
@@ -30,27 +34,6 @@ pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
     progress.finish();
     output::line(&args.dir.display().to_string())?;
     Ok(())
-}
-
-/// The artifact a user means: its name, `policy` or `reward` for the last one, `policy@best` for the best round's.
-fn find<'a>(job: &'a v1::Job, wanted: &str) -> Result<&'a v1::Artifact> {
-    let is_best = wanted.strip_suffix("@best").filter(|_| job.best_round > 0);
-    let exact = is_best.map_or_else(|| wanted.to_owned(), |kind| format!("{kind}@{}", job.best_round));
-    let found = job.artifacts.iter().find(|artifact| artifact.name == exact);
-    if let Some(artifact) = found.or_else(|| last(job, wanted)) {
-        return Ok(artifact);
-    }
-    let names: Vec<&str> = job.artifacts.iter().map(|artifact| artifact.name.as_str()).collect();
-    if names.is_empty() {
-        bail!("job {} has no artifacts yet: it is {}", job.id, report::state_name(job));
-    }
-    bail!("job {} has no artifact {wanted}; it has {}", job.id, names.join(", "))
-}
-
-/// The last artifact of a kind.
-pub(crate) fn last<'a>(job: &'a v1::Job, kind: &str) -> Option<&'a v1::Artifact> {
-    let models = ["policy", "reward"].contains(&kind);
-    job.artifacts.iter().rev().find(|artifact| models && artifact.kind == kind)
 }
 
 /// Downloads an artifact's files into `dir`. Each appears only when whole and of the right hash; those that are
@@ -95,30 +78,6 @@ fn file_name(object: &v1::Object) -> Result<&Path> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn artifacts_are_found_by_name_last_and_best() {
-        let artifact = |name: &str, kind: &str| v1::Artifact {
-            name: name.into(),
-            kind: kind.into(),
-            ..Default::default()
-        };
-        let job = v1::Job {
-            best_round: 1,
-            artifacts: vec![
-                artifact("policy@0", "policy"),
-                artifact("policy@1", "policy"),
-                artifact("samples/r02.policy.generate", "samples"),
-                artifact("policy@2", "policy"),
-            ],
-            ..Default::default()
-        };
-        let name = |wanted| find(&job, wanted).map(|artifact| artifact.name.as_str());
-        assert_eq!(name("policy").unwrap(), "policy@2");
-        assert_eq!(name("policy@best").unwrap(), "policy@1");
-        assert_eq!(name("samples/r02.policy.generate").unwrap(), "samples/r02.policy.generate");
-        assert!(name("policy@7").unwrap_err().to_string().contains("it has policy@0, policy@1"));
-    }
 
     #[test]
     fn names_that_leave_the_directory_are_refused() {

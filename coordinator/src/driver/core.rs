@@ -14,7 +14,7 @@ use foil_proto::v1::{self, agent_command, rank_command, rank_message};
 
 use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness, Place};
-use crate::job::{Change, Event, JobState, Life, StateError, Submitted, view};
+use crate::job::{Change, Event, JobState, Life, StateError, Submitted, Sweep, view};
 use crate::schedule::{Counter, Deadlines, Input, Level, Refusal, Run};
 
 /// What is to be done: `events` first, and `actions` once they are durable.
@@ -27,13 +27,36 @@ pub struct Outbox {
 #[expect(clippy::large_enum_variant, reason = "made once, moved once, dropped")]
 #[derive(Debug, Clone)]
 pub enum Action {
-    Agent { agent: String, command: agent_command::Command },
-    Rank { session: String, command: rank_command::Command },
-    WriteSteps { job: String, phase: String, key: String, body: String },
-    Publish { job: String, event: Arc<v1::JobEvent> },
-    Transition { from: &'static str, to: &'static str, reason: String },
+    Agent {
+        agent: String,
+        command: agent_command::Command,
+    },
+    Rank {
+        session: String,
+        command: rank_command::Command,
+    },
+    WriteSteps {
+        job: String,
+        phase: String,
+        key: String,
+        body: String,
+    },
+    /// Objects that the durable events have made superfluous.
+    Sweep(Sweep),
+    Publish {
+        job: String,
+        event: Arc<v1::JobEvent>,
+    },
+    Transition {
+        from: &'static str,
+        to: &'static str,
+        reason: String,
+    },
     Count(Counter),
 }
+
+/// A new leader sweeps jobs once more that ended so many milliseconds ago or later.
+const SWEPT_AGAIN: u64 = 3_600_000;
 
 /// All jobs, their running attempts, and the machines.
 #[derive(Debug)]
@@ -118,6 +141,12 @@ impl Core {
                     let place = Place { agent: seat.agent.clone(), device: seat.device.clone() };
                     self.cluster.expect(&place, &kind, &seat.session, now);
                 }
+            }
+            // The coordinator before this one may have died over it.
+            let ended =
+                self.state(&id).filter(|state| state.ended_since(now.wall.saturating_sub(SWEPT_AGAIN)));
+            if let Some(sweep) = ended.map(Sweep::of_ended) {
+                self.outbox.actions.push(Action::Sweep(sweep));
             }
             self.settle(&id, now);
         }

@@ -9,6 +9,7 @@ mod command;
 mod handle;
 mod links;
 mod shell;
+mod sweeping;
 mod telemetry;
 
 pub use command::{Found, Page, Subscription};

@@ -19,6 +19,7 @@ use super::command::{Command, Found, Page, Subscription};
 use super::core::{Action, Core};
 use super::handle::{Attempts, Handle};
 use super::links::Links;
+use super::sweeping;
 use super::telemetry;
 use crate::clock::{Clock, Now};
 use crate::cluster::Liveness;
@@ -221,6 +222,7 @@ impl Driver {
                 Action::Rank { session, command } => self.links.tell_rank(&session, command),
                 Action::Publish { job, event } => self.links.publish(&job, event),
                 Action::WriteSteps { job, phase, key, body } => self.write_steps(job, phase, key, body),
+                Action::Sweep(sweep) => sweeping::spawn(self.store.clone(), sweep),
                 Action::Transition { .. } | Action::Count(_) => {}
             }
         }

@@ -100,7 +100,7 @@ pub(super) fn action(action: &Action) {
                 step(progress);
             }
         }
-        Action::Agent { .. } | Action::Rank { .. } | Action::WriteSteps { .. } => {}
+        Action::Agent { .. } | Action::Rank { .. } | Action::WriteSteps { .. } | Action::Sweep(_) => {}
     }
 }
 

@@ -12,7 +12,7 @@ use crate::plan::{Phase, PlanError};
 pub const ATTEMPTS_WITHOUT_COMMIT: usize = 3;
 
 /// Checkpoints to fall back on where the last cannot be read.
-const CHECKPOINTS_KEPT: usize = 3;
+pub(super) const CHECKPOINTS_KEPT: usize = 3;
 
 /// ```text
 ///            AttemptStarted            AttemptEnded
@@ -200,6 +200,11 @@ impl JobState {
 
     pub fn is_ended(&self) -> bool {
         matches!(self.life, Life::Ended { .. })
+    }
+
+    /// Ended then or later, in milliseconds since the Unix epoch.
+    pub fn ended_since(&self, time: u64) -> bool {
+        matches!(self.life, Life::Ended { at, .. } if at >= time)
     }
 
     /// The job waits for devices.

@@ -9,7 +9,7 @@ pub enum ResolveError {
         "{field}: {path} is a local path, which only a client can read; submit the job with `foil submit` or `foil run`"
     )]
     NotUploaded { field: &'static str, path: String },
-    #[error("{field}: {name} is an uploaded input; name the local path instead")]
+    #[error("{field}: {name} is in a store; bring it here with `foil pull`, and name the local path")]
     Uploaded { field: &'static str, name: String },
     #[error("{field}: {path} cannot be read: {what}")]
     Unreadable { field: &'static str, path: String, what: String },

@@ -54,7 +54,9 @@ pub fn local(job: &spec::Job) -> Result<Local, ResolveError> {
         ModelRef::Path(path) => {
             ModelText::read(Path::new(path)).map_err(|source| ResolveError::Text { field, source })
         }
-        ModelRef::Input { name, .. } => Err(ResolveError::Uploaded { field, name: name.clone() }),
+        ModelRef::Input { .. } | ModelRef::Artifact { .. } => {
+            Err(ResolveError::Uploaded { field, name: model.name() })
+        }
     };
     let policy = files("policy.model", &job.policy.model)?;
     let reward = job.reward.model.as_ref().map(|model| files("reward.model", model)).transpose()?;

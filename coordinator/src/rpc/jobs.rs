@@ -12,6 +12,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::lineage;
 use super::status::{bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, stopped};
 use crate::driver::{Found, Handle, Subscription};
 use crate::job::Submitted;
@@ -93,8 +94,9 @@ impl Jobs for JobsService {
                 return same(found, &request_id, &spec_hash, Vec::new()).map(Response::new);
             }
         }
-        let job = spec::Job::try_from(wire).map_err(|error| bad_spec(&error))?;
+        let mut job = spec::Job::try_from(wire).map_err(|error| bad_spec(&error))?;
         job.require_uploaded().map_err(|error| bad_spec(&error))?;
+        lineage::settle(&mut job, &driver, &self.store).await?;
         let response = match dry_run {
             true => self.dry_run(&job).await?,
             false => self.commit(&job, request_id, spec_hash).await?,

@@ -3,6 +3,7 @@
 pub mod artifacts;
 
 mod jobs;
+mod lineage;
 mod serve;
 pub(crate) mod status;
 #[cfg(test)]

@@ -116,6 +116,7 @@ impl World {
                 let stream = self.open(node);
                 self.say(stream, Word::StepsWritten { phase, key });
             }
+            Action::Sweep(sweep) => self.ledger.sweep(sweep),
             Action::Publish { .. } | Action::Transition { .. } | Action::Count(_) => {}
         }
     }

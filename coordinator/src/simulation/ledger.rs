@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use crate::job::{CauseClass, Change, Event, JobState};
+use foil_proto::v1;
+
+use crate::job::{CauseClass, Change, Event, JobState, Sweep};
 
 /// Everything that ever left a coordinator as durable.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     /// By revision of the one job.
     told: BTreeMap<u64, Event>,
+    /// All that any leader ever deleted.
+    sweeps: Vec<Sweep>,
     /// A client was told that its job is there.
     pub(super) submitted: bool,
 }
@@ -16,6 +20,9 @@ pub(super) struct Ledger {
 impl Ledger {
     /// A leader says so.
     pub(super) fn tell(&mut self, revision: u64, event: &Event) -> Result<(), String> {
+        if let Some(key) = named(event).find(|key| self.sweeps.iter().any(|sweep| sweep.condemns(key))) {
+            return Err(format!("{} names {key}, which was swept", event.change.name()));
+        }
         let event = Event { revision: None, ..event.clone() };
         match self.told.insert(revision, event.clone()) {
             Some(before) if before != event => Err(format!(
@@ -25,6 +32,10 @@ impl Ledger {
             )),
             _ => Ok(()),
         }
+    }
+
+    pub(super) fn sweep(&mut self, sweep: Sweep) {
+        self.sweeps.push(sweep);
     }
 
     /// The newest revision anybody was told.
@@ -56,6 +67,17 @@ impl Ledger {
         }
         Ok(())
     }
+}
+
+/// The objects that an event makes part of the job.
+fn named(event: &Event) -> impl Iterator<Item = &str> {
+    let objects: &[v1::Object] = match &event.change {
+        Change::ChunkDone(done) => std::slice::from_ref(&done.object),
+        Change::CheckpointCommitted(made) => &made.objects,
+        Change::PhaseCommitted(done) => &done.artifact.objects,
+        _ => &[],
+    };
+    objects.iter().map(|object| object.key.as_str())
 }
 
 /// The attempt that an event declares dead for want of a sign of life, or of a rank that failed.

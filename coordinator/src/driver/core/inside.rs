@@ -6,7 +6,7 @@ use foil_proto::v1::{self, agent_command, job_event};
 
 use super::{Action, Core, Entry};
 use crate::clock::Now;
-use crate::job::{self, Change, Event, JobState, StateError, view};
+use crate::job::{self, Change, Event, JobState, StateError, Sweep, view};
 use crate::schedule::{Decision, Effect, Input, Level, Refusal, Run};
 
 impl Core {
@@ -144,6 +144,9 @@ impl Core {
         }
         let after = self.state(id).map_or("none", |state| state.life.name());
         log(&event);
+        if let Some(sweep) = self.state(id).and_then(|state| Sweep::after(state, &event.change)) {
+            self.outbox.actions.push(Action::Sweep(sweep));
+        }
         if before != after {
             tracing::info!(job = id, from = before, to = after, reason, "job");
             let transition =

@@ -116,7 +116,8 @@ impl World {
                 }
             }
             Action::WriteSteps { job, phase, key, .. } => self.news.push(News::Steps { job, phase, key }),
-            Action::Agent { .. } | Action::Publish { .. } | Action::Transition { .. } | Action::Count(_) => {}
+            Action::Agent { .. } | Action::Publish { .. } | Action::Sweep(_) => {}
+            Action::Transition { .. } | Action::Count(_) => {}
         }
     }
 
