@@ -54,7 +54,14 @@ async fn heartbeats_are_answered_in_time_while_two_gibibytes_are_uploaded_and_me
     });
 
     let (say, said) = mpsc::channel(4);
-    let hello = v1::AgentRegister { agent_id: "a".into(), hostname: "h".into(), ..Default::default() };
+    let device = v1::Device { id: "cpu:0".into(), kind: "cpu".into(), ..Default::default() };
+    let hello = v1::AgentRegister {
+        agent_id: "a".into(),
+        hostname: "h".into(),
+        devices: vec![device],
+        version: env!("CARGO_PKG_VERSION").into(),
+        ..Default::default()
+    };
     say.send(v1::AgentMessage { message: Some(Message::Register(hello)) }).await.expect("room");
     let mut client = WorkersClient::new(rpc::connect(&url).expect("an address"));
     let stream = streamed(said);
