@@ -34,6 +34,11 @@ impl Attempts {
 }
 
 impl Handle {
+    /// Completes when the driver has ended: this process leads no more.
+    pub async fn ended(&self) {
+        self.inbox.closed().await;
+    }
+
     /// The attempt whose ranks may write for a job now.
     pub fn current_attempt(&self, job: &str) -> Option<u32> {
         self.attempts.0.read().unwrap_or_else(PoisonError::into_inner).get(job).copied()

@@ -97,6 +97,8 @@ async fn tell_agent(
         let message = tokio::select! {
             message = messages.message() => message,
             () = commands.closed() => return Ok(()),
+            // One that has nothing to say must learn of it too.
+            () = driver.ended() => return Err(stopped(Stopped)),
         };
         // A broken stream is an end like any other.
         let Ok(Some(message)) = message else { return Ok(()) };
@@ -143,6 +145,8 @@ async fn tell_rank(
         let message = tokio::select! {
             message = messages.message() => message,
             () = commands.closed() => return Ok(()),
+            // One that has nothing to say must learn of it too.
+            () = driver.ended() => return Err(Stopped),
         };
         let Ok(Some(message)) = message else { return Ok(()) };
         if let Some(message) = message.message {

@@ -47,7 +47,7 @@ impl Run {
         now: Now,
         out: &mut Decision,
     ) -> Result<(), Refusal> {
-        let phase = self.expect_phase(state, &share.phase, share.attempt)?;
+        let Some(phase) = self.expect_phase(state, &share.phase, share.attempt)? else { return Ok(()) };
         let prefix = gang_prefix(&self.job, &phase.id, self.attempt);
         let object = share.object.unwrap_or_default();
         if !object.key.starts_with(&prefix) {

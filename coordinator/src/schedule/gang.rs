@@ -169,7 +169,9 @@ impl Run {
         report: v1::StepReport,
         now: Now,
     ) -> Result<(), Refusal> {
-        self.expect_phase(state, &report.phase, report.attempt)?;
+        if self.expect_phase(state, &report.phase, report.attempt)?.is_none() {
+            return Ok(());
+        }
         let (Some(Slot::Up { busy: Busy::Gang(member), .. }), Stage::Gang(gang)) =
             (self.slots.get_mut(rank), &mut self.stage)
         else {
@@ -194,7 +196,9 @@ impl Run {
         now: Now,
         out: &mut Decision,
     ) -> Result<(), Refusal> {
-        self.expect_phase(state, &offer.phase, offer.attempt)?;
+        if self.expect_phase(state, &offer.phase, offer.attempt)?.is_none() {
+            return Ok(());
+        }
         if rank != 0 {
             return Err(Refusal::Invalid(format!("rank {rank} offers a rendezvous, which is rank 0's part")));
         }
@@ -222,7 +226,7 @@ impl Run {
         result: v1::GangResult,
         now: Now,
     ) -> Result<(), Refusal> {
-        let phase = self.expect_phase(state, &result.phase, result.attempt)?;
+        let Some(phase) = self.expect_phase(state, &result.phase, result.attempt)? else { return Ok(()) };
         let prefix = gang_prefix(&self.job, &phase.id, self.attempt);
         let inherited = inherited(state, phase);
         let foreign = |object: &&v1::Object| {
@@ -372,11 +376,14 @@ impl Run {
         state: &'a JobState,
         phase: &str,
         attempt: u32,
-    ) -> Result<&'a Phase, Refusal> {
-        state
-            .phase()
-            .filter(|current| current.work.is_gang() && current.id == phase && attempt == self.attempt)
-            .ok_or_else(|| Refusal::Invalid(format!("{phase} of attempt {attempt} is not what runs now")))
+    ) -> Result<Option<&'a Phase>, Refusal> {
+        let current = state.phase().filter(|current| current.work.is_gang() && current.id == phase);
+        match current {
+            Some(current) if attempt == self.attempt => Ok(Some(current)),
+            // To a new leader, ranks tell again what they told the one before, which may have gone on from there.
+            None if attempt == self.attempt && state.done(phase).is_some() => Ok(None),
+            _ => Err(Refusal::Invalid(format!("{phase} of attempt {attempt} is not what runs now"))),
+        }
     }
 }
 

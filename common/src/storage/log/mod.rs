@@ -37,8 +37,8 @@ use crate::failpoint;
 /// Where the log lies in a store.
 pub const PREFIX: &str = "meta/log";
 
-/// How long an append goes on trying before it gives up.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// How long an append goes on trying before it gives up: an outage is to end without anybody starting a coordinator again.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// The name of record `seq`.
 pub fn key(seq: u64) -> String {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use foil_common::storage::Store;
 use foil_proto::v1::jobs_client::JobsClient;
 use foil_proto::v1::workers_client::WorkersClient;
-use foil_proto::v1::{self, job_event, rank_message};
+use foil_proto::v1::{self, agent_message, job_event, rank_message};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,6 +24,8 @@ use self::worker::{Deaths, Worker};
 use super::serve::{Serve, ServeError, serve};
 use crate::driver::Handle;
 use crate::job::fixture::{JOB, spec, submitted};
+use crate::job::{Event, fold};
+use crate::journal::{Journal, Keeping};
 
 struct Coordinator {
     handle: Handle,
@@ -245,6 +247,28 @@ async fn users_errors_name_the_field_and_jobs_are_listed_and_cancelled() {
     let events = watch_until(&mut client, 0, |_| false).await;
     assert!(events.len() >= 2, "a watch of an ended job ends by itself");
     coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn who_has_nothing_to_say_learns_too_that_its_coordinator_leads_no_more() {
+    let store = Store::in_memory();
+    let deposed = Coordinator::start(&store).await;
+    let mut client = WorkersClient::connect(format!("http://{}", deposed.address)).await.unwrap();
+    let device = v1::Device { id: "cpu:0".into(), kind: "cpu".into(), ..Default::default() };
+    let hello = v1::AgentRegister { agent_id: "a".into(), devices: vec![device], ..Default::default() };
+    let register = v1::AgentMessage { message: Some(agent_message::Message::Register(hello)) };
+    let stream = tokio_stream::once(register).chain(tokio_stream::pending());
+    let mut commands = client.agent(stream).await.unwrap().into_inner();
+    assert!(commands.message().await.unwrap().is_some(), "it is welcome");
+
+    let (_journal, _) =
+        Journal::<Event>::open(store, "another", Keeping { every: 1000, fold }).await.unwrap();
+    // It learns of the other when it next writes.
+    let submitting = deposed.handle.submit(JOB.into(), submitted(&[]));
+    assert!(submitting.await.is_err(), "it leads no more");
+    let ended = timeout(Duration::from_secs(10), commands.message()).await.expect("the stream ends");
+    assert_eq!(ended.unwrap_err().code(), Code::Unavailable);
+    deposed.stop().await;
 }
 
 #[tokio::test]

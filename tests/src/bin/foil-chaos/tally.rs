@@ -92,6 +92,6 @@ impl Tally {
         times.sort_unstable();
         let Some(last) = times.len().checked_sub(1) else { return };
         let at = |share: f64| times[(last as f64 * share).round() as usize].as_secs_f64();
-        println!("{what:31} p50 {:.1} s, p99 {:.1} s", at(0.5), at(0.99));
+        println!("{what:31} p50 {:.1} s, p99 {:.1} s, longest {:.1} s", at(0.5), at(0.99), at(1.0));
     }
 }
