@@ -9,6 +9,7 @@ mod map;
 mod pulse;
 mod ranks;
 mod resume;
+mod sealing;
 #[cfg(test)]
 mod tests;
 
