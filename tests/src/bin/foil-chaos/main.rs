@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Pass every named failpoint in turn, once each.
     #[arg(long, value_enum, default_value_t = Sites::None)]
     failpoints: Sites,
+    /// Pass only the failpoints whose name begins so.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    only: String,
     /// What all durable state lies in; S3 is served by moto, behind a proxy that lets requests go wrong.
     #[arg(long, value_enum, default_value_t = StoreKind::S3)]
     store: StoreKind,

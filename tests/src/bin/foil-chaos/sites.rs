@@ -24,7 +24,8 @@ pub(super) fn run(args: &Args, hosts: &Hosts, quiet: &Quiet, tally: &mut Tally) 
         Sites::Kill => &["kill"],
         Sites::Matrix => &["kill", "error", "delay"],
     };
-    for site in RANK_SITES.into_iter().chain(COORDINATOR_SITES) {
+    let sites = RANK_SITES.into_iter().chain(COORDINATOR_SITES);
+    for site in sites.filter(|site| site.starts_with(&args.only)) {
         for action in actions {
             tally.sites += 1;
             let plan = format!("{site}={action}@{}", visit(site));

@@ -184,16 +184,20 @@ impl World {
     }
 
     /// The number of the coordinator that leads, as soon as one does.
-    pub(crate) fn leader(&self) -> Result<usize> {
+    pub(crate) fn leader(&mut self) -> Result<usize> {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             let running = 0..self.coordinators.len();
             if let Some(leader) = running.into_iter().find(|&number| leads(&self.urls[number])) {
                 return Ok(leader);
             }
+            // One may have died of being elected.
+            self.revive();
             std::thread::sleep(Duration::from_millis(50));
         }
-        bail!("nobody leads after {PATIENCE:?}; logs: {}", self.logs("serve"))
+        let logs = self.logs("serve");
+        let last: Vec<&str> = logs.lines().rev().take(10).collect();
+        bail!("nobody leads after {PATIENCE:?}; the last lines, newest first: {}", last.join("\n"))
     }
 
     /// Starts again what has died by itself.
