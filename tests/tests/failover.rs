@@ -84,6 +84,8 @@ fn a_leader_that_was_stopped_for_a_while_serves_as_standby_afterwards() {
         list.output().expect("foil starts")
     };
     wait_for("the second coordinator to lead", || of(&urls[1]).status.success().then_some(()));
+    let job = service.job(&id);
+    assert_eq!(job["id"], id.as_str(), "a client that knows both does not wait for the one that sleeps");
     first.signal(Signal::SIGCONT);
     // What it answers now it has from the one that leads.
     let answer = of(&urls[0]);

@@ -15,6 +15,8 @@ use super::output;
 const DEADLINE: Duration = rpc::UNARY_DEADLINE;
 /// For a coordinator to answer: longer than a standby takes to become the leader.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Of several coordinators, one that does not answer for so long is left for the next.
+const TURN: Duration = Duration::from_secs(4);
 /// Submitting reads and splits all of a job's data.
 const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -148,10 +150,19 @@ impl Client {
         Q: Clone,
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
+        let has_others = self.line.urls().contains(',');
+        let turn = if has_others && deadline == DEADLINE { TURN } else { deadline };
         let attempt = || async {
-            call(self.jobs.clone(), rpc::request(request.clone(), deadline))
-                .await
-                .map(tonic::Response::into_inner)
+            let url = self.line.url();
+            let answer = call(self.jobs.clone(), rpc::request(request.clone(), deadline));
+            match tokio::time::timeout(turn, answer).await {
+                Ok(answer) => answer.map(tonic::Response::into_inner),
+                Err(_) if has_others => {
+                    self.line.leave(&url);
+                    Err(Status::unavailable(format!("{url} does not answer")))
+                }
+                Err(_) => Err(Status::deadline_exceeded("")),
+            }
         };
         let pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))

@@ -24,8 +24,8 @@ pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
     let mut progress = Progress::new(true);
     match wanted {
         Some(wanted) => {
-            artifact(&line, find_artifact(&job, wanted).map_err(anyhow::Error::msg)?, &args.dir, &progress)
-                .await?
+            let found = find_artifact(&job, wanted).map_err(anyhow::Error::msg)?;
+            artifact(&line, found, &args.dir, &progress).await?;
         }
         None => {
             outputs::bring(&line, &job, &args.dir, &progress).await?;

@@ -108,8 +108,9 @@ mod tests {
     }
 
     fn applied(state: &mut JobState, change: Change) -> Option<Sweep> {
-        state.apply(&event(9, change.clone())).unwrap();
-        Sweep::after(state, &change)
+        let event = event(9, change);
+        state.apply(&event).unwrap();
+        Sweep::after(state, &event.change)
     }
 
     fn break_off(state: &mut JobState) {

@@ -4,6 +4,7 @@
 //! [`link`]), the ends of its processes (through [`process`]) and the clock.
 
 mod devices;
+mod interface;
 mod leader;
 mod link;
 mod process;

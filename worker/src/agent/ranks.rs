@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use foil_proto::v1;
 use tokio::sync::mpsc;
 
+use super::interface;
 use super::process::RankProcess;
 use super::spawner::Spawner;
 
@@ -156,6 +157,13 @@ impl RankProgram {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        // An exact name, after '='. What the user has set counts.
+        if device.kind == "cuda"
+            && std::env::var_os(interface::NCCL_SOCKET_IFNAME).is_none()
+            && let Some(name) = interface::of(&self.advertise_address)
+        {
+            command.env(interface::NCCL_SOCKET_IFNAME, format!("={name}"));
+        }
         command
     }
 }
