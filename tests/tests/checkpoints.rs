@@ -117,9 +117,11 @@ fn an_agent_that_is_told_to_stop_keeps_the_step_it_is_at() {
     assert_eq!(agent.finish().code(), Some(143), "{}", service.log("agent.log"));
     let logs = format!("{}\n{}", service.log("agent.log"), service.log("serve.log"));
     assert!(logs.contains("checkpoint committed"), "{logs}");
-    wait_for("the word of how the ranks ended", || {
-        service.log("serve.log").contains("its process ended with exit code 143").then_some(())
+    let told = wait_for("the word of how the attempt ended", || {
+        let log = service.log("serve.log");
+        log.lines().find(|line| line.contains("attempt ended")).map(str::to_owned)
     });
+    assert!(told.contains("as asked; a checkpoint of it is kept"), "{told}");
 
     let _again = start("agent-again.log");
     wait_for("the job's end", || (service.job(&id)["state"] == "JOB_STATE_SUCCEEDED").then_some(()));

@@ -181,6 +181,7 @@ impl CauseClass {
             "out_of_memory" => Self::OutOfMemory,
             "store" => Self::Store,
             "checkpoint" => Self::Checkpoint,
+            "preempted" => Self::Preempted,
             _ => Self::Crash,
         }
     }

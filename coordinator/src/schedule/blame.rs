@@ -134,6 +134,8 @@ fn weight(sign: &Sign, spoke: bool) -> u8 {
         Sign::Said(failure) => match CauseClass::of_task_failure(&failure.class) {
             class if class.is_final() => 0,
             CauseClass::OutOfMemory => 1,
+            // The others are stopped for it, and their ends say nothing.
+            CauseClass::Preempted => 2,
             CauseClass::Store => 4,
             _ => 5,
         },

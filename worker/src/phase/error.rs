@@ -117,7 +117,7 @@ impl PhaseError {
                 ("store", "look at the object store: something changed what Foil wrote there")
             }
             Self::Checkpoint { .. } => ("checkpoint", "nothing: the one before it is used"),
-            Self::Stopped { .. } => ("internal", "nothing: another rank process goes on"),
+            Self::Stopped { .. } => ("preempted", "nothing: another rank process goes on"),
             Self::Object(ObjectError::Path { .. }) => ("user", FIX_MODEL),
             Self::Object(ObjectError::Stale { .. }) => {
                 ("internal", "nothing: a newer attempt has taken over")

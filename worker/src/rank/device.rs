@@ -134,6 +134,8 @@ fn obey(bench: &mut Bench, order: &Order) -> Option<DeviceEnd> {
         Ok(Ok(())) => return None,
         Ok(Err(error)) if error.is_stopped() => {
             tracing::info!("{error}");
+            // The process may be gone before its own exit code is known.
+            report(bench.reports(), Some(order), error.failure());
             return Some(DeviceEnd::Stopped);
         }
         Ok(Err(error)) => (error.failure(), error.is_stale().then_some(DeviceEnd::Stale)),

@@ -26,6 +26,9 @@ use crate::agent::DeviceKind;
 use crate::exit::Exit;
 use foil_common::failpoint;
 
+/// For a session to tell how its task ended.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// What an agent starts a rank with.
 #[derive(Clone, Debug)]
 pub struct RankOptions {
@@ -79,6 +82,13 @@ pub fn run(options: &RankOptions) -> Exit {
     exit
 }
 
+/// Waits until this process is asked to end while it does nothing. Where it has just ended a task for that, its session
+/// has something to say, and ends by itself.
+async fn idle(stopping: &Stopping) {
+    stopping.asked_in_idleness().await;
+    tokio::time::sleep(LAST_WORDS).await;
+}
+
 /// Serves until its session ends; or, asked by SIGTERM, until what must not be cut off is done.
 async fn until_stopped(options: &RankOptions) -> Exit {
     let asked = async {
@@ -94,7 +104,7 @@ async fn until_stopped(options: &RankOptions) -> Exit {
     };
     tokio::select! {
         exit = session::run(options, session::ALONE) => exit,
-        () = options.stopping.asked_in_idleness() => Exit::Terminated,
+        () = idle(&options.stopping) => Exit::Terminated,
         () = asked => unreachable!("hearing a signal has no end"),
     }
 }
