@@ -69,19 +69,3 @@ fn refusals_resets_lost_replies_and_delays_change_no_weights() {
     assert!(behind.proxy.struck() > 20, "{} of {}", behind.proxy.struck(), behind.proxy.requests());
     assert!(policy == Run::letters().ranks(2).finish().weights().0, "the weights differ");
 }
-
-#[test]
-fn a_store_that_lets_a_key_be_created_twice_is_refused_at_start() {
-    let Some(server) = StoreServer::s3() else { return };
-    let proxy = FaultProxy::start(server.address(), 0).expect("a proxy");
-    proxy.set(Faults { forget_conditions: true, ..Faults::default() });
-    let mut serve = Command::new(foil());
-    serve.args(["serve", "--listen", "127.0.0.1:0", "--store", server.url()]);
-    let output = serve.envs(server.environment(proxy.address())).output().expect("foil starts");
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "{told}");
-    assert!(
-        told.contains("let the same key be created twice") && told.contains("conditional writes"),
-        "{told}"
-    );
-}
