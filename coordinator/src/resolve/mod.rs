@@ -14,6 +14,8 @@ mod sets;
 mod tests;
 mod write;
 
+use std::collections::BTreeMap;
+
 use foil_common::spec;
 use foil_common::storage::Store;
 use foil_common::text::ModelText;
@@ -46,15 +48,28 @@ pub struct Prepared {
     reward: Option<v1::Artifact>,
 }
 
+/// The artifacts of other jobs that a job's models name, by field. Only who knows the jobs can say which those are.
+pub type Made = BTreeMap<&'static str, v1::Artifact>;
+
 /// Reads and checks a job's inputs and writes its data sets. The same job gives the same bytes again.
-pub async fn resolve(job_id: &str, job: &spec::Job, store: &Store) -> Result<Resolved, ResolveError> {
-    prepare(job_id, job, store).await?.write(job_id, store).await
+pub async fn resolve(
+    job_id: &str,
+    job: &spec::Job,
+    made: &Made,
+    store: &Store,
+) -> Result<Resolved, ResolveError> {
+    prepare(job_id, job, made, store).await?.write(job_id, store).await
 }
 
 /// Reads and checks a job's inputs and writes nothing.
-pub async fn prepare(job_id: &str, job: &spec::Job, store: &Store) -> Result<Prepared, ResolveError> {
-    let (policy, policy_text) = models::policy(job_id, job, store).await?;
-    let (reward, reward_text) = match models::reward(job_id, job, store).await? {
+pub async fn prepare(
+    job_id: &str,
+    job: &spec::Job,
+    made: &Made,
+    store: &Store,
+) -> Result<Prepared, ResolveError> {
+    let (policy, policy_text) = models::policy(job_id, job, made, store).await?;
+    let (reward, reward_text) = match models::reward(job_id, job, made, store).await? {
         Some((artifact, text)) => (Some(artifact), Some(text)),
         None => (None, None),
     };

@@ -10,6 +10,7 @@ use foil_common::text::ModelText;
 use foil_proto::v1;
 use serde_json::Value;
 
+use super::Made;
 use super::ResolveError;
 use super::load::{fetch, stat};
 
@@ -22,11 +23,12 @@ const WEIGHTS: &str = "model.safetensors";
 pub(super) async fn policy(
     job_id: &str,
     job: &spec::Job,
+    made: &Made,
     store: &Store,
 ) -> Result<(v1::Artifact, ModelText), ResolveError> {
     let name = if job.has_sft() { "policy@input" } else { "policy@0" };
     let weights = job.policy.init == Init::Weights;
-    let directory = Directory::fetch(POLICY, &job.policy.model, store).await?;
+    let directory = Directory::fetch(POLICY, &job.policy.model, made, store).await?;
     directory.check(weights, store).await?;
     let text = directory.text(store).await?;
     Ok((directory.artifact(job_id, name, "policy"), text))
@@ -36,19 +38,14 @@ pub(super) async fn policy(
 pub(super) async fn reward(
     job_id: &str,
     job: &spec::Job,
+    made: &Made,
     store: &Store,
 ) -> Result<Option<(v1::Artifact, ModelText)>, ResolveError> {
     let Some(model) = &job.reward.model else { return Ok(None) };
-    let directory = Directory::fetch(REWARD, model, store).await?;
+    let directory = Directory::fetch(REWARD, model, made, store).await?;
     directory.check(true, store).await?;
     let text = directory.text(store).await?;
     Ok(Some((directory.artifact(job_id, "reward@input", "reward"), text)))
-}
-
-/// Whether this is a key of a phase's objects.
-fn is_of_job(key: &str) -> bool {
-    let mut parts = key.split('/');
-    parts.next() == Some("jobs") && parts.nth(1) == Some("phases")
 }
 
 /// A model directory in the store: the list of its files.
@@ -56,16 +53,28 @@ struct Directory {
     field: &'static str,
     name: String,
     objects: Vec<v1::Object>,
+    /// Another job made it: its files lie with that job's.
+    made: bool,
 }
 
 impl Directory {
-    async fn fetch(field: &'static str, model: &ModelRef, store: &Store) -> Result<Self, ResolveError> {
+    async fn fetch(
+        field: &'static str,
+        model: &ModelRef,
+        made: &Made,
+        store: &Store,
+    ) -> Result<Self, ResolveError> {
         let name = model.name();
+        if let Some(artifact) = made.get(field) {
+            // An adapter beside the model stays behind: it is merged into it, and another would be to this model.
+            let files = artifact.objects.iter().filter(|object| !object.path.contains('/'));
+            return Ok(Self { field, name, objects: files.cloned().collect(), made: true });
+        }
         let Some(key) = model.key() else {
             return Err(ResolveError::NotUploaded { field, path: name });
         };
         let bytes = fetch(field, &name, &key, store).await?;
-        let mut directory = Self { field, name, objects: Vec::new() };
+        let mut directory = Self { field, name, objects: Vec::new(), made: false };
         let listing: v1::Artifact = serde_json::from_slice(&bytes).map_err(|error| {
             directory
                 .fault(format!("was uploaded with an unreadable list of files ({error})"), "submit it again")
@@ -95,8 +104,8 @@ impl Directory {
             }
             let name = format!("{}/{}", self.name, object.path);
             let stored = stat(self.field, &name, &object.key, store).await?;
-            // A client uploads under the content's own key; what jobs have made lies with them.
-            if !(object.key == input_key(&object.blake3) || is_of_job(&object.key))
+            // What a client uploads lies under the content's own key.
+            if !(self.made || object.key == input_key(&object.blake3))
                 || stored.blake3 != object.blake3
                 || stored.size != object.size
             {

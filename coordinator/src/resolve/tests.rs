@@ -76,7 +76,7 @@ async fn file_job(store: &Store) -> v1::JobSpec {
 }
 
 async fn resolved(wire: v1::JobSpec, store: &Store) -> Result<Resolved, ResolveError> {
-    resolve("j", &spec::Job::try_from(wire).unwrap(), store).await
+    resolve("j", &spec::Job::try_from(wire).unwrap(), &Made::new(), store).await
 }
 
 async fn failure(wire: v1::JobSpec, store: &Store) -> String {
@@ -125,7 +125,7 @@ async fn the_same_job_gives_the_same_bytes() {
     let first = resolved(wire.clone(), &store).await.unwrap();
     assert_eq!(resolved(wire.clone(), &store).await.unwrap(), first);
     let other = v1::JobSpec { seed: Some(5), ..wire };
-    let prepared = prepare("j", &spec::Job::try_from(other).unwrap(), &store).await.unwrap();
+    let prepared = prepare("j", &spec::Job::try_from(other).unwrap(), &Made::new(), &store).await.unwrap();
     assert_eq!(prepared.datasets().len(), first.datasets.len());
     assert_eq!(prepared.summaries(), first.summaries);
 }

@@ -18,7 +18,7 @@ use crate::driver::{Found, Handle, Subscription};
 use crate::job::Submitted;
 use crate::leadership::{Desk, Lease, NotLeading};
 use crate::plan;
-use crate::resolve;
+use crate::resolve::{self, Made};
 
 const PAGE: u32 = 50;
 const LARGEST_PAGE: u32 = 100;
@@ -40,9 +40,9 @@ impl JobsService {
         self.desk.driver().map_err(|why| not_leading(&why))
     }
 
-    async fn dry_run(&self, job: &spec::Job) -> Result<v1::SubmitResponse, Status> {
+    async fn dry_run(&self, job: &spec::Job, made: &Made) -> Result<v1::SubmitResponse, Status> {
         let prepared =
-            resolve::prepare(&new_id(), job, &self.store).await.map_err(|error| bad_input(&error))?;
+            resolve::prepare(&new_id(), job, made, &self.store).await.map_err(|error| bad_input(&error))?;
         Ok(v1::SubmitResponse {
             job: None,
             resolved: Some(job.into()),
@@ -54,11 +54,13 @@ impl JobsService {
     async fn commit(
         &self,
         job: &spec::Job,
+        made: &Made,
         request_id: String,
         spec_hash: String,
     ) -> Result<v1::SubmitResponse, Status> {
         let id = new_id();
-        let resolved = resolve::resolve(&id, job, &self.store).await.map_err(|error| bad_input(&error))?;
+        let resolved =
+            resolve::resolve(&id, job, made, &self.store).await.map_err(|error| bad_input(&error))?;
         let plan = wire_plan(job, &resolved.datasets, &resolved.summaries);
         let submitted = Submitted {
             request_id: request_id.clone(),
@@ -96,10 +98,10 @@ impl Jobs for JobsService {
         }
         let mut job = spec::Job::try_from(wire).map_err(|error| bad_spec(&error))?;
         job.require_uploaded().map_err(|error| bad_spec(&error))?;
-        lineage::settle(&mut job, &driver, &self.store).await?;
+        let made = lineage::settle(&mut job, &driver).await?;
         let response = match dry_run {
-            true => self.dry_run(&job).await?,
-            false => self.commit(&job, request_id, spec_hash).await?,
+            true => self.dry_run(&job, &made).await?,
+            false => self.commit(&job, &made, request_id, spec_hash).await?,
         };
         Ok(Response::new(response))
     }

@@ -2,22 +2,21 @@
 //!
 //! Nothing is copied and nothing need be pinned: a committed artifact's objects are never deleted.
 
-use bytes::Bytes;
-use foil_common::rpc::artifacts::input_key;
 use foil_common::spec::{self, ModelRef};
-use foil_common::storage::Store;
 use foil_proto::v1;
 use tonic::Status;
 
-use super::status::{bad_field, bad_input, stopped};
+use super::status::{bad_field, stopped};
 use crate::driver::Handle;
 use crate::job::find_artifact;
-use crate::resolve::ResolveError;
+use crate::resolve::Made;
 
 const PAGE: usize = 100;
 
-/// Puts the list of its files in the place of each model that another job has made.
-pub(super) async fn settle(job: &mut spec::Job, driver: &Handle, store: &Store) -> Result<(), Status> {
+/// Finds each model that another job has made. In the specification it then goes by that job's id and its own name, so
+/// that it stays what it was when the job was submitted.
+pub(super) async fn settle(job: &mut spec::Job, driver: &Handle) -> Result<Made, Status> {
+    let mut made = Made::new();
     let policy = Some(("policy.model", &mut job.policy.model));
     let reward = job.reward.model.as_mut().map(|model| ("reward.model", model));
     for (field, model) in [policy, reward].into_iter().flatten() {
@@ -35,9 +34,10 @@ pub(super) async fn settle(job: &mut spec::Job, driver: &Handle, store: &Store) 
                 format!("{name} is a {} artifact, and the field takes a model of its own kind", found.kind);
             return Err(wrong(&problem));
         }
-        *model = write_listing(found, name, store).await?;
+        made.insert(field, found.clone());
+        *model = ModelRef::Artifact { job: from.id.clone(), artifact: found.name.clone() };
     }
-    Ok(())
+    Ok(made)
 }
 
 /// By its id, else the newest of the name.
@@ -60,17 +60,4 @@ async fn find_job(driver: &Handle, job: &str) -> Result<Option<v1::Job>, Status>
         Some(id) => driver.get(&id).await.map_err(stopped),
         None => Ok(None),
     }
-}
-
-/// As a client lists an uploaded directory. An adapter beside the model stays behind: it is merged into it, and another
-/// would be to this model.
-async fn write_listing(artifact: &v1::Artifact, name: String, store: &Store) -> Result<ModelRef, Status> {
-    let mut listing = v1::Artifact { name: name.clone(), ..artifact.clone() };
-    listing.objects.retain(|object| !object.path.contains('/'));
-    let bytes = serde_json::to_vec(&listing).map_err(|error| Status::internal(error.to_string()))?;
-    let blake3 = blake3::hash(&bytes).to_hex().to_string();
-    let written = store.put_object(&input_key(&blake3), Bytes::from(bytes)).await;
-    written.map_err(|error| bad_input(&ResolveError::Store(error)))?;
-    // What follows a colon in a reference is the name, and a name has no further meaning.
-    Ok(ModelRef::Input { blake3, name })
 }

@@ -19,12 +19,12 @@ mod transfer;
 
 use std::path::PathBuf;
 
+use foil_common::failpoint;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::stopping::Stopping;
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
-use foil_common::failpoint;
 
 /// For a session to tell how its task ended.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
