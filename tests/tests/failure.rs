@@ -64,7 +64,9 @@ fn three_crashes_in_a_row_fail_the_job_with_the_signal_and_the_step() {
 
 #[test]
 fn a_rank_that_aborts_over_an_allocation_is_out_of_host_memory() {
-    let run = Run::letters().ranks(2).env("FOIL_FAILPOINT", "train.backward=exhaust@2");
+    // A backtrace pushes the word of the shortage out of the last lines.
+    let run = Run::letters().ranks(2);
+    let run = run.env("RUST_BACKTRACE", "full").env("FOIL_FAILPOINT", "train.backward=exhaust@2");
     let (outcome, _) = run.fail();
     let error = &outcome.json["error"];
     assert_eq!(error["last_class"], "out_of_memory", "{error}");

@@ -7,6 +7,7 @@ mod devices;
 mod interface;
 mod leader;
 mod link;
+mod output;
 mod process;
 mod ranks;
 mod spawner;

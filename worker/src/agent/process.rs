@@ -1,24 +1,19 @@
 //! One rank process as its agent holds it: its output, its end, and the means to end it.
 
-use std::collections::VecDeque;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use foil_common::shortage::{self, Place};
 use foil_proto::v1;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
+use super::output::{Output, Said, forward};
 use crate::memory::{KillCounter, Limit};
-
-/// Lines of a rank's output that go with the report of its end.
-const TAIL_LINES: usize = 50;
-/// Longer lines are cut in that report.
-const TAIL_LINE_BYTES: usize = 2000;
 
 /// A running process. Dropping it does not end it.
 #[derive(Debug)]
@@ -34,10 +29,10 @@ impl RankProcess {
         mut child: Child,
         exits: mpsc::UnboundedSender<v1::RankExited>,
     ) -> io::Result<Self> {
-        let tail = Tail::default();
+        let output = Output::default();
         let readers = [
-            child.stdout.take().map(|out| forward(&session_id, out, tail.clone())).transpose()?,
-            child.stderr.take().map(|err| forward(&session_id, err, tail.clone())).transpose()?,
+            child.stdout.take().map(|out| forward(&session_id, out, output.clone())).transpose()?,
+            child.stderr.take().map(|err| forward(&session_id, err, output.clone())).transpose()?,
         ];
         let process = Self { child: Arc::new(Mutex::new(child)), killed: Arc::default() };
         let (child, killed) = (Arc::clone(&process.child), Arc::clone(&process.killed));
@@ -50,14 +45,13 @@ impl RankProcess {
             }
             let kernel_killed = KillCounter::read() > kills_before;
             let by_us = killed.load(Ordering::SeqCst);
-            let exit = end.report(session_id, tail.take(), by_us, kernel_killed);
+            let exit = end.report(session_id, output.take(), by_us, kernel_killed);
             // Nobody listens where the agent itself is ending.
             let _ = exits.send(exit);
         })?;
         Ok(process)
     }
 
-    /// SIGKILL. Harmless where the process has ended: it is reaped under the same lock, so its number cannot name another.
     /// Asks it to end: a rank in training keeps a checkpoint first.
     pub(super) fn terminate(&self) {
         let child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,6 +64,7 @@ impl RankProcess {
         }
     }
 
+    /// SIGKILL. Harmless where the process has ended: it is reaped under the same lock, so its number cannot name another.
     pub(super) fn kill(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         // A rank's end is often heard of by its stream first, and answered with a kill that comes too late.
@@ -121,14 +116,9 @@ impl End {
         })
     }
 
-    fn report(
-        self,
-        session_id: String,
-        log_tail: Vec<String>,
-        by_us: bool,
-        kernel_killed: bool,
-    ) -> v1::RankExited {
-        let shortage = self.shortage(&log_tail, kernel_killed && !by_us);
+    fn report(self, session_id: String, said: Said, by_us: bool, kernel_killed: bool) -> v1::RankExited {
+        let Said { tail: log_tail, shortage } = said;
+        let shortage = self.shortage(shortage, kernel_killed && !by_us);
         let memory = shortage.map(|shortage| v1::MemoryShortage {
             peak_bytes: self.peak,
             limit_bytes: Limit::read().map(|limit| limit.bytes),
@@ -139,50 +129,13 @@ impl End {
     }
 
     /// Host memory that ran out: the kernel's killer struck, or the program aborted over an allocation and said so.
-    fn shortage(self, log_tail: &[String], kernel_killed: bool) -> Option<v1::MemoryShortage> {
+    fn shortage(self, said: Option<v1::MemoryShortage>, kernel_killed: bool) -> Option<v1::MemoryShortage> {
         let ended_by = |signal: Signal| self.signal == Some(signal as i32);
         if ended_by(Signal::SIGKILL) && kernel_killed {
             return Some(shortage::shortage(Place::Host));
         }
-        let said = || log_tail.iter().rev().find_map(|line| shortage::parse(line));
-        if ended_by(Signal::SIGABRT) { said() } else { None }
+        if ended_by(Signal::SIGABRT) { said } else { None }
     }
-}
-
-/// The last lines of a process's output.
-#[derive(Clone, Debug, Default)]
-struct Tail(Arc<Mutex<VecDeque<String>>>);
-
-impl Tail {
-    fn push(&self, line: &str) {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == TAIL_LINES {
-            lines.pop_front();
-        }
-        let cut =
-            (0..=TAIL_LINE_BYTES.min(line.len())).rev().find(|&at| line.is_char_boundary(at)).unwrap_or(0);
-        lines.push_back(line[..cut].to_owned());
-    }
-
-    fn take(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
-    }
-}
-
-/// Copies a rank's output to this process's standard error, where its log goes too, line by line.
-fn forward(session_id: &str, output: impl Read + Send + 'static, tail: Tail) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(format!("log {session_id}")).spawn(move || {
-        let mut output = BufReader::new(output);
-        let mut bytes = Vec::new();
-        while output.read_until(b'\n', &mut bytes).is_ok_and(|read| read > 0) {
-            let line = String::from_utf8_lossy(&bytes);
-            let line = line.trim_end_matches(['\n', '\r']);
-            tail.push(line);
-            // Where our own standard error is closed the tail still gets the line.
-            let _ = writeln!(io::stderr().lock(), "{line}");
-            bytes.clear();
-        }
-    })
 }
 
 #[cfg(test)]
@@ -192,7 +145,7 @@ mod tests {
     #[test]
     fn memory_is_blamed_where_the_kernel_or_the_process_says_so() {
         let end = |signal: Signal| End { signal: Some(signal as i32), peak: Some(5 << 30), code: None };
-        let said = |line: &str| vec!["step 3".to_owned(), line.to_owned(), "stack backtrace:".to_owned()];
+        let said = |line: &str| Said { tail: vec![line.to_owned()], shortage: shortage::parse(line) };
         let report = |end: End, line: &str, by_us, killed| end.report("s".into(), said(line), by_us, killed);
 
         let killed = report(end(Signal::SIGKILL), "", false, true);
@@ -228,18 +181,5 @@ mod tests {
         foil_c10d::wait_for_end(child.id()).unwrap();
         assert!(is_ending(child.id()));
         child.wait().unwrap();
-    }
-
-    #[test]
-    fn the_tail_keeps_the_last_lines_and_cuts_long_ones_at_a_character() {
-        let tail = Tail::default();
-        for line in 0..60 {
-            tail.push(&line.to_string());
-        }
-        tail.push(&"é".repeat(2000));
-        let lines = tail.take();
-        assert_eq!(lines.len(), TAIL_LINES);
-        assert_eq!(lines[0], "11");
-        assert_eq!(lines[TAIL_LINES - 1].len(), TAIL_LINE_BYTES);
     }
 }
