@@ -48,6 +48,8 @@ pub struct Checkpoints {
     pub steps: Option<u64>,
     /// When so much time has passed.
     pub every: Option<std::time::Duration>,
+    /// Beside the last ones, one in so many steps stays until its phase is done.
+    pub keep_steps: Option<u64>,
 }
 
 /// Negative controls: with either of them on, an honest experiment must fail.
@@ -150,9 +152,11 @@ impl Checkpoints {
     fn parse(at: &str, wire: &v1::ResourceSpec) -> Result<Self, SpecError> {
         let steps = count(at, "checkpoint_steps", wire.checkpoint_steps, 0, 0)?;
         let seconds = count(at, "checkpoint_seconds", wire.checkpoint_seconds, 300, 0)?;
+        let keep = count(at, "checkpoint_keep_steps", wire.checkpoint_keep_steps, 0, 0)?;
         Ok(Self {
             steps: (steps > 0).then_some(steps.into()),
             every: (seconds > 0).then_some(std::time::Duration::from_secs(seconds.into())),
+            keep_steps: (keep > 0).then_some(keep.into()),
         })
     }
 }
@@ -200,6 +204,7 @@ impl From<&Resources> for v1::ResourceSpec {
             activation_checkpointing: resources.activation_checkpointing,
             checkpoint_steps: Some(narrow(resources.checkpoints.steps.unwrap_or(0))),
             checkpoint_seconds: Some(narrow(resources.checkpoints.every.map_or(0, |every| every.as_secs()))),
+            checkpoint_keep_steps: Some(narrow(resources.checkpoints.keep_steps.unwrap_or(0))),
         }
     }
 }

@@ -58,7 +58,7 @@ pub struct JobState {
     pub committed: Vec<Committed>,
     /// Of the current phase, by number.
     pub chunks: BTreeMap<u32, ChunkDone>,
-    /// Of the current gang phase, oldest first.
+    /// Those kept of the current gang phase, oldest first.
     pub checkpoints: Vec<v1::Checkpoint>,
     /// The last attempt's number; 0 before the first.
     pub attempt: u32,
@@ -135,8 +135,7 @@ impl JobState {
                 if self.phase().is_some_and(|phase| phase.id == made.phase) && made.attempt == *attempt =>
             {
                 self.checkpoints.push(made.clone());
-                let spare = self.checkpoints.len().saturating_sub(CHECKPOINTS_KEPT);
-                self.checkpoints.drain(..spare);
+                self.drop_superseded_checkpoint();
                 // A checkpoint is progress: what failed before it is over.
                 self.failures.clear();
             }
@@ -182,6 +181,16 @@ impl JobState {
         }
         self.revision = event.revision.unwrap_or(self.revision + 1);
         Ok(())
+    }
+
+    /// Of the checkpoint that fell out of the last ones: it stays where the job keeps one in so many steps and it is the next.
+    fn drop_superseded_checkpoint(&mut self) {
+        let Some(fallen) = self.checkpoints.len().checked_sub(CHECKPOINTS_KEPT + 1) else { return };
+        let landmark = fallen.checked_sub(1).map_or(0, |before| self.checkpoints[before].step);
+        let since = self.checkpoints[fallen].step.saturating_sub(landmark);
+        if self.spec.resources.checkpoints.keep_steps.is_none_or(|apart| since < apart) {
+            self.checkpoints.remove(fallen);
+        }
     }
 
     /// The phase to be worked on; none when all are committed.

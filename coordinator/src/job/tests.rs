@@ -147,3 +147,40 @@ fn the_best_round_is_the_first_of_equals_and_figures_keep_their_round() {
     assert!(done.rounds[0].reward.iter().any(|metric| metric.name == "fresh_gold_mean"));
     assert_eq!(done.phases_done as usize, phases);
 }
+
+#[test]
+fn beside_the_last_three_checkpoints_one_in_so_many_steps_stays() {
+    const APART: u32 = 10;
+    fn keep(spec: &mut v1::JobSpec) {
+        spec.resources.get_or_insert_default().checkpoint_keep_steps = Some(APART);
+    }
+    let made = |state: &mut JobState, step| {
+        let phase = state.phase().unwrap().id.clone();
+        let checkpoint = v1::Checkpoint { phase, step, attempt: 1, objects: vec![] };
+        state.apply(&event(4, Change::CheckpointCommitted(checkpoint))).unwrap();
+    };
+    let kept = |state: &JobState| state.checkpoints.iter().map(|kept| kept.step).collect::<Vec<_>>();
+    for _ in 0..50 {
+        let mut state = after(&[keep], 0);
+        let mut steps = Vec::new();
+        for _ in 0..40 {
+            steps.push(steps.last().unwrap_or(&0) + fastrand::u64(1..=4));
+            made(&mut state, *steps.last().unwrap());
+        }
+        let (old, last) = (&steps[..37], &steps[37..]);
+        // By the rule in its own words: each that is so many steps after the one kept before it.
+        let mut expected: Vec<u64> = Vec::new();
+        for &step in old {
+            if step >= expected.last().unwrap_or(&0) + u64::from(APART) {
+                expected.push(step);
+            }
+        }
+        expected.extend(last);
+        assert_eq!(kept(&state), expected, "{steps:?}");
+        commit_next(&mut state);
+        assert_eq!(kept(&state), [0; 0], "the phase is done");
+    }
+    let mut state = after(&[], 0);
+    (1..=9).for_each(|step| made(&mut state, step * 10));
+    assert_eq!(kept(&state), [70, 80, 90], "where the job keeps none");
+}
