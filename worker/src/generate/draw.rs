@@ -5,6 +5,7 @@ use tch::{Device, Tensor};
 use super::GenerateError;
 use super::noise::StepNoise;
 use super::sampler::{Context, Sampler};
+use super::tensor_sampler::draw_tensors;
 use crate::model::Inference;
 
 /// A token as it was drawn.
@@ -17,8 +18,8 @@ pub(super) struct Token {
 
 /// Draws one token for each row of `hidden`, `[rows, hidden]`.
 ///
-/// On the CPU, draws that no filter touches are made for all rows together; others one row after the other. A row's token
-/// is the same either way.
+/// On a device, all rows are drawn there together. On the CPU, draws that no filter touches are made for all rows together
+/// by a kernel; others one row after the other. A row's token is the same either way.
 pub(super) fn draw(
     model: &Inference<'_>,
     hidden: &Tensor,
@@ -27,10 +28,13 @@ pub(super) fn draw(
     noise: &[StepNoise],
 ) -> Result<Vec<Token>, GenerateError> {
     let vocabulary = model.config().vocab_size as usize;
-    if model.device() == Device::Cpu && sampler.is_plain(vocabulary) {
+    if model.device() != Device::Cpu {
+        return draw_tensors(&model.logits(hidden), sampler.sampling(), contexts, noise);
+    }
+    if sampler.is_plain(vocabulary) {
         return draw_together(&model.logits_by_token(hidden)?, sampler, contexts, noise);
     }
-    draw_each(&model.logits(hidden).to_device(Device::Cpu).contiguous(), sampler, contexts, noise)
+    draw_each(&model.logits(hidden).contiguous(), sampler, contexts, noise)
 }
 
 /// `logits`: `[vocab, rows]`, which are changed.
@@ -42,7 +46,7 @@ fn draw_together(
 ) -> Result<Vec<Token>, GenerateError> {
     let forbidden = forbid_ends(logits, sampler, contexts)?;
     let keys: Vec<u64> = noise.iter().map(|noise| noise.key()).collect();
-    let drawn = foil_c10d::draw_tokens(logits, &keys, sampler.temperature())?;
+    let drawn = foil_c10d::draw_tokens(logits, &keys, sampler.sampling().temperature)?;
     let token = |(drawn, forbidden): (&foil_c10d::Drawn, &f64)| Token {
         id: drawn.token,
         log_prob: (f64::from(drawn.logit) - log_add_exp(drawn.normaliser, *forbidden)) as f32,
@@ -51,7 +55,7 @@ fn draw_together(
 }
 
 /// `logits`: `[rows, vocab]`, fp32, contiguous, in host memory.
-fn draw_each(
+pub(super) fn draw_each(
     logits: &Tensor,
     sampler: &mut Sampler<'_>,
     contexts: &[Context<'_>],

@@ -8,6 +8,7 @@ mod draw;
 mod engine;
 pub mod noise;
 pub mod sampler;
+mod tensor_sampler;
 
 pub use engine::{Answering, GenerateError, GenerateRequest, Generated, Generation, Work, generate};
 pub use noise::NoiseKey;

@@ -1,5 +1,7 @@
 //! Random numbers addressed by what they are for, so that no order of work can change them.
 
+use tch::{Device, Kind, Tensor};
+
 /// What a job draws samples for; two purposes of one round never share noise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoiseKey {
@@ -55,20 +57,47 @@ impl StepNoise {
     /// 1 − u in (0, 1), of 53 random bits, for u uniform. Its logarithm's counterpart −ln(u) is what [`super::sampler`] races.
     #[inline]
     pub fn complement(self, token: usize) -> f64 {
-        const UNIT: f64 = 1.0 / (1_u64 << 53) as f64;
         let bits = mix(self.key.wrapping_add((token as u64 + 1).wrapping_mul(GOLDEN_GAMMA))) >> 11;
         (bits as f64 + 0.5) * UNIT
     }
 }
 
+/// [`StepNoise::complement`] of each row's noise for the first `vocabulary` token ids, `[rows, vocabulary]`, fp64.
+pub(super) fn complements(noise: &[StepNoise], vocabulary: i64, device: Device) -> Tensor {
+    let keys: Vec<i64> = noise.iter().map(|noise| noise.key.cast_signed()).collect();
+    let keys = Tensor::from_slice(&keys).to_device(device).unsqueeze(1);
+    let tokens = Tensor::arange_start(1, vocabulary + 1, (Kind::Int64, device));
+    let bits = shift_right(&mix_tensor(&(keys + tokens * GOLDEN_GAMMA.cast_signed())), 11);
+    (bits.to_kind(Kind::Double) + 0.5) * UNIT
+}
+
+/// [`mix`] of each number; signed multiplication wraps to the same bits.
+fn mix_tensor(numbers: &Tensor) -> Tensor {
+    let folded = |z: &Tensor, by: i64| z.bitwise_xor_tensor(&shift_right(z, by));
+    let z = folded(numbers, 30) * MIX_1.cast_signed();
+    let z = folded(&z, 27) * MIX_2.cast_signed();
+    folded(&z, 31)
+}
+
+/// Fills with zeros from the left, as shifts of unsigned numbers do.
+fn shift_right(numbers: &Tensor, by: i64) -> Tensor {
+    numbers.bitwise_right_shift_tensor_scalar(by).bitwise_and(i64::MAX >> (by - 1))
+}
+
 /// SplitMix64's increment (Steele, Lea, Flood 2014); with [`mix`] a stream at any position costs one step.
 const GOLDEN_GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Its multipliers.
+const MIX_1: u64 = 0xBF58_476D_1CE4_E5B9;
+const MIX_2: u64 = 0x94D0_49BB_1331_11EB;
+/// The weight of the lowest of 53 bits.
+const UNIT: f64 = 1.0 / (1_u64 << 53) as f64;
 
 /// SplitMix64's output function.
 #[inline]
 fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z = (z ^ (z >> 30)).wrapping_mul(MIX_1);
+    z = (z ^ (z >> 27)).wrapping_mul(MIX_2);
     z ^ (z >> 31)
 }
 
@@ -97,6 +126,15 @@ mod tests {
             at(&key(), 1, 2, 3, 5),
         ];
         assert!(others.iter().all(|other| *other != base));
+    }
+
+    #[test]
+    fn a_tensor_of_noise_holds_the_same_numbers() {
+        let noise: Vec<_> = (0..40).map(|index| key().sample(3, index).step(index as usize)).collect();
+        let tensor = complements(&noise, 700, Device::Cpu);
+        let numbers = Vec::<f64>::try_from(tensor.view(-1)).unwrap();
+        let expected = noise.iter().flat_map(|noise| (0..700).map(|token| noise.complement(token)));
+        assert!(numbers.into_iter().eq(expected));
     }
 
     #[test]

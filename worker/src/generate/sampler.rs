@@ -57,8 +57,8 @@ impl<'a> Sampler<'a> {
             && (self.sampling.temperature == 0.0 || !self.filters(vocabulary))
     }
 
-    pub(super) fn temperature(&self) -> f64 {
-        self.sampling.temperature
+    pub(super) fn sampling(&self) -> &'a Sampling {
+        self.sampling
     }
 
     /// Whether an answer of `length` tokens may not end yet.
