@@ -8,6 +8,7 @@ mod interface;
 mod leader;
 mod link;
 mod output;
+mod parting;
 mod process;
 mod ranks;
 mod spawner;
@@ -38,11 +39,6 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const FENCE: Duration = Duration::from_secs(60);
 /// Between two looks at whether the parent still lives.
 const PARENT_CHECK: Duration = Duration::from_millis(500);
-/// For ranks to be reaped after SIGKILL when the agent stops.
-const REAP_LIMIT: Duration = Duration::from_secs(10);
-/// For the coordinator to take the last messages.
-const PARTING: Duration = Duration::from_secs(1);
-
 /// What an agent is started with.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -173,28 +169,8 @@ impl Agent {
                 },
             }
         };
-        if matches!(end, Ok(AgentEnd::Stopped)) {
-            self.ask_ranks(&mut heard, &mut ended).await;
-        }
-        self.stop_ranks(&mut ended).await;
-        self.part(&mut heard).await;
+        self.leave(matches!(end, Ok(AgentEnd::Stopped)), &mut heard, &mut ended).await;
         end
-    }
-
-    /// Lets what was told reach the coordinator: how ranks ended must not be lost with this process.
-    async fn part(&mut self, heard: &mut mpsc::Receiver<LinkEvent>) {
-        if self.stream.take().is_none() {
-            return;
-        }
-        let closed = async {
-            while let Some(event) = heard.recv().await {
-                if matches!(event, LinkEvent::Down | LinkEvent::Refused(_)) {
-                    return;
-                }
-            }
-        };
-        // A coordinator that does not answer is not waited for.
-        let _ = tokio::time::timeout(PARTING, closed).await;
     }
 
     /// Answers whether the heartbeat's period may have changed.
@@ -351,48 +327,6 @@ impl Agent {
     fn is_orphaned(&self) -> bool {
         self.options.parent_pid.is_some_and(|parent| !is_child_of(parent))
     }
-
-    /// Gives ranks time to keep what they have done, heartbeats going on meanwhile.
-    async fn ask_ranks(
-        &mut self,
-        heard: &mut mpsc::Receiver<LinkEvent>,
-        ended: &mut mpsc::UnboundedReceiver<v1::RankExited>,
-    ) {
-        self.ranks.terminate_all();
-        let limit = Instant::now() + self.options.grace;
-        let mut beat = steady(self.heartbeat);
-        while !self.ranks.is_empty() {
-            tokio::select! {
-                Some(exit) = ended.recv() => self.rank_ended(exit),
-                // What is not started here any more is started elsewhere once this agent is gone.
-                Some(event) = heard.recv() => if !is_start(&event) { self.hear(event).await; },
-                _ = beat.tick() => self.beat(),
-                () = sleep_until(limit) => {
-                    tracing::warn!(ranks = self.ranks.len(), "the grace period is over");
-                    break;
-                }
-            }
-        }
-    }
-
-    async fn stop_ranks(&mut self, ended: &mut mpsc::UnboundedReceiver<v1::RankExited>) {
-        self.ranks.stop_all();
-        let limit = Instant::now() + REAP_LIMIT;
-        while !self.ranks.is_empty() {
-            tokio::select! {
-                Some(exit) = ended.recv() => self.rank_ended(exit),
-                () = sleep_until(limit) => break,
-            }
-        }
-    }
-}
-
-fn is_start(event: &LinkEvent) -> bool {
-    let command = match event {
-        LinkEvent::Command(command) => command.command.as_ref(),
-        LinkEvent::Up(_) | LinkEvent::Down | LinkEvent::Refused(_) => None,
-    };
-    matches!(command, Some(Command::StartRank(_)))
 }
 
 /// Whether the process `parent` is still this process's parent.
