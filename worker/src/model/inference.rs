@@ -25,7 +25,7 @@ impl<'m> Inference<'m> {
         rows: usize,
     ) -> Result<Self, ModelError> {
         tch::no_grad(|| {
-            let weights = model.decoder().cast(model.parameters(), model.adapter(), precision);
+            let weights = model.weights(precision);
             Ok(Self {
                 model,
                 weights: weights.packed(rows as i64)?,
@@ -117,6 +117,6 @@ impl<'m> Inference<'m> {
     }
 
     fn decoder(&self) -> &Decoder {
-        self.model.decoder()
+        &self.model.decoder
     }
 }

@@ -2,41 +2,34 @@
 
 use std::path::Path;
 
-use foil_common::spec::Lora;
 use tch::{Device, Tensor};
 
-use super::adapter::Adapter;
-use super::decoder::Decoder;
+use super::headed::{Head, Model};
 use super::layer::linear;
 use super::parameters::SCORE;
 use super::{
     DecoderConfig, HeadKind, LanguageModel, ModelError, PackedBatch, Parameters, Precision, SaveDtype,
 };
 
-/// A decoder that gives one score per sequence, read at its last real token.
+/// A decoder that gives one score per sequence, read at its last real token: `…ForSequenceClassification` with one label.
 ///
-/// The same as transformers' `…ForSequenceClassification` with one label, except that the last token is known by
-/// length. transformers looks for the last token that is not `pad_token_id`, hence the care in [`RewardModel::save`].
+/// The same as transformers' class, except that the last token is known by length. transformers looks for the last token
+/// that is not `pad_token_id`, hence the care in [`RewardModel::save`].
+pub type RewardModel = Model<Score>;
+
+/// The head of a [`RewardModel`].
 #[derive(Debug)]
-pub struct RewardModel {
-    config: DecoderConfig,
-    parameters: Parameters,
-    adapter: Option<Adapter>,
-    decoder: Decoder,
-    device: Device,
+pub struct Score;
+
+impl Head for Score {
+    const KIND: HeadKind = HeadKind::Reward;
+
+    fn trained_whole(parameters: &Parameters) -> Option<&Tensor> {
+        parameters.get(SCORE)
+    }
 }
 
 impl RewardModel {
-    /// Reads a Hugging Face directory of a `…ForSequenceClassification` model with one label.
-    ///
-    /// # Errors
-    /// Anything in config.json or in the checkpoint that does not make this model, by name.
-    pub fn load(dir: &Path, device: Device) -> Result<Self, ModelError> {
-        let config = DecoderConfig::load(dir)?;
-        let parameters = Parameters::load(dir, &config, HeadKind::Reward, device)?;
-        Ok(Self::new(config, parameters, device))
-    }
-
     /// Reads a `…ForCausalLM` directory and puts a fresh head on it: N(0, 0.1/√hidden), drawn from `seed`.
     ///
     /// # Errors
@@ -47,62 +40,8 @@ impl RewardModel {
 
     /// Takes over a language model's decoder, with a fresh head drawn from `seed`.
     pub fn with_fresh_head(model: LanguageModel, seed: u64) -> Self {
-        let (config, parameters, decoder, device) = model.into_parts();
-        let parameters = parameters.with_fresh_head(&config, seed);
-        Self { config, parameters, adapter: None, decoder, device }
-    }
-
-    fn new(config: DecoderConfig, parameters: Parameters, device: Device) -> Self {
-        let decoder = Decoder::new(&config, device);
-        Self { config, parameters, adapter: None, decoder, device }
-    }
-
-    pub fn config(&self) -> &DecoderConfig {
-        &self.config
-    }
-
-    pub fn parameters(&self) -> &Parameters {
-        &self.parameters
-    }
-
-    pub fn parameters_mut(&mut self) -> &mut Parameters {
-        &mut self.parameters
-    }
-
-    pub fn device(&self) -> Device {
-        self.device
-    }
-
-    /// Puts fresh low-rank adapters beside the matrices, drawn from `(seed, round)`: from here on only those are
-    /// [trainable](Self::trainable), with the head.
-    pub fn adapt(&mut self, lora: &Lora, draw: (u64, u32)) {
-        self.set_adapter(Adapter::fresh(&self.config, lora, draw, Some(self.head()), self.device));
-    }
-
-    /// Puts `adapter`, which is this model's, beside the matrices, and takes over its head.
-    pub fn set_adapter(&mut self, adapter: Adapter) {
-        self.parameters.set_requires_grad(false);
-        self.adapter = Some(adapter.with_head_in(self.head()));
-    }
-
-    /// What training moves: all parameters, or those of the adapters.
-    pub fn trainable(&self) -> &Parameters {
-        self.adapter.as_ref().map_or(&self.parameters, Adapter::parameters)
-    }
-
-    /// Makes the adapters, where there are any, part of the matrices.
-    pub fn merge(&mut self) -> Option<Adapter> {
-        let adapter = self.adapter.take()?;
-        adapter.parameters().set_requires_grad(false);
-        adapter.merge_into(&self.parameters);
-        Some(adapter)
-    }
-
-    /// Whether backward computes each layer's activations again instead of keeping them.
-    #[must_use]
-    pub fn with_checkpointing(mut self, on: bool) -> Self {
-        self.decoder.checkpointing = on;
-        self
+        let parameters = model.parameters.with_fresh_head(&model.config, seed);
+        Self::new(model.config, parameters, model.device)
     }
 
     /// Scores `[sequences]`, fp32: the head on the hidden state of each sequence's last token.
@@ -113,7 +52,7 @@ impl RewardModel {
     /// # Panics
     /// A token id outside the vocabulary; memory that runs out.
     pub fn scores(&self, batch: &PackedBatch, precision: Precision) -> Result<Tensor, ModelError> {
-        let weights = self.decoder.cast(&self.parameters, self.adapter.as_ref(), precision);
+        let weights = self.weights(precision);
         let last = self.decoder.residual(&weights, batch, &batch.last_rows())?;
         let hidden = self.decoder.finish_fp32(&weights, &last)?; // [sequences, hidden]
         Ok(linear(&hidden, self.head(), None).squeeze_dim(1))
@@ -125,15 +64,7 @@ impl RewardModel {
     }
 
     fn head(&self) -> &Tensor {
-        match self.parameters.get(SCORE) {
-            Some(head) => head,
-            None => unreachable!("a reward model was built without its parameter {SCORE}"),
-        }
-    }
-
-    /// A deep copy of the parameters, without adapters and gradients.
-    pub fn copy(&self) -> Self {
-        Self::new(self.config.clone(), self.parameters.copy(), self.device)
+        self.expect(SCORE)
     }
 
     /// Writes config.json and model.safetensors into `dir`, which is made where it is missing.
