@@ -10,5 +10,8 @@ mod shape;
 mod tests;
 
 pub use activations::{Batch, CHUNK_LOGITS, Compute, Loss, Pass};
-pub use phase::{Adapters, Decoding, Estimate, Model, Training, evaluating, generating, reading, training};
+pub use phase::{
+    Adapters, DRAWN_LOGITS, Decoding, Estimate, Model, Training, drawing, evaluating, generating, reading,
+    training,
+};
 pub use shape::{Head, ModelShape, ShapeError};

@@ -10,6 +10,12 @@ const F32: u64 = 4;
 /// Most tokens of the prompts that generation reads at a time, where more than one is read.
 const PREFILL_TOKENS: u64 = 8192;
 
+/// Most logits from which the worker draws tokens at once, where it draws by tensor operations.
+pub const DRAWN_LOGITS: u64 = 1 << 23;
+
+/// Tensors of so many fp64 or int64 numbers that such a draw holds at its worst moment.
+const DRAW_TENSORS: u64 = 8;
+
 /// What a process takes of a GPU beside tensors: CUDA's context and kernels, cuBLAS's workspace, NCCL's channels, and what the
 /// allocator loses between blocks. A rule of thumb; 1.5 GiB.
 const CUDA_RESERVE: u64 = 3 << 29;
@@ -111,6 +117,11 @@ impl Model<'_> {
     }
 }
 
+/// The draw of tokens by tensor operations, from so many logits.
+pub fn drawing(logits: u64) -> u64 {
+    DRAW_TENSORS * 8 * logits.min(DRAWN_LOGITS)
+}
+
 /// Generation by `policy`.
 pub fn generating(policy: &ModelShape, decoding: Decoding, compute: Compute) -> Estimate {
     let Decoding { slots, prompt, answer } = decoding;
@@ -135,7 +146,10 @@ pub fn generating(policy: &ModelShape, decoding: Decoding, compute: Compute) -> 
         copies: cast,
         logits,
         kv_cache,
-        working: prefill.max(moving),
+        working: prefill.max(moving).max(match compute.device {
+            DeviceKind::Cpu => 0,
+            DeviceKind::Cuda => drawing(slots * vocabulary),
+        }),
         ..Estimate::of(Model { shape: policy, head: Head::Language }.weights(), compute)
     }
 }

@@ -1,6 +1,7 @@
 //! The sampler of [`super::sampler`] in tensor operations, all rows at once: where logits lie on a device, nothing but
 //! the drawn tokens and their log-probabilities crosses to the host.
 
+use foil_common::memory::DRAWN_LOGITS;
 use foil_common::spec::Sampling;
 use tch::{Kind, Tensor};
 
@@ -8,9 +9,6 @@ use super::GenerateError;
 use super::draw::Token;
 use super::noise::{StepNoise, complements};
 use super::sampler::Context;
-
-/// Most logits that are worked on at once: some ten fp64 tensors of this size live at a time.
-const MOST_LOGITS: usize = 1 << 23;
 
 /// Draws one token for each row. `logits`: `[rows, vocab]`, fp32.
 ///
@@ -22,7 +20,7 @@ pub(super) fn draw_tensors(
     noise: &[StepNoise],
 ) -> Result<Vec<Token>, GenerateError> {
     let vocabulary = logits.size()[1].max(1) as usize;
-    let rows = (MOST_LOGITS / vocabulary).max(1);
+    let rows = (DRAWN_LOGITS as usize / vocabulary).max(1);
     let mut drawn = Vec::with_capacity(contexts.len());
     for (part, (contexts, noise)) in contexts.chunks(rows).zip(noise.chunks(rows)).enumerate() {
         let logits = logits.narrow(0, (part * rows) as i64, contexts.len() as i64);
@@ -116,6 +114,7 @@ fn keep_top_p(weights: Tensor, p: f64) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use foil_common::memory::drawing;
     use foil_common::spec::Sampling;
     use tch::{Device, Kind, Tensor};
 
@@ -171,6 +170,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_draw_takes_no_more_memory_than_is_foretold() {
+        let sampling = Sampling { top_k: 900, top_p: 0.9, ..Sampling::default() };
+        let logits = logits();
+        let noise = NoiseKey { seed: 7, round: 1, purpose: "test".to_owned() };
+        let noise: Vec<_> = (0..ROWS as u32).map(|row| noise.sample(2, row).step(0)).collect();
+        let contexts = [Context { prompt: &[], answer: &[], eos: &[] }; ROWS];
+        let memory = foil_c10d::CpuMemory::count().unwrap();
+        draw_tensors(&logits, &sampling, &contexts, &noise).unwrap();
+        let (peak, foretold) = (memory.peak(), drawing(logits.numel() as u64));
+        assert!(peak <= foretold && peak * 10 >= foretold * 7, "{peak} of {foretold} bytes");
     }
 
     #[test]
