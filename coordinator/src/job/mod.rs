@@ -18,5 +18,5 @@ pub use event::{
     Cause, CauseClass, Change, ChunkDone, Committed, Detail, Event, Outcome, RankStarted, Submitted,
 };
 pub use fold::fold;
-pub use state::{JobState, Life, StateError};
+pub use state::{ATTEMPTS_WITHOUT_COMMIT, JobState, Life, StateError};
 pub use sweep::Sweep;

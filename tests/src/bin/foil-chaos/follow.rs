@@ -88,6 +88,20 @@ impl Follower {
         later.filter(|(_, event)| is_progress(event)).map(|(at, _)| *at).next()
     }
 
+    /// Attempts that were begun again since the last commit.
+    pub(crate) fn fruitless_attempts(&self) -> u32 {
+        let told = self.told();
+        let (mut latest, mut at_commit) = (1, 1);
+        for (_, event) in &told.events {
+            match &event.event {
+                Some(Event::PhaseStarted(started)) => latest = started.attempt,
+                Some(Event::PhaseCommitted(_) | Event::CheckpointCommitted(_)) => at_commit = latest,
+                _ => {}
+            }
+        }
+        latest.saturating_sub(at_commit)
+    }
+
     pub(crate) fn has_checkpoint(&self) -> bool {
         let told = self.told();
         told.events.iter().any(|(_, event)| matches!(event.event, Some(Event::CheckpointCommitted(_))))

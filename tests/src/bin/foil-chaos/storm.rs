@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use foil_coordinator::job::ATTEMPTS_WITHOUT_COMMIT;
 
 use super::Args;
 use super::audit;
@@ -17,6 +18,8 @@ use super::world::{Quiet, World};
 const PAUSES: std::ops::Range<u64> = 200..2500;
 /// What was on its way when a process died is no sign that the job goes on.
 const ECHO: Duration = Duration::from_millis(300);
+/// That may end without a commit before a job is given up.
+const ATTEMPTS: u32 = ATTEMPTS_WITHOUT_COMMIT as u32;
 /// For a job to go on after a trouble, and for it to end.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -28,6 +31,10 @@ pub(super) fn run(args: &Args, hosts: &Hosts, quiet: &Quiet, tally: &mut Tally) 
         let follower = Follower::start(world.urls(), world.submit()?);
         while follower.verdict().is_none() && tally.troubles() < args.kills {
             thread::sleep(Duration::from_millis(random.u64(PAUSES)));
+            // A job that is struck once more without progress is rightly ended as a poison job.
+            while follower.fruitless_attempts() + 1 >= ATTEMPTS && follower.verdict().is_none() {
+                thread::sleep(Duration::from_millis(20));
+            }
             if follower.verdict().is_some() {
                 break;
             }
