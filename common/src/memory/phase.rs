@@ -117,7 +117,7 @@ impl Model<'_> {
     }
 }
 
-/// The draw of tokens by tensor operations, from so many logits.
+/// Bytes that the draw of tokens by tensor operations takes beside so many logits.
 pub fn drawing(logits: u64) -> u64 {
     DRAW_TENSORS * 8 * logits.min(DRAWN_LOGITS)
 }

@@ -41,7 +41,10 @@ impl RewardModel {
     /// Takes over a language model's decoder, with a fresh head drawn from `seed`.
     pub fn with_fresh_head(model: LanguageModel, seed: u64) -> Self {
         let parameters = model.parameters.with_fresh_head(&model.config, seed);
-        Self::new(model.config, parameters, model.device)
+        let mut judge = Self::new(model.config, parameters, model.device);
+        // With what was chosen for it, such as whether activations are kept.
+        judge.decoder = model.decoder;
+        judge
     }
 
     /// Scores `[sequences]`, fp32: the head on the hidden state of each sequence's last token.
