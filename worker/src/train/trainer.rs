@@ -63,9 +63,10 @@ impl<'a> Trainer<'a> {
         Share { rank: self.gang.rank(), world: self.gang.world() }
     }
 
-    /// Lets the reducer lay out its buckets, with two discarded backward passes over this rank's first micro-batch:
+    /// Lets the reducer lay out its buckets, with two discarded backward passes over the shortest of this rank's rows:
     /// the layout decides the order of the ranks' sums, so it has to be there before the first real step. The
-    /// layout follows rank 0, which always has rows. Does nothing in a gang of one.
+    /// layout follows rank 0, which always has rows, and the order in which backward reaches parameters, which is that of
+    /// any batch. Does nothing in a gang of one.
     ///
     /// # Errors
     /// Those of the objective and of the reducer.
@@ -74,8 +75,10 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         let parameters = &self.parameters;
-        self.update.warm_up(|| match plan.micro_batches.first() {
-            Some(rows) => Ok(objective.part(rows)?.loss),
+        let rows = plan.micro_batches.iter().flatten().copied();
+        let shortest = rows.min_by_key(|&row| objective.shape(row).cost);
+        self.update.warm_up(|| match shortest {
+            Some(row) => Ok(objective.part(&[row])?.loss),
             None => Ok(foil_c10d::touch(parameters)),
         })
     }
