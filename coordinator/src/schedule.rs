@@ -31,7 +31,7 @@ pub use ranks::Slot;
 /// Deadlines of an attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
-    /// From the command to start a process to its hello.
+    /// From the command to start a process to its hello, or the job's own limit for silence where that is shorter.
     pub start: Duration,
     /// From the command to stop a process to the agent's word that it is dead.
     pub reaping: Duration,
@@ -236,7 +236,7 @@ impl Run {
         if self.closing.is_none() && self.phase != state.committed.len() {
             self.enter(state, now);
         }
-        self.overdue_processes(now, &mut decision);
+        self.overdue_processes(state, now, &mut decision);
         if self.closing.is_some() {
             self.close(now, &mut decision);
             return decision;

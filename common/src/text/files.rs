@@ -4,6 +4,16 @@ use super::TextError;
 use serde_json::Value;
 use std::path::Path;
 
+/// The files of a model directory that [`ModelText::read`] reads, where they are there.
+pub const TEXT_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
 /// The text side of a Hugging Face model directory, read but not yet understood.
 #[derive(Clone, Debug, Default)]
 pub struct ModelText {

@@ -16,7 +16,7 @@ mod tests;
 
 pub use encoder::{Encoder, TextStream};
 pub use error::TextError;
-pub use files::ModelText;
+pub use files::{ModelText, TEXT_FILES};
 
 /// An answer: a text that is still to be encoded, or the tokens a model wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

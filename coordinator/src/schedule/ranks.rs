@@ -230,14 +230,16 @@ impl Run {
         *slot = Slot::Vacant;
     }
 
-    /// Processes that never said hello, and those whose death nobody reported.
-    pub(super) fn overdue_processes(&mut self, now: Now, out: &mut Decision) {
+    /// Processes that never said hello, and those whose death nobody reported. A job that bears no silence of its ranks for
+    /// longer bears none at their start.
+    pub(super) fn overdue_processes(&mut self, state: &JobState, now: Now, out: &mut Decision) {
+        let patience = self.deadlines.start.min(state.spec.resources.hang_timeout);
         for rank in 0..self.slots.len() {
             match self.slots.get(rank) {
                 // Its agent's silence will end it.
                 Some(slot) if slot.process().is_some_and(|process| process.unseen) => {}
-                Some(Slot::Starting { since, .. }) if now.since(*since) >= self.deadlines.start => {
-                    let sign = Sign::NotStarted(self.deadlines.start);
+                Some(Slot::Starting { since, .. }) if now.since(*since) >= patience => {
+                    let sign = Sign::NotStarted(patience);
                     self.lose(rank, sign, now, out);
                 }
                 Some(Slot::Down { since, .. }) if now.since(*since) >= self.deadlines.reaping => {

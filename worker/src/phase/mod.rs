@@ -39,7 +39,7 @@ use foil_proto::v1::task::Work;
 use tch::Device;
 
 use self::error::need;
-use self::models::{Judge, Loader, Models, Policy};
+use self::models::{Encoders, Judge, Loader, Models, Policy};
 use self::rows::Span;
 use crate::model::Precision;
 use crate::rank::cache::Cache;
@@ -67,6 +67,7 @@ pub struct Bench {
     seat: Seat,
     cache: Cache,
     models: Models,
+    encoders: Encoders,
     reports: Reporter,
     /// The phase whose models are resident.
     phase: String,
@@ -98,7 +99,15 @@ impl Chunk {
 
 impl Bench {
     pub fn new(job: spec::Job, seat: Seat, cache: Cache, reports: Reporter) -> Self {
-        Self { job, seat, cache, models: Models::default(), reports, phase: String::new() }
+        Self {
+            job,
+            seat,
+            cache,
+            models: Models::default(),
+            encoders: Encoders::default(),
+            reports,
+            phase: String::new(),
+        }
     }
 
     pub fn reports(&self) -> &Reporter {
@@ -194,8 +203,8 @@ impl Bench {
     }
 
     fn loader_and_models(&mut self) -> (Loader<'_>, &mut Models) {
-        let Self { job, seat, cache, models, reports, .. } = self;
-        (Loader { job, device: seat.device, cache, reports }, models)
+        let Self { job, seat, cache, models, encoders, reports, .. } = self;
+        (Loader { job, device: seat.device, cache, encoders, reports }, models)
     }
 
     fn precision(&self) -> Precision {

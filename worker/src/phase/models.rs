@@ -1,13 +1,13 @@
 //! Models that stay on the device between tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 
 use foil_common::spec;
 use foil_common::stage::Stage;
-use foil_common::text::Encoder;
+use foil_common::text::{Encoder, TEXT_FILES, TextError};
 use foil_proto::v1;
 use tch::Device;
 
@@ -20,7 +20,7 @@ use foil_common::failpoint;
 /// A model with the encoder of its own directory.
 pub(super) struct Loaded<M> {
     pub(super) model: M,
-    pub(super) encoder: Encoder,
+    pub(super) encoder: Rc<Encoder>,
     /// Hex BLAKE3 of its tokenizer.json.
     pub(super) tokenizer: String,
 }
@@ -38,7 +38,7 @@ pub(super) struct Models {
 impl Models {
     /// Frees all models but those of `needed`.
     pub(super) fn keep_only(&mut self, needed: &[&v1::Artifact]) {
-        let needed: Vec<String> = needed.iter().map(|artifact| fingerprint(artifact)).collect();
+        let needed: Vec<String> = needed.iter().map(|artifact| fingerprint(&artifact.objects)).collect();
         self.policies.retain(|content, _| needed.contains(content));
         self.judges.retain(|content, _| needed.contains(content));
     }
@@ -48,7 +48,7 @@ impl Models {
         loader: &mut Loader<'_>,
         artifact: &v1::Artifact,
     ) -> Result<Rc<Policy>, PhaseError> {
-        let content = fingerprint(artifact);
+        let content = fingerprint(&artifact.objects);
         if let Some(resident) = self.policies.get(&content) {
             return Ok(Rc::clone(resident));
         }
@@ -62,7 +62,7 @@ impl Models {
         loader: &mut Loader<'_>,
         artifact: &v1::Artifact,
     ) -> Result<Rc<Judge>, PhaseError> {
-        let content = fingerprint(artifact);
+        let content = fingerprint(&artifact.objects);
         if let Some(resident) = self.judges.get(&content) {
             return Ok(Rc::clone(resident));
         }
@@ -72,11 +72,41 @@ impl Models {
     }
 }
 
+/// The encoders used last, by the content of the files they were read from: models come and go with phases, most of them
+/// with the same tokenizer, and a large vocabulary takes a second to read.
+#[derive(Default)]
+pub(super) struct Encoders(VecDeque<(String, Rc<Encoder>)>);
+
+impl Encoders {
+    /// A policy, a reward model, and the models that those came from.
+    const KEPT: usize = 4;
+
+    /// The encoder of an artifact that lies in `dir`.
+    pub(super) fn of(
+        &mut self,
+        artifact: &v1::Artifact,
+        dir: &Path,
+        text: &spec::Text,
+    ) -> Result<Rc<Encoder>, TextError> {
+        let read = artifact.objects.iter().filter(|object| TEXT_FILES.contains(&object.path.as_str()));
+        let content = fingerprint(read);
+        let known = self.0.iter().position(|(known, _)| *known == content);
+        let encoder = match known.and_then(|index| self.0.remove(index)) {
+            Some((_, encoder)) => encoder,
+            None => Rc::new(Encoder::load(dir, text)?),
+        };
+        self.0.push_front((content, Rc::clone(&encoder)));
+        self.0.truncate(Self::KEPT);
+        Ok(encoder)
+    }
+}
+
 /// Reads models from their artifacts.
 pub(super) struct Loader<'a> {
     pub(super) job: &'a spec::Job,
     pub(super) device: Device,
     pub(super) cache: &'a mut Cache,
+    pub(super) encoders: &'a mut Encoders,
     pub(super) reports: &'a Reporter,
 }
 
@@ -119,8 +149,8 @@ impl Loader<'_> {
         let bytes = artifact.objects.iter().map(|object| object.size).sum();
         let (encoder, model) = self.reports.reading(Stage::Loading, bytes, || {
             failpoint::hit("phase.load")?;
-            let encoder = Encoder::load(&dir, &self.job.text)
-                .map_err(|source| PhaseError::Text { artifact: name(), source })?;
+            let encoder = self.encoders.of(artifact, &dir, &self.job.text);
+            let encoder = encoder.map_err(|source| PhaseError::Text { artifact: name(), source })?;
             let model = read(&dir).map_err(|source| PhaseError::Model { artifact: name(), source })?;
             Ok::<_, PhaseError>((encoder, model))
         })?;

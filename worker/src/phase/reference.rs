@@ -54,7 +54,7 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Res
 
 /// Two names of one policy.
 fn same(one: &Option<v1::Artifact>, other: &Option<v1::Artifact>) -> bool {
-    matches!((one, other), (Some(a), Some(b)) if fingerprint(a) == fingerprint(b))
+    matches!((one, other), (Some(a), Some(b)) if fingerprint(&a.objects) == fingerprint(&b.objects))
 }
 
 /// Of each answer read, one prompt's after another's, log p of its tokens under `policy`; `None` where there is none.

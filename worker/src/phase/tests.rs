@@ -378,3 +378,21 @@ fn two_ranks_meet_train_and_end_with_the_same_parameters() {
     assert_eq!((results[0].objects.len(), results[1].objects.len()), (2, 0));
     assert_eq!(results[0].objects[1].key, "a1/model.safetensors");
 }
+
+#[test]
+fn models_of_the_same_text_files_share_an_encoder() {
+    let mut game = Game::new(letters_job());
+    let start = game.start_model();
+    let mut trained = start.clone();
+    trained.objects.push(game.objects.put("weights", b"weights", "model.safetensors"));
+    let mut other = start.clone();
+    let config = br#"{"bos_token": "<s>", "eos_token": "</s>"}"#;
+    other.objects[2] = game.objects.put("other", config, "tokenizer_config.json");
+    let Bench { cache, encoders, job, .. } = &mut game.bench;
+    let [start, trained, other] = [start, trained, other].map(|artifact| {
+        let dir = cache.directory(&artifact).unwrap();
+        encoders.of(&artifact, &dir, &job.text).unwrap()
+    });
+    assert!(Rc::ptr_eq(&start, &trained));
+    assert!(!Rc::ptr_eq(&start, &other));
+}

@@ -49,6 +49,24 @@ fn processes_that_never_connect_are_replaced_and_then_given_up() {
 }
 
 #[test]
+fn a_process_that_never_connects_gets_no_longer_than_a_silent_rank() {
+    let mut bench = Bench::new(index_of("r01.policy.score"));
+    bench.state.spec.resources.hang_timeout = Duration::from_secs(10);
+    bench.exit(0, killed(9));
+    let place = Place { agent: "a".into(), device: "cpu:0".into() };
+    let (session, _) = bench.run.fill(0, place, bench.now);
+    let stopped = |bench: &Bench| {
+        let stops =
+            |effect: &Effect| matches!(effect, Effect::Stop { session: stopped, .. } if *stopped == session);
+        bench.effects.iter().any(stops)
+    };
+    bench.pass(9.0);
+    assert!(!stopped(&bench));
+    bench.pass(1.0);
+    assert!(stopped(&bench));
+}
+
+#[test]
 fn words_that_do_not_fit_are_refused() {
     let mut bench = Bench::new(index_of("r01.reward.generate"));
     let Message::Chunk(good) = bench.result(0, "h0") else { panic!() };
