@@ -18,6 +18,11 @@ pub const DATA_BYTES: usize = 1 << 20;
 /// Largest message either side takes: data and what is around it.
 pub const MESSAGE_BYTES: usize = DATA_BYTES + (64 << 10);
 
+/// Bytes on their way on one stream, and on one connection, at either side: more than a message or two, or each message's
+/// last bytes wait until its first ones are read.
+pub const STREAM_WINDOW: u32 = 4 << 20;
+pub const CONNECTION_WINDOW: u32 = 16 << 20;
+
 /// How long a unary call may take where its caller knows no better.
 pub const UNARY_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -58,8 +63,8 @@ fn channel(url: &str) -> Result<Channel, ConnectError> {
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .connect_lazy())
 }
 

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::future::Future;
+use std::io::{self, SeekFrom};
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,9 +14,12 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutOptions, PutPayload,
 };
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::{Mutex, MutexGuard};
+use tokio_util::io::ReaderStream;
 use ulid::Ulid;
 
 use super::health::Health;
@@ -30,6 +34,32 @@ pub enum Put {
     Created,
     /// The key is taken. After a reply was lost it may be this writer's own: who must know reads it back.
     Exists,
+}
+
+/// Read at once from a file.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// The bytes of an answer. object_store itself reads files in pieces of 8 KiB, each by another thread.
+fn large_chunks(answer: GetResult) -> BoxStream<'static, object_store::Result<Bytes>> {
+    let range = answer.range.clone();
+    match answer.payload {
+        GetResultPayload::File(file, path) => {
+            let fail = move |source: io::Error| object_store::Error::Generic {
+                store: "LocalFileSystem",
+                source: format!("{}: {source}", path.display()).into(),
+            };
+            let chunks = async move {
+                let mut file = tokio::fs::File::from_std(file);
+                file.seek(SeekFrom::Start(range.start)).await?;
+                Ok::<_, io::Error>(ReaderStream::with_capacity(
+                    file.take(range.end - range.start),
+                    CHUNK_BYTES,
+                ))
+            };
+            futures::stream::once(chunks).try_flatten().map_err(fail).boxed()
+        }
+        GetResultPayload::Stream(bytes) => bytes,
+    }
 }
 
 /// One key of a listing.
@@ -184,8 +214,7 @@ impl Store {
             })
             .await?;
         let (location, key) = (Arc::clone(&self.location), key.to_owned());
-        let stream = result
-            .into_stream()
+        let stream = large_chunks(result)
             .map_err(move |error| StoreError::from_object_store(&location, "get", &key, &error))
             .boxed();
         Ok((size, stream))

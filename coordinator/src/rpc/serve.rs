@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use foil_common::rpc::{CONNECTION_WINDOW, STREAM_WINDOW};
 use foil_common::storage::{Store, StoreError};
 use foil_proto::v1::jobs_server::JobsServer;
 use foil_proto::v1::workers_server::WorkersServer;
@@ -79,6 +80,8 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .tcp_nodelay(true)
         .add_routes(routes);
     let ended = CancellationToken::new();
