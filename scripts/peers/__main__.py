@@ -61,12 +61,13 @@ def arguments() -> argparse.Namespace:
     add("--data", type=Path, default=ROOT.parent / "shared" / "data", metavar="DIR",
         help="holds hh/, golden/ and tinystories.txt.gz (default: ../shared/data beside the checkout)")
     add("--json", type=Path, metavar="FILE", help="write every figure to this file")
-    add("--write-results", action="store_true", help="write the table to scripts/peers/RESULTS.md; not with --quick")
+    add("--write-results", action="store_true",
+        help="write the table to scripts/peers/RESULTS.md; with --only, these rows in the place of their earlier ones")
     add("--no-build", action="store_true", help="measure target/release as it is")
     add("--peers-only", action="store_true", help="neither build nor run Foil: to work on the peers")
     chosen = parser.parse_args()
-    if chosen.write_results and (chosen.quick or chosen.peers_only or chosen.only):
-        parser.error("RESULTS.md holds the full table: --write-results goes without --quick, --only and --peers-only")
+    if chosen.write_results and (chosen.quick or chosen.peers_only):
+        parser.error("RESULTS.md holds whole contests: --write-results goes without --quick and --peers-only")
     return chosen
 
 
@@ -112,7 +113,8 @@ def main() -> None:
     if chosen.json:
         report.write_json(chosen.json, table)
     if chosen.write_results:
-        report.write_results(RESULTS, table)
+        write = report.renew_results if chosen.only and RESULTS.exists() else report.write_results
+        write(RESULTS, table)
     if table.unsound:
         sys.exit(f"bench: void, failed or not held: {', '.join(table.unsound)}")
 

@@ -137,24 +137,51 @@ def describe_limits(limits: Limits) -> str:
 
 def write_results(path: Path, table: Table) -> None:
     """The last full table, for readers."""
-    warning = f" **{table.machine.warning}.**" if table.machine.warning else ""
-    parts = [
+    head = [
         "# Foil beside its peers\n",
-        f"Made by `{table.machine.command}` on {table.machine}.{warning}\n",
+        f"Made by {origin(table)}.{warning(table)}\n",
         f"Matrix products of this machine: {describe_limits(table.limits)}.\n",
         NOTES,
     ]
+    sections = [section(outcome, table) for outcome in table.outcomes]
+    left_out = [f"`{row}` was not held: {why}.\n" for row, why in table.skipped.items()]
+    path.write_text("\n".join([*head, *sections, *left_out]))
+
+
+def renew_results(path: Path, table: Table) -> None:
+    """Puts the contests held now in the place of those of an earlier table, and says of each when it was held."""
+    head, *sections = path.read_text().split("\n## ")
+    sections = {section_key(text): text for text in sections}
+    held = f"Held by itself, by {origin(table)}; matrix products: {describe_limits(table.limits)}.{warning(table)}\n"
     for outcome in table.outcomes:
-        contest = outcome.contest
-        void = "**VOID** " if outcome.void else ""
-        parts.append(f"## {void}{contest.key}\n\n{contest.title} ({contest.precision}; {turns(outcome)}).\n")
-        if contest.note:
-            parts.append(f"{contest.note[0].upper()}{contest.note[1:]}.\n")
-        for measure in contest.measures:
-            parts.append(markdown((HEADS[0], measure.unit, *HEADS[2:]), lines_of(outcome, measure, table.limits)))
-        parts.extend(f"FAILED: {failure.splitlines()[0]}\n" for failure in outcome.failures)
-    parts.extend(f"`{row}` was not held: {why}.\n" for row, why in table.skipped.items())
-    path.write_text("\n".join(parts))
+        title, rest = section(outcome, table).removeprefix("## ").split("\n", 1)
+        sections[outcome.contest.key] = f"{title}\n\n{held}{rest}"
+    path.write_text("\n## ".join([head, *(text.rstrip("\n") + "\n" for text in sections.values())]))
+
+
+def section_key(text: str) -> str:
+    """The contest whose section begins with this text."""
+    return text.split("\n", 1)[0].removeprefix("**VOID** ")
+
+
+def origin(table: Table) -> str:
+    return f"`{table.machine.command}` on {table.machine}"
+
+
+def warning(table: Table) -> str:
+    return f" **{table.machine.warning}.**" if table.machine.warning else ""
+
+
+def section(outcome: Outcome, table: Table) -> str:
+    contest = outcome.contest
+    void = "**VOID** " if outcome.void else ""
+    parts = [f"## {void}{contest.key}\n\n{contest.title} ({contest.precision}; {turns(outcome)}).\n"]
+    if contest.note:
+        parts.append(f"{contest.note[0].upper()}{contest.note[1:]}.\n")
+    for measure in contest.measures:
+        parts.append(markdown((HEADS[0], measure.unit, *HEADS[2:]), lines_of(outcome, measure, table.limits)))
+    parts.extend(f"FAILED: {failure.splitlines()[0]}\n" for failure in outcome.failures)
+    return "\n".join(parts)
 
 
 def markdown(heads: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:

@@ -157,19 +157,47 @@ pub async fn download_bytes(line: &Line, object: &v1::Object) -> Result<Bytes, T
     Ok(bytes.freeze())
 }
 
-/// Downloads an object to a file, which appears only when it is whole and right. Missing directories are made.
+/// Downloads an object to a file, which appears only when it is whole and right, and stays if the machine dies. Missing
+/// directories are made.
 pub async fn download_to_file(
     line: &Line,
     object: &v1::Object,
     path: &Path,
     moved: &Moved,
 ) -> Result<(), TransferError> {
+    download_file(line, object, path, moved, Lasting::Synced).await
+}
+
+/// The same for a file that only this process reads: it need not outlive the machine, so nobody waits for the disk.
+pub async fn download_to_cache(
+    line: &Line,
+    object: &v1::Object,
+    path: &Path,
+    moved: &Moved,
+) -> Result<(), TransferError> {
+    download_file(line, object, path, moved, Lasting::Cached).await
+}
+
+/// Whether a file is on the disk, or may be in the kernel's cache only.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasting {
+    Synced,
+    Cached,
+}
+
+async fn download_file(
+    line: &Line,
+    object: &v1::Object,
+    path: &Path,
+    moved: &Moved,
+    lasting: Lasting,
+) -> Result<(), TransferError> {
     let fail = |source| TransferError::File { path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
         tokio::fs::create_dir_all(parent).await.map_err(fail)?;
     }
     let partial = path.with_file_name(format!(".{}.{}.part", file_name(path), Ulid::new()));
-    let written = download_into(line, object, &partial, moved).await;
+    let written = download_into(line, object, &partial, moved, lasting).await;
     let placed = match written {
         Ok(()) => tokio::fs::rename(&partial, path).await.map_err(fail),
         Err(error) => Err(error),
@@ -187,6 +215,7 @@ async fn download_into(
     object: &v1::Object,
     partial: &Path,
     moved: &Moved,
+    lasting: Lasting,
 ) -> Result<(), TransferError> {
     let fail = |source| TransferError::File { path: partial.to_owned(), source };
     let mut file = File::create(partial).await.map_err(fail)?;
@@ -197,7 +226,10 @@ async fn download_into(
     })
     .await?;
     file.flush().await.map_err(fail)?;
-    file.sync_all().await.map_err(fail)
+    match lasting {
+        Lasting::Synced => file.sync_all().await.map_err(fail),
+        Lasting::Cached => Ok(()),
+    }
 }
 
 /// Feeds an object's bytes to `sink` in order, going on where a connection broke off.

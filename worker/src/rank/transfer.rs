@@ -59,7 +59,7 @@ impl Objects for Transfer {
 
     fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError> {
         let moved = self.moved(Stage::Downloading, object.size);
-        self.wait(&object.key, artifacts::download_to_file(&self.channel, object, file, &moved))
+        self.wait(&object.key, artifacts::download_to_cache(&self.channel, object, file, &moved))
     }
 
     fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError> {
