@@ -269,6 +269,29 @@ mod tests {
         });
     }
 
+    /// c10d's own barrier keeps a tensor for the whole process, which ranks in threads would free twice.
+    #[test]
+    fn ranks_in_threads_of_one_process_share_nothing() {
+        let host = Host::open(place()).unwrap();
+        let rendezvous = Rendezvous {
+            rank: 1,
+            world: 2,
+            host: host.address().to_owned(),
+            port: host.port(),
+            prefix: "threads".to_owned(),
+        };
+        let work = |gang: Gang| {
+            for _ in 0..5000 {
+                gang.barrier().unwrap();
+            }
+            gang.leave().unwrap();
+        };
+        thread::scope(|scope| {
+            scope.spawn(move || work(Gang::join(&rendezvous, &place()).unwrap()));
+            work(host.gather(2, "threads").unwrap());
+        });
+    }
+
     #[test]
     fn ranks_meet_and_add_up() {
         let host = Host::open(place()).unwrap();

@@ -246,11 +246,9 @@ void Group::reduce_scatter_sum(const at::Tensor& output, const at::Tensor& input
   inner->finish(inner->group->_reduce_scatter_base(to, from), input.device());
 }
 
-void Group::barrier() const {
-  c10d::BarrierOptions options;
-  options.device = at::Device(at::kCPU);
-  inner->group->barrier(options)->wait();
-}
+// Asks the backend itself: ProcessGroup's barrier keeps a tensor for the whole process, which groups in several threads
+// would assign to and free at once.
+void Group::barrier() const { inner->group->getBackend(at::kCPU)->barrier()->wait(); }
 
 void Group::shutdown() const { inner->group->shutdown(); }
 void Group::abort() const { inner->group->abort(); }
