@@ -180,9 +180,6 @@ c10::intrusive_ptr<c10d::Backend> gloo_backend(const c10::intrusive_ptr<c10d::St
   auto options = c10d::ProcessGroupGloo::Options::create(timeout);
   options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address, /*lazyInit=*/false));
   options->global_ranks_in_group = all_ranks(world);
-  // Each thread of a group notes the name of what it has done in one string of the group's and locks nothing, when those who
-  // waited have gone on already: two threads can free one name twice, or write into one that is freed.
-  options->threads = 1;
   return c10::make_intrusive<c10d::ProcessGroupGloo>(scoped(store, "gloo"), rank, world, options);
 }
 
