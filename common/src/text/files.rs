@@ -32,6 +32,8 @@ pub struct ModelText {
 
 impl ModelText {
     pub fn read(dir: &Path) -> Result<Self, TextError> {
+        let [tokenizer, tokenizer_config, config, generation_config, special_tokens_map, chat_template] =
+            TEXT_FILES;
         let optional = |file: &str| match std::fs::read(dir.join(file)) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -46,9 +48,9 @@ impl ModelText {
                 what: format!("not JSON: {error}"),
             }),
         };
-        let Some(tokenizer) = optional("tokenizer.json")? else {
+        let Some(tokenizer) = optional(tokenizer)? else {
             return Err(TextError::File {
-                file: dir.join("tokenizer.json").display().to_string(),
+                file: dir.join(tokenizer).display().to_string(),
                 what: "is missing; a model directory needs the tokenizer in this form (save_pretrained of a fast tokenizer writes it)"
                     .to_owned(),
             });
@@ -56,12 +58,11 @@ impl ModelText {
         Ok(ModelText {
             name: dir.display().to_string(),
             tokenizer,
-            tokenizer_config: json("tokenizer_config.json")?,
-            config: json("config.json")?,
-            generation_config: json("generation_config.json")?,
-            special_tokens_map: json("special_tokens_map.json")?,
-            chat_template: optional("chat_template.jinja")?
-                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+            tokenizer_config: json(tokenizer_config)?,
+            config: json(config)?,
+            generation_config: json(generation_config)?,
+            special_tokens_map: json(special_tokens_map)?,
+            chat_template: optional(chat_template)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
         })
     }
 

@@ -4,6 +4,8 @@
 //! A gang of one needs no sockets and runs the same code.
 
 mod gradients;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::thread;
 use std::time::Duration;
@@ -236,11 +238,8 @@ fn assemble(store: &Store, world: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::testing::{in_threads, place};
     use super::*;
-
-    fn place() -> Place {
-        Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: Duration::from_secs(30) }
-    }
 
     #[test]
     fn one_rank_needs_no_sockets() {
@@ -272,51 +271,18 @@ mod tests {
     /// c10d's own barrier keeps a tensor for the whole process, which ranks in threads would free twice.
     #[test]
     fn ranks_in_threads_of_one_process_share_nothing() {
-        let host = Host::open(place()).unwrap();
-        let rendezvous = Rendezvous {
-            rank: 1,
-            world: 2,
-            host: host.address().to_owned(),
-            port: host.port(),
-            prefix: "threads".to_owned(),
-        };
-        let work = |gang: Gang| {
-            for _ in 0..5000 {
-                gang.barrier().unwrap();
-            }
-            gang.leave().unwrap();
-        };
-        thread::scope(|scope| {
-            scope.spawn(move || work(Gang::join(&rendezvous, &place()).unwrap()));
-            work(host.gather(2, "threads").unwrap());
-        });
+        in_threads(2, |gang| (0..5000).for_each(|_| gang.barrier().unwrap()));
     }
 
     #[test]
     fn ranks_meet_and_add_up() {
-        let host = Host::open(place()).unwrap();
-        let rendezvous = |rank| Rendezvous {
-            rank,
-            world: 3,
-            host: host.address().to_owned(),
-            port: host.port(),
-            prefix: "r01.policy.train/1".to_owned(),
-        };
-        let work = |gang: Gang| {
+        in_threads(3, |gang| {
             let mut numbers = [gang.rank() as f64, 1.0];
             gang.sum(&mut numbers).unwrap();
             assert_eq!(numbers, [3.0, 3.0]);
             let said = if gang.rank() == 0 { b"stop at 7".to_vec() } else { Vec::new() };
             assert_eq!(gang.broadcast(said).unwrap(), b"stop at 7");
             assert!(gang.broadcast(Vec::new()).unwrap().is_empty());
-            gang.leave().unwrap();
-        };
-        let (first, second) = (rendezvous(1), rendezvous(2));
-        std::thread::scope(|scope| {
-            for rendezvous in [first, second] {
-                scope.spawn(move || work(Gang::join(&rendezvous, &place()).unwrap()));
-            }
-            work(host.gather(3, "r01.policy.train/1").unwrap());
         });
     }
 }

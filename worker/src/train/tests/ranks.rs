@@ -14,7 +14,8 @@ use super::super::{
     Demonstrations, Objective, OrderKey, PairRanking, Recipe, RowShape, StepPlan, Trainer, Wishes,
 };
 use super::{demonstrations, fixture, fixtures, linear, optimizer, pairs};
-use crate::collective::{Gang, Host, Place, Rendezvous};
+use crate::collective::testing::{in_threads, place};
+use crate::collective::{Gang, Host, Rendezvous};
 use crate::model::{LanguageModel, Parameters, Precision, RewardModel};
 
 const ROLE: &str = "FOIL_TEST_ROLE";
@@ -135,7 +136,7 @@ fn play_processes(world: usize, work: Work) -> Vec<Outcome> {
 
 /// Rank 0 leaves its port in a file, which the others wait for.
 fn meet(role: &Role) -> Gang {
-    let place = Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: PATIENCE };
+    let place = place();
     let port_file = role.dir.join("port");
     if role.rank == 0 {
         let host = Host::open(place).unwrap();
@@ -236,24 +237,10 @@ fn zero1_takes_the_same_steps_with_its_state_cut_over_the_ranks() {
 
 #[test]
 fn zero1_keeps_a_ranks_part_of_the_moments() {
-    let host = Host::open(Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: PATIENCE });
-    let host = host.unwrap();
-    let (address, port) = (host.address().to_owned(), host.port());
-    let moments = |gang: &Gang| {
+    let moments = in_threads(2, |gang| {
         let parameters = [7, 40].map(|size| Tensor::zeros([size], (tch::Kind::Float, Device::Cpu)));
         let parameters = parameters.iter().map(|parameter| (parameter, true));
         Sharded::new(parameters, &optimizer(None, 1), gang).moments()
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let place = Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: PATIENCE };
-            let rendezvous = Rendezvous { rank: 1, world: 2, host: address, port, prefix: PREFIX.to_owned() };
-            let gang = Gang::join(&rendezvous, &place).unwrap();
-            assert_eq!(moments(&gang), 24);
-            gang.leave().unwrap();
-        });
-        let gang = host.gather(2, PREFIX).unwrap();
-        assert_eq!(moments(&gang), 24);
-        gang.leave().unwrap();
     });
+    assert_eq!(moments, [24, 24]);
 }

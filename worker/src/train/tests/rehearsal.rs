@@ -1,14 +1,14 @@
 //! Micro-batches are cut to the memory there is, on all ranks alike, before the first step.
 
 use std::cell::RefCell;
-use std::time::Duration;
 
 use foil_common::spec::Sharding;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::super::{Ended, KeepNothing, Objective, OrderKey, Part, RowShape, TrainError, Training, train};
 use super::{linear, optimizer};
-use crate::collective::{Gang, Host, Place, Rendezvous};
+use crate::collective::Gang;
+use crate::collective::testing::in_threads;
 use crate::model::Parameters;
 
 /// Rows of 1 to `rows` tokens, in a memory that holds `room` tokens.
@@ -85,29 +85,10 @@ fn a_row_too_large_for_memory_is_named_before_the_first_step() {
 
 #[test]
 fn all_ranks_take_the_smallest_ranks_budget() {
-    let place =
-        || Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: Duration::from_secs(60) };
-    let host = Host::open(place()).unwrap();
-    let rendezvous = Rendezvous {
-        rank: 1,
-        world: 2,
-        host: host.address().to_owned(),
-        port: host.port(),
-        prefix: "rehearsal".to_owned(),
-    };
-    std::thread::scope(|scope| {
-        let small = scope.spawn(move || {
-            let gang = Gang::join(&rendezvous, &place()).unwrap();
-            let seen = run(&gang, 32, 40, false).unwrap();
-            gang.leave().unwrap();
-            seen
-        });
-        let gang = host.gather(2, "rehearsal").unwrap();
-        let large = run(&gang, 32, 1000, false).unwrap();
-        gang.leave().unwrap();
-        // Its first rehearsal fitted, and the steps are cut as the other rank needs them.
-        assert!(large[0] > 32);
-        let steps = large.iter().skip(1).chain(small.join().unwrap().iter()).max().copied();
-        assert!(steps.unwrap() <= 32, "{steps:?}");
-    });
+    let rooms = [1000, 40];
+    let seen = in_threads(2, |gang| run(gang, 32, rooms[gang.rank()], false).unwrap());
+    // The first rank's first rehearsal fitted, and the steps are cut as the other needs them.
+    assert!(seen[0][0] > 32);
+    let steps = seen[0].iter().skip(1).chain(&seen[1]).max().copied();
+    assert!(steps.unwrap() <= 32, "{steps:?}");
 }

@@ -1,7 +1,6 @@
 //! Training that was stopped and goes on elsewhere has the bits of training that never stopped.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use foil_common::spec::{Normalisation, Sharding};
 use tch::Device;
@@ -10,7 +9,8 @@ use super::super::{
     Ended, Keeper, OrderKey, PairRanking, Saved, Snapshot, StepFigures, TrainError, Training, Wishes, train,
 };
 use super::{fixture, fixtures, linear, optimizer, pairs};
-use crate::collective::{Gang, Host, Place, Rendezvous};
+use crate::collective::Gang;
+use crate::collective::testing::in_threads;
 use crate::model::{LanguageModel, Precision, RewardModel};
 
 /// Keeps every snapshot as a file of its rank, and asks for those after `snapshots` and to stop after `stop`.
@@ -91,31 +91,7 @@ fn play(gang: &Gang, sharding: Sharding, dir: &Path, plan: Plan<'_>) -> Played {
 
 /// Every rank's outcome of a gang of threads.
 fn play_all(world: usize, sharding: Sharding, dir: &Path, plan: Plan<'_>) -> Vec<Played> {
-    let place =
-        || Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: Duration::from_secs(120) };
-    if world == 1 {
-        return vec![play(&Gang::alone(), sharding, dir, plan)];
-    }
-    let host = Host::open(place()).unwrap();
-    let (address, port) = (host.address().to_owned(), host.port());
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..world)
-            .map(|rank| {
-                let rendezvous =
-                    Rendezvous { rank, world, host: address.clone(), port, prefix: "resume".to_owned() };
-                scope.spawn(move || {
-                    let gang = Gang::join(&rendezvous, &place()).unwrap();
-                    let played = play(&gang, sharding, dir, plan);
-                    gang.leave().unwrap();
-                    played
-                })
-            })
-            .collect();
-        let gang = host.gather(world, "resume").unwrap();
-        let first = play(&gang, sharding, dir, plan);
-        gang.leave().unwrap();
-        std::iter::once(first).chain(others.into_iter().map(|rank| rank.join().unwrap())).collect()
-    })
+    in_threads(world, |gang| play(gang, sharding, dir, plan))
 }
 
 #[test]
