@@ -270,7 +270,7 @@ mod tests {
 
     /// c10d's own barrier keeps a tensor for the whole process, which ranks in threads would free twice.
     #[test]
-    fn ranks_in_threads_of_one_process_share_nothing() {
+    fn ranks_in_threads_come_to_barriers_at_once() {
         in_threads(2, |gang| (0..5000).for_each(|_| gang.barrier().unwrap()));
     }
 

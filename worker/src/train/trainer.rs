@@ -76,9 +76,7 @@ impl<'a> Trainer<'a> {
         }
         let parameters = &self.parameters;
         let rows = plan.micro_batches.iter().flatten().copied();
-        // A row without weight, such as one whose answer is cut away, may leave parameters unreached.
-        let length = |row| (objective.shape(row).weight <= 0.0, objective.shape(row).cost);
-        let shortest = rows.min_by_key(|&row| length(row));
+        let shortest = rows.min_by_key(|&row| objective.shape(row).cost);
         self.update.warm_up(|| match shortest {
             Some(row) => Ok(objective.part(&[row])?.loss),
             None => Ok(foil_c10d::touch(parameters)),

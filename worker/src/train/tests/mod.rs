@@ -10,10 +10,10 @@ mod steps;
 
 use std::path::{Path, PathBuf};
 
-use foil_common::spec::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind};
+use foil_common::spec::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind, Sharding};
 use serde_json::Value;
 
-use super::{Comparison, Demonstration};
+use super::{Comparison, Demonstration, Recipe};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
@@ -49,6 +49,10 @@ fn optimizer(clip_norm: Option<f64>, micro_batch_tokens: usize) -> Optimizer {
 
 fn linear(warmup: u32) -> Schedule {
     Schedule { kind: ScheduleKind::Linear, warmup_steps: warmup, final_ratio: 0.0 }
+}
+
+fn recipe<'a>(optimizer: &'a Optimizer, schedule: &'a Schedule) -> Recipe<'a> {
+    Recipe { optimizer, schedule, peak_learning_rate: 1e-3, steps: 1, sharding: Sharding::Ddp }
 }
 
 /// The demonstrations and pairs of loops.json.

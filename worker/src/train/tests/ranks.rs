@@ -13,7 +13,7 @@ use super::super::sharded::Sharded;
 use super::super::{
     Demonstrations, Objective, OrderKey, PairRanking, Recipe, RowShape, StepPlan, Trainer, Wishes,
 };
-use super::{demonstrations, fixture, fixtures, linear, optimizer, pairs};
+use super::{demonstrations, fixture, fixtures, linear, optimizer, pairs, recipe};
 use crate::collective::testing::{in_threads, place};
 use crate::collective::{Gang, Host, Rendezvous};
 use crate::model::{LanguageModel, Parameters, Precision, RewardModel};
@@ -76,8 +76,7 @@ fn play(gang: &Gang, work: Work) -> Outcome {
 fn steps(gang: &Gang, work: Work, objective: &dyn Objective, parameters: &Parameters) -> Outcome {
     let (optimizer, schedule) = (optimizer(work.zero1.then_some(0.5), work.budget), linear(0));
     let sharding = if work.zero1 { Sharding::Zero1 } else { Sharding::Ddp };
-    let recipe =
-        Recipe { optimizer: &optimizer, schedule: &schedule, peak_learning_rate: 1e-3, steps: 4, sharding };
+    let recipe = Recipe { steps: 4, sharding, ..recipe(&optimizer, &schedule) };
     let mut trainer = Trainer::new(parameters, recipe, gang).unwrap();
     let shapes: Vec<RowShape> = (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();
     let key = OrderKey { seed: 5, round: 1 };
@@ -214,6 +213,27 @@ fn a_process_without_rows_joins_in() {
     assert_eq!(ranks[2].micro_batches, 0);
     assert!(ranks.iter().all(|rank| rank.blake3 == ranks[0].blake3));
     ranks.iter().for_each(|rank| assert_same_training(rank, &whole));
+}
+
+/// The reducer is laid out by the shortest row and sums at the last micro-batch, whatever these hold.
+#[test]
+fn answers_that_are_cut_away_reach_all_parameters() {
+    let mut rows = demonstrations(&fixture("loops.json")["demonstrations"]);
+    rows.iter_mut().skip(1).for_each(|row| row.answer_start = row.ids.len());
+    let loss = |gang: &Gang| {
+        let model = random_model();
+        let objective = Demonstrations::new(&model, &rows, Precision::Fp32);
+        let (optimizer, schedule) = (optimizer(None, 12), linear(0));
+        let mut trainer = Trainer::new(model.parameters(), recipe(&optimizer, &schedule), gang).unwrap();
+        let shapes: Vec<RowShape> = (0..rows.len()).map(|row| objective.shape(row)).collect();
+        let plan = StepPlan::new(&(0..rows.len()).collect::<Vec<_>>(), &shapes, trainer.share(), 12);
+        trainer.warm_up(&objective, &plan).unwrap();
+        trainer.step(&objective, &plan, Wishes::default()).unwrap().0.loss
+    };
+    let whole = loss(&Gang::alone());
+    for found in in_threads(2, loss) {
+        assert!((found / whole - 1.0).abs() < 1e-5, "{found} not {whole}");
+    }
 }
 
 #[test]

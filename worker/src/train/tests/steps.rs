@@ -1,16 +1,15 @@
 //! Single steps: what a loss is divided by, and losses that are no numbers.
 
 use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, RewardLoss, Sharding};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, no_grad};
 
 use super::super::{
     Comparison, KeepNothing, Objective, OrderKey, PairRanking, Part, Recipe, RowShape, Share, StepPlan,
     TrainError, Trainer, Training, Wishes, train,
 };
-use super::{fixture, fixtures, linear, optimizer, pairs};
+use super::{fixture, fixtures, linear, optimizer, pairs, recipe};
 use crate::collective::Gang;
-use crate::collective::testing::in_threads;
-use crate::model::{Parameters, Precision, RewardModel};
+use crate::model::{Precision, RewardModel};
 use crate::objective::preference::RewardObjective;
 
 const ALONE: Share = Share { rank: 0, world: 1 };
@@ -39,13 +38,7 @@ fn reference_normalisation_is_the_mean_over_micro_batches() {
     };
     let expected = plan.micro_batches.iter().map(mean_loss).sum::<f64>() / plan.micro_batches.len() as f64;
     let (optimizer, schedule, gang) = (optimizer(None, 48), linear(0), Gang::alone());
-    let recipe = Recipe {
-        optimizer: &optimizer,
-        schedule: &schedule,
-        peak_learning_rate: 1e-3,
-        steps: 1,
-        sharding: Sharding::Ddp,
-    };
+    let recipe = recipe(&optimizer, &schedule);
     let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
     let figures = trainer.step(&objective, &plan, Wishes::default()).unwrap().0;
     assert!((figures.loss - expected).abs() < 1e-6);
@@ -80,13 +73,7 @@ fn step_on_poison(optimizer: &Optimizer) -> (Result<bool, TrainError>, bool) {
     let poisoned = Poisoned(&objective);
     let before = model.parameters().blake3();
     let (schedule, gang) = (linear(0), Gang::alone());
-    let recipe = Recipe {
-        optimizer,
-        schedule: &schedule,
-        peak_learning_rate: 1e-3,
-        steps: 2,
-        sharding: Sharding::Ddp,
-    };
+    let recipe = Recipe { steps: 2, ..recipe(optimizer, &schedule) };
     let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
     let result =
         trainer.step(&poisoned, &plan(&poisoned, 100), Wishes::default()).map(|(figures, _)| figures.skipped);
@@ -128,13 +115,7 @@ fn a_bounded_head_stays_within_its_bound() {
             .with_objective(wgan)
             .with_head_bound(bound);
         let (optimizer, schedule, gang) = (optimizer(None, 100), linear(0), Gang::alone());
-        let recipe = Recipe {
-            optimizer: &optimizer,
-            schedule: &schedule,
-            peak_learning_rate: 1e-2,
-            steps: 1,
-            sharding: Sharding::Ddp,
-        };
+        let recipe = Recipe { peak_learning_rate: 1e-2, ..recipe(&optimizer, &schedule) };
         let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
         trainer.step(&objective, &plan(&objective, 100), Wishes::default()).unwrap().0
     };
@@ -166,45 +147,4 @@ fn rows_that_weigh_nothing_are_refused() {
     let empty = PairRanking::new(&model, &[], &[], Precision::Fp32, Normalisation::Global);
     assert!(matches!(run(&empty), TrainError::NoRows));
     assert_eq!(run(&empty).class(), "data");
-}
-
-/// Two parameters; the shorter row, without weight, reaches the first only.
-struct Halfway(Parameters);
-
-impl Objective for Halfway {
-    fn sets(&self) -> Vec<usize> {
-        vec![2]
-    }
-
-    fn shape(&self, row: usize) -> RowShape {
-        RowShape { cost: row + 1, tokens: row + 1, items: 1, weight: row as f64 }
-    }
-
-    fn row_name(&self, row: usize) -> String {
-        format!("row {row}")
-    }
-
-    fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {
-        let reached = &self.0.tensors()[..if rows.contains(&1) { 2 } else { 1 }];
-        let sums: Vec<Tensor> = reached.iter().map(|parameter| parameter.sum(Kind::Float)).collect();
-        Ok(Part { loss: Tensor::stack(&sums, 0).sum(Kind::Float), sums: None })
-    }
-}
-
-#[test]
-fn buckets_are_laid_out_by_a_row_that_reaches_all_parameters() {
-    in_threads(2, |gang| {
-        let named = ["a", "b"].map(|name| (name.to_owned(), Tensor::ones([3], (Kind::Float, Device::Cpu))));
-        let objective = Halfway(Parameters::of(named.into()));
-        let (optimizer, schedule) = (optimizer(None, 100), linear(0));
-        let recipe = Recipe {
-            optimizer: &optimizer,
-            schedule: &schedule,
-            peak_learning_rate: 1e-3,
-            steps: 1,
-            sharding: Sharding::Ddp,
-        };
-        let mut trainer = Trainer::new(&objective.0, recipe, gang).unwrap();
-        trainer.warm_up(&objective, &plan(&objective, 100)).unwrap();
-    });
 }
