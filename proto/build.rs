@@ -7,6 +7,14 @@ use prost::Message;
 
 const FILES: [&str; 3] = ["foil/v1/artifacts.proto", "foil/v1/jobs.proto", "foil/v1/workers.proto"];
 
+/// Messages that hold a secret: `Debug` is written by hand, so that no log line shows it.
+const SECRET: [&str; 4] = [
+    ".foil.v1.AgentRegister",
+    ".foil.v1.StartRank",
+    ".foil.v1.RankHello",
+    ".foil.v1.PutBegin",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=foil");
     let descriptors = protox::compile(FILES, ["."])?;
@@ -16,6 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .extern_path(".google.protobuf.Timestamp", "::pbjson_types::Timestamp")
         .bytes(".foil.v1")
+        .skip_debug(SECRET)
         .compile_fds(descriptors)?;
     pbjson_build::Builder::new()
         .register_descriptors(&encoded)?

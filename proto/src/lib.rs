@@ -8,5 +8,7 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/foil.v1.serde.rs"));
 }
 
+mod secret;
+
 /// The encoded `FileDescriptorSet` of the package, for reflection and for the test that guards field numbers.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -373,6 +373,7 @@ async fn put(
         blake3: digest.blake3.clone(),
         job_id: writer.job_id.clone(),
         attempt: writer.attempt,
+        ..Default::default()
     };
     let message = |part| v1::PutRequest { part: Some(part) };
     let parts = futures::stream::once(async move { message(Part::Begin(begin)) })

@@ -38,6 +38,7 @@ pub fn job(state: &JobState) -> v1::Job {
         best_round: best_round(state),
         // What the log does not keep.
         progress: None,
+        waiting: None,
     }
 }
 

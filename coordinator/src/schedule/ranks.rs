@@ -92,6 +92,7 @@ impl Run {
             world: self.world(),
             device_id: place.device.clone(),
             threads: self.threads,
+            ..Default::default()
         };
         let agent = place.agent.clone();
         if let Some(slot) = self.slots.get_mut(rank) {

@@ -200,6 +200,7 @@ impl Agent {
             devices: self.options.devices.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             session_ids: self.ranks.sessions(),
+            ..Default::default()
         }));
         for exit in std::mem::take(&mut self.untold) {
             self.tell(exit);

@@ -42,6 +42,7 @@ impl Recall {
             attempt: options.attempt,
             rank: options.rank,
             task: self.task.clone(),
+            ..Default::default()
         };
         let hello = v1::RankMessage { message: Some(Message::Hello(hello)) };
         std::iter::once(hello).chain(self.told.iter().cloned()).collect()

@@ -263,6 +263,7 @@ impl World {
             attempt: start.attempt,
             rank: start.rank,
             task,
+            ..Default::default()
         };
         match self.core.rank_hello(hello, self.now) {
             Ok(()) => self.ranks.get_mut(session).unwrap().connected = true,

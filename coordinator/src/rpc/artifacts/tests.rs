@@ -76,7 +76,7 @@ async fn put_raw(channel: &Line, begin: v1::PutBegin, data: Vec<Bytes>) -> Resul
 
 fn begin(key: &str, bytes: &Bytes) -> v1::PutBegin {
     let Digest { size, blake3 } = Digest::of(bytes);
-    v1::PutBegin { key: key.to_owned(), size, blake3, job_id: String::new(), attempt: 0 }
+    v1::PutBegin { key: key.to_owned(), size, blake3, ..Default::default() }
 }
 
 #[tokio::test]

@@ -280,7 +280,7 @@ async fn a_stale_rank_is_told_so() {
         job_id: "j1".into(),
         attempt: 1,
         rank: 0,
-        task: None,
+        ..Default::default()
     };
     let message = v1::RankMessage { message: Some(rank_message::Message::Hello(hello)) };
     let stream = tokio_stream::once(message).chain(tokio_stream::pending());

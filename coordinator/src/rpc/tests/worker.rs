@@ -90,7 +90,7 @@ impl Worker {
             job_id: start.job_id.clone(),
             attempt: start.attempt,
             rank: start.rank,
-            task: None,
+            ..Default::default()
         };
         send(&say, Message::Hello(hello)).await;
         let Ok(commands) = client.rank(ReceiverStream::new(stream)).await else { return };

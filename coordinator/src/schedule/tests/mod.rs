@@ -37,7 +37,7 @@ impl Bench {
             job_id: JOB.into(),
             attempt: 1,
             rank: u32::try_from(rank).unwrap(),
-            task: None,
+            ..Default::default()
         };
         self.feed(Input::Hello { session: session.clone(), hello }).unwrap();
         session
