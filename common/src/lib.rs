@@ -8,6 +8,7 @@ pub mod file_names;
 pub mod ids;
 pub mod letters;
 pub mod memory;
+pub mod model;
 pub mod rpc;
 #[cfg(test)]
 mod shared;

@@ -14,4 +14,4 @@ pub use phase::{
     Adapters, DRAWN_LOGITS, Decoding, Estimate, Model, Training, drawing, evaluating, generating, reading,
     training,
 };
-pub use shape::{Head, ModelShape, ShapeError};
+pub use shape::{Head, ModelShape};

@@ -1,15 +1,9 @@
 //! The shape of a decoder as far as it decides how much memory the model takes.
 
-use serde_json::{Map, Value};
-use thiserror::Error;
+use serde_json::Value;
 
+use crate::model::{DecoderConfig, ModelFilesError};
 use crate::spec::LoraTarget;
-
-/// Widest tensor side, deepest stack and largest vocabulary that are taken for a model's: products of them stay far
-/// within 64 bits.
-const WIDEST: u64 = 1 << 18;
-const DEEPEST: u64 = 1 << 10;
-const LARGEST_VOCABULARY: u64 = 1 << 22;
 
 const MATRICES: [LoraTarget; 7] = [
     LoraTarget::QProj,
@@ -50,59 +44,34 @@ pub struct ModelShape {
     pub qk_norm: bool,
 }
 
-/// Why a config.json gives no shape.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("config.json: {field}: found {found}, expected {expected}")]
-pub struct ShapeError {
-    field: &'static str,
-    found: String,
-    expected: String,
+impl From<&DecoderConfig> for ModelShape {
+    fn from(config: &DecoderConfig) -> Self {
+        // Counts are positive.
+        let count = |count: i64| count.unsigned_abs();
+        Self {
+            vocabulary: count(config.vocab_size),
+            hidden: count(config.hidden_size),
+            intermediate: count(config.intermediate_size),
+            layers: count(config.layers),
+            heads: count(config.heads),
+            kv_heads: count(config.kv_heads),
+            head_dim: count(config.head_dim),
+            tied: config.tied_embeddings,
+            qkv_bias: config.qkv_bias,
+            output_bias: config.output_bias,
+            mlp_bias: config.mlp_bias,
+            qk_norm: config.qk_norm,
+        }
+    }
 }
 
 impl ModelShape {
-    /// Reads a Hugging Face `config.json`. Only what decides memory is looked at: a rank that loads the model checks the
-    /// rest.
+    /// Reads a Hugging Face `config.json`.
     ///
     /// # Errors
-    /// A field that is missing, or out of range; a model of another family.
-    pub fn from_config(config: &Value) -> Result<Self, ShapeError> {
-        let Some(object) = config.as_object() else {
-            return Err(wrong("(the whole file)", Some(config), "a JSON object"));
-        };
-        let fields = Fields(object);
-        let family = fields.family()?;
-        let (hidden, heads) =
-            (fields.count("hidden_size", WIDEST)?, fields.count("num_attention_heads", WIDEST)?);
-        let kv_default = match family {
-            Family::Llama => heads,
-            Family::Mistral => 8,
-            Family::Qwen2 | Family::Qwen3 => 32,
-        };
-        let head_dim = match (fields.has("head_dim"), family) {
-            (false, Family::Qwen3) if !object.contains_key("head_dim") => 128,
-            _ => fields.count_or("head_dim", WIDEST, hidden / heads)?,
-        };
-        let attention_bias = family != Family::Mistral && fields.flag("attention_bias")?;
-        let shape = Self {
-            vocabulary: fields.count("vocab_size", LARGEST_VOCABULARY)?,
-            hidden,
-            intermediate: fields.count("intermediate_size", WIDEST)?,
-            layers: fields.count("num_hidden_layers", DEEPEST)?,
-            heads,
-            kv_heads: fields.count_or("num_key_value_heads", heads, kv_default)?,
-            head_dim,
-            tied: fields.flag("tie_word_embeddings")?,
-            qkv_bias: family == Family::Qwen2 || attention_bias,
-            output_bias: family != Family::Qwen2 && attention_bias,
-            mlp_bias: family == Family::Llama && fields.flag("mlp_bias")?,
-            qk_norm: family == Family::Qwen3,
-        };
-        match shape.query_width() <= WIDEST {
-            true => Ok(shape),
-            false => {
-                Err(wrong("head_dim", object.get("head_dim"), "heads of at most 262144 numbers together"))
-            }
-        }
+    /// What makes it no model that a rank can load.
+    pub fn from_config(config: &Value) -> Result<Self, ModelFilesError> {
+        Ok(Self::from(&DecoderConfig::from_hf(config)?))
     }
 
     /// Width of all query heads together.
@@ -172,58 +141,4 @@ impl ModelShape {
             _ => self.hidden,
         }
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Family {
-    Llama,
-    Mistral,
-    Qwen2,
-    Qwen3,
-}
-
-/// A config.json's fields; JSON null counts as absent.
-struct Fields<'a>(&'a Map<String, Value>);
-
-impl Fields<'_> {
-    fn get(&self, field: &str) -> Option<&Value> {
-        self.0.get(field).filter(|value| !value.is_null())
-    }
-
-    fn has(&self, field: &str) -> bool {
-        self.get(field).is_some()
-    }
-
-    fn family(&self) -> Result<Family, ShapeError> {
-        match self.get("model_type").and_then(Value::as_str) {
-            Some("llama") => Ok(Family::Llama),
-            Some("mistral") => Ok(Family::Mistral),
-            Some("qwen2") => Ok(Family::Qwen2),
-            Some("qwen3") => Ok(Family::Qwen3),
-            _ => Err(wrong("model_type", self.0.get("model_type"), "one of llama, mistral, qwen2, qwen3")),
-        }
-    }
-
-    fn count(&self, field: &'static str, most: u64) -> Result<u64, ShapeError> {
-        let expected = || format!("an integer from 1 to {most}");
-        let count = self.get(field).and_then(Value::as_u64).filter(|count| (1..=most).contains(count));
-        count.ok_or_else(|| wrong(field, self.0.get(field), &expected()))
-    }
-
-    fn count_or(&self, field: &'static str, most: u64, default: u64) -> Result<u64, ShapeError> {
-        if self.has(field) || default == 0 { self.count(field, most) } else { Ok(default) }
-    }
-
-    fn flag(&self, field: &'static str) -> Result<bool, ShapeError> {
-        match self.get(field) {
-            None => Ok(false),
-            Some(value) => value.as_bool().ok_or_else(|| wrong(field, Some(value), "true or false")),
-        }
-    }
-}
-
-fn wrong(field: &'static str, found: Option<&Value>, expected: &str) -> ShapeError {
-    let found =
-        found.map_or_else(|| "nothing".to_owned(), |value| value.to_string().chars().take(80).collect());
-    ShapeError { field, found, expected: expected.to_owned() }
 }

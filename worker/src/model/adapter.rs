@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::parameters::{SCORE, uniform};
-use super::weights::{self, Checkpoint, SaveDtype};
-use super::{DecoderConfig, HeadKind, ModelError, Parameters};
+use super::weights::{self, Checkpoint};
+use super::{DecoderConfig, HeadKind, ModelError, ModelFilesError, Parameters, SaveDtype};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -196,7 +196,8 @@ impl Adapter {
         let read = |(name, shape): (String, Vec<i64>)| {
             let tensor = checkpoint.read(&format!("{PREFIX}{name}"))?;
             if tensor.size() != shape {
-                return Err(ModelError::Shape { name, found: tensor.size(), expected: shape });
+                let found = tensor.size();
+                return Err(ModelError::from(ModelFilesError::Shape { name, found, expected: shape }));
             }
             Ok((name, tensor.to_device(device)))
         };

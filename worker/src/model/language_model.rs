@@ -85,6 +85,6 @@ impl LanguageModel {
     pub fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<(), ModelError> {
         std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
         self.parameters.save(dir, dtype)?;
-        self.config.save(dir, HeadKind::LanguageModel, dtype)
+        Ok(self.config.save(dir, HeadKind::LanguageModel, dtype)?)
     }
 }

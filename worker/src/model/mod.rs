@@ -6,7 +6,6 @@
 mod adapter;
 mod attention;
 mod batch;
-pub mod config;
 mod decoder;
 mod error;
 mod headed;
@@ -21,16 +20,17 @@ pub(crate) mod weights;
 
 pub use adapter::Adapter;
 pub use batch::{PackedBatch, rows_of_group};
-pub use config::{DecoderConfig, Family, HeadKind, RopeConfig, RopeScaling};
+
 pub use decoder::Precision;
 pub use error::ModelError;
+pub use foil_common::model::{DecoderConfig, Family, HeadKind, ModelFilesError, RopeConfig, RopeScaling};
+pub use foil_common::spec::SaveDtype;
 pub use headed::{Head, Model};
 pub use inference::Inference;
 pub use kv_cache::KvCache;
 pub use language_model::LanguageModel;
 pub use parameters::Parameters;
 pub use reward_model::RewardModel;
-pub use weights::SaveDtype;
 
 #[cfg(test)]
 mod tests;

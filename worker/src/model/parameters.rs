@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
+use foil_common::model::{EMBEDDINGS, LM_HEAD, ModelFilesError, SINGLE};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
-use super::weights::{self, Checkpoint, SaveDtype};
-use super::{DecoderConfig, HeadKind, ModelError};
+use super::weights::{self, Checkpoint};
+use super::{DecoderConfig, HeadKind, ModelError, SaveDtype};
 
-pub(super) const SCORE: &str = "score.weight";
-const LM_HEAD: &str = "lm_head.weight";
-const EMBEDDINGS: &str = "model.embed_tokens.weight";
+pub(super) use foil_common::model::SCORE;
 
 /// Parameters sorted by name: the same order on every rank, in every digest and in every optimizer.
 ///
@@ -100,7 +99,7 @@ impl Parameters {
         let same = self.iter().zip(other.iter()).all(|((a, x), (b, y))| a == b && x.size() == y.size());
         if !same || self.names.len() != other.names.len() {
             let reason = "the two sets of parameters belong to models of different shape".to_owned();
-            return Err(ModelError::Tensor { name: "(all)".to_owned(), reason });
+            return Err(ModelFilesError::tensor("(all)", reason).into());
         }
         tch::no_grad(|| {
             for (mine, theirs) in self.tensors.iter_mut().zip(&other.tensors) {
@@ -128,10 +127,17 @@ impl Parameters {
         device: Device,
     ) -> Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(dir)?;
-        let expected = config.tensors(head);
-        refuse_unexpected(&checkpoint, config, head, &expected)?;
-        let tensors = read_all(&checkpoint, &expected, device)?;
-        Ok(Self { names: expected.into_iter().map(|(name, _)| name).collect(), tensors })
+        checkpoint.files().check(config, head)?;
+        if checkpoint.files().stores_tied_head(config, head) {
+            let (head, embeddings) = (checkpoint.read(LM_HEAD)?, checkpoint.read(EMBEDDINGS)?);
+            if !head.equal(&embeddings) {
+                return Err(ModelFilesError::different_head(&head.size()).into());
+            }
+        }
+        let names: Vec<String> = config.tensors(head).into_iter().map(|(name, _)| name).collect();
+        let tensors: Result<Vec<Tensor>, ModelError> =
+            names.iter().map(|name| Ok(checkpoint.read(name)?.to_device(device))).collect();
+        Ok(Self { names, tensors: tensors? })
     }
 
     /// Takes a language model's parameters over, with a fresh reward head in place of its own.
@@ -145,70 +151,8 @@ impl Parameters {
     }
 
     pub(super) fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<(), ModelError> {
-        weights::write(&dir.join(weights::SINGLE), self.iter(), dtype)
+        weights::write(&dir.join(SINGLE), self.iter(), dtype)
     }
-}
-
-fn read_all(
-    checkpoint: &Checkpoint,
-    expected: &[(String, Vec<i64>)],
-    device: Device,
-) -> Result<Vec<Tensor>, ModelError> {
-    expected
-        .iter()
-        .map(|(name, shape)| match checkpoint.shape(name) {
-            None => Err(missing(checkpoint, name, shape)),
-            Some(found) if found != shape.as_slice() => {
-                Err(ModelError::Shape { name: name.clone(), found: found.to_vec(), expected: shape.clone() })
-            }
-            Some(_) => Ok(checkpoint.read(name)?.to_device(device)),
-        })
-        .collect()
-}
-
-fn missing(checkpoint: &Checkpoint, name: &str, shape: &[i64]) -> ModelError {
-    let advice = match name {
-        SCORE => "this is a language model; give it as a causal LM, and it gets a fresh reward head",
-        LM_HEAD if checkpoint.shape(SCORE).is_some() => "this is a reward model, which cannot write text",
-        LM_HEAD => "set tie_word_embeddings to true in config.json if the head is the embedding matrix",
-        _ => "the checkpoint is incomplete, or belongs to another config.json",
-    };
-    ModelError::Missing { name: name.to_owned(), expected: shape.to_vec(), advice: advice.to_owned() }
-}
-
-/// A tensor without a place means that config.json describes another model, except for two relics that carry no
-/// information: stored rotary frequencies, and a copy of the embeddings under the name of a tied head.
-fn refuse_unexpected(
-    checkpoint: &Checkpoint,
-    config: &DecoderConfig,
-    head: HeadKind,
-    expected: &[(String, Vec<i64>)],
-) -> Result<(), ModelError> {
-    for (name, shape) in checkpoint.shapes() {
-        let known = expected.binary_search_by(|(probe, _)| probe.as_str().cmp(name)).is_ok();
-        if known || name.ends_with(".rotary_emb.inv_freq") {
-            continue;
-        }
-        let advice = match (name, head) {
-            (LM_HEAD, HeadKind::LanguageModel) if config.tied_embeddings => {
-                if checkpoint.shape(EMBEDDINGS) == Some(shape)
-                    && checkpoint.read(LM_HEAD)?.equal(&checkpoint.read(EMBEDDINGS)?)
-                {
-                    continue;
-                }
-                "it differs from the embeddings; set tie_word_embeddings to false in config.json to use it"
-            }
-            (SCORE, HeadKind::LanguageModel) => "this is a reward model; give it as one",
-            (LM_HEAD, HeadKind::Reward) => "this is a language model; give it as one",
-            _ => "the checkpoint belongs to another config.json",
-        };
-        return Err(ModelError::Unexpected {
-            name: name.to_owned(),
-            found: shape.to_vec(),
-            advice: advice.to_owned(),
-        });
-    }
-    Ok(())
 }
 
 /// Norms are 1, biases 0, matrices normal. The head of a reward model starts small, so that first scores are near 0.

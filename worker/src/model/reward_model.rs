@@ -78,21 +78,10 @@ impl RewardModel {
     /// # Errors
     /// `pad` is outside the vocabulary, or ends or begins texts; the directory cannot be written.
     pub fn save(&self, dir: &Path, dtype: SaveDtype, pad: u32) -> Result<(), ModelError> {
-        let wrong = |reason: &str| Err(ModelError::Pad { pad, reason: reason.to_owned() });
-        if i64::from(pad) >= self.config.vocab_size {
-            return wrong("it is outside the vocabulary; choose an unused id inside it");
-        }
-        if self.config.eos_token_ids.contains(&pad) {
-            return wrong(
-                "it is also an end-of-text token, so transformers would score before it; choose an unused id",
-            );
-        }
-        if self.config.bos_token_id == Some(pad) {
-            return wrong("it is also the begin-of-text token; choose an unused id");
-        }
+        self.config.check_pad(pad)?;
         std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
         self.parameters.save(dir, dtype)?;
         let config = DecoderConfig { pad_token_id: Some(pad), ..self.config.clone() };
-        config.save(dir, HeadKind::Reward, dtype)
+        Ok(config.save(dir, HeadKind::Reward, dtype)?)
     }
 }

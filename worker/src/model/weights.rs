@@ -1,215 +1,82 @@
-//! safetensors files of a model directory: one `model.safetensors`, or shards under an index.
+//! The tensors of a model directory's safetensors files.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use safetensors::tensor::Metadata;
+use foil_common::model::{ModelFilesError, WeightFiles};
+use foil_common::spec::SaveDtype;
 use safetensors::{Dtype, View};
-use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use super::ModelError;
 
-pub(super) const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-/// The bound that the safetensors format itself sets on its header.
-const LARGEST_HEADER: u64 = 100_000_000;
-
-/// Number format of exported weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SaveDtype {
-    Fp32,
-    Bf16,
-}
-
-impl SaveDtype {
-    pub(crate) fn hf_name(self) -> &'static str {
-        match self {
-            Self::Fp32 => "float32",
-            Self::Bf16 => "bfloat16",
-        }
-    }
-
-    fn kind(self) -> Kind {
-        match self {
-            Self::Fp32 => Kind::Float,
-            Self::Bf16 => Kind::BFloat16,
-        }
-    }
-
-    fn safetensors(self) -> Dtype {
-        match self {
-            Self::Fp32 => Dtype::F32,
-            Self::Bf16 => Dtype::BF16,
-        }
+/// The libtorch kind of exported weights.
+fn kind(dtype: SaveDtype) -> Kind {
+    match dtype {
+        SaveDtype::Fp32 => Kind::Float,
+        SaveDtype::Bf16 => Kind::BFloat16,
     }
 }
 
-/// Where one tensor lies.
-#[derive(Debug)]
-struct Entry {
-    file: usize,
-    dtype: Dtype,
-    shape: Vec<i64>,
-    start: u64,
-    bytes: usize,
-}
-
-/// The headers of a directory's safetensors files. Tensors are read one at a time, so that a model is never twice in
-/// memory.
+/// Reads the tensors of [`WeightFiles`] one at a time, so that a model is never twice in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Checkpoint {
-    files: Vec<PathBuf>,
-    entries: BTreeMap<String, Entry>,
-    /// What the last file says of itself.
-    about: HashMap<String, String>,
+    files: WeightFiles,
 }
 
 impl Checkpoint {
     pub(super) fn open(dir: &Path) -> Result<Self, ModelError> {
-        let mut checkpoint = Self::default();
-        let index = dir.join(INDEX);
-        if dir.join(SINGLE).is_file() {
-            checkpoint.add_file(dir.join(SINGLE))?;
-            return Ok(checkpoint);
-        }
-        if !index.is_file() {
-            let reason =
-                format!("holds neither {SINGLE} nor {INDEX}; convert other formats to safetensors first");
-            return Err(ModelError::Weights { path: dir.to_owned(), reason });
-        }
-        let shards = read_index(&index)?;
-        for name in shards.values().collect::<std::collections::BTreeSet<_>>() {
-            checkpoint.add_file(dir.join(name))?;
-        }
-        for (tensor, file) in &shards {
-            let at = checkpoint.entries.get(tensor).map(|entry| checkpoint.files[entry.file].clone());
-            if at != Some(dir.join(file)) {
-                let reason = format!("tensor {tensor} should be in {file} but is not; copy the shards again");
-                return Err(ModelError::Weights { path: index, reason });
-            }
-        }
-        Ok(checkpoint)
+        Ok(Self { files: WeightFiles::open(dir)? })
     }
 
     /// One file that is not a model.
     pub(crate) fn open_file(path: &Path) -> Result<Self, ModelError> {
-        let mut checkpoint = Self::default();
-        checkpoint.add_file(path.to_owned())?;
-        Ok(checkpoint)
+        let mut files = WeightFiles::default();
+        files.add_file(path.to_owned())?;
+        Ok(Self { files })
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
+        self.files.get(name).is_some()
     }
 
     /// An entry of the file's metadata.
     pub(crate) fn about(&self, key: &str) -> Option<&str> {
-        self.about.get(key).map(String::as_str)
+        self.files.metadata(key)
     }
 
-    pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
-        self.entries.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))
-    }
-
-    pub(super) fn shape(&self, name: &str) -> Option<&[i64]> {
-        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    pub(super) fn files(&self) -> &WeightFiles {
+        &self.files
     }
 
     /// Reads a tensor as fp32 on the CPU.
     pub(crate) fn read(&self, name: &str) -> Result<Tensor, ModelError> {
-        let Some(entry) = self.entries.get(name) else {
-            let reason = "not in the checkpoint".to_owned();
-            return Err(ModelError::Tensor { name: name.to_owned(), reason });
+        let wrong = |reason: String| ModelFilesError::tensor(name, reason);
+        let Some(entry) = self.files.get(name) else {
+            return Err(wrong("not in the checkpoint".to_owned()).into());
         };
         let kind = match entry.dtype {
             Dtype::F32 => Kind::Float,
             Dtype::BF16 => Kind::BFloat16,
             Dtype::F16 => Kind::Half,
             other => {
-                let reason = format!("stored as {other}, but only F32, BF16 and F16 can be read");
-                return Err(ModelError::Tensor { name: name.to_owned(), reason });
+                return Err(
+                    wrong(format!("stored as {other}, but only F32, BF16 and F16 can be read")).into()
+                );
             }
         };
-        let path = &self.files[entry.file];
+        let path = &self.files.paths()[entry.file];
         let mut file = File::open(path).map_err(ModelError::io(path))?;
-        let mut bytes = vec![0; entry.bytes];
+        let mut bytes = vec![0; entry.bytes as usize];
         file.seek(SeekFrom::Start(entry.start)).map_err(ModelError::io(path))?;
         file.read_exact(&mut bytes).map_err(ModelError::io(path))?;
-        let tensor = Tensor::f_from_data_size(&bytes, &entry.shape, kind)
-            .map_err(|error| ModelError::Tensor { name: name.to_owned(), reason: error.to_string() })?;
+        let tensor =
+            Tensor::f_from_data_size(&bytes, &entry.shape, kind).map_err(|error| wrong(error.to_string()))?;
         Ok(tensor.to_kind(Kind::Float))
     }
-
-    fn add_file(&mut self, path: PathBuf) -> Result<(), ModelError> {
-        let (metadata, data_start) = read_header(&path)?;
-        let file = self.files.len();
-        for (name, info) in metadata.tensors() {
-            let entry = Entry {
-                file,
-                dtype: info.dtype,
-                shape: info.shape.iter().map(|&size| size as i64).collect(),
-                start: data_start + info.data_offsets.0 as u64,
-                bytes: info.data_offsets.1 - info.data_offsets.0,
-            };
-            if self.entries.insert(name.clone(), entry).is_some() {
-                let reason = format!("tensor {name} is also in another shard");
-                return Err(ModelError::Weights { path, reason });
-            }
-        }
-        self.about = metadata.metadata().clone().unwrap_or_default();
-        self.files.push(path);
-        Ok(())
-    }
-}
-
-/// Parses a file's header against the file's length; returns it and where the data begins.
-fn read_header(path: &Path) -> Result<(Metadata, u64), ModelError> {
-    let wrong = |reason: String| ModelError::Weights { path: path.to_owned(), reason };
-    let mut file = File::open(path).map_err(ModelError::io(path))?;
-    let length = file.metadata().map_err(ModelError::io(path))?.len();
-    let mut size = [0; 8];
-    if length < size.len() as u64 {
-        return Err(wrong(format!("{length} bytes are too few for a safetensors file")));
-    }
-    file.read_exact(&mut size).map_err(ModelError::io(path))?;
-    let header_size = u64::from_le_bytes(size);
-    if header_size > LARGEST_HEADER || header_size + 8 > length {
-        return Err(wrong(format!("its header claims {header_size} bytes, but the file has {length}")));
-    }
-    let mut header = vec![0; header_size as usize];
-    file.read_exact(&mut header).map_err(ModelError::io(path))?;
-    let metadata: Metadata = serde_json::from_slice(&header)
-        .map_err(|error| wrong(format!("its safetensors header is damaged: {error}")))?;
-    let data_start = 8 + header_size;
-    let expected = data_start + metadata.data_len() as u64;
-    if expected != length {
-        return Err(wrong(format!(
-            "its header describes {expected} bytes, but the file has {length}; it was cut short or changed, copy it again"
-        )));
-    }
-    Ok((metadata, data_start))
-}
-
-/// `weight_map`: tensor name → file name, which must be a plain name inside the directory.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
-    let text = std::fs::read(path).map_err(ModelError::io(path))?;
-    let index: Value = serde_json::from_slice(&text).map_err(ModelError::json(path))?;
-    let wrong = |reason: String| ModelError::Weights { path: path.to_owned(), reason };
-    let map =
-        index["weight_map"].as_object().ok_or_else(|| wrong("weight_map is not an object".to_owned()))?;
-    let plain = |file: &str| !file.is_empty() && Path::new(file).file_name() == Some(file.as_ref());
-    map.iter()
-        .map(|(tensor, file)| match file.as_str() {
-            Some(file) if plain(file) => Ok((tensor.clone(), file.to_owned())),
-            _ => Err(wrong(format!(
-                "weight_map.{tensor}: found {file}, expected the name of a file beside it"
-            ))),
-        })
-        .collect()
 }
 
 /// A tensor's bytes, made only when they are written.
@@ -221,7 +88,10 @@ struct Stored<'a> {
 
 impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
-        self.dtype.safetensors()
+        match self.dtype {
+            SaveDtype::Fp32 => Dtype::F32,
+            SaveDtype::Bf16 => Dtype::BF16,
+        }
     }
 
     fn shape(&self) -> &[usize] {
@@ -229,11 +99,11 @@ impl View for Stored<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(bytes(self.tensor, self.dtype.kind()))
+        Cow::Owned(bytes(self.tensor, kind(self.dtype)))
     }
 
     fn data_len(&self) -> usize {
-        self.tensor.numel() * self.dtype.kind().elt_size_in_bytes()
+        self.tensor.numel() * kind(self.dtype).elt_size_in_bytes()
     }
 }
 
@@ -279,5 +149,5 @@ fn stored<'a>(
 fn serialize(path: &Path, views: Vec<(&str, Stored<'_>)>, about: (&str, &str)) -> Result<(), ModelError> {
     let metadata = HashMap::from([(about.0.to_owned(), about.1.to_owned())]);
     safetensors::serialize_to_file(views, Some(metadata), path)
-        .map_err(|error| ModelError::Weights { path: path.to_owned(), reason: error.to_string() })
+        .map_err(|error| ModelFilesError::Weights { path: path.to_owned(), reason: error.to_string() }.into())
 }

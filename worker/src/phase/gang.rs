@@ -13,7 +13,6 @@ use super::error::need;
 use super::step_log::StepLog;
 use super::{Bench, PhaseError};
 use crate::collective::{Gang, Host, Place, Rendezvous};
-use crate::model;
 use crate::model::{Adapter, DecoderConfig, HeadKind, ModelError, Parameters};
 use crate::rank::cache;
 use crate::train::{self, Ended, Objective, OrderKey, StepFigures, Summary, Training};
@@ -145,11 +144,11 @@ impl Bench {
         artifact: &str,
         parameters: &Parameters,
         dtype: SaveDtype,
-        save: impl FnOnce(model::SaveDtype) -> Result<(), ModelError>,
+        save: impl FnOnce(SaveDtype) -> Result<(), ModelError>,
     ) -> Result<(), PhaseError> {
-        let (dtype, bytes) = match dtype {
-            SaveDtype::Fp32 => (model::SaveDtype::Fp32, 4),
-            SaveDtype::Bf16 => (model::SaveDtype::Bf16, 2),
+        let bytes = match dtype {
+            SaveDtype::Fp32 => 4,
+            SaveDtype::Bf16 => 2,
         };
         let expected = bytes * parameters.count() as u64;
         let saved = self.reports.writing(Stage::Saving, expected, || save(dtype));

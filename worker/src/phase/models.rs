@@ -12,7 +12,7 @@ use foil_proto::v1;
 use tch::Device;
 
 use super::PhaseError;
-use crate::model::{LanguageModel, RewardModel};
+use crate::model::{HeadKind, LanguageModel, ModelFilesError, RewardModel};
 use crate::rank::cache::{Cache, fingerprint};
 use crate::rank::reporter::Reporter;
 use foil_common::failpoint;
@@ -130,10 +130,9 @@ impl Loader<'_> {
         let (seed, device) = (self.job.seed.into(), self.device);
         let checkpointing = self.job.resources.activation_checkpointing;
         self.load(artifact, |dir| {
-            let model = if is_sequence_classifier(dir) {
-                RewardModel::load(dir, device)?
-            } else {
-                RewardModel::from_language_model(dir, seed, device)?
+            let model = match head(dir)? {
+                HeadKind::Reward => RewardModel::load(dir, device)?,
+                HeadKind::LanguageModel => RewardModel::from_language_model(dir, seed, device)?,
             };
             Ok(model.with_checkpointing(checkpointing))
         })
@@ -161,11 +160,9 @@ impl Loader<'_> {
     }
 }
 
-/// As config.json's `architectures` says; a directory that does not say is read as a language model's.
-fn is_sequence_classifier(dir: &Path) -> bool {
-    let config = fs::read(dir.join("config.json")).ok();
-    let config = config.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
-    config.as_ref().and_then(|config| config["architectures"].as_array()).is_some_and(|names| {
-        names.iter().filter_map(|name| name.as_str()).any(|name| name.ends_with("ForSequenceClassification"))
-    })
+/// As config.json's `architectures` says.
+fn head(dir: &Path) -> Result<HeadKind, ModelFilesError> {
+    let path = dir.join("config.json");
+    let text = fs::read(&path).map_err(ModelFilesError::read(&path))?;
+    HeadKind::of_config(&serde_json::from_slice(&text).map_err(ModelFilesError::json(&path))?)
 }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::StepFigures;
-use crate::model::ModelError;
 use crate::model::weights::{self, Checkpoint};
+use crate::model::{ModelError, ModelFilesError};
 
 pub(super) const PARAMETER: &str = "parameter.";
 /// AdamW's first moments.
@@ -89,20 +89,19 @@ impl Saved {
                     record.step,
                     paths.len()
                 );
-                return Err(ModelError::Weights { path: path.clone(), reason });
+                return Err(ModelFilesError::Weights { path: path.clone(), reason }.into());
             }
             first.get_or_insert(record);
             shares.push(share);
         }
-        let none =
-            || ModelError::Tensor { name: "(all)".to_owned(), reason: "no share was saved".to_owned() };
+        let none = || ModelError::from(ModelFilesError::tensor("(all)", "no share was saved"));
         Ok(Self { record: first.ok_or_else(none)?, shares })
     }
 
     /// A tensor of any share, fp32 on the CPU.
     pub(super) fn read(&self, name: &str) -> Result<Tensor, ModelError> {
         let share = self.shares.iter().find(|share| share.has(name));
-        let missing = || ModelError::Tensor { name: name.to_owned(), reason: "no rank saved it".to_owned() };
+        let missing = || ModelError::from(ModelFilesError::tensor(name, "no rank saved it"));
         share.ok_or_else(missing)?.read(name)
     }
 }

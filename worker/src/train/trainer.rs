@@ -10,7 +10,7 @@ use super::snapshot::{PARAMETER, Record, Saved, Snapshot};
 use super::update::Update;
 use super::{Objective, Part, Share, StepFigures, StepPlan, TrainError, Wishes};
 use crate::collective::Gang;
-use crate::model::{ModelError, Parameters};
+use crate::model::{ModelError, ModelFilesError, Parameters};
 use foil_common::failpoint;
 
 /// How a phase's parameters move.
@@ -123,7 +123,9 @@ impl<'a> Trainer<'a> {
             let tensor = saved.read(&format!("{PARAMETER}{name}"))?;
             if tensor.size() != parameter.size() {
                 let (found, expected) = (tensor.size(), parameter.size());
-                return Err(ModelError::Shape { name: name.clone(), found, expected }.into());
+                return Err(
+                    ModelError::from(ModelFilesError::Shape { name: name.clone(), found, expected }).into()
+                );
             }
             no_grad(|| parameter.shallow_clone().copy_(&tensor));
         }

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{DecoderConfig, Family, HeadKind};
-use crate::model::SaveDtype;
+use super::{DecoderConfig, Family};
+use crate::model::HeadKind;
+use crate::spec::SaveDtype;
 
 impl DecoderConfig {
     /// The whole `config.json` for this decoder with `head`, its weights stored in `dtype`.
@@ -29,7 +30,7 @@ impl DecoderConfig {
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_to_hf(),
             "pad_token_id": self.pad_token_id,
-            "torch_dtype": dtype.hf_name(),
+            "torch_dtype": hf_name(dtype),
         });
         match self.family {
             Family::Llama => {
@@ -60,5 +61,12 @@ impl DecoderConfig {
             [one] => json!(one),
             several => json!(several),
         }
+    }
+}
+
+fn hf_name(dtype: SaveDtype) -> &'static str {
+    match dtype {
+        SaveDtype::Fp32 => "float32",
+        SaveDtype::Bf16 => "bfloat16",
     }
 }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::{HeadKind, ModelFilesError};
 
 fn base() -> Value {
     json!({
@@ -11,7 +12,7 @@ fn base() -> Value {
     })
 }
 
-fn with(changes: Value) -> Result<DecoderConfig, ModelError> {
+fn with(changes: Value) -> Result<DecoderConfig, ModelFilesError> {
     let mut config = base();
     for (field, value) in changes.as_object().unwrap() {
         config[field] = value.clone();
@@ -73,6 +74,10 @@ fn what_is_not_implemented_is_refused_by_name() {
         (json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor"),
         (json!({ "rope_parameters": { "full_attention": { "rope_theta": 1.0 } } }), "per kind of layer"),
         (json!({ "quantization_config": {} }), "quantization_config"),
+        (json!({ "quantization_config": { "quant_method": "awq" } }), "quantization_config (awq)"),
+        (json!({ "compression_config": {} }), "compression_config"),
+        (json!({ "rope_scaling": { "type": "longrope" } }), "rope scaling \"longrope\""),
+        (json!({ "model_type": "mixtral" }), "model_type \"mixtral\""),
         (json!({ "attention_dropout": 0.1 }), "attention_dropout"),
         (json!({ "layer_types": ["full_attention", "sliding_attention"] }), "layer_types"),
     ];
@@ -113,6 +118,9 @@ fn malformed_shapes_are_errors_that_name_the_field() {
         (json!({ "vocab_size": 1_i64 << 40 }), "vocab_size"),
         (json!({ "num_hidden_layers": 100_000 }), "num_hidden_layers"),
         (json!({ "num_key_value_heads": 3 }), "a divisor of the 4 attention heads"),
+        (json!({ "hidden_size": i64::MAX, "head_dim": 16 }), "an integer from 1 to 262144"),
+        (json!({ "head_dim": 1_i64 << 40 }), "head_dim: found 1099511627776"),
+        (json!({ "max_position_embeddings": 0 }), "max_position_embeddings"),
         (json!({ "head_dim": 15 }), "head_dim: found 15"),
         (json!({ "rms_norm_eps": -1.0 }), "rms_norm_eps"),
         (json!({ "tie_word_embeddings": 1 }), "tie_word_embeddings"),

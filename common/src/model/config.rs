@@ -8,7 +8,8 @@ mod tests;
 
 use std::path::Path;
 
-use super::{ModelError, SaveDtype};
+use super::{HeadKind, ModelFilesError};
+use crate::spec::SaveDtype;
 
 /// Families whose decoders differ from Llama's only by a mapping of fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,24 +40,6 @@ impl Family {
             Self::Mistral => "Mistral",
             Self::Qwen2 => "Qwen2",
             Self::Qwen3 => "Qwen3",
-        }
-    }
-}
-
-/// What stands on top of the decoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeadKind {
-    /// `…ForCausalLM`: a matrix to the vocabulary, own or tied to the embeddings.
-    LanguageModel,
-    /// `…ForSequenceClassification` with one label: `score.weight`, `[1, hidden]`.
-    Reward,
-}
-
-impl HeadKind {
-    pub fn class_suffix(self) -> &'static str {
-        match self {
-            Self::LanguageModel => "ForCausalLM",
-            Self::Reward => "ForSequenceClassification",
         }
     }
 }
@@ -120,18 +103,21 @@ impl DecoderConfig {
     ///
     /// # Errors
     /// The file is absent or not JSON; a field is missing, malformed or names something not implemented.
-    pub fn load(dir: &Path) -> Result<Self, ModelError> {
+    pub fn load(dir: &Path) -> Result<Self, ModelFilesError> {
         let path = dir.join("config.json");
-        let text = std::fs::read(&path).map_err(ModelError::io(&path))?;
-        let value = serde_json::from_slice(&text).map_err(ModelError::json(&path))?;
+        let text = std::fs::read(&path).map_err(ModelFilesError::read(&path))?;
+        let value = serde_json::from_slice(&text).map_err(ModelFilesError::json(&path))?;
         Self::from_hf(&value)
     }
 
     /// Writes `config.json` into `dir`.
-    pub(super) fn save(&self, dir: &Path, head: HeadKind, dtype: SaveDtype) -> Result<(), ModelError> {
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, dir: &Path, head: HeadKind, dtype: SaveDtype) -> Result<(), ModelFilesError> {
         let path = dir.join("config.json");
         let text = format!("{:#}\n", self.to_hf(head, dtype));
-        std::fs::write(&path, text).map_err(ModelError::io(&path))
+        std::fs::write(&path, text).map_err(ModelFilesError::read(&path))
     }
 
     /// Makes sure that a tokenizer's ids, `0..count`, all have an embedding. To be asked once when the two meet: inside
@@ -139,17 +125,38 @@ impl DecoderConfig {
     ///
     /// # Errors
     /// The tokenizer knows more ids than the model.
-    pub fn check_token_ids(&self, count: usize) -> Result<(), ModelError> {
+    pub fn check_token_ids(&self, count: usize) -> Result<(), ModelFilesError> {
         if count as i64 <= self.vocab_size {
             return Ok(());
         }
-        Err(ModelError::Config {
+        Err(ModelFilesError::Config {
             field: "vocab_size".to_owned(),
             found: self.vocab_size.to_string(),
             expected: format!(
                 "at least {count}, the number of the tokenizer's ids; the two belong to different models"
             ),
         })
+    }
+
+    /// Makes sure that `pad` can stand for padding of a reward model. transformers scores a row at its last token other
+    /// than that one, so it has to be an id that never occurs in a text.
+    ///
+    /// # Errors
+    /// `pad` is outside the vocabulary, or ends or begins texts.
+    pub fn check_pad(&self, pad: u32) -> Result<(), ModelFilesError> {
+        let wrong = |reason: &str| Err(ModelFilesError::Pad { pad, reason: reason.to_owned() });
+        if i64::from(pad) >= self.vocab_size {
+            return wrong("it is outside the vocabulary; choose an unused id inside it");
+        }
+        if self.eos_token_ids.contains(&pad) {
+            return wrong(
+                "it is also an end-of-text token, so transformers would score before it; choose an unused id",
+            );
+        }
+        if self.bos_token_id == Some(pad) {
+            return wrong("it is also the begin-of-text token; choose an unused id");
+        }
+        Ok(())
     }
 
     /// Width of all query heads together.

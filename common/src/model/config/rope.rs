@@ -2,14 +2,14 @@
 
 use serde_json::{Map, Value, json};
 
-use super::hf::Fields;
+use super::hf::{Fields, LONGEST};
 use super::{RopeConfig, RopeScaling};
-use crate::model::ModelError;
+use crate::model::ModelFilesError;
 
 const DEFAULT_THETA: f64 = 10_000.0;
 
 impl RopeConfig {
-    pub(super) fn from_hf(config: &Fields<'_>) -> Result<Self, ModelError> {
+    pub(super) fn from_hf(config: &Fields<'_>) -> Result<Self, ModelFilesError> {
         refuse_partial(config)?;
         for (name, prefix) in [("rope_parameters", "rope_parameters."), ("rope_scaling", "rope_scaling.")] {
             let Some(value) = config.get(name) else { continue };
@@ -42,17 +42,17 @@ impl RopeConfig {
     }
 }
 
-fn refuse_partial(fields: &Fields<'_>) -> Result<(), ModelError> {
+fn refuse_partial(fields: &Fields<'_>) -> Result<(), ModelFilesError> {
     if fields.positive("partial_rotary_factor", Some(1.0))? == 1.0 {
         return Ok(());
     }
-    Err(ModelError::Unsupported {
+    Err(ModelFilesError::Unsupported {
         feature: format!("{}partial_rotary_factor other than 1", fields.prefix),
         advice: "use a model that rotates whole heads".to_owned(),
     })
 }
 
-fn scaling(fields: &Fields<'_>) -> Result<RopeScaling, ModelError> {
+fn scaling(fields: &Fields<'_>) -> Result<RopeScaling, ModelFilesError> {
     // `type` is how transformers before 4.43 spelt `rope_type`.
     let name = match fields.text("rope_type")? {
         Some(name) => name,
@@ -65,14 +65,14 @@ fn scaling(fields: &Fields<'_>) -> Result<RopeScaling, ModelError> {
         }
         "linear" => Ok(RopeScaling::Linear { factor: fields.positive("factor", None)? }),
         "llama3" => llama3(fields),
-        other => Err(ModelError::Unsupported {
+        other => Err(ModelFilesError::Unsupported {
             feature: format!("rope scaling {other:?}"),
             advice: "only default, linear and llama3 are".to_owned(),
         }),
     }
 }
 
-fn llama3(fields: &Fields<'_>) -> Result<RopeScaling, ModelError> {
+fn llama3(fields: &Fields<'_>) -> Result<RopeScaling, ModelFilesError> {
     let low_freq_factor = fields.positive("low_freq_factor", None)?;
     let high_freq_factor = fields.positive("high_freq_factor", None)?;
     if high_freq_factor <= low_freq_factor {
@@ -82,15 +82,15 @@ fn llama3(fields: &Fields<'_>) -> Result<RopeScaling, ModelError> {
         factor: fields.positive("factor", None)?,
         low_freq_factor,
         high_freq_factor,
-        original_max_positions: fields.count("original_max_position_embeddings")?,
+        original_max_positions: fields.count("original_max_position_embeddings", LONGEST)?,
     })
 }
 
 /// Settings per kind of layer nest one object deeper.
-fn refuse_nested(object: &Map<String, Value>) -> Result<(), ModelError> {
+fn refuse_nested(object: &Map<String, Value>) -> Result<(), ModelFilesError> {
     match object.iter().find(|(_, value)| value.is_object()) {
         None => Ok(()),
-        Some((name, _)) => Err(ModelError::Unsupported {
+        Some((name, _)) => Err(ModelFilesError::Unsupported {
             feature: format!("rope_parameters.{name}: rotary settings per kind of layer"),
             advice: "use a model with one rotary setting".to_owned(),
         }),

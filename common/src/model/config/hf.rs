@@ -3,12 +3,14 @@
 use serde_json::Value;
 
 use super::{DecoderConfig, Family, RopeConfig};
-use crate::model::ModelError;
+use crate::model::ModelFilesError;
 
-/// Counts above this are surely a damaged file; products of two still fit an i64.
-const LARGEST_COUNT: i64 = 1 << 30;
-/// Layers, each of which names about a dozen tensors.
-const MOST_LAYERS: i64 = 1 << 12;
+/// Widest tensor side, deepest stack and largest vocabulary that are taken for a model's: products of them stay far
+/// within 64 bits.
+const WIDEST: i64 = 1 << 18;
+const DEEPEST: i64 = 1 << 10;
+const LARGEST_VOCABULARY: i64 = 1 << 22;
+pub(super) const LONGEST: i64 = 1 << 30;
 
 /// One JSON object of the file, and where it stands in it.
 pub(super) struct Fields<'a> {
@@ -22,48 +24,52 @@ impl<'a> Fields<'a> {
         self.object.get(field).filter(|value| !value.is_null())
     }
 
-    pub(super) fn wrong(&self, field: &str, expected: &str) -> ModelError {
+    pub(super) fn wrong(&self, field: &str, expected: &str) -> ModelFilesError {
         let found = match self.object.get(field) {
             None => "nothing".to_owned(),
             Some(value) => value.to_string().chars().take(80).collect(),
         };
-        ModelError::Config { field: format!("{}{field}", self.prefix), found, expected: expected.to_owned() }
+        ModelFilesError::Config {
+            field: format!("{}{field}", self.prefix),
+            found,
+            expected: expected.to_owned(),
+        }
     }
 
-    fn count_or(&self, field: &str, default: Option<i64>) -> Result<i64, ModelError> {
+    fn count_or(&self, field: &str, most: i64, default: Option<i64>) -> Result<i64, ModelFilesError> {
         let value = match self.get(field) {
             Some(value) => value.as_i64(),
             None => default,
         };
         value
-            .filter(|count| (1..=LARGEST_COUNT).contains(count))
-            .ok_or_else(|| self.wrong(field, &format!("an integer from 1 to {LARGEST_COUNT}")))
+            .filter(|count| (1..=most).contains(count))
+            .ok_or_else(|| self.wrong(field, &format!("an integer from 1 to {most}")))
     }
 
-    pub(super) fn count(&self, field: &str) -> Result<i64, ModelError> {
-        self.count_or(field, None)
+    pub(super) fn count(&self, field: &str, most: i64) -> Result<i64, ModelFilesError> {
+        self.count_or(field, most, None)
     }
 
-    pub(super) fn positive(&self, field: &str, default: Option<f64>) -> Result<f64, ModelError> {
+    pub(super) fn positive(&self, field: &str, default: Option<f64>) -> Result<f64, ModelFilesError> {
         let value = self.get(field).map_or(default, Value::as_f64);
         value.filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| self.wrong(field, "a number above 0"))
     }
 
-    fn flag(&self, field: &str, default: bool) -> Result<bool, ModelError> {
+    fn flag(&self, field: &str, default: bool) -> Result<bool, ModelFilesError> {
         match self.get(field) {
             None => Ok(default),
             Some(value) => value.as_bool().ok_or_else(|| self.wrong(field, "true or false")),
         }
     }
 
-    pub(super) fn text(&self, field: &str) -> Result<Option<&'a str>, ModelError> {
+    pub(super) fn text(&self, field: &str) -> Result<Option<&'a str>, ModelFilesError> {
         match self.get(field) {
             None => Ok(None),
             Some(value) => value.as_str().map(Some).ok_or_else(|| self.wrong(field, "a string")),
         }
     }
 
-    fn token_id(&self, field: &str, value: &Value) -> Result<u32, ModelError> {
+    fn token_id(&self, field: &str, value: &Value) -> Result<u32, ModelFilesError> {
         value
             .as_u64()
             .and_then(|id| u32::try_from(id).ok())
@@ -71,7 +77,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A token id; `default` only where the field is absent: an explicit null means none.
-    fn token(&self, field: &str, default: Option<u32>) -> Result<Option<u32>, ModelError> {
+    fn token(&self, field: &str, default: Option<u32>) -> Result<Option<u32>, ModelFilesError> {
         match self.object.get(field) {
             None => Ok(default),
             Some(Value::Null) => Ok(None),
@@ -79,7 +85,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn tokens(&self, field: &str, default: Option<u32>) -> Result<Vec<u32>, ModelError> {
+    fn tokens(&self, field: &str, default: Option<u32>) -> Result<Vec<u32>, ModelFilesError> {
         match self.object.get(field) {
             Some(Value::Array(all)) => all.iter().map(|value| self.token_id(field, value)).collect(),
             _ => Ok(self.token(field, default)?.into_iter().collect()),
@@ -87,8 +93,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn unsupported(feature: impl Into<String>, advice: impl Into<String>) -> ModelError {
-    ModelError::Unsupported { feature: feature.into(), advice: advice.into() }
+fn unsupported(feature: impl Into<String>, advice: impl Into<String>) -> ModelFilesError {
+    ModelFilesError::Unsupported { feature: feature.into(), advice: advice.into() }
 }
 
 impl DecoderConfig {
@@ -96,9 +102,9 @@ impl DecoderConfig {
     ///
     /// # Errors
     /// A missing or malformed field, or a feature that would silently change the model's results if it were ignored.
-    pub fn from_hf(config: &Value) -> Result<Self, ModelError> {
+    pub fn from_hf(config: &Value) -> Result<Self, ModelFilesError> {
         let Some(object) = config.as_object() else {
-            return Err(ModelError::Config {
+            return Err(ModelFilesError::Config {
                 field: "(the whole file)".to_owned(),
                 found: config.to_string().chars().take(80).collect(),
                 expected: "a JSON object".to_owned(),
@@ -108,12 +114,8 @@ impl DecoderConfig {
         let family = family(&fields)?;
         refuse_unknown(&fields, family)?;
 
-        let heads = fields.count("num_attention_heads")?;
-        let hidden_size = fields.count("hidden_size")?;
-        let layers = fields.count("num_hidden_layers")?;
-        if layers > MOST_LAYERS {
-            return Err(fields.wrong("num_hidden_layers", &format!("at most {MOST_LAYERS}")));
-        }
+        let heads = fields.count("num_attention_heads", WIDEST)?;
+        let hidden_size = fields.count("hidden_size", WIDEST)?;
         let (bos, eos) = match family {
             Family::Llama | Family::Mistral => (Some(1), Some(2)),
             Family::Qwen2 | Family::Qwen3 => (None, None),
@@ -121,15 +123,15 @@ impl DecoderConfig {
         let attention_bias = family != Family::Mistral && fields.flag("attention_bias", false)?;
         let config = Self {
             family,
-            vocab_size: fields.count("vocab_size")?,
+            vocab_size: fields.count("vocab_size", LARGEST_VOCABULARY)?,
             hidden_size,
-            intermediate_size: fields.count("intermediate_size")?,
-            layers,
+            intermediate_size: fields.count("intermediate_size", WIDEST)?,
+            layers: fields.count("num_hidden_layers", DEEPEST)?,
             heads,
             kv_heads: kv_heads(&fields, family, heads)?,
             head_dim: head_dim(&fields, family, hidden_size, heads)?,
             rms_norm_eps: fields.positive("rms_norm_eps", Some(1e-6))?,
-            max_positions: fields.count("max_position_embeddings")?,
+            max_positions: max_positions(&fields, family)?,
             rope: RopeConfig::from_hf(&fields)?,
             tied_embeddings: fields.flag("tie_word_embeddings", false)?,
             qkv_bias: family == Family::Qwen2 || attention_bias,
@@ -148,7 +150,7 @@ impl DecoderConfig {
     }
 }
 
-fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
+fn family(fields: &Fields<'_>) -> Result<Family, ModelFilesError> {
     let known = || Family::ALL.map(Family::model_type).join(", ");
     let Some(name) = fields.text("model_type")? else {
         return Err(fields.wrong("model_type", &format!("one of {}", known())));
@@ -158,20 +160,20 @@ fn family(fields: &Fields<'_>) -> Result<Family, ModelError> {
     })
 }
 
-fn kv_heads(fields: &Fields<'_>, family: Family, heads: i64) -> Result<i64, ModelError> {
+fn kv_heads(fields: &Fields<'_>, family: Family, heads: i64) -> Result<i64, ModelFilesError> {
     let default = match family {
         Family::Llama => heads,
         Family::Mistral => 8,
         Family::Qwen2 | Family::Qwen3 => 32,
     };
-    let kv_heads = fields.count_or("num_key_value_heads", Some(default))?;
+    let kv_heads = fields.count_or("num_key_value_heads", heads, Some(default))?;
     if heads % kv_heads != 0 {
         return Err(fields.wrong("num_key_value_heads", &format!("a divisor of the {heads} attention heads")));
     }
     Ok(kv_heads)
 }
 
-fn head_dim(fields: &Fields<'_>, family: Family, hidden: i64, heads: i64) -> Result<i64, ModelError> {
+fn head_dim(fields: &Fields<'_>, family: Family, hidden: i64, heads: i64) -> Result<i64, ModelFilesError> {
     let explicit = fields.get("head_dim").is_some()
         || (family == Family::Qwen3 && !fields.object.contains_key("head_dim"));
     if !explicit && hidden % heads != 0 {
@@ -180,20 +182,35 @@ fn head_dim(fields: &Fields<'_>, family: Family, hidden: i64, heads: i64) -> Res
         );
     }
     let default = if family == Family::Qwen3 && explicit { 128 } else { hidden / heads };
-    let head_dim = fields.count_or("head_dim", Some(default))?;
+    let head_dim = fields.count_or("head_dim", WIDEST / heads, Some(default))?;
     if head_dim % 2 != 0 {
         return Err(fields.wrong("head_dim", "an even number: rotary embeddings turn pairs"));
     }
     Ok(head_dim)
 }
 
-fn refuse_unknown(fields: &Fields<'_>, family: Family) -> Result<(), ModelError> {
+fn max_positions(fields: &Fields<'_>, family: Family) -> Result<i64, ModelFilesError> {
+    let default = match family {
+        Family::Llama => 2048,
+        Family::Mistral => 4096 * 32,
+        Family::Qwen2 | Family::Qwen3 => 32768,
+    };
+    fields.count_or("max_position_embeddings", LONGEST, Some(default))
+}
+
+fn refuse_unknown(fields: &Fields<'_>, family: Family) -> Result<(), ModelFilesError> {
     match fields.text("hidden_act")? {
         None | Some("silu" | "swish") => {}
         Some(other) => return Err(unsupported(format!("hidden_act {other:?}"), "only silu is")),
     }
-    if fields.get("quantization_config").is_some() {
-        return Err(unsupported("quantization_config", "give a checkpoint in float32, bfloat16 or float16"));
+    for field in ["quantization_config", "compression_config"] {
+        if let Some(how) = fields.get(field) {
+            let method = how.get("quant_method").and_then(Value::as_str);
+            let method = method
+                .map_or(String::new(), |name| format!(" ({})", name.chars().take(40).collect::<String>()));
+            let advice = "give the checkpoint in float32, bfloat16 or float16";
+            return Err(unsupported(format!("{field}{method}"), advice));
+        }
     }
     if let Some(rate) = fields.get("attention_dropout")
         && rate.as_f64() != Some(0.0)
@@ -204,7 +221,7 @@ fn refuse_unknown(fields: &Fields<'_>, family: Family) -> Result<(), ModelError>
 }
 
 /// A window is active when a sequence could outgrow it.
-fn refuse_sliding_window(fields: &Fields<'_>, family: Family) -> Result<(), ModelError> {
+fn refuse_sliding_window(fields: &Fields<'_>, family: Family) -> Result<(), ModelFilesError> {
     if let Some(layers) = fields.get("layer_types") {
         let full = |kind: &Value| kind.as_str() == Some("full_attention");
         if !layers.as_array().is_some_and(|all| all.iter().all(full)) {
@@ -221,9 +238,9 @@ fn refuse_sliding_window(fields: &Fields<'_>, family: Family) -> Result<(), Mode
         }
         Family::Mistral => Some(Value::from(4096)),
         Family::Qwen2 | Family::Qwen3 if fields.flag("use_sliding_window", false)? => {
-            let full_layers = fields.count_or("max_window_layers", Some(28)).unwrap_or(0);
-            let sliding =
-                fields.get("layer_types").is_none() && full_layers < fields.count("num_hidden_layers")?;
+            let full_layers = fields.count_or("max_window_layers", DEEPEST, Some(28)).unwrap_or(0);
+            let sliding = fields.get("layer_types").is_none()
+                && full_layers < fields.count("num_hidden_layers", DEEPEST)?;
             if sliding {
                 Some(fields.get("sliding_window").cloned().unwrap_or(Value::from(4096)))
             } else {
@@ -236,7 +253,7 @@ fn refuse_sliding_window(fields: &Fields<'_>, family: Family) -> Result<(), Mode
     let Some(width) = window.as_i64() else {
         return Err(fields.wrong("sliding_window", "an integer or null"));
     };
-    let longest = fields.count("max_position_embeddings")?;
+    let longest = max_positions(fields, family)?;
     if width < longest {
         return Err(unsupported(
             format!("sliding_window {width}, which is active below max_position_embeddings {longest}"),

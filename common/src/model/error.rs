@@ -1,0 +1,48 @@
+//! What can be wrong with a model directory.
+
+use std::path::PathBuf;
+
+/// A directory that is no model that Foil can run; every message says where and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ModelFilesError {
+    #[error("{path}: {reason}", path = path.display())]
+    Read { path: PathBuf, reason: String },
+    #[error("{path}: not valid JSON: {reason}", path = path.display())]
+    Json { path: PathBuf, reason: String },
+    #[error("config.json: {field}: found {found}, expected {expected}")]
+    Config { field: String, found: String, expected: String },
+    #[error("config.json: {feature} is not implemented: {advice}")]
+    Unsupported { feature: String, advice: String },
+    #[error("{path}: {reason}", path = path.display())]
+    Weights { path: PathBuf, reason: String },
+    #[error(
+        "tensor {name}: shape {found:?} in the checkpoint, but config.json asks for {expected:?}; the two files do not belong together"
+    )]
+    Shape { name: String, found: Vec<i64>, expected: Vec<i64> },
+    #[error("tensor {name}, of shape {expected:?}, is missing from the checkpoint: {advice}")]
+    Missing { name: String, expected: Vec<i64>, advice: String },
+    #[error(
+        "tensor {name}, of shape {found:?}, is in the checkpoint but config.json has no place for it: {advice}"
+    )]
+    Unexpected { name: String, found: Vec<i64>, advice: String },
+    #[error("tensor {name}: {reason}")]
+    Tensor { name: String, reason: String },
+    #[error("pad token id {pad}: {reason}")]
+    Pad { pad: u32, reason: String },
+}
+
+impl ModelFilesError {
+    pub fn read(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |error| Self::Read { path, reason: error.to_string() }
+    }
+
+    pub fn json(path: impl Into<PathBuf>) -> impl FnOnce(serde_json::Error) -> Self {
+        let path = path.into();
+        move |error| Self::Json { path, reason: error.to_string() }
+    }
+
+    pub fn tensor(name: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Tensor { name: name.into(), reason: reason.into() }
+    }
+}
