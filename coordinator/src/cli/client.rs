@@ -43,10 +43,73 @@ impl Client {
             .map_err(|status| self.plain(&status))
     }
 
+    /// The job with all its parts.
     pub(crate) async fn get(&self, id: &str) -> Result<v1::Job> {
-        self.try_get(id)
-            .await?
-            .with_context(|| format!("there is no job {id}; `foil list` shows those there are"))
+        let job = self.try_get(id).await?;
+        let job = job.with_context(|| format!("there is no job {id}; `foil list` shows those there are"))?;
+        self.complete(job).await
+    }
+
+    /// Brings by the page what was too large for one message.
+    pub(crate) async fn complete(&self, mut job: v1::Job) -> Result<v1::Job> {
+        for part in std::mem::take(&mut job.omitted) {
+            match part.as_str() {
+                "plan" => job.plan.get_or_insert_default().phases = self.phases(&job.id).await?,
+                "rounds" => job.rounds = self.rounds(&job.id).await?,
+                "artifacts" => job.artifacts = self.artifacts(&job.id).await?,
+                other => bail!(
+                    "the coordinator left {other} out of job {}, which this version of foil cannot ask for; use the \
+                     coordinator's own version",
+                    job.id
+                ),
+            }
+        }
+        Ok(job)
+    }
+
+    async fn phases(&self, job: &str) -> Result<Vec<v1::PhasePlan>> {
+        self.pages(job, |mut jobs, request| async move {
+            let page = jobs.list_phases(request).await?.into_inner();
+            Ok(tonic::Response::new((page.phases, page.next_page_token)))
+        })
+        .await
+    }
+
+    async fn rounds(&self, job: &str) -> Result<Vec<v1::RoundResult>> {
+        self.pages(job, |mut jobs, request| async move {
+            let page = jobs.list_rounds(request).await?.into_inner();
+            Ok(tonic::Response::new((page.rounds, page.next_page_token)))
+        })
+        .await
+    }
+
+    async fn artifacts(&self, job: &str) -> Result<Vec<v1::Artifact>> {
+        let parts = self.pages(job, |mut jobs, request| async move {
+            let page = jobs.list_artifacts(request).await?.into_inner();
+            Ok(tonic::Response::new((page.artifacts, page.next_page_token)))
+        });
+        Ok(joined(parts.await?))
+    }
+
+    async fn pages<T, F>(
+        &self,
+        job: &str,
+        call: impl Fn(JobsClient<Line>, Request<v1::ListPartsRequest>) -> F,
+    ) -> Result<Vec<T>>
+    where
+        F: Future<Output = Result<tonic::Response<(Vec<T>, String)>, Status>>,
+    {
+        let (mut all, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let request = v1::ListPartsRequest { job_id: job.to_owned(), page_size: 0, page_token };
+            let (items, next) =
+                self.unary(DEADLINE, request, &call).await.map_err(|status| self.plain(&status))?;
+            all.extend(items);
+            if next.is_empty() {
+                return Ok(all);
+            }
+            page_token = next;
+        }
     }
 
     async fn try_get(&self, id: &str) -> Result<Option<v1::Job>> {
@@ -75,19 +138,24 @@ impl Client {
         answer.await.map(drop).map_err(|status| self.plain(&status))
     }
 
-    /// All jobs, newest first.
+    /// A row for each job, newest first.
     pub(crate) async fn list(&self) -> Result<Vec<v1::Job>> {
+        self.rows(v1::ListJobsRequest { page_size: 1000, ..Default::default() }, usize::MAX).await
+    }
+
+    /// The first rows of a listing, newest first, and what is on the same page as the last of them.
+    async fn rows(&self, request: v1::ListJobsRequest, enough: usize) -> Result<Vec<v1::Job>> {
         let mut jobs = Vec::new();
         let mut page_token = String::new();
         loop {
-            let request = v1::ListJobsRequest { page_size: 100, page_token };
+            let request = v1::ListJobsRequest { page_token, ..request.clone() };
             let page = self
                 .unary(DEADLINE, request, |mut jobs, request| async move { jobs.list(request).await })
                 .await
                 .map_err(|status| self.plain(&status))?;
             jobs.extend(page.jobs);
             page_token = page.next_page_token;
-            if page_token.is_empty() {
+            if page_token.is_empty() || jobs.len() >= enough {
                 // Ids begin with the time of submission.
                 jobs.sort_by(|a, b| b.id.cmp(&a.id));
                 return Ok(jobs);
@@ -98,10 +166,16 @@ impl Client {
     /// The job a user means: by id, by the beginning of an id, or the newest of a name.
     pub(crate) async fn find(&self, text: &str) -> Result<v1::Job> {
         if let Some(job) = self.try_get(text).await? {
-            return Ok(job);
+            return self.complete(job).await;
         }
-        let jobs = self.list().await?;
-        let id = pick(text, &jobs)?;
+        let named = v1::ListJobsRequest { page_size: 1, name: text.to_owned(), ..Default::default() };
+        let mut rows = self.rows(named, 1).await?;
+        if rows.is_empty() {
+            let begun =
+                v1::ListJobsRequest { page_size: 100, id_prefix: text.to_owned(), ..Default::default() };
+            rows = self.rows(begun, 100).await?;
+        }
+        let id = pick(text, &rows)?;
         self.get(&id).await
     }
 
@@ -205,6 +279,18 @@ fn pick(text: &str, jobs: &[v1::Job]) -> Result<String> {
         [] => bail!("there is no job {text}; `foil list` shows those there are"),
         several => bail!("{} jobs' ids begin with {text}; give more of it", several.len()),
     }
+}
+
+/// Artifacts of which each follows from one page to the next, whole.
+fn joined(parts: Vec<v1::Artifact>) -> Vec<v1::Artifact> {
+    let mut whole: Vec<v1::Artifact> = Vec::new();
+    for part in parts {
+        match whole.last_mut().filter(|last| last.name == part.name && last.phase == part.phase) {
+            Some(last) => last.objects.extend(part.objects),
+            None => whole.push(part),
+        }
+    }
+    whole
 }
 
 /// Whether nothing more will happen to the job.

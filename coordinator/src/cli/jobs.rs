@@ -13,13 +13,12 @@ pub(crate) async fn list(args: &ClientArgs) -> Result<()> {
     let jobs = Client::connect(&args.coordinators())?.list().await?;
     let mut rows = vec![["ID", "NAME", "STATE", "PHASE", "DONE", "SUBMITTED"].map(str::to_owned).to_vec()];
     for job in &jobs {
-        let phases = job.plan.as_ref().map_or(0, |plan| plan.phases.len());
         rows.push(vec![
             job.id.clone(),
             job.name.clone(),
             report::state_name(job),
             if job.phase.is_empty() { "–".to_owned() } else { job.phase.clone() },
-            format!("{}/{phases}", job.phases_done),
+            format!("{}/{}", job.phases_done, job.phases_total),
             job.submitted_at.as_ref().map(time).unwrap_or_default(),
         ]);
     }
@@ -41,12 +40,12 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         output::json(&serde_json::to_value(&job)?)?;
         return Ok(());
     }
-    let phases = job.plan.as_ref().map_or(0, |plan| plan.phases.len());
     output::line(&format!(
-        "{}: {}, {}/{phases} phases done",
+        "{}: {}, {}/{} phases done",
         job.id,
         report::state_name(&job),
-        job.phases_done
+        job.phases_done,
+        job.phases_total
     ))?;
     if !job.phase.is_empty() {
         let progress = job.progress.as_ref().map(|told| format!(": {}", report::progress(told)));

@@ -135,7 +135,7 @@ impl Progress {
 
     fn job(&mut self, job: &v1::Job) {
         let phases = job.plan.as_ref().map(|plan| plan.phases.as_slice()).unwrap_or_default();
-        self.phases = phases.len();
+        self.phases = job.phases_total.max(u32::try_from(phases.len()).unwrap_or(u32::MAX)) as usize;
         self.width = phases.iter().map(|phase| phase.id.len()).max().unwrap_or(0);
         self.done = job.phases_done as usize;
         if job.state() == v1::JobState::Queued && !self.waits {

@@ -144,6 +144,27 @@ mod tests {
             Err(Status::unimplemented(""))
         }
 
+        async fn list_phases(
+            &self,
+            _: Request<v1::ListPartsRequest>,
+        ) -> Result<Response<v1::ListPhasesResponse>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
+        async fn list_rounds(
+            &self,
+            _: Request<v1::ListPartsRequest>,
+        ) -> Result<Response<v1::ListRoundsResponse>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
+        async fn list_artifacts(
+            &self,
+            _: Request<v1::ListPartsRequest>,
+        ) -> Result<Response<v1::ListArtifactsResponse>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
         async fn cancel(&self, _: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
             Err(Status::unimplemented(""))
         }

@@ -1,12 +1,13 @@
 //! What the driver is asked.
 
+use std::fmt;
 use std::sync::Arc;
 
 use foil_proto::v1::{self, rank_message};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
-use crate::job::Submitted;
+use crate::job::{JobState, Submitted};
 use crate::schedule::Refusal;
 
 /// Commands on their way to one rank; an error ends its stream.
@@ -20,6 +21,31 @@ pub struct Found {
     pub spec_hash: String,
     pub submitted: Box<Submitted>,
     pub job: v1::Job,
+}
+
+/// Which jobs to list, newest first.
+#[derive(Debug, Clone, Default)]
+pub struct Query {
+    /// At most so many.
+    pub size: usize,
+    /// Those that follow the job with this id.
+    pub after: Option<String>,
+    /// Of this name, where it is not empty.
+    pub name: String,
+    /// With ids that begin so.
+    pub id_prefix: String,
+}
+
+/// A question about a job's state, answered where it is asked and sent when what it tells is durable.
+pub(super) struct Look(pub(super) Box<dyn FnOnce(Option<&JobState>) -> Answer + Send>);
+
+/// Sends what was found.
+pub(super) type Answer = Box<dyn FnOnce() + Send>;
+
+impl fmt::Debug for Look {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Look")
+    }
 }
 
 /// Jobs, newest first.
@@ -55,9 +81,12 @@ pub(super) enum Command {
         id: String,
         reply: oneshot::Sender<Option<v1::Job>>,
     },
+    Look {
+        id: String,
+        look: Look,
+    },
     List {
-        size: usize,
-        after: Option<String>,
+        query: Query,
         reply: oneshot::Sender<Page>,
     },
     Watch {

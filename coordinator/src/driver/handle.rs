@@ -7,8 +7,8 @@ use foil_proto::v1::{self, rank_message};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::command::{Command, Found, Page, Subscription};
-use crate::job::Submitted;
+use super::command::{Answer, Command, Found, Look, Page, Query, Subscription};
+use crate::job::{JobState, Submitted};
 use crate::schedule::Refusal;
 
 /// The driver has ended; so does the process soon.
@@ -58,9 +58,27 @@ impl Handle {
         self.ask(|reply| Command::Get { id: id.to_owned(), reply }).await
     }
 
-    /// Newest first, after the job with the given id.
-    pub async fn list(&self, size: usize, after: Option<String>) -> Result<Page, Stopped> {
-        self.ask(|reply| Command::List { size, after, reply }).await
+    /// Answers a question about a job's state, which must not take long: all others wait for it. None where there is no
+    /// such job.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        id: &str,
+        question: impl FnOnce(&JobState) -> T + Send + 'static,
+    ) -> Result<Option<T>, Stopped> {
+        let id = id.to_owned();
+        self.ask(|reply| {
+            let look = move |state: Option<&JobState>| -> Answer {
+                let found = state.map(question);
+                Box::new(move || drop(reply.send(found)))
+            };
+            Command::Look { id, look: Look(Box::new(look)) }
+        })
+        .await
+    }
+
+    /// Newest first.
+    pub async fn list(&self, query: Query) -> Result<Page, Stopped> {
+        self.ask(|reply| Command::List { query, reply }).await
     }
 
     pub async fn watch(&self, id: &str, after_revision: u64) -> Result<Option<Subscription>, Stopped> {

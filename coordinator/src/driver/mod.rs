@@ -12,7 +12,7 @@ mod shell;
 mod sweeping;
 mod telemetry;
 
-pub use command::{Found, Page, Subscription};
+pub use command::{Found, Page, Query, Subscription};
 pub use handle::{Handle, Stopped};
 pub use shell::{Driver, DriverError, Settings};
 

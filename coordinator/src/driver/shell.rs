@@ -11,11 +11,12 @@ use foil_common::storage::Store;
 use foil_proto::v1::{self, agent_command};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
+use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use tonic::Status;
 
-use super::command::{Command, Found, Page, Subscription};
+use super::command::{Command, Found, Look, Page, Query, Subscription};
 use super::core::{Action, Core};
 use super::handle::{Attempts, Handle};
 use super::links::Links;
@@ -23,7 +24,8 @@ use super::sweeping;
 use super::telemetry;
 use crate::clock::{Clock, Now};
 use crate::cluster::Liveness;
-use crate::job::{Event, StateError, Submitted, view};
+use crate::job::pages::PAGE_BYTES;
+use crate::job::{Event, JobState, StateError, Submitted, view};
 use crate::journal::{Journal, JournalError};
 use crate::leadership::{Lease, Times};
 use crate::rpc::status::refused;
@@ -254,8 +256,12 @@ impl Driver {
                 let job = self.core.shown(&id);
                 self.reply(move |_| drop(reply.send(job)));
             }
-            Command::List { size, after, reply } => {
-                let page = self.page(size, after.as_deref());
+            Command::Look { id, look: Look(look) } => {
+                let answer = look(self.core.state(&id));
+                self.reply(move |_| answer());
+            }
+            Command::List { query, reply } => {
+                let page = self.page(&query);
                 self.reply(move |_| drop(reply.send(page)));
             }
             Command::Watch { id, after_revision, reply } => {
@@ -359,16 +365,32 @@ impl Driver {
         Some(Found { spec_hash: spec_hash.to_owned(), submitted, job: view::job(state) })
     }
 
-    fn page(&self, size: usize, after: Option<&str>) -> Page {
+    fn page(&self, query: &Query) -> Page {
         let newest_first = || self.core.order().iter().rev();
+        let after = query.after.as_ref();
         let skip =
             after.and_then(|after| newest_first().position(|id| id == after)).map_or(0, |index| index + 1);
-        let ids: Vec<&String> = newest_first().skip(skip).take(size).collect();
-        let more = skip + ids.len() < self.core.order().len();
-        Page {
-            next: ids.last().filter(|_| more).map(|id| (*id).clone()),
-            jobs: ids.into_iter().filter_map(|id| self.core.state(id)).map(view::listed).collect(),
+        let is_wanted = |state: &&JobState| {
+            (query.name.is_empty() || state.submitted.spec.name == query.name)
+                && state.id.starts_with(&query.id_prefix)
+        };
+        let mut wanted =
+            newest_first().skip(skip).filter_map(|id| self.core.state(id)).filter(is_wanted).peekable();
+        let (mut jobs, mut room) = (Vec::new(), PAGE_BYTES);
+        while jobs.len() < query.size
+            && let Some(state) = wanted.peek()
+        {
+            let row = view::listed(state);
+            let needed = row.encoded_len();
+            if needed > room && !jobs.is_empty() {
+                break;
+            }
+            room = room.saturating_sub(needed);
+            jobs.push(row);
+            wanted.next();
         }
+        let more = wanted.peek().is_some();
+        Page { next: jobs.last().filter(|_| more).map(|job| job.id.clone()), jobs }
     }
 
     fn watch(&mut self, watch: Watch) {

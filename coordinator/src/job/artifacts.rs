@@ -2,29 +2,71 @@
 
 use foil_proto::v1;
 
+use super::state::JobState;
+use super::view;
+
+/// Names that an error lists.
+const NAMED: usize = 20;
+
 /// The artifact a user means: its name, `policy` or `reward` for the last one, `policy@best` for the best round's.
 ///
 /// # Errors
 /// Words for the user: what there is instead.
 pub fn find_artifact<'a>(job: &'a v1::Job, wanted: &str) -> Result<&'a v1::Artifact, String> {
-    let is_best = wanted.strip_suffix("@best").filter(|_| job.best_round > 0);
-    let exact = is_best.map_or_else(|| wanted.to_owned(), |kind| format!("{kind}@{}", job.best_round));
-    let found = job.artifacts.iter().find(|artifact| artifact.name == exact);
-    if let Some(artifact) = found.or_else(|| last_artifact(job, wanted)) {
-        return Ok(artifact);
-    }
-    let names: Vec<&str> = job.artifacts.iter().map(|artifact| artifact.name.as_str()).collect();
-    if names.is_empty() {
-        let state = job.state().as_str_name().trim_start_matches("JOB_STATE_").to_ascii_lowercase();
-        return Err(format!("job {} has no artifacts yet: it is {state}", job.id));
-    }
-    Err(format!("job {} has no artifact {wanted}; it has {}", job.id, names.join(", ")))
+    find(job.artifacts.iter(), job.best_round, wanted)
+        .ok_or_else(|| missing(job.artifacts.iter(), &job.id, job.state(), wanted))
+}
+
+/// The same among all that a job has committed.
+///
+/// # Errors
+/// Words for the user: what there is instead.
+pub fn find_committed<'a>(state: &'a JobState, wanted: &str) -> Result<&'a v1::Artifact, String> {
+    let best_round = if wanted.ends_with("@best") { view::best_round(state) } else { 0 };
+    find(view::artifacts(state), best_round, wanted)
+        .ok_or_else(|| missing(view::artifacts(state), &state.id, view::wire_state(&state.life), wanted))
 }
 
 /// The last artifact of a kind.
 pub fn last_artifact<'a>(job: &'a v1::Job, kind: &str) -> Option<&'a v1::Artifact> {
+    last(job.artifacts.iter(), kind)
+}
+
+fn find<'a>(
+    artifacts: impl DoubleEndedIterator<Item = &'a v1::Artifact> + Clone,
+    best_round: u32,
+    wanted: &str,
+) -> Option<&'a v1::Artifact> {
+    let is_best = wanted.strip_suffix("@best").filter(|_| best_round > 0);
+    let exact = is_best.map_or_else(|| wanted.to_owned(), |kind| format!("{kind}@{best_round}"));
+    artifacts.clone().find(|artifact| artifact.name == exact).or_else(|| last(artifacts, wanted))
+}
+
+fn last<'a>(
+    artifacts: impl DoubleEndedIterator<Item = &'a v1::Artifact>,
+    kind: &str,
+) -> Option<&'a v1::Artifact> {
     let models = ["policy", "reward"].contains(&kind);
-    job.artifacts.iter().rev().find(|artifact| models && artifact.kind == kind)
+    artifacts.rev().find(|artifact| models && artifact.kind == kind)
+}
+
+fn missing<'a>(
+    artifacts: impl Iterator<Item = &'a v1::Artifact>,
+    job: &str,
+    state: v1::JobState,
+    wanted: &str,
+) -> String {
+    let names: Vec<&str> = artifacts.map(|artifact| artifact.name.as_str()).collect();
+    if names.is_empty() {
+        let state = state.as_str_name().trim_start_matches("JOB_STATE_").to_ascii_lowercase();
+        return format!("job {job} has no artifacts yet: it is {state}");
+    }
+    let more = match names.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let shown = names[..names.len().min(NAMED)].join(", ");
+    format!("job {job} has no artifact {wanted}; it has {shown}{more}")
 }
 
 #[cfg(test)]

@@ -6,13 +6,14 @@ pub mod event;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod fold;
+pub mod pages;
 pub mod state;
 mod sweep;
 #[cfg(test)]
 mod tests;
 pub mod view;
 
-pub use artifacts::{find_artifact, last_artifact};
+pub use artifacts::{find_artifact, find_committed, last_artifact};
 pub use decide::decide;
 pub use event::{
     Cause, CauseClass, Change, ChunkDone, Committed, Detail, Event, Outcome, RankStarted, Submitted,

@@ -1,6 +1,6 @@
 //! What a job's events add up to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use foil_common::spec;
 use foil_proto::v1;
@@ -52,6 +52,8 @@ pub struct JobState {
     pub submitted_at: u64,
     pub spec: spec::Job,
     pub phases: Vec<Phase>,
+    /// Of each phase in `phases`, by its id.
+    positions: HashMap<String, usize>,
     /// The number of events so far.
     pub revision: u64,
     /// Of `phases[..committed.len()]`.
@@ -100,6 +102,7 @@ impl JobState {
             submitted,
             submitted_at: at,
             spec,
+            positions: phases.iter().enumerate().map(|(at, phase)| (phase.id.clone(), at)).collect(),
             phases,
             revision: 1,
             committed: Vec::new(),
@@ -228,7 +231,7 @@ impl JobState {
 
     /// A committed phase by its id.
     pub fn done(&self, phase: &str) -> Option<&Committed> {
-        self.committed.iter().find(|done| done.phase == phase)
+        self.committed.get(*self.positions.get(phase)?)
     }
 
     pub fn dataset(&self, name: &str) -> Option<&v1::Dataset> {

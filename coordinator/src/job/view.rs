@@ -3,13 +3,55 @@
 use foil_common::spec::BestBy;
 use foil_proto::v1::{self, job_event};
 
+use prost::Message;
+
 use super::event::{CauseClass, Change, Committed, Outcome};
+use super::pages::{self, Mark};
 use super::state::{JobState, Life};
 use crate::clock::timestamp;
 use crate::plan::{self, Phase, Work};
 
-/// The job as it stands.
+/// Largest job message: with what is around it, it fits the 4 MiB that gRPC clients take by default.
+pub const JOB_BYTES: usize = 1 << 20;
+
+/// Largest list of objects in an event.
+const EVENT_OBJECTS_BYTES: usize = 256 << 10;
+
+/// The job as it stands. Parts that would make it larger than [`JOB_BYTES`] are left out, and named in `omitted`.
 pub fn job(state: &JobState) -> v1::Job {
+    let mut job = v1::Job {
+        spec: Some(state.submitted.spec.clone()),
+        start: metrics_of(state, 0, Work::EvaluatePolicy).to_vec(),
+        plan: Some(v1::Plan { phases: Vec::new(), datasets: state.submitted.plan.datasets.clone() }),
+        ..summary(state)
+    };
+    let mut room = JOB_BYTES.saturating_sub(job.encoded_len());
+    let phases = whole_part(pages::phases(state, Mark::default(), usize::MAX, room), &mut room);
+    let rounds = whole_part(pages::rounds(state, Mark::default(), usize::MAX, room), &mut room);
+    let artifacts = whole_part(pages::artifacts(state, Mark::default(), usize::MAX, room), &mut room);
+    let is_omitted =
+        [("plan", phases.is_none()), ("rounds", rounds.is_none()), ("artifacts", artifacts.is_none())];
+    job.omitted =
+        is_omitted.iter().filter(|(_, omitted)| *omitted).map(|(name, _)| (*name).to_owned()).collect();
+    if let Some(plan) = &mut job.plan {
+        plan.phases = phases.unwrap_or_default();
+    }
+    job.rounds = rounds.unwrap_or_default();
+    job.artifacts = artifacts.unwrap_or_default();
+    job
+}
+
+/// A part of which the first page is all, and what it takes of the room there is.
+fn whole_part<T: Message>(page: pages::Page<T>, room: &mut usize) -> Option<Vec<T>> {
+    if page.next.is_some() {
+        return None;
+    }
+    *room = room.saturating_sub(page.items.iter().map(pages::size_of).sum());
+    Some(page.items)
+}
+
+/// What stays small however large the job is.
+fn summary(state: &JobState) -> v1::Job {
     let (ended_at, failure) = match &state.life {
         Life::Ended { at, outcome: Outcome::Failed(failure) } => (Some(*at), Some((**failure).clone())),
         Life::Ended { at, .. } => (Some(*at), None),
@@ -19,8 +61,6 @@ pub fn job(state: &JobState) -> v1::Job {
         id: state.id.clone(),
         name: state.submitted.spec.name.clone(),
         state: wire_state(&state.life).into(),
-        spec: Some(state.submitted.spec.clone()),
-        plan: Some(state.submitted.plan.clone()),
         revision: state.revision,
         submitted_at: Some(timestamp(state.submitted_at)),
         ended_at: ended_at.map(timestamp),
@@ -31,24 +71,44 @@ pub fn job(state: &JobState) -> v1::Job {
         },
         phases_done: u32::try_from(state.committed.len()).unwrap_or(u32::MAX),
         attempt: state.attempt,
-        rounds: rounds(state),
-        start: metrics_of(state, 0, Work::EvaluatePolicy).to_vec(),
-        artifacts: state.committed.iter().flat_map(artifacts).cloned().collect(),
         failure,
         best_round: best_round(state),
-        // What the log does not keep.
-        progress: None,
-        waiting: None,
+        spec_blake3: spec_hash(&state.submitted.spec),
+        phases_total: u32::try_from(state.phases.len()).unwrap_or(u32::MAX),
+        // What the log does not keep, and what grows with the job.
+        ..Default::default()
     }
 }
 
-/// The job in a list: a page of them must fit a message.
-pub fn listed(state: &JobState) -> v1::Job {
-    v1::Job { artifacts: Vec::new(), ..job(state) }
+/// Equal for equal specifications, whoever has filled in the defaults.
+pub fn spec_hash(spec: &v1::JobSpec) -> String {
+    blake3::hash(&spec.encode_to_vec()).to_hex().to_string()
 }
 
-fn artifacts(done: &Committed) -> impl Iterator<Item = &v1::Artifact> {
+/// The job as a row of a list.
+pub fn listed(state: &JobState) -> v1::Job {
+    let mut job = summary(state);
+    if let Some(failure) = &mut job.failure {
+        failure.log_tail.clear();
+        failure.rows.clear();
+    }
+    job
+}
+
+/// All that the job has committed, in order.
+pub(super) fn artifacts(state: &JobState) -> impl DoubleEndedIterator<Item = &v1::Artifact> + Clone {
+    state.committed.iter().flat_map(of_phase)
+}
+
+fn of_phase(done: &Committed) -> impl DoubleEndedIterator<Item = &v1::Artifact> + Clone {
     std::iter::once(&done.artifact).chain(&done.steps)
+}
+
+/// The artifact as an event tells of it.
+fn told(artifact: &v1::Artifact) -> v1::Artifact {
+    let bytes: usize = artifact.objects.iter().map(pages::size_of).sum();
+    let objects = if bytes > EVENT_OBJECTS_BYTES { Vec::new() } else { artifact.objects.clone() };
+    v1::Artifact { objects, ..pages::without_objects(artifact) }
 }
 
 /// As users see it: a job between two attempts is running.
@@ -86,7 +146,7 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
             let committed = v1::PhaseCommitted {
                 phase: done.phase.clone(),
                 metrics: done.metrics.clone(),
-                artifact: Some(done.artifact.clone()),
+                artifact: Some(told(&done.artifact)),
                 seconds: done.seconds,
             };
             let counted = state.phases.iter().find(|phase| phase.id == done.phase);
@@ -127,23 +187,19 @@ pub fn notice(level: &str, text: String) -> job_event::Event {
     job_event::Event::Notice(v1::Notice { level: level.to_owned(), text })
 }
 
-/// The figures of each round that has any. Of the evaluation they keep their names; those of fresh golden-vs-sample
+/// A round's figures, where it has any. Of the evaluation they keep their names; those of fresh golden-vs-sample
 /// pairs are `fresh_…`, those of training `train_…`, and the drift found in the Reference phase is `reference_drift_…`.
-fn rounds(state: &JobState) -> Vec<v1::RoundResult> {
-    (1..=state.spec.rounds)
-        .map(|round| {
-            let mut reward = metrics_of(state, round, Work::EvaluateReward).to_vec();
-            reward.extend(prefixed("fresh_", metrics_of(state, round, Work::EvaluateRewardFresh)));
-            reward.extend(prefixed("train_", metrics_of(state, round, Work::TrainReward)));
-            let mut policy = metrics_of(state, round, Work::EvaluatePolicy).to_vec();
-            let reference = metrics_of(state, round, Work::ReferencePolicy).iter();
-            let drift = reference.filter(|metric| metric.name.starts_with("drift_")).cloned();
-            policy.extend(prefixed("reference_", &drift.collect::<Vec<_>>()));
-            policy.extend(prefixed("train_", metrics_of(state, round, Work::TrainPolicy)));
-            v1::RoundResult { round, reward, policy }
-        })
-        .filter(|result| !(result.reward.is_empty() && result.policy.is_empty()))
-        .collect()
+pub(super) fn round(state: &JobState, round: u32) -> Option<v1::RoundResult> {
+    let mut reward = metrics_of(state, round, Work::EvaluateReward).to_vec();
+    reward.extend(prefixed("fresh_", metrics_of(state, round, Work::EvaluateRewardFresh)));
+    reward.extend(prefixed("train_", metrics_of(state, round, Work::TrainReward)));
+    let mut policy = metrics_of(state, round, Work::EvaluatePolicy).to_vec();
+    let reference = metrics_of(state, round, Work::ReferencePolicy).iter();
+    let drift = reference.filter(|metric| metric.name.starts_with("drift_")).cloned();
+    policy.extend(prefixed("reference_", &drift.collect::<Vec<_>>()));
+    policy.extend(prefixed("train_", metrics_of(state, round, Work::TrainPolicy)));
+    let has_figures = !(reward.is_empty() && policy.is_empty());
+    has_figures.then_some(v1::RoundResult { round, reward, policy })
 }
 
 fn metrics_of(state: &JobState, round: u32, work: Work) -> &[v1::Metric] {
@@ -159,7 +215,7 @@ fn prefixed(prefix: &str, metrics: &[v1::Metric]) -> Vec<v1::Metric> {
 }
 
 /// The evaluated round that is best by the job's own measure, the first of equals; 0 where none is.
-fn best_round(state: &JobState) -> u32 {
+pub(super) fn best_round(state: &JobState) -> u32 {
     let (work, name) = match state.spec.evaluation.best_by {
         BestBy::GoldMean => (Work::EvaluatePolicy, "gold_mean"),
         BestBy::RewardMean => (Work::EvaluatePolicy, "reward_mean"),

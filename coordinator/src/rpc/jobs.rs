@@ -12,16 +12,18 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::limits::{bounded_warnings, check_plan, check_spec};
 use super::lineage;
 use super::status::{bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, stopped};
-use crate::driver::{Found, Handle, Subscription};
-use crate::job::Submitted;
+use crate::driver::{Found, Handle, Query, Subscription};
+use crate::job::pages::{self, Mark, PAGE_BYTES, Page};
+use crate::job::{JobState, Submitted};
 use crate::leadership::{Desk, Lease, NotLeading};
 use crate::plan;
 use crate::resolve::{self, Made};
 
 const PAGE: u32 = 50;
-const LARGEST_PAGE: u32 = 100;
+const LARGEST_PAGE: u32 = 1000;
 const LONGEST_REQUEST_ID: usize = 128;
 
 /// The service; data is resolved here, everything else is the driver's.
@@ -36,6 +38,23 @@ impl JobsService {
         Self { desk, store }
     }
 
+    /// A page of one of a job's parts.
+    async fn part<T: Send + 'static>(
+        &self,
+        request: v1::ListPartsRequest,
+        page: fn(&JobState, Mark, usize, usize) -> Page<T>,
+    ) -> Result<Page<T>, Status> {
+        let v1::ListPartsRequest { job_id, page_size, page_token } = request;
+        let from = match page_token.as_str() {
+            "" => Mark::default(),
+            token => token.parse().map_err(|_| bad_token())?,
+        };
+        let size = if page_size == 0 { usize::MAX } else { page_size as usize };
+        let driver = self.driver()?;
+        let found = driver.look(&job_id, move |state| page(state, from, size, PAGE_BYTES)).await;
+        found.map_err(stopped)?.ok_or_else(|| no_job(&job_id))
+    }
+
     fn driver(&self) -> Result<Handle, Status> {
         self.desk.driver().map_err(|why| not_leading(&why))
     }
@@ -46,8 +65,8 @@ impl JobsService {
         Ok(v1::SubmitResponse {
             job: None,
             resolved: Some(job.into()),
-            plan: Some(wire_plan(job, &prepared.datasets(), prepared.summaries())),
-            warnings: prepared.warnings().to_vec(),
+            plan: Some(wire_plan(job, &prepared.datasets(), prepared.summaries())?),
+            warnings: bounded_warnings(prepared.warnings().to_vec()),
         })
     }
 
@@ -61,7 +80,7 @@ impl JobsService {
         let id = new_id();
         let resolved =
             resolve::resolve(&id, job, made, &self.store).await.map_err(|error| bad_input(&error))?;
-        let plan = wire_plan(job, &resolved.datasets, &resolved.summaries);
+        let plan = wire_plan(job, &resolved.datasets, &resolved.summaries)?;
         let submitted = Submitted {
             request_id: request_id.clone(),
             spec_hash: spec_hash.clone(),
@@ -72,7 +91,7 @@ impl JobsService {
             reward: resolved.reward,
         };
         let found = self.driver()?.submit(id, submitted).await.map_err(stopped)?;
-        same(found, &request_id, &spec_hash, resolved.warnings)
+        same(found, &request_id, &spec_hash, bounded_warnings(resolved.warnings))
     }
 }
 
@@ -85,6 +104,7 @@ impl Jobs for JobsService {
         let v1::SubmitRequest { spec, request_id, dry_run } = request.into_inner();
         let driver = self.driver()?;
         let wire = spec.ok_or_else(|| bad_field("spec", "a job needs a specification"))?;
+        check_spec(&wire)?;
         let spec_hash = blake3::hash(&wire.encode_to_vec()).to_hex().to_string();
         if !dry_run {
             if request_id.is_empty() || request_id.len() > LONGEST_REQUEST_ID {
@@ -116,18 +136,45 @@ impl Jobs for JobsService {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
-        let v1::ListJobsRequest { page_size, page_token } = request.into_inner();
-        let size = if page_size == 0 { PAGE } else { page_size.min(LARGEST_PAGE) };
+        let v1::ListJobsRequest { page_size, page_token, name, id_prefix } = request.into_inner();
+        let size = if page_size == 0 { PAGE } else { page_size.min(LARGEST_PAGE) } as usize;
         let after = (!page_token.is_empty()).then_some(page_token);
         let driver = self.driver()?;
         if let Some(token) = &after
-            && driver.get(token).await.map_err(stopped)?.is_none()
+            && driver.look(token, |_| ()).await.map_err(stopped)?.is_none()
         {
-            return Err(bad_field("page_token", "it is not a token of an earlier page"));
+            return Err(bad_token());
         }
-        let page = driver.list(size as usize, after).await.map_err(stopped)?;
+        let page = driver.list(Query { size, after, name, id_prefix }).await.map_err(stopped)?;
         let next_page_token = page.next.unwrap_or_default();
         Ok(Response::new(v1::ListJobsResponse { jobs: page.jobs, next_page_token }))
+    }
+
+    async fn list_phases(
+        &self,
+        request: Request<v1::ListPartsRequest>,
+    ) -> Result<Response<v1::ListPhasesResponse>, Status> {
+        let page = self.part(request.into_inner(), pages::phases).await?;
+        let (phases, next_page_token) = (page.items, token(page.next));
+        Ok(Response::new(v1::ListPhasesResponse { phases, next_page_token }))
+    }
+
+    async fn list_rounds(
+        &self,
+        request: Request<v1::ListPartsRequest>,
+    ) -> Result<Response<v1::ListRoundsResponse>, Status> {
+        let page = self.part(request.into_inner(), pages::rounds).await?;
+        let (rounds, next_page_token) = (page.items, token(page.next));
+        Ok(Response::new(v1::ListRoundsResponse { rounds, next_page_token }))
+    }
+
+    async fn list_artifacts(
+        &self,
+        request: Request<v1::ListPartsRequest>,
+    ) -> Result<Response<v1::ListArtifactsResponse>, Status> {
+        let page = self.part(request.into_inner(), pages::artifacts).await?;
+        let (artifacts, next_page_token) = (page.items, token(page.next));
+        Ok(Response::new(v1::ListArtifactsResponse { artifacts, next_page_token }))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::JobEvent, Status>> + Send>>;
@@ -150,14 +197,29 @@ impl Jobs for JobsService {
     }
 }
 
+fn bad_token() -> Status {
+    bad_field("page_token", "it is not a token of an earlier page")
+}
+
+/// Empty where nothing follows.
+fn token(next: Option<Mark>) -> String {
+    next.map(|mark| mark.to_string()).unwrap_or_default()
+}
+
 /// Sorts by time of submission.
 fn new_id() -> String {
     ulid::Ulid::new().to_string().to_lowercase()
 }
 
-fn wire_plan(job: &spec::Job, datasets: &[v1::Dataset], summaries: &[v1::DatasetSummary]) -> v1::Plan {
+fn wire_plan(
+    job: &spec::Job,
+    datasets: &[v1::Dataset],
+    summaries: &[v1::DatasetSummary],
+) -> Result<v1::Plan, Status> {
     let phases = plan::plan(job, datasets).iter().map(Into::into).collect();
-    v1::Plan { phases, datasets: summaries.to_vec() }
+    let plan = v1::Plan { phases, datasets: summaries.to_vec() };
+    check_plan(&plan)?;
+    Ok(plan)
 }
 
 /// The job of a request id, if it is the same job.

@@ -3,15 +3,12 @@
 //! Nothing is copied and nothing need be pinned: a committed artifact's objects are never deleted.
 
 use foil_common::spec::{self, ModelRef};
-use foil_proto::v1;
 use tonic::Status;
 
-use super::status::{bad_field, stopped};
-use crate::driver::Handle;
-use crate::job::find_artifact;
+use super::status::{bad_field, no_job, stopped};
+use crate::driver::{Handle, Query};
+use crate::job::find_committed;
 use crate::resolve::Made;
-
-const PAGE: usize = 100;
 
 /// Finds each model that another job has made. In the specification it then goes by that job's id and its own name, so
 /// that it stays what it was when the job was submitted.
@@ -26,7 +23,11 @@ pub(super) async fn settle(job: &mut spec::Job, driver: &Handle) -> Result<Made,
         let from = find_job(driver, job).await?;
         let from =
             from.ok_or_else(|| wrong(&format!("there is no job {job}; `foil list` shows those there are")))?;
-        let found = find_artifact(&from, artifact).map_err(|problem| wrong(&problem))?;
+        let asked = artifact.clone();
+        let found = driver.look(&from, move |state| find_committed(state, &asked).cloned()).await;
+        // No job is ever removed.
+        let found =
+            found.map_err(stopped)?.ok_or_else(|| no_job(&from))?.map_err(|problem| wrong(&problem))?;
         // A reward model may start from a language model; a policy is one.
         let fits = found.kind == "policy" || (found.kind == "reward" && field == "reward.model");
         if !fits {
@@ -35,29 +36,17 @@ pub(super) async fn settle(job: &mut spec::Job, driver: &Handle) -> Result<Made,
             return Err(wrong(&problem));
         }
         made.insert(field, found.clone());
-        *model = ModelRef::Artifact { job: from.id.clone(), artifact: found.name.clone() };
+        *model = ModelRef::Artifact { job: from, artifact: found.name.clone() };
     }
     Ok(made)
 }
 
-/// By its id, else the newest of the name.
-async fn find_job(driver: &Handle, job: &str) -> Result<Option<v1::Job>, Status> {
-    if let Some(found) = driver.get(job).await.map_err(stopped)? {
-        return Ok(Some(found));
+/// The id of the job that has this id, else of the newest one of this name.
+async fn find_job(driver: &Handle, job: &str) -> Result<Option<String>, Status> {
+    if driver.look(job, |_| ()).await.map_err(stopped)?.is_some() {
+        return Ok(Some(job.to_owned()));
     }
-    let (mut newest, mut after) = (None::<String>, None);
-    loop {
-        let page = driver.list(PAGE, after).await.map_err(stopped)?;
-        // Ids begin with the time of submission.
-        let named = page.jobs.into_iter().filter(|found| found.name == job).map(|found| found.id);
-        newest = named.chain(newest).max();
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
-    match newest {
-        Some(id) => driver.get(&id).await.map_err(stopped),
-        None => Ok(None),
-    }
+    let query = Query { size: 1, name: job.to_owned(), ..Query::default() };
+    let page = driver.list(query).await.map_err(stopped)?;
+    Ok(page.jobs.into_iter().next().map(|found| found.id))
 }

@@ -3,6 +3,7 @@
 pub mod artifacts;
 
 mod jobs;
+mod limits;
 mod lineage;
 mod serve;
 pub(crate) mod status;

@@ -2,20 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use foil_proto::v1::{self, agent_message, rank_message, workers_server::Workers};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::limits::{bounded_exit, bounded_message, check_registration};
 use super::status::{bad_field, not_leading, refused, stopped};
 use crate::driver::{Handle, Stopped};
 use crate::leadership::Desk;
 
 /// Commands that may wait for a worker to read them.
 const BACKLOG: usize = 256;
-/// Identifiers in keys, file names and logs.
-const LONGEST_ID: usize = 128;
+/// For a stream's first message, which says whose it is.
+const FIRST_WORD: Duration = Duration::from_secs(20);
 
 /// The service. Streams end with the driver.
 #[derive(Debug, Clone)]
@@ -74,7 +76,7 @@ async fn hear_agent(
     connection: u64,
     commands: &mpsc::Sender<Result<v1::AgentCommand, Status>>,
 ) -> Result<(), Status> {
-    let first = messages.message().await?.and_then(|message| message.message);
+    let first = first_word(&mut messages).await?.and_then(|message| message.message);
     let Some(agent_message::Message::Register(hello)) = first else {
         return Err(bad_field("register", "an agent's first message must be its registration"));
     };
@@ -107,7 +109,7 @@ async fn tell_agent(
                 driver.agent_heartbeat(agent.to_owned(), connection, beat.number).await
             }
             Some(agent_message::Message::RankExited(exit)) => {
-                driver.rank_exited(agent.to_owned(), connection, exit).await
+                driver.rank_exited(agent.to_owned(), connection, bounded_exit(exit)).await
             }
             Some(agent_message::Message::Register(_)) => {
                 return Err(bad_field("register", "an agent registers once per stream"));
@@ -123,7 +125,7 @@ async fn hear_rank(
     mut messages: Streaming<v1::RankMessage>,
     commands: &mpsc::Sender<Result<v1::RankCommand, Status>>,
 ) -> Result<(), Status> {
-    let first = messages.message().await?.and_then(|message| message.message);
+    let first = first_word(&mut messages).await?.and_then(|message| message.message);
     let Some(rank_message::Message::Hello(hello)) = first else {
         return Err(bad_field("hello", "a rank's first message must be its hello"));
     };
@@ -150,22 +152,13 @@ async fn tell_rank(
         };
         let Ok(Some(message)) = message else { return Ok(()) };
         if let Some(message) = message.message {
-            driver.rank_said(session.to_owned(), message).await?;
+            driver.rank_said(session.to_owned(), bounded_message(message)).await?;
         }
     }
 }
 
-fn check_registration(hello: &v1::AgentRegister) -> Result<(), Status> {
-    if hello.agent_id.is_empty() || hello.agent_id.len() > LONGEST_ID {
-        return Err(bad_field("register.agent_id", &format!("it must have 1 to {LONGEST_ID} characters")));
-    }
-    if hello.devices.is_empty() {
-        return Err(bad_field("register.devices", "an agent must offer a device"));
-    }
-    let mut ids: Vec<&str> = hello.devices.iter().map(|device| device.id.as_str()).collect();
-    ids.sort_unstable();
-    if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(bad_field("register.devices", &format!("device {} is offered twice", twice[0])));
-    }
-    Ok(())
+/// A stream that says nothing is nobody's.
+async fn first_word<T>(messages: &mut Streaming<T>) -> Result<Option<T>, Status> {
+    let first = tokio::time::timeout(FIRST_WORD, messages.message()).await;
+    first.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no message came within {FIRST_WORD:?}"))))
 }

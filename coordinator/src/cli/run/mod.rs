@@ -20,6 +20,7 @@ use super::meter::duration;
 use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
 use super::{jobs, output, outputs, submit, terminal, watch};
+use crate::job::view;
 
 /// How a run ended, where it did not fail.
 enum End {
@@ -174,7 +175,8 @@ async fn take_part(
 /// was cancelled is not that job any more: it is played anew.
 async fn request(client: &Client, spec: &v1::JobSpec) -> Result<v1::SubmitRequest> {
     let jobs = client.list().await?;
-    let (same, others): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| job.spec.as_ref() == Some(spec));
+    let wanted = view::spec_hash(spec);
+    let (same, others): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| job.spec_blake3 == wanted);
     if let Some(other) = others.iter().find(|job| !is_ended(job)) {
         bail!(
             "the store holds job {}, unfinished and of another specification; give another --out or --store, or run \

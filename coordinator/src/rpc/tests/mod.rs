@@ -1,5 +1,6 @@
 //! The coordinator over real gRPC on loopback, with a worker whose results are made up.
 
+mod pages;
 mod worker;
 
 use std::net::SocketAddr;
@@ -231,7 +232,11 @@ async fn users_errors_name_the_field_and_jobs_are_listed_and_cancelled() {
     let mut pages = Vec::new();
     let mut page_token = String::new();
     loop {
-        let page = client.list(v1::ListJobsRequest { page_size: 2, page_token }).await.unwrap().into_inner();
+        let page = client
+            .list(v1::ListJobsRequest { page_size: 2, page_token, ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner();
         pages.push(page.jobs.iter().map(|job| job.id.clone()).collect::<Vec<_>>());
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -239,7 +244,10 @@ async fn users_errors_name_the_field_and_jobs_are_listed_and_cancelled() {
         }
     }
     assert_eq!(pages, [vec!["j3", "j2"], vec!["j1"]], "newest first");
-    let bad = client.list(v1::ListJobsRequest { page_size: 2, page_token: "?".into() }).await.unwrap_err();
+    let bad = client
+        .list(v1::ListJobsRequest { page_size: 2, page_token: "?".into(), ..Default::default() })
+        .await
+        .unwrap_err();
     assert_eq!(violation(&bad), "page_token");
 
     let cancelled = client.cancel(v1::CancelJobRequest { id: "j1".into() }).await.unwrap().into_inner();
