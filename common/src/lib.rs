@@ -9,6 +9,7 @@ pub mod ids;
 pub mod letters;
 pub mod memory;
 pub mod model;
+pub mod private;
 pub mod rpc;
 #[cfg(test)]
 mod shared;

@@ -1,7 +1,8 @@
 //! Logs and metrics.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+use std::panic::{self, PanicHookInfo};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -41,10 +42,73 @@ where
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match format {
-        LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
-        LogFormat::Json => builder.fmt_fields(JsonFields::new()).event_format(FlatJson).try_init(),
+        LogFormat::Human => builder.with_ansi(colors()).with_target(false).try_init(),
+        LogFormat::Json => {
+            panic::set_hook(Box::new(panic_line));
+            builder.fmt_fields(JsonFields::new()).event_format(FlatJson).try_init()
+        }
     }
     .map_err(|error| TelemetryError(error.to_string()))
+}
+
+/// Whether lines on standard error may have colors.
+fn colors() -> bool {
+    let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    may_color(io::stderr().is_terminal(), variable)
+}
+
+/// By <https://no-color.org>, the CLICOLOR conventions and what the terminal is.
+fn may_color(on_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bool {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+    if set("NO_COLOR").is_some() {
+        return false;
+    }
+    if set("CLICOLOR_FORCE").is_some_and(|force| force != "0") {
+        return true;
+    }
+    let refused = set("CLICOLOR").is_some_and(|color| color == "0");
+    on_terminal && !refused && set("TERM").is_some_and(|term| term != "dumb")
+}
+
+/// Writes the error that a process ends with, whatever the log's filter is and whether or not the log could be set up.
+pub fn last_words(format: LogFormat, program: &str, message: &str) {
+    write_line(&match format {
+        LogFormat::Human => format!("{program}: {message}"),
+        LogFormat::Json => json_line("ERROR", program, message, &[]),
+    });
+}
+
+/// A line of the log as [`LogFormat::Json`] has it, for what does not come through the log.
+pub fn json_line(level: &str, target: &str, message: &str, fields: &[(&str, &str)]) -> String {
+    let mut line = head(level, target);
+    line.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))));
+    line.insert("message".into(), Value::from(message));
+    Value::Object(line).to_string()
+}
+
+fn head(level: &str, target: &str) -> Map<String, Value> {
+    let mut line = Map::new();
+    line.insert("time".into(), Value::from(unix_seconds()));
+    line.insert("level".into(), Value::from(level));
+    line.insert("target".into(), Value::from(target));
+    line
+}
+
+fn panic_line(panic: &PanicHookInfo<'_>) {
+    let payload = panic.payload();
+    let message = payload.downcast_ref::<&str>().copied().map(str::to_owned);
+    let message = message.or_else(|| payload.downcast_ref::<String>().cloned());
+    let message = format!("panicked: {}", message.as_deref().unwrap_or("without a message"));
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
+    let thread = std::thread::current();
+    let fields = [("thread", thread.name().unwrap_or("<unnamed>")), ("location", location.as_str())];
+    write_line(&json_line("ERROR", "panic", &message, &fields));
+}
+
+/// Writes a line to standard error in one piece, so that the lines of processes that share it stay whole.
+pub fn write_line(line: &str) {
+    // Nothing is left to be told to where standard error is gone.
+    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Installs the process's metrics recorder; the handle renders Prometheus' text format.
@@ -64,10 +128,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut line = Map::new();
-        line.insert("time".into(), Value::from(unix_seconds()));
-        line.insert("level".into(), Value::from(event.metadata().level().as_str()));
-        line.insert("target".into(), Value::from(event.metadata().target()));
+        let mut line = head(event.metadata().level().as_str(), event.metadata().target());
         for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
             let extensions = span.extensions();
             let Some(fields) = extensions.get::<FormattedFields<JsonFields>>() else { continue };
@@ -122,10 +183,32 @@ impl Visit for Fields<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::collections::HashMap;
     use std::sync::{Arc, Mutex};
 
     use super::*;
+
+    #[test]
+    fn colors_are_for_terminals_that_have_them_and_users_who_want_them() {
+        let may = |on_terminal, variables: &[(&str, &str)]| {
+            let variables: HashMap<_, _> = variables.iter().copied().collect();
+            may_color(on_terminal, |name| variables.get(name).map(|value| (*value).to_owned()))
+        };
+        let xterm = ("TERM", "xterm");
+        assert!(may(true, &[xterm]) && !may(false, &[xterm]));
+        assert!(!may(true, &[]) && !may(true, &[("TERM", "dumb")]));
+        assert!(!may(true, &[xterm, ("NO_COLOR", "1")]) && may(true, &[xterm, ("NO_COLOR", "")]));
+        assert!(!may(true, &[xterm, ("CLICOLOR", "0")]) && may(false, &[("CLICOLOR_FORCE", "1")]));
+        assert!(!may(true, &[xterm, ("NO_COLOR", "1"), ("CLICOLOR_FORCE", "1")]));
+    }
+
+    #[test]
+    fn a_line_outside_the_log_is_shaped_as_one_of_the_log() {
+        let line = json_line("ERROR", "foil", "cannot listen\non :1", &[("session", "s")]);
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&line["level"], &line["message"]), (&"ERROR".into(), &"cannot listen\non :1".into()));
+        assert!(line["time"].is_f64() && line["target"] == "foil" && line["session"] == "s");
+    }
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use foil_common::shutdown::Cause;
+
 /// The exit codes of `foil-worker`; clap's 2 for wrong usage and Rust's 101 for a panic come beside them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -18,12 +20,38 @@ pub enum Exit {
     Stale = 5,
     /// A task panicked; its failure was reported.
     TaskPanicked = 6,
-    /// SIGTERM or SIGINT, after the ranks were stopped.
+    /// SIGHUP, after the ranks were stopped.
+    HungUp = 129,
+    /// SIGINT, the same.
+    Interrupted = 130,
+    /// SIGTERM, the same; of a rank, any signal that asked it to end.
     Terminated = 143,
+}
+
+impl From<Cause> for Exit {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::HangUp => Self::HungUp,
+            Cause::Interrupt => Self::Interrupted,
+            Cause::Terminate => Self::Terminated,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_exits_as_shells_report_its_signal() {
+        for cause in [Cause::HangUp, Cause::Interrupt, Cause::Terminate] {
+            assert_eq!(Exit::from(cause) as u8, cause.exit_code());
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use foil_common::failpoint;
-use foil_common::{shutdown, telemetry};
+use foil_common::{private, shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
 use foil_worker::exit::Exit;
 use foil_worker::rank::stopping::Stopping;
@@ -111,6 +111,8 @@ impl From<LogFormat> for telemetry::LogFormat {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let format = cli.log_format;
+    // Models and samples on this machine's disk are nobody else's.
+    private::withhold_new_files();
     let ended = start_telemetry(format).and_then(|()| match cli.command {
         Some(Command::Rank(args)) => Ok(run_rank(args)),
         None => run_agent(cli.agent, format),
@@ -118,7 +120,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(exit) => exit.into(),
         Err(error) => {
-            tracing::error!("{error:#}");
+            telemetry::last_words(format.into(), "foil-worker", &format!("{error:#}"));
             Exit::Failed.into()
         }
     }
@@ -157,7 +159,7 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
         args.agent_id.unwrap_or_else(|| format!("agent-{}", ulid::Ulid::new().to_string().to_lowercase()));
     let work_dir = args.work_dir.unwrap_or_else(std::env::temp_dir).join(format!("foil-{agent_id}"));
     let program = std::env::current_exe().context("this program's own path cannot be found")?;
-    let format = match format {
+    let format_name = match format {
         LogFormat::Human => "human",
         LogFormat::Json => "json",
     };
@@ -166,10 +168,11 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
         devices,
         ranks: RankProgram {
             program,
-            arguments: vec!["--log-format".to_owned(), format.to_owned()],
+            arguments: vec!["--log-format".to_owned(), format_name.to_owned()],
             coordinator,
             advertise_address: args.advertise_address,
             work_dir,
+            log_format: format.into(),
         },
         parent_pid: args.parent_pid,
         metrics_listen: args.metrics_listen,
@@ -178,13 +181,14 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
     let metrics = telemetry::install_metrics()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ended = runtime.block_on(async {
-        let signal = shutdown::on_signal()?;
-        let stop = async move { signal.cancelled().await };
-        anyhow::Ok(agent::run(options, move || metrics.render(), stop).await?)
+        let shutdown = shutdown::on_signal()?;
+        let signalled = shutdown.clone();
+        let stop = async move { signalled.requested().await };
+        anyhow::Ok((agent::run(options, move || metrics.render(), stop).await?, shutdown.cause()))
     });
     Ok(match ended? {
-        AgentEnd::Stopped => Exit::Terminated,
-        AgentEnd::Orphaned => Exit::Orphaned,
+        (AgentEnd::Stopped, cause) => cause.map_or(Exit::Terminated, Exit::from),
+        (AgentEnd::Orphaned, _) => Exit::Orphaned,
     })
 }
 

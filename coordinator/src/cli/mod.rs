@@ -29,17 +29,15 @@ use foil_common::telemetry;
 
 use self::args::{Cli, Command};
 
-/// 128 + SIGINT, as shells report it.
-const STOPPED: u8 = 130;
-
-/// Reads the command line, obeys it, and gives the exit status: 0 on success, 1 on failure, 2 for wrong usage,
-/// 130 where the user stopped it.
+/// Reads the command line, obeys it, and gives the exit status: 0 on success, 1 on failure, 2 for wrong usage, 128 and
+/// the signal's number where a run was stopped.
 pub async fn main() -> ExitCode {
     let cli = Cli::parse();
+    let format = cli.log_format.into();
     match obey(cli).await {
         Ok(code) => code,
         Err(error) => {
-            output::note(&format!("foil: {error:#}"));
+            telemetry::last_words(format, "foil", &format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -51,8 +49,8 @@ async fn obey(cli: Cli) -> Result<ExitCode> {
     telemetry::init(cli.log_format.into(), level)?;
     match cli.command {
         Command::Run(args) => {
-            if !run::run(&args, cli.log_format).await? {
-                return Ok(ExitCode::from(STOPPED));
+            if let Some(cause) = run::run(&args, cli.log_format).await? {
+                return Ok(ExitCode::from(cause.exit_code()));
             }
         }
         Command::Serve(args) => serve::serve(args).await?,

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use foil_common::telemetry;
 use serde_json::Value;
 
 /// Prints a line. A reader that went away (`foil list | head -1`) is no error.
@@ -18,13 +19,13 @@ fn write(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result,
+        result => result.map_err(|error| {
+            io::Error::new(error.kind(), format!("standard output cannot be written: {error}"))
+        }),
     }
 }
 
 /// Prints a line on standard error, for readers rather than for programs.
 pub(crate) fn note(text: &str) {
-    let mut stderr = io::stderr().lock();
-    // Nothing is left to be told to where standard error is gone.
-    let _ = writeln!(stderr, "{text}");
+    telemetry::write_line(text);
 }

@@ -52,13 +52,19 @@ impl Progress {
     pub(crate) fn new(reserve_stdout: bool) -> Self {
         let on_terminal =
             std::io::stderr().is_terminal() && (reserve_stdout || std::io::stdout().is_terminal());
-        let display = match (on_terminal, reserve_stdout) {
-            (true, _) => Display::Bars {
-                bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)),
-                current: None,
-            },
-            (false, true) => Display::Lines(Sink::Stderr),
-            (false, false) => Display::Lines(Sink::Stdout),
+        let target = match on_terminal {
+            true => ProgressDrawTarget::stderr_with_hz(8),
+            false => ProgressDrawTarget::hidden(),
+        };
+        Self::on(target, reserve_stdout)
+    }
+
+    /// Bars where the target can show them, which a terminal without cursor movement cannot: with lines it still can.
+    fn on(target: ProgressDrawTarget, reserve_stdout: bool) -> Self {
+        let display = match (target.is_hidden(), reserve_stdout) {
+            (false, _) => Display::Bars { bars: MultiProgress::with_draw_target(target), current: None },
+            (true, true) => Display::Lines(Sink::Stderr),
+            (true, false) => Display::Lines(Sink::Stdout),
         };
         Self { display, meter: None, written: Instant::now(), phases: 0, width: 0, done: 0, waits: false }
     }
@@ -251,6 +257,13 @@ fn style(template: &str) -> ProgressStyle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_shows_no_bars_gets_lines() {
+        let display = |reserved| Progress::on(ProgressDrawTarget::hidden(), reserved).display;
+        assert!(matches!(display(true), Display::Lines(Sink::Stderr)));
+        assert!(matches!(display(false), Display::Lines(Sink::Stdout)));
+    }
 
     #[test]
     fn a_closing_line_holds_what_fits() {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use foil_common::storage::Store;
-use foil_common::{failpoint, shutdown, telemetry};
+use foil_common::{failpoint, private, shutdown, telemetry};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -21,7 +21,9 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     }
     check(args.listen, args.insecure_listen)?;
     failpoint::init()?;
-    let stop = shutdown::on_signal()?;
+    // Samples, prompts and weights in the store are nobody else's.
+    private::withhold_new_files();
+    let stop = shutdown::on_signal()?.token();
     let metrics = telemetry::install_metrics()?;
     let store = Store::open(&args.store)?;
     let listener = TcpListener::bind(args.listen)

@@ -13,6 +13,7 @@ mod process;
 mod ranks;
 mod spawner;
 mod web;
+mod work_dir;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -29,7 +30,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::leader::Leader;
 use self::link::LinkEvent;
+use self::process::RankEnd;
 use self::ranks::Ranks;
+use self::work_dir::WorkDir;
 
 pub use self::devices::{DeviceError, DeviceKind, list as list_devices};
 pub use self::ranks::RankProgram;
@@ -83,7 +86,8 @@ pub async fn run(
 ) -> Result<AgentEnd, AgentError> {
     let work_dir = options.ranks.work_dir.clone();
     let unusable = |source| AgentError::WorkDir { dir: work_dir.clone(), source };
-    std::fs::create_dir_all(&work_dir).map_err(unusable)?;
+    let held = WorkDir::open(&work_dir).map_err(unusable)?;
+    held.purge_others();
     let connected = Arc::new(AtomicBool::new(false));
     if let Some(listen) = options.metrics_listen {
         let bound = web::serve(listen, metrics, Arc::clone(&connected))
@@ -100,8 +104,7 @@ pub async fn run(
     let mut agent = Agent::new(options, ranks, connected, line, hang_up);
     let end = agent.serve(heard, ended, stop).await;
     link.abort();
-    // The directory is this agent's own; what is left in it belongs to ranks that could not be reaped.
-    let _ = std::fs::remove_dir(&work_dir);
+    drop(held);
     end
 }
 
@@ -148,7 +151,7 @@ impl Agent {
     async fn serve(
         &mut self,
         mut heard: mpsc::Receiver<LinkEvent>,
-        mut ended: mpsc::UnboundedReceiver<v1::RankExited>,
+        mut ended: mpsc::UnboundedReceiver<RankEnd>,
         stop: impl Future<Output = ()>,
     ) -> Result<AgentEnd, AgentError> {
         tokio::pin!(stop);
@@ -286,19 +289,9 @@ impl Agent {
         }
     }
 
-    fn rank_ended(&mut self, exit: v1::RankExited) {
-        let (code, signal, session) = (exit.exit_code, exit.signal, exit.session_id.as_str());
-        tracing::info!(session, ?code, ?signal, out_of_memory = exit.out_of_memory, "rank ended");
-        let cause = if exit.out_of_memory {
-            "out_of_memory"
-        } else if signal.is_some() {
-            "signal"
-        } else if code == Some(0) {
-            "done"
-        } else {
-            "error"
-        };
-        metrics::counter!("foil_rank_exits_total", "cause" => cause).increment(1);
+    fn rank_ended(&mut self, end: RankEnd) {
+        end.count();
+        let RankEnd { exit, .. } = end;
         self.ranks.forget(&exit.session_id);
         self.count_ranks();
         self.tell(exit);

@@ -1,12 +1,15 @@
 //! What a rank process prints: passed on line by line, and what of it its end is explained by.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use foil_common::shortage;
+use foil_common::telemetry::{self, LogFormat};
 use foil_proto::v1;
+use serde::de::IgnoredAny;
 
 /// Lines of a rank's output that go with the report of its end.
 const TAIL_LINES: usize = 50;
@@ -64,8 +67,10 @@ impl Output {
 pub(super) fn forward(
     session_id: &str,
     output: impl Read + Send + 'static,
+    format: LogFormat,
     gathered: Output,
 ) -> io::Result<JoinHandle<()>> {
+    let session = session_id.to_owned();
     thread::Builder::new().name(format!("log {session_id}")).spawn(move || {
         let mut output = BufReader::new(output);
         let mut bytes = Vec::new();
@@ -73,16 +78,42 @@ pub(super) fn forward(
             let line = String::from_utf8_lossy(&bytes);
             let line = line.trim_end_matches(['\n', '\r']);
             gathered.push(line);
-            // Where our own standard error is closed the tail still gets the line.
-            let _ = writeln!(io::stderr().lock(), "{line}");
+            if let Some(line) = passed_on(line, &session, format) {
+                telemetry::write_line(&line);
+            }
             bytes.clear();
         }
     })
 }
 
+/// A rank's line as it stands in this process's log. What libraries print is no JSON, and becomes a line of the log's own
+/// form where that is JSON; empty lines are left out there.
+fn passed_on<'a>(line: &'a str, session: &str, format: LogFormat) -> Option<Cow<'a, str>> {
+    let is_object = || line.starts_with('{') && serde_json::from_str::<IgnoredAny>(line).is_ok();
+    match format {
+        LogFormat::Human => Some(line.into()),
+        LogFormat::Json if line.trim().is_empty() => None,
+        LogFormat::Json if is_object() => Some(line.into()),
+        LogFormat::Json => Some(telemetry::json_line("INFO", "rank", line, &[("session", session)]).into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_in_json_stays_json_whatever_a_library_prints() {
+        let json = |line| passed_on(line, "s1", LogFormat::Json);
+        let logged = r#"{"level":"INFO","message":"step"}"#;
+        assert_eq!(json(logged).as_deref(), Some(logged));
+        assert_eq!(json("  "), None);
+        for line in ["[W socket.cpp:460] a \"warning\"", "{ torn", "42"] {
+            let told: serde_json::Value = serde_json::from_str(&json(line).unwrap()).unwrap();
+            assert_eq!((&told["message"], &told["session"]), (&line.into(), &"s1".into()));
+        }
+        assert_eq!(passed_on("plain", "s1", LogFormat::Human).as_deref(), Some("plain"));
+    }
 
     #[test]
     fn the_tail_keeps_the_last_lines_and_cuts_long_ones_at_a_character() {

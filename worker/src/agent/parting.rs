@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use foil_proto::v1;
 use foil_proto::v1::agent_command::Command;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::link::LinkEvent;
+use super::process::RankEnd;
 use super::{Agent, steady};
 
 /// For ranks to be reaped after SIGKILL when the agent stops.
@@ -21,7 +21,7 @@ impl Agent {
         &mut self,
         in_order: bool,
         heard: &mut mpsc::Receiver<LinkEvent>,
-        ended: &mut mpsc::UnboundedReceiver<v1::RankExited>,
+        ended: &mut mpsc::UnboundedReceiver<RankEnd>,
     ) {
         if in_order {
             self.ask_ranks(heard, ended).await;
@@ -34,7 +34,7 @@ impl Agent {
     async fn ask_ranks(
         &mut self,
         heard: &mut mpsc::Receiver<LinkEvent>,
-        ended: &mut mpsc::UnboundedReceiver<v1::RankExited>,
+        ended: &mut mpsc::UnboundedReceiver<RankEnd>,
     ) {
         self.ranks.terminate_all();
         let limit = Instant::now() + self.options.grace;
@@ -53,7 +53,7 @@ impl Agent {
         }
     }
 
-    async fn stop_ranks(&mut self, ended: &mut mpsc::UnboundedReceiver<v1::RankExited>) {
+    async fn stop_ranks(&mut self, ended: &mut mpsc::UnboundedReceiver<RankEnd>) {
         self.ranks.stop_all();
         let limit = Instant::now() + REAP_LIMIT;
         while !self.ranks.is_empty() {

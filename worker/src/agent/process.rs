@@ -8,18 +8,59 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use foil_common::shortage::{self, Place};
+use foil_common::telemetry::LogFormat;
 use foil_proto::v1;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
 use super::output::{Output, Said, forward};
+use crate::exit::Exit;
 use crate::memory::{KillCounter, Limit};
+
+/// A process that has ended, or that could not be started.
+#[derive(Debug)]
+pub(super) struct RankEnd {
+    pub(super) exit: v1::RankExited,
+    /// By this agent, which was told to or is ending itself.
+    pub(super) stopped: bool,
+}
+
+impl RankEnd {
+    /// Logs and counts it.
+    pub(super) fn count(&self) {
+        let (exit, cause) = (&self.exit, self.cause());
+        let signal = exit.signal.map(signal_name);
+        tracing::info!(session = exit.session_id, cause, code = ?exit.exit_code, signal, "rank ended");
+        let mut labels = vec![("cause", cause.to_owned())];
+        if cause == "signal" {
+            labels.extend(signal.map(|signal| ("signal", signal)));
+        }
+        metrics::counter!("foil_rank_exits_total", &labels).increment(1);
+    }
+
+    fn cause(&self) -> &'static str {
+        match (self.exit.exit_code, self.exit.signal) {
+            _ if self.exit.out_of_memory => "out_of_memory",
+            _ if self.stopped => "stopped",
+            (_, Some(_)) => "signal",
+            (Some(0), None) => "done",
+            (Some(_), None) => "error",
+            (None, None) => "not_started",
+        }
+    }
+}
+
+/// For example `SIGSEGV`; a real-time signal goes by its number.
+fn signal_name(signal: i32) -> String {
+    Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned())
+}
 
 /// A running process. Dropping it does not end it.
 #[derive(Debug)]
 pub(super) struct RankProcess {
     child: Arc<Mutex<Child>>,
     killed: Arc<AtomicBool>,
+    asked: Arc<AtomicBool>,
 }
 
 impl RankProcess {
@@ -27,15 +68,18 @@ impl RankProcess {
     pub(super) fn supervise(
         session_id: String,
         mut child: Child,
-        exits: mpsc::UnboundedSender<v1::RankExited>,
+        format: LogFormat,
+        exits: mpsc::UnboundedSender<RankEnd>,
     ) -> io::Result<Self> {
         let output = Output::default();
         let readers = [
-            child.stdout.take().map(|out| forward(&session_id, out, output.clone())).transpose()?,
-            child.stderr.take().map(|err| forward(&session_id, err, output.clone())).transpose()?,
+            child.stdout.take().map(|out| forward(&session_id, out, format, output.clone())).transpose()?,
+            child.stderr.take().map(|err| forward(&session_id, err, format, output.clone())).transpose()?,
         ];
-        let process = Self { child: Arc::new(Mutex::new(child)), killed: Arc::default() };
-        let (child, killed) = (Arc::clone(&process.child), Arc::clone(&process.killed));
+        let process =
+            Self { child: Arc::new(Mutex::new(child)), killed: Arc::default(), asked: Arc::default() };
+        let Self { child, killed, asked } = &process;
+        let (child, killed, asked) = (Arc::clone(child), Arc::clone(killed), Arc::clone(asked));
         let kills_before = KillCounter::read();
         thread::Builder::new().name(format!("reap {session_id}")).spawn(move || {
             let end = End::of(&child);
@@ -45,9 +89,10 @@ impl RankProcess {
             }
             let kernel_killed = KillCounter::read() > kills_before;
             let by_us = killed.load(Ordering::SeqCst);
+            let stopped = end.is_stop(by_us, asked.load(Ordering::SeqCst));
             let exit = end.report(session_id, output.take(), by_us, kernel_killed);
             // Nobody listens where the agent itself is ending.
-            let _ = exits.send(exit);
+            let _ = exits.send(RankEnd { exit, stopped });
         })?;
         Ok(process)
     }
@@ -56,6 +101,7 @@ impl RankProcess {
     pub(super) fn terminate(&self) {
         let child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         let Ok(id) = i32::try_from(child.id()) else { return };
+        self.asked.store(true, Ordering::SeqCst);
         // It is not reaped while the lock is held, so the number is still its own.
         if let Err(error) =
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM)
@@ -116,6 +162,13 @@ impl End {
         })
     }
 
+    /// Whether it ended as this agent wanted it to: by the kill, or in answer to SIGTERM.
+    fn is_stop(self, killed: bool, asked: bool) -> bool {
+        let by = |signal: Signal| self.signal == Some(signal as i32);
+        let answered = self.code == Some(Exit::Terminated as i32) || by(Signal::SIGTERM);
+        (killed && by(Signal::SIGKILL)) || (asked && answered)
+    }
+
     fn report(self, session_id: String, said: Said, by_us: bool, kernel_killed: bool) -> v1::RankExited {
         let Said { tail: log_tail, shortage } = said;
         let shortage = self.shortage(shortage, kernel_killed && !by_us);
@@ -169,6 +222,26 @@ mod tests {
             let exit = report(end, line, by_us, kernel_killed);
             assert!(!exit.out_of_memory && exit.memory.is_none(), "{exit:?}");
         }
+    }
+
+    #[test]
+    fn an_end_is_counted_by_its_true_cause() {
+        let cause = |end: End, killed: bool, asked: bool| {
+            let stopped = end.is_stop(killed, asked);
+            RankEnd { exit: end.report("s".into(), Said::default(), killed, false), stopped }.cause()
+        };
+        let by = |signal: Signal| End { signal: Some(signal as i32), ..End::default() };
+        let code = |code: i32| End { code: Some(code), ..End::default() };
+        assert_eq!(cause(by(Signal::SIGKILL), true, false), "stopped");
+        assert_eq!(cause(by(Signal::SIGKILL), false, false), "signal", "somebody else's");
+        assert_eq!(cause(by(Signal::SIGSEGV), true, true), "signal", "it crashed before the kill");
+        assert_eq!(cause(code(143), false, true), "stopped");
+        assert_eq!((cause(code(143), false, false), cause(code(1), false, true)), ("error", "error"));
+        assert_eq!(
+            (cause(code(0), false, false), cause(End::default(), false, false)),
+            ("done", "not_started")
+        );
+        assert_eq!((signal_name(11), signal_name(64)), ("SIGSEGV".to_owned(), "signal 64".to_owned()));
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! The rank processes of this agent: starting, stopping, forgetting.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use foil_common::telemetry::LogFormat;
 use foil_proto::v1;
 use tokio::sync::mpsc;
 
 use super::interface;
-use super::process::RankProcess;
+use super::process::{RankEnd, RankProcess};
 use super::spawner::Spawner;
 
 /// How a rank process is started, whatever its session.
@@ -23,6 +25,8 @@ pub struct RankProgram {
     pub advertise_address: String,
     /// Each session gets a directory of its own in it, removed at its end.
     pub work_dir: PathBuf,
+    /// Of the agent's own log, which what ranks print becomes a part of.
+    pub log_format: LogFormat,
 }
 
 /// Live processes by session.
@@ -31,15 +35,12 @@ pub(super) struct Ranks {
     program: RankProgram,
     spawner: Spawner,
     live: BTreeMap<String, RankProcess>,
-    exits: mpsc::UnboundedSender<v1::RankExited>,
+    exits: mpsc::UnboundedSender<RankEnd>,
 }
 
 impl Ranks {
     /// Ends of processes are sent on `exits`; each must be handed to [`Ranks::forget`].
-    pub(super) fn new(
-        program: RankProgram,
-        exits: mpsc::UnboundedSender<v1::RankExited>,
-    ) -> std::io::Result<Self> {
+    pub(super) fn new(program: RankProgram, exits: mpsc::UnboundedSender<RankEnd>) -> std::io::Result<Self> {
         Ok(Self { program, spawner: Spawner::start()?, live: BTreeMap::new(), exits })
     }
 
@@ -51,7 +52,10 @@ impl Ranks {
             return;
         }
         let started = match self.spawner.spawn(self.program.command(start, device, coordinators)).await {
-            Ok(child) => RankProcess::supervise(start.session_id.clone(), child, self.exits.clone()),
+            Ok(child) => {
+                let format = self.program.log_format;
+                RankProcess::supervise(start.session_id.clone(), child, format, self.exits.clone())
+            }
             Err(error) => Err(error),
         };
         match started {
@@ -81,7 +85,7 @@ impl Ranks {
         let exit =
             v1::RankExited { session_id: session_id.to_owned(), log_tail: vec![why], ..Default::default() };
         // The receiver lives as long as this agent's loop.
-        let _ = self.exits.send(exit);
+        let _ = self.exits.send(RankEnd { exit, stopped: false });
     }
 
     pub(super) fn stop(&self, session_id: &str) {
@@ -154,6 +158,8 @@ impl RankProgram {
             // cuBLAS picks the same algorithm for the same shape only with a fixed workspace.
             .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             .env("OMP_NUM_THREADS", start.threads.to_string())
+            // What a terminal sends is for the agent, which asks its ranks to keep what they have done.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use foil_common::telemetry::LogFormat;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -28,6 +29,7 @@ fn start_agent(coordinator: &FakeCoordinator, script: &str) -> Running {
             coordinator: coordinator.url.clone(),
             advertise_address: "127.0.0.1".to_owned(),
             work_dir: work.path().join("ranks"),
+            log_format: LogFormat::Human,
         },
         parent_pid: None,
         metrics_listen: None,

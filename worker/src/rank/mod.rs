@@ -19,8 +19,7 @@ mod transfer;
 
 use std::path::PathBuf;
 
-use foil_common::failpoint;
-use tokio::signal::unix::{SignalKind, signal};
+use foil_common::{failpoint, shutdown};
 
 use self::stopping::Stopping;
 use crate::agent::DeviceKind;
@@ -89,16 +88,15 @@ async fn idle(stopping: &Stopping) {
     tokio::time::sleep(LAST_WORDS).await;
 }
 
-/// Serves until its session ends; or, asked by SIGTERM, until what must not be cut off is done.
+/// Serves until its session ends; or, asked by a signal, until what must not be cut off is done.
 async fn until_stopped(options: &RankOptions) -> Exit {
     let asked = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminate) => {
-                terminate.recv().await;
-                tracing::info!("asked to stop");
+        match shutdown::on_signal() {
+            Ok(shutdown) => {
+                shutdown.requested().await;
                 options.stopping.ask();
             }
-            Err(error) => tracing::warn!(%error, "SIGTERM cannot be heard"),
+            Err(error) => tracing::warn!(%error, "signals cannot be heard"),
         }
         std::future::pending::<()>().await;
     };

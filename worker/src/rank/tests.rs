@@ -61,7 +61,14 @@ async fn join() -> (FakeCoordinator, RankPeer, JoinHandle<Exit>, TempDir) {
 }
 
 fn hello_with(task: Option<v1::RankTask>) -> v1::RankHello {
-    v1::RankHello { session_id: "s1".into(), job_id: "job".into(), attempt: 3, rank: 1, task, ..Default::default() }
+    v1::RankHello {
+        session_id: "s1".into(),
+        job_id: "job".into(),
+        attempt: 3,
+        rank: 1,
+        task,
+        ..Default::default()
+    }
 }
 
 /// The next message that is not progress.

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
-use foil_common::{shutdown, spec};
+use foil_common::shutdown::{self, Cause};
+use foil_common::spec;
 use foil_proto::v1;
 use serde_json::{Value, json};
 
@@ -25,26 +26,26 @@ use crate::job::view;
 /// How a run ended, where it did not fail.
 enum End {
     Finished(Value),
-    /// By ctrl-c or SIGTERM; the same command resumes.
-    Stopped,
+    /// By a signal; the same command resumes.
+    Stopped(Cause),
 }
 
-/// Plays the job to its end. Gives false where the user stopped it.
-pub(crate) async fn run(args: &RunArgs, log_format: LogFormat) -> Result<bool> {
+/// Plays the job to its end. Gives the signal where one stopped it.
+pub(crate) async fn run(args: &RunArgs, log_format: LogFormat) -> Result<Option<Cause>> {
     let started = Instant::now();
     match play(args, log_format, started).await {
         Ok(End::Finished(summary)) => {
             if args.json {
                 output::json(&summary)?;
             }
-            Ok(true)
+            Ok(None)
         }
-        Ok(End::Stopped) => {
+        Ok(End::Stopped(cause)) => {
             if args.json {
                 output::json(&unfinished("stopped", None, started))?;
             }
             output::note("stopped; the same command resumes where it was");
-            Ok(false)
+            Ok(Some(cause))
         }
         Err(failure) => {
             if args.json {
@@ -115,7 +116,7 @@ async fn play(args: &RunArgs, log_format: LogFormat, started: Instant) -> Result
     let result = tokio::select! {
         result = take_part(&client, &prepared, &directory, &mut progress) => result,
         error = children.died() => Err(error.into()),
-        () = stop.cancelled() => Ok(None),
+        () = stop.requested() => Ok(None),
     };
     progress.finish();
     // The last downloads are done; nobody needs the service any more.
@@ -123,7 +124,7 @@ async fn play(args: &RunArgs, log_format: LogFormat, started: Instant) -> Result
         Ok(Some(ended)) => ended,
         Ok(None) => {
             children.stop().await;
-            return Ok(End::Stopped);
+            return Ok(End::Stopped(stop.cause().unwrap_or(Cause::Terminate)));
         }
         Err(failure) => {
             children.stop().await;

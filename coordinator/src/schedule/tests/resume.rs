@@ -27,7 +27,14 @@ impl Bench {
     fn hello(&mut self, rank: u32, task: Option<Task>) -> Result<(), Refusal> {
         let session = format!("s{rank}");
         let task = task.map(|task| v1::RankTask { task: Some(task) });
-        let hello = v1::RankHello { session_id: session.clone(), job_id: JOB.into(), attempt: 1, rank, task, ..Default::default() };
+        let hello = v1::RankHello {
+            session_id: session.clone(),
+            job_id: JOB.into(),
+            attempt: 1,
+            rank,
+            task,
+            ..Default::default()
+        };
         self.feed(Input::Hello { session, hello })
     }
 
