@@ -6,7 +6,7 @@ use std::{fs, io};
 use foil_proto::v1;
 use serde_json::{Map, Value};
 
-use super::preset::merge;
+use super::preset::{self, merge};
 use super::reference::is_stored;
 use super::{Job, SpecError, schema};
 
@@ -26,16 +26,20 @@ const PATHS: [&[&str]; 8] = [
 ///
 /// `settings` are `a.b=value` overrides whose values are YAML; the last one of a field wins. Paths in the file
 /// become absolute from the file's directory, paths in settings from the working directory. The preset stays named
-/// in the result, and [`Job::try_from`] lays the fields over it.
+/// in the result, and [`Job::try_from`] lays the fields over it. A field of the file that contradicts a control, or a
+/// preset named in `settings`, is an error unless a setting of that field says which value holds.
 pub fn load(path: &Path, settings: &[String]) -> Result<v1::JobSpec, SpecError> {
     let in_file = |error: SpecError| error.in_file(path);
     let text = fs::read_to_string(path).map_err(|error| in_file(unreadable(&error)))?;
     let base = path.parent().unwrap_or(Path::new("")).to_owned();
-    let mut value = parse(&text, &absolute(&base).map_err(in_file)?).map_err(in_file)?;
+    let value = parse(&text, &absolute(&base).map_err(in_file)?).map_err(in_file)?;
     let here = absolute(Path::new("")).map_err(in_file)?;
+    let mut over = Value::Object(Map::new());
     for setting in settings {
-        merge(&mut value, parse_setting(setting, &here).map_err(|error| error.in_setting(setting))?);
+        merge(&mut over, parse_setting(setting, &here).map_err(|error| error.in_setting(setting))?);
     }
+    let mut value = preset::settle(value, &over).map_err(in_file)?;
+    merge(&mut value, over);
     drop_nulls(&mut value);
     let spec: v1::JobSpec =
         serde_json::from_value(value).map_err(|error| in_file(SpecError::Syntax(error.to_string())))?;

@@ -125,7 +125,7 @@ impl Job {
 
     /// What is valid, and yet more likely a mistake than a wish.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.foreign_to_control();
         let reward = &self.reward_step;
         if reward.loss == RewardLoss::Wgan && reward.weight_clip.is_none() {
             warnings.push(
@@ -142,6 +142,19 @@ impl Job {
             ));
         }
         warnings
+    }
+
+    /// Fields that make the job another experiment than the control it is named after.
+    fn foreign_to_control(&self) -> Vec<String> {
+        let Some(preset) = self.preset.filter(|preset| preset.is_control()) else { return Vec::new() };
+        let resolved = serde_json::to_value(v1::JobSpec::from(self)).unwrap_or_default();
+        let foreign = preset::contradictions(preset, &resolved).into_iter();
+        let warning = |preset::Contradiction { path, found, expected }| {
+            format!(
+                "{path}: {found}, where the control {preset} has {expected}: its figures are not that control's"
+            )
+        };
+        foreign.map(warning).collect()
     }
 
     /// What no single field can tell.

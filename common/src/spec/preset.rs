@@ -4,11 +4,11 @@ use foil_proto::v1;
 use serde_json::{Value, json};
 
 use super::SpecError;
-use super::check::unknown_choice;
+use super::check::{self, unknown_choice};
 use super::choice::choices;
 
 choices! {
-    /// A published setting; the job's own fields win over it.
+    /// A published setting to start from, or a control of the job beside it.
     Preset:
     /// The paper's game with rejection sampling.
     #[default]
@@ -37,8 +37,17 @@ impl Preset {
         }
     }
 
+    /// Whether it is defined by the fields it sets: a job that changes one of them is another experiment. The others are
+    /// bases, whose fields a job file is free to change.
+    pub fn is_control(self) -> bool {
+        match self {
+            Self::PaperRjs | Self::PaperRrhf | Self::PaperDpo => false,
+            Self::StaticRm | Self::FrozenApo | Self::HumanOnlyRefresh | Self::Gail => true,
+        }
+    }
+
     /// The fields it sets, in the JSON mapping of `JobSpec`.
-    fn fields(self) -> Value {
+    pub(super) fn fields(self) -> Value {
         match self {
             Self::PaperRjs => paper(json!({ "method": "rejection" })),
             // github.com/GanjinZero/RRHF: 100 · ranking + token mean of −log p.
@@ -49,7 +58,7 @@ impl Preset {
             Self::HumanOnlyRefresh => {
                 json!({ "reward_step": { "apo_weight": 0.0, "refresh": "every_round" } })
             }
-            Self::Gail => json!({ "reward_step": { "loss": "gail" } }),
+            Self::Gail => json!({ "reward_step": { "loss": "gail", "human_weight": 0.0 } }),
         }
     }
 }
@@ -75,6 +84,116 @@ fn paper(method: Value) -> Value {
     });
     merge(&mut fields["policy_step"], method);
     fields
+}
+
+/// Settles what a job file says beside its preset. `file` is the file, `settings` what the command line lays over it.
+///
+/// A field of the file must not contradict a control, nor any preset that the command line names: either would leave a
+/// job that does not do what its preset says. In a file, a base gives way to the fields beside it. A field given on the
+/// command line wins over all of them. A control that the command line names keeps the settings of the file's base.
+///
+/// # Errors
+/// A field of the file that contradicts the preset.
+pub(super) fn settle(file: Value, settings: &Value) -> Result<Value, SpecError> {
+    let named = |value: &Value| match value.get("preset").and_then(Value::as_str) {
+        Some(name) => Preset::parse_optional(name),
+        None => Ok(None),
+    };
+    let (base, chosen) = (named(&file)?, named(settings)?);
+    let replaced = is_given(settings, "preset");
+    let Some(preset) = (if replaced { chosen } else { base }) else { return Ok(file) };
+    if preset.is_control() || replaced {
+        let mut stated = contradictions(preset, &file);
+        stated.retain(|contradiction| !is_given(settings, &contradiction.path));
+        refuse(preset, &stated)?;
+    }
+    match base {
+        Some(base) if replaced && preset.is_control() => {
+            let mut settled = base.fields();
+            merge(&mut settled, preset.fields());
+            merge(&mut settled, file);
+            Ok(settled)
+        }
+        _ => Ok(file),
+    }
+}
+
+fn refuse(preset: Preset, stated: &[Contradiction]) -> Result<(), SpecError> {
+    let Some((Contradiction { path, found, expected }, others)) = stated.split_first() else { return Ok(()) };
+    let mut advice =
+        format!("take it out of the file, or settle it with --set {path}=VALUE, which wins over both");
+    if !others.is_empty() {
+        let others = others
+            .iter()
+            .map(|Contradiction { path, found, expected }| format!("{path} ({found}, not {expected})"));
+        advice +=
+            &format!("; the file contradicts the preset in {} too", others.collect::<Vec<_>>().join(", "));
+    }
+    Err(SpecError::field(path, found, &format!("{expected}, as preset {preset} sets it")).advice(&advice))
+}
+
+/// A field that is not as a preset sets it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Contradiction {
+    pub(super) path: String,
+    pub(super) found: String,
+    pub(super) expected: String,
+}
+
+/// The fields of `given` that are not as `preset` sets them. What `given` leaves out contradicts nothing.
+pub(super) fn contradictions(preset: Preset, given: &Value) -> Vec<Contradiction> {
+    let mut found = Vec::new();
+    contradict("", &preset.fields(), given, &mut found);
+    found
+}
+
+fn contradict(path: &str, preset: &Value, given: &Value, found: &mut Vec<Contradiction>) {
+    match (preset, given) {
+        (_, Value::Null) => {}
+        (Value::Object(fields), Value::Object(given)) => {
+            for (name, field) in fields {
+                let path = check::path(path, name);
+                contradict(&path, field, given.get(name).unwrap_or(&Value::Null), found);
+            }
+        }
+        (preset, given) if same(preset, given) => {}
+        (preset, given) => {
+            found.push(Contradiction { path: path.to_owned(), found: shown(given), expected: shown(preset) });
+        }
+    }
+}
+
+/// As a user would write it.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => {
+            number.as_f64().map_or_else(|| number.to_string(), |number| number.to_string())
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Whether two values of one field mean the same: 1 is 1.0.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
+        (a, b) => a == b,
+    }
+}
+
+/// Whether a dotted path, or a block that it lies in, is given. `null`, which asks for the default, is given.
+fn is_given(value: &Value, path: &str) -> bool {
+    let mut value = value;
+    for name in path.split('.') {
+        match value.get(name) {
+            None => return false,
+            Some(Value::Null) => return true,
+            Some(inner) => value = inner,
+        }
+    }
+    true
 }
 
 /// Lays the job's fields over those of its preset. A second application changes nothing.

@@ -63,6 +63,85 @@ fn presets_give_way_to_fields() {
     assert!(message(LEAST, &["preset=paper-rj"]).contains("did you mean paper-rjs?"));
 }
 
+/// Every job file that comes along, by its name.
+fn shipped() -> Vec<(String, std::path::PathBuf)> {
+    let jobs = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs"));
+    let files = fs::read_dir(jobs).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    files.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), path)).collect()
+}
+
+#[test]
+fn a_preset_named_on_the_command_line_holds_on_every_job_file() {
+    assert!(shipped().len() >= 4);
+    for (name, path) in shipped() {
+        for preset in Preset::NAMES.iter().filter_map(|name| Preset::parse_optional(name).unwrap()) {
+            let spec = file::load(&path, &[format!("preset={preset}")]);
+            let Ok(spec) = spec else {
+                let said = spec.unwrap_err().to_string();
+                assert!(!preset.is_control(), "{name} refuses {preset}: {said}");
+                assert!(said.contains(&format!("as preset {preset} sets it")), "{name}: {said}");
+                continue;
+            };
+            let job = Job::try_from(spec).unwrap();
+            let resolved = serde_json::to_value(v1::JobSpec::from(&job)).unwrap();
+            assert_eq!(preset::contradictions(preset, &resolved), [], "{name} under {preset}");
+            assert_eq!(job.preset, Some(preset), "{name}");
+            if preset.is_control() {
+                assert_eq!(job.warnings(), [] as [String; 0], "{name} under {preset}");
+                let own = Job::try_from(file::load(&path, &[]).unwrap()).unwrap();
+                assert_ne!(job.reward_step, own.reward_step, "{name}: {preset} changes nothing");
+                let alike = Job { preset: own.preset, reward_step: own.reward_step.clone(), ..job };
+                assert_eq!(alike, own, "{name}: {preset} changes more than the reward step");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_must_not_contradict_its_control() {
+    let restated = format!("{LEAST}reward_step: {{ apo_weight: 1, refresh: every_round, samples: 8 }}\n");
+    let found = message(&restated, &["preset=static-rm"]);
+    for expected in [
+        "job.yaml: reward_step.apo_weight: found 1, expected 0, as preset static-rm sets it; take it out of the file",
+        "--set reward_step.apo_weight=VALUE",
+        "in reward_step.refresh (every_round, not first_round) too",
+    ] {
+        assert!(found.contains(expected), "{found}");
+    }
+    assert!(message(&format!("{restated}preset: static-rm\n"), &[]).contains("as preset static-rm sets it"));
+    // What it states as the control does is no contradiction, and a setting of the field settles it either way.
+    assert_eq!(
+        job(&restated, &["preset=human-only-refresh", "reward_step.apo_weight=null"]).reward_step.samples,
+        8
+    );
+    let kept = job(&restated, &["preset=human-only-refresh", "reward_step.apo_weight=0.5"]);
+    assert_eq!(kept.reward_step.apo_weight, 0.5);
+    let warned = kept.warnings();
+    assert!(
+        warned.len() == 1 && warned[0].contains("0.5, where the control human-only-refresh has 0"),
+        "{warned:?}"
+    );
+    assert_eq!(job(LEAST, &["reward_step.apo_weight=0.5", "preset=human-only-refresh"]).warnings().len(), 1);
+    assert_eq!(
+        job(&restated, &["preset=human-only-refresh", "reward_step=null"]).warnings(),
+        [] as [String; 0]
+    );
+}
+
+#[test]
+fn a_file_changes_its_base_freely_and_a_control_keeps_that_base() {
+    let based = format!("{LEAST}preset: paper-rjs\nrounds: 5\nreward_step: {{ samples: 8 }}\n");
+    let own = job(&based, &[]);
+    assert_eq!((own.rounds, own.reward_step.samples, own.sampling.temperature), (5, 8, 1.2));
+    let control = job(&based, &["preset=static-rm"]);
+    assert_eq!((control.rounds, control.reward_step.samples, control.sampling.temperature), (5, 8, 1.2));
+    assert_eq!((control.reward_step.apo_weight, control.reward_step.refresh), (0.0, Refresh::FirstRound));
+    let found = message(&based, &["preset=paper-dpo"]);
+    assert!(found.contains("found 5, expected 3, as preset paper-dpo sets it"), "{found}");
+    assert_eq!(job(&based, &["preset=null"]).sampling.temperature, 1.0);
+}
+
 #[test]
 fn floats_and_single_values_read_as_meant() {
     let text =
