@@ -9,6 +9,7 @@ mod load;
 pub mod local;
 mod models;
 pub mod names;
+mod overlaps;
 mod sets;
 #[cfg(test)]
 mod tests;

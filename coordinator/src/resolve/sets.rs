@@ -2,14 +2,14 @@
 
 use foil_common::data::parse::{Parsed, Wanted};
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
-use foil_common::data::split::{Overlap, hold_out, overlap, take};
+use foil_common::data::split::{hold_out, take};
 use foil_common::letters;
 use foil_common::spec::{self, GeneratorName};
 use foil_proto::v1;
 
 use super::ResolveError;
 use super::load::{Source, Sources};
-use super::names;
+use super::{names, overlaps};
 
 /// Bad rows shown of each set.
 const SHOWN_BAD: usize = 5;
@@ -75,9 +75,6 @@ impl Sets {
         self.golden = made.golden;
         self.prompts = made.prompts;
         self.evaluation_prompts = made.evaluation_prompts;
-        let note = "the letters game has only 56 sets of five letters: training and evaluation prompts share sets, \
-                    and some orders";
-        self.warnings.push(note.to_owned());
     }
 
     fn read<T: Wanted>(
@@ -211,58 +208,15 @@ impl Sets {
         ]
     }
 
-    /// Says which figures are measured on prompts that training sees.
+    /// Says which sets share prompts, and so which figures are measured on prompts that training sees.
     pub(super) fn report_overlaps(&mut self, job: &spec::Job) {
         if job.data.generator.is_some() {
+            let note =
+                "the letters game has only 56 sets of five letters, so its sets share prompts by chance";
+            self.warnings.push(format!("{note}; {}", overlaps::of_measured(self)));
             return;
         }
-        let measured = "so the figures measured there flatter";
-        let found = [
-            (
-                names::EVALUATION_PREFERENCES,
-                names::PREFERENCES,
-                overlap(&self.preferences, &self.evaluation_preferences),
-                measured,
-            ),
-            (
-                names::EVALUATION_PREFERENCES,
-                names::GOLDEN,
-                overlap(&self.golden, &self.evaluation_preferences),
-                measured,
-            ),
-            (
-                names::EVALUATION_PROMPTS,
-                names::PROMPTS,
-                overlap(&self.prompts, &self.evaluation_prompts),
-                measured,
-            ),
-            (names::EVALUATION_PROMPTS, names::SFT, overlap(&self.sft, &self.evaluation_prompts), measured),
-            (
-                names::EVALUATION_PROMPTS,
-                names::GOLDEN,
-                overlap(&self.golden, &self.evaluation_prompts),
-                measured,
-            ),
-            (
-                names::GOLDEN_HOLDOUT,
-                names::PREFERENCES,
-                overlap(&self.preferences, &self.golden_holdout),
-                measured,
-            ),
-            (
-                names::PROMPTS,
-                names::GOLDEN,
-                overlap(&self.golden, &self.prompts),
-                "though the game keeps golden answers to the reward model's own prompts",
-            ),
-        ];
-        for (second, first, Overlap { prompts, of, rows }, meaning) in found {
-            if prompts > 0 {
-                self.warnings.push(format!(
-                    "{second}: {prompts} of its {of} prompts ({rows} rows) are in {first} too, {meaning}"
-                ));
-            }
-        }
+        self.warnings.extend(overlaps::of_pairs(self));
         if self.golden_holdout.is_empty() && !self.golden.is_empty() {
             self.warnings.push(
                 "golden_holdout: no golden prompt is held out, so accuracy on fresh samples is not measured"

@@ -1,0 +1,114 @@
+//! Prompts that two of a job's sets share, and what that does to the figures.
+
+use std::collections::HashSet;
+
+use foil_common::data::rows::{PromptKey, Row};
+
+use super::names;
+use super::sets::Sets;
+
+/// What a set is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    TrainsPolicy,
+    TrainsReward,
+    MeasuresPolicy,
+    MeasuresReward,
+}
+
+/// A set's prompts.
+#[derive(Debug)]
+struct Prompts {
+    name: &'static str,
+    role: Role,
+    of_rows: Vec<PromptKey>,
+    distinct: HashSet<PromptKey>,
+}
+
+impl Prompts {
+    fn of<T: Row>(name: &'static str, role: Role, rows: &[T]) -> Self {
+        let of_rows: Vec<PromptKey> = rows.iter().map(|row| row.prompt().key()).collect();
+        Self { name, role, distinct: of_rows.iter().copied().collect(), of_rows }
+    }
+
+    fn is_measured(&self) -> bool {
+        matches!(self.role, Role::MeasuresPolicy | Role::MeasuresReward)
+    }
+}
+
+/// All sets, those that train before those that are measured on.
+fn all(sets: &Sets) -> Vec<Prompts> {
+    use Role::{MeasuresPolicy, MeasuresReward, TrainsPolicy, TrainsReward};
+    vec![
+        Prompts::of(names::SFT, TrainsPolicy, &sets.sft),
+        Prompts::of(names::PREFERENCES, TrainsReward, &sets.preferences),
+        Prompts::of(names::GOLD_PREFERENCE_PROMPTS, TrainsReward, &sets.gold_preference_prompts),
+        Prompts::of(names::GOLDEN, TrainsReward, &sets.golden),
+        Prompts::of(names::PROMPTS, TrainsPolicy, &sets.prompts),
+        Prompts::of(names::EVALUATION_PREFERENCES, MeasuresReward, &sets.evaluation_preferences),
+        Prompts::of(
+            names::GOLD_PREFERENCE_EVALUATION_PROMPTS,
+            MeasuresReward,
+            &sets.gold_preference_evaluation_prompts,
+        ),
+        Prompts::of(names::GOLDEN_HOLDOUT, MeasuresReward, &sets.golden_holdout),
+        Prompts::of(names::EVALUATION_PROMPTS, MeasuresPolicy, &sets.evaluation_prompts),
+    ]
+}
+
+/// A line for any two sets that share prompts.
+pub(super) fn of_pairs(sets: &Sets) -> Vec<String> {
+    let all = all(sets);
+    let pairs = all
+        .iter()
+        .enumerate()
+        .flat_map(|(index, first)| all[index + 1..].iter().map(move |second| (first, second)));
+    let line = |(first, second): (&Prompts, &Prompts)| {
+        let shared = second.distinct.intersection(&first.distinct).count();
+        let rows = second.of_rows.iter().filter(|key| first.distinct.contains(key)).count();
+        let (name, of) = (second.name, second.distinct.len());
+        let meaning = meaning(first, second);
+        (shared > 0).then(|| {
+            format!("{name}: {shared} of its {of} prompts ({rows} rows) are in {} too, {meaning}", first.name)
+        })
+    };
+    pairs.filter_map(line).collect()
+}
+
+/// For a generator whose sets share prompts by construction: how many of each measured set stand in any training set.
+pub(super) fn of_measured(sets: &Sets) -> String {
+    let (measured, training): (Vec<Prompts>, Vec<Prompts>) =
+        all(sets).into_iter().partition(Prompts::is_measured);
+    let trained: HashSet<PromptKey> = training.into_iter().flat_map(|set| set.distinct).collect();
+    let shares = measured.iter().filter(|set| !set.distinct.is_empty()).map(|set| {
+        let shared = set.distinct.intersection(&trained).count();
+        format!("{} {shared} of {}", set.name, set.distinct.len())
+    });
+    format!("prompts measured on that stand in a training set too: {}", shares.collect::<Vec<_>>().join(", "))
+}
+
+fn meaning(first: &Prompts, second: &Prompts) -> &'static str {
+    use Role::{MeasuresPolicy, MeasuresReward, TrainsPolicy, TrainsReward};
+    match (first.role, second.role) {
+        (TrainsPolicy, MeasuresPolicy) | (TrainsReward, MeasuresReward) => {
+            "so the figures measured there flatter"
+        }
+        (TrainsReward, MeasuresPolicy) => {
+            "so the reward measured there flatters: the reward model was trained on these prompts"
+        }
+        (TrainsPolicy, MeasuresReward) if second.name == names::GOLDEN_HOLDOUT => {
+            "so the samples it is measured against are those of a policy trained on these prompts"
+        }
+        (TrainsPolicy, MeasuresReward) => "which flatters no figure: the policy alone is trained on them",
+        (TrainsReward, TrainsPolicy) if first.name == names::GOLDEN => {
+            "though the game keeps golden answers to the reward model's own prompts"
+        }
+        (TrainsReward, TrainsPolicy) | (TrainsPolicy, TrainsReward) => {
+            "so the policy and the reward model that judges it learn on the same prompts"
+        }
+        (TrainsPolicy, TrainsPolicy) | (TrainsReward, TrainsReward) => {
+            "which flatters no figure: both train one model"
+        }
+        _ => "which flatters no figure, though those of the two sets are not independent",
+    }
+}
