@@ -32,6 +32,22 @@ pub enum ModelFilesError {
 }
 
 impl ModelFilesError {
+    /// What to do beside what the message says.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "make sure that the model directory is complete and can be read",
+            Self::Json { .. } => "write the file again; it may have been cut short",
+            Self::Config { .. } => "correct that field, or take the config.json that the model came with",
+            Self::Unsupported { .. } => "give a model that does not need it",
+            Self::Weights { .. } => "save the weights again as safetensors",
+            Self::Shape { .. } | Self::Missing { .. } | Self::Unexpected { .. } => {
+                "give config.json and weights that were saved together"
+            }
+            Self::Tensor { .. } => "give a checkpoint without that fault",
+            Self::Pad { .. } => "set text.pad_token to a token that no text yields",
+        }
+    }
+
     pub fn read(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |error| Self::Read { path, reason: error.to_string() }

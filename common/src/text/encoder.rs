@@ -1,7 +1,7 @@
 use super::error::{head, tail};
 use super::special::{Special, starts_with_bos};
 use super::template::Renderer;
-use super::{Answer, Encoded, EncodedPrompt, Limits, ModelText, TextError};
+use super::{Answer, Encoded, EncodedPrompt, Limits, ModelText, TextError, TokenIds};
 use crate::data::rows::Prompt;
 use crate::spec::{Bos, Side, Template, Text};
 use serde_json::Value;
@@ -16,11 +16,13 @@ pub struct Encoder {
     bos: BosPolicy,
     cut: Side,
     vocabulary: usize,
+    /// The pad token that the model's own files name, where the job names none.
+    own_pad: Option<String>,
 }
 
 /// What is done about BOS once a prompt's text is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BosPolicy {
+pub(super) enum BosPolicy {
     /// The template writes it or does not.
     AsWritten,
     Put,
@@ -45,7 +47,8 @@ impl Encoder {
             (_, bos) if starts_with_bos(files, bos, &special, &tokenizer)? => BosPolicy::Put,
             _ => BosPolicy::AsWritten,
         };
-        Ok(Encoder { tokenizer, renderer, special, bos, cut: text.truncation_side, vocabulary })
+        let own_pad = files.token("pad_token").filter(|_| text.pad_token.is_none()).map(str::to_owned);
+        Ok(Encoder { tokenizer, renderer, special, bos, cut: text.truncation_side, vocabulary, own_pad })
     }
 
     /// The tokens of a prompt, at most `limit` of them: an over-long one is cut on the job's side, its BOS kept.
@@ -154,11 +157,18 @@ impl Encoder {
         self.special.bos
     }
 
-    /// An id that is not EOS and that no text yields, for exported reward models: the model's own pad token where it is not EOS, else a
+    /// An id that is neither EOS nor BOS and that no text yields, for exported models: the model's own pad token where it is such, else a
     /// special token that stands for padding or is reserved, else the unknown token of a tokenizer that falls back to bytes, else any
     /// other special token that the template does not write.
     pub fn pad_id(&self) -> Result<u32, TextError> {
         self.special.pad.clone()
+    }
+
+    /// The model's own pad token and the one that stands in for it, where the former is unfit.
+    fn replaced_pad(&self) -> Option<(String, String)> {
+        let own = self.own_pad.clone()?;
+        let pad = self.token_name(self.pad_id().ok());
+        (!pad.is_empty() && own != pad).then_some((own, pad))
     }
 
     /// One more than the tokenizer's highest id.
@@ -175,10 +185,38 @@ impl Encoder {
                  if the model was tuned with the template, set text.eos_token to what ends its answers"
             )
         });
-        foreign.into_iter().collect()
+        let pad = self.replaced_pad().map(|(own, pad)| {
+            format!(
+                "the model's own pad token {own:?} also begins, ends or occurs in texts; results name {pad:?} instead, \
+                 so that a batch is scored as its rows are; text.pad_token chooses another"
+            )
+        });
+        foreign.into_iter().chain(pad).collect()
     }
 
-    fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
+    /// The tokens that begin, end and pad sequences. Where no token is fit to pad, the model's own pad stays: a language
+    /// model is read by masks.
+    pub fn token_ids(&self) -> TokenIds {
+        let own = || self.own_pad.as_ref().and_then(|token| self.tokenizer.token_to_id(token));
+        let pad = self.pad_id().ok().or_else(own);
+        TokenIds { bos: self.bos_id(), eos: self.special.eos_ids.clone(), pad }
+    }
+
+    pub(super) fn bos_policy(&self) -> BosPolicy {
+        self.bos
+    }
+
+    /// A token's text; empty for none.
+    pub(super) fn token_name(&self, id: Option<u32>) -> String {
+        id.and_then(|id| self.token(id)).unwrap_or_default()
+    }
+
+    /// The text of a prompt, before it is encoded.
+    pub(super) fn render(&self, prompt: &Prompt) -> Result<String, TextError> {
+        self.renderer.prompt(prompt)
+    }
+
+    pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| {
             TextError::Tokenizer(format!(
                 "the tokenizer refuses a text: {error}; it starts {:?}",

@@ -6,6 +6,7 @@
 
 mod encoder;
 mod error;
+mod export;
 mod files;
 pub mod inspect;
 mod special;
@@ -16,6 +17,7 @@ mod tests;
 
 pub use encoder::{Encoder, TextStream};
 pub use error::TextError;
+pub use export::{TokenIds, TrainedText};
 pub use files::{ModelText, TEXT_FILES};
 
 /// An answer: a text that is still to be encoded, or the tokens a model wrote.

@@ -94,7 +94,8 @@ fn eos_ids(files: &ModelText, text: &Text, tokenizer: &Tokenizer) -> Result<Vec<
     Ok(ids)
 }
 
-/// An id that stands for nothing: transformers finds a row's last token by it, so it must not be EOS nor occur in texts.
+/// An id that stands for nothing: transformers finds a row's last token by it, so it must be neither EOS nor BOS nor occur
+/// in texts.
 fn pad(
     files: &ModelText,
     text: &Text,
@@ -103,20 +104,34 @@ fn pad(
     eos_ids: &[u32],
     names: &BTreeMap<u32, String>,
 ) -> Result<u32, TextError> {
+    let fault = |id: u32, token: &str| {
+        if eos_ids.contains(&id) {
+            Some("ends answers (EOS)")
+        } else if bos == Some(id) {
+            Some("begins sequences (BOS)")
+        } else if is_written(tokenizer, id, token) {
+            Some("is an ordinary token, which texts yield")
+        } else if files.token("unk_token") == Some(token) && !never_unknown(files) {
+            Some("stands for what the tokenizer cannot spell, which texts may hold")
+        } else {
+            None
+        }
+    };
     if let Some(token) = &text.pad_token {
         let advice = "name a token that no text yields";
         let Some(id) = tokenizer.token_to_id(token) else {
             return Err(setting("text.pad_token", format!("{token:?} is no token of the model"), advice));
         };
-        if eos_ids.contains(&id) {
-            return Err(setting("text.pad_token", format!("{token:?} ends answers (EOS)"), advice));
-        }
-        return Ok(id);
+        return match fault(id, token) {
+            Some(fault) => Err(setting("text.pad_token", format!("{token:?} {fault}"), advice)),
+            None => Ok(id),
+        };
     }
     let template = files.chat_template().unwrap_or_default();
     let taken = |id: &u32| eos_ids.contains(id) || bos == Some(*id);
     let own = [named(files, tokenizer, "pad_token")?, files.ids("pad_token_id").first().copied()];
-    if let Some(id) = own.into_iter().flatten().find(|id| !eos_ids.contains(id)) {
+    let is_fit = |id: &u32| tokenizer.id_to_token(*id).is_some_and(|token| fault(*id, &token).is_none());
+    if let Some(id) = own.into_iter().flatten().find(is_fit) {
         return Ok(id);
     }
     let unused = |id: &u32, name: &str| {
@@ -135,10 +150,16 @@ fn pad(
     names.iter().find(|(id, name)| unused(id, name)).map(|(id, _)| *id).ok_or_else(|| {
         setting(
             "text.pad_token",
-            "the model has no pad token but EOS, and no spare special token".to_owned(),
+            "the model has no pad token but EOS or BOS, and no spare special token".to_owned(),
             "name a token that no text yields: a reward model is read at the last token that is not padding",
         )
     })
+}
+
+/// Whether a text that spells an ordinary token yields it.
+fn is_written(tokenizer: &Tokenizer, id: u32, token: &str) -> bool {
+    !tokenizer.get_added_tokens_decoder().contains_key(&id)
+        && tokenizer.encode_fast(token, false).is_ok_and(|encoding| encoding.get_ids().contains(&id))
 }
 
 /// Whether every text has tokens, by falling back to bytes, so that the unknown token never occurs.

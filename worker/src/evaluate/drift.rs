@@ -74,7 +74,14 @@ mod tests {
         };
         let requests: Vec<GenerateRequest> = (0..12).map(request).collect();
         let text = |_: &[u32]| String::new();
-        let how = Answering { sampling: &sampling, eos: &[2], noise: &noise, slots: 8, text: &text };
+        let how = Answering {
+            sampling: &sampling,
+            eos: &[2],
+            vocabulary: 290,
+            noise: &noise,
+            slots: 8,
+            text: &text,
+        };
         let answers = generate(&sampler.inference(precision, 8).unwrap(), &requests, &how, &mut |_, _| {});
         let answers = answers.unwrap().answers;
 

@@ -1,6 +1,6 @@
 //! The next token of many sequences at once, and its log-probability.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::GenerateError;
 use super::noise::StepNoise;
@@ -29,7 +29,8 @@ pub(super) fn draw(
 ) -> Result<Vec<Token>, GenerateError> {
     let vocabulary = model.config().vocab_size as usize;
     if model.device() != Device::Cpu {
-        return draw_tensors(&model.logits(hidden), sampler.sampling(), contexts, noise);
+        let drawable = sampler.drawable(vocabulary);
+        return draw_tensors(&model.logits(hidden), drawable, sampler.sampling(), contexts, noise);
     }
     if sampler.is_plain(vocabulary) {
         return draw_together(&model.logits_by_token(hidden)?, sampler, contexts, noise);
@@ -44,9 +45,18 @@ fn draw_together(
     contexts: &[Context<'_>],
     noise: &[StepNoise],
 ) -> Result<Vec<Token>, GenerateError> {
-    let forbidden = forbid_ends(logits, sampler, contexts)?;
+    let (rows, drawable) = (logits.size()[0], sampler.drawable(logits.size()[0] as usize) as i64);
+    let mut forbidden = forbid_ends(logits, sampler, contexts)?;
+    if drawable < rows {
+        let padding = logits.narrow(0, drawable, rows - drawable).to_kind(Kind::Double);
+        let padding = Vec::<f64>::try_from(padding.logsumexp([0], false))?;
+        for (forbidden, padding) in forbidden.iter_mut().zip(padding) {
+            *forbidden = log_add_exp(*forbidden, padding);
+        }
+    }
     let keys: Vec<u64> = noise.iter().map(|noise| noise.key()).collect();
-    let drawn = foil_c10d::draw_tokens(logits, &keys, sampler.sampling().temperature)?;
+    let candidates = logits.narrow(0, 0, drawable);
+    let drawn = foil_c10d::draw_tokens(&candidates, &keys, sampler.sampling().temperature)?;
     let token = |(drawn, forbidden): (&foil_c10d::Drawn, &f64)| Token {
         id: drawn.token,
         log_prob: (f64::from(drawn.logit) - log_add_exp(drawn.normaliser, *forbidden)) as f32,
@@ -72,8 +82,8 @@ pub(super) fn draw_each(
     Ok(ids.into_iter().zip(log_probs).map(|(id, log_prob)| Token { id, log_prob }).collect())
 }
 
-/// Rules out the end of answers that are too short yet; gives log Σ exp of what it has taken from each row, −∞ for
-/// nothing. `logits`: `[vocab, rows]`.
+/// Rules out the end of answers that are too short yet; gives log Σ exp of what it has taken from each row's candidates, −∞
+/// for nothing. `logits`: `[vocab, rows]`.
 fn forbid_ends(
     logits: &Tensor,
     sampler: &Sampler<'_>,
@@ -88,7 +98,7 @@ fn forbid_ends(
         barred.iter().map(|barred| if *barred { f32::NEG_INFINITY } else { 0.0 }).collect();
     let penalties = Tensor::from_slice(&penalties);
     for &end in contexts.first().map(|context| context.eos).unwrap_or_default() {
-        if i64::from(end) < logits.size()[0] {
+        if (end as usize) < sampler.drawable(logits.size()[0] as usize) {
             let of_end = Vec::<f64>::try_from(logits.get(end.into()))?;
             let rows = taken.iter_mut().zip(&barred).zip(of_end);
             for ((taken, _), logit) in rows.filter(|((_, barred), _)| **barred) {
@@ -152,7 +162,9 @@ mod tests {
         let noise = NoiseKey { seed: 4, round: 1, purpose: "test".to_owned() };
         let noise: Vec<_> = (0..ROWS as u32).map(|row| noise.sample(9, row).step(0)).collect();
         let prompt: Vec<u32> = (0..400).map(|token| token * 7).collect();
-        let eos = [5, 4999];
+        // Of the last ids, padding of the embeddings, two have much of the probability.
+        const DRAWABLE: usize = 4998;
+        let eos = [5, 4997, 4999];
         let context = |row| Context { prompt: &prompt, answer: &prompt[..row], eos: &eos };
         let contexts: Vec<_> = (0..ROWS as usize).map(context).collect();
         let plain = Sampling { min_new_tokens: 20, ..Sampling::default() };
@@ -163,11 +175,12 @@ mod tests {
             let _ = logits.narrow(0, 100, 7).fill_(f64::NEG_INFINITY);
             // In some rows an end that is forbidden has nearly all the probability.
             let _ = logits.get(5).narrow(0, 10, 20).fill_(70.0);
+            let _ = logits.narrow(0, 4999, 2).fill_(52.0);
             let logits = logits.to_kind(kind);
             let expected = logits.log_softmax(0, Kind::Double);
             for temperature in [0.0, 0.7, 1.0, 1.7] {
                 for sampling in [Sampling { temperature, ..plain.clone() }, filtered.clone()] {
-                    let mut sampler = Sampler::new(&sampling);
+                    let mut sampler = Sampler::new(&sampling).within(DRAWABLE);
                     let drawn = match sampler.is_plain(VOCABULARY as usize) {
                         true => draw_together(&logits.copy(), &sampler, &contexts, &noise),
                         false => {
@@ -177,6 +190,7 @@ mod tests {
                     };
                     for (row, token) in drawn.unwrap().into_iter().enumerate() {
                         assert!(row >= 20 || !eos.contains(&token.id), "an answer of {row} tokens ends");
+                        assert!((token.id as usize) < DRAWABLE, "padding is drawn");
                         let expected = expected.double_value(&[token.id.into(), row as i64]);
                         let distance = (f64::from(token.log_prob) - expected).abs();
                         assert!(distance < 2e-5, "{distance} at row {row} of {sampling:?}");

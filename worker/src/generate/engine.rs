@@ -42,6 +42,9 @@ pub struct Answering<'a> {
     pub sampling: &'a Sampling,
     /// The tokens that end an answer.
     pub eos: &'a [u32],
+    /// Ids of the tokenizer, the only ones that are drawn: a model may have more embeddings. Log-probabilities are still
+    /// those of the whole softmax, as in training.
+    pub vocabulary: usize,
     pub noise: &'a NoiseKey,
     /// Sequences decoded together; part of what fixes the bits.
     pub slots: usize,
@@ -191,7 +194,7 @@ impl<'a> Engine<'a> {
             model,
             requests,
             how,
-            sampler: Sampler::new(how.sampling),
+            sampler: Sampler::new(how.sampling).within(how.vocabulary),
             // One slot more: the staging slot.
             cache: model.new_cache(how.slots + 1, capacity),
             running: Vec::with_capacity(how.slots),

@@ -11,6 +11,8 @@ use super::noise::StepNoise;
 #[derive(Debug)]
 pub struct Sampler<'a> {
     sampling: &'a Sampling,
+    /// Only ids below it are drawn.
+    vocabulary: usize,
     /// p of each token up to a factor; 0 where it is filtered out.
     weights: Vec<f64>,
     order: Vec<u32>,
@@ -28,11 +30,20 @@ pub struct Context<'a> {
 
 impl<'a> Sampler<'a> {
     pub fn new(sampling: &'a Sampling) -> Self {
-        Self { sampling, weights: Vec::new(), order: Vec::new() }
+        Self { sampling, vocabulary: usize::MAX, weights: Vec::new(), order: Vec::new() }
+    }
+
+    /// Draws ids below `vocabulary` alone: embeddings may be padded with rows that no token has.
+    #[must_use]
+    pub fn within(mut self, vocabulary: usize) -> Self {
+        self.vocabulary = vocabulary;
+        self
     }
 
     /// Draws from a row of logits \[vocab\], which is changed in place by the penalties. The first of equals wins a greedy choice.
     pub fn draw(&mut self, logits: &mut [f32], context: Context<'_>, noise: StepNoise) -> u32 {
+        let drawable = self.drawable(logits.len());
+        let logits = &mut logits[..drawable];
         self.penalise(logits, context);
         if self.sampling.temperature == 0.0 {
             return argmax(logits);
@@ -55,6 +66,11 @@ impl<'a> Sampler<'a> {
     pub(super) fn is_plain(&self, vocabulary: usize) -> bool {
         self.sampling.repetition_penalty == 1.0
             && (self.sampling.temperature == 0.0 || !self.filters(vocabulary))
+    }
+
+    /// How many of a model's `rows` ids may be drawn: the first so many.
+    pub(super) fn drawable(&self, rows: usize) -> usize {
+        rows.min(self.vocabulary.max(1))
     }
 
     pub(super) fn sampling(&self) -> &'a Sampling {

@@ -10,11 +10,12 @@ use super::draw::Token;
 use super::noise::{StepNoise, complements};
 use super::sampler::Context;
 
-/// Draws one token for each row. `logits`: `[rows, vocab]`, fp32.
+/// Draws one token for each row, of the first `drawable` ids. `logits`: `[rows, vocab]`, fp32.
 ///
 /// The same tokens as the host's sampler, but where two candidates lie within fp64 rounding of each other.
 pub(super) fn draw_tensors(
     logits: &Tensor,
+    drawable: usize,
     sampling: &Sampling,
     contexts: &[Context<'_>],
     noise: &[StepNoise],
@@ -24,7 +25,8 @@ pub(super) fn draw_tensors(
     let mut drawn = Vec::with_capacity(contexts.len());
     for (part, (contexts, noise)) in contexts.chunks(rows).zip(noise.chunks(rows)).enumerate() {
         let logits = logits.narrow(0, (part * rows) as i64, contexts.len() as i64);
-        let ids = choose(&penalised(&logits, sampling, contexts), sampling, noise).unsqueeze(1);
+        let candidates = logits.narrow(1, 0, drawable as i64);
+        let ids = choose(&penalised(&candidates, sampling, contexts), sampling, noise).unsqueeze(1);
         let normaliser = logits.to_kind(Kind::Double).logsumexp([1], true);
         let log_probs = logits.gather(1, &ids, false).to_kind(Kind::Double) - normaliser;
         // One tensor, so that the host waits once; fp64 holds every token id.
@@ -124,7 +126,13 @@ mod tests {
     use super::draw_tensors;
 
     const VOCABULARY: i64 = 3001;
+    /// The last ids are padding of the embeddings.
+    const DRAWABLE: usize = 2990;
     const ROWS: usize = 23;
+
+    fn sampler(sampling: &Sampling) -> Sampler<'_> {
+        Sampler::new(sampling).within(DRAWABLE)
+    }
 
     /// Logits with ties and tokens of no probability.
     fn logits() -> Tensor {
@@ -160,11 +168,11 @@ mod tests {
                 for step in 0..5 {
                     let noise: Vec<_> = (0..ROWS as u32).map(|row| noise.sample(2, row).step(step)).collect();
                     let logits = logits();
-                    let expected =
-                        draw_each(&logits, &mut Sampler::new(&sampling), &contexts, &noise).unwrap();
-                    let drawn = draw_tensors(&logits, &sampling, &contexts, &noise).unwrap();
+                    let expected = draw_each(&logits, &mut sampler(&sampling), &contexts, &noise).unwrap();
+                    let drawn = draw_tensors(&logits, DRAWABLE, &sampling, &contexts, &noise).unwrap();
                     for (drawn, expected) in drawn.iter().zip(&expected) {
                         assert_eq!(drawn.id, expected.id, "{sampling:?}");
+                        assert!((drawn.id as usize) < DRAWABLE, "{sampling:?}");
                         assert!((drawn.log_prob - expected.log_prob).abs() < 1e-5, "{sampling:?}");
                     }
                 }
@@ -180,7 +188,7 @@ mod tests {
         let noise: Vec<_> = (0..ROWS as u32).map(|row| noise.sample(2, row).step(0)).collect();
         let contexts = [Context { prompt: &[], answer: &[], eos: &[] }; ROWS];
         let memory = foil_c10d::CpuMemory::count().unwrap();
-        draw_tensors(&logits, &sampling, &contexts, &noise).unwrap();
+        draw_tensors(&logits, VOCABULARY as usize, &sampling, &contexts, &noise).unwrap();
         let (peak, foretold) = (memory.peak(), drawing(logits.numel() as u64));
         assert!(peak <= foretold && peak * 10 >= foretold * 7, "{peak} of {foretold} bytes");
     }
@@ -195,7 +203,7 @@ mod tests {
         let noise: Vec<_> = (0..6).map(|row| noise.sample(2, row).step(0)).collect();
         let contexts = vec![Context { prompt: &[], answer: &[], eos: &[] }; 6];
         let expected = draw_each(&logits, &mut Sampler::new(&sampling), &contexts, &noise).unwrap();
-        let drawn = draw_tensors(&logits, &sampling, &contexts, &noise).unwrap();
+        let drawn = draw_tensors(&logits, LARGE as usize, &sampling, &contexts, &noise).unwrap();
         let ids = |tokens: &[super::Token]| tokens.iter().map(|token| token.id).collect::<Vec<_>>();
         assert_eq!(ids(&drawn), ids(&expected));
     }

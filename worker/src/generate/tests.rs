@@ -47,7 +47,8 @@ fn letters(tokens: &[u32]) -> String {
 
 fn run(model: &LanguageModel, requests: &[GenerateRequest], sampling: &Sampling, slots: usize) -> Generation {
     let noise = NoiseKey { seed: 5, round: 1, purpose: "test".into() };
-    let how = Answering { sampling, eos: &[EOS], noise: &noise, slots, text: &letters };
+    let how =
+        Answering { sampling, eos: &[EOS], vocabulary: usize::MAX, noise: &noise, slots, text: &letters };
     generate(&model.inference(Precision::Fp32, 4).unwrap(), requests, &how, &mut |_, _| {}).unwrap()
 }
 
@@ -202,7 +203,14 @@ fn a_prompt_that_does_not_fit_is_refused_by_name() {
     let how = |requests: &[GenerateRequest], slots| {
         let noise = NoiseKey { seed: 5, round: 1, purpose: "test".into() };
         let sampling = sampling();
-        let how = Answering { sampling: &sampling, eos: &[EOS], noise: &noise, slots, text: &letters };
+        let how = Answering {
+            sampling: &sampling,
+            eos: &[EOS],
+            vocabulary: usize::MAX,
+            noise: &noise,
+            slots,
+            text: &letters,
+        };
         generate(&model(1).inference(Precision::Fp32, 4).unwrap(), requests, &how, &mut |_, _| {})
             .unwrap_err()
             .to_string()

@@ -20,6 +20,14 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// What to do beside what the message says; `None` for a fault that is not the model directory's.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Files(fault) => Some(fault.advice()),
+            Self::Batch(_) | Self::Cache(_) | Self::Layer(_) | Self::Torch(_) => None,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |error| ModelFilesError::read(path)(error).into()

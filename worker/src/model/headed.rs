@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::path::Path;
 
 use foil_common::spec::Lora;
+use foil_common::text::TokenIds;
 use tch::{Device, Tensor};
 
 use super::adapter::Adapter;
@@ -54,6 +55,13 @@ impl<H: Head> Model<H> {
 
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// Sets what config.json will name as the tokens that begin, end and pad sequences.
+    pub fn set_token_ids(&mut self, ids: &TokenIds) {
+        self.config.bos_token_id = ids.bos;
+        self.config.eos_token_ids.clone_from(&ids.eos);
+        self.config.pad_token_id = ids.pad;
     }
 
     pub fn parameters(&self) -> &Parameters {

@@ -136,7 +136,7 @@ impl Parameters {
         }
         let names: Vec<String> = config.tensors(head).into_iter().map(|(name, _)| name).collect();
         let tensors: Result<Vec<Tensor>, ModelError> =
-            names.iter().map(|name| Ok(checkpoint.read(name)?.to_device(device))).collect();
+            names.iter().map(|name| Ok(finite(name, checkpoint.read(name)?)?.to_device(device))).collect();
         Ok(Self { names, tensors: tensors? })
     }
 
@@ -153,6 +153,21 @@ impl Parameters {
     pub(super) fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<(), ModelError> {
         weights::write(&dir.join(SINGLE), self.iter(), dtype)
     }
+}
+
+/// Refuses NaN and infinity before anything is computed with them, where they would look like a training that diverged.
+fn finite(name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
+    let finite = tensor.isfinite();
+    if bool::try_from(finite.all())? {
+        return Ok(tensor);
+    }
+    let faults = tensor.numel() as i64 - finite.sum(Kind::Int64).int64_value(&[]);
+    let reason = format!(
+        "{faults} of its {} numbers in the checkpoint are NaN or infinite; the checkpoint is damaged, or comes from a \
+         training that diverged",
+        tensor.numel()
+    );
+    Err(ModelFilesError::tensor(name, reason).into())
 }
 
 /// Norms are 1, biases 0, matrices normal. The head of a reward model starts small, so that first scores are near 0.

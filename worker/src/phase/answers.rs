@@ -36,6 +36,7 @@ pub(super) fn draw(
     let how = Answering {
         sampling: draw.sampling,
         eos: policy.encoder.eos_ids(),
+        vocabulary: policy.encoder.vocabulary(),
         noise: &noise,
         slots: bench.job.generation.slots,
         text: &|ids| text_of(policy, ids),

@@ -66,7 +66,7 @@ pub struct Failure {
 }
 
 const REPORT: &str = "look at the rank's log; if it names no cause of yours, please report it";
-const FIX_MODEL: &str = "give a complete Hugging Face model directory that belongs together";
+const FILE_NAMES: &str = "give a model directory whose files have plain names";
 const MEMORY: &str =
     "lower the step's optimizer.micro_batch_tokens or generation.slots, or use a device with more memory";
 
@@ -118,11 +118,14 @@ impl PhaseError {
             }
             Self::Checkpoint { .. } => ("checkpoint", "nothing: the one before it is used"),
             Self::Stopped { .. } => ("preempted", "nothing: another rank process goes on"),
-            Self::Object(ObjectError::Path { .. }) => ("user", FIX_MODEL),
+            Self::Object(ObjectError::Path { .. }) => ("user", FILE_NAMES),
             Self::Object(ObjectError::Stale { .. }) => {
                 ("internal", "nothing: a newer attempt has taken over")
             }
-            Self::Model { .. } => ("user", FIX_MODEL),
+            Self::Model { source, .. } => match source.advice() {
+                Some(advice) => ("user", advice),
+                None => ("internal", REPORT),
+            },
             Self::Text { .. } => ("user", "look at text in the job file and at the model's tokenizer files"),
             Self::Sampling(_) => ("user", "look at the sampling settings in the job file"),
             Self::Generate(GenerateError::TooLong { .. } | GenerateError::NoSlots) => {
@@ -189,6 +192,8 @@ pub(super) fn samples_error(object: &v1::Object, what: impl Into<String>) -> Pha
 
 #[cfg(test)]
 mod tests {
+    use foil_common::model::ModelFilesError;
+
     use super::*;
 
     #[test]
@@ -197,6 +202,17 @@ mod tests {
         assert!(stale.is_stale());
         let store = PhaseError::from(ObjectError::Store { key: "k".into(), message: "gone".into() });
         assert_eq!((store.failure().class, store.is_stale()), ("store", false));
+    }
+
+    #[test]
+    fn a_models_fault_comes_with_advice_of_its_own() {
+        let advice = |source| PhaseError::Model { artifact: "policy@0".into(), source }.failure();
+        let wide = ModelFilesError::Shape { name: "w".into(), found: vec![2], expected: vec![1] };
+        let pad = ModelFilesError::Pad { pad: 2, reason: "it ends texts".into() };
+        let (wide, pad) = (advice(wide.into()), advice(pad.into()));
+        assert!(wide.advice.contains("saved together") && pad.advice.contains("text.pad_token"));
+        assert_eq!((wide.class, pad.class), ("user", "user"));
+        assert_eq!(advice(ModelError::Batch("empty".into())).class, "internal");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use foil_common::spec::{Optimizer, SaveDtype, Schedule};
 use foil_common::stage::Stage;
+use foil_common::text::{Encoder, ModelText, TrainedText};
 use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 
@@ -138,6 +139,17 @@ impl Bench {
         }
     }
 
+    /// The text files and token ids of a model that is trained from `start` through `encoder`.
+    pub(super) fn trained_text(
+        &mut self,
+        start: &v1::Artifact,
+        encoder: &Encoder,
+    ) -> Result<TrainedText, PhaseError> {
+        let wrong = |source| PhaseError::Text { artifact: start.name.clone(), source };
+        let files = ModelText::read(&self.cache.directory(start)?).map_err(wrong)?;
+        TrainedText::of(encoder, &files, &self.job.text).map_err(wrong)
+    }
+
     /// Writes a trained model, started from `artifact`, to this rank's disk.
     pub(super) fn save(
         &self,
@@ -153,6 +165,16 @@ impl Bench {
         let expected = bytes * parameters.count() as u64;
         let saved = self.reports.writing(Stage::Saving, expected, || save(dtype));
         saved.map_err(|source| PhaseError::Model { artifact: artifact.to_owned(), source })
+    }
+
+    /// Writes the text files that go with a trained model into its `dir`.
+    pub(super) fn save_text(
+        &self,
+        start: &v1::Artifact,
+        text: &TrainedText,
+        dir: &Path,
+    ) -> Result<(), PhaseError> {
+        text.write(dir).map_err(|source| PhaseError::Text { artifact: start.name.clone(), source })
     }
 
     /// What fresh weights of this phase are drawn from: the job's seed and the round.

@@ -14,10 +14,12 @@ use crate::train::{Demonstration, Demonstrations};
 pub(super) fn run(bench: &mut Bench, command: &v1::RunGang, work: &v1::Sft) -> Result<Trained, PhaseError> {
     let rows: Vec<DemonstrationRow> = read(&mut bench.cache, &work.demonstrations, Span::ALL)?;
     let start = need(&work.policy, "a policy")?;
-    let policy = match bench.job.policy.init {
+    let mut policy = match bench.job.policy.init {
         Init::Weights => bench.loader().policy(start)?,
         Init::Random => bench.loader().fresh_policy(start)?,
     };
+    let text = bench.trained_text(start, &policy.encoder)?;
+    policy.model.set_token_ids(&text.ids);
     let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
     let mut cut = 0;
     let mut demonstrations = encode_each(&bench.reports, &rows, |row| {
@@ -42,6 +44,7 @@ pub(super) fn run(bench: &mut Bench, command: &v1::RunGang, work: &v1::Sft) -> R
     let dir = bench.cache.scratch("policy")?;
     let parameters = policy.model.parameters();
     bench.save(&start.name, parameters, SaveDtype::Fp32, |dtype| policy.model.save(&dir, dtype))?;
+    bench.save_text(start, &text, &dir)?;
     let mut metrics = summary.metrics();
     metrics.push(metric("cut_answers", cut as f64));
     Ok(Trained { dir, parameters_blake3: parameters.blake3(), metrics })

@@ -22,6 +22,8 @@ pub(super) fn run(
     let comparisons = Comparisons::read(&mut bench.cache, &work.reference)?;
     let start = need(&work.policy, "a policy")?;
     let mut policy = bench.loader().policy(start)?;
+    let text = bench.trained_text(start, &policy.encoder)?;
+    policy.model.set_token_ids(&text.ids);
 
     let lessons = Lessons::of(bench, &policy, &rows.scored()?, &comparisons)?;
     if lessons.groups.is_empty() {
@@ -38,6 +40,7 @@ pub(super) fn run(
     let dir = bench.cache.scratch("policy")?;
     let parameters = policy.model.parameters();
     bench.save(&start.name, parameters, step.save_dtype, |dtype| policy.model.save(&dir, dtype))?;
+    bench.save_text(start, &text, &dir)?;
     if let Some(adapter) = adapter {
         bench.save_adapter(start, policy.model.config(), HeadKind::LanguageModel, adapter, &dir)?;
     }

@@ -20,6 +20,14 @@ pub(super) fn run(
 ) -> Result<Trained, PhaseError> {
     let start = need(&work.start, "a start model")?;
     let mut judge = bench.loader().judge(start)?;
+    let text = bench.trained_text(start, &judge.encoder)?;
+    judge.model.set_token_ids(&text.ids);
+    let pad =
+        judge.encoder.pad_id().map_err(|source| PhaseError::Text { artifact: start.name.clone(), source })?;
+    judge.model.config().check_pad(pad).map_err(|fault| PhaseError::Model {
+        artifact: start.name.clone(),
+        source: fault.into(),
+    })?;
     let step = bench.job.reward_step.clone();
     let human = read(bench, &judge, &work.human, step.human_weight)?;
     // w_APO is shared by a golden answer's samples.
@@ -41,11 +49,10 @@ pub(super) fn run(
     let summary = bench.train(command, &objective, judge.model.trainable(), &course)?;
 
     let dir = bench.cache.scratch("reward")?;
-    let pad =
-        judge.encoder.pad_id().map_err(|source| PhaseError::Text { artifact: start.name.clone(), source })?;
     let adapter = judge.model.merge();
     let parameters = judge.model.parameters();
     bench.save(&start.name, parameters, step.save_dtype, |dtype| judge.model.save(&dir, dtype, pad))?;
+    bench.save_text(start, &text, &dir)?;
     if let Some(adapter) = adapter {
         bench.save_adapter(start, judge.model.config(), HeadKind::Reward, adapter, &dir)?;
     }

@@ -1,3 +1,4 @@
+mod export;
 mod inspection;
 mod real;
 mod settings;

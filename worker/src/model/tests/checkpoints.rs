@@ -251,3 +251,14 @@ fn damaged_files_are_errors_not_crashes() {
     std::fs::write(dir.path().join("config.json"), "{").unwrap();
     assert!(LanguageModel::load(dir.path(), Device::Cpu).unwrap_err().to_string().contains("config.json"));
 }
+
+#[test]
+fn numbers_that_are_not_finite_are_refused_at_loading() {
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let message = damage(|tensors| {
+            let norm = tensors.iter_mut().find(|tensor| tensor.0 == "model.norm.weight").unwrap();
+            norm.3[4..8].copy_from_slice(&value.to_le_bytes());
+        });
+        assert!(message.contains("model.norm.weight: 1 of its 24 numbers"), "{message}");
+    }
+}

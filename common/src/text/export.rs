@@ -1,0 +1,199 @@
+//! The text files of a trained model: the template and the tokens that its job trained with, where transformers and
+//! other readers look for them.
+
+use super::encoder::BosPolicy;
+use super::{Encoder, ModelText, TextError};
+use crate::data::rows::Prompt;
+use crate::spec::{Template, Text};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// [`Template::Hh`] in Jinja. The answer that ends a dialogue is followed by EOS, as in training.
+const HH: &str = "{% for message in messages %}\
+    {% if message['role'] == 'user' %}{{ '\\n\\nHuman: ' + message['content'] }}\
+    {% elif message['role'] == 'assistant' %}{{ '\\n\\nAssistant: ' + message['content'] }}\
+    {% if loop.last %}{{ eos_token }}{% endif %}\
+    {% else %}{{ message['content'] }}{% endif %}\
+    {% endfor %}\
+    {% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}";
+
+/// [`Template::Plain`] in Jinja: an empty line between turns, none before the answer.
+const PLAIN: &str = "{% for message in messages %}\
+    {% set is_answer = loop.last and message['role'] == 'assistant' %}\
+    {% if not (loop.first or is_answer) %}{{ '\\n\\n' }}{% endif %}\
+    {{ message['content'] }}\
+    {% if is_answer %}{{ eos_token }}{% endif %}\
+    {% endfor %}";
+
+/// Stands in for a template file of the start model's where no template renders what was trained on.
+const UNRENDERED: &str = "{{ raise_exception('no chat template renders the tokens that this model was trained on: \
+    its tokenizer reads the start of a text differently after BOS') }}\n";
+
+/// Integers above this do not survive a reader that takes them for floats. transformers writes one such,
+/// `model_max_length` of a tokenizer without a limit, and assumes it where the field is absent.
+const LARGEST_EXACT: f64 = (1_u64 << 53) as f64;
+
+/// The ids that begin, end and pad the sequences a model was trained on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenIds {
+    pub bos: Option<u32>,
+    /// All that end a sample; the first is the one that finished answers were trained to end with.
+    pub eos: Vec<u32>,
+    pub pad: Option<u32>,
+}
+
+/// What stands beside a trained model's weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainedText {
+    pub ids: TokenIds,
+    /// Name and content of each file that differs from the start model's, or may.
+    pub files: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl TrainedText {
+    /// The text of a model that was trained through `encoder`, which was made of the start model's `files` and the job's
+    /// `text`. Exporting what was exported changes nothing.
+    ///
+    /// # Errors
+    /// The job's template cannot be rendered.
+    pub fn of(encoder: &Encoder, files: &ModelText, text: &Text) -> Result<Self, TextError> {
+        let ids = encoder.token_ids();
+        let template = template(encoder, files, text)?;
+        let config = tokenizer_config(encoder, files, text, &ids, template.as_deref());
+        let mut written = vec![
+            ("tokenizer_config.json", pretty(&config)),
+            ("generation_config.json", pretty(&generation_config(files, &ids))),
+        ];
+        if let Value::Object(map) = &files.special_tokens_map {
+            let mut map = map.clone();
+            name_tokens(&mut map, encoder, &ids, BosPolicy::AsWritten);
+            written.push(("special_tokens_map.json", pretty(&Value::Object(map))));
+        }
+        // The file wins over the tokenizer's config: where there is one, both say the same.
+        if files.chat_template.is_some() {
+            let template = template.unwrap_or_else(|| UNRENDERED.to_owned());
+            written.push(("chat_template.jinja", template.into_bytes()));
+        }
+        Ok(Self { ids, files: written })
+    }
+
+    /// Writes the files into `dir`.
+    ///
+    /// # Errors
+    /// The file that cannot be written, and why.
+    pub fn write(&self, dir: &Path) -> Result<(), TextError> {
+        for (name, content) in &self.files {
+            let path = dir.join(name);
+            std::fs::write(&path, content).map_err(|error| TextError::File {
+                file: path.display().to_string(),
+                what: error.to_string(),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
+}
+
+/// The chat template that renders what was trained on: the job's or the model's own as it stands, with BOS put or taken
+/// as the job's `text.bos` says. `None` where no template gives the same tokens.
+fn template(encoder: &Encoder, files: &ModelText, text: &Text) -> Result<Option<String>, TextError> {
+    let policy = encoder.bos_policy();
+    let source = match (&text.template, files.chat_template()) {
+        (Template::Hh, _) | (Template::Auto, None) => return Ok(own_template(encoder, HH)),
+        (Template::Plain, _) => return Ok(own_template(encoder, PLAIN)),
+        (Template::Jinja(source), _) => source.as_str(),
+        (Template::Auto | Template::Chat, source) => source.unwrap_or_default(),
+    };
+    let bos = encoder.token_name(encoder.bos_id());
+    let starts = !bos.is_empty() && encoder.render(&Prompt::user("a"))?.starts_with(&bos);
+    Ok(Some(match policy {
+        BosPolicy::Put if !starts => format!("{{{{ bos_token }}}}{source}"),
+        BosPolicy::Remove if starts => format!("{{% set bos_token = '' %}}\n{source}"),
+        BosPolicy::Put | BosPolicy::Remove | BosPolicy::AsWritten => source.to_owned(),
+    }))
+}
+
+/// One of Foil's own templates, with the BOS that is put before it. Some tokenizers read a text's start differently
+/// after BOS, so that no template gives the tokens that were trained on.
+fn own_template(encoder: &Encoder, source: &str) -> Option<String> {
+    if encoder.bos_policy() != BosPolicy::Put {
+        return Some(source.to_owned());
+    }
+    let bos = encoder.token_name(encoder.bos_id());
+    let same = ["\n\nHuman: a", "a"].into_iter().all(|text| {
+        // A text that the tokenizer refuses is refused either way.
+        let alone = encoder.encode(text).ok();
+        let behind = encoder.encode(&format!("{bos}{text}")).ok();
+        alone == behind.map(|ids| ids[1..].to_vec())
+    });
+    same.then(|| format!("{{{{ bos_token }}}}{source}"))
+}
+
+fn tokenizer_config(
+    encoder: &Encoder,
+    files: &ModelText,
+    text: &Text,
+    ids: &TokenIds,
+    template: Option<&str>,
+) -> Value {
+    let fresh = || Map::from_iter([("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"))]);
+    let mut config = files.tokenizer_config.as_object().cloned().unwrap_or_else(fresh);
+    name_tokens(&mut config, encoder, ids, encoder.bos_policy());
+    match template {
+        // A model's own list of templates stays as it is.
+        Some(template) if files.chat_template.is_none() && files.chat_template() == Some(template) => {}
+        Some(template) => drop(config.insert("chat_template".to_owned(), json!(template))),
+        None => drop(config.remove("chat_template")),
+    }
+    match encoder.bos_policy() {
+        BosPolicy::Put => drop(config.insert("add_bos_token".to_owned(), json!(true))),
+        BosPolicy::Remove => drop(config.insert("add_bos_token".to_owned(), json!(false))),
+        // Without the file, BOS would have been put before any text that no template renders.
+        BosPolicy::AsWritten if files.tokenizer_config.is_null() => {
+            config.insert("add_bos_token".to_owned(), json!(ids.bos.is_some()));
+        }
+        BosPolicy::AsWritten => {}
+    }
+    config.insert("truncation_side".to_owned(), json!(text.truncation_side.to_string()));
+    if config.get("model_max_length").and_then(Value::as_f64).is_some_and(|length| length > LARGEST_EXACT) {
+        config.remove("model_max_length");
+    }
+    Value::Object(config)
+}
+
+/// Names the special tokens in a map of theirs. A BOS that the map does not name is added only where it is put before
+/// texts: named, it would be written by templates that ask for it.
+fn name_tokens(map: &mut Map<String, Value>, encoder: &Encoder, ids: &TokenIds, policy: BosPolicy) {
+    let names_bos = policy == BosPolicy::Put || map.get("bos_token").is_some_and(|bos| !bos.is_null());
+    let bos = ids.bos.filter(|_| names_bos);
+    for (field, id) in [("bos_token", bos), ("eos_token", ids.eos.first().copied()), ("pad_token", ids.pad)] {
+        let Some(id) = id else { continue };
+        let name = encoder.token_name(Some(id));
+        let found =
+            map.get(field).and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
+        // One that is described in full stays so.
+        if found != Some(name.as_str()) {
+            map.insert(field.to_owned(), json!(name));
+        }
+    }
+}
+
+fn generation_config(files: &ModelText, ids: &TokenIds) -> Value {
+    let mut config = files.generation_config.as_object().cloned().unwrap_or_default();
+    let eos = match ids.eos.as_slice() {
+        [one] => json!(one),
+        several => json!(several),
+    };
+    for (field, id) in
+        [("bos_token_id", json!(ids.bos)), ("eos_token_id", eos), ("pad_token_id", json!(ids.pad))]
+    {
+        match id {
+            Value::Null => drop(config.remove(field)),
+            id => drop(config.insert(field.to_owned(), id)),
+        }
+    }
+    Value::Object(config)
+}
