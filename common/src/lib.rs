@@ -1,5 +1,6 @@
 //! What the coordinator, the client and the workers of Foil share. Nothing here knows tensors.
 
+pub mod conform;
 pub mod data;
 pub mod drift;
 pub mod failpoint;

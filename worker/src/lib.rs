@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod collective;
+pub mod conform;
 pub mod evaluate;
 pub mod exit;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use foil_common::failpoint;
 use foil_common::{private, shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
+use foil_worker::conform;
 use foil_worker::exit::Exit;
 use foil_worker::rank::stopping::Stopping;
 use foil_worker::rank::{self, RankOptions};
@@ -32,6 +33,9 @@ enum Command {
     /// One rank process; started by an agent.
     #[command(hide = true)]
     Rank(RankArgs),
+    /// Foil's side of `foil conform`: reads a probe in JSON on standard input and prints what it computes.
+    #[command(hide = true)]
+    Conform,
 }
 
 #[derive(Debug, Args)]
@@ -115,6 +119,7 @@ fn main() -> ExitCode {
     private::withhold_new_files();
     let ended = start_telemetry(format).and_then(|()| match cli.command {
         Some(Command::Rank(args)) => Ok(run_rank(args)),
+        Some(Command::Conform) => run_conform().map(|()| Exit::Done),
         None => run_agent(cli.agent, format),
     });
     match ended {
@@ -149,6 +154,13 @@ fn run_rank(args: RankArgs) -> Exit {
         parent_pid: args.parent_pid,
         stopping: Stopping::default(),
     })
+}
+
+fn run_conform() -> anyhow::Result<()> {
+    let probe = serde_json::from_reader(std::io::stdin().lock()).context("no probe on standard input")?;
+    let measured = conform::measure(&probe);
+    serde_json::to_writer(std::io::stdout().lock(), &measured)?;
+    Ok(())
 }
 
 fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {

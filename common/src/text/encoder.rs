@@ -202,6 +202,16 @@ impl Encoder {
         TokenIds { bos: self.bos_id(), eos: self.special.eos_ids.clone(), pad }
     }
 
+    /// The id of a token by its text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Whether a token is one that no text is made of.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.names.contains_key(&id)
+    }
+
     pub(super) fn bos_policy(&self) -> BosPolicy {
         self.bos
     }

@@ -71,7 +71,7 @@ impl ModelText {
     }
 
     /// A special token's text, for example of `eos_token`.
-    pub(super) fn token(&self, name: &str) -> Option<&str> {
+    pub fn token(&self, name: &str) -> Option<&str> {
         [&self.tokenizer_config, &self.special_tokens_map].into_iter().find_map(|map| {
             let value = map.get(name)?;
             value.as_str().or_else(|| value.get("content")?.as_str())
@@ -97,7 +97,7 @@ impl ModelText {
     }
 
     /// The model's own chat template; of several, the one named `default`.
-    pub(super) fn chat_template(&self) -> Option<&str> {
+    pub fn chat_template(&self) -> Option<&str> {
         if let Some(template) = &self.chat_template {
             return Some(template);
         }

@@ -75,6 +75,9 @@ pub(crate) enum Command {
     Artifacts(JobArgs),
     /// Downloads a job's results, or one artifact. Interrupted downloads resume; every file is checked by its hash.
     Pull(PullArgs),
+    /// Checks a result directory: its files, tokens and template, and what Foil and transformers compute from it. The exit
+    /// status is 0 where every check passed, 1 where one failed, 3 where none failed but not all could be made.
+    Conform(ConformArgs),
 }
 
 #[derive(Debug, Args)]
@@ -235,4 +238,18 @@ pub(crate) struct PullArgs {
     pub(crate) dir: PathBuf,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConformArgs {
+    /// A policy or a reward model, as `foil run` or `foil pull` put it down.
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// A Python that has transformers and torch. Default: .venv-peers/bin/python of the working directory, where
+    /// scripts/fixtures/setup-peers puts one.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) python: Option<PathBuf>,
+    /// Print one JSON object on standard output and nothing else.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

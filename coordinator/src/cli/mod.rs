@@ -3,6 +3,7 @@
 mod args;
 mod checkpoint;
 mod client;
+mod conform;
 mod inputs;
 mod inspect;
 mod jobs;
@@ -63,6 +64,7 @@ async fn obey(cli: Cli) -> Result<ExitCode> {
         Command::Cancel(args) => jobs::cancel(&args).await?,
         Command::Artifacts(args) => jobs::artifacts(&args).await?,
         Command::Pull(args) => pull::pull(&args).await?,
+        Command::Conform(args) => return conform::conform(&args).await,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -24,10 +24,11 @@ pub(super) fn run(
     judge.model.set_token_ids(&text.ids);
     let pad =
         judge.encoder.pad_id().map_err(|source| PhaseError::Text { artifact: start.name.clone(), source })?;
-    judge.model.config().check_pad(pad).map_err(|fault| PhaseError::Model {
-        artifact: start.name.clone(),
-        source: fault.into(),
-    })?;
+    judge
+        .model
+        .config()
+        .check_pad(pad)
+        .map_err(|fault| PhaseError::Model { artifact: start.name.clone(), source: fault.into() })?;
     let step = bench.job.reward_step.clone();
     let human = read(bench, &judge, &work.human, step.human_weight)?;
     // w_APO is shared by a golden answer's samples.

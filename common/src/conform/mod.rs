@@ -1,0 +1,122 @@
+//! Whether a result directory is what it says: its files, tokens and template agree with each other, Foil reads it, and
+//! transformers computes from it what Foil computes.
+//!
+//! [`files::inspect`] reads the directory and gives the first findings and a [`Probe`]: what both sides are to compute.
+//! Who has libtorch answers it with [`Measured`], [`peer::ask`] with [`peer::Answer`], and [`compare::findings`] holds
+//! the two against each other. What could not be tried is a finding of its own, never a pass.
+
+pub mod compare;
+pub mod files;
+pub mod peer;
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::HeadKind;
+
+/// Which head a result has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Policy,
+    Reward,
+}
+
+impl From<HeadKind> for Kind {
+    fn from(head: HeadKind) -> Self {
+        match head {
+            HeadKind::LanguageModel => Self::Policy,
+            HeadKind::Reward => Self::Reward,
+        }
+    }
+}
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Passed,
+    Failed,
+    Unchecked,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    pub check: String,
+    pub outcome: Outcome,
+    /// The figures of a pass, the fault and what to do about it, or why nothing could be tried.
+    pub detail: String,
+}
+
+impl Finding {
+    pub fn passed(check: &str, detail: impl Into<String>) -> Self {
+        Self { check: check.to_owned(), outcome: Outcome::Passed, detail: detail.into() }
+    }
+
+    pub fn failed(check: &str, detail: impl Into<String>) -> Self {
+        Self { check: check.to_owned(), outcome: Outcome::Failed, detail: detail.into() }
+    }
+
+    pub fn unchecked(check: &str, detail: impl Into<String>) -> Self {
+        Self { check: check.to_owned(), outcome: Outcome::Unchecked, detail: detail.into() }
+    }
+
+    /// A pass with `detail`, or all `faults` together.
+    pub fn of(check: &str, faults: &[String], detail: impl Into<String>) -> Self {
+        if faults.is_empty() { Self::passed(check, detail) } else { Self::failed(check, faults.join("; ")) }
+    }
+}
+
+/// What Foil and its peer are to compute from one directory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    pub kind: Kind,
+    pub directory: String,
+    /// Ids of the tokenizer.
+    pub vocabulary: usize,
+    pub eos: Vec<u32>,
+    /// Sequences of several lengths. None holds the pad token of a sound result.
+    pub rows: Vec<Vec<u32>>,
+    /// Of a policy: of how many of the rows the logits after the last token are compared.
+    pub logit_rows: usize,
+    /// Of a policy: sequences that are continued greedily.
+    pub greedy_prompts: Vec<Vec<u32>>,
+    pub new_tokens: usize,
+    /// Messages of prompts, as chat templates take them, and their tokens by Foil.
+    pub dialogues: Vec<Value>,
+    pub prompts: Vec<Vec<u32>>,
+}
+
+/// What Foil computes of a [`Probe`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    pub findings: Vec<Finding>,
+    /// A score for each row of a reward model.
+    pub scores: Vec<f64>,
+    /// Logits of a policy after each of the first rows.
+    pub logits: Vec<Vec<f32>>,
+    pub greedy: Vec<Vec<u32>>,
+}
+
+/// Names of the checks, in the order of the report.
+pub mod check {
+    pub const FILES: &str = "files";
+    pub const EOS: &str = "end-of-sequence token";
+    pub const BOS: &str = "begin-of-sequence token";
+    pub const PAD: &str = "pad token";
+    pub const TEMPLATE: &str = "chat template";
+    pub const WEIGHTS: &str = "config and weights";
+    pub const DTYPE: &str = "dtype";
+    pub const FORWARD: &str = "forward in Foil";
+    pub const PEER_LOADS: &str = "loading in transformers";
+    pub const PEER_TOKENS: &str = "tokens in transformers";
+    pub const PEER_TEMPLATE: &str = "template in transformers";
+    pub const LOGITS: &str = "logits against transformers";
+    pub const GREEDY: &str = "greedy text against transformers";
+    pub const SCORES: &str = "scores against transformers";
+    pub const BATCHES: &str = "scores by batch size and padding side";
+}

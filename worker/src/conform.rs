@@ -1,0 +1,90 @@
+//! Foil's side of `foil conform`: what it computes from a result directory.
+
+use std::path::Path;
+
+use foil_common::conform::{Finding, Kind, Measured, Probe, check};
+use foil_common::spec::Sampling;
+use tch::{Device, Kind as Number, Tensor};
+
+use crate::generate::{Answering, GenerateRequest, NoiseKey, generate};
+use crate::model::{LanguageModel, PackedBatch, Precision, RewardModel};
+
+/// Loads the probe's directory and computes what it asks for, in fp32 on the CPU. A fault is a finding.
+pub fn measure(probe: &Probe) -> Measured {
+    let computed = tch::no_grad(|| match probe.kind {
+        Kind::Policy => policy(probe),
+        Kind::Reward => reward(probe),
+    });
+    match computed {
+        Ok(measured) => measured,
+        Err(error) => Measured {
+            findings: vec![Finding::failed(check::FORWARD, format!("{error:#}"))],
+            ..Measured::default()
+        },
+    }
+}
+
+fn policy(probe: &Probe) -> anyhow::Result<Measured> {
+    let model = LanguageModel::load(Path::new(&probe.directory), Device::Cpu)?;
+    let rows = &probe.rows[..probe.rows.len().min(probe.logit_rows)];
+    let batch = PackedBatch::of_sequences(rows, Device::Cpu)?;
+    let hidden = model.forward(&batch, &batch.last_rows(), Precision::Fp32)?;
+    let logits = model.logits(&hidden).to_kind(Number::Float); // [rows, vocab]
+    let logits = (0..rows.len() as i64).map(|row| Vec::try_from(logits.get(row)));
+    let logits: Vec<Vec<f32>> = logits.collect::<Result<_, _>>()?;
+    let finite = logits.iter().flatten().all(|logit| logit.is_finite());
+    let greedy = greedy(&model, probe)?;
+    let ended = greedy.iter().filter(|ids| ids.last().is_some_and(|id| probe.eos.contains(id))).count();
+    let told =
+        format!("logits of {} rows; {ended} of {} continuations end by themselves", rows.len(), greedy.len());
+    let findings = vec![forward(finite, model.parameters().count(), &told)];
+    Ok(Measured { findings, logits, greedy, scores: Vec::new() })
+}
+
+fn greedy(model: &LanguageModel, probe: &Probe) -> anyhow::Result<Vec<Vec<u32>>> {
+    let prompts = probe.greedy_prompts.iter().zip(0..);
+    let requests: Vec<GenerateRequest> = prompts
+        .map(|(prompt, prompt_id)| GenerateRequest { prompt_id, prompt: prompt.clone(), samples: 1 })
+        .collect();
+    if requests.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sampling = Sampling {
+        temperature: 0.0,
+        max_new_tokens: probe.new_tokens,
+        min_new_tokens: 0,
+        ..Sampling::default()
+    };
+    // A greedy choice reads no noise.
+    let noise = NoiseKey { seed: 0, round: 0, purpose: "conform".to_owned() };
+    let how = Answering {
+        sampling: &sampling,
+        eos: &probe.eos,
+        vocabulary: probe.vocabulary,
+        noise: &noise,
+        slots: requests.len(),
+        text: &|_| String::new(),
+    };
+    let inference = model.inference(Precision::Fp32, requests.len())?;
+    let generation = generate(&inference, &requests, &how, &mut |_, _| {})?;
+    Ok(generation.answers.into_iter().map(|answer| answer.tokens).collect())
+}
+
+fn reward(probe: &Probe) -> anyhow::Result<Measured> {
+    let model = RewardModel::load(Path::new(&probe.directory), Device::Cpu)?;
+    let batch = PackedBatch::of_sequences(&probe.rows, Device::Cpu)?;
+    let scores: Tensor = model.scores(&batch, Precision::Fp32)?;
+    let scores: Vec<f64> = Vec::try_from(scores.to_kind(Number::Double))?;
+    let finite = scores.iter().all(|score| score.is_finite());
+    let told = format!("scores of {} rows", scores.len());
+    let findings = vec![forward(finite, model.parameters().count(), &told)];
+    Ok(Measured { findings, scores, ..Measured::default() })
+}
+
+fn forward(finite: bool, parameters: usize, told: &str) -> Finding {
+    if finite {
+        Finding::passed(check::FORWARD, format!("{parameters} parameters; {told}"))
+    } else {
+        Finding::failed(check::FORWARD, "a result is NaN or infinite, though no weight is")
+    }
+}
