@@ -39,6 +39,8 @@ pub struct Resources {
     pub checkpoints: Checkpoints,
     /// Computes activations again in the backward pass instead of keeping them.
     pub activation_checkpointing: bool,
+    /// Whether GPUs use deterministic kernels only; CPUs always do.
+    pub deterministic: bool,
 }
 
 /// When training keeps what it has come to.
@@ -144,6 +146,7 @@ impl Resources {
             hang_timeout: std::time::Duration::from_secs(hang.into()),
             checkpoints: Checkpoints::parse(at, wire)?,
             activation_checkpointing: wire.activation_checkpointing,
+            deterministic: wire.deterministic.unwrap_or(true),
         })
     }
 }
@@ -202,6 +205,7 @@ impl From<&Resources> for v1::ResourceSpec {
             threads_per_rank: Some(resources.threads_per_rank),
             hang_timeout_seconds: Some(narrow(resources.hang_timeout.as_secs())),
             activation_checkpointing: resources.activation_checkpointing,
+            deterministic: Some(resources.deterministic),
             checkpoint_steps: Some(narrow(resources.checkpoints.steps.unwrap_or(0))),
             checkpoint_seconds: Some(narrow(resources.checkpoints.every.map_or(0, |every| every.as_secs()))),
             checkpoint_keep_steps: Some(narrow(resources.checkpoints.keep_steps.unwrap_or(0))),

@@ -114,6 +114,8 @@ mod bridge {
         ) -> Result<()>;
         fn zero(tensors: &TensorList) -> Result<()>;
         fn set_deterministic(on: bool) -> Result<()>;
+        fn disable_cudnn_attention();
+        fn use_loops(on: bool);
         fn keep_freed_memory();
         fn drop_gradients(tensors: &TensorList) -> Result<()>;
 
@@ -136,6 +138,7 @@ mod bridge {
             sin: &Tensor,
             segments: &[Segment],
         ) -> Result<UniquePtr<Tensor>>;
+        fn gather_rows(x: &Tensor, rows: &Tensor) -> Result<UniquePtr<Tensor>>;
         fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<UniquePtr<Tensor>>;
         #[allow(clippy::too_many_arguments)]
         fn decode_attention(

@@ -64,6 +64,15 @@ pub fn attention(
     Ok(owned(ffi::attention(native(q), native(k), native(v), cos, sin, segments).during("attention")?))
 }
 
+/// Rows of `x`, `[rows, …]`, in the order of `indices`, `[n]`, int64, in which a row may stand many times. Its gradient is
+/// summed in fp32 and rounded to x's kind once. Flash attention reads shared prefixes this way.
+///
+/// # Errors
+/// [`Error::Torch`] for indices outside `x`.
+pub fn gather_rows(x: &Tensor, indices: &Tensor) -> Result<Tensor> {
+    Ok(owned(ffi::gather_rows(native(x), native(indices)).during("gather_rows")?))
+}
+
 /// Every head of `x`, `[tokens, heads, head_dim]`, turned by its token's angles in the half-split layout. Not
 /// differentiable on CPUs.
 ///

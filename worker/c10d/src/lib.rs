@@ -18,14 +18,17 @@ mod process;
 mod reducer;
 mod store;
 
-pub use aten::{AdamW, AdamWState, fused_adamw, interface_of, keep_freed_memory, set_deterministic};
+pub use aten::{
+    AdamW, AdamWState, disable_cudnn_attention, fused_adamw, interface_of, keep_freed_memory,
+    set_deterministic, use_cpu_loops,
+};
 pub use checkpoint::checkpoint;
 pub use error::{Error, Result};
 pub use ffi::{Drawn, Segment};
 pub use group::{Member, ProcessGroup, nccl_built};
 pub use layers::{
-    Cached, PackedWeight, Rotation, add_rms_norm, attention, decode_attention, draw_tokens, linear_by_output,
-    log_prob_gradient, preset_gradients, rms_norm, rotary, swiglu, target_log_probs,
+    Cached, PackedWeight, Rotation, add_rms_norm, attention, decode_attention, draw_tokens, gather_rows,
+    linear_by_output, log_prob_gradient, preset_gradients, rms_norm, rotary, swiglu, target_log_probs,
 };
 pub use memory::CpuMemory;
 pub use process::wait_for_end;

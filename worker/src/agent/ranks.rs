@@ -157,6 +157,8 @@ impl RankProgram {
             .env("CUDA_VISIBLE_DEVICES", if device.kind == "cuda" { &device.id } else { "" })
             // cuBLAS picks the same algorithm for the same shape only with a fixed workspace.
             .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            // cuDNN compiles a plan for each new shape of a decoding step, some tenths of a second every time.
+            .env("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
             .env("OMP_NUM_THREADS", start.threads.to_string())
             // What a terminal sends is for the agent, which asks its ranks to keep what they have done.
             .process_group(0)

@@ -12,7 +12,7 @@ use foil_proto::v1::rank_message::Message;
 use super::{Bench, PhaseError};
 use crate::rank::cache::{self, ObjectError, Objects};
 use crate::rank::reporter::Reporter;
-use crate::rank::stopping::Stopping;
+use crate::rank::stopping::{Busy, Stopping};
 use crate::train::{Keeper, Saved, Snapshot, TrainError, Wishes};
 use foil_common::failpoint;
 
@@ -57,6 +57,8 @@ impl Destination {
 pub(super) struct Uploads {
     cadence: Checkpoints,
     stopping: Stopping,
+    /// Held from the first step on: what was done before it is done again in no time that matters.
+    busy: Option<Busy>,
     saved: Option<Saved>,
     /// Rank 0 watches the clock.
     rank: u32,
@@ -85,6 +87,7 @@ impl Uploads {
         Ok(Self {
             cadence: bench.job.resources.checkpoints,
             stopping: bench.seat.stopping.clone(),
+            busy: None,
             saved,
             rank: command.rank,
             last: (step, Instant::now()),
@@ -92,9 +95,10 @@ impl Uploads {
         })
     }
 
-    /// Waits until all that was kept is uploaded and told.
-    pub(super) fn finish(mut self) -> Result<(), PhaseError> {
-        self.uploader.take().map_or(Ok(()), Uploader::finish)
+    /// Waits until all that was kept is uploaded and reported. While the result is held, a request to stop waits.
+    pub(super) fn finish(mut self) -> Result<Option<Busy>, PhaseError> {
+        self.uploader.take().map_or(Ok(()), Uploader::finish)?;
+        Ok(self.busy)
     }
 }
 
@@ -123,6 +127,7 @@ impl Keeper for Uploads {
     }
 
     fn wishes(&mut self, step: u64) -> Wishes {
+        self.busy.get_or_insert_with(|| self.stopping.busy());
         let (last, at) = self.last;
         // Every rank counts steps alike; clocks are not alike.
         let steps = self.cadence.steps.is_some_and(|every| step - last >= every);

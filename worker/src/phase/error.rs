@@ -81,6 +81,13 @@ impl PhaseError {
         matches!(self, Self::Stopped { .. })
     }
 
+    /// Whether CUDA's context is lost with this error (a device-side assertion, an illegal access, ECC, NVLink): every later
+    /// call of the process fails too. Memory that ran out is no such error.
+    pub fn leaves_device_broken(&self) -> bool {
+        let message = self.to_string();
+        message.contains("CUDA error:") && self.shortage(&message).is_none()
+    }
+
     pub fn failure(&self) -> Failure {
         let message = self.to_string();
         if let Some(shortage) = self.shortage(&message) {

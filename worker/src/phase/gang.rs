@@ -77,7 +77,8 @@ impl Bench {
             sharding: self.job.resources.sharding,
         };
         let ended = train::train(objective, parameters, &training, &gang, &mut keeper, &mut report)?;
-        keeper.finish()?;
+        // Until the trained model is handed in, or the checkpoint of a stop is.
+        self.busy = keeper.finish()?;
         let summary = match ended {
             Ended::Done(summary) => summary,
             Ended::Stopped { step } => {

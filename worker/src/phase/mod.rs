@@ -44,7 +44,7 @@ use self::rows::Span;
 use crate::model::Precision;
 use crate::rank::cache::Cache;
 use crate::rank::reporter::Reporter;
-use crate::rank::stopping::Stopping;
+use crate::rank::stopping::{Busy, Stopping};
 use foil_common::failpoint;
 
 pub use self::error::{Failure, PhaseError};
@@ -71,6 +71,8 @@ pub struct Bench {
     reports: Reporter,
     /// The phase whose models are resident.
     phase: String,
+    /// Held while a gang phase has something to lose: from its first step until its model is handed in.
+    busy: Option<Busy>,
 }
 
 /// What a chunk yields.
@@ -107,6 +109,7 @@ impl Bench {
             encoders: Encoders::default(),
             reports,
             phase: String::new(),
+            busy: None,
         }
     }
 
@@ -155,10 +158,15 @@ impl Bench {
 
     /// Trains in a gang and reports its result.
     pub fn run_gang(&mut self, command: &v1::RunGang) -> Result<(), PhaseError> {
+        let ended = self.train_and_deliver(command);
+        self.busy = None;
+        ended
+    }
+
+    fn train_and_deliver(&mut self, command: &v1::RunGang) -> Result<(), PhaseError> {
         let task = need(&command.task, "a task")?;
         let work = need(&task.work, "its work")?;
         self.enter(task, 0);
-        let _busy = self.seat.stopping.busy();
         let trained = match work {
             Work::Sft(work) => sft::run(self, command, work)?,
             Work::TrainReward(work) => train_reward::run(self, command, work)?,

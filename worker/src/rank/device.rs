@@ -95,6 +95,12 @@ fn work(
 ) -> DeviceEnd {
     foil_c10d::keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads.max(1)).unwrap_or(1));
+    if options.device == DeviceKind::Cuda
+        && let Err(error) = prepare_cuda(&job)
+    {
+        report(&reports, None, Failure::of_panic(&error.to_string()));
+        return DeviceEnd::Broken;
+    }
     let seat = Seat {
         device: match options.device {
             DeviceKind::Cpu => tch::Device::Cpu,
@@ -121,6 +127,12 @@ fn work(
     DeviceEnd::Idle
 }
 
+/// Chooses libtorch's kernels for this process's GPU. To be called before a process group is made.
+fn prepare_cuda(job: &spec::Job) -> foil_c10d::Result<()> {
+    foil_c10d::disable_cudnn_attention();
+    foil_c10d::set_deterministic(job.resources.deterministic)
+}
+
 /// Runs one task; gives an end where the thread cannot go on after it.
 fn obey(bench: &mut Bench, order: &Order) -> Option<DeviceEnd> {
     let (phase, round) = order.phase();
@@ -138,7 +150,7 @@ fn obey(bench: &mut Bench, order: &Order) -> Option<DeviceEnd> {
             report(bench.reports(), Some(order), error.failure());
             return Some(DeviceEnd::Stopped);
         }
-        Ok(Err(error)) => (error.failure(), error.is_stale().then_some(DeviceEnd::Stale)),
+        Ok(Err(error)) => (error.failure(), end_after(&error)),
         Err(panic) => (Failure::of_panic(&panic_text(panic.as_ref())), Some(DeviceEnd::Broken)),
     };
     tracing::error!(
@@ -150,6 +162,15 @@ fn obey(bench: &mut Bench, order: &Order) -> Option<DeviceEnd> {
     );
     report(bench.reports(), Some(order), failure);
     end
+}
+
+/// How the thread ends after an error that another task could not go on from.
+fn end_after(error: &PhaseError) -> Option<DeviceEnd> {
+    if error.is_stale() {
+        Some(DeviceEnd::Stale)
+    } else {
+        error.leaves_device_broken().then_some(DeviceEnd::Broken)
+    }
 }
 
 fn report(reports: &Reporter, order: Option<&Order>, failure: Failure) {

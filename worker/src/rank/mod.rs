@@ -81,11 +81,16 @@ pub fn run(options: &RankOptions) -> Exit {
     exit
 }
 
-/// Waits until this process is asked to end while it does nothing. Where it has just ended a task for that, its session
-/// has something to say, and ends by itself.
-async fn idle(stopping: &Stopping) {
-    stopping.asked_in_idleness().await;
-    tokio::time::sleep(LAST_WORDS).await;
+/// Waits until this process is asked to end and nothing is under way that must not be cut off, for the time `flush`: where
+/// a task has just ended for that, its session has something to send, and ends by itself.
+async fn idle(stopping: &Stopping, flush: std::time::Duration) {
+    loop {
+        stopping.asked_in_idleness().await;
+        // Training may begin within that time; it then ends by itself after its first step.
+        if tokio::time::timeout(flush, stopping.under_way()).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Serves until its session ends; or, asked by a signal, until what must not be cut off is done.
@@ -102,7 +107,44 @@ async fn until_stopped(options: &RankOptions) -> Exit {
     };
     tokio::select! {
         exit = session::run(options, session::ALONE) => exit,
-        () = idle(&options.stopping) => Exit::Terminated,
+        () = idle(&options.stopping, LAST_WORDS) => Exit::Terminated,
         () = asked => unreachable!("hearing a signal has no end"),
+    }
+}
+
+#[cfg(test)]
+mod stop_tests {
+    use std::time::Duration;
+
+    use super::{Stopping, idle};
+
+    const FLUSH: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn a_rank_that_loads_or_waits_ends_once_its_messages_are_sent() {
+        let stopping = Stopping::default();
+        tokio::select! {
+            biased;
+            () = idle(&stopping, Duration::ZERO) => panic!("nobody has asked it to end"),
+            () = std::future::ready(()) => {}
+        }
+        stopping.ask();
+        idle(&stopping, FLUSH).await;
+    }
+
+    #[tokio::test]
+    async fn a_step_that_begins_while_messages_are_sent_is_not_cut_off() {
+        let stopping = Stopping::default();
+        stopping.ask();
+        let step = async {
+            let _busy = stopping.busy();
+            tokio::time::sleep(FLUSH * 2).await;
+        };
+        tokio::select! {
+            biased;
+            () = idle(&stopping, FLUSH) => panic!("the step was cut off"),
+            () = step => {}
+        }
+        idle(&stopping, FLUSH).await;
     }
 }

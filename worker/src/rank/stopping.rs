@@ -41,6 +41,13 @@ impl Stopping {
         Busy(self.clone())
     }
 
+    /// Waits until something is under way.
+    pub async fn under_way(&self) {
+        let mut states = self.0.subscribe();
+        // The sender is right here.
+        let _ = states.wait_for(|state| state.busy).await;
+    }
+
     /// Waits until this process was asked to end and nothing is under way.
     pub async fn asked_in_idleness(&self) {
         let mut states = self.0.subscribe();

@@ -1,4 +1,5 @@
 #include "foil-c10d/src/ffi.rs.h"
+#include "layers/rows.h"
 #include "tensor_list.h"
 
 #include <arpa/inet.h>
@@ -44,10 +45,27 @@ void drop_gradients(const TensorList& tensors) {
 
 void set_deterministic(bool on) {
   auto& context = at::globalContext();
-  context.setDeterministicAlgorithms(on, /*warn_only=*/false);
+  // Where ATen knows no deterministic kernel it warns and goes on: it also says so of kernels that are deterministic for the
+  // shapes used here, such as a cumulative sum over rows.
+  context.setDeterministicAlgorithms(on, /*warn_only=*/true);
+  // Nothing reads memory that it has not written; filling every new tensor would cost a pass over each.
+  context.setDeterministicFillUninitializedMemory(false);
   context.setDeterministicCuDNN(on);
   context.setBenchmarkCuDNN(false);
 }
+
+void disable_cudnn_attention() { at::globalContext().setSDPUseCuDNN(false); }
+
+namespace {
+
+// Of this thread, so that tests of one process do not meet.
+thread_local bool loops = true;
+
+}  // namespace
+
+void use_loops(bool on) { loops = on; }
+
+bool has_loops(const at::Tensor& tensor) { return loops && tensor.is_cpu(); }
 
 void keep_freed_memory() {
 #if defined(__GLIBC__)

@@ -86,6 +86,8 @@ void fused_adamw(const TensorList& parameters, const TensorList& gradients, cons
                  const TensorList& exp_avg_sq, const TensorList& steps, const AdamW& options);
 void zero(const TensorList& tensors);
 void set_deterministic(bool on);
+void disable_cudnn_attention();
+void use_loops(bool on);
 void keep_freed_memory();
 void drop_gradients(const TensorList& tensors);
 
@@ -104,6 +106,7 @@ std::unique_ptr<at::Tensor> swiglu(const at::Tensor& gate, const at::Tensor& up)
 std::unique_ptr<at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                       const at::Tensor& cos, const at::Tensor& sin,
                                       rust::Slice<const Segment> segments);
+std::unique_ptr<at::Tensor> gather_rows(const at::Tensor& x, const at::Tensor& rows);
 std::unique_ptr<at::Tensor> rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 std::unique_ptr<at::Tensor> decode_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                              const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& keys,

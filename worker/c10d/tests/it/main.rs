@@ -8,5 +8,6 @@ mod collectives;
 mod failures;
 mod harness;
 mod nccl;
+mod other_devices;
 mod overlap;
 mod reducer;

@@ -230,6 +230,25 @@ at::Tensor rotated_by_ops(const at::Tensor& x, const at::Tensor& cos, const at::
   return at::cat(turned, -1).to(x.scalar_type());
 }
 
+// Rows of `x`, [rows, …], one of them as often as segments see it. Its gradient is summed in fp32 and rounded once; that of
+// index_select is summed in x's own kind, and a prefix shared by many answers would lose most of it.
+class GatherRows : public torch::autograd::Function<GatherRows> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& rows) {
+    ctx->save_for_backward({rows});
+    ctx->saved_data["sizes"] = x.sizes().vec();
+    return at::index_select(x, 0, rows);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto rows = ctx->get_saved_variables()[0];
+    const auto sizes = ctx->saved_data["sizes"].toIntVector();
+    auto sum = at::zeros(sizes, gradients[0].options().dtype(at::kFloat));
+    sum.index_add_(0, rows, gradients[0].to(at::kFloat));
+    return {sum.to(gradients[0].scalar_type()), {}};
+  }
+};
+
 // Flash attention of all segments in one call: a segment's keys are its prefix's and its own, laid end to end.
 at::Tensor flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments) {
   std::vector<std::int64_t> rows;
@@ -244,15 +263,26 @@ at::Tensor flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, 
     longest_q = std::max(longest_q, s[1]);
     longest_k = std::max(longest_k, s[1] + s[3]);
   }
-  const auto at_rows = at::tensor(rows, at::kLong).to(q.device());
+  auto keys = k, values = v;
+  // Without shared beginnings, keys lie as they are needed.
+  if (q_ends != k_ends) {
+    const auto at_rows = at::tensor(rows, at::kLong).to(q.device());
+    keys = GatherRows::apply(k, at_rows);
+    values = GatherRows::apply(v, at_rows);
+  }
   const auto result = at::_flash_attention_forward(
-      q, at::index_select(k, 0, at_rows), at::index_select(v, 0, at_rows), at::tensor(q_ends, at::kInt).to(q.device()),
-      at::tensor(k_ends, at::kInt).to(q.device()), longest_q, longest_k, /*dropout_p=*/0.0, /*is_causal=*/true,
-      /*return_debug_mask=*/false);
+      q, keys, values, at::tensor(q_ends, at::kInt).to(q.device()), at::tensor(k_ends, at::kInt).to(q.device()),
+      longest_q, longest_k, /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false);
   return std::get<0>(result);
 }
 
-// One call of scaled dot-product attention for each segment, for kinds that flash attention does not take.
+// Whether flash attention's own kernel takes such queries: called by itself it does not pad heads.
+bool fits_flash(const at::Tensor& q) {
+  const bool half = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
+  return q.is_cuda() && half && q.size(2) % 8 == 0 && q.size(2) <= 256;
+}
+
+// One call of scaled dot-product attention for each segment, for kinds and heads that flash attention does not take.
 at::Tensor segment_by_segment(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                               const Segments& segments) {
   std::vector<at::Tensor> parts;
@@ -275,17 +305,20 @@ std::unique_ptr<at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, 
                                       const at::Tensor& cos, const at::Tensor& sin,
                                       rust::Slice<const Segment> segments) {
   const auto list = flat(segments);
-  if (q.is_cpu()) {
+  if (has_loops(q)) {
     return std::make_unique<at::Tensor>(Attention::apply(q, k, v, cos, sin, list));
   }
   const auto turned_q = rotated_by_ops(q, cos, sin), turned_k = rotated_by_ops(k, cos, sin);
-  const bool half = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
-  return std::make_unique<at::Tensor>(half ? flash(turned_q, turned_k, v, list)
-                                           : segment_by_segment(turned_q, turned_k, v, list));
+  return std::make_unique<at::Tensor>(fits_flash(q) ? flash(turned_q, turned_k, v, list)
+                                                    : segment_by_segment(turned_q, turned_k, v, list));
+}
+
+std::unique_ptr<at::Tensor> gather_rows(const at::Tensor& x, const at::Tensor& rows) {
+  return std::make_unique<at::Tensor>(GatherRows::apply(x, rows));
 }
 
 std::unique_ptr<at::Tensor> rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  if (!x.is_cpu()) {
+  if (!has_loops(x)) {
     return std::make_unique<at::Tensor>(rotated_by_ops(x, cos, sin));
   }
   at::NoGradGuard no_grad;

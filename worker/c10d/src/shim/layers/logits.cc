@@ -13,7 +13,7 @@ namespace foil {
 namespace {
 
 bool has_kernel(const at::Tensor& logits) {
-  return logits.is_cpu() && (logits.scalar_type() == at::kFloat || logits.scalar_type() == at::kBFloat16);
+  return has_loops(logits) && (logits.scalar_type() == at::kFloat || logits.scalar_type() == at::kBFloat16);
 }
 
 }  // namespace
@@ -48,8 +48,15 @@ void log_prob_gradient(const at::Tensor& logits, const at::Tensor& normaliser, c
   at::NoGradGuard no_grad;
   auto into = logits;
   if (!has_kernel(logits)) {
-    into.sub_(normaliser.unsqueeze(1)).exp_().mul_(-upstream.unsqueeze(1));
-    into.scatter_add_(1, targets.unsqueeze(1), upstream.to(logits.scalar_type()).unsqueeze(1));
+    // In at least fp32 and rounded once, as the CPU's loop does: in bf16, 1 − p of a confident token is the difference of
+    // two numbers near 1 of 8 bits each, and nothing is left of it.
+    const auto wide = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    auto gradient = into.to(wide);
+    gradient.sub_(normaliser.unsqueeze(1)).exp_().mul_(-upstream.unsqueeze(1));
+    gradient.scatter_add_(1, targets.unsqueeze(1), upstream.to(wide).unsqueeze(1));
+    if (!gradient.is_same(into)) {
+      into.copy_(gradient);
+    }
     return;
   }
   const std::int64_t rows = into.size(0), width = into.size(1);

@@ -126,7 +126,7 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
 
 std::unique_ptr<at::Tensor> rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, bool bf16) {
   const auto kind = bf16 ? at::kBFloat16 : at::kFloat;
-  if (!x.is_cpu()) {
+  if (!has_loops(x)) {
     return std::make_unique<at::Tensor>(at::rms_norm(x, {x.size(-1)}, weight, eps).to(kind));
   }
   return std::make_unique<at::Tensor>(RmsNorm::apply(x, std::optional<at::Tensor>(), weight, eps, kind)[0]);
@@ -134,7 +134,7 @@ std::unique_ptr<at::Tensor> rms_norm(const at::Tensor& x, const at::Tensor& weig
 
 std::unique_ptr<TensorPair> add_rms_norm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight,
                                          double eps) {
-  if (!x.is_cpu()) {
+  if (!has_loops(x)) {
     auto sum = x + delta;
     return pair(sum, at::rms_norm(sum, {x.size(-1)}, weight, eps).to(delta.scalar_type()));
   }
@@ -143,7 +143,7 @@ std::unique_ptr<TensorPair> add_rms_norm(const at::Tensor& x, const at::Tensor& 
 }
 
 std::unique_ptr<at::Tensor> swiglu(const at::Tensor& gate, const at::Tensor& up) {
-  if (!gate.is_cpu()) {
+  if (!has_loops(gate)) {
     return std::make_unique<at::Tensor>(at::silu(gate) * up);
   }
   return std::make_unique<at::Tensor>(SwiGlu::apply(gate, up));

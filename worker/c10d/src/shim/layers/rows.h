@@ -29,6 +29,9 @@ T* numbers(const at::Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// Whether this crate's own loops take `tensor`; else ATen's operations do, as on every other device.
+bool has_loops(const at::Tensor& tensor);
+
 // Rows that one thread takes at a time, so that threads share work of at least some microseconds.
 inline std::int64_t grain(std::int64_t width) { return std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(1, width)); }
 

@@ -1,0 +1,92 @@
+//! An agent that gets SIGTERM at any moment of a job ends in order, and the job goes on elsewhere having lost at most the
+//! step or the chunks that its ranks were at.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
+use nix::sys::signal::Signal;
+
+/// Enough steps for some to be left after each stop.
+const SETTINGS: [&str; 2] = ["reward_step.epochs=2", "resources.checkpoint_seconds=0"];
+
+const RANKS: u64 = 2;
+
+/// Places in a rank's work, in the order in which the job comes to them when each new agent stops at the next: loading,
+/// rendezvous, a step, resuming, handing in a model; chunks drawn, uploaded, reported and scored; evaluation.
+const SITES: [&str; 12] = [
+    "phase.load@1",
+    "gang.join@1",
+    "train.forward@2",
+    "checkpoint.download@1",
+    "phase.upload@1",
+    "phase.generate@1",
+    "phase.report@1",
+    "train.optimizer@2",
+    "phase.evaluate@1",
+    "phase.score@1",
+    "train.backward@1",
+    "phase.evaluate@2",
+];
+
+fn agent(service: &Service, log: &Path, plan: Option<(&str, &Path)>) -> Process {
+    let mut agent = Command::new(foil_worker());
+    agent
+        .args(["--coordinator", service.url(), "--ranks", &RANKS.to_string()])
+        .args(["--log-format", "json"]);
+    if let Some((site, marker)) = plan {
+        let (name, visit) = site.split_once('@').expect("site@visit");
+        agent.env("FOIL_FAILPOINT", format!("{name}=delay@{visit}")).env("FOIL_FAILPOINT_ONCE", marker);
+    }
+    Process::start(agent, log)
+}
+
+/// The messages of ranks in an agent's log, with their lines.
+fn lines(log: &str, message: &str) -> Vec<serde_json::Value> {
+    log.lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|line| line["message"] == message || line["fields"]["message"] == message)
+        .collect()
+}
+
+#[test]
+fn an_agent_may_be_told_to_stop_at_any_moment() {
+    let undisturbed = Run::letters().ranks(2).set_all(&SETTINGS).finish().weights();
+    let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
+    let id = service.submit_letters_with(Command::new(foil()), &SETTINGS);
+    let mut logs = Vec::new();
+    for (number, site) in SITES.iter().enumerate() {
+        let (log, marker) = (service.at(&format!("agent-{number}.log")), service.at(&format!("at-{number}")));
+        let agent = agent(&service, &log, Some((site, &marker)));
+        wait_for(site, || marker.exists().then_some(()));
+        agent.signal(Signal::SIGTERM);
+        let status = agent.finish();
+        let text = std::fs::read_to_string(&log).expect("a log");
+        assert_eq!(status.code(), Some(143), "{site}: {text}");
+        assert!(!text.contains("the grace period is over"), "{site}: a rank had to be killed\n{text}");
+        logs.push(text);
+    }
+    let last = service.at("agent-last.log");
+    let _agent = agent(&service, &last, None);
+    wait_for("the job's end", || (service.job(&id)["state"] == "JOB_STATE_SUCCEEDED").then_some(()));
+    logs.push(std::fs::read_to_string(&last).expect("a log"));
+    let weights = |model| service.weights(Command::new(foil()), &id, model);
+    assert!((weights("policy@1"), weights("reward@1")) == undisturbed, "the weights differ");
+
+    // The stop in a step kept that step.
+    let resumed = lines(&logs[3], "training goes on after a checkpoint").len();
+    assert!(resumed > 0, "the stop at {} kept no checkpoint\n{}", SITES[2], logs[3]);
+    let mut computed: BTreeMap<String, u64> = BTreeMap::new();
+    for log in &logs {
+        for line in lines(log, "chunk done") {
+            let span = line["span"].as_object().or_else(|| line["spans"].as_array()?.last()?.as_object());
+            let span = span.unwrap_or_else(|| panic!("a line without its phase: {line}"));
+            *computed.entry(format!("{} {}", span["phase"], span["chunk"])).or_default() += 1;
+        }
+    }
+    assert!(!computed.is_empty());
+    let again: u64 = computed.values().map(|times| times - 1).sum();
+    let stops_in_chunks = SITES.iter().filter(|site| site.starts_with("phase.")).count() as u64;
+    assert!(again <= RANKS * stops_in_chunks, "{again} chunks were computed again: {computed:?}");
+}
