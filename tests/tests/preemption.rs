@@ -14,8 +14,8 @@ const SETTINGS: [&str; 2] = ["reward_step.epochs=2", "resources.checkpoint_secon
 const RANKS: u64 = 2;
 
 /// Places in a rank's work, in the order in which the job comes to them when each new agent stops at the next: loading,
-/// rendezvous, a step, resuming, handing in a model; chunks drawn, uploaded, reported and scored; evaluation.
-const SITES: [&str; 12] = [
+/// rendezvous, a step, resuming, handing in a model; chunks drawn, reported and scored; evaluation.
+const SITES: [&str; 11] = [
     "phase.load@1",
     "gang.join@1",
     "train.forward@2",
@@ -27,7 +27,6 @@ const SITES: [&str; 12] = [
     "phase.evaluate@1",
     "phase.score@1",
     "train.backward@1",
-    "phase.evaluate@2",
 ];
 
 fn agent(service: &Service, log: &Path, plan: Option<(&str, &Path)>) -> Process {
