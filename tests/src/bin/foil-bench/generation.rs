@@ -55,6 +55,8 @@ impl Bench for Generation {
             eos: &self.eos,
             noise: &noise,
             slots: self.slots,
+            // As its peers draw: padding ids and all.
+            vocabulary: usize::MAX,
             text: &|_| String::new(),
         };
         let drawn = generate(&model, &self.requests, &how, &mut |_, _| ())?;
