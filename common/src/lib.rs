@@ -7,6 +7,7 @@ pub mod failpoint;
 pub mod figures;
 pub mod file_names;
 pub mod ids;
+pub mod input_file;
 pub mod letters;
 pub mod memory;
 pub mod model;

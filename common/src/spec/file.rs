@@ -1,7 +1,7 @@
 //! Reading a job file: YAML in protobuf's JSON mapping, with `--set` laid over it.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use foil_proto::v1;
 use serde_json::{Map, Value};
@@ -9,6 +9,10 @@ use serde_json::{Map, Value};
 use super::preset::{self, merge};
 use super::reference::is_stored;
 use super::{Job, SpecError, schema};
+use crate::input_file;
+
+/// The size of a job file, in bytes.
+const SIZE_LIMIT: u64 = 4 << 20;
 
 /// The fields that hold paths.
 const PATHS: [&[&str]; 8] = [
@@ -30,7 +34,7 @@ const PATHS: [&[&str]; 8] = [
 /// preset named in `settings`, is an error unless a setting of that field says which value holds.
 pub fn load(path: &Path, settings: &[String]) -> Result<v1::JobSpec, SpecError> {
     let in_file = |error: SpecError| error.in_file(path);
-    let text = fs::read_to_string(path).map_err(|error| in_file(unreadable(&error)))?;
+    let text = input_file::read_text(path, SIZE_LIMIT).map_err(|error| in_file(unreadable(&error)))?;
     let base = path.parent().unwrap_or(Path::new("")).to_owned();
     let value = parse(&text, &absolute(&base).map_err(in_file)?).map_err(in_file)?;
     let here = absolute(Path::new("")).map_err(in_file)?;

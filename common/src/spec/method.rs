@@ -136,6 +136,11 @@ impl Method {
         matches!(self, Self::Grpo(_) | Self::Rloo(_))
     }
 
+    /// Whether the method learns from how a prompt's answers differ.
+    pub fn compares_answers(&self) -> bool {
+        !matches!(self, Self::Rejection)
+    }
+
     /// How many of a prompt's n answers the method reads; ties, and blanks that would win, leave fewer.
     pub fn answers_of(&self, samples: u32) -> u32 {
         let paired = match self {

@@ -173,6 +173,19 @@ impl Job {
             let limit = format!("less than text.max_length ({})", self.text.max_length);
             return Err(SpecError::field("evaluation.sampling.max_new_tokens", found, &limit));
         }
+        if self.sampling.temperature == 0.0 {
+            let method = &self.policy_step.method;
+            let fault = |field, needs: &str| {
+                Err(SpecError::field("sampling.temperature", 0, "a number above 0")
+                    .advice(&format!("at 0 all samples of a prompt are the same, and {field} needs {needs}")))
+            };
+            if method.compares_answers() {
+                return fault("policy_step.method", "answers that differ");
+            }
+            if self.data.gold_preferences.is_some() {
+                return fault("data.gold_preferences", "two answers that differ");
+            }
+        }
         if self.data.gold_preferences.is_some() && self.evaluation.gold == Gold::None {
             return Err(SpecError::missing("evaluation.gold")
                 .advice("data.gold_preferences are labelled by it; set evaluation.gold: letters"));

@@ -1,11 +1,12 @@
 //! A job's local inputs: found, hashed, and named by content, so that the coordinator needs no path of this machine.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use foil_common::input_file;
 use foil_common::spec::{self, InputRef, ModelRef};
 use foil_proto::v1;
 use thiserror::Error;
@@ -124,16 +125,7 @@ impl Reader<'_> {
     fn file(&mut self, field: &str, path: &Path) -> Result<v1::Object, InputError> {
         (self.on_file)(path);
         let failed = |error: &io::Error| unreadable(field, path, error);
-        let file = File::open(path).map_err(|error| failed(&error))?;
-        if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-            let advice = "give a file, or a list of files";
-            return Err(InputError::Read {
-                field: field.into(),
-                path: path.into(),
-                reason: "it is a directory".into(),
-                advice,
-            });
-        }
+        let file = input_file::open(path).map_err(|error| failed(&error))?;
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(&file).map_err(|error| failed(&error))?;
         let blake3 = hasher.finalize().to_hex().to_string();
@@ -182,6 +174,7 @@ fn model_files(field: &str, path: &Path, needs_weights: bool) -> Result<Vec<Stri
 fn unreadable(field: &str, path: &Path, error: &io::Error) -> InputError {
     let (reason, advice) = match error.kind() {
         io::ErrorKind::NotFound => ("there is no such file or directory".to_owned(), "correct the path"),
+        io::ErrorKind::InvalidInput => (error.to_string(), "give a file, or a list of files"),
         io::ErrorKind::NotADirectory => ("it is not a directory".to_owned(), "give a model directory"),
         _ => (error.to_string(), "check the file"),
     };

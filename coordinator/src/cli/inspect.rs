@@ -38,6 +38,7 @@ fn describe(job: &spec::Job, rows: usize) -> Result<(String, Vec<String>)> {
     for set in &local.sets {
         lines.push(String::new());
         lines.push(heading(&local, set));
+        lines.extend(ignored_columns(&local, set));
         let limits = match set.rows {
             Rows::Demonstrations(_) | Rows::Pairs(_) => shared,
             Rows::Golden(_) | Rows::Prompts(_) => sampled,
@@ -68,6 +69,13 @@ fn heading(local: &Local, set: &LocalSet) -> String {
         0 => format!("{}: {} rows", set.name, set.rows.len()),
         bad => format!("{}: {} rows, {bad} bad ones left out", set.name, set.rows.len()),
     }
+}
+
+/// Columns of the files that the reading left out.
+fn ignored_columns(local: &Local, set: &LocalSet) -> Option<String> {
+    let summary = local.summaries.iter().find(|summary| summary.name == set.name)?;
+    (!summary.ignored_columns.is_empty())
+        .then(|| format!("  columns left out: {}", summary.ignored_columns.join(", ")))
 }
 
 struct Report<'a> {

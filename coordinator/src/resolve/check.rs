@@ -4,7 +4,7 @@ use std::num::NonZero;
 use std::thread;
 
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
-use foil_common::spec;
+use foil_common::spec::{self, Side};
 use foil_common::text::{Answer, Encoded, EncodedPrompt, Encoder, Limits, ModelText, TextError};
 
 use super::ResolveError;
@@ -22,17 +22,19 @@ const ROWS_PER_THREAD: usize = 256;
 struct Cuts {
     prompt: bool,
     answer: bool,
+    /// The answers of a pair are the same tokens.
+    equal: bool,
 }
 
 impl From<EncodedPrompt> for Cuts {
     fn from(encoded: EncodedPrompt) -> Self {
-        Self { prompt: encoded.cut > 0, answer: false }
+        Self { prompt: encoded.cut > 0, ..Self::default() }
     }
 }
 
 impl From<Encoded> for Cuts {
     fn from(encoded: Encoded) -> Self {
-        Self { prompt: encoded.prompt_cut > 0, answer: encoded.answer_cut > 0 }
+        Self { prompt: encoded.prompt_cut > 0, answer: encoded.answer_cut > 0, equal: false }
     }
 }
 
@@ -57,7 +59,9 @@ pub(super) fn encodings(
     sets.warnings
         .extend(own.iter().flat_map(Encoder::warnings).map(|warning| format!("{REWARD}: {warning}")));
 
-    let checker = Checker { sampled, shared, allowed: job.data.max_bad_fraction, policy: &policy, reward };
+    let allowed = job.data.max_bad_fraction;
+    let checker =
+        Checker { side: job.text.truncation_side, sampled, shared, allowed, policy: &policy, reward };
     checker.check(sets, names::SFT, "data.sft", |sets| &mut sets.sft, Checker::demonstration)?;
     checker.check(
         sets,
@@ -92,6 +96,8 @@ pub(super) fn encodings(
 }
 
 struct Checker<'a> {
+    /// Where prompts are cut.
+    side: Side,
     /// Of golden answers and prompts.
     sampled: Limits,
     /// Of demonstrations and human pairs.
@@ -107,11 +113,11 @@ impl Checker<'_> {
     }
 
     fn pair(&self, row: &PairRow) -> Result<Cuts, TextError> {
-        let chosen: Cuts =
-            self.reward.dialogue(&row.prompt, Answer::finished(&row.chosen), self.shared)?.into();
-        let rejected: Cuts =
-            self.reward.dialogue(&row.prompt, Answer::finished(&row.rejected), self.shared)?.into();
-        Ok(Cuts { prompt: chosen.prompt, answer: chosen.answer || rejected.answer })
+        let encode = |answer| self.reward.dialogue(&row.prompt, Answer::finished(answer), self.shared);
+        let (chosen, rejected) = (encode(&row.chosen)?, encode(&row.rejected)?);
+        let equal = chosen.answer() == rejected.answer();
+        let (chosen, rejected): (Cuts, Cuts) = (chosen.into(), rejected.into());
+        Ok(Cuts { prompt: chosen.prompt || rejected.prompt, answer: chosen.answer || rejected.answer, equal })
     }
 
     fn golden(&self, row: &GoldenRow) -> Result<Cuts, TextError> {
@@ -137,15 +143,22 @@ impl Checker<'_> {
         let count = rows.len() as u64;
         let mut bad = Vec::new();
         let (mut prompts_cut, mut answers_cut) = (0u64, 0u64);
+        let mut equal = Vec::new();
         let mut kept = Vec::with_capacity(rows.len());
+        let places = sets.places.get(field);
+        let place = |row: &T| match places.and_then(|places| places.of(row.id())) {
+            Some(place) => place.to_string(),
+            None => format!("row {}", row.id()),
+        };
         for (row, result) in rows.into_iter().zip(results) {
             match result {
+                Ok(Cuts { equal: true, .. }) => equal.push(place(&row)),
                 Ok(cuts) => {
                     prompts_cut += u64::from(cuts.prompt);
                     answers_cut += u64::from(cuts.answer);
                     kept.push(row);
                 }
-                Err(error) => bad.push(error.to_string()),
+                Err(error) => bad.push(format!("{}: {error}", place(&row))),
             }
         }
         *set(sets) = kept;
@@ -168,6 +181,20 @@ impl Checker<'_> {
             let fit = if limit == limits.total { "to fit, with the other part, in" } else { "to" };
             sets.warnings
                 .push(format!("{name}: the {what} of {cut} of {count} rows are cut {fit} {limit} tokens"));
+        }
+        if prompts_cut > 0 && self.side == Side::Right {
+            sets.warnings.push(format!(
+                "{name}: the {prompts_cut} prompts lose their end, and with it what the template writes before an answer; \
+                 set text.truncation_side: left, or raise text.max_length"
+            ));
+        }
+        if let Some(first) = equal.first() {
+            sets.warnings.push(format!(
+                "{name}: {} of {count} pairs are left out because their answers are the same tokens, cut to {} as they are; \
+                 the first is {first}",
+                equal.len(),
+                limits.total
+            ));
         }
         Ok(())
     }

@@ -26,8 +26,8 @@ pub enum ResolveError {
          allows; the first is {first}"
     )]
     Unencodable { field: &'static str, bad: u64, rows: u64, allowed: f64, first: String },
-    #[error("{field}: no row is left for {set}; {advice}")]
-    Empty { field: &'static str, set: &'static str, advice: &'static str },
+    #[error("{field}: no row is left for {set}{lost}; {advice}")]
+    Empty { field: &'static str, set: &'static str, lost: String, advice: &'static str },
     #[error("reading the job's inputs crashed; please report it with the input that did it")]
     Crashed,
     #[error(transparent)]

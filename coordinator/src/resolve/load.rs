@@ -1,7 +1,12 @@
 //! Fetching the files that a specification names.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
 use bytes::Bytes;
-use foil_common::data::parse::{Parsed, Wanted, parse_files};
+use foil_common::data::parse::{Budget, Parsed, Wanted, parse_files};
+use foil_common::input_file;
 use foil_common::spec::{self, InputRef};
 use foil_common::storage::{Store, StoreError};
 use foil_proto::v1;
@@ -12,7 +17,13 @@ use super::ResolveError;
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) field: &'static str,
-    files: Vec<(String, Bytes)>,
+    files: Vec<(String, Content)>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Uploaded(Bytes),
+    Local(File),
 }
 
 /// The files of all fields.
@@ -63,8 +74,8 @@ impl Sources {
 impl Source {
     fn open(field: &'static str, inputs: &[InputRef]) -> Result<Self, ResolveError> {
         let open = |input: &InputRef| match input {
-            InputRef::Path(path) => match std::fs::read(path) {
-                Ok(bytes) => Ok((path.clone(), Bytes::from(bytes))),
+            InputRef::Path(path) => match input_file::open(Path::new(path)) {
+                Ok(file) => Ok((path.clone(), Content::Local(file))),
                 Err(error) => {
                     Err(ResolveError::Unreadable { field, path: path.clone(), what: error.to_string() })
                 }
@@ -82,21 +93,34 @@ impl Source {
                 return Err(ResolveError::NotUploaded { field, path: name });
             };
             let bytes = fetch(field, &name, &key, store).await?;
-            files.push((name, bytes));
+            files.push((name, Content::Uploaded(bytes)));
         }
         Ok(Self { field, files })
     }
 
     /// All rows of the files, few enough of them bad. Nothing where there are no files.
-    pub(super) fn parse<T: Wanted>(&self, max_bad_fraction: f64) -> Result<Option<Parsed<T>>, ResolveError> {
+    pub(super) fn parse<T: Wanted>(
+        &self,
+        max_bad_fraction: f64,
+        budget: &mut Budget,
+    ) -> Result<Option<Parsed<T>>, ResolveError> {
         if self.files.is_empty() {
             return Ok(None);
         }
         let fail = |source| ResolveError::Data { field: self.field, source };
-        let files = self.files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..]));
-        let parsed = parse_files(files).map_err(fail)?;
+        let files = self.files.iter().map(|(name, bytes)| (name.as_str(), bytes.reader()));
+        let parsed = parse_files(files, budget).map_err(fail)?;
         parsed.require(max_bad_fraction).map_err(fail)?;
         Ok(Some(parsed))
+    }
+}
+
+impl Content {
+    fn reader(&self) -> Box<dyn Read + '_> {
+        match self {
+            Self::Uploaded(bytes) => Box::new(&bytes[..]),
+            Self::Local(file) => Box::new(file),
+        }
     }
 }
 

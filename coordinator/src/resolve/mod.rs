@@ -22,6 +22,8 @@ use foil_common::storage::Store;
 use foil_common::text::ModelText;
 use foil_proto::v1;
 
+use crate::plan::{Work, plan};
+
 pub use self::error::ResolveError;
 use self::load::Sources;
 use self::sets::Sets;
@@ -92,7 +94,28 @@ fn build(
     sets.require(job)?;
     sets.report_overlaps(job);
     sets.warnings.extend(job.warnings());
+    sets.warnings.extend(warmups(job, &write::descriptions(&sets)));
     Ok(sets)
+}
+
+/// Phases that end before the learning rate is warm.
+fn warmups(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<String> {
+    let first = spec::Job { rounds: 1, ..job.clone() };
+    let phases = plan(&first, datasets).into_iter().filter_map(|phase| {
+        let (step, schedule) = match phase.work {
+            Work::Sft => ("sft_step", &job.sft_step.schedule),
+            Work::TrainReward => ("reward_step", &job.reward_step.schedule),
+            Work::TrainPolicy => ("policy_step", &job.policy_step.schedule),
+            _ => return None,
+        };
+        (schedule.warmup_steps > phase.steps).then(|| {
+            format!(
+                "{step}.schedule.warmup_steps: {} is more than the {} steps of the phase, which never reaches its learning rate",
+                schedule.warmup_steps, phase.steps
+            )
+        })
+    });
+    phases.collect()
 }
 
 impl Prepared {

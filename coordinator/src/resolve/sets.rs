@@ -1,6 +1,8 @@
 //! From files or a generator to the sets that phases use.
 
-use foil_common::data::parse::{Parsed, Wanted};
+use std::collections::BTreeMap;
+
+use foil_common::data::parse::{Budget, Parsed, Places, Wanted};
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::data::split::{hold_out, take};
 use foil_common::letters;
@@ -29,6 +31,8 @@ pub(super) struct Sets {
     pub(super) evaluation_prompts: Vec<PromptRow>,
     pub(super) gold_preference_prompts: Vec<PromptRow>,
     pub(super) gold_preference_evaluation_prompts: Vec<PromptRow>,
+    /// Where the rows of each field were read.
+    pub(super) places: BTreeMap<&'static str, Places>,
     pub(super) summaries: Vec<v1::DatasetSummary>,
     pub(super) warnings: Vec<String>,
 }
@@ -37,18 +41,20 @@ impl Sets {
     pub(super) fn build(job: &spec::Job, sources: &Sources) -> Result<Self, ResolveError> {
         let mut sets = Self::default();
         let (data, limits, seed) = (&job.data, &job.data.limits, u64::from(job.seed));
-        let bad = data.max_bad_fraction;
+        let mut budget = Budget::default();
+        let mut bounds = (data.max_bad_fraction, &mut budget);
+        let bounds = &mut bounds;
         if let Some(generator) = &data.generator {
             sets.generate(generator, seed);
         }
-        sets.read(&sources.sft, names::SFT, bad, |sets| &mut sets.sft)?;
-        sets.read(&sources.preferences, names::PREFERENCES, bad, |sets| &mut sets.preferences)?;
-        sets.read(&sources.golden, names::GOLDEN, bad, |sets| &mut sets.golden)?;
-        sets.read(&sources.prompts, names::PROMPTS, bad, |sets| &mut sets.prompts)?;
-        sets.read(&sources.evaluation_preferences, names::EVALUATION_PREFERENCES, bad, |sets| {
+        sets.read(&sources.sft, names::SFT, bounds, |sets| &mut sets.sft)?;
+        sets.read(&sources.preferences, names::PREFERENCES, bounds, |sets| &mut sets.preferences)?;
+        sets.read(&sources.golden, names::GOLDEN, bounds, |sets| &mut sets.golden)?;
+        sets.read(&sources.prompts, names::PROMPTS, bounds, |sets| &mut sets.prompts)?;
+        sets.read(&sources.evaluation_preferences, names::EVALUATION_PREFERENCES, bounds, |sets| {
             &mut sets.evaluation_preferences
         })?;
-        sets.read(&sources.evaluation_prompts, names::EVALUATION_PROMPTS, bad, |sets| {
+        sets.read(&sources.evaluation_prompts, names::EVALUATION_PROMPTS, bounds, |sets| {
             &mut sets.evaluation_prompts
         })?;
 
@@ -81,13 +87,17 @@ impl Sets {
         &mut self,
         source: &Source,
         name: &'static str,
-        max_bad_fraction: f64,
+        (max_bad_fraction, budget): &mut (f64, &mut Budget),
         set: impl Fn(&mut Self) -> &mut Vec<T>,
     ) -> Result<(), ResolveError> {
-        let Some(parsed) = source.parse::<T>(max_bad_fraction)? else { return Ok(()) };
+        let Some(parsed) = source.parse::<T>(*max_bad_fraction, budget)? else { return Ok(()) };
         self.note_skipped(source.field, &parsed);
         let shown: Vec<String> = parsed.bad.iter().map(ToString::to_string).collect();
         self.note_bad(name, parsed.bad_rows, &shown);
+        if !parsed.ignored.is_empty() {
+            self.summary(name).ignored_columns = parsed.ignored.into_keys().collect();
+        }
+        self.places.insert(source.field, parsed.places);
         *set(self) = parsed.rows;
         Ok(())
     }
@@ -98,6 +108,7 @@ impl Sets {
             (skipped.duplicates, "duplicate rows"),
             (skipped.ties, "comparisons of equal score"),
             (skipped.spare_answers, "golden answers beside a prompt's first"),
+            (skipped.undesirable, "answers labelled as bad ones"),
         ];
         for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
             self.warnings.push(format!("{field}: {count} {what} are left out"));
@@ -189,7 +200,14 @@ impl Sets {
         let rows = |set: &str| counts.iter().find(|(name, _)| *name == set).map_or(0, |(_, rows)| *rows);
         match needs.into_iter().find(|(needed, _, set, _)| *needed && rows(set) == 0) {
             None => Ok(()),
-            Some((_, field, set, advice)) => Err(ResolveError::Empty { field, set, advice }),
+            Some((_, field, set, advice)) => {
+                let about = |warning: &&String| {
+                    [field, set].iter().any(|name| warning.starts_with(&format!("{name}: ")))
+                };
+                let lost: Vec<&str> = self.warnings.iter().filter(about).map(String::as_str).collect();
+                let lost = if lost.is_empty() { String::new() } else { format!(" ({})", lost.join("; ")) };
+                Err(ResolveError::Empty { field, set, lost, advice })
+            }
         }
     }
 

@@ -1,26 +1,32 @@
 //! Golden answers and demonstrations.
 
-use super::turns::{ReadPrompt, answer, messages, prompt_field};
-use super::{Found, Wanted, describe};
-use crate::data::rows::{DemonstrationRow, GoldenRow, Prompt, Role};
+use super::columns::Purpose;
+use super::fields::Fields;
+use super::turns::answer;
+use super::{Found, Wanted, describe, prompts};
+use crate::data::rows::{DemonstrationRow, GoldenRow, Prompt};
 use serde_json::{Map, Value};
 
 impl Wanted for GoldenRow {
     const NAME: &'static str = "golden answers";
+    const PURPOSE: Purpose = Purpose::Golden;
 
     fn read(record: &Value, found: &mut Found<Self>) -> Result<(), String> {
-        let (prompt, golden) = read(record, "golden", found)?;
-        found.rows.push(GoldenRow { id: 0, prompt, golden });
+        if let Some((prompt, golden)) = read(record, "golden", found)? {
+            found.rows.push(GoldenRow { id: 0, prompt, golden });
+        }
         Ok(())
     }
 }
 
 impl Wanted for DemonstrationRow {
     const NAME: &'static str = "demonstrations";
+    const PURPOSE: Purpose = Purpose::Demonstrations;
 
     fn read(record: &Value, found: &mut Found<Self>) -> Result<(), String> {
-        let (prompt, answer) = read(record, "answer", found)?;
-        found.rows.push(DemonstrationRow { id: 0, prompt, answer });
+        if let Some((prompt, answer)) = read(record, "answer", found)? {
+            found.rows.push(DemonstrationRow { id: 0, prompt, answer });
+        }
         Ok(())
     }
 }
@@ -28,21 +34,70 @@ impl Wanted for DemonstrationRow {
 /// The names an answer goes by; all are accepted wherever an answer is wanted.
 const NAMES: [&str; 5] = ["golden", "answer", "completion", "response", "output"];
 
-fn read<T>(record: &Value, wanted: &str, found: &mut Found<T>) -> Result<(Prompt, String), String> {
-    let Value::Object(fields) = record else {
+/// The prompt and its answer; nothing where the answer is labelled as a bad one.
+fn read<T: Wanted>(
+    record: &Value,
+    wanted: &'static str,
+    found: &mut Found<T>,
+) -> Result<Option<(Prompt, String)>, String> {
+    let Value::Object(all) = record else {
         return Err(format!("found {}; a prompt and its {wanted} are expected", describe(record)));
     };
-    let names = std::iter::once(wanted).chain(NAMES);
-    let Some((name, value)) = names.into_iter().find_map(|name| fields.get(name).map(|value| (name, value)))
-    else {
-        return dialogue(record, fields, wanted);
+    let fields = Fields::new(all);
+    let is_good = label(&fields)?;
+    let row = match candidate(&fields, wanted)? {
+        None => dialogue(record, &fields, wanted)?,
+        Some((name, value)) => {
+            let Some(prompt) = prompts::of_fields(&fields, None)? else {
+                return Err(format!("found {}; there is {name} but no prompt", describe(record)));
+            };
+            let value = first(name, value, found)?;
+            let text = answer(name, value, &prompt)?;
+            (prompt.prompt, text)
+        }
     };
-    let Some(prompt) = prompt_field(fields)? else {
-        return Err(format!("found {}; there is {name} but no prompt", describe(record)));
+    fields.finish(T::PURPOSE, &mut found.ignored)?;
+    if !is_good {
+        found.undesirable += 1;
+        return Ok(None);
+    }
+    Ok(Some(row))
+}
+
+/// Whether the answer is a good one: KTO's label.
+fn label(fields: &Fields<'_>) -> Result<bool, String> {
+    let Some((name, value)) = fields.first(["label", "kto_tag"]).filter(|(_, value)| !value.is_null()) else {
+        return Ok(true);
     };
-    let value = first(name, value, found)?;
-    let text = answer(name, value, &prompt)?;
-    Ok((prompt.prompt, text))
+    match (value, value.as_f64()) {
+        (Value::Bool(good), _) => Ok(*good),
+        (_, Some(1.0)) => Ok(true),
+        (_, Some(0.0)) => Ok(false),
+        _ => Err(format!(
+            "{name}: found {}; true or false is expected: rename the column if it is no label of the answer",
+            describe(value)
+        )),
+    }
+}
+
+/// The column that holds the answer: the one named as wanted, else the only one of the others.
+fn candidate<'a>(
+    fields: &Fields<'a>,
+    wanted: &'static str,
+) -> Result<Option<(&'static str, &'a Value)>, String> {
+    if let Some(value) = fields.get(wanted) {
+        return Ok(Some((wanted, value)));
+    }
+    let is_empty =
+        |value: &Value| value.is_null() || value.as_str().is_some_and(|text| text.trim().is_empty());
+    let all = NAMES.into_iter().filter_map(|name| fields.get(name).map(|value| (name, value)));
+    let (empty, given): (Vec<_>, Vec<_>) = all.partition(|(_, value)| is_empty(value));
+    if let Some((one, first)) = given.first()
+        && let Some((other, _)) = given.iter().find(|(_, value)| value != first)
+    {
+        return Err(format!("{one} and {other} both hold an answer; keep one of them"));
+    }
+    Ok(given.into_iter().chain(empty).next())
 }
 
 /// The answer itself, or the first of several (in a list of strings, or named by who gave them).
@@ -64,18 +119,11 @@ fn is_message(fields: &Map<String, Value>) -> bool {
 }
 
 /// A dialogue in a list of messages, whose last turn is the answer.
-fn dialogue(record: &Value, fields: &Map<String, Value>, wanted: &str) -> Result<(Prompt, String), String> {
-    let named = ["messages", "conversations"].into_iter().find(|name| fields.contains_key(*name));
-    let Some((name, Value::Array(list))) = named.map(|name| (name, &fields[name])) else {
-        return Err(format!("found {}; a prompt and its {wanted} are expected", describe(record)));
-    };
-    let mut turns = messages(list).map_err(|what| format!("{name}: {what}"))?;
-    match turns.pop() {
-        Some(last) if last.role == Role::Assistant && !last.content.is_empty() => {
-            let prompt = ReadPrompt::of_messages(turns).map_err(|what| format!("{name}: {what}"))?;
-            Ok((prompt.prompt, last.content))
-        }
-        Some(last) if last.role == Role::Assistant => Err(format!("{name}: the answer is empty")),
-        Some(_) | None => Err(format!("{name}: the last message must be the assistant's, the {wanted}")),
+fn dialogue(record: &Value, fields: &Fields<'_>, wanted: &str) -> Result<(Prompt, String), String> {
+    match prompts::conversation(fields)? {
+        None => Err(format!("found {}; a prompt and its {wanted} are expected", describe(record))),
+        Some((_, None)) => Err(format!("messages: the last message must be the assistant's, the {wanted}")),
+        Some((_, Some(last))) if last.content.is_empty() => Err("messages: the answer is empty".to_owned()),
+        Some((prompt, Some(last))) => Ok((prompt.prompt, last.content)),
     }
 }

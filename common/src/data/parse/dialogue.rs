@@ -1,58 +1,147 @@
 //! Dialogues written as one text: `\n\nHuman: …\n\nAssistant: …`, and the variant with `## Human:` headings.
+//!
+//! A heading stands at the start of a line. Where headings of `Human:` follow a blank line, those that do not are text, as in
+//! the HH data; where none does, every line that starts with a heading is a turn. Windows line ends are read as line ends.
 
 use super::excerpt;
 use crate::data::rows::{Message, Prompt, Role};
+use std::borrow::Cow;
 
-/// The two headings of a style; each stands at the start of a line.
+/// The two headings of a style.
+#[derive(Clone, Copy, Debug)]
 struct Style {
     human: &'static str,
     assistant: &'static str,
+    /// Turns may have to follow a blank line.
+    spaced: bool,
 }
 
 const STYLES: [Style; 2] = [
-    Style { human: "\n\nHuman:", assistant: "\n\nAssistant:" },
-    Style { human: "\n## Human:", assistant: "\n## Assistant:" },
+    Style { human: "Human:", assistant: "Assistant:", spaced: true },
+    Style { human: "## Human:", assistant: "## Assistant:", spaced: false },
 ];
 
-/// The text with the white space before its first heading made uniform, and its style; `None` for other texts.
-fn recognise(text: &str) -> Option<(String, &'static Style)> {
-    let text = text.trim_start();
-    let style = STYLES.iter().find(|style| text.starts_with(style.human.trim_start()))?;
-    Some((format!("\n\n{text}"), style))
+/// How a dialogue is written, so that answers to it are read the same way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    style: Style,
+    /// Turns follow a blank line.
+    spaced: bool,
+    windows: bool,
+    /// The prompt ends with the heading of the answer.
+    announced: bool,
 }
 
-/// A prompt in dialogue form: it starts with a human turn, and either ends there or with an empty assistant turn.
-/// `None` where the text has no such form.
-pub(super) fn prompt(text: &str) -> Option<Result<Prompt, String>> {
-    let (text, style) = recognise(text)?;
-    Some(read_prompt(&text, style))
+/// A line that starts with a heading.
+#[derive(Clone, Copy, Debug)]
+struct Heading {
+    role: Role,
+    start: usize,
+    end: usize,
+    /// It follows a blank line, or starts the text.
+    spaced: bool,
+}
+
+/// A prompt in dialogue form: it starts with a turn, and either ends there or with an empty assistant turn. Text before the
+/// first turn is the system's where the prompt ends with the assistant's heading. `None` where the text has no such form.
+pub(super) fn prompt(text: &str) -> Option<Result<(Prompt, Form), String>> {
+    let (text, windows) = line_ends(text);
+    let text = text.trim_start();
+    let style = style_of(text, |headings| {
+        let last = headings.last()?;
+        (last.role == Role::Assistant && text[last.end..].trim().is_empty()).then_some(())
+    })?;
+    Some(read_prompt(text, style, windows))
 }
 
 /// Two whole dialogues that part in their last answer: the prompt is the shared prefix up to the last assistant
 /// heading. `None` where the texts are no dialogues.
 pub(super) fn pair(first: &str, second: &str) -> Option<Result<(Prompt, String, String), String>> {
-    let (first, style) = recognise(first)?;
-    let (second, _) = recognise(second)?;
-    let shared = shared_prefix(&first, &second);
-    let Some(heading) = first[..shared].rfind(style.assistant) else {
-        return Some(Err(format!(
+    let (first, windows) = line_ends(first);
+    let (second, _) = line_ends(second);
+    let (first, second) = (first.trim_start(), second.trim_start());
+    let style = style_of(first, |_| Some(()))?;
+    style_of(second, |_| Some(()))?;
+    Some(read_pair(first, second, style, windows))
+}
+
+fn read_pair(
+    first: &str,
+    second: &str,
+    style: Style,
+    windows: bool,
+) -> Result<(Prompt, String, String), String> {
+    let shared = &first[..shared_prefix(first, second)];
+    let headings = turns(shared, style)?;
+    let Some(heading) = headings.iter().rfind(|heading| heading.role == Role::Assistant) else {
+        return Err(format!(
             "the two dialogues part before the first assistant turn, after {:?}; they must share their prompt",
-            excerpt(&first[..shared], 40)
-        )));
+            excerpt(shared, 40)
+        ));
     };
-    let end = heading + style.assistant.len();
-    let prompt = read_prompt(&first[..end], style);
-    Some(prompt.map(|prompt| (prompt, first[end..].trim().to_owned(), second[end..].trim().to_owned())))
+    let (prompt, form) = read_prompt(&first[..heading.end], style, windows)?;
+    let chosen = form.answer("chosen", &first[heading.end..])?;
+    let rejected = form.answer("rejected", &second[heading.end..])?;
+    Ok((prompt, chosen, rejected))
 }
 
 /// One whole dialogue: the prompt before its last answer, and that answer (empty where it ends with a heading).
 pub(super) fn whole(text: &str) -> Option<Result<(Prompt, String), String>> {
-    let (text, style) = recognise(text)?;
-    let Some(heading) = text.rfind(style.assistant) else {
-        return Some(read_prompt(&text, style).map(|prompt| (prompt, String::new())));
-    };
-    let end = heading + style.assistant.len();
-    Some(read_prompt(&text[..end], style).map(|prompt| (prompt, text[end..].trim().to_owned())))
+    let (text, windows) = line_ends(text);
+    let text = text.trim_start();
+    let style = style_of(text, |_| Some(()))?;
+    Some(turns(text, style).and_then(|headings| {
+        let last = headings.iter().rfind(|heading| heading.role == Role::Assistant);
+        let end = last.map_or(text.len(), |heading| heading.end);
+        let (prompt, _) = read_prompt(&text[..end], style, windows)?;
+        Ok((prompt, text[end..].trim().to_owned()))
+    }))
+}
+
+impl Form {
+    /// An answer to a prompt of this form, which may repeat the heading before it.
+    ///
+    /// # Errors
+    /// An answer that goes on with turns of its own.
+    pub(super) fn answer(self, name: &str, text: &str) -> Result<String, String> {
+        let text = if self.windows { line_ends(text).0 } else { Cow::Borrowed(text) };
+        let mut text = text.trim();
+        let mut announced = self.announced;
+        if let Some(after) = text.strip_prefix(self.style.assistant).filter(|_| !announced) {
+            (text, announced) = (after.trim_start(), true);
+        }
+        // A heading of the assistant's own is text, and after its heading an answer's first line is, whatever it starts with.
+        let further = headings(text, self.style).into_iter().find(|heading| {
+            heading.role == Role::User
+                && (heading.spaced || !self.spaced)
+                && (heading.start > 0 || !announced)
+        });
+        match further {
+            None => Ok(text.to_owned()),
+            Some(heading) => Err(format!(
+                "{name}: the answer goes on with a turn of its own, {:?}; one answer is expected, without further turns",
+                excerpt(&text[heading.start..], 40)
+            )),
+        }
+    }
+}
+
+/// The text with line ends of `\n` alone, and whether it had Windows ones.
+fn line_ends(text: &str) -> (Cow<'_, str>, bool) {
+    if text.contains("\r\n") { (Cow::Owned(text.replace("\r\n", "\n")), true) } else { (text.into(), false) }
+}
+
+/// The style of a text that starts with a heading, or that `may_open` with other text, judged by its headings.
+fn style_of(text: &str, may_open: impl Fn(&[Heading]) -> Option<()>) -> Option<Style> {
+    STYLES.into_iter().find(|style| {
+        if text.starts_with(style.human) || text.starts_with(style.assistant) {
+            return true;
+        }
+        let headings = headings(text, *style);
+        headings.first().is_some_and(|first| first.role == Role::User && (first.spaced || !style.spaced))
+            && headings.iter().any(|heading| heading.role == Role::Assistant)
+            && may_open(&headings).is_some()
+    })
 }
 
 fn shared_prefix(first: &str, second: &str) -> usize {
@@ -63,30 +152,58 @@ fn shared_prefix(first: &str, second: &str) -> usize {
     shared
 }
 
-fn read_prompt(text: &str, style: &Style) -> Result<Prompt, String> {
-    let mut messages = turns(text, style);
-    if messages.last().is_some_and(|last| last.role == Role::Assistant && last.content.is_empty()) {
-        messages.pop();
+fn headings(text: &str, style: Style) -> Vec<Heading> {
+    let mut headings = Vec::new();
+    let (mut start, mut spaced) = (0, true);
+    for line in text.split_inclusive('\n') {
+        let marks = [(style.human, Role::User), (style.assistant, Role::Assistant)];
+        if let Some((mark, role)) = marks.into_iter().find(|(mark, _)| line.starts_with(mark)) {
+            headings.push(Heading { role, start, end: start + mark.len(), spaced });
+        }
+        spaced = line.trim().is_empty();
+        start += line.len();
     }
-    super::turns::check_prompt(messages)
+    headings
 }
 
-fn turns(text: &str, style: &Style) -> Vec<Message> {
-    let mut messages = Vec::new();
-    let mut rest = text;
-    let mut open: Option<Role> = None;
-    loop {
-        let human = rest.find(style.human).map(|at| (at, Role::User, style.human.len()));
-        let assistant = rest.find(style.assistant).map(|at| (at, Role::Assistant, style.assistant.len()));
-        let next = [human, assistant].into_iter().flatten().min_by_key(|(at, ..)| *at);
-        let end = next.map_or(rest.len(), |(at, ..)| at);
-        if let Some(role) = open {
-            messages.push(Message::new(role, rest[..end].trim()));
-        }
-        let Some((at, role, length)) = next else {
-            return messages;
-        };
-        rest = &rest[at + length..];
-        open = Some(role);
+/// The headings that begin a turn.
+///
+/// # Errors
+/// Headings of both spacings, where it is not clear which begin a turn.
+fn turns(text: &str, style: Style) -> Result<Vec<Heading>, String> {
+    let headings = headings(text, style);
+    if !style.spaced || !headings.iter().skip(1).any(|heading| heading.spaced) {
+        return Ok(headings);
     }
+    let mut turns: Vec<Heading> = Vec::with_capacity(headings.len());
+    for heading in headings {
+        if heading.spaced {
+            turns.push(heading);
+        } else if turns.last().is_some_and(|last| last.role != heading.role) {
+            return Err(format!(
+                "some turns follow a blank line, but a line within the {}'s turn starts with the other speaker's heading: \
+                 put blank lines before every turn, or change that line",
+                if heading.role == Role::User { "assistant" } else { "human" }
+            ));
+        }
+    }
+    Ok(turns)
+}
+
+fn read_prompt(text: &str, style: Style, windows: bool) -> Result<(Prompt, Form), String> {
+    let headings = turns(text, style)?;
+    let later = headings.get(1..).unwrap_or_default();
+    let spaced = style.spaced && (later.is_empty() || later.iter().any(|heading| heading.spaced));
+    let mut messages = Vec::with_capacity(headings.len() + 1);
+    let before = headings.first().map_or(text, |first| &text[..first.start]).trim();
+    if !before.is_empty() {
+        messages.push(Message::new(Role::System, before));
+    }
+    for (index, heading) in headings.iter().enumerate() {
+        let end = headings.get(index + 1).map_or(text.len(), |next| next.start);
+        messages.push(Message::new(heading.role, text[heading.end..end].trim()));
+    }
+    let is_announced = |last: &mut Message| last.role == Role::Assistant && last.content.is_empty();
+    let announced = messages.pop_if(is_announced).is_some();
+    Ok((super::turns::check_prompt(messages)?, Form { style, spaced, windows, announced }))
 }

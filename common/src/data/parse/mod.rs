@@ -6,51 +6,58 @@
 //! | `{prompt, chosen, rejected}`, each a string or a list of messages | pair; the prompt may be in the lists |
 //! | `{conversations, chosen, rejected}` with `{from, value}` turns | pair |
 //! | `{text: [a, b, …], score: [x, y, …]}`, dialogues or `query<sep>answer` | a pair for every two texts whose scores differ |
+//! | `{instruction, completions}`, `{prompt, answers}`, `{history, human_ref_A, human_ref_B, labels}` | a pair for every two answers of different score or rank |
 //! | `{prompt, golden}`; `golden` a string, or several of which the first counts | golden |
 //! | `{prompt, answer}` (or `completion`, `response`, `output`), `{messages}` ending with the assistant | demonstration, golden |
 //! | any of these, `{prompt}`, or a bare string | prompt |
 //!
-//! Files are JSON lines or one JSON array, plain or gzipped. A `prompt` string in dialogue form is parsed into turns; any other
-//! string is one user message. Texts of dialogues and messages lose the white space around them, because templates write their
-//! own; the answer to a plain string prompt is kept to the byte.
+//! Any of them may have `system` and `history`, which come before the prompt. [`columns`] lists all columns that are known: one of
+//! them that the reading has no use for and that would change what the row means makes it a bad row; the names of all other
+//! columns are collected. Files are JSON lines or JSON arrays, plain or gzipped. A `prompt` string in dialogue form is parsed into
+//! turns; any other string is one user message. Texts of dialogues and messages lose the white space around them, because
+//! templates write their own; the answer to a plain string prompt is kept to the byte.
 
 mod answers;
+mod budget;
+pub mod columns;
 mod dialogue;
-mod preference;
+mod fields;
+mod pairs;
+mod places;
 mod prompts;
 mod records;
+mod scored;
 mod turns;
 
 #[cfg(test)]
 mod tests;
 
+pub use self::budget::Budget;
+use self::columns::Purpose;
+pub use self::places::{Place, Places};
 use super::rows::{Row, assign_ids, content_key};
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::io::Read;
 
 /// Bad rows kept word for word; beyond these they are only counted.
 pub const KEPT_BAD_ROWS: usize = 20;
 
+/// Names of ignored columns that are kept.
+const KEPT_IGNORED: usize = 64;
+
 /// A record that could not be used, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRow {
-    pub file: String,
-    /// Where the record starts, from 1.
-    pub line: usize,
-    /// Its number in the file's array, from 0, where the file is one.
-    pub element: Option<usize>,
+    pub place: Place,
     /// What was found and what was expected.
     pub what: String,
 }
 
 impl fmt::Display for BadRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.file, self.line)?;
-        if let Some(element) = self.element {
-            write!(f, "[{element}]: ")?;
-        }
-        f.write_str(&self.what)
+        write!(f, "{}: {}", self.place, self.what)
     }
 }
 
@@ -63,6 +70,8 @@ pub struct Skipped {
     pub ties: u64,
     /// Golden answers beside a prompt's first one.
     pub spare_answers: u64,
+    /// Answers labelled as bad ones.
+    pub undesirable: u64,
 }
 
 /// What one or more files hold.
@@ -76,6 +85,10 @@ pub struct Parsed<T> {
     /// The first [`KEPT_BAD_ROWS`] of them.
     pub bad: Vec<BadRow>,
     pub skipped: Skipped,
+    /// Columns that were left out, with the number of records that have them.
+    pub ignored: BTreeMap<String, u64>,
+    /// Where each row was read.
+    pub places: Places,
 }
 
 /// A file that cannot be used at all.
@@ -85,6 +98,11 @@ pub enum ParseError {
     Format { file: String, found: String, advice: String },
     #[error("{file}: holds no rows; {expected} are expected, one JSON object per line")]
     Empty { file: String, expected: &'static str },
+    #[error(
+        "{place}: the job's rows take more than {} GiB of memory up to here; give fewer rows, or shorter ones",
+        Budget::BYTES >> 30
+    )]
+    TooLarge { place: Place },
     #[error(
         "{bad_rows} of {records} rows are unusable, more than data.max_bad_fraction ({allowed}) allows; the first is {first}: repair the file or raise the fraction"
     )]
@@ -106,6 +124,7 @@ impl<T> Parsed<T> {
 pub trait Wanted: Row {
     /// In words, plural.
     const NAME: &'static str;
+    const PURPOSE: Purpose;
 
     /// The rows of one record, or what is wrong with it.
     #[doc(hidden)]
@@ -118,37 +137,49 @@ pub struct Found<T> {
     pub(crate) rows: Vec<T>,
     pub(crate) ties: u64,
     pub(crate) spare_answers: u64,
+    pub(crate) undesirable: u64,
+    /// Columns that were left out.
+    pub(crate) ignored: Vec<String>,
 }
 
 /// Parses one file. `file` names it in messages.
 pub fn parse<T: Wanted>(file: &str, bytes: &[u8]) -> Result<Parsed<T>, ParseError> {
-    parse_files([(file, bytes)])
+    parse_files([(file, bytes)], &mut Budget::default())
 }
 
-/// Parses several files into one set.
-pub fn parse_files<'a, T: Wanted>(
-    files: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+/// Parses several files into one set, whose rows are paid for from `budget`.
+pub fn parse_files<'a, T: Wanted, R: Read>(
+    files: impl IntoIterator<Item = (&'a str, R)>,
+    budget: &mut Budget,
 ) -> Result<Parsed<T>, ParseError> {
-    let mut parsed =
-        Parsed { rows: Vec::new(), records: 0, bad_rows: 0, bad: Vec::new(), skipped: Skipped::default() };
+    let mut parsed = Parsed::default();
     let mut seen = HashSet::new();
+    let mut origins = Vec::new();
     for (file, bytes) in files {
-        let text = records::decompress(file, bytes)?;
         let before = parsed.records;
-        for record in records::split(&text) {
+        let file_index = parsed.places.add_file(file);
+        let mut records = records::Records::open(file, bytes)?;
+        while let Some(record) = records.next()? {
             parsed.records += 1;
+            let origin = places::Origin::new(file_index, record.line, record.element);
             let result = record.value.and_then(|value| {
-                let mut found = Found { rows: Vec::new(), ties: 0, spare_answers: 0 };
+                let mut found = Found::default();
                 T::read(&value, &mut found).map(|()| found)
             });
             match result {
-                Ok(found) => parsed.add(found, &mut seen),
-                Err(what) => parsed.add_bad(BadRow {
-                    file: file.to_owned(),
-                    line: record.line,
-                    element: record.element,
-                    what,
-                }),
+                Ok(found) => {
+                    let first_new = parsed.rows.len();
+                    parsed.add(found, &mut seen);
+                    let new = &parsed.rows[first_new..];
+                    origins.extend(new.iter().map(|_| origin));
+                    if !budget.pay(new) {
+                        return Err(ParseError::TooLarge { place: parsed.places.name(origin) });
+                    }
+                }
+                Err(what) => {
+                    let place = parsed.places.name(origin);
+                    parsed.add_bad(BadRow { place, what });
+                }
             }
         }
         if parsed.records == before {
@@ -156,13 +187,43 @@ pub fn parse_files<'a, T: Wanted>(
         }
     }
     assign_ids(&mut parsed.rows);
+    parsed.places.assign(parsed.rows.iter().map(Row::id).zip(origins));
     Ok(parsed)
 }
 
+impl<T> Default for Parsed<T> {
+    fn default() -> Self {
+        Parsed {
+            rows: Vec::new(),
+            records: 0,
+            bad_rows: 0,
+            bad: Vec::new(),
+            skipped: Skipped::default(),
+            ignored: BTreeMap::new(),
+            places: Places::default(),
+        }
+    }
+}
+
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Found { rows: Vec::new(), ties: 0, spare_answers: 0, undesirable: 0, ignored: Vec::new() }
+    }
+}
+
 impl<T: Wanted> Parsed<T> {
-    fn add(&mut self, found: Found<T>, seen: &mut HashSet<[u8; 32]>) {
+    fn add(&mut self, mut found: Found<T>, seen: &mut HashSet<[u8; 32]>) {
         self.skipped.ties += found.ties;
         self.skipped.spare_answers += found.spare_answers;
+        self.skipped.undesirable += found.undesirable;
+        found.ignored.sort_unstable();
+        found.ignored.dedup();
+        for name in found.ignored {
+            let name = excerpt(&name, 64);
+            if self.ignored.len() < KEPT_IGNORED || self.ignored.contains_key(&name) {
+                *self.ignored.entry(name).or_default() += 1;
+            }
+        }
         for row in found.rows {
             if seen.insert(content_key(&row)) {
                 self.rows.push(row);

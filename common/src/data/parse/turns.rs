@@ -1,20 +1,75 @@
-//! Lists of messages, and the fields that hold a prompt or an answer.
+//! Lists of messages, and prompts with the answers to them.
 
-use super::{describe, dialogue};
+use super::dialogue::{self, Form};
+use super::fields::is_blank;
+use super::{describe, excerpt};
 use crate::data::rows::{Message, Prompt, Role};
 use serde_json::{Map, Value};
 
-/// A prompt, and whether answers to it lose the white space around them.
+/// A prompt, and how the answers to it are read.
+#[derive(Debug)]
 pub(super) struct ReadPrompt {
     pub(super) prompt: Prompt,
-    pub(super) trim: bool,
-    /// The string it was read from, where answers may repeat it.
-    text: Option<String>,
+    answers: Answers,
+}
+
+#[derive(Debug)]
+enum Answers {
+    /// To the byte.
+    Exact,
+    /// Without the white space around them.
+    Trimmed,
+    /// As the turns of a dialogue in one text, which they may repeat.
+    Turns { text: String, form: Form },
 }
 
 impl ReadPrompt {
     pub(super) fn of_messages(messages: Vec<Message>) -> Result<Self, String> {
-        Ok(ReadPrompt { prompt: check_prompt(messages)?, trim: true, text: None })
+        Ok(ReadPrompt { prompt: check_prompt(messages)?, answers: Answers::Trimmed })
+    }
+
+    pub(super) fn of_text(text: &str) -> Result<Self, String> {
+        match dialogue::prompt(text) {
+            Some(read) => {
+                let (prompt, form) = read?;
+                Ok(ReadPrompt { prompt, answers: Answers::Turns { text: text.to_owned(), form } })
+            }
+            None => {
+                let prompt = check_prompt(vec![Message::new(Role::User, text)])?;
+                Ok(ReadPrompt { prompt, answers: Answers::Exact })
+            }
+        }
+    }
+
+    /// A string or a list of messages.
+    pub(super) fn of_value(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::String(text) => Self::of_text(text),
+            Value::Array(list) => Self::of_messages(messages(list)?),
+            other => Err(format!("found {}; a string or a list of messages is expected", describe(other))),
+        }
+    }
+
+    pub(super) fn try_map(
+        self,
+        change: impl FnOnce(Prompt) -> Result<Prompt, String>,
+    ) -> Result<Self, String> {
+        Ok(ReadPrompt { prompt: change(self.prompt)?, answers: self.answers })
+    }
+
+    /// The text of an answer as it is kept.
+    pub(super) fn answer(&self, name: &str, text: &str) -> Result<String, String> {
+        let text = match &self.answers {
+            Answers::Exact => text.to_owned(),
+            Answers::Trimmed => text.trim().to_owned(),
+            Answers::Turns { text: prompt, form } => {
+                form.answer(name, text.strip_prefix(prompt.as_str()).unwrap_or(text))?
+            }
+        };
+        if text.trim().is_empty() {
+            return Err(format!("{name}: the answer is empty"));
+        }
+        Ok(text)
     }
 }
 
@@ -33,115 +88,162 @@ pub(super) fn check_prompt(messages: Vec<Message>) -> Result<Prompt, String> {
     }
 }
 
-/// The record's prompt field, under any of its names; `None` where it has none.
-pub(super) fn prompt_field(record: &Map<String, Value>) -> Result<Option<ReadPrompt>, String> {
-    let named = ["prompt", "query"].into_iter().find_map(|name| record.get(name).map(|value| (name, value)));
-    if let Some((name, value)) = named {
-        return prompt(value).map(Some).map_err(|what| format!("{name}: {what}"));
-    }
-    let Some(instruction) = record.get("instruction") else {
-        return Ok(None);
-    };
-    let text = instruction
-        .as_str()
-        .ok_or_else(|| format!("instruction: found {}; a string is expected", describe(instruction)))?;
-    let text = match record.get("input").and_then(Value::as_str) {
-        Some(input) if !input.trim().is_empty() => format!("{text}\n\n{input}"),
-        _ => text.to_owned(),
-    };
-    text_prompt(&text).map(Some).map_err(|what| format!("instruction: {what}"))
-}
-
-/// A prompt given as a string or as a list of messages.
-pub(super) fn prompt(value: &Value) -> Result<ReadPrompt, String> {
-    match value {
-        Value::String(text) => text_prompt(text),
-        Value::Array(list) => ReadPrompt::of_messages(messages(list)?),
-        other => Err(format!("found {}; a string or a list of messages is expected", describe(other))),
-    }
-}
-
-fn text_prompt(text: &str) -> Result<ReadPrompt, String> {
-    match dialogue::prompt(text) {
-        Some(prompt) => Ok(ReadPrompt { prompt: prompt?, trim: true, text: Some(text.to_owned()) }),
-        None => {
-            let prompt = check_prompt(vec![Message::new(Role::User, text)])?;
-            Ok(ReadPrompt { prompt, trim: false, text: None })
-        }
-    }
-}
-
 /// The answer that `value` gives to the prompt: a string, a message, or a list of messages that may repeat the prompt.
 pub(super) fn answer(name: &str, value: &Value, to: &ReadPrompt) -> Result<String, String> {
-    let text = match value {
-        Value::String(text) => match &to.text {
-            Some(prompt) => text.strip_prefix(prompt.as_str()).unwrap_or(text).to_owned(),
-            None => text.clone(),
-        },
-        Value::Object(_) => assistant(name, message(value).map_err(|what| format!("{name}: {what}"))?)?,
+    let in_field = |what| format!("{name}: {what}");
+    match value {
+        Value::String(text) => to.answer(name, text),
+        Value::Object(_) => {
+            let message = messages(std::slice::from_ref(value)).map_err(in_field)?.pop();
+            to.answer(name, &assistant(name, message)?)
+        }
         Value::Array(list) => {
-            let mut turns = messages(list).map_err(|what| format!("{name}: {what}"))?;
-            if turns.starts_with(&to.prompt.messages) {
-                turns.drain(..to.prompt.messages.len());
+            let mut turns = messages(list).map_err(in_field)?;
+            let prompt = &to.prompt.messages;
+            // The system turn may stand in a column of its own.
+            let said = prompt.strip_prefix(system_turns(prompt)).unwrap_or(prompt);
+            let repeated = [prompt.as_slice(), said].into_iter().find(|turns_of| turns.starts_with(turns_of));
+            turns.drain(..repeated.map_or(0, <[Message]>::len));
+            if turns.len() != 1 {
+                return Err(format!(
+                    "{name}: found {} messages after the prompt; one assistant message is expected",
+                    turns.len()
+                ));
             }
-            let count = turns.len();
-            match (turns.pop(), count) {
-                (Some(last), 1) => assistant(name, last)?,
-                _ => {
-                    return Err(format!(
-                        "{name}: found {count} messages after the prompt; one assistant message is expected"
-                    ));
-                }
-            }
+            to.answer(name, &assistant(name, turns.pop())?)
         }
         other => {
-            return Err(format!(
-                "{name}: found {}; a string or a list of messages is expected",
-                describe(other)
-            ));
+            Err(format!("{name}: found {}; a string or a list of messages is expected", describe(other)))
         }
-    };
-    let text = if to.trim { text.trim().to_owned() } else { text };
-    if text.trim().is_empty() {
-        return Err(format!("{name}: the answer is empty"));
     }
-    Ok(text)
 }
 
-fn assistant(name: &str, message: Message) -> Result<String, String> {
-    match message.role {
-        Role::Assistant => Ok(message.content),
-        other => {
-            Err(format!("{name}: the answer is the {}'s turn; the assistant's is expected", other.as_str()))
+/// The system turn at the start, where there is one.
+fn system_turns(messages: &[Message]) -> &[Message] {
+    let has_system = messages.first().is_some_and(|first| first.role == Role::System);
+    &messages[..usize::from(has_system)]
+}
+
+fn assistant(name: &str, message: Option<Message>) -> Result<String, String> {
+    match message {
+        Some(Message { role: Role::Assistant, content }) => Ok(content),
+        Some(Message { role, .. }) => {
+            Err(format!("{name}: the answer is the {}'s turn; the assistant's is expected", role.as_str()))
         }
+        None => Err(format!("{name}: the answer is empty")),
     }
 }
 
 /// A list of `{role, content}` or `{from, value}` turns.
 pub(super) fn messages(list: &[Value]) -> Result<Vec<Message>, String> {
-    list.iter()
+    let turns: Vec<Message> = list
+        .iter()
         .enumerate()
         .map(|(index, value)| message(value).map_err(|what| format!("message {index}: {what}")))
-        .collect()
+        .collect::<Result<_, _>>()?;
+    // Only the last turn is ever learned from, so that a weight elsewhere changes nothing.
+    if let (Some(Value::Object(fields)), Some(turn)) = (list.last(), turns.last())
+        && turn.role == Role::Assistant
+        && let Some(weight) =
+            fields.get("weight").or_else(|| fields.get("train")).filter(|value| !value.is_null())
+        && (weight.as_f64() == Some(0.0) || weight.as_bool() == Some(false))
+    {
+        let index = list.len() - 1;
+        return Err(format!(
+            "message {index}: weight: the answer is not to be learned from; leave the row out"
+        ));
+    }
+    Ok(turns)
 }
+
+/// Parts of a message that would change what the model reads.
+const UNSUPPORTED: [&str; 10] = [
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "refusal",
+    "audio",
+    "images",
+    "tools",
+];
 
 fn message(value: &Value) -> Result<Message, String> {
     let Value::Object(fields) = value else {
         return Err(format!("found {}; an object with role and content is expected", describe(value)));
     };
-    let role = fields.get("role").or_else(|| fields.get("from"));
-    let content = fields.get("content").or_else(|| fields.get("value"));
-    let (Some(role), Some(content)) = (role, content) else {
+    let named = |names: [&str; 2]| names.into_iter().find_map(|name| fields.get(name));
+    let Some(speaker) = named(["role", "from"]) else {
         return Err(format!("found {}; role and content (or from and value) are expected", describe(value)));
     };
-    let role = match role.as_str() {
-        Some("system") => Role::System,
-        Some("user" | "human") => Role::User,
-        Some("assistant" | "gpt" | "model") => Role::Assistant,
-        _ => return Err(format!("role: found {}; system, user or assistant is expected", describe(role))),
+    let role = role(speaker)?;
+    if let Some(name) =
+        UNSUPPORTED.into_iter().find(|name| fields.get(*name).is_some_and(|part| !is_blank(part)))
+    {
+        return Err(format!("{name}: only the text of messages is supported; leave the row out"));
+    }
+    match named(["content", "value"]) {
+        Some(content) => Ok(Message::new(role, text_of(content)?.trim())),
+        None => Err(format!("found {}; role and content (or from and value) are expected", describe(value))),
+    }
+}
+
+fn role(value: &Value) -> Result<Role, String> {
+    let expected = |advice: &str| Err(format!("role: found {}; {advice}", describe(value)));
+    let Some(name) = value.as_str() else {
+        return expected("system, user or assistant is expected");
     };
+    match name.to_ascii_lowercase().as_str() {
+        "system" | "developer" => Ok(Role::System),
+        "user" | "human" => Ok(Role::User),
+        "assistant" | "gpt" | "model" | "chatgpt" | "bing" | "bard" => Ok(Role::Assistant),
+        "tool" | "function" | "observation" | "function_call" | "tool_call" | "function_response"
+        | "tool_response" | "ipython" => {
+            expected("tools are not supported; system, user or assistant is expected, or leave the row out")
+        }
+        _ => expected("system, user or assistant is expected"),
+    }
+}
+
+/// A message's text: a string, or a list of parts that are all text.
+fn text_of(content: &Value) -> Result<String, String> {
     match content {
-        Value::String(text) => Ok(Message::new(role, text.trim())),
+        Value::String(text) => Ok(text.clone()),
+        Value::Array(parts) => {
+            let texts = parts.iter().enumerate().map(|(index, part)| {
+                part_text(part)
+                    .map_err(|what| format!("content: part {index}: {what}; only text is supported"))
+            });
+            Ok(texts.collect::<Result<Vec<_>, _>>()?.concat())
+        }
         other => Err(format!("content: found {}; a string is expected", describe(other))),
     }
+}
+
+fn part_text(part: &Value) -> Result<&str, String> {
+    let typed = |fields: &Map<String, Value>| fields.get("type").and_then(Value::as_str).map(str::to_owned);
+    match part {
+        Value::String(text) => Ok(text),
+        Value::Object(fields) => match (typed(fields).as_deref(), fields.get("text")) {
+            (None | Some("text" | "input_text" | "output_text"), Some(Value::String(text))) => Ok(text),
+            (Some(kind), _) => Err(format!("found type {:?}", excerpt(kind, 40))),
+            (None, _) => Err(format!("found {}", describe(part))),
+        },
+        other => Err(format!("found {}", describe(other))),
+    }
+}
+
+/// Keys of messages that are known and change nothing, or that have been read.
+const READ: [&str; 6] = ["role", "from", "content", "value", "weight", "train"];
+
+/// Keys of a list's messages that are left out, such as the speaker's name.
+pub(super) fn ignored_keys(list: &[Value]) -> impl Iterator<Item = &str> {
+    let messages = list.iter().filter_map(Value::as_object);
+    let messages = messages.filter(|fields| fields.contains_key("role") || fields.contains_key("from"));
+    messages
+        .flat_map(Map::iter)
+        .filter(|(key, value)| !READ.contains(&key.as_str()) && !is_blank(value))
+        .map(|(key, _)| key.as_str())
 }

@@ -1,3 +1,7 @@
+mod dialogues;
+mod files;
+mod formats;
+
 use super::*;
 use crate::data::rows::{DemonstrationRow, GoldenRow, Message, PairRow, Prompt, PromptRow, Role};
 use flate2::Compression;
@@ -191,13 +195,13 @@ fn a_bad_row_leaves_its_neighbours_alone() {
     let lines = [good.as_bytes(), b"{\"prompt\": \"\xff\"}", b"{", b"", good.replace('q', "p").as_bytes()]
         .join(&b'\n');
     let parsed = parse::<PairRow>("x.jsonl", &lines).unwrap();
-    let places: Vec<_> = parsed.bad.iter().map(|bad| (bad.line, bad.element)).collect();
+    let places: Vec<_> = parsed.bad.iter().map(|bad| (bad.place.line, bad.place.element)).collect();
     assert_eq!((parsed.rows.len(), places), (2, vec![(2, None), (3, None)]));
     assert!(parsed.bad[0].what.contains("not UTF-8"));
 
     let array = format!("\u{feff}[\n  {good},\n  {{\"prompt\": [}},\n\n 7, {}\n]\n", good.replace('q', "p"));
     let parsed = parse::<PairRow>("x.json", array.as_bytes()).unwrap();
-    let places: Vec<_> = parsed.bad.iter().map(|bad| (bad.line, bad.element)).collect();
+    let places: Vec<_> = parsed.bad.iter().map(|bad| (bad.place.line, bad.place.element)).collect();
     assert_eq!((parsed.rows.len(), places), (2, vec![(3, Some(1)), (5, Some(2))]));
     assert!(parsed.bad[0].to_string().starts_with("x.json:3: [1]: not JSON"));
 }
@@ -244,7 +248,8 @@ fn too_many_bad_rows_fail_with_the_first_one_shown() {
 fn several_files_make_one_set() {
     let a = br#"{"prompt": "q"}"#;
     let b = gzip(b"{\"prompt\": \"r\"}\n{\"prompt\": \"q\"}\n{}");
-    let parsed = parse_files::<PromptRow>([("a", &a[..]), ("b.gz", &b)]).unwrap();
+    let parsed =
+        parse_files::<PromptRow, _>([("a", &a[..]), ("b.gz", &b[..])], &mut Budget::default()).unwrap();
     assert_eq!((parsed.rows.len(), parsed.skipped.duplicates), (2, 1));
     assert_eq!(parsed.bad[0].to_string(), "b.gz:3: found an object without fields; a prompt is expected");
 }
@@ -325,7 +330,7 @@ fn shared_files_in_native_formats_parse() {
         let first: Vec<_> = parsed.bad.iter().map(ToString::to_string).collect();
         assert_eq!(
             (parsed.records, parsed.rows.len(), parsed.bad_rows, parsed.skipped),
-            (records, rows, bad, Skipped { ties, duplicates, spare_answers: 0 }),
+            (records, rows, bad, Skipped { ties, duplicates, ..Skipped::default() }),
             "{file}: {first:#?}"
         );
     }

@@ -1,0 +1,202 @@
+//! Columns by their meaning, format by format.
+
+use super::*;
+
+fn golden(text: &str) -> Parsed<GoldenRow> {
+    parse("golden.jsonl", text.as_bytes()).unwrap()
+}
+
+fn prompts(text: &str) -> Parsed<PromptRow> {
+    parse("prompts.jsonl", text.as_bytes()).unwrap()
+}
+
+#[test]
+fn a_records_own_system_and_history_are_read_in_every_form() {
+    let with_system = turns(&[(System, "S"), (User, "q")]);
+    let with_history = turns(&[(System, "S"), (User, "a"), (Assistant, "b"), (User, "q")]);
+    for (fields, expected) in [
+        (r#""system": "S", "prompt": "q""#, &with_system),
+        (r#""system_prompt": "S", "question": "q""#, &with_system),
+        (r#""system": "S", "instruction": "q", "input": """#, &with_system),
+        (r#""system": " S ", "conversations": [{"from": "human", "value": "q"}]"#, &with_system),
+        (
+            r#""system": "S", "messages": [{"role": "developer", "content": "S"}, {"role": "user", "content": "q"}]"#,
+            &with_system,
+        ),
+        (r#""system": "S", "prompt": "\n\nHuman: q\n\nAssistant:""#, &with_system),
+        (r#""system": "S", "instruction": "q", "history": [["a", "b"]]"#, &with_history),
+        (
+            r#""system": "S", "prompt": "q", "history": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]"#,
+            &with_history,
+        ),
+        (
+            r#""history": [["a", "b"]], "prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]"#,
+            &with_history,
+        ),
+    ] {
+        let pair = only(&pairs(&format!(r#"{{{fields}, "chosen": "x", "rejected": "y"}}"#)));
+        let golden = only(&golden(&format!(r#"{{{fields}, "output": "x"}}"#)));
+        let prompt = only(&prompts(&format!("{{{fields}}}")));
+        assert_eq!([&pair.prompt, &golden.prompt, &prompt.prompt], [expected; 3], "{fields}");
+    }
+    let in_lists = r#"{"system": "S", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}],
+        "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "y"}]}"#;
+    assert_eq!(only(&pairs(in_lists)).prompt, with_system);
+    assert_eq!(only(&prompts(in_lists)).prompt, with_system);
+    let whole = r#"{"system": "S", "chosen": "\n\nHuman: q\n\nAssistant: x", "rejected": "\n\nHuman: q\n\nAssistant: y"}"#;
+    assert_eq!(only(&pairs(whole)).prompt, with_system);
+    assert_eq!(
+        only(&pairs(r#"{"system": "S", "text": ["q<sep>x", "q<sep>y"], "score": [2, 1]}"#)).prompt,
+        with_system
+    );
+    let dialogue = r#"{"system": "S", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "x"}]}"#;
+    assert_eq!(only(&golden(dialogue)).prompt, with_system);
+}
+
+#[test]
+fn labels_tell_good_answers_from_bad_ones() {
+    let text = concat!(
+        "{\"prompt\": \"a\", \"completion\": \"good\", \"label\": true}\n",
+        "{\"prompt\": \"b\", \"completion\": \"bad\", \"label\": false}\n",
+        "{\"prompt\": [{\"role\": \"user\", \"content\": \"c\"}], \"completion\": [{\"role\": \"assistant\", \"content\": \"good\"}], \"label\": 1}\n",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"d\"}, {\"role\": \"assistant\", \"content\": \"bad\"}], \"kto_tag\": false}\n",
+    );
+    let parsed = golden(text);
+    let found: Vec<_> = parsed.rows.iter().map(|row| row.golden.as_str()).collect();
+    assert_eq!((found, parsed.skipped.undesirable, parsed.bad_rows), (vec!["good", "good"], 2, 0));
+    let demonstrations = parse::<DemonstrationRow>("d", text.as_bytes()).unwrap();
+    assert_eq!((demonstrations.rows.len(), demonstrations.skipped.undesirable), (2, 2));
+    assert_eq!(prompts(text).rows.len(), 4);
+    for (text, what) in [
+        (r#"{"prompt": "a", "completion": "x", "label": "true"}"#, "label: found the string \"true\""),
+        (r#"{"prompt": "a", "completion": "x", "label": 0.5}"#, "label: found the number 0.5"),
+    ] {
+        assert!(fault::<GoldenRow>(text).contains(what), "{}", fault::<GoldenRow>(text));
+    }
+    let unpaired = fault::<PairRow>(r#"{"prompt": "a", "completion": "x", "label": true}"#);
+    assert!(unpaired.contains("labelled answers give no pairs"), "{unpaired}");
+    let stray = fault::<PairRow>(r#"{"prompt": "a", "chosen": "x", "rejected": "y", "label": false}"#);
+    assert!(stray.contains("label: found false"), "{stray}");
+}
+
+#[test]
+fn ultrafeedback_is_read_in_both_forms() {
+    let binarized = r#"{"prompt": "q", "prompt_id": "7", "score_chosen": 8.5, "score_rejected": 7.0,
+        "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}],
+        "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "y"}],
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}]}"#;
+    let parsed = pairs(binarized);
+    let row = only(&parsed);
+    assert_eq!((row.chosen.as_str(), row.rejected.as_str(), row.margin), ("x", "y", Some(1.5)));
+    assert_eq!(parsed.ignored.keys().collect::<Vec<_>>(), ["prompt_id"]);
+    assert_eq!(only(&parse::<DemonstrationRow>("d", binarized.as_bytes()).unwrap()).answer, "x");
+    let swapped = binarized.replace("8.5", "6.5");
+    assert!(fault::<PairRow>(&swapped).contains("score_chosen: 6.5 is below score_rejected, 7"));
+
+    let original = r#"{"source": "evol", "instruction": "q", "models": ["m"], "completions": [
+        {"model": "a", "response": "x", "overall_score": 6.0, "critique": "c"},
+        {"model": "b", "response": "y", "overall_score": 8.0},
+        {"model": "c", "response": "z", "overall_score": 8.0}]}"#;
+    let parsed = pairs(original);
+    let found: Vec<_> =
+        parsed.rows.iter().map(|row| (row.chosen.as_str(), row.rejected.as_str(), row.margin)).collect();
+    assert_eq!(found, [("y", "x", Some(2.0)), ("z", "x", Some(2.0))]);
+    assert_eq!((parsed.skipped.ties, only(&prompts(original)).prompt), (1, Prompt::user("q")));
+}
+
+#[test]
+fn ranked_and_voted_answers_give_pairs_without_margins() {
+    let nectar = r#"{"prompt": "\n\nHuman: q\n\nAssistant: ", "turns": 1, "answers": [
+        {"answer": "x", "model": "a", "rank": 2.0}, {"answer": "y", "model": "b", "rank": 1.0}]}"#;
+    let row = only(&pairs(nectar));
+    assert_eq!((row.prompt, row.chosen.as_str(), row.margin), (Prompt::user("q"), "y", None));
+    let shp = r#"{"history": "q", "human_ref_A": "x", "human_ref_B": "y", "labels": 0, "score_A": 3, "score_B": 9}"#;
+    let row = only(&pairs(shp));
+    assert_eq!((row.prompt, row.chosen.as_str(), row.rejected.as_str()), (Prompt::user("q"), "y", "x"));
+    assert_eq!(only(&pairs(&shp.replace("\"labels\": 0", "\"labels\": 1"))).chosen, "x");
+    assert_eq!(only(&prompts(shp)).prompt, Prompt::user("q"));
+    assert!(
+        fault::<PairRow>(&shp.replace("\"labels\": 0", "\"labels\": 2"))
+            .contains("labels: found the number 2")
+    );
+}
+
+#[test]
+fn openais_preferences_and_parts_are_read() {
+    let row = only(&pairs(
+        r#"{"input": {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "?"}]}],
+            "tools": [], "parallel_tool_calls": true},
+            "preferred_output": [{"role": "assistant", "content": "x"}], "non_preferred_output": [{"role": "assistant", "content": "y"}]}"#,
+    ));
+    assert_eq!((row.prompt, row.chosen.as_str(), row.rejected.as_str()), (Prompt::user("q?"), "x", "y"));
+}
+
+#[test]
+fn what_changes_a_row_and_is_not_supported_is_refused_by_name() {
+    let messages =
+        |message: &str| format!(r#"{{"messages": [{{"role": "user", "content": "q"}}, {message}]}}"#);
+    let rows = [
+        (r#"{"prompt": "q", "answer": "x", "tools": [{"name": "f"}]}"#.to_owned(), "tools: found a list of 1"),
+        (r#"{"prompt": "q", "answer": "x", "tools": "[{\"name\": \"f\"}]"}"#.to_owned(), "tools: found the string"),
+        (r#"{"prompt": "q", "answer": "x", "images": ["a.png"]}"#.to_owned(), "images: "),
+        (r#"{"prompt": "q", "answer": "x", "chat_template_kwargs": {"a": true}}"#.to_owned(), "chat_template_kwargs: "),
+        (r#"{"prompt": "q", "answer": "x", "labels": [true]}"#.to_owned(), "labels: "),
+        (r#"{"prompt": "q", "question": "r", "answer": "x"}"#.to_owned(), "question: found the string \"r\""),
+        (r#"{"prompt": "q", "context": "r", "answer": "x"}"#.to_owned(), "context: "),
+        (r#"{"prompt": "q", "response": "x", "output": "y"}"#.to_owned(), "response and output both hold an answer"),
+        (r#"{"prompt": "q", "answer": "x", "system": ["s"]}"#.to_owned(), "system: found a list of 1"),
+        (r#"{"prompt": "q", "answer": "x", "history": "s"}"#.to_owned(), "history: found the string \"s\""),
+        (r#"{"prompt": "q", "answer": "x", "history": [["s"]]}"#.to_owned(), "history: found a list of 1"),
+        (
+            r#"{"system": "S", "answer": "x", "prompt": [{"role": "system", "content": "T"}, {"role": "user", "content": "q"}]}"#.to_owned(),
+            "system: the prompt has another system turn",
+        ),
+        (messages(r#"{"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}"#), "message 1: tool_calls: "),
+        (messages(r#"{"role": "assistant", "content": "x", "function_call": {"name": "f"}}"#), "function_call: "),
+        (messages(r#"{"role": "assistant", "content": "x", "reasoning_content": "r"}"#), "reasoning_content: "),
+        (messages(r#"{"role": "assistant", "content": "x", "weight": 0}"#), "message 1: weight: "),
+        (messages(r#"{"role": "tool", "content": "x"}"#), "role: found the string \"tool\"; tools are not supported"),
+        (messages(r#"{"from": "function_call", "value": "x"}"#), "tools are not supported"),
+        (messages(r#"{"from": "observation", "value": "x"}"#), "tools are not supported"),
+        (
+            messages(r#"{"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}"#),
+            "content: part 0: found type \"image_url\"",
+        ),
+        (messages(r#"{"role": "assistant", "content": null}"#), "content: found null"),
+    ];
+    for (text, what) in rows {
+        let found = fault::<GoldenRow>(&text);
+        assert!(found.contains(what), "{text}\n{found}");
+    }
+    let pair = |more: &str| format!(r#"{{"prompt": "q", "chosen": "x", "rejected": "y", {more}}}"#);
+    for (text, what) in [
+        (pair(r#""score": 0.5"#), "score: found the number 0.5"),
+        (pair(r#""score_chosen": "high", "score_rejected": 1"#), "score_chosen: found the string"),
+        (pair(r#""messages": [{"role": "user", "content": "r"}]"#), "prompt: found the string \"q\""),
+        (pair(r#""documents": ["d"]"#), "documents: "),
+    ] {
+        let found = fault::<PairRow>(&text);
+        assert!(found.contains(what), "{text}\n{found}");
+    }
+}
+
+#[test]
+fn what_is_empty_or_says_the_same_is_no_fault() {
+    let text = r#"{"prompt": "q", "question": "q ", "system": "", "history": [], "tools": null, "images": [], "input": "",
+        "response": "x", "output": "x", "label": null, "chat_template_kwargs": {}, "functions": "[]"}"#;
+    let row = only(&golden(text));
+    assert_eq!((row.prompt, row.golden.as_str()), (Prompt::user("q"), "x"));
+}
+
+#[test]
+fn other_columns_are_collected_by_name() {
+    let text = concat!(
+        "{\"id\": 7, \"prompt\": \"a\", \"answer\": \"x\", \"score\": 3}\n",
+        "{\"id\": 8, \"source\": \"s\", \"messages\": [{\"role\": \"user\", \"name\": \"Ann\", \"content\": \"b\"}, {\"role\": \"assistant\", \"content\": \"x\"}]}",
+    );
+    let parsed = parse::<DemonstrationRow>("d", text.as_bytes()).unwrap();
+    let ignored: Vec<_> = parsed.ignored.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
+    assert_eq!(ignored, [("id", 2), ("messages[].name", 1), ("score", 1), ("source", 1)]);
+    let many: String = (0..1000).map(|n| format!("{{\"prompt\": \"{n}\", \"column {n}\": 1}}\n")).collect();
+    assert_eq!(prompts(&many).ignored.len(), 64);
+}
