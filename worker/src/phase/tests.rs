@@ -1,5 +1,6 @@
 //! Every phase of a small game, on one rank and without a coordinator: the test leases the chunks.
 
+mod conform;
 mod policy;
 
 use std::fs;

@@ -154,3 +154,53 @@ fn a_pad_token_that_texts_hold_is_refused_or_replaced() {
     beyond.config["pad_token_id"] = json!(17);
     assert!(pad(&beyond, None).0.is_ok_and(|id| id < 17), "no token has the id 17");
 }
+
+/// A tokenizer that marks the start of a text, but not what stands after BOS.
+fn marking() -> ModelText {
+    let mut words: Vec<String> = ["<unk>", "<s>", "</s>", "▁"].map(str::to_owned).to_vec();
+    words.extend("\nHumanAsit:bcd".chars().map(String::from));
+    words.sort();
+    words.dedup();
+    let vocabulary: Vec<_> = words.iter().map(|word| json!([word, -1.0])).collect();
+    let id = |word: &str| words.iter().position(|known| known == word).unwrap();
+    let special = ["<s>", "</s>"].map(|word| {
+        json!({"id": id(word), "content": word, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    });
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": special, "pre_tokenizer": metaspace, "decoder": metaspace,
+        "model": {"type": "Unigram", "unk_id": id("<unk>"), "vocab": vocabulary},
+    });
+    ModelText {
+        tokenizer: tokenizer.to_string().into_bytes(),
+        tokenizer_config: json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}),
+        config: json!({"vocab_size": 40}),
+        ..ModelText::default()
+    }
+}
+
+#[test]
+fn where_no_template_gives_the_trained_tokens_there_is_none() {
+    let files = marking();
+    for template in [Template::Hh, Template::Plain, Template::Auto] {
+        let (result, trained) = result(&files, &text(template.clone()));
+        assert!(result.chat_template().is_none(), "{template:?}: {trained:?}");
+        // The job itself goes on as it began.
+        let settings = text(template);
+        let [before, after] = [&files, &result].map(|files| Encoder::new(files, &settings).unwrap());
+        let prompt = Prompt::user("b");
+        assert_eq!(before.prompt(&prompt, 90).unwrap(), after.prompt(&prompt, 90).unwrap());
+        assert_eq!(TrainedText::of(&after, &result, &settings).unwrap(), trained);
+    }
+    // Without BOS there is one.
+    assert_same_tokens(&files, &Text { bos: Bos::Never, ..text(Template::Hh) }, &[Prompt::user("b")], "c");
+    // A template file of the model's own would be another template: it says that there is none.
+    let mut own = marking();
+    own.chat_template = Some(TURNS.to_owned());
+    let (result, _) = result(&own, &text(Template::Hh));
+    let error = Encoder::new(&result, &text(Template::Chat)).err().unwrap().to_string();
+    assert!(error.contains("no chat template renders the tokens"), "{error}");
+}
