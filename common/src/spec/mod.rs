@@ -134,6 +134,13 @@ impl Job {
                     .to_owned(),
             );
         }
+        if self.evaluation.best_by == BestBy::RewardMean && self.reward_step.refresh == Refresh::EveryRound {
+            warnings.push(
+                "evaluation.best_by: reward_mean compares rewards of different reward models, whose offsets and scales are \
+                 arbitrary; reward_gain, the default, measures each from the start policy"
+                    .to_owned(),
+            );
+        }
         if self.policy_step.method.needs_sampler() && !self.sampling.is_plain() {
             let method = self.policy_step.method.name();
             warnings.push(format!(
@@ -194,7 +201,7 @@ impl Job {
             return Err(SpecError::field(
                 "evaluation.best_by",
                 "gold_mean",
-                "reward_mean or reward_accuracy",
+                "reward_gain, reward_mean or reward_accuracy",
             )
             .advice("gold_mean needs a gold reward (evaluation.gold)"));
         }

@@ -74,7 +74,10 @@ choices! {
     /// The metric that names the best round; more is better.
     BestBy:
     GoldMean = "gold_mean",
+    /// The reward over the start policy's under the round's own reward model, in standard deviations of the latter.
     #[default]
+    RewardGain = "reward_gain",
+    /// As the round's own reward model has it, whatever its offset and scale.
     RewardMean = "reward_mean",
     RewardAccuracy = "reward_accuracy",
 }

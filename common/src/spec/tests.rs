@@ -38,7 +38,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!((job.reward_step.optimizer.beta1, job.reward_step.optimizer.clip_norm), (0.9, Some(1.0)));
     assert_eq!((job.generation.chunk_prompts, job.generation.slots), (32, 32));
     assert_eq!(job.evaluation.sampling.max_new_tokens, job.sampling.max_new_tokens);
-    assert_eq!((job.evaluation.best_by, job.evaluation.kl_prompts), (BestBy::RewardMean, 64));
+    assert_eq!((job.evaluation.best_by, job.evaluation.kl_prompts), (BestBy::RewardGain, 64));
     assert_eq!((job.resources.ranks, job.resources.device), (1, DeviceKind::Cpu));
     assert!(!job.has_sft() && job.reward.model.is_none());
 }

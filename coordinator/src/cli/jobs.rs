@@ -97,6 +97,12 @@ pub(crate) async fn watch(args: &JobArgs) -> Result<()> {
         output::json(&report::summary(&job, &LocalArtifacts::default(), seconds))?;
     } else if !job.rounds.is_empty() {
         output::line(&format!("\n{}\n", report::table(&job, terminal::stdout_columns())))?;
+        for note in report::notes(&job) {
+            output::line(&format!("{note}\n"))?;
+        }
+        if let Some(best) = report::best(&job) {
+            output::line(&format!("best round   {} {}", best.round, best.text()))?;
+        }
         output::line(&format!("bring the results with `foil pull {} DIR`", job.id))?;
     }
     succeed(&job)

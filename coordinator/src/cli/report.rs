@@ -1,16 +1,22 @@
 //! A finished job for readers (a table of rounds) and for programs (one JSON object).
 
+mod alarms;
+mod best;
 mod failure;
 
 use foil_common::drift;
+use foil_common::figures::REWARD_GAIN;
 use foil_proto::v1;
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::alarms::alarms;
+pub(crate) use self::best::best;
 pub(crate) use self::failure::failure;
 
 /// What a program may rely on in every round, `null` where it was not measured.
 const REWARD: [&str; 3] = ["accuracy", "ece", "loss"];
-const POLICY: [&str; 6] = ["reward_mean", "gold_mean", "kl", "drift", "length_mean", "truncated_rate"];
+const POLICY: [&str; 7] =
+    ["reward_gain", "reward_mean", "gold_mean", "kl", "drift", "length_mean", "truncated_rate"];
 
 /// Where a run's results lie on this machine.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +46,8 @@ pub(crate) fn summary(job: &v1::Job, artifacts: &LocalArtifacts, seconds: f64) -
         "start": figures(&job.start, &["gold_mean"]),
         "rounds": rounds.collect::<Vec<_>>(),
         "best_round": (job.best_round > 0).then_some(job.best_round),
+        "best": best(job).map(|best| best.json()),
+        "alarms": alarms(job),
         "artifacts": { "policy": artifacts.policy, "reward": artifacts.reward },
         "seconds": seconds,
     });
@@ -84,16 +92,18 @@ enum Side {
     Policy,
 }
 
-const COLUMNS: [Column; 6] = [
+const COLUMNS: [Column; 7] = [
     Column { head: "RM human", side: Side::Reward, metric: "accuracy", digits: 3 },
     Column { head: "RM fresh", side: Side::Reward, metric: "fresh_accuracy", digits: 3 },
+    Column { head: "gain", side: Side::Policy, metric: REWARD_GAIN, digits: 2 },
     Column { head: "reward", side: Side::Policy, metric: "reward_mean", digits: 2 },
     Column { head: "gold", side: Side::Policy, metric: "gold_mean", digits: 2 },
     Column { head: "KL", side: Side::Policy, metric: "kl", digits: 3 },
     Column { head: "length", side: Side::Policy, metric: "length_mean", digits: 1 },
 ];
 
-/// The rounds of a job, one line each, each figure with its standard error. Columns nothing was measured for are
+/// The rounds of a job, one line each, each figure with its standard error, or with its 95 % interval in brackets where it
+/// has none to show. The start policy's gain is 0 by definition. Columns nothing was measured for are
 /// left out; `*` marks the best round. Where `columns` are too few, figures and errors stand closer.
 pub(crate) fn table(job: &v1::Job, columns: usize) -> String {
     let wide = table_with(job, " ± ");
@@ -103,7 +113,13 @@ pub(crate) fn table(job: &v1::Job, columns: usize) -> String {
 
 fn table_with(job: &v1::Job, between: &str) -> String {
     let empty = Vec::new();
-    let start = (String::from("start"), &empty, &job.start);
+    let has_gain =
+        job.rounds.iter().any(|round| round.policy.iter().any(|metric| metric.name == REWARD_GAIN));
+    let mut own = job.start.clone();
+    if has_gain {
+        own.push(v1::Metric { name: REWARD_GAIN.to_owned(), value: 0.0, se: None });
+    }
+    let start = (String::from("start"), &empty, &own);
     let rounds = job.rounds.iter().map(|round| {
         let mark = if round.round == job.best_round { " *" } else { "" };
         (format!("{}{mark}", round.round), &round.reward, &round.policy)
@@ -138,10 +154,31 @@ fn figure(metrics: &[v1::Metric], column: &Column, between: &str) -> String {
         return String::new();
     };
     let digits = column.digits;
-    match metric.se {
-        Some(se) => format!("{:.digits$}{between}{se:.digits$}", metric.value),
-        None => format!("{:.digits$}", metric.value),
+    let end = |end: &str| {
+        let name = format!("{}_{end}", column.metric);
+        metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value)
+    };
+    match (metric.se, end("low").zip(end("high"))) {
+        (Some(se), _) => format!("{:.digits$}{between}{se:.digits$}", metric.value),
+        // A rate of 0 or 1.
+        (None, Some((low, high))) => {
+            let gap = if between.starts_with(' ') { " " } else { "" };
+            format!("{:.digits$}{gap}[{low:.digits$},{gap}{high:.digits$}]", metric.value)
+        }
+        (None, None) => format!("{:.digits$}", metric.value),
     }
+}
+
+/// What a reader of the table must know to read it, and what it warns of.
+pub(crate) fn notes(job: &v1::Job) -> Vec<String> {
+    let has_gain =
+        job.rounds.iter().any(|round| round.policy.iter().any(|metric| metric.name == REWARD_GAIN));
+    let gain = has_gain.then(|| {
+        "gain: reward over the start policy's on the same prompts, in standard deviations of the latter, by the round's own \
+         reward model. The rewards of two rounds are those of two models, and not to be compared."
+            .to_owned()
+    });
+    gain.into_iter().chain(alarms(job).into_iter().map(|alarm| format!("warning: {alarm}"))).collect()
 }
 
 /// Left-aligned columns, two spaces apart.
@@ -182,7 +219,7 @@ pub(crate) fn outline(spec: &v1::JobSpec) -> String {
 
 /// A phase's telling figures, the most telling first: `loss 0.578`, `reward 1.250`.
 pub(crate) fn brief(metrics: &[v1::Metric]) -> Vec<String> {
-    let telling = ["loss", "accuracy", "reward_mean", "gold_mean", "kl", "length_mean"];
+    let telling = ["loss", "accuracy", REWARD_GAIN, "reward_mean", "gold_mean", "kl", "length_mean"];
     let found = telling.iter().filter_map(|name| metrics.iter().find(|metric| metric.name == *name));
     let name = |metric: &v1::Metric| metric.name.trim_end_matches("_mean").to_owned();
     found.take(4).map(|metric| format!("{} {:.3}", name(metric), metric.value)).collect()
@@ -192,7 +229,7 @@ pub(crate) fn brief(metrics: &[v1::Metric]) -> Vec<String> {
 pub(crate) mod tests {
     use super::*;
 
-    fn metric(name: &str, value: f64, se: Option<f64>) -> v1::Metric {
+    pub(crate) fn metric(name: &str, value: f64, se: Option<f64>) -> v1::Metric {
         v1::Metric { name: name.to_owned(), value, se }
     }
 
@@ -239,6 +276,34 @@ start  –              –              –            2.60 ± 0.06  –       
     }
 
     #[test]
+    fn gains_stand_beside_rewards_and_a_rate_at_its_end_has_an_interval() {
+        let mut job = finished_job();
+        for round in &mut job.rounds {
+            round.policy.insert(0, metric("reward_gain", 0.5, Some(0.125)));
+            round.policy.retain(|metric| metric.name != "gold_mean");
+            round.reward.retain(|metric| metric.name != "fresh_accuracy");
+            round.reward.push(metric("fresh_accuracy", 1.0, None));
+            round.reward.extend([
+                metric("fresh_accuracy_low", 0.925, None),
+                metric("fresh_accuracy_high", 1.0, None),
+            ]);
+        }
+        job.start.retain(|metric| metric.name != "gold_mean");
+        let expected = "\
+round  RM human       RM fresh              gain         reward       KL             length
+start  –              –                     0.00         –            –              8.0
+1      0.750 ± 0.020  1.000 [0.925, 1.000]  0.50 ± 0.12  1.50 ± 0.05  3.250 ± 0.100  9.5
+2 *    0.700 ± 0.020  1.000 [0.925, 1.000]  0.50 ± 0.12  1.50 ± 0.05  3.250 ± 0.100  9.5";
+        assert_eq!(table(&job, usize::MAX), expected);
+        assert!(table(&job, 80).contains("1.000[0.925,1.000]"));
+        let notes = notes(&job);
+        assert!(
+            notes.len() == 1 && notes[0].starts_with("gain: reward over the start policy's"),
+            "{notes:?}"
+        );
+    }
+
+    #[test]
     fn progress_and_specification_fit_a_line() {
         let step = vec![metric("seconds", 1.0, None), metric("loss", 0.5784, None)];
         let told =
@@ -279,7 +344,7 @@ start  –              –              –            2.60 ± 0.06  –       
                     "fresh_accuracy": 0.95, "fresh_accuracy_se": 0.01
                 },
                 "policy": {
-                    "reward_mean": 1.5, "reward_mean_se": 0.05, "gold_mean": gold, "gold_mean_se": 0.06,
+                    "reward_gain": null, "reward_mean": 1.5, "reward_mean_se": 0.05, "gold_mean": gold, "gold_mean_se": 0.06,
                     "kl": 3.25, "kl_se": 0.1, "drift": null, "length_mean": 9.5, "truncated_rate": null
                 }
             })
@@ -289,6 +354,8 @@ start  –              –              –            2.60 ± 0.06  –       
             "start": { "gold_mean": 2.6, "gold_mean_se": 0.06, "length_mean": 8.0 },
             "rounds": [round(1, 0.75, 3.5), round(2, 0.7, 4.25)],
             "best_round": 2,
+            "best": { "round": 2, "by": "", "selection": null, "report": null },
+            "alarms": [],
             "artifacts": { "policy": "out/policy", "reward": "out/reward" },
             "seconds": 12.5
         });

@@ -1,4 +1,6 @@
-use super::fixture::{after, commit_next, event, object, state};
+use foil_common::spec;
+
+use super::fixture::{after, commit_next, commit_next_with, event, object, state};
 use super::*;
 use crate::schedule::ended;
 use foil_proto::v1;
@@ -146,6 +148,58 @@ fn the_best_round_is_the_first_of_equals_and_figures_keep_their_round() {
     assert!(done.rounds[1].policy.iter().any(|metric| metric.name == "gold_mean" && metric.value == 2.0));
     assert!(done.rounds[0].reward.iter().any(|metric| metric.name == "fresh_gold_mean"));
     assert_eq!(done.phases_done as usize, phases);
+}
+
+/// The best round where both evaluations of round 1, 2, … have these figures.
+fn best_of(best_by: &'static str, figures: &[&[(&str, f64)]]) -> u32 {
+    let mut state = after(&[|spec| spec.rounds = Some(3)], 0);
+    state.spec.evaluation.best_by = match best_by {
+        "reward_gain" => spec::BestBy::RewardGain,
+        "reward_accuracy" => spec::BestBy::RewardAccuracy,
+        _ => spec::BestBy::GoldMean,
+    };
+    while let Some(phase) = state.phase() {
+        let of_round = figures.get((phase.round as usize).wrapping_sub(1)).copied().unwrap_or_default();
+        commit_next_with(&mut state, |phase| {
+            let of_round = if phase.id.ends_with(".evaluate") { of_round } else { &[] };
+            let metric =
+                |(name, value): &(&str, f64)| v1::Metric { name: (*name).into(), value: *value, se: None };
+            of_round.iter().map(metric).collect()
+        });
+    }
+    view::job(&state).best_round
+}
+
+#[test]
+fn the_best_round_is_named_by_its_own_half_of_the_rows() {
+    // By all rows it would be round 1, by the half that is reported round 3.
+    let halved: [&[(&str, f64)]; 3] = [
+        &[("gold_mean", 9.0), ("selection_gold_mean", 4.0), ("report_gold_mean", 5.0)],
+        &[("gold_mean", 4.0), ("selection_gold_mean", 5.0), ("report_gold_mean", 4.0)],
+        &[("gold_mean", 5.0), ("selection_gold_mean", 5.0), ("report_gold_mean", 9.0)],
+    ];
+    assert_eq!(best_of("gold_mean", &halved), 2);
+    let whole: [&[(&str, f64)]; 3] = [&[("gold_mean", 3.0)], &[("gold_mean", 1.0)], &[("gold_mean", 2.0)]];
+    assert_eq!(best_of("gold_mean", &whole), 1, "few rows are not parted");
+    let accuracy: [&[(&str, f64)]; 2] = [
+        &[("accuracy", 0.9), ("selection_accuracy", 0.6)],
+        &[("accuracy", 0.8), ("selection_accuracy", 0.7)],
+    ];
+    assert_eq!(best_of("reward_accuracy", &accuracy), 2);
+}
+
+/// Raw means are those of reward models whose zeros differ.
+#[test]
+fn without_gold_the_gain_over_the_start_policy_names_the_best_round() {
+    let shifted: [&[(&str, f64)]; 3] = [
+        &[("reward_mean", -0.7), ("reward_gain", 0.8), ("reward_difference_mean", 0.1)],
+        &[("reward_mean", -0.6), ("reward_gain", 0.1), ("reward_difference_mean", 0.2)],
+        &[("reward_mean", -0.3), ("reward_gain", 0.3), ("reward_difference_mean", 0.3)],
+    ];
+    assert_eq!(best_of("reward_gain", &shifted), 1);
+    // Scores of one start answer have no deviation.
+    let lone: [&[(&str, f64)]; 2] = [&[("reward_difference_mean", 0.1)], &[("reward_difference_mean", 0.2)]];
+    assert_eq!(best_of("reward_gain", &lone), 2);
 }
 
 #[test]

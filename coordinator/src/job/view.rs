@@ -1,5 +1,6 @@
 //! How a job and its events look to users.
 
+use foil_common::figures;
 use foil_common::spec::BestBy;
 use foil_proto::v1::{self, job_event};
 
@@ -214,24 +215,32 @@ fn prefixed(prefix: &str, metrics: &[v1::Metric]) -> Vec<v1::Metric> {
     metrics.iter().map(|metric| v1::Metric { name: name(metric), ..metric.clone() }).collect()
 }
 
-/// The evaluated round that is best by the job's own measure, the first of equals; 0 where none is.
+/// The evaluated round that is best by the job's own measure on the half of the rows that is to name it, the first of
+/// equals; 0 where none is. Where the rows are too few for halves, or a log older than they are, all rows name it.
 pub(super) fn best_round(state: &JobState) -> u32 {
-    let (work, name) = match state.spec.evaluation.best_by {
-        BestBy::GoldMean => (Work::EvaluatePolicy, "gold_mean"),
-        BestBy::RewardMean => (Work::EvaluatePolicy, "reward_mean"),
-        BestBy::RewardAccuracy => (Work::EvaluateReward, "accuracy"),
+    let figures: &[(Work, &str)] = match state.spec.evaluation.best_by {
+        BestBy::GoldMean => &[(Work::EvaluatePolicy, "gold_mean")],
+        // Without two start rewards that differ there is no unit; then the difference says which is the better one.
+        BestBy::RewardGain => &[
+            (Work::EvaluatePolicy, figures::REWARD_GAIN),
+            (Work::EvaluatePolicy, figures::REWARD_DIFFERENCE),
+        ],
+        BestBy::RewardMean => &[(Work::EvaluatePolicy, "reward_mean")],
+        BestBy::RewardAccuracy => &[(Work::EvaluateReward, "accuracy")],
     };
+    let best = |(work, name): &(Work, &str)| {
+        let halved = best_by(state, *work, &format!("{}{name}", figures::SELECTION));
+        halved.or_else(|| best_by(state, *work, name))
+    };
+    figures.iter().find_map(best).unwrap_or(0)
+}
+
+fn best_by(state: &JobState, work: Work, name: &str) -> Option<u32> {
     let value = |round: u32| {
         state.done(&Phase::id_of(round, Work::EvaluatePolicy))?;
         metrics_of(state, round, work).iter().find(|metric| metric.name == name).map(|metric| metric.value)
     };
-    let mut best: Option<(u32, f64)> = None;
-    for round in 1..=state.spec.rounds {
-        if let Some(value) = value(round)
-            && best.is_none_or(|(_, most)| value > most)
-        {
-            best = Some((round, value));
-        }
-    }
-    best.map_or(0, |(round, _)| round)
+    let rounds = (1..=state.spec.rounds).filter_map(|round| Some((round, value(round)?)));
+    let best = rounds.reduce(|best, round| if round.1 > best.1 { round } else { best });
+    best.map(|(round, _)| round)
 }

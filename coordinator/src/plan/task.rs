@@ -119,7 +119,10 @@ impl Builder<'_> {
                 samples: Some(self.samples(round, Work::GeneratePolicy)?),
             }),
             Work::ReferencePolicy => self.reference(set)?,
-            Work::EvaluateReward => self.evaluate_reward(self.human_evaluation(set, local)?)?,
+            Work::EvaluateReward => {
+                let first = self.evaluated(1, Work::EvaluateReward, local);
+                self.evaluate_reward(self.human_evaluation(set, local)?, first)?
+            }
             Work::EvaluateRewardFresh => {
                 let skip = match segments(&self.job.spec, round, Work::GenerateGolden).len() {
                     2 => self.chunks(sets::GOLDEN),
@@ -127,9 +130,9 @@ impl Builder<'_> {
                 };
                 let samples = only(self.samples(round, Work::GenerateGolden)?, skip + local);
                 let golden = v1::GoldenPairs { golden: Some(self.dataset(set)?), samples: Some(samples) };
-                self.evaluate_reward(Source::Golden(golden))?
+                self.evaluate_reward(Source::Golden(golden), None)?
             }
-            Work::EvaluatePolicy => self.evaluate_policy(set)?,
+            Work::EvaluatePolicy => self.evaluate_policy(set, local)?,
             Work::Sft | Work::TrainReward | Work::TrainPolicy => return Err(self.missing("chunks")),
         };
         Ok(self.task(work))
@@ -196,14 +199,22 @@ impl Builder<'_> {
         planned.then(|| self.samples(self.phase.round, Work::ReferencePolicy)).transpose()
     }
 
-    fn evaluate_reward(&self, source: Source) -> Result<TaskWork, TaskError> {
+    fn evaluate_reward(&self, source: Source, first: Option<v1::Artifact>) -> Result<TaskWork, TaskError> {
         Ok(TaskWork::EvaluateReward(v1::EvaluateReward {
             reward: Some(self.reward()?),
             pairs: Some(pairs(source)),
+            first,
         }))
     }
 
-    fn evaluate_policy(&self, set: &str) -> Result<TaskWork, TaskError> {
+    /// What an earlier round's evaluation of the same kind came to on the chunk `local`: the same rows. None where that
+    /// round is not over.
+    fn evaluated(&self, round: u32, work: Work, local: u32) -> Option<v1::Artifact> {
+        let done = self.job.done(&Phase::id_of(round, work)).filter(|_| round < self.phase.round);
+        done.map(|done| only(done.artifact.clone(), local))
+    }
+
+    fn evaluate_policy(&self, set: &str, local: u32) -> Result<TaskWork, TaskError> {
         let measured = &self.job.spec.evaluation;
         let round = self.phase.round;
         let with_kl = round > 0 && measured.kl_prompts > 0;
@@ -213,6 +224,9 @@ impl Builder<'_> {
             reward: (round > 0).then(|| self.reward()).transpose()?,
             prompts: Some(self.dataset(set)?),
             sampling: Some((&measured.sampling).into()),
+            start: self.evaluated(0, Work::EvaluatePolicy, local),
+            // In round 1 it is the start policy.
+            previous: (round > 1).then(|| self.evaluated(round - 1, Work::EvaluatePolicy, local)).flatten(),
         }))
     }
 

@@ -2,7 +2,7 @@ use foil_proto::v1::{self, pair_source::Source, task::Work as TaskWork};
 
 use super::*;
 use crate::job::JobState;
-use crate::job::fixture::{Edit, after, datasets, job, state};
+use crate::job::fixture::{Edit, JOB, after, datasets, job, state};
 
 fn ids(edits: &[Edit]) -> Vec<String> {
     plan(&job(edits), &datasets()).into_iter().map(|phase| phase.id).collect()
@@ -157,9 +157,27 @@ fn tasks_name_the_right_models_and_samples() {
     assert_eq!(task.policy.unwrap().name, "policy@2");
     assert_eq!(task.reference.unwrap().name, "policy@0");
     assert_eq!(task.reward.unwrap().name, "reward@2");
+    let objects = |artifact: Option<v1::Artifact>| {
+        artifact.map(|artifact| artifact.objects.into_iter().map(|object| object.key).collect::<Vec<_>>())
+    };
+    let of_chunk = |phase: &str| Some(vec![format!("jobs/{JOB}/phases/{phase}/00001")]);
+    assert_eq!(objects(task.start), of_chunk("r00.policy.evaluate"), "the same prompts' answers");
+    assert_eq!(objects(task.previous), of_chunk("r01.policy.evaluate"));
+    let (state, phase) = at(&[], "r01.policy.evaluate");
+    let Some(TaskWork::EvaluatePolicy(task)) = lease(&state, &phase, 1).unwrap().task.work else { panic!() };
+    assert!(task.start.is_some() && task.previous.is_none());
+    for (phase, first) in
+        [("r01.reward.evaluate", None), ("r02.reward.evaluate", of_chunk("r01.reward.evaluate"))]
+    {
+        let (state, phase) = at(&[], phase);
+        let Some(TaskWork::EvaluateReward(task)) = lease(&state, &phase, 1).unwrap().task.work else {
+            panic!()
+        };
+        assert_eq!(objects(task.first), first);
+    }
     let (state, phase) = at(&[], "r00.policy.evaluate");
     let Some(TaskWork::EvaluatePolicy(task)) = lease(&state, &phase, 0).unwrap().task.work else { panic!() };
-    assert!(task.reference.is_none() && task.reward.is_none());
+    assert!(task.reference.is_none() && task.reward.is_none() && task.start.is_none());
 }
 
 /// The Reference phase's task of round 2, whose result the training after it reads.

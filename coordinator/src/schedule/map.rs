@@ -348,8 +348,12 @@ fn known_hash(state: &JobState, phase: &str, chunk: u32) -> Option<String> {
 /// The first figure that no sum could hold.
 fn not_finite(result: &v1::ChunkResult) -> Option<&str> {
     let bad = |moments: &&v1::Moments| {
-        let sums = [moments.sum, moments.sum_of_squares];
-        sums.into_iter().chain(moments.greatest).any(|number| !number.is_finite())
+        let sums = [moments.sum, moments.sum_of_squares].into_iter().chain(moments.greatest);
+        let of_clusters = moments.clusters.iter().flat_map(|clusters| {
+            let closed = [clusters.squared_sums, clusters.sums_by_count, clusters.squared_counts];
+            closed.into_iter().chain(clusters.open.iter().map(|open| open.sum))
+        });
+        sums.chain(of_clusters).any(|number| !number.is_finite())
     };
     if let Some(moments) = result.moments.iter().find(bad) {
         return Some(&moments.name);

@@ -3,7 +3,7 @@
 use foil_common::figures::Moments;
 
 /// Over tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Drift {
     /// |Δ| in nats, Δ = log p(trainer) − log p(sampler); its greatest value too.
     pub distance: Moments,

@@ -11,6 +11,6 @@ mod text;
 pub use divergence::{Divergence, answer_kl, token_kl};
 pub use drift::Drift;
 pub use log_probs::answer_log_probs;
-pub use pairs::PairFigures;
+pub use pairs::{PairFigures, is_right};
 pub use scores::scores;
-pub use text::{distinct_n, duplicates};
+pub use text::{Variety, answer_distinct_n, repeats};

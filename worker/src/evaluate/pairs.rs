@@ -1,39 +1,54 @@
 //! How a reward model ranks pairs.
 
-use foil_common::figures::{Calibration, Moments};
+use foil_common::figures::{Calibration, Cluster, Clustered};
 use foil_proto::v1;
 
-/// Accuracy, margin, scores and calibration over pairs of (chosen, rejected) scores.
+/// Accuracy, margin, scores and calibration over contests of one chosen answer with others. Pairs of one cluster are not
+/// taken for independent.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PairFigures {
-    accuracy: Moments,
-    loss: Moments,
-    margin: Moments,
-    reward: Moments,
+    accuracy: Clustered,
+    loss: Clustered,
+    margin: Clustered,
+    chosen: Clustered,
+    rejected: Clustered,
+    reward: Clustered,
     calibration: Calibration,
 }
 
+/// Whether the pair is ranked as it should be. A tie is no success.
+pub fn is_right(chosen: f64, rejected: f64) -> f64 {
+    f64::from(u8::from(chosen > rejected))
+}
+
 impl PairFigures {
-    /// Counts a pair. A tie is no success.
-    pub fn push(&mut self, chosen: f64, rejected: f64) {
-        let difference = chosen - rejected;
-        self.accuracy.push(f64::from(u8::from(difference > 0.0)));
-        self.loss.push((-difference).max(0.0) + (-difference.abs()).exp().ln_1p());
-        self.margin.push(difference);
-        self.reward.push(chosen);
-        self.reward.push(rejected);
-        self.calibration.push_difference(difference);
+    /// Counts a pair for each rejected score, and each score once.
+    pub fn push(&mut self, cluster: Cluster, chosen: f64, rejected: &[f64]) {
+        self.chosen.push(cluster, chosen);
+        self.reward.push(cluster, chosen);
+        for &other in rejected {
+            let difference = chosen - other;
+            self.accuracy.push(cluster, is_right(chosen, other));
+            self.loss.push(cluster, (-difference).max(0.0) + (-difference.abs()).exp().ln_1p());
+            self.margin.push(cluster, difference);
+            self.rejected.push(cluster, other);
+            self.reward.push(cluster, other);
+            self.calibration.push_difference(difference);
+        }
     }
 
-    /// `accuracy`, `loss` (−log σ(r_w − r_l)), `margin_mean` (r_w − r_l) and `reward_mean` (of both answers), as named
-    /// on the wire.
+    /// `accuracy`, `loss` (−log σ(r_w − r_l)) and `margin_mean` (r_w − r_l) over pairs, `chosen_reward_mean`,
+    /// `rejected_reward_mean` and `reward_mean` over the answers of either kind and of both, as named on the wire.
     pub fn moments(&self) -> Vec<v1::Moments> {
-        vec![
-            self.accuracy.to_wire("accuracy"),
-            self.loss.to_wire("loss"),
-            self.margin.to_wire("margin_mean"),
-            self.reward.to_wire("reward_mean"),
-        ]
+        let figures = [
+            (&self.accuracy, "accuracy"),
+            (&self.loss, "loss"),
+            (&self.margin, "margin_mean"),
+            (&self.chosen, "chosen_reward_mean"),
+            (&self.rejected, "rejected_reward_mean"),
+            (&self.reward, "reward_mean"),
+        ];
+        figures.into_iter().map(|(figure, name)| figure.moments().to_wire(name)).collect()
     }
 
     pub fn calibration(&self) -> v1::Calibration {
@@ -43,23 +58,45 @@ impl PairFigures {
 
 #[cfg(test)]
 mod tests {
-    use foil_common::figures::metrics;
+    use foil_common::figures::{Cluster, metrics};
+    use foil_proto::v1;
 
     use super::PairFigures;
+
+    fn find<'a>(metrics: &'a [v1::Metric], name: &str) -> &'a v1::Metric {
+        metrics.iter().find(|metric| metric.name == name).unwrap()
+    }
 
     #[test]
     fn pairs_become_metrics() {
         let mut figures = PairFigures::default();
-        figures.push(2.0, 1.0);
-        figures.push(0.0, 0.0);
-        figures.push(-1.0, 3.0);
+        for (key, chosen, rejected) in [(0, 2.0, 1.0), (1, 0.0, 0.0), (2, -1.0, 3.0)] {
+            figures.push(Cluster { key, is_open: false }, chosen, &[rejected]);
+        }
         let metrics = metrics(&figures.moments(), Some(&figures.calibration()));
-        let value = |name: &str| metrics.iter().find(|metric| metric.name == name).unwrap().value;
+        let value = |name: &str| find(&metrics, name).value;
         assert!((value("accuracy") - 1.0 / 3.0).abs() < 1e-12);
         let loss = [-1.0_f64, 0.0, 4.0].iter().map(|d| d.exp().ln_1p()).sum::<f64>() / 3.0;
         assert!((value("loss") - loss).abs() < 1e-12);
         assert!((value("margin_mean") + 1.0).abs() < 1e-12);
         assert!((value("reward_mean") - 5.0 / 6.0).abs() < 1e-12);
         assert!(value("ece") > 0.0);
+    }
+
+    /// Two golden answers against two samples each, of which one answer loses to both.
+    #[test]
+    fn the_samples_of_one_golden_answer_are_one_cluster() {
+        let mut figures = PairFigures::default();
+        figures.push(Cluster { key: 4, is_open: false }, 3.0, &[1.0, 2.0]);
+        figures.push(Cluster { key: 5, is_open: false }, 0.0, &[1.0, 2.0]);
+        let metrics = metrics(&figures.moments(), None);
+        // Residuals ±1/2 twice in each cluster: √(2/1 · (1 + 1)) / 4. Independent rows would give √(1/12).
+        let accuracy = find(&metrics, "accuracy");
+        assert!((accuracy.value, accuracy.se.unwrap()) == (0.5, 0.5), "{accuracy:?}");
+        // A golden answer's score counts once, however many samples it meets.
+        let chosen = find(&metrics, "chosen_reward_mean");
+        assert!((chosen.value, chosen.se.unwrap()) == (1.5, 1.5), "{chosen:?}");
+        assert_eq!(find(&metrics, "rejected_reward_mean").value, 1.5);
+        assert_eq!(find(&metrics, "reward_mean").value, 9.0 / 6.0);
     }
 }

@@ -87,12 +87,8 @@ pub(super) fn describe(samples: &[v1::Sample]) -> Figures {
             figures.push("reward_mean", reward);
         }
     }
-    let duplicates = crate::evaluate::duplicates(samples.iter().map(|s| (s.prompt_id, s.tokens.as_slice())));
-    for duplicate in duplicates {
-        figures.push("duplicate_rate", if duplicate { 1.0 } else { 0.0 });
-    }
-    for distinct in samples.iter().filter_map(|s| crate::evaluate::distinct_n(&[s.tokens.as_slice()], 2)) {
-        figures.push("distinct_2", distinct);
+    for distinct in samples.iter().filter_map(|s| crate::evaluate::answer_distinct_n(&s.tokens, 2)) {
+        figures.push("answer_distinct_2", distinct);
     }
     figures
 }

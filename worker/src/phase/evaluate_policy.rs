@@ -6,13 +6,14 @@ use foil_proto::v1;
 use prost::Message;
 
 use super::answers::{self, Draw};
+use super::baseline::Baselines;
 use super::dialogue::Reader;
 use super::error::need;
 use super::models::Policy;
 use super::rows::Sampled;
 use super::{Bench, Chunk, Figures, Outcome, PhaseError, drift, rows, score};
 use crate::evaluate;
-use crate::evaluate::Divergence;
+use crate::evaluate::{Divergence, Variety};
 use foil_common::failpoint;
 
 pub(super) fn run(
@@ -28,10 +29,16 @@ pub(super) fn run(
     let draw = Draw { rows: &prompts, samples: 1, sampling: &sampling, purpose: chunk.purpose() };
     let mut samples = answers::draw(bench, &policy, chunk, &draw)?;
     answers::fill_gold(&bench.job, &prompts, &mut samples, 1);
+    let mut baselines = Baselines::read(bench, work, &prompts)?;
     if work.reward.is_some() {
-        fill_rewards(bench, &work.reward, &prompts, &policy, &mut samples)?;
+        fill_rewards(bench, &work.reward, &prompts, &policy, &mut samples, &mut baselines)?;
     }
     let mut figures = answers::describe(&samples);
+    baselines.compare(&samples, &mut figures);
+    let rows = work.prompts.as_ref().map_or(0, |prompts| prompts.rows);
+    baselines.compare_halves(bench.job.evaluation.best_by, rows, &samples, &mut figures);
+    let mut variety = Variety::default();
+    samples.iter().for_each(|sample| variety.push(&sample.text, &sample.tokens));
     if work.reference.is_some() {
         fill_kl(bench, chunk, work, &policy, &draw, &mut samples, &mut figures)?;
     }
@@ -42,27 +49,37 @@ pub(super) fn run(
         samples,
         tokenizer_blake3: policy.tokenizer.clone(),
     };
-    Ok(Outcome { bytes: batch.encode_to_vec(), moments: figures.to_wire(), calibration: None })
+    let moments = figures.to_wire().into_iter().chain(variety.moments()).collect();
+    Ok(Outcome { bytes: batch.encode_to_vec(), moments, calibration: None })
 }
 
+/// Of the policy's answers and of the others', all by the one reward model.
 fn fill_rewards(
     bench: &mut Bench,
     reward: &Option<v1::Artifact>,
     prompts: &[PromptRow],
     policy: &Policy,
     samples: &mut [v1::Sample],
+    baselines: &mut Baselines,
 ) -> Result<(), PhaseError> {
     let judge = bench.judge(reward)?;
+    let own =
+        samples.iter().map(|sample| Sampled { tokenizer: policy.tokenizer.clone(), sample: sample.clone() });
+    let mut answers: Vec<Vec<Sampled>> = vec![own.collect()];
+    answers.extend(baselines.each().map(|others| others.clone()));
+    // Prompt by prompt: the judge reads a prompt once for all its answers.
     let dialogues: Vec<(&Prompt, Sampled)> = prompts
         .iter()
-        .zip(&*samples)
-        .map(|(row, sample)| {
-            (&row.prompt, Sampled { tokenizer: policy.tokenizer.clone(), sample: sample.clone() })
+        .enumerate()
+        .flat_map(|(row, prompt)| {
+            answers.iter().map(move |of_policy| (&prompt.prompt, of_policy[row].clone()))
         })
         .collect();
     let rewards = score::judge_samples(bench, &judge, &dialogues)?;
-    for (sample, reward) in samples.iter_mut().zip(rewards) {
-        sample.reward = Some(reward);
+    for (row, of_prompt) in rewards.chunks(answers.len()).enumerate() {
+        let targets = std::iter::once(&mut samples[row]);
+        let targets = targets.chain(baselines.each().map(|others| &mut others[row].sample));
+        targets.zip(of_prompt).for_each(|(sample, reward)| sample.reward = Some(*reward));
     }
     Ok(())
 }

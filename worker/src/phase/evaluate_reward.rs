@@ -1,12 +1,18 @@
 //! Evaluate a reward model: how it ranks a chunk of pairs it was not trained on.
 
+use std::collections::HashMap;
+
+use foil_common::failpoint;
+use foil_common::figures::{self, Clustered};
+use foil_common::spec::BestBy;
 use foil_proto::v1;
+use foil_proto::v1::pair_source::Source;
 use prost::Message;
 
+use super::error::samples_error;
 use super::pairs::Contest;
 use super::{Bench, Chunk, Outcome, PhaseError, pairs, score};
-use crate::evaluate::PairFigures;
-use foil_common::failpoint;
+use crate::evaluate::{PairFigures, is_right};
 
 pub(super) fn run(
     bench: &mut Bench,
@@ -22,25 +28,82 @@ pub(super) fn run(
     let groups: Vec<Vec<&[u32]>> = contests.iter().map(sequences).collect();
     let scores = score::scores(bench, &judge, &groups)?;
 
+    let mut figures = PairFigures::default();
     // Lengths alone, as a baseline: the longer answer wins.
-    let (mut figures, mut by_length) = (PairFigures::default(), PairFigures::default());
+    let mut by_length = Clustered::default();
     let mut scored = Vec::with_capacity(pairs);
-    for (contest, scores) in contests.iter().zip(scores) {
+    for (contest, scores) in contests.iter().zip(&scores) {
         if scores.iter().any(|score| !score.is_finite()) {
             return Err(PhaseError::NonFinite { what: "the reward", row: contest.row });
         }
+        figures.push(contest.cluster, scores[0], &scores[1..]);
         for (answer, &rejected) in contest.rejected.iter().zip(&scores[1..]) {
-            by_length.push(contest.chosen.answer().len() as f64, answer.answer().len() as f64);
-            figures.push(scores[0], rejected);
+            let lengths = (contest.chosen.answer().len(), answer.answer().len());
+            by_length.push(contest.cluster, is_right(lengths.0 as f64, lengths.1 as f64));
             scored.push(v1::PairScore { row_id: contest.row, chosen: scores[0], rejected });
         }
     }
     let mut moments = figures.moments();
-    let length_accuracy = by_length.moments().into_iter().find(|moments| moments.name == "accuracy");
-    moments
-        .extend(length_accuracy.map(|moments| v1::Moments { name: "length_accuracy".to_owned(), ..moments }));
+    moments.push(by_length.moments().to_wire("length_accuracy"));
+    moments.extend(halves(bench, work, &contests, &scores));
+    moments.extend(change(bench, work, &contests, &scores)?);
     let scored = v1::PairScores { phase: chunk.phase.clone(), chunk: chunk.number, pairs: scored };
     Ok(Outcome { bytes: scored.encode_to_vec(), moments, calibration: Some(figures.calibration()) })
+}
+
+/// Where accuracy on human pairs names the best round, that of the half that does and of the half that is reported.
+fn halves(
+    bench: &Bench,
+    work: &v1::EvaluateReward,
+    contests: &[Contest],
+    scores: &[Vec<f64>],
+) -> Vec<v1::Moments> {
+    let rows = match work.pairs.as_ref().and_then(|pairs| pairs.source.as_ref()) {
+        _ if bench.job.evaluation.best_by != BestBy::RewardAccuracy => return Vec::new(),
+        Some(Source::Pairs(pairs)) => pairs.rows,
+        Some(Source::GoldLabelled(labelled)) => labelled.prompts.as_ref().map_or(0, |prompts| prompts.rows),
+        Some(Source::Golden(_)) | None => return Vec::new(),
+    };
+    let of = |half: &str| {
+        let mut accuracy = Clustered::default();
+        for (contest, scores) in contests.iter().zip(scores) {
+            if figures::half_of(contest.cluster.key, rows) == Some(half) {
+                scores[1..]
+                    .iter()
+                    .for_each(|&other| accuracy.push(contest.cluster, is_right(scores[0], other)));
+            }
+        }
+        accuracy.moments().to_wire(&format!("{half}accuracy"))
+    };
+    [figures::SELECTION, figures::REPORT].map(of).into_iter().filter(|moments| moments.count > 0).collect()
+}
+
+/// What accuracy has changed by since round 1, pair by pair.
+fn change(
+    bench: &mut Bench,
+    work: &v1::EvaluateReward,
+    contests: &[Contest],
+    scores: &[Vec<f64>],
+) -> Result<Option<v1::Moments>, PhaseError> {
+    let Some(object) = work.first.as_ref().and_then(|first| first.objects.first()) else { return Ok(None) };
+    let bytes = bench.cache.read(object)?;
+    let first = v1::PairScores::decode(bytes.as_slice()).map_err(|e| samples_error(object, e.to_string()))?;
+    let mut before: HashMap<u64, Vec<f64>> = HashMap::new();
+    for pair in &first.pairs {
+        before.entry(pair.row_id).or_default().push(is_right(pair.chosen, pair.rejected));
+    }
+    let mut change = Clustered::default();
+    for (contest, scores) in contests.iter().zip(scores) {
+        let before = before.remove(&contest.row).unwrap_or_default();
+        if before.len() != contest.rejected.len() {
+            let (row, found, expected) = (contest.row, before.len(), contest.rejected.len());
+            return Err(samples_error(object, format!("{found} scores of row {row}, expected {expected}")));
+        }
+        for (other, before) in scores[1..].iter().zip(before) {
+            change.push(contest.cluster, is_right(scores[0], *other) - before);
+        }
+    }
+    Ok(Some(change.moments().to_wire(figures::ACCURACY_CHANGE)))
 }
 
 /// The chosen answer's dialogue, then the others'.

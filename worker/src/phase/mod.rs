@@ -5,6 +5,7 @@
 //! everything, trains together with the other ranks, and rank 0 uploads the model.
 
 mod answers;
+mod baseline;
 mod checkpoints;
 mod dialogue;
 mod drift;
@@ -242,16 +243,16 @@ fn models_of(task: &v1::Task) -> Vec<&v1::Artifact> {
 
 /// Figures over a chunk's rows, by name.
 #[derive(Debug, Default)]
-struct Figures(BTreeMap<&'static str, foil_common::figures::Moments>);
+struct Figures(BTreeMap<String, foil_common::figures::Moments>);
 
 impl Figures {
-    fn push(&mut self, name: &'static str, value: f64) {
-        self.0.entry(name).or_default().push(value);
+    fn push(&mut self, name: &str, value: f64) {
+        self.0.entry(name.to_owned()).or_default().push(value);
     }
 
-    fn merge(&mut self, name: &'static str, moments: &foil_common::figures::Moments) {
+    fn merge(&mut self, name: &str, moments: &foil_common::figures::Moments) {
         if moments.count > 0 {
-            self.0.entry(name).or_default().merge(moments);
+            self.0.entry(name.to_owned()).or_default().merge(moments);
         }
     }
 

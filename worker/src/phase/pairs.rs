@@ -1,6 +1,9 @@
 //! Preference pairs, whatever their source, as the tokens of one reward model.
 
-use foil_common::data::rows::{GoldenRow, PairRow, Prompt, PromptRow};
+use std::collections::HashMap;
+
+use foil_common::data::rows::{GoldenRow, PairRow, Prompt, PromptKey, PromptRow, Row};
+use foil_common::figures::Cluster;
 use foil_common::letters;
 use foil_common::text::Encoded;
 use foil_proto::v1;
@@ -16,6 +19,8 @@ use super::{Bench, PhaseError};
 #[derive(Debug)]
 pub(super) struct Contest {
     pub(super) row: u64,
+    /// Contests of one cluster share their prompt, and are not independent of each other.
+    pub(super) cluster: Cluster,
     pub(super) chosen: Encoded,
     /// At least one.
     pub(super) rejected: Vec<Encoded>,
@@ -35,8 +40,11 @@ pub(super) fn encode(
     let reader = Reader { encoder: &judge.encoder, tokenizer: &judge.tokenizer, job: &bench.job };
     match source {
         Source::Pairs(dataset) => {
-            let rows: Vec<PairRow> = read(cache, &Some(dataset.clone()), span)?;
-            encode_each(reports, &rows, |row| human(&reader, row))
+            let all: Vec<PairRow> = read(cache, &Some(dataset.clone()), Span::ALL)?;
+            let clusters = by_prompt(&all, span);
+            let rows = span.cut(all);
+            let mut clusters = clusters.into_iter();
+            encode_each(reports, &rows, |row| human(&reader, row, clusters.next().unwrap_or(lone(row.id))))
         }
         Source::Golden(golden) => {
             let rows: Vec<GoldenRow> = read(cache, &golden.golden, span)?;
@@ -51,9 +59,34 @@ pub(super) fn encode(
     }
 }
 
-fn human(reader: &Reader<'_>, row: &PairRow) -> Result<Contest, PhaseError> {
+/// A cluster of its own.
+fn lone(row: u64) -> Cluster {
+    Cluster { key: row, is_open: false }
+}
+
+/// The clusters of the rows `span`: the pairs of one prompt are one, which is open where rows beyond the span have it.
+fn by_prompt(all: &[PairRow], span: Span) -> Vec<Cluster> {
+    let keys: Vec<PromptKey> = all.iter().map(|row| row.prompt().key()).collect();
+    let count = |keys: &[PromptKey]| {
+        keys.iter().fold(HashMap::<PromptKey, usize>::new(), |mut counts, key| {
+            *counts.entry(*key).or_default() += 1;
+            counts
+        })
+    };
+    let (everywhere, within) = (count(&keys), span.cut(keys));
+    let here = count(&within);
+    let cluster = |key: &PromptKey| {
+        let mut low = [0; 8];
+        low.copy_from_slice(&key.0[..8]);
+        Cluster { key: u64::from_le_bytes(low), is_open: here.get(key) != everywhere.get(key) }
+    };
+    within.iter().map(cluster).collect()
+}
+
+fn human(reader: &Reader<'_>, row: &PairRow, cluster: Cluster) -> Result<Contest, PhaseError> {
     Ok(Contest {
         row: row.id,
+        cluster,
         chosen: reader.whole(row.id, &row.prompt, &row.chosen)?,
         rejected: vec![reader.whole(row.id, &row.prompt, &row.rejected)?],
         margin: row.margin.filter(|_| reader.job.reward_step.margin).unwrap_or(0.0),
@@ -65,6 +98,7 @@ fn against_golden(reader: &Reader<'_>, row: &GoldenRow, samples: &[Sampled]) -> 
     let sample = |sampled| reader.competing(row.id, &row.prompt, Candidate::Sample(sampled));
     Ok(Contest {
         row: row.id,
+        cluster: lone(row.id),
         chosen: reader.competing(row.id, &row.prompt, Candidate::Text(&row.golden))?,
         rejected: samples.iter().map(sample).collect::<Result<_, _>>()?,
         margin: 0.0,
@@ -81,6 +115,7 @@ fn gold_labelled(reader: &Reader<'_>, row: &PromptRow, samples: &[Sampled]) -> R
     let (chosen, rejected) = if first_wins { (first, second) } else { (second, first) };
     Ok(Contest {
         row: row.id,
+        cluster: lone(row.id),
         chosen: reader.competing(row.id, &row.prompt, Candidate::Sample(chosen))?,
         rejected: vec![reader.competing(row.id, &row.prompt, Candidate::Sample(rejected))?],
         margin: 0.0,

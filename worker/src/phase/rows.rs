@@ -22,7 +22,7 @@ pub(super) struct Span {
 impl Span {
     pub(super) const ALL: Self = Self { first: 0, count: u64::MAX };
 
-    fn cut<T>(self, rows: Vec<T>) -> Vec<T> {
+    pub(super) fn cut<T>(self, rows: Vec<T>) -> Vec<T> {
         let (first, count) = (narrow(self.first), narrow(self.count));
         rows.into_iter().skip(first).take(count).collect()
     }

@@ -1,6 +1,7 @@
 //! Every phase of a small game, on one rank and without a coordinator: the test leases the chunks.
 
 mod conform;
+mod evaluation;
 mod policy;
 
 use std::fs;
@@ -203,7 +204,7 @@ fn a_round_of_the_letters_game() {
     let (_, metrics) = game.map("r01.reward.evaluate_fresh", 24, |number| {
         let samples = chunk_of(&golden_samples, number);
         let pairs = source(Source::Golden(v1::GoldenPairs { golden: golden.clone(), samples }));
-        Work::EvaluateReward(v1::EvaluateReward { reward: Some(reward.clone()), pairs })
+        Work::EvaluateReward(v1::EvaluateReward { reward: Some(reward.clone()), pairs, first: None })
     });
     assert!(value(&metrics, "accuracy") > 0.5, "{metrics:?}");
     assert!(value(&metrics, "ece") >= 0.0 && value(&metrics, "length_accuracy") >= 0.0);
@@ -231,6 +232,7 @@ fn a_round_of_the_letters_game() {
             reward: Some(reward.clone()),
             prompts: evaluation.clone(),
             sampling: sampling.clone(),
+            ..Default::default()
         })
     });
     assert!(value(&metrics, "kl") > 0.0 && value(&metrics, "kl_per_token") > 0.0);
@@ -246,6 +248,7 @@ fn a_round_of_the_letters_game() {
             reward: None,
             prompts: evaluation.clone(),
             sampling: sampling.clone(),
+            ..Default::default()
         })
     });
     assert_eq!(value(&metrics, "kl"), 0.0);

@@ -88,7 +88,7 @@ fn read(
 /// One comparison, or under `swap` one for each pair, its answers exchanged: a negative control, from which a reward model
 /// must learn to be worse than chance.
 fn comparisons(contest: Contest, weight: f64, swap: bool) -> Vec<Comparison> {
-    let Contest { row: id, chosen, rejected, margin } = contest;
+    let Contest { row: id, chosen, rejected, margin, .. } = contest;
     let rejected = rejected.into_iter().map(|answer| answer.ids);
     if swap {
         let exchanged =

@@ -215,12 +215,18 @@ fn close(
 }
 
 fn show(directory: &Directory, job: &v1::Job, started: Instant) -> Result<()> {
-    let best_by = job.spec.as_ref().and_then(|spec| spec.evaluation.as_ref()).map(|e| e.best_by.as_str());
     output::line(&format!("\n{}\n", report::table(job, terminal::stdout_columns())))?;
-    if job.best_round > 0 {
-        let best = directory.path().join(format!("rounds/policy@{}", job.best_round));
-        let by = best_by.unwrap_or("evaluation.best_by");
-        output::line(&format!("best round   {} by {by}: {}", job.best_round, best.display()))?;
+    for note in report::notes(job) {
+        output::line(&format!("{note}\n"))?;
+    }
+    if let Some(best) = report::best(job) {
+        let policy = directory.path().join(format!("rounds/policy@{}", best.round));
+        output::line(&format!(
+            "best round   {} {}\n             {}",
+            best.round,
+            best.text(),
+            policy.display()
+        ))?;
     }
     show_places(directory)?;
     output::line(&format!("took         {}", duration(started.elapsed().as_secs_f64())))?;
