@@ -8,12 +8,8 @@ use prost::Message;
 const FILES: [&str; 3] = ["foil/v1/artifacts.proto", "foil/v1/jobs.proto", "foil/v1/workers.proto"];
 
 /// Messages that hold a secret: `Debug` is written by hand, so that no log line shows it.
-const SECRET: [&str; 4] = [
-    ".foil.v1.AgentRegister",
-    ".foil.v1.StartRank",
-    ".foil.v1.RankHello",
-    ".foil.v1.PutBegin",
-];
+const SECRET: [&str; 4] =
+    [".foil.v1.AgentRegister", ".foil.v1.StartRank", ".foil.v1.RankHello", ".foil.v1.PutBegin"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=foil");

@@ -22,3 +22,4 @@ pub mod stage;
 pub mod storage;
 pub mod telemetry;
 pub mod text;
+pub mod version;

@@ -1,11 +1,16 @@
 //! Agents and their devices: who is there, and which rank process holds which device. Pure: time is passed in.
 
+mod trust;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use foil_proto::v1;
 
+pub use self::trust::Fault;
+use self::trust::Trust;
 use crate::clock::Now;
+use crate::queue::Supply;
 
 /// How long the coordinator goes on believing in an agent it does not hear.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +22,10 @@ pub struct Liveness {
     pub reconnect: Duration,
     /// For the death of processes that an agent was told to stop.
     pub reaping: Duration,
+    /// Unheard for so long, some heartbeats, an agent may be replaced by another process of its name.
+    pub doubt: Duration,
+    /// For which an agent that starts no ranks is set aside, the first time.
+    pub probation: Duration,
 }
 
 impl Default for Liveness {
@@ -25,6 +34,8 @@ impl Default for Liveness {
             silence: Duration::from_secs(65),
             reconnect: Duration::from_secs(10),
             reaping: Duration::from_secs(10),
+            doubt: Duration::from_secs(6),
+            probation: Duration::from_secs(30),
         }
     }
 }
@@ -43,9 +54,25 @@ pub struct Cluster {
     agents: BTreeMap<String, Agent>,
 }
 
+/// Another process of an agent's name is there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "an agent named {agent} is connected already, from host {host}, and was heard {:.1} s ago; give --agent-id another \
+     value here, or stop that one", heard.as_secs_f64()
+)]
+pub struct NameTaken {
+    pub agent: String,
+    pub host: String,
+    pub heard: Duration,
+}
+
 #[derive(Debug)]
 struct Agent {
     link: Link,
+    /// Drawn by its process; empty where it is not known.
+    instance: String,
+    hostname: String,
+    trust: Trust,
     devices: Vec<Device>,
     /// Told to stop, not yet reported dead: what a coordinator before this one had started.
     strays: BTreeMap<String, Duration>,
@@ -89,10 +116,26 @@ impl Cluster {
         Self { liveness, agents: BTreeMap::new() }
     }
 
+    /// Whether an agent may come in under its name: while a process of that name is connected and heard, only that one may,
+    /// with another stream.
+    pub fn admits(&self, hello: &v1::AgentRegister, now: Now) -> Result<(), NameTaken> {
+        let Some(known) = self.agents.get(&hello.agent_id) else { return Ok(()) };
+        let Link::Up { heard, .. } = known.link else { return Ok(()) };
+        let heard = now.since(heard);
+        if known.is_process(&hello.instance) || heard >= self.liveness.doubt {
+            return Ok(());
+        }
+        Err(NameTaken { agent: hello.agent_id.clone(), host: known.hostname.clone(), heard })
+    }
+
     /// An agent came, or came back. Its devices keep their holders.
     pub fn register(&mut self, hello: &v1::AgentRegister, connection: u64, now: Now) -> Registered {
         let running: BTreeSet<&String> = hello.session_ids.iter().collect();
-        let mut before = self.agents.remove(&hello.agent_id).map(|agent| agent.devices).unwrap_or_default();
+        let known = self.agents.remove(&hello.agent_id);
+        let same = known.as_ref().is_some_and(|known| known.is_process(&hello.instance));
+        let (mut before, trust) = known.map(|known| (known.devices, known.trust)).unwrap_or_default();
+        // A process that was started anew may have been mended.
+        let trust = if same { trust } else { Trust::default() };
         let mut registered = Registered::default();
         for holder in before.iter_mut().filter_map(|device| device.holder.as_mut()) {
             let told = if running.contains(holder) { &mut registered.kept } else { &mut registered.gone };
@@ -113,7 +156,9 @@ impl Cluster {
             .collect();
         let strays = registered.strays.iter().map(|session| (session.clone(), now.mono)).collect();
         let link = Link::Up { connection, heard: now.mono };
-        self.agents.insert(hello.agent_id.clone(), Agent { link, devices, strays });
+        let (instance, hostname) = (hello.instance.clone(), hello.hostname.clone());
+        let agent = Agent { link, instance, hostname, trust, devices, strays };
+        self.agents.insert(hello.agent_id.clone(), agent);
         registered
     }
 
@@ -122,6 +167,9 @@ impl Cluster {
     pub fn expect(&mut self, place: &Place, kind: &str, session: &str, now: Now) {
         let agent = self.agents.entry(place.agent.clone()).or_insert_with(|| Agent {
             link: Link::Expected { since: now.mono },
+            instance: String::new(),
+            hostname: String::new(),
+            trust: Trust::default(),
             devices: Vec::new(),
             strays: BTreeMap::new(),
         });
@@ -161,6 +209,7 @@ impl Cluster {
         let liveness = self.liveness;
         for agent in self.agents.values_mut() {
             agent.strays.retain(|_, since| now.since(*since) < liveness.reaping);
+            agent.trust.lift(now);
         }
         let lost: Vec<String> = self
             .agents
@@ -180,12 +229,14 @@ impl Cluster {
             .collect()
     }
 
-    /// `count` free devices of a kind, in a stable order; none where there are not so many.
+    /// `count` free devices of a kind, in a stable order, those of agents that gave no cause for complaint first; none
+    /// where there are not so many.
     pub fn find(&self, kind: &str, count: usize) -> Option<Vec<Place>> {
-        let places: Vec<Place> = self
-            .agents
-            .iter()
-            .filter(|(_, agent)| matches!(agent.link, Link::Up { .. }) && agent.strays.is_empty())
+        let mut agents: Vec<(&String, &Agent)> =
+            self.in_use(kind).filter(|(_, agent)| agent.takes_ranks()).collect();
+        agents.sort_by_key(|(_, agent)| agent.trust.strikes());
+        let places: Vec<Place> = agents
+            .into_iter()
             .flat_map(|(id, agent)| agent.devices.iter().map(move |device| (id, device)))
             .filter(|(_, device)| device.device.kind == kind && device.holder.is_none())
             .map(|(id, device)| Place { agent: id.clone(), device: device.device.id.clone() })
@@ -194,10 +245,47 @@ impl Cluster {
         (places.len() == count).then_some(places)
     }
 
-    /// Devices of a kind, held or free.
-    pub fn devices(&self, kind: &str) -> usize {
-        let of_kind = |device: &&Device| device.device.kind == kind;
-        self.agents.values().map(|agent| agent.devices.iter().filter(of_kind).count()).sum()
+    /// What there is of a kind.
+    pub fn supply(&self, kind: &str) -> Supply {
+        let mut supply = Supply::default();
+        for (_, agent) in self.in_use(kind) {
+            supply.connected += agent.devices(kind).count();
+            if agent.takes_ranks() {
+                supply.free += agent.devices(kind).filter(|device| device.holder.is_none()).count();
+            }
+        }
+        let all: usize = self.agents.values().map(|agent| agent.devices(kind).count()).sum();
+        supply.set_aside = all - supply.connected;
+        supply
+    }
+
+    /// The agents to be given ranks: not those set aside, unless there is no other with devices of the kind.
+    fn in_use(&self, kind: &str) -> impl Iterator<Item = (&String, &Agent)> {
+        let others = self.agents.values().any(|agent| agent.is_trusted(kind));
+        self.agents.iter().filter(move |(_, agent)| !others || !agent.trust.is_set_aside())
+    }
+
+    /// Something went wrong through the agent's fault. Gives for how long it is set aside, where that begins now.
+    pub fn strike(&mut self, agent: &str, fault: Fault, now: Now) -> Option<Duration> {
+        let probation = self.liveness.probation;
+        self.agents.get_mut(agent)?.trust.strike(fault, probation, now)
+    }
+
+    /// A rank of the agent's connected.
+    pub fn vouch(&mut self, agent: &str) {
+        if let Some(agent) = self.agents.get_mut(agent) {
+            agent.trust.vouch();
+        }
+    }
+
+    /// Whether another agent, in good standing, has devices of the kind.
+    pub fn has_stand_in(&self, agent: &str, kind: &str) -> bool {
+        self.agents.iter().any(|(id, other)| id != agent && other.is_trusted(kind))
+    }
+
+    /// Agents that get no ranks while there are others.
+    pub fn set_aside(&self) -> usize {
+        self.agents.values().filter(|agent| agent.trust.is_set_aside()).count()
     }
 
     pub fn hold(&mut self, place: &Place, session: &str) {
@@ -230,90 +318,28 @@ impl Cluster {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(seconds: u64) -> Now {
-        Now { mono: Duration::from_secs(seconds), wall: seconds * 1000 }
+impl Agent {
+    fn is_process(&self, instance: &str) -> bool {
+        // By their hashes, which are compared in constant time.
+        !instance.is_empty() && blake3::hash(self.instance.as_bytes()) == blake3::hash(instance.as_bytes())
     }
 
-    fn agent(id: &str, devices: usize, sessions: &[&str]) -> v1::AgentRegister {
-        let device =
-            |index| v1::Device { id: format!("cpu:{index}"), kind: "cpu".into(), ..Default::default() };
-        v1::AgentRegister {
-            agent_id: id.into(),
-            devices: (0..devices).map(device).collect(),
-            session_ids: sessions.iter().map(ToString::to_string).collect(),
-            ..Default::default()
-        }
+    fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up { .. })
     }
 
-    fn cluster() -> Cluster {
-        let mut cluster = Cluster::new(Liveness::default());
-        cluster.register(&agent("a", 2, &[]), 1, at(0));
-        cluster.register(&agent("b", 1, &[]), 2, at(0));
-        cluster
+    fn takes_ranks(&self) -> bool {
+        self.is_up() && self.strays.is_empty()
     }
 
-    #[test]
-    fn a_device_holds_one_session() {
-        let mut cluster = cluster();
-        let places = cluster.find("cpu", 3).unwrap();
-        assert!(cluster.find("cpu", 4).is_none() && cluster.find("cuda", 1).is_none());
-        places.iter().enumerate().for_each(|(index, place)| cluster.hold(place, &format!("s{index}")));
-        assert!(cluster.find("cpu", 1).is_none());
-        cluster.release(&places[1], "another");
-        assert!(cluster.find("cpu", 1).is_none());
-        cluster.release(&places[1], "s1");
-        assert_eq!(cluster.find("cpu", 1).unwrap(), [places[1].clone()]);
+    fn is_trusted(&self, kind: &str) -> bool {
+        self.is_up() && !self.trust.is_set_aside() && self.devices(kind).next().is_some()
     }
 
-    #[test]
-    fn a_closed_stream_has_a_short_grace_and_a_silent_one_the_fence() {
-        let mut cluster = cluster();
-        let place = cluster.find("cpu", 1).unwrap().remove(0);
-        cluster.hold(&place, "s");
-        cluster.disconnected("a", 1, at(5));
-        assert!(cluster.expire(at(14)).is_empty());
-        assert_eq!(cluster.find("cpu", 2), None, "a disconnected agent gets no new work");
-        assert_eq!(cluster.expire(at(15)), [("a".to_owned(), vec!["s".to_owned()])]);
-        assert!(cluster.heard("b", 2, at(30)));
-        assert!(!cluster.heard("b", 1, at(60)), "an older connection says nothing");
-        assert!(cluster.expire(at(94)).is_empty());
-        assert_eq!(cluster.expire(at(95)).len(), 1);
-    }
-
-    #[test]
-    fn an_expected_agent_has_the_whole_fence_period_to_come() {
-        let mut cluster = Cluster::new(Liveness::default());
-        let place = Place { agent: "a".into(), device: "cpu:1".into() };
-        cluster.expect(&place, "cpu", "kept", at(100));
-        assert!(cluster.expire(at(164)).is_empty() && cluster.find("cpu", 1).is_none());
-        let registered = cluster.register(&agent("a", 2, &["kept"]), 1, at(164));
-        assert_eq!((registered.kept, registered.strays.len()), (vec!["kept".to_owned()], 0));
-        assert_eq!(cluster.find("cpu", 1).unwrap()[0].device, "cpu:0");
-        let mut alone = Cluster::new(Liveness::default());
-        alone.expect(&place, "cpu", "kept", at(100));
-        assert_eq!(alone.expire(at(165)), [("a".to_owned(), vec!["kept".to_owned()])]);
-    }
-
-    #[test]
-    fn an_agent_that_comes_back_keeps_what_still_runs() {
-        let mut cluster = cluster();
-        let places = cluster.find("cpu", 2).unwrap();
-        cluster.hold(&places[0], "kept");
-        cluster.hold(&places[1], "died");
-        cluster.disconnected("a", 1, at(1));
-        let registered = cluster.register(&agent("a", 2, &["kept", "stray"]), 3, at(2));
-        let expected =
-            Registered { gone: vec!["died".into()], strays: vec!["stray".into()], kept: vec!["kept".into()] };
-        assert_eq!(registered, expected);
-        cluster.release(&places[1], "died");
-        assert_eq!(cluster.find("cpu", 2), None, "a device may still be the stray's");
-        cluster.exited("a", "stray");
-        assert!(cluster.find("cpu", 2).is_some());
-        cluster.disconnected("a", 1, at(3));
-        assert!(cluster.expire(at(40)).is_empty(), "the end of the older stream is no news");
+    fn devices<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Device> {
+        self.devices.iter().filter(move |device| device.device.kind == kind)
     }
 }
+
+#[cfg(test)]
+mod tests;

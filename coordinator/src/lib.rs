@@ -8,9 +8,11 @@ pub mod job;
 pub mod journal;
 pub mod leadership;
 pub mod plan;
+pub mod queue;
 pub mod resolve;
 pub mod rpc;
 pub mod schedule;
+pub mod secret;
 #[cfg(test)]
 mod simulation;
 pub mod web;

@@ -20,13 +20,14 @@ use foil_proto::v1::rank_command::Command;
 use foil_proto::v1::rank_message::Message;
 
 use crate::clock::Now;
-use crate::cluster::Place;
+use crate::cluster::{Fault, Place};
 use crate::job::{Change, JobState};
+use blame::Symptom;
 use closing::Closing;
 pub use closing::ended;
 use gang::{Gang, Member};
 use map::{Chunk, Map};
-pub use ranks::Slot;
+pub use ranks::{Process, Slot};
 
 /// Deadlines of an attempt.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +66,13 @@ pub enum Input {
     Said {
         session: String,
         message: Message,
+        /// What is wrong with it by the store's word.
+        flaw: Option<String>,
+    },
+    /// What the session said is not so.
+    Misreported {
+        session: String,
+        why: String,
     },
     StreamEnded {
         session: String,
@@ -89,12 +97,41 @@ pub enum Input {
 #[expect(clippy::large_enum_variant, reason = "made once, moved once, dropped")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    Start { agent: String, start: v1::StartRank },
-    Stop { agent: String, session: String },
-    Tell { session: String, command: Command },
-    Release { place: Place, session: String },
-    WriteSteps { phase: String, key: String, body: String },
-    Notice { level: Level, text: String },
+    Start {
+        agent: String,
+        start: v1::StartRank,
+    },
+    Stop {
+        agent: String,
+        session: String,
+    },
+    Tell {
+        session: String,
+        command: Command,
+    },
+    Release {
+        place: Place,
+        session: String,
+    },
+    /// A rank failed through its agent's fault; the attempt is not charged with it unless [`Run::charge`] is called.
+    Blame {
+        place: Place,
+        fault: Fault,
+        why: String,
+    },
+    /// A rank of the agent's connected.
+    Vouch {
+        agent: String,
+    },
+    WriteSteps {
+        phase: String,
+        key: String,
+        body: String,
+    },
+    Notice {
+        level: Level,
+        text: String,
+    },
     Count(Counter),
 }
 
@@ -112,6 +149,7 @@ pub enum Counter {
     ChunkReleased,
     DuplicateChunk,
     DeterminismAlarm,
+    WorkerFault,
 }
 
 /// What was decided, and why.
@@ -139,6 +177,11 @@ pub enum Refusal {
     Stale { session: String, attempt: u32 },
     #[error("{0}")]
     Invalid(String),
+    /// Not an error of order but an untruth.
+    #[error("{0}")]
+    Untrue(String),
+    #[error("this peer does not prove that it is the process of session {session}")]
+    Stranger { session: String },
 }
 
 /// One attempt: its rank processes and what they are at.
@@ -157,6 +200,8 @@ pub struct Run {
     processes: u64,
     /// Rank losses since the last sign of progress.
     losses: u32,
+    /// The last loss through an agent's fault, not counted among them.
+    excused: Option<Symptom>,
     /// Which phase of the plan `stage` belongs to.
     phase: usize,
     phase_id: String,
@@ -189,6 +234,7 @@ impl Run {
             leases: 0,
             processes: 0,
             losses: 0,
+            excused: None,
             phase: 0,
             phase_id: String::new(),
             phase_since: now.mono,
@@ -218,7 +264,10 @@ impl Run {
         let mut decision = Decision::default();
         match input {
             Input::Hello { session, hello } => self.hello(state, &session, &hello, now, &mut decision)?,
-            Input::Said { session, message } => self.said(state, &session, message, now, &mut decision)?,
+            Input::Said { session, message, flaw } => {
+                self.said(state, &session, message, flaw.as_deref(), now, &mut decision)?;
+            }
+            Input::Misreported { session, why } => self.misreported(&session, why, now, &mut decision),
             Input::StreamEnded { session } => self.stream_ended(&session, now, &mut decision),
             Input::Exited(exit) => self.exited(exit, now, &mut decision),
             Input::AgentBack { session } => self.agent_back(&session, now, &mut decision),
@@ -292,6 +341,7 @@ impl Run {
         state: &JobState,
         session: &str,
         message: Message,
+        flaw: Option<&str>,
         now: Now,
         out: &mut Decision,
     ) -> Result<(), Refusal> {
@@ -306,10 +356,10 @@ impl Run {
                 Ok(())
             }
             Message::Step(step) => self.step_report(state, rank, step, now),
-            Message::Chunk(result) => self.chunk_result(state, rank, result, now, out),
+            Message::Chunk(result) => self.chunk_result(state, rank, result, flaw, now, out),
             Message::Rendezvous(offer) => self.rendezvous(state, rank, offer, now, out),
-            Message::Checkpoint(share) => self.checkpoint_share(state, rank, share, now, out),
-            Message::Gang(result) => self.gang_result(state, rank, result, now),
+            Message::Checkpoint(share) => self.checkpoint_share(state, rank, share, flaw, now, out),
+            Message::Gang(result) => self.gang_result(state, rank, result, flaw, now),
             Message::Failure(failure) => {
                 self.task_failure(state, rank, failure, now, out);
                 Ok(())
@@ -327,6 +377,11 @@ impl Run {
         }
         self.progressed = true;
     }
+}
+
+/// Refuses what the store does not bear out.
+fn truthful(flaw: Option<&str>) -> Result<(), Refusal> {
+    flaw.map_or(Ok(()), |flaw| Err(Refusal::Untrue(flaw.to_owned())))
 }
 
 /// What a rank is at.

@@ -13,7 +13,7 @@ use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
 use foil_worker::conform;
 use foil_worker::exit::Exit;
 use foil_worker::rank::stopping::Stopping;
-use foil_worker::rank::{self, RankOptions};
+use foil_worker::rank::{self, RankOptions, Secret};
 
 /// Offers this machine's devices to a Foil coordinator and runs rank processes on them.
 #[derive(Debug, Parser)]
@@ -50,8 +50,9 @@ struct AgentArgs {
     /// What ranks compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
-    /// Names this agent; one that comes back under its name takes its place. Default: drawn at random.
-    #[arg(long, value_name = "NAME")]
+    /// Names this agent: letters, digits, '-', '_', '.', ':' and '@'. No two that run may have one name. Default: drawn at
+    /// random.
+    #[arg(long, value_name = "NAME", value_parser = agent_name)]
     agent_id: Option<String>,
     /// The address at which other ranks reach this machine.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -96,6 +97,15 @@ struct RankArgs {
     parent_pid: Option<u32>,
 }
 
+/// As the coordinator takes it; a part of the work directory's name too.
+fn agent_name(text: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte);
+    if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
+        return Ok(text.to_owned());
+    }
+    Err("expected 1 to 128 letters, digits, '-', '_', '.', ':' or '@'".to_owned())
+}
+
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum LogFormat {
     #[default]
@@ -118,7 +128,7 @@ fn main() -> ExitCode {
     // Models and samples on this machine's disk are nobody else's.
     private::withhold_new_files();
     let ended = start_telemetry(format).and_then(|()| match cli.command {
-        Some(Command::Rank(args)) => Ok(run_rank(args)),
+        Some(Command::Rank(args)) => run_rank(args),
         Some(Command::Conform) => run_conform().map(|()| Exit::Done),
         None => run_agent(cli.agent, format),
     });
@@ -137,12 +147,15 @@ fn start_telemetry(format: LogFormat) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_rank(args: RankArgs) -> Exit {
+fn run_rank(args: RankArgs) -> anyhow::Result<Exit> {
     let span = tracing::info_span!("rank", job = args.job, attempt = args.attempt, rank = args.rank);
     let _entered = span.enter();
-    rank::run(&RankOptions {
+    let secret =
+        Secret::read(std::io::stdin()).context("the agent's word on standard input cannot be read")?;
+    Ok(rank::run(&RankOptions {
         coordinator: args.coordinator,
         session_id: args.session,
+        secret,
         job_id: args.job,
         attempt: args.attempt,
         rank: args.rank,
@@ -153,7 +166,7 @@ fn run_rank(args: RankArgs) -> Exit {
         work_dir: args.work_dir,
         parent_pid: args.parent_pid,
         stopping: Stopping::default(),
-    })
+    }))
 }
 
 fn run_conform() -> anyhow::Result<()> {
@@ -211,6 +224,10 @@ mod tests {
     #[test]
     fn an_agent_needs_a_coordinator_and_a_rank_takes_the_agents_log_format() {
         assert!(Cli::try_parse_from(["foil-worker"]).is_err());
+        for name in ["", "a/../b", "a b", "\u{1b}"] {
+            let args = ["foil-worker", "--coordinator", "http://h:1", "--agent-id", name];
+            assert!(Cli::try_parse_from(args).is_err(), "{name:?}");
+        }
         let agent =
             Cli::try_parse_from(["foil-worker", "--coordinator", "http://127.0.0.1:1", "--ranks", "2"])
                 .unwrap();

@@ -5,9 +5,11 @@
 
 mod error;
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,10 +41,19 @@ pub fn unfollowed() -> Moved {
 }
 
 /// On whose behalf an upload is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Writer {
     job_id: String,
     attempt: u32,
+    session_id: String,
+    secret: String,
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { job_id, attempt, session_id, secret: _ } = self;
+        write!(f, "Writer({job_id}, {attempt}, {session_id})")
+    }
 }
 
 impl Writer {
@@ -51,9 +62,11 @@ impl Writer {
         Self::default()
     }
 
-    /// A rank of a job's attempt; it may write below `jobs/{job}/phases/` while the attempt is current.
-    pub fn rank(job_id: impl Into<String>, attempt: u32) -> Self {
-        Self { job_id: job_id.into(), attempt }
+    /// A rank of a job's attempt, which its secret proves; it may write below `jobs/{job}/phases/` while the attempt is
+    /// current.
+    pub fn rank(job_id: &str, attempt: u32, session_id: &str, secret: &str) -> Self {
+        let (job_id, session_id) = (job_id.to_owned(), session_id.to_owned());
+        Self { job_id, attempt, session_id, secret: secret.to_owned() }
     }
 }
 
@@ -109,24 +122,29 @@ pub async fn upload_bytes(
     persist(once).await
 }
 
-/// Uploads a user's file as `inputs/{blake3}`, unless it is there already. The answer's `path` is the file's name.
+/// Uploads a user's file as `inputs/{blake3}`. Where it is there already the coordinator reads it, answers early, and takes
+/// the bytes only if it is damaged there. The answer's `path` is the file's name.
 pub async fn upload_input(line: &Line, path: &Path, moved: &Moved) -> Result<v1::Object, TransferError> {
     let digest = digest_of_file(path).await?;
     let key = input_key(&digest.blake3);
-    if let Some(object) = stat(line, &key).await? {
-        moved(object.size);
-        return Ok(v1::Object { path: file_name(path), ..object });
-    }
-    upload_file(line, &key, &Writer::client(), path, &digest, moved).await
+    let taken = Arc::new(AtomicU64::new(0));
+    let counted = {
+        let (taken, moved) = (Arc::clone(&taken), Arc::clone(moved));
+        let count: Moved = Arc::new(move |bytes| {
+            taken.fetch_add(bytes, Ordering::Relaxed);
+            moved(bytes);
+        });
+        count
+    };
+    let object = upload_file(line, &key, &Writer::client(), path, &digest, &counted).await?;
+    moved(digest.size.saturating_sub(taken.load(Ordering::Relaxed)));
+    Ok(object)
 }
 
-/// Uploads bytes as `inputs/{blake3}`, unless they are there already.
+/// Uploads bytes as `inputs/{blake3}`, as [`upload_input`] does a file.
 pub async fn upload_input_bytes(line: &Line, bytes: Bytes) -> Result<v1::Object, TransferError> {
     let key = input_key(&Digest::of(&bytes).blake3);
-    match stat(line, &key).await? {
-        Some(object) => Ok(object),
-        None => upload_bytes(line, &key, &Writer::client(), bytes, &unfollowed()).await,
-    }
+    upload_bytes(line, &key, &Writer::client(), bytes, &unfollowed()).await
 }
 
 /// Where a client's upload with this hash lies.
@@ -373,7 +391,8 @@ async fn put(
         blake3: digest.blake3.clone(),
         job_id: writer.job_id.clone(),
         attempt: writer.attempt,
-        ..Default::default()
+        session_id: writer.session_id.clone(),
+        secret: writer.secret.clone(),
     };
     let message = |part| v1::PutRequest { part: Some(part) };
     let parts = futures::stream::once(async move { message(Part::Begin(begin)) })

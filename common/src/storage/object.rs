@@ -11,6 +11,7 @@
 
 use bytes::{Bytes, BytesMut};
 use foil_proto::v1;
+use futures::StreamExt;
 use object_store::{ObjectStoreExt, WriteMultipart};
 use serde::Deserialize;
 
@@ -64,6 +65,45 @@ impl Store {
         check_key(key)?;
         self.delete(&format!("{key}{SIDECAR}")).await?;
         self.delete(key).await
+    }
+
+    /// Removes an object that does not have this digest, by its record or by its bytes; true where there was such a one.
+    /// Only for keys that one content alone may lie under.
+    pub async fn remove_unless(&self, key: &str, digest: &Digest) -> Result<bool, StoreError> {
+        match self.has(key, digest).await {
+            Ok(true) | Err(StoreError::NotFound { .. }) => return Ok(false),
+            Ok(false) => {}
+            Err(error) => return Err(error),
+        }
+        let _only_one = self.lock(key).await;
+        // Another writer may have mended it meanwhile.
+        match self.has(key, digest).await {
+            Ok(true) | Err(StoreError::NotFound { .. }) => Ok(false),
+            Ok(false) => self.delete_object(key).await.map(|()| true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether an object has this digest, by its record and by its bytes.
+    async fn has(&self, key: &str, digest: &Digest) -> Result<bool, StoreError> {
+        match self.digest(key).await {
+            Ok(recorded) if recorded == *digest => {}
+            Ok(_) | Err(StoreError::Corrupt { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        let (size, mut bytes) = match self.stream(key, 0).await {
+            // Its record alone is there.
+            Err(StoreError::NotFound { .. }) => return Ok(false),
+            read => read?,
+        };
+        if size != digest.size {
+            return Ok(false);
+        }
+        let mut hasher = blake3::Hasher::new();
+        while let Some(bytes) = bytes.next().await {
+            hasher.update(&bytes?);
+        }
+        Ok(hasher.finalize().to_hex().as_str() == digest.blake3)
     }
 
     /// Writes a whole object. The same content again is fine; other content is [`StoreError::Conflict`].

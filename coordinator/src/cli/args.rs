@@ -172,6 +172,9 @@ pub(crate) struct ServeArgs {
     /// Allow an address beyond loopback. There is neither TLS nor authentication: only for a network you trust.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
+    /// Take in workers of another version or build, whose results may differ from each other's.
+    #[arg(long)]
+    pub(crate) allow_version_skew: bool,
     /// How many records of the log make a snapshot worth while: a coordinator that starts reads the last snapshot and
     /// the records after it.
     #[arg(long, value_name = "RECORDS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]

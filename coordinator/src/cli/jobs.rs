@@ -12,6 +12,9 @@ use super::{output, terminal, watch};
 pub(crate) async fn list(args: &ClientArgs) -> Result<()> {
     let jobs = Client::connect(&args.coordinators())?.list().await?;
     let mut rows = vec![["ID", "NAME", "STATE", "PHASE", "DONE", "SUBMITTED"].map(str::to_owned).to_vec()];
+    if jobs.iter().any(|job| job.waiting.is_some()) {
+        rows[0].push("WAITING".to_owned());
+    }
     for job in &jobs {
         rows.push(vec![
             job.id.clone(),
@@ -21,6 +24,9 @@ pub(crate) async fn list(args: &ClientArgs) -> Result<()> {
             format!("{}/{}", job.phases_done, job.phases_total),
             job.submitted_at.as_ref().map(time).unwrap_or_default(),
         ]);
+        if let (Some(row), Some(waiting)) = (rows.last_mut(), &job.waiting) {
+            row.push(waiting.reason.clone());
+        }
     }
     output::line(&report::align(&rows))?;
     Ok(())
@@ -47,7 +53,10 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         job.phases_done,
         job.phases_total
     ))?;
-    if !job.phase.is_empty() {
+    if let Some(waiting) = &job.waiting {
+        output::line(&waiting.reason)?;
+    }
+    if !job.phase.is_empty() && job.attempt > 0 {
         let progress = job.progress.as_ref().map(|told| format!(": {}", report::progress(told)));
         let progress = progress.unwrap_or_default();
         output::line(&format!("phase {}, attempt {}{progress}", job.phase, job.attempt))?;

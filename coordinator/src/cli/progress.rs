@@ -33,6 +33,8 @@ pub(crate) struct Progress {
     done: usize,
     /// Said to be queued, which is worth saying once.
     waits: bool,
+    /// What it was last said to wait for.
+    waits_for: String,
 }
 
 enum Display {
@@ -66,7 +68,16 @@ impl Progress {
             (true, true) => Display::Lines(Sink::Stderr),
             (true, false) => Display::Lines(Sink::Stdout),
         };
-        Self { display, meter: None, written: Instant::now(), phases: 0, width: 0, done: 0, waits: false }
+        Self {
+            display,
+            meter: None,
+            written: Instant::now(),
+            phases: 0,
+            width: 0,
+            done: 0,
+            waits: false,
+            waits_for: String::new(),
+        }
     }
 
     /// Columns for a line.
@@ -135,6 +146,8 @@ impl Progress {
             Event::PhaseCommitted(committed) => self.commit(committed),
             // A fast job has many, and a bar has no place for them.
             Event::CheckpointCommitted(_) => {}
+            // The job as it stood when the watch began said so already.
+            Event::Notice(notice) if notice.text == self.waits_for => {}
             Event::Notice(notice) => self.line(&format!("{}: {}", notice.level, notice.text)),
         }
     }
@@ -147,6 +160,10 @@ impl Progress {
         if job.state() == v1::JobState::Queued && !self.waits {
             self.waits = true;
             self.line("queued");
+        }
+        if let Some(waiting) = job.waiting.as_ref().filter(|waiting| waiting.reason != self.waits_for) {
+            self.waits_for.clone_from(&waiting.reason);
+            self.line(&waiting.reason);
         }
     }
 

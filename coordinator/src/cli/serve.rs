@@ -26,6 +26,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     let stop = shutdown::on_signal()?.token();
     let metrics = telemetry::install_metrics()?;
     let store = Store::open(&args.store)?;
+    let location = store.location().to_owned();
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}; give another address with --listen", args.listen))?;
@@ -39,8 +40,9 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     let mut serve = Serve::new(store, listener, metrics);
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
+    serve.settings.allow_version_skew = args.allow_version_skew;
     let service = driver::serve(serve, stop).await?;
-    tracing::info!(%address, store = args.store, "serving");
+    tracing::info!(%address, store = location, "serving");
     if let Some(file) = &args.port_file {
         announce(file, address)?;
     }

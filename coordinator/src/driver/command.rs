@@ -7,6 +7,7 @@ use foil_proto::v1::{self, rank_message};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
+use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted};
 use crate::schedule::Refusal;
 
@@ -102,6 +103,7 @@ pub(super) enum Command {
         hello: v1::AgentRegister,
         connection: u64,
         commands: AgentCommands,
+        reply: oneshot::Sender<Result<(), NameTaken>>,
     },
     AgentHeartbeat {
         agent: String,
@@ -125,6 +127,7 @@ pub(super) enum Command {
     RankSaid {
         session: String,
         message: rank_message::Message,
+        flaw: Option<String>,
     },
     RankGone {
         session: String,

@@ -13,9 +13,10 @@ use std::time::Duration;
 use foil_proto::v1::{self, agent_command, rank_command, rank_message};
 
 use crate::clock::Now;
-use crate::cluster::{Cluster, Liveness, Place};
+use crate::cluster::{Cluster, Liveness, NameTaken, Place};
 use crate::job::{Change, Event, JobState, Life, StateError, Submitted, Sweep, view};
 use crate::schedule::{Counter, Deadlines, Input, Level, Refusal, Run};
+use crate::secret::Mint;
 
 /// What is to be done: `events` first, and `actions` once they are durable.
 #[derive(Debug, Default)]
@@ -72,6 +73,8 @@ pub struct Core {
     /// In which this process leads: names the processes and leases that it gives.
     term: u64,
     deadlines: Deadlines,
+    /// Of the secrets of the processes that it starts.
+    mint: Mint,
     outbox: Outbox,
     /// What is wrong with the store, where something is.
     trouble: Option<String>,
@@ -90,10 +93,25 @@ struct Entry {
     waiting: Option<Waiting>,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// A job that lacks devices.
+#[derive(Debug, Clone)]
 struct Waiting {
     since: Duration,
-    told: bool,
+    /// Since when the connected workers have not as many as it needs.
+    too_large_since: Option<Duration>,
+    /// As its users see it.
+    shown: v1::JobWait,
+    /// As its watchers were last told.
+    told: Option<v1::JobWait>,
+}
+
+/// A rank process that may write objects of its job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Author {
+    pub job: String,
+    pub attempt: u32,
+    /// The fingerprint of its secret.
+    pub proof: String,
 }
 
 impl Core {
@@ -103,6 +121,7 @@ impl Core {
         term: u64,
         liveness: Liveness,
         deadlines: Deadlines,
+        mint: Mint,
     ) -> Result<Self, StateError> {
         let mut core = Self {
             jobs: BTreeMap::new(),
@@ -112,6 +131,7 @@ impl Core {
             cluster: Cluster::new(liveness),
             term,
             deadlines,
+            mint,
             outbox: Outbox::default(),
             trouble: None,
             fault: None,
@@ -172,12 +192,20 @@ impl Core {
         self.jobs.get(id).map(|entry| &entry.state)
     }
 
-    /// The job as its user sees it, with how far its phase is.
+    /// The job as its user sees it, with how far its phase is and what it waits for.
     pub fn shown(&self, id: &str) -> Option<v1::Job> {
         let entry = self.jobs.get(id)?;
         let job = view::job(&entry.state);
         let progress = entry.progress.clone().filter(|progress| progress.phase == job.phase);
-        Some(v1::Job { progress, ..job })
+        let waiting = entry.waiting.as_ref().map(|waiting| waiting.shown.clone());
+        Some(v1::Job { progress, waiting, ..job })
+    }
+
+    /// The job in a list: as its user sees it, without what a page has no room for.
+    pub fn listed(&self, id: &str) -> Option<v1::Job> {
+        let entry = self.jobs.get(id)?;
+        let waiting = entry.waiting.as_ref().map(|waiting| waiting.shown.clone());
+        Some(v1::Job { waiting, ..view::listed(&entry.state) })
     }
 
     /// Job ids, oldest first.
@@ -211,6 +239,11 @@ impl Core {
 
     // ---- agents ----
 
+    /// Whether an agent may register: not under the name of another that is there.
+    pub fn admits(&self, hello: &v1::AgentRegister, now: Now) -> Result<(), NameTaken> {
+        self.cluster.admits(hello, now)
+    }
+
     pub fn agent_registered(&mut self, hello: &v1::AgentRegister, connection: u64, now: Now) {
         let registered = self.cluster.register(hello, connection, now);
         for session in registered.strays {
@@ -235,8 +268,16 @@ impl Core {
         self.cluster.disconnected(agent, connection, now);
     }
 
+    /// An agent speaks for the processes that it was told to start, and for no others.
     pub fn rank_exited(&mut self, agent: &str, exit: v1::RankExited, now: Now) {
         self.cluster.exited(agent, &exit.session_id);
+        let job = self.sessions.get(&exit.session_id).cloned();
+        let is_own =
+            |run: &mut Run, _: &JobState| run.agent_of(&exit.session_id).is_none_or(|own| own == agent);
+        if !job.and_then(|job| self.with_run(&job, is_own)).unwrap_or(true) {
+            tracing::warn!(agent, session = exit.session_id, "the end of another agent's rank is left aside");
+            return;
+        }
         self.feed(&exit.session_id.clone(), Input::Exited(exit), now);
         self.allocate(now);
     }
@@ -248,13 +289,20 @@ impl Core {
         self.try_feed(&session.clone(), Input::Hello { session, hello }, now)
     }
 
+    /// `flaw` is what the store says against it.
     pub fn rank_said(
         &mut self,
         session: &str,
         message: rank_message::Message,
+        flaw: Option<String>,
         now: Now,
     ) -> Result<(), Refusal> {
-        let result = self.try_feed(session, Input::Said { session: session.to_owned(), message }, now);
+        let input = Input::Said { session: session.to_owned(), message, flaw };
+        let result = self.try_feed(session, input, now);
+        if let Err(Refusal::Untrue(why)) = &result {
+            let (session_of, why) = (session.to_owned(), why.clone());
+            self.feed(session, Input::Misreported { session: session_of, why }, now);
+        }
         self.allocate(now);
         result
     }
@@ -326,6 +374,18 @@ impl Core {
 
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// The rank processes that may write, by session.
+    pub fn authors(&self) -> BTreeMap<String, Author> {
+        let running = self.jobs.iter().filter(|(_, entry)| entry.state.current_attempt().is_some());
+        running
+            .flat_map(|(job, entry)| entry.state.seats.values().map(move |seat| (job, seat)))
+            .map(|(job, seat)| {
+                let author = Author { job: job.clone(), attempt: seat.attempt, proof: seat.proof.clone() };
+                (seat.session.clone(), author)
+            })
+            .collect()
     }
 
     /// The attempts whose ranks may write.

@@ -1,15 +1,18 @@
 //! The driver, as the gRPC services see it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use foil_proto::v1::{self, rank_message};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use super::command::{Answer, Command, Found, Look, Page, Query, Subscription};
+use super::core::{Author, Core};
+use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted};
 use crate::schedule::Refusal;
+use crate::secret;
 
 /// The driver has ended; so does the process soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -23,13 +26,26 @@ pub struct Handle {
     pub(super) attempts: Attempts,
 }
 
-/// The attempts whose ranks may write, by job; kept up by the driver.
+/// Whose ranks may write; kept up by the driver.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Attempts(Arc<RwLock<BTreeMap<String, u32>>>);
+pub(super) struct Attempts(Arc<RwLock<Writers>>);
+
+#[derive(Debug, Default)]
+struct Writers {
+    /// By job.
+    attempts: BTreeMap<String, u32>,
+    /// By session.
+    authors: BTreeMap<String, Author>,
+}
 
 impl Attempts {
-    pub(super) fn set(&self, attempts: BTreeMap<String, u32>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = attempts;
+    pub(super) fn set(&self, core: &Core) {
+        let writers = Writers { attempts: core.attempts(), authors: core.authors() };
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = writers;
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Writers> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -41,7 +57,14 @@ impl Handle {
 
     /// The attempt whose ranks may write for a job now.
     pub fn current_attempt(&self, job: &str) -> Option<u32> {
-        self.attempts.0.read().unwrap_or_else(PoisonError::into_inner).get(job).copied()
+        self.attempts.read().attempts.get(job).copied()
+    }
+
+    /// Whether the secret is that of a rank process of the job's current attempt.
+    pub fn is_rank(&self, job: &str, session: &str, secret: &str) -> bool {
+        let writers = self.attempts.read();
+        let author = writers.authors.get(session).filter(|author| author.job == job);
+        author.is_some_and(|author| secret::proves(secret, &author.proof))
     }
 
     /// The job that a request id made.
@@ -89,14 +112,14 @@ impl Handle {
         self.ask(|reply| Command::Cancel { id: id.to_owned(), reply }).await
     }
 
-    /// `connection` must be unique to the stream; a later registration of the same agent replaces it.
+    /// `connection` must be unique to the stream; a later registration of the same process replaces it.
     pub async fn agent_registered(
         &self,
         hello: v1::AgentRegister,
         connection: u64,
         commands: mpsc::Sender<Result<v1::AgentCommand, Status>>,
-    ) -> Result<(), Stopped> {
-        self.tell(Command::AgentRegistered { hello, connection, commands }).await
+    ) -> Result<Result<(), NameTaken>, Stopped> {
+        self.ask(|reply| Command::AgentRegistered { hello, connection, commands, reply }).await
     }
 
     /// The agent is answered with the `number` of its heartbeat, while this coordinator surely leads.
@@ -126,8 +149,14 @@ impl Handle {
         self.ask(|reply| Command::RankHello { hello, commands, reply }).await
     }
 
-    pub async fn rank_said(&self, session: String, message: rank_message::Message) -> Result<(), Stopped> {
-        self.tell(Command::RankSaid { session, message }).await
+    /// `flaw` is what the store says against it.
+    pub async fn rank_said(
+        &self,
+        session: String,
+        message: rank_message::Message,
+        flaw: Option<String>,
+    ) -> Result<(), Stopped> {
+        self.tell(Command::RankSaid { session, message, flaw }).await
     }
 
     pub async fn rank_gone(&self, session: String) -> Result<(), Stopped> {

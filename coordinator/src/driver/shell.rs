@@ -30,6 +30,7 @@ use crate::journal::{Journal, JournalError};
 use crate::leadership::{Lease, Times};
 use crate::rpc::status::refused;
 use crate::schedule::Deadlines;
+use crate::secret::Mint;
 
 const TICK: Duration = Duration::from_millis(200);
 const INBOX: usize = 1024;
@@ -47,6 +48,8 @@ pub struct Settings {
     /// An agent without a leader for so long kills its ranks. Less than [`Liveness::silence`]: it has done so before it
     /// is given up.
     pub fence: Duration,
+    /// Take in workers of another version or build.
+    pub allow_version_skew: bool,
     /// Records of the log between two snapshots.
     pub snapshot_every: u64,
 }
@@ -59,6 +62,7 @@ impl Default for Settings {
             leadership: Times::default(),
             heartbeat: Duration::from_secs(2),
             fence: Duration::from_secs(60),
+            allow_version_skew: false,
             snapshot_every: 1000,
         }
     }
@@ -123,14 +127,15 @@ impl Driver {
         lease: Lease,
     ) -> Result<(Self, Handle), DriverError> {
         let replayed = events.len();
-        let core = Core::replay(events, journal.term(), settings.liveness, settings.deadlines)?;
+        let mint = Mint::new(rand::random());
+        let core = Core::replay(events, journal.term(), settings.liveness, settings.deadlines, mint)?;
         tracing::info!(events = replayed, jobs = core.order().len(), term = journal.term(), "log replayed");
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender, attempts: Attempts::default() };
         let links = Links::new(journal.term());
         telemetry::describe();
         // Ranks that go on may write from the first moment.
-        handle.attempts.set(core.attempts());
+        handle.attempts.set(&core);
         let driver = Self {
             core,
             journal,
@@ -207,7 +212,7 @@ impl Driver {
             return Ok(());
         }
         telemetry::events(&self.core, &outbox.events);
-        self.handle.attempts.set(self.core.attempts());
+        self.handle.attempts.set(&self.core);
         let durable = self.journal.append(&outbox.events);
         self.pending.push_back(Box::pin(async move {
             durable.await?;
@@ -278,8 +283,16 @@ impl Driver {
 
     fn obey_worker(&mut self, command: Command, now: Now) {
         match command {
-            Command::AgentRegistered { hello, connection, commands } => {
-                self.register(&hello, connection, commands, now);
+            Command::AgentRegistered { hello, connection, commands, reply } => {
+                let admitted = self.core.admits(&hello, now);
+                match &admitted {
+                    Ok(()) => self.register(&hello, connection, commands, now),
+                    Err(taken) => {
+                        tracing::warn!(agent = hello.agent_id, host = hello.hostname, %taken, "an agent is refused");
+                    }
+                }
+                // The caller may be gone.
+                let _ = reply.send(admitted);
             }
             Command::AgentHeartbeat { agent, connection, number } => {
                 let known = self.core.agent_heard(&agent, connection, now);
@@ -305,8 +318,8 @@ impl Driver {
                 }
                 self.reply(move |_| drop(reply.send(result)));
             }
-            Command::RankSaid { session, message } => {
-                if let Err(refusal) = self.core.rank_said(&session, message, now) {
+            Command::RankSaid { session, message, flaw } => {
+                if let Err(refusal) = self.core.rank_said(&session, message, flaw, now) {
                     tracing::warn!(session, %refusal, "a rank's word is refused");
                     self.links.remove_rank(&session, Some(refused(&refusal)));
                     self.core.rank_gone(&session, now);
@@ -380,7 +393,7 @@ impl Driver {
         while jobs.len() < query.size
             && let Some(state) = wanted.peek()
         {
-            let row = view::listed(state);
+            let Some(row) = self.core.listed(&state.id) else { break };
             let needed = row.encoded_len();
             if needed > room && !jobs.is_empty() {
                 break;
@@ -399,7 +412,7 @@ impl Driver {
             return self.reply(move |_| drop(reply.send(None)));
         };
         let now = self.clock.now();
-        let job = v1::job_event::Event::Job(view::job(state));
+        let job = v1::job_event::Event::Job(self.core.shown(&id).unwrap_or_default());
         let mut past = vec![Arc::new(view::event(state, job, now.wall))];
         past.extend(self.core.history(&id, after_revision));
         let ended = state.is_ended();

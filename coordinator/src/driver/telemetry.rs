@@ -19,6 +19,14 @@ pub(super) fn describe() {
     metrics::describe_counter!("foil_chunks_done_total", "Chunks of map phases done.");
     metrics::describe_counter!("foil_ranks_lost_total", "Rank processes lost while they were needed.");
     metrics::describe_counter!(
+        "foil_worker_faults_total",
+        "Ranks that never connected or reported what is not so, through their agent's fault."
+    );
+    metrics::describe_gauge!(
+        "foil_agents_set_aside",
+        "Agents that get no ranks for a while, for such faults."
+    );
+    metrics::describe_counter!(
         "foil_chunks_leased_again_total",
         "Chunks leased a second time because they straggled."
     );
@@ -92,6 +100,7 @@ pub(super) fn action(action: &Action) {
                 Counter::ChunkReleased => "foil_chunks_leased_again_total",
                 Counter::DuplicateChunk => "foil_duplicate_chunks_total",
                 Counter::DeterminismAlarm => "foil_determinism_alarms_total",
+                Counter::WorkerFault => "foil_worker_faults_total",
             };
             metrics::counter!(name).increment(1);
         }
@@ -126,6 +135,8 @@ pub(super) fn levels(core: &Core, now: Now) {
         let count = u32::try_from(census.get(state).copied().unwrap_or_default()).unwrap_or(u32::MAX);
         metrics::gauge!("foil_jobs", "state" => state).set(count);
     }
+    let set_aside = u32::try_from(core.cluster().set_aside()).unwrap_or(u32::MAX);
+    metrics::gauge!("foil_agents_set_aside").set(set_aside);
     for (agent, age) in core.cluster().ages(now) {
         metrics::gauge!("foil_worker_heartbeat_age_seconds", "agent" => agent.to_owned())
             .set(age.as_secs_f64());

@@ -74,6 +74,9 @@ pub struct RankStarted {
     pub session: String,
     pub agent: String,
     pub device: String,
+    /// The fingerprint of its secret; a log of an older version has none.
+    #[serde(default)]
+    pub proof: String,
 }
 
 /// One chunk's result.
@@ -148,6 +151,8 @@ pub enum CauseClass {
     Preempted,
     /// The machine of a rank was not heard of any more.
     AgentLost,
+    /// The worker's own fault, where another could take over: it starts no ranks, or they report what is not so.
+    Worker,
     /// Given to a job, never to an attempt: attempts kept ending without a commit between them.
     NoProgress,
 }
@@ -168,6 +173,7 @@ impl CauseClass {
             Self::Checkpoint => "checkpoint",
             Self::Preempted => "preempted",
             Self::AgentLost => "agent_lost",
+            Self::Worker => "worker",
             Self::NoProgress => "no_progress",
         }
     }
@@ -196,7 +202,12 @@ impl CauseClass {
         // Each lost checkpoint is one less: they cannot keep a job for ever.
         !matches!(
             self,
-            Self::Completed | Self::Cancelled | Self::CoordinatorRestart | Self::Checkpoint | Self::Preempted
+            Self::Completed
+                | Self::Cancelled
+                | Self::CoordinatorRestart
+                | Self::Checkpoint
+                | Self::Preempted
+                | Self::Worker
         )
     }
 }

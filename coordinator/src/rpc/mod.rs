@@ -2,6 +2,8 @@
 
 pub mod artifacts;
 
+mod admission;
+mod evidence;
 mod jobs;
 mod limits;
 mod lineage;

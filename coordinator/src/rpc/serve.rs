@@ -73,7 +73,7 @@ pub async fn serve(
 ) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
     options.store.probe().await?;
     let Serve { store, listener, address, take_over, metrics, settings, desk } = options;
-    let routes = routes(desk.clone(), store.clone(), metrics).await?;
+    let routes = routes(desk.clone(), store.clone(), metrics, settings.allow_version_skew).await?;
     let server = Server::builder()
         // Browsers, Prometheus and probes speak HTTP/1.
         .accept_http1(true)
@@ -103,7 +103,12 @@ pub async fn serve(
     })
 }
 
-async fn routes(desk: Desk, store: Store, metrics: PrometheusHandle) -> Result<Routes, ServeError> {
+async fn routes(
+    desk: Desk,
+    store: Store,
+    metrics: PrometheusHandle,
+    allow_version_skew: bool,
+) -> Result<Routes, ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     tell_health(&health, false).await;
     let mut changes = Box::pin(desk.changes());
@@ -119,7 +124,7 @@ async fn routes(desk: Desk, store: Store, metrics: PrometheusHandle) -> Result<R
     let services = Routes::new(health_service)
         .add_service(reflection)
         .add_service(JobsServer::new(JobsService::new(desk.clone(), store.clone())))
-        .add_service(WorkersServer::new(WorkersService::new(desk.clone())))
+        .add_service(WorkersServer::new(WorkersService::new(desk.clone(), &store, allow_version_skew)))
         .add_service(ArtifactsService::new(store, desk.clone()).into_server());
     Ok(web::merge(services, web::router(metrics, move || desk.readiness())))
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use foil_common::rpc;
 use foil_common::spec::SpecError;
+use foil_common::storage::StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::cluster::NameTaken;
 use crate::driver::Stopped;
 use crate::leadership::NotLeading;
 use crate::resolve::ResolveError;
@@ -61,6 +63,27 @@ pub(crate) fn other_spec(request_id: &str, job: &str) -> Status {
     Status::with_error_details(Code::AlreadyExists, message, details)
 }
 
+/// To an agent whose name another one has.
+pub(crate) fn name_taken(taken: &NameTaken) -> Status {
+    let message = taken.to_string();
+    let details = ErrorDetails::with_resource_info("agent", &taken.agent, &taken.host, message.clone());
+    Status::with_error_details(Code::AlreadyExists, message, details)
+}
+
+/// To a worker of another version or build.
+pub(crate) fn skewed(who: &str, skew: &str) -> Status {
+    Status::failed_precondition(format!(
+        "{who} is refused: {skew}, and a job gives the same weights on one version only; install the coordinator's \
+         version there, or start the coordinator with --allow-version-skew"
+    ))
+}
+
+/// To a rank whose report cannot be looked into.
+pub(crate) fn store_away(error: &StoreError) -> Status {
+    let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::Unavailable, error.to_string(), retry)
+}
+
 /// To a rank whose word does not count.
 pub(crate) fn refused(refusal: &Refusal) -> Status {
     match refusal {
@@ -68,7 +91,8 @@ pub(crate) fn refused(refusal: &Refusal) -> Status {
             let details = ErrorDetails::with_error_info(STALE_ATTEMPT, DOMAIN, HashMap::new());
             Status::with_error_details(Code::Aborted, format!("{STALE_ATTEMPT}: {refusal}"), details)
         }
-        Refusal::Invalid(problem) => bad_field("message", problem),
+        Refusal::Invalid(problem) | Refusal::Untrue(problem) => bad_field("message", problem),
+        Refusal::Stranger { .. } => Status::permission_denied(refusal.to_string()),
     }
 }
 

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use foil_common::storage::Store;
 use foil_proto::v1::{self, agent_message, rank_message, workers_server::Workers};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::limits::{bounded_exit, bounded_message, check_registration};
-use super::status::{bad_field, not_leading, refused, stopped};
+use super::admission::{check_agent, check_rank};
+use super::evidence;
+use super::limits::{bounded_exit, bounded_message};
+use super::status::{bad_field, name_taken, not_leading, refused, stopped, store_away};
 use crate::driver::{Handle, Stopped};
 use crate::leadership::Desk;
 
@@ -18,17 +21,23 @@ use crate::leadership::Desk;
 const BACKLOG: usize = 256;
 /// For a stream's first message, which says whose it is.
 const FIRST_WORD: Duration = Duration::from_secs(20);
+/// How long a rank's report waits for the store to bear it out.
+const STORE_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The service. Streams end with the driver.
 #[derive(Debug, Clone)]
 pub struct WorkersService {
     desk: Desk,
+    /// Where what ranks report must lie.
+    store: Store,
+    allow_version_skew: bool,
     connections: Arc<AtomicU64>,
 }
 
 impl WorkersService {
-    pub fn new(desk: Desk) -> Self {
-        Self { desk, connections: Arc::default() }
+    pub fn new(desk: Desk, store: &Store, allow_version_skew: bool) -> Self {
+        let store = store.patient(STORE_PATIENCE);
+        Self { desk, store, allow_version_skew, connections: Arc::default() }
     }
 }
 
@@ -44,9 +53,12 @@ impl Workers for WorkersService {
         let driver = self.desk.driver().map_err(|why| not_leading(&why))?;
         let (commands, stream) = mpsc::channel(BACKLOG);
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
+        let allow_skew = self.allow_version_skew;
         // The answer's headers must not wait for the first message: a client may wait for them before it writes.
         tokio::spawn(async move {
-            if let Err(status) = hear_agent(&driver, request.into_inner(), connection, &commands).await {
+            if let Err(status) =
+                hear_agent(&driver, request.into_inner(), connection, &commands, allow_skew).await
+            {
                 // An agent that is gone needs no reason.
                 let _ = commands.send(Err(status)).await;
             }
@@ -60,8 +72,9 @@ impl Workers for WorkersService {
     ) -> Result<Response<Self::RankStream>, Status> {
         let driver = self.desk.driver().map_err(|why| not_leading(&why))?;
         let (commands, stream) = mpsc::channel(BACKLOG);
+        let service = self.clone();
         tokio::spawn(async move {
-            if let Err(status) = hear_rank(&driver, request.into_inner(), &commands).await {
+            if let Err(status) = service.hear_rank(&driver, request.into_inner(), &commands).await {
                 // A rank that is gone needs no reason.
                 let _ = commands.send(Err(status)).await;
             }
@@ -75,14 +88,16 @@ async fn hear_agent(
     mut messages: Streaming<v1::AgentMessage>,
     connection: u64,
     commands: &mpsc::Sender<Result<v1::AgentCommand, Status>>,
+    allow_skew: bool,
 ) -> Result<(), Status> {
     let first = first_word(&mut messages).await?.and_then(|message| message.message);
     let Some(agent_message::Message::Register(hello)) = first else {
         return Err(bad_field("register", "an agent's first message must be its registration"));
     };
-    check_registration(&hello)?;
+    check_agent(&hello, allow_skew)?;
     let agent = hello.agent_id.clone();
-    driver.agent_registered(hello, connection, commands.clone()).await.map_err(stopped)?;
+    let admitted = driver.agent_registered(hello, connection, commands.clone()).await.map_err(stopped)?;
+    admitted.map_err(|taken| name_taken(&taken))?;
     let told = tell_agent(driver, &mut messages, &agent, connection, commands).await;
     driver.agent_gone(agent, connection).await.map_err(stopped)?;
     told
@@ -120,39 +135,48 @@ async fn tell_agent(
     }
 }
 
-async fn hear_rank(
-    driver: &Handle,
-    mut messages: Streaming<v1::RankMessage>,
-    commands: &mpsc::Sender<Result<v1::RankCommand, Status>>,
-) -> Result<(), Status> {
-    let first = first_word(&mut messages).await?.and_then(|message| message.message);
-    let Some(rank_message::Message::Hello(hello)) = first else {
-        return Err(bad_field("hello", "a rank's first message must be its hello"));
-    };
-    let session = hello.session_id.clone();
-    let seated = driver.rank_hello(hello, commands.clone()).await.map_err(stopped)?;
-    seated.map_err(|refusal| refused(&refusal))?;
-    let told = tell_rank(driver, &mut messages, &session, commands).await;
-    driver.rank_gone(session).await.map_err(stopped)?;
-    told.map_err(stopped)
-}
-
-async fn tell_rank(
-    driver: &Handle,
-    messages: &mut Streaming<v1::RankMessage>,
-    session: &str,
-    commands: &mpsc::Sender<Result<v1::RankCommand, Status>>,
-) -> Result<(), Stopped> {
-    loop {
-        let message = tokio::select! {
-            message = messages.message() => message,
-            () = commands.closed() => return Ok(()),
-            // One that has nothing to say must learn of it too.
-            () = driver.ended() => return Err(Stopped),
+impl WorkersService {
+    async fn hear_rank(
+        &self,
+        driver: &Handle,
+        mut messages: Streaming<v1::RankMessage>,
+        commands: &mpsc::Sender<Result<v1::RankCommand, Status>>,
+    ) -> Result<(), Status> {
+        let first = first_word(&mut messages).await?.and_then(|message| message.message);
+        let Some(rank_message::Message::Hello(hello)) = first else {
+            return Err(bad_field("hello", "a rank's first message must be its hello"));
         };
-        let Ok(Some(message)) = message else { return Ok(()) };
-        if let Some(message) = message.message {
-            driver.rank_said(session.to_owned(), bounded_message(message)).await?;
+        check_rank(&hello, self.allow_version_skew)?;
+        let session = hello.session_id.clone();
+        let seated = driver.rank_hello(hello, commands.clone()).await.map_err(stopped)?;
+        seated.map_err(|refusal| refused(&refusal))?;
+        let told = self.tell_rank(driver, &mut messages, &session, commands).await;
+        driver.rank_gone(session).await.map_err(stopped)?;
+        told
+    }
+
+    async fn tell_rank(
+        &self,
+        driver: &Handle,
+        messages: &mut Streaming<v1::RankMessage>,
+        session: &str,
+        commands: &mpsc::Sender<Result<v1::RankCommand, Status>>,
+    ) -> Result<(), Status> {
+        loop {
+            let message = tokio::select! {
+                message = messages.message() => message,
+                () = commands.closed() => return Ok(()),
+                // One that has nothing to say must learn of it too.
+                () = driver.ended() => return Err(stopped(Stopped)),
+            };
+            let Ok(Some(message)) = message else { return Ok(()) };
+            let Some(message) = message.message.map(bounded_message) else { continue };
+            let flaw = tokio::select! {
+                flaw = evidence::flaw(&self.store, &message) => flaw.map_err(|error| store_away(&error))?,
+                () = commands.closed() => return Ok(()),
+                () = driver.ended() => return Err(stopped(Stopped)),
+            };
+            driver.rank_said(session.to_owned(), message, flaw).await.map_err(stopped)?;
         }
     }
 }

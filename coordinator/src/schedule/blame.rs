@@ -39,6 +39,8 @@ pub(super) enum Sign {
     /// Ranks ended a gang with different parameters.
     Diverged,
     StoreFailed(String),
+    /// What it reported is not so.
+    Misreported(String),
 }
 
 impl fmt::Display for Sign {
@@ -52,6 +54,7 @@ impl fmt::Display for Sign {
             Self::Hang(limit) => write!(f, "it made no progress for {} s", limit.as_secs()),
             Self::Diverged => f.write_str("it ended the phase with other parameters than rank 0"),
             Self::StoreFailed(error) => write!(f, "the object store failed: {error}"),
+            Self::Misreported(why) => write!(f, "what it reported is refused: {why}"),
         }
     }
 }
@@ -140,6 +143,7 @@ fn weight(sign: &Sign, spoke: bool) -> u8 {
             _ => 5,
         },
         Sign::Exited(exit) if exit.out_of_memory => 1,
+        Sign::Misreported(_) => 0,
         Sign::Hang(_) | Sign::Diverged | Sign::StoreFailed(_) | Sign::NotStarted(_) => 2,
         Sign::Exited(exit) if !spoke && !exit.exit_code.is_some_and(|code| CONSEQUENCES.contains(&code)) => 3,
         Sign::AgentLost => 3,
@@ -155,6 +159,7 @@ fn class(sign: &Sign) -> CauseClass {
         Sign::Hang(_) => CauseClass::Hang,
         Sign::StoreFailed(_) => CauseClass::Store,
         Sign::AgentLost => CauseClass::AgentLost,
+        Sign::Misreported(_) => CauseClass::Worker,
         Sign::Exited(exit) if exit.exit_code == Some(TERMINATED) => CauseClass::Preempted,
         Sign::Exited(_) | Sign::StreamEnded | Sign::NotStarted(_) | Sign::Diverged => CauseClass::Crash,
     }
@@ -186,6 +191,7 @@ fn advice(class: CauseClass) -> &'static str {
         CauseClass::Nonfinite => "lower the learning rate, or set the step's optimizer.on_nonfinite: skip",
         CauseClass::Preempted => "nothing: the job goes on where there are devices",
         CauseClass::AgentLost => "look at the worker machine and its network",
+        CauseClass::Worker => "look at the worker machine: its ranks are not to be trusted",
         _ => "look at the rank's log; if it names no cause of yours, please report it",
     }
 }

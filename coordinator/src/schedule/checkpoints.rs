@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use foil_proto::v1;
 
 use super::gang::gang_prefix;
-use super::{Busy, Decision, Level, Refusal, Run, Slot, Stage};
+use super::{Busy, Decision, Level, Refusal, Run, Slot, Stage, truthful};
 use crate::clock::Now;
 use crate::job::{Change, JobState};
 
@@ -44,6 +44,7 @@ impl Run {
         state: &JobState,
         rank: usize,
         share: v1::CheckpointShare,
+        flaw: Option<&str>,
         now: Now,
         out: &mut Decision,
     ) -> Result<(), Refusal> {
@@ -51,7 +52,7 @@ impl Run {
         let prefix = gang_prefix(&self.job, &phase.id, self.attempt);
         let object = share.object.unwrap_or_default();
         if !object.key.starts_with(&prefix) {
-            return Err(Refusal::Invalid(format!("{} is not a key of {prefix}", object.key)));
+            return Err(Refusal::Untrue(format!("{} is not a key of {prefix}", object.key)));
         }
         let (world, attempt) = (self.slots.len(), self.attempt);
         let (Some(Slot::Up { busy: Busy::Gang(member), .. }), Stage::Gang(gang)) =
@@ -66,6 +67,7 @@ impl Run {
         if known {
             return Ok(());
         }
+        truthful(flaw)?;
         if let Some(objects) = gang.shares.add(share.step, rank, object, world) {
             let made = v1::Checkpoint { phase: phase.id.clone(), step: share.step, attempt, objects };
             out.because(format!("all ranks' shares of the checkpoint after step {} are durable", share.step));

@@ -25,6 +25,8 @@ enum Ending {
         symptoms: Vec<Symptom>,
         poison: Option<String>,
         hopeless: bool,
+        /// A worker's fault counts like the job's own.
+        charged: bool,
     },
     Cancelling,
     /// The log knows already.
@@ -60,8 +62,19 @@ impl Run {
     }
 
     fn begin_failing(&mut self, symptom: Symptom, poison: Option<String>, hopeless: bool, now: Now) {
-        let ending = Ending::Failing { symptoms: vec![symptom], poison, hopeless };
+        let ending = Ending::Failing { symptoms: vec![symptom], poison, hopeless, charged: false };
         self.closing = Some(Closing { kill_at: now.mono + self.deadlines.settling, ending });
+    }
+
+    /// No other agent could have done better: what the last one is to blame for counts like any other loss.
+    pub fn charge(&mut self, now: Now) {
+        if let Some(closing) = &mut self.closing {
+            if let Ending::Failing { charged, .. } = &mut closing.ending {
+                *charged = true;
+            }
+        } else if let Some(symptom) = self.excused.take() {
+            self.count_loss(symptom, now);
+        }
     }
 
     /// One more thing seen while the attempt breaks.
@@ -109,8 +122,11 @@ impl Run {
         let cause = match std::mem::replace(&mut closing.ending, Ending::Recorded) {
             Ending::Recorded => return,
             Ending::Cancelling => ended(CauseClass::Cancelled, "cancelled"),
-            Ending::Failing { symptoms, poison, hopeless } => {
+            Ending::Failing { symptoms, poison, hopeless, charged } => {
                 let mut cause = cause(&self.phase_id, &symptoms);
+                if charged && cause.class == CauseClass::Worker {
+                    cause.class = CauseClass::Crash;
+                }
                 if let Some(poison) = poison {
                     cause.message =
                         format!("{poison} ended every rank that tried it; at last {}", cause.message);

@@ -9,7 +9,7 @@ use super::checkpoints::{self, Shares};
 use super::map::of_stage;
 use super::pulse::Pulse;
 use super::sealing::inherited;
-use super::{Busy, Decision, Effect, Refusal, Run, Slot, Stage};
+use super::{Busy, Decision, Effect, Refusal, Run, Slot, Stage, truthful};
 use crate::clock::Now;
 use crate::job::JobState;
 use crate::plan::{self, Phase};
@@ -178,8 +178,13 @@ impl Run {
         else {
             return Ok(());
         };
+        let v1::StepReport { step, steps, .. } = report;
+        if step <= member.step || step > steps {
+            let text = format!("step {step} of {steps} does not come after step {}", member.step);
+            return Err(Refusal::Untrue(text));
+        }
         member.pulse.beat(now);
-        member.step = report.step;
+        member.step = step;
         if rank == 0 {
             gang.lines.push_str(&line(state, &report));
             gang.lines.push('\n');
@@ -225,19 +230,21 @@ impl Run {
         state: &JobState,
         rank: usize,
         result: v1::GangResult,
+        flaw: Option<&str>,
         now: Now,
     ) -> Result<(), Refusal> {
         let Some(phase) = self.expect_phase(state, &result.phase, result.attempt)? else { return Ok(()) };
         let prefix = gang_prefix(&self.job, &phase.id, self.attempt);
         let inherited = inherited(state, phase);
-        let foreign = |object: &&v1::Object| {
-            !object.key.starts_with(&prefix) && !inherited.iter().any(|known| known.key == object.key)
-        };
+        let own = |object: &v1::Object| object.key.strip_prefix(&prefix) == Some(object.path.as_str());
+        let foreign = |object: &&v1::Object| !own(object) && !inherited.contains(object);
         if let Some(object) = result.objects.iter().find(foreign) {
-            return Err(Refusal::Invalid(format!("{} is not a key of {prefix}", object.key)));
+            let text = format!("{} is not where {} of {prefix} belongs", object.key, object.path);
+            return Err(Refusal::Untrue(text));
         }
+        truthful(flaw)?;
         if rank == 0 && result.objects.is_empty() {
-            return Err(Refusal::Invalid(format!("rank 0 ended {} without an object", phase.id)));
+            return Err(Refusal::Untrue(format!("rank 0 ended {} without an object", phase.id)));
         }
         if let Some(Slot::Up { busy: Busy::Gang(member), .. }) = self.slots.get_mut(rank) {
             member.pulse.beat(now);

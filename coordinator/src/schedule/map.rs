@@ -9,7 +9,7 @@ use foil_proto::v1::rank_command::Command;
 
 use super::blame::Sign;
 use super::pulse::Pulse;
-use super::{Busy, Counter, Decision, Effect, Level, Refusal, Run, Slot, Stage};
+use super::{Busy, Counter, Decision, Effect, Level, Refusal, Run, Slot, Stage, truthful};
 use crate::clock::Now;
 use crate::job::{Change, ChunkDone, Committed, JobState};
 use crate::plan::{self, Phase};
@@ -37,6 +37,8 @@ pub struct Chunk {
     pub(super) phase: usize,
     pub(super) chunk: u32,
     pub(super) lease: u64,
+    /// Under which the result is written.
+    pub(super) key: String,
     pub(super) since: Duration,
     pub(super) pulse: Pulse,
 }
@@ -110,7 +112,8 @@ impl Run {
         let key = format!("{prefix}{}-{}-{}", self.attempt, self.term, self.leases);
         if let Some(Slot::Up { process, busy }) = self.slots.get_mut(rank) {
             let pulse = Pulse::new(now);
-            *busy = Busy::Chunk(Chunk { phase: held, chunk, lease: id, since: now.mono, pulse });
+            let (since, key_of_lease) = (now.mono, key.clone());
+            *busy = Busy::Chunk(Chunk { phase: held, chunk, lease: id, key: key_of_lease, since, pulse });
             let run = v1::RunChunk {
                 lease: id,
                 task: Some(lease.task),
@@ -140,18 +143,25 @@ impl Run {
         state: &JobState,
         rank: usize,
         result: v1::ChunkResult,
+        flaw: Option<&str>,
         now: Now,
         out: &mut Decision,
     ) -> Result<(), Refusal> {
         let Some(object) = &result.object else {
-            return Err(Refusal::Invalid(format!(
-                "chunk {} of {} came without its object",
-                result.chunk, result.phase
-            )));
+            let text = format!("chunk {} of {} came without its object", result.chunk, result.phase);
+            return Err(Refusal::Untrue(text));
         };
         let prefix = chunk_prefix(&self.job, &result.phase, result.chunk);
         if !object.key.starts_with(&prefix) {
-            return Err(Refusal::Invalid(format!("{} is not a key of {prefix}", object.key)));
+            return Err(Refusal::Untrue(format!("{} is not a key of {prefix}", object.key)));
+        }
+        let known = known_hash(state, &result.phase, result.chunk);
+        if known.is_none() && self.closing.is_none() {
+            if !self.is_leased(state, rank, &result) {
+                let text = format!("chunk {} of {} was not given to rank {rank}", result.chunk, result.phase);
+                return Err(Refusal::Untrue(text));
+            }
+            truthful(flaw)?;
         }
         if let Some(Slot::Up { busy, .. }) = self.slots.get_mut(rank)
             && matches!(busy, Busy::Chunk(chunk) if chunk.lease == result.lease)
@@ -161,7 +171,7 @@ impl Run {
         if self.closing.is_some() {
             return Ok(());
         }
-        if let Some(known) = known_hash(state, &result.phase, result.chunk) {
+        if let Some(known) = known {
             self.compare(rank, &result, &known, out);
             return Ok(());
         }
@@ -186,6 +196,15 @@ impl Run {
         }
         self.accept(result, out);
         Ok(())
+    }
+
+    /// Whether the rank holds the lease that it brings a result of, under the key that it was told.
+    fn is_leased(&self, state: &JobState, rank: usize, result: &v1::ChunkResult) -> bool {
+        let Some(Slot::Up { busy: Busy::Chunk(held), .. }) = self.slots.get(rank) else { return false };
+        let phase = state.phases.get(held.phase).map(|phase| phase.id.as_str());
+        let key = result.object.as_ref().map(|object| object.key.as_str());
+        (held.lease, held.chunk, phase, key)
+            == (result.lease, result.chunk, Some(result.phase.as_str()), Some(held.key.as_str()))
     }
 
     fn accept(&mut self, result: v1::ChunkResult, out: &mut Decision) {

@@ -8,8 +8,9 @@ use foil_proto::v1::rank_command::Command;
 use super::blame::{Sign, Symptom};
 use super::{Busy, Counter, Decision, Effect, Level, Refusal, Run, Stage};
 use crate::clock::Now;
-use crate::cluster::Place;
+use crate::cluster::{Fault, Place};
 use crate::job::JobState;
+use crate::secret::{self, Mint};
 
 /// Losses per rank without a sign of progress after which another process is not worth starting.
 const LOSSES_PER_RANK: u32 = 3;
@@ -47,6 +48,10 @@ pub struct Process {
     /// Its agent has not spoken to this coordinator, which only read of it: nothing tells it to stop, and it may live for
     /// as long as its agent is believed in.
     pub(super) unseen: bool,
+    /// A coordinator before this one started it.
+    pub(super) adopted: bool,
+    /// The fingerprint of its secret.
+    pub proof: String,
 }
 
 impl Slot {
@@ -79,11 +84,13 @@ impl Run {
         }
     }
 
-    /// Seats a new process on a device; answers with its session and the command that starts it.
-    pub fn fill(&mut self, rank: usize, place: Place, now: Now) -> (String, Effect) {
+    /// Seats a new process on a device; answers with it and the command that starts it.
+    pub fn fill(&mut self, rank: usize, place: Place, mint: &Mint, now: Now) -> (Process, Effect) {
         self.processes += 1;
         let (attempt, term, number) = (self.attempt, self.term, self.processes);
         let session = format!("{}-a{attempt}-r{rank}-t{term}-{number}", self.job);
+        let secret = mint.secret(&session);
+        let proof = secret::fingerprint(&secret);
         let start = v1::StartRank {
             session_id: session.clone(),
             job_id: self.job.clone(),
@@ -92,21 +99,25 @@ impl Run {
             world: self.world(),
             device_id: place.device.clone(),
             threads: self.threads,
-            ..Default::default()
+            secret,
         };
         let agent = place.agent.clone();
+        let process = Process { session, place, unseen: false, adopted: false, proof };
         if let Some(slot) = self.slots.get_mut(rank) {
-            *slot = Slot::Starting {
-                process: Process { session: session.clone(), place, unseen: false },
-                since: now.mono,
-            };
+            *slot = Slot::Starting { process: process.clone(), since: now.mono };
         }
-        (session, Effect::Start { agent, start })
+        (process, Effect::Start { agent, start })
     }
 
     /// Sessions whose processes may still live.
     pub fn sessions(&self) -> impl Iterator<Item = &str> {
         self.slots.iter().filter_map(Slot::process).map(|process| process.session.as_str())
+    }
+
+    /// The agent that a session's process runs on.
+    pub fn agent_of(&self, session: &str) -> Option<&str> {
+        let process = self.slots.iter().filter_map(Slot::process).find(|process| process.session == session);
+        process.map(|process| process.place.agent.as_str())
     }
 
     pub(super) fn rank_of(&self, session: &str) -> Option<usize> {
@@ -130,9 +141,13 @@ impl Run {
         let stale = self.stale(session);
         let slot = self.slots.get_mut(rank).ok_or_else(|| stale.clone())?;
         let Slot::Starting { process, since } = slot else { return Err(stale) };
+        if !secret::proves(&hello.secret, &process.proof) {
+            return Err(Refusal::Stranger { session: session.to_owned() });
+        }
         if !same || self.closing.is_some() {
             return Err(stale);
         }
+        out.effects.push(Effect::Vouch { agent: process.place.agent.clone() });
         out.because(format!("rank {rank} joined after {:.1} s", now.since(*since).as_secs_f64()));
         *slot = Slot::Up { process: process.clone(), busy: Busy::Idle };
         let command = Command::Welcome(v1::RankWelcome { spec: Some(state.submitted.spec.clone()) });
@@ -179,7 +194,7 @@ impl Run {
     /// takes its seat.
     pub(super) fn lose(&mut self, rank: usize, sign: Sign, now: Now, out: &mut Decision) {
         let symptom = self.symptom(rank, sign);
-        let chunk = symptom.chunk;
+        let blame = self.blame_of(&symptom);
         match symptom.sign {
             // Its seat is vacated by whoever tells: there is nothing to stop any more.
             Sign::Exited(_) | Sign::AgentLost => {}
@@ -191,22 +206,59 @@ impl Run {
         }
         out.effects.push(Effect::Count(Counter::RankLost));
         out.because(format!("rank {rank} is lost: {}", symptom.sign));
+        let is_blamed = blame.is_some();
+        out.effects.extend(blame);
         if let Stage::Gang(gang) = &self.stage
             && gang.is_stepping()
         {
             self.fail(symptom, now);
             return;
         }
+        let returned = symptom.chunk.map(|chunk| format!("; chunk {chunk} goes to another rank"));
+        let returned = returned.unwrap_or_default();
+        let text = format!("rank {rank} is lost: {}{returned}; a new process takes its place", symptom.sign);
+        if is_blamed {
+            self.excused = Some(symptom);
+        } else {
+            self.count_loss(symptom, now);
+        }
+        if self.closing.is_none() {
+            out.notice(Level::Warning, text);
+        }
+    }
+
+    /// One more loss without progress; too many of them end the attempt for good.
+    pub(super) fn count_loss(&mut self, symptom: Symptom, now: Now) {
         self.losses += 1;
+        let chunk = symptom.chunk;
         let poisonous = chunk.is_some_and(|chunk| self.blame_chunk(chunk));
         if poisonous || self.losses >= LOSSES_PER_RANK * self.world() {
             let what = chunk.filter(|_| poisonous).map(|chunk| format!("chunk {chunk}"));
             self.give_up(symptom, what, now);
-            return;
         }
-        let returned = chunk.map(|chunk| format!("; chunk {chunk} goes to another rank")).unwrap_or_default();
-        let text = format!("rank {rank} is lost: {}{returned}; a new process takes its place", symptom.sign);
-        out.notice(Level::Warning, text);
+    }
+
+    /// The agent that is at fault, where that is not the job's or nobody's.
+    fn blame_of(&self, symptom: &Symptom) -> Option<Effect> {
+        let slot = self.slots.get(symptom.rank)?;
+        let process = slot.process()?;
+        let never_connected = matches!(slot, Slot::Starting { .. }) && !process.adopted;
+        let fault = match symptom.sign {
+            Sign::Misreported(_) => Fault::Misreported,
+            Sign::AgentLost => return None,
+            _ if never_connected => Fault::NeverConnected,
+            _ => return None,
+        };
+        Some(Effect::Blame { place: process.place.clone(), fault, why: symptom.sign.to_string() })
+    }
+
+    /// A rank said what is not so: its process is stopped, and its agent blamed.
+    pub(super) fn misreported(&mut self, session: &str, why: String, now: Now, out: &mut Decision) {
+        if let Some(rank) = self.rank_of(session)
+            && matches!(self.slots.get(rank), Some(Slot::Up { .. }))
+        {
+            self.lose(rank, Sign::Misreported(why), now, out);
+        }
     }
 
     /// Kills the process, once; its lease, if any, is free again.

@@ -21,8 +21,10 @@ impl Run {
         let mut run = Self::new(state, state.attempt, term, deadlines, now);
         for (slot, rank) in run.slots.iter_mut().zip(0..) {
             if let Some(seat) = state.seats.get(&rank) {
+                let proof = seat.proof.clone();
                 let place = Place { agent: seat.agent.clone(), device: seat.device.clone() };
-                let process = Process { session: seat.session.clone(), place, unseen: true };
+                let process =
+                    Process { session: seat.session.clone(), place, unseen: true, adopted: true, proof };
                 *slot = Slot::Starting { process, since: now.mono };
             }
         }
@@ -61,7 +63,14 @@ impl Run {
         let Some(phase) = state.phases.iter().position(|phase| phase.id == held) else { return };
         if let Some(Slot::Up { busy, .. }) = self.slots.get_mut(rank) {
             let pulse = Pulse::new(now);
-            *busy = Busy::Chunk(Chunk { phase, chunk: run.chunk, lease: run.lease, since: now.mono, pulse });
+            *busy = Busy::Chunk(Chunk {
+                phase,
+                chunk: run.chunk,
+                lease: run.lease,
+                key: run.key.clone(),
+                since: now.mono,
+                pulse,
+            });
             self.progressed = true;
             out.because(format!("rank {rank} goes on with chunk {} of {held}", run.chunk));
         }

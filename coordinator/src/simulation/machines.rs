@@ -63,6 +63,7 @@ pub(super) fn hello(rank: &Rank) -> v1::RankHello {
         attempt: rank.start.attempt,
         rank: rank.start.rank,
         task: rank.task.clone().map(|task| v1::RankTask { task: Some(task) }),
+        secret: rank.start.secret.clone(),
         ..Default::default()
     }
 }

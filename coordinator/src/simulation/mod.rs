@@ -108,6 +108,7 @@ async fn audit(world: &World) -> Result<JobState, String> {
         99,
         crate::cluster::Liveness::default(),
         crate::schedule::Deadlines::default(),
+        node::mint(),
     )
     .map_err(|error| format!("the log does not add up: {error}"))?;
     world.ledger.settle(&events, core.state(JOB))?;

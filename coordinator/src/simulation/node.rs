@@ -20,11 +20,17 @@ use crate::job::{Event, fold};
 use crate::journal::{Journal, JournalError, Keeping};
 use crate::leadership::{Sight, Times, Verdict, Vigil};
 use crate::schedule::Deadlines;
+use crate::secret::Mint;
 
 /// Few, so that names are emptied while a leader sleeps.
 pub(super) const KEEPING: Keeping<Event> = Keeping { every: 6, fold };
 pub(super) const FENCE: Duration = Duration::from_secs(12);
 const SLACK: Duration = Duration::from_secs(1);
+
+/// The same for all coordinators: what a later one needs of a secret is in the log.
+pub(super) fn mint() -> Mint {
+    Mint::new([1; 32])
+}
 
 /// What an election gives.
 type Vote = Result<(Journal<Event>, Vec<Event>), JournalError>;
@@ -87,7 +93,7 @@ impl Node {
         let store = Store::over(Arc::new(disk), "simulated", |_| Box::pin(tokio::task::yield_now()));
         let silence = if bug == Some(Bug::NoFenceWait) { Duration::ZERO } else { FENCE + SLACK };
         let two = Duration::from_secs(2);
-        let liveness = Liveness { silence, reconnect: two, reaping: two };
+        let liveness = Liveness { silence, reconnect: two, reaping: two, ..Liveness::default() };
         let mut node = Self { process, state: State::Dead, paused_until: Duration::ZERO, store, liveness };
         node.stand_by();
         node
@@ -199,8 +205,8 @@ impl Node {
             exit: second,
             obsolete: 2 * second,
         };
-        let mut core =
-            Core::replay(events, term, self.liveness, deadlines).map_err(|error| error.to_string())?;
+        let mut core = Core::replay(events, term, self.liveness, deadlines, mint())
+            .map_err(|error| error.to_string())?;
         core.recover(now);
         let mut leading = Leading {
             core,

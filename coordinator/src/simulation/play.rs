@@ -67,7 +67,7 @@ impl World {
                 if leading.ranks.get(&session) != Some(&stream.id) {
                     return;
                 }
-                if core.rank_said(&session, message, now).is_err() {
+                if core.rank_said(&session, message, None, now).is_err() {
                     leading.ranks.remove(&session);
                     core.rank_gone(&session, now);
                     let (stream, refused) = (stream.id, Refused::Stale);
@@ -163,6 +163,7 @@ impl World {
                     agent_id: id.to_owned(),
                     devices: (0..2).map(device).collect(),
                     session_ids: sessions,
+                    instance: format!("process of {id}"),
                     ..Default::default()
                 };
                 self.say(stream, Word::Register(hello));

@@ -7,13 +7,16 @@ use foil_common::rpc::Line;
 use foil_proto::v1;
 use foil_proto::v1::workers_client::WorkersClient;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// Short, so that a new leader soon has its workers.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
+/// For another process of this agent's name to be missed by the coordinator: one that died without a word is, after some
+/// heartbeats.
+const NAME_PATIENCE: Duration = Duration::from_secs(10);
 /// Messages that may wait to be sent.
 const OUTBOX: usize = 256;
 
@@ -32,6 +35,7 @@ pub(super) enum LinkEvent {
 /// another coordinator is tried.
 pub(super) async fn keep(line: Line, events: mpsc::Sender<LinkEvent>, hang_up: Arc<Notify>) {
     let mut backoff = FIRST_BACKOFF;
+    let mut taken_since: Option<Instant> = None;
     loop {
         let coordinator = line.url();
         let ended = tokio::select! {
@@ -39,6 +43,19 @@ pub(super) async fn keep(line: Line, events: mpsc::Sender<LinkEvent>, hang_up: A
             () = hang_up.notified() => {
                 line.leave(&coordinator);
                 Err(Ended::Lost)
+            }
+        };
+        let ended = match ended {
+            Err(Ended::NameTaken(status)) => {
+                let since = *taken_since.get_or_insert_with(|| {
+                    tracing::warn!("{}; trying for {} s", status.message(), NAME_PATIENCE.as_secs());
+                    Instant::now()
+                });
+                if since.elapsed() >= NAME_PATIENCE { Err(Ended::Refused(status)) } else { Ok(()) }
+            }
+            ended => {
+                taken_since = None;
+                ended
             }
         };
         if let Err(Ended::Refused(status)) = ended {
@@ -57,6 +74,8 @@ pub(super) async fn keep(line: Line, events: mpsc::Sender<LinkEvent>, hang_up: A
 
 enum Ended {
     Lost,
+    /// Another process of this agent's name is connected.
+    NameTaken(Status),
     Refused(Status),
 }
 
@@ -80,9 +99,12 @@ async fn stream_once(
 
 fn ended(status: &Status) -> Ended {
     match status.code() {
-        Code::InvalidArgument | Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => {
-            Ended::Refused(status.clone())
-        }
+        Code::InvalidArgument
+        | Code::FailedPrecondition
+        | Code::Unauthenticated
+        | Code::PermissionDenied
+        | Code::Unimplemented => Ended::Refused(status.clone()),
+        Code::AlreadyExists => Ended::NameTaken(status.clone()),
         _ => {
             tracing::warn!(%status, "the stream to the coordinator broke; connecting again");
             Ended::Lost

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use foil_common::rpc::Line;
+use foil_common::version;
 use foil_proto::v1;
 use foil_proto::v1::agent_command::Command;
 use foil_proto::v1::agent_message::Message;
@@ -110,6 +111,8 @@ pub async fn run(
 
 struct Agent {
     options: AgentOptions,
+    /// Known to the coordinator alone: no other process can register as this one.
+    instance: String,
     ranks: Ranks,
     connected: Arc<AtomicBool>,
     stream: Option<mpsc::Sender<v1::AgentMessage>>,
@@ -135,6 +138,7 @@ impl Agent {
     ) -> Self {
         Self {
             options,
+            instance: blake3::Hash::from_bytes(rand::random()).to_hex().to_string(),
             ranks,
             line,
             hang_up,
@@ -201,9 +205,10 @@ impl Agent {
             agent_id: self.options.agent_id.clone(),
             hostname,
             devices: self.options.devices.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: version::VERSION.to_owned(),
             session_ids: self.ranks.sessions(),
-            ..Default::default()
+            instance: self.instance.clone(),
+            build: version::BUILD.to_owned(),
         }));
         for exit in std::mem::take(&mut self.untold) {
             self.tell(exit);

@@ -1,9 +1,10 @@
 //! The rank processes of this agent: starting, stopping, forgetting.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use foil_common::telemetry::LogFormat;
 use foil_proto::v1;
@@ -52,7 +53,8 @@ impl Ranks {
             return;
         }
         let started = match self.spawner.spawn(self.program.command(start, device, coordinators)).await {
-            Ok(child) => {
+            Ok(mut child) => {
+                hand_over(&mut child, &start.secret);
                 let format = self.program.log_format;
                 RankProcess::supervise(start.session_id.clone(), child, format, self.exits.clone())
             }
@@ -131,6 +133,14 @@ impl Ranks {
     }
 }
 
+/// Gives a process its secret. One that has ended already needs none.
+fn hand_over(child: &mut Child, secret: &str) {
+    let written = child.stdin.take().map(|mut stdin| writeln!(stdin, "{secret}"));
+    if let Some(Err(error)) = written {
+        tracing::debug!(%error, "a rank took no secret");
+    }
+}
+
 impl RankProgram {
     fn session_dir(&self, session_id: &str) -> PathBuf {
         self.work_dir.join(format!("rank-{session_id}"))
@@ -162,7 +172,8 @@ impl RankProgram {
             .env("OMP_NUM_THREADS", start.threads.to_string())
             // What a terminal sends is for the agent, which asks its ranks to keep what they have done.
             .process_group(0)
-            .stdin(Stdio::null())
+            // Its secret comes by it: arguments and the environment can be read by others.
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         // An exact name, after '='. What the user has set counts.

@@ -17,6 +17,8 @@ mod tests;
 mod thread_io;
 mod transfer;
 
+use std::fmt;
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 
 use foil_common::{failpoint, shutdown};
@@ -25,14 +27,41 @@ use self::stopping::Stopping;
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
 
+/// In bytes, its line's end counted.
+const LONGEST_SECRET: u64 = 256;
 /// For a session to tell how its task ended.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Of a rank process. Not shown.
+#[derive(Clone, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// From the first line of what an agent writes to a rank's standard input; empty where it writes none.
+    pub fn read(input: impl Read) -> std::io::Result<Self> {
+        let mut line = String::new();
+        BufReader::new(input.take(LONGEST_SECRET)).read_line(&mut line)?;
+        Ok(Self(line.trim_end().to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
 
 /// What an agent starts a rank with.
 #[derive(Clone, Debug)]
 pub struct RankOptions {
     pub coordinator: String,
     pub session_id: String,
+    /// Proves to the coordinator that this is the process of the session.
+    pub secret: Secret,
     pub job_id: String,
     pub attempt: u32,
     pub rank: u32,

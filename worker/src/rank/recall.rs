@@ -1,5 +1,6 @@
 //! What a rank has told of its present task: a later leader is told again.
 
+use foil_common::version;
 use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 
@@ -42,7 +43,9 @@ impl Recall {
             attempt: options.attempt,
             rank: options.rank,
             task: self.task.clone(),
-            ..Default::default()
+            secret: options.secret.as_str().to_owned(),
+            version: version::VERSION.to_owned(),
+            build: version::BUILD.to_owned(),
         };
         let hello = v1::RankMessage { message: Some(Message::Hello(hello)) };
         std::iter::once(hello).chain(self.told.iter().cloned()).collect()

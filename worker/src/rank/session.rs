@@ -209,7 +209,8 @@ impl Session<'_> {
         // Of its own, so that bytes hold up no message; it begins where the leader is.
         let line = rpc::connect(&self.line.urls()).map_err(|_| Exit::Failed)?;
         let reports = Reporter::new(self.messages.clone());
-        let writer = Writer::rank(&self.options.job_id, self.options.attempt);
+        let RankOptions { job_id, attempt, session_id, secret, .. } = self.options;
+        let writer = Writer::rank(job_id, *attempt, session_id, secret.as_str());
         let objects = Transfer::new(Handle::current(), line, writer, reports.clone());
         let device = device::start(self.options, job, Box::new(objects), reports).map_err(|error| {
             tracing::error!(%error, "the device thread could not be started");

@@ -14,7 +14,7 @@ use super::cache::{ObjectError, Objects};
 use super::device::{self, DeviceEnd, Order};
 use super::reporter::Reporter;
 use super::stopping::Stopping;
-use super::{RankOptions, session};
+use super::{RankOptions, Secret, session};
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
 use crate::fake_coordinator::{FakeCoordinator, RankPeer};
@@ -25,6 +25,7 @@ fn options(coordinator: &str, dir: &TempDir) -> RankOptions {
     RankOptions {
         coordinator: coordinator.to_owned(),
         session_id: "s1".to_owned(),
+        secret: Secret::read(&b"s3cret\n"[..]).unwrap(),
         job_id: "job".to_owned(),
         attempt: 3,
         rank: 1,
@@ -67,7 +68,9 @@ fn hello_with(task: Option<v1::RankTask>) -> v1::RankHello {
         attempt: 3,
         rank: 1,
         task,
-        ..Default::default()
+        secret: "s3cret".into(),
+        version: foil_common::version::VERSION.into(),
+        build: foil_common::version::BUILD.into(),
     }
 }
 

@@ -1,54 +1,59 @@
-//! Who gets free devices.
+//! Who gets free devices, and who is told what it waits for.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Core, Waiting};
+use foil_proto::v1;
+
+use super::{Core, Entry, Waiting};
 use crate::clock::Now;
 use crate::cluster::Place;
 use crate::job::{Change, RankStarted};
-use crate::schedule::{Level, Run};
+use crate::queue::{self, Demand, Grant, Supply};
+use crate::schedule::{Level, Process, Run};
 
-/// A job waits for so long before its watchers are told what it waits for.
+/// A job waits for so long before its watchers are told what it waits for, and one that is too large for the connected
+/// workers before others go first.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Core {
-    /// Gives free devices to those who wait, first come first served among jobs of one device kind.
+    /// Gives free devices to those who wait, as [`queue::share`] decides.
     pub(super) fn allocate(&mut self, now: Now) {
-        let mut taken: BTreeSet<String> = BTreeSet::new();
-        for id in self.order.clone() {
-            let Some(entry) = self.jobs.get_mut(&id) else { continue };
-            let kind = entry.state.spec.resources.device.to_string();
-            if taken.contains(&kind) {
-                continue;
-            }
-            let starts = entry.state.wants_devices() && entry.run.is_none();
-            let seats = match &entry.run {
-                Some(run) => run.vacancies().len(),
-                None if starts => entry.state.spec.resources.ranks as usize,
-                None => 0,
-            };
-            if seats == 0 {
+        let (mut demands, mut supply) = (Vec::new(), BTreeMap::new());
+        for id in &self.order {
+            let Some(entry) = self.jobs.get_mut(id) else { continue };
+            let Some(demand) = demand(id, entry) else {
                 entry.waiting = None;
                 continue;
+            };
+            let of_kind =
+                *supply.entry(demand.kind.clone()).or_insert_with(|| self.cluster.supply(&demand.kind));
+            let passed_over = is_passed_over(entry, &demand, of_kind, now);
+            demands.push(Demand { passed_over, ..demand });
+        }
+        let grants = queue::share(&supply, &demands);
+        for (demand, grant) in demands.into_iter().zip(grants) {
+            if demand.starts && grant == Grant::Whole {
+                self.start_attempt(&demand.job, now);
             }
-            if starts && self.cluster.find(&kind, seats).is_none() {
-                self.wait(&id, &kind, seats, now);
-                taken.insert(kind);
-                continue;
-            }
-            if starts {
-                self.start_attempt(&id, now);
-            }
-            if !self.seat(&id, &kind, now) {
-                taken.insert(kind);
+            match grant {
+                Grant::Whole => {
+                    self.seat(&demand, demand.seats, now);
+                    if let Some(entry) = self.jobs.get_mut(&demand.job) {
+                        entry.waiting = None;
+                    }
+                }
+                Grant::Part(seats, wait) => {
+                    self.seat(&demand, seats, now);
+                    self.wait(&demand.job, wait, now);
+                }
+                Grant::Wait(wait) => self.wait(&demand.job, wait, now),
             }
         }
     }
 
     fn start_attempt(&mut self, id: &str, now: Now) {
-        let Some(entry) = self.jobs.get_mut(id) else { return };
-        entry.waiting = None;
+        let Some(entry) = self.jobs.get(id) else { return };
         let attempt = entry.state.attempt + 1;
         let world = entry.state.spec.resources.ranks;
         let phase = entry.state.phase().map(|phase| phase.id.clone()).unwrap_or_default();
@@ -58,47 +63,76 @@ impl Core {
         }
     }
 
-    /// Fills the attempt's vacant seats as far as devices go; true where that was all of them.
-    fn seat(&mut self, id: &str, kind: &str, now: Now) -> bool {
-        let Some(vacant) = self.with_run(id, |run, _| run.vacancies()) else { return true };
-        for rank in vacant {
+    /// Fills so many of the attempt's vacant seats.
+    fn seat(&mut self, demand: &Demand, seats: usize, now: Now) {
+        let (id, kind) = (demand.job.as_str(), demand.kind.as_str());
+        let vacant = self.with_run(id, |run, _| run.vacancies()).unwrap_or_default();
+        for rank in vacant.into_iter().take(seats) {
             let Some(place) = self.cluster.find(kind, 1).and_then(|places| places.into_iter().next()) else {
-                return false;
+                return;
             };
-            let Some((session, effect)) = self.with_run(id, |run, _| run.fill(rank, place.clone(), now))
+            let mint = self.mint.clone();
+            let Some((process, effect)) = self.with_run(id, |run, _| run.fill(rank, place, &mint, now))
             else {
-                return true;
+                return;
             };
-            self.cluster.hold(&place, &session);
-            self.sessions.insert(session.clone(), id.to_owned());
-            self.seated(id, rank, place, session, now);
+            self.cluster.hold(&process.place, &process.session);
+            self.sessions.insert(process.session.clone(), id.to_owned());
+            self.seated(id, rank, process, now);
             self.perform(id, effect, now);
         }
-        true
     }
 
     /// Before the process is started, so that a later coordinator knows of it.
-    fn seated(&mut self, id: &str, rank: usize, place: Place, session: String, now: Now) {
+    fn seated(&mut self, id: &str, rank: usize, process: Process, now: Now) {
         let attempt = self.state(id).map_or(0, |state| state.attempt);
         let rank = u32::try_from(rank).unwrap_or(u32::MAX);
-        let Place { agent, device } = place;
-        let started = RankStarted { attempt, rank, session, agent, device };
+        let Process { session, place: Place { agent, device }, proof, .. } = process;
+        let started = RankStarted { attempt, rank, session, agent, device, proof };
         self.commit(id, Change::RankStarted(started), "a device is free", now);
     }
 
-    fn wait(&mut self, id: &str, kind: &str, seats: usize, now: Now) {
-        let known = self.cluster.devices(kind);
-        let Some(entry) = self.jobs.get_mut(id) else { return };
-        let waiting = entry.waiting.get_or_insert(Waiting { since: now.mono, told: false });
-        if !waiting.told && now.since(waiting.since) >= PATIENCE {
-            waiting.told = true;
-            let text = match known < seats {
-                true => format!("waiting for {seats} {kind} devices; the workers connected now have {known}"),
-                false => {
-                    format!("waiting for {seats} free {kind} devices; other jobs hold some of the {known}")
-                }
-            };
-            self.tell_watchers(id, Level::Info, text, now);
+    /// Keeps what the job waits for, and tells its watchers when that is new.
+    fn wait(&mut self, id: &str, wait: v1::JobWait, now: Now) {
+        let Some(waiting) = self.jobs.get_mut(id).and_then(|entry| entry.waiting.as_mut()) else { return };
+        waiting.shown = wait;
+        // That a device came free and went to another is no news.
+        let news = |wait: &v1::JobWait| (wait.wanted, wait.connected, wait.position);
+        let is_told = waiting.told.as_ref().is_some_and(|told| news(told) == news(&waiting.shown));
+        if is_told || now.since(waiting.since) < PATIENCE {
+            return;
         }
+        waiting.told = Some(waiting.shown.clone());
+        let text = waiting.shown.reason.clone();
+        self.tell_watchers(id, Level::Info, text, now);
     }
+}
+
+/// What a job lacks; none where it lacks nothing.
+fn demand(id: &str, entry: &Entry) -> Option<Demand> {
+    let resources = &entry.state.spec.resources;
+    let starts = entry.state.wants_devices() && entry.run.is_none();
+    let seats = match &entry.run {
+        Some(run) => run.vacancies().len(),
+        None if starts => resources.ranks as usize,
+        None => 0,
+    };
+    let kind = resources.device.to_string();
+    (seats > 0).then(|| Demand { job: id.to_owned(), kind, seats, starts, passed_over: false })
+}
+
+/// Whether the job has asked for more than there is for long enough. Notes since when it waits.
+fn is_passed_over(entry: &mut Entry, demand: &Demand, supply: Supply, now: Now) -> bool {
+    let waiting = entry.waiting.get_or_insert_with(|| Waiting {
+        since: now.mono,
+        too_large_since: None,
+        shown: v1::JobWait::default(),
+        told: None,
+    });
+    if demand.seats <= supply.connected {
+        waiting.too_large_since = None;
+        return false;
+    }
+    let since = *waiting.too_large_since.get_or_insert(now.mono);
+    now.since(since) >= PATIENCE
 }

@@ -6,8 +6,9 @@ use foil_proto::v1::{self, agent_command, job_event};
 
 use super::{Action, Core, Entry};
 use crate::clock::Now;
+use crate::cluster::{Fault, Place};
 use crate::job::{self, Change, Event, JobState, StateError, Sweep, view};
-use crate::schedule::{Decision, Effect, Input, Level, Refusal, Run};
+use crate::schedule::{Counter, Decision, Effect, Input, Level, Refusal, Run};
 
 impl Core {
     pub(super) fn feed(&mut self, session: &str, input: Input, now: Now) {
@@ -89,11 +90,34 @@ impl Core {
             Effect::Stop { agent, session } => self.stop(&agent, session),
             Effect::Tell { session, command } => self.outbox.actions.push(Action::Rank { session, command }),
             Effect::Release { place, session } => self.cluster.release(&place, &session),
+            Effect::Blame { place, fault, why } => self.blame(id, &place, fault, &why, now),
+            Effect::Vouch { agent } => self.cluster.vouch(&agent),
             Effect::WriteSteps { phase, key, body } => {
                 self.outbox.actions.push(Action::WriteSteps { job: id.to_owned(), phase, key, body });
             }
             Effect::Notice { level, text } => self.tell_watchers(id, level, text, now),
             Effect::Count(counter) => self.outbox.actions.push(Action::Count(counter)),
+        }
+    }
+
+    /// An agent is at fault. Where no other could take over, the job bears it: it must end some time.
+    fn blame(&mut self, id: &str, place: &Place, fault: Fault, why: &str, now: Now) {
+        let Some(kind) = self.state(id).map(|state| state.spec.resources.device.to_string()) else { return };
+        self.outbox.actions.push(Action::Count(Counter::WorkerFault));
+        let agent = place.agent.as_str();
+        if let Some(period) = self.cluster.strike(agent, fault, now) {
+            let seconds = period.as_secs();
+            tracing::warn!(
+                agent,
+                job = id,
+                seconds,
+                why,
+                "an agent is set aside: it gets no ranks while there are others, until this time is over, a rank of its \
+                 connects or its process is started anew; look at its log"
+            );
+        }
+        if !self.cluster.has_stand_in(agent, &kind) {
+            self.with_run(id, |run, _| run.charge(now));
         }
     }
 

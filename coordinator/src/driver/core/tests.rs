@@ -13,6 +13,7 @@ use crate::simulation::dice::Dice;
 use crate::simulation::machines::{chunk_result, gang_result};
 
 mod store;
+mod trust;
 
 /// A rank process, alive.
 struct Rank {
@@ -42,14 +43,22 @@ struct World {
     ranks: BTreeMap<String, Rank>,
     news: Vec<News>,
     faults: bool,
+    /// An agent that starts no rank it is told to.
+    hole: Option<&'static str>,
+    /// An agent whose ranks report what the store does not bear out.
+    liar: Option<&'static str>,
     restarts: usize,
     deaths: usize,
+}
+
+fn mint() -> Mint {
+    Mint::new([1; 32])
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let mut world = Self {
-            core: Core::replay([], 1, Liveness::default(), Deadlines::default()).unwrap(),
+            core: Core::replay([], 1, Liveness::default(), Deadlines::default(), mint()).unwrap(),
             log: Vec::new(),
             now: Now { mono: Duration::from_secs(1), wall: 1 },
             dice: Dice(seed),
@@ -58,6 +67,8 @@ impl World {
             ranks: BTreeMap::new(),
             news: Vec::new(),
             faults: false,
+            hole: None,
+            liar: None,
             restarts: 0,
             deaths: 0,
         };
@@ -85,7 +96,8 @@ impl World {
     fn act(&mut self, action: Action) {
         match action {
             Action::Agent { agent, command: agent_command::Command::StartRank(start) } => {
-                if self.agents.get(&agent).is_some_and(Option::is_some) {
+                let starts = self.hole.is_none_or(|hole| hole != agent);
+                if starts && self.agents.get(&agent).is_some_and(Option::is_some) {
                     let session = start.session_id.clone();
                     let rank = Rank {
                         agent,
@@ -133,7 +145,8 @@ impl World {
     fn restart(&mut self) {
         self.restarts += 1;
         let term = 1 + self.restarts as u64;
-        self.core = Core::replay(self.log.clone(), term, Liveness::default(), Deadlines::default()).unwrap();
+        self.core =
+            Core::replay(self.log.clone(), term, Liveness::default(), Deadlines::default(), mint()).unwrap();
         self.agents.values_mut().for_each(|connection| *connection = None);
         // Ranks go on and say hello; an agent tells the new coordinator what still runs, or that it ended.
         self.news.retain(|news| matches!(news, News::Exit { .. }));
@@ -182,7 +195,9 @@ impl World {
     }
 
     fn reconnect(&mut self) {
-        for agent in ["a", "b"] {
+        for agent in
+            ["a", "b"].into_iter().filter(|agent| self.agents.contains_key(*agent)).collect::<Vec<_>>()
+        {
             if self.agents[agent].is_some() || self.dice.one_in(3) {
                 if let Some(connection) = self.agents[agent] {
                     self.core.agent_heard(agent, connection, self.now);
@@ -198,6 +213,7 @@ impl World {
                 agent_id: agent.into(),
                 devices: (0..2).map(device).collect(),
                 session_ids: self.ranks.iter().filter_map(here).collect(),
+                instance: format!("process of {agent}"),
                 ..Default::default()
             };
             self.core.agent_registered(&hello, self.connections, self.now);
@@ -248,8 +264,11 @@ impl World {
         if let Some(rank) = self.ranks.get_mut(&session) {
             rank.told = Some(message.clone());
         }
+        let lies =
+            self.liar.is_some_and(|liar| self.ranks.get(&session).is_some_and(|rank| rank.agent == liar));
+        let flaw = lies.then(|| "it is not in the store".to_owned());
         // A rank whose word is refused is stale and ends.
-        if self.core.rank_said(&session, message, self.now).is_err() {
+        if self.core.rank_said(&session, message, flaw, self.now).is_err() {
             self.kill(&session);
         }
     }
@@ -263,13 +282,14 @@ impl World {
             attempt: start.attempt,
             rank: start.rank,
             task,
+            secret: start.secret,
             ..Default::default()
         };
         match self.core.rank_hello(hello, self.now) {
             Ok(()) => self.ranks.get_mut(session).unwrap().connected = true,
             Err(_) => return self.kill(session),
         }
-        let refused = told.is_some_and(|told| self.core.rank_said(session, told, self.now).is_err());
+        let refused = told.is_some_and(|told| self.core.rank_said(session, told, None, self.now).is_err());
         if refused {
             self.kill(session);
         }
@@ -305,8 +325,9 @@ fn play(seed: u64, faults: bool) -> World {
 
 /// A snapshot at any place, and the log behind it, add up to what the whole log adds up to.
 fn folding_changes_nothing(log: &[Event], seed: u64) {
-    let add_up =
-        |events: Vec<Event>| Core::replay(events, 1, Liveness::default(), Deadlines::default()).unwrap();
+    let add_up = |events: Vec<Event>| {
+        Core::replay(events, 1, Liveness::default(), Deadlines::default(), mint()).unwrap()
+    };
     let whole = add_up(log.to_vec());
     let at = usize::try_from(seed).unwrap() * 7 % log.len();
     let (before, behind) = log.split_at(at);
@@ -343,7 +364,8 @@ fn whatever_dies_the_same_artifacts_are_committed() {
             }
             life => panic!("seed {seed}: {life:?}"),
         }
-        let replayed = Core::replay(world.log.clone(), 1, Liveness::default(), Deadlines::default()).unwrap();
+        let replayed =
+            Core::replay(world.log.clone(), 1, Liveness::default(), Deadlines::default(), mint()).unwrap();
         assert_eq!(replayed.state(JOB), Some(state), "seed {seed}: the log adds up to the live state");
         assert_eq!(replayed.history(JOB, 0).len(), world.core.history(JOB, 0).len());
         assert_eq!(world.log.len() as u64, state.revision);

@@ -6,14 +6,17 @@ use foil_common::storage::object::Digest;
 use foil_proto::v1;
 use tonic::Status;
 
-use super::status::{bad_field, from_store, not_found, stale};
+use super::status::{bad_field, from_store, not_found, stale, stranger};
 use crate::leadership::Desk;
 use crate::rpc::status::not_leading;
 
-/// Knows the attempts that run. A closure `Fn(&str) -> Option<u32>` will do.
+/// Knows the attempts that run, and their ranks.
 pub trait AttemptCheck: Send + Sync + 'static {
     /// The current attempt of a job; nothing where the job does not run.
     fn current_attempt(&self, job_id: &str) -> Option<u32>;
+
+    /// Whether the secret is that of the rank process `session` of the job's current attempt.
+    fn is_rank(&self, job_id: &str, session: &str, secret: &str) -> bool;
 
     /// An error where this process does not know the attempts, since another leads.
     fn serving(&self) -> Result<(), Status> {
@@ -26,14 +29,12 @@ impl AttemptCheck for Desk {
         self.driver().ok()?.current_attempt(job_id)
     }
 
+    fn is_rank(&self, job_id: &str, session: &str, secret: &str) -> bool {
+        self.driver().is_ok_and(|driver| driver.is_rank(job_id, session, secret))
+    }
+
     fn serving(&self) -> Result<(), Status> {
         self.driver().map(drop).map_err(|why| not_leading(&why))
-    }
-}
-
-impl<F: Fn(&str) -> Option<u32> + Send + Sync + 'static> AttemptCheck for F {
-    fn current_attempt(&self, job_id: &str) -> Option<u32> {
-        self(job_id)
     }
 }
 
@@ -57,7 +58,12 @@ pub(super) fn may_write(begin: &v1::PutBegin, attempts: &dyn AttemptCheck) -> Re
         return Err(bad_field("begin.key", &format!("a rank of this job may write below {own} only")));
     }
     match attempts.current_attempt(&begin.job_id) {
-        Some(current) if current == begin.attempt => Ok(()),
+        Some(current) if current == begin.attempt => {
+            match attempts.is_rank(&begin.job_id, &begin.session_id, &begin.secret) {
+                true => Ok(()),
+                false => Err(stranger(&begin.job_id)),
+            }
+        }
         current => Err(stale(&begin.job_id, begin.attempt, current)),
     }
 }

@@ -77,10 +77,13 @@ impl Artifacts for ArtifactsService {
         };
         let announced = access::announced(&begin)?;
         access::may_write(&begin, &*self.attempts)?;
+        let _turn = turn(&self.uploads).await?;
+        if begin.job_id.is_empty() {
+            self.repair(&begin.key, &announced).await?;
+        }
         if let Some(object) = self.already_there(&begin.key, &announced).await? {
             return Ok(Response::new(v1::PutResponse { object: Some(object) }));
         }
-        let _turn = turn(&self.uploads).await?;
         failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
         let mut writer = self.store.write_object(&begin.key, announced).await.map_err(|e| from_store(&e))?;
         let received = receive(&mut parts, &mut writer).await;
@@ -121,6 +124,17 @@ impl Artifacts for ArtifactsService {
 }
 
 impl ArtifactsService {
+    /// Makes room for a client's object where what lies under its key is damaged: the key is the hash of its content, so that
+    /// nothing else can be meant.
+    async fn repair(&self, key: &str, announced: &Digest) -> Result<(), Status> {
+        let repaired = self.store.remove_unless(key, announced).await.map_err(|error| from_store(&error))?;
+        if repaired {
+            metrics::counter!("foil_object_verify_failures_total").increment(1);
+            tracing::warn!(key, "an input was damaged in the store: it is written anew");
+        }
+        Ok(())
+    }
+
     /// The object where it was written before with the same content.
     async fn already_there(&self, key: &str, announced: &Digest) -> Result<Option<v1::Object>, Status> {
         match self.store.stat_object(key).await {

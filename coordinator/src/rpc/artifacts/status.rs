@@ -36,6 +36,13 @@ pub(super) fn stale(job_id: &str, attempt: u32, current: Option<u32>) -> Status 
     Status::with_error_details(Code::Aborted, message, details)
 }
 
+/// To a writer that is none of the ranks of its job.
+pub(super) fn stranger(job_id: &str) -> Status {
+    Status::permission_denied(format!(
+        "only ranks of job {job_id} may write its objects, and this writer does not prove to be one"
+    ))
+}
+
 pub(super) fn from_store(error: &StoreError) -> Status {
     let message = error.to_string();
     match error {

@@ -24,14 +24,34 @@ struct World {
     channel: Line,
 }
 
+/// Of which the process s1 is a rank.
+struct OneJob {
+    current: Arc<AtomicU32>,
+}
+
+impl AttemptCheck for OneJob {
+    fn current_attempt(&self, job: &str) -> Option<u32> {
+        (job == "j1").then(|| self.current.load(Ordering::SeqCst))
+    }
+
+    fn is_rank(&self, job: &str, session: &str, secret: &str) -> bool {
+        (job, session, secret) == ("j1", "s1", "s3cret")
+    }
+}
+
+fn rank(job: &str, attempt: u32) -> Writer {
+    Writer::rank(job, attempt, "s1", "s3cret")
+}
+
 /// The service on a loopback port; job j1 runs attempt 3.
 async fn world() -> World {
-    let store = Store::in_memory();
+    world_on(Store::in_memory()).await
+}
+
+async fn world_on(store: Store) -> World {
     let attempt = Arc::new(AtomicU32::new(3));
     let current = Arc::clone(&attempt);
-    let service = ArtifactsService::new(store.clone(), move |job: &str| {
-        (job == "j1").then(|| current.load(Ordering::SeqCst))
-    });
+    let service = ArtifactsService::new(store.clone(), OneJob { current });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder().add_service(service.into_server());
@@ -85,7 +105,7 @@ async fn what_goes_up_comes_down() {
     for size in [0, 1, DATA_BYTES, 5 << 20, (17 << 20) + 3] {
         let bytes = body(size, 1);
         let key = format!("jobs/j1/phases/p/a3/{size}");
-        let object = upload_bytes(&world.channel, &key, &Writer::rank("j1", 3), bytes.clone()).await.unwrap();
+        let object = upload_bytes(&world.channel, &key, &rank("j1", 3), bytes.clone()).await.unwrap();
         assert_eq!(Digest::from(&object), Digest::of(&bytes));
         assert_eq!(stat(&world.channel, &key).await.unwrap(), Some(object.clone()));
         assert_eq!(download_bytes(&world.channel, &object).await.unwrap(), bytes);
@@ -104,7 +124,7 @@ async fn files_go_up_and_come_down() {
         (input_key(&object.blake3).as_str(), "pairs.jsonl")
     );
     assert_eq!(upload_input(&world.channel, &path, &unfollowed()).await.unwrap(), object);
-    let (writer, digest) = (Writer::rank("j1", 3), digest_of_file(&path).await.unwrap());
+    let (writer, digest) = (rank("j1", 3), digest_of_file(&path).await.unwrap());
     let again = upload_file(&world.channel, KEY, &writer, &path, &digest, &unfollowed()).await.unwrap();
     assert_eq!(again.blake3, object.blake3);
     let copy = directory.path().join("new/dir/copy.jsonl");
@@ -121,7 +141,7 @@ async fn every_byte_is_told_as_it_moves() {
     let path = directory.path().join("model.safetensors");
     std::fs::write(&path, body(SIZE as usize, 14)).unwrap();
     let (up, told_up) = counter();
-    let (writer, digest) = (Writer::rank("j1", 3), digest_of_file(&path).await.unwrap());
+    let (writer, digest) = (rank("j1", 3), digest_of_file(&path).await.unwrap());
     let object = upload_file(&world.channel, KEY, &writer, &path, &digest, &told_up).await.unwrap();
     let (down, calls) = (counter(), Arc::new(AtomicUsize::new(0)));
     let (told, count) = (down.1, Arc::clone(&calls));
@@ -180,7 +200,7 @@ async fn what_is_not_as_announced_is_refused_and_leaves_nothing() {
 #[tokio::test]
 async fn the_same_again_is_fine_and_other_content_is_not() {
     let world = world().await;
-    let (rank, bytes) = (Writer::rank("j1", 3), body(5 << 20, 6));
+    let (rank, bytes) = (rank("j1", 3), body(5 << 20, 6));
     let first = upload_bytes(&world.channel, KEY, &rank, bytes.clone()).await.unwrap();
     assert_eq!(upload_bytes(&world.channel, KEY, &rank, bytes.clone()).await.unwrap(), first);
     let other = upload_bytes(&world.channel, KEY, &rank, body(5 << 20, 7)).await.unwrap_err();
@@ -193,7 +213,7 @@ async fn the_same_again_is_fine_and_other_content_is_not() {
 #[tokio::test]
 async fn writers_of_one_key_at_once_leave_one_whole_object() {
     let world = world().await;
-    let rank = Writer::rank("j1", 3);
+    let rank = rank("j1", 3);
     let uploads = (0..6).map(|n| upload_bytes(&world.channel, KEY, &rank, body(9 << 20, n % 3)));
     let results = futures::future::join_all(uploads).await;
     let mut winners: Vec<_> = results.into_iter().flatten().collect();
@@ -221,7 +241,7 @@ async fn keys_are_confined() {
         assert_eq!(status.code(), Code::InvalidArgument, "{key}");
         assert!(status.get_details_bad_request().is_some(), "{key}");
     }
-    let elsewhere = upload_bytes(&world.channel, "jobs/j2/phases/p/x", &Writer::rank("j1", 3), bytes).await;
+    let elsewhere = upload_bytes(&world.channel, "jobs/j2/phases/p/x", &rank("j1", 3), bytes).await;
     assert!(matches!(elsewhere, Err(TransferError::Refused { .. })));
     world.store.put_object("meta/secret", body(3, 0)).await.unwrap();
     assert_eq!(stat(&world.channel, "meta/secret").await.unwrap(), None);
@@ -230,15 +250,57 @@ async fn keys_are_confined() {
 #[tokio::test]
 async fn a_stale_attempt_writes_nothing() {
     let world = world().await;
-    for writer in [Writer::rank("j1", 2), Writer::rank("unknown", 1)] {
-        let key = if writer == Writer::rank("j1", 2) { KEY } else { "jobs/unknown/phases/p/x" };
+    for writer in [rank("j1", 2), rank("unknown", 1)] {
+        let key = if writer == rank("j1", 2) { KEY } else { "jobs/unknown/phases/p/x" };
         let error = upload_bytes(&world.channel, key, &writer, body(10, 9)).await.unwrap_err();
         assert!(matches!(error, TransferError::Stale { .. }), "{error}");
     }
     world.attempt.store(4, Ordering::SeqCst);
-    let late = upload_bytes(&world.channel, KEY, &Writer::rank("j1", 3), body(10, 9)).await;
+    let late = upload_bytes(&world.channel, KEY, &rank("j1", 3), body(10, 9)).await;
     assert!(matches!(late, Err(TransferError::Stale { .. })));
     assert!(world.store.list("jobs").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_stranger_who_knows_job_and_attempt_writes_nothing() {
+    let world = world().await;
+    for (session, secret) in [("s1", "guessed"), ("s1", ""), ("", ""), ("s2", "s3cret")] {
+        let writer = Writer::rank("j1", 3, session, secret);
+        assert!(!format!("{writer:?}").contains("s3cret"));
+        let error = upload_bytes(&world.channel, KEY, &writer, body(10, 9)).await.unwrap_err();
+        let TransferError::Refused { status, .. } = error else { panic!("{error}") };
+        assert_eq!(status.code(), Code::PermissionDenied);
+    }
+    assert!(world.store.list("jobs").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_input_that_was_damaged_is_mended_by_uploading_it_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let world = world_on(Store::open(directory.path().to_str().unwrap()).unwrap()).await;
+    let bytes = body((9 << 20) + 1, 15);
+    let object = upload_input_bytes(&world.channel, bytes.clone()).await.unwrap();
+    let file = directory.path().join(&object.key);
+    let sidecar = directory.path().join(format!("{}.b3", object.key));
+    let mut flipped = bytes.to_vec();
+    flipped[77] ^= 1;
+    let damages: [&dyn Fn(); 5] = [
+        &|| std::fs::write(&file, &flipped).unwrap(),
+        &|| std::fs::write(&file, &bytes[..9 << 20]).unwrap(),
+        &|| std::fs::remove_file(&file).unwrap(),
+        &|| std::fs::write(&sidecar, "{").unwrap(),
+        &|| std::fs::write(&sidecar, format!(r#"{{"size":1,"blake3":"{}"}}"#, "0".repeat(64))).unwrap(),
+    ];
+    for (number, damage) in damages.iter().enumerate() {
+        damage();
+        let again = upload_input_bytes(&world.channel, bytes.clone()).await.unwrap();
+        assert_eq!(again, object, "damage {number}");
+        assert_eq!(world.store.read_object(&object).await.unwrap(), bytes, "damage {number}");
+    }
+    // What is whole is not written again.
+    let written = std::fs::metadata(&file).unwrap().modified().unwrap();
+    upload_input_bytes(&world.channel, bytes).await.unwrap();
+    assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), written);
 }
 
 #[tokio::test]

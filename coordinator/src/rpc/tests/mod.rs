@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use foil_common::storage::Store;
+use foil_common::version::VERSION;
 use foil_proto::v1::jobs_client::JobsClient;
 use foil_proto::v1::workers_client::WorkersClient;
 use foil_proto::v1::{self, agent_message, job_event, rank_message};
@@ -64,9 +65,13 @@ impl Coordinator {
     }
 }
 
-fn start_worker(address: SocketAddr, deaths: Deaths) -> (watch::Sender<SocketAddr>, JoinHandle<()>) {
+fn start_worker(
+    store: &Store,
+    address: SocketAddr,
+    deaths: Deaths,
+) -> (watch::Sender<SocketAddr>, JoinHandle<()>) {
     let (sender, coordinator) = watch::channel(address);
-    let worker = Worker { coordinator, devices: 2, deaths };
+    let worker = Worker { coordinator, devices: 2, store: store.clone(), deaths };
     (sender, tokio::spawn(worker.run("agent-1")))
 }
 
@@ -114,9 +119,10 @@ fn hashes(job: &v1::Job) -> Vec<(String, Vec<String>)> {
 }
 
 async fn undisturbed() -> v1::Job {
-    let coordinator = Coordinator::start(&Store::in_memory()).await;
+    let store = Store::in_memory();
+    let coordinator = Coordinator::start(&store).await;
     coordinator.handle.submit(JOB.into(), submitted(&[])).await.unwrap();
-    let (_address, worker) = start_worker(coordinator.address, Deaths::default());
+    let (_address, worker) = start_worker(&store, coordinator.address, Deaths::default());
     let mut client = coordinator.jobs().await;
     watch_until(&mut client, 0, |_| false).await;
     let job = get(&mut client).await;
@@ -140,7 +146,7 @@ async fn a_job_survives_lost_ranks_with_the_same_artifacts() {
         ("r01.policy.train", 0),
         ("r02.policy.evaluate", 1),
     ]);
-    let (_address, worker) = start_worker(coordinator.address, Deaths::clone(&deaths));
+    let (_address, worker) = start_worker(&store, coordinator.address, Deaths::clone(&deaths));
     let mut client = coordinator.jobs().await;
     let events = watch_until(&mut client, 0, |_| false).await;
     let job = get(&mut client).await;
@@ -171,7 +177,7 @@ async fn a_job_goes_on_after_the_coordinator_restarts() {
     let store = Store::in_memory();
     let first = Coordinator::start(&store).await;
     first.handle.submit(JOB.into(), submitted(&[])).await.unwrap();
-    let (address, worker) = start_worker(first.address, Deaths::default());
+    let (address, worker) = start_worker(&store, first.address, Deaths::default());
     let mut client = first.jobs().await;
     let is_commit = |phase: &'static str| move |event: &v1::JobEvent| matches!(&event.event, Some(job_event::Event::PhaseCommitted(done)) if done.phase == phase);
     let seen = watch_until(&mut client, 0, is_commit("r01.reward.generate")).await;
@@ -263,7 +269,12 @@ async fn who_has_nothing_to_say_learns_too_that_its_coordinator_leads_no_more() 
     let deposed = Coordinator::start(&store).await;
     let mut client = WorkersClient::connect(format!("http://{}", deposed.address)).await.unwrap();
     let device = v1::Device { id: "cpu:0".into(), kind: "cpu".into(), ..Default::default() };
-    let hello = v1::AgentRegister { agent_id: "a".into(), devices: vec![device], ..Default::default() };
+    let hello = v1::AgentRegister {
+        agent_id: "a".into(),
+        devices: vec![device],
+        version: VERSION.into(),
+        ..Default::default()
+    };
     let register = v1::AgentMessage { message: Some(agent_message::Message::Register(hello)) };
     let stream = tokio_stream::once(register).chain(tokio_stream::pending());
     let mut commands = client.agent(stream).await.unwrap().into_inner();
@@ -288,6 +299,7 @@ async fn a_stale_rank_is_told_so() {
         job_id: "j1".into(),
         attempt: 1,
         rank: 0,
+        version: VERSION.into(),
         ..Default::default()
     };
     let message = v1::RankMessage { message: Some(rank_message::Message::Hello(hello)) };

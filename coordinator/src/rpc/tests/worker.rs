@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use foil_common::storage::Store;
+use foil_common::version;
 use foil_proto::v1::workers_client::WorkersClient;
 use foil_proto::v1::{self, agent_command, agent_message, rank_command::Command, rank_message::Message};
 use tokio::sync::{mpsc, watch};
@@ -20,6 +22,8 @@ pub(super) struct Worker {
     /// Where the coordinator is now.
     pub(super) coordinator: watch::Receiver<SocketAddr>,
     pub(super) devices: usize,
+    /// The coordinator's, where results are put.
+    pub(super) store: Store,
     pub(super) deaths: Deaths,
 }
 
@@ -34,6 +38,8 @@ impl Worker {
                 agent_id: id.into(),
                 devices: (0..self.devices).map(device).collect(),
                 session_ids: ranks.lock().unwrap().keys().cloned().collect(),
+                version: version::VERSION.into(),
+                instance: format!("process of {id}"),
                 ..Default::default()
             };
             tell(&told, agent_message::Message::Register(hello)).await;
@@ -90,6 +96,8 @@ impl Worker {
             job_id: start.job_id.clone(),
             attempt: start.attempt,
             rank: start.rank,
+            secret: start.secret.clone(),
+            version: version::VERSION.into(),
             ..Default::default()
         };
         send(&say, Message::Hello(hello)).await;
@@ -104,7 +112,7 @@ impl Worker {
                         return;
                     }
                     sleep(Duration::from_millis(3)).await;
-                    send(&say, Message::Chunk(chunk_result(run))).await;
+                    send(&say, Message::Chunk(chunk_result(&self.store, run).await)).await;
                 }
                 Some(Command::Gang(run)) => {
                     let phase = run.task.as_ref().unwrap().phase.clone();
@@ -115,14 +123,14 @@ impl Worker {
                         let (attempt, host) = (run.attempt, "127.0.0.1".to_owned());
                         let offer = v1::RendezvousOffer { phase, attempt, host, port: 9 };
                         send(&say, Message::Rendezvous(offer)).await;
-                        train(&say, run).await;
+                        train(&self.store, &say, run).await;
                     } else {
                         gang = Some(run);
                     }
                 }
                 Some(Command::Rendezvous(meeting)) => {
                     assert_eq!((meeting.host.as_str(), meeting.port), ("127.0.0.1", 9));
-                    train(&say, gang.take().expect("the gang's command comes first")).await;
+                    train(&self.store, &say, gang.take().expect("the gang's command comes first")).await;
                 }
                 Some(Command::Exit(_)) => return,
                 Some(Command::Welcome(welcome)) => assert!(welcome.spec.is_some()),
@@ -138,7 +146,7 @@ impl Worker {
     }
 }
 
-async fn train(say: &mpsc::Sender<v1::RankMessage>, run: v1::RunGang) {
+async fn train(store: &Store, say: &mpsc::Sender<v1::RankMessage>, run: v1::RunGang) {
     let phase = run.task.unwrap().phase;
     for step in 1..=2 {
         let figures = vec![v1::Metric { name: "loss".into(), value: 1.0 / step as f64, se: None }];
@@ -147,7 +155,8 @@ async fn train(say: &mpsc::Sender<v1::RankMessage>, run: v1::RunGang) {
     }
     let blake3 = blake3::hash(phase.as_bytes()).to_hex().to_string();
     let key = format!("{}model.safetensors", run.key_prefix);
-    let object = v1::Object { key, size: 1, blake3: blake3.clone(), path: "model.safetensors".into() };
+    let object = store.put_object(&key, phase.clone().into()).await.unwrap();
+    let object = v1::Object { path: "model.safetensors".into(), ..object };
     let result = v1::GangResult {
         phase,
         attempt: run.attempt,
@@ -158,9 +167,9 @@ async fn train(say: &mpsc::Sender<v1::RankMessage>, run: v1::RunGang) {
     send(say, Message::Gang(result)).await;
 }
 
-fn chunk_result(run: v1::RunChunk) -> v1::ChunkResult {
+async fn chunk_result(store: &Store, run: v1::RunChunk) -> v1::ChunkResult {
     let phase = run.task.unwrap().phase;
-    let blake3 = blake3::hash(format!("{phase}/{}", run.chunk).as_bytes()).to_hex().to_string();
+    let object = store.put_object(&run.key, format!("{phase}/{}", run.chunk).into()).await.unwrap();
     let mean = f64::from(run.chunk);
     let moments = |name: &str| v1::Moments {
         name: name.into(),
@@ -173,7 +182,7 @@ fn chunk_result(run: v1::RunChunk) -> v1::ChunkResult {
         lease: run.lease,
         phase,
         chunk: run.chunk,
-        object: Some(v1::Object { key: run.key, size: 1, blake3, path: String::new() }),
+        object: Some(object),
         moments: vec![moments("gold_mean"), moments("accuracy")],
         calibration: None,
         seconds: 0.003,

@@ -6,6 +6,7 @@ mod resume;
 use super::*;
 use crate::job::Cause;
 use crate::job::fixture::{JOB, after, commit_next, event, object, state};
+use crate::secret::Mint;
 
 /// An attempt with a job's state beside it: changes are applied at once, effects kept.
 struct Bench {
@@ -14,6 +15,12 @@ struct Bench {
     now: Now,
     effects: Vec<Effect>,
     ended: Option<Cause>,
+    /// No other agent could take over.
+    alone: bool,
+}
+
+fn mint() -> Mint {
+    Mint::new([1; 32])
 }
 
 impl Bench {
@@ -22,7 +29,7 @@ impl Bench {
         let state = after(&[], phase);
         let now = Now { mono: Duration::from_secs(100), wall: 0 };
         let run = Run::new(&state, 1, 1, Deadlines::default(), now);
-        let mut bench = Self { state, run, now, effects: Vec::new(), ended: None };
+        let mut bench = Self { state, run, now, effects: Vec::new(), ended: None, alone: true };
         for rank in bench.run.vacancies() {
             bench.seat(rank);
         }
@@ -31,12 +38,14 @@ impl Bench {
 
     fn seat(&mut self, rank: usize) -> String {
         let place = Place { agent: "a".into(), device: format!("cpu:{rank}") };
-        let (session, _) = self.run.fill(rank, place, self.now);
+        let (process, _) = self.run.fill(rank, place, &mint(), self.now);
+        let session = process.session;
         let hello = v1::RankHello {
             session_id: session.clone(),
             job_id: JOB.into(),
             attempt: 1,
             rank: u32::try_from(rank).unwrap(),
+            secret: mint().secret(&session),
             ..Default::default()
         };
         self.feed(Input::Hello { session: session.clone(), hello }).unwrap();
@@ -68,6 +77,10 @@ impl Bench {
             }
             self.state.apply(&event(1, change)).unwrap();
         }
+        let blames = decision.effects.iter().any(|effect| matches!(effect, Effect::Blame { .. }));
+        if self.alone && blames {
+            self.run.charge(self.now);
+        }
         self.effects.extend(decision.effects);
     }
 
@@ -81,7 +94,7 @@ impl Bench {
     }
 
     fn say(&mut self, rank: usize, message: Message) -> Result<(), Refusal> {
-        self.feed(Input::Said { session: self.session(rank), message })
+        self.feed(Input::Said { session: self.session(rank), message, flaw: None })
     }
 
     fn exit(&mut self, rank: usize, exit: v1::RankExited) {

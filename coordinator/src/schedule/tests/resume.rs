@@ -14,13 +14,14 @@ fn adopted(phase: usize) -> Bench {
             session: format!("s{rank}"),
             agent: "a".into(),
             device: format!("cpu:{rank}"),
+            proof: crate::secret::fingerprint(&format!("secret of {rank}")),
         };
         state.apply(&event(3, Change::RankStarted(started))).unwrap();
     }
     let now = Now { mono: Duration::from_secs(100), wall: 0 };
     let run = Run::adopt(&state, 2, Deadlines::default(), now);
     assert!(run.vacancies().is_empty());
-    Bench { state, run, now, effects: Vec::new(), ended: None }
+    Bench { state, run, now, effects: Vec::new(), ended: None, alone: true }
 }
 
 impl Bench {
@@ -33,6 +34,7 @@ impl Bench {
             attempt: 1,
             rank,
             task,
+            secret: format!("secret of {rank}"),
             ..Default::default()
         };
         self.feed(Input::Hello { session, hello })

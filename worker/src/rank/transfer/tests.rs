@@ -70,7 +70,8 @@ async fn slow(bytes: usize) -> (Transfer, v1::Object, UnboundedReceiver<v1::Rank
     let server = tonic::transport::Server::builder().add_service(ArtifactsServer::new(slow));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let (messages, heard) = unbounded_channel();
-    let transfer = Transfer::new(Handle::current(), channel, Writer::rank("j", 1), Reporter::new(messages));
+    let writer = Writer::rank("j", 1, "s", "secret");
+    let transfer = Transfer::new(Handle::current(), channel, writer, Reporter::new(messages));
     (transfer, object, heard)
 }
 

@@ -1,0 +1,44 @@
+//! Which program this is, for others to compare: the same job gives the same weights only on one version and build.
+
+/// The version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What this program was built from, such as a commit, where its builder set `FOIL_BUILD_ID`; else empty.
+pub const BUILD: &str = match option_env!("FOIL_BUILD_ID") {
+    Some(id) => id,
+    None => "",
+};
+
+/// How a peer's version or build differs from this program's; none where they agree as far as both are known.
+pub fn skew(version: &str, build: &str) -> Option<String> {
+    difference((VERSION, BUILD), (version, build))
+}
+
+fn difference(own: (&str, &str), peer: (&str, &str)) -> Option<String> {
+    let named = |version: &str| match version {
+        "" => "no version".to_owned(),
+        version => format!("version {version}"),
+    };
+    if own.0 != peer.0 {
+        return Some(format!("{} meets {}", named(peer.0), named(own.0)));
+    }
+    let builds_differ = !own.1.is_empty() && !peer.1.is_empty() && own.1 != peer.1;
+    builds_differ.then(|| format!("build {} of version {} meets build {}", peer.1, own.0, own.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_and_builds_where_both_are_known() {
+        assert_eq!(difference(("1.2", "abc"), ("1.2", "abc")), None);
+        assert_eq!(difference(("1.2", ""), ("1.2", "abc")), None);
+        assert_eq!(difference(("1.2", "abc"), ("1.2", "")), None);
+        let version = difference(("1.2", "abc"), ("1.3", "abc")).unwrap();
+        assert_eq!(version, "version 1.3 meets version 1.2");
+        assert_eq!(difference(("1.2", ""), ("", "")).unwrap(), "no version meets version 1.2");
+        let build = difference(("1.2", "abc"), ("1.2", "def")).unwrap();
+        assert_eq!(build, "build def of version 1.2 meets build abc");
+    }
+}

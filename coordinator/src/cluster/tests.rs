@@ -1,0 +1,132 @@
+use super::*;
+
+fn at(seconds: u64) -> Now {
+    Now { mono: Duration::from_secs(seconds), wall: seconds * 1000 }
+}
+
+fn agent(id: &str, devices: usize, sessions: &[&str]) -> v1::AgentRegister {
+    let device = |index| v1::Device { id: format!("cpu:{index}"), kind: "cpu".into(), ..Default::default() };
+    v1::AgentRegister {
+        agent_id: id.into(),
+        devices: (0..devices).map(device).collect(),
+        session_ids: sessions.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    }
+}
+
+fn cluster() -> Cluster {
+    let mut cluster = Cluster::new(Liveness::default());
+    cluster.register(&agent("a", 2, &[]), 1, at(0));
+    cluster.register(&agent("b", 1, &[]), 2, at(0));
+    cluster
+}
+
+#[test]
+fn a_device_holds_one_session() {
+    let mut cluster = cluster();
+    let places = cluster.find("cpu", 3).unwrap();
+    assert!(cluster.find("cpu", 4).is_none() && cluster.find("cuda", 1).is_none());
+    places.iter().enumerate().for_each(|(index, place)| cluster.hold(place, &format!("s{index}")));
+    assert!(cluster.find("cpu", 1).is_none());
+    cluster.release(&places[1], "another");
+    assert!(cluster.find("cpu", 1).is_none());
+    cluster.release(&places[1], "s1");
+    assert_eq!(cluster.find("cpu", 1).unwrap(), [places[1].clone()]);
+}
+
+fn process(id: &str, instance: &str) -> v1::AgentRegister {
+    v1::AgentRegister {
+        instance: instance.into(),
+        hostname: format!("host-of-{instance}"),
+        ..agent(id, 1, &[])
+    }
+}
+
+#[test]
+fn a_name_is_its_process_own_while_that_is_heard() {
+    let mut cluster = Cluster::new(Liveness::default());
+    assert_eq!(cluster.admits(&process("a", "one"), at(0)), Ok(()));
+    cluster.register(&process("a", "one"), 1, at(0));
+    cluster.heard("a", 1, at(4));
+    let taken = cluster.admits(&process("a", "two"), at(5)).unwrap_err();
+    assert_eq!((taken.host.as_str(), taken.heard), ("host-of-one", Duration::from_secs(1)));
+    assert!(taken.to_string().contains("give --agent-id another value"), "{taken}");
+    assert!(cluster.admits(&process("a", ""), at(5)).is_err(), "one that does not say who it is");
+    assert_eq!(cluster.admits(&process("a", "one"), at(5)), Ok(()), "its own next stream");
+    assert_eq!(cluster.admits(&process("b", "two"), at(5)), Ok(()));
+    assert_eq!(cluster.admits(&process("a", "two"), at(10)), Ok(()), "three heartbeats are missing");
+    cluster.disconnected("a", 1, at(5));
+    assert_eq!(cluster.admits(&process("a", "two"), at(5)), Ok(()), "its stream is closed");
+}
+
+#[test]
+fn agents_that_gave_cause_for_complaint_come_last_and_then_not_at_all() {
+    let mut cluster = Cluster::new(Liveness::default());
+    cluster.register(&process("!hole", "x"), 1, at(0));
+    cluster.register(&process("good", "y"), 2, at(0));
+    let first = |cluster: &Cluster| cluster.find("cpu", 1).unwrap()[0].agent.clone();
+    assert_eq!(first(&cluster), "!hole");
+    assert_eq!(cluster.strike("!hole", Fault::NeverConnected, at(1)), None);
+    assert_eq!(first(&cluster), "good", "others are tried first");
+    assert_eq!(cluster.supply("cpu"), Supply { free: 2, connected: 2, set_aside: 0 });
+    assert_eq!(cluster.strike("!hole", Fault::NeverConnected, at(2)), Some(Duration::from_secs(30)));
+    assert_eq!(cluster.supply("cpu"), Supply { free: 1, connected: 1, set_aside: 1 });
+    assert!(cluster.find("cpu", 2).is_none() && cluster.set_aside() == 1);
+    assert!(cluster.has_stand_in("!hole", "cpu") && !cluster.has_stand_in("good", "cpu"));
+    // The same process with another stream is no better; another process may be.
+    cluster.register(&process("!hole", "x"), 3, at(3));
+    assert_eq!(cluster.set_aside(), 1);
+    cluster.disconnected("good", 2, at(4));
+    assert_eq!(first(&cluster), "!hole", "where there is no other, it is better than none");
+    assert!(!cluster.has_stand_in("good", "cpu"));
+    cluster.register(&process("!hole", "z"), 4, at(5));
+    assert_eq!(cluster.set_aside(), 0);
+}
+
+#[test]
+fn a_closed_stream_has_a_short_grace_and_a_silent_one_the_fence() {
+    let mut cluster = cluster();
+    let place = cluster.find("cpu", 1).unwrap().remove(0);
+    cluster.hold(&place, "s");
+    cluster.disconnected("a", 1, at(5));
+    assert!(cluster.expire(at(14)).is_empty());
+    assert_eq!(cluster.find("cpu", 2), None, "a disconnected agent gets no new work");
+    assert_eq!(cluster.expire(at(15)), [("a".to_owned(), vec!["s".to_owned()])]);
+    assert!(cluster.heard("b", 2, at(30)));
+    assert!(!cluster.heard("b", 1, at(60)), "an older connection says nothing");
+    assert!(cluster.expire(at(94)).is_empty());
+    assert_eq!(cluster.expire(at(95)).len(), 1);
+}
+
+#[test]
+fn an_expected_agent_has_the_whole_fence_period_to_come() {
+    let mut cluster = Cluster::new(Liveness::default());
+    let place = Place { agent: "a".into(), device: "cpu:1".into() };
+    cluster.expect(&place, "cpu", "kept", at(100));
+    assert!(cluster.expire(at(164)).is_empty() && cluster.find("cpu", 1).is_none());
+    let registered = cluster.register(&agent("a", 2, &["kept"]), 1, at(164));
+    assert_eq!((registered.kept, registered.strays.len()), (vec!["kept".to_owned()], 0));
+    assert_eq!(cluster.find("cpu", 1).unwrap()[0].device, "cpu:0");
+    let mut alone = Cluster::new(Liveness::default());
+    alone.expect(&place, "cpu", "kept", at(100));
+    assert_eq!(alone.expire(at(165)), [("a".to_owned(), vec!["kept".to_owned()])]);
+}
+
+#[test]
+fn an_agent_that_comes_back_keeps_what_still_runs() {
+    let mut cluster = cluster();
+    let places = cluster.find("cpu", 2).unwrap();
+    cluster.hold(&places[0], "kept");
+    cluster.hold(&places[1], "died");
+    cluster.disconnected("a", 1, at(1));
+    let registered = cluster.register(&agent("a", 2, &["kept", "stray"]), 3, at(2));
+    let expected =
+        Registered { gone: vec!["died".into()], strays: vec!["stray".into()], kept: vec!["kept".into()] };
+    assert_eq!(registered, expected);
+    cluster.release(&places[1], "died");
+    assert_eq!(cluster.find("cpu", 2), None, "a device may still be the stray's");
+    cluster.exited("a", "stray");
+    assert!(cluster.find("cpu", 2).is_some());
+    cluster.disconnected("a", 1, at(3));
+    assert!(cluster.expire(at(40)).is_empty(), "the end of the older stream is no news");
+}
