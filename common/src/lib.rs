@@ -12,6 +12,7 @@ pub mod letters;
 pub mod memory;
 pub mod model;
 pub mod private;
+pub mod redact;
 pub mod rpc;
 #[cfg(test)]
 mod shared;

@@ -15,6 +15,8 @@ use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields, MakeWriter};
 use tracing_subscriber::registry::{LookupSpan, Scope};
 
+use crate::redact::{self, Redacting};
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
@@ -40,7 +42,7 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Redacting(writer));
     match format {
         LogFormat::Human => builder.with_ansi(colors()).with_target(false).try_init(),
         LogFormat::Json => {
@@ -72,6 +74,7 @@ fn may_color(on_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bo
 
 /// Writes the error that a process ends with, whatever the log's filter is and whether or not the log could be set up.
 pub fn last_words(format: LogFormat, program: &str, message: &str) {
+    let message = &redact::secrets(message);
     write_line(&match format {
         LogFormat::Human => format!("{program}: {message}"),
         LogFormat::Json => json_line("ERROR", program, message, &[]),

@@ -2,6 +2,7 @@ use std::error::Error as _;
 use std::io;
 
 use crate::failpoint::Injected;
+use crate::redact;
 
 /// Why the store did not do what was asked, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -81,13 +82,15 @@ impl StoreError {
     ) -> Self {
         use object_store::Error;
         let (location, key) = (location.to_owned(), key.to_owned());
+        // Clients quote the URL they asked, which may be signed.
+        let reason = redact::secrets(&error.to_string()).into_owned();
         match error {
             Error::NotFound { .. } => Self::NotFound { location, key },
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                Self::Denied { location, operation, key, reason: error.to_string() }
+                Self::Denied { location, operation, key, reason }
             }
             _ if is_disk_full(error) => Self::NoSpace { location, key },
-            _ => Self::Unavailable { location, operation, key, reason: error.to_string() },
+            _ => Self::Unavailable { location, operation, key, reason },
         }
     }
 }

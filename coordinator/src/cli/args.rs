@@ -157,7 +157,7 @@ impl Device {
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// All durable state: a directory, or s3://, gs:// or az://
-    #[arg(long, value_name = "URL-or-DIR", env = "FOIL_STORE")]
+    #[arg(long, value_name = "URL-or-DIR", env = "FOIL_STORE", hide_env_values = true)]
     pub(crate) store: String,
     /// Address for gRPC, /metrics and /healthz; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070")]

@@ -16,7 +16,8 @@ pub(super) fn check_agent(hello: &v1::AgentRegister, allow_skew: bool) -> Result
         let problem = format!("found {found:?}; expected letters, digits, '-', '_', '.', ':' and '@' only");
         return Err(bad_field("register.agent_id", &problem));
     }
-    if let Some(device) = hello.devices.iter().find(|device| !["cpu", "cuda"].contains(&device.kind.as_str())) {
+    if let Some(device) = hello.devices.iter().find(|device| !["cpu", "cuda"].contains(&device.kind.as_str()))
+    {
         let problem = format!("found {:?}; expected cpu or cuda", device.kind);
         return Err(bad_field("register.devices.kind", &problem));
     }

@@ -83,6 +83,7 @@ fn start_rank(session: &str, device: &str) -> Command {
         session_id: session.to_owned(),
         device_id: device.to_owned(),
         threads: 1,
+        secret: "s3cret".to_owned(),
         ..Default::default()
     })
 }
@@ -224,4 +225,35 @@ async fn an_agent_ends_with_its_parent() {
     options_of.stop.take();
     assert_eq!(timeout(PATIENCE, options_of.task).await.unwrap().unwrap().unwrap(), AgentEnd::Stopped);
     assert!(!is_child_of(0) && !is_child_of(std::process::id()));
+}
+
+#[tokio::test]
+async fn a_rank_gets_its_secret_by_its_standard_input_alone() {
+    let mut coordinator = FakeCoordinator::start().await;
+    let script = r#"read secret; echo "got $secret"; env | grep -c s3cret; echo "$0 $*" | grep -c s3cret"#;
+    let agent = start_agent(&coordinator, script);
+    let (mut peer, _) = joined(&mut coordinator).await;
+    send(&peer, 1, welcome(60_000));
+    send(&peer, 1, start_rank("s1", "cpu:0"));
+    let end = exit(&mut peer).await;
+    assert_eq!(end.log_tail, ["got s3cret", "0", "0"]);
+    assert_eq!(agent.stop().await, AgentEnd::Stopped);
+}
+
+#[tokio::test]
+async fn an_agent_waits_a_little_for_its_name_and_stays_the_process_it_was() {
+    let mut coordinator = FakeCoordinator::start().await;
+    let agent = start_agent(&coordinator, "exit 0");
+    let (peer, first) = joined(&mut coordinator).await;
+    assert!(!first.instance.is_empty() && first.version == foil_common::version::VERSION);
+    peer.commands.send(Err(tonic::Status::already_exists("an agent of this name is there"))).unwrap();
+    drop(peer);
+    let (peer, again) = joined(&mut coordinator).await;
+    assert_eq!(again.instance, first.instance);
+    send(&peer, 1, welcome(60_000));
+    assert_eq!(agent.stop().await, AgentEnd::Stopped);
+    let other = start_agent(&coordinator, "exit 0");
+    let (_peer, another) = joined(&mut coordinator).await;
+    assert_ne!(another.instance, first.instance, "each process has its own");
+    assert_eq!(other.stop().await, AgentEnd::Stopped);
 }

@@ -62,8 +62,10 @@ impl Children {
         let mut serve = Command::new(&foil);
         serve
             // Whoever led this store before ended with its own run.
-            .args(["serve", "--take-over", "--listen", "127.0.0.1:0", "--store", &setup.store, "--port-file"])
-            .arg(&port_file);
+            .args(["serve", "--take-over", "--listen", "127.0.0.1:0", "--port-file"])
+            .arg(&port_file)
+            // Its URL may hold a secret, and everybody can read arguments.
+            .env("FOIL_STORE", &setup.store);
         let mut coordinator = Program::start("coordinator", serve, setup)?;
         let address = match address(&mut coordinator, &port_file).await {
             Ok(address) => address,

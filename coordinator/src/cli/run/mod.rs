@@ -2,6 +2,7 @@
 
 mod children;
 mod directory;
+mod hold;
 
 use std::path::Path;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 
 use self::children::{Children, Setup};
 use self::directory::Directory;
+use self::hold::Hold;
 use super::args::{LogFormat, RunArgs};
 use super::client::{Client, Refused, is_ended};
 use super::inputs::{InputError, Prepared};
@@ -103,6 +105,11 @@ async fn play(args: &RunArgs, log_format: LogFormat, started: Instant) -> Result
         }
         return Ok(End::Finished(summary));
     }
+    // The store in the output directory is held with that.
+    let _hold = match &args.store {
+        Some(store) => Some(Hold::take(store).await?),
+        None => None,
+    };
     let setup = Setup {
         out: directory.path().to_owned(),
         store: args.store.clone().unwrap_or_else(|| directory.store().to_string_lossy().into_owned()),
