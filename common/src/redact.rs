@@ -141,7 +141,10 @@ mod tests {
             ("s3://key:secret@bucket/p?sig=abc", "s3://…@bucket/p?…"),
             ("memory:///x?sig=S4STOKEN", "memory:///x?…"),
             ("az://c/p#frag", "az://c/p#…"),
-            ("error for url (https://a.b/c?X-Amz-Signature=ff&x=1): timed out", "error for url (https://a.b/c?…): timed out"),
+            (
+                "error for url (https://a.b/c?X-Amz-Signature=ff&x=1): timed out",
+                "error for url (https://a.b/c?…): timed out",
+            ),
             (r#"{"store":"https://u:p@h/x?sv=1","n":3}"#, r#"{"store":"https://…@h/x?…","n":3}"#),
             ("two: http://a?b and http://c@d/e", "two: http://a?… and http://…@d/e"),
             ("https://host:81/path is reached", "https://host:81/path is reached"),

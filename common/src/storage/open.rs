@@ -129,7 +129,9 @@ mod tests {
     fn secrets_reach_neither_the_location_nor_an_error() {
         let store = Store::open("memory:///x?sig=S4STOKEN").unwrap();
         assert_eq!(store.location(), "memory:///x?…");
-        for wrong in ["ftp://key:S4STOKEN@host/x?sig=S4STOKEN", "s3://key:S4STOKEN@/?sig=S4STOKEN", "://?S4STOKEN"] {
+        for wrong in
+            ["ftp://key:S4STOKEN@host/x?sig=S4STOKEN", "s3://key:S4STOKEN@/?sig=S4STOKEN", "://?S4STOKEN"]
+        {
             let Err(error) = Store::open(wrong) else { continue };
             assert!(!format!("{error} {error:?}").contains("S4STOKEN"), "{error}");
         }

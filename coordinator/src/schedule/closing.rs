@@ -29,6 +29,8 @@ enum Ending {
         charged: bool,
     },
     Cancelling,
+    /// Its devices are better used by others.
+    GivingWay,
     /// The log knows already.
     Recorded,
 }
@@ -39,6 +41,14 @@ impl Run {
         let recorded = matches!(&self.closing, Some(Closing { ending: Ending::Recorded, .. }));
         if !recorded {
             self.closing = Some(Closing { kill_at: now.mono, ending: Ending::Cancelling });
+        }
+    }
+
+    /// Ends the attempt, without blame, where it waits for ranks that there is no room for: its gang cannot begin, and what
+    /// it holds is held for nothing. Elsewhere it goes on.
+    pub fn give_way(&mut self, now: Now) {
+        if self.gathers() && self.closing.is_none() {
+            self.closing = Some(Closing { kill_at: now.mono, ending: Ending::GivingWay });
         }
     }
 
@@ -122,6 +132,10 @@ impl Run {
         let cause = match std::mem::replace(&mut closing.ending, Ending::Recorded) {
             Ending::Recorded => return,
             Ending::Cancelling => ended(CauseClass::Cancelled, "cancelled"),
+            Ending::GivingWay => ended(
+                CauseClass::Preempted,
+                "the workers left have fewer devices than the job has ranks; it holds none while it waits for more",
+            ),
             Ending::Failing { symptoms, poison, hopeless, charged } => {
                 let mut cause = cause(&self.phase_id, &symptoms);
                 if charged && cause.class == CauseClass::Worker {

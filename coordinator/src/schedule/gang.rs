@@ -92,6 +92,11 @@ impl Gang {
 }
 
 impl Run {
+    /// Whether a gang waits for ranks before it begins.
+    pub(super) fn gathers(&self) -> bool {
+        matches!(&self.stage, Stage::Gang(Gang { state: GangState::Gathering, .. }))
+    }
+
     /// As rank 0 tells it: what it is at around the steps, or the steps.
     pub(super) fn gang_progress(&self, phase: &Phase) -> Option<v1::PhaseProgress> {
         let Stage::Gang(gang) = &self.stage else { return None };

@@ -23,6 +23,9 @@ impl World {
         let (core, holds) = (&mut leading.core, now.mono < leading.lease_until);
         match word {
             Word::Register(hello) if !holds => return self.refuse(stream, Word::Register(hello)),
+            Word::Register(hello) if core.admits(&hello, now).is_err() => {
+                return self.refuse(stream, Word::Register(hello));
+            }
             Word::Register(hello) => {
                 leading.heard.insert(hello.agent_id.clone());
                 leading.agents.insert(hello.agent_id.clone(), stream.id);

@@ -52,7 +52,10 @@ fn lock(directory: &Path, store: &Store) -> Result<File> {
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
-            bail!("another `foil run` works in the store {}; wait for it, or give another --store", store.location())
+            bail!(
+                "another `foil run` works in the store {}; wait for it, or give another --store",
+                store.location()
+            )
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(cannot),
     }
@@ -83,7 +86,9 @@ mod tests {
     #[tokio::test]
     async fn a_store_is_one_runs_at_a_time() {
         let directory = tempfile::tempdir().unwrap();
-        for location in [directory.path().display().to_string(), format!("file://{}", directory.path().display())] {
+        for location in
+            [directory.path().display().to_string(), format!("file://{}", directory.path().display())]
+        {
             let held = Hold::take(&location).await.unwrap();
             let refused = Hold::take(&directory.path().display().to_string()).await.unwrap_err().to_string();
             assert!(refused.contains("another `foil run` works in the store"), "{refused}");

@@ -16,6 +16,9 @@ use crate::schedule::{Level, Process, Run};
 /// workers before others go first.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long an attempt holds devices in the hope of more than the connected workers have.
+const HOLDING: Duration = Duration::from_secs(60);
+
 impl Core {
     /// Gives free devices to those who wait, as [`queue::share`] decides.
     pub(super) fn allocate(&mut self, now: Now) {
@@ -28,10 +31,11 @@ impl Core {
             };
             let of_kind =
                 *supply.entry(demand.kind.clone()).or_insert_with(|| self.cluster.supply(&demand.kind));
-            let passed_over = is_passed_over(entry, &demand, of_kind, now);
+            let passed_over = is_passed_over(entry, of_kind, now);
             demands.push(Demand { passed_over, ..demand });
         }
         let grants = queue::share(&supply, &demands);
+        self.give_way(&demands, &grants, now);
         for (demand, grant) in demands.into_iter().zip(grants) {
             if demand.starts && grant == Grant::Whole {
                 self.start_attempt(&demand.job, now);
@@ -48,6 +52,21 @@ impl Core {
                     self.wait(&demand.job, wait, now);
                 }
                 Grant::Wait(wait) => self.wait(&demand.job, wait, now),
+            }
+        }
+    }
+
+    /// Attempts that can never be whole on the connected workers make room for those who wait behind them.
+    fn give_way(&mut self, demands: &[Demand], grants: &[Grant], now: Now) {
+        let waits = |kind: &str, but: &str| {
+            let others =
+                demands.iter().zip(grants).filter(|(other, _)| other.kind == kind && other.job != but);
+            others.into_iter().any(|(_, grant)| *grant != Grant::Whole)
+        };
+        for demand in demands.iter().filter(|demand| !demand.starts) {
+            let since = self.jobs.get(&demand.job).and_then(|entry| entry.waiting.as_ref()?.too_large_since);
+            if since.is_some_and(|since| now.since(since) >= HOLDING) && waits(&demand.kind, &demand.job) {
+                self.with_run(&demand.job, |run, _| run.give_way(now));
             }
         }
     }
@@ -122,14 +141,15 @@ fn demand(id: &str, entry: &Entry) -> Option<Demand> {
 }
 
 /// Whether the job has asked for more than there is for long enough. Notes since when it waits.
-fn is_passed_over(entry: &mut Entry, demand: &Demand, supply: Supply, now: Now) -> bool {
+fn is_passed_over(entry: &mut Entry, supply: Supply, now: Now) -> bool {
+    let fits = entry.state.spec.resources.ranks as usize <= supply.connected;
     let waiting = entry.waiting.get_or_insert_with(|| Waiting {
         since: now.mono,
         too_large_since: None,
         shown: v1::JobWait::default(),
         told: None,
     });
-    if demand.seats <= supply.connected {
+    if fits {
         waiting.too_large_since = None;
         return false;
     }

@@ -1,6 +1,7 @@
 //! The coordinator over real gRPC on loopback, with a worker whose results are made up.
 
 mod pages;
+mod trust;
 mod worker;
 
 use std::net::SocketAddr;

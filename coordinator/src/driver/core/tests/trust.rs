@@ -112,3 +112,30 @@ fn a_job_that_no_worker_has_room_for_keeps_nobody_waiting_and_says_why_it_waits(
     world.core.tick(world.now);
     assert_eq!(world.core.shown("typo").unwrap().waiting, None);
 }
+
+#[test]
+fn an_attempt_that_cannot_be_whole_any_more_makes_room_for_others() {
+    let mut world = connected(4);
+    to_the_end(&mut world);
+    world.core.submit("wide", with_ranks("r2", 4), world.now);
+    let maps = |world: &World| {
+        let state = world.core.state("wide").unwrap();
+        state.seats.len() == 4 && state.phase().is_some_and(|phase| !phase.work.is_gang())
+    };
+    while !maps(&world) {
+        world.step();
+    }
+    // An agent goes for good, with its ranks; those left go on with the map phase, and wait before the gang after it.
+    let connection = world.agents.remove("b").flatten().unwrap();
+    world.core.agent_disconnected("b", connection, world.now);
+    world.ranks.retain(|_, rank| rank.agent != "b");
+    world.news.retain(|news| !matches!(news, News::Exit { agent, .. } if agent == "b"));
+    world.core.submit("small", with_ranks("r3", 1), world.now);
+    for _ in 0..30_000 {
+        world.step();
+    }
+    let state = |id: &str| world.core.state(id).unwrap();
+    assert_eq!(state("small").life.name(), "succeeded");
+    assert_eq!((state("wide").life.name(), state("wide").failures.len()), ("recovering", 0));
+    assert!(world.core.shown("wide").unwrap().waiting.unwrap().reason.contains("connected now have 2"));
+}
