@@ -1,6 +1,10 @@
 //! The game end to end: it learns, its controls do not, and the same job gives the same bits.
 
+use std::path::Path;
+use std::process::Command;
+
 use foil_tests::{Outcome, Run};
+use serde_json::Value;
 
 /// Large enough to learn in a minute.
 fn learning() -> Run {
@@ -30,11 +34,30 @@ fn tells_fresh_pairs(outcome: &Outcome) -> bool {
     accuracy.value - 0.5 > 3.0 * accuracy.se
 }
 
+/// `foil conform` finds no fault in a result by its files and by Foil. Without a Python it passes nothing of
+/// transformers', and says so.
+fn assert_conforms(dir: &Path) {
+    let output = Command::new(foil_tests::foil()).args(["conform", "--json", "."]).current_dir(dir).output();
+    let output = output.expect("foil starts");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a JSON report");
+    assert_eq!((output.status.code(), &report["failed"]), (Some(3), &0.into()), "{report}");
+    let findings = report["findings"].as_array().expect("findings");
+    let outcome = |check: &str| {
+        let found = findings.iter().find(|finding| finding["check"] == check);
+        found.unwrap_or_else(|| panic!("no {check}: {report}"))["outcome"].clone()
+    };
+    assert_eq!(outcome("forward in Foil"), "passed", "{report}");
+    assert_eq!(outcome("loading in transformers"), "unchecked", "{report}");
+}
+
 #[test]
 fn the_game_raises_gold_and_tells_golden_from_fresh_samples() {
-    let outcome = learning().finish();
+    let run = learning();
+    let outcome = run.finish();
     assert_eq!(outcome.json["state"], "succeeded");
     assert_eq!(outcome.rounds.len(), 2);
+    assert_conforms(&outcome.artifact("policy"));
+    assert_conforms(&outcome.artifact("reward"));
     assert!(gold_rises(&outcome), "{}", outcome.json);
     assert!(tells_fresh_pairs(&outcome), "{}", outcome.json);
     for figure in ["reward_mean", "kl", "length_mean", "truncated_rate"] {

@@ -67,6 +67,8 @@ pub struct Failure {
 
 const REPORT: &str = "look at the rank's log; if it names no cause of yours, please report it";
 const FILE_NAMES: &str = "give a model directory whose files have plain names";
+const NOT_FINITE: &str = "if this job trained the model, it has diverged: lower the learning rate; a start model that was \
+                          never trained here overflows by itself, so give another or set resources.precision: fp32";
 const MEMORY: &str =
     "lower the step's optimizer.micro_batch_tokens or generation.slots, or use a device with more memory";
 
@@ -143,7 +145,7 @@ impl PhaseError {
             }
             Self::Rows(_) => ("data", "submit the job again"),
             Self::NothingLeft { .. } => ("data", "look at the data sets' counts and at text.max_length"),
-            Self::NonFinite { .. } => ("nonfinite", "lower the learning rate; the model has diverged"),
+            Self::NonFinite { .. } => ("nonfinite", NOT_FINITE),
             Self::Train(error) => (error.class(), train_advice(error.class())),
             Self::Batch(_) | Self::Generate(_) | Self::Gang(_) | Self::NoRendezvous => ("internal", REPORT),
             Self::Samples { .. } | Self::Injected(_) | Self::Incomplete(_) => ("internal", REPORT),

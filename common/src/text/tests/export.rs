@@ -91,6 +91,26 @@ fn a_result_reads_text_as_its_job_did() {
     }
 }
 
+/// What a reader of a reward model renders ends where the model was trained to be read.
+#[test]
+fn foils_own_templates_end_a_dialogue_as_training_does() {
+    let environment = minijinja::Environment::new();
+    let dialogue = json!([
+        { "role": "system", "content": "a" }, { "role": "user", "content": "b" },
+        { "role": "assistant", "content": "c" }, { "role": "user", "content": "d" },
+        { "role": "assistant", "content": "e" },
+    ]);
+    for (template, expected) in [
+        (Template::Hh, "a\n\nHuman: b\n\nAssistant: c\n\nHuman: d\n\nAssistant: e</s>"),
+        (Template::Plain, "a\n\nb\n\nc\n\nde</s>"),
+    ] {
+        let (result, _) = result(&letters(), &text(template));
+        let context = json!({ "messages": dialogue, "eos_token": "</s>" });
+        let rendered = environment.render_str(result.chat_template().unwrap(), context).unwrap();
+        assert_eq!(rendered, expected);
+    }
+}
+
 #[test]
 fn every_file_names_the_tokens_that_were_trained() {
     let mut files = chat(CHATML);
@@ -124,7 +144,8 @@ fn what_a_job_does_not_change_stays_as_it_was_written() {
     assert_eq!(result.tokenizer_config["eos_token"], json!({ "content": "<end>" }));
     assert!(result.tokenizer_config.get("bos_token").is_none(), "there is none");
     assert!(result.tokenizer_config.get("model_max_length").is_none());
-    assert_eq!(result.generation_config["temperature"], 0.6);
+    let expected = json!({ "temperature": 0.6, "eos_token_id": [3, 1] });
+    assert_eq!(result.generation_config, expected);
 }
 
 #[test]
