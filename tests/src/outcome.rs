@@ -11,11 +11,29 @@ pub struct Estimate {
     pub se: f64,
 }
 
+impl Estimate {
+    /// Whether it is surely above `bound`: by more than three standard errors.
+    pub fn exceeds(self, bound: f64) -> bool {
+        self.value - bound > 3.0 * self.se
+    }
+
+    /// Whether it is surely below `bound`.
+    pub fn is_under(self, bound: f64) -> bool {
+        bound - self.value > 3.0 * self.se
+    }
+}
+
 /// One round's figures, as `foil run --json` prints them.
 #[derive(Clone, Debug)]
 pub struct Round(Value);
 
 impl Round {
+    /// A figure as it is given.
+    pub fn value(&self, side: &str, name: &str) -> f64 {
+        let figures = &self.0[side];
+        figures[name].as_f64().unwrap_or_else(|| panic!("{side}.{name} is missing in {figures}"))
+    }
+
     /// For example `estimate("policy", "gold_mean")`.
     pub fn estimate(&self, side: &str, name: &str) -> Estimate {
         let figures = &self.0[side];

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use foil_tests::{Outcome, Run};
+use foil_tests::{Estimate, Outcome, Run};
 use serde_json::Value;
 
 /// Large enough to learn in a minute.
@@ -22,16 +22,15 @@ fn learning() -> Run {
     ])
 }
 
-/// Gold rises by more than three standard errors of the difference.
-fn gold_rises(outcome: &Outcome) -> bool {
-    let (start, end) = (outcome.start_gold(), outcome.last().estimate("policy", "gold_mean"));
-    end.value - start.value > 3.0 * start.se.hypot(end.se)
+/// What gold has changed by since the start policy, prompt by prompt.
+fn gold_change(outcome: &Outcome) -> Estimate {
+    outcome.last().estimate("policy", "gold_difference_mean")
 }
 
-/// The reward model tells fresh golden answers from samples: above chance by more than three standard errors.
-fn tells_fresh_pairs(outcome: &Outcome) -> bool {
-    let accuracy = outcome.last().estimate("reward", "fresh_accuracy");
-    accuracy.value - 0.5 > 3.0 * accuracy.se
+/// The ends of the 95 % interval of accuracy on fresh pairs, golden answers taken for clusters of their samples.
+fn fresh_accuracy(outcome: &Outcome) -> (f64, f64) {
+    let end = |end: &str| outcome.last().value("reward", &format!("fresh_accuracy_{end}"));
+    (end("low"), end("high"))
 }
 
 /// `foil conform` finds no fault in a result by its files and by Foil. Without a Python it passes nothing of
@@ -58,9 +57,9 @@ fn the_game_raises_gold_and_tells_golden_from_fresh_samples() {
     assert_eq!(outcome.rounds.len(), 2);
     assert_conforms(&outcome.artifact("policy"));
     assert_conforms(&outcome.artifact("reward"));
-    assert!(gold_rises(&outcome), "{}", outcome.json);
-    assert!(tells_fresh_pairs(&outcome), "{}", outcome.json);
-    for figure in ["reward_mean", "kl", "length_mean", "truncated_rate"] {
+    assert!(gold_change(&outcome).exceeds(0.0), "{}", outcome.json);
+    assert!(fresh_accuracy(&outcome).0 > 0.5, "{}", outcome.json);
+    for figure in ["reward_gain", "reward_mean", "kl", "length_mean", "truncated_rate"] {
         assert!(outcome.last().estimate("policy", figure).value.is_finite(), "{figure}");
     }
     for figure in ["accuracy", "ece", "loss"] {
@@ -69,16 +68,17 @@ fn the_game_raises_gold_and_tells_golden_from_fresh_samples() {
 }
 
 #[test]
-fn with_swapped_preferences_the_game_fails_both_assertions() {
+fn with_swapped_preferences_the_game_runs_backwards() {
     let outcome = learning().set("controls.swap_preferences=true").finish();
-    assert!(!gold_rises(&outcome), "{}", outcome.json);
-    assert!(!tells_fresh_pairs(&outcome), "{}", outcome.json);
+    assert!(gold_change(&outcome).is_under(0.0), "{}", outcome.json);
+    assert!(fresh_accuracy(&outcome).1 < 0.5, "{}", outcome.json);
 }
 
 #[test]
-fn on_the_worst_of_n_gold_does_not_rise() {
+fn on_the_worst_of_n_gold_falls() {
     let outcome = learning().set("controls.select_worst=true").finish();
-    assert!(!gold_rises(&outcome), "{}", outcome.json);
+    assert!(gold_change(&outcome).is_under(0.0), "{}", outcome.json);
+    assert!(outcome.last().estimate("policy", "reward_gain").is_under(0.0), "{}", outcome.json);
 }
 
 #[test]
