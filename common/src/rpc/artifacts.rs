@@ -32,7 +32,7 @@ use crate::storage::object::Digest;
 /// A download that brings nothing for so long is taken for broken.
 const STALL: Duration = Duration::from_secs(120);
 
-/// Hears of bytes as they get through: how many more. A transfer that starts again tells its bytes again.
+/// Hears of bytes as they get through: how many more. Those that a transfer sends again are told once.
 pub type Moved = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// For transfers nobody follows.
@@ -112,12 +112,13 @@ pub async fn upload_bytes(
     moved: &Moved,
 ) -> Result<v1::Object, TransferError> {
     let digest = Digest::of(&bytes);
+    let told = Arc::default();
     let once = || {
         let chunks = (0..bytes.len())
             .step_by(DATA_BYTES)
             .map(|start| bytes.slice(start..bytes.len().min(start + DATA_BYTES)))
             .collect::<Vec<_>>();
-        put(line, key, writer, &digest, followed(futures::stream::iter(chunks), moved))
+        put(line, key, writer, &digest, followed(futures::stream::iter(chunks), moved, &told))
     };
     persist(once).await
 }
@@ -325,11 +326,12 @@ pub async fn upload_file(
     digest: &Digest,
     moved: &Moved,
 ) -> Result<v1::Object, TransferError> {
+    let told = Arc::default();
     let once = || async {
         let file =
             File::open(path).await.map_err(|source| TransferError::File { path: path.to_owned(), source })?;
         let trouble = Arc::new(Mutex::new(None));
-        let chunks = followed(file_chunks(file, Arc::clone(&trouble)), moved);
+        let chunks = followed(file_chunks(file, Arc::clone(&trouble)), moved, &told);
         let result = put(line, key, writer, digest, chunks).await;
         let trouble = trouble.lock().ok().and_then(|mut slot| slot.take());
         match (trouble, result) {
@@ -344,13 +346,20 @@ pub async fn upload_file(
     Ok(v1::Object { path: file_name(path), ..object })
 }
 
-/// The same chunks, each told when the connection takes it.
-fn followed<S>(chunks: S, moved: &Moved) -> impl Stream<Item = Bytes> + Send + 'static
+/// The same chunks, each told when the connection takes it. What an earlier try has `told` of is not told again.
+fn followed<S>(chunks: S, moved: &Moved, told: &Arc<AtomicU64>) -> impl Stream<Item = Bytes> + Send + 'static
 where
     S: Stream<Item = Bytes> + Send + 'static,
 {
-    let moved = Arc::clone(moved);
-    chunks.inspect(move |data| moved(data.len() as u64))
+    let (moved, told) = (Arc::clone(moved), Arc::clone(told));
+    let mut at = 0;
+    chunks.inspect(move |data| {
+        at += data.len() as u64;
+        let before = told.fetch_max(at, Ordering::Relaxed);
+        if at > before {
+            moved(at - before);
+        }
+    })
 }
 
 /// A file's bytes. An error ends the stream early (so that the server refuses the whole) and stays in `trouble`.
@@ -407,4 +416,28 @@ fn file_name(path: &Path) -> String {
 
 fn note(error: &TransferError, wait: Duration) {
     tracing::warn!(%error, ?wait, "trying the transfer again");
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_upload_that_is_tried_again_is_counted_once() {
+        let counted = Arc::new(AtomicU64::new(0));
+        let moved: Moved = {
+            let counted = Arc::clone(&counted);
+            Arc::new(move |bytes| {
+                counted.fetch_add(bytes, Ordering::Relaxed);
+            })
+        };
+        let told = Arc::default();
+        let pieces = || futures::stream::iter([3usize, 4, 5].map(|size| Bytes::from(vec![0; size])));
+        for (taken, total) in [(2, 7), (1, 7), (3, 12), (3, 12)] {
+            let sent: Vec<Bytes> = followed(pieces(), &moved, &told).take(taken).collect().await;
+            assert_eq!((sent.len(), counted.load(Ordering::Relaxed)), (taken, total));
+        }
+    }
 }

@@ -21,6 +21,11 @@ pub enum StoreError {
     #[error("the store {location} is full (writing {key}); free some room, and the work goes on")]
     NoSpace { location: String, key: String },
     #[error(
+        "there is no bucket or container for the store {location} ({operation} of {key}: {reason}); create it, or correct \
+         the URL"
+    )]
+    NoBucket { location: String, operation: &'static str, key: String, reason: String },
+    #[error(
         "the store {location} refused {operation} of {key}: {reason}; check its permissions and credentials"
     )]
     Denied { location: String, operation: &'static str, key: String, reason: String },
@@ -63,6 +68,7 @@ impl StoreError {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "not_found",
+            Self::NoBucket { .. } => "no_bucket",
             Self::NoSpace { .. } => "no_space",
             Self::Denied { .. } => "denied",
             Self::Unavailable { .. } => "unavailable",
@@ -82,17 +88,35 @@ impl StoreError {
     ) -> Self {
         use object_store::Error;
         let (location, key) = (location.to_owned(), key.to_owned());
-        // Clients quote the URL they asked, which may be signed.
-        let reason = redact::secrets(&error.to_string()).into_owned();
         match error {
+            // What is written need not be there: it is the place itself that is not.
+            Error::NotFound { .. } if matches!(operation, "create" | "put") => {
+                Self::NoBucket { location, operation, key, reason: reason(error) }
+            }
             Error::NotFound { .. } => Self::NotFound { location, key },
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                Self::Denied { location, operation, key, reason }
+                Self::Denied { location, operation, key, reason: reason(error) }
             }
             _ if is_disk_full(error) => Self::NoSpace { location, key },
-            _ => Self::Unavailable { location, operation, key, reason },
+            _ => Self::Unavailable { location, operation, key, reason: reason(error) },
         }
     }
+}
+
+/// An error with its causes: those of HTTP name only themselves, and it is the last that tells a host that is unknown from
+/// one that refuses, and both from one that speaks no TLS. Clients quote the URL they asked, which may be signed: of that
+/// the secrets are hidden.
+pub(super) fn reason(error: &object_store::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let told = cause.to_string();
+        if !text.contains(&told) {
+            text = format!("{text}: {told}");
+        }
+        source = cause.source();
+    }
+    redact::secrets(&text).into_owned()
 }
 
 fn is_disk_full(error: &object_store::Error) -> bool {
@@ -106,4 +130,32 @@ fn is_disk_full(error: &object_store::Error) -> bool {
         source = cause.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("error sending request")]
+    struct Sending(#[source] io::Error);
+
+    #[test]
+    fn an_error_tells_its_last_cause() {
+        let refused = io::Error::new(io::ErrorKind::ConnectionRefused, "Connection refused (os error 111)");
+        let error = object_store::Error::Generic { store: "S3", source: Box::new(Sending(refused)) };
+        let told = StoreError::from_object_store("s3://b", "get", "k", &error).to_string();
+        assert!(told.contains("error sending request: Connection refused (os error 111)"), "{told}");
+        assert_eq!(told.matches("error sending request").count(), 1, "{told}");
+    }
+
+    #[test]
+    fn a_write_that_finds_nothing_finds_no_bucket() {
+        let missing =
+            || object_store::Error::NotFound { path: "p".into(), source: "The bucket does not exist".into() };
+        let told = |operation| StoreError::from_object_store("s3://b", operation, "k", &missing());
+        assert!(matches!(told("get"), StoreError::NotFound { .. }));
+        let put = told("create").to_string();
+        assert!(put.contains("no bucket or container") && put.contains("create it"), "{put}");
+    }
 }

@@ -1,4 +1,8 @@
-//! Whether the store answers: what its requests show, without asking it anything more.
+//! Whether the store does its work: what its requests show, without asking it anything more.
+//!
+//! A failure is healed by a success that proves what it denied. A full disk may still take a small record of the log, and
+//! a key that may be written proves nothing of one that may not: so failures are kept by their kind, and each says which
+//! successes heal it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::StoreError;
 
-/// Failing for so long, without a success between, is trouble; less is a hiccup.
+/// No answer for so long, without a success between, is trouble; less is a hiccup.
 const HICCUP: Duration = Duration::from_secs(2);
 
 /// A request without an answer for so long is trouble too.
@@ -21,42 +25,108 @@ pub(super) struct Health(Arc<Mutex<Requests>>);
 
 #[derive(Debug, Default)]
 struct Requests {
-    /// Since the last success.
-    failing: Option<Failing>,
+    /// The latest failure of each kind that no success has healed.
+    failing: BTreeMap<Kind, Failing>,
     /// When each request on its way was sent.
     sent: BTreeMap<u64, Instant>,
     count: u64,
+}
+
+/// The gravest first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    NoSpace,
+    /// With the first part of the key: permissions are often given by prefix.
+    Denied {
+        writes: bool,
+        root: String,
+    },
+    Unavailable {
+        writes: bool,
+    },
 }
 
 #[derive(Debug)]
 struct Failing {
     since: Instant,
     latest: Instant,
+    /// Bytes that were to be written, the fewest that failed.
+    bytes: u64,
     error: String,
+}
+
+/// What is asked of the store.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ask<'a> {
+    pub(super) key: &'a str,
+    /// Of a write, the bytes written; none of a read or a deletion.
+    pub(super) bytes: Option<u64>,
+}
+
+impl<'a> Ask<'a> {
+    pub(super) fn read(key: &'a str) -> Self {
+        Self { key, bytes: None }
+    }
+
+    pub(super) fn write(key: &'a str, bytes: u64) -> Self {
+        Self { key, bytes: Some(bytes) }
+    }
+
+    fn root(self) -> &'a str {
+        self.key.split('/').next().unwrap_or_default()
+    }
+
+    /// None for an answer that says nothing of the store's health.
+    fn kind(self, error: &StoreError) -> Option<Kind> {
+        let writes = self.bytes.is_some();
+        match error {
+            StoreError::NoSpace { .. } => Some(Kind::NoSpace),
+            StoreError::Denied { .. } => Some(Kind::Denied { writes, root: self.root().to_owned() }),
+            StoreError::Unavailable { .. } => Some(Kind::Unavailable { writes }),
+            _ => None,
+        }
+    }
+
+    /// Whether this one's success shows that a failure is over.
+    fn heals(self, kind: &Kind, failing: &Failing) -> bool {
+        let as_large = self.bytes.is_some_and(|bytes| bytes >= failing.bytes);
+        match kind {
+            Kind::NoSpace | Kind::Unavailable { writes: true } => as_large,
+            Kind::Unavailable { writes: false } => true,
+            Kind::Denied { writes, root } => *writes == self.bytes.is_some() && root == self.root(),
+        }
+    }
 }
 
 /// A request on its way; dropping it takes it for given up, which tells nothing.
 pub(super) struct Sent<'a> {
     health: &'a Health,
     number: u64,
+    ask: Ask<'a>,
 }
 
 impl Health {
-    pub(super) fn send(&self, now: Instant) -> Sent<'_> {
+    pub(super) fn send<'a>(&'a self, ask: Ask<'a>, now: Instant) -> Sent<'a> {
         let mut requests = self.requests();
         requests.count += 1;
         let number = requests.count;
         requests.sent.insert(number, now);
-        Sent { health: self, number }
+        Sent { health: self, number, ask }
     }
 
-    /// What is wrong; none while the store answers.
+    /// A request that was sent otherwise.
+    pub(super) fn note<T>(&self, ask: Ask<'_>, result: &Result<T, StoreError>, now: Instant) {
+        self.requests().note(ask, result, now);
+    }
+
+    /// What is wrong; none while the store does all that is asked.
     pub(super) fn trouble(&self, now: Instant) -> Option<String> {
         let requests = self.requests();
-        if let Some(failing) = &requests.failing
-            && now.duration_since(failing.since) >= HICCUP
-            && now.duration_since(failing.latest) < FORGOTTEN
-        {
+        let lasts = |(kind, failing): &(&Kind, &Failing)| {
+            let hiccup = if matches!(kind, Kind::Unavailable { .. }) { HICCUP } else { Duration::ZERO };
+            now.duration_since(failing.since) >= hiccup && now.duration_since(failing.latest) < FORGOTTEN
+        };
+        if let Some((_, failing)) = requests.failing.iter().find(lasts) {
             return Some(failing.error.clone());
         }
         let oldest = requests.sent.values().map(|sent| now.duration_since(*sent)).max()?;
@@ -69,17 +139,33 @@ impl Health {
     }
 }
 
-impl Sent<'_> {
-    /// The store's answer; a refusal for good is an answer too.
-    pub(super) fn answered<T>(self, result: &Result<T, StoreError>, now: Instant) {
-        let mut requests = self.health.requests();
-        match result {
-            Err(error) if error.is_transient() => {
-                let since = requests.failing.as_ref().map_or(now, |failing| failing.since);
-                requests.failing = Some(Failing { since, latest: now, error: error.to_string() });
+impl Requests {
+    fn note<T>(&mut self, ask: Ask<'_>, result: &Result<T, StoreError>, now: Instant) {
+        match result.as_ref().err().map(|error| (ask.kind(error), error)) {
+            Some((Some(kind), error)) => {
+                let bytes = ask.bytes.unwrap_or_default();
+                let failing = self.failing.entry(kind).or_insert_with(|| Failing {
+                    since: now,
+                    latest: now,
+                    bytes,
+                    error: String::new(),
+                });
+                failing.latest = now;
+                failing.bytes = failing.bytes.min(bytes);
+                failing.error = error.to_string();
             }
-            Ok(_) | Err(_) => requests.failing = None,
+            // A refusal for good is an answer: whoever asked was reached.
+            Some((None, _)) => self.failing.retain(|kind, failing| {
+                !matches!(kind, Kind::Unavailable { .. }) || !ask.heals(kind, failing)
+            }),
+            None => self.failing.retain(|kind, failing| !ask.heals(kind, failing)),
         }
+    }
+}
+
+impl Sent<'_> {
+    pub(super) fn answered<T>(self, result: &Result<T, StoreError>, now: Instant) {
+        self.health.note(self.ask, result, now);
     }
 }
 
@@ -93,9 +179,26 @@ impl Drop for Sent<'_> {
 mod tests {
     use super::*;
 
+    const RECORD: Ask<'_> = Ask { key: "meta/log/1", bytes: Some(300) };
+    const MODEL: Ask<'_> = Ask { key: "jobs/j/model", bytes: Some(1_300_000) };
+    const READ: Ask<'_> = Ask { key: "jobs/j/model", bytes: None };
+
+    fn location() -> String {
+        "s3://b".to_owned()
+    }
+
     fn refused() -> Result<(), StoreError> {
-        let (location, key, reason) = ("s3://b".to_owned(), "k".to_owned(), "503".to_owned());
-        Err(StoreError::Unavailable { location, operation: "put", key, reason })
+        let (key, reason) = ("k".to_owned(), "503".to_owned());
+        Err(StoreError::Unavailable { location: location(), operation: "put", key, reason })
+    }
+
+    fn full() -> Result<(), StoreError> {
+        Err(StoreError::NoSpace { location: location(), key: "k".to_owned() })
+    }
+
+    fn denied() -> Result<(), StoreError> {
+        let (key, reason) = ("k".to_owned(), "403".to_owned());
+        Err(StoreError::Denied { location: location(), operation: "put", key, reason })
     }
 
     #[test]
@@ -103,24 +206,61 @@ mod tests {
         let health = Health::default();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        health.send(at(0)).answered(&refused(), at(0));
-        health.send(at(1)).answered(&Ok(()), at(1));
-        health.send(at(1)).answered(&refused(), at(1));
+        health.send(RECORD, at(0)).answered(&refused(), at(0));
+        health.send(RECORD, at(1)).answered(&Ok(()), at(1));
+        health.send(RECORD, at(1)).answered(&refused(), at(1));
         assert_eq!(health.trouble(at(2)), None, "there was a success within the last two seconds");
-        health.send(at(3)).answered(&refused(), at(3));
+        health.send(RECORD, at(3)).answered(&refused(), at(3));
         assert!(health.trouble(at(3)).is_some_and(|trouble| trouble.contains("503")));
         assert_eq!(health.trouble(at(63)), None, "nobody has asked for a minute");
-        health.send(at(64)).answered(&refused(), at(64));
+        health.send(RECORD, at(64)).answered(&refused(), at(64));
         assert!(health.trouble(at(64)).is_some());
-        health.send(at(65)).answered(&Ok(()), at(65));
+        health.send(RECORD, at(65)).answered(&Ok(()), at(65));
         assert_eq!(health.trouble(at(65)), None);
+    }
+
+    #[test]
+    fn a_store_too_full_for_a_model_is_not_healed_by_a_record_of_the_log() {
+        let (health, now) = (Health::default(), Instant::now());
+        health.note(MODEL, &full(), now);
+        for healthy in [RECORD, READ] {
+            health.note(healthy, &Ok(()), now);
+            assert!(health.trouble(now).is_some_and(|trouble| trouble.contains("full")));
+        }
+        health.note(MODEL, &Ok(()), now);
+        assert_eq!(health.trouble(now), None);
+        health.note(MODEL, &full(), now);
+        health.note(RECORD, &full(), now);
+        health.note(RECORD, &Ok(()), now);
+        assert_eq!(health.trouble(now), None, "the smallest that failed fits again");
+    }
+
+    #[test]
+    fn a_refused_write_is_healed_by_a_write_under_the_same_prefix_alone() {
+        let (health, now) = (Health::default(), Instant::now());
+        health.note(MODEL, &denied(), now);
+        for healthy in [RECORD, READ] {
+            health.note(healthy, &Ok(()), now);
+            assert!(health.trouble(now).is_some_and(|trouble| trouble.contains("refused put")));
+        }
+        health.note(Ask::write("jobs/j/other", 1), &Ok(()), now);
+        assert_eq!(health.trouble(now), None);
+    }
+
+    #[test]
+    fn large_writes_that_fail_are_not_healed_by_small_ones_nor_by_reads() {
+        let (health, start) = (Health::default(), Instant::now());
+        health.note(MODEL, &refused(), start);
+        health.note(RECORD, &Ok(()), start);
+        health.note(READ, &Ok(()), start);
+        assert!(health.trouble(start + HICCUP).is_some());
     }
 
     #[test]
     fn silence_is_trouble_until_the_request_ends() {
         let health = Health::default();
         let start = Instant::now();
-        let sent = health.send(start);
+        let sent = health.send(READ, start);
         assert_eq!(health.trouble(start + Duration::from_secs(4)), None);
         let trouble = health.trouble(start + Duration::from_secs(6));
         assert!(trouble.is_some_and(|trouble| trouble.contains("without an answer for 6 s")));
@@ -132,9 +272,9 @@ mod tests {
     fn a_key_that_is_missing_is_an_answer() {
         let health = Health::default();
         let start = Instant::now();
-        health.send(start).answered(&refused(), start);
-        let missing = StoreError::NotFound { location: "s3://b".into(), key: "k".into() };
-        health.send(start).answered::<()>(&Err(missing), start);
+        health.note(READ, &refused(), start);
+        let missing = StoreError::NotFound { location: location(), key: "k".into() };
+        health.note::<()>(READ, &Err(missing), start);
         assert_eq!(health.trouble(start + Duration::from_secs(3)), None);
     }
 }

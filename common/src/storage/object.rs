@@ -120,7 +120,10 @@ impl Store {
             Sink::Whole(BytesMut::new())
         } else {
             let upload = self.backend().put_multipart(&self.path(key)?).await;
-            let upload = upload.map_err(|error| self.failure("put", key, &error))?;
+            let upload = match upload {
+                Ok(upload) => upload,
+                refused => self.sent_part(key, announced.size, refused)?,
+            };
             Sink::Parts(WriteMultipart::new_with_chunk_size(upload, PART_BYTES))
         };
         let hasher = blake3::Hasher::new();
@@ -207,7 +210,9 @@ impl ObjectWriter {
             Sink::Whole(buffer) => buffer.extend_from_slice(&bytes),
             Sink::Parts(parts) => {
                 let room = parts.wait_for_capacity(PARTS_IN_FLIGHT).await;
-                room.map_err(|error| self.store.failure("put", &self.key, &error))?;
+                if room.is_err() {
+                    self.store.sent_part(&self.key, self.announced.size, room)?;
+                }
                 parts.put(bytes);
             }
         }
@@ -235,7 +240,7 @@ impl ObjectWriter {
         match self.sink {
             Sink::Whole(buffer) => store.overwrite(&key, buffer.freeze()).await?,
             Sink::Parts(parts) => {
-                parts.finish().await.map_err(|error| store.failure("put", &key, &error))?;
+                store.sent_part(&key, found.size, parts.finish().await)?;
             }
         }
         let sidecar = format!("{{\"size\":{},\"blake3\":\"{}\"}}\n", found.size, found.blake3);

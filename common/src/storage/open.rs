@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
+use object_store::{ClientConfigKey, ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
+use super::error::reason;
 use super::{Store, StoreError};
-use crate::redact;
+use crate::{private, redact};
 
 const KINDS: &str = "give a directory, or a URL of the form s3://bucket/prefix, gs://bucket/prefix, \
                      az://container/prefix, file:///directory or memory:///";
@@ -38,7 +39,7 @@ impl Store {
         let (scheme, prefix) =
             ObjectStoreScheme::parse(&url).map_err(|error| fail(error.to_string(), KINDS))?;
         let credentials = |error: object_store::Error| {
-            fail(error.to_string(), "check the URL and the provider's credentials in the environment")
+            fail(reason(&error), "check the URL and the provider's credentials in the environment")
         };
         let inner: Arc<dyn ObjectStore> = match scheme {
             ObjectStoreScheme::Local => {
@@ -49,6 +50,10 @@ impl Store {
             ObjectStoreScheme::Memory => Arc::new(InMemory::new()),
             ObjectStoreScheme::AmazonS3 => {
                 let builder = AmazonS3Builder::from_env().with_url(url.as_str()).with_retry(inner_retries());
+                let value = |key| builder.get_config_value(&key);
+                let allowed = value(AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp));
+                check_endpoint(value(AmazonS3ConfigKey::Endpoint), allowed)
+                    .map_err(|reason| fail(reason, "set AWS_ALLOW_HTTP=true on a network that you trust"))?;
                 Arc::new(builder.build().map_err(credentials)?)
             }
             ObjectStoreScheme::GoogleCloudStorage => {
@@ -59,11 +64,28 @@ impl Store {
             ObjectStoreScheme::MicrosoftAzure => {
                 let builder =
                     MicrosoftAzureBuilder::from_env().with_url(url.as_str()).with_retry(inner_retries());
+                let value = |key| builder.get_config_value(&key);
+                let allowed = value(AzureConfigKey::Client(ClientConfigKey::AllowHttp));
+                check_endpoint(value(AzureConfigKey::Endpoint), allowed).map_err(|reason| {
+                    fail(reason, "set AZURE_ALLOW_HTTP=true on a network that you trust")
+                })?;
                 Arc::new(builder.build().map_err(credentials)?)
             }
             _ => return Err(fail(format!("{:?} is not a kind of store Foil knows", url.scheme()), KINDS)),
         };
         Ok(Self::new(inner, prefix, redact::secrets(url_or_directory).into_owned()))
+    }
+}
+
+/// An endpoint without TLS is refused by the provider's client only at the first request, and without a reason.
+fn check_endpoint(endpoint: Option<String>, allowed: Option<String>) -> Result<(), String> {
+    let is_plain = |url: &String| url.trim().to_lowercase().starts_with("http://");
+    let is_allowed = allowed.is_some_and(|allowed| matches!(allowed.to_lowercase().as_str(), "true" | "1"));
+    match endpoint.filter(is_plain) {
+        Some(endpoint) if !is_allowed => {
+            Err(format!("its endpoint {} is not encrypted", redacted(&endpoint)))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -82,6 +104,9 @@ fn open_directory(directory: &FsPath) -> Result<Store, StoreError> {
         return Err(fail("the name is empty".into()));
     }
     let absolute = std::path::absolute(directory).map_err(|error| fail(error.to_string()))?;
+    if absolute.metadata().is_ok_and(|found| !found.is_dir()) {
+        return Err(fail("it is a file, not a directory".into()));
+    }
     make_directory(&absolute).map_err(|error| fail(error.to_string()))?;
     let inner = LocalFileSystem::new_with_prefix(&absolute).map_err(|error| fail(error.to_string()))?;
     let location = absolute.display().to_string();
@@ -92,7 +117,7 @@ fn open_directory(directory: &FsPath) -> Result<Store, StoreError> {
 fn make_directory(directory: &FsPath) -> io::Result<()> {
     let missing: Vec<PathBuf> =
         directory.ancestors().take_while(|path| !path.exists()).map(FsPath::to_path_buf).collect();
-    fs::create_dir_all(directory)?;
+    private::make_directory(directory)?;
     for made in &missing {
         if let Some(parent) = made.parent() {
             fs::File::open(parent)?.sync_all()?;
@@ -123,6 +148,19 @@ mod tests {
         fs::write(&file, "x").unwrap();
         let not_a_directory = Store::open(file.to_str().unwrap()).unwrap_err().to_string();
         assert!(not_a_directory.contains("may write to"), "{not_a_directory}");
+        assert!(not_a_directory.contains("it is a file"), "{not_a_directory}");
+    }
+
+    #[test]
+    fn an_endpoint_without_tls_is_allowed_by_name() {
+        let check = |endpoint: &str, allowed: Option<&str>| {
+            check_endpoint(Some(endpoint.to_owned()), allowed.map(str::to_owned))
+        };
+        assert!(check("http://minio:9000", None).unwrap_err().contains("http://minio:9000"));
+        check("http://minio:9000", Some("false")).unwrap_err();
+        check("http://minio:9000", Some("true")).unwrap();
+        check("https://minio:9000", None).unwrap();
+        check_endpoint(None, None).unwrap();
     }
 
     #[test]

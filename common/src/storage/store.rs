@@ -22,7 +22,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::io::ReaderStream;
 use ulid::Ulid;
 
-use super::health::Health;
+use super::health::{Ask, Health};
 use super::{StoreError, key};
 
 /// An object's bytes as they arrive.
@@ -138,7 +138,7 @@ impl Store {
         Self { retry, waits_for_room: true, ..self.clone() }
     }
 
-    /// What is wrong with the store, where requests fail one after another or are not answered; none while it answers.
+    /// What is wrong with the store: it does not answer, is full or refuses. None while it does what is asked.
     pub fn trouble(&self) -> Option<String> {
         self.health.trouble(Instant::now())
     }
@@ -161,7 +161,7 @@ impl Store {
 
     /// Writes a key that must not exist yet; the bytes are durable when this returns.
     pub async fn create(&self, key: &str, bytes: Bytes) -> Result<Put, StoreError> {
-        self.with_retries("create", key, |path| {
+        self.with_retries("create", Ask::write(key, bytes.len() as u64), |path| {
             let bytes = bytes.clone();
             async move {
                 let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
@@ -180,7 +180,7 @@ impl Store {
 
     /// Writes a key whatever is there. Only for bytes that every writer of the key agrees on, and for advice.
     pub(super) async fn overwrite(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        self.with_retries("put", key, |path| {
+        self.with_retries("put", Ask::write(key, bytes.len() as u64), |path| {
             let bytes = bytes.clone();
             async move { self.inner.put(&path, PutPayload::from_bytes(bytes)).await.map(drop) }
         })
@@ -189,12 +189,17 @@ impl Store {
 
     /// A whole object; for what fits in memory.
     pub async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
-        self.with_retries("get", key, |path| async move { self.inner.get(&path).await?.bytes().await }).await
+        self.with_retries(
+            "get",
+            Ask::read(key),
+            |path| async move { self.inner.get(&path).await?.bytes().await },
+        )
+        .await
     }
 
     /// Bytes `[range.start, range.end)` of an object, fewer where it ends before.
     pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        self.with_retries("get", key, |path| {
+        self.with_retries("get", Ask::read(key), |path| {
             let range = range.clone();
             async move { self.inner.get_range(&path, range).await }
         })
@@ -208,7 +213,7 @@ impl Store {
             return Ok((size, futures::stream::empty().boxed()));
         }
         let result = self
-            .with_retries("get", key, |path| async move {
+            .with_retries("get", Ask::read(key), |path| async move {
                 let range = Some(GetRange::Offset(offset));
                 self.inner.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await
             })
@@ -222,7 +227,9 @@ impl Store {
 
     /// An object's size in bytes.
     pub async fn size(&self, key: &str) -> Result<u64, StoreError> {
-        let meta = self.with_retries("head", key, |path| async move { self.inner.head(&path).await }).await?;
+        let meta = self
+            .with_retries("head", Ask::read(key), |path| async move { self.inner.head(&path).await })
+            .await?;
         Ok(meta.size)
     }
 
@@ -237,7 +244,7 @@ impl Store {
     /// All keys below `prefix` (whole parts: `meta/log` lists `meta/log/…`), sorted.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
         let metas = self
-            .with_retries("list", prefix, |path| async move {
+            .with_retries("list", Ask::read(prefix), |path| async move {
                 self.inner.list(Some(&path)).try_collect::<Vec<_>>().await
             })
             .await?;
@@ -248,7 +255,7 @@ impl Store {
     pub async fn list_after(&self, prefix: &str, key: &str) -> Result<Vec<Listed>, StoreError> {
         let offset = self.path(key)?;
         let metas = self
-            .with_retries("list", prefix, |path| {
+            .with_retries("list", Ask::read(prefix), |path| {
                 let offset = offset.clone();
                 async move { self.inner.list_with_offset(Some(&path), &offset).try_collect::<Vec<_>>().await }
             })
@@ -267,7 +274,10 @@ impl Store {
 
     /// Deletes a key; a missing one is fine.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        match self.with_retries("delete", key, |path| async move { self.inner.delete(&path).await }).await {
+        match self
+            .with_retries("delete", Ask::read(key), |path| async move { self.inner.delete(&path).await })
+            .await
+        {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -288,6 +298,19 @@ impl Store {
         error: &object_store::Error,
     ) -> StoreError {
         StoreError::from_object_store(&self.location, operation, key, error)
+    }
+
+    /// Takes note of a part of `bytes` that was sent to the backend itself, or of the end of such parts.
+    pub(super) fn sent_part<T>(
+        &self,
+        key: &str,
+        bytes: u64,
+        result: object_store::Result<T>,
+    ) -> Result<T, StoreError> {
+        let result = result.map_err(|error| self.failure("put", key, &error));
+        self.health.note(Ask::write(key, bytes), &result, Instant::now());
+        count("put", &result);
+        result
     }
 
     /// Holds back all others in this process that would finish an object under the same key.
@@ -311,23 +334,21 @@ impl Store {
     async fn with_retries<T, F, Fut>(
         &self,
         operation: &'static str,
-        key: &str,
+        ask: Ask<'_>,
         request: F,
     ) -> Result<T, StoreError>
     where
         F: Fn(Path) -> Fut,
         Fut: Future<Output = object_store::Result<T>>,
     {
-        let path = self.path(key)?;
+        let path = self.path(ask.key)?;
         let once = || {
             let reply = request(path.clone());
             async move {
-                let sent = self.health.send(Instant::now());
-                let result = reply.await.map_err(|error| self.failure(operation, key, &error));
+                let sent = self.health.send(ask, Instant::now());
+                let result = reply.await.map_err(|error| self.failure(operation, ask.key, &error));
                 sent.answered(&result, Instant::now());
-                let code = result.as_ref().err().map_or("ok", StoreError::code);
-                metrics::counter!("foil_objectstore_requests_total", "op" => operation, "code" => code)
-                    .increment(1);
+                count(operation, &result);
                 result
             }
         };
@@ -337,6 +358,11 @@ impl Store {
             .notify(|error, delay| tracing::warn!(%error, ?delay, "trying the store again"))
             .await
     }
+}
+
+fn count<T>(operation: &'static str, result: &Result<T, StoreError>) {
+    let code = result.as_ref().err().map_or("ok", StoreError::code);
+    metrics::counter!("foil_objectstore_requests_total", "op" => operation, "code" => code).increment(1);
 }
 
 /// A nap as the retries take it.

@@ -60,6 +60,11 @@ pub enum LogError {
     #[error("the log record {key} is missing though later ones are there; restore it, or give another store")]
     Gap { key: String },
     #[error(
+        "the log record {key}, which this leader has written or read, is not in the store any more: the store was removed, \
+         replaced or unmounted, and nothing more is acknowledged; bring it back, and start the coordinator again"
+    )]
+    Vanished { key: String },
+    #[error(
         "whether record {seq} was written is unknown after {tried:?}; start the coordinator again when the store answers"
     )]
     InDoubt { seq: u64, tried: Duration, source: StoreError },
@@ -182,10 +187,10 @@ impl Log {
             .with_jitter()
             .build();
         loop {
-            let outcome = match self.put(&name, bytes.clone()).await {
+            let outcome = match self.put_after(record.seq, bytes.clone()).await {
                 Ok(Put::Created) => return Ok(()),
                 Ok(Put::Exists) => self.settle(record).await,
-                Err(error) => Err(LogError::Store(error)),
+                Err(error) => Err(error),
             };
             let error = match outcome {
                 Ok(()) => return Ok(()),
@@ -199,6 +204,17 @@ impl Log {
             tracing::warn!(%error, key = %name, ?tried, "an append waits for the store");
             self.store.nap(delays.next().unwrap_or(Duration::from_secs(10))).await;
         }
+    }
+
+    /// One try, where the record before this one is still there: names are never freed, so that a place that lacks it is not
+    /// this log's, and what is written there is written into nothing.
+    async fn put_after(&self, seq: u64, bytes: Bytes) -> Result<Put, LogError> {
+        if let Some(before) = seq.checked_sub(1).map(key)
+            && !self.store.exists(&before).await?
+        {
+            return Err(LogError::Vanished { key: before });
+        }
+        Ok(self.put(&key(seq), bytes).await?)
     }
 
     /// One try; an error says nothing about whether the record is there.

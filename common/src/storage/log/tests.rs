@@ -52,6 +52,20 @@ async fn a_leader_that_slept_through_an_election_appends_nothing_more() {
 }
 
 #[tokio::test]
+async fn a_leader_whose_log_is_gone_acknowledges_nothing_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path().to_str().unwrap()).unwrap();
+    let (mut log, _) = Log::lead(store.clone(), "a").await.unwrap();
+    log.append(vec![event("kept")]).await.unwrap();
+    // Removed, or unmounted: the empty directory below takes writes.
+    std::fs::remove_dir_all(directory.path().join("meta")).unwrap();
+    let error = log.append(vec![event("lost")]).await.unwrap_err();
+    assert!(matches!(&error, LogError::Vanished { key: gone } if *gone == key(1)), "{error}");
+    assert!(matches!(log.append(vec![]).await, Err(LogError::Closed)));
+    assert!(!directory.path().join(key(2)).exists(), "nothing was written there");
+}
+
+#[tokio::test]
 async fn a_sleeper_cannot_write_into_a_tombstone() {
     let store = Store::in_memory();
     let (mut sleeper, _) = Log::lead(store.clone(), "old").await.unwrap();

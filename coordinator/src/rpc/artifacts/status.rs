@@ -62,8 +62,9 @@ pub(super) fn from_store(error: &StoreError) -> Status {
             Status::with_error_details(Code::ResourceExhausted, message, details)
         }
         StoreError::Unavailable { .. } => busy(&message),
-        StoreError::Denied { .. } | StoreError::Open { .. } | StoreError::NotExclusive { .. } => {
-            Status::failed_precondition(message)
-        }
+        StoreError::Denied { .. }
+        | StoreError::NoBucket { .. }
+        | StoreError::Open { .. }
+        | StoreError::NotExclusive { .. } => Status::failed_precondition(message),
     }
 }
