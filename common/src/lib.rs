@@ -3,12 +3,14 @@
 pub mod conform;
 pub mod data;
 pub mod drift;
+pub mod exposition;
 pub mod failpoint;
 pub mod figures;
 pub mod file_names;
 pub mod ids;
 pub mod input_file;
 pub mod letters;
+pub mod listen;
 pub mod memory;
 pub mod model;
 pub mod private;

@@ -15,6 +15,7 @@ use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields, MakeWriter};
 use tracing_subscriber::registry::{LookupSpan, Scope};
 
+use crate::exposition;
 use crate::redact::{self, Redacting};
 
 /// How log lines look.
@@ -114,9 +115,12 @@ pub fn write_line(line: &str) {
     let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
-/// Installs the process's metrics recorder; the handle renders Prometheus' text format.
+/// Installs the process's metrics recorder; [`exposition::render`] shows what it holds.
 pub fn install_metrics() -> Result<PrometheusHandle, TelemetryError> {
-    PrometheusBuilder::new().install_recorder().map_err(|error| TelemetryError(error.to_string()))
+    let recorder = exposition::builder().and_then(PrometheusBuilder::install_recorder);
+    let recorder = recorder.map_err(|error| TelemetryError(error.to_string()))?;
+    exposition::describe();
+    Ok(recorder)
 }
 
 struct FlatJson;

@@ -66,6 +66,15 @@ pub struct NameTaken {
     pub heard: Duration,
 }
 
+/// Agents by the state of their streams, and devices by kind and state.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// connected, disconnected, or expected: known to a coordinator before this one.
+    pub agents: BTreeMap<&'static str, usize>,
+    /// held by a rank, free, or unreachable as their agents are.
+    pub devices: BTreeMap<(String, &'static str), usize>,
+}
+
 #[derive(Debug)]
 struct Agent {
     link: Link,
@@ -301,6 +310,28 @@ impl Cluster {
         {
             device.holder = None;
         }
+    }
+
+    /// How many agents and devices are in which state.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for agent in self.agents.values() {
+            let (state, reachable) = match agent.link {
+                Link::Up { .. } => ("connected", true),
+                Link::Down { .. } => ("disconnected", false),
+                Link::Expected { .. } => ("expected", false),
+            };
+            *census.agents.entry(state).or_default() += 1;
+            for device in &agent.devices {
+                let state = match (&device.holder, reachable) {
+                    (Some(_), _) => "held",
+                    (None, true) => "free",
+                    (None, false) => "unreachable",
+                };
+                *census.devices.entry((device.device.kind.clone(), state)).or_default() += 1;
+            }
+        }
+        census
     }
 
     /// Each agent and the time since it was last heard.

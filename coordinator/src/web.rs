@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use foil_common::exposition;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tonic::service::Routes;
 
@@ -14,6 +15,8 @@ use tonic::service::Routes;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
     Ready,
+    /// It serves, though not all that is asked of it gets done; the text says why.
+    Degraded(String),
     Waiting(String),
 }
 
@@ -46,12 +49,13 @@ pub fn merge(mut services: Routes, pages: Router) -> Routes {
 
 async fn show_metrics(State(pages): State<Pages>) -> Response {
     let kind = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
-    ([kind], pages.metrics.render()).into_response()
+    ([kind], exposition::render(&pages.metrics)).into_response()
 }
 
 async fn show_readiness(State(pages): State<Pages>) -> Response {
     match (pages.readiness)() {
         Readiness::Ready => "ready\n".into_response(),
+        Readiness::Degraded(reason) => format!("ready, but {reason}\n").into_response(),
         Readiness::Waiting(reason) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
         }

@@ -19,6 +19,7 @@ impl fmt::Debug for AgentRegister {
             .field("session_ids", &self.session_ids)
             .field("instance", &hidden(&self.instance))
             .field("build", &self.build)
+            .field("advertise_address", &self.advertise_address)
             .finish()
     }
 }

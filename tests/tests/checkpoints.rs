@@ -124,7 +124,7 @@ fn an_agent_that_is_told_to_stop_keeps_the_step_it_is_at() {
     assert!(told.contains("as asked; a checkpoint of it is kept"), "{told}");
 
     let _again = start("agent-again.log");
-    wait_for("the job's end", || (service.job(&id)["state"] == "JOB_STATE_SUCCEEDED").then_some(()));
+    wait_for("the job's end", || (service.job(&id)["state"] == "succeeded").then_some(()));
     let log = service.log("agent-again.log");
     assert!(log.contains("training goes on after a checkpoint"), "{log}");
     let weights = |model| service.weights(Command::new(foil()), &id, model);

@@ -29,7 +29,7 @@ fn a_killed_coordinator_started_again_goes_on_to_the_same_weights() {
     service.foil(&["watch", &id]);
 
     let job = service.job(&id);
-    assert_eq!(job["state"], "JOB_STATE_SUCCEEDED", "{job}");
+    assert_eq!(job["state"], "succeeded", "{job}");
     assert!(agents.iter_mut().all(Process::is_running), "the agents were to outlive their coordinators");
     assert_eq!(job["attempt"], 1, "ranks were to go on\n{}", service.log("serve.log"));
     let weights = |model| service.weights(serve(), &id, model);

@@ -17,7 +17,7 @@ fn has_reached(job: &Value, phase: &str) -> bool {
     let phases = job["plan"]["phases"].as_array().expect("phases");
     let place = |id: &str| phases.iter().position(|phase| phase["id"] == id);
     let now = job["phase"].as_str().and_then(place);
-    assert_ne!(job["state"], "JOB_STATE_SUCCEEDED", "the job ended before {phase} was seen");
+    assert_ne!(job["state"], "succeeded", "the job ended before {phase} was seen");
     now >= place(phase)
 }
 
@@ -62,7 +62,7 @@ fn a_standby_takes_over_and_the_attempt_the_watch_and_the_weights_survive() {
     let seen = service.log("watch.log");
     assert!(seen.contains(&id) && seen.contains("succeeded"), "the watch was to carry on to the end: {seen}");
     let job = service.job(&id);
-    assert_eq!(job["state"], "JOB_STATE_SUCCEEDED", "{job}");
+    assert_eq!(job["state"], "succeeded", "{job}");
     assert_eq!(job["attempt"], 1, "ranks were to go on\n{}", service.log("serve.log"));
     assert!(agents.iter_mut().all(Process::is_running), "the agents were to outlive their coordinators");
     let weights = |model| service.weights(serve(), &id, model);
@@ -85,7 +85,7 @@ fn a_leader_that_was_stopped_for_a_while_serves_as_standby_afterwards() {
     };
     wait_for("the second coordinator to lead", || of(&urls[1]).status.success().then_some(()));
     let job = service.job(&id);
-    assert_eq!(job["id"], id.as_str(), "a client that knows both does not wait for the one that sleeps");
+    assert_eq!(job["job"], id.as_str(), "a client that knows both does not wait for the one that sleeps");
     first.signal(Signal::SIGCONT);
     // What it answers now it has from the one that leads.
     let answer = of(&urls[0]);

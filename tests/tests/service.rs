@@ -1,21 +1,92 @@
 //! The service by hand gives what `foil run` gives: it is the same service.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
-use foil_tests::{Namespaces, Process, Run, Service, foil, foil_worker, letters_job};
+use foil_tests::{
+    Namespaces, Process, Run, Service, foil, foil_worker, letters_job, objections, page, wait_for,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// Files and directories below `path` that others than their owner have a right to.
+fn open_to_others(path: &Path, found: &mut Vec<String>) {
+    let metadata = path.symlink_metadata().expect("a file");
+    if metadata.mode() & 0o077 != 0 {
+        found.push(format!("{}: {:o}", path.display(), metadata.mode()));
+    }
+    if metadata.is_dir() {
+        for entry in path.read_dir().expect("a directory").flatten() {
+            open_to_others(&entry.path(), found);
+        }
+    }
+}
 
 #[test]
 fn submit_watch_list_and_pull() {
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let mut agent = Command::new(foil_worker());
-    agent.args(["--coordinator", service.url(), "--ranks", "2"]);
-    let _agent = Process::start(agent, &service.at("agent.log"));
+    agent.args(["--coordinator", service.url(), "--ranks", "2", "--agent-id", "one"]);
+    agent.args(["--metrics-listen", "localhost:0", "--log-format", "json", "--work-dir"]);
+    agent.arg(service.at("work"));
+    let agent = Process::start(agent, &service.at("agent.log"));
 
     let id = service.submit_letters(Command::new(foil()));
-    service.foil(&["watch", &id]);
+    let watched: Value = serde_json::from_str(&service.foil(&["watch", &id, "--json"])).expect("JSON");
     assert!(service.foil(&["list"]).contains(&id));
+    let listed: Value = serde_json::from_str(&service.foil(&["list", "--json"])).expect("JSON");
+    for told in [&watched, &listed["jobs"][0], &service.job(&id)] {
+        assert!(told["job"] == id.as_str() && told["state"] == "succeeded", "one spelling: {told}");
+    }
+    let mut open = Vec::new();
+    open_to_others(&service.at("store"), &mut open);
+    open_to_others(&service.at("work/foil-one"), &mut open);
+    assert!(open.is_empty(), "{open:#?}");
+
+    let logged = |line: &str| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    let lines: Vec<Value> = service.log("agent.log").lines().map(logged).collect();
+    let metrics = lines.iter().find(|line| line["message"] == "metrics at /metrics").expect("an address");
+    let of_agent = page(metrics["address"].as_str().expect("a text"), "/metrics").1;
+    assert!(of_agent.contains("foil_agent_ranks"), "{of_agent}");
+    let of_coordinator = page(service.url(), "/metrics").1;
+    assert!(of_coordinator.contains("foil_devices{kind=\"cpu\",state="), "{of_coordinator}");
+    assert!(!of_coordinator.contains("to=\"recovering\""), "a job that succeeded has recovered from nothing");
+    assert_eq!(objections(&format!("{of_coordinator}{of_agent}")), [""; 0]);
+
+    // As when the terminal that it runs on is closed.
+    agent.signal(Signal::SIGHUP);
+    assert_eq!(agent.finish().code(), Some(129));
+    let causes = service.log("agent.log");
+    assert!(!causes.contains("\"cause\":\"signal\""), "no rank was killed by anybody else: {causes}");
+    assert!(!service.at("work/foil-one").exists());
+    wait_for("the end of the agent's series", || {
+        (!page(service.url(), "/metrics").1.contains("agent=\"one\"")).then_some(())
+    });
     let policy = service.weights(Command::new(foil()), &id, "policy@1");
     assert!(Run::letters().ranks(2).finish().weights().0 == policy, "run and submit differ");
+}
+
+#[test]
+fn an_id_that_cannot_be_printed_is_told_with_the_error() {
+    let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
+    let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+    let mut submit = Command::new(foil());
+    submit.args(["submit", letters_job()]).env("FOIL_COORDINATOR", service.urls()).stdout(full);
+    let output = submit.output().expect("foil starts");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let listed: Value = serde_json::from_str(&service.foil(&["list", "--json"])).expect("JSON");
+    let id = listed["jobs"][0]["job"].as_str().expect("a job");
+    assert!(output.status.code() == Some(1) && told.contains(id), "{told}");
+
+    service.foil(&["cancel", id]);
+    let mut pull = Command::new(foil());
+    pull.args(["pull", id]).arg(service.at("nothing")).env("FOIL_COORDINATOR", service.urls());
+    let output = pull.output().expect("foil starts");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("no results to pull"), "{told}");
+    assert!(!service.at("nothing").exists());
 }
 
 #[test]
@@ -33,7 +104,7 @@ fn a_job_starts_from_what_another_has_made() {
     let second = service.submit_letters_with(Command::new(foil()), &next);
     service.foil(&["watch", &second]);
     let job = service.job(&second);
-    assert_eq!(job["state"], "JOB_STATE_SUCCEEDED", "{job}");
+    assert_eq!(job["state"], "succeeded", "{job}");
     let model = format!("policy.model={}", service.at("first").display());
     let from_directory = Run::letters().ranks(2).set_all(&next[..2]).set(&model).finish().weights();
     assert!(
@@ -71,8 +142,8 @@ fn two_hosts_that_share_no_disk_play_the_same_game() {
             // Neither agent sees the store, nor the other's files.
             let hidden = service.at("");
             let mut agent = hosts.command(host, Some(&hidden), &foil_worker());
-            let address = hosts.address(host);
-            agent.args(["--coordinator", service.url(), "--ranks", "1", "--advertise-address", &address]);
+            // Where they reach each other they find out from where the coordinator is.
+            agent.args(["--coordinator", service.url(), "--ranks", "1"]);
             Process::start(agent, &service.at(&format!("agent-{host}.log")))
         })
         .collect();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use foil_common::failpoint;
-use foil_common::{private, shutdown, telemetry};
+use foil_common::{exposition, listen, private, shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
 use foil_worker::conform;
 use foil_worker::exit::Exit;
@@ -54,14 +54,15 @@ struct AgentArgs {
     /// random.
     #[arg(long, value_name = "NAME", value_parser = agent_name)]
     agent_id: Option<String>,
-    /// The address at which other ranks reach this machine.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    advertise_address: String,
+    /// The address at which ranks on other machines reach those of this one. Default: the one that its connection to the
+    /// coordinator comes from.
+    #[arg(long, value_name = "ADDRESS")]
+    advertise_address: Option<String>,
     /// Where ranks keep their files while they run. Default: the system's temporary directory.
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     /// Where to serve /metrics, /healthz and /readyz, for example 127.0.0.1:9100. Default: nowhere.
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen::address)]
     metrics_listen: Option<SocketAddr>,
     /// On SIGTERM, how long ranks in training may take to finish their step and keep a checkpoint of it.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
@@ -209,7 +210,7 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
         let shutdown = shutdown::on_signal()?;
         let signalled = shutdown.clone();
         let stop = async move { signalled.requested().await };
-        anyhow::Ok((agent::run(options, move || metrics.render(), stop).await?, shutdown.cause()))
+        anyhow::Ok((agent::run(options, move || exposition::render(&metrics), stop).await?, shutdown.cause()))
     });
     Ok(match ended? {
         (AgentEnd::Stopped, cause) => cause.map_or(Exit::Terminated, Exit::from),

@@ -2,6 +2,7 @@
 
 pub mod artifacts;
 mod line;
+mod route;
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 pub use self::line::{LEADER, Line, NOT_LEADER, leader_of};
+pub use self::route::local_address;
 
 /// Most bytes of data in one message of the Artifacts service.
 pub const DATA_BYTES: usize = 1 << 20;
@@ -52,7 +54,12 @@ fn channel(url: &str) -> Result<Channel, ConnectError> {
     let bad = |reason: String| ConnectError::BadUrl { url: url.to_owned(), reason };
     let parsed = url::Url::parse(url).map_err(|error| bad(error.to_string()))?;
     match parsed.scheme() {
-        "http" if parsed.has_host() => {}
+        "http" if parsed.has_host() && names_port(url) => {}
+        "http" if parsed.has_host() => {
+            return Err(bad(
+                "it names no port; a coordinator's is 7070 where it was given no other".to_owned()
+            ));
+        }
         "https" => return Err(ConnectError::Tls { url: url.to_owned() }),
         other => return Err(bad(format!("it starts with {other:?}"))),
     }
@@ -66,6 +73,14 @@ fn channel(url: &str) -> Result<Channel, ConnectError> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .connect_lazy())
+}
+
+/// Whether the text of a URL says a port: parsed, the scheme's own port is as good as none.
+fn names_port(url: &str) -> bool {
+    let authority = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next());
+    authority
+        .and_then(|authority| authority.rsplit_once(':'))
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
 }
 
 /// A unary request with a deadline that the server knows too.
@@ -94,6 +109,28 @@ fn broke(status: &Status) -> bool {
     matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled) && status.source().is_some()
 }
 
+/// Why nothing was reached, for people: told from the last cause, since those around it say only that there was one.
+pub fn unreached(status: &Status) -> String {
+    let (mut last, mut source) = (None, status.source());
+    while let Some(cause) = source {
+        source = cause.source();
+        let told = cause.to_string();
+        if told.contains("dns error") {
+            return "the host's name is unknown".to_owned();
+        }
+        if told.contains("http2 error") || told.contains("frame with invalid") {
+            return "what answers there speaks no gRPC, or wants TLS".to_owned();
+        }
+        if let Some(io) = cause.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::ConnectionRefused
+        {
+            return "connection refused".to_owned();
+        }
+        last = Some(told);
+    }
+    last.unwrap_or_else(|| status.message().to_owned())
+}
+
 /// Waits between tries: from a tenth of a second to five, with jitter, for two minutes in all.
 pub fn backoff() -> ExponentialBuilder {
     ExponentialBuilder::default()
@@ -114,6 +151,8 @@ mod tests {
             ("localhost:7400", "http://HOST:PORT"),
             ("", "http://HOST:PORT"),
             ("https://host:1", "use http://"),
+            ("http://host", "names no port"),
+            ("http://[::1]/", "names no port"),
         ] {
             let error = connect(url).unwrap_err().to_string();
             assert!(error.contains(advice), "{url}: {error}");
@@ -129,6 +168,32 @@ mod tests {
             .await
             .unwrap_err();
         assert!(is_unavailable(&status), "{status:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_reached_is_told_apart() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                // As a server of TLS answers what is no greeting of TLS: with an alert.
+                let alert = b"\x15\x03\x03\x00\x02\x02\x16";
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, alert).await;
+                let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 64]).await;
+            }
+        });
+        for (url, reason) in [
+            ("http://127.0.0.1:1", "connection refused"),
+            ("http://no-such-host.invalid:7070", "the host's name is unknown"),
+            (&format!("http://{address}"), "wants TLS"),
+        ] {
+            let mut client = foil_proto::v1::jobs_client::JobsClient::new(connect(url).unwrap());
+            let asked = request(foil_proto::v1::ListJobsRequest::default(), UNARY_DEADLINE);
+            let status = client.list(asked).await.unwrap_err();
+            assert!(is_unavailable(&status), "{status:?}");
+            assert!(unreached(&status).contains(reason), "{url}: {} of {status:?}", unreached(&status));
+        }
+        connect("http://host:80").unwrap();
     }
 
     #[test]

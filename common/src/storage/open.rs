@@ -83,7 +83,7 @@ fn check_endpoint(endpoint: Option<String>, allowed: Option<String>) -> Result<(
     let is_allowed = allowed.is_some_and(|allowed| matches!(allowed.to_lowercase().as_str(), "true" | "1"));
     match endpoint.filter(is_plain) {
         Some(endpoint) if !is_allowed => {
-            Err(format!("its endpoint {} is not encrypted", redacted(&endpoint)))
+            Err(format!("its endpoint {} is not encrypted", redact::secrets(&endpoint)))
         }
         _ => Ok(()),
     }

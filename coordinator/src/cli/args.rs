@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use foil_common::telemetry;
+use foil_common::{listen, telemetry};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,7 +64,7 @@ pub(crate) enum Command {
     /// alone. Nothing is submitted.
     Plan(PlanArgs),
     /// Lists jobs, newest first.
-    List(ClientArgs),
+    List(ListArgs),
     /// Prints one job: its state, its rounds and its specification with every default filled in.
     Get(JobArgs),
     /// Follows a job to its end, showing progress. It may be stopped and started again at any time.
@@ -160,7 +160,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "URL-or-DIR", env = "FOIL_STORE", hide_env_values = true)]
     pub(crate) store: String,
     /// Address for gRPC, /metrics and /healthz; port 0 takes a free one.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070", value_parser = listen::address)]
     pub(crate) listen: SocketAddr,
     /// Where clients and workers reach this coordinator; a standby sends them there. Default: the address listened on.
     #[arg(long, value_name = "URL")]
@@ -209,6 +209,23 @@ impl ClientArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Print one JSON object on standard output and nothing else.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+/// What names a job must say something: an unset variable of a shell script is the beginning of every id.
+fn naming(text: &str) -> Result<String, String> {
+    match text.split('/').next().unwrap_or_default().trim() {
+        "" => Err("it names no job; give an id, the beginning of one, or a job's name".to_owned()),
+        _ => Ok(text.trim().to_owned()),
+    }
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct SubmitArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
@@ -222,6 +239,7 @@ pub(crate) struct SubmitArgs {
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
     /// The job's id, the beginning of it, or the job's name (its newest job).
+    #[arg(value_parser = naming)]
     pub(crate) job: String,
     /// Print one JSON object on standard output and nothing else.
     #[arg(long)]
@@ -234,7 +252,7 @@ pub(crate) struct JobArgs {
 pub(crate) struct PullArgs {
     /// The job, or one artifact of it: JOB/policy@2, JOB/reward@1, or JOB/policy@best of the best round. `foil artifacts
     /// JOB` lists them.
-    #[arg(value_name = "JOB[/ARTIFACT]")]
+    #[arg(value_name = "JOB[/ARTIFACT]", value_parser = naming)]
     pub(crate) what: String,
     /// Where to put it.
     #[arg(value_name = "DIR")]
@@ -255,4 +273,32 @@ pub(crate) struct ConformArgs {
     /// Print one JSON object on standard output and nothing else.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_must_be_named() {
+        for command in [&["get"][..], &["watch"], &["cancel"], &["artifacts"], &["pull"]] {
+            for nothing in ["", "  ", "/policy@1"] {
+                if nothing.starts_with('/') && command != ["pull"] {
+                    continue;
+                }
+                let dir = (command == ["pull"]).then_some("dir");
+                let line = ["foil"].into_iter().chain(command.iter().copied()).chain([nothing]).chain(dir);
+                let error = Cli::try_parse_from(line).unwrap_err().to_string();
+                assert!(error.contains("it names no job"), "{command:?}: {error}");
+            }
+        }
+        assert!(Cli::try_parse_from(["foil", "pull", "letters/policy@1", "dir"]).is_ok());
+    }
+
+    #[test]
+    fn an_address_to_listen_on_may_be_a_name() {
+        let serve = |listen| Cli::try_parse_from(["foil", "serve", "--store", "s", "--listen", listen]);
+        assert!(serve("localhost:7070").is_ok());
+        assert!(serve("localhost").unwrap_err().to_string().contains("write ADDRESS:PORT"));
+    }
 }

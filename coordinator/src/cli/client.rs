@@ -17,6 +17,8 @@ const DEADLINE: Duration = rpc::UNARY_DEADLINE;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Of several coordinators, one that does not answer for so long is left for the next.
 const TURN: Duration = Duration::from_secs(4);
+/// Jobs named where the beginning of an id is that of several.
+const AMBIGUOUS_SHOWN: usize = 5;
 /// Submitting reads and splits all of a job's data.
 const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -197,8 +199,9 @@ impl Client {
         }
         if rpc::is_unavailable(status) {
             return anyhow::anyhow!(
-                "no coordinator answers at {urls}; start one with `foil serve`, or name another with --coordinator or \
-                 FOIL_COORDINATOR"
+                "no coordinator answers at {urls}: {}; start one with `foil serve`, or name another with --coordinator or \
+                 FOIL_COORDINATOR",
+                rpc::unreached(status)
             );
         }
         match (status.code(), status.message()) {
@@ -277,7 +280,14 @@ fn pick(text: &str, jobs: &[v1::Job]) -> Result<String> {
     match begun.as_slice() {
         [job] => Ok(job.id.clone()),
         [] => bail!("there is no job {text}; `foil list` shows those there are"),
-        several => bail!("{} jobs' ids begin with {text}; give more of it", several.len()),
+        several => {
+            let named = several.iter().take(AMBIGUOUS_SHOWN).map(|job| format!("{} ({})", job.id, job.name));
+            let mut named = named.collect::<Vec<_>>().join(", ");
+            if several.len() > AMBIGUOUS_SHOWN {
+                named += ", …";
+            }
+            bail!("{} jobs' ids begin with {text}: {named}; give more of it", several.len())
+        }
     }
 }
 
@@ -308,7 +318,8 @@ mod tests {
         let jobs = [job("03-a", "a"), job("02-b", "b"), job("01-a", "a")];
         assert_eq!(pick("a", &jobs).unwrap(), "03-a");
         assert_eq!(pick("02", &jobs).unwrap(), "02-b");
-        assert!(pick("0", &jobs).unwrap_err().to_string().contains("3 jobs"));
+        let ambiguous = pick("0", &jobs).unwrap_err().to_string();
+        assert!(ambiguous.contains("3 jobs' ids begin with 0: 03-a (a), 02-b (b), 01-a (a);"), "{ambiguous}");
         assert!(pick("x", &jobs).unwrap_err().to_string().contains("no job x"));
     }
 }

@@ -2,15 +2,20 @@
 
 use anyhow::{Result, bail};
 use foil_proto::v1;
+use serde_json::json;
 
-use super::args::{ClientArgs, JobArgs};
+use super::args::{JobArgs, ListArgs};
 use super::client::{Client, is_ended};
 use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
 use super::{output, terminal, watch};
 
-pub(crate) async fn list(args: &ClientArgs) -> Result<()> {
-    let jobs = Client::connect(&args.coordinators())?.list().await?;
+pub(crate) async fn list(args: &ListArgs) -> Result<()> {
+    let jobs = Client::connect(&args.client.coordinators())?.list().await?;
+    if args.json {
+        output::json(&json!({ "jobs": jobs.iter().map(report::json).collect::<Result<Vec<_>, _>>()? }))?;
+        return Ok(());
+    }
     let mut rows = vec![["ID", "NAME", "STATE", "PHASE", "DONE", "SUBMITTED"].map(str::to_owned).to_vec()];
     if jobs.iter().any(|job| job.waiting.is_some()) {
         rows[0].push("WAITING".to_owned());
@@ -43,7 +48,7 @@ fn time(at: &impl serde::Serialize) -> String {
 pub(crate) async fn get(args: &JobArgs) -> Result<()> {
     let job = find(args).await?.1;
     if args.json {
-        output::json(&serde_json::to_value(&job)?)?;
+        output::json(&report::json(&job)?)?;
         return Ok(());
     }
     output::line(&format!(
@@ -124,7 +129,7 @@ pub(crate) async fn cancel(args: &JobArgs) -> Result<()> {
     }
     let job = client.cancel(&job.id).await?;
     if args.json {
-        output::json(&serde_json::to_value(&job)?)?;
+        output::json(&report::json(&job)?)?;
     } else {
         output::line(&format!("{}: {}", job.id, report::state_name(&job)))?;
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use foil_common::file_names;
 use foil_common::rpc::{Line, artifacts};
 use foil_proto::v1;
@@ -10,7 +10,7 @@ use foil_proto::v1;
 use super::args::PullArgs;
 use super::client::Client;
 use super::progress::{self, Progress};
-use super::{output, outputs};
+use super::{output, outputs, report};
 use crate::job::find_artifact;
 
 pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
@@ -28,6 +28,9 @@ pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
             artifact(&line, found, &args.dir, &progress).await?;
         }
         None => {
+            if job.artifacts.is_empty() {
+                bail!("job {} is {} and has no results to pull", job.id, report::state_name(&job));
+            }
             outputs::bring(&line, &job, &args.dir, &progress).await?;
         }
     }

@@ -30,6 +30,17 @@ pub(crate) fn state_name(job: &v1::Job) -> String {
     job.state().as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()
 }
 
+/// A job as the coordinator tells it, its id and state spelled as in [`summary`].
+pub(crate) fn json(job: &v1::Job) -> serde_json::Result<Value> {
+    let mut told = Map::new();
+    told.insert("job".to_owned(), json!(job.id));
+    if let Value::Object(fields) = serde_json::to_value(job)? {
+        told.extend(fields.into_iter().filter(|(name, _)| name != "id"));
+    }
+    told.insert("state".to_owned(), json!(state_name(job)));
+    Ok(Value::Object(told))
+}
+
 /// The final object of `foil run --json`.
 pub(crate) fn summary(job: &v1::Job, artifacts: &LocalArtifacts, seconds: f64) -> Value {
     let rounds = job.rounds.iter().map(|round| {

@@ -33,7 +33,9 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
         output::note(&format!("warning: {warning}"));
     }
     match response.job {
-        Some(job) => output::line(&job.id)?,
+        Some(job) => output::line(&job.id)
+            // Or nobody could find it again, and a script would submit it once more.
+            .with_context(|| format!("job {} is submitted, but its id could not be printed", job.id))?,
         None => show_plan(&response)?,
     }
     Ok(())

@@ -2,6 +2,7 @@
 //! to be written and done is collected in an [`Outbox`], in order, for the shell around it.
 
 mod devices;
+mod hosts;
 mod inside;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use foil_proto::v1::{self, agent_command, rank_command, rank_message};
 
+use self::hosts::Hosts;
 use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness, NameTaken, Place};
 use crate::job::{Change, Event, JobState, Life, StateError, Submitted, Sweep, view};
@@ -70,6 +72,7 @@ pub struct Core {
     /// Sessions to job ids.
     sessions: BTreeMap<String, String>,
     cluster: Cluster,
+    hosts: Hosts,
     /// In which this process leads: names the processes and leases that it gives.
     term: u64,
     deadlines: Deadlines,
@@ -80,6 +83,10 @@ pub struct Core {
     trouble: Option<String>,
     /// An event that the state refused: the process must not go on.
     fault: Option<StateError>,
+}
+
+fn waits_for_store(trouble: &str) -> String {
+    format!("the job waits for the store: {trouble}")
 }
 
 #[derive(Debug)]
@@ -129,6 +136,7 @@ impl Core {
             requests: BTreeMap::new(),
             sessions: BTreeMap::new(),
             cluster: Cluster::new(liveness),
+            hosts: Hosts::default(),
             term,
             deadlines,
             mint,
@@ -245,6 +253,7 @@ impl Core {
     }
 
     pub fn agent_registered(&mut self, hello: &v1::AgentRegister, connection: u64, now: Now) {
+        self.hosts.note(hello);
         let registered = self.cluster.register(hello, connection, now);
         for session in registered.strays {
             tracing::info!(agent = hello.agent_id, session, "a rank of an attempt that is over is stopped");
@@ -326,13 +335,18 @@ impl Core {
     /// watchers hear of it at its beginning and its end.
     pub fn store_is(&mut self, trouble: Option<String>, now: Now) {
         let news = match (&self.trouble, &trouble) {
-            (None, Some(trouble)) => Some((
-                Level::Warning,
-                format!("the store does not answer, and the job waits for it: {trouble}"),
-            )),
-            (Some(_), None) => Some((Level::Info, "the store answers again; the job goes on".to_owned())),
+            (None, Some(trouble)) => Some((Level::Warning, waits_for_store(trouble))),
+            (Some(_), None) => {
+                Some((Level::Info, "the store takes what is asked again; the job goes on".to_owned()))
+            }
             _ => None,
         };
+        // Whether or not a job is there to be held up by it.
+        match (&news, &trouble) {
+            (Some(_), Some(trouble)) => tracing::warn!(trouble, "the store is in trouble"),
+            (Some(_), None) => tracing::info!("the store is well again"),
+            (None, _) => {}
+        }
         self.trouble = trouble;
         for id in self.order.clone() {
             let away = self.trouble.is_some();
@@ -349,8 +363,15 @@ impl Core {
         }
     }
 
+    /// What holds a running job up now and was told to those who watched when it began: the notice's level and text.
+    pub fn held_up(&self, id: &str) -> Option<(&'static str, String)> {
+        self.jobs.get(id)?.run.as_ref()?;
+        Some(("warning", waits_for_store(self.trouble.as_ref()?)))
+    }
+
     pub fn tick(&mut self, now: Now) {
         for (agent, sessions) in self.cluster.expire(now) {
+            self.hosts.forget(&agent);
             tracing::warn!(agent, ranks = sessions.len(), "an agent was not heard for too long: given up");
             for session in sessions {
                 self.feed(&session.clone(), Input::AgentLost { session }, now);

@@ -90,6 +90,7 @@ pub struct Driver {
     inbox: mpsc::Receiver<Command>,
     /// Its inbox is this driver's own.
     handle: Handle,
+    levels: telemetry::Levels,
     links: Links,
     settings: Settings,
     /// While it holds, agents are told that they have a leader.
@@ -133,7 +134,7 @@ impl Driver {
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender, attempts: Attempts::default() };
         let links = Links::new(journal.term());
-        telemetry::describe();
+        telemetry::introduce();
         // Ranks that go on may write from the first moment.
         handle.attempts.set(&core);
         let driver = Self {
@@ -143,6 +144,7 @@ impl Driver {
             clock,
             inbox,
             handle: handle.clone(),
+            levels: telemetry::Levels,
             links,
             settings,
             lease,
@@ -175,7 +177,7 @@ impl Driver {
                     let now = self.clock.now();
                     self.core.store_is(self.store.trouble(), now);
                     self.core.tick(now);
-                    telemetry::levels(&self.core, now);
+                    self.levels.show(&self.core, now);
                 }
                 Some(released) = self.pending.next(), if !self.pending.is_empty() => self.release(released?),
                 Some(command) = self.inbox.recv() => self.batch(command),
@@ -415,6 +417,9 @@ impl Driver {
         let job = v1::job_event::Event::Job(self.core.shown(&id).unwrap_or_default());
         let mut past = vec![Arc::new(view::event(state, job, now.wall))];
         past.extend(self.core.history(&id, after_revision));
+        if let Some((level, text)) = self.core.held_up(&id) {
+            past.push(Arc::new(view::event(state, view::notice(level, text), now.wall)));
+        }
         let ended = state.is_ended();
         self.reply(move |links| {
             let future = (!ended).then(|| links.subscribe(&id));

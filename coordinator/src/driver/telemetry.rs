@@ -1,5 +1,6 @@
 //! The coordinator's own metrics.
 
+use foil_common::exposition::{self, Family};
 use foil_proto::v1::{self, job_event};
 
 use super::core::{Action, Core};
@@ -10,41 +11,11 @@ use crate::schedule::Counter;
 const STATES: [&str; 7] =
     ["queued", "running", "recovering", "cancelling", "succeeded", "failed", "cancelled"];
 
-pub(super) fn describe() {
-    metrics::describe_gauge!("foil_jobs", "Jobs in each state.");
-    metrics::describe_counter!("foil_job_transitions_total", "Changes of a job's state.");
-    metrics::describe_counter!("foil_attempts_total", "Attempts that ended, by cause.");
-    metrics::describe_counter!("foil_phases_committed_total", "Phases committed, by kind.");
-    metrics::describe_counter!("foil_steps_committed_total", "Optimizer steps in committed phases.");
-    metrics::describe_counter!("foil_chunks_done_total", "Chunks of map phases done.");
-    metrics::describe_counter!("foil_ranks_lost_total", "Rank processes lost while they were needed.");
-    metrics::describe_counter!(
-        "foil_worker_faults_total",
-        "Ranks that never connected or reported what is not so, through their agent's fault."
-    );
-    metrics::describe_gauge!(
-        "foil_agents_set_aside",
-        "Agents that get no ranks for a while, for such faults."
-    );
-    metrics::describe_counter!(
-        "foil_chunks_leased_again_total",
-        "Chunks leased a second time because they straggled."
-    );
-    metrics::describe_counter!("foil_duplicate_chunks_total", "Chunks that were computed twice.");
-    metrics::describe_counter!(
-        "foil_determinism_alarms_total",
-        "Chunks computed twice with different bytes."
-    );
-    metrics::describe_gauge!("foil_loss", "Loss of the latest step, by objective.");
-    metrics::describe_gauge!("foil_grad_norm", "Gradient norm of the latest step, by objective.");
-    metrics::describe_gauge!("foil_reward_mean", "Mean reward of the latest evaluated policy.");
-    metrics::describe_gauge!(
-        "foil_drift_mean",
-        "Nats per token between sampler and trainer in the latest phase that compared them, by kind."
-    );
-    metrics::describe_gauge!("foil_worker_heartbeat_age_seconds", "Time since an agent was last heard.");
-    metrics::describe_histogram!("foil_phase_seconds", "Duration of committed phases, by kind.");
-    metrics::describe_gauge!("foil_build_info", "1, with the version as a label.");
+/// As [`Cluster::census`](crate::cluster::Cluster::census) has them.
+const AGENT_STATES: [&str; 3] = ["connected", "disconnected", "expected"];
+
+/// Tells what this process is.
+pub(super) fn introduce() {
     metrics::gauge!("foil_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
@@ -128,17 +99,92 @@ fn figure(metrics: &[v1::Metric], name: &str) -> Option<f64> {
     metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value)
 }
 
-/// Levels, once per tick.
-pub(super) fn levels(core: &Core, now: Now) {
-    let census = core.census();
-    for state in STATES {
-        let count = u32::try_from(census.get(state).copied().unwrap_or_default()).unwrap_or(u32::MAX);
-        metrics::gauge!("foil_jobs", "state" => state).set(count);
+/// What a leader shows once per tick. Dropped with its driver: a standby has neither jobs nor agents, and its levels would
+/// be added to those of the leader.
+#[derive(Debug)]
+pub(super) struct Levels;
+
+impl Levels {
+    pub(super) fn show(&self, core: &Core, now: Now) {
+        exposition::show(levels(core, now));
     }
-    let set_aside = u32::try_from(core.cluster().set_aside()).unwrap_or(u32::MAX);
-    metrics::gauge!("foil_agents_set_aside").set(set_aside);
-    for (agent, age) in core.cluster().ages(now) {
-        metrics::gauge!("foil_worker_heartbeat_age_seconds", "agent" => agent.to_owned())
-            .set(age.as_secs_f64());
+}
+
+impl Drop for Levels {
+    fn drop(&mut self) {
+        exposition::hide();
+    }
+}
+
+fn levels(core: &Core, now: Now) -> [Family; 5] {
+    let census = core.census();
+    let jobs = STATES.iter().fold(Family::new("foil_jobs", "Jobs in each state."), |jobs, state| {
+        jobs.with(&[("state", state)], count(census.get(state)))
+    });
+    let ages = Family::new("foil_worker_heartbeat_age_seconds", "Time since an agent was last heard.");
+    let ages = core
+        .cluster()
+        .ages(now)
+        .fold(ages, |ages, (agent, age)| ages.with(&[("agent", agent)], age.as_secs_f64()));
+    let census = core.cluster().census();
+    let agents = Family::new("foil_agents", "Agents, by the state of their streams.");
+    let agents = AGENT_STATES
+        .iter()
+        .fold(agents, |agents, state| agents.with(&[("state", state)], count(census.agents.get(state))));
+    let devices = Family::new("foil_devices", "Devices of all agents, by kind and by what they are at.");
+    let devices = census.devices.iter().fold(devices, |devices, ((kind, state), number)| {
+        devices.with(&[("kind", kind), ("state", state)], count(Some(number)))
+    });
+    let set_aside = "Agents that get no ranks for a while, for what went wrong through their fault.";
+    let set_aside =
+        Family::new("foil_agents_set_aside", set_aside).with(&[], count(Some(&core.cluster().set_aside())));
+    [jobs, ages, agents, devices, set_aside]
+}
+
+fn count(number: Option<&usize>) -> f64 {
+    u32::try_from(number.copied().unwrap_or_default()).unwrap_or(u32::MAX).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cluster::Liveness;
+    use crate::schedule::Deadlines;
+    use crate::secret::Mint;
+
+    fn rendered(core: &Core, now: Now) -> String {
+        levels(core, now).iter().map(Family::render).collect()
+    }
+
+    #[test]
+    fn an_agent_that_is_given_up_has_no_series() {
+        let at = |seconds| Now { mono: Duration::from_secs(seconds), wall: 0 };
+        let mint = Mint::new([1; 32]);
+        let mut core = Core::replay([], 1, Liveness::default(), Deadlines::default(), mint).unwrap();
+        let device = |id: &str| v1::Device { id: id.into(), kind: "cpu".into(), ..Default::default() };
+        for (connection, agent) in [(1, "a"), (2, "b")] {
+            let devices = vec![device("cpu:0"), device("cpu:1")];
+            let hello = v1::AgentRegister {
+                agent_id: agent.into(),
+                devices,
+                instance: agent.into(),
+                ..Default::default()
+            };
+            core.agent_registered(&hello, connection, at(0));
+        }
+        core.agent_disconnected("a", 1, at(1));
+        let text = rendered(&core, at(2));
+        assert!(text.contains("foil_worker_heartbeat_age_seconds{agent=\"a\"} 1\n"), "{text}");
+        assert!(text.contains("foil_agents{state=\"connected\"} 1\n"), "{text}");
+        assert!(text.contains("foil_agents{state=\"disconnected\"} 1\n"), "{text}");
+        assert!(text.contains("foil_devices{kind=\"cpu\",state=\"free\"} 2\n"), "{text}");
+        assert!(text.contains("foil_devices{kind=\"cpu\",state=\"unreachable\"} 2\n"), "{text}");
+        core.agent_heard("b", 2, at(30));
+        core.tick(at(30));
+        let text = rendered(&core, at(30));
+        assert!(!text.contains("agent=\"a\"") && text.contains("agent=\"b\""), "{text}");
+        assert!(text.contains("foil_agents{state=\"disconnected\"} 0\n"), "{text}");
     }
 }

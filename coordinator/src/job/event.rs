@@ -153,6 +153,8 @@ pub enum CauseClass {
     AgentLost,
     /// The worker's own fault, where another could take over: it starts no ranks, or they report what is not so.
     Worker,
+    /// A rank's address leads nowhere from another one's machine.
+    Unreachable,
     /// Given to a job, never to an attempt: attempts kept ending without a commit between them.
     NoProgress,
 }
@@ -174,6 +176,7 @@ impl CauseClass {
             Self::Preempted => "preempted",
             Self::AgentLost => "agent_lost",
             Self::Worker => "worker",
+            Self::Unreachable => "unreachable",
             Self::NoProgress => "no_progress",
         }
     }
@@ -188,6 +191,7 @@ impl CauseClass {
             "store" => Self::Store,
             "checkpoint" => Self::Checkpoint,
             "preempted" => Self::Preempted,
+            "unreachable" => Self::Unreachable,
             _ => Self::Crash,
         }
     }

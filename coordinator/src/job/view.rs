@@ -1,5 +1,7 @@
 //! How a job and its events look to users.
 
+use std::sync::Arc;
+
 use foil_common::figures;
 use foil_common::spec::BestBy;
 use foil_proto::v1::{self, job_event};
@@ -177,6 +179,33 @@ fn whole(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
     };
     let (phase, unit) = (phase.id.clone(), phase.work.unit().to_owned());
     v1::PhaseProgress { phase, done: total, total, unit, step: Vec::new() }
+}
+
+/// Of a job's events, what late watchers of its end are told: a coordinator holds all its jobs in memory, most of them long
+/// over. The job as it stood at one time or another is left out but for the last, as are checkpoints and what artifacts
+/// consist of, which ListArtifacts brings.
+pub fn remembered(history: &[Arc<v1::JobEvent>]) -> Vec<Arc<v1::JobEvent>> {
+    let is_job = |event: &v1::JobEvent| matches!(event.event, Some(job_event::Event::Job(_)));
+    let last_job = history.iter().rposition(|event| is_job(event));
+    let kept = history.iter().enumerate().filter(|(index, event)| match event.event {
+        Some(job_event::Event::Job(_)) => Some(*index) == last_job,
+        Some(job_event::Event::CheckpointCommitted(_)) => false,
+        _ => true,
+    });
+    kept.map(|(_, event)| match &event.event {
+        Some(job_event::Event::PhaseCommitted(committed)) => {
+            let artifact = committed.artifact.as_ref().map(pages::without_objects);
+            let committed = v1::PhaseCommitted { artifact, ..committed.clone() };
+            let event = v1::JobEvent {
+                event: Some(job_event::Event::PhaseCommitted(committed)),
+                revision: event.revision,
+                at: event.at,
+            };
+            Arc::new(event)
+        }
+        _ => Arc::clone(event),
+    })
+    .collect()
 }
 
 /// An event at the job's current revision.

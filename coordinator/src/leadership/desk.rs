@@ -78,10 +78,12 @@ impl Desk {
         roles.map(|role| matches!(role, Role::Leading { .. }))
     }
 
-    /// A standby that knows its leader is ready: it does all it is there for.
-    pub fn readiness(&self) -> Readiness {
+    /// A standby that knows its leader is ready: it does all it is there for. So is a leader whose store is in `trouble`:
+    /// nobody else would fare better, and its workers must not lose it.
+    pub fn readiness(&self, trouble: Option<String>) -> Readiness {
         match self.leading() {
-            Ok(_) | Err(NotLeading::Elsewhere { .. }) => Readiness::Ready,
+            Ok(_) => trouble.map_or(Readiness::Ready, Readiness::Degraded),
+            Err(NotLeading::Elsewhere { .. }) => Readiness::Ready,
             Err(other) => Readiness::Waiting(other.to_string()),
         }
     }

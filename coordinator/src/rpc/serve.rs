@@ -125,8 +125,8 @@ async fn routes(
         .add_service(reflection)
         .add_service(JobsServer::new(JobsService::new(desk.clone(), store.clone())))
         .add_service(WorkersServer::new(WorkersService::new(desk.clone(), &store, allow_version_skew)))
-        .add_service(ArtifactsService::new(store, desk.clone()).into_server());
-    Ok(web::merge(services, web::router(metrics, move || desk.readiness())))
+        .add_service(ArtifactsService::new(store.clone(), desk.clone()).into_server());
+    Ok(web::merge(services, web::router(metrics, move || desk.readiness(store.trouble()))))
 }
 
 /// The whole server is healthy as a standby too; these services are the leader's.

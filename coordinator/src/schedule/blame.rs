@@ -138,7 +138,7 @@ fn weight(sign: &Sign, spoke: bool) -> u8 {
             class if class.is_final() => 0,
             CauseClass::OutOfMemory => 1,
             // The others are stopped for it, and their ends say nothing.
-            CauseClass::Preempted => 2,
+            CauseClass::Preempted | CauseClass::Unreachable => 2,
             CauseClass::Store => 4,
             _ => 5,
         },
@@ -190,6 +190,7 @@ fn advice(class: CauseClass) -> &'static str {
         CauseClass::Data => "repair the data",
         CauseClass::Nonfinite => "lower the learning rate, or set the step's optimizer.on_nonfinite: skip",
         CauseClass::Preempted => "nothing: the job goes on where there are devices",
+        CauseClass::Unreachable => "start foil-worker on that machine with another --advertise-address",
         CauseClass::AgentLost => "look at the worker machine and its network",
         CauseClass::Worker => "look at the worker machine: its ranks are not to be trusted",
         _ => "look at the rank's log; if it names no cause of yours, please report it",

@@ -30,6 +30,19 @@ pub enum Error {
         /// c10d's words.
         detail: String,
     },
+    /// A peer's address leads nowhere from this machine.
+    #[error(
+        "rank {peer} cannot be reached at {address}: {source}. Start foil-worker on its machine with --advertise-address \
+         and an address that this machine can connect to, and let no firewall stand between them"
+    )]
+    Unreachable {
+        /// Its rank.
+        peer: usize,
+        /// Where it was looked for.
+        address: String,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
     /// No socket could be had on an address of this machine.
     #[error(
         "cannot listen on {address}: {source}. Give an address that one of this machine's interfaces carries \

@@ -21,13 +21,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use foil_common::rpc::Line;
+use foil_common::rpc::{self, Line};
 use foil_common::version;
 use foil_proto::v1;
 use foil_proto::v1::agent_command::Command;
 use foil_proto::v1::agent_message::Message;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use self::leader::Leader;
 use self::link::LinkEvent;
@@ -41,6 +41,10 @@ pub use self::ranks::RankProgram;
 /// Until the coordinator has said its own.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const FENCE: Duration = Duration::from_secs(60);
+/// For the coordinator's name to be resolved.
+const RESOLVING: Duration = Duration::from_secs(3);
+/// Until something better is known.
+const LOOPBACK: &str = "127.0.0.1";
 /// Between two looks at whether the parent still lives.
 const PARENT_CHECK: Duration = Duration::from_millis(500);
 /// What an agent is started with.
@@ -126,6 +130,8 @@ struct Agent {
     heartbeat: Duration,
     fence: Duration,
     leader: Leader,
+    /// Where other ranks reach those of this machine.
+    address: String,
 }
 
 impl Agent {
@@ -149,6 +155,7 @@ impl Agent {
             heartbeat: HEARTBEAT,
             fence: FENCE,
             leader: Leader::new(Instant::now()),
+            address: LOOPBACK.to_owned(),
         }
     }
 
@@ -186,6 +193,7 @@ impl Agent {
             LinkEvent::Up(stream) => {
                 self.stream = Some(stream);
                 self.leader.connecting(Instant::now());
+                self.address = self.own_address().await;
                 self.register();
                 false
             }
@@ -196,6 +204,16 @@ impl Agent {
                 false
             }
         }
+    }
+
+    /// As the user says; else the one that this machine has on its way to the coordinator, so that two machines find each
+    /// other as they find it.
+    async fn own_address(&self) -> String {
+        if let Some(address) = &self.options.ranks.advertise_address {
+            return address.clone();
+        }
+        let found = timeout(RESOLVING, rpc::local_address(&self.line.url())).await.ok().flatten();
+        found.map_or_else(|| self.address.clone(), |address| address.to_string())
     }
 
     fn register(&mut self) {
@@ -209,6 +227,7 @@ impl Agent {
             session_ids: self.ranks.sessions(),
             instance: self.instance.clone(),
             build: version::BUILD.to_owned(),
+            advertise_address: self.address.clone(),
         }));
         for exit in std::mem::take(&mut self.untold) {
             self.tell(exit);
@@ -228,7 +247,9 @@ impl Agent {
             }
             Some(Command::StartRank(start)) => {
                 match self.options.devices.iter().find(|device| device.id == start.device_id).cloned() {
-                    Some(device) => self.ranks.start(&start, &device, &self.line.urls()).await,
+                    Some(device) => {
+                        self.ranks.start(&start, &device, &self.line.urls(), &self.address).await;
+                    }
                     None => {
                         let why = format!("this agent has no device {}", start.device_id);
                         self.ranks.refuse(&start.session_id, why);

@@ -23,7 +23,8 @@ pub struct RankProgram {
     pub arguments: Vec<String>,
     /// Addresses of coordinators, separated by commas.
     pub coordinator: String,
-    pub advertise_address: String,
+    /// Where other ranks reach those of this machine. None: at the address that its way to the coordinator begins at.
+    pub advertise_address: Option<String>,
     /// Each session gets a directory of its own in it, removed at its end.
     pub work_dir: PathBuf,
     /// Of the agent's own log, which what ranks print becomes a part of.
@@ -47,12 +48,19 @@ impl Ranks {
 
     /// A session that already runs is left alone: commands may be repeated.
     ///
-    /// `coordinators` are where it finds the leader, the likeliest first.
-    pub(super) async fn start(&mut self, start: &v1::StartRank, device: &v1::Device, coordinators: &str) {
+    /// `coordinators` are where it finds the leader, the likeliest first; `address` is where other ranks find it.
+    pub(super) async fn start(
+        &mut self,
+        start: &v1::StartRank,
+        device: &v1::Device,
+        coordinators: &str,
+        address: &str,
+    ) {
         if self.live.contains_key(&start.session_id) {
             return;
         }
-        let started = match self.spawner.spawn(self.program.command(start, device, coordinators)).await {
+        let command = self.program.command(start, device, coordinators, address);
+        let started = match self.spawner.spawn(command).await {
             Ok(mut child) => {
                 hand_over(&mut child, &start.secret);
                 let format = self.program.log_format;
@@ -146,7 +154,13 @@ impl RankProgram {
         self.work_dir.join(format!("rank-{session_id}"))
     }
 
-    fn command(&self, start: &v1::StartRank, device: &v1::Device, coordinators: &str) -> Command {
+    fn command(
+        &self,
+        start: &v1::StartRank,
+        device: &v1::Device,
+        coordinators: &str,
+        address: &str,
+    ) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
@@ -159,7 +173,7 @@ impl RankProgram {
             .args(["--world", &start.world.to_string()])
             .args(["--device", &device.kind])
             .args(["--threads", &start.threads.to_string()])
-            .args(["--advertise-address", &self.advertise_address])
+            .args(["--advertise-address", address])
             .args(["--parent-pid", &std::process::id().to_string()])
             .arg("--work-dir")
             .arg(self.session_dir(&start.session_id))
@@ -179,7 +193,7 @@ impl RankProgram {
         // An exact name, after '='. What the user has set counts.
         if device.kind == "cuda"
             && std::env::var_os(interface::NCCL_SOCKET_IFNAME).is_none()
-            && let Some(name) = interface::of(&self.advertise_address)
+            && let Some(name) = interface::of(address)
         {
             command.env(interface::NCCL_SOCKET_IFNAME, format!("={name}"));
         }

@@ -27,7 +27,7 @@ fn start_agent(coordinator: &FakeCoordinator, script: &str) -> Running {
             program: "/bin/sh".into(),
             arguments: vec!["-c".to_owned(), script.to_owned()],
             coordinator: coordinator.url.clone(),
-            advertise_address: "127.0.0.1".to_owned(),
+            advertise_address: None,
             work_dir: work.path().join("ranks"),
             log_format: LogFormat::Human,
         },
@@ -100,6 +100,7 @@ async fn registers_beats_and_reports_how_a_rank_ended() {
     let agent = start_agent(&coordinator, "echo out; echo err >&2; exit 7");
     let (mut peer, register) = joined(&mut coordinator).await;
     assert_eq!((register.agent_id.as_str(), register.devices.len()), ("agent-1", 2));
+    assert_eq!(register.advertise_address, "127.0.0.1", "as the coordinator is on this machine");
     send(&peer, 1, welcome(60_000));
     let heartbeat = timeout(PATIENCE, peer.heard.recv()).await.unwrap().unwrap();
     assert!(matches!(heartbeat.message, Some(Message::Heartbeat(_))));

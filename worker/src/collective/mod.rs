@@ -4,6 +4,7 @@
 //! A gang of one needs no sockets and runs the same code.
 
 mod gradients;
+mod reach;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -15,6 +16,8 @@ use tch::{Device, Kind, Tensor};
 
 pub use foil_c10d::Error as CollectiveError;
 pub use gradients::Gradients;
+
+use reach::Door;
 
 /// Between two looks at who has come.
 const ASSEMBLY_PERIOD: Duration = Duration::from_millis(10);
@@ -103,8 +106,9 @@ impl Gang {
     /// Goes to where rank 0 listens and becomes one of its gang when all are there.
     ///
     /// # Errors
-    /// Where rank 0 is not there, or another rank comes and fails.
+    /// [`CollectiveError::Unreachable`] where a rank's address leads nowhere from here; where another rank comes and fails.
     pub fn join(rendezvous: &Rendezvous, place: &Place) -> Result<Self> {
+        reach::reach(0, &rendezvous.host, rendezvous.port)?;
         let store = Store::connect(&rendezvous.host, rendezvous.port, place.timeout)?;
         Self::form(&store, &rendezvous.prefix, rendezvous.rank, rendezvous.world, place)
     }
@@ -114,7 +118,9 @@ impl Gang {
             return Ok(Self::alone());
         }
         let store = store.prefixed(prefix)?;
+        let door = Door::open(&store, rank, &place.address)?;
         assemble(&store, world)?;
+        door.try_all(world)?;
         let member = Member { rank, world, timeout: place.timeout, address: place.address.clone() };
         let group = match place.device {
             Device::Cuda(_) => ProcessGroup::nccl(&store, member)?,

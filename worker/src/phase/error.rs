@@ -69,6 +69,7 @@ const REPORT: &str = "look at the rank's log; if it names no cause of yours, ple
 const FILE_NAMES: &str = "give a model directory whose files have plain names";
 const NOT_FINITE: &str = "if this job trained the model, it has diverged: lower the learning rate; a start model that was \
                           never trained here overflows by itself, so give another or set resources.precision: fp32";
+const FIX_ADDRESS: &str = "start foil-worker on that machine with --advertise-address and an address that the others can connect to";
 const MEMORY: &str =
     "lower the step's optimizer.micro_batch_tokens or generation.slots, or use a device with more memory";
 
@@ -147,6 +148,7 @@ impl PhaseError {
             Self::NothingLeft { .. } => ("data", "look at the data sets' counts and at text.max_length"),
             Self::NonFinite { .. } => ("nonfinite", NOT_FINITE),
             Self::Train(error) => (error.class(), train_advice(error.class())),
+            Self::Gang(CollectiveError::Unreachable { .. }) => ("unreachable", FIX_ADDRESS),
             Self::Batch(_) | Self::Generate(_) | Self::Gang(_) | Self::NoRendezvous => ("internal", REPORT),
             Self::Samples { .. } | Self::Injected(_) | Self::Incomplete(_) => ("internal", REPORT),
         }
@@ -211,6 +213,12 @@ mod tests {
         assert!(stale.is_stale());
         let store = PhaseError::from(ObjectError::Store { key: "k".into(), message: "gone".into() });
         assert_eq!((store.failure().class, store.is_stale()), ("store", false));
+        let source = std::io::ErrorKind::ConnectionRefused.into();
+        let nowhere = CollectiveError::Unreachable { peer: 0, address: "127.0.0.1:39159".to_owned(), source };
+        let failure = PhaseError::from(nowhere).failure();
+        assert_eq!(failure.class, "unreachable");
+        assert!(failure.message.contains("127.0.0.1:39159"), "{}", failure.message);
+        assert!(failure.advice.contains("--advertise-address"), "{}", failure.advice);
     }
 
     #[test]

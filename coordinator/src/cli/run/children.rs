@@ -136,6 +136,16 @@ impl Program {
         }
     }
 
+    /// It never served: what it said of that is the user's own matter, such as the store named.
+    fn stillborn(&self, status: ExitStatus) -> anyhow::Error {
+        match last_words(&tail(&self.log)) {
+            Some(words) => {
+                anyhow!("the {} did not start: {words}\n(its log: {})", self.name, self.log.display())
+            }
+            None => self.obituary(Some(status)),
+        }
+    }
+
     fn obituary(&self, status: Option<ExitStatus>) -> anyhow::Error {
         let how = status.map_or_else(|| "unknown".to_owned(), |status| status.to_string());
         let mut text = format!(
@@ -159,7 +169,7 @@ async fn address(coordinator: &mut Program, port_file: &Path) -> Result<String> 
             return Ok(text.trim().to_owned());
         }
         if let Some(status) = coordinator.child.try_wait()? {
-            return Err(coordinator.obituary(Some(status)));
+            return Err(coordinator.stillborn(status));
         }
         if Instant::now() > deadline {
             bail!(
@@ -185,6 +195,17 @@ fn tail(path: &Path) -> Vec<String> {
     let text = read().unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LOG_LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+/// The error that a program of Foil's ended with, as [`foil_common::telemetry::last_words`] writes it in either format.
+fn last_words(lines: &[String]) -> Option<String> {
+    if let Some(last) = lines.last()
+        && let Ok(line) = serde_json::from_str::<serde_json::Value>(last)
+    {
+        return line["message"].as_str().filter(|_| line["level"] == "ERROR").map(str::to_owned);
+    }
+    let from = lines.iter().rposition(|line| line.starts_with("foil: "))?;
+    Some(lines[from..].join("\n").trim_start_matches("foil: ").to_owned())
 }
 
 #[cfg(test)]
@@ -216,6 +237,17 @@ mod tests {
         );
         let missing = address(&mut program, &dir.path().join("absent")).await.unwrap_err().to_string();
         assert!(missing.contains("exit status: 3"), "{missing}");
+    }
+
+    #[test]
+    fn a_coordinator_that_does_not_start_is_told_of_by_its_own_error() {
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        let error = "cannot open the store /x: it is a file";
+        let human = format!("2026 INFO opening\nfoil: {error}\nand more");
+        assert_eq!(last_words(&lines(&human)).unwrap(), format!("{error}\nand more"));
+        let json = foil_common::telemetry::json_line("ERROR", "foil", error, &[]);
+        assert_eq!(last_words(&lines(&json)).unwrap(), error);
+        assert_eq!(last_words(&lines("2026 INFO opening")), None);
     }
 
     #[tokio::test]

@@ -43,6 +43,9 @@ impl Core {
             match grant {
                 Grant::Whole => {
                     self.seat(&demand, demand.seats, now);
+                    if demand.starts {
+                        self.check_addresses(&demand.job, now);
+                    }
                     if let Some(entry) = self.jobs.get_mut(&demand.job) {
                         entry.waiting = None;
                     }

@@ -7,7 +7,7 @@ use foil_proto::v1::{self, agent_command, job_event};
 use super::{Action, Core, Entry};
 use crate::clock::Now;
 use crate::cluster::{Fault, Place};
-use crate::job::{self, Change, Event, JobState, StateError, Sweep, view};
+use crate::job::{self, Change, Event, JobState, Life, StateError, Sweep, view};
 use crate::schedule::{Counter, Decision, Effect, Input, Level, Refusal, Run};
 
 impl Core {
@@ -160,13 +160,13 @@ impl Core {
     /// Applies a change and hands it to the log.
     pub(super) fn commit(&mut self, id: &str, change: Change, reason: &str, now: Now) {
         let event = Event::new(id, now.wall, change);
-        let before = self.state(id).map_or("none", |state| state.life.name());
+        let before = self.state(id).map_or("none", shown_life);
         if let Err(fault) = self.apply(&event) {
             tracing::error!(job = id, %fault, "an impossible event was decided on; please report this");
             self.fault.get_or_insert(fault);
             return;
         }
-        let after = self.state(id).map_or("none", |state| state.life.name());
+        let after = self.state(id).map_or("none", shown_life);
         log(&event);
         if let Some(sweep) = self.state(id).and_then(|state| Sweep::after(state, &event.change)) {
             self.outbox.actions.push(Action::Sweep(sweep));
@@ -201,8 +201,19 @@ impl Core {
                 entry.history.push(Arc::clone(&shown));
                 self.outbox.actions.push(Action::Publish { job: id.clone(), event: shown });
             }
+            if entry.state.is_ended() {
+                entry.history = view::remembered(&entry.history);
+            }
         }
         Ok(())
+    }
+}
+
+/// The name of a job's state; one whose last attempt is over recovers from nothing, and runs until its end is written.
+fn shown_life(state: &JobState) -> &'static str {
+    match state.life {
+        Life::Recovering if job::decide(state).is_some() => "running",
+        _ => state.life.name(),
     }
 }
 

@@ -7,7 +7,7 @@ fn watchers_hear_once_that_the_store_is_away_and_once_that_it_is_back() {
     while world.state().committed.is_empty() {
         world.step();
     }
-    let mut told = |trouble: Option<&str>| {
+    let told = |world: &mut World, trouble: Option<&str>| {
         world.core.store_is(trouble.map(str::to_owned), world.now);
         let actions = world.core.drain().unwrap().actions.into_iter();
         let notices = actions.filter_map(|action| match action {
@@ -19,9 +19,12 @@ fn watchers_hear_once_that_the_store_is_away_and_once_that_it_is_back() {
         });
         notices.collect::<Vec<_>>()
     };
-    assert!(told(None).is_empty());
-    let away = told(Some("503"));
+    assert!(told(&mut world, None).is_empty());
+    let away = told(&mut world, Some("503"));
     assert!(away.len() == 1 && away[0].contains("503"), "{away:?}");
-    assert!(told(Some("503 still")).is_empty());
-    assert_eq!(told(None), ["the store answers again; the job goes on"]);
+    assert!(told(&mut world, Some("503 still")).is_empty());
+    let late = world.core.held_up(JOB).map(|(level, text)| (level, text.contains("503 still")));
+    assert_eq!(late, Some(("warning", true)), "who watches from now on hears of it too");
+    assert_eq!(told(&mut world, None), ["the store takes what is asked again; the job goes on"]);
+    assert_eq!(world.core.held_up(JOB), None);
 }

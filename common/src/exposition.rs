@@ -1,0 +1,249 @@
+//! What `/metrics` shows: every series with its help and type.
+//!
+//! Counters, histograms and the gauges that a process has for as long as it lives go through the `metrics` crate. Gauges
+//! whose series come and go, such as those of agents, are set as whole families instead: what is not in the latest one is
+//! gone, so that no alert rests on a series of something that is no more.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Upper bounds in seconds: from a local disk's append to an object store that is away.
+const APPEND_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// The same from a tiny chunk to a day of training.
+const PHASE_SECONDS: &[f64] =
+    &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0];
+
+const COUNTERS: &[(&str, &str)] = &[
+    ("foil_artifact_bytes_total", "Bytes of artifacts that clients and ranks have moved, by direction."),
+    ("foil_attempts_total", "Attempts that ended, by cause."),
+    ("foil_checkpoint_verify_failures_total", "Committed checkpoints that could not be read again."),
+    ("foil_checkpoints_committed_total", "Checkpoints committed."),
+    ("foil_chunks_done_total", "Chunks of map phases done."),
+    ("foil_chunks_leased_again_total", "Chunks leased a second time because they straggled."),
+    ("foil_determinism_alarms_total", "Chunks computed twice with different bytes."),
+    ("foil_duplicate_chunks_total", "Chunks that were computed twice."),
+    ("foil_fenced_writes_total", "Times this process found that another coordinator leads in its place."),
+    ("foil_job_transitions_total", "Changes of a job's state."),
+    ("foil_object_verify_failures_total", "Objects whose bytes were not those of their hash."),
+    ("foil_objects_swept_total", "Objects deleted because nothing names them any more."),
+    ("foil_objectstore_requests_total", "Requests to the store, by operation and outcome."),
+    ("foil_phases_committed_total", "Phases committed, by kind."),
+    ("foil_rank_exits_total", "Rank processes that ended, by cause, and by signal where one killed them."),
+    ("foil_ranks_lost_total", "Rank processes lost while they were needed."),
+    ("foil_snapshot_verify_failures_total", "Snapshots of the log that could not be read again."),
+    (
+        "foil_worker_faults_total",
+        "Ranks that never connected or reported what is not so, through their agent's fault.",
+    ),
+    ("foil_steps_committed_total", "Optimizer steps in committed phases."),
+];
+
+const GAUGES: &[(&str, &str)] = &[
+    ("foil_agent_ranks", "Rank processes that run on this agent."),
+    ("foil_build_info", "1, with the version as a label."),
+    ("foil_checkpoint_bytes", "Size of the checkpoint committed last."),
+    (
+        "foil_drift_mean",
+        "Nats per token between sampler and trainer in the latest phase that compared them, by kind.",
+    ),
+    ("foil_grad_norm", "Gradient norm of the latest step, by objective."),
+    ("foil_leader", "1 while this coordinator leads its store."),
+    ("foil_loss", "Loss of the latest step, by objective."),
+    ("foil_reward_mean", "Mean reward of the latest evaluated policy."),
+];
+
+const HISTOGRAMS: &[(&str, &str, &[f64])] = &[
+    ("foil_log_append_seconds", "Time until a record of the log was durable.", APPEND_SECONDS),
+    ("foil_phase_seconds", "Duration of committed phases, by kind.", PHASE_SECONDS),
+];
+
+/// A recorder's settings: histograms with buckets, which can be added up over processes.
+pub fn builder() -> Result<PrometheusBuilder, BuildError> {
+    HISTOGRAMS.iter().try_fold(PrometheusBuilder::new(), |builder, (name, _, bounds)| {
+        builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)
+    })
+}
+
+/// Tells the present recorder what each metric of Foil means.
+pub fn describe() {
+    for (name, help) in COUNTERS {
+        describe_counter!(*name, *help);
+    }
+    for (name, help) in GAUGES {
+        describe_gauge!(*name, *help);
+    }
+    for (name, help, _) in HISTOGRAMS {
+        describe_histogram!(*name, Unit::Seconds, *help);
+    }
+}
+
+/// Whether [`describe`] knows a metric.
+pub fn is_described(name: &str) -> bool {
+    let named = |(known, _): &(&str, &str)| *known == name;
+    COUNTERS.iter().any(named)
+        || GAUGES.iter().any(named)
+        || HISTOGRAMS.iter().any(|(known, ..)| *known == name)
+}
+
+/// A gauge with all series that it has at present.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Family {
+    name: &'static str,
+    help: &'static str,
+    series: Vec<(Vec<(&'static str, String)>, f64)>,
+}
+
+impl Family {
+    pub fn new(name: &'static str, help: &'static str) -> Self {
+        Self { name, help, series: Vec::new() }
+    }
+
+    #[must_use]
+    pub fn with(mut self, labels: &[(&'static str, &str)], value: f64) -> Self {
+        self.series.push((labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(), value));
+        self
+    }
+
+    /// In Prometheus' text format; nothing where it has no series.
+    pub fn render(&self) -> String {
+        let Self { name, help, series } = self;
+        let mut text = String::new();
+        if series.is_empty() {
+            return text;
+        }
+        // Writing to a string does not fail.
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+        for (labels, value) in series {
+            let labels: Vec<String> =
+                labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+            let _ = writeln!(text, "{name}{labels} {value}");
+        }
+        text
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// The process's families by name, as its recorder is the process's.
+static FAMILIES: Mutex<BTreeMap<&'static str, Family>> = Mutex::new(BTreeMap::new());
+
+fn families() -> MutexGuard<'static, BTreeMap<&'static str, Family>> {
+    // Its parts are whole at any moment.
+    FAMILIES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Puts families in the place of those of the same names.
+pub fn show(shown: impl IntoIterator<Item = Family>) {
+    families().extend(shown.into_iter().map(|family| (family.name, family)));
+}
+
+/// Takes away all families: what they told of is not this process's any more.
+pub fn hide() {
+    families().clear();
+}
+
+/// All that `/metrics` shows.
+pub fn render(recorder: &PrometheusHandle) -> String {
+    let mut text = recorder.render();
+    text.extend(families().values().map(Family::render));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Every metric once, and a family.
+    fn rendered() -> String {
+        let recorder = builder().unwrap().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            for (name, _) in COUNTERS {
+                metrics::counter!(*name, "cause" => "x").increment(1);
+            }
+            for (name, _) in GAUGES {
+                metrics::gauge!(*name).set(1.5);
+            }
+            for (name, ..) in HISTOGRAMS {
+                metrics::histogram!(*name).record(0.2);
+            }
+        });
+        let family = Family::new("foil_agents", "Agents, by the state of their streams.");
+        recorder.handle().render() + &family.with(&[("state", "connected")], 2.0).render()
+    }
+
+    #[test]
+    fn every_series_has_help_and_type_and_histograms_have_buckets() {
+        let text = rendered();
+        for (kind, names) in [
+            ("counter", COUNTERS.iter().map(|(name, _)| *name).collect::<Vec<_>>()),
+            ("gauge", GAUGES.iter().map(|(name, _)| *name).chain(["foil_agents"]).collect()),
+            ("histogram", HISTOGRAMS.iter().map(|(name, ..)| *name).collect()),
+        ] {
+            for name in names {
+                assert!(text.contains(&format!("# HELP {name} ")), "{name}\n{text}");
+                assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name}\n{text}");
+            }
+        }
+        assert!(text.contains("foil_log_append_seconds_bucket{le=\"0.25\"} 1\n"), "{text}");
+        assert!(text.contains("foil_phase_seconds_bucket{le=\"+Inf\"} 1\n"), "{text}");
+    }
+
+    /// Skipped where there is no promtool (Debian's package prometheus has it).
+    #[test]
+    fn promtool_finds_nothing_to_object_to() {
+        let spawned = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let Ok(mut promtool) = spawned else {
+            eprintln!("skipped: promtool is not installed");
+            return;
+        };
+        promtool.stdin.take().unwrap().write_all(rendered().as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && told.is_empty(), "{told}");
+    }
+
+    #[test]
+    fn a_family_shows_what_is_there_now() {
+        let ages = || Family::new("foil_ages", "Ages.");
+        let both = ages().with(&[("agent", "a")], 1.0).with(&[("agent", "b\"\\\n")], 2.5);
+        assert_eq!(
+            both.render(),
+            "# HELP foil_ages Ages.\n# TYPE foil_ages gauge\nfoil_ages{agent=\"a\"} 1\n\
+             foil_ages{agent=\"b\\\"\\\\\\n\"} 2.5\n"
+        );
+        assert!(ages().with(&[], 3.0).render().ends_with("\nfoil_ages 3\n"));
+        assert_eq!(ages().render(), "");
+    }
+
+    #[test]
+    fn what_is_not_shown_again_is_gone() {
+        let recorder = PrometheusBuilder::new().build_recorder().handle();
+        let shown = |agents: &[&str]| {
+            let family = Family::new("foil_test_agents", "For this test.");
+            show([agents.iter().fold(family, |family, agent| family.with(&[("agent", agent)], 1.0))]);
+            render(&recorder)
+        };
+        assert!(shown(&["a", "b"]).contains("agent=\"b\""));
+        let left = shown(&["a"]);
+        assert!(left.contains("agent=\"a\"") && !left.contains("agent=\"b\""), "{left}");
+        hide();
+        assert_eq!(render(&recorder), "");
+    }
+}

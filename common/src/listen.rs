@@ -1,0 +1,37 @@
+//! Addresses to listen on, as users write them.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+/// The address of `ADDRESS:PORT` or `HOST:PORT`; of a host with several, the first of IPv4, as clients try it.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    const FORM: &str = "write ADDRESS:PORT, for example 127.0.0.1:7070, [::1]:7070 or localhost:7070";
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let is_port = |port: &str| port.parse::<u16>().is_ok();
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && !host.contains(':') && is_port(port) => {}
+        _ => return Err(FORM.to_owned()),
+    }
+    let found: Vec<SocketAddr> =
+        text.to_socket_addrs().map_err(|error| format!("{error}; {FORM}"))?.collect();
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    first.copied().ok_or_else(|| format!("the host has no address; {FORM}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_names_are_taken_and_others_told_the_form() {
+        assert_eq!(address("127.0.0.1:70").unwrap(), "127.0.0.1:70".parse().unwrap());
+        assert_eq!(address("[::1]:70").unwrap(), "[::1]:70".parse().unwrap());
+        assert_eq!(address("localhost:70").unwrap(), "127.0.0.1:70".parse().unwrap());
+        for wrong in
+            ["localhost", "", ":7070", "7070", "::1:70000", "http://localhost:7070", "localhost:70000"]
+        {
+            assert!(address(wrong).unwrap_err().contains("write ADDRESS:PORT"), "{wrong}");
+        }
+    }
+}
