@@ -1,5 +1,6 @@
 //! The phases of a job, decided once from its specification and its data.
 
+mod bounds;
 mod phase;
 mod task;
 #[cfg(test)]
@@ -9,6 +10,7 @@ use foil_common::spec::{self, RewardStep};
 use foil_proto::v1;
 
 use crate::resolve::names as sets;
+pub use bounds::TooLarge;
 pub use phase::{Phase, PlanError, Work};
 pub use task::{Lease, TaskError, artifact_name, gang_task, lease, rows, rows_of_chunk};
 
@@ -20,6 +22,16 @@ pub fn plan(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<Phase> {
         phases.extend(planner.round(round));
     }
     phases
+}
+
+/// The phases in order, if they are not too many to keep and to send.
+///
+/// # Errors
+/// The field of the specification that makes the plan too large.
+pub fn bounded(job: &spec::Job, datasets: &[v1::Dataset]) -> Result<Vec<Phase>, TooLarge> {
+    let phases = plan(job, datasets);
+    bounds::check(&phases, job.rounds, job.generation.chunk_prompts)?;
+    Ok(phases)
 }
 
 struct Planner<'a> {

@@ -3,6 +3,7 @@
 //! The wire's [`v1::JobSpec`] becomes a [`Job`] through `TryFrom`, which names the field, what was found and what
 //! was expected; [`From`] gives the resolved wire form back. Nothing here reads a file but [`file`].
 
+mod bounds;
 mod check;
 mod choice;
 mod data;
@@ -213,6 +214,7 @@ impl TryFrom<v1::JobSpec> for Job {
     type Error = SpecError;
 
     fn try_from(wire: v1::JobSpec) -> Result<Self, SpecError> {
+        bounds::check(&wire)?;
         let wire = preset::apply(wire)?;
         let policy = wire.policy.unwrap_or_default();
         if policy.model.is_empty() {

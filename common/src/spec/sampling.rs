@@ -3,6 +3,9 @@ use foil_proto::v1;
 use super::SpecError;
 use super::check::{Range, path, real, size, wire_size};
 
+/// Logits divided by less leave single precision.
+const COLDEST: f64 = 1e-4;
+
 /// How answers are drawn. Filters apply in the order temperature, top-k, top-p.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
@@ -73,6 +76,10 @@ impl Sampling {
             )?,
             stop: if wire.stop.is_empty() { base.stop.clone() } else { wire.stop.clone() },
         };
+        if sampling.temperature > 0.0 && sampling.temperature < COLDEST {
+            let expected = format!("0, which is greedy, or at least {COLDEST}");
+            return Err(SpecError::field(&path(at, "temperature"), sampling.temperature, &expected));
+        }
         if sampling.min_new_tokens > sampling.max_new_tokens {
             let limit = format!("at most max_new_tokens ({})", sampling.max_new_tokens);
             return Err(SpecError::field(&path(at, "min_new_tokens"), sampling.min_new_tokens, &limit));

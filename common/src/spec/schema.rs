@@ -23,7 +23,7 @@ struct Field {
 }
 
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     Text,
     Flag,
     Count,
@@ -59,6 +59,21 @@ fn schema() -> &'static Schema {
             })
             .collect()
     })
+}
+
+/// What a field of `message` holds.
+pub(super) fn kind(message: &str, field: &str) -> Option<&'static Kind> {
+    schema().get(message)?.iter().find(|known| known.name == field).map(|known| &known.kind)
+}
+
+#[cfg(test)]
+pub(super) fn fields(message: &str) -> impl Iterator<Item = &'static str> {
+    schema().get(message).into_iter().flatten().map(|field| field.name.as_str())
+}
+
+#[cfg(test)]
+pub(super) fn is_repeated(message: &str, field: &str) -> bool {
+    schema()[message].iter().any(|known| known.name == field && known.repeated)
 }
 
 /// Checks `value` against `message` and gives it back in the form protobuf's JSON mapping reads: a single value

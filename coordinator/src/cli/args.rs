@@ -78,6 +78,9 @@ pub(crate) enum Command {
     /// Checks a result directory: its files, tokens and template, and what Foil and transformers compute from it. The exit
     /// status is 0 where every check passed, 1 where one failed, 3 where none failed but not all could be made.
     Conform(ConformArgs),
+    /// Reads a submitted job's inputs for a coordinator, which starts this itself.
+    #[command(hide = true)]
+    ResolveInputs(ResolveInputsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -179,12 +182,26 @@ pub(crate) struct ServeArgs {
     /// the records after it.
     #[arg(long, value_name = "RECORDS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) snapshot_every: u64,
+    /// Memory that reading one job's inputs may take; it happens in processes of their own, a few at a time.
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = super::plan::bytes)]
+    pub(crate) input_memory: u64,
     /// Write the address listened on to this file, once requests are answered (by a standby: with the leader's address).
     #[arg(long, value_name = "FILE")]
     pub(crate) port_file: Option<PathBuf>,
     /// End with this process, the parent.
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) parent_pid: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResolveInputsArgs {
+    #[arg(long, env = "FOIL_STORE", hide_env_values = true)]
+    pub(crate) store: String,
+    /// Bytes of address space.
+    #[arg(long)]
+    pub(crate) memory: u64,
+    #[arg(long)]
+    pub(crate) cpu_seconds: u64,
 }
 
 #[derive(Debug, Args)]

@@ -23,12 +23,14 @@ mod terminal;
 mod watch;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
 use foil_common::telemetry;
 
 use self::args::{Cli, Command};
+use crate::resolve::{self, child::Limits};
 
 /// Reads the command line, obeys it, and gives the exit status: 0 on success, 1 on failure, 2 for wrong usage, 128 and
 /// the signal's number where a run was stopped.
@@ -65,6 +67,10 @@ async fn obey(cli: Cli) -> Result<ExitCode> {
         Command::Artifacts(args) => jobs::artifacts(&args).await?,
         Command::Pull(args) => pull::pull(&args).await?,
         Command::Conform(args) => return conform::conform(&args).await,
+        Command::ResolveInputs(args) => {
+            let limits = Limits { memory: args.memory, cpu: Duration::from_secs(args.cpu_seconds) };
+            resolve::child::main(&args.store, limits).await?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

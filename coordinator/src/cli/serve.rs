@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use foil_common::storage::Store;
@@ -10,10 +11,17 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::args::ServeArgs;
 use super::outputs::write_whole;
 use crate::driver::{self, Serve};
+use crate::resolve::{Resolver, Setup};
+
+/// Time that reading one job's inputs may take.
+const INPUT_DEADLINE: Duration = Duration::from_secs(600);
+/// From SIGTERM to the end; orchestrators kill after 30 seconds.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     if let Some(parent) = args.parent_pid {
@@ -41,13 +49,44 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
     serve.settings.allow_version_skew = args.allow_version_skew;
-    let service = driver::serve(serve, stop).await?;
+    if let Some(resolver) = apart(&args) {
+        serve.resolver = resolver;
+    }
+    let service = driver::serve(serve, stop.clone()).await?;
     tracing::info!(%address, store = location, "serving");
     if let Some(file) = &args.port_file {
         announce(file, address)?;
     }
-    service.await?;
-    Ok(())
+    tokio::select! {
+        ended = service => Ok(ended?),
+        () = overdue(&stop) => {
+            tracing::warn!("what was under way did not end in time and is left; all state is in the store");
+            Ok(())
+        }
+    }
+}
+
+/// Reads inputs in child processes, where those can open the store too.
+fn apart(args: &ServeArgs) -> Option<Resolver> {
+    if args.store.starts_with("memory:") {
+        tracing::warn!(
+            "a store in memory is no other process's: jobs' inputs are read in this one, without limits"
+        );
+        return None;
+    }
+    Some(Resolver::in_children(Setup {
+        // The program that runs, also where its file was replaced since.
+        program: "/proc/self/exe".into(),
+        store: args.store.clone(),
+        memory: args.input_memory,
+        deadline: INPUT_DEADLINE,
+    }))
+}
+
+/// Completes when a stop takes too long.
+async fn overdue(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(STOP_DEADLINE).await;
 }
 
 /// Asks the kernel to kill this process with its parent. A kill is safe at any moment: all state is in the store.

@@ -232,3 +232,22 @@ fn methods_that_compare_get_what_they_compare_with() {
     let Some(TaskWork::TrainPolicy(train)) = gang_task(&state, &phase).unwrap().work else { panic!() };
     assert!(train.reference.is_none() && !state.phases.iter().any(|phase| phase.id.ends_with("reference")));
 }
+
+#[test]
+fn a_plan_that_is_too_large_names_the_field_to_change() {
+    let bounded = |edits: &[Edit], rows: u64| {
+        let datasets: Vec<v1::Dataset> =
+            datasets().into_iter().map(|set| v1::Dataset { rows: set.rows.max(rows), ..set }).collect();
+        super::bounded(&job(edits), &datasets).map(|phases| phases.len()).map_err(|error| error.to_string())
+    };
+    assert!(bounded(&[|spec| spec.rounds = Some(1000)], 0).unwrap() > 8000);
+    let message = bounded(&[|spec| spec.rounds = Some(10_000)], 0).unwrap_err();
+    assert!(message.starts_with("rounds: found 10000"), "{message}");
+    let single: fn(&mut v1::JobSpec) = |spec| {
+        spec.generation = Some(v1::GenerationSpec { chunk_prompts: Some(1), ..Default::default() });
+    };
+    let message = bounded(&[single], 10_001).unwrap_err();
+    assert!(message.starts_with("generation.chunk_prompts: found 1"), "{message}");
+    let message = bounded(&[single, |spec| spec.rounds = Some(100)], 9_000).unwrap_err();
+    assert!(message.contains("phases of all rounds"), "{message}");
+}

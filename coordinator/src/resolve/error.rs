@@ -1,6 +1,11 @@
+use std::time::Duration;
+
 use foil_common::data::parse::ParseError;
+use foil_common::spec::SpecError;
 use foil_common::storage::StoreError;
 use foil_common::text::TextError;
+
+use super::request::Refusal;
 
 /// Why a job's inputs cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,13 +35,29 @@ pub enum ResolveError {
     Empty { field: &'static str, set: &'static str, lost: String, advice: &'static str },
     #[error("reading the job's inputs crashed; please report it with the input that did it")]
     Crashed,
+    #[error(
+        "reading the job's inputs takes more than the {} MiB of memory that a submission has; give less data, or \
+         raise --input-memory of foil serve",
+        bytes >> 20
+    )]
+    Memory { bytes: u64 },
+    #[error("reading the job's inputs takes more than the {limit:?} that a submission has; give less data")]
+    Deadline { limit: Duration },
+    #[error("the inputs of {waiting} other jobs wait to be read; submit the job again in a while")]
+    Busy { waiting: usize },
+    #[error("no process could be started that reads the job's inputs: {reason}")]
+    Process { reason: String },
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+    #[error(transparent)]
+    Spec(#[from] Box<SpecError>),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl ResolveError {
     /// The field of the specification to look at, where the user's input is at fault.
-    pub fn field(&self) -> Option<&'static str> {
+    pub fn field(&self) -> Option<&str> {
         match self {
             Self::NotUploaded { field, .. }
             | Self::Uploaded { field, .. }
@@ -47,7 +68,28 @@ impl ResolveError {
             | Self::Data { field, .. }
             | Self::Unencodable { field, .. }
             | Self::Empty { field, .. } => Some(field),
-            Self::Crashed | Self::Store(_) => None,
+            Self::Refused(refusal) => refusal.field.as_deref(),
+            Self::Memory { .. } | Self::Deadline { .. } => Some("data"),
+            Self::Spec(error) => error.field_path(),
+            Self::Crashed | Self::Busy { .. } | Self::Process { .. } | Self::Store(_) => None,
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_transient(),
+            Self::Refused(refusal) => refusal.transient,
+            _ => false,
+        }
+    }
+
+    /// Whether the store is at fault.
+    pub fn is_stores(&self) -> bool {
+        match self {
+            Self::Store(_) => true,
+            Self::Refused(refusal) => refusal.store,
+            _ => false,
         }
     }
 }

@@ -4,12 +4,15 @@
 //! will read it: what is wrong with a job's inputs is said at submission, not an hour into the job.
 
 mod check;
+pub mod child;
 mod error;
 mod load;
 pub mod local;
 mod models;
 pub mod names;
 mod overlaps;
+mod request;
+mod resolver;
 mod sets;
 #[cfg(test)]
 mod tests;
@@ -21,17 +24,20 @@ use foil_common::spec;
 use foil_common::storage::Store;
 use foil_common::text::ModelText;
 use foil_proto::v1;
+use serde::{Deserialize, Serialize};
 
 use crate::plan::{Work, plan};
 
 pub use self::error::ResolveError;
 use self::load::Sources;
+pub use self::request::{Refusal, Request};
+pub use self::resolver::{Resolver, Setup};
 use self::sets::Sets;
 
 /// A job's inputs as its phases use them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Resolved {
-    /// The sets that have rows, written as `jobs/{job}/data/{name}.jsonl`.
+    /// The sets that have rows, written as `jobs/{job}/data/{name}.jsonl`; without objects where nothing is written.
     pub datasets: Vec<v1::Dataset>,
     /// Of every set, also of bad rows in it.
     pub summaries: Vec<v1::DatasetSummary>,
@@ -45,27 +51,17 @@ pub struct Resolved {
 
 /// A job's inputs, not written yet: what a dry run needs.
 #[derive(Debug)]
-pub struct Prepared {
+struct Prepared {
     sets: Sets,
     policy: v1::Artifact,
     reward: Option<v1::Artifact>,
 }
 
 /// The artifacts of other jobs that a job's models name, by field. Only who knows the jobs can say which those are.
-pub type Made = BTreeMap<&'static str, v1::Artifact>;
+pub type Made = BTreeMap<String, v1::Artifact>;
 
-/// Reads and checks a job's inputs and writes its data sets. The same job gives the same bytes again.
-pub async fn resolve(
-    job_id: &str,
-    job: &spec::Job,
-    made: &Made,
-    store: &Store,
-) -> Result<Resolved, ResolveError> {
-    prepare(job_id, job, made, store).await?.write(job_id, store).await
-}
-
-/// Reads and checks a job's inputs and writes nothing.
-pub async fn prepare(
+/// Reads and checks a job's inputs and writes nothing. The same job gives the same bytes again.
+async fn prepare(
     job_id: &str,
     job: &spec::Job,
     made: &Made,
@@ -120,22 +116,19 @@ fn warmups(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<String> {
 
 impl Prepared {
     /// The sets' descriptions without objects, as a plan needs them.
-    pub fn datasets(&self) -> Vec<v1::Dataset> {
-        write::descriptions(&self.sets)
-    }
-
-    pub fn summaries(&self) -> &[v1::DatasetSummary] {
-        &self.sets.summaries
-    }
-
-    pub fn warnings(&self) -> &[String] {
-        &self.sets.warnings
+    fn described(self) -> Resolved {
+        let datasets = write::descriptions(&self.sets);
+        self.resolved(datasets)
     }
 
     /// Writes the data sets.
-    pub async fn write(self, job_id: &str, store: &Store) -> Result<Resolved, ResolveError> {
+    async fn write(self, job_id: &str, store: &Store) -> Result<Resolved, ResolveError> {
         let datasets = write::sets(job_id, &self.sets, store).await?;
+        Ok(self.resolved(datasets))
+    }
+
+    fn resolved(self, datasets: Vec<v1::Dataset>) -> Resolved {
         let Sets { summaries, warnings, .. } = self.sets;
-        Ok(Resolved { datasets, summaries, warnings, policy: self.policy, reward: self.reward })
+        Resolved { datasets, summaries, warnings, policy: self.policy, reward: self.reward }
     }
 }

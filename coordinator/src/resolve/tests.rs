@@ -75,8 +75,12 @@ async fn file_job(store: &Store) -> v1::JobSpec {
     }
 }
 
+fn request(wire: v1::JobSpec, write: bool) -> Request {
+    Request::new("j", &spec::Job::try_from(wire).unwrap(), &Made::new(), write)
+}
+
 async fn resolved(wire: v1::JobSpec, store: &Store) -> Result<Resolved, ResolveError> {
-    resolve("j", &spec::Job::try_from(wire).unwrap(), &Made::new(), store).await
+    request(wire, true).run(store).await
 }
 
 async fn failure(wire: v1::JobSpec, store: &Store) -> String {
@@ -125,9 +129,10 @@ async fn the_same_job_gives_the_same_bytes() {
     let first = resolved(wire.clone(), &store).await.unwrap();
     assert_eq!(resolved(wire.clone(), &store).await.unwrap(), first);
     let other = v1::JobSpec { seed: Some(5), ..wire };
-    let prepared = prepare("j", &spec::Job::try_from(other).unwrap(), &Made::new(), &store).await.unwrap();
-    assert_eq!(prepared.datasets().len(), first.datasets.len());
-    assert_eq!(prepared.summaries(), first.summaries);
+    let described = request(other, false).run(&store).await.unwrap();
+    assert_eq!(described.datasets.len(), first.datasets.len());
+    assert!(described.datasets.iter().all(|set| set.object.is_none()));
+    assert_eq!(described.summaries, first.summaries);
 }
 
 #[tokio::test]

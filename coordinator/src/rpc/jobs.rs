@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use foil_common::spec;
-use foil_common::storage::Store;
 use foil_proto::v1::{self, job_event, jobs_server::Jobs};
 use futures::stream::{self, Stream, StreamExt};
 use prost::Message;
@@ -12,15 +11,15 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::limits::{bounded_warnings, check_plan, check_spec};
+use super::limits::{bounded_warnings, check_spec};
 use super::lineage;
-use super::status::{bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, stopped};
+use super::status::{bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, stopped, too_large};
 use crate::driver::{Found, Handle, Query, Subscription};
 use crate::job::pages::{self, Mark, PAGE_BYTES, Page};
 use crate::job::{JobState, Submitted};
 use crate::leadership::{Desk, Lease, NotLeading};
 use crate::plan;
-use crate::resolve::{self, Made};
+use crate::resolve::{Made, Request as InputRequest, Resolver};
 
 const PAGE: u32 = 50;
 const LARGEST_PAGE: u32 = 1000;
@@ -30,12 +29,12 @@ const LONGEST_REQUEST_ID: usize = 128;
 #[derive(Debug, Clone)]
 pub struct JobsService {
     desk: Desk,
-    store: Store,
+    resolver: Resolver,
 }
 
 impl JobsService {
-    pub fn new(desk: Desk, store: Store) -> Self {
-        Self { desk, store }
+    pub fn new(desk: Desk, resolver: Resolver) -> Self {
+        Self { desk, resolver }
     }
 
     /// A page of one of a job's parts.
@@ -60,13 +59,13 @@ impl JobsService {
     }
 
     async fn dry_run(&self, job: &spec::Job, made: &Made) -> Result<v1::SubmitResponse, Status> {
-        let prepared =
-            resolve::prepare(&new_id(), job, made, &self.store).await.map_err(|error| bad_input(&error))?;
+        let request = InputRequest::new(&new_id(), job, made, false);
+        let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
         Ok(v1::SubmitResponse {
             job: None,
             resolved: Some(job.into()),
-            plan: Some(wire_plan(job, &prepared.datasets(), prepared.summaries())?),
-            warnings: bounded_warnings(prepared.warnings().to_vec()),
+            plan: Some(wire_plan(job, &resolved.datasets, &resolved.summaries)?),
+            warnings: bounded_warnings(resolved.warnings),
         })
     }
 
@@ -78,8 +77,8 @@ impl JobsService {
         spec_hash: String,
     ) -> Result<v1::SubmitResponse, Status> {
         let id = new_id();
-        let resolved =
-            resolve::resolve(&id, job, made, &self.store).await.map_err(|error| bad_input(&error))?;
+        let request = InputRequest::new(&id, job, made, true);
+        let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
         let plan = wire_plan(job, &resolved.datasets, &resolved.summaries)?;
         let submitted = Submitted {
             request_id: request_id.clone(),
@@ -216,10 +215,8 @@ fn wire_plan(
     datasets: &[v1::Dataset],
     summaries: &[v1::DatasetSummary],
 ) -> Result<v1::Plan, Status> {
-    let phases = plan::plan(job, datasets).iter().map(Into::into).collect();
-    let plan = v1::Plan { phases, datasets: summaries.to_vec() };
-    check_plan(&plan)?;
-    Ok(plan)
+    let phases = plan::bounded(job, datasets).map_err(|error| too_large(&error))?;
+    Ok(v1::Plan { phases: phases.iter().map(Into::into).collect(), datasets: summaries.to_vec() })
 }
 
 /// The job of a request id, if it is the same job.

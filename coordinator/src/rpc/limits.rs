@@ -8,10 +8,6 @@ use super::status::bad_field;
 
 /// Largest specification.
 pub(super) const SPEC_BYTES: usize = 512 << 10;
-/// Largest plan.
-const PLAN_BYTES: usize = 2 << 20;
-/// Most chunks of one phase: the tasks of later phases name each chunk's objects, in one message.
-const CHUNKS: u32 = 10_000;
 /// Most warnings of a submission, and the bytes of each.
 const WARNINGS: usize = 100;
 /// Longest text that is passed on as it came: a message, an advice, a line of a log.
@@ -35,27 +31,6 @@ pub(super) fn check_spec(spec: &v1::JobSpec) -> Result<(), Status> {
     }
     let problem = format!("it takes {bytes} bytes, and {SPEC_BYTES} are the most; keep data in files");
     Err(bad_field("spec", &problem))
-}
-
-/// A plan must fit a message, and so must the largest task of its phases.
-pub(super) fn check_plan(plan: &v1::Plan) -> Result<(), Status> {
-    let largest = plan.phases.iter().max_by_key(|phase| phase.chunks);
-    if let Some(phase) = largest.filter(|phase| phase.chunks > CHUNKS) {
-        let problem = format!(
-            "phase {} would have {} chunks, and {CHUNKS} are the most; raise it, or take fewer rows",
-            phase.id, phase.chunks
-        );
-        return Err(bad_field("spec.generation.chunk_prompts", &problem));
-    }
-    let bytes = plan.encoded_len();
-    if bytes > PLAN_BYTES {
-        let problem = format!(
-            "the plan would have {} phases and take {bytes} bytes, and {PLAN_BYTES} are the most",
-            plan.phases.len()
-        );
-        return Err(bad_field("spec.rounds", &problem));
-    }
-    Ok(())
 }
 
 /// The first ones, each of a bounded length.
@@ -217,18 +192,6 @@ mod tests {
             panic!("still a failure")
         };
         assert!(failure.encoded_len() < 200_000, "{} bytes", failure.encoded_len());
-    }
-
-    #[test]
-    fn a_plan_that_no_message_holds_is_refused() {
-        let phase = |chunks| v1::PhasePlan { id: "r01.policy.generate".into(), chunks, ..Default::default() };
-        check_plan(&v1::Plan { phases: vec![phase(CHUNKS); 1000], ..Default::default() }).unwrap();
-        let wide =
-            check_plan(&v1::Plan { phases: vec![phase(CHUNKS + 1)], ..Default::default() }).unwrap_err();
-        assert!(wide.message().contains("chunk_prompts"), "{wide}");
-        let long =
-            check_plan(&v1::Plan { phases: vec![phase(1); 200_000], ..Default::default() }).unwrap_err();
-        assert!(long.message().contains("spec.rounds"), "{long}");
     }
 
     #[test]

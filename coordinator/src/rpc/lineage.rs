@@ -35,7 +35,7 @@ pub(super) async fn settle(job: &mut spec::Job, driver: &Handle) -> Result<Made,
                 format!("{name} is a {} artifact, and the field takes a model of its own kind", found.kind);
             return Err(wrong(&problem));
         }
-        made.insert(field, found.clone());
+        made.insert(field.to_owned(), found.clone());
         *model = ModelRef::Artifact { job: from, artifact: found.name.clone() };
     }
     Ok(made)

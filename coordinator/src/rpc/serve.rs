@@ -21,6 +21,7 @@ use super::{JobsService, WorkersService};
 use crate::clock::Clock;
 use crate::driver::{DriverError, Settings};
 use crate::leadership::{Desk, Office};
+use crate::resolve::Resolver;
 use crate::web;
 
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -40,6 +41,8 @@ pub struct Serve {
     pub take_over: bool,
     pub metrics: PrometheusHandle,
     pub settings: Settings,
+    /// Reads the inputs of submitted jobs.
+    pub resolver: Resolver,
     /// Tells whether this coordinator leads.
     pub desk: Desk,
 }
@@ -47,7 +50,8 @@ pub struct Serve {
 impl Serve {
     pub fn new(store: Store, listener: TcpListener, metrics: PrometheusHandle) -> Self {
         let (settings, desk) = (Settings::default(), Desk::default());
-        Self { store, listener, address: String::new(), take_over: false, metrics, settings, desk }
+        let resolver = Resolver::here(store.clone());
+        Self { store, listener, address: String::new(), take_over: false, metrics, settings, resolver, desk }
     }
 }
 
@@ -72,8 +76,9 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
     options.store.probe().await?;
-    let Serve { store, listener, address, take_over, metrics, settings, desk } = options;
-    let routes = routes(desk.clone(), store.clone(), metrics, settings.allow_version_skew).await?;
+    let Serve { store, listener, address, take_over, metrics, settings, resolver, desk } = options;
+    let routes =
+        routes(desk.clone(), store.clone(), resolver, metrics, settings.allow_version_skew).await?;
     let server = Server::builder()
         // Browsers, Prometheus and probes speak HTTP/1.
         .accept_http1(true)
@@ -106,6 +111,7 @@ pub async fn serve(
 async fn routes(
     desk: Desk,
     store: Store,
+    resolver: Resolver,
     metrics: PrometheusHandle,
     allow_version_skew: bool,
 ) -> Result<Routes, ServeError> {
@@ -123,7 +129,7 @@ async fn routes(
         .build_v1()?;
     let services = Routes::new(health_service)
         .add_service(reflection)
-        .add_service(JobsServer::new(JobsService::new(desk.clone(), store.clone())))
+        .add_service(JobsServer::new(JobsService::new(desk.clone(), resolver)))
         .add_service(WorkersServer::new(WorkersService::new(desk.clone(), &store, allow_version_skew)))
         .add_service(ArtifactsService::new(store.clone(), desk.clone()).into_server());
     Ok(web::merge(services, web::router(metrics, move || desk.readiness(store.trouble()))))

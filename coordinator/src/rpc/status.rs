@@ -12,6 +12,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::cluster::NameTaken;
 use crate::driver::Stopped;
 use crate::leadership::NotLeading;
+use crate::plan::TooLarge;
 use crate::resolve::ResolveError;
 use crate::schedule::Refusal;
 
@@ -32,6 +33,13 @@ pub(crate) fn bad_spec(error: &SpecError) -> Status {
     Status::with_error_details(Code::InvalidArgument, error.to_string(), details)
 }
 
+pub(crate) fn too_large(error: &TooLarge) -> Status {
+    let message = error.to_string();
+    let details =
+        ErrorDetails::with_bad_request_violation(format!("spec.{}", error.field()), message.clone());
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
 /// A job's inputs cannot be used, or not be read now.
 pub(crate) fn bad_input(error: &ResolveError) -> Status {
     let message = error.to_string();
@@ -40,11 +48,16 @@ pub(crate) fn bad_input(error: &ResolveError) -> Status {
             let details = ErrorDetails::with_bad_request_violation(format!("spec.{field}"), message.clone());
             Status::with_error_details(Code::InvalidArgument, message, details)
         }
-        (None, ResolveError::Store(store)) if store.is_transient() => {
+        (None, ResolveError::Busy { .. }) => {
+            let mut details = ErrorDetails::with_quota_failure_violation("submissions", message.clone());
+            details.set_retry_info(Some(RETRY_AFTER));
+            Status::with_error_details(Code::ResourceExhausted, message, details)
+        }
+        (None, _) if error.is_transient() => {
             let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             Status::with_error_details(Code::Unavailable, message, retry)
         }
-        (None, ResolveError::Store(_)) => Status::failed_precondition(message),
+        (None, _) if error.is_stores() => Status::failed_precondition(message),
         (None, _) => Status::internal(message),
     }
 }

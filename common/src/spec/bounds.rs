@@ -1,0 +1,164 @@
+//! Upper bounds of everything in a job file, by message and field of the wire contract.
+//!
+//! A number of the file decides how much memory or time something takes somewhere: a count that nobody means, a typing
+//! error most of all, must be refused where it is read. A field that is not listed has the bound of its kind.
+
+use foil_proto::v1;
+use serde_json::Value;
+
+use super::SpecError;
+use super::check::path;
+use super::schema::{self, Kind};
+
+const COUNT: u64 = 1_000_000_000;
+const REAL: f64 = 1e6;
+/// Bytes of a text: paths are no longer on Linux.
+const TEXT: usize = 4096;
+const LIST: usize = 4096;
+
+const ANY: u64 = u32::MAX as u64;
+const ROWS: u64 = 1_000_000;
+const TOKENS: u64 = 1 << 20;
+const EPOCHS: u64 = 1000;
+const BATCH: u64 = 1 << 20;
+const SAMPLES: u64 = 1024;
+const WEEK: u64 = 7 * 24 * 3600;
+
+const COUNTS: [(&str, &str, u64); 47] = [
+    ("JobSpec", "seed", ANY),
+    ("JobSpec", "rounds", 10_000),
+    ("TextSpec", "max_length", TOKENS),
+    ("GeneratorSpec", "sft", ROWS),
+    ("GeneratorSpec", "golden", ROWS),
+    ("GeneratorSpec", "prompts", ROWS),
+    ("GeneratorSpec", "evaluation", ROWS),
+    ("GoldPreferencesSpec", "pairs", ROWS),
+    ("GoldPreferencesSpec", "evaluation_pairs", ROWS),
+    // A limit above what there is takes nothing.
+    ("LimitSpec", "preferences", ANY),
+    ("LimitSpec", "golden", ANY),
+    ("LimitSpec", "prompts", ANY),
+    ("LimitSpec", "sft", ANY),
+    ("LimitSpec", "evaluation_preferences", ANY),
+    ("LimitSpec", "evaluation_prompts", ANY),
+    ("SamplingSpec", "top_k", 1 << 22),
+    ("SamplingSpec", "max_new_tokens", TOKENS),
+    ("SamplingSpec", "min_new_tokens", TOKENS),
+    ("GenerationSpec", "chunk_prompts", 1 << 16),
+    ("GenerationSpec", "slots", 1 << 14),
+    ("OptimizerSpec", "micro_batch_tokens", 1 << 24),
+    ("ScheduleSpec", "warmup_steps", 100_000_000),
+    ("SftStepSpec", "epochs", EPOCHS),
+    ("SftStepSpec", "batch_sequences", BATCH),
+    ("RewardStepSpec", "samples", SAMPLES),
+    ("RewardStepSpec", "epochs", EPOCHS),
+    ("RewardStepSpec", "batch_pairs", BATCH),
+    ("LoraSpec", "rank", 1 << 12),
+    ("PolicyStepSpec", "samples", SAMPLES),
+    ("PolicyStepSpec", "epochs", EPOCHS),
+    ("PolicyStepSpec", "batch_sequences", BATCH),
+    ("PolicyStepSpec", "pairs_k", SAMPLES),
+    ("EvaluationSpec", "kl_prompts", ROWS),
+    ("ResourceSpec", "ranks", 4096),
+    ("ResourceSpec", "threads_per_rank", 1024),
+    ("ResourceSpec", "hang_timeout_seconds", WEEK),
+    ("ResourceSpec", "checkpoint_steps", COUNT),
+    ("ResourceSpec", "checkpoint_seconds", WEEK),
+    ("ResourceSpec", "checkpoint_keep_steps", COUNT),
+    // Bytes of texts and lengths of lists.
+    ("TextSpec", "template", 256 << 10),
+    ("TextSpec", "eos_token", 256),
+    ("TextSpec", "pad_token", 256),
+    ("SamplingSpec", "stop", 64),
+    ("OptimizerSpec", "betas", 2),
+    ("LoraSpec", "targets", 16),
+    ("PolicyStepSpec", "learning_rate", 10_000),
+    ("JobSpec", "name", 63),
+];
+
+/// Largest values; the least ones are where a field is read.
+const REALS: [(&str, &str, f64); 8] = [
+    ("SamplingSpec", "temperature", 100.0),
+    ("SamplingSpec", "repetition_penalty", 100.0),
+    ("SftStepSpec", "learning_rate", 100.0),
+    ("RewardStepSpec", "learning_rate", 100.0),
+    ("PolicyStepSpec", "learning_rate", 100.0),
+    ("OptimizerSpec", "epsilon", 1.0),
+    ("OptimizerSpec", "weight_decay", 1000.0),
+    ("LoraSpec", "alpha", 1e5),
+];
+
+/// Refuses a specification with a number, a text or a list above its bound, or with a number that is none.
+pub(super) fn check(wire: &v1::JobSpec) -> Result<(), SpecError> {
+    let value = serde_json::to_value(wire).map_err(|error| SpecError::Syntax(error.to_string()))?;
+    check_message("", schema::JOB_SPEC, &value)
+}
+
+fn check_message(at: &str, message: &str, value: &Value) -> Result<(), SpecError> {
+    let Some(object) = value.as_object() else { return Ok(()) };
+    for (name, value) in object {
+        let Some(kind) = schema::kind(message, name) else { continue };
+        let at = &path(at, name);
+        let field = (short(message), name.as_str());
+        match (kind, value) {
+            (Kind::Message(inner), value) => check_message(at, inner, value)?,
+            (_, Value::Array(items)) => {
+                at_most(at, items.len() as u64, count(field).unwrap_or(LIST as u64), "entries")?;
+                for (index, item) in items.iter().enumerate() {
+                    check_scalar(&format!("{at}[{index}]"), field, kind, item, TEXT as u64)?;
+                }
+            }
+            (_, value) => check_scalar(at, field, kind, value, count(field).unwrap_or(TEXT as u64))?,
+        }
+    }
+    Ok(())
+}
+
+fn check_scalar(
+    at: &str,
+    field: (&str, &str),
+    kind: &Kind,
+    value: &Value,
+    longest: u64,
+) -> Result<(), SpecError> {
+    match (kind, value) {
+        (Kind::Count, value) => {
+            let bound = count(field).unwrap_or(COUNT);
+            match value.as_u64() {
+                Some(found) if found <= bound => Ok(()),
+                _ => Err(SpecError::field(at, value, &format!("at most {bound}"))),
+            }
+        }
+        (Kind::Real, value) => check_real(at, field, value),
+        (Kind::Text, Value::String(text)) => at_most(at, text.len() as u64, longest, "bytes"),
+        _ => Ok(()),
+    }
+}
+
+/// What is no number at all crosses JSON as a text.
+fn check_real(at: &str, field: (&str, &str), value: &Value) -> Result<(), SpecError> {
+    let bound = REALS.iter().find(|(message, name, _)| (*message, *name) == field).map_or(REAL, |(.., b)| *b);
+    match value.as_f64() {
+        Some(found) if found.abs() <= bound => Ok(()),
+        Some(found) => Err(SpecError::field(at, found, &format!("a number of at most {bound}"))),
+        None => Err(SpecError::field(at, value.as_str().unwrap_or("nothing"), "a finite number")),
+    }
+}
+
+fn at_most(at: &str, found: u64, bound: u64, unit: &str) -> Result<(), SpecError> {
+    match found <= bound {
+        true => Ok(()),
+        false => Err(SpecError::field(at, format!("{found} {unit}"), &format!("at most {bound} {unit}"))),
+    }
+}
+
+fn count(field: (&str, &str)) -> Option<u64> {
+    COUNTS.iter().find(|(message, name, _)| (*message, *name) == field).map(|(.., bound)| *bound)
+}
+
+fn short(message: &str) -> &str {
+    message.rsplit('.').next().unwrap_or(message)
+}
+
+#[cfg(test)]
+mod tests;
