@@ -1,6 +1,7 @@
 //! What the coordinator, the client and the workers of Foil share. Nothing here knows tensors.
 
 pub mod conform;
+pub mod contain;
 pub mod data;
 pub mod drift;
 pub mod exposition;

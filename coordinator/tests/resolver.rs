@@ -95,10 +95,13 @@ async fn a_child_answers_as_this_process_would() {
 async fn a_child_that_needs_more_memory_than_it_may_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().to_str().unwrap()).unwrap();
-    let request = request(&store, 1_000_000).await;
-    // Room for the program itself, not for a million rows.
-    let error = resolver(dir.path(), 320 << 20, PATIENCE).resolve(request).await.unwrap_err().to_string();
-    assert!(error.contains("320 MiB of memory"), "{error}");
+    let mut request = request(&store, 1_000_000).await;
+    let generator = request.spec.data.as_mut().and_then(|data| data.generator.as_mut()).unwrap();
+    (generator.sft, generator.golden, generator.evaluation) =
+        (Some(1_000_000), Some(1_000_000), Some(1_000_000));
+    // Room for the program itself, not for four million rows.
+    let error = resolver(dir.path(), 256 << 20, PATIENCE).resolve(request).await.unwrap_err().to_string();
+    assert!(error.contains("256 MiB of memory"), "{error}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 mod config;
 mod error;
 mod head;
+mod scan;
 mod weights;
 
 pub use config::{DecoderConfig, Family, RopeConfig, RopeScaling};

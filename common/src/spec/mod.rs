@@ -149,6 +149,12 @@ impl Job {
                  changes; temperature 1 without filters and penalties leaves it as it is"
             ));
         }
+        if self.sampling.is_greedy() && self.policy_step.samples > 1 {
+            warnings.push(format!(
+                "sampling: greedy answers to a prompt are all the same, so that all {} of policy_step.samples are one",
+                self.policy_step.samples
+            ));
+        }
         warnings
     }
 
@@ -181,13 +187,17 @@ impl Job {
             let limit = format!("less than text.max_length ({})", self.text.max_length);
             return Err(SpecError::field("evaluation.sampling.max_new_tokens", found, &limit));
         }
-        if self.sampling.temperature == 0.0 {
-            let method = &self.policy_step.method;
-            let fault = |field, needs: &str| {
-                Err(SpecError::field("sampling.temperature", 0, "a number above 0")
-                    .advice(&format!("at 0 all samples of a prompt are the same, and {field} needs {needs}")))
+        if self.sampling.is_greedy() {
+            let (at, found, expected) = match self.sampling.temperature {
+                0.0 => ("sampling.temperature", 0, "a number above 0"),
+                _ => ("sampling.top_k", 1, "0, or at least 2"),
             };
-            if method.compares_answers() {
+            let fault = |field, needs: &str| {
+                Err(SpecError::field(at, found, expected).advice(&format!(
+                    "at {found} all samples of a prompt are the same, and {field} needs {needs}"
+                )))
+            };
+            if self.policy_step.method.compares_answers() {
                 return fault("policy_step.method", "answers that differ");
             }
             if self.data.gold_preferences.is_some() {

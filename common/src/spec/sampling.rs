@@ -52,6 +52,11 @@ impl Sampling {
         (*temperature, *top_k, *top_p, *repetition_penalty, *min_new_tokens) == (1.0, 0, 1.0, 1.0, 0)
     }
 
+    /// Whether a prompt has one answer only.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || self.top_k == 1
+    }
+
     /// Fields left out come from `base`.
     pub(crate) fn parse(at: &str, wire: &v1::SamplingSpec, base: &Self) -> Result<Self, SpecError> {
         let max = wire_size(base.max_new_tokens);

@@ -395,3 +395,29 @@ fn policy_gradients_warn_of_filtered_samples() {
     assert!(hot.len() == 1 && hot[0].contains("grpo") && hot[0].contains("temperature 1"), "{hot:?}");
     assert_eq!(job(LEAST, &["sampling.temperature=1.2"]).warnings(), [] as [String; 0]);
 }
+
+#[test]
+fn methods_that_compare_answers_refuse_greedy_ones() {
+    for setting in ["sampling.temperature=0", "sampling.top_k=1"] {
+        let error = message(LEAST, &[setting, "policy_step.method=dpo"]);
+        let field = setting.split('=').next().unwrap();
+        assert!(error.contains(field) && error.contains("samples of a prompt are the same"), "{error}");
+        let warnings = job(LEAST, &[setting]).warnings();
+        assert!(warnings.iter().any(|warning| warning.contains("greedy")), "{warnings:?}");
+    }
+    assert!(
+        message(LEAST, &["sampling.temperature=1e-9"]).contains("0, which is greedy, or at least 0.0001")
+    );
+    job(LEAST, &["policy_step.method=dpo", "sampling.temperature=0.01"]);
+}
+
+#[test]
+fn a_job_file_is_a_regular_file_of_bounded_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let refusal = |path: &std::path::Path| file::load(path, &[]).unwrap_err().to_string();
+    assert!(refusal(dir.path()).contains("directory"));
+    assert!(!refusal(std::path::Path::new("/dev/zero")).is_empty());
+    let large = dir.path().join("large.yaml");
+    fs::write(&large, " ".repeat(5 << 20)).unwrap();
+    assert!(refusal(&large).contains("4194304") || refusal(&large).contains("4 MiB"));
+}

@@ -2,6 +2,7 @@ use super::error::{head, tail};
 use super::special::{Special, starts_with_bos};
 use super::template::Renderer;
 use super::{Answer, Encoded, EncodedPrompt, Limits, ModelText, TextError, TokenIds};
+use crate::contain;
 use crate::data::rows::Prompt;
 use crate::spec::{Bos, Side, Template, Text};
 use serde_json::Value;
@@ -37,7 +38,9 @@ impl Encoder {
 
     pub fn new(files: &ModelText, text: &Text) -> Result<Self, TextError> {
         let tokenizer = tokenizer(files)?;
-        let special = Special::find(files, text, &tokenizer)?;
+        let special = contain::panics(|| Special::find(files, text, &tokenizer)).map_err(|panic| {
+            TextError::File { file: files.file("tokenizer.json"), what: format!("malformed: {panic}") }
+        })??;
         let vocabulary = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         check_vocabulary(files, vocabulary)?;
         let renderer = renderer(files, text, &special)?;
@@ -118,9 +121,9 @@ impl Encoder {
 
     /// The text of tokens; special tokens are left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
-        self.tokenizer
-            .decode(ids, true)
-            .map_err(|error| TextError::Tokenizer(format!("tokens do not decode: {error}")))
+        let failed = |error: String| TextError::Tokenizer(format!("tokens do not decode: {error}"));
+        let text = contain::panics(|| self.tokenizer.decode(ids, true)).map_err(failed)?;
+        text.map_err(|error| failed(error.to_string()))
     }
 
     /// An answer's text as a row holds it: what the template puts around it is taken off.
@@ -227,13 +230,15 @@ impl Encoder {
     }
 
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| {
+        let refused = |error: String| {
             TextError::Tokenizer(format!(
                 "the tokenizer refuses a text: {error}; it starts {:?}",
                 head(text, 60)
             ))
-        })?;
-        Ok(encoding.get_ids().to_vec())
+        };
+        // Some settings of a tokenizer.json make the library panic, on some texts.
+        let encoding = contain::panics(|| self.tokenizer.encode_fast(text, false)).map_err(refused)?;
+        Ok(encoding.map_err(|error| refused(error.to_string()))?.get_ids().to_vec())
     }
 
     fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
@@ -263,8 +268,9 @@ impl Encoder {
 
 fn tokenizer(files: &ModelText) -> Result<Tokenizer, TextError> {
     let fail = |what: String| TextError::File { file: files.file("tokenizer.json"), what };
-    let mut tokenizer =
-        Tokenizer::from_bytes(&files.tokenizer).map_err(|error| fail(format!("unreadable: {error}")))?;
+    let mut tokenizer = contain::panics(|| Tokenizer::from_bytes(&files.tokenizer))
+        .map_err(|panic| fail(format!("malformed: {panic}")))?
+        .map_err(|error| fail(format!("unreadable: {error}")))?;
     tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;
     tokenizer.with_padding(None);
     Ok(tokenizer)

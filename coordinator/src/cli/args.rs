@@ -128,6 +128,9 @@ pub(crate) struct InspectArgs {
     /// Rows of each data set shown token by token.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) rows: usize,
+    /// Read the models' weights too, and look for numbers that are NaN or infinite.
+    #[arg(long)]
+    pub(crate) scan_weights: bool,
 }
 
 #[derive(Debug, Args)]
@@ -246,9 +249,13 @@ fn naming(text: &str) -> Result<String, String> {
 pub(crate) struct SubmitArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
-    /// Validate only, here and at the coordinator; print the plan and the file with every default filled in.
+    /// Validate only, on this machine: job file, models, tokenizers, templates and every row of data. Prints the plan and
+    /// the file with every default filled in.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// With --dry-run: uploads the inputs and asks the coordinator too, which also knows the ranks there are.
+    #[arg(long, requires = "dry_run")]
+    pub(crate) server: bool,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
 }

@@ -11,8 +11,6 @@ use foil_common::spec::{self, InputRef, ModelRef};
 use foil_proto::v1;
 use thiserror::Error;
 
-use super::checkpoint::{self, CheckpointError};
-
 /// The files of a model directory that a job can need, beside its `*.safetensors`.
 const MODEL_FILES: [&str; 7] = [
     "config.json",
@@ -30,8 +28,6 @@ pub(crate) enum InputError {
     Read { field: String, path: PathBuf, reason: String, advice: &'static str },
     #[error("{field}: {} holds no {file}; give a Hugging Face model directory (config.json, *.safetensors, tokenizer.json){advice}", path.display())]
     NotModel { field: String, path: PathBuf, file: &'static str, advice: &'static str },
-    #[error("{field}: {fault}")]
-    Checkpoint { field: String, fault: CheckpointError },
 }
 
 /// A job whose inputs are named by content, and what has to be in the store for it.
@@ -100,8 +96,6 @@ impl Reader<'_> {
         let ModelRef::Path(path) = &*model else { return Ok(()) };
         let path = PathBuf::from(path);
         let names = model_files(field, &path, needs_weights)?;
-        checkpoint::check(&path, &names)
-            .map_err(|fault| InputError::Checkpoint { field: field.to_owned(), fault })?;
         let mut objects = Vec::new();
         for name in names {
             objects.push(self.file(field, &path.join(name))?);

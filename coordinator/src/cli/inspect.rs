@@ -12,8 +12,8 @@ use crate::resolve::local::{self, Local, LocalSet, Rows};
 
 pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
     let job = submit::load(&args.job.file, &args.job.settings)?;
-    let rows = args.rows;
-    let reading = tokio::task::spawn_blocking(move || describe(&job, rows));
+    let (rows, scan) = (args.rows, args.scan_weights);
+    let reading = tokio::task::spawn_blocking(move || describe(&job, rows, scan));
     let (report, warnings) = reading.await.context("reading the inputs was cut short")??;
     for warning in warnings {
         output::note(&format!("warning: {warning}"));
@@ -23,14 +23,16 @@ pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
 }
 
 /// The report, and the warnings that submission would give.
-fn describe(job: &spec::Job, rows: usize) -> Result<(String, Vec<String>)> {
+fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<(String, Vec<String>)> {
     let local = local::local(job)?;
+    let scanned = if scan { scan_weights(&local)? } else { Vec::new() };
     let sampled = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
     let shared = Limits::shared(job.text.max_length);
     let mut lines = vec![model("policy", &job.policy.model.name(), &local.policy)];
     if let (Some(encoder), Some(reference)) = (&local.reward, &job.reward.model) {
         lines.push(model("reward", &reference.name(), encoder));
     }
+    lines.extend(scanned);
     lines.push(format!(
         "template {}; at most {} tokens, of which {} are kept for an answer that is sampled",
         job.text.template, shared.total, sampled.answer
@@ -46,6 +48,20 @@ fn describe(job: &spec::Job, rows: usize) -> Result<(String, Vec<String>)> {
         Report { limits, rows, lines: &mut lines }.set(&local, set)?;
     }
     Ok((lines.join("\n"), local.warnings))
+}
+
+/// Reads every number of the weights that are there.
+fn scan_weights(local: &Local) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for (field, weights) in &local.weights {
+        let mut bytes = 0;
+        weights.scan(&mut |moved| bytes += moved).with_context(|| (*field).to_owned())?;
+        lines.push(format!(
+            "{field}: all numbers of {:.1} MiB of weights are finite",
+            bytes as f64 / 1048576.0
+        ));
+    }
+    Ok(lines)
 }
 
 fn model(role: &str, name: &str, encoder: &Encoder) -> String {
@@ -194,7 +210,7 @@ mod tests {
     fn a_report_shows_every_set_with_tokens_and_lengths() {
         let dir = tempfile::tempdir().unwrap();
         let golden = "{\"prompt\":\"efgha\",\"golden\":\"efgha!!\"}\n{\"prompt\":\"abcdh\",\"golden\":\"h!!dcba\"}\n{}\n";
-        let (report, warnings) = describe(&job(dir.path(), golden), 1).unwrap();
+        let (report, warnings) = describe(&job(dir.path(), golden), 1, false).unwrap();
         for expected in [
             "17 token ids; BOS 1 \"<s>\"; EOS 3 \"</s>\"; pad 0 \"<pad>\"",
             "template auto; at most 32 tokens, of which 16 are kept for an answer that is sampled",
@@ -216,10 +232,10 @@ mod tests {
     fn what_cannot_be_read_is_named_by_its_field() {
         let dir = tempfile::tempdir().unwrap();
         let job = job(dir.path(), "{}");
-        let error = describe(&job, 1).unwrap_err().to_string();
+        let error = describe(&job, 1, true).unwrap_err().to_string();
         assert!(error.starts_with("data.golden: ") && error.contains("golden.jsonl:1"), "{error}");
         fs::remove_file(dir.path().join("golden.jsonl")).unwrap();
-        let error = describe(&job, 1).unwrap_err().to_string();
+        let error = describe(&job, 1, true).unwrap_err().to_string();
         assert!(error.starts_with("data.golden: ") && error.contains("cannot be read"), "{error}");
     }
 }

@@ -1,7 +1,6 @@
 //! The commands a user types.
 
 mod args;
-mod checkpoint;
 mod client;
 mod conform;
 mod inputs;
@@ -40,7 +39,7 @@ pub async fn main() -> ExitCode {
     match obey(cli).await {
         Ok(code) => code,
         Err(error) => {
-            telemetry::last_words(format, "foil", &format!("{error:#}"));
+            telemetry::last_words(format, "foil", &output::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -29,3 +29,38 @@ fn write(text: &str) -> io::Result<()> {
 pub(crate) fn note(text: &str) {
     telemetry::write_line(text);
 }
+
+/// An error with its causes, each told once: many messages end with their cause already.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("data.golden: {source}")]
+    struct Told {
+        source: std::io::Error,
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let told = Told { source: std::io::Error::other("line 3 is no JSON") };
+        assert_eq!(chain(&anyhow::Error::new(told)), "data.golden: line 3 is no JSON");
+        let nested = anyhow!("no route").context("cannot connect");
+        assert_eq!(chain(&nested), "cannot connect: no route");
+        let result: anyhow::Result<()> = Err(anyhow!("inner")).context("outer: inner");
+        assert_eq!(chain(&result.unwrap_err()), "outer: inner");
+    }
+}

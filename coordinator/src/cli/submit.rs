@@ -13,9 +13,14 @@ use super::client::Client;
 use super::inputs::{self, Content, Prepared, Upload};
 use super::progress::{self, Progress};
 use super::{location, output, report};
+use crate::plan;
+use crate::resolve::{self, local};
 
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     let job = load(&args.job.file, &args.job.settings)?;
+    if args.dry_run && !args.server {
+        return dry_run(job).await;
+    }
     let client = Client::connect(&args.client.coordinators())?;
     // An upload waits long for a coordinator that restarts; one that was never there is to be told of at once.
     client.reach().await?;
@@ -29,9 +34,7 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
         dry_run: args.dry_run,
     };
     let response = client.submit(request).await?;
-    for warning in &response.warnings {
-        output::note(&format!("warning: {warning}"));
-    }
+    warn(&response.warnings);
     match response.job {
         Some(job) => output::line(&job.id)
             // Or nobody could find it again, and a script would submit it once more.
@@ -41,22 +44,50 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     Ok(())
 }
 
+/// Everything that a coordinator would check but the ranks there are, without one.
+async fn dry_run(job: spec::Job) -> Result<()> {
+    let reading = tokio::task::spawn_blocking(move || {
+        resolve::local_models(&job)?;
+        let local = local::local(&job)?;
+        let phases = plan::bounded(&job, &local.datasets())?;
+        let plan = v1::Plan { phases: phases.iter().map(Into::into).collect(), datasets: local.summaries };
+        let resolved = Some(v1::JobSpec::from(&job));
+        Ok::<_, anyhow::Error>(v1::SubmitResponse {
+            job: None,
+            resolved,
+            plan: Some(plan),
+            warnings: local.warnings,
+        })
+    });
+    let response = reading.await.context("reading the inputs was cut short")??;
+    warn(&response.warnings);
+    show_plan(&response)
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        output::note(&format!("warning: {warning}"));
+    }
+}
+
 /// Reads a job file and its settings; errors name the field, and the line or the setting that gave it.
 pub(crate) fn load(file: &Path, settings: &[String]) -> Result<spec::Job> {
     let wire = spec::file::load(file, settings).map_err(|error| location::located(error, settings))?;
     Ok(spec::Job::try_from(wire)?)
 }
 
-/// Hashes the inputs, off the runtime's threads.
+/// Checks the models and hashes the inputs, off the runtime's threads.
 pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepared> {
     let bar = progress.spinner("reading inputs");
     let shown = bar.clone();
     let reading = tokio::task::spawn_blocking(move || {
-        inputs::prepare(job, &mut |path| shown.set_message(path.display().to_string()))
+        resolve::local_models(&job)?;
+        let prepared = inputs::prepare(job, &mut |path| shown.set_message(path.display().to_string()))?;
+        Ok::<_, anyhow::Error>(prepared)
     });
     let prepared = reading.await.context("reading the inputs was cut short")?;
     bar.finish_and_clear();
-    Ok(prepared?)
+    prepared
 }
 
 /// Brings what the store lacks.

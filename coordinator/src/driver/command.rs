@@ -82,6 +82,11 @@ pub(super) enum Command {
         id: String,
         reply: oneshot::Sender<Option<v1::Job>>,
     },
+    /// Answers with the number of devices of a kind, busy ones too.
+    Devices {
+        kind: String,
+        reply: oneshot::Sender<usize>,
+    },
     Look {
         id: String,
         look: Look,

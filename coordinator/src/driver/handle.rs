@@ -77,6 +77,11 @@ impl Handle {
         self.ask(|reply| Command::Submit { id, submitted: Box::new(submitted), reply }).await
     }
 
+    /// Devices of a kind that the workers connected now have, busy ones too.
+    pub async fn devices(&self, kind: &str) -> Result<usize, Stopped> {
+        self.ask(|reply| Command::Devices { kind: kind.to_owned(), reply }).await
+    }
+
     pub async fn get(&self, id: &str) -> Result<Option<v1::Job>, Stopped> {
         self.ask(|reply| Command::Get { id: id.to_owned(), reply }).await
     }

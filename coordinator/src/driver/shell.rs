@@ -258,6 +258,12 @@ impl Driver {
                 let found = self.found(&request_id);
                 self.reply(move |_| drop(reply.send(found)));
             }
+            Command::Devices { kind, reply } => {
+                let count = self.core.devices(&kind);
+                self.reply(move |_| {
+                    let _ = reply.send(count);
+                });
+            }
             Command::Submit { id, submitted, reply } => self.submit(&id, *submitted, reply, now),
             Command::Get { id, reply } => {
                 let job = self.core.shown(&id);

@@ -248,6 +248,6 @@ fn a_plan_that_is_too_large_names_the_field_to_change() {
     };
     let message = bounded(&[single], 10_001).unwrap_err();
     assert!(message.starts_with("generation.chunk_prompts: found 1"), "{message}");
-    let message = bounded(&[single, |spec| spec.rounds = Some(100)], 9_000).unwrap_err();
+    let message = bounded(&[single, |spec| spec.rounds = Some(100)], 4_900).unwrap_err();
     assert!(message.contains("phases of all rounds"), "{message}");
 }

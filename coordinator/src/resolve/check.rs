@@ -5,14 +5,12 @@ use std::thread;
 
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::spec::{self, Side};
-use foil_common::text::{Answer, Encoded, EncodedPrompt, Encoder, Limits, ModelText, TextError};
+use foil_common::text::{Answer, Encoded, EncodedPrompt, Encoder, Limits, TextError};
 
-use super::ResolveError;
+use super::models::{POLICY, REWARD};
 use super::names;
 use super::sets::Sets;
-
-const POLICY: &str = "policy.model";
-const REWARD: &str = "reward.model";
+use super::{Readers, ResolveError};
 
 /// Rows checked by one thread at least.
 const ROWS_PER_THREAD: usize = 256;
@@ -39,21 +37,22 @@ impl From<Encoded> for Cuts {
 }
 
 /// Drops the rows that a model which reads them cannot encode, and says how many and what else is cut.
-pub(super) fn encodings(
-    job: &spec::Job,
-    sets: &mut Sets,
-    policy: &ModelText,
-    reward: Option<&ModelText>,
-) -> Result<(), ResolveError> {
+pub(super) fn encodings(job: &spec::Job, sets: &mut Sets, readers: &Readers<'_>) -> Result<(), ResolveError> {
     let sampled = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
     let shared = Limits::shared(job.text.max_length);
     let load =
-        |field, files| Encoder::new(files, &job.text).map_err(|source| ResolveError::Text { field, source });
-    let policy = load(POLICY, policy)?;
-    let own = reward.map(|files| load(REWARD, files)).transpose()?;
+        |field, files| Encoder::new(files, &job.text).map_err(|fault| ResolveError::Text { field, fault });
+    let policy = load(POLICY, readers.policy.0)?;
+    let own = readers.reward.map(|(files, _)| load(REWARD, files)).transpose()?;
     let reward = own.as_ref().unwrap_or(&policy);
     // Exported reward models name a pad token; its absence would show only after the training.
-    reward.pad_id().map_err(|source| ResolveError::Text { field: REWARD, source })?;
+    let (field, (files, config)) = readers.reward.map_or((POLICY, readers.policy), |model| (REWARD, model));
+    let pad = reward.pad_id().map_err(|fault| ResolveError::Text { field, fault })?;
+    config.check_pad(pad).map_err(|fault| ResolveError::ModelFiles {
+        field,
+        name: files.name.clone(),
+        fault,
+    })?;
 
     sets.warnings.extend(policy.warnings().into_iter().map(|warning| format!("{POLICY}: {warning}")));
     sets.warnings

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use foil_common::data::parse::ParseError;
+use foil_common::model::ModelFilesError;
 use foil_common::spec::SpecError;
 use foil_common::storage::StoreError;
 use foil_common::text::TextError;
@@ -14,18 +15,28 @@ pub enum ResolveError {
         "{field}: {path} is a local path, which only a client can read; submit the job with `foil submit` or `foil run`"
     )]
     NotUploaded { field: &'static str, path: String },
-    #[error("{field}: {name} is in a store; bring it here with `foil pull`, and name the local path")]
+    #[error(
+        "{field}: {name} is in a store; bring it here with `foil pull` and name the local path, or ask the coordinator: foil submit --dry-run --server"
+    )]
     Uploaded { field: &'static str, name: String },
     #[error("{field}: {path} cannot be read: {what}")]
-    Unreadable { field: &'static str, path: String, what: String },
+    Unreadable { field: &'static str, path: String, what: String, absent: bool },
     #[error("{field}: {name} was not uploaded, or not wholly ({key}); submit the job again")]
     Missing { field: &'static str, name: String, key: String },
     #[error("{field}: the model directory {name} {problem}; {advice}")]
     Model { field: &'static str, name: String, problem: String, advice: &'static str },
-    #[error("{field}: {source}")]
-    Text { field: &'static str, source: TextError },
-    #[error("{field}: {source}")]
-    Data { field: &'static str, source: ParseError },
+    #[error("{field}: {}", named(name, fault))]
+    ModelFiles { field: &'static str, name: String, fault: ModelFilesError },
+    #[error(
+        "text.max_length: found {found}, expected at most {limit}, the positions that {model} has \
+         (max_position_embeddings in the config.json of {name}); lower it, or take a model for longer texts"
+    )]
+    Positions { model: &'static str, found: usize, limit: i64, name: String },
+    // The message says all of its cause, so that it is no `source` to be told again.
+    #[error("{field}: {fault}")]
+    Text { field: &'static str, fault: TextError },
+    #[error("{field}: {fault}")]
+    Data { field: &'static str, fault: ParseError },
     #[error(
         "{field}: {bad} of {rows} rows cannot be encoded by the model, more than data.max_bad_fraction ({allowed}) \
          allows; the first is {first}"
@@ -55,6 +66,12 @@ pub enum ResolveError {
     Store(#[from] StoreError),
 }
 
+/// A fault with the directory it is in, where it does not say so itself.
+fn named(name: &str, fault: &ModelFilesError) -> String {
+    let fault = fault.to_string();
+    if fault.contains(name) { fault } else { format!("{name}: {fault}") }
+}
+
 impl ResolveError {
     /// The field of the specification to look at, where the user's input is at fault.
     pub fn field(&self) -> Option<&str> {
@@ -64,15 +81,22 @@ impl ResolveError {
             | Self::Unreadable { field, .. }
             | Self::Missing { field, .. }
             | Self::Model { field, .. }
+            | Self::ModelFiles { field, .. }
             | Self::Text { field, .. }
             | Self::Data { field, .. }
             | Self::Unencodable { field, .. }
             | Self::Empty { field, .. } => Some(field),
+            Self::Positions { .. } => Some("text.max_length"),
             Self::Refused(refusal) => refusal.field.as_deref(),
             Self::Memory { .. } | Self::Deadline { .. } => Some("data"),
             Self::Spec(error) => error.field_path(),
             Self::Crashed | Self::Busy { .. } | Self::Process { .. } | Self::Store(_) => None,
         }
+    }
+
+    /// Whether a local file is not there, while nothing was found wrong with those that are.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Unreadable { absent: true, .. })
     }
 
     /// Whether the same request may succeed later.

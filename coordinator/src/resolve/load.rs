@@ -76,9 +76,12 @@ impl Source {
         let open = |input: &InputRef| match input {
             InputRef::Path(path) => match input_file::open(Path::new(path)) {
                 Ok(file) => Ok((path.clone(), Content::Local(file))),
-                Err(error) => {
-                    Err(ResolveError::Unreadable { field, path: path.clone(), what: error.to_string() })
-                }
+                Err(error) => Err(ResolveError::Unreadable {
+                    field,
+                    path: path.clone(),
+                    what: error.to_string(),
+                    absent: error.kind() == std::io::ErrorKind::NotFound,
+                }),
             },
             InputRef::Input { name, .. } => Err(ResolveError::Uploaded { field, name: name.clone() }),
         };
@@ -107,7 +110,7 @@ impl Source {
         if self.files.is_empty() {
             return Ok(None);
         }
-        let fail = |source| ResolveError::Data { field: self.field, source };
+        let fail = |fault| ResolveError::Data { field: self.field, fault };
         let files = self.files.iter().map(|(name, bytes)| (name.as_str(), bytes.reader()));
         let parsed = parse_files(files, budget).map_err(fail)?;
         parsed.require(max_bad_fraction).map_err(fail)?;

@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow};
+use foil_common::model::WeightFiles;
 use foil_common::spec::{self, ModelRef};
 use foil_common::text::{Encoder, ModelText};
 use foil_proto::v1;
 
 use super::load::Sources;
-use super::{ResolveError, names};
+use super::models::{POLICY, REWARD};
+use super::suitability::{self, Weights};
+use super::{Readers, ResolveError, names};
 
 /// A job's sets as submission would make them, and the encoders of the models that read them.
 pub struct Local {
@@ -19,6 +22,8 @@ pub struct Local {
     pub policy: Encoder,
     /// Where the reward model is a directory of its own.
     pub reward: Option<Encoder>,
+    /// The models' weights that are there, by field.
+    pub weights: Vec<(&'static str, WeightFiles)>,
 }
 
 pub struct LocalSet {
@@ -48,20 +53,40 @@ impl Rows {
     }
 }
 
-/// Reads, checks and splits a job's local inputs, as submission does with uploaded ones.
+impl Local {
+    /// The sets' descriptions, as a plan needs them.
+    pub fn datasets(&self) -> Vec<v1::Dataset> {
+        let described = |set: &LocalSet| v1::Dataset {
+            name: set.name.to_owned(),
+            object: None,
+            rows: set.rows.len() as u64,
+        };
+        self.sets.iter().map(described).collect()
+    }
+}
+
+/// Reads, checks and splits a job's local inputs, as submission does with uploaded ones. Weights are looked at where
+/// they are there.
 pub fn local(job: &spec::Job) -> Result<Local, ResolveError> {
     let files = |field, model: &ModelRef| match model {
         ModelRef::Path(path) => {
-            ModelText::read(Path::new(path)).map_err(|source| ResolveError::Text { field, source })
+            let (config, weights) = suitability::local_model(job, field, path, Weights::IfThere)?;
+            require_tokenizer(field, path)?;
+            let text = ModelText::read(Path::new(path));
+            Ok((text.map_err(|fault| ResolveError::Text { field, fault })?, config, weights))
         }
         ModelRef::Input { .. } | ModelRef::Artifact { .. } => {
             Err(ResolveError::Uploaded { field, name: model.name() })
         }
     };
-    let policy = files("policy.model", &job.policy.model)?;
-    let reward = job.reward.model.as_ref().map(|model| files("reward.model", model)).transpose()?;
+    let policy = files(POLICY, &job.policy.model)?;
+    let reward = job.reward.model.as_ref().map(|model| files(REWARD, model)).transpose()?;
     let sources = Sources::open(&job.data)?;
-    let sets = super::build(job, &sources, &policy, reward.as_ref())?;
+    let readers = Readers {
+        policy: (&policy.0, &policy.1),
+        reward: reward.as_ref().map(|(text, config, _)| (text, config)),
+    };
+    let sets = super::build(job, &sources, &readers)?;
     let all = [
         (names::SFT, Rows::Demonstrations(sets.sft)),
         (names::PREFERENCES, Rows::Pairs(sets.preferences)),
@@ -81,11 +106,29 @@ pub fn local(job: &spec::Job) -> Result<Local, ResolveError> {
             .collect(),
         summaries: sets.summaries,
         warnings: sets.warnings,
-        policy: encoder(job, "policy.model", &policy)?,
-        reward: reward.map(|files| encoder(job, "reward.model", &files)).transpose()?,
+        policy: encoder(job, POLICY, &policy.0)?,
+        reward: reward.as_ref().map(|(files, ..)| encoder(job, REWARD, files)).transpose()?,
+        weights: [(POLICY, policy.2), (REWARD, reward.and_then(|(.., weights)| weights))]
+            .into_iter()
+            .filter_map(|(field, weights)| Some((field, weights?)))
+            .collect(),
     })
 }
 
+/// Told apart from one that cannot be read: a plan needs none.
+fn require_tokenizer(field: &'static str, path: &str) -> Result<(), ResolveError> {
+    let file = Path::new(path).join("tokenizer.json");
+    match file.exists() {
+        true => Ok(()),
+        false => Err(ResolveError::Unreadable {
+            field,
+            path: file.display().to_string(),
+            what: "there is no such file".to_owned(),
+            absent: true,
+        }),
+    }
+}
+
 fn encoder(job: &spec::Job, field: &'static str, files: &ModelText) -> Result<Encoder, ResolveError> {
-    Encoder::new(files, &job.text).map_err(|source| ResolveError::Text { field, source })
+    Encoder::new(files, &job.text).map_err(|fault| ResolveError::Text { field, fault })
 }

@@ -14,12 +14,14 @@ mod overlaps;
 mod request;
 mod resolver;
 mod sets;
+mod suitability;
 #[cfg(test)]
 mod tests;
 mod write;
 
 use std::collections::BTreeMap;
 
+use foil_common::model::DecoderConfig;
 use foil_common::spec;
 use foil_common::storage::Store;
 use foil_common::text::ModelText;
@@ -33,6 +35,7 @@ use self::load::Sources;
 pub use self::request::{Refusal, Request};
 pub use self::resolver::{Resolver, Setup};
 use self::sets::Sets;
+pub use self::suitability::local_models;
 
 /// A job's inputs as its phases use them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,26 +70,30 @@ async fn prepare(
     made: &Made,
     store: &Store,
 ) -> Result<Prepared, ResolveError> {
-    let (policy, policy_text) = models::policy(job_id, job, made, store).await?;
-    let (reward, reward_text) = match models::reward(job_id, job, made, store).await? {
-        Some((artifact, text)) => (Some(artifact), Some(text)),
-        None => (None, None),
-    };
+    let policy = models::policy(job_id, job, made, store).await?;
+    let reward = models::reward(job_id, job, made, store).await?;
     let sources = Sources::fetch(&job.data, store).await?;
     let job = job.clone();
-    let work = move || build(&job, &sources, &policy_text, reward_text.as_ref());
-    let sets = tokio::task::spawn_blocking(work).await.map_err(|_| ResolveError::Crashed)??;
-    Ok(Prepared { sets, policy, reward })
+    let work = move || {
+        let readers = Readers {
+            policy: (&policy.text, &policy.config),
+            reward: reward.as_ref().map(|reward| (&reward.text, &reward.config)),
+        };
+        let sets = build(&job, &sources, &readers)?;
+        Ok(Prepared { sets, policy: policy.artifact, reward: reward.map(|reward| reward.artifact) })
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|_| ResolveError::Crashed)?
 }
 
-fn build(
-    job: &spec::Job,
-    sources: &Sources,
-    policy: &ModelText,
-    reward: Option<&ModelText>,
-) -> Result<Sets, ResolveError> {
+/// The models that read a job's rows.
+struct Readers<'a> {
+    policy: (&'a ModelText, &'a DecoderConfig),
+    reward: Option<(&'a ModelText, &'a DecoderConfig)>,
+}
+
+fn build(job: &spec::Job, sources: &Sources, readers: &Readers<'_>) -> Result<Sets, ResolveError> {
     let mut sets = Sets::build(job, sources)?;
-    check::encodings(job, &mut sets, policy, reward)?;
+    check::encodings(job, &mut sets, readers)?;
     sets.require(job)?;
     sets.report_overlaps(job);
     sets.warnings.extend(job.warnings());

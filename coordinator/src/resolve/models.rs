@@ -1,8 +1,10 @@
-//! Model directories: whether all their files are there, and the small ones read.
+//! Model directories in the store: whether all their files are there and fit the job, and the small ones read.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use bytes::Bytes;
+use foil_common::model::{DecoderConfig, INDEX, ModelFilesError, SINGLE, WeightFiles, header_length, shards};
 use foil_common::rpc::artifacts::input_key;
 use foil_common::spec::{self, Init, ModelRef};
 use foil_common::storage::Store;
@@ -13,25 +15,30 @@ use serde_json::Value;
 use super::Made;
 use super::ResolveError;
 use super::load::{fetch, stat};
+use super::suitability::{self, Files};
 
-const POLICY: &str = "policy.model";
-const REWARD: &str = "reward.model";
-const INDEX: &str = "model.safetensors.index.json";
-const WEIGHTS: &str = "model.safetensors";
+pub(super) const POLICY: &str = "policy.model";
+pub(super) const REWARD: &str = "reward.model";
 
-/// The policy's directory, and its files that say how it reads text.
+/// A model that ranks can load, as far as its small files tell.
+pub(super) struct Checked {
+    pub(super) artifact: v1::Artifact,
+    /// How it reads text.
+    pub(super) text: ModelText,
+    pub(super) config: DecoderConfig,
+}
+
+/// The policy's directory.
 pub(super) async fn policy(
     job_id: &str,
     job: &spec::Job,
     made: &Made,
     store: &Store,
-) -> Result<(v1::Artifact, ModelText), ResolveError> {
+) -> Result<Checked, ResolveError> {
     let name = if job.has_sft() { "policy@input" } else { "policy@0" };
     let weights = job.policy.init == Init::Weights;
     let directory = Directory::fetch(POLICY, &job.policy.model, made, store).await?;
-    directory.check(weights, store).await?;
-    let text = directory.text(store).await?;
-    Ok((directory.artifact(job_id, name, "policy"), text))
+    directory.checked(job, weights, store, |directory| directory.artifact(job_id, name, "policy")).await
 }
 
 /// The same of the reward model, where the job names one.
@@ -40,12 +47,11 @@ pub(super) async fn reward(
     job: &spec::Job,
     made: &Made,
     store: &Store,
-) -> Result<Option<(v1::Artifact, ModelText)>, ResolveError> {
+) -> Result<Option<Checked>, ResolveError> {
     let Some(model) = &job.reward.model else { return Ok(None) };
     let directory = Directory::fetch(REWARD, model, made, store).await?;
-    directory.check(true, store).await?;
-    let text = directory.text(store).await?;
-    Ok(Some((directory.artifact(job_id, "reward@input", "reward"), text)))
+    let artifact = |directory: Directory| directory.artifact(job_id, "reward@input", "reward");
+    directory.checked(job, true, store, artifact).await.map(Some)
 }
 
 /// A model directory in the store: the list of its files.
@@ -91,8 +97,25 @@ impl Directory {
         self.objects.iter().find(|object| object.path == path)
     }
 
+    /// Reads the small files, and the headers of the weights where they are needed.
+    async fn checked(
+        self,
+        job: &spec::Job,
+        weights: bool,
+        store: &Store,
+        artifact: impl FnOnce(Self) -> v1::Artifact,
+    ) -> Result<Checked, ResolveError> {
+        self.require_files(weights, store).await?;
+        let text = self.text(store).await?;
+        let headers = if weights { Some(self.headers(store).await?) } else { None };
+        let files =
+            Files { field: self.field, name: &self.name, config: &text.config, weights: headers.as_ref() };
+        let config = suitability::check(job, &files)?;
+        Ok(Checked { artifact: artifact(self), text, config })
+    }
+
     /// Every listed file is wholly there, and every needed one is listed.
-    async fn check(&self, weights: bool, store: &Store) -> Result<(), ResolveError> {
+    async fn require_files(&self, weights: bool, store: &Store) -> Result<(), ResolveError> {
         let mut paths = BTreeSet::new();
         for object in &self.objects {
             let plain = !object.path.is_empty()
@@ -119,31 +142,51 @@ impl Directory {
                 return Err(self.fault(format!("has no {needed}"), advice));
             }
         }
-        if weights { self.check_weights(&paths, store).await } else { Ok(()) }
+        let none = !paths.contains(SINGLE) && !paths.contains(INDEX);
+        if weights && none {
+            let advice = "save the weights as safetensors, or set policy.init: random to train from scratch";
+            return Err(self.fault(format!("has neither {SINGLE} nor {INDEX}"), advice));
+        }
+        Ok(())
     }
 
-    async fn check_weights(&self, paths: &BTreeSet<&str>, store: &Store) -> Result<(), ResolveError> {
-        if !paths.contains(INDEX) {
-            if paths.contains(WEIGHTS) {
-                return Ok(());
-            }
-            let advice = "save the weights as safetensors, or set policy.init: random to train from scratch";
-            return Err(self.fault(format!("has neither {WEIGHTS} nor {INDEX}"), advice));
+    /// The headers of the safetensors files; the weights themselves stay in the store.
+    async fn headers(&self, store: &Store) -> Result<WeightFiles, ResolveError> {
+        let mut files = WeightFiles::default();
+        if self.find(SINGLE).is_some() {
+            self.add_header(&mut files, SINGLE, store).await?;
+            return Ok(files);
         }
-        let index = self.json(INDEX, store).await?;
-        let shards: BTreeSet<&str> = match index.get("weight_map").and_then(Value::as_object) {
-            Some(map) => map.values().filter_map(Value::as_str).collect(),
-            None => {
-                return Err(self.fault(format!("has no weight_map in its {INDEX}"), "save the model again"));
-            }
+        let path = Path::new(INDEX);
+        let index = self.bytes(INDEX, store).await?.unwrap_or_default();
+        let shards = shards(path, &index).map_err(|fault| self.wrong(fault))?;
+        for shard in shards.values().collect::<BTreeSet<_>>() {
+            self.add_header(&mut files, shard, store).await?;
+        }
+        files.require_shards(path, &shards).map_err(|fault| self.wrong(fault))?;
+        Ok(files)
+    }
+
+    async fn add_header(
+        &self,
+        files: &mut WeightFiles,
+        path: &str,
+        store: &Store,
+    ) -> Result<(), ResolveError> {
+        const START: u64 = 8;
+        let Some(object) = self.find(path) else {
+            let problem = format!("has no {path}, though {INDEX} names it");
+            return Err(self.fault(problem, "copy the missing file into the directory"));
         };
-        match shards.iter().find(|shard| !paths.contains(**shard)) {
-            None => Ok(()),
-            Some(shard) => {
-                let problem = format!("has no {shard}, though {INDEX} names it");
-                Err(self.fault(problem, "copy the missing file into the directory"))
-            }
-        }
+        let start = store.get_range(&object.key, 0..START.min(object.size)).await?;
+        let length =
+            header_length(Path::new(path), &start, object.size).map_err(|fault| self.wrong(fault))?;
+        let header = store.get_range(&object.key, START..START + length).await?;
+        files.add(path.into(), &header, object.size).map_err(|fault| self.wrong(fault))
+    }
+
+    fn wrong(&self, fault: ModelFilesError) -> ResolveError {
+        ResolveError::ModelFiles { field: self.field, name: self.name.clone(), fault }
     }
 
     async fn bytes(&self, path: &str, store: &Store) -> Result<Option<Bytes>, ResolveError> {

@@ -61,11 +61,16 @@ impl JobsService {
     async fn dry_run(&self, job: &spec::Job, made: &Made) -> Result<v1::SubmitResponse, Status> {
         let request = InputRequest::new(&new_id(), job, made, false);
         let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
+        let phases = plan::bounded(job, &resolved.datasets).map_err(|error| too_large(&error))?;
+        let mut warnings = resolved.warnings;
+        let kind = job.resources.device.name();
+        let connected = self.driver()?.devices(kind).await.map_err(stopped)?;
+        warnings.extend(too_few_devices(job.resources.ranks, kind, connected));
         Ok(v1::SubmitResponse {
             job: None,
             resolved: Some(job.into()),
-            plan: Some(wire_plan(job, &resolved.datasets, &resolved.summaries)?),
-            warnings: bounded_warnings(resolved.warnings),
+            warnings: bounded_warnings(warnings),
+            plan: Some(wire_plan(&phases, resolved.summaries)),
         })
     }
 
@@ -79,7 +84,8 @@ impl JobsService {
         let id = new_id();
         let request = InputRequest::new(&id, job, made, true);
         let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
-        let plan = wire_plan(job, &resolved.datasets, &resolved.summaries)?;
+        let phases = plan::bounded(job, &resolved.datasets).map_err(|error| too_large(&error))?;
+        let plan = wire_plan(&phases, resolved.summaries);
         let submitted = Submitted {
             request_id: request_id.clone(),
             spec_hash: spec_hash.clone(),
@@ -210,13 +216,18 @@ fn new_id() -> String {
     ulid::Ulid::new().to_string().to_lowercase()
 }
 
-fn wire_plan(
-    job: &spec::Job,
-    datasets: &[v1::Dataset],
-    summaries: &[v1::DatasetSummary],
-) -> Result<v1::Plan, Status> {
-    let phases = plan::bounded(job, datasets).map_err(|error| too_large(&error))?;
-    Ok(v1::Plan { phases: phases.iter().map(Into::into).collect(), datasets: summaries.to_vec() })
+/// A job waits for as many devices as it has ranks; the cluster may grow until then.
+fn too_few_devices(ranks: u32, kind: &str, connected: usize) -> Option<String> {
+    (connected < ranks as usize).then(|| {
+        format!(
+            "resources.ranks: {ranks} ranks on {kind} are asked for, and the workers connected now have {connected} such \
+             devices; the job would wait for more workers"
+        )
+    })
+}
+
+fn wire_plan(phases: &[plan::Phase], datasets: Vec<v1::DatasetSummary>) -> v1::Plan {
+    v1::Plan { phases: phases.iter().map(Into::into).collect(), datasets }
 }
 
 /// The job of a request id, if it is the same job.
@@ -275,4 +286,16 @@ fn too_slow(missed: u64) -> Status {
     let message = format!("this reader fell {missed} events behind; watch again from the last revision seen");
     let details = ErrorDetails::with_quota_failure_violation("watch", message.clone());
     Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_that_the_cluster_has_not_are_told() {
+        assert_eq!(too_few_devices(2, "cpu", 2), None);
+        let told = too_few_devices(80, "cuda", 8).unwrap();
+        assert!(told.starts_with("resources.ranks: 80 ranks on cuda") && told.contains("have 8"), "{told}");
+    }
 }

@@ -77,8 +77,7 @@ pub async fn serve(
 ) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
     options.store.probe().await?;
     let Serve { store, listener, address, take_over, metrics, settings, resolver, desk } = options;
-    let routes =
-        routes(desk.clone(), store.clone(), resolver, metrics, settings.allow_version_skew).await?;
+    let routes = routes(desk.clone(), store.clone(), resolver, metrics, settings.allow_version_skew).await?;
     let server = Server::builder()
         // Browsers, Prometheus and probes speak HTTP/1.
         .accept_http1(true)

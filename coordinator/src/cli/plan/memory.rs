@@ -30,12 +30,7 @@ pub(super) struct Kind {
 }
 
 impl Memory {
-    pub(super) fn of(job: &spec::Job, phases: &[Phase]) -> Result<Self> {
-        let policy = shape("policy.model", &job.policy.model)?;
-        let reward = match &job.reward.model {
-            Some(model) => shape("reward.model", model)?,
-            None => policy.clone(),
-        };
+    pub(super) fn of(job: &spec::Job, phases: &[Phase], policy: ModelShape, reward: ModelShape) -> Self {
         let reader = Reader::new(job, &policy, &reward);
         let has = |work: Work| phases.iter().any(|phase| phase.work == work);
         let mut kinds = vec![reader.kind("generate", reader.generate())];
@@ -49,8 +44,18 @@ impl Memory {
         kinds.push(reader.trained("reward epoch", &|checkpointing| reader.reward_epoch(checkpointing)));
         kinds.push(reader.trained("policy epoch", &|checkpointing| reader.policy_epoch(checkpointing)));
         kinds.push(reader.kind("evaluate", reader.evaluate()));
-        Ok(Self { kinds, policy, reward })
+        Self { kinds, policy, reward }
     }
+}
+
+/// The policy's and the reward model's.
+pub(super) fn shapes(job: &spec::Job) -> Result<(ModelShape, ModelShape)> {
+    let policy = shape("policy.model", &job.policy.model)?;
+    let reward = match &job.reward.model {
+        Some(model) => shape("reward.model", model)?,
+        None => policy.clone(),
+    };
+    Ok((policy, reward))
 }
 
 fn shape(field: &str, model: &ModelRef) -> Result<ModelShape> {

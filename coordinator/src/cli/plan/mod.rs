@@ -36,8 +36,10 @@ pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
 }
 
 fn describe(job: spec::Job) -> Result<Planned> {
-    let phases = Phases::of(&job);
-    let memory = Memory::of(&job, &phases.list)?;
+    // The models first: of them config.json must be there.
+    let (policy, reward) = memory::shapes(&job)?;
+    let phases = Phases::of(&job)?;
+    let memory = Memory::of(&job, &phases.list, policy, reward);
     let notes = phases.unknown.clone().into_iter().chain(job.warnings()).collect();
     Ok(Planned { job, phases, memory, notes })
 }

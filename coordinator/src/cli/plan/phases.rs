@@ -1,5 +1,6 @@
 //! The phases of a job whose inputs are on this machine, or would be.
 
+use anyhow::Result;
 use foil_common::spec;
 use foil_proto::v1;
 
@@ -14,16 +15,15 @@ pub(super) struct Phases {
 }
 
 impl Phases {
-    pub(super) fn of(job: &spec::Job) -> Self {
+    /// Inputs that are not there leave sizes open; those that are there must be fit for the job.
+    pub(super) fn of(job: &spec::Job) -> Result<Self> {
         match local::local(job) {
-            Ok(local) => {
-                let counted = local.sets.iter().map(|set| dataset(set.name, set.rows.len() as u64));
-                Self { list: plan::plan(job, &counted.collect::<Vec<_>>()), unknown: None }
-            }
-            Err(error) => Self {
-                list: plan::plan(job, &named(job)),
+            Ok(local) => Ok(Self { list: plan::bounded(job, &local.datasets())?, unknown: None }),
+            Err(error) if error.is_absent() => Ok(Self {
+                list: plan::bounded(job, &named(job))?,
                 unknown: Some(format!("{error}; so the phases' chunks and steps are not known")),
-            },
+            }),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -79,7 +79,7 @@ fn unfinished(state: &str, error: Option<&anyhow::Error>, started: Instant) -> V
     summary["name"] = Value::Null;
     summary["state"] = json!(state);
     if let Some(error) = error {
-        summary["error"] = json!({ "class": class(error), "message": format!("{error:#}") });
+        summary["error"] = json!({ "class": class(error), "message": output::chain(error) });
     }
     summary
 }

@@ -114,6 +114,11 @@ impl Core {
         self.commit(id, Change::RankStarted(started), "a device is free", now);
     }
 
+    /// Of a kind, busy ones too.
+    pub fn devices(&self, kind: &str) -> usize {
+        self.cluster.supply(kind).connected
+    }
+
     /// Keeps what the job waits for, and tells its watchers when that is new.
     fn wait(&mut self, id: &str, wait: v1::JobWait, now: Now) {
         let Some(waiting) = self.jobs.get_mut(id).and_then(|entry| entry.waiting.as_mut()) else { return };

@@ -1,0 +1,106 @@
+//! Whether a job's models are ones that its ranks can run, by config.json and the headers of the weights alone.
+
+use std::path::Path;
+
+use foil_common::input_file;
+use foil_common::model::{DecoderConfig, HeadKind, ModelFilesError, WeightFiles};
+use foil_common::spec::{self, Init, ModelRef};
+use serde_json::Value;
+
+use super::ResolveError;
+use super::models::{POLICY, REWARD};
+
+/// Bytes of a config.json.
+const LARGEST_CONFIG: u64 = 16 << 20;
+
+/// A model directory as far as it was read.
+pub(super) struct Files<'a> {
+    /// The field that names it, and what messages call it.
+    pub(super) field: &'static str,
+    pub(super) name: &'a str,
+    pub(super) config: &'a Value,
+    /// None where the job draws the weights, or where they are not there yet.
+    pub(super) weights: Option<&'a WeightFiles>,
+}
+
+/// Everything that a rank would refuse while it loads the model, and lengths that the model has no positions for.
+pub(super) fn check(job: &spec::Job, files: &Files<'_>) -> Result<DecoderConfig, ResolveError> {
+    let wrong = |fault| ResolveError::ModelFiles { field: files.field, name: files.name.to_owned(), fault };
+    let config = DecoderConfig::from_hf(files.config).map_err(wrong)?;
+    let head = HeadKind::of_config(files.config).map_err(wrong)?;
+    let is_drawn = files.field == POLICY && job.policy.init == Init::Random;
+    if files.field == POLICY && head == HeadKind::Reward && !is_drawn {
+        return Err(wrong(ModelFilesError::Config {
+            field: "architectures".to_owned(),
+            found: "a sequence classifier".to_owned(),
+            expected: "a …ForCausalLM: a reward model cannot write text".to_owned(),
+        }));
+    }
+    if let Some(weights) = files.weights {
+        weights.check(&config, head).map_err(wrong)?;
+    }
+    let found = job.text.max_length;
+    match i64::try_from(found).is_ok_and(|longest| longest <= config.max_positions) {
+        true => Ok(config),
+        false => Err(ResolveError::Positions {
+            model: files.field,
+            found,
+            limit: config.max_positions,
+            name: files.name.to_owned(),
+        }),
+    }
+}
+
+/// The job's models that are local directories, before anything is uploaded. What is in a store is checked there.
+///
+/// # Errors
+/// A model that cannot be read, or that ranks cannot run.
+pub fn local_models(job: &spec::Job) -> Result<(), ResolveError> {
+    let models = [(POLICY, Some(&job.policy.model)), (REWARD, job.reward.model.as_ref())];
+    for (field, model) in models {
+        if let Some(ModelRef::Path(path)) = model {
+            local_model(job, field, path, Weights::Needed)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is expected of a local directory's weights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Weights {
+    Needed,
+    /// Checked where they are there: nothing runs yet.
+    IfThere,
+}
+
+pub(super) fn local_model(
+    job: &spec::Job,
+    field: &'static str,
+    path: &str,
+    weights: Weights,
+) -> Result<(DecoderConfig, Option<WeightFiles>), ResolveError> {
+    let wrong = |fault| ResolveError::ModelFiles { field, name: path.to_owned(), fault };
+    let dir = Path::new(path);
+    let file = dir.join("config.json");
+    if !dir.is_dir() {
+        let what = "there is no such directory; correct the path".to_owned();
+        return Err(ResolveError::Unreadable { field, path: path.to_owned(), what, absent: false });
+    }
+    let text = input_file::read(&file, LARGEST_CONFIG).map_err(|error| ResolveError::Unreadable {
+        field,
+        path: file.display().to_string(),
+        what: error.to_string(),
+        absent: error.kind() == std::io::ErrorKind::NotFound,
+    })?;
+    let config = serde_json::from_slice(&text).map_err(|error| wrong(ModelFilesError::json(&file)(error)))?;
+    let is_drawn = field == POLICY && job.policy.init == Init::Random;
+    let are_there = || {
+        let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        files.into_iter().any(|file| file.file_name().to_string_lossy().contains(".safetensors"))
+    };
+    let open = !is_drawn && (weights == Weights::Needed || are_there());
+    let weights = open.then(|| WeightFiles::open(dir).map_err(wrong)).transpose()?;
+    let files = Files { field, name: path, config: &config, weights: weights.as_ref() };
+    let config = check(job, &files)?;
+    Ok((config, weights))
+}
