@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod clock;
 pub mod cluster;
+mod descriptors;
 pub mod driver;
 pub mod job;
 pub mod journal;

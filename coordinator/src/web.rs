@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use foil_common::exposition;
@@ -43,9 +44,37 @@ pub fn router(
 /// The gRPC services and the pages as one, for a tonic server that accepts HTTP/1 (browsers, Prometheus, probes).
 pub fn merge(mut services: Routes, pages: Router) -> Routes {
     let router = services.axum_router_mut();
-    *router = std::mem::take(router).merge(pages);
+    *router = std::mem::take(router).layer(from_fn(grpc_only)).merge(pages);
     services
 }
+
+/// Services take gRPC; whoever else asks is to see from the HTTP status that there is nothing, or that it asks wrongly.
+async fn grpc_only(request: Request, next: Next) -> Response {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    if kind.is_some_and(is_grpc) {
+        return next.run(request).await;
+    }
+    let is_call = request.method() == Method::POST
+        && SERVICES.iter().any(|service| request.uri().path().starts_with(service));
+    match is_call {
+        true => (
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "this is a gRPC service: the content type must be application/grpc\n",
+        ),
+        false => (StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz, and gRPC services\n"),
+    }
+    .into_response()
+}
+
+/// `application/grpc`, alone or with an encoding after it, and not `application/grpc-web`.
+fn is_grpc(kind: &str) -> bool {
+    let rest = kind.trim().to_ascii_lowercase();
+    rest.strip_prefix("application/grpc")
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';', ' ']))
+}
+
+/// The packages of the services.
+const SERVICES: [&str; 3] = ["/foil.", "/grpc.health.", "/grpc.reflection."];
 
 async fn show_metrics(State(pages): State<Pages>) -> Response {
     let kind = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
@@ -77,8 +106,12 @@ mod tests {
     use super::*;
 
     async fn fetch(address: SocketAddr, path: &str) -> String {
+        ask(address, "GET", path).await
+    }
+
+    async fn ask(address: SocketAddr, method: &str, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -106,6 +139,21 @@ mod tests {
 
         assert!(fetch(address, "/metrics").await.contains("foil_test_total 7"));
         assert!(fetch(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        for path in [
+            "/",
+            "/health",
+            "/ready",
+            "/livez",
+            "/metrics/",
+            "/foil.v1.Jobs/List",
+            "/grpc.health.v1.Health/Check",
+        ] {
+            let answer = fetch(address, path).await;
+            assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("text/plain"), "{path}: {answer}");
+        }
+        let posted = ask(address, "POST", "/grpc.health.v1.Health/Check").await;
+        assert!(posted.starts_with("HTTP/1.1 415"), "{posted}");
+        assert!(ask(address, "POST", "/nothing").await.starts_with("HTTP/1.1 404"));
         let waiting = fetch(address, "/readyz").await;
         assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("no leader yet"), "{waiting}");
         ready.store(true, Ordering::Relaxed);

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder, Retryable};
+use backon::{BackoffBuilder, ExponentialBackoff, Retryable};
 use bytes::{Bytes, BytesMut};
 use foil_proto::v1;
 use foil_proto::v1::artifacts_client::ArtifactsClient;
@@ -76,12 +76,7 @@ where
     F: Future<Output = Result<T, TransferError>>,
 {
     let started = Instant::now();
-    once.retry(waits()).when(|error| error.may_pass(started.elapsed())).notify(note).await
-}
-
-/// Pauses with jitter; [`TransferError::may_pass`] ends them.
-fn waits() -> ExponentialBuilder {
-    backoff().with_total_delay(None)
+    once.retry(backoff()).when(|error| error.may_pass(started.elapsed())).notify(note).await
 }
 
 fn client(line: &Line) -> ArtifactsClient<Line> {
@@ -258,12 +253,12 @@ async fn download(
     mut sink: impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     let mut hasher = blake3::Hasher::new();
-    let (mut pauses, mut since): (ExponentialBackoff, _) = (waits().build(), Instant::now());
+    let (mut pauses, mut since): (ExponentialBackoff, _) = (backoff().build(), Instant::now());
     loop {
         let before = hasher.count();
         let Err(error) = download_rest(line, object, &mut hasher, &mut sink).await else { break };
         if hasher.count() > before {
-            (pauses, since) = (waits().build(), Instant::now());
+            (pauses, since) = (backoff().build(), Instant::now());
         }
         match pauses.next() {
             Some(wait) if error.may_pass(since.elapsed()) => {
@@ -286,7 +281,10 @@ async fn download_rest(
     let key = &object.key;
     let failed = |status| TransferError::from_status(key, status);
     let message = v1::GetRequest { key: key.clone(), offset: hasher.count() };
-    let mut stream = client(line).get(message).await.map_err(failed)?.into_inner();
+    // A coordinator waits for a free slot before it answers, but not for long.
+    let opened = tokio::time::timeout(STALL, client(line).get(message)).await;
+    let opened = opened.unwrap_or_else(|_| Err(Status::unavailable("the download does not begin")));
+    let mut stream = opened.map_err(failed)?.into_inner();
     loop {
         let next = tokio::time::timeout(STALL, stream.message()).await;
         let next = next.unwrap_or_else(|_| Err(Status::unavailable("the download stands still")));

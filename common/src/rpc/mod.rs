@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use backon::ExponentialBuilder;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, TimeoutExpired};
 
 pub use self::line::{LEADER, Line, NOT_LEADER, leader_of};
 pub use self::route::local_address;
@@ -96,8 +96,17 @@ pub fn is_unavailable(status: &Status) -> bool {
     status.code() == Code::Unavailable || broke(status)
 }
 
+/// Whether a call ended because its time was up: the server's own word, or this side's clock.
+pub fn timed_out(status: &Status) -> bool {
+    let clock = status.source().is_some_and(|source| source.is::<TimeoutExpired>());
+    clock || status.code() == Code::DeadlineExceeded
+}
+
 /// Transport failures come under several codes, but always with the transport's error as their source.
 fn broke(status: &Status) -> bool {
+    if timed_out(status) {
+        return false;
+    }
     let mut source = status.source();
     while let Some(error) = source {
         let io = error.downcast_ref::<std::io::Error>().is_some();
@@ -131,13 +140,13 @@ pub fn unreached(status: &Status) -> String {
     last.unwrap_or_else(|| status.message().to_owned())
 }
 
-/// Waits between tries: from a tenth of a second to five, with jitter, for two minutes in all.
+/// Pauses between tries: from a tenth of a second to five, with jitter, without an end: who tries looks at the clock,
+/// since a try may take longer than all pauses.
 pub fn backoff() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(5))
         .without_max_times()
-        .with_total_delay(Some(Duration::from_secs(120)))
         .with_jitter()
 }
 

@@ -7,13 +7,15 @@ use backon::{ExponentialBuilder, Retryable};
 use foil_common::rpc::{self, Line};
 use foil_proto::v1;
 use foil_proto::v1::jobs_client::JobsClient;
+use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::output;
 
-const DEADLINE: Duration = rpc::UNARY_DEADLINE;
-/// For a coordinator to answer: longer than a standby takes to become the leader.
+/// For the answer to a short request, whatever it takes: the tries and the pauses between them.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// For one that is refused or cannot be reached to come back: longer than a standby takes to become the leader.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Of several coordinators, one that does not answer for so long is left for the next.
 const TURN: Duration = Duration::from_secs(4);
@@ -26,13 +28,15 @@ const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
 pub(crate) struct Client {
     jobs: JobsClient<Line>,
     line: Line,
+    /// For the answer to a short request.
+    deadline: Duration,
 }
 
 impl Client {
     /// The connection is made at the first request.
     pub(crate) fn connect(urls: &str) -> Result<Self> {
         let line = rpc::connect(urls)?;
-        Ok(Self { jobs: JobsClient::new(line.clone()), line })
+        Ok(Self { jobs: JobsClient::new(line.clone()), line, deadline: DEADLINE })
     }
 
     pub(crate) fn line(&self) -> Line {
@@ -105,7 +109,7 @@ impl Client {
         loop {
             let request = v1::ListPartsRequest { job_id: job.to_owned(), page_size: 0, page_token };
             let (items, next) =
-                self.unary(DEADLINE, request, &call).await.map_err(|status| self.plain(&status))?;
+                self.unary(self.deadline, request, &call).await.map_err(|status| self.plain(&status))?;
             all.extend(items);
             if next.is_empty() {
                 return Ok(all);
@@ -117,7 +121,7 @@ impl Client {
     async fn try_get(&self, id: &str) -> Result<Option<v1::Job>> {
         let request = v1::GetJobRequest { id: id.to_owned() };
         let answer =
-            self.unary(DEADLINE, request, |mut jobs, request| async move { jobs.get(request).await });
+            self.unary(self.deadline, request, |mut jobs, request| async move { jobs.get(request).await });
         match answer.await {
             Ok(job) => Ok(Some(job)),
             Err(status) if matches!(status.code(), Code::NotFound | Code::InvalidArgument) => Ok(None),
@@ -127,7 +131,7 @@ impl Client {
 
     pub(crate) async fn cancel(&self, id: &str) -> Result<v1::Job> {
         let request = v1::CancelJobRequest { id: id.to_owned() };
-        self.unary(DEADLINE, request, |mut jobs, request| async move { jobs.cancel(request).await })
+        self.unary(self.deadline, request, |mut jobs, request| async move { jobs.cancel(request).await })
             .await
             .map_err(|status| self.plain(&status))
     }
@@ -136,7 +140,7 @@ impl Client {
     pub(crate) async fn reach(&self) -> Result<()> {
         let request = v1::ListJobsRequest { page_size: 1, ..Default::default() };
         let answer =
-            self.unary(DEADLINE, request, |mut jobs, request| async move { jobs.list(request).await });
+            self.unary(self.deadline, request, |mut jobs, request| async move { jobs.list(request).await });
         answer.await.map(drop).map_err(|status| self.plain(&status))
     }
 
@@ -152,7 +156,7 @@ impl Client {
         loop {
             let request = v1::ListJobsRequest { page_token, ..request.clone() };
             let page = self
-                .unary(DEADLINE, request, |mut jobs, request| async move { jobs.list(request).await })
+                .unary(self.deadline, request, |mut jobs, request| async move { jobs.list(request).await })
                 .await
                 .map_err(|status| self.plain(&status))?;
             jobs.extend(page.jobs);
@@ -188,7 +192,11 @@ impl Client {
         after_revision: u64,
     ) -> Result<tonic::Streaming<v1::JobEvent>, Status> {
         let request = v1::WatchJobRequest { id: id.to_owned(), after_revision };
-        Ok(self.jobs.clone().watch(request).await?.into_inner())
+        let mut jobs = self.jobs.clone();
+        match tokio::time::timeout(self.deadline, jobs.watch(request)).await {
+            Ok(answer) => Ok(answer?.into_inner()),
+            Err(_) => Err(Status::unavailable(format!("{} does not answer", self.line.url()))),
+        }
     }
 
     /// A status as a user reads it: what the coordinator says, without the transport's words around it.
@@ -206,7 +214,10 @@ impl Client {
         }
         match (status.code(), status.message()) {
             (Code::DeadlineExceeded, _) => {
-                anyhow::anyhow!("the coordinator at {urls} did not answer in time")
+                anyhow::anyhow!(
+                    "{urls} takes connections but did not answer in time; the coordinator may be stopped or overloaded, or \
+                     it is another program that listens there"
+                )
             }
             (code, "") => anyhow::anyhow!("the coordinator answered {code:?}"),
             (Code::InvalidArgument, message) => {
@@ -216,7 +227,7 @@ impl Client {
         }
     }
 
-    /// One request with a deadline, tried again while the coordinator is unavailable: all are safe to repeat.
+    /// One request, tried again while the coordinator is unavailable: all are safe to repeat. The clock runs over all tries.
     async fn unary<Q, A, F>(
         &self,
         deadline: Duration,
@@ -228,24 +239,26 @@ impl Client {
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
         let has_others = self.line.urls().contains(',');
-        let turn = if has_others && deadline == DEADLINE { TURN } else { deadline };
+        let turn = if has_others && deadline == self.deadline { TURN } else { deadline };
+        let began = Instant::now();
         let attempt = || async {
             let url = self.line.url();
-            let answer = call(self.jobs.clone(), rpc::request(request.clone(), deadline));
-            match tokio::time::timeout(turn, answer).await {
-                Ok(answer) => answer.map(tonic::Response::into_inner),
-                Err(_) if has_others => {
+            let left = deadline.saturating_sub(began.elapsed());
+            let answer = call(self.jobs.clone(), rpc::request(request.clone(), left));
+            let answer = tokio::time::timeout(turn.min(left), answer).await;
+            match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded(""))) {
+                Err(status) if rpc::timed_out(&status) && has_others && began.elapsed() < deadline => {
                     self.line.leave(&url);
                     Err(Status::unavailable(format!("{url} does not answer")))
                 }
-                Err(_) => Err(Status::deadline_exceeded("")),
+                Err(status) if rpc::timed_out(&status) => Err(Status::deadline_exceeded("")),
+                answer => answer.map(tonic::Response::into_inner),
             }
         };
         let pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))
             .with_max_delay(Duration::from_millis(500))
             .without_max_times()
-            .with_total_delay(Some(PATIENCE))
             .with_jitter();
         let mut is_told = false;
         let tell = |_: &Status, _| {
@@ -253,7 +266,8 @@ impl Client {
                 output::note(&format!("no answer from {} yet, trying again", self.line.urls()));
             }
         };
-        attempt.retry(pauses).when(rpc::is_unavailable).notify(tell).await
+        let may_pass = |status: &Status| rpc::is_unavailable(status) && began.elapsed() < PATIENCE;
+        attempt.retry(pauses).when(may_pass).notify(tell).await
     }
 }
 
@@ -311,6 +325,25 @@ pub(crate) fn is_ended(job: &v1::Job) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_coordinator_that_takes_connections_and_answers_nothing_is_given_up_by_the_clock() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut taken = Vec::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                taken.push(socket);
+            }
+        });
+        for urls in [url.clone(), format!("{url},{url}")] {
+            let began = Instant::now();
+            let client = Client { deadline: Duration::from_millis(300), ..Client::connect(&urls).unwrap() };
+            let error = client.list().await.unwrap_err().to_string();
+            assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+            assert!(error.contains("answer"), "{error}");
+        }
+    }
 
     #[test]
     fn a_job_is_found_by_name_or_by_the_beginning_of_its_id() {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::args::ServeArgs;
 use super::outputs::write_whole;
+use crate::descriptors;
 use crate::driver::{self, Serve};
 use crate::resolve::{Resolver, Setup};
 
@@ -46,6 +47,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
         );
     }
     let mut serve = Serve::new(store, listener, metrics);
+    serve.limits.connections = descriptors::connections(descriptors::raise(), serve.limits.connections);
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
     serve.settings.allow_version_skew = args.allow_version_skew;

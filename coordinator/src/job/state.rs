@@ -51,6 +51,8 @@ pub struct JobState {
     pub submitted: Submitted,
     pub submitted_at: u64,
     pub spec: spec::Job,
+    /// Of the specification as it is told.
+    pub spec_blake3: String,
     pub phases: Vec<Phase>,
     /// Of each phase in `phases`, by its id.
     positions: HashMap<String, usize>,
@@ -99,6 +101,7 @@ impl JobState {
             .map_err(|source| StateError::Plan { job: id.to_owned(), source })?;
         Ok(Self {
             id: id.to_owned(),
+            spec_blake3: super::view::spec_hash(&submitted.spec),
             submitted,
             submitted_at: at,
             spec,

@@ -76,7 +76,7 @@ fn summary(state: &JobState) -> v1::Job {
         attempt: state.attempt,
         failure,
         best_round: best_round(state),
-        spec_blake3: spec_hash(&state.submitted.spec),
+        spec_blake3: state.spec_blake3.clone(),
         phases_total: u32::try_from(state.phases.len()).unwrap_or(u32::MAX),
         // What the log does not keep, and what grows with the job.
         ..Default::default()
@@ -269,7 +269,8 @@ fn best_by(state: &JobState, work: Work, name: &str) -> Option<u32> {
         state.done(&Phase::id_of(round, Work::EvaluatePolicy))?;
         metrics_of(state, round, work).iter().find(|metric| metric.name == name).map(|metric| metric.value)
     };
-    let rounds = (1..=state.spec.rounds).filter_map(|round| Some((round, value(round)?)));
+    let begun = state.committed.last().map_or(0, |done| done.artifact.round);
+    let rounds = (1..=begun).filter_map(|round| Some((round, value(round)?)));
     let best = rounds.reduce(|best, round| if round.1 > best.1 { round } else { best });
     best.map(|(round, _)| round)
 }

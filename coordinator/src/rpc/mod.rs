@@ -3,6 +3,8 @@
 pub mod artifacts;
 
 mod admission;
+mod amend;
+mod connections;
 mod evidence;
 mod jobs;
 mod limits;
@@ -13,6 +15,7 @@ pub(crate) mod status;
 mod tests;
 mod workers;
 
+pub use connections::Limits;
 pub use jobs::JobsService;
 pub use serve::{Serve, ServeError, serve};
 pub use workers::WorkersService;

@@ -3,20 +3,25 @@
 use std::future::Future;
 use std::time::Duration;
 
+use axum::middleware::from_fn;
 use foil_common::rpc::{CONNECTION_WINDOW, STREAM_WINDOW};
 use foil_common::storage::{Store, StoreError};
+use foil_proto::v1::artifacts_server::ArtifactsServer;
 use foil_proto::v1::jobs_server::JobsServer;
 use foil_proto::v1::workers_server::WorkersServer;
 use futures::StreamExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::amend::amend;
 use super::artifacts::ArtifactsService;
+use super::connections::{Limits, Registry, follow, incoming};
 use super::{JobsService, WorkersService};
 use crate::clock::Clock;
 use crate::driver::{DriverError, Settings};
@@ -26,7 +31,14 @@ use crate::web;
 
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-const STREAMS_PER_CONNECTION: u32 = 256;
+const STREAMS_PER_CONNECTION: u32 = 128;
+/// Calls of one connection that are worked on at once; streams count until they are answered.
+const CALLS_PER_CONNECTION: usize = 32;
+/// Largest headers of a request.
+const HEADER_BYTES: u32 = 16 << 10;
+/// Streams that a connection may have reset before they were worked on, and those that it had reset for its errors: one
+/// with more does nothing else.
+const RESET_STREAMS: usize = 64;
 /// For open calls to end after the driver has.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -41,6 +53,7 @@ pub struct Serve {
     pub take_over: bool,
     pub metrics: PrometheusHandle,
     pub settings: Settings,
+    pub limits: Limits,
     /// Reads the inputs of submitted jobs.
     pub resolver: Resolver,
     /// Tells whether this coordinator leads.
@@ -49,9 +62,18 @@ pub struct Serve {
 
 impl Serve {
     pub fn new(store: Store, listener: TcpListener, metrics: PrometheusHandle) -> Self {
-        let (settings, desk) = (Settings::default(), Desk::default());
         let resolver = Resolver::here(store.clone());
-        Self { store, listener, address: String::new(), take_over: false, metrics, settings, resolver, desk }
+        Self {
+            store,
+            listener,
+            address: String::new(),
+            take_over: false,
+            metrics,
+            settings: Settings::default(),
+            limits: Limits::default(),
+            resolver,
+            desk: Desk::default(),
+        }
     }
 }
 
@@ -76,7 +98,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
     options.store.probe().await?;
-    let Serve { store, listener, address, take_over, metrics, settings, resolver, desk } = options;
+    let Serve { store, listener, address, take_over, metrics, settings, limits, resolver, desk } = options;
     let routes = routes(desk.clone(), store.clone(), resolver, metrics, settings.allow_version_skew).await?;
     let server = Server::builder()
         // Browsers, Prometheus and probes speak HTTP/1.
@@ -84,12 +106,15 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .http2_max_header_list_size(HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS))
+        .http2_max_local_error_reset_streams(Some(RESET_STREAMS))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .tcp_nodelay(true)
         .add_routes(routes);
     let ended = CancellationToken::new();
-    let incoming = TcpListenerStream::new(listener);
+    let incoming = incoming(listener, Registry::new(limits));
     let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended.clone().cancelled_owned()));
     let office = Office { store, address, take_over, settings, clock: Clock::start(), desk };
     let office = tokio::spawn(async move { office.serve(stop).await });
@@ -126,21 +151,40 @@ async fn routes(
         .register_encoded_file_descriptor_set(foil_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
+    let older_reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(foil_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1alpha()?;
     let services = Routes::new(health_service)
         .add_service(reflection)
+        .add_service(older_reflection)
         .add_service(JobsServer::new(JobsService::new(desk.clone(), resolver)))
         .add_service(WorkersServer::new(WorkersService::new(desk.clone(), &store, allow_version_skew)))
         .add_service(ArtifactsService::new(store.clone(), desk.clone()).into_server());
-    Ok(web::merge(services, web::router(metrics, move || desk.readiness(store.trouble()))))
+    let mut all = web::merge(services, web::router(metrics, move || desk.readiness(store.trouble())));
+    let router = all.axum_router_mut();
+    *router = std::mem::take(router).layer(from_fn(amend)).layer(from_fn(follow));
+    Ok(all)
 }
 
-/// The whole server is healthy as a standby too; these services are the leader's.
+const LEADERS_SERVICES: [&str; 3] = [
+    JobsServer::<JobsService>::NAME,
+    WorkersServer::<WorkersService>::NAME,
+    ArtifactsServer::<ArtifactsService>::NAME,
+];
+const EVERYBODYS_SERVICES: [&str; 3] = [
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
+/// The whole server is healthy as a standby too.
 async fn tell_health(health: &HealthReporter, leads: bool) {
-    if leads {
-        health.set_serving::<JobsServer<JobsService>>().await;
-        health.set_serving::<WorkersServer<WorkersService>>().await;
-    } else {
-        health.set_not_serving::<JobsServer<JobsService>>().await;
-        health.set_not_serving::<WorkersServer<WorkersService>>().await;
+    let status = if leads { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in LEADERS_SERVICES {
+        health.set_service_status(service, status).await;
+    }
+    for service in EVERYBODYS_SERVICES {
+        health.set_service_status(service, ServingStatus::Serving).await;
     }
 }

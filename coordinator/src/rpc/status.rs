@@ -9,6 +9,7 @@ use foil_common::storage::StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::limits::cut;
 use crate::cluster::NameTaken;
 use crate::driver::Stopped;
 use crate::leadership::NotLeading;
@@ -22,15 +23,36 @@ const STALE_ATTEMPT: &str = "STALE_ATTEMPT";
 /// When a client told to come again should do so.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
+/// Longest message; the details say it once more.
+const MESSAGE_BYTES: usize = 1024;
+/// Longest part of a message that repeats what the caller sent.
+const ECHO_BYTES: usize = 256;
+
+/// A message of a length that every client takes.
+pub(crate) fn short(message: impl Into<String>) -> String {
+    let mut message = message.into();
+    cut(&mut message, MESSAGE_BYTES);
+    message
+}
+
+/// What the caller sent, for it to recognize.
+pub(crate) fn echo(text: &str) -> String {
+    let mut text = text.to_owned();
+    cut(&mut text, ECHO_BYTES);
+    text
+}
+
 pub(crate) fn bad_field(field: &str, problem: &str) -> Status {
+    let problem = &short(problem);
     let details = ErrorDetails::with_bad_request_violation(field, problem);
     Status::with_error_details(Code::InvalidArgument, format!("{field}: {problem}"), details)
 }
 
 pub(crate) fn bad_spec(error: &SpecError) -> Status {
     let field = error.field_path().map_or_else(|| "spec".to_owned(), |path| format!("spec.{path}"));
-    let details = ErrorDetails::with_bad_request_violation(field, error.to_string());
-    Status::with_error_details(Code::InvalidArgument, error.to_string(), details)
+    let message = short(error.to_string());
+    let details = ErrorDetails::with_bad_request_violation(echo(&field), message.clone());
+    Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
 pub(crate) fn too_large(error: &TooLarge) -> Status {
@@ -42,7 +64,7 @@ pub(crate) fn too_large(error: &TooLarge) -> Status {
 
 /// A job's inputs cannot be used, or not be read now.
 pub(crate) fn bad_input(error: &ResolveError) -> Status {
-    let message = error.to_string();
+    let message = short(error.to_string());
     match (error.field(), error) {
         (Some(field), _) => {
             let details = ErrorDetails::with_bad_request_violation(format!("spec.{field}"), message.clone());
@@ -63,6 +85,7 @@ pub(crate) fn bad_input(error: &ResolveError) -> Status {
 }
 
 pub(crate) fn no_job(id: &str) -> Status {
+    let id = &echo(id);
     let message = format!("there is no job {id}");
     let details = ErrorDetails::with_resource_info("job", id, "", message.clone());
     Status::with_error_details(Code::NotFound, message, details)
@@ -102,7 +125,7 @@ pub(crate) fn refused(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::Stale { .. } => {
             let details = ErrorDetails::with_error_info(STALE_ATTEMPT, DOMAIN, HashMap::new());
-            Status::with_error_details(Code::Aborted, format!("{STALE_ATTEMPT}: {refusal}"), details)
+            Status::with_error_details(Code::Aborted, short(format!("{STALE_ATTEMPT}: {refusal}")), details)
         }
         Refusal::Invalid(problem) | Refusal::Untrue(problem) => bad_field("message", problem),
         Refusal::Stranger { .. } => Status::permission_denied(refusal.to_string()),

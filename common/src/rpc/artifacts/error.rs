@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use super::super::{broke, is_unavailable};
+use super::super::{broke, is_unavailable, timed_out};
 
 /// How long a transfer waits for a store that is away or full.
 const STORE_PATIENCE: Duration = Duration::from_secs(3600);
@@ -23,6 +23,8 @@ pub enum TransferError {
     Unavailable { key: String, status: Box<Status> },
     #[error("the coordinator cannot move {key} now: {}", status.message())]
     Waiting { key: String, status: Box<Status> },
+    #[error("{key} moves too slowly: {}", status.message())]
+    Slow { key: String, status: Box<Status> },
     #[error("the coordinator refused {key}: {} ({:?})", status.message(), status.code())]
     Refused { key: String, status: Box<Status> },
     #[error("{key} arrived damaged: expected {expected}, got {found}")]
@@ -43,6 +45,7 @@ impl TransferError {
             Code::Unavailable | Code::ResourceExhausted if !broke(&status) => {
                 Self::Waiting { key, status: Box::new(status) }
             }
+            _ if timed_out(&status) => Self::Slow { key, status: Box::new(status) },
             _ if is_unavailable(&status) => Self::Unavailable { key, status: Box::new(status) },
             _ => Self::Refused { key, status: Box::new(status) },
         }
@@ -52,7 +55,7 @@ impl TransferError {
     pub(super) fn may_pass(&self, tried: Duration) -> bool {
         match self {
             Self::Waiting { .. } => tried < STORE_PATIENCE,
-            Self::Unavailable { .. } => tried < COORDINATOR_PATIENCE,
+            Self::Unavailable { .. } | Self::Slow { .. } => tried < COORDINATOR_PATIENCE,
             _ => false,
         }
     }

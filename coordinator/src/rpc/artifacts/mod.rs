@@ -1,6 +1,7 @@
 //! The Artifacts service: bytes between clients, ranks and the store, streamed, hashed and bounded.
 
 mod access;
+mod slots;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -17,24 +18,26 @@ use foil_proto::v1;
 use foil_proto::v1::artifacts_server::{Artifacts, ArtifactsServer};
 use foil_proto::v1::put_request::Part;
 use futures::StreamExt;
-use tokio::sync::mpsc::error::SendTimeoutError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use self::access::AttemptCheck;
-use self::status::{bad_field, busy, from_store};
+use self::slots::{Credit, Lost, Slot, Slots};
+use self::status::{bad_field, busy, from_store, too_slow};
 
-/// Uploads at once; each holds up to three 8 MiB parts.
-const UPLOADS: usize = 16;
+/// Uploads of ranks at once, and those of clients; each holds up to three 8 MiB parts.
+const RANKS_UPLOADS: usize = 16;
+const CLIENTS_UPLOADS: usize = 8;
 
 /// Downloads at once; each holds a few 1 MiB messages.
 const DOWNLOADS: usize = 64;
 
-/// How long a call waits for its turn before it is told to come again.
-const TURN: Duration = Duration::from_secs(20);
+/// For an upload's first message.
+const FIRST_WORD: Duration = Duration::from_secs(20);
 
-/// A transfer whose other side neither sends nor takes anything for so long is ended.
+/// A download whose reader takes nothing for so long is ended.
 const STALL: Duration = Duration::from_secs(60);
 
 /// The service. Clients may write `inputs/{blake3}`; ranks of a job's current attempt may write below
@@ -42,8 +45,9 @@ const STALL: Duration = Duration::from_secs(60);
 pub struct ArtifactsService {
     store: Store,
     attempts: Arc<dyn AttemptCheck>,
-    uploads: Arc<Semaphore>,
-    downloads: Arc<Semaphore>,
+    ranks_uploads: Slots,
+    clients_uploads: Slots,
+    downloads: Slots,
 }
 
 impl ArtifactsService {
@@ -51,8 +55,9 @@ impl ArtifactsService {
         Self {
             store,
             attempts: Arc::new(attempts),
-            uploads: Arc::new(Semaphore::new(UPLOADS)),
-            downloads: Arc::new(Semaphore::new(DOWNLOADS)),
+            ranks_uploads: Slots::new(RANKS_UPLOADS),
+            clients_uploads: Slots::new(CLIENTS_UPLOADS),
+            downloads: Slots::new(DOWNLOADS),
         }
     }
 
@@ -71,7 +76,7 @@ impl Artifacts for ArtifactsService {
         request: Request<Streaming<v1::PutRequest>>,
     ) -> Result<Response<v1::PutResponse>, Status> {
         let mut parts = request.into_inner();
-        let begin = match next_part(&mut parts).await? {
+        let begin = match first_part(&mut parts).await? {
             Some(Part::Begin(begin)) => begin,
             _ => return Err(bad_field("begin", "the first message must hold begin")),
         };
@@ -84,9 +89,11 @@ impl Artifacts for ArtifactsService {
         if let Some(object) = self.already_there(&begin.key, &announced).await? {
             return Ok(Response::new(v1::PutResponse { object: Some(object) }));
         }
+        let is_rank = !begin.job_id.is_empty();
+        let slot = if is_rank { &self.ranks_uploads } else { &self.clients_uploads }.take().await?;
         failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
         let mut writer = self.store.write_object(&begin.key, announced).await.map_err(|e| from_store(&e))?;
-        let received = receive(&mut parts, &mut writer).await;
+        let received = receive(&mut parts, &mut writer, &slot).await;
         // What became stale on the way must not become an object any more.
         if let Err(status) = received.and_then(|()| access::may_write(&begin, &*self.attempts)) {
             writer.abandon().await;
@@ -103,14 +110,14 @@ impl Artifacts for ArtifactsService {
         self.attempts.serving()?;
         let v1::GetRequest { key, offset } = request.into_inner();
         access::may_read(&key)?;
-        let turn = turn(&self.downloads).await?;
+        let slot = self.downloads.take().await?;
         let (object, bytes) =
             self.store.stream_object(&key, offset).await.map_err(|error| from_store(&error))?;
         if offset > object.size {
             return Err(bad_field("offset", &format!("the object has {} bytes only", object.size)));
         }
         let (sender, receiver) = mpsc::channel(2);
-        tokio::spawn(send(object, bytes, sender, turn));
+        tokio::spawn(send(object, bytes, sender, slot));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -150,66 +157,88 @@ impl ArtifactsService {
     }
 }
 
-async fn turn(transfers: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
-    match tokio::time::timeout(TURN, Arc::clone(transfers).acquire_owned()).await {
-        Ok(Ok(permit)) => Ok(permit),
-        Ok(Err(_)) | Err(_) => Err(busy("too many transfers at once")),
-    }
+async fn first_part(parts: &mut Streaming<v1::PutRequest>) -> Result<Option<Part>, Status> {
+    let first = tokio::time::timeout(FIRST_WORD, next_part(parts)).await;
+    first.unwrap_or_else(|_| Err(too_slow(&format!("no message came within {FIRST_WORD:?}"))))
 }
 
 async fn next_part(parts: &mut Streaming<v1::PutRequest>) -> Result<Option<Part>, Status> {
-    match tokio::time::timeout(STALL, parts.message()).await {
-        Ok(Ok(Some(request))) => {
+    match parts.message().await? {
+        Some(request) => {
             request.part.map(Some).ok_or_else(|| bad_field("part", "a message must hold begin or data"))
         }
-        Ok(Ok(None)) => Ok(None),
-        Ok(Err(status)) => Err(status),
-        Err(_) => Err(Status::deadline_exceeded(format!("no data came for {STALL:?}"))),
+        None => Ok(None),
     }
 }
 
-async fn receive(parts: &mut Streaming<v1::PutRequest>, writer: &mut ObjectWriter) -> Result<(), Status> {
-    while let Some(part) = next_part(parts).await? {
-        let Part::Data(data) = part else {
-            return Err(bad_field("begin", "only the first message may hold begin"));
+/// Takes what is sent, no slower than at the least rate.
+async fn receive(
+    parts: &mut Streaming<v1::PutRequest>,
+    writer: &mut ObjectWriter,
+    slot: &Slot,
+) -> Result<(), Status> {
+    let mut credit = Credit::new();
+    loop {
+        let began = Instant::now();
+        let part = slot.wait_for(credit.left(), next_part(parts)).await.map_err(lost)??;
+        let waited = began.elapsed();
+        let data = match part {
+            Some(Part::Data(data)) => data,
+            Some(Part::Begin(_)) => return Err(bad_field("begin", "only the first message may hold begin")),
+            None => return Ok(()),
         };
         if data.len() > DATA_BYTES {
             return Err(bad_field("data", "a message may hold 1 MiB at most"));
         }
+        credit.settle(waited, data.len());
         writer.write(data).await.map_err(|error| from_store(&error))?;
     }
-    Ok(())
+}
+
+fn lost(lost: Lost) -> Status {
+    match lost {
+        Lost::ToAnother => busy("others wait to upload, and this upload stood still"),
+        Lost::InTime => {
+            let rate = Credit::LEAST_RATE >> 10;
+            too_slow(&format!("an upload must bring {rate} KiB a second at least, and this one did not"))
+        }
+    }
 }
 
 type Message = Result<v1::GetResponse, Status>;
 
 /// Sends the object's figures, then its bytes, no faster than they are taken.
-async fn send(
-    object: v1::Object,
-    mut bytes: ByteStream,
-    sender: mpsc::Sender<Message>,
-    _turn: OwnedSemaphorePermit,
-) {
+async fn send(object: v1::Object, mut bytes: ByteStream, sender: mpsc::Sender<Message>, slot: Slot) {
     let first = v1::GetResponse { object: Some(object), data: Bytes::new() };
-    let mut taken = sender.send_timeout(Ok(first), STALL).await;
+    let mut taken = hand(&slot, &sender, Ok(first)).await;
     while taken.is_ok()
         && let Some(next) = bytes.next().await
     {
         taken = match next {
-            Ok(data) => send_data(data, &sender).await,
-            Err(error) => sender.send_timeout(Err(from_store(&error)), STALL).await,
+            Ok(data) => send_data(data, &sender, &slot).await,
+            Err(error) => hand(&slot, &sender, Err(from_store(&error))).await,
         };
     }
-    if taken.is_err() {
+    if let Err(NotTaken) = taken {
         tracing::debug!("a download's reader went away or stood still");
     }
 }
 
-async fn send_data(mut data: Bytes, sender: &mpsc::Sender<Message>) -> Result<(), SendTimeoutError<Message>> {
+/// The reader is gone, or does not read.
+struct NotTaken;
+
+async fn hand(slot: &Slot, sender: &mpsc::Sender<Message>, message: Message) -> Result<(), NotTaken> {
+    match slot.wait_for(STALL, sender.send(message)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(Lost::ToAnother | Lost::InTime) => Err(NotTaken),
+    }
+}
+
+async fn send_data(mut data: Bytes, sender: &mpsc::Sender<Message>, slot: &Slot) -> Result<(), NotTaken> {
     while !data.is_empty() {
         let data = data.split_to(data.len().min(DATA_BYTES));
         metrics::counter!("foil_artifact_bytes_total", "direction" => "out").increment(data.len() as u64);
-        sender.send_timeout(Ok(v1::GetResponse { object: None, data }), STALL).await?;
+        hand(slot, sender, Ok(v1::GetResponse { object: None, data })).await?;
     }
     Ok(())
 }

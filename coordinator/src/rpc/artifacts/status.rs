@@ -7,31 +7,36 @@ use foil_common::storage::StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+pub(super) use crate::rpc::status::bad_field;
+use crate::rpc::status::{echo, short};
+
 /// When a client told to come again should do so.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-pub(super) fn bad_field(field: &str, problem: &str) -> Status {
-    let details = ErrorDetails::with_bad_request_violation(field, problem);
-    Status::with_error_details(Code::InvalidArgument, format!("{field}: {problem}"), details)
-}
 
 pub(super) fn busy(problem: &str) -> Status {
     let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     Status::with_error_details(Code::Unavailable, format!("{problem}; come again"), details)
 }
 
+pub(super) fn too_slow(problem: &str) -> Status {
+    let details = ErrorDetails::with_quota_failure_violation("upload", problem);
+    Status::with_error_details(Code::DeadlineExceeded, problem, details)
+}
+
 pub(super) fn not_found(key: &str) -> Status {
+    let key = &echo(key);
     let message = format!("there is no object {key}");
     let details = ErrorDetails::with_resource_info("object", key, "", message.clone());
     Status::with_error_details(Code::NotFound, message, details)
 }
 
 pub(super) fn stale(job_id: &str, attempt: u32, current: Option<u32>) -> Status {
+    let job_id = &echo(job_id);
     let message = match current {
         Some(current) => format!("attempt {attempt} of job {job_id} is stale: attempt {current} runs now"),
         None => format!("attempt {attempt} of job {job_id} is stale: the job does not run"),
     };
-    let metadata = HashMap::from([("job_id".to_owned(), job_id.to_owned())]);
+    let metadata = HashMap::from([("job_id".to_owned(), job_id.clone())]);
     let details = ErrorDetails::with_error_info("STALE_ATTEMPT", "foil", metadata);
     Status::with_error_details(Code::Aborted, message, details)
 }
@@ -44,7 +49,7 @@ pub(super) fn stranger(job_id: &str) -> Status {
 }
 
 pub(super) fn from_store(error: &StoreError) -> Status {
-    let message = error.to_string();
+    let message = short(error.to_string());
     match error {
         StoreError::BadKey { reason, .. } => bad_field("key", reason),
         StoreError::NotFound { key, .. } => not_found(key),

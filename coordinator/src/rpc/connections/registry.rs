@@ -1,0 +1,114 @@
+//! All connections there are.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::peer::{Cut, Peer};
+use super::{Limits, describe};
+
+/// Connections beyond the limit that may wait for the end of those whose places they took.
+const LEAVING: usize = 32;
+
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub(in crate::rpc) struct Registry {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limits: Limits,
+    peers: Mutex<Peers>,
+    /// Bytes that readers have not taken.
+    unread: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct Peers {
+    by_number: BTreeMap<u64, Peer>,
+    next: u64,
+}
+
+impl Registry {
+    pub(in crate::rpc) fn new(limits: Limits) -> Self {
+        describe();
+        Self { shared: Arc::new(Shared { limits, peers: Mutex::default(), unread: Arc::default() }) }
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    /// A place for one more connection, which may be that of an idle one. None where all are busy.
+    pub(super) fn admit(&self, address: SocketAddr) -> Option<Place> {
+        let mut peers = self.peers();
+        let count = peers.by_number.len();
+        let limit = self.shared.limits.connections;
+        if count >= limit + LEAVING || (count >= limit && !peers.shed()) {
+            metrics::counter!("foil_connections_closed_total", "reason" => "refused").increment(1);
+            return None;
+        }
+        let number = peers.next;
+        peers.next += 1;
+        let peer = Peer::new(address, Arc::clone(&self.shared.unread));
+        peers.by_number.insert(number, peer.clone());
+        metrics::gauge!("foil_connections").set(peers.by_number.len() as f64);
+        Some(Place { registry: self.clone(), number, peer })
+    }
+
+    /// Closes the connection that is missed least, where one is idle.
+    pub(super) fn shed(&self) -> bool {
+        self.peers().shed()
+    }
+
+    /// Closes the connection with most unread bytes, where all of them are too many.
+    pub(super) fn check_memory(&self) {
+        if self.shared.unread.load(Ordering::Relaxed) <= self.shared.limits.unread_bytes {
+            return;
+        }
+        let peers = self.peers();
+        let sizes = peers.by_number.values().filter_map(|peer| Some((peer.unread_bytes()?, peer)));
+        if let Some((_, peer)) = sizes.max_by_key(|(bytes, _)| *bytes) {
+            peer.cut(Cut::Memory);
+        }
+    }
+
+    fn peers(&self) -> MutexGuard<'_, Peers> {
+        self.shared.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Peers {
+    fn shed(&self) -> bool {
+        let ranks = self.by_number.values().filter_map(|peer| Some((peer.rank()?, peer)));
+        let least = ranks.min_by_key(|(rank, _)| *rank);
+        least.is_some_and(|(_, peer)| {
+            peer.cut(Cut::Shed);
+            true
+        })
+    }
+}
+
+/// A connection's place among all, free again when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    registry: Registry,
+    number: u64,
+    pub(super) peer: Peer,
+}
+
+impl Place {
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut peers = self.registry.peers();
+        peers.by_number.remove(&self.number);
+        metrics::gauge!("foil_connections").set(peers.by_number.len() as f64);
+    }
+}

@@ -1,0 +1,68 @@
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use nix::errno::Errno;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+
+use super::accept::{Listen, incoming};
+use super::*;
+
+/// A kernel that refuses so many times for want of descriptors, and then has what it is told to.
+struct Scarce {
+    refusals: usize,
+    calls: Arc<AtomicUsize>,
+    sockets: VecDeque<(TcpStream, SocketAddr)>,
+}
+
+impl Listen for Scarce {
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        if self.calls.fetch_add(1, Ordering::SeqCst) < self.refusals {
+            return Err(Errno::EMFILE.into());
+        }
+        match self.sockets.pop_front() {
+            Some(socket) => Ok(socket),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn socket() -> (TcpStream, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    near.unwrap();
+    far.unwrap()
+}
+
+#[tokio::test]
+async fn without_descriptors_it_pauses_instead_of_spinning() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let scarce = Scarce { refusals: 2, calls: Arc::clone(&calls), sockets: [socket().await].into() };
+    let began = Instant::now();
+    let mut connections = Box::pin(incoming(scarce, Registry::new(Limits::default())));
+    connections.next().await.unwrap().unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+    assert!(began.elapsed() >= Duration::from_millis(400), "two pauses: {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn one_more_takes_the_place_of_who_has_said_nothing_and_never_of_who_works() {
+    let registry = Registry::new(Limits { connections: 3, ..Limits::default() });
+    let places: Vec<_> = (0..3).map(|_| registry.admit("127.0.0.1:1".parse().unwrap()).unwrap()).collect();
+    let works = places[0].peer.request();
+    drop(places[1].peer.request());
+    let more = registry.admit("127.0.0.1:2".parse().unwrap()).unwrap();
+    let is_cut = |place: usize| places[place].peer.overdue(registry.limits()).is_some();
+    assert_eq!([0, 1, 2].map(is_cut), [false, false, true], "the one that never spoke");
+    let _works_too = more.peer.request();
+    let another = registry.admit("127.0.0.1:3".parse().unwrap()).unwrap();
+    assert_eq!([0, 1, 2].map(is_cut), [false, true, true], "then the idle one");
+    let _busy = another.peer.request();
+    assert!(registry.admit("127.0.0.1:4".parse().unwrap()).is_none(), "all the others work");
+    drop(works);
+}
