@@ -98,8 +98,14 @@ pub fn is_unavailable(status: &Status) -> bool {
 
 /// Whether a call ended because its time was up: the server's own word, or this side's clock.
 pub fn timed_out(status: &Status) -> bool {
-    let clock = status.source().is_some_and(|source| source.is::<TimeoutExpired>());
-    clock || status.code() == Code::DeadlineExceeded
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<TimeoutExpired>() {
+            return true;
+        }
+        source = error.source();
+    }
+    status.code() == Code::DeadlineExceeded
 }
 
 /// Transport failures come under several codes, but always with the transport's error as their source.

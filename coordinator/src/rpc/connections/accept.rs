@@ -9,11 +9,13 @@ use futures::stream::{self, Stream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
-use super::registry::Registry;
+use super::registry::{NoPlace, Place, Registry};
 use super::stream::Connection;
 
 /// Before connections are taken again, after the kernel refused one.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often a connection without a place looks for one.
+const LOOK: Duration = Duration::from_millis(10);
 /// How often a lasting shortage is told of.
 const REMINDER: Duration = Duration::from_secs(60);
 
@@ -42,19 +44,34 @@ pub(in crate::rpc) fn incoming(
                     // already shows it when it is read.
                     let _ = socket.set_nodelay(true);
                     // One without a place is closed here.
-                    if let Some(place) = registry.admit(address) {
+                    if let Some(place) = place(&registry, address).await {
                         return Some((Ok(Connection::new(socket, place)), (listener, registry, told)));
                     }
                 }
                 Err(error) if is_of_the_peer(&error) => {}
                 Err(error) => {
                     tell(&mut told, &error);
-                    registry.shed();
+                    // Where none is idle, time will help.
+                    let _ = registry.shed();
                     sleep(PAUSE).await;
                 }
             }
         }
     })
+}
+
+/// Others wait in the kernel meanwhile.
+pub(super) async fn place(registry: &Registry, address: SocketAddr) -> Option<Place> {
+    loop {
+        match registry.admit(address) {
+            Ok(place) => return Some(place),
+            Err(NoPlace::Yet) => sleep(LOOK).await,
+            Err(NoPlace::AtAll) => {
+                metrics::counter!("foil_connections_closed_total", "reason" => "refused").increment(1);
+                return None;
+            }
+        }
+    }
 }
 
 /// A connection that broke before it was taken says nothing of the others.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use tokio::time::Instant;
@@ -125,6 +126,12 @@ pub(super) struct Rank {
     quiet_since: Instant,
 }
 
+impl Rank {
+    pub(super) fn quiet_for(&self) -> Duration {
+        self.quiet_since.elapsed()
+    }
+}
+
 impl Peer {
     pub(super) fn new(address: SocketAddr, unread: Arc<AtomicUsize>) -> Self {
         let state = Mutex::new(State::new(Instant::now()));
@@ -208,8 +215,6 @@ impl Drop for Unread {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const MOMENT: Duration = Duration::from_millis(1);

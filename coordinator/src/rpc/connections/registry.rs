@@ -4,12 +4,24 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::peer::{Cut, Peer};
 use super::{Limits, describe};
 
 /// Connections beyond the limit that may wait for the end of those whose places they took.
 const LEAVING: usize = 32;
+/// Every connection has so much time to make a request, however many others want its place.
+const CHANCE: Duration = Duration::from_millis(250);
+
+/// Why there is no place for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoPlace {
+    /// There will be one in a moment.
+    Yet,
+    /// All connections are at work.
+    AtAll,
+}
 
 /// Cheap to clone.
 #[derive(Debug, Clone)]
@@ -41,25 +53,27 @@ impl Registry {
         &self.shared.limits
     }
 
-    /// A place for one more connection, which may be that of an idle one. None where all are busy.
-    pub(super) fn admit(&self, address: SocketAddr) -> Option<Place> {
+    /// A place for one more connection, which may be that of an idle one.
+    pub(super) fn admit(&self, address: SocketAddr) -> Result<Place, NoPlace> {
         let mut peers = self.peers();
         let count = peers.by_number.len();
         let limit = self.shared.limits.connections;
-        if count >= limit + LEAVING || (count >= limit && !peers.shed()) {
-            metrics::counter!("foil_connections_closed_total", "reason" => "refused").increment(1);
-            return None;
+        if count >= limit + LEAVING {
+            return Err(NoPlace::Yet);
+        }
+        if count >= limit {
+            peers.shed()?;
         }
         let number = peers.next;
         peers.next += 1;
         let peer = Peer::new(address, Arc::clone(&self.shared.unread));
         peers.by_number.insert(number, peer.clone());
         metrics::gauge!("foil_connections").set(peers.by_number.len() as f64);
-        Some(Place { registry: self.clone(), number, peer })
+        Ok(Place { registry: self.clone(), number, peer })
     }
 
     /// Closes the connection that is missed least, where one is idle.
-    pub(super) fn shed(&self) -> bool {
+    pub(super) fn shed(&self) -> Result<(), NoPlace> {
         self.peers().shed()
     }
 
@@ -81,13 +95,14 @@ impl Registry {
 }
 
 impl Peers {
-    fn shed(&self) -> bool {
+    fn shed(&self) -> Result<(), NoPlace> {
         let ranks = self.by_number.values().filter_map(|peer| Some((peer.rank()?, peer)));
-        let least = ranks.min_by_key(|(rank, _)| *rank);
-        least.is_some_and(|(_, peer)| {
-            peer.cut(Cut::Shed);
-            true
-        })
+        let (rank, peer) = ranks.min_by_key(|(rank, _)| *rank).ok_or(NoPlace::AtAll)?;
+        if rank.quiet_for() < CHANCE {
+            return Err(NoPlace::Yet);
+        }
+        peer.cut(Cut::Shed);
+        Ok(())
     }
 }
 

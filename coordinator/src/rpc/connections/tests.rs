@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use super::accept::{Listen, incoming};
+use super::accept::{Listen, incoming, place};
+use super::registry::NoPlace;
 use super::*;
 
 /// A kernel that refuses so many times for want of descriptors, and then has what it is told to.
@@ -53,16 +54,18 @@ async fn without_descriptors_it_pauses_instead_of_spinning() {
 #[tokio::test]
 async fn one_more_takes_the_place_of_who_has_said_nothing_and_never_of_who_works() {
     let registry = Registry::new(Limits { connections: 3, ..Limits::default() });
-    let places: Vec<_> = (0..3).map(|_| registry.admit("127.0.0.1:1".parse().unwrap()).unwrap()).collect();
+    let address = "127.0.0.1:1".parse().unwrap();
+    let places: Vec<_> = (0..3).map(|_| registry.admit(address).unwrap()).collect();
     let works = places[0].peer.request();
     drop(places[1].peer.request());
-    let more = registry.admit("127.0.0.1:2".parse().unwrap()).unwrap();
+    assert_eq!(registry.admit(address).unwrap_err(), NoPlace::Yet, "each has a chance to speak");
+    let more = place(&registry, address).await.unwrap();
     let is_cut = |place: usize| places[place].peer.overdue(registry.limits()).is_some();
     assert_eq!([0, 1, 2].map(is_cut), [false, false, true], "the one that never spoke");
     let _works_too = more.peer.request();
-    let another = registry.admit("127.0.0.1:3".parse().unwrap()).unwrap();
+    let another = place(&registry, address).await.unwrap();
     assert_eq!([0, 1, 2].map(is_cut), [false, true, true], "then the idle one");
     let _busy = another.peer.request();
-    assert!(registry.admit("127.0.0.1:4".parse().unwrap()).is_none(), "all the others work");
+    assert!(place(&registry, address).await.is_none(), "all the others work");
     drop(works);
 }

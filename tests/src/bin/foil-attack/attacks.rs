@@ -1,0 +1,231 @@
+//! The attacks, each repeated by tasks of their own until it is over.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use foil_common::rpc::{self, Line};
+use foil_proto::v1::artifacts_client::ArtifactsClient;
+use foil_proto::v1::jobs_client::JobsClient;
+use foil_proto::v1::put_request::Part;
+use foil_proto::v1::workers_client::WorkersClient;
+use foil_proto::v1::{self, agent_message};
+use foil_tests::Service;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+use tokio::time::sleep;
+
+/// A client's beginning of HTTP/2, and its settings with nothing in them.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// Before something is tried again that the coordinator has ended.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// One of several at once, over and over.
+#[derive(Clone, Copy)]
+pub(crate) struct Attack {
+    name: &'static str,
+    at_once: usize,
+    once: fn(Aim) -> BoxFuture<'static, ()>,
+}
+
+impl Attack {
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+pub(crate) fn all() -> Vec<Attack> {
+    let attack = |name, at_once, once| Attack { name, at_once, once };
+    vec![
+        attack("idle sockets", 400, |aim| silent_socket(aim, b"").boxed()),
+        attack("half-open HTTP/2", 400, |aim| silent_socket(aim, PREFACE).boxed()),
+        attack("uploads of a byte", 16, |aim| slow_upload(aim, Writer::Client).boxed()),
+        attack("uploads of a byte by a rank", 16, |aim| slow_upload(aim, Writer::Rank).boxed()),
+        attack("downloads not read", 100, |aim| unread_download(aim).boxed()),
+        attack("watches not read", 100, |aim| unread_watch(aim).boxed()),
+        attack("streams without a word", 100, |aim| silent_agent(aim).boxed()),
+        attack("agents of many words", 8, |aim| wordy_agent(aim).boxed()),
+        attack("large and senseless messages", 8, |aim| large_message(aim).boxed()),
+        attack("floods of lists", 16, |aim| list_flood(aim).boxed()),
+        attack("enormous submissions", 4, |aim| enormous_job(aim).boxed()),
+    ]
+}
+
+/// What an attack is aimed at.
+#[derive(Clone)]
+struct Aim {
+    url: String,
+    job: String,
+    /// Of the job's start policy.
+    object: v1::Object,
+    spec: v1::JobSpec,
+}
+
+impl Aim {
+    fn line(&self) -> Line {
+        rpc::connect(&self.url).expect("the coordinator's own address")
+    }
+
+    fn jobs(&self) -> JobsClient<Line> {
+        JobsClient::new(self.line())
+    }
+}
+
+pub(crate) struct Target {
+    runtime: Runtime,
+    aim: Aim,
+}
+
+impl Target {
+    /// A coordinator that has played a job.
+    pub(crate) fn new(service: &Service, job: &str) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let url = service.url().to_owned();
+        let played = runtime.block_on(async {
+            let request = v1::GetJobRequest { id: job.to_owned() };
+            JobsClient::new(rpc::connect(&url)?).get(request).await.map_err(anyhow::Error::from)
+        })?;
+        let played = played.into_inner();
+        let objects = played.artifacts.iter().flat_map(|artifact| &artifact.objects);
+        let object = objects.max_by_key(|object| object.size).context("the job has made nothing")?.clone();
+        let spec = played.spec.context("the job has no specification")?;
+        Ok(Self { runtime, aim: Aim { url, job: job.to_owned(), object, spec } })
+    }
+
+    /// Does something while the attack goes on.
+    pub(crate) fn while_under<T>(&self, attack: Attack, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let attackers: Vec<_> = (0..attack.at_once)
+            .map(|_| {
+                let aim = self.aim.clone();
+                self.runtime.spawn(async move {
+                    loop {
+                        (attack.once)(aim.clone()).await;
+                        sleep(AGAIN).await;
+                    }
+                })
+            })
+            .collect();
+        let done = act();
+        for attacker in attackers {
+            attacker.abort();
+        }
+        done
+    }
+}
+
+/// A connection that goes no further; made again when the coordinator has closed it.
+async fn silent_socket(aim: Aim, first: &[u8]) {
+    let Ok(mut socket) = TcpStream::connect(aim.url.trim_start_matches("http://")).await else { return };
+    if socket.write_all(first).await.is_ok() {
+        let mut sink = tokio::io::sink();
+        // Until it is closed.
+        let _ = tokio::io::copy(&mut socket, &mut sink).await;
+    }
+}
+
+/// In whose name an upload is.
+#[derive(Clone, Copy)]
+enum Writer {
+    Client,
+    Rank,
+}
+
+async fn slow_upload(aim: Aim, writer: Writer) {
+    let blake3 = format!("{:064x}", fastrand::u64(..));
+    let (key, job_id) = match writer {
+        Writer::Client => (format!("inputs/{blake3}"), String::new()),
+        Writer::Rank => (format!("jobs/{}/phases/r01.policy.train/a1/{blake3}", aim.job), aim.job.clone()),
+    };
+    let begin = v1::PutBegin { key, size: 1 << 30, blake3, job_id, attempt: 1, ..Default::default() };
+    let bytes = stream::unfold((), |()| async {
+        sleep(Duration::from_secs(15)).await;
+        Some((v1::PutRequest { part: Some(Part::Data(Bytes::from_static(b"x"))) }, ()))
+    });
+    let begin = v1::PutRequest { part: Some(Part::Begin(begin)) };
+    let parts = stream::once(async move { begin }).chain(bytes);
+    // It is refused sooner or later.
+    let _ = ArtifactsClient::new(aim.line()).put(parts).await;
+}
+
+async fn unread_download(aim: Aim) {
+    let request = v1::GetRequest { key: aim.object.key.clone(), offset: 0 };
+    if let Ok(unread) = ArtifactsClient::new(aim.line()).get(request).await {
+        sleep(Duration::from_secs(60)).await;
+        drop(unread);
+    }
+}
+
+async fn unread_watch(aim: Aim) {
+    let request = v1::WatchJobRequest { id: aim.job.clone(), after_revision: 0 };
+    if let Ok(unread) = aim.jobs().watch(request).await {
+        sleep(Duration::from_secs(60)).await;
+        drop(unread);
+    }
+}
+
+async fn silent_agent(aim: Aim) {
+    if let Ok(answer) = WorkersClient::new(aim.line()).agent(stream::pending()).await {
+        // Until it is ended.
+        let mut commands = answer.into_inner();
+        while let Ok(Some(_)) = commands.message().await {}
+    }
+}
+
+async fn wordy_agent(aim: Aim) {
+    let device =
+        |number: usize| v1::Device { id: format!("cpu:{number}"), kind: "cpu".into(), ..Default::default() };
+    let hello = v1::AgentRegister {
+        agent_id: "a\n\u{1b}[31m".into(),
+        hostname: "x".repeat(1 << 20),
+        devices: (0..20_000).map(device).collect(),
+        ..Default::default()
+    };
+    let register = v1::AgentMessage { message: Some(agent_message::Message::Register(hello)) };
+    let words = stream::once(async move { register }).chain(stream::pending());
+    if let Ok(answer) = WorkersClient::new(aim.line()).agent(words).await {
+        let mut commands = answer.into_inner();
+        while let Ok(Some(_)) = commands.message().await {}
+    }
+}
+
+async fn large_message(aim: Aim) {
+    for size in [1 << 20, 5 << 20, 20 << 20] {
+        let _ = aim.jobs().get(v1::GetJobRequest { id: "x".repeat(size) }).await;
+    }
+    let line = format!(
+        "POST /foil.v1.Jobs/List HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n{}",
+        "\0".repeat(1 << 20)
+    );
+    if let Ok(mut socket) = TcpStream::connect(aim.url.trim_start_matches("http://")).await {
+        let _ = socket.write_all(line.as_bytes()).await;
+    }
+}
+
+async fn list_flood(aim: Aim) {
+    let mut jobs = aim.jobs();
+    for _ in 0..100 {
+        let request = v1::ListJobsRequest { page_size: 1000, ..Default::default() };
+        if jobs.list(request).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Jobs that would be plans of gigabytes, and none that is ever accepted.
+async fn enormous_job(aim: Aim) {
+    let mut jobs = aim.jobs();
+    for rounds in [20_000, 1_000_000, u32::MAX] {
+        let spec = v1::JobSpec { rounds: Some(rounds), ..aim.spec.clone() };
+        let _ = jobs
+            .submit(v1::SubmitRequest { spec: Some(spec), request_id: String::new(), dry_run: true })
+            .await;
+    }
+    let mut spec = aim.spec.clone();
+    if let Some(generator) = spec.data.as_mut().and_then(|data| data.generator.as_mut()) {
+        generator.prompts = Some(u32::MAX);
+    }
+    let _ =
+        jobs.submit(v1::SubmitRequest { spec: Some(spec), request_id: String::new(), dry_run: true }).await;
+}

@@ -1,0 +1,16 @@
+//! A short run of the attacks that `scripts/attack` makes at length.
+
+use std::process::Command;
+
+use foil_tests::foil;
+
+#[test]
+fn attacks_disturb_neither_a_list_nor_a_job() {
+    // Built with the others.
+    let attack = foil().with_file_name("foil-attack");
+    let output = Command::new(attack).args(["--seconds", "3"]).output().expect("foil-attack starts");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    eprintln!("{told}");
+    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(told.contains("all with the weights of the undisturbed one"), "{told}");
+}
