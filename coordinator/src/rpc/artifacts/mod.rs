@@ -82,15 +82,14 @@ impl Artifacts for ArtifactsService {
         };
         let announced = access::announced(&begin)?;
         access::may_write(&begin, &*self.attempts)?;
-        let _turn = turn(&self.uploads).await?;
+        let is_rank = !begin.job_id.is_empty();
+        let slot = if is_rank { &self.ranks_uploads } else { &self.clients_uploads }.take().await?;
         if begin.job_id.is_empty() {
             self.repair(&begin.key, &announced).await?;
         }
         if let Some(object) = self.already_there(&begin.key, &announced).await? {
             return Ok(Response::new(v1::PutResponse { object: Some(object) }));
         }
-        let is_rank = !begin.job_id.is_empty();
-        let slot = if is_rank { &self.ranks_uploads } else { &self.clients_uploads }.take().await?;
         failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
         let mut writer = self.store.write_object(&begin.key, announced).await.map_err(|e| from_store(&e))?;
         let received = receive(&mut parts, &mut writer, &slot).await;
