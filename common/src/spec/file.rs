@@ -93,10 +93,29 @@ fn parse_setting(setting: &str, here: &Path) -> Result<Value, SpecError> {
     Ok(value)
 }
 
+/// Brackets that may be open at once. The YAML parser takes time quadratic in their number.
+const DEPTH_LIMIT: usize = 1000;
+
 fn yaml(text: &str) -> Result<Value, SpecError> {
+    if bracket_depth(text) > DEPTH_LIMIT {
+        return Err(SpecError::Syntax(format!("not YAML: more than {DEPTH_LIMIT} brackets are open at once")));
+    }
     let value: serde_norway::Value =
         serde_norway::from_str(text).map_err(|error| SpecError::Syntax(format!("not YAML: {error}")))?;
     to_json(value)
+}
+
+/// The most brackets that are open at once, whether they mean anything or are part of a text.
+fn bracket_depth(text: &str) -> usize {
+    let depths = text.bytes().scan(0usize, |depth, byte| {
+        match byte {
+            b'[' | b'{' => *depth += 1,
+            b']' | b'}' => *depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        Some(*depth)
+    });
+    depths.max().unwrap_or(0)
 }
 
 /// Goes through YAML's own value because that one refuses a field given twice.

@@ -421,3 +421,12 @@ fn a_job_file_is_a_regular_file_of_bounded_size() {
     fs::write(&large, " ".repeat(5 << 20)).unwrap();
     assert!(refusal(&large).contains("4194304") || refusal(&large).contains("4 MiB"));
 }
+
+#[test]
+fn a_job_file_of_brackets_is_refused_at_once() {
+    for bracket in ["[", "{"] {
+        let error = message(&format!("{LEAST}sampling: {}", bracket.repeat(100_000)), &[]);
+        assert!(error.contains("1000 brackets are open"), "{error}");
+    }
+    job(&format!("{LEAST}text: {{ template: \"{}\" }}", "{{ bos_token }}{% if [] %}{% endif %}".repeat(500)), &[]);
+}

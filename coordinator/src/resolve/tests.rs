@@ -493,3 +493,75 @@ async fn real_data_resolves() {
     assert!(rows > 400, "{:?} {:?}", resolved.summaries, resolved.warnings);
     assert_eq!(resolved.policy.name, "policy@0");
 }
+
+#[tokio::test]
+async fn what_encoding_drops_is_named_by_file_and_line() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    wire.text.as_mut().unwrap().template = "{% if messages[0].content == 'bcdef' %}{{ raise_exception('no b') }}{% endif %}\
+         {% for message in messages %}{{ message.content }}{{ eos_token if message.role == 'assistant' else '>' }}{% endfor %}"
+        .to_owned();
+    wire.data.as_mut().unwrap().max_bad_fraction = Some(0.5);
+    let named = |lines: &[String]| lines.iter().any(|line| line.contains("prompts.jsonl:2: "));
+    let some = resolved(wire.clone(), &store).await.unwrap();
+    assert!(named(&some.warnings), "{:?}", some.warnings);
+    wire.data.as_mut().unwrap().max_bad_fraction = Some(0.0);
+    let message = failure(wire, &store).await;
+    assert!(message.starts_with("data.prompts: ") && named(&[message.clone()]), "{message}");
+}
+
+#[tokio::test]
+async fn pairs_that_are_equal_after_the_cut_are_left_out_and_counted() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    let pair = |prompt: &str, chosen: &str, rejected: &str| {
+        format!(
+            "{{\"prompt\":\"{prompt}\",\"chosen\":\"{chosen}\",\"rejected\":\"{rejected}\",\"source\":\"s\"}}"
+        )
+    };
+    let long = "ab".repeat(20);
+    let equal = pair("abc", &format!("{long}c"), &format!("{long}d"));
+    let pairs = [pair("bcd", "b!!", "c"), equal.clone(), pair("cde", "c!!", "d")].join("\n");
+    let data = wire.data.as_mut().unwrap();
+    data.preferences = vec![input(&store, "pairs.jsonl", pairs).await];
+    data.evaluation =
+        Some(v1::EvaluationDataSpec { preferences: data.preferences.clone(), ..Default::default() });
+    let some = resolved(wire.clone(), &store).await.unwrap();
+    assert_eq!(rows::<PairRow>(&some, "preferences", &store).await.len(), 2);
+    let told = |line: &String| {
+        line.starts_with("preferences: 1 of 3 pairs are left out") && line.ends_with("pairs.jsonl:2")
+    };
+    assert!(some.warnings.iter().any(told), "{:?}", some.warnings);
+    let summary = some.summaries.iter().find(|summary| summary.name == "preferences").unwrap();
+    assert_eq!((summary.bad_rows, summary.ignored_columns.as_slice()), (0, &["source".to_owned()][..]));
+
+    // Where none is left, the refusal says why.
+    wire.data.as_mut().unwrap().preferences = vec![input(&store, "equal.jsonl", equal).await];
+    let message = failure(wire, &store).await;
+    assert!(message.contains("no row is left") && message.contains("the same tokens"), "{message}");
+}
+
+#[tokio::test]
+async fn settings_that_the_data_makes_pointless_are_told() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    wire.text.as_mut().unwrap().truncation_side = "right".to_owned();
+    let long = format!("{{\"prompt\":\"{}\"}}", "abcd".repeat(8));
+    wire.data.as_mut().unwrap().prompts.push(input(&store, "long.jsonl", long).await);
+    let schedule = v1::ScheduleSpec { warmup_steps: Some(50), ..Default::default() };
+    wire.sft_step = Some(v1::SftStepSpec { schedule: Some(schedule), ..Default::default() });
+    let some = resolved(wire, &store).await.unwrap();
+    for text in ["lose their end", "sft_step.schedule.warmup_steps: 50 is more than the "] {
+        assert!(some.warnings.iter().any(|warning| warning.contains(text)), "{text}: {:?}", some.warnings);
+    }
+}
+
+#[tokio::test]
+async fn a_set_of_bad_answers_alone_says_why_it_is_empty() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    let labelled = input(&store, "kto.jsonl", r#"{"prompt":"ab","completion":"x","label":false}"#).await;
+    wire.data.as_mut().unwrap().golden = vec![labelled];
+    let message = failure(wire, &store).await;
+    assert!(message.contains("1 answers labelled as bad ones are left out"), "{message}");
+}

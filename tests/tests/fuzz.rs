@@ -1,0 +1,23 @@
+//! Mutated inputs are answered, whatever is in them. `foil-fuzz --runs 20000` is the long form.
+
+use std::process::Command;
+
+#[test]
+fn mutated_inputs_are_answered_without_panic_hang_or_bloat() {
+    let findings = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_foil-fuzz"))
+        .args(["--runs", "300", "--seed", "0", "--foil"])
+        .arg(foil_tests::binaries::foil())
+        .arg("--out")
+        .arg(findings.path())
+        .output()
+        .unwrap();
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{report}{}", String::from_utf8_lossy(&output.stderr));
+    // Inputs that are all refused, or all accepted, try nothing.
+    let count = |what: &str| -> u64 {
+        let before = report.split(what).next().unwrap_or_default();
+        before.split_whitespace().last().and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    assert!(count(" accepted") > 30 && count(" refused") > 30, "{report}");
+}
