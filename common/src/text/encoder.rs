@@ -1,17 +1,23 @@
 use super::error::{head, tail};
 use super::special::{Special, starts_with_bos};
-use super::template::Renderer;
+use super::template::{Renderer, Source};
+use super::tokenizer::{self, guarded};
 use super::{Answer, Encoded, EncodedPrompt, Limits, ModelText, TextError, TokenIds};
-use crate::contain;
 use crate::data::rows::Prompt;
 use crate::spec::{Bos, Side, Template, Text};
 use serde_json::Value;
 use std::path::Path;
+use std::sync::OnceLock;
 use tokenizers::Tokenizer;
 
 /// Tokenizer, template and BOS/EOS policy of one model. `Send + Sync`; the same input gives the same tokens.
 pub struct Encoder {
     tokenizer: Tokenizer,
+    /// The file that it was read from.
+    name: String,
+    /// Tokens with their text that an answer is decoded behind, where a text's first space would be lost.
+    anchor: Option<(Vec<u32>, String)>,
+    fingerprint: OnceLock<String>,
     renderer: Renderer,
     special: Special,
     bos: BosPolicy,
@@ -37,10 +43,8 @@ impl Encoder {
     }
 
     pub fn new(files: &ModelText, text: &Text) -> Result<Self, TextError> {
-        let tokenizer = tokenizer(files)?;
-        let special = contain::panics(|| Special::find(files, text, &tokenizer)).map_err(|panic| {
-            TextError::File { file: files.file("tokenizer.json"), what: format!("malformed: {panic}") }
-        })??;
+        let tokenizer = tokenizer::read(files)?;
+        let special = guarded(&files.file("tokenizer.json"), || Special::find(files, text, &tokenizer))??;
         let vocabulary = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         check_vocabulary(files, vocabulary)?;
         let renderer = renderer(files, text, &special)?;
@@ -51,11 +55,25 @@ impl Encoder {
             _ => BosPolicy::AsWritten,
         };
         let own_pad = files.token("pad_token").filter(|_| text.pad_token.is_none()).map(str::to_owned);
-        Ok(Encoder { tokenizer, renderer, special, bos, cut: text.truncation_side, vocabulary, own_pad })
+        let name = files.file("tokenizer.json");
+        let anchor = tokenizer::anchor(&tokenizer);
+        Ok(Encoder {
+            tokenizer,
+            name,
+            anchor,
+            fingerprint: OnceLock::new(),
+            renderer,
+            special,
+            bos,
+            cut: text.truncation_side,
+            vocabulary,
+            own_pad,
+        })
     }
 
     /// The tokens of a prompt, at most `limit` of them: an over-long one is cut on the job's side, its BOS kept.
     pub fn prompt(&self, prompt: &Prompt, limit: usize) -> Result<EncodedPrompt, TextError> {
+        self.refuse_control_tokens(prompt)?;
         let text = self.renderer.prompt(prompt)?;
         Ok(self.shorten(self.with_bos(self.encode(&text)?), limit))
     }
@@ -67,6 +85,7 @@ impl Encoder {
         answer: Answer<'_>,
         limits: Limits,
     ) -> Result<Encoded, TextError> {
+        self.refuse_control_tokens(prompt)?;
         let rendered = self.renderer.prompt(prompt)?;
         let ids = self.encode(&rendered)?;
         let (mut answer_ids, eos) = match answer {
@@ -96,16 +115,28 @@ impl Encoder {
         answer: &str,
         finished: bool,
     ) -> Result<Vec<u32>, TextError> {
+        self.refuse_control_token(answer, "answer")?;
         let text = self.renderer.answer(prompt, rendered, answer, finished)?;
         let ids = self.encode(&format!("{rendered}{text}"))?;
         let Some(answer_ids) = ids.strip_prefix(prompt_ids) else {
             return Err(TextError::Joined { prompt: tail(rendered, 60), answer: head(answer, 60) });
         };
-        match answer_ids.iter().find_map(|id| self.special.names.get(id)) {
-            Some(token) if answer.contains(token.as_str()) => {
-                Err(TextError::SpecialInAnswer { answer: head(answer, 200), token: token.clone() })
-            }
-            _ => Ok(answer_ids.to_vec()),
+        Ok(answer_ids.to_vec())
+    }
+
+    /// Texts of the data never become control tokens: a user's `<|im_end|>` would end the turn and begin another's.
+    fn refuse_control_tokens(&self, prompt: &Prompt) -> Result<(), TextError> {
+        prompt.messages.iter().try_for_each(|message| self.refuse_control_token(&message.content, "prompt"))
+    }
+
+    fn refuse_control_token(&self, text: &str, part: &'static str) -> Result<(), TextError> {
+        match self.special.written_in(text) {
+            None => Ok(()),
+            Some((token, at)) => Err(TextError::ControlToken {
+                part,
+                token: token.to_owned(),
+                text: format!("{}{}", tail(&text[..at], 60), head(&text[at..], 60 + token.len())),
+            }),
         }
     }
 
@@ -121,14 +152,29 @@ impl Encoder {
 
     /// The text of tokens; special tokens are left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
-        let failed = |error: String| TextError::Tokenizer(format!("tokens do not decode: {error}"));
-        let text = contain::panics(|| self.tokenizer.decode(ids, true)).map_err(failed)?;
-        text.map_err(|error| failed(error.to_string()))
+        guarded(&self.name, || self.tokenizer.decode(ids, true))?
+            .map_err(|error| TextError::Tokenizer(format!("tokens do not decode: {error}")))
+    }
+
+    /// The text of tokens that follow others: a decoder that drops the space at a text's start keeps it.
+    fn decode_continuation(&self, ids: &[u32]) -> Result<String, TextError> {
+        if let Some((anchor, text)) = &self.anchor {
+            let anchored = self.decode(&[anchor.as_slice(), ids].concat())?;
+            if let Some(rest) = anchored.strip_prefix(text.as_str()) {
+                return Ok(rest.to_owned());
+            }
+        }
+        self.decode(ids)
+    }
+
+    /// Equal for tokenizers that read and write every text alike, however their files are laid out.
+    pub fn fingerprint(&self) -> &str {
+        self.fingerprint.get_or_init(|| tokenizer::fingerprint(&self.tokenizer))
     }
 
     /// An answer's text as a row holds it: what the template puts around it is taken off.
     pub fn answer_text(&self, ids: &[u32]) -> Result<String, TextError> {
-        let text = self.decode(ids)?;
+        let text = self.decode_continuation(ids)?;
         let text = text.strip_prefix(self.renderer.lead()).unwrap_or(&text);
         let finished = ids.last().is_some_and(|id| self.special.eos_ids.contains(id));
         let closing = if finished { self.renderer.closing() } else { "" };
@@ -230,15 +276,13 @@ impl Encoder {
     }
 
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let refused = |error: String| {
+        let encoding = guarded(&self.name, || self.tokenizer.encode_fast(text, false))?.map_err(|error| {
             TextError::Tokenizer(format!(
                 "the tokenizer refuses a text: {error}; it starts {:?}",
                 head(text, 60)
             ))
-        };
-        // Some settings of a tokenizer.json make the library panic, on some texts.
-        let encoding = contain::panics(|| self.tokenizer.encode_fast(text, false)).map_err(refused)?;
-        Ok(encoding.map_err(|error| refused(error.to_string()))?.get_ids().to_vec())
+        })?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
@@ -266,24 +310,33 @@ impl Encoder {
     }
 }
 
-fn tokenizer(files: &ModelText) -> Result<Tokenizer, TextError> {
-    let fail = |what: String| TextError::File { file: files.file("tokenizer.json"), what };
-    let mut tokenizer = contain::panics(|| Tokenizer::from_bytes(&files.tokenizer))
-        .map_err(|panic| fail(format!("malformed: {panic}")))?
-        .map_err(|error| fail(format!("unreadable: {error}")))?;
-    tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;
-    tokenizer.with_padding(None);
-    Ok(tokenizer)
-}
-
 fn renderer(files: &ModelText, text: &Text, special: &Special) -> Result<Renderer, TextError> {
-    let pad = special.pad.as_ref().ok().copied();
-    let tokens = [special.name(special.bos), special.name(Some(special.eos)), special.name(pad)];
+    let jinja = |origin: String, source| {
+        Renderer::jinja(Source {
+            origin,
+            text: source,
+            tokens: special.template_variables(files, text),
+            eos: special.name(Some(special.eos)).to_owned(),
+        })
+    };
     match (&text.template, files.chat_template()) {
-        (Template::Hh, _) | (Template::Auto, None) => Ok(Renderer::Hh),
+        (Template::Hh, _) => Ok(Renderer::Hh),
         (Template::Plain, _) => Ok(Renderer::Plain),
-        (Template::Jinja(source), _) => Renderer::jinja(files, source, tokens),
-        (Template::Auto | Template::Chat, Some(source)) => Renderer::jinja(files, source, tokens),
+        (Template::Jinja(source), _) => jinja("text.template".to_owned(), source),
+        (Template::Auto | Template::Chat, Some(source)) => jinja(files.chat_template_file(), source),
+        (Template::Auto | Template::Chat, None) if files.templates_without_default().is_some() => {
+            let names = files.templates_without_default().unwrap_or_default();
+            Err(TextError::Setting {
+                field: "text.template",
+                what: format!(
+                    "{} has the chat templates {}, and none is named default",
+                    files.file("tokenizer_config.json"),
+                    names.join(", ")
+                ),
+                advice: "write one of them into the job, or set hh or plain",
+            })
+        }
+        (Template::Auto, None) => Ok(Renderer::Hh),
         (Template::Chat, None) => Err(TextError::Setting {
             field: "text.template",
             what: format!("chat, but {} has no chat template", files.name),
@@ -320,8 +373,8 @@ impl TextStream<'_> {
     pub fn push(&mut self, id: u32) -> Result<&str, TextError> {
         self.ids.push(id);
         let start = self.settled.saturating_sub(1);
-        let before = self.encoder.decode(&self.ids[start..self.settled])?;
-        let after = self.encoder.decode(&self.ids[start..])?;
+        let before = self.encoder.decode_continuation(&self.ids[start..self.settled])?;
+        let after = self.encoder.decode_continuation(&self.ids[start..])?;
         if let Some(new) = after.strip_prefix(before.as_str()).filter(|new| !new.ends_with('\u{fffd}')) {
             self.text.push_str(new);
             self.settled = self.ids.len();

@@ -21,8 +21,10 @@ pub enum TextError {
     )]
     Joined { prompt: String, answer: String },
     /// EOS would end the answer early, BOS and others would be read as turns.
-    #[error("the answer {answer:?} contains the special token {token:?}; remove it from the row")]
-    SpecialInAnswer { answer: String, token: String },
+    #[error(
+        "the {part} spells the special token {token:?} out, in {text:?}: it would be read as a turn's end or start; texts of the data never become control tokens: remove it from the row"
+    )]
+    ControlToken { part: &'static str, token: String, text: String },
     #[error("{0}")]
     Tokenizer(String),
 }

@@ -62,7 +62,14 @@ impl ModelText {
             config: json(config)?,
             generation_config: json(generation_config)?,
             special_tokens_map: json(special_tokens_map)?,
-            chat_template: optional(chat_template)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+            chat_template: optional(chat_template)?
+                .map(|bytes| {
+                    String::from_utf8(bytes).map_err(|error| TextError::File {
+                        file: dir.join(chat_template).display().to_string(),
+                        what: format!("not UTF-8: {error}"),
+                    })
+                })
+                .transpose()?,
         })
     }
 
@@ -107,7 +114,26 @@ impl ModelText {
                 .iter()
                 .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
                 .and_then(|entry| entry.get("template")?.as_str()),
+            Value::Object(named) => named.get("default")?.as_str(),
             _ => None,
         }
+    }
+
+    /// Where the model's own chat template stands, for messages.
+    pub(super) fn chat_template_file(&self) -> String {
+        self.file(if self.chat_template.is_some() { "chat_template.jinja" } else { "tokenizer_config.json" })
+    }
+
+    /// The names of the model's chat templates, where it has some but none that is the default.
+    pub(super) fn templates_without_default(&self) -> Option<Vec<&str>> {
+        if self.chat_template().is_some() {
+            return None;
+        }
+        let names: Vec<&str> = match self.tokenizer_config.get("chat_template")? {
+            Value::Array(list) => list.iter().filter_map(|entry| entry.get("name")?.as_str()).collect(),
+            Value::Object(named) => named.keys().map(String::as_str).collect(),
+            _ => return None,
+        };
+        Some(names)
     }
 }

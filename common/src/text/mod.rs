@@ -9,8 +9,11 @@ mod error;
 mod export;
 mod files;
 pub mod inspect;
+mod jinja;
+
 mod special;
 mod template;
+mod tokenizer;
 
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,34 @@ impl Special {
         Ok(Special { bos, eos: eos_ids[0], eos_ids, pad, names })
     }
 
+    /// The first special token that is written out in a text, and where.
+    pub(super) fn written_in<'a>(&'a self, text: &str) -> Option<(&'a str, usize)> {
+        let places = self.names.values().filter(|name| !name.is_empty());
+        places.filter_map(|name| Some((name.as_str(), text.find(name.as_str())?))).min_by_key(|(_, at)| *at)
+    }
+
+    /// What templates see under `bos_token` and its kin: the tokenizer's own, the job's where it names some.
+    pub(super) fn template_variables(&self, files: &ModelText, text: &Text) -> Vec<(&'static str, String)> {
+        const NAMES: [&str; 7] =
+            ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+        NAMES
+            .into_iter()
+            .filter_map(|name| {
+                let own = files.token(name).map(str::to_owned);
+                let value = match name {
+                    "eos_token" => Some(self.name(Some(self.eos)).to_owned()),
+                    // Without a tokenizer config, config.json names the token.
+                    "bos_token" if files.tokenizer_config.is_null() && own.is_none() => {
+                        self.bos.map(|id| self.name(Some(id)).to_owned())
+                    }
+                    "pad_token" => text.pad_token.clone().or(own),
+                    _ => own,
+                };
+                Some((name, value?))
+            })
+            .collect()
+    }
+
     pub(super) fn name(&self, id: Option<u32>) -> &str {
         id.and_then(|id| self.names.get(&id)).map_or("", String::as_str)
     }
@@ -192,6 +220,10 @@ pub(super) fn starts_with_bos(
 fn configured_bos(files: &ModelText, bos: u32, tokenizer: &Tokenizer) -> bool {
     if let Some(add) = files.tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
         return add;
+    }
+    // Naming one of the two settings sets both, and with them the post-processor aside.
+    if files.tokenizer_config.get("add_eos_token").is_some_and(|add| !add.is_null()) {
+        return false;
     }
     if tokenizer.get_post_processor().is_some() {
         return tokenizer

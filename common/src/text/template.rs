@@ -1,10 +1,9 @@
 //! How a dialogue becomes one text.
 
 use super::error::{head, tail};
-use super::{ModelText, TextError};
+use super::{TextError, jinja};
 use crate::data::rows::{Message, Prompt, Role};
-use minijinja::value::{Kwargs, Rest, Value};
-use minijinja::{Environment, Error, ErrorKind, context};
+use serde_json::{Value, json};
 
 /// A ready template. Cheap to render, the same text each time.
 pub(super) enum Renderer {
@@ -14,10 +13,10 @@ pub(super) enum Renderer {
 }
 
 pub(super) struct Jinja {
-    environment: Environment<'static>,
-    bos: String,
+    template: jinja::Template,
+    /// The special tokens' texts under the names that templates know them by.
+    tokens: Vec<(&'static str, Value)>,
     eos: String,
-    pad: String,
     /// What the template writes between a prompt and the answer to it.
     lead: String,
     /// What it writes after an answer, up to EOS.
@@ -26,35 +25,34 @@ pub(super) struct Jinja {
     ending: String,
 }
 
+/// A template with what it is given besides the dialogue.
+pub(super) struct Source<'a> {
+    /// The file or the setting that it stands in.
+    pub(super) origin: String,
+    pub(super) text: &'a str,
+    /// The special tokens that the tokenizer names, as `bos_token` and so on; others are undefined.
+    pub(super) tokens: Vec<(&'static str, String)>,
+    pub(super) eos: String,
+}
+
 /// Texts in messages are cut to this many characters.
 const SHOWN: usize = 160;
 
 impl Renderer {
-    pub(super) fn jinja(
-        files: &ModelText,
-        source: &str,
-        [bos, eos, pad]: [&str; 3],
-    ) -> Result<Self, TextError> {
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_recursion_limit(200);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment
-            .add_template_owned("chat", without_generation_tags(source))
-            .map_err(|error| TextError::File { file: files.file("chat template"), what: describe(&error) })?;
+    pub(super) fn jinja(source: Source<'_>) -> Result<Self, TextError> {
+        let Source { origin, text, tokens, eos } = source;
+        let template = jinja::Template::parse(text)
+            .map_err(|error| TextError::File { file: origin.clone(), what: error.to_string() })?;
+        let tokens = tokens.into_iter().map(|(name, text)| (name, Value::String(text))).collect();
         let mut jinja = Jinja {
-            environment,
-            bos: bos.to_owned(),
-            eos: eos.to_owned(),
-            pad: pad.to_owned(),
+            template,
+            tokens,
+            eos,
             lead: String::new(),
             closing: String::new(),
             ending: String::new(),
         };
-        jinja.probe()?;
+        jinja.probe().map_err(|what| TextError::File { file: origin, what })?;
         Ok(Renderer::Jinja(Box::new(jinja)))
     }
 
@@ -143,34 +141,48 @@ fn plain(prompt: &Prompt) -> String {
 
 impl Jinja {
     fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TextError> {
-        let fail = |error: &Error| TextError::Template {
-            what: describe(error),
+        self.rendered(messages, add_generation_prompt).map_err(|error| TextError::Template {
+            what: error.to_string(),
             prompt: head(messages.last().map_or("", |message| message.content.as_str()), SHOWN),
-        };
-        let context = context! {
-            messages => messages,
-            add_generation_prompt => add_generation_prompt,
-            bos_token => self.bos,
-            eos_token => self.eos,
-            pad_token => self.pad,
-        };
-        let template = self.environment.get_template("chat").map_err(|error| fail(&error))?;
-        template.render(context).map_err(|error| fail(&error))
+        })
     }
 
-    /// Learns from one small dialogue what the template writes around an answer.
-    fn probe(&mut self) -> Result<(), TextError> {
+    fn rendered(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, jinja::Error> {
+        let messages = json!(messages);
+        let (asks, none) = (Value::Bool(add_generation_prompt), Value::Null);
+        let mut variables = vec![
+            ("messages", &messages),
+            ("tools", &none),
+            ("documents", &none),
+            ("add_generation_prompt", &asks),
+        ];
+        variables.extend(self.tokens.iter().map(|(name, text)| (*name, text)));
+        self.template.render(&variables)
+    }
+
+    /// Learns from a small dialogue what the template writes around an answer. Where it takes none of a user's turn alone, one
+    /// with a system turn is tried.
+    fn probe(&mut self) -> Result<(), String> {
+        let user = Message::new(Role::User, "def");
+        let system = Message::new(Role::System, "ghi");
+        self.learn(vec![user.clone()]).or_else(|what| self.learn(vec![system, user]).map_err(|_| what))
+    }
+
+    fn learn(&mut self, mut messages: Vec<Message>) -> Result<(), String> {
         const ANSWER: &str = "abc";
-        let mut messages = vec![Message::new(Role::User, "def")];
-        let prompt = self.render(&messages, true)?;
+        let fails =
+            |error: jinja::Error| format!("the chat template takes no dialogue of one user turn: {error}");
+        let prompt = self.rendered(&messages, true).map_err(fails)?;
         messages.push(Message::new(Role::Assistant, ANSWER));
-        let dialogue = self.render(&messages, false)?;
+        let dialogue = self.rendered(&messages, false).map_err(fails)?;
         let around = dialogue.strip_prefix(prompt.as_str()).and_then(|rest| rest.split_once(ANSWER));
         let Some((lead, ending)) = around else {
-            return Err(TextError::NotAppended {
-                prompt: tail(&prompt, SHOWN),
-                dialogue: tail(&dialogue, 2 * SHOWN),
-            });
+            return Err(format!(
+                "the chat template changes what was rendered before: it renders a trial prompt as {:?}, and the prompt with an \
+                 answer as {:?}; answers could not be told from prompts: set text.template to a template that only appends",
+                tail(&prompt, SHOWN),
+                tail(&dialogue, 2 * SHOWN)
+            ));
         };
         self.lead = lead.to_owned();
         self.closing = match ending.find(self.eos.as_str()) {
@@ -180,64 +192,4 @@ impl Jinja {
         self.ending = ending.to_owned();
         Ok(())
     }
-}
-
-fn describe(error: &Error) -> String {
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    match error.line() {
-        Some(line) => format!("{detail} (line {line} of the template)"),
-        None => detail,
-    }
-}
-
-/// `{% generation %}` marks the assistant's tokens for trainers that ask the template; here the split is checked instead.
-fn without_generation_tags(source: &str) -> String {
-    let mut text = source.to_owned();
-    for open in ["{%", "{%-", "{%+"] {
-        for close in ["%}", "-%}", "+%}"] {
-            text = text.replace(&format!("{open} generation {close}"), &format!("{open} if true {close}"));
-            text = text.replace(&format!("{open} endgeneration {close}"), &format!("{open} endif {close}"));
-        }
-    }
-    text
-}
-
-fn raise_exception(message: &str) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
-}
-
-/// Templates write today's date with this. Training and sampling must see the same text on every day, so the date is fixed: it is the one
-/// that Llama's templates fall back to.
-fn strftime_now(format: &str, _more: Rest<Value>, _named: Kwargs) -> Result<String, Error> {
-    let mut text = String::new();
-    let mut characters = format.chars();
-    while let Some(character) = characters.next() {
-        if character != '%' {
-            text.push(character);
-            continue;
-        }
-        text.push_str(match characters.next() {
-            Some('d') => "26",
-            Some('m') => "07",
-            Some('b') => "Jul",
-            Some('B') => "July",
-            Some('y') => "24",
-            Some('Y') => "2024",
-            Some('a') => "Fri",
-            Some('A') => "Friday",
-            Some('j') => "208",
-            Some('H' | 'M' | 'S') => "00",
-            Some('F') => "2024-07-26",
-            Some('T') => "00:00:00",
-            Some('%') => "%",
-            other => {
-                let found = other.map(String::from).unwrap_or_default();
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("strftime_now: %{found} is unknown"),
-                ));
-            }
-        });
-    }
-    Ok(text)
 }

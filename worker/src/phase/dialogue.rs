@@ -32,7 +32,7 @@ impl<'a> Candidate<'a> {
 /// Encodes dialogues for one model.
 pub(super) struct Reader<'a> {
     pub(super) encoder: &'a Encoder,
-    /// Hex BLAKE3 of its tokenizer.json.
+    /// The fingerprint of its tokenizer.
     pub(super) tokenizer: &'a str,
     pub(super) job: &'a spec::Job,
 }

@@ -21,7 +21,7 @@ use foil_common::failpoint;
 pub(super) struct Loaded<M> {
     pub(super) model: M,
     pub(super) encoder: Rc<Encoder>,
-    /// Hex BLAKE3 of its tokenizer.json.
+    /// Equal for tokenizers of the same content.
     pub(super) tokenizer: String,
 }
 
@@ -153,8 +153,7 @@ impl Loader<'_> {
             let model = read(&dir).map_err(|source| PhaseError::Model { artifact: name(), source })?;
             Ok::<_, PhaseError>((encoder, model))
         })?;
-        let tokenizer = artifact.objects.iter().find(|object| object.path == "tokenizer.json");
-        let tokenizer = tokenizer.map(|object| object.blake3.clone()).unwrap_or_default();
+        let tokenizer = encoder.fingerprint().to_owned();
         tracing::info!(artifact = artifact.name, "model loaded");
         Ok(Loaded { model, encoder, tokenizer })
     }

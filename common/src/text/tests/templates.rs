@@ -30,7 +30,7 @@ fn a_template_may_put_text_before_answers() {
 fn templates_that_rewrite_the_prompt_are_refused_with_the_text_shown() {
     let rewriting = "{{ messages | length }}{{ messages[-1].content }}";
     let error = Encoder::new(&chat(rewriting), &text(Template::Chat)).err().unwrap();
-    assert!(matches!(error, TextError::NotAppended { .. }), "{error}");
+    assert!(matches!(&error, TextError::File { what, .. } if what.contains("only appends")), "{error}");
     // Only some rows show it: the answer's text is changed.
     let changing = "{% for m in messages %}{{ m.content | replace('you', 'there') }}{{ ' ' if m.role == 'user' else '' }}{% endfor %}";
     let encoder = Encoder::new(&chat(changing), &text(Template::Chat)).unwrap();
@@ -91,4 +91,34 @@ fn the_date_in_templates_is_fixed() {
     let encoder = Encoder::new(&files, &text(Template::Chat)).unwrap();
     let ids = encoder.prompt(&Prompt::user("hi"), 99).unwrap().ids;
     assert_eq!(ids, [0, 11, 7]);
+}
+
+#[test]
+fn a_broken_template_is_blamed_on_its_file_and_not_on_a_row() {
+    let error =
+        |template: &str| Encoder::new(&chat(template), &text(Template::Chat)).err().unwrap().to_string();
+    for template in ["{{ messages[0].nothing.at_all }}", "{{ messages | map('nope') | list }}"] {
+        let error = error(template);
+        assert!(error.starts_with("chat/tokenizer_config.json: ") && !error.contains("def"), "{error}");
+    }
+    let job = Template::Jinja("{% if %}".to_owned());
+    let error = Encoder::new(&chat(""), &text(job)).err().unwrap().to_string();
+    assert!(error.starts_with("text.template: "), "{error}");
+}
+
+#[test]
+fn a_template_that_wants_a_system_turn_is_read_with_one() {
+    let template = "{{ messages[0].content if messages[0].role == 'system' else raise_exception('no system turn') }}\
+        {% for m in messages[1:] %} {{ m.content }}{% endfor %}";
+    let encoder = Encoder::new(&chat(template), &text(Template::Chat)).unwrap();
+    let prompt = Prompt { messages: vec![Message::new(Role::System, "hi"), Message::new(Role::User, "you")] };
+    assert_eq!(encoder.dialogue(&prompt, Answer::finished("yes"), WIDE).unwrap().answer(), [11, 12, 3]);
+    assert!(encoder.prompt(&Prompt::user("hi"), 9).unwrap_err().to_string().contains("no system turn"));
+}
+
+#[test]
+fn templates_see_no_tools_and_no_documents_as_none() {
+    let template = "{% if tools is none and documents is none %}hi{% endif %}{% for m in messages %} {{ m.content }}{% endfor %}";
+    let encoder = Encoder::new(&chat(template), &text(Template::Chat)).unwrap();
+    assert_eq!(encoder.prompt(&Prompt::user("you"), 9).unwrap().ids, [7, 11, 9]);
 }

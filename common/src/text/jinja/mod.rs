@@ -1,0 +1,77 @@
+//! Jinja templates with Python's semantics, as chat templates need them.
+//!
+//! A chat template is written for transformers, which renders it with Jinja2: every value is a Python object, `None` prints as `None`,
+//! `'a' < 1` is an error, a generator is empty on its second pass. A prompt that is rendered otherwise has other tokens than those the
+//! model was trained on, and nothing fails. This engine therefore renders what Jinja2 (in transformers' immutable sandbox, with its
+//! extensions) renders, and refuses what it does not know by name.
+//!
+//! Templates come from strangers: parsing is bounded in size and nesting, rendering in steps, bytes and depth (see [`Budget`]).
+
+mod ast;
+mod budget;
+mod clock;
+mod convert;
+mod error;
+mod eval;
+mod expression;
+mod filters;
+mod format;
+mod functions;
+mod json;
+mod lexer;
+mod methods;
+mod number;
+mod operators;
+mod parser;
+mod predicates;
+mod repr;
+mod scope;
+mod sequences;
+mod statements;
+mod strings;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub(super) use error::Error;
+
+use budget::Budget;
+use eval::Machine;
+use scope::Scope;
+
+/// The longest template that is read. The longest known one has 20 KiB.
+const MAX_SOURCE: usize = 1 << 20;
+
+/// A parsed template. `Send + Sync`; each rendering has a budget of its own.
+#[derive(Debug)]
+pub(super) struct Template {
+    body: Vec<ast::Statement>,
+}
+
+impl Template {
+    pub(super) fn parse(source: &str) -> Result<Self, Error> {
+        if source.len() > MAX_SOURCE {
+            return Err(Error::new(format!(
+                "the template has {} bytes; at most {MAX_SOURCE} are read",
+                source.len()
+            )));
+        }
+        Ok(Template { body: parser::parse(lexer::tokenize(source)?)? })
+    }
+
+    /// Renders with these variables.
+    pub(super) fn render(&self, variables: &[(&str, &serde_json::Value)]) -> Result<String, Error> {
+        let machine = Machine::new(Budget::default());
+        let scope = Scope::root();
+        for (name, value) in variables {
+            let value = machine.from_json(value)?;
+            scope.set(name, value);
+        }
+        let mut out = String::new();
+        let result = machine.block(&self.body, &scope, &mut out);
+        machine.release();
+        scope.clear();
+        result.map(|_| out)
+    }
+}
