@@ -89,10 +89,9 @@ fn logits(own: &Measured, peer: &Answer) -> Finding {
     if own.logits.is_empty() {
         return Finding::unchecked(check::LOGITS, "Foil's own are missing");
     }
-    let shape = |rows: &[usize]| rows.to_vec();
     let ours: Vec<usize> = own.logits.iter().map(Vec::len).collect();
     let theirs: Vec<usize> = peer.logits.iter().map(Vec::len).collect();
-    if shape(&ours) != shape(&theirs) {
+    if ours != theirs {
         return Finding::failed(check::LOGITS, format!("shapes {ours:?} against {theirs:?}"));
     }
     let pairs = || own.logits.iter().flatten().zip(peer.logits.iter().flatten());

@@ -1,7 +1,7 @@
 //! Which ids begin, end and pad a sequence.
 
 use super::{ModelText, TextError};
-use crate::spec::{Bos, Text};
+use crate::spec::{Bos, Template, Text};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use tokenizers::Tokenizer;
@@ -155,7 +155,10 @@ fn pad(
             None => Ok(id),
         };
     }
-    let template = files.chat_template().unwrap_or_default();
+    let template = match &text.template {
+        Template::Jinja(source) => source.as_str(),
+        _ => files.chat_template().unwrap_or_default(),
+    };
     let taken = |id: &u32| eos_ids.contains(id) || bos == Some(*id);
     let own = [named(files, tokenizer, "pad_token")?, files.ids("pad_token_id").first().copied()];
     let is_fit = |id: &u32| tokenizer.id_to_token(*id).is_some_and(|token| fault(*id, &token).is_none());

@@ -167,6 +167,9 @@ fn a_pad_token_that_texts_hold_is_refused_or_replaced() {
         assert_eq!(found, Ok(0), "<pad>, which config.json still names");
         assert!(warnings.contains(&format!("{token:?}")) && warnings.contains("\"<pad>\""), "{warnings}");
     }
+    let writes = Text { template: Template::Jinja(format!("<turn>{TURNS}")), ..text(Template::Plain) };
+    let spare = Encoder::new(&chat(TURNS), &writes).unwrap().pad_id();
+    assert!(spare.is_err(), "the job's own template writes the only spare token: {spare:?}");
     let mut unknown = chat(TURNS);
     unknown.tokenizer_config["pad_token"] = json!("<unk>");
     assert_ne!(pad(&unknown, None).0, Ok(0), "words that the tokenizer does not know become <unk>");
