@@ -1,3 +1,4 @@
+mod corpus;
 mod export;
 mod inspection;
 mod real;
