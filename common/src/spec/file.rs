@@ -98,7 +98,9 @@ const DEPTH_LIMIT: usize = 1000;
 
 fn yaml(text: &str) -> Result<Value, SpecError> {
     if bracket_depth(text) > DEPTH_LIMIT {
-        return Err(SpecError::Syntax(format!("not YAML: more than {DEPTH_LIMIT} brackets are open at once")));
+        return Err(SpecError::Syntax(format!(
+            "not YAML: more than {DEPTH_LIMIT} brackets are open at once"
+        )));
     }
     let value: serde_norway::Value =
         serde_norway::from_str(text).map_err(|error| SpecError::Syntax(format!("not YAML: {error}")))?;

@@ -428,5 +428,8 @@ fn a_job_file_of_brackets_is_refused_at_once() {
         let error = message(&format!("{LEAST}sampling: {}", bracket.repeat(100_000)), &[]);
         assert!(error.contains("1000 brackets are open"), "{error}");
     }
-    job(&format!("{LEAST}text: {{ template: \"{}\" }}", "{{ bos_token }}{% if [] %}{% endif %}".repeat(500)), &[]);
+    job(
+        &format!("{LEAST}text: {{ template: \"{}\" }}", "{{ bos_token }}{% if [] %}{% endif %}".repeat(500)),
+        &[],
+    );
 }
