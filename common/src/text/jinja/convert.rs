@@ -6,7 +6,7 @@ use super::value::{Dict, Value};
 use std::rc::Rc;
 
 impl Machine {
-    pub(super) fn from_json(&self, value: &serde_json::Value) -> Result<Value, Error> {
+    pub(super) fn value_of(&self, value: &serde_json::Value) -> Result<Value, Error> {
         self.budget.steps(1)?;
         self.budget.deeper(|| match value {
             serde_json::Value::Null => Ok(Value::None),
@@ -20,12 +20,12 @@ impl Machine {
             },
             serde_json::Value::String(text) => self.string(text),
             serde_json::Value::Array(items) => {
-                self.list(items.iter().map(|item| self.from_json(item)).collect::<Result<_, _>>()?)
+                self.list(items.iter().map(|item| self.value_of(item)).collect::<Result<_, _>>()?)
             }
             serde_json::Value::Object(entries) => {
                 let mut dict = Dict::default();
                 for (key, value) in entries {
-                    self.insert(&mut dict, Value::str(key), self.from_json(value)?)?;
+                    self.insert(&mut dict, Value::str(key), self.value_of(value)?)?;
                 }
                 Ok(Value::Dict(Rc::new(dict)))
             }

@@ -169,7 +169,7 @@ impl Machine {
 
     pub(super) fn holds(&self, comparison: Comparison, left: &Value, right: &Value) -> Result<bool, Error> {
         self.budget.steps(left.parts().min(right.parts()))?;
-        let order = |operator| Ok::<_, Error>(left.order(right, operator)?);
+        let order = |operator| left.order(right, operator);
         Ok(match comparison {
             Comparison::Eq => left.equals(right),
             Comparison::Ne => !left.equals(right),

@@ -288,7 +288,8 @@ impl Machine {
             if index > 0 {
                 out.push('\n');
             }
-            if if index == 0 { first } else { blank || !line.is_empty() } {
+            let indented = if index == 0 { first } else { blank || !line.is_empty() };
+            if indented {
                 out.push_str(&indention);
             }
             out.push_str(line);

@@ -454,7 +454,7 @@ fn words(text: &str, most: Option<usize>, from_end: bool) -> Vec<&str> {
     let mut rest = strings::trim(text);
     if from_end {
         rest = strings::trim_end(text);
-        while !rest.is_empty() && strings::trim(rest) != "" {
+        while !rest.is_empty() && !strings::trim(rest).is_empty() {
             match rest.rfind(is_space).filter(|_| parts.len() < most) {
                 Some(at) => {
                     let width = rest[at..].chars().next().map_or(1, char::len_utf8);

@@ -65,7 +65,7 @@ impl Template {
         let machine = Machine::new(Budget::default());
         let scope = Scope::root();
         for (name, value) in variables {
-            let value = machine.from_json(value)?;
+            let value = machine.value_of(value)?;
             scope.set(name, value);
         }
         let mut out = String::new();

@@ -94,7 +94,6 @@ fn a_result_reads_text_as_its_job_did() {
 /// What a reader of a reward model renders ends where the model was trained to be read.
 #[test]
 fn foils_own_templates_end_a_dialogue_as_training_does() {
-    let environment = minijinja::Environment::new();
     let dialogue = json!([
         { "role": "system", "content": "a" }, { "role": "user", "content": "b" },
         { "role": "assistant", "content": "c" }, { "role": "user", "content": "d" },
@@ -105,8 +104,8 @@ fn foils_own_templates_end_a_dialogue_as_training_does() {
         (Template::Plain, "a\n\nb\n\nc\n\nde</s>"),
     ] {
         let (result, _) = result(&letters(), &text(template));
-        let context = json!({ "messages": dialogue, "eos_token": "</s>" });
-        let rendered = environment.render_str(result.chat_template().unwrap(), context).unwrap();
+        let template = crate::text::jinja::Template::parse(result.chat_template().unwrap()).unwrap();
+        let rendered = template.render(&[("messages", &dialogue), ("eos_token", &json!("</s>"))]).unwrap();
         assert_eq!(rendered, expected);
     }
 }
