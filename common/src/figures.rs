@@ -28,7 +28,7 @@ pub const LEAST_SPLIT: u64 = 40;
 /// The half that a row is in, of a set of `rows`: what names the best of several rounds must not be what its figure is
 /// reported on, or the luckiest round passes for the best one. `id` comes from the row's content, and so does its half.
 pub fn half_of(id: u64, rows: u64) -> Option<&'static str> {
-    (rows >= LEAST_SPLIT).then_some(if id % 2 == 0 { SELECTION } else { REPORT })
+    (rows >= LEAST_SPLIT).then_some(if id.is_multiple_of(2) { SELECTION } else { REPORT })
 }
 
 /// Count, sum and sum of squares of a figure over rows: enough for its mean and standard error, and

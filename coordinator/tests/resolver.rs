@@ -1,5 +1,8 @@
 //! Inputs read by child processes of the real program: what they answer, and how they end.
 
+// A test that cannot set itself up has failed.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -4,14 +4,14 @@ use std::process::Command;
 
 #[test]
 fn mutated_inputs_are_answered_without_panic_hang_or_bloat() {
-    let findings = tempfile::tempdir().unwrap();
+    let findings = tempfile::tempdir().expect("a directory");
     let output = Command::new(env!("CARGO_BIN_EXE_foil-fuzz"))
         .args(["--runs", "300", "--seed", "0", "--foil"])
-        .arg(foil_tests::binaries::foil())
+        .arg(foil_tests::foil())
         .arg("--out")
         .arg(findings.path())
         .output()
-        .unwrap();
+        .expect("the fuzzer starts");
     let report = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{report}{}", String::from_utf8_lossy(&output.stderr));
     // Inputs that are all refused, or all accepted, try nothing.

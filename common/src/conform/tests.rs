@@ -77,7 +77,7 @@ fn a_reward_model_must_not_be_padded_with_what_ends_its_rows() {
             });
             edit("generation_config.json", &|v| v["pad_token_id"] = json!(pad));
             edit("tokenizer_config.json", &|v| {
-                v["pad_token"] = json!(["<pad>", "<s>", "?", "</s>"][pad as usize])
+                v["pad_token"] = json!(["<pad>", "<s>", "?", "</s>"][pad as usize]);
             });
         })
     };

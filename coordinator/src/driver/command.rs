@@ -38,7 +38,10 @@ pub struct Query {
 }
 
 /// A question about a job's state, answered where it is asked and sent when what it tells is durable.
-pub(super) struct Look(pub(super) Box<dyn FnOnce(Option<&JobState>) -> Answer + Send>);
+pub(super) struct Look(pub(super) Question);
+
+/// Asked of the state, where there is such a job.
+type Question = Box<dyn FnOnce(Option<&JobState>) -> Answer + Send>;
 
 /// Sends what was found.
 pub(super) type Answer = Box<dyn FnOnce() + Send>;

@@ -102,8 +102,8 @@ proptest! {
             let waits = !matches!(grants[index], Grant::Whole);
             let in_time = demand.seats <= connected || !demand.passed_over;
             if demand.starts && waits && in_time {
-                for later in index + 1..demands.len() {
-                    prop_assert!(!demands[later].starts || given(later) == 0, "{later} overtook {index}");
+                for (later, other) in demands.iter().enumerate().skip(index + 1) {
+                    prop_assert!(!other.starts || given(later) == 0, "{later} overtook {index}");
                 }
             }
         }

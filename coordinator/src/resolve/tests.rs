@@ -271,7 +271,7 @@ fn every_two_sets_that_share_a_prompt_are_reported() {
         ("evaluation_preferences", |sets, id| sets.evaluation_preferences.push(pair(id))),
         ("gold_preference_prompts", |sets, id| sets.gold_preference_prompts.push(lone(id))),
         ("gold_preference_evaluation_prompts", |sets, id| {
-            sets.gold_preference_evaluation_prompts.push(lone(id))
+            sets.gold_preference_evaluation_prompts.push(lone(id));
         }),
         ("golden", |sets, id| sets.golden.push(golden(id))),
         ("golden_holdout", |sets, id| sets.golden_holdout.push(golden(id))),
@@ -507,7 +507,7 @@ async fn what_encoding_drops_is_named_by_file_and_line() {
     assert!(named(&some.warnings), "{:?}", some.warnings);
     wire.data.as_mut().unwrap().max_bad_fraction = Some(0.0);
     let message = failure(wire, &store).await;
-    assert!(message.starts_with("data.prompts: ") && named(&[message.clone()]), "{message}");
+    assert!(message.starts_with("data.prompts: ") && named(std::slice::from_ref(&message)), "{message}");
 }
 
 #[tokio::test]

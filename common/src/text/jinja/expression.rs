@@ -173,10 +173,10 @@ impl Machine {
         Ok(match comparison {
             Comparison::Eq => left.equals(right),
             Comparison::Ne => !left.equals(right),
-            Comparison::Lt => order("<")?.is_some_and(|order| order.is_lt()),
-            Comparison::Le => order("<=")?.is_some_and(|order| order.is_le()),
-            Comparison::Gt => order(">")?.is_some_and(|order| order.is_gt()),
-            Comparison::Ge => order(">=")?.is_some_and(|order| order.is_ge()),
+            Comparison::Lt => order("<")?.is_some_and(std::cmp::Ordering::is_lt),
+            Comparison::Le => order("<=")?.is_some_and(std::cmp::Ordering::is_le),
+            Comparison::Gt => order(">")?.is_some_and(std::cmp::Ordering::is_gt),
+            Comparison::Ge => order(">=")?.is_some_and(std::cmp::Ordering::is_ge),
             Comparison::In => self.contains(right, left)?,
             Comparison::NotIn => !self.contains(right, left)?,
         })

@@ -135,7 +135,7 @@ impl Machine {
                 self.budget.bytes(text.len())?;
                 self.text_filter(name, &text, call)
             }
-            _ => self.sequence_filter(name, value, call),
+            _ => self.sequence_filter(name, &value, call),
         }
     }
 

@@ -8,7 +8,7 @@ use super::repr;
 use super::value::Value;
 
 /// How one field is laid out.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Layout {
     fill: Option<char>,
     align: Option<char>,
@@ -126,7 +126,7 @@ impl Machine {
     }
 
     /// As `format.format(…)`.
-    pub(super) fn format(&self, format: &str, call: Call) -> Result<Value, Error> {
+    pub(super) fn format(&self, format: &str, call: &Call) -> Result<Value, Error> {
         let mut out = String::new();
         let mut next = 0;
         let mut characters = format.chars().peekable();
@@ -147,7 +147,7 @@ impl Machine {
                             None => return Err(Error::new("expected '}' before end of string")),
                         }
                     }
-                    let text = self.format_field(&field, &call, &mut next)?;
+                    let text = self.format_field(&field, call, &mut next)?;
                     self.budget.bytes(text.len())?;
                     out.push_str(&text);
                 }

@@ -159,7 +159,7 @@ impl Machine {
     fn str_method(&self, text: &str, name: &str, call: Call) -> Result<Value, Error> {
         self.budget.steps(text.len() / 16)?;
         match name {
-            "format" => return self.format(text, call),
+            "format" => return self.format(text, &call),
             "upper" | "lower" | "casefold" | "title" | "capitalize" | "swapcase" => {
                 call.bind(name, [])?;
                 return self.string(match name {

@@ -11,33 +11,33 @@ use super::value::Value;
 use std::cmp::Ordering;
 
 impl Machine {
-    pub(super) fn sequence_filter(&self, name: &str, value: Value, call: Call) -> Result<Value, Error> {
+    pub(super) fn sequence_filter(&self, name: &str, value: &Value, call: Call) -> Result<Value, Error> {
         match name {
             "list" => {
                 call.bind(name, [])?;
-                self.list(self.items(&value)?)
+                self.list(self.items(value)?)
             }
             "items" => {
                 call.bind(name, [])?;
-                self.items_filter(&value)
+                self.items_filter(value)
             }
-            "first" | "last" => self.end_of(name, &value, call),
-            "reverse" => self.reversed(&value, call),
-            "join" => self.join(&value, call),
-            "sum" => self.sum(&value, call),
-            "min" | "max" => self.extreme(name, &value, call),
+            "first" | "last" => self.end_of(name, value, call),
+            "reverse" => self.reversed(value, call),
+            "join" => self.join(value, call),
+            "sum" => self.sum(value, call),
+            "min" | "max" => self.extreme(name, value, call),
             "sort" => {
                 let [reverse, case, attribute] =
                     call.bind(name, ["reverse", "case_sensitive", "attribute"])?;
                 let reverse = reverse.is_some_and(|reverse| reverse.truth());
                 let keys = SortKey::of(case, attribute)?;
-                self.list(self.sorted(self.items(&value)?, &keys, reverse)?)
+                self.list(self.sorted(self.items(value)?, &keys, reverse)?)
             }
             "unique" => {
                 let [case, attribute] = call.bind(name, ["case_sensitive", "attribute"])?;
                 let keys = SortKey::of(case, attribute)?;
                 let (mut seen, mut kept): (Vec<Value>, Vec<Value>) = (Vec::new(), Vec::new());
-                for item in self.items(&value)? {
+                for item in self.items(value)? {
                     let key = self.key(&item, &keys)?;
                     self.budget.steps(seen.len())?;
                     if !seen.iter().any(|known| known.equals(&key)) {
@@ -47,11 +47,11 @@ impl Machine {
                 }
                 self.stream(kept)
             }
-            "dictsort" => self.dict_sort(&value, call),
-            "groupby" => self.group(&value, call),
-            "batch" | "slice" => self.chunks(name, &value, call),
-            "map" => self.map(&value, call),
-            "select" | "reject" | "selectattr" | "rejectattr" => self.select(name, &value, call),
+            "dictsort" => self.dict_sort(value, call),
+            "groupby" => self.group(value, call),
+            "batch" | "slice" => self.chunks(name, value, call),
+            "map" => self.map(value, call),
+            "select" | "reject" | "selectattr" | "rejectattr" => self.select(name, value, call),
             _ => Err(Error::new(format!("no filter named '{name}'"))),
         }
     }

@@ -98,9 +98,9 @@ pub(super) fn title(text: &str) -> String {
     let mut within = false;
     for character in text.chars() {
         if within {
-            out.extend(character.to_lowercase())
+            out.extend(character.to_lowercase());
         } else {
-            out.extend(upper_first(character))
+            out.extend(upper_first(character));
         }
         within = character.is_lowercase() || character.is_uppercase() || is_title(character);
     }

@@ -104,7 +104,7 @@ const MAX_PARTS: usize = 1_000_000;
 
 impl Items {
     pub(super) fn new(values: Vec<Value>) -> Result<Self, Error> {
-        let extent = values.iter().try_fold(Extent { depth: 1, parts: 1 }, |all, value| all.with(value))?;
+        let extent = values.iter().try_fold(Extent { depth: 1, parts: 1 }, Extent::with)?;
         Ok(Items { values, extent })
     }
 }
