@@ -23,6 +23,10 @@ const COUNTERS: &[(&str, &str)] = &[
     ("foil_attempts_total", "Attempts that ended, by cause."),
     ("foil_checkpoint_verify_failures_total", "Committed checkpoints that could not be read again."),
     ("foil_checkpoints_committed_total", "Checkpoints committed."),
+    (
+        "foil_connections_closed_total",
+        "Connections that the coordinator closed or refused itself, by reason.",
+    ),
     ("foil_chunks_done_total", "Chunks of map phases done."),
     ("foil_chunks_leased_again_total", "Chunks leased a second time because they straggled."),
     ("foil_determinism_alarms_total", "Chunks computed twice with different bytes."),
@@ -47,6 +51,7 @@ const GAUGES: &[(&str, &str)] = &[
     ("foil_agent_ranks", "Rank processes that run on this agent."),
     ("foil_build_info", "1, with the version as a label."),
     ("foil_checkpoint_bytes", "Size of the checkpoint committed last."),
+    ("foil_connections", "Open connections to the coordinator."),
     (
         "foil_drift_mean",
         "Nats per token between sampler and trainer in the latest phase that compared them, by kind.",

@@ -82,6 +82,8 @@ struct Agent {
     instance: String,
     hostname: String,
     trust: Trust,
+    /// It was asked to end, and starts no more ranks.
+    leaving: bool,
     devices: Vec<Device>,
     /// Told to stop, not yet reported dead: what a coordinator before this one had started.
     strays: BTreeMap<String, Duration>,
@@ -166,7 +168,7 @@ impl Cluster {
         let strays = registered.strays.iter().map(|session| (session.clone(), now.mono)).collect();
         let link = Link::Up { connection, heard: now.mono };
         let (instance, hostname) = (hello.instance.clone(), hello.hostname.clone());
-        let agent = Agent { link, instance, hostname, trust, devices, strays };
+        let agent = Agent { link, instance, hostname, trust, leaving: false, devices, strays };
         self.agents.insert(hello.agent_id.clone(), agent);
         registered
     }
@@ -179,6 +181,7 @@ impl Cluster {
             instance: String::new(),
             hostname: String::new(),
             trust: Trust::default(),
+            leaving: false,
             devices: Vec::new(),
             strays: BTreeMap::new(),
         });
@@ -194,6 +197,15 @@ impl Cluster {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// The agent was asked to end: its devices take no more ranks.
+    pub fn leaving(&mut self, agent: &str, connection: u64, now: Now) {
+        if self.heard(agent, connection, now)
+            && let Some(agent) = self.agents.get_mut(agent)
+        {
+            agent.leaving = true;
         }
     }
 
@@ -224,6 +236,12 @@ impl Cluster {
             .agents
             .iter()
             .filter(|(_, agent)| match agent.link {
+                // How its ranks ended was reported before, so nothing is left to wait for.
+                Link::Down { .. }
+                    if agent.leaving && agent.devices.iter().all(|device| device.holder.is_none()) =>
+                {
+                    true
+                }
                 Link::Up { heard, .. } => now.since(heard) >= liveness.silence,
                 Link::Down { since } => now.since(since) >= liveness.reconnect,
                 Link::Expected { since } => now.since(since) >= liveness.silence,
@@ -271,7 +289,9 @@ impl Cluster {
     /// The agents to be given ranks: not those set aside, unless there is no other with devices of the kind.
     fn in_use(&self, kind: &str) -> impl Iterator<Item = (&String, &Agent)> {
         let others = self.agents.values().any(|agent| agent.is_trusted(kind));
-        self.agents.iter().filter(move |(_, agent)| !others || !agent.trust.is_set_aside())
+        self.agents
+            .iter()
+            .filter(move |(_, agent)| !agent.leaving && (!others || !agent.trust.is_set_aside()))
     }
 
     /// Something went wrong through the agent's fault. Gives for how long it is set aside, where that begins now.
@@ -360,11 +380,11 @@ impl Agent {
     }
 
     fn takes_ranks(&self) -> bool {
-        self.is_up() && self.strays.is_empty()
+        self.is_up() && !self.leaving && self.strays.is_empty()
     }
 
     fn is_trusted(&self, kind: &str) -> bool {
-        self.is_up() && !self.trust.is_set_aside() && self.devices(kind).next().is_some()
+        self.is_up() && !self.leaving && !self.trust.is_set_aside() && self.devices(kind).next().is_some()
     }
 
     fn devices<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Device> {

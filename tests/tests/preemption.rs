@@ -57,8 +57,13 @@ fn an_agent_may_be_told_to_stop_at_any_moment() {
     let mut logs = Vec::new();
     for (number, site) in SITES.iter().enumerate() {
         let (log, marker) = (service.at(&format!("agent-{number}.log")), service.at(&format!("at-{number}")));
-        let agent = agent(&service, &log, Some((site, &marker)));
-        wait_for(site, || marker.exists().then_some(()));
+        let mut agent = agent(&service, &log, Some((site, &marker)));
+        wait_for(site, || {
+            assert!(agent.is_running(), "{site}: {}", std::fs::read_to_string(&log).unwrap_or_default());
+            let job = service.job(&id);
+            assert!(job["ended_at"].is_null(), "{site} was never reached: {job}");
+            marker.exists().then_some(())
+        });
         agent.signal(Signal::SIGTERM);
         let status = agent.finish();
         let text = std::fs::read_to_string(&log).expect("a log");
@@ -68,7 +73,7 @@ fn an_agent_may_be_told_to_stop_at_any_moment() {
     }
     let last = service.at("agent-last.log");
     let _agent = agent(&service, &last, None);
-    wait_for("the job's end", || (service.job(&id)["state"] == "JOB_STATE_SUCCEEDED").then_some(()));
+    wait_for("the job's end", || (service.job(&id)["state"] == "succeeded").then_some(()));
     logs.push(std::fs::read_to_string(&last).expect("a log"));
     let weights = |model| service.weights(Command::new(foil()), &id, model);
     assert!((weights("policy@1"), weights("reward@1")) == undisturbed, "the weights differ");

@@ -60,6 +60,24 @@ fn a_name_is_its_process_own_while_that_is_heard() {
 }
 
 #[test]
+fn an_agent_that_leaves_takes_no_more_ranks_and_is_not_waited_for() {
+    let mut cluster = Cluster::new(Liveness::default());
+    cluster.register(&process("a", "one"), 1, at(0));
+    let place = cluster.find("cpu", 1).unwrap().remove(0);
+    cluster.leaving("a", 7, at(1));
+    assert!(cluster.find("cpu", 1).is_some(), "a stream of the past says nothing");
+    cluster.hold(&place, "s");
+    cluster.leaving("a", 1, at(1));
+    assert!(cluster.find("cpu", 1).is_none());
+    cluster.disconnected("a", 1, at(2));
+    assert_eq!(cluster.expire(at(2)), [], "its rank may still run");
+    cluster.release(&place, "s");
+    assert_eq!(cluster.expire(at(2)), [("a".to_owned(), Vec::new())]);
+    cluster.register(&process("a", "two"), 2, at(3));
+    assert!(cluster.find("cpu", 1).is_some(), "the next process of that name is another one");
+}
+
+#[test]
 fn agents_that_gave_cause_for_complaint_come_last_and_then_not_at_all() {
     let mut cluster = Cluster::new(Liveness::default());
     cluster.register(&process("!hole", "x"), 1, at(0));

@@ -123,6 +123,10 @@ pub(super) enum Command {
         connection: u64,
         exit: v1::RankExited,
     },
+    AgentLeaving {
+        agent: String,
+        connection: u64,
+    },
     AgentGone {
         agent: String,
         connection: u64,

@@ -273,6 +273,11 @@ impl Core {
         self.cluster.heard(agent, connection, now)
     }
 
+    pub fn agent_leaving(&mut self, agent: &str, connection: u64, now: Now) {
+        tracing::info!(agent, "agent is leaving");
+        self.cluster.leaving(agent, connection, now);
+    }
+
     pub fn agent_disconnected(&mut self, agent: &str, connection: u64, now: Now) {
         self.cluster.disconnected(agent, connection, now);
     }
@@ -372,7 +377,15 @@ impl Core {
     pub fn tick(&mut self, now: Now) {
         for (agent, sessions) in self.cluster.expire(now) {
             self.hosts.forget(&agent);
-            tracing::warn!(agent, ranks = sessions.len(), "an agent was not heard for too long: given up");
+            if sessions.is_empty() {
+                tracing::info!(agent, "agent is gone");
+            } else {
+                tracing::warn!(
+                    agent,
+                    ranks = sessions.len(),
+                    "an agent was not heard for too long: given up"
+                );
+            }
             for session in sessions {
                 self.feed(&session.clone(), Input::AgentLost { session }, now);
             }

@@ -141,6 +141,11 @@ impl Handle {
         self.tell(Command::RankExited { agent, connection, exit }).await
     }
 
+    /// The agent was asked to end and takes no more ranks.
+    pub async fn agent_leaving(&self, agent: String, connection: u64) -> Result<(), Stopped> {
+        self.tell(Command::AgentLeaving { agent, connection }).await
+    }
+
     pub async fn agent_gone(&self, agent: String, connection: u64) -> Result<(), Stopped> {
         self.tell(Command::AgentGone { agent, connection }).await
     }

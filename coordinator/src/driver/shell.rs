@@ -314,6 +314,9 @@ impl Driver {
                 self.core.agent_heard(&agent, connection, now);
                 self.core.rank_exited(&agent, exit, now);
             }
+            Command::AgentLeaving { agent, connection } => {
+                self.core.agent_leaving(&agent, connection, now);
+            }
             Command::AgentGone { agent, connection } => {
                 self.links.remove_agent(&agent, connection);
                 self.core.agent_disconnected(&agent, connection, now);

@@ -126,6 +126,9 @@ async fn tell_agent(
             Some(agent_message::Message::RankExited(exit)) => {
                 driver.rank_exited(agent.to_owned(), connection, bounded_exit(exit)).await
             }
+            Some(agent_message::Message::Leaving(_)) => {
+                driver.agent_leaving(agent.to_owned(), connection).await
+            }
             Some(agent_message::Message::Register(_)) => {
                 return Err(bad_field("register", "an agent registers once per stream"));
             }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use foil_proto::v1;
 use foil_proto::v1::agent_command::Command;
+use foil_proto::v1::agent_message::Message;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -36,6 +38,7 @@ impl Agent {
         heard: &mut mpsc::Receiver<LinkEvent>,
         ended: &mut mpsc::UnboundedReceiver<RankEnd>,
     ) {
+        self.send(Message::Leaving(v1::AgentLeaving {}));
         self.ranks.terminate_all();
         let limit = Instant::now() + self.options.grace;
         let mut beat = steady(self.heartbeat);

@@ -47,12 +47,3 @@ impl Default for Limits {
         }
     }
 }
-
-/// Names the metrics of this module to Prometheus.
-fn describe() {
-    metrics::describe_gauge!("foil_connections", "Open connections to the coordinator.");
-    metrics::describe_counter!(
-        "foil_connections_closed_total",
-        "Connections that the coordinator closed itself, by reason."
-    );
-}

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::Limits;
 use super::peer::{Cut, Peer};
-use super::{Limits, describe};
 
 /// Connections beyond the limit that may wait for the end of those whose places they took.
 const LEAVING: usize = 32;
@@ -45,7 +45,6 @@ struct Peers {
 
 impl Registry {
     pub(in crate::rpc) fn new(limits: Limits) -> Self {
-        describe();
         Self { shared: Arc::new(Shared { limits, peers: Mutex::default(), unread: Arc::default() }) }
     }
 
