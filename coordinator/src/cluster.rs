@@ -200,13 +200,14 @@ impl Cluster {
         }
     }
 
-    /// The agent was asked to end: its devices take no more ranks.
-    pub fn leaving(&mut self, agent: &str, connection: u64, now: Now) {
-        if self.heard(agent, connection, now)
-            && let Some(agent) = self.agents.get_mut(agent)
-        {
-            agent.leaving = true;
+    /// The agent was asked to end: its devices take no more ranks. Answers with the sessions on them.
+    pub fn leaving(&mut self, agent: &str, connection: u64, now: Now) -> Vec<String> {
+        if !self.heard(agent, connection, now) {
+            return Vec::new();
         }
+        let Some(agent) = self.agents.get_mut(agent) else { return Vec::new() };
+        agent.leaving = true;
+        agent.devices.iter().filter_map(|device| device.holder.clone()).collect()
     }
 
     /// The stream is closed; the agent may come back.

@@ -82,6 +82,10 @@ pub enum Input {
     AgentBack {
         session: String,
     },
+    /// The session's agent was asked to end, and the session with it.
+    AgentLeaving {
+        session: String,
+    },
     /// The session's agent is given up.
     AgentLost {
         session: String,
@@ -271,6 +275,7 @@ impl Run {
             Input::StreamEnded { session } => self.stream_ended(&session, now, &mut decision),
             Input::Exited(exit) => self.exited(exit, now, &mut decision),
             Input::AgentBack { session } => self.agent_back(&session, now, &mut decision),
+            Input::AgentLeaving { session } => self.agent_leaving(&session),
             Input::AgentLost { session } => self.agent_lost(&session, now, &mut decision),
             Input::StepsWritten { phase, result } => {
                 self.steps_written(state, &phase, result, now, &mut decision);

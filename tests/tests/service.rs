@@ -27,7 +27,9 @@ fn open_to_others(path: &Path, found: &mut Vec<String>) {
 #[test]
 fn submit_watch_list_and_pull() {
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
-    let mut agent = Command::new(foil_worker());
+    // Whoever runs the tests may have told them to ignore it, as nohup does, and an agent goes on ignoring it.
+    let mut agent = Command::new("env");
+    agent.arg("--default-signal=HUP").arg(foil_worker());
     agent.args(["--coordinator", service.url(), "--ranks", "2", "--agent-id", "one"]);
     agent.args(["--metrics-listen", "localhost:0", "--log-format", "json", "--work-dir"]);
     agent.arg(service.at("work"));

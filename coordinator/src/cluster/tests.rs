@@ -67,7 +67,7 @@ fn an_agent_that_leaves_takes_no_more_ranks_and_is_not_waited_for() {
     cluster.leaving("a", 7, at(1));
     assert!(cluster.find("cpu", 1).is_some(), "a stream of the past says nothing");
     cluster.hold(&place, "s");
-    cluster.leaving("a", 1, at(1));
+    assert_eq!(cluster.leaving("a", 1, at(1)), ["s"]);
     assert!(cluster.find("cpu", 1).is_none());
     cluster.disconnected("a", 1, at(2));
     assert_eq!(cluster.expire(at(2)), [], "its rank may still run");

@@ -275,7 +275,9 @@ impl Core {
 
     pub fn agent_leaving(&mut self, agent: &str, connection: u64, now: Now) {
         tracing::info!(agent, "agent is leaving");
-        self.cluster.leaving(agent, connection, now);
+        for session in self.cluster.leaving(agent, connection, now) {
+            self.feed(&session.clone(), Input::AgentLeaving { session }, now);
+        }
     }
 
     pub fn agent_disconnected(&mut self, agent: &str, connection: u64, now: Now) {

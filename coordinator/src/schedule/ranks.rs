@@ -50,6 +50,8 @@ pub struct Process {
     pub(super) unseen: bool,
     /// A coordinator before this one started it.
     pub(super) adopted: bool,
+    /// Its agent was asked to end: however it ends now, neither the job nor its chunk is to blame.
+    pub(super) leaving: bool,
     /// The fingerprint of its secret.
     pub proof: String,
 }
@@ -102,7 +104,7 @@ impl Run {
             secret,
         };
         let agent = place.agent.clone();
-        let process = Process { session, place, unseen: false, adopted: false, proof };
+        let process = Process { session, place, unseen: false, adopted: false, leaving: false, proof };
         if let Some(slot) = self.slots.get_mut(rank) {
             *slot = Slot::Starting { process: process.clone(), since: now.mono };
         }
@@ -177,6 +179,14 @@ impl Run {
         self.vacate(rank, out);
     }
 
+    pub(super) fn agent_leaving(&mut self, session: &str) {
+        if let Some(rank) = self.rank_of(session)
+            && let Some(Slot::Starting { process, .. } | Slot::Up { process, .. }) = self.slots.get_mut(rank)
+        {
+            process.leaving = true;
+        }
+    }
+
     pub(super) fn agent_lost(&mut self, session: &str, now: Now, out: &mut Decision) {
         let Some(rank) = self.rank_of(session) else { return };
         if !matches!(self.slots.get(rank), Some(Slot::Down { .. })) {
@@ -195,6 +205,7 @@ impl Run {
     pub(super) fn lose(&mut self, rank: usize, sign: Sign, now: Now, out: &mut Decision) {
         let symptom = self.symptom(rank, sign);
         let blame = self.blame_of(&symptom);
+        let is_leaving = self.slots.get(rank).and_then(Slot::process).is_some_and(|process| process.leaving);
         match symptom.sign {
             // Its seat is vacated by whoever tells: there is nothing to stop any more.
             Sign::Exited(_) | Sign::AgentLost => {}
@@ -219,7 +230,7 @@ impl Run {
         let text = format!("rank {rank} is lost: {}{returned}; a new process takes its place", symptom.sign);
         if is_blamed {
             self.excused = Some(symptom);
-        } else {
+        } else if !is_leaving {
             self.count_loss(symptom, now);
         }
         if self.closing.is_none() {
@@ -246,6 +257,7 @@ impl Run {
         let fault = match symptom.sign {
             Sign::Misreported(_) => Fault::Misreported,
             Sign::AgentLost => return None,
+            _ if process.leaving => return None,
             _ if never_connected => Fault::NeverConnected,
             _ => return None,
         };

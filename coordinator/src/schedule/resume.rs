@@ -23,8 +23,14 @@ impl Run {
             if let Some(seat) = state.seats.get(&rank) {
                 let proof = seat.proof.clone();
                 let place = Place { agent: seat.agent.clone(), device: seat.device.clone() };
-                let process =
-                    Process { session: seat.session.clone(), place, unseen: true, adopted: true, proof };
+                let process = Process {
+                    session: seat.session.clone(),
+                    place,
+                    unseen: true,
+                    adopted: true,
+                    leaving: false,
+                    proof,
+                };
                 *slot = Slot::Starting { process, since: now.mono };
             }
         }

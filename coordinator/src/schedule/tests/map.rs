@@ -43,6 +43,20 @@ fn a_chunk_that_kills_every_rank_ends_the_job() {
 }
 
 #[test]
+fn a_chunk_is_not_to_blame_for_agents_that_leave() {
+    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    for _ in 0..20 {
+        let rank = bench.held().iter().position(|held| *held == Some(0)).unwrap();
+        bench.feed(Input::AgentLeaving { session: bench.session(rank) }).unwrap();
+        bench.feed(Input::StreamEnded { session: bench.session(rank) }).unwrap();
+        // The stop of its process may come before its own end.
+        bench.exit(rank, killed(9));
+        bench.seat(rank);
+    }
+    assert!(bench.ended.is_none());
+}
+
+#[test]
 fn a_straggling_chunk_is_leased_again_and_the_first_result_wins() {
     let mut bench = Bench::new(index_of("r01.reward.generate"));
     for content in ["h1", "h2", "h3"] {

@@ -28,9 +28,9 @@ struct Begun {
     step: u64,
 }
 
-/// `live` is what a watcher was told while it happened, `history` what the job's events are afterwards, and `logs` the lines of
-/// its agents and ranks.
-pub(crate) fn audit(live: &[v1::JobEvent], history: &[v1::JobEvent], logs: &str, job: &str) -> Findings {
+/// `live` is what a watcher was told while it happened, `kept` what the job's artifacts are afterwards, and `logs` the lines
+/// of its agents and ranks.
+pub(crate) fn audit(live: &[v1::JobEvent], kept: &[v1::Artifact], logs: &str, job: &str) -> Findings {
     let mut findings = Findings::default();
     // Up to which step of a phase each attempt has committed it; all steps where the phase is.
     let mut committed: BTreeMap<(&str, u64), u64> = BTreeMap::new();
@@ -46,13 +46,7 @@ pub(crate) fn audit(live: &[v1::JobEvent], history: &[v1::JobEvent], logs: &str,
                 let artifact = done.artifact.as_ref();
                 let attempt = artifact.map_or(0, |artifact| artifact.attempt);
                 committed.insert((&done.phase, attempt.into()), u64::MAX);
-                let kept = history.iter().any(|kept| match &kept.event {
-                    Some(Event::PhaseCommitted(kept)) => {
-                        kept.phase == done.phase && kept.artifact == done.artifact
-                    }
-                    _ => false,
-                });
-                if !kept {
+                if !artifact.is_some_and(|artifact| kept.contains(artifact)) {
                     findings.lost.push(format!("{} of attempt {attempt}", done.phase));
                 }
             }
@@ -109,8 +103,12 @@ mod tests {
         }))
     }
 
+    fn artifact(attempt: u32) -> v1::Artifact {
+        v1::Artifact { attempt, ..Default::default() }
+    }
+
     fn phase(attempt: u32) -> v1::JobEvent {
-        let artifact = v1::Artifact { attempt, ..Default::default() };
+        let artifact = artifact(attempt);
         event(Event::PhaseCommitted(v1::PhaseCommitted {
             phase: "sft".into(),
             artifact: Some(artifact),
@@ -128,17 +126,17 @@ mod tests {
     fn replay_of_what_was_not_committed_is_no_fault() {
         let live = [checkpoint(2, 1), phase(2)];
         let logs = [line(1, 1), line(1, 2), line(1, 3), line(2, 3), line(2, 4)].join("\n");
-        let findings = audit(&live, &live, &logs, "j");
+        let findings = audit(&live, &[artifact(2)], &logs, "j");
         assert_eq!((findings.commits, findings.steps, findings.replayed), (2, 5, 1));
         assert!(findings.twice.is_empty() && findings.lost.is_empty(), "{findings:?}");
-        assert_eq!(audit(&live, &live, &logs, "other").steps, 0);
+        assert_eq!(audit(&live, &[artifact(2)], &logs, "other").steps, 0);
     }
 
     #[test]
     fn a_committed_step_begun_again_and_a_lost_commit_are_found() {
         let live = [checkpoint(2, 1), phase(2)];
         let logs = [line(1, 1), line(1, 2), line(2, 2), line(3, 9)].join("\n");
-        let findings = audit(&live, &[phase(3)], &logs, "j");
+        let findings = audit(&live, &[artifact(3)], &logs, "j");
         assert_eq!(findings.twice.len(), 2, "{findings:?}");
         assert_eq!(findings.lost, ["sft of attempt 2"]);
     }

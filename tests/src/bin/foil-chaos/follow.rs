@@ -63,16 +63,29 @@ impl Follower {
         }
     }
 
-    /// All durable events of the job, asked for anew.
-    pub(crate) fn history(&self) -> Result<Vec<v1::JobEvent>> {
-        let told = Mutex::new(Told::default());
-        on_runtime(async {
-            tokio::time::timeout(Duration::from_secs(60), follow(&self.urls, &self.job, &told))
-                .await
-                .context("the job's history did not come")
-        })?;
-        let told = told.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(told.events.into_iter().map(|(_, event)| event).collect())
+    /// All that the job has committed, as its coordinator lists it now.
+    pub(crate) fn artifacts(&self) -> Result<Vec<v1::Artifact>> {
+        let listing = async {
+            let mut jobs = JobsClient::new(rpc::connect(&self.urls)?);
+            let (mut all, mut page_token) = (Vec::<v1::Artifact>::new(), String::new());
+            loop {
+                let request = v1::ListPartsRequest { job_id: self.job.clone(), page_size: 0, page_token };
+                let page = jobs.list_artifacts(request).await?.into_inner();
+                for artifact in page.artifacts {
+                    // One that goes over several pages has a part of its objects on each.
+                    match all.last_mut().filter(|last| last.name == artifact.name) {
+                        Some(last) => last.objects.extend(artifact.objects),
+                        None => all.push(artifact),
+                    }
+                }
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    return anyhow::Ok(all);
+                }
+            }
+        };
+        let limited = async { tokio::time::timeout(Duration::from_secs(60), listing).await };
+        on_runtime(limited).context("the job's artifacts were not listed")?
     }
 
     /// When the job went on, after this time.

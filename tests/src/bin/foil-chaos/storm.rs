@@ -86,8 +86,8 @@ pub(super) fn judge(
         tally.failed.push(format!("{what}: job {} ended as {verdict:?}", follower.job()));
         return Ok(());
     };
-    let history = follower.history()?;
-    tally.audit(&audit::audit(&live, &history, &world.logs("agent"), follower.job()));
+    let kept = follower.artifacts()?;
+    tally.audit(&audit::audit(&live, &kept, &world.logs("agent"), follower.job()));
     if world.weights(follower.job())? == quiet.weights {
         tally.equal += 1;
     } else {
