@@ -15,9 +15,18 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-/// What differs of one tokenizer, a line each.
+/// Packages whose own files contradict each other: they are refused by name, never read in one way or another.
+const CONTRADICTORY: [(&str, &str); 2] =
+    [("chatglm3", "do not belong together"), ("internlm2", "do not belong together")];
+
+/// Differences of one tokenizer, a line each.
 fn differences(folder: &Path) -> Vec<String> {
     let files = ModelText::read(folder).unwrap();
+    if let Some((_, why)) = CONTRADICTORY.iter().find(|(name, _)| folder.ends_with(name)) {
+        let refusal = crate::text::tokenizer::read(&files).map(drop).unwrap_err().to_string();
+        assert!(refusal.contains(why), "{refusal}");
+        return Vec::new();
+    }
     let expected: Value =
         serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let tokenizer = crate::text::tokenizer::read(&files).unwrap();
