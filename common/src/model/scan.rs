@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 
 use safetensors::Dtype;
 
-use super::{EMBEDDINGS, LM_HEAD, ModelFilesError, TensorEntry, WeightFiles};
+use super::{ModelFilesError, TensorEntry, WeightFiles};
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
@@ -38,26 +38,6 @@ impl WeightFiles {
             }
         }
         Ok(())
-    }
-
-    /// A head that config.json ties to the embeddings equals them, byte by byte.
-    ///
-    /// # Errors
-    /// It differs; files that cannot be read.
-    pub fn compare_tied_head(&self) -> Result<(), ModelFilesError> {
-        let (Some(head), Some(embeddings)) = (self.get(LM_HEAD), self.get(EMBEDDINGS)) else { return Ok(()) };
-        let digest = |entry: &TensorEntry| {
-            let mut hasher = blake3::Hasher::new();
-            self.pieces(entry, &mut |piece| {
-                hasher.update(piece);
-            })?;
-            Ok::<_, ModelFilesError>(hasher.finalize())
-        };
-        // Other number formats may still hold the same numbers; a rank compares those.
-        match head.dtype != embeddings.dtype || digest(head)? == digest(embeddings)? {
-            true => Ok(()),
-            false => Err(ModelFilesError::different_head(&head.shape)),
-        }
     }
 
     fn pieces(&self, entry: &TensorEntry, look: &mut dyn FnMut(&[u8])) -> Result<(), ModelFilesError> {
