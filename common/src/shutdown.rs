@@ -62,9 +62,13 @@ impl Shutdown {
 /// Listens for SIGINT, SIGTERM and SIGHUP; a SIGHUP that was ignored when the process started, as under nohup, stays so.
 /// Call it once, inside a runtime, before work starts.
 pub fn on_signal() -> io::Result<Shutdown> {
+    listen(is_ignored(SignalKind::hangup()))
+}
+
+fn listen(ignores_hang_up: bool) -> io::Result<Shutdown> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = match is_ignored(SignalKind::hangup()) {
+    let mut hang_up = match ignores_hang_up {
         true => None,
         false => Some(signal(SignalKind::hangup())?),
     };
@@ -111,7 +115,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_terminal_asks_to_end_like_any_other_signal() {
-        let shutdown = on_signal().unwrap();
+        // Whoever runs the tests may have told them to ignore it, as nohup does.
+        let shutdown = listen(false).unwrap();
         assert_eq!(shutdown.cause(), None);
         raise(Signal::SIGHUP).unwrap();
         shutdown.requested().await;
