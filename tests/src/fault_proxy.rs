@@ -287,7 +287,8 @@ mod tests {
         proxy.set(Faults::OUTAGE);
         assert!(ask(&proxy, "hello").unwrap().starts_with("HTTP/1.1 503"));
         proxy.set(Faults { reset: 100, ..Faults::default() });
-        assert!(ask(&proxy, "hello").is_ok_and(|reply| reply.is_empty()) || ask(&proxy, "hello").is_err());
+        // A reset is an error or an end, by what was read before it.
+        assert_eq!(ask(&proxy, "hello").unwrap_or_default(), "");
         assert_eq!(done.load(Ordering::Relaxed), 2, "neither got through");
         proxy.set(Faults { lose_reply: 100, ..Faults::default() });
         assert_eq!(ask(&proxy, "hello").unwrap(), "");

@@ -147,6 +147,7 @@ async fn a_rank_may_end_in_order_when_its_agent_is_told_to_stop() {
     };
     timeout(PATIENCE, started).await.unwrap();
     let stopped = tokio::spawn(agent.stop());
+    assert!(matches!(next(&mut peer).await, Message::Leaving(_)), "the coordinator hears of it first");
     let end = exit(&mut peer).await;
     assert_eq!((end.session_id.as_str(), end.exit_code, end.signal), ("s1", Some(143), None));
     assert_eq!(stopped.await.unwrap(), AgentEnd::Stopped);
