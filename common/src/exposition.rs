@@ -1,4 +1,4 @@
-//! What `/metrics` shows: every series with its help and type.
+//! The `/metrics` page: every series with its help and type.
 //!
 //! Counters, histograms and the gauges that a process has for as long as it lives go through the `metrics` crate. Gauges
 //! whose series come and go, such as those of agents, are set as whole families instead: what is not in the latest one is

@@ -85,7 +85,7 @@ impl Moments {
         Some((scatter.max(0.0) / (count - 1.0)).sqrt())
     }
 
-    /// Of the mean, taking clusters for independent and rows of one cluster for whatever they are; `None` under two
+    /// Standard error of the mean, taking clusters for independent and rows of one cluster for whatever they are; `None` under two
     /// clusters. Where each row is a cluster of its own it is the standard deviation over √count.
     pub fn standard_error(&self) -> Option<f64> {
         match &self.clusters {

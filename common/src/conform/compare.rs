@@ -155,7 +155,7 @@ fn batches(peer: &Answer) -> Finding {
 
 fn close(check: &str, expected: &[f64], others: &[(&str, Vec<f64>)]) -> Finding {
     let bound = SCORES * deviation(expected).max(f64::EPSILON);
-    let mut greatest: f64 = 0.0;
+    let mut largest: f64 = 0.0;
     let mut faults = Vec::new();
     for (how, found) in others {
         if found.len() != expected.len() {
@@ -165,14 +165,14 @@ fn close(check: &str, expected: &[f64], others: &[(&str, Vec<f64>)]) -> Finding 
         let distance = |(row, (a, b)): (usize, (&f64, &f64))| (row, (a - b).abs());
         let worst = expected.iter().zip(found).enumerate().map(distance).max_by(|a, b| a.1.total_cmp(&b.1));
         let Some((row, difference)) = worst else { continue };
-        greatest = greatest.max(difference);
+        largest = largest.max(difference);
         // A NaN is not within bounds.
         if difference.is_nan() || difference > bound {
             let (found, expected) = (found[row], expected[row]);
             faults.push(format!("{how}: row {row} has {found:.5}, expected {expected:.5}"));
         }
     }
-    let shown = format!("{} rows, greatest difference {greatest:.1e}", expected.len());
+    let shown = format!("{} rows, largest difference {largest:.1e}", expected.len());
     Finding::of(check, &faults, shown)
 }
 

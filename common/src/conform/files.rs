@@ -1,4 +1,4 @@
-//! What the files of a result directory say by themselves.
+//! Checks of a result directory that its files alone allow.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -100,7 +100,7 @@ fn present(dir: &Path, files: &ModelText, kind: Kind) -> Finding {
     Finding::of(check::FILES, &faults, format!("a {kind} of the family {family}"))
 }
 
-/// What config.json and the headers of the weights say of each other.
+/// Holds config.json and the headers of the weights against each other.
 fn weights(dir: &Path, config: &Value, head: HeadKind) -> [Finding; 2] {
     let read = || {
         let decoder = DecoderConfig::load(dir)?;

@@ -71,7 +71,7 @@ impl Finding {
     }
 }
 
-/// What Foil and its peer are to compute from one directory.
+/// Inputs from which Foil and its peer compute logits or scores of one directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
     pub kind: Kind,
@@ -81,9 +81,9 @@ pub struct Probe {
     pub eos: Vec<u32>,
     /// Sequences of several lengths. None holds the pad token of a sound result.
     pub rows: Vec<Vec<u32>>,
-    /// Of a policy: of how many of the rows the logits after the last token are compared.
+    /// Number of rows whose logits after the last token are compared, for a policy.
     pub logit_rows: usize,
-    /// Of a policy: sequences that are continued greedily.
+    /// Sequences that are continued greedily, for a policy.
     pub greedy_prompts: Vec<Vec<u32>>,
     pub new_tokens: usize,
     /// Messages of prompts, as chat templates take them, and their tokens by Foil.
@@ -91,7 +91,7 @@ pub struct Probe {
     pub prompts: Vec<Vec<u32>>,
 }
 
-/// What Foil computes of a [`Probe`].
+/// Results of a [`Probe`] by Foil.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     pub findings: Vec<Finding>,

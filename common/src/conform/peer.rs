@@ -20,7 +20,7 @@ struct Request<'a> {
     foil_greedy: &'a [Vec<u32>],
 }
 
-/// What transformers makes of a directory. Either `error` is set, or the rest is.
+/// Results of transformers for a directory. Either `error` is set, or the rest is.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Answer {

@@ -95,7 +95,7 @@ impl Clusters {
         self.closed.clusters + self.open.len() as u64
     }
 
-    /// Of the mean of `count` rows that sum to `sum`; `None` under two clusters.
+    /// Standard error of the mean of `count` rows that sum to `sum`; `None` under two clusters.
     pub(super) fn standard_error(&self, count: u64, sum: f64) -> Option<f64> {
         let Sums { clusters, squared_sums, sums_by_count, squared_counts } = self.all();
         if clusters < 2 {

@@ -1,4 +1,4 @@
-//! What can be wrong with a model directory.
+//! Faults of a model directory.
 
 use std::path::PathBuf;
 
@@ -32,7 +32,7 @@ pub enum ModelFilesError {
 }
 
 impl ModelFilesError {
-    /// What to do beside what the message says.
+    /// Advice that goes with the message.
     pub fn advice(&self) -> &'static str {
         match self {
             Self::Read { .. } => "make sure that the model directory is complete and can be read",

@@ -1,4 +1,4 @@
-//! What stands on top of a decoder.
+//! The head on top of a decoder.
 
 use serde_json::Value;
 

@@ -55,11 +55,11 @@ struct Failing {
     error: String,
 }
 
-/// What is asked of the store.
+/// A request to the store.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ask<'a> {
     pub(super) key: &'a str,
-    /// Of a write, the bytes written; none of a read or a deletion.
+    /// Bytes written; none for a read or a deletion.
     pub(super) bytes: Option<u64>,
 }
 

@@ -42,7 +42,7 @@ pub struct TokenIds {
     pub pad: Option<u32>,
 }
 
-/// What stands beside a trained model's weights.
+/// The text files beside a trained model's weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainedText {
     pub ids: TokenIds,

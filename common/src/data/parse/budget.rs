@@ -1,4 +1,4 @@
-//! What the rows of a job may take in memory.
+//! The bound on the memory that the rows of a job take.
 
 use crate::data::rows::Row;
 

@@ -1,6 +1,6 @@
 //! The columns that data sets use, and what becomes of each. `common/README.md` shows this table.
 
-/// What a record is read for.
+/// The purpose a record is read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     Prompts,
@@ -9,7 +9,7 @@ pub enum Purpose {
     Demonstrations,
 }
 
-/// What a column holds.
+/// The meaning of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The prompt, or part of it. Every set needs all of it.
@@ -37,7 +37,7 @@ pub struct Column {
     pub meaning: &'static str,
 }
 
-/// What becomes of a column that the reading of a record had no use for.
+/// The handling of a column that the reading of a record had no use for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unread {
     /// It is left out, and listed by name.

@@ -1,4 +1,4 @@
-//! What a rendering may cost.
+//! Limits on the cost of a rendering.
 
 use super::Error;
 use std::cell::Cell;
