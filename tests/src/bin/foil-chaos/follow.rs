@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use backon::Retryable;
 use foil_common::rpc;
 use foil_proto::v1;
 use foil_proto::v1::job_event::Event;
@@ -66,11 +67,13 @@ impl Follower {
     /// All that the job has committed, as its coordinator lists it now.
     pub(crate) fn artifacts(&self) -> Result<Vec<v1::Artifact>> {
         let listing = async {
-            let mut jobs = JobsClient::new(rpc::connect(&self.urls)?);
+            let jobs = JobsClient::new(rpc::connect(&self.urls)?);
             let (mut all, mut page_token) = (Vec::<v1::Artifact>::new(), String::new());
             loop {
                 let request = v1::ListPartsRequest { job_id: self.job.clone(), page_size: 0, page_token };
-                let page = jobs.list_artifacts(request).await?.into_inner();
+                let ask = || async { jobs.clone().list_artifacts(request.clone()).await };
+                // A standby refuses and a dead leader does not answer; the line turns to the next by itself.
+                let page = ask.retry(rpc::backoff()).when(rpc::is_unavailable).await?.into_inner();
                 for artifact in page.artifacts {
                     // One that goes over several pages has a part of its objects on each.
                     match all.last_mut().filter(|last| last.name == artifact.name) {
