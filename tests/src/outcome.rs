@@ -28,10 +28,14 @@ impl Estimate {
 pub struct Round(Value);
 
 impl Round {
+    /// A figure, where there is one.
+    pub fn get(&self, side: &str, name: &str) -> Option<f64> {
+        self.0[side][name].as_f64()
+    }
+
     /// A figure as it is given.
     pub fn value(&self, side: &str, name: &str) -> f64 {
-        let figures = &self.0[side];
-        figures[name].as_f64().unwrap_or_else(|| panic!("{side}.{name} is missing in {figures}"))
+        self.get(side, name).unwrap_or_else(|| panic!("{side}.{name} is missing in {}", self.0[side]))
     }
 
     /// For example `estimate("policy", "gold_mean")`.

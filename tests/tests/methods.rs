@@ -1,6 +1,8 @@
 //! Every policy method and every reward loss end to end on the small game, and what they promise.
 
-use foil_tests::{Outcome, Run};
+use std::f64::consts::LN_2;
+
+use foil_tests::{Answer, Outcome, Run, answers_by_prompt, steps};
 
 fn run(settings: &[&str]) -> Outcome {
     let outcome = Run::letters().ranks(2).set_all(settings).finish();
@@ -13,31 +15,152 @@ fn figure(outcome: &Outcome, side: &str, name: &str) -> f64 {
     outcome.last().estimate(side, name).value
 }
 
+/// One round whose policy steps are taken on all prompts at once: the first of them on the very policy that drew the answers.
+fn whole_batches(settings: &[&str]) -> (Run, Outcome) {
+    let run = Run::letters().ranks(2).set_all(&[
+        "data.generator.prompts=192",
+        "data.generator.evaluation=600",
+        "reward_step.epochs=4",
+        "policy_step.batch_sequences=1024",
+        "policy_step.epochs=12",
+        "policy_step.learning_rate=1e-3",
+        "policy_step.schedule.warmup_steps=0",
+    ]);
+    let run = run.set_all(settings);
+    let outcome = run.finish();
+    assert_eq!(figure(&outcome, "policy", "train_steps"), 12.0, "{}", outcome.json);
+    (run, outcome)
+}
+
+/// The policy has learned from its rewards, the right way round, and from the answers `read`.
+fn assert_learned(outcome: &Outcome, read: &[&Answer]) {
+    assert!(outcome.last().estimate("policy", "reward_gain").exceeds(0.0), "{}", outcome.json);
+    assert!(figure(outcome, "policy", "drift_mean") < 1e-5, "{}", outcome.json);
+    assert_eq!(figure(outcome, "policy", "train_selected_answers"), read.len() as f64);
+    let mean = read.iter().map(|answer| answer.reward).sum::<f64>() / read.len() as f64;
+    assert_near(figure(outcome, "policy", "train_selected_reward_mean"), mean, 1e-6);
+}
+
+fn assert_near(found: f64, expected: f64, within: f64) {
+    assert!((found - expected).abs() <= within, "{found} is not {expected} ± {within}");
+}
+
+/// Whether `chosen` may be set over `rejected`.
+fn is_preferred(chosen: &Answer, rejected: &Answer) -> bool {
+    chosen.reward > rejected.reward && !chosen.is_blank()
+}
+
+/// The first of equals wins.
+fn best(answers: &[Answer]) -> &Answer {
+    let answers = answers.iter().filter(|answer| !answer.is_blank());
+    let best = answers.reduce(|best, next| if next.reward > best.reward { next } else { best });
+    best.expect("an answer says something")
+}
+
+/// RRHF's two terms, recomputed from the samples (arXiv 2304.05302, Eq. 2 and 4), are those of the first step.
 #[test]
-fn every_policy_method_moves_the_policy() {
-    for (method, figures) in [
-        ("rrhf", &["train_ranking", "train_best_nll"][..]),
-        ("ipo", &["train_preferred_share", "train_log_ratio_margin"]),
-        ("grpo", &["train_clipped_share"]),
-        ("rloo", &["train_clipped_share"]),
-    ] {
-        let outcome = run(&[&format!("policy_step.method={method}")]);
-        assert!(figure(&outcome, "policy", "kl") > 0.0, "{method}: {}", outcome.json);
-        assert!(figure(&outcome, "policy", "drift_mean") < 1e-5, "{method}: {}", outcome.json);
-        for name in figures.iter().chain(&["train_loss", "gold_mean", "reward_mean"]) {
-            assert!(figure(&outcome, "policy", name).is_finite(), "{method}: {}", outcome.json);
+fn rrhf_ranks_answers_and_imitates_the_best() {
+    const WEIGHT: f64 = 20.0;
+    let (run, outcome) =
+        whole_batches(&["policy_step.method=rrhf", &format!("policy_step.rank_weight={WEIGHT}")]);
+    let prompts = answers_by_prompt(&run, 1);
+    let likelihood = |answer: &Answer| answer.log_prob / answer.tokens as f64;
+    let (mut ranking, mut nll, mut read) = (0.0, 0.0, Vec::new());
+    for answers in &prompts {
+        let best = best(answers);
+        nll -= best.log_prob;
+        for chosen in answers {
+            for rejected in answers.iter().filter(|rejected| is_preferred(chosen, rejected)) {
+                ranking += (likelihood(rejected) - likelihood(chosen)).max(0.0);
+            }
         }
+        let is_paired =
+            |one: &Answer| answers.iter().any(|other| is_preferred(one, other) || is_preferred(other, one));
+        read.extend(answers.iter().filter(|answer| std::ptr::eq(*answer, best) || is_paired(answer)));
+    }
+    assert_learned(&outcome, &read);
+    let (ranking, nll) = (ranking / prompts.len() as f64, nll / prompts.len() as f64);
+    let steps = steps(&run, "r01.policy.train");
+    let step = |step: usize, name: &str| steps[step][name].as_f64().expect(name);
+    assert_near(step(0, "ranking"), ranking, 1e-4);
+    assert_near(step(0, "best_nll"), nll, 1e-4);
+    assert_near(step(0, "loss"), WEIGHT * ranking + nll, 1e-3);
+    assert!(step(11, "ranking") < 0.5 * ranking, "the order of the answers is not learned: {steps:?}");
+}
+
+/// Before its first step every pair costs 1 / (2β)², and no loss lies below that of its mean margin.
+#[test]
+fn ipo_pulls_the_best_and_the_worst_apart_to_its_margin() {
+    const BETA: f64 = 0.5;
+    let (run, outcome) = whole_batches(&["policy_step.method=ipo", &format!("policy_step.beta={BETA}")]);
+    assert_learned(&outcome, &ends(&answers_by_prompt(&run, 1)));
+    let steps = steps(&run, "r01.policy.train");
+    let step = |step: usize, name: &str| steps[step][name].as_f64().expect(name);
+    let target = 1.0 / (2.0 * BETA);
+    assert_near(step(0, "loss"), target * target, 1e-5);
+    assert_eq!(step(0, "log_ratio_margin"), 0.0);
+    for row in 1..steps.len() {
+        let mean = (step(row, "log_ratio_margin") - target).powi(2);
+        assert!(step(row, "loss") >= mean - 1e-6, "step {row}: {steps:?}");
+    }
+    assert!(step(11, "preferred_share") > 0.9, "{steps:?}");
+    assert_near(step(11, "log_ratio_margin"), target, 0.2 * target);
+}
+
+/// Each prompt's best and worst answer, where their rewards differ.
+fn ends(prompts: &[Vec<Answer>]) -> Vec<&Answer> {
+    let pair = |answers| -> Option<[&Answer; 2]> {
+        let best = best(answers);
+        let worst = answers.iter().min_by(|a, b| a.reward.total_cmp(&b.reward))?;
+        is_preferred(best, worst).then_some([best, worst])
+    };
+    prompts.iter().filter_map(|answers| pair(answers)).flatten().collect()
+}
+
+/// Advantages of a prompt's answers cancel while nothing has moved; then the surrogate falls below 0. Ratios are clipped
+/// where a step leaves `clip_ratio`, and none is at first.
+#[test]
+fn policy_gradients_follow_advantages_within_their_clip() {
+    for method in ["grpo", "rloo"] {
+        let method = format!("policy_step.method={method}");
+        let (run, outcome) = whole_batches(&[&method, "policy_step.clip_ratio=0.5"]);
+        let prompts = answers_by_prompt(&run, 1);
+        assert_learned(&outcome, &prompts.iter().flatten().collect::<Vec<_>>());
+        let steps = steps(&run, "r01.policy.train");
+        let step = |step: usize, name: &str| steps[step][name].as_f64().expect(name);
+        assert_near(step(0, "loss"), 0.0, 1e-5);
+        assert_eq!(step(0, "clipped_share"), 0.0);
+        assert!((1..12).all(|row| step(row, "loss") < 0.0), "{method}: {steps:?}");
+        let free = figure(&outcome, "policy", "train_clipped_share");
+        let tight = run_clipped(&method);
+        assert!(free < tight, "{method}: {free} of ratios clipped at 0.5, {tight} at 0.01");
     }
 }
 
+/// The share of ratios that a narrow clip cuts.
+fn run_clipped(method: &str) -> f64 {
+    let (_, outcome) = whole_batches(&[method, "policy_step.clip_ratio=0.01"]);
+    figure(&outcome, "policy", "train_clipped_share")
+}
+
+/// Near the reference, the loss falls with the margin by β / 2.
 #[test]
-fn dpo_starts_every_round_at_ln_2() {
-    let outcome = run(&["rounds=2", "policy_step.method=dpo", "policy_step.learning_rate=2e-4"]);
-    for round in &outcome.rounds {
-        let first_loss = round.estimate("policy", "train_first_loss").value;
-        assert!((first_loss - std::f64::consts::LN_2).abs() < 1e-5, "{}", outcome.json);
+fn dpo_starts_every_round_at_ln_2_and_leaves_it_by_beta() {
+    const BETA: f64 = 0.2;
+    let (run, outcome) = whole_batches(&[
+        "rounds=2",
+        "policy_step.method=dpo",
+        "policy_step.learning_rate=2e-4",
+        &format!("policy_step.beta={BETA}"),
+    ]);
+    for (round, figures) in (1..).zip(&outcome.rounds) {
+        assert_near(figures.estimate("policy", "train_first_loss").value, LN_2, 1e-5);
+        let steps = steps(&run, &format!("r{round:02}.policy.train"));
+        let second = |name: &str| steps[1][name].as_f64().expect(name);
+        let slope = (LN_2 - second("loss")) / second("log_ratio_margin");
+        assert_near(slope, BETA / 2.0, 0.1 * BETA / 2.0);
     }
-    assert!(figure(&outcome, "policy", "train_loss") < std::f64::consts::LN_2);
+    assert_learned(&outcome, &ends(&answers_by_prompt(&run, 2)));
 }
 
 #[test]
@@ -47,16 +170,58 @@ fn a_kl_term_is_measured_from_the_start_policy() {
     assert!(figure(&from_start, "policy", "train_kl_reference") > 0.0, "{}", from_start.json);
 }
 
+/// The reward figures of one round with a third of 240 golden answers held out, which are surely told from fresh samples.
+fn told_apart(settings: &[&str]) -> (Run, Outcome) {
+    let sizes = ["data.generator.golden=240", "data.golden_holdout=0.3", "reward_step.epochs=6"];
+    let run = Run::letters().ranks(2).set_all(&sizes).set_all(settings);
+    let outcome = run.finish();
+    let low = outcome.last().value("reward", "fresh_accuracy_low");
+    assert!(low > 0.9, "{settings:?}: {}", outcome.json);
+    (run, outcome)
+}
+
+/// The largest weight of a reward model's scalar head.
+fn largest_of_head(outcome: &Outcome) -> f32 {
+    let bytes = std::fs::read(outcome.artifact("reward").join("model.safetensors")).expect("weights");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let head = tensors.tensor("score.weight").expect("a scalar head");
+    assert_eq!(head.dtype(), safetensors::Dtype::F32);
+    let numbers = head.data().chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().expect("four")));
+    numbers.fold(0.0, |largest, number| largest.max(number.abs()))
+}
+
+/// A fresh head scores everything near 0: there a discriminator's two sides cost ln 2 each, a pair costs ln 2, and the
+/// critic's difference of means costs nothing.
 #[test]
 fn golden_answers_are_told_from_samples_by_any_loss() {
-    for settings in [
-        &["reward_step.loss=wgan", "reward_step.weight_clip=0.1"][..],
-        &["reward_step.loss=gail", "reward_step.human_weight=0"],
-        &["reward_step.label_smoothing=0.1", "reward_step.centring=0.01", "reward_step.margin=true"],
-    ] {
-        let outcome = run(&[settings, &["reward_step.epochs=4"]].concat());
-        assert!(figure(&outcome, "reward", "fresh_accuracy") > 0.5, "{settings:?}: {}", outcome.json);
-    }
+    const NEAR: f64 = 0.05;
+    let first = |outcome: &Outcome| figure(outcome, "reward", "train_first_loss");
+
+    let (_run, clipped) = told_apart(&["reward_step.loss=wgan", "reward_step.weight_clip=0.02"]);
+    let of_humans = 1.0 - figure(&clipped, "reward", "train_golden_weight_share");
+    assert_near(first(&clipped), of_humans * LN_2, NEAR);
+    assert!(figure(&clipped, "reward", "train_loss") < 0.0, "{}", clipped.json);
+    assert_eq!(largest_of_head(&clipped), 0.02, "the head is not clipped");
+
+    let (_, discriminator) = told_apart(&["reward_step.loss=gail"]);
+    assert_near(first(&discriminator), 2.0 * LN_2, NEAR);
+    assert_eq!(figure(&discriminator, "reward", "train_human_pairs"), 0.0);
+    assert!(discriminator.last().estimate("reward", "fresh_chosen_reward_mean").exceeds(0.0));
+    assert!(discriminator.last().estimate("reward", "fresh_rejected_reward_mean").is_under(0.0));
+
+    // The best margin of a pair that is wrong with probability ε is ln((1 − ε) / ε).
+    let smoothed = ["reward_step.label_smoothing=0.3", "reward_step.margin=true"];
+    let (ceiling, plain) = ((0.7_f64 / 0.3).ln(), told_apart(&smoothed).1);
+    assert_near(first(&plain), LN_2, NEAR);
+    let margin = figure(&plain, "reward", "fresh_margin_mean");
+    assert!((0.5 * ceiling..1.1 * ceiling).contains(&margin), "{margin}: {}", plain.json);
+
+    let (_, centred) = told_apart(&[&smoothed[..], &["reward_step.centring=1"]].concat());
+    let offset = |outcome: &Outcome| {
+        let mean = |side: &str| figure(outcome, "reward", &format!("fresh_{side}_reward_mean"));
+        (mean("chosen") + mean("rejected")).abs()
+    };
+    assert!(offset(&centred) < 0.5 * offset(&plain), "{} is not near 0", offset(&centred));
 }
 
 #[test]
