@@ -7,6 +7,7 @@
 //! not claimed.
 
 use std::collections::BTreeMap;
+use std::f64::consts::LN_2;
 
 use foil_tests::{Estimate, Outcome, Round, Run, difference, gold_by_prompt, letters_job};
 
@@ -112,6 +113,9 @@ fn assert_honest(arms: &[Arm; 5]) {
     fixed.assert_trained(true, false, false);
     refreshed.assert_trained(true, false, true);
     gail.assert_trained(false, true, true);
+    // A fresh head scores everything near 0, where a discriminator's two sides cost ln 2 each.
+    let first_loss = gail.rounds[0].value("reward", "train_first_loss");
+    assert!((first_loss - 2.0 * LN_2).abs() < 0.1, "gail's first loss is {first_loss}, not 2 ln 2");
     assert!(arms.iter().all(|arm| arm.start == game.start), "the arms start from different policies");
     // Until a reward model is refreshed, an arm and its frozen twin are one.
     for (once, always) in [(frozen, game), (fixed, refreshed)] {
