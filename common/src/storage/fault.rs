@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -24,6 +25,8 @@ pub(crate) struct Faults {
     pub(crate) refuse_get: u64,
     /// Create-once is taken for an ordinary put, as some stores do.
     pub(crate) ignore_create: bool,
+    /// Before a put is answered.
+    pub(crate) delay_put: Duration,
 }
 
 /// Wraps a shared store in memory; each wrapper draws its faults from its own seed.
@@ -77,7 +80,10 @@ impl fmt::Display for FaultStore {
 #[async_trait]
 impl ObjectStore for FaultStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        tokio::task::yield_now().await;
+        match self.faults().delay_put {
+            Duration::ZERO => tokio::task::yield_now().await,
+            delay => tokio::time::sleep(delay).await,
+        }
         if self.strike(self.faults().refuse_put) {
             return Self::failure("503 before the write");
         }

@@ -39,6 +39,11 @@ pub enum Put {
 /// Read at once from a file.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// A buffer for an object of this size: most are small, and a large buffer for each leaves holes in the heap.
+fn chunk_bytes(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(CHUNK_BYTES).clamp(1, CHUNK_BYTES)
+}
+
 /// The bytes of an answer. object_store itself reads files in pieces of 8 KiB, each by another thread.
 fn large_chunks(answer: GetResult) -> BoxStream<'static, object_store::Result<Bytes>> {
     let range = answer.range.clone();
@@ -51,10 +56,8 @@ fn large_chunks(answer: GetResult) -> BoxStream<'static, object_store::Result<By
             let chunks = async move {
                 let mut file = tokio::fs::File::from_std(file);
                 file.seek(SeekFrom::Start(range.start)).await?;
-                Ok::<_, io::Error>(ReaderStream::with_capacity(
-                    file.take(range.end - range.start),
-                    CHUNK_BYTES,
-                ))
+                let size = range.end - range.start;
+                Ok::<_, io::Error>(ReaderStream::with_capacity(file.take(size), chunk_bytes(size)))
             };
             futures::stream::once(chunks).try_flatten().map_err(fail).boxed()
         }
@@ -73,15 +76,22 @@ pub struct Listed {
 /// Waits between two tries.
 pub type Nap = fn(Duration) -> BoxFuture<'static, ()>;
 
+/// How long a transient failure is tried again, unless asked otherwise. A backend's own client may take half a minute to
+/// give one try up.
+const BRIEFLY: Duration = Duration::from_secs(15);
+
 /// A place for immutable objects under validated keys. Cheap to clone; clones share everything.
 ///
-/// Transient failures are tried again with jitter for about ten seconds.
+/// Transient failures are tried again with jitter for about ten seconds, by the clock.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
     location: Arc<str>,
     retry: ExponentialBuilder,
+    /// No try begins later, by the clock: a failure that was long in coming counts as much as a pause. None where the clock
+    /// is not asked.
+    limit: Option<Duration>,
     /// Waits for room on a full store too.
     waits_for_room: bool,
     health: Health,
@@ -109,6 +119,7 @@ impl Store {
             prefix,
             location: location.into(),
             retry,
+            limit: Some(BRIEFLY),
             waits_for_room: false,
             health: Health::default(),
             nap: real_nap,
@@ -116,9 +127,10 @@ impl Store {
         }
     }
 
-    /// A store over any backend; `location` names it to people, and `nap` waits before it is tried again.
+    /// A store over any backend; `location` names it to people, and `nap` waits before it is tried again. Its pauses alone
+    /// bound the tries, since a nap of the caller's need not be one of the clock's.
     pub fn over(backend: Arc<dyn ObjectStore>, location: &str, nap: Nap) -> Self {
-        Self { nap, ..Self::new(backend, Path::default(), location.to_owned()) }
+        Self { nap, limit: None, ..Self::new(backend, Path::default(), location.to_owned()) }
     }
 
     /// A store in this process's memory.
@@ -132,10 +144,10 @@ impl Store {
     }
 
     /// The same store for one who can wait: what it refuses because it is away or full is tried again, with jitter, until
-    /// the pauses add up to `limit`.
+    /// `limit` is over.
     pub fn patient(&self, limit: Duration) -> Self {
         let retry = self.retry.without_max_times().with_total_delay(Some(limit));
-        Self { retry, waits_for_room: true, ..self.clone() }
+        Self { retry, limit: self.limit.map(|_| limit), waits_for_room: true, ..self.clone() }
     }
 
     /// What is wrong with the store: it does not answer, is full or refuses. None while it does what is asked.
@@ -342,6 +354,11 @@ impl Store {
         Fut: Future<Output = object_store::Result<T>>,
     {
         let path = self.path(ask.key)?;
+        let began = Instant::now();
+        let may_pass = |error: &StoreError| {
+            self.limit.is_none_or(|limit| began.elapsed() < limit)
+                && (error.is_brief() || (self.waits_for_room && error.is_transient()))
+        };
         let once = || {
             let reply = request(path.clone());
             async move {
@@ -354,7 +371,7 @@ impl Store {
         };
         once.retry(self.retry)
             .sleep(Napper(self.nap))
-            .when(|error: &StoreError| error.is_brief() || (self.waits_for_room && error.is_transient()))
+            .when(may_pass)
             .notify(|error, delay| tracing::warn!(%error, ?delay, "trying the store again"))
             .await
     }
@@ -400,5 +417,10 @@ impl Store {
             .with_max_delay(Duration::from_millis(1))
             .with_max_times(tries);
         Self { retry: quick, ..Self::new(inner, Path::default(), "test".to_owned()) }
+    }
+
+    /// With another limit by the clock.
+    pub(crate) fn within(self, limit: Duration) -> Self {
+        Self { limit: Some(limit), ..self }
     }
 }

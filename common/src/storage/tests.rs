@@ -50,6 +50,21 @@ async fn who_is_patient_outlasts_an_outage_and_others_give_up() {
     assert!(matches!(bounded.create("b", "one".into()).await, Err(StoreError::Unavailable { .. })));
 }
 
+/// Two tries of 30 ms fill 50 ms, where hundreds of pauses would have room.
+#[tokio::test]
+async fn tries_that_are_long_in_failing_end_by_the_clock() {
+    let slow = Faults { refuse_put: 100, delay_put: Duration::from_millis(30), ..Faults::default() };
+    let limit = Duration::from_millis(50);
+    let waits: [fn(Store, Duration) -> Store; 2] = [Store::within, |store, limit| store.patient(limit)];
+    for wait in waits {
+        let broken = Arc::new(FaultStore::new(Arc::new(InMemory::new()), slow, 0));
+        let store = wait(Store::for_test(Arc::clone(&broken) as Arc<dyn ObjectStore>, 1000), limit);
+        assert!(matches!(store.create("a", "one".into()).await, Err(StoreError::Unavailable { .. })));
+        let tries = broken.struck.load(Ordering::Relaxed);
+        assert!((1..=2).contains(&tries), "{tries} tries");
+    }
+}
+
 #[tokio::test]
 async fn objects_of_any_size_are_known_by_their_digest() {
     let (_directory, store) = local();
