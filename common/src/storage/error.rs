@@ -98,6 +98,9 @@ impl StoreError {
                 Self::Denied { location, operation, key, reason: reason(error) }
             }
             _ if is_disk_full(error) => Self::NoSpace { location, key },
+            _ if is_refused_by_disk(error) => {
+                Self::Denied { location, operation, key, reason: reason(error) }
+            }
             _ => Self::Unavailable { location, operation, key, reason: reason(error) },
         }
     }
@@ -120,11 +123,18 @@ pub(super) fn reason(error: &object_store::Error) -> String {
 }
 
 fn is_disk_full(error: &object_store::Error) -> bool {
+    has_io_kind(error, &[io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded])
+}
+
+/// What does not pass by itself, and is told from other failures by its cause alone.
+fn is_refused_by_disk(error: &object_store::Error) -> bool {
+    has_io_kind(error, &[io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied])
+}
+
+fn has_io_kind(error: &object_store::Error, kinds: &[io::ErrorKind]) -> bool {
     let mut source = error.source();
     while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<io::Error>()
-            && matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        {
+        if cause.downcast_ref::<io::Error>().is_some_and(|io| kinds.contains(&io.kind())) {
             return true;
         }
         source = cause.source();
@@ -147,6 +157,21 @@ mod tests {
         let told = StoreError::from_object_store("s3://b", "get", "k", &error).to_string();
         assert!(told.contains("error sending request: Connection refused (os error 111)"), "{told}");
         assert_eq!(told.matches("error sending request").count(), 1, "{told}");
+    }
+
+    #[test]
+    fn a_disk_that_takes_no_writes_is_not_waited_for() {
+        for (kind, code) in [
+            (io::ErrorKind::ReadOnlyFilesystem, "denied"),
+            (io::ErrorKind::PermissionDenied, "denied"),
+            (io::ErrorKind::StorageFull, "no_space"),
+            (io::ErrorKind::TimedOut, "unavailable"),
+        ] {
+            let source = Box::new(Sending(io::Error::from(kind)));
+            let error = object_store::Error::Generic { store: "LocalFileSystem", source };
+            let told = StoreError::from_object_store("/store", "create", "k", &error);
+            assert_eq!((told.code(), told.is_brief()), (code, code == "unavailable"), "{kind}: {told}");
+        }
     }
 
     #[test]
