@@ -19,9 +19,36 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
     first.copied().ok_or_else(|| format!("the host has no address; {FORM}"))
 }
 
+/// Refuses an address that other machines reach, unless that is asked for: nothing here has TLS or authentication.
+/// `danger` is what anyone can do who reaches it.
+pub fn check(listen: SocketAddr, is_allowed: bool, danger: &str) -> Result<(), String> {
+    if listen.ip().is_loopback() || is_allowed {
+        return Ok(());
+    }
+    Err(format!(
+        "{listen} can be reached from other machines, and there is neither TLS nor authentication: anyone who reaches it can \
+         {danger}. On a network you trust, add --insecure-listen"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_loopback_is_listened_on_unless_asked() {
+        for loopback in ["127.0.0.1:0", "127.1.2.3:70", "[::1]:0"] {
+            check(loopback.parse().unwrap(), false, "look").unwrap();
+        }
+        for reached in ["0.0.0.0:7070", "[::]:70", "10.0.0.7:70", "[::ffff:10.0.0.7]:70"] {
+            let error = check(reached.parse().unwrap(), false, "look").unwrap_err();
+            assert!(
+                error.contains("can look. On a network") && error.contains("--insecure-listen"),
+                "{error}"
+            );
+            check(reached.parse().unwrap(), true, "look").unwrap();
+        }
+    }
 
     #[test]
     fn numbers_and_names_are_taken_and_others_told_the_form() {

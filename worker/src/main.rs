@@ -64,6 +64,9 @@ struct AgentArgs {
     /// Where to serve /metrics, /healthz and /readyz, for example 127.0.0.1:9100. Default: nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen::address)]
     metrics_listen: Option<SocketAddr>,
+    /// Allow --metrics-listen beyond loopback. There is neither TLS nor authentication: only for a network you trust.
+    #[arg(long, requires = "metrics_listen")]
+    insecure_listen: bool,
     /// On SIGTERM, how long ranks in training may take to finish their step and keep a checkpoint of it.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     grace_seconds: u32,
@@ -179,6 +182,10 @@ fn run_conform() -> anyhow::Result<()> {
 
 fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
     anyhow::ensure!(!args.coordinator.is_empty(), "--coordinator is missing");
+    if let Some(address) = args.metrics_listen {
+        listen::check(address, args.insecure_listen, "read this agent's metrics")
+            .map_err(anyhow::Error::msg)?;
+    }
     let coordinator = args.coordinator.join(",");
     let devices = agent::list_devices(args.device, args.ranks.map(usize::from))?;
     let agent_id =

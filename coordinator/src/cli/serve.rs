@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use foil_common::storage::Store;
-use foil_common::{failpoint, private, shutdown, telemetry};
+use foil_common::{failpoint, listen, private, shutdown, telemetry};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -28,7 +28,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     if let Some(parent) = args.parent_pid {
         end_with(parent)?;
     }
-    check(args.listen, args.insecure_listen)?;
+    listen::check(args.listen, args.insecure_listen, "run jobs").map_err(anyhow::Error::msg)?;
     failpoint::init()?;
     // Samples, prompts and weights in the store are nobody else's.
     private::withhold_new_files();
@@ -101,16 +101,6 @@ fn end_with(parent: u32) -> Result<()> {
     Ok(())
 }
 
-fn check(listen: SocketAddr, insecure: bool) -> Result<()> {
-    if listen.ip().is_loopback() || insecure {
-        return Ok(());
-    }
-    bail!(
-        "{listen} can be reached from other machines, and there is neither TLS nor authentication: anyone who reaches \
-         it can run jobs. On a network you trust, add --insecure-listen"
-    );
-}
-
 /// The URL of an address listened on; empty where that is every address of the machine, which names none.
 fn reachable(address: SocketAddr) -> String {
     if address.ip().is_unspecified() { String::new() } else { format!("http://{address}") }
@@ -123,15 +113,6 @@ fn announce(file: &Path, address: SocketAddr) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_loopback_is_served_unless_asked() {
-        check("127.0.0.1:0".parse().unwrap(), false).unwrap();
-        check("[::1]:0".parse().unwrap(), false).unwrap();
-        let error = check("0.0.0.0:7070".parse().unwrap(), false).unwrap_err().to_string();
-        assert!(error.contains("--insecure-listen"), "{error}");
-        check("0.0.0.0:7070".parse().unwrap(), true).unwrap();
-    }
 
     #[test]
     fn an_address_that_names_no_machine_is_not_advertised() {
