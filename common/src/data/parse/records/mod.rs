@@ -52,6 +52,9 @@ impl<'a> Records<'a> {
         let first = skip_blank(&mut bytes, &mut line).map_err(|error| unreadable(file, &error))?;
         let form = match first {
             Some(b'[') => Form::Array(array::Array::new(bytes, line)),
+            Some(byte) if byte != b'{' && is_table(file) => {
+                return Err(format_error(file, "a table of separated values", "convert it first"));
+            }
             _ => Form::Lines(lines::Lines::new(bytes, line)),
         };
         Ok(Records { file: file.to_owned(), form })
@@ -99,6 +102,13 @@ fn refuse_foreign(file: &str, start: &[u8]) -> Result<(), ParseError> {
         Some((_, found)) => Err(format_error(file, found, "convert it first")),
         None => Ok(()),
     }
+}
+
+/// Whether a file's name says that it is a table, which no first bytes tell.
+fn is_table(file: &str) -> bool {
+    let name = file.to_lowercase();
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    matches!(name.rsplit_once('.'), Some((_, "csv" | "tsv")))
 }
 
 /// Skips white space and byte-order marks, counting lines, and returns the byte that follows without consuming it.

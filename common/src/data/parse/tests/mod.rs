@@ -226,6 +226,13 @@ fn files_that_are_no_json_are_refused_with_advice() {
         let error = parse::<PairRow>("x", bytes).unwrap_err();
         assert!(matches!(error, ParseError::Format { .. }), "{error}");
     }
+    let table = "prompt,chosen,rejected\nq,a,b\n";
+    for (file, bytes) in [("x.CSV", table.into()), ("x.tsv.gz", gzip(table.as_bytes()))] {
+        let error = parse::<PairRow>(file, &bytes[..]).unwrap_err().to_string();
+        assert!(error.contains("a table of separated values") && error.contains("convert it"), "{error}");
+    }
+    let named = br#"{"prompt": "q", "chosen": "a", "rejected": "b"}"#;
+    assert_eq!(parse::<PairRow>("rows.csv", &named[..]).unwrap().rows.len(), 1, "its content is JSON lines");
     let cut = &gzip(br#"{"prompt": "q"}"#)[..20];
     assert!(matches!(parse::<PromptRow>("x.gz", cut), Err(ParseError::Format { .. })));
     for bytes in [&b""[..], b" \n\n", b"[]"] {
