@@ -9,7 +9,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// What reads a job's inputs without a coordinator.
-pub(crate) const COMMANDS: &[&[&str]] = &[&["inspect", "job.yaml", "--rows", "2"], &["plan", "job.yaml"]];
+pub(crate) const COMMANDS: &[&[&str]] = &[
+    &["inspect", "job.yaml", "--rows", "2"],
+    &["plan", "job.yaml"],
+    &["submit", "job.yaml", "--dry-run"],
+    // Its own part: within the limits neither foil-worker's libtorch nor a Python can start.
+    &["conform", "model"],
+];
 
 /// Processor time that no answer needs, in seconds. A busy machine does not change it, as it would wall-clock time.
 const PROCESSOR_LIMIT: u64 = 5;
