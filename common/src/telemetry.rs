@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::panic::{self, PanicHookInfo};
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -28,6 +29,9 @@ pub enum LogFormat {
     Json,
 }
 
+/// The format that the process's log was set up with.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
 #[derive(Debug, Error)]
 #[error("telemetry could not be set up: {0}")]
 pub struct TelemetryError(String);
@@ -42,6 +46,7 @@ pub fn init_with<W>(format: LogFormat, default_filter: &str, writer: W) -> Resul
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
+    let _ = FORMAT.set(format);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Redacting(writer));
     match format {
@@ -71,6 +76,14 @@ fn may_color(on_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bo
     }
     let refused = set("CLICOLOR").is_some_and(|color| color == "0");
     on_terminal && !refused && set("TERM").is_some_and(|term| term != "dumb")
+}
+
+/// Writes a line for a reader; where the log is JSON, a line of that, so that all of standard error is.
+pub fn note(program: &str, message: &str) {
+    write_line(&match FORMAT.get() {
+        Some(LogFormat::Json) => json_line("INFO", program, message, &[]),
+        _ => message.to_owned(),
+    });
 }
 
 /// Writes the error that a process ends with, whatever the log's filter is and whether or not the log could be set up.

@@ -9,6 +9,7 @@ pub mod job;
 pub mod journal;
 pub mod leadership;
 pub mod plan;
+mod plural;
 pub mod queue;
 pub mod resolve;
 pub mod rpc;

@@ -69,7 +69,7 @@ pub(crate) enum Command {
     Get(JobArgs),
     /// Follows a job to its end, showing progress. It may be stopped and started again at any time.
     Watch(JobArgs),
-    /// Asks a job to stop.
+    /// Asks a job to stop. Of its id at least 4 characters are wanted.
     Cancel(JobArgs),
     /// Lists a job's artifacts.
     Artifacts(JobArgs),

@@ -17,10 +17,14 @@ use super::output;
 const DEADLINE: Duration = Duration::from_secs(20);
 /// For one that is refused or cannot be reached to come back: longer than a standby takes to become the leader.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// A coordinator that is just starting is waited for without a word.
+const QUIETLY: Duration = Duration::from_secs(1);
 /// Of several coordinators, one that does not answer for so long is left for the next.
 const TURN: Duration = Duration::from_secs(4);
 /// Jobs named where the beginning of an id is that of several.
 const AMBIGUOUS_SHOWN: usize = 5;
+/// Characters of an id that say which job is to be changed. Fewer come from a slip, and may well be the only job's.
+const LEAST_PREFIX: usize = 4;
 /// Submitting reads and splits all of a job's data.
 const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -185,6 +189,13 @@ impl Client {
         self.get(&id).await
     }
 
+    /// The same for a command that cannot be undone.
+    pub(crate) async fn find_to_change(&self, text: &str) -> Result<v1::Job> {
+        let job = self.find(text).await?;
+        check_named(text, &job)?;
+        Ok(job)
+    }
+
     /// Events after `after_revision`, until the job's last.
     pub(crate) async fn watch(
         &self,
@@ -262,7 +273,7 @@ impl Client {
             .with_jitter();
         let mut is_told = false;
         let tell = |_: &Status, _| {
-            if !std::mem::replace(&mut is_told, true) {
+            if began.elapsed() > QUIETLY && !std::mem::replace(&mut is_told, true) {
                 output::note(&format!("no answer from {} yet, trying again", self.line.urls()));
             }
         };
@@ -303,6 +314,19 @@ fn pick(text: &str, jobs: &[v1::Job]) -> Result<String> {
             bail!("{} jobs' ids begin with {text}: {named}; give more of it", several.len())
         }
     }
+}
+
+/// Refuses a text too short to mean the job that it found.
+fn check_named(text: &str, job: &v1::Job) -> Result<()> {
+    if text == job.id || text == job.name || text.chars().count() >= LEAST_PREFIX {
+        return Ok(());
+    }
+    bail!(
+        "{text} is the beginning of job {} ({}) but too short to be sure of; give its name, or at least {LEAST_PREFIX} \
+         characters of its id",
+        job.id,
+        job.name
+    )
 }
 
 /// Artifacts of which each follows from one page to the next, whole.
@@ -354,5 +378,17 @@ mod tests {
         let ambiguous = pick("0", &jobs).unwrap_err().to_string();
         assert!(ambiguous.contains("3 jobs' ids begin with 0: 03-a (a), 02-b (b), 01-a (a);"), "{ambiguous}");
         assert!(pick("x", &jobs).unwrap_err().to_string().contains("no job x"));
+    }
+
+    #[test]
+    fn what_cannot_be_undone_wants_more_than_a_letter() {
+        let job = v1::Job { id: "01m8jcg9".into(), name: "a".into(), ..Default::default() };
+        for sure in ["a", "01m8", "01m8j", "01m8jcg9"] {
+            check_named(sure, &job).unwrap();
+        }
+        for slip in ["0", "01", "01m"] {
+            let error = check_named(slip, &job).unwrap_err().to_string();
+            assert!(error.contains("01m8jcg9 (a)") && error.contains("at least 4"), "{error}");
+        }
     }
 }

@@ -59,7 +59,7 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         job.phases_total
     ))?;
     if let Some(waiting) = &job.waiting {
-        output::line(&waiting.reason)?;
+        output::prose(&waiting.reason)?;
     }
     if !job.phase.is_empty() && job.attempt > 0 {
         let progress = job.progress.as_ref().map(|told| format!(": {}", report::progress(told)));
@@ -71,7 +71,8 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         output::line(&format!("\n{table}"))?;
     }
     if job.failure.is_some() {
-        output::line(&format!("\n{}", report::failure(&job)))?;
+        output::line("")?;
+        output::prose(&report::failure(&job))?;
     }
     if let Some(spec) = &job.spec {
         output::line(&format!("\n{}", report::outline(spec)))?;
@@ -112,18 +113,19 @@ pub(crate) async fn watch(args: &JobArgs) -> Result<()> {
     } else if !job.rounds.is_empty() {
         output::line(&format!("\n{}\n", report::table(&job, terminal::stdout_columns())))?;
         for note in report::notes(&job) {
-            output::line(&format!("{note}\n"))?;
+            output::prose(&format!("{note}\n"))?;
         }
         if let Some(best) = report::best(&job) {
-            output::line(&format!("best round   {} {}", best.round, best.text()))?;
+            output::prose(&format!("best round   {} {}", best.round, best.text()))?;
         }
-        output::line(&format!("bring the results with `foil pull {} DIR`", job.id))?;
+        output::prose(&format!("bring the results with `foil pull {} DIR`", job.id))?;
     }
     succeed(&job)
 }
 
 pub(crate) async fn cancel(args: &JobArgs) -> Result<()> {
-    let (client, job) = find(args).await?;
+    let client = Client::connect(&args.client.coordinators())?;
+    let job = client.find_to_change(&args.job).await?;
     if is_ended(&job) {
         bail!("job {} is over already: {}", job.id, report::state_name(&job));
     }

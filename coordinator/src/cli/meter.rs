@@ -58,7 +58,11 @@ impl Meter {
 
     /// The phase's work in all, for example `64 prompts`.
     pub(super) fn amount(&self) -> String {
-        self.work.as_ref().map(|(total, unit)| format!("{total} {unit}")).unwrap_or_default()
+        let amount = |(total, unit): &(u64, String)| match total {
+            1 => format!("1 {}", unit.trim_end_matches('s')),
+            _ => format!("{total} {unit}"),
+        };
+        self.work.as_ref().map(amount).unwrap_or_default()
     }
 
     /// For example `480/960 prompts  12.3/s, 39 s left` or `loading 120 of 450 MB, 3 s left`.

@@ -5,9 +5,17 @@ use std::io::{self, Write};
 use foil_common::telemetry;
 use serde_json::Value;
 
+use super::terminal;
+
 /// Prints a line. A reader that went away (`foil list | head -1`) is no error.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     write(&format!("{text}\n"))
+}
+
+/// Prints sentences, broken between words where a terminal is too narrow for them.
+pub(crate) fn prose(text: &str) -> io::Result<()> {
+    let columns = terminal::stdout_columns();
+    line(&text.split('\n').map(|line| terminal::wrap(line, columns)).collect::<Vec<_>>().join("\n"))
 }
 
 /// Prints `value` as one line of JSON.
@@ -27,7 +35,7 @@ fn write(text: &str) -> io::Result<()> {
 
 /// Prints a line on standard error, for readers rather than for programs.
 pub(crate) fn note(text: &str) {
-    telemetry::write_line(text);
+    telemetry::note("foil", text);
 }
 
 /// An error with its causes, each told once: many messages end with their cause already.

@@ -2,9 +2,11 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use foil_common::rpc::artifacts::Moved;
+use foil_common::telemetry;
 use foil_proto::v1;
 use foil_proto::v1::job_event::Event;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -17,6 +19,8 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// For a bar's count, rate, time left and first figure.
 const COUNT_COLUMNS: usize = 46;
+/// For how long a phase took.
+const SECONDS_COLUMNS: usize = 9;
 /// Right of a phase's name, for its closing line to hold everything.
 const ROOMY_COLUMNS: usize = 60;
 
@@ -38,7 +42,12 @@ pub(crate) struct Progress {
 }
 
 enum Display {
-    Bars { bars: MultiProgress, current: Option<ProgressBar> },
+    Bars {
+        bars: MultiProgress,
+        current: Option<ProgressBar>,
+        /// Lines stand above the bars.
+        is_written: AtomicBool,
+    },
     Lines(Sink),
 }
 
@@ -64,7 +73,11 @@ impl Progress {
     /// Bars where the target can show them, which a terminal without cursor movement cannot: with lines it still can.
     fn on(target: ProgressDrawTarget, reserve_stdout: bool) -> Self {
         let display = match (target.is_hidden(), reserve_stdout) {
-            (false, _) => Display::Bars { bars: MultiProgress::with_draw_target(target), current: None },
+            (false, _) => Display::Bars {
+                bars: MultiProgress::with_draw_target(target),
+                current: None,
+                is_written: AtomicBool::new(false),
+            },
             (true, true) => Display::Lines(Sink::Stderr),
             (true, false) => Display::Lines(Sink::Stdout),
         };
@@ -83,22 +96,23 @@ impl Progress {
     /// Columns for a line.
     fn columns(&self) -> usize {
         match self.display {
-            Display::Bars { .. } => terminal::stderr_columns(),
-            Display::Lines(_) => usize::MAX,
+            Display::Bars { .. } | Display::Lines(Sink::Stderr) => terminal::stderr_columns(),
+            Display::Lines(Sink::Stdout) => terminal::stdout_columns(),
         }
     }
 
     /// A line that stays.
     pub(crate) fn line(&self, text: &str) {
         match &self.display {
-            Display::Bars { bars, .. } => {
+            Display::Bars { bars, is_written, .. } => {
+                is_written.store(true, Ordering::Relaxed);
                 // A terminal that is gone needs no line.
                 let _ = bars.println(terminal::wrap(text, self.columns()));
             }
-            Display::Lines(Sink::Stderr) => output::note(text),
+            Display::Lines(Sink::Stderr) => output::note(&terminal::wrap(text, self.columns())),
             Display::Lines(Sink::Stdout) => {
                 // As above; the job goes on without a reader.
-                let _ = output::line(text);
+                let _ = output::line(&terminal::wrap(text, self.columns()));
             }
         }
     }
@@ -129,12 +143,16 @@ impl Progress {
 
     /// Removes what is drawn, before something else is printed.
     pub(crate) fn finish(&mut self) {
-        if let Display::Bars { bars, current } = &mut self.display {
+        if let Display::Bars { bars, current, is_written } = &mut self.display {
             if let Some(bar) = current.take() {
                 bar.finish_and_clear();
             }
             // The terminal may be gone.
             let _ = bars.clear();
+            // The last line is drawn to the terminal's edge, where the cursor stays.
+            if is_written.swap(false, Ordering::Relaxed) {
+                telemetry::write_line("");
+            }
         }
     }
 
@@ -157,6 +175,8 @@ impl Progress {
         self.phases = job.phases_total.max(u32::try_from(phases.len()).unwrap_or(u32::MAX)) as usize;
         self.width = phases.iter().map(|phase| phase.id.len()).max().unwrap_or(0);
         self.done = job.phases_done as usize;
+        // That it was queued before its first attempt is no news.
+        self.waits |= job.attempt > 0;
         if job.state() == v1::JobState::Queued && !self.waits {
             self.waits = true;
             self.line("queued");
@@ -174,7 +194,7 @@ impl Progress {
         self.written = Instant::now();
         self.meter = Some(Meter::new(phase, self.written));
         let label = self.label(phase);
-        if let Display::Bars { bars, current } = &mut self.display {
+        if let Display::Bars { bars, current, .. } = &mut self.display {
             if let Some(bar) = current.take() {
                 bar.finish_and_clear();
             }
@@ -186,16 +206,8 @@ impl Progress {
         }
     }
 
-    /// `[ 3/52] r01.reward.train`, padded so that what follows stands below what follows in other phases.
     fn label(&self, phase: &str) -> String {
-        let width = self.width;
-        match self.phases {
-            0 => phase.to_owned(),
-            phases => {
-                let digits = phases.to_string().len();
-                format!("[{:>digits$}/{phases}] {phase:<width$}", (self.done + 1).min(phases))
-            }
-        }
+        label(phase, self.done + 1, self.phases, self.width, self.columns())
     }
 
     fn progress(&mut self, progress: &v1::PhaseProgress) {
@@ -241,6 +253,18 @@ impl Progress {
     }
 }
 
+/// `[ 3/52] r01.reward.train`, padded so that what follows stands below what follows in other phases, where there is room for
+/// that. Without a plan it is the phase alone.
+fn label(phase: &str, number: usize, phases: usize, width: usize, columns: usize) -> String {
+    if phases == 0 {
+        return phase.to_owned();
+    }
+    let digits = phases.to_string().len();
+    let head = format!("[{:>digits$}/{phases}] ", number.min(phases));
+    let width = if head.len() + width + SECONDS_COLUMNS > columns { 0 } else { width };
+    format!("{head}{phase:<width$}")
+}
+
 /// A phase in one line: how long it took, what it consisted of and what came of it, as far as that fits.
 fn closing_line(label: &str, committed: &v1::PhaseCommitted, amount: &str, columns: usize) -> String {
     let mut line = format!("{label} {:>6.1} s", committed.seconds);
@@ -280,6 +304,14 @@ mod tests {
         let display = |reserved| Progress::on(ProgressDrawTarget::hidden(), reserved).display;
         assert!(matches!(display(true), Display::Lines(Sink::Stderr)));
         assert!(matches!(display(false), Display::Lines(Sink::Stdout)));
+    }
+
+    #[test]
+    fn names_are_padded_where_there_is_room() {
+        let label = |columns| label("r00.sft", 1, 12, 35, columns);
+        assert_eq!(label(80), format!("[ 1/12] r00.sft{}", " ".repeat(28)));
+        assert_eq!([label(52).len(), label(51).len()], [43, 15]);
+        assert_eq!(label(40), "[ 1/12] r00.sft");
     }
 
     #[test]

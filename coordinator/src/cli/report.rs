@@ -9,9 +9,14 @@ use foil_common::figures::REWARD_GAIN;
 use foil_proto::v1;
 use serde_json::{Map, Value, json};
 
+use crate::plural::counted;
+
 pub(crate) use self::alarms::alarms;
 pub(crate) use self::best::best;
 pub(crate) use self::failure::failure;
+
+/// Spaces between the columns of a table.
+const BETWEEN_COLUMNS: usize = 2;
 
 /// What a program may rely on in every round, `null` where it was not measured.
 const REWARD: [&str; 3] = ["accuracy", "ece", "loss"];
@@ -115,14 +120,41 @@ const COLUMNS: [Column; 7] = [
 
 /// The rounds of a job, one line each, each figure with its standard error, or with its 95 % interval in brackets where it
 /// has none to show. The start policy's gain is 0 by definition. Columns nothing was measured for are
-/// left out; `*` marks the best round. Where `columns` are too few, figures and errors stand closer.
+/// left out; `*` marks the best round. Where `columns` are too few, figures and errors stand closer, and what is still too
+/// much follows in further tables.
 pub(crate) fn table(job: &v1::Job, columns: usize) -> String {
-    let wide = table_with(job, " ± ");
+    let wide = align(&cells(job, " ± "));
     let widest = wide.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-    if widest <= columns { wide } else { table_with(job, "±") }
+    if widest <= columns { wide } else { in_parts(&cells(job, "±"), columns) }
 }
 
-fn table_with(job: &v1::Job, between: &str) -> String {
+/// Tables one below the other, each of as many columns as fit, the first of them in each.
+fn in_parts(cells: &[Vec<String>], columns: usize) -> String {
+    let count = cells.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        cells.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let (mut parts, mut part, mut used) = (Vec::new(), Vec::new(), width(0));
+    for column in 1..count {
+        let wanted = width(column) + BETWEEN_COLUMNS;
+        if used + wanted > columns && !part.is_empty() {
+            parts.push(std::mem::take(&mut part));
+            used = width(0);
+        }
+        part.push(column);
+        used += wanted;
+    }
+    parts.push(part);
+    let of = |part: &Vec<usize>| {
+        let pick = |row: &Vec<String>| {
+            [0].iter().chain(part).filter_map(|column| row.get(*column).cloned()).collect()
+        };
+        align(&cells.iter().map(pick).collect::<Vec<_>>())
+    };
+    parts.iter().map(of).collect::<Vec<_>>().join("\n\n")
+}
+
+fn cells(job: &v1::Job, between: &str) -> Vec<Vec<String>> {
     let empty = Vec::new();
     let has_gain =
         job.rounds.iter().any(|round| round.policy.iter().any(|metric| metric.name == REWARD_GAIN));
@@ -137,7 +169,7 @@ fn table_with(job: &v1::Job, between: &str) -> String {
     });
     let rows: Vec<_> = (!job.start.is_empty()).then_some(start).into_iter().chain(rounds).collect();
     if rows.is_empty() {
-        return String::new();
+        return Vec::new();
     }
     let mut cells: Vec<Vec<String>> = vec![vec!["round".to_owned()]];
     cells.extend(rows.iter().map(|(name, ..)| vec![name.clone()]));
@@ -157,7 +189,7 @@ fn table_with(job: &v1::Job, between: &str) -> String {
             row.push(if figure.is_empty() { "–".to_owned() } else { figure });
         }
     }
-    align(&cells)
+    cells
 }
 
 fn figure(metrics: &[v1::Metric], column: &Column, between: &str) -> String {
@@ -170,13 +202,14 @@ fn figure(metrics: &[v1::Metric], column: &Column, between: &str) -> String {
         metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value)
     };
     match (metric.se, end("low").zip(end("high"))) {
-        (Some(se), _) => format!("{:.digits$}{between}{se:.digits$}", metric.value),
+        (Some(se), _) => format!("{}{between}{se:.digits$}", fixed(metric.value, digits)),
         // A rate of 0 or 1.
         (None, Some((low, high))) => {
             let gap = if between.starts_with(' ') { " " } else { "" };
-            format!("{:.digits$}{gap}[{low:.digits$},{gap}{high:.digits$}]", metric.value)
+            let [value, low, high] = [metric.value, low, high].map(|value| fixed(value, digits));
+            format!("{value}{gap}[{low},{gap}{high}]")
         }
-        (None, None) => format!("{:.digits$}", metric.value),
+        (None, None) => fixed(metric.value, digits),
     }
 }
 
@@ -221,11 +254,20 @@ pub(crate) fn outline(spec: &v1::JobSpec) -> String {
     let loss = spec.reward_step.as_ref().map(|step| step.loss.as_str()).unwrap_or_default();
     let resources = spec.resources.clone().unwrap_or_default();
     format!(
-        "{} rounds of {method} against {loss}, {} ranks on {}",
-        spec.rounds.unwrap_or_default(),
-        resources.ranks.unwrap_or_default(),
+        "{} of {method} against {loss}, {} on {}",
+        counted(spec.rounds.unwrap_or_default(), "round"),
+        counted(resources.ranks.unwrap_or_default(), "rank"),
         resources.device
     )
+}
+
+/// A number to so many digits; what rounds to zero has no sign.
+fn fixed(value: f64, digits: usize) -> String {
+    let text = format!("{value:.digits$}");
+    match text.strip_prefix('-') {
+        Some(zero) if zero.bytes().all(|byte| matches!(byte, b'0' | b'.')) => zero.to_owned(),
+        _ => text,
+    }
 }
 
 /// A phase's telling figures, the most telling first: `loss 0.578`, `reward 1.250`.
@@ -233,12 +275,18 @@ pub(crate) fn brief(metrics: &[v1::Metric]) -> Vec<String> {
     let telling = ["loss", "accuracy", REWARD_GAIN, "reward_mean", "gold_mean", "kl", "length_mean"];
     let found = telling.iter().filter_map(|name| metrics.iter().find(|metric| metric.name == *name));
     let name = |metric: &v1::Metric| metric.name.trim_end_matches("_mean").to_owned();
-    found.take(4).map(|metric| format!("{} {:.3}", name(metric), metric.value)).collect()
+    found.take(4).map(|metric| format!("{} {}", name(metric), fixed(metric.value, 3))).collect()
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn what_rounds_to_zero_has_no_sign() {
+        assert_eq!([fixed(-0.004, 2), fixed(-0.005001, 2), fixed(0.0, 1)], ["0.00", "-0.01", "0.0"]);
+        assert_eq!(brief(&[metric("reward_mean", -0.0001, None)]), ["reward 0.000"]);
+    }
 
     pub(crate) fn metric(name: &str, value: f64, se: Option<f64>) -> v1::Metric {
         v1::Metric { name: name.to_owned(), value, se }
@@ -281,6 +329,15 @@ start  –              –              –            2.60 ± 0.06  –       
         assert_eq!(table(&finished_job(), usize::MAX), expected);
         assert_eq!(table(&finished_job(), 87), expected);
         let narrow = table(&finished_job(), 80);
+        for columns in [20, 40, 60] {
+            let parts = table(&finished_job(), columns);
+            assert!(parts.lines().all(|line| line.chars().count() <= columns), "{parts}");
+            assert!(
+                parts.split("\n\n").count() > 1 && parts.split("\n\n").all(|part| part.starts_with("round"))
+            );
+            let figures = |table: &str| table.matches('±').count();
+            assert_eq!(figures(&parts), figures(expected), "every figure is there: {parts}");
+        }
         assert!(
             narrow.contains("2 *    0.700±0.020") && narrow.lines().all(|line| line.chars().count() <= 80)
         );

@@ -14,6 +14,7 @@ use super::inputs::{self, Content, Prepared, Upload};
 use super::progress::{self, Progress};
 use super::{location, output, report};
 use crate::plan;
+use crate::plural::counted;
 use crate::resolve::{self, local};
 
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
@@ -117,8 +118,8 @@ fn show_plan(response: &v1::SubmitResponse) -> Result<()> {
     let mut rows = vec![["PHASE", "KIND", "WORK"].map(str::to_owned).to_vec()];
     for phase in &plan.phases {
         let work = match phase.steps {
-            0 => format!("{} chunks", phase.chunks),
-            steps => format!("{steps} steps"),
+            0 => counted(phase.chunks, "chunk"),
+            steps => counted(steps, "step"),
         };
         rows.push(vec![phase.id.clone(), phase.kind.clone(), work]);
     }

@@ -100,6 +100,14 @@ struct Entry {
     waiting: Option<Waiting>,
 }
 
+impl Entry {
+    /// None once the job is asked to stop or has ended, also before devices are given out again.
+    fn shown_wait(&self) -> Option<v1::JobWait> {
+        let wants_devices = !self.state.is_ended() && !matches!(self.state.life, Life::Cancelling { .. });
+        self.waiting.as_ref().filter(|_| wants_devices).map(|waiting| waiting.shown.clone())
+    }
+}
+
 /// A job that lacks devices.
 #[derive(Debug, Clone)]
 struct Waiting {
@@ -205,15 +213,13 @@ impl Core {
         let entry = self.jobs.get(id)?;
         let job = view::job(&entry.state);
         let progress = entry.progress.clone().filter(|progress| progress.phase == job.phase);
-        let waiting = entry.waiting.as_ref().map(|waiting| waiting.shown.clone());
-        Some(v1::Job { progress, waiting, ..job })
+        Some(v1::Job { progress, waiting: entry.shown_wait(), ..job })
     }
 
     /// The job in a list: as its user sees it, without what a page has no room for.
     pub fn listed(&self, id: &str) -> Option<v1::Job> {
         let entry = self.jobs.get(id)?;
-        let waiting = entry.waiting.as_ref().map(|waiting| waiting.shown.clone());
-        Some(v1::Job { waiting, ..view::listed(&entry.state) })
+        Some(v1::Job { waiting: entry.shown_wait(), ..view::listed(&entry.state) })
     }
 
     /// Job ids, oldest first.

@@ -29,6 +29,7 @@ use foil_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Work, plan};
+use crate::plural::counted;
 
 pub use self::error::ResolveError;
 use self::load::Sources;
@@ -113,8 +114,9 @@ fn warmups(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<String> {
         };
         (schedule.warmup_steps > phase.steps).then(|| {
             format!(
-                "{step}.schedule.warmup_steps: {} is more than the {} steps of the phase, which never reaches its learning rate",
-                schedule.warmup_steps, phase.steps
+                "{step}.schedule.warmup_steps: {} is more than the {} of the phase, which never reaches its learning rate",
+                schedule.warmup_steps,
+                counted(phase.steps, "step")
             )
         })
     });

@@ -75,16 +75,21 @@ pub(super) fn of_pairs(sets: &Sets) -> Vec<String> {
     pairs.filter_map(line).collect()
 }
 
-/// For a generator whose sets share prompts by construction: how many of each measured set stand in any training set.
-pub(super) fn of_measured(sets: &Sets) -> String {
+/// For a generator whose sets share prompts by construction: how many of each measured set stand in any training set, where
+/// any does.
+pub(super) fn of_measured(sets: &Sets) -> Option<String> {
     let (measured, training): (Vec<Prompts>, Vec<Prompts>) =
         all(sets).into_iter().partition(Prompts::is_measured);
     let trained: HashSet<PromptKey> = training.into_iter().flat_map(|set| set.distinct).collect();
-    let shares = measured.iter().filter(|set| !set.distinct.is_empty()).map(|set| {
-        let shared = set.distinct.intersection(&trained).count();
-        format!("{} {shared} of {}", set.name, set.distinct.len())
-    });
-    format!("prompts measured on that stand in a training set too: {}", shares.collect::<Vec<_>>().join(", "))
+    let shares: Vec<String> = measured
+        .iter()
+        .filter_map(|set| {
+            let shared = set.distinct.intersection(&trained).count();
+            (shared > 0).then(|| format!("{} {shared} of {}", set.name, set.distinct.len()))
+        })
+        .collect();
+    let told = || format!("prompts measured on that stand in a training set too: {}", shares.join(", "));
+    (!shares.is_empty()).then(told)
 }
 
 fn meaning(first: &Prompts, second: &Prompts) -> &'static str {

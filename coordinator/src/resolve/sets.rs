@@ -231,7 +231,7 @@ impl Sets {
         if job.data.generator.is_some() {
             let note =
                 "the letters game has only 56 sets of five letters, so its sets share prompts by chance";
-            self.warnings.push(format!("{note}; {}", overlaps::of_measured(self)));
+            self.warnings.extend(overlaps::of_measured(self).map(|shares| format!("{note}; {shares}")));
             return;
         }
         self.warnings.extend(overlaps::of_pairs(self));

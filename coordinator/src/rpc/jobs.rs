@@ -19,6 +19,7 @@ use crate::job::pages::{self, Mark, PAGE_BYTES, Page};
 use crate::job::{JobState, Submitted};
 use crate::leadership::{Desk, Lease, NotLeading};
 use crate::plan;
+use crate::plural::counted;
 use crate::resolve::{Made, Request as InputRequest, Resolver};
 
 const PAGE: u32 = 50;
@@ -63,15 +64,19 @@ impl JobsService {
         let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
         let phases = plan::bounded(job, &resolved.datasets).map_err(|error| too_large(&error))?;
         let mut warnings = resolved.warnings;
-        let kind = job.resources.device.name();
-        let connected = self.driver()?.devices(kind).await.map_err(stopped)?;
-        warnings.extend(too_few_devices(job.resources.ranks, kind, connected));
+        warnings.extend(self.lacking_devices(job).await?);
         Ok(v1::SubmitResponse {
             job: None,
             resolved: Some(job.into()),
             warnings: bounded_warnings(warnings),
             plan: Some(wire_plan(&phases, resolved.summaries)),
         })
+    }
+
+    async fn lacking_devices(&self, job: &spec::Job) -> Result<Option<String>, Status> {
+        let kind = job.resources.device.name();
+        let connected = self.driver()?.devices(kind).await.map_err(stopped)?;
+        Ok(too_few_devices(job.resources.ranks, kind, connected))
     }
 
     async fn commit(
@@ -95,8 +100,10 @@ impl JobsService {
             policy: resolved.policy,
             reward: resolved.reward,
         };
+        let mut warnings = resolved.warnings;
+        warnings.extend(self.lacking_devices(job).await?);
         let found = self.driver()?.submit(id, submitted).await.map_err(stopped)?;
-        same(found, &request_id, &spec_hash, bounded_warnings(resolved.warnings))
+        same(found, &request_id, &spec_hash, bounded_warnings(warnings))
     }
 }
 
@@ -216,14 +223,23 @@ fn new_id() -> String {
     ulid::Ulid::new().to_string().to_lowercase()
 }
 
+/// Begins the warning that a job waits for workers.
+const LACKING_DEVICES: &str = "resources.ranks: ";
+
 /// A job waits for as many devices as it has ranks; the cluster may grow until then.
 fn too_few_devices(ranks: u32, kind: &str, connected: usize) -> Option<String> {
     (connected < ranks as usize).then(|| {
+        let (ranks, devices) = (counted(ranks, "rank"), counted(connected, "such device"));
         format!(
-            "resources.ranks: {ranks} ranks on {kind} are asked for, and the workers connected now have {connected} such \
-             devices; the job would wait for more workers"
+            "{LACKING_DEVICES}the job wants {ranks} on {kind}, and the workers connected now have {devices}; it waits until \
+             there are more"
         )
     })
+}
+
+/// Whether a warning tells of the workers there were, rather than of the job.
+pub(crate) fn is_of_workers(warning: &str) -> bool {
+    warning.starts_with(LACKING_DEVICES)
 }
 
 fn wire_plan(phases: &[plan::Phase], datasets: Vec<v1::DatasetSummary>) -> v1::Plan {
@@ -296,6 +312,7 @@ mod tests {
     fn ranks_that_the_cluster_has_not_are_told() {
         assert_eq!(too_few_devices(2, "cpu", 2), None);
         let told = too_few_devices(80, "cuda", 8).unwrap();
-        assert!(told.starts_with("resources.ranks: 80 ranks on cuda") && told.contains("have 8"), "{told}");
+        assert!(told.contains("wants 80 ranks on cuda") && told.contains("have 8 such devices"), "{told}");
+        assert!(is_of_workers(&told));
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use foil_common::rpc::Line;
+use foil_common::rpc::{self, Line};
 use foil_proto::v1;
 use foil_proto::v1::workers_client::WorkersClient;
 use tokio::sync::{Notify, mpsc};
@@ -106,7 +106,8 @@ fn ended(status: &Status) -> Ended {
         | Code::Unimplemented => Ended::Refused(status.clone()),
         Code::AlreadyExists => Ended::NameTaken(status.clone()),
         _ => {
-            tracing::warn!(%status, "the stream to the coordinator broke; connecting again");
+            let reason = rpc::unreached(status);
+            tracing::warn!(%reason, "no stream to the coordinator; connecting again");
             Ended::Lost
         }
     }

@@ -5,6 +5,7 @@ use foil_common::spec;
 use foil_proto::v1;
 
 use crate::plan::{self, Phase};
+use crate::plural::counted;
 use crate::resolve::local;
 use crate::resolve::names as sets;
 
@@ -32,8 +33,8 @@ impl Phases {
         match (&self.unknown, phase.steps) {
             (Some(_), 0) => "chunks".to_owned(),
             (Some(_), _) => "steps".to_owned(),
-            (None, 0) => format!("{} chunks", phase.chunks),
-            (None, steps) => format!("{steps} steps"),
+            (None, 0) => counted(phase.chunks, "chunk"),
+            (None, steps) => counted(steps, "step"),
         }
     }
 }

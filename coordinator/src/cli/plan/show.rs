@@ -8,6 +8,7 @@ use super::Planned;
 use super::memory::Kind;
 use super::phases::Phases;
 use crate::cli::report;
+use crate::plural::counted;
 
 /// What readers call the parts of an estimate.
 const LABELS: [(&str, &str); 9] = [
@@ -76,8 +77,8 @@ fn models(planned: &Planned) -> String {
         model("policy", &planned.memory.policy, Head::Language),
         model("reward model", &planned.memory.reward, Head::Reward),
         format!(
-            "{} ranks on {}, {}, {}{checkpointing}; micro-batches of {} tokens (reward epoch) and {} (policy epoch)",
-            resources.ranks,
+            "{} on {}, {}, {}{checkpointing}; micro-batches of {} tokens (reward epoch) and {} (policy epoch)",
+            counted(resources.ranks, "rank"),
             resources.device,
             resources.precision,
             resources.sharding,

@@ -24,6 +24,7 @@ use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
 use super::{jobs, output, outputs, submit, terminal, watch};
 use crate::job::view;
+use crate::rpc::is_of_workers;
 
 /// How a run ended, where it did not fail.
 enum End {
@@ -157,9 +158,12 @@ async fn take_part(
     directory: &Directory,
     progress: &mut Progress,
 ) -> Result<Option<(v1::Job, LocalArtifacts)>, Failure> {
+    // It answers a moment before it leads, and an upload would be loud about that.
+    client.reach().await?;
     submit::upload(client.line(), &prepared.uploads, progress).await?;
     let response = client.submit(request(client, &prepared.spec).await?).await?;
-    for warning in &response.warnings {
+    // This run's own workers may register a moment later; a job that goes on waiting says so.
+    for warning in response.warnings.iter().filter(|warning| !is_of_workers(warning)) {
         progress.line(&format!("warning: {warning}"));
     }
     let job = response.job.context("the coordinator took the job but did not name it")?;
@@ -224,16 +228,12 @@ fn close(
 fn show(directory: &Directory, job: &v1::Job, started: Instant) -> Result<()> {
     output::line(&format!("\n{}\n", report::table(job, terminal::stdout_columns())))?;
     for note in report::notes(job) {
-        output::line(&format!("{note}\n"))?;
+        output::prose(&format!("{note}\n"))?;
     }
     if let Some(best) = report::best(job) {
         let policy = directory.path().join(format!("rounds/policy@{}", best.round));
-        output::line(&format!(
-            "best round   {} {}\n             {}",
-            best.round,
-            best.text(),
-            policy.display()
-        ))?;
+        output::prose(&format!("best round   {} {}", best.round, best.text()))?;
+        output::line(&format!("             {}", policy.display()))?;
     }
     show_places(directory)?;
     output::line(&format!("took         {}", duration(started.elapsed().as_secs_f64())))?;

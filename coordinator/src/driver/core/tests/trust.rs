@@ -109,6 +109,7 @@ fn a_job_that_no_worker_has_room_for_keeps_nobody_waiting_and_says_why_it_waits(
     assert_eq!(order, [JOB, "large", "small"]);
     assert_eq!(world.core.state("typo").unwrap().life.name(), "queued");
     assert!(world.core.cancel("typo", world.now));
+    assert_eq!(waiting(&world, "typo"), v1::JobWait::default(), "who is asked to stop waits for nothing");
     world.core.tick(world.now);
     assert_eq!(world.core.shown("typo").unwrap().waiting, None);
 }
