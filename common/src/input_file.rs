@@ -37,6 +37,28 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
+/// The words for a file that [`is_lfs_pointer`] tells, and what to do about it.
+pub const LFS_POINTER: &str = "a Git LFS pointer in place of the file: fetch it with `git lfs pull`";
+
+/// A JSON value of a file that transformers reads, which takes no byte-order mark.
+///
+/// # Errors
+/// What the bytes are instead, in words.
+pub fn json(bytes: &[u8]) -> Result<serde_json::Value, String> {
+    if is_lfs_pointer(bytes) {
+        return Err(format!("it is {LFS_POINTER}"));
+    }
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        return Err("it starts with a byte-order mark: save it as UTF-8 without one".to_owned());
+    }
+    serde_json::from_slice(bytes).map_err(|error| error.to_string())
+}
+
+/// Whether these are the first bytes of a Git LFS pointer, which stands in a clone for a large file that was not fetched.
+pub fn is_lfs_pointer(start: &[u8]) -> bool {
+    start.starts_with(b"version https://git-lfs.github.com/spec/")
+}
+
 fn describe(kind: FileType) -> &'static str {
     if kind.is_dir() {
         "a directory"
@@ -66,6 +88,15 @@ mod tests {
             let error = read(path, 10).unwrap_err().to_string();
             assert!(error.contains(what) && error.contains("regular file"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_no_json_is_told_by_what_it_is() {
+        assert_eq!(json(b"{}").unwrap(), serde_json::json!({}));
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+        assert!(json(pointer).unwrap_err().contains("git lfs pull"));
+        assert!(json(b"\xef\xbb\xbf{}").unwrap_err().contains("byte-order mark"));
+        assert!(json(b"{").unwrap_err().contains("EOF"));
     }
 
     #[test]

@@ -66,9 +66,14 @@ fn read<T: Wanted>(
 
 /// Whether the answer is a good one: KTO's label.
 fn label(fields: &Fields<'_>) -> Result<bool, String> {
-    let Some((name, value)) = fields.first(["label", "kto_tag"]).filter(|(_, value)| !value.is_null()) else {
-        return Ok(true);
-    };
+    const NAMES: [&str; 2] = ["label", "kto_tag"];
+    // A table of labelled answers with one that has none: it is not known to be good.
+    if let Some(name) = NAMES.into_iter().find(|name| fields.is_null(name)) {
+        return Err(format!(
+            "{name}: found null; true or false is expected: leave the row out, or the column where answers have no label"
+        ));
+    }
+    let Some((name, value)) = fields.first(NAMES) else { return Ok(true) };
     match (value, value.as_f64()) {
         (Value::Bool(good), _) => Ok(*good),
         (_, Some(1.0)) => Ok(true),

@@ -163,6 +163,10 @@ pub const COLUMNS: &[Column] = &[
     column("score_rejected", "UltraFeedback", Kind::Margin, "see `score_chosen`"),
     column("chosen_score", "TRL", Kind::Margin, "as `score_chosen`"),
     column("rejected_score", "TRL", Kind::Margin, "as `score_rejected`"),
+    column("chosen_rating", "UltraFeedback", Kind::Margin, "as `score_chosen`"),
+    column("rejected_rating", "UltraFeedback", Kind::Margin, "as `score_rejected`"),
+    column("chosen-rating", "UltraFeedback", Kind::Margin, "as `score_chosen`"),
+    column("rejected-rating", "UltraFeedback", Kind::Margin, "as `score_rejected`"),
     column(
         "label",
         "KTO",

@@ -6,19 +6,22 @@ use super::turns::ignored_keys;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 
+/// A null counts as absent: tables of several formats have one in every column that a row does not use.
 pub(super) struct Fields<'a> {
     all: &'a Map<String, Value>,
     read: RefCell<Vec<&'a str>>,
+    /// Names within the record's values that were left out, such as `completions[].model`.
+    nested: RefCell<Vec<String>>,
 }
 
 impl<'a> Fields<'a> {
     pub(super) fn new(all: &'a Map<String, Value>) -> Self {
-        Fields { all, read: RefCell::default() }
+        Fields { all, read: RefCell::default(), nested: RefCell::default() }
     }
 
     /// The field, noted as read.
     pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
-        let (name, value) = self.all.get_key_value(name)?;
+        let (name, value) = self.all.get_key_value(name).filter(|(_, value)| !value.is_null())?;
         self.read.borrow_mut().push(name);
         Some(value)
     }
@@ -34,7 +37,22 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        self.all.contains_key(name)
+        self.all.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// The field is there and holds something.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        self.all.get(name).is_some_and(|value| !is_blank(value))
+    }
+
+    /// The field is there, and null.
+    pub(super) fn is_null(&self, name: &str) -> bool {
+        self.all.get(name).is_some_and(Value::is_null)
+    }
+
+    /// Notes names within a value as left out.
+    pub(super) fn leave_out(&self, names: impl IntoIterator<Item = String>) {
+        self.nested.borrow_mut().extend(names);
     }
 
     /// A text; absent where the field is, or blank.
@@ -49,7 +67,7 @@ impl<'a> Fields<'a> {
     /// A finite number.
     pub(super) fn number(&self, name: &str) -> Result<Option<f64>, String> {
         match self.get(name) {
-            None | Some(Value::Null) => Ok(None),
+            None => Ok(None),
             Some(value) => match value.as_f64().filter(|number| number.is_finite()) {
                 Some(number) => Ok(Some(number)),
                 None => Err(format!("{name}: found {}; a number is expected", describe(value))),
@@ -63,7 +81,7 @@ impl<'a> Fields<'a> {
         self.all
             .iter()
             .map(|(name, value)| (name.as_str(), value))
-            .filter(move |(name, value)| !read.contains(name) && !is_blank(value))
+            .filter(move |(name, value)| !read.contains(name) && !is_empty(value))
     }
 
     /// What remains is listed as ignored.
@@ -75,6 +93,7 @@ impl<'a> Fields<'a> {
             let keys = value.as_array().into_iter().flat_map(|list| ignored_keys(list));
             ignored.extend(keys.map(|key| format!("{name}[].{key}")));
         }
+        ignored.append(&mut self.nested.borrow_mut());
         for (name, value) in self.unread() {
             match columns::find(name).map(|column| column.unread(purpose)) {
                 Some(Unread::Refused(advice)) => {
@@ -87,11 +106,16 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Nothing is in it: null, white space, an empty list or object, or the JSON text of one.
+/// Nothing is in it, or the JSON text of nothing, as `tools` often has it.
+pub(super) fn is_empty(value: &Value) -> bool {
+    is_blank(value) || value.as_str().is_some_and(|text| matches!(text.trim(), "[]" | "{}" | "null"))
+}
+
+/// Nothing is in it: null, white space, or an empty list or object.
 pub(super) fn is_blank(value: &Value) -> bool {
     match value {
         Value::Null => true,
-        Value::String(text) => matches!(text.trim(), "" | "[]" | "{}" | "null"),
+        Value::String(text) => text.trim().is_empty(),
         Value::Array(list) => list.iter().all(Value::is_null),
         Value::Object(fields) => fields.values().all(Value::is_null),
         Value::Bool(_) | Value::Number(_) => false,

@@ -14,8 +14,7 @@
 //! Any of them may have `system` and `history`, which come before the prompt. [`columns`] lists all columns that are known: one of
 //! them that the reading has no use for and that would change what the row means makes it a bad row; the names of all other
 //! columns are collected. Files are JSON lines or JSON arrays, plain or gzipped. A `prompt` string in dialogue form is parsed into
-//! turns; any other string is one user message. Texts of dialogues and messages lose the white space around them, because
-//! templates write their own; the answer to a plain string prompt is kept to the byte.
+//! turns, which lose the white space around them; any other string is one user message. All other texts are kept to the byte.
 
 mod answers;
 mod budget;
@@ -252,7 +251,12 @@ fn describe(value: &Value) -> String {
         Value::Array(list) => format!("a list of {}", list.len()),
         Value::Object(fields) if fields.is_empty() => "an object without fields".to_owned(),
         Value::Object(fields) => {
-            let names: Vec<_> = fields.keys().take(8).map(|key| excerpt(key, 24)).collect();
+            let name = |(key, value): (&String, &Value)| match value {
+                Value::Null => format!("{} (null)", excerpt(key, 24)),
+                Value::Array(list) if list.is_empty() => format!("{} (an empty list)", excerpt(key, 24)),
+                _ => excerpt(key, 24),
+            };
+            let names: Vec<_> = fields.iter().take(8).map(name).collect();
             format!("an object with {}", names.join(", "))
         }
     }

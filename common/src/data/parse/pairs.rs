@@ -130,8 +130,12 @@ pub(super) fn read(fields: &Fields<'_>, comparison: Comparison<'_>) -> Result<Pa
 
 /// The margin, or the difference of the two answers' scores.
 fn margin(fields: &Fields<'_>) -> Result<Option<f64>, String> {
-    const SCORES: [(&str, &str); 2] =
-        [("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")];
+    const SCORES: [(&str, &str); 4] = [
+        ("score_chosen", "score_rejected"),
+        ("chosen_score", "rejected_score"),
+        ("chosen_rating", "rejected_rating"),
+        ("chosen-rating", "rejected-rating"),
+    ];
     let mut margin = fields.number("margin")?;
     if margin.is_some_and(|margin| margin < 0.0) {
         let found = fields.get("margin").map(describe).unwrap_or_default();

@@ -79,7 +79,10 @@ pub(super) fn conversation(fields: &Fields<'_>) -> Result<Option<(ReadPrompt, Op
 
 /// The turns in a column of messages.
 fn listed(fields: &Fields<'_>) -> Result<Option<(&'static str, Vec<Message>)>, String> {
-    let Some((name, value)) = fields.first(["conversations", "messages"]) else { return Ok(None) };
+    let Some(name) = ["conversations", "messages"].into_iter().find(|name| fields.holds(name)) else {
+        return Ok(None);
+    };
+    let value = fields.get(name).unwrap_or(&Value::Null);
     let Value::Array(list) = value else {
         return Err(format!("{name}: found {}; a list of messages is expected", describe(value)));
     };
@@ -110,7 +113,9 @@ fn named(fields: &Fields<'_>) -> Result<Option<ReadPrompt>, String> {
             let Some((name, turns)) = listed(&input).map_err(|what| format!("input.{what}"))? else {
                 return Err("input: no messages; an object with messages is expected".to_owned());
             };
-            input.finish(Purpose::Prompts, &mut Vec::new()).map_err(|what| format!("input.{what}"))?;
+            let mut ignored = Vec::new();
+            input.finish(Purpose::Prompts, &mut ignored).map_err(|what| format!("input.{what}"))?;
+            fields.leave_out(ignored.into_iter().map(|name| format!("input.{name}")));
             ReadPrompt::of_messages(turns).map(Some).map_err(|what| format!("input.{name}: {what}"))
         }
         Some(value) => ReadPrompt::of_value(value).map(Some).map_err(|what| format!("input: {what}")),
@@ -126,9 +131,9 @@ pub(super) fn in_context(mut prompt: Prompt, fields: &Fields<'_>) -> Result<Prom
         messages.splice(system_turns..system_turns, turns);
     }
     for name in ["system", "system_prompt"] {
-        let Some(system) = fields.text(name)?.map(str::trim) else { continue };
+        let Some(system) = fields.text(name)? else { continue };
         match messages.first() {
-            Some(first) if first.role == Role::System && first.content == system => {}
+            Some(first) if first.role == Role::System && first.content.trim() == system.trim() => {}
             Some(first) if first.role == Role::System => {
                 return Err(format!("{name}: the prompt has another system turn already; keep one of them"));
             }
@@ -154,8 +159,8 @@ fn history_turns(history: &Value) -> Result<Vec<Message>, String> {
         else {
             return Err(unexpected(exchange));
         };
-        turns.push(Message::new(Role::User, user.trim()));
-        turns.push(Message::new(Role::Assistant, assistant.trim()));
+        turns.push(Message::new(Role::User, user.as_str()));
+        turns.push(Message::new(Role::Assistant, assistant.as_str()));
     }
     Ok(turns)
 }

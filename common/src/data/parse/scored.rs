@@ -1,6 +1,6 @@
 //! Several answers to one prompt, scored or ranked: a pair for every two that differ.
 
-use super::fields::Fields;
+use super::fields::{Fields, is_empty};
 use super::pairs::{Pair, row};
 use super::turns::ReadPrompt;
 use super::{Found, describe, dialogue, prompts};
@@ -18,7 +18,7 @@ struct Scored {
 
 /// The pairs of a record that compares several answers. False where it is of another kind.
 pub(super) fn pairs(fields: &Fields<'_>, found: &mut Found<PairRow>) -> Result<bool, String> {
-    if fields.has("text") && (fields.has("score") || fields.has("scores")) {
+    if fields.holds("text") && (fields.holds("score") || fields.holds("scores")) {
         return texts(fields, found).map(|()| true);
     }
     let Some((prompt, answers, scores_are_margins)) = answers(fields)? else { return Ok(false) };
@@ -66,9 +66,9 @@ fn answers(fields: &Fields<'_>) -> Result<Option<(Prompt, Vec<Scored>, bool)>, S
     if fields.has("human_ref_A") && fields.has("human_ref_B") {
         return reddit(fields).map(Some);
     }
-    let (name, text, score, sign) = if fields.has("completions") {
+    let (name, text, score_name, sign) = if fields.holds("completions") {
         ("completions", "response", "overall_score", 1.0)
-    } else if fields.get("answers").is_some_and(Value::is_array) {
+    } else if fields.given("answers").is_some_and(Value::is_array) {
         ("answers", "answer", "rank", -1.0)
     } else {
         return Ok(None);
@@ -85,14 +85,18 @@ fn answers(fields: &Fields<'_>) -> Result<Option<(Prompt, Vec<Scored>, bool)>, S
         let fault = |what: String| format!("{name}: [{index}]: {what}");
         let (Some(answer), Some(score)) = (
             entry.get(text).and_then(Value::as_str),
-            entry.get(score).and_then(Value::as_f64).filter(|score| score.is_finite()),
+            entry.get(score_name).and_then(Value::as_f64).filter(|score| score.is_finite()),
         ) else {
             return Err(fault(format!(
-                "found {}; {text}, a string, and {score}, a number, are expected",
+                "found {}; {text}, a string, and {score_name}, a number, are expected",
                 describe(entry)
             )));
         };
         answers.push(Scored { answer: prompt.answer(text, answer).map_err(fault)?, score: sign * score });
+        let others = entry.as_object().into_iter().flatten();
+        let others =
+            others.filter(|(key, value)| ![text, score_name].contains(&key.as_str()) && !is_empty(value));
+        fields.leave_out(others.map(|(key, _)| format!("{name}[].{key}")));
     }
     Ok(Some((prompt.prompt, answers, sign > 0.0)))
 }

@@ -1,7 +1,7 @@
 //! Lists of messages, and prompts with the answers to them.
 
 use super::dialogue::{self, Form};
-use super::fields::is_blank;
+use super::fields::is_empty;
 use super::{describe, excerpt};
 use crate::data::rows::{Message, Prompt, Role};
 use serde_json::{Map, Value};
@@ -17,18 +17,17 @@ pub(super) struct ReadPrompt {
 enum Answers {
     /// To the byte.
     Exact,
-    /// Without the white space around them.
-    Trimmed,
     /// As the turns of a dialogue in one text, which they may repeat.
     Turns { text: String, form: Form },
 }
 
 impl ReadPrompt {
     pub(super) fn of_messages(messages: Vec<Message>) -> Result<Self, String> {
-        Ok(ReadPrompt { prompt: check_prompt(messages)?, answers: Answers::Trimmed })
+        Ok(ReadPrompt { prompt: check_prompt(messages)?, answers: Answers::Exact })
     }
 
     pub(super) fn of_text(text: &str) -> Result<Self, String> {
+        refuse_written_messages(text)?;
         match dialogue::prompt(text) {
             Some(read) => {
                 let (prompt, form) = read?;
@@ -61,7 +60,6 @@ impl ReadPrompt {
     pub(super) fn answer(&self, name: &str, text: &str) -> Result<String, String> {
         let text = match &self.answers {
             Answers::Exact => text.to_owned(),
-            Answers::Trimmed => text.trim().to_owned(),
             Answers::Turns { text: prompt, form } => {
                 form.answer(name, text.strip_prefix(prompt.as_str()).unwrap_or(text))?
             }
@@ -69,8 +67,34 @@ impl ReadPrompt {
         if text.trim().is_empty() {
             return Err(format!("{name}: the answer is empty"));
         }
+        refuse_written_messages(&text).map_err(|what| format!("{name}: {what}"))?;
         Ok(text)
     }
+}
+
+/// Messages that a table kept as text, in JSON or as Python writes them: the model would read their brackets.
+fn refuse_written_messages(text: &str) -> Result<(), String> {
+    let text = text.trim();
+    let is_python =
+        ["[{'role'", "[{'content'", "[{'from'", "[{'value'"].iter().any(|start| text.starts_with(start))
+            && text.ends_with("}]");
+    let is_json = (text.starts_with('[') || text.starts_with('{'))
+        && serde_json::from_str::<Value>(text).is_ok_and(|value| match &value {
+            Value::Array(list) => !list.is_empty() && list.iter().all(is_message),
+            other => is_message(other),
+        });
+    if is_python || is_json {
+        return Err(format!(
+            "found messages written as a text, {:?}; a list of messages is expected: write it as JSON, without quotes around it",
+            excerpt(text, 40)
+        ));
+    }
+    Ok(())
+}
+
+fn is_message(value: &Value) -> bool {
+    let has = |one, other| value.get(one).is_some_and(Value::is_string) && value.get(other).is_some();
+    has("role", "content") || has("from", "value")
 }
 
 /// The turns as a prompt, where they can be one.
@@ -144,13 +168,14 @@ pub(super) fn messages(list: &[Value]) -> Result<Vec<Message>, String> {
     // Only the last turn is ever learned from, so that a weight elsewhere changes nothing.
     if let (Some(Value::Object(fields)), Some(turn)) = (list.last(), turns.last())
         && turn.role == Role::Assistant
-        && let Some(weight) =
-            fields.get("weight").or_else(|| fields.get("train")).filter(|value| !value.is_null())
-        && (weight.as_f64() == Some(0.0) || weight.as_bool() == Some(false))
+        && let Some(name) = ["weight", "train"].into_iter().find(|name| {
+            let weight = fields.get(*name);
+            weight.is_some_and(|weight| weight.as_f64() == Some(0.0) || weight.as_bool() == Some(false))
+        })
     {
         let index = list.len() - 1;
         return Err(format!(
-            "message {index}: weight: the answer is not to be learned from; leave the row out"
+            "message {index}: {name}: the answer is not to be learned from; leave the row out"
         ));
     }
     Ok(turns)
@@ -180,12 +205,12 @@ fn message(value: &Value) -> Result<Message, String> {
     };
     let role = role(speaker)?;
     if let Some(name) =
-        UNSUPPORTED.into_iter().find(|name| fields.get(*name).is_some_and(|part| !is_blank(part)))
+        UNSUPPORTED.into_iter().find(|name| fields.get(*name).is_some_and(|part| !is_empty(part)))
     {
         return Err(format!("{name}: only the text of messages is supported; leave the row out"));
     }
     match named(["content", "value"]) {
-        Some(content) => Ok(Message::new(role, text_of(content)?.trim())),
+        Some(content) => Ok(Message::new(role, text_of(content)?)),
         None => Err(format!("found {}; role and content (or from and value) are expected", describe(value))),
     }
 }
@@ -244,6 +269,6 @@ pub(super) fn ignored_keys(list: &[Value]) -> impl Iterator<Item = &str> {
     let messages = messages.filter(|fields| fields.contains_key("role") || fields.contains_key("from"));
     messages
         .flat_map(Map::iter)
-        .filter(|(key, value)| !READ.contains(&key.as_str()) && !is_blank(value))
+        .filter(|(key, value)| !READ.contains(&key.as_str()) && !is_empty(value))
         .map(|(key, _)| key.as_str())
 }

@@ -81,7 +81,10 @@ fn explain(text: &[u8], error: &serde_json::Error) -> String {
     } else {
         ""
     };
-    format!("not JSON: {message} at {place}{advice}")
+    let rest =
+        line.get(error.column().saturating_sub(1)..).filter(|rest| !rest.is_empty() && !error.is_eof());
+    let found = rest.map(|rest| format!(", {:?}", excerpt(&String::from_utf8_lossy(rest), 24)));
+    format!("not JSON: {message} at {place}{}{advice}", found.unwrap_or_default())
 }
 
 /// A value in which every object's keys are different.

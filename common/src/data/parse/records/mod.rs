@@ -5,6 +5,7 @@ mod json;
 mod lines;
 
 use super::ParseError;
+use crate::input_file;
 use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Read};
@@ -88,6 +89,28 @@ fn unreadable(file: &str, error: &io::Error) -> ParseError {
 }
 
 fn refuse_foreign(file: &str, start: &[u8]) -> Result<(), ParseError> {
+    if input_file::is_lfs_pointer(start) {
+        return Err(format_error(
+            file,
+            "a Git LFS pointer in place of the file",
+            "fetch it with `git lfs pull`",
+        ));
+    }
+    let text = start.trim_ascii_start();
+    let is_page = [&b"<!doctype"[..], b"<html"]
+        .iter()
+        .any(|tag| text.get(..tag.len()).is_some_and(|start| start.eq_ignore_ascii_case(tag)));
+    if is_page {
+        return Err(format_error(
+            file,
+            "a web page",
+            "a download failed or needs a login; fetch the file again",
+        ));
+    }
+    let is_table = [".csv", ".tsv"].iter().any(|end| file.to_ascii_lowercase().ends_with(end));
+    if is_table && !text.is_empty() && !text.starts_with(b"{") && !text.starts_with(b"[") {
+        return Err(format_error(file, "a table of separated values", "convert it first"));
+    }
     let foreign = [
         (&b"PAR1"[..], "a Parquet file"),
         (b"ARROW1", "an Arrow file"),

@@ -107,6 +107,19 @@ fn a_record_is_bounded() {
 }
 
 #[test]
+fn files_that_are_something_else_are_told_by_what_they_are() {
+    for (file, text, what) in [
+        ("a.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
+        ("a.jsonl", "\n<!DOCTYPE html>", "a web page"),
+        ("a.csv", "prompt,chosen,rejected\na,b,c\n", "separated values"),
+        ("A.TSV", "prompt\tchosen\n", "separated values"),
+    ] {
+        let error = parse::<PairRow>(file, text.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{file}: ")) && error.contains(what), "{error}");
+    }
+}
+
+#[test]
 fn brackets_alone_are_read_in_linear_time() {
     let started = std::time::Instant::now();
     for text in [

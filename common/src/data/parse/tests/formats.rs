@@ -18,7 +18,7 @@ fn a_records_own_system_and_history_are_read_in_every_form() {
         (r#""system": "S", "prompt": "q""#, &with_system),
         (r#""system_prompt": "S", "question": "q""#, &with_system),
         (r#""system": "S", "instruction": "q", "input": """#, &with_system),
-        (r#""system": " S ", "conversations": [{"from": "human", "value": "q"}]"#, &with_system),
+        (r#""system": "S", "conversations": [{"from": "human", "value": "q"}]"#, &with_system),
         (
             r#""system": "S", "messages": [{"role": "developer", "content": "S"}, {"role": "user", "content": "q"}]"#,
             &with_system,
@@ -183,9 +183,90 @@ fn what_changes_a_row_and_is_not_supported_is_refused_by_name() {
 #[test]
 fn what_is_empty_or_says_the_same_is_no_fault() {
     let text = r#"{"prompt": "q", "question": "q ", "system": "", "history": [], "tools": null, "images": [], "input": "",
-        "response": "x", "output": "x", "label": null, "chat_template_kwargs": {}, "functions": "[]"}"#;
+        "response": "x", "output": "x", "messages": null, "golden": null, "text": null, "label": true, "chat_template_kwargs": {}, "functions": "[]"}"#;
     let row = only(&golden(text));
     assert_eq!((row.prompt, row.golden.as_str()), (Prompt::user("q"), "x"));
+}
+
+#[test]
+fn columns_of_other_formats_that_are_null_or_empty_change_nothing() {
+    let null = r#""conversations": null, "completions": null, "answers": null, "text": null, "score": null,
+        "human_ref_A": null, "human_ref_B": null, "labels": null, "margin": null, "query": null, "system": null"#;
+    let empty = r#""conversations": [], "messages": [], "completions": [], "history": [], "tools": "[]""#;
+    for others in [null, empty] {
+        let text = format!(r#"{{"prompt": "q", "chosen": "x", "rejected": "y", {others}}}"#);
+        let pair = only(&pairs(&text));
+        assert_eq!((pair.prompt, pair.chosen.as_str()), (Prompt::user("q"), "x"), "{text}");
+        let text = format!(r#"{{"prompt": "q", "completion": "x", "golden": null, {others}}}"#);
+        assert_eq!(only(&golden(&text)).golden, "x", "{text}");
+        let text = format!(r#"{{"prompt": "q", "chosen": null, "rejected": null, {others}}}"#);
+        assert_eq!(only(&prompts(&text)).prompt, Prompt::user("q"), "{text}");
+    }
+    let unlabelled = fault::<GoldenRow>(r#"{"prompt": "q", "completion": "x", "label": null}"#);
+    assert!(unlabelled.contains("label: found null; true or false"), "{unlabelled}");
+}
+
+#[test]
+fn texts_that_look_empty_as_json_are_texts() {
+    let row =
+        only(&golden(r#"{"instruction": "reverse it", "input": "[]", "system": "null", "output": "[]"}"#));
+    assert_eq!(row.prompt, turns(&[(System, "null"), (User, "reverse it\n\n[]")]));
+    assert_eq!(row.golden, "[]");
+}
+
+#[test]
+fn messages_that_are_written_as_a_text_are_refused() {
+    for messages in [
+        r#"[{\"role\": \"user\", \"content\": \"q\"}]"#,
+        r#" {\"from\": \"human\", \"value\": \"q\"} "#,
+        "[{'role': 'user', 'content': 'q'}]",
+    ] {
+        for row in [
+            format!(r#"{{"prompt": "{messages}", "chosen": "x", "rejected": "y"}}"#),
+            format!(r#"{{"prompt": "q", "chosen": "{messages}", "rejected": "y"}}"#),
+        ] {
+            let found = fault::<PairRow>(&row);
+            assert!(found.contains("found messages written as a text"), "{row}\n{found}");
+        }
+    }
+    let json = r#"{"prompt": "[1, 2]", "chosen": "[{\"role\": 1}]", "rejected": "{\"a\": 2}"}"#;
+    assert_eq!(only(&pairs(json)).prompt, Prompt::user("[1, 2]"));
+}
+
+#[test]
+fn messages_keep_their_white_space() {
+    let text = r#"{"messages": [{"role": "system", "content": "S\n"}, {"role": "user", "content": " q\n"},
+        {"role": "assistant", "content": "    return x\n"}]}"#;
+    let row = only(&golden(text));
+    assert_eq!(row.prompt, turns(&[(System, "S\n"), (User, " q\n")]));
+    assert_eq!(row.golden, "    return x\n");
+}
+
+#[test]
+fn ratings_are_margins() {
+    for names in [("chosen-rating", "rejected-rating"), ("chosen_rating", "rejected_rating")] {
+        let row = |better: f64, worse: f64| {
+            format!(
+                r#"{{"prompt": "q", "chosen": "x", "rejected": "y", "{}": {better}, "{}": {worse}}}"#,
+                names.0, names.1
+            )
+        };
+        assert_eq!(only(&pairs(&row(5.0, 3.5))).margin, Some(1.5));
+        let reversed = fault::<PairRow>(&row(1.0, 5.0));
+        assert!(reversed.contains(names.0) && reversed.contains("must be the better"), "{reversed}");
+    }
+}
+
+#[test]
+fn names_within_values_are_collected_too() {
+    let text = r#"{"instruction": "q", "completions": [
+        {"response": "x", "overall_score": 2, "model": "m", "custom_system_prompt": "S"}, {"response": "y", "overall_score": 1}]}"#;
+    let names = |parsed: Parsed<PairRow>| parsed.ignored.into_keys().collect::<Vec<_>>();
+    assert_eq!(names(pairs(text)), ["completions[].custom_system_prompt", "completions[].model"]);
+    let text = r#"{"input": {"messages": [{"role": "user", "content": "q"}], "parallel_tool_calls": true},
+        "preferred_output": [{"role": "assistant", "content": "x"}],
+        "non_preferred_output": [{"role": "assistant", "content": "y"}]}"#;
+    assert_eq!(names(pairs(text)), ["input.parallel_tool_calls"]);
 }
 
 #[test]
