@@ -1,6 +1,7 @@
 mod dialogues;
 mod files;
 mod formats;
+mod trl;
 
 use super::*;
 use crate::data::rows::{DemonstrationRow, GoldenRow, Message, PairRow, Prompt, PromptRow, Role};
