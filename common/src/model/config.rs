@@ -106,8 +106,7 @@ impl DecoderConfig {
     pub fn load(dir: &Path) -> Result<Self, ModelFilesError> {
         let path = dir.join("config.json");
         let text = std::fs::read(&path).map_err(ModelFilesError::read(&path))?;
-        let value = serde_json::from_slice(&text).map_err(ModelFilesError::json(&path))?;
-        Self::from_hf(&value)
+        Self::from_hf(&ModelFilesError::parse(&path, &text)?)
     }
 
     /// Writes `config.json` into `dir`.

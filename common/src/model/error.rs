@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::input_file;
+
 /// A directory that is no model that Foil can run; every message says where and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelFilesError {
@@ -51,6 +53,14 @@ impl ModelFilesError {
     pub fn read(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |error| Self::Read { path, reason: error.to_string() }
+    }
+
+    /// The JSON value that a file holds.
+    ///
+    /// # Errors
+    /// It holds something else.
+    pub fn parse(path: impl Into<PathBuf>, bytes: &[u8]) -> Result<serde_json::Value, Self> {
+        input_file::json(bytes).map_err(|reason| Self::Json { path: path.into(), reason })
     }
 
     pub fn json(path: impl Into<PathBuf>) -> impl FnOnce(serde_json::Error) -> Self {

@@ -5,12 +5,14 @@
 //! refused before a job is queued.
 
 mod config;
+mod contents;
 mod error;
 mod head;
 mod scan;
 mod weights;
 
 pub use config::{DecoderConfig, Family, RopeConfig, RopeScaling};
+pub use contents::{has_other_weights, instead, refuse_adapter};
 pub use error::ModelFilesError;
 pub use head::HeadKind;
 pub use weights::{

@@ -40,6 +40,30 @@ impl WeightFiles {
         Ok(())
     }
 
+    /// Whether two tensors of one length hold the same bytes.
+    pub(super) fn equal(&self, one: &TensorEntry, other: &TensorEntry) -> Result<bool, ModelFilesError> {
+        let open = |entry: &TensorEntry| {
+            let path = &self.paths()[entry.file];
+            let opened = File::open(path).and_then(|mut file| {
+                file.seek(SeekFrom::Start(entry.start))?;
+                Ok(file.take(entry.bytes))
+            });
+            opened.map_err(ModelFilesError::read(path))
+        };
+        let (mut first, mut second) = (open(one)?, open(other)?);
+        let (mut a, mut b) = (Vec::with_capacity(PIECE), Vec::with_capacity(PIECE));
+        loop {
+            for (file, piece, entry) in [(&mut first, &mut a, one), (&mut second, &mut b, other)] {
+                piece.clear();
+                let read = Read::by_ref(file).take(PIECE as u64).read_to_end(piece);
+                read.map_err(ModelFilesError::read(&self.paths()[entry.file]))?;
+            }
+            if a != b || a.is_empty() {
+                return Ok(a == b);
+            }
+        }
+    }
+
     fn pieces(&self, entry: &TensorEntry, look: &mut dyn FnMut(&[u8])) -> Result<(), ModelFilesError> {
         let path = &self.paths()[entry.file];
         let mut read = || {
@@ -129,5 +153,19 @@ mod tests {
         let infinite = 0xff80_u16.to_le_bytes();
         assert!(write(dir.path(), "BF16", 2, &infinite).scan(&mut |_| {}).is_err());
         assert!(write(dir.path(), "I32", 4, &whole).scan(&mut |_| {}).is_err());
+    }
+
+    #[test]
+    fn tensors_are_compared_to_their_last_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = vec![7; 2 * PIECE + 8];
+        let whole = write(dir.path(), "F32", 4, &bytes);
+        let entry = whole.get("w").unwrap().clone();
+        let half =
+            |start| TensorEntry { start: entry.start + start, bytes: PIECE as u64 + 4, ..entry.clone() };
+        assert!(whole.equal(&half(0), &half(PIECE as u64 + 4)).unwrap());
+        bytes[2 * PIECE + 7] = 8;
+        let whole = write(dir.path(), "F32", 4, &bytes);
+        assert!(!whole.equal(&half(0), &half(PIECE as u64 + 4)).unwrap());
     }
 }

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
-use serde_json::Value;
 
+use crate::input_file::LFS_POINTER;
+
+use super::contents;
 use super::{DecoderConfig, HeadKind, ModelFilesError};
 
 pub const SINGLE: &str = "model.safetensors";
@@ -68,8 +70,17 @@ pub struct WeightFiles {
 pub fn header_length(path: &Path, start: &[u8], file_length: u64) -> Result<u64, ModelFilesError> {
     let wrong = |reason: String| ModelFilesError::Weights { path: path.to_owned(), reason };
     let Some(size) = start.first_chunk::<8>() else {
-        return Err(wrong(format!("{file_length} bytes are too few for a safetensors file")));
+        return Err(wrong(format!("{file_length} bytes are too few for a safetensors file; copy it again")));
     };
+    if size == b"version " {
+        return Err(wrong(format!("it is no safetensors file: it is {LFS_POINTER}")));
+    }
+    if size.iter().all(|byte| (b' '..=b'~').contains(byte)) {
+        let text = String::from_utf8_lossy(size);
+        return Err(wrong(format!(
+            "it is no safetensors file: it starts with the text {text:?}; copy it again"
+        )));
+    }
     let size = u64::from_le_bytes(*size);
     if size > LARGEST_HEADER || size + LENGTH > file_length {
         return Err(wrong(format!(
@@ -84,7 +95,7 @@ pub fn header_length(path: &Path, start: &[u8], file_length: u64) -> Result<u64,
 /// # Errors
 /// An index that is no JSON or maps a tensor to something else.
 pub fn shards(path: &Path, index: &[u8]) -> Result<BTreeMap<String, String>, ModelFilesError> {
-    let index: Value = serde_json::from_slice(index).map_err(ModelFilesError::json(path))?;
+    let index = ModelFilesError::parse(path, index)?;
     let wrong = |reason: String| ModelFilesError::Weights { path: path.to_owned(), reason };
     let map =
         index["weight_map"].as_object().ok_or_else(|| wrong("weight_map is not an object".to_owned()))?;
@@ -112,13 +123,18 @@ impl WeightFiles {
             return Ok(files);
         }
         if !index.is_file() {
-            let reason =
-                format!("holds neither {SINGLE} nor {INDEX}; convert other formats to safetensors first");
+            let instead =
+                contents::instead(dir).unwrap_or_else(|| "copy the weights there, in safetensors".to_owned());
+            let reason = format!("holds neither {SINGLE} nor {INDEX}; {instead}");
             return Err(ModelFilesError::Weights { path: dir.to_owned(), reason });
         }
         let text = std::fs::read(&index).map_err(ModelFilesError::read(&index))?;
         let shards = shards(&index, &text)?;
         for name in shards.values().collect::<std::collections::BTreeSet<_>>() {
+            if !dir.join(name).exists() {
+                let reason = format!("names {name}, which is not beside it; copy the missing file there");
+                return Err(ModelFilesError::Weights { path: index, reason });
+            }
             files.add_file(dir.join(name))?;
         }
         files.require_shards(&index, &shards)?;

@@ -1,6 +1,7 @@
 //! The files of a model directory that say how it reads text.
 
 use super::TextError;
+use crate::input_file::{self, LFS_POINTER};
 use serde_json::Value;
 use std::path::Path;
 
@@ -43,7 +44,7 @@ impl ModelText {
         };
         let json = |file: &str| match optional(file)? {
             None => Ok(Value::Null),
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| TextError::File {
+            Some(bytes) => input_file::json(&bytes).map_err(|error| TextError::File {
                 file: dir.join(file).display().to_string(),
                 what: format!("not JSON: {error}"),
             }),
@@ -64,6 +65,10 @@ impl ModelText {
             special_tokens_map: json(special_tokens_map)?,
             chat_template: optional(chat_template)?
                 .map(|bytes| {
+                    if input_file::is_lfs_pointer(&bytes) {
+                        let file = dir.join(chat_template).display().to_string();
+                        return Err(TextError::File { file, what: format!("it is {LFS_POINTER}") });
+                    }
                     String::from_utf8(bytes).map_err(|error| TextError::File {
                         file: dir.join(chat_template).display().to_string(),
                         what: format!("not UTF-8: {error}"),

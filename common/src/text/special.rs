@@ -76,8 +76,15 @@ fn setting(field: &'static str, what: String, advice: &'static str) -> TextError
 }
 
 fn unknown_id(files: &ModelText, id: u32) -> TextError {
+    let names_it = |map: &Value| {
+        ["bos_token_id", "eos_token_id"].iter().any(|name| match map.get(name) {
+            Some(Value::Array(list)) => list.contains(&Value::from(id)),
+            value => value == Some(&Value::from(id)),
+        })
+    };
+    let file = if names_it(&files.config) { "config.json" } else { "generation_config.json" };
     TextError::File {
-        file: files.file("config.json"),
+        file: files.file(file),
         what: format!(
             "names the token id {id}, which the tokenizer does not have; the two files do not belong together"
         ),

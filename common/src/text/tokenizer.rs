@@ -1,7 +1,7 @@
 //! tokenizer.json, read as transformers reads it: with the tokens that only tokenizer_config.json names.
 
 use super::{ModelText, TextError};
-use crate::contain;
+use crate::{contain, input_file};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use tokenizers::{AddedToken, Tokenizer};
@@ -13,8 +13,7 @@ const MAX_GROWTH: u64 = 1000;
 pub(super) fn read(files: &ModelText) -> Result<Tokenizer, TextError> {
     let name = files.file("tokenizer.json");
     let fail = |what: String| TextError::File { file: name.clone(), what };
-    let raw: Value =
-        serde_json::from_slice(&files.tokenizer).map_err(|error| fail(format!("unreadable: {error}")))?;
+    let raw = input_file::json(&files.tokenizer).map_err(|error| fail(format!("unreadable: {error}")))?;
     for part in ["normalizer", "decoder", "pre_tokenizer"] {
         let growth = growth(&raw[part]);
         if growth > MAX_GROWTH {

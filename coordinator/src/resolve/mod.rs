@@ -36,7 +36,7 @@ use self::load::Sources;
 pub use self::request::{Refusal, Request};
 pub use self::resolver::{Resolver, Setup};
 use self::sets::Sets;
-pub use self::suitability::local_models;
+pub use self::suitability::{local_config, local_models};
 
 /// A job's inputs as its phases use them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use bytes::Bytes;
+use foil_common::input_file;
 use foil_common::model::{DecoderConfig, INDEX, ModelFilesError, SINGLE, WeightFiles, header_length, shards};
 use foil_common::rpc::artifacts::input_key;
 use foil_common::spec::{self, Init, ModelRef};
@@ -199,7 +200,7 @@ impl Directory {
     /// A JSON file; null where it is absent.
     async fn json(&self, path: &str, store: &Store) -> Result<Value, ResolveError> {
         let Some(bytes) = self.bytes(path, store).await? else { return Ok(Value::Null) };
-        serde_json::from_slice(&bytes).map_err(|error| {
+        input_file::json(&bytes).map_err(|error| {
             self.fault(format!("has a {path} that is no JSON ({error})"), "save the model again")
         })
     }

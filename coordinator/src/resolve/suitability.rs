@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use foil_common::input_file;
-use foil_common::model::{DecoderConfig, HeadKind, ModelFilesError, WeightFiles};
+use foil_common::model::{
+    DecoderConfig, HeadKind, ModelFilesError, WeightFiles, has_other_weights, instead, refuse_adapter,
+};
 use foil_common::spec::{self, Init, ModelRef};
 use serde_json::Value;
 
@@ -81,26 +83,78 @@ pub(super) fn local_model(
 ) -> Result<(DecoderConfig, Option<WeightFiles>), ResolveError> {
     let wrong = |fault| ResolveError::ModelFiles { field, name: path.to_owned(), fault };
     let dir = Path::new(path);
-    let file = dir.join("config.json");
-    if !dir.is_dir() {
-        let what = "there is no such directory; correct the path".to_owned();
-        return Err(ResolveError::Unreadable { field, path: path.to_owned(), what, absent: false });
-    }
-    let text = input_file::read(&file, LARGEST_CONFIG).map_err(|error| ResolveError::Unreadable {
-        field,
-        path: file.display().to_string(),
-        what: error.to_string(),
-        absent: error.kind() == std::io::ErrorKind::NotFound,
-    })?;
-    let config = serde_json::from_slice(&text).map_err(|error| wrong(ModelFilesError::json(&file)(error)))?;
+    let config = local_config(field, path)?;
     let is_drawn = field == POLICY && job.policy.init == Init::Random;
     let are_there = || {
         let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
         files.into_iter().any(|file| file.file_name().to_string_lossy().contains(".safetensors"))
+            || has_other_weights(dir)
     };
     let open = !is_drawn && (weights == Weights::Needed || are_there());
     let weights = open.then(|| WeightFiles::open(dir).map_err(wrong)).transpose()?;
     let files = Files { field, name: path, config: &config, weights: weights.as_ref() };
-    let config = check(job, &files)?;
-    Ok((config, weights))
+    let decoder = check(job, &files)?;
+    if let Some(weights) = &weights {
+        refuse_adapter(dir).map_err(wrong)?;
+        let head = HeadKind::of_config(&config).map_err(wrong)?;
+        weights.check_tied_head(&decoder, head).map_err(wrong)?;
+    }
+    Ok((decoder, weights))
+}
+
+/// The config.json of a local model directory.
+///
+/// # Errors
+/// There is none, with what the directory holds instead; it is no JSON.
+pub fn local_config(field: &'static str, path: &str) -> Result<Value, ResolveError> {
+    let dir = Path::new(path);
+    let unreadable = |path: &Path, what: String, absent| ResolveError::Unreadable {
+        field,
+        path: path.display().to_string(),
+        what,
+        absent,
+    };
+    if !dir.is_dir() {
+        let what = if dir.exists() {
+            "it is a file, and the directory of a model is expected"
+        } else {
+            "there is no such directory; correct the path (a model of the Hugging Face hub is downloaded first: \
+             hf download NAME --local-dir DIRECTORY)"
+        };
+        return Err(unreadable(dir, what.to_owned(), false));
+    }
+    let file = dir.join("config.json");
+    let text = input_file::read(&file, LARGEST_CONFIG).map_err(|error| {
+        let absent = error.kind() == std::io::ErrorKind::NotFound;
+        match instead(dir).filter(|_| absent) {
+            Some(instead) => unreadable(&file, format!("there is no such file; {instead}"), false),
+            None => unreadable(&file, error.to_string(), absent),
+        }
+    })?;
+    ModelFilesError::parse(&file, &text).map_err(|fault| ResolveError::ModelFiles {
+        field,
+        name: path.to_owned(),
+        fault,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_model_directory_is_told_by_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_string_lossy().into_owned();
+        let told = |path: &str| local_config(POLICY, path).unwrap_err().to_string();
+        assert!(local_config(POLICY, &path).unwrap_err().is_absent());
+        std::fs::write(dir.path().join("model.gguf"), "GGUF").unwrap();
+        let error = told(&path);
+        assert!(error.contains("config.json") && error.contains("GGUF"), "{error}");
+        assert!(told(&format!("{path}/model.gguf")).contains("it is a file"));
+        assert!(told(&format!("{path}/absent")).contains("hf download"));
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+        std::fs::write(dir.path().join("config.json"), pointer).unwrap();
+        assert!(told(&path).contains("git lfs pull"), "{}", told(&path));
+    }
 }

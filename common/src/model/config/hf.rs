@@ -241,10 +241,10 @@ fn refuse_sliding_window(fields: &Fields<'_>, family: Family) -> Result<(), Mode
             let full_layers = fields.count_or("max_window_layers", DEEPEST, Some(28)).unwrap_or(0);
             let sliding = fields.get("layer_types").is_none()
                 && full_layers < fields.count("num_hidden_layers", DEEPEST)?;
-            if sliding {
-                Some(fields.get("sliding_window").cloned().unwrap_or(Value::from(4096)))
-            } else {
-                None
+            match fields.object.get("sliding_window") {
+                _ if !sliding => None,
+                None => Some(Value::from(4096)),
+                Some(window) => Some(window.clone()).filter(|window| !window.is_null()),
             }
         }
         Family::Qwen2 | Family::Qwen3 => None,

@@ -1,7 +1,5 @@
 //! From a job's fields to the plain numbers that memory is estimated from.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, anyhow};
 use foil_common::memory::{
     Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Training, evaluating, generating,
@@ -11,6 +9,7 @@ use foil_common::spec::{self, Lora, ModelRef, RewardStep, Sampling};
 use foil_common::text::Limits;
 
 use crate::plan::{Phase, Work};
+use crate::resolve;
 
 /// Most tokens that are planned with: far above any device's, and products of it stay within 64 bits.
 const MOST_TOKENS: u64 = 1 << 30;
@@ -58,19 +57,14 @@ pub(super) fn shapes(job: &spec::Job) -> Result<(ModelShape, ModelShape)> {
     Ok((policy, reward))
 }
 
-fn shape(field: &str, model: &ModelRef) -> Result<ModelShape> {
+fn shape(field: &'static str, model: &ModelRef) -> Result<ModelShape> {
     let ModelRef::Path(dir) = model else {
         return Err(anyhow!(
             "{field}: {} is in a store; name its local directory to plan with it",
             model.name()
         ));
     };
-    let path = Path::new(dir).join("config.json");
-    let text = std::fs::read(&path).with_context(|| {
-        format!("{field}: {} cannot be read; planning needs it, and no weights", path.display())
-    })?;
-    let config =
-        serde_json::from_slice(&text).with_context(|| format!("{field}: {} is not JSON", path.display()))?;
+    let config = resolve::local_config(field, dir)?;
     ModelShape::from_config(&config).with_context(|| format!("{field}: {dir}"))
 }
 
