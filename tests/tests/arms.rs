@@ -40,7 +40,7 @@ impl Size {
             "data.gold_preferences.evaluation_pairs=64",
             "sft_step.epochs=6",
         ];
-        Self { settings: settings.map(str::to_owned).to_vec(), ranks: 1, at_once: usize::MAX }
+        Self { settings: settings.map(str::to_owned).to_vec(), ranks: 1, at_once: 3 }
     }
 }
 

@@ -3,6 +3,7 @@
 mod conform;
 mod evaluation;
 mod policy;
+mod reward;
 
 use std::fs;
 use std::path::Path;
