@@ -158,8 +158,10 @@ async fn take_part(
     directory: &Directory,
     progress: &mut Progress,
 ) -> Result<Option<(v1::Job, LocalArtifacts)>, Failure> {
-    // It answers a moment before it leads, and an upload would be loud about that.
-    client.reach().await?;
+    // It answers a moment before it leads, and an upload would be loud about that. Where it takes long, the upload waits longer.
+    if let Err(error) = client.reach().await {
+        tracing::debug!("uploading to a coordinator that does not lead yet: {error:#}");
+    }
     submit::upload(client.line(), &prepared.uploads, progress).await?;
     let response = client.submit(request(client, &prepared.spec).await?).await?;
     // This run's own workers may register a moment later; a job that goes on waiting says so.
