@@ -134,8 +134,9 @@ impl Machine {
             }
             Statement::For(iteration) => {
                 let over = self.eval(&iteration.over, scope)?;
-                self.iterate(iteration, &over, scope, 0, out)
-                    .map_err(|error| error.at(iteration.over.line))?;
+                return self
+                    .iterate(iteration, &over, scope, 0, out)
+                    .map_err(|error| error.at(iteration.over.line));
             }
             Statement::Set(target, value) => {
                 let value = self.eval(value, scope)?;
@@ -153,8 +154,14 @@ impl Machine {
             Statement::Call(call, body) => self.call_block(call, body, scope, out)?,
             Statement::FilterBlock(filters, body) => {
                 let value = self.string(self.captured(body, scope)?)?;
-                let text = self.text(&self.filtered(filters, value, scope)?)?;
-                self.write(out, &text)?;
+                // Jinja2 joins what blocks write, unprinted.
+                match self.filtered(filters, value, scope)? {
+                    Value::Str(text) | Value::Safe(text) => self.write(out, &text)?,
+                    other => {
+                        let kind = other.type_name();
+                        return Err(Error::new(format!("{{% filter %}} gives a {kind}, not a string")));
+                    }
+                }
             }
             Statement::With(bindings, body) => {
                 let inner = Scope::inner(scope);
@@ -242,7 +249,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs a loop over a value, on a level of a recursive one.
+    /// Runs a loop over a value, on a level of a recursive one. Its `else` may leave a loop around it.
     pub(super) fn iterate(
         &self,
         iteration: &Arc<For>,
@@ -250,7 +257,7 @@ impl Machine {
         scope: &Rc<Scope>,
         depth: usize,
         out: &mut String,
-    ) -> Result<(), Error> {
+    ) -> Result<Flow, Error> {
         let mut values = self.items(over)?;
         if let Some(condition) = &iteration.condition {
             let mut kept = Vec::new();
@@ -264,7 +271,7 @@ impl Machine {
             values = kept;
         }
         if values.is_empty() {
-            return self.block(&iteration.otherwise, &Scope::inner(scope), out).map(|_| ());
+            return self.block(&iteration.otherwise, &Scope::inner(scope), out);
         }
         self.room_for(values.len())?;
         let state = Rc::new(Loop {
@@ -275,16 +282,23 @@ impl Machine {
             recursive: iteration.recursive.then(|| Arc::clone(iteration)),
             scope: Rc::clone(scope),
         });
+        let mut completed = false;
         for (index, value) in state.items.values.iter().enumerate() {
             state.index.set(index);
             let inner = Scope::inner(scope);
             self.budget.bytes(2 * OVERHEAD)?;
             self.assign(&iteration.target, value.clone(), &inner)?;
             inner.set("loop", Value::Loop(Rc::clone(&state)));
-            if self.block(&iteration.body, &inner, out)? == Flow::Break {
-                break;
+            match self.block(&iteration.body, &inner, out)? {
+                Flow::Next => completed = true,
+                Flow::Continue => {}
+                Flow::Break => break,
             }
         }
-        Ok(())
+        // Unlike Python's, the loop's `else` is for a body that was never run to its end.
+        match completed {
+            true => Ok(Flow::Next),
+            false => self.block(&iteration.otherwise, &Scope::inner(scope), out),
+        }
     }
 }

@@ -82,6 +82,11 @@ pub(super) fn check(name: &str) -> Result<(), Error> {
     }
 }
 
+/// Whether Jinja2 has this filter.
+pub(super) fn exists(name: &str) -> bool {
+    NAMES.contains(&name) || UNSUPPORTED.contains(&name)
+}
+
 impl Machine {
     pub(super) fn filter(&self, name: &str, value: Value, call: Call) -> Result<Value, Error> {
         let kept = matches!(name, "safe" | "length" | "count" | "string" | "default" | "d");

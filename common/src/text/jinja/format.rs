@@ -312,7 +312,7 @@ fn spec_layout(spec: &str) -> Result<Layout, Error> {
 }
 
 fn grouped(digits: &str) -> String {
-    let (whole, fraction) = digits.split_at(digits.find('.').unwrap_or(digits.len()));
+    let (whole, fraction) = digits.split_at(digits.find(['.', 'e', 'E', '%']).unwrap_or(digits.len()));
     let mut out = String::new();
     for (index, digit) in whole.chars().enumerate() {
         if index > 0 && (whole.len() - index).is_multiple_of(3) {

@@ -93,6 +93,7 @@ const OTHERS: [(&str, &[&str]); 6] = [
     ("float", &["as_integer_ratio", "conjugate", "fromhex", "hex", "imag", "is_integer", "real"]),
     ("range", &["count", "index", "start", "step", "stop"]),
 ];
+const STREAM: [&str; 5] = ["close", "gi_running", "gi_suspended", "send", "throw"];
 /// What changes a dict shadows a key of the same name, too.
 const DICT_CHANGES: [&str; 6] = ["clear", "fromkeys", "pop", "popitem", "setdefault", "update"];
 
@@ -110,7 +111,13 @@ pub(super) fn has(value: &Value, name: &str) -> bool {
 /// Whether Python's type has this attribute, but it is not to be had here.
 pub(super) fn unknown(value: &Value, name: &str) -> bool {
     OTHERS.iter().any(|(kind, names)| *kind == value.type_name() && names.contains(&name))
-        || matches!(value, Value::Stream(_) | Value::View(..))
+        || matches!(value, Value::View(..))
+        || matches!(value, Value::Stream(_)) && (name.starts_with('_') || STREAM.contains(&name))
+}
+
+/// Whether the type `dict` itself has this attribute.
+pub(super) fn of_dict(name: &str) -> bool {
+    name.starts_with('_') || name == "mro" || DICT.contains(&name) || DICT_CHANGES.contains(&name)
 }
 
 impl Machine {

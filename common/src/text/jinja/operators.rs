@@ -40,6 +40,11 @@ impl Machine {
             }
             _ => {}
         }
+        if operator == Operator::Add
+            && let Some(sum) = self.marked_safe(left, right)
+        {
+            return sum;
+        }
         if matches!(left, Value::Safe(_)) || matches!(right, Value::Safe(_)) {
             return Err(Error::unsupported("an operator on a string marked safe"));
         }
@@ -57,6 +62,17 @@ impl Machine {
             left.type_name(),
             right.type_name()
         )))
+    }
+
+    /// Strings of which one is marked safe: the other is escaped for HTML, by MarkupSafe, even where templates escape nothing.
+    fn marked_safe(&self, left: &Value, right: &Value) -> Option<Result<Value, Error>> {
+        let joined = match (left, right) {
+            (Value::Safe(left), Value::Safe(right)) => [&**left, &**right].concat(),
+            (Value::Safe(left), Value::Str(right)) => [&**left, &escaped(right)].concat(),
+            (Value::Str(left), Value::Safe(right)) => [&escaped(left), &**right].concat(),
+            _ => return None,
+        };
+        Some(self.budget.bytes(2 * joined.len()).map(|()| Value::Safe(joined.into())))
     }
 
     /// A string or a list several times over.
@@ -188,6 +204,10 @@ impl Machine {
             Value::Loop(state) => Ok(loop_attribute(state, name).unwrap_or_else(|| missing(value, name))),
             Value::Function(function) => match (&**function, name) {
                 (Function::Macro(definition, _), "name") => self.string(&definition.name),
+                // Python reads `dict.x` as the generic type `dict["x"]`, which makes dicts as well.
+                (Function::Builtin("dict"), _) if !methods::of_dict(name) => Ok(value.clone()),
+                // Python's own functions and methods have no attributes but hidden ones.
+                (Function::Method(..), _) if !name.starts_with('_') => Ok(missing(value, name)),
                 _ => Err(Error::unsupported(format!("the attribute {name} of a function"))),
             },
             Value::Safe(_) => Err(Error::unsupported(format!("{name} of a string marked safe"))),
@@ -268,6 +288,22 @@ impl Machine {
             _ => Err(Error::new(format!("'{}' object is not subscriptable", value.type_name()))),
         }
     }
+}
+
+/// As `markupsafe.escape`.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '\'' => escaped.push_str("&#39;"),
+            '"' => escaped.push_str("&#34;"),
+            _ => escaped.push(character),
+        }
+    }
+    escaped
 }
 
 fn missing(value: &Value, name: &str) -> Value {

@@ -10,8 +10,8 @@ const MAX_NESTING: u32 = 60;
 const MAX_NODES: u32 = 2000;
 
 pub(super) fn parse(tokens: Vec<(Token, u32)>) -> Result<Vec<Statement>, Error> {
-    let mut parser = Parser { tokens, at: 0, nesting: 0, nodes: 0, loops: 0 };
-    let body = statements::until(&mut parser, &[]);
+    let mut parser = Parser { tokens, at: 0, nesting: 0, nodes: 0, loops: 0, unknown: Vec::new() };
+    let body = parser.strict(|parser| statements::until(parser, &[]));
     body.map_err(|error| error.at(parser.line()))
 }
 
@@ -22,6 +22,8 @@ pub(super) struct Parser {
     nodes: u32,
     /// Loops around the statement that is read.
     pub(super) loops: u32,
+    /// Filters and tests that do not exist, so far in the part that is read.
+    unknown: Vec<Error>,
 }
 
 impl Parser {
@@ -111,6 +113,32 @@ impl Parser {
         result
     }
 
+    /// Reads a part that Jinja2 compiles as a whole: a filter or a test in it that does not exist makes the template unreadable.
+    pub(super) fn strict<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+        let before = self.unknown.len();
+        let result = read(self)?;
+        match self.unknown.drain(before..).next() {
+            Some(unknown) => Err(unknown),
+            None => Ok(result),
+        }
+    }
+
+    /// Reads a condition with its branches: what does not exist fails where it is reached, as in Jinja2, whose templates
+    /// guard by a condition what other engines have.
+    pub(super) fn lenient<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let before = self.unknown.len();
+        let result = read(self);
+        self.unknown.truncate(before);
+        result
+    }
+
+    fn note(&mut self, checked: Result<(), Error>, line: u32) {
+        self.unknown.extend(checked.err().map(|error| error.at(line)));
+    }
+
     fn node(&mut self, node: Node, line: u32) -> Result<Expr, Error> {
         self.nodes += 1;
         match self.nodes > MAX_NODES {
@@ -157,6 +185,7 @@ impl Parser {
     }
 
     fn conditional(&mut self) -> Result<Expr, Error> {
+        let before = self.unknown.len();
         let mut value = self.or()?;
         while self.is_name("if") {
             let line = self.line();
@@ -167,6 +196,8 @@ impl Parser {
                 false => None,
             };
             value = self.node(Node::Conditional(Box::new(value), condition, otherwise), line)?;
+            // As in `lenient`.
+            self.unknown.truncate(before);
         }
         Ok(value)
     }
@@ -365,6 +396,10 @@ impl Parser {
         let mut items = Vec::new();
         while !self.skip_op("}") {
             let key = self.expression()?;
+            // Jinja2 computes constants when it reads a template, so that such a key fails in a branch that is not taken, too.
+            if matches!(key.node, Node::List(_) | Node::Dict(_)) {
+                return Err(Error::new("a list or a dict cannot be a key").at(key.line));
+            }
             self.expect_op(":")?;
             items.push((key, self.expression()?));
             if !self.is_op("}") {
@@ -482,7 +517,7 @@ impl Parser {
     pub(super) fn filter(&mut self) -> Result<Filter, Error> {
         let line = self.line();
         let name = self.dotted()?;
-        filters::check(&name).map_err(|error| error.at(line))?;
+        self.note(filters::check(&name), line);
         let arguments = if self.is_op("(") { self.arguments()? } else { Arguments::default() };
         Ok(Filter { name, arguments, line })
     }
@@ -491,7 +526,7 @@ impl Parser {
         let line = self.line();
         let negated = self.skip_name("not");
         let name = self.dotted()?;
-        predicates::check(&name).map_err(|error| error.at(line))?;
+        self.note(predicates::check(&name), line);
         let mut arguments = Arguments::default();
         if self.is_op("(") {
             arguments = self.arguments()?;

@@ -87,6 +87,7 @@ impl Machine {
             }
             _ => {}
         }
+        check(name)?;
         call.bind(name, [])?;
         Ok(match name {
             "defined" => !value.is_undefined(),
@@ -128,11 +129,11 @@ impl Machine {
                 rest.equals(&Value::Int(if name == "odd" { 1 } else { 0 }))
             }
             "filter" => match value {
-                Value::Str(name) => super::filters::check(name).is_ok(),
+                Value::Str(name) => super::filters::exists(name),
                 _ => false,
             },
             "test" => match value {
-                Value::Str(name) => check(name).is_ok(),
+                Value::Str(name) => check(name).is_ok() || **name == *"escaped",
                 _ => false,
             },
             _ => return Err(Error::new(format!("no test named '{name}'"))),

@@ -39,6 +39,7 @@ impl Machine {
                 let (mut seen, mut kept): (Vec<Value>, Vec<Value>) = (Vec::new(), Vec::new());
                 for item in self.items(value)? {
                     let key = self.key(&item, &keys)?;
+                    key.check_hashable()?;
                     self.budget.steps(seen.len())?;
                     if !seen.iter().any(|known| known.equals(&key)) {
                         seen.push(key);
@@ -52,7 +53,8 @@ impl Machine {
             "batch" | "slice" => self.chunks(name, value, call),
             "map" => self.map(value, call),
             "select" | "reject" | "selectattr" | "rejectattr" => self.select(name, value, call),
-            _ => Err(Error::new(format!("no filter named '{name}'"))),
+            // One that the template's reader let pass, in a branch.
+            _ => super::filters::check(name).and(Err(Error::unsupported(format!("the filter {name}")))),
         }
     }
 
@@ -254,6 +256,10 @@ impl Machine {
     }
 
     fn map(&self, value: &Value, mut call: Call) -> Result<Value, Error> {
+        // Jinja2 looks at neither what is false nor the arguments then.
+        if !value.truth() {
+            return self.stream(Vec::new());
+        }
         let mut mapped = Vec::new();
         if call.positional.is_empty() {
             let [attribute, default] = call.bind("map", ["attribute", "default"])?;
@@ -275,6 +281,9 @@ impl Machine {
     }
 
     fn select(&self, name: &str, value: &Value, mut call: Call) -> Result<Value, Error> {
+        if !value.truth() {
+            return self.stream(Vec::new());
+        }
         let wanted = name.starts_with("select");
         let attribute = match name.ends_with("attr") {
             true if call.positional.is_empty() => {

@@ -47,21 +47,21 @@ fn statement(parser: &mut Parser) -> Result<Statement, Error> {
     let line = parser.line();
     let name = parser.name()?;
     match name.as_str() {
-        "if" => conditional(parser),
+        "if" => parser.lenient(conditional),
         "for" => iteration(parser),
         "set" => assignment(parser),
-        "macro" => {
+        "macro" => parser.strict(|parser| {
             let name = parser.name()?;
             let parameters = parameters(parser)?;
             Ok(Statement::Macro(Arc::new(definition(parser, name, parameters, "endmacro")?)))
-        }
+        }),
         "call" => call(parser),
-        "filter" => {
+        "filter" => parser.strict(|parser| {
             let filters = chain(parser)?;
             Ok(Statement::FilterBlock(filters, body(parser, "endfilter")?))
-        }
+        }),
         "with" => with(parser),
-        "generation" => Ok(Statement::Scoped(unlooped(parser, "endgeneration")?)),
+        "generation" => Ok(Statement::Scoped(parser.strict(|parser| unlooped(parser, "endgeneration"))?)),
         "break" | "continue" => {
             if parser.loops == 0 {
                 return Err(Error::new(format!("{{% {name} %}} stands outside of a loop")).at(line));
@@ -111,17 +111,17 @@ fn iteration(parser: &mut Parser) -> Result<Statement, Error> {
     }
     let over = parser.tuple(false)?;
     let condition = match parser.skip_name("if") {
-        true => Some(parser.whole()?),
+        true => Some(parser.strict(Parser::whole)?),
         false => None,
     };
     let recursive = parser.skip_name("recursive");
     parser.expect(&Token::BlockEnd)?;
     parser.loops += 1;
-    let inner = until(parser, &["else", "endfor"]);
+    let inner = parser.strict(|parser| until(parser, &["else", "endfor"]));
     parser.loops -= 1;
     let inner = inner?;
     let otherwise = match parser.name()?.as_str() {
-        "else" => body(parser, "endfor")?,
+        "else" => parser.strict(|parser| body(parser, "endfor"))?,
         _ => {
             parser.expect(&Token::BlockEnd)?;
             Vec::new()
@@ -172,8 +172,10 @@ fn assignment(parser: &mut Parser) -> Result<Statement, Error> {
         parser.expect(&Token::BlockEnd)?;
         return Ok(Statement::Set(target, value));
     }
-    let filters = if parser.skip_op("|") { chain(parser)? } else { Vec::new() };
-    Ok(Statement::SetBlock(target, filters, body(parser, "endset")?))
+    parser.strict(|parser| {
+        let filters = if parser.skip_op("|") { chain(parser)? } else { Vec::new() };
+        Ok(Statement::SetBlock(target, filters, body(parser, "endset")?))
+    })
 }
 
 /// Filters with bars between.
@@ -228,12 +230,12 @@ fn definition(
 
 fn call(parser: &mut Parser) -> Result<Statement, Error> {
     let line = parser.line();
-    let parameters = if parser.is_op("(") { parameters(parser)? } else { Vec::new() };
+    let parameters = if parser.is_op("(") { parser.strict(parameters)? } else { Vec::new() };
     let call = parser.whole()?;
     if !matches!(call.node, Node::Call(..)) {
         return Err(Error::new("{% call %} needs a call").at(line));
     }
-    let caller = definition(parser, "caller".to_owned(), parameters, "endcall")?;
+    let caller = parser.strict(|parser| definition(parser, "caller".to_owned(), parameters, "endcall"))?;
     Ok(Statement::Call(Box::new(call), Arc::new(caller)))
 }
 
@@ -247,5 +249,5 @@ fn with(parser: &mut Parser) -> Result<Statement, Error> {
             parser.expect_op(",")?;
         }
     }
-    Ok(Statement::With(bindings, body(parser, "endwith")?))
+    Ok(Statement::With(bindings, parser.strict(|parser| body(parser, "endwith"))?))
 }
