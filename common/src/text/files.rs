@@ -15,6 +15,9 @@ pub const TEXT_FILES: [&str; 6] = [
     "chat_template.jinja",
 ];
 
+/// Tokens that a tokenizer of an older transformers was given after its training.
+const ADDED_TOKENS: &str = "added_tokens.json";
+
 /// The text side of a Hugging Face model directory, read but not yet understood.
 #[derive(Clone, Debug, Default)]
 pub struct ModelText {
@@ -56,7 +59,7 @@ impl ModelText {
                     .to_owned(),
             });
         };
-        Ok(ModelText {
+        let text = ModelText {
             name: dir.display().to_string(),
             tokenizer,
             tokenizer_config: json(tokenizer_config)?,
@@ -75,7 +78,12 @@ impl ModelText {
                     })
                 })
                 .transpose()?,
-        })
+        };
+        match optional(ADDED_TOKENS)? {
+            Some(bytes) if !text.describes_tokens() => text.require_added_tokens(&bytes)?,
+            _ => {}
+        }
+        Ok(text)
     }
 
     pub(super) fn file(&self, file: &str) -> String {
@@ -84,10 +92,48 @@ impl ModelText {
 
     /// A special token's text, for example of `eos_token`.
     pub fn token(&self, name: &str) -> Option<&str> {
-        [&self.tokenizer_config, &self.special_tokens_map].into_iter().find_map(|map| {
+        self.named_tokens().into_iter().find_map(|map| {
             let value = map.get(name)?;
             value.as_str().or_else(|| value.get("content")?.as_str())
         })
+    }
+
+    /// The files that name special tokens, the one that counts first: as in transformers, special_tokens_map.json does,
+    /// unless tokenizer_config.json is of the newer kind that describes all tokens.
+    pub(super) fn named_tokens(&self) -> [&Value; 2] {
+        match self.describes_tokens() {
+            true => [&self.tokenizer_config, &self.special_tokens_map],
+            false => [&self.special_tokens_map, &self.tokenizer_config],
+        }
+    }
+
+    /// Whether tokenizer_config.json describes the added tokens itself, so that older files beside it do not count.
+    pub(super) fn describes_tokens(&self) -> bool {
+        self.tokenizer_config.get("added_tokens_decoder").is_some()
+    }
+
+    /// Refuses tokens that only added_tokens.json names: transformers adds them, in a way that differs between its versions.
+    fn require_added_tokens(&self, bytes: &[u8]) -> Result<(), TextError> {
+        let fail = |what: String| TextError::File { file: self.file(ADDED_TOKENS), what };
+        let added = input_file::json(bytes).map_err(|error| fail(format!("not JSON: {error}")))?;
+        let tokenizer = input_file::json(&self.tokenizer).unwrap_or_default();
+        let is_known = |token: &str| {
+            tokenizer["model"]["vocab"].get(token).is_some()
+                || tokenizer["added_tokens"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .any(|known| known["content"] == token)
+        };
+        let unknown =
+            added.as_object().into_iter().flatten().map(|(token, _)| token).find(|token| !is_known(token));
+        match unknown {
+            None => Ok(()),
+            Some(token) => Err(fail(format!(
+                "names the token {token:?}, which tokenizer.json does not have; load the tokenizer with transformers and \
+                 save it again, which writes all tokens into tokenizer.json"
+            ))),
+        }
     }
 
     /// The ids under `name` (a number or a list of them) in config.json, then in generation_config.json.

@@ -100,7 +100,7 @@ fn add_tokens(files: &ModelText, tokenizer: &mut Tokenizer) -> Result<(), TextEr
             add(tokenizer, token);
         }
     }
-    for token in extra_tokens(config) {
+    for token in extra_tokens(files) {
         if known.insert(token.content.clone()) {
             add(tokenizer, token);
         }
@@ -139,21 +139,32 @@ fn special_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
     // Not the pad token: whether it is fit to pad is judged by whether texts are made of it.
     const NAMES: [&str; 6] = ["bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token"];
     NAMES.into_iter().filter_map(|name| {
-        let found = [&files.tokenizer_config, &files.special_tokens_map]
-            .into_iter()
-            .find_map(|map| map.get(name).filter(|value| !value.is_null()));
+        let found =
+            files.named_tokens().into_iter().find_map(|map| map.get(name).filter(|value| !value.is_null()));
         added_token(found?).map(|token| AddedToken { special: true, ..token })
     })
 }
 
-fn extra_tokens(config: &Value) -> impl Iterator<Item = AddedToken> {
-    let lists = ["extra_special_tokens", "additional_special_tokens"].map(|name| config.get(name));
-    let tokens = lists.into_iter().flatten().filter_map(Value::as_array).flatten();
-    tokens
-        .filter_map(added_token)
-        .map(|token| AddedToken { special: true, ..token })
-        .collect::<Vec<_>>()
-        .into_iter()
+/// Tokens that are special to this model alone: under names of their own, or in lists.
+fn extra_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
+    const STANDARD: [&str; 7] =
+        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let older = if files.describes_tokens() { &Value::Null } else { &files.special_tokens_map };
+    let mut tokens: Vec<&Value> = Vec::new();
+    for map in [&files.tokenizer_config, older] {
+        let named = map.as_object().into_iter().flatten();
+        let named = named.filter(|(name, _)| name.ends_with("_token") && !STANDARD.contains(&name.as_str()));
+        tokens.extend(named.map(|(_, token)| token).filter(|token| token.is_string()));
+        // Of both spellings the newer one counts.
+        let lists = ["extra_special_tokens", "additional_special_tokens"];
+        match lists.into_iter().find_map(|name| map.get(name).filter(|list| !list.is_null())) {
+            Some(Value::Array(list)) => tokens.extend(list),
+            Some(Value::Object(named)) => tokens.extend(named.values()),
+            _ => {}
+        }
+    }
+    let special = |token: AddedToken| AddedToken { special: true, ..token };
+    tokens.into_iter().filter_map(added_token).map(special).collect::<Vec<_>>().into_iter()
 }
 
 /// Tokens to decode others behind, with their text, where decoding drops the space that the first token of a text begins with.

@@ -90,6 +90,56 @@ fn tokens_of_the_config_alone_are_added_at_their_ids() {
 }
 
 #[test]
+fn special_tokens_of_the_model_alone_are_added_under_every_name() {
+    let template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}";
+    let (list, named) =
+        (json!(["<|im_start|>", "<|im_end|>"]), json!({"a": "<|im_start|>", "b": "<|im_end|>"}));
+    // (in tokenizer_config.json, in special_tokens_map.json)
+    for (config, map) in [
+        (json!({"extra_special_tokens": list}), json!({})),
+        (json!({"extra_special_tokens": named}), json!({})),
+        (json!({"additional_special_tokens": list}), json!({})),
+        (json!({"extra_special_tokens": list, "additional_special_tokens": ["<x>"]}), json!({})),
+        (json!({"im_start_token": "<|im_start|>", "im_end_token": "<|im_end|>"}), json!({})),
+        (json!({}), json!({"additional_special_tokens": list})),
+    ] {
+        let mut files = spaced();
+        files.tokenizer_config["chat_template"] = json!(template);
+        for (name, value) in config.as_object().unwrap() {
+            files.tokenizer_config[name] = value.clone();
+        }
+        files.special_tokens_map = map.clone();
+        let encoder = Encoder::new(&files, &text(Template::Chat)).unwrap();
+        let ids = encoder.prompt(&Prompt::user("a dog"), 9).unwrap().ids;
+        assert_eq!((ids.as_slice(), encoder.vocabulary()), (&[6, 2, 3, 7][..], 8), "{config} {map}");
+    }
+}
+
+#[test]
+fn the_older_map_of_special_tokens_counts_before_an_older_config() {
+    let mut files = spaced();
+    files.tokenizer_config["sep_token"] = json!("a");
+    files.special_tokens_map = json!({"sep_token": "dog"});
+    assert_eq!(files.token("sep_token"), Some("dog"));
+    files.tokenizer_config["added_tokens_decoder"] = json!({});
+    assert_eq!(files.token("sep_token"), Some("a"));
+}
+
+#[test]
+fn tokens_that_only_added_tokens_json_names_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &[u8]| std::fs::write(dir.path().join(name), content).unwrap();
+    write("tokenizer.json", &spaced().tokenizer);
+    write("added_tokens.json", br#"{"</s>": 1}"#);
+    ModelText::read(dir.path()).unwrap();
+    write("added_tokens.json", br#"{"<|im_start|>": 6}"#);
+    let error = ModelText::read(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("added_tokens.json") && error.contains("<|im_start|>"), "{error}");
+    write("tokenizer_config.json", br#"{"added_tokens_decoder": {}}"#);
+    ModelText::read(dir.path()).unwrap();
+}
+
+#[test]
 fn a_tokenizer_that_breaks_the_library_is_refused_with_its_file() {
     let fixed =
         changed(&spaced(), |content| content["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0}));
