@@ -42,6 +42,10 @@ const QUANTIZED: [(&str, &str); 12] = [
     (".input_scale", "FP8"),
 ];
 
+/// How other trainers call the head of a reward or value model.
+const VALUE_HEADS: [&str; 6] =
+    ["v_head.", "value_head.", "reward_head.", "regression_layer.", "classifier.", "score.bias"];
+
 /// Where one tensor lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
@@ -309,8 +313,16 @@ impl WeightFiles {
             }
             let advice = match (name, head) {
                 (LM_HEAD, HeadKind::LanguageModel) => DIFFERENT_HEAD,
-                (SCORE, HeadKind::LanguageModel) => "this is a reward model; give it as one",
+                (SCORE, HeadKind::LanguageModel) => {
+                    "this is a reward model: name …ForSequenceClassification under architectures, and give it as reward.model"
+                }
+                (LM_HEAD, HeadKind::Reward) if self.get(SCORE).is_some() => {
+                    "a reward model has a score alone; remove the tensor"
+                }
                 (LM_HEAD, HeadKind::Reward) => "this is a language model; give it as one",
+                (name, _) if VALUE_HEADS.iter().any(|head| name.starts_with(head)) => {
+                    "the head of a reward model is score.weight, without a bias, [1, hidden_size]; save it under that name"
+                }
                 _ => "the checkpoint belongs to another config.json",
             };
             let (name, found, advice) = (name.to_owned(), entry.shape.clone(), advice.to_owned());

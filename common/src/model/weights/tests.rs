@@ -110,6 +110,16 @@ fn a_tensor_out_of_place_is_named_with_its_shapes() {
     assert!(message.contains("[18, 8]") && message.contains("[17, 8]"), "{message}");
     let message = refusal(HeadKind::Reward, |tensors| tensors.last_mut().unwrap().2 = vec![2, 8]);
     assert!(message.contains("score.weight") && message.contains("one label"), "{message}");
+    for head in ["v_head.summary.weight", "value_head.weight", "classifier.weight", "score.bias"] {
+        let message = refusal(HeadKind::Reward, |tensors| {
+            tensors.push((head.into(), "F32".into(), vec![1, 8]));
+        });
+        assert!(message.contains(head) && message.contains("save it under that name"), "{message}");
+    }
+    let both = refusal(HeadKind::Reward, |tensors| {
+        tensors.push(("lm_head.weight".into(), "F32".into(), vec![17, 8]));
+    });
+    assert!(both.contains("remove the tensor"), "{both}");
     assert!(files(&tensors(LANGUAGE)).check(&config(), HeadKind::Reward).is_err());
     assert!(files(&tensors(HeadKind::Reward)).check(&config(), LANGUAGE).is_err());
 }

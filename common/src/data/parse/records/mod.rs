@@ -107,10 +107,6 @@ fn refuse_foreign(file: &str, start: &[u8]) -> Result<(), ParseError> {
             "a download failed or needs a login; fetch the file again",
         ));
     }
-    let is_table = [".csv", ".tsv"].iter().any(|end| file.to_ascii_lowercase().ends_with(end));
-    if is_table && !text.is_empty() && !text.starts_with(b"{") && !text.starts_with(b"[") {
-        return Err(format_error(file, "a table of separated values", "convert it first"));
-    }
     let foreign = [
         (&b"PAR1"[..], "a Parquet file"),
         (b"ARROW1", "an Arrow file"),
