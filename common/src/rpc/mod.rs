@@ -20,6 +20,14 @@ pub const DATA_BYTES: usize = 1 << 20;
 /// Largest message either side takes: data and what is around it.
 pub const MESSAGE_BYTES: usize = DATA_BYTES + (64 << 10);
 
+/// Largest command to a rank, and request to a coordinator from a worker. A training phase's command names the objects of
+/// all chunks of the phases before it.
+pub const COMMAND_BYTES: usize = 16 << 20;
+pub const REPORT_BYTES: usize = 2 << 20;
+
+/// Largest request of a client; a specification is much smaller.
+pub const REQUEST_BYTES: usize = 1 << 20;
+
 /// Bytes on their way on one stream, and on one connection, at either side: more than a message or two, or each message's
 /// last bytes wait until its first ones are read.
 pub const STREAM_WINDOW: u32 = 4 << 20;

@@ -116,9 +116,9 @@ impl Builder<'_> {
             Work::ScorePolicy => TaskWork::Score(v1::Score {
                 reward: Some(self.reward()?),
                 prompts: Some(self.dataset(set)?),
-                samples: Some(self.samples(round, Work::GeneratePolicy)?),
+                samples: Some(only(self.samples(round, Work::GeneratePolicy)?, local)),
             }),
-            Work::ReferencePolicy => self.reference(set)?,
+            Work::ReferencePolicy => self.reference(set, local)?,
             Work::EvaluateReward => {
                 let first = self.evaluated(1, Work::EvaluateReward, local);
                 self.evaluate_reward(self.human_evaluation(set, local)?, first)?
@@ -175,7 +175,7 @@ impl Builder<'_> {
         }))
     }
 
-    fn reference(&self, set: &str) -> Result<TaskWork, TaskError> {
+    fn reference(&self, set: &str, local: u32) -> Result<TaskWork, TaskError> {
         let (method, round) = (&self.job.spec.policy_step.method, self.phase.round);
         let before = round.saturating_sub(1);
         let reference = method.reference().map(|reference| match reference {
@@ -186,8 +186,8 @@ impl Builder<'_> {
             reference: reference.transpose()?,
             sampler: method.needs_sampler().then(|| self.policy(before)).transpose()?,
             prompts: Some(self.dataset(set)?),
-            samples: Some(self.samples(round, Work::GeneratePolicy)?),
-            scores: Some(self.samples(round, Work::ScorePolicy)?),
+            samples: Some(only(self.samples(round, Work::GeneratePolicy)?, local)),
+            scores: Some(only(self.samples(round, Work::ScorePolicy)?, local)),
             drawn_by: Some(self.policy(before)?),
         }))
     }

@@ -1,8 +1,11 @@
+use foil_common::rpc::{COMMAND_BYTES, REPORT_BYTES};
 use foil_proto::v1::{self, pair_source::Source, task::Work as TaskWork};
+use prost::Message;
 
 use super::*;
+use crate::job::Change;
 use crate::job::JobState;
-use crate::job::fixture::{Edit, JOB, after, datasets, job, state};
+use crate::job::fixture::{Edit, JOB, after, commit_next, datasets, event, job, state, submitted};
 
 fn ids(edits: &[Edit]) -> Vec<String> {
     plan(&job(edits), &datasets()).into_iter().map(|phase| phase.id).collect()
@@ -204,8 +207,15 @@ fn methods_that_compare_get_what_they_compare_with() {
     let dpo: &[Edit] = &[|spec| policy_step(spec).method = "dpo".into()];
     let task = reference(dpo);
     assert_eq!(names(&task), (Some("policy@1"), None), "the policy that the round began with");
-    assert_eq!(task.samples.unwrap().name, "samples/r02.policy.generate");
-    assert_eq!(task.scores.unwrap().name, "scores/r02.policy.score");
+    let one = |artifact: Option<v1::Artifact>| {
+        let v1::Artifact { name, objects, .. } = artifact.unwrap();
+        (name, objects.into_iter().map(|object| object.path).collect::<Vec<_>>())
+    };
+    assert_eq!(one(task.samples), ("samples/r02.policy.generate".to_owned(), vec!["00001".to_owned()]));
+    assert_eq!(one(task.scores), ("scores/r02.policy.score".to_owned(), vec!["00001".to_owned()]));
+    let (state, phase) = at(dpo, "r02.policy.score");
+    let Some(TaskWork::Score(score)) = lease(&state, &phase, 2).unwrap().task.work else { panic!() };
+    assert_eq!(one(score.samples).1, ["00002"], "the chunk's own alone");
     let ids: Vec<String> = ids(dpo).into_iter().filter(|id| id.starts_with("r01.policy")).collect();
     let order = ["generate", "score", "reference", "train", "evaluate"];
     assert_eq!(ids, order.map(|work| format!("r01.policy.{work}")));
@@ -250,4 +260,57 @@ fn a_plan_that_is_too_large_names_the_field_to_change() {
     assert!(message.starts_with("generation.chunk_prompts: found 1"), "{message}");
     let message = bounded(&[single, |spec| spec.rounds = Some(100)], 4_900).unwrap_err();
     assert!(message.contains("phases of all rounds"), "{message}");
+}
+
+/// The job with as many chunks in a phase as a plan may have, when `id` is the phase to be done.
+fn largest(edits: &[Edit], id: &str) -> (JobState, Phase) {
+    let mut submitted = submitted(edits);
+    for set in submitted.datasets.iter_mut().filter(|set| set.name == "prompts") {
+        set.rows = 10_000;
+    }
+    let phases = super::bounded(&job(edits), &submitted.datasets).unwrap();
+    submitted.plan.phases = phases.iter().map(Into::into).collect();
+    let mut state = JobState::submitted(JOB, 1, submitted).unwrap();
+    let (phase, world) = (state.phases[0].id.clone(), state.spec.resources.ranks);
+    state.apply(&event(2, Change::AttemptStarted { attempt: 1, phase, world })).unwrap();
+    while state.phase().unwrap().id != id {
+        commit_next(&mut state);
+    }
+    let phase = state.phase().unwrap().clone();
+    (state, phase)
+}
+
+/// An artifact's size as a message has it, under the longest keys that there are.
+fn size_at_most(artifact: Option<&v1::Artifact>) -> usize {
+    let number = u64::MAX;
+    let key =
+        format!("jobs/{}/phases/r10000.policy.reference/09999/{number}-{number}-{number}", "j".repeat(26));
+    let object = v1::Object { key, size: number, blake3: "0".repeat(64), path: "00000".into() };
+    artifact.map_or(0, |artifact| {
+        let mut artifact = artifact.clone();
+        artifact.objects.fill(object);
+        artifact.encoded_len()
+    })
+}
+
+#[test]
+fn a_task_fits_its_message_at_the_largest_plan() {
+    let edits: &[Edit] = &[
+        |spec| policy_step(spec).method = "dpo".into(),
+        |spec| spec.generation = Some(v1::GenerationSpec { chunk_prompts: Some(1), ..Default::default() }),
+    ];
+    let (state, phase) = largest(edits, "r01.policy.reference");
+    assert_eq!(phase.chunks, 10_000);
+    let task = lease(&state, &phase, 9_999).unwrap().task;
+    let Some(TaskWork::Reference(work)) = &task.work else { panic!() };
+    assert_eq!(work.samples.as_ref().unwrap().objects[0].path, "09999");
+    assert!(task.encoded_len() < 8192, "{} bytes for each chunk", task.encoded_len());
+
+    let (state, phase) = largest(edits, "r01.policy.train");
+    let task = gang_task(&state, &phase).unwrap();
+    let Some(TaskWork::TrainPolicy(work)) = &task.work else { panic!() };
+    let parts = [work.samples.as_ref(), work.scores.as_ref(), work.reference.as_ref()];
+    let size: usize = parts.into_iter().map(size_at_most).sum();
+    assert!(size > REPORT_BYTES * 2, "more than what workers may send: it is not told again");
+    assert!(size < COMMAND_BYTES / 4 * 3, "{size} bytes");
 }

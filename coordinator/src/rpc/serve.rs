@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use axum::middleware::from_fn;
-use foil_common::rpc::{CONNECTION_WINDOW, STREAM_WINDOW};
+use foil_common::rpc::{CONNECTION_WINDOW, REPORT_BYTES, REQUEST_BYTES, STREAM_WINDOW};
 use foil_common::storage::{Store, StoreError};
 use foil_proto::v1::artifacts_server::ArtifactsServer;
 use foil_proto::v1::jobs_server::JobsServer;
@@ -155,11 +155,13 @@ async fn routes(
         .register_encoded_file_descriptor_set(foil_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
+    let jobs = JobsServer::new(JobsService::new(desk.clone(), resolver));
+    let workers = WorkersServer::new(WorkersService::new(desk.clone(), &store, allow_version_skew));
     let services = Routes::new(health_service)
         .add_service(reflection)
         .add_service(older_reflection)
-        .add_service(JobsServer::new(JobsService::new(desk.clone(), resolver)))
-        .add_service(WorkersServer::new(WorkersService::new(desk.clone(), &store, allow_version_skew)))
+        .add_service(jobs.max_decoding_message_size(REQUEST_BYTES))
+        .add_service(workers.max_decoding_message_size(REPORT_BYTES))
         .add_service(ArtifactsService::new(store.clone(), desk.clone()).into_server());
     let mut all = web::merge(services, web::router(metrics, move || desk.readiness(store.trouble())));
     let router = all.axum_router_mut();

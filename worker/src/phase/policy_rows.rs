@@ -8,7 +8,7 @@ use foil_proto::v1;
 use prost::Message;
 
 use super::dialogue::Reader;
-use super::error::{need, samples_error};
+use super::error::samples_error;
 use super::rows::{Sampled, Samples, Span, read_prompts, read_scores};
 use super::{Bench, PhaseError};
 use crate::objective::group::{Compared, Judged, answers_read};
@@ -137,12 +137,4 @@ impl Comparisons {
             && compared.sampler.len() == expected(method.needs_sampler());
         if complete { Ok(compared) } else { Err(missing("reference", (sample.prompt_id, sample.index))) }
     }
-}
-
-/// The part of a map phase's artifact that chunk `number` has made.
-pub(super) fn part(artifact: &Option<v1::Artifact>, number: u32) -> Result<Option<v1::Artifact>, PhaseError> {
-    let whole = need(artifact, "samples and scores")?;
-    let object = whole.objects.get(number as usize);
-    let object = object.ok_or(PhaseError::Incomplete("the chunk's samples or scores"))?;
-    Ok(Some(v1::Artifact { name: whole.name.clone(), objects: vec![object.clone()], ..Default::default() }))
 }

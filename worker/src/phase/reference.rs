@@ -5,7 +5,7 @@ use foil_proto::v1;
 use prost::Message;
 
 use super::dialogue::Reader;
-use super::policy_rows::{PolicyRows, ScoredAnswers, part};
+use super::policy_rows::{PolicyRows, ScoredAnswers};
 use super::{Bench, Chunk, Figures, Outcome, PhaseError, drift};
 use crate::evaluate;
 use crate::rank::cache::fingerprint;
@@ -13,8 +13,7 @@ use crate::train::AnswerGroup;
 use foil_common::failpoint;
 
 pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Result<Outcome, PhaseError> {
-    let (samples, scores) = (part(&work.samples, chunk.number)?, part(&work.scores, chunk.number)?);
-    let rows = PolicyRows::read(bench, &work.prompts, chunk.span, &samples, &scores)?;
+    let rows = PolicyRows::read(bench, &work.prompts, chunk.span, &work.samples, &work.scores)?;
     let scored = rows.scored()?;
     let read = |answers: &ScoredAnswers<'_>| answers.read(&bench.job);
     let read: Vec<Vec<usize>> = scored.iter().map(read).collect();

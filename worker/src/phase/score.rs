@@ -17,7 +17,7 @@ use foil_common::failpoint;
 pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Score) -> Result<Outcome, PhaseError> {
     let prompts = rows::read_prompts(&mut bench.cache, &work.prompts, chunk.span)?;
     let prompts: BTreeMap<u64, &Prompt> = prompts.iter().map(|row| (row.id, &row.prompt)).collect();
-    let object = need(&work.samples, "samples")?.objects.get(chunk.number as usize);
+    let object = need(&work.samples, "samples")?.objects.first();
     let object = object.ok_or(PhaseError::Incomplete("the chunk's samples"))?;
     let batch = rows::read_batch(&mut bench.cache, object)?;
     let judge = bench.judge(&work.reward)?;

@@ -212,8 +212,8 @@ fn a_round_of_the_letters_game() {
 
     let prompts = game.dataset("prompts", &sets.prompts);
     let (samples, _) = game.map("r01.policy.generate", 20, generate(&prompts, 3));
-    let (scores, _) = game.map("r01.policy.score", 20, |_| {
-        let (reward, samples) = (Some(reward.clone()), Some(samples.clone()));
+    let (scores, _) = game.map("r01.policy.score", 20, |number| {
+        let (reward, samples) = (Some(reward.clone()), chunk_of(&samples, number));
         Work::Score(v1::Score { reward, prompts: prompts.clone(), samples })
     });
     let train = Work::TrainPolicy(v1::TrainPolicy {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use foil_common::rpc::artifacts::Writer;
-use foil_common::rpc::{self, Line};
+use foil_common::rpc::{self, COMMAND_BYTES, Line};
 use foil_common::spec;
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
@@ -117,7 +117,7 @@ impl Session<'_> {
             let _ = outgoing.send(message);
         }
         let url = self.line.url();
-        let mut client = WorkersClient::new(self.line.clone());
+        let mut client = WorkersClient::new(self.line.clone()).max_decoding_message_size(COMMAND_BYTES);
         match timeout(ANSWER, client.rank(UnboundedReceiverStream::new(stream))).await {
             Ok(Ok(answer)) => {
                 self.stream = Some(Stream { outgoing, commands: answer.into_inner() });

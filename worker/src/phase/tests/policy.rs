@@ -65,7 +65,11 @@ impl Round {
     }
 
     fn reference(&mut self, work: &v1::Reference) -> (v1::Artifact, Vec<v1::Metric>) {
-        self.game.map("r01.policy.reference", 20, |_| Work::Reference(work.clone()))
+        self.game.map("r01.policy.reference", 20, |number| {
+            let of = |whole: &Option<v1::Artifact>| chunk_of(whole.as_ref().unwrap(), number);
+            let (samples, scores) = (of(&work.samples), of(&work.scores));
+            Work::Reference(v1::Reference { samples, scores, ..work.clone() })
+        })
     }
 }
 
