@@ -190,13 +190,14 @@ async fn receive(
             return Err(bad_field("data", "a message may hold 1 MiB at most"));
         }
         credit.settle(waited, data.len());
+        slot.moved(data.len());
         writer.write(data).await.map_err(|error| from_store(&error))?;
     }
 }
 
 fn lost(lost: Lost) -> Status {
     match lost {
-        Lost::ToAnother => busy("others wait to upload, and this upload stood still"),
+        Lost::ToAnother => busy("others wait to upload, and this upload stood still or was slow"),
         Lost::InTime => {
             let rate = Credit::LEAST_RATE >> 10;
             too_slow(&format!("an upload must bring {rate} KiB a second at least, and this one did not"))
@@ -237,7 +238,9 @@ async fn send_data(mut data: Bytes, sender: &mpsc::Sender<Message>, slot: &Slot)
     while !data.is_empty() {
         let data = data.split_to(data.len().min(DATA_BYTES));
         metrics::counter!("foil_artifact_bytes_total", "direction" => "out").increment(data.len() as u64);
+        let size = data.len();
         hand(slot, sender, Ok(v1::GetResponse { object: None, data })).await?;
+        slot.moved(size);
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Slots of transfers: each holds memory, so they are few, and who lets his lie idle loses it to the next.
+//! Slots of transfers: each holds memory, so they are few, and who lets his lie idle, or is slow, loses it to the next.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,12 +15,17 @@ use super::status::busy;
 /// Calls that wait; more are told to come again at once, so that what they have sent is held by nobody.
 const WAITING: usize = 64;
 
+/// Bytes a second. A transfer with a slower other side loses its slot while others wait: nobody can keep all slots by being
+/// just as fast as a transfer must be.
+const FAIR_RATE: f64 = (1 << 20) as f64;
+
 /// How long is waited for what.
 #[derive(Debug, Clone, Copy)]
 struct Patience {
     /// For a call's turn, before it is told to come again.
     turn: Duration,
-    /// For the other side of a transfer to move, while somebody waits for its slot.
+    /// For the other side of a transfer, while somebody waits for its slot: to move at all, and in all before its rate
+    /// counts.
     lazy: Duration,
     /// Between two looks for such a transfer.
     look: Duration,
@@ -56,7 +61,21 @@ struct Held {
 struct Holder {
     /// Since when the transfer waits for its other side; none while it waits for the store.
     waits_since: Option<Instant>,
+    /// How long it has waited for its other side before, and what has moved meanwhile.
+    waited: Duration,
+    bytes: u64,
     evicted: CancellationToken,
+}
+
+impl Holder {
+    /// The rate of the transfer's other side in bytes a second, where it is so low that another may have the slot.
+    fn low_rate(&self, lazy: Duration) -> Option<f64> {
+        let waits = self.waits_since.map(|since| since.elapsed()).unwrap_or_default();
+        let all = self.waited + waits;
+        let rate = self.bytes as f64 / all.as_secs_f64().max(f64::MIN_POSITIVE);
+        let is_low = waits >= lazy || (all >= lazy && rate < FAIR_RATE);
+        (is_low && !self.evicted.is_cancelled()).then_some(rate)
+    }
 }
 
 impl Slots {
@@ -86,7 +105,7 @@ impl Slots {
                     Ok(Ok(permit)) => return Ok(self.hold(permit)),
                     Ok(Err(_)) | Err(_) => return Err(busy("too many transfers at once")),
                 },
-                () = sleep(look) => self.evict_laziest(),
+                () = sleep(look) => self.evict_slowest(),
             }
         }
     }
@@ -96,18 +115,18 @@ impl Slots {
         let mut held = self.held();
         let number = held.next;
         held.next += 1;
-        held.by_number.insert(number, Holder { waits_since: None, evicted: evicted.clone() });
+        held.by_number.insert(
+            number,
+            Holder { waits_since: None, waited: Duration::ZERO, bytes: 0, evicted: evicted.clone() },
+        );
         Slot { slots: self.clone(), number, evicted, _permit: permit }
     }
 
-    fn evict_laziest(&self) {
-        let held = self.held();
-        let since = |holder: &Holder| holder.waits_since.filter(|_| !holder.evicted.is_cancelled());
-        let laziest = held.by_number.values().filter_map(|holder| Some((since(holder)?, holder)));
-        if let Some((since, holder)) = laziest.min_by_key(|(since, _)| *since)
-            && since.elapsed() >= self.shared.patience.lazy
-        {
-            holder.evicted.cancel();
+    fn evict_slowest(&self) {
+        let (held, lazy) = (self.held(), self.shared.patience.lazy);
+        let slow = held.by_number.values().filter_map(|holder| Some((holder.low_rate(lazy)?, holder)));
+        if let Some((_, slowest)) = slow.min_by(|(one, _), (other, _)| one.total_cmp(other)) {
+            slowest.evicted.cancel();
         }
     }
 
@@ -161,7 +180,15 @@ impl Slot {
 
     fn mark(&self, waits_since: Option<Instant>) {
         if let Some(holder) = self.slots.held().by_number.get_mut(&self.number) {
+            holder.waited += holder.waits_since.map(|since| since.elapsed()).unwrap_or_default();
             holder.waits_since = waits_since;
+        }
+    }
+
+    /// So many bytes came from the other side, or went to it.
+    pub(super) fn moved(&self, bytes: usize) {
+        if let Some(holder) = self.slots.held().by_number.get_mut(&self.number) {
+            holder.bytes += bytes as u64;
         }
     }
 }
@@ -243,6 +270,7 @@ mod tests {
             async move {
                 while !stopped.is_cancelled() {
                     held.wait_for(LONG, sleep(Duration::from_millis(20))).await.unwrap();
+                    held.moved(1 << 20);
                 }
             }
         });
@@ -250,6 +278,22 @@ mod tests {
         stopped.cancel();
         moving.await.unwrap();
         slots.take().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_moves_slowly_loses_the_slot_to_who_waits() {
+        let slots = slots(1, LONG);
+        let held = slots.take().await.unwrap();
+        let slow = tokio::spawn(async move {
+            loop {
+                if let Err(lost) = held.wait_for(LONG, sleep(Duration::from_millis(20))).await {
+                    break lost;
+                }
+                held.moved(1000);
+            }
+        });
+        slots.take().await.unwrap();
+        assert_eq!(slow.await.unwrap(), Lost::ToAnother);
     }
 
     #[tokio::test]
