@@ -2,16 +2,16 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
+use axum::http::header::CONTENT_TYPE;
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tokio::time::{Sleep, sleep};
 
+use super::inflow::Inflow;
 use super::peer::{OpenRequest, Unread};
 use super::stream::Client;
 
@@ -19,54 +19,21 @@ use super::stream::Client;
 const UNARY: [&str; 4] =
     ["/foil.v1.Jobs/", "/foil.v1.Artifacts/Get", "/foil.v1.Artifacts/Stat", "/grpc.health.v1.Health/"];
 
+const GRPC: &[u8] = b"application/grpc";
+
 /// Follows one request and its response.
 pub(in crate::rpc) async fn follow(request: Request, next: Next) -> Response {
     let Some(client) = request.extensions().get::<Client>().cloned() else { return next.run(request).await };
     let open = client.peer.request();
     let is_unary = UNARY.iter().any(|path| request.uri().path().starts_with(path));
-    let limit = is_unary.then_some(client.registry.limits().message);
-    let request = request.map(|body| match limit {
-        Some(limit) => Body::new(Hurried::new(body, limit)),
-        None => body,
+    let is_grpc = request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(GRPC));
+    let request = request.map(|body| match is_grpc {
+        true => Body::new(Inflow::new(body, client.clone(), is_unary)),
+        // Nobody reads it.
+        false => body,
     });
     let response = next.run(request).await;
     response.map(|body| Body::new(Followed { body, client, _open: open }))
-}
-
-/// A request's body that must end in time.
-struct Hurried {
-    body: Body,
-    deadline: Pin<Box<Sleep>>,
-}
-
-impl Hurried {
-    fn new(body: Body, limit: Duration) -> Self {
-        Self { body, deadline: Box::pin(sleep(limit)) }
-    }
-}
-
-impl HttpBody for Hurried {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
-            return Poll::Ready(frame);
-        }
-        ready!(self.deadline.as_mut().poll(context));
-        Poll::Ready(Some(Err(axum::Error::new("the request's message did not come in time"))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 /// A response's body, whose bytes are known to be unread until the connection lets go of them.

@@ -6,6 +6,7 @@
 
 mod accept;
 mod follow;
+mod inflow;
 mod peer;
 mod registry;
 mod stream;
@@ -29,8 +30,10 @@ pub struct Limits {
     pub idle: Duration,
     /// For a reader to take what it was sent, a message of 1 MiB at most or a page.
     pub unread: Duration,
-    /// For a call that is not a stream to send its message.
+    /// For a message to come whole, from its first byte on; of a call that is not a stream, from the call's beginning.
     pub message: Duration,
+    /// Bytes of all messages that are not whole yet. Beyond it, the connection with most of them ends.
+    pub inflow_bytes: usize,
     /// Bytes sent to all readers and not taken yet. Beyond it, the connection with most of them ends.
     pub unread_bytes: usize,
 }
@@ -43,6 +46,7 @@ impl Default for Limits {
             idle: Duration::from_secs(300),
             unread: Duration::from_secs(60),
             message: Duration::from_secs(30),
+            inflow_bytes: 256 << 20,
             unread_bytes: 512 << 20,
         }
     }

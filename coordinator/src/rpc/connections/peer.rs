@@ -21,7 +21,7 @@ pub(super) enum Cut {
     Unread,
     /// Another one needs its place.
     Shed,
-    /// It holds most of the memory that all unread responses may take.
+    /// It holds most of the memory that all unread responses, or all unfinished requests, may take.
     Memory,
 }
 
@@ -49,8 +49,17 @@ struct Shared {
     state: Mutex<State>,
     /// Of the task that serves the connection.
     waker: AtomicWaker,
-    /// Unread bytes of all connections.
-    unread: Arc<AtomicUsize>,
+    /// Of all connections.
+    totals: Arc<Totals>,
+}
+
+/// Bytes that all connections together make the coordinator keep.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    /// Of responses that are not read.
+    pub(super) unread: AtomicUsize,
+    /// Of messages that are not whole.
+    pub(super) inflow: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -64,12 +73,22 @@ pub(super) struct State {
     /// What was handed to the connection and is not written out: since when, and how many bytes.
     unread: BTreeMap<u64, (Instant, usize)>,
     handed: u64,
+    /// Bytes of messages that are not whole.
+    inflow: usize,
     cut: Option<Cut>,
 }
 
 impl State {
     pub(super) fn new(now: Instant) -> Self {
-        Self { quiet_since: now, spoke: false, open: 0, unread: BTreeMap::new(), handed: 0, cut: None }
+        Self {
+            quiet_since: now,
+            spoke: false,
+            open: 0,
+            unread: BTreeMap::new(),
+            handed: 0,
+            inflow: 0,
+            cut: None,
+        }
     }
 
     /// Why the connection must end now, where it must.
@@ -133,9 +152,9 @@ impl Rank {
 }
 
 impl Peer {
-    pub(super) fn new(address: SocketAddr, unread: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(address: SocketAddr, totals: Arc<Totals>) -> Self {
         let state = Mutex::new(State::new(Instant::now()));
-        Self { shared: Arc::new(Shared { address, state, waker: AtomicWaker::new(), unread }) }
+        Self { shared: Arc::new(Shared { address, state, waker: AtomicWaker::new(), totals }) }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -159,8 +178,19 @@ impl Peer {
     /// Bytes are handed to the connection; they are written out, or given up, when what this returns is dropped.
     pub(super) fn hand(&self, bytes: usize) -> Unread {
         let number = self.state().hand(bytes, Instant::now());
-        self.shared.unread.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.totals.unread.fetch_add(bytes, Ordering::Relaxed);
         Unread { peer: self.clone(), number, bytes }
+    }
+
+    /// An account of one request's bytes that are not a whole message.
+    pub(super) fn unfinished(&self) -> Unfinished {
+        Unfinished { peer: self.clone(), bytes: 0 }
+    }
+
+    /// None where it is being closed already.
+    pub(super) fn inflow_bytes(&self) -> Option<usize> {
+        let state = self.state();
+        state.cut.is_none().then_some(state.inflow)
     }
 
     /// None where a request is under way, or it is being closed already.
@@ -198,6 +228,34 @@ impl Drop for OpenRequest {
     }
 }
 
+/// Bytes of a request that are not a whole message.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    peer: Peer,
+    bytes: usize,
+}
+
+impl Unfinished {
+    pub(super) fn set(&mut self, bytes: usize) {
+        if bytes == self.bytes {
+            return;
+        }
+        let total = &self.peer.shared.totals.inflow;
+        total.fetch_add(bytes, Ordering::Relaxed);
+        total.fetch_sub(self.bytes, Ordering::Relaxed);
+        let mut state = self.peer.state();
+        state.inflow = state.inflow + bytes - self.bytes;
+        drop(state);
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 /// Bytes on their way to a reader.
 #[derive(Debug)]
 pub(super) struct Unread {
@@ -208,7 +266,7 @@ pub(super) struct Unread {
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        self.peer.shared.unread.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.peer.shared.totals.unread.fetch_sub(self.bytes, Ordering::Relaxed);
         self.peer.state().taken(self.number, Instant::now());
     }
 }

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Limits;
-use super::peer::{Cut, Peer};
+use super::peer::{Cut, Peer, Totals};
 
 /// Connections beyond the limit that may wait for the end of those whose places they took.
 const LEAVING: usize = 32;
-/// Every connection has so much time to make a request, however many others want its place.
-const CHANCE: Duration = Duration::from_millis(250);
+/// Every connection has so much time to make a request, however many others want its place. Those that wait for one have
+/// sent theirs meanwhile, and go through all the silent ones before them at this pace.
+const CHANCE: Duration = Duration::from_millis(25);
 
 /// Why there is no place for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +34,7 @@ pub(in crate::rpc) struct Registry {
 struct Shared {
     limits: Limits,
     peers: Mutex<Peers>,
-    /// Bytes that readers have not taken.
-    unread: Arc<AtomicUsize>,
+    totals: Arc<Totals>,
 }
 
 #[derive(Debug, Default)]
@@ -45,7 +45,7 @@ struct Peers {
 
 impl Registry {
     pub(in crate::rpc) fn new(limits: Limits) -> Self {
-        Self { shared: Arc::new(Shared { limits, peers: Mutex::default(), unread: Arc::default() }) }
+        Self { shared: Arc::new(Shared { limits, peers: Mutex::default(), totals: Arc::default() }) }
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -65,7 +65,7 @@ impl Registry {
         }
         let number = peers.next;
         peers.next += 1;
-        let peer = Peer::new(address, Arc::clone(&self.shared.unread));
+        let peer = Peer::new(address, Arc::clone(&self.shared.totals));
         peers.by_number.insert(number, peer.clone());
         metrics::gauge!("foil_connections").set(peers.by_number.len() as f64);
         Ok(Place { registry: self.clone(), number, peer })
@@ -78,13 +78,15 @@ impl Registry {
 
     /// Closes the connection with most unread bytes, where all of them are too many.
     pub(super) fn check_memory(&self) {
-        if self.shared.unread.load(Ordering::Relaxed) <= self.shared.limits.unread_bytes {
-            return;
+        if self.shared.totals.unread.load(Ordering::Relaxed) > self.shared.limits.unread_bytes {
+            self.peers().cut_largest(Peer::unread_bytes);
         }
-        let peers = self.peers();
-        let sizes = peers.by_number.values().filter_map(|peer| Some((peer.unread_bytes()?, peer)));
-        if let Some((_, peer)) = sizes.max_by_key(|(bytes, _)| *bytes) {
-            peer.cut(Cut::Memory);
+    }
+
+    /// Closes the connection with most bytes of messages that are not whole, where all of them are too many.
+    pub(super) fn check_inflow(&self) {
+        if self.shared.totals.inflow.load(Ordering::Relaxed) > self.shared.limits.inflow_bytes {
+            self.peers().cut_largest(Peer::inflow_bytes);
         }
     }
 
@@ -94,6 +96,13 @@ impl Registry {
 }
 
 impl Peers {
+    fn cut_largest(&self, bytes: fn(&Peer) -> Option<usize>) {
+        let sizes = self.by_number.values().filter_map(|peer| Some((bytes(peer)?, peer)));
+        if let Some((_, peer)) = sizes.max_by_key(|(bytes, _)| *bytes) {
+            peer.cut(Cut::Memory);
+        }
+    }
+
     fn shed(&self) -> Result<(), NoPlace> {
         let ranks = self.by_number.values().filter_map(|peer| Some((peer.rank()?, peer)));
         let (rank, peer) = ranks.min_by_key(|(rank, _)| *rank).ok_or(NoPlace::AtAll)?;
