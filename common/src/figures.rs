@@ -12,10 +12,10 @@ use foil_proto::v1;
 
 pub use calibration::{CALIBRATION_BINS, Calibration, merge_calibration};
 pub use clusters::{Cluster, Clustered, Clusters};
-pub use distinct::Distinct;
+pub use distinct::{DISTINCT_KEPT, Distinct};
 pub use metrics::{
     ACCURACY_CHANGE, DUPLICATES, GOLD_STEP, REWARD_DIFFERENCE, REWARD_GAIN, REWARD_STEP, START_REWARD,
-    metrics,
+    is_rate, metrics,
 };
 
 /// Begins the names of figures of the rows that name the best round, and of the rows that it is reported on.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use foil_proto::v1;
 
 /// Different values kept. With as many or fewer the share is exact; beyond, its relative error is about 3 %.
-const KEPT: usize = 1024;
+pub const DISTINCT_KEPT: usize = 1024;
 
 /// A sample of the different values, with how often each came: those of the lowest hashes. The sample of a whole is made
 /// of the samples of its parts, since what is among the lowest of the whole is among the lowest of every part that has it.
@@ -23,7 +23,7 @@ impl Distinct {
     fn add(&mut self, hash: u32, count: u32) {
         let whole = self.0.entry(hash).or_default();
         *whole = whole.saturating_add(count);
-        if self.0.len() > KEPT {
+        if self.0.len() > DISTINCT_KEPT {
             self.0.pop_last();
         }
     }
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn more_values_than_are_kept_are_sampled_alike_whatever_the_chunks() {
         let all = of(0..50_000);
-        assert_eq!((all.0.len(), all.share()), (KEPT, Some(1.0)), "nothing repeats");
+        assert_eq!((all.0.len(), all.share()), (DISTINCT_KEPT, Some(1.0)), "nothing repeats");
         // Value v comes v mod 4 + 1 times: 2.5 times on average.
         let values = || (0..40_000u64).flat_map(|value| std::iter::repeat_n(value, value as usize % 4 + 1));
         let whole = of(values());

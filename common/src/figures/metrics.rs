@@ -71,7 +71,8 @@ fn of_figure(wire: &v1::Moments) -> Vec<v1::Metric> {
     metrics
 }
 
-fn is_rate(name: &str) -> bool {
+/// Whether a figure is a share of rows.
+pub fn is_rate(name: &str) -> bool {
     name.ends_with("accuracy") || name.ends_with("_rate")
 }
 

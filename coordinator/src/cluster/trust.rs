@@ -1,5 +1,6 @@
 //! How far an agent is trusted: one that starts no ranks, or whose ranks report what is not so, is set aside for a while.
-//! Pure: time is passed in.
+//! Pure: time is passed in. It is kept in memory alone: a new leader learns it again, at the price of two starts that never
+//! connect, which are charged to no job that another agent can play.
 
 use std::time::Duration;
 

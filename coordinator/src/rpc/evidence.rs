@@ -9,6 +9,8 @@ use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 use futures::future::try_join_all;
 
+use super::plausible;
+
 /// Objects of one artifact.
 const MOST_OBJECTS: usize = 4096;
 /// Objects looked at together.
@@ -77,7 +79,7 @@ fn shape(message: &Message) -> Result<(), String> {
             result.object.iter().try_for_each(digest)?;
             let names = result.moments.iter().map(|moments| moments.name.as_str());
             figures(names)?;
-            result.calibration.as_ref().map_or(Ok(()), calibration)
+            plausible::figures(result)
         }
         Message::Checkpoint(share) => {
             let object = share.object.as_ref().ok_or("a checkpoint's share comes without its object")?;
@@ -151,16 +153,6 @@ fn name(text: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{:?} is no name", cut(text, LONGEST_NAME)))
-}
-
-fn calibration(calibration: &v1::Calibration) -> Result<(), String> {
-    const BINS: usize = 10;
-    let v1::Calibration { count, confidence_sum, correct } = calibration;
-    let lengths = [count.len(), confidence_sum.len(), correct.len()];
-    if lengths.iter().all(|length| *length <= BINS) {
-        return Ok(());
-    }
-    Err(format!("its calibration has {lengths:?} bins; expected {BINS}"))
 }
 
 fn cut(text: &str, most: usize) -> &str {

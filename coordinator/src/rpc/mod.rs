@@ -9,6 +9,7 @@ mod evidence;
 mod jobs;
 mod limits;
 mod lineage;
+mod plausible;
 mod serve;
 pub(crate) mod status;
 #[cfg(test)]

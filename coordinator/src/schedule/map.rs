@@ -183,6 +183,7 @@ impl Run {
                 result.phase, result.chunk
             )));
         };
+        too_many(state, phase, &result)?;
         if let Some(figure) = not_finite(&result) {
             let failure = v1::TaskFailure {
                 phase: phase.id.clone(),
@@ -362,6 +363,30 @@ fn known_hash(state: &JobState, phase: &str, chunk: u32) -> Option<String> {
         }
         None => None,
     }
+}
+
+/// Refuses figures of more rows than a chunk of the plan can have: a figure counts rows, their samples or, at most, the
+/// samples' tokens.
+fn too_many(state: &JobState, phase: &Phase, result: &v1::ChunkResult) -> Result<(), Refusal> {
+    let (spec, rows) = (&state.spec, plan::rows_of_chunk(state, phase, result.chunk));
+    let samples = u64::from(spec.reward_step.samples.max(spec.policy_step.samples).max(2));
+    let items = rows.saturating_mul(samples);
+    let most = items.saturating_mul(spec.text.max_length as u64);
+    if let Some(moments) = result.moments.iter().find(|moments| moments.count > most) {
+        let text = format!(
+            "{} of chunk {} counts {}; its {rows} rows come to {most} tokens at most",
+            moments.name, result.chunk, moments.count
+        );
+        return Err(Refusal::Untrue(text));
+    }
+    // Both orders of each pair.
+    let bins = result.calibration.iter().flat_map(|calibration| &calibration.count);
+    let predictions = bins.fold(0, |sum: u64, count| sum.saturating_add(*count));
+    if predictions > items.saturating_mul(2) {
+        let text = format!("the calibration of chunk {} counts {predictions} of {rows} rows", result.chunk);
+        return Err(Refusal::Untrue(text));
+    }
+    Ok(())
 }
 
 /// The first figure that no sum could hold.

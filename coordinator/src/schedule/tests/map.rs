@@ -43,6 +43,22 @@ fn a_chunk_that_kills_every_rank_ends_the_job() {
 }
 
 #[test]
+fn figures_of_more_rows_than_the_plan_has_are_not_believed() {
+    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    let Message::Chunk(honest) = bench.result(0, "h0") else { panic!() };
+    let counting = |count| v1::Moments { count, ..honest.moments[0].clone() };
+    let calibration = |count| v1::Calibration { count: vec![count; 10], ..Default::default() };
+    for wrong in [
+        v1::ChunkResult { moments: vec![counting(1 << 40)], ..honest.clone() },
+        v1::ChunkResult { calibration: Some(calibration(1 << 40)), ..honest.clone() },
+        v1::ChunkResult { calibration: Some(calibration(u64::MAX)), ..honest.clone() },
+    ] {
+        assert!(matches!(bench.say(0, Message::Chunk(wrong)), Err(Refusal::Untrue(_))));
+    }
+    assert!(bench.state.chunks.is_empty());
+}
+
+#[test]
 fn a_chunk_is_not_to_blame_for_agents_that_leave() {
     let mut bench = Bench::new(index_of("r01.reward.generate"));
     for _ in 0..20 {
