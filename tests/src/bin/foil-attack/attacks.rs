@@ -1,5 +1,9 @@
 //! The attacks, each repeated by tasks of their own until it is over.
 
+mod raw;
+mod strangers;
+mod submissions;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -19,6 +23,8 @@ use tokio::time::sleep;
 
 /// A client's beginning of HTTP/2, and its settings with nothing in them.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// The name of the agent that does the work.
+pub(crate) const ORDINARY_AGENT: &str = "ordinary";
 /// Before something is tried again that the coordinator has ended.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -36,8 +42,12 @@ impl Attack {
     }
 }
 
-pub(crate) fn all() -> Vec<Attack> {
-    let attack = |name, at_once, once| Attack { name, at_once, once };
+fn attack(name: &'static str, at_once: usize, once: fn(Aim) -> BoxFuture<'static, ()>) -> Attack {
+    Attack { name, at_once, once }
+}
+
+/// Those that show themselves within seconds.
+pub(crate) fn brief() -> Vec<Attack> {
     vec![
         attack("idle sockets", 400, |aim| silent_socket(aim, b"").boxed()),
         attack("half-open HTTP/2", 400, |aim| silent_socket(aim, PREFACE).boxed()),
@@ -49,7 +59,27 @@ pub(crate) fn all() -> Vec<Attack> {
         attack("agents of many words", 8, |aim| wordy_agent(aim).boxed()),
         attack("large and senseless messages", 8, |aim| large_message(aim).boxed()),
         attack("floods of lists", 16, |aim| list_flood(aim).boxed()),
-        attack("enormous submissions", 4, |aim| enormous_job(aim).boxed()),
+        attack("enormous submissions", 4, |aim| submissions::enormous_jobs(aim).boxed()),
+    ]
+}
+
+/// Those that need minutes, or a machine of their own.
+pub(crate) fn long() -> Vec<Attack> {
+    vec![
+        attack("uploads at the least rate", 24, |aim| steady_upload(aim).boxed()),
+        attack("messages never ended", 16, |aim| raw::messages_never_ended(aim).boxed()),
+        attack("calls never begun", 30, |aim| raw::calls_never_begun(aim).boxed()),
+        attack("calls reset at once", 4, |aim| raw::resets(aim).boxed()),
+        attack("windows never opened", 30, |aim| raw::closed_windows(aim).boxed()),
+        attack("headers of megabytes", 4, |aim| raw::large_headers(aim).boxed()),
+        attack("floods of frames", 4, |aim| raw::frame_floods(aim).boxed()),
+        attack("endless templates", 4, |aim| submissions::endless_templates(aim).boxed()),
+        attack("decompression bombs", 4, |aim| submissions::decompression_bombs(aim).boxed()),
+        attack("long lists in submissions", 4, |aim| submissions::long_lists(aim).boxed()),
+        attack("false ranks", 8, |aim| strangers::false_ranks(aim).boxed()),
+        attack("agents that come and go", 8, |aim| strangers::agents_that_come_and_go(aim).boxed()),
+        attack("impostors of the agent", 4, |aim| strangers::impostors(aim).boxed()),
+        attack("an agent that starts nothing", 1, |aim| strangers::black_hole(aim).boxed()),
     ]
 }
 
@@ -70,6 +100,10 @@ impl Aim {
 
     fn jobs(&self) -> JobsClient<Line> {
         JobsClient::new(self.line())
+    }
+
+    fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
     }
 }
 
@@ -117,7 +151,7 @@ impl Target {
 
 /// A connection that goes no further; made again when the coordinator has closed it.
 async fn silent_socket(aim: Aim, first: &[u8]) {
-    let Ok(mut socket) = TcpStream::connect(aim.url.trim_start_matches("http://")).await else { return };
+    let Ok(mut socket) = TcpStream::connect(aim.address()).await else { return };
     if socket.write_all(first).await.is_ok() {
         let mut sink = tokio::io::sink();
         // Until it is closed.
@@ -142,6 +176,21 @@ async fn slow_upload(aim: Aim, writer: Writer) {
     let bytes = stream::unfold((), |()| async {
         sleep(Duration::from_secs(15)).await;
         Some((v1::PutRequest { part: Some(Part::Data(Bytes::from_static(b"x"))) }, ()))
+    });
+    let begin = v1::PutRequest { part: Some(Part::Begin(begin)) };
+    let parts = stream::once(async move { begin }).chain(bytes);
+    // It is refused sooner or later.
+    let _ = ArtifactsClient::new(aim.line()).put(parts).await;
+}
+
+/// A little faster than an upload must be, for as long as it is let.
+async fn steady_upload(aim: Aim) {
+    const SECOND: Duration = Duration::from_secs(1);
+    let blake3 = format!("{:064x}", fastrand::u64(..));
+    let begin = v1::PutBegin { key: format!("inputs/{blake3}"), size: 1 << 30, blake3, ..Default::default() };
+    let bytes = stream::unfold((), |()| async {
+        sleep(SECOND).await;
+        Some((v1::PutRequest { part: Some(Part::Data(vec![0; 70 << 10].into())) }, ()))
     });
     let begin = v1::PutRequest { part: Some(Part::Begin(begin)) };
     let parts = stream::once(async move { begin }).chain(bytes);
@@ -198,7 +247,7 @@ async fn large_message(aim: Aim) {
         "POST /foil.v1.Jobs/List HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n{}",
         "\0".repeat(1 << 20)
     );
-    if let Ok(mut socket) = TcpStream::connect(aim.url.trim_start_matches("http://")).await {
+    if let Ok(mut socket) = TcpStream::connect(aim.address()).await {
         let _ = socket.write_all(line.as_bytes()).await;
     }
 }
@@ -211,21 +260,4 @@ async fn list_flood(aim: Aim) {
             return;
         }
     }
-}
-
-/// Jobs that would be plans of gigabytes, and none that is ever accepted.
-async fn enormous_job(aim: Aim) {
-    let mut jobs = aim.jobs();
-    for rounds in [20_000, 1_000_000, u32::MAX] {
-        let spec = v1::JobSpec { rounds: Some(rounds), ..aim.spec.clone() };
-        let _ = jobs
-            .submit(v1::SubmitRequest { spec: Some(spec), request_id: String::new(), dry_run: true })
-            .await;
-    }
-    let mut spec = aim.spec.clone();
-    if let Some(generator) = spec.data.as_mut().and_then(|data| data.generator.as_mut()) {
-        generator.prompts = Some(u32::MAX);
-    }
-    let _ =
-        jobs.submit(v1::SubmitRequest { spec: Some(spec), request_id: String::new(), dry_run: true }).await;
 }

@@ -10,6 +10,7 @@
 mod attacks;
 mod probe;
 
+use std::fs;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use clap::Parser;
 use foil_tests::{Process, Service, foil, foil_worker};
 use serde_json::Value;
 
-use self::attacks::Target;
+use self::attacks::{Attack, ORDINARY_AGENT, Target};
 use self::probe::Probe;
 
 #[derive(Debug, Clone, Parser)]
@@ -30,6 +31,12 @@ struct Args {
     /// How long each attack goes on.
     #[arg(long, value_name = "N", default_value_t = 30)]
     seconds: u64,
+    /// How long lists are timed without an attack before each.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    control_seconds: u64,
+    /// Make the attacks too that need minutes, or a machine of their own.
+    #[arg(long)]
+    all: bool,
     /// Only the attacks whose names begin so.
     #[arg(long, value_name = "NAME", default_value = "")]
     only: String,
@@ -39,10 +46,10 @@ struct Args {
     /// The longest that any list may take, in milliseconds.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     patience_ms: u64,
+    /// The most memory that the coordinator may take, in MiB.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    memory_mib: u64,
 }
-
-/// Times that the job is played while attacks go on.
-const JOBS_AT_MOST: usize = 100;
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
@@ -55,60 +62,113 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let attacks = attacks::all();
+    let mut attacks = attacks::brief();
+    if args.all {
+        attacks.extend(attacks::long());
+    }
     let attacks: Vec<_> = attacks.iter().filter(|attack| attack.name().starts_with(&args.only)).collect();
     ensure!(!attacks.is_empty(), "no attack's name begins with {}", args.only);
-    let (service, coordinator) = Service::start(scarce(args.descriptors), "127.0.0.1");
-    let mut agent = Command::new(foil_worker());
-    agent.args(["--coordinator", service.url(), "--ranks", "2"]);
-    let _agent = Process::start(agent, &service.at("agent.log"));
-
-    let quiet = service.submit_letters(Command::new(foil()));
-    service.foil(&["watch", &quiet]);
-    let expected = service.weights(Command::new(foil()), &quiet, "policy@1");
-
-    let target = Target::new(&service, &quiet)?;
-    let probe = Probe::start(service.url())?;
-    let patience = Duration::from_millis(args.patience_ms);
-    let (mut running, mut played) = (Some(service.submit_letters(Command::new(foil()))), 0);
-    let memory = resident_bytes(coordinator.id());
-    println!("{:<28} {:>8} {:>8} {:>8} {:>8}  memory", "attack", "lists", "failed", "median", "longest");
+    let mut scene = Scene::new(args)?;
+    println!("{:<30} {HEADINGS}  {HEADINGS} {:>6} {:>6}  load", "attack / undisturbed", "peak", "jobs");
+    let mut faults = Vec::new();
     for attack in attacks {
-        probe.take();
-        let began = Instant::now();
-        target.while_under(*attack, || {
-            while began.elapsed() < Duration::from_secs(args.seconds) {
-                std::thread::sleep(Duration::from_millis(200));
-                if let Some(id) = running.take_if(|id| has_ended(&service, id)) {
-                    played += 1;
-                    compare(&service, &id, &expected)?;
-                    if played < JOBS_AT_MOST {
-                        running = Some(service.submit_letters(Command::new(foil())));
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        let told = probe.take();
-        let now = resident_bytes(coordinator.id());
-        println!("{:<28} {told}  {} MiB", attack.name(), now >> 20);
-        ensure!(
-            told.failed() == 0,
-            "{}: {} lists failed: {}",
-            attack.name(),
-            told.failed(),
-            told.first_failure()
-        );
-        ensure!(told.longest() <= patience, "{}: a list took {:?}", attack.name(), told.longest());
+        faults.extend(scene.attack(*attack, args)?);
     }
-    if let Some(id) = running {
-        service.foil(&["watch", &id]);
-        compare(&service, &id, &expected)?;
-        played += 1;
-    }
-    println!("jobs played meanwhile: {played}, all with the weights of the undisturbed one");
-    println!("memory: {} MiB before, {} MiB after", memory >> 20, resident_bytes(coordinator.id()) >> 20);
+    scene.finish()?;
+    ensure!(faults.is_empty(), "{}", faults.join("; "));
+    println!("all jobs ended with the weights of the undisturbed one");
     Ok(())
+}
+
+const HEADINGS: &str = " lists failed   median      99%  longest";
+
+/// A coordinator, an agent, a client that lists and one that submits.
+struct Scene {
+    service: Service,
+    coordinator: Process,
+    _agent: Process,
+    target: Target,
+    probe: Probe,
+    /// Weights of a job that nothing disturbed.
+    expected: Vec<u8>,
+    running: Option<String>,
+    played: usize,
+}
+
+impl Scene {
+    fn new(args: &Args) -> Result<Self> {
+        let (service, coordinator) = Service::start(scarce(args.descriptors), "127.0.0.1");
+        let mut agent = Command::new(foil_worker());
+        agent.args(["--coordinator", service.url(), "--ranks", "2", "--agent-id", ORDINARY_AGENT]);
+        let agent = Process::start(agent, &service.at("agent.log"));
+        let quiet = service.submit_letters(Command::new(foil()));
+        service.foil(&["watch", &quiet]);
+        let expected = service.weights(Command::new(foil()), &quiet, "policy@1");
+        let target = Target::new(&service, &quiet)?;
+        let probe = Probe::start(service.url())?;
+        let running = Some(service.submit_letters(Command::new(foil())));
+        Ok(Self { service, coordinator, _agent: agent, target, probe, expected, running, played: 0 })
+    }
+
+    /// Attacks, and gives what went wrong meanwhile.
+    fn attack(&mut self, attack: Attack, args: &Args) -> Result<Vec<String>> {
+        let seconds = Duration::from_secs;
+        self.probe.take();
+        if args.control_seconds > 0 {
+            play(&self.service, &mut self.running, &self.expected, seconds(args.control_seconds))?;
+        }
+        let control = self.probe.take();
+        forget_peak(self.coordinator.id());
+        let Self { service, running, expected, target, .. } = self;
+        let ended = target.while_under(attack, || play(service, running, expected, seconds(args.seconds)))?;
+        self.played += ended;
+        let told = self.probe.take();
+        let peak = peak_bytes(self.coordinator.id()) >> 20;
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split_whitespace().next().unwrap_or_default();
+        println!("{:<30} {told}  {control} {peak:>6} {ended:>6}  {load}", attack.name());
+        let mut faults = Vec::new();
+        if told.failed() > 0 {
+            faults.push(format!(
+                "{}: {} lists failed: {}",
+                attack.name(),
+                told.failed(),
+                told.first_failure()
+            ));
+        }
+        if told.longest() > Duration::from_millis(args.patience_ms) {
+            faults.push(format!("{}: a list took {:?}", attack.name(), told.longest()));
+        }
+        if peak > args.memory_mib {
+            faults.push(format!("{}: the coordinator took {peak} MiB", attack.name()));
+        }
+        Ok(faults)
+    }
+
+    /// The last job ends too.
+    fn finish(&mut self) -> Result<()> {
+        if let Some(id) = self.running.take() {
+            self.service.foil(&["watch", &id]);
+            compare(&self.service, &id, &self.expected)?;
+            self.played += 1;
+        }
+        println!("jobs played meanwhile: {}", self.played);
+        Ok(())
+    }
+}
+
+/// Plays one job after another for so long; gives how many have ended, each with the weights expected.
+fn play(service: &Service, running: &mut Option<String>, expected: &[u8], time: Duration) -> Result<usize> {
+    let (began, mut ended) = (Instant::now(), 0);
+    while began.elapsed() < time {
+        std::thread::sleep(Duration::from_millis(200));
+        if let Some(id) = running.take_if(|id| has_ended(service, id)) {
+            ended += 1;
+            compare(service, &id, expected)?;
+            *running = Some(service.submit_letters(Command::new(foil())));
+        }
+    }
+    Ok(ended)
 }
 
 /// `foil` with so many file descriptors.
@@ -129,14 +189,20 @@ fn compare(service: &Service, id: &str, expected: &[u8]) -> Result<()> {
     ensure!(state.ends_with("SUCCEEDED"), "job {id} is {state}: {}", job["failure"]);
     let weights = service.weights(Command::new(foil()), id, "policy@1");
     ensure!(weights == expected, "job {id} has other weights than the undisturbed one");
-    std::fs::remove_dir_all(service.at("policy@1"))?;
+    fs::remove_dir_all(service.at("policy@1"))?;
     Ok(())
 }
 
-/// What a process has in memory.
-fn resident_bytes(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+/// Lets the kernel measure anew what a process has had in memory at most.
+fn forget_peak(process: u32) {
+    // Where it may not, the peak is that of the whole run.
+    let _ = fs::write(format!("/proc/{process}/clear_refs"), "5");
+}
+
+/// What a process has had in memory at most.
+fn peak_bytes(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or_default() << 10
 }
