@@ -139,8 +139,11 @@ fn tokenizer_config(
     ids: &TokenIds,
     template: Option<&str>,
 ) -> Value {
-    let fresh = || Map::from_iter([("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"))]);
-    let mut config = files.tokenizer_config.as_object().cloned().unwrap_or_else(fresh);
+    let mut config = files.tokenizer_config.as_object().cloned().unwrap_or_default();
+    // The class that reads tokenizer.json as it is, as training did. Others build a tokenizer of their own from its vocabulary
+    // (transformers 5: LlamaTokenizer and the like, with other tokens for some texts), or run code that is not exported.
+    config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
+    config.remove("auto_map");
     name_tokens(&mut config, encoder, ids, encoder.bos_policy());
     match template {
         // A model's own list of templates stays as it is.

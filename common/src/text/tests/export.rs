@@ -114,6 +114,9 @@ fn foils_own_templates_end_a_dialogue_as_training_does() {
 fn every_file_names_the_tokens_that_were_trained() {
     let mut files = chat(CHATML);
     files.special_tokens_map = json!({ "eos_token": { "content": "<end>" } });
+    // Classes that do not read tokenizer.json as it is.
+    files.tokenizer_config["tokenizer_class"] = json!("LlamaTokenizer");
+    files.tokenizer_config["auto_map"] = json!({ "AutoTokenizer": ["code.Tokenizer", null] });
     let settings = Text {
         eos_token: Some("<eos>".to_owned()),
         pad_token: Some("<turn>".to_owned()),
@@ -125,7 +128,7 @@ fn every_file_names_the_tokens_that_were_trained() {
     assert_eq!(result.generation_config, json!({ "eos_token_id": [1, 3], "pad_token_id": 2 }));
     let expected = json!({
         "eos_token": "<eos>", "unk_token": "<unk>", "chat_template": TURNS, "pad_token": "<turn>",
-        "truncation_side": "right",
+        "truncation_side": "right", "tokenizer_class": "PreTrainedTokenizerFast",
     });
     assert_eq!(result.tokenizer_config, expected);
     assert_eq!(result.special_tokens_map, json!({ "eos_token": "<eos>", "pad_token": "<turn>" }));
