@@ -1,9 +1,9 @@
 //! Lets this package's binaries and tests find libtorch where they were built.
 
 fn main() {
-    let Ok(lib) = std::env::var("DEP_FOIL_C10D_LIB") else { return };
+    let Ok(lib) = std::env::var("DEP_FOIL_TORCH_LIB") else { return };
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
-    if std::env::var("DEP_FOIL_C10D_CUDA").as_deref() == Ok("1") {
+    if std::env::var("DEP_FOIL_TORCH_CUDA").as_deref() == Ok("1") {
         // CUDA's kernels register themselves when their library is loaded; no symbol of it need be used.
         println!("cargo:rustc-link-arg=-Wl,--no-as-needed,-ltorch_cuda,-lc10_cuda,--as-needed");
     }

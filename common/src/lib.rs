@@ -3,6 +3,7 @@
 pub mod conform;
 pub mod contain;
 pub mod data;
+pub mod datasets;
 pub mod drift;
 pub mod exposition;
 pub mod failpoint;
@@ -14,6 +15,7 @@ pub mod letters;
 pub mod listen;
 pub mod memory;
 pub mod model;
+pub mod plural;
 pub mod private;
 pub mod redact;
 pub mod rpc;

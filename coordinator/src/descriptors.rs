@@ -6,7 +6,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 const KEPT_BACK: u64 = 512;
 
 /// Raises the soft limit to the hard one: service managers give 1024 to those that do not ask. Gives the limit there is.
-pub(crate) fn raise() -> u64 {
+pub fn raise() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
@@ -18,7 +18,7 @@ pub(crate) fn raise() -> u64 {
 }
 
 /// Connections that leave enough descriptors for the rest.
-pub(crate) fn connections(limit: u64, most: usize) -> usize {
+pub fn connections(limit: u64, most: usize) -> usize {
     let kept_back = (limit / 8 * 3).min(KEPT_BACK);
     usize::try_from(limit - kept_back).unwrap_or(most).clamp(1, most)
 }

@@ -1,15 +1,14 @@
-//! The coordinator of Foil and its command line. Nothing here knows tensors.
+//! The coordinator of Foil. Nothing here knows tensors; its command line is the crate beside it, `cli`.
 
-pub mod cli;
 pub mod clock;
 pub mod cluster;
-mod descriptors;
+pub mod descriptors;
 pub mod driver;
 pub mod job;
 pub mod journal;
 pub mod leadership;
+pub mod lease;
 pub mod plan;
-mod plural;
 pub mod queue;
 pub mod resolve;
 pub mod rpc;
@@ -18,3 +17,5 @@ pub mod secret;
 #[cfg(test)]
 mod simulation;
 pub mod web;
+
+pub use rpc::{Serve, ServeError, serve};

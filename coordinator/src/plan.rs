@@ -2,17 +2,15 @@
 
 mod bounds;
 mod phase;
-mod task;
 #[cfg(test)]
 mod tests;
 
+use foil_common::datasets as sets;
 use foil_common::spec::{self, RewardStep};
 use foil_proto::v1;
 
-use crate::resolve::names as sets;
 pub use bounds::TooLarge;
-pub use phase::{Phase, PlanError, Work};
-pub use task::{Lease, TaskError, artifact_name, gang_task, lease, rows, rows_of_chunk};
+pub use phase::{Phase, PlanError, Work, artifact_name};
 
 /// The phases in order.
 pub fn plan(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<Phase> {
@@ -112,7 +110,7 @@ impl Planner<'_> {
 }
 
 /// The data sets that a map phase goes through, in the order of its chunks. A chunk lies within one of them.
-fn segments(job: &spec::Job, round: u32, work: Work) -> Vec<&'static str> {
+pub(crate) fn segments(job: &spec::Job, round: u32, work: Work) -> Vec<&'static str> {
     match work {
         Work::GeneratePreferences => vec![sets::GOLD_PREFERENCE_PROMPTS],
         Work::GenerateEvaluationPreferences => vec![sets::GOLD_PREFERENCE_EVALUATION_PROMPTS],
@@ -131,7 +129,7 @@ fn segments(job: &spec::Job, round: u32, work: Work) -> Vec<&'static str> {
     }
 }
 
-fn chunks_of(rows: u64, chunk: usize) -> u32 {
+pub(crate) fn chunks_of(rows: u64, chunk: usize) -> u32 {
     narrow(rows.div_ceil(chunk.max(1) as u64))
 }
 

@@ -10,6 +10,7 @@ mod pulse;
 mod ranks;
 mod resume;
 mod sealing;
+mod task;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,6 @@ use crate::cluster::{Fault, Place};
 use crate::job::{Change, JobState};
 use blame::Symptom;
 use closing::Closing;
-pub use closing::ended;
 use gang::{Gang, Member};
 use map::{Chunk, Map};
 pub use ranks::{Process, Slot};

@@ -13,4 +13,5 @@ pub mod model;
 pub mod objective;
 pub mod phase;
 pub mod rank;
+pub mod task_io;
 pub mod train;

@@ -12,8 +12,8 @@ use foil_common::{exposition, listen, private, shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
 use foil_worker::conform;
 use foil_worker::exit::Exit;
-use foil_worker::rank::stopping::Stopping;
 use foil_worker::rank::{self, RankOptions, Secret};
+use foil_worker::task_io::stop::Stopping;
 
 /// Offers this machine's devices to a Foil coordinator and runs rank processes on them.
 #[derive(Debug, Parser)]

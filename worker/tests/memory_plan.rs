@@ -5,12 +5,13 @@
 
 mod model_support;
 
-use foil_c10d::{CpuMemory, backward};
 use foil_common::memory::{
     Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Pass, Training, generating,
     reading, training,
 };
 use foil_common::spec::{self, DeviceKind, Lora, LoraTarget, Normalisation, Sharding};
+use foil_torch::CpuMemory;
+use foil_torch::autograd::backward;
 use foil_worker::model::{
     DecoderConfig, HeadKind, KvCache, LanguageModel, PackedBatch, Precision, RewardModel,
 };

@@ -12,7 +12,17 @@ use crate::job::{JobState, Submitted};
 use crate::schedule::Refusal;
 
 /// Commands on their way to one rank; an error ends its stream.
-pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, Status>>;
+pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, StreamEnd>>;
+
+/// Why a rank's stream ends, where it is told.
+#[derive(Debug)]
+pub enum StreamEnd {
+    /// Its message was against the protocol.
+    Refused(Refusal),
+    /// The service's own reason.
+    Status(Status),
+}
+
 /// Commands on their way to one agent; an error ends its stream.
 pub(super) type AgentCommands = mpsc::Sender<Result<v1::AgentCommand, Status>>;
 

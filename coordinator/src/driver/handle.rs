@@ -7,7 +7,7 @@ use foil_proto::v1::{self, rank_message};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::command::{Answer, Command, Found, Look, Page, Query, Subscription};
+use super::command::{Answer, Command, Found, Look, Page, Query, StreamEnd, Subscription};
 use super::core::{Author, Core};
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted};
@@ -154,7 +154,7 @@ impl Handle {
     pub async fn rank_hello(
         &self,
         hello: v1::RankHello,
-        commands: mpsc::Sender<Result<v1::RankCommand, Status>>,
+        commands: mpsc::Sender<Result<v1::RankCommand, StreamEnd>>,
     ) -> Result<Result<(), Refusal>, Stopped> {
         self.ask(|reply| Command::RankHello { hello, commands, reply }).await
     }

@@ -7,7 +7,8 @@ use foil_proto::v1::{self, agent_command, rank_command};
 use tokio::sync::broadcast;
 use tonic::Status;
 
-use super::command::{AgentCommands, RankCommands};
+use super::command::{AgentCommands, RankCommands, StreamEnd};
+use crate::schedule::Refusal;
 
 /// Events a watcher may lag behind before its stream is ended.
 const WATCH_BACKLOG: usize = 1024;
@@ -46,10 +47,10 @@ impl Links {
     }
 
     /// Ends a rank's stream, with an error where there is one to tell.
-    pub(super) fn remove_rank(&mut self, session: &str, error: Option<Status>) {
-        if let (Some(commands), Some(error)) = (self.ranks.remove(session), error) {
+    pub(super) fn remove_rank(&mut self, session: &str, refusal: Option<Refusal>) {
+        if let (Some(commands), Some(refusal)) = (self.ranks.remove(session), refusal) {
             // A rank that is gone already needs no reason.
-            let _ = commands.try_send(Err(error));
+            let _ = commands.try_send(Err(StreamEnd::Refused(refusal)));
         }
     }
 

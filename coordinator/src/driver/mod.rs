@@ -12,8 +12,6 @@ mod shell;
 mod sweeping;
 mod telemetry;
 
-pub use command::{Found, Page, Query, Subscription};
+pub use command::{Found, Page, Query, StreamEnd, Subscription};
 pub use handle::{Handle, Stopped};
 pub use shell::{Driver, DriverError, Settings};
-
-pub use crate::rpc::{Serve, ServeError, serve};

@@ -27,8 +27,7 @@ use crate::cluster::Liveness;
 use crate::job::pages::PAGE_BYTES;
 use crate::job::{Event, JobState, StateError, Submitted, view};
 use crate::journal::{Journal, JournalError};
-use crate::leadership::{Lease, Times};
-use crate::rpc::status::refused;
+use crate::lease::{Lease, Times};
 use crate::schedule::Deadlines;
 use crate::secret::Mint;
 
@@ -332,7 +331,7 @@ impl Driver {
             Command::RankSaid { session, message, flaw } => {
                 if let Err(refusal) = self.core.rank_said(&session, message, flaw, now) {
                     tracing::warn!(session, %refusal, "a rank's word is refused");
-                    self.links.remove_rank(&session, Some(refused(&refusal)));
+                    self.links.remove_rank(&session, Some(refusal));
                     self.core.rank_gone(&session, now);
                 }
             }

@@ -2,6 +2,7 @@
 
 use foil_proto::v1;
 
+use super::results;
 use super::state::JobState;
 use super::view;
 
@@ -23,8 +24,8 @@ pub fn find_artifact<'a>(job: &'a v1::Job, wanted: &str) -> Result<&'a v1::Artif
 /// Words for the user: what there is instead.
 pub fn find_committed<'a>(state: &'a JobState, wanted: &str) -> Result<&'a v1::Artifact, String> {
     let best_round = if wanted.ends_with("@best") { view::best_round(state) } else { 0 };
-    find(view::artifacts(state), best_round, wanted)
-        .ok_or_else(|| missing(view::artifacts(state), &state.id, view::wire_state(&state.life), wanted))
+    find(results::artifacts(state), best_round, wanted)
+        .ok_or_else(|| missing(results::artifacts(state), &state.id, view::wire_state(&state.life), wanted))
 }
 
 /// The last artifact of a kind.

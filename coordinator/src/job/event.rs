@@ -1,6 +1,7 @@
 //! What is written to the log about a job. A job's state is its events applied in order, and nothing else.
 
 use foil_proto::v1;
+use prost::Message;
 use serde::{Deserialize, Serialize};
 
 /// One event of one job, as it stands in the log.
@@ -115,6 +116,20 @@ pub struct Cause {
     pub detail: Detail,
 }
 
+impl Cause {
+    /// A cause that needs no more than a class and a message: no rank, no advice, no log.
+    pub fn new(class: CauseClass, message: &str) -> Self {
+        Self {
+            class,
+            message: message.to_owned(),
+            advice: String::new(),
+            rank: None,
+            log_tail: Vec::new(),
+            detail: Detail::default(),
+        }
+    }
+}
+
 /// What else is known of a failure, as [`v1::JobFailure`] tells it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -223,4 +238,9 @@ pub enum Outcome {
     Succeeded,
     Failed(Box<v1::JobFailure>),
     Cancelled,
+}
+
+/// Equal for equal specifications, whoever has filled in the defaults.
+pub fn spec_hash(spec: &v1::JobSpec) -> String {
+    blake3::hash(&spec.encode_to_vec()).to_hex().to_string()
 }

@@ -7,6 +7,8 @@ pub mod event;
 pub(crate) mod fixture;
 mod fold;
 pub mod pages;
+mod results;
+pub mod rows;
 pub mod state;
 mod sweep;
 #[cfg(test)]
@@ -17,6 +19,7 @@ pub use artifacts::{find_artifact, find_committed, last_artifact};
 pub use decide::decide;
 pub use event::{
     Cause, CauseClass, Change, ChunkDone, Committed, Detail, Event, Outcome, RankStarted, Submitted,
+    spec_hash,
 };
 pub use fold::fold;
 pub use state::{ATTEMPTS_WITHOUT_COMMIT, JobState, Life, StateError};

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use foil_proto::v1;
 use prost::Message;
 
+use super::results;
 use super::state::JobState;
-use super::view;
 
 /// Largest page.
 pub const PAGE_BYTES: usize = 1 << 20;
@@ -80,7 +80,7 @@ pub fn phases(state: &JobState, from: Mark, size: usize, bytes: usize) -> Page<v
 /// The figures of the rounds that have any, from a mark on.
 pub fn rounds(state: &JobState, from: Mark, size: usize, bytes: usize) -> Page<v1::RoundResult> {
     let rounds = (0..state.spec.rounds as usize).skip(from.item);
-    let figures = rounds.filter_map(|at| Some((at, view::round(state, u32::try_from(at + 1).ok()?)?)));
+    let figures = rounds.filter_map(|at| Some((at, results::round(state, u32::try_from(at + 1).ok()?)?)));
     Page::fill(figures, size, bytes)
 }
 
@@ -88,7 +88,7 @@ pub fn rounds(state: &JobState, from: Mark, size: usize, bytes: usize) -> Page<v
 pub fn artifacts(state: &JobState, from: Mark, size: usize, bytes: usize) -> Page<v1::Artifact> {
     let mut page = Page { items: Vec::new(), next: None };
     let mut room = bytes;
-    for (item, artifact) in view::artifacts(state).enumerate().skip(from.item) {
+    for (item, artifact) in results::artifacts(state).enumerate().skip(from.item) {
         let first = if item == from.item { from.object.min(artifact.objects.len()) } else { 0 };
         let head = without_objects(artifact);
         let is_full = !page.items.is_empty() && (page.items.len() >= size || size_of(&head) > room);
@@ -142,6 +142,7 @@ pub(super) fn without_objects(artifact: &v1::Artifact) -> v1::Artifact {
 mod tests {
     use foil_proto::v1::job_event::Event;
 
+    use super::super::view;
     use super::*;
     use crate::job::event::{Change, Committed};
     use crate::job::find_committed;
@@ -254,7 +255,7 @@ mod tests {
         assert!(job.omitted.is_empty());
         assert_eq!(job.plan.unwrap(), state.submitted.plan);
         assert_eq!(job.rounds.len(), 2);
-        assert!(job.artifacts.iter().eq(view::artifacts(&state)));
+        assert!(job.artifacts.iter().eq(results::artifacts(&state)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use foil_common::spec;
 use foil_proto::v1;
 
-use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, RankStarted, Submitted};
+use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, RankStarted, Submitted, spec_hash};
 use crate::plan::{Phase, PlanError};
 
 /// Attempts of one phase that may end without a commit before the job is given up.
@@ -101,7 +101,7 @@ impl JobState {
             .map_err(|source| StateError::Plan { job: id.to_owned(), source })?;
         Ok(Self {
             id: id.to_owned(),
-            spec_blake3: super::view::spec_hash(&submitted.spec),
+            spec_blake3: spec_hash(&submitted.spec),
             submitted,
             submitted_at: at,
             spec,

@@ -2,11 +2,10 @@ use foil_common::spec;
 
 use super::fixture::{after, commit_next, commit_next_with, event, object, state};
 use super::*;
-use crate::schedule::ended;
 use foil_proto::v1;
 
 fn crash(state: &mut JobState) {
-    let cause = Cause { rank: Some(1), ..ended(CauseClass::Crash, "rank 1 crashed") };
+    let cause = Cause { rank: Some(1), ..Cause::new(CauseClass::Crash, "rank 1 crashed") };
     let attempt = state.attempt;
     state.apply(&event(5, Change::AttemptEnded { attempt, cause })).unwrap();
 }
@@ -44,7 +43,7 @@ fn three_attempts_without_a_commit_end_a_job_and_a_commit_forgives() {
 fn a_restarted_coordinator_is_no_failure_of_the_job() {
     let mut state = after(&[], 0);
     for _ in 0..10 {
-        let cause = ended(CauseClass::CoordinatorRestart, "restart");
+        let cause = Cause::new(CauseClass::CoordinatorRestart, "restart");
         let attempt = state.attempt;
         state.apply(&event(5, Change::AttemptEnded { attempt, cause })).unwrap();
         assert!(decide(&state).is_none() && state.wants_devices());
@@ -55,7 +54,7 @@ fn a_restarted_coordinator_is_no_failure_of_the_job() {
 #[test]
 fn bad_data_fails_at_the_first_attempt() {
     let mut state = after(&[], 0);
-    let cause = ended(CauseClass::Data, "row 7 is empty");
+    let cause = Cause::new(CauseClass::Data, "row 7 is empty");
     state.apply(&event(5, Change::AttemptEnded { attempt: 1, cause })).unwrap();
     let Some((Change::Ended(Outcome::Failed(failure)), _)) = decide(&state) else { panic!() };
     assert_eq!(failure.class, "data");
@@ -71,7 +70,7 @@ fn a_failure_tells_all_that_is_known_and_survives_the_log() {
         rows: vec!["human pair 5".into()],
         memory: Some(v1::MemoryShortage { place: "host".into(), peak_bytes: Some(9), ..Default::default() }),
     };
-    let cause = Cause { detail: detail.clone(), ..ended(CauseClass::Nonfinite, "no number") };
+    let cause = Cause { detail: detail.clone(), ..Cause::new(CauseClass::Nonfinite, "no number") };
     let change = Change::AttemptEnded { attempt: 1, cause };
     let bytes = rmp_serde::to_vec_named(&event(5, change)).unwrap();
     let mut state = after(&[], 3);
@@ -90,7 +89,7 @@ fn a_failure_tells_all_that_is_known_and_survives_the_log() {
 
 #[test]
 fn a_cause_of_an_older_log_has_no_detail() {
-    let cause = ended(CauseClass::Crash, "rank 1 crashed");
+    let cause = Cause::new(CauseClass::Crash, "rank 1 crashed");
     let mut old = serde_json::to_value(&cause).unwrap();
     assert!(old.as_object_mut().unwrap().remove("detail").is_some());
     assert_eq!(serde_json::from_value::<Cause>(old).unwrap(), cause);
@@ -102,7 +101,7 @@ fn cancelling_waits_for_the_ranks() {
     state.apply(&event(4, Change::CancelRequested)).unwrap();
     assert!(decide(&state).is_none());
     assert_eq!(view::wire_state(&state.life), v1::JobState::Cancelling);
-    let cause = ended(CauseClass::Cancelled, "cancelled");
+    let cause = Cause::new(CauseClass::Cancelled, "cancelled");
     state.apply(&event(5, Change::AttemptEnded { attempt: 1, cause })).unwrap();
     assert_eq!(decide(&state).unwrap().0, Change::Ended(Outcome::Cancelled));
 }
@@ -122,7 +121,7 @@ fn impossible_events_change_nothing() {
     let mut state = after(&[], 1);
     let before = state.clone();
     let phase = state.phase().unwrap().id.clone();
-    let stale = ended(CauseClass::Crash, "");
+    let stale = Cause::new(CauseClass::Crash, "");
     for change in [
         Change::AttemptStarted { attempt: 2, phase: phase.clone(), world: 2 },
         Change::AttemptEnded { attempt: 7, cause: stale },

@@ -8,11 +8,13 @@ use foil_proto::v1::{self, job_event};
 
 use prost::Message;
 
-use super::event::{CauseClass, Change, Committed, Outcome};
+use super::event::{CauseClass, Change, Outcome};
 use super::pages::{self, Mark};
+use super::results::metrics_of;
+use super::rows;
 use super::state::{JobState, Life};
 use crate::clock::timestamp;
-use crate::plan::{self, Phase, Work};
+use crate::plan::{Phase, Work};
 
 /// Largest job message: with what is around it, it fits the 4 MiB that gRPC clients take by default.
 pub const JOB_BYTES: usize = 1 << 20;
@@ -83,11 +85,6 @@ fn summary(state: &JobState) -> v1::Job {
     }
 }
 
-/// Equal for equal specifications, whoever has filled in the defaults.
-pub fn spec_hash(spec: &v1::JobSpec) -> String {
-    blake3::hash(&spec.encode_to_vec()).to_hex().to_string()
-}
-
 /// The job as a row of a list.
 pub fn listed(state: &JobState) -> v1::Job {
     let mut job = summary(state);
@@ -96,15 +93,6 @@ pub fn listed(state: &JobState) -> v1::Job {
         failure.rows.clear();
     }
     job
-}
-
-/// All that the job has committed, in order.
-pub(super) fn artifacts(state: &JobState) -> impl DoubleEndedIterator<Item = &v1::Artifact> + Clone {
-    state.committed.iter().flat_map(of_phase)
-}
-
-fn of_phase(done: &Committed) -> impl DoubleEndedIterator<Item = &v1::Artifact> + Clone {
-    std::iter::once(&done.artifact).chain(&done.steps)
 }
 
 /// The artifact as an event tells of it.
@@ -175,7 +163,7 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
 fn whole(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
     let total = match phase.work.is_gang() {
         true => phase.steps.into(),
-        false => plan::rows(state, phase),
+        false => rows::total(state, phase),
     };
     let (phase, unit) = (phase.id.clone(), phase.work.unit().to_owned());
     v1::PhaseProgress { phase, done: total, total, unit, step: Vec::new() }
@@ -215,33 +203,6 @@ pub fn event(state: &JobState, event: job_event::Event, at: u64) -> v1::JobEvent
 
 pub fn notice(level: &str, text: String) -> job_event::Event {
     job_event::Event::Notice(v1::Notice { level: level.to_owned(), text })
-}
-
-/// A round's figures, where it has any. Of the evaluation they keep their names; those of fresh golden-vs-sample
-/// pairs are `fresh_…`, those of training `train_…`, and the drift found in the Reference phase is `reference_drift_…`.
-pub(super) fn round(state: &JobState, round: u32) -> Option<v1::RoundResult> {
-    let mut reward = metrics_of(state, round, Work::EvaluateReward).to_vec();
-    reward.extend(prefixed("fresh_", metrics_of(state, round, Work::EvaluateRewardFresh)));
-    reward.extend(prefixed("train_", metrics_of(state, round, Work::TrainReward)));
-    let mut policy = metrics_of(state, round, Work::EvaluatePolicy).to_vec();
-    let reference = metrics_of(state, round, Work::ReferencePolicy).iter();
-    let drift = reference.filter(|metric| metric.name.starts_with("drift_")).cloned();
-    policy.extend(prefixed("reference_", &drift.collect::<Vec<_>>()));
-    policy.extend(prefixed("train_", metrics_of(state, round, Work::TrainPolicy)));
-    let has_figures = !(reward.is_empty() && policy.is_empty());
-    has_figures.then_some(v1::RoundResult { round, reward, policy })
-}
-
-fn metrics_of(state: &JobState, round: u32, work: Work) -> &[v1::Metric] {
-    state.done(&Phase::id_of(round, work)).map(|done| done.metrics.as_slice()).unwrap_or_default()
-}
-
-fn prefixed(prefix: &str, metrics: &[v1::Metric]) -> Vec<v1::Metric> {
-    let name = |metric: &v1::Metric| match metric.name.starts_with(prefix) {
-        true => metric.name.clone(),
-        false => format!("{prefix}{}", metric.name),
-    };
-    metrics.iter().map(|metric| v1::Metric { name: name(metric), ..metric.clone() }).collect()
 }
 
 /// The evaluated round that is best by the job's own measure on the half of the rows that is to name it, the first of

@@ -5,11 +5,10 @@
 //! all that it knew belongs to its driver, which ends, and the process goes on as the reserve that it replaced.
 
 mod desk;
-mod lease;
+mod renewal;
 mod vigil;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use foil_common::failpoint;
 use foil_common::storage::Store;
@@ -17,29 +16,12 @@ use foil_common::storage::log::{Beat, LogError, LogState};
 use tokio_util::sync::CancellationToken;
 
 pub use self::desk::{Desk, NotLeading};
-pub use self::lease::Lease;
 pub use self::vigil::{Sight, Verdict, Vigil};
 use crate::clock::Clock;
 use crate::driver::{Driver, DriverError, Settings};
 use crate::job::{Event, fold};
 use crate::journal::{Journal, JournalError, Keeping};
-
-/// How leadership is kept and passed on.
-#[derive(Debug, Clone, Copy)]
-pub struct Times {
-    /// Between two signs of life.
-    pub beat: Duration,
-    /// A leader without one for so long may be replaced, and answers no more reads.
-    pub lease: Duration,
-    /// Between two looks of a standby.
-    pub look: Duration,
-}
-
-impl Default for Times {
-    fn default() -> Self {
-        Self { beat: Duration::from_secs(1), lease: Duration::from_secs(5), look: Duration::from_millis(500) }
-    }
-}
+use crate::lease::Lease;
 
 /// One coordinator's part in who leads its store.
 #[derive(Debug, Clone)]
@@ -87,7 +69,7 @@ impl Office {
         let term = journal.term();
         let (store, clock, times) = (self.store.clone(), self.clock, self.settings.leadership);
         let renewal =
-            lease::renew(store.clone(), journal.clone(), self.address.clone(), lease.clone(), clock, times);
+            renewal::renew(store.clone(), journal.clone(), self.address.clone(), lease.clone(), clock, times);
         let (driver, handle) =
             Driver::begin(journal, events, store.clone(), clock, self.settings, lease.clone())?;
         tracing::info!(term, address = self.address, "leading");

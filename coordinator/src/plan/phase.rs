@@ -145,3 +145,21 @@ impl From<&Phase> for v1::PhasePlan {
         }
     }
 }
+
+/// The name of the artifact a phase commits, and its kind.
+pub fn artifact_name(phase: &Phase) -> (String, &'static str) {
+    match phase.work {
+        Work::Sft => ("policy@0".to_owned(), "policy"),
+        Work::TrainPolicy => (format!("policy@{}", phase.round), "policy"),
+        Work::TrainReward => (format!("reward@{}", phase.round), "reward"),
+        Work::GeneratePreferences
+        | Work::GenerateEvaluationPreferences
+        | Work::GenerateGolden
+        | Work::GeneratePolicy => (format!("samples/{}", phase.id), "samples"),
+        Work::ScorePolicy => (format!("scores/{}", phase.id), "scores"),
+        Work::ReferencePolicy => (format!("reference/{}", phase.id), "reference"),
+        Work::EvaluateReward | Work::EvaluateRewardFresh | Work::EvaluatePolicy => {
+            (format!("evaluation/{}", phase.id), "evaluation")
+        }
+    }
+}

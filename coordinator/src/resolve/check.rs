@@ -4,12 +4,12 @@ use std::num::NonZero;
 use std::thread;
 
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
+use foil_common::datasets;
 use foil_common::spec::{self, Side};
 use foil_common::text::{Answer, Encoded, EncodedPrompt, Encoder, Limits, TextError};
 
-use super::models::{POLICY, REWARD};
-use super::names;
 use super::sets::Sets;
+use super::suitability::{POLICY, REWARD};
 use super::{Readers, ResolveError};
 
 /// Rows checked by one thread at least.
@@ -61,33 +61,33 @@ pub(super) fn encodings(job: &spec::Job, sets: &mut Sets, readers: &Readers<'_>)
     let allowed = job.data.max_bad_fraction;
     let checker =
         Checker { side: job.text.truncation_side, sampled, shared, allowed, policy: &policy, reward };
-    checker.check(sets, names::SFT, "data.sft", |sets| &mut sets.sft, Checker::demonstration)?;
+    checker.check(sets, datasets::SFT, "data.sft", |sets| &mut sets.sft, Checker::demonstration)?;
     checker.check(
         sets,
-        names::PREFERENCES,
+        datasets::PREFERENCES,
         "data.preferences",
         |sets| &mut sets.preferences,
         Checker::pair,
     )?;
     checker.check(
         sets,
-        names::EVALUATION_PREFERENCES,
+        datasets::EVALUATION_PREFERENCES,
         "data.evaluation.preferences",
         |sets| &mut sets.evaluation_preferences,
         Checker::pair,
     )?;
-    checker.check(sets, names::GOLDEN, "data.golden", |sets| &mut sets.golden, Checker::golden)?;
+    checker.check(sets, datasets::GOLDEN, "data.golden", |sets| &mut sets.golden, Checker::golden)?;
     checker.check(
         sets,
-        names::GOLDEN_HOLDOUT,
+        datasets::GOLDEN_HOLDOUT,
         "data.golden",
         |sets| &mut sets.golden_holdout,
         Checker::golden,
     )?;
-    checker.check(sets, names::PROMPTS, "data.prompts", |sets| &mut sets.prompts, Checker::prompt)?;
+    checker.check(sets, datasets::PROMPTS, "data.prompts", |sets| &mut sets.prompts, Checker::prompt)?;
     checker.check(
         sets,
-        names::EVALUATION_PROMPTS,
+        datasets::EVALUATION_PROMPTS,
         "data.evaluation.prompts",
         |sets| &mut sets.evaluation_prompts,
         Checker::prompt,
@@ -168,7 +168,7 @@ impl Checker<'_> {
         }
         sets.note_bad(name, bad.len() as u64, &bad);
         let limits = match name {
-            names::SFT | names::PREFERENCES | names::EVALUATION_PREFERENCES => self.shared,
+            datasets::SFT | datasets::PREFERENCES | datasets::EVALUATION_PREFERENCES => self.shared,
             _ => self.sampled,
         };
         for (cut, what, limit) in

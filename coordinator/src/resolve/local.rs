@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow};
+use foil_common::datasets;
 use foil_common::model::WeightFiles;
 use foil_common::spec::{self, ModelRef};
 use foil_common::text::{Encoder, ModelText};
 use foil_proto::v1;
 
 use super::load::Sources;
-use super::models::{POLICY, REWARD};
-use super::suitability::{self, Weights};
-use super::{Readers, ResolveError, names};
+use super::suitability::{self, POLICY, REWARD, Weights};
+use super::{Readers, ResolveError};
 
 /// A job's sets as submission would make them, and the encoders of the models that read them.
 pub struct Local {
@@ -88,15 +88,18 @@ pub fn local(job: &spec::Job) -> Result<Local, ResolveError> {
     };
     let sets = super::build(job, &sources, &readers)?;
     let all = [
-        (names::SFT, Rows::Demonstrations(sets.sft)),
-        (names::PREFERENCES, Rows::Pairs(sets.preferences)),
-        (names::EVALUATION_PREFERENCES, Rows::Pairs(sets.evaluation_preferences)),
-        (names::GOLD_PREFERENCE_PROMPTS, Rows::Prompts(sets.gold_preference_prompts)),
-        (names::GOLD_PREFERENCE_EVALUATION_PROMPTS, Rows::Prompts(sets.gold_preference_evaluation_prompts)),
-        (names::GOLDEN, Rows::Golden(sets.golden)),
-        (names::GOLDEN_HOLDOUT, Rows::Golden(sets.golden_holdout)),
-        (names::PROMPTS, Rows::Prompts(sets.prompts)),
-        (names::EVALUATION_PROMPTS, Rows::Prompts(sets.evaluation_prompts)),
+        (datasets::SFT, Rows::Demonstrations(sets.sft)),
+        (datasets::PREFERENCES, Rows::Pairs(sets.preferences)),
+        (datasets::EVALUATION_PREFERENCES, Rows::Pairs(sets.evaluation_preferences)),
+        (datasets::GOLD_PREFERENCE_PROMPTS, Rows::Prompts(sets.gold_preference_prompts)),
+        (
+            datasets::GOLD_PREFERENCE_EVALUATION_PROMPTS,
+            Rows::Prompts(sets.gold_preference_evaluation_prompts),
+        ),
+        (datasets::GOLDEN, Rows::Golden(sets.golden)),
+        (datasets::GOLDEN_HOLDOUT, Rows::Golden(sets.golden_holdout)),
+        (datasets::PROMPTS, Rows::Prompts(sets.prompts)),
+        (datasets::EVALUATION_PROMPTS, Rows::Prompts(sets.evaluation_prompts)),
     ];
     Ok(Local {
         sets: all

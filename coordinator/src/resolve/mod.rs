@@ -9,7 +9,6 @@ mod error;
 mod load;
 pub mod local;
 mod models;
-pub mod names;
 mod overlaps;
 mod request;
 mod resolver;
@@ -29,7 +28,7 @@ use foil_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Work, plan};
-use crate::plural::counted;
+use foil_common::plural::counted;
 
 pub use self::error::ResolveError;
 use self::load::Sources;

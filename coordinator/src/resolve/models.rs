@@ -16,10 +16,7 @@ use serde_json::Value;
 use super::Made;
 use super::ResolveError;
 use super::load::{fetch, stat};
-use super::suitability::{self, Files};
-
-pub(super) const POLICY: &str = "policy.model";
-pub(super) const REWARD: &str = "reward.model";
+use super::suitability::{self, Files, POLICY, REWARD};
 
 /// A model that ranks can load, as far as its small files tell.
 pub(super) struct Checked {

@@ -3,9 +3,29 @@
 use std::collections::HashSet;
 
 use foil_common::data::rows::{PromptKey, Row};
+use foil_common::datasets;
+use foil_common::spec;
 
-use super::names;
 use super::sets::Sets;
+
+impl Sets {
+    /// Says which sets share prompts, and so which figures are measured on prompts that training sees.
+    pub(super) fn report_overlaps(&mut self, job: &spec::Job) {
+        if job.data.generator.is_some() {
+            let note =
+                "the letters game has only 56 sets of five letters, so its sets share prompts by chance";
+            self.warnings.extend(of_measured(self).map(|shares| format!("{note}; {shares}")));
+            return;
+        }
+        self.warnings.extend(of_pairs(self));
+        if self.golden_holdout.is_empty() && !self.golden.is_empty() {
+            self.warnings.push(
+                "golden_holdout: no golden prompt is held out, so accuracy on fresh samples is not measured"
+                    .to_owned(),
+            );
+        }
+    }
+}
 
 /// What a set is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,19 +60,19 @@ impl Prompts {
 fn all(sets: &Sets) -> Vec<Prompts> {
     use Role::{MeasuresPolicy, MeasuresReward, TrainsPolicy, TrainsReward};
     vec![
-        Prompts::of(names::SFT, TrainsPolicy, &sets.sft),
-        Prompts::of(names::PREFERENCES, TrainsReward, &sets.preferences),
-        Prompts::of(names::GOLD_PREFERENCE_PROMPTS, TrainsReward, &sets.gold_preference_prompts),
-        Prompts::of(names::GOLDEN, TrainsReward, &sets.golden),
-        Prompts::of(names::PROMPTS, TrainsPolicy, &sets.prompts),
-        Prompts::of(names::EVALUATION_PREFERENCES, MeasuresReward, &sets.evaluation_preferences),
+        Prompts::of(datasets::SFT, TrainsPolicy, &sets.sft),
+        Prompts::of(datasets::PREFERENCES, TrainsReward, &sets.preferences),
+        Prompts::of(datasets::GOLD_PREFERENCE_PROMPTS, TrainsReward, &sets.gold_preference_prompts),
+        Prompts::of(datasets::GOLDEN, TrainsReward, &sets.golden),
+        Prompts::of(datasets::PROMPTS, TrainsPolicy, &sets.prompts),
+        Prompts::of(datasets::EVALUATION_PREFERENCES, MeasuresReward, &sets.evaluation_preferences),
         Prompts::of(
-            names::GOLD_PREFERENCE_EVALUATION_PROMPTS,
+            datasets::GOLD_PREFERENCE_EVALUATION_PROMPTS,
             MeasuresReward,
             &sets.gold_preference_evaluation_prompts,
         ),
-        Prompts::of(names::GOLDEN_HOLDOUT, MeasuresReward, &sets.golden_holdout),
-        Prompts::of(names::EVALUATION_PROMPTS, MeasuresPolicy, &sets.evaluation_prompts),
+        Prompts::of(datasets::GOLDEN_HOLDOUT, MeasuresReward, &sets.golden_holdout),
+        Prompts::of(datasets::EVALUATION_PROMPTS, MeasuresPolicy, &sets.evaluation_prompts),
     ]
 }
 
@@ -101,11 +121,11 @@ fn meaning(first: &Prompts, second: &Prompts) -> &'static str {
         (TrainsReward, MeasuresPolicy) => {
             "so the reward measured there flatters: the reward model was trained on these prompts"
         }
-        (TrainsPolicy, MeasuresReward) if second.name == names::GOLDEN_HOLDOUT => {
+        (TrainsPolicy, MeasuresReward) if second.name == datasets::GOLDEN_HOLDOUT => {
             "so the samples it is measured against are those of a policy trained on these prompts"
         }
         (TrainsPolicy, MeasuresReward) => "which flatters no figure: the policy alone is trained on them",
-        (TrainsReward, TrainsPolicy) if first.name == names::GOLDEN => {
+        (TrainsReward, TrainsPolicy) if first.name == datasets::GOLDEN => {
             "though the game keeps golden answers to the reward model's own prompts"
         }
         (TrainsReward, TrainsPolicy) | (TrainsPolicy, TrainsReward) => {

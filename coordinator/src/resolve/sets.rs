@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use foil_common::data::parse::{Budget, Parsed, Places, Wanted};
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::data::split::{hold_out, take};
+use foil_common::datasets;
 use foil_common::letters;
 use foil_common::spec::{self, GeneratorName};
 use foil_proto::v1;
 
 use super::ResolveError;
 use super::load::{Source, Sources};
-use super::{names, overlaps};
 
 /// Bad rows shown of each set.
 const SHOWN_BAD: usize = 5;
@@ -47,25 +47,25 @@ impl Sets {
         if let Some(generator) = &data.generator {
             sets.generate(generator, seed);
         }
-        sets.read(&sources.sft, names::SFT, bounds, |sets| &mut sets.sft)?;
-        sets.read(&sources.preferences, names::PREFERENCES, bounds, |sets| &mut sets.preferences)?;
-        sets.read(&sources.golden, names::GOLDEN, bounds, |sets| &mut sets.golden)?;
-        sets.read(&sources.prompts, names::PROMPTS, bounds, |sets| &mut sets.prompts)?;
-        sets.read(&sources.evaluation_preferences, names::EVALUATION_PREFERENCES, bounds, |sets| {
+        sets.read(&sources.sft, datasets::SFT, bounds, |sets| &mut sets.sft)?;
+        sets.read(&sources.preferences, datasets::PREFERENCES, bounds, |sets| &mut sets.preferences)?;
+        sets.read(&sources.golden, datasets::GOLDEN, bounds, |sets| &mut sets.golden)?;
+        sets.read(&sources.prompts, datasets::PROMPTS, bounds, |sets| &mut sets.prompts)?;
+        sets.read(&sources.evaluation_preferences, datasets::EVALUATION_PREFERENCES, bounds, |sets| {
             &mut sets.evaluation_preferences
         })?;
-        sets.read(&sources.evaluation_prompts, names::EVALUATION_PROMPTS, bounds, |sets| {
+        sets.read(&sources.evaluation_prompts, datasets::EVALUATION_PROMPTS, bounds, |sets| {
             &mut sets.evaluation_prompts
         })?;
 
-        limit(&mut sets.sft, limits.sft, seed, names::SFT);
-        limit(&mut sets.preferences, limits.preferences, seed, names::PREFERENCES);
-        limit(&mut sets.golden, limits.golden, seed, names::GOLDEN);
-        limit(&mut sets.prompts, limits.prompts, seed, names::PROMPTS);
+        limit(&mut sets.sft, limits.sft, seed, datasets::SFT);
+        limit(&mut sets.preferences, limits.preferences, seed, datasets::PREFERENCES);
+        limit(&mut sets.golden, limits.golden, seed, datasets::GOLDEN);
+        limit(&mut sets.prompts, limits.prompts, seed, datasets::PROMPTS);
         sets.hold_out(data, seed);
         let (pairs, prompts) = (limits.evaluation_preferences, limits.evaluation_prompts);
-        limit(&mut sets.evaluation_preferences, pairs, seed, names::EVALUATION_PREFERENCES);
-        limit(&mut sets.evaluation_prompts, prompts, seed, names::EVALUATION_PROMPTS);
+        limit(&mut sets.evaluation_preferences, pairs, seed, datasets::EVALUATION_PREFERENCES);
+        limit(&mut sets.evaluation_prompts, prompts, seed, datasets::EVALUATION_PROMPTS);
         if let Some(gold) = &data.gold_preferences {
             sets.gold_preference_prompts = letters::preference_prompts(seed, &sets.golden, gold.pairs);
             sets.gold_preference_evaluation_prompts =
@@ -178,21 +178,21 @@ impl Sets {
         let held_out =
             "give an evaluation set of its own, or rows with more distinct prompts to hold some out";
         let needs = [
-            (job.has_sft(), "data.sft", names::SFT, more),
-            (human && !labelled, "data.preferences", names::PREFERENCES, more),
+            (job.has_sft(), "data.sft", datasets::SFT, more),
+            (human && !labelled, "data.preferences", datasets::PREFERENCES, more),
             (
                 !self.preferences.is_empty(),
                 "data.evaluation.preferences",
-                names::EVALUATION_PREFERENCES,
+                datasets::EVALUATION_PREFERENCES,
                 held_out,
             ),
-            (job.reward_step.apo_weight > 0.0, "data.golden", names::GOLDEN, more),
-            (true, "data.prompts", names::PROMPTS, more),
-            (true, "data.evaluation.prompts", names::EVALUATION_PROMPTS, held_out),
+            (job.reward_step.apo_weight > 0.0, "data.golden", datasets::GOLDEN, more),
+            (true, "data.prompts", datasets::PROMPTS, more),
+            (true, "data.evaluation.prompts", datasets::EVALUATION_PROMPTS, held_out),
             (
                 labelled,
                 "data.golden",
-                names::GOLD_PREFERENCE_PROMPTS,
+                datasets::GOLD_PREFERENCE_PROMPTS,
                 "gold-labelled pairs use the golden prompts",
             ),
         ];
@@ -214,33 +214,19 @@ impl Sets {
     /// Rows of each set, in the order in which sets are shown.
     pub(super) fn counts(&self) -> [(&'static str, u64); 9] {
         [
-            (names::SFT, self.sft.len() as u64),
-            (names::PREFERENCES, self.preferences.len() as u64),
-            (names::EVALUATION_PREFERENCES, self.evaluation_preferences.len() as u64),
-            (names::GOLD_PREFERENCE_PROMPTS, self.gold_preference_prompts.len() as u64),
-            (names::GOLD_PREFERENCE_EVALUATION_PROMPTS, self.gold_preference_evaluation_prompts.len() as u64),
-            (names::GOLDEN, self.golden.len() as u64),
-            (names::GOLDEN_HOLDOUT, self.golden_holdout.len() as u64),
-            (names::PROMPTS, self.prompts.len() as u64),
-            (names::EVALUATION_PROMPTS, self.evaluation_prompts.len() as u64),
+            (datasets::SFT, self.sft.len() as u64),
+            (datasets::PREFERENCES, self.preferences.len() as u64),
+            (datasets::EVALUATION_PREFERENCES, self.evaluation_preferences.len() as u64),
+            (datasets::GOLD_PREFERENCE_PROMPTS, self.gold_preference_prompts.len() as u64),
+            (
+                datasets::GOLD_PREFERENCE_EVALUATION_PROMPTS,
+                self.gold_preference_evaluation_prompts.len() as u64,
+            ),
+            (datasets::GOLDEN, self.golden.len() as u64),
+            (datasets::GOLDEN_HOLDOUT, self.golden_holdout.len() as u64),
+            (datasets::PROMPTS, self.prompts.len() as u64),
+            (datasets::EVALUATION_PROMPTS, self.evaluation_prompts.len() as u64),
         ]
-    }
-
-    /// Says which sets share prompts, and so which figures are measured on prompts that training sees.
-    pub(super) fn report_overlaps(&mut self, job: &spec::Job) {
-        if job.data.generator.is_some() {
-            let note =
-                "the letters game has only 56 sets of five letters, so its sets share prompts by chance";
-            self.warnings.extend(overlaps::of_measured(self).map(|shares| format!("{note}; {shares}")));
-            return;
-        }
-        self.warnings.extend(overlaps::of_pairs(self));
-        if self.golden_holdout.is_empty() && !self.golden.is_empty() {
-            self.warnings.push(
-                "golden_holdout: no golden prompt is held out, so accuracy on fresh samples is not measured"
-                    .to_owned(),
-            );
-        }
     }
 }
 

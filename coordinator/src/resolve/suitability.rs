@@ -10,7 +10,10 @@ use foil_common::spec::{self, Init, ModelRef};
 use serde_json::Value;
 
 use super::ResolveError;
-use super::models::{POLICY, REWARD};
+
+/// The fields of the models' directories.
+pub(super) const POLICY: &str = "policy.model";
+pub(super) const REWARD: &str = "reward.model";
 
 /// Bytes of a config.json.
 const LARGEST_CONFIG: u64 = 16 << 20;

@@ -156,8 +156,8 @@ async fn the_generator_fills_every_set() {
         }),
         ..Default::default()
     });
-    let resolved = resolved(wire, &store).await.unwrap();
-    let counts: Vec<_> = resolved.datasets.iter().map(|set| (set.name.as_str(), set.rows)).collect();
+    let small = resolved(wire.clone(), &store).await.unwrap();
+    let counts: Vec<_> = small.datasets.iter().map(|set| (set.name.as_str(), set.rows)).collect();
     let expected = [
         ("sft", 40),
         ("gold_preference_prompts", 25),
@@ -168,7 +168,11 @@ async fn the_generator_fills_every_set() {
         ("evaluation_prompts", 10),
     ];
     assert_eq!(counts, expected);
-    assert!(resolved.warnings.iter().any(|warning| warning.contains("56 sets")), "{:?}", resolved.warnings);
+
+    // More prompts than there are sets of letters.
+    wire.data.as_mut().unwrap().generator.as_mut().unwrap().prompts = Some(2_000);
+    let large = request(wire, false).run(&store).await.unwrap();
+    assert!(large.warnings.iter().any(|warning| warning.contains("56 sets")), "{:?}", large.warnings);
 }
 
 #[tokio::test]

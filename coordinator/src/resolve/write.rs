@@ -1,11 +1,11 @@
 //! Writing the sets where ranks read them.
 
 use foil_common::data::rows::write;
+use foil_common::datasets;
 use foil_common::storage::Store;
 use foil_proto::v1;
 
 use super::ResolveError;
-use super::names;
 use super::sets::Sets;
 
 /// Where a job's set lies.
@@ -29,15 +29,15 @@ pub(super) fn descriptions(sets: &Sets) -> Vec<v1::Dataset> {
 
 fn bytes(sets: &Sets, name: &str) -> Vec<u8> {
     match name {
-        names::SFT => write(&sets.sft),
-        names::PREFERENCES => write(&sets.preferences),
-        names::GOLDEN => write(&sets.golden),
-        names::GOLDEN_HOLDOUT => write(&sets.golden_holdout),
-        names::PROMPTS => write(&sets.prompts),
-        names::EVALUATION_PREFERENCES => write(&sets.evaluation_preferences),
-        names::EVALUATION_PROMPTS => write(&sets.evaluation_prompts),
-        names::GOLD_PREFERENCE_PROMPTS => write(&sets.gold_preference_prompts),
-        names::GOLD_PREFERENCE_EVALUATION_PROMPTS => write(&sets.gold_preference_evaluation_prompts),
+        datasets::SFT => write(&sets.sft),
+        datasets::PREFERENCES => write(&sets.preferences),
+        datasets::GOLDEN => write(&sets.golden),
+        datasets::GOLDEN_HOLDOUT => write(&sets.golden_holdout),
+        datasets::PROMPTS => write(&sets.prompts),
+        datasets::EVALUATION_PREFERENCES => write(&sets.evaluation_preferences),
+        datasets::EVALUATION_PROMPTS => write(&sets.evaluation_prompts),
+        datasets::GOLD_PREFERENCE_PROMPTS => write(&sets.gold_preference_prompts),
+        datasets::GOLD_PREFERENCE_EVALUATION_PROMPTS => write(&sets.gold_preference_evaluation_prompts),
         _ => Vec::new(),
     }
 }

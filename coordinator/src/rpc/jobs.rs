@@ -17,10 +17,11 @@ use super::status::{bad_field, bad_input, bad_spec, no_job, not_leading, other_s
 use crate::driver::{Found, Handle, Query, Subscription};
 use crate::job::pages::{self, Mark, PAGE_BYTES, Page};
 use crate::job::{JobState, Submitted};
-use crate::leadership::{Desk, Lease, NotLeading};
+use crate::leadership::{Desk, NotLeading};
+use crate::lease::Lease;
 use crate::plan;
-use crate::plural::counted;
 use crate::resolve::{Made, Request as InputRequest, Resolver};
+use foil_common::plural::counted;
 
 const PAGE: u32 = 50;
 const LARGEST_PAGE: u32 = 1000;
@@ -238,7 +239,7 @@ fn too_few_devices(ranks: u32, kind: &str, connected: usize) -> Option<String> {
 }
 
 /// Whether a warning tells of the workers there were, rather than of the job.
-pub(crate) fn is_of_workers(warning: &str) -> bool {
+pub fn is_of_workers(warning: &str) -> bool {
     warning.starts_with(LACKING_DEVICES)
 }
 

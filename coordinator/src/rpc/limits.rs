@@ -4,7 +4,7 @@ use foil_proto::v1::{self, rank_message};
 use prost::Message;
 use tonic::Status;
 
-use super::status::bad_field;
+use super::status::{bad_field, cut};
 
 /// Largest specification.
 pub(super) const SPEC_BYTES: usize = 512 << 10;
@@ -121,15 +121,6 @@ pub(super) fn bounded_message(mut message: rank_message::Message) -> rank_messag
 fn bound_figures(figures: &mut Vec<v1::Metric>) {
     figures.truncate(FIGURES);
     figures.iter_mut().for_each(|figure| cut(&mut figure.name, NAME_BYTES));
-}
-
-/// Cuts a text at a whole character, and shows that it was cut.
-pub(crate) fn cut(text: &mut String, bytes: usize) {
-    const MARK: &str = "…";
-    if text.len() > bytes {
-        text.truncate(text.floor_char_boundary(bytes.saturating_sub(MARK.len())));
-        text.push_str(MARK);
-    }
 }
 
 #[cfg(test)]

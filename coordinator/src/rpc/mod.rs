@@ -18,6 +18,6 @@ mod workers;
 
 pub use connections::Limits;
 pub use jobs::JobsService;
-pub(crate) use jobs::is_of_workers;
+pub use jobs::is_of_workers;
 pub use serve::{Serve, ServeError, serve};
 pub use workers::WorkersService;

@@ -9,7 +9,6 @@ use foil_common::storage::StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::limits::cut;
 use crate::cluster::NameTaken;
 use crate::driver::Stopped;
 use crate::leadership::NotLeading;
@@ -27,6 +26,15 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 const MESSAGE_BYTES: usize = 1024;
 /// Longest part of a message that repeats what the caller sent.
 const ECHO_BYTES: usize = 256;
+
+/// Cuts a text at a whole character, and shows that it was cut.
+pub(crate) fn cut(text: &mut String, bytes: usize) {
+    const MARK: &str = "…";
+    if text.len() > bytes {
+        text.truncate(text.floor_char_boundary(bytes.saturating_sub(MARK.len())));
+        text.push_str(MARK);
+    }
+}
 
 /// A message of a length that every client takes.
 pub(crate) fn short(message: impl Into<String>) -> String {

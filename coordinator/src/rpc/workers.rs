@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use foil_common::storage::Store;
 use foil_proto::v1::{self, agent_message, rank_message, workers_server::Workers};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -14,7 +16,7 @@ use super::admission::{check_agent, check_rank};
 use super::evidence;
 use super::limits::{bounded_exit, bounded_message};
 use super::status::{bad_field, name_taken, not_leading, refused, stopped, store_away};
-use crate::driver::{Handle, Stopped};
+use crate::driver::{Handle, Stopped, StreamEnd};
 use crate::leadership::Desk;
 
 /// Commands that may wait for a worker to read them.
@@ -44,7 +46,7 @@ impl WorkersService {
 #[tonic::async_trait]
 impl Workers for WorkersService {
     type AgentStream = ReceiverStream<Result<v1::AgentCommand, Status>>;
-    type RankStream = ReceiverStream<Result<v1::RankCommand, Status>>;
+    type RankStream = BoxStream<'static, Result<v1::RankCommand, Status>>;
 
     async fn agent(
         &self,
@@ -76,10 +78,16 @@ impl Workers for WorkersService {
         tokio::spawn(async move {
             if let Err(status) = service.hear_rank(&driver, request.into_inner(), &commands).await {
                 // A rank that is gone needs no reason.
-                let _ = commands.send(Err(status)).await;
+                let _ = commands.send(Err(StreamEnd::Status(status))).await;
             }
         });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let stream = ReceiverStream::new(stream).map(|command| {
+            command.map_err(|end| match end {
+                StreamEnd::Refused(refusal) => refused(&refusal),
+                StreamEnd::Status(status) => status,
+            })
+        });
+        Ok(Response::new(stream.boxed()))
     }
 }
 
@@ -143,7 +151,7 @@ impl WorkersService {
         &self,
         driver: &Handle,
         mut messages: Streaming<v1::RankMessage>,
-        commands: &mpsc::Sender<Result<v1::RankCommand, Status>>,
+        commands: &mpsc::Sender<Result<v1::RankCommand, StreamEnd>>,
     ) -> Result<(), Status> {
         let first = first_word(&mut messages).await?.and_then(|message| message.message);
         let Some(rank_message::Message::Hello(hello)) = first else {
@@ -163,7 +171,7 @@ impl WorkersService {
         driver: &Handle,
         messages: &mut Streaming<v1::RankMessage>,
         session: &str,
-        commands: &mpsc::Sender<Result<v1::RankCommand, Status>>,
+        commands: &mpsc::Sender<Result<v1::RankCommand, StreamEnd>>,
     ) -> Result<(), Status> {
         loop {
             let message = tokio::select! {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use foil_proto::v1;
 
-use super::gang::gang_prefix;
+use super::task::gang_prefix;
 use super::{Busy, Decision, Level, Refusal, Run, Slot, Stage, truthful};
 use crate::clock::Now;
 use crate::job::{Change, JobState};

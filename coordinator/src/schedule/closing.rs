@@ -8,7 +8,7 @@ use foil_proto::v1::rank_command::Command;
 use super::blame::{Symptom, cause};
 use super::{Decision, Effect, Run, Slot};
 use crate::clock::Now;
-use crate::job::{Cause, CauseClass, Change, Detail};
+use crate::job::{Cause, CauseClass, Change};
 
 /// An attempt that is ending. It is over when every seat is vacant.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ impl Run {
                 out.effects.push(Effect::Tell { session: process.session.clone(), command });
             }
         }
-        let cause = ended(CauseClass::Completed, "every phase is committed");
+        let cause = Cause::new(CauseClass::Completed, "every phase is committed");
         out.because(cause.message.clone());
         out.changes.push(Change::AttemptEnded { attempt: self.attempt, cause });
         self.closing = Some(Closing { kill_at: now.mono + self.deadlines.exit, ending: Ending::Recorded });
@@ -131,8 +131,8 @@ impl Run {
         let Some(closing) = &mut self.closing else { return };
         let cause = match std::mem::replace(&mut closing.ending, Ending::Recorded) {
             Ending::Recorded => return,
-            Ending::Cancelling => ended(CauseClass::Cancelled, "cancelled"),
-            Ending::GivingWay => ended(
+            Ending::Cancelling => Cause::new(CauseClass::Cancelled, "cancelled"),
+            Ending::GivingWay => Cause::new(
                 CauseClass::Preempted,
                 "the workers left have fewer devices than the job has ranks; it holds none while it waits for more",
             ),
@@ -154,17 +154,5 @@ impl Run {
         };
         out.because(format!("all ranks of attempt {} are gone: {}", self.attempt, cause.message));
         out.changes.push(Change::AttemptEnded { attempt: self.attempt, cause });
-    }
-}
-
-/// An end that is nobody's fault.
-pub fn ended(class: CauseClass, message: &str) -> Cause {
-    Cause {
-        class,
-        message: message.to_owned(),
-        advice: String::new(),
-        rank: None,
-        log_tail: Vec::new(),
-        detail: Detail::default(),
     }
 }

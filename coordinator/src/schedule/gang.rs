@@ -8,11 +8,11 @@ use super::blame::Sign;
 use super::checkpoints::{self, Shares};
 use super::map::of_stage;
 use super::pulse::Pulse;
-use super::sealing::inherited;
+use super::task::{self, gang_prefix, inherited};
 use super::{Busy, Decision, Effect, Refusal, Run, Slot, Stage, truthful};
 use crate::clock::Now;
 use crate::job::JobState;
-use crate::plan::{self, Phase};
+use crate::plan::Phase;
 
 /// The current gang phase.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ impl Run {
     }
 
     fn launch(&mut self, state: &JobState, phase: &Phase, now: Now, out: &mut Decision) {
-        let task = match plan::gang_task(state, phase) {
+        let task = match task::gang_task(state, phase) {
             Ok(task) => task,
             Err(error) => return self.cannot_plan(0, &error, now, out),
         };
@@ -322,10 +322,6 @@ impl Run {
             _ => Err(Refusal::Invalid(format!("{phase} of attempt {attempt} is not what runs now"))),
         }
     }
-}
-
-pub(super) fn gang_prefix(job: &str, phase: &str, attempt: u32) -> String {
-    format!("jobs/{job}/phases/{phase}/a{attempt}/")
 }
 
 /// A step's line in metrics.jsonl.

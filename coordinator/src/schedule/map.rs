@@ -9,8 +9,10 @@ use foil_proto::v1::rank_command::Command;
 
 use super::blame::Sign;
 use super::pulse::Pulse;
+use super::task;
 use super::{Busy, Counter, Decision, Effect, Level, Refusal, Run, Slot, Stage, truthful};
 use crate::clock::Now;
+use crate::job::rows;
 use crate::job::{Change, ChunkDone, Committed, JobState};
 use crate::plan::{self, Phase};
 
@@ -102,7 +104,7 @@ impl Run {
         now: Now,
         out: &mut Decision,
     ) {
-        let lease = match plan::lease(state, phase, chunk) {
+        let lease = match task::lease(state, phase, chunk) {
             Ok(lease) => lease,
             Err(error) => return self.cannot_plan(rank, &error, now, out),
         };
@@ -128,7 +130,7 @@ impl Run {
     }
 
     /// The plan promises something the job lacks; no attempt can do better.
-    pub(super) fn cannot_plan(&mut self, rank: usize, error: &plan::TaskError, now: Now, out: &mut Decision) {
+    pub(super) fn cannot_plan(&mut self, rank: usize, error: &task::TaskError, now: Now, out: &mut Decision) {
         let failure = v1::TaskFailure {
             phase: self.phase_id.clone(),
             class: "data".to_owned(),
@@ -307,7 +309,7 @@ impl Run {
     }
 
     pub(super) fn map_progress(&self, state: &JobState, phase: &Phase) -> Option<v1::PhaseProgress> {
-        let rows = |chunk: u32| plan::rows_of_chunk(state, phase, chunk);
+        let rows = |chunk: u32| rows::of_chunk(state, phase, chunk);
         let done: u64 = state.chunks.keys().map(|chunk| rows(*chunk)).sum();
         let mut under_way: BTreeMap<u32, u64> = BTreeMap::new();
         for lease in self.leases_of(self.phase).filter(|lease| !state.chunks.contains_key(&lease.chunk)) {
@@ -325,7 +327,7 @@ impl Run {
         Some(v1::PhaseProgress {
             phase: phase.id.clone(),
             done: done + under_way.values().sum::<u64>(),
-            total: plan::rows(state, phase),
+            total: rows::total(state, phase),
             unit: phase.work.unit().to_owned(),
             step: Vec::new(),
         })
@@ -368,7 +370,7 @@ fn known_hash(state: &JobState, phase: &str, chunk: u32) -> Option<String> {
 /// Refuses figures of more rows than a chunk of the plan can have: a figure counts rows, their samples or, at most, the
 /// samples' tokens.
 fn too_many(state: &JobState, phase: &Phase, result: &v1::ChunkResult) -> Result<(), Refusal> {
-    let (spec, rows) = (&state.spec, plan::rows_of_chunk(state, phase, result.chunk));
+    let (spec, rows) = (&state.spec, rows::of_chunk(state, phase, result.chunk));
     let samples = u64::from(spec.reward_step.samples.max(spec.policy_step.samples).max(2));
     let items = rows.saturating_mul(samples);
     let most = items.saturating_mul(spec.text.max_length as u64);

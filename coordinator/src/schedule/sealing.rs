@@ -3,12 +3,13 @@
 use foil_proto::v1;
 
 use super::blame::Sign;
-use super::gang::{GangState, gang_prefix};
+use super::gang::GangState;
 use super::map::finite;
+use super::task::{gang_prefix, inherited};
 use super::{Busy, Decision, Effect, Level, Run, Slot, Stage};
 use crate::clock::Now;
 use crate::job::{Change, Committed, JobState};
-use crate::plan::{self, Phase};
+use crate::plan::Phase;
 
 impl Run {
     /// When every rank has answered: compares their parameters and writes the step figures.
@@ -86,23 +87,4 @@ impl Run {
         out.because(format!("the step figures of {phase} are durable"));
         out.changes.push(Change::PhaseCommitted(Box::new(committed)));
     }
-}
-
-/// The start model's objects that training leaves as they are: neither config nor weights.
-pub(super) fn inherited(state: &JobState, phase: &Phase) -> Vec<v1::Object> {
-    use foil_proto::v1::task::Work;
-    let start = match plan::gang_task(state, phase).ok().and_then(|task| task.work) {
-        Some(Work::Sft(task)) => task.policy,
-        Some(Work::TrainReward(task)) => task.start,
-        Some(Work::TrainPolicy(task)) => task.policy,
-        _ => None,
-    };
-    let kept = |object: &v1::Object| {
-        object.path != "config.json"
-            && !object.path.contains(".safetensors")
-            && !object.path.ends_with(".bin")
-            // An adapter of the start model's.
-            && !object.path.contains('/')
-    };
-    start.map(|artifact| artifact.objects.into_iter().filter(kept).collect()).unwrap_or_default()
 }

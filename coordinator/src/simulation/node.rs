@@ -18,7 +18,8 @@ use crate::cluster::Liveness;
 use crate::driver::core::{Action, Core};
 use crate::job::{Event, fold};
 use crate::journal::{Journal, JournalError, Keeping};
-use crate::leadership::{Sight, Times, Verdict, Vigil};
+use crate::leadership::{Sight, Verdict, Vigil};
+use crate::lease::Times;
 use crate::schedule::Deadlines;
 use crate::secret::Mint;
 

@@ -14,7 +14,7 @@ use super::ledger::Ledger;
 use super::machines::{Agent, Meetings, Rank, Stream};
 use super::node::Node;
 use crate::clock::Now;
-use crate::leadership::Times;
+use crate::lease::Times;
 
 pub(super) const MILLI: Duration = Duration::from_millis(1);
 /// Misfortune ends here, so that the job must end.

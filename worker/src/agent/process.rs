@@ -152,7 +152,7 @@ impl End {
     /// Waits for the end without reaping, so that the lock is free for a kill meanwhile; then reaps under it.
     fn of(child: &Mutex<Child>) -> Self {
         let id = child.lock().unwrap_or_else(PoisonError::into_inner).id();
-        let waited = foil_c10d::wait_for_end(id).and_then(|peak| {
+        let waited = foil_sys::wait_for_end(id).and_then(|peak| {
             let status = child.lock().unwrap_or_else(PoisonError::into_inner).wait()?;
             Ok(Self { code: status.code(), signal: status.signal(), peak: Some(peak) })
         });
@@ -251,7 +251,7 @@ mod tests {
         assert!(tells_of_end("7 (a) R 1 7 7 0 -1 4194308 100 0"), "PF_EXITING");
         assert!(!is_ending(std::process::id()));
         let mut child = std::process::Command::new("true").spawn().unwrap();
-        foil_c10d::wait_for_end(child.id()).unwrap();
+        foil_sys::wait_for_end(child.id()).unwrap();
         assert!(is_ending(child.id()));
         child.wait().unwrap();
     }

@@ -1,6 +1,8 @@
 //! Gradients that all ranks of a gang share.
 
-use foil_c10d::{BucketSizes, Error, ProcessGroup, Reducer, backward, drop_gradients, touch};
+use foil_torch::Error;
+use foil_torch::autograd::{backward, clear_gradients, zero_loss};
+use foil_torch::c10d::{BucketSizes, ProcessGroup, Reducer};
 use tch::Tensor;
 
 /// Sums gradients over the ranks of a gang while backward runs, by the same calls for any number of ranks.
@@ -35,7 +37,7 @@ impl Gradients {
         match self {
             Self::Alone(parameters) => {
                 backward(&loss()?)?;
-                Ok(drop_gradients(parameters)?)
+                Ok(clear_gradients(parameters)?)
             }
             Self::Shared(reducer) => reducer.warm_up(loss),
         }
@@ -53,7 +55,7 @@ impl Gradients {
     }
 
     /// Backward of the step's last micro-batch, after which [`Gradients::tensors`] are the sums over all ranks. Every
-    /// rank calls it once per step; one without rows gives [`Gradients::touch`].
+    /// rank calls it once per step; one without rows gives [`Gradients::zero_loss`].
     ///
     /// # Errors
     /// Where a rank fails, or the loss leaves a parameter out.
@@ -65,10 +67,10 @@ impl Gradients {
     }
 
     /// A loss of exactly zero that reaches every parameter with a zero gradient. Scalar, fp32.
-    pub fn touch(&self) -> Tensor {
+    pub fn zero_loss(&self) -> Tensor {
         match self {
-            Self::Alone(parameters) => touch(parameters),
-            Self::Shared(reducer) => reducer.touch(),
+            Self::Alone(parameters) => zero_loss(parameters),
+            Self::Shared(reducer) => reducer.zero_loss(),
         }
     }
 
@@ -78,7 +80,7 @@ impl Gradients {
     /// Where the device fails.
     pub fn zero(&mut self) -> Result<(), Error> {
         match self {
-            Self::Alone(parameters) => drop_gradients(parameters),
+            Self::Alone(parameters) => clear_gradients(parameters),
             Self::Shared(reducer) => reducer.zero_gradients(),
         }
     }

@@ -11,10 +11,10 @@ pub(crate) mod testing;
 use std::thread;
 use std::time::Duration;
 
-use foil_c10d::{BucketSizes, Member, ProcessGroup, Store};
+use foil_torch::c10d::{BucketSizes, ProcessGroup, ProcessGroupConfig, Store};
 use tch::{Device, Kind, Tensor};
 
-pub use foil_c10d::Error as CollectiveError;
+pub use foil_torch::Error as CollectiveError;
 pub use gradients::Gradients;
 
 use reach::Door;
@@ -121,7 +121,8 @@ impl Gang {
         let door = Door::open(&store, rank, &place.address)?;
         assemble(&store, world)?;
         door.try_all(world)?;
-        let member = Member { rank, world, timeout: place.timeout, address: place.address.clone() };
+        let member =
+            ProcessGroupConfig { rank, world, timeout: place.timeout, address: place.address.clone() };
         let group = match place.device {
             Device::Cuda(_) => ProcessGroup::nccl(&store, member)?,
             Device::Cpu | Device::Mps | Device::Vulkan => ProcessGroup::gloo(&store, member)?,

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{io, str};
 
-use foil_c10d::Store;
+use foil_torch::c10d::Store;
 
 use super::{ASSEMBLY_PERIOD, CollectiveError, Result};
 

@@ -1,6 +1,6 @@
 //! How far a policy has moved from its reference: exact KL divergence at the contexts its answers visit.
 
-use foil_c10d::target_log_probs;
+use foil_torch::ops::target_log_probs;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::scores::batches;

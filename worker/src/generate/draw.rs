@@ -2,19 +2,11 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::GenerateError;
 use super::noise::StepNoise;
 use super::sampler::{Context, Sampler};
 use super::tensor_sampler::draw_tensors;
+use super::{GenerateError, Token};
 use crate::model::Inference;
-
-/// A token as it was drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Token {
-    pub(super) id: u32,
-    /// In nats, under the policy itself: at temperature 1, before penalties, filters and forbidden ends.
-    pub(super) log_prob: f32,
-}
 
 /// Draws one token for each row of `hidden`, `[rows, hidden]`.
 ///
@@ -56,10 +48,10 @@ fn draw_together(
     }
     let keys: Vec<u64> = noise.iter().map(|noise| noise.key()).collect();
     let candidates = logits.narrow(0, 0, drawable);
-    let drawn = foil_c10d::draw_tokens(&candidates, &keys, sampler.sampling().temperature)?;
-    let token = |(drawn, forbidden): (&foil_c10d::Drawn, &f64)| Token {
+    let drawn = foil_torch::ops::sample_tokens(&candidates, &keys, sampler.sampling().temperature)?;
+    let token = |(drawn, forbidden): (&foil_torch::SampledToken, &f64)| Token {
         id: drawn.token,
-        log_prob: (f64::from(drawn.logit) - log_add_exp(drawn.normaliser, *forbidden)) as f32,
+        log_prob: (f64::from(drawn.logit) - log_add_exp(drawn.log_sum_exp, *forbidden)) as f32,
     };
     Ok(drawn.iter().zip(&forbidden).map(token).collect())
 }
@@ -77,7 +69,7 @@ pub(super) fn draw_each(
     let rows = rows.chunks_mut(vocabulary).zip(contexts).zip(noise);
     let ids: Vec<u32> = rows.map(|((row, context), noise)| sampler.draw(row, *context, *noise)).collect();
     let targets: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-    let (log_probs, _) = foil_c10d::target_log_probs(logits, &Tensor::from_slice(&targets))?;
+    let (log_probs, _) = foil_torch::ops::target_log_probs(logits, &Tensor::from_slice(&targets))?;
     let log_probs = Vec::<f32>::try_from(log_probs)?;
     Ok(ids.into_iter().zip(log_probs).map(|(id, log_prob)| Token { id, log_prob }).collect())
 }
@@ -141,7 +133,7 @@ mod tests {
             for step in 0..20 {
                 let noise: Vec<_> = (0..ROWS as u32).map(|row| noise.sample(9, row).step(step)).collect();
                 let keys: Vec<u64> = noise.iter().map(|noise| noise.key()).collect();
-                let together = foil_c10d::draw_tokens(&logits, &keys, temperature).unwrap();
+                let together = foil_torch::ops::sample_tokens(&logits, &keys, temperature).unwrap();
                 for (row, noise) in noise.iter().enumerate() {
                     let column = logits.select(1, row as i64).contiguous();
                     let mut column = Vec::<f32>::try_from(column).unwrap();

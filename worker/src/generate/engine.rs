@@ -83,7 +83,7 @@ pub enum GenerateError {
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]
-    Draw(#[from] foil_c10d::Error),
+    Draw(#[from] foil_torch::Error),
     #[error("reading logits: {0}")]
     Tensor(#[from] tch::TchError),
 }

@@ -15,3 +15,11 @@ pub use noise::NoiseKey;
 
 #[cfg(test)]
 mod tests;
+
+/// A token as it was drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Token {
+    id: u32,
+    /// In nats, under the policy itself: at temperature 1, before penalties, filters and forbidden ends.
+    log_prob: f32,
+}

@@ -49,7 +49,7 @@ pub struct StepNoise {
 }
 
 impl StepNoise {
-    /// What [`foil_c10d::draw_tokens`] makes the same numbers from.
+    /// What [`foil_torch::ops::sample_tokens`] makes the same numbers from.
     pub(super) fn key(self) -> u64 {
         self.key
     }

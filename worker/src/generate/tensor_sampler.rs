@@ -5,10 +5,9 @@ use foil_common::memory::DRAWN_LOGITS;
 use foil_common::spec::Sampling;
 use tch::{Kind, Tensor};
 
-use super::GenerateError;
-use super::draw::Token;
 use super::noise::{StepNoise, complements};
 use super::sampler::Context;
+use super::{GenerateError, Token};
 
 /// Draws one token for each row, of the first `drawable` ids. `logits`: `[rows, vocab]`, fp32.
 ///
@@ -27,8 +26,8 @@ pub(super) fn draw_tensors(
         let logits = logits.narrow(0, (part * rows) as i64, contexts.len() as i64);
         let candidates = logits.narrow(1, 0, drawable as i64);
         let ids = choose(&penalised(&candidates, sampling, contexts), sampling, noise).unsqueeze(1);
-        let normaliser = logits.to_kind(Kind::Double).logsumexp([1], true);
-        let log_probs = logits.gather(1, &ids, false).to_kind(Kind::Double) - normaliser;
+        let log_sum_exp = logits.to_kind(Kind::Double).logsumexp([1], true);
+        let log_probs = logits.gather(1, &ids, false).to_kind(Kind::Double) - log_sum_exp;
         // One tensor, so that the host waits once; fp64 holds every token id.
         let told = Tensor::cat(&[ids.to_kind(Kind::Double), log_probs], 1).to_device(tch::Device::Cpu);
         let told = Vec::<f64>::try_from(told.view(-1))?;
@@ -187,7 +186,7 @@ mod tests {
         let noise = NoiseKey { seed: 7, round: 1, purpose: "test".to_owned() };
         let noise: Vec<_> = (0..ROWS as u32).map(|row| noise.sample(2, row).step(0)).collect();
         let contexts = [Context { prompt: &[], answer: &[], eos: &[] }; ROWS];
-        let memory = foil_c10d::CpuMemory::count().unwrap();
+        let memory = foil_torch::CpuMemory::count().unwrap();
         draw_tensors(&logits, VOCABULARY as usize, &sampling, &contexts, &noise).unwrap();
         let (peak, foretold) = (memory.peak(), drawing(logits.numel() as u64));
         assert!(peak <= foretold && peak * 10 >= foretold * 7, "{peak} of {foretold} bytes");

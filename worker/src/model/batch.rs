@@ -1,6 +1,6 @@
 //! Token sequences of different lengths in one forward pass, without padding and without reading a shared beginning twice.
 
-use foil_c10d::Segment;
+use foil_torch::Segment;
 use tch::{Device, Tensor};
 
 use super::ModelError;
@@ -188,7 +188,7 @@ impl Layout {
 
 #[cfg(test)]
 mod tests {
-    use foil_c10d::Segment;
+    use foil_torch::Segment;
     use tch::Device;
 
     use super::{PackedBatch, rows_of_group};

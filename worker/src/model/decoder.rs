@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use foil_c10d::{PackedWeight, Rotation, Segment};
+use foil_torch::Segment;
+use foil_torch::ops::{PackedWeight, RotaryAngles};
 use tch::{Device, Kind, Tensor};
 
 use super::adapter::Adapter;
@@ -111,7 +112,7 @@ impl Decoder {
         let rotation = self.rotary.at(batch.positions(), batch.longest());
         if !self.checkpointing {
             return self.run(weights, batch.ids(), Some(read), &mut |_, q, k, v| {
-                Ok(foil_c10d::attention(q, k, v, &rotation, batch.segments())?)
+                Ok(foil_torch::ops::attention(q, k, v, &rotation, batch.segments())?)
             });
         }
         let packing = Packing { rotation, segments: batch.segments().into() };
@@ -160,13 +161,13 @@ impl Decoder {
             let stream =
                 Stream { x: stream[0].shallow_clone(), delta: stream.get(1).map(Tensor::shallow_clone) };
             let attend = &mut |q: &Tensor, k: &Tensor, v: &Tensor| {
-                Ok(foil_c10d::attention(q, k, v, &packing.rotation, &packing.segments)?)
+                Ok(foil_torch::ops::attention(q, k, v, &packing.rotation, &packing.segments)?)
             };
             let Stream { x, delta } =
                 shape.forward(&outline.filled(weights), stream, kind, read.as_ref(), attend)?;
             Ok::<_, ModelError>(std::iter::once(x).chain(delta).collect())
         };
-        let mut results = foil_c10d::checkpoint(&inputs, again)?.into_iter();
+        let mut results = foil_torch::autograd::checkpoint(&inputs, again)?.into_iter();
         match (results.next(), results.next()) {
             (Some(x), delta) => Ok(Stream { x, delta }),
             (None, _) => unreachable!("a layer gives a stream"),
@@ -175,7 +176,7 @@ impl Decoder {
 
     /// The final norm, in the compute precision: what a language-model head reads. `[rows, hidden]`.
     pub(super) fn finish<M>(&self, weights: &Weights<M>, residual: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(foil_c10d::rms_norm(residual, &weights.norm, self.config.rms_norm_eps, weights.kind)?)
+        Ok(foil_torch::ops::rms_norm(residual, &weights.norm, self.config.rms_norm_eps, weights.kind)?)
     }
 
     /// The final norm in fp32: what a reward head reads. `[rows, hidden]`.
@@ -184,20 +185,20 @@ impl Decoder {
         weights: &Weights<M>,
         residual: &Tensor,
     ) -> Result<Tensor, ModelError> {
-        Ok(foil_c10d::rms_norm(residual, &weights.norm, self.config.rms_norm_eps, Kind::Float)?)
+        Ok(foil_torch::ops::rms_norm(residual, &weights.norm, self.config.rms_norm_eps, Kind::Float)?)
     }
 }
 
 /// Where the tokens of a packed batch stand, for attention.
 struct Packing {
-    rotation: Rotation,
+    rotation: RotaryAngles,
     segments: Arc<[Segment]>,
 }
 
 impl Packing {
     fn shallow_clone(&self) -> Self {
-        let Rotation { cos, sin } = &self.rotation;
-        let rotation = Rotation { cos: cos.shallow_clone(), sin: sin.shallow_clone() };
+        let RotaryAngles { cos, sin } = &self.rotation;
+        let rotation = RotaryAngles { cos: cos.shallow_clone(), sin: sin.shallow_clone() };
         Self { rotation, segments: Arc::clone(&self.segments) }
     }
 }

@@ -14,7 +14,7 @@ pub enum ModelError {
     #[error("key/value cache: {0}")]
     Cache(String),
     #[error(transparent)]
-    Layer(#[from] foil_c10d::Error),
+    Layer(#[from] foil_torch::Error),
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
 }

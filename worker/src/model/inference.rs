@@ -1,6 +1,6 @@
 //! Decoding without gradients, with weights cast once.
 
-use foil_c10d::PackedWeight;
+use foil_torch::ops::PackedWeight;
 use tch::{Kind, Tensor};
 
 use super::decoder::{Decoder, Weights};
@@ -66,8 +66,8 @@ impl<'m> Inference<'m> {
             let last = prompts.last_rows();
             let residual =
                 self.decoder().run(&self.weights, prompts.ids(), Some(&last), &mut |layer, q, k, v| {
-                    cache.write_prompts(layer, prompts, slots, &foil_c10d::rotary(k, &rotation)?, v);
-                    Ok(foil_c10d::attention(q, k, v, &rotation, prompts.segments())?)
+                    cache.write_prompts(layer, prompts, slots, &foil_torch::ops::rotary(k, &rotation)?, v);
+                    Ok(foil_torch::ops::attention(q, k, v, &rotation, prompts.segments())?)
                 })?;
             self.decoder().finish(&self.weights, &residual)
         })?;
@@ -108,12 +108,12 @@ impl<'m> Inference<'m> {
         tch::no_grad(|| linear(hidden, &self.head, None).to_kind(Kind::Float))
     }
 
-    /// `[rows, hidden]` → logits `[vocab, rows]`, in the precision's kind: what [`foil_c10d::draw_tokens`] reads.
+    /// `[rows, hidden]` → logits `[vocab, rows]`, in the precision's kind: what [`foil_torch::ops::sample_tokens`] reads.
     ///
     /// # Errors
     /// What libtorch reports.
     pub fn logits_by_token(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(foil_c10d::linear_by_output(&self.head, hidden)?)
+        Ok(foil_torch::ops::linear_by_output(&self.head, hidden)?)
     }
 
     fn decoder(&self) -> &Decoder {

@@ -1,6 +1,6 @@
 //! Keys and values of running sequences, preallocated.
 
-use foil_c10d::{Cached, Rotation};
+use foil_torch::ops::{LayerCache, RotaryAngles};
 use tch::{Device, Kind, Tensor};
 
 use super::{DecoderConfig, ModelError, PackedBatch, Precision, attention};
@@ -123,14 +123,14 @@ impl KvCache {
         layer: usize,
         step: &Step,
         [q, k, v]: [&Tensor; 3],
-        rotation: &Rotation,
+        rotation: &RotaryAngles,
     ) -> Result<Tensor, ModelError> {
         if self.device() == Device::Cpu {
-            let cached = Cached { keys: &self.keys[layer], values: &self.values[layer] };
+            let cached = LayerCache { keys: &self.keys[layer], values: &self.values[layer] };
             let places = (step.slots.as_slice(), step.lengths.as_slice());
-            return Ok(foil_c10d::decode_attention([q, k, v], rotation, cached, places.0, places.1)?);
+            return Ok(foil_torch::ops::decode_attention([q, k, v], rotation, cached, places.0, places.1)?);
         }
-        let (q, k) = (foil_c10d::rotary(q, rotation)?, foil_c10d::rotary(k, rotation)?);
+        let (q, k) = (foil_torch::ops::rotary(q, rotation)?, foil_torch::ops::rotary(k, rotation)?);
         let at = [Some(&step.slot_indices), Some(&step.positions)];
         let _ = self.keys[layer].transpose(1, 2).index_put_(&at, &k, false);
         let _ = self.values[layer].transpose(1, 2).index_put_(&at, v, false);

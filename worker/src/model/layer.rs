@@ -1,6 +1,6 @@
 //! One decoder layer: its weights as a forward pass uses them, and what it computes.
 
-use foil_c10d::PackedWeight;
+use foil_torch::ops::PackedWeight;
 use tch::{Kind, Tensor};
 
 use super::adapter::{Adapter, LowRank};
@@ -248,10 +248,10 @@ impl LayerShape {
     ) -> Result<Stream, ModelError> {
         let (mut x, normed) = match delta {
             None => {
-                let normed = foil_c10d::rms_norm(&x, &layer.input_norm, self.eps, kind)?;
+                let normed = foil_torch::ops::rms_norm(&x, &layer.input_norm, self.eps, kind)?;
                 (x, normed)
             }
-            Some(delta) => foil_c10d::add_rms_norm(&x, &delta, &layer.input_norm, self.eps)?,
+            Some(delta) => foil_torch::ops::add_rms_norm(&x, &delta, &layer.input_norm, self.eps)?,
         };
         let mut context = self.attention(layer, &normed, attend)?;
         if let Some(read) = read {
@@ -259,8 +259,8 @@ impl LayerShape {
             x = x.index_select(0, read);
         }
         let attended = layer.o.product(&context)?;
-        let (x, normed) = foil_c10d::add_rms_norm(&x, &attended, &layer.post_norm, self.eps)?;
-        let gated = foil_c10d::swiglu(&layer.gate.product(&normed)?, &layer.up.product(&normed)?)?;
+        let (x, normed) = foil_torch::ops::add_rms_norm(&x, &attended, &layer.post_norm, self.eps)?;
+        let gated = foil_torch::ops::swiglu(&layer.gate.product(&normed)?, &layer.up.product(&normed)?)?;
         Ok(Stream { x, delta: Some(layer.down.product(&gated)?) })
     }
 
@@ -286,7 +286,7 @@ impl LayerShape {
             None => Ok(heads),
             Some(weight) => {
                 let normed =
-                    foil_c10d::rms_norm(&heads.to_kind(Kind::Float), weight, self.eps, heads.kind())?;
+                    foil_torch::ops::rms_norm(&heads.to_kind(Kind::Float), weight, self.eps, heads.kind())?;
                 Ok(normed)
             }
         }

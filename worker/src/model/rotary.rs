@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use foil_c10d::Rotation;
+use foil_torch::ops::RotaryAngles;
 use tch::{Device, Kind, Tensor};
 
 use super::{RopeConfig, RopeScaling};
@@ -24,9 +24,9 @@ impl Rotary {
     }
 
     /// For one position per row, all below `end`.
-    pub(super) fn at(&self, positions: &Tensor, end: usize) -> Rotation {
+    pub(super) fn at(&self, positions: &Tensor, end: usize) -> RotaryAngles {
         let (cos, sin) = self.upto(end as i64);
-        Rotation { cos: cos.index_select(0, positions), sin: sin.index_select(0, positions) }
+        RotaryAngles { cos: cos.index_select(0, positions), sin: sin.index_select(0, positions) }
     }
 
     fn upto(&self, positions: i64) -> (Tensor, Tensor) {

@@ -4,13 +4,14 @@
 //! Logits are made in chunks of [`CHUNK_LOGITS`] numbers, and the gradient of a loss is formed chunk by chunk along with its
 //! value, in the logits' own memory: no `[tokens, vocab]` tensor outlives its chunk, whatever the loss.
 
-use foil_c10d::{log_prob_gradient, preset_gradients, target_log_probs};
+use foil_torch::autograd::with_gradients;
+use foil_torch::ops::{log_prob_gradient, target_log_probs};
 use tch::{Kind, Tensor, no_grad, with_grad};
 
 use super::accumulation_kind;
 use crate::model::PackedBatch;
 
-type Result<T> = std::result::Result<T, foil_c10d::Error>;
+type Result<T> = std::result::Result<T, foil_torch::Error>;
 
 /// Logits that exist at one time: 64 MiB in fp32.
 pub const CHUNK_LOGITS: usize = 1 << 24;
@@ -166,7 +167,7 @@ struct Piece {
     targets: Tensor,
     logits: Tensor,
     log_probs: Tensor,
-    normaliser: Tensor,
+    log_sum_exp: Tensor,
 }
 
 /// From a span's number and its log-probabilities to its loss and the loss's gradient with respect to them.
@@ -186,8 +187,8 @@ impl Prediction<'_> {
         let states = self.hidden.narrow(0, start, length).to_kind(self.compute);
         let targets = self.targets.narrow(0, start, length);
         let logits = states.matmul(&head.tr()); // [length, vocab]
-        let (log_probs, normaliser) = target_log_probs(&logits, &targets)?;
-        Ok(Piece { states, targets, logits, log_probs, normaliser })
+        let (log_probs, log_sum_exp) = target_log_probs(&logits, &targets)?;
+        Ok(Piece { states, targets, logits, log_probs, log_sum_exp })
     }
 
     /// The loss, with its gradients with respect to the states and the head made along with it.
@@ -198,7 +199,7 @@ impl Prediction<'_> {
         if !differentiable {
             return Ok(loss);
         }
-        preset_gradients(&loss, (self.hidden, &hidden_gradient), (self.head, &head_gradient))
+        with_gradients(&loss, (self.hidden, &hidden_gradient), (self.head, &head_gradient))
     }
 
     fn loss_and_gradients(
@@ -262,8 +263,8 @@ struct Gradients {
 impl Gradients {
     /// Adds a piece's part; its logits become their own gradient.
     fn add(&mut self, piece: Piece, head: &Tensor, start: i64, upstream: &Tensor) -> Result<()> {
-        let Piece { states, targets, mut logits, normaliser, .. } = piece;
-        log_prob_gradient(&mut logits, &normaliser, &targets, &upstream.contiguous())?;
+        let Piece { states, targets, mut logits, log_sum_exp, .. } = piece;
+        log_prob_gradient(&mut logits, &log_sum_exp, &targets, &upstream.contiguous())?;
         let error = logits;
         self.hidden.narrow(0, start, states.size()[0]).copy_(&error.matmul(head));
         if let Some(total) = &mut self.head {

@@ -5,42 +5,43 @@ use foil_common::spec::Sampling;
 use foil_proto::v1;
 use prost::Message;
 
-use super::answers::{self, Draw};
-use super::baseline::Baselines;
-use super::dialogue::Reader;
-use super::error::need;
-use super::models::Policy;
-use super::rows::Sampled;
-use super::{Bench, Chunk, Figures, Outcome, PhaseError, drift, rows, score};
+use super::support::answers::{self, Draw};
+use super::support::baseline::Baselines;
+use super::support::dialogue::Reader;
+use super::support::error::need;
+use super::support::models::Policy;
+use super::support::rows::Sampled;
+use super::support::{drift, rows};
+use super::{Chunk, ChunkOutput, Figures, PhaseError, TaskContext, score};
 use crate::evaluate;
 use crate::evaluate::{Divergence, Variety};
 use foil_common::failpoint;
 
 pub(super) fn run(
-    bench: &mut Bench,
+    context: &mut TaskContext,
     chunk: &Chunk,
     work: &v1::EvaluatePolicy,
-) -> Result<Outcome, PhaseError> {
-    let prompts = rows::read_prompts(&mut bench.cache, &work.prompts, chunk.span)?;
+) -> Result<ChunkOutput, PhaseError> {
+    let prompts = rows::read_prompts(&mut context.cache, &work.prompts, chunk.span)?;
     let sampling = Sampling::try_from(need(&work.sampling, "its sampling")?)?;
-    let policy = bench.policy(&work.policy)?;
+    let policy = context.policy(&work.policy)?;
 
     failpoint::hit("phase.evaluate")?;
     let draw = Draw { rows: &prompts, samples: 1, sampling: &sampling, purpose: chunk.purpose() };
-    let mut samples = answers::draw(bench, &policy, chunk, &draw)?;
-    answers::fill_gold(&bench.job, &prompts, &mut samples, 1);
-    let mut baselines = Baselines::read(bench, work, &prompts)?;
+    let mut samples = answers::draw(context, &policy, chunk, &draw)?;
+    answers::fill_gold(&context.job, &prompts, &mut samples, 1);
+    let mut baselines = Baselines::read(context, work, &prompts)?;
     if work.reward.is_some() {
-        fill_rewards(bench, &work.reward, &prompts, &policy, &mut samples, &mut baselines)?;
+        fill_rewards(context, &work.reward, &prompts, &policy, &mut samples, &mut baselines)?;
     }
     let mut figures = answers::describe(&samples);
     baselines.compare(&samples, &mut figures);
     let rows = work.prompts.as_ref().map_or(0, |prompts| prompts.rows);
-    baselines.compare_halves(bench.job.evaluation.best_by, rows, &samples, &mut figures);
+    baselines.compare_halves(context.job.evaluation.best_by, rows, &samples, &mut figures);
     let mut variety = Variety::default();
     samples.iter().for_each(|sample| variety.push(&sample.text, &sample.tokens));
     if work.reference.is_some() {
-        fill_kl(bench, chunk, work, &policy, &draw, &mut samples, &mut figures)?;
+        fill_kl(context, chunk, work, &policy, &draw, &mut samples, &mut figures)?;
     }
 
     let batch = v1::SampleBatch {
@@ -50,19 +51,19 @@ pub(super) fn run(
         tokenizer_blake3: policy.tokenizer.clone(),
     };
     let moments = figures.to_wire().into_iter().chain(variety.moments()).collect();
-    Ok(Outcome { bytes: batch.encode_to_vec(), moments, calibration: None })
+    Ok(ChunkOutput { bytes: batch.encode_to_vec(), moments, calibration: None })
 }
 
 /// Of the policy's answers and of the others', all by the one reward model.
 fn fill_rewards(
-    bench: &mut Bench,
+    context: &mut TaskContext,
     reward: &Option<v1::Artifact>,
     prompts: &[PromptRow],
     policy: &Policy,
     samples: &mut [v1::Sample],
     baselines: &mut Baselines,
 ) -> Result<(), PhaseError> {
-    let judge = bench.judge(reward)?;
+    let judge = context.judge(reward)?;
     let own =
         samples.iter().map(|sample| Sampled { tokenizer: policy.tokenizer.clone(), sample: sample.clone() });
     let mut answers: Vec<Vec<Sampled>> = vec![own.collect()];
@@ -75,7 +76,7 @@ fn fill_rewards(
             answers.iter().map(move |of_policy| (&prompt.prompt, of_policy[row].clone()))
         })
         .collect();
-    let rewards = score::judge_samples(bench, &judge, &dialogues)?;
+    let rewards = score::judge_samples(context, &judge, &dialogues)?;
     for (row, of_prompt) in rewards.chunks(answers.len()).enumerate() {
         let targets = std::iter::once(&mut samples[row]);
         let targets = targets.chain(baselines.each().map(|others| &mut others[row].sample));
@@ -87,7 +88,7 @@ fn fill_rewards(
 /// The exact KL(π ‖ π_ref) at the contexts that samples at temperature 1 without filters visit, on the data set's
 /// first `evaluation.kl_prompts` rows. Where evaluation itself samples so, its samples serve.
 fn fill_kl(
-    bench: &mut Bench,
+    context: &mut TaskContext,
     chunk: &Chunk,
     work: &v1::EvaluatePolicy,
     policy: &Policy,
@@ -95,7 +96,7 @@ fn fill_kl(
     samples: &mut [v1::Sample],
     figures: &mut Figures,
 ) -> Result<(), PhaseError> {
-    let measured = bench
+    let measured = context
         .job
         .evaluation
         .kl_prompts
@@ -104,7 +105,7 @@ fn fill_kl(
     if rows.is_empty() {
         return Ok(());
     }
-    let reference = bench.policy(&work.reference)?;
+    let reference = context.policy(&work.reference)?;
     let reused = evaluated.sampling.is_plain();
     let plain = Sampling {
         max_new_tokens: evaluated.sampling.max_new_tokens,
@@ -117,14 +118,14 @@ fn fill_kl(
     } else {
         let purpose = format!("{}.kl", evaluated.purpose);
         drawn = answers::draw(
-            bench,
+            context,
             policy,
             chunk,
             &Draw { rows, samples: 1, sampling: &plain, purpose: &purpose },
         )?;
         &drawn
     };
-    let divergences = divergences(bench, policy, &reference, rows, visited)?;
+    let divergences = divergences(context, policy, &reference, rows, visited)?;
     drift::gauge(figures, visited.iter().zip(divergences.iter().map(|of_answer| &of_answer.log_probs)))?;
     for ((sample, row), Divergence { kl, log_probs }) in samples.iter_mut().zip(rows).zip(divergences) {
         if !kl.is_finite() {
@@ -141,15 +142,15 @@ fn fill_kl(
 
 /// Of each row's sample.
 fn divergences(
-    bench: &Bench,
+    context: &TaskContext,
     policy: &Policy,
     reference: &Policy,
     rows: &[PromptRow],
     samples: &[v1::Sample],
 ) -> Result<Vec<Divergence>, PhaseError> {
-    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
+    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
     let dialogues = rows.iter().zip(samples).map(|(row, sample)| {
-        let mut ids = reader.prompt(row.id, &row.prompt, bench.job.evaluation.sampling.max_new_tokens)?;
+        let mut ids = reader.prompt(row.id, &row.prompt, context.job.evaluation.sampling.max_new_tokens)?;
         let start = ids.len();
         ids.extend(&sample.tokens);
         Ok((ids, start))
@@ -157,7 +158,7 @@ fn divergences(
     let dialogues = dialogues.collect::<Result<Vec<_>, PhaseError>>()?;
     let borrowed: Vec<(&[u32], usize)> =
         dialogues.iter().map(|(ids, start)| (ids.as_slice(), *start)).collect();
-    let budget = bench.job.policy_step.optimizer.micro_batch_tokens;
-    evaluate::answer_kl(&policy.model, &reference.model, &borrowed, bench.precision(), budget)
+    let budget = context.job.policy_step.optimizer.micro_batch_tokens;
+    evaluate::answer_kl(&policy.model, &reference.model, &borrowed, context.precision(), budget)
         .map_err(PhaseError::Batch)
 }

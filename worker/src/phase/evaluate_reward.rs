@@ -9,24 +9,25 @@ use foil_proto::v1;
 use foil_proto::v1::pair_source::Source;
 use prost::Message;
 
-use super::error::samples_error;
-use super::pairs::Contest;
-use super::{Bench, Chunk, Outcome, PhaseError, pairs, score};
+use super::support::error::samples_error;
+use super::support::pairs;
+use super::support::pairs::Contest;
+use super::{Chunk, ChunkOutput, PhaseError, TaskContext, score};
 use crate::evaluate::{PairFigures, is_right};
 
 pub(super) fn run(
-    bench: &mut Bench,
+    context: &mut TaskContext,
     chunk: &Chunk,
     work: &v1::EvaluateReward,
-) -> Result<Outcome, PhaseError> {
-    let judge = bench.judge(&work.reward)?;
-    let contests = pairs::encode(bench, &judge, &work.pairs, chunk.span)?;
+) -> Result<ChunkOutput, PhaseError> {
+    let judge = context.judge(&work.reward)?;
+    let contests = pairs::encode(context, &judge, &work.pairs, chunk.span)?;
     let pairs: usize = contests.iter().map(|contest| contest.rejected.len()).sum();
 
     failpoint::hit("phase.evaluate")?;
-    bench.progress(0, pairs, "pairs");
+    context.progress(0, pairs, "pairs");
     let groups: Vec<Vec<&[u32]>> = contests.iter().map(sequences).collect();
-    let scores = score::scores(bench, &judge, &groups)?;
+    let scores = score::scores(context, &judge, &groups)?;
 
     let mut figures = PairFigures::default();
     // Lengths alone, as a baseline: the longer answer wins.
@@ -45,21 +46,21 @@ pub(super) fn run(
     }
     let mut moments = figures.moments();
     moments.push(by_length.moments().to_wire("length_accuracy"));
-    moments.extend(halves(bench, work, &contests, &scores));
-    moments.extend(change(bench, work, &contests, &scores)?);
+    moments.extend(halves(context, work, &contests, &scores));
+    moments.extend(change(context, work, &contests, &scores)?);
     let scored = v1::PairScores { phase: chunk.phase.clone(), chunk: chunk.number, pairs: scored };
-    Ok(Outcome { bytes: scored.encode_to_vec(), moments, calibration: Some(figures.calibration()) })
+    Ok(ChunkOutput { bytes: scored.encode_to_vec(), moments, calibration: Some(figures.calibration()) })
 }
 
 /// Where accuracy on human pairs names the best round, that of the half that does and of the half that is reported.
 fn halves(
-    bench: &Bench,
+    context: &TaskContext,
     work: &v1::EvaluateReward,
     contests: &[Contest],
     scores: &[Vec<f64>],
 ) -> Vec<v1::Moments> {
     let rows = match work.pairs.as_ref().and_then(|pairs| pairs.source.as_ref()) {
-        _ if bench.job.evaluation.best_by != BestBy::RewardAccuracy => return Vec::new(),
+        _ if context.job.evaluation.best_by != BestBy::RewardAccuracy => return Vec::new(),
         Some(Source::Pairs(pairs)) => pairs.rows,
         Some(Source::GoldLabelled(labelled)) => labelled.prompts.as_ref().map_or(0, |prompts| prompts.rows),
         Some(Source::Golden(_)) | None => return Vec::new(),
@@ -80,13 +81,13 @@ fn halves(
 
 /// What accuracy has changed by since round 1, pair by pair.
 fn change(
-    bench: &mut Bench,
+    context: &mut TaskContext,
     work: &v1::EvaluateReward,
     contests: &[Contest],
     scores: &[Vec<f64>],
 ) -> Result<Option<v1::Moments>, PhaseError> {
     let Some(object) = work.first.as_ref().and_then(|first| first.objects.first()) else { return Ok(None) };
-    let bytes = bench.cache.read(object)?;
+    let bytes = context.cache.read(object)?;
     let first = v1::PairScores::decode(bytes.as_slice()).map_err(|e| samples_error(object, e.to_string()))?;
     let mut before: HashMap<u64, Vec<f64>> = HashMap::new();
     for pair in &first.pairs {

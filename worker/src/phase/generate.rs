@@ -4,21 +4,26 @@ use foil_common::spec::Sampling;
 use foil_proto::v1;
 use prost::Message;
 
-use super::answers::{self, Draw};
-use super::error::need;
-use super::{Bench, Chunk, Outcome, PhaseError, rows};
+use super::support::answers::{self, Draw};
+use super::support::error::need;
+use super::support::rows;
+use super::{Chunk, ChunkOutput, PhaseError, TaskContext};
 use crate::evaluate;
 use foil_common::failpoint;
 
-pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Generate) -> Result<Outcome, PhaseError> {
-    let prompts = rows::read_prompts(&mut bench.cache, &work.prompts, chunk.span)?;
+pub(super) fn run(
+    context: &mut TaskContext,
+    chunk: &Chunk,
+    work: &v1::Generate,
+) -> Result<ChunkOutput, PhaseError> {
+    let prompts = rows::read_prompts(&mut context.cache, &work.prompts, chunk.span)?;
     let sampling = Sampling::try_from(need(&work.sampling, "its sampling")?)?;
-    let policy = bench.policy(&work.policy)?;
+    let policy = context.policy(&work.policy)?;
 
     failpoint::hit("phase.generate")?;
     let draw = Draw { rows: &prompts, samples: work.samples, sampling: &sampling, purpose: chunk.purpose() };
-    let mut samples = answers::draw(bench, &policy, chunk, &draw)?;
-    answers::fill_gold(&bench.job, &prompts, &mut samples, work.samples);
+    let mut samples = answers::draw(context, &policy, chunk, &draw)?;
+    answers::fill_gold(&context.job, &prompts, &mut samples, work.samples);
 
     let mut figures = answers::describe(&samples);
     // Answers alike teach nothing: a group of them has no better and no worse.
@@ -33,5 +38,5 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Generate) -> Resu
         samples,
         tokenizer_blake3: policy.tokenizer.clone(),
     };
-    Ok(Outcome { bytes: batch.encode_to_vec(), moments: figures.to_wire(), calibration: None })
+    Ok(ChunkOutput { bytes: batch.encode_to_vec(), moments: figures.to_wire(), calibration: None })
 }

@@ -1,28 +1,16 @@
-//! What a rank does in each phase, told as a story: one file each.
+//! The phases as a rank computes them, one file each; what several need is in [`support`].
 //!
-//! A [`Bench`] is what the device thread works at: the job, the device, the models on it and the objects at hand. A
-//! chunk of a map phase reads rows and gives an [`Outcome`], which is uploaded and reported; a gang phase reads
-//! everything, trains together with the other ranks, and rank 0 uploads the model.
+//! A chunk of a map phase reads rows and gives a [`ChunkOutput`], which is uploaded and reported; a gang phase reads
+//! everything, trains together with the other ranks, and rank 0 uploads the model. Both work in the rank's
+//! [`TaskContext`].
 
-mod answers;
-mod baseline;
-mod checkpoints;
-mod dialogue;
-mod drift;
-mod error;
 mod evaluate_policy;
 mod evaluate_reward;
-mod gang;
 mod generate;
-mod lessons;
-mod models;
-mod pairs;
-mod policy_rows;
 mod reference;
-mod rows;
 mod score;
 mod sft;
-mod step_log;
+mod support;
 #[cfg(test)]
 mod tests;
 mod train_policy;
@@ -39,20 +27,20 @@ use foil_proto::v1::rank_message::Message;
 use foil_proto::v1::task::Work;
 use tch::Device;
 
-use self::error::need;
-use self::models::{Encoders, Judge, Loader, Models, Policy};
-use self::rows::Span;
+use self::support::error::need;
+use self::support::models::{Encoders, Judge, Loader, Models, Policy};
+use self::support::rows::Span;
 use crate::model::Precision;
-use crate::rank::cache::Cache;
-use crate::rank::reporter::Reporter;
-use crate::rank::stopping::{Busy, Stopping};
+use crate::task_io::artifact_cache::Cache;
+use crate::task_io::progress::Reporter;
+use crate::task_io::stop::{Busy, Stopping};
 use foil_common::failpoint;
 
-pub use self::error::{Failure, PhaseError};
+pub use self::support::error::{Failure, PhaseError};
 
-/// A rank's place among the others.
+/// This rank among the others, as its attempt has placed it.
 #[derive(Debug)]
-pub struct Seat {
+pub struct RankContext {
     pub device: Device,
     /// Where other ranks reach this one.
     pub address: String,
@@ -62,10 +50,10 @@ pub struct Seat {
     pub stopping: Stopping,
 }
 
-/// What the device thread works at.
-pub struct Bench {
+/// All that a task of the device thread works with: the job, the device, resident models and objects at hand.
+pub struct TaskContext {
     job: spec::Job,
-    seat: Seat,
+    rank: RankContext,
     cache: Cache,
     models: Models,
     encoders: Encoders,
@@ -76,8 +64,8 @@ pub struct Bench {
     busy: Option<Busy>,
 }
 
-/// What a chunk yields.
-struct Outcome {
+/// The result of a chunk.
+struct ChunkOutput {
     /// An encoded message, the chunk's object.
     bytes: Vec<u8>,
     moments: Vec<v1::Moments>,
@@ -100,11 +88,11 @@ impl Chunk {
     }
 }
 
-impl Bench {
-    pub fn new(job: spec::Job, seat: Seat, cache: Cache, reports: Reporter) -> Self {
+impl TaskContext {
+    pub fn new(job: spec::Job, rank: RankContext, cache: Cache, reports: Reporter) -> Self {
         Self {
             job,
-            seat,
+            rank,
             cache,
             models: Models::default(),
             encoders: Encoders::default(),
@@ -123,14 +111,14 @@ impl Bench {
         let started = Instant::now();
         let task = need(&lease.task, "a task")?;
         let work = need(&task.work, "its work")?;
-        self.enter(task, lease.chunk);
+        self.begin_task(task, lease.chunk);
         let chunk = Chunk {
             phase: task.phase.clone(),
             round: task.round,
             number: lease.chunk,
             span: Span { first: lease.first, count: lease.count },
         };
-        let outcome = match work {
+        let output = match work {
             Work::Generate(work) => generate::run(self, &chunk, work)?,
             Work::Score(work) => score::run(self, &chunk, work)?,
             Work::Reference(work) => reference::run(self, &chunk, work)?,
@@ -141,7 +129,7 @@ impl Bench {
             }
         };
         failpoint::hit("phase.upload")?;
-        let object = self.cache.upload(&lease.key, outcome.bytes)?;
+        let object = self.cache.upload(&lease.key, output.bytes)?;
         failpoint::hit("phase.report")?;
         let seconds = started.elapsed().as_secs_f64();
         tracing::info!(rows = lease.count, duration_s = seconds, "chunk done");
@@ -150,8 +138,8 @@ impl Bench {
             phase: task.phase.clone(),
             chunk: lease.chunk,
             object: Some(object),
-            moments: outcome.moments,
-            calibration: outcome.calibration,
+            moments: output.moments,
+            calibration: output.calibration,
             seconds,
         }));
         Ok(())
@@ -167,7 +155,7 @@ impl Bench {
     fn train_and_deliver(&mut self, command: &v1::RunGang) -> Result<(), PhaseError> {
         let task = need(&command.task, "a task")?;
         let work = need(&task.work, "its work")?;
-        self.enter(task, 0);
+        self.begin_task(task, 0);
         let trained = match work {
             Work::Sft(work) => sft::run(self, command, work)?,
             Work::TrainReward(work) => train_reward::run(self, command, work)?,
@@ -184,7 +172,7 @@ impl Bench {
     }
 
     /// Frees what the task does not need.
-    fn enter(&mut self, task: &v1::Task, chunk: u32) {
+    fn begin_task(&mut self, task: &v1::Task, chunk: u32) {
         self.reports.enter(&task.phase, chunk);
         if self.phase == task.phase {
             return;
@@ -212,8 +200,8 @@ impl Bench {
     }
 
     fn loader_and_models(&mut self) -> (Loader<'_>, &mut Models) {
-        let Self { job, seat, cache, models, encoders, reports, .. } = self;
-        (Loader { job, device: seat.device, cache, encoders, reports }, models)
+        let Self { job, rank, cache, models, encoders, reports, .. } = self;
+        (Loader { job, device: rank.device, cache, encoders, reports }, models)
     }
 
     fn precision(&self) -> Precision {

@@ -4,26 +4,31 @@
 use foil_proto::v1;
 use prost::Message;
 
-use super::dialogue::Reader;
-use super::policy_rows::{PolicyRows, ScoredAnswers};
-use super::{Bench, Chunk, Figures, Outcome, PhaseError, drift};
+use super::support::dialogue::Reader;
+use super::support::drift;
+use super::support::policy_rows::{PolicyRows, ScoredAnswers};
+use super::{Chunk, ChunkOutput, Figures, PhaseError, TaskContext};
 use crate::evaluate;
-use crate::rank::cache::fingerprint;
+use crate::task_io::artifact_cache::fingerprint;
 use crate::train::AnswerGroup;
 use foil_common::failpoint;
 
-pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Result<Outcome, PhaseError> {
-    let rows = PolicyRows::read(bench, &work.prompts, chunk.span, &work.samples, &work.scores)?;
+pub(super) fn run(
+    context: &mut TaskContext,
+    chunk: &Chunk,
+    work: &v1::Reference,
+) -> Result<ChunkOutput, PhaseError> {
+    let rows = PolicyRows::read(context, &work.prompts, chunk.span, &work.samples, &work.scores)?;
     let scored = rows.scored()?;
-    let read = |answers: &ScoredAnswers<'_>| answers.read(&bench.job);
+    let read = |answers: &ScoredAnswers<'_>| answers.read(&context.job);
     let read: Vec<Vec<usize>> = scored.iter().map(read).collect();
 
     failpoint::hit("phase.reference")?;
-    bench.progress(0, read.iter().map(Vec::len).sum(), "samples");
-    let reference = log_probs(bench, &work.reference, &scored, &read)?;
+    context.progress(0, read.iter().map(Vec::len).sum(), "samples");
+    let reference = log_probs(context, &work.reference, &scored, &read)?;
     let sampler = match same(&work.reference, &work.sampler) {
         true => reference.clone(),
-        false => log_probs(bench, &work.sampler, &scored, &read)?,
+        false => log_probs(context, &work.sampler, &scored, &read)?,
     };
 
     let mut figures = Figures::default();
@@ -48,7 +53,7 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Reference) -> Res
     });
     let samples = samples.collect();
     let batch = v1::ReferenceLogProbs { phase: chunk.phase.clone(), chunk: chunk.number, samples };
-    Ok(Outcome { bytes: batch.encode_to_vec(), moments: figures.to_wire(), calibration: None })
+    Ok(ChunkOutput { bytes: batch.encode_to_vec(), moments: figures.to_wire(), calibration: None })
 }
 
 /// Two names of one policy.
@@ -58,7 +63,7 @@ fn same(one: &Option<v1::Artifact>, other: &Option<v1::Artifact>) -> bool {
 
 /// Of each answer read, one prompt's after another's, log p of its tokens under `policy`; `None` where there is none.
 fn log_probs(
-    bench: &mut Bench,
+    context: &mut TaskContext,
     policy: &Option<v1::Artifact>,
     scored: &[ScoredAnswers<'_>],
     read: &[Vec<usize>],
@@ -66,13 +71,13 @@ fn log_probs(
     if policy.is_none() {
         return Ok(None);
     }
-    let policy = bench.policy(policy)?;
-    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
+    let policy = context.policy(policy)?;
+    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
     let taught = scored.iter().zip(read).filter(|(_, read)| !read.is_empty());
     let groups = taught.map(|(answers, read)| answers.group(&reader, read));
     let groups = groups.collect::<Result<Vec<AnswerGroup>, PhaseError>>()?;
-    let budget = bench.job.policy_step.optimizer.micro_batch_tokens;
-    let found = evaluate::answer_log_probs(&policy.model, &groups, bench.precision(), budget);
+    let budget = context.job.policy_step.optimizer.micro_batch_tokens;
+    let found = evaluate::answer_log_probs(&policy.model, &groups, context.precision(), budget);
     let found = found.map_err(PhaseError::Batch)?;
     let finite = |group: &[Vec<f32>]| group.iter().flatten().all(|log_prob| log_prob.is_finite());
     match groups.iter().zip(&found).find(|(_, of_group)| !finite(of_group)) {

@@ -6,21 +6,26 @@ use foil_common::data::rows::Prompt;
 use foil_proto::v1;
 use prost::Message;
 
-use super::dialogue::{Candidate, Reader};
-use super::error::{need, samples_error};
-use super::models::Judge;
-use super::rows::Sampled;
-use super::{Bench, Chunk, Figures, Outcome, PhaseError, rows};
+use super::support::dialogue::{Candidate, Reader};
+use super::support::error::{need, samples_error};
+use super::support::models::Judge;
+use super::support::rows;
+use super::support::rows::Sampled;
+use super::{Chunk, ChunkOutput, Figures, PhaseError, TaskContext};
 use crate::evaluate;
 use foil_common::failpoint;
 
-pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Score) -> Result<Outcome, PhaseError> {
-    let prompts = rows::read_prompts(&mut bench.cache, &work.prompts, chunk.span)?;
+pub(super) fn run(
+    context: &mut TaskContext,
+    chunk: &Chunk,
+    work: &v1::Score,
+) -> Result<ChunkOutput, PhaseError> {
+    let prompts = rows::read_prompts(&mut context.cache, &work.prompts, chunk.span)?;
     let prompts: BTreeMap<u64, &Prompt> = prompts.iter().map(|row| (row.id, &row.prompt)).collect();
     let object = need(&work.samples, "samples")?.objects.first();
     let object = object.ok_or(PhaseError::Incomplete("the chunk's samples"))?;
-    let batch = rows::read_batch(&mut bench.cache, object)?;
-    let judge = bench.judge(&work.reward)?;
+    let batch = rows::read_batch(&mut context.cache, object)?;
+    let judge = context.judge(&work.reward)?;
 
     failpoint::hit("phase.score")?;
     let dialogues = batch.samples.into_iter().map(|sample| {
@@ -30,8 +35,8 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Score) -> Result<
         Ok((prompt, Sampled { tokenizer: batch.tokenizer_blake3.clone(), sample }))
     });
     let dialogues = dialogues.collect::<Result<Vec<_>, PhaseError>>()?;
-    bench.progress(0, dialogues.len(), "samples");
-    let rewards = judge_samples(bench, &judge, &dialogues)?;
+    context.progress(0, dialogues.len(), "samples");
+    let rewards = judge_samples(context, &judge, &dialogues)?;
 
     let mut figures = Figures::default();
     rewards.iter().for_each(|reward| figures.push("reward_mean", *reward));
@@ -42,22 +47,22 @@ pub(super) fn run(bench: &mut Bench, chunk: &Chunk, work: &v1::Score) -> Result<
     });
     let scores =
         v1::RewardScores { phase: chunk.phase.clone(), chunk: chunk.number, scores: scores.collect() };
-    Ok(Outcome { bytes: scores.encode_to_vec(), moments: figures.to_wire(), calibration: None })
+    Ok(ChunkOutput { bytes: scores.encode_to_vec(), moments: figures.to_wire(), calibration: None })
 }
 
 /// The rewards of samples, in their order.
 pub(super) fn judge_samples(
-    bench: &Bench,
+    context: &TaskContext,
     judge: &Judge,
     dialogues: &[(&Prompt, Sampled)],
 ) -> Result<Vec<f64>, PhaseError> {
-    let reader = Reader { encoder: &judge.encoder, tokenizer: &judge.tokenizer, job: &bench.job };
+    let reader = Reader { encoder: &judge.encoder, tokenizer: &judge.tokenizer, job: &context.job };
     let sequences = dialogues.iter().map(|(prompt, sampled)| {
         let encoded = reader.competing(sampled.sample.prompt_id, prompt, Candidate::Sample(sampled))?;
         Ok(encoded.ids)
     });
     let sequences = sequences.collect::<Result<Vec<_>, PhaseError>>()?;
-    let rewards = scores(bench, judge, &by_prompt(dialogues, sequences))?.concat();
+    let rewards = scores(context, judge, &by_prompt(dialogues, sequences))?.concat();
     match rewards.iter().zip(dialogues).find(|(reward, _)| !reward.is_finite()) {
         Some((_, (_, sampled))) => {
             Err(PhaseError::NonFinite { what: "the reward", row: sampled.sample.prompt_id })
@@ -83,10 +88,10 @@ fn by_prompt(dialogues: &[(&Prompt, Sampled)], sequences: Vec<Vec<u32>>) -> Vec<
 
 /// Scores of groups of whole dialogues, batched by the reward step's token budget.
 pub(super) fn scores<S: AsRef<[u32]>>(
-    bench: &Bench,
+    context: &TaskContext,
     judge: &Judge,
     groups: &[Vec<S>],
 ) -> Result<Vec<Vec<f64>>, PhaseError> {
-    let budget = bench.job.reward_step.optimizer.micro_batch_tokens;
-    evaluate::scores(&judge.model, groups, bench.precision(), budget).map_err(PhaseError::Batch)
+    let budget = context.job.reward_step.optimizer.micro_batch_tokens;
+    evaluate::scores(&judge.model, groups, context.precision(), budget).map_err(PhaseError::Batch)
 }

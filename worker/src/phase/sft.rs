@@ -4,25 +4,29 @@ use foil_common::data::rows::DemonstrationRow;
 use foil_common::spec::{Init, SaveDtype};
 use foil_proto::v1;
 
-use super::dialogue::Reader;
-use super::error::need;
-use super::gang::{Course, Trained, metric};
-use super::rows::{Span, encode_each, read};
-use super::{Bench, PhaseError};
+use super::support::dialogue::Reader;
+use super::support::error::need;
+use super::support::gang::{Course, Trained, metric};
+use super::support::rows::{Span, encode_each, read};
+use super::{PhaseError, TaskContext};
 use crate::train::{Demonstration, Demonstrations};
 
-pub(super) fn run(bench: &mut Bench, command: &v1::RunGang, work: &v1::Sft) -> Result<Trained, PhaseError> {
-    let rows: Vec<DemonstrationRow> = read(&mut bench.cache, &work.demonstrations, Span::ALL)?;
+pub(super) fn run(
+    context: &mut TaskContext,
+    command: &v1::RunGang,
+    work: &v1::Sft,
+) -> Result<Trained, PhaseError> {
+    let rows: Vec<DemonstrationRow> = read(&mut context.cache, &work.demonstrations, Span::ALL)?;
     let start = need(&work.policy, "a policy")?;
-    let mut policy = match bench.job.policy.init {
-        Init::Weights => bench.loader().policy(start)?,
-        Init::Random => bench.loader().fresh_policy(start)?,
+    let mut policy = match context.job.policy.init {
+        Init::Weights => context.loader().policy(start)?,
+        Init::Random => context.loader().fresh_policy(start)?,
     };
-    let text = bench.trained_text(start, &policy.encoder)?;
+    let text = context.trained_text(start, &policy.encoder)?;
     policy.model.set_token_ids(&text.ids);
-    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
+    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
     let mut cut = 0;
-    let mut demonstrations = encode_each(&bench.reports, &rows, |row| {
+    let mut demonstrations = encode_each(&context.reports, &rows, |row| {
         let encoded = reader.whole(row.id, &row.prompt, &row.answer)?;
         cut += usize::from(encoded.answer_cut > 0);
         Ok(Demonstration { id: row.id, ids: encoded.ids, answer_start: encoded.answer_start })
@@ -30,7 +34,7 @@ pub(super) fn run(bench: &mut Bench, command: &v1::RunGang, work: &v1::Sft) -> R
     // Nothing to predict in an empty answer.
     demonstrations.retain(|row| row.answer_start < row.ids.len());
 
-    let step = bench.job.sft_step.clone();
+    let step = context.job.sft_step.clone();
     let course = Course {
         epochs: step.epochs,
         batch: step.batch_sequences,
@@ -38,13 +42,13 @@ pub(super) fn run(bench: &mut Bench, command: &v1::RunGang, work: &v1::Sft) -> R
         optimizer: &step.optimizer,
         schedule: &step.schedule,
     };
-    let objective = Demonstrations::new(&policy.model, &demonstrations, bench.precision());
-    let summary = bench.train(command, &objective, policy.model.parameters(), &course)?;
+    let objective = Demonstrations::new(&policy.model, &demonstrations, context.precision());
+    let summary = context.train(command, &objective, policy.model.parameters(), &course)?;
 
-    let dir = bench.cache.scratch("policy")?;
+    let dir = context.cache.scratch("policy")?;
     let parameters = policy.model.parameters();
-    bench.save(&start.name, parameters, SaveDtype::Fp32, |dtype| policy.model.save(&dir, dtype))?;
-    bench.save_text(start, &text, &dir)?;
+    context.save(&start.name, parameters, SaveDtype::Fp32, |dtype| policy.model.save(&dir, dtype))?;
+    context.save_text(start, &text, &dir)?;
     let mut metrics = summary.metrics();
     metrics.push(metric("cut_answers", cut as f64));
     Ok(Trained { dir, parameters_blake3: parameters.blake3(), metrics })

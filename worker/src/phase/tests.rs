@@ -17,11 +17,11 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
-use crate::rank::memory_objects::MemoryObjects;
-use crate::rank::stopping::Stopping;
+use crate::task_io::memory_objects::MemoryObjects;
+use crate::task_io::stop::Stopping;
 
 struct Game {
-    bench: Bench,
+    context: TaskContext,
     objects: MemoryObjects,
     messages: UnboundedReceiver<v1::RankMessage>,
     _meetings: Sender<v1::Rendezvous>,
@@ -72,7 +72,7 @@ impl Game {
         let objects = MemoryObjects::default();
         let (sender, messages) = tokio::sync::mpsc::unbounded_channel();
         let (meet, meetings) = mpsc::channel();
-        let seat = Seat {
+        let rank = RankContext {
             device: Device::Cpu,
             address: "127.0.0.1".into(),
             attempt: 1,
@@ -80,8 +80,8 @@ impl Game {
             stopping: Stopping::default(),
         };
         let cache = Cache::open(dir.path(), Box::new(objects.clone())).unwrap();
-        let bench = Bench::new(job.try_into().unwrap(), seat, cache, Reporter::new(sender));
-        Self { bench, objects, messages, _meetings: meet, _dir: dir }
+        let context = TaskContext::new(job.try_into().unwrap(), rank, cache, Reporter::new(sender));
+        Self { context, objects, messages, _meetings: meet, _dir: dir }
     }
 
     fn dataset<T: rows::Row>(&self, name: &str, rows: &[T]) -> Option<v1::Dataset> {
@@ -114,7 +114,7 @@ impl Game {
         let key_prefix = format!("jobs/j/phases/{phase}/a1/");
         let command =
             v1::RunGang { task: Some(task), attempt: 1, rank: 0, world: 1, key_prefix, resume: None };
-        self.bench.run_gang(&command).unwrap();
+        self.context.run_gang(&command).unwrap();
         let Message::Gang(result) = self.result() else { panic!("no result of the gang") };
         let mut objects = result.objects.clone();
         let written = |path: &str| result.objects.iter().any(|object| object.path == path);
@@ -131,7 +131,9 @@ impl Game {
             let round = phase[1..3].parse().unwrap();
             let task = Some(v1::Task { phase: phase.into(), round, work: Some(work(number)) });
             let (count, key) = (8.min(rows - first), format!("{phase}/{number}"));
-            self.bench.run_chunk(&v1::RunChunk { lease: 1, task, chunk: number, first, count, key }).unwrap();
+            self.context
+                .run_chunk(&v1::RunChunk { lease: 1, task, chunk: number, first, count, key })
+                .unwrap();
             let Message::Chunk(result) = self.result() else { panic!("no result of the chunk") };
             foil_common::figures::merge_moments(&mut moments, &result.moments);
             if let Some(chunk) = &result.calibration {
@@ -160,7 +162,7 @@ fn chunk_of(artifact: &v1::Artifact, number: u32) -> Option<v1::Artifact> {
 fn a_round_of_the_letters_game() {
     let mut game = Game::new(letters_job());
     let sets = letters::generate(17, Counts { sft: 600, golden: 24, prompts: 20, evaluation: 10 });
-    let sampling = Some(v1::SamplingSpec::from(&game.bench.job.sampling));
+    let sampling = Some(v1::SamplingSpec::from(&game.context.job.sampling));
     let start = game.start_model();
 
     let demonstrations = game.dataset("sft", &sets.sft);
@@ -263,7 +265,7 @@ fn a_gang_tells_what_it_is_at_around_its_steps() {
     let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
     let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
     let command = v1::RunGang { task, attempt: 1, rank: 0, world: 1, key_prefix: "a1/".into(), resume: None };
-    game.bench.run_gang(&command).unwrap();
+    game.context.run_gang(&command).unwrap();
     let messages = std::iter::from_fn(|| game.messages.try_recv().ok()?.message);
     let mut told: Vec<(String, u64)> = messages
         .map(|message| match message {
@@ -295,12 +297,12 @@ fn a_chunk_is_the_same_bytes_whoever_computes_it_and_after_whatever() {
                 policy: Some(policy.clone()),
                 prompts: prompts.clone(),
                 samples: 3,
-                sampling: Some(v1::SamplingSpec::from(&game.bench.job.sampling)),
+                sampling: Some(v1::SamplingSpec::from(&game.context.job.sampling)),
             });
             let task = Some(v1::Task { phase: "r01.policy.generate".into(), round: 1, work: Some(work) });
             let key = format!("chunk {chunk}");
             let first = u64::from(chunk) * 8;
-            game.bench.run_chunk(&v1::RunChunk { lease: 1, task, chunk, first, count: 8, key }).unwrap();
+            game.context.run_chunk(&v1::RunChunk { lease: 1, task, chunk, first, count: 8, key }).unwrap();
         }
         let bytes: Vec<Vec<u8>> = (0..3).map(|chunk| game.objects.bytes(&format!("chunk {chunk}"))).collect();
         (result.parameters_blake3, bytes)
@@ -318,15 +320,15 @@ fn failures_name_their_class_and_their_row() {
     let task = |work| Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
     let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
     let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
-    let failure = game.bench.run_gang(&command).unwrap_err().failure();
+    let failure = game.context.run_gang(&command).unwrap_err().failure();
     assert_eq!(failure.class, "data");
     assert!(failure.message.contains(&id.to_string()), "{}", failure.message);
 
     let missing = v1::Dataset { name: "sft".into(), object: Some(v1::Object::default()), rows: 1 };
     let sft = Work::Sft(v1::Sft { policy: Some(start), demonstrations: Some(missing) });
     let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
-    assert_eq!(game.bench.run_gang(&command).unwrap_err().failure().class, "store");
-    assert_eq!(game.bench.run_gang(&v1::RunGang::default()).unwrap_err().failure().class, "internal");
+    assert_eq!(game.context.run_gang(&command).unwrap_err().failure().class, "store");
+    assert_eq!(game.context.run_gang(&v1::RunGang::default()).unwrap_err().failure().class, "internal");
 }
 
 /// Runs SFT as one rank of `world`; `relay` brings rank 0's address to the others, as the coordinator does.
@@ -337,7 +339,7 @@ fn sft_in_gang(
     meetings: mpsc::Receiver<v1::Rendezvous>,
 ) -> v1::GangResult {
     let mut game = Game::new(letters_job());
-    game.bench.seat.meetings = meetings;
+    game.context.rank.meetings = meetings;
     let start = game.start_model();
     let sets = letters::generate(17, Counts { sft: 70, golden: 0, prompts: 0, evaluation: 0 });
     let demonstrations = game.dataset("sft", &sets.sft);
@@ -345,7 +347,7 @@ fn sft_in_gang(
     let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
     let command = v1::RunGang { task, attempt: 1, rank, world, key_prefix: "a1/".into(), resume: None };
     let (messages, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    game.bench.reports = Reporter::new(messages);
+    game.context.reports = Reporter::new(messages);
     std::thread::scope(|scope| {
         let listener = scope.spawn(move || {
             loop {
@@ -364,7 +366,7 @@ fn sft_in_gang(
                 }
             }
         });
-        game.bench.run_gang(&command).unwrap();
+        game.context.run_gang(&command).unwrap();
         listener.join().unwrap()
     })
 }
@@ -394,7 +396,7 @@ fn models_of_the_same_text_files_share_an_encoder() {
     let mut other = start.clone();
     let config = br#"{"bos_token": "<s>", "eos_token": "</s>"}"#;
     other.objects[2] = game.objects.put("other", config, "tokenizer_config.json");
-    let Bench { cache, encoders, job, .. } = &mut game.bench;
+    let TaskContext { cache, encoders, job, .. } = &mut game.context;
     let [start, trained, other] = [start, trained, other].map(|artifact| {
         let dir = cache.directory(&artifact).unwrap();
         encoders.of(&artifact, &dir, &job.text).unwrap()

@@ -3,24 +3,24 @@
 use foil_common::spec::RewardStep;
 use foil_proto::v1;
 
-use super::error::need;
-use super::gang::{Course, Trained, metric};
-use super::models::Judge;
-use super::pairs::{self, Contest};
-use super::rows::Span;
-use super::{Bench, PhaseError};
+use super::support::error::need;
+use super::support::gang::{Course, Trained, metric};
+use super::support::models::Judge;
+use super::support::pairs::{self, Contest};
+use super::support::rows::Span;
+use super::{PhaseError, TaskContext};
 use crate::model::HeadKind;
 use crate::objective::preference::{BradleyTerry, RewardObjective};
 use crate::train::{Comparison, PairRanking};
 
 pub(super) fn run(
-    bench: &mut Bench,
+    context: &mut TaskContext,
     command: &v1::RunGang,
     work: &v1::TrainReward,
 ) -> Result<Trained, PhaseError> {
     let start = need(&work.start, "a start model")?;
-    let mut judge = bench.loader().judge(start)?;
-    let text = bench.trained_text(start, &judge.encoder)?;
+    let mut judge = context.loader().judge(start)?;
+    let text = context.trained_text(start, &judge.encoder)?;
     judge.model.set_token_ids(&text.ids);
     let pad =
         judge.encoder.pad_id().map_err(|source| PhaseError::Text { artifact: start.name.clone(), source })?;
@@ -29,15 +29,15 @@ pub(super) fn run(
         .config()
         .check_pad(pad)
         .map_err(|fault| PhaseError::Model { artifact: start.name.clone(), source: fault.into() })?;
-    let step = bench.job.reward_step.clone();
-    let human = read(bench, &judge, &work.human, step.human_weight)?;
+    let step = context.job.reward_step.clone();
+    let human = read(context, &judge, &work.human, step.human_weight)?;
     // w_APO is shared by a golden answer's samples.
-    let golden = read(bench, &judge, &work.golden, step.apo_weight / f64::from(step.samples.max(1)))?;
+    let golden = read(context, &judge, &work.golden, step.apo_weight / f64::from(step.samples.max(1)))?;
 
     if let Some(lora) = &step.lora {
-        judge.model.adapt(lora, bench.draw(command)?);
+        judge.model.adapt(lora, context.draw(command)?);
     }
-    let objective = PairRanking::new(&judge.model, &human, &golden, bench.precision(), step.normalisation)
+    let objective = PairRanking::new(&judge.model, &human, &golden, context.precision(), step.normalisation)
         .with_objective(objective_of(&step))
         .with_head_bound(step.weight_clip);
     let course = Course {
@@ -47,15 +47,15 @@ pub(super) fn run(
         optimizer: &step.optimizer,
         schedule: &step.schedule,
     };
-    let summary = bench.train(command, &objective, judge.model.trainable(), &course)?;
+    let summary = context.train(command, &objective, judge.model.trainable(), &course)?;
 
-    let dir = bench.cache.scratch("reward")?;
+    let dir = context.cache.scratch("reward")?;
     let adapter = judge.model.merge();
     let parameters = judge.model.parameters();
-    bench.save(&start.name, parameters, step.save_dtype, |dtype| judge.model.save(&dir, dtype, pad))?;
-    bench.save_text(start, &text, &dir)?;
+    context.save(&start.name, parameters, step.save_dtype, |dtype| judge.model.save(&dir, dtype, pad))?;
+    context.save_text(start, &text, &dir)?;
     if let Some(adapter) = adapter {
-        bench.save_adapter(start, judge.model.config(), HeadKind::Reward, adapter, &dir)?;
+        context.save_adapter(start, judge.model.config(), HeadKind::Reward, adapter, &dir)?;
     }
     let mut metrics = summary.metrics();
     let pairs =
@@ -72,7 +72,7 @@ fn objective_of(step: &RewardStep) -> RewardObjective {
 
 /// All rows of a source, each pair of `weight`; none where the task names no source.
 fn read(
-    bench: &mut Bench,
+    context: &mut TaskContext,
     judge: &Judge,
     source: &Option<v1::PairSource>,
     weight: f64,
@@ -80,8 +80,8 @@ fn read(
     if source.is_none() {
         return Ok(Vec::new());
     }
-    let swap = bench.job.controls.swap_preferences;
-    let contests = pairs::encode(bench, judge, source, Span::ALL)?;
+    let swap = context.job.controls.swap_preferences;
+    let contests = pairs::encode(context, judge, source, Span::ALL)?;
     Ok(contests.into_iter().flat_map(|contest| comparisons(contest, weight, swap)).collect())
 }
 

@@ -12,10 +12,10 @@ use foil_proto::v1::rank_message::Message;
 use tokio::sync::oneshot;
 
 use super::RankOptions;
-use super::cache::{Cache, Objects};
-use super::reporter::Reporter;
 use crate::agent::DeviceKind;
-use crate::phase::{Bench, Failure, PhaseError, Seat};
+use crate::phase::{Failure, PhaseError, RankContext, TaskContext};
+use crate::task_io::artifact_cache::{Cache, Objects};
+use crate::task_io::progress::Reporter;
 
 /// What the device thread is told.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ fn work(
     orders: &mpsc::Receiver<Order>,
     meetings: mpsc::Receiver<v1::Rendezvous>,
 ) -> DeviceEnd {
-    foil_c10d::keep_freed_memory();
+    foil_torch::runtime::keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads.max(1)).unwrap_or(1));
     if options.device == DeviceKind::Cuda
         && let Err(error) = prepare_cuda(&job)
@@ -101,7 +101,7 @@ fn work(
         report(&reports, None, Failure::of_panic(&error.to_string()));
         return DeviceEnd::Broken;
     }
-    let seat = Seat {
+    let rank = RankContext {
         device: match options.device {
             DeviceKind::Cpu => tch::Device::Cpu,
             DeviceKind::Cuda => tch::Device::Cuda(0),
@@ -118,9 +118,9 @@ fn work(
             return DeviceEnd::Broken;
         }
     };
-    let mut bench = Bench::new(job, seat, cache, reports);
+    let mut context = TaskContext::new(job, rank, cache, reports);
     for order in orders {
-        if let Some(end) = obey(&mut bench, &order) {
+        if let Some(end) = obey(&mut context, &order) {
             return end;
         }
     }
@@ -128,26 +128,26 @@ fn work(
 }
 
 /// Chooses libtorch's kernels for this process's GPU. To be called before a process group is made.
-fn prepare_cuda(job: &spec::Job) -> foil_c10d::Result<()> {
-    foil_c10d::disable_cudnn_attention();
-    foil_c10d::set_deterministic(job.resources.deterministic)
+fn prepare_cuda(job: &spec::Job) -> foil_torch::Result<()> {
+    foil_torch::runtime::disable_cudnn_attention();
+    foil_torch::runtime::set_deterministic(job.resources.deterministic)
 }
 
 /// Runs one task; gives an end where the thread cannot go on after it.
-fn obey(bench: &mut Bench, order: &Order) -> Option<DeviceEnd> {
+fn obey(context: &mut TaskContext, order: &Order) -> Option<DeviceEnd> {
     let (phase, round) = order.phase();
     let span = tracing::info_span!("phase", phase, round, chunk = order.chunk());
     let _entered = span.enter();
     let run = || match order {
-        Order::Chunk(lease) => bench.run_chunk(lease),
-        Order::Gang(command) => bench.run_gang(command),
+        Order::Chunk(lease) => context.run_chunk(lease),
+        Order::Gang(command) => context.run_gang(command),
     };
     let (failure, end) = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => return None,
         Ok(Err(error)) if error.is_stopped() => {
             tracing::info!("{error}");
             // The process may be gone before its own exit code is known.
-            report(bench.reports(), Some(order), error.failure());
+            report(context.reports(), Some(order), error.failure());
             return Some(DeviceEnd::Stopped);
         }
         Ok(Err(error)) => (error.failure(), end_after(&error)),
@@ -160,7 +160,7 @@ fn obey(bench: &mut Bench, order: &Order) -> Option<DeviceEnd> {
         "{}",
         failure.message
     );
-    report(bench.reports(), Some(order), failure);
+    report(context.reports(), Some(order), failure);
     end
 }
 

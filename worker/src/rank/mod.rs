@@ -3,19 +3,12 @@
 //! The thread named `device` ([`device`]) runs tasks one after another; a tokio runtime beside it speaks gRPC
 //! ([`session`]): commands down, results and progress up, and the objects that tasks read and write ([`transfer`]).
 
-pub mod cache;
 mod device;
-#[cfg(test)]
-pub(crate) mod memory_objects;
 mod parent;
 mod recall;
-pub mod reporter;
 mod session;
-pub mod stopping;
 #[cfg(test)]
 mod tests;
-mod thread_io;
-mod transfer;
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
@@ -23,9 +16,9 @@ use std::path::PathBuf;
 
 use foil_common::{failpoint, shutdown};
 
-use self::stopping::Stopping;
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
+use crate::task_io::stop::Stopping;
 
 /// In bytes, its line's end counted.
 const LONGEST_SECRET: u64 = 256;

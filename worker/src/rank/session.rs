@@ -19,9 +19,9 @@ use tonic::{Code, Status, Streaming};
 use super::RankOptions;
 use super::device::{self, DeviceEnd, DeviceThread, Order};
 use super::recall::Recall;
-use super::reporter::Reporter;
-use super::transfer::Transfer;
 use crate::exit::Exit;
+use crate::task_io::progress::Reporter;
+use crate::task_io::transfer::Transfer;
 
 /// For the last messages to be taken, and for the device thread to end, when the process does.
 const PARTING: Duration = Duration::from_secs(3);

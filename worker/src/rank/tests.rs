@@ -10,14 +10,14 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::cache::{ObjectError, Objects};
 use super::device::{self, DeviceEnd, Order};
-use super::reporter::Reporter;
-use super::stopping::Stopping;
 use super::{RankOptions, Secret, session};
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
 use crate::fake_coordinator::{FakeCoordinator, RankPeer};
+use crate::task_io::artifact_cache::{ObjectError, Objects};
+use crate::task_io::progress::Reporter;
+use crate::task_io::stop::Stopping;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -147,7 +147,9 @@ async fn the_next_leader_is_told_again_what_a_rank_is_at() {
     assert!(matches!(failure, Message::Failure(_)), "{failure:?}");
     drop(peer);
     let mut peer = timeout(PATIENCE, coordinator.ranks.recv()).await.unwrap().unwrap();
-    let task = v1::RankTask { task: Some(v1::rank_task::Task::Chunk(chunk())) };
+    let mut named = chunk();
+    named.task.as_mut().unwrap().work = None;
+    let task = v1::RankTask { task: Some(v1::rank_task::Task::Chunk(named)) };
     assert_eq!(next(&mut peer).await, Message::Hello(hello_with(Some(task))));
     assert_eq!(next(&mut peer).await, failure);
 

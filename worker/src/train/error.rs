@@ -35,7 +35,7 @@ pub enum TrainError {
     #[error("checkpoint: {0}")]
     Kept(String),
     #[error(transparent)]
-    Collective(#[from] foil_c10d::Error),
+    Collective(#[from] foil_torch::Error),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error("libtorch: {0}")]

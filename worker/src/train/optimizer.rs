@@ -4,6 +4,7 @@ use foil_common::spec::{Decay, Optimizer};
 use tch::{Kind, Tensor, no_grad};
 
 use super::TrainError;
+use super::snapshot::{MEAN, SQUARE};
 
 /// AdamW (Loshchilov and Hutter 2019) with decoupled weight decay on some of the parameters; moments in fp32.
 pub struct AdamW {
@@ -47,21 +48,21 @@ impl AdamW {
         for group in &self.groups {
             let gradients: Vec<Tensor> =
                 group.numbers.iter().map(|&number| gradients[number].shallow_clone()).collect();
-            let state = foil_c10d::AdamWState {
+            let state = foil_torch::ops::AdamWState {
                 parameters: &group.parameters,
                 gradients: &gradients,
                 exp_avg: &group.exp_avg,
                 exp_avg_sq: &group.exp_avg_sq,
                 steps: &group.steps,
             };
-            let options = foil_c10d::AdamW {
+            let options = foil_torch::AdamW {
                 learning_rate,
                 beta1: self.beta1,
                 beta2: self.beta2,
                 epsilon: self.epsilon,
                 weight_decay: group.weight_decay,
             };
-            no_grad(|| foil_c10d::fused_adamw(&state, &options))?;
+            no_grad(|| foil_torch::ops::fused_adamw(&state, &options))?;
         }
         Ok(())
     }
@@ -107,6 +108,11 @@ impl AdamW {
     pub(super) fn moments(&self) -> impl Iterator<Item = (&Tensor, &Tensor)> {
         self.groups.iter().flat_map(|group| group.exp_avg.iter().zip(&group.exp_avg_sq))
     }
+}
+
+/// A parameter's moments under their names in a snapshot.
+pub(super) fn by_name<'t>(name: &str, [mean, square]: [&'t Tensor; 2]) -> [(String, &'t Tensor); 2] {
+    [(format!("{MEAN}{name}"), mean), (format!("{SQUARE}{name}"), square)]
 }
 
 impl Group {

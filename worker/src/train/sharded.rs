@@ -7,9 +7,8 @@
 use foil_common::spec::Optimizer;
 use tch::{Kind, Tensor, no_grad};
 
-use super::optimizer::clip;
+use super::optimizer::{by_name, clip};
 use super::snapshot::{MEAN, SQUARE, Saved};
-use super::update::by_name;
 use super::{AdamW, TrainError};
 use crate::collective::Gang;
 use crate::model::ModelError;
@@ -57,7 +56,7 @@ impl<'a> Sharded<'a> {
     pub(super) fn zero(&mut self) -> Result<(), TrainError> {
         self.gradients.clear();
         for bucket in &self.buckets {
-            foil_c10d::drop_gradients(&bucket.parameters)?;
+            foil_torch::autograd::clear_gradients(&bucket.parameters)?;
         }
         Ok(())
     }
@@ -65,7 +64,7 @@ impl<'a> Sharded<'a> {
     /// Runs the last backward, where there is one, and sums the gradients; a bucket's own are freed as soon as its sum stands.
     pub(super) fn reduce(&mut self, loss: Option<&Tensor>) -> Result<(), TrainError> {
         if let Some(loss) = loss {
-            foil_c10d::backward(loss)?;
+            foil_torch::autograd::backward(loss)?;
             self.check_reached()?;
         }
         for bucket in &self.buckets {
@@ -74,7 +73,7 @@ impl<'a> Sharded<'a> {
                 // A rank without rows has no gradients, which count as zero.
                 gradient.defined().then_some(gradient)
             });
-            foil_c10d::drop_gradients(&bucket.parameters)?;
+            foil_torch::autograd::clear_gradients(&bucket.parameters)?;
             self.gradients.push(self.gang.reduce_scatter(&whole)?);
         }
         Ok(())
@@ -150,7 +149,7 @@ impl<'a> Sharded<'a> {
             None => Ok(()),
             Some(missed) => {
                 let detail = format!("the loss does not reach a parameter of shape {:?}", missed.size());
-                Err(foil_c10d::Error::Unreduced { detail }.into())
+                Err(foil_torch::Error::Unreduced { detail }.into())
             }
         }
     }

@@ -1,10 +1,10 @@
 //! How the ranks' gradients are summed and who moves which parameters.
 
-use foil_c10d::BucketSizes;
 use foil_common::spec::{Optimizer, Sharding};
+use foil_torch::c10d::BucketSizes;
 use tch::{Kind, Tensor, no_grad};
 
-use super::optimizer::{clip, decays, global_norm};
+use super::optimizer::{by_name, clip, decays, global_norm};
 use super::sharded::Sharded;
 use super::snapshot::{MEAN, SQUARE, Saved};
 use super::{AdamW, Share, TrainError};
@@ -96,7 +96,7 @@ impl<'a> Update<'a> {
     pub(super) fn accumulate(&mut self, loss: &Tensor) -> Result<(), TrainError> {
         match self {
             Self::Whole { gradients, .. } => Ok(gradients.accumulate(loss)?),
-            Self::Sharded(_) => Ok(foil_c10d::backward(loss)?),
+            Self::Sharded(_) => Ok(foil_torch::autograd::backward(loss)?),
         }
     }
 
@@ -106,7 +106,7 @@ impl<'a> Update<'a> {
             Self::Whole { gradients, .. } => match loss {
                 Some(loss) => Ok(gradients.reduce(loss)?),
                 None => {
-                    let nothing = gradients.touch();
+                    let nothing = gradients.zero_loss();
                     Ok(gradients.reduce(&nothing)?)
                 }
             },
@@ -142,9 +142,4 @@ impl<'a> Update<'a> {
             Self::Sharded(sharded) => sharded.step(norm, limit, learning_rate),
         }
     }
-}
-
-/// A parameter's moments under their names in a snapshot.
-pub(super) fn by_name<'t>(name: &str, [mean, square]: [&'t Tensor; 2]) -> [(String, &'t Tensor); 2] {
-    [(format!("{MEAN}{name}"), mean), (format!("{SQUARE}{name}"), square)]
 }

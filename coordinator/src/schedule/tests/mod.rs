@@ -2,6 +2,7 @@ mod gang;
 mod map;
 mod ranks;
 mod resume;
+mod tasks;
 
 use super::*;
 use crate::job::Cause;

@@ -2,7 +2,6 @@ use foil_proto::v1::rank_task::Task;
 
 use super::*;
 use crate::job::RankStarted;
-use crate::plan;
 
 /// A new coordinator finds two processes in the log and adopts the attempt.
 fn adopted(phase: usize) -> Bench {
@@ -42,7 +41,7 @@ impl Bench {
 
     fn gang_of(&self, rank: u32) -> v1::RunGang {
         let phase = self.state.phase().unwrap();
-        let task = plan::gang_task(&self.state, phase).unwrap();
+        let task = task::gang_task(&self.state, phase).unwrap();
         let key_prefix = format!("jobs/{JOB}/phases/{}/a1/", phase.id);
         v1::RunGang { task: Some(task), attempt: 1, rank, world: 2, key_prefix, resume: None }
     }
@@ -114,7 +113,7 @@ fn a_lease_of_the_leader_before_counts() {
     let map = (0..first.phases.len()).find(|at| !first.phases[*at].work.is_gang()).unwrap();
     let mut bench = adopted(map);
     let phase = bench.state.phase().unwrap().clone();
-    let lease = plan::lease(&bench.state, &phase, 0).unwrap();
+    let lease = task::lease(&bench.state, &phase, 0).unwrap();
     let key = format!("jobs/{JOB}/phases/{}/00000/1-1-7", phase.id);
     let run = v1::RunChunk {
         lease: 7,

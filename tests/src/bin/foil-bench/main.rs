@@ -27,9 +27,9 @@ trait Bench {
 fn main() -> anyhow::Result<()> {
     let path = std::env::args().nth(1).context("usage: foil-bench WORKLOAD.json")?;
     let workload = Workload::read(path.as_ref())?;
-    foil_c10d::keep_freed_memory();
+    foil_torch::runtime::keep_freed_memory();
     // As a rank on a GPU does.
-    foil_c10d::disable_cudnn_attention();
+    foil_torch::runtime::disable_cudnn_attention();
     tch::set_num_threads(workload.threads);
     let mut bench: Box<dyn Bench> = match workload.work {
         Work::Generate => Box::new(generation::Generation::new(&workload)?),

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use foil_c10d::Store;
 use foil_proto::v1;
+use foil_torch::c10d::Store;
 use foil_worker::agent::DeviceKind;
 
 use super::rank::{HOST, Report, key};
@@ -66,7 +66,7 @@ impl Group<'_> {
         if self.device == DeviceKind::Cuda {
             command.env("CUDA_VISIBLE_DEVICES", &self.devices[rank].id);
             // All ranks are on this machine; the first interface NCCL would find need not reach itself.
-            command.env("NCCL_SOCKET_IFNAME", foil_c10d::interface_of(HOST)?.unwrap_or_default());
+            command.env("NCCL_SOCKET_IFNAME", foil_torch::network_interface(HOST)?.unwrap_or_default());
         }
         let output = tempfile::tempfile().context("a file for a rank's output")?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use foil_c10d::{Member, ProcessGroup, Store};
 use foil_common::failpoint;
+use foil_torch::c10d::{ProcessGroup, ProcessGroupConfig, Store};
 use foil_worker::agent::DeviceKind;
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, Tensor};
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
     tch::set_num_threads(1);
     let timeout = Duration::from_secs(args.seconds);
     let store = Store::connect(HOST, args.port, timeout)?;
-    let member = Member { rank: args.rank, world: args.world, timeout, address: HOST.to_owned() };
+    let member = ProcessGroupConfig { rank: args.rank, world: args.world, timeout, address: HOST.to_owned() };
     let (group, device) = match args.device {
         DeviceKind::Cpu => (ProcessGroup::gloo(&store, member)?, Device::Cpu),
         DeviceKind::Cuda if !Cuda::is_available() => {

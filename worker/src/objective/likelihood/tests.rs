@@ -63,7 +63,7 @@ fn a_frozen_head_changes_nothing_for_the_states_and_gets_no_gradient() {
     let loss = nll(&problem.prediction(Kind::Float)).unwrap();
     let found = Tensor::run_backward(&[&loss], &[&problem.hidden], false, false);
     assert!(found[0].equal(&gradients[0]));
-    foil_c10d::backward(&nll(&problem.prediction(Kind::Float)).unwrap()).unwrap();
+    foil_torch::autograd::backward(&nll(&problem.prediction(Kind::Float)).unwrap()).unwrap();
     assert!(!problem.head.grad().defined());
 }
 

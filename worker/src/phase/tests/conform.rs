@@ -146,7 +146,7 @@ impl Case {
         let (tuned, _) = game.gang("r00.sft", sft, &start);
 
         let prompts = game.dataset("prompts", &sets.prompts);
-        let sampling = Some(v1::SamplingSpec::from(&game.bench.job.sampling));
+        let sampling = Some(v1::SamplingSpec::from(&game.context.job.sampling));
         let (samples, _) = game.map("r01.policy.generate", ROWS, |_| {
             let (policy, prompts, sampling) = (Some(tuned.clone()), prompts.clone(), sampling.clone());
             Work::Generate(v1::Generate { policy, prompts, samples: 3, sampling })

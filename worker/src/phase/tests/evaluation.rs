@@ -144,7 +144,7 @@ fn policies_are_compared_prompt_by_prompt_under_one_reward_model() {
         .map(|(phase, demonstrations)| policy(&mut game, phase, demonstrations));
     let reward = judge(&mut game, "r01.reward.train", &start, &pairs());
     let prompts = game.dataset("evaluation_prompts", &sets.evaluation_prompts);
-    let sampling = Some(v1::SamplingSpec::from(&game.bench.job.evaluation.sampling));
+    let sampling = Some(v1::SamplingSpec::from(&game.context.job.evaluation.sampling));
     let mut evaluate = |phase: &str,
                         policy: &v1::Artifact,
                         reward: Option<v1::Artifact>,

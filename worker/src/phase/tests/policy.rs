@@ -4,8 +4,8 @@ use foil_common::spec::{Method, ReferencePolicy};
 
 use super::*;
 use crate::evaluate::answer_log_probs;
-use crate::phase::dialogue::Reader;
-use crate::phase::policy_rows::{Comparisons, PolicyRows};
+use crate::phase::support::dialogue::Reader;
+use crate::phase::support::policy_rows::{Comparisons, PolicyRows};
 
 /// A round up to its scores: 20 prompts with 3 answers each, of which the later ones score higher.
 struct Round {
@@ -31,7 +31,7 @@ impl Round {
         };
         let (start, policy) = (fine_tune("r00.sft", &sets.sft[..16]), fine_tune("r01.sft", &sets.sft));
         let prompts = game.dataset("prompts", &sets.prompts);
-        let sampling = Some(v1::SamplingSpec::from(&game.bench.job.sampling));
+        let sampling = Some(v1::SamplingSpec::from(&game.context.job.sampling));
         let (samples, _) = game.map("r01.policy.generate", 20, |_| {
             let (policy, prompts, sampling) = (Some(policy.clone()), prompts.clone(), sampling.clone());
             Work::Generate(v1::Generate { policy, prompts, samples: 3, sampling })
@@ -100,10 +100,10 @@ fn batch(game: &Game, artifact: &v1::Artifact, chunk: usize) -> v1::ReferenceLog
 fn expected(round: &mut Round, policy: &v1::Artifact) -> Vec<Vec<f32>> {
     let (prompts, samples, scores) =
         (round.prompts.clone(), Some(round.samples.clone()), Some(round.scores.clone()));
-    let bench = &mut round.game.bench;
-    let rows = PolicyRows::read(bench, &prompts, Span { first: 0, count: 1 }, &samples, &scores).unwrap();
-    let policy = bench.policy(&Some(policy.clone())).unwrap();
-    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &bench.job };
+    let context = &mut round.game.context;
+    let rows = PolicyRows::read(context, &prompts, Span { first: 0, count: 1 }, &samples, &scores).unwrap();
+    let policy = context.policy(&Some(policy.clone())).unwrap();
+    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
     let groups = [0, 1, 2].map(|answer| rows.scored().unwrap()[0].group(&reader, &[answer]).unwrap());
     let found = answer_log_probs(&policy.model, &groups, Precision::Fp32, 1).unwrap();
     found.into_iter().flatten().collect()
@@ -166,7 +166,7 @@ fn samples_without_a_number_for_each_token_are_refused_by_name() {
         let task = Some(v1::Task { phase: "r01.policy.reference".into(), round: 1, work });
         let lease =
             v1::RunChunk { lease: 1, task, first: 0, count: 8, key: "k".into(), ..Default::default() };
-        round.game.bench.run_chunk(&lease).map_err(|error| error.to_string())
+        round.game.context.run_chunk(&lease).map_err(|error| error.to_string())
     };
     edit(&mut round, &|log_probs| log_probs.push(0.0));
     let error = run(&mut round).unwrap_err();
@@ -217,7 +217,7 @@ fn a_reference_chunk_is_the_same_bytes_whatever_came_before() {
             let (first, key) = (u64::from(chunk) * 8, format!("chunk {chunk}"));
             let count = 8.min(20 - first);
             let lease = v1::RunChunk { lease: 1, task, chunk, first, count, key };
-            round.game.bench.run_chunk(&lease).unwrap();
+            round.game.context.run_chunk(&lease).unwrap();
         }
         [0, 1, 2].map(|chunk| round.game.objects.bytes(&format!("chunk {chunk}")))
     };
@@ -234,8 +234,8 @@ fn a_comparison_that_is_not_there_is_an_error() {
         let bytes = round.game.objects.bytes(&round.samples.objects[0].key);
         v1::SampleBatch::decode(bytes.as_slice()).unwrap().samples.remove(index)
     };
-    let comparisons = Comparisons::read(&mut round.game.bench.cache, &Some(artifact)).unwrap();
-    let dpo = round.game.bench.job.policy_step.method;
+    let comparisons = Comparisons::read(&mut round.game.context.cache, &Some(artifact)).unwrap();
+    let dpo = round.game.context.job.policy_step.method;
     let grpo = Method::Grpo(foil_common::spec::PolicyGradient { clip_ratio: 0.2, kl: None });
     assert_eq!(comparisons.of(&sample(0), &dpo).unwrap().reference.len(), sample(0).tokens.len());
     let error = comparisons.of(&sample(1), &dpo).unwrap_err();
@@ -253,7 +253,7 @@ fn trained(edit: impl FnOnce(&mut v1::JobSpec)) -> (Vec<v1::Metric>, f64) {
         edit(job);
     });
     let (start, policy) = (round.start.clone(), round.policy.clone());
-    let method = round.game.bench.job.policy_step.method;
+    let method = round.game.context.job.policy_step.method;
     let reference = method.reference().map(|reference| match reference {
         ReferencePolicy::RoundStart => policy.clone(),
         ReferencePolicy::Initial => start.clone(),

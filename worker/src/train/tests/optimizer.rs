@@ -28,7 +28,7 @@ fn schedule(case: &Value) -> Schedule {
 
 /// Sets gradients as given; the previous ones are cleared in place.
 fn set_gradients(parameters: &[Tensor], gradients: &Value) -> Vec<Tensor> {
-    foil_c10d::zero_gradients(parameters).unwrap();
+    foil_torch::autograd::zero_gradients(parameters).unwrap();
     for (parameter, gradient) in parameters.iter().zip(gradients.as_array().unwrap()) {
         (parameter * tensor(gradient, &parameter.size())).sum(Kind::Float).backward();
     }

@@ -1,0 +1,63 @@
+//! Downloading artifacts.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use foil_common::file_names;
+use foil_common::rpc::{Line, artifacts};
+use foil_proto::v1;
+
+use crate::progress::{self, Progress};
+
+/// Downloads an artifact's files into `dir`. Each appears only when whole and of the right hash; those that are
+/// there already are not fetched again.
+pub(crate) async fn artifact(
+    line: &Line,
+    artifact: &v1::Artifact,
+    dir: &Path,
+    progress: &Progress,
+) -> Result<()> {
+    let total = artifact.objects.iter().map(|object| object.size).sum();
+    let bar = progress.bytes(&format!("pulling {}", artifact.name), total);
+    let moved = progress::moves(&bar);
+    for object in &artifact.objects {
+        let name = file_name(object).with_context(|| format!("artifact {}", artifact.name))?;
+        let path = dir.join(name);
+        if is_there(object, &path).await {
+            moved(object.size);
+        } else {
+            artifacts::download_to_file(line, object, &path, &moved).await?;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+async fn is_there(object: &v1::Object, path: &Path) -> bool {
+    let same_size = path.metadata().is_ok_and(|metadata| metadata.len() == object.size);
+    same_size && artifacts::digest_of_file(path).await.is_ok_and(|digest| digest.blake3 == object.blake3)
+}
+
+/// The name a file gets here. It comes from elsewhere, so it must not lead out of the directory.
+fn file_name(object: &v1::Object) -> Result<&Path> {
+    let name = match object.path.as_str() {
+        "" => object.key.rsplit('/').next().unwrap_or_default(),
+        path => path,
+    };
+    let inside = file_names::inside(name);
+    inside.with_context(|| format!("{name:?} is no file name; the coordinator's answer is damaged"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_leave_the_directory_are_refused() {
+        let object = |path: &str| v1::Object { path: path.into(), ..Default::default() };
+        assert_eq!(file_name(&object("model.safetensors")).unwrap(), Path::new("model.safetensors"));
+        for path in ["../x", "/etc/x", ".ssh", "a\\b"] {
+            assert!(file_name(&object(path)).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! What the models will read of a job's data, before anything is submitted.
+
+use anyhow::{Context, Result};
+use foil_common::data::rows::{Prompt, Row};
+use foil_common::spec;
+use foil_common::text::inspect::{self, Reader};
+use foil_common::text::{Encoder, Limits, TextError};
+
+use super::args::InspectArgs;
+use super::{output, submit};
+use foil_coordinator::resolve::local::{self, Local, LocalSet, Rows};
+
+pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
+    let job = submit::load(&args.job.file, &args.job.settings)?;
+    let (rows, scan) = (args.rows, args.scan_weights);
+    let reading = tokio::task::spawn_blocking(move || describe(&job, rows, scan));
+    let (report, warnings) = reading.await.context("reading the inputs was cut short")??;
+    for warning in warnings {
+        output::note(&format!("warning: {warning}"));
+    }
+    output::line(&report)?;
+    Ok(())
+}
+
+/// The report, and the warnings that submission would give.
+fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<(String, Vec<String>)> {
+    let local = local::local(job)?;
+    let scanned = if scan { scan_weights(&local)? } else { Vec::new() };
+    let sampled = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
+    let shared = Limits::shared(job.text.max_length);
+    let mut lines = vec![model("policy", &job.policy.model.name(), &local.policy)];
+    if let (Some(encoder), Some(reference)) = (&local.reward, &job.reward.model) {
+        lines.push(model("reward", &reference.name(), encoder));
+    }
+    lines.extend(scanned);
+    lines.push(format!(
+        "template {}; at most {} tokens, of which {} are kept for an answer that is sampled",
+        job.text.template, shared.total, sampled.answer
+    ));
+    for set in &local.sets {
+        lines.push(String::new());
+        lines.push(heading(&local, set));
+        lines.extend(ignored_columns(&local, set));
+        let limits = match set.rows {
+            Rows::Demonstrations(_) | Rows::Pairs(_) => shared,
+            Rows::Golden(_) | Rows::Prompts(_) => sampled,
+        };
+        Report { limits, rows, lines: &mut lines }.set(&local, set)?;
+    }
+    Ok((lines.join("\n"), local.warnings))
+}
+
+/// Reads every number of the weights that are there.
+fn scan_weights(local: &Local) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for (field, weights) in &local.weights {
+        let mut bytes = 0;
+        weights.scan(&mut |moved| bytes += moved).with_context(|| (*field).to_owned())?;
+        lines.push(format!(
+            "{field}: all numbers of {:.1} MiB of weights are finite",
+            bytes as f64 / 1048576.0
+        ));
+    }
+    Ok(lines)
+}
+
+fn model(role: &str, name: &str, encoder: &Encoder) -> String {
+    let token = |id: Option<u32>| match id {
+        None => "none".to_owned(),
+        Some(id) => format!("{id} {:?}", encoder.token(id).unwrap_or_default()),
+    };
+    format!(
+        "{role} {name}: {} token ids; BOS {}; EOS {}; pad {}",
+        encoder.vocabulary(),
+        token(encoder.bos_id()),
+        token(Some(encoder.eos_id())),
+        token(encoder.pad_id().ok())
+    )
+}
+
+fn heading(local: &Local, set: &LocalSet) -> String {
+    let bad =
+        local.summaries.iter().find(|summary| summary.name == set.name).map_or(0, |found| found.bad_rows);
+    match bad {
+        0 => format!("{}: {} rows", set.name, set.rows.len()),
+        bad => format!("{}: {} rows, {bad} bad ones left out", set.name, set.rows.len()),
+    }
+}
+
+/// Columns of the files that the reading left out.
+fn ignored_columns(local: &Local, set: &LocalSet) -> Option<String> {
+    let summary = local.summaries.iter().find(|summary| summary.name == set.name)?;
+    (!summary.ignored_columns.is_empty())
+        .then(|| format!("  columns left out: {}", summary.ignored_columns.join(", ")))
+}
+
+struct Report<'a> {
+    limits: Limits,
+    rows: usize,
+    lines: &'a mut Vec<String>,
+}
+
+impl Report<'_> {
+    fn set(&mut self, local: &Local, set: &LocalSet) -> Result<(), TextError> {
+        let reward = local.reward.as_ref().unwrap_or(&local.policy);
+        match &set.rows {
+            Rows::Demonstrations(rows) => {
+                let encoder = &local.policy;
+                self.prompts(encoder, rows)?;
+                let answers = rows.iter().map(|row| (&row.prompt, row.answer.as_str()));
+                self.note("answers", inspect::answer_lengths(encoder, answers, self.limits)?);
+                self.each(encoder, Reader::Policy, rows, |row| vec![("answer", row.answer.as_str())])
+            }
+            Rows::Pairs(rows) => {
+                self.prompts(reward, rows)?;
+                let chosen = rows.iter().map(|row| (&row.prompt, row.chosen.as_str()));
+                self.note("chosen", inspect::answer_lengths(reward, chosen, self.limits)?);
+                let rejected = rows.iter().map(|row| (&row.prompt, row.rejected.as_str()));
+                self.note("rejected", inspect::answer_lengths(reward, rejected, self.limits)?);
+                self.lines.push(format!("  {}", inspect::length_accuracy(reward, rows, self.limits)?));
+                self.each(reward, Reader::Reward, rows, |row| {
+                    vec![("chosen", &row.chosen), ("rejected", &row.rejected)]
+                })
+            }
+            Rows::Golden(rows) => {
+                self.prompts(reward, rows)?;
+                self.note("golden answers", inspect::golden_lengths(reward, rows, self.limits)?);
+                self.each(reward, Reader::Reward, rows, |row| vec![("golden", &row.golden)])
+            }
+            Rows::Prompts(rows) => {
+                self.prompts(&local.policy, rows)?;
+                self.each(&local.policy, Reader::Policy, rows, |_| Vec::new())
+            }
+        }
+    }
+
+    fn note(&mut self, what: &str, lengths: inspect::Lengths) {
+        self.lines.push(format!("  {what}: {lengths}"));
+    }
+
+    fn prompts<T: Row>(&mut self, encoder: &Encoder, rows: &[T]) -> Result<(), TextError> {
+        let lengths = inspect::prompt_lengths(encoder, rows.iter().map(Row::prompt), self.limits)?;
+        self.note("prompts", lengths);
+        Ok(())
+    }
+
+    /// The first rows token by token, once with each of their answers.
+    fn each<T: Row>(
+        &mut self,
+        encoder: &Encoder,
+        reader: Reader,
+        rows: &[T],
+        answers: impl Fn(&T) -> Vec<(&'static str, &str)>,
+    ) -> Result<(), TextError> {
+        for row in rows.iter().take(self.rows) {
+            let answers = answers(row);
+            if answers.is_empty() {
+                self.row(encoder, &format!("row {}", row.id()), row.prompt(), None)?;
+            }
+            for (name, answer) in answers {
+                self.row(
+                    encoder,
+                    &format!("row {}, {name}", row.id()),
+                    row.prompt(),
+                    Some((reader, answer)),
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn row(
+        &mut self,
+        encoder: &Encoder,
+        title: &str,
+        prompt: &Prompt,
+        answer: Option<(Reader, &str)>,
+    ) -> Result<(), TextError> {
+        let view = inspect::row(encoder, prompt, answer, self.limits)?;
+        self.lines.push(format!("  {title}:\n{view}"));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use foil_common::spec::file;
+    use std::fs;
+    use std::path::Path;
+
+    /// A job on the letters model with the given data lines.
+    fn job(dir: &Path, golden: &str) -> spec::Job {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/jobs/letters");
+        let pairs = ["abcde", "bcdef", "cdefg"].map(|prompt| {
+            format!("{{\"prompt\":\"{prompt}\",\"chosen\":\"{prompt}!!\",\"rejected\":\"w\"}}\n")
+        });
+        fs::write(dir.join("pairs.jsonl"), pairs.concat()).unwrap();
+        fs::write(dir.join("golden.jsonl"), golden).unwrap();
+        let text = format!(
+            "name: look\npolicy: {{ model: {} }}\ntext: {{ max_length: 32 }}\nsampling: {{ max_new_tokens: 16 }}\n\
+             data: {{ preferences: [pairs.jsonl], golden: [golden.jsonl], prompts: [pairs.jsonl], max_bad_fraction: 0.5 }}\n",
+            model.display()
+        );
+        fs::write(dir.join("job.yaml"), text).unwrap();
+        spec::Job::try_from(file::load(&dir.join("job.yaml"), &[]).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_report_shows_every_set_with_tokens_and_lengths() {
+        let dir = tempfile::tempdir().unwrap();
+        let golden = "{\"prompt\":\"efgha\",\"golden\":\"efgha!!\"}\n{\"prompt\":\"abcdh\",\"golden\":\"h!!dcba\"}\n{}\n";
+        let (report, warnings) = describe(&job(dir.path(), golden), 1, false).unwrap();
+        for expected in [
+            "17 token ids; BOS 1 \"<s>\"; EOS 3 \"</s>\"; pad 0 \"<pad>\"",
+            "template auto; at most 32 tokens, of which 16 are kept for an answer that is sampled",
+            "preferences: 2 rows\n",
+            "evaluation_preferences: 1 rows\n",
+            "length alone (the longer answer) tells 100.0 ± 0.0 % of 2 pairs",
+            "golden: 1 rows, 1 bad ones left out\n",
+            "golden answers: 1 of 1 fit 16 tokens",
+            "chosen:\n    0       1 \"<s>\"\n",
+            "\"</s>\"                   reward\n      15 tokens: prompt 7, answer 8 with EOS",
+            "7 tokens: prompt 7, answer 0",
+        ] {
+            assert!(report.contains(expected), "{expected}\n\n{report}");
+        }
+        assert!(warnings.iter().any(|warning| warning.contains("golden.jsonl:3")), "{warnings:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_by_its_field() {
+        let dir = tempfile::tempdir().unwrap();
+        let job = job(dir.path(), "{}");
+        let error = describe(&job, 1, true).unwrap_err().to_string();
+        assert!(error.starts_with("data.golden: ") && error.contains("golden.jsonl:1"), "{error}");
+        fs::remove_file(dir.path().join("golden.jsonl")).unwrap();
+        let error = describe(&job, 1, true).unwrap_err().to_string();
+        assert!(error.starts_with("data.golden: ") && error.contains("cannot be read"), "{error}");
+    }
+}

@@ -1,0 +1,94 @@
+//! The one binary a user types: the client's commands, and `foil serve`, which is the coordinator.
+
+mod args;
+mod client;
+mod conform;
+mod download;
+mod inputs;
+mod inspect;
+mod jobs;
+mod local_file;
+mod location;
+mod meter;
+mod output;
+mod outputs;
+mod plan;
+mod progress;
+mod pull;
+mod report;
+mod run;
+mod samples;
+mod serve;
+mod size;
+mod submit;
+mod terminal;
+mod watch;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+use foil_common::telemetry::{self, LogFormat};
+use foil_coordinator::resolve::{self, child::Limits};
+
+use self::args::{Cli, Command};
+
+/// For work on threads of its own to end with the process, which does not wait for what has no end.
+const PARTING: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            telemetry::last_words(LogFormat::Human, "foil", &format!("cannot start its threads: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(command());
+    runtime.shutdown_timeout(PARTING);
+    code
+}
+
+/// Reads the command line, obeys it, and gives the exit status: 0 on success, 1 on failure, 2 for wrong usage, 128 and
+/// the signal's number where a run was stopped.
+async fn command() -> ExitCode {
+    let cli = Cli::parse();
+    let format = cli.log_format.into();
+    match obey(cli).await {
+        Ok(code) => code,
+        Err(error) => {
+            telemetry::last_words(format, "foil", &output::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn obey(cli: Cli) -> Result<ExitCode> {
+    // Of a client only what goes wrong is worth a line; a server's log is its diary.
+    let level = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    telemetry::init(cli.log_format.into(), level)?;
+    match cli.command {
+        Command::Run(args) => {
+            if let Some(cause) = run::run(&args, cli.log_format).await? {
+                return Ok(ExitCode::from(cause.exit_code()));
+            }
+        }
+        Command::Serve(args) => serve::serve(args).await?,
+        Command::Submit(args) => submit::submit(&args).await?,
+        Command::Inspect(args) => inspect::inspect(&args).await?,
+        Command::Plan(args) => plan::plan(&args).await?,
+        Command::List(args) => jobs::list(&args).await?,
+        Command::Get(args) => jobs::get(&args).await?,
+        Command::Watch(args) => jobs::watch(&args).await?,
+        Command::Cancel(args) => jobs::cancel(&args).await?,
+        Command::Artifacts(args) => jobs::artifacts(&args).await?,
+        Command::Pull(args) => pull::pull(&args).await?,
+        Command::Conform(args) => return conform::conform(&args).await,
+        Command::ResolveInputs(args) => {
+            let limits = Limits { memory: args.memory, cpu: Duration::from_secs(args.cpu_seconds) };
+            resolve::child::main(&args.store, limits).await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,159 @@
+//! What a finished job leaves on this machine: models, per-step metrics, samples with their scores.
+//!
+//! ```text
+//! DIR/policy/  reward/          the last round's models, Hugging Face directories
+//! DIR/rounds/policy@1/ …        every round's
+//! DIR/metrics.jsonl             every training step, and each round's drift between sampler and trainer
+//! DIR/samples/round-01.jsonl    what the policy was trained on in round 1, and the scores
+//! DIR/samples/round-01.evaluation.jsonl
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use foil_common::rpc::{Line, artifacts};
+use foil_coordinator::job::last_artifact;
+use foil_proto::v1;
+use serde_json::{Map, Value, json};
+
+use super::local_file::{remove, write_whole};
+use super::progress::Progress;
+use super::report::LocalArtifacts;
+use super::{download, samples};
+
+/// Everything [`bring`] writes, by name in its directory.
+pub(crate) const NAMES: [&str; 5] = ["policy", "reward", "rounds", "metrics.jsonl", "samples"];
+
+/// Downloads what the job has made so far.
+pub(crate) async fn bring(
+    line: &Line,
+    job: &v1::Job,
+    dir: &Path,
+    progress: &Progress,
+) -> Result<LocalArtifacts> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    for artifact in
+        job.artifacts.iter().filter(|artifact| ["policy", "reward"].contains(&artifact.kind.as_str()))
+    {
+        download::artifact(line, artifact, &dir.join("rounds").join(&artifact.name), progress).await?;
+    }
+    metrics(line, job, &dir.join("metrics.jsonl")).await?;
+    samples::write_all(line, job, &dir.join("samples")).await?;
+    Ok(LocalArtifacts { policy: link_last(job, "policy", dir)?, reward: link_last(job, "reward", dir)? })
+}
+
+/// All training phases' steps in one file, and what the drift gauge has shown.
+async fn metrics(line: &Line, job: &v1::Job, path: &Path) -> Result<()> {
+    let mut lines = Vec::new();
+    for artifact in job.artifacts.iter().filter(|artifact| artifact.kind == "metrics") {
+        for object in &artifact.objects {
+            lines.extend_from_slice(&artifacts::download_bytes(line, object).await?);
+            if lines.last().is_some_and(|byte| *byte != b'\n') {
+                lines.push(b'\n');
+            }
+        }
+    }
+    lines.extend_from_slice(drift_lines(job).as_bytes());
+    write_whole(path, &lines)
+}
+
+/// A line for each phase that compared sampler and trainer.
+fn drift_lines(job: &v1::Job) -> String {
+    let mut lines = String::new();
+    for round in &job.rounds {
+        for (phase, prefix) in [("reference", "reference_drift_"), ("evaluate", "drift_")] {
+            let figure = |metric: &v1::Metric| {
+                Some((format!("drift_{}", metric.name.strip_prefix(prefix)?), json!(metric.value)))
+            };
+            let figures: Map<String, Value> = round.policy.iter().filter_map(figure).collect();
+            if figures.is_empty() {
+                continue;
+            }
+            let phase = format!("r{:02}.policy.{phase}", round.round);
+            let mut line =
+                Map::from_iter([("phase".into(), json!(phase)), ("round".into(), json!(round.round))]);
+            line.extend(figures);
+            lines += &format!("{}\n", Value::Object(line));
+        }
+    }
+    lines
+}
+
+/// Makes `dir/kind` the last round's model, sharing its bytes with `dir/rounds`.
+fn link_last(job: &v1::Job, kind: &str, dir: &Path) -> Result<Option<String>> {
+    let Some(artifact) = last_artifact(job, kind) else { return Ok(None) };
+    let (from, to) = (dir.join("rounds").join(&artifact.name), dir.join(kind));
+    let part = dir.join(format!(".{kind}.part"));
+    replace(&from, &part, &to).with_context(|| format!("cannot write {}", to.display()))?;
+    Ok(Some(to.to_string_lossy().into_owned()))
+}
+
+fn replace(from: &Path, part: &Path, to: &Path) -> io::Result<()> {
+    remove(part)?;
+    share(from, part)?;
+    remove(to)?;
+    fs::rename(part, to)
+}
+
+/// Makes `to` a directory with `from`'s files and folders.
+fn share(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            share(&entry.path(), &target)?;
+        } else if fs::hard_link(entry.path(), &target).is_err() {
+            // Some file systems have no hard links.
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_phase_that_found_a_drift_has_a_line() {
+        let metric = |name: &str, value| v1::Metric { name: name.into(), value, se: Some(0.1) };
+        let policy = vec![
+            metric("drift_mean", 0.5),
+            metric("drift_max", 2.0),
+            metric("kl", 1.0),
+            metric("reference_drift_mean", 0.25),
+        ];
+        let rounds =
+            vec![v1::RoundResult { round: 3, policy, ..Default::default() }, v1::RoundResult::default()];
+        let lines = drift_lines(&v1::Job { rounds, ..Default::default() });
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let expected = [
+            json!({ "phase": "r03.policy.reference", "round": 3, "drift_mean": 0.25 }),
+            json!({ "phase": "r03.policy.evaluate", "round": 3, "drift_mean": 0.5, "drift_max": 2.0 }),
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn the_last_model_replaces_an_earlier_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let policy = |round: u32| v1::Artifact {
+            name: format!("policy@{round}"),
+            kind: "policy".into(),
+            ..Default::default()
+        };
+        let mut job = v1::Job::default();
+        for round in 1..=2 {
+            let model = dir.path().join(format!("rounds/policy@{round}"));
+            write_whole(&model.join("config.json"), format!("{round}").as_bytes()).unwrap();
+            job.artifacts.push(policy(round));
+            let path = link_last(&job, "policy", dir.path()).unwrap().unwrap();
+            assert_eq!(fs::read_to_string(Path::new(&path).join("config.json")).unwrap(), format!("{round}"));
+        }
+        assert!(link_last(&job, "reward", dir.path()).unwrap().is_none());
+        assert_eq!(fs::read_to_string(dir.path().join("rounds/policy@1/config.json")).unwrap(), "1");
+    }
+}

@@ -1,0 +1,45 @@
+//! The phases a job will run, and what a rank needs for them, before anything is submitted.
+
+mod memory;
+mod phases;
+mod show;
+#[cfg(test)]
+mod tests;
+
+use anyhow::{Context, Result};
+use foil_common::spec;
+
+use self::memory::Memory;
+use self::phases::Phases;
+use super::args::PlanArgs;
+use super::{output, submit};
+
+/// What is planned, and what a user should know about it.
+struct Planned {
+    job: spec::Job,
+    phases: Phases,
+    memory: Memory,
+    notes: Vec<String>,
+}
+
+pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
+    let job = submit::load(&args.job.file, &args.job.settings)?;
+    let reading = tokio::task::spawn_blocking(move || describe(job));
+    let planned = reading.await.context("reading the inputs was cut short")??;
+    if args.json {
+        return Ok(output::json(&show::json(&planned, args.device_memory))?);
+    }
+    for note in &planned.notes {
+        output::note(&format!("warning: {note}"));
+    }
+    Ok(output::line(&show::text(&planned, args.device_memory))?)
+}
+
+fn describe(job: spec::Job) -> Result<Planned> {
+    // The models first: of them config.json must be there.
+    let (policy, reward) = memory::shapes(&job)?;
+    let phases = Phases::of(&job)?;
+    let memory = Memory::of(&job, &phases.list, policy, reward);
+    let notes = phases.unknown.clone().into_iter().chain(job.warnings()).collect();
+    Ok(Planned { job, phases, memory, notes })
+}

@@ -1,0 +1,219 @@
+//! A plan for readers and for programs.
+
+use foil_common::memory::{Head, ModelShape};
+use foil_common::spec::{self, Sharding};
+use serde_json::{Map, Value, json};
+
+use super::Planned;
+use super::memory::Kind;
+use super::phases::Phases;
+use crate::report;
+use foil_common::plural::counted;
+
+/// What readers call the parts of an estimate.
+const LABELS: [(&str, &str); 9] = [
+    ("weights", "weights, fp32"),
+    ("copies", "copies for products"),
+    ("gradients", "gradients, fp32"),
+    ("optimizer", "AdamW state"),
+    ("activations", "activations"),
+    ("logits", "logits"),
+    ("kv_cache", "KV cache"),
+    ("working", "working memory"),
+    ("reserve", "CUDA, NCCL"),
+];
+
+/// Bytes in one unit for a whole table.
+#[derive(Clone, Copy)]
+struct Unit {
+    name: &'static str,
+    bytes: f64,
+}
+
+impl Unit {
+    fn of(largest: u64) -> Self {
+        match largest >= 1 << 30 {
+            true => Self { name: "GiB", bytes: f64::from(1 << 30) },
+            false => Self { name: "MiB", bytes: f64::from(1 << 20) },
+        }
+    }
+
+    fn number(self, bytes: u64) -> String {
+        format!("{:.2}", bytes as f64 / self.bytes)
+    }
+
+    fn amount(self, bytes: u64) -> String {
+        format!("{} {}", self.number(bytes), self.name)
+    }
+}
+
+pub(super) fn text(planned: &Planned, device: Option<u64>) -> String {
+    let kinds = &planned.memory.kinds;
+    let unit = Unit::of(kinds.iter().map(|kind| kind.estimate.total()).max().unwrap_or(0));
+    let mut parts = vec![phases(&planned.phases), models(planned), table(kinds, unit, device)];
+    parts.extend(otherwise(&planned.job, kinds, unit));
+    parts.extend(device.map(|size| verdict(&planned.job, kinds, unit, size)));
+    parts.join("\n\n")
+}
+
+fn phases(phases: &Phases) -> String {
+    let mut rows = vec![["PHASE", "KIND", "WORK"].map(str::to_owned).to_vec()];
+    rows.extend(
+        phases
+            .list
+            .iter()
+            .map(|phase| vec![phase.id.clone(), phase.work.kind().to_owned(), phases.work(phase)]),
+    );
+    report::align(&rows)
+}
+
+fn models(planned: &Planned) -> String {
+    let (job, resources) = (&planned.job, &planned.job.resources);
+    let model = |role: &str, shape: &ModelShape, head| {
+        format!("{role}: {} parameters", grouped(shape.parameters(head)))
+    };
+    let checkpointing = if resources.activation_checkpointing { ", activation checkpointing" } else { "" };
+    [
+        model("policy", &planned.memory.policy, Head::Language),
+        model("reward model", &planned.memory.reward, Head::Reward),
+        format!(
+            "{} on {}, {}, {}{checkpointing}; micro-batches of {} tokens (reward epoch) and {} (policy epoch)",
+            counted(resources.ranks, "rank"),
+            resources.device,
+            resources.precision,
+            resources.sharding,
+            job.reward_step.optimizer.micro_batch_tokens,
+            job.policy_step.optimizer.micro_batch_tokens
+        ),
+    ]
+    .join("\n")
+}
+
+/// A number with its thousands set apart.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let first = digits.len() % 3;
+    let mut groups: Vec<&str> = Vec::new();
+    groups.extend((first > 0).then(|| &digits[..first]));
+    groups.extend((first..digits.len()).step_by(3).map(|at| &digits[at..at + 3]));
+    groups.join(",")
+}
+
+fn table(kinds: &[Kind], unit: Unit, device: Option<u64>) -> String {
+    let mut rows = vec![line(&format!("{} PER RANK", unit.name), kinds, |kind| kind.name.to_owned())];
+    for (part, label) in LABELS {
+        let of = |kind: &Kind| {
+            kind.estimate.parts().into_iter().find(|(name, _)| *name == part).map_or(0, |(_, b)| b)
+        };
+        if kinds.iter().any(|kind| of(kind) > 0) {
+            rows.push(line(label, kinds, |kind| match of(kind) {
+                0 => "-".to_owned(),
+                bytes => unit.number(bytes),
+            }));
+        }
+    }
+    rows.push(line("total", kinds, |kind| unit.number(kind.estimate.total())));
+    if let Some(size) = device {
+        let share = |kind: &Kind| format!("{:.0} %", 100.0 * kind.estimate.total() as f64 / size as f64);
+        rows.push(line(&format!("of {}", unit.amount(size)), kinds, share));
+    }
+    right_aligned(&rows)
+}
+
+fn line(label: &str, kinds: &[Kind], cell: impl Fn(&Kind) -> String) -> Vec<String> {
+    std::iter::once(label.to_owned()).chain(kinds.iter().map(cell)).collect()
+}
+
+/// Columns of equal width, the first to the left and numbers to the right.
+fn right_aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let cell = |(index, (cell, width)): (usize, (&String, &usize))| match index {
+        0 => format!("{cell:<width$}"),
+        _ => format!("{cell:>width$}"),
+    };
+    let lines =
+        rows.iter().map(|row| row.iter().zip(&widths).enumerate().map(cell).collect::<Vec<_>>().join("  "));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// What activations would be with checkpointing the other way.
+fn otherwise(job: &spec::Job, kinds: &[Kind], unit: Unit) -> Option<String> {
+    let other = if job.resources.activation_checkpointing { "without" } else { "with" };
+    let of = |kind: &Kind| Some(format!("{} {}", kind.name, unit.amount(kind.otherwise?)));
+    let parts: Vec<String> = kinds.iter().filter_map(of).collect();
+    (!parts.is_empty()).then(|| format!("activations {other} activation_checkpointing: {}", parts.join(", ")))
+}
+
+fn verdict(job: &spec::Job, kinds: &[Kind], unit: Unit, size: u64) -> String {
+    let over: Vec<&Kind> = kinds.iter().filter(|kind| kind.estimate.total() > size).collect();
+    if over.is_empty() {
+        let fullest = kinds.iter().max_by_key(|kind| kind.estimate.total());
+        let fullest = fullest.map_or(String::new(), |kind| format!("; the fullest phase is {}", kind.name));
+        return format!("fits {}{fullest}", unit.amount(size));
+    }
+    let names: Vec<&str> = over.iter().map(|kind| kind.name).collect();
+    let advice = advice(job, &over);
+    format!("does not fit {}: {}; {}", unit.amount(size), names.join(", "), advice.join("; "))
+}
+
+/// The settings that would take less, of those not chosen yet.
+fn advice(job: &spec::Job, over: &[&Kind]) -> Vec<&'static str> {
+    let resources = &job.resources;
+    let trains = over.iter().any(|kind| kind.otherwise.is_some());
+    let named = |name: &str| over.iter().any(|kind| kind.name == name);
+    let without_adapters = job.policy_step.lora.is_none() || job.reward_step.lora.is_none();
+    let all = [
+        (
+            trains && resources.ranks > 1 && resources.sharding == Sharding::Ddp,
+            "set resources.sharding: zero1",
+        ),
+        (trains && !resources.activation_checkpointing, "set resources.activation_checkpointing: true"),
+        (trains, "lower optimizer.micro_batch_tokens"),
+        (trains && without_adapters, "train adapters (lora)"),
+        (named("evaluate") && job.evaluation.kl_prompts > 0, "set evaluation.kl_prompts: 0"),
+        (named("generate") || named("evaluate"), "lower generation.slots"),
+        (true, "or take a smaller model or a larger device"),
+    ];
+    all.into_iter().filter(|(wanted, _)| *wanted).map(|(_, text)| text).collect()
+}
+
+pub(super) fn json(planned: &Planned, device: Option<u64>) -> Value {
+    let known = planned.phases.unknown.is_none();
+    let phases = planned.phases.list.iter().map(|phase| {
+        json!({
+            "id": phase.id,
+            "kind": phase.work.kind(),
+            "chunks": (known && phase.chunks > 0).then_some(phase.chunks),
+            "steps": (known && phase.steps > 0).then_some(phase.steps),
+        })
+    });
+    let memory = planned.memory.kinds.iter().map(|kind| {
+        let bytes: Map<String, Value> =
+            kind.estimate.parts().into_iter().map(|(name, bytes)| (name.to_owned(), json!(bytes))).collect();
+        let total = kind.estimate.total();
+        json!({
+            "phase": kind.name,
+            "bytes": bytes,
+            "total": total,
+            "activations_otherwise": kind.otherwise,
+            "fits": device.map(|size| total <= size),
+        })
+    });
+    let largest = planned.memory.kinds.iter().map(|kind| kind.estimate.total()).max().unwrap_or(0);
+    json!({
+        "name": planned.job.name.to_string(),
+        "parameters": {
+            "policy": planned.memory.policy.parameters(Head::Language),
+            "reward": planned.memory.reward.parameters(Head::Reward),
+        },
+        "activation_checkpointing": planned.job.resources.activation_checkpointing,
+        "phases": phases.collect::<Vec<_>>(),
+        "memory": memory.collect::<Vec<_>>(),
+        "device_memory": device,
+        "fits": device.map(|size| largest <= size),
+        "notes": planned.notes,
+    })
+}

@@ -1,0 +1,110 @@
+use std::fs;
+use std::path::Path;
+
+use foil_common::spec::{self, file};
+use serde_json::Value;
+
+use super::{Planned, describe, show};
+
+fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+fn planned(job: &str, settings: &[&str]) -> Planned {
+    let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+    let wire = file::load(&repository().join(job), &settings).unwrap();
+    describe(spec::Job::try_from(wire).unwrap()).unwrap()
+}
+
+fn total(plan: &Value, phase: &str) -> u64 {
+    let memory = plan["memory"].as_array().unwrap();
+    let kind = memory.iter().find(|kind| kind["phase"] == phase);
+    kind.unwrap_or_else(|| panic!("no {phase} in {memory:?}"))["total"].as_u64().unwrap()
+}
+
+#[test]
+fn a_generated_job_is_planned_with_its_counts() {
+    let planned = planned("deploy/jobs/letters.yaml", &["rounds=1"]);
+    let text = show::text(&planned, None);
+    // 4,000 demonstrations in batches of 128, twelve times over; 1,000 prompts in chunks of 64.
+    for expected in [
+        "r00.sft                            sft             384 steps",
+        "r01.policy.generate                generate        16 chunks",
+        "MiB PER RANK",
+        "2 ranks on cpu, fp32, ddp;",
+    ] {
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words(&text).contains(&words(expected)), "{expected}\n\n{text}");
+    }
+    assert!(!text.contains("fit"), "{text}");
+    let json = show::json(&planned, None);
+    assert_eq!((&json["fits"], &json["memory"][0]["fits"]), (&Value::Null, &Value::Null));
+    assert_eq!(json["phases"][0]["steps"], 384);
+    assert!(total(&json, "sft") > total(&json, "score"));
+}
+
+#[test]
+fn the_committed_plan_for_7b_fits_eight_devices_and_whole_moments_do_not() {
+    const DEVICE: u64 = 80 << 30;
+    let job = "deploy/jobs/llama-7b.yaml";
+    let planned = planned(job, &[]);
+    assert!(planned.notes.iter().any(|note| note.contains("so the phases' chunks and steps are not known")));
+    let json = show::json(&planned, Some(DEVICE));
+    assert_eq!(json["parameters"]["policy"], 6_738_415_616_u64);
+    assert_eq!(json["fits"], true, "{json:#}");
+    assert!(show::text(&planned, Some(DEVICE)).contains("fits 80.00 GiB; the fullest phase is "));
+
+    let whole = self::planned(job, &["resources.sharding=ddp"]);
+    let json = show::json(&whole, Some(DEVICE));
+    assert_eq!(json["fits"], false);
+    // Sixteen bytes a parameter alone are more.
+    assert!(total(&json, "policy epoch") > 16 * 6_738_415_616);
+    let text = show::text(&whole, Some(DEVICE));
+    assert!(
+        text.contains("does not fit 80.00 GiB: reward epoch, policy epoch; set resources.sharding: zero1"),
+        "{text}"
+    );
+    // A comparison with the start policy keeps a third model.
+    let third = show::json(&self::planned(job, &["evaluation.kl_prompts=64"]), Some(DEVICE));
+    assert!(total(&third, "evaluate") > 12 * 6_600_000_000);
+}
+
+#[test]
+fn settings_move_the_parts_they_should() {
+    let of = |settings: &[&str]| show::json(&planned("deploy/jobs/llama-7b.yaml", settings), None);
+    let base = of(&[]);
+    let part = |plan: &Value, phase: &str, part: &str| {
+        let kind = plan["memory"].as_array().unwrap().iter().find(|kind| kind["phase"] == phase).unwrap();
+        kind["bytes"][part].as_u64().unwrap()
+    };
+    let lora = of(&["policy_step.lora={rank: 16}"]);
+    assert_eq!(part(&lora, "policy epoch", "gradients"), 4 * 39_976_960);
+    assert_eq!(part(&lora, "reward epoch", "gradients"), part(&base, "reward epoch", "gradients"));
+    let kept = of(&["resources.activation_checkpointing=false"]);
+    let policy =
+        |plan: &Value| plan["memory"].as_array().unwrap().iter().position(|k| k["phase"] == "policy epoch");
+    let index = policy(&base).unwrap();
+    assert_eq!(base["memory"][index]["activations_otherwise"], kept["memory"][index]["bytes"]["activations"]);
+    let slots = of(&["generation.slots=16"]);
+    assert!(part(&slots, "generate", "kv_cache") < part(&base, "generate", "kv_cache"));
+    assert!(
+        of(&["policy_step.method=dpo"])["memory"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|k| k["phase"] == "reference")
+    );
+}
+
+#[test]
+fn a_model_without_a_config_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = fs::read_to_string(repository().join("deploy/jobs/llama-7b.yaml")).unwrap();
+    fs::write(dir.path().join("job.yaml"), text).unwrap();
+    let job = spec::Job::try_from(file::load(&dir.path().join("job.yaml"), &[]).unwrap()).unwrap();
+    let error = format!("{:#}", describe(job.clone()).err().unwrap());
+    assert!(error.starts_with("policy.model: ") && error.contains("there is no such directory"), "{error}");
+    fs::create_dir(dir.path().join("llama-7b")).unwrap();
+    let error = format!("{:#}", describe(job).err().unwrap());
+    assert!(error.starts_with("policy.model: ") && error.contains("config.json"), "{error}");
+}

@@ -1,0 +1,36 @@
+//! Bringing artifacts to this machine.
+
+use anyhow::{Result, bail};
+
+use super::args::PullArgs;
+use super::client::Client;
+use super::download::artifact;
+use super::progress::Progress;
+use super::{output, outputs, report};
+use foil_coordinator::job::find_artifact;
+
+pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
+    let (name, wanted) = match args.what.split_once('/') {
+        Some((job, artifact)) => (job, Some(artifact)),
+        None => (args.what.as_str(), None),
+    };
+    let client = Client::connect(&args.client.coordinators())?;
+    let job = client.find(name).await?;
+    let line = client.line();
+    let mut progress = Progress::new(true);
+    match wanted {
+        Some(wanted) => {
+            let found = find_artifact(&job, wanted).map_err(anyhow::Error::msg)?;
+            artifact(&line, found, &args.dir, &progress).await?;
+        }
+        None => {
+            if job.artifacts.is_empty() {
+                bail!("job {} is {} and has no results to pull", job.id, report::state_name(&job));
+            }
+            outputs::bring(&line, &job, &args.dir, &progress).await?;
+        }
+    }
+    progress.finish();
+    output::line(&args.dir.display().to_string())?;
+    Ok(())
+}

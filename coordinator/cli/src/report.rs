@@ -1,0 +1,439 @@
+//! A finished job for readers (a table of rounds) and for programs (one JSON object).
+
+mod alarms;
+mod best;
+mod failure;
+
+use foil_common::drift;
+use foil_common::figures::REWARD_GAIN;
+use foil_proto::v1;
+use serde_json::{Map, Value, json};
+
+use foil_common::plural::counted;
+
+pub(crate) use self::alarms::alarms;
+pub(crate) use self::best::best;
+pub(crate) use self::failure::failure;
+
+/// Spaces between the columns of a table.
+const BETWEEN_COLUMNS: usize = 2;
+
+/// What a program may rely on in every round, `null` where it was not measured.
+const REWARD: [&str; 3] = ["accuracy", "ece", "loss"];
+const POLICY: [&str; 7] =
+    ["reward_gain", "reward_mean", "gold_mean", "kl", "drift", "length_mean", "truncated_rate"];
+
+/// Where a run's results lie on this machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LocalArtifacts {
+    pub(crate) policy: Option<String>,
+    pub(crate) reward: Option<String>,
+}
+
+/// The state as users write it: succeeded, failed, …
+pub(crate) fn state_name(job: &v1::Job) -> String {
+    job.state().as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()
+}
+
+/// A job as the coordinator tells it, its id and state spelled as in [`summary`].
+pub(crate) fn json(job: &v1::Job) -> serde_json::Result<Value> {
+    let mut told = Map::new();
+    told.insert("job".to_owned(), json!(job.id));
+    if let Value::Object(fields) = serde_json::to_value(job)? {
+        told.extend(fields.into_iter().filter(|(name, _)| name != "id"));
+    }
+    told.insert("state".to_owned(), json!(state_name(job)));
+    Ok(Value::Object(told))
+}
+
+/// The final object of `foil run --json`.
+pub(crate) fn summary(job: &v1::Job, artifacts: &LocalArtifacts, seconds: f64) -> Value {
+    let rounds = job.rounds.iter().map(|round| {
+        json!({
+            "round": round.round,
+            "reward": figures(&round.reward, &REWARD),
+            "policy": policy(&round.policy),
+        })
+    });
+    let mut summary = json!({
+        "job": job.id,
+        "name": job.name,
+        "state": state_name(job),
+        "start": figures(&job.start, &["gold_mean"]),
+        "rounds": rounds.collect::<Vec<_>>(),
+        "best_round": (job.best_round > 0).then_some(job.best_round),
+        "best": best(job).map(|best| best.json()),
+        "alarms": alarms(job),
+        "artifacts": { "policy": artifacts.policy, "reward": artifacts.reward },
+        "seconds": seconds,
+    });
+    if let Some(failure) = &job.failure {
+        summary["error"] = failure::json(failure);
+    }
+    summary
+}
+
+/// `drift` is that of the evaluation, else that of the Reference phase.
+fn policy(metrics: &[v1::Metric]) -> Value {
+    let mut figures = figures(metrics, &POLICY);
+    let drift = [drift::MEAN, "reference_drift_mean"].into_iter().find_map(|name| figures.get(name).cloned());
+    if let Some(drift) = drift {
+        figures["drift"] = drift;
+    }
+    figures
+}
+
+fn figures(metrics: &[v1::Metric], required: &[&str]) -> Value {
+    let mut figures: Map<String, Value> =
+        required.iter().map(|name| ((*name).to_owned(), Value::Null)).collect();
+    for metric in metrics {
+        figures.insert(metric.name.clone(), json!(metric.value));
+        if let Some(se) = metric.se {
+            figures.insert(format!("{}_se", metric.name), json!(se));
+        }
+    }
+    Value::Object(figures)
+}
+
+struct Column {
+    head: &'static str,
+    side: Side,
+    metric: &'static str,
+    digits: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Reward,
+    Policy,
+}
+
+const COLUMNS: [Column; 7] = [
+    Column { head: "RM human", side: Side::Reward, metric: "accuracy", digits: 3 },
+    Column { head: "RM fresh", side: Side::Reward, metric: "fresh_accuracy", digits: 3 },
+    Column { head: "gain", side: Side::Policy, metric: REWARD_GAIN, digits: 2 },
+    Column { head: "reward", side: Side::Policy, metric: "reward_mean", digits: 2 },
+    Column { head: "gold", side: Side::Policy, metric: "gold_mean", digits: 2 },
+    Column { head: "KL", side: Side::Policy, metric: "kl", digits: 3 },
+    Column { head: "length", side: Side::Policy, metric: "length_mean", digits: 1 },
+];
+
+/// The rounds of a job, one line each, each figure with its standard error, or with its 95 % interval in brackets where it
+/// has none to show. The start policy's gain is 0 by definition. Columns nothing was measured for are
+/// left out; `*` marks the best round. Where `columns` are too few, figures and errors stand closer, and what is still too
+/// much follows in further tables.
+pub(crate) fn table(job: &v1::Job, columns: usize) -> String {
+    let wide = align(&cells(job, " ± "));
+    let widest = wide.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    if widest <= columns { wide } else { in_parts(&cells(job, "±"), columns) }
+}
+
+/// Tables one below the other, each of as many columns as fit, the first of them in each.
+fn in_parts(cells: &[Vec<String>], columns: usize) -> String {
+    let count = cells.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        cells.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let (mut parts, mut part, mut used) = (Vec::new(), Vec::new(), width(0));
+    for column in 1..count {
+        let wanted = width(column) + BETWEEN_COLUMNS;
+        if used + wanted > columns && !part.is_empty() {
+            parts.push(std::mem::take(&mut part));
+            used = width(0);
+        }
+        part.push(column);
+        used += wanted;
+    }
+    parts.push(part);
+    let of = |part: &Vec<usize>| {
+        let pick = |row: &Vec<String>| {
+            [0].iter().chain(part).filter_map(|column| row.get(*column).cloned()).collect()
+        };
+        align(&cells.iter().map(pick).collect::<Vec<_>>())
+    };
+    parts.iter().map(of).collect::<Vec<_>>().join("\n\n")
+}
+
+fn cells(job: &v1::Job, between: &str) -> Vec<Vec<String>> {
+    let empty = Vec::new();
+    let has_gain =
+        job.rounds.iter().any(|round| round.policy.iter().any(|metric| metric.name == REWARD_GAIN));
+    let mut own = job.start.clone();
+    if has_gain {
+        own.push(v1::Metric { name: REWARD_GAIN.to_owned(), value: 0.0, se: None });
+    }
+    let start = (String::from("start"), &empty, &own);
+    let rounds = job.rounds.iter().map(|round| {
+        let mark = if round.round == job.best_round { " *" } else { "" };
+        (format!("{}{mark}", round.round), &round.reward, &round.policy)
+    });
+    let rows: Vec<_> = (!job.start.is_empty()).then_some(start).into_iter().chain(rounds).collect();
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let mut cells: Vec<Vec<String>> = vec![vec!["round".to_owned()]];
+    cells.extend(rows.iter().map(|(name, ..)| vec![name.clone()]));
+    for column in &COLUMNS {
+        let figures: Vec<String> = rows
+            .iter()
+            .map(|(_, reward, policy)| {
+                let metrics = if column.side == Side::Reward { reward } else { policy };
+                figure(metrics, column, between)
+            })
+            .collect();
+        if figures.iter().all(String::is_empty) {
+            continue;
+        }
+        cells[0].push(column.head.to_owned());
+        for (row, figure) in cells[1..].iter_mut().zip(figures) {
+            row.push(if figure.is_empty() { "–".to_owned() } else { figure });
+        }
+    }
+    cells
+}
+
+fn figure(metrics: &[v1::Metric], column: &Column, between: &str) -> String {
+    let Some(metric) = metrics.iter().find(|metric| metric.name == column.metric) else {
+        return String::new();
+    };
+    let digits = column.digits;
+    let end = |end: &str| {
+        let name = format!("{}_{end}", column.metric);
+        metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value)
+    };
+    match (metric.se, end("low").zip(end("high"))) {
+        (Some(se), _) => format!("{}{between}{se:.digits$}", fixed(metric.value, digits)),
+        // A rate of 0 or 1.
+        (None, Some((low, high))) => {
+            let gap = if between.starts_with(' ') { " " } else { "" };
+            let [value, low, high] = [metric.value, low, high].map(|value| fixed(value, digits));
+            format!("{value}{gap}[{low},{gap}{high}]")
+        }
+        (None, None) => fixed(metric.value, digits),
+    }
+}
+
+/// What a reader of the table must know to read it, and what it warns of.
+pub(crate) fn notes(job: &v1::Job) -> Vec<String> {
+    let has_gain =
+        job.rounds.iter().any(|round| round.policy.iter().any(|metric| metric.name == REWARD_GAIN));
+    let gain = has_gain.then(|| {
+        "gain: reward over the start policy's on the same prompts, in standard deviations of the latter, by the round's own \
+         reward model. The rewards of two rounds are those of two models, and not to be compared."
+            .to_owned()
+    });
+    gain.into_iter().chain(alarms(job).into_iter().map(|alarm| format!("warning: {alarm}"))).collect()
+}
+
+/// Left-aligned columns, two spaces apart.
+pub(crate) fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// How far a phase is: `37 of 96 prompts`, `step 12 of 40, loss 0.578`.
+pub(crate) fn progress(told: &v1::PhaseProgress) -> String {
+    let count = match told.unit.as_str() {
+        "steps" => format!("step {} of {}", told.done, told.total),
+        unit => format!("{} of {} {unit}", told.done, told.total),
+    };
+    std::iter::once(count).chain(brief(&told.step)).collect::<Vec<_>>().join(", ")
+}
+
+/// A specification in one line: `2 rounds of rejection against bradley_terry, 2 ranks on cpu`.
+pub(crate) fn outline(spec: &v1::JobSpec) -> String {
+    let method = spec.policy_step.as_ref().map(|step| step.method.as_str()).unwrap_or_default();
+    let loss = spec.reward_step.as_ref().map(|step| step.loss.as_str()).unwrap_or_default();
+    let resources = spec.resources.clone().unwrap_or_default();
+    format!(
+        "{} of {method} against {loss}, {} on {}",
+        counted(spec.rounds.unwrap_or_default(), "round"),
+        counted(resources.ranks.unwrap_or_default(), "rank"),
+        resources.device
+    )
+}
+
+/// A number to so many digits; what rounds to zero has no sign.
+fn fixed(value: f64, digits: usize) -> String {
+    let text = format!("{value:.digits$}");
+    match text.strip_prefix('-') {
+        Some(zero) if zero.bytes().all(|byte| matches!(byte, b'0' | b'.')) => zero.to_owned(),
+        _ => text,
+    }
+}
+
+/// A phase's telling figures, the most telling first: `loss 0.578`, `reward 1.250`.
+pub(crate) fn brief(metrics: &[v1::Metric]) -> Vec<String> {
+    let telling = ["loss", "accuracy", REWARD_GAIN, "reward_mean", "gold_mean", "kl", "length_mean"];
+    let found = telling.iter().filter_map(|name| metrics.iter().find(|metric| metric.name == *name));
+    let name = |metric: &v1::Metric| metric.name.trim_end_matches("_mean").to_owned();
+    found.take(4).map(|metric| format!("{} {}", name(metric), fixed(metric.value, 3))).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rounds_to_zero_has_no_sign() {
+        assert_eq!([fixed(-0.004, 2), fixed(-0.005001, 2), fixed(0.0, 1)], ["0.00", "-0.01", "0.0"]);
+        assert_eq!(brief(&[metric("reward_mean", -0.0001, None)]), ["reward 0.000"]);
+    }
+
+    pub(crate) fn metric(name: &str, value: f64, se: Option<f64>) -> v1::Metric {
+        v1::Metric { name: name.to_owned(), value, se }
+    }
+
+    pub(crate) fn finished_job() -> v1::Job {
+        let round = |round, accuracy, gold| v1::RoundResult {
+            round,
+            reward: vec![
+                metric("accuracy", accuracy, Some(0.02)),
+                metric("ece", 0.05, None),
+                metric("fresh_accuracy", 0.95, Some(0.01)),
+            ],
+            policy: vec![
+                metric("reward_mean", 1.5, Some(0.05)),
+                metric("gold_mean", gold, Some(0.06)),
+                metric("kl", 3.25, Some(0.1)),
+                metric("length_mean", 9.5, None),
+            ],
+        };
+        let mut job = v1::Job {
+            id: "01-letters".to_owned(),
+            name: "letters".to_owned(),
+            start: vec![metric("gold_mean", 2.6, Some(0.06)), metric("length_mean", 8.0, None)],
+            rounds: vec![round(1, 0.75, 3.5), round(2, 0.7, 4.25)],
+            best_round: 2,
+            ..Default::default()
+        };
+        job.set_state(v1::JobState::Succeeded);
+        job
+    }
+
+    #[test]
+    fn the_table_shows_every_round_with_errors() {
+        let expected = "\
+round  RM human       RM fresh       reward       gold         KL             length
+start  –              –              –            2.60 ± 0.06  –              8.0
+1      0.750 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  3.50 ± 0.06  3.250 ± 0.100  9.5
+2 *    0.700 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  4.25 ± 0.06  3.250 ± 0.100  9.5";
+        assert_eq!(table(&finished_job(), usize::MAX), expected);
+        assert_eq!(table(&finished_job(), 87), expected);
+        let narrow = table(&finished_job(), 80);
+        for columns in [20, 40, 60] {
+            let parts = table(&finished_job(), columns);
+            assert!(parts.lines().all(|line| line.chars().count() <= columns), "{parts}");
+            assert!(
+                parts.split("\n\n").count() > 1 && parts.split("\n\n").all(|part| part.starts_with("round"))
+            );
+            let figures = |table: &str| table.matches('±').count();
+            assert_eq!(figures(&parts), figures(expected), "every figure is there: {parts}");
+        }
+        assert!(
+            narrow.contains("2 *    0.700±0.020") && narrow.lines().all(|line| line.chars().count() <= 80)
+        );
+    }
+
+    #[test]
+    fn gains_stand_beside_rewards_and_a_rate_at_its_end_has_an_interval() {
+        let mut job = finished_job();
+        for round in &mut job.rounds {
+            round.policy.insert(0, metric("reward_gain", 0.5, Some(0.125)));
+            round.policy.retain(|metric| metric.name != "gold_mean");
+            round.reward.retain(|metric| metric.name != "fresh_accuracy");
+            round.reward.push(metric("fresh_accuracy", 1.0, None));
+            round.reward.extend([
+                metric("fresh_accuracy_low", 0.925, None),
+                metric("fresh_accuracy_high", 1.0, None),
+            ]);
+        }
+        job.start.retain(|metric| metric.name != "gold_mean");
+        let expected = "\
+round  RM human       RM fresh              gain         reward       KL             length
+start  –              –                     0.00         –            –              8.0
+1      0.750 ± 0.020  1.000 [0.925, 1.000]  0.50 ± 0.12  1.50 ± 0.05  3.250 ± 0.100  9.5
+2 *    0.700 ± 0.020  1.000 [0.925, 1.000]  0.50 ± 0.12  1.50 ± 0.05  3.250 ± 0.100  9.5";
+        assert_eq!(table(&job, usize::MAX), expected);
+        assert!(table(&job, 80).contains("1.000[0.925,1.000]"));
+        let notes = notes(&job);
+        assert!(
+            notes.len() == 1 && notes[0].starts_with("gain: reward over the start policy's"),
+            "{notes:?}"
+        );
+    }
+
+    #[test]
+    fn progress_and_specification_fit_a_line() {
+        let step = vec![metric("seconds", 1.0, None), metric("loss", 0.5784, None)];
+        let told =
+            v1::PhaseProgress { done: 12, total: 40, unit: "steps".into(), step, ..Default::default() };
+        assert_eq!(progress(&told), "step 12 of 40, loss 0.578");
+        let rows = v1::PhaseProgress { done: 3, total: 9, unit: "prompts".into(), ..Default::default() };
+        assert_eq!(progress(&rows), "3 of 9 prompts");
+        let spec = v1::JobSpec {
+            rounds: Some(2),
+            policy_step: Some(v1::PolicyStepSpec { method: "dpo".into(), ..Default::default() }),
+            reward_step: Some(v1::RewardStepSpec { loss: "wgan".into(), ..Default::default() }),
+            resources: Some(v1::ResourceSpec { ranks: Some(2), device: "cpu".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        assert_eq!(outline(&spec), "2 rounds of dpo against wgan, 2 ranks on cpu");
+    }
+
+    #[test]
+    fn columns_without_figures_are_left_out() {
+        let mut job = finished_job();
+        job.start.clear();
+        for round in &mut job.rounds {
+            round.policy.retain(|metric| metric.name != "gold_mean");
+        }
+        let table = table(&job, usize::MAX);
+        assert!(!table.contains("gold") && !table.contains("start") && table.contains("KL"), "{table}");
+    }
+
+    #[test]
+    fn the_json_has_every_required_figure() {
+        let artifacts =
+            LocalArtifacts { policy: Some("out/policy".into()), reward: Some("out/reward".into()) };
+        let round = |round: u32, accuracy: f64, gold: f64| {
+            json!({
+                "round": round,
+                "reward": {
+                    "accuracy": accuracy, "accuracy_se": 0.02, "ece": 0.05, "loss": null,
+                    "fresh_accuracy": 0.95, "fresh_accuracy_se": 0.01
+                },
+                "policy": {
+                    "reward_gain": null, "reward_mean": 1.5, "reward_mean_se": 0.05, "gold_mean": gold, "gold_mean_se": 0.06,
+                    "kl": 3.25, "kl_se": 0.1, "drift": null, "length_mean": 9.5, "truncated_rate": null
+                }
+            })
+        };
+        let expected = json!({
+            "job": "01-letters", "name": "letters", "state": "succeeded",
+            "start": { "gold_mean": 2.6, "gold_mean_se": 0.06, "length_mean": 8.0 },
+            "rounds": [round(1, 0.75, 3.5), round(2, 0.7, 4.25)],
+            "best_round": 2,
+            "best": { "round": 2, "by": "", "selection": null, "report": null },
+            "alarms": [],
+            "artifacts": { "policy": "out/policy", "reward": "out/reward" },
+            "seconds": 12.5
+        });
+        assert_eq!(summary(&finished_job(), &artifacts, 12.5), expected);
+    }
+
+    #[test]
+    fn the_rounds_drift_is_the_evaluations_or_else_the_references() {
+        let reference = metric("reference_drift_mean", 2e-6, Some(1e-7));
+        assert_eq!(policy(std::slice::from_ref(&reference))["drift"], 2e-6);
+        assert_eq!(policy(&[reference, metric("drift_mean", 3e-6, None)])["drift"], 3e-6);
+    }
+}

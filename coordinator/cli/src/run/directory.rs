@@ -1,0 +1,150 @@
+//! The directory of a run: whose it is, what is in it, and who works in it.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use foil_proto::v1;
+use serde_json::Value;
+
+use crate::local_file::{remove, write_whole};
+use crate::outputs;
+
+const SPEC: &str = "job.json";
+const RESULT: &str = "result.json";
+const STORE: &str = "store";
+const LOGS: &str = "logs";
+
+/// An output directory that belongs to one specification, locked by this process.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Released with the process, however it ends.
+    _lock: File,
+}
+
+impl Directory {
+    /// Takes `path` for a job. One that belongs to another specification, unless that one's job failed, is refused
+    /// but for `fresh`, which removes what a run left there, and nothing else.
+    pub(super) fn open(path: &Path, fresh: bool, spec: &v1::JobSpec) -> Result<Self> {
+        let cannot =
+            || format!("cannot use the output directory {}; give another with --out", path.display());
+        fs::create_dir_all(path).with_context(cannot)?;
+        let lock = File::create(path.join(".lock")).with_context(cannot)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                bail!("another `foil run` works in {}; wait for it, or give another --out", path.display())
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
+        }
+        let directory = Self { path: path.to_owned(), _lock: lock };
+        let is_other = directory.owner().is_some_and(|owner| owner != *spec);
+        let gave_up = directory.result().is_some_and(|result| result["state"] != "succeeded");
+        if fresh || (is_other && gave_up) {
+            for name in outputs::NAMES.into_iter().chain([SPEC, RESULT, STORE, LOGS]) {
+                remove(&path.join(name)).with_context(cannot)?;
+            }
+        } else if is_other {
+            bail!(
+                "{} belongs to a job with other settings (see {SPEC} there); give another --out, or --fresh to remove it",
+                path.display()
+            );
+        }
+        Ok(directory)
+    }
+
+    /// The specification whose job the directory holds.
+    fn owner(&self) -> Option<v1::JobSpec> {
+        serde_json::from_slice(&fs::read(self.path.join(SPEC)).ok()?).ok()
+    }
+
+    fn result(&self) -> Option<Value> {
+        serde_json::from_slice(&fs::read(self.path.join(RESULT)).ok()?).ok()
+    }
+
+    /// Makes the directory that of a job which the coordinator has accepted.
+    pub(super) fn claim(&self, spec: &v1::JobSpec) -> Result<()> {
+        write_whole(&self.path.join(SPEC), &serde_json::to_vec_pretty(spec)?)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn store(&self) -> PathBuf {
+        self.path.join(STORE)
+    }
+
+    pub(super) fn logs(&self) -> PathBuf {
+        self.path.join(LOGS)
+    }
+
+    /// The summary of the job, where it succeeded and its models are there.
+    pub(super) fn finished(&self) -> Option<Value> {
+        let summary = self.result().filter(|summary| summary["state"] == "succeeded")?;
+        let is_there = |name: &str| self.path.join(name).join("config.json").is_file();
+        (is_there("policy") && is_there("reward")).then_some(summary)
+    }
+
+    pub(super) fn finish(&self, summary: &Value) -> Result<()> {
+        write_whole(&self.path.join(RESULT), &serde_json::to_vec_pretty(summary)?)
+    }
+
+    pub(super) fn remove_store(&self) -> Result<()> {
+        let store = self.store();
+        remove(&store).with_context(|| format!("cannot remove {}", store.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(name: &str) -> v1::JobSpec {
+        v1::JobSpec { name: name.to_owned(), ..Default::default() }
+    }
+
+    fn open(path: &Path, fresh: bool, name: &str) -> Result<Directory, String> {
+        Directory::open(path, fresh, &spec(name)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_directory_belongs_to_one_job_and_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path(), false, "a").unwrap();
+        assert!(open(dir.path(), false, "a").unwrap_err().contains("another `foil run` works in"));
+        drop(first);
+        // A job that was never accepted leaves no claim.
+        open(dir.path(), false, "b").unwrap().claim(&spec("b")).unwrap();
+        open(dir.path(), false, "b").unwrap();
+        assert!(open(dir.path(), false, "c").unwrap_err().contains("give another --out, or --fresh"));
+        fs::write(dir.path().join("mine.txt"), "kept").unwrap();
+        open(dir.path(), true, "c").unwrap();
+        assert!(dir.path().join("mine.txt").exists() && !dir.path().join(SPEC).exists());
+    }
+
+    #[test]
+    fn a_failed_job_gives_way_to_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = open(dir.path(), false, "a").unwrap();
+        directory.claim(&spec("a")).unwrap();
+        directory.finish(&json!({ "state": "failed" })).unwrap();
+        drop(directory);
+        assert!(open(dir.path(), false, "b").unwrap().result().is_none());
+    }
+
+    #[test]
+    fn a_result_counts_while_its_models_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = open(dir.path(), false, "a").unwrap();
+        directory.finish(&json!({ "job": "j", "state": "succeeded" })).unwrap();
+        assert!(directory.finished().is_none());
+        for model in ["policy", "reward"] {
+            write_whole(&dir.path().join(model).join("config.json"), b"{}").unwrap();
+        }
+        assert_eq!(directory.finished().unwrap()["job"], "j");
+    }
+}

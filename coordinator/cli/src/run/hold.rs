@@ -1,0 +1,120 @@
+//! One coordinator at a time on the store that `--store` names: a run takes the lead of its store over, which another that
+//! works in it would not survive.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use foil_common::storage::Store;
+use foil_common::storage::log::Beat;
+use tokio::time::sleep;
+use url::Url;
+
+use foil_coordinator::lease::Times;
+
+const LOCK: &str = ".run.lock";
+
+/// Held for as long as a run works in its store.
+#[derive(Debug)]
+pub(super) struct Hold {
+    /// Released with the process, however it ends. None where the store is no directory.
+    _lock: Option<File>,
+}
+
+impl Hold {
+    /// Refuses a store that another run or a coordinator works in.
+    pub(super) async fn take(location: &str) -> Result<Self> {
+        let store = Store::open(location)?;
+        let lock = directory(location).map(|directory| lock(&directory, &store)).transpose()?;
+        if let Some(address) = leader(&store, Times::default().beat).await? {
+            bail!(
+                "the store {} belongs to the coordinator at {address}, which is at work; submit the job there with `foil \
+                 submit --coordinator {address}`, or give another --store",
+                store.location()
+            );
+        }
+        Ok(Self { _lock: lock })
+    }
+}
+
+fn directory(location: &str) -> Option<PathBuf> {
+    if !location.contains("://") {
+        return Some(Path::new(location).to_owned());
+    }
+    Url::parse(location).ok().filter(|url| url.scheme() == "file")?.to_file_path().ok()
+}
+
+fn lock(directory: &Path, store: &Store) -> Result<File> {
+    let cannot = || format!("cannot use the store {}; give another with --store", store.location());
+    fs::create_dir_all(directory).with_context(cannot)?;
+    let lock = File::create(directory.join(LOCK)).with_context(cannot)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "another `foil run` works in the store {}; wait for it, or give another --store",
+                store.location()
+            )
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(cannot),
+    }
+}
+
+/// The address of the store's leader, if it gives a sign of life while it is watched for some beats.
+async fn leader(store: &Store, beat: Duration) -> Result<Option<String>> {
+    let mut before: Option<(u64, Beat)> = None;
+    for _ in 0..6 {
+        let now = Beat::latest(store).await?.filter(|(_, beat)| !beat.released);
+        let Some((term, now)) = now else { return Ok(None) };
+        if before.as_ref().is_some_and(|(known, last)| (*known, last.counter) != (term, now.counter)) {
+            let unknown = || "an address that it does not tell".to_owned();
+            return Ok(Some(Some(now.address).filter(|address| !address.is_empty()).unwrap_or_else(unknown)));
+        }
+        before = Some((term, now));
+        sleep(beat / 2).await;
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEAT: Duration = Duration::from_millis(40);
+
+    #[tokio::test]
+    async fn a_store_is_one_runs_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        for location in
+            [directory.path().display().to_string(), format!("file://{}", directory.path().display())]
+        {
+            let held = Hold::take(&location).await.unwrap();
+            let refused = Hold::take(&directory.path().display().to_string()).await.unwrap_err().to_string();
+            assert!(refused.contains("another `foil run` works in the store"), "{refused}");
+            drop(held);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_at_work_is_seen_and_a_dead_one_is_not_waited_for() {
+        let store = Store::in_memory();
+        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "nobody led it yet");
+        let mut sign = Beat { address: "http://a:1".into(), counter: 1, released: false };
+        sign.write(&store, 3).await.unwrap();
+        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "it is dead");
+        let (beating, mut alive) = (store.clone(), sign.clone());
+        let beats = tokio::spawn(async move {
+            loop {
+                alive.counter += 1;
+                alive.write(&beating, 3).await.unwrap();
+                sleep(BEAT).await;
+            }
+        });
+        assert_eq!(leader(&store, BEAT).await.unwrap().as_deref(), Some("http://a:1"));
+        beats.abort();
+        sign.released = true;
+        sign.write(&store, 4).await.unwrap();
+        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "it has stopped in order");
+    }
+}

@@ -1,0 +1,141 @@
+//! From a job file to a submitted job.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use foil_common::rpc::{Line, artifacts};
+use foil_common::spec;
+use foil_proto::v1;
+use ulid::Ulid;
+
+use super::args::SubmitArgs;
+use super::client::Client;
+use super::inputs::{self, Content, Prepared, Upload};
+use super::progress::{self, Progress};
+use super::{location, output, report};
+use foil_common::plural::counted;
+use foil_coordinator::plan;
+use foil_coordinator::resolve::{self, local};
+
+pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
+    let job = load(&args.job.file, &args.job.settings)?;
+    if args.dry_run && !args.server {
+        return dry_run(job).await;
+    }
+    let client = Client::connect(&args.client.coordinators())?;
+    // An upload waits long for a coordinator that restarts; one that was never there is to be told of at once.
+    client.reach().await?;
+    let mut progress = Progress::new(true);
+    let prepared = prepare(job, &progress).await?;
+    upload(client.line(), &prepared.uploads, &progress).await?;
+    progress.finish();
+    let request = v1::SubmitRequest {
+        spec: Some(prepared.spec),
+        request_id: Ulid::new().to_string().to_lowercase(),
+        dry_run: args.dry_run,
+    };
+    let response = client.submit(request).await?;
+    warn(&response.warnings);
+    match response.job {
+        Some(job) => output::line(&job.id)
+            // Or nobody could find it again, and a script would submit it once more.
+            .with_context(|| format!("job {} is submitted, but its id could not be printed", job.id))?,
+        None => show_plan(&response)?,
+    }
+    Ok(())
+}
+
+/// Everything that a coordinator would check but the ranks there are, without one.
+async fn dry_run(job: spec::Job) -> Result<()> {
+    let reading = tokio::task::spawn_blocking(move || {
+        resolve::local_models(&job)?;
+        let local = local::local(&job)?;
+        let phases = plan::bounded(&job, &local.datasets())?;
+        let plan = v1::Plan { phases: phases.iter().map(Into::into).collect(), datasets: local.summaries };
+        let resolved = Some(v1::JobSpec::from(&job));
+        Ok::<_, anyhow::Error>(v1::SubmitResponse {
+            job: None,
+            resolved,
+            plan: Some(plan),
+            warnings: local.warnings,
+        })
+    });
+    let response = reading.await.context("reading the inputs was cut short")??;
+    warn(&response.warnings);
+    show_plan(&response)
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        output::note(&format!("warning: {warning}"));
+    }
+}
+
+/// Reads a job file and its settings; errors name the field, and the line or the setting that gave it.
+pub(crate) fn load(file: &Path, settings: &[String]) -> Result<spec::Job> {
+    let wire = spec::file::load(file, settings).map_err(|error| location::located(error, settings))?;
+    Ok(spec::Job::try_from(wire)?)
+}
+
+/// Checks the models and hashes the inputs, off the runtime's threads.
+pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepared> {
+    let bar = progress.spinner("reading inputs");
+    let shown = bar.clone();
+    let reading = tokio::task::spawn_blocking(move || {
+        resolve::local_models(&job)?;
+        let prepared = inputs::prepare(job, &mut |path| shown.set_message(path.display().to_string()))?;
+        Ok::<_, anyhow::Error>(prepared)
+    });
+    let prepared = reading.await.context("reading the inputs was cut short")?;
+    bar.finish_and_clear();
+    prepared
+}
+
+/// Brings what the store lacks.
+pub(crate) async fn upload(line: Line, uploads: &[Upload], progress: &Progress) -> Result<()> {
+    let total = uploads.iter().map(|upload| upload.object.size).sum();
+    let bar = progress.bytes("uploading inputs", total);
+    let moved = progress::moves(&bar);
+    for upload in uploads {
+        let object = match &upload.content {
+            Content::File(path) => artifacts::upload_input(&line, path, &moved).await?,
+            Content::Bytes(bytes) => {
+                moved(upload.object.size);
+                artifacts::upload_input_bytes(&line, bytes.clone()).await?
+            }
+        };
+        if object.blake3 != upload.object.blake3 {
+            let path = &upload.object.path;
+            anyhow::bail!("{path} changed while it was read; leave it alone and submit again");
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn show_plan(response: &v1::SubmitResponse) -> Result<()> {
+    let plan = response.plan.clone().unwrap_or_default();
+    let mut rows = vec![["PHASE", "KIND", "WORK"].map(str::to_owned).to_vec()];
+    for phase in &plan.phases {
+        let work = match phase.steps {
+            0 => counted(phase.chunks, "chunk"),
+            steps => counted(steps, "step"),
+        };
+        rows.push(vec![phase.id.clone(), phase.kind.clone(), work]);
+    }
+    output::line(&report::align(&rows))?;
+    let mut rows = vec![["DATA", "ROWS", "BAD"].map(str::to_owned).to_vec()];
+    rows.extend(
+        plan.datasets
+            .iter()
+            .map(|data| vec![data.name.clone(), data.rows.to_string(), data.bad_rows.to_string()]),
+    );
+    output::line(&format!("\n{}", report::align(&rows)))?;
+    for bad in plan.datasets.iter().flat_map(|data| &data.first_bad) {
+        output::line(&format!("  {bad}"))?;
+    }
+    if let Some(spec) = &response.resolved {
+        output::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! A policy's answers beside those that other policies of the job gave to the same prompts.
+//!
+//! Reward models of different rounds have offsets and scales of their own, so that their mean rewards say nothing of each
+//! other. Under one reward model the difference of two policies, prompt by prompt, does.
+
+use foil_common::data::rows::PromptRow;
+use foil_common::figures::{self, REWARD_DIFFERENCE, START_REWARD};
+use foil_common::spec::BestBy;
+use foil_proto::v1;
+
+use super::rows::{Sampled, Samples};
+use crate::phase::{Figures, PhaseError, TaskContext};
+
+/// The answers of other policies, in the order of the rows.
+#[derive(Debug, Default)]
+pub(in crate::phase) struct Baselines {
+    pub(in crate::phase) start: Option<Vec<Sampled>>,
+    pub(in crate::phase) previous: Option<Vec<Sampled>>,
+}
+
+impl Baselines {
+    pub(in crate::phase) fn read(
+        context: &mut TaskContext,
+        work: &v1::EvaluatePolicy,
+        rows: &[PromptRow],
+    ) -> Result<Self, PhaseError> {
+        let mut of = |artifact: &Option<v1::Artifact>| {
+            if artifact.is_none() {
+                return Ok(None);
+            }
+            let samples = Samples::read(&mut context.cache, artifact)?;
+            let first = |row: &PromptRow| samples.of(row.id).map(|of_row| of_row[0].clone());
+            rows.iter().map(first).collect::<Result<Vec<_>, PhaseError>>().map(Some)
+        };
+        Ok(Self { start: of(&work.start)?, previous: of(&work.previous)? })
+    }
+
+    /// Those there are.
+    pub(in crate::phase) fn each(&mut self) -> impl Iterator<Item = &mut Vec<Sampled>> {
+        self.start.iter_mut().chain(&mut self.previous)
+    }
+
+    /// Adds the differences of reward and gold reward from the start policy and from the policy of the round before. Each
+    /// answer's `reward` is that of the round's reward model.
+    pub(in crate::phase) fn compare(&self, samples: &[v1::Sample], figures: &mut Figures) {
+        let names = [
+            (&self.start, REWARD_DIFFERENCE, "gold_difference_mean"),
+            (&self.previous, figures::REWARD_STEP, figures::GOLD_STEP),
+        ];
+        for (others, reward, gold) in names {
+            for (sample, other) in samples.iter().zip(others.iter().flatten()) {
+                let differences = [
+                    (reward, sample.reward.zip(other.sample.reward)),
+                    (gold, sample.gold.zip(other.sample.gold)),
+                ];
+                for (name, (own, other)) in
+                    differences.into_iter().filter_map(|(name, both)| Some((name, both?)))
+                {
+                    figures.push(name, own - other);
+                }
+            }
+        }
+        for reward in self.start.iter().flatten().filter_map(|other| other.sample.reward) {
+            figures.push(START_REWARD, reward);
+        }
+    }
+
+    /// The figure that names the best round, of the half of the `rows` prompts that names it and of the half that it is
+    /// reported on; nothing where there are too few prompts to part them.
+    pub(in crate::phase) fn compare_halves(
+        &self,
+        best_by: BestBy,
+        rows: u64,
+        samples: &[v1::Sample],
+        figures: &mut Figures,
+    ) {
+        let start = self.start.as_deref().unwrap_or_default();
+        for (index, sample) in samples.iter().enumerate() {
+            let Some(half) = figures::half_of(sample.prompt_id, rows) else { return };
+            let mut push = |name: &str, value: Option<f64>| {
+                if let Some(value) = value {
+                    figures.push(&format!("{half}{name}"), value);
+                }
+            };
+            let start = start.get(index).and_then(|other| other.sample.reward);
+            match best_by {
+                BestBy::GoldMean => push("gold_mean", sample.gold),
+                BestBy::RewardMean => push("reward_mean", sample.reward),
+                BestBy::RewardGain => {
+                    push(REWARD_DIFFERENCE, sample.reward.zip(start).map(|(own, start)| own - start));
+                    push(START_REWARD, start);
+                }
+                BestBy::RewardAccuracy => {}
+            }
+        }
+    }
+}

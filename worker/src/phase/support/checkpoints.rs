@@ -1,0 +1,175 @@
+//! Snapshots of a gang phase: written, hashed and uploaded behind training, and brought back.
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use foil_common::spec::Checkpoints;
+use foil_proto::v1;
+use foil_proto::v1::rank_message::Message;
+
+use crate::phase::{PhaseError, TaskContext};
+use crate::task_io::artifact_cache::{self, ObjectError, Objects};
+use crate::task_io::progress::Reporter;
+use crate::task_io::stop::{Busy, Stopping};
+use crate::train::{Keeper, Saved, Snapshot, TrainError, Wishes};
+use foil_common::failpoint;
+
+/// Where a rank's snapshots of one attempt at a phase go.
+struct Destination {
+    phase: String,
+    attempt: u32,
+    rank: u32,
+    /// Of the attempt's objects; ends in '/'.
+    key_prefix: String,
+    /// Of this rank's disk, for the files on their way.
+    scratch: PathBuf,
+    objects: Box<dyn Objects>,
+    reports: Reporter,
+}
+
+impl Destination {
+    /// Uploads a snapshot and tells the coordinator, for which it counts when all ranks have told.
+    fn take(&self, snapshot: &Snapshot) -> Result<(), PhaseError> {
+        let (step, rank) = (snapshot.step(), self.rank);
+        let file = self.scratch.join(format!("{step:012}.safetensors"));
+        let wrong = |source| PhaseError::Model { artifact: format!("checkpoint of step {step}"), source };
+        snapshot.write(&file).map_err(wrong)?;
+        let digest = artifact_cache::digest_of(&file)?;
+        failpoint::hit("checkpoint.upload")?;
+        let key = format!("{}checkpoints/{step:012}/rank-{rank}.safetensors", self.key_prefix);
+        let object = self.objects.upload_file(&key, &file, &digest)?;
+        std::fs::remove_file(&file).map_err(|source| ObjectError::Disk { path: file, source })?;
+        failpoint::hit("checkpoint.report")?;
+        tracing::info!(step, bytes = digest.size, "checkpoint uploaded");
+        self.reports.send(Message::Checkpoint(v1::CheckpointShare {
+            phase: self.phase.clone(),
+            attempt: self.attempt,
+            step,
+            object: Some(object),
+        }));
+        Ok(())
+    }
+}
+
+/// A rank's keeper in a gang phase. At most one snapshot is on its way: a second waits, and training with it.
+pub(in crate::phase) struct Uploads {
+    cadence: Checkpoints,
+    stopping: Stopping,
+    /// Held from the first step on: what was done before it is done again in no time that matters.
+    busy: Option<Busy>,
+    saved: Option<Saved>,
+    /// Rank 0 watches the clock.
+    rank: u32,
+    last: (u64, Instant),
+    uploader: Option<Uploader>,
+}
+
+struct Uploader {
+    snapshots: mpsc::SyncSender<Snapshot>,
+    thread: JoinHandle<Result<(), PhaseError>>,
+}
+
+impl Uploads {
+    pub(in crate::phase) fn start(
+        context: &mut TaskContext,
+        command: &v1::RunGang,
+        phase: &str,
+    ) -> Result<Self, PhaseError> {
+        let saved = command.resume.as_ref().map(|checkpoint| context.bring_back(checkpoint)).transpose()?;
+        let destination = Destination {
+            phase: phase.to_owned(),
+            attempt: command.attempt,
+            rank: command.rank,
+            key_prefix: command.key_prefix.clone(),
+            scratch: context.cache.scratch("checkpoint")?,
+            objects: context.cache.objects(),
+            reports: context.reports.clone(),
+        };
+        let step = saved.as_ref().map_or(0, |saved| saved.record.step);
+        Ok(Self {
+            cadence: context.job.resources.checkpoints,
+            stopping: context.rank.stopping.clone(),
+            busy: None,
+            saved,
+            rank: command.rank,
+            last: (step, Instant::now()),
+            uploader: Some(Uploader::start(destination)?),
+        })
+    }
+
+    /// Waits until all that was kept is uploaded and reported. While the result is held, a request to stop waits.
+    pub(in crate::phase) fn finish(mut self) -> Result<Option<Busy>, PhaseError> {
+        self.uploader.take().map_or(Ok(()), Uploader::finish)?;
+        Ok(self.busy)
+    }
+}
+
+impl Uploader {
+    fn start(destination: Destination) -> Result<Self, PhaseError> {
+        let (snapshots, taken) = mpsc::sync_channel::<Snapshot>(0);
+        let span = tracing::Span::current();
+        let upload = move || {
+            let _entered = span.enter();
+            taken.into_iter().try_for_each(|snapshot| destination.take(&snapshot))
+        };
+        let thread = thread::Builder::new().name("checkpoints".to_owned()).spawn(upload);
+        let disk = |source| ObjectError::Disk { path: "a thread for checkpoints".into(), source };
+        Ok(Self { snapshots, thread: thread.map_err(disk)? })
+    }
+
+    fn finish(self) -> Result<(), PhaseError> {
+        drop(self.snapshots);
+        self.thread.join().unwrap_or(Err(PhaseError::Incomplete("a checkpoint: its thread panicked")))
+    }
+}
+
+impl Keeper for Uploads {
+    fn saved(&mut self) -> Option<Saved> {
+        self.saved.take()
+    }
+
+    fn wishes(&mut self, step: u64) -> Wishes {
+        self.busy.get_or_insert_with(|| self.stopping.busy());
+        let (last, at) = self.last;
+        // Every rank counts steps alike; clocks are not alike.
+        let steps = self.cadence.steps.is_some_and(|every| step - last >= every);
+        let time = self.cadence.every.is_some_and(|every| self.rank == 0 && at.elapsed() >= every);
+        Wishes { snapshot: steps || time, stop: self.stopping.is_asked() }
+    }
+
+    fn keep(&mut self, snapshot: Snapshot) -> Result<(), TrainError> {
+        self.last = (snapshot.step(), Instant::now());
+        let Some(uploader) = &self.uploader else { return Ok(()) };
+        if uploader.snapshots.send(snapshot).is_ok() {
+            return Ok(());
+        }
+        // The thread has ended, and says why.
+        let why = self.uploader.take().map_or(Ok(()), Uploader::finish);
+        let why = why.err().map_or_else(|| "its thread ended".to_owned(), |error| error.to_string());
+        Err(TrainError::Kept(why))
+    }
+}
+
+impl TaskContext {
+    /// Downloads every rank's share of a checkpoint.
+    fn bring_back(&mut self, checkpoint: &v1::Checkpoint) -> Result<Saved, PhaseError> {
+        failpoint::hit("checkpoint.download")?;
+        let step = checkpoint.step;
+        let mut files = Vec::new();
+        for object in &checkpoint.objects {
+            let file = self.cache.object(object).map_err(|error| match error {
+                ObjectError::Damaged { key, message } => PhaseError::Checkpoint { step, key, message },
+                other => other.into(),
+            })?;
+            files.push(file);
+        }
+        let damaged = |error: crate::model::ModelError| PhaseError::Checkpoint {
+            step,
+            key: checkpoint.objects.first().map(|object| object.key.clone()).unwrap_or_default(),
+            message: error.to_string(),
+        };
+        Saved::open(&files).map_err(damaged)
+    }
+}

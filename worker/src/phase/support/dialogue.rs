@@ -1,0 +1,91 @@
+//! Prompts and answers as tokens, by the encoder of the model that reads them.
+
+use foil_common::data::rows::Prompt;
+use foil_common::spec;
+use foil_common::text::{Answer, Encoded, Encoder, Limits};
+
+use super::rows::Sampled;
+use crate::phase::PhaseError;
+
+/// An answer as it is at hand: a text of the data, or a sample.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::phase) enum Candidate<'a> {
+    Text(&'a str),
+    Sample(&'a Sampled),
+}
+
+impl<'a> Candidate<'a> {
+    /// A sample's own tokens where the reader has the same tokenizer; else its text is read anew.
+    fn answer(self, tokenizer: &str) -> Answer<'a> {
+        match self {
+            Self::Text(text) => Answer::finished(text),
+            Self::Sample(sampled) if !tokenizer.is_empty() && sampled.tokenizer == tokenizer => {
+                Answer::Tokens { ids: &sampled.sample.tokens, finished: sampled.sample.finished }
+            }
+            Self::Sample(sampled) => {
+                Answer::Text { text: &sampled.sample.text, finished: sampled.sample.finished }
+            }
+        }
+    }
+}
+
+/// Encodes dialogues for one model.
+pub(in crate::phase) struct Reader<'a> {
+    pub(in crate::phase) encoder: &'a Encoder,
+    /// The fingerprint of its tokenizer.
+    pub(in crate::phase) tokenizer: &'a str,
+    pub(in crate::phase) job: &'a spec::Job,
+}
+
+impl Reader<'_> {
+    /// What samples and all that competes with them get: an answer of at most `sampling.max_new_tokens`.
+    fn sample_limits(&self) -> Limits {
+        Limits::new(self.job.text.max_length, self.job.sampling.max_new_tokens)
+    }
+
+    /// A golden answer or a sample, both cut to the same budget, so that length does not tell them apart.
+    pub(in crate::phase) fn competing(
+        &self,
+        row: u64,
+        prompt: &Prompt,
+        candidate: Candidate<'_>,
+    ) -> Result<Encoded, PhaseError> {
+        self.encode(row, prompt, candidate, self.sample_limits())
+    }
+
+    /// An answer of the data that competes with no sample: it shares `text.max_length` with its prompt.
+    pub(in crate::phase) fn whole(
+        &self,
+        row: u64,
+        prompt: &Prompt,
+        text: &str,
+    ) -> Result<Encoded, PhaseError> {
+        self.encode(row, prompt, Candidate::Text(text), Limits::shared(self.job.text.max_length))
+    }
+
+    fn encode(
+        &self,
+        row: u64,
+        prompt: &Prompt,
+        candidate: Candidate<'_>,
+        limits: Limits,
+    ) -> Result<Encoded, PhaseError> {
+        let answer = candidate.answer(self.tokenizer);
+        self.encoder.dialogue(prompt, answer, limits).map_err(|source| PhaseError::Encode { row, source })
+    }
+
+    /// A prompt to sample from, with room for `max_new_tokens`.
+    pub(in crate::phase) fn prompt(
+        &self,
+        row: u64,
+        prompt: &Prompt,
+        max_new_tokens: usize,
+    ) -> Result<Vec<u32>, PhaseError> {
+        let limits = Limits::new(self.job.text.max_length, max_new_tokens);
+        let encoded = self
+            .encoder
+            .prompt(prompt, limits.prompt)
+            .map_err(|source| PhaseError::Encode { row, source })?;
+        Ok(encoded.ids)
+    }
+}

@@ -1,0 +1,262 @@
+//! Why a task failed, whose cause that is, and what to do.
+
+use foil_common::data::rows::RowError;
+use foil_common::failpoint::Injected;
+use foil_common::shortage::{self, Described};
+use foil_common::spec::SpecError;
+use foil_common::text::TextError;
+use foil_proto::v1;
+
+use crate::collective::CollectiveError;
+use crate::generate::GenerateError;
+use crate::model::ModelError;
+use crate::task_io::artifact_cache::ObjectError;
+use crate::train::TrainError;
+
+/// A failed task.
+#[derive(Debug, thiserror::Error)]
+pub enum PhaseError {
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    #[error("model {artifact}: {source}")]
+    Model { artifact: String, source: ModelError },
+    #[error("{0}")]
+    Batch(ModelError),
+    #[error("model {artifact}: {source}")]
+    Text { artifact: String, source: TextError },
+    #[error("row {row}: {source}")]
+    Encode { row: u64, source: TextError },
+    #[error(transparent)]
+    Rows(#[from] RowError),
+    #[error(transparent)]
+    Sampling(#[from] SpecError),
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error("ranks cannot meet or part: {0}")]
+    Gang(#[from] CollectiveError),
+    #[error("the session ended before rank 0's address came")]
+    NoRendezvous,
+    #[error("{object}: {what}")]
+    Samples { object: String, what: String },
+    #[error("{set}: none of its {rows} rows can be trained on: {why}")]
+    NothingLeft { set: &'static str, rows: usize, why: &'static str },
+    #[error("the checkpoint after step {step} cannot be read: {key}: {message}")]
+    Checkpoint { step: u64, key: String, message: String },
+    #[error("stopped after step {step}, as asked; a checkpoint of it is kept")]
+    Stopped { step: u64 },
+    #[error("{what} is not finite for row {row}")]
+    NonFinite { what: &'static str, row: u64 },
+    #[error(transparent)]
+    Injected(#[from] Injected),
+    #[error("the task lacks {0}")]
+    Incomplete(&'static str),
+}
+
+/// A failure as the coordinator is told; each field as in `v1::TaskFailure`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Failure {
+    pub class: &'static str,
+    pub message: String,
+    pub advice: String,
+    pub step: Option<u64>,
+    pub rows: Vec<String>,
+    pub memory: Option<v1::MemoryShortage>,
+}
+
+const REPORT: &str = "look at the rank's log; if it names no cause of yours, please report it";
+const FILE_NAMES: &str = "give a model directory whose files have plain names";
+const NOT_FINITE: &str = "if this job trained the model, it has diverged: lower the learning rate; a start model that was \
+                          never trained here overflows by itself, so give another or set resources.precision: fp32";
+const FIX_ADDRESS: &str = "start foil-worker on that machine with --advertise-address and an address that the others can connect to";
+const MEMORY: &str =
+    "lower the step's optimizer.micro_batch_tokens or generation.slots, or use a device with more memory";
+
+impl PhaseError {
+    /// Whether the coordinator no longer takes what this attempt writes.
+    pub fn is_stale(&self) -> bool {
+        matches!(self, Self::Object(ObjectError::Stale { .. }))
+    }
+
+    /// Whether this is no failure: the process was asked to end.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, Self::Stopped { .. })
+    }
+
+    /// Whether CUDA's context is lost with this error (a device-side assertion, an illegal access, ECC, NVLink): every later
+    /// call of the process fails too. Memory that ran out is no such error.
+    pub fn leaves_device_broken(&self) -> bool {
+        let message = self.to_string();
+        message.contains("CUDA error:") && self.shortage(&message).is_none()
+    }
+
+    pub fn failure(&self) -> Failure {
+        let message = self.to_string();
+        if let Some(shortage) = self.shortage(&message) {
+            return Failure::of_memory(shortage, &message);
+        }
+        let (class, advice) = self.class();
+        let (step, rows) = self.rows();
+        Failure { class, message, advice: advice.to_owned(), step, rows, memory: None }
+    }
+
+    /// Memory that ran out, by the words of a library; what the store and the user's files say is of something else.
+    fn shortage(&self, message: &str) -> Option<v1::MemoryShortage> {
+        match self {
+            Self::Object(_) | Self::Rows(_) | Self::Samples { .. } | Self::Incomplete(_) => None,
+            _ => shortage::parse(message),
+        }
+    }
+
+    /// The step and the rows that a figure which is not finite came from.
+    fn rows(&self) -> (Option<u64>, Vec<String>) {
+        match self {
+            Self::Train(TrainError::NonFinite { step, rows, .. }) => (Some(*step), rows.clone()),
+            Self::NonFinite { row, .. } => (None, vec![format!("row {row}")]),
+            _ => (None, Vec::new()),
+        }
+    }
+
+    fn class(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Object(ObjectError::Store { .. } | ObjectError::Disk { .. }) => {
+                ("store", "check free space and the object store's health")
+            }
+            Self::Object(ObjectError::Damaged { .. }) => {
+                ("store", "look at the object store: something changed what Foil wrote there")
+            }
+            Self::Checkpoint { .. } => ("checkpoint", "nothing: the one before it is used"),
+            Self::Stopped { .. } => ("preempted", "nothing: another rank process goes on"),
+            Self::Object(ObjectError::Path { .. }) => ("user", FILE_NAMES),
+            Self::Object(ObjectError::Stale { .. }) => {
+                ("internal", "nothing: a newer attempt has taken over")
+            }
+            Self::Model { source, .. } => match source.advice() {
+                Some(advice) => ("user", advice),
+                None => ("internal", REPORT),
+            },
+            Self::Text { .. } => ("user", "look at text in the job file and at the model's tokenizer files"),
+            Self::Sampling(_) => ("user", "look at the sampling settings in the job file"),
+            Self::Generate(GenerateError::TooLong { .. } | GenerateError::NoSlots) => {
+                ("user", "lower text.max_length or sampling.max_new_tokens")
+            }
+            Self::Encode { .. } | Self::Generate(GenerateError::EmptyPrompt { .. }) => {
+                ("data", "repair or drop that row")
+            }
+            Self::Rows(_) => ("data", "submit the job again"),
+            Self::NothingLeft { .. } => ("data", "look at the data sets' counts and at text.max_length"),
+            Self::NonFinite { .. } => ("nonfinite", NOT_FINITE),
+            Self::Train(error) => (error.class(), train_advice(error.class())),
+            Self::Gang(CollectiveError::Unreachable { .. }) => ("unreachable", FIX_ADDRESS),
+            Self::Batch(_) | Self::Generate(_) | Self::Gang(_) | Self::NoRendezvous => ("internal", REPORT),
+            Self::Samples { .. } | Self::Injected(_) | Self::Incomplete(_) => ("internal", REPORT),
+        }
+    }
+}
+
+fn train_advice(class: &str) -> &'static str {
+    match class {
+        "nonfinite" => "lower the learning rate, look at these rows, or set on_nonfinite: skip",
+        "data" => "look at the data sets' counts and at the weights in reward_step",
+        _ => REPORT,
+    }
+}
+
+impl Failure {
+    /// libtorch's errors come as panics from calls that have no other way.
+    pub fn of_panic(text: &str) -> Self {
+        match shortage::parse(text) {
+            Some(shortage) => Self::of_memory(shortage, text),
+            None => Self {
+                class: "internal",
+                message: format!("the device thread panicked: {text}"),
+                advice: REPORT.to_owned(),
+                ..Self::default()
+            },
+        }
+    }
+
+    fn of_memory(shortage: v1::MemoryShortage, said: &str) -> Self {
+        let shortage = crate::memory::measured(shortage);
+        // libtorch adds the stack of its own calls.
+        let said = said.lines().next().unwrap_or_default();
+        Self {
+            class: "out_of_memory",
+            message: format!("{} ({said})", Described(&shortage)),
+            advice: MEMORY.to_owned(),
+            memory: Some(shortage),
+            ..Self::default()
+        }
+    }
+}
+
+/// A required message of a task.
+pub(in crate::phase) fn need<'a, T>(field: &'a Option<T>, what: &'static str) -> Result<&'a T, PhaseError> {
+    field.as_ref().ok_or(PhaseError::Incomplete(what))
+}
+
+/// Ties an error to the object it is about.
+pub(in crate::phase) fn samples_error(object: &v1::Object, what: impl Into<String>) -> PhaseError {
+    PhaseError::Samples { object: object.key.clone(), what: what.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use foil_common::model::ModelFilesError;
+
+    use super::*;
+
+    #[test]
+    fn causes_have_classes() {
+        let stale = PhaseError::from(ObjectError::Stale { message: "attempt 2".into() });
+        assert!(stale.is_stale());
+        let store = PhaseError::from(ObjectError::Store { key: "k".into(), message: "gone".into() });
+        assert_eq!((store.failure().class, store.is_stale()), ("store", false));
+        let source = std::io::ErrorKind::ConnectionRefused.into();
+        let nowhere = CollectiveError::Unreachable { peer: 0, address: "127.0.0.1:39159".to_owned(), source };
+        let failure = PhaseError::from(nowhere).failure();
+        assert_eq!(failure.class, "unreachable");
+        assert!(failure.message.contains("127.0.0.1:39159"), "{}", failure.message);
+        assert!(failure.advice.contains("--advertise-address"), "{}", failure.advice);
+    }
+
+    #[test]
+    fn a_models_fault_comes_with_advice_of_its_own() {
+        let advice = |source| PhaseError::Model { artifact: "policy@0".into(), source }.failure();
+        let wide = ModelFilesError::Shape { name: "w".into(), found: vec![2], expected: vec![1] };
+        let pad = ModelFilesError::Pad { pad: 2, reason: "it ends texts".into() };
+        let (wide, pad) = (advice(wide.into()), advice(pad.into()));
+        assert!(wide.advice.contains("saved together") && pad.advice.contains("text.pad_token"));
+        assert_eq!((wide.class, pad.class), ("user", "user"));
+        assert_eq!(advice(ModelError::Batch("empty".into())).class, "internal");
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_comes_with_its_step_and_all_rows() {
+        let rows: Vec<String> = (0..70).map(|row| format!("human pair {row}")).collect();
+        let error = TrainError::NonFinite { step: 3, loss: f64::NAN, grad_norm: 1.0, rows: rows.clone() };
+        let failure = PhaseError::from(error).failure();
+        assert_eq!((failure.class, failure.step, &failure.rows), ("nonfinite", Some(3), &rows));
+        assert!(failure.message.ends_with("human pair 7 and 62 more"), "{}", failure.message);
+        let failure = PhaseError::NonFinite { what: "the reward", row: 5 }.failure();
+        assert_eq!((failure.class, failure.rows), ("nonfinite", vec!["row 5".to_owned()]));
+    }
+
+    #[test]
+    fn memory_that_runs_out_is_told_apart_from_other_panics() {
+        let cpu = "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nException raised from alloc_cpu";
+        let cuda = "CUDA out of memory. Tried to allocate 20.00 MiB";
+        for (said, place, requested) in [(cpu, "host", 9), (cuda, "device", 20 << 20)] {
+            let failure = Failure::of_panic(said);
+            let memory = failure.memory.unwrap();
+            assert_eq!((failure.class, memory.place.as_str()), ("out_of_memory", place));
+            assert_eq!(memory.requested_bytes, Some(requested));
+            assert!(failure.message.starts_with(&format!("out of {place} memory")), "{}", failure.message);
+            assert!(!failure.message.contains("Exception"), "{}", failure.message);
+        }
+        assert_eq!(Failure::of_panic("index out of range").class, "internal");
+        let disk = ObjectError::Store { key: "k".into(), message: "cannot allocate memory".into() };
+        assert_eq!(PhaseError::from(disk).failure().class, "store");
+    }
+}

@@ -1,0 +1,15 @@
+//! What several phases have in common.
+
+pub(super) mod answers;
+pub(super) mod baseline;
+pub(super) mod checkpoints;
+pub(super) mod dialogue;
+pub(super) mod drift;
+pub(super) mod error;
+pub(super) mod gang;
+pub(super) mod lessons;
+pub(super) mod models;
+pub(super) mod pairs;
+pub(super) mod policy_rows;
+pub(super) mod rows;
+pub(super) mod step_log;

@@ -1,0 +1,167 @@
+//! Models that stay on the device between tasks.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+
+use foil_common::spec;
+use foil_common::stage::Stage;
+use foil_common::text::{Encoder, TEXT_FILES, TextError};
+use foil_proto::v1;
+use tch::Device;
+
+use crate::model::{HeadKind, LanguageModel, ModelFilesError, RewardModel};
+use crate::phase::PhaseError;
+use crate::task_io::artifact_cache::{Cache, fingerprint};
+use crate::task_io::progress::Reporter;
+use foil_common::failpoint;
+
+/// A model with the encoder of its own directory.
+pub(in crate::phase) struct Loaded<M> {
+    pub(in crate::phase) model: M,
+    pub(in crate::phase) encoder: Rc<Encoder>,
+    /// Equal for tokenizers of the same content.
+    pub(in crate::phase) tokenizer: String,
+}
+
+pub(in crate::phase) type Policy = Loaded<LanguageModel>;
+pub(in crate::phase) type Judge = Loaded<RewardModel>;
+
+/// Resident models by the content of their artifacts.
+#[derive(Default)]
+pub(in crate::phase) struct Models {
+    policies: BTreeMap<String, Rc<Policy>>,
+    judges: BTreeMap<String, Rc<Judge>>,
+}
+
+impl Models {
+    /// Frees all models but those of `needed`.
+    pub(in crate::phase) fn keep_only(&mut self, needed: &[&v1::Artifact]) {
+        let needed: Vec<String> = needed.iter().map(|artifact| fingerprint(&artifact.objects)).collect();
+        self.policies.retain(|content, _| needed.contains(content));
+        self.judges.retain(|content, _| needed.contains(content));
+    }
+
+    pub(in crate::phase) fn policy(
+        &mut self,
+        loader: &mut Loader<'_>,
+        artifact: &v1::Artifact,
+    ) -> Result<Rc<Policy>, PhaseError> {
+        let content = fingerprint(&artifact.objects);
+        if let Some(resident) = self.policies.get(&content) {
+            return Ok(Rc::clone(resident));
+        }
+        let loaded = Rc::new(loader.policy(artifact)?);
+        self.policies.insert(content, Rc::clone(&loaded));
+        Ok(loaded)
+    }
+
+    pub(in crate::phase) fn judge(
+        &mut self,
+        loader: &mut Loader<'_>,
+        artifact: &v1::Artifact,
+    ) -> Result<Rc<Judge>, PhaseError> {
+        let content = fingerprint(&artifact.objects);
+        if let Some(resident) = self.judges.get(&content) {
+            return Ok(Rc::clone(resident));
+        }
+        let loaded = Rc::new(loader.judge(artifact)?);
+        self.judges.insert(content, Rc::clone(&loaded));
+        Ok(loaded)
+    }
+}
+
+/// The encoders used last, by the content of the files they were read from: models come and go with phases, most of them
+/// with the same tokenizer, and a large vocabulary takes a second to read.
+#[derive(Default)]
+pub(in crate::phase) struct Encoders(VecDeque<(String, Rc<Encoder>)>);
+
+impl Encoders {
+    /// A policy, a reward model, and the models that those came from.
+    const KEPT: usize = 4;
+
+    /// The encoder of an artifact that lies in `dir`.
+    pub(in crate::phase) fn of(
+        &mut self,
+        artifact: &v1::Artifact,
+        dir: &Path,
+        text: &spec::Text,
+    ) -> Result<Rc<Encoder>, TextError> {
+        let read = artifact.objects.iter().filter(|object| TEXT_FILES.contains(&object.path.as_str()));
+        let content = fingerprint(read);
+        let known = self.0.iter().position(|(known, _)| *known == content);
+        let encoder = match known.and_then(|index| self.0.remove(index)) {
+            Some((_, encoder)) => encoder,
+            None => Rc::new(Encoder::load(dir, text)?),
+        };
+        self.0.push_front((content, Rc::clone(&encoder)));
+        self.0.truncate(Self::KEPT);
+        Ok(encoder)
+    }
+}
+
+/// Reads models from their artifacts.
+pub(in crate::phase) struct Loader<'a> {
+    pub(in crate::phase) job: &'a spec::Job,
+    pub(in crate::phase) device: Device,
+    pub(in crate::phase) cache: &'a mut Cache,
+    pub(in crate::phase) encoders: &'a mut Encoders,
+    pub(in crate::phase) reports: &'a Reporter,
+}
+
+impl Loader<'_> {
+    pub(in crate::phase) fn policy(&mut self, artifact: &v1::Artifact) -> Result<Policy, PhaseError> {
+        let (device, checkpointing) = (self.device, self.job.resources.activation_checkpointing);
+        self.load(artifact, |dir| Ok(LanguageModel::load(dir, device)?.with_checkpointing(checkpointing)))
+    }
+
+    /// A policy without weights yet, drawn from the job's seed.
+    pub(in crate::phase) fn fresh_policy(&mut self, artifact: &v1::Artifact) -> Result<Policy, PhaseError> {
+        let (seed, device) = (self.job.seed.into(), self.device);
+        let checkpointing = self.job.resources.activation_checkpointing;
+        self.load(artifact, |dir| {
+            Ok(LanguageModel::random(dir, seed, device)?.with_checkpointing(checkpointing))
+        })
+    }
+
+    /// A reward model. A language model gets a fresh head, drawn from the job's seed: the same one in every round.
+    pub(in crate::phase) fn judge(&mut self, artifact: &v1::Artifact) -> Result<Judge, PhaseError> {
+        let (seed, device) = (self.job.seed.into(), self.device);
+        let checkpointing = self.job.resources.activation_checkpointing;
+        self.load(artifact, |dir| {
+            let model = match head(dir)? {
+                HeadKind::Reward => RewardModel::load(dir, device)?,
+                HeadKind::LanguageModel => RewardModel::from_language_model(dir, seed, device)?,
+            };
+            Ok(model.with_checkpointing(checkpointing))
+        })
+    }
+
+    fn load<M>(
+        &mut self,
+        artifact: &v1::Artifact,
+        read: impl FnOnce(&Path) -> Result<M, crate::model::ModelError>,
+    ) -> Result<Loaded<M>, PhaseError> {
+        let name = || artifact.name.clone();
+        let dir = self.cache.directory(artifact)?;
+        let bytes = artifact.objects.iter().map(|object| object.size).sum();
+        let (encoder, model) = self.reports.reading(Stage::Loading, bytes, || {
+            failpoint::hit("phase.load")?;
+            let encoder = self.encoders.of(artifact, &dir, &self.job.text);
+            let encoder = encoder.map_err(|source| PhaseError::Text { artifact: name(), source })?;
+            let model = read(&dir).map_err(|source| PhaseError::Model { artifact: name(), source })?;
+            Ok::<_, PhaseError>((encoder, model))
+        })?;
+        let tokenizer = encoder.fingerprint().to_owned();
+        tracing::info!(artifact = artifact.name, "model loaded");
+        Ok(Loaded { model, encoder, tokenizer })
+    }
+}
+
+/// As config.json's `architectures` says.
+fn head(dir: &Path) -> Result<HeadKind, ModelFilesError> {
+    let path = dir.join("config.json");
+    let text = fs::read(&path).map_err(ModelFilesError::read(&path))?;
+    HeadKind::of_config(&serde_json::from_slice(&text).map_err(ModelFilesError::json(&path))?)
+}

@@ -1,0 +1,58 @@
+//! How many bytes a thread has read and written, as the kernel counts them: progress of whatever the thread runs,
+//! without its help.
+
+use std::fs;
+
+use nix::unistd::gettid;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Read,
+    Written,
+}
+
+/// Bytes that one thread has moved so far. Pages of mapped files do not count.
+#[derive(Clone, Debug)]
+pub(crate) struct ThreadBytes {
+    file: String,
+    field: &'static str,
+}
+
+impl ThreadBytes {
+    pub(crate) fn of_this_thread(direction: Direction) -> Self {
+        let field = match direction {
+            Direction::Read => "rchar",
+            Direction::Written => "wchar",
+        };
+        Self { file: format!("/proc/self/task/{}/io", gettid()), field }
+    }
+
+    /// None where the kernel keeps no such account.
+    pub(crate) fn now(&self) -> Option<u64> {
+        let account = fs::read_to_string(&self.file).ok()?;
+        let lines = account.lines().filter_map(|line| line.split_once(": "));
+        lines.into_iter().find(|(field, _)| *field == self.field)?.1.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn bytes_of_this_thread_are_counted_and_those_of_others_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("bytes");
+        let (read, written) =
+            (ThreadBytes::of_this_thread(Direction::Read), ThreadBytes::of_this_thread(Direction::Written));
+        let start = (read.now().unwrap(), written.now().unwrap());
+        thread::scope(|scope| scope.spawn(|| fs::write(&file, vec![0; 1 << 20]).unwrap()).join().unwrap());
+        assert_eq!(written.now().unwrap(), start.1);
+        fs::write(&file, vec![0; 3 << 20]).unwrap();
+        assert_eq!(written.now().unwrap() - start.1, 3 << 20);
+        fs::read(&file).unwrap();
+        assert!(read.now().unwrap() - start.0 >= 3 << 20);
+    }
+}

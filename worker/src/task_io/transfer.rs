@@ -1,0 +1,77 @@
+//! Objects by the coordinator's Artifacts service, for the device thread.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+
+use foil_common::rpc::Line;
+use foil_common::rpc::artifacts::{self, Moved, TransferError, Writer};
+use foil_common::stage::Stage;
+use foil_common::storage::object::Digest;
+use foil_proto::v1;
+use tokio::runtime::Handle;
+
+use super::artifact_cache::{ObjectError, Objects};
+use super::progress::Reporter;
+
+/// Blocks its caller, which must be no thread of the runtime. On a connection of its own, so that no message of the
+/// session waits behind bytes.
+#[derive(Clone)]
+pub(crate) struct Transfer {
+    runtime: Handle,
+    channel: Line,
+    writer: Writer,
+    reports: Reporter,
+}
+
+impl Transfer {
+    pub(crate) fn new(runtime: Handle, channel: Line, writer: Writer, reports: Reporter) -> Self {
+        Self { runtime, channel, writer, reports }
+    }
+
+    /// Tells of `bytes` as they move.
+    fn moved(&self, stage: Stage, bytes: u64) -> Moved {
+        self.reports.expect(stage, bytes);
+        let reports = self.reports.clone();
+        Arc::new(move |more| reports.advance(stage, more))
+    }
+
+    fn wait<T>(
+        &self,
+        key: &str,
+        transfer: impl Future<Output = Result<T, TransferError>>,
+    ) -> Result<T, ObjectError> {
+        self.runtime.block_on(transfer).map_err(|error| match error {
+            TransferError::Stale { message, .. } => ObjectError::Stale { message },
+            error @ (TransferError::Corrupt { .. } | TransferError::NotFound { .. }) => {
+                ObjectError::Damaged { key: key.to_owned(), message: error.to_string() }
+            }
+            TransferError::File { path, source } => ObjectError::Disk { path, source },
+            other => ObjectError::Store { key: key.to_owned(), message: other.to_string() },
+        })
+    }
+}
+
+impl Objects for Transfer {
+    fn share(&self) -> Box<dyn Objects> {
+        Box::new(self.clone())
+    }
+
+    fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError> {
+        let moved = self.moved(Stage::Downloading, object.size);
+        self.wait(&object.key, artifacts::download_to_cache(&self.channel, object, file, &moved))
+    }
+
+    fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError> {
+        let moved = self.moved(Stage::Uploading, bytes.len() as u64);
+        self.wait(key, artifacts::upload_bytes(&self.channel, key, &self.writer, bytes.into(), &moved))
+    }
+
+    fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<v1::Object, ObjectError> {
+        let moved = self.moved(Stage::Uploading, digest.size);
+        self.wait(key, artifacts::upload_file(&self.channel, key, &self.writer, file, digest, &moved))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+// The C++ side of this crate: thin, typed handles over libtorch's c10d, and ATen calls that tch does not bind.
+// Every function may throw; the bridge turns any exception into an error value (see `describe_exception`).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "rust/cxx.h"
+
+namespace foil {
+
+// The exception being handled, as one character for its kind ('T' timeout, 'P' peer lost, 'O' other), then its message.
+std::string describe_exception() noexcept;
+
+// Tensors handed over together; they share storage with the Rust side's.
+class TensorList {
+ public:
+  TensorList();
+  ~TensorList();
+  void push(const at::Tensor& tensor);
+  std::size_t length() const;
+  std::unique_ptr<at::Tensor> at(std::size_t index) const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+std::unique_ptr<TensorList> new_tensor_list();
+
+class Store {
+ public:
+  Store();
+  ~Store();
+  std::uint16_t port() const;
+  std::unique_ptr<Store> prefixed(rust::Str prefix) const;
+  void set(rust::Str key, rust::Slice<const std::uint8_t> value) const;
+  rust::Vec<std::uint8_t> get(rust::Str key) const;
+  std::int64_t add(rust::Str key, std::int64_t amount) const;
+  void wait(rust::Str key, std::uint64_t timeout_ms) const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+// Serves on `listener`, a bound and listening socket whose port is `port`; takes it over.
+std::unique_ptr<Store> host_store(rust::Str host, std::uint16_t port, std::int32_t listener, std::uint64_t timeout_ms);
+std::unique_ptr<Store> connect_store(rust::Str host, std::uint16_t port, std::uint64_t timeout_ms);
+
+class Group {
+ public:
+  Group();
+  ~Group();
+  void all_reduce_sum(const at::Tensor& tensor) const;
+  void broadcast(const at::Tensor& tensor, std::int32_t root) const;
+  void all_gather(const at::Tensor& output, const at::Tensor& input) const;
+  void reduce_scatter_sum(const at::Tensor& output, const at::Tensor& input) const;
+  void barrier() const;
+  void shutdown() const;
+  void abort() const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+// Gloo for CPU tensors; with `nccl`, also NCCL for CUDA tensors.
+std::unique_ptr<Group> new_group(const Store& store, std::int32_t rank, std::int32_t world, rust::Str address,
+                                 std::uint64_t timeout_ms, bool nccl);
+
+class Reducer {
+ public:
+  Reducer();
+  ~Reducer();
+  void prepare() const;
+  bool rebuild_buckets() const;
+  void backward(const at::Tensor& loss) const;
+  void check_finalized() const;
+  void begin_trace(std::int64_t pause_at) const;
+  rust::Vec<std::int64_t> end_trace() const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+std::unique_ptr<Reducer> new_reducer(const Group& group, const TensorList& parameters, std::size_t first_bucket_bytes,
+                                     std::size_t bucket_bytes);
+
+void run_backward(const at::Tensor& loss);
+
+struct AdamW;
+void fused_adamw(const TensorList& parameters, const TensorList& gradients, const TensorList& exp_avg,
+                 const TensorList& exp_avg_sq, const TensorList& steps, const AdamW& options);
+void zero(const TensorList& tensors);
+void set_deterministic(bool on);
+void disable_cudnn_attention();
+void use_cpu_kernels(bool on);
+void keep_freed_memory();
+void clear_gradients(const TensorList& tensors);
+
+// ---- Operations: shapes and meaning stand with their Rust callers in src/ops ----
+
+struct TensorPair {
+  std::unique_ptr<at::Tensor> one, two;
+  std::unique_ptr<at::Tensor> first() { return std::move(one); }
+  std::unique_ptr<at::Tensor> second() { return std::move(two); }
+};
+struct Segment;
+std::unique_ptr<at::Tensor> rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, bool bf16);
+std::unique_ptr<TensorPair> add_rms_norm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight,
+                                         double eps);
+std::unique_ptr<at::Tensor> swiglu(const at::Tensor& gate, const at::Tensor& up);
+std::unique_ptr<at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                      const at::Tensor& cos, const at::Tensor& sin,
+                                      rust::Slice<const Segment> segments);
+std::unique_ptr<at::Tensor> gather_rows(const at::Tensor& x, const at::Tensor& rows);
+std::unique_ptr<at::Tensor> rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
+std::unique_ptr<at::Tensor> decode_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                             const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& keys,
+                                             const at::Tensor& values, rust::Slice<const std::int64_t> slots,
+                                             rust::Slice<const std::int64_t> positions);
+std::unique_ptr<at::Tensor> pack_weight(const at::Tensor& weight, std::int64_t rows);
+std::unique_ptr<at::Tensor> packed_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+std::unique_ptr<at::Tensor> linear_by_output(const at::Tensor& weight, const at::Tensor& x);
+struct SampledToken;
+rust::Vec<SampledToken> sample_tokens(const at::Tensor& logits, rust::Slice<const std::uint64_t> keys,
+                                      double temperature);
+std::unique_ptr<TensorPair> target_log_probs(const at::Tensor& logits, const at::Tensor& targets);
+void log_prob_gradient(const at::Tensor& logits, const at::Tensor& log_sum_exp, const at::Tensor& targets,
+                       const at::Tensor& upstream);
+std::unique_ptr<at::Tensor> with_gradients(const at::Tensor& value, const at::Tensor& a, const at::Tensor& a_gradient,
+                                           const at::Tensor& b, const at::Tensor& b_gradient);
+
+struct Computation;
+void checkpoint(rust::Box<Computation> computation, const TensorList& inputs, TensorList& results);
+
+// Counts the bytes of CPU tensors that this thread makes and drops while it lives.
+class CpuMemory {
+ public:
+  CpuMemory();
+  ~CpuMemory();
+  std::int64_t held() const;
+  std::int64_t peak() const;
+  void reset_peak() const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+std::unique_ptr<CpuMemory> count_cpu_memory();
+
+// The network interface that carries `address` (numeric), or empty.
+rust::String network_interface(rust::Str address);
+
+}  // namespace foil
+
+namespace rust::behavior {
+
+template <typename Try, typename Fail>
+static void trycatch(Try&& attempt, Fail&& fail) noexcept {
+  try {
+    attempt();
+  } catch (...) {
+    fail(foil::describe_exception());
+  }
+}
+
+}  // namespace rust::behavior

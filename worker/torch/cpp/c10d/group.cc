@@ -1,0 +1,122 @@
+#include <torch/csrc/distributed/c10d/exception.h>
+
+#include <numeric>
+#include <thread>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#ifdef FOIL_NCCL
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#endif
+
+#include "handles.h"
+
+namespace foil {
+
+void Group::Inner::finish(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device) const {
+  if (device.is_cpu()) {
+    work->wait();
+    return;
+  }
+  // On a GPU `wait` only orders streams, and a collective that hangs would be ended, with the whole process, by
+  // NCCL's watchdog. Looking at it until the time-out gives an error value first.
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  while (!work->isCompleted()) {
+    if (std::chrono::steady_clock::now() >= deadline) {
+      C10D_THROW_ERROR(TimeoutError, "the collective did not end within ", timeout.count(), " ms");
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+  work->wait();
+}
+
+Group::Group() : inner(std::make_unique<Inner>()) {}
+Group::~Group() = default;
+
+namespace {
+
+std::vector<std::uint64_t> all_ranks(int world) {
+  std::vector<std::uint64_t> ranks(world);
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
+c10::intrusive_ptr<c10d::Store> scoped(const c10::intrusive_ptr<c10d::Store>& store, const char* scope) {
+  return c10::make_intrusive<c10d::PrefixStore>(scope, store);
+}
+
+c10::intrusive_ptr<c10d::Backend> gloo_backend(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world,
+                                               const std::string& address, Milliseconds timeout) {
+  auto options = c10d::ProcessGroupGloo::Options::create(timeout);
+  options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address, /*lazyInit=*/false));
+  options->global_ranks_in_group = all_ranks(world);
+  return c10::make_intrusive<c10d::ProcessGroupGloo>(scoped(store, "gloo"), rank, world, options);
+}
+
+#ifdef FOIL_NCCL
+c10::intrusive_ptr<c10d::Backend> nccl_backend(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world,
+                                               Milliseconds timeout) {
+  auto options = c10d::ProcessGroupNCCL::Options::create();
+  // The watchdog ends the process of a hung bucket; collectives waited for by hand return their error before that.
+  options->timeout = timeout + std::chrono::seconds(30);
+  options->global_ranks_in_group = all_ranks(world);
+  return c10::make_intrusive<c10d::ProcessGroupNCCL>(scoped(store, "nccl"), rank, world, options);
+}
+#endif
+
+std::vector<at::Tensor> detached(const at::Tensor& tensor) { return {tensor.detach()}; }
+
+}  // namespace
+
+std::unique_ptr<Group> new_group(const Store& store, std::int32_t rank, std::int32_t world, rust::Str address,
+                                 std::uint64_t timeout_ms, bool nccl) {
+  using Kind = c10d::ProcessGroup::BackendType;
+  const auto& base = store.inner->store;
+  const Milliseconds timeout(timeout_ms);
+  auto group = std::make_unique<Group>();
+  group->inner->timeout = timeout;
+  auto process_group = c10::make_intrusive<c10d::ProcessGroup>(base, rank, world);
+  process_group->setBackend(at::kCPU, Kind::GLOO, gloo_backend(base, rank, world, std::string(address), timeout));
+  process_group->setDefaultBackend(nccl ? Kind::NCCL : Kind::GLOO);
+  if (nccl) {
+#ifdef FOIL_NCCL
+    process_group->setBackend(at::kCUDA, Kind::NCCL, nccl_backend(base, rank, world, timeout));
+#else
+    TORCH_CHECK(false, "this build has no NCCL");
+#endif
+  }
+  group->inner->group = std::move(process_group);
+  return group;
+}
+
+void Group::all_reduce_sum(const at::Tensor& tensor) const {
+  auto tensors = detached(tensor);
+  inner->finish(inner->group->allreduce(tensors), tensor.device());
+}
+
+void Group::broadcast(const at::Tensor& tensor, std::int32_t root) const {
+  auto tensors = detached(tensor);
+  c10d::BroadcastOptions options;
+  options.rootRank = root;
+  inner->finish(inner->group->broadcast(tensors, options), tensor.device());
+}
+
+void Group::all_gather(const at::Tensor& output, const at::Tensor& input) const {
+  auto to = output.detach();
+  auto from = input.detach();
+  inner->finish(inner->group->_allgather_base(to, from), input.device());
+}
+
+void Group::reduce_scatter_sum(const at::Tensor& output, const at::Tensor& input) const {
+  auto to = output.detach();
+  auto from = input.detach();
+  inner->finish(inner->group->_reduce_scatter_base(to, from), input.device());
+}
+
+// Asks the backend itself: ProcessGroup's barrier keeps a tensor for the whole process, which groups in several threads
+// would assign to and free at once.
+void Group::barrier() const { inner->group->getBackend(at::kCPU)->barrier()->wait(); }
+
+void Group::shutdown() const { inner->group->shutdown(); }
+void Group::abort() const { inner->group->abort(); }
+
+}  // namespace foil

@@ -1,0 +1,27 @@
+// The c10d objects behind the handles that Rust holds.
+#pragma once
+
+#include <chrono>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include "../bridge.h"
+
+namespace foil {
+
+using Milliseconds = std::chrono::milliseconds;
+
+struct Store::Inner {
+  c10::intrusive_ptr<c10d::Store> store;
+  std::uint16_t port = 0;
+};
+
+struct Group::Inner {
+  c10::intrusive_ptr<c10d::ProcessGroup> group;
+  Milliseconds timeout{};
+
+  // Waits for the end of `work` on the host, at most for the group's time-out.
+  void finish(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device) const;
+};
+
+}  // namespace foil

@@ -1,0 +1,104 @@
+#include <algorithm>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+
+#include "../tensor_list.h"
+#include "handles.h"
+#include "trace.h"
+
+namespace foil {
+
+namespace {
+
+// Adds gradients over the ranks and divides by nothing: the loss carries the global weight.
+class SumHook final : public c10d::CppCommHookInterface<c10::intrusive_ptr<c10d::ProcessGroup>> {
+ public:
+  SumHook(c10::intrusive_ptr<c10d::ProcessGroup> group, std::shared_ptr<Trace> trace)
+      : CppCommHookInterface(std::move(group)), trace_(std::move(trace)) {}
+  c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override {
+    std::vector<at::Tensor> tensors{bucket.getBufferRef()};
+    auto sum = state_->allreduce(tensors)->getFuture();
+    trace_->sent(static_cast<std::int64_t>(bucket.getIndex()), sum);
+    return sum;
+  }
+
+ private:
+  std::shared_ptr<Trace> trace_;
+};
+
+}  // namespace
+
+struct Reducer::Inner {
+  std::shared_ptr<c10d::Reducer> reducer;
+  std::vector<at::Tensor> parameters;
+  std::shared_ptr<Trace> trace = std::make_shared<Trace>();
+  std::vector<std::pair<std::size_t, unsigned>> gradient_hooks;
+
+  ~Inner() {
+    try {
+      reducer.reset();
+    } catch (...) {  // its destructor may throw; what is left of it is of no use to anyone
+    }
+  }
+};
+Reducer::Reducer() : inner(std::make_unique<Inner>()) {}
+Reducer::~Reducer() = default;
+
+std::unique_ptr<Reducer> new_reducer(const Group& group, const TensorList& list, std::size_t first_bucket_bytes,
+                                     std::size_t bucket_bytes) {
+  const auto& parameters = list.inner->tensors;
+  const auto& process_group = group.inner->group;
+  c10d::verify_params_across_processes(process_group, parameters, std::nullopt);
+  const std::vector<bool> sparse(parameters.size(), false);
+  auto [buckets, limits] =
+      c10d::compute_bucket_assignment_by_size(parameters, {first_bucket_bytes, bucket_bytes}, sparse);
+  std::reverse(buckets.begin(), buckets.end());  // backward reaches the last parameters first
+  auto reducer = std::make_unique<Reducer>();
+  reducer->inner->reducer = std::make_shared<c10d::Reducer>(
+      parameters, std::move(buckets), process_group, sparse, static_cast<std::int64_t>(bucket_bytes),
+      /*find_unused_parameters=*/false, /*gradient_as_bucket_view=*/true,
+      /*param_names=*/std::unordered_map<std::size_t, std::string>{}, static_cast<std::int64_t>(first_bucket_bytes),
+      /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
+      /*bucket_bytes_cap_list=*/std::vector<std::int64_t>{});
+  reducer->inner->reducer->register_comm_hook(std::make_unique<SumHook>(process_group, reducer->inner->trace));
+  reducer->inner->parameters = parameters;
+  return reducer;
+}
+
+void Reducer::prepare() const {
+  inner->reducer->prepare_for_forward();
+  inner->reducer->prepare_for_backward({});
+}
+
+bool Reducer::rebuild_buckets() const { return inner->reducer->rebuild_buckets(); }
+
+void Reducer::backward(const at::Tensor& loss) const {
+  prepare();
+  run_backward(loss);
+}
+
+void Reducer::check_finalized() const { inner->reducer->check_finalized(); }
+
+void Reducer::begin_trace(std::int64_t pause_at) const {
+  auto& hooks = inner->gradient_hooks;
+  for (std::size_t at = hooks.size(); at < inner->parameters.size(); ++at) {
+    // Runs when the gradient is made, before it is added and the reducer hears of it.
+    const auto hook = inner->parameters[at].register_hook(
+        [trace = inner->trace, at](const at::Tensor&) { trace->gradient(static_cast<std::int64_t>(at)); });
+    hooks.emplace_back(at, hook);
+  }
+  inner->trace->begin(pause_at);
+}
+
+rust::Vec<std::int64_t> Reducer::end_trace() const {
+  rust::Vec<std::int64_t> flat;
+  for (const auto& [what, number] : inner->trace->end()) {
+    flat.push_back(static_cast<std::int64_t>(what));
+    flat.push_back(number);
+  }
+  for (const auto& [at, hook] : std::exchange(inner->gradient_hooks, {})) {
+    inner->parameters[at].remove_hook(hook);
+  }
+  return flat;
+}
+
+}  // namespace foil

@@ -1,0 +1,45 @@
+// What tensors on the CPU take, as libtorch's allocator tells a profiler.
+
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+
+#include <algorithm>
+
+#include "bridge.h"
+#include "foil-torch/src/ffi.rs.h"
+
+namespace foil {
+namespace {
+
+class Counter final : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void* /*pointer*/, std::int64_t size, std::size_t /*allocated*/, std::size_t /*reserved*/,
+                         c10::Device device) override {
+    if (device.is_cpu()) {
+      held += size;
+      peak = std::max(peak, held);
+    }
+  }
+
+  bool memoryProfilingEnabled() const override { return true; }
+
+  std::int64_t held = 0;
+  std::int64_t peak = 0;
+};
+
+}  // namespace
+
+struct CpuMemory::Inner {
+  std::shared_ptr<Counter> counter = std::make_shared<Counter>();
+  c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, counter};
+};
+CpuMemory::CpuMemory() : inner(std::make_unique<Inner>()) {}
+CpuMemory::~CpuMemory() = default;
+
+std::int64_t CpuMemory::held() const { return inner->counter->held; }
+std::int64_t CpuMemory::peak() const { return inner->counter->peak; }
+void CpuMemory::reset_peak() const { inner->counter->peak = inner->counter->held; }
+
+std::unique_ptr<CpuMemory> count_cpu_memory() { return std::make_unique<CpuMemory>(); }
+
+}  // namespace foil

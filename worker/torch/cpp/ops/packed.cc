@@ -1,0 +1,65 @@
+// Matrix products with weights that are laid out once for many of them.
+
+#include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/linear.h>
+#include <c10/core/GradMode.h>
+
+#include "foil-torch/src/ffi.rs.h"
+#include "rows.h"
+
+namespace foil {
+namespace {
+
+// oneDNN's operations, registered by libtorch where it is built with oneDNN; null elsewhere.
+template <typename Signature>
+const c10::TypedOperatorHandle<Signature>* operation(const char* name) {
+  static const auto found = [&]() -> std::optional<c10::TypedOperatorHandle<Signature>> {
+    auto handle = c10::Dispatcher::singleton().findSchema({name, ""});
+    return handle ? std::optional(handle->template typed<Signature>()) : std::nullopt;
+  }();
+  return found ? &*found : nullptr;
+}
+
+using Reorder = at::Tensor(const at::Tensor&, std::optional<std::int64_t>);
+using Linear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, std::string_view,
+                          c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
+
+const auto* reorder() { return operation<Reorder>("mkldnn::_reorder_linear_weight"); }
+const auto* linear() { return operation<Linear>("mkldnn::_linear_pointwise"); }
+
+bool usable(const at::Tensor& weight) {
+  return weight.is_cpu() && at::globalContext().userEnabledMkldnn() && reorder() != nullptr && linear() != nullptr;
+}
+
+at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  return linear()->call(x, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
+}
+
+}  // namespace
+
+std::unique_ptr<at::Tensor> pack_weight(const at::Tensor& weight, std::int64_t rows) {
+  at::NoGradGuard no_grad;
+  const auto plain = weight.detach().contiguous();
+  return std::make_unique<at::Tensor>(usable(plain) ? reorder()->call(plain, rows) : plain);
+}
+
+std::unique_ptr<at::Tensor> packed_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  at::NoGradGuard no_grad;
+  const auto added = bias.defined() ? std::optional(bias) : std::nullopt;
+  if (weight.is_mkldnn()) {
+    return std::make_unique<at::Tensor>(product(x.contiguous(), weight, added));
+  }
+  return std::make_unique<at::Tensor>(at::linear(x, weight, added));
+}
+
+std::unique_ptr<at::Tensor> linear_by_output(const at::Tensor& weight, const at::Tensor& x) {
+  at::NoGradGuard no_grad;
+  if (usable(weight)) {
+    // The large matrix as the input, the small one as the weight: nothing large is laid out anew.
+    return std::make_unique<at::Tensor>(product(weight.contiguous(), x.contiguous(), std::nullopt));
+  }
+  return std::make_unique<at::Tensor>(at::linear(weight, x));
+}
+
+}  // namespace foil

@@ -1,0 +1,9 @@
+//! Autograd: backward passes, activation checkpointing, and values with gradients of their own.
+
+mod checkpoint;
+mod gradients;
+mod preset;
+
+pub use checkpoint::checkpoint;
+pub use gradients::{backward, clear_gradients, zero_gradients, zero_loss};
+pub use preset::with_gradients;

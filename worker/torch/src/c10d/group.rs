@@ -1,0 +1,208 @@
+//! Process groups: the collectives.
+
+use std::time::Duration;
+
+use cxx::UniquePtr;
+use tch::{Cuda, Device, Tensor};
+
+use super::store::{Store, milliseconds};
+use crate::error::{During, Error, Result};
+use crate::ffi;
+
+/// Whether this build can make NCCL groups. That a GPU is there is another question.
+pub fn nccl_built() -> bool {
+    cfg!(foil_nccl)
+}
+
+/// One process's place in a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessGroupConfig {
+    /// This process's number, below `world`.
+    pub rank: usize,
+    /// How many processes the group has.
+    pub world: usize,
+    /// How long to wait for peers, at the start and in every collective.
+    pub timeout: Duration,
+    /// A host name or an IP address of this machine that its peers can reach: Gloo's sockets are bound there.
+    pub address: String,
+}
+
+/// A fixed set of processes that issue the same collectives in the same order.
+///
+/// Sums come out with the same bits on every rank. Dropping a group waits for its collectives in flight, at most for
+/// its time-out; other ranks may drop theirs at any time after their last collective has ended.
+pub struct ProcessGroup {
+    inner: UniquePtr<ffi::Group>,
+    member: ProcessGroupConfig,
+    cuda: bool,
+}
+
+// SAFETY: c10d's groups tie nothing to the thread that made them (PyTorch itself moves them between threads); they run
+// on threads of their own behind a queue, and a `ProcessGroup` is used by one thread at a time since it is not `Sync`.
+unsafe impl Send for ProcessGroup {}
+
+impl ProcessGroup {
+    /// A group for tensors on CPU, over Gloo. Returns when all `member.world` processes have come.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a rank outside the world; [`Error::Timeout`] where a peer does not come;
+    /// [`Error::Torch`] where `member.address` is not this machine's.
+    pub fn gloo(store: &Store, member: ProcessGroupConfig) -> Result<Self> {
+        Self::new(store, member, false)
+    }
+
+    /// A group for tensors on this process's GPU, over NCCL, and for tensors on CPU, over Gloo.
+    ///
+    /// NCCL chooses its own interface: set `NCCL_SOCKET_IFNAME` to that of [`crate::network_interface`] before the
+    /// process starts. A bucket that hangs past the time-out ends the process from NCCL's watchdog; collectives
+    /// called here return [`Error::Timeout`] before that.
+    ///
+    /// # Errors
+    /// [`Error::NcclMissing`] or [`Error::NoCudaDevice`] where there is no NCCL to use; else as [`ProcessGroup::gloo`].
+    pub fn nccl(store: &Store, member: ProcessGroupConfig) -> Result<Self> {
+        if !nccl_built() {
+            return Err(Error::NcclMissing);
+        }
+        if !Cuda::is_available() {
+            return Err(Error::NoCudaDevice);
+        }
+        Self::new(store, member, true)
+    }
+
+    fn new(store: &Store, member: ProcessGroupConfig, nccl: bool) -> Result<Self> {
+        const OPERATION: &str = "joining the process group";
+        let (Ok(rank), Ok(world)) = (i32::try_from(member.rank), i32::try_from(member.world)) else {
+            return Err(Error::argument(OPERATION, format!("{member:?}"), "ranks that fit in 31 bits"));
+        };
+        if rank >= world {
+            let found = format!("rank {rank} in a world of {world}");
+            return Err(Error::argument(OPERATION, found, "a rank below the world size"));
+        }
+        let timeout = milliseconds(member.timeout);
+        let inner = ffi::new_group(store.inner(), rank, world, &member.address, timeout, nccl);
+        Ok(Self { inner: inner.during(OPERATION)?, member, cuda: nccl })
+    }
+
+    /// This process's number.
+    pub fn rank(&self) -> usize {
+        self.member.rank
+    }
+
+    /// How many processes the group has.
+    pub fn world(&self) -> usize {
+        self.member.world
+    }
+
+    /// Replaces `tensor` by its sum over the ranks: the same shape and kind (float or integer) everywhere.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a tensor that is not contiguous or not on the group's device; [`Error::Timeout`] and
+    /// [`Error::PeerLost`] where a peer fails.
+    pub fn all_reduce(&self, tensor: &mut Tensor) -> Result<()> {
+        self.check("all_reduce", tensor)?;
+        self.inner.all_reduce_sum(ffi::native(tensor)).during("all_reduce")
+    }
+
+    /// Replaces `tensor` by that of rank `root`.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce`], and [`Error::Argument`] for a root outside the world.
+    pub fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<()> {
+        self.check("broadcast", tensor)?;
+        match i32::try_from(root) {
+            Ok(rank) if root < self.world() => {
+                self.inner.broadcast(ffi::native(tensor), rank).during("broadcast")
+            }
+            _ => {
+                let expected = format!("a rank below the world size {}", self.world());
+                Err(Error::argument("broadcast", format!("root {root}"), expected))
+            }
+        }
+    }
+
+    /// The ranks' tensors, one behind another: `[…]` on every rank gives `[world, …]`.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce`].
+    pub fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+        self.check("all_gather", tensor)?;
+        let shape: Vec<i64> = std::iter::once(self.world() as i64).chain(tensor.size()).collect();
+        let output = Tensor::empty(&shape, (tensor.kind(), tensor.device()));
+        // A rank's part of the output is whole rows of it: one dimension is the same bytes and suits every shape.
+        let (flat_output, flat_input) = (output.view(-1), tensor.view(-1));
+        self.inner.all_gather(ffi::native(&flat_output), ffi::native(&flat_input)).during("all_gather")?;
+        Ok(output)
+    }
+
+    /// This rank's part of the sum over ranks: `[world, …]` on every rank gives `[…]`, the sum of row `rank`.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce`], and [`Error::Argument`] where the first dimension is not the world size.
+    pub fn reduce_scatter(&self, tensor: &Tensor) -> Result<Tensor> {
+        self.check("reduce_scatter", tensor)?;
+        let shape = tensor.size();
+        let Some((rows, rest)) = shape.split_first().filter(|(rows, _)| **rows == self.world() as i64) else {
+            let expected = format!("a first dimension of the world size {}", self.world());
+            return Err(Error::argument("reduce_scatter", format!("a tensor of shape {shape:?}"), expected));
+        };
+        debug_assert!(*rows > 0);
+        let output = Tensor::empty(rest, (tensor.kind(), tensor.device()));
+        let (flat_output, flat_input) = (output.view(-1), tensor.view(-1));
+        self.inner
+            .reduce_scatter_sum(ffi::native(&flat_output), ffi::native(&flat_input))
+            .during("reduce_scatter")?;
+        Ok(output)
+    }
+
+    /// Waits until every rank has come here.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] and [`Error::PeerLost`] where a peer fails.
+    pub fn barrier(&self) -> Result<()> {
+        self.inner.barrier().during("barrier")
+    }
+
+    /// Ends the group in order, all collectives done. All ranks call it.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] where the backend fails to stop.
+    pub fn shutdown(self) -> Result<()> {
+        self.inner.shutdown().during("ending the process group")
+    }
+
+    /// Gives up collectives in flight and ends the group. Gloo cannot give up: its collectives run to their time-out.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] where the backend fails to stop.
+    pub fn abort(self) -> Result<()> {
+        self.inner.abort().during("aborting the process group")
+    }
+
+    pub(crate) fn inner(&self) -> &ffi::Group {
+        &self.inner
+    }
+
+    /// Whether collectives of this group take tensors on `device`.
+    pub(crate) fn serves(&self, device: Device) -> bool {
+        match device {
+            Device::Cpu => true,
+            Device::Cuda(_) => self.cuda,
+            Device::Mps | Device::Vulkan => false,
+        }
+    }
+
+    fn check(&self, operation: &'static str, tensor: &Tensor) -> Result<()> {
+        if !tensor.defined() {
+            return Err(Error::argument(operation, "an undefined tensor", "a defined one"));
+        }
+        if !self.serves(tensor.device()) {
+            let found = format!("a tensor on {:?}", tensor.device());
+            return Err(Error::argument(operation, found, if self.cuda { "CPU or CUDA" } else { "CPU" }));
+        }
+        if !tensor.is_contiguous() {
+            let found = format!("a tensor of shape {:?} with gaps in memory", tensor.size());
+            return Err(Error::argument(operation, found, "a contiguous one"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,220 @@
+//! The bridge to the C++ side, and the conversions at its edge. Nothing else in this crate is unsafe but
+//! `Send` markers.
+
+// What the bridge writes is public in name only: this module is private.
+#![allow(unreachable_pub)]
+
+mod computation;
+
+pub(crate) use computation::Computation;
+
+pub(crate) use bridge::*;
+pub use bridge::{AdamW, SampledToken, Segment};
+
+#[cxx::bridge(namespace = "foil")]
+mod bridge {
+    /// What an AdamW update needs beside its tensors (Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
+    /// 2019).
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    pub struct AdamW {
+        /// Step size, after any schedule.
+        pub learning_rate: f64,
+        /// Decay of the mean of gradients.
+        pub beta1: f64,
+        /// Decay of the mean of squared gradients.
+        pub beta2: f64,
+        /// Added to the root of the mean of squared gradients.
+        pub epsilon: f64,
+        /// Decoupled decay: each step first multiplies parameters by `1 - learning_rate * weight_decay`.
+        pub weight_decay: f64,
+    }
+
+    /// A run of rows of a packed batch that attend to one another, each to itself and those before it, and to all rows of
+    /// an earlier run, their common beginning. Counts of rows.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Segment {
+        /// Its first row.
+        pub start: i64,
+        pub length: i64,
+        /// The first row of its common beginning.
+        pub prefix_start: i64,
+        /// 0 where it has none.
+        pub prefix_length: i64,
+    }
+
+    /// A token drawn from a row of logits.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    pub struct SampledToken {
+        pub token: u32,
+        /// Its own.
+        pub logit: f32,
+        /// log Σ exp of the row: `logit − log_sum_exp` is log softmax(logits) at the token, whatever the temperature.
+        pub log_sum_exp: f64,
+    }
+
+    unsafe extern "C++" {
+        include!("foil-torch/cpp/bridge.h");
+
+        #[namespace = "at"]
+        type Tensor;
+
+        type TensorList;
+        fn new_tensor_list() -> UniquePtr<TensorList>;
+        fn push(self: Pin<&mut TensorList>, tensor: &Tensor);
+        fn length(self: &TensorList) -> usize;
+        fn at(self: &TensorList, index: usize) -> UniquePtr<Tensor>;
+
+        type Store;
+        fn host_store(host: &str, port: u16, listener: i32, timeout_ms: u64) -> Result<UniquePtr<Store>>;
+        fn connect_store(host: &str, port: u16, timeout_ms: u64) -> Result<UniquePtr<Store>>;
+        fn port(self: &Store) -> u16;
+        fn prefixed(self: &Store, prefix: &str) -> Result<UniquePtr<Store>>;
+        fn set(self: &Store, key: &str, value: &[u8]) -> Result<()>;
+        fn get(self: &Store, key: &str) -> Result<Vec<u8>>;
+        fn add(self: &Store, key: &str, amount: i64) -> Result<i64>;
+        fn wait(self: &Store, key: &str, timeout_ms: u64) -> Result<()>;
+
+        type Group;
+        fn new_group(
+            store: &Store,
+            rank: i32,
+            world: i32,
+            address: &str,
+            timeout_ms: u64,
+            nccl: bool,
+        ) -> Result<UniquePtr<Group>>;
+        fn all_reduce_sum(self: &Group, tensor: &Tensor) -> Result<()>;
+        fn broadcast(self: &Group, tensor: &Tensor, root: i32) -> Result<()>;
+        fn all_gather(self: &Group, output: &Tensor, input: &Tensor) -> Result<()>;
+        fn reduce_scatter_sum(self: &Group, output: &Tensor, input: &Tensor) -> Result<()>;
+        fn barrier(self: &Group) -> Result<()>;
+        fn shutdown(self: &Group) -> Result<()>;
+        fn abort(self: &Group) -> Result<()>;
+
+        type Reducer;
+        fn new_reducer(
+            group: &Group,
+            parameters: &TensorList,
+            first_bucket_bytes: usize,
+            bucket_bytes: usize,
+        ) -> Result<UniquePtr<Reducer>>;
+        fn prepare(self: &Reducer) -> Result<()>;
+        fn rebuild_buckets(self: &Reducer) -> Result<bool>;
+        fn backward(self: &Reducer, loss: &Tensor) -> Result<()>;
+        fn check_finalized(self: &Reducer) -> Result<()>;
+        fn begin_trace(self: &Reducer, pause_at: i64) -> Result<()>;
+        fn end_trace(self: &Reducer) -> Result<Vec<i64>>;
+
+        fn run_backward(loss: &Tensor) -> Result<()>;
+        fn fused_adamw(
+            parameters: &TensorList,
+            gradients: &TensorList,
+            exp_avg: &TensorList,
+            exp_avg_sq: &TensorList,
+            steps: &TensorList,
+            options: &AdamW,
+        ) -> Result<()>;
+        fn zero(tensors: &TensorList) -> Result<()>;
+        fn set_deterministic(on: bool) -> Result<()>;
+        fn disable_cudnn_attention();
+        fn use_cpu_kernels(on: bool);
+        fn keep_freed_memory();
+        fn clear_gradients(tensors: &TensorList) -> Result<()>;
+
+        type TensorPair;
+        fn first(self: Pin<&mut TensorPair>) -> UniquePtr<Tensor>;
+        fn second(self: Pin<&mut TensorPair>) -> UniquePtr<Tensor>;
+        fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, bf16: bool) -> Result<UniquePtr<Tensor>>;
+        fn add_rms_norm(
+            x: &Tensor,
+            delta: &Tensor,
+            weight: &Tensor,
+            eps: f64,
+        ) -> Result<UniquePtr<TensorPair>>;
+        fn swiglu(gate: &Tensor, up: &Tensor) -> Result<UniquePtr<Tensor>>;
+        fn attention(
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            cos: &Tensor,
+            sin: &Tensor,
+            segments: &[Segment],
+        ) -> Result<UniquePtr<Tensor>>;
+        fn gather_rows(x: &Tensor, rows: &Tensor) -> Result<UniquePtr<Tensor>>;
+        fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<UniquePtr<Tensor>>;
+        #[allow(clippy::too_many_arguments)]
+        fn decode_attention(
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            cos: &Tensor,
+            sin: &Tensor,
+            keys: &Tensor,
+            values: &Tensor,
+            slots: &[i64],
+            positions: &[i64],
+        ) -> Result<UniquePtr<Tensor>>;
+        fn pack_weight(weight: &Tensor, rows: i64) -> Result<UniquePtr<Tensor>>;
+        fn packed_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<UniquePtr<Tensor>>;
+        fn linear_by_output(weight: &Tensor, x: &Tensor) -> Result<UniquePtr<Tensor>>;
+        fn sample_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<Vec<SampledToken>>;
+        fn target_log_probs(logits: &Tensor, targets: &Tensor) -> Result<UniquePtr<TensorPair>>;
+        fn log_prob_gradient(
+            logits: &Tensor,
+            log_sum_exp: &Tensor,
+            targets: &Tensor,
+            upstream: &Tensor,
+        ) -> Result<()>;
+        fn with_gradients(
+            value: &Tensor,
+            a: &Tensor,
+            a_gradient: &Tensor,
+            b: &Tensor,
+            b_gradient: &Tensor,
+        ) -> Result<UniquePtr<Tensor>>;
+        fn checkpoint(
+            computation: Box<Computation>,
+            inputs: &TensorList,
+            results: Pin<&mut TensorList>,
+        ) -> Result<()>;
+        type CpuMemory;
+        fn count_cpu_memory() -> Result<UniquePtr<CpuMemory>>;
+        fn held(self: &CpuMemory) -> i64;
+        fn peak(self: &CpuMemory) -> i64;
+        fn reset_peak(self: &CpuMemory);
+        fn network_interface(address: &str) -> Result<String>;
+    }
+
+    extern "Rust" {
+        type Computation;
+        fn run(self: &Computation, inputs: &TensorList, results: Pin<&mut TensorList>) -> Result<()>;
+    }
+}
+
+/// The same tensor, as the C++ side names it.
+pub(crate) fn native(tensor: &tch::Tensor) -> &Tensor {
+    // SAFETY: a tch tensor owns a live, non-null, heap-held `at::Tensor` at `as_ptr`, which stays in place while
+    // `tensor` is borrowed, as the returned reference says; `at::Tensor` counts its uses atomically.
+    unsafe { &*tensor.as_ptr().cast::<Tensor>() }
+}
+
+/// The same tensors, sharing storage, as one list for the C++ side.
+pub(crate) fn list<'a>(tensors: impl IntoIterator<Item = &'a tch::Tensor>) -> cxx::UniquePtr<TensorList> {
+    let mut list = new_tensor_list();
+    for tensor in tensors {
+        list.pin_mut().push(native(tensor));
+    }
+    list
+}
+
+/// Takes over a tensor that the C++ side made.
+pub(crate) fn owned(tensor: cxx::UniquePtr<Tensor>) -> tch::Tensor {
+    // SAFETY: the pointer is to an `at::Tensor` made by `new`, not null since every function that gives one throws
+    // instead, and given away here; tch deletes it.
+    unsafe { tch::Tensor::from_ptr(tensor.into_raw().cast()) }
+}
+
+/// The tensors of a list, sharing storage with it.
+pub(crate) fn tensors(list: &TensorList) -> Vec<tch::Tensor> {
+    (0..list.length()).map(|index| owned(list.at(index))).collect()
+}

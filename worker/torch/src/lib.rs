@@ -1,0 +1,25 @@
+//! What Foil needs of libtorch beyond `tch`.
+//!
+//! - [`c10d`]: rendezvous, process groups and data-parallel gradients.
+//! - [`ops`]: fused operations of a decoder layer, token sampling, log-probabilities and AdamW.
+//! - [`autograd`]: backward passes and activation checkpointing.
+//! - [`runtime`] and [`CpuMemory`]: settings of libtorch and what its tensors take.
+//!
+//! The C++ side is in `cpp`, by the same folders. No C++ exception crosses into Rust: every failure is an [`Error`] value.
+//!
+//! Nothing in here is `Sync`: the ranks of a group must issue the same collectives in the same order, so one thread of
+//! each process owns the group.
+
+pub mod autograd;
+pub mod c10d;
+mod error;
+mod ffi;
+mod memory;
+mod net;
+pub mod ops;
+pub mod runtime;
+
+pub use error::{Error, Result};
+pub use ffi::{AdamW, SampledToken, Segment};
+pub use memory::CpuMemory;
+pub use net::network_interface;

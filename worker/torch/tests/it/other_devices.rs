@@ -1,0 +1,144 @@
+//! The path of devices without loops of this crate, run on the CPU and held against fp64 by autograd.
+
+use foil_torch::Segment;
+use foil_torch::ops::{
+    RotaryAngles, add_rms_norm, attention, gather_rows, log_prob_gradient, rms_norm, rotary, swiglu,
+    target_log_probs,
+};
+use foil_torch::runtime::use_cpu_kernels;
+use tch::{Device, IndexOp, Kind, Tensor};
+
+/// Runs `work` on the path of every other device.
+fn elsewhere<T>(work: impl FnOnce() -> T) -> T {
+    use_cpu_kernels(false);
+    let result = work();
+    use_cpu_kernels(true);
+    result
+}
+
+/// Numbers that no other test has a part in: libtorch's generator is one for the whole process.
+struct Noise(u64);
+
+impl Noise {
+    /// Normal numbers, by Box and Muller, from SplitMix64.
+    fn normal(&mut self, size: &[i64]) -> Tensor {
+        let mut uniform = || {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (((mixed ^ (mixed >> 31)) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
+        };
+        let mut draw = || (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+        let numbers: Vec<f64> = (0..size.iter().product()).map(|_| draw()).collect();
+        Tensor::from_slice(&numbers).view(size)
+    }
+}
+
+/// ‖a − b‖ / ‖b‖.
+fn apart(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
+    ((a - &b).norm() / b.norm()).double_value(&[])
+}
+
+fn gradients(of: &Tensor, inputs: &[&Tensor]) -> Vec<Tensor> {
+    Tensor::run_backward(&[of.to_kind(Kind::Double).sum(Kind::Double)], inputs, false, false)
+}
+
+/// A row of logits whose token 0 has the probability `p`; the others share the rest unevenly.
+fn logits_with(p: f64, vocab: i64) -> Tensor {
+    let rest = Noise(11).normal(&[vocab - 1]);
+    let first = rest.logsumexp([0], true) + (p / (1.0 - p)).ln();
+    Tensor::cat(&[first, rest], 0).unsqueeze(0)
+}
+
+#[test]
+fn the_gradient_of_a_confident_token_keeps_its_bits_in_bf16() {
+    const VOCAB: i64 = 32_000;
+    let targets = Tensor::zeros([1], (Kind::Int64, Device::Cpu));
+    let upstream = Tensor::from_slice(&[-0.37_f32]);
+    for p in [0.5, 0.74, 0.98, 0.998] {
+        let rounded = logits_with(p, VOCAB).to_kind(Kind::BFloat16);
+        // Of the very numbers that bf16 holds.
+        let exact = rounded.to_kind(Kind::Double).softmax(-1, Kind::Double) * 0.37;
+        exact.i((0, 0)).copy_(&(exact.i((0, 0)) - 0.37));
+        // The loops sum the normalizer of this many tokens in fp32, which 1 − p amplifies.
+        for (own_loops, bound) in [(true, 0.02), (false, 0.005)] {
+            let mut gradient = rounded.copy();
+            use_cpu_kernels(own_loops);
+            let (_, normalizer) = target_log_probs(&gradient, &targets).unwrap();
+            log_prob_gradient(&mut gradient, &normalizer, &targets, &upstream).unwrap();
+            use_cpu_kernels(true);
+            let wrong = apart(&gradient, &exact);
+            assert!(wrong < bound, "p = {p}, own loops {own_loops}: relative error {wrong}");
+        }
+    }
+}
+
+/// Sixty-four answers see one prompt: the prompt's gradient is a sum of as many terms.
+#[test]
+fn a_prefix_that_many_rows_see_gathers_its_gradient_in_fp32() {
+    const ANSWERS: i64 = 64;
+    let mut noise = Noise(12);
+    let x = noise.normal(&[3, 8]).to_kind(Kind::BFloat16).set_requires_grad(true);
+    let indices = Tensor::arange(3, (Kind::Int64, Device::Cpu)).repeat([ANSWERS]);
+    let upstream = noise.normal(&[3 * ANSWERS, 8]).abs().to_kind(Kind::BFloat16);
+    let gathered = gather_rows(&x, &indices).unwrap();
+    assert!(gathered.equal(&x.index_select(0, &indices)));
+    let found = gradients(&(gathered.to_kind(Kind::Double) * &upstream), &[&x]).remove(0);
+    assert_eq!(found.kind(), Kind::BFloat16);
+    let exact = upstream.to_kind(Kind::Double).view([ANSWERS, 3, 8]).sum_dim_intlist(0, false, Kind::Double);
+    let largest = ((found.to_kind(Kind::Double) - &exact).abs() / &exact).max().double_value(&[]);
+    assert!(largest <= 1.0 / 256.0, "rounded once, a sum is off by at most half a unit of 8 bits: {largest}");
+}
+
+fn angles(tokens: i64, half: i64) -> RotaryAngles {
+    let angle = Tensor::arange(tokens, (Kind::Float, Device::Cpu)).unsqueeze(1)
+        * Tensor::arange(half, (Kind::Float, Device::Cpu)).unsqueeze(0).neg().exp();
+    RotaryAngles { cos: angle.cos(), sin: angle.sin() }
+}
+
+/// Results and gradients of every layer on this thread's present path.
+fn layers(kind: Kind, head_dim: i64) -> Vec<Tensor> {
+    let mut noise = Noise(13);
+    let mut leaf = |size: &[i64], kind| noise.normal(size).to_kind(kind).set_requires_grad(true);
+    let (x, delta, weight) = (leaf(&[9, 16], Kind::Float), leaf(&[9, 16], kind), leaf(&[16], Kind::Float));
+    let normed = rms_norm(&x, &weight, 1e-5, kind).unwrap();
+    let (sum, added) = add_rms_norm(&x, &delta, &weight, 1e-5).unwrap();
+    let (gate, up) = (leaf(&[9, 16], kind), leaf(&[9, 16], kind));
+    let activated = swiglu(&gate, &up).unwrap();
+    let (q, k) = (leaf(&[9, 4, head_dim], kind), leaf(&[9, 2, head_dim], kind));
+    let v = leaf(&[9, 2, head_dim], kind);
+    // A prompt of three tokens, two answers to it, and a sequence of its own.
+    let segments = [(0, 3, 0, 0), (3, 2, 0, 3), (5, 1, 0, 3), (6, 3, 0, 0)].map(
+        |(start, length, prefix_start, prefix_length)| Segment { start, length, prefix_start, prefix_length },
+    );
+    let rotation = angles(9, head_dim / 2);
+    let attended = attention(&q, &k, &v, &rotation, &segments).unwrap();
+    let mut found = vec![rotary(&q.detach(), &rotation).unwrap()];
+    for (result, inputs) in [
+        (normed, vec![&x, &weight]),
+        (sum + added, vec![&x, &delta, &weight]),
+        (activated, vec![&gate, &up]),
+        (attended, vec![&q, &k, &v]),
+    ] {
+        let mixed = result.to_kind(Kind::Double)
+            * Tensor::arange(result.numel() as i64, (Kind::Double, Device::Cpu)).sin().view_as(&result);
+        found.extend(gradients(&mixed, &inputs));
+        found.push(result.detach());
+    }
+    found
+}
+
+#[test]
+fn every_layer_is_the_same_on_both_paths() {
+    // 6 is no head size that flash attention takes.
+    for (kind, head_dim, bound) in [(Kind::Float, 8, 1e-5), (Kind::Float, 6, 1e-5), (Kind::BFloat16, 8, 0.02)]
+    {
+        let (here, there) = (layers(kind, head_dim), elsewhere(|| layers(kind, head_dim)));
+        assert_eq!(here.len(), there.len());
+        for (position, (one, other)) in here.iter().zip(&there).enumerate() {
+            let wrong = apart(other, one);
+            assert!(wrong < bound, "{kind:?}, head size {head_dim}, tensor {position}: {wrong}");
+        }
+    }
+}
