@@ -87,12 +87,12 @@ pub fn describe() {
     }
 }
 
-/// Whether [`describe`] knows a metric.
-pub fn is_described(name: &str) -> bool {
-    let named = |(known, _): &(&str, &str)| *known == name;
-    COUNTERS.iter().any(named)
-        || GAUGES.iter().any(named)
-        || HISTOGRAMS.iter().any(|(known, ..)| *known == name)
+/// Name, kind and help of each metric that [`describe`] knows.
+pub fn described() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    let counters = COUNTERS.iter().map(|(name, help)| (*name, "counter", *help));
+    let gauges = GAUGES.iter().map(|(name, help)| (*name, "gauge", *help));
+    let histograms = HISTOGRAMS.iter().map(|(name, help, _)| (*name, "histogram", *help));
+    counters.chain(gauges).chain(histograms)
 }
 
 /// A gauge with all series that it has at present.

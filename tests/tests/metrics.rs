@@ -1,5 +1,7 @@
-//! Every metric that the sources name is described, also one that no test makes appear.
+//! Every metric that the sources name is described, in `/metrics` and in deploy/README.md, also one that no test makes appear.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,22 +28,71 @@ fn named(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-#[test]
-fn every_metric_has_its_help() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+/// The text of each source file, without its tests: those name what they please.
+fn texts() -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     for part in ["common/src", "coordinator/src", "worker/src"] {
-        sources(&root.join(part), &mut files);
+        sources(&root().join(part), &mut files);
     }
-    let mut seen = 0;
-    for file in files {
+    let text = |file: PathBuf| {
         let text = fs::read_to_string(&file).expect("a source file");
-        // Modules of tests name what they please.
-        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-        for name in named(text) {
+        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
+        (file, text)
+    };
+    files.into_iter().map(text).collect()
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn every_metric_has_its_help() {
+    let known: Vec<&str> = exposition::described().map(|(name, ..)| name).collect();
+    let mut seen = 0;
+    for (file, text) in texts() {
+        for name in named(&text) {
             seen += 1;
-            assert!(exposition::is_described(name), "{}: {name} has no help", file.display());
+            assert!(known.contains(&name), "{}: {name} has no help", file.display());
         }
     }
     assert!(seen > 20, "only {seen} names were found, so this proves nothing");
+}
+
+/// Name and help of the gauges that are set as whole families.
+fn families(text: &str) -> Vec<(String, String)> {
+    let family = |(at, start): (usize, &str)| {
+        let mut strings = text[at + start.len()..].split('"');
+        Some((strings.nth(1)?.to_owned(), strings.nth(1)?.to_owned()))
+    };
+    text.match_indices("Family::new(").filter_map(family).collect()
+}
+
+/// Writes the reference anew when set.
+const BLESS: &str = "FOIL_BLESS_REFERENCE";
+const BEGIN: &str = "<!-- metrics reference: made from the sources -->\n";
+const END: &str = "<!-- end of the reference -->\n";
+
+#[test]
+fn the_reference_lists_every_metric() {
+    let mut rows: BTreeMap<String, (&str, String)> = BTreeMap::new();
+    rows.extend(exposition::described().map(|(name, kind, help)| (name.to_owned(), (kind, help.to_owned()))));
+    let families = texts().iter().flat_map(|(_, text)| families(text)).collect::<Vec<_>>();
+    assert!(families.len() >= 5, "{families:?}");
+    rows.extend(families.into_iter().map(|(name, help)| (name, ("gauge", help))));
+    let mut expected = "\n| metric | type | |\n|---|---|---|\n".to_owned();
+    for (name, (kind, help)) in rows {
+        writeln!(expected, "| `{name}` | {kind} | {help} |").expect("a string");
+    }
+    expected.push('\n');
+
+    let path = root().join("deploy/README.md");
+    let readme = fs::read_to_string(&path).expect("deploy/README.md");
+    let (before, rest) = readme.split_once(BEGIN).expect("the mark where the reference begins");
+    let (found, after) = rest.split_once(END).expect("the mark where it ends");
+    if std::env::var_os(BLESS).is_some() {
+        fs::write(&path, format!("{before}{BEGIN}{expected}{END}{after}")).expect("written");
+        return;
+    }
+    assert_eq!(found, expected, "run this test with {BLESS}=1 and look at the difference");
 }

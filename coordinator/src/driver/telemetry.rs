@@ -135,9 +135,11 @@ fn levels(core: &Core, now: Now) -> [Family; 5] {
     let devices = census.devices.iter().fold(devices, |devices, ((kind, state), number)| {
         devices.with(&[("kind", kind), ("state", state)], count(Some(number)))
     });
-    let set_aside = "Agents that get no ranks for a while, for what went wrong through their fault.";
-    let set_aside =
-        Family::new("foil_agents_set_aside", set_aside).with(&[], count(Some(&core.cluster().set_aside())));
+    let set_aside = Family::new(
+        "foil_agents_set_aside",
+        "Agents that get no ranks for a while, for what went wrong through their fault.",
+    );
+    let set_aside = set_aside.with(&[], count(Some(&core.cluster().set_aside())));
     [jobs, ages, agents, devices, set_aside]
 }
 
