@@ -48,9 +48,7 @@ def positive(text: str) -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--quick", action="store_true", help="less than 5 minutes: fewer rows, smaller work, 1 warm-up, 2 repetitions")
     add("--only", type=row_names, metavar="ROW[,ROW]", help=f"only these of: {', '.join(ROWS)}")
@@ -58,11 +56,19 @@ def arguments() -> argparse.Namespace:
     add("--reps", type=positive, metavar="N", help="counted repetitions (default: 5; long contests take at most 3)")
     add("--threads", type=positive, default=2, metavar="N", help="threads of each contestant (default: 2)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="what all contestants run on (default: cpu)")
-    add("--data", type=Path, default=ROOT.parent / "shared" / "data", metavar="DIR",
-        help="holds hh/, golden/ and tinystories.txt.gz (default: ../shared/data beside the checkout)")
+    add(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared" / "data",
+        metavar="DIR",
+        help="holds hh/, golden/ and tinystories.txt.gz (default: ../shared/data beside the checkout)",
+    )
     add("--json", type=Path, metavar="FILE", help="write every figure to this file")
-    add("--write-results", action="store_true",
-        help="write the table to scripts/peers/RESULTS.md; with --only, these rows in the place of their earlier ones")
+    add(
+        "--write-results",
+        action="store_true",
+        help="write the table to scripts/peers/RESULTS.md; with --only, these rows in the place of their earlier ones",
+    )
     add("--no-build", action="store_true", help="measure target/release as it is")
     add("--peers-only", action="store_true", help="neither build nor run Foil: to work on the peers")
     chosen = parser.parse_args()

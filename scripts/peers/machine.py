@@ -14,7 +14,6 @@ import torch
 from peers.process import environment
 from peers.setting import Setting
 
-
 # Cores busy with other programs from which a warning is given.
 BUSY = 0.2
 
@@ -87,7 +86,5 @@ Limits = dict[str, float]
 def matrix_product_limits(setting: Setting, seen: Limits) -> Limits:
     """Of fp32 and bf16, measured in a process of its own; the best of this time and those seen before."""
     command = [sys.executable, "-m", "peers.run_matmul", str(setting.threads), setting.device]
-    done = subprocess.run(
-        command, env=environment(setting.threads, setting.scratch), check=True, capture_output=True, text=True
-    )
+    done = subprocess.run(command, env=environment(setting.threads, setting.scratch), check=True, capture_output=True, text=True)
     return {precision: max(speed, seen.get(precision, 0.0)) for precision, speed in json.loads(done.stdout).items()}

@@ -119,9 +119,7 @@ def greedy_tokens(reference: str, of_checks: bool) -> Callable[..., dict[str, Ve
         if reference not in answers:
             return missing(records, reference)
         failed = Verdict(False, "its greedy run failed")
-        compared = {
-            name: same_tokens(ours, answers[reference], name == reference) for name, ours in answers.items()
-        }
+        compared = {name: same_tokens(ours, answers[reference], name == reference) for name, ours in answers.items()}
         return {name: compared.get(name, failed) for name in records}
 
     return judge

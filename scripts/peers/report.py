@@ -32,15 +32,17 @@ def lines_of(outcome: Outcome, measure: Measure, limits: Limits) -> list[tuple[s
     for name, record in outcome.records.items():
         rate, fraction = outcome.rate(name, measure), outcome.limit_fraction(name, limits)
         verdict = outcome.verdicts.get(name)
-        lines.append((
-            name,
-            "FAILED" if rate is None else number(rate.median),
-            "" if rate is None else f"{number(rate.least)} – {number(rate.most)}",
-            times(ours, rate),
-            "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:,.0f}",
-            "" if fraction is None else f"{fraction:.0%}",
-            "" if verdict is None else verdict.text if verdict.agrees else f"VOID: {verdict.text}",
-        ))
+        lines.append(
+            (
+                name,
+                "FAILED" if rate is None else number(rate.median),
+                "" if rate is None else f"{number(rate.least)} – {number(rate.most)}",
+                times(ours, rate),
+                "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:,.0f}",
+                "" if fraction is None else f"{fraction:.0%}",
+                "" if verdict is None else verdict.text if verdict.agrees else f"VOID: {verdict.text}",
+            )
+        )
     return lines
 
 

@@ -34,9 +34,7 @@ def fixed_length(setting: Setting, precision: str) -> Contest:
     model = setting.model(MODEL)
     prompts = data.story_beginnings(setting.data, Text(model), PROMPTS, (LONGEST_PROMPT, LONGEST_PROMPT))
     new = setting.pick(128, 32)
-    sampled = setting.workload(
-        model, "generate", precision=precision, prompts=prompts, samples=SAMPLES, max_new=new, min_new=new
-    )
+    sampled = setting.workload(model, "generate", precision=precision, prompts=prompts, samples=SAMPLES, max_new=new, min_new=new)
     made = contestants(setting, sampled)
     return Contest(
         key=f"generate.{precision}",
@@ -79,8 +77,7 @@ def natural_end(setting: Setting, precision: str, temperature: float) -> Contest
     how = "sampled" if temperature > 0 else "greedy"
     return Contest(
         key=f"eos.{how}.{precision}",
-        title=f"{how} until EOS or {workload.max_new} tokens, {MODEL}, {PROMPTS} prompts of 3 to {LONGEST_PROMPT}"
-        f" tokens × {samples}",
+        title=f"{how} until EOS or {workload.max_new} tokens, {MODEL}, {PROMPTS} prompts of 3 to {LONGEST_PROMPT} tokens × {samples}",
         precision=precision,
         contestants=made,
         checks=greedy_checks(made, workload) if temperature > 0 else [],

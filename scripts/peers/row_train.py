@@ -37,9 +37,7 @@ def describe(batches: list[Batch]) -> str:
     )
 
 
-def losses_parity(
-    setting: Setting, workload: Workload, contestants: list[Contestant], steps: int = 24, lean: str = "lean"
-) -> dict:
+def losses_parity(setting: Setting, workload: Workload, contestants: list[Contestant], steps: int = 24, lean: str = "lean") -> dict:
     """The checks and the judge: fp32 against the lean loop, bf16 against the lean loop's fp32 losses.
 
     bf16 is judged on so many steps of two pairs, for which far fewer rows do than for as many timed steps.
@@ -53,9 +51,7 @@ def losses_parity(
     return dict(checks=[exact, *checks], parity=parity.bf16_losses("lean fp32", lean, tokens))
 
 
-def training(
-    setting: Setting, model: Path, work: str, precision: str, batches: list[Batch]
-) -> tuple[Workload, flops.Shape]:
+def training(setting: Setting, model: Path, work: str, precision: str, batches: list[Batch]) -> tuple[Workload, flops.Shape]:
     shape = flops.Shape.of(model)
     workload = setting.workload(
         model,

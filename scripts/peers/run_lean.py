@@ -74,9 +74,7 @@ def share(batch: Batch, workload: Workload) -> Batch:
 def load(workload: Workload) -> Repetition:
     if workload.world > 1:
         backend = "nccl" if workload.device == "cuda" else "gloo"
-        distributed.init_process_group(
-            backend, init_method=f"tcp://{workload.rendezvous}", world_size=workload.world, rank=workload.rank
-        )
+        distributed.init_process_group(backend, init_method=f"tcp://{workload.rendezvous}", world_size=workload.world, rank=workload.rank)
     shares = [share(batch, workload) for batch in workload.batches]
     pad = unused_token(workload)
     tokens = logical_tokens(workload.pairs)

@@ -117,9 +117,7 @@ def dpo_trainer(workload: Workload, scratch: Path, clock: Stopwatch, precompute:
     # Without precomputing, the trainer itself loads a second model, from the path in the first one's configuration.
     return RecordedDpo(
         model=models.causal_model(workload),
-        args=DPOConfig(
-            **common_settings(workload, scratch), beta=workload.beta, precompute_ref_log_probs=precompute
-        ),
+        args=DPOConfig(**common_settings(workload, scratch), beta=workload.beta, precompute_ref_log_probs=precompute),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer(workload),
         clock=clock,

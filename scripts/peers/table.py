@@ -25,9 +25,7 @@ class Table:
     outcomes: list[Outcome] = dataclasses.field(default_factory=list)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def hold(
-        self, name: str, row: Row, setting: Setting, turns: tuple[int, int], show: Callable[["Table"], None]
-    ) -> None:
+    def hold(self, name: str, row: Row, setting: Setting, turns: tuple[int, int], show: Callable[["Table"], None]) -> None:
         """Holds every contest of a row and shows each at once. A row that cannot be held here is skipped."""
         # Measured again for each row: a limit is the best that the machine has shown.
         self.limits = matrix_product_limits(setting, self.limits)

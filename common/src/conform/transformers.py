@@ -45,9 +45,7 @@ def scores(model, tokenizer, rows):
             values = []
             for start in range(0, len(rows), size):
                 batch = [{"input_ids": row} for row in rows[start : start + size]]
-                batch = tokenizer.pad(batch, return_tensors="pt") if size > 1 else {
-                    "input_ids": torch.tensor([rows[start]])
-                }
+                batch = tokenizer.pad(batch, return_tensors="pt") if size > 1 else {"input_ids": torch.tensor([rows[start]])}
                 values += model(**batch).logits.squeeze(-1).tolist()
             found[f"{side} padding, batches of {size}"] = values
     return found
