@@ -1,5 +1,6 @@
 //! `foil serve`: the coordinator as a process.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use foil_common::{failpoint, listen, private, shutdown, telemetry};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 use super::args::ServeArgs;
@@ -21,6 +22,8 @@ use foil_coordinator::resolve::{Resolver, Setup};
 
 /// Time that reading one job's inputs may take.
 const INPUT_DEADLINE: Duration = Duration::from_secs(600);
+/// Connections that wait to be taken; the kernel has its own limit (net.core.somaxconn).
+const QUEUED_CONNECTIONS: u32 = 4096;
 /// From SIGTERM to the end; orchestrators kill after 30 seconds.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -36,8 +39,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     let metrics = telemetry::install_metrics()?;
     let store = Store::open(&args.store)?;
     let location = store.location().to_owned();
-    let listener = TcpListener::bind(args.listen)
-        .await
+    let listener = bind(args.listen)
         .with_context(|| format!("cannot listen on {}; give another address with --listen", args.listen))?;
     let address = listener.local_addr()?;
     let advertised = args.advertise.clone().unwrap_or_else(|| reachable(address));
@@ -66,6 +68,15 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Listens with as long a queue as the kernel allows. A burst of connections beyond it costs others a second: so long a client's
+/// kernel waits before it tries again.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(QUEUED_CONNECTIONS)
 }
 
 /// Reads inputs in child processes, where those can open the store too.
