@@ -6,13 +6,16 @@ use foil_common::version::VERSION;
 use foil_proto::v1::workers_client::WorkersClient;
 use foil_proto::v1::{self, agent_message, rank_message};
 use futures::{StreamExt, stream};
+use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::Aim;
 
 async fn be_agent(aim: &Aim, hello: v1::AgentRegister, stay: Duration) {
     let register = v1::AgentMessage { message: Some(agent_message::Message::Register(hello)) };
-    let words = stream::once(async move { register }).chain(stream::pending());
+    // Dropped at the end, or the stream would never end and its connection stay.
+    let (_stays, leaves) = oneshot::channel::<()>();
+    let words = stream::once(async move { register }).chain(stream::pending().take_until(leaves));
     if let Ok(answer) = WorkersClient::new(aim.line()).agent(words).await {
         let mut commands = answer.into_inner();
         let heard = async { while let Ok(Some(_)) = commands.message().await {} };
