@@ -107,6 +107,16 @@ fn a_sliding_window_is_refused_only_where_it_is_active() {
     assert!(with(qwen(false, 0)).is_ok());
     assert!(with(qwen(true, 2)).is_ok(), "no layer is beyond the full ones");
     assert!(refusal(qwen(true, 1)).contains("sliding_window 32"));
+    let of = |window: Option<Value>| {
+        let mut config = qwen(true, 1);
+        let fields = config.as_object_mut().unwrap();
+        fields.remove("sliding_window");
+        fields.extend(window.map(|window| ("sliding_window".to_owned(), window)));
+        fields.insert("max_position_embeddings".to_owned(), json!(8192));
+        config
+    };
+    assert!(with(of(Some(Value::Null))).is_ok(), "null is no window");
+    assert!(refusal(of(None)).contains("sliding_window 4096"), "transformers' default");
 }
 
 #[test]

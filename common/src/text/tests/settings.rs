@@ -66,3 +66,24 @@ fn missing_files_are_named() {
     std::fs::write(dir.path().join("config.json"), "{").unwrap();
     assert!(ModelText::read(dir.path()).unwrap_err().to_string().contains("config.json: not JSON"));
 }
+
+#[test]
+fn an_unknown_token_is_told_by_the_file_that_names_it() {
+    for file in ["config.json", "generation_config.json"] {
+        let mut files = letters();
+        let named = if file == "config.json" { &mut files.config } else { &mut files.generation_config };
+        *named = json!({ "eos_token_id": [3, 99] });
+        let error = Encoder::new(&files, &text(Template::Hh)).err().unwrap().to_string();
+        assert!(error.contains(&format!("{file}: ")) && error.contains("99"), "{file}: {error}");
+    }
+}
+
+#[test]
+fn a_template_that_git_lfs_did_not_fetch_is_no_template() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), &letters().tokenizer).unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+    std::fs::write(dir.path().join("chat_template.jinja"), pointer).unwrap();
+    let error = ModelText::read(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("chat_template.jinja") && error.contains("git lfs pull"), "{error}");
+}
