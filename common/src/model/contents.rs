@@ -67,7 +67,8 @@ pub fn refuse_adapter(dir: &Path) -> Result<(), ModelFilesError> {
     if !dir.join(ADAPTER).exists() {
         return Ok(());
     }
-    let reason = format!("an adapter lies beside the model: {}, or move it away", merge(dir));
+    let reason =
+        format!("the directory holds an adapter too: {}, or move adapter_config.json away", merge(dir));
     Err(ModelFilesError::Weights { path: dir.join(ADAPTER), reason })
 }
 

@@ -155,7 +155,7 @@ fn extra_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
         let named = map.as_object().into_iter().flatten();
         let named = named.filter(|(name, _)| name.ends_with("_token") && !STANDARD.contains(&name.as_str()));
         tokens.extend(named.map(|(_, token)| token).filter(|token| token.is_string()));
-        // Of both spellings the newer one counts.
+        // Where both spellings are given, the newer one counts.
         let lists = ["extra_special_tokens", "additional_special_tokens"];
         match lists.into_iter().find_map(|name| map.get(name).filter(|list| !list.is_null())) {
             Some(Value::Array(list)) => tokens.extend(list),

@@ -1,4 +1,4 @@
-//! What a job has committed so far: its artifacts and its rounds' figures.
+//! The artifacts that a job has committed, and the figures of its rounds.
 
 use foil_proto::v1;
 

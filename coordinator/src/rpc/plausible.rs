@@ -6,10 +6,13 @@ use std::collections::BTreeSet;
 use foil_common::figures::{CALIBRATION_BINS, DISTINCT_KEPT, is_rate};
 use foil_proto::v1;
 
-/// Of sums that were rounded row by row.
+/// Relative tolerance of sums, which are rounded row by row.
 const SLACK: f64 = 1e-6;
 
-/// What the figures break, or nothing.
+/// Checks the figures of a chunk.
+///
+/// # Errors
+/// The rule that one of them breaks, in words.
 pub(super) fn figures(result: &v1::ChunkResult) -> Result<(), String> {
     let mut names = BTreeSet::new();
     for moments in &result.moments {

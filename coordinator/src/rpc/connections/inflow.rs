@@ -12,7 +12,7 @@ use tokio::time::{Sleep, sleep};
 use super::peer::Unfinished;
 use super::stream::Client;
 
-/// Of a message: whether it is compressed, and its length.
+/// Bytes before each message: one that says whether it is compressed, and four of its length.
 const PREFIX: usize = 5;
 
 /// Where in its messages a stream of bytes is.
@@ -20,7 +20,7 @@ const PREFIX: usize = 5;
 struct Framing {
     prefix: [u8; PREFIX],
     prefixed: usize,
-    /// Of the message's bytes, those that are to come.
+    /// Bytes of the message that have not arrived yet.
     left: usize,
     /// Bytes of a message that is not whole.
     unfinished: usize,
@@ -104,7 +104,9 @@ impl HttpBody for Inflow {
             return Poll::Ready(frame);
         }
         ready!(self.poll_deadline(context));
-        Poll::Ready(Some(Err(axum::Error::new("the request's message did not come in time"))))
+        Poll::Ready(Some(Err(axum::Error::new(
+            "the request's message did not arrive in time; send it faster, or in smaller parts",
+        ))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -49,16 +49,16 @@ struct Shared {
     state: Mutex<State>,
     /// Of the task that serves the connection.
     waker: AtomicWaker,
-    /// Of all connections.
+    /// The totals of all connections.
     totals: Arc<Totals>,
 }
 
 /// Bytes that all connections together make the coordinator keep.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
-    /// Of responses that are not read.
+    /// Unread bytes of responses.
     pub(super) unread: AtomicUsize,
-    /// Of messages that are not whole.
+    /// Bytes of messages that have not arrived whole.
     pub(super) inflow: AtomicUsize,
 }
 
