@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use foil_common::figures;
 use foil_common::spec::BestBy;
+use foil_common::stats;
 use foil_proto::v1::{self, job_event};
 
 use prost::Message;
@@ -211,15 +211,14 @@ pub(super) fn best_round(state: &JobState) -> u32 {
     let figures: &[(Work, &str)] = match state.spec.evaluation.best_by {
         BestBy::GoldMean => &[(Work::EvaluatePolicy, "gold_mean")],
         // Without two start rewards that differ there is no unit; then the difference says which is the better one.
-        BestBy::RewardGain => &[
-            (Work::EvaluatePolicy, figures::REWARD_GAIN),
-            (Work::EvaluatePolicy, figures::REWARD_DIFFERENCE),
-        ],
+        BestBy::RewardGain => {
+            &[(Work::EvaluatePolicy, stats::REWARD_GAIN), (Work::EvaluatePolicy, stats::REWARD_DIFFERENCE)]
+        }
         BestBy::RewardMean => &[(Work::EvaluatePolicy, "reward_mean")],
         BestBy::RewardAccuracy => &[(Work::EvaluateReward, "accuracy")],
     };
     let best = |(work, name): &(Work, &str)| {
-        let halved = best_by(state, *work, &format!("{}{name}", figures::SELECTION));
+        let halved = best_by(state, *work, &format!("{}{name}", stats::SELECTION));
         halved.or_else(|| best_by(state, *work, name))
     };
     figures.iter().find_map(best).unwrap_or(0)

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use foil_common::shortage::Described;
+use foil_common::oom;
 use foil_proto::v1;
 use nix::sys::signal::Signal;
 
@@ -66,7 +66,7 @@ fn end_of_process(exit: &v1::RankExited, f: &mut fmt::Formatter<'_>) -> fmt::Res
         (None, None) => f.write_str("its process could not be started")?,
     }
     match &exit.memory {
-        Some(memory) => write!(f, ", {}", Described(memory)),
+        Some(memory) => write!(f, ", {}", oom::Message(memory)),
         None if exit.out_of_memory => f.write_str(", out of host memory"),
         None => Ok(()),
     }

@@ -135,13 +135,13 @@ impl Game {
                 .run_chunk(&v1::RunChunk { lease: 1, task, chunk: number, first, count, key })
                 .unwrap();
             let Message::Chunk(result) = self.result() else { panic!("no result of the chunk") };
-            foil_common::figures::merge_moments(&mut moments, &result.moments);
+            foil_common::stats::merge_moments(&mut moments, &result.moments);
             if let Some(chunk) = &result.calibration {
-                foil_common::figures::merge_calibration(&mut calibration, chunk);
+                foil_common::stats::merge_calibration(&mut calibration, chunk);
             }
             artifact.objects.push(result.object.unwrap());
         }
-        (artifact, foil_common::figures::metrics(&moments, Some(&calibration)))
+        (artifact, foil_common::stats::metrics(&moments, Some(&calibration)))
     }
 }
 

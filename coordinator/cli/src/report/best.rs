@@ -1,6 +1,6 @@
 //! The best round, and what is known of it from rows that did not name it.
 
-use foil_common::figures::{LEAST_SPLIT, REPORT, REWARD_DIFFERENCE, REWARD_GAIN, SELECTION};
+use foil_common::stats::{MIN_SPLIT_ROWS, REPORT, REWARD_DIFFERENCE, REWARD_GAIN, SELECTION};
 use foil_proto::v1;
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ impl Best {
         let Some([selection, report]) = &self.halves else {
             return format!(
                 "by {}, chosen on the rows that its figures are measured on, which therefore flatter it: fewer than \
-                 {LEAST_SPLIT} evaluation rows are not parted",
+                 {MIN_SPLIT_ROWS} evaluation rows are not parted",
                 self.by
             );
         };

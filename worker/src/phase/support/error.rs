@@ -2,7 +2,7 @@
 
 use foil_common::data::rows::RowError;
 use foil_common::failpoint::Injected;
-use foil_common::shortage::{self, Described};
+use foil_common::oom;
 use foil_common::spec::SpecError;
 use foil_common::text::TextError;
 use foil_proto::v1;
@@ -105,7 +105,7 @@ impl PhaseError {
     fn shortage(&self, message: &str) -> Option<v1::MemoryShortage> {
         match self {
             Self::Object(_) | Self::Rows(_) | Self::Samples { .. } | Self::Incomplete(_) => None,
-            _ => shortage::parse(message),
+            _ => oom::parse(message),
         }
     }
 
@@ -166,7 +166,7 @@ fn train_advice(class: &str) -> &'static str {
 impl Failure {
     /// libtorch's errors come as panics from calls that have no other way.
     pub fn of_panic(text: &str) -> Self {
-        match shortage::parse(text) {
+        match oom::parse(text) {
             Some(shortage) => Self::of_memory(shortage, text),
             None => Self {
                 class: "internal",
@@ -183,7 +183,7 @@ impl Failure {
         let said = said.lines().next().unwrap_or_default();
         Self {
             class: "out_of_memory",
-            message: format!("{} ({said})", Described(&shortage)),
+            message: format!("{} ({said})", oom::Message(&shortage)),
             advice: MEMORY.to_owned(),
             memory: Some(shortage),
             ..Self::default()
