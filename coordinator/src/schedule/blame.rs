@@ -180,7 +180,7 @@ fn advice_for(class: CauseClass, sign: &Sign) -> &str {
 fn advice(class: CauseClass) -> &'static str {
     match class {
         CauseClass::OutOfMemory => {
-            "lower the step's optimizer.micro_batch_tokens or generation.slots, or use a machine with more memory"
+            "lower the step's optimizer.micro_batch_tokens or generation.max_num_seqs, or use a machine with more memory"
         }
         CauseClass::Hang => {
             "look at the rank's log and machine; raise resources.hang_timeout_seconds if a step honestly takes so long"

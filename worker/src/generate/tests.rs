@@ -221,5 +221,5 @@ fn a_prompt_that_does_not_fit_is_refused_by_name() {
             .contains("prompt 77 of 53 tokens and 12 new ones exceed the model's 64 positions")
     );
     assert!(how(&request(0), 2).contains("prompt 77 has no tokens"));
-    assert!(how(&request(1), 0).contains("generation.slots"));
+    assert!(how(&request(1), 0).contains("generation.max_num_seqs"));
 }

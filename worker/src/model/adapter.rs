@@ -73,7 +73,7 @@ impl Adapter {
         let settings = Settings {
             rank: lora.rank.into(),
             alpha: lora.alpha,
-            target_modules: lora.targets.iter().map(ToString::to_string).collect(),
+            target_modules: lora.target_modules.iter().map(ToString::to_string).collect(),
         };
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
         for (matrix, [out, input]) in settings.matrices(config) {

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use foil_common::failpoint;
-use foil_common::spec::BestBy;
 use foil_common::stats::{self, ClusteredMoments};
+use foil_common::spec::BestMetric;
 use foil_proto::v1;
 use foil_proto::v1::pair_source::Source;
 use prost::Message;
@@ -60,7 +60,7 @@ fn halves(
     scores: &[Vec<f64>],
 ) -> Vec<v1::Moments> {
     let rows = match work.pairs.as_ref().and_then(|pairs| pairs.source.as_ref()) {
-        _ if context.job.evaluation.best_by != BestBy::RewardAccuracy => return Vec::new(),
+        _ if context.job.evaluation.metric_for_best_model != BestMetric::RewardAccuracy => return Vec::new(),
         Some(Source::Pairs(pairs)) => pairs.rows,
         Some(Source::GoldLabelled(labelled)) => labelled.prompts.as_ref().map_or(0, |prompts| prompts.rows),
         Some(Source::Golden(_)) | None => return Vec::new(),

@@ -42,7 +42,7 @@ fn letters_job() -> v1::JobSpec {
         }),
         text: Some(v1::TextSpec { max_length: Some(32), ..Default::default() }),
         sampling: Some(v1::SamplingSpec { max_new_tokens: Some(16), ..Default::default() }),
-        generation: Some(v1::GenerationSpec { chunk_prompts: Some(8), slots: Some(16) }),
+        generation: Some(v1::GenerationSpec { chunk_prompts: Some(8), max_num_seqs: Some(16) }),
         sft_step: Some(v1::SftStepSpec {
             learning_rate: Some(3e-3),
             epochs: Some(2),

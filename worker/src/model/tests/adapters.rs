@@ -155,7 +155,7 @@ fn what_is_written_is_what_peft_writes() {
 }
 
 fn lora() -> Lora {
-    Lora { rank: 3, alpha: 5.0, targets: vec![LoraTarget::QProj, LoraTarget::DownProj] }
+    Lora { rank: 3, alpha: 5.0, target_modules: vec![LoraTarget::QProj, LoraTarget::DownProj] }
 }
 
 /// Gives every B numbers, as training would.

@@ -38,11 +38,11 @@ pub(in crate::phase) fn draw(
         eos: policy.encoder.eos_ids(),
         vocabulary: policy.encoder.vocabulary(),
         noise: &noise,
-        slots: context.job.generation.slots,
+        slots: context.job.generation.max_num_seqs,
         text: &|ids| text_of(policy, ids),
     };
     let mut progress = |done, total| context.progress(done, total, "samples");
-    let slots = context.job.generation.slots;
+    let slots = context.job.generation.max_num_seqs;
     let model = policy.model.inference(context.precision(), slots).map_err(GenerateError::from)?;
     let drawn = generate::generate(&model, &requests, &how, &mut progress)?;
     drawn.answers.into_iter().map(|answer| sample(policy, answer)).collect()

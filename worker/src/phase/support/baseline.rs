@@ -4,8 +4,8 @@
 //! other. Under one reward model the difference of two policies, prompt by prompt, does.
 
 use foil_common::data::rows::PromptRow;
-use foil_common::spec::BestBy;
 use foil_common::stats::{self, REWARD_DIFFERENCE, START_REWARD};
+use foil_common::spec::BestMetric;
 use foil_proto::v1;
 
 use super::rows::{Sampled, Samples};
@@ -69,7 +69,7 @@ impl Baselines {
     /// reported on; nothing where there are too few prompts to part them.
     pub(in crate::phase) fn compare_halves(
         &self,
-        best_by: BestBy,
+        metric_for_best_model: BestMetric,
         rows: u64,
         samples: &[v1::Sample],
         figures: &mut Figures,
@@ -83,14 +83,14 @@ impl Baselines {
                 }
             };
             let start = start.get(index).and_then(|other| other.sample.reward);
-            match best_by {
-                BestBy::GoldMean => push("gold_mean", sample.gold),
-                BestBy::RewardMean => push("reward_mean", sample.reward),
-                BestBy::RewardGain => {
+            match metric_for_best_model {
+                BestMetric::GoldMean => push("gold_mean", sample.gold),
+                BestMetric::RewardMean => push("reward_mean", sample.reward),
+                BestMetric::RewardGain => {
                     push(REWARD_DIFFERENCE, sample.reward.zip(start).map(|(own, start)| own - start));
                     push(START_REWARD, start);
                 }
-                BestBy::RewardAccuracy => {}
+                BestMetric::RewardAccuracy => {}
             }
         }
     }

@@ -70,8 +70,7 @@ const FILE_NAMES: &str = "give a model directory whose files have plain names";
 const NOT_FINITE: &str = "if this job trained the model, it has diverged: lower the learning rate; a start model that was \
                           never trained here overflows by itself, so give another or set resources.precision: fp32";
 const FIX_ADDRESS: &str = "start foil-worker on that machine with --advertise-address and an address that the others can connect to";
-const MEMORY: &str =
-    "lower the step's optimizer.micro_batch_tokens or generation.slots, or use a device with more memory";
+const MEMORY: &str = "lower the step's optimizer.micro_batch_tokens or generation.max_num_seqs, or use a device with more memory";
 
 impl PhaseError {
     /// Whether the coordinator no longer takes what this attempt writes.

@@ -137,7 +137,7 @@ fn exchanged(row: PairRow) -> PairRow {
 #[test]
 fn policies_are_compared_prompt_by_prompt_under_one_reward_model() {
     let mut job = letters_job();
-    job.evaluation.get_or_insert_default().best_by = "reward_gain".to_owned();
+    job.evaluation.get_or_insert_default().metric_for_best_model = "reward_gain".to_owned();
     let mut game = Game::new(job);
     let sets = letters::generate(17, Counts { sft: 0, golden: 0, prompts: 0, evaluation: 48 });
     let [start, previous, last] = [("r00.sft", 64), ("r01.sft", 128), ("r02.sft", 256)]
