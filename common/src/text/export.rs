@@ -2,7 +2,7 @@
 //! other readers look for them.
 
 use super::encoder::BosPolicy;
-use super::{Encoder, ModelText, TextError};
+use super::{Encoder, ModelText, TextError, TokenIds};
 use crate::data::rows::Prompt;
 use crate::spec::{Template, Text};
 use serde_json::{Map, Value, json};
@@ -32,15 +32,6 @@ const UNRENDERED: &str = "{{ raise_exception('no chat template renders the token
 /// Integers above this do not survive a reader that takes them for floats. transformers writes one such,
 /// `model_max_length` of a tokenizer without a limit, and assumes it where the field is absent.
 const LARGEST_EXACT: f64 = (1_u64 << 53) as f64;
-
-/// The ids that begin, end and pad the sequences a model was trained on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TokenIds {
-    pub bos: Option<u32>,
-    /// All that end a sample; the first is the one that finished answers were trained to end with.
-    pub eos: Vec<u32>,
-    pub pad: Option<u32>,
-}
 
 /// The text files beside a trained model's weights.
 #[derive(Clone, Debug, PartialEq)]

@@ -20,8 +20,9 @@ mod tests;
 
 pub use encoder::{Encoder, TextStream};
 pub use error::TextError;
-pub use export::{TokenIds, TrainedText};
+pub use export::TrainedText;
 pub use files::{ModelText, TEXT_FILES};
+pub use special::TokenIds;
 
 /// An answer: a text that is still to be encoded, or the tokens a model wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

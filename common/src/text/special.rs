@@ -6,6 +6,15 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use tokenizers::Tokenizer;
 
+/// The ids that begin, end and pad the sequences a model was trained on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenIds {
+    pub bos: Option<u32>,
+    /// All that end a sample; the first is the one that finished answers were trained to end with.
+    pub eos: Vec<u32>,
+    pub pad: Option<u32>,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Special {
     pub(super) bos: Option<u32>,

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use foil_common::stats;
 use foil_common::spec::BestMetric;
+use foil_common::stats;
 use foil_proto::v1::{self, job_event};
 
 use prost::Message;
@@ -211,10 +211,9 @@ pub(super) fn best_round(state: &JobState) -> u32 {
     let figures: &[(Work, &str)] = match state.spec.evaluation.metric_for_best_model {
         BestMetric::GoldMean => &[(Work::EvaluatePolicy, "gold_mean")],
         // Without two start rewards that differ there is no unit; then the difference says which is the better one.
-        BestMetric::RewardGain => &[
-            (Work::EvaluatePolicy, stats::REWARD_GAIN),
-            (Work::EvaluatePolicy, stats::REWARD_DIFFERENCE),
-        ],
+        BestMetric::RewardGain => {
+            &[(Work::EvaluatePolicy, stats::REWARD_GAIN), (Work::EvaluatePolicy, stats::REWARD_DIFFERENCE)]
+        }
         BestMetric::RewardMean => &[(Work::EvaluatePolicy, "reward_mean")],
         BestMetric::RewardAccuracy => &[(Work::EvaluateReward, "accuracy")],
     };

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use foil_common::failpoint;
-use foil_common::stats::{self, ClusteredMoments};
 use foil_common::spec::BestMetric;
+use foil_common::stats::{self, ClusteredMoments};
 use foil_proto::v1;
 use foil_proto::v1::pair_source::Source;
 use prost::Message;

@@ -4,8 +4,8 @@
 //! other. Under one reward model the difference of two policies, prompt by prompt, does.
 
 use foil_common::data::rows::PromptRow;
-use foil_common::stats::{self, REWARD_DIFFERENCE, START_REWARD};
 use foil_common::spec::BestMetric;
+use foil_common::stats::{self, REWARD_DIFFERENCE, START_REWARD};
 use foil_proto::v1;
 
 use super::rows::{Sampled, Samples};
