@@ -7,7 +7,7 @@ use foil_common::text::inspect::{self, Reader};
 use foil_common::text::{Encoder, Limits, TextError};
 
 use super::args::InspectArgs;
-use super::{output, submit};
+use super::{stdout, submit};
 use foil_coordinator::resolve::local::{self, Local, LocalSet, Rows};
 
 pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
@@ -16,9 +16,9 @@ pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
     let reading = tokio::task::spawn_blocking(move || describe(&job, rows, scan));
     let (report, warnings) = reading.await.context("reading the inputs was cut short")??;
     for warning in warnings {
-        output::note(&format!("warning: {warning}"));
+        stdout::note(&format!("warning: {warning}"));
     }
-    output::line(&report)?;
+    stdout::line(&report)?;
     Ok(())
 }
 
