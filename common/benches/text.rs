@@ -9,6 +9,7 @@ use divan::Bencher;
 use divan::counter::BytesCount;
 use foil_common::data::rows::Prompt;
 use foil_common::spec::{Job, file};
+use foil_common::test_models;
 use foil_common::text::{Answer, Encoder, Limits};
 
 fn main() {
@@ -32,21 +33,18 @@ fn measure(bencher: Bencher<'_, '_>, encoder: &Encoder, prompt: &str, answer: &s
     bencher.counter(bytes).bench(|| encoder.dialogue(&prompt, Answer::finished(answer), limits).unwrap());
 }
 
-/// The small game's tokenizer, a letter a token.
+/// The tokenizer of deploy/jobs/letters.yaml: one token per letter.
 #[divan::bench]
 fn letters(bencher: Bencher<'_, '_>) {
     let encoder = encoder(&repository().join("deploy/jobs/letters"), "chat");
     measure(bencher, &encoder, "abcde", "abcdefgh!!");
 }
 
-fn stories() -> PathBuf {
-    repository().join("../shared/models/stories260K")
-}
-
-/// A sentence-piece tokenizer on running text; ignored where the model is not beside the repository.
-#[divan::bench(ignore = !stories().is_dir())]
+/// A sentence-piece tokenizer on running text.
+#[divan::bench]
 fn running_text(bencher: Bencher<'_, '_>) {
-    let encoder = encoder(&stories(), "plain");
+    let Some(model) = test_models::path("models/stories260K") else { return };
+    let encoder = encoder(&model, "plain");
     // Its space comes first: no token may reach from a prompt into its answer.
     let story =
         " Once upon a time, a little girl had a red ball. She went to the park to play with it every day.";

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use foil_common::stage::Stage;
+use foil_common::activity::Activity;
 use foil_proto::v1;
 
 /// The running phase's count.
@@ -48,7 +48,7 @@ impl Meter {
         }
         self.done = progress.done;
         self.total = progress.total;
-        if Stage::of_unit(&self.unit).is_none() {
+        if Activity::from_unit(&self.unit).is_none() {
             self.work = Some((self.total, self.unit.clone()));
         }
         // A count seen from its beginning is timed from there.
@@ -69,15 +69,15 @@ impl Meter {
     pub(super) fn text(&self, now: Instant) -> String {
         let rate = self.rate(now);
         let left = rate.map(|rate| duration(self.total.saturating_sub(self.done) as f64 / rate));
-        match Stage::of_unit(&self.unit) {
-            Some(Stage::Meeting) => Stage::Meeting.to_string(),
-            Some(stage) => {
-                let amount = match stage.counts_bytes() {
+        match Activity::from_unit(&self.unit) {
+            Some(Activity::Rendezvous) => Activity::Rendezvous.to_string(),
+            Some(activity) => {
+                let amount = match activity.counts_bytes() {
                     true => bytes(self.done, self.total),
                     false => format!("{} of {} rows", self.done, self.total),
                 };
                 let left = left.map(|left| format!(", {left} left")).unwrap_or_default();
-                format!("{stage} {amount}{left}")
+                format!("{activity} {amount}{left}")
             }
             None => {
                 let count = format!("{}/{} {}", self.done, self.total, self.unit);

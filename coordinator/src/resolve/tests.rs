@@ -5,6 +5,7 @@ use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, Prompt, Prom
 use foil_common::model::HeadKind;
 use foil_common::rpc::artifacts::input_key;
 use foil_common::storage::object::Digest;
+use foil_common::test_models;
 
 use super::*;
 
@@ -465,19 +466,13 @@ async fn what_was_not_uploaded_is_named() {
     assert!(message.contains("foil submit"), "{message}");
 }
 
-/// Real preferences and golden answers through a real tokenizer, where the shared data is at hand.
+/// Real preferences and golden answers through a real tokenizer, if the test models are there.
 #[tokio::test]
 async fn real_data_resolves() {
-    let shared = std::env::var_os("FOIL_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
-    let Ok(pairs) = std::fs::read(shared.join("data/hh/preferences.train.jsonl.gz")) else {
-        println!("skipped: no shared data at {}", shared.display());
-        return;
-    };
-    let golden = std::fs::read(shared.join("data/golden/golden.jsonl.gz")).unwrap();
-    let files = ["config.json", "tokenizer.json", "model.safetensors"].map(|name| {
-        (name, Bytes::from(std::fs::read(shared.join("models/stories260K").join(name)).unwrap()))
-    });
+    let Some(pairs) = test_models::read("data/hh/preferences.train.jsonl.gz") else { return };
+    let golden = test_models::read("data/golden/golden.jsonl.gz").unwrap();
+    let files = ["config.json", "tokenizer.json", "model.safetensors"]
+        .map(|name| (name, Bytes::from(test_models::read(&format!("models/stories260K/{name}")).unwrap())));
     let store = Store::in_memory();
     let golden = input(&store, "golden.jsonl.gz", golden).await;
     let wire = v1::JobSpec {

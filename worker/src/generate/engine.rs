@@ -78,7 +78,7 @@ pub enum GenerateError {
          lower text.max_length or sampling.max_new_tokens"
     )]
     TooLong { prompt_id: u64, prompt: usize, new: usize, limit: usize },
-    #[error("no slot to decode in; generation.slots must be at least 1")]
+    #[error("no slot to decode in; generation.max_num_seqs must be at least 1")]
     NoSlots,
     #[error(transparent)]
     Model(#[from] ModelError),

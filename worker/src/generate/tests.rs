@@ -232,5 +232,5 @@ fn a_prompt_that_does_not_fit_is_an_error_that_names_it() {
             .contains("prompt 77 of 53 tokens and 12 new ones exceed the model's 64 positions")
     );
     assert!(error(&request(0), 2).contains("prompt 77 has no tokens"));
-    assert!(error(&request(1), 0).contains("generation.slots"));
+    assert!(error(&request(1), 0).contains("generation.max_num_seqs"));
 }

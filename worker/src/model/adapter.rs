@@ -73,7 +73,7 @@ impl Adapter {
         let config = AdapterConfig {
             rank: lora.rank.into(),
             alpha: lora.alpha,
-            target_modules: lora.targets.iter().map(ToString::to_string).collect(),
+            target_modules: lora.target_modules.iter().map(ToString::to_string).collect(),
         };
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
         for (module, [out, input]) in config.target_matrices(decoder) {

@@ -69,7 +69,8 @@ fn length_statistics_count_what_fits_and_what_length_tells() {
 
 #[test]
 fn long_golden_answers_are_counted() {
-    let (Some(files), Some(bytes)) = (stories(), crate::shared::read("data/golden/golden.jsonl.gz")) else {
+    let (Some(files), Some(bytes)) = (stories(), crate::test_models::read("data/golden/golden.jsonl.gz"))
+    else {
         return;
     };
     let encoder = Encoder::new(&files, &text(Template::Hh)).unwrap();

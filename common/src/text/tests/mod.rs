@@ -29,9 +29,9 @@ fn letters() -> ModelText {
     ModelText::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/letters"))).unwrap()
 }
 
-/// The shared folder's small pre-trained model, where there is one.
+/// A small pre-trained model, if the test models are there.
 fn stories() -> Option<ModelText> {
-    Some(ModelText::read(&crate::shared::path("models/stories260K")?).unwrap())
+    Some(ModelText::read(&crate::test_models::path("models/stories260K")?).unwrap())
 }
 
 /// A word-level model of a few words, in the ChatML style.

@@ -155,7 +155,7 @@ fn a_saved_adapter_equals_pefts() {
 }
 
 fn lora() -> Lora {
-    Lora { rank: 3, alpha: 5.0, targets: vec![LoraTarget::QProj, LoraTarget::DownProj] }
+    Lora { rank: 3, alpha: 5.0, target_modules: vec![LoraTarget::QProj, LoraTarget::DownProj] }
 }
 
 /// Fills every B with random numbers, as training would.

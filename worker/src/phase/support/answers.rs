@@ -38,11 +38,11 @@ pub(in crate::phase) fn draw(
         eos: policy.encoder.eos_ids(),
         vocab_size: policy.encoder.vocabulary(),
         noise: &noise,
-        max_num_seqs: context.job.generation.slots,
+        max_num_seqs: context.job.generation.max_num_seqs,
         detokenize: &|ids| text_of(policy, ids),
     };
     let mut progress = |done, total| context.progress(done, total, "samples");
-    let slots = context.job.generation.slots;
+    let slots = context.job.generation.max_num_seqs;
     let model = policy.model.inference(context.precision(), slots).map_err(GenerateError::from)?;
     let drawn = generate::generate(&model, &requests, &config, &mut progress)?;
     drawn.completions.into_iter().map(|answer| sample(policy, answer)).collect()
