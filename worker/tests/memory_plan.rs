@@ -137,7 +137,7 @@ fn a_step_of_adapters_takes_what_is_foretold() {
     let lora = Lora { rank: 4, alpha: 8.0, target_modules: vec![LoraTarget::QProj, LoraTarget::UpProj] };
     for precision in PRECISIONS {
         let mut model = language_model(&config);
-        model.adapt(&lora, (1, 1));
+        model.add_lora(&lora, (1, 1));
         model.trainable().set_requires_grad(true);
         let objective = Demonstrations::new(&model, &rows, precision);
         let batch = batch(SEQUENCES * (LENGTH - PROMPT));

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use foil_common::rpc::{Line, artifacts};
+use foil_common::rpc::{LeaderChannel, artifacts};
 use foil_common::safe_path;
 use foil_proto::v1;
 
@@ -12,7 +12,7 @@ use crate::progress::{self, Progress};
 /// Downloads an artifact's files into `dir`. Each appears only when whole and of the right hash; those that are
 /// there already are not fetched again.
 pub(crate) async fn artifact(
-    line: &Line,
+    line: &LeaderChannel,
     artifact: &v1::Artifact,
     dir: &Path,
     progress: &Progress,

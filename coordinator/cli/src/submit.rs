@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use foil_common::rpc::{Line, artifacts};
+use foil_common::rpc::{LeaderChannel, artifacts};
 use foil_common::spec;
 use foil_proto::v1;
 use ulid::Ulid;
@@ -92,7 +92,7 @@ pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepa
 }
 
 /// Brings what the store lacks.
-pub(crate) async fn upload(line: Line, uploads: &[Upload], progress: &Progress) -> Result<()> {
+pub(crate) async fn upload(line: LeaderChannel, uploads: &[Upload], progress: &Progress) -> Result<()> {
     let total = uploads.iter().map(|upload| upload.object.size).sum();
     let bar = progress.bytes("uploading inputs", total);
     let moved = progress::moves(&bar);

@@ -35,7 +35,7 @@ mod tests {
 
     use super::Drift;
     use crate::evaluate::{answer_kl, answer_log_probs};
-    use crate::generate::{Answering, GenerateRequest, NoiseKey, generate};
+    use crate::generate::{Completion, GenerateRequest, GenerationConfig, NoiseKey, generate};
     use crate::model::{DecoderConfig, LanguageModel, Precision};
     use crate::train::AnswerGroup;
 
@@ -72,18 +72,18 @@ mod tests {
         };
         let requests: Vec<GenerateRequest> = (0..12).map(request).collect();
         let text = |_: &[u32]| String::new();
-        let how = Answering {
+        let config = GenerationConfig {
             sampling: &sampling,
             eos: &[2],
-            vocabulary: 290,
+            vocab_size: 290,
             noise: &noise,
-            slots: 8,
-            text: &text,
+            max_num_seqs: 8,
+            detokenize: &text,
         };
-        let answers = generate(&sampler.inference(precision, 8).unwrap(), &requests, &how, &mut |_, _| {});
-        let answers = answers.unwrap().answers;
+        let answers = generate(&sampler.inference(precision, 8).unwrap(), &requests, &config, &mut |_, _| {});
+        let answers = answers.unwrap().completions;
 
-        let group = |(request, answers): (&GenerateRequest, &[crate::generate::Generated])| AnswerGroup {
+        let group = |(request, answers): (&GenerateRequest, &[Completion])| AnswerGroup {
             id: request.prompt_id,
             prompt: request.prompt.clone(),
             answers: answers.iter().map(|answer| answer.tokens.clone()).collect(),

@@ -35,7 +35,7 @@ pub(super) fn run(
     let golden = read(context, &judge, &work.golden, step.apo_weight / f64::from(step.samples.max(1)))?;
 
     if let Some(lora) = &step.lora {
-        judge.model.adapt(lora, context.draw(command)?);
+        judge.model.add_lora(lora, context.draw(command)?);
     }
     let objective = PairRanking::new(&judge.model, &human, &golden, context.precision(), step.normalization)
         .with_objective(objective_of(&step))

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use foil_common::activity::Activity;
-use foil_common::rpc::Line;
+use foil_common::rpc::LeaderChannel;
 use foil_common::rpc::artifacts::{self, Moved, TransferError, Writer};
 use foil_common::storage::object::Digest;
 use foil_proto::v1;
@@ -19,13 +19,13 @@ use super::progress::Reporter;
 #[derive(Clone)]
 pub(crate) struct Transfer {
     runtime: Handle,
-    channel: Line,
+    channel: LeaderChannel,
     writer: Writer,
     reports: Reporter,
 }
 
 impl Transfer {
-    pub(crate) fn new(runtime: Handle, channel: Line, writer: Writer, reports: Reporter) -> Self {
+    pub(crate) fn new(runtime: Handle, channel: LeaderChannel, writer: Writer, reports: Reporter) -> Self {
         Self { runtime, channel, writer, reports }
     }
 

@@ -124,7 +124,7 @@ impl Objective for PairRanking<'_> {
 
     fn after_update(&self) {
         if let Some(bound) = self.head_bound {
-            self.model.bound_head(bound);
+            self.model.clip_head(bound);
         }
     }
 

@@ -195,9 +195,9 @@ impl TaskContext {
     ) -> Result<(), PhaseError> {
         let wrong = |source| PhaseError::Model { artifact: start.name.clone(), source };
         let earlier = self.cache.directory(start)?.join(ADAPTER);
-        let whole = if Adapter::is_in(&earlier) {
+        let whole = if Adapter::exists_in(&earlier) {
             let earlier = Adapter::load(&earlier, config, head, self.rank.device).map_err(wrong)?;
-            adapter.after(&earlier)
+            adapter.concat_after(&earlier)
         } else {
             None
         };
