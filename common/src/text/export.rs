@@ -8,7 +8,7 @@ use crate::spec::{Template, Text};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// [`Template::Hh`] in Jinja. The answer that ends a dialogue is followed by EOS, as in training.
+/// [`Template::Hh`] in Jinja. The response that ends a dialogue is followed by EOS, as in training.
 const HH: &str = "{% for message in messages %}\
     {% if message['role'] == 'user' %}{{ '\\n\\nHuman: ' + message['content'] }}\
     {% elif message['role'] == 'assistant' %}{{ '\\n\\nAssistant: ' + message['content'] }}\
@@ -17,7 +17,7 @@ const HH: &str = "{% for message in messages %}\
     {% endfor %}\
     {% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}";
 
-/// [`Template::Plain`] in Jinja: an empty line between turns, none before the answer.
+/// [`Template::Plain`] in Jinja: an empty line between turns, none before the response.
 const PLAIN: &str = "{% for message in messages %}\
     {% set is_answer = loop.last and message['role'] == 'assistant' %}\
     {% if not (loop.first or is_answer) %}{{ '\\n\\n' }}{% endif %}\
