@@ -6,7 +6,7 @@ use std::thread;
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::datasets;
 use foil_common::spec::{self, Side};
-use foil_common::text::{Response, Encoded, EncodedPrompt, Encoder, Limits, TextError};
+use foil_common::text::{Encoded, EncodedPrompt, Encoder, Limits, Response, TextError};
 
 use super::sets::Sets;
 use super::suitability::{POLICY, REWARD};

@@ -2,7 +2,7 @@
 
 use foil_common::data::rows::Prompt;
 use foil_common::spec;
-use foil_common::text::{Response, Encoded, Encoder, Limits};
+use foil_common::text::{Encoded, Encoder, Limits, Response};
 
 use super::rows::Sampled;
 use crate::phase::PhaseError;
