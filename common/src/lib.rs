@@ -1,5 +1,6 @@
-//! What the coordinator, the client and the workers of Foil share. Nothing here knows tensors.
+//! Code shared by the coordinator, the client and the workers. Nothing here depends on tensors.
 
+pub mod activity;
 pub mod conform;
 pub mod contain;
 pub mod data;
@@ -7,25 +8,23 @@ pub mod datasets;
 pub mod drift;
 pub mod exposition;
 pub mod failpoint;
-pub mod figures;
-pub mod file_names;
 pub mod ids;
 pub mod input_file;
 pub mod letters;
 pub mod listen;
 pub mod memory;
 pub mod model;
+pub mod oom;
 pub mod plural;
 pub mod private;
 pub mod redact;
 pub mod rpc;
-#[cfg(test)]
-mod shared;
-pub mod shortage;
+pub mod safe_path;
 pub mod shutdown;
 pub mod spec;
-pub mod stage;
+pub mod stats;
 pub mod storage;
 pub mod telemetry;
+pub mod test_models;
 pub mod text;
 pub mod version;

@@ -67,7 +67,7 @@ def game(setting: Setting, model: Path, files: dict[str, str], precision: str) -
             "golden_holdout": 0.0,
         },
         "sampling": {"temperature": 1.0, "max_new_tokens": NEW_TOKENS},
-        "generation": {"chunk_prompts": 16, "slots": 64},
+        "generation": {"chunk_prompts": 16, "max_num_seqs": 64},
         "reward_step": {
             "samples": SAMPLES,
             "batch_pairs": 32,
@@ -82,7 +82,7 @@ def game(setting: Setting, model: Path, files: dict[str, str], precision: str) -
             "optimizer": micro_batches,
             "schedule": constant,
         },
-        "evaluation": {"kl_prompts": 1, "best_by": "reward_mean"},
+        "evaluation": {"kl_prompts": 1, "metric_for_best_model": "reward_mean"},
         "resources": {
             "ranks": setting.threads,
             "threads_per_rank": 1,

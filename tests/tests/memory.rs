@@ -28,7 +28,7 @@ fn activation_checkpointing_changes_no_bit() {
 fn adapters_lie_beside_the_models_that_they_were_merged_into() {
     let run = Run::letters().ranks(2).set_all(&[
         "rounds=2",
-        "policy_step.lora={rank: 4, targets: [q_proj, v_proj]}",
+        "policy_step.lora={rank: 4, target_modules: [q_proj, v_proj]}",
         "policy_step.learning_rate=1e-2",
         "reward_step.lora={rank: 8}",
         "reward_step.learning_rate=1e-3",

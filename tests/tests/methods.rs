@@ -64,7 +64,7 @@ fn best(answers: &[Answer]) -> &Answer {
 fn rrhf_ranks_answers_and_imitates_the_best() {
     const WEIGHT: f64 = 3.0;
     let (run, outcome) =
-        whole_batches(&["policy_step.method=rrhf", &format!("policy_step.rank_weight={WEIGHT}")]);
+        whole_batches(&["policy_step.method=rrhf", &format!("policy_step.ranking_weight={WEIGHT}")]);
     let prompts = answers_by_prompt(&run, 1);
     let likelihood = |answer: &Answer| answer.log_prob / answer.tokens as f64;
     let (mut ranking, mut nll, mut read) = (0.0, 0.0, Vec::new());
@@ -218,7 +218,7 @@ fn golden_answers_are_told_from_samples_by_any_loss() {
     let margin = figure(&plain, "reward", "fresh_margin_mean");
     assert!((0.5 * ceiling..1.1 * ceiling).contains(&margin), "{margin}: {}", plain.json);
 
-    let (_, centred) = told_apart(&[&smoothed[..], &["reward_step.centring=1"]].concat());
+    let (_, centred) = told_apart(&[&smoothed[..], &["reward_step.center_rewards_coefficient=1"]].concat());
     let offset = |outcome: &Outcome| {
         let mean = |side: &str| figure(outcome, "reward", &format!("fresh_{side}_reward_mean"));
         (mean("chosen") + mean("rejected")).abs()

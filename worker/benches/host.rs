@@ -75,17 +75,17 @@ fn draw(bencher: Bencher<'_, '_>, filter: &str) {
         _ => plain,
     };
     let key = NoiseKey { seed: 1, round: 1, purpose: "bench".to_owned() };
-    let noise = key.sample(1, 0);
+    let noise = key.completion(1, 0);
     let logits: Vec<f32> =
         (0..VOCABULARY).map(|token| 12.0 * noise.step(0).complement(token) as f32).collect();
     let prompt: Vec<u32> = (0..200).collect();
-    let context = Context { prompt: &prompt, answer: &prompt[..50], eos: &[2] };
+    let context = Context { prompt: &prompt, completion: &prompt[..50], eos: &[2] };
     let mut sampler = Sampler::new(&sampling);
     let mut step = 0;
     bencher.counter(ItemsCount::new(VOCABULARY)).with_inputs(|| logits.clone()).bench_local_values(
         |mut logits| {
             step += 1;
-            sampler.draw(&mut logits, context, noise.step(step))
+            sampler.sample(&mut logits, context, noise.step(step))
         },
     );
 }

@@ -1,4 +1,4 @@
-//! Foil's side of `foil conform`: what it computes from a result directory.
+//! The worker's side of `foil conform`: runs Foil's own model on a result directory.
 
 use std::path::Path;
 
@@ -6,10 +6,11 @@ use foil_common::conform::{Finding, Kind, Measured, Probe, check};
 use foil_common::spec::Sampling;
 use tch::{Device, Kind as Number, Tensor};
 
-use crate::generate::{Answering, GenerateRequest, NoiseKey, generate};
+use crate::generate::{GenerateRequest, GenerationConfig, NoiseKey, generate};
 use crate::model::{LanguageModel, PackedBatch, Precision, RewardModel};
 
-/// Loads the probe's directory and computes what it asks for, in fp32 on the CPU. A fault is a finding.
+/// Loads the probe's directory and computes the logits, completions or scores it asks for, in fp32 on the CPU. An error
+/// becomes a finding.
 pub fn measure(probe: &Probe) -> Measured {
     let computed = tch::no_grad(|| match probe.kind {
         Kind::Policy => policy(probe),
@@ -35,9 +36,9 @@ fn policy(probe: &Probe) -> anyhow::Result<Measured> {
     let finite = logits.iter().flatten().all(|logit| logit.is_finite());
     let greedy = greedy(&model, probe)?;
     let ended = greedy.iter().filter(|ids| ids.last().is_some_and(|id| probe.eos.contains(id))).count();
-    let told =
+    let summary =
         format!("logits of {} rows; {ended} of {} continuations end by themselves", rows.len(), greedy.len());
-    let findings = vec![forward(finite, model.parameters().count(), &told)];
+    let findings = vec![forward(finite, model.parameters().count(), &summary)];
     Ok(Measured { findings, logits, greedy, scores: Vec::new() })
 }
 
@@ -55,19 +56,19 @@ fn greedy(model: &LanguageModel, probe: &Probe) -> anyhow::Result<Vec<Vec<u32>>>
         min_new_tokens: 0,
         ..Sampling::default()
     };
-    // A greedy choice reads no noise.
+    // Greedy decoding uses no noise.
     let noise = NoiseKey { seed: 0, round: 0, purpose: "conform".to_owned() };
-    let how = Answering {
+    let config = GenerationConfig {
         sampling: &sampling,
         eos: &probe.eos,
-        vocabulary: probe.vocabulary,
+        vocab_size: probe.vocabulary,
         noise: &noise,
-        slots: requests.len(),
-        text: &|_| String::new(),
+        max_num_seqs: requests.len(),
+        detokenize: &|_| String::new(),
     };
     let inference = model.inference(Precision::Fp32, requests.len())?;
-    let generation = generate(&inference, &requests, &how, &mut |_, _| {})?;
-    Ok(generation.answers.into_iter().map(|answer| answer.tokens).collect())
+    let generation = generate(&inference, &requests, &config, &mut |_, _| {})?;
+    Ok(generation.completions.into_iter().map(|completion| completion.tokens).collect())
 }
 
 fn reward(probe: &Probe) -> anyhow::Result<Measured> {
@@ -76,14 +77,14 @@ fn reward(probe: &Probe) -> anyhow::Result<Measured> {
     let scores: Tensor = model.scores(&batch, Precision::Fp32)?;
     let scores: Vec<f64> = Vec::try_from(scores.to_kind(Number::Double))?;
     let finite = scores.iter().all(|score| score.is_finite());
-    let told = format!("scores of {} rows", scores.len());
-    let findings = vec![forward(finite, model.parameters().count(), &told)];
+    let summary = format!("scores of {} rows", scores.len());
+    let findings = vec![forward(finite, model.parameters().count(), &summary)];
     Ok(Measured { findings, scores, ..Measured::default() })
 }
 
-fn forward(finite: bool, parameters: usize, told: &str) -> Finding {
+fn forward(finite: bool, parameters: usize, summary: &str) -> Finding {
     if finite {
-        Finding::passed(check::FORWARD, format!("{parameters} parameters; {told}"))
+        Finding::passed(check::FORWARD, format!("{parameters} parameters; {summary}"))
     } else {
         Finding::failed(check::FORWARD, "a result is NaN or infinite, though no weight is")
     }

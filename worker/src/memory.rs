@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use foil_common::shortage::Place;
+use foil_common::oom::MemoryKind;
 use foil_proto::v1::MemoryShortage;
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -43,7 +43,7 @@ impl Limit {
 
 /// The shortage with what is known here of the process's own host memory: the most it held, and its limit.
 pub(crate) fn measured(shortage: MemoryShortage) -> MemoryShortage {
-    if shortage.place != Place::Host.name() {
+    if shortage.place != MemoryKind::Host.name() {
         return shortage;
     }
     let limit = Limit::read();
@@ -118,7 +118,7 @@ fn kibibytes(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use foil_common::shortage::shortage;
+    use foil_common::oom;
 
     use super::*;
 
@@ -155,9 +155,12 @@ mod tests {
 
     #[test]
     fn a_shortage_of_the_host_gets_sizes_and_one_of_a_device_is_left_alone() {
-        let host = measured(shortage(Place::Host));
+        let host = measured(oom::of_unknown_size(MemoryKind::Host));
         assert!(host.peak_bytes.is_some_and(|bytes| bytes > 1 << 20), "{host:?}");
         assert!(host.limit_bytes.is_some_and(|bytes| bytes > 1 << 20), "{host:?}");
-        assert_eq!(measured(shortage(Place::Device)), shortage(Place::Device));
+        assert_eq!(
+            measured(oom::of_unknown_size(MemoryKind::Device)),
+            oom::of_unknown_size(MemoryKind::Device)
+        );
     }
 }

@@ -9,7 +9,7 @@ use foil_common::memory::{
     Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Pass, Training, generating,
     reading, training,
 };
-use foil_common::spec::{self, DeviceKind, Lora, LoraTarget, Normalisation, Sharding};
+use foil_common::spec::{self, DeviceKind, Lora, LoraTarget, Normalization, Sharding};
 use foil_torch::CpuMemory;
 use foil_torch::autograd::backward;
 use foil_worker::model::{
@@ -134,15 +134,15 @@ fn a_step_of_adapters_takes_what_is_foretold() {
     tch::set_num_threads(1);
     let (config, rows) = (config("llama"), demonstrations());
     let shape = ModelShape::from_config(&config).unwrap();
-    let lora = Lora { rank: 4, alpha: 8.0, targets: vec![LoraTarget::QProj, LoraTarget::UpProj] };
+    let lora = Lora { rank: 4, alpha: 8.0, target_modules: vec![LoraTarget::QProj, LoraTarget::UpProj] };
     for precision in PRECISIONS {
         let mut model = language_model(&config);
-        model.adapt(&lora, (1, 1));
+        model.add_lora(&lora, (1, 1));
         model.trainable().set_requires_grad(true);
         let objective = Demonstrations::new(&model, &rows, precision);
         let batch = batch(SEQUENCES * (LENGTH - PROMPT));
         let pass = Pass { shape: &shape, compute: compute(precision), batch };
-        let numbers = shape.adapters(4, &lora.targets);
+        let numbers = shape.adapters(4, &lora.target_modules);
         assert_eq!(numbers, model.trainable().count() as u64);
         let adapters = Adapters { parameters: numbers, rank: 4, targets: 2 };
         let how = Training { adapters: Some(adapters), ..HOW };
@@ -158,7 +158,7 @@ fn a_reward_models_step_takes_what_is_foretold() {
     for precision in PRECISIONS {
         let model = RewardModel::with_fresh_head(language_model(&config), 4);
         model.parameters().set_requires_grad(true);
-        let objective = PairRanking::new(&model, &pairs, &[], precision, Normalisation::Global);
+        let objective = PairRanking::new(&model, &pairs, &[], precision, Normalization::Global);
         let pass = Pass { shape: &shape, compute: compute(precision), batch: batch(SEQUENCES) };
         compare(&objective, pairs.len(), (pass, Head::Reward, HOW), &format!("{precision:?}"));
     }
@@ -185,7 +185,7 @@ fn scoring_takes_what_is_foretold() {
 fn a_cache_takes_what_is_foretold() {
     let config = config("llama");
     let shape = ModelShape::from_config(&config).unwrap();
-    let decoding = Decoding { slots: 7, prompt: 20, answer: 12 };
+    let decoding = Decoding { max_num_seqs: 7, prompt: 20, answer: 12 };
     for precision in PRECISIONS {
         let foretold = generating(&shape, decoding, compute(precision)).kv_cache;
         let decoder = DecoderConfig::from_hf(&config).unwrap();

@@ -6,7 +6,7 @@ mod model_support;
 use foil_worker::model::{
     DecoderConfig, Inference, LanguageModel, PackedBatch, Parameters, Precision, RewardModel,
 };
-use model_support::{Fixture, distance, shared};
+use model_support::{Fixture, distance};
 use tch::{Device, Kind, Tensor};
 
 const BOUND: f64 = 1e-5;
@@ -175,8 +175,7 @@ fn greedy_continuations_are_those_of_generate() {
 
 #[test]
 fn stories260k_tells_the_expected_story() {
-    let Some(shared) = shared("the greedy story of stories260K") else { return };
-    let dir = shared.join("models/stories260K");
+    let Some(dir) = foil_common::test_models::path("models/stories260K") else { return };
     let model = LanguageModel::load(&dir, Device::Cpu).unwrap();
     let tokenizer = tokenizers::Tokenizer::from_file(dir.join("tokenizer.json")).unwrap();
     let expected = std::fs::read_to_string(dir.join("expected_greedy_200.txt")).unwrap();

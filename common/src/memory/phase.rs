@@ -31,7 +31,7 @@ pub struct Model<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decoding {
     /// Sequences decoded together.
-    pub slots: u64,
+    pub max_num_seqs: u64,
     /// Tokens of the longest prompt.
     pub prompt: u64,
     /// Most tokens of an answer.
@@ -124,18 +124,19 @@ pub fn drawing(logits: u64) -> u64 {
 
 /// Generation by `policy`.
 pub fn generating(policy: &ModelShape, decoding: Decoding, compute: Compute) -> Estimate {
-    let Decoding { slots, prompt, answer } = decoding;
+    let Decoding { max_num_seqs, prompt, answer } = decoding;
     let (size, vocabulary) = (compute.size(), policy.vocabulary);
     let capacity = prompt + answer;
     // One slot more holds a prompt whose samples wait.
-    let kv_cache = (slots + 1) * capacity * policy.layers * 2 * policy.kv_width() * size;
-    let tokens = (slots * prompt).min(PREFILL_TOKENS.max(prompt));
+    let kv_cache = (max_num_seqs + 1) * capacity * policy.layers * 2 * policy.kv_width() * size;
+    let tokens = (max_num_seqs * prompt).min(PREFILL_TOKENS.max(prompt));
     let batch = Batch { tokens, outputs: (tokens / prompt.max(1)).max(1), keys: tokens, longest: prompt };
     let prefill = Pass { shape: policy, compute, batch }.forward_working();
     // A finished sequence's place is taken by another: one layer's keys or values at a time.
     let moving = kv_cache / (2 * policy.layers);
     // One product's result, and its fp32 copy where a sampler reads it.
-    let logits = slots * vocabulary * (size + if compute.precision == Precision::Bf16 { F32 } else { 0 });
+    let logits =
+        max_num_seqs * vocabulary * (size + if compute.precision == Precision::Bf16 { F32 } else { 0 });
     let cast = match compute.precision {
         Precision::Bf16 => size * (policy.products() + policy.vocabulary_matrix()),
         // CPUs lay matrices out anew once; GPUs read the masters.
@@ -148,7 +149,7 @@ pub fn generating(policy: &ModelShape, decoding: Decoding, compute: Compute) -> 
         kv_cache,
         working: prefill.max(moving).max(match compute.device {
             DeviceKind::Cpu => 0,
-            DeviceKind::Cuda => drawing(slots * vocabulary),
+            DeviceKind::Cuda => drawing(max_num_seqs * vocabulary),
         }),
         ..Estimate::of(Model { shape: policy, head: Head::Language }.weights(), compute)
     }

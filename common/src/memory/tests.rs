@@ -158,7 +158,7 @@ fn checkpointing_keeps_less_and_a_reward_model_has_no_logits() {
 #[test]
 fn a_cache_holds_every_slot_and_the_staging_slot() {
     let shape = llama_7b();
-    let decoding = Decoding { slots: 63, prompt: 256, answer: 256 };
+    let decoding = Decoding { max_num_seqs: 63, prompt: 256, answer: 256 };
     let estimate = generating(&shape, decoding, BF16);
     // 32 layers of keys and values, 4096 wide, in bf16: half a MiB a token.
     assert_eq!(estimate.kv_cache, 64 * 512 * (512 << 10));
@@ -169,7 +169,7 @@ fn a_cache_holds_every_slot_and_the_staging_slot() {
 #[test]
 fn evaluation_holds_up_to_three_models_at_once() {
     let shape = llama_7b();
-    let decoding = Decoding { slots: 8, prompt: 256, answer: 256 };
+    let decoding = Decoding { max_num_seqs: 8, prompt: 256, answer: 256 };
     let batch = Batch { tokens: 4096, outputs: 4096, keys: 4096, longest: 512 };
     let of = |with_reference| evaluating(&shape, &shape, with_reference, decoding, batch, BF16);
     let (language, reward) = (4 * shape.parameters(Head::Language), 4 * shape.parameters(Head::Reward));

@@ -26,7 +26,7 @@ use tonic::{Code, Status};
 use ulid::Ulid;
 
 pub use self::error::TransferError;
-use super::{DATA_BYTES, Line, MESSAGE_BYTES, UNARY_DEADLINE, backoff, request};
+use super::{DATA_BYTES, LeaderChannel, MESSAGE_BYTES, UNARY_DEADLINE, backoff, request};
 use crate::storage::object::Digest;
 
 /// A download that brings nothing for so long is taken for broken.
@@ -79,14 +79,14 @@ where
     once.retry(backoff()).when(|error| error.may_pass(started.elapsed())).notify(note).await
 }
 
-fn client(line: &Line) -> ArtifactsClient<Line> {
+fn client(line: &LeaderChannel) -> ArtifactsClient<LeaderChannel> {
     ArtifactsClient::new(line.clone())
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES)
 }
 
 /// An object's size and hash, or nothing where there is none.
-pub async fn stat(line: &Line, key: &str) -> Result<Option<v1::Object>, TransferError> {
+pub async fn stat(line: &LeaderChannel, key: &str) -> Result<Option<v1::Object>, TransferError> {
     let once = || async {
         let message = v1::StatRequest { key: key.to_owned() };
         match client(line).stat(request(message, UNARY_DEADLINE)).await {
@@ -100,7 +100,7 @@ pub async fn stat(line: &Line, key: &str) -> Result<Option<v1::Object>, Transfer
 
 /// Writes an object that is in memory.
 pub async fn upload_bytes(
-    line: &Line,
+    line: &LeaderChannel,
     key: &str,
     writer: &Writer,
     bytes: Bytes,
@@ -120,7 +120,11 @@ pub async fn upload_bytes(
 
 /// Uploads a user's file as `inputs/{blake3}`. Where it is there already the coordinator reads it, answers early, and takes
 /// the bytes only if it is damaged there. The answer's `path` is the file's name.
-pub async fn upload_input(line: &Line, path: &Path, moved: &Moved) -> Result<v1::Object, TransferError> {
+pub async fn upload_input(
+    line: &LeaderChannel,
+    path: &Path,
+    moved: &Moved,
+) -> Result<v1::Object, TransferError> {
     let digest = digest_of_file(path).await?;
     let key = input_key(&digest.blake3);
     let taken = Arc::new(AtomicU64::new(0));
@@ -138,7 +142,7 @@ pub async fn upload_input(line: &Line, path: &Path, moved: &Moved) -> Result<v1:
 }
 
 /// Uploads bytes as `inputs/{blake3}`, as [`upload_input`] does a file.
-pub async fn upload_input_bytes(line: &Line, bytes: Bytes) -> Result<v1::Object, TransferError> {
+pub async fn upload_input_bytes(line: &LeaderChannel, bytes: Bytes) -> Result<v1::Object, TransferError> {
     let key = input_key(&Digest::of(&bytes).blake3);
     upload_bytes(line, &key, &Writer::client(), bytes, &unfollowed()).await
 }
@@ -161,7 +165,7 @@ pub async fn digest_of_file(path: &Path) -> Result<Digest, TransferError> {
 }
 
 /// A whole object, checked; for what fits in memory.
-pub async fn download_bytes(line: &Line, object: &v1::Object) -> Result<Bytes, TransferError> {
+pub async fn download_bytes(line: &LeaderChannel, object: &v1::Object) -> Result<Bytes, TransferError> {
     let mut bytes = BytesMut::new();
     download(line, object, async |data: Bytes| {
         bytes.extend_from_slice(&data);
@@ -174,7 +178,7 @@ pub async fn download_bytes(line: &Line, object: &v1::Object) -> Result<Bytes, T
 /// Downloads an object to a file, which appears only when it is whole and right, and stays if the machine dies. Missing
 /// directories are made.
 pub async fn download_to_file(
-    line: &Line,
+    line: &LeaderChannel,
     object: &v1::Object,
     path: &Path,
     moved: &Moved,
@@ -184,7 +188,7 @@ pub async fn download_to_file(
 
 /// The same for a file that only this process reads: it need not outlive the machine, so nobody waits for the disk.
 pub async fn download_to_cache(
-    line: &Line,
+    line: &LeaderChannel,
     object: &v1::Object,
     path: &Path,
     moved: &Moved,
@@ -200,7 +204,7 @@ enum Lasting {
 }
 
 async fn download_file(
-    line: &Line,
+    line: &LeaderChannel,
     object: &v1::Object,
     path: &Path,
     moved: &Moved,
@@ -225,7 +229,7 @@ async fn download_file(
 }
 
 async fn download_into(
-    line: &Line,
+    line: &LeaderChannel,
     object: &v1::Object,
     partial: &Path,
     moved: &Moved,
@@ -248,7 +252,7 @@ async fn download_into(
 
 /// Feeds an object's bytes to `sink` in order, going on where a connection broke off.
 async fn download(
-    line: &Line,
+    line: &LeaderChannel,
     object: &v1::Object,
     mut sink: impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
@@ -273,7 +277,7 @@ async fn download(
 }
 
 async fn download_rest(
-    line: &Line,
+    line: &LeaderChannel,
     object: &v1::Object,
     hasher: &mut blake3::Hasher,
     sink: &mut impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
@@ -317,7 +321,7 @@ fn check(expected: &v1::Object, found: &Digest) -> Result<(), TransferError> {
 
 /// Writes an object from a file of known digest. The answer's `path` is the file's name.
 pub async fn upload_file(
-    line: &Line,
+    line: &LeaderChannel,
     key: &str,
     writer: &Writer,
     path: &Path,
@@ -386,7 +390,7 @@ fn file_chunks(
 }
 
 async fn put(
-    line: &Line,
+    line: &LeaderChannel,
     key: &str,
     writer: &Writer,
     digest: &Digest,

@@ -1,7 +1,7 @@
 //! Connecting, deadlines and retries; moving artifacts.
 
 pub mod artifacts;
-mod line;
+mod leader_channel;
 mod route;
 
 use std::error::Error as _;
@@ -11,7 +11,7 @@ use backon::ExponentialBuilder;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, TimeoutExpired};
 
-pub use self::line::{LEADER, Line, NOT_LEADER, leader_of};
+pub use self::leader_channel::{LEADER, LeaderChannel, NOT_LEADER, leader_of};
 pub use self::route::local_address;
 
 /// Most bytes of data in one message of the Artifacts service.
@@ -52,10 +52,10 @@ pub enum ConnectError {
     Tls { url: String },
 }
 
-/// A line to the leader among the coordinators at `urls`: `http://HOST:PORT`, several separated by commas. Connections
-/// are made at the first call, and made again whenever they break. Must be called within a tokio runtime.
-pub fn connect(urls: &str) -> Result<Line, ConnectError> {
-    Line::new(urls)
+/// A channel to the leader among the coordinators at `urls`: `http://HOST:PORT`, several separated by commas. Connections are
+/// made at the first call, and again whenever they break. Must be called within a tokio runtime.
+pub fn connect(urls: &str) -> Result<LeaderChannel, ConnectError> {
+    LeaderChannel::new(urls)
 }
 
 fn channel(url: &str) -> Result<Channel, ConnectError> {

@@ -45,7 +45,7 @@ const COUNTS: [(&str, &str, u64); 47] = [
     ("SamplingSpec", "max_new_tokens", TOKENS),
     ("SamplingSpec", "min_new_tokens", TOKENS),
     ("GenerationSpec", "chunk_prompts", 1 << 16),
-    ("GenerationSpec", "slots", 1 << 14),
+    ("GenerationSpec", "max_num_seqs", 1 << 14),
     ("OptimizerSpec", "micro_batch_tokens", 1 << 24),
     ("ScheduleSpec", "warmup_steps", 100_000_000),
     ("SftStepSpec", "epochs", EPOCHS),
@@ -71,7 +71,7 @@ const COUNTS: [(&str, &str, u64); 47] = [
     ("TextSpec", "pad_token", 256),
     ("SamplingSpec", "stop", 64),
     ("OptimizerSpec", "betas", 2),
-    ("LoraSpec", "targets", 16),
+    ("LoraSpec", "target_modules", 16),
     ("PolicyStepSpec", "learning_rate", 10_000),
     ("JobSpec", "name", 63),
 ];
@@ -83,7 +83,7 @@ const REALS: [(&str, &str, f64); 8] = [
     ("SftStepSpec", "learning_rate", 100.0),
     ("RewardStepSpec", "learning_rate", 100.0),
     ("PolicyStepSpec", "learning_rate", 100.0),
-    ("OptimizerSpec", "epsilon", 1.0),
+    ("OptimizerSpec", "eps", 1.0),
     ("OptimizerSpec", "weight_decay", 1000.0),
     ("LoraSpec", "alpha", 1e5),
 ];

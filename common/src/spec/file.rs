@@ -64,7 +64,7 @@ fn absolute(path: &Path) -> Result<PathBuf, SpecError> {
 }
 
 fn parse(text: &str, base: &Path) -> Result<Value, SpecError> {
-    let mut value = schema::normalise("", schema::JOB_SPEC, yaml(text)?)?;
+    let mut value = schema::normalize("", schema::JOB_SPEC, yaml(text)?)?;
     if value.is_null() {
         value = Value::Object(Map::new());
     }
@@ -88,7 +88,7 @@ fn parse_setting(setting: &str, here: &Path) -> Result<Value, SpecError> {
         object.insert(name.to_owned(), value);
         Value::Object(object)
     });
-    let mut value = schema::normalise("", schema::JOB_SPEC, nested)?;
+    let mut value = schema::normalize("", schema::JOB_SPEC, nested)?;
     resolve_paths(&mut value, here);
     Ok(value)
 }

@@ -11,7 +11,7 @@ pub struct Lora {
     pub rank: u32,
     pub alpha: f64,
     /// Never empty; each once, in the order of [`LoraTarget::NAMES`].
-    pub targets: Vec<LoraTarget>,
+    pub target_modules: Vec<LoraTarget>,
 }
 
 choices! {
@@ -33,19 +33,19 @@ impl Lora {
     pub(crate) fn parse(at: &str, wire: &v1::LoraSpec) -> Result<Self, SpecError> {
         let at = &path(at, "lora");
         let rank = count(at, "rank", wire.rank, 16, 1)?;
-        let named = if wire.targets.is_empty() { LoraTarget::NAMES } else { &[] };
-        let names = wire.targets.iter().map(String::as_str).chain(named.iter().copied());
+        let named = if wire.target_modules.is_empty() { LoraTarget::NAMES } else { &[] };
+        let names = wire.target_modules.iter().map(String::as_str).chain(named.iter().copied());
         let target = |name: &str| match name {
-            "" => Err(unknown_choice(at, "targets", name, LoraTarget::NAMES)),
-            name => LoraTarget::parse(at, "targets", name),
+            "" => Err(unknown_choice(at, "target_modules", name, LoraTarget::NAMES)),
+            name => LoraTarget::parse(at, "target_modules", name),
         };
-        let mut targets = names.map(target).collect::<Result<Vec<_>, _>>()?;
-        targets.sort_unstable();
-        targets.dedup();
+        let mut target_modules = names.map(target).collect::<Result<Vec<_>, _>>()?;
+        target_modules.sort_unstable();
+        target_modules.dedup();
         Ok(Self {
             rank,
             alpha: real(at, "alpha", wire.alpha, 2.0 * f64::from(rank), Range::Positive)?,
-            targets,
+            target_modules,
         })
     }
 }
@@ -55,7 +55,7 @@ impl From<&Lora> for v1::LoraSpec {
         Self {
             rank: Some(lora.rank),
             alpha: Some(lora.alpha),
-            targets: lora.targets.iter().map(ToString::to_string).collect(),
+            target_modules: lora.target_modules.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -67,14 +67,14 @@ mod tests {
     #[test]
     fn a_block_gets_its_defaults_and_reads_back() {
         let all = Lora::parse("policy_step", &v1::LoraSpec::default()).unwrap();
-        assert_eq!((all.rank, all.alpha, all.targets.len()), (16, 32.0, 7));
+        assert_eq!((all.rank, all.alpha, all.target_modules.len()), (16, 32.0, 7));
         let wire = v1::LoraSpec {
             rank: Some(4),
             alpha: Some(4.0),
-            targets: ["v_proj", "q_proj", "v_proj"].map(str::to_owned).into(),
+            target_modules: ["v_proj", "q_proj", "v_proj"].map(str::to_owned).into(),
         };
         let some = Lora::parse("policy_step", &wire).unwrap();
-        assert_eq!(some.targets, [LoraTarget::QProj, LoraTarget::VProj]);
+        assert_eq!(some.target_modules, [LoraTarget::QProj, LoraTarget::VProj]);
         for lora in [all, some] {
             assert_eq!(Lora::parse("policy_step", &(&lora).into()).unwrap(), lora);
         }
@@ -83,8 +83,11 @@ mod tests {
     #[test]
     fn a_wrong_field_is_named() {
         let message = |wire| Lora::parse("reward_step", &wire).unwrap_err().to_string();
-        let target = message(v1::LoraSpec { targets: vec!["qproj".into()], ..Default::default() });
-        assert!(target.starts_with("reward_step.lora.targets: found qproj, expected q_proj, "), "{target}");
+        let target = message(v1::LoraSpec { target_modules: vec!["qproj".into()], ..Default::default() });
+        assert!(
+            target.starts_with("reward_step.lora.target_modules: found qproj, expected q_proj, "),
+            "{target}"
+        );
         assert!(target.ends_with("did you mean q_proj?"), "{target}");
         let rank = message(v1::LoraSpec { rank: Some(0), ..Default::default() });
         assert_eq!(rank, "reward_step.lora.rank: found 0, expected at least 1");

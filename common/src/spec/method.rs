@@ -16,7 +16,7 @@ pub enum Method {
     /// Likelihoods in the order of rewards, and fine-tuning on the best.
     Rrhf {
         /// Of the ranking term.
-        rank_weight: f64,
+        ranking_weight: f64,
         /// Of the best answer's negative log-likelihood over its tokens.
         nll: Reduction,
     },
@@ -161,7 +161,7 @@ impl Method {
         Ok(match name {
             MethodName::Rejection => Self::Rejection,
             MethodName::Rrhf => Self::Rrhf {
-                rank_weight: real(AT, "rank_weight", wire.rank_weight, 1.0, Range::NonNegative)?,
+                ranking_weight: real(AT, "ranking_weight", wire.ranking_weight, 1.0, Range::NonNegative)?,
                 nll: Reduction::parse(AT, "nll", &wire.nll)?,
             },
             MethodName::Dpo => Self::Dpo {
@@ -188,8 +188,8 @@ impl Method {
         wire.method = self.name().to_string();
         match *self {
             Self::Rejection => {}
-            Self::Rrhf { rank_weight, nll } => {
-                wire.rank_weight = Some(rank_weight);
+            Self::Rrhf { ranking_weight, nll } => {
+                wire.ranking_weight = Some(ranking_weight);
                 wire.nll = nll.to_string();
             }
             Self::Dpo { preferences, label_smoothing } => {
@@ -268,7 +268,7 @@ fn refuse_strangers(method: MethodName, wire: &v1::PolicyStepSpec) -> Result<(),
         ("pairs_k", wire.pairs_k.map(|k| k.to_string()), &[Dpo, Ipo]),
         ("log_ratio", text(&wire.log_ratio), &[Dpo, Ipo]),
         ("reference", text(&wire.reference), &[Dpo, Ipo, Grpo, Rloo]),
-        ("rank_weight", real(wire.rank_weight), &[Rrhf]),
+        ("ranking_weight", real(wire.ranking_weight), &[Rrhf]),
         ("nll", text(&wire.nll), &[Rrhf]),
         ("clip_ratio", real(wire.clip_ratio), &[Grpo, Rloo]),
         ("kl_weight", real(wire.kl_weight), &[Grpo, Rloo]),

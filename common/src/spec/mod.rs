@@ -37,11 +37,12 @@ pub use policy_step::PolicyStep;
 pub use preset::Preset;
 pub use reference::{InputRef, ModelRef};
 pub use resources::{
-    BestBy, Checkpoints, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources, Sharding,
+    BestMetric, Checkpoints, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources,
+    Sharding,
 };
 pub use sampling::Sampling;
 pub use steps::{
-    Normalisation, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step,
+    Normalization, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step,
 };
 pub use text::{Bos, Side, Template, Text};
 
@@ -135,9 +136,11 @@ impl Job {
                     .to_owned(),
             );
         }
-        if self.evaluation.best_by == BestBy::RewardMean && self.reward_step.refresh == Refresh::EveryRound {
+        if self.evaluation.metric_for_best_model == BestMetric::RewardMean
+            && self.reward_step.refresh == Refresh::EveryRound
+        {
             warnings.push(
-                "evaluation.best_by: reward_mean compares rewards of different reward models, whose offsets and scales are \
+                "evaluation.metric_for_best_model: reward_mean compares rewards of different reward models, whose offsets and scales are \
                  arbitrary; reward_gain, the default, measures each from the start policy"
                     .to_owned(),
             );
@@ -208,9 +211,10 @@ impl Job {
             return Err(SpecError::missing("evaluation.gold")
                 .advice("data.gold_preferences are labelled by it; set evaluation.gold: letters"));
         }
-        if self.evaluation.best_by == BestBy::GoldMean && self.evaluation.gold == Gold::None {
+        if self.evaluation.metric_for_best_model == BestMetric::GoldMean && self.evaluation.gold == Gold::None
+        {
             return Err(SpecError::field(
-                "evaluation.best_by",
+                "evaluation.metric_for_best_model",
                 "gold_mean",
                 "reward_gain, reward_mean or reward_accuracy",
             )

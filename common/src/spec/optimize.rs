@@ -9,11 +9,11 @@ use super::choice::choices;
 pub struct Optimizer {
     pub beta1: f64,
     pub beta2: f64,
-    pub epsilon: f64,
+    pub eps: f64,
     pub weight_decay: f64,
     pub decay: Decay,
     /// Global gradient norm; `None` does not clip.
-    pub clip_norm: Option<f64>,
+    pub max_grad_norm: Option<f64>,
     /// Tokens per micro-batch and rank, padding counted.
     pub micro_batch_tokens: usize,
     pub on_nonfinite: OnNonfinite,
@@ -50,14 +50,14 @@ impl Optimizer {
                 ));
             }
         };
-        let clip = real(at, "clip_norm", wire.clip_norm, 1.0, Range::NonNegative)?;
+        let clip = real(at, "max_grad_norm", wire.max_grad_norm, 1.0, Range::NonNegative)?;
         Ok(Self {
             beta1: real(at, "betas", Some(beta1), 0.9, Range::BelowOne)?,
             beta2: real(at, "betas", Some(beta2), 0.999, Range::BelowOne)?,
-            epsilon: real(at, "epsilon", wire.epsilon, 1e-8, Range::Positive)?,
+            eps: real(at, "eps", wire.eps, 1e-8, Range::Positive)?,
             weight_decay: real(at, "weight_decay", wire.weight_decay, 0.0, Range::NonNegative)?,
             decay: Decay::parse(at, "decay", &wire.decay)?,
-            clip_norm: (clip > 0.0).then_some(clip),
+            max_grad_norm: (clip > 0.0).then_some(clip),
             micro_batch_tokens: size(at, "micro_batch_tokens", wire.micro_batch_tokens, 8192, 1)?,
             on_nonfinite: OnNonfinite::parse(at, "on_nonfinite", &wire.on_nonfinite)?,
         })
@@ -68,10 +68,10 @@ impl From<&Optimizer> for v1::OptimizerSpec {
     fn from(optimizer: &Optimizer) -> Self {
         Self {
             betas: vec![optimizer.beta1, optimizer.beta2],
-            epsilon: Some(optimizer.epsilon),
+            eps: Some(optimizer.eps),
             weight_decay: Some(optimizer.weight_decay),
             decay: optimizer.decay.to_string(),
-            clip_norm: Some(optimizer.clip_norm.unwrap_or(0.0)),
+            max_grad_norm: Some(optimizer.max_grad_norm.unwrap_or(0.0)),
             micro_batch_tokens: Some(wire_size(optimizer.micro_batch_tokens)),
             on_nonfinite: optimizer.on_nonfinite.to_string(),
         }
@@ -84,7 +84,7 @@ pub struct Schedule {
     pub kind: ScheduleKind,
     pub warmup_steps: u32,
     /// The factor at the last step; not used by `Constant`.
-    pub final_ratio: f64,
+    pub min_lr_ratio: f64,
 }
 
 choices! {
@@ -97,7 +97,7 @@ choices! {
 
 impl Schedule {
     /// The factor at `step` (from 1) of `steps`. The warm-up rises linearly and reaches 1 at its last step; the
-    /// decay then runs from 1 to `final_ratio`, which the last step takes.
+    /// decay then runs from 1 to `min_lr_ratio`, which the last step takes.
     ///
     /// A warm-up longer than the phase never reaches the peak.
     pub fn factor(&self, step: u64, steps: u64) -> f64 {
@@ -114,7 +114,7 @@ impl Schedule {
             ScheduleKind::Linear => 1.0 - progress,
             ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
         };
-        self.final_ratio + (1.0 - self.final_ratio) * kept
+        self.min_lr_ratio + (1.0 - self.min_lr_ratio) * kept
     }
 
     pub(crate) fn parse(at: &str, wire: &v1::ScheduleSpec) -> Result<Self, SpecError> {
@@ -122,7 +122,7 @@ impl Schedule {
         Ok(Self {
             kind: ScheduleKind::parse(at, "kind", &wire.kind)?,
             warmup_steps: count(at, "warmup_steps", wire.warmup_steps, 0, 0)?,
-            final_ratio: real(at, "final_ratio", wire.final_ratio, 0.1, Range::Unit)?,
+            min_lr_ratio: real(at, "min_lr_ratio", wire.min_lr_ratio, 0.1, Range::Unit)?,
         })
     }
 }
@@ -132,7 +132,7 @@ impl From<&Schedule> for v1::ScheduleSpec {
         Self {
             kind: schedule.kind.to_string(),
             warmup_steps: Some(schedule.warmup_steps),
-            final_ratio: Some(schedule.final_ratio),
+            min_lr_ratio: Some(schedule.min_lr_ratio),
         }
     }
 }

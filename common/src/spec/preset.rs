@@ -51,7 +51,7 @@ impl Preset {
         match self {
             Self::PaperRjs => paper(json!({ "method": "rejection" })),
             // github.com/GanjinZero/RRHF: 100 · ranking + token mean of −log p.
-            Self::PaperRrhf => paper(json!({ "method": "rrhf", "rank_weight": 100.0, "nll": "mean" })),
+            Self::PaperRrhf => paper(json!({ "method": "rrhf", "ranking_weight": 100.0, "nll": "mean" })),
             Self::PaperDpo => paper(json!({ "method": "dpo" })),
             Self::StaticRm => json!({ "reward_step": { "apo_weight": 0.0, "refresh": "first_round" } }),
             Self::FrozenApo => json!({ "reward_step": { "apo_weight": 1.0, "refresh": "first_round" } }),

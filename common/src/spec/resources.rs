@@ -11,7 +11,7 @@ pub struct Generation {
     /// Prompts per chunk, the unit of leasing and of determinism.
     pub chunk_prompts: usize,
     /// Sequences decoded together.
-    pub slots: usize,
+    pub max_num_seqs: usize,
 }
 
 /// What is measured after every round.
@@ -21,7 +21,7 @@ pub struct Evaluation {
     pub sampling: Sampling,
     /// Evaluation prompts on which KL(π ‖ π_ref) is measured; 0 measures none.
     pub kl_prompts: usize,
-    pub best_by: BestBy,
+    pub metric_for_best_model: BestMetric,
 }
 
 /// What a job runs on.
@@ -72,7 +72,7 @@ choices! {
 
 choices! {
     /// The metric that names the best round; more is better.
-    BestBy:
+    BestMetric:
     GoldMean = "gold_mean",
     /// The reward over the start policy's under the round's own reward model, in standard deviations of the latter.
     #[default]
@@ -109,7 +109,7 @@ impl Generation {
     pub(crate) fn parse(wire: &v1::GenerationSpec) -> Result<Self, SpecError> {
         Ok(Self {
             chunk_prompts: size("generation", "chunk_prompts", wire.chunk_prompts, 32, 1)?,
-            slots: size("generation", "slots", wire.slots, 32, 1)?,
+            max_num_seqs: size("generation", "max_num_seqs", wire.max_num_seqs, 32, 1)?,
         })
     }
 }
@@ -123,15 +123,15 @@ impl Evaluation {
             ..Sampling::default()
         };
         let gold = Gold::parse("evaluation", "gold", &wire.gold)?;
-        let best_by = match (wire.best_by.as_str(), gold) {
-            ("", Gold::Letters) => BestBy::GoldMean,
-            (name, _) => BestBy::parse("evaluation", "best_by", name)?,
+        let metric_for_best_model = match (wire.metric_for_best_model.as_str(), gold) {
+            ("", Gold::Letters) => BestMetric::GoldMean,
+            (name, _) => BestMetric::parse("evaluation", "metric_for_best_model", name)?,
         };
         Ok(Self {
             gold,
             sampling: Sampling::parse("evaluation.sampling", &wire.sampling.unwrap_or_default(), &base)?,
             kl_prompts: size("evaluation", "kl_prompts", wire.kl_prompts, 64, 0)?,
-            best_by,
+            metric_for_best_model,
         })
     }
 }
@@ -177,7 +177,7 @@ impl From<&Generation> for v1::GenerationSpec {
     fn from(generation: &Generation) -> Self {
         Self {
             chunk_prompts: Some(wire_size(generation.chunk_prompts)),
-            slots: Some(wire_size(generation.slots)),
+            max_num_seqs: Some(wire_size(generation.max_num_seqs)),
         }
     }
 }
@@ -188,7 +188,7 @@ impl From<&Evaluation> for v1::EvaluationSpec {
             gold: evaluation.gold.to_string(),
             sampling: Some((&evaluation.sampling).into()),
             kl_prompts: Some(wire_size(evaluation.kl_prompts)),
-            best_by: evaluation.best_by.to_string(),
+            metric_for_best_model: evaluation.metric_for_best_model.to_string(),
         }
     }
 }

@@ -78,7 +78,7 @@ pub(super) fn is_repeated(message: &str, field: &str) -> bool {
 
 /// Checks `value` against `message` and gives it back in the form protobuf's JSON mapping reads: a single value
 /// of a list field becomes a list of one. `null` stays, meaning the default.
-pub(crate) fn normalise(at: &str, message: &str, value: Value) -> Result<Value, SpecError> {
+pub(crate) fn normalize(at: &str, message: &str, value: Value) -> Result<Value, SpecError> {
     let fields = schema().get(message).map(Vec::as_slice).unwrap_or_default();
     let object = match value {
         Value::Object(object) => object,
@@ -95,7 +95,7 @@ pub(crate) fn normalise(at: &str, message: &str, value: Value) -> Result<Value, 
             let nearest = nearest(&name, fields.iter().map(|field| field.name.as_str())).map(str::to_owned);
             return Err(SpecError::Unknown { field: at, nearest });
         };
-        checked.insert(name, field.normalise(&at, value)?);
+        checked.insert(name, field.normalize(&at, value)?);
     }
     Ok(Value::Object(checked))
 }
@@ -116,21 +116,21 @@ pub(crate) fn is_text(field: &str) -> bool {
 }
 
 impl Field {
-    fn normalise(&self, at: &str, value: Value) -> Result<Value, SpecError> {
+    fn normalize(&self, at: &str, value: Value) -> Result<Value, SpecError> {
         match (self.repeated, value) {
             (_, Value::Null) => Ok(Value::Null),
             (true, Value::Array(items)) => {
                 let items = items.into_iter().enumerate();
-                items.map(|(index, item)| self.normalise_one(&format!("{at}[{index}]"), item)).collect()
+                items.map(|(index, item)| self.normalize_one(&format!("{at}[{index}]"), item)).collect()
             }
-            (true, single) => Ok(Value::Array(vec![self.normalise_one(at, single)?])),
-            (false, single) => self.normalise_one(at, single),
+            (true, single) => Ok(Value::Array(vec![self.normalize_one(at, single)?])),
+            (false, single) => self.normalize_one(at, single),
         }
     }
 
-    fn normalise_one(&self, at: &str, value: Value) -> Result<Value, SpecError> {
+    fn normalize_one(&self, at: &str, value: Value) -> Result<Value, SpecError> {
         match (&self.kind, value) {
-            (Kind::Message(message), value) => normalise(at, message, value),
+            (Kind::Message(message), value) => normalize(at, message, value),
             (Kind::Text, value @ Value::String(_)) | (Kind::Flag, value @ Value::Bool(_)) => Ok(value),
             (Kind::Text, other) => {
                 Err(SpecError::field(at, show(&other), "a text").advice("put it in quotes if it is one"))

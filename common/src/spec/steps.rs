@@ -29,7 +29,7 @@ pub struct RewardStep {
     pub samples: u32,
     pub start: RewardStart,
     pub refresh: Refresh,
-    pub normalisation: Normalisation,
+    pub normalization: Normalization,
     pub learning_rate: f64,
     pub epochs: u32,
     /// Pairs per step over all ranks.
@@ -40,7 +40,7 @@ pub struct RewardStep {
     /// Of `BradleyTerry`: the probability that a pair's preference is the wrong way round, 0 ≤ ε < ½.
     pub label_smoothing: f64,
     /// Weight of (r_w + r_l)².
-    pub centring: f64,
+    pub center_rewards_coefficient: f64,
     /// Whether r_w − r_l is asked to exceed the margins that preference rows state.
     pub margin: bool,
     /// Of `Wgan`: the bound of the scalar head's weights, above 0.
@@ -79,7 +79,7 @@ choices! {
 
 choices! {
     /// What Σ w·ℓ / Σ w runs over.
-    Normalisation:
+    Normalization:
     /// The step's batch over all ranks.
     #[default]
     Global = "global",
@@ -120,7 +120,7 @@ impl RewardStep {
             samples: count(at, "samples", wire.samples, 4, 1)?,
             start: RewardStart::parse(at, "start", &wire.start)?,
             refresh: Refresh::parse(at, "refresh", &wire.refresh)?,
-            normalisation: Normalisation::parse(at, "normalisation", &wire.normalisation)?,
+            normalization: Normalization::parse(at, "normalization", &wire.normalization)?,
             learning_rate: real(at, "learning_rate", wire.learning_rate, 1e-6, Range::Positive)?,
             epochs: count(at, "epochs", wire.epochs, 1, 1)?,
             batch_pairs: size(at, "batch_pairs", wire.batch_pairs, 64, 1)?,
@@ -128,7 +128,13 @@ impl RewardStep {
             schedule: Schedule::parse(at, &wire.schedule.unwrap_or_default())?,
             save_dtype: SaveDtype::parse(at, "save_dtype", &wire.save_dtype)?,
             label_smoothing: real(at, "label_smoothing", wire.label_smoothing, 0.0, Range::BelowHalf)?,
-            centring: real(at, "centring", wire.centring, 0.0, Range::NonNegative)?,
+            center_rewards_coefficient: real(
+                at,
+                "center_rewards_coefficient",
+                wire.center_rewards_coefficient,
+                0.0,
+                Range::NonNegative,
+            )?,
             margin: wire.margin,
             weight_clip: clip.transpose()?,
             lora: wire.lora.as_ref().map(|lora| Lora::parse(at, lora)).transpose()?,
@@ -160,7 +166,11 @@ impl RewardStep {
         let foreign = [
             ("human_weight", self.human_weight, "gail trains on golden answers against samples alone"),
             ("label_smoothing", self.label_smoothing, "it is a setting of bradley_terry"),
-            ("centring", self.centring, "each score of gail is a probability's, with an offset of its own"),
+            (
+                "center_rewards_coefficient",
+                self.center_rewards_coefficient,
+                "each score of gail is a probability's, with an offset of its own",
+            ),
             (
                 "margin",
                 f64::from(u8::from(self.margin)),
@@ -205,7 +215,7 @@ impl From<&RewardStep> for v1::RewardStepSpec {
             samples: Some(step.samples),
             start: step.start.to_string(),
             refresh: step.refresh.to_string(),
-            normalisation: step.normalisation.to_string(),
+            normalization: step.normalization.to_string(),
             learning_rate: Some(step.learning_rate),
             epochs: Some(step.epochs),
             batch_pairs: Some(wire_size(step.batch_pairs)),
@@ -213,7 +223,7 @@ impl From<&RewardStep> for v1::RewardStepSpec {
             schedule: Some((&step.schedule).into()),
             save_dtype: step.save_dtype.to_string(),
             label_smoothing: Some(step.label_smoothing),
-            centring: Some(step.centring),
+            center_rewards_coefficient: Some(step.center_rewards_coefficient),
             margin: step.margin,
             weight_clip: step.weight_clip,
             lora: step.lora.as_ref().map(Into::into),

@@ -35,10 +35,13 @@ fn defaults_are_those_of_the_contract() {
         (job.reward_step.apo_weight, job.reward_step.samples, job.reward_step.batch_pairs),
         (1.0, 4, 64)
     );
-    assert_eq!((job.reward_step.optimizer.beta1, job.reward_step.optimizer.clip_norm), (0.9, Some(1.0)));
-    assert_eq!((job.generation.chunk_prompts, job.generation.slots), (32, 32));
+    assert_eq!((job.reward_step.optimizer.beta1, job.reward_step.optimizer.max_grad_norm), (0.9, Some(1.0)));
+    assert_eq!((job.generation.chunk_prompts, job.generation.max_num_seqs), (32, 32));
     assert_eq!(job.evaluation.sampling.max_new_tokens, job.sampling.max_new_tokens);
-    assert_eq!((job.evaluation.best_by, job.evaluation.kl_prompts), (BestBy::RewardGain, 64));
+    assert_eq!(
+        (job.evaluation.metric_for_best_model, job.evaluation.kl_prompts),
+        (BestMetric::RewardGain, 64)
+    );
     assert_eq!((job.resources.ranks, job.resources.device), (1, DeviceKind::Cpu));
     assert!(!job.has_sft() && job.reward.model.is_none());
 }
@@ -194,7 +197,7 @@ fn errors_name_file_field_and_choices() {
             "sampling.max_new_tokens: found 512, expected less than text.max_length (512)",
         ),
         ("policy.init=random", "data.sft is missing; policy.init: random starts from noise"),
-        ("evaluation.best_by=gold_mean", "gold_mean needs a gold reward"),
+        ("evaluation.metric_for_best_model=gold_mean", "gold_mean needs a gold reward"),
         ("data.golden=null", "data.golden is missing; give golden answers"),
         ("policy.model=s3://a/b", "policy.model: found s3://a/b, expected a local path"),
         ("sft_step.optimizer.betas=[0.9]", "sft_step.optimizer.betas: found 1 numbers, expected two numbers"),
@@ -237,15 +240,15 @@ fn local_paths_are_refused_after_upload() {
 
 #[test]
 fn schedules_rise_peak_and_decay_to_their_ratio() {
-    let linear = Schedule { kind: ScheduleKind::Linear, warmup_steps: 4, final_ratio: 0.1 };
+    let linear = Schedule { kind: ScheduleKind::Linear, warmup_steps: 4, min_lr_ratio: 0.1 };
     let factors: Vec<f64> = (1..=14).map(|step| linear.factor(step, 14)).collect();
     assert_eq!(factors[..4], [0.25, 0.5, 0.75, 1.0]);
     assert!((factors[13] - 0.1).abs() < 1e-12 && (factors[8] - 0.55).abs() < 1e-12);
     let cosine = Schedule { kind: ScheduleKind::Cosine, ..linear };
     assert!((cosine.factor(9, 14) - 0.55).abs() < 1e-12 && (cosine.factor(14, 14) - 0.1).abs() < 1e-12);
-    let constant = Schedule { kind: ScheduleKind::Constant, warmup_steps: 0, final_ratio: 0.1 };
+    let constant = Schedule { kind: ScheduleKind::Constant, warmup_steps: 0, min_lr_ratio: 0.1 };
     assert_eq!((constant.factor(1, 10), constant.factor(10, 10)), (1.0, 1.0));
-    let plain = Schedule { kind: ScheduleKind::Linear, warmup_steps: 0, final_ratio: 0.0 };
+    let plain = Schedule { kind: ScheduleKind::Linear, warmup_steps: 0, min_lr_ratio: 0.0 };
     assert_eq!((plain.factor(1, 1), plain.factor(1, 3), plain.factor(3, 3)), (1.0, 1.0, 0.0));
 }
 
@@ -255,7 +258,10 @@ fn the_job_files_that_come_along_are_valid() {
     let load = |name: &str| Job::try_from(file::load(&jobs.join(name), &[]).unwrap()).unwrap();
     let letters = load("letters.yaml");
     assert_eq!((letters.rounds, letters.resources.ranks, letters.text.max_length), (6, 2, 32));
-    assert_eq!((letters.policy.init, letters.evaluation.best_by), (Init::Random, BestBy::GoldMean));
+    assert_eq!(
+        (letters.policy.init, letters.evaluation.metric_for_best_model),
+        (Init::Random, BestMetric::GoldMean)
+    );
     assert_eq!((letters.sft_step.optimizer.beta2, letters.sft_step.learning_rate), (0.99, 2e-3));
     let hh = load("hh.yaml");
     assert_eq!((hh.rounds, hh.data.limits.preferences, hh.text.template), (2, Some(300), Template::Hh));
@@ -280,7 +286,7 @@ fn methods_get_the_defaults_of_their_own() {
     );
     let cases = [
         (vec![], Method::Rejection),
-        (vec!["policy_step.method=rrhf"], Method::Rrhf { rank_weight: 1.0, nll: Reduction::Sum }),
+        (vec!["policy_step.method=rrhf"], Method::Rrhf { ranking_weight: 1.0, nll: Reduction::Sum }),
         (vec!["policy_step.method=dpo"], Method::Dpo { preferences: dpo, label_smoothing: 0.0 }),
         (
             vec!["policy_step.method=ipo", "policy_step.pairing=top_bottom_k"],
@@ -304,7 +310,7 @@ fn methods_get_the_defaults_of_their_own() {
         assert_eq!(Job::try_from(v1::JobSpec::from(&job)).unwrap(), job, "{settings:?}");
     }
     assert_eq!(method(&["preset=paper-dpo"]).name(), MethodName::Dpo);
-    let published = Method::Rrhf { rank_weight: 100.0, nll: Reduction::Mean };
+    let published = Method::Rrhf { ranking_weight: 100.0, nll: Reduction::Mean };
     assert_eq!(method(&["preset=paper-rrhf"]), published);
 }
 

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use backon::{ExponentialBuilder, Retryable};
-use foil_common::rpc::{self, Line};
+use foil_common::rpc::{self, LeaderChannel};
 use foil_proto::v1;
 use foil_proto::v1::jobs_client::JobsClient;
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
-use super::output;
+use super::stdout;
 
 /// For the answer to a short request, whatever it takes: the tries and the pauses between them.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -30,8 +30,8 @@ const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
-    jobs: JobsClient<Line>,
-    line: Line,
+    jobs: JobsClient<LeaderChannel>,
+    line: LeaderChannel,
     /// For the answer to a short request.
     deadline: Duration,
 }
@@ -43,7 +43,7 @@ impl Client {
         Ok(Self { jobs: JobsClient::new(line.clone()), line, deadline: DEADLINE })
     }
 
-    pub(crate) fn line(&self) -> Line {
+    pub(crate) fn line(&self) -> LeaderChannel {
         self.line.clone()
     }
 
@@ -104,7 +104,7 @@ impl Client {
     async fn pages<T, F>(
         &self,
         job: &str,
-        call: impl Fn(JobsClient<Line>, Request<v1::ListPartsRequest>) -> F,
+        call: impl Fn(JobsClient<LeaderChannel>, Request<v1::ListPartsRequest>) -> F,
     ) -> Result<Vec<T>>
     where
         F: Future<Output = Result<tonic::Response<(Vec<T>, String)>, Status>>,
@@ -243,7 +243,7 @@ impl Client {
         &self,
         deadline: Duration,
         request: Q,
-        call: impl Fn(JobsClient<Line>, Request<Q>) -> F,
+        call: impl Fn(JobsClient<LeaderChannel>, Request<Q>) -> F,
     ) -> Result<A, Status>
     where
         Q: Clone,
@@ -259,7 +259,7 @@ impl Client {
             let answer = tokio::time::timeout(turn.min(left), answer).await;
             match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded(""))) {
                 Err(status) if rpc::timed_out(&status) && has_others && began.elapsed() < deadline => {
-                    self.line.leave(&url);
+                    self.line.fail_over(&url);
                     Err(Status::unavailable(format!("{url} does not answer")))
                 }
                 Err(status) if rpc::timed_out(&status) => Err(Status::deadline_exceeded("")),
@@ -274,7 +274,7 @@ impl Client {
         let mut is_told = false;
         let tell = |_: &Status, _| {
             if began.elapsed() > QUIETLY && !std::mem::replace(&mut is_told, true) {
-                output::note(&format!("no answer from {} yet, trying again", self.line.urls()));
+                stdout::note(&format!("no answer from {} yet, trying again", self.line.urls()));
             }
         };
         let may_pass = |status: &Status| rpc::is_unavailable(status) && began.elapsed() < PATIENCE;

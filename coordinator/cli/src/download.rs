@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use foil_common::file_names;
-use foil_common::rpc::{Line, artifacts};
+use foil_common::rpc::{LeaderChannel, artifacts};
+use foil_common::safe_path;
 use foil_proto::v1;
 
 use crate::progress::{self, Progress};
@@ -12,7 +12,7 @@ use crate::progress::{self, Progress};
 /// Downloads an artifact's files into `dir`. Each appears only when whole and of the right hash; those that are
 /// there already are not fetched again.
 pub(crate) async fn artifact(
-    line: &Line,
+    line: &LeaderChannel,
     artifact: &v1::Artifact,
     dir: &Path,
     progress: &Progress,
@@ -44,7 +44,7 @@ fn file_name(object: &v1::Object) -> Result<&Path> {
         "" => object.key.rsplit('/').next().unwrap_or_default(),
         path => path,
     };
-    let inside = file_names::inside(name);
+    let inside = safe_path::parse(name);
     inside.with_context(|| format!("{name:?} is no file name; the coordinator's answer is damaged"))
 }
 

@@ -5,7 +5,7 @@ mod best;
 mod failure;
 
 use foil_common::drift;
-use foil_common::figures::REWARD_GAIN;
+use foil_common::stats::REWARD_GAIN;
 use foil_proto::v1;
 use serde_json::{Map, Value, json};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use foil_common::data::rows::{Prompt, PromptRow, Role};
-use foil_common::rpc::{Line, artifacts};
+use foil_common::rpc::{LeaderChannel, artifacts};
 use foil_proto::v1;
 use prost::Message;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ type Scores = HashMap<(u64, u32), f64>;
 
 /// Writes `round-NN.jsonl` (the samples the policy was trained on) and `round-NN.evaluation.jsonl` for each round
 /// that has them.
-pub(crate) async fn write_all(line: &Line, job: &v1::Job, dir: &Path) -> Result<()> {
+pub(crate) async fn write_all(line: &LeaderChannel, job: &v1::Job, dir: &Path) -> Result<()> {
     let mut prompts = Prompts { line, job: &job.id, read: HashMap::new() };
     for artifact in &job.artifacts {
         let round = artifact.round;
@@ -52,7 +52,7 @@ pub(crate) async fn write_all(line: &Line, job: &v1::Job, dir: &Path) -> Result<
     Ok(())
 }
 
-async fn read_scores(line: &Line, artifact: &v1::Artifact) -> Result<Scores> {
+async fn read_scores(line: &LeaderChannel, artifact: &v1::Artifact) -> Result<Scores> {
     let mut scores = Scores::new();
     for object in &artifact.objects {
         let bytes = artifacts::download_bytes(line, object).await?;
@@ -64,7 +64,7 @@ async fn read_scores(line: &Line, artifact: &v1::Artifact) -> Result<Scores> {
 
 /// The prompts of the job's data sets, each set read once.
 struct Prompts<'a> {
-    line: &'a Line,
+    line: &'a LeaderChannel,
     job: &'a str,
     read: HashMap<&'static str, HashMap<u64, Value>>,
 }

@@ -23,7 +23,7 @@ pub(crate) fn spec(edits: &[Edit]) -> v1::JobSpec {
             gold_preferences: Some(v1::GoldPreferencesSpec::default()),
             ..Default::default()
         }),
-        generation: Some(v1::GenerationSpec { chunk_prompts: Some(4), slots: Some(4) }),
+        generation: Some(v1::GenerationSpec { chunk_prompts: Some(4), max_num_seqs: Some(4) }),
         evaluation: Some(v1::EvaluationSpec { gold: "letters".into(), ..Default::default() }),
         resources: Some(v1::ResourceSpec { ranks: Some(2), ..Default::default() }),
         ..Default::default()

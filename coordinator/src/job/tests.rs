@@ -150,12 +150,12 @@ fn the_best_round_is_the_first_of_equals_and_figures_keep_their_round() {
 }
 
 /// The best round if both evaluations of round 1, 2, … have these metrics.
-fn best_of(best_by: &'static str, figures: &[&[(&str, f64)]]) -> u32 {
+fn best_of(metric_for_best_model: &'static str, figures: &[&[(&str, f64)]]) -> u32 {
     let mut state = after(&[|spec| spec.rounds = Some(3)], 0);
-    state.spec.evaluation.best_by = match best_by {
-        "reward_gain" => spec::BestBy::RewardGain,
-        "reward_accuracy" => spec::BestBy::RewardAccuracy,
-        _ => spec::BestBy::GoldMean,
+    state.spec.evaluation.metric_for_best_model = match metric_for_best_model {
+        "reward_gain" => spec::BestMetric::RewardGain,
+        "reward_accuracy" => spec::BestMetric::RewardAccuracy,
+        _ => spec::BestMetric::GoldMean,
     };
     while let Some(phase) = state.phase() {
         let of_round = figures.get((phase.round as usize).wrapping_sub(1)).copied().unwrap_or_default();

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use foil_common::figures;
-use foil_common::spec::BestBy;
+use foil_common::spec::BestMetric;
+use foil_common::stats;
 use foil_proto::v1::{self, job_event};
 
 use prost::Message;
@@ -208,24 +208,23 @@ pub fn notice(level: &str, text: String) -> job_event::Event {
 /// The best evaluated round by the job's selection metric, measured on the half of the rows reserved for selection; the first
 /// of equals; 0 if there is none. With too few rows for two halves, or in a log older than the split, all rows count.
 pub(super) fn best_round(state: &JobState) -> u32 {
-    let figures: &[(Work, &str)] = match state.spec.evaluation.best_by {
-        BestBy::GoldMean => &[(Work::EvaluatePolicy, "gold_mean")],
+    let figures: &[(Work, &str)] = match state.spec.evaluation.metric_for_best_model {
+        BestMetric::GoldMean => &[(Work::EvaluatePolicy, "gold_mean")],
         // Without two different start rewards the gain has no unit; then the plain difference decides.
-        BestBy::RewardGain => &[
-            (Work::EvaluatePolicy, figures::REWARD_GAIN),
-            (Work::EvaluatePolicy, figures::REWARD_DIFFERENCE),
-        ],
-        BestBy::RewardMean => &[(Work::EvaluatePolicy, "reward_mean")],
-        BestBy::RewardAccuracy => &[(Work::EvaluateReward, "accuracy")],
+        BestMetric::RewardGain => {
+            &[(Work::EvaluatePolicy, stats::REWARD_GAIN), (Work::EvaluatePolicy, stats::REWARD_DIFFERENCE)]
+        }
+        BestMetric::RewardMean => &[(Work::EvaluatePolicy, "reward_mean")],
+        BestMetric::RewardAccuracy => &[(Work::EvaluateReward, "accuracy")],
     };
     let best = |(work, name): &(Work, &str)| {
-        let halved = best_by(state, *work, &format!("{}{name}", figures::SELECTION));
-        halved.or_else(|| best_by(state, *work, name))
+        let halved = best_round_by(state, *work, &format!("{}{name}", stats::SELECTION));
+        halved.or_else(|| best_round_by(state, *work, name))
     };
     figures.iter().find_map(best).unwrap_or(0)
 }
 
-fn best_by(state: &JobState, work: Work, name: &str) -> Option<u32> {
+fn best_round_by(state: &JobState, work: Work, name: &str) -> Option<u32> {
     let value = |round: u32| {
         state.done(&Phase::id_of(round, Work::EvaluatePolicy))?;
         metrics_of(state, round, work).iter().find(|metric| metric.name == name).map(|metric| metric.value)

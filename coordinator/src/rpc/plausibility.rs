@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use foil_common::figures::{CALIBRATION_BINS, DISTINCT_KEPT, is_rate};
+use foil_common::stats::{CALIBRATION_BINS, DISTINCT_KEPT, is_rate};
 use foil_proto::v1;
 
 /// Relative tolerance of sums, which are rounded row by row.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use foil_common::shortage::Described;
+use foil_common::oom;
 use foil_proto::v1;
 use nix::sys::signal::Signal;
 
@@ -66,7 +66,7 @@ fn end_of_process(exit: &v1::RankExited, f: &mut fmt::Formatter<'_>) -> fmt::Res
         (None, None) => f.write_str("its process could not be started")?,
     }
     match &exit.memory {
-        Some(memory) => write!(f, ", {}", Described(memory)),
+        Some(memory) => write!(f, ", {}", oom::Message(memory)),
         None if exit.out_of_memory => f.write_str(", out of host memory"),
         None => Ok(()),
     }
@@ -180,7 +180,7 @@ fn advice_for(class: CauseClass, sign: &Sign) -> &str {
 fn advice(class: CauseClass) -> &'static str {
     match class {
         CauseClass::OutOfMemory => {
-            "lower the step's optimizer.micro_batch_tokens or generation.slots, or use a machine with more memory"
+            "lower the step's optimizer.micro_batch_tokens or generation.max_num_seqs, or use a machine with more memory"
         }
         CauseClass::Hang => {
             "look at the rank's log and machine; raise resources.hang_timeout_seconds if a step honestly takes so long"

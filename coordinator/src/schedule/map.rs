@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use foil_common::{drift, figures};
+use foil_common::{drift, stats};
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 
@@ -247,16 +247,16 @@ impl Run {
         let mut calibration: Option<v1::Calibration> = None;
         // By number, so that the sums' bits do not depend on who finished first.
         for done in state.chunks.values() {
-            figures::merge_moments(&mut moments, &done.moments);
+            stats::merge_moments(&mut moments, &done.moments);
             if let Some(chunk) = &done.calibration {
-                figures::merge_calibration(calibration.get_or_insert_default(), chunk);
+                stats::merge_calibration(calibration.get_or_insert_default(), chunk);
             }
         }
         let objects = state.chunks.values().map(|done| done.object.clone()).collect();
         let committed = Committed {
             phase: phase.id.clone(),
             artifact: self.artifact(phase, objects),
-            metrics: finite(figures::metrics(&moments, calibration.as_ref())),
+            metrics: finite(stats::metrics(&moments, calibration.as_ref())),
             seconds: now.since(self.phase_since).as_secs_f64(),
             steps: None,
         };
@@ -394,7 +394,7 @@ fn too_many(state: &JobState, phase: &Phase, result: &v1::ChunkResult) -> Result
 /// The first figure that no sum could hold.
 fn not_finite(result: &v1::ChunkResult) -> Option<&str> {
     let bad = |moments: &&v1::Moments| {
-        let sums = [moments.sum, moments.sum_of_squares].into_iter().chain(moments.greatest);
+        let sums = [moments.sum, moments.sum_of_squares].into_iter().chain(moments.max);
         let of_clusters = moments.clusters.iter().flat_map(|clusters| {
             let closed = [clusters.squared_sums, clusters.sums_by_count, clusters.squared_counts];
             closed.into_iter().chain(clusters.open.iter().map(|open| open.sum))

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use foil_common::stage::Stage;
+use foil_common::activity::Activity;
 use foil_proto::v1;
 
 use crate::clock::Now;
@@ -44,11 +44,11 @@ impl Pulse {
 
     /// How far the rank is with rows or samples; none before it is at them.
     pub(super) fn rows(&self) -> Option<&v1::TaskProgress> {
-        self.told.as_ref().filter(|told| Stage::of_unit(&told.unit).is_none())
+        self.told.as_ref().filter(|told| Activity::from_unit(&told.unit).is_none())
     }
 
     /// What the rank is at before or after its rows or steps.
     pub(super) fn stage(&self) -> Option<&v1::TaskProgress> {
-        self.told.as_ref().filter(|told| Stage::of_unit(&told.unit).is_some())
+        self.told.as_ref().filter(|told| Activity::from_unit(&told.unit).is_some())
     }
 }

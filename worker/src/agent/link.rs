@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use foil_common::rpc::{self, Line};
+use foil_common::rpc::{self, LeaderChannel};
 use foil_proto::v1;
 use foil_proto::v1::workers_client::WorkersClient;
 use tokio::sync::{Notify, mpsc};
@@ -33,15 +33,15 @@ pub(super) enum LinkEvent {
 
 /// Runs until the receiver of `events` is dropped or the coordinator refuses. `hang_up` ends the present stream, and
 /// another coordinator is tried.
-pub(super) async fn keep(line: Line, events: mpsc::Sender<LinkEvent>, hang_up: Arc<Notify>) {
+pub(super) async fn keep(channel: LeaderChannel, events: mpsc::Sender<LinkEvent>, hang_up: Arc<Notify>) {
     let mut backoff = FIRST_BACKOFF;
     let mut taken_since: Option<Instant> = None;
     loop {
-        let coordinator = line.url();
+        let coordinator = channel.url();
         let ended = tokio::select! {
-            ended = stream_once(&line, &events, &mut backoff) => ended,
+            ended = stream_once(&channel, &events, &mut backoff) => ended,
             () = hang_up.notified() => {
-                line.leave(&coordinator);
+                channel.fail_over(&coordinator);
                 Err(Ended::Lost)
             }
         };
@@ -80,14 +80,16 @@ enum Ended {
 }
 
 async fn stream_once(
-    line: &Line,
+    channel: &LeaderChannel,
     events: &mpsc::Sender<LinkEvent>,
     backoff: &mut Duration,
 ) -> Result<(), Ended> {
     let (outbox, messages) = mpsc::channel(OUTBOX);
     events.send(LinkEvent::Up(outbox)).await.map_err(|_| Ended::Lost)?;
-    let response =
-        WorkersClient::new(line.clone()).agent(ReceiverStream::new(messages)).await.map_err(|s| ended(&s))?;
+    let response = WorkersClient::new(channel.clone())
+        .agent(ReceiverStream::new(messages))
+        .await
+        .map_err(|s| ended(&s))?;
     let mut commands = response.into_inner();
     while let Some(command) = commands.message().await.map_err(|s| ended(&s))? {
         *backoff = FIRST_BACKOFF;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use foil_common::rpc::{self, Line};
+use foil_common::rpc::{self, LeaderChannel};
 use foil_common::version;
 use foil_proto::v1;
 use foil_proto::v1::agent_command::Command;
@@ -103,10 +103,10 @@ pub async fn run(
     let (exits, ended) = mpsc::unbounded_channel();
     let ranks = Ranks::new(options.ranks.clone(), exits).map_err(AgentError::Thread)?;
     let (events, heard) = mpsc::channel(64);
-    let line = foil_common::rpc::connect(&options.ranks.coordinator)?;
+    let channel = foil_common::rpc::connect(&options.ranks.coordinator)?;
     let hang_up = Arc::new(Notify::new());
-    let link = tokio::spawn(link::keep(line.clone(), events, Arc::clone(&hang_up)));
-    let mut agent = Agent::new(options, ranks, connected, line, hang_up);
+    let link = tokio::spawn(link::keep(channel.clone(), events, Arc::clone(&hang_up)));
+    let mut agent = Agent::new(options, ranks, connected, channel, hang_up);
     let end = agent.serve(heard, ended, stop).await;
     link.abort();
     drop(held);
@@ -120,7 +120,7 @@ struct Agent {
     ranks: Ranks,
     connected: Arc<AtomicBool>,
     stream: Option<mpsc::Sender<v1::AgentMessage>>,
-    line: Line,
+    channel: LeaderChannel,
     /// Ends the present stream: whoever is at its other end is not believed in any more.
     hang_up: Arc<Notify>,
     /// Ends of ranks not yet told to the coordinator.
@@ -139,14 +139,14 @@ impl Agent {
         options: AgentOptions,
         ranks: Ranks,
         connected: Arc<AtomicBool>,
-        line: Line,
+        channel: LeaderChannel,
         hang_up: Arc<Notify>,
     ) -> Self {
         Self {
             options,
             instance: blake3::Hash::from_bytes(rand::random()).to_hex().to_string(),
             ranks,
-            line,
+            channel,
             hang_up,
             connected,
             stream: None,
@@ -212,7 +212,7 @@ impl Agent {
         if let Some(address) = &self.options.ranks.advertise_address {
             return address.clone();
         }
-        let found = timeout(RESOLVING, rpc::local_address(&self.line.url())).await.ok().flatten();
+        let found = timeout(RESOLVING, rpc::local_address(&self.channel.url())).await.ok().flatten();
         found.map_or_else(|| self.address.clone(), |address| address.to_string())
     }
 
@@ -248,7 +248,7 @@ impl Agent {
             Some(Command::StartRank(start)) => {
                 match self.options.devices.iter().find(|device| device.id == start.device_id).cloned() {
                     Some(device) => {
-                        self.ranks.start(&start, &device, &self.line.urls(), &self.address).await;
+                        self.ranks.start(&start, &device, &self.channel.urls(), &self.address).await;
                     }
                     None => {
                         let why = format!("this agent has no device {}", start.device_id);

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use foil_common::shortage;
+use foil_common::oom;
 use foil_common::telemetry::{self, LogFormat};
 use foil_proto::v1;
 use serde::de::IgnoredAny;
@@ -42,7 +42,7 @@ struct Gathered {
 impl Output {
     fn push(&self, line: &str) {
         let mut gathered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shortage) = shortage::parse(line) {
+        if let Some(shortage) = oom::parse(line) {
             gathered.shortage = Some((shortage, 0));
         } else if let Some((_, since)) = &mut gathered.shortage {
             *since += 1;

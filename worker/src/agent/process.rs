@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use foil_common::shortage::{self, Place};
+use foil_common::oom::{self, MemoryKind};
 use foil_common::telemetry::LogFormat;
 use foil_proto::v1;
 use nix::sys::signal::Signal;
@@ -185,7 +185,7 @@ impl End {
     fn shortage(self, said: Option<v1::MemoryShortage>, kernel_killed: bool) -> Option<v1::MemoryShortage> {
         let ended_by = |signal: Signal| self.signal == Some(signal as i32);
         if ended_by(Signal::SIGKILL) && kernel_killed {
-            return Some(shortage::shortage(Place::Host));
+            return Some(oom::of_unknown_size(MemoryKind::Host));
         }
         if ended_by(Signal::SIGABRT) { said } else { None }
     }
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn memory_is_blamed_where_the_kernel_or_the_process_says_so() {
         let end = |signal: Signal| End { signal: Some(signal as i32), peak: Some(5 << 30), code: None };
-        let said = |line: &str| Said { tail: vec![line.to_owned()], shortage: shortage::parse(line) };
+        let said = |line: &str| Said { tail: vec![line.to_owned()], shortage: oom::parse(line) };
         let report = |end: End, line: &str, by_us, killed| end.report("s".into(), said(line), by_us, killed);
 
         let killed = report(end(Signal::SIGKILL), "", false, true);

@@ -61,7 +61,7 @@ fn batch_kl(
     let mut per_token = vec![Tensor::zeros([0], (Kind::Double, policy.device()))];
     let mut log_probs = vec![Tensor::zeros([0], (Kind::Float, policy.device()))];
     // fp64 logits of both models, their exponentials and products: a quarter of the rows that fp32 logits alone have.
-    let rows = (chunk_rows(policy.head()) / 4).max(1);
+    let rows = (chunk_rows(policy.lm_head()) / 4).max(1);
     for (start, length) in chunks(answers.tokens(), rows) {
         let ours = policy.logits(&ours.narrow(0, start, length));
         per_token.push(token_kl(&ours, &reference.logits(&theirs.narrow(0, start, length))));

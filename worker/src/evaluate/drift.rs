@@ -1,11 +1,11 @@
 //! How far a policy's log-probabilities are from those that its sampler recorded; see [`foil_common::drift`].
 
-use foil_common::figures::Moments;
+use foil_common::stats::Moments;
 
 /// Over tokens.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Drift {
-    /// |Δ| in nats, Δ = log p(trainer) − log p(sampler); its greatest value too.
+    /// |Δ| in nats, Δ = log p(trainer) − log p(sampler); its maximum too.
     pub distance: Moments,
     /// e^Δ − 1 − Δ.
     pub divergence: Moments,
@@ -19,7 +19,7 @@ impl Drift {
     pub fn push(&mut self, sampled: &[f32], read: &[f32]) {
         for (sampled, read) in sampled.iter().zip(read) {
             let delta = f64::from(*read) - f64::from(*sampled);
-            self.distance.push_watched(delta.abs());
+            self.distance.push_with_max(delta.abs());
             let bounded = delta.min(LARGEST);
             self.divergence.push(bounded.exp_m1() - bounded);
         }
@@ -28,8 +28,6 @@ impl Drift {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
-
     use foil_common::drift::bound;
     use foil_common::spec::{self, Sampling};
     use serde_json::json;
@@ -37,7 +35,7 @@ mod tests {
 
     use super::Drift;
     use crate::evaluate::{answer_kl, answer_log_probs};
-    use crate::generate::{Answering, GenerateRequest, NoiseKey, generate};
+    use crate::generate::{Completion, GenerateRequest, GenerationConfig, NoiseKey, generate};
     use crate::model::{DecoderConfig, LanguageModel, Precision};
     use crate::train::AnswerGroup;
 
@@ -46,7 +44,7 @@ mod tests {
         let mut drift = Drift::default();
         drift.push(&[-1.0, -2.0], &[-1.5, -1.0]);
         drift.push(&[-3.0], &[-3.0]);
-        assert_eq!((drift.distance.mean(), drift.distance.greatest), (Some(0.5), Some(1.0)));
+        assert_eq!((drift.distance.mean(), drift.distance.max), (Some(0.5), Some(1.0)));
         let k3 = |delta: f64| delta.exp() - 1.0 - delta;
         assert!((drift.divergence.sum - k3(-0.5) - k3(1.0)).abs() < 1e-12);
         drift.push(&[-9e3], &[0.0]);
@@ -74,18 +72,18 @@ mod tests {
         };
         let requests: Vec<GenerateRequest> = (0..12).map(request).collect();
         let text = |_: &[u32]| String::new();
-        let how = Answering {
+        let config = GenerationConfig {
             sampling: &sampling,
             eos: &[2],
-            vocabulary: 290,
+            vocab_size: 290,
             noise: &noise,
-            slots: 8,
-            text: &text,
+            max_num_seqs: 8,
+            detokenize: &text,
         };
-        let answers = generate(&sampler.inference(precision, 8).unwrap(), &requests, &how, &mut |_, _| {});
-        let answers = answers.unwrap().answers;
+        let answers = generate(&sampler.inference(precision, 8).unwrap(), &requests, &config, &mut |_, _| {});
+        let answers = answers.unwrap().completions;
 
-        let group = |(request, answers): (&GenerateRequest, &[crate::generate::Generated])| AnswerGroup {
+        let group = |(request, answers): (&GenerateRequest, &[Completion])| AnswerGroup {
             id: request.prompt_id,
             prompt: request.prompt.clone(),
             answers: answers.iter().map(|answer| answer.tokens.clone()).collect(),
@@ -116,7 +114,7 @@ mod tests {
         let model = model();
         for drift in drift(&model, &model, Precision::Fp32) {
             assert!(drift.distance.count > 200, "{drift:?}");
-            assert!(drift.distance.greatest.unwrap() < 1e-4, "{drift:?}");
+            assert!(drift.distance.max.unwrap() < 1e-4, "{drift:?}");
             assert!(drift.divergence.mean().unwrap() < 1e-8, "{drift:?}");
         }
         for drift in drift(&model, &model, Precision::Bf16) {
@@ -128,14 +126,7 @@ mod tests {
     /// So that the bounds are not those of a toy.
     #[test]
     fn a_real_models_drift_is_well_within_the_bounds() {
-        let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-        let dir = std::env::var_os("FOIL_SHARED").map_or(beside, PathBuf::from).join("models/stories260K");
-        if !dir.is_dir() {
-            eprintln!(
-                "skipped: a real model's drift (needs the shared material; set FOIL_SHARED to its folder)"
-            );
-            return;
-        }
+        let Some(dir) = foil_common::test_models::language_model() else { return };
         let model = LanguageModel::load(&dir, Device::Cpu).unwrap();
         for (precision, bounded) in
             [(Precision::Fp32, spec::Precision::Fp32), (Precision::Bf16, spec::Precision::Bf16)]

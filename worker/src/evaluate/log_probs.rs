@@ -39,7 +39,7 @@ fn batch_log_probs(
     let per_token = log_probs(&Prediction {
         hidden: &hidden,
         targets: answers.targets(),
-        head: model.head(),
+        head: model.lm_head(),
         compute: precision.kind(),
     })?;
     let per_token = per_token.to_kind(Kind::Float).to_device(Device::Cpu);

@@ -1,5 +1,5 @@
 //! What is measured of models, and the tensor work it needs. Figures are gathered per chunk as
-//! [`foil_common::figures::Moments`] and [`foil_common::figures::Calibration`]; the coordinator merges them.
+//! [`foil_common::stats::Moments`] and [`foil_common::stats::Calibration`]; the coordinator merges them.
 
 mod divergence;
 mod drift;

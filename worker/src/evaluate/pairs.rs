@@ -1,18 +1,18 @@
 //! How a reward model ranks pairs.
 
-use foil_common::figures::{Calibration, Cluster, Clustered};
+use foil_common::stats::{Calibration, Cluster, ClusteredMoments};
 use foil_proto::v1;
 
 /// Accuracy, margin, scores and calibration over contests of one chosen answer with others. Pairs of one cluster are not
 /// taken for independent.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PairFigures {
-    accuracy: Clustered,
-    loss: Clustered,
-    margin: Clustered,
-    chosen: Clustered,
-    rejected: Clustered,
-    reward: Clustered,
+    accuracy: ClusteredMoments,
+    loss: ClusteredMoments,
+    margin: ClusteredMoments,
+    chosen: ClusteredMoments,
+    rejected: ClusteredMoments,
+    reward: ClusteredMoments,
     calibration: Calibration,
 }
 
@@ -58,7 +58,7 @@ impl PairFigures {
 
 #[cfg(test)]
 mod tests {
-    use foil_common::figures::{Cluster, metrics};
+    use foil_common::stats::{Cluster, metrics};
     use foil_proto::v1;
 
     use super::PairFigures;

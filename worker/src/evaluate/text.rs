@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use foil_common::figures::{DUPLICATES, Distinct};
+use foil_common::stats::{DUPLICATES, Distinct};
 use foil_proto::v1;
 
 /// Different n-grams as a part of the answer's n-grams ("distinct-n", Li et al. 2016, of one answer): low where it repeats
@@ -49,7 +49,7 @@ impl Variety {
 
 #[cfg(test)]
 mod tests {
-    use foil_common::figures::metrics;
+    use foil_common::stats::metrics;
 
     use super::{Variety, answer_distinct_n, repeats};
 

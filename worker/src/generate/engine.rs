@@ -1,4 +1,4 @@
-//! The engine: slots of a KV cache, a queue of samples, and one decoding step after another.
+//! The generation engine: a KV cache with one slot per sequence, a queue of sequences, and a loop of decoding steps.
 
 use std::collections::VecDeque;
 
@@ -7,15 +7,15 @@ use tch::Tensor;
 use thiserror::Error;
 
 use super::NoiseKey;
-use super::draw::draw;
-use super::noise::{SampleNoise, StepNoise};
+use super::noise::{CompletionNoise, StepNoise};
+use super::sample::sample;
 use super::sampler::{Context, Sampler};
 use crate::model::{Inference, KvCache, ModelError, PackedBatch};
 
-/// Most tokens of one prefill; bounds its memory.
-const PREFILL_TOKENS: usize = 8192;
+/// Maximum number of tokens in one prefill; bounds its memory.
+const MAX_PREFILL_TOKENS: usize = 8192;
 
-/// A prompt and how many answers to draw.
+/// A prompt and how many completions to sample for it.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
     pub prompt_id: u64,
@@ -24,51 +24,51 @@ pub struct GenerateRequest {
     pub samples: u32,
 }
 
-/// One answer.
+/// A text that the policy generated for a prompt.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Generated {
+pub struct Completion {
     pub prompt_id: u64,
     pub index: u32,
-    /// The answer's tokens; EOS included where the model wrote it, a stop text and what follows cut off.
+    /// The tokens, with EOS if the model generated it; cut off before a stop string.
     pub tokens: Vec<u32>,
-    /// Of each token, in nats, under the policy itself: at temperature 1, before penalties and filters.
+    /// Log-probability of each token in nats, of the policy itself: at temperature 1, before penalties and filters.
     pub log_probs: Vec<f32>,
-    /// EOS or a stop text ended it.
+    /// Whether EOS or a stop string ended it; otherwise `max_new_tokens` did.
     pub finished: bool,
 }
 
-/// How answers are drawn.
-pub struct Answering<'a> {
+/// How completions are generated.
+pub struct GenerationConfig<'a> {
     pub sampling: &'a Sampling,
-    /// The tokens that end an answer.
+    /// The tokens that end a completion.
     pub eos: &'a [u32],
-    /// Ids of the tokenizer, the only ones that are drawn: a model may have more embeddings. Log-probabilities are still
-    /// those of the whole softmax, as in training.
-    pub vocabulary: usize,
+    /// Number of ids in the tokenizer, the only ones that are sampled: a model may have more embeddings. Log-probabilities
+    /// are still those of the whole softmax, as in training.
+    pub vocab_size: usize,
     pub noise: &'a NoiseKey,
-    /// Sequences decoded together; part of what fixes the bits.
-    pub slots: usize,
-    /// From an answer's tokens to its text, for stop texts.
-    pub text: &'a dyn Fn(&[u32]) -> String,
+    /// Number of sequences decoded together; changing it may change the last bits.
+    pub max_num_seqs: usize,
+    /// Turns a completion's tokens into text, for stop strings.
+    pub detokenize: &'a dyn Fn(&[u32]) -> String,
 }
 
-/// What a generation cost, in rows through the model.
+/// The work a generation took, in rows that went through the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
+pub struct GenerationStats {
     pub prompt_tokens: usize,
-    /// Rows of all decoding steps: one for each token after an answer's first.
+    /// Rows of all decoding steps: one for each token after a completion's first.
     pub decoded_rows: usize,
     pub steps: usize,
 }
 
-/// All answers, in the order of the requests and of their samples.
+/// All completions, in the order of the requests and their indices.
 #[derive(Debug)]
 pub struct Generation {
-    pub answers: Vec<Generated>,
-    pub work: Work,
+    pub completions: Vec<Completion>,
+    pub stats: GenerationStats,
 }
 
-/// Why no answers came.
+/// Why generation failed.
 #[derive(Debug, Error)]
 pub enum GenerateError {
     #[error("prompt {prompt_id} has no tokens; a prompt needs at least one, such as BOS")]
@@ -78,47 +78,47 @@ pub enum GenerateError {
          lower text.max_length or sampling.max_new_tokens"
     )]
     TooLong { prompt_id: u64, prompt: usize, new: usize, limit: usize },
-    #[error("no slot to decode in; generation.slots must be at least 1")]
+    #[error("no slot to decode in; generation.max_num_seqs must be at least 1")]
     NoSlots,
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]
-    Draw(#[from] foil_torch::Error),
+    Sampling(#[from] foil_torch::Error),
     #[error("reading logits: {0}")]
     Tensor(#[from] tch::TchError),
 }
 
-/// Draws `samples` answers for each request; `progress` hears (answers done, answers in all).
+/// Samples `samples` completions for each request; `progress` is called with the number finished and the total.
 ///
 /// # Errors
 /// Prompts that are empty or do not fit the model, and what libtorch reports.
 pub fn generate(
     model: &Inference<'_>,
     requests: &[GenerateRequest],
-    how: &Answering<'_>,
+    config: &GenerationConfig<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Generation, GenerateError> {
-    let capacity = capacity(model, requests, how)?;
-    let mut engine = Engine::new(model, requests, how, capacity);
+    let capacity = capacity(model, requests, config)?;
+    let mut engine = Engine::new(model, requests, config, capacity);
     while engine.admit()? {
-        progress(engine.done, engine.answers.len());
+        progress(engine.done, engine.completions.len());
         engine.decode()?;
     }
-    progress(engine.done, engine.answers.len());
-    let answers = engine.answers.into_iter().flatten().collect();
-    Ok(Generation { answers, work: engine.work })
+    progress(engine.done, engine.completions.len());
+    let completions = engine.completions.into_iter().flatten().collect();
+    Ok(Generation { completions, stats: engine.stats })
 }
 
-/// Tokens that a slot must hold.
+/// Number of tokens that a slot must hold.
 fn capacity(
     model: &Inference<'_>,
     requests: &[GenerateRequest],
-    how: &Answering<'_>,
+    config: &GenerationConfig<'_>,
 ) -> Result<usize, GenerateError> {
-    if how.slots == 0 {
+    if config.max_num_seqs == 0 {
         return Err(GenerateError::NoSlots);
     }
-    let new = how.sampling.max_new_tokens;
+    let new = config.sampling.max_new_tokens;
     let limit = model.config().max_positions as usize;
     for request in requests {
         let (prompt_id, prompt) = (request.prompt_id, request.prompt.len());
@@ -132,253 +132,259 @@ fn capacity(
     Ok(requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0) + new)
 }
 
-/// A sample that waits: request and its answer's place in the result.
+/// A sequence in the queue.
 #[derive(Clone, Copy)]
-struct Waiting {
+struct Queued {
     request: usize,
     index: u32,
-    place: usize,
+    /// Position of its completion in the result.
+    output_index: usize,
 }
 
-/// A sample that runs, in the slot of its position.
-struct Running {
-    sample: Waiting,
-    noise: SampleNoise,
+/// A sequence being decoded; its position in [`Engine::active`] is its slot.
+struct Active {
+    sequence: Queued,
+    noise: CompletionNoise,
     tokens: Vec<u32>,
     log_probs: Vec<f32>,
 }
 
-/// A prompt some of whose samples still wait: its keys and values lie in the staging slot.
-struct Staged {
+/// A prompt of which some sequences are still queued: the last slot of the cache keeps its keys and values.
+struct PrefixSlot {
     request: usize,
-    /// Of its last token, `[1, hidden]`.
+    /// Hidden state of its last token, `[1, hidden]`.
     hidden: Tensor,
 }
 
-/// A sample that is about to start from a prompt's keys and values.
+/// A sequence that is about to start from a prompt's keys and values.
 struct Start {
-    sample: Waiting,
-    /// Where those lie.
-    slot: usize,
+    sequence: Queued,
+    /// The slot that holds them.
+    prompt_slot: usize,
 }
 
 struct Engine<'a> {
     model: &'a Inference<'a>,
     requests: &'a [GenerateRequest],
-    how: &'a Answering<'a>,
+    config: &'a GenerationConfig<'a>,
     sampler: Sampler<'a>,
     cache: KvCache,
-    queue: VecDeque<Waiting>,
-    /// Slots 0 .. running.len() are taken, without a gap.
-    running: Vec<Running>,
-    staged: Option<Staged>,
-    answers: Vec<Option<Generated>>,
+    queue: VecDeque<Queued>,
+    /// Slots 0 .. active.len() are in use, without a gap.
+    active: Vec<Active>,
+    prefix: Option<PrefixSlot>,
+    completions: Vec<Option<Completion>>,
     done: usize,
-    work: Work,
+    stats: GenerationStats,
 }
 
 impl<'a> Engine<'a> {
     fn new(
         model: &'a Inference<'a>,
         requests: &'a [GenerateRequest],
-        how: &'a Answering<'a>,
+        config: &'a GenerationConfig<'a>,
         capacity: usize,
     ) -> Self {
-        let samples = requests
+        let sequences = requests
             .iter()
             .enumerate()
             .flat_map(|(request, r)| (0..r.samples).map(move |index| (request, index)));
-        let queue: VecDeque<_> =
-            samples.enumerate().map(|(place, (request, index))| Waiting { request, index, place }).collect();
+        let queue: VecDeque<_> = sequences
+            .enumerate()
+            .map(|(output_index, (request, index))| Queued { request, index, output_index })
+            .collect();
         Self {
             model,
             requests,
-            how,
-            sampler: Sampler::new(how.sampling).within(how.vocabulary),
-            // One slot more: the staging slot.
-            cache: model.new_cache(how.slots + 1, capacity),
-            running: Vec::with_capacity(how.slots),
-            staged: None,
-            answers: vec![None; queue.len()],
+            config,
+            sampler: Sampler::new(config.sampling).with_vocab_size(config.vocab_size),
+            // One extra slot for the prefix.
+            cache: model.new_cache(config.max_num_seqs + 1, capacity),
+            active: Vec::with_capacity(config.max_num_seqs),
+            prefix: None,
+            completions: vec![None; queue.len()],
             queue,
             done: 0,
-            work: Work::default(),
+            stats: GenerationStats::default(),
         }
     }
 
-    /// Fills free slots from the queue; false when nothing runs and nothing waits.
+    /// Fills free slots from the queue; false when no sequence is active or queued.
     fn admit(&mut self) -> Result<bool, GenerateError> {
-        // An answer may end with its first token and leave its slot free again.
-        while self.running.len() < self.how.slots && !self.queue.is_empty() {
+        // A completion may end with its first token and free its slot again.
+        while self.active.len() < self.config.max_num_seqs && !self.queue.is_empty() {
             self.admit_group()?;
         }
-        Ok(!self.running.is_empty())
+        Ok(!self.active.is_empty())
     }
 
-    /// Admits the staged prompt's samples, or those of as many prompts as one prefill takes.
+    /// Admits sequences of the prefix's prompt, or of as many prompts as fit one prefill.
     fn admit_group(&mut self) -> Result<(), GenerateError> {
-        let free = self.how.slots - self.running.len();
-        if let Some(staged) = self.staged.take() {
-            let samples = self.take_samples(staged.request, free);
-            let hidden = staged.hidden.expand([samples.len() as i64, -1], false);
-            let starts: Vec<Start> =
-                samples.into_iter().map(|sample| Start { sample, slot: self.how.slots }).collect();
+        let free = self.config.max_num_seqs - self.active.len();
+        if let Some(prefix) = self.prefix.take() {
+            let sequences = self.take_sequences(prefix.request, free);
+            let hidden = prefix.hidden.expand([sequences.len() as i64, -1], false);
+            let starts: Vec<Start> = sequences
+                .into_iter()
+                .map(|sequence| Start { sequence, prompt_slot: self.config.max_num_seqs })
+                .collect();
             self.start(&starts, &hidden)?;
-            if self.waits(staged.request) {
-                self.staged = Some(staged);
+            if self.is_queued(prefix.request) {
+                self.prefix = Some(prefix);
             }
             return Ok(());
         }
         let groups = self.next_prompts(free);
         let prompts: Vec<&[u32]> = groups.iter().map(|group| self.prompt(group[0].request)).collect();
         let batch = PackedBatch::of_sequences(&prompts, self.model.device())?;
-        self.work.prompt_tokens += batch.rows();
-        let first = self.how.slots - groups.len();
-        let slots: Vec<usize> = (first..self.how.slots).collect();
+        self.stats.prompt_tokens += batch.rows();
+        let first = self.config.max_num_seqs - groups.len();
+        let slots: Vec<usize> = (first..self.config.max_num_seqs).collect();
         let hidden = self.model.prefill(&batch, &mut self.cache, &slots)?; // [prompts, hidden]
         let last = groups.len() as i64 - 1;
         if let Some(request) = groups.last().map(|group| group[0].request)
-            && self.waits(request)
+            && self.is_queued(request)
         {
-            self.cache.copy_slots(&[(self.how.slots - 1, self.how.slots)])?;
-            self.staged = Some(Staged { request, hidden: hidden.narrow(0, last, 1) });
+            self.cache.copy_slots(&[(self.config.max_num_seqs - 1, self.config.max_num_seqs)])?;
+            self.prefix = Some(PrefixSlot { request, hidden: hidden.narrow(0, last, 1) });
         }
         let (mut starts, mut rows) = (Vec::new(), Vec::new());
         for (prompt, (group, slot)) in groups.into_iter().zip(slots).enumerate() {
             rows.extend(std::iter::repeat_n(prompt as i64, group.len()));
-            starts.extend(group.into_iter().map(|sample| Start { sample, slot }));
+            starts.extend(group.into_iter().map(|sequence| Start { sequence, prompt_slot: slot }));
         }
         let rows = Tensor::from_slice(&rows).to_device(self.model.device());
         self.start(&starts, &hidden.index_select(0, &rows))
     }
 
-    /// Whether samples of a request are still in the queue.
-    fn waits(&self, request: usize) -> bool {
+    /// Whether the queue still holds sequences of a request.
+    fn is_queued(&self, request: usize) -> bool {
         self.queue.front().is_some_and(|next| next.request == request)
     }
 
-    /// The waiting samples of the next prompts, at most `free` samples, within a prefill's bound.
-    fn next_prompts(&mut self, free: usize) -> Vec<Vec<Waiting>> {
+    /// The queued sequences of the next prompts: at most `free`, with prompts of at most [`MAX_PREFILL_TOKENS`] unless one
+    /// prompt alone is longer.
+    fn next_prompts(&mut self, free: usize) -> Vec<Vec<Queued>> {
         let (mut groups, mut left, mut tokens) = (Vec::new(), free, 0);
         while let Some(next) = self.queue.front().copied()
             && left > 0
         {
             tokens += self.prompt(next.request).len();
-            if !groups.is_empty() && tokens > PREFILL_TOKENS {
+            if !groups.is_empty() && tokens > MAX_PREFILL_TOKENS {
                 break;
             }
-            let group = self.take_samples(next.request, left);
+            let group = self.take_sequences(next.request, left);
             left -= group.len();
             groups.push(group);
         }
         groups
     }
 
-    fn take_samples(&mut self, request: usize, most: usize) -> Vec<Waiting> {
-        let count = self.queue.iter().take(most).take_while(|next| next.request == request).count();
+    fn take_sequences(&mut self, request: usize, max: usize) -> Vec<Queued> {
+        let count = self.queue.iter().take(max).take_while(|next| next.request == request).count();
         self.queue.drain(..count).collect()
     }
 
-    /// Draws the first token of each sample and gives those that go on a slot. `hidden`: `[samples, hidden]`.
+    /// Samples the first token of each sequence and gives a slot to each that does not end with it. `hidden`:
+    /// `[sequences, hidden]`.
     fn start(&mut self, starts: &[Start], hidden: &Tensor) -> Result<(), GenerateError> {
         let new = starts.iter().map(|start| {
-            let request = &self.requests[start.sample.request];
-            let noise = self.how.noise.sample(request.prompt_id, start.sample.index);
-            Running { sample: start.sample, noise, tokens: Vec::new(), log_probs: Vec::new() }
+            let request = &self.requests[start.sequence.request];
+            let noise = self.config.noise.completion(request.prompt_id, start.sequence.index);
+            Active { sequence: start.sequence, noise, tokens: Vec::new(), log_probs: Vec::new() }
         });
-        let mut new: Vec<Running> = new.collect();
+        let mut new: Vec<Active> = new.collect();
         let ended = self.extend(&mut new, hidden)?;
         let mut copies = Vec::new();
-        for ((running, ended), start) in new.into_iter().zip(ended).zip(starts) {
+        for ((active, ended), start) in new.into_iter().zip(ended).zip(starts) {
             if ended {
-                self.finish(running);
+                self.finish(active);
                 continue;
             }
-            let to = self.running.len();
-            if to != start.slot {
-                copies.push((start.slot, to));
+            let slot = self.active.len();
+            if slot != start.prompt_slot {
+                copies.push((start.prompt_slot, slot));
             }
-            self.running.push(running);
+            self.active.push(active);
         }
-        // All at once: a prompt's slot may be one that a sample takes.
+        // All at once: a sequence may take the slot of a prompt that others still start from.
         self.cache.copy_slots(&copies)?;
         Ok(())
     }
 
-    /// One token for every running sample; finished ones leave.
+    /// Samples one token for every active sequence and retires those that end.
     fn decode(&mut self) -> Result<(), GenerateError> {
-        let ids: Vec<u32> =
-            self.running.iter().filter_map(|running| running.tokens.last().copied()).collect();
+        let ids: Vec<u32> = self.active.iter().filter_map(|active| active.tokens.last().copied()).collect();
         let slots: Vec<usize> = (0..ids.len()).collect();
         let hidden = self.model.decode(&ids, &mut self.cache, &slots)?;
-        self.work.decoded_rows += ids.len();
-        self.work.steps += 1;
-        let mut running = std::mem::take(&mut self.running);
-        let ended = self.extend(&mut running, &hidden)?;
-        // From the last slot down, so that what moves into a gap has been looked at already.
-        for slot in (0..running.len()).rev().filter(|slot| ended[*slot]) {
-            let last = running.len() - 1;
+        self.stats.decoded_rows += ids.len();
+        self.stats.steps += 1;
+        let mut active = std::mem::take(&mut self.active);
+        let ended = self.extend(&mut active, &hidden)?;
+        // From the last slot down, so that a sequence that moves into a gap has been checked already.
+        for slot in (0..active.len()).rev().filter(|slot| ended[*slot]) {
+            let last = active.len() - 1;
             self.cache.move_slot(last, slot)?;
-            let ended = running.swap_remove(slot);
+            let ended = active.swap_remove(slot);
             self.finish(ended);
         }
-        self.running = running;
+        self.active = active;
         Ok(())
     }
 
-    /// Draws the next token of each; true where its answer ends with it. `hidden`: `[samples, hidden]`.
-    fn extend(&mut self, samples: &mut [Running], hidden: &Tensor) -> Result<Vec<bool>, GenerateError> {
+    /// Samples the next token of each sequence and tells which end with it. `hidden`: `[sequences, hidden]`.
+    fn extend(&mut self, sequences: &mut [Active], hidden: &Tensor) -> Result<Vec<bool>, GenerateError> {
         let requests = self.requests;
-        let eos = self.how.eos;
+        let eos = self.config.eos;
         let noise: Vec<StepNoise> =
-            samples.iter().map(|running| running.noise.step(running.tokens.len())).collect();
-        let contexts: Vec<Context<'_>> = samples
+            sequences.iter().map(|active| active.noise.step(active.tokens.len())).collect();
+        let contexts: Vec<Context<'_>> = sequences
             .iter()
-            .map(|running| Context {
-                prompt: &requests[running.sample.request].prompt,
-                answer: &running.tokens,
+            .map(|active| Context {
+                prompt: &requests[active.sequence.request].prompt,
+                completion: &active.tokens,
                 eos,
             })
             .collect();
-        let tokens = draw(self.model, hidden, &mut self.sampler, &contexts, &noise)?;
-        for (running, token) in samples.iter_mut().zip(&tokens) {
-            running.tokens.push(token.id);
-            running.log_probs.push(token.log_prob);
+        let tokens = sample(self.model, hidden, &mut self.sampler, &contexts, &noise)?;
+        for (active, token) in sequences.iter_mut().zip(&tokens) {
+            active.tokens.push(token.id);
+            active.log_probs.push(token.log_prob);
         }
-        Ok(samples.iter().map(|running| self.ends(running)).collect())
+        Ok(sequences.iter().map(|active| self.has_ended(active)).collect())
     }
 
-    /// Whether an answer ends with its latest token.
-    fn ends(&self, running: &Running) -> bool {
-        running.tokens.last().is_some_and(|token| self.how.eos.contains(token))
-            || running.tokens.len() >= self.how.sampling.max_new_tokens
-            || self.stop(&running.tokens).is_some()
+    /// Whether a sequence ends with its latest token.
+    fn has_ended(&self, active: &Active) -> bool {
+        active.tokens.last().is_some_and(|token| self.config.eos.contains(token))
+            || active.tokens.len() >= self.config.sampling.max_new_tokens
+            || self.find_stop(&active.tokens).is_some()
     }
 
-    /// Where the first stop text begins in an answer's text.
-    fn stop(&self, tokens: &[u32]) -> Option<usize> {
-        if self.how.sampling.stop.is_empty() || tokens.len() < self.how.sampling.min_new_tokens {
+    /// Byte offset of the first stop string in a completion's text.
+    fn find_stop(&self, tokens: &[u32]) -> Option<usize> {
+        if self.config.sampling.stop.is_empty() || tokens.len() < self.config.sampling.min_new_tokens {
             return None;
         }
-        let text = (self.how.text)(tokens);
-        self.how.sampling.stop.iter().filter_map(|stop| text.find(stop.as_str())).min()
+        let text = (self.config.detokenize)(tokens);
+        self.config.sampling.stop.iter().filter_map(|stop| text.find(stop.as_str())).min()
     }
 
-    fn finish(&mut self, running: Running) {
-        let Running { sample, mut tokens, mut log_probs, .. } = running;
-        let eos = tokens.last().is_some_and(|token| self.how.eos.contains(token));
-        let stop = if eos { None } else { self.stop(&tokens) };
+    fn finish(&mut self, active: Active) {
+        let Active { sequence, mut tokens, mut log_probs, .. } = active;
+        let eos = tokens.last().is_some_and(|token| self.config.eos.contains(token));
+        let stop = if eos { None } else { self.find_stop(&tokens) };
         if let Some(at) = stop {
-            // The longest run of tokens whose text does not reach into the stop text.
-            while !tokens.is_empty() && (self.how.text)(&tokens).len() > at {
+            // Keep the longest run of tokens whose text does not reach into the stop string.
+            while !tokens.is_empty() && (self.config.detokenize)(&tokens).len() > at {
                 tokens.pop();
             }
             log_probs.truncate(tokens.len());
         }
-        let prompt_id = self.requests[sample.request].prompt_id;
+        let prompt_id = self.requests[sequence.request].prompt_id;
         let finished = eos || stop.is_some();
-        let answer = Generated { prompt_id, index: sample.index, tokens, log_probs, finished };
-        self.answers[sample.place] = Some(answer);
+        let completion = Completion { prompt_id, index: sequence.index, tokens, log_probs, finished };
+        self.completions[sequence.output_index] = Some(completion);
         self.done += 1;
     }
 

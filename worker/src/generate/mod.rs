@@ -1,25 +1,27 @@
-//! Sampling answers: continuous batching over a KV cache.
+//! Sampling completions: continuous batching over a KV cache.
 //!
-//! One prefill per prompt serves all its samples; a finished row leaves the batch and the next sample takes its slot.
-//! The order of admission and the number of slots are fixed by the request alone, and each sample's noise by its
-//! address, so a chunk's samples are the same bytes whoever computes it.
+//! One prefill per prompt serves all its completions; a finished sequence leaves the batch and the next one takes its slot.
+//! The order of admission and the number of slots depend on the requests alone, and a completion's noise on its prompt id
+//! and index, so a chunk's completions are the same bytes whichever rank computes them.
 
-mod draw;
+mod device_sampler;
 mod engine;
 pub mod noise;
+mod sample;
 pub mod sampler;
-mod tensor_sampler;
 
-pub use engine::{Answering, GenerateError, GenerateRequest, Generated, Generation, Work, generate};
+pub use engine::{
+    Completion, GenerateError, GenerateRequest, Generation, GenerationConfig, GenerationStats, generate,
+};
 pub use noise::NoiseKey;
 
 #[cfg(test)]
 mod tests;
 
-/// A token as it was drawn.
+/// A sampled token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Token {
     id: u32,
-    /// In nats, under the policy itself: at temperature 1, before penalties, filters and forbidden ends.
+    /// In nats, of the policy itself: at temperature 1, before penalties, filters and `min_new_tokens`.
     log_prob: f32,
 }

@@ -1,8 +1,8 @@
-//! Random numbers addressed by what they are for, so that no order of work can change them.
+//! Counter-based random numbers: addressed by prompt, index, step and token, so the order of work cannot change them.
 
 use tch::{Device, Kind, Tensor};
 
-/// What a job draws samples for; two purposes of one round never share noise.
+/// Identifies a phase's random numbers; two purposes in one round never share them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoiseKey {
     /// The job's seed.
@@ -14,8 +14,8 @@ pub struct NoiseKey {
 }
 
 impl NoiseKey {
-    /// The stream of one sample.
-    pub fn sample(&self, prompt_id: u64, index: u32) -> SampleNoise {
+    /// The stream of one completion.
+    pub fn completion(&self, prompt_id: u64, index: u32) -> CompletionNoise {
         let mut hasher = blake3::Hasher::new_derive_key("foil 2026 sampling noise");
         hasher.update(&self.seed.to_le_bytes());
         hasher.update(&self.round.to_le_bytes());
@@ -24,17 +24,17 @@ impl NoiseKey {
         hasher.update(self.purpose.as_bytes());
         let mut key = [0; 8];
         key.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-        SampleNoise { key: u64::from_le_bytes(key) }
+        CompletionNoise { key: u64::from_le_bytes(key) }
     }
 }
 
-/// The noise of one sample: a uniform number for each (step, token id).
+/// The noise of one completion: a uniform number for each (step, token id).
 #[derive(Clone, Copy, Debug)]
-pub struct SampleNoise {
+pub struct CompletionNoise {
     key: u64,
 }
 
-impl SampleNoise {
+impl CompletionNoise {
     /// The noise of one decoding step.
     #[inline]
     pub fn step(self, step: usize) -> StepNoise {
@@ -49,12 +49,12 @@ pub struct StepNoise {
 }
 
 impl StepNoise {
-    /// What [`foil_torch::ops::sample_tokens`] makes the same numbers from.
+    /// The key from which [`foil_torch::ops::sample_tokens`] makes the same numbers.
     pub(super) fn key(self) -> u64 {
         self.key
     }
 
-    /// 1 − u in (0, 1), of 53 random bits, for u uniform. Its logarithm's counterpart −ln(u) is what [`super::sampler`] races.
+    /// 1 − u in (0, 1) with 53 random bits, for u uniform; −ln(u) is the arrival time in [`super::sampler`].
     #[inline]
     pub fn complement(self, token: usize) -> f64 {
         let bits = mix(self.key.wrapping_add((token as u64 + 1).wrapping_mul(GOLDEN_GAMMA))) >> 11;
@@ -62,11 +62,11 @@ impl StepNoise {
     }
 }
 
-/// [`StepNoise::complement`] of each row's noise for the first `vocabulary` token ids, `[rows, vocabulary]`, fp64.
-pub(super) fn complements(noise: &[StepNoise], vocabulary: i64, device: Device) -> Tensor {
+/// [`StepNoise::complement`] of each row's noise for the first `vocab_size` token ids, `[rows, vocab_size]`, fp64.
+pub(super) fn complements(noise: &[StepNoise], vocab_size: i64, device: Device) -> Tensor {
     let keys: Vec<i64> = noise.iter().map(|noise| noise.key.cast_signed()).collect();
     let keys = Tensor::from_slice(&keys).to_device(device).unsqueeze(1);
-    let tokens = Tensor::arange_start(1, vocabulary + 1, (Kind::Int64, device));
+    let tokens = Tensor::arange_start(1, vocab_size + 1, (Kind::Int64, device));
     let bits = shift_right(&mix_tensor(&(keys + tokens * GOLDEN_GAMMA.cast_signed())), 11);
     (bits.to_kind(Kind::Double) + 0.5) * UNIT
 }
@@ -79,7 +79,7 @@ fn mix_tensor(numbers: &Tensor) -> Tensor {
     folded(&z, 31)
 }
 
-/// Fills with zeros from the left, as shifts of unsigned numbers do.
+/// A logical shift: fills with zeros from the left.
 fn shift_right(numbers: &Tensor, by: i64) -> Tensor {
     numbers.bitwise_right_shift_tensor_scalar(by).bitwise_and(i64::MAX >> (by - 1))
 }
@@ -87,7 +87,7 @@ fn shift_right(numbers: &Tensor, by: i64) -> Tensor {
 /// SplitMix64's increment (Steele, Lea, Flood 2014); with [`mix`] a stream at any position costs one step.
 const GOLDEN_GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Its multipliers.
+/// SplitMix64's multipliers.
 const MIX_1: u64 = 0xBF58_476D_1CE4_E5B9;
 const MIX_2: u64 = 0x94D0_49BB_1331_11EB;
 /// The weight of the lowest of 53 bits.
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn every_part_of_the_address_matters() {
         let at = |key: &NoiseKey, prompt, index, step, token| {
-            key.sample(prompt, index).step(step).complement(token)
+            key.completion(prompt, index).step(step).complement(token)
         };
         let base = at(&key(), 1, 2, 3, 4);
         assert_eq!(base, at(&key(), 1, 2, 3, 4));
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_tensor_of_noise_holds_the_same_numbers() {
-        let noise: Vec<_> = (0..40).map(|index| key().sample(3, index).step(index as usize)).collect();
+        let noise: Vec<_> = (0..40).map(|index| key().completion(3, index).step(index as usize)).collect();
         let tensor = complements(&noise, 700, Device::Cpu);
         let numbers = Vec::<f64>::try_from(tensor.view(-1)).unwrap();
         let expected = noise.iter().flat_map(|noise| (0..700).map(|token| noise.complement(token)));
@@ -141,10 +141,10 @@ mod tests {
     fn numbers_are_uniform_over_tokens_and_over_steps() {
         // Mean of N uniforms: 1/2 with standard deviation 1/sqrt(12 N); five of them bound it.
         const N: usize = 100_000;
-        let sample = key().sample(0, 0);
+        let stream = key().completion(0, 0);
         let bound = 5.0 / (12.0 * N as f64).sqrt();
-        let over_tokens = (0..N).map(|t| sample.step(0).complement(t)).sum::<f64>() / N as f64;
-        let over_steps = (0..N).map(|s| sample.step(s).complement(0)).sum::<f64>() / N as f64;
+        let over_tokens = (0..N).map(|t| stream.step(0).complement(t)).sum::<f64>() / N as f64;
+        let over_steps = (0..N).map(|s| stream.step(s).complement(0)).sum::<f64>() / N as f64;
         assert!((over_tokens - 0.5).abs() < bound && (over_steps - 0.5).abs() < bound);
     }
 }

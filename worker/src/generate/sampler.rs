@@ -1,104 +1,105 @@
-//! From one row of logits to one token.
+//! The sampler on the host: one row of logits in, one token out.
 //!
-//! The order is Hugging Face's: repetition penalty, minimum length, temperature, top-k, top-p. The draw is by Gumbel-max
-//! in fp64: argmax over tokens of ln p + G with G = −ln(−ln u), which is the same as the least of −ln(u)/p.
+//! The order is Hugging Face's: repetition penalty, minimum length, temperature, top-k, top-p. Sampling is Gumbel-max in
+//! fp64: argmax over tokens of ln p + G with G = −ln(−ln u), which is the same token as argmin of −ln(u)/p.
 
 use foil_common::spec::Sampling;
 
 use super::noise::StepNoise;
 
-/// Draws tokens; keeps the buffers that a row of a large vocabulary needs.
+/// Samples tokens; keeps the buffers that a row of a large vocabulary needs.
 #[derive(Debug)]
 pub struct Sampler<'a> {
     sampling: &'a Sampling,
-    /// Only ids below it are drawn.
-    vocabulary: usize,
-    /// p of each token up to a factor; 0 where it is filtered out.
+    /// Only ids below it are sampled.
+    vocab_size: usize,
+    /// Unnormalized probability of each token; 0 if it is filtered out.
     weights: Vec<f64>,
     order: Vec<u32>,
 }
 
-/// What a draw depends on beside the logits.
+/// The sequence so far, which penalties and the minimum length depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// The prompt and the answer so far: what a repetition penalty counts.
     pub prompt: &'a [u32],
-    pub answer: &'a [u32],
-    /// The tokens that end an answer.
+    /// The tokens generated so far.
+    pub completion: &'a [u32],
+    /// The tokens that end a completion.
     pub eos: &'a [u32],
 }
 
 impl<'a> Sampler<'a> {
     pub fn new(sampling: &'a Sampling) -> Self {
-        Self { sampling, vocabulary: usize::MAX, weights: Vec::new(), order: Vec::new() }
+        Self { sampling, vocab_size: usize::MAX, weights: Vec::new(), order: Vec::new() }
     }
 
-    /// Draws ids below `vocabulary` alone: embeddings may be padded with rows that no token has.
+    /// Samples only ids below `vocab_size`: embeddings may be padded with rows that belong to no token.
     #[must_use]
-    pub fn within(mut self, vocabulary: usize) -> Self {
-        self.vocabulary = vocabulary;
+    pub fn with_vocab_size(mut self, vocab_size: usize) -> Self {
+        self.vocab_size = vocab_size;
         self
     }
 
-    /// Draws from a row of logits \[vocab\], which is changed in place by the penalties. The first of equals wins a greedy choice.
-    pub fn draw(&mut self, logits: &mut [f32], context: Context<'_>, noise: StepNoise) -> u32 {
-        let drawable = self.drawable(logits.len());
-        let logits = &mut logits[..drawable];
-        self.penalise(logits, context);
+    /// Samples from a row of logits `[vocab]`, which the penalties change in place. At temperature 0, the first of equal logits
+    /// wins.
+    pub fn sample(&mut self, logits: &mut [f32], context: Context<'_>, noise: StepNoise) -> u32 {
+        let candidates = self.candidates(logits.len());
+        let logits = &mut logits[..candidates];
+        self.apply_penalties(logits, context);
         if self.sampling.temperature == 0.0 {
             return argmax(logits);
         }
-        if !self.filters(logits.len()) {
-            let (greatest, inverse) = (greatest(logits), 1.0 / self.sampling.temperature);
-            let exponent = |token: usize| (f64::from(logits[token]) - f64::from(greatest)) * inverse;
-            return race(
+        if !self.has_filters(logits.len()) {
+            let (max, inverse) = (max_logit(logits), 1.0 / self.sampling.temperature);
+            let exponent = |token: usize| (f64::from(logits[token]) - f64::from(max)) * inverse;
+            return exponential_race(
                 logits.len(),
                 |token| exp_bound(exponent(token)),
                 |token| exponent(token).exp(),
                 noise,
             );
         }
-        self.weigh(logits);
-        race(self.weights.len(), |token| self.weights[token], |token| self.weights[token], noise)
+        self.compute_weights(logits);
+        exponential_race(self.weights.len(), |token| self.weights[token], |token| self.weights[token], noise)
     }
 
-    /// Whether a draw depends on nothing but the logits, a temperature and which tokens are forbidden.
-    pub(super) fn is_plain(&self, vocabulary: usize) -> bool {
+    /// Whether sampling depends only on the logits, a temperature and a mask.
+    pub(super) fn is_unfiltered(&self, vocab_size: usize) -> bool {
         self.sampling.repetition_penalty == 1.0
-            && (self.sampling.temperature == 0.0 || !self.filters(vocabulary))
+            && (self.sampling.temperature == 0.0 || !self.has_filters(vocab_size))
     }
 
-    /// How many of a model's `rows` ids may be drawn: the first so many.
-    pub(super) fn drawable(&self, rows: usize) -> usize {
-        rows.min(self.vocabulary.max(1))
+    /// How many of a model's `rows` ids may be sampled, counted from 0.
+    pub(super) fn candidates(&self, rows: usize) -> usize {
+        rows.min(self.vocab_size.max(1))
     }
 
     pub(super) fn sampling(&self) -> &'a Sampling {
         self.sampling
     }
 
-    /// Whether an answer of `length` tokens may not end yet.
-    pub(super) fn must_go_on(&self, length: usize) -> bool {
+    /// Whether a completion of `length` tokens must not end yet.
+    pub(super) fn forbids_eos(&self, length: usize) -> bool {
         length < self.sampling.min_new_tokens
     }
 
-    /// Whether any token of a vocabulary may be filtered out.
-    fn filters(&self, vocabulary: usize) -> bool {
-        (1..vocabulary).contains(&self.sampling.top_k) || self.sampling.top_p < 1.0
+    /// Whether top-k or top-p is on.
+    fn has_filters(&self, vocab_size: usize) -> bool {
+        (1..vocab_size).contains(&self.sampling.top_k) || self.sampling.top_p < 1.0
     }
 
     /// The probability of each token after all filters, in fp64; sums to 1.
     pub fn distribution(&mut self, logits: &mut [f32], context: Context<'_>) -> Vec<f64> {
-        self.penalise(logits, context);
-        self.weigh(logits);
+        self.apply_penalties(logits, context);
+        self.compute_weights(logits);
         let total: f64 = self.weights.iter().sum();
         self.weights.iter().map(|weight| weight / total).collect()
     }
 
-    fn penalise(&self, logits: &mut [f32], context: Context<'_>) {
+    fn apply_penalties(&self, logits: &mut [f32], context: Context<'_>) {
         let penalty = self.sampling.repetition_penalty as f32;
         if penalty != 1.0 {
-            let mut seen: Vec<u32> = context.prompt.iter().chain(context.answer).copied().collect();
+            let mut seen: Vec<u32> = context.prompt.iter().chain(context.completion).copied().collect();
             seen.sort_unstable();
             seen.dedup();
             for logit in seen.into_iter().map(|token| token as usize) {
@@ -106,7 +107,7 @@ impl<'a> Sampler<'a> {
                 *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
             }
         }
-        if self.must_go_on(context.answer.len()) {
+        if self.forbids_eos(context.completion.len()) {
             for token in context.eos {
                 if let Some(logit) = logits.get_mut(*token as usize) {
                     *logit = f32::NEG_INFINITY;
@@ -115,12 +116,12 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    fn weigh(&mut self, logits: &[f32]) {
-        let greatest = greatest(logits);
+    fn compute_weights(&mut self, logits: &[f32]) {
+        let max = max_logit(logits);
         let inverse = 1.0 / self.sampling.temperature;
         self.weights.clear();
         self.weights
-            .extend(logits.iter().map(|logit| ((f64::from(*logit) - f64::from(greatest)) * inverse).exp()));
+            .extend(logits.iter().map(|logit| ((f64::from(*logit) - f64::from(max)) * inverse).exp()));
         let top_k = self.sampling.top_k;
         if top_k > 0 && top_k < logits.len() {
             self.keep_top_k(logits, top_k);
@@ -130,7 +131,7 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// Keeps the k greatest and what equals the k-th.
+    /// Keeps the k largest logits and any that equal the k-th.
     fn keep_top_k(&mut self, logits: &[f32], k: usize) {
         let mut ordered = logits.to_vec();
         let (_, kth, _) = ordered.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
@@ -142,7 +143,8 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// Drops the least likely tokens whose sum stays within 1 − p; of equals the lower ids go first. One always stays.
+    /// Drops the least likely tokens as long as their sum stays within 1 − p; of equals, the lower ids go first. One token
+    /// always stays.
     fn keep_top_p(&mut self) {
         let weights = &mut self.weights;
         self.order.clear();
@@ -173,15 +175,20 @@ fn argmax(logits: &[f32]) -> u32 {
     best as u32
 }
 
-fn greatest(logits: &[f32]) -> f32 {
+fn max_logit(logits: &[f32]) -> f32 {
     logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The token of the least −ln(u)/p, of `count` tokens with their p and an upper bound of it.
+/// The token of minimal −ln(u)/p: the first arrival among exponential clocks of rates p. `bound` is an upper bound of p.
 ///
 /// A logarithm and an exponential for each token of a vocabulary would cost more than the model. Since 1 − u ≤ −ln(u),
-/// a token whose (1 − u)/p is no less than the best −ln(u)/p so far has lost, and a bound on p shows that for most.
-fn race(count: usize, bound: impl Fn(usize) -> f64, p: impl Fn(usize) -> f64, noise: StepNoise) -> u32 {
+/// a token whose (1 − u)/p is not below the best −ln(u)/p so far has lost, and a bound on p shows that for most.
+fn exponential_race(
+    count: usize,
+    bound: impl Fn(usize) -> f64,
+    p: impl Fn(usize) -> f64,
+    noise: StepNoise,
+) -> u32 {
     let mut best = f64::INFINITY;
     let mut winner = 0;
     for token in 0..count {
@@ -197,13 +204,13 @@ fn race(count: usize, bound: impl Fn(usize) -> f64, p: impl Fn(usize) -> f64, no
     winner as u32
 }
 
-/// No less than eˣ, and at most 6.2 % more, for x ≤ 0: the line 1 + f lies above 2ᶠ between whole exponents, and a
+/// An upper bound of eˣ for x ≤ 0, at most 6.2 % above it: the line 1 + f lies above 2ᶠ between whole exponents, and a
 /// float's bits are such lines.
 #[inline]
 fn exp_bound(x: f64) -> f64 {
     const MANTISSA: f64 = (1_u64 << 52) as f64;
     const BIAS: f64 = 1023.0;
-    // Far below the last subnormal; −∞ (a forbidden token) stays at 0.
+    // Close to the smallest normal number; −∞ (a masked token) stays at 0.
     if x < -700.0 {
         return if x == f64::NEG_INFINITY { 0.0 } else { 1e-303 };
     }
@@ -217,7 +224,7 @@ mod tests {
     use super::*;
     use crate::generate::NoiseKey;
 
-    const NOTHING: Context<'_> = Context { prompt: &[], answer: &[], eos: &[] };
+    const EMPTY: Context<'_> = Context { prompt: &[], completion: &[], eos: &[] };
 
     fn sampling() -> Sampling {
         Sampling {
@@ -232,7 +239,7 @@ mod tests {
     }
 
     fn noise(index: u32) -> StepNoise {
-        NoiseKey { seed: 1, round: 0, purpose: "test".into() }.sample(3, index).step(0)
+        NoiseKey { seed: 1, round: 0, purpose: "test".into() }.completion(3, index).step(0)
     }
 
     fn logits(count: usize) -> Vec<f32> {
@@ -246,14 +253,14 @@ mod tests {
     }
 
     #[test]
-    fn the_race_is_gumbel_max() {
+    fn the_exponential_race_is_gumbel_max() {
         for temperature in [0.3, 1.0, 1.7] {
             let sampling = Sampling { temperature, ..sampling() };
             let mut sampler = Sampler::new(&sampling);
-            let p = sampler.distribution(&mut logits(300), NOTHING);
+            let p = sampler.distribution(&mut logits(300), EMPTY);
             for index in 0..500 {
                 assert_eq!(
-                    sampler.draw(&mut logits(300), NOTHING, noise(index)),
+                    sampler.sample(&mut logits(300), EMPTY, noise(index)),
                     gumbel_max(&p, noise(index))
                 );
             }
@@ -271,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn draws_follow_the_filtered_distribution() {
+    fn samples_follow_the_filtered_distribution() {
         // χ² over the tokens that stay; its mean is k − 1 with variance 2(k − 1), and six deviations bound it.
         for sampling in [
             sampling(),
@@ -280,19 +287,19 @@ mod tests {
             Sampling { top_p: 0.8, ..sampling() },
             Sampling { temperature: 1.3, top_k: 12, top_p: 0.9, ..sampling() },
         ] {
-            const DRAWS: u32 = 40_000;
+            const SAMPLES: u32 = 40_000;
             let mut sampler = Sampler::new(&sampling);
-            let p = sampler.distribution(&mut logits(20), NOTHING);
+            let p = sampler.distribution(&mut logits(20), EMPTY);
             let mut counts = [0_u32; 20];
-            for index in 0..DRAWS {
-                counts[sampler.draw(&mut logits(20), NOTHING, noise(index)) as usize] += 1;
+            for index in 0..SAMPLES {
+                counts[sampler.sample(&mut logits(20), EMPTY, noise(index)) as usize] += 1;
             }
             let mut chi_squared = 0.0;
             let mut kept = 0;
             for (count, p) in counts.iter().zip(&p) {
-                let expected = p * f64::from(DRAWS);
+                let expected = p * f64::from(SAMPLES);
                 if *p == 0.0 {
-                    assert_eq!(*count, 0, "a filtered token was drawn");
+                    assert_eq!(*count, 0, "a filtered token was sampled");
                 } else if expected > 5.0 {
                     kept += 1;
                     chi_squared += (f64::from(*count) - expected).powi(2) / expected;
@@ -307,20 +314,20 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_first_of_the_greatest() {
+    fn greedy_takes_the_first_of_equal_maxima() {
         let sampling = Sampling { temperature: 0.0, ..sampling() };
-        assert_eq!(Sampler::new(&sampling).draw(&mut [0.0, 2.0, 2.0], NOTHING, noise(0)), 1);
+        assert_eq!(Sampler::new(&sampling).sample(&mut [0.0, 2.0, 2.0], EMPTY, noise(0)), 1);
     }
 
     #[test]
-    fn an_answer_does_not_end_before_its_least_length() {
+    fn a_completion_does_not_end_before_its_minimum_length() {
         let sampling = Sampling { min_new_tokens: 2, temperature: 0.0, ..sampling() };
         let mut sampler = Sampler::new(&sampling);
-        let draw = |sampler: &mut Sampler<'_>, answer| {
-            sampler.draw(&mut [0.0, 9.0, 1.0], Context { prompt: &[], answer, eos: &[1] }, noise(0))
+        let sample = |sampler: &mut Sampler<'_>, completion| {
+            sampler.sample(&mut [0.0, 9.0, 1.0], Context { prompt: &[], completion, eos: &[1] }, noise(0))
         };
-        assert_eq!(draw(&mut sampler, &[0]), 2);
-        assert_eq!(draw(&mut sampler, &[0, 0]), 1);
+        assert_eq!(sample(&mut sampler, &[0]), 2);
+        assert_eq!(sample(&mut sampler, &[0, 0]), 1);
     }
 
     #[test]
@@ -346,7 +353,7 @@ mod tests {
                 min_new_tokens: number("min_new_tokens", 0.0) as usize,
                 ..sampling()
             };
-            let context = Context { prompt: &case.prompt, answer: &case.answer, eos: &[case.eos] };
+            let context = Context { prompt: &case.prompt, completion: &case.answer, eos: &[case.eos] };
             let ours = Sampler::new(&sampling).distribution(&mut case.logits.clone(), context);
             for (ours, theirs) in ours.iter().zip(&case.probabilities) {
                 assert!((ours - theirs).abs() <= 1e-6, "{}: {ours} against {theirs}", case.sampling);

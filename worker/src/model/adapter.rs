@@ -1,7 +1,7 @@
-//! Low-rank adapters (Hu et al., arXiv 2106.09685) in the format of Hugging Face PEFT.
+//! LoRA adapters (Hu et al., arXiv 2106.09685) in the format of Hugging Face PEFT.
 //!
 //! A matrix W `[out, in]` becomes W + alpha/rank · B·A, with A `[rank, in]` and B `[out, rank]` trained in its place. A
-//! reward model's head is trained whole beside them, as PEFT's `modules_to_save`.
+//! reward model's head is trained in full, as one of PEFT's `modules_to_save`.
 
 use std::path::Path;
 
@@ -15,22 +15,22 @@ use super::{DecoderConfig, HeadKind, ModelError, ModelFilesError, Parameters, Sa
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
-/// What PEFT puts before every name.
+/// PEFT's prefix of every tensor name.
 const PREFIX: &str = "base_model.model.";
 const A: &str = "lora_A.weight";
 const B: &str = "lora_B.weight";
 
-/// Adapters of a decoder's matrices.
+/// A LoRA adapter of a decoder.
 #[derive(Debug)]
 pub struct Adapter {
-    settings: Settings,
-    /// `….q_proj.lora_A.weight` and so on; a reward model's head, shared with the model.
+    config: AdapterConfig,
+    /// `….q_proj.lora_A.weight` and so on, and a reward model's head, shared with the model.
     parameters: Parameters,
 }
 
-/// The part of adapter_config.json that says what an adapter is.
+/// The fields of adapter_config.json that define an adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Settings {
+struct AdapterConfig {
     #[serde(rename = "r")]
     rank: i64,
     #[serde(rename = "lora_alpha")]
@@ -38,90 +38,89 @@ struct Settings {
     target_modules: Vec<String>,
 }
 
-/// One matrix's adapter.
+/// The adapter of one matrix.
 #[derive(Debug)]
-pub(super) struct LowRank {
+pub(super) struct LoraWeights {
     /// `[rank, in]`.
     pub(super) a: Tensor,
     /// `[out, rank]`.
     pub(super) b: Tensor,
     /// alpha / rank.
-    pub(super) scale: f64,
+    pub(super) scaling: f64,
 }
 
-impl LowRank {
+impl LoraWeights {
     pub(super) fn to_kind(&self, kind: Kind) -> Self {
-        Self { a: self.a.to_kind(kind), b: self.b.to_kind(kind), scale: self.scale }
+        Self { a: self.a.to_kind(kind), b: self.b.to_kind(kind), scaling: self.scaling }
     }
 
-    /// scale · B·A, `[out, in]`.
-    pub(super) fn product(&self) -> Tensor {
-        self.b.matmul(&self.a) * self.scale
+    /// scaling · B·A, `[out, in]`.
+    pub(super) fn delta_weight(&self) -> Tensor {
+        self.b.matmul(&self.a) * self.scaling
     }
 }
 
 impl Adapter {
-    /// Fresh adapters that change nothing yet: A as PEFT draws it, uniform within ± 1/√in, from `seed`, `round` and its
-    /// name; B zero. `head` is a reward model's.
-    pub(super) fn fresh(
-        config: &DecoderConfig,
+    /// A fresh adapter, which changes nothing yet: A uniform within ± 1/√in as in PEFT, from `seed`, `round` and its name; B
+    /// zero. `head` is that of a reward model.
+    pub(super) fn new(
+        decoder: &DecoderConfig,
         lora: &Lora,
         (seed, round): (u64, u32),
         head: Option<&Tensor>,
         device: Device,
     ) -> Self {
-        let settings = Settings {
+        let config = AdapterConfig {
             rank: lora.rank.into(),
             alpha: lora.alpha,
-            target_modules: lora.targets.iter().map(ToString::to_string).collect(),
+            target_modules: lora.target_modules.iter().map(ToString::to_string).collect(),
         };
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
-        for (matrix, [out, input]) in settings.matrices(config) {
+        for (module, [out, input]) in config.target_matrices(decoder) {
             let bound = 1.0 / (input as f64).sqrt();
-            let a = uniform(seed, &format!("{matrix}.{A} of round {round}"), &[settings.rank, input], bound);
-            tensors.push((format!("{matrix}.{A}"), a.to_device(device)));
-            tensors
-                .push((format!("{matrix}.{B}"), Tensor::zeros([out, settings.rank], (Kind::Float, device))));
+            let a = uniform(seed, &format!("{module}.{A} of round {round}"), &[config.rank, input], bound);
+            tensors.push((format!("{module}.{A}"), a.to_device(device)));
+            tensors.push((format!("{module}.{B}"), Tensor::zeros([out, config.rank], (Kind::Float, device))));
         }
         tensors.extend(head.map(|head| (SCORE.to_owned(), head.shallow_clone())));
-        Self { settings, parameters: Parameters::of(tensors) }
+        Self { config, parameters: Parameters::from_named(tensors) }
     }
 
-    /// What is trained.
+    /// The trained parameters.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// With its head's numbers in `head` from here on.
-    pub(super) fn with_head_in(mut self, head: &Tensor) -> Self {
+    /// Copies its head into `head` and shares that tensor from here on.
+    pub(super) fn with_shared_head(mut self, head: &Tensor) -> Self {
         self.parameters.share(SCORE, head);
         self
     }
 
-    /// Of the matrix called `matrix`, as `model.layers.0.self_attn.q_proj`.
-    pub(super) fn of(&self, matrix: &str) -> Option<LowRank> {
-        let part = |name: &str| self.parameters.get(&format!("{matrix}.{name}")).map(Tensor::shallow_clone);
-        Some(LowRank { a: part(A)?, b: part(B)?, scale: self.settings.scale() })
+    /// The weights for a module such as `model.layers.0.self_attn.q_proj`.
+    pub(super) fn lora(&self, module: &str) -> Option<LoraWeights> {
+        let tensor = |name: &str| self.parameters.get(&format!("{module}.{name}")).map(Tensor::shallow_clone);
+        Some(LoraWeights { a: tensor(A)?, b: tensor(B)?, scaling: self.config.scaling() })
     }
 
-    /// Adds the adapters to the matrices of `base`, in place.
+    /// Adds the adapter to the weights of `base`, in place.
     pub(super) fn merge_into(&self, base: &Parameters) {
         no_grad(|| {
             for (name, weight) in base.iter() {
-                let low_rank = name.strip_suffix(".weight").and_then(|matrix| self.of(matrix));
-                if let Some(low_rank) = low_rank {
-                    let _ = weight.shallow_clone().g_add_(&low_rank.product());
+                let lora = name.strip_suffix(".weight").and_then(|module| self.lora(module));
+                if let Some(lora) = lora {
+                    let _ = weight.shallow_clone().g_add_(&lora.delta_weight());
                 }
             }
         });
     }
 
-    /// The adapter that does what `earlier` does and then this one: their matrices side by side, so that B·A is the sum of
-    /// both, their ranks and alphas added up. `None` where they are not of the same make.
+    /// One adapter equal to `earlier` followed by this one: their matrices concatenated along the rank, so that B·A is the sum
+    /// of both, and their ranks and alphas added. `None` if target modules or scalings differ.
     #[must_use]
-    pub fn after(&self, earlier: &Self) -> Option<Self> {
-        let (mine, theirs) = (&self.settings, &earlier.settings);
-        if mine.target_modules != theirs.target_modules || mine.scale() != theirs.scale() {
+    pub fn concat_after(&self, earlier: &Self) -> Option<Self> {
+        let (ours, theirs) = (&self.config, &earlier.config);
+        if ours.target_modules != theirs.target_modules || ours.scaling() != theirs.scaling() {
             return None;
         }
         let tensors = self.parameters.iter().map(|(name, tensor)| {
@@ -133,15 +132,15 @@ impl Adapter {
             };
             Some((name.to_owned(), Tensor::cat(&[before, tensor.detach()], axis)))
         });
-        let settings = Settings {
-            rank: mine.rank + theirs.rank,
-            alpha: mine.alpha + theirs.alpha,
-            target_modules: mine.target_modules.clone(),
+        let config = AdapterConfig {
+            rank: ours.rank + theirs.rank,
+            alpha: ours.alpha + theirs.alpha,
+            target_modules: ours.target_modules.clone(),
         };
-        Some(Self { settings, parameters: Parameters::of(tensors.collect::<Option<_>>()?) })
+        Some(Self { config, parameters: Parameters::from_named(tensors.collect::<Option<_>>()?) })
     }
 
-    /// Writes adapter_config.json and adapter_model.safetensors, fp32, into `dir`, which is made where it is missing.
+    /// Writes adapter_config.json and adapter_model.safetensors, fp32, into `dir`, which is created if it does not exist.
     ///
     /// # Errors
     /// The directory cannot be written.
@@ -151,9 +150,9 @@ impl Adapter {
         let config = serde_json::json!({
             "peft_type": "LORA",
             "task_type": if reward { "SEQ_CLS" } else { "CAUSAL_LM" },
-            "r": self.settings.rank,
-            "lora_alpha": self.settings.alpha,
-            "target_modules": self.settings.target_modules,
+            "r": self.config.rank,
+            "lora_alpha": self.config.alpha,
+            "target_modules": self.config.target_modules,
             "modules_to_save": reward.then_some(["score"]),
             "lora_dropout": 0.0,
             "bias": "none",
@@ -169,29 +168,29 @@ impl Adapter {
         weights::write(&dir.join(TENSORS), tensors, SaveDtype::Fp32)
     }
 
-    /// Reads what [`Adapter::save`] or PEFT wrote for a model of this configuration and head.
+    /// Reads an adapter that [`Adapter::save`] or PEFT wrote for a model of this configuration and head.
     ///
     /// # Errors
-    /// Files that are not there or not whole; tensors that do not fit the model, by name.
+    /// Missing or incomplete files; tensors that do not fit the model, by name.
     pub fn load(
         dir: &Path,
-        config: &DecoderConfig,
+        decoder: &DecoderConfig,
         head: HeadKind,
         device: Device,
     ) -> Result<Self, ModelError> {
         let path = dir.join(CONFIG);
         let text = std::fs::read(&path).map_err(ModelError::io(&path))?;
-        let mut settings: Settings = serde_json::from_slice(&text).map_err(ModelError::json(&path))?;
-        settings.target_modules.sort_by_key(|name| LoraTarget::NAMES.iter().position(|known| known == name));
+        let mut config: AdapterConfig = serde_json::from_slice(&text).map_err(ModelError::json(&path))?;
+        config.target_modules.sort_by_key(|name| LoraTarget::NAMES.iter().position(|known| known == name));
         let checkpoint = Checkpoint::open_file(&dir.join(TENSORS))?;
-        let rank = settings.rank;
+        let rank = config.rank;
         let mut expected = Vec::new();
-        for (matrix, [out, input]) in settings.matrices(config) {
-            expected.push((format!("{matrix}.{A}"), vec![rank, input]));
-            expected.push((format!("{matrix}.{B}"), vec![out, rank]));
+        for (module, [out, input]) in config.target_matrices(decoder) {
+            expected.push((format!("{module}.{A}"), vec![rank, input]));
+            expected.push((format!("{module}.{B}"), vec![out, rank]));
         }
         if head == HeadKind::Reward {
-            expected.push((SCORE.to_owned(), vec![1, config.hidden_size]));
+            expected.push((SCORE.to_owned(), vec![1, decoder.hidden_size]));
         }
         let read = |(name, shape): (String, Vec<i64>)| {
             let tensor = checkpoint.read(&format!("{PREFIX}{name}"))?;
@@ -202,29 +201,29 @@ impl Adapter {
             Ok((name, tensor.to_device(device)))
         };
         let tensors = expected.into_iter().map(read).collect::<Result<_, _>>()?;
-        Ok(Self { settings, parameters: Parameters::of(tensors) })
+        Ok(Self { config, parameters: Parameters::from_named(tensors) })
     }
 
     /// Whether `dir` holds an adapter.
-    pub fn is_in(dir: &Path) -> bool {
+    pub fn exists_in(dir: &Path) -> bool {
         dir.join(CONFIG).is_file()
     }
 }
 
-impl Settings {
-    fn scale(&self) -> f64 {
+impl AdapterConfig {
+    fn scaling(&self) -> f64 {
         self.alpha / self.rank as f64
     }
 
-    /// The matrices that get an adapter, with their shapes `[out, in]`.
-    fn matrices(&self, config: &DecoderConfig) -> Vec<(String, [i64; 2])> {
-        let tensors = config.tensors(HeadKind::LanguageModel).into_iter();
+    /// The modules that get an adapter, with the shapes of their weights, `[out, in]`.
+    fn target_matrices(&self, decoder: &DecoderConfig) -> Vec<(String, [i64; 2])> {
+        let tensors = decoder.tensors(HeadKind::LanguageModel).into_iter();
         let adapted = tensors.filter_map(|(name, shape)| {
-            let matrix = name.strip_suffix(".weight")?;
-            let (_, module) = matrix.rsplit_once('.')?;
-            let target = self.target_modules.iter().any(|target| target == module);
-            let shape: [i64; 2] = shape.try_into().ok().filter(|_| target)?;
-            Some((matrix.to_owned(), shape))
+            let module = name.strip_suffix(".weight")?;
+            let (_, last) = module.rsplit_once('.')?;
+            let is_target = self.target_modules.iter().any(|target| target == last);
+            let shape: [i64; 2] = shape.try_into().ok().filter(|_| is_target)?;
+            Some((module.to_owned(), shape))
         });
         adapted.collect()
     }

@@ -1,31 +1,30 @@
-//! Token sequences of different lengths in one forward pass, without padding and without reading a shared beginning twice.
+//! Packed batches: sequences of different lengths in one forward pass, without padding, and with shared prefixes computed once.
 
 use foil_torch::Segment;
 use tch::{Device, Tensor};
 
 use super::ModelError;
 
-/// Fewer tokens in common are cheaper to read again than to attend to apart.
-const LEAST_SHARED: usize = 8;
+/// A shorter common prefix is cheaper to recompute than to attend to separately.
+const MIN_SHARED_PREFIX: usize = 8;
 
-/// Sequences laid end to end. Those of one group hold what they all begin with once: a prompt is read once for all its
-/// answers.
+/// Sequences end to end. The common prefix of a group is stored once, so a prompt is computed once for all its completions.
 ///
-/// Where a sequence ends is known by its length, never by a token id.
+/// The end of a sequence is known by its length, never by a token id.
 #[derive(Debug)]
 pub struct PackedBatch {
-    /// `[rows]`, int64: rows are the tokens that are read.
+    /// Token ids, `[rows]`, int64: one row per token that is computed.
     ids: Tensor,
-    /// `[rows]`, int64: each row's position in its sequence.
+    /// Position of each row in its sequence, `[rows]`, int64.
     positions: Tensor,
     segments: Vec<Segment>,
-    places: Vec<Place>,
-    longest: usize,
+    sequences: Vec<SequenceRows>,
+    max_len: usize,
 }
 
-/// Where a sequence's tokens lie: the first `shared` from row `first_shared` on, the others from `first_own` on.
+/// The rows of a sequence: the first `shared` tokens from row `first_shared` on, the others from `first_own` on.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct SequenceRows {
     first_shared: usize,
     shared: usize,
     first_own: usize,
@@ -33,7 +32,7 @@ struct Place {
 }
 
 impl PackedBatch {
-    /// Of groups of sequences. Sequences are numbered through the groups.
+    /// Packs groups of sequences that may share a prefix. Sequences are numbered across groups.
     ///
     /// # Errors
     /// No sequences, or one without tokens.
@@ -47,20 +46,20 @@ impl PackedBatch {
             let sequences: Vec<&[u32]> = group.as_ref().iter().map(AsRef::as_ref).collect();
             layout.add(&sequences)?;
         }
-        if layout.places.is_empty() {
+        if layout.sequences.is_empty() {
             return Err(ModelError::Batch("it has no sequences".to_owned()));
         }
-        let longest = layout.places.iter().map(|place| place.length).max().unwrap_or(0);
+        let max_len = layout.sequences.iter().map(|sequence| sequence.length).max().unwrap_or(0);
         Ok(Self {
             ids: Tensor::from_slice(&layout.ids).to_device(device),
             positions: Tensor::from_slice(&layout.positions).to_device(device),
             segments: layout.segments,
-            places: layout.places,
-            longest,
+            sequences: layout.sequences,
+            max_len,
         })
     }
 
-    /// Of sequences that share nothing.
+    /// Packs sequences that share nothing.
     ///
     /// # Errors
     /// No sequences, or one without tokens.
@@ -69,22 +68,22 @@ impl PackedBatch {
         Self::of_groups(&groups, device)
     }
 
-    /// Tokens that are read: what a forward pass costs.
+    /// Number of tokens that are computed: the cost of a forward pass.
     pub fn rows(&self) -> usize {
         self.ids.numel()
     }
 
-    /// Tokens of all sequences, those in common counted for each.
+    /// Number of tokens of all sequences, with a shared prefix counted for each.
     pub fn tokens(&self) -> usize {
-        self.places.iter().map(|place| place.length).sum()
+        self.sequences.iter().map(|sequence| sequence.length).sum()
     }
 
     pub fn sequences(&self) -> usize {
-        self.places.len()
+        self.sequences.len()
     }
 
     pub fn length(&self, sequence: usize) -> usize {
-        self.places[sequence].length
+        self.sequences[sequence].length
     }
 
     pub fn device(&self) -> Device {
@@ -93,10 +92,10 @@ impl PackedBatch {
 
     /// The row of a sequence's token.
     pub fn row(&self, sequence: usize, token: usize) -> i64 {
-        let place = self.places[sequence];
-        let row = match token.checked_sub(place.shared) {
-            None => place.first_shared + token,
-            Some(own) => place.first_own + own,
+        let rows = self.sequences[sequence];
+        let row = match token.checked_sub(rows.shared) {
+            None => rows.first_shared + token,
+            Some(own) => rows.first_own + own,
         };
         row as i64
     }
@@ -104,7 +103,7 @@ impl PackedBatch {
     /// The row of every sequence's last token, `[sequences]`, int64.
     pub fn last_rows(&self) -> Tensor {
         let rows: Vec<i64> =
-            self.places.iter().enumerate().map(|(index, place)| self.row(index, place.length - 1)).collect();
+            (0..self.sequences()).map(|sequence| self.row(sequence, self.length(sequence) - 1)).collect();
         Tensor::from_slice(&rows).to_device(self.device())
     }
 
@@ -120,28 +119,28 @@ impl PackedBatch {
         &self.segments
     }
 
-    /// Tokens of the longest sequence.
-    pub(super) fn longest(&self) -> usize {
-        self.longest
+    /// Length of the longest sequence.
+    pub(super) fn max_len(&self) -> usize {
+        self.max_len
     }
 }
 
-/// Tokens that a group costs: what its sequences begin with counts once.
+/// Number of rows that a group takes in a batch: a shared prefix counts once.
 pub fn rows_of_group(sequences: &[impl AsRef<[u32]>]) -> usize {
-    let shared = shared_beginning(sequences);
+    let shared = shared_prefix(sequences);
     let own: usize = sequences.iter().map(|sequence| sequence.as_ref().len() - shared).sum();
     shared + own
 }
 
-/// How many tokens all sequences of a group begin with and read together.
-fn shared_beginning(sequences: &[impl AsRef<[u32]>]) -> usize {
+/// Length of the prefix that all sequences of a group share, 0 if it is too short to pay off.
+fn shared_prefix(sequences: &[impl AsRef<[u32]>]) -> usize {
     let Some((first, others)) = sequences.split_first() else { return 0 };
     if others.is_empty() {
         return 0;
     }
     let common = |other: &[u32]| first.as_ref().iter().zip(other).take_while(|(a, b)| a == b).count();
     let shared = others.iter().map(|other| common(other.as_ref())).min().unwrap_or(0);
-    if shared < LEAST_SHARED { 0 } else { shared }
+    if shared < MIN_SHARED_PREFIX { 0 } else { shared }
 }
 
 #[derive(Default)]
@@ -149,32 +148,32 @@ struct Layout {
     ids: Vec<i64>,
     positions: Vec<i64>,
     segments: Vec<Segment>,
-    places: Vec<Place>,
+    sequences: Vec<SequenceRows>,
 }
 
 impl Layout {
     fn add(&mut self, sequences: &[&[u32]]) -> Result<(), ModelError> {
         if let Some(empty) = sequences.iter().position(|sequence| sequence.is_empty()) {
-            let number = self.places.len() + empty;
+            let number = self.sequences.len() + empty;
             return Err(ModelError::Batch(format!("sequence {number} has no tokens")));
         }
-        let shared = shared_beginning(sequences);
+        let shared = shared_prefix(sequences);
         let first_shared = self.ids.len();
         if shared > 0 {
-            self.lay(&sequences[0][..shared], 0, (0, 0));
+            self.push_segment(&sequences[0][..shared], 0, (0, 0));
         }
         for sequence in sequences {
             let first_own = self.ids.len();
             if sequence.len() > shared {
-                self.lay(&sequence[shared..], shared, (first_shared, shared));
+                self.push_segment(&sequence[shared..], shared, (first_shared, shared));
             }
-            self.places.push(Place { first_shared, shared, first_own, length: sequence.len() });
+            self.sequences.push(SequenceRows { first_shared, shared, first_own, length: sequence.len() });
         }
         Ok(())
     }
 
-    /// Appends a segment whose first token stands at `position` of its sequence, after a prefix of rows (start, length).
-    fn lay(&mut self, tokens: &[u32], position: usize, prefix: (usize, usize)) {
+    /// Appends a segment that begins at `position` of its sequence and follows a prefix of rows (start, length).
+    fn push_segment(&mut self, tokens: &[u32], position: usize, prefix: (usize, usize)) {
         self.segments.push(Segment {
             start: self.ids.len() as i64,
             length: tokens.len() as i64,
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_groups_beginning_is_laid_once() {
+    fn the_shared_prefix_of_a_group_is_packed_once() {
         let prompt: Vec<u32> = (0..10).collect();
         let answer = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
         let groups = [vec![vec![7, 7]], vec![answer(&[50, 51]), answer(&[60]), prompt.clone()]];
@@ -209,14 +208,14 @@ mod tests {
         );
         assert_eq!((batch.rows(), batch.tokens(), batch.sequences()), (15, 2 + 12 + 11 + 10, 4));
         assert_eq!(rows_of_group(&groups[1]), 13);
-        // The last token of a sequence that is all beginning lies in the beginning.
+        // The last token of a sequence that is all prefix is in the prefix.
         assert_eq!(Vec::<i64>::try_from(batch.last_rows()).unwrap(), [1, 13, 14, 11]);
         assert_eq!((batch.row(1, 9), batch.row(1, 10), batch.row(2, 10)), (11, 12, 14));
         assert_eq!(Vec::<i64>::try_from(batch.positions()).unwrap()[11..], [9, 10, 11, 10]);
     }
 
     #[test]
-    fn a_short_beginning_is_read_again() {
+    fn a_short_shared_prefix_is_recomputed() {
         let batch = PackedBatch::of_groups(&[[[1, 2, 3], [1, 2, 4]]], Device::Cpu).unwrap();
         assert_eq!(batch.segments(), [segment(0, 3, 0, 0), segment(3, 3, 0, 0)]);
         assert_eq!(rows_of_group(&[[1, 2, 3], [1, 2, 4]]), 6);

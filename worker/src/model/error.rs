@@ -1,10 +1,10 @@
-//! What can be wrong with a model directory, a batch or a cache.
+//! Errors of a model directory, a batch or a cache.
 
 use std::path::PathBuf;
 
 use foil_common::model::ModelFilesError;
 
-/// A model that cannot be read, built, run or written; every message says where and what to do.
+/// A model cannot be read, built, run or written; every message says where and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error(transparent)]
@@ -20,10 +20,10 @@ pub enum ModelError {
 }
 
 impl ModelError {
-    /// What to do beside what the message says; `None` for a fault that is not the model directory's.
+    /// Advice to add to the message; `None` if the model directory is not at fault.
     pub fn advice(&self) -> Option<&'static str> {
         match self {
-            Self::Files(fault) => Some(fault.advice()),
+            Self::Files(error) => Some(error.advice()),
             Self::Batch(_) | Self::Cache(_) | Self::Layer(_) | Self::Torch(_) => None,
         }
     }

@@ -1,4 +1,4 @@
-//! Decoding without gradients, with weights cast once.
+//! Prefill and decoding without gradients, with weights cast and packed once.
 
 use foil_torch::ops::PackedWeight;
 use tch::{Kind, Tensor};
@@ -7,14 +7,14 @@ use super::decoder::{Decoder, Weights};
 use super::layer::linear;
 use super::{DecoderConfig, KvCache, LanguageModel, ModelError, PackedBatch, Precision};
 
-/// A language model made ready for many steps without gradients.
+/// A language model prepared for many decoding steps without gradients.
 ///
-/// It shares or copies the parameters as they are now; after a training step make a new one.
+/// It shares or copies the parameters as they are now; create a new one after a training step.
 #[derive(Debug)]
 pub struct Inference<'m> {
     model: &'m LanguageModel,
     weights: Weights<PackedWeight>,
-    head: Tensor,
+    lm_head: Tensor,
     precision: Precision,
 }
 
@@ -29,7 +29,7 @@ impl<'m> Inference<'m> {
             Ok(Self {
                 model,
                 weights: weights.packed(rows as i64)?,
-                head: model.head().to_kind(precision.kind()),
+                lm_head: model.lm_head().to_kind(precision.kind()),
                 precision,
             })
         })
@@ -48,7 +48,7 @@ impl<'m> Inference<'m> {
         KvCache::new(self.config(), slots, capacity, self.precision, self.model.device())
     }
 
-    /// Reads whole prompts into the cache, sequence i of the batch into `slots[i]`, replacing what was there.
+    /// Computes whole prompts into the cache, sequence i of the batch into `slots[i]`, replacing what was there.
     ///
     /// Gives the hidden state of each prompt's last token, `[prompts, hidden]`.
     ///
@@ -61,15 +61,19 @@ impl<'m> Inference<'m> {
         slots: &[usize],
     ) -> Result<Tensor, ModelError> {
         cache.check_prompts(prompts, slots)?;
-        let rotation = self.decoder().rotary().at(prompts.positions(), prompts.longest());
+        let rotation = self.decoder().rotary_emb().angles(prompts.positions(), prompts.max_len());
         let hidden = tch::no_grad(|| {
             let last = prompts.last_rows();
-            let residual =
-                self.decoder().run(&self.weights, prompts.ids(), Some(&last), &mut |layer, q, k, v| {
+            let residual = self.decoder().forward_layers(
+                &self.weights,
+                prompts.ids(),
+                Some(&last),
+                &mut |layer, q, k, v| {
                     cache.write_prompts(layer, prompts, slots, &foil_torch::ops::rotary(k, &rotation)?, v);
                     Ok(foil_torch::ops::attention(q, k, v, &rotation, prompts.segments())?)
-                })?;
-            self.decoder().finish(&self.weights, &residual)
+                },
+            )?;
+            self.decoder().final_norm(&self.weights, &residual)
         })?;
         for (sequence, &slot) in slots.iter().enumerate() {
             cache.set_length(slot, prompts.length(sequence) as i64);
@@ -79,7 +83,7 @@ impl<'m> Inference<'m> {
 
     /// Appends one token to each of `slots` and gives its hidden state, `[rows, hidden]`.
     ///
-    /// On CUDA cheapest where `slots` are consecutive and ascending: the cache is then read in place.
+    /// On CUDA, consecutive ascending `slots` are cheapest: the cache is then read in place.
     ///
     /// # Errors
     /// Slots that do not exist, repeat, are empty or full, or are not one per token.
@@ -91,11 +95,12 @@ impl<'m> Inference<'m> {
         let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
         let ids = Tensor::from_slice(&ids).to_device(self.model.device());
         let hidden = tch::no_grad(|| {
-            let rotation = self.decoder().rotary().at(step.positions(), step.longest());
-            let residual = self.decoder().run(&self.weights, &ids, None, &mut |layer, q, k, v| {
-                cache.attend(layer, &step, [q, k, v], &rotation)
-            })?;
-            self.decoder().finish(&self.weights, &residual)
+            let rotation = self.decoder().rotary_emb().angles(step.positions(), step.max_len());
+            let residual =
+                self.decoder().forward_layers(&self.weights, &ids, None, &mut |layer, q, k, v| {
+                    cache.attend(layer, &step, [q, k, v], &rotation)
+                })?;
+            self.decoder().final_norm(&self.weights, &residual)
         })?;
         for &slot in slots {
             cache.set_length(slot, cache.length(slot) as i64 + 1);
@@ -105,15 +110,15 @@ impl<'m> Inference<'m> {
 
     /// `[.., hidden]` → logits `[.., vocab]`, fp32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        tch::no_grad(|| linear(hidden, &self.head, None).to_kind(Kind::Float))
+        tch::no_grad(|| linear(hidden, &self.lm_head, None).to_kind(Kind::Float))
     }
 
-    /// `[rows, hidden]` → logits `[vocab, rows]`, in the precision's kind: what [`foil_torch::ops::sample_tokens`] reads.
+    /// `[rows, hidden]` → logits `[vocab, rows]` for [`foil_torch::ops::sample_tokens`], in the precision's kind.
     ///
     /// # Errors
-    /// What libtorch reports.
+    /// Errors of libtorch.
     pub fn logits_by_token(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(foil_torch::ops::linear_by_output(&self.head, hidden)?)
+        Ok(foil_torch::ops::linear_by_output(&self.lm_head, hidden)?)
     }
 
     fn decoder(&self) -> &Decoder {

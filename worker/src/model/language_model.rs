@@ -4,21 +4,21 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 
-use super::headed::{Head, Model};
+use super::head::{Head, Model};
 use super::layer::linear;
 use super::{DecoderConfig, HeadKind, Inference, ModelError, PackedBatch, Parameters, Precision, SaveDtype};
 
 /// A decoder whose hidden states are turned into logits over the vocabulary: `…ForCausalLM`.
-pub type LanguageModel = Model<Vocabulary>;
+pub type LanguageModel = Model<LmHead>;
 
 /// The head of a [`LanguageModel`].
 #[derive(Debug)]
-pub struct Vocabulary;
+pub struct LmHead;
 
-impl Head for Vocabulary {
+impl Head for LmHead {
     const KIND: HeadKind = HeadKind::LanguageModel;
 
-    fn trained_whole(_: &Parameters) -> Option<&Tensor> {
+    fn trainable_head(_: &Parameters) -> Option<&Tensor> {
         None
     }
 }
@@ -32,53 +32,53 @@ impl LanguageModel {
         Ok(Self::from_config(&DecoderConfig::load(config_dir)?, seed, device))
     }
 
-    /// Fresh weights for a configuration at hand.
+    /// Fresh weights for a configuration.
     pub fn from_config(config: &DecoderConfig, seed: u64, device: Device) -> Self {
         let parameters = Parameters::random(config, HeadKind::LanguageModel, seed, device);
         Self::new(config.clone(), parameters, device)
     }
 
-    /// Hidden states after the final norm at the rows `read` (`[n]`, int64) of a packed batch: `[n, hidden]`, in the
-    /// kind of `precision`.
+    /// Hidden states after the final norm at `output_rows` (`[n]`, int64) of a packed batch: `[n, hidden]`, in the kind of
+    /// `precision`.
     ///
     /// # Errors
-    /// What libtorch reports.
+    /// Errors of libtorch.
     ///
     /// # Panics
-    /// A token id outside the vocabulary; memory that runs out.
+    /// A token id outside the vocabulary; out of memory.
     pub fn forward(
         &self,
         batch: &PackedBatch,
-        read: &Tensor,
+        output_rows: &Tensor,
         precision: Precision,
     ) -> Result<Tensor, ModelError> {
         let weights = self.weights(precision);
-        let residual = self.decoder.residual(&weights, batch, read)?;
-        self.decoder.finish(&weights, &residual)
+        let residual = self.decoder.forward(&weights, batch, output_rows)?;
+        self.decoder.final_norm(&weights, &residual)
     }
 
     /// `[.., hidden]` → logits `[.., vocab]`, in the kind of `hidden`: let log-softmax convert them to fp32.
     ///
-    /// Pick the positions that a loss reads before, not after: the head is a large part of a small model's work.
+    /// Select the positions that a loss needs before the head, not after: it is a large part of a small model's work.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        linear(hidden, &self.head().to_kind(hidden.kind()), None)
+        linear(hidden, &self.lm_head().to_kind(hidden.kind()), None)
     }
 
-    /// The head's matrix `[vocab, hidden]`, its own or the embeddings.
-    pub fn head(&self) -> &Tensor {
+    /// The head's matrix `[vocab, hidden]`: `lm_head`, or the embeddings if they are tied.
+    pub fn lm_head(&self) -> &Tensor {
         let name = if self.config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        self.expect(name)
+        self.parameter(name)
     }
 
-    /// Makes ready for generation of about `rows` sequences together: no gradients, weights cast and laid out once.
+    /// Prepares generation of about `rows` sequences together: no gradients, weights cast and packed once.
     ///
     /// # Errors
-    /// What libtorch reports.
+    /// Errors of libtorch.
     pub fn inference(&self, precision: Precision, rows: usize) -> Result<Inference<'_>, ModelError> {
         Inference::new(self, precision, rows)
     }
 
-    /// Writes config.json and model.safetensors into `dir`, which is made where it is missing.
+    /// Writes config.json and model.safetensors into `dir`, which is created if it does not exist.
     ///
     /// # Errors
     /// The directory cannot be written.

@@ -1,209 +1,210 @@
-//! One decoder layer: its weights as a forward pass uses them, and what it computes.
+//! One decoder layer: its weights in the compute precision, and its forward pass.
 
 use foil_torch::ops::PackedWeight;
 use tch::{Kind, Tensor};
 
-use super::adapter::{Adapter, LowRank};
+use super::adapter::{Adapter, LoraWeights};
 use super::{DecoderConfig, ModelError, Parameters};
 
-/// Every matrix product with weights goes through here.
+/// x · weightᵀ + bias. Every product with a weight matrix goes through here.
 pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     #[cfg(test)]
     super::tests::observe_matmul(x, weight);
     x.linear(weight, bias)
 }
 
-/// What rows are multiplied by.
-pub(super) trait Matrix {
+/// A linear map of rows.
+pub(super) trait Projection {
     /// `[rows, in]` → `[rows, out]`.
-    fn product(&self, x: &Tensor) -> Result<Tensor, ModelError>;
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError>;
 }
 
-/// A matrix as its parameters lie, with its low-rank adapter where it has one; differentiable.
+/// A weight matrix with its bias and its LoRA adapter, if it has them; differentiable.
 #[derive(Debug)]
-pub(super) struct Plain {
+pub(super) struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
-    low_rank: Option<LowRank>,
+    lora: Option<LoraWeights>,
 }
 
-impl Matrix for Plain {
-    fn product(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        let product = linear(x, &self.weight, self.bias.as_ref());
-        Ok(match &self.low_rank {
-            None => product,
-            Some(LowRank { a, b, scale }) => product + linear(&linear(x, a, None), b, None) * *scale,
+impl Projection for Linear {
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        let output = linear(x, &self.weight, self.bias.as_ref());
+        Ok(match &self.lora {
+            None => output,
+            Some(LoraWeights { a, b, scaling }) => output + linear(&linear(x, a, None), b, None) * *scaling,
         })
     }
 }
 
-impl Plain {
-    /// Laid out for many products of about `rows` rows each, without gradients; its adapter becomes part of it.
+impl Linear {
+    /// Packed for many products of about `rows` rows each, without gradients; the adapter is merged.
     fn packed(self, rows: i64) -> Result<PackedWeight, ModelError> {
-        let weight = match &self.low_rank {
+        let weight = match &self.lora {
             None => self.weight,
-            Some(low_rank) => self.weight + low_rank.product().to_kind(low_rank.a.kind()),
+            Some(lora) => self.weight + lora.delta_weight().to_kind(lora.a.kind()),
         };
         Ok(PackedWeight::new(&weight, self.bias.as_ref(), rows)?)
     }
 
-    fn replace(&self, with: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+    fn map_tensors(&self, f: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
         Self {
-            weight: with(&self.weight),
-            bias: self.bias.as_ref().map(&mut *with),
-            low_rank: self.low_rank.as_ref().map(|low_rank| LowRank {
-                a: with(&low_rank.a),
-                b: with(&low_rank.b),
-                scale: low_rank.scale,
+            weight: f(&self.weight),
+            bias: self.bias.as_ref().map(&mut *f),
+            lora: self.lora.as_ref().map(|lora| LoraWeights {
+                a: f(&lora.a),
+                b: f(&lora.b),
+                scaling: lora.scaling,
             }),
         }
     }
 }
 
-impl Matrix for PackedWeight {
-    fn product(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+impl Projection for PackedWeight {
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         Ok(self.apply(x)?)
     }
 }
 
-/// A layer's weights: matrices in the compute precision, norms fp32.
+/// A layer's weights, by their Hugging Face names: projections in the compute precision, norms fp32.
 #[derive(Debug)]
-pub(super) struct LayerWeights<M> {
-    input_norm: Tensor,
-    q: M,
-    k: M,
-    v: M,
-    o: M,
+pub(super) struct LayerWeights<P> {
+    input_layernorm: Tensor,
+    q_proj: P,
+    k_proj: P,
+    v_proj: P,
+    o_proj: P,
     q_norm: Option<Tensor>,
     k_norm: Option<Tensor>,
-    post_norm: Tensor,
-    gate: M,
-    up: M,
-    down: M,
+    post_attention_layernorm: Tensor,
+    gate_proj: P,
+    up_proj: P,
+    down_proj: P,
 }
 
-impl<M> LayerWeights<M> {
-    fn matrices<N>(
+impl<P> LayerWeights<P> {
+    fn map_projections<Q>(
         self,
-        mut of: impl FnMut(M) -> Result<N, ModelError>,
-    ) -> Result<LayerWeights<N>, ModelError> {
+        mut f: impl FnMut(P) -> Result<Q, ModelError>,
+    ) -> Result<LayerWeights<Q>, ModelError> {
         Ok(LayerWeights {
-            input_norm: self.input_norm,
-            q: of(self.q)?,
-            k: of(self.k)?,
-            v: of(self.v)?,
-            o: of(self.o)?,
+            input_layernorm: self.input_layernorm,
+            q_proj: f(self.q_proj)?,
+            k_proj: f(self.k_proj)?,
+            v_proj: f(self.v_proj)?,
+            o_proj: f(self.o_proj)?,
             q_norm: self.q_norm,
             k_norm: self.k_norm,
-            post_norm: self.post_norm,
-            gate: of(self.gate)?,
-            up: of(self.up)?,
-            down: of(self.down)?,
+            post_attention_layernorm: self.post_attention_layernorm,
+            gate_proj: f(self.gate_proj)?,
+            up_proj: f(self.up_proj)?,
+            down_proj: f(self.down_proj)?,
         })
     }
 }
 
-impl LayerWeights<Plain> {
+impl LayerWeights<Linear> {
     pub(super) fn packed(self, rows: i64) -> Result<LayerWeights<PackedWeight>, ModelError> {
-        self.matrices(|matrix| matrix.packed(rows))
+        self.map_projections(|projection| projection.packed(rows))
     }
 
-    /// All its tensors, in an order of its own.
+    /// All tensors of the layer, in the order of [`LayerWeights::map_tensors`].
     pub(super) fn tensors(&self) -> Vec<Tensor> {
         let mut all = Vec::new();
-        self.replace(&mut |tensor| {
+        self.map_tensors(&mut |tensor| {
             all.push(tensor.shallow_clone());
             Tensor::new()
         });
         all
     }
 
-    /// A layer of this structure that holds no tensors.
-    pub(super) fn outline(&self) -> Self {
-        self.replace(&mut |_| Tensor::new())
+    /// A layer of the same structure with undefined tensors.
+    pub(super) fn skeleton(&self) -> Self {
+        self.map_tensors(&mut |_| Tensor::new())
     }
 
-    /// A layer of this structure with other tensors, in the order of [`LayerWeights::tensors`].
-    pub(super) fn filled(&self, tensors: &[Tensor]) -> Self {
-        let mut rest = tensors.iter();
-        self.replace(&mut |_| rest.next().map_or_else(Tensor::new, Tensor::shallow_clone))
+    /// A layer of the same structure with other tensors, given in the order of [`LayerWeights::tensors`].
+    pub(super) fn with_tensors(&self, tensors: &[Tensor]) -> Self {
+        let mut tensors = tensors.iter();
+        self.map_tensors(&mut |_| tensors.next().map_or_else(Tensor::new, Tensor::shallow_clone))
     }
 
-    fn replace(&self, with: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+    fn map_tensors(&self, f: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
         Self {
-            input_norm: with(&self.input_norm),
-            q: self.q.replace(with),
-            k: self.k.replace(with),
-            v: self.v.replace(with),
-            o: self.o.replace(with),
-            q_norm: self.q_norm.as_ref().map(&mut *with),
-            k_norm: self.k_norm.as_ref().map(&mut *with),
-            post_norm: with(&self.post_norm),
-            gate: self.gate.replace(with),
-            up: self.up.replace(with),
-            down: self.down.replace(with),
+            input_layernorm: f(&self.input_layernorm),
+            q_proj: self.q_proj.map_tensors(f),
+            k_proj: self.k_proj.map_tensors(f),
+            v_proj: self.v_proj.map_tensors(f),
+            o_proj: self.o_proj.map_tensors(f),
+            q_norm: self.q_norm.as_ref().map(&mut *f),
+            k_norm: self.k_norm.as_ref().map(&mut *f),
+            post_attention_layernorm: f(&self.post_attention_layernorm),
+            gate_proj: self.gate_proj.map_tensors(f),
+            up_proj: self.up_proj.map_tensors(f),
+            down_proj: self.down_proj.map_tensors(f),
         }
     }
 }
 
-/// Takes tensors out of `Parameters` by name; a model's constructor has made sure that all are there.
+/// Parameters by name, cast to the compute precision. A model's constructor has checked that all of them exist.
 ///
-/// Casting is part of the graph, so gradients reach the fp32 masters in fp32.
-pub(super) struct Cast<'a> {
+/// The cast is part of the autograd graph, so gradients reach the fp32 master weights in fp32.
+pub(super) struct WeightView<'a> {
     pub(super) parameters: &'a Parameters,
     pub(super) adapter: Option<&'a Adapter>,
     pub(super) kind: Kind,
 }
 
-impl Cast<'_> {
-    fn optional(&self, name: &str) -> Option<Tensor> {
+impl WeightView<'_> {
+    fn get(&self, name: &str) -> Option<Tensor> {
         self.parameters.get(name).map(Tensor::shallow_clone)
     }
 
+    /// The fp32 master weight called `name`.
     pub(super) fn master(&self, name: &str) -> Tensor {
-        match self.optional(name) {
+        match self.get(name) {
             Some(tensor) => tensor,
             None => unreachable!("a model was built without its parameter {name}"),
         }
     }
 
-    fn matrix(&self, name: &str) -> Plain {
-        Plain {
+    fn linear(&self, name: &str) -> Linear {
+        Linear {
             weight: self.master(&format!("{name}.weight")).to_kind(self.kind),
-            bias: self.optional(&format!("{name}.bias")).map(|bias| bias.to_kind(self.kind)),
-            low_rank: self.adapter.and_then(|adapter| adapter.of(name)).map(|of| of.to_kind(self.kind)),
+            bias: self.get(&format!("{name}.bias")).map(|bias| bias.to_kind(self.kind)),
+            lora: self.adapter.and_then(|adapter| adapter.lora(name)).map(|lora| lora.to_kind(self.kind)),
         }
     }
 
-    pub(super) fn layer(&self, index: i64) -> LayerWeights<Plain> {
-        let at = |name: &str| format!("model.layers.{index}.{name}");
+    pub(super) fn layer(&self, index: i64) -> LayerWeights<Linear> {
+        let full = |name: &str| format!("model.layers.{index}.{name}");
         LayerWeights {
-            input_norm: self.master(&at("input_layernorm.weight")),
-            q: self.matrix(&at("self_attn.q_proj")),
-            k: self.matrix(&at("self_attn.k_proj")),
-            v: self.matrix(&at("self_attn.v_proj")),
-            o: self.matrix(&at("self_attn.o_proj")),
-            q_norm: self.optional(&at("self_attn.q_norm.weight")),
-            k_norm: self.optional(&at("self_attn.k_norm.weight")),
-            post_norm: self.master(&at("post_attention_layernorm.weight")),
-            gate: self.matrix(&at("mlp.gate_proj")),
-            up: self.matrix(&at("mlp.up_proj")),
-            down: self.matrix(&at("mlp.down_proj")),
+            input_layernorm: self.master(&full("input_layernorm.weight")),
+            q_proj: self.linear(&full("self_attn.q_proj")),
+            k_proj: self.linear(&full("self_attn.k_proj")),
+            v_proj: self.linear(&full("self_attn.v_proj")),
+            o_proj: self.linear(&full("self_attn.o_proj")),
+            q_norm: self.get(&full("self_attn.q_norm.weight")),
+            k_norm: self.get(&full("self_attn.k_norm.weight")),
+            post_attention_layernorm: self.master(&full("post_attention_layernorm.weight")),
+            gate_proj: self.linear(&full("mlp.gate_proj")),
+            up_proj: self.linear(&full("mlp.up_proj")),
+            down_proj: self.linear(&full("mlp.down_proj")),
         }
     }
 }
 
-/// The residual stream between two layers: x + delta, `[rows, hidden]`, not yet added, so that the norm that follows adds
-/// them in one pass.
+/// The residual stream between two layers, `[rows, hidden]`: x + delta, not yet added, so that the next norm adds them in the
+/// same pass.
 #[derive(Debug)]
-pub(super) struct Stream {
-    /// fp32.
+pub(super) struct ResidualStream {
+    /// The stream before the last addition, fp32.
     pub(super) x: Tensor,
-    /// What the layer before gave, in the compute precision; none before the first.
+    /// Output of the previous layer's MLP, in the compute precision; `None` before the first layer.
     pub(super) delta: Option<Tensor>,
 }
 
-impl Stream {
+impl ResidualStream {
     /// x + delta, fp32.
     pub(super) fn sum(self) -> Tensor {
         match self.delta {
@@ -214,79 +215,88 @@ impl Stream {
     }
 }
 
-/// How queries meet keys and values: (q, k, v) → context. `q` and the context are `[rows, heads, head_dim]`, `k` and `v`
-/// `[rows, kv_heads, head_dim]`; rotation is the callee's part.
-pub(super) type Attend<'a> = &'a mut dyn FnMut(&Tensor, &Tensor, &Tensor) -> Result<Tensor, ModelError>;
+/// Attention, (q, k, v) → context, over a packed batch or a KV cache. `q` and the context are `[rows, heads, head_dim]`, `k`
+/// and `v` `[rows, kv_heads, head_dim]`. The callee applies the rotary embedding.
+pub(super) type AttentionFn<'a> = &'a mut dyn FnMut(&Tensor, &Tensor, &Tensor) -> Result<Tensor, ModelError>;
 
-/// What all layers of a model have in common.
+/// The settings that all layers of a model share.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LayerShape {
+pub(super) struct LayerConfig {
     heads: i64,
     kv_heads: i64,
     head_dim: i64,
-    eps: f64,
+    rms_norm_eps: f64,
 }
 
-impl LayerShape {
-    pub(super) fn of(config: &DecoderConfig) -> Self {
+impl LayerConfig {
+    pub(super) fn new(config: &DecoderConfig) -> Self {
         Self {
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
-            eps: config.rms_norm_eps,
+            rms_norm_eps: config.rms_norm_eps,
         }
     }
 
-    /// One layer, in `kind`. Where `read` names rows, only those leave it: after its attention no row needs another.
-    pub(super) fn forward<M: Matrix>(
+    /// Runs one layer in `kind`. With `output_rows`, only those rows go through the MLP: after attention no row needs another.
+    pub(super) fn forward<P: Projection>(
         &self,
-        layer: &LayerWeights<M>,
-        Stream { x, delta }: Stream,
+        layer: &LayerWeights<P>,
+        ResidualStream { x, delta }: ResidualStream,
         kind: Kind,
-        read: Option<&Tensor>,
-        attend: Attend<'_>,
-    ) -> Result<Stream, ModelError> {
+        output_rows: Option<&Tensor>,
+        attend: AttentionFn<'_>,
+    ) -> Result<ResidualStream, ModelError> {
         let (mut x, normed) = match delta {
             None => {
-                let normed = foil_torch::ops::rms_norm(&x, &layer.input_norm, self.eps, kind)?;
+                let normed = foil_torch::ops::rms_norm(&x, &layer.input_layernorm, self.rms_norm_eps, kind)?;
                 (x, normed)
             }
-            Some(delta) => foil_torch::ops::add_rms_norm(&x, &delta, &layer.input_norm, self.eps)?,
+            Some(delta) => {
+                foil_torch::ops::add_rms_norm(&x, &delta, &layer.input_layernorm, self.rms_norm_eps)?
+            }
         };
-        let mut context = self.attention(layer, &normed, attend)?;
-        if let Some(read) = read {
-            context = context.index_select(0, read);
-            x = x.index_select(0, read);
+        let mut context = self.self_attn(layer, &normed, attend)?;
+        if let Some(rows) = output_rows {
+            context = context.index_select(0, rows);
+            x = x.index_select(0, rows);
         }
-        let attended = layer.o.product(&context)?;
-        let (x, normed) = foil_torch::ops::add_rms_norm(&x, &attended, &layer.post_norm, self.eps)?;
-        let gated = foil_torch::ops::swiglu(&layer.gate.product(&normed)?, &layer.up.product(&normed)?)?;
-        Ok(Stream { x, delta: Some(layer.down.product(&gated)?) })
+        let attended = layer.o_proj.forward(&context)?;
+        let (x, normed) =
+            foil_torch::ops::add_rms_norm(&x, &attended, &layer.post_attention_layernorm, self.rms_norm_eps)?;
+        let gated =
+            foil_torch::ops::swiglu(&layer.gate_proj.forward(&normed)?, &layer.up_proj.forward(&normed)?)?;
+        Ok(ResidualStream { x, delta: Some(layer.down_proj.forward(&gated)?) })
     }
 
-    /// `x`: `[rows, hidden]`; gives the context before the output projection, `[rows, heads · head_dim]`.
-    fn attention<M: Matrix>(
+    /// `x`: `[rows, hidden]`; gives the context before `o_proj`, `[rows, heads · head_dim]`.
+    fn self_attn<P: Projection>(
         &self,
-        layer: &LayerWeights<M>,
+        layer: &LayerWeights<P>,
         x: &Tensor,
-        attend: Attend<'_>,
+        attend: AttentionFn<'_>,
     ) -> Result<Tensor, ModelError> {
-        let split = |projected: Tensor, heads: i64| projected.view([-1, heads, self.head_dim]);
-        let q = split(layer.q.product(x)?, self.heads);
-        let k = split(layer.k.product(x)?, self.kv_heads);
-        let v = split(layer.v.product(x)?, self.kv_heads);
-        let q = self.head_norm(q, layer.q_norm.as_ref())?;
-        let k = self.head_norm(k, layer.k_norm.as_ref())?;
+        // [rows, heads · head_dim] → [rows, heads, head_dim]
+        let split_heads = |projected: Tensor, heads: i64| projected.view([-1, heads, self.head_dim]);
+        let q = split_heads(layer.q_proj.forward(x)?, self.heads);
+        let k = split_heads(layer.k_proj.forward(x)?, self.kv_heads);
+        let v = split_heads(layer.v_proj.forward(x)?, self.kv_heads);
+        let q = self.norm_heads(q, layer.q_norm.as_ref())?;
+        let k = self.norm_heads(k, layer.k_norm.as_ref())?;
         Ok(attend(&q, &k, &v)?.flatten(1, 2))
     }
 
-    /// Norm over each head, where the family has one; the kind stays.
-    fn head_norm(&self, heads: Tensor, weight: Option<&Tensor>) -> Result<Tensor, ModelError> {
+    /// RMSNorm over each head, if the family has one (Qwen3); the kind stays.
+    fn norm_heads(&self, heads: Tensor, weight: Option<&Tensor>) -> Result<Tensor, ModelError> {
         match weight {
             None => Ok(heads),
             Some(weight) => {
-                let normed =
-                    foil_torch::ops::rms_norm(&heads.to_kind(Kind::Float), weight, self.eps, heads.kind())?;
+                let normed = foil_torch::ops::rms_norm(
+                    &heads.to_kind(Kind::Float),
+                    weight,
+                    self.rms_norm_eps,
+                    heads.kind(),
+                )?;
                 Ok(normed)
             }
         }

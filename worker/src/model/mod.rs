@@ -1,14 +1,14 @@
 //! The decoder of the Llama family, its heads, and Hugging Face directories.
 //!
-//! A [`LanguageModel`] or a [`RewardModel`] is one decoder with one head on it. The decoder gives hidden states,
-//! heads turn chosen hidden states into logits or scores; losses are functions of those and live elsewhere.
+//! A [`LanguageModel`] or a [`RewardModel`] is a decoder with a head. The decoder computes hidden states, the head turns
+//! selected hidden states into logits or scores; losses are functions of those and live in `objective`.
 
 mod adapter;
 mod attention;
 mod batch;
 mod decoder;
 mod error;
-mod headed;
+mod head;
 mod inference;
 mod kv_cache;
 mod language_model;
@@ -25,7 +25,7 @@ pub use decoder::Precision;
 pub use error::ModelError;
 pub use foil_common::model::{DecoderConfig, Family, HeadKind, ModelFilesError, RopeConfig, RopeScaling};
 pub use foil_common::spec::SaveDtype;
-pub use headed::{Head, Model};
+pub use head::{Head, Model};
 pub use inference::Inference;
 pub use kv_cache::KvCache;
 pub use language_model::LanguageModel;

@@ -1,4 +1,4 @@
-//! All of a model's parameters, by Hugging Face name, as fp32 masters.
+//! A model's parameters by Hugging Face name, as fp32 master weights.
 
 use std::path::Path;
 
@@ -23,8 +23,8 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Of tensors by name, in any order.
-    pub(crate) fn of(mut named: Vec<(String, Tensor)>) -> Self {
+    /// From named tensors in any order.
+    pub(crate) fn from_named(mut named: Vec<(String, Tensor)>) -> Self {
         named.sort_by(|(a, _), (b, _)| a.cmp(b));
         let (names, tensors) = named.into_iter().unzip();
         Self { names, tensors }
@@ -46,11 +46,11 @@ impl Parameters {
         self.position(name).map(|index| &self.tensors[index])
     }
 
-    /// Copies the numbers of the tensor called `name`, where there is one, into `into`, which takes its place.
-    pub(super) fn share(&mut self, name: &str, into: &Tensor) {
+    /// Copies the tensor called `name`, if there is one, into `shared`, and replaces it by that.
+    pub(super) fn share(&mut self, name: &str, shared: &Tensor) {
         if let Some(index) = self.position(name) {
-            let mine = std::mem::replace(&mut self.tensors[index], into.shallow_clone());
-            tch::no_grad(|| into.shallow_clone().copy_(&mine));
+            let own = std::mem::replace(&mut self.tensors[index], shared.shallow_clone());
+            tch::no_grad(|| shared.shallow_clone().copy_(&own));
         }
     }
 
@@ -58,7 +58,7 @@ impl Parameters {
         self.names.binary_search_by(|probe| probe.as_str().cmp(name)).ok()
     }
 
-    /// Numbers in all tensors together.
+    /// Number of elements in all tensors.
     pub fn count(&self) -> usize {
         self.tensors.iter().map(Tensor::numel).sum()
     }
@@ -91,7 +91,7 @@ impl Parameters {
         Self { names: self.names.clone(), tensors }
     }
 
-    /// Overwrites every tensor in place with `other`'s numbers.
+    /// Overwrites every tensor in place with the values of `other`.
     ///
     /// # Errors
     /// The two differ in a name or a shape.
@@ -109,17 +109,17 @@ impl Parameters {
         Ok(())
     }
 
-    /// Fresh weights. Each tensor's numbers depend on `seed` and its name alone.
+    /// Fresh weights. Each tensor depends only on `seed` and its name.
     pub(super) fn random(config: &DecoderConfig, head: HeadKind, seed: u64, device: Device) -> Self {
-        let filled = config.tensors(head).into_iter().map(|(name, shape)| {
-            let tensor = fresh(config, seed, &name, &shape).to_device(device);
+        let named = config.tensors(head).into_iter().map(|(name, shape)| {
+            let tensor = init(config, seed, &name, &shape).to_device(device);
             (name, tensor)
         });
-        let (names, tensors) = filled.unzip();
+        let (names, tensors) = named.unzip();
         Self { names, tensors }
     }
 
-    /// Reads a checkpoint that must hold exactly what `config` with `head` consists of.
+    /// Reads a checkpoint that must hold exactly the tensors of `config` with `head`.
     pub(super) fn load(
         dir: &Path,
         config: &DecoderConfig,
@@ -135,19 +135,21 @@ impl Parameters {
             }
         }
         let names: Vec<String> = config.tensors(head).into_iter().map(|(name, _)| name).collect();
-        let tensors: Result<Vec<Tensor>, ModelError> =
-            names.iter().map(|name| Ok(finite(name, checkpoint.read(name)?)?.to_device(device))).collect();
+        let tensors: Result<Vec<Tensor>, ModelError> = names
+            .iter()
+            .map(|name| Ok(check_finite(name, checkpoint.read(name)?)?.to_device(device)))
+            .collect();
         Ok(Self { names, tensors: tensors? })
     }
 
     /// Takes a language model's parameters over, with a fresh reward head in place of its own.
     pub(super) fn with_fresh_head(self, config: &DecoderConfig, seed: u64) -> Self {
         let device = self.tensors.first().map_or(Device::Cpu, Tensor::device);
-        let head = fresh(config, seed, SCORE, &[1, config.hidden_size]).to_device(device);
+        let head = init(config, seed, SCORE, &[1, config.hidden_size]).to_device(device);
         let mut all: Vec<(String, Tensor)> = self.names.into_iter().zip(self.tensors).collect();
         all.retain(|(name, _)| name != LM_HEAD);
         all.push((SCORE.to_owned(), head));
-        Self::of(all)
+        Self::from_named(all)
     }
 
     pub(super) fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<(), ModelError> {
@@ -155,11 +157,11 @@ impl Parameters {
     }
 }
 
-/// Refuses NaN and infinity before anything is computed with them, where they would look like a training that diverged.
-fn finite(name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
-    // Both are NaN where any number is; unlike a mask they take no memory.
-    let (least, greatest) = tensor.f_aminmax(None, false)?;
-    if [least, greatest].iter().all(|bound| bound.double_value(&[]).is_finite()) {
+/// Refuses NaN and infinity at loading; later they would look like a training that diverged.
+fn check_finite(name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
+    // Both are NaN if any element is; unlike a mask they take no memory.
+    let (min, max) = tensor.f_aminmax(None, false)?;
+    if [min, max].iter().all(|bound| bound.double_value(&[]).is_finite()) {
         return Ok(tensor);
     }
     let faults = tensor.numel() as i64 - tensor.isfinite().sum(Kind::Int64).int64_value(&[]);
@@ -171,8 +173,8 @@ fn finite(name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
     Err(ModelFilesError::tensor(name, reason).into())
 }
 
-/// Norms are 1, biases 0, matrices normal. The head of a reward model starts small, so that first scores are near 0.
-fn fresh(config: &DecoderConfig, seed: u64, name: &str, shape: &[i64]) -> Tensor {
+/// Initial values: norms 1, biases 0, matrices normal. A reward model's head starts small, so that first scores are near 0.
+fn init(config: &DecoderConfig, seed: u64, name: &str, shape: &[i64]) -> Tensor {
     let options = (Kind::Float, Device::Cpu);
     if name.ends_with("norm.weight") {
         return Tensor::ones(shape, options);
@@ -189,7 +191,7 @@ fn fresh(config: &DecoderConfig, seed: u64, name: &str, shape: &[i64]) -> Tensor
     Tensor::from_slice(&normals(seed, name, count, deviation)).view(shape)
 }
 
-/// Uniform draws within ± `bound`, fp32, from a stream that only `seed` and `name` choose.
+/// Uniform numbers within ± `bound`, fp32, from a stream that depends only on `seed` and `name`.
 pub(super) fn uniform(seed: u64, name: &str, shape: &[i64], bound: f64) -> Tensor {
     let mut stream = stream(seed, name);
     let count = shape.iter().product::<i64>();
@@ -205,7 +207,7 @@ fn stream(seed: u64, name: &str) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(*key.finalize().as_bytes())
 }
 
-/// `count` normal draws by Box–Muller, from a stream that only `seed` and `name` choose.
+/// `count` normal numbers by Box–Muller, from a stream that depends only on `seed` and `name`.
 fn normals(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
     let mut stream = stream(seed, name);
     let mut draws = Vec::with_capacity(count + 1);

@@ -4,33 +4,33 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 
-use super::headed::{Head, Model};
+use super::head::{Head, Model};
 use super::layer::linear;
 use super::parameters::SCORE;
 use super::{
     DecoderConfig, HeadKind, LanguageModel, ModelError, PackedBatch, Parameters, Precision, SaveDtype,
 };
 
-/// A decoder that gives one score per sequence, read at its last real token: `…ForSequenceClassification` with one label.
+/// A decoder that gives one score per sequence, at its last token: `…ForSequenceClassification` with one label.
 ///
 /// The same as transformers' class, except that the last token is known by length. transformers looks for the last token
-/// that is not `pad_token_id`, hence the care in [`RewardModel::save`].
-pub type RewardModel = Model<Score>;
+/// that is not `pad_token_id`; see [`RewardModel::save`].
+pub type RewardModel = Model<ScoreHead>;
 
 /// The head of a [`RewardModel`].
 #[derive(Debug)]
-pub struct Score;
+pub struct ScoreHead;
 
-impl Head for Score {
+impl Head for ScoreHead {
     const KIND: HeadKind = HeadKind::Reward;
 
-    fn trained_whole(parameters: &Parameters) -> Option<&Tensor> {
+    fn trainable_head(parameters: &Parameters) -> Option<&Tensor> {
         parameters.get(SCORE)
     }
 }
 
 impl RewardModel {
-    /// Reads a `…ForCausalLM` directory and puts a fresh head on it: N(0, 0.1/√hidden), drawn from `seed`.
+    /// Reads a `…ForCausalLM` directory and adds a fresh head, N(0, 0.1/√hidden) from `seed`.
     ///
     /// # Errors
     /// Anything in config.json or in the checkpoint that does not make a language model, by name.
@@ -38,45 +38,45 @@ impl RewardModel {
         Ok(Self::with_fresh_head(LanguageModel::load(dir, device)?, seed))
     }
 
-    /// Takes over a language model's decoder, with a fresh head drawn from `seed`.
+    /// Takes over a language model's decoder, with a fresh head from `seed`.
     pub fn with_fresh_head(model: LanguageModel, seed: u64) -> Self {
         let parameters = model.parameters.with_fresh_head(&model.config, seed);
-        let mut judge = Self::new(model.config, parameters, model.device);
-        // With what was chosen for it, such as whether activations are kept.
-        judge.decoder = model.decoder;
-        judge
+        let mut reward_model = Self::new(model.config, parameters, model.device);
+        // Keeps its settings, such as activation checkpointing.
+        reward_model.decoder = model.decoder;
+        reward_model
     }
 
     /// Scores `[sequences]`, fp32: the head on the hidden state of each sequence's last token.
     ///
     /// # Errors
-    /// What libtorch reports.
+    /// Errors of libtorch.
     ///
     /// # Panics
-    /// A token id outside the vocabulary; memory that runs out.
+    /// A token id outside the vocabulary; out of memory.
     pub fn scores(&self, batch: &PackedBatch, precision: Precision) -> Result<Tensor, ModelError> {
         let weights = self.weights(precision);
-        let last = self.decoder.residual(&weights, batch, &batch.last_rows())?;
-        let hidden = self.decoder.finish_fp32(&weights, &last)?; // [sequences, hidden]
+        let residual = self.decoder.forward(&weights, batch, &batch.last_rows())?;
+        let hidden = self.decoder.final_norm_fp32(&weights, &residual)?; // [sequences, hidden]
         Ok(linear(&hidden, self.head(), None).squeeze_dim(1))
     }
 
-    /// Moves the head's weights into [−`bound`, `bound`], in place. Call it without gradients.
-    pub fn bound_head(&self, bound: f64) {
+    /// Clips the head's weights to [−`bound`, `bound`] in place. Call it without gradients.
+    pub fn clip_head(&self, bound: f64) {
         let _ = self.head().shallow_clone().clamp_(-bound, bound);
     }
 
     fn head(&self) -> &Tensor {
-        self.expect(SCORE)
+        self.parameter(SCORE)
     }
 
-    /// Writes config.json and model.safetensors into `dir`, which is made where it is missing.
+    /// Writes config.json and model.safetensors into `dir`, which is created if it does not exist.
     ///
-    /// `pad` is written as `pad_token_id`. transformers scores a row at its last token other than that one, so it has to
-    /// be an id that never occurs in a text.
+    /// `pad` is written as `pad_token_id`. transformers scores a row at its last token other than that one, so it must be an
+    /// id that never occurs in a text.
     ///
     /// # Errors
-    /// `pad` is outside the vocabulary, or ends or begins texts; the directory cannot be written.
+    /// `pad` is outside the vocabulary, or is a BOS or EOS id; the directory cannot be written.
     pub fn save(&self, dir: &Path, dtype: SaveDtype, pad: u32) -> Result<(), ModelError> {
         self.config.check_pad(pad)?;
         std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;

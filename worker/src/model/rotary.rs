@@ -1,4 +1,4 @@
-//! Rotary position embeddings (Su et al., arXiv 2104.09864) in the half-split layout of Hugging Face checkpoints.
+//! RotaryEmbedding position embeddings (Su et al., arXiv 2104.09864) in the half-split layout of Hugging Face checkpoints.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,60 +7,60 @@ use tch::{Device, Kind, Tensor};
 
 use super::{RopeConfig, RopeScaling};
 
-/// Tables of cosines and sines, grown as longer sequences come.
+/// A table of cosines and sines that grows when longer sequences come.
 #[derive(Debug)]
-pub(super) struct Rotary {
+pub(super) struct RotaryEmbedding {
     /// `[head_dim / 2]`, radians per position.
-    frequencies: Tensor,
+    inv_freq: Tensor,
     /// Cosines and sines, `[positions, head_dim / 2]` each.
-    table: Mutex<(Tensor, Tensor)>,
+    cos_sin: Mutex<(Tensor, Tensor)>,
 }
 
-impl Rotary {
+impl RotaryEmbedding {
     pub(super) fn new(rope: &RopeConfig, head_dim: i64, device: Device) -> Self {
-        let frequencies = Tensor::from_slice(&frequencies(rope, head_dim)).to_device(device);
-        let table = Mutex::new(tables(&frequencies, 0));
-        Self { frequencies, table }
+        let inv_freq = Tensor::from_slice(&inv_freq(rope, head_dim)).to_device(device);
+        let cos_sin = Mutex::new(cos_sin_table(&inv_freq, 0));
+        Self { inv_freq, cos_sin }
     }
 
-    /// For one position per row, all below `end`.
-    pub(super) fn at(&self, positions: &Tensor, end: usize) -> RotaryAngles {
-        let (cos, sin) = self.upto(end as i64);
+    /// The angles of one position per row, all below `max_len`.
+    pub(super) fn angles(&self, positions: &Tensor, max_len: usize) -> RotaryAngles {
+        let (cos, sin) = self.cos_sin(max_len as i64);
         RotaryAngles { cos: cos.index_select(0, positions), sin: sin.index_select(0, positions) }
     }
 
-    fn upto(&self, positions: i64) -> (Tensor, Tensor) {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let have = table.0.size().first().copied().unwrap_or(0);
-        if have < positions {
-            *table = tables(&self.frequencies, (positions as u64).next_power_of_two() as i64);
+    fn cos_sin(&self, max_len: i64) -> (Tensor, Tensor) {
+        let mut table = self.cos_sin.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached = table.0.size().first().copied().unwrap_or(0);
+        if cached < max_len {
+            *table = cos_sin_table(&self.inv_freq, (max_len as u64).next_power_of_two() as i64);
         }
         (table.0.shallow_clone(), table.1.shallow_clone())
     }
 }
 
-fn tables(frequencies: &Tensor, positions: i64) -> (Tensor, Tensor) {
+fn cos_sin_table(inv_freq: &Tensor, max_len: i64) -> (Tensor, Tensor) {
     tch::no_grad(|| {
-        let steps = Tensor::arange(positions, (Kind::Float, frequencies.device()));
-        let angles = steps.outer(frequencies);
+        let positions = Tensor::arange(max_len, (Kind::Float, inv_freq.device()));
+        let angles = positions.outer(inv_freq);
         (angles.cos(), angles.sin())
     })
 }
 
-/// Radians per position of every pair, in fp32 throughout as in transformers: at position 10,000 an ulp of frequency
-/// is a visible angle.
-fn frequencies(rope: &RopeConfig, head_dim: i64) -> Vec<f32> {
+/// Radians per position of each pair of dimensions, in fp32 throughout as in transformers: at position 10,000 one ulp of a
+/// frequency is a visible angle.
+fn inv_freq(rope: &RopeConfig, head_dim: i64) -> Vec<f32> {
     let exponents = Tensor::arange_start_step(0, head_dim, 2, (Kind::Float, Device::Cpu)) / head_dim as f64;
-    let plain = Tensor::pow_scalar(rope.theta, &exponents).reciprocal();
-    let mut frequencies = vec![0.0_f32; plain.numel()];
-    plain.copy_data(&mut frequencies, plain.numel());
-    for frequency in &mut frequencies {
-        *frequency = scaled(*frequency, &rope.scaling);
+    let unscaled = Tensor::pow_scalar(rope.theta, &exponents).reciprocal();
+    let mut inv_freq = vec![0.0_f32; unscaled.numel()];
+    unscaled.copy_data(&mut inv_freq, unscaled.numel());
+    for frequency in &mut inv_freq {
+        *frequency = scale_frequency(*frequency, &rope.scaling);
     }
-    frequencies
+    inv_freq
 }
 
-fn scaled(frequency: f32, scaling: &RopeScaling) -> f32 {
+fn scale_frequency(frequency: f32, scaling: &RopeScaling) -> f32 {
     match *scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / factor as f32,

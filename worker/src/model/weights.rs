@@ -1,4 +1,4 @@
-//! The tensors of a model directory's safetensors files.
+//! Reading and writing safetensors files.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::ModelError;
 
-/// The libtorch kind of exported weights.
+/// The libtorch kind of a dtype.
 fn kind(dtype: SaveDtype) -> Kind {
     match dtype {
         SaveDtype::Fp32 => Kind::Float,
@@ -32,19 +32,19 @@ impl Checkpoint {
         Ok(Self { files: WeightFiles::open(dir)? })
     }
 
-    /// One file that is not a model.
+    /// Opens a single file that is not a model directory.
     pub(crate) fn open_file(path: &Path) -> Result<Self, ModelError> {
         let mut files = WeightFiles::default();
         files.add_file(path.to_owned())?;
         Ok(Self { files })
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.files.get(name).is_some()
     }
 
     /// An entry of the file's metadata.
-    pub(crate) fn about(&self, key: &str) -> Option<&str> {
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
         self.files.metadata(key)
     }
 
@@ -79,14 +79,14 @@ impl Checkpoint {
     }
 }
 
-/// A tensor's bytes, made only when they are written.
-struct Stored<'a> {
+/// A tensor that is converted to bytes only when it is written.
+struct TensorView<'a> {
     tensor: &'a Tensor,
     shape: Vec<usize>,
     dtype: SaveDtype,
 }
 
-impl View for Stored<'_> {
+impl View for TensorView<'_> {
     fn dtype(&self) -> Dtype {
         match self.dtype {
             SaveDtype::Fp32 => Dtype::F32,
@@ -121,33 +121,37 @@ pub(super) fn write<'a>(
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
     dtype: SaveDtype,
 ) -> Result<(), ModelError> {
-    let views = stored(tensors, dtype);
+    let views = views(tensors, dtype);
     // transformers refuses a file whose metadata does not name its framework.
     serialize(path, views, ("format", "pt"))
 }
 
-/// Writes a safetensors file with one entry of metadata: a HashMap's order cannot show in its bytes.
-pub(crate) fn write_about<'a>(
+/// Writes a safetensors file with a single metadata entry, so that the order of a HashMap cannot change its bytes.
+pub(crate) fn write_with_metadata<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
-    about: (&str, &str),
+    metadata: (&str, &str),
 ) -> Result<(), ModelError> {
-    serialize(path, stored(tensors, SaveDtype::Fp32), about)
+    serialize(path, views(tensors, SaveDtype::Fp32), metadata)
 }
 
-fn stored<'a>(
+fn views<'a>(
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
     dtype: SaveDtype,
-) -> Vec<(&'a str, Stored<'a>)> {
+) -> Vec<(&'a str, TensorView<'a>)> {
     let view = |(name, tensor): (&'a str, &'a Tensor)| {
         let shape = tensor.size().iter().map(|&size| size as usize).collect();
-        (name, Stored { tensor, shape, dtype })
+        (name, TensorView { tensor, shape, dtype })
     };
     tensors.map(view).collect()
 }
 
-fn serialize(path: &Path, views: Vec<(&str, Stored<'_>)>, about: (&str, &str)) -> Result<(), ModelError> {
-    let metadata = HashMap::from([(about.0.to_owned(), about.1.to_owned())]);
+fn serialize(
+    path: &Path,
+    views: Vec<(&str, TensorView<'_>)>,
+    metadata: (&str, &str),
+) -> Result<(), ModelError> {
+    let metadata = HashMap::from([(metadata.0.to_owned(), metadata.1.to_owned())]);
     safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|error| ModelFilesError::Weights { path: path.to_owned(), reason: error.to_string() }.into())
 }

@@ -123,9 +123,9 @@ impl Group {
         let constants = Constants { compared, device };
         let (lesson, weight) = match *method {
             Method::Rejection => return None,
-            Method::Rrhf { rank_weight, nll } => {
+            Method::Rrhf { ranking_weight, nll } => {
                 let best = best(answers).and_then(place)?;
-                let objective = Rrhf { rank_weight, nll };
+                let objective = Rrhf { ranking_weight, nll };
                 (Lesson::Rank { objective, pairs: local(Pairing::All), best }, 1.0)
             }
             Method::Dpo { preferences: Preferences { beta, pairing, log_ratio, .. }, label_smoothing } => {

@@ -82,8 +82,9 @@ fn check_pairs(case: &Value, rows: f64, loss: impl Fn(&ScoredPairs<'_>) -> Tenso
 
 fn check_bradley_terry(oracle: &str) {
     for case in cases(&rewards_fixture()["bradley_terry"], oracle) {
-        let (label_smoothing, centring) = (number(case, "label_smoothing"), number(case, "centring"));
-        let objective = BradleyTerry { label_smoothing, centring };
+        let (label_smoothing, center_rewards_coefficient) =
+            (number(case, "label_smoothing"), number(case, "center_rewards_coefficient"));
+        let objective = BradleyTerry { label_smoothing, center_rewards_coefficient };
         check_pairs(case, number(case, "rows"), |pairs| objective.loss(pairs));
     }
 }
@@ -154,7 +155,7 @@ fn oracle_formula_rrhf() {
         let best = rejection::select(&rewards, &texts).unwrap();
         let pairs = pairs(&rewards, &texts, Pairing::All);
         assert_eq!(pairs.len(), 14, "6 answers, two of them equal");
-        let objective = Rrhf { rank_weight: number(case, "rank_weight"), nll: reduction(case, "nll") };
+        let objective = Rrhf { ranking_weight: number(case, "ranking_weight"), nll: reduction(case, "nll") };
         let loss = objective.loss(&policy, &pairs, best);
         assert_loss(&loss, &policy, case, 1.0, &policy_gradients(case));
     }

@@ -22,7 +22,7 @@ pub struct BradleyTerry {
     /// ε, the probability that a pair's preference is the wrong way round; 0 ≤ ε < ½.
     pub label_smoothing: f64,
     /// c of the term that holds scores near 0, which pairs alone leave at any offset; 0 is none.
-    pub centring: f64,
+    pub center_rewards_coefficient: f64,
 }
 
 impl BradleyTerry {
@@ -30,7 +30,7 @@ impl BradleyTerry {
     /// s_i are the scores of pair i's chosen and rejected answers; a scalar in fp32 (fp64 for fp64 scores).
     ///
     /// With ε = c = m = 0 it is Eq. 15 of Cheng et al. (arXiv 2311.08045). The margin is that of Llama 2 (arXiv 2307.09288,
-    /// Eq. 2), the centring that of Eisenstein et al. (arXiv 2312.09244), the smoothing a cross-entropy against 1 − ε
+    /// Eq. 2), the center_rewards_coefficient that of Eisenstein et al. (arXiv 2312.09244), the smoothing a cross-entropy against 1 − ε
     /// for the probability σ(d). −log σ(d) is taken as max(−d, 0) + log(1 + e^−|d|), which neither overflows nor
     /// loses its gradient at large |d|.
     pub fn loss(&self, pairs: &ScoredPairs<'_>) -> Tensor {
@@ -47,11 +47,11 @@ impl BradleyTerry {
     /// Σ_i w_i · c · (r_i + s_i)².
     fn off_centre(&self, pairs: &ScoredPairs<'_>) -> Tensor {
         let kind = accumulation_kind(pairs.chosen.kind());
-        if self.centring == 0.0 {
+        if self.center_rewards_coefficient == 0.0 {
             return Tensor::zeros([], (kind, pairs.chosen.device()));
         }
         let sums = pairs.chosen.to_kind(kind) + pairs.rejected.to_kind(kind);
-        (sums.square() * pairs.weights.to_kind(kind)).sum(kind) * self.centring
+        (sums.square() * pairs.weights.to_kind(kind)).sum(kind) * self.center_rewards_coefficient
     }
 }
 
@@ -153,7 +153,7 @@ mod tests {
         loss.backward();
         assert_eq!(loss.double_value(&[]), 1e4);
         assert_eq!(Vec::<f32>::try_from(chosen.grad()).unwrap(), [-1.0, 0.0]);
-        let smooth = BradleyTerry { label_smoothing: 0.25, centring: 0.0 };
+        let smooth = BradleyTerry { label_smoothing: 0.25, center_rewards_coefficient: 0.0 };
         let smooth = against_zeros(&chosen, &weights, |pairs| smooth.loss(pairs)).double_value(&[]);
         assert_eq!(smooth, 0.75 * 1e4 + 0.25 * 1e4);
         let discriminated = against_zeros(&chosen, &weights, gail).double_value(&[]);
@@ -167,7 +167,7 @@ mod tests {
         let (epsilon, margin) = (0.1_f64, 0.5);
         let chosen = Tensor::from_slice(&[((1.0 - epsilon) / epsilon).ln() + margin]).set_requires_grad(true);
         let margins = Tensor::from_slice(&[margin]);
-        let objective = BradleyTerry { label_smoothing: epsilon, centring: 0.0 };
+        let objective = BradleyTerry { label_smoothing: epsilon, center_rewards_coefficient: 0.0 };
         let loss = against_zeros(&chosen, &Tensor::from_slice(&[1.0]), |pairs| {
             objective.loss(&ScoredPairs { margins: Some(&margins), ..*pairs })
         });
@@ -181,8 +181,8 @@ mod tests {
             (Tensor::from_slice(&[1.0, 2.0, -1.0]), Tensor::from_slice(&[0.5, 3.0, 0.0]));
         let (weights, golden) = (Tensor::from_slice(&[1.0, 0.5, 0.5]), Tensor::from_slice(&[0.0, 1.0, 1.0]));
         let pairs = ScoredPairs { chosen: &chosen, rejected: &rejected, margins: None, weights: &weights };
-        let loss = |golden_loss, centring| {
-            let bradley_terry = BradleyTerry { label_smoothing: 0.0, centring };
+        let loss = |golden_loss, center_rewards_coefficient| {
+            let bradley_terry = BradleyTerry { label_smoothing: 0.0, center_rewards_coefficient };
             RewardObjective { golden: golden_loss, bradley_terry }.loss(&pairs, &golden).double_value(&[])
         };
         let softplus = |x: f64| x.exp().ln_1p();

@@ -10,7 +10,7 @@ use super::pairing::{Preference, sides};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rrhf {
     /// Of the ranking term.
-    pub rank_weight: f64,
+    pub ranking_weight: f64,
     /// Of the best answer's negative log-likelihood over its tokens.
     pub nll: Reduction,
 }
@@ -24,7 +24,7 @@ pub struct RrhfTerms {
 }
 
 impl Rrhf {
-    /// The loss of one prompt's answers (Yuan et al., arXiv 2304.05302, Eqs. 2-5): rank_weight · Σ max(0, p_l − p_w) over
+    /// The loss of one prompt's answers (Yuan et al., arXiv 2304.05302, Eqs. 2-5): ranking_weight · Σ max(0, p_l − p_w) over
     /// `pairs` of a better answer w and a worse one l, with p the mean log-probability of an answer's tokens, plus
     /// the negative log-likelihood of answer `best` as a sum or a mean over its tokens. A scalar in fp32 (fp64 for fp64
     /// log-probabilities).
@@ -39,7 +39,7 @@ impl Rrhf {
     }
 
     pub fn weigh(&self, terms: &RrhfTerms) -> Tensor {
-        &terms.ranking * self.rank_weight + &terms.nll
+        &terms.ranking * self.ranking_weight + &terms.nll
     }
 
     /// As [`Rrhf::loss`], term by term.
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn likelihoods_in_the_order_of_rewards_cost_nothing_but_the_best_answers() {
         let answers = [&[-0.5_f64, -0.5][..], &[-1.0, -2.0, -3.0], &[-4.0]].map(Tensor::from_slice);
-        let (texts, rrhf) = (["a", "b", "c"], Rrhf { rank_weight: 10.0, nll: Reduction::Sum });
+        let (texts, rrhf) = (["a", "b", "c"], Rrhf { ranking_weight: 10.0, nll: Reduction::Sum });
         let ordered = pairs(&[3.0, 2.0, 1.0], &texts, Pairing::All);
         assert_eq!(rrhf.loss(&answers, &ordered, 0).double_value(&[]), 1.0);
         // The other way round every pair pays its difference: .5 → 2, .5 → 4, 2 → 4.

@@ -37,7 +37,7 @@ pub(super) fn run(
     let mut figures = answers::describe(&samples);
     baselines.compare(&samples, &mut figures);
     let rows = work.prompts.as_ref().map_or(0, |prompts| prompts.rows);
-    baselines.compare_halves(context.job.evaluation.best_by, rows, &samples, &mut figures);
+    baselines.compare_halves(context.job.evaluation.metric_for_best_model, rows, &samples, &mut figures);
     let mut variety = Variety::default();
     samples.iter().for_each(|sample| variety.push(&sample.text, &sample.tokens));
     if work.reference.is_some() {

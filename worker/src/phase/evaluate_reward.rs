@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use foil_common::failpoint;
-use foil_common::figures::{self, Clustered};
-use foil_common::spec::BestBy;
+use foil_common::spec::BestMetric;
+use foil_common::stats::{self, ClusteredMoments};
 use foil_proto::v1;
 use foil_proto::v1::pair_source::Source;
 use prost::Message;
@@ -31,7 +31,7 @@ pub(super) fn run(
 
     let mut figures = PairFigures::default();
     // Lengths alone, as a baseline: the longer answer wins.
-    let mut by_length = Clustered::default();
+    let mut by_length = ClusteredMoments::default();
     let mut scored = Vec::with_capacity(pairs);
     for (contest, scores) in contests.iter().zip(&scores) {
         if scores.iter().any(|score| !score.is_finite()) {
@@ -39,7 +39,7 @@ pub(super) fn run(
         }
         figures.push(contest.cluster, scores[0], &scores[1..]);
         for (answer, &rejected) in contest.rejected.iter().zip(&scores[1..]) {
-            let lengths = (contest.chosen.answer().len(), answer.answer().len());
+            let lengths = (contest.chosen.response().len(), answer.response().len());
             by_length.push(contest.cluster, is_right(lengths.0 as f64, lengths.1 as f64));
             scored.push(v1::PairScore { row_id: contest.row, chosen: scores[0], rejected });
         }
@@ -60,15 +60,15 @@ fn halves(
     scores: &[Vec<f64>],
 ) -> Vec<v1::Moments> {
     let rows = match work.pairs.as_ref().and_then(|pairs| pairs.source.as_ref()) {
-        _ if context.job.evaluation.best_by != BestBy::RewardAccuracy => return Vec::new(),
+        _ if context.job.evaluation.metric_for_best_model != BestMetric::RewardAccuracy => return Vec::new(),
         Some(Source::Pairs(pairs)) => pairs.rows,
         Some(Source::GoldLabelled(labelled)) => labelled.prompts.as_ref().map_or(0, |prompts| prompts.rows),
         Some(Source::Golden(_)) | None => return Vec::new(),
     };
     let of = |half: &str| {
-        let mut accuracy = Clustered::default();
+        let mut accuracy = ClusteredMoments::default();
         for (contest, scores) in contests.iter().zip(scores) {
-            if figures::half_of(contest.cluster.key, rows) == Some(half) {
+            if stats::half_of(contest.cluster.key, rows) == Some(half) {
                 scores[1..]
                     .iter()
                     .for_each(|&other| accuracy.push(contest.cluster, is_right(scores[0], other)));
@@ -76,7 +76,7 @@ fn halves(
         }
         accuracy.moments().to_wire(&format!("{half}accuracy"))
     };
-    [figures::SELECTION, figures::REPORT].map(of).into_iter().filter(|moments| moments.count > 0).collect()
+    [stats::SELECTION, stats::REPORT].map(of).into_iter().filter(|moments| moments.count > 0).collect()
 }
 
 /// What accuracy has changed by since round 1, pair by pair.
@@ -93,7 +93,7 @@ fn change(
     for pair in &first.pairs {
         before.entry(pair.row_id).or_default().push(is_right(pair.chosen, pair.rejected));
     }
-    let mut change = Clustered::default();
+    let mut change = ClusteredMoments::default();
     for (contest, scores) in contests.iter().zip(scores) {
         let before = before.remove(&contest.row).unwrap_or_default();
         if before.len() != contest.rejected.len() {
@@ -104,7 +104,7 @@ fn change(
             change.push(contest.cluster, is_right(scores[0], *other) - before);
         }
     }
-    Ok(Some(change.moments().to_wire(figures::ACCURACY_CHANGE)))
+    Ok(Some(change.moments().to_wire(stats::ACCURACY_CHANGE)))
 }
 
 /// The chosen answer's dialogue, then the others'.

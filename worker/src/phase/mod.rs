@@ -231,14 +231,14 @@ fn models_of(task: &v1::Task) -> Vec<&v1::Artifact> {
 
 /// Figures over a chunk's rows, by name.
 #[derive(Debug, Default)]
-struct Figures(BTreeMap<String, foil_common::figures::Moments>);
+struct Figures(BTreeMap<String, foil_common::stats::Moments>);
 
 impl Figures {
     fn push(&mut self, name: &str, value: f64) {
         self.0.entry(name.to_owned()).or_default().push(value);
     }
 
-    fn merge(&mut self, name: &str, moments: &foil_common::figures::Moments) {
+    fn merge(&mut self, name: &str, moments: &foil_common::stats::Moments) {
         if moments.count > 0 {
             self.0.entry(name.to_owned()).or_default().merge(moments);
         }

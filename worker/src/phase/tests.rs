@@ -42,7 +42,7 @@ fn letters_job() -> v1::JobSpec {
         }),
         text: Some(v1::TextSpec { max_length: Some(32), ..Default::default() }),
         sampling: Some(v1::SamplingSpec { max_new_tokens: Some(16), ..Default::default() }),
-        generation: Some(v1::GenerationSpec { chunk_prompts: Some(8), slots: Some(16) }),
+        generation: Some(v1::GenerationSpec { chunk_prompts: Some(8), max_num_seqs: Some(16) }),
         sft_step: Some(v1::SftStepSpec {
             learning_rate: Some(3e-3),
             epochs: Some(2),
@@ -135,13 +135,13 @@ impl Game {
                 .run_chunk(&v1::RunChunk { lease: 1, task, chunk: number, first, count, key })
                 .unwrap();
             let Message::Chunk(result) = self.result() else { panic!("no result of the chunk") };
-            foil_common::figures::merge_moments(&mut moments, &result.moments);
+            foil_common::stats::merge_moments(&mut moments, &result.moments);
             if let Some(chunk) = &result.calibration {
-                foil_common::figures::merge_calibration(&mut calibration, chunk);
+                foil_common::stats::merge_calibration(&mut calibration, chunk);
             }
             artifact.objects.push(result.object.unwrap());
         }
-        (artifact, foil_common::figures::metrics(&moments, Some(&calibration)))
+        (artifact, foil_common::stats::metrics(&moments, Some(&calibration)))
     }
 }
 

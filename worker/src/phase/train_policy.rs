@@ -31,7 +31,7 @@ pub(super) fn run(
         return Err(PhaseError::NothingLeft { set: "prompts", rows: rows.prompts.len(), why });
     }
     if let Some(lora) = context.job.policy_step.lora.clone() {
-        policy.model.adapt(&lora, context.draw(command)?);
+        policy.model.add_lora(&lora, context.draw(command)?);
     }
     let summary = train(context, command, &policy, &lessons)?;
     let adapter = policy.model.merge();

@@ -35,9 +35,9 @@ pub(super) fn run(
     let golden = read(context, &judge, &work.golden, step.apo_weight / f64::from(step.samples.max(1)))?;
 
     if let Some(lora) = &step.lora {
-        judge.model.adapt(lora, context.draw(command)?);
+        judge.model.add_lora(lora, context.draw(command)?);
     }
-    let objective = PairRanking::new(&judge.model, &human, &golden, context.precision(), step.normalisation)
+    let objective = PairRanking::new(&judge.model, &human, &golden, context.precision(), step.normalization)
         .with_objective(objective_of(&step))
         .with_head_bound(step.weight_clip);
     let course = Course {
@@ -66,7 +66,10 @@ pub(super) fn run(
 }
 
 fn objective_of(step: &RewardStep) -> RewardObjective {
-    let bradley_terry = BradleyTerry { label_smoothing: step.label_smoothing, centring: step.centring };
+    let bradley_terry = BradleyTerry {
+        label_smoothing: step.label_smoothing,
+        center_rewards_coefficient: step.center_rewards_coefficient,
+    };
     RewardObjective { golden: step.loss, bradley_terry }
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use foil_common::rpc::artifacts::Writer;
-use foil_common::rpc::{self, COMMAND_BYTES, Line};
+use foil_common::rpc::{self, COMMAND_BYTES, LeaderChannel};
 use foil_common::spec;
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
@@ -36,8 +36,8 @@ type Messages = mpsc::UnboundedSender<v1::RankMessage>;
 
 /// Serves until told to end, or until there was no leader for the time `alone`.
 pub(super) async fn run(options: &RankOptions, alone: Duration) -> Exit {
-    let line = match rpc::connect(&options.coordinator) {
-        Ok(line) => line,
+    let channel = match rpc::connect(&options.coordinator) {
+        Ok(channel) => channel,
         Err(error) => {
             tracing::error!("{error}");
             return Exit::Failed;
@@ -45,7 +45,8 @@ pub(super) async fn run(options: &RankOptions, alone: Duration) -> Exit {
     };
     let (messages, said) = mpsc::unbounded_channel();
     let recall = Recall::default();
-    let mut session = Session { options, line, messages, said, recall, device: None, term: 0, stream: None };
+    let mut session =
+        Session { options, channel, messages, said, recall, device: None, term: 0, stream: None };
     let exit = session.live(alone).await;
     session.part().await;
     exit
@@ -53,7 +54,7 @@ pub(super) async fn run(options: &RankOptions, alone: Duration) -> Exit {
 
 struct Session<'a> {
     options: &'a RankOptions,
-    line: Line,
+    channel: LeaderChannel,
     messages: Messages,
     /// What this process says; it goes on whether there is a stream or not.
     said: mpsc::UnboundedReceiver<v1::RankMessage>,
@@ -116,8 +117,8 @@ impl Session<'_> {
             // The receiver is right here.
             let _ = outgoing.send(message);
         }
-        let url = self.line.url();
-        let mut client = WorkersClient::new(self.line.clone()).max_decoding_message_size(COMMAND_BYTES);
+        let url = self.channel.url();
+        let mut client = WorkersClient::new(self.channel.clone()).max_decoding_message_size(COMMAND_BYTES);
         match timeout(ANSWER, client.rank(UnboundedReceiverStream::new(stream))).await {
             Ok(Ok(answer)) => {
                 self.stream = Some(Stream { outgoing, commands: answer.into_inner() });
@@ -126,7 +127,7 @@ impl Session<'_> {
             Ok(Err(status)) => ended_by(&status),
             Err(_) => {
                 tracing::warn!(url, "the coordinator does not answer");
-                self.line.leave(&url);
+                self.channel.fail_over(&url);
                 Ended::Lost
             }
         }
@@ -207,11 +208,11 @@ impl Session<'_> {
             Exit::Failed
         })?;
         // Of its own, so that bytes hold up no message; it begins where the leader is.
-        let line = rpc::connect(&self.line.urls()).map_err(|_| Exit::Failed)?;
+        let channel = rpc::connect(&self.channel.urls()).map_err(|_| Exit::Failed)?;
         let reports = Reporter::new(self.messages.clone());
         let RankOptions { job_id, attempt, session_id, secret, .. } = self.options;
         let writer = Writer::rank(job_id, *attempt, session_id, secret.as_str());
-        let objects = Transfer::new(Handle::current(), line, writer, reports.clone());
+        let objects = Transfer::new(Handle::current(), channel, writer, reports.clone());
         let device = device::start(self.options, job, Box::new(objects), reports).map_err(|error| {
             tracing::error!(%error, "the device thread could not be started");
             Exit::Failed

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use foil_common::file_names;
+use foil_common::safe_path;
 use foil_common::storage::object::Digest;
 use foil_proto::v1;
 
@@ -131,7 +131,7 @@ impl Cache {
         for object in &artifact.objects {
             let source = self.object(object)?;
             if !known {
-                let inside = file_names::inside(&object.path).ok_or_else(|| ObjectError::Path {
+                let inside = safe_path::parse(&object.path).ok_or_else(|| ObjectError::Path {
                     artifact: artifact.name.clone(),
                     path: object.path.clone(),
                 })?;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use foil_common::stage::Stage;
+use foil_common::activity::Activity;
 use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 use tokio::sync::mpsc::UnboundedSender;
@@ -34,7 +34,7 @@ struct Task {
     phase: String,
     chunk: u32,
     /// Counted over the whole task, so that a count that stands still means a rank that does.
-    stages: BTreeMap<Stage, Count>,
+    activities: BTreeMap<Activity, Count>,
     last: Option<Told>,
 }
 
@@ -48,7 +48,7 @@ struct Count {
 struct Told {
     at: Instant,
     /// None: rows or samples.
-    stage: Option<Stage>,
+    activity: Option<Activity>,
 }
 
 impl Reporter {
@@ -71,51 +71,57 @@ impl Reporter {
         self.tell(&mut self.task(), None, Count { done, total }, unit);
     }
 
-    /// More of a stage lies ahead: `amount` in its unit.
-    pub fn expect(&self, stage: Stage, amount: u64) {
-        self.count(stage, |count| count.total += amount);
+    /// Announces `amount` more units of an activity.
+    pub fn expect(&self, activity: Activity, amount: u64) {
+        self.count(activity, |count| count.total += amount);
     }
 
-    /// More of a stage is done.
-    pub fn advance(&self, stage: Stage, amount: u64) {
-        self.count(stage, |count| count.done += amount);
+    /// Counts `amount` more units of an activity as done.
+    pub fn advance(&self, activity: Activity, amount: u64) {
+        self.count(activity, |count| count.done += amount);
     }
 
     /// Runs `work`, which reads about `expected` bytes of files on this thread, and tells of them as they come.
-    pub fn reading<T>(&self, stage: Stage, expected: u64, work: impl FnOnce() -> T) -> T {
-        self.moving(stage, expected, Direction::Read, work)
+    pub fn reading<T>(&self, activity: Activity, expected: u64, work: impl FnOnce() -> T) -> T {
+        self.moving(activity, expected, Direction::Read, work)
     }
 
     /// Runs `work`, which writes about `expected` bytes to files on this thread, and tells of them as they go.
-    pub fn writing<T>(&self, stage: Stage, expected: u64, work: impl FnOnce() -> T) -> T {
-        self.moving(stage, expected, Direction::Written, work)
+    pub fn writing<T>(&self, activity: Activity, expected: u64, work: impl FnOnce() -> T) -> T {
+        self.moving(activity, expected, Direction::Written, work)
     }
 
-    fn moving<T>(&self, stage: Stage, expected: u64, direction: Direction, work: impl FnOnce() -> T) -> T {
-        self.expect(stage, expected);
+    fn moving<T>(
+        &self,
+        activity: Activity,
+        expected: u64,
+        direction: Direction,
+        work: impl FnOnce() -> T,
+    ) -> T {
+        self.expect(activity, expected);
         let bytes = ThreadBytes::of_this_thread(direction);
         let Some(start) = bytes.now() else {
-            tracing::warn!(%stage, "this kernel does not count a thread's bytes: its progress cannot be told");
+            tracing::warn!(%activity, "this kernel does not count a thread's bytes: its progress cannot be told");
             return work();
         };
         thread::scope(|scope| {
             // Dropped at the end of the work, also where that is a panic.
             let (_over, ended) = mpsc::channel();
-            let watch = move || self.watch(stage, &bytes, start, &ended);
+            let watch = move || self.watch(activity, &bytes, start, &ended);
             if let Err(error) = thread::Builder::new().name("bytes".to_owned()).spawn_scoped(scope, watch) {
-                tracing::warn!(%error, %stage, "its progress cannot be told");
+                tracing::warn!(%error, %activity, "its progress cannot be told");
             }
             work()
         })
     }
 
     /// Tells what a thread moves from `told` bytes on until `ended` says that it is done.
-    fn watch(&self, stage: Stage, bytes: &ThreadBytes, mut told: u64, ended: &mpsc::Receiver<()>) {
+    fn watch(&self, activity: Activity, bytes: &ThreadBytes, mut told: u64, ended: &mpsc::Receiver<()>) {
         loop {
             let over = ended.recv_timeout(WATCH_PERIOD) != Err(RecvTimeoutError::Timeout);
             let now = bytes.now().unwrap_or(told);
             if now > told {
-                self.advance(stage, now - told);
+                self.advance(activity, now - told);
                 told = now;
             }
             if over {
@@ -124,22 +130,22 @@ impl Reporter {
         }
     }
 
-    fn count(&self, stage: Stage, change: impl FnOnce(&mut Count)) {
+    fn count(&self, activity: Activity, change: impl FnOnce(&mut Count)) {
         let mut task = self.task();
-        let count = task.stages.entry(stage).or_default();
+        let count = task.activities.entry(activity).or_default();
         change(count);
         // What was expected is a guess where a transfer had to start again.
         count.total = count.total.max(count.done);
         let count = *count;
-        self.tell(&mut task, Some(stage), count, stage.unit());
+        self.tell(&mut task, Some(activity), count, activity.unit());
     }
 
-    fn tell(&self, task: &mut Task, stage: Option<Stage>, count: Count, unit: &str) {
+    fn tell(&self, task: &mut Task, activity: Option<Activity>, count: Count, unit: &str) {
         let at = Instant::now();
-        if task.last.is_some_and(|last| last.stage == stage && at - last.at < PROGRESS_PERIOD) {
+        if task.last.is_some_and(|last| last.activity == activity && at - last.at < PROGRESS_PERIOD) {
             return;
         }
-        task.last = Some(Told { at, stage });
+        task.last = Some(Told { at, activity });
         self.send(Message::Progress(v1::TaskProgress {
             phase: task.phase.clone(),
             chunk: task.chunk,
@@ -194,16 +200,16 @@ mod tests {
     fn a_stage_is_told_when_it_begins_and_counts_on_over_a_task() {
         let (reporter, mut sent) = reporter();
         reporter.enter("r01.reward.train", 0);
-        reporter.expect(Stage::Downloading, 10);
-        reporter.advance(Stage::Downloading, 10);
-        reporter.expect(Stage::Encoding, 3);
-        reporter.expect(Stage::Downloading, 5);
+        reporter.expect(Activity::Downloading, 10);
+        reporter.advance(Activity::Downloading, 10);
+        reporter.expect(Activity::Encoding, 3);
+        reporter.expect(Activity::Downloading, 5);
         assert_eq!(
             told(&sent()),
             [(0, 10, "bytes downloaded"), (0, 3, "rows encoded"), (10, 15, "bytes downloaded")]
         );
         reporter.enter("r01.policy.train", 0);
-        reporter.advance(Stage::Downloading, 7);
+        reporter.advance(Activity::Downloading, 7);
         assert_eq!(told(&sent()), [(7, 7, "bytes downloaded")], "a new task counts anew");
     }
 
@@ -211,7 +217,7 @@ mod tests {
     fn slow_reading_is_told_while_it_moves_and_no_longer() {
         let (reporter, mut sent) = reporter();
         let mut zeros = std::fs::File::open("/dev/zero").unwrap();
-        let stuck = reporter.reading(Stage::Loading, 3000, || {
+        let stuck = reporter.reading(Activity::Loading, 3000, || {
             assert_eq!(told(&sent()), [(0, 3000, "bytes loaded")]);
             for round in 1..=3 {
                 zeros.read_exact(&mut [0; 1000]).unwrap();

@@ -4,9 +4,9 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
-use foil_common::rpc::Line;
+use foil_common::activity::Activity;
+use foil_common::rpc::LeaderChannel;
 use foil_common::rpc::artifacts::{self, Moved, TransferError, Writer};
-use foil_common::stage::Stage;
 use foil_common::storage::object::Digest;
 use foil_proto::v1;
 use tokio::runtime::Handle;
@@ -19,21 +19,21 @@ use super::progress::Reporter;
 #[derive(Clone)]
 pub(crate) struct Transfer {
     runtime: Handle,
-    channel: Line,
+    channel: LeaderChannel,
     writer: Writer,
     reports: Reporter,
 }
 
 impl Transfer {
-    pub(crate) fn new(runtime: Handle, channel: Line, writer: Writer, reports: Reporter) -> Self {
+    pub(crate) fn new(runtime: Handle, channel: LeaderChannel, writer: Writer, reports: Reporter) -> Self {
         Self { runtime, channel, writer, reports }
     }
 
     /// Tells of `bytes` as they move.
-    fn moved(&self, stage: Stage, bytes: u64) -> Moved {
-        self.reports.expect(stage, bytes);
+    fn moved(&self, activity: Activity, bytes: u64) -> Moved {
+        self.reports.expect(activity, bytes);
         let reports = self.reports.clone();
-        Arc::new(move |more| reports.advance(stage, more))
+        Arc::new(move |more| reports.advance(activity, more))
     }
 
     fn wait<T>(
@@ -58,17 +58,17 @@ impl Objects for Transfer {
     }
 
     fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError> {
-        let moved = self.moved(Stage::Downloading, object.size);
+        let moved = self.moved(Activity::Downloading, object.size);
         self.wait(&object.key, artifacts::download_to_cache(&self.channel, object, file, &moved))
     }
 
     fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError> {
-        let moved = self.moved(Stage::Uploading, bytes.len() as u64);
+        let moved = self.moved(Activity::Uploading, bytes.len() as u64);
         self.wait(key, artifacts::upload_bytes(&self.channel, key, &self.writer, bytes.into(), &moved))
     }
 
     fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<v1::Object, ObjectError> {
-        let moved = self.moved(Stage::Uploading, digest.size);
+        let moved = self.moved(Activity::Uploading, digest.size);
         self.wait(key, artifacts::upload_file(&self.channel, key, &self.writer, file, digest, &moved))
     }
 }

@@ -91,7 +91,7 @@ impl<L: GroupLoss> Objective for PolicyAnswers<'_, L> {
         let prediction = Prediction {
             hidden: &hidden,
             targets: answers.targets(),
-            head: self.model.head(),
+            head: self.model.lm_head(),
             compute: self.precision.kind(),
         };
         let mut sums = Tensor::zeros([self.loss.sums() as i64], (Kind::Double, self.model.device()));

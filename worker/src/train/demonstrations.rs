@@ -61,7 +61,7 @@ impl Objective for Demonstrations<'_> {
         let loss = nll(&Prediction {
             hidden: &hidden,
             targets: answers.targets(),
-            head: self.model.head(),
+            head: self.model.lm_head(),
             compute: self.precision.kind(),
         })?;
         Ok(Part { loss, sums: None })

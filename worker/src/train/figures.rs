@@ -11,7 +11,7 @@ pub struct StepFigures {
     /// From 1.
     pub step: u64,
     pub steps: u64,
-    /// The normalised loss, before the step's update.
+    /// The normalized loss, before the step's update.
     pub loss: f64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,

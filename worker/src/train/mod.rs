@@ -3,7 +3,7 @@
 //! A phase builds an [`Objective`] (rows and a model), says how to train it, and gets one report per step:
 //!
 //! ```ignore
-//! let objective = PairRanking::new(&model, &human, &golden, Precision::Fp32, Normalisation::Global);
+//! let objective = PairRanking::new(&model, &human, &golden, Precision::Fp32, Normalization::Global);
 //! let training = Training {
 //!     order: OrderKey { seed: job.seed.into(), round },
 //!     epochs: step.epochs,

@@ -1,6 +1,6 @@
 //! What a trainer trains.
 
-use foil_common::spec::Normalisation;
+use foil_common::spec::Normalization;
 use tch::Tensor;
 
 use super::{RowShape, StepPlan, TrainError};
@@ -27,8 +27,8 @@ pub trait Objective {
     fn after_update(&self) {}
 
     /// What the loss is divided by.
-    fn normalisation(&self) -> Normalisation {
-        Normalisation::Global
+    fn normalization(&self) -> Normalization {
+        Normalization::Global
     }
 
     /// How many numbers [`Part::sums`] holds.

@@ -35,7 +35,7 @@ impl AdamW {
         Self {
             beta1: settings.beta1,
             beta2: settings.beta2,
-            epsilon: settings.epsilon,
+            epsilon: settings.eps,
             groups: groups.into_iter().filter(|group| !group.parameters.is_empty()).collect(),
         }
     }

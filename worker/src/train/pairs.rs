@@ -1,6 +1,6 @@
 //! Reward-model training on preference pairs.
 
-use foil_common::spec::Normalisation;
+use foil_common::spec::Normalization;
 use tch::{Kind, Tensor, no_grad};
 
 use super::{Objective, Part, RowShape, StepPlan, TrainError};
@@ -40,7 +40,7 @@ pub struct PairRanking<'a> {
     human: &'a [Comparison],
     golden: &'a [Comparison],
     precision: Precision,
-    normalisation: Normalisation,
+    normalization: Normalization,
     objective: RewardObjective,
     head_bound: Option<f64>,
 }
@@ -53,10 +53,10 @@ impl<'a> PairRanking<'a> {
         human: &'a [Comparison],
         golden: &'a [Comparison],
         precision: Precision,
-        normalisation: Normalisation,
+        normalization: Normalization,
     ) -> Self {
         let (objective, head_bound) = (RewardObjective::default(), None);
-        Self { model, human, golden, precision, normalisation, objective, head_bound }
+        Self { model, human, golden, precision, normalization, objective, head_bound }
     }
 
     /// With another loss.
@@ -124,12 +124,12 @@ impl Objective for PairRanking<'_> {
 
     fn after_update(&self) {
         if let Some(bound) = self.head_bound {
-            self.model.bound_head(bound);
+            self.model.clip_head(bound);
         }
     }
 
-    fn normalisation(&self) -> Normalisation {
-        self.normalisation
+    fn normalization(&self) -> Normalization {
+        self.normalization
     }
 
     fn sums(&self) -> usize {

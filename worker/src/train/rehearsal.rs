@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use foil_common::shortage;
+use foil_common::oom;
 
 use super::{Objective, RowShape, StepPlan, TrainError, Trainer};
 
@@ -81,7 +81,7 @@ fn refusal(work: impl FnOnce() -> Result<(), TrainError>) -> Result<Option<Strin
 
 /// The sentence of an error that speaks of exhausted memory.
 fn memory_words(error: &str) -> Option<String> {
-    error.lines().find(|line| shortage::parse(line).is_some()).map(|line| line.trim().to_owned())
+    error.lines().find(|line| oom::parse(line).is_some()).map(|line| line.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ impl Snapshot {
     pub fn write(&self, path: &Path) -> Result<(), ModelError> {
         let record = serde_json::to_string(&self.record).map_err(ModelError::json(path))?;
         let tensors = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        weights::write_about(path, tensors, (RECORD, &record))
+        weights::write_with_metadata(path, tensors, (RECORD, &record))
     }
 }
 
@@ -78,7 +78,7 @@ impl Saved {
         let mut first: Option<Record> = None;
         for (rank, path) in paths.iter().enumerate() {
             let share = Checkpoint::open_file(path)?;
-            let record: Record = serde_json::from_str(share.about(RECORD).unwrap_or_default())
+            let record: Record = serde_json::from_str(share.metadata(RECORD).unwrap_or_default())
                 .map_err(ModelError::json(path))?;
             let step = first.as_ref().map_or(record.step, |first| first.step);
             if (record.rank, record.world, record.step) != (rank, paths.len(), step) {
@@ -100,7 +100,7 @@ impl Saved {
 
     /// A tensor of any share, fp32 on the CPU.
     pub(super) fn read(&self, name: &str) -> Result<Tensor, ModelError> {
-        let share = self.shares.iter().find(|share| share.has(name));
+        let share = self.shares.iter().find(|share| share.contains(name));
         let missing = || ModelError::from(ModelFilesError::tensor(name, "no rank saved it"));
         share.ok_or_else(missing)?.read(name)
     }

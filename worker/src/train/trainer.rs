@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, Schedule, Sharding};
+use foil_common::spec::{Normalization, OnNonfinite, Optimizer, Schedule, Sharding};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::error::first;
@@ -164,7 +164,7 @@ impl<'a> Trainer<'a> {
         let finite = loss.is_finite() && grad_norm.is_finite();
         if finite {
             failpoint::hit("train.optimizer")?;
-            self.update.step(grad_norm, self.recipe.optimizer.clip_norm, learning_rate)?;
+            self.update.step(grad_norm, self.recipe.optimizer.max_grad_norm, learning_rate)?;
             no_grad(|| objective.after_update());
         } else if self.recipe.optimizer.on_nonfinite == OnNonfinite::Fail {
             let rows = name_rows(objective, plan);
@@ -219,13 +219,13 @@ impl<'a> Trainer<'a> {
 
     /// What a micro-batch's loss is multiplied by.
     fn scale(&self, objective: &dyn Objective, plan: &StepPlan, rows: &[usize]) -> Result<f64, TrainError> {
-        match objective.normalisation() {
-            Normalisation::Global if plan.weight > 0.0 => Ok(1.0 / plan.weight),
-            Normalisation::Global => {
+        match objective.normalization() {
+            Normalization::Global if plan.weight > 0.0 => Ok(1.0 / plan.weight),
+            Normalization::Global => {
                 Err(TrainError::NoWeight { step: self.step, rows: first(&name_rows(objective, plan)) })
             }
             // Mean over the micro-batches of all ranks of (Σ w·ℓ / pairs) of each, weights left out of the denominator.
-            Normalisation::Reference => {
+            Normalization::Reference => {
                 let pairs: usize = rows.iter().map(|&row| objective.shape(row).items).sum();
                 Ok(1.0 / (pairs * plan.gang_micro_batches) as f64)
             }

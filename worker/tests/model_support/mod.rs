@@ -1,4 +1,4 @@
-//! What the model tests share: fixtures, distances, and where outside material lies.
+//! Helpers of the model tests: fixtures, distances, and the Python of the oracles.
 #![allow(dead_code, unreachable_pub)] // each test file uses its own part
 
 use std::path::{Path, PathBuf};
@@ -7,16 +7,6 @@ use tch::{Device, Kind, Tensor};
 
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-/// The material beside the repository, or a line that says what is skipped without it.
-pub fn shared(skipped: &str) -> Option<PathBuf> {
-    let beside = repository().parent().map(|parent| parent.join("shared"));
-    let found = std::env::var_os("FOIL_SHARED").map(PathBuf::from).or(beside).filter(|dir| dir.is_dir());
-    if found.is_none() {
-        println!("skipped: {skipped} (needs the shared material; set FOIL_SHARED to its folder)");
-    }
-    found
 }
 
 /// The Python with transformers, or a line that says what is skipped without it.

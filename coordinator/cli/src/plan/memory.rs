@@ -170,9 +170,9 @@ impl<'a> Reader<'a> {
 
     fn training(&self, shape: &ModelShape, checkpointing: bool, lora: Option<&Lora>) -> Training {
         let adapters = lora.map(|lora| Adapters {
-            parameters: shape.adapters(lora.rank.into(), &lora.targets),
+            parameters: shape.adapters(lora.rank.into(), &lora.target_modules),
             rank: lora.rank.into(),
-            targets: lora.targets.len() as u64,
+            targets: lora.target_modules.len() as u64,
         });
         let resources = &self.job.resources;
         Training { ranks: resources.ranks.into(), sharding: resources.sharding, checkpointing, adapters }
@@ -181,9 +181,9 @@ impl<'a> Reader<'a> {
     fn decoding(&self, sampling: &Sampling) -> Decoding {
         let limits = Limits::new(self.job.text.max_length, sampling.max_new_tokens);
         Decoding {
-            slots: narrow(self.job.generation.slots),
+            max_num_seqs: narrow(self.job.generation.max_num_seqs),
             prompt: narrow(limits.prompt),
-            answer: narrow(limits.answer),
+            answer: narrow(limits.response),
         }
     }
 

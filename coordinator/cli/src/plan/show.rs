@@ -174,7 +174,7 @@ fn advice(job: &spec::Job, over: &[&Kind]) -> Vec<&'static str> {
         (trains, "lower optimizer.micro_batch_tokens"),
         (trains && without_adapters, "train adapters (lora)"),
         (named("evaluate") && job.evaluation.kl_prompts > 0, "set evaluation.kl_prompts: 0"),
-        (named("generate") || named("evaluate"), "lower generation.slots"),
+        (named("generate") || named("evaluate"), "lower generation.max_num_seqs"),
         (true, "or take a smaller model or a larger device"),
     ];
     all.into_iter().filter(|(wanted, _)| *wanted).map(|(_, text)| text).collect()

@@ -85,7 +85,7 @@ fn settings_move_the_parts_they_should() {
         |plan: &Value| plan["memory"].as_array().unwrap().iter().position(|k| k["phase"] == "policy epoch");
     let index = policy(&base).unwrap();
     assert_eq!(base["memory"][index]["activations_otherwise"], kept["memory"][index]["bytes"]["activations"]);
-    let slots = of(&["generation.slots=16"]);
+    let slots = of(&["generation.max_num_seqs=16"]);
     assert!(part(&slots, "generate", "kv_cache") < part(&base, "generate", "kv_cache"));
     assert!(
         of(&["policy_step.method=dpo"])["memory"]

@@ -1,6 +1,6 @@
 //! What the figures of a job warn of. Differences are paired, row by row, and stand out from their standard errors.
 
-use foil_common::figures::{ACCURACY_CHANGE, GOLD_STEP, REWARD_DIFFERENCE, REWARD_STEP};
+use foil_common::stats::{ACCURACY_CHANGE, GOLD_STEP, REWARD_DIFFERENCE, REWARD_STEP};
 use foil_proto::v1;
 
 /// Standard errors that a difference must stand out by.

@@ -1,10 +1,10 @@
 //! The best round, and what is known of it from rows that did not name it.
 
-use foil_common::figures::{LEAST_SPLIT, REPORT, REWARD_DIFFERENCE, REWARD_GAIN, SELECTION};
+use foil_common::stats::{MIN_SPLIT_ROWS, REPORT, REWARD_DIFFERENCE, REWARD_GAIN, SELECTION};
 use foil_proto::v1;
 use serde_json::{Value, json};
 
-/// The round that `evaluation.best_by` names.
+/// The round that `evaluation.metric_for_best_model` names.
 pub(crate) struct Best {
     pub(crate) round: u32,
     pub(crate) by: String,
@@ -23,7 +23,7 @@ struct Estimate {
 pub(crate) fn best(job: &v1::Job) -> Option<Best> {
     let round = job.rounds.iter().find(|round| round.round == job.best_round && round.round > 0)?;
     let spec = job.spec.as_ref().and_then(|spec| spec.evaluation.as_ref());
-    let by = spec.map(|evaluation| evaluation.best_by.clone()).unwrap_or_default();
+    let by = spec.map(|evaluation| evaluation.metric_for_best_model.clone()).unwrap_or_default();
     let (metrics, name, counted) = match by.as_str() {
         "reward_accuracy" => (&round.reward, "accuracy", "accuracy"),
         REWARD_GAIN => (&round.policy, REWARD_GAIN, REWARD_DIFFERENCE),
@@ -45,7 +45,7 @@ impl Best {
         let Some([selection, report]) = &self.halves else {
             return format!(
                 "by {}, chosen on the rows that its figures are measured on, which therefore flatter it: fewer than \
-                 {LEAST_SPLIT} evaluation rows are not parted",
+                 {MIN_SPLIT_ROWS} evaluation rows are not parted",
                 self.by
             );
         };
@@ -70,8 +70,11 @@ mod tests {
     use super::*;
     use crate::report::tests::{finished_job, metric};
 
-    fn job(best_by: &str) -> v1::Job {
-        let evaluation = v1::EvaluationSpec { best_by: best_by.to_owned(), ..Default::default() };
+    fn job(metric_for_best_model: &str) -> v1::Job {
+        let evaluation = v1::EvaluationSpec {
+            metric_for_best_model: metric_for_best_model.to_owned(),
+            ..Default::default()
+        };
         let spec = v1::JobSpec { evaluation: Some(evaluation), ..Default::default() };
         v1::Job { spec: Some(spec), ..finished_job() }
     }

@@ -5,7 +5,7 @@ use foil_common::rpc::artifacts::{
     self, Moved, TransferError, Writer, digest_of_file, download_bytes, download_to_file, input_key, stat,
     unfollowed, upload_file, upload_input, upload_input_bytes,
 };
-use foil_common::rpc::{Line, connect};
+use foil_common::rpc::{LeaderChannel, connect};
 use foil_proto::v1::artifacts_client::ArtifactsClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,7 +21,7 @@ struct TestServer {
     store: Store,
     attempt: Arc<AtomicU32>,
     address: SocketAddr,
-    channel: Line,
+    channel: LeaderChannel,
 }
 
 /// Of which the process s1 is a rank.
@@ -61,7 +61,7 @@ async fn server_on(store: Store) -> TestServer {
 }
 
 async fn upload_bytes(
-    channel: &Line,
+    channel: &LeaderChannel,
     key: &str,
     writer: &Writer,
     bytes: Bytes,
@@ -86,7 +86,11 @@ fn body(bytes: usize, seed: u8) -> Bytes {
 }
 
 /// Sends a raw upload, with messages that the client library would not send.
-async fn put_raw(channel: &Line, begin: v1::PutBegin, data: Vec<Bytes>) -> Result<v1::Object, Status> {
+async fn put_raw(
+    channel: &LeaderChannel,
+    begin: v1::PutBegin,
+    data: Vec<Bytes>,
+) -> Result<v1::Object, Status> {
     let first = v1::PutRequest { part: Some(Part::Begin(begin)) };
     let rest = data.into_iter().map(|data| v1::PutRequest { part: Some(Part::Data(data)) });
     let parts: Vec<_> = std::iter::once(first).chain(rest).collect();

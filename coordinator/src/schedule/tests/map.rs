@@ -137,7 +137,7 @@ fn a_phase_whose_sampler_and_trainer_disagree_is_committed_with_a_warning() {
                 count: 2,
                 sum: 2.0 * distance,
                 sum_of_squares: 2.0 * distance * distance,
-                greatest: Some(distance),
+                max: Some(distance),
                 ..Default::default()
             }];
             bench.say(rank, Message::Chunk(result)).unwrap();

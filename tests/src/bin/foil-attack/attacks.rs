@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use foil_common::rpc::{self, Line};
+use foil_common::rpc::{self, LeaderChannel};
 use foil_proto::v1::artifacts_client::ArtifactsClient;
 use foil_proto::v1::jobs_client::JobsClient;
 use foil_proto::v1::put_request::Part;
@@ -94,11 +94,11 @@ struct Aim {
 }
 
 impl Aim {
-    fn line(&self) -> Line {
+    fn line(&self) -> LeaderChannel {
         rpc::connect(&self.url).expect("the coordinator's own address")
     }
 
-    fn jobs(&self) -> JobsClient<Line> {
+    fn jobs(&self) -> JobsClient<LeaderChannel> {
         JobsClient::new(self.line())
     }
 

@@ -1,9 +1,9 @@
-//! Sampling.
+//! Generation.
 
 use std::time::Instant;
 
 use foil_common::spec::Sampling;
-use foil_worker::generate::{Answering, GenerateRequest, NoiseKey, generate};
+use foil_worker::generate::{GenerateRequest, GenerationConfig, NoiseKey, generate};
 use foil_worker::model::{LanguageModel, Precision};
 use serde_json::{Value, json};
 
@@ -50,22 +50,22 @@ impl Bench for Generation {
         let started = Instant::now();
         let model = self.model.inference(self.precision, self.slots)?;
         let noise = NoiseKey { seed: self.seed, round: 0, purpose: "bench".to_owned() };
-        let how = Answering {
+        let config = GenerationConfig {
             sampling: &self.sampling,
             eos: &self.eos,
             noise: &noise,
-            slots: self.slots,
-            // As its peers draw: padding ids and all.
-            vocabulary: usize::MAX,
-            text: &|_| String::new(),
+            max_num_seqs: self.slots,
+            // All ids, with padding, as the peers sample.
+            vocab_size: usize::MAX,
+            detokenize: &|_| String::new(),
         };
-        let drawn = generate(&model, &self.requests, &how, &mut |_, _| ())?;
+        let generation = generate(&model, &self.requests, &config, &mut |_, _| ())?;
         let seconds = started.elapsed().as_secs_f64();
-        let tokens: usize = drawn.answers.iter().map(|answer| answer.tokens.len()).sum();
-        let mut figures = json!({ "seconds": seconds, "tokens": tokens, "steps": drawn.work.steps });
+        let tokens: usize = generation.completions.iter().map(|completion| completion.tokens.len()).sum();
+        let mut figures = json!({ "seconds": seconds, "tokens": tokens, "steps": generation.stats.steps });
         if self.sampling.temperature == 0.0 {
-            let answers = drawn.answers.iter().filter(|answer| answer.index == 0);
-            figures["tokens_out"] = answers.map(|answer| json!(answer.tokens)).collect();
+            let first = generation.completions.iter().filter(|completion| completion.index == 0);
+            figures["tokens_out"] = first.map(|completion| json!(completion.tokens)).collect();
         }
         Ok(figures)
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use foil_common::spec::{Decay, Normalisation, OnNonfinite, Optimizer, Schedule, ScheduleKind, Sharding};
+use foil_common::spec::{Decay, Normalization, OnNonfinite, Optimizer, Schedule, ScheduleKind, Sharding};
 use foil_worker::collective::{Gang, Host, Place, Rendezvous};
 use foil_worker::evaluate;
 use foil_worker::model::{LanguageModel, Parameters, Precision, RewardModel};
@@ -45,10 +45,10 @@ impl Steps {
             recipe: Optimizer {
                 beta1: workload.betas.0,
                 beta2: workload.betas.1,
-                epsilon: workload.eps,
+                eps: workload.eps,
                 weight_decay: workload.weight_decay,
                 decay: Decay::Matrices,
-                clip_norm: workload.clip,
+                max_grad_norm: workload.clip,
                 micro_batch_tokens: WHOLE_BATCH,
                 on_nonfinite: OnNonfinite::Fail,
             },
@@ -60,7 +60,7 @@ impl Steps {
 
     /// One step for each batch; the losses, and the seconds of the steps alone.
     fn take(&self, objective: &dyn Objective, parameters: &Parameters) -> anyhow::Result<(Vec<f64>, f64)> {
-        let schedule = Schedule { kind: ScheduleKind::Constant, warmup_steps: 0, final_ratio: 1.0 };
+        let schedule = Schedule { kind: ScheduleKind::Constant, warmup_steps: 0, min_lr_ratio: 1.0 };
         let recipe = Recipe {
             optimizer: &self.recipe,
             schedule: &schedule,
@@ -156,7 +156,7 @@ impl Rewards {
 impl Bench for Rewards {
     fn run(&mut self) -> anyhow::Result<Value> {
         let model = self.start.copy();
-        let objective = PairRanking::new(&model, &self.pairs, &[], self.precision, Normalisation::Global);
+        let objective = PairRanking::new(&model, &self.pairs, &[], self.precision, Normalization::Global);
         let (losses, seconds) = self.steps.take(&objective, model.parameters())?;
         Ok(json!({ "seconds": seconds, "tokens": self.tokens, "losses": losses }))
     }

@@ -1,4 +1,4 @@
-//! Low-rank adapters against PEFT's own, and merged against apart.
+//! LoRA adapters against PEFT's, and merged against unmerged.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }
 
-/// PEFT's adapter for a model of tests/fixtures/model, and what scripts/fixtures/adapter.py computed with it.
+/// PEFT's adapter for a model of tests/fixtures/model, with the results that scripts/fixtures/adapter.py computed.
 struct Case {
     base: PathBuf,
     adapter: PathBuf,
@@ -56,8 +56,8 @@ impl Case {
             self.expected.iter().filter(|(key, _)| key.starts_with("grad.")).count()
         );
         for (name, gradient) in trained.names().iter().zip(&gradients) {
-            let apart = distance(gradient, self.get(&format!("grad.{name}")));
-            assert!(apart < 1e-5, "{name}: {apart}");
+            let relative = distance(gradient, self.get(&format!("grad.{name}")));
+            assert!(relative < 1e-5, "{name}: {relative}");
         }
     }
 }
@@ -99,7 +99,7 @@ fn language_models_have_pefts_logits_and_gradients() {
 
             model.merge().unwrap();
             let merged = language_model_loss(&model, &sequences).1;
-            assert!(merged.iter().zip(&logits).all(|(merged, apart)| distance(merged, apart) < 1e-5));
+            assert!(merged.iter().zip(&logits).all(|(merged, unmerged)| distance(merged, unmerged) < 1e-5));
         }
     }
 }
@@ -119,7 +119,7 @@ fn reward_models_have_pefts_scores_and_gradients() {
 }
 
 #[test]
-fn what_is_written_is_what_peft_writes() {
+fn a_saved_adapter_equals_pefts() {
     for (name, head) in [("llama-untied-bias", HeadKind::LanguageModel), ("llama-reward", HeadKind::Reward)] {
         let case = Case::open(name);
         let written = tempfile::tempdir().unwrap();
@@ -146,7 +146,7 @@ fn what_is_written_is_what_peft_writes() {
                     };
                     assert_eq!(set(value), set(&pefts[key]));
                 }
-                // PEFT also names what other families call their head.
+                // PEFT also lists the names of the head in other families.
                 "modules_to_save" if !value.is_null() => assert_eq!(value[0], "score"),
                 _ => assert_eq!(value, &pefts[key], "{key}"),
             }
@@ -155,10 +155,10 @@ fn what_is_written_is_what_peft_writes() {
 }
 
 fn lora() -> Lora {
-    Lora { rank: 3, alpha: 5.0, targets: vec![LoraTarget::QProj, LoraTarget::DownProj] }
+    Lora { rank: 3, alpha: 5.0, target_modules: vec![LoraTarget::QProj, LoraTarget::DownProj] }
 }
 
-/// Gives every B numbers, as training would.
+/// Fills every B with random numbers, as training would.
 fn train(model: &LanguageModel) {
     tch::no_grad(|| {
         for (_, tensor) in model.trainable().iter().filter(|(name, _)| name.contains("lora_B")) {
@@ -171,28 +171,28 @@ fn train(model: &LanguageModel) {
 fn a_fresh_adapter_changes_nothing_and_depends_on_seed_and_round() {
     let mut adapted = model(&llama());
     let before = language_model_loss(&adapted, &rows()).1;
-    let draws = [(7, 1), (7, 1), (7, 2), (8, 1)].map(|draw| {
-        adapted.adapt(&lora(), draw);
+    let digests = [(7, 1), (7, 1), (7, 2), (8, 1)].map(|seed_and_round| {
+        adapted.add_lora(&lora(), seed_and_round);
         let after = language_model_loss(&adapted, &rows()).1;
         assert!(before.iter().zip(&after).all(|(before, after)| after.equal(before)));
         adapted.trainable().blake3()
     });
-    assert_eq!(draws[0], draws[1]);
-    assert!(draws[0] != draws[2] && draws[0] != draws[3]);
+    assert_eq!(digests[0], digests[1]);
+    assert!(digests[0] != digests[2] && digests[0] != digests[3]);
 }
 
 #[test]
-fn an_adapter_after_another_is_one_adapter_to_the_first_model() {
+fn consecutive_adapters_concatenate_into_one_for_the_first_model() {
     let start = model(&llama());
     let mut trained = start.copy();
     let mut chain: Option<Adapter> = None;
     for round in 1..=3 {
-        trained.adapt(&lora(), (1, round));
+        trained.add_lora(&lora(), (1, round));
         train(&trained);
         let adapter = trained.merge().unwrap();
         chain = Some(match chain {
             None => adapter,
-            Some(earlier) => adapter.after(&earlier).unwrap(),
+            Some(earlier) => adapter.concat_after(&earlier).unwrap(),
         });
     }
     let mut whole = start;
@@ -201,13 +201,13 @@ fn an_adapter_after_another_is_one_adapter_to_the_first_model() {
         (language_model_loss(&whole, &rows()).1, language_model_loss(&trained, &rows()).1);
     assert!(found.iter().zip(&expected).all(|(found, expected)| distance(found, expected) < 1e-5));
     let other = Lora { alpha: 6.0, ..lora() };
-    trained.adapt(&other, (1, 4));
-    let apart = trained.merge().unwrap();
-    assert!(apart.after(&whole.merge().unwrap()).is_none());
+    trained.add_lora(&other, (1, 4));
+    let other = trained.merge().unwrap();
+    assert!(other.concat_after(&whole.merge().unwrap()).is_none());
 }
 
 #[test]
-fn an_adapter_of_another_model_is_refused_by_tensor_and_shape() {
+fn an_adapter_of_another_model_is_an_error_that_names_the_tensor() {
     let case = Case::open("llama-tied");
     let other = DecoderConfig::load(&fixtures().join("model/llama-rope-llama3")).unwrap();
     let error = Adapter::load(&case.adapter, &other, HeadKind::LanguageModel, Device::Cpu).unwrap_err();

@@ -3,7 +3,7 @@
 use tch::{Device, Tensor};
 
 use super::super::{Inference, KvCache, PackedBatch, Precision};
-use super::{alone, distance, llama, model, qwen3, rows};
+use super::{distance, forward_each, llama, model, qwen3, rows};
 
 fn prefill(inference: &Inference<'_>, cache: &mut KvCache, row: &[u32], slot: usize) -> Tensor {
     let batch = PackedBatch::of_sequences(&[row], Device::Cpu).unwrap();
@@ -11,38 +11,38 @@ fn prefill(inference: &Inference<'_>, cache: &mut KvCache, row: &[u32], slot: us
 }
 
 #[test]
-fn one_prefill_serves_all_samples_of_a_prompt() {
+fn one_prefill_serves_all_completions_of_a_prompt() {
     let model = model(&qwen3());
     let inference = model.inference(Precision::Fp32, 4).unwrap();
     let mut cache = inference.new_cache(4, 16);
     let _ = prefill(&inference, &mut cache, &[5, 6, 7], 0);
     cache.copy_slots(&[(0, 1), (0, 2), (0, 3)]).unwrap();
-    let samples = [8, 9, 10, 11];
-    let hidden = inference.decode(&samples, &mut cache, &[0, 1, 2, 3]).unwrap();
-    let rows: Vec<Vec<u32>> = samples.iter().map(|&token| vec![5, 6, 7, token]).collect();
-    assert!(distance(&hidden, &alone(&model, &rows, Precision::Fp32)) < 1e-6);
+    let tokens = [8, 9, 10, 11];
+    let hidden = inference.decode(&tokens, &mut cache, &[0, 1, 2, 3]).unwrap();
+    let rows: Vec<Vec<u32>> = tokens.iter().map(|&token| vec![5, 6, 7, token]).collect();
+    assert!(distance(&hidden, &forward_each(&model, &rows, Precision::Fp32)) < 1e-6);
 }
 
 #[test]
-fn a_moved_row_goes_on_and_its_old_slot_is_free() {
+fn a_moved_sequence_continues_and_its_old_slot_is_free() {
     let model = model(&llama());
     let inference = model.inference(Precision::Fp32, 4).unwrap();
     let mut cache = inference.new_cache(3, 32);
     let rows = &rows()[..3];
     let batch = PackedBatch::of_sequences(rows, Device::Cpu).unwrap();
     let _ = inference.prefill(&batch, &mut cache, &[0, 1, 2]).unwrap();
-    // Row 0 is done; the last row takes its place, and a new short prompt the slot that a longer one had.
+    // Row 0 is done; the last row takes its slot, and a new short prompt takes the slot of a longer one.
     cache.move_slot(2, 0).unwrap();
     assert_eq!((cache.length(0), cache.length(2)), (1, 0));
     cache.clear(1);
     let _ = prefill(&inference, &mut cache, &[4, 4], 1);
     let hidden = inference.decode(&[20, 21], &mut cache, &[0, 1]).unwrap();
     let expected = vec![vec![40, 20], vec![4, 4, 21]];
-    assert!(distance(&hidden, &alone(&model, &expected, Precision::Fp32)) < 1e-6);
+    assert!(distance(&hidden, &forward_each(&model, &expected, Precision::Fp32)) < 1e-6);
 }
 
 #[test]
-fn slots_can_be_exchanged_at_once() {
+fn slots_can_be_swapped_at_once() {
     let model = model(&llama());
     let inference = model.inference(Precision::Fp32, 4).unwrap();
     let mut cache = inference.new_cache(2, 16);
@@ -51,7 +51,7 @@ fn slots_can_be_exchanged_at_once() {
     cache.copy_slots(&[(0, 1), (1, 0)]).unwrap();
     let hidden = inference.decode(&[8, 9], &mut cache, &[0, 1]).unwrap();
     let expected = vec![vec![7, 8], vec![3, 4, 5, 6, 9]];
-    assert!(distance(&hidden, &alone(&model, &expected, Precision::Fp32)) < 1e-6);
+    assert!(distance(&hidden, &forward_each(&model, &expected, Precision::Fp32)) < 1e-6);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn bf16_decoding_follows_the_bf16_forward() {
     for (row, token) in rows.iter_mut().zip(1..) {
         row.push(token);
     }
-    assert!(distance(&hidden, &alone(&model, &rows, Precision::Bf16)) < 0.02);
+    assert!(distance(&hidden, &forward_each(&model, &rows, Precision::Bf16)) < 0.02);
     assert_eq!(inference.logits(&hidden).kind(), tch::Kind::Float);
 }
 
@@ -85,7 +85,7 @@ fn the_same_steps_give_the_same_bits() {
 }
 
 #[test]
-fn misuse_is_an_error_that_says_which_slot() {
+fn misuse_is_an_error_that_names_the_slot() {
     let model = model(&llama());
     let inference = model.inference(Precision::Fp32, 4).unwrap();
     let mut cache = inference.new_cache(2, 4);

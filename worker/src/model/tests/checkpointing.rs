@@ -1,4 +1,4 @@
-//! Activation checkpointing changes memory, and no bit of a result.
+//! Activation checkpointing changes memory use but no bit of a result.
 
 use tch::{Device, Kind, Tensor};
 
@@ -8,8 +8,8 @@ use super::{llama, model, observed, qwen3, rows};
 fn loss_and_gradients(model: &LanguageModel, precision: Precision) -> (Tensor, Vec<Tensor>) {
     model.trainable().set_requires_grad(true);
     let prompt: Vec<u32> = (2..14).collect();
-    let answer = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
-    let groups = [vec![answer(&[1, 30, 31]), answer(&[5])], vec![rows()[1].clone()]];
+    let completion = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
+    let groups = [vec![completion(&[1, 30, 31]), completion(&[5])], vec![rows()[1].clone()]];
     let batch = PackedBatch::of_groups(&groups, Device::Cpu).unwrap();
     let hidden = model.forward(&batch, &batch.last_rows(), precision).unwrap();
     let log_probs = model.logits(&hidden).log_softmax(-1, Kind::Float);
@@ -23,15 +23,15 @@ fn gradients_are_the_same_bits() {
     for config in [llama(), qwen3()] {
         for precision in [Precision::Fp32, Precision::Bf16] {
             let (loss, expected) = loss_and_gradients(&model(&config), precision);
-            let (again, found) = loss_and_gradients(&model(&config).with_checkpointing(true), precision);
-            assert!(again.equal(&loss));
+            let (recomputed, found) = loss_and_gradients(&model(&config).with_checkpointing(true), precision);
+            assert!(recomputed.equal(&loss));
             assert!(found.iter().zip(&expected).all(|(found, expected)| found.equal(expected)));
         }
     }
 }
 
 #[test]
-fn scores_and_what_runs_without_gradients_are_the_same_bits() {
+fn scores_without_gradients_are_the_same_bits() {
     let reward = || RewardModel::with_fresh_head(model(&llama()), 3);
     let batch = PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap();
     let scores = |model: &RewardModel| tch::no_grad(|| model.scores(&batch, Precision::Fp32).unwrap());
@@ -39,7 +39,7 @@ fn scores_and_what_runs_without_gradients_are_the_same_bits() {
 }
 
 #[test]
-fn backward_multiplies_each_layers_matrices_once_more() {
+fn the_backward_pass_recomputes_each_layer_once() {
     let count = |on: bool| {
         let model = model(&llama()).with_checkpointing(on);
         observed(|| drop(loss_and_gradients(&model, Precision::Fp32))).len()

@@ -1,4 +1,4 @@
-//! Reading and writing model directories, and everything that can be wrong with them.
+//! Reading and writing model directories, and the errors of damaged ones.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -29,8 +29,8 @@ fn store(path: &Path, tensors: &Stored) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// A saved Qwen3 whose tensors went through `change`, read again.
-fn reread(change: impl FnOnce(&mut Stored)) -> Result<LanguageModel, ModelError> {
+/// Saves a Qwen3, applies `change` to its tensors and reads it again.
+fn reload(change: impl FnOnce(&mut Stored)) -> Result<LanguageModel, ModelError> {
     let dir = TempDir::new().unwrap();
     model(&qwen3()).save(dir.path(), SaveDtype::Fp32).unwrap();
     let path = dir.path().join("model.safetensors");
@@ -40,8 +40,8 @@ fn reread(change: impl FnOnce(&mut Stored)) -> Result<LanguageModel, ModelError>
     LanguageModel::load(dir.path(), Device::Cpu)
 }
 
-fn damage(change: impl FnOnce(&mut Stored)) -> String {
-    reread(change).unwrap_err().to_string()
+fn reload_error(change: impl FnOnce(&mut Stored)) -> String {
+    reload(change).unwrap_err().to_string()
 }
 
 fn rename(tensors: &mut Stored, from: &str, to: &str) {
@@ -72,7 +72,7 @@ fn a_saved_model_reads_back_bit_for_bit() {
 }
 
 #[test]
-fn bf16_export_rounds_to_nearest_and_then_stays() {
+fn bf16_export_rounds_to_nearest_and_is_idempotent() {
     let (once, twice) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let model = model(&llama());
     model.save(once.path(), SaveDtype::Bf16).unwrap();
@@ -101,7 +101,7 @@ fn a_reward_model_reads_back_bit_for_bit_with_the_pad_id_it_was_given() {
 fn a_pad_id_that_can_occur_is_refused() {
     let dir = TempDir::new().unwrap();
     let reward = RewardModel::with_fresh_head(model(&llama()), 9);
-    // Of this config 1 begins and 2 ends a text; there are 41 ids.
+    // In this config BOS is 1 and EOS is 2; there are 41 ids.
     for (pad, reason) in [(2, "end-of-text"), (1, "begin-of-text"), (41, "outside the vocabulary")] {
         let message = reward.save(dir.path(), SaveDtype::Fp32, pad).unwrap_err().to_string();
         assert!(message.contains(reason), "{message}");
@@ -129,14 +129,14 @@ fn a_language_model_becomes_a_reward_model_and_the_two_are_not_confused() {
 }
 
 #[test]
-fn a_tensor_out_of_place_is_named_with_its_shapes() {
-    let missing = damage(|tensors| tensors.retain(|tensor| tensor.0 != "model.norm.weight"));
+fn a_wrong_tensor_is_named_with_its_shapes() {
+    let missing = reload_error(|tensors| tensors.retain(|tensor| tensor.0 != "model.norm.weight"));
     assert!(missing.contains("model.norm.weight") && missing.contains("[24]"), "{missing}");
 
-    let unexpected = damage(|tensors| rename(tensors, "model.norm.weight", "model.norm.bias"));
+    let unexpected = reload_error(|tensors| rename(tensors, "model.norm.weight", "model.norm.bias"));
     assert!(unexpected.contains("model.norm.bias") && unexpected.contains("[24]"), "{unexpected}");
 
-    let misshapen = damage(|tensors| {
+    let misshapen = reload_error(|tensors| {
         let tensor =
             tensors.iter_mut().find(|tensor| tensor.0.ends_with("layers.1.mlp.up_proj.weight")).unwrap();
         tensor.2 = vec![24, 40];
@@ -144,7 +144,7 @@ fn a_tensor_out_of_place_is_named_with_its_shapes() {
     assert!(misshapen.contains("layers.1.mlp.up_proj.weight"), "{misshapen}");
     assert!(misshapen.contains("[24, 40]") && misshapen.contains("[40, 24]"), "{misshapen}");
 
-    let integers = damage(|tensors| {
+    let integers = reload_error(|tensors| {
         let tensor = tensors.iter_mut().find(|tensor| tensor.0 == "model.norm.weight").unwrap();
         tensor.1 = Dtype::I32;
     });
@@ -152,8 +152,8 @@ fn a_tensor_out_of_place_is_named_with_its_shapes() {
 }
 
 #[test]
-fn relics_without_information_are_passed_over() {
-    let with_frequencies = reread(|tensors| {
+fn obsolete_tensors_are_ignored() {
+    let with_inv_freq = reload(|tensors| {
         tensors.push((
             "model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(),
             Dtype::F32,
@@ -161,11 +161,11 @@ fn relics_without_information_are_passed_over() {
             vec![0; 4],
         ));
     });
-    with_frequencies.unwrap();
+    with_inv_freq.unwrap();
 }
 
 #[test]
-fn a_tied_head_may_be_stored_only_where_it_is_the_embeddings() {
+fn a_tied_head_may_be_stored_only_if_it_equals_the_embeddings() {
     let dir = TempDir::new().unwrap();
     model(&llama()).save(dir.path(), SaveDtype::Fp32).unwrap();
     let path = dir.path().join("model.safetensors");
@@ -185,7 +185,7 @@ fn a_tied_head_may_be_stored_only_where_it_is_the_embeddings() {
 }
 
 #[test]
-fn shards_are_read_through_their_index() {
+fn sharded_weights_are_read_through_their_index() {
     let dir = TempDir::new().unwrap();
     let model = model(&qwen3());
     model.save(dir.path(), SaveDtype::Fp32).unwrap();
@@ -217,7 +217,7 @@ fn shards_are_read_through_their_index() {
 #[test]
 fn fp16_checkpoints_are_read() {
     let half = Tensor::from_slice(&[0.5_f32, -2.0, 65504.0, 1.0 / 3.0]).to_kind(Kind::Half);
-    let loaded = reread(|tensors| {
+    let loaded = reload(|tensors| {
         let tensor = tensors.iter_mut().find(|tensor| tensor.0 == "model.norm.weight").unwrap();
         tensor.1 = Dtype::F16;
         tensor.3 = super::super::weights::bytes(&half.repeat([6]), Kind::Half);
@@ -253,9 +253,9 @@ fn damaged_files_are_errors_not_crashes() {
 }
 
 #[test]
-fn numbers_that_are_not_finite_are_refused_at_loading() {
+fn non_finite_weights_are_refused_at_loading() {
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let message = damage(|tensors| {
+        let message = reload_error(|tensors| {
             let norm = tensors.iter_mut().find(|tensor| tensor.0 == "model.norm.weight").unwrap();
             norm.3[4..8].copy_from_slice(&value.to_le_bytes());
         });

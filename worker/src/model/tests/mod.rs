@@ -1,4 +1,4 @@
-//! What holds of every model, on tiny random ones.
+//! Properties of every model, tested on tiny random ones.
 
 mod adapters;
 mod cache;
@@ -17,7 +17,7 @@ thread_local! {
     static MATMULS: RefCell<Option<Vec<(Kind, Kind)>>> = const { RefCell::new(None) };
 }
 
-/// Notes the kinds a matrix product sees, while a test listens.
+/// Records the kinds of the inputs of matrix products while a test observes.
 pub(super) fn observe_matmul(x: &Tensor, weight: &Tensor) {
     MATMULS.with_borrow_mut(|seen| {
         if let Some(seen) = seen {
@@ -64,8 +64,8 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     ((&a - &b).norm() / b.norm()).double_value(&[])
 }
 
-/// Hidden state of every row's last token, each row alone.
-fn alone(model: &LanguageModel, rows: &[Vec<u32>], precision: Precision) -> Tensor {
+/// Hidden state of every row's last token, each row in a batch of its own.
+fn forward_each(model: &LanguageModel, rows: &[Vec<u32>], precision: Precision) -> Tensor {
     let last = |row: &Vec<u32>| {
         let batch = PackedBatch::of_sequences(&[row], Device::Cpu).unwrap();
         model.forward(&batch, &batch.last_rows(), precision).unwrap()
@@ -79,19 +79,20 @@ fn packing_changes_nothing() {
         let model = model(&config);
         let batch = PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap();
         let packed = model.forward(&batch, &batch.last_rows(), Precision::Fp32).unwrap();
-        assert!(distance(&packed, &alone(&model, &rows(), Precision::Fp32)) < 1e-6);
+        assert!(distance(&packed, &forward_each(&model, &rows(), Precision::Fp32)) < 1e-6);
     }
 }
 
-/// Outputs at every token, and all gradients: a beginning read once for three sequences against three sequences.
+/// Outputs at every token and all gradients, with a shared prefix against separate sequences.
 #[test]
-fn a_shared_beginning_changes_nothing() {
+fn a_shared_prefix_changes_nothing() {
     for config in [llama(), qwen3()] {
         let model = model(&config);
         model.parameters().set_requires_grad(true);
         let prompt: Vec<u32> = (2..14).collect();
-        let answer = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
-        let group = vec![answer(&[1, 30, 31]), prompt.clone(), answer(&[33]), answer(&[1, 2, 3, 4, 5])];
+        let completion = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
+        let group =
+            vec![completion(&[1, 30, 31]), prompt.clone(), completion(&[33]), completion(&[1, 2, 3, 4, 5])];
         let run = |batch: &PackedBatch| {
             let rows: Vec<i64> = (0..batch.sequences())
                 .flat_map(|s| (0..batch.length(s)).map(move |token| (s, token)))
@@ -106,12 +107,12 @@ fn a_shared_beginning_changes_nothing() {
             (logits, Tensor::cat(&flat, 0))
         };
         let shared = PackedBatch::of_groups(&[vec![vec![9, 8]], group.clone()], Device::Cpu).unwrap();
-        let apart = [vec![vec![9, 8]], group].concat();
-        let apart = PackedBatch::of_sequences(&apart, Device::Cpu).unwrap();
-        assert!(shared.rows() < apart.rows());
-        let (shared, apart) = (run(&shared), run(&apart));
-        assert!(distance(&shared.0, &apart.0) < 1e-6);
-        assert!(distance(&shared.1, &apart.1) < 1e-5);
+        let separate = [vec![vec![9, 8]], group].concat();
+        let separate = PackedBatch::of_sequences(&separate, Device::Cpu).unwrap();
+        assert!(shared.rows() < separate.rows());
+        let (shared, separate) = (run(&shared), run(&separate));
+        assert!(distance(&shared.0, &separate.0) < 1e-6);
+        assert!(distance(&shared.1, &separate.1) < 1e-5);
     }
 }
 
@@ -126,14 +127,14 @@ fn cached_decoding_equals_the_whole_forward() {
             let mut rows = rows();
             let batch = PackedBatch::of_sequences(&rows, Device::Cpu).unwrap();
             let hidden = inference.prefill(&batch, &mut cache, &slots).unwrap();
-            assert!(distance(&hidden, &alone(&model, &rows, Precision::Fp32)) < 1e-6);
+            assert!(distance(&hidden, &forward_each(&model, &rows, Precision::Fp32)) < 1e-6);
             for step in 0..5 {
                 let next = [step, step + 9, 30, 11];
                 for (row, token) in rows.iter_mut().zip(next) {
                     row.push(token);
                 }
                 let hidden = inference.decode(&next, &mut cache, &slots).unwrap();
-                assert!(distance(&hidden, &alone(&model, &rows, Precision::Fp32)) < 1e-6);
+                assert!(distance(&hidden, &forward_each(&model, &rows, Precision::Fp32)) < 1e-6);
             }
             assert_eq!(cache.length(slots[1]), 19);
         }

@@ -6,7 +6,7 @@ use super::super::{LanguageModel, PackedBatch, Precision};
 use super::{distance, llama, model, qwen3};
 
 #[test]
-fn fresh_weights_depend_on_seed_and_name_alone() {
+fn fresh_weights_depend_only_on_seed_and_name() {
     let config = llama();
     let deeper = super::super::DecoderConfig { layers: config.layers + 1, ..config.clone() };
     let (small, large) = (model(&config), model(&deeper));
@@ -21,7 +21,7 @@ fn fresh_weights_depend_on_seed_and_name_alone() {
 }
 
 #[test]
-fn fresh_weights_have_the_asked_spread() {
+fn fresh_weights_have_the_configured_deviation() {
     for (range, expected) in [(None, 0.7 / 24f64.sqrt()), (Some(0.02), 0.02)] {
         let config = super::super::DecoderConfig { initializer_range: range, ..qwen3() };
         let model = model(&config);
@@ -31,7 +31,7 @@ fn fresh_weights_have_the_asked_spread() {
                 continue;
             }
             let (mean, deviation) = (tensor.mean(Kind::Double), tensor.std(false));
-            // Five standard errors of a mean and of a deviation over `numel` draws.
+            // Five standard errors of a mean and of a deviation over `numel` numbers.
             let slack = 5.0 / (tensor.numel() as f64).sqrt();
             assert!(mean.double_value(&[]).abs() < slack * expected, "{name}: mean {mean:?}");
             assert!((deviation.double_value(&[]) / expected - 1.0).abs() < slack, "{name}: {deviation:?}");
@@ -70,14 +70,14 @@ fn a_copy_is_independent() {
 }
 
 #[test]
-fn positions_beyond_the_trained_context_still_work() {
+fn positions_beyond_the_trained_context_work() {
     let config = llama();
     let model = model(&config);
     let long: Vec<u32> = (0..150).map(|step| step % 41).collect();
     let last = Tensor::from_slice(&[99_i64]);
-    let read = |tokens: &[u32]| {
+    let forward = |tokens: &[u32]| {
         let batch = PackedBatch::of_sequences(&[tokens], Device::Cpu).unwrap();
         model.forward(&batch, &last, Precision::Fp32).unwrap()
     };
-    assert!(distance(&read(&long[..100]), &read(&long)) < 1e-6);
+    assert!(distance(&forward(&long[..100]), &forward(&long)) < 1e-6);
 }

@@ -11,7 +11,7 @@ const PREFERENCES: Preferences = Preferences {
     reference: ReferencePolicy::RoundStart,
 };
 const PLAIN: PolicyGradient = PolicyGradient { clip_ratio: 0.2, kl: None };
-const RRHF: Method = Method::Rrhf { rank_weight: 2.0, nll: Reduction::Mean };
+const RRHF: Method = Method::Rrhf { ranking_weight: 2.0, nll: Reduction::Mean };
 const DPO: Method = Method::Dpo { preferences: PREFERENCES, label_smoothing: 0.0 };
 const LENGTHS: [usize; 5] = [2, 3, 0, 1, 2];
 

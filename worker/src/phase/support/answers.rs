@@ -7,7 +7,7 @@ use foil_proto::v1;
 
 use super::dialogue::Reader;
 use super::models::Policy;
-use crate::generate::{self, Answering, GenerateError, GenerateRequest, Generated, NoiseKey};
+use crate::generate::{self, Completion, GenerateError, GenerateRequest, GenerationConfig, NoiseKey};
 use crate::phase::{Chunk, Figures, PhaseError, TaskContext};
 
 /// What to draw.
@@ -33,23 +33,23 @@ pub(in crate::phase) fn draw(
     });
     let requests = requests.collect::<Result<Vec<_>, PhaseError>>()?;
     let noise = NoiseKey { seed: context.job.seed, round: chunk.round, purpose: draw.purpose.to_owned() };
-    let how = Answering {
+    let config = GenerationConfig {
         sampling: draw.sampling,
         eos: policy.encoder.eos_ids(),
-        vocabulary: policy.encoder.vocabulary(),
+        vocab_size: policy.encoder.vocabulary(),
         noise: &noise,
-        slots: context.job.generation.slots,
-        text: &|ids| text_of(policy, ids),
+        max_num_seqs: context.job.generation.max_num_seqs,
+        detokenize: &|ids| text_of(policy, ids),
     };
     let mut progress = |done, total| context.progress(done, total, "samples");
-    let slots = context.job.generation.slots;
+    let slots = context.job.generation.max_num_seqs;
     let model = policy.model.inference(context.precision(), slots).map_err(GenerateError::from)?;
-    let drawn = generate::generate(&model, &requests, &how, &mut progress)?;
-    drawn.answers.into_iter().map(|answer| sample(policy, answer)).collect()
+    let drawn = generate::generate(&model, &requests, &config, &mut progress)?;
+    drawn.completions.into_iter().map(|answer| sample(policy, answer)).collect()
 }
 
-fn sample(policy: &Policy, answer: Generated) -> Result<v1::Sample, PhaseError> {
-    let Generated { prompt_id, index, tokens, log_probs, finished } = answer;
+fn sample(policy: &Policy, answer: Completion) -> Result<v1::Sample, PhaseError> {
+    let Completion { prompt_id, index, tokens, log_probs, finished } = answer;
     if log_probs.iter().any(|log_prob| !log_prob.is_finite()) {
         return Err(PhaseError::NonFinite { what: "a sampled token's log-probability", row: prompt_id });
     }
@@ -59,7 +59,7 @@ fn sample(policy: &Policy, answer: Generated) -> Result<v1::Sample, PhaseError> 
 
 /// Tokens that a tokenizer cannot put into text (half a character at the end) leave a blank answer, which never wins.
 fn text_of(policy: &Policy, ids: &[u32]) -> String {
-    policy.encoder.answer_text(ids).unwrap_or_default()
+    policy.encoder.response_text(ids).unwrap_or_default()
 }
 
 /// Fills in the gold reward where the job has one. `samples` hold `per_row` answers to each row, in order.

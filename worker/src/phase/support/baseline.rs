@@ -4,8 +4,8 @@
 //! other. Under one reward model the difference of two policies, prompt by prompt, does.
 
 use foil_common::data::rows::PromptRow;
-use foil_common::figures::{self, REWARD_DIFFERENCE, START_REWARD};
-use foil_common::spec::BestBy;
+use foil_common::spec::BestMetric;
+use foil_common::stats::{self, REWARD_DIFFERENCE, START_REWARD};
 use foil_proto::v1;
 
 use super::rows::{Sampled, Samples};
@@ -45,7 +45,7 @@ impl Baselines {
     pub(in crate::phase) fn compare(&self, samples: &[v1::Sample], figures: &mut Figures) {
         let names = [
             (&self.start, REWARD_DIFFERENCE, "gold_difference_mean"),
-            (&self.previous, figures::REWARD_STEP, figures::GOLD_STEP),
+            (&self.previous, stats::REWARD_STEP, stats::GOLD_STEP),
         ];
         for (others, reward, gold) in names {
             for (sample, other) in samples.iter().zip(others.iter().flatten()) {
@@ -69,28 +69,28 @@ impl Baselines {
     /// reported on; nothing where there are too few prompts to part them.
     pub(in crate::phase) fn compare_halves(
         &self,
-        best_by: BestBy,
+        metric_for_best_model: BestMetric,
         rows: u64,
         samples: &[v1::Sample],
         figures: &mut Figures,
     ) {
         let start = self.start.as_deref().unwrap_or_default();
         for (index, sample) in samples.iter().enumerate() {
-            let Some(half) = figures::half_of(sample.prompt_id, rows) else { return };
+            let Some(half) = stats::half_of(sample.prompt_id, rows) else { return };
             let mut push = |name: &str, value: Option<f64>| {
                 if let Some(value) = value {
                     figures.push(&format!("{half}{name}"), value);
                 }
             };
             let start = start.get(index).and_then(|other| other.sample.reward);
-            match best_by {
-                BestBy::GoldMean => push("gold_mean", sample.gold),
-                BestBy::RewardMean => push("reward_mean", sample.reward),
-                BestBy::RewardGain => {
+            match metric_for_best_model {
+                BestMetric::GoldMean => push("gold_mean", sample.gold),
+                BestMetric::RewardMean => push("reward_mean", sample.reward),
+                BestMetric::RewardGain => {
                     push(REWARD_DIFFERENCE, sample.reward.zip(start).map(|(own, start)| own - start));
                     push(START_REWARD, start);
                 }
-                BestBy::RewardAccuracy => {}
+                BestMetric::RewardAccuracy => {}
             }
         }
     }

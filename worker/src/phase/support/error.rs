@@ -2,7 +2,7 @@
 
 use foil_common::data::rows::RowError;
 use foil_common::failpoint::Injected;
-use foil_common::shortage::{self, Described};
+use foil_common::oom;
 use foil_common::spec::SpecError;
 use foil_common::text::TextError;
 use foil_proto::v1;
@@ -70,8 +70,7 @@ const FILE_NAMES: &str = "give a model directory whose files have plain names";
 const NOT_FINITE: &str = "if this job trained the model, it has diverged: lower the learning rate; a start model that was \
                           never trained here overflows by itself, so give another or set resources.precision: fp32";
 const FIX_ADDRESS: &str = "start foil-worker on that machine with --advertise-address and an address that the others can connect to";
-const MEMORY: &str =
-    "lower the step's optimizer.micro_batch_tokens or generation.slots, or use a device with more memory";
+const MEMORY: &str = "lower the step's optimizer.micro_batch_tokens or generation.max_num_seqs, or use a device with more memory";
 
 impl PhaseError {
     /// Whether the coordinator no longer takes what this attempt writes.
@@ -105,7 +104,7 @@ impl PhaseError {
     fn shortage(&self, message: &str) -> Option<v1::MemoryShortage> {
         match self {
             Self::Object(_) | Self::Rows(_) | Self::Samples { .. } | Self::Incomplete(_) => None,
-            _ => shortage::parse(message),
+            _ => oom::parse(message),
         }
     }
 
@@ -166,7 +165,7 @@ fn train_advice(class: &str) -> &'static str {
 impl Failure {
     /// libtorch's errors come as panics from calls that have no other way.
     pub fn of_panic(text: &str) -> Self {
-        match shortage::parse(text) {
+        match oom::parse(text) {
             Some(shortage) => Self::of_memory(shortage, text),
             None => Self {
                 class: "internal",
@@ -183,7 +182,7 @@ impl Failure {
         let said = said.lines().next().unwrap_or_default();
         Self {
             class: "out_of_memory",
-            message: format!("{} ({said})", Described(&shortage)),
+            message: format!("{} ({said})", oom::Message(&shortage)),
             advice: MEMORY.to_owned(),
             memory: Some(shortage),
             ..Self::default()

@@ -1,10 +1,10 @@
-//! Meeting the other ranks, training with them, and handing in the model.
+//! The rendezvous of a gang, its training, and the upload of its model.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use foil_common::activity::Activity;
 use foil_common::spec::{Optimizer, SaveDtype, Schedule};
-use foil_common::stage::Stage;
 use foil_common::text::{Encoder, ModelText, TrainedText};
 use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
@@ -112,7 +112,7 @@ impl TaskContext {
         if world <= 1 {
             return Ok(Gang::alone());
         }
-        self.reports.expect(Stage::Meeting, command.world.into());
+        self.reports.expect(Activity::Rendezvous, command.world.into());
         if command.rank == 0 {
             let host = Host::open(place)?;
             self.reports.send(Message::Rendezvous(v1::RendezvousOffer {
@@ -164,7 +164,7 @@ impl TaskContext {
             SaveDtype::Bf16 => 2,
         };
         let expected = bytes * parameters.count() as u64;
-        let saved = self.reports.writing(Stage::Saving, expected, || save(dtype));
+        let saved = self.reports.writing(Activity::Saving, expected, || save(dtype));
         saved.map_err(|source| PhaseError::Model { artifact: artifact.to_owned(), source })
     }
 
@@ -195,9 +195,9 @@ impl TaskContext {
     ) -> Result<(), PhaseError> {
         let wrong = |source| PhaseError::Model { artifact: start.name.clone(), source };
         let earlier = self.cache.directory(start)?.join(ADAPTER);
-        let whole = if Adapter::is_in(&earlier) {
+        let whole = if Adapter::exists_in(&earlier) {
             let earlier = Adapter::load(&earlier, config, head, self.rank.device).map_err(wrong)?;
-            adapter.after(&earlier)
+            adapter.concat_after(&earlier)
         } else {
             None
         };
@@ -215,7 +215,8 @@ impl TaskContext {
         let mut objects = Vec::new();
         for (name, file) in files(&trained.dir)? {
             let bytes = file.metadata().map_or(0, |metadata| metadata.len());
-            let digest = self.reports.reading(Stage::Hashing, bytes, || artifact_cache::digest_of(&file))?;
+            let digest =
+                self.reports.reading(Activity::Hashing, bytes, || artifact_cache::digest_of(&file))?;
             if command.rank == 0 {
                 failpoint::hit("phase.upload")?;
                 let key = format!("{}{name}", command.key_prefix);

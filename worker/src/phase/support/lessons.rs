@@ -1,6 +1,6 @@
 //! What a policy is trained on: the answers that its method reads, and their loss.
 
-use foil_common::stage::Stage;
+use foil_common::activity::Activity;
 use tch::Tensor;
 
 use super::dialogue::Reader;
@@ -32,9 +32,9 @@ impl Lessons {
         let method = &context.job.policy_step.method;
         let mut lessons = Self::default();
         lessons.losses.figures = figure_names(method);
-        context.reports.expect(Stage::Encoding, scored.len() as u64);
+        context.reports.expect(Activity::Encoding, scored.len() as u64);
         for answers in scored {
-            context.reports.advance(Stage::Encoding, 1);
+            context.reports.advance(Activity::Encoding, 1);
             let read = answers.read(&context.job);
             if read.is_empty() {
                 continue;

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 
+use foil_common::activity::Activity;
 use foil_common::spec;
-use foil_common::stage::Stage;
 use foil_common::text::{Encoder, TEXT_FILES, TextError};
 use foil_proto::v1;
 use tch::Device;
@@ -146,7 +146,7 @@ impl Loader<'_> {
         let name = || artifact.name.clone();
         let dir = self.cache.directory(artifact)?;
         let bytes = artifact.objects.iter().map(|object| object.size).sum();
-        let (encoder, model) = self.reports.reading(Stage::Loading, bytes, || {
+        let (encoder, model) = self.reports.reading(Activity::Loading, bytes, || {
             failpoint::hit("phase.load")?;
             let encoder = self.encoders.of(artifact, &dir, &self.job.text);
             let encoder = encoder.map_err(|source| PhaseError::Text { artifact: name(), source })?;

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use foil_common::data::rows::{GoldenRow, PairRow, Prompt, PromptKey, PromptRow, Row};
-use foil_common::figures::Cluster;
 use foil_common::letters;
+use foil_common::stats::Cluster;
 use foil_common::text::Encoded;
 use foil_proto::v1;
 use foil_proto::v1::pair_source::Source;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use foil_common::activity::Activity;
 use foil_common::data::rows::{self, GoldenRow, PromptRow, Row};
-use foil_common::stage::Stage;
 use foil_proto::v1;
 use prost::Message;
 
@@ -49,10 +49,10 @@ pub(in crate::phase) fn encode_each<T, R>(
     rows: &[T],
     mut encode: impl FnMut(&T) -> Result<R, PhaseError>,
 ) -> Result<Vec<R>, PhaseError> {
-    reports.expect(Stage::Encoding, rows.len() as u64);
+    reports.expect(Activity::Encoding, rows.len() as u64);
     let encoded = rows.iter().map(|row| {
         let encoded = encode(row)?;
-        reports.advance(Stage::Encoding, 1);
+        reports.advance(Activity::Encoding, 1);
         Ok(encoded)
     });
     encoded.collect()

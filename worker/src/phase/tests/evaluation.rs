@@ -1,7 +1,7 @@
 //! What evaluations measure, held against the same formulas over all rows at once.
 
 use foil_common::data::rows::{PairRow, Prompt, Row, assign_ids};
-use foil_common::figures::{GOLD_STEP, REPORT, REWARD_DIFFERENCE, REWARD_STEP, SELECTION, START_REWARD};
+use foil_common::stats::{GOLD_STEP, REPORT, REWARD_DIFFERENCE, REWARD_STEP, SELECTION, START_REWARD};
 
 use super::*;
 
@@ -137,7 +137,7 @@ fn exchanged(row: PairRow) -> PairRow {
 #[test]
 fn policies_are_compared_prompt_by_prompt_under_one_reward_model() {
     let mut job = letters_job();
-    job.evaluation.get_or_insert_default().best_by = "reward_gain".to_owned();
+    job.evaluation.get_or_insert_default().metric_for_best_model = "reward_gain".to_owned();
     let mut game = Game::new(job);
     let sets = letters::generate(17, Counts { sft: 0, golden: 0, prompts: 0, evaluation: 48 });
     let [start, previous, last] = [("r00.sft", 64), ("r01.sft", 128), ("r02.sft", 256)]
@@ -187,7 +187,7 @@ fn policies_are_compared_prompt_by_prompt_under_one_reward_model() {
         (GOLD_STEP, &difference(&previous, |sample| sample.gold)),
         (START_REWARD, &start_rewards),
     ] {
-        let expected: foil_common::figures::Moments = values.iter().copied().collect();
+        let expected: foil_common::stats::Moments = values.iter().copied().collect();
         let found = metric(&metrics, name);
         assert!((found.value - expected.mean().unwrap()).abs() < 1e-5, "{name}: {found:?} not {expected:?}");
         assert!((found.se.unwrap() - expected.standard_error().unwrap()).abs() < 1e-5, "{name}: {found:?}");

@@ -28,7 +28,7 @@ fn methods() -> [Method; 5] {
     let preferences = Preferences { beta: 0.4, pairing: Pairing::All, log_ratio: Reduction::Sum, reference };
     let gradient = PolicyGradient { clip_ratio: 0.2, kl: Some(KlPrice { weight: 0.3, reference }) };
     [
-        Method::Rrhf { rank_weight: 3.0, nll: Reduction::Mean },
+        Method::Rrhf { ranking_weight: 3.0, nll: Reduction::Mean },
         Method::Dpo { preferences, label_smoothing: 0.1 },
         Method::Ipo { preferences: Preferences { log_ratio: Reduction::Mean, ..preferences } },
         Method::Grpo(gradient),

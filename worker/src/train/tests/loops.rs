@@ -1,6 +1,6 @@
 //! Whole training phases against plain PyTorch loops over the same models and rows.
 
-use foil_common::spec::{Normalisation, Optimizer, Schedule, Sharding};
+use foil_common::spec::{Normalization, Optimizer, Schedule, Sharding};
 use serde_json::Value;
 use tch::Device;
 
@@ -75,7 +75,7 @@ fn reward_training_is_a_pytorch_loops() {
     let (human, golden) = rows.split_at(3);
     for budget in [16, 60, 1000] {
         let model = RewardModel::load(&fixtures().join("model/llama-reward"), Device::Cpu).unwrap();
-        let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalisation::Global);
+        let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalization::Global);
         let (steps, summary) = run(&objective, model.parameters(), case, budget);
         assert_close(&steps, case, 2e-5);
         let constants = summary.objective.iter().find(|(name, _)| *name == "golden_weight_share");
@@ -98,7 +98,7 @@ fn bf16_learns_as_fp32_does() {
     let case = &cases["pairs"];
     let rows = pairs(case);
     let model = RewardModel::load(&fixtures().join("model/llama-reward"), Device::Cpu).unwrap();
-    let objective = PairRanking::new(&model, &rows, &[], Precision::Bf16, Normalisation::Global);
+    let objective = PairRanking::new(&model, &rows, &[], Precision::Bf16, Normalization::Global);
     let (steps, _) = run(&objective, model.parameters(), case, 60);
     assert!((steps[0].loss / numbers(&case["losses"])[0] - 1.0).abs() < 0.05);
     assert!(steps[5].loss < 0.2 * steps[0].loss);

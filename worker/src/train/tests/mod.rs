@@ -34,21 +34,21 @@ fn tokens(value: &Value) -> Vec<u32> {
 }
 
 /// As scripts/fixtures/train.py has it.
-fn optimizer(clip_norm: Option<f64>, micro_batch_tokens: usize) -> Optimizer {
+fn optimizer(max_grad_norm: Option<f64>, micro_batch_tokens: usize) -> Optimizer {
     Optimizer {
         beta1: 0.9,
         beta2: 0.99,
-        epsilon: 1e-8,
+        eps: 1e-8,
         weight_decay: 0.1,
         decay: Decay::Matrices,
-        clip_norm,
+        max_grad_norm,
         micro_batch_tokens,
         on_nonfinite: OnNonfinite::Fail,
     }
 }
 
 fn linear(warmup: u32) -> Schedule {
-    Schedule { kind: ScheduleKind::Linear, warmup_steps: warmup, final_ratio: 0.0 }
+    Schedule { kind: ScheduleKind::Linear, warmup_steps: warmup, min_lr_ratio: 0.0 }
 }
 
 fn recipe<'a>(optimizer: &'a Optimizer, schedule: &'a Schedule) -> Recipe<'a> {

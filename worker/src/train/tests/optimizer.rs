@@ -23,7 +23,7 @@ fn schedule(case: &Value) -> Schedule {
         _ => ScheduleKind::Cosine,
     };
     let warmup_steps = case["warmup"].as_u64().unwrap() as u32;
-    Schedule { kind, warmup_steps, final_ratio: case["final_ratio"].as_f64().unwrap() }
+    Schedule { kind, warmup_steps, min_lr_ratio: case["min_lr_ratio"].as_f64().unwrap() }
 }
 
 /// Sets gradients as given; the previous ones are cleared in place.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use foil_common::spec::{Normalisation, Sharding};
+use foil_common::spec::{Normalization, Sharding};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -63,7 +63,7 @@ fn play(gang: &Gang, work: Work) -> Outcome {
         let rows = pairs(&cases["pairs"]);
         let (human, golden) = rows.split_at(4);
         let model = RewardModel::with_fresh_head(random_model(), 4);
-        let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalisation::Global);
+        let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalization::Global);
         steps(gang, work, &objective, model.parameters())
     } else {
         let rows = demonstrations(&cases["demonstrations"]);

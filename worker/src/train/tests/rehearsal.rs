@@ -46,7 +46,8 @@ impl Objective for Crowded {
 }
 
 fn run(gang: &Gang, rows: usize, room: usize, panics: bool) -> Result<Vec<usize>, TrainError> {
-    let parameters = Parameters::of(vec![("w".to_owned(), Tensor::ones([3], (Kind::Float, Device::Cpu)))]);
+    let parameters =
+        Parameters::from_named(vec![("w".to_owned(), Tensor::ones([3], (Kind::Float, Device::Cpu)))]);
     let parameter = parameters.tensors()[0].shallow_clone();
     let objective = Crowded { parameter, rows, room, panics, seen: RefCell::default() };
     let (optimizer, schedule) = (optimizer(None, 64), linear(0));

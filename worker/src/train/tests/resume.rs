@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use foil_common::spec::{Normalisation, Sharding};
+use foil_common::spec::{Normalization, Sharding};
 use tch::Device;
 
 use super::super::{
@@ -62,7 +62,7 @@ fn play(gang: &Gang, sharding: Sharding, dir: &Path, plan: Plan<'_>) -> Played {
     let (human, golden) = rows.split_at(4);
     let model = LanguageModel::random(&fixtures().join("model/llama-tied"), 3, Device::Cpu).unwrap();
     let model = RewardModel::with_fresh_head(model, 4);
-    let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalisation::Global);
+    let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalization::Global);
     let (optimizer, schedule) = (optimizer(Some(0.5), 30), linear(2));
     let training = Training {
         order: OrderKey { seed: 5, round: 1 },

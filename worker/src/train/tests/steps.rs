@@ -1,6 +1,6 @@
 //! Single steps: what a loss is divided by, and losses that are no numbers.
 
-use foil_common::spec::{Normalisation, OnNonfinite, Optimizer, RewardLoss, Sharding};
+use foil_common::spec::{Normalization, OnNonfinite, Optimizer, RewardLoss, Sharding};
 use tch::{Device, Kind, no_grad};
 
 use super::super::{
@@ -30,7 +30,7 @@ fn plan(objective: &dyn Objective, budget: usize) -> StepPlan {
 #[test]
 fn reference_normalisation_is_the_mean_over_micro_batches() {
     let (model, rows) = (reward_model(), rows());
-    let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalisation::Reference);
+    let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalization::Reference);
     let plan = plan(&objective, 48);
     assert!(plan.micro_batches.len() > 1);
     let mean_loss = |rows: &Vec<usize>| {
@@ -69,7 +69,7 @@ impl Objective for Poisoned<'_> {
 fn step_on_poison(optimizer: &Optimizer) -> (Result<bool, TrainError>, bool) {
     let (model, rows) = (reward_model(), rows());
     let (human, golden) = rows.split_at(2);
-    let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalisation::Global);
+    let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalization::Global);
     let poisoned = Poisoned(&objective);
     let before = model.parameters().blake3();
     let (schedule, gang) = (linear(0), Gang::alone());
@@ -111,7 +111,7 @@ fn a_bounded_head_stays_within_its_bound() {
     let largest = || model.parameters().get("score.weight").unwrap().abs().max().double_value(&[]);
     let wgan = RewardObjective { golden: RewardLoss::Wgan, ..Default::default() };
     let step = |bound| {
-        let objective = PairRanking::new(&model, &[], &rows, Precision::Fp32, Normalisation::Global)
+        let objective = PairRanking::new(&model, &[], &rows, Precision::Fp32, Normalization::Global)
             .with_objective(wgan)
             .with_head_bound(bound);
         let (optimizer, schedule, gang) = (optimizer(None, 100), linear(0), Gang::alone());
@@ -128,7 +128,7 @@ fn a_bounded_head_stays_within_its_bound() {
 fn rows_that_weigh_nothing_are_refused() {
     let model = reward_model();
     let rows: Vec<Comparison> = rows().into_iter().map(|pair| Comparison { weight: 0.0, ..pair }).collect();
-    let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalisation::Global);
+    let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalization::Global);
     let (optimizer, schedule) = (optimizer(None, 100), linear(0));
     let training = Training {
         order: OrderKey { seed: 0, round: 0 },
@@ -144,7 +144,7 @@ fn rows_that_weigh_nothing_are_refused() {
             .unwrap_err()
     };
     assert!(matches!(run(&objective), TrainError::NoWeight { step: 1, .. }));
-    let empty = PairRanking::new(&model, &[], &[], Precision::Fp32, Normalisation::Global);
+    let empty = PairRanking::new(&model, &[], &[], Precision::Fp32, Normalization::Global);
     assert!(matches!(run(&empty), TrainError::NoRows));
     assert_eq!(run(&empty).class(), "data");
 }

@@ -299,16 +299,16 @@ proptest! {
     }
 }
 
-fn shared(file: &str) -> Option<Vec<u8>> {
-    crate::shared::read(&format!("data/{file}"))
+fn real_data(file: &str) -> Option<Vec<u8>> {
+    crate::test_models::read(&format!("data/{file}"))
 }
 
 #[test]
-fn shared_preferences_parse_without_a_bad_row() {
+fn real_preferences_parse_without_a_bad_row() {
     for (file, rows, prompts) in
         [("hh/preferences.train.jsonl.gz", 3327, 3325), ("hh/preferences.eval.jsonl.gz", 609, 609)]
     {
-        let Some(bytes) = shared(file) else { return };
+        let Some(bytes) = real_data(file) else { return };
         let parsed = parse::<PairRow>(file, &bytes).unwrap();
         assert_eq!((parsed.rows.len(), parsed.bad_rows), (rows, 0), "{:?}", parsed.bad);
         assert!(parsed.rows.iter().all(|row| row.prompt.messages[0].role == User));
@@ -318,11 +318,11 @@ fn shared_preferences_parse_without_a_bad_row() {
 }
 
 #[test]
-fn shared_golden_answers_parse_without_a_bad_row() {
-    let Some(bytes) = shared("golden/golden.jsonl.gz") else { return };
+fn real_golden_answers_parse_without_a_bad_row() {
+    let Some(bytes) = real_data("golden/golden.jsonl.gz") else { return };
     let plain = parse::<GoldenRow>("golden", &bytes).unwrap();
     assert_eq!((plain.rows.len(), plain.bad_rows), (634, 0));
-    let Some(bytes) = shared("golden/golden_and_samples.jsonl.gz") else { return };
+    let Some(bytes) = real_data("golden/golden_and_samples.jsonl.gz") else { return };
     let several = parse::<GoldenRow>("golden", &bytes).unwrap();
     assert_eq!(several.rows, plain.rows);
     assert_eq!(several.skipped.spare_answers, 3 * 634);
@@ -330,14 +330,14 @@ fn shared_golden_answers_parse_without_a_bad_row() {
 }
 
 #[test]
-fn shared_files_in_native_formats_parse() {
+fn real_files_in_native_formats_parse() {
     for (file, records, rows, bad, ties, duplicates) in [
         ("formats/hh-rlhf.harmless-base.test.jsonl.gz", 2312, 2308, 4, 0, 0),
         ("formats/dsp.helpful.test.json.gz", 2352, 2348, 4, 0, 0),
         ("formats/dsp.webgpt.test.json.gz", 901, 656, 0, 245, 0),
         ("formats/llamafactory.dpo_en_demo.json.gz", 300, 295, 0, 0, 5),
     ] {
-        let Some(bytes) = shared(file) else { return };
+        let Some(bytes) = real_data(file) else { return };
         let parsed = parse::<PairRow>(file, &bytes).unwrap();
         let first: Vec<_> = parsed.bad.iter().map(ToString::to_string).collect();
         assert_eq!(

@@ -122,7 +122,7 @@ pub(super) async fn long_lists(aim: Aim) {
         },
         |spec| {
             let step = spec.policy_step.get_or_insert_default();
-            step.lora.get_or_insert_default().targets = vec!["q_proj".to_owned(); 60_000];
+            step.lora.get_or_insert_default().target_modules = vec!["q_proj".to_owned(); 60_000];
         },
         |spec| spec.name = "x".repeat(500_000),
         |spec| spec.text.get_or_insert_default().template = "{{ a }}".repeat(70_000),

@@ -1,18 +1,18 @@
-//! Intervals of rates.
+//! Confidence intervals of rates.
 
 use super::Moments;
 
 /// The two-sided 95 % quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// The 95 % interval of Wilson for the mean of rows that are 0 or 1; `None` without rows.
+/// The 95 % Wilson interval for the mean of rows that are 0 or 1; `None` without rows.
 ///
-/// Rows that come in clusters count as fewer: as n over the design effect, which is the cluster-robust variance over that of
-/// independent rows (Kish; Korn and Graubard 1998). Where all rows are alike no such effect can be seen, and each cluster
-/// counts once.
-pub(super) fn interval(figure: &Moments) -> Option<(f64, f64)> {
-    let rate = figure.mean()?;
-    let rows = effective_rows(figure, rate);
+/// Rows in clusters count as fewer: n over the design effect, which is the cluster-robust variance over that of
+/// independent rows (Kish; Korn and Graubard 1998). If all rows are equal the effect cannot be estimated, and each
+/// cluster counts once.
+pub(super) fn wilson_interval(moments: &Moments) -> Option<(f64, f64)> {
+    let rate = moments.mean()?;
+    let rows = effective_rows(moments, rate);
     let shrunk = 1.0 + Z * Z / rows;
     let middle = (rate + Z * Z / (2.0 * rows)) / shrunk;
     let half = Z / shrunk * (rate * (1.0 - rate) / rows + Z * Z / (4.0 * rows * rows)).max(0.0).sqrt();
@@ -22,11 +22,11 @@ pub(super) fn interval(figure: &Moments) -> Option<(f64, f64)> {
     Some((low, high))
 }
 
-fn effective_rows(figure: &Moments, rate: f64) -> f64 {
-    let rows = figure.count as f64;
-    let Some(clusters) = &figure.clusters else { return rows };
+fn effective_rows(moments: &Moments, rate: f64) -> f64 {
+    let rows = moments.count as f64;
+    let Some(clusters) = &moments.clusters else { return rows };
     let independent = rate * (1.0 - rate) / (rows - 1.0);
-    match clusters.standard_error(figure.count, figure.sum) {
+    match clusters.standard_error(moments.count, moments.sum) {
         Some(se) if independent > 0.0 => {
             let effect = (se * se / independent).max(1.0);
             (rows / effect).max(1.0)

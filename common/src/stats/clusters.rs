@@ -1,7 +1,7 @@
 //! Rows that are not independent: the samples of one golden answer, the pairs of one prompt.
 //!
 //! The mean of all rows is m = Σ_g s_g / Σ_g n_g over clusters g with n_g rows that sum to s_g. Its cluster-robust standard
-//! error (linearised ratio, as survey packages and "CR1" sandwich estimators have it) is
+//! error (linearized ratio, as survey packages and "CR1" sandwich estimators have it) is
 //!
 //! ```text
 //! √( G/(G−1) · Σ_g (s_g − m·n_g)² ) / Σ_g n_g
@@ -16,17 +16,17 @@ use foil_proto::v1;
 
 use super::Moments;
 
-/// Which cluster a row is of.
+/// The cluster that a row belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cluster {
     pub key: u64,
-    /// Whether other parts of the figure hold rows of it too.
+    /// Whether other chunks hold rows of it too.
     pub is_open: bool,
 }
 
-/// Rows of one cluster.
+/// Sum over the rows of one cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Part {
+struct ClusterSum {
     count: u64,
     sum: f64,
 }
@@ -35,7 +35,7 @@ struct Part {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Clusters {
     closed: Sums,
-    open: BTreeMap<u64, Part>,
+    open: BTreeMap<u64, ClusterSum>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -50,7 +50,7 @@ struct Sums {
 }
 
 impl Sums {
-    fn push(&mut self, part: &Part) {
+    fn push(&mut self, part: &ClusterSum) {
         let count = part.count as f64;
         self.clusters += 1;
         self.squared_sums += part.sum * part.sum;
@@ -109,7 +109,7 @@ impl Clusters {
 
     pub(super) fn to_wire(&self) -> v1::Clusters {
         let Sums { clusters, squared_sums, sums_by_count, squared_counts } = self.closed;
-        let open = self.open.iter().map(|(&key, &Part { count, sum })| v1::Cluster { key, count, sum });
+        let open = self.open.iter().map(|(&key, &ClusterSum { count, sum })| v1::Cluster { key, count, sum });
         v1::Clusters { count: clusters, squared_sums, sums_by_count, squared_counts, open: open.collect() }
     }
 }
@@ -118,20 +118,20 @@ impl From<&v1::Clusters> for Clusters {
     fn from(wire: &v1::Clusters) -> Self {
         let v1::Clusters { count, squared_sums, sums_by_count, squared_counts, .. } = *wire;
         let closed = Sums { clusters: count, squared_sums, sums_by_count, squared_counts };
-        let open = wire.open.iter().map(|part| (part.key, Part { count: part.count, sum: part.sum }));
+        let open = wire.open.iter().map(|part| (part.key, ClusterSum { count: part.count, sum: part.sum }));
         Self { closed, open: open.collect() }
     }
 }
 
-/// Gathers one figure over rows in clusters, which may come in any order.
+/// Collects one quantity over rows in clusters, which may come in any order.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Clustered {
+pub struct ClusteredMoments {
     rows: Moments,
-    closed: BTreeMap<u64, Part>,
-    open: BTreeMap<u64, Part>,
+    closed: BTreeMap<u64, ClusterSum>,
+    open: BTreeMap<u64, ClusterSum>,
 }
 
-impl Clustered {
+impl ClusteredMoments {
     pub fn push(&mut self, cluster: Cluster, value: f64) {
         self.rows.push(value);
         let parts = if cluster.is_open { &mut self.open } else { &mut self.closed };
@@ -153,25 +153,25 @@ mod tests {
     use rand_chacha::rand_core::{RngCore, SeedableRng};
 
     use super::*;
-    use crate::figures::{merge_moments, metrics};
+    use crate::stats::{merge_moments, metrics};
 
-    /// Rows (cluster, value) as one figure, the first `cut` of them in a chunk of their own.
+    /// Rows (cluster, value) as one quantity, the first `cut` of them in a chunk of their own.
     fn in_two_chunks(name: &str, rows: &[(u64, f64)], cut: usize) -> Vec<v1::Moments> {
         let mut merged = Vec::new();
         for (chunk, others) in [(&rows[..cut], &rows[cut..]), (&rows[cut..], &rows[..cut])] {
-            let mut figure = Clustered::default();
+            let mut moments = ClusteredMoments::default();
             for &(key, value) in chunk {
                 let is_open = others.iter().any(|(other, _)| *other == key);
-                figure.push(Cluster { key, is_open }, value);
+                moments.push(Cluster { key, is_open }, value);
             }
-            merge_moments(&mut merged, &[figure.moments().to_wire(name)]);
+            merge_moments(&mut merged, &[moments.moments().to_wire(name)]);
         }
         merged
     }
 
     #[test]
-    fn standard_errors_and_intervals_are_the_references_however_chunks_cut_the_clusters() {
-        let fixture = include_str!("../../../tests/fixtures/figures/clusters.json");
+    fn standard_errors_and_intervals_equal_the_reference_however_chunks_cut_the_clusters() {
+        let fixture = include_str!("../../../tests/fixtures/stats/clusters.json");
         let fixture: serde_json::Value = serde_json::from_str(fixture).unwrap();
         for case in fixture.as_array().unwrap() {
             let numbers = |name: &str| {
@@ -202,21 +202,21 @@ mod tests {
     fn clusters_of_one_row_are_rows() {
         let values = [1.5, -2.0, 0.25, 4.0, 4.0];
         let rows: Moments = values.into_iter().collect();
-        let mut clustered = Clustered::default();
+        let mut clustered = ClusteredMoments::default();
         for (key, value) in (0..).zip(values) {
             clustered.push(Cluster { key, is_open: false }, value);
         }
         let clustered = clustered.moments();
         assert!((rows.standard_error().unwrap() - clustered.standard_error().unwrap()).abs() < 1e-12);
-        // Figures of both kinds merge, whichever comes first.
+        // Moments of both kinds merge, whichever comes first.
         for (mut first, second) in [(rows.clone(), clustered.clone()), (clustered, rows)] {
             first.merge(&second);
             let expected: Moments = values.into_iter().chain(values).collect();
             assert!((first.standard_error().unwrap() - expected.standard_error().unwrap()).abs() < 1e-12);
         }
-        let mut alone = Clustered::default();
+        let mut alone = ClusteredMoments::default();
         (0..4).for_each(|value| alone.push(Cluster { key: 7, is_open: false }, f64::from(value)));
-        assert_eq!(alone.moments().standard_error(), None, "one cluster tells nothing of others");
+        assert_eq!(alone.moments().standard_error(), None, "one cluster says nothing about others");
     }
 
     fn fraction(random: &mut ChaCha12Rng) -> f64 {
@@ -228,15 +228,15 @@ mod tests {
         let mut random = ChaCha12Rng::seed_from_u64(11);
         let trials = 2000;
         let covered = (0..trials).filter(|_| {
-            let mut figure = Clustered::default();
+            let mut moments = ClusteredMoments::default();
             for key in 0..golden {
                 let share = 0.8 + spread * if fraction(&mut random) < 0.5 { 1.0 } else { -1.0 };
                 for _ in 0..4 {
                     let won = fraction(&mut random) < share;
-                    figure.push(Cluster { key, is_open: false }, f64::from(u8::from(won)));
+                    moments.push(Cluster { key, is_open: false }, f64::from(u8::from(won)));
                 }
             }
-            covers(&metrics(&[figure.moments().to_wire("accuracy")], None))
+            covers(&metrics(&[moments.moments().to_wire("accuracy")], None))
         });
         covered.count() as f64 / f64::from(trials)
     }

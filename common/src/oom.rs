@@ -1,17 +1,17 @@
-//! Memory that ran out: how programs say so, and the sizes that go with it.
+//! Out-of-memory errors: recognizing them in the output of programs, and describing them.
 
 use std::fmt;
 
 use foil_proto::v1::MemoryShortage;
 
-/// Where the memory was.
+/// The memory that ran out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum MemoryKind {
     Host,
     Device,
 }
 
-impl Place {
+impl MemoryKind {
     /// The name on the wire.
     pub fn name(self) -> &'static str {
         match self {
@@ -21,12 +21,12 @@ impl Place {
     }
 }
 
-/// A shortage of which no size is known.
-pub fn shortage(place: Place) -> MemoryShortage {
-    MemoryShortage { place: place.name().to_owned(), ..MemoryShortage::default() }
+/// A shortage without sizes.
+pub fn of_unknown_size(kind: MemoryKind) -> MemoryShortage {
+    MemoryShortage { place: kind.name().to_owned(), ..MemoryShortage::default() }
 }
 
-/// What a text says of memory that ran out, as libtorch's allocators, C++ and Rust word it; none where it is of something else.
+/// Recognizes an out-of-memory error of libtorch's allocators, C++ or Rust in a text; `None` if it reports something else.
 pub fn parse(text: &str) -> Option<MemoryShortage> {
     let lower = text.to_ascii_lowercase();
     let says = |phrases: &[&str]| phrases.iter().any(|phrase| lower.contains(phrase));
@@ -36,7 +36,7 @@ pub fn parse(text: &str) -> Option<MemoryShortage> {
             peak_bytes: size_after(&lower, "this process has "),
             limit_bytes: size_after(&lower, "total capacity of "),
             free_bytes: size_after(&lower, " of which "),
-            ..shortage(Place::Device)
+            ..of_unknown_size(MemoryKind::Device)
         });
     }
     let aborted = lower.contains("memory allocation of ") && lower.contains(" bytes failed");
@@ -45,13 +45,13 @@ pub fn parse(text: &str) -> Option<MemoryShortage> {
         let requested = ["tried to allocate ", "trying to allocate ", "memory allocation of "];
         return Some(MemoryShortage {
             requested_bytes: requested.iter().find_map(|lead| size_after(&lower, lead)),
-            ..shortage(Place::Host)
+            ..of_unknown_size(MemoryKind::Host)
         });
     }
     None
 }
 
-/// The size behind `lead`: a number and its unit, in which a bare number counts bytes.
+/// The size after `lead`: a number and its unit; without a unit it is in bytes.
 fn size_after(lower: &str, lead: &str) -> Option<u64> {
     let (_, rest) = lower.split_once(lead)?;
     let mut words = rest.split_whitespace();
@@ -66,18 +66,18 @@ fn size_after(lower: &str, lead: &str) -> Option<u64> {
     (0.0..1e18).contains(&bytes).then_some(bytes as u64)
 }
 
-/// A shortage in words: `out of device memory: 20.0 MiB were asked for, …`.
+/// The message for users: `out of device memory: 20.0 MiB requested, …`.
 #[derive(Debug, Clone, Copy)]
-pub struct Described<'a>(pub &'a MemoryShortage);
+pub struct Message<'a>(pub &'a MemoryShortage);
 
-impl fmt::Display for Described<'_> {
+impl fmt::Display for Message<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MemoryShortage { place, requested_bytes, peak_bytes, limit_bytes, free_bytes } = self.0;
         let parts = [
-            requested_bytes.map(|bytes| format!("{} were asked for", Bytes(bytes))),
+            requested_bytes.map(|bytes| format!("{} requested", Bytes(bytes))),
             peak_bytes.map(|bytes| format!("the rank held {}", Bytes(bytes))),
             limit_bytes.map(|bytes| format!("the limit is {}", Bytes(bytes))),
-            free_bytes.map(|bytes| format!("{} were free", Bytes(bytes))),
+            free_bytes.map(|bytes| format!("{} free", Bytes(bytes))),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         write!(f, "out of {place} memory")?;
@@ -106,42 +106,42 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn torch_on_a_gpu_tells_all_sizes() {
-        let said = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.00 GiB of which 15.50 MiB \
+    fn torch_on_a_gpu_reports_all_sizes() {
+        let message = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.00 GiB of which 15.50 MiB \
                     is free. Including non-PyTorch memory, this process has 78.50 GiB memory in use. Of the allocated memory \
                     78.00 GiB is allocated by PyTorch, and 12.00 MiB is reserved by PyTorch but unallocated.";
-        let found = parse(said).unwrap();
+        let found = parse(message).unwrap();
         assert_eq!(found.place, "device");
         assert_eq!((found.requested_bytes, found.limit_bytes), (Some(20 * MIB), Some(79 * 1024 * MIB)));
         assert_eq!((found.peak_bytes, found.free_bytes), (Some(157 * 512 * MIB), Some(31 * MIB / 2)));
-        let text = Described(&found).to_string();
+        let text = Message(&found).to_string();
         assert_eq!(
             text,
-            "out of device memory: 20.0 MiB were asked for, the rank held 78.5 GiB, the limit is 79.0 GiB, 15.5 MiB were free"
+            "out of device memory: 20.0 MiB requested, the rank held 78.5 GiB, the limit is 79.0 GiB, 15.5 MiB free"
         );
-        assert_eq!(parse("CUDA error: out of memory").unwrap(), shortage(Place::Device));
+        assert_eq!(parse("CUDA error: out of memory").unwrap(), of_unknown_size(MemoryKind::Device));
     }
 
     #[test]
-    fn the_host_runs_out_in_three_languages() {
+    fn host_memory_errors_of_libtorch_cpp_and_rust_are_recognized() {
         let torch = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to \
                      allocate 17179869184 bytes. Error code 12 (Cannot allocate memory)";
-        for (said, requested) in [
+        for (message, requested) in [
             (torch, Some(16 << 30)),
             ("memory allocation of 4096 bytes failed", Some(4096)),
             ("terminate called after throwing an instance of 'std::bad_alloc'", None),
             ("std::bad_alloc", None),
             ("Cannot allocate memory (os error 12)", None),
         ] {
-            let found = parse(said).unwrap();
-            assert_eq!((found.place.as_str(), found.requested_bytes), ("host", requested), "{said}");
+            let found = parse(message).unwrap();
+            assert_eq!((found.place.as_str(), found.requested_bytes), ("host", requested), "{message}");
         }
     }
 
     #[test]
-    fn other_texts_are_of_something_else() {
-        for said in ["index out of range", "the memory of a rank", "memory allocation of the plan", ""] {
-            assert_eq!(parse(said), None, "{said}");
+    fn other_texts_are_not_out_of_memory_errors() {
+        for message in ["index out of range", "the memory of a rank", "memory allocation of the plan", ""] {
+            assert_eq!(parse(message), None, "{message}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A decoder with its parameters and adapters, under either head.
+//! A model: decoder, parameters, adapter and a head of either kind.
 
 use std::marker::PhantomData;
 use std::path::Path;
@@ -9,18 +9,18 @@ use tch::{Device, Tensor};
 
 use super::adapter::Adapter;
 use super::decoder::{Decoder, Weights};
-use super::layer::Plain;
+use super::layer::Linear;
 use super::{DecoderConfig, HeadKind, ModelError, Parameters, Precision};
 
-/// What is particular to a head.
+/// A kind of head.
 pub trait Head {
     const KIND: HeadKind;
 
-    /// The head's matrix where training moves it as a whole, also beside adapters.
-    fn trained_whole(parameters: &Parameters) -> Option<&Tensor>;
+    /// The head's matrix if it is trained in full even with LoRA (PEFT's `modules_to_save`).
+    fn trainable_head(parameters: &Parameters) -> Option<&Tensor>;
 }
 
-/// A decoder whose hidden states are read by a head `H`: see [`LanguageModel`](super::LanguageModel) and
+/// A decoder with a head `H`: see [`LanguageModel`](super::LanguageModel) and
 /// [`RewardModel`](super::RewardModel).
 #[derive(Debug)]
 pub struct Model<H> {
@@ -57,7 +57,7 @@ impl<H: Head> Model<H> {
         &self.config
     }
 
-    /// Sets what config.json will name as the tokens that begin, end and pad sequences.
+    /// Sets the BOS, EOS and padding ids that config.json will name.
     pub fn set_token_ids(&mut self, ids: &TokenIds) {
         self.config.bos_token_id = ids.bos;
         self.config.eos_token_ids.clone_from(&ids.eos);
@@ -76,35 +76,35 @@ impl<H: Head> Model<H> {
         self.device
     }
 
-    /// Whether backward computes each layer's activations again instead of keeping them.
+    /// Sets whether the backward pass recomputes each layer's activations instead of keeping them.
     #[must_use]
     pub fn with_checkpointing(mut self, on: bool) -> Self {
         self.decoder.checkpointing = on;
         self
     }
 
-    /// Puts fresh low-rank adapters beside the matrices, drawn from `(seed, round)`: from here on only those are
-    /// [trainable](Self::trainable), with a head that is trained whole.
-    pub fn adapt(&mut self, lora: &Lora, draw: (u64, u32)) {
-        let head = H::trained_whole(&self.parameters);
-        self.set_adapter(Adapter::fresh(&self.config, lora, draw, head, self.device));
+    /// Adds a fresh LoRA adapter, initialized from `(seed, round)`. From here on only the adapter is
+    /// [trainable](Self::trainable), and a reward model's head.
+    pub fn add_lora(&mut self, lora: &Lora, seed_and_round: (u64, u32)) {
+        let head = H::trainable_head(&self.parameters);
+        self.set_adapter(Adapter::new(&self.config, lora, seed_and_round, head, self.device));
     }
 
-    /// Puts `adapter`, which is this model's, beside the matrices, and takes over the head that came with it.
+    /// Attaches `adapter`, which must fit this model, and takes over the head that came with it.
     pub fn set_adapter(&mut self, adapter: Adapter) {
         self.parameters.set_requires_grad(false);
-        self.adapter = Some(match H::trained_whole(&self.parameters) {
-            Some(head) => adapter.with_head_in(head),
+        self.adapter = Some(match H::trainable_head(&self.parameters) {
+            Some(head) => adapter.with_shared_head(head),
             None => adapter,
         });
     }
 
-    /// What training moves: all parameters, or those of the adapters.
+    /// The parameters that training updates: all, or those of the adapter.
     pub fn trainable(&self) -> &Parameters {
         self.adapter.as_ref().map_or(&self.parameters, Adapter::parameters)
     }
 
-    /// Makes the adapters, where there are any, part of the matrices.
+    /// Merges the adapter, if there is one, into the weights and returns it.
     pub fn merge(&mut self) -> Option<Adapter> {
         let adapter = self.adapter.take()?;
         adapter.parameters().set_requires_grad(false);
@@ -112,13 +112,13 @@ impl<H: Head> Model<H> {
         Some(adapter)
     }
 
-    /// The decoder's weights in the kind that its matrix products have, with adapters.
-    pub(super) fn weights(&self, precision: Precision) -> Weights<Plain> {
-        self.decoder.cast(&self.parameters, self.adapter.as_ref(), precision)
+    /// The decoder's weights in `precision`, with the adapter.
+    pub(super) fn weights(&self, precision: Precision) -> Weights<Linear> {
+        self.decoder.weights(&self.parameters, self.adapter.as_ref(), precision)
     }
 
-    /// The parameter called `name`, which every model of this head has.
-    pub(super) fn expect(&self, name: &str) -> &Tensor {
+    /// The parameter called `name`, which every model with this head has.
+    pub(super) fn parameter(&self, name: &str) -> &Tensor {
         match self.parameters.get(name) {
             Some(tensor) => tensor,
             None => unreachable!("a model was built without its parameter {name}"),

@@ -1,30 +1,30 @@
-//! What a rank is at before and after the steps or rows of its phase. Such work counts in a unit of its own, and the
-//! unit names it wherever progress is told.
+//! The work of a rank before and after the steps or rows of its phase. Each activity counts in a unit of its own, and
+//! that unit identifies it in every progress report.
 
 use std::fmt;
 
-/// A part of a rank's work that is neither steps nor rows, in the order in which they usually come.
+/// Work of a rank that is neither steps nor rows, in the usual order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stage {
+pub enum Activity {
     Downloading,
     /// From disk to the device.
     Loading,
     /// Rows to tokens.
     Encoding,
     /// Waiting for the other ranks of a gang.
-    Meeting,
+    Rendezvous,
     /// From the device to disk.
     Saving,
     Hashing,
     Uploading,
 }
 
-impl Stage {
+impl Activity {
     const ALL: [Self; 7] = [
         Self::Downloading,
         Self::Loading,
         Self::Encoding,
-        Self::Meeting,
+        Self::Rendezvous,
         Self::Saving,
         Self::Hashing,
         Self::Uploading,
@@ -36,31 +36,31 @@ impl Stage {
             Self::Downloading => "bytes downloaded",
             Self::Loading => "bytes loaded",
             Self::Encoding => "rows encoded",
-            Self::Meeting => "ranks met",
+            Self::Rendezvous => "ranks met",
             Self::Saving => "bytes saved",
             Self::Hashing => "bytes hashed",
             Self::Uploading => "bytes uploaded",
         }
     }
 
-    /// The stage whose progress is in `unit`; none where that is a unit of steps or rows.
-    pub fn of_unit(unit: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|stage| stage.unit() == unit)
+    /// The activity that counts in `unit`; `None` for units of steps and rows.
+    pub fn from_unit(unit: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|activity| activity.unit() == unit)
     }
 
-    /// Whether its progress is in bytes.
+    /// Whether its unit is bytes.
     pub fn counts_bytes(self) -> bool {
         self.unit().starts_with("bytes")
     }
 }
 
-impl fmt::Display for Stage {
+impl fmt::Display for Activity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Downloading => "downloading",
             Self::Loading => "loading",
             Self::Encoding => "encoding",
-            Self::Meeting => "waiting for the other ranks",
+            Self::Rendezvous => "waiting for the other ranks",
             Self::Saving => "saving",
             Self::Hashing => "hashing",
             Self::Uploading => "uploading",
@@ -74,9 +74,9 @@ mod tests {
 
     #[test]
     fn a_unit_names_its_stage() {
-        for stage in Stage::ALL {
-            assert_eq!(Stage::of_unit(stage.unit()), Some(stage));
+        for activity in Activity::ALL {
+            assert_eq!(Activity::from_unit(activity.unit()), Some(activity));
         }
-        assert_eq!(["steps", "prompts", "pairs", ""].map(Stage::of_unit), [None; 4]);
+        assert_eq!(["steps", "prompts", "pairs", ""].map(Activity::from_unit), [None; 4]);
     }
 }

@@ -1,6 +1,6 @@
-//! Figures that are made in parts and put together: means with their standard errors, the variety of answers, and the
-//! calibration of a reward model. Workers fill them, one part per chunk; the coordinator merges the
-//! parts in chunk order and turns them into metrics. Plain `f64` arithmetic, no tensors.
+//! Mergeable statistics: means with their standard errors, the diversity of completions, and the calibration of a reward
+//! model. Workers compute one part per chunk; the coordinator merges the parts in chunk order and turns them into metrics.
+//! Plain `f64` arithmetic, no tensors.
 
 mod calibration;
 mod clusters;
@@ -11,37 +11,36 @@ mod rate;
 use foil_proto::v1;
 
 pub use calibration::{CALIBRATION_BINS, Calibration, merge_calibration};
-pub use clusters::{Cluster, Clustered, Clusters};
+pub use clusters::{Cluster, ClusteredMoments, Clusters};
 pub use distinct::{DISTINCT_KEPT, Distinct};
 pub use metrics::{
     ACCURACY_CHANGE, DUPLICATES, GOLD_STEP, REWARD_DIFFERENCE, REWARD_GAIN, REWARD_STEP, START_REWARD,
     is_rate, metrics,
 };
 
-/// Begins the names of figures of the rows that name the best round, and of the rows that it is reported on.
+/// Prefixes of metrics measured on the rows that select the best round, and on the rows that it is reported on.
 pub const SELECTION: &str = "selection_";
 pub const REPORT: &str = "report_";
 
-/// Rows under which both halves are one: of fewer, half would tell too little of either.
-pub const LEAST_SPLIT: u64 = 40;
+/// Fewest rows that are split in two: with fewer, neither half would say enough.
+pub const MIN_SPLIT_ROWS: u64 = 40;
 
-/// The half that a row is in, of a set of `rows`: what names the best of several rounds must not be what its figure is
+/// The half of a set of `rows` that a row is in. The best of several rounds must not be selected on the rows that it is
 /// reported on, or the luckiest round passes for the best one. `id` comes from the row's content, and so does its half.
 pub fn half_of(id: u64, rows: u64) -> Option<&'static str> {
-    (rows >= LEAST_SPLIT).then_some(if id.is_multiple_of(2) { SELECTION } else { REPORT })
+    (rows >= MIN_SPLIT_ROWS).then_some(if id.is_multiple_of(2) { SELECTION } else { REPORT })
 }
 
-/// Count, sum and sum of squares of a figure over rows: enough for its mean and standard error, and
-/// merged by addition. With them the greatest value, where that is watched, and the sums of clusters, where rows come
-/// in clusters.
+/// Count, sum and sum of squares of a quantity over rows: enough for its mean and standard error, and merged by
+/// addition. Also its maximum, if that is tracked, and the sums of clusters, if rows come in clusters.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Moments {
     pub count: u64,
     pub sum: f64,
     pub sum_of_squares: f64,
-    /// Of the values that were pushed watched.
-    pub greatest: Option<f64>,
-    /// `None`: each row is a cluster of its own.
+    /// Maximum of the values that were counted by [`Moments::push_with_max`].
+    pub max: Option<f64>,
+    /// `None` if each row is a cluster of its own.
     pub clusters: Option<Clusters>,
 }
 
@@ -52,10 +51,10 @@ impl Moments {
         self.sum_of_squares += value * value;
     }
 
-    /// Counts a value of a figure whose greatest value matters too.
-    pub fn push_watched(&mut self, value: f64) {
+    /// Counts a value of a quantity whose maximum matters too.
+    pub fn push_with_max(&mut self, value: f64) {
         self.push(value);
-        self.greatest = greater(self.greatest, Some(value));
+        self.max = max(self.max, Some(value));
     }
 
     pub fn merge(&mut self, other: &Self) {
@@ -67,15 +66,15 @@ impl Moments {
         self.count += other.count;
         self.sum += other.sum;
         self.sum_of_squares += other.sum_of_squares;
-        self.greatest = greater(self.greatest, other.greatest);
+        self.max = max(self.max, other.max);
     }
 
-    /// `None` where nothing was counted.
+    /// `None` if nothing was counted.
     pub fn mean(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)
     }
 
-    /// Of one row, with Bessel's correction; `None` under two rows.
+    /// Standard deviation of a row, with Bessel's correction; `None` under two rows.
     pub fn standard_deviation(&self) -> Option<f64> {
         if self.count < 2 {
             return None;
@@ -85,8 +84,8 @@ impl Moments {
         Some((scatter.max(0.0) / (count - 1.0)).sqrt())
     }
 
-    /// Standard error of the mean, taking clusters for independent and rows of one cluster for whatever they are; `None` under two
-    /// clusters. Where each row is a cluster of its own it is the standard deviation over √count.
+    /// Standard error of the mean. Clusters are independent; rows of one cluster may depend on each other in any way.
+    /// `None` under two clusters. If each row is a cluster of its own, it is the standard deviation over √count.
     pub fn standard_error(&self) -> Option<f64> {
         match &self.clusters {
             Some(clusters) => clusters.standard_error(self.count, self.sum),
@@ -104,22 +103,22 @@ impl Moments {
             count: self.count,
             sum: self.sum,
             sum_of_squares: self.sum_of_squares,
-            greatest: self.greatest,
+            max: self.max,
             clusters: self.clusters.as_ref().map(Clusters::to_wire),
             distinct: None,
         }
     }
 }
 
-/// A NaN counts as the greatest: it must not be lost.
-fn greater(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+/// The maximum, where NaN exceeds every number: it must not be lost.
+fn max(a: Option<f64>, b: Option<f64>) -> Option<f64> {
     [a, b].into_iter().flatten().reduce(|a, b| if a.is_nan() || a > b { a } else { b })
 }
 
 impl From<&v1::Moments> for Moments {
     fn from(wire: &v1::Moments) -> Self {
-        let v1::Moments { count, sum, sum_of_squares, greatest, .. } = *wire;
-        Self { count, sum, sum_of_squares, greatest, clusters: wire.clusters.as_ref().map(Clusters::from) }
+        let v1::Moments { count, sum, sum_of_squares, max, .. } = *wire;
+        Self { count, sum, sum_of_squares, max, clusters: wire.clusters.as_ref().map(Clusters::from) }
     }
 }
 
@@ -131,7 +130,7 @@ impl FromIterator<f64> for Moments {
     }
 }
 
-/// Adds one chunk's moments to a phase's, by name. Names keep the order in which they first come.
+/// Adds one chunk's moments to a phase's, by name. Names keep the order in which they first appear.
 pub fn merge_moments(into: &mut Vec<v1::Moments>, chunk: &[v1::Moments]) {
     for more in chunk {
         match into.iter_mut().find(|moments| moments.name == more.name) {

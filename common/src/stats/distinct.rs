@@ -1,14 +1,14 @@
-//! How many of some values differ, over chunks that cannot see each other's values.
+//! The fraction of distinct values, over chunks that cannot see each other's values.
 
 use std::collections::BTreeMap;
 
 use foil_proto::v1;
 
-/// Different values kept. With as many or fewer the share is exact; beyond, its relative error is about 3 %.
+/// Number of distinct values kept. Up to it the fraction is exact; beyond, its relative error is about 3 %.
 pub const DISTINCT_KEPT: usize = 1024;
 
-/// A sample of the different values, with how often each came: those of the lowest hashes. The sample of a whole is made
-/// of the samples of its parts, since what is among the lowest of the whole is among the lowest of every part that has it.
+/// A KMV (k minimum values) sketch: the distinct values of the lowest hashes, with their counts. Sketches merge exactly,
+/// since what is among the lowest of the whole is among the lowest of every part that has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Distinct(BTreeMap<u32, u32>);
 
@@ -32,8 +32,8 @@ impl Distinct {
         other.0.iter().for_each(|(&hash, &count)| self.add(hash, count));
     }
 
-    /// Different values as a part of all; `None` where there are none.
-    pub fn share(&self) -> Option<f64> {
+    /// Distinct values as a fraction of all; `None` if there are none.
+    pub fn fraction(&self) -> Option<f64> {
         let all: u64 = self.0.values().map(|&count| u64::from(count)).sum();
         (all > 0).then(|| self.0.len() as f64 / all as f64)
     }
@@ -45,7 +45,7 @@ impl Distinct {
         }
     }
 
-    /// As a figure.
+    /// The wire form under a metric's name.
     pub fn to_moments(&self, name: &str) -> v1::Moments {
         v1::Moments { name: name.to_owned(), distinct: Some(self.to_wire()), ..Default::default() }
     }
@@ -62,7 +62,7 @@ impl From<&v1::DistinctValues> for Distinct {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::{DUPLICATES, merge_moments, metrics};
+    use crate::stats::{DUPLICATES, merge_moments, metrics};
 
     fn of(values: impl Iterator<Item = u64>) -> Distinct {
         let mut distinct = Distinct::default();
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_different_chunks_are_told_apart() {
+    fn values_are_counted_across_chunks() {
         let mut merged = Vec::new();
         for chunk in [[1, 2, 3, 3], [3, 4, 1, 5]] {
             merge_moments(&mut merged, &[of(chunk.into_iter()).to_moments(DUPLICATES)]);
@@ -84,13 +84,13 @@ mod tests {
     }
 
     #[test]
-    fn more_values_than_are_kept_are_sampled_alike_whatever_the_chunks() {
+    fn the_sketch_of_many_values_does_not_depend_on_the_chunks() {
         let all = of(0..50_000);
-        assert_eq!((all.0.len(), all.share()), (DISTINCT_KEPT, Some(1.0)), "nothing repeats");
+        assert_eq!((all.0.len(), all.fraction()), (DISTINCT_KEPT, Some(1.0)), "nothing repeats");
         // Value v comes v mod 4 + 1 times: 2.5 times on average.
         let values = || (0..40_000u64).flat_map(|value| std::iter::repeat_n(value, value as usize % 4 + 1));
         let whole = of(values());
-        assert!((whole.share().unwrap() - 0.4).abs() < 0.4 * 0.05, "{:?}", whole.share());
+        assert!((whole.fraction().unwrap() - 0.4).abs() < 0.4 * 0.05, "{:?}", whole.fraction());
         let mut merged = of(values().filter(|value| value % 3 == 0));
         merged.merge(&of(values().filter(|value| value % 3 != 0)));
         assert_eq!(merged, whole);

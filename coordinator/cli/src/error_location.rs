@@ -65,14 +65,14 @@ mod tests {
     use super::*;
 
     const JOB: &str = "name: j\n# rounds: 9\nrounds: x\n\npolicy_step:\n  learning_rate: 1\nreward_step:\n\n  # why\n  \
-                       optimizer: { clip_norm: no, betas: [1] }\n  learning_rate: fast\n  schedule:\n    kind: odd\n";
+                       optimizer: { max_grad_norm: no, betas: [1] }\n  learning_rate: fast\n  schedule:\n    kind: odd\n";
 
     #[test]
     fn a_field_is_found_in_its_block() {
         let at = |field| line_of(JOB, field);
         assert_eq!((at("name"), at("rounds"), at("policy_step.learning_rate")), (Some(1), Some(3), Some(6)));
         assert_eq!((at("reward_step.learning_rate"), at("reward_step.schedule.kind")), (Some(11), Some(13)));
-        assert_eq!((at("reward_step.optimizer.clip_norm"), at("reward_step")), (Some(10), Some(7)));
+        assert_eq!((at("reward_step.optimizer.max_grad_norm"), at("reward_step")), (Some(10), Some(7)));
         assert_eq!((at("policy_step.optimizer"), at("rates"), at("policy_step.kind")), (None, None, None));
     }
 

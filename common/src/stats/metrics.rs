@@ -1,14 +1,14 @@
-//! From merged sums to the metrics of a phase.
+//! The metrics of a phase, from merged statistics.
 
 use foil_proto::v1;
 
 use super::rate;
 use super::{Calibration, Distinct, Moments};
 
-/// The wire name of the answers that [`Distinct`] counts; their metric is the share of answers that repeat another one.
+/// Wire name of the [`Distinct`] completions; its metric is the fraction of completions that repeat another one.
 pub const DUPLICATES: &str = "duplicate_rate";
 
-/// A policy's reward less the start policy's on the same prompt, under one reward model.
+/// A policy's reward minus the start policy's on the same prompt, under one reward model.
 pub const REWARD_DIFFERENCE: &str = "reward_difference_mean";
 /// The start policy's reward under the round's reward model.
 pub const START_REWARD: &str = "start_reward_mean";
@@ -16,22 +16,22 @@ pub const START_REWARD: &str = "start_reward_mean";
 /// compared between rounds, whose reward models have offsets and scales of their own.
 pub const REWARD_GAIN: &str = "reward_gain";
 
-/// A policy's reward and gold reward less those of the round before on the same prompt.
+/// A policy's reward and gold reward minus those of the round before on the same prompt.
 pub const REWARD_STEP: &str = "reward_step_mean";
 pub const GOLD_STEP: &str = "gold_step_mean";
-/// Accuracy on human pairs less that of round 1's reward model on the same pairs.
+/// Accuracy on human pairs minus that of round 1's reward model on the same pairs.
 pub const ACCURACY_CHANGE: &str = "accuracy_change";
 
-/// The metrics of a phase: each figure's mean under the figure's own name with its standard error; beside it
-/// - of a `…_mean`, the rows' standard deviation as `…_sd`, and where it was watched their greatest value as `…_max`;
-/// - of a rate (`accuracy` and `…_rate`), the 95 % interval of Wilson as `…_low` and `…_high`. A rate of 0 or 1 has no
+/// The metrics of a phase: each mean under its own name, with its standard error. In addition
+/// - for a `…_mean`, the rows' standard deviation as `…_sd`, and their maximum as `…_max` if it was tracked;
+/// - for a rate (`accuracy` and `…_rate`), the 95 % Wilson interval as `…_low` and `…_high`. A rate of 0 or 1 has no
 ///   standard error: the formula would claim certainty;
-/// - of a figure of one half of the rows (`selection_…`, `report_…`), the number of these as `…_n`.
+/// - for one half of the rows (`selection_…`, `report_…`), their number as `…_n`.
 ///
-/// [`REWARD_GAIN`] where its two figures are there, in whole or of a half; and `ece`, `ace` and `mce` where pairs were
-/// counted. A figure without rows has no metric.
+/// [`REWARD_GAIN`] if both of its inputs are there, of all rows or of a half; and `ece`, `ace` and `mce` if pairs were
+/// counted. A quantity without rows has no metric.
 pub fn metrics(moments: &[v1::Moments], calibration: Option<&v1::Calibration>) -> Vec<v1::Metric> {
-    let mut metrics: Vec<v1::Metric> = moments.iter().flat_map(of_figure).collect();
+    let mut metrics: Vec<v1::Metric> = moments.iter().flat_map(metrics_of).collect();
     metrics.extend(["", super::SELECTION, super::REPORT].into_iter().filter_map(|half| gain(moments, half)));
     if let Some(calibration) = calibration.map(Calibration::from) {
         let errors = [("ece", calibration.ece()), ("ace", calibration.ace()), ("mce", calibration.mce())];
@@ -44,45 +44,45 @@ fn plain(name: String, value: f64) -> v1::Metric {
     v1::Metric { name, value, se: None }
 }
 
-fn of_figure(wire: &v1::Moments) -> Vec<v1::Metric> {
+fn metrics_of(wire: &v1::Moments) -> Vec<v1::Metric> {
     let name = &wire.name;
     if let Some(distinct) = &wire.distinct {
-        let share = Distinct::from(distinct).share();
-        let value = if name == DUPLICATES { share.map(|share| 1.0 - share) } else { share };
+        let fraction = Distinct::from(distinct).fraction();
+        let value = if name == DUPLICATES { fraction.map(|fraction| 1.0 - fraction) } else { fraction };
         return value.map(|value| plain(name.clone(), value)).into_iter().collect();
     }
-    let figure = Moments::from(wire);
-    let Some(mean) = figure.mean() else { return Vec::new() };
-    let interval = is_rate(name).then(|| rate::interval(&figure)).flatten();
+    let moments = Moments::from(wire);
+    let Some(mean) = moments.mean() else { return Vec::new() };
+    let interval = is_rate(name).then(|| rate::wilson_interval(&moments)).flatten();
     let is_certain = interval.is_some() && (mean == 0.0 || mean == 1.0);
-    let se = figure.standard_error().filter(|_| !is_certain);
+    let se = moments.standard_error().filter(|_| !is_certain);
     let mut metrics = vec![v1::Metric { name: name.clone(), value: mean, se }];
-    let mut beside = |stem: &str, suffix: &str, value: Option<f64>| {
+    let mut add = |stem: &str, suffix: &str, value: Option<f64>| {
         metrics.extend(value.map(|value| plain(format!("{stem}_{suffix}"), value)));
     };
     if let Some(stem) = name.strip_suffix("_mean") {
-        beside(stem, "sd", figure.standard_deviation());
-        beside(stem, "max", figure.greatest);
+        add(stem, "sd", moments.standard_deviation());
+        add(stem, "max", moments.max);
     }
-    beside(name, "low", interval.map(|(low, _)| low));
-    beside(name, "high", interval.map(|(_, high)| high));
+    add(name, "low", interval.map(|(low, _)| low));
+    add(name, "high", interval.map(|(_, high)| high));
     let is_half = name.starts_with(super::SELECTION) || name.starts_with(super::REPORT);
-    beside(name, "n", is_half.then_some(figure.count as f64));
+    add(name, "n", is_half.then_some(moments.count as f64));
     metrics
 }
 
-/// Whether a figure is a share of rows.
+/// Whether a metric is a fraction of rows.
 pub fn is_rate(name: &str) -> bool {
     name.ends_with("accuracy") || name.ends_with("_rate")
 }
 
-/// The standard error takes the start policy's standard deviation for the unit that it is, without an error of its own.
+/// The standard error treats the start policy's standard deviation as exact.
 fn gain(moments: &[v1::Moments], half: &str) -> Option<v1::Metric> {
-    let figure = |name: &str| {
+    let moments_of = |name: &str| {
         let found = moments.iter().find(|moments| moments.name.strip_prefix(half) == Some(name));
         found.map(Moments::from)
     };
-    let (difference, start) = (figure(REWARD_DIFFERENCE)?, figure(START_REWARD)?);
+    let (difference, start) = (moments_of(REWARD_DIFFERENCE)?, moments_of(START_REWARD)?);
     let unit = start.standard_deviation().filter(|unit| *unit > 0.0)?;
     let se = difference.standard_error().map(|se| se / unit);
     Some(v1::Metric { name: format!("{half}{REWARD_GAIN}"), value: difference.mean()? / unit, se })
@@ -91,22 +91,22 @@ fn gain(moments: &[v1::Moments], half: &str) -> Option<v1::Metric> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::tests::close;
-    use crate::figures::{merge_calibration, merge_moments};
+    use crate::stats::tests::close;
+    use crate::stats::{merge_calibration, merge_moments};
 
     fn value(metrics: &[v1::Metric], name: &str) -> f64 {
         metrics.iter().find(|metric| metric.name == name).unwrap_or_else(|| panic!("no {name}")).value
     }
 
     #[test]
-    fn a_reward_gain_is_in_the_start_policys_deviations() {
-        let figures = [
+    fn a_reward_gain_is_in_standard_deviations_of_the_start_policy() {
+        let moments = [
             [3.0, 1.0, 2.0].into_iter().collect::<Moments>().to_wire(REWARD_DIFFERENCE),
             [10.0, 14.0, 12.0].into_iter().collect::<Moments>().to_wire(START_REWARD),
             [1.0, 1.0].into_iter().collect::<Moments>().to_wire("selection_reward_difference_mean"),
             [5.0, 5.0].into_iter().collect::<Moments>().to_wire("selection_start_reward_mean"),
         ];
-        let found = metrics(&figures, None);
+        let found = metrics(&moments, None);
         assert!(close(value(&found, REWARD_GAIN), 1.0));
         let gain = found.iter().find(|metric| metric.name == REWARD_GAIN).unwrap();
         assert!(close(gain.se.unwrap(), (1.0f64 / 3.0).sqrt() / 2.0));
@@ -117,12 +117,12 @@ mod tests {
 
     #[test]
     fn a_rate_at_its_end_has_an_interval_and_no_standard_error() {
-        let figures = [
+        let moments = [
             [1.0; 20].into_iter().collect::<Moments>().to_wire("fresh_accuracy"),
             [0.0; 20].into_iter().collect::<Moments>().to_wire("truncated_rate"),
             [1.0, 0.0, 1.0, 1.0].into_iter().collect::<Moments>().to_wire("accuracy"),
         ];
-        let found = metrics(&figures, None);
+        let found = metrics(&moments, None);
         let se = |name: &str| found.iter().find(|metric| metric.name == name).unwrap().se;
         assert_eq!((se("fresh_accuracy"), se("truncated_rate")), (None, None));
         // 20 of 20: 1 / (1 + z²/20), z² = 3.841458821.
@@ -154,10 +154,10 @@ mod tests {
     }
 
     #[test]
-    fn the_greatest_of_parts_is_that_of_the_whole() {
+    fn the_maximum_of_parts_is_that_of_the_whole() {
         let part = |values: &[f64]| {
             let mut moments = Moments::default();
-            values.iter().for_each(|value| moments.push_watched(*value));
+            values.iter().for_each(|value| moments.push_with_max(*value));
             moments.to_wire("drift_mean")
         };
         let mut merged = vec![part(&[0.5, 3.0])];
@@ -167,11 +167,11 @@ mod tests {
         assert_eq!(names, ["drift_mean", "drift_sd", "drift_max"]);
         assert_eq!((found[0].value, found[2].value), (1.5, 3.0));
         merge_moments(&mut merged, &[part(&[f64::NAN])]);
-        assert!(merged[0].greatest.unwrap().is_nan());
+        assert!(merged[0].max.unwrap().is_nan());
     }
 
     #[test]
-    fn an_empty_figure_has_no_metric() {
+    fn a_quantity_without_rows_has_no_metric() {
         assert!(metrics(&[Moments::default().to_wire("kl")], Some(&v1::Calibration::default())).is_empty());
     }
 }

@@ -4,7 +4,7 @@ use foil_proto::v1;
 
 use super::Moments;
 
-/// Equal bins of the calibration figures.
+/// Number of equal bins of predicted probability.
 pub const CALIBRATION_BINS: usize = 10;
 
 /// How far predicted preference probabilities are from how often they come true.
@@ -67,7 +67,7 @@ impl Calibration {
         self.bins.iter().map(|bin| bin.count).sum()
     }
 
-    /// Expected calibration error; `None` where nothing was counted, as for the next two.
+    /// Expected calibration error; `None` if nothing was counted, as for the next two.
     pub fn ece(&self) -> Option<f64> {
         let total = self.count() as f64;
         let weighted = |bin: &Bin| bin.gap().map(|gap| gap * bin.count as f64 / total);
@@ -125,10 +125,10 @@ fn sigmoid(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::tests::close;
+    use crate::stats::tests::close;
 
     #[test]
-    fn calibration_weights_bins_by_what_they_hold() {
+    fn calibration_weights_bins_by_their_counts() {
         let mut calibration = Calibration::default();
         // Bin (0.7, 0.8]: 4 predictions of 0.75, 3 true. Bin (0.2, 0.3]: 1 prediction of 0.3, true.
         (0..4).for_each(|row| calibration.push(0.75, row < 3));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn calibration_errors_are_the_references() {
+    fn calibration_errors_equal_the_reference_values() {
         let fixture = include_str!("../../../tests/fixtures/train/calibration.json");
         let fixture: serde_json::Value = serde_json::from_str(fixture).unwrap();
         let mut calibration = Calibration::default();

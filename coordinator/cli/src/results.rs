@@ -13,7 +13,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use foil_common::rpc::{Line, artifacts};
+use foil_common::rpc::{LeaderChannel, artifacts};
 use foil_coordinator::job::last_artifact;
 use foil_proto::v1;
 use serde_json::{Map, Value, json};
@@ -28,7 +28,7 @@ pub(crate) const NAMES: [&str; 5] = ["policy", "reward", "rounds", "metrics.json
 
 /// Downloads what the job has made so far.
 pub(crate) async fn bring(
-    line: &Line,
+    line: &LeaderChannel,
     job: &v1::Job,
     dir: &Path,
     progress: &Progress,
@@ -45,7 +45,7 @@ pub(crate) async fn bring(
 }
 
 /// All training phases' steps in one file, and what the drift gauge has shown.
-async fn metrics(line: &Line, job: &v1::Job, path: &Path) -> Result<()> {
+async fn metrics(line: &LeaderChannel, job: &v1::Job, path: &Path) -> Result<()> {
     let mut lines = Vec::new();
     for artifact in job.artifacts.iter().filter(|artifact| artifact.kind == "metrics") {
         for object in &artifact.objects {

@@ -1,4 +1,4 @@
-//! A connection that finds the leader: several coordinators, one of which leads, seen as one.
+//! A channel that finds the leader among several coordinators.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -15,21 +15,22 @@ use super::{ConnectError, channel};
 
 /// `ErrorInfo.reason` of a coordinator that does not lead.
 pub const NOT_LEADER: &str = "NOT_LEADER";
-/// The key in its metadata under which the leader's address stands, where it is known.
+/// Metadata key of the leader's address, if the coordinator knows it.
 pub const LEADER: &str = "leader";
 
-/// Connections to the coordinators of one store. Calls go to one of them; one that cannot be reached or does not lead is
-/// left for the one it names, else for the next of those given. Cheap to clone; clones share what they learn.
+/// A channel to the coordinators of one store. Calls go to one of them. If that one cannot be reached or does not lead, the
+/// channel switches to the leader it names, or else to the next of the given addresses. Cheap to clone; clones share their
+/// state.
 ///
-/// A call that failed is not repeated here: its caller knows whether it may be, and finds the line changed.
+/// A failed call is not retried here: the caller knows whether it may be, and its next call goes to the new coordinator.
 #[derive(Debug, Clone)]
-pub struct Line {
+pub struct LeaderChannel {
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    /// The addresses given, one at least.
+    /// The given addresses, at least one.
     given: Vec<String>,
     current: Mutex<Current>,
 }
@@ -40,9 +41,9 @@ struct Current {
     channel: Channel,
 }
 
-impl Line {
-    /// `urls` are separated by commas. Connections are made at the first call, and made again whenever they break.
-    /// Must be called within a tokio runtime.
+impl LeaderChannel {
+    /// `urls` are separated by commas. Connections are made at the first call, and again whenever they break. Must
+    /// be called within a tokio runtime.
     pub(super) fn new(urls: &str) -> Result<Self, ConnectError> {
         let given: Vec<String> = urls.split(',').map(|url| url.trim().to_owned()).collect();
         let mut channels = given.iter().map(|url| channel(url)).collect::<Result<Vec<_>, _>>()?;
@@ -50,69 +51,69 @@ impl Line {
         Ok(Self { shared: Arc::new(Shared { given, current: Mutex::new(current) }) })
     }
 
-    /// The coordinator that calls go to now.
+    /// Address of the coordinator that calls go to now.
     pub fn url(&self) -> String {
         self.current().url.clone()
     }
 
-    /// All addresses given, the one that calls go to now first, separated by commas.
+    /// All given addresses separated by commas, the one that calls go to now first.
     pub fn urls(&self) -> String {
         let current = self.url();
         let others = self.shared.given.iter().filter(|url| **url != current);
         others.fold(current.clone(), |urls, url| format!("{urls},{url}"))
     }
 
-    /// Leaves `from` for another, unless that has happened already.
-    pub fn leave(&self, from: &str) {
-        self.turn(from, None);
+    /// Switches from `from` to another coordinator, unless that has happened already.
+    pub fn fail_over(&self, from: &str) {
+        self.switch(from, None);
     }
 
-    fn turn(&self, from: &str, leader: Option<String>) {
+    fn switch(&self, from: &str, leader: Option<String>) {
         let mut current = self.current();
         if current.url != from {
             return;
         }
         let url = match leader {
             Some(leader) if leader != from => leader,
-            _ => self.after(from),
+            _ => self.next_after(from),
         };
         if url == current.url {
             return;
         }
         match channel(&url) {
             Ok(channel) => {
-                tracing::info!(from, to = url, "turning to another coordinator");
+                tracing::info!(from, to = url, "failing over to another coordinator");
                 *current = Current { url, channel };
             }
-            Err(error) => tracing::warn!(%error, "a coordinator named a leader that cannot be reached"),
+            Err(error) => tracing::warn!(%error, "a coordinator named a leader with an invalid address"),
         }
     }
 
-    fn after(&self, from: &str) -> String {
+    fn next_after(&self, from: &str) -> String {
         let given = &self.shared.given;
         let next = given.iter().position(|url| url == from).map_or(0, |at| at + 1);
         given[next % given.len()].clone()
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {
-        // It is replaced whole, so a panic elsewhere leaves nothing half done.
+        // The value is replaced as a whole, so a panic elsewhere cannot leave it inconsistent.
         self.shared.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn learn(&self, from: &str, outcome: &Result<Response<Body>, transport::Error>) {
+    fn observe(&self, from: &str, outcome: &Result<Response<Body>, transport::Error>) {
         match outcome {
-            Err(_) => self.turn(from, None),
+            Err(_) => self.switch(from, None),
             Ok(response) => {
                 let Some(status) = Status::from_header_map(response.headers()) else { return };
                 if let Some(leader) = leader_of(&status) {
-                    self.turn(from, leader);
+                    self.switch(from, leader);
                 }
             }
         }
     }
 }
 
-/// Of a coordinator's answer that it does not lead: who does, where it knows. None where it is another answer.
+/// The leader's address from a "not the leader" status, `Some(None)` if it names none; `None` for any other status.
 pub fn leader_of(status: &Status) -> Option<Option<String>> {
     if status.code() != Code::Unavailable {
         return None;
@@ -121,24 +122,24 @@ pub fn leader_of(status: &Status) -> Option<Option<String>> {
     Some(info.metadata.get(LEADER).cloned())
 }
 
-impl Service<Request<Body>> for Line {
+impl Service<Request<Body>> for LeaderChannel {
     type Response = Response<Body>;
     type Error = transport::Error;
     type Future = BoxFuture<'static, Result<Response<Body>, transport::Error>>;
 
-    /// Waiting is done in the call, when it is known to whom it goes.
+    /// Always ready: the call itself waits, once it is known where it goes.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), transport::Error>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (line, Current { url, mut channel }) = (self.clone(), self.current().clone());
+        let (leader, Current { url, mut channel }) = (self.clone(), self.current().clone());
         Box::pin(async move {
             let outcome = match poll_fn(|context| channel.poll_ready(context)).await {
                 Ok(()) => channel.call(request).await,
                 Err(error) => Err(error),
             };
-            line.learn(&url, &outcome);
+            leader.observe(&url, &outcome);
             outcome
         })
     }
@@ -163,33 +164,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_standby_is_left_for_the_leader_it_names_and_the_dead_for_the_next() {
-        let line = Line::new("http://a:1, http://b:1,http://c:1").unwrap();
-        let clone = line.clone();
-        assert_eq!(line.url(), "http://a:1");
-        line.learn("http://a:1", &refused(Some("http://z:1")));
+    async fn a_standby_redirects_to_its_leader_and_a_dead_coordinator_to_the_next() {
+        let leader = LeaderChannel::new("http://a:1, http://b:1,http://c:1").unwrap();
+        let clone = leader.clone();
+        assert_eq!(leader.url(), "http://a:1");
+        leader.observe("http://a:1", &refused(Some("http://z:1")));
         assert_eq!(clone.url(), "http://z:1", "clones share what they learn");
-        assert_eq!(line.urls(), "http://z:1,http://a:1,http://b:1,http://c:1");
-        line.learn("http://a:1", &refused(Some("http://b:1")));
-        assert_eq!(line.url(), "http://z:1", "late news of one that was left says nothing");
-        line.leave("http://z:1");
-        assert_eq!(line.url(), "http://a:1", "one that was not given is followed by the first");
-        line.learn("http://a:1", &refused(None));
-        assert_eq!(line.url(), "http://b:1");
-        line.learn("http://b:1", &refused(Some("http://b:1")));
-        assert_eq!(line.url(), "http://c:1", "who names itself is wrong about something");
-        line.learn("http://c:1", &Ok(Status::unavailable("busy").into_http()));
-        assert_eq!(line.url(), "http://c:1", "a busy leader is no standby");
-        line.learn("http://c:1", &refused(Some("nonsense")));
-        assert_eq!(line.url(), "http://c:1");
+        assert_eq!(leader.urls(), "http://z:1,http://a:1,http://b:1,http://c:1");
+        leader.observe("http://a:1", &refused(Some("http://b:1")));
+        assert_eq!(leader.url(), "http://z:1", "a late answer from a former coordinator is ignored");
+        leader.fail_over("http://z:1");
+        assert_eq!(leader.url(), "http://a:1", "after an address that was not given comes the first");
+        leader.observe("http://a:1", &refused(None));
+        assert_eq!(leader.url(), "http://b:1");
+        leader.observe("http://b:1", &refused(Some("http://b:1")));
+        assert_eq!(leader.url(), "http://c:1", "a standby that names itself is wrong");
+        leader.observe("http://c:1", &Ok(Status::unavailable("busy").into_http()));
+        assert_eq!(leader.url(), "http://c:1", "a busy leader is no standby");
+        leader.observe("http://c:1", &refused(Some("nonsense")));
+        assert_eq!(leader.url(), "http://c:1");
     }
 
     #[tokio::test]
-    async fn what_cannot_be_connected_to_is_left() {
-        let line = Line::new("http://127.0.0.1:1,http://127.0.0.1:2").unwrap();
-        let mut jobs = foil_proto::v1::jobs_client::JobsClient::new(line.clone());
+    async fn an_unreachable_coordinator_is_switched_away_from() {
+        let leader = LeaderChannel::new("http://127.0.0.1:1,http://127.0.0.1:2").unwrap();
+        let mut jobs = foil_proto::v1::jobs_client::JobsClient::new(leader.clone());
         jobs.get(foil_proto::v1::GetJobRequest::default()).await.unwrap_err();
-        assert_eq!(line.url(), "http://127.0.0.1:2");
-        assert!(Line::new("http://127.0.0.1:1,").is_err());
+        assert_eq!(leader.url(), "http://127.0.0.1:2");
+        assert!(LeaderChannel::new("http://127.0.0.1:1,").is_err());
     }
 }
