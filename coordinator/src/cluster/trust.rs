@@ -27,7 +27,7 @@ pub(super) struct Trust {
     strikes: u32,
     last: Option<AgentFault>,
     until: Option<Duration>,
-    /// How many times in a row it was set aside.
+    /// Number of times in a row that it was set aside.
     times: u32,
 }
 

@@ -101,7 +101,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// What the job waits for; none once it is canceled or has ended, even before the next allocation.
+    /// Reason why the job waits; none once it is canceled or has ended, even before the next allocation.
     fn visible_wait(&self) -> Option<v1::JobWait> {
         let wants_devices =
             !self.state.is_ended() && !matches!(self.state.status, JobStatus::Cancelling { .. });
@@ -113,7 +113,7 @@ impl Entry {
 #[derive(Debug, Clone)]
 struct Waiting {
     since: Duration,
-    /// Since when the connected workers have fewer than it needs.
+    /// Time since which the connected workers have fewer than it needs.
     too_large_since: Option<Duration>,
     /// Current reason, as users see it.
     current: v1::JobWait,

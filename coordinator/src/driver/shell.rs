@@ -67,7 +67,7 @@ impl Default for Settings {
     }
 }
 
-/// How long the metrics of a finished phase may take to be stored.
+/// Time limit for storing the metrics of a finished phase.
 const STORE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, thiserror::Error)]

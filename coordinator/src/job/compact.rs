@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::event::{Change, Event};
 
-/// What remains relevant of a job after all its events.
+/// The facts about a job that decide which of its events are needed.
 #[derive(Default)]
 struct Job {
     revision: u64,

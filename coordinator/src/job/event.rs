@@ -4,7 +4,7 @@ use foil_proto::v1;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-/// One event of one job, as it stands in the log.
+/// One event of one job, as stored in the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     pub job: String,
@@ -196,7 +196,7 @@ impl CauseClass {
         }
     }
 
-    /// Of a rank's own word for its failure; what is not known is a crash.
+    /// Class of a failure that a rank reports; unknown classes count as crashes.
     pub fn of_task_failure(class: &str) -> Self {
         match class {
             "user" => Self::User,
@@ -231,7 +231,7 @@ impl CauseClass {
     }
 }
 
-/// How a job ended.
+/// The outcome of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {

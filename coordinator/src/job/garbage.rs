@@ -34,7 +34,7 @@ struct LiveAttempt {
 }
 
 impl GarbageSet {
-    /// What a change has turned into garbage, given the state after it.
+    /// The objects that a change has turned into garbage, given the state after it.
     pub fn after(state: &JobState, change: &Change) -> Option<Self> {
         match change {
             Change::PhaseCommitted(done) => Some(Self::of(state, &format!("{}/", done.phase), None)),

@@ -49,7 +49,7 @@ pub struct Page<T> {
 }
 
 impl<T: Message> Page<T> {
-    /// As many of the items as `size` and `bytes` allow, but at least one, so that paging ends.
+    /// Takes as many items as `size` and `bytes` allow, but at least one, so that paging ends.
     fn fill(items: impl Iterator<Item = (usize, T)>, size: usize, bytes: usize) -> Self {
         let mut page = Self { items: Vec::new(), next: None };
         let mut room = bytes;

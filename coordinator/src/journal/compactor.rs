@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::encode;
 
-/// How often a snapshot is written, and which events it keeps.
+/// Policy for snapshots: their frequency, and the events that they keep.
 #[derive(Debug, Clone, Copy)]
 pub struct SnapshotPolicy<E> {
     /// Number of records between two snapshots.

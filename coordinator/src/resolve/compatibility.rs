@@ -70,7 +70,7 @@ pub fn local_models(job: &spec::Job) -> Result<(), ResolveError> {
     Ok(())
 }
 
-/// Whether a local directory must have weights.
+/// Requirement that a local directory has weights.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weights {
     Required,

@@ -95,7 +95,7 @@ pub(super) fn of_pairs(sets: &Sets) -> Vec<String> {
     pairs.filter_map(line).collect()
 }
 
-/// For a generator whose sets share prompts by construction: how many prompts of each evaluation set are in a training set, if
+/// Counts for a generator whose sets share prompts by construction: prompts of each evaluation set that are in a training set, if
 /// any are.
 pub(super) fn of_measured(sets: &Sets) -> Option<String> {
     let (measured, training): (Vec<Prompts>, Vec<Prompts>) =

@@ -56,7 +56,7 @@ pub struct Serve {
     pub limits: Limits,
     /// Reads the inputs of submitted jobs.
     pub resolver: Resolver,
-    /// Whether this coordinator leads.
+    /// Shows whether this coordinator leads.
     pub leadership: LeadershipHandle,
 }
 

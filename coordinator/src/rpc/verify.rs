@@ -47,7 +47,7 @@ pub(super) async fn find_flaw(store: &Store, message: &Message) -> Result<Option
     Ok(None)
 }
 
-/// How an object in a report differs from the one in the store, if it does.
+/// The difference between an object in a report and the one in the store, if any.
 async fn mismatch(store: &Store, object: &v1::Object) -> Result<Option<String>, StoreError> {
     let key = &object.key;
     let absent = || Some(format!("{key} is not in the store"));

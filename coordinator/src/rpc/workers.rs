@@ -23,7 +23,7 @@ use crate::leadership::LeadershipHandle;
 const BACKLOG: usize = 256;
 /// Timeout for a stream's first message, which identifies the worker.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the verification of a rank's report waits for the store.
+/// Time limit for verifying a rank's report against the store.
 const STORE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The Workers service. Streams end with the driver.

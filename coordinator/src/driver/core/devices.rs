@@ -12,11 +12,11 @@ use crate::job::{Change, RankStarted};
 use crate::queue::{self, Demand, Grant, Supply};
 use crate::schedule::{Level, Process, Run};
 
-/// How long a job waits before its watchers are notified, and before a job that is too large for the connected workers is
-/// passed over.
+/// Time that a job waits before its watchers are notified, and before it is passed over if it is too large for the connected
+/// workers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long an attempt keeps its devices while it needs more than the connected workers have.
+/// Time that an attempt keeps its devices while it needs more than the connected workers have.
 const HOLDING: Duration = Duration::from_secs(60);
 
 impl Core {

@@ -22,9 +22,9 @@ const FAIR_RATE: f64 = (1 << 20) as f64;
 /// Timeouts of slots; tests shorten them.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
-    /// How long a call waits for a slot before it is rejected.
+    /// Time that a call waits for a slot before it is rejected.
     turn: Duration,
-    /// How long a peer may stall, and how long before its rate counts, while others wait for the slot.
+    /// Time that a peer may stall, and before its rate counts, while others wait for the slot.
     grace: Duration,
     /// Interval between two checks for such a transfer.
     poll: Duration,
@@ -58,7 +58,7 @@ struct Held {
 
 #[derive(Debug)]
 struct Holder {
-    /// Since when the transfer waits for its peer; none while it waits for the store.
+    /// Start of the current wait for the peer; none while the transfer waits for the store.
     waits_since: Option<Instant>,
     /// Total time it has waited for its peer before.
     waited: Duration,

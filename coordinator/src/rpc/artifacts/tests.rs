@@ -24,7 +24,7 @@ struct TestServer {
     channel: LeaderChannel,
 }
 
-/// Of which the process s1 is a rank.
+/// A job of which the process s1 is a rank.
 struct OneJob {
     current: Arc<AtomicU32>,
 }
