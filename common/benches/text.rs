@@ -10,7 +10,7 @@ use divan::counter::BytesCount;
 use foil_common::data::rows::Prompt;
 use foil_common::spec::{Job, file};
 use foil_common::test_models;
-use foil_common::text::{Answer, Encoder, Limits};
+use foil_common::text::{Encoder, Limits, Response};
 
 fn main() {
     divan::main();
@@ -26,11 +26,11 @@ fn encoder(model: &Path, template: &str) -> Encoder {
     Encoder::load(model, &Job::try_from(job).unwrap().text).unwrap()
 }
 
-fn measure(bencher: Bencher<'_, '_>, encoder: &Encoder, prompt: &str, answer: &str) {
+fn measure(bencher: Bencher<'_, '_>, encoder: &Encoder, prompt: &str, response: &str) {
     let prompt = Prompt::user(prompt);
     let limits = Limits::shared(4096);
-    let bytes = BytesCount::new(prompt.last_text().len() + answer.len());
-    bencher.counter(bytes).bench(|| encoder.dialogue(&prompt, Answer::finished(answer), limits).unwrap());
+    let bytes = BytesCount::new(prompt.last_text().len() + response.len());
+    bencher.counter(bytes).bench(|| encoder.dialogue(&prompt, Response::finished(response), limits).unwrap());
 }
 
 /// The tokenizer of deploy/jobs/letters.yaml: one token per letter.
@@ -45,7 +45,7 @@ fn letters(bencher: Bencher<'_, '_>) {
 fn running_text(bencher: Bencher<'_, '_>) {
     let Some(model) = test_models::path("models/stories260K") else { return };
     let encoder = encoder(&model, "plain");
-    // Its space comes first: no token may reach from a prompt into its answer.
+    // Its space comes first: no token may reach from a prompt into its response.
     let story =
         " Once upon a time, a little girl had a red ball. She went to the park to play with it every day.";
     measure(bencher, &encoder, &story.repeat(4), &story.repeat(8));

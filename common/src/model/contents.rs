@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::weights::{INDEX, SINGLE};
-use super::{DecoderConfig, HeadKind, ModelFilesError, WeightFiles};
+use super::ModelFilesError;
+use super::names::{INDEX, SINGLE};
 
 const ADAPTER: &str = "adapter_config.json";
 
@@ -72,22 +72,6 @@ pub fn refuse_adapter(dir: &Path) -> Result<(), ModelFilesError> {
     Err(ModelFilesError::Weights { path: dir.join(ADAPTER), reason })
 }
 
-impl WeightFiles {
-    /// A tied head that is stored has the bytes of the embeddings; reads no further than the first difference. Heads in
-    /// another number format are left to who loads the model.
-    ///
-    /// # Errors
-    /// A head that differs; files that cannot be read.
-    pub fn check_tied_head(&self, config: &DecoderConfig, head: HeadKind) -> Result<(), ModelFilesError> {
-        let stored = (self.get(super::LM_HEAD), self.get(super::EMBEDDINGS));
-        let (Some(own), Some(shared)) = stored else { return Ok(()) };
-        if !self.stores_tied_head(config, head) || own.dtype != shared.dtype || self.equal(own, shared)? {
-            return Ok(());
-        }
-        Err(ModelFilesError::different_head(&own.shape))
-    }
-}
-
 fn merge(dir: &Path) -> String {
     let base = std::fs::read(dir.join(ADAPTER)).ok();
     let base = base.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
@@ -118,6 +102,7 @@ fn other_format(names: &BTreeSet<String>) -> Option<(&str, &'static str, &'stati
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::WeightFiles;
 
     #[test]
     fn a_directory_without_a_model_is_told_by_what_it_holds() {

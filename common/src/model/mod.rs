@@ -8,6 +8,7 @@ mod config;
 mod contents;
 mod error;
 mod head;
+mod names;
 mod scan;
 mod weights;
 
@@ -15,6 +16,5 @@ pub use config::{DecoderConfig, Family, RopeConfig, RopeScaling};
 pub use contents::{has_other_weights, instead, refuse_adapter};
 pub use error::ModelFilesError;
 pub use head::HeadKind;
-pub use weights::{
-    EMBEDDINGS, INDEX, LM_HEAD, SCORE, SINGLE, TensorEntry, WeightFiles, header_length, shards,
-};
+pub use names::{EMBEDDINGS, INDEX, LM_HEAD, SCORE, SINGLE};
+pub use weights::{TensorEntry, WeightFiles, header_length, shards};

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 
 use safetensors::Dtype;
 
-use super::{ModelFilesError, TensorEntry, WeightFiles};
+use super::{DecoderConfig, HeadKind, ModelFilesError, TensorEntry, WeightFiles};
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
@@ -40,8 +40,22 @@ impl WeightFiles {
         Ok(())
     }
 
+    /// A tied head that is stored has the bytes of the embeddings; reads no further than the first difference. Heads in
+    /// another number format are left to who loads the model.
+    ///
+    /// # Errors
+    /// A head that differs; files that cannot be read.
+    pub fn check_tied_head(&self, config: &DecoderConfig, head: HeadKind) -> Result<(), ModelFilesError> {
+        let stored = (self.get(super::LM_HEAD), self.get(super::EMBEDDINGS));
+        let (Some(own), Some(shared)) = stored else { return Ok(()) };
+        if !self.stores_tied_head(config, head) || own.dtype != shared.dtype || self.equal(own, shared)? {
+            return Ok(());
+        }
+        Err(ModelFilesError::different_head(&own.shape))
+    }
+
     /// Whether two tensors of one length hold the same bytes.
-    pub(super) fn equal(&self, one: &TensorEntry, other: &TensorEntry) -> Result<bool, ModelFilesError> {
+    fn equal(&self, one: &TensorEntry, other: &TensorEntry) -> Result<bool, ModelFilesError> {
         let open = |entry: &TensorEntry| {
             let path = &self.paths()[entry.file];
             let opened = File::open(path).and_then(|mut file| {

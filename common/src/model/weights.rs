@@ -11,13 +11,8 @@ use safetensors::tensor::Metadata;
 use crate::input_file::LFS_POINTER;
 
 use super::contents;
+use super::names::{EMBEDDINGS, INDEX, LM_HEAD, SCORE, SINGLE};
 use super::{DecoderConfig, HeadKind, ModelFilesError};
-
-pub const SINGLE: &str = "model.safetensors";
-pub const INDEX: &str = "model.safetensors.index.json";
-pub const SCORE: &str = "score.weight";
-pub const LM_HEAD: &str = "lm_head.weight";
-pub const EMBEDDINGS: &str = "model.embed_tokens.weight";
 
 /// The bound that the safetensors format itself sets on its header.
 const LARGEST_HEADER: u64 = 100_000_000;

@@ -2,7 +2,7 @@ use super::error::{head, tail};
 use super::special::{Special, starts_with_bos};
 use super::template::{Renderer, Source};
 use super::tokenizer::{self, guarded};
-use super::{Answer, Encoded, EncodedPrompt, Limits, ModelText, TextError, TokenIds};
+use super::{Encoded, EncodedPrompt, Limits, ModelText, Response, TextError, TokenIds};
 use crate::data::rows::Prompt;
 use crate::spec::{Bos, Side, Template, Text};
 use serde_json::Value;
@@ -15,7 +15,7 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     /// The file that it was read from.
     name: String,
-    /// Tokens with their text that an answer is decoded behind, where a text's first space would be lost.
+    /// Tokens with their text that a response is decoded behind, where a text's first space would be lost.
     anchor: Option<(Vec<u32>, String)>,
     fingerprint: OnceLock<String>,
     renderer: Renderer,
@@ -78,50 +78,50 @@ impl Encoder {
         Ok(self.shorten(self.with_bos(self.encode(&text)?), limit))
     }
 
-    /// The tokens of a prompt and an answer to it. An answer cut to its budget is unfinished: no EOS follows it.
+    /// The tokens of a prompt and a response to it. A response cut to its budget is unfinished: no EOS follows it.
     pub fn dialogue(
         &self,
         prompt: &Prompt,
-        answer: Answer<'_>,
+        response: Response<'_>,
         limits: Limits,
     ) -> Result<Encoded, TextError> {
         self.refuse_control_tokens(prompt)?;
         let rendered = self.renderer.prompt(prompt)?;
         let ids = self.encode(&rendered)?;
-        let (mut answer_ids, eos) = match answer {
-            Answer::Text { text, finished } => {
-                let ids = self.encode_answer(prompt, &rendered, &ids, text, finished)?;
+        let (mut response_ids, eos) = match response {
+            Response::Text { text, finished } => {
+                let ids = self.encode_response(prompt, &rendered, &ids, text, finished)?;
                 (ids, finished.then_some(self.special.eos))
             }
-            Answer::Tokens { ids, finished } => self.sampled(ids, finished),
+            Response::Tokens { ids, finished } => self.sampled(ids, finished),
         };
-        answer_ids.extend(eos);
+        response_ids.extend(eos);
         let ids = self.with_bos(ids);
-        let (prompt_limit, answer_limit) = limits.fit(ids.len(), answer_ids.len());
-        let answer_cut = answer_ids.len() - answer_limit;
-        answer_ids.truncate(answer_limit);
+        let (prompt_limit, response_limit) = limits.fit(ids.len(), response_ids.len());
+        let response_cut = response_ids.len() - response_limit;
+        response_ids.truncate(response_limit);
         let EncodedPrompt { mut ids, cut: prompt_cut } = self.shorten(ids, prompt_limit);
-        let answer_start = ids.len();
-        ids.append(&mut answer_ids);
-        Ok(Encoded { ids, answer_start, prompt_cut, answer_cut, eos: eos.is_some() && answer_cut == 0 })
+        let response_start = ids.len();
+        ids.append(&mut response_ids);
+        Ok(Encoded { ids, response_start, prompt_cut, response_cut, eos: eos.is_some() && response_cut == 0 })
     }
 
-    /// The answer's tokens in the prompt's context.
-    fn encode_answer(
+    /// The response's tokens in the prompt's context.
+    fn encode_response(
         &self,
         prompt: &Prompt,
         rendered: &str,
         prompt_ids: &[u32],
-        answer: &str,
+        response: &str,
         finished: bool,
     ) -> Result<Vec<u32>, TextError> {
-        self.refuse_control_token(answer, "answer")?;
-        let text = self.renderer.answer(prompt, rendered, answer, finished)?;
+        self.refuse_control_token(response, "response")?;
+        let text = self.renderer.response(prompt, rendered, response, finished)?;
         let ids = self.encode(&format!("{rendered}{text}"))?;
-        let Some(answer_ids) = ids.strip_prefix(prompt_ids) else {
-            return Err(TextError::Joined { prompt: tail(rendered, 60), answer: head(answer, 60) });
+        let Some(response_ids) = ids.strip_prefix(prompt_ids) else {
+            return Err(TextError::Joined { prompt: tail(rendered, 60), response: head(response, 60) });
         };
-        Ok(answer_ids.to_vec())
+        Ok(response_ids.to_vec())
     }
 
     /// Texts of the data never become control tokens: a user's `<|im_end|>` would end the turn and begin another's.
@@ -172,8 +172,8 @@ impl Encoder {
         self.fingerprint.get_or_init(|| tokenizer::fingerprint(&self.tokenizer))
     }
 
-    /// An answer's text as a row holds it: what the template puts around it is taken off.
-    pub fn answer_text(&self, ids: &[u32]) -> Result<String, TextError> {
+    /// A response's text as a row holds it: what the template puts around it is taken off.
+    pub fn response_text(&self, ids: &[u32]) -> Result<String, TextError> {
         let text = self.decode_continuation(ids)?;
         let text = text.strip_prefix(self.renderer.lead()).unwrap_or(&text);
         let finished = ids.last().is_some_and(|id| self.special.eos_ids.contains(id));
@@ -191,7 +191,7 @@ impl Encoder {
         self.tokenizer.id_to_token(id)
     }
 
-    /// The token that ends a finished answer.
+    /// The token that ends a finished response.
     pub fn eos_id(&self) -> u32 {
         self.special.eos
     }
@@ -230,8 +230,8 @@ impl Encoder {
         let eos = self.special.name(Some(self.special.eos));
         let foreign = self.renderer.foreign_ending().map(|ending| {
             format!(
-                "the chat template ends answers with {ending:?}, but answers are trained to end with EOS, {eos:?}; \
-                 if the model was tuned with the template, set text.eos_token to what ends its answers"
+                "the chat template ends responses with {ending:?}, but responses are trained to end with EOS, {eos:?}; \
+                 if the model was tuned with the template, set text.eos_token to what ends its responses"
             )
         });
         let pad = self.replaced_pad().map(|(own, pad)| {
@@ -359,7 +359,7 @@ fn check_vocabulary(files: &ModelText, vocabulary: usize) -> Result<(), TextErro
     }
 }
 
-/// The text of a growing answer. A character whose bytes come in several tokens appears when its last one is in.
+/// The text of a growing response. A character whose bytes come in several tokens appears when its last one is in.
 pub struct TextStream<'a> {
     encoder: &'a Encoder,
     ids: Vec<u32>,

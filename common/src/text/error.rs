@@ -10,17 +10,17 @@ pub enum TextError {
         "the chat template fails: {what}; on the prompt {prompt:?}: repair the row, or set text.template to one that takes it"
     )]
     Template { what: String, prompt: String },
-    /// Rendered with its answer, the dialogue does not go on from the rendered prompt.
+    /// Rendered with its response, the dialogue does not go on from the rendered prompt.
     #[error(
-        "the chat template changes what was rendered before: the prompt is {prompt:?}, with its answer the dialogue is {dialogue:?}; answers could not be told from prompts: repair the row, or set text.template to one that only appends"
+        "the chat template changes what was rendered before: the prompt is {prompt:?}, with its response the dialogue is {dialogue:?}; responses could not be told from prompts: repair the row, or set text.template to one that only appends"
     )]
     NotAppended { prompt: String, dialogue: String },
-    /// The answer changes the prompt's last tokens.
+    /// The response changes the prompt's last tokens.
     #[error(
-        "the answer {answer:?} joins with the end of the prompt {prompt:?} into other tokens than the prompt has alone; a model that samples from the prompt never sees these: start the answer with white space, or set text.template to one that ends prompts with a heading"
+        "the response {response:?} joins with the end of the prompt {prompt:?} into other tokens than the prompt has alone; a model that samples from the prompt never sees these: start the response with white space, or set text.template to one that ends prompts with a heading"
     )]
-    Joined { prompt: String, answer: String },
-    /// EOS would end the answer early, BOS and others would be read as turns.
+    Joined { prompt: String, response: String },
+    /// EOS would end the response early, BOS and others would be read as turns.
     #[error(
         "the {part} spells the special token {token:?} out, in {text:?}: it would be read as a turn's end or start; texts of the data never become control tokens: remove it from the row"
     )]

@@ -2,13 +2,13 @@
 //! other readers look for them.
 
 use super::encoder::BosPolicy;
-use super::{Encoder, ModelText, TextError};
+use super::{Encoder, ModelText, TextError, TokenIds};
 use crate::data::rows::Prompt;
 use crate::spec::{Template, Text};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// [`Template::Hh`] in Jinja. The answer that ends a dialogue is followed by EOS, as in training.
+/// [`Template::Hh`] in Jinja. The response that ends a dialogue is followed by EOS, as in training.
 const HH: &str = "{% for message in messages %}\
     {% if message['role'] == 'user' %}{{ '\\n\\nHuman: ' + message['content'] }}\
     {% elif message['role'] == 'assistant' %}{{ '\\n\\nAssistant: ' + message['content'] }}\
@@ -17,7 +17,7 @@ const HH: &str = "{% for message in messages %}\
     {% endfor %}\
     {% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}";
 
-/// [`Template::Plain`] in Jinja: an empty line between turns, none before the answer.
+/// [`Template::Plain`] in Jinja: an empty line between turns, none before the response.
 const PLAIN: &str = "{% for message in messages %}\
     {% set is_answer = loop.last and message['role'] == 'assistant' %}\
     {% if not (loop.first or is_answer) %}{{ '\\n\\n' }}{% endif %}\
@@ -32,15 +32,6 @@ const UNRENDERED: &str = "{{ raise_exception('no chat template renders the token
 /// Integers above this do not survive a reader that takes them for floats. transformers writes one such,
 /// `model_max_length` of a tokenizer without a limit, and assumes it where the field is absent.
 const LARGEST_EXACT: f64 = (1_u64 << 53) as f64;
-
-/// The ids that begin, end and pad the sequences a model was trained on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TokenIds {
-    pub bos: Option<u32>,
-    /// All that end a sample; the first is the one that finished answers were trained to end with.
-    pub eos: Vec<u32>,
-    pub pad: Option<u32>,
-}
 
 /// The text files beside a trained model's weights.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,10 +1,10 @@
 //! What a model will read of a data set, for people: every token, where loss and reward are read, what is cut.
 
-use super::{Answer, Encoded, Encoder, Limits, TextError};
+use super::{Encoded, Encoder, Limits, Response, TextError};
 use crate::data::rows::{GoldenRow, PairRow, Prompt};
 use std::fmt;
 
-/// Tokens shown at a row's start, on each side of the answer's start, and at the end; the rest is counted.
+/// Tokens shown at a row's start, on each side of the response's start, and at the end; the rest is counted.
 const SHOWN: usize = 8;
 
 /// One token of a row.
@@ -21,15 +21,15 @@ pub struct TokenView {
 pub enum Read {
     /// Part of the prompt: context only.
     Nothing,
-    /// Part of an answer that is scored, at its end.
-    Answer,
+    /// Part of a response that is scored, at its end.
+    Response,
     /// The policy's loss is taken on predicting this token.
     Loss,
-    /// The last token of an answer that is scored: the reward model's score is read here.
+    /// The last token of a response that is scored: the reward model's score is read here.
     Reward,
 }
 
-/// Who reads an answer.
+/// Who reads a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
     /// Supervised fine-tuning of the policy.
@@ -42,42 +42,42 @@ pub enum Reader {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowView {
     pub tokens: Vec<TokenView>,
-    pub answer_start: usize,
+    pub response_start: usize,
     pub prompt_cut: usize,
-    pub answer_cut: usize,
+    pub response_cut: usize,
     pub eos: bool,
 }
 
-/// A prompt with an answer to it, or alone, as it is sampled from.
+/// A prompt with a response to it, or alone, as it is sampled from.
 pub fn row(
     encoder: &Encoder,
     prompt: &Prompt,
-    answer: Option<(Reader, &str)>,
+    response: Option<(Reader, &str)>,
     limits: Limits,
 ) -> Result<RowView, TextError> {
-    let Some((reader, answer)) = answer else {
+    let Some((reader, response)) = response else {
         let prompt = encoder.prompt(prompt, limits.prompt)?;
         let tokens = views(encoder, &prompt.ids, prompt.ids.len(), Reader::Policy);
-        let answer_start = tokens.len();
-        return Ok(RowView { tokens, answer_start, prompt_cut: prompt.cut, answer_cut: 0, eos: false });
+        let response_start = tokens.len();
+        return Ok(RowView { tokens, response_start, prompt_cut: prompt.cut, response_cut: 0, eos: false });
     };
-    let encoded = encoder.dialogue(prompt, Answer::finished(answer), limits)?;
-    let Encoded { ids, answer_start, prompt_cut, answer_cut, eos } = encoded;
+    let encoded = encoder.dialogue(prompt, Response::finished(response), limits)?;
+    let Encoded { ids, response_start, prompt_cut, response_cut, eos } = encoded;
     Ok(RowView {
-        tokens: views(encoder, &ids, answer_start, reader),
-        answer_start,
+        tokens: views(encoder, &ids, response_start, reader),
+        response_start,
         prompt_cut,
-        answer_cut,
+        response_cut,
         eos,
     })
 }
 
-fn views(encoder: &Encoder, ids: &[u32], answer_start: usize, reader: Reader) -> Vec<TokenView> {
+fn views(encoder: &Encoder, ids: &[u32], response_start: usize, reader: Reader) -> Vec<TokenView> {
     let read = |position: usize| match reader {
-        _ if position < answer_start => Read::Nothing,
+        _ if position < response_start => Read::Nothing,
         Reader::Policy => Read::Loss,
         Reader::Reward if position + 1 == ids.len() => Read::Reward,
-        Reader::Reward => Read::Answer,
+        Reader::Reward => Read::Response,
     };
     let view = |(position, id): (usize, &u32)| TokenView {
         id: *id,
@@ -92,8 +92,9 @@ impl fmt::Display for RowView {
         let count = self.tokens.len();
         let mut hidden = 0;
         for (position, token) in self.tokens.iter().enumerate() {
-            let near_answer = position + SHOWN >= self.answer_start && position < self.answer_start + SHOWN;
-            if position >= SHOWN && position + SHOWN < count && !near_answer {
+            let near_response =
+                position + SHOWN >= self.response_start && position < self.response_start + SHOWN;
+            if position >= SHOWN && position + SHOWN < count && !near_response {
                 hidden += 1;
                 continue;
             }
@@ -103,7 +104,7 @@ impl fmt::Display for RowView {
             }
             let read = match token.read {
                 Read::Nothing => "",
-                Read::Answer => "answer",
+                Read::Response => "response",
                 Read::Loss => "loss",
                 Read::Reward => "reward",
             };
@@ -116,14 +117,15 @@ impl fmt::Display for RowView {
         }
         write!(
             f,
-            "      {count} tokens: prompt {}, answer {}",
-            self.answer_start,
-            count - self.answer_start
+            "      {count} tokens: prompt {}, response {}",
+            self.response_start,
+            count - self.response_start
         )?;
         if self.eos {
             f.write_str(" with EOS")?;
         }
-        for (cut, what) in [(self.prompt_cut, "prompt"), (self.answer_cut, "answer (unfinished: no EOS)")] {
+        for (cut, what) in [(self.prompt_cut, "prompt"), (self.response_cut, "response (unfinished: no EOS)")]
+        {
             if cut > 0 {
                 write!(f, "; {cut} tokens cut off the {what}")?;
             }
@@ -185,27 +187,27 @@ pub fn prompt_lengths<'a>(
     Ok(Lengths::of(lengths?, limits.prompt))
 }
 
-/// How many tokens the answers have, EOS counted, and how many of them fit their budget.
-pub fn answer_lengths<'a>(
+/// How many tokens the responses have, EOS counted, and how many of them fit their budget.
+pub fn response_lengths<'a>(
     encoder: &Encoder,
     rows: impl IntoIterator<Item = (&'a Prompt, &'a str)>,
     limits: Limits,
 ) -> Result<Lengths, TextError> {
     let lengths: Result<Vec<usize>, TextError> =
-        rows.into_iter().map(|(prompt, answer)| uncut(encoder, prompt, answer)).collect();
-    Ok(Lengths::of(lengths?, limits.answer))
+        rows.into_iter().map(|(prompt, response)| uncut(encoder, prompt, response)).collect();
+    Ok(Lengths::of(lengths?, limits.response))
 }
 
 /// The golden answers' lengths.
 pub fn golden_lengths(encoder: &Encoder, rows: &[GoldenRow], limits: Limits) -> Result<Lengths, TextError> {
-    answer_lengths(encoder, rows.iter().map(|row| (&row.prompt, row.golden.as_str())), limits)
+    response_lengths(encoder, rows.iter().map(|row| (&row.prompt, row.golden.as_str())), limits)
 }
 
-/// How well length alone tells which answer of a pair is preferred.
+/// How well length alone tells which response of a pair is preferred.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LengthAccuracy {
     pub pairs: usize,
-    /// Share of pairs whose chosen answer is the longer one, ties counted half; both cut to the budget.
+    /// Share of pairs whose chosen response is the longer one, ties counted half; both cut to the budget.
     pub longer_chosen: f64,
     /// Mean tokens, after the cut.
     pub mean_chosen: f64,
@@ -249,7 +251,7 @@ impl fmt::Display for LengthAccuracy {
         let rule = if self.longer_chosen >= 0.5 { "longer" } else { "shorter" };
         write!(
             f,
-            "length alone (the {rule} answer) tells {:.1} ± {:.1} % of {} pairs; mean tokens {:.1} chosen, {:.1} rejected",
+            "length alone (the {rule} response) tells {:.1} ± {:.1} % of {} pairs; mean tokens {:.1} chosen, {:.1} rejected",
             100.0 * self.accuracy(),
             100.0 * self.standard_error(),
             self.pairs,
@@ -259,13 +261,14 @@ impl fmt::Display for LengthAccuracy {
     }
 }
 
-/// Length alone on a set of pairs, answers cut to their budget.
+/// Length alone on a set of pairs, responses cut to their budget.
 pub fn length_accuracy(
     encoder: &Encoder,
     rows: &[PairRow],
     limits: Limits,
 ) -> Result<LengthAccuracy, TextError> {
-    let length = |prompt, answer| Ok::<_, TextError>(uncut(encoder, prompt, answer)?.min(limits.answer));
+    let length =
+        |prompt, response| Ok::<_, TextError>(uncut(encoder, prompt, response)?.min(limits.response));
     let lengths: Result<Vec<_>, TextError> = rows
         .iter()
         .map(|row| Ok((length(&row.prompt, &row.chosen)?, length(&row.prompt, &row.rejected)?)))
@@ -273,7 +276,7 @@ pub fn length_accuracy(
     Ok(LengthAccuracy::of(&lengths?))
 }
 
-fn uncut(encoder: &Encoder, prompt: &Prompt, answer: &str) -> Result<usize, TextError> {
+fn uncut(encoder: &Encoder, prompt: &Prompt, response: &str) -> Result<usize, TextError> {
     let all = Limits::of(usize::MAX, usize::MAX);
-    Ok(encoder.dialogue(prompt, Answer::finished(answer), all)?.answer().len())
+    Ok(encoder.dialogue(prompt, Response::finished(response), all)?.response().len())
 }

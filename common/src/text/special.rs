@@ -6,10 +6,19 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use tokenizers::Tokenizer;
 
+/// The ids that begin, end and pad the sequences a model was trained on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenIds {
+    pub bos: Option<u32>,
+    /// All that end a sample; the first is the one that finished responses were trained to end with.
+    pub eos: Vec<u32>,
+    pub pad: Option<u32>,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Special {
     pub(super) bos: Option<u32>,
-    /// The one appended to finished answers.
+    /// The one appended to finished responses.
     pub(super) eos: u32,
     /// All that end a sample; `eos` is the first.
     pub(super) eos_ids: Vec<u32>,
@@ -120,7 +129,7 @@ fn eos_ids(files: &ModelText, text: &Text, tokenizer: &Tokenizer) -> Result<Vec<
     let Some(first) = first else {
         return Err(setting(
             "text.eos_token",
-            "neither tokenizer_config.json nor config.json names a token that ends an answer".to_owned(),
+            "neither tokenizer_config.json nor config.json names a token that ends a response".to_owned(),
             "set text.eos_token to one of the model's tokens",
         ));
     };
@@ -141,7 +150,7 @@ fn pad(
 ) -> Result<u32, TextError> {
     let fault = |id: u32, token: &str| {
         if eos_ids.contains(&id) {
-            Some("ends answers (EOS)")
+            Some("ends responses (EOS)")
         } else if bos == Some(id) {
             Some("begins sequences (BOS)")
         } else if is_written(tokenizer, id, token) {

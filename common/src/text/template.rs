@@ -17,11 +17,11 @@ pub(super) struct Jinja {
     /// The special tokens' texts under the names that templates know them by.
     tokens: Vec<(&'static str, Value)>,
     eos: String,
-    /// What the template writes between a prompt and the answer to it.
+    /// What the template writes between a prompt and the response to it.
     lead: String,
-    /// What it writes after an answer, up to EOS.
+    /// What it writes after a response, up to EOS.
     closing: String,
-    /// All that it writes after an answer.
+    /// All that it writes after a response.
     ending: String,
 }
 
@@ -56,7 +56,7 @@ impl Renderer {
         Ok(Renderer::Jinja(Box::new(jinja)))
     }
 
-    /// The text that an answer follows.
+    /// The text that a response follows.
     pub(super) fn prompt(&self, prompt: &Prompt) -> Result<String, TextError> {
         match self {
             Renderer::Hh => Ok(hh(prompt)),
@@ -65,23 +65,23 @@ impl Renderer {
         }
     }
 
-    /// What follows the rendered prompt for this answer, EOS aside. Checks that the template itself would have written so.
-    pub(super) fn answer(
+    /// What follows the rendered prompt for this response, EOS aside. Checks that the template itself would have written so.
+    pub(super) fn response(
         &self,
         prompt: &Prompt,
         rendered: &str,
-        answer: &str,
+        response: &str,
         finished: bool,
     ) -> Result<String, TextError> {
         let Renderer::Jinja(jinja) = self else {
-            return Ok(format!("{}{answer}", self.lead()));
+            return Ok(format!("{}{response}", self.lead()));
         };
         let mut messages = prompt.messages.clone();
-        messages.push(Message::new(Role::Assistant, answer));
+        messages.push(Message::new(Role::Assistant, response));
         let dialogue = jinja.render(&messages, false)?;
         let closing = if finished { jinja.closing.as_str() } else { "" };
-        let found = [answer, answer.trim()].into_iter().find_map(|answer| {
-            let text = format!("{}{answer}{closing}", jinja.lead);
+        let found = [response, response.trim()].into_iter().find_map(|response| {
+            let text = format!("{}{response}{closing}", jinja.lead);
             dialogue.strip_prefix(rendered)?.starts_with(&text).then_some(text)
         });
         found.ok_or_else(|| TextError::NotAppended {
@@ -90,7 +90,7 @@ impl Renderer {
         })
     }
 
-    /// What stands between a prompt and its answer.
+    /// What stands between a prompt and its response.
     pub(super) fn lead(&self) -> &str {
         match self {
             Renderer::Hh => " ",
@@ -99,7 +99,7 @@ impl Renderer {
         }
     }
 
-    /// What the template writes between an answer and the EOS after it.
+    /// What the template writes between a response and the EOS after it.
     pub(super) fn closing(&self) -> &str {
         match self {
             Renderer::Hh | Renderer::Plain => "",
@@ -107,7 +107,7 @@ impl Renderer {
         }
     }
 
-    /// What the template ends answers with, where that is not EOS: a model trained with it writes something else.
+    /// What the template ends responses with, where that is not EOS: a model trained with it writes something else.
     pub(super) fn foreign_ending(&self) -> Option<&str> {
         match self {
             Renderer::Jinja(jinja)
@@ -160,7 +160,7 @@ impl Jinja {
         self.template.render(&variables)
     }
 
-    /// Learns from a small dialogue what the template writes around an answer. Where it takes none of a user's turn alone, one
+    /// Learns from a small dialogue what the template writes around a response. Where it takes none of a user's turn alone, one
     /// with a system turn is tried.
     fn probe(&mut self) -> Result<(), String> {
         let user = Message::new(Role::User, "def");
@@ -179,7 +179,7 @@ impl Jinja {
         let Some((lead, ending)) = around else {
             return Err(format!(
                 "the chat template changes what was rendered before: it renders a trial prompt as {:?}, and the prompt with an \
-                 answer as {:?}; answers could not be told from prompts: set text.template to a template that only appends",
+                 response as {:?}; responses could not be told from prompts: set text.template to a template that only appends",
                 tail(&prompt, SHOWN),
                 tail(&dialogue, 2 * SHOWN)
             ));

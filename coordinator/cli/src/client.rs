@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
-use super::output;
+use super::stdout;
 
 /// For the answer to a short request, whatever it takes: the tries and the pauses between them.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -274,7 +274,7 @@ impl Client {
         let mut is_told = false;
         let tell = |_: &Status, _| {
             if began.elapsed() > QUIETLY && !std::mem::replace(&mut is_told, true) {
-                output::note(&format!("no answer from {} yet, trying again", self.line.urls()));
+                stdout::note(&format!("no answer from {} yet, trying again", self.line.urls()));
             }
         };
         let may_pass = |status: &Status| rpc::is_unavailable(status) && began.elapsed() < PATIENCE;

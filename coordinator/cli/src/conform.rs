@@ -9,7 +9,7 @@ use foil_common::conform::{Finding, Kind, Measured, Outcome, Probe, check, compa
 use serde_json::json;
 
 use super::args::ConformArgs;
-use super::output;
+use super::stdout;
 
 /// Nothing failed, but something could not be checked.
 const INCOMPLETE: u8 = 3;
@@ -30,12 +30,12 @@ pub(crate) async fn conform(args: &ConformArgs) -> Result<ExitCode> {
             "directory": args.dir, "kind": kind, "passed": passed, "failed": failed, "unchecked": unchecked,
             "findings": findings,
         });
-        output::json(&report)?;
+        stdout::json(&report)?;
     } else {
         for line in table(&findings) {
-            output::line(&line)?;
+            stdout::line(&line)?;
         }
-        output::line(&format!("{passed} passed, {failed} failed, {unchecked} not checked"))?;
+        stdout::line(&format!("{passed} passed, {failed} failed, {unchecked} not checked"))?;
     }
     Ok(match (failed, unchecked) {
         (0, 0) => ExitCode::SUCCESS,

@@ -7,7 +7,7 @@ use foil_common::text::inspect::{self, Reader};
 use foil_common::text::{Encoder, Limits, TextError};
 
 use super::args::InspectArgs;
-use super::{output, submit};
+use super::{stdout, submit};
 use foil_coordinator::resolve::local::{self, Local, LocalSet, Rows};
 
 pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
@@ -16,9 +16,9 @@ pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
     let reading = tokio::task::spawn_blocking(move || describe(&job, rows, scan));
     let (report, warnings) = reading.await.context("reading the inputs was cut short")??;
     for warning in warnings {
-        output::note(&format!("warning: {warning}"));
+        stdout::note(&format!("warning: {warning}"));
     }
-    output::line(&report)?;
+    stdout::line(&report)?;
     Ok(())
 }
 
@@ -34,8 +34,8 @@ fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<(String, Vec<Str
     }
     lines.extend(scanned);
     lines.push(format!(
-        "template {}; at most {} tokens, of which {} are kept for an answer that is sampled",
-        job.text.template, shared.total, sampled.answer
+        "template {}; at most {} tokens, of which {} are kept for a completion",
+        job.text.template, shared.total, sampled.response
     ));
     for set in &local.sets {
         lines.push(String::new());
@@ -108,15 +108,15 @@ impl Report<'_> {
                 let encoder = &local.policy;
                 self.prompts(encoder, rows)?;
                 let answers = rows.iter().map(|row| (&row.prompt, row.answer.as_str()));
-                self.note("answers", inspect::answer_lengths(encoder, answers, self.limits)?);
+                self.note("answers", inspect::response_lengths(encoder, answers, self.limits)?);
                 self.each(encoder, Reader::Policy, rows, |row| vec![("answer", row.answer.as_str())])
             }
             Rows::Pairs(rows) => {
                 self.prompts(reward, rows)?;
                 let chosen = rows.iter().map(|row| (&row.prompt, row.chosen.as_str()));
-                self.note("chosen", inspect::answer_lengths(reward, chosen, self.limits)?);
+                self.note("chosen", inspect::response_lengths(reward, chosen, self.limits)?);
                 let rejected = rows.iter().map(|row| (&row.prompt, row.rejected.as_str()));
-                self.note("rejected", inspect::answer_lengths(reward, rejected, self.limits)?);
+                self.note("rejected", inspect::response_lengths(reward, rejected, self.limits)?);
                 self.lines.push(format!("  {}", inspect::length_accuracy(reward, rows, self.limits)?));
                 self.each(reward, Reader::Reward, rows, |row| {
                     vec![("chosen", &row.chosen), ("rejected", &row.rejected)]
@@ -213,15 +213,15 @@ mod tests {
         let (report, warnings) = describe(&job(dir.path(), golden), 1, false).unwrap();
         for expected in [
             "17 token ids; BOS 1 \"<s>\"; EOS 3 \"</s>\"; pad 0 \"<pad>\"",
-            "template auto; at most 32 tokens, of which 16 are kept for an answer that is sampled",
+            "template auto; at most 32 tokens, of which 16 are kept for a completion",
             "preferences: 2 rows\n",
             "evaluation_preferences: 1 rows\n",
-            "length alone (the longer answer) tells 100.0 ± 0.0 % of 2 pairs",
+            "length alone (the longer response) tells 100.0 ± 0.0 % of 2 pairs",
             "golden: 1 rows, 1 bad ones left out\n",
             "golden answers: 1 of 1 fit 16 tokens",
             "chosen:\n    0       1 \"<s>\"\n",
-            "\"</s>\"                   reward\n      15 tokens: prompt 7, answer 8 with EOS",
-            "7 tokens: prompt 7, answer 0",
+            "\"</s>\"                   reward\n      15 tokens: prompt 7, response 8 with EOS",
+            "7 tokens: prompt 7, response 0",
         ] {
             assert!(report.contains(expected), "{expected}\n\n{report}");
         }

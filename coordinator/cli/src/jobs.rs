@@ -8,12 +8,12 @@ use super::args::{JobArgs, ListArgs};
 use super::client::{Client, is_ended};
 use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
-use super::{output, terminal, watch};
+use super::{stdout, terminal, watch};
 
 pub(crate) async fn list(args: &ListArgs) -> Result<()> {
     let jobs = Client::connect(&args.client.coordinators())?.list().await?;
     if args.json {
-        output::json(&json!({ "jobs": jobs.iter().map(report::json).collect::<Result<Vec<_>, _>>()? }))?;
+        stdout::json(&json!({ "jobs": jobs.iter().map(report::json).collect::<Result<Vec<_>, _>>()? }))?;
         return Ok(());
     }
     let mut rows = vec![["ID", "NAME", "STATE", "PHASE", "DONE", "SUBMITTED"].map(str::to_owned).to_vec()];
@@ -33,7 +33,7 @@ pub(crate) async fn list(args: &ListArgs) -> Result<()> {
             row.push(waiting.reason.clone());
         }
     }
-    output::line(&report::align(&rows))?;
+    stdout::line(&report::align(&rows))?;
     Ok(())
 }
 
@@ -48,10 +48,10 @@ fn time(at: &impl serde::Serialize) -> String {
 pub(crate) async fn get(args: &JobArgs) -> Result<()> {
     let job = find(args).await?.1;
     if args.json {
-        output::json(&report::json(&job)?)?;
+        stdout::json(&report::json(&job)?)?;
         return Ok(());
     }
-    output::line(&format!(
+    stdout::line(&format!(
         "{}: {}, {}/{} phases done",
         job.id,
         report::state_name(&job),
@@ -59,24 +59,24 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         job.phases_total
     ))?;
     if let Some(waiting) = &job.waiting {
-        output::prose(&waiting.reason)?;
+        stdout::prose(&waiting.reason)?;
     }
     if !job.phase.is_empty() && job.attempt > 0 {
         let progress = job.progress.as_ref().map(|told| format!(": {}", report::progress(told)));
         let progress = progress.unwrap_or_default();
-        output::line(&format!("phase {}, attempt {}{progress}", job.phase, job.attempt))?;
+        stdout::line(&format!("phase {}, attempt {}{progress}", job.phase, job.attempt))?;
     }
     let table = report::table(&job, terminal::stdout_columns());
     if !table.is_empty() {
-        output::line(&format!("\n{table}"))?;
+        stdout::line(&format!("\n{table}"))?;
     }
     if job.failure.is_some() {
-        output::line("")?;
-        output::prose(&report::failure(&job))?;
+        stdout::line("")?;
+        stdout::prose(&report::failure(&job))?;
     }
     if let Some(spec) = &job.spec {
-        output::line(&format!("\n{}", report::outline(spec)))?;
-        output::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
+        stdout::line(&format!("\n{}", report::outline(spec)))?;
+        stdout::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
     }
     Ok(())
 }
@@ -84,7 +84,7 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
 pub(crate) async fn artifacts(args: &JobArgs) -> Result<()> {
     let job = find(args).await?.1;
     if args.json {
-        output::json(&serde_json::to_value(&job.artifacts)?)?;
+        stdout::json(&serde_json::to_value(&job.artifacts)?)?;
         return Ok(());
     }
     let mut rows = vec![["NAME", "KIND", "PHASE", "FILES", "BYTES"].map(str::to_owned).to_vec()];
@@ -97,7 +97,7 @@ pub(crate) async fn artifacts(args: &JobArgs) -> Result<()> {
             artifact.objects.iter().map(|object| object.size).sum::<u64>().to_string(),
         ]);
     }
-    output::line(&report::align(&rows))?;
+    stdout::line(&report::align(&rows))?;
     Ok(())
 }
 
@@ -109,16 +109,16 @@ pub(crate) async fn watch(args: &JobArgs) -> Result<()> {
     progress.finish();
     if args.json {
         let seconds = started.elapsed().as_secs_f64();
-        output::json(&report::summary(&job, &LocalArtifacts::default(), seconds))?;
+        stdout::json(&report::summary(&job, &LocalArtifacts::default(), seconds))?;
     } else if !job.rounds.is_empty() {
-        output::line(&format!("\n{}\n", report::table(&job, terminal::stdout_columns())))?;
+        stdout::line(&format!("\n{}\n", report::table(&job, terminal::stdout_columns())))?;
         for note in report::notes(&job) {
-            output::prose(&format!("{note}\n"))?;
+            stdout::prose(&format!("{note}\n"))?;
         }
         if let Some(best) = report::best(&job) {
-            output::prose(&format!("best round   {} {}", best.round, best.text()))?;
+            stdout::prose(&format!("best round   {} {}", best.round, best.text()))?;
         }
-        output::prose(&format!("bring the results with `foil pull {} DIR`", job.id))?;
+        stdout::prose(&format!("bring the results with `foil pull {} DIR`", job.id))?;
     }
     succeed(&job)
 }
@@ -131,9 +131,9 @@ pub(crate) async fn cancel(args: &JobArgs) -> Result<()> {
     }
     let job = client.cancel(&job.id).await?;
     if args.json {
-        output::json(&report::json(&job)?)?;
+        stdout::json(&report::json(&job)?)?;
     } else {
-        output::line(&format!("{}: {}", job.id, report::state_name(&job)))?;
+        stdout::line(&format!("{}: {}", job.id, report::state_name(&job)))?;
     }
     Ok(())
 }

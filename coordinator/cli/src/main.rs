@@ -4,24 +4,24 @@ mod args;
 mod client;
 mod conform;
 mod download;
+mod error_location;
 mod inputs;
 mod inspect;
 mod jobs;
 mod local_file;
-mod location;
-mod meter;
-mod output;
-mod outputs;
 mod plan;
 mod progress;
 mod pull;
 mod report;
+mod results;
 mod run;
 mod samples;
 mod serve;
 mod size;
+mod stdout;
 mod submit;
 mod terminal;
+mod throughput;
 mod watch;
 
 use std::process::ExitCode;
@@ -58,7 +58,7 @@ async fn command() -> ExitCode {
     match obey(cli).await {
         Ok(code) => code,
         Err(error) => {
-            telemetry::last_words(format, "foil", &output::chain(&error));
+            telemetry::last_words(format, "foil", &stdout::chain(&error));
             ExitCode::FAILURE
         }
     }

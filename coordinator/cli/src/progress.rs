@@ -11,8 +11,8 @@ use foil_proto::v1;
 use foil_proto::v1::job_event::Event;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::meter::Meter;
-use super::{output, report, terminal};
+use super::throughput::Throughput;
+use super::{report, stdout, terminal};
 
 /// Between two lines about the same phase.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ const ROOMY_COLUMNS: usize = 60;
 /// Shows what happens to one job.
 pub(crate) struct Progress {
     display: Display,
-    meter: Option<Meter>,
+    throughput: Option<Throughput>,
     /// When the last line about the running phase was written.
     written: Instant,
     /// Phases in the job's plan; 0 until it is known.
@@ -83,7 +83,7 @@ impl Progress {
         };
         Self {
             display,
-            meter: None,
+            throughput: None,
             written: Instant::now(),
             phases: 0,
             width: 0,
@@ -109,10 +109,10 @@ impl Progress {
                 // A terminal that is gone needs no line.
                 let _ = bars.println(terminal::wrap(text, self.columns()));
             }
-            Display::Lines(Sink::Stderr) => output::note(&terminal::wrap(text, self.columns())),
+            Display::Lines(Sink::Stderr) => stdout::note(&terminal::wrap(text, self.columns())),
             Display::Lines(Sink::Stdout) => {
                 // As above; the job goes on without a reader.
-                let _ = output::line(&terminal::wrap(text, self.columns()));
+                let _ = stdout::line(&terminal::wrap(text, self.columns()));
             }
         }
     }
@@ -188,11 +188,11 @@ impl Progress {
     }
 
     fn start(&mut self, phase: &str, attempt: u32) {
-        if self.meter.as_ref().is_some_and(|meter| meter.phase() == phase) {
+        if self.throughput.as_ref().is_some_and(|throughput| throughput.phase() == phase) {
             self.line(&format!("{phase} starts again (attempt {attempt})"));
         }
         self.written = Instant::now();
-        self.meter = Some(Meter::new(phase, self.written));
+        self.throughput = Some(Throughput::new(phase, self.written));
         let label = self.label(phase);
         if let Display::Bars { bars, current, .. } = &mut self.display {
             if let Some(bar) = current.take() {
@@ -211,23 +211,23 @@ impl Progress {
     }
 
     fn progress(&mut self, progress: &v1::PhaseProgress) {
-        if self.meter.as_ref().is_none_or(|meter| meter.phase() != progress.phase) {
+        if self.throughput.as_ref().is_none_or(|throughput| throughput.phase() != progress.phase) {
             self.start(&progress.phase, 0);
         }
         let label = self.label(&progress.phase);
         let cells = self.columns().saturating_sub(label.chars().count() + COUNT_COLUMNS).clamp(4, 24);
-        let Some(meter) = &mut self.meter else { return };
+        let Some(throughput) = &mut self.throughput else { return };
         let now = Instant::now();
-        meter.count(progress, now);
+        throughput.count(progress, now);
         let figures = report::brief(&progress.step);
-        let text = format!("{}  {}", meter.text(now), figures.join(", "));
+        let text = format!("{}  {}", throughput.text(now), figures.join(", "));
         match &self.display {
             Display::Bars { current: Some(bar), .. } => {
-                if bar.length() != Some(meter.total()) {
-                    bar.set_length(meter.total());
+                if bar.length() != Some(throughput.total()) {
+                    bar.set_length(throughput.total());
                     bar.set_style(style(&format!("{{prefix}} {{bar:{cells}}} {{wide_msg}}")));
                 }
-                bar.set_position(meter.done());
+                bar.set_position(throughput.done());
                 bar.set_message(text);
             }
             Display::Bars { current: None, .. } => {}
@@ -240,13 +240,13 @@ impl Progress {
     }
 
     fn commit(&mut self, committed: &v1::PhaseCommitted) {
-        let meter = self.meter.take_if(|meter| meter.phase() == committed.phase);
+        let throughput = self.throughput.take_if(|throughput| throughput.phase() == committed.phase);
         if let Display::Bars { current, .. } = &mut self.display
             && let Some(bar) = current.take()
         {
             bar.finish_and_clear();
         }
-        let amount = meter.map(|meter| meter.amount()).unwrap_or_default();
+        let amount = throughput.map(|throughput| throughput.amount()).unwrap_or_default();
         let label = self.label(&committed.phase);
         self.line(&closing_line(&label, committed, &amount, self.columns()));
         self.done += 1;

@@ -6,7 +6,7 @@ use super::args::PullArgs;
 use super::client::Client;
 use super::download::artifact;
 use super::progress::Progress;
-use super::{output, outputs, report};
+use super::{report, results, stdout};
 use foil_coordinator::job::find_artifact;
 
 pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
@@ -27,10 +27,10 @@ pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
             if job.artifacts.is_empty() {
                 bail!("job {} is {} and has no results to pull", job.id, report::state_name(&job));
             }
-            outputs::bring(&line, &job, &args.dir, &progress).await?;
+            results::bring(&line, &job, &args.dir, &progress).await?;
         }
     }
     progress.finish();
-    output::line(&args.dir.display().to_string())?;
+    stdout::line(&args.dir.display().to_string())?;
     Ok(())
 }

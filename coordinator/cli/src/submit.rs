@@ -12,7 +12,7 @@ use super::args::SubmitArgs;
 use super::client::Client;
 use super::inputs::{self, Content, Prepared, Upload};
 use super::progress::{self, Progress};
-use super::{location, output, report};
+use super::{error_location, report, stdout};
 use foil_common::plural::counted;
 use foil_coordinator::plan;
 use foil_coordinator::resolve::{self, local};
@@ -37,7 +37,7 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     let response = client.submit(request).await?;
     warn(&response.warnings);
     match response.job {
-        Some(job) => output::line(&job.id)
+        Some(job) => stdout::line(&job.id)
             // Or nobody could find it again, and a script would submit it once more.
             .with_context(|| format!("job {} is submitted, but its id could not be printed", job.id))?,
         None => show_plan(&response)?,
@@ -67,13 +67,13 @@ async fn dry_run(job: spec::Job) -> Result<()> {
 
 fn warn(warnings: &[String]) {
     for warning in warnings {
-        output::note(&format!("warning: {warning}"));
+        stdout::note(&format!("warning: {warning}"));
     }
 }
 
 /// Reads a job file and its settings; errors name the field, and the line or the setting that gave it.
 pub(crate) fn load(file: &Path, settings: &[String]) -> Result<spec::Job> {
-    let wire = spec::file::load(file, settings).map_err(|error| location::located(error, settings))?;
+    let wire = spec::file::load(file, settings).map_err(|error| error_location::located(error, settings))?;
     Ok(spec::Job::try_from(wire)?)
 }
 
@@ -123,19 +123,19 @@ fn show_plan(response: &v1::SubmitResponse) -> Result<()> {
         };
         rows.push(vec![phase.id.clone(), phase.kind.clone(), work]);
     }
-    output::line(&report::align(&rows))?;
+    stdout::line(&report::align(&rows))?;
     let mut rows = vec![["DATA", "ROWS", "BAD"].map(str::to_owned).to_vec()];
     rows.extend(
         plan.datasets
             .iter()
             .map(|data| vec![data.name.clone(), data.rows.to_string(), data.bad_rows.to_string()]),
     );
-    output::line(&format!("\n{}", report::align(&rows)))?;
+    stdout::line(&format!("\n{}", report::align(&rows)))?;
     for bad in plan.datasets.iter().flat_map(|data| &data.first_bad) {
-        output::line(&format!("  {bad}"))?;
+        stdout::line(&format!("  {bad}"))?;
     }
     if let Some(spec) = &response.resolved {
-        output::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
+        stdout::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
     }
     Ok(())
 }

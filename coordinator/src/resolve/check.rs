@@ -6,7 +6,7 @@ use std::thread;
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::datasets;
 use foil_common::spec::{self, Side};
-use foil_common::text::{Answer, Encoded, EncodedPrompt, Encoder, Limits, TextError};
+use foil_common::text::{Encoded, EncodedPrompt, Encoder, Limits, Response, TextError};
 
 use super::sets::Sets;
 use super::suitability::{POLICY, REWARD};
@@ -32,7 +32,7 @@ impl From<EncodedPrompt> for Cuts {
 
 impl From<Encoded> for Cuts {
     fn from(encoded: Encoded) -> Self {
-        Self { prompt: encoded.prompt_cut > 0, answer: encoded.answer_cut > 0, equal: false }
+        Self { prompt: encoded.prompt_cut > 0, answer: encoded.response_cut > 0, equal: false }
     }
 }
 
@@ -108,20 +108,20 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn demonstration(&self, row: &DemonstrationRow) -> Result<Cuts, TextError> {
-        Ok(self.policy.dialogue(&row.prompt, Answer::finished(&row.answer), self.shared)?.into())
+        Ok(self.policy.dialogue(&row.prompt, Response::finished(&row.answer), self.shared)?.into())
     }
 
     fn pair(&self, row: &PairRow) -> Result<Cuts, TextError> {
-        let encode = |answer| self.reward.dialogue(&row.prompt, Answer::finished(answer), self.shared);
+        let encode = |answer| self.reward.dialogue(&row.prompt, Response::finished(answer), self.shared);
         let (chosen, rejected) = (encode(&row.chosen)?, encode(&row.rejected)?);
-        let equal = chosen.answer() == rejected.answer();
+        let equal = chosen.response() == rejected.response();
         let (chosen, rejected): (Cuts, Cuts) = (chosen.into(), rejected.into());
         Ok(Cuts { prompt: chosen.prompt || rejected.prompt, answer: chosen.answer || rejected.answer, equal })
     }
 
     fn golden(&self, row: &GoldenRow) -> Result<Cuts, TextError> {
         self.policy.prompt(&row.prompt, self.sampled.prompt)?;
-        Ok(self.reward.dialogue(&row.prompt, Answer::finished(&row.golden), self.sampled)?.into())
+        Ok(self.reward.dialogue(&row.prompt, Response::finished(&row.golden), self.sampled)?.into())
     }
 
     fn prompt(&self, row: &PromptRow) -> Result<Cuts, TextError> {
@@ -172,7 +172,7 @@ impl Checker<'_> {
             _ => self.sampled,
         };
         for (cut, what, limit) in
-            [(prompts_cut, "prompts", limits.prompt), (answers_cut, "answers", limits.answer)]
+            [(prompts_cut, "prompts", limits.prompt), (answers_cut, "answers", limits.response)]
         {
             if cut == 0 {
                 continue;

@@ -39,7 +39,7 @@ pub(super) fn run(
         }
         figures.push(contest.cluster, scores[0], &scores[1..]);
         for (answer, &rejected) in contest.rejected.iter().zip(&scores[1..]) {
-            let lengths = (contest.chosen.answer().len(), answer.answer().len());
+            let lengths = (contest.chosen.response().len(), answer.response().len());
             by_length.push(contest.cluster, is_right(lengths.0 as f64, lengths.1 as f64));
             scored.push(v1::PairScore { row_id: contest.row, chosen: scores[0], rejected });
         }

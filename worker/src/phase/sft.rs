@@ -28,8 +28,8 @@ pub(super) fn run(
     let mut cut = 0;
     let mut demonstrations = encode_each(&context.reports, &rows, |row| {
         let encoded = reader.whole(row.id, &row.prompt, &row.answer)?;
-        cut += usize::from(encoded.answer_cut > 0);
-        Ok(Demonstration { id: row.id, ids: encoded.ids, answer_start: encoded.answer_start })
+        cut += usize::from(encoded.response_cut > 0);
+        Ok(Demonstration { id: row.id, ids: encoded.ids, answer_start: encoded.response_start })
     })?;
     // Nothing to predict in an empty answer.
     demonstrations.retain(|row| row.answer_start < row.ids.len());

@@ -3,7 +3,8 @@
 use super::columns::Purpose;
 use super::fields::Fields;
 use super::turns::answer;
-use super::{Found, Wanted, describe, prompts};
+use super::value::describe;
+use super::{Found, Wanted, prompt_columns};
 use crate::data::rows::{DemonstrationRow, GoldenRow, Prompt};
 use serde_json::{Map, Value};
 
@@ -48,7 +49,7 @@ fn read<T: Wanted>(
     let row = match candidate(&fields, wanted)? {
         None => dialogue(record, &fields, wanted)?,
         Some((name, value)) => {
-            let Some(prompt) = prompts::of_fields(&fields, None)? else {
+            let Some(prompt) = prompt_columns::prompt(&fields, None)? else {
                 return Err(format!("found {}; there is {name} but no prompt", describe(record)));
             };
             let value = first(name, value, found)?;
@@ -125,7 +126,7 @@ fn is_message(fields: &Map<String, Value>) -> bool {
 
 /// A dialogue in a list of messages, whose last turn is the answer.
 fn dialogue(record: &Value, fields: &Fields<'_>, wanted: &str) -> Result<(Prompt, String), String> {
-    match prompts::conversation(fields)? {
+    match prompt_columns::conversation(fields)? {
         None => Err(format!("found {}; a prompt and its {wanted} are expected", describe(record))),
         Some((_, None)) => Err(format!("messages: the last message must be the assistant's, the {wanted}")),
         Some((_, Some(last))) if last.content.is_empty() => Err("messages: the answer is empty".to_owned()),

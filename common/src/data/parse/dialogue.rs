@@ -3,7 +3,7 @@
 //! A heading stands at the start of a line. Where headings of `Human:` follow a blank line, those that do not are text, as in
 //! the HH data; where none does, every line that starts with a heading is a turn. Windows line ends are read as line ends.
 
-use super::excerpt;
+use super::value::excerpt;
 use crate::data::rows::{Message, Prompt, Role};
 use std::borrow::Cow;
 
@@ -205,5 +205,20 @@ fn read_prompt(text: &str, style: Style, windows: bool) -> Result<(Prompt, Form)
     }
     let is_announced = |last: &mut Message| last.role == Role::Assistant && last.content.is_empty();
     let announced = messages.pop_if(is_announced).is_some();
-    Ok((super::turns::check_prompt(messages)?, Form { style, spaced, windows, announced }))
+    Ok((check_prompt(messages)?, Form { style, spaced, windows, announced }))
+}
+
+/// The turns as a prompt, where they can be one.
+pub(super) fn check_prompt(messages: Vec<Message>) -> Result<Prompt, String> {
+    match messages.last() {
+        None => Err("the prompt has no turns; at least one user turn is expected".to_owned()),
+        Some(last) if last.role != Role::User => Err(format!(
+            "the prompt ends with the {}'s turn; it must end with the user's",
+            last.role.as_str()
+        )),
+        Some(last) if last.content.trim().is_empty() => {
+            Err("the prompt's last turn is empty; a text to answer is expected".to_owned())
+        }
+        Some(_) => Ok(Prompt { messages }),
+    }
 }

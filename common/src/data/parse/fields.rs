@@ -1,8 +1,8 @@
 //! A record's fields, with a note of which have been read: a known column that nobody read is never dropped in silence.
 
 use super::columns::{self, Purpose, Unread};
-use super::describe;
 use super::turns::ignored_keys;
+use super::value::{describe, is_blank, is_empty};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 
@@ -103,21 +103,5 @@ impl<'a> Fields<'a> {
             }
         }
         Ok(())
-    }
-}
-
-/// Nothing is in it, or the JSON text of nothing, as `tools` often has it.
-pub(super) fn is_empty(value: &Value) -> bool {
-    is_blank(value) || value.as_str().is_some_and(|text| matches!(text.trim(), "[]" | "{}" | "null"))
-}
-
-/// Nothing is in it: null, white space, or an empty list or object.
-pub(super) fn is_blank(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::String(text) => text.trim().is_empty(),
-        Value::Array(list) => list.iter().all(Value::is_null),
-        Value::Object(fields) => fields.values().all(Value::is_null),
-        Value::Bool(_) | Value::Number(_) => false,
     }
 }

@@ -19,14 +19,17 @@
 mod answers;
 mod budget;
 pub mod columns;
+mod comparison;
 mod dialogue;
 mod fields;
 mod pairs;
 mod places;
+mod prompt_columns;
 mod prompts;
 mod records;
 mod scored;
 mod turns;
+mod value;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +37,7 @@ mod tests;
 pub use self::budget::Budget;
 use self::columns::Purpose;
 pub use self::places::{Place, Places};
+use self::value::excerpt;
 use super::rows::{Row, assign_ids, content_key};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
@@ -237,35 +241,5 @@ impl<T: Wanted> Parsed<T> {
         if self.bad.len() < KEPT_BAD_ROWS {
             self.bad.push(row);
         }
-    }
-}
-
-/// A value in a few words, for messages.
-fn describe(value: &Value) -> String {
-    match value {
-        Value::Null => "null".to_owned(),
-        Value::Bool(value) => value.to_string(),
-        Value::Number(value) => format!("the number {value}"),
-        Value::String(text) if text.trim().is_empty() => "an empty string".to_owned(),
-        Value::String(text) => format!("the string {:?}", excerpt(text, 40)),
-        Value::Array(list) => format!("a list of {}", list.len()),
-        Value::Object(fields) if fields.is_empty() => "an object without fields".to_owned(),
-        Value::Object(fields) => {
-            let name = |(key, value): (&String, &Value)| match value {
-                Value::Null => format!("{} (null)", excerpt(key, 24)),
-                Value::Array(list) if list.is_empty() => format!("{} (an empty list)", excerpt(key, 24)),
-                _ => excerpt(key, 24),
-            };
-            let names: Vec<_> = fields.iter().take(8).map(name).collect();
-            format!("an object with {}", names.join(", "))
-        }
-    }
-}
-
-/// At most `limit` characters, with … where cut.
-fn excerpt(text: &str, limit: usize) -> String {
-    match text.char_indices().nth(limit) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
     }
 }

@@ -1,11 +1,12 @@
-//! The prompt of a record, under whichever columns hold it, and sets of prompts alone.
+//! Sets of prompts alone, from any record that has a prompt.
 
-use super::columns::{self, Kind, Purpose};
+use super::columns::Purpose;
+use super::comparison::{self, Comparison};
 use super::fields::Fields;
-use super::pairs::{self, Comparison};
-use super::turns::{ReadPrompt, messages};
-use super::{Found, Wanted, describe, dialogue, scored};
-use crate::data::rows::{Message, Prompt, PromptRow, Role};
+use super::turns::ReadPrompt;
+use super::value::describe;
+use super::{Found, Wanted, dialogue, prompt_columns, scored};
+use crate::data::rows::{Prompt, PromptRow};
 use serde_json::Value;
 
 impl Wanted for PromptRow {
@@ -31,15 +32,15 @@ impl Wanted for PromptRow {
 /// The prompt of any accepted record.
 fn of_any(record: &Value, fields: &Fields<'_>) -> Result<Prompt, String> {
     if let Some(comparison) = Comparison::of(fields) {
-        return pairs::read(fields, comparison).map(|pair| pair.prompt);
+        return comparison::read(fields, comparison).map(|pair| pair.prompt);
     }
     if let Some(prompt) = scored::prompt(fields)? {
         return Ok(prompt);
     }
-    if let Some((prompt, _)) = conversation(fields)? {
+    if let Some((prompt, _)) = prompt_columns::conversation(fields)? {
         return Ok(prompt.prompt);
     }
-    if let Some(prompt) = of_fields(fields, None)? {
+    if let Some(prompt) = prompt_columns::prompt(fields, None)? {
         return Ok(prompt.prompt);
     }
     match fields.get("text").and_then(Value::as_array).map(Vec::as_slice) {
@@ -47,151 +48,5 @@ fn of_any(record: &Value, fields: &Fields<'_>) -> Result<Prompt, String> {
             .unwrap_or_else(|| Err("text: \"\\n\\nHuman:\" is expected at the start".to_owned()))
             .map(|(prompt, _)| prompt),
         _ => Err(format!("found {}; a prompt is expected", describe(record))),
-    }
-}
-
-/// The prompt in the columns of a record: in lists of messages, in the answers compared, or under a name of its own.
-/// `None` where it has none.
-pub(super) fn of_fields(
-    fields: &Fields<'_>,
-    comparison: Option<Comparison<'_>>,
-) -> Result<Option<ReadPrompt>, String> {
-    let shared = comparison.map(Comparison::shared_turns).transpose()?.flatten();
-    let found = match shared {
-        Some(turns) => Some(ReadPrompt::of_messages(turns)?),
-        None => match listed(fields)? {
-            Some((name, turns)) => {
-                Some(ReadPrompt::of_messages(turns).map_err(|what| format!("{name}: {what}"))?)
-            }
-            None => named(fields)?,
-        },
-    };
-    found.map(|found| found.try_map(|prompt| in_context(prompt, fields))).transpose()
-}
-
-/// A list of messages that ends with an answer, or without one: the prompt, and the answer's text.
-pub(super) fn conversation(fields: &Fields<'_>) -> Result<Option<(ReadPrompt, Option<Message>)>, String> {
-    let Some((name, mut turns)) = listed(fields)? else { return Ok(None) };
-    let answer = turns.pop_if(|last| last.role == Role::Assistant);
-    let prompt = ReadPrompt::of_messages(turns).map_err(|what| format!("{name}: {what}"))?;
-    Ok(Some((prompt.try_map(|prompt| in_context(prompt, fields))?, answer)))
-}
-
-/// The turns in a column of messages.
-fn listed(fields: &Fields<'_>) -> Result<Option<(&'static str, Vec<Message>)>, String> {
-    let Some(name) = ["conversations", "messages"].into_iter().find(|name| fields.holds(name)) else {
-        return Ok(None);
-    };
-    let value = fields.get(name).unwrap_or(&Value::Null);
-    let Value::Array(list) = value else {
-        return Err(format!("{name}: found {}; a list of messages is expected", describe(value)));
-    };
-    messages(list).map(|turns| Some((name, turns))).map_err(|what| format!("{name}: {what}"))
-}
-
-/// The column that holds a prompt by itself.
-fn named(fields: &Fields<'_>) -> Result<Option<ReadPrompt>, String> {
-    if let Some((name, value)) = fields.first(["prompt", "query", "question"]) {
-        return ReadPrompt::of_value(value).map(Some).map_err(|what| format!("{name}: {what}"));
-    }
-    if let Some(instruction) = fields.get("instruction") {
-        let Some(text) = instruction.as_str() else {
-            return Err(format!("instruction: found {}; a string is expected", describe(instruction)));
-        };
-        let mut text = text.to_owned();
-        for name in ["input", "context"] {
-            if let Some(more) = fields.text(name)? {
-                text = format!("{text}\n\n{more}");
-            }
-        }
-        return ReadPrompt::of_text(&text).map(Some).map_err(|what| format!("instruction: {what}"));
-    }
-    match fields.get("input") {
-        None => Ok(None),
-        Some(Value::Object(input)) => {
-            let input = Fields::new(input);
-            let Some((name, turns)) = listed(&input).map_err(|what| format!("input.{what}"))? else {
-                return Err("input: no messages; an object with messages is expected".to_owned());
-            };
-            let mut ignored = Vec::new();
-            input.finish(Purpose::Prompts, &mut ignored).map_err(|what| format!("input.{what}"))?;
-            fields.leave_out(ignored.into_iter().map(|name| format!("input.{name}")));
-            ReadPrompt::of_messages(turns).map(Some).map_err(|what| format!("input.{name}: {what}"))
-        }
-        Some(value) => ReadPrompt::of_value(value).map(Some).map_err(|what| format!("input: {what}")),
-    }
-}
-
-/// The prompt with the record's own system turn and history before it.
-pub(super) fn in_context(mut prompt: Prompt, fields: &Fields<'_>) -> Result<Prompt, String> {
-    let messages = &mut prompt.messages;
-    let system_turns = usize::from(messages.first().is_some_and(|first| first.role == Role::System));
-    if let Some(history) = fields.given("history") {
-        let turns = history_turns(history).map_err(|what| format!("history: {what}"))?;
-        messages.splice(system_turns..system_turns, turns);
-    }
-    for name in ["system", "system_prompt"] {
-        let Some(system) = fields.text(name)? else { continue };
-        match messages.first() {
-            Some(first) if first.role == Role::System && first.content.trim() == system.trim() => {}
-            Some(first) if first.role == Role::System => {
-                return Err(format!("{name}: the prompt has another system turn already; keep one of them"));
-            }
-            _ => messages.insert(0, Message::new(Role::System, system)),
-        }
-    }
-    agree(fields, &prompt);
-    Ok(prompt)
-}
-
-/// `[user, assistant]` pairs, or messages.
-fn history_turns(history: &Value) -> Result<Vec<Message>, String> {
-    let unexpected = |found: &Value| {
-        format!("found {}; a list of [user, assistant] pairs or of messages is expected", describe(found))
-    };
-    let Value::Array(list) = history else { return Err(unexpected(history)) };
-    if list.iter().all(Value::is_object) {
-        return messages(list);
-    }
-    let mut turns = Vec::with_capacity(2 * list.len());
-    for exchange in list {
-        let Some([Value::String(user), Value::String(assistant)]) = exchange.as_array().map(Vec::as_slice)
-        else {
-            return Err(unexpected(exchange));
-        };
-        turns.push(Message::new(Role::User, user.as_str()));
-        turns.push(Message::new(Role::Assistant, assistant.as_str()));
-    }
-    Ok(turns)
-}
-
-/// Reads the other prompt columns that say the same as `prompt`: those that do not are refused as unread.
-fn agree(fields: &Fields<'_>, prompt: &Prompt) {
-    let same: Vec<&str> = fields
-        .unread()
-        .filter(|(name, _)| columns::find(name).is_some_and(|column| column.kind == Kind::Prompt))
-        .filter(|(_, value)| says(value, prompt))
-        .map(|(name, _)| name)
-        .collect();
-    for name in same {
-        fields.get(name);
-    }
-}
-
-/// The value is one of the prompt's user turns, all of its turns, or those with an answer after them.
-fn says(value: &Value, prompt: &Prompt) -> bool {
-    match value {
-        Value::String(text) => {
-            let users = prompt.messages.iter().filter(|turn| turn.role == Role::User);
-            users.map(|turn| turn.content.trim()).any(|turn| turn == text.trim())
-                || ReadPrompt::of_text(text).is_ok_and(|other| other.prompt == *prompt)
-        }
-        Value::Array(list) => messages(list).is_ok_and(|turns| {
-            let length = prompt.messages.len();
-            turns.starts_with(&prompt.messages)
-                && turns.len() <= length + 1
-                && turns.get(length).is_none_or(|last| last.role == Role::Assistant)
-        }),
-        _ => false,
     }
 }

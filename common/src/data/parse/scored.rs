@@ -1,9 +1,10 @@
 //! Several answers to one prompt, scored or ranked: a pair for every two that differ.
 
-use super::fields::{Fields, is_empty};
-use super::pairs::{Pair, row};
+use super::comparison::Pair;
+use super::fields::Fields;
 use super::turns::ReadPrompt;
-use super::{Found, describe, dialogue, prompts};
+use super::value::{describe, is_empty};
+use super::{Found, dialogue, prompt_columns};
 use crate::data::rows::{PairRow, Prompt};
 use serde_json::Value;
 
@@ -39,7 +40,7 @@ pub(super) fn pairs(fields: &Fields<'_>, found: &mut Found<PairRow>) -> Result<b
                 chosen: answers[better].answer.clone(),
                 rejected: answers[worse].answer.clone(),
             };
-            found.rows.push(row(pair, scores_are_margins.then_some(margin.abs()))?);
+            found.rows.push(pair.into_row(scores_are_margins.then_some(margin.abs()))?);
         }
     }
     Ok(true)
@@ -77,7 +78,7 @@ fn answers(fields: &Fields<'_>) -> Result<Option<(Prompt, Vec<Scored>, bool)>, S
     let Some(list) = value.as_array().filter(|list| list.len() > 1) else {
         return Err(format!("{name}: found {}; a list of two or more is expected", describe(value)));
     };
-    let Some(prompt) = prompts::of_fields(fields, None)? else {
+    let Some(prompt) = prompt_columns::prompt(fields, None)? else {
         return Err(format!("there is {name} but no prompt"));
     };
     let mut answers = Vec::with_capacity(list.len());
@@ -106,9 +107,8 @@ fn reddit(fields: &Fields<'_>) -> Result<(Prompt, Vec<Scored>, bool), String> {
     let prompt = match fields.get("history") {
         Some(Value::String(post)) => ReadPrompt::of_text(post).map_err(|what| format!("history: {what}"))?,
         Some(other) => return Err(format!("history: found {}; a string is expected", describe(other))),
-        None => {
-            prompts::of_fields(fields, None)?.ok_or("there are human_ref_A and human_ref_B but no history")?
-        }
+        None => prompt_columns::prompt(fields, None)?
+            .ok_or("there are human_ref_A and human_ref_B but no history")?,
     };
     let first_is_better = match fields.get("labels") {
         Some(label) if label.as_f64() == Some(1.0) => true,
@@ -169,8 +169,8 @@ fn texts(fields: &Fields<'_>, found: &mut Found<PairRow>) -> Result<(), String> 
             }
             let (better, worse) = if margin > 0.0 { (first, second) } else { (second, first) };
             let mut pair = compared(texts[better], texts[worse])?;
-            pair.prompt = prompts::in_context(pair.prompt, fields)?;
-            found.rows.push(row(pair, Some(margin.abs()))?);
+            pair.prompt = prompt_columns::in_context(pair.prompt, fields)?;
+            found.rows.push(pair.into_row(Some(margin.abs()))?);
         }
     }
     Ok(())

@@ -1,8 +1,7 @@
 //! Lists of messages, and prompts with the answers to them.
 
-use super::dialogue::{self, Form};
-use super::fields::is_empty;
-use super::{describe, excerpt};
+use super::dialogue::{self, Form, check_prompt};
+use super::value::{describe, excerpt, is_empty};
 use crate::data::rows::{Message, Prompt, Role};
 use serde_json::{Map, Value};
 
@@ -95,21 +94,6 @@ fn refuse_written_messages(text: &str) -> Result<(), String> {
 fn is_message(value: &Value) -> bool {
     let has = |one, other| value.get(one).is_some_and(Value::is_string) && value.get(other).is_some();
     has("role", "content") || has("from", "value")
-}
-
-/// The turns as a prompt, where they can be one.
-pub(super) fn check_prompt(messages: Vec<Message>) -> Result<Prompt, String> {
-    match messages.last() {
-        None => Err("the prompt has no turns; at least one user turn is expected".to_owned()),
-        Some(last) if last.role != Role::User => Err(format!(
-            "the prompt ends with the {}'s turn; it must end with the user's",
-            last.role.as_str()
-        )),
-        Some(last) if last.content.trim().is_empty() => {
-            Err("the prompt's last turn is empty; a text to answer is expected".to_owned())
-        }
-        Some(_) => Ok(Prompt { messages }),
-    }
 }
 
 /// The answer that `value` gives to the prompt: a string, a message, or a list of messages that may repeat the prompt.

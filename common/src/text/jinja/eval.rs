@@ -4,8 +4,7 @@ use super::Error;
 use super::ast::{Filter, For, Macro, Node, Statement, Target};
 use super::budget::Budget;
 use super::repr;
-use super::scope::Scope;
-use super::value::{Dict, Function, Items, Loop, Namespace, Value};
+use super::value::{Dict, Function, Items, Loop, Namespace, Scope, Value};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,12 +12,12 @@ use std::sync::Arc;
 /// One rendering.
 pub(super) struct Machine {
     pub(super) budget: Budget,
-    /// What may hold itself, and is let go at the end.
+    /// Values that may hold themselves; they are dropped at the end.
     namespaces: RefCell<Vec<Rc<Namespace>>>,
     closures: RefCell<Vec<Rc<Scope>>>,
 }
 
-/// How a block ends.
+/// The end of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
     Next,

@@ -1,12 +1,11 @@
 //! Evaluates expressions.
 
 use super::Error;
+use super::arithmetic;
 use super::ast::{Arguments, Comparison, Expr, Node};
 use super::eval::Machine;
 use super::functions::{Call, GLOBALS};
-use super::number;
-use super::scope::Scope;
-use super::value::{Dict, Function, Value};
+use super::value::{Dict, Function, Scope, Value};
 use std::rc::Rc;
 
 impl Machine {
@@ -71,7 +70,7 @@ impl Machine {
             Node::Not(value) => Ok(Value::Bool(!self.eval(value, scope)?.truth())),
             Node::Negative(value) => {
                 let value = self.eval(value, scope)?;
-                number::negative(&value).unwrap_or_else(|| Err(bad_operand("-", &value)))
+                arithmetic::negative(&value).unwrap_or_else(|| Err(bad_operand("-", &value)))
             }
             Node::Positive(value) => match self.eval(value, scope)? {
                 Value::Bool(value) => Ok(Value::Int(value.into())),

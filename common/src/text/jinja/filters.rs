@@ -1,14 +1,10 @@
-//! Filters: what stands behind `|`.
+//! Filters: `value | filter`.
 
-use super::Error;
+use super::arithmetic::{self, integer};
 use super::eval::Machine;
-use super::functions::Call;
-use super::json;
-use super::methods::{not_integer, required};
-use super::number::{self, integer};
-use super::strings;
+use super::functions::{Call, not_integer, required};
 use super::value::{Value, View};
-use std::cmp::Ordering;
+use super::{Error, attributes, json, number};
 
 const NAMES: [&str; 43] = [
     "abs",
@@ -56,7 +52,7 @@ const NAMES: [&str; 43] = [
     "wordcount",
 ];
 
-/// Those that Jinja2 has and this engine has not.
+/// Filters of Jinja2 that this engine does not have.
 const UNSUPPORTED: [&str; 11] = [
     "e",
     "escape",
@@ -71,7 +67,7 @@ const UNSUPPORTED: [&str; 11] = [
     "xmlattr",
 ];
 
-/// Refuses a filter that there is not.
+/// Refuses a filter that does not exist.
 pub(super) fn check(name: &str) -> Result<(), Error> {
     if UNSUPPORTED.contains(&name) {
         return Err(Error::unsupported(format!("the filter {name}")));
@@ -124,7 +120,7 @@ impl Machine {
             "abs" | "int" | "float" | "round" => self.numeric_filter(name, &value, call),
             "attr" => match required(call.bind(name, ["name"])?, name)? {
                 [Value::Str(name)]
-                    if !matches!(value, Value::Dict(_)) || super::methods::has(&value, &name) =>
+                    if !matches!(value, Value::Dict(_)) || attributes::has_method(&value, &name) =>
                 {
                     self.attribute(&value, &name)
                 }
@@ -179,7 +175,8 @@ impl Machine {
         match name {
             "abs" => {
                 call.bind(name, [])?;
-                number::absolute(value).unwrap_or_else(|| Err(super::expression::bad_operand("abs()", value)))
+                arithmetic::absolute(value)
+                    .unwrap_or_else(|| Err(super::expression::bad_operand("abs()", value)))
             }
             "int" => {
                 let [default, base] = call.bind(name, ["default", "base"])?;
@@ -202,7 +199,7 @@ impl Machine {
                 let parsed = match value {
                     Value::Str(text) => number::parse_float(text),
                     Value::Undefined(why) => return Err(Error::new(&**why)),
-                    _ => number::float(value),
+                    _ => arithmetic::float(value),
                 };
                 Ok(parsed.map_or_else(|| default.unwrap_or(Value::Float(0.0)), Value::Float))
             }
@@ -218,114 +215,6 @@ impl Machine {
         }
     }
 
-    fn text_filter(&self, name: &str, text: &str, call: Call) -> Result<Value, Error> {
-        match name {
-            "lower" | "upper" | "capitalize" | "title" => {
-                call.bind(name, [])?;
-                self.string(match name {
-                    "lower" => text.to_lowercase(),
-                    "upper" => text.to_uppercase(),
-                    "capitalize" => strings::capitalize(text),
-                    _ => title(text),
-                })
-            }
-            "trim" => {
-                let [characters] = call.bind(name, ["chars"])?;
-                self.string(self.strip(text, name, characters.as_ref())?)
-            }
-            "center" => {
-                let [width] = call.bind(name, ["width"])?;
-                let width = width.unwrap_or(Value::Int(80));
-                let call = Call { positional: vec![width], named: Vec::new() };
-                self.method(&Value::str(text), "center", call)
-            }
-            "indent" => self.indent(text, call),
-            "replace" => {
-                let [old, new, count] = call.bind(name, ["old", "new", "count"])?;
-                let [old, new] = required([old, new], name)?;
-                let old = self.string(self.text(&old)?)?;
-                let new = self.string(self.text(&new)?)?;
-                self.replace(text, &old, &new, count.as_ref())
-            }
-            "format" => {
-                if !call.positional.is_empty() && !call.named.is_empty() {
-                    return Err(Error::new("can't handle positional and keyword arguments at the same time"));
-                }
-                let arguments = if call.named.is_empty() {
-                    self.tuple(call.positional)?
-                } else {
-                    let mut dict = super::value::Dict::default();
-                    for (name, value) in call.named {
-                        self.insert(&mut dict, Value::Str(name), value)?;
-                    }
-                    Value::Dict(std::rc::Rc::new(dict))
-                };
-                self.percent(text, &arguments)
-            }
-            "truncate" => self.truncate(text, call),
-            _ => {
-                call.bind(name, [])?;
-                let words = text.split(|c: char| !(c.is_alphanumeric() || c == '_'));
-                Ok(Value::Int(words.filter(|word| !word.is_empty()).count() as i128))
-            }
-        }
-    }
-
-    fn indent(&self, text: &str, call: Call) -> Result<Value, Error> {
-        let [width, first, blank] = call.bind("indent", ["width", "first", "blank"])?;
-        let indention = match width {
-            None => "    ".to_owned(),
-            Some(Value::Str(indention)) => indention.to_string(),
-            Some(width) => {
-                let width = integer(&width).ok_or_else(|| not_integer(&width))?;
-                let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
-                self.budget.bytes(width)?;
-                " ".repeat(width)
-            }
-        };
-        let [first, blank] = [first, blank].map(|flag| flag.is_some_and(|flag| flag.truth()));
-        // Python appends a newline, so that an empty text has a line.
-        let text = format!("{text}\n");
-        let lines = strings::lines(&text, false);
-        self.budget.bytes(indention.len().saturating_mul(lines.len() + 1).saturating_add(text.len()))?;
-        let mut out = String::new();
-        for (index, line) in lines.iter().enumerate() {
-            if index > 0 {
-                out.push('\n');
-            }
-            let indented = if index == 0 { first } else { blank || !line.is_empty() };
-            if indented {
-                out.push_str(&indention);
-            }
-            out.push_str(line);
-        }
-        self.string(out)
-    }
-
-    fn truncate(&self, text: &str, call: Call) -> Result<Value, Error> {
-        let [length, kill, end, leeway] = call.bind("truncate", ["length", "killwords", "end", "leeway"])?;
-        let number = |value: Option<Value>, default: i128| match value {
-            None | Some(Value::None) => Ok(default),
-            Some(value) => integer(&value).ok_or_else(|| not_integer(&value)),
-        };
-        let (length, leeway) = (number(length, 255)?, number(leeway, 5)?);
-        let end = end.map_or(Ok("...".to_owned()), |end| self.text(&end))?;
-        let end_length = end.chars().count() as i128;
-        if length < end_length || leeway < 0 {
-            return Err(Error::new(format!(
-                "truncate expects a length of at least {end_length} and no negative leeway"
-            )));
-        }
-        if text.chars().count() as i128 <= length + leeway {
-            return self.string(text);
-        }
-        let cut = strings::slice(text, 0, (length - end_length) as usize);
-        if kill.is_some_and(|kill| kill.truth()) {
-            return self.string(format!("{cut}{end}"));
-        }
-        self.string(format!("{}{end}", cut.rsplit_once(' ').map_or(cut, |(words, _)| words)))
-    }
-
     /// Views and generators as `items` gives them.
     pub(super) fn items_filter(&self, value: &Value) -> Result<Value, Error> {
         match value {
@@ -337,7 +226,7 @@ impl Machine {
 }
 
 fn round(value: &Value, precision: usize, method: &str) -> Result<Value, Error> {
-    let Some(float) = number::float(value) else {
+    let Some(float) = arithmetic::float(value) else {
         return Err(match value {
             Value::Undefined(why) => Error::new(&**why),
             _ => Error::new(format!("type {} doesn't define __round__ method", value.type_name())),
@@ -357,50 +246,4 @@ fn round(value: &Value, precision: usize, method: &str) -> Result<Value, Error> 
         }
         _ => Err(Error::new("method must be common, ceil or floor")),
     }
-}
-
-/// The filter `title`: words begin behind white space, hyphens and opening brackets.
-fn title(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut first = true;
-    for character in text.chars() {
-        if strings::is_space(character) || matches!(character, '-' | '(' | '{' | '[' | '<') {
-            out.push(character);
-            first = true;
-        } else if first {
-            out.extend(character.to_uppercase());
-            first = false;
-        } else {
-            out.extend(character.to_lowercase());
-        }
-    }
-    out
-}
-
-/// A stable sort whose comparison may fail.
-pub(super) fn sort<T: Clone>(
-    items: &mut Vec<T>,
-    order: impl Fn(&T, &T) -> Result<Option<Ordering>, Error>,
-) -> Result<(), Error> {
-    let mut width = 1;
-    while width < items.len() {
-        let mut merged = Vec::with_capacity(items.len());
-        for run in items.chunks(2 * width) {
-            let (mut left, mut right) = run.split_at(width.min(run.len()));
-            while let (Some(a), Some(b)) = (left.first(), right.first()) {
-                if order(b, a)? == Some(Ordering::Less) {
-                    merged.push(b.clone());
-                    right = &right[1..];
-                } else {
-                    merged.push(a.clone());
-                    left = &left[1..];
-                }
-            }
-            merged.extend_from_slice(left);
-            merged.extend_from_slice(right);
-        }
-        *items = merged;
-        width *= 2;
-    }
-    Ok(())
 }

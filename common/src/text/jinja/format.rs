@@ -1,9 +1,10 @@
 //! `'…' % values` and `'…'.format(values)`.
 
 use super::Error;
+use super::arithmetic::{self, integer};
 use super::eval::Machine;
 use super::functions::Call;
-use super::number::{self, integer};
+use super::number;
 use super::repr;
 use super::value::Value;
 
@@ -118,7 +119,7 @@ impl Machine {
                 self.number(value, Layout { kind: Some(kind), ..layout })
             }
             'f' | 'F' | 'e' | 'g' => {
-                number::float(value).ok_or_else(|| wants("must be real number", value))?;
+                arithmetic::float(value).ok_or_else(|| wants("must be real number", value))?;
                 self.number(value, Layout { kind: Some(kind), ..layout })
             }
             _ => Err(Error::unsupported(format!("%{kind} in a format"))),
@@ -216,7 +217,7 @@ impl Machine {
             (Some('o'), Some(value)) => (value < 0, format!("{:o}", value.unsigned_abs())),
             (Some('b'), Some(value)) => (value < 0, format!("{:b}", value.unsigned_abs())),
             (kind, _) => {
-                let value = number::float(value).unwrap_or(f64::NAN);
+                let value = arithmetic::float(value).unwrap_or(f64::NAN);
                 if !value.is_finite() {
                     return Err(Error::unsupported("formatting infinity or NaN"));
                 }

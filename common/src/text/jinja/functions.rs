@@ -1,12 +1,11 @@
 //! Calls: of macros, of methods, and of the functions that every template has.
 
 use super::Error;
+use super::arithmetic::integer;
 use super::ast::Macro;
 use super::clock;
 use super::eval::Machine;
-use super::number::integer;
-use super::scope::Scope;
-use super::value::{Dict, Function, Loop, Range, Value};
+use super::value::{Dict, Function, Loop, Range, Scope, Value};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -227,4 +226,19 @@ impl Machine {
         let same = before.is_some_and(|before| Value::Tuple(before).equals(&Value::Tuple(now)));
         Ok(Value::Bool(!same))
     }
+}
+
+/// The arguments, all of which must be given.
+pub(super) fn required<const N: usize>(
+    values: [Option<Value>; N],
+    function: &str,
+) -> Result<[Value; N], Error> {
+    let given: Option<Vec<Value>> = values.into_iter().collect();
+    given
+        .and_then(|given| given.try_into().ok())
+        .ok_or_else(|| Error::new(format!("{function} misses an argument")))
+}
+
+pub(super) fn not_integer(value: &Value) -> Error {
+    Error::new(format!("'{}' object cannot be interpreted as an integer", value.type_name()))
 }

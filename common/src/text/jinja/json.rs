@@ -65,7 +65,7 @@ impl Writer<'_> {
     fn entries(&self, dict: &Dict) -> Result<Vec<(String, Value)>, Error> {
         let mut entries: Vec<(Value, Value)> = dict.entries().to_vec();
         if self.options.sort_keys {
-            super::filters::sort(&mut entries, |(a, _), (b, _)| a.order(b, "<"))?;
+            super::sort::merge_sort(&mut entries, |(a, _), (b, _)| a.order(b, "<"))?;
         }
         entries.into_iter().map(|(key, value)| Ok((name(&key)?, value))).collect()
     }

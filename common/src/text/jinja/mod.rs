@@ -7,7 +7,9 @@
 //!
 //! Templates come from strangers: parsing is bounded in size and nesting, rendering in steps, bytes and depth (see [`Budget`]).
 
+mod arithmetic;
 mod ast;
+mod attributes;
 mod budget;
 mod clock;
 mod convert;
@@ -25,10 +27,11 @@ mod operators;
 mod parser;
 mod predicates;
 mod repr;
-mod scope;
 mod sequences;
-mod statements;
+mod sort;
+mod str_methods;
 mod strings;
+mod text_filters;
 mod value;
 
 #[cfg(test)]
@@ -38,7 +41,7 @@ pub(super) use error::Error;
 
 use budget::Budget;
 use eval::Machine;
-use scope::Scope;
+use value::Scope;
 
 /// The longest template that is read. The longest known one has 20 KiB.
 const MAX_SOURCE: usize = 1 << 20;

@@ -1,16 +1,16 @@
-//! What operators, subscripts and iteration do to values.
+//! Operators, subscripts and iteration.
 
 use super::Error;
+use super::arithmetic::{self, integer};
 use super::ast::Operator;
 use super::eval::Machine;
-use super::number::{self, integer};
 use super::value::{Function, Loop, Value};
-use super::{methods, strings};
+use super::{attributes, strings};
 use std::rc::Rc;
 
 impl Machine {
     pub(super) fn binary(&self, operator: Operator, left: &Value, right: &Value) -> Result<Value, Error> {
-        if let Some(result) = number::binary(operator, left, right) {
+        if let Some(result) = arithmetic::binary(operator, left, right) {
             return result;
         }
         match (operator, left, right) {
@@ -188,7 +188,7 @@ impl Machine {
         let method = || Value::Function(Rc::new(Function::Method(value.clone(), Rc::from(name))));
         match value {
             Value::Undefined(why) => Err(Error::new(&**why)),
-            _ if methods::has(value, name) => {
+            _ if attributes::has_method(value, name) => {
                 self.budget.bytes(64)?;
                 Ok(method())
             }
@@ -205,13 +205,13 @@ impl Machine {
             Value::Function(function) => match (&**function, name) {
                 (Function::Macro(definition, _), "name") => self.string(&definition.name),
                 // Python reads `dict.x` as the generic type `dict["x"]`, which makes dicts as well.
-                (Function::Builtin("dict"), _) if !methods::of_dict(name) => Ok(value.clone()),
+                (Function::Builtin("dict"), _) if !attributes::dict_type_has(name) => Ok(value.clone()),
                 // Python's own functions and methods have no attributes but hidden ones.
                 (Function::Method(..), _) if !name.starts_with('_') => Ok(missing(value, name)),
                 _ => Err(Error::unsupported(format!("the attribute {name} of a function"))),
             },
             Value::Safe(_) => Err(Error::unsupported(format!("{name} of a string marked safe"))),
-            _ if methods::unknown(value, name) => Err(Error::unsupported(format!(
+            _ if attributes::is_unsupported(value, name) => Err(Error::unsupported(format!(
                 "the attribute {name} of an object of type {}",
                 value.type_name()
             ))),
@@ -243,7 +243,9 @@ impl Machine {
         };
         match (found, key) {
             (Some(found), _) => Ok(found),
-            (None, Value::Str(name)) if !matches!(value, Value::Dict(_)) || methods::has(value, name) => {
+            (None, Value::Str(name))
+                if !matches!(value, Value::Dict(_)) || attributes::has_method(value, name) =>
+            {
                 self.attribute(value, name)
             }
             (None, _) => Ok(missing(value, &super::repr::repr(key, &self.budget)?)),

@@ -1,11 +1,10 @@
-//! Tests: what stands behind `is`.
+//! Tests: `value is test`.
 
 use super::Error;
+use super::arithmetic::integer;
 use super::ast::Comparison;
 use super::eval::Machine;
-use super::functions::Call;
-use super::methods::required;
-use super::number::integer;
+use super::functions::{Call, required};
 use super::strings;
 use super::value::Value;
 use std::rc::Rc;

@@ -1,12 +1,11 @@
-//! Filters on lists, dicts and whatever else can be iterated over.
+//! Filters of lists, dicts and everything else that can be iterated over.
 
 use super::Error;
+use super::arithmetic::integer;
 use super::ast::Operator;
 use super::eval::Machine;
-use super::filters::sort;
-use super::functions::Call;
-use super::methods::{not_integer, required};
-use super::number::integer;
+use super::functions::{Call, not_integer, required};
+use super::sort::merge_sort;
 use super::value::Value;
 use std::cmp::Ordering;
 
@@ -146,7 +145,7 @@ impl Machine {
     }
 
     fn sort(&self, keyed: &mut Vec<(Value, Value)>, reverse: bool) -> Result<(), Error> {
-        sort(keyed, |(a, _), (b, _)| {
+        merge_sort(keyed, |(a, _), (b, _)| {
             self.budget.steps(a.parts().min(b.parts()))?;
             if reverse { b.order(a, "<") } else { a.order(b, "<") }
         })

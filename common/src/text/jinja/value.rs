@@ -1,8 +1,9 @@
-//! Python's values, as far as templates see them. All but namespaces are immutable, as in transformers' sandbox.
+//! Python's values, as far as templates see them, and the scopes of variables that hold them. All but namespaces are immutable,
+//! as in transformers' sandbox.
 
 use super::Error;
 use super::ast::{For, Macro};
-use super::scope::Scope;
+use super::number::{self, Number};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -94,6 +95,45 @@ pub(super) enum Function {
     Macro(Arc<Macro>, Rc<Scope>),
     /// A method of `loop`.
     Loop(Rc<Loop>, &'static str),
+}
+
+/// One frame: of the template, of a loop's pass, of a macro's call. Inner frames see outer ones and never change them.
+pub(super) struct Scope {
+    variables: RefCell<Vec<(Rc<str>, Value)>>,
+    outer: Option<Rc<Scope>>,
+}
+
+impl Scope {
+    pub(super) fn root() -> Rc<Self> {
+        Rc::new(Scope { variables: RefCell::default(), outer: None })
+    }
+
+    pub(super) fn inner(outer: &Rc<Scope>) -> Rc<Self> {
+        Rc::new(Scope { variables: RefCell::default(), outer: Some(Rc::clone(outer)) })
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<Value> {
+        let mut scope = self;
+        loop {
+            if let Some((_, value)) = scope.variables.borrow().iter().find(|(known, _)| **known == *name) {
+                return Some(value.clone());
+            }
+            scope = scope.outer.as_deref()?;
+        }
+    }
+
+    pub(super) fn set(&self, name: &str, value: Value) {
+        let mut variables = self.variables.borrow_mut();
+        match variables.iter_mut().find(|(known, _)| **known == *name) {
+            Some((_, old)) => *old = value,
+            None => variables.push((Rc::from(name), value)),
+        }
+    }
+
+    /// Lets go of all values: a macro holds the scope that holds it.
+    pub(super) fn clear(&self) {
+        self.variables.take();
+    }
 }
 
 /// Values nest no deeper, so that no walk over one exhausts the stack.
@@ -306,7 +346,7 @@ impl Value {
             (Value::Loop(a), Value::Loop(b)) => Rc::ptr_eq(a, b),
             (Value::Stream(a), Value::Stream(b)) => Rc::ptr_eq(a, b),
             (Value::Function(a), Value::Function(b)) => Rc::ptr_eq(a, b),
-            _ => super::number::compare(self, other) == Some(std::cmp::Ordering::Equal),
+            _ => self.compare_numbers(other) == Some(std::cmp::Ordering::Equal),
         }
     }
 
@@ -321,7 +361,7 @@ impl Value {
                     None => Ok(Some(a.values.len().cmp(&b.values.len()))),
                 }
             }
-            _ if self.is_number() && other.is_number() => Ok(super::number::compare(self, other)),
+            _ if self.is_number() && other.is_number() => Ok(self.compare_numbers(other)),
             (Value::Undefined(why), _) | (_, Value::Undefined(why)) => Err(Error::new(&**why)),
             _ => Err(Error::new(format!(
                 "'{operator}' not supported between instances of '{}' and '{}'",
@@ -333,5 +373,20 @@ impl Value {
 
     pub(super) fn is_number(&self) -> bool {
         matches!(self, Value::Bool(_) | Value::Int(_) | Value::Float(_))
+    }
+
+    /// As a number; `True` is one.
+    pub(super) fn number(&self) -> Option<Number> {
+        match self {
+            Value::Int(value) => Some(Number::Int(*value)),
+            Value::Bool(value) => Some(Number::Int(i128::from(*value))),
+            Value::Float(value) => Some(Number::Float(*value)),
+            _ => None,
+        }
+    }
+
+    /// `None` if one is NaN or no number.
+    fn compare_numbers(&self, other: &Value) -> Option<std::cmp::Ordering> {
+        number::compare(self.number()?, other.number()?)
     }
 }

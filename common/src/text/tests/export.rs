@@ -31,17 +31,17 @@ fn dialogue() -> Prompt {
 }
 
 /// Whoever reads a result by its own template gets the tokens that its job trained on.
-fn assert_same_tokens(files: &ModelText, settings: &Text, prompts: &[Prompt], answer: &str) {
+fn assert_same_tokens(files: &ModelText, settings: &Text, prompts: &[Prompt], response: &str) {
     let (result, trained) = result(files, settings);
     let before = Encoder::new(files, settings).unwrap();
     let again = result_encoders(&result, settings);
     for after in &again {
         for prompt in prompts {
             assert_eq!(before.prompt(prompt, 90).unwrap(), after.prompt(prompt, 90).unwrap(), "{settings:?}");
-            let answer = Answer::finished(answer);
+            let response = Response::finished(response);
             assert_eq!(
-                before.dialogue(prompt, answer, WIDE).unwrap(),
-                after.dialogue(prompt, answer, WIDE).unwrap(),
+                before.dialogue(prompt, response, WIDE).unwrap(),
+                after.dialogue(prompt, response, WIDE).unwrap(),
                 "{settings:?}"
             );
         }
@@ -158,7 +158,7 @@ fn a_pad_token_that_texts_hold_is_refused_or_replaced() {
         (encoder.pad_id(), encoder.warnings().join("; "))
     };
     for (token, fault) in
-        [("<s>", "begins sequences (BOS)"), ("</s>", "ends answers (EOS)"), ("a", "ordinary token")]
+        [("<s>", "begins sequences (BOS)"), ("</s>", "ends responses (EOS)"), ("a", "ordinary token")]
     {
         let error = pad(&letters(), Some(token)).0.unwrap_err().to_string();
         assert!(error.contains(fault), "{error}");

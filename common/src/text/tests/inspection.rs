@@ -22,21 +22,21 @@ fn an_inspected_row_shows_tokens_masks_and_cuts() {
         "    8       5 \"b\"                      loss",
         "    9      16 \"!\"                      loss",
         "   10       3 \"</s>\"                   loss",
-        "      11 tokens: prompt 7, answer 4 with EOS",
+        "      11 tokens: prompt 7, response 4 with EOS",
     ];
     assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
     let long = "abcdefghwxyzabcdefghwxyzabcdefgh";
     let shown = inspect::row(&encoder, &prompt, Some((Reader::Reward, long)), limits).unwrap().to_string();
     assert!(
-        shown.ends_with("prompt 7, answer 16; 17 tokens cut off the answer (unfinished: no EOS)"),
+        shown.ends_with("prompt 7, response 16; 17 tokens cut off the response (unfinished: no EOS)"),
         "{shown}"
     );
-    assert!(shown.contains("answer\n   22       7 \"d\"                      reward\n"), "{shown}");
+    assert!(shown.contains("response\n   22       7 \"d\"                      reward\n"), "{shown}");
     let wide = Limits::of(7, 99);
     let shown = inspect::row(&encoder, &prompt, Some((Reader::Reward, long)), wide).unwrap().to_string();
     assert!(shown.contains("\n      … 17 tokens …\n") && shown.lines().count() == 25, "{shown}");
     let shown = inspect::row(&encoder, &prompt, None, Limits::of(5, 1)).unwrap().to_string();
-    assert!(shown.ends_with("5 tokens: prompt 5, answer 0; 2 tokens cut off the prompt"), "{shown}");
+    assert!(shown.ends_with("5 tokens: prompt 5, response 0; 2 tokens cut off the prompt"), "{shown}");
 }
 
 #[test]
@@ -44,9 +44,9 @@ fn length_statistics_count_what_fits_and_what_length_tells() {
     let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
     let limits = Limits::of(5, 4);
     let prompt = Prompt::user("ab");
-    let lengths = inspect::answer_lengths(
+    let lengths = inspect::response_lengths(
         &encoder,
-        ["a", "abc", "abcd", "abcdefgh"].map(|answer| (&prompt, answer)),
+        ["a", "abc", "abcd", "abcdefgh"].map(|response| (&prompt, response)),
         limits,
     )
     .unwrap();
@@ -63,7 +63,10 @@ fn length_statistics_count_what_fits_and_what_length_tells() {
     let pairs = [pair("a", "ab"), pair("abcdefg", "abcd"), pair("b", "bc"), pair("a", "aaa")];
     let accuracy = inspect::length_accuracy(&encoder, &pairs, limits).unwrap();
     assert_eq!((accuracy.longer_chosen, accuracy.accuracy()), (0.125, 0.875));
-    assert!(accuracy.to_string().starts_with("length alone (the shorter answer) tells 87.5 ±"), "{accuracy}");
+    assert!(
+        accuracy.to_string().starts_with("length alone (the shorter response) tells 87.5 ±"),
+        "{accuracy}"
+    );
     assert_eq!(inspect::Lengths::of(vec![], 4), inspect::Lengths { budget: 4, ..Default::default() });
 }
 

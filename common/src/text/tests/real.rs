@@ -19,10 +19,10 @@ fn a_real_tokenizer_gets_bos_once_and_keeps_the_prompts_tokens() {
         encoder.decode(&ids).unwrap(),
         "\n\nHuman: Tell me a story.\n\nAssistant: Of what?\n\nHuman: Of Lily.\n\nAssistant:"
     );
-    let encoded = encoder.dialogue(&prompt, Answer::finished("Once upon a time, Zoë ran."), WIDE).unwrap();
+    let encoded = encoder.dialogue(&prompt, Response::finished("Once upon a time, Zoë ran."), WIDE).unwrap();
     assert!(encoded.ids.starts_with(&ids));
     assert_eq!((encoded.ids.last(), encoded.eos), (Some(&2), true));
-    assert_eq!(encoder.answer_text(encoded.answer()).unwrap(), "Once upon a time, Zoë ran.");
+    assert_eq!(encoder.response_text(encoded.response()).unwrap(), "Once upon a time, Zoë ran.");
     assert_eq!((encoder.bos_id(), encoder.eos_id(), encoder.pad_id()), (Some(1), 2, Ok(0)));
     let cut = encoder.prompt(&prompt, 12).unwrap();
     assert_eq!((cut.ids.len(), cut.ids[0], cut.cut), (12, 1, ids.len() - 12));
@@ -36,9 +36,9 @@ fn a_plain_story_starts_like_the_models_own() {
     let ids = encoder.prompt(&Prompt::user("Once upon a time"), 100).unwrap().ids;
     assert_eq!(ids, [1, 403, 407, 261, 378]);
     let encoded = encoder
-        .dialogue(&Prompt::user("Once upon a time"), Answer::finished(", there was a little girl"), WIDE)
+        .dialogue(&Prompt::user("Once upon a time"), Response::finished(", there was a little girl"), WIDE)
         .unwrap();
-    assert_eq!(encoded.answer()[..6], [432, 383, 286, 261, 376, 298]);
+    assert_eq!(encoded.response()[..6], [432, 383, 286, 261, 376, 298]);
 }
 
 #[test]
@@ -61,22 +61,22 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn answers_come_back_from_their_tokens(
-        question in "[a-zA-Z ,.é🐈]{1,40}", answer in "[a-zA-Zé🐈!]{1,10}( [a-zA-Zé,.🐈]{1,8}){0,5}", budget in 1usize..60
+    fn responses_come_back_from_their_tokens(
+        question in "[a-zA-Z ,.é🐈]{1,40}", response in "[a-zA-Zé🐈!]{1,10}( [a-zA-Zé,.🐈]{1,8}){0,5}", budget in 1usize..60
     ) {
         let Some(files) = stories() else { return Ok(()) };
         let encoder = Encoder::new(&files, &text(Template::Hh)).unwrap();
         let prompt = Prompt::user(question);
-        let whole = encoder.dialogue(&prompt, Answer::finished(&answer), WIDE).unwrap();
-        prop_assert_eq!(encoder.answer_text(whole.answer()).unwrap(), answer.clone());
+        let whole = encoder.dialogue(&prompt, Response::finished(&response), WIDE).unwrap();
+        prop_assert_eq!(encoder.response_text(whole.response()).unwrap(), response.clone());
         let limits = Limits::of(20, budget);
-        let cut = encoder.dialogue(&prompt, Answer::finished(&answer), limits).unwrap();
+        let cut = encoder.dialogue(&prompt, Response::finished(&response), limits).unwrap();
         prop_assert!(cut.ids.len() <= 20 + budget);
         prop_assert_eq!(cut.ids[0], 1);
-        prop_assert_eq!(cut.answer(), &whole.answer()[..cut.answer().len()]);
-        prop_assert_eq!(cut.eos, cut.answer().last() == Some(&2));
-        prop_assert_eq!(cut.answer_cut, whole.answer().len() - cut.answer().len());
+        prop_assert_eq!(cut.response(), &whole.response()[..cut.response().len()]);
+        prop_assert_eq!(cut.eos, cut.response().last() == Some(&2));
+        prop_assert_eq!(cut.response_cut, whole.response().len() - cut.response().len());
         let asked = encoder.prompt(&prompt, 20).unwrap();
-        prop_assert_eq!(&cut.ids[..cut.answer_start], &asked.ids[..]);
+        prop_assert_eq!(&cut.ids[..cut.response_start], &asked.ids[..]);
     }
 }

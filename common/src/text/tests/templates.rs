@@ -5,25 +5,25 @@ fn chat_templates_render_as_in_python() {
     let encoder = Encoder::new(&chat(CHATML), &text(Template::Chat)).unwrap();
     let prompt =
         Prompt { messages: vec![Message::new(Role::System, " hi"), Message::new(Role::User, "there you ")] };
-    let encoded = encoder.dialogue(&prompt, Answer::finished("yes"), WIDE).unwrap();
+    let encoded = encoder.dialogue(&prompt, Response::finished("yes"), WIDE).unwrap();
     assert_eq!(encoded.ids, [2, 6, 10, 7, 3, 10, 2, 4, 10, 8, 11, 9, 3, 10, 2, 5, 10, 12, 3]);
-    assert_eq!((encoded.answer_start, encoded.eos), (17, true));
+    assert_eq!((encoded.response_start, encoded.eos), (17, true));
     assert!(encoder.warnings().is_empty());
     assert_eq!(encoder.eos_ids(), [3, 1]);
-    // An answer that ended with the model's other end token keeps it.
-    let sampled = Answer::Tokens { ids: &[12, 1], finished: true };
-    assert_eq!(encoder.dialogue(&prompt, sampled, WIDE).unwrap().answer(), [12, 1]);
+    // A response that ended with the model's other end token keeps it.
+    let sampled = Response::Tokens { ids: &[12, 1], finished: true };
+    assert_eq!(encoder.dialogue(&prompt, sampled, WIDE).unwrap().response(), [12, 1]);
 }
 
 #[test]
-fn a_template_may_put_text_before_answers() {
+fn a_template_may_put_text_before_responses() {
     let template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}\n\
         {% else %}yes\n{{ m.content }}<end>{% endif %}{% endfor %}";
     let encoder = Encoder::new(&chat(template), &text(Template::Chat)).unwrap();
-    let encoded = encoder.dialogue(&Prompt::user("hi"), Answer::finished("you"), WIDE).unwrap();
+    let encoded = encoder.dialogue(&Prompt::user("hi"), Response::finished("you"), WIDE).unwrap();
     // `trim_blocks` eats the newline after the block, not the one in the text.
     assert_eq!(encoder.decode(&encoded.ids).unwrap(), "hi\nyes\nyou");
-    assert_eq!(encoder.answer_text(encoded.answer()).unwrap(), "you");
+    assert_eq!(encoder.response_text(encoded.response()).unwrap(), "you");
 }
 
 #[test]
@@ -31,11 +31,11 @@ fn templates_that_rewrite_the_prompt_are_refused_with_the_text_shown() {
     let rewriting = "{{ messages | length }}{{ messages[-1].content }}";
     let error = Encoder::new(&chat(rewriting), &text(Template::Chat)).err().unwrap();
     assert!(matches!(&error, TextError::File { what, .. } if what.contains("only appends")), "{error}");
-    // Only some rows show it: the answer's text is changed.
+    // Only some rows show it: the response's text is changed.
     let changing = "{% for m in messages %}{{ m.content | replace('you', 'there') }}{{ ' ' if m.role == 'user' else '' }}{% endfor %}";
     let encoder = Encoder::new(&chat(changing), &text(Template::Chat)).unwrap();
-    encoder.dialogue(&Prompt::user("hi"), Answer::finished("yes"), WIDE).unwrap();
-    let error = encoder.dialogue(&Prompt::user("hi"), Answer::finished("you"), WIDE).unwrap_err();
+    encoder.dialogue(&Prompt::user("hi"), Response::finished("yes"), WIDE).unwrap();
+    let error = encoder.dialogue(&Prompt::user("hi"), Response::finished("you"), WIDE).unwrap_err();
     assert!(error.to_string().contains("hi there"), "{error}");
 }
 
@@ -74,14 +74,14 @@ fn the_named_default_of_several_templates_and_the_jinja_file_win() {
 }
 
 #[test]
-fn what_a_template_writes_before_eos_belongs_to_the_answer() {
+fn what_a_template_writes_before_eos_belongs_to_the_response() {
     let template = "{% for m in messages %}{{ m.content }}{{ ' <end>' if m.role == 'assistant' else '\\n' }}{% endfor %}";
     let encoder = Encoder::new(&chat(template), &text(Template::Chat)).unwrap();
-    let finished = encoder.dialogue(&Prompt::user("hi"), Answer::finished("you"), WIDE).unwrap();
-    assert_eq!(finished.answer(), [9, 11, 3]);
-    assert_eq!(encoder.answer_text(finished.answer()).unwrap(), "you");
-    let open = Answer::Text { text: "you", finished: false };
-    assert_eq!(encoder.dialogue(&Prompt::user("hi"), open, WIDE).unwrap().answer(), [9]);
+    let finished = encoder.dialogue(&Prompt::user("hi"), Response::finished("you"), WIDE).unwrap();
+    assert_eq!(finished.response(), [9, 11, 3]);
+    assert_eq!(encoder.response_text(finished.response()).unwrap(), "you");
+    let open = Response::Text { text: "you", finished: false };
+    assert_eq!(encoder.dialogue(&Prompt::user("hi"), open, WIDE).unwrap().response(), [9]);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_template_that_wants_a_system_turn_is_read_with_one() {
         {% for m in messages[1:] %} {{ m.content }}{% endfor %}";
     let encoder = Encoder::new(&chat(template), &text(Template::Chat)).unwrap();
     let prompt = Prompt { messages: vec![Message::new(Role::System, "hi"), Message::new(Role::User, "you")] };
-    assert_eq!(encoder.dialogue(&prompt, Answer::finished("yes"), WIDE).unwrap().answer(), [11, 12, 3]);
+    assert_eq!(encoder.dialogue(&prompt, Response::finished("yes"), WIDE).unwrap().response(), [11, 12, 3]);
     assert!(encoder.prompt(&Prompt::user("hi"), 9).unwrap_err().to_string().contains("no system turn"));
 }
 

@@ -36,20 +36,20 @@ fn refusal(files: &ModelText) -> String {
 }
 
 #[test]
-fn an_answers_text_keeps_its_first_space() {
+fn a_responses_text_keeps_its_first_space() {
     let encoder = Encoder::new(&spaced(), &text(Template::Plain)).unwrap();
     let ids = encoder.prompt(&Prompt::user("a dog named Spot"), 9).unwrap().ids;
     assert_eq!(ids, [2, 3, 4, 5]);
-    assert_eq!(encoder.answer_text(&ids[2..]).unwrap(), " named Spot");
+    assert_eq!(encoder.response_text(&ids[2..]).unwrap(), " named Spot");
     let mut stream = encoder.stream();
     stream.push(4).unwrap();
     assert_eq!(stream.push(5).unwrap(), " named Spot");
     // Read anew behind the prompt, it gives the same tokens.
-    let answer = Answer::Text { text: " named Spot", finished: false };
-    assert_eq!(encoder.dialogue(&Prompt::user("a dog"), answer, WIDE).unwrap().ids, ids);
-    // A heading's space is not the answer's.
+    let response = Response::Text { text: " named Spot", finished: false };
+    assert_eq!(encoder.dialogue(&Prompt::user("a dog"), response, WIDE).unwrap().ids, ids);
+    // A heading's space is not the response's.
     let encoder = Encoder::new(&spaced(), &text(Template::Hh)).unwrap();
-    assert_eq!(encoder.answer_text(&ids[2..]).unwrap(), "named Spot");
+    assert_eq!(encoder.response_text(&ids[2..]).unwrap(), "named Spot");
 }
 
 #[test]

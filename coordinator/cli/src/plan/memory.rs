@@ -183,7 +183,7 @@ impl<'a> Reader<'a> {
         Decoding {
             max_num_seqs: narrow(self.job.generation.max_num_seqs),
             prompt: narrow(limits.prompt),
-            answer: narrow(limits.answer),
+            answer: narrow(limits.response),
         }
     }
 

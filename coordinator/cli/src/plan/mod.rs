@@ -12,7 +12,7 @@ use foil_common::spec;
 use self::memory::Memory;
 use self::phases::Phases;
 use super::args::PlanArgs;
-use super::{output, submit};
+use super::{stdout, submit};
 
 /// What is planned, and what a user should know about it.
 struct Planned {
@@ -27,12 +27,12 @@ pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
     let reading = tokio::task::spawn_blocking(move || describe(job));
     let planned = reading.await.context("reading the inputs was cut short")??;
     if args.json {
-        return Ok(output::json(&show::json(&planned, args.device_memory))?);
+        return Ok(stdout::json(&show::json(&planned, args.device_memory))?);
     }
     for note in &planned.notes {
-        output::note(&format!("warning: {note}"));
+        stdout::note(&format!("warning: {note}"));
     }
-    Ok(output::line(&show::text(&planned, args.device_memory))?)
+    Ok(stdout::line(&show::text(&planned, args.device_memory))?)
 }
 
 fn describe(job: spec::Job) -> Result<Planned> {

@@ -8,7 +8,7 @@ use foil_proto::v1;
 use serde_json::Value;
 
 use crate::local_file::{remove, write_whole};
-use crate::outputs;
+use crate::results;
 
 const SPEC: &str = "job.json";
 const RESULT: &str = "result.json";
@@ -42,7 +42,7 @@ impl Directory {
         let is_other = directory.owner().is_some_and(|owner| owner != *spec);
         let gave_up = directory.result().is_some_and(|result| result["state"] != "succeeded");
         if fresh || (is_other && gave_up) {
-            for name in outputs::NAMES.into_iter().chain([SPEC, RESULT, STORE, LOGS]) {
+            for name in results::NAMES.into_iter().chain([SPEC, RESULT, STORE, LOGS]) {
                 remove(&path.join(name)).with_context(cannot)?;
             }
         } else if is_other {

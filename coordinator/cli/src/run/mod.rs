@@ -19,10 +19,10 @@ use self::hold::Hold;
 use super::args::{LogFormat, RunArgs};
 use super::client::{Client, Refused, is_ended};
 use super::inputs::{InputError, Prepared};
-use super::meter::duration;
 use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
-use super::{jobs, output, outputs, submit, terminal, watch};
+use super::throughput::duration;
+use super::{jobs, results, stdout, submit, terminal, watch};
 use foil_coordinator::job::spec_hash;
 use foil_coordinator::rpc::is_of_workers;
 
@@ -39,22 +39,22 @@ pub(crate) async fn run(args: &RunArgs, log_format: LogFormat) -> Result<Option<
     match play(args, log_format, started).await {
         Ok(End::Finished(summary)) => {
             if args.json {
-                output::json(&summary)?;
+                stdout::json(&summary)?;
             }
             Ok(None)
         }
         Ok(End::Stopped(cause)) => {
             if args.json {
-                output::json(&unfinished("stopped", None, started))?;
+                stdout::json(&unfinished("stopped", None, started))?;
             }
-            output::note("stopped; the same command resumes where it was");
+            stdout::note("stopped; the same command resumes where it was");
             Ok(Some(cause))
         }
         Err(failure) => {
             if args.json {
                 let summary =
                     failure.summary.unwrap_or_else(|| unfinished("failed", Some(&failure.error), started));
-                output::json(&summary)?;
+                stdout::json(&summary)?;
             }
             Err(failure.error)
         }
@@ -80,7 +80,7 @@ fn unfinished(state: &str, error: Option<&anyhow::Error>, started: Instant) -> V
     summary["name"] = Value::Null;
     summary["state"] = json!(state);
     if let Some(error) = error {
-        summary["error"] = json!({ "class": class(error), "message": output::chain(error) });
+        summary["error"] = json!({ "class": class(error), "message": stdout::chain(error) });
     }
     summary
 }
@@ -174,7 +174,7 @@ async fn take_part(
         progress.resumes(job.phases_done);
     }
     let job = watch::follow(client, &job.id, progress).await?;
-    match outputs::bring(&client.line(), &job, directory.path(), progress).await {
+    match results::bring(&client.line(), &job, directory.path(), progress).await {
         Ok(artifacts) => Ok(Some((job, artifacts))),
         // The job's own failure is the one to tell.
         Err(error) if job.state() != v1::JobState::Succeeded => {
@@ -228,17 +228,17 @@ fn close(
 }
 
 fn show(directory: &Directory, job: &v1::Job, started: Instant) -> Result<()> {
-    output::line(&format!("\n{}\n", report::table(job, terminal::stdout_columns())))?;
+    stdout::line(&format!("\n{}\n", report::table(job, terminal::stdout_columns())))?;
     for note in report::notes(job) {
-        output::prose(&format!("{note}\n"))?;
+        stdout::prose(&format!("{note}\n"))?;
     }
     if let Some(best) = report::best(job) {
         let policy = directory.path().join(format!("rounds/policy@{}", best.round));
-        output::prose(&format!("best round   {} {}", best.round, best.text()))?;
-        output::line(&format!("             {}", policy.display()))?;
+        stdout::prose(&format!("best round   {} {}", best.round, best.text()))?;
+        stdout::line(&format!("             {}", policy.display()))?;
     }
     show_places(directory)?;
-    output::line(&format!("took         {}", duration(started.elapsed().as_secs_f64())))?;
+    stdout::line(&format!("took         {}", duration(started.elapsed().as_secs_f64())))?;
     Ok(())
 }
 
@@ -250,13 +250,13 @@ fn show_places(directory: &Directory) -> Result<()> {
         ("samples", "samples"),
     ];
     for (what, name) in places {
-        output::line(&format!("{what:<12} {}", directory.path().join(name).display()))?;
+        stdout::line(&format!("{what:<12} {}", directory.path().join(name).display()))?;
     }
     Ok(())
 }
 
 fn show_earlier(directory: &Directory, summary: &Value) -> Result<()> {
     let job = summary["job"].as_str().unwrap_or_default();
-    output::line(&format!("this job ({job}) is finished already; --fresh plays it anew"))?;
+    stdout::line(&format!("this job ({job}) is finished already; --fresh plays it anew"))?;
     show_places(directory)
 }

@@ -59,7 +59,7 @@ fn sample(policy: &Policy, answer: Completion) -> Result<v1::Sample, PhaseError>
 
 /// Tokens that a tokenizer cannot put into text (half a character at the end) leave a blank answer, which never wins.
 fn text_of(policy: &Policy, ids: &[u32]) -> String {
-    policy.encoder.answer_text(ids).unwrap_or_default()
+    policy.encoder.response_text(ids).unwrap_or_default()
 }
 
 /// Fills in the gold reward where the job has one. `samples` hold `per_row` answers to each row, in order.

@@ -2,7 +2,7 @@
 
 use foil_common::data::rows::Prompt;
 use foil_common::spec;
-use foil_common::text::{Answer, Encoded, Encoder, Limits};
+use foil_common::text::{Encoded, Encoder, Limits, Response};
 
 use super::rows::Sampled;
 use crate::phase::PhaseError;
@@ -16,14 +16,14 @@ pub(in crate::phase) enum Candidate<'a> {
 
 impl<'a> Candidate<'a> {
     /// A sample's own tokens where the reader has the same tokenizer; else its text is read anew.
-    fn answer(self, tokenizer: &str) -> Answer<'a> {
+    fn response(self, tokenizer: &str) -> Response<'a> {
         match self {
-            Self::Text(text) => Answer::finished(text),
+            Self::Text(text) => Response::finished(text),
             Self::Sample(sampled) if !tokenizer.is_empty() && sampled.tokenizer == tokenizer => {
-                Answer::Tokens { ids: &sampled.sample.tokens, finished: sampled.sample.finished }
+                Response::Tokens { ids: &sampled.sample.tokens, finished: sampled.sample.finished }
             }
             Self::Sample(sampled) => {
-                Answer::Text { text: &sampled.sample.text, finished: sampled.sample.finished }
+                Response::Text { text: &sampled.sample.text, finished: sampled.sample.finished }
             }
         }
     }
@@ -70,7 +70,7 @@ impl Reader<'_> {
         candidate: Candidate<'_>,
         limits: Limits,
     ) -> Result<Encoded, PhaseError> {
-        let answer = candidate.answer(self.tokenizer);
+        let answer = candidate.response(self.tokenizer);
         self.encoder.dialogue(prompt, answer, limits).map_err(|source| PhaseError::Encode { row, source })
     }
 

@@ -1,7 +1,7 @@
 //! One JSON text to one value. Stricter than serde_json's own `Value`: a key that occurs twice is a fault, and the number of
 //! values is bounded.
 
-use super::super::{describe, excerpt};
+use super::super::value::{describe, excerpt};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Value};

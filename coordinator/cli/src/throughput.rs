@@ -6,7 +6,7 @@ use foil_common::activity::Activity;
 use foil_proto::v1;
 
 /// The running phase's count.
-pub(super) struct Meter {
+pub(super) struct Throughput {
     phase: String,
     /// When the present unit's count began.
     started: Instant,
@@ -19,7 +19,7 @@ pub(super) struct Meter {
     work: Option<(u64, String)>,
 }
 
-impl Meter {
+impl Throughput {
     pub(super) fn new(phase: &str, now: Instant) -> Self {
         let phase = phase.to_owned();
         Self { phase, started: now, first: None, done: 0, total: 0, unit: String::new(), work: None }
@@ -134,32 +134,36 @@ mod tests {
     #[test]
     fn rate_counts_from_what_was_first_seen() {
         let start = Instant::now();
-        let mut meter = Meter::new("r01.policy.generate", start);
-        meter.count(&progress(500, 1000, "prompts"), start);
-        assert_eq!(meter.text(start), "500/1000 prompts");
+        let mut throughput = Throughput::new("r01.policy.generate", start);
+        throughput.count(&progress(500, 1000, "prompts"), start);
+        assert_eq!(throughput.text(start), "500/1000 prompts");
         let later = start + Duration::from_secs(10);
-        meter.count(&progress(600, 1000, "prompts"), later);
-        assert_eq!(meter.text(later), "600/1000 prompts  10.0/s, 40 s left");
+        throughput.count(&progress(600, 1000, "prompts"), later);
+        assert_eq!(throughput.text(later), "600/1000 prompts  10.0/s, 40 s left");
     }
 
     #[test]
     fn loading_and_saving_are_told_apart_from_steps() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        let mut meter = Meter::new("r01.reward.train", start);
-        meter.count(&progress(0, 450_000_000, "bytes loaded"), start);
-        meter.count(&progress(300_000_000, 450_000_000, "bytes loaded"), after(20));
-        assert_eq!(meter.text(after(20)), "loading 300 of 450 MB, 10 s left");
-        meter.count(&progress(30, 300, "rows encoded"), after(30));
-        assert_eq!(meter.text(after(30)), "encoding 30 of 300 rows");
-        meter.count(&progress(0, 2, "ranks met"), after(31));
-        assert_eq!(meter.text(after(31)), "waiting for the other ranks");
-        meter.count(&progress(0, 16, "steps"), after(40));
-        meter.count(&progress(8, 16, "steps"), after(50));
-        assert_eq!(meter.text(after(50)), "8/16 steps  0.8/s, 10 s left", "loading is not part of the rate");
-        meter.count(&progress(1_500_000_000, 14_000_000_000, "bytes uploaded"), after(60));
-        assert_eq!(meter.text(after(60)), "uploading 1.5 of 14.0 GB");
-        assert_eq!(meter.amount(), "16 steps");
+        let mut throughput = Throughput::new("r01.reward.train", start);
+        throughput.count(&progress(0, 450_000_000, "bytes loaded"), start);
+        throughput.count(&progress(300_000_000, 450_000_000, "bytes loaded"), after(20));
+        assert_eq!(throughput.text(after(20)), "loading 300 of 450 MB, 10 s left");
+        throughput.count(&progress(30, 300, "rows encoded"), after(30));
+        assert_eq!(throughput.text(after(30)), "encoding 30 of 300 rows");
+        throughput.count(&progress(0, 2, "ranks met"), after(31));
+        assert_eq!(throughput.text(after(31)), "waiting for the other ranks");
+        throughput.count(&progress(0, 16, "steps"), after(40));
+        throughput.count(&progress(8, 16, "steps"), after(50));
+        assert_eq!(
+            throughput.text(after(50)),
+            "8/16 steps  0.8/s, 10 s left",
+            "loading is not part of the rate"
+        );
+        throughput.count(&progress(1_500_000_000, 14_000_000_000, "bytes uploaded"), after(60));
+        assert_eq!(throughput.text(after(60)), "uploading 1.5 of 14.0 GB");
+        assert_eq!(throughput.amount(), "16 steps");
     }
 
     #[test]

@@ -1,43 +1,45 @@
-//! Statements: what `{% … %}` tags say.
+//! Statements: `{% … %}` tags.
 
-use super::Error;
-use super::ast::{Expr, Filter, For, Macro, Node, Statement, Target};
-use super::lexer::Token;
-use super::parser::Parser;
+use super::super::Error;
+use super::super::ast::{Expr, Filter, For, Macro, Node, Statement, Target};
+use super::super::lexer::Token;
+use super::Parser;
 use std::sync::Arc;
 
-/// Reads statements up to a tag that one of these names opens; the name is left to be read. Without names: to the end.
-pub(super) fn until(parser: &mut Parser, ends: &[&str]) -> Result<Vec<Statement>, Error> {
-    parser.nested(|parser| {
-        let mut body = Vec::new();
-        loop {
-            match parser.next() {
-                Token::Text(text) => body.push(Statement::Text(text)),
-                Token::VariableBegin => {
-                    let value = parser.tuple(true)?;
-                    parser.expect(&Token::VariableEnd)?;
-                    body.push(Statement::Emit(value));
-                }
-                Token::BlockBegin => {
-                    if ends.iter().any(|end| parser.is_name(end)) {
-                        return Ok(body);
+impl Parser {
+    /// Reads statements up to a tag that begins with one of these names, which is left to be read. Without names: to the end.
+    pub(super) fn statements(&mut self, ends: &[&str]) -> Result<Vec<Statement>, Error> {
+        self.nested(|parser| {
+            let mut body = Vec::new();
+            loop {
+                match parser.next() {
+                    Token::Text(text) => body.push(Statement::Text(text)),
+                    Token::VariableBegin => {
+                        let value = parser.tuple(true)?;
+                        parser.expect(&Token::VariableEnd)?;
+                        body.push(Statement::Emit(value));
                     }
-                    body.push(statement(parser)?);
+                    Token::BlockBegin => {
+                        if ends.iter().any(|end| parser.is_name(end)) {
+                            return Ok(body);
+                        }
+                        body.push(statement(parser)?);
+                    }
+                    Token::End if ends.is_empty() => return Ok(body),
+                    Token::End => {
+                        return Err(Error::new(format!("{{% {} %}} is missing", ends.join(" %} or {% "))));
+                    }
+                    _ => return Err(Error::new("a tag begins nowhere")),
                 }
-                Token::End if ends.is_empty() => return Ok(body),
-                Token::End => {
-                    return Err(Error::new(format!("{{% {} %}} is missing", ends.join(" %} or {% "))));
-                }
-                _ => return Err(Error::new("a tag begins nowhere")),
             }
-        }
-    })
+        })
+    }
 }
 
 /// Statements up to this tag, which is read to its end.
 fn body(parser: &mut Parser, end: &str) -> Result<Vec<Statement>, Error> {
     parser.expect(&Token::BlockEnd)?;
-    let body = until(parser, &[end])?;
+    let body = parser.statements(&[end])?;
     parser.next();
     parser.expect(&Token::BlockEnd)?;
     Ok(body)
@@ -89,7 +91,7 @@ fn conditional(parser: &mut Parser) -> Result<Statement, Error> {
     loop {
         let condition = parser.tuple(false)?;
         parser.expect(&Token::BlockEnd)?;
-        branches.push((condition, until(parser, &["elif", "else", "endif"])?));
+        branches.push((condition, parser.statements(&["elif", "else", "endif"])?));
         match parser.name()?.as_str() {
             "elif" => {}
             "else" => {
@@ -117,7 +119,7 @@ fn iteration(parser: &mut Parser) -> Result<Statement, Error> {
     let recursive = parser.skip_name("recursive");
     parser.expect(&Token::BlockEnd)?;
     parser.loops += 1;
-    let inner = parser.strict(|parser| until(parser, &["else", "endfor"]));
+    let inner = parser.strict(|parser| parser.statements(&["else", "endfor"]));
     parser.loops -= 1;
     let inner = inner?;
     let otherwise = match parser.name()?.as_str() {
