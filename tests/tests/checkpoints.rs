@@ -92,7 +92,7 @@ fn a_damaged_checkpoint_is_put_aside_loudly_and_the_one_before_it_used() {
     }
     assert!(run.finish().weights() == quiet, "the weights differ");
     let logs = run.logs_whole();
-    assert!(logs.contains("it is put aside, and training goes on after step"), "{}", run.logs());
+    assert!(logs.contains("it is dropped, and training goes on after step"), "{}", run.logs());
     assert!(logs.contains("training goes on after a checkpoint"), "{}", run.logs());
 }
 
