@@ -6,8 +6,8 @@
 mod model_support;
 
 use foil_common::memory::{
-    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Pass, Training, generating,
-    reading, training,
+    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Pass, Training, generation,
+    inference, training,
 };
 use foil_common::spec::{self, DeviceKind, Lora, LoraTarget, Normalization, Sharding};
 use foil_torch::CpuMemory;
@@ -176,7 +176,7 @@ fn scoring_takes_what_is_foretold() {
         let memory = CpuMemory::count().unwrap();
         tch::no_grad(|| drop(model.scores(&packed, precision).unwrap()));
         let judge = Model { shape: &shape, head: Head::Reward };
-        let estimate = reading(judge, 1, batch(SEQUENCES), compute(precision));
+        let estimate = inference(judge, 1, batch(SEQUENCES), compute(precision));
         close_below(memory.peak(), estimate.total() - estimate.weights, 0.3, &format!("{precision:?}"));
     }
 }
@@ -185,9 +185,9 @@ fn scoring_takes_what_is_foretold() {
 fn a_cache_takes_what_is_foretold() {
     let config = config("llama");
     let shape = ModelShape::from_config(&config).unwrap();
-    let decoding = Decoding { max_num_seqs: 7, prompt: 20, answer: 12 };
+    let decoding = Decoding { max_num_seqs: 7, prompt: 20, completion: 12 };
     for precision in PRECISIONS {
-        let foretold = generating(&shape, decoding, compute(precision)).kv_cache;
+        let foretold = generation(&shape, decoding, compute(precision)).kv_cache;
         let decoder = DecoderConfig::from_hf(&config).unwrap();
         let memory = CpuMemory::count().unwrap();
         let cache = KvCache::new(&decoder, 8, 32, precision, Device::Cpu);

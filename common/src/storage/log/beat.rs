@@ -11,7 +11,7 @@ const PREFIX: &str = "meta/leader";
 /// What a leader says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beat {
-    /// Where clients and workers reach it, as a URL; empty where it does not know.
+    /// Where clients and workers reach it, as a URL; empty if it does not know.
     pub address: String,
     /// Grows with every beat.
     pub counter: u64,

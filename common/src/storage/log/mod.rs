@@ -154,7 +154,7 @@ impl Log {
 
     /// Appends events as one record: durable as a whole when this returns its number, else not to be counted on.
     ///
-    /// After an error the log is closed: only reading it anew tells what it holds. A full disk is waited for.
+    /// After an error the log is closed: only reading it again tells what it holds. A full disk is waited for.
     pub async fn append(&mut self, events: Vec<Bytes>) -> Result<u64, LogError> {
         self.write(Entry::Events(Events { events })).await
     }
@@ -163,7 +163,7 @@ impl Log {
         if self.closed {
             return Err(LogError::Closed);
         }
-        // Closed until the outcome is known, so that a cancelled append leaves no doubt behind.
+        // Closed until the outcome is known, so that a canceled append leaves no doubt behind.
         self.closed = true;
         let seq = self.next;
         let nonce = Bytes::copy_from_slice(&Ulid::new().to_bytes());
