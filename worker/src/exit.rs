@@ -1,20 +1,20 @@
-//! How a worker process ends, as its parent sees it.
+//! Exit codes of the worker's processes.
 
 use std::process::ExitCode;
 
 use foil_common::shutdown::Cause;
 
-/// The exit codes of `foil-worker`; clap's 2 for wrong usage and Rust's 101 for a panic come beside them.
+/// The exit codes of `foil-worker`, besides clap's 2 for wrong usage and Rust's 101 for a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Told to end.
+    /// Told to exit.
     Done = 0,
     /// An error that the log names.
     Failed = 1,
-    /// The process that started this one is gone.
+    /// The process that started this one has exited.
     Orphaned = 3,
-    /// The coordinator's stream ended.
+    /// There was no coordinator for too long, or it rejected this process.
     CoordinatorLost = 4,
     /// The coordinator no longer knows this attempt or session.
     Stale = 5,
@@ -22,9 +22,9 @@ pub enum Exit {
     TaskPanicked = 6,
     /// SIGHUP, after the ranks were stopped.
     HungUp = 129,
-    /// SIGINT, the same.
+    /// SIGINT, after the ranks were stopped.
     Interrupted = 130,
-    /// SIGTERM, the same; of a rank, any signal that asked it to end.
+    /// SIGTERM, after the ranks were stopped; for a rank, any signal that asked it to stop.
     Terminated = 143,
 }
 
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_exits_as_shells_report_its_signal() {
+    fn exit_codes_of_signals_are_those_of_shells() {
         for cause in [Cause::HangUp, Cause::Interrupt, Cause::Terminate] {
             assert_eq!(Exit::from(cause) as u8, cause.exit_code());
         }

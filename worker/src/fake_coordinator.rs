@@ -1,4 +1,4 @@
-//! A coordinator of tests: a real gRPC server whose decisions the test makes.
+//! A coordinator for tests: a real gRPC server whose decisions the test makes.
 
 use std::pin::Pin;
 
@@ -11,8 +11,8 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 /// The test's end of one stream.
-pub(crate) struct Peer<Sent, Heard> {
-    pub(crate) heard: mpsc::UnboundedReceiver<Heard>,
+pub(crate) struct Peer<Sent, Received> {
+    pub(crate) received: mpsc::UnboundedReceiver<Received>,
     /// Dropping it ends the stream.
     pub(crate) commands: mpsc::UnboundedSender<Result<Sent, Status>>,
 }
@@ -59,18 +59,18 @@ struct Service {
 
 type Commands<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-fn join<Sent: Send + 'static, Heard: Send + 'static>(
-    mut stream: Streaming<Heard>,
-    peers: &mpsc::UnboundedSender<Peer<Sent, Heard>>,
+fn join<Sent: Send + 'static, Received: Send + 'static>(
+    mut stream: Streaming<Received>,
+    peers: &mpsc::UnboundedSender<Peer<Sent, Received>>,
 ) -> Response<Commands<Sent>> {
-    let (hear, heard) = mpsc::unbounded_channel();
+    let (forward, received) = mpsc::unbounded_channel();
     let (commands, sent) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(Ok(message)) = stream.next().await {
-            let _ = hear.send(message);
+            let _ = forward.send(message);
         }
     });
-    peers.send(Peer { heard, commands }).unwrap_or_else(|_| panic!("the test is over"));
+    peers.send(Peer { received, commands }).unwrap_or_else(|_| panic!("the test is over"));
     Response::new(Box::pin(UnboundedReceiverStream::new(sent)))
 }
 

@@ -13,7 +13,7 @@ use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
 use foil_worker::conform;
 use foil_worker::exit::Exit;
 use foil_worker::rank::{self, RankOptions, Secret};
-use foil_worker::task_io::stop::Stopping;
+use foil_worker::task_io::stop::StopSignal;
 
 /// Offers this machine's devices to a Foil coordinator and runs rank processes on them.
 #[derive(Debug, Parser)]
@@ -169,7 +169,7 @@ fn run_rank(args: RankArgs) -> anyhow::Result<Exit> {
         advertise_address: args.advertise_address,
         work_dir: args.work_dir,
         parent_pid: args.parent_pid,
-        stopping: Stopping::default(),
+        stop: StopSignal::default(),
     }))
 }
 

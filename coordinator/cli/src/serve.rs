@@ -18,7 +18,7 @@ use super::args::ServeArgs;
 use super::local_file::write_whole;
 use foil_coordinator::Serve;
 use foil_coordinator::descriptors;
-use foil_coordinator::resolve::{Resolver, Setup};
+use foil_coordinator::resolve::{ChildConfig, Resolver};
 
 /// Time that reading one job's inputs may take.
 const INPUT_DEADLINE: Duration = Duration::from_secs(600);
@@ -87,7 +87,7 @@ fn apart(args: &ServeArgs) -> Option<Resolver> {
         );
         return None;
     }
-    Some(Resolver::in_children(Setup {
+    Some(Resolver::in_children(ChildConfig {
         // The program that runs, also where its file was replaced since.
         program: "/proc/self/exe".into(),
         store: args.store.clone(),

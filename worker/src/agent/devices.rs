@@ -5,7 +5,7 @@ use std::process::Command;
 
 use foil_proto::v1;
 
-/// What ranks compute on.
+/// Kind of device that ranks run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DeviceKind {
     Cpu,
@@ -30,15 +30,15 @@ pub enum DeviceError {
     NoTool(std::io::Error),
     #[error("nvidia-smi failed: {0}; check the driver with `nvidia-smi`, or use --device cpu")]
     ToolFailed(String),
-    #[error("a line of nvidia-smi's is not `index, uuid, name, memory`: `{0}`; please report it")]
+    #[error("unexpected line of nvidia-smi, not `index, uuid, name, memory`: `{0}`; please report it")]
     Unreadable(String),
     #[error(
-        "--ranks asks for {wanted} GPUs and {found} can be seen; ask for fewer or check CUDA_VISIBLE_DEVICES"
+        "--ranks asks for {wanted} GPUs but {found} are visible; ask for fewer or check CUDA_VISIBLE_DEVICES"
     )]
     TooFew { wanted: usize, found: usize },
 }
 
-/// `ranks` slots of a CPU (default 1), or the GPUs this process may see (default all, else the first `ranks`).
+/// `ranks` CPU slots (default 1), or the first `ranks` of the GPUs visible to this process (default all).
 pub fn list(kind: DeviceKind, ranks: Option<usize>) -> Result<Vec<v1::Device>, DeviceError> {
     match kind {
         DeviceKind::Cpu => Ok(cpu_slots(ranks.unwrap_or(1))),
@@ -67,7 +67,7 @@ fn cpu_slots(slots: usize) -> Vec<v1::Device> {
         .collect()
 }
 
-/// 0 where /proc does not tell.
+/// The host's memory, 0 if /proc does not show it.
 fn host_memory_bytes() -> u64 {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = meminfo
@@ -84,14 +84,14 @@ fn query_gpus() -> Result<String, DeviceError> {
         .output()
         .map_err(DeviceError::NoTool)?;
     if !output.status.success() {
-        let said =
+        let message =
             String::from_utf8_lossy(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
-        return Err(DeviceError::ToolFailed(said.trim().to_owned()));
+        return Err(DeviceError::ToolFailed(message.trim().to_owned()));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Keeps what CUDA_VISIBLE_DEVICES names, by index or by UUID, in nvidia-smi's order.
+/// Parses nvidia-smi's list and keeps the GPUs that CUDA_VISIBLE_DEVICES names, by index or UUID, in nvidia-smi's order.
 fn parse_gpus(listing: &str, visible: Option<&str>) -> Result<Vec<v1::Device>, DeviceError> {
     let mut gpus = Vec::new();
     for line in listing.lines().filter(|line| !line.trim().is_empty()) {
@@ -99,9 +99,9 @@ fn parse_gpus(listing: &str, visible: Option<&str>) -> Result<Vec<v1::Device>, D
         let [index, uuid, name, mebibytes] = fields[..] else {
             return Err(DeviceError::Unreadable(line.to_owned()));
         };
-        let seen =
+        let is_visible =
             visible.is_none_or(|list| list.split(',').map(str::trim).any(|one| one == index || one == uuid));
-        if seen {
+        if is_visible {
             gpus.push(v1::Device {
                 id: uuid.to_owned(),
                 kind: "cuda".to_owned(),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_named_by_uuid_and_visible_devices_are_heeded() {
+    fn gpus_are_named_by_uuid_and_filtered_by_visible_devices() {
         let listing = "0, GPU-aa, NVIDIA H200, 143771\n1, GPU-bb, NVIDIA H200, 143771\n";
         let all = parse_gpus(listing, None).unwrap();
         assert_eq!(all.len(), 2);

@@ -1,15 +1,15 @@
-//! The network interface that ranks are to speak over.
+//! The network interface that ranks communicate over.
 
 use std::net::{IpAddr, ToSocketAddrs};
 
 use nix::ifaddrs::getifaddrs;
 
-/// What NCCL reads the interface's name from.
+/// Environment variable from which NCCL reads the interface's name.
 pub(super) const NCCL_SOCKET_IFNAME: &str = "NCCL_SOCKET_IFNAME";
 
-/// The interface of this machine that has the address, by number or by name. None where none has, as behind address
-/// translation: then NCCL finds one itself.
-pub(super) fn of(address: &str) -> Option<String> {
+/// The interface of this machine with the given IP address or host name. `None` if there is none, for example behind NAT: NCCL
+/// then chooses one itself.
+pub(super) fn with_address(address: &str) -> Option<String> {
     let addresses: Vec<IpAddr> = (address, 0).to_socket_addrs().ok()?.map(|found| found.ip()).collect();
     let mut interfaces = getifaddrs().ok()?;
     let found = interfaces.find(|interface| {
@@ -28,9 +28,9 @@ mod tests {
 
     #[test]
     fn an_address_belongs_to_an_interface_of_this_machine_or_to_none() {
-        assert_eq!(of("127.0.0.1").as_deref(), Some("lo"));
-        // Kept for documentation: no machine has it.
-        assert_eq!(of("192.0.2.1"), None);
-        assert_eq!(of("no such name"), None);
+        assert_eq!(with_address("127.0.0.1").as_deref(), Some("lo"));
+        // Reserved for documentation (RFC 5737): no machine has it.
+        assert_eq!(with_address("192.0.2.1"), None);
+        assert_eq!(with_address("no such name"), None);
     }
 }

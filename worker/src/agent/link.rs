@@ -1,4 +1,4 @@
-//! The stream to the coordinator, kept up: connects, reconnects with backoff, tells the agent of both.
+//! Keeps up the stream to the coordinator: connects, reconnects with backoff, and sends the agent an event for each.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,70 +11,77 @@ use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
 /// Short, so that a new leader soon has its workers.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
-/// For another process of this agent's name to be missed by the coordinator: one that died without a word is, after some
-/// heartbeats.
-const NAME_PATIENCE: Duration = Duration::from_secs(10);
-/// Messages that may wait to be sent.
-const OUTBOX: usize = 256;
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// Time for the coordinator to notice that another process with this agent's name is gone: it misses some heartbeats first.
+const NAME_CONFLICT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Capacity of the queue of outgoing messages.
+const SEND_BUFFER: usize = 256;
 
-/// What the agent hears of its stream.
+/// An event of the stream to the coordinator.
 #[derive(Debug)]
 pub(super) enum LinkEvent {
-    /// A stream is being opened: the registration must go on it first.
+    /// A stream is being opened; the registration must be its first message.
     Up(mpsc::Sender<v1::AgentMessage>),
     Command(v1::AgentCommand),
     Down,
-    /// The coordinator refuses this agent for good.
+    /// The coordinator rejected this agent for good.
     Refused(Status),
 }
 
-/// Runs until the receiver of `events` is dropped or the coordinator refuses. `hang_up` ends the present stream, and
-/// another coordinator is tried.
-pub(super) async fn keep(channel: LeaderChannel, events: mpsc::Sender<LinkEvent>, hang_up: Arc<Notify>) {
-    let mut backoff = FIRST_BACKOFF;
-    let mut taken_since: Option<Instant> = None;
+/// Runs until the receiver of `events` is dropped or the coordinator rejects the agent. `reconnect` closes the current stream,
+/// and another coordinator is tried.
+pub(super) async fn keep(channel: LeaderChannel, events: mpsc::Sender<LinkEvent>, reconnect: Arc<Notify>) {
+    let mut backoff = MIN_BACKOFF;
+    let mut name_taken_since: Option<Instant> = None;
     loop {
         let coordinator = channel.url();
-        let ended = tokio::select! {
-            ended = stream_once(&channel, &events, &mut backoff) => ended,
-            () = hang_up.notified() => {
+        let outcome = tokio::select! {
+            outcome = stream_once(&channel, &events, &mut backoff) => outcome,
+            () = reconnect.notified() => {
                 channel.fail_over(&coordinator);
-                Err(Ended::Lost)
+                Err(StreamError::Lost)
             }
         };
-        let ended = match ended {
-            Err(Ended::NameTaken(status)) => {
-                let since = *taken_since.get_or_insert_with(|| {
-                    tracing::warn!("{}; trying for {} s", status.message(), NAME_PATIENCE.as_secs());
+        let outcome = match outcome {
+            Err(StreamError::NameTaken(status)) => {
+                let since = *name_taken_since.get_or_insert_with(|| {
+                    tracing::warn!(
+                        "{}; retrying for {} s",
+                        status.message(),
+                        NAME_CONFLICT_TIMEOUT.as_secs()
+                    );
                     Instant::now()
                 });
-                if since.elapsed() >= NAME_PATIENCE { Err(Ended::Refused(status)) } else { Ok(()) }
+                if since.elapsed() >= NAME_CONFLICT_TIMEOUT {
+                    Err(StreamError::Refused(status))
+                } else {
+                    Ok(())
+                }
             }
-            ended => {
-                taken_since = None;
-                ended
+            outcome => {
+                name_taken_since = None;
+                outcome
             }
         };
-        if let Err(Ended::Refused(status)) = ended {
-            // Nobody listens where the agent is stopping.
+        if let Err(StreamError::Refused(status)) = outcome {
+            // The receiver is gone if the agent is stopping.
             let _ = events.send(LinkEvent::Refused(status)).await;
             return;
         }
         if events.send(LinkEvent::Down).await.is_err() {
             return;
         }
-        // Agents that lost the same coordinator do not come back in step.
+        // Jitter, so that agents that lost the same coordinator do not reconnect all at once.
         sleep(backoff.mul_f64(rand::random_range(0.5..1.0))).await;
-        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        backoff = (backoff * 2).min(MAX_BACKOFF);
     }
 }
 
-enum Ended {
+enum StreamError {
     Lost,
-    /// Another process of this agent's name is connected.
+    /// Another process with this agent's name is connected.
     NameTaken(Status),
     Refused(Status),
 }
@@ -83,34 +90,34 @@ async fn stream_once(
     channel: &LeaderChannel,
     events: &mpsc::Sender<LinkEvent>,
     backoff: &mut Duration,
-) -> Result<(), Ended> {
-    let (outbox, messages) = mpsc::channel(OUTBOX);
-    events.send(LinkEvent::Up(outbox)).await.map_err(|_| Ended::Lost)?;
+) -> Result<(), StreamError> {
+    let (outbox, messages) = mpsc::channel(SEND_BUFFER);
+    events.send(LinkEvent::Up(outbox)).await.map_err(|_| StreamError::Lost)?;
     let response = WorkersClient::new(channel.clone())
         .agent(ReceiverStream::new(messages))
         .await
-        .map_err(|s| ended(&s))?;
+        .map_err(|status| classify(&status))?;
     let mut commands = response.into_inner();
-    while let Some(command) = commands.message().await.map_err(|s| ended(&s))? {
-        *backoff = FIRST_BACKOFF;
-        events.send(LinkEvent::Command(command)).await.map_err(|_| Ended::Lost)?;
+    while let Some(command) = commands.message().await.map_err(|status| classify(&status))? {
+        *backoff = MIN_BACKOFF;
+        events.send(LinkEvent::Command(command)).await.map_err(|_| StreamError::Lost)?;
     }
-    tracing::warn!("the coordinator closed the stream; connecting again");
+    tracing::warn!("the coordinator closed the stream; reconnecting");
     Ok(())
 }
 
-fn ended(status: &Status) -> Ended {
+fn classify(status: &Status) -> StreamError {
     match status.code() {
         Code::InvalidArgument
         | Code::FailedPrecondition
         | Code::Unauthenticated
         | Code::PermissionDenied
-        | Code::Unimplemented => Ended::Refused(status.clone()),
-        Code::AlreadyExists => Ended::NameTaken(status.clone()),
+        | Code::Unimplemented => StreamError::Refused(status.clone()),
+        Code::AlreadyExists => StreamError::NameTaken(status.clone()),
         _ => {
             let reason = rpc::unreached(status);
-            tracing::warn!(%reason, "no stream to the coordinator; connecting again");
-            Ended::Lost
+            tracing::warn!(%reason, "no stream to the coordinator; reconnecting");
+            StreamError::Lost
         }
     }
 }

@@ -1,16 +1,16 @@
 //! The agent: registers this host's devices, starts rank processes and supervises them.
 //!
-//! It is async and holds no tensors. One loop owns its state; it hears the coordinator (through
-//! [`link`]), the ends of its processes (through [`process`]) and the clock.
+//! It is async and holds no tensors. One loop owns its state and handles commands of the coordinator ([`link`]), exits of
+//! rank processes ([`process`]) and timers.
 
 mod devices;
 mod interface;
 mod leader;
 mod link;
 mod output;
-mod parting;
 mod process;
 mod ranks;
+mod shutdown;
 mod spawner;
 mod web;
 mod work_dir;
@@ -29,7 +29,7 @@ use foil_proto::v1::agent_message::Message;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
-use self::leader::Leader;
+use self::leader::LeaderLease;
 use self::link::LinkEvent;
 use self::process::RankEnd;
 use self::ranks::Ranks;
@@ -38,25 +38,26 @@ use self::work_dir::WorkDir;
 pub use self::devices::{DeviceError, DeviceKind, list as list_devices};
 pub use self::ranks::RankProgram;
 
-/// Until the coordinator has said its own.
+/// Defaults until the coordinator sends its own in the welcome.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const FENCE: Duration = Duration::from_secs(60);
-/// For the coordinator's name to be resolved.
-const RESOLVING: Duration = Duration::from_secs(3);
-/// Until something better is known.
+/// Time to resolve the coordinator's host name.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The advertised address until a better one is known.
 const LOOPBACK: &str = "127.0.0.1";
-/// Between two looks at whether the parent still lives.
-const PARENT_CHECK: Duration = Duration::from_millis(500);
-/// What an agent is started with.
+/// Interval of checks that the parent is still alive.
+const PARENT_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The options of an agent.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     pub agent_id: String,
     pub devices: Vec<v1::Device>,
     pub ranks: RankProgram,
-    /// Where this agent ends with the process that started it.
+    /// The process with which this agent ends, if it was started by one.
     pub parent_pid: Option<u32>,
     pub metrics_listen: Option<SocketAddr>,
-    /// For ranks to end in order, where this agent is told to stop.
+    /// Time for ranks to stop gracefully when this agent is told to stop.
     pub grace: Duration,
 }
 
@@ -70,29 +71,29 @@ pub enum AgentError {
     Connect(#[from] foil_common::rpc::ConnectError),
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
-    #[error("the coordinator refuses this agent: {0}")]
+    #[error("the coordinator rejected this agent: {0}")]
     Refused(String),
 }
 
-/// Why an agent ended in order.
+/// Why an agent ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentEnd {
-    /// Told to stop by a signal.
+    /// A signal told it to stop.
     Stopped,
-    /// The process that started it is gone.
+    /// The process that started it has exited.
     Orphaned,
 }
 
-/// Serves until `stop` completes, the parent is gone, or the coordinator refuses. No rank outlives it.
+/// Runs until `stop` completes, the parent exits, or the coordinator rejects the agent. No rank outlives it.
 pub async fn run(
     options: AgentOptions,
     metrics: impl Fn() -> String + Clone + Send + Sync + 'static,
     stop: impl Future<Output = ()>,
 ) -> Result<AgentEnd, AgentError> {
-    let work_dir = options.ranks.work_dir.clone();
-    let unusable = |source| AgentError::WorkDir { dir: work_dir.clone(), source };
-    let held = WorkDir::open(&work_dir).map_err(unusable)?;
-    held.purge_others();
+    let dir = options.ranks.work_dir.clone();
+    let io_error = |source| AgentError::WorkDir { dir: dir.clone(), source };
+    let work_dir = WorkDir::open(&dir).map_err(io_error)?;
+    work_dir.purge_others();
     let connected = Arc::new(AtomicBool::new(false));
     if let Some(listen) = options.metrics_listen {
         let bound = web::serve(listen, metrics, Arc::clone(&connected))
@@ -100,37 +101,37 @@ pub async fn run(
             .map_err(|source| AgentError::Listen { listen, source })?;
         tracing::info!(address = %bound, "metrics at /metrics");
     }
-    let (exits, ended) = mpsc::unbounded_channel();
-    let ranks = Ranks::new(options.ranks.clone(), exits).map_err(AgentError::Thread)?;
-    let (events, heard) = mpsc::channel(64);
+    let (exit_sender, exits) = mpsc::unbounded_channel();
+    let ranks = Ranks::new(options.ranks.clone(), exit_sender).map_err(AgentError::Thread)?;
+    let (event_sender, events) = mpsc::channel(64);
     let channel = foil_common::rpc::connect(&options.ranks.coordinator)?;
-    let hang_up = Arc::new(Notify::new());
-    let link = tokio::spawn(link::keep(channel.clone(), events, Arc::clone(&hang_up)));
-    let mut agent = Agent::new(options, ranks, connected, channel, hang_up);
-    let end = agent.serve(heard, ended, stop).await;
+    let reconnect = Arc::new(Notify::new());
+    let link = tokio::spawn(link::keep(channel.clone(), event_sender, Arc::clone(&reconnect)));
+    let mut agent = Agent::new(options, ranks, connected, channel, reconnect);
+    let end = agent.serve(events, exits, stop).await;
     link.abort();
-    drop(held);
+    drop(work_dir);
     end
 }
 
 struct Agent {
     options: AgentOptions,
-    /// Known to the coordinator alone: no other process can register as this one.
+    /// Random, known only to the coordinator: no other process can register as this one.
     instance: String,
     ranks: Ranks,
     connected: Arc<AtomicBool>,
     stream: Option<mpsc::Sender<v1::AgentMessage>>,
     channel: LeaderChannel,
-    /// Ends the present stream: whoever is at its other end is not believed in any more.
-    hang_up: Arc<Notify>,
-    /// Ends of ranks not yet told to the coordinator.
-    untold: Vec<v1::RankExited>,
-    /// The highest term heard of.
+    /// Closes the current stream and connects to another coordinator.
+    reconnect: Arc<Notify>,
+    /// Exits of ranks that the coordinator has not been told yet.
+    unreported_exits: Vec<v1::RankExited>,
+    /// The highest term seen.
     term: u64,
     heartbeat: Duration,
     fence: Duration,
-    leader: Leader,
-    /// Where other ranks reach those of this machine.
+    leader: LeaderLease,
+    /// Address at which other ranks reach those of this machine.
     address: String,
 }
 
@@ -140,55 +141,55 @@ impl Agent {
         ranks: Ranks,
         connected: Arc<AtomicBool>,
         channel: LeaderChannel,
-        hang_up: Arc<Notify>,
+        reconnect: Arc<Notify>,
     ) -> Self {
         Self {
             options,
             instance: blake3::Hash::from_bytes(rand::random()).to_hex().to_string(),
             ranks,
             channel,
-            hang_up,
+            reconnect,
             connected,
             stream: None,
-            untold: Vec::new(),
+            unreported_exits: Vec::new(),
             term: 0,
             heartbeat: HEARTBEAT,
             fence: FENCE,
-            leader: Leader::new(Instant::now()),
+            leader: LeaderLease::new(Instant::now()),
             address: LOOPBACK.to_owned(),
         }
     }
 
     async fn serve(
         &mut self,
-        mut heard: mpsc::Receiver<LinkEvent>,
-        mut ended: mpsc::UnboundedReceiver<RankEnd>,
+        mut events: mpsc::Receiver<LinkEvent>,
+        mut exits: mpsc::UnboundedReceiver<RankEnd>,
         stop: impl Future<Output = ()>,
     ) -> Result<AgentEnd, AgentError> {
         tokio::pin!(stop);
-        let mut parent_check = interval(PARENT_CHECK);
-        let mut beat = steady(self.heartbeat);
+        let mut parent_check = interval(PARENT_CHECK_INTERVAL);
+        let mut heartbeat = heartbeat_interval(self.heartbeat);
         let end = loop {
             let fence_at = self.fence_at();
             tokio::select! {
                 () = &mut stop => break Ok(AgentEnd::Stopped),
                 _ = parent_check.tick() => if self.is_orphaned() { break Ok(AgentEnd::Orphaned) },
-                _ = beat.tick() => self.beat(),
-                () = sleep_until(fence_at) => self.fence_off(),
-                Some(exit) = ended.recv() => self.rank_ended(exit),
-                event = heard.recv() => match event {
+                _ = heartbeat.tick() => self.send_heartbeat(),
+                () = sleep_until(fence_at) => self.enforce_fence(),
+                Some(exit) = exits.recv() => self.rank_ended(exit),
+                event = events.recv() => match event {
                     Some(LinkEvent::Refused(status)) => break Err(AgentError::Refused(status.message().to_owned())),
-                    Some(event) => if self.hear(event).await { beat = steady(self.heartbeat) },
+                    Some(event) => if self.handle_event(event).await { heartbeat = heartbeat_interval(self.heartbeat) },
                     None => break Err(AgentError::Refused("the connection task ended".to_owned())),
                 },
             }
         };
-        self.leave(matches!(end, Ok(AgentEnd::Stopped)), &mut heard, &mut ended).await;
+        self.shut_down(matches!(end, Ok(AgentEnd::Stopped)), &mut events, &mut exits).await;
         end
     }
 
-    /// Answers whether the heartbeat's period may have changed.
-    async fn hear(&mut self, event: LinkEvent) -> bool {
+    /// Returns whether the heartbeat interval may have changed.
+    async fn handle_event(&mut self, event: LinkEvent) -> bool {
         match event {
             LinkEvent::Up(stream) => {
                 self.stream = Some(stream);
@@ -197,7 +198,7 @@ impl Agent {
                 self.register();
                 false
             }
-            LinkEvent::Command(command) => self.obey(command).await,
+            LinkEvent::Command(command) => self.handle_command(command).await,
             LinkEvent::Down | LinkEvent::Refused(_) => {
                 self.stream = None;
                 self.connected.store(false, Ordering::Relaxed);
@@ -206,13 +207,13 @@ impl Agent {
         }
     }
 
-    /// As the user says; else the one that this machine has on its way to the coordinator, so that two machines find each
-    /// other as they find it.
+    /// The configured address; otherwise the local address of the route to the coordinator, so that machines that reach the same
+    /// coordinator also reach each other.
     async fn own_address(&self) -> String {
         if let Some(address) = &self.options.ranks.advertise_address {
             return address.clone();
         }
-        let found = timeout(RESOLVING, rpc::local_address(&self.channel.url())).await.ok().flatten();
+        let found = timeout(RESOLVE_TIMEOUT, rpc::local_address(&self.channel.url())).await.ok().flatten();
         found.map_or_else(|| self.address.clone(), |address| address.to_string())
     }
 
@@ -229,14 +230,14 @@ impl Agent {
             build: version::BUILD.to_owned(),
             advertise_address: self.address.clone(),
         }));
-        for exit in std::mem::take(&mut self.untold) {
-            self.tell(exit);
+        for exit in std::mem::take(&mut self.unreported_exits) {
+            self.report_exit(exit);
         }
     }
 
-    async fn obey(&mut self, command: v1::AgentCommand) -> bool {
+    async fn handle_command(&mut self, command: v1::AgentCommand) -> bool {
         if command.term < self.term {
-            tracing::warn!(term = command.term, known = self.term, "a command of an older term is refused");
+            tracing::warn!(term = command.term, known = self.term, "rejected a command of an older term");
             return false;
         }
         self.term = command.term;
@@ -251,15 +252,15 @@ impl Agent {
                         self.ranks.start(&start, &device, &self.channel.urls(), &self.address).await;
                     }
                     None => {
-                        let why = format!("this agent has no device {}", start.device_id);
-                        self.ranks.refuse(&start.session_id, why);
+                        let reason = format!("this agent has no device {}", start.device_id);
+                        self.ranks.refuse(&start.session_id, reason);
                     }
                 }
                 self.count_ranks();
             }
-            Some(Command::StopRank(stop)) => self.ranks.stop(&stop.session_id),
-            Some(Command::Heard(heard)) => self.leader.heard(heard.number),
-            None => tracing::warn!("a command this version does not know is left aside"),
+            Some(Command::StopRank(stop)) => self.ranks.kill(&stop.session_id),
+            Some(Command::Heard(heard)) => self.leader.acknowledged(heard.number),
+            None => tracing::warn!("ignored a command that this version does not know"),
         }
         false
     }
@@ -271,76 +272,72 @@ impl Agent {
         if welcome.fence_milliseconds > 0 {
             self.fence = Duration::from_millis(welcome.fence_milliseconds.into());
         }
-        self.leader.welcomed();
+        self.leader.registered();
         self.connected.store(true, Ordering::Relaxed);
         let devices = self.options.devices.len();
         tracing::info!(agent = self.options.agent_id, devices, term = self.term, "registered");
     }
 
-    /// Tells the leader that this agent lives, and looks whether the leader does.
-    fn beat(&mut self) {
+    /// Sends a heartbeat, and reconnects if the leader has stopped answering them.
+    fn send_heartbeat(&mut self) {
         let now = Instant::now();
         if self.stream.is_some() && self.leader.is_silent(now, self.heartbeat) {
             tracing::warn!("the coordinator does not answer; looking for the leader");
             self.stream = None;
-            self.hang_up.notify_one();
+            self.reconnect.notify_one();
             return;
         }
         if self.stream.is_some() {
-            let number = self.leader.beat(now);
+            let number = self.leader.next_heartbeat(now);
             self.send(Message::Heartbeat(v1::AgentHeartbeat { number }));
         }
     }
 
     fn fence_at(&self) -> Instant {
-        // With nothing to fence off the next look may be far.
+        // Without ranks there is nothing to fence off.
         let idle = Duration::from_secs(3600);
-        if self.ranks.is_empty() {
-            Instant::now() + idle
-        } else {
-            self.leader.last_surely_there() + self.fence
-        }
+        if self.ranks.is_empty() { Instant::now() + idle } else { self.leader.last_known() + self.fence }
     }
 
-    fn fence_off(&mut self) {
-        if self.leader.last_surely_there().elapsed() >= self.fence && !self.ranks.is_empty() {
+    fn enforce_fence(&mut self) {
+        if self.leader.last_known().elapsed() >= self.fence && !self.ranks.is_empty() {
             let seconds = self.fence.as_secs_f64();
             tracing::error!(
                 ranks = self.ranks.len(),
                 seconds,
-                "no coordinator for the fence period: killing the ranks"
+                "no coordinator for the fence period; killing the ranks"
             );
-            self.ranks.stop_all();
-            self.leader.forgive(Instant::now());
+            self.ranks.kill_all();
+            self.leader.reset(Instant::now());
         }
     }
 
     fn rank_ended(&mut self, end: RankEnd) {
-        end.count();
+        end.record();
         let RankEnd { exit, .. } = end;
-        self.ranks.forget(&exit.session_id);
+        self.ranks.remove(&exit.session_id);
         self.count_ranks();
-        self.tell(exit);
+        self.report_exit(exit);
     }
 
     fn count_ranks(&self) {
         metrics::gauge!("foil_agent_ranks").set(u32::try_from(self.ranks.len()).unwrap_or(u32::MAX));
     }
 
-    fn tell(&mut self, exit: v1::RankExited) {
+    fn report_exit(&mut self, exit: v1::RankExited) {
         if self.connected.load(Ordering::Relaxed) || self.stream.is_some() {
             self.send(Message::RankExited(exit));
         } else {
-            self.untold.push(exit);
+            self.unreported_exits.push(exit);
         }
     }
 
-    /// Never waits: a stream that does not drain is as good as broken, and its keep-alive will say so.
+    /// Never blocks: a stream that does not drain is broken, and its keep-alive will find out.
     fn send(&self, message: Message) {
         if let Some(stream) = &self.stream
             && let Err(error) = stream.try_send(v1::AgentMessage { message: Some(message) })
         {
-            tracing::debug!(%error, "a message to the coordinator was dropped");
+            tracing::debug!(%error, "dropped a message to the coordinator");
         }
     }
 
@@ -354,10 +351,10 @@ pub(crate) fn is_child_of(parent: u32) -> bool {
     u32::try_from(nix::unistd::getppid().as_raw()).is_ok_and(|actual| actual == parent)
 }
 
-fn steady(period: Duration) -> tokio::time::Interval {
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
+fn heartbeat_interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a rank process prints: passed on line by line, and what of it its end is explained by.
+//! A rank process's output: forwarded to the log line by line, with its tail kept to explain how the process ended.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -11,64 +11,64 @@ use foil_common::telemetry::{self, LogFormat};
 use foil_proto::v1;
 use serde::de::IgnoredAny;
 
-/// Lines of a rank's output that go with the report of its end.
+/// Number of lines of output in the report of a rank's exit.
 const TAIL_LINES: usize = 50;
-/// Longer lines are cut in that report.
+/// Longer lines are truncated in that report.
 const TAIL_LINE_BYTES: usize = 2000;
-/// How many lines may follow the word of an end. A backtrace has some hundreds, and a shortage that was told of longer
-/// ago has been lived through.
-const LAST_WORDS_LINES: usize = 1000;
+/// Number of lines that may follow an out-of-memory message for it to be the cause of the exit. A backtrace has some hundreds;
+/// an older message was survived.
+const OOM_WINDOW_LINES: usize = 1000;
 
-/// What a process has printed.
+/// The end of a process's output.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct OutputTail {
     /// The last [`TAIL_LINES`] lines, oldest first.
     pub(super) tail: Vec<String>,
-    /// The memory that it said it lacked within its last [`LAST_WORDS_LINES`] lines.
+    /// The out-of-memory message within its last [`OOM_WINDOW_LINES`] lines.
     pub(super) shortage: Option<v1::MemoryShortage>,
 }
 
-/// The end of a process's output, as its readers gather it.
+/// Collects the end of a process's output from its reader threads.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Output(Arc<Mutex<Gathered>>);
+pub(super) struct Output(Arc<Mutex<Buffer>>);
 
 #[derive(Debug, Default)]
-struct Gathered {
+struct Buffer {
     tail: VecDeque<String>,
-    /// The last shortage told of, and the lines since.
+    /// The last out-of-memory message, and the number of lines since.
     shortage: Option<(v1::MemoryShortage, usize)>,
 }
 
 impl Output {
     fn push(&self, line: &str) {
-        let mut gathered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shortage) = oom::parse(line) {
-            gathered.shortage = Some((shortage, 0));
-        } else if let Some((_, since)) = &mut gathered.shortage {
+            buffer.shortage = Some((shortage, 0));
+        } else if let Some((_, since)) = &mut buffer.shortage {
             *since += 1;
         }
-        if gathered.tail.len() == TAIL_LINES {
-            gathered.tail.pop_front();
+        if buffer.tail.len() == TAIL_LINES {
+            buffer.tail.pop_front();
         }
-        let most = TAIL_LINE_BYTES.min(line.len());
-        let cut = (0..=most).rev().find(|&at| line.is_char_boundary(at)).unwrap_or(0);
-        gathered.tail.push_back(line[..cut].to_owned());
+        let max = TAIL_LINE_BYTES.min(line.len());
+        let cut = (0..=max).rev().find(|&at| line.is_char_boundary(at)).unwrap_or(0);
+        buffer.tail.push_back(line[..cut].to_owned());
     }
 
-    pub(super) fn take(&self) -> Said {
-        let gathered = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    pub(super) fn take(&self) -> OutputTail {
+        let buffer = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let shortage =
-            gathered.shortage.filter(|&(_, since)| since < LAST_WORDS_LINES).map(|(shortage, _)| shortage);
-        Said { tail: gathered.tail.into(), shortage }
+            buffer.shortage.filter(|&(_, since)| since < OOM_WINDOW_LINES).map(|(shortage, _)| shortage);
+        OutputTail { tail: buffer.tail.into(), shortage }
     }
 }
 
-/// Copies a rank's output to this process's standard error, where its log goes too, line by line.
+/// Copies a rank's output line by line to standard error, where this process's log goes too.
 pub(super) fn forward(
     session_id: &str,
     output: impl Read + Send + 'static,
     format: LogFormat,
-    gathered: Output,
+    buffer: Output,
 ) -> io::Result<JoinHandle<()>> {
     let session = session_id.to_owned();
     thread::Builder::new().name(format!("log {session_id}")).spawn(move || {
@@ -77,8 +77,8 @@ pub(super) fn forward(
         while output.read_until(b'\n', &mut bytes).is_ok_and(|read| read > 0) {
             let line = String::from_utf8_lossy(&bytes);
             let line = line.trim_end_matches(['\n', '\r']);
-            gathered.push(line);
-            if let Some(line) = passed_on(line, &session, format) {
+            buffer.push(line);
+            if let Some(line) = log_line(line, &session, format) {
                 telemetry::write_line(&line);
             }
             bytes.clear();
@@ -86,9 +86,9 @@ pub(super) fn forward(
     })
 }
 
-/// A rank's line as it stands in this process's log. What libraries print is no JSON, and becomes a line of the log's own
-/// form where that is JSON; empty lines are left out there.
-fn passed_on<'a>(line: &'a str, session: &str, format: LogFormat) -> Option<Cow<'a, str>> {
+/// The line for this process's log. In a JSON log, lines that are not JSON (libraries print those) are wrapped, and empty lines
+/// are dropped.
+fn log_line<'a>(line: &'a str, session: &str, format: LogFormat) -> Option<Cow<'a, str>> {
     let is_object = || line.starts_with('{') && serde_json::from_str::<IgnoredAny>(line).is_ok();
     match format {
         LogFormat::Human => Some(line.into()),
@@ -103,16 +103,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_in_json_stays_json_whatever_a_library_prints() {
-        let json = |line| passed_on(line, "s1", LogFormat::Json);
+    fn a_json_log_stays_json_whatever_a_library_prints() {
+        let json = |line| log_line(line, "s1", LogFormat::Json);
         let logged = r#"{"level":"INFO","message":"step"}"#;
         assert_eq!(json(logged).as_deref(), Some(logged));
         assert_eq!(json("  "), None);
         for line in ["[W socket.cpp:460] a \"warning\"", "{ torn", "42"] {
-            let told: serde_json::Value = serde_json::from_str(&json(line).unwrap()).unwrap();
-            assert_eq!((&told["message"], &told["session"]), (&line.into(), &"s1".into()));
+            let logged: serde_json::Value = serde_json::from_str(&json(line).unwrap()).unwrap();
+            assert_eq!((&logged["message"], &logged["session"]), (&line.into(), &"s1".into()));
         }
-        assert_eq!(passed_on("plain", "s1", LogFormat::Human).as_deref(), Some("plain"));
+        assert_eq!(log_line("plain", "s1", LogFormat::Human).as_deref(), Some("plain"));
     }
 
     #[test]
@@ -129,8 +129,8 @@ mod tests {
     }
 
     #[test]
-    fn a_shortage_is_heard_through_the_backtrace_behind_it_and_forgotten_after_that() {
-        for (frames, heard) in [(0, true), (LAST_WORDS_LINES - 1, true), (LAST_WORDS_LINES, false)] {
+    fn an_out_of_memory_message_counts_through_a_backtrace_and_no_longer() {
+        for (frames, counts) in [(0, true), (OOM_WINDOW_LINES - 1, true), (OOM_WINDOW_LINES, false)] {
             let output = Output::default();
             output.push("memory allocation of 64 bytes failed");
             output.push("memory allocation of 4096 bytes failed");
@@ -138,7 +138,7 @@ mod tests {
                 output.push(&format!("  {frame}: core::ops::function::FnOnce::call_once"));
             }
             let requested = output.take().shortage.and_then(|shortage| shortage.requested_bytes);
-            assert_eq!(requested, heard.then_some(4096), "{frames}");
+            assert_eq!(requested, counts.then_some(4096), "{frames}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One rank process as its agent holds it: its output, its end, and the means to end it.
+//! A supervised rank process: its output, its exit, and the signals sent to it.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -13,21 +13,21 @@ use foil_proto::v1;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
-use super::output::{Output, Said, forward};
+use super::output::{Output, OutputTail, forward};
 use crate::exit::Exit;
-use crate::memory::{KillCounter, Limit};
+use crate::memory::{MemoryLimit, OomKillCounter};
 
-/// A process that has ended, or that could not be started.
+/// The end of a rank process, or a failure to start one.
 #[derive(Debug)]
 pub(super) struct RankEnd {
     pub(super) exit: v1::RankExited,
-    /// By this agent, which was told to or is ending itself.
+    /// Whether this agent ended it on purpose.
     pub(super) stopped: bool,
 }
 
 impl RankEnd {
-    /// Logs and counts it.
-    pub(super) fn count(&self) {
+    /// Logs it and adds it to the metrics.
+    pub(super) fn record(&self) {
         let (exit, cause) = (&self.exit, self.cause());
         let signal = exit.signal.map(signal_name);
         tracing::info!(session = exit.session_id, cause, code = ?exit.exit_code, signal, "rank ended");
@@ -50,7 +50,7 @@ impl RankEnd {
     }
 }
 
-/// For example `SIGSEGV`; a real-time signal goes by its number.
+/// For example `SIGSEGV`; real-time signals are named by number.
 fn signal_name(signal: i32) -> String {
     Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned())
 }
@@ -60,11 +60,11 @@ fn signal_name(signal: i32) -> String {
 pub(super) struct RankProcess {
     child: Arc<Mutex<Child>>,
     killed: Arc<AtomicBool>,
-    asked: Arc<AtomicBool>,
+    terminated: Arc<AtomicBool>,
 }
 
 impl RankProcess {
-    /// Takes charge of `child`, whose output must be piped; its end is sent on `exits`.
+    /// Supervises `child`, whose output must be piped; its end is sent on `exits`.
     pub(super) fn supervise(
         session_id: String,
         mut child: Child,
@@ -77,61 +77,61 @@ impl RankProcess {
             child.stderr.take().map(|err| forward(&session_id, err, format, output.clone())).transpose()?,
         ];
         let process =
-            Self { child: Arc::new(Mutex::new(child)), killed: Arc::default(), asked: Arc::default() };
-        let Self { child, killed, asked } = &process;
-        let (child, killed, asked) = (Arc::clone(child), Arc::clone(killed), Arc::clone(asked));
-        let kills_before = KillCounter::read();
+            Self { child: Arc::new(Mutex::new(child)), killed: Arc::default(), terminated: Arc::default() };
+        let Self { child, killed, terminated } = &process;
+        let (child, killed, terminated) = (Arc::clone(child), Arc::clone(killed), Arc::clone(terminated));
+        let kills_before = OomKillCounter::read();
         thread::Builder::new().name(format!("reap {session_id}")).spawn(move || {
-            let end = End::of(&child);
+            let end = End::wait(&child);
             for reader in readers.into_iter().flatten() {
-                // A reader that panicked only shortens the tail.
+                // If a reader panicked, the tail is only shorter.
                 let _ = reader.join();
             }
-            let kernel_killed = KillCounter::read() > kills_before;
-            let by_us = killed.load(Ordering::SeqCst);
-            let stopped = end.is_stop(by_us, asked.load(Ordering::SeqCst));
-            let exit = end.report(session_id, output.take(), by_us, kernel_killed);
-            // Nobody listens where the agent itself is ending.
+            let oom_killed = OomKillCounter::read() > kills_before;
+            let killed = killed.load(Ordering::SeqCst);
+            let stopped = end.is_stop(killed, terminated.load(Ordering::SeqCst));
+            let exit = end.report(session_id, output.take(), killed, oom_killed);
+            // The receiver is gone if the agent itself is ending.
             let _ = exits.send(RankEnd { exit, stopped });
         })?;
         Ok(process)
     }
 
-    /// Asks it to end: a rank in training keeps a checkpoint first.
+    /// Sends SIGTERM: a rank in training writes a checkpoint before it exits.
     pub(super) fn terminate(&self) {
         let child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         let Ok(id) = i32::try_from(child.id()) else { return };
-        self.asked.store(true, Ordering::SeqCst);
-        // It is not reaped while the lock is held, so the number is still its own.
+        self.terminated.store(true, Ordering::SeqCst);
+        // The process is not reaped while the lock is held, so its pid cannot have been reused.
         if let Err(error) =
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM)
         {
-            tracing::debug!(%error, "a rank could not be asked to end");
+            tracing::debug!(%error, "cannot send SIGTERM to a rank");
         }
     }
 
-    /// SIGKILL. Harmless where the process has ended: it is reaped under the same lock, so its number cannot name another.
+    /// Sends SIGKILL. Harmless if the process has ended: it is reaped under the same lock, so its pid cannot have been reused.
     pub(super) fn kill(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        // A rank's end is often heard of by its stream first, and answered with a kill that comes too late.
+        // The coordinator often notices a rank's end by its stream first and sends a kill that comes too late.
         if !is_ending(child.id()) {
             self.killed.store(true, Ordering::SeqCst);
         }
         if let Err(error) = child.kill() {
-            tracing::warn!(%error, "a rank could not be killed");
+            tracing::warn!(%error, "cannot kill a rank");
         }
     }
 }
 
-/// Whether a process is ending or has ended, so that no signal from here on is its cause.
+/// Whether a process is exiting or has exited, so that a signal sent now cannot be the cause.
 fn is_ending(id: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{id}/stat")).map_or(true, |stat| tells_of_end(&stat))
+    std::fs::read_to_string(format!("/proc/{id}/stat")).map_or(true, |stat| is_exit_state(&stat))
 }
 
-/// By the text of /proc/N/stat: a zombie, or one with the kernel's flag PF_EXITING.
-fn tells_of_end(stat: &str) -> bool {
+/// Whether the text of /proc/N/stat shows a zombie or the kernel's flag PF_EXITING.
+fn is_exit_state(stat: &str) -> bool {
     const PF_EXITING: u32 = 0x4;
-    // The program's name, in parentheses, may hold anything.
+    // The program's name, in parentheses, may contain anything.
     let fields: Vec<&str> =
         stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
     let flags: u32 = fields.get(6).and_then(|flags| flags.parse().ok()).unwrap_or(0);
@@ -141,53 +141,63 @@ fn tells_of_end(stat: &str) -> bool {
 /// How a process ended.
 #[derive(Debug, Clone, Copy, Default)]
 struct End {
-    /// None of both where it could not be waited for.
+    /// Exit code; with `signal`, `None` if the process could not be waited for.
     code: Option<i32>,
     signal: Option<i32>,
-    /// The most memory it held, in bytes.
+    /// Peak resident memory in bytes.
     peak: Option<u64>,
 }
 
 impl End {
-    /// Waits for the end without reaping, so that the lock is free for a kill meanwhile; then reaps under it.
-    fn of(child: &Mutex<Child>) -> Self {
+    /// Waits for the exit without reaping, so that the lock is free for a kill meanwhile; then reaps under the lock.
+    fn wait(child: &Mutex<Child>) -> Self {
         let id = child.lock().unwrap_or_else(PoisonError::into_inner).id();
         let waited = foil_sys::wait_for_end(id).and_then(|peak| {
             let status = child.lock().unwrap_or_else(PoisonError::into_inner).wait()?;
             Ok(Self { code: status.code(), signal: status.signal(), peak: Some(peak) })
         });
         waited.unwrap_or_else(|error| {
-            tracing::error!(%error, process = id, "a rank could not be waited for");
+            tracing::error!(%error, process = id, "cannot wait for a rank");
             Self::default()
         })
     }
 
-    /// Whether it ended as this agent wanted it to: by the kill, or in answer to SIGTERM.
-    fn is_stop(self, killed: bool, asked: bool) -> bool {
+    /// Whether this agent caused the exit: by SIGKILL, or by SIGTERM that the rank answered.
+    fn is_stop(self, killed: bool, terminated: bool) -> bool {
         let by = |signal: Signal| self.signal == Some(signal as i32);
-        let answered = self.code == Some(Exit::Terminated as i32) || by(Signal::SIGTERM);
-        (killed && by(Signal::SIGKILL)) || (asked && answered)
+        let graceful = self.code == Some(Exit::Terminated as i32) || by(Signal::SIGTERM);
+        (killed && by(Signal::SIGKILL)) || (terminated && graceful)
     }
 
-    fn report(self, session_id: String, said: Said, by_us: bool, kernel_killed: bool) -> v1::RankExited {
-        let Said { tail: log_tail, shortage } = said;
-        let shortage = self.shortage(shortage, kernel_killed && !by_us);
+    fn report(
+        self,
+        session_id: String,
+        output: OutputTail,
+        killed: bool,
+        oom_killed: bool,
+    ) -> v1::RankExited {
+        let OutputTail { tail: log_tail, shortage } = output;
+        let shortage = self.memory_shortage(shortage, oom_killed && !killed);
         let memory = shortage.map(|shortage| v1::MemoryShortage {
             peak_bytes: self.peak,
-            limit_bytes: Limit::read().map(|limit| limit.bytes),
+            limit_bytes: MemoryLimit::read().map(|limit| limit.bytes),
             ..shortage
         });
         let (exit_code, signal) = (self.code, self.signal);
         v1::RankExited { session_id, exit_code, signal, out_of_memory: memory.is_some(), log_tail, memory }
     }
 
-    /// Host memory that ran out: the kernel's killer struck, or the program aborted over an allocation and said so.
-    fn shortage(self, said: Option<v1::MemoryShortage>, kernel_killed: bool) -> Option<v1::MemoryShortage> {
+    /// A shortage of host memory: the kernel's OOM killer struck, or the program aborted over a failed allocation and printed it.
+    fn memory_shortage(
+        self,
+        printed: Option<v1::MemoryShortage>,
+        oom_killed: bool,
+    ) -> Option<v1::MemoryShortage> {
         let ended_by = |signal: Signal| self.signal == Some(signal as i32);
-        if ended_by(Signal::SIGKILL) && kernel_killed {
+        if ended_by(Signal::SIGKILL) && oom_killed {
             return Some(oom::of_unknown_size(MemoryKind::Host));
         }
-        if ended_by(Signal::SIGABRT) { said } else { None }
+        if ended_by(Signal::SIGABRT) { printed } else { None }
     }
 }
 
@@ -196,10 +206,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_blamed_where_the_kernel_or_the_process_says_so() {
+    fn out_of_memory_is_reported_if_the_kernel_or_the_process_says_so() {
         let end = |signal: Signal| End { signal: Some(signal as i32), peak: Some(5 << 30), code: None };
-        let said = |line: &str| Said { tail: vec![line.to_owned()], shortage: oom::parse(line) };
-        let report = |end: End, line: &str, by_us, killed| end.report("s".into(), said(line), by_us, killed);
+        let output = |line: &str| OutputTail { tail: vec![line.to_owned()], shortage: oom::parse(line) };
+        let report = |end: End, line: &str, killed, oom_killed| {
+            end.report("s".into(), output(line), killed, oom_killed)
+        };
 
         let killed = report(end(Signal::SIGKILL), "", false, true);
         let memory = killed.memory.unwrap();
@@ -211,29 +223,29 @@ mod tests {
         assert!(report(end(Signal::SIGABRT), bad_alloc, false, false).out_of_memory);
         assert!(report(end(Signal::SIGABRT), bad_alloc, true, false).out_of_memory, "the kill came too late");
 
-        for (end, line, by_us, kernel_killed) in [
-            // Killed by this agent while the kernel killed another.
+        for (end, line, killed, oom_killed) in [
+            // Killed by this agent while the kernel killed another process.
             (end(Signal::SIGKILL), bad_alloc, true, true),
             (end(Signal::SIGKILL), "", false, false),
             (end(Signal::SIGSEGV), bad_alloc, false, true),
             (end(Signal::SIGABRT), "assertion failed", false, true),
             (End { code: Some(1), ..End::default() }, bad_alloc, false, true),
         ] {
-            let exit = report(end, line, by_us, kernel_killed);
+            let exit = report(end, line, killed, oom_killed);
             assert!(!exit.out_of_memory && exit.memory.is_none(), "{exit:?}");
         }
     }
 
     #[test]
-    fn an_end_is_counted_by_its_true_cause() {
-        let cause = |end: End, killed: bool, asked: bool| {
-            let stopped = end.is_stop(killed, asked);
-            RankEnd { exit: end.report("s".into(), Said::default(), killed, false), stopped }.cause()
+    fn an_exit_is_counted_by_its_true_cause() {
+        let cause = |end: End, killed: bool, terminated: bool| {
+            let stopped = end.is_stop(killed, terminated);
+            RankEnd { exit: end.report("s".into(), OutputTail::default(), killed, false), stopped }.cause()
         };
         let by = |signal: Signal| End { signal: Some(signal as i32), ..End::default() };
         let code = |code: i32| End { code: Some(code), ..End::default() };
         assert_eq!(cause(by(Signal::SIGKILL), true, false), "stopped");
-        assert_eq!(cause(by(Signal::SIGKILL), false, false), "signal", "somebody else's");
+        assert_eq!(cause(by(Signal::SIGKILL), false, false), "signal", "killed by somebody else");
         assert_eq!(cause(by(Signal::SIGSEGV), true, true), "signal", "it crashed before the kill");
         assert_eq!(cause(code(143), false, true), "stopped");
         assert_eq!((cause(code(143), false, false), cause(code(1), false, true)), ("error", "error"));
@@ -245,10 +257,10 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_that_comes_too_late_is_known_as_such() {
-        assert!(!tells_of_end("7 (a) b) S 1 7 7 0 -1 4194304 100 0"));
-        assert!(tells_of_end("7 (a) b) Z 1 7 7 0 -1 4194304 100 0"));
-        assert!(tells_of_end("7 (a) R 1 7 7 0 -1 4194308 100 0"), "PF_EXITING");
+    fn a_kill_after_the_exit_is_recognized() {
+        assert!(!is_exit_state("7 (a) b) S 1 7 7 0 -1 4194304 100 0"));
+        assert!(is_exit_state("7 (a) b) Z 1 7 7 0 -1 4194304 100 0"));
+        assert!(is_exit_state("7 (a) R 1 7 7 0 -1 4194308 100 0"), "PF_EXITING");
         assert!(!is_ending(std::process::id()));
         let mut child = std::process::Command::new("true").spawn().unwrap();
         foil_sys::wait_for_end(child.id()).unwrap();

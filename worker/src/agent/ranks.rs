@@ -1,4 +1,4 @@
-//! The rank processes of this agent: starting, stopping, forgetting.
+//! The rank processes of this agent.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,24 +14,24 @@ use super::interface;
 use super::process::{RankEnd, RankProcess};
 use super::spawner::Spawner;
 
-/// How a rank process is started, whatever its session.
+/// How rank processes are started, for all sessions alike.
 #[derive(Clone, Debug)]
 pub struct RankProgram {
     /// `foil-worker` itself.
     pub program: PathBuf,
-    /// Put before the arguments of a session.
+    /// Arguments that precede those of a session.
     pub arguments: Vec<String>,
     /// Addresses of coordinators, separated by commas.
     pub coordinator: String,
-    /// Where other ranks reach those of this machine. None: at the address that its way to the coordinator begins at.
+    /// Address at which other ranks reach those of this machine; by default the local address of the route to the coordinator.
     pub advertise_address: Option<String>,
-    /// Each session gets a directory of its own in it, removed at its end.
+    /// Directory in which each session gets its own, removed at the session's end.
     pub work_dir: PathBuf,
-    /// Of the agent's own log, which what ranks print becomes a part of.
+    /// Format of the agent's log, into which the ranks' output is forwarded.
     pub log_format: LogFormat,
 }
 
-/// Live processes by session.
+/// Running processes by session.
 #[derive(Debug)]
 pub(super) struct Ranks {
     program: RankProgram,
@@ -41,14 +41,14 @@ pub(super) struct Ranks {
 }
 
 impl Ranks {
-    /// Ends of processes are sent on `exits`; each must be handed to [`Ranks::forget`].
+    /// Ends of processes are sent on `exits`; each must be passed to [`Ranks::remove`].
     pub(super) fn new(program: RankProgram, exits: mpsc::UnboundedSender<RankEnd>) -> std::io::Result<Self> {
         Ok(Self { program, spawner: Spawner::start()?, live: BTreeMap::new(), exits })
     }
 
-    /// A session that already runs is left alone: commands may be repeated.
+    /// Starts a rank process; does nothing if the session already runs, since commands may be repeated.
     ///
-    /// `coordinators` are where it finds the leader, the likeliest first; `address` is where other ranks find it.
+    /// `coordinators` are the addresses to look for the leader at, the likeliest first; `address` is that of the rank itself.
     pub(super) async fn start(
         &mut self,
         start: &v1::StartRank,
@@ -62,7 +62,7 @@ impl Ranks {
         let command = self.program.command(start, device, coordinators, address);
         let started = match self.spawner.spawn(command).await {
             Ok(mut child) => {
-                hand_over(&mut child, &start.secret);
+                send_secret(&mut child, &start.secret);
                 let format = self.program.log_format;
                 RankProcess::supervise(start.session_id.clone(), child, format, self.exits.clone())
             }
@@ -81,7 +81,7 @@ impl Ranks {
                 self.live.insert(start.session_id.clone(), process);
             }
             Err(error) => {
-                tracing::error!(%error, session = start.session_id, program = %self.program.program.display(), "rank could not be started");
+                tracing::error!(%error, session = start.session_id, program = %self.program.program.display(), "cannot start a rank");
                 self.refuse(
                     &start.session_id,
                     format!("the agent could not start the rank process: {error}"),
@@ -90,41 +90,44 @@ impl Ranks {
         }
     }
 
-    /// Answers a command to start that cannot be obeyed, as an end without a code.
-    pub(super) fn refuse(&self, session_id: &str, why: String) {
-        let exit =
-            v1::RankExited { session_id: session_id.to_owned(), log_tail: vec![why], ..Default::default() };
-        // The receiver lives as long as this agent's loop.
+    /// Reports a rank that cannot be started as an exit without a code.
+    pub(super) fn refuse(&self, session_id: &str, reason: String) {
+        let exit = v1::RankExited {
+            session_id: session_id.to_owned(),
+            log_tail: vec![reason],
+            ..Default::default()
+        };
+        // Cannot fail: the agent's loop holds the receiver.
         let _ = self.exits.send(RankEnd { exit, stopped: false });
     }
 
-    pub(super) fn stop(&self, session_id: &str) {
+    pub(super) fn kill(&self, session_id: &str) {
         if let Some(process) = self.live.get(session_id) {
             process.kill();
         }
     }
 
-    /// Asks all to end in order.
+    /// Asks all ranks to stop gracefully.
     pub(super) fn terminate_all(&self) {
         for process in self.live.values() {
             process.terminate();
         }
     }
 
-    pub(super) fn stop_all(&self) {
+    pub(super) fn kill_all(&self) {
         for process in self.live.values() {
             process.kill();
         }
     }
 
-    /// After a process's end was reported.
-    pub(super) fn forget(&mut self, session_id: &str) {
+    /// Removes a process whose end was reported, with its directory.
+    pub(super) fn remove(&mut self, session_id: &str) {
         self.live.remove(session_id);
         let dir = self.program.session_dir(session_id);
         if dir.exists()
             && let Err(error) = std::fs::remove_dir_all(&dir)
         {
-            tracing::warn!(%error, dir = %dir.display(), "a rank's directory could not be removed");
+            tracing::warn!(%error, dir = %dir.display(), "cannot remove a rank's directory");
         }
     }
 
@@ -141,11 +144,11 @@ impl Ranks {
     }
 }
 
-/// Gives a process its secret. One that has ended already needs none.
-fn hand_over(child: &mut Child, secret: &str) {
+/// Writes the secret to a process's standard input. A process that has already exited needs none.
+fn send_secret(child: &mut Child, secret: &str) {
     let written = child.stdin.take().map(|mut stdin| writeln!(stdin, "{secret}"));
     if let Some(Err(error)) = written {
-        tracing::debug!(%error, "a rank took no secret");
+        tracing::debug!(%error, "cannot send a rank its secret");
     }
 }
 
@@ -177,23 +180,23 @@ impl RankProgram {
             .args(["--parent-pid", &std::process::id().to_string()])
             .arg("--work-dir")
             .arg(self.session_dir(&start.session_id))
-            // A rank sees its one device only, and calls it cuda:0.
+            // A rank sees only its own device, as cuda:0.
             .env("CUDA_VISIBLE_DEVICES", if device.kind == "cuda" { &device.id } else { "" })
-            // cuBLAS picks the same algorithm for the same shape only with a fixed workspace.
+            // cuBLAS is deterministic only with a fixed workspace.
             .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            // cuDNN compiles a plan for each new shape of a decoding step, some tenths of a second every time.
+            // cuDNN compiles a plan for each new shape of a decoding step, which takes tenths of a second every time.
             .env("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
             .env("OMP_NUM_THREADS", start.threads.to_string())
-            // What a terminal sends is for the agent, which asks its ranks to keep what they have done.
+            // Signals from a terminal are for the agent, which stops its ranks gracefully.
             .process_group(0)
-            // Its secret comes by it: arguments and the environment can be read by others.
+            // For the secret: other users can read arguments and the environment.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // An exact name, after '='. What the user has set counts.
+        // '=' asks for an exact name. A value set by the user takes precedence.
         if device.kind == "cuda"
             && std::env::var_os(interface::NCCL_SOCKET_IFNAME).is_none()
-            && let Some(name) = interface::of(address)
+            && let Some(name) = interface::with_address(address)
         {
             command.env(interface::NCCL_SOCKET_IFNAME, format!("={name}"));
         }

@@ -1,7 +1,7 @@
-//! The one thread that forks rank processes.
+//! The thread that forks rank processes.
 //!
-//! A rank asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG), and that parent is the
-//! *thread* that forked it: so all are forked from one thread that lives as long as the agent.
+//! A rank asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG), and the parent is the *thread* that forked it.
+//! So all ranks are forked from one thread that lives as long as the agent.
 
 use std::io;
 use std::process::{Child, Command};
@@ -26,7 +26,7 @@ impl Spawner {
         let (requests, received) = mpsc::channel::<Request>();
         thread::Builder::new().name("spawner".to_owned()).spawn(move || {
             for mut request in received {
-                // Nobody waits any more where the agent stops: the dropped child is then killed by its own end of parent.
+                // If the agent stops, nobody waits for the reply; the child then dies with this thread.
                 let _ = request.reply.send(request.command.spawn());
             }
         })?;
@@ -34,9 +34,9 @@ impl Spawner {
     }
 
     pub(super) async fn spawn(&self, command: Command) -> io::Result<Child> {
-        let (reply, answer) = oneshot::channel();
-        let gone = || io::Error::other("the spawner thread is gone");
+        let (reply, response) = oneshot::channel();
+        let gone = || io::Error::other("the spawner thread has ended");
         self.requests.send(Request { command, reply }).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        response.await.map_err(|_| gone())?
     }
 }

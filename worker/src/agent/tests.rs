@@ -9,16 +9,16 @@ use tokio::time::timeout;
 use super::*;
 use crate::fake_coordinator::{AgentPeer, FakeCoordinator};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// An agent whose ranks are shell scripts; they ignore the arguments of a rank.
-struct Running {
+/// An agent whose ranks are shell scripts, which ignore the arguments of a rank.
+struct TestAgent {
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<AgentEnd, AgentError>>,
     work: TempDir,
 }
 
-fn start_agent(coordinator: &FakeCoordinator, script: &str) -> Running {
+fn start_agent(coordinator: &FakeCoordinator, script: &str) -> TestAgent {
     let work = tempfile::tempdir().unwrap();
     let options = AgentOptions {
         agent_id: "agent-1".to_owned(),
@@ -37,19 +37,19 @@ fn start_agent(coordinator: &FakeCoordinator, script: &str) -> Running {
     };
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(run(options, String::new, async { drop(stopped.await) }));
-    Running { stop: Some(stop), task, work }
+    TestAgent { stop: Some(stop), task, work }
 }
 
-impl Running {
+impl TestAgent {
     async fn stop(mut self) -> AgentEnd {
         self.stop.take().unwrap().send(()).unwrap();
-        timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap()
+        timeout(TIMEOUT, self.task).await.unwrap().unwrap().unwrap()
     }
 }
 
 async fn next(peer: &mut AgentPeer) -> Message {
     loop {
-        let message = timeout(PATIENCE, peer.heard.recv()).await.unwrap().unwrap().message.unwrap();
+        let message = timeout(TIMEOUT, peer.received.recv()).await.unwrap().unwrap().message.unwrap();
         if !matches!(message, Message::Heartbeat(_)) {
             return message;
         }
@@ -89,20 +89,20 @@ fn start_rank(session: &str, device: &str) -> Command {
 }
 
 async fn joined(coordinator: &mut FakeCoordinator) -> (AgentPeer, v1::AgentRegister) {
-    let mut peer = timeout(PATIENCE, coordinator.agents.recv()).await.unwrap().unwrap();
+    let mut peer = timeout(TIMEOUT, coordinator.agents.recv()).await.unwrap().unwrap();
     let register = registration(&mut peer).await;
     (peer, register)
 }
 
 #[tokio::test]
-async fn registers_beats_and_reports_how_a_rank_ended() {
+async fn an_agent_registers_sends_heartbeats_and_reports_exits() {
     let mut coordinator = FakeCoordinator::start().await;
     let agent = start_agent(&coordinator, "echo out; echo err >&2; exit 7");
     let (mut peer, register) = joined(&mut coordinator).await;
     assert_eq!((register.agent_id.as_str(), register.devices.len()), ("agent-1", 2));
     assert_eq!(register.advertise_address, "127.0.0.1", "as the coordinator is on this machine");
     send(&peer, 1, welcome(60_000));
-    let heartbeat = timeout(PATIENCE, peer.heard.recv()).await.unwrap().unwrap();
+    let heartbeat = timeout(TIMEOUT, peer.received.recv()).await.unwrap().unwrap();
     assert!(matches!(heartbeat.message, Some(Message::Heartbeat(_))));
 
     send(&peer, 1, start_rank("s1", "cpu:0"));
@@ -116,7 +116,7 @@ async fn registers_beats_and_reports_how_a_rank_ended() {
 }
 
 #[tokio::test]
-async fn a_stopped_rank_is_killed_and_an_older_term_is_refused() {
+async fn a_stopped_rank_is_killed_and_an_older_term_is_rejected() {
     let mut coordinator = FakeCoordinator::start().await;
     let agent = start_agent(&coordinator, "exec sleep 600");
     let (mut peer, _) = joined(&mut coordinator).await;
@@ -131,7 +131,7 @@ async fn a_stopped_rank_is_killed_and_an_older_term_is_refused() {
 }
 
 #[tokio::test]
-async fn a_rank_may_end_in_order_when_its_agent_is_told_to_stop() {
+async fn ranks_stop_gracefully_when_their_agent_is_told_to_stop() {
     let mut coordinator = FakeCoordinator::start().await;
     let files = tempfile::tempdir().unwrap();
     let ready = files.path().join("ready");
@@ -145,9 +145,9 @@ async fn a_rank_may_end_in_order_when_its_agent_is_told_to_stop() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, started).await.unwrap();
+    timeout(TIMEOUT, started).await.unwrap();
     let stopped = tokio::spawn(agent.stop());
-    assert!(matches!(next(&mut peer).await, Message::Leaving(_)), "the coordinator hears of it first");
+    assert!(matches!(next(&mut peer).await, Message::Leaving(_)), "the coordinator is told first");
     let end = exit(&mut peer).await;
     assert_eq!((end.session_id.as_str(), end.exit_code, end.signal), ("s1", Some(143), None));
     assert_eq!(stopped.await.unwrap(), AgentEnd::Stopped);
@@ -167,14 +167,14 @@ async fn a_rank_that_cannot_start_is_reported_too() {
 }
 
 #[tokio::test]
-async fn reconnects_with_its_live_sessions() {
+async fn an_agent_reconnects_with_its_running_sessions() {
     let mut coordinator = FakeCoordinator::start().await;
     let agent = start_agent(&coordinator, "exec sleep 600");
     let (peer, register) = joined(&mut coordinator).await;
     assert!(register.session_ids.is_empty());
     send(&peer, 1, welcome(60_000));
     send(&peer, 1, start_rank("s1", "cpu:0"));
-    // The agent has obeyed once its directory of ranks is asked for anything later; commands are in order.
+    // Commands are handled in order: once the second has failed, the first has run.
     send(&peer, 1, start_rank("s2", "cpu:9"));
     let mut peer = peer;
     assert_eq!(exit(&mut peer).await.session_id, "s2");
@@ -186,7 +186,7 @@ async fn reconnects_with_its_live_sessions() {
 }
 
 #[tokio::test]
-async fn without_a_leader_for_the_fence_period_its_ranks_are_killed() {
+async fn ranks_are_killed_after_a_fence_period_without_a_leader() {
     let mut coordinator = FakeCoordinator::start().await;
     let agent = start_agent(&coordinator, "exec sleep 600");
     let (peer, _) = joined(&mut coordinator).await;
@@ -196,10 +196,10 @@ async fn without_a_leader_for_the_fence_period_its_ranks_are_killed() {
     let mut peer = peer;
     assert_eq!(exit(&mut peer).await.session_id, "s2");
     drop(peer);
-    // Registered again and again, never welcomed: no leader.
+    // Registrations that are never answered: there is no leader.
     let mut sessions = Vec::new();
     loop {
-        let mut peer = timeout(PATIENCE, coordinator.agents.recv()).await.unwrap().unwrap();
+        let mut peer = timeout(TIMEOUT, coordinator.agents.recv()).await.unwrap().unwrap();
         sessions.push(registration(&mut peer).await.session_ids);
         if sessions.last().unwrap().is_empty() {
             break;
@@ -211,26 +211,26 @@ async fn without_a_leader_for_the_fence_period_its_ranks_are_killed() {
 }
 
 #[tokio::test]
-async fn a_refused_agent_ends_with_the_coordinators_words() {
+async fn a_rejected_agent_ends_with_the_coordinators_message() {
     let mut coordinator = FakeCoordinator::start().await;
     let agent = start_agent(&coordinator, "exit 0");
     let (peer, _) = joined(&mut coordinator).await;
     peer.commands.send(Err(tonic::Status::invalid_argument("no such device kind"))).unwrap();
-    let end = timeout(PATIENCE, agent.task).await.unwrap().unwrap();
+    let end = timeout(TIMEOUT, agent.task).await.unwrap().unwrap();
     assert!(end.unwrap_err().to_string().contains("no such device kind"));
 }
 
 #[tokio::test]
 async fn an_agent_ends_with_its_parent() {
     let coordinator = FakeCoordinator::start().await;
-    let mut options_of = start_agent(&coordinator, "exit 0");
-    options_of.stop.take();
-    assert_eq!(timeout(PATIENCE, options_of.task).await.unwrap().unwrap().unwrap(), AgentEnd::Stopped);
+    let mut agent = start_agent(&coordinator, "exit 0");
+    agent.stop.take();
+    assert_eq!(timeout(TIMEOUT, agent.task).await.unwrap().unwrap().unwrap(), AgentEnd::Stopped);
     assert!(!is_child_of(0) && !is_child_of(std::process::id()));
 }
 
 #[tokio::test]
-async fn a_rank_gets_its_secret_by_its_standard_input_alone() {
+async fn a_rank_gets_its_secret_only_on_standard_input() {
     let mut coordinator = FakeCoordinator::start().await;
     let script = r#"read secret; echo "got $secret"; env | grep -c s3cret; echo "$0 $*" | grep -c s3cret"#;
     let agent = start_agent(&coordinator, script);
@@ -243,7 +243,7 @@ async fn a_rank_gets_its_secret_by_its_standard_input_alone() {
 }
 
 #[tokio::test]
-async fn an_agent_waits_a_little_for_its_name_and_stays_the_process_it_was() {
+async fn an_agent_retries_while_its_name_is_taken_and_keeps_its_instance() {
     let mut coordinator = FakeCoordinator::start().await;
     let agent = start_agent(&coordinator, "exit 0");
     let (peer, first) = joined(&mut coordinator).await;

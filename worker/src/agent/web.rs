@@ -9,10 +9,10 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-/// Whether the coordinator has welcomed this agent.
+/// Whether this agent is registered with the coordinator.
 pub(super) type Connected = Arc<AtomicBool>;
 
-/// Listens and answers until the runtime ends. Gives the bound address.
+/// Serves until the runtime ends. Returns the bound address.
 pub(super) async fn serve(
     listen: SocketAddr,
     metrics: impl Fn() -> String + Clone + Send + Sync + 'static,

@@ -1,5 +1,5 @@
-//! The agent's directory for its ranks' files: held by a lock for as long as the agent lives, so that what a killed agent
-//! has left can be told from what a living one uses, and removed.
+//! The agent's directory for its ranks' files. A lock is held on it while the agent lives, so that directories of dead agents
+//! can be recognized and removed.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use foil_common::private;
 
-/// Marks a directory as an agent's. Locked by the agent, however long it lives and however it ends.
+/// Lock file that marks a directory as an agent's. The kernel releases the lock however the agent ends.
 const LOCK: &str = ".foil-agent.lock";
-/// What a rank's directory in it is called, before the session's name.
+/// Prefix of a rank's directory, before the session's name.
 const RANK: &str = "rank-";
-/// For an agent of the same name that is just ending, or for one that purges what this one's predecessor has left.
-const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(50);
+/// Time to wait for the lock: an agent of the same name may be just ending, or another may be removing this directory.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(super) struct WorkDir {
@@ -25,16 +25,16 @@ pub(super) struct WorkDir {
 }
 
 impl WorkDir {
-    /// Makes `path`, or takes it over from an agent that is gone, whose ranks' files are removed.
+    /// Creates `path`, or takes it over from a dead agent and removes its ranks' files.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             private::make_directory(path)?;
             if !private::is_own_directory(path) {
-                let reason = "it is another user's or a link";
+                let reason = "it belongs to another user or is a link";
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
             }
-            if let Some(lock) = hold(path, true)? {
+            if let Some(lock) = try_lock(path, true)? {
                 remove_ranks(path)?;
                 return Ok(Self { path: path.to_owned(), _lock: lock });
             }
@@ -43,35 +43,35 @@ impl WorkDir {
                     "another agent of this name uses it; give this one another --agent-id or --work-dir";
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, reason));
             }
-            thread::sleep(PAUSE);
+            thread::sleep(RETRY_INTERVAL);
         }
     }
 
-    /// Removes, in a thread of its own, what killed agents have left beside this directory.
+    /// Removes the directories of dead agents next to this one, in a thread of its own.
     pub(super) fn purge_others(&self) {
         let Some(parent) = self.path.parent().map(Path::to_owned) else { return };
         let purging = thread::Builder::new().name("purge".to_owned()).spawn(move || purge(&parent));
         if let Err(error) = purging {
-            tracing::warn!(%error, "the files of agents that are gone stay where they are");
+            tracing::warn!(%error, "cannot remove the files of dead agents");
         }
     }
 }
 
 impl Drop for WorkDir {
-    /// What is left in it belongs to ranks that could not be reaped; then the next agent removes it.
+    /// Removes the directory, unless files of ranks that could not be reaped are left; the next agent removes those.
     fn drop(&mut self) {
-        if is_agents(&self.path, |_| false) {
+        if is_agent_dir(&self.path, |_| false) {
             let _ = fs::remove_dir_all(&self.path);
         }
     }
 }
 
-/// The lock on the directory, where nobody else holds it.
-fn hold(path: &Path, make: bool) -> io::Result<Option<File>> {
+/// Locks the directory; `None` if another process holds the lock.
+fn try_lock(path: &Path, create: bool) -> io::Result<Option<File>> {
     let file = path.join(LOCK);
-    let lock = match File::options().read(true).write(true).create(make).truncate(false).open(&file) {
-        // A purge has removed the directory meanwhile.
-        Err(error) if make && error.kind() == io::ErrorKind::NotFound => return Ok(None),
+    let lock = match File::options().read(true).write(true).create(create).truncate(false).open(&file) {
+        // Another agent has removed the directory meanwhile.
+        Err(error) if create && error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
     match lock.try_lock() {
@@ -79,17 +79,17 @@ fn hold(path: &Path, make: bool) -> io::Result<Option<File>> {
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error),
     }
-    // A purge may have removed the file between its opening and its locking.
+    // Another agent may have removed the file between open and lock.
     let is_same = fs::metadata(&file).is_ok_and(|now| lock.metadata().is_ok_and(|it| it.ino() == now.ino()));
     Ok(is_same.then_some(lock))
 }
 
-/// Whether a directory holds nothing but an agent's lock and what `also` admits.
-fn is_agents(path: &Path, also: impl Fn(&str) -> bool) -> bool {
+/// Whether a directory contains only an agent's lock and names that `allowed` accepts.
+fn is_agent_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> bool {
     let Ok(entries) = fs::read_dir(path) else { return false };
     let names: Vec<String> =
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.iter().any(|name| name == LOCK) && names.iter().all(|name| name == LOCK || also(name))
+    names.iter().any(|name| name == LOCK) && names.iter().all(|name| name == LOCK || allowed(name))
 }
 
 fn remove_ranks(path: &Path) -> io::Result<()> {
@@ -105,15 +105,15 @@ fn remove_ranks(path: &Path) -> io::Result<()> {
 fn purge(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
-        if !private::is_own_directory(&path) || !is_agents(&path, |name| name.starts_with(RANK)) {
+        if !private::is_own_directory(&path) || !is_agent_dir(&path, |name| name.starts_with(RANK)) {
             continue;
         }
-        // Held until all is gone, so that an agent that comes back under this name waits.
-        let Ok(Some(_lock)) = hold(&path, false) else { continue };
+        // Held until everything is removed, so that a new agent of this name waits.
+        let Ok(Some(_lock)) = try_lock(&path, false) else { continue };
         match fs::remove_dir_all(&path) {
-            Ok(()) => tracing::info!(dir = %path.display(), "removed the files of an agent that is gone"),
+            Ok(()) => tracing::info!(dir = %path.display(), "removed the files of a dead agent"),
             Err(error) => {
-                tracing::warn!(%error, dir = %path.display(), "the files of an agent that is gone cannot be removed");
+                tracing::warn!(%error, dir = %path.display(), "cannot remove the files of a dead agent");
             }
         }
     }
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// As an agent leaves it that was killed.
+    /// A directory as a killed agent leaves it.
     fn dead(parent: &Path, name: &str) -> PathBuf {
         let path = parent.join(name);
         fs::create_dir_all(path.join("rank-s1")).unwrap();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_agents_left_is_removed_and_nothing_else() {
+    fn only_directories_of_dead_agents_are_removed() {
         let parent = tempfile::tempdir().unwrap();
         let gone = dead(parent.path(), "foil-agent-1");
         let users = dead(parent.path(), "foil-mine");
@@ -151,18 +151,18 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_one_agents_and_its_predecessors_files_are_gone() {
+    fn a_directory_belongs_to_one_agent_and_old_files_are_removed() {
         let parent = tempfile::tempdir().unwrap();
         let path = dead(parent.path(), "foil-run-1");
         let agent = WorkDir::open(&path).unwrap();
         assert!(!path.join("rank-s1").exists());
-        assert!(hold(&path, true).unwrap().is_none(), "it is held");
+        assert!(try_lock(&path, true).unwrap().is_none(), "it is locked");
         drop(agent);
         assert!(!path.exists());
     }
 
     #[test]
-    fn it_is_made_for_its_owner_alone_and_a_link_is_refused() {
+    fn a_directory_is_private_and_a_link_is_refused() {
         let parent = tempfile::tempdir().unwrap();
         let agent = WorkDir::open(&parent.path().join("foil-a")).unwrap();
         assert_eq!(fs::metadata(&agent.path).unwrap().permissions().mode() & 0o777, 0o700);

@@ -33,7 +33,7 @@ use self::support::rows::Span;
 use crate::model::Precision;
 use crate::task_io::artifact_cache::Cache;
 use crate::task_io::progress::Reporter;
-use crate::task_io::stop::{Busy, Stopping};
+use crate::task_io::stop::{BusyGuard, StopSignal};
 use foil_common::failpoint;
 
 pub use self::support::error::{Failure, PhaseError};
@@ -46,8 +46,8 @@ pub struct RankContext {
     pub address: String,
     pub attempt: u32,
     /// Rank 0's address in each gang.
-    pub meetings: mpsc::Receiver<v1::Rendezvous>,
-    pub stopping: Stopping,
+    pub rendezvous: mpsc::Receiver<v1::Rendezvous>,
+    pub stop: StopSignal,
 }
 
 /// All that a task of the device thread works with: the job, the device, resident models and objects at hand.
@@ -61,7 +61,7 @@ pub struct TaskContext {
     /// The phase whose models are resident.
     phase: String,
     /// Held while a gang phase has something to lose: from its first step until its model is handed in.
-    busy: Option<Busy>,
+    busy: Option<BusyGuard>,
 }
 
 /// The result of a chunk.

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
 use crate::task_io::memory_objects::MemoryObjects;
-use crate::task_io::stop::Stopping;
+use crate::task_io::stop::StopSignal;
 
 struct Game {
     context: TaskContext,
@@ -71,13 +71,13 @@ impl Game {
         let dir = tempfile::tempdir().unwrap();
         let objects = MemoryObjects::default();
         let (sender, messages) = tokio::sync::mpsc::unbounded_channel();
-        let (meet, meetings) = mpsc::channel();
+        let (meet, rendezvous) = mpsc::channel();
         let rank = RankContext {
             device: Device::Cpu,
             address: "127.0.0.1".into(),
             attempt: 1,
-            meetings,
-            stopping: Stopping::default(),
+            rendezvous,
+            stop: StopSignal::default(),
         };
         let cache = Cache::open(dir.path(), Box::new(objects.clone())).unwrap();
         let context = TaskContext::new(job.try_into().unwrap(), rank, cache, Reporter::new(sender));
@@ -336,10 +336,10 @@ fn sft_in_gang(
     rank: u32,
     world: u32,
     relay: &[Sender<v1::Rendezvous>],
-    meetings: mpsc::Receiver<v1::Rendezvous>,
+    rendezvous: mpsc::Receiver<v1::Rendezvous>,
 ) -> v1::GangResult {
     let mut game = Game::new(letters_job());
-    game.context.rank.meetings = meetings;
+    game.context.rank.rendezvous = rendezvous;
     let start = game.start_model();
     let sets = letters::generate(17, Counts { sft: 70, golden: 0, prompts: 0, evaluation: 0 });
     let demonstrations = game.dataset("sft", &sets.sft);

@@ -1,4 +1,4 @@
-//! The thread that owns every tensor of this process.
+//! The device thread: owns every tensor of this process and runs one task after another.
 
 use std::any::Any;
 use std::io;
@@ -17,47 +17,47 @@ use crate::phase::{Failure, PhaseError, RankContext, TaskContext};
 use crate::task_io::artifact_cache::{Cache, Objects};
 use crate::task_io::progress::Reporter;
 
-/// What the device thread is told.
+/// A command to the device thread.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) enum DeviceCommand {
     Chunk(Box<v1::RunChunk>),
     Gang(Box<v1::RunGang>),
 }
 
-impl Order {
+impl DeviceCommand {
     fn phase(&self) -> (&str, u32) {
         let task = match self {
-            Self::Chunk(lease) => lease.task.as_ref(),
-            Self::Gang(command) => command.task.as_ref(),
+            Self::Chunk(chunk) => chunk.task.as_ref(),
+            Self::Gang(gang) => gang.task.as_ref(),
         };
         task.map_or(("", 0), |task| (task.phase.as_str(), task.round))
     }
 
     fn chunk(&self) -> Option<u32> {
         match self {
-            Self::Chunk(lease) => Some(lease.chunk),
+            Self::Chunk(chunk) => Some(chunk.chunk),
             Self::Gang(_) => None,
         }
     }
 }
 
-/// How the thread ended; its parent always hears one.
+/// Why the thread ended; it always reports one of these to the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DeviceEnd {
-    /// No more orders.
+    /// No more commands can come.
     Idle,
-    /// A task panicked, or none could be begun; the failure was reported.
+    /// A task panicked, or the device could not be set up; the failure was reported.
     Broken,
-    /// The coordinator no longer takes what this attempt writes.
+    /// The coordinator no longer accepts writes of this attempt.
     Stale,
-    /// The process was asked to end, and what training has come to is kept.
+    /// The process was asked to stop, and training has written its checkpoint.
     Stopped,
 }
 
-/// The session's end of the thread.
+/// The session's handle to the device thread.
 pub(super) struct DeviceThread {
-    /// Dropping it ends the thread after its present task.
-    pub(super) orders: mpsc::Sender<Order>,
+    /// Dropping it ends the thread after its current task.
+    pub(super) commands: mpsc::Sender<DeviceCommand>,
     pub(super) rendezvous: mpsc::Sender<v1::Rendezvous>,
     pub(super) end: oneshot::Receiver<DeviceEnd>,
 }
@@ -69,29 +69,29 @@ pub(super) fn start(
     objects: Box<dyn Objects>,
     reports: Reporter,
 ) -> io::Result<DeviceThread> {
-    let (orders, received) = mpsc::channel();
-    let (rendezvous, meetings) = mpsc::channel();
-    let (told, end) = oneshot::channel();
+    let (commands, received) = mpsc::channel();
+    let (rendezvous, rendezvous_received) = mpsc::channel();
+    let (ended, end) = oneshot::channel();
     let options = options.clone();
-    // So that this thread's log lines name the job, the attempt and the rank too.
+    // So that the thread's log lines carry the job, the attempt and the rank.
     let span = tracing::Span::current();
     thread::Builder::new().name("device".to_owned()).spawn(move || {
         let _entered = span.enter();
-        let work = || work(&options, job, objects, reports, &received, meetings);
-        let ended = catch_unwind(AssertUnwindSafe(work)).unwrap_or(DeviceEnd::Broken);
-        // Nobody waits where the process is ending anyway.
-        let _ = told.send(ended);
+        let run = || run(&options, job, objects, reports, &received, rendezvous_received);
+        let end = catch_unwind(AssertUnwindSafe(run)).unwrap_or(DeviceEnd::Broken);
+        // The receiver is gone if the process is exiting anyway.
+        let _ = ended.send(end);
     })?;
-    Ok(DeviceThread { orders, rendezvous, end })
+    Ok(DeviceThread { commands, rendezvous, end })
 }
 
-fn work(
+fn run(
     options: &RankOptions,
     job: spec::Job,
     objects: Box<dyn Objects>,
     reports: Reporter,
-    orders: &mpsc::Receiver<Order>,
-    meetings: mpsc::Receiver<v1::Rendezvous>,
+    commands: &mpsc::Receiver<DeviceCommand>,
+    rendezvous: mpsc::Receiver<v1::Rendezvous>,
 ) -> DeviceEnd {
     foil_torch::runtime::keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads.max(1)).unwrap_or(1));
@@ -108,8 +108,8 @@ fn work(
         },
         address: options.advertise_address.clone(),
         attempt: options.attempt,
-        meetings,
-        stopping: options.stopping.clone(),
+        rendezvous,
+        stop: options.stop.clone(),
     };
     let cache = match Cache::open(&options.work_dir, objects) {
         Ok(cache) => cache,
@@ -119,39 +119,39 @@ fn work(
         }
     };
     let mut context = TaskContext::new(job, rank, cache, reports);
-    for order in orders {
-        if let Some(end) = obey(&mut context, &order) {
+    for command in commands {
+        if let Some(end) = handle(&mut context, &command) {
             return end;
         }
     }
     DeviceEnd::Idle
 }
 
-/// Chooses libtorch's kernels for this process's GPU. To be called before a process group is made.
+/// Configures libtorch for this process's GPU. Must be called before a process group is created.
 fn prepare_cuda(job: &spec::Job) -> foil_torch::Result<()> {
     foil_torch::runtime::disable_cudnn_attention();
     foil_torch::runtime::set_deterministic(job.resources.deterministic)
 }
 
-/// Runs one task; gives an end where the thread cannot go on after it.
-fn obey(context: &mut TaskContext, order: &Order) -> Option<DeviceEnd> {
-    let (phase, round) = order.phase();
-    let span = tracing::info_span!("phase", phase, round, chunk = order.chunk());
+/// Runs one task; returns an end if the thread cannot continue after it.
+fn handle(context: &mut TaskContext, command: &DeviceCommand) -> Option<DeviceEnd> {
+    let (phase, round) = command.phase();
+    let span = tracing::info_span!("phase", phase, round, chunk = command.chunk());
     let _entered = span.enter();
-    let run = || match order {
-        Order::Chunk(lease) => context.run_chunk(lease),
-        Order::Gang(command) => context.run_gang(command),
+    let run = || match command {
+        DeviceCommand::Chunk(chunk) => context.run_chunk(chunk),
+        DeviceCommand::Gang(gang) => context.run_gang(gang),
     };
     let (failure, end) = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => return None,
         Ok(Err(error)) if error.is_stopped() => {
             tracing::info!("{error}");
-            // The process may be gone before its own exit code is known.
-            report(context.reports(), Some(order), error.failure());
+            // The process may be killed before its exit code is known.
+            report(context.reports(), Some(command), error.failure());
             return Some(DeviceEnd::Stopped);
         }
         Ok(Err(error)) => (error.failure(), end_after(&error)),
-        Err(panic) => (Failure::of_panic(&panic_text(panic.as_ref())), Some(DeviceEnd::Broken)),
+        Err(panic) => (Failure::of_panic(&panic_message(panic.as_ref())), Some(DeviceEnd::Broken)),
     };
     tracing::error!(
         class = failure.class,
@@ -160,11 +160,11 @@ fn obey(context: &mut TaskContext, order: &Order) -> Option<DeviceEnd> {
         "{}",
         failure.message
     );
-    report(context.reports(), Some(order), failure);
+    report(context.reports(), Some(command), failure);
     end
 }
 
-/// How the thread ends after an error that another task could not go on from.
+/// Why the thread must end after an error, if it must.
 fn end_after(error: &PhaseError) -> Option<DeviceEnd> {
     if error.is_stale() {
         Some(DeviceEnd::Stale)
@@ -173,11 +173,11 @@ fn end_after(error: &PhaseError) -> Option<DeviceEnd> {
     }
 }
 
-fn report(reports: &Reporter, order: Option<&Order>, failure: Failure) {
+fn report(reports: &Reporter, command: Option<&DeviceCommand>, failure: Failure) {
     let Failure { class, message, advice, step, rows, memory } = failure;
     reports.send(Message::Failure(v1::TaskFailure {
-        phase: order.map_or_else(String::new, |order| order.phase().0.to_owned()),
-        chunk: order.and_then(Order::chunk),
+        phase: command.map_or_else(String::new, |command| command.phase().0.to_owned()),
+        chunk: command.and_then(DeviceCommand::chunk),
         class: class.to_owned(),
         message,
         advice,
@@ -187,8 +187,8 @@ fn report(reports: &Reporter, order: Option<&Order>, failure: Failure) {
     }));
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a text".to_owned())
+        .unwrap_or_else(|| "panic without a message".to_owned())
 }

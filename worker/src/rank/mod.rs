@@ -1,11 +1,11 @@
-//! A rank process: one device, one thread that owns every tensor.
+//! A rank process: one device, and one thread that owns every tensor.
 //!
-//! The thread named `device` ([`device`]) runs tasks one after another; a tokio runtime beside it speaks gRPC
-//! ([`session`]): commands down, results and progress up, and the objects that tasks read and write ([`transfer`]).
+//! The device thread ([`device`]) runs tasks one after another. A tokio runtime runs the session with the coordinator
+//! ([`session`]): commands in, results and progress out; tasks read and write objects through [`crate::task_io`].
 
 mod device;
 mod parent;
-mod recall;
+mod replay_log;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -18,22 +18,22 @@ use foil_common::{failpoint, shutdown};
 
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
-use crate::task_io::stop::Stopping;
+use crate::task_io::stop::StopSignal;
 
-/// In bytes, its line's end counted.
-const LONGEST_SECRET: u64 = 256;
-/// For a session to tell how its task ended.
-const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
+/// Maximum length of the secret's line, with its line break.
+const MAX_SECRET_BYTES: u64 = 256;
+/// Time for the session to report how its task ended before a stopped process exits.
+const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Of a rank process. Not shown.
+/// A rank process's secret; never printed.
 #[derive(Clone, Default)]
 pub struct Secret(String);
 
 impl Secret {
-    /// From the first line of what an agent writes to a rank's standard input; empty where it writes none.
+    /// Reads the secret from the first line of `input`, where an agent writes it; empty if there is none.
     pub fn read(input: impl Read) -> std::io::Result<Self> {
         let mut line = String::new();
-        BufReader::new(input.take(LONGEST_SECRET)).read_line(&mut line)?;
+        BufReader::new(input.take(MAX_SECRET_BYTES)).read_line(&mut line)?;
         Ok(Self(line.trim_end().to_owned()))
     }
 
@@ -48,7 +48,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What an agent starts a rank with.
+/// The options with which an agent starts a rank.
 #[derive(Clone, Debug)]
 pub struct RankOptions {
     pub coordinator: String,
@@ -60,29 +60,28 @@ pub struct RankOptions {
     pub rank: u32,
     pub world: u32,
     pub device: DeviceKind,
-    /// CPU threads of tensor operations; part of what fixes the bits.
+    /// CPU threads of tensor operations; results may differ in the last bits with another number.
     pub threads: u32,
-    /// Where other ranks reach this one.
+    /// Address at which other ranks reach this one.
     pub advertise_address: String,
-    /// This process's own directory; it is made, and removed at the end.
+    /// This process's own directory; created at the start and removed at the end.
     pub work_dir: PathBuf,
-    /// The agent; the kernel kills this process when it dies.
+    /// The agent's process; the kernel kills this one when it dies.
     pub parent_pid: Option<u32>,
-    /// Raised when this process is asked to end.
-    pub stopping: Stopping,
+    /// Raised when this process is asked to stop.
+    pub stop: StopSignal,
 }
 
-/// Serves until told to end, and says how it ended. To be called on the main thread, which the parent's death
-/// signal is tied to.
+/// Runs until told to exit. Must be called on the main thread, which the parent-death signal is tied to.
 pub fn run(options: &RankOptions) -> Exit {
     if let Some(parent) = options.parent_pid
         && !parent::die_with(parent)
     {
-        tracing::warn!(parent, "the agent is gone");
+        tracing::warn!(parent, "the agent has exited");
         return Exit::Orphaned;
     }
     if let Err(error) = failpoint::hit("rank.start") {
-        tracing::error!(%error, "not started");
+        tracing::error!(%error, "cannot start");
         return Exit::Failed;
     }
     let runtime =
@@ -94,43 +93,43 @@ pub fn run(options: &RankOptions) -> Exit {
             exit
         }
         Err(error) => {
-            tracing::error!(%error, "the runtime could not be started");
+            tracing::error!(%error, "cannot start the tokio runtime");
             Exit::Failed
         }
     };
-    // The agent removes it too, also where this process was killed.
+    // The agent removes it too, in case this process is killed.
     let _ = std::fs::remove_dir_all(&options.work_dir);
     exit
 }
 
-/// Waits until this process is asked to end and nothing is under way that must not be cut off, for the time `flush`: where
-/// a task has just ended for that, its session has something to send, and ends by itself.
-async fn idle(stopping: &Stopping, flush: std::time::Duration) {
+/// Waits until this process is asked to stop and nothing uninterruptible has run for the time `flush`. A task that just
+/// stopped needs that time: its session still has messages to send, and then ends by itself.
+async fn idle(stop: &StopSignal, flush: std::time::Duration) {
     loop {
-        stopping.asked_in_idleness().await;
-        // Training may begin within that time; it then ends by itself after its first step.
-        if tokio::time::timeout(flush, stopping.under_way()).await.is_err() {
+        stop.requested_and_idle().await;
+        // Training may begin within that time; it then stops by itself after its first step.
+        if tokio::time::timeout(flush, stop.until_busy()).await.is_err() {
             return;
         }
     }
 }
 
-/// Serves until its session ends; or, asked by a signal, until what must not be cut off is done.
+/// Runs until the session ends or, after a signal, until nothing uninterruptible is running.
 async fn until_stopped(options: &RankOptions) -> Exit {
-    let asked = async {
+    let signals = async {
         match shutdown::on_signal() {
             Ok(shutdown) => {
                 shutdown.requested().await;
-                options.stopping.ask();
+                options.stop.request();
             }
-            Err(error) => tracing::warn!(%error, "signals cannot be heard"),
+            Err(error) => tracing::warn!(%error, "cannot install signal handlers"),
         }
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        exit = session::run(options, session::ALONE) => exit,
-        () = idle(&options.stopping, LAST_WORDS) => Exit::Terminated,
-        () = asked => unreachable!("hearing a signal has no end"),
+        exit = session::run(options, session::LEADER_TIMEOUT) => exit,
+        () = idle(&options.stop, FLUSH_TIMEOUT) => Exit::Terminated,
+        () = signals => unreachable!("the signal task never ends"),
     }
 }
 
@@ -138,35 +137,35 @@ async fn until_stopped(options: &RankOptions) -> Exit {
 mod stop_tests {
     use std::time::Duration;
 
-    use super::{Stopping, idle};
+    use super::{StopSignal, idle};
 
     const FLUSH: Duration = Duration::from_millis(50);
 
     #[tokio::test]
-    async fn a_rank_that_loads_or_waits_ends_once_its_messages_are_sent() {
-        let stopping = Stopping::default();
+    async fn a_rank_that_is_not_training_stops_once_its_messages_are_sent() {
+        let stop = StopSignal::default();
         tokio::select! {
             biased;
-            () = idle(&stopping, Duration::ZERO) => panic!("nobody has asked it to end"),
+            () = idle(&stop, Duration::ZERO) => panic!("no stop was requested"),
             () = std::future::ready(()) => {}
         }
-        stopping.ask();
-        idle(&stopping, FLUSH).await;
+        stop.request();
+        idle(&stop, FLUSH).await;
     }
 
     #[tokio::test]
-    async fn a_step_that_begins_while_messages_are_sent_is_not_cut_off() {
-        let stopping = Stopping::default();
-        stopping.ask();
+    async fn a_step_that_begins_while_messages_are_sent_is_not_interrupted() {
+        let stop = StopSignal::default();
+        stop.request();
         let step = async {
-            let _busy = stopping.busy();
+            let _busy = stop.busy();
             tokio::time::sleep(FLUSH * 2).await;
         };
         tokio::select! {
             biased;
-            () = idle(&stopping, FLUSH) => panic!("the step was cut off"),
+            () = idle(&stop, FLUSH) => panic!("the step was interrupted"),
             () = step => {}
         }
-        idle(&stopping, FLUSH).await;
+        idle(&stop, FLUSH).await;
     }
 }

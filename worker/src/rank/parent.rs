@@ -1,15 +1,15 @@
-//! A rank never outlives its agent.
+//! Ties a rank's life to its agent's.
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
 use crate::agent::is_child_of;
 
-/// Asks the kernel for SIGKILL at the death of the thread that forked this process. False where the process
-/// `parent` was gone before that took hold.
+/// Asks the kernel for SIGKILL when the thread that forked this process dies. False if the process `parent` had exited before
+/// that took effect.
 pub(super) fn die_with(parent: u32) -> bool {
     if let Err(error) = prctl::set_pdeathsig(Signal::SIGKILL) {
-        tracing::warn!(%error, "the kernel gives no signal at the agent's death");
+        tracing::warn!(%error, "cannot set the parent-death signal");
     }
     is_child_of(parent)
 }

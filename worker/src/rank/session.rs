@@ -1,5 +1,5 @@
-//! The rank's stream to the leader: it opens with a hello. A leader that is gone is followed by the next one, which is
-//! told again what the rank has told of its task; the work goes on meanwhile.
+//! The rank's session with the leader: a stream that opens with a hello. When the leader is lost, the session reconnects to
+//! the next one and replays the messages about the current task, which keeps running meanwhile.
 
 use std::time::Duration;
 
@@ -17,25 +17,25 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::RankOptions;
-use super::device::{self, DeviceEnd, DeviceThread, Order};
-use super::recall::Recall;
+use super::device::{self, DeviceCommand, DeviceEnd, DeviceThread};
+use super::replay_log::ReplayLog;
 use crate::exit::Exit;
 use crate::task_io::progress::Reporter;
 use crate::task_io::transfer::Transfer;
 
-/// For the last messages to be taken, and for the device thread to end, when the process does.
-const PARTING: Duration = Duration::from_secs(3);
-/// As long as an agent's fence: work that nobody has asked for since is given to others.
-pub(super) const ALONE: Duration = Duration::from_secs(60);
-/// For a coordinator to answer a hello.
-const ANSWER: Duration = Duration::from_secs(10);
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
+/// Time for the device thread to end, and for the last messages to be taken, when the process exits.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time without a leader after which the process exits. As long as an agent's fence: the work is then given to others.
+pub(super) const LEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for a coordinator to answer a hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 type Messages = mpsc::UnboundedSender<v1::RankMessage>;
 
-/// Serves until told to end, or until there was no leader for the time `alone`.
-pub(super) async fn run(options: &RankOptions, alone: Duration) -> Exit {
+/// Runs until told to exit, or until there was no leader for `leader_timeout`.
+pub(super) async fn run(options: &RankOptions, leader_timeout: Duration) -> Exit {
     let channel = match rpc::connect(&options.coordinator) {
         Ok(channel) => channel,
         Err(error) => {
@@ -43,12 +43,12 @@ pub(super) async fn run(options: &RankOptions, alone: Duration) -> Exit {
             return Exit::Failed;
         }
     };
-    let (messages, said) = mpsc::unbounded_channel();
-    let recall = Recall::default();
+    let (messages, outgoing) = mpsc::unbounded_channel();
+    let replay = ReplayLog::default();
     let mut session =
-        Session { options, channel, messages, said, recall, device: None, term: 0, stream: None };
-    let exit = session.live(alone).await;
-    session.part().await;
+        Session { options, channel, messages, outgoing, replay, device: None, term: 0, stream: None };
+    let exit = session.run(leader_timeout).await;
+    session.shut_down().await;
     exit
 }
 
@@ -56,93 +56,93 @@ struct Session<'a> {
     options: &'a RankOptions,
     channel: LeaderChannel,
     messages: Messages,
-    /// What this process says; it goes on whether there is a stream or not.
-    said: mpsc::UnboundedReceiver<v1::RankMessage>,
-    recall: Recall,
-    /// There from the welcome on.
+    /// Messages of this process; they queue up while there is no stream.
+    outgoing: mpsc::UnboundedReceiver<v1::RankMessage>,
+    replay: ReplayLog,
+    /// `None` before the welcome.
     device: Option<DeviceThread>,
-    /// The highest heard of.
+    /// The highest term seen.
     term: u64,
     stream: Option<Stream>,
 }
 
 struct Stream {
-    outgoing: Messages,
+    messages: Messages,
     commands: Streaming<v1::RankCommand>,
 }
 
 /// How a stream ended.
-enum Ended {
-    /// And this process with it.
+enum StreamEnd {
+    /// The process must exit.
     Exit(Exit),
-    /// Another leader may come.
+    /// The leader was lost; another may take over.
     Lost,
 }
 
 impl Session<'_> {
-    async fn live(&mut self, alone: Duration) -> Exit {
-        let (mut since, mut backoff) = (Instant::now(), FIRST_BACKOFF);
+    async fn run(&mut self, leader_timeout: Duration) -> Exit {
+        let (mut since, mut backoff) = (Instant::now(), MIN_BACKOFF);
         loop {
             let term = self.term;
             match self.stream_once().await {
-                Ended::Exit(exit) => return exit,
-                // Anything heard is a leader.
-                Ended::Lost if self.term > term || self.stream.is_some() => {
-                    (since, backoff) = (Instant::now(), FIRST_BACKOFF);
+                StreamEnd::Exit(exit) => return exit,
+                // Any answer means that there is a leader.
+                StreamEnd::Lost if self.term > term || self.stream.is_some() => {
+                    (since, backoff) = (Instant::now(), MIN_BACKOFF);
                 }
-                Ended::Lost => {}
+                StreamEnd::Lost => {}
             }
             self.stream = None;
-            if since.elapsed() >= alone {
-                tracing::error!(seconds = alone.as_secs_f64(), "no coordinator for too long");
+            if since.elapsed() >= leader_timeout {
+                tracing::error!(seconds = leader_timeout.as_secs_f64(), "no coordinator for too long");
                 return Exit::CoordinatorLost;
             }
-            // Ranks that lost the same coordinator do not come back in step.
+            // Jitter, so that ranks that lost the same coordinator do not reconnect all at once.
             let pause = sleep(backoff.mul_f64(rand::random_range(0.5..1.0)));
             tokio::select! {
-                end = ended(self.device.as_mut().map(|device| &mut device.end)) => return self.device_ended(end),
+                end = wait_for_end(self.device.as_mut().map(|device| &mut device.end)) => return self.device_ended(end),
                 () = pause => {}
             }
-            backoff = (backoff * 2).min(LONGEST_BACKOFF);
+            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 
-    async fn stream_once(&mut self) -> Ended {
-        // What was said meanwhile is told with the rest.
-        while let Ok(message) = self.said.try_recv() {
-            self.recall.note(&message);
+    async fn stream_once(&mut self) -> StreamEnd {
+        // Messages queued since the last stream are replayed with the rest.
+        while let Ok(message) = self.outgoing.try_recv() {
+            self.replay.record(&message);
         }
-        let (outgoing, stream) = mpsc::unbounded_channel();
-        for message in self.recall.opening(self.options) {
-            // The receiver is right here.
-            let _ = outgoing.send(message);
+        let (messages, stream) = mpsc::unbounded_channel();
+        for message in self.replay.opening(self.options) {
+            // Cannot fail: the receiver is in scope.
+            let _ = messages.send(message);
         }
         let url = self.channel.url();
         let mut client = WorkersClient::new(self.channel.clone()).max_decoding_message_size(COMMAND_BYTES);
-        match timeout(ANSWER, client.rank(UnboundedReceiverStream::new(stream))).await {
-            Ok(Ok(answer)) => {
-                self.stream = Some(Stream { outgoing, commands: answer.into_inner() });
+        match timeout(HELLO_TIMEOUT, client.rank(UnboundedReceiverStream::new(stream))).await {
+            Ok(Ok(response)) => {
+                self.stream = Some(Stream { messages, commands: response.into_inner() });
                 self.serve().await
             }
-            Ok(Err(status)) => ended_by(&status),
+            Ok(Err(status)) => end_of_stream(&status),
             Err(_) => {
                 tracing::warn!(url, "the coordinator does not answer");
                 self.channel.fail_over(&url);
-                Ended::Lost
+                StreamEnd::Lost
             }
         }
     }
 
-    async fn serve(&mut self) -> Ended {
+    async fn serve(&mut self) -> StreamEnd {
         loop {
-            let Some(stream) = &mut self.stream else { return Ended::Lost };
-            let ended = ended(self.device.as_mut().map(|device| &mut device.end));
+            let Some(stream) = &mut self.stream else { return StreamEnd::Lost };
+            let ended = wait_for_end(self.device.as_mut().map(|device| &mut device.end));
             let command = tokio::select! {
-                end = ended => return Ended::Exit(self.device_ended(end)),
-                Some(message) = self.said.recv() => {
-                    self.recall.note(&message);
-                    // A stream that has ended says so by its commands.
-                    let _ = stream.outgoing.send(message);
+                end = ended => return StreamEnd::Exit(self.device_ended(end)),
+                Some(message) = self.outgoing.recv() => {
+                    self.replay.record(&message);
+                    // A closed stream shows in its commands.
+                    let _ = stream.messages.send(message);
                     continue;
                 }
                 command = stream.commands.message() => command,
@@ -152,49 +152,49 @@ impl Session<'_> {
                     tracing::warn!(
                         term = command.term,
                         known = self.term,
-                        "a command of an older term is refused"
+                        "rejected a command of an older term"
                     );
                 }
                 Ok(Some(command)) => {
                     self.term = command.term;
-                    if let Some(exit) = self.obey(command.command) {
-                        return Ended::Exit(exit);
+                    if let Some(exit) = self.handle(command.command) {
+                        return StreamEnd::Exit(exit);
                     }
                 }
                 Ok(None) => {
                     tracing::warn!("the coordinator closed the stream");
-                    return Ended::Lost;
+                    return StreamEnd::Lost;
                 }
-                Err(status) => return ended_by(&status),
+                Err(status) => return end_of_stream(&status),
             }
         }
     }
 
-    /// It has been heard; parting must not wait for it again.
+    /// Takes note of the thread's end, so that the shutdown does not wait for it again.
     fn device_ended(&mut self, end: DeviceEnd) -> Exit {
         self.device = None;
         exit_of_device(end)
     }
 
-    fn obey(&mut self, command: Option<Command>) -> Option<Exit> {
+    fn handle(&mut self, command: Option<Command>) -> Option<Exit> {
         match command {
             Some(Command::Welcome(welcome)) => return self.welcome(welcome).err(),
-            Some(Command::Chunk(lease)) => {
-                self.recall.begin(rank_task::Task::Chunk(lease.clone()));
-                return self.order(Order::Chunk(Box::new(lease)));
+            Some(Command::Chunk(chunk)) => {
+                self.replay.begin(rank_task::Task::Chunk(chunk.clone()));
+                return self.send_to_device(DeviceCommand::Chunk(Box::new(chunk)));
             }
             Some(Command::Gang(gang)) => {
-                self.recall.begin(rank_task::Task::Gang(gang.clone()));
-                return self.order(Order::Gang(Box::new(gang)));
+                self.replay.begin(rank_task::Task::Gang(gang.clone()));
+                return self.send_to_device(DeviceCommand::Gang(Box::new(gang)));
             }
             Some(Command::Rendezvous(rendezvous)) => {
                 if let Some(device) = &self.device {
-                    // A thread that has ended says so by its own channel.
+                    // A thread that has ended reports that on its own channel.
                     let _ = device.rendezvous.send(rendezvous);
                 }
             }
             Some(Command::Exit(_)) => return Some(Exit::Done),
-            None => tracing::warn!("a command this version does not know is left aside"),
+            None => tracing::warn!("ignored a command that this version does not know"),
         }
         None
     }
@@ -207,14 +207,14 @@ impl Session<'_> {
             tracing::error!(%error, "the job's specification cannot be read; are coordinator and worker of one version?");
             Exit::Failed
         })?;
-        // Of its own, so that bytes hold up no message; it begins where the leader is.
+        // A connection of its own, so that transfers do not delay messages; it starts at the leader.
         let channel = rpc::connect(&self.channel.urls()).map_err(|_| Exit::Failed)?;
         let reports = Reporter::new(self.messages.clone());
         let RankOptions { job_id, attempt, session_id, secret, .. } = self.options;
         let writer = Writer::rank(job_id, *attempt, session_id, secret.as_str());
         let objects = Transfer::new(Handle::current(), channel, writer, reports.clone());
         let device = device::start(self.options, job, Box::new(objects), reports).map_err(|error| {
-            tracing::error!(%error, "the device thread could not be started");
+            tracing::error!(%error, "cannot start the device thread");
             Exit::Failed
         })?;
         tracing::info!(world = self.options.world, threads = self.options.threads, "rank ready");
@@ -222,36 +222,37 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn order(&self, order: Order) -> Option<Exit> {
+    fn send_to_device(&self, command: DeviceCommand) -> Option<Exit> {
         let Some(device) = &self.device else {
-            tracing::error!("the coordinator gave a task before its welcome");
+            tracing::error!("the coordinator sent a task before its welcome");
             return Some(Exit::Failed);
         };
-        // A thread that has ended says so by its own channel.
-        let _ = device.orders.send(order);
+        // A thread that has ended reports that on its own channel.
+        let _ = device.commands.send(command);
         None
     }
 
     /// Ends the device thread and gives the coordinator time to take the last messages.
-    async fn part(mut self) {
+    async fn shut_down(mut self) {
         if let Some(device) = self.device {
-            drop(device.orders);
+            drop(device.commands);
             drop(device.rendezvous);
-            // A task that runs on is cut off with the process.
-            let _ = timeout(PARTING, device.end).await;
+            // A task that keeps running ends with the process.
+            let _ = timeout(SHUTDOWN_TIMEOUT, device.end).await;
         }
-        let Some(Stream { outgoing, mut commands }) = self.stream else { return };
-        while let Ok(message) = self.said.try_recv() {
-            // A stream that has ended takes nothing more.
-            let _ = outgoing.send(message);
+        let Some(Stream { messages, mut commands }) = self.stream else { return };
+        while let Ok(message) = self.outgoing.try_recv() {
+            // A closed stream accepts nothing more.
+            let _ = messages.send(message);
         }
-        drop(outgoing);
-        let _ = timeout(PARTING, async { while let Ok(Some(_)) = commands.message().await {} }).await;
+        drop(messages);
+        let _ =
+            timeout(SHUTDOWN_TIMEOUT, async { while let Ok(Some(_)) = commands.message().await {} }).await;
     }
 }
 
-/// Waits for the thread's end; for ever where there is none yet.
-async fn ended(end: Option<&mut oneshot::Receiver<DeviceEnd>>) -> DeviceEnd {
+/// Waits for the thread's end, forever if there is no thread yet.
+async fn wait_for_end(end: Option<&mut oneshot::Receiver<DeviceEnd>>) -> DeviceEnd {
     match end {
         Some(end) => end.await.unwrap_or(DeviceEnd::Broken),
         None => std::future::pending().await,
@@ -267,15 +268,15 @@ fn exit_of_device(end: DeviceEnd) -> Exit {
     }
 }
 
-fn ended_by(status: &Status) -> Ended {
+fn end_of_stream(status: &Status) -> StreamEnd {
     if status.code() == Code::Aborted {
         tracing::warn!(reason = status.message(), "the coordinator no longer knows this session");
-        return Ended::Exit(Exit::Stale);
+        return StreamEnd::Exit(Exit::Stale);
     }
     if rpc::is_unavailable(status) {
-        tracing::warn!(%status, "the coordinator is lost; looking for the next one");
-        return Ended::Lost;
+        tracing::warn!(%status, "lost the coordinator; looking for the next one");
+        return StreamEnd::Lost;
     }
-    tracing::error!(%status, "the coordinator refuses this rank");
-    Ended::Exit(Exit::CoordinatorLost)
+    tracing::error!(%status, "the coordinator rejected this rank");
+    StreamEnd::Exit(Exit::CoordinatorLost)
 }

@@ -10,16 +10,16 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::device::{self, DeviceEnd, Order};
+use super::device::{self, DeviceCommand, DeviceEnd};
 use super::{RankOptions, Secret, session};
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
 use crate::fake_coordinator::{FakeCoordinator, RankPeer};
 use crate::task_io::artifact_cache::{ObjectError, Objects};
 use crate::task_io::progress::Reporter;
-use crate::task_io::stop::Stopping;
+use crate::task_io::stop::StopSignal;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn options(coordinator: &str, dir: &TempDir) -> RankOptions {
     RankOptions {
@@ -35,7 +35,7 @@ fn options(coordinator: &str, dir: &TempDir) -> RankOptions {
         advertise_address: "127.0.0.1".to_owned(),
         work_dir: dir.path().join("work"),
         parent_pid: None,
-        stopping: Stopping::default(),
+        stop: StopSignal::default(),
     }
 }
 
@@ -55,7 +55,7 @@ async fn join() -> (FakeCoordinator, RankPeer, JoinHandle<Exit>, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let options = options(&coordinator.url, &dir);
     let rank = tokio::spawn(async move { session::run(&options, Duration::from_secs(2)).await });
-    let mut peer = timeout(PATIENCE, coordinator.ranks.recv()).await.unwrap().unwrap();
+    let mut peer = timeout(TIMEOUT, coordinator.ranks.recv()).await.unwrap().unwrap();
     let hello = next(&mut peer).await;
     assert_eq!(hello, Message::Hello(hello_with(None)));
     (coordinator, peer, rank, dir)
@@ -77,7 +77,7 @@ fn hello_with(task: Option<v1::RankTask>) -> v1::RankHello {
 /// The next message that is not progress.
 async fn next(peer: &mut RankPeer) -> Message {
     loop {
-        match timeout(PATIENCE, peer.heard.recv()).await.unwrap().unwrap().message.unwrap() {
+        match timeout(TIMEOUT, peer.received.recv()).await.unwrap().unwrap().message.unwrap() {
             Message::Progress(_) => {}
             message => return message,
         }
@@ -89,7 +89,7 @@ fn send(peer: &RankPeer, command: Command) {
 }
 
 async fn end(rank: JoinHandle<Exit>) -> Exit {
-    timeout(PATIENCE, rank).await.unwrap().unwrap()
+    timeout(TIMEOUT, rank).await.unwrap().unwrap()
 }
 
 fn welcome() -> Command {
@@ -107,7 +107,7 @@ fn chunk() -> v1::RunChunk {
 }
 
 #[tokio::test]
-async fn says_hello_takes_its_job_and_ends_when_told() {
+async fn a_rank_says_hello_takes_its_job_and_exits_when_told() {
     let (_coordinator, peer, rank, _dir) = join().await;
     send(&peer, welcome());
     send(&peer, Command::Exit(v1::RankExit {}));
@@ -116,7 +116,7 @@ async fn says_hello_takes_its_job_and_ends_when_told() {
 }
 
 #[tokio::test]
-async fn a_failed_task_is_reported_and_the_rank_goes_on() {
+async fn a_failed_task_is_reported_and_the_rank_continues() {
     let (_coordinator, mut peer, rank, _dir) = join().await;
     send(&peer, welcome());
     for _ in 0..2 {
@@ -139,14 +139,14 @@ async fn a_stale_session_ends_the_rank() {
 }
 
 #[tokio::test]
-async fn the_next_leader_is_told_again_what_a_rank_is_at() {
+async fn the_current_task_is_replayed_to_the_next_leader() {
     let (mut coordinator, mut peer, rank, _dir) = join().await;
     send(&peer, welcome());
     send(&peer, Command::Chunk(chunk()));
     let failure = next(&mut peer).await;
     assert!(matches!(failure, Message::Failure(_)), "{failure:?}");
     drop(peer);
-    let mut peer = timeout(PATIENCE, coordinator.ranks.recv()).await.unwrap().unwrap();
+    let mut peer = timeout(TIMEOUT, coordinator.ranks.recv()).await.unwrap().unwrap();
     let mut named = chunk();
     named.task.as_mut().unwrap().work = None;
     let task = v1::RankTask { task: Some(v1::rank_task::Task::Chunk(named)) };
@@ -154,7 +154,7 @@ async fn the_next_leader_is_told_again_what_a_rank_is_at() {
     assert_eq!(next(&mut peer).await, failure);
 
     peer.commands.send(Ok(v1::RankCommand { term: 7, command: Some(welcome()) })).unwrap();
-    // Of a leader before that one.
+    // A command from an earlier leader.
     send(&peer, Command::Exit(v1::RankExit {}));
     peer.commands.send(Ok(v1::RankCommand { term: 7, command: Some(Command::Chunk(chunk())) })).unwrap();
     assert!(matches!(next(&mut peer).await, Message::Failure(_)), "it did not exit");
@@ -166,7 +166,7 @@ async fn the_next_leader_is_told_again_what_a_rank_is_at() {
 }
 
 #[tokio::test]
-async fn a_rank_without_a_leader_for_too_long_ends() {
+async fn a_rank_without_a_leader_for_too_long_exits() {
     let (coordinator, peer, rank, _dir) = join().await;
     send(&peer, welcome());
     drop((coordinator, peer));
@@ -180,7 +180,7 @@ async fn a_specification_that_cannot_be_read_is_refused() {
     assert_eq!(end(rank).await, Exit::Failed);
 }
 
-/// Objects that end the device thread, each in its own way.
+/// An object store whose failures end the device thread.
 struct Broken {
     panics: bool,
 }
@@ -212,8 +212,8 @@ async fn the_device_thread_always_ends_with_a_reason() {
         let job = spec::Job::try_from(job()).unwrap();
         let objects = Box::new(Broken { panics });
         let thread = device::start(&options("", &dir), job, objects, Reporter::new(messages)).unwrap();
-        thread.orders.send(Order::Chunk(Box::new(chunk()))).unwrap();
-        assert_eq!(timeout(PATIENCE, thread.end).await.unwrap().unwrap(), expected);
+        thread.commands.send(DeviceCommand::Chunk(Box::new(chunk()))).unwrap();
+        assert_eq!(timeout(TIMEOUT, thread.end).await.unwrap().unwrap(), expected);
         let Some(Message::Failure(failure)) = heard.recv().await.unwrap().message else {
             panic!("no failure")
         };
@@ -222,12 +222,12 @@ async fn the_device_thread_always_ends_with_a_reason() {
 }
 
 #[tokio::test]
-async fn the_device_thread_ends_when_no_orders_can_come() {
+async fn the_device_thread_ends_when_no_commands_can_come() {
     let dir = tempfile::tempdir().unwrap();
     let (messages, _heard) = tokio::sync::mpsc::unbounded_channel();
     let job = spec::Job::try_from(job()).unwrap();
     let objects = Box::new(Broken { panics: true });
     let thread = device::start(&options("", &dir), job, objects, Reporter::new(messages)).unwrap();
-    drop(thread.orders);
-    assert_eq!(timeout(PATIENCE, thread.end).await.unwrap().unwrap(), DeviceEnd::Idle);
+    drop(thread.commands);
+    assert_eq!(timeout(TIMEOUT, thread.end).await.unwrap().unwrap(), DeviceEnd::Idle);
 }

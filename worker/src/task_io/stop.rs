@@ -1,62 +1,62 @@
-//! Whether this process was asked to end, with time to keep what it has done.
+//! The request to stop this process, and the work that must not be interrupted by it.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Asked once, by SIGTERM. What must not be cut off says that it is under way, and looks here between its steps.
+/// Raised once, by SIGTERM. Work that must not be interrupted holds a [`BusyGuard`] and checks the signal between its steps.
 #[derive(Debug, Clone)]
-pub struct Stopping(Arc<watch::Sender<State>>);
+pub struct StopSignal(Arc<watch::Sender<State>>);
 
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
-    asked: bool,
-    /// Something is under way that ends by itself once asked.
+    requested: bool,
+    /// Work is running that stops by itself once requested.
     busy: bool,
 }
 
-impl Default for Stopping {
+impl Default for StopSignal {
     fn default() -> Self {
         Self(Arc::new(watch::Sender::new(State::default())))
     }
 }
 
-/// Something under way, until it is dropped.
+/// Marks the process as busy until it is dropped.
 #[derive(Debug)]
-pub struct Busy(Stopping);
+pub struct BusyGuard(StopSignal);
 
-impl Stopping {
-    pub fn ask(&self) {
-        self.0.send_modify(|state| state.asked = true);
+impl StopSignal {
+    pub fn request(&self) {
+        self.0.send_modify(|state| state.requested = true);
     }
 
-    pub fn is_asked(&self) -> bool {
-        self.0.borrow().asked
+    pub fn is_requested(&self) -> bool {
+        self.0.borrow().requested
     }
 
-    /// Begins something that ends by itself soon after this process is asked to.
+    /// Begins work that must not be interrupted, and that stops by itself soon after a request.
     #[must_use]
-    pub fn busy(&self) -> Busy {
+    pub fn busy(&self) -> BusyGuard {
         self.0.send_modify(|state| state.busy = true);
-        Busy(self.clone())
+        BusyGuard(self.clone())
     }
 
-    /// Waits until something is under way.
-    pub async fn under_way(&self) {
+    /// Waits until such work is running.
+    pub async fn until_busy(&self) {
         let mut states = self.0.subscribe();
-        // The sender is right here.
+        // Cannot fail: `self` holds the sender.
         let _ = states.wait_for(|state| state.busy).await;
     }
 
-    /// Waits until this process was asked to end and nothing is under way.
-    pub async fn asked_in_idleness(&self) {
+    /// Waits until a stop is requested and no such work is running.
+    pub async fn requested_and_idle(&self) {
         let mut states = self.0.subscribe();
-        // The sender is right here.
-        let _ = states.wait_for(|state| state.asked && !state.busy).await;
+        // Cannot fail: `self` holds the sender.
+        let _ = states.wait_for(|state| state.requested && !state.busy).await;
     }
 }
 
-impl Drop for Busy {
+impl Drop for BusyGuard {
     fn drop(&mut self) {
         self.0.0.send_modify(|state| state.busy = false);
     }
@@ -64,25 +64,25 @@ impl Drop for Busy {
 
 #[cfg(test)]
 mod tests {
-    use super::Stopping;
+    use super::StopSignal;
 
-    /// Whether it would end now.
-    async fn ends(stopping: &Stopping) -> bool {
+    /// Whether the process would exit now.
+    async fn ends(stop: &StopSignal) -> bool {
         tokio::select! {
             biased;
-            () = stopping.asked_in_idleness() => true,
+            () = stop.requested_and_idle() => true,
             () = std::future::ready(()) => false,
         }
     }
 
     #[tokio::test]
-    async fn what_is_under_way_is_waited_for() {
-        let stopping = Stopping::default();
-        assert!(!ends(&stopping).await && !stopping.is_asked());
-        let busy = stopping.busy();
-        stopping.ask();
-        assert!(stopping.is_asked() && !ends(&stopping).await);
+    async fn busy_work_is_waited_for() {
+        let stop = StopSignal::default();
+        assert!(!ends(&stop).await && !stop.is_requested());
+        let busy = stop.busy();
+        stop.request();
+        assert!(stop.is_requested() && !ends(&stop).await);
         drop(busy);
-        assert!(ends(&stopping).await);
+        assert!(ends(&stop).await);
     }
 }

@@ -12,7 +12,7 @@ use foil_proto::v1::rank_message::Message;
 use crate::phase::{PhaseError, TaskContext};
 use crate::task_io::artifact_cache::{self, ObjectError, Objects};
 use crate::task_io::progress::Reporter;
-use crate::task_io::stop::{Busy, Stopping};
+use crate::task_io::stop::{BusyGuard, StopSignal};
 use crate::train::{Keeper, Saved, Snapshot, TrainError, Wishes};
 use foil_common::failpoint;
 
@@ -56,9 +56,9 @@ impl Destination {
 /// A rank's keeper in a gang phase. At most one snapshot is on its way: a second waits, and training with it.
 pub(in crate::phase) struct Uploads {
     cadence: Checkpoints,
-    stopping: Stopping,
+    stop: StopSignal,
     /// Held from the first step on: what was done before it is done again in no time that matters.
-    busy: Option<Busy>,
+    busy: Option<BusyGuard>,
     saved: Option<Saved>,
     /// Rank 0 watches the clock.
     rank: u32,
@@ -90,7 +90,7 @@ impl Uploads {
         let step = saved.as_ref().map_or(0, |saved| saved.record.step);
         Ok(Self {
             cadence: context.job.resources.checkpoints,
-            stopping: context.rank.stopping.clone(),
+            stop: context.rank.stop.clone(),
             busy: None,
             saved,
             rank: command.rank,
@@ -100,7 +100,7 @@ impl Uploads {
     }
 
     /// Waits until all that was kept is uploaded and reported. While the result is held, a request to stop waits.
-    pub(in crate::phase) fn finish(mut self) -> Result<Option<Busy>, PhaseError> {
+    pub(in crate::phase) fn finish(mut self) -> Result<Option<BusyGuard>, PhaseError> {
         self.uploader.take().map_or(Ok(()), Uploader::finish)?;
         Ok(self.busy)
     }
@@ -131,12 +131,12 @@ impl Keeper for Uploads {
     }
 
     fn wishes(&mut self, step: u64) -> Wishes {
-        self.busy.get_or_insert_with(|| self.stopping.busy());
+        self.busy.get_or_insert_with(|| self.stop.busy());
         let (last, at) = self.last;
         // Every rank counts steps alike; clocks are not alike.
         let steps = self.cadence.steps.is_some_and(|every| step - last >= every);
         let time = self.cadence.every.is_some_and(|every| self.rank == 0 && at.elapsed() >= every);
-        Wishes { snapshot: steps || time, stop: self.stopping.is_asked() }
+        Wishes { snapshot: steps || time, stop: self.stop.is_requested() }
     }
 
     fn keep(&mut self, snapshot: Snapshot) -> Result<(), TrainError> {

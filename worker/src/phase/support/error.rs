@@ -177,7 +177,7 @@ impl Failure {
     }
 
     fn of_memory(shortage: v1::MemoryShortage, said: &str) -> Self {
-        let shortage = crate::memory::measured(shortage);
+        let shortage = crate::memory::with_usage(shortage);
         // libtorch adds the stack of its own calls.
         let said = said.lines().next().unwrap_or_default();
         Self {

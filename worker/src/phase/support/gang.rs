@@ -132,7 +132,7 @@ impl TaskContext {
     /// over.
     fn meeting(&self, command: &v1::RunGang, phase: &str) -> Result<(String, u16), PhaseError> {
         loop {
-            let meeting = self.rank.meetings.recv().map_err(|_| PhaseError::NoRendezvous)?;
+            let meeting = self.rank.rendezvous.recv().map_err(|_| PhaseError::NoRendezvous)?;
             if meeting.phase == phase && meeting.attempt == command.attempt {
                 let port = u16::try_from(meeting.port).map_err(|_| PhaseError::Incomplete("a port"))?;
                 return Ok((meeting.host, port));

@@ -1,4 +1,4 @@
-//! What a rank has told of its present task: a later leader is told again.
+//! The messages a rank has sent about its current task, which are replayed to a new leader.
 
 use foil_common::version;
 use foil_proto::v1;
@@ -6,17 +6,17 @@ use foil_proto::v1::rank_message::Message;
 
 use super::RankOptions;
 
-/// The last task and what was said of it. A leader that gives another task has made all before it durable, so nothing
-/// older is kept.
+/// The current task and the messages sent about it. A leader that assigns another task has made everything before it durable,
+/// so nothing older is kept.
 #[derive(Debug, Default)]
-pub(super) struct Recall {
+pub(super) struct ReplayLog {
     task: Option<v1::RankTask>,
-    told: Vec<v1::RankMessage>,
+    sent: Vec<v1::RankMessage>,
 }
 
-impl Recall {
+impl ReplayLog {
     pub(super) fn begin(&mut self, mut task: v1::rank_task::Task) {
-        // What names the task is enough for a leader, which knows the work: that may be megabytes.
+        // The leader knows the task's work, which may be megabytes; the task's name is enough.
         let named = match &mut task {
             v1::rank_task::Task::Chunk(run) => run.task.as_mut(),
             v1::rank_task::Task::Gang(run) => {
@@ -28,10 +28,10 @@ impl Recall {
             named.work = None;
         }
         self.task = Some(v1::RankTask { task: Some(task) });
-        self.told.clear();
+        self.sent.clear();
     }
 
-    pub(super) fn note(&mut self, message: &v1::RankMessage) {
+    pub(super) fn record(&mut self, message: &v1::RankMessage) {
         match message.message {
             Some(
                 Message::Step(_)
@@ -40,13 +40,13 @@ impl Recall {
                 | Message::Checkpoint(_)
                 | Message::Gang(_)
                 | Message::Failure(_),
-            ) => self.told.push(message.clone()),
-            // Progress is of the moment.
+            ) => self.sent.push(message.clone()),
+            // Progress is not worth replaying.
             Some(Message::Progress(_) | Message::Hello(_)) | None => {}
         }
     }
 
-    /// What a stream begins with: a hello, then all that the leader at its other end may lack.
+    /// The first messages of a stream: a hello, then everything that a new leader may have missed.
     pub(super) fn opening(&self, options: &RankOptions) -> Vec<v1::RankMessage> {
         let hello = v1::RankHello {
             session_id: options.session_id.clone(),
@@ -59,7 +59,7 @@ impl Recall {
             build: version::BUILD.to_owned(),
         };
         let hello = v1::RankMessage { message: Some(Message::Hello(hello)) };
-        std::iter::once(hello).chain(self.told.iter().cloned()).collect()
+        std::iter::once(hello).chain(self.sent.iter().cloned()).collect()
     }
 }
 
@@ -75,18 +75,18 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_named_again_without_its_work() {
+    fn a_task_is_replayed_without_its_work() {
         let work =
             v1::TrainPolicy { samples: artifact(10_000), scores: artifact(10_000), ..Default::default() };
         let work = Some(v1::task::Work::TrainPolicy(work));
         let task = v1::Task { phase: "r01.policy.train".into(), round: 1, work };
         let gang = v1::RunGang { task: Some(task), attempt: 2, ..Default::default() };
         assert!(gang.encoded_len() > 3 << 20);
-        let mut recall = Recall::default();
-        recall.begin(v1::rank_task::Task::Gang(gang));
-        let told = recall.task.unwrap();
-        assert!(told.encoded_len() < 100);
-        let Some(v1::rank_task::Task::Gang(gang)) = told.task else { panic!("still a gang") };
+        let mut replay = ReplayLog::default();
+        replay.begin(v1::rank_task::Task::Gang(gang));
+        let task = replay.task.unwrap();
+        assert!(task.encoded_len() < 100);
+        let Some(v1::rank_task::Task::Gang(gang)) = task.task else { panic!("still a gang") };
         assert_eq!((gang.task.unwrap().phase.as_str(), gang.attempt), ("r01.policy.train", 2));
     }
 }
