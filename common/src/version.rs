@@ -9,7 +9,7 @@ pub const BUILD: &str = match option_env!("FOIL_BUILD_ID") {
     None => "",
 };
 
-/// How a peer's version or build differs from this program's; none where they agree as far as both are known.
+/// How a peer's version or build differs from this program's; none if they agree as far as both are known.
 pub fn skew(version: &str, build: &str) -> Option<String> {
     difference((VERSION, BUILD), (version, build))
 }

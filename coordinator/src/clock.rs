@@ -9,7 +9,7 @@ use tokio::time::Instant;
 pub struct Now {
     /// Monotonic, since an arbitrary start: for deadlines.
     pub mono: Duration,
-    /// Milliseconds since the Unix epoch: for what people read.
+    /// Milliseconds since the Unix epoch: for timestamps.
     pub wall: u64,
 }
 
@@ -30,7 +30,7 @@ impl Now {
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     start: Instant,
-    /// What the wall clock showed at the start, where it only follows the other.
+    /// Wall-clock time at the start, if the wall clock follows the monotonic one.
     epoch: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! Agents and their devices: who is there, and which rank process holds which device. Pure: time is passed in.
+//! Agents and their devices: which agents are connected, and which rank process holds which device. Pure: time is passed in.
 
 mod trust;
 
@@ -7,34 +7,34 @@ use std::time::Duration;
 
 use foil_proto::v1;
 
-pub use self::trust::Fault;
+pub use self::trust::AgentFault;
 use self::trust::Trust;
 use crate::clock::Now;
 use crate::queue::Supply;
 
-/// How long the coordinator goes on believing in an agent it does not hear.
+/// Timeouts after which an agent is considered lost.
 #[derive(Debug, Clone, Copy)]
 pub struct Liveness {
-    /// Without a heartbeat on an open stream, or without a word since this coordinator leads: the agent's own fence and some slack, so that its ranks are dead before
-    /// their work is given to others.
-    pub silence: Duration,
-    /// Without a stream.
-    pub reconnect: Duration,
-    /// For the death of processes that an agent was told to stop.
-    pub reaping: Duration,
-    /// Unheard for so long, some heartbeats, an agent may be replaced by another process of its name.
-    pub doubt: Duration,
-    /// For which an agent that starts no ranks is set aside, the first time.
+    /// For an agent with an open stream but without heartbeats, or not heard since this coordinator leads: the agent's own
+    /// fence and some slack, so that its ranks are dead before their work is given to others.
+    pub heartbeat_timeout: Duration,
+    /// For an agent without a stream.
+    pub reconnect_timeout: Duration,
+    /// For an agent to report the death of processes that it was told to stop.
+    pub stop_timeout: Duration,
+    /// An agent not heard for this long, some heartbeats, may be replaced by another process of its name.
+    pub takeover_after: Duration,
+    /// For how long a faulty agent is set aside, the first time.
     pub probation: Duration,
 }
 
 impl Default for Liveness {
     fn default() -> Self {
         Self {
-            silence: Duration::from_secs(65),
-            reconnect: Duration::from_secs(10),
-            reaping: Duration::from_secs(10),
-            doubt: Duration::from_secs(6),
+            heartbeat_timeout: Duration::from_secs(65),
+            reconnect_timeout: Duration::from_secs(10),
+            stop_timeout: Duration::from_secs(10),
+            takeover_after: Duration::from_secs(6),
             probation: Duration::from_secs(30),
         }
     }
@@ -42,19 +42,19 @@ impl Default for Liveness {
 
 /// One device of one agent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Placement {
     pub agent: String,
     pub device: String,
 }
 
-/// All agents that are believed in.
+/// All agents that are not lost.
 #[derive(Debug)]
 pub struct Cluster {
     liveness: Liveness,
     agents: BTreeMap<String, Agent>,
 }
 
-/// Another process of an agent's name is there.
+/// Another process is connected under an agent's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "an agent named {agent} is connected already, from host {host}, and was heard {:.1} s ago; give --agent-id another \
@@ -68,25 +68,25 @@ pub struct NameTaken {
 
 /// Agents by the state of their streams, and devices by kind and state.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Census {
-    /// connected, disconnected, or expected: known to a coordinator before this one.
+pub struct ClusterCounts {
+    /// By `connected`, `disconnected` or `expected` (known from a previous leader, not heard yet).
     pub agents: BTreeMap<&'static str, usize>,
-    /// held by a rank, free, or unreachable as their agents are.
+    /// By kind and `held`, `free` or `unreachable`.
     pub devices: BTreeMap<(String, &'static str), usize>,
 }
 
 #[derive(Debug)]
 struct Agent {
     link: Link,
-    /// Drawn by its process; empty where it is not known.
+    /// Random id of its process; empty if unknown.
     instance: String,
     hostname: String,
     trust: Trust,
-    /// It was asked to end, and starts no more ranks.
+    /// It is shutting down and starts no more ranks.
     leaving: bool,
     devices: Vec<Device>,
-    /// Told to stop, not yet reported dead: what a coordinator before this one had started.
-    strays: BTreeMap<String, Duration>,
+    /// Processes that a previous leader started: told to stop, not yet reported dead.
+    orphans: BTreeMap<String, Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ enum Link {
     Down {
         since: Duration,
     },
-    /// A coordinator before this one knew it; nothing was heard of it yet.
+    /// Known from a previous leader's log; not heard yet.
     Expected {
         since: Duration,
     },
@@ -107,18 +107,18 @@ enum Link {
 #[derive(Debug)]
 struct Device {
     device: v1::Device,
-    /// The session of the rank process on it. One at most: NCCL refuses two ranks on one device.
+    /// Session of the rank process on it. At most one: NCCL refuses two ranks on one device.
     holder: Option<String>,
 }
 
-/// What a registration tells about processes.
+/// The processes of an agent that registers, compared with what was known of it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Registered {
-    /// Sessions believed to run there that do not.
-    pub gone: Vec<String>,
-    /// Sessions that run there and should not: to be stopped.
-    pub strays: Vec<String>,
-    /// Sessions that run there as believed.
+    /// Sessions that should run there and do not.
+    pub lost: Vec<String>,
+    /// Sessions that run there and should not; they must be stopped.
+    pub orphans: Vec<String>,
+    /// Sessions that run there as they should.
     pub kept: Vec<String>,
 }
 
@@ -127,33 +127,32 @@ impl Cluster {
         Self { liveness, agents: BTreeMap::new() }
     }
 
-    /// Whether an agent may come in under its name: while a process of that name is connected and heard, only that one may,
-    /// with another stream.
+    /// Checks an agent's name: while a process of that name is connected and heard, only that process may register again.
     pub fn admits(&self, hello: &v1::AgentRegister, now: Now) -> Result<(), NameTaken> {
         let Some(known) = self.agents.get(&hello.agent_id) else { return Ok(()) };
         let Link::Up { heard, .. } = known.link else { return Ok(()) };
         let heard = now.since(heard);
-        if known.is_process(&hello.instance) || heard >= self.liveness.doubt {
+        if known.is_process(&hello.instance) || heard >= self.liveness.takeover_after {
             return Ok(());
         }
         Err(NameTaken { agent: hello.agent_id.clone(), host: known.hostname.clone(), heard })
     }
 
-    /// An agent came, or came back. Its devices keep their holders.
+    /// Registers an agent that is new or comes back. Its devices keep their holders.
     pub fn register(&mut self, hello: &v1::AgentRegister, connection: u64, now: Now) -> Registered {
         let running: BTreeSet<&String> = hello.session_ids.iter().collect();
         let known = self.agents.remove(&hello.agent_id);
         let same = known.as_ref().is_some_and(|known| known.is_process(&hello.instance));
         let (mut before, trust) = known.map(|known| (known.devices, known.trust)).unwrap_or_default();
-        // A process that was started anew may have been mended.
+        // A restarted process may have been repaired.
         let trust = if same { trust } else { Trust::default() };
         let mut registered = Registered::default();
         for holder in before.iter_mut().filter_map(|device| device.holder.as_mut()) {
-            let told = if running.contains(holder) { &mut registered.kept } else { &mut registered.gone };
-            told.push(holder.clone());
+            let sessions = if running.contains(holder) { &mut registered.kept } else { &mut registered.lost };
+            sessions.push(holder.clone());
         }
         let held: BTreeSet<&String> = before.iter().filter_map(|device| device.holder.as_ref()).collect();
-        registered.strays = running.difference(&held).map(|session| (*session).clone()).collect();
+        registered.orphans = running.difference(&held).map(|session| (*session).clone()).collect();
         let devices = hello
             .devices
             .iter()
@@ -165,31 +164,31 @@ impl Cluster {
                     .and_then(|known| known.holder.clone()),
             })
             .collect();
-        let strays = registered.strays.iter().map(|session| (session.clone(), now.mono)).collect();
+        let orphans = registered.orphans.iter().map(|session| (session.clone(), now.mono)).collect();
         let link = Link::Up { connection, heard: now.mono };
         let (instance, hostname) = (hello.instance.clone(), hello.hostname.clone());
-        let agent = Agent { link, instance, hostname, trust, leaving: false, devices, strays };
+        let agent = Agent { link, instance, hostname, trust, leaving: false, devices, orphans };
         self.agents.insert(hello.agent_id.clone(), agent);
         registered
     }
 
-    /// A coordinator before this one put a process on the device; its agent is waited for as long as the process can
-    /// live without one.
-    pub fn expect(&mut self, place: &Place, kind: &str, session: &str, now: Now) {
-        let agent = self.agents.entry(place.agent.clone()).or_insert_with(|| Agent {
+    /// Records a process that a previous leader started on the device; its agent is waited for as long as the process can
+    /// live without a leader.
+    pub fn expect(&mut self, placement: &Placement, kind: &str, session: &str, now: Now) {
+        let agent = self.agents.entry(placement.agent.clone()).or_insert_with(|| Agent {
             link: Link::Expected { since: now.mono },
             instance: String::new(),
             hostname: String::new(),
             trust: Trust::default(),
             leaving: false,
             devices: Vec::new(),
-            strays: BTreeMap::new(),
+            orphans: BTreeMap::new(),
         });
-        let device = v1::Device { id: place.device.clone(), kind: kind.to_owned(), ..Default::default() };
+        let device = v1::Device { id: placement.device.clone(), kind: kind.to_owned(), ..Default::default() };
         agent.devices.push(Device { device, holder: Some(session.to_owned()) });
     }
 
-    /// Anything heard on an agent's stream. False where another stream has taken its place.
+    /// Records a message on an agent's stream. False if a newer stream has replaced it.
     pub fn heard(&mut self, agent: &str, connection: u64, now: Now) -> bool {
         match self.agents.get_mut(agent).map(|agent| &mut agent.link) {
             Some(Link::Up { connection: current, heard }) if *current == connection => {
@@ -200,7 +199,7 @@ impl Cluster {
         }
     }
 
-    /// The agent was asked to end: its devices take no more ranks. Answers with the sessions on them.
+    /// Marks an agent that is shutting down: its devices take no more ranks. Returns the sessions on them.
     pub fn leaving(&mut self, agent: &str, connection: u64, now: Now) -> Vec<String> {
         if !self.heard(agent, connection, now) {
             return Vec::new();
@@ -210,7 +209,7 @@ impl Cluster {
         agent.devices.iter().filter_map(|device| device.holder.clone()).collect()
     }
 
-    /// The stream is closed; the agent may come back.
+    /// Records that the stream is closed; the agent may come back.
     pub fn disconnected(&mut self, agent: &str, connection: u64, now: Now) {
         if let Some(agent) = self.agents.get_mut(agent)
             && matches!(agent.link, Link::Up { connection: current, .. } if current == connection)
@@ -219,33 +218,33 @@ impl Cluster {
         }
     }
 
-    /// A process is dead, whoever started it.
+    /// Records that a process is dead, whichever leader started it.
     pub fn exited(&mut self, agent: &str, session: &str) {
         if let Some(agent) = self.agents.get_mut(agent) {
-            agent.strays.remove(session);
+            agent.orphans.remove(session);
         }
     }
 
-    /// Forgets the agents that were silent for too long; answers with them and the sessions on their devices.
+    /// Removes the agents whose timeouts have passed; returns them with the sessions on their devices.
     pub fn expire(&mut self, now: Now) -> Vec<(String, Vec<String>)> {
         let liveness = self.liveness;
         for agent in self.agents.values_mut() {
-            agent.strays.retain(|_, since| now.since(*since) < liveness.reaping);
+            agent.orphans.retain(|_, since| now.since(*since) < liveness.stop_timeout);
             agent.trust.lift(now);
         }
         let lost: Vec<String> = self
             .agents
             .iter()
             .filter(|(_, agent)| match agent.link {
-                // How its ranks ended was reported before, so nothing is left to wait for.
+                // The ends of its ranks have been reported, so there is nothing left to wait for.
                 Link::Down { .. }
                     if agent.leaving && agent.devices.iter().all(|device| device.holder.is_none()) =>
                 {
                     true
                 }
-                Link::Up { heard, .. } => now.since(heard) >= liveness.silence,
-                Link::Down { since } => now.since(since) >= liveness.reconnect,
-                Link::Expected { since } => now.since(since) >= liveness.silence,
+                Link::Up { heard, .. } => now.since(heard) >= liveness.heartbeat_timeout,
+                Link::Down { since } => now.since(since) >= liveness.reconnect_timeout,
+                Link::Expected { since } => now.since(since) >= liveness.heartbeat_timeout,
             })
             .map(|(id, _)| id.clone())
             .collect();
@@ -257,23 +256,22 @@ impl Cluster {
             .collect()
     }
 
-    /// `count` free devices of a kind, in a stable order, those of agents that gave no cause for complaint first; none
-    /// where there are not so many.
-    pub fn find(&self, kind: &str, count: usize) -> Option<Vec<Place>> {
+    /// `count` free devices of a kind, in a stable order, those of agents without strikes first; none if there are fewer.
+    pub fn find_free(&self, kind: &str, count: usize) -> Option<Vec<Placement>> {
         let mut agents: Vec<(&String, &Agent)> =
             self.in_use(kind).filter(|(_, agent)| agent.takes_ranks()).collect();
         agents.sort_by_key(|(_, agent)| agent.trust.strikes());
-        let places: Vec<Place> = agents
+        let placements: Vec<Placement> = agents
             .into_iter()
             .flat_map(|(id, agent)| agent.devices.iter().map(move |device| (id, device)))
             .filter(|(_, device)| device.device.kind == kind && device.holder.is_none())
-            .map(|(id, device)| Place { agent: id.clone(), device: device.device.id.clone() })
+            .map(|(id, device)| Placement { agent: id.clone(), device: device.device.id.clone() })
             .take(count)
             .collect();
-        (places.len() == count).then_some(places)
+        (placements.len() == count).then_some(placements)
     }
 
-    /// What there is of a kind.
+    /// Devices of a kind that jobs can use.
     pub fn supply(&self, kind: &str) -> Supply {
         let mut supply = Supply::default();
         for (_, agent) in self.in_use(kind) {
@@ -287,7 +285,7 @@ impl Cluster {
         supply
     }
 
-    /// The agents to be given ranks: not those set aside, unless there is no other with devices of the kind.
+    /// The agents that may get ranks: not those set aside, unless no other has devices of the kind.
     fn in_use(&self, kind: &str) -> impl Iterator<Item = (&String, &Agent)> {
         let others = self.agents.values().any(|agent| agent.is_trusted(kind));
         self.agents
@@ -295,67 +293,67 @@ impl Cluster {
             .filter(move |(_, agent)| !agent.leaving && (!others || !agent.trust.is_set_aside()))
     }
 
-    /// Something went wrong through the agent's fault. Gives for how long it is set aside, where that begins now.
-    pub fn strike(&mut self, agent: &str, fault: Fault, now: Now) -> Option<Duration> {
+    /// Records a fault of the agent. Returns for how long it is set aside, if that starts now.
+    pub fn strike(&mut self, agent: &str, fault: AgentFault, now: Now) -> Option<Duration> {
         let probation = self.liveness.probation;
         self.agents.get_mut(agent)?.trust.strike(fault, probation, now)
     }
 
-    /// A rank of the agent's connected.
-    pub fn vouch(&mut self, agent: &str) {
+    /// Records that a rank of the agent has connected.
+    pub fn record_connection(&mut self, agent: &str) {
         if let Some(agent) = self.agents.get_mut(agent) {
-            agent.trust.vouch();
+            agent.trust.record_connection();
         }
     }
 
-    /// Whether another agent, in good standing, has devices of the kind.
-    pub fn has_stand_in(&self, agent: &str, kind: &str) -> bool {
+    /// True if another trusted agent has devices of the kind.
+    pub fn has_alternative(&self, agent: &str, kind: &str) -> bool {
         self.agents.iter().any(|(id, other)| id != agent && other.is_trusted(kind))
     }
 
-    /// Agents that get no ranks while there are others.
+    /// Number of agents that get no ranks while there are others.
     pub fn set_aside(&self) -> usize {
         self.agents.values().filter(|agent| agent.trust.is_set_aside()).count()
     }
 
-    pub fn hold(&mut self, place: &Place, session: &str) {
-        if let Some(device) = self.device(place) {
+    pub fn assign(&mut self, placement: &Placement, session: &str) {
+        if let Some(device) = self.device(placement) {
             device.holder = Some(session.to_owned());
         }
     }
 
-    /// Frees a device, if that session still holds it.
-    pub fn release(&mut self, place: &Place, session: &str) {
-        if let Some(device) = self.device(place)
+    /// Frees a device, if the session still holds it.
+    pub fn release(&mut self, placement: &Placement, session: &str) {
+        if let Some(device) = self.device(placement)
             && device.holder.as_deref() == Some(session)
         {
             device.holder = None;
         }
     }
 
-    /// How many agents and devices are in which state.
-    pub fn census(&self) -> Census {
-        let mut census = Census::default();
+    /// Number of agents and devices in each state.
+    pub fn counts(&self) -> ClusterCounts {
+        let mut counts = ClusterCounts::default();
         for agent in self.agents.values() {
             let (state, reachable) = match agent.link {
                 Link::Up { .. } => ("connected", true),
                 Link::Down { .. } => ("disconnected", false),
                 Link::Expected { .. } => ("expected", false),
             };
-            *census.agents.entry(state).or_default() += 1;
+            *counts.agents.entry(state).or_default() += 1;
             for device in &agent.devices {
                 let state = match (&device.holder, reachable) {
                     (Some(_), _) => "held",
                     (None, true) => "free",
                     (None, false) => "unreachable",
                 };
-                *census.devices.entry((device.device.kind.clone(), state)).or_default() += 1;
+                *counts.devices.entry((device.device.kind.clone(), state)).or_default() += 1;
             }
         }
-        census
+        counts
     }
 
-    /// Each agent and the time since it was last heard.
+    /// Each agent with the time since it was last heard.
     pub fn ages(&self, now: Now) -> impl Iterator<Item = (&str, Duration)> {
         self.agents.iter().map(move |(id, agent)| {
             let (Link::Up { heard: since, .. } | Link::Down { since } | Link::Expected { since }) =
@@ -364,15 +362,15 @@ impl Cluster {
         })
     }
 
-    fn device(&mut self, place: &Place) -> Option<&mut Device> {
-        let agent = self.agents.get_mut(&place.agent)?;
-        agent.devices.iter_mut().find(|device| device.device.id == place.device)
+    fn device(&mut self, placement: &Placement) -> Option<&mut Device> {
+        let agent = self.agents.get_mut(&placement.agent)?;
+        agent.devices.iter_mut().find(|device| device.device.id == placement.device)
     }
 }
 
 impl Agent {
     fn is_process(&self, instance: &str) -> bool {
-        // By their hashes, which are compared in constant time.
+        // Hashes are compared in constant time.
         !instance.is_empty() && blake3::hash(self.instance.as_bytes()) == blake3::hash(instance.as_bytes())
     }
 
@@ -381,7 +379,7 @@ impl Agent {
     }
 
     fn takes_ranks(&self) -> bool {
-        self.is_up() && !self.leaving && self.strays.is_empty()
+        self.is_up() && !self.leaving && self.orphans.is_empty()
     }
 
     fn is_trusted(&self, kind: &str) -> bool {

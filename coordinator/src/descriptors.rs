@@ -1,26 +1,26 @@
-//! How many files and sockets this process may have open.
+//! The limit of open files and sockets of this process.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Most descriptors that are kept back for the store, the log and all else that is not a connection.
-const KEPT_BACK: u64 = 512;
+/// Upper bound of the descriptors reserved for the store, the log and everything else that is not a connection.
+const MAX_RESERVED: u64 = 512;
 
-/// Raises the soft limit to the hard one: service managers give 1024 to those that do not ask. Gives the limit there is.
+/// Raises the soft limit to the hard one, because service managers set it to 1024 by default. Returns the limit in effect.
 pub fn raise() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
         Err(error) => {
-            tracing::warn!(%error, soft, hard, "the limit of open files cannot be raised");
+            tracing::warn!(%error, soft, hard, "cannot raise the limit of open files");
             soft
         }
     }
 }
 
-/// Connections that leave enough descriptors for the rest.
-pub fn connections(limit: u64, most: usize) -> usize {
-    let kept_back = (limit / 8 * 3).min(KEPT_BACK);
-    usize::try_from(limit - kept_back).unwrap_or(most).clamp(1, most)
+/// Number of connections that leaves enough descriptors for the rest, at most `max`.
+pub fn connections(limit: u64, max: usize) -> usize {
+    let reserved = (limit / 8 * 3).min(MAX_RESERVED);
+    usize::try_from(limit - reserved).unwrap_or(max).clamp(1, max)
 }
 
 #[cfg(test)]

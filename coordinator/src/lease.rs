@@ -1,7 +1,8 @@
-//! Until when a leader may speak: for so long after it began a renewal that no standby can have been elected.
+//! The leader lease: how long after the start of its last renewal a leader may answer, because no standby can have been
+//! elected yet.
 //!
-//! A standby waits the lease's whole length from when it *saw* a renewal, so later than the renewal began. A renewal
-//! that was late to land may have been overtaken by an election; only an append to the log tells.
+//! A standby waits for the whole lease from the moment it *saw* a renewal, which is later than the renewal's start. A
+//! renewal that lands late may have been overtaken by an election; only an append to the log can tell.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,16 +10,16 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 
-/// Shared by who renews and who asks. Cheap to clone.
+/// The lease, shared between the task that renews it and everyone who checks it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Lease {
     clock: Clock,
-    /// On the clock, in microseconds.
+    /// Expiry on the clock, in microseconds.
     until: Arc<AtomicU64>,
 }
 
 impl Lease {
-    /// Holds until `until` on the clock.
+    /// A lease that is valid until `until` on the clock.
     pub fn new(clock: Clock, until: Duration) -> Self {
         let lease = Self { clock, until: Arc::default() };
         lease.extend(until);
@@ -34,12 +35,13 @@ impl Lease {
         Duration::from_micros(self.until.load(Ordering::Acquire))
     }
 
-    pub fn holds(&self) -> bool {
+    /// True while no other coordinator can be the leader.
+    pub fn is_valid(&self) -> bool {
         self.clock.now().mono < self.until()
     }
 
-    /// Waits until it holds no more.
-    pub async fn lapsed(&self) {
+    /// Waits until the lease has expired.
+    pub async fn expired(&self) {
         loop {
             let left = self.until().saturating_sub(self.clock.now().mono);
             if left.is_zero() {
@@ -50,19 +52,23 @@ impl Lease {
     }
 }
 
-/// How leadership is kept and passed on.
+/// Timing of heartbeats, lease and failover.
 #[derive(Debug, Clone, Copy)]
-pub struct Times {
-    /// Between two signs of life.
-    pub beat: Duration,
-    /// A leader without one for so long may be replaced, and answers no more reads.
+pub struct LeadershipTimeouts {
+    /// Time between two heartbeats of the leader.
+    pub heartbeat_interval: Duration,
+    /// A leader without a heartbeat for this long may be replaced, and stops answering reads.
     pub lease: Duration,
-    /// Between two looks of a standby.
-    pub look: Duration,
+    /// Time between two checks by a standby.
+    pub poll_interval: Duration,
 }
 
-impl Default for Times {
+impl Default for LeadershipTimeouts {
     fn default() -> Self {
-        Self { beat: Duration::from_secs(1), lease: Duration::from_secs(5), look: Duration::from_millis(500) }
+        Self {
+            heartbeat_interval: Duration::from_secs(1),
+            lease: Duration::from_secs(5),
+            poll_interval: Duration::from_millis(500),
+        }
     }
 }

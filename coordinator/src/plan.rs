@@ -12,7 +12,7 @@ use foil_proto::v1;
 pub use bounds::TooLarge;
 pub use phase::{Phase, PlanError, Work, artifact_name};
 
-/// The phases in order.
+/// The phases of a job, in order.
 pub fn plan(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<Phase> {
     let planner = Planner { job, datasets };
     let mut phases = planner.before_round_one();
@@ -22,10 +22,10 @@ pub fn plan(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<Phase> {
     phases
 }
 
-/// The phases in order, if they are not too many to keep and to send.
+/// The phases of a job, in order, if they are few enough to keep and to send.
 ///
 /// # Errors
-/// The field of the specification that makes the plan too large.
+/// The plan is too large; the error names the field to change.
 pub fn bounded(job: &spec::Job, datasets: &[v1::Dataset]) -> Result<Vec<Phase>, TooLarge> {
     let phases = plan(job, datasets);
     bounds::check(&phases, job.rounds, job.generation.chunk_prompts)?;
@@ -109,12 +109,12 @@ impl Planner<'_> {
     }
 }
 
-/// The data sets that a map phase goes through, in the order of its chunks. A chunk lies within one of them.
+/// The data sets that a map phase goes through, in the order of its chunks. No chunk spans two of them.
 pub(crate) fn segments(job: &spec::Job, round: u32, work: Work) -> Vec<&'static str> {
     match work {
         Work::GeneratePreferences => vec![sets::GOLD_PREFERENCE_PROMPTS],
         Work::GenerateEvaluationPreferences => vec![sets::GOLD_PREFERENCE_EVALUATION_PROMPTS],
-        // The holdout's samples measure fresh accuracy, also where nothing is trained on golden answers.
+        // Samples for the holdout measure fresh accuracy, even if nothing is trained on golden answers.
         Work::GenerateGolden if job.trains_reward(round) && job.reward_step.apo_weight > 0.0 => {
             vec![sets::GOLDEN, sets::GOLDEN_HOLDOUT]
         }

@@ -1,9 +1,9 @@
-//! Who gets devices next, and why the others wait. Pure.
+//! Allocation of devices to jobs, and the reasons why others wait. Pure.
 //!
-//! First come, first served among jobs of one device kind, with two exceptions. Running attempts are made whole before
-//! others begin: they hold devices that nobody else gets until then. And a job that asks for more devices than the
-//! connected workers have is passed over for as long as that is so; every other job keeps those behind it waiting, so that
-//! it gets its devices in the end.
+//! First come, first served among jobs of one device kind, with two exceptions. Running attempts get their missing ranks
+//! before new ones start, because the devices they hold are idle until then. And a job that asks for more devices than the
+//! connected workers have is passed over as long as that is so; every other job blocks those behind it, so that it gets its
+//! devices eventually.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use foil_proto::v1;
 /// Devices of one kind on the workers in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Supply {
-    /// Held by no rank.
+    /// Devices that no rank holds.
     pub free: usize,
     pub connected: usize,
-    /// On workers that are set aside, and so not among the others.
+    /// Devices on workers that are set aside; not counted above.
     pub set_aside: usize,
 }
 
@@ -24,68 +24,68 @@ pub struct Supply {
 pub struct Demand {
     pub job: String,
     pub kind: String,
-    /// Devices that it lacks.
-    pub seats: usize,
-    /// It has none, and begins with all of them or not at all.
+    /// Number of ranks that need a device.
+    pub ranks: usize,
+    /// It has no devices yet, and starts with all of them or not at all.
     pub starts: bool,
-    /// It has been too large for the connected workers for long enough not to be waited for.
+    /// It has been too large for the connected workers for so long that others go first.
     pub passed_over: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Grant {
-    /// All that it lacks.
-    Whole,
-    /// So many of them; for the rest it waits.
-    Part(usize, v1::JobWait),
+    /// A device for every rank that lacks one.
+    Full,
+    /// This many devices; the job waits for the rest.
+    Partial(usize, v1::JobWait),
     Wait(v1::JobWait),
 }
 
-/// Shares out what is free among demands in the order of submission. Gives each one's grant.
-pub fn share(supply: &BTreeMap<String, Supply>, demands: &[Demand]) -> Vec<Grant> {
-    let mut hall: BTreeMap<&str, Counter> = BTreeMap::new();
-    let mut grants = vec![Grant::Whole; demands.len()];
-    // Stable: the order of submission holds among those that run, and among those that begin.
+/// Allocates the free devices to demands, which are in order of submission. Returns each one's grant.
+pub fn allocate(supply: &BTreeMap<String, Supply>, demands: &[Demand]) -> Vec<Grant> {
+    let mut pools: BTreeMap<&str, DevicePool> = BTreeMap::new();
+    let mut grants = vec![Grant::Full; demands.len()];
+    // Stable: the order of submission holds among running jobs, and among those that start.
     let mut turns: Vec<usize> = (0..demands.len()).collect();
     turns.sort_by_key(|&index| demands[index].starts);
     for index in turns {
         let demand = &demands[index];
-        let counter = hall
+        let pool = pools
             .entry(&demand.kind)
-            .or_insert_with(|| Counter::new(supply.get(&demand.kind).copied().unwrap_or_default()));
-        grants[index] = counter.serve(demand);
+            .or_insert_with(|| DevicePool::new(supply.get(&demand.kind).copied().unwrap_or_default()));
+        grants[index] = pool.grant(demand);
     }
     grants
 }
 
-/// Where jobs of one device kind are served.
-struct Counter {
+/// The devices of one kind while they are allocated.
+struct DevicePool {
     supply: Supply,
     waiting: u32,
-    /// A job waits that can be served in time: what is free is kept for it.
+    /// The free devices are reserved for a job that waits for more.
     reserved: bool,
 }
 
-impl Counter {
+impl DevicePool {
     fn new(supply: Supply) -> Self {
         Self { supply, waiting: 0, reserved: false }
     }
 
-    fn serve(&mut self, demand: &Demand) -> Grant {
+    fn grant(&mut self, demand: &Demand) -> Grant {
         let given = match self.supply.free {
             _ if self.reserved => 0,
-            free if demand.starts && free < demand.seats => 0,
-            free => free.min(demand.seats),
+            free if demand.starts && free < demand.ranks => 0,
+            free => free.min(demand.ranks),
         };
         self.supply.free -= given;
-        if given == demand.seats {
-            return Grant::Whole;
+        if given == demand.ranks {
+            return Grant::Full;
         }
         self.waiting += 1;
-        let wait = self.wait(demand, demand.seats - given);
-        let too_large = demand.starts && demand.seats > self.supply.connected;
+        let wait = self.wait(demand, demand.ranks - given);
+        let too_large = demand.starts && demand.ranks > self.supply.connected;
         self.reserved |= demand.starts && !(too_large && demand.passed_over);
-        if given > 0 { Grant::Part(given, wait) } else { Grant::Wait(wait) }
+        if given > 0 { Grant::Partial(given, wait) } else { Grant::Wait(wait) }
     }
 
     fn wait(&self, demand: &Demand, lacking: usize) -> v1::JobWait {
@@ -93,19 +93,19 @@ impl Counter {
         let kind = &demand.kind;
         let more = if demand.starts { "" } else { "more " };
         let wanted = format!("waiting for {lacking} {more}{kind} {}", devices(lacking));
-        let apart = match set_aside {
+        let aside = match set_aside {
             0 => String::new(),
-            apart => format!(" (and {apart} on workers that are set aside)"),
+            aside => format!(" (and {aside} on workers that are set aside)"),
         };
-        let place = match self.waiting {
+        let position = match self.waiting {
             1 => String::new(),
             waiting => format!("; {} in the queue", ordinal(waiting)),
         };
-        let reason = if demand.starts && demand.seats > connected {
-            format!("{wanted}; the workers connected now have {connected}{apart}{place}")
+        let reason = if demand.starts && demand.ranks > connected {
+            format!("{wanted}; the workers connected now have {connected}{aside}{position}")
         } else {
-            let kept = if self.reserved && free > 0 { ", kept for a job before this one" } else { "" };
-            format!("{wanted}; {free} of {connected} free{kept}{apart}{place}")
+            let reserved = if self.reserved && free > 0 { ", kept for a job before this one" } else { "" };
+            format!("{wanted}; {free} of {connected} free{reserved}{aside}{position}")
         };
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         v1::JobWait {

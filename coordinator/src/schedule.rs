@@ -21,7 +21,7 @@ use foil_proto::v1::rank_command::Command;
 use foil_proto::v1::rank_message::Message;
 
 use crate::clock::Now;
-use crate::cluster::{Fault, Place};
+use crate::cluster::{AgentFault, Placement};
 use crate::job::{Change, JobState};
 use blame::Symptom;
 use closing::Closing;
@@ -114,13 +114,13 @@ pub enum Effect {
         command: Command,
     },
     Release {
-        place: Place,
+        placement: Placement,
         session: String,
     },
     /// A rank failed through its agent's fault; the attempt is not charged with it unless [`Run::charge`] is called.
     Blame {
-        place: Place,
-        fault: Fault,
+        placement: Placement,
+        fault: AgentFault,
         why: String,
     },
     /// A rank of the agent's connected.

@@ -12,11 +12,11 @@ use foil_common::exposition;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tonic::service::Routes;
 
-/// Whether the coordinator can serve, and else what it waits for.
+/// Readiness of the coordinator, with the reason if it is not ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
     Ready,
-    /// It serves, though not all that is asked of it gets done; the text says why.
+    /// It serves, but some requests cannot be completed, for this reason.
     Degraded(String),
     Waiting(String),
 }
@@ -48,7 +48,7 @@ pub fn merge(mut services: Routes, pages: Router) -> Routes {
     services
 }
 
-/// Services take gRPC; whoever else asks is to see from the HTTP status that there is nothing, or that it asks wrongly.
+/// Answers requests that are not gRPC with an HTTP status: 415 for a call of a service, 404 for any other path.
 async fn grpc_only(request: Request, next: Next) -> Response {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(is_grpc) {

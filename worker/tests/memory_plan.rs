@@ -6,8 +6,8 @@
 mod model_support;
 
 use foil_common::memory::{
-    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Pass, Training, generating,
-    reading, training,
+    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Pass, Training, generation,
+    inference, training,
 };
 use foil_common::spec::{self, DeviceKind, Lora, LoraTarget, Normalization, Sharding};
 use foil_torch::CpuMemory;
@@ -177,7 +177,7 @@ fn the_memory_of_scoring_is_as_estimated() {
         let memory = CpuMemory::count().unwrap();
         tch::no_grad(|| drop(model.scores(&packed, precision).unwrap()));
         let reward_model = Model { shape: &shape, head: Head::Reward };
-        let estimate = reading(reward_model, 1, batch(SEQUENCES), compute(precision));
+        let estimate = inference(reward_model, 1, batch(SEQUENCES), compute(precision));
         close_below(memory.peak(), estimate.total() - estimate.weights, 0.3, &format!("{precision:?}"));
     }
 }
@@ -186,9 +186,9 @@ fn the_memory_of_scoring_is_as_estimated() {
 fn the_memory_of_a_kv_cache_is_as_estimated() {
     let config = config("llama");
     let shape = ModelShape::from_config(&config).unwrap();
-    let decoding = Decoding { max_num_seqs: 7, prompt: 20, answer: 12 };
+    let decoding = Decoding { max_num_seqs: 7, prompt: 20, completion: 12 };
     for precision in PRECISIONS {
-        let estimate = generating(&shape, decoding, compute(precision)).kv_cache;
+        let estimate = generation(&shape, decoding, compute(precision)).kv_cache;
         let decoder = DecoderConfig::from_hf(&config).unwrap();
         let memory = CpuMemory::count().unwrap();
         let cache = KvCache::new(&decoder, 8, 32, precision, Device::Cpu);

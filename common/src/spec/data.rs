@@ -45,7 +45,7 @@ pub struct EvaluationData {
     pub prompts: Vec<InputRef>,
 }
 
-/// Pairs drawn from the start policy and labelled by the gold reward:
+/// Pairs drawn from the start policy and labeled by the gold reward:
 /// P(first preferred) = σ(beta · (gold₁ − gold₂)).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GoldPreferences {

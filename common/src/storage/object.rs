@@ -6,7 +6,7 @@
 //! sidecar makes the object exist: a crash before it leaves bytes that nobody was told of, which the next
 //! writer of the key replaces.
 //!
-//! Writers of one key in one process are serialised at that last step, and the first one's content stays.
+//! Writers of one key in one process are serialized at that last step, and the first one's content stays.
 //! Two processes do not write the same key with different content: keys carry a content hash or an attempt.
 
 use bytes::{Bytes, BytesMut};
@@ -67,7 +67,7 @@ impl Store {
         self.delete(key).await
     }
 
-    /// Removes an object that does not have this digest, by its record or by its bytes; true where there was such a one.
+    /// Removes an object that does not have this digest, by its record or by its bytes; true if there was such a one.
     /// Only for keys that one content alone may lie under.
     pub async fn remove_unless(&self, key: &str, digest: &Digest) -> Result<bool, StoreError> {
         match self.has(key, digest).await {

@@ -89,7 +89,7 @@ pub struct Store {
     prefix: Path,
     location: Arc<str>,
     retry: ExponentialBuilder,
-    /// No try begins later, by the clock: a failure that was long in coming counts as much as a pause. None where the clock
+    /// No try begins later, by the clock: a failure that was long in coming counts as much as a pause. None if the clock
     /// is not asked.
     limit: Option<Duration>,
     /// Waits for room on a full store too.

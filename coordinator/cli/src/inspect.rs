@@ -8,7 +8,7 @@ use foil_common::text::{Encoder, Limits, TextError};
 
 use super::args::InspectArgs;
 use super::{stdout, submit};
-use foil_coordinator::resolve::local::{self, Local, LocalSet, Rows};
+use foil_coordinator::resolve::local::{self, LocalInputs, LocalSet, Rows};
 
 pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
     let job = submit::load(&args.job.file, &args.job.settings)?;
@@ -51,7 +51,7 @@ fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<(String, Vec<Str
 }
 
 /// Reads every number of the weights that are there.
-fn scan_weights(local: &Local) -> Result<Vec<String>> {
+fn scan_weights(local: &LocalInputs) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for (field, weights) in &local.weights {
         let mut bytes = 0;
@@ -78,7 +78,7 @@ fn model(role: &str, name: &str, encoder: &Encoder) -> String {
     )
 }
 
-fn heading(local: &Local, set: &LocalSet) -> String {
+fn heading(local: &LocalInputs, set: &LocalSet) -> String {
     let bad =
         local.summaries.iter().find(|summary| summary.name == set.name).map_or(0, |found| found.bad_rows);
     match bad {
@@ -88,7 +88,7 @@ fn heading(local: &Local, set: &LocalSet) -> String {
 }
 
 /// Columns of the files that the reading left out.
-fn ignored_columns(local: &Local, set: &LocalSet) -> Option<String> {
+fn ignored_columns(local: &LocalInputs, set: &LocalSet) -> Option<String> {
     let summary = local.summaries.iter().find(|summary| summary.name == set.name)?;
     (!summary.ignored_columns.is_empty())
         .then(|| format!("  columns left out: {}", summary.ignored_columns.join(", ")))
@@ -101,7 +101,7 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
-    fn set(&mut self, local: &Local, set: &LocalSet) -> Result<(), TextError> {
+    fn set(&mut self, local: &LocalInputs, set: &LocalSet) -> Result<(), TextError> {
         let reward = local.reward.as_ref().unwrap_or(&local.policy);
         match &set.rows {
             Rows::Demonstrations(rows) => {

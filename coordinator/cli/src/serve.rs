@@ -18,7 +18,7 @@ use super::args::ServeArgs;
 use super::local_file::write_whole;
 use foil_coordinator::Serve;
 use foil_coordinator::descriptors;
-use foil_coordinator::resolve::{Resolver, Setup};
+use foil_coordinator::resolve::{ChildConfig, Resolver};
 
 /// Time that reading one job's inputs may take.
 const INPUT_DEADLINE: Duration = Duration::from_secs(600);
@@ -34,7 +34,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     listen::check(args.listen, args.insecure_listen, "run jobs").map_err(anyhow::Error::msg)?;
     failpoint::init()?;
     // Samples, prompts and weights in the store are nobody else's.
-    private::withhold_new_files();
+    private::restrict_umask();
     let stop = shutdown::on_signal()?.token();
     let metrics = telemetry::install_metrics()?;
     let store = Store::open(&args.store)?;
@@ -87,7 +87,7 @@ fn apart(args: &ServeArgs) -> Option<Resolver> {
         );
         return None;
     }
-    Some(Resolver::in_children(Setup {
+    Some(Resolver::in_children(ChildConfig {
         // The program that runs, also where its file was replaced since.
         program: "/proc/self/exe".into(),
         store: args.store.clone(),
@@ -112,7 +112,7 @@ fn end_with(parent: u32) -> Result<()> {
     Ok(())
 }
 
-/// The URL of an address listened on; empty where that is every address of the machine, which names none.
+/// The URL of an address listened on; empty if that is every address of the machine, which names none.
 fn reachable(address: SocketAddr) -> String {
     if address.ip().is_unspecified() { String::new() } else { format!("http://{address}") }
 }

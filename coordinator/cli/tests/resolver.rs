@@ -12,7 +12,7 @@ use foil_common::rpc::artifacts::input_key;
 use foil_common::spec;
 use foil_common::storage::Store;
 use foil_common::storage::object::Digest;
-use foil_coordinator::resolve::{Made, Request, Resolver, Setup};
+use foil_coordinator::resolve::{ChildConfig, ModelArtifacts, Request, Resolver};
 use foil_proto::v1;
 
 const MEMORY: u64 = 4 << 30;
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 fn resolver(store: &Path, memory: u64, deadline: Duration) -> Resolver {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_foil"));
-    Resolver::in_children(Setup { program, store: store.display().to_string(), memory, deadline })
+    Resolver::in_children(ChildConfig { program, store: store.display().to_string(), memory, deadline })
 }
 
 async fn upload(store: &Store, bytes: Bytes) -> v1::Object {
@@ -55,7 +55,7 @@ async fn request(store: &Store, rows: u32) -> Request {
         data: Some(v1::DataSpec { generator: Some(generator), ..Default::default() }),
         ..Default::default()
     };
-    Request::new("j", &spec::Job::try_from(wire).unwrap(), &Made::new(), true)
+    Request::new("j", &spec::Job::try_from(wire).unwrap(), &ModelArtifacts::new(), true)
 }
 
 /// Child processes of this test that are not reaped yet.

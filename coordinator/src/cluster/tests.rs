@@ -24,14 +24,17 @@ fn cluster() -> Cluster {
 #[test]
 fn a_device_holds_one_session() {
     let mut cluster = cluster();
-    let places = cluster.find("cpu", 3).unwrap();
-    assert!(cluster.find("cpu", 4).is_none() && cluster.find("cuda", 1).is_none());
-    places.iter().enumerate().for_each(|(index, place)| cluster.hold(place, &format!("s{index}")));
-    assert!(cluster.find("cpu", 1).is_none());
-    cluster.release(&places[1], "another");
-    assert!(cluster.find("cpu", 1).is_none());
-    cluster.release(&places[1], "s1");
-    assert_eq!(cluster.find("cpu", 1).unwrap(), [places[1].clone()]);
+    let placements = cluster.find_free("cpu", 3).unwrap();
+    assert!(cluster.find_free("cpu", 4).is_none() && cluster.find_free("cuda", 1).is_none());
+    placements
+        .iter()
+        .enumerate()
+        .for_each(|(index, placement)| cluster.assign(placement, &format!("s{index}")));
+    assert!(cluster.find_free("cpu", 1).is_none());
+    cluster.release(&placements[1], "another");
+    assert!(cluster.find_free("cpu", 1).is_none());
+    cluster.release(&placements[1], "s1");
+    assert_eq!(cluster.find_free("cpu", 1).unwrap(), [placements[1].clone()]);
 }
 
 fn process(id: &str, instance: &str) -> v1::AgentRegister {
@@ -43,7 +46,7 @@ fn process(id: &str, instance: &str) -> v1::AgentRegister {
 }
 
 #[test]
-fn a_name_is_its_process_own_while_that_is_heard() {
+fn a_name_belongs_to_one_process_while_that_is_heard() {
     let mut cluster = Cluster::new(Liveness::default());
     assert_eq!(cluster.admits(&process("a", "one"), at(0)), Ok(()));
     cluster.register(&process("a", "one"), 1, at(0));
@@ -51,7 +54,7 @@ fn a_name_is_its_process_own_while_that_is_heard() {
     let taken = cluster.admits(&process("a", "two"), at(5)).unwrap_err();
     assert_eq!((taken.host.as_str(), taken.heard), ("host-of-one", Duration::from_secs(1)));
     assert!(taken.to_string().contains("give --agent-id another value"), "{taken}");
-    assert!(cluster.admits(&process("a", ""), at(5)).is_err(), "one that does not say who it is");
+    assert!(cluster.admits(&process("a", ""), at(5)).is_err(), "a process without an id");
     assert_eq!(cluster.admits(&process("a", "one"), at(5)), Ok(()), "its own next stream");
     assert_eq!(cluster.admits(&process("b", "two"), at(5)), Ok(()));
     assert_eq!(cluster.admits(&process("a", "two"), at(10)), Ok(()), "three heartbeats are missing");
@@ -63,40 +66,40 @@ fn a_name_is_its_process_own_while_that_is_heard() {
 fn an_agent_that_leaves_takes_no_more_ranks_and_is_not_waited_for() {
     let mut cluster = Cluster::new(Liveness::default());
     cluster.register(&process("a", "one"), 1, at(0));
-    let place = cluster.find("cpu", 1).unwrap().remove(0);
+    let placement = cluster.find_free("cpu", 1).unwrap().remove(0);
     cluster.leaving("a", 7, at(1));
-    assert!(cluster.find("cpu", 1).is_some(), "a stream of the past says nothing");
-    cluster.hold(&place, "s");
+    assert!(cluster.find_free("cpu", 1).is_some(), "a replaced stream does not count");
+    cluster.assign(&placement, "s");
     assert_eq!(cluster.leaving("a", 1, at(1)), ["s"]);
-    assert!(cluster.find("cpu", 1).is_none());
+    assert!(cluster.find_free("cpu", 1).is_none());
     cluster.disconnected("a", 1, at(2));
     assert_eq!(cluster.expire(at(2)), [], "its rank may still run");
-    cluster.release(&place, "s");
+    cluster.release(&placement, "s");
     assert_eq!(cluster.expire(at(2)), [("a".to_owned(), Vec::new())]);
     cluster.register(&process("a", "two"), 2, at(3));
-    assert!(cluster.find("cpu", 1).is_some(), "the next process of that name is another one");
+    assert!(cluster.find_free("cpu", 1).is_some(), "the next process of that name is another one");
 }
 
 #[test]
-fn agents_that_gave_cause_for_complaint_come_last_and_then_not_at_all() {
+fn agents_with_strikes_come_last_and_then_not_at_all() {
     let mut cluster = Cluster::new(Liveness::default());
     cluster.register(&process("!hole", "x"), 1, at(0));
     cluster.register(&process("good", "y"), 2, at(0));
-    let first = |cluster: &Cluster| cluster.find("cpu", 1).unwrap()[0].agent.clone();
+    let first = |cluster: &Cluster| cluster.find_free("cpu", 1).unwrap()[0].agent.clone();
     assert_eq!(first(&cluster), "!hole");
-    assert_eq!(cluster.strike("!hole", Fault::NeverConnected, at(1)), None);
+    assert_eq!(cluster.strike("!hole", AgentFault::NeverConnected, at(1)), None);
     assert_eq!(first(&cluster), "good", "others are tried first");
     assert_eq!(cluster.supply("cpu"), Supply { free: 2, connected: 2, set_aside: 0 });
-    assert_eq!(cluster.strike("!hole", Fault::NeverConnected, at(2)), Some(Duration::from_secs(30)));
+    assert_eq!(cluster.strike("!hole", AgentFault::NeverConnected, at(2)), Some(Duration::from_secs(30)));
     assert_eq!(cluster.supply("cpu"), Supply { free: 1, connected: 1, set_aside: 1 });
-    assert!(cluster.find("cpu", 2).is_none() && cluster.set_aside() == 1);
-    assert!(cluster.has_stand_in("!hole", "cpu") && !cluster.has_stand_in("good", "cpu"));
-    // The same process with another stream is no better; another process may be.
+    assert!(cluster.find_free("cpu", 2).is_none() && cluster.set_aside() == 1);
+    assert!(cluster.has_alternative("!hole", "cpu") && !cluster.has_alternative("good", "cpu"));
+    // A new stream of the same process changes nothing; a new process does.
     cluster.register(&process("!hole", "x"), 3, at(3));
     assert_eq!(cluster.set_aside(), 1);
     cluster.disconnected("good", 2, at(4));
-    assert_eq!(first(&cluster), "!hole", "where there is no other, it is better than none");
-    assert!(!cluster.has_stand_in("good", "cpu"));
+    assert_eq!(first(&cluster), "!hole", "without another agent, it is better than none");
+    assert!(!cluster.has_alternative("good", "cpu"));
     cluster.register(&process("!hole", "z"), 4, at(5));
     assert_eq!(cluster.set_aside(), 0);
 }
@@ -104,14 +107,14 @@ fn agents_that_gave_cause_for_complaint_come_last_and_then_not_at_all() {
 #[test]
 fn a_closed_stream_has_a_short_grace_and_a_silent_one_the_fence() {
     let mut cluster = cluster();
-    let place = cluster.find("cpu", 1).unwrap().remove(0);
-    cluster.hold(&place, "s");
+    let placement = cluster.find_free("cpu", 1).unwrap().remove(0);
+    cluster.assign(&placement, "s");
     cluster.disconnected("a", 1, at(5));
     assert!(cluster.expire(at(14)).is_empty());
-    assert_eq!(cluster.find("cpu", 2), None, "a disconnected agent gets no new work");
+    assert_eq!(cluster.find_free("cpu", 2), None, "a disconnected agent gets no new work");
     assert_eq!(cluster.expire(at(15)), [("a".to_owned(), vec!["s".to_owned()])]);
     assert!(cluster.heard("b", 2, at(30)));
-    assert!(!cluster.heard("b", 1, at(60)), "an older connection says nothing");
+    assert!(!cluster.heard("b", 1, at(60)), "a replaced connection does not count");
     assert!(cluster.expire(at(94)).is_empty());
     assert_eq!(cluster.expire(at(95)).len(), 1);
 }
@@ -119,32 +122,32 @@ fn a_closed_stream_has_a_short_grace_and_a_silent_one_the_fence() {
 #[test]
 fn an_expected_agent_has_the_whole_fence_period_to_come() {
     let mut cluster = Cluster::new(Liveness::default());
-    let place = Place { agent: "a".into(), device: "cpu:1".into() };
-    cluster.expect(&place, "cpu", "kept", at(100));
-    assert!(cluster.expire(at(164)).is_empty() && cluster.find("cpu", 1).is_none());
+    let placement = Placement { agent: "a".into(), device: "cpu:1".into() };
+    cluster.expect(&placement, "cpu", "kept", at(100));
+    assert!(cluster.expire(at(164)).is_empty() && cluster.find_free("cpu", 1).is_none());
     let registered = cluster.register(&agent("a", 2, &["kept"]), 1, at(164));
-    assert_eq!((registered.kept, registered.strays.len()), (vec!["kept".to_owned()], 0));
-    assert_eq!(cluster.find("cpu", 1).unwrap()[0].device, "cpu:0");
+    assert_eq!((registered.kept, registered.orphans.len()), (vec!["kept".to_owned()], 0));
+    assert_eq!(cluster.find_free("cpu", 1).unwrap()[0].device, "cpu:0");
     let mut alone = Cluster::new(Liveness::default());
-    alone.expect(&place, "cpu", "kept", at(100));
+    alone.expect(&placement, "cpu", "kept", at(100));
     assert_eq!(alone.expire(at(165)), [("a".to_owned(), vec!["kept".to_owned()])]);
 }
 
 #[test]
 fn an_agent_that_comes_back_keeps_what_still_runs() {
     let mut cluster = cluster();
-    let places = cluster.find("cpu", 2).unwrap();
-    cluster.hold(&places[0], "kept");
-    cluster.hold(&places[1], "died");
+    let placements = cluster.find_free("cpu", 2).unwrap();
+    cluster.assign(&placements[0], "kept");
+    cluster.assign(&placements[1], "died");
     cluster.disconnected("a", 1, at(1));
-    let registered = cluster.register(&agent("a", 2, &["kept", "stray"]), 3, at(2));
+    let registered = cluster.register(&agent("a", 2, &["kept", "orphan"]), 3, at(2));
     let expected =
-        Registered { gone: vec!["died".into()], strays: vec!["stray".into()], kept: vec!["kept".into()] };
+        Registered { lost: vec!["died".into()], orphans: vec!["orphan".into()], kept: vec!["kept".into()] };
     assert_eq!(registered, expected);
-    cluster.release(&places[1], "died");
-    assert_eq!(cluster.find("cpu", 2), None, "a device may still be the stray's");
-    cluster.exited("a", "stray");
-    assert!(cluster.find("cpu", 2).is_some());
+    cluster.release(&placements[1], "died");
+    assert_eq!(cluster.find_free("cpu", 2), None, "the orphan may still hold a device");
+    cluster.exited("a", "orphan");
+    assert!(cluster.find_free("cpu", 2).is_some());
     cluster.disconnected("a", 1, at(3));
-    assert!(cluster.expire(at(40)).is_empty(), "the end of the older stream is no news");
+    assert!(cluster.expire(at(40)).is_empty(), "the end of a replaced stream does not count");
 }

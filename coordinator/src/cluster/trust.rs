@@ -1,45 +1,45 @@
-//! How far an agent is trusted: one that starts no ranks, or whose ranks report what is not so, is set aside for a while.
-//! Pure: time is passed in. It is kept in memory alone: a new leader learns it again, at the price of two starts that never
-//! connect, which are charged to no job that another agent can play.
+//! Trust in an agent: one that starts no ranks, or whose ranks make false reports, is set aside for a while. Pure: time is
+//! passed in. Kept in memory only: a new leader learns it again from two starts that never connect, which count against no job
+//! that another agent can run.
 
 use std::time::Duration;
 
 use crate::clock::Now;
 
-/// What an agent, and not the job, is to blame for.
+/// A failure that is the agent's fault and not the job's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// A rank process it was told to start never connected.
+pub enum AgentFault {
+    /// A rank process that it was told to start never connected.
     NeverConnected,
-    /// One of its ranks reported what is not so.
-    Misreported,
+    /// One of its ranks made a false report.
+    FalseReport,
 }
 
-/// Strikes after which an agent is set aside.
+/// Number of strikes after which an agent is set aside.
 const STRIKES: u32 = 2;
-/// Doublings of the time for which it is.
+/// Number of times that the period doubles.
 const DOUBLINGS: u32 = 5;
 
-/// One agent's record.
+/// The fault record of one agent.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Trust {
-    /// Since a rank of its last connected.
+    /// Strikes since one of its ranks last connected.
     strikes: u32,
-    last: Option<Fault>,
+    last: Option<AgentFault>,
     until: Option<Duration>,
-    /// How often it was set aside, one time after another.
+    /// Number of times in a row that it was set aside.
     times: u32,
 }
 
 impl Trust {
-    /// Gives for how long the agent is set aside, where that begins now.
-    pub(super) fn strike(&mut self, fault: Fault, probation: Duration, now: Now) -> Option<Duration> {
+    /// Records a fault. Returns for how long the agent is set aside, if that starts now.
+    pub(super) fn strike(&mut self, fault: AgentFault, probation: Duration, now: Now) -> Option<Duration> {
         self.last = Some(fault);
         self.strikes += match fault {
-            Fault::NeverConnected => 1,
-            Fault::Misreported => STRIKES,
+            AgentFault::NeverConnected => 1,
+            AgentFault::FalseReport => STRIKES,
         };
-        // One that is aside already may still be told of, for what it was given before.
+        // An agent that is set aside already may still fail at work that it was given before.
         if self.strikes < STRIKES || self.until.is_some() {
             return None;
         }
@@ -49,14 +49,14 @@ impl Trust {
         Some(period)
     }
 
-    /// A rank of the agent's connected: it does start them. That it told what is not so stands.
-    pub(super) fn vouch(&mut self) {
-        if self.last == Some(Fault::NeverConnected) {
+    /// Records that a rank of the agent has connected. Clears failed starts, but not false reports.
+    pub(super) fn record_connection(&mut self) {
+        if self.last == Some(AgentFault::NeverConnected) {
             *self = Self::default();
         }
     }
 
-    /// One whose time is over is tried again; the next strike sets it aside for longer.
+    /// Ends the period of an agent whose time is over; the next strike sets it aside for longer.
     pub(super) fn lift(&mut self, now: Now) {
         if self.until.is_some_and(|until| now.mono >= until) {
             self.until = None;
@@ -68,7 +68,7 @@ impl Trust {
         self.until.is_some()
     }
 
-    /// Less is better.
+    /// Number of strikes; agents with fewer are preferred.
     pub(super) fn strikes(&self) -> u32 {
         self.strikes
     }
@@ -87,27 +87,27 @@ mod tests {
     #[test]
     fn two_starts_that_never_connect_set_an_agent_aside_each_time_for_longer() {
         let mut trust = Trust::default();
-        assert_eq!(trust.strike(Fault::NeverConnected, PROBATION, at(0)), None);
+        assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(0)), None);
         assert!(!trust.is_set_aside());
-        assert_eq!(trust.strike(Fault::NeverConnected, PROBATION, at(1)), Some(PROBATION));
-        assert_eq!(trust.strike(Fault::NeverConnected, PROBATION, at(2)), None, "told once");
+        assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(1)), Some(PROBATION));
+        assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(2)), None, "reported once");
         trust.lift(at(30));
         assert!(trust.is_set_aside());
         trust.lift(at(31));
         assert!(!trust.is_set_aside());
-        assert_eq!(trust.strike(Fault::NeverConnected, PROBATION, at(40)), Some(2 * PROBATION));
-        trust.vouch();
+        assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(40)), Some(2 * PROBATION));
+        trust.record_connection();
         assert!(!trust.is_set_aside() && trust.strikes() == 0, "it starts ranks after all");
-        assert_eq!(trust.strike(Fault::NeverConnected, PROBATION, at(50)), None);
+        assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(50)), None);
     }
 
     #[test]
     fn one_false_report_is_enough_and_a_connection_does_not_excuse_it() {
         let mut trust = Trust::default();
-        assert_eq!(trust.strike(Fault::Misreported, PROBATION, at(0)), Some(PROBATION));
-        trust.vouch();
+        assert_eq!(trust.strike(AgentFault::FalseReport, PROBATION, at(0)), Some(PROBATION));
+        trust.record_connection();
         assert!(trust.is_set_aside());
         trust.lift(at(30));
-        assert_eq!(trust.strike(Fault::Misreported, PROBATION, at(30)), Some(2 * PROBATION));
+        assert_eq!(trust.strike(AgentFault::FalseReport, PROBATION, at(30)), Some(2 * PROBATION));
     }
 }

@@ -1,4 +1,4 @@
-//! What the driver is asked.
+//! Commands to the driver, and its replies.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use crate::schedule::Refusal;
 /// Commands on their way to one rank; an error ends its stream.
 pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, StreamEnd>>;
 
-/// Why a rank's stream ends, where it is told.
+/// The error with which a rank's stream ends.
 #[derive(Debug)]
 pub enum StreamEnd {
-    /// Its message was against the protocol.
+    /// The rank violated the protocol.
     Refused(Refusal),
-    /// The service's own reason.
+    /// An error of the service itself.
     Status(Status),
 }
 
 /// Commands on their way to one agent; an error ends its stream.
 pub(super) type AgentCommands = mpsc::Sender<Result<v1::AgentCommand, Status>>;
 
-/// A job found by its request, with the hash of the specification it was made from.
+/// A job found by its request id, with the hash of the submitted specification.
 #[derive(Debug, Clone)]
 pub struct Found {
     pub spec_hash: String,
@@ -34,31 +34,31 @@ pub struct Found {
     pub job: v1::Job,
 }
 
-/// Which jobs to list, newest first.
+/// Selects the jobs to list, newest first.
 #[derive(Debug, Clone, Default)]
 pub struct Query {
-    /// At most so many.
+    /// Maximum number of jobs.
     pub size: usize,
-    /// Those that follow the job with this id.
+    /// Only jobs that follow the job with this id.
     pub after: Option<String>,
-    /// Of this name, where it is not empty.
+    /// Only jobs of this name, if it is not empty.
     pub name: String,
-    /// With ids that begin so.
+    /// Only jobs whose ids start with this.
     pub id_prefix: String,
 }
 
-/// A question about a job's state, answered where it is asked and sent when what it tells is durable.
-pub(super) struct Look(pub(super) Question);
+/// A query of a job's state, computed at once and answered when that state is durable.
+pub(super) struct Inspect(pub(super) StateQuery);
 
-/// Asked of the state, where there is such a job.
-type Question = Box<dyn FnOnce(Option<&JobState>) -> Answer + Send>;
+/// Computes a reply from the state; gets none if there is no such job.
+type StateQuery = Box<dyn FnOnce(Option<&JobState>) -> SendReply + Send>;
 
-/// Sends what was found.
-pub(super) type Answer = Box<dyn FnOnce() + Send>;
+/// Sends a computed reply.
+pub(super) type SendReply = Box<dyn FnOnce() + Send>;
 
-impl fmt::Debug for Look {
+impl fmt::Debug for Inspect {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Look")
+        formatter.write_str("Inspect")
     }
 }
 
@@ -66,16 +66,16 @@ impl fmt::Debug for Look {
 #[derive(Debug, Clone)]
 pub struct Page {
     pub jobs: Vec<v1::Job>,
-    /// The id of the last one, where more follow.
+    /// Id of the last job, if more follow.
     pub next: Option<String>,
 }
 
 /// A job's events from a revision on.
 #[derive(Debug)]
 pub struct Subscription {
-    /// The job as it stands, then its durable events so far.
+    /// The current job, then its durable events so far.
     pub past: Vec<Arc<v1::JobEvent>>,
-    /// What comes; none where the job has ended.
+    /// Later events; none if the job has ended.
     pub future: Option<broadcast::Receiver<Arc<v1::JobEvent>>>,
 }
 
@@ -85,7 +85,7 @@ pub(super) enum Command {
         request_id: String,
         reply: oneshot::Sender<Option<Found>>,
     },
-    /// Answers with the job that the request id has: this one, or one that was faster.
+    /// Replies with the job of the request id: this one, or an earlier one.
     Submit {
         id: String,
         submitted: Box<Submitted>,
@@ -95,14 +95,14 @@ pub(super) enum Command {
         id: String,
         reply: oneshot::Sender<Option<v1::Job>>,
     },
-    /// Answers with the number of devices of a kind, busy ones too.
+    /// Replies with the number of devices of a kind, including busy ones.
     Devices {
         kind: String,
         reply: oneshot::Sender<usize>,
     },
-    Look {
+    Inspect {
         id: String,
-        look: Look,
+        query: Inspect,
     },
     List {
         query: Query,
@@ -146,7 +146,7 @@ pub(super) enum Command {
         commands: RankCommands,
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
-    RankSaid {
+    RankMessage {
         session: String,
         message: rank_message::Message,
         flaw: Option<String>,

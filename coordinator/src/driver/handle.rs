@@ -1,4 +1,4 @@
-//! The driver, as the gRPC services see it.
+//! The handle through which the gRPC services talk to the driver.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -7,40 +7,40 @@ use foil_proto::v1::{self, rank_message};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::command::{Answer, Command, Found, Look, Page, Query, StreamEnd, Subscription};
-use super::core::{Author, Core};
+use super::command::{Command, Found, Inspect, Page, Query, SendReply, StreamEnd, Subscription};
+use super::core::{Core, RankWriter};
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted};
 use crate::schedule::Refusal;
 use crate::secret;
 
-/// The driver has ended; so does the process soon.
+/// The driver has ended, and the process will soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the coordinator is shutting down")]
 pub struct Stopped;
 
-/// Cheap to clone. Every answer tells of durable state only.
+/// Handle to the driver. Cheap to clone. Every answer reflects durable state only.
 #[derive(Debug, Clone)]
 pub struct Handle {
     pub(super) inbox: mpsc::Sender<Command>,
-    pub(super) attempts: Attempts,
+    pub(super) attempts: WriteAccess,
 }
 
-/// Whose ranks may write; kept up by the driver.
+/// The attempts and rank processes that may write; kept current by the driver.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Attempts(Arc<RwLock<Writers>>);
+pub(super) struct WriteAccess(Arc<RwLock<Writers>>);
 
 #[derive(Debug, Default)]
 struct Writers {
-    /// By job.
+    /// Current attempt, by job.
     attempts: BTreeMap<String, u32>,
-    /// By session.
-    authors: BTreeMap<String, Author>,
+    /// Rank processes, by session.
+    rank_writers: BTreeMap<String, RankWriter>,
 }
 
-impl Attempts {
+impl WriteAccess {
     pub(super) fn set(&self, core: &Core) {
-        let writers = Writers { attempts: core.attempts(), authors: core.authors() };
+        let writers = Writers { attempts: core.attempts(), rank_writers: core.rank_writers() };
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = writers;
     }
 
@@ -50,7 +50,7 @@ impl Attempts {
 }
 
 impl Handle {
-    /// Completes when the driver has ended: this process leads no more.
+    /// Completes when the driver has ended: this process is no longer the leader.
     pub async fn ended(&self) {
         self.inbox.closed().await;
     }
@@ -60,24 +60,24 @@ impl Handle {
         self.attempts.read().attempts.get(job).copied()
     }
 
-    /// Whether the secret is that of a rank process of the job's current attempt.
+    /// True if the secret is that of a rank process of the job's current attempt.
     pub fn is_rank(&self, job: &str, session: &str, secret: &str) -> bool {
         let writers = self.attempts.read();
-        let author = writers.authors.get(session).filter(|author| author.job == job);
-        author.is_some_and(|author| secret::proves(secret, &author.proof))
+        let author = writers.rank_writers.get(session).filter(|author| author.job == job);
+        author.is_some_and(|author| secret::verify(secret, &author.proof))
     }
 
-    /// The job that a request id made.
+    /// The job of a request id.
     pub async fn find(&self, request_id: &str) -> Result<Option<Found>, Stopped> {
         self.ask(|reply| Command::Find { request_id: request_id.to_owned(), reply }).await
     }
 
-    /// Commits a job, unless its request id has one already; answers with the job there is.
+    /// Commits a job, unless its request id has one already; returns the job of the request id.
     pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Found, Stopped> {
         self.ask(|reply| Command::Submit { id, submitted: Box::new(submitted), reply }).await
     }
 
-    /// Devices of a kind that the workers connected now have, busy ones too.
+    /// Number of devices of a kind on the connected workers, including busy ones.
     pub async fn devices(&self, kind: &str) -> Result<usize, Stopped> {
         self.ask(|reply| Command::Devices { kind: kind.to_owned(), reply }).await
     }
@@ -86,25 +86,25 @@ impl Handle {
         self.ask(|reply| Command::Get { id: id.to_owned(), reply }).await
     }
 
-    /// Answers a question about a job's state, which must not take long: all others wait for it. None where there is no
-    /// such job.
-    pub async fn look<T: Send + 'static>(
+    /// Runs a query of a job's state on the driver; it must be short, because it blocks all other commands. None if there is
+    /// no such job.
+    pub async fn inspect<T: Send + 'static>(
         &self,
         id: &str,
-        question: impl FnOnce(&JobState) -> T + Send + 'static,
+        query: impl FnOnce(&JobState) -> T + Send + 'static,
     ) -> Result<Option<T>, Stopped> {
         let id = id.to_owned();
         self.ask(|reply| {
-            let look = move |state: Option<&JobState>| -> Answer {
-                let found = state.map(question);
+            let inspect = move |state: Option<&JobState>| -> SendReply {
+                let found = state.map(query);
                 Box::new(move || drop(reply.send(found)))
             };
-            Command::Look { id, look: Look(Box::new(look)) }
+            Command::Inspect { id, query: Inspect(Box::new(inspect)) }
         })
         .await
     }
 
-    /// Newest first.
+    /// Lists jobs, newest first.
     pub async fn list(&self, query: Query) -> Result<Page, Stopped> {
         self.ask(|reply| Command::List { query, reply }).await
     }
@@ -127,9 +127,9 @@ impl Handle {
         self.ask(|reply| Command::AgentRegistered { hello, connection, commands, reply }).await
     }
 
-    /// The agent is answered with the `number` of its heartbeat, while this coordinator surely leads.
+    /// Acknowledges a heartbeat by its `number`, as long as this coordinator certainly leads.
     pub async fn agent_heartbeat(&self, agent: String, connection: u64, number: u64) -> Result<(), Stopped> {
-        self.tell(Command::AgentHeartbeat { agent, connection, number }).await
+        self.send(Command::AgentHeartbeat { agent, connection, number }).await
     }
 
     pub async fn rank_exited(
@@ -138,19 +138,19 @@ impl Handle {
         connection: u64,
         exit: v1::RankExited,
     ) -> Result<(), Stopped> {
-        self.tell(Command::RankExited { agent, connection, exit }).await
+        self.send(Command::RankExited { agent, connection, exit }).await
     }
 
-    /// The agent was asked to end and takes no more ranks.
+    /// The agent is shutting down and takes no more ranks.
     pub async fn agent_leaving(&self, agent: String, connection: u64) -> Result<(), Stopped> {
-        self.tell(Command::AgentLeaving { agent, connection }).await
+        self.send(Command::AgentLeaving { agent, connection }).await
     }
 
     pub async fn agent_gone(&self, agent: String, connection: u64) -> Result<(), Stopped> {
-        self.tell(Command::AgentGone { agent, connection }).await
+        self.send(Command::AgentGone { agent, connection }).await
     }
 
-    /// Seats a rank process; its commands, the welcome first, come by `commands`.
+    /// Admits a rank process; its commands, the welcome first, go to `commands`.
     pub async fn rank_hello(
         &self,
         hello: v1::RankHello,
@@ -159,18 +159,18 @@ impl Handle {
         self.ask(|reply| Command::RankHello { hello, commands, reply }).await
     }
 
-    /// `flaw` is what the store says against it.
-    pub async fn rank_said(
+    /// A rank's message; `flaw` is what verification against the store has found wrong with it.
+    pub async fn rank_message(
         &self,
         session: String,
         message: rank_message::Message,
         flaw: Option<String>,
     ) -> Result<(), Stopped> {
-        self.tell(Command::RankSaid { session, message, flaw }).await
+        self.send(Command::RankMessage { session, message, flaw }).await
     }
 
     pub async fn rank_gone(&self, session: String) -> Result<(), Stopped> {
-        self.tell(Command::RankGone { session }).await
+        self.send(Command::RankGone { session }).await
     }
 
     pub(super) async fn steps_written(
@@ -179,16 +179,16 @@ impl Handle {
         phase: String,
         result: Result<v1::Object, String>,
     ) -> Result<(), Stopped> {
-        self.tell(Command::StepsWritten { job, phase, result }).await
+        self.send(Command::StepsWritten { job, phase, result }).await
     }
 
-    async fn tell(&self, command: Command) -> Result<(), Stopped> {
+    async fn send(&self, command: Command) -> Result<(), Stopped> {
         self.inbox.send(command).await.map_err(|_| Stopped)
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopped> {
         let (reply, answer) = oneshot::channel();
-        self.tell(command(reply)).await?;
+        self.send(command(reply)).await?;
         answer.await.map_err(|_| Stopped)
     }
 }

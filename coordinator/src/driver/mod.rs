@@ -1,15 +1,15 @@
 //! The one task that owns all state.
 //!
-//! Commands come in by an inbox, decisions are made by [`core`], events go to the journal, and nothing leaves the
-//! process (a command to a rank, an answer to a user) before the events decided on until then are durable.
+//! Commands arrive in an inbox, [`core`] makes the decisions, events go to the journal, and nothing leaves the process (a
+//! command to a rank, an answer to a user) before all events decided so far are durable.
 
 pub mod core;
 
 mod command;
+mod garbage;
 mod handle;
-mod links;
 mod shell;
-mod sweeping;
+mod streams;
 mod telemetry;
 
 pub use command::{Found, Page, Query, StreamEnd, Subscription};

@@ -16,40 +16,40 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use tonic::Status;
 
-use super::command::{Command, Found, Look, Page, Query, Subscription};
+use super::command::{Command, Found, Inspect, Page, Query, Subscription};
 use super::core::{Action, Core};
-use super::handle::{Attempts, Handle};
-use super::links::Links;
-use super::sweeping;
+use super::garbage;
+use super::handle::{Handle, WriteAccess};
+use super::streams::Streams;
 use super::telemetry;
 use crate::clock::{Clock, Now};
 use crate::cluster::Liveness;
 use crate::job::pages::PAGE_BYTES;
 use crate::job::{Event, JobState, StateError, Submitted, view};
 use crate::journal::{Journal, JournalError};
-use crate::lease::{Lease, Times};
+use crate::lease::{LeadershipTimeouts, Lease};
 use crate::schedule::Deadlines;
-use crate::secret::Mint;
+use crate::secret::SecretIssuer;
 
 const TICK: Duration = Duration::from_millis(200);
 const INBOX: usize = 1024;
-/// Commands taken together, so that their events share a record of the log.
+/// Maximum number of commands handled together, so that their events share a log record.
 const BATCH: usize = 256;
 
-/// Times and sizes that tests change.
+/// LeadershipTimeouts and sizes that tests change.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     pub liveness: Liveness,
     pub deadlines: Deadlines,
-    pub leadership: Times,
-    /// How often an agent is to be heard.
+    pub leadership: LeadershipTimeouts,
+    /// Interval of agents' heartbeats.
     pub heartbeat: Duration,
-    /// An agent without a leader for so long kills its ranks. Less than [`Liveness::silence`]: it has done so before it
-    /// is given up.
+    /// An agent without a leader for this long kills its ranks. Less than [`Liveness::heartbeat_timeout`], so that its ranks
+    /// are dead before they are considered lost.
     pub fence: Duration,
-    /// Take in workers of another version or build.
+    /// Accept workers of another version or build.
     pub allow_version_skew: bool,
-    /// Records of the log between two snapshots.
+    /// Number of log records between two snapshots.
     pub snapshot_every: u64,
 }
 
@@ -58,7 +58,7 @@ impl Default for Settings {
         Self {
             liveness: Liveness::default(),
             deadlines: Deadlines::default(),
-            leadership: Times::default(),
+            leadership: LeadershipTimeouts::default(),
             heartbeat: Duration::from_secs(2),
             fence: Duration::from_secs(60),
             allow_version_skew: false,
@@ -67,8 +67,8 @@ impl Default for Settings {
     }
 }
 
-/// How long a phase that is over waits for the store to take its step figures.
-const STORE_PATIENCE: Duration = Duration::from_secs(3600);
+/// Time limit for storing the metrics of a finished phase.
+const STORE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
@@ -87,17 +87,17 @@ pub struct Driver {
     store: Store,
     clock: Clock,
     inbox: mpsc::Receiver<Command>,
-    /// Its inbox is this driver's own.
+    /// Sends to this driver's own inbox.
     handle: Handle,
-    levels: telemetry::Levels,
-    links: Links,
+    gauges: telemetry::Gauges,
+    streams: Streams,
     settings: Settings,
-    /// While it holds, agents are told that they have a leader.
+    /// Heartbeats of agents are acknowledged only while it is valid.
     lease: Lease,
-    /// Answers and commands that wait for the log, in order.
+    /// Replies and actions that wait for the log, in order.
     pending: FuturesOrdered<Pending>,
     replies: Vec<Reply>,
-    /// Answered at the end of a batch: what they are told of the past must end where the stream to them begins.
+    /// Answered at the end of a batch: the past events in the answer must end where the stream starts.
     watches: Vec<Watch>,
 }
 
@@ -108,16 +108,16 @@ struct Watch {
 }
 
 type Pending = Pin<Box<dyn Future<Output = Result<Release, JournalError>> + Send>>;
-type Reply = Box<dyn FnOnce(&mut Links) + Send>;
+type Reply = Box<dyn FnOnce(&mut Streams) + Send>;
 
-/// What may leave the process now.
+/// Output that may leave the process.
 struct Release {
     actions: Vec<Action>,
     replies: Vec<Reply>,
 }
 
 impl Driver {
-    /// Replays the log of the store that `journal` leads.
+    /// Builds the state from the log's events.
     pub fn begin(
         journal: Journal<Event>,
         events: Vec<Event>,
@@ -127,14 +127,14 @@ impl Driver {
         lease: Lease,
     ) -> Result<(Self, Handle), DriverError> {
         let replayed = events.len();
-        let mint = Mint::new(rand::random());
-        let core = Core::replay(events, journal.term(), settings.liveness, settings.deadlines, mint)?;
+        let issuer = SecretIssuer::new(rand::random());
+        let core = Core::replay(events, journal.term(), settings.liveness, settings.deadlines, issuer)?;
         tracing::info!(events = replayed, jobs = core.order().len(), term = journal.term(), "log replayed");
         let (sender, inbox) = mpsc::channel(INBOX);
-        let handle = Handle { inbox: sender, attempts: Attempts::default() };
-        let links = Links::new(journal.term());
-        telemetry::introduce();
-        // Ranks that go on may write from the first moment.
+        let handle = Handle { inbox: sender, attempts: WriteAccess::default() };
+        let streams = Streams::new(journal.term());
+        telemetry::record_build_info();
+        // Ranks of adopted attempts may write at once.
         handle.attempts.set(&core);
         let driver = Self {
             core,
@@ -143,8 +143,8 @@ impl Driver {
             clock,
             inbox,
             handle: handle.clone(),
-            levels: telemetry::Levels,
-            links,
+            gauges: telemetry::Gauges,
+            streams,
             settings,
             lease,
             pending: FuturesOrdered::new(),
@@ -168,15 +168,15 @@ impl Driver {
         self.flush()?;
         loop {
             tokio::select! {
-                // In this order, so that the same inputs at the same times are the same history.
+                // Biased, so that the same inputs at the same times give the same history.
                 biased;
                 () = &mut stop => return Ok(()),
                 error = &mut failure => return Err(error.into()),
                 _ = ticks.tick() => {
                     let now = self.clock.now();
-                    self.core.store_is(self.store.trouble(), now);
+                    self.core.set_store_trouble(self.store.trouble(), now);
                     self.core.tick(now);
-                    self.levels.show(&self.core, now);
+                    self.gauges.show(&self.core, now);
                 }
                 Some(released) = self.pending.next(), if !self.pending.is_empty() => self.release(released?),
                 Some(command) = self.inbox.recv() => self.batch(command),
@@ -187,14 +187,14 @@ impl Driver {
 
     fn batch(&mut self, first: Command) {
         let now = self.clock.now();
-        self.obey(first, now);
+        self.handle(first, now);
         for _ in 1..BATCH {
             let Ok(command) = self.inbox.try_recv() else { break };
-            self.obey(command, now);
+            self.handle(command, now);
         }
     }
 
-    /// Hands the log what was decided, and lets out what waits for it once it is durable.
+    /// Appends the decided events, and releases the output that depends on them once they are durable.
     fn flush(&mut self) -> Result<(), DriverError> {
         for watch in std::mem::take(&mut self.watches) {
             self.watch(watch);
@@ -226,32 +226,32 @@ impl Driver {
         for action in release.actions {
             telemetry::action(&action);
             match action {
-                Action::Agent { agent, command } => self.links.tell_agent(&agent, command),
-                Action::Rank { session, command } => self.links.tell_rank(&session, command),
-                Action::Publish { job, event } => self.links.publish(&job, event),
+                Action::Agent { agent, command } => self.streams.send_to_agent(&agent, command),
+                Action::Rank { session, command } => self.streams.send_to_rank(&session, command),
+                Action::Publish { job, event } => self.streams.publish(&job, event),
                 Action::WriteSteps { job, phase, key, body } => self.write_steps(job, phase, key, body),
-                Action::Sweep(sweep) => sweeping::spawn(self.store.clone(), sweep),
+                Action::CollectGarbage(garbage) => garbage::spawn_collection(self.store.clone(), garbage),
                 Action::Transition { .. } | Action::Count(_) => {}
             }
         }
         for reply in release.replies {
-            reply(&mut self.links);
+            reply(&mut self.streams);
         }
     }
 
     fn write_steps(&self, job: String, phase: String, key: String, body: String) {
-        let (store, handle) = (self.store.patient(STORE_PATIENCE), self.handle.clone());
+        let (store, handle) = (self.store.patient(STORE_TIMEOUT), self.handle.clone());
         tokio::spawn(async move {
             let written = store.put_object(&key, Bytes::from(body)).await;
             let result = written
                 .map(|object| v1::Object { path: "metrics.jsonl".to_owned(), ..object })
                 .map_err(|error| error.to_string());
-            // The driver may have stopped; then the next one starts the phase again.
+            // The driver may have stopped; then the next leader starts the phase again.
             let _ = handle.steps_written(job, phase, result).await;
         });
     }
 
-    fn obey(&mut self, command: Command, now: Now) {
+    fn handle(&mut self, command: Command, now: Now) {
         match command {
             Command::Find { request_id, reply } => {
                 let found = self.found(&request_id);
@@ -265,12 +265,12 @@ impl Driver {
             }
             Command::Submit { id, submitted, reply } => self.submit(&id, *submitted, reply, now),
             Command::Get { id, reply } => {
-                let job = self.core.shown(&id);
+                let job = self.core.job_view(&id);
                 self.reply(move |_| drop(reply.send(job)));
             }
-            Command::Look { id, look: Look(look) } => {
-                let answer = look(self.core.state(&id));
-                self.reply(move |_| answer());
+            Command::Inspect { id, query: Inspect(query) } => {
+                let reply = query(self.core.state(&id));
+                self.reply(move |_| reply());
             }
             Command::List { query, reply } => {
                 let page = self.page(&query);
@@ -284,18 +284,18 @@ impl Driver {
                 let job = self.core.state(&id).map(view::job);
                 self.reply(move |_| drop(reply.send(job)));
             }
-            of_workers => self.obey_worker(of_workers, now),
+            worker_command => self.handle_worker(worker_command, now),
         }
     }
 
-    fn obey_worker(&mut self, command: Command, now: Now) {
+    fn handle_worker(&mut self, command: Command, now: Now) {
         match command {
             Command::AgentRegistered { hello, connection, commands, reply } => {
                 let admitted = self.core.admits(&hello, now);
                 match &admitted {
                     Ok(()) => self.register(&hello, connection, commands, now),
                     Err(taken) => {
-                        tracing::warn!(agent = hello.agent_id, host = hello.hostname, %taken, "an agent is refused");
+                        tracing::warn!(agent = hello.agent_id, host = hello.hostname, %taken, "rejected agent");
                     }
                 }
                 // The caller may be gone.
@@ -303,10 +303,10 @@ impl Driver {
             }
             Command::AgentHeartbeat { agent, connection, number } => {
                 let known = self.core.agent_heard(&agent, connection, now);
-                // An agent that has no leader is to know it: whoever could be deposed already says nothing.
-                if known && self.lease.holds() {
+                // An agent must notice that it has no leader, so a coordinator that may be deposed stays silent.
+                if known && self.lease.is_valid() {
                     let heard = v1::AgentHeard { number };
-                    self.links.tell_agent(&agent, agent_command::Command::Heard(heard));
+                    self.streams.send_to_agent(&agent, agent_command::Command::Heard(heard));
                 }
             }
             Command::RankExited { agent, connection, exit } => {
@@ -317,32 +317,32 @@ impl Driver {
                 self.core.agent_leaving(&agent, connection, now);
             }
             Command::AgentGone { agent, connection } => {
-                self.links.remove_agent(&agent, connection);
+                self.streams.remove_agent(&agent, connection);
                 self.core.agent_disconnected(&agent, connection, now);
             }
             Command::RankHello { hello, commands, reply } => {
                 let session = hello.session_id.clone();
                 let result = self.core.rank_hello(hello, now);
                 if result.is_ok() {
-                    self.links.add_rank(&session, commands);
+                    self.streams.add_rank(&session, commands);
                 }
                 self.reply(move |_| drop(reply.send(result)));
             }
-            Command::RankSaid { session, message, flaw } => {
-                if let Err(refusal) = self.core.rank_said(&session, message, flaw, now) {
-                    tracing::warn!(session, %refusal, "a rank's word is refused");
-                    self.links.remove_rank(&session, Some(refusal));
+            Command::RankMessage { session, message, flaw } => {
+                if let Err(refusal) = self.core.rank_message(&session, message, flaw, now) {
+                    tracing::warn!(session, %refusal, "rejected message from rank");
+                    self.streams.remove_rank(&session, Some(refusal));
                     self.core.rank_gone(&session, now);
                 }
             }
             Command::RankGone { session } => {
-                self.links.remove_rank(&session, None);
+                self.streams.remove_rank(&session, None);
                 self.core.rank_gone(&session, now);
             }
             Command::StepsWritten { job, phase, result } => {
                 self.core.steps_written(&job, &phase, result, now);
             }
-            // The users' commands.
+            // Commands of users, handled by the caller.
             _ => {}
         }
     }
@@ -362,13 +362,13 @@ impl Driver {
             version = hello.version,
             "agent registered"
         );
-        self.links.add_agent(&hello.agent_id, connection, commands);
+        self.streams.add_agent(&hello.agent_id, connection, commands);
         let welcome = v1::AgentWelcome {
             heartbeat_milliseconds: millis(self.settings.heartbeat),
             fence_milliseconds: millis(self.settings.fence),
         };
-        // Before any other command: it tells of no state.
-        self.links.tell_agent(&hello.agent_id, agent_command::Command::Welcome(welcome));
+        // Sent before any other command, without waiting for the log: it reveals no state.
+        self.streams.send_to_agent(&hello.agent_id, agent_command::Command::Welcome(welcome));
         self.core.agent_registered(hello, connection, now);
     }
 
@@ -403,7 +403,7 @@ impl Driver {
         while jobs.len() < query.size
             && let Some(state) = wanted.peek()
         {
-            let Some(row) = self.core.listed(&state.id) else { break };
+            let Some(row) = self.core.job_summary(&state.id) else { break };
             let needed = row.encoded_len();
             if needed > room && !jobs.is_empty() {
                 break;
@@ -422,20 +422,20 @@ impl Driver {
             return self.reply(move |_| drop(reply.send(None)));
         };
         let now = self.clock.now();
-        let job = v1::job_event::Event::Job(self.core.shown(&id).unwrap_or_default());
+        let job = v1::job_event::Event::Job(self.core.job_view(&id).unwrap_or_default());
         let mut past = vec![Arc::new(view::event(state, job, now.wall))];
         past.extend(self.core.history(&id, after_revision));
-        if let Some((level, text)) = self.core.held_up(&id) {
+        if let Some((level, text)) = self.core.current_notice(&id) {
             past.push(Arc::new(view::event(state, view::notice(level, text), now.wall)));
         }
         let ended = state.is_ended();
-        self.reply(move |links| {
-            let future = (!ended).then(|| links.subscribe(&id));
+        self.reply(move |streams| {
+            let future = (!ended).then(|| streams.subscribe(&id));
             drop(reply.send(Some(Subscription { past, future })));
         });
     }
 
-    fn reply(&mut self, reply: impl FnOnce(&mut Links) + Send + 'static) {
+    fn reply(&mut self, reply: impl FnOnce(&mut Streams) + Send + 'static) {
         self.replies.push(Box::new(reply));
     }
 }

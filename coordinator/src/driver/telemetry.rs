@@ -11,15 +11,15 @@ use crate::schedule::Counter;
 const STATES: [&str; 7] =
     ["queued", "running", "recovering", "cancelling", "succeeded", "failed", "cancelled"];
 
-/// As [`Cluster::census`](crate::cluster::Cluster::census) has them.
+/// Agent states, as counted by [`Cluster::counts`](crate::cluster::Cluster::counts).
 const AGENT_STATES: [&str; 3] = ["connected", "disconnected", "expected"];
 
-/// Tells what this process is.
-pub(super) fn introduce() {
+/// Sets the build info gauge.
+pub(super) fn record_build_info() {
     metrics::gauge!("foil_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
-/// Counts what is on its way to the log.
+/// Counts events on their way to the log.
 pub(super) fn events(core: &Core, events: &[Event]) {
     for event in events {
         match &event.change {
@@ -80,7 +80,10 @@ pub(super) fn action(action: &Action) {
                 step(progress);
             }
         }
-        Action::Agent { .. } | Action::Rank { .. } | Action::WriteSteps { .. } | Action::Sweep(_) => {}
+        Action::Agent { .. }
+        | Action::Rank { .. }
+        | Action::WriteSteps { .. }
+        | Action::CollectGarbage(_) => {}
     }
 }
 
@@ -99,40 +102,40 @@ fn figure(metrics: &[v1::Metric], name: &str) -> Option<f64> {
     metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value)
 }
 
-/// What a leader shows once per tick. Dropped with its driver: a standby has neither jobs nor agents, and its levels would
-/// be added to those of the leader.
+/// Gauges that a leader updates once per tick. Removed when its driver ends: a standby has neither jobs nor agents, and its
+/// series would be added to the leader's.
 #[derive(Debug)]
-pub(super) struct Levels;
+pub(super) struct Gauges;
 
-impl Levels {
+impl Gauges {
     pub(super) fn show(&self, core: &Core, now: Now) {
-        exposition::show(levels(core, now));
+        exposition::show(gauges(core, now));
     }
 }
 
-impl Drop for Levels {
+impl Drop for Gauges {
     fn drop(&mut self) {
         exposition::hide();
     }
 }
 
-fn levels(core: &Core, now: Now) -> [Family; 5] {
-    let census = core.census();
+fn gauges(core: &Core, now: Now) -> [Family; 5] {
+    let counts = core.counts();
     let jobs = STATES.iter().fold(Family::new("foil_jobs", "Jobs in each state."), |jobs, state| {
-        jobs.with(&[("state", state)], count(census.get(state)))
+        jobs.with(&[("state", state)], count(counts.get(state)))
     });
     let ages = Family::new("foil_worker_heartbeat_age_seconds", "Time since an agent was last heard.");
     let ages = core
         .cluster()
         .ages(now)
         .fold(ages, |ages, (agent, age)| ages.with(&[("agent", agent)], age.as_secs_f64()));
-    let census = core.cluster().census();
+    let counts = core.cluster().counts();
     let agents = Family::new("foil_agents", "Agents, by the state of their streams.");
     let agents = AGENT_STATES
         .iter()
-        .fold(agents, |agents, state| agents.with(&[("state", state)], count(census.agents.get(state))));
+        .fold(agents, |agents, state| agents.with(&[("state", state)], count(counts.agents.get(state))));
     let devices = Family::new("foil_devices", "Devices of all agents, by kind and by what they are at.");
-    let devices = census.devices.iter().fold(devices, |devices, ((kind, state), number)| {
+    let devices = counts.devices.iter().fold(devices, |devices, ((kind, state), number)| {
         devices.with(&[("kind", kind), ("state", state)], count(Some(number)))
     });
     let set_aside = Family::new(
@@ -154,17 +157,17 @@ mod tests {
     use super::*;
     use crate::cluster::Liveness;
     use crate::schedule::Deadlines;
-    use crate::secret::Mint;
+    use crate::secret::SecretIssuer;
 
     fn rendered(core: &Core, now: Now) -> String {
-        levels(core, now).iter().map(Family::render).collect()
+        gauges(core, now).iter().map(Family::render).collect()
     }
 
     #[test]
-    fn an_agent_that_is_given_up_has_no_series() {
+    fn a_lost_agent_has_no_series() {
         let at = |seconds| Now { mono: Duration::from_secs(seconds), wall: 0 };
-        let mint = Mint::new([1; 32]);
-        let mut core = Core::replay([], 1, Liveness::default(), Deadlines::default(), mint).unwrap();
+        let issuer = SecretIssuer::new([1; 32]);
+        let mut core = Core::replay([], 1, Liveness::default(), Deadlines::default(), issuer).unwrap();
         let device = |id: &str| v1::Device { id: id.into(), kind: "cpu".into(), ..Default::default() };
         for (connection, agent) in [(1, "a"), (2, "b")] {
             let devices = vec![device("cpu:0"), device("cpu:1")];

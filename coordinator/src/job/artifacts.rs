@@ -1,4 +1,4 @@
-//! A job's artifacts by the names that users give them.
+//! Lookup of a job's artifacts by the names that users type.
 
 use foil_proto::v1;
 
@@ -6,26 +6,26 @@ use super::results;
 use super::state::JobState;
 use super::view;
 
-/// Names that an error lists.
+/// Number of names that an error lists.
 const NAMED: usize = 20;
 
 /// The artifact a user means: its name, `policy` or `reward` for the last one, `policy@best` for the best round's.
 ///
 /// # Errors
-/// Words for the user: what there is instead.
+/// There is no such artifact; the message lists those there are.
 pub fn find_artifact<'a>(job: &'a v1::Job, wanted: &str) -> Result<&'a v1::Artifact, String> {
     find(job.artifacts.iter(), job.best_round, wanted)
         .ok_or_else(|| missing(job.artifacts.iter(), &job.id, job.state(), wanted))
 }
 
-/// The same among all that a job has committed.
+/// Like [`find_artifact`], among all artifacts that a job has committed.
 ///
 /// # Errors
-/// Words for the user: what there is instead.
+/// There is no such artifact; the message lists those there are.
 pub fn find_committed<'a>(state: &'a JobState, wanted: &str) -> Result<&'a v1::Artifact, String> {
     let best_round = if wanted.ends_with("@best") { view::best_round(state) } else { 0 };
     find(results::artifacts(state), best_round, wanted)
-        .ok_or_else(|| missing(results::artifacts(state), &state.id, view::wire_state(&state.life), wanted))
+        .ok_or_else(|| missing(results::artifacts(state), &state.id, view::wire_state(&state.status), wanted))
 }
 
 /// The last artifact of a kind.

@@ -1,29 +1,32 @@
-//! What the durable state alone calls for, whatever the ranks do.
+//! Decisions that follow from a job's durable state alone, whatever its ranks do.
 
 use foil_proto::v1;
 
 use super::event::{Cause, CauseClass, Change, Detail, Outcome};
-use super::state::{ATTEMPTS_WITHOUT_COMMIT, JobState, Life};
+use super::state::{ATTEMPTS_WITHOUT_COMMIT, JobState, JobStatus};
 
-/// The next change that follows from the state itself, and why; none where something else must happen first.
+/// The next change that follows from the state itself, with the reason; none if something else must happen first.
 pub fn decide(state: &JobState) -> Option<(Change, String)> {
-    match state.life {
-        Life::Cancelling { attempt: None } => {
+    match state.status {
+        JobStatus::Cancelling { attempt: None } => {
             Some((Change::Ended(Outcome::Cancelled), "cancelled".to_owned()))
         }
-        Life::Recovering if state.phase().is_none() => {
+        JobStatus::Recovering if state.phase().is_none() => {
             Some((Change::Ended(Outcome::Succeeded), "every phase is committed".to_owned()))
         }
-        Life::Recovering => {
+        JobStatus::Recovering => {
             let failure = failure(state)?;
             let reason = failure.message.clone();
             Some((Change::Ended(Outcome::Failed(Box::new(failure))), reason))
         }
-        Life::Queued | Life::Running { .. } | Life::Cancelling { .. } | Life::Ended { .. } => None,
+        JobStatus::Queued
+        | JobStatus::Running { .. }
+        | JobStatus::Cancelling { .. }
+        | JobStatus::Ended { .. } => None,
     }
 }
 
-/// Why another attempt is not worth it.
+/// The failure that ends the job, if another attempt is not worthwhile.
 fn failure(state: &JobState) -> Option<v1::JobFailure> {
     let last = state.failures.last()?;
     if last.class.is_final() || last.class == CauseClass::NoProgress {

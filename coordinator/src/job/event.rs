@@ -1,17 +1,17 @@
-//! What is written to the log about a job. A job's state is its events applied in order, and nothing else.
+//! The log's events about a job. A job's state is its events applied in order, and nothing else.
 
 use foil_proto::v1;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-/// One event of one job, as it stands in the log.
+/// One event of one job, as stored in the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     pub job: String,
     /// Milliseconds since the Unix epoch.
     pub at: u64,
     pub change: Change,
-    /// The job's revision after it, where a snapshot leaves out events before it; else one more than before.
+    /// The job's revision after this event, if a snapshot has dropped events before it; otherwise one more than before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
 }
@@ -23,40 +23,40 @@ impl Event {
     }
 }
 
-/// What happened to the job.
+/// A change of a job's state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// Always the first.
+    /// Always the first event.
     Submitted(Box<Submitted>),
     /// Devices were found; rank processes are being started.
     AttemptStarted { attempt: u32, phase: String, world: u32 },
     /// A rank process of the attempt is about to be started.
     RankStarted(RankStarted),
-    /// A chunk of the current map phase is computed and its object durable.
+    /// A chunk of the current map phase is computed and its object is durable.
     ChunkDone(ChunkDone),
-    /// Every rank's share of a checkpoint of the current gang phase is durable: this record is its commit.
+    /// Every rank's shard of a checkpoint of the current gang phase is durable: this record commits the checkpoint.
     CheckpointCommitted(v1::Checkpoint),
-    /// A committed checkpoint cannot be read: the one before it counts.
+    /// A committed checkpoint cannot be read: training falls back on the one before it.
     CheckpointLost { step: u64, attempt: u32, why: String },
-    /// The phase's artifact is complete: this record is its commit point.
+    /// The phase's artifact is complete: this record commits the phase.
     PhaseCommitted(Box<Committed>),
-    /// All ranks of the attempt are gone or going.
+    /// All ranks of the attempt are gone or stopping.
     AttemptEnded { attempt: u32, cause: Cause },
     /// A user asked the job to stop.
     CancelRequested,
-    /// Always the last.
+    /// Always the last event.
     Ended(Outcome),
 }
 
-/// All that a job needs for the rest of its life.
+/// A submission: everything that the job needs from here on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Submitted {
-    /// Of the client's request: the same id with the same `spec_hash` is the same job.
+    /// Id of the client's request: the same id with the same `spec_hash` is the same job.
     pub request_id: String,
     /// Hex BLAKE3 of the request's specification, before defaults.
     pub spec_hash: String,
-    /// With every default filled in.
+    /// The specification with every default filled in.
     pub spec: v1::JobSpec,
     pub plan: v1::Plan,
     pub datasets: Vec<v1::Dataset>,
@@ -66,16 +66,16 @@ pub struct Submitted {
     pub reward: Option<v1::Artifact>,
 }
 
-/// Which process is to sit where: a later coordinator finds it there.
+/// A rank process and its device, recorded so that a later coordinator can find it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RankStarted {
     pub attempt: u32,
     pub rank: u32,
-    /// Never used twice.
+    /// Unique; never reused.
     pub session: String,
     pub agent: String,
     pub device: String,
-    /// The fingerprint of its secret; a log of an older version has none.
+    /// Fingerprint of its secret; missing in logs of older versions.
     #[serde(default)]
     pub proof: String,
 }
@@ -91,18 +91,18 @@ pub struct ChunkDone {
     pub seconds: f64,
 }
 
-/// A phase that is over for good.
+/// A committed phase.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Committed {
     pub phase: String,
     pub artifact: v1::Artifact,
     pub metrics: Vec<v1::Metric>,
     pub seconds: f64,
-    /// The per-step figures of a gang phase, one JSON object per line.
+    /// Per-step metrics of a gang phase, one JSON object per line.
     pub steps: Option<v1::Artifact>,
 }
 
-/// Why an attempt ended.
+/// The reason why an attempt ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cause {
     pub class: CauseClass,
@@ -111,13 +111,13 @@ pub struct Cause {
     pub rank: Option<u32>,
     /// The failed rank's last log lines.
     pub log_tail: Vec<String>,
-    /// A log written before there was any has none.
+    /// Missing in logs of older versions.
     #[serde(default)]
     pub detail: Detail,
 }
 
 impl Cause {
-    /// A cause that needs no more than a class and a message: no rank, no advice, no log.
+    /// A cause with only a class and a message: no rank, no advice, no log.
     pub fn new(class: CauseClass, message: &str) -> Self {
         Self {
             class,
@@ -130,13 +130,13 @@ impl Cause {
     }
 }
 
-/// What else is known of a failure, as [`v1::JobFailure`] tells it.
+/// Further facts about a failure, as reported in [`v1::JobFailure`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Detail {
     pub step: Option<u64>,
     pub chunk: Option<u32>,
-    /// Where the class is [`CauseClass::NoProgress`], that of the last failure.
+    /// Class of the last failure, if the cause's own is [`CauseClass::NoProgress`].
     pub last_class: Option<CauseClass>,
     pub signal: Option<String>,
     pub rows: Vec<String>,
@@ -162,15 +162,15 @@ pub enum CauseClass {
     Store,
     /// A checkpoint could not be read; the next attempt goes on from the one before it.
     Checkpoint,
-    /// A rank was asked to end, as by its machine's own end; what it had come to is kept.
+    /// A rank was asked to stop, for example because its machine shuts down; its progress was saved.
     Preempted,
-    /// The machine of a rank was not heard of any more.
+    /// The agent of a rank stopped responding.
     AgentLost,
-    /// The worker's own fault, where another could take over: it starts no ranks, or they report what is not so.
+    /// The fault of a worker that others can replace: it starts no ranks, or its ranks make false reports.
     Worker,
-    /// A rank's address leads nowhere from another one's machine.
+    /// A rank's address cannot be reached from another rank's machine.
     Unreachable,
-    /// Given to a job, never to an attempt: attempts kept ending without a commit between them.
+    /// Used for jobs only, never for attempts: attempts kept ending without a commit in between.
     NoProgress,
 }
 
@@ -196,7 +196,7 @@ impl CauseClass {
         }
     }
 
-    /// Of a rank's own word for its failure; what is not known is a crash.
+    /// Class of a failure that a rank reports; unknown classes count as crashes.
     pub fn of_task_failure(class: &str) -> Self {
         match class {
             "user" => Self::User,
@@ -211,14 +211,14 @@ impl CauseClass {
         }
     }
 
-    /// True where trying again cannot help.
+    /// True if another attempt would end the same way.
     pub fn is_final(self) -> bool {
         matches!(self, Self::User | Self::Data | Self::Nonfinite)
     }
 
-    /// True where the attempt's end is a failure of the job's own, counted towards giving up.
+    /// True if the attempt's end counts towards giving up the job.
     pub fn counts(self) -> bool {
-        // Each lost checkpoint is one less: they cannot keep a job for ever.
+        // Each lost checkpoint leaves one less, so they cannot keep a job alive forever.
         !matches!(
             self,
             Self::Completed
@@ -231,7 +231,7 @@ impl CauseClass {
     }
 }
 
-/// How a job ended.
+/// The outcome of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -240,7 +240,7 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// Equal for equal specifications, whoever has filled in the defaults.
+/// Hash that is equal for equal specifications, whether or not defaults were filled in by the client.
 pub fn spec_hash(spec: &v1::JobSpec) -> String {
     blake3::hash(&spec.encode_to_vec()).to_hex().to_string()
 }

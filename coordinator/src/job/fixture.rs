@@ -1,4 +1,4 @@
-//! A small job for tests: the letters game with made-up data sets.
+//! A small job for tests: the letters task with made-up data sets.
 
 use foil_common::spec;
 use foil_proto::v1;
@@ -9,7 +9,7 @@ use crate::plan;
 
 pub(crate) const JOB: &str = "j1";
 
-/// One of the job file's fields, changed.
+/// A change to the job file.
 pub(crate) type Edit = fn(&mut v1::JobSpec);
 
 pub(crate) fn spec(edits: &[Edit]) -> v1::JobSpec {
@@ -110,7 +110,7 @@ pub(crate) fn commit_next(state: &mut JobState) {
     });
 }
 
-/// The same with figures of one's own.
+/// Commits the next phase with the given metrics.
 pub(crate) fn commit_next_with(state: &mut JobState, metrics: impl Fn(&plan::Phase) -> Vec<v1::Metric>) {
     let phase = state.phase().expect("a phase is left").clone();
     let (name, kind) = plan::artifact_name(&phase);

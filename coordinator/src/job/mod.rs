@@ -1,26 +1,26 @@
-//! A job's life as a pure state machine: events in the log, the state they add up to, and how it looks on the wire.
+//! A job as a pure state machine: events in the log, the state they replay to, and its view on the wire.
 
 mod artifacts;
+mod compact;
 mod decide;
 pub mod event;
 #[cfg(test)]
 pub(crate) mod fixture;
-mod fold;
+mod garbage;
 pub mod pages;
 mod results;
 pub mod rows;
 pub mod state;
-mod sweep;
 #[cfg(test)]
 mod tests;
 pub mod view;
 
 pub use artifacts::{find_artifact, find_committed, last_artifact};
+pub use compact::compact_events;
 pub use decide::decide;
 pub use event::{
     Cause, CauseClass, Change, ChunkDone, Committed, Detail, Event, Outcome, RankStarted, Submitted,
     spec_hash,
 };
-pub use fold::fold;
-pub use state::{ATTEMPTS_WITHOUT_COMMIT, JobState, Life, StateError};
-pub use sweep::Sweep;
+pub use garbage::GarbageSet;
+pub use state::{ATTEMPTS_WITHOUT_COMMIT, JobState, JobStatus, StateError};

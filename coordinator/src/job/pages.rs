@@ -1,4 +1,4 @@
-//! The parts of a job that grow with it, by the page: its plan, its rounds' figures and its artifacts.
+//! Pagination of the parts of a job that grow with it: its plan, its rounds' metrics and its artifacts.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -10,20 +10,20 @@ use prost::Message;
 use super::results;
 use super::state::JobState;
 
-/// Largest page.
+/// Size limit of a page.
 pub const PAGE_BYTES: usize = 1 << 20;
 
-/// A tag and a length, at most, around an item in a list.
+/// Upper bound of the tag and length that an item in a list adds.
 const ITEM_OVERHEAD: usize = 6;
 
-/// Where a page begins: an item and, of an artifact, one of its objects. As a page token: `12` or `12.400`.
+/// Start of a page: an item and, within an artifact, an object. As a page token: `12` or `12.400`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Mark {
+pub struct Cursor {
     item: usize,
     object: usize,
 }
 
-impl fmt::Display for Mark {
+impl fmt::Display for Cursor {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.object {
             0 => write!(formatter, "{}", self.item),
@@ -32,7 +32,7 @@ impl fmt::Display for Mark {
     }
 }
 
-impl FromStr for Mark {
+impl FromStr for Cursor {
     type Err = ParseIntError;
 
     fn from_str(token: &str) -> Result<Self, ParseIntError> {
@@ -41,22 +41,22 @@ impl FromStr for Mark {
     }
 }
 
-/// Items in order, and where the next page begins, if there is one.
+/// Items in order, and the start of the next page, if there is one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page<T> {
     pub items: Vec<T>,
-    pub next: Option<Mark>,
+    pub next: Option<Cursor>,
 }
 
 impl<T: Message> Page<T> {
-    /// As many of the items as `size` and `bytes` allow, but one at least, or there would be no end.
+    /// Takes as many items as `size` and `bytes` allow, but at least one, so that paging ends.
     fn fill(items: impl Iterator<Item = (usize, T)>, size: usize, bytes: usize) -> Self {
         let mut page = Self { items: Vec::new(), next: None };
         let mut room = bytes;
         for (at, item) in items {
             let needed = size_of(&item);
             if !page.items.is_empty() && (page.items.len() >= size || needed > room) {
-                page.next = Some(Mark { item: at, object: 0 });
+                page.next = Some(Cursor { item: at, object: 0 });
                 break;
             }
             room = room.saturating_sub(needed);
@@ -66,26 +66,26 @@ impl<T: Message> Page<T> {
     }
 }
 
-/// Bytes of an item in a list.
+/// Encoded size of an item in a list.
 pub(super) fn size_of(item: &impl Message) -> usize {
     item.encoded_len() + ITEM_OVERHEAD
 }
 
-/// The plan's phases from a mark on.
-pub fn phases(state: &JobState, from: Mark, size: usize, bytes: usize) -> Page<v1::PhasePlan> {
+/// The plan's phases from a cursor on.
+pub fn phases(state: &JobState, from: Cursor, size: usize, bytes: usize) -> Page<v1::PhasePlan> {
     let phases = &state.submitted.plan.phases;
     Page::fill(phases.iter().cloned().enumerate().skip(from.item), size, bytes)
 }
 
-/// The figures of the rounds that have any, from a mark on.
-pub fn rounds(state: &JobState, from: Mark, size: usize, bytes: usize) -> Page<v1::RoundResult> {
+/// Metrics of the rounds that have any, from a cursor on.
+pub fn rounds(state: &JobState, from: Cursor, size: usize, bytes: usize) -> Page<v1::RoundResult> {
     let rounds = (0..state.spec.rounds as usize).skip(from.item);
     let figures = rounds.filter_map(|at| Some((at, results::round(state, u32::try_from(at + 1).ok()?)?)));
     Page::fill(figures, size, bytes)
 }
 
-/// The committed artifacts from a mark on. The last one may lack objects, which the next page begins with.
-pub fn artifacts(state: &JobState, from: Mark, size: usize, bytes: usize) -> Page<v1::Artifact> {
+/// The committed artifacts from a cursor on. The last one may lack objects, which the next page begins with.
+pub fn artifacts(state: &JobState, from: Cursor, size: usize, bytes: usize) -> Page<v1::Artifact> {
     let mut page = Page { items: Vec::new(), next: None };
     let mut room = bytes;
     for (item, artifact) in results::artifacts(state).enumerate().skip(from.item) {
@@ -93,26 +93,26 @@ pub fn artifacts(state: &JobState, from: Mark, size: usize, bytes: usize) -> Pag
         let head = without_objects(artifact);
         let is_full = !page.items.is_empty() && (page.items.len() >= size || size_of(&head) > room);
         if is_full {
-            page.next = Some(Mark { item, object: first });
+            page.next = Some(Cursor { item, object: first });
             break;
         }
         room = room.saturating_sub(size_of(&head));
         let rest = &artifact.objects[first..];
         let taken = fitting(rest, &mut room, page.items.is_empty());
         if taken == 0 && !rest.is_empty() {
-            page.next = Some(Mark { item, object: first });
+            page.next = Some(Cursor { item, object: first });
             break;
         }
         page.items.push(v1::Artifact { objects: rest[..taken].to_vec(), ..head });
         if taken < rest.len() {
-            page.next = Some(Mark { item, object: first + taken });
+            page.next = Some(Cursor { item, object: first + taken });
             break;
         }
     }
     page
 }
 
-/// How many of the objects fit; one at least where nothing else is on the page.
+/// Number of objects that fit; at least one if the page is empty.
 fn fitting(objects: &[v1::Object], room: &mut usize, is_first: bool) -> usize {
     for (at, object) in objects.iter().enumerate() {
         let needed = size_of(object);
@@ -124,7 +124,7 @@ fn fitting(objects: &[v1::Object], room: &mut usize, is_first: bool) -> usize {
     objects.len()
 }
 
-/// Not a clone that drops them: there may be many.
+/// A copy without the objects, of which there may be too many to clone.
 pub(super) fn without_objects(artifact: &v1::Artifact) -> v1::Artifact {
     let v1::Artifact { name, kind, job_id, phase, round, attempt, objects: _ } = artifact;
     v1::Artifact {
@@ -149,21 +149,21 @@ mod tests {
     use crate::job::fixture::{self, JOB, object};
     use crate::plan::Phase;
 
-    /// All of a part, and how many pages and bytes the largest took.
-    fn collect<T: Message>(page: impl Fn(Mark) -> Page<T>) -> (Vec<T>, usize, usize) {
+    /// A whole part, the number of its pages and the size of the largest one.
+    fn collect<T: Message>(page: impl Fn(Cursor) -> Page<T>) -> (Vec<T>, usize, usize) {
         let (mut all, mut pages, mut largest) = (Vec::new(), 0, 0);
-        let mut mark = Mark::default();
+        let mut cursor = Cursor::default();
         loop {
-            let Page { items, next } = page(mark);
+            let Page { items, next } = page(cursor);
             pages += 1;
             largest = largest.max(items.iter().map(size_of).sum());
             all.extend(items);
             let Some(next) = next else { return (all, pages, largest) };
-            mark = next.to_string().parse().unwrap();
+            cursor = next.to_string().parse().unwrap();
         }
     }
 
-    /// A job of so many rounds that has done nothing yet.
+    /// A job with this many rounds that has not started.
     fn long_job(rounds: u32) -> JobState {
         let mut state = fixture::state(&[]);
         let round: Vec<Phase> = state.phases.iter().filter(|phase| phase.round == 1).cloned().collect();
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_of_twenty_thousand_rounds_fits_a_message_and_is_whole_by_the_page() {
+    fn a_job_of_twenty_thousand_rounds_fits_a_message_and_is_complete_page_by_page() {
         let mut state = long_job(20_000);
         start(&mut state);
         let planned = state.phases.len();
@@ -200,15 +200,15 @@ mod tests {
         assert!(job.encoded_len() <= JOB_AND_ENVELOPE, "{} bytes", job.encoded_len());
         assert_eq!(job.omitted, ["plan", "rounds", "artifacts"]);
         assert_eq!((job.phases_total as usize, job.phases_done as usize), (planned, planned));
-        assert_eq!(job.best_round, 20_000, "the best one is found all the same");
+        assert_eq!(job.best_round, 20_000, "the best round is still found");
 
-        let (phases, pages, largest) = collect(|mark| phases(&state, mark, usize::MAX, PAGE_BYTES));
+        let (phases, pages, largest) = collect(|cursor| phases(&state, cursor, usize::MAX, PAGE_BYTES));
         assert!(pages > 1 && largest <= PAGE_BYTES, "{pages} pages of up to {largest} bytes");
         assert_eq!(phases, state.submitted.plan.phases);
-        let (rounds, pages, largest) = collect(|mark| rounds(&state, mark, usize::MAX, PAGE_BYTES));
+        let (rounds, pages, largest) = collect(|cursor| rounds(&state, cursor, usize::MAX, PAGE_BYTES));
         assert!(pages > 1 && largest <= PAGE_BYTES);
         assert!(rounds.iter().map(|result| result.round).eq(1..=20_000));
-        let (made, pages, largest) = collect(|mark| artifacts(&state, mark, 1000, PAGE_BYTES));
+        let (made, pages, largest) = collect(|cursor| artifacts(&state, cursor, 1000, PAGE_BYTES));
         assert!(pages > 1 && largest <= PAGE_BYTES);
         assert_eq!(made.len(), planned);
         assert_eq!(find_committed(&state, "policy@best").unwrap().name, "policy@20000");
@@ -216,7 +216,7 @@ mod tests {
         assert!(error.len() < 1000 && error.contains("more"), "{error}");
     }
 
-    /// What a job may be, and the names of what it lacks.
+    /// Size limit of a job message, including the names of omitted parts.
     const JOB_AND_ENVELOPE: usize = view::JOB_BYTES + 256;
 
     #[test]
@@ -241,15 +241,15 @@ mod tests {
                 assert!(committed.artifact.unwrap().objects.is_empty());
             }
         }
-        let (made, pages, largest) = collect(|mark| artifacts(&state, mark, usize::MAX, PAGE_BYTES));
+        let (made, pages, largest) = collect(|cursor| artifacts(&state, cursor, usize::MAX, PAGE_BYTES));
         assert!(pages >= 10 && largest <= PAGE_BYTES, "{pages} pages of up to {largest} bytes");
         let of_first: Vec<_> = made.iter().filter(|artifact| artifact.name == "samples/all").collect();
-        assert_eq!(of_first.len() + 1, made.len(), "the other one is on the last page too");
+        assert_eq!(of_first.len() + 1, made.len(), "the other artifact is on the last page too");
         assert!(of_first.iter().flat_map(|artifact| &artifact.objects).eq(&objects));
     }
 
     #[test]
-    fn an_ordinary_job_is_whole() {
+    fn an_ordinary_job_is_complete() {
         let state = fixture::after(&[], fixture::state(&[]).phases.len());
         let job = view::job(&state);
         assert!(job.omitted.is_empty());

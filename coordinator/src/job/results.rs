@@ -1,4 +1,4 @@
-//! The artifacts that a job has committed, and the figures of its rounds.
+//! A job's committed artifacts and the metrics of its rounds.
 
 use foil_proto::v1;
 
@@ -6,7 +6,7 @@ use super::event::Committed;
 use super::state::JobState;
 use crate::plan::{Phase, Work};
 
-/// All that the job has committed, in order.
+/// All committed artifacts, in order.
 pub(super) fn artifacts(state: &JobState) -> impl DoubleEndedIterator<Item = &v1::Artifact> + Clone {
     state.committed.iter().flat_map(of_phase)
 }
@@ -15,8 +15,8 @@ pub(super) fn of_phase(done: &Committed) -> impl DoubleEndedIterator<Item = &v1:
     std::iter::once(&done.artifact).chain(&done.steps)
 }
 
-/// A round's figures, where it has any. Of the evaluation they keep their names; those of fresh golden-vs-sample
-/// pairs are `fresh_…`, those of training `train_…`, and the drift found in the Reference phase is `reference_drift_…`.
+/// A round's metrics, if it has any. Evaluation metrics keep their names; those on fresh golden-vs-sample pairs become
+/// `fresh_…`, those of training `train_…`, and the drift found in the Reference phase `reference_drift_…`.
 pub(super) fn round(state: &JobState, round: u32) -> Option<v1::RoundResult> {
     let mut reward = metrics_of(state, round, Work::EvaluateReward).to_vec();
     reward.extend(prefixed("fresh_", metrics_of(state, round, Work::EvaluateRewardFresh)));

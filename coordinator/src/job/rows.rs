@@ -1,23 +1,23 @@
-//! Which rows of its data sets a phase of a job works on.
+//! The rows of its data sets that each chunk of a phase works on.
 
 use super::JobState;
 use crate::plan::{Phase, chunks_of, segments};
 
-/// Rows of all chunks of a map phase.
+/// Number of rows in all chunks of a map phase.
 pub fn total(job: &JobState, phase: &Phase) -> u64 {
     let sets = segments(&job.spec, phase.round, phase.work);
     sets.iter().map(|set| job.dataset(set).map_or(0, |dataset| dataset.rows)).sum()
 }
 
-/// Rows of one chunk; 0 where the phase has no such chunk.
+/// Number of rows in one chunk; 0 if the phase has no such chunk.
 pub fn of_chunk(job: &JobState, phase: &Phase, chunk: u32) -> u64 {
     span(job, phase, chunk).map_or(0, |span| span.count)
 }
 
-/// Where a chunk's rows are.
+/// The rows of a chunk: `[first, first + count)` of one data set.
 pub(crate) struct Span {
     pub(crate) set: &'static str,
-    /// Counts chunks within the set.
+    /// Index of the chunk within the data set.
     pub(crate) local: u32,
     pub(crate) first: u64,
     pub(crate) count: u64,

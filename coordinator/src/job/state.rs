@@ -1,4 +1,4 @@
-//! What a job's events add up to.
+//! The state of a job: its events, replayed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,10 +8,10 @@ use foil_proto::v1;
 use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, RankStarted, Submitted, spec_hash};
 use crate::plan::{Phase, PlanError};
 
-/// Attempts of one phase that may end without a commit before the job is given up.
+/// Number of failed attempts without a commit after which the job is given up.
 pub const ATTEMPTS_WITHOUT_COMMIT: usize = 3;
 
-/// Checkpoints to fall back on where the last cannot be read.
+/// Number of checkpoints kept to fall back on if the last cannot be read.
 pub(super) const CHECKPOINTS_KEPT: usize = 3;
 
 /// ```text
@@ -23,18 +23,18 @@ pub(super) const CHECKPOINTS_KEPT: usize = 3;
 ///
 ///   each of them ──Ended──▶ Ended
 /// ```
-/// Written by [`JobState::apply`] alone.
+/// Only [`JobState::apply`] changes it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Life {
-    /// Waits for its first devices.
+pub enum JobStatus {
+    /// Waiting for its first devices.
     Queued,
-    /// An attempt's ranks run, or are being started.
+    /// An attempt's ranks are running or being started.
     Running {
         attempt: u32,
     },
-    /// The last attempt ended and the next has no devices yet.
+    /// The last attempt ended and the next one has no devices yet.
     Recovering,
-    /// Ends as soon as the attempt, if any, is gone.
+    /// Ends as soon as the attempt, if any, is torn down.
     Cancelling {
         attempt: Option<u32>,
     },
@@ -51,34 +51,34 @@ pub struct JobState {
     pub submitted: Submitted,
     pub submitted_at: u64,
     pub spec: spec::Job,
-    /// Of the specification as it is told.
+    /// Hash of the specification as users see it.
     pub spec_blake3: String,
     pub phases: Vec<Phase>,
-    /// Of each phase in `phases`, by its id.
+    /// Index of each phase in `phases`, by id.
     positions: HashMap<String, usize>,
-    /// The number of events so far.
+    /// Number of events so far.
     pub revision: u64,
-    /// Of `phases[..committed.len()]`.
+    /// Results of `phases[..committed.len()]`.
     pub committed: Vec<Committed>,
-    /// Of the current phase, by number.
+    /// Finished chunks of the current phase, by number.
     pub chunks: BTreeMap<u32, ChunkDone>,
-    /// Those kept of the current gang phase, oldest first.
+    /// Retained checkpoints of the current gang phase, oldest first.
     pub checkpoints: Vec<v1::Checkpoint>,
-    /// The last attempt's number; 0 before the first.
+    /// Number of the last attempt; 0 before the first.
     pub attempt: u32,
     /// The current attempt's rank processes, by rank: the last one started for each.
-    pub seats: BTreeMap<u32, RankStarted>,
-    /// Of the attempts that failed since the last commit.
+    pub ranks: BTreeMap<u32, RankStarted>,
+    /// Causes of the attempts that failed since the last commit.
     pub failures: Vec<Cause>,
-    pub life: Life,
+    pub status: JobStatus,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error(
-        "job {job}: {event} cannot happen while {life}; the log was written by another version or is damaged"
+        "job {job}: {event} cannot happen while {status}; the log was written by another version or is damaged"
     )]
-    Illegal { job: String, event: String, life: String },
+    Illegal { job: String, event: String, status: String },
     #[error("job {job}: {event} comes before the job was submitted; the log is damaged")]
     Unknown { job: String, event: String },
     #[error("job {job}: its stored specification is not valid: {source}")]
@@ -88,7 +88,7 @@ pub enum StateError {
 }
 
 impl JobState {
-    /// The job that its first event makes.
+    /// The state after a job's first event.
     pub fn submitted(id: &str, at: u64, submitted: Submitted) -> Result<Self, StateError> {
         let spec = spec::Job::try_from(submitted.spec.clone())
             .map_err(|source| StateError::Spec { job: id.to_owned(), source })?;
@@ -112,43 +112,43 @@ impl JobState {
             chunks: BTreeMap::new(),
             checkpoints: Vec::new(),
             attempt: 0,
-            seats: BTreeMap::new(),
+            ranks: BTreeMap::new(),
             failures: Vec::new(),
-            life: Life::Queued,
+            status: JobStatus::Queued,
         })
     }
 
-    /// The state after one more event. An event that cannot happen in this state changes nothing.
+    /// Applies one more event. An event that is illegal in this state changes nothing.
     pub fn apply(&mut self, event: &Event) -> Result<(), StateError> {
-        match (&event.change, &self.life) {
-            (Change::AttemptStarted { attempt, .. }, Life::Queued | Life::Recovering)
+        match (&event.change, &self.status) {
+            (Change::AttemptStarted { attempt, .. }, JobStatus::Queued | JobStatus::Recovering)
                 if *attempt == self.attempt + 1 =>
             {
                 self.attempt = *attempt;
-                self.seats.clear();
-                self.life = Life::Running { attempt: *attempt };
+                self.ranks.clear();
+                self.status = JobStatus::Running { attempt: *attempt };
             }
-            (Change::RankStarted(started), Life::Running { attempt }) if started.attempt == *attempt => {
-                self.seats.insert(started.rank, started.clone());
+            (Change::RankStarted(started), JobStatus::Running { attempt }) if started.attempt == *attempt => {
+                self.ranks.insert(started.rank, started.clone());
             }
-            (Change::ChunkDone(done), Life::Running { .. } | Life::Cancelling { .. })
+            (Change::ChunkDone(done), JobStatus::Running { .. } | JobStatus::Cancelling { .. })
                 if self.phase().is_some_and(|phase| phase.id == done.phase && done.chunk < phase.chunks)
                     && !self.chunks.contains_key(&done.chunk) =>
             {
                 self.chunks.insert(done.chunk, done.clone());
             }
-            (Change::CheckpointCommitted(made), Life::Running { attempt })
+            (Change::CheckpointCommitted(made), JobStatus::Running { attempt })
                 if self.phase().is_some_and(|phase| phase.id == made.phase) && made.attempt == *attempt =>
             {
                 self.checkpoints.push(made.clone());
                 self.drop_superseded_checkpoint();
-                // A checkpoint is progress: what failed before it is over.
+                // A checkpoint is progress: earlier failures no longer count.
                 self.failures.clear();
             }
-            (Change::CheckpointLost { step, attempt, .. }, Life::Running { .. }) => {
+            (Change::CheckpointLost { step, attempt, .. }, JobStatus::Running { .. }) => {
                 self.checkpoints.retain(|kept| (kept.step, kept.attempt) != (*step, *attempt));
             }
-            (Change::PhaseCommitted(done), Life::Running { .. })
+            (Change::PhaseCommitted(done), JobStatus::Running { .. })
                 if self.phase().is_some_and(|phase| phase.id == done.phase) =>
             {
                 self.committed.push((**done).clone());
@@ -156,32 +156,32 @@ impl JobState {
                 self.checkpoints.clear();
                 self.failures.clear();
             }
-            (Change::AttemptEnded { attempt, cause }, Life::Running { attempt: current })
+            (Change::AttemptEnded { attempt, cause }, JobStatus::Running { attempt: current })
                 if attempt == current =>
             {
                 if cause.class.counts() {
                     self.failures.push(cause.clone());
                 }
-                self.seats.clear();
-                self.life = Life::Recovering;
+                self.ranks.clear();
+                self.status = JobStatus::Recovering;
             }
-            (Change::AttemptEnded { attempt, .. }, Life::Cancelling { attempt: Some(current) })
+            (Change::AttemptEnded { attempt, .. }, JobStatus::Cancelling { attempt: Some(current) })
                 if attempt == current =>
             {
-                self.seats.clear();
-                self.life = Life::Cancelling { attempt: None };
+                self.ranks.clear();
+                self.status = JobStatus::Cancelling { attempt: None };
             }
-            (Change::CancelRequested, Life::Queued | Life::Recovering) => {
-                self.life = Life::Cancelling { attempt: None };
+            (Change::CancelRequested, JobStatus::Queued | JobStatus::Recovering) => {
+                self.status = JobStatus::Cancelling { attempt: None };
             }
-            (Change::CancelRequested, Life::Running { attempt }) => {
-                self.life = Life::Cancelling { attempt: Some(*attempt) };
+            (Change::CancelRequested, JobStatus::Running { attempt }) => {
+                self.status = JobStatus::Cancelling { attempt: Some(*attempt) };
             }
             (
                 Change::Ended(outcome),
-                Life::Queued | Life::Recovering | Life::Cancelling { attempt: None },
+                JobStatus::Queued | JobStatus::Recovering | JobStatus::Cancelling { attempt: None },
             ) => {
-                self.life = Life::Ended { at: event.at, outcome: outcome.clone() };
+                self.status = JobStatus::Ended { at: event.at, outcome: outcome.clone() };
             }
             _ => return Err(self.illegal(&event.change)),
         }
@@ -189,7 +189,8 @@ impl JobState {
         Ok(())
     }
 
-    /// Of the checkpoint that fell out of the last ones: it stays where the job keeps one in so many steps and it is the next.
+    /// Drops the checkpoint that is no longer among the last ones, unless the job keeps one in every so many steps and this is
+    /// the next of them.
     fn drop_superseded_checkpoint(&mut self) {
         let Some(fallen) = self.checkpoints.len().checked_sub(CHECKPOINTS_KEPT + 1) else { return };
         let landmark = fallen.checked_sub(1).map_or(0, |before| self.checkpoints[before].step);
@@ -199,32 +200,32 @@ impl JobState {
         }
     }
 
-    /// The phase to be worked on; none when all are committed.
+    /// The current phase; none when all are committed.
     pub fn phase(&self) -> Option<&Phase> {
         self.phases.get(self.committed.len())
     }
 
     /// The attempt whose ranks may speak for the job.
     pub fn current_attempt(&self) -> Option<u32> {
-        match self.life {
-            Life::Running { attempt } => Some(attempt),
-            Life::Cancelling { attempt } => attempt,
-            Life::Queued | Life::Recovering | Life::Ended { .. } => None,
+        match self.status {
+            JobStatus::Running { attempt } => Some(attempt),
+            JobStatus::Cancelling { attempt } => attempt,
+            JobStatus::Queued | JobStatus::Recovering | JobStatus::Ended { .. } => None,
         }
     }
 
     pub fn is_ended(&self) -> bool {
-        matches!(self.life, Life::Ended { .. })
+        matches!(self.status, JobStatus::Ended { .. })
     }
 
-    /// Ended then or later, in milliseconds since the Unix epoch.
+    /// True if the job ended at `time` or later, in milliseconds since the Unix epoch.
     pub fn ended_since(&self, time: u64) -> bool {
-        matches!(self.life, Life::Ended { at, .. } if at >= time)
+        matches!(self.status, JobStatus::Ended { at, .. } if at >= time)
     }
 
-    /// The job waits for devices.
+    /// True while the job waits for devices.
     pub fn wants_devices(&self) -> bool {
-        matches!(self.life, Life::Queued | Life::Recovering)
+        matches!(self.status, JobStatus::Queued | JobStatus::Recovering)
     }
 
     /// A committed artifact by its name, for example `policy@1`.
@@ -245,13 +246,13 @@ impl JobState {
         StateError::Illegal {
             job: self.id.clone(),
             event: change.name().to_owned(),
-            life: self.life.name().to_owned(),
+            status: self.status.name().to_owned(),
         }
     }
 }
 
-impl Life {
-    /// As the label of a metric and in messages.
+impl JobStatus {
+    /// Name used as a metric label and in messages.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Queued => "queued",

@@ -61,7 +61,7 @@ fn bad_data_fails_at_the_first_attempt() {
 }
 
 #[test]
-fn a_failure_tells_all_that_is_known_and_survives_the_log() {
+fn a_failure_reports_all_that_is_known_and_survives_the_log() {
     let detail = Detail {
         step: Some(7),
         chunk: None,
@@ -100,14 +100,14 @@ fn cancelling_waits_for_the_ranks() {
     let mut state = after(&[], 0);
     state.apply(&event(4, Change::CancelRequested)).unwrap();
     assert!(decide(&state).is_none());
-    assert_eq!(view::wire_state(&state.life), v1::JobState::Cancelling);
+    assert_eq!(view::wire_state(&state.status), v1::JobState::Cancelling);
     let cause = Cause::new(CauseClass::Cancelled, "cancelled");
     state.apply(&event(5, Change::AttemptEnded { attempt: 1, cause })).unwrap();
     assert_eq!(decide(&state).unwrap().0, Change::Ended(Outcome::Cancelled));
 }
 
 #[test]
-fn impossible_events_change_nothing() {
+fn illegal_events_change_nothing() {
     let chunk = |phase: &str, chunk| {
         Change::ChunkDone(ChunkDone {
             phase: phase.into(),
@@ -149,7 +149,7 @@ fn the_best_round_is_the_first_of_equals_and_figures_keep_their_round() {
     assert_eq!(done.phases_done as usize, phases);
 }
 
-/// The best round where both evaluations of round 1, 2, … have these figures.
+/// The best round if both evaluations of round 1, 2, … have these metrics.
 fn best_of(metric_for_best_model: &'static str, figures: &[&[(&str, f64)]]) -> u32 {
     let mut state = after(&[|spec| spec.rounds = Some(3)], 0);
     state.spec.evaluation.metric_for_best_model = match metric_for_best_model {
@@ -171,7 +171,7 @@ fn best_of(metric_for_best_model: &'static str, figures: &[&[(&str, f64)]]) -> u
 
 #[test]
 fn the_best_round_is_named_by_its_own_half_of_the_rows() {
-    // By all rows it would be round 1, by the half that is reported round 3.
+    // By all rows it would be round 1, by the reporting half round 3.
     let halved: [&[(&str, f64)]; 3] = [
         &[("gold_mean", 9.0), ("selection_gold_mean", 4.0), ("report_gold_mean", 5.0)],
         &[("gold_mean", 4.0), ("selection_gold_mean", 5.0), ("report_gold_mean", 4.0)],
@@ -179,7 +179,7 @@ fn the_best_round_is_named_by_its_own_half_of_the_rows() {
     ];
     assert_eq!(best_of("gold_mean", &halved), 2);
     let whole: [&[(&str, f64)]; 3] = [&[("gold_mean", 3.0)], &[("gold_mean", 1.0)], &[("gold_mean", 2.0)]];
-    assert_eq!(best_of("gold_mean", &whole), 1, "few rows are not parted");
+    assert_eq!(best_of("gold_mean", &whole), 1, "few rows are not split");
     let accuracy: [&[(&str, f64)]; 2] = [
         &[("accuracy", 0.9), ("selection_accuracy", 0.6)],
         &[("accuracy", 0.8), ("selection_accuracy", 0.7)],
@@ -187,7 +187,7 @@ fn the_best_round_is_named_by_its_own_half_of_the_rows() {
     assert_eq!(best_of("reward_accuracy", &accuracy), 2);
 }
 
-/// Raw means are those of reward models whose zeros differ.
+/// Raw means are not comparable: the reward models have different zeros.
 #[test]
 fn without_gold_the_gain_over_the_start_policy_names_the_best_round() {
     let shifted: [&[(&str, f64)]; 3] = [
@@ -202,7 +202,7 @@ fn without_gold_the_gain_over_the_start_policy_names_the_best_round() {
 }
 
 #[test]
-fn beside_the_last_three_checkpoints_one_in_so_many_steps_stays() {
+fn one_checkpoint_in_every_n_steps_is_kept_besides_the_last_three() {
     const APART: u32 = 10;
     fn keep(spec: &mut v1::JobSpec) {
         spec.resources.get_or_insert_default().checkpoint_keep_steps = Some(APART);
@@ -221,7 +221,7 @@ fn beside_the_last_three_checkpoints_one_in_so_many_steps_stays() {
             made(&mut state, *steps.last().unwrap());
         }
         let (old, last) = (&steps[..37], &steps[37..]);
-        // By the rule in its own words: each that is so many steps after the one kept before it.
+        // The rule itself: each checkpoint that is so many steps after the one kept before it.
         let mut expected: Vec<u64> = Vec::new();
         for &step in old {
             if step >= expected.last().unwrap_or(&0) + u64::from(APART) {
@@ -235,5 +235,5 @@ fn beside_the_last_three_checkpoints_one_in_so_many_steps_stays() {
     }
     let mut state = after(&[], 0);
     (1..=9).for_each(|step| made(&mut state, step * 10));
-    assert_eq!(kept(&state), [70, 80, 90], "where the job keeps none");
+    assert_eq!(kept(&state), [70, 80, 90], "if the job keeps none");
 }

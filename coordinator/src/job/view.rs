@@ -1,4 +1,4 @@
-//! How a job and its events look to users.
+//! A job and its events as users see them.
 
 use std::sync::Arc;
 
@@ -9,20 +9,20 @@ use foil_proto::v1::{self, job_event};
 use prost::Message;
 
 use super::event::{CauseClass, Change, Outcome};
-use super::pages::{self, Mark};
+use super::pages::{self, Cursor};
 use super::results::metrics_of;
 use super::rows;
-use super::state::{JobState, Life};
+use super::state::{JobState, JobStatus};
 use crate::clock::timestamp;
 use crate::plan::{Phase, Work};
 
-/// Largest job message: with what is around it, it fits the 4 MiB that gRPC clients take by default.
+/// Size limit of a job message: with its envelope it fits the 4 MiB that gRPC clients accept by default.
 pub const JOB_BYTES: usize = 1 << 20;
 
-/// Largest list of objects in an event.
+/// Size limit of the object list in an event.
 const EVENT_OBJECTS_BYTES: usize = 256 << 10;
 
-/// The job as it stands. Parts that would make it larger than [`JOB_BYTES`] are left out, and named in `omitted`.
+/// The job in its current state. Parts that would make it larger than [`JOB_BYTES`] are left out and named in `omitted`.
 pub fn job(state: &JobState) -> v1::Job {
     let mut job = v1::Job {
         spec: Some(state.submitted.spec.clone()),
@@ -31,9 +31,9 @@ pub fn job(state: &JobState) -> v1::Job {
         ..summary(state)
     };
     let mut room = JOB_BYTES.saturating_sub(job.encoded_len());
-    let phases = whole_part(pages::phases(state, Mark::default(), usize::MAX, room), &mut room);
-    let rounds = whole_part(pages::rounds(state, Mark::default(), usize::MAX, room), &mut room);
-    let artifacts = whole_part(pages::artifacts(state, Mark::default(), usize::MAX, room), &mut room);
+    let phases = whole_part(pages::phases(state, Cursor::default(), usize::MAX, room), &mut room);
+    let rounds = whole_part(pages::rounds(state, Cursor::default(), usize::MAX, room), &mut room);
+    let artifacts = whole_part(pages::artifacts(state, Cursor::default(), usize::MAX, room), &mut room);
     let is_omitted =
         [("plan", phases.is_none()), ("rounds", rounds.is_none()), ("artifacts", artifacts.is_none())];
     job.omitted =
@@ -46,7 +46,7 @@ pub fn job(state: &JobState) -> v1::Job {
     job
 }
 
-/// A part of which the first page is all, and what it takes of the room there is.
+/// A part that fits into one page; reduces `room` by its size. None if it needs more pages.
 fn whole_part<T: Message>(page: pages::Page<T>, room: &mut usize) -> Option<Vec<T>> {
     if page.next.is_some() {
         return None;
@@ -55,17 +55,17 @@ fn whole_part<T: Message>(page: pages::Page<T>, room: &mut usize) -> Option<Vec<
     Some(page.items)
 }
 
-/// What stays small however large the job is.
+/// The fields whose size does not depend on the size of the job.
 fn summary(state: &JobState) -> v1::Job {
-    let (ended_at, failure) = match &state.life {
-        Life::Ended { at, outcome: Outcome::Failed(failure) } => (Some(*at), Some((**failure).clone())),
-        Life::Ended { at, .. } => (Some(*at), None),
+    let (ended_at, failure) = match &state.status {
+        JobStatus::Ended { at, outcome: Outcome::Failed(failure) } => (Some(*at), Some((**failure).clone())),
+        JobStatus::Ended { at, .. } => (Some(*at), None),
         _ => (None, None),
     };
     v1::Job {
         id: state.id.clone(),
         name: state.submitted.spec.name.clone(),
-        state: wire_state(&state.life).into(),
+        state: wire_state(&state.status).into(),
         revision: state.revision,
         submitted_at: Some(timestamp(state.submitted_at)),
         ended_at: ended_at.map(timestamp),
@@ -80,7 +80,7 @@ fn summary(state: &JobState) -> v1::Job {
         best_round: best_round(state),
         spec_blake3: state.spec_blake3.clone(),
         phases_total: u32::try_from(state.phases.len()).unwrap_or(u32::MAX),
-        // What the log does not keep, and what grows with the job.
+        // Fields that the log does not keep, and those that grow with the job.
         ..Default::default()
     }
 }
@@ -95,26 +95,26 @@ pub fn listed(state: &JobState) -> v1::Job {
     job
 }
 
-/// The artifact as an event tells of it.
-fn told(artifact: &v1::Artifact) -> v1::Artifact {
+/// The artifact as it appears in an event: without its objects if they are too many.
+fn event_artifact(artifact: &v1::Artifact) -> v1::Artifact {
     let bytes: usize = artifact.objects.iter().map(pages::size_of).sum();
     let objects = if bytes > EVENT_OBJECTS_BYTES { Vec::new() } else { artifact.objects.clone() };
     v1::Artifact { objects, ..pages::without_objects(artifact) }
 }
 
-/// As users see it: a job between two attempts is running.
-pub fn wire_state(life: &Life) -> v1::JobState {
-    match life {
-        Life::Queued => v1::JobState::Queued,
-        Life::Running { .. } | Life::Recovering => v1::JobState::Running,
-        Life::Cancelling { .. } => v1::JobState::Cancelling,
-        Life::Ended { outcome: Outcome::Succeeded, .. } => v1::JobState::Succeeded,
-        Life::Ended { outcome: Outcome::Failed(_), .. } => v1::JobState::Failed,
-        Life::Ended { outcome: Outcome::Cancelled, .. } => v1::JobState::Cancelled,
+/// State as users see it: a job between two attempts is running.
+pub fn wire_state(status: &JobStatus) -> v1::JobState {
+    match status {
+        JobStatus::Queued => v1::JobState::Queued,
+        JobStatus::Running { .. } | JobStatus::Recovering => v1::JobState::Running,
+        JobStatus::Cancelling { .. } => v1::JobState::Cancelling,
+        JobStatus::Ended { outcome: Outcome::Succeeded, .. } => v1::JobState::Succeeded,
+        JobStatus::Ended { outcome: Outcome::Failed(_), .. } => v1::JobState::Failed,
+        JobStatus::Ended { outcome: Outcome::Cancelled, .. } => v1::JobState::Cancelled,
     }
 }
 
-/// What a watcher is told of a change, after it was applied. A chunk is no event of its own: progress tells of it.
+/// Events for watchers about a change that was applied. Chunks have no event of their own; progress reports cover them.
 pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
     let started = |phase: &str| {
         job_event::Event::PhaseStarted(v1::PhaseStarted { phase: phase.to_owned(), attempt: state.attempt })
@@ -137,18 +137,19 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
             let committed = v1::PhaseCommitted {
                 phase: done.phase.clone(),
                 metrics: done.metrics.clone(),
-                artifact: Some(told(&done.artifact)),
+                artifact: Some(event_artifact(&done.artifact)),
                 seconds: done.seconds,
             };
             let counted = state.phases.iter().find(|phase| phase.id == done.phase);
-            let counted = counted.map(|phase| job_event::Event::PhaseProgress(whole(state, phase)));
+            let counted =
+                counted.map(|phase| job_event::Event::PhaseProgress(complete_progress(state, phase)));
             let next = state.phase().map(|phase| started(&phase.id));
             let committed = job_event::Event::PhaseCommitted(committed);
             counted.into_iter().chain([committed]).chain(next).collect()
         }
         Change::AttemptEnded { attempt, cause } => match cause.class {
             CauseClass::Completed | CauseClass::Cancelled => Vec::new(),
-            // The job's own end says it.
+            // The job's own end reports it.
             class if class.is_final() => Vec::new(),
             CauseClass::CoordinatorRestart => {
                 vec![notice("info", format!("attempt {attempt} ended: {}", cause.message))]
@@ -159,8 +160,8 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
     bodies.into_iter().map(|event| self::event(state, event, at)).collect()
 }
 
-/// A phase's progress at its end: what it consisted of, also where it was over before anybody looked.
-fn whole(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
+/// A phase's progress at its end, so that watchers also see the size of a phase that was over at once.
+fn complete_progress(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
     let total = match phase.work.is_gang() {
         true => phase.steps.into(),
         false => rows::total(state, phase),
@@ -169,10 +170,9 @@ fn whole(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
     v1::PhaseProgress { phase, done: total, total, unit, step: Vec::new() }
 }
 
-/// Of a job's events, what late watchers of its end are told: a coordinator holds all its jobs in memory, most of them long
-/// over. The job as it stood at one time or another is left out but for the last, as are checkpoints and what artifacts
-/// consist of, which ListArtifacts brings.
-pub fn remembered(history: &[Arc<v1::JobEvent>]) -> Vec<Arc<v1::JobEvent>> {
+/// The events of an ended job that are kept for late watchers: a coordinator holds all its jobs in memory, most of them long
+/// over. Dropped are all but the last view of the job, checkpoints, and the objects of artifacts, which ListArtifacts returns.
+pub fn retained(history: &[Arc<v1::JobEvent>]) -> Vec<Arc<v1::JobEvent>> {
     let is_job = |event: &v1::JobEvent| matches!(event.event, Some(job_event::Event::Job(_)));
     let last_job = history.iter().rposition(|event| is_job(event));
     let kept = history.iter().enumerate().filter(|(index, event)| match event.event {
@@ -205,12 +205,12 @@ pub fn notice(level: &str, text: String) -> job_event::Event {
     job_event::Event::Notice(v1::Notice { level: level.to_owned(), text })
 }
 
-/// The evaluated round that is best by the job's own measure on the half of the rows that is to name it, the first of
-/// equals; 0 where none is. Where the rows are too few for halves, or a log older than they are, all rows name it.
+/// The best evaluated round by the job's selection metric, measured on the half of the rows reserved for selection; the first
+/// of equals; 0 if there is none. With too few rows for two halves, or in a log older than the split, all rows count.
 pub(super) fn best_round(state: &JobState) -> u32 {
     let figures: &[(Work, &str)] = match state.spec.evaluation.metric_for_best_model {
         BestMetric::GoldMean => &[(Work::EvaluatePolicy, "gold_mean")],
-        // Without two start rewards that differ there is no unit; then the difference says which is the better one.
+        // Without two different start rewards the gain has no unit; then the plain difference decides.
         BestMetric::RewardGain => {
             &[(Work::EvaluatePolicy, stats::REWARD_GAIN), (Work::EvaluatePolicy, stats::REWARD_DIFFERENCE)]
         }
@@ -218,13 +218,13 @@ pub(super) fn best_round(state: &JobState) -> u32 {
         BestMetric::RewardAccuracy => &[(Work::EvaluateReward, "accuracy")],
     };
     let best = |(work, name): &(Work, &str)| {
-        let halved = metric_for_best_model(state, *work, &format!("{}{name}", stats::SELECTION));
-        halved.or_else(|| metric_for_best_model(state, *work, name))
+        let halved = best_round_by(state, *work, &format!("{}{name}", stats::SELECTION));
+        halved.or_else(|| best_round_by(state, *work, name))
     };
     figures.iter().find_map(best).unwrap_or(0)
 }
 
-fn metric_for_best_model(state: &JobState, work: Work, name: &str) -> Option<u32> {
+fn best_round_by(state: &JobState, work: Work, name: &str) -> Option<u32> {
     let value = |round: u32| {
         state.done(&Phase::id_of(round, Work::EvaluatePolicy))?;
         metrics_of(state, round, work).iter().find(|metric| metric.name == name).map(|metric| metric.value)

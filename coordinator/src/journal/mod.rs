@@ -1,9 +1,9 @@
-//! The durable order of events; it alone writes the log.
+//! The durable order of events; the only writer of the log.
 //!
-//! What the coordinator decides counts from the moment its event is here. Events waiting while one record is
-//! on its way to the store go together into the next one (group commit), in the order they were given.
+//! A decision of the coordinator is final once its event is appended here. Events that arrive while a record is on its way to
+//! the store go into the next record together (group commit), in the order in which they were given.
 
-mod keeping;
+mod compactor;
 #[cfg(test)]
 mod tests;
 
@@ -18,14 +18,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::keeping::Keeping;
+pub use self::compactor::SnapshotPolicy;
 
-use self::keeping::Keeper;
+use self::compactor::Compactor;
 
-/// Events of one record stop being gathered beyond so many bytes.
+/// A record takes no more events beyond this size.
 const RECORD_BYTES: usize = 1 << 20;
 
-/// Why the journal could not be read or written.
+/// Failure to read or write the journal.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum JournalError {
     #[error(transparent)]
@@ -41,24 +41,24 @@ pub enum JournalError {
 }
 
 impl JournalError {
-    /// Whether another coordinator has taken over.
+    /// True if another coordinator has been elected.
     pub fn is_deposed(&self) -> bool {
         matches!(self, Self::Log(error) if matches!(**error, LogError::Deposed { .. }))
     }
 }
 
-/// The leader's hand on the log, for events of type `E`. Cheap to clone.
+/// The leader's handle on the log, for events of type `E`. Cheap to clone.
 ///
-/// After an error nothing more can be appended, and what was in flight is unknown: the process must end, and
-/// the next one learns from the log what holds.
+/// After an error nothing more can be appended, and the fate of appends in flight is unknown: the process must end, and the
+/// next one reads from the log what was written.
 pub struct Journal<E> {
     term: u64,
-    queue: mpsc::UnboundedSender<Waiting>,
+    queue: mpsc::UnboundedSender<PendingAppend>,
     failed: watch::Receiver<Option<JournalError>>,
     events: PhantomData<fn(E)>,
 }
 
-struct Waiting {
+struct PendingAppend {
     events: Vec<Bytes>,
     reply: oneshot::Sender<Result<u64, JournalError>>,
 }
@@ -71,58 +71,58 @@ impl<E> Clone for Journal<E> {
 }
 
 impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
-    /// Becomes the store's leader, whoever leads it now, and gives all events so far. `leader` names this process to
-    /// people.
+    /// Becomes the store's leader, whoever leads it now, and returns all events so far. `leader` names this process in
+    /// messages.
     ///
     /// Must run within a tokio runtime: a task of its own writes the log until all clones are dropped.
     pub async fn open(
         store: Store,
         leader: &str,
-        keeping: Keeping<E>,
+        snapshot_policy: SnapshotPolicy<E>,
     ) -> Result<(Self, Vec<E>), JournalError> {
         let (log, read) = Log::lead(store.clone(), leader).await.map_err(Arc::new)?;
-        Self::begin(store, log, &read, &keeping)
+        Self::begin(store, log, &read, &snapshot_policy)
     }
 
-    /// The same after all that was `read` of the log, and only if nothing was appended since: else this is an error
-    /// that [`JournalError::is_deposed`].
-    pub async fn stand(
+    /// Like [`Journal::open`], but only if nothing was appended after `read`; otherwise the error is
+    /// [`JournalError::is_deposed`].
+    pub async fn campaign(
         store: Store,
         read: LogState,
         leader: &str,
-        keeping: Keeping<E>,
+        snapshot_policy: SnapshotPolicy<E>,
     ) -> Result<(Self, Vec<E>), JournalError> {
-        let log = Log::stand(store.clone(), &read, leader).await.map_err(Arc::new)?;
-        Self::begin(store, log, &read, &keeping)
+        let log = Log::campaign(store.clone(), &read, leader).await.map_err(Arc::new)?;
+        Self::begin(store, log, &read, &snapshot_policy)
     }
 
     fn begin(
         store: Store,
         log: Log,
         read: &LogState,
-        keeping: &Keeping<E>,
+        snapshot_policy: &SnapshotPolicy<E>,
     ) -> Result<(Self, Vec<E>), JournalError> {
-        let keeper = Keeper::new(store, keeping, read.records.len() as u64);
+        let compactor = Compactor::new(store, snapshot_policy, read.records.len() as u64);
         let mut events = decode_all(&read.snapshot, "the snapshot")?;
         for record in &read.records {
             events.extend(decode(record)?);
         }
         let term = log.term();
-        let (queue, waiting) = mpsc::unbounded_channel();
+        let (queue, pending) = mpsc::unbounded_channel();
         let (failure, failed) = watch::channel(None);
-        tokio::spawn(write(log, waiting, failure, keeper));
+        tokio::spawn(write(log, pending, failure, compactor));
         Ok((Self { term, queue, failed, events: PhantomData }, events))
     }
 
-    /// The term this process leads in.
+    /// The term in which this process leads.
     pub fn term(&self) -> u64 {
         self.term
     }
 
-    /// Makes events durable, all or none, and gives the number of their record.
+    /// Makes events durable, all or none, and returns the number of their record.
     ///
-    /// The call itself gives the events their place; the future only waits, and dropping it takes nothing back.
-    /// So whoever owns the state may go on, as long as nothing leaves the process before the future is done.
+    /// The call itself fixes the order of the events; the future only waits, and dropping it does not cancel the append. The
+    /// owner of the state may therefore go on, as long as nothing leaves the process before the future has completed.
     pub fn append(
         &self,
         events: &[E],
@@ -130,7 +130,7 @@ impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
         let failed = self.failed.clone();
         let encoded = events.iter().map(encode).collect::<Result<Vec<_>, _>>();
         let (reply, answer) = oneshot::channel();
-        let sent = encoded.map(|events| self.queue.send(Waiting { events, reply }).is_ok());
+        let sent = encoded.map(|events| self.queue.send(PendingAppend { events, reply }).is_ok());
         async move {
             match sent {
                 Ok(true) => answer.await.unwrap_or(Err(JournalError::Ended)),
@@ -140,7 +140,7 @@ impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
         }
     }
 
-    /// Waits until the journal fails, however long that takes.
+    /// Waits until the journal fails.
     pub async fn failure(&self) -> JournalError {
         let mut failed = self.failed.clone();
         match failed.wait_for(Option::is_some).await {
@@ -154,7 +154,7 @@ impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
 fn encode<E: Serialize + DeserializeOwned>(event: &E) -> Result<Bytes, JournalError> {
     let bytes =
         rmp_serde::to_vec_named(event).map_err(|error| JournalError::Unencodable(error.to_string()))?;
-    // One event that cannot be read would lock every later coordinator out of the whole log.
+    // One unreadable event would lock every later coordinator out of the whole log.
     rmp_serde::from_slice::<E>(&bytes).map_err(|error| JournalError::Unencodable(error.to_string()))?;
     Ok(bytes.into())
 }
@@ -175,19 +175,19 @@ fn decode_all<E: DeserializeOwned>(events: &[Bytes], key: &str) -> Result<Vec<E>
     events.iter().enumerate().map(one).collect()
 }
 
-/// Writes one record after another until nobody is left to ask for it or one fails.
+/// Writes one record after another until every handle is dropped or an append fails.
 async fn write(
     mut log: Log,
-    mut waiting: mpsc::UnboundedReceiver<Waiting>,
+    mut pending: mpsc::UnboundedReceiver<PendingAppend>,
     failure: watch::Sender<Option<JournalError>>,
-    mut keeper: Keeper,
+    mut compactor: Compactor,
 ) {
-    while let Some(first) = waiting.recv().await {
-        let (events, replies) = gather(first, &mut waiting);
+    while let Some(first) = pending.recv().await {
+        let (events, replies) = batch(first, &mut pending);
         match log.append(events).await {
             Ok(seq) => {
                 replies.into_iter().for_each(|reply| drop(reply.send(Ok(seq))));
-                keeper.grew();
+                compactor.record_appended();
             }
             Err(error) => {
                 let error = JournalError::Log(Arc::new(error));
@@ -201,11 +201,14 @@ async fn write(
 
 type Reply = oneshot::Sender<Result<u64, JournalError>>;
 
-fn gather(first: Waiting, waiting: &mut mpsc::UnboundedReceiver<Waiting>) -> (Vec<Bytes>, Vec<Reply>) {
+fn batch(
+    first: PendingAppend,
+    pending: &mut mpsc::UnboundedReceiver<PendingAppend>,
+) -> (Vec<Bytes>, Vec<Reply>) {
     let (mut events, mut replies) = (first.events, vec![first.reply]);
     let mut bytes: usize = events.iter().map(Bytes::len).sum();
     while bytes < RECORD_BYTES {
-        let Ok(next) = waiting.try_recv() else { break };
+        let Ok(next) = pending.try_recv() else { break };
         bytes += next.events.iter().map(Bytes::len).sum::<usize>();
         events.extend(next.events);
         replies.push(next.reply);

@@ -16,9 +16,9 @@ fn number(number: u64) -> Event {
 }
 
 /// Snapshots keep odd numbers only.
-const KEEP: Keeping<Event> = Keeping {
+const SNAPSHOT_POLICY: SnapshotPolicy<Event> = SnapshotPolicy {
     every: 4,
-    fold: |events| {
+    compact: |events| {
         let odd = |event: &Event| matches!(event, Event::Numbered { number } if number % 2 == 1);
         events.into_iter().filter(odd).collect()
     },
@@ -49,12 +49,12 @@ fn job() -> v1::Job {
 #[tokio::test]
 async fn wire_types_come_back_bit_for_bit() {
     let store = Store::in_memory();
-    let (journal, _) = Journal::open(store.clone(), "a", KEEP).await.unwrap();
+    let (journal, _) = Journal::open(store.clone(), "a", SNAPSHOT_POLICY).await.unwrap();
     let events =
         [Event::Submitted { job: Box::new(job()) }, Event::Measured { value: 0.1 + 0.7 }, number(u64::MAX)];
     journal.append(&events).await.unwrap();
     journal.append(&[Event::Measured { value: f64::NAN }]).await.unwrap();
-    let (_, replayed) = Journal::open(store, "b", KEEP).await.unwrap();
+    let (_, replayed) = Journal::open(store, "b", SNAPSHOT_POLICY).await.unwrap();
     assert_eq!(replayed[..3], events);
     assert!(matches!(replayed[3], Event::Measured { value } if value.is_nan()));
 }
@@ -62,26 +62,26 @@ async fn wire_types_come_back_bit_for_bit() {
 #[tokio::test]
 async fn appends_at_once_share_records_and_keep_their_order() {
     let store = Store::in_memory();
-    let (journal, _) = Journal::open(store.clone(), "a", KEEP).await.unwrap();
+    let (journal, _) = Journal::open(store.clone(), "a", SNAPSHOT_POLICY).await.unwrap();
     let appends: Vec<[Event; 1]> = (0..200).map(|n| [number(n)]).collect();
     let waiting: Vec<_> = appends.iter().map(|event| journal.append(event)).collect();
     let records = futures::future::try_join_all(waiting).await.unwrap();
     assert!(records.last().unwrap() < &20, "200 appends made {} records", records.last().unwrap());
-    let (_, replayed) = Journal::open(store, "b", KEEP).await.unwrap();
+    let (_, replayed) = Journal::open(store, "b", SNAPSHOT_POLICY).await.unwrap();
     assert_eq!(replayed, appends.concat());
 }
 
 #[tokio::test]
 async fn a_deposed_leader_learns_it_and_ends() {
     let store = Store::in_memory();
-    let (old, _) = Journal::open(store.clone(), "old", KEEP).await.unwrap();
-    let (new, _) = Journal::open(store.clone(), "new", KEEP).await.unwrap();
+    let (old, _) = Journal::open(store.clone(), "old", SNAPSHOT_POLICY).await.unwrap();
+    let (new, _) = Journal::open(store.clone(), "new", SNAPSHOT_POLICY).await.unwrap();
     assert!(new.term() > old.term());
     assert!(old.append(&[number(1)]).await.unwrap_err().is_deposed());
     assert!(old.failure().await.is_deposed());
     assert!(old.append(&[number(2)]).await.unwrap_err().is_deposed());
     new.append(&[number(3)]).await.unwrap();
-    let (_, replayed) = Journal::open(store, "third", KEEP).await.unwrap();
+    let (_, replayed) = Journal::open(store, "third", SNAPSHOT_POLICY).await.unwrap();
     assert_eq!(replayed, [number(3)]);
 }
 
@@ -95,8 +95,8 @@ async fn an_event_that_could_not_be_read_again_is_refused() {
     fn as_text<S: serde::Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&number.to_string())
     }
-    let keeping = Keeping { every: 9, fold: |events: Vec<OneWay>| events };
-    let (journal, _) = Journal::open(Store::in_memory(), "a", keeping).await.unwrap();
+    let snapshot_policy = SnapshotPolicy { every: 9, compact: |events: Vec<OneWay>| events };
+    let (journal, _) = Journal::open(Store::in_memory(), "a", snapshot_policy).await.unwrap();
     let refused = journal.append(&[OneWay { number: 1 }]).await.unwrap_err();
     assert!(matches!(refused, JournalError::Unencodable(_)), "{refused}");
 }
@@ -104,20 +104,20 @@ async fn an_event_that_could_not_be_read_again_is_refused() {
 #[tokio::test]
 async fn events_of_an_unknown_kind_are_an_error_that_names_the_record() {
     let store = Store::in_memory();
-    let keeping = Keeping { every: 9, fold: |events: Vec<String>| events };
-    let (journal, _) = Journal::open(store.clone(), "a", keeping).await.unwrap();
+    let snapshot_policy = SnapshotPolicy { every: 9, compact: |events: Vec<String>| events };
+    let (journal, _) = Journal::open(store.clone(), "a", snapshot_policy).await.unwrap();
     journal.append(&["not an event".to_owned()]).await.unwrap();
-    let error = Journal::open(store, "b", KEEP).await.err().unwrap().to_string();
+    let error = Journal::open(store, "b", SNAPSHOT_POLICY).await.err().unwrap().to_string();
     assert!(error.contains("meta/log/00000000000000000001"), "{error}");
 }
 
 #[tokio::test]
 async fn a_long_log_is_replayed_from_a_snapshot() {
     let store = Store::in_memory();
-    let (journal, _) = Journal::open(store.clone(), "a", KEEP).await.unwrap();
+    let (journal, _) = Journal::open(store.clone(), "a", SNAPSHOT_POLICY).await.unwrap();
     for n in 0..40 {
         journal.append(&[number(n)]).await.unwrap();
-        // The snapshot is made beside the appends.
+        // The snapshot is written concurrently with the appends.
         tokio::time::timeout(std::time::Duration::from_secs(5), async {
             while n % 4 == 3
                 && store.list("meta/snapshot").await.unwrap().len() < usize::min(2, (n as usize + 1) / 4)
@@ -131,7 +131,7 @@ async fn a_long_log_is_replayed_from_a_snapshot() {
     let records = store.list("meta/log").await.unwrap();
     assert_eq!(records.len(), 41, "a name once used stays");
     assert!(records.iter().filter(|record| record.size > 0).count() < 20, "{records:?}");
-    let (_, replayed) = Journal::open(store, "b", KEEP).await.unwrap();
+    let (_, replayed) = Journal::open(store, "b", SNAPSHOT_POLICY).await.unwrap();
     let Some(Event::Numbered { number: last }) = replayed.last() else { panic!("{replayed:?}") };
     assert!(*last == 39 && replayed.len() < 30 && replayed.contains(&number(1)), "{replayed:?}");
 }

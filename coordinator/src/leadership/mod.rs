@@ -1,58 +1,60 @@
-//! Who leads: standing by, being elected, leading, and stepping down.
+//! Leader election: standing by, campaigning, leading, and stepping down.
 //!
-//! The log alone decides. A leader gives a sign of life every second; a standby that saw none for five stands for
-//! election by appending to the log. A leader that slept through that loses its next append and steps down to standby:
-//! all that it knew belongs to its driver, which ends, and the process goes on as the reserve that it replaced.
+//! The log alone decides. A leader writes a heartbeat every second; a standby that has seen none for five seconds campaigns
+//! by appending an election record to the log. A leader that was paused meanwhile fails its next append and steps down: its
+//! state belongs to its driver, which ends, and the process continues as a standby.
 
-mod desk;
+mod handle;
+mod monitor;
 mod renewal;
-mod vigil;
 
 use std::sync::Arc;
 
 use foil_common::failpoint;
 use foil_common::storage::Store;
-use foil_common::storage::log::{Beat, LogError, LogState};
+use foil_common::storage::log::{Heartbeat, LogError, LogState};
 use tokio_util::sync::CancellationToken;
 
-pub use self::desk::{Desk, NotLeading};
-pub use self::vigil::{Sight, Verdict, Vigil};
+pub use self::handle::{LeadershipHandle, NotLeading};
+pub use self::monitor::{LeaderMonitor, Observation, Verdict};
 use crate::clock::Clock;
 use crate::driver::{Driver, DriverError, Settings};
-use crate::job::{Event, fold};
-use crate::journal::{Journal, JournalError, Keeping};
+use crate::job::{Event, compact_events};
+use crate::journal::{Journal, JournalError, SnapshotPolicy};
 use crate::lease::Lease;
 
-/// One coordinator's part in who leads its store.
+/// One coordinator's participation in the election of its store's leader.
 #[derive(Debug, Clone)]
-pub struct Office {
+pub struct Election {
     pub store: Store,
-    /// Where others reach this process, as a URL; empty where it does not know.
+    /// URL under which others reach this process; empty if unknown.
     pub address: String,
-    /// Do not wait for a leader before this one to fall silent.
+    /// Become the leader at once instead of waiting for the current one's heartbeats to stop.
     pub take_over: bool,
     pub settings: Settings,
     pub clock: Clock,
-    pub desk: Desk,
+    pub handle: LeadershipHandle,
 }
 
-/// A leader's beginning.
+/// A won election: the log and the state to lead with.
 struct Elected {
     journal: Journal<Event>,
     events: Vec<Event>,
     lease: Lease,
 }
 
-impl Office {
-    /// Stands by and leads in turn until `stop` is cancelled, or fails where the store cannot be used: then the process
-    /// must end.
-    pub async fn serve(&self, stop: CancellationToken) -> Result<(), DriverError> {
+impl Election {
+    /// Alternates between standing by and leading until `stop` is canceled.
+    ///
+    /// # Errors
+    /// The store cannot be used; the process must end.
+    pub async fn run(&self, stop: CancellationToken) -> Result<(), DriverError> {
         let mut take_over = self.take_over;
         loop {
-            self.desk.stand_by(None);
+            self.handle.stand_by(None);
             let elected = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                elected = self.be_elected(std::mem::take(&mut take_over)) => elected?,
+                elected = self.campaign(std::mem::take(&mut take_over)) => elected?,
             };
             match self.lead(elected, &stop).await {
                 Err(DriverError::Journal(error)) if error.is_deposed() => {
@@ -67,98 +69,105 @@ impl Office {
     async fn lead(&self, elected: Elected, stop: &CancellationToken) -> Result<(), DriverError> {
         let Elected { journal, events, lease } = elected;
         let term = journal.term();
-        let (store, clock, times) = (self.store.clone(), self.clock, self.settings.leadership);
-        let renewal =
-            renewal::renew(store.clone(), journal.clone(), self.address.clone(), lease.clone(), clock, times);
+        let (store, clock, timeouts) = (self.store.clone(), self.clock, self.settings.leadership);
+        let renewal = renewal::renew(
+            store.clone(),
+            journal.clone(),
+            self.address.clone(),
+            lease.clone(),
+            clock,
+            timeouts,
+        );
         let (driver, handle) =
             Driver::begin(journal, events, store.clone(), clock, self.settings, lease.clone())?;
         tracing::info!(term, address = self.address, "leading");
         failpoint::hit("leader.elected")?;
-        self.desk.lead(handle, lease);
+        self.handle.lead(handle, lease);
         let ended = tokio::select! {
             ended = driver.run(stop.clone().cancelled_owned()) => ended,
-            // It ends where the journal has failed, which the driver says better.
+            // Renewal ends when the journal has failed; the driver reports that error.
             () = async { renewal.await; std::future::pending().await } => Ok(()),
         };
         metrics::gauge!("foil_leader").set(0.0);
         if ended.is_ok() {
-            let last = Beat { address: String::new(), counter: 0, released: true };
+            let last = Heartbeat { address: String::new(), counter: 0, released: true };
             if let Err(error) = last.write(&store, term).await {
-                tracing::warn!(%error, "the next leader waits a little: this one could not say that it stops");
+                tracing::warn!(%error, "cannot release leadership: the next leader has to wait for the lease to expire");
             }
         }
         ended
     }
 
-    async fn be_elected(&self, take_over: bool) -> Result<Elected, JournalError> {
+    async fn campaign(&self, take_over: bool) -> Result<Elected, JournalError> {
         let lease = self.settings.leadership.lease;
         loop {
             let read = match take_over {
                 true => None,
-                false => Some(self.watch().await?),
+                false => Some(self.wait_for_leader_loss().await?),
             };
             let started = self.clock.now().mono;
-            let (store, name, keeping) = (self.store.clone(), self.name(), self.keeping());
-            let stood = match read {
-                Some(read) => Journal::stand(store, read, name, keeping).await,
-                None => Journal::open(store, name, keeping).await,
+            let (store, name, snapshot_policy) = (self.store.clone(), self.name(), self.snapshot_policy());
+            let elected = match read {
+                Some(read) => Journal::campaign(store, read, name, snapshot_policy).await,
+                None => Journal::open(store, name, snapshot_policy).await,
             };
-            match stood {
+            match elected {
                 Ok((journal, events)) => {
                     let until = started + lease;
-                    self.tidy(journal.term());
+                    self.delete_stale_heartbeats(journal.term());
                     return Ok(Elected { journal, events, lease: Lease::new(self.clock, until) });
                 }
-                Err(error) if error.is_deposed() => tracing::info!(%error, "not elected"),
+                Err(error) if error.is_deposed() => tracing::info!(%error, "lost the election"),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Stands by until the leader is gone. Gives the whole log as it was *before* the last look at the leader's sign
-    /// of life: an append after that is one more sign of life.
-    async fn watch(&self) -> Result<LogState, JournalError> {
-        let times = self.settings.leadership;
-        let mut vigil = Vigil::new(times.lease);
+    /// Stands by until the leader is gone. Returns the log as it was *before* the last check of the leader's heartbeat: an
+    /// append after that proves that the leader is alive.
+    async fn wait_for_leader_loss(&self) -> Result<LogState, JournalError> {
+        let timeouts = self.settings.leadership;
+        let mut monitor = LeaderMonitor::new(timeouts.lease);
         let mut read = LogState::default();
         loop {
-            match self.look(&mut read).await {
-                Ok(sight) => {
-                    let address = sight.beat.as_ref().map(|(_, beat)| beat.address.clone());
-                    self.desk.stand_by(address.filter(|address| !address.is_empty()));
-                    if let Verdict::Stand(reason) = vigil.looked(sight, self.clock.now().mono) {
-                        tracing::info!(reason, "standing for election");
+            match self.observe(&mut read).await {
+                Ok(observation) => {
+                    let address =
+                        observation.heartbeat.as_ref().map(|(_, heartbeat)| heartbeat.address.clone());
+                    self.handle.stand_by(address.filter(|address| !address.is_empty()));
+                    if let Verdict::Campaign(reason) = monitor.observe(observation, self.clock.now().mono) {
+                        tracing::info!(reason, "starting an election");
                         return Ok(read);
                     }
                 }
                 Err(LogError::Store(error)) if error.is_transient() => {
-                    tracing::warn!(%error, "a standby cannot see the store");
-                    vigil.blind();
+                    tracing::warn!(%error, "this standby cannot read the store");
+                    monitor.reset();
                 }
                 Err(error) => return Err(Arc::new(error).into()),
             }
-            tokio::time::sleep(times.look).await;
+            tokio::time::sleep(timeouts.poll_interval).await;
         }
     }
 
-    async fn look(&self, read: &mut LogState) -> Result<Sight, LogError> {
+    async fn observe(&self, read: &mut LogState) -> Result<Observation, LogError> {
         read.catch_up(&self.store).await?;
-        let beat = match Beat::latest(&self.store).await {
+        let heartbeat = match Heartbeat::latest(&self.store).await {
             Err(LogError::Corrupt { key, reason }) => {
-                tracing::warn!(key, reason, "the leader's sign of life cannot be read");
+                tracing::warn!(key, reason, "cannot read the leader's heartbeat");
                 None
             }
-            beat => beat?,
+            heartbeat => heartbeat?,
         };
-        Ok(Sight { term: read.term, next: read.next, beat })
+        Ok(Observation { term: read.term, next: read.next, heartbeat })
     }
 
-    /// Signs of life of former leaders say nothing any more.
-    fn tidy(&self, term: u64) {
+    /// Deletes the heartbeats of former leaders, in the background.
+    fn delete_stale_heartbeats(&self, term: u64) {
         let store = self.store.clone();
         tokio::spawn(async move {
-            if let Err(error) = Beat::forget_before(&store, term).await {
-                tracing::debug!(%error, "an old sign of life stays behind");
+            if let Err(error) = Heartbeat::delete_before(&store, term).await {
+                tracing::debug!(%error, "cannot delete a stale heartbeat");
             }
         });
     }
@@ -167,7 +176,7 @@ impl Office {
         if self.address.is_empty() { "a coordinator without an address" } else { &self.address }
     }
 
-    fn keeping(&self) -> Keeping<Event> {
-        Keeping { every: self.settings.snapshot_every, fold }
+    fn snapshot_policy(&self) -> SnapshotPolicy<Event> {
+        SnapshotPolicy { every: self.settings.snapshot_every, compact: compact_events }
     }
 }

@@ -1,41 +1,41 @@
-//! Renewing the lease of who leads.
+//! Lease renewal by the leader's heartbeats.
 
 use foil_common::storage::Store;
-use foil_common::storage::log::Beat;
+use foil_common::storage::log::Heartbeat;
 use tokio::time::timeout;
 
 use crate::clock::Clock;
 use crate::job::Event;
 use crate::journal::Journal;
-use crate::lease::{Lease, Times};
+use crate::lease::{LeadershipTimeouts, Lease};
 
-/// Beats for ever, until the journal fails.
+/// Writes heartbeats until the journal fails.
 pub(super) async fn renew(
     store: Store,
     journal: Journal<Event>,
     address: String,
     lease: Lease,
     clock: Clock,
-    times: Times,
+    timeouts: LeadershipTimeouts,
 ) {
-    let mut beat = Beat { address, counter: 0, released: false };
+    let mut heartbeat = Heartbeat { address, counter: 0, released: false };
     loop {
-        beat.counter += 1;
+        heartbeat.counter += 1;
         let started = clock.now().mono;
-        match timeout(times.lease, beat.write(&store, journal.term())).await {
+        match timeout(timeouts.lease, heartbeat.write(&store, journal.term())).await {
             Ok(Ok(())) => {
-                let in_time = lease.holds();
-                // Where it was late, the next place of the log tells whether somebody else has it.
+                let in_time = lease.is_valid();
+                // A late renewal may have been overtaken: an append to the log tells whether another leader was elected.
                 if !in_time && journal.append(&[]).await.is_err() {
                     return;
                 }
-                lease.extend(started + times.lease);
+                lease.extend(started + timeouts.lease);
             }
-            Ok(Err(error)) => tracing::warn!(%error, "leadership could not be renewed"),
-            Err(_) => tracing::warn!(limit = ?times.lease, "renewing leadership takes too long"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot renew leadership"),
+            Err(_) => tracing::warn!(limit = ?timeouts.lease, "renewing leadership timed out"),
         }
-        metrics::gauge!("foil_leader").set(if lease.holds() { 1.0 } else { 0.0 });
+        metrics::gauge!("foil_leader").set(if lease.is_valid() { 1.0 } else { 0.0 });
         let spent = clock.now().mono.saturating_sub(started);
-        tokio::time::sleep(times.beat.saturating_sub(spent)).await;
+        tokio::time::sleep(timeouts.heartbeat_interval.saturating_sub(spent)).await;
     }
 }

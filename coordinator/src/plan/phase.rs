@@ -1,6 +1,6 @@
 use foil_proto::v1;
 
-/// What a phase does; with the round it makes the phase's id.
+/// The work of a phase; together with the round it makes the phase's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Work {
     Sft,
@@ -10,13 +10,13 @@ pub enum Work {
     /// Samples for golden prompts, and for those held out.
     GenerateGolden,
     TrainReward,
-    /// On human pairs.
+    /// Evaluation of the reward model on human pairs.
     EvaluateReward,
-    /// On held-out golden answers against the current policy's samples.
+    /// Evaluation of the reward model on held-out golden answers against the current policy's samples.
     EvaluateRewardFresh,
     GeneratePolicy,
     ScorePolicy,
-    /// Log-probabilities of the policy's samples under what the policy is compared with in training.
+    /// Log-probabilities of the policy's samples under the models that training compares the policy with.
     ReferencePolicy,
     TrainPolicy,
     EvaluatePolicy,
@@ -56,7 +56,7 @@ impl Work {
         }
     }
 
-    /// As in `v1::PhasePlan.kind`.
+    /// Kind of the phase, as in `v1::PhasePlan.kind`.
     pub fn kind(self) -> &'static str {
         match self {
             Self::Sft => "sft",
@@ -73,12 +73,12 @@ impl Work {
         }
     }
 
-    /// All ranks step together; otherwise chunks are leased to them one by one.
+    /// True if all ranks step together; otherwise chunks are leased to them one by one.
     pub fn is_gang(self) -> bool {
         matches!(self, Self::Sft | Self::TrainReward | Self::TrainPolicy)
     }
 
-    /// What the rows of a map phase are.
+    /// Unit in which progress is counted.
     pub fn unit(self) -> &'static str {
         match self {
             Self::Sft | Self::TrainReward | Self::TrainPolicy => "steps",
@@ -93,12 +93,12 @@ impl Work {
 pub struct Phase {
     /// For example `r02.policy.generate`.
     pub id: String,
-    /// 0 is before round 1.
+    /// Round of the phase; 0 for phases before round 1.
     pub round: u32,
     pub work: Work,
-    /// Of a map phase; 0 for a gang phase.
+    /// Number of chunks of a map phase; 0 for a gang phase.
     pub chunks: u32,
-    /// Of a gang phase; 0 for a map phase.
+    /// Number of steps of a gang phase; 0 for a map phase.
     pub steps: u32,
 }
 

@@ -8,7 +8,7 @@ fn ids(edits: &[Edit]) -> Vec<String> {
 }
 
 #[test]
-fn the_game_in_order() {
+fn phases_in_order() {
     let round = |round: u32| {
         [
             "reward.generate",

@@ -1,4 +1,4 @@
-//! Encodes every row as the phases will, so that no row can fail a job later.
+//! Encodes every row the way the phases will, so that no row can fail the job later.
 
 use std::num::NonZero;
 use std::thread;
@@ -8,45 +8,49 @@ use foil_common::datasets;
 use foil_common::spec::{self, Side};
 use foil_common::text::{Encoded, EncodedPrompt, Encoder, Limits, Response, TextError};
 
+use super::compatibility::{POLICY, REWARD};
 use super::sets::Sets;
-use super::suitability::{POLICY, REWARD};
-use super::{Readers, ResolveError};
+use super::{Models, ResolveError};
 
-/// Rows checked by one thread at least.
+/// Minimum number of rows per thread.
 const ROWS_PER_THREAD: usize = 256;
 
-/// What encoding a row cuts off.
+/// The parts of a row that encoding truncates.
 #[derive(Debug, Clone, Copy, Default)]
-struct Cuts {
+struct Truncation {
     prompt: bool,
     answer: bool,
-    /// The answers of a pair are the same tokens.
+    /// The two answers of a pair have the same tokens.
     equal: bool,
 }
 
-impl From<EncodedPrompt> for Cuts {
+impl From<EncodedPrompt> for Truncation {
     fn from(encoded: EncodedPrompt) -> Self {
         Self { prompt: encoded.cut > 0, ..Self::default() }
     }
 }
 
-impl From<Encoded> for Cuts {
+impl From<Encoded> for Truncation {
     fn from(encoded: Encoded) -> Self {
         Self { prompt: encoded.prompt_cut > 0, answer: encoded.response_cut > 0, equal: false }
     }
 }
 
-/// Drops the rows that a model which reads them cannot encode, and says how many and what else is cut.
-pub(super) fn encodings(job: &spec::Job, sets: &mut Sets, readers: &Readers<'_>) -> Result<(), ResolveError> {
+/// Drops the rows that a model cannot encode, with warnings about them and about truncated rows.
+pub(super) fn check_encodings(
+    job: &spec::Job,
+    sets: &mut Sets,
+    models: &Models<'_>,
+) -> Result<(), ResolveError> {
     let sampled = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
     let shared = Limits::shared(job.text.max_length);
     let load =
         |field, files| Encoder::new(files, &job.text).map_err(|fault| ResolveError::Text { field, fault });
-    let policy = load(POLICY, readers.policy.0)?;
-    let own = readers.reward.map(|(files, _)| load(REWARD, files)).transpose()?;
+    let policy = load(POLICY, models.policy.0)?;
+    let own = models.reward.map(|(files, _)| load(REWARD, files)).transpose()?;
     let reward = own.as_ref().unwrap_or(&policy);
-    // Exported reward models name a pad token; its absence would show only after the training.
-    let (field, (files, config)) = readers.reward.map_or((POLICY, readers.policy), |model| (REWARD, model));
+    // Exported reward models need a pad token; its absence would show only after training.
+    let (field, (files, config)) = models.reward.map_or((POLICY, models.policy), |model| (REWARD, model));
     let pad = reward.pad_id().map_err(|fault| ResolveError::Text { field, fault })?;
     config.check_pad(pad).map_err(|fault| ResolveError::ModelFiles {
         field,
@@ -95,11 +99,11 @@ pub(super) fn encodings(job: &spec::Job, sets: &mut Sets, readers: &Readers<'_>)
 }
 
 struct Checker<'a> {
-    /// Where prompts are cut.
+    /// The side on which prompts are truncated.
     side: Side,
-    /// Of golden answers and prompts.
+    /// Limits for golden answers and prompts.
     sampled: Limits,
-    /// Of demonstrations and human pairs.
+    /// Limits for demonstrations and human pairs.
     shared: Limits,
     allowed: f64,
     policy: &'a Encoder,
@@ -107,24 +111,28 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn demonstration(&self, row: &DemonstrationRow) -> Result<Cuts, TextError> {
+    fn demonstration(&self, row: &DemonstrationRow) -> Result<Truncation, TextError> {
         Ok(self.policy.dialogue(&row.prompt, Response::finished(&row.answer), self.shared)?.into())
     }
 
-    fn pair(&self, row: &PairRow) -> Result<Cuts, TextError> {
+    fn pair(&self, row: &PairRow) -> Result<Truncation, TextError> {
         let encode = |answer| self.reward.dialogue(&row.prompt, Response::finished(answer), self.shared);
         let (chosen, rejected) = (encode(&row.chosen)?, encode(&row.rejected)?);
         let equal = chosen.response() == rejected.response();
-        let (chosen, rejected): (Cuts, Cuts) = (chosen.into(), rejected.into());
-        Ok(Cuts { prompt: chosen.prompt || rejected.prompt, answer: chosen.answer || rejected.answer, equal })
+        let (chosen, rejected): (Truncation, Truncation) = (chosen.into(), rejected.into());
+        Ok(Truncation {
+            prompt: chosen.prompt || rejected.prompt,
+            answer: chosen.answer || rejected.answer,
+            equal,
+        })
     }
 
-    fn golden(&self, row: &GoldenRow) -> Result<Cuts, TextError> {
+    fn golden(&self, row: &GoldenRow) -> Result<Truncation, TextError> {
         self.policy.prompt(&row.prompt, self.sampled.prompt)?;
         Ok(self.reward.dialogue(&row.prompt, Response::finished(&row.golden), self.sampled)?.into())
     }
 
-    fn prompt(&self, row: &PromptRow) -> Result<Cuts, TextError> {
+    fn prompt(&self, row: &PromptRow) -> Result<Truncation, TextError> {
         self.reward.prompt(&row.prompt, self.sampled.prompt)?;
         Ok(self.policy.prompt(&row.prompt, self.sampled.prompt)?.into())
     }
@@ -135,10 +143,10 @@ impl Checker<'_> {
         name: &'static str,
         field: &'static str,
         set: impl Fn(&mut Sets) -> &mut Vec<T>,
-        encode: impl Fn(&Self, &T) -> Result<Cuts, TextError> + Sync,
+        encode: impl Fn(&Self, &T) -> Result<Truncation, TextError> + Sync,
     ) -> Result<(), ResolveError> {
         let rows = std::mem::take(set(sets));
-        let results = in_parallel(&rows, |row| encode(self, row));
+        let results = map_in_parallel(&rows, |row| encode(self, row));
         let count = rows.len() as u64;
         let mut bad = Vec::new();
         let (mut prompts_cut, mut answers_cut) = (0u64, 0u64);
@@ -151,10 +159,10 @@ impl Checker<'_> {
         };
         for (row, result) in rows.into_iter().zip(results) {
             match result {
-                Ok(Cuts { equal: true, .. }) => equal.push(place(&row)),
-                Ok(cuts) => {
-                    prompts_cut += u64::from(cuts.prompt);
-                    answers_cut += u64::from(cuts.answer);
+                Ok(Truncation { equal: true, .. }) => equal.push(place(&row)),
+                Ok(truncation) => {
+                    prompts_cut += u64::from(truncation.prompt);
+                    answers_cut += u64::from(truncation.answer);
                     kept.push(row);
                 }
                 Err(error) => bad.push(format!("{}: {error}", place(&row))),
@@ -166,7 +174,7 @@ impl Checker<'_> {
             let bad = bad.len() as u64 + 1;
             return Err(ResolveError::Unencodable { field, bad, rows: count, allowed: self.allowed, first });
         }
-        sets.note_bad(name, bad.len() as u64, &bad);
+        sets.record_bad_rows(name, bad.len() as u64, &bad);
         let limits = match name {
             datasets::SFT | datasets::PREFERENCES | datasets::EVALUATION_PREFERENCES => self.shared,
             _ => self.sampled,
@@ -199,17 +207,17 @@ impl Checker<'_> {
     }
 }
 
-/// Applies a function to all rows on several threads; the results are in the rows' order.
-fn in_parallel<T: Sync, R: Send>(rows: &[T], apply: impl Fn(&T) -> R + Sync) -> Vec<R> {
+/// Applies a function to all rows on several threads; results are in the order of the rows.
+fn map_in_parallel<T: Sync, R: Send>(rows: &[T], apply: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    let share = rows.len().div_ceil(threads).max(ROWS_PER_THREAD);
-    if rows.len() <= share {
+    let rows_per_thread = rows.len().div_ceil(threads).max(ROWS_PER_THREAD);
+    if rows.len() <= rows_per_thread {
         return rows.iter().map(apply).collect();
     }
     let apply = &apply;
     let parts: Vec<Vec<R>> = thread::scope(|scope| {
         let workers: Vec<_> = rows
-            .chunks(share)
+            .chunks(rows_per_thread)
             .map(|rows| scope.spawn(move || rows.iter().map(apply).collect::<Vec<R>>()))
             .collect();
         workers

@@ -1,4 +1,4 @@
-//! The process that reads a job's inputs: a request on standard input, an answer on standard output.
+//! The child process that reads a job's inputs: a request on standard input, a response on standard output.
 
 use std::io::{self, BufRead, Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -9,25 +9,25 @@ use foil_common::storage::Store;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 
-use super::request::{Answer, Request};
+use super::request::{Request, Response};
 
 /// The hidden command of `foil` that runs [`main`].
 pub const COMMAND: &str = "resolve-inputs";
-/// Nobody waits for the answer any more.
+/// Exit code if nobody waits for the response any more.
 const ABANDONED: i32 = 75;
-/// A specification with its references; files come from the store.
-const LARGEST_REQUEST: u64 = 16 << 20;
+/// Size limit of a request: a specification with its references; files come from the store.
+const MAX_REQUEST_BYTES: u64 = 16 << 20;
 
-/// What the process may take.
+/// Resource limits of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of address space.
     pub memory: u64,
-    /// Time of all its threads together.
+    /// CPU time of all its threads together.
     pub cpu: Duration,
 }
 
-/// Why the process ended without an answer.
+/// The reason why the process ended without a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
     Memory,
@@ -50,40 +50,40 @@ impl Limits {
     }
 }
 
-/// Reads one request, does its work under `limits`, and writes the answer. Ends as soon as standard input does: whoever
-/// asked holds it open for as long as the answer is waited for, and loses it by dying.
+/// Reads one request, handles it under `limits`, and writes the response. Exits as soon as standard input ends: the parent
+/// keeps it open while it waits for the response, and closes it by dying.
 ///
 /// # Errors
-/// No request, no store, or no limits; nothing that is the request's fault.
+/// There is no request or no store, or the limits cannot be set; never the fault of the inputs.
 pub async fn main(store: &str, limits: Limits) -> io::Result<()> {
     limits.impose()?;
     let request = tokio::task::spawn_blocking(read_request).await.map_err(io::Error::other)??;
-    std::thread::spawn(end_with_asker);
+    std::thread::spawn(exit_with_parent);
     let store = Store::open(store).map_err(io::Error::other)?;
-    let answer = Answer::from(request.run(&store).await);
+    let response = Response::from(request.run(&store).await);
     let mut stdout = io::stdout().lock();
-    serde_json::to_writer(&mut stdout, &answer)?;
+    serde_json::to_writer(&mut stdout, &response)?;
     stdout.flush()
 }
 
 fn read_request() -> io::Result<Request> {
     let mut line = Vec::new();
-    io::stdin().lock().take(LARGEST_REQUEST).read_until(b'\n', &mut line)?;
+    io::stdin().lock().take(MAX_REQUEST_BYTES).read_until(b'\n', &mut line)?;
     Ok(serde_json::from_slice(&line)?)
 }
 
-fn end_with_asker() {
+fn exit_with_parent() {
     let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
     std::process::exit(ABANDONED);
 }
 
-pub(super) fn cause(status: ExitStatus, complaint: &str) -> Cause {
+pub(super) fn cause(status: ExitStatus, stderr: &str) -> Cause {
     let signal = status.signal().and_then(|number| Signal::try_from(number).ok());
-    // An allocation that fails aborts the process; one that libraries try to handle ends in other ways.
+    // A failed allocation aborts the process; one that a library handles itself ends in other ways.
     let memory = ["memory allocation of", "out of memory", "Cannot allocate memory", "OutOfMemory"];
     match signal {
         Some(Signal::SIGXCPU) => Cause::Time,
-        _ if memory.iter().any(|words| complaint.contains(words)) => Cause::Memory,
+        _ if memory.iter().any(|words| stderr.contains(words)) => Cause::Memory,
         _ => Cause::Unknown,
     }
 }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cause_of_a_death_is_told_from_its_signal_and_last_words() {
+    fn the_cause_of_death_is_derived_from_signal_and_stderr() {
         let killed = |signal: Signal| ExitStatus::from_raw(signal as i32);
         assert_eq!(cause(killed(Signal::SIGXCPU), ""), Cause::Time);
         let words = "memory allocation of 137438953440 bytes failed";

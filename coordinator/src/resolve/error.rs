@@ -6,9 +6,9 @@ use foil_common::spec::SpecError;
 use foil_common::storage::StoreError;
 use foil_common::text::TextError;
 
-use super::request::Refusal;
+use super::request::RemoteError;
 
-/// Why a job's inputs cannot be used.
+/// The reason why a job's inputs cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     #[error(
@@ -32,7 +32,7 @@ pub enum ResolveError {
          (max_position_embeddings in the config.json of {name}); lower it, or take a model for longer texts"
     )]
     Positions { model: &'static str, found: usize, limit: i64, name: String },
-    // The message says all of its cause, so that it is no `source` to be told again.
+    // Not a `source`: the message already includes it.
     #[error("{field}: {fault}")]
     Text { field: &'static str, fault: TextError },
     #[error("{field}: {fault}")]
@@ -54,26 +54,26 @@ pub enum ResolveError {
     Memory { bytes: u64 },
     #[error("reading the job's inputs takes more than the {limit:?} that a submission has; give less data")]
     Deadline { limit: Duration },
-    #[error("the inputs of {waiting} other jobs wait to be read; submit the job again in a while")]
+    #[error("the inputs of {waiting} other jobs are waiting to be read; submit the job again later")]
     Busy { waiting: usize },
-    #[error("no process could be started that reads the job's inputs: {reason}")]
+    #[error("cannot start the process that reads the job's inputs: {reason}")]
     Process { reason: String },
     #[error("{}", .0.message)]
-    Refused(Refusal),
+    Remote(RemoteError),
     #[error(transparent)]
     Spec(#[from] Box<SpecError>),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// A fault with the directory it is in, where it does not say so itself.
+/// A fault, prefixed by its directory unless it already names it.
 fn named(name: &str, fault: &ModelFilesError) -> String {
     let fault = fault.to_string();
     if fault.contains(name) { fault } else { format!("{name}: {fault}") }
 }
 
 impl ResolveError {
-    /// The field of the specification to look at, where the user's input is at fault.
+    /// The field of the specification to fix, if the user's input is at fault.
     pub fn field(&self) -> Option<&str> {
         match self {
             Self::NotUploaded { field, .. }
@@ -87,32 +87,32 @@ impl ResolveError {
             | Self::Unencodable { field, .. }
             | Self::Empty { field, .. } => Some(field),
             Self::Positions { .. } => Some("text.max_length"),
-            Self::Refused(refusal) => refusal.field.as_deref(),
+            Self::Remote(error) => error.field.as_deref(),
             Self::Memory { .. } | Self::Deadline { .. } => Some("data"),
             Self::Spec(error) => error.field_path(),
             Self::Crashed | Self::Busy { .. } | Self::Process { .. } | Self::Store(_) => None,
         }
     }
 
-    /// Whether a local file is not there, while nothing was found wrong with those that are.
-    pub fn is_absent(&self) -> bool {
+    /// True if a local file does not exist, and nothing was wrong with those that do.
+    pub fn is_missing_file(&self) -> bool {
         matches!(self, Self::Unreadable { absent: true, .. })
     }
 
-    /// Whether the same request may succeed later.
+    /// True if the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Store(error) => error.is_transient(),
-            Self::Refused(refusal) => refusal.transient,
+            Self::Remote(error) => error.transient,
             _ => false,
         }
     }
 
-    /// Whether the store is at fault.
-    pub fn is_stores(&self) -> bool {
+    /// True if the store is at fault.
+    pub fn is_store_error(&self) -> bool {
         match self {
             Self::Store(_) => true,
-            Self::Refused(refusal) => refusal.store,
+            Self::Remote(error) => error.store,
             _ => false,
         }
     }

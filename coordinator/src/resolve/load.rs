@@ -13,7 +13,7 @@ use foil_proto::v1;
 
 use super::ResolveError;
 
-/// The files of one field, by the names their user knows them by.
+/// The files of one field, with the names that the user gave them.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) field: &'static str,
@@ -55,7 +55,7 @@ impl Sources {
         })
     }
 
-    /// The same from local paths.
+    /// Opens local files instead.
     pub(super) fn open(data: &spec::Data) -> Result<Self, ResolveError> {
         Ok(Self {
             sft: Source::open("data.sft", &data.sft)?,
@@ -101,7 +101,7 @@ impl Source {
         Ok(Self { field, files })
     }
 
-    /// All rows of the files, few enough of them bad. Nothing where there are no files.
+    /// All rows of the files, at most the allowed fraction of them bad. None if there are no files.
     pub(super) fn parse<T: Wanted>(
         &self,
         max_bad_fraction: f64,
@@ -127,7 +127,7 @@ impl Content {
     }
 }
 
-/// An uploaded object, whole and checked. `name` is what messages call it.
+/// An uploaded object, verified. Messages refer to it as `name`.
 pub(super) async fn fetch(
     field: &'static str,
     name: &str,

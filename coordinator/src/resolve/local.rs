@@ -1,4 +1,4 @@
-//! The same sets on a client's own machine, from local paths: what `foil inspect` shows before anything is submitted.
+//! Resolves local inputs on the client's machine: what `foil inspect` shows before anything is submitted.
 
 use std::path::Path;
 
@@ -9,20 +9,20 @@ use foil_common::spec::{self, ModelRef};
 use foil_common::text::{Encoder, ModelText};
 use foil_proto::v1;
 
+use super::compatibility::{self, POLICY, REWARD, Weights};
 use super::load::Sources;
-use super::suitability::{self, POLICY, REWARD, Weights};
-use super::{Readers, ResolveError};
+use super::{Models, ResolveError};
 
-/// A job's sets as submission would make them, and the encoders of the models that read them.
-pub struct Local {
-    /// In the order of use; those without rows are left out.
+/// A job's data sets as a submission would make them, and the encoders of its models.
+pub struct LocalInputs {
+    /// Data sets in the order of use, without empty ones.
     pub sets: Vec<LocalSet>,
     pub summaries: Vec<v1::DatasetSummary>,
     pub warnings: Vec<String>,
     pub policy: Encoder,
-    /// Where the reward model is a directory of its own.
+    /// Encoder of the reward model, if that is a directory of its own.
     pub reward: Option<Encoder>,
-    /// The models' weights that are there, by field.
+    /// Weight files that exist, by field.
     pub weights: Vec<(&'static str, WeightFiles)>,
 }
 
@@ -53,8 +53,8 @@ impl Rows {
     }
 }
 
-impl Local {
-    /// The sets' descriptions, as a plan needs them.
+impl LocalInputs {
+    /// Descriptions of the data sets, as a plan needs them.
     pub fn datasets(&self) -> Vec<v1::Dataset> {
         let described = |set: &LocalSet| v1::Dataset {
             name: set.name.to_owned(),
@@ -65,12 +65,11 @@ impl Local {
     }
 }
 
-/// Reads, checks and splits a job's local inputs, as submission does with uploaded ones. Weights are looked at where
-/// they are there.
-pub fn local(job: &spec::Job) -> Result<Local, ResolveError> {
+/// Reads, checks and splits a job's local inputs, as submission does with uploaded ones. Weights are checked if they exist.
+pub fn local(job: &spec::Job) -> Result<LocalInputs, ResolveError> {
     let files = |field, model: &ModelRef| match model {
         ModelRef::Path(path) => {
-            let (config, weights) = suitability::local_model(job, field, path, Weights::IfThere)?;
+            let (config, weights) = compatibility::local_model(job, field, path, Weights::Optional)?;
             require_tokenizer(field, path)?;
             let text = ModelText::read(Path::new(path));
             Ok((text.map_err(|fault| ResolveError::Text { field, fault })?, config, weights))
@@ -82,11 +81,11 @@ pub fn local(job: &spec::Job) -> Result<Local, ResolveError> {
     let policy = files(POLICY, &job.policy.model)?;
     let reward = job.reward.model.as_ref().map(|model| files(REWARD, model)).transpose()?;
     let sources = Sources::open(&job.data)?;
-    let readers = Readers {
+    let models = Models {
         policy: (&policy.0, &policy.1),
         reward: reward.as_ref().map(|(text, config, _)| (text, config)),
     };
-    let sets = super::build(job, &sources, &readers)?;
+    let sets = super::build(job, &sources, &models)?;
     let all = [
         (datasets::SFT, Rows::Demonstrations(sets.sft)),
         (datasets::PREFERENCES, Rows::Pairs(sets.preferences)),
@@ -101,7 +100,7 @@ pub fn local(job: &spec::Job) -> Result<Local, ResolveError> {
         (datasets::PROMPTS, Rows::Prompts(sets.prompts)),
         (datasets::EVALUATION_PROMPTS, Rows::Prompts(sets.evaluation_prompts)),
     ];
-    Ok(Local {
+    Ok(LocalInputs {
         sets: all
             .into_iter()
             .filter(|(_, rows)| !rows.is_empty())
@@ -118,7 +117,7 @@ pub fn local(job: &spec::Job) -> Result<Local, ResolveError> {
     })
 }
 
-/// Told apart from one that cannot be read: a plan needs none.
+/// Fails if there is no tokenizer; a plan needs none, so this differs from one that cannot be read.
 fn require_tokenizer(field: &'static str, path: &str) -> Result<(), ResolveError> {
     let file = Path::new(path).join("tokenizer.json");
     match file.exists() {

@@ -1,10 +1,11 @@
-//! A submitted specification's inputs, parsed, checked, split and written once.
+//! Resolution of a submission's inputs: parsed, checked, split and written once.
 //!
-//! Ranks read nothing but what comes out here, and every row that comes out can be encoded by the models that
-//! will read it: what is wrong with a job's inputs is said at submission, not an hour into the job.
+//! Ranks read nothing but the output of this module, and every row in it can be encoded by the models that will read it:
+//! problems with a job's inputs are reported at submission, not an hour into the job.
 
 mod check;
 pub mod child;
+mod compatibility;
 mod error;
 mod load;
 pub mod local;
@@ -13,7 +14,6 @@ mod overlaps;
 mod request;
 mod resolver;
 mod sets;
-mod suitability;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -30,29 +30,29 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{Work, plan};
 use foil_common::plural::counted;
 
+pub use self::compatibility::{local_config, local_models};
 pub use self::error::ResolveError;
 use self::load::Sources;
-pub use self::request::{Refusal, Request};
-pub use self::resolver::{Resolver, Setup};
+pub use self::request::{RemoteError, Request};
+pub use self::resolver::{ChildConfig, Resolver};
 use self::sets::Sets;
-pub use self::suitability::{local_config, local_models};
 
-/// A job's inputs as its phases use them.
+/// A job's inputs in the form that its phases use.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Resolved {
-    /// The sets that have rows, written as `jobs/{job}/data/{name}.jsonl`; without objects where nothing is written.
+    /// The data sets that have rows, written as `jobs/{job}/data/{name}.jsonl`; without objects in a dry run.
     pub datasets: Vec<v1::Dataset>,
-    /// Of every set, also of bad rows in it.
+    /// Summary of every data set, including its bad rows.
     pub summaries: Vec<v1::DatasetSummary>,
-    /// What a user should know: rows dropped, sets that overlap, text that is cut.
+    /// Warnings for the user: dropped rows, overlapping sets, truncated text.
     pub warnings: Vec<String>,
-    /// The directory that the policy starts from: `policy@0`, or `policy@input` where SFT makes `policy@0` of it.
+    /// The model that the policy starts from: `policy@0`, or `policy@input` if SFT turns it into `policy@0`.
     pub policy: v1::Artifact,
-    /// `reward@input`, where the job names a reward model to start from.
+    /// `reward@input`, if the job names a reward model to start from.
     pub reward: Option<v1::Artifact>,
 }
 
-/// A job's inputs, not written yet: what a dry run needs.
+/// A job's inputs before they are written; enough for a dry run.
 #[derive(Debug)]
 struct Prepared {
     sets: Sets,
@@ -60,49 +60,49 @@ struct Prepared {
     reward: Option<v1::Artifact>,
 }
 
-/// The artifacts of other jobs that a job's models name, by field. Only who knows the jobs can say which those are.
-pub type Made = BTreeMap<String, v1::Artifact>;
+/// The artifacts of other jobs that a job's models refer to, by field; resolved by the leader, which knows the jobs.
+pub type ModelArtifacts = BTreeMap<String, v1::Artifact>;
 
-/// Reads and checks a job's inputs and writes nothing. The same job gives the same bytes again.
+/// Reads and checks a job's inputs without writing anything. Deterministic: the same job gives the same bytes.
 async fn prepare(
     job_id: &str,
     job: &spec::Job,
-    made: &Made,
+    artifacts: &ModelArtifacts,
     store: &Store,
 ) -> Result<Prepared, ResolveError> {
-    let policy = models::policy(job_id, job, made, store).await?;
-    let reward = models::reward(job_id, job, made, store).await?;
+    let policy = models::policy(job_id, job, artifacts, store).await?;
+    let reward = models::reward(job_id, job, artifacts, store).await?;
     let sources = Sources::fetch(&job.data, store).await?;
     let job = job.clone();
     let work = move || {
-        let readers = Readers {
+        let models = Models {
             policy: (&policy.text, &policy.config),
             reward: reward.as_ref().map(|reward| (&reward.text, &reward.config)),
         };
-        let sets = build(&job, &sources, &readers)?;
+        let sets = build(&job, &sources, &models)?;
         Ok(Prepared { sets, policy: policy.artifact, reward: reward.map(|reward| reward.artifact) })
     };
     tokio::task::spawn_blocking(work).await.map_err(|_| ResolveError::Crashed)?
 }
 
 /// The models that read a job's rows.
-struct Readers<'a> {
+struct Models<'a> {
     policy: (&'a ModelText, &'a DecoderConfig),
     reward: Option<(&'a ModelText, &'a DecoderConfig)>,
 }
 
-fn build(job: &spec::Job, sources: &Sources, readers: &Readers<'_>) -> Result<Sets, ResolveError> {
+fn build(job: &spec::Job, sources: &Sources, models: &Models<'_>) -> Result<Sets, ResolveError> {
     let mut sets = Sets::build(job, sources)?;
-    check::encodings(job, &mut sets, readers)?;
+    check::check_encodings(job, &mut sets, models)?;
     sets.require(job)?;
     sets.report_overlaps(job);
     sets.warnings.extend(job.warnings());
-    sets.warnings.extend(warmups(job, &write::descriptions(&sets)));
+    sets.warnings.extend(warmup_warnings(job, &write::descriptions(&sets)));
     Ok(sets)
 }
 
-/// Phases that end before the learning rate is warm.
-fn warmups(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<String> {
+/// Warnings about phases that end during the warmup of the learning rate.
+fn warmup_warnings(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<String> {
     let first = spec::Job { rounds: 1, ..job.clone() };
     let phases = plan(&first, datasets).into_iter().filter_map(|phase| {
         let (step, schedule) = match phase.work {
@@ -123,7 +123,7 @@ fn warmups(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<String> {
 }
 
 impl Prepared {
-    /// The sets' descriptions without objects, as a plan needs them.
+    /// The result of a dry run: data sets without objects.
     fn described(self) -> Resolved {
         let datasets = write::descriptions(&self.sets);
         self.resolved(datasets)

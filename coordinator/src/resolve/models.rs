@@ -1,4 +1,4 @@
-//! Model directories in the store: whether all their files are there and fit the job, and the small ones read.
+//! Checks of model directories in the store: all files must exist and fit the job; the small ones are read.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,41 +13,41 @@ use foil_common::text::ModelText;
 use foil_proto::v1;
 use serde_json::Value;
 
-use super::Made;
+use super::ModelArtifacts;
 use super::ResolveError;
+use super::compatibility::{self, Files, POLICY, REWARD};
 use super::load::{fetch, stat};
-use super::suitability::{self, Files, POLICY, REWARD};
 
-/// A model that ranks can load, as far as its small files tell.
+/// A model that ranks can load, as far as its small files show.
 pub(super) struct Checked {
     pub(super) artifact: v1::Artifact,
-    /// How it reads text.
+    /// Tokenizer and template files.
     pub(super) text: ModelText,
     pub(super) config: DecoderConfig,
 }
 
-/// The policy's directory.
+/// The model that the policy starts from.
 pub(super) async fn policy(
     job_id: &str,
     job: &spec::Job,
-    made: &Made,
+    artifacts: &ModelArtifacts,
     store: &Store,
 ) -> Result<Checked, ResolveError> {
     let name = if job.has_sft() { "policy@input" } else { "policy@0" };
     let weights = job.policy.init == Init::Weights;
-    let directory = Directory::fetch(POLICY, &job.policy.model, made, store).await?;
+    let directory = Directory::fetch(POLICY, &job.policy.model, artifacts, store).await?;
     directory.checked(job, weights, store, |directory| directory.artifact(job_id, name, "policy")).await
 }
 
-/// The same of the reward model, where the job names one.
+/// The model that the reward model starts from, if the job names one.
 pub(super) async fn reward(
     job_id: &str,
     job: &spec::Job,
-    made: &Made,
+    artifacts: &ModelArtifacts,
     store: &Store,
 ) -> Result<Option<Checked>, ResolveError> {
     let Some(model) = &job.reward.model else { return Ok(None) };
-    let directory = Directory::fetch(REWARD, model, made, store).await?;
+    let directory = Directory::fetch(REWARD, model, artifacts, store).await?;
     let artifact = |directory: Directory| directory.artifact(job_id, "reward@input", "reward");
     directory.checked(job, true, store, artifact).await.map(Some)
 }
@@ -57,28 +57,28 @@ struct Directory {
     field: &'static str,
     name: String,
     objects: Vec<v1::Object>,
-    /// Another job made it: its files lie with that job's.
-    made: bool,
+    /// Made by another job, so its files are stored with that job.
+    of_other_job: bool,
 }
 
 impl Directory {
     async fn fetch(
         field: &'static str,
         model: &ModelRef,
-        made: &Made,
+        artifacts: &ModelArtifacts,
         store: &Store,
     ) -> Result<Self, ResolveError> {
         let name = model.name();
-        if let Some(artifact) = made.get(field) {
-            // An adapter beside the model stays behind: it is merged into it, and another would be to this model.
+        if let Some(artifact) = artifacts.get(field) {
+            // An adapter next to the model is left out: it is merged into the weights already.
             let files = artifact.objects.iter().filter(|object| !object.path.contains('/'));
-            return Ok(Self { field, name, objects: files.cloned().collect(), made: true });
+            return Ok(Self { field, name, objects: files.cloned().collect(), of_other_job: true });
         }
         let Some(key) = model.key() else {
             return Err(ResolveError::NotUploaded { field, path: name });
         };
         let bytes = fetch(field, &name, &key, store).await?;
-        let mut directory = Self { field, name, objects: Vec::new(), made: false };
+        let mut directory = Self { field, name, objects: Vec::new(), of_other_job: false };
         let listing: v1::Artifact = serde_json::from_slice(&bytes).map_err(|error| {
             directory
                 .fault(format!("was uploaded with an unreadable list of files ({error})"), "submit it again")
@@ -95,7 +95,7 @@ impl Directory {
         self.objects.iter().find(|object| object.path == path)
     }
 
-    /// Reads the small files, and the headers of the weights where they are needed.
+    /// Reads the small files, and the headers of the weights if they are needed.
     async fn checked(
         self,
         job: &spec::Job,
@@ -108,11 +108,11 @@ impl Directory {
         let headers = if weights { Some(self.headers(store).await?) } else { None };
         let files =
             Files { field: self.field, name: &self.name, config: &text.config, weights: headers.as_ref() };
-        let config = suitability::check(job, &files)?;
+        let config = compatibility::check(job, &files)?;
         Ok(Checked { artifact: artifact(self), text, config })
     }
 
-    /// Every listed file is wholly there, and every needed one is listed.
+    /// Checks that every listed file is stored completely, and that every needed file is listed.
     async fn require_files(&self, weights: bool, store: &Store) -> Result<(), ResolveError> {
         let mut paths = BTreeSet::new();
         for object in &self.objects {
@@ -125,8 +125,8 @@ impl Directory {
             }
             let name = format!("{}/{}", self.name, object.path);
             let stored = stat(self.field, &name, &object.key, store).await?;
-            // What a client uploads lies under the content's own key.
-            if !(self.made || object.key == input_key(&object.blake3))
+            // Clients upload files under the key of their content.
+            if !(self.of_other_job || object.key == input_key(&object.blake3))
                 || stored.blake3 != object.blake3
                 || stored.size != object.size
             {
@@ -194,11 +194,11 @@ impl Directory {
         }
     }
 
-    /// A JSON file; null where it is absent.
+    /// A JSON file; null if it is absent.
     async fn json(&self, path: &str, store: &Store) -> Result<Value, ResolveError> {
         let Some(bytes) = self.bytes(path, store).await? else { return Ok(Value::Null) };
         input_file::json(&bytes).map_err(|error| {
-            self.fault(format!("has a {path} that is no JSON ({error})"), "save the model again")
+            self.fault(format!("has a {path} that is not JSON ({error})"), "save the model again")
         })
     }
 

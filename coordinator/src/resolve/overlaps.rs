@@ -1,4 +1,4 @@
-//! Prompts that two of a job's sets share, and what that does to the figures.
+//! Prompts shared by two of a job's data sets, and their effect on the metrics.
 
 use std::collections::HashSet;
 
@@ -9,11 +9,11 @@ use foil_common::spec;
 use super::sets::Sets;
 
 impl Sets {
-    /// Says which sets share prompts, and so which figures are measured on prompts that training sees.
+    /// Warns about data sets that share prompts, and so about metrics measured on training prompts.
     pub(super) fn report_overlaps(&mut self, job: &spec::Job) {
         if job.data.generator.is_some() {
             let note =
-                "the letters game has only 56 sets of five letters, so its sets share prompts by chance";
+                "the letters task has only 56 sets of five letters, so its data sets share prompts by chance";
             self.warnings.extend(of_measured(self).map(|shares| format!("{note}; {shares}")));
             return;
         }
@@ -27,7 +27,7 @@ impl Sets {
     }
 }
 
-/// What a set is for.
+/// The use of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     TrainsPolicy,
@@ -36,7 +36,7 @@ enum Role {
     MeasuresReward,
 }
 
-/// A set's prompts.
+/// The prompts of a data set.
 #[derive(Debug)]
 struct Prompts {
     name: &'static str,
@@ -56,7 +56,7 @@ impl Prompts {
     }
 }
 
-/// All sets, those that train before those that are measured on.
+/// All data sets, training sets before evaluation sets.
 fn all(sets: &Sets) -> Vec<Prompts> {
     use Role::{MeasuresPolicy, MeasuresReward, TrainsPolicy, TrainsReward};
     vec![
@@ -76,7 +76,7 @@ fn all(sets: &Sets) -> Vec<Prompts> {
     ]
 }
 
-/// A line for any two sets that share prompts.
+/// A warning for each two sets that share prompts.
 pub(super) fn of_pairs(sets: &Sets) -> Vec<String> {
     let all = all(sets);
     let pairs = all
@@ -95,8 +95,8 @@ pub(super) fn of_pairs(sets: &Sets) -> Vec<String> {
     pairs.filter_map(line).collect()
 }
 
-/// For a generator whose sets share prompts by construction: how many of each measured set stand in any training set, where
-/// any does.
+/// Counts for a generator whose sets share prompts by construction: prompts of each evaluation set that are in a training set, if
+/// any are.
 pub(super) fn of_measured(sets: &Sets) -> Option<String> {
     let (measured, training): (Vec<Prompts>, Vec<Prompts>) =
         all(sets).into_iter().partition(Prompts::is_measured);
@@ -108,7 +108,7 @@ pub(super) fn of_measured(sets: &Sets) -> Option<String> {
             (shared > 0).then(|| format!("{} {shared} of {}", set.name, set.distinct.len()))
         })
         .collect();
-    let told = || format!("prompts measured on that stand in a training set too: {}", shares.join(", "));
+    let told = || format!("evaluation prompts that are in a training set too: {}", shares.join(", "));
     (!shares.is_empty()).then(told)
 }
 
@@ -126,10 +126,10 @@ fn meaning(first: &Prompts, second: &Prompts) -> &'static str {
         }
         (TrainsPolicy, MeasuresReward) => "which flatters no figure: the policy alone is trained on them",
         (TrainsReward, TrainsPolicy) if first.name == datasets::GOLDEN => {
-            "though the game keeps golden answers to the reward model's own prompts"
+            "though golden answers should be to the reward model's own prompts"
         }
         (TrainsReward, TrainsPolicy) | (TrainsPolicy, TrainsReward) => {
-            "so the policy and the reward model that judges it learn on the same prompts"
+            "so the policy and the reward model that scores it are trained on the same prompts"
         }
         (TrainsPolicy, TrainsPolicy) | (TrainsReward, TrainsReward) => {
             "which flatters no figure: both train one model"

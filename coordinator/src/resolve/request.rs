@@ -1,4 +1,4 @@
-//! One job's inputs to read, and what came of it, as two processes tell each other.
+//! Request and response between the coordinator and the process that reads a job's inputs.
 
 use std::collections::BTreeMap;
 
@@ -7,71 +7,71 @@ use foil_common::storage::Store;
 use foil_proto::v1;
 use serde::{Deserialize, Serialize};
 
-use super::{Made, ResolveError, Resolved};
+use super::{ModelArtifacts, ResolveError, Resolved};
 
-/// A job whose inputs are to be read.
+/// A request to read a job's inputs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Request {
     pub job_id: String,
     pub spec: v1::JobSpec,
-    /// As in [`Made`].
-    pub made: BTreeMap<String, v1::Artifact>,
-    /// Whether the data sets are written; a dry run writes nothing.
+    /// See [`ModelArtifacts`].
+    pub models: BTreeMap<String, v1::Artifact>,
+    /// Write the data sets; false for a dry run.
     pub write: bool,
 }
 
-/// The last line that the reading process writes.
+/// The response of the child process.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Answer {
+pub(super) enum Response {
     Resolved(Box<Resolved>),
-    Refused(Refusal),
+    Failed(RemoteError),
 }
 
 /// A [`ResolveError`] that has crossed a process boundary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// The field of the specification to look at, where the user's input is at fault.
+pub struct RemoteError {
+    /// The field of the specification to fix, if the user's input is at fault.
     pub field: Option<String>,
     pub message: String,
-    /// The store is away, and the same request may succeed later.
+    /// The store is unavailable, and the same request may succeed later.
     pub transient: bool,
-    /// The store holds something else than it should.
+    /// The store is at fault.
     pub store: bool,
 }
 
 impl Request {
-    pub fn new(job_id: &str, job: &spec::Job, made: &Made, write: bool) -> Self {
-        let made = made.iter().map(|(field, artifact)| ((*field).to_owned(), artifact.clone())).collect();
-        Self { job_id: job_id.to_owned(), spec: job.into(), made, write }
+    pub fn new(job_id: &str, job: &spec::Job, models: &ModelArtifacts, write: bool) -> Self {
+        let models = models.iter().map(|(field, artifact)| ((*field).to_owned(), artifact.clone())).collect();
+        Self { job_id: job_id.to_owned(), spec: job.into(), models, write }
     }
 
-    /// Does the work in this process.
+    /// Handles the request in this process.
     pub(super) async fn run(self, store: &Store) -> Result<Resolved, ResolveError> {
         let job = spec::Job::try_from(self.spec).map_err(|error| ResolveError::Spec(Box::new(error)))?;
-        let prepared = super::prepare(&self.job_id, &job, &self.made, store).await?;
+        let prepared = super::prepare(&self.job_id, &job, &self.models, store).await?;
         if self.write { prepared.write(&self.job_id, store).await } else { Ok(prepared.described()) }
     }
 }
 
-impl From<Result<Resolved, ResolveError>> for Answer {
+impl From<Result<Resolved, ResolveError>> for Response {
     fn from(result: Result<Resolved, ResolveError>) -> Self {
         match result {
             Ok(resolved) => Self::Resolved(Box::new(resolved)),
-            Err(error) => Self::Refused(Refusal {
+            Err(error) => Self::Failed(RemoteError {
                 field: error.field().map(str::to_owned),
                 message: error.to_string(),
                 transient: error.is_transient(),
-                store: error.is_stores(),
+                store: error.is_store_error(),
             }),
         }
     }
 }
 
-impl From<Answer> for Result<Resolved, ResolveError> {
-    fn from(answer: Answer) -> Self {
-        match answer {
-            Answer::Resolved(resolved) => Ok(*resolved),
-            Answer::Refused(refusal) => Err(ResolveError::Refused(refusal)),
+impl From<Response> for Result<Resolved, ResolveError> {
+    fn from(response: Response) -> Self {
+        match response {
+            Response::Resolved(resolved) => Ok(*resolved),
+            Response::Failed(error) => Err(ResolveError::Remote(error)),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Reading inputs apart from the coordinator, a few jobs at a time.
+//! Reads inputs outside the coordinator's process, a few jobs at a time.
 //!
-//! A user's files decide how much work and memory their reading takes: archives that unpack to a thousand times their
-//! size, templates that loop, tokenizers that crash. The coordinator therefore reads none of them itself. It starts a
-//! child process with limits on memory and time, which ends with its caller, with its deadline or with the coordinator.
+//! A user's files determine how much work and memory it takes to read them: archives that unpack to a thousand times their
+//! size, templates that loop, tokenizers that crash. The coordinator therefore reads none of them itself. It starts a child
+//! process with limits on memory and time, which ends with its caller, at its deadline, or with the coordinator.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -15,87 +15,89 @@ use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
 
 use super::child::{self, COMMAND, Limits};
-use super::request::{Answer, Request};
+use super::request::{Request, Response};
 use super::{ResolveError, Resolved};
 
-/// Jobs whose inputs are read at the same time.
-const RUNNING: usize = 2;
-/// Jobs that wait for their turn.
-const WAITING: usize = 16;
-/// Most that a child's answer may take; it holds counts and warnings, no rows.
-const LARGEST_ANSWER: u64 = 16 << 20;
-/// The end of a child's standard error that is kept.
-const LARGEST_COMPLAINT: u64 = 16 << 10;
+/// Maximum number of jobs whose inputs are read concurrently.
+const MAX_RUNNING: usize = 2;
+/// Maximum number of jobs that wait.
+const MAX_WAITING: usize = 16;
+/// Size limit of a response, which holds counts and warnings but no rows.
+const MAX_RESPONSE_BYTES: u64 = 16 << 20;
+/// Size of the kept tail of a child's standard error.
+const MAX_STDERR_BYTES: u64 = 16 << 10;
 
 /// Reads jobs' inputs.
 #[derive(Debug, Clone)]
 pub struct Resolver {
-    place: Place,
+    backend: Backend,
     running: Arc<Semaphore>,
-    /// Running ones too.
+    /// Includes running ones.
     admitted: Arc<Semaphore>,
 }
 
 #[derive(Debug, Clone)]
-enum Place {
-    /// This process: what reads the inputs is trusted, or the store is in this process's memory.
+enum Backend {
+    /// This process: for trusted inputs, or a store in this process's memory.
     Here(Store),
-    Child(Arc<Setup>),
+    Child(Arc<ChildConfig>),
 }
 
-/// How a child is started.
+/// Configuration of child processes.
 #[derive(Debug)]
-pub struct Setup {
+pub struct ChildConfig {
     /// The `foil` program.
     pub program: std::path::PathBuf,
     /// The store's location, as [`Store::open`] takes it.
     pub store: String,
     /// Bytes of address space.
     pub memory: u64,
-    /// Time from start to answer.
+    /// Maximum time from start to response.
     pub deadline: Duration,
 }
 
 impl Resolver {
     /// Reads inputs in this process.
     pub fn here(store: Store) -> Self {
-        Self::new(Place::Here(store))
+        Self::new(Backend::Here(store))
     }
 
     /// Reads inputs in child processes.
-    pub fn in_children(setup: Setup) -> Self {
-        Self::new(Place::Child(Arc::new(setup)))
+    pub fn in_children(setup: ChildConfig) -> Self {
+        Self::new(Backend::Child(Arc::new(setup)))
     }
 
-    fn new(place: Place) -> Self {
+    fn new(backend: Backend) -> Self {
         Self {
-            place,
-            running: Arc::new(Semaphore::new(RUNNING)),
-            admitted: Arc::new(Semaphore::new(RUNNING + WAITING)),
+            backend,
+            running: Arc::new(Semaphore::new(MAX_RUNNING)),
+            admitted: Arc::new(Semaphore::new(MAX_RUNNING + MAX_WAITING)),
         }
     }
 
-    /// Reads a job's inputs; dropping the future ends the work.
+    /// Reads a job's inputs; dropping the future cancels the work.
     ///
     /// # Errors
-    /// Inputs that cannot be used; too many others wait; the limits were reached.
+    /// The inputs cannot be used, too many others are waiting, or a limit was exceeded.
     pub async fn resolve(&self, request: Request) -> Result<Resolved, ResolveError> {
-        let _admitted = self.admitted.try_acquire().map_err(|_| ResolveError::Busy { waiting: WAITING })?;
-        let _running = self.running.acquire().await.map_err(|_| ResolveError::Busy { waiting: WAITING })?;
-        match &self.place {
-            Place::Here(store) => request.run(store).await,
-            Place::Child(setup) => setup.resolve(&request).await,
+        let _admitted =
+            self.admitted.try_acquire().map_err(|_| ResolveError::Busy { waiting: MAX_WAITING })?;
+        let _running =
+            self.running.acquire().await.map_err(|_| ResolveError::Busy { waiting: MAX_WAITING })?;
+        match &self.backend {
+            Backend::Here(store) => request.run(store).await,
+            Backend::Child(setup) => setup.resolve(&request).await,
         }
     }
 }
 
-impl Setup {
+impl ChildConfig {
     async fn resolve(&self, request: &Request) -> Result<Resolved, ResolveError> {
-        let work = self.converse(request);
+        let work = self.exchange(request);
         match tokio::time::timeout(self.deadline, work).await {
-            Ok(Ok(answer)) => answer.into(),
-            Ok(Err(Broken::Start(error))) => Err(ResolveError::Process { reason: error.to_string() }),
-            Ok(Err(Broken::Ended { status, complaint })) => Err(self.died(status, &complaint)),
+            Ok(Ok(response)) => response.into(),
+            Ok(Err(ChildError::Start(error))) => Err(ResolveError::Process { reason: error.to_string() }),
+            Ok(Err(ChildError::Ended { status, stderr })) => Err(self.died(status, &stderr)),
             Err(_) => Err(ResolveError::Deadline { limit: self.deadline }),
         }
     }
@@ -106,7 +108,7 @@ impl Setup {
             .arg(COMMAND)
             .args(limits.arguments())
             .env("FOIL_STORE", &self.store)
-            // Each arena reserves address space, which is what is limited.
+            // Each arena reserves address space, which is limited.
             .env("MALLOC_ARENA_MAX", "2")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -115,56 +117,56 @@ impl Setup {
             .spawn()
     }
 
-    /// Sends the request and waits for the answer. The child's standard input stays open until then: its end tells the
-    /// child that nobody waits any more.
-    async fn converse(&self, request: &Request) -> Result<Answer, Broken> {
-        let mut line = serde_json::to_vec(request).map_err(|error| Broken::Start(error.into()))?;
+    /// Sends the request and waits for the response. Closing the child's standard input would tell it that nobody waits any
+    /// more, so it stays open until then.
+    async fn exchange(&self, request: &Request) -> Result<Response, ChildError> {
+        let mut line = serde_json::to_vec(request).map_err(|error| ChildError::Start(error.into()))?;
         line.push(b'\n');
-        let mut child = self.start().map_err(Broken::Start)?;
+        let mut child = self.start().map_err(ChildError::Start)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(mut stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
-            return Err(Broken::Start(io::Error::other("it has no standard streams")));
+            return Err(ChildError::Start(io::Error::other("it has no standard streams")));
         };
-        let (mut text, mut complaint) = (Vec::new(), Vec::new());
-        let mut stdout = stdout.take(LARGEST_ANSWER);
-        let said = async {
-            // A child that dies early is told by its status.
+        let (mut text, mut errors) = (Vec::new(), Vec::new());
+        let mut stdout = stdout.take(MAX_RESPONSE_BYTES);
+        let read = async {
+            // If the child dies early, its exit status is reported instead.
             let _ = stdin.write_all(&line).await;
             stdout.read_to_end(&mut text).await
         };
-        let (said, _) = tokio::join!(said, tail(stderr, &mut complaint));
+        let (read, _) = tokio::join!(read, tail(stderr, &mut errors));
         drop(stdin);
-        if let (Ok(_), Ok(answer)) = (said, serde_json::from_slice(&text)) {
-            return Ok(answer);
+        if let (Ok(_), Ok(response)) = (read, serde_json::from_slice(&text)) {
+            return Ok(response);
         }
-        let status = child.wait().await.map_err(Broken::Start)?;
-        Err(Broken::Ended { status, complaint: String::from_utf8_lossy(&complaint).into_owned() })
+        let status = child.wait().await.map_err(ChildError::Start)?;
+        Err(ChildError::Ended { status, stderr: String::from_utf8_lossy(&errors).into_owned() })
     }
 
-    fn died(&self, status: ExitStatus, complaint: &str) -> ResolveError {
-        match child::cause(status, complaint) {
+    fn died(&self, status: ExitStatus, stderr: &str) -> ResolveError {
+        match child::cause(status, stderr) {
             child::Cause::Memory => ResolveError::Memory { bytes: self.memory },
             child::Cause::Time => ResolveError::Deadline { limit: self.deadline },
             child::Cause::Unknown => {
-                tracing::error!(%status, complaint, "reading a job's inputs crashed");
+                tracing::error!(%status, stderr, "reading a job's inputs crashed");
                 ResolveError::Crashed
             }
         }
     }
 }
 
-/// Why there is no answer.
-enum Broken {
+/// The reason why there is no response.
+enum ChildError {
     Start(io::Error),
-    Ended { status: ExitStatus, complaint: String },
+    Ended { status: ExitStatus, stderr: String },
 }
 
-/// More than the deadline for each core would be; against a child whose parent is stopped.
+/// CPU time limit: all cores busy until the deadline. Stops a child whose parent is suspended.
 fn cpu_limit(deadline: Duration) -> Duration {
     deadline * u32::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(1)
 }
 
-/// Reads to the end and keeps only the last part.
+/// Reads to the end and keeps only the tail.
 async fn tail(mut stream: impl tokio::io::AsyncRead + Unpin, kept: &mut Vec<u8>) -> io::Result<()> {
     let mut buffer = [0; 4096];
     loop {
@@ -173,7 +175,7 @@ async fn tail(mut stream: impl tokio::io::AsyncRead + Unpin, kept: &mut Vec<u8>)
             return Ok(());
         }
         kept.extend_from_slice(&buffer[..count]);
-        let surplus = kept.len().saturating_sub(LARGEST_COMPLAINT as usize);
+        let surplus = kept.len().saturating_sub(MAX_STDERR_BYTES as usize);
         kept.drain(..surplus);
     }
 }

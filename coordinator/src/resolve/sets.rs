@@ -1,4 +1,4 @@
-//! From files or a generator to the sets that phases use.
+//! Builds the data sets that phases use, from files or a generator.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,13 @@ use foil_proto::v1;
 use super::ResolveError;
 use super::load::{Source, Sources};
 
-/// Bad rows shown of each set.
+/// Number of bad rows shown of each set.
 const SHOWN_BAD: usize = 5;
 
-/// Fraction of a training set held out where a job gives no evaluation set.
+/// Fraction of a training set held out if a job gives no evaluation set.
 const EVALUATION_FRACTION: f64 = 0.1;
 
-/// A job's sets; empty where the job has no use for one.
+/// A job's data sets; those that it does not use are empty.
 #[derive(Debug, Default)]
 pub(super) struct Sets {
     pub(super) sft: Vec<DemonstrationRow>,
@@ -31,7 +31,7 @@ pub(super) struct Sets {
     pub(super) evaluation_prompts: Vec<PromptRow>,
     pub(super) gold_preference_prompts: Vec<PromptRow>,
     pub(super) gold_preference_evaluation_prompts: Vec<PromptRow>,
-    /// Where the rows of each field were read.
+    /// File and line of the rows of each field.
     pub(super) places: BTreeMap<&'static str, Places>,
     pub(super) summaries: Vec<v1::DatasetSummary>,
     pub(super) warnings: Vec<String>,
@@ -76,11 +76,11 @@ impl Sets {
 
     fn generate(&mut self, generator: &spec::Generator, seed: u64) {
         let spec::Generator { name: GeneratorName::Letters, sft, golden, prompts, evaluation } = *generator;
-        let made = letters::generate(seed, letters::Counts { sft, golden, prompts, evaluation });
-        self.sft = made.sft;
-        self.golden = made.golden;
-        self.prompts = made.prompts;
-        self.evaluation_prompts = made.evaluation_prompts;
+        let generated = letters::generate(seed, letters::Counts { sft, golden, prompts, evaluation });
+        self.sft = generated.sft;
+        self.golden = generated.golden;
+        self.prompts = generated.prompts;
+        self.evaluation_prompts = generated.evaluation_prompts;
     }
 
     fn read<T: Wanted>(
@@ -91,9 +91,9 @@ impl Sets {
         set: impl Fn(&mut Self) -> &mut Vec<T>,
     ) -> Result<(), ResolveError> {
         let Some(parsed) = source.parse::<T>(*max_bad_fraction, budget)? else { return Ok(()) };
-        self.note_skipped(source.field, &parsed);
+        self.warn_skipped(source.field, &parsed);
         let shown: Vec<String> = parsed.bad.iter().map(ToString::to_string).collect();
-        self.note_bad(name, parsed.bad_rows, &shown);
+        self.record_bad_rows(name, parsed.bad_rows, &shown);
         if !parsed.ignored.is_empty() {
             self.summary(name).ignored_columns = parsed.ignored.into_keys().collect();
         }
@@ -102,7 +102,7 @@ impl Sets {
         Ok(())
     }
 
-    fn note_skipped<T>(&mut self, field: &str, parsed: &Parsed<T>) {
+    fn warn_skipped<T>(&mut self, field: &str, parsed: &Parsed<T>) {
         let skipped = parsed.skipped;
         let counts = [
             (skipped.duplicates, "duplicate rows"),
@@ -115,8 +115,8 @@ impl Sets {
         }
     }
 
-    /// Counts bad rows of a set, shows the first ones and warns.
-    pub(super) fn note_bad(&mut self, name: &str, bad: u64, shown: &[String]) {
+    /// Counts a set's bad rows, keeps the first ones to show, and adds a warning.
+    pub(super) fn record_bad_rows(&mut self, name: &str, bad: u64, shown: &[String]) {
         if bad == 0 {
             return;
         }
@@ -140,7 +140,7 @@ impl Sets {
     }
 
     /// Splits off evaluation sets that were not given, and the golden prompts for "fresh" accuracy. All rows of one
-    /// prompt land on one side.
+    /// prompt stay on one side.
     fn hold_out(&mut self, data: &spec::Data, seed: u64) {
         if data.evaluation.preferences.is_empty() {
             split(
@@ -157,7 +157,7 @@ impl Sets {
         split(&mut self.golden, &mut self.golden_holdout, data.golden_holdout, seed, "golden");
     }
 
-    /// Every set that the job needs has rows. Fills in the summaries' counts.
+    /// Checks that every set that the job needs has rows. Fills in the summaries' counts.
     pub(super) fn require(&mut self, job: &spec::Job) -> Result<(), ResolveError> {
         for (name, rows) in self.counts() {
             if rows > 0 || self.summaries.iter().any(|summary| summary.name == name) {
@@ -211,7 +211,7 @@ impl Sets {
         }
     }
 
-    /// Rows of each set, in the order in which sets are shown.
+    /// Number of rows of each set, in display order.
     pub(super) fn counts(&self) -> [(&'static str, u64); 9] {
         [
             (datasets::SFT, self.sft.len() as u64),

@@ -1,4 +1,4 @@
-//! Writing the sets where ranks read them.
+//! Writes the data sets to the store, where ranks read them.
 
 use foil_common::data::rows::write;
 use foil_common::datasets;
@@ -8,7 +8,7 @@ use foil_proto::v1;
 use super::ResolveError;
 use super::sets::Sets;
 
-/// Where a job's set lies.
+/// Key of a job's data set.
 pub(super) fn key(job_id: &str, set: &str) -> String {
     format!("jobs/{job_id}/data/{set}.jsonl")
 }

@@ -1,4 +1,4 @@
-//! What workers say of themselves, checked before anything is made of it: names become parts of logs, metrics and paths.
+//! Checks of what workers say about themselves, before it is used: names become parts of logs, metrics and paths.
 
 use foil_common::version;
 use foil_proto::v1;
@@ -7,7 +7,7 @@ use tonic::Status;
 use super::limits::{check_name, check_registration};
 use super::status::{bad_field, skewed};
 
-/// Refuses an agent that is not what it should be, or not of this coordinator's version unless that is allowed.
+/// Rejects an agent whose registration is malformed, or whose version differs from this coordinator's unless that is allowed.
 pub(super) fn check_agent(hello: &v1::AgentRegister, allow_skew: bool) -> Result<(), Status> {
     check_registration(hello)?;
     let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte);
@@ -38,11 +38,15 @@ fn check_version(who: &str, version: &str, build: &str, allow: bool) -> Result<(
     match version::skew(version, build) {
         None => Ok(()),
         Some(skew) if allow => {
-            tracing::warn!(who, skew, "taken in as asked: its results may differ from those of others");
+            tracing::warn!(
+                who,
+                skew,
+                "accepted because of --allow-version-skew: its results may differ from those of others"
+            );
             Ok(())
         }
         Some(skew) => {
-            tracing::warn!(who, skew, "refused");
+            tracing::warn!(who, skew, "rejected worker of another version");
             Err(skewed(who, &skew))
         }
     }

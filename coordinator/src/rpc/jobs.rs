@@ -15,57 +15,57 @@ use super::limits::{bounded_warnings, check_spec};
 use super::lineage;
 use super::status::{bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, stopped, too_large};
 use crate::driver::{Found, Handle, Query, Subscription};
-use crate::job::pages::{self, Mark, PAGE_BYTES, Page};
+use crate::job::pages::{self, Cursor, PAGE_BYTES, Page};
 use crate::job::{JobState, Submitted};
-use crate::leadership::{Desk, NotLeading};
+use crate::leadership::{LeadershipHandle, NotLeading};
 use crate::lease::Lease;
 use crate::plan;
-use crate::resolve::{Made, Request as InputRequest, Resolver};
+use crate::resolve::{ModelArtifacts, Request as InputRequest, Resolver};
 use foil_common::plural::counted;
 
-const PAGE: u32 = 50;
-const LARGEST_PAGE: u32 = 1000;
-const LONGEST_REQUEST_ID: usize = 128;
+const DEFAULT_PAGE_SIZE: u32 = 50;
+const MAX_PAGE_SIZE: u32 = 1000;
+const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// The service; data is resolved here, everything else is the driver's.
+/// The Jobs service: resolves inputs itself and passes everything else to the driver.
 #[derive(Debug, Clone)]
 pub struct JobsService {
-    desk: Desk,
+    leadership: LeadershipHandle,
     resolver: Resolver,
 }
 
 impl JobsService {
-    pub fn new(desk: Desk, resolver: Resolver) -> Self {
-        Self { desk, resolver }
+    pub fn new(leadership: LeadershipHandle, resolver: Resolver) -> Self {
+        Self { leadership, resolver }
     }
 
-    /// A page of one of a job's parts.
+    /// A page of a part of a job.
     async fn part<T: Send + 'static>(
         &self,
         request: v1::ListPartsRequest,
-        page: fn(&JobState, Mark, usize, usize) -> Page<T>,
+        page: fn(&JobState, Cursor, usize, usize) -> Page<T>,
     ) -> Result<Page<T>, Status> {
         let v1::ListPartsRequest { job_id, page_size, page_token } = request;
         let from = match page_token.as_str() {
-            "" => Mark::default(),
+            "" => Cursor::default(),
             token => token.parse().map_err(|_| bad_token())?,
         };
         let size = if page_size == 0 { usize::MAX } else { page_size as usize };
         let driver = self.driver()?;
-        let found = driver.look(&job_id, move |state| page(state, from, size, PAGE_BYTES)).await;
+        let found = driver.inspect(&job_id, move |state| page(state, from, size, PAGE_BYTES)).await;
         found.map_err(stopped)?.ok_or_else(|| no_job(&job_id))
     }
 
     fn driver(&self) -> Result<Handle, Status> {
-        self.desk.driver().map_err(|why| not_leading(&why))
+        self.leadership.driver().map_err(|why| not_leading(&why))
     }
 
-    async fn dry_run(&self, job: &spec::Job, made: &Made) -> Result<v1::SubmitResponse, Status> {
-        let request = InputRequest::new(&new_id(), job, made, false);
+    async fn dry_run(&self, job: &spec::Job, models: &ModelArtifacts) -> Result<v1::SubmitResponse, Status> {
+        let request = InputRequest::new(&new_id(), job, models, false);
         let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
         let phases = plan::bounded(job, &resolved.datasets).map_err(|error| too_large(&error))?;
         let mut warnings = resolved.warnings;
-        warnings.extend(self.lacking_devices(job).await?);
+        warnings.extend(self.device_warning(job).await?);
         Ok(v1::SubmitResponse {
             job: None,
             resolved: Some(job.into()),
@@ -74,21 +74,21 @@ impl JobsService {
         })
     }
 
-    async fn lacking_devices(&self, job: &spec::Job) -> Result<Option<String>, Status> {
+    async fn device_warning(&self, job: &spec::Job) -> Result<Option<String>, Status> {
         let kind = job.resources.device.name();
         let connected = self.driver()?.devices(kind).await.map_err(stopped)?;
-        Ok(too_few_devices(job.resources.ranks, kind, connected))
+        Ok(device_shortage(job.resources.ranks, kind, connected))
     }
 
     async fn commit(
         &self,
         job: &spec::Job,
-        made: &Made,
+        models: &ModelArtifacts,
         request_id: String,
         spec_hash: String,
     ) -> Result<v1::SubmitResponse, Status> {
         let id = new_id();
-        let request = InputRequest::new(&id, job, made, true);
+        let request = InputRequest::new(&id, job, models, true);
         let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
         let phases = plan::bounded(job, &resolved.datasets).map_err(|error| too_large(&error))?;
         let plan = wire_plan(&phases, resolved.summaries);
@@ -102,9 +102,9 @@ impl JobsService {
             reward: resolved.reward,
         };
         let mut warnings = resolved.warnings;
-        warnings.extend(self.lacking_devices(job).await?);
+        warnings.extend(self.device_warning(job).await?);
         let found = self.driver()?.submit(id, submitted).await.map_err(stopped)?;
-        same(found, &request_id, &spec_hash, bounded_warnings(warnings))
+        existing(found, &request_id, &spec_hash, bounded_warnings(warnings))
     }
 }
 
@@ -120,21 +120,21 @@ impl Jobs for JobsService {
         check_spec(&wire)?;
         let spec_hash = blake3::hash(&wire.encode_to_vec()).to_hex().to_string();
         if !dry_run {
-            if request_id.is_empty() || request_id.len() > LONGEST_REQUEST_ID {
+            if request_id.is_empty() || request_id.len() > MAX_REQUEST_ID_BYTES {
                 let problem =
-                    format!("it must have 1 to {LONGEST_REQUEST_ID} characters: a retry with it is safe");
+                    format!("it must have 1 to {MAX_REQUEST_ID_BYTES} characters: a retry with it is safe");
                 return Err(bad_field("request_id", &problem));
             }
             if let Some(found) = driver.find(&request_id).await.map_err(stopped)? {
-                return same(found, &request_id, &spec_hash, Vec::new()).map(Response::new);
+                return existing(found, &request_id, &spec_hash, Vec::new()).map(Response::new);
             }
         }
         let mut job = spec::Job::try_from(wire).map_err(|error| bad_spec(&error))?;
         job.require_uploaded().map_err(|error| bad_spec(&error))?;
-        let made = lineage::settle(&mut job, &driver).await?;
+        let models = lineage::resolve_models(&mut job, &driver).await?;
         let response = match dry_run {
-            true => self.dry_run(&job, &made).await?,
-            false => self.commit(&job, &made, request_id, spec_hash).await?,
+            true => self.dry_run(&job, &models).await?,
+            false => self.commit(&job, &models, request_id, spec_hash).await?,
         };
         Ok(Response::new(response))
     }
@@ -150,11 +150,11 @@ impl Jobs for JobsService {
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
         let v1::ListJobsRequest { page_size, page_token, name, id_prefix } = request.into_inner();
-        let size = if page_size == 0 { PAGE } else { page_size.min(LARGEST_PAGE) } as usize;
+        let size = if page_size == 0 { DEFAULT_PAGE_SIZE } else { page_size.min(MAX_PAGE_SIZE) } as usize;
         let after = (!page_token.is_empty()).then_some(page_token);
         let driver = self.driver()?;
         if let Some(token) = &after
-            && driver.look(token, |_| ()).await.map_err(stopped)?.is_none()
+            && driver.inspect(token, |_| ()).await.map_err(stopped)?.is_none()
         {
             return Err(bad_token());
         }
@@ -197,7 +197,7 @@ impl Jobs for JobsService {
         request: Request<v1::WatchJobRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let v1::WatchJobRequest { id, after_revision } = request.into_inner();
-        let (driver, lease) = self.desk.leading().map_err(|why| not_leading(&why))?;
+        let (driver, lease) = self.leadership.leading().map_err(|why| not_leading(&why))?;
         let subscription = driver.watch(&id, after_revision).await.map_err(stopped)?;
         let subscription = subscription.ok_or_else(|| no_job(&id))?;
         Ok(Response::new(Box::pin(events(subscription, lease))))
@@ -214,41 +214,41 @@ fn bad_token() -> Status {
     bad_field("page_token", "it is not a token of an earlier page")
 }
 
-/// Empty where nothing follows.
-fn token(next: Option<Mark>) -> String {
-    next.map(|mark| mark.to_string()).unwrap_or_default()
+/// Page token; empty if nothing follows.
+fn token(next: Option<Cursor>) -> String {
+    next.map(|cursor| cursor.to_string()).unwrap_or_default()
 }
 
-/// Sorts by time of submission.
+/// A new job id; ids sort by time of submission.
 fn new_id() -> String {
     ulid::Ulid::new().to_string().to_lowercase()
 }
 
-/// Begins the warning that a job waits for workers.
-const LACKING_DEVICES: &str = "resources.ranks: ";
+/// Start of the warning that a job waits for workers.
+const DEVICE_WARNING_PREFIX: &str = "resources.ranks: ";
 
-/// A job waits for as many devices as it has ranks; the cluster may grow until then.
-fn too_few_devices(ranks: u32, kind: &str, connected: usize) -> Option<String> {
+/// Warning that the connected workers have fewer devices than the job has ranks.
+fn device_shortage(ranks: u32, kind: &str, connected: usize) -> Option<String> {
     (connected < ranks as usize).then(|| {
         let (ranks, devices) = (counted(ranks, "rank"), counted(connected, "such device"));
         format!(
-            "{LACKING_DEVICES}the job wants {ranks} on {kind}, and the workers connected now have {devices}; it waits until \
+            "{DEVICE_WARNING_PREFIX}the job wants {ranks} on {kind}, and the workers connected now have {devices}; it waits until \
              there are more"
         )
     })
 }
 
-/// Whether a warning tells of the workers there were, rather than of the job.
-pub fn is_of_workers(warning: &str) -> bool {
-    warning.starts_with(LACKING_DEVICES)
+/// True for a warning about the connected workers rather than the job.
+pub fn is_device_warning(warning: &str) -> bool {
+    warning.starts_with(DEVICE_WARNING_PREFIX)
 }
 
 fn wire_plan(phases: &[plan::Phase], datasets: Vec<v1::DatasetSummary>) -> v1::Plan {
     v1::Plan { phases: phases.iter().map(Into::into).collect(), datasets }
 }
 
-/// The job of a request id, if it is the same job.
-fn same(
+/// The response for the job of a request id, if it has the same specification.
+fn existing(
     found: Found,
     request_id: &str,
     spec_hash: &str,
@@ -265,23 +265,23 @@ fn same(
     })
 }
 
-/// Ends after the job's last event, or with an error where the reader is too slow or the coordinator stops or may no
-/// longer speak for the leader.
+/// Stream of a job's events. Ends after the last one, or with an error if the reader is too slow, the coordinator stops, or its
+/// lease expires.
 fn events(
     subscription: Subscription,
     lease: Lease,
 ) -> impl Stream<Item = Result<v1::JobEvent, Status>> + Send {
-    let past = stream::iter(subscription.past).map(|event| Ok(unshared(event)));
+    let past = stream::iter(subscription.past).map(|event| Ok(owned(event)));
     let future = stream::unfold((subscription.future, lease), |(receiver, lease)| async move {
         let mut receiver = receiver?;
         let next = tokio::select! {
             next = receiver.recv() => next,
-            () = lease.lapsed() => return Some((Err(not_leading(&NotLeading::Lapsed)), (None, lease))),
+            () = lease.expired() => return Some((Err(not_leading(&NotLeading::LeaseExpired)), (None, lease))),
         };
         match next {
             Ok(event) => {
                 let last = ends(&event);
-                Some((Ok(unshared(event)), ((!last).then_some(receiver), lease)))
+                Some((Ok(owned(event)), ((!last).then_some(receiver), lease)))
             }
             Err(RecvError::Closed) => Some((Err(stopped(crate::driver::Stopped)), (None, lease))),
             Err(RecvError::Lagged(missed)) => Some((Err(too_slow(missed)), (None, lease))),
@@ -290,7 +290,7 @@ fn events(
     past.chain(future)
 }
 
-fn unshared(event: Arc<v1::JobEvent>) -> v1::JobEvent {
+fn owned(event: Arc<v1::JobEvent>) -> v1::JobEvent {
     Arc::unwrap_or_clone(event)
 }
 
@@ -310,10 +310,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_that_the_cluster_has_not_are_told() {
-        assert_eq!(too_few_devices(2, "cpu", 2), None);
-        let told = too_few_devices(80, "cuda", 8).unwrap();
+    fn a_shortage_of_devices_is_a_warning() {
+        assert_eq!(device_shortage(2, "cpu", 2), None);
+        let told = device_shortage(80, "cuda", 8).unwrap();
         assert!(told.contains("wants 80 ranks on cuda") && told.contains("have 8 such devices"), "{told}");
-        assert!(is_of_workers(&told));
+        assert!(is_device_warning(&told));
     }
 }

@@ -1,4 +1,4 @@
-//! Bounds of what comes from outside, so that whatever is accepted can also be told: in a message, a log line, a list.
+//! Size limits of input, so that whatever is accepted also fits into messages, log lines and lists.
 
 use foil_proto::v1::{self, rank_message};
 use prost::Message;
@@ -6,39 +6,40 @@ use tonic::Status;
 
 use super::status::{bad_field, cut};
 
-/// Largest specification.
-pub(super) const SPEC_BYTES: usize = 512 << 10;
-/// Most warnings of a submission, and the bytes of each.
-const WARNINGS: usize = 100;
-/// Longest text that is passed on as it came: a message, an advice, a line of a log.
-const TEXT_BYTES: usize = 2048;
-/// Most lines of a log's end.
-const LOG_LINES: usize = 50;
-/// Most rows that a failure names.
-const ROWS: usize = 1024;
-/// Most figures of a step.
-const FIGURES: usize = 256;
-/// Longest name of anything: an agent, a host, a device, a figure.
-const NAME_BYTES: usize = 128;
-/// Most devices of an agent, and most rank processes that it may still run.
-const DEVICES: usize = 256;
+/// Size limit of a specification.
+pub(super) const MAX_SPEC_BYTES: usize = 512 << 10;
+/// Maximum number of warnings of a submission.
+const MAX_WARNINGS: usize = 100;
+/// Size limit of a text that is passed on: a message, an advice, a log line.
+const MAX_TEXT_BYTES: usize = 2048;
+/// Maximum number of lines in a log tail.
+const MAX_LOG_LINES: usize = 50;
+/// Maximum number of rows that a failure names.
+const MAX_ROWS: usize = 1024;
+/// Maximum number of metrics in a report.
+const MAX_METRICS: usize = 256;
+/// Size limit of names: of agents, hosts, devices, metrics.
+const MAX_NAME_BYTES: usize = 128;
+/// Maximum number of devices of an agent, and of rank processes that it reports as running.
+const MAX_DEVICES: usize = 256;
 
-/// A specification is part of many messages.
+/// Rejects a specification that is too large for the messages that contain it.
 pub(super) fn check_spec(spec: &v1::JobSpec) -> Result<(), Status> {
     let bytes = spec.encoded_len();
-    if bytes <= SPEC_BYTES {
+    if bytes <= MAX_SPEC_BYTES {
         return Ok(());
     }
-    let problem = format!("it takes {bytes} bytes, and {SPEC_BYTES} are the most; keep data in files");
+    let problem =
+        format!("it takes {bytes} bytes, more than the maximum of {MAX_SPEC_BYTES}; keep data in files");
     Err(bad_field("spec", &problem))
 }
 
-/// The first ones, each of a bounded length.
+/// The first warnings, each truncated.
 pub(super) fn bounded_warnings(mut warnings: Vec<String>) -> Vec<String> {
-    let more = warnings.len().saturating_sub(WARNINGS);
-    warnings.truncate(WARNINGS);
+    let more = warnings.len().saturating_sub(MAX_WARNINGS);
+    warnings.truncate(MAX_WARNINGS);
     for warning in &mut warnings {
-        cut(warning, TEXT_BYTES);
+        cut(warning, MAX_TEXT_BYTES);
     }
     if more > 0 {
         warnings.push(format!("and {more} more warnings"));
@@ -46,18 +47,19 @@ pub(super) fn bounded_warnings(mut warnings: Vec<String>) -> Vec<String> {
     warnings
 }
 
-/// What an agent says of itself goes into keys, logs and metrics.
+/// Checks the sizes in an agent's registration, which go into keys, logs and metrics.
 pub(super) fn check_registration(hello: &v1::AgentRegister) -> Result<(), Status> {
     check_name("register.agent_id", &hello.agent_id, 1)?;
     check_name("register.hostname", &hello.hostname, 0)?;
     check_name("register.version", &hello.version, 0)?;
-    if hello.devices.is_empty() || hello.devices.len() > DEVICES {
+    if hello.devices.is_empty() || hello.devices.len() > MAX_DEVICES {
         let problem =
-            format!("an agent must offer 1 to {DEVICES} devices, and this one {}", hello.devices.len());
+            format!("an agent must offer 1 to {MAX_DEVICES} devices, and this one {}", hello.devices.len());
         return Err(bad_field("register.devices", &problem));
     }
-    if hello.session_ids.len() > DEVICES {
-        let problem = format!("{} rank processes, and {DEVICES} are the most", hello.session_ids.len());
+    if hello.session_ids.len() > MAX_DEVICES {
+        let problem =
+            format!("{} rank processes, more than the maximum of {MAX_DEVICES}", hello.session_ids.len());
         return Err(bad_field("register.session_ids", &problem));
     }
     for session in &hello.session_ids {
@@ -76,9 +78,9 @@ pub(super) fn check_registration(hello: &v1::AgentRegister) -> Result<(), Status
     Ok(())
 }
 
-pub(super) fn check_name(field: &str, name: &str, least: usize) -> Result<(), Status> {
-    if name.len() < least || name.len() > NAME_BYTES {
-        let problem = format!("it must have {least} to {NAME_BYTES} bytes, and has {}", name.len());
+pub(super) fn check_name(field: &str, name: &str, min: usize) -> Result<(), Status> {
+    if name.len() < min || name.len() > MAX_NAME_BYTES {
+        let problem = format!("it must have {min} to {MAX_NAME_BYTES} bytes, and has {}", name.len());
         return Err(bad_field(field, &problem));
     }
     if name.chars().any(char::is_control) {
@@ -87,29 +89,29 @@ pub(super) fn check_name(field: &str, name: &str, least: usize) -> Result<(), St
     Ok(())
 }
 
-/// How a rank process ended, with no more of its log than a failure keeps.
+/// A rank's exit report, truncated.
 pub(super) fn bounded_exit(mut exit: v1::RankExited) -> v1::RankExited {
-    let extra = exit.log_tail.len().saturating_sub(LOG_LINES);
+    let extra = exit.log_tail.len().saturating_sub(MAX_LOG_LINES);
     exit.log_tail.drain(..extra);
-    exit.log_tail.iter_mut().for_each(|line| cut(line, TEXT_BYTES));
+    exit.log_tail.iter_mut().for_each(|line| cut(line, MAX_TEXT_BYTES));
     exit
 }
 
-/// A rank's words, of bounded length.
+/// A rank's message, truncated.
 pub(super) fn bounded_message(mut message: rank_message::Message) -> rank_message::Message {
     match &mut message {
         rank_message::Message::Failure(failure) => {
-            cut(&mut failure.message, TEXT_BYTES);
-            cut(&mut failure.advice, TEXT_BYTES);
-            failure.rows.truncate(ROWS);
-            failure.rows.iter_mut().for_each(|row| cut(row, NAME_BYTES));
+            cut(&mut failure.message, MAX_TEXT_BYTES);
+            cut(&mut failure.advice, MAX_TEXT_BYTES);
+            failure.rows.truncate(MAX_ROWS);
+            failure.rows.iter_mut().for_each(|row| cut(row, MAX_NAME_BYTES));
         }
-        rank_message::Message::Step(step) => bound_figures(&mut step.figures),
-        rank_message::Message::Gang(result) => bound_figures(&mut result.metrics),
-        rank_message::Message::Progress(progress) => cut(&mut progress.unit, NAME_BYTES),
+        rank_message::Message::Step(step) => truncate_metrics(&mut step.figures),
+        rank_message::Message::Gang(result) => truncate_metrics(&mut result.metrics),
+        rank_message::Message::Progress(progress) => cut(&mut progress.unit, MAX_NAME_BYTES),
         rank_message::Message::Chunk(result) => {
-            result.moments.truncate(FIGURES);
-            result.moments.iter_mut().for_each(|moments| cut(&mut moments.name, NAME_BYTES));
+            result.moments.truncate(MAX_METRICS);
+            result.moments.iter_mut().for_each(|moments| cut(&mut moments.name, MAX_NAME_BYTES));
         }
         rank_message::Message::Hello(_)
         | rank_message::Message::Rendezvous(_)
@@ -118,9 +120,9 @@ pub(super) fn bounded_message(mut message: rank_message::Message) -> rank_messag
     message
 }
 
-fn bound_figures(figures: &mut Vec<v1::Metric>) {
-    figures.truncate(FIGURES);
-    figures.iter_mut().for_each(|figure| cut(&mut figure.name, NAME_BYTES));
+fn truncate_metrics(metrics: &mut Vec<v1::Metric>) {
+    metrics.truncate(MAX_METRICS);
+    metrics.iter_mut().for_each(|metric| cut(&mut metric.name, MAX_NAME_BYTES));
 }
 
 #[cfg(test)]
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_is_taken_by_its_word_only_as_far_as_its_words_are_short() {
+    fn an_oversized_registration_is_rejected() {
         check_registration(&agent()).unwrap();
         let long = "x".repeat(3 << 20);
         let many = |count: usize| {
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_rank_says_of_its_end_is_bounded() {
+    fn exit_and_failure_reports_are_truncated() {
         let exit = v1::RankExited { log_tail: vec!["ä".repeat(100_000); 1000], ..Default::default() };
         assert!(bounded_exit(exit).encoded_len() < 200_000);
         let failure = v1::TaskFailure {
@@ -187,7 +189,7 @@ mod tests {
 
     #[test]
     fn texts_are_cut_between_characters() {
-        // The fifth byte lies within the ö.
+        // The fifth byte is within the ö.
         let mut text = "abcdöf and so on".to_owned();
         cut(&mut text, 8);
         assert_eq!(text, "abcd…");

@@ -3,21 +3,21 @@
 pub mod artifacts;
 
 mod admission;
-mod amend;
 mod connections;
-mod evidence;
 mod jobs;
 mod limits;
 mod lineage;
-mod plausible;
+mod normalize;
+mod plausibility;
 mod serve;
 pub(crate) mod status;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod workers;
 
 pub use connections::Limits;
 pub use jobs::JobsService;
-pub use jobs::is_of_workers;
+pub use jobs::is_device_warning;
 pub use serve::{Serve, ServeError, serve};
 pub use workers::WorkersService;

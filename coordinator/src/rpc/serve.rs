@@ -19,45 +19,45 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::amend::amend;
 use super::artifacts::ArtifactsService;
-use super::connections::{Limits, Registry, follow, incoming};
+use super::connections::{Limits, Registry, incoming, track};
+use super::normalize::normalize;
 use super::{JobsService, WorkersService};
 use crate::clock::Clock;
 use crate::driver::{DriverError, Settings};
-use crate::leadership::{Desk, Office};
+use crate::leadership::{Election, LeadershipHandle};
 use crate::resolve::Resolver;
 use crate::web;
 
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAMS_PER_CONNECTION: u32 = 128;
-/// Calls of one connection that are worked on at once; streams count until they are answered.
+/// Number of calls of one connection that are handled concurrently; streams count until they are answered.
 const CALLS_PER_CONNECTION: usize = 32;
-/// Largest headers of a request.
+/// Size limit of a request's headers.
 const HEADER_BYTES: u32 = 16 << 10;
-/// Streams that a connection may have reset before they were worked on, and those that it had reset for its errors: one
-/// with more does nothing else.
+/// Number of streams that a connection may reset before they are handled, and that may be reset for its errors, before it is
+/// closed as abusive.
 const RESET_STREAMS: usize = 64;
-/// For open calls to end after the driver has.
+/// Time for open calls to end after the driver has.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// What a coordinator serves, and where.
+/// Configuration of a coordinator.
 pub struct Serve {
     pub store: Store,
     /// Bound by the caller, who decides who can reach it: there is no authentication.
     pub listener: TcpListener,
-    /// Where clients and workers reach the listener, as a URL; empty where nobody knows.
+    /// URL under which clients and workers reach the listener; empty if unknown.
     pub address: String,
-    /// Lead at once, whoever leads now.
+    /// Become the leader at once, whoever leads now.
     pub take_over: bool,
     pub metrics: PrometheusHandle,
     pub settings: Settings,
     pub limits: Limits,
     /// Reads the inputs of submitted jobs.
     pub resolver: Resolver,
-    /// Tells whether this coordinator leads.
-    pub desk: Desk,
+    /// Shows whether this coordinator leads.
+    pub leadership: LeadershipHandle,
 }
 
 impl Serve {
@@ -72,7 +72,7 @@ impl Serve {
             settings: Settings::default(),
             limits: Limits::default(),
             resolver,
-            desk: Desk::default(),
+            leadership: LeadershipHandle::default(),
         }
     }
 }
@@ -91,15 +91,17 @@ pub enum ServeError {
     Panicked,
 }
 
-/// Listens, as a standby at first. Refuses a store that lets a key be created twice. The future it answers with serves
-/// until `stop` is cancelled, or fails where the log cannot be written: then the process must end, and be started again.
+/// Starts listening, as a standby at first. Rejects a store that lets a key be created twice. The returned future serves until
+/// `stop` is canceled, or fails if the log cannot be written: the process must then be restarted.
 pub async fn serve(
     options: Serve,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
     options.store.probe().await?;
-    let Serve { store, listener, address, take_over, metrics, settings, limits, resolver, desk } = options;
-    let routes = routes(desk.clone(), store.clone(), resolver, metrics, settings.allow_version_skew).await?;
+    let Serve { store, listener, address, take_over, metrics, settings, limits, resolver, leadership } =
+        options;
+    let routes =
+        routes(leadership.clone(), store.clone(), resolver, metrics, settings.allow_version_skew).await?;
     let server = Server::builder()
         // Browsers, Prometheus and probes speak HTTP/1.
         .accept_http1(true)
@@ -116,12 +118,13 @@ pub async fn serve(
     let ended = CancellationToken::new();
     let incoming = incoming(listener, Registry::new(limits));
     let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended.clone().cancelled_owned()));
-    let office = Office { store, address, take_over, settings, clock: Clock::start(), desk };
-    let office = tokio::spawn(async move { office.serve(stop).await });
+    let election =
+        Election { store, address, take_over, settings, clock: Clock::start(), handle: leadership };
+    let election = tokio::spawn(async move { election.run(stop).await });
     Ok(async move {
-        let led = office.await.map_err(|_| ServeError::Panicked)?;
+        let led = election.await.map_err(|_| ServeError::Panicked)?;
         ended.cancel();
-        // The driver's end has closed the workers' and watchers' streams; others get a moment to finish.
+        // The driver's end has closed the streams of workers and watchers; other calls get a moment to finish.
         let abort = server.abort_handle();
         match tokio::time::timeout(GRACE, server).await {
             Ok(Ok(served)) => served?,
@@ -133,18 +136,18 @@ pub async fn serve(
 }
 
 async fn routes(
-    desk: Desk,
+    leadership: LeadershipHandle,
     store: Store,
     resolver: Resolver,
     metrics: PrometheusHandle,
     allow_version_skew: bool,
 ) -> Result<Routes, ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    tell_health(&health, false).await;
-    let mut changes = Box::pin(desk.changes());
+    set_health(&health, false).await;
+    let mut changes = Box::pin(leadership.changes());
     tokio::spawn(async move {
         while let Some(leads) = changes.next().await {
-            tell_health(&health, leads).await;
+            set_health(&health, leads).await;
         }
     });
     let reflection = tonic_reflection::server::Builder::configure()
@@ -155,38 +158,38 @@ async fn routes(
         .register_encoded_file_descriptor_set(foil_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
-    let jobs = JobsServer::new(JobsService::new(desk.clone(), resolver));
-    let workers = WorkersServer::new(WorkersService::new(desk.clone(), &store, allow_version_skew));
+    let jobs = JobsServer::new(JobsService::new(leadership.clone(), resolver));
+    let workers = WorkersServer::new(WorkersService::new(leadership.clone(), &store, allow_version_skew));
     let services = Routes::new(health_service)
         .add_service(reflection)
         .add_service(older_reflection)
         .add_service(jobs.max_decoding_message_size(REQUEST_BYTES))
         .add_service(workers.max_decoding_message_size(REPORT_BYTES))
-        .add_service(ArtifactsService::new(store.clone(), desk.clone()).into_server());
-    let mut all = web::merge(services, web::router(metrics, move || desk.readiness(store.trouble())));
+        .add_service(ArtifactsService::new(store.clone(), leadership.clone()).into_server());
+    let mut all = web::merge(services, web::router(metrics, move || leadership.readiness(store.trouble())));
     let router = all.axum_router_mut();
-    *router = std::mem::take(router).layer(from_fn(amend)).layer(from_fn(follow));
+    *router = std::mem::take(router).layer(from_fn(normalize)).layer(from_fn(track));
     Ok(all)
 }
 
-const LEADERS_SERVICES: [&str; 3] = [
+const LEADER_SERVICES: [&str; 3] = [
     JobsServer::<JobsService>::NAME,
     WorkersServer::<WorkersService>::NAME,
     ArtifactsServer::<ArtifactsService>::NAME,
 ];
-const EVERYBODYS_SERVICES: [&str; 3] = [
+const COMMON_SERVICES: [&str; 3] = [
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// The whole server is healthy as a standby too.
-async fn tell_health(health: &HealthReporter, leads: bool) {
+/// Sets the health of each service. The server as a whole is healthy as a standby too.
+async fn set_health(health: &HealthReporter, leads: bool) {
     let status = if leads { ServingStatus::Serving } else { ServingStatus::NotServing };
-    for service in LEADERS_SERVICES {
+    for service in LEADER_SERVICES {
         health.set_service_status(service, status).await;
     }
-    for service in EVERYBODYS_SERVICES {
+    for service in COMMON_SERVICES {
         health.set_service_status(service, ServingStatus::Serving).await;
     }
 }

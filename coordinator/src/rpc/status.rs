@@ -16,18 +16,18 @@ use crate::plan::TooLarge;
 use crate::resolve::ResolveError;
 use crate::schedule::Refusal;
 
-/// What clients and ranks tell apart by `ErrorInfo.reason`.
+/// Domain of `ErrorInfo`, by whose `reason` clients and ranks distinguish errors.
 const DOMAIN: &str = "foil";
 const STALE_ATTEMPT: &str = "STALE_ATTEMPT";
-/// When a client told to come again should do so.
+/// Delay after which a client should retry.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// Longest message; the details say it once more.
+/// Size limit of a message; the details repeat it.
 const MESSAGE_BYTES: usize = 1024;
-/// Longest part of a message that repeats what the caller sent.
+/// Size limit of the caller's own text within a message.
 const ECHO_BYTES: usize = 256;
 
-/// Cuts a text at a whole character, and shows that it was cut.
+/// Truncates a text between characters, and marks it as truncated.
 pub(crate) fn cut(text: &mut String, bytes: usize) {
     const MARK: &str = "…";
     if text.len() > bytes {
@@ -36,14 +36,14 @@ pub(crate) fn cut(text: &mut String, bytes: usize) {
     }
 }
 
-/// A message of a length that every client takes.
+/// A message truncated to a length that every client accepts.
 pub(crate) fn short(message: impl Into<String>) -> String {
     let mut message = message.into();
     cut(&mut message, MESSAGE_BYTES);
     message
 }
 
-/// What the caller sent, for it to recognize.
+/// The caller's own text, truncated, to be recognized in a message.
 pub(crate) fn echo(text: &str) -> String {
     let mut text = text.to_owned();
     cut(&mut text, ECHO_BYTES);
@@ -70,7 +70,7 @@ pub(crate) fn too_large(error: &TooLarge) -> Status {
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-/// A job's inputs cannot be used, or not be read now.
+/// Status for inputs that cannot be used, or that cannot be read at present.
 pub(crate) fn bad_input(error: &ResolveError) -> Status {
     let message = short(error.to_string());
     match (error.field(), error) {
@@ -87,7 +87,7 @@ pub(crate) fn bad_input(error: &ResolveError) -> Status {
             let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             Status::with_error_details(Code::Unavailable, message, retry)
         }
-        (None, _) if error.is_stores() => Status::failed_precondition(message),
+        (None, _) if error.is_store_error() => Status::failed_precondition(message),
         (None, _) => Status::internal(message),
     }
 }
@@ -101,20 +101,20 @@ pub(crate) fn no_job(id: &str) -> Status {
 
 pub(crate) fn other_spec(request_id: &str, job: &str) -> Status {
     let message = format!(
-        "the request id {request_id} made job {job} from another specification; give each submission an id of its own"
+        "the request id {request_id} belongs to job {job} with another specification; give each submission an id of its own"
     );
     let details = ErrorDetails::with_resource_info("job", job, "", message.clone());
     Status::with_error_details(Code::AlreadyExists, message, details)
 }
 
-/// To an agent whose name another one has.
+/// Status for an agent whose name is taken.
 pub(crate) fn name_taken(taken: &NameTaken) -> Status {
     let message = taken.to_string();
     let details = ErrorDetails::with_resource_info("agent", &taken.agent, &taken.host, message.clone());
     Status::with_error_details(Code::AlreadyExists, message, details)
 }
 
-/// To a worker of another version or build.
+/// Status for a worker of another version or build.
 pub(crate) fn skewed(who: &str, skew: &str) -> Status {
     Status::failed_precondition(format!(
         "{who} is refused: {skew}, and a job gives the same weights on one version only; install the coordinator's \
@@ -122,14 +122,14 @@ pub(crate) fn skewed(who: &str, skew: &str) -> Status {
     ))
 }
 
-/// To a rank whose report cannot be looked into.
-pub(crate) fn store_away(error: &StoreError) -> Status {
+/// Status for a rank whose report cannot be verified at present.
+pub(crate) fn store_unavailable(error: &StoreError) -> Status {
     let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     Status::with_error_details(Code::Unavailable, error.to_string(), retry)
 }
 
-/// To a rank whose word does not count.
-pub(crate) fn refused(refusal: &Refusal) -> Status {
+/// Status for a rank whose message is rejected.
+pub(crate) fn rejected(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::Stale { .. } => {
             let details = ErrorDetails::with_error_info(STALE_ATTEMPT, DOMAIN, HashMap::new());
@@ -140,13 +140,13 @@ pub(crate) fn refused(refusal: &Refusal) -> Status {
     }
 }
 
-/// To a caller that is to turn to the leader: it finds its address in the details, as [`foil_common::rpc::leader_of`]
-/// reads them.
+/// Status that redirects a caller to the leader: the details hold its address, which [`foil_common::rpc::leader_of`]
+/// reads.
 pub(crate) fn not_leading(why: &NotLeading) -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     let leader = match why {
         NotLeading::Elsewhere { leader } => HashMap::from([(rpc::LEADER.to_owned(), leader.clone())]),
-        NotLeading::Unknown | NotLeading::Lapsed => HashMap::new(),
+        NotLeading::Unknown | NotLeading::LeaseExpired => HashMap::new(),
     };
     details.set_error_info(rpc::NOT_LEADER, DOMAIN, leader);
     Status::with_error_details(Code::Unavailable, why.to_string(), details)

@@ -13,33 +13,33 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::admission::{check_agent, check_rank};
-use super::evidence;
 use super::limits::{bounded_exit, bounded_message};
-use super::status::{bad_field, name_taken, not_leading, refused, stopped, store_away};
+use super::status::{bad_field, name_taken, not_leading, rejected, stopped, store_unavailable};
+use super::verify;
 use crate::driver::{Handle, Stopped, StreamEnd};
-use crate::leadership::Desk;
+use crate::leadership::LeadershipHandle;
 
-/// Commands that may wait for a worker to read them.
+/// Number of commands that may wait for a worker to read them.
 const BACKLOG: usize = 256;
-/// For a stream's first message, which says whose it is.
-const FIRST_WORD: Duration = Duration::from_secs(20);
-/// How long a rank's report waits for the store to bear it out.
-const STORE_PATIENCE: Duration = Duration::from_secs(3600);
+/// Timeout for a stream's first message, which identifies the worker.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time limit for verifying a rank's report against the store.
+const STORE_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// The service. Streams end with the driver.
+/// The Workers service. Streams end with the driver.
 #[derive(Debug, Clone)]
 pub struct WorkersService {
-    desk: Desk,
-    /// Where what ranks report must lie.
+    leadership: LeadershipHandle,
+    /// Store against which ranks' reports are verified.
     store: Store,
     allow_version_skew: bool,
     connections: Arc<AtomicU64>,
 }
 
 impl WorkersService {
-    pub fn new(desk: Desk, store: &Store, allow_version_skew: bool) -> Self {
-        let store = store.patient(STORE_PATIENCE);
-        Self { desk, store, allow_version_skew, connections: Arc::default() }
+    pub fn new(leadership: LeadershipHandle, store: &Store, allow_version_skew: bool) -> Self {
+        let store = store.patient(STORE_TIMEOUT);
+        Self { leadership, store, allow_version_skew, connections: Arc::default() }
     }
 }
 
@@ -52,14 +52,14 @@ impl Workers for WorkersService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::AgentStream>, Status> {
-        let driver = self.desk.driver().map_err(|why| not_leading(&why))?;
+        let driver = self.leadership.driver().map_err(|why| not_leading(&why))?;
         let (commands, stream) = mpsc::channel(BACKLOG);
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let allow_skew = self.allow_version_skew;
-        // The answer's headers must not wait for the first message: a client may wait for them before it writes.
+        // The response headers must not wait for the first message: a client may wait for them before it writes.
         tokio::spawn(async move {
             if let Err(status) =
-                hear_agent(&driver, request.into_inner(), connection, &commands, allow_skew).await
+                serve_agent(&driver, request.into_inner(), connection, &commands, allow_skew).await
             {
                 // An agent that is gone needs no reason.
                 let _ = commands.send(Err(status)).await;
@@ -72,18 +72,18 @@ impl Workers for WorkersService {
         &self,
         request: Request<Streaming<v1::RankMessage>>,
     ) -> Result<Response<Self::RankStream>, Status> {
-        let driver = self.desk.driver().map_err(|why| not_leading(&why))?;
+        let driver = self.leadership.driver().map_err(|why| not_leading(&why))?;
         let (commands, stream) = mpsc::channel(BACKLOG);
         let service = self.clone();
         tokio::spawn(async move {
-            if let Err(status) = service.hear_rank(&driver, request.into_inner(), &commands).await {
+            if let Err(status) = service.serve_rank(&driver, request.into_inner(), &commands).await {
                 // A rank that is gone needs no reason.
                 let _ = commands.send(Err(StreamEnd::Status(status))).await;
             }
         });
         let stream = ReceiverStream::new(stream).map(|command| {
             command.map_err(|end| match end {
-                StreamEnd::Refused(refusal) => refused(&refusal),
+                StreamEnd::Refused(refusal) => rejected(&refusal),
                 StreamEnd::Status(status) => status,
             })
         });
@@ -91,14 +91,14 @@ impl Workers for WorkersService {
     }
 }
 
-async fn hear_agent(
+async fn serve_agent(
     driver: &Handle,
     mut messages: Streaming<v1::AgentMessage>,
     connection: u64,
     commands: &mpsc::Sender<Result<v1::AgentCommand, Status>>,
     allow_skew: bool,
 ) -> Result<(), Status> {
-    let first = first_word(&mut messages).await?.and_then(|message| message.message);
+    let first = first_message(&mut messages).await?.and_then(|message| message.message);
     let Some(agent_message::Message::Register(hello)) = first else {
         return Err(bad_field("register", "an agent's first message must be its registration"));
     };
@@ -106,12 +106,12 @@ async fn hear_agent(
     let agent = hello.agent_id.clone();
     let admitted = driver.agent_registered(hello, connection, commands.clone()).await.map_err(stopped)?;
     admitted.map_err(|taken| name_taken(&taken))?;
-    let told = tell_agent(driver, &mut messages, &agent, connection, commands).await;
+    let result = forward_agent_messages(driver, &mut messages, &agent, connection, commands).await;
     driver.agent_gone(agent, connection).await.map_err(stopped)?;
-    told
+    result
 }
 
-async fn tell_agent(
+async fn forward_agent_messages(
     driver: &Handle,
     messages: &mut Streaming<v1::AgentMessage>,
     agent: &str,
@@ -122,14 +122,14 @@ async fn tell_agent(
         let message = tokio::select! {
             message = messages.message() => message,
             () = commands.closed() => return Ok(()),
-            // One that has nothing to say must learn of it too.
+            // Also notifies a worker that has nothing to send.
             () = driver.ended() => return Err(stopped(Stopped)),
         };
-        // A broken stream is an end like any other.
+        // A broken stream is treated like one that has ended.
         let Ok(Some(message)) = message else { return Ok(()) };
-        let told = match message.message {
-            Some(agent_message::Message::Heartbeat(beat)) => {
-                driver.agent_heartbeat(agent.to_owned(), connection, beat.number).await
+        let result = match message.message {
+            Some(agent_message::Message::Heartbeat(heartbeat)) => {
+                driver.agent_heartbeat(agent.to_owned(), connection, heartbeat.number).await
             }
             Some(agent_message::Message::RankExited(exit)) => {
                 driver.rank_exited(agent.to_owned(), connection, bounded_exit(exit)).await
@@ -142,31 +142,31 @@ async fn tell_agent(
             }
             None => Ok(()),
         };
-        told.map_err(stopped)?;
+        result.map_err(stopped)?;
     }
 }
 
 impl WorkersService {
-    async fn hear_rank(
+    async fn serve_rank(
         &self,
         driver: &Handle,
         mut messages: Streaming<v1::RankMessage>,
         commands: &mpsc::Sender<Result<v1::RankCommand, StreamEnd>>,
     ) -> Result<(), Status> {
-        let first = first_word(&mut messages).await?.and_then(|message| message.message);
+        let first = first_message(&mut messages).await?.and_then(|message| message.message);
         let Some(rank_message::Message::Hello(hello)) = first else {
             return Err(bad_field("hello", "a rank's first message must be its hello"));
         };
         check_rank(&hello, self.allow_version_skew)?;
         let session = hello.session_id.clone();
-        let seated = driver.rank_hello(hello, commands.clone()).await.map_err(stopped)?;
-        seated.map_err(|refusal| refused(&refusal))?;
-        let told = self.tell_rank(driver, &mut messages, &session, commands).await;
+        let admitted = driver.rank_hello(hello, commands.clone()).await.map_err(stopped)?;
+        admitted.map_err(|refusal| rejected(&refusal))?;
+        let result = self.forward_rank_messages(driver, &mut messages, &session, commands).await;
         driver.rank_gone(session).await.map_err(stopped)?;
-        told
+        result
     }
 
-    async fn tell_rank(
+    async fn forward_rank_messages(
         &self,
         driver: &Handle,
         messages: &mut Streaming<v1::RankMessage>,
@@ -177,23 +177,25 @@ impl WorkersService {
             let message = tokio::select! {
                 message = messages.message() => message,
                 () = commands.closed() => return Ok(()),
-                // One that has nothing to say must learn of it too.
+                // Also notifies a worker that has nothing to send.
                 () = driver.ended() => return Err(stopped(Stopped)),
             };
             let Ok(Some(message)) = message else { return Ok(()) };
             let Some(message) = message.message.map(bounded_message) else { continue };
             let flaw = tokio::select! {
-                flaw = evidence::flaw(&self.store, &message) => flaw.map_err(|error| store_away(&error))?,
+                flaw = verify::find_flaw(&self.store, &message) => flaw.map_err(|error| store_unavailable(&error))?,
                 () = commands.closed() => return Ok(()),
                 () = driver.ended() => return Err(stopped(Stopped)),
             };
-            driver.rank_said(session.to_owned(), message, flaw).await.map_err(stopped)?;
+            driver.rank_message(session.to_owned(), message, flaw).await.map_err(stopped)?;
         }
     }
 }
 
-/// A stream that says nothing is nobody's.
-async fn first_word<T>(messages: &mut Streaming<T>) -> Result<Option<T>, Status> {
-    let first = tokio::time::timeout(FIRST_WORD, messages.message()).await;
-    first.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no message came within {FIRST_WORD:?}"))))
+/// A stream's first message, which must come in time.
+async fn first_message<T>(messages: &mut Streaming<T>) -> Result<Option<T>, Status> {
+    let first = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, messages.message()).await;
+    first.unwrap_or_else(|_| {
+        Err(Status::deadline_exceeded(format!("no message came within {FIRST_MESSAGE_TIMEOUT:?}")))
+    })
 }

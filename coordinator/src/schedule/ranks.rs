@@ -8,9 +8,9 @@ use foil_proto::v1::rank_command::Command;
 use super::blame::{Sign, Symptom};
 use super::{Busy, Counter, Decision, Effect, Level, Refusal, Run, Stage};
 use crate::clock::Now;
-use crate::cluster::{Fault, Place};
+use crate::cluster::{AgentFault, Placement};
 use crate::job::JobState;
-use crate::secret::{self, Mint};
+use crate::secret::{self, SecretIssuer};
 
 /// Losses per rank without a sign of progress after which another process is not worth starting.
 const LOSSES_PER_RANK: u32 = 3;
@@ -44,7 +44,7 @@ pub enum Slot {
 #[derive(Debug, Clone)]
 pub struct Process {
     pub session: String,
-    pub place: Place,
+    pub placement: Placement,
     /// Its agent has not spoken to this coordinator, which only read of it: nothing tells it to stop, and it may live for
     /// as long as its agent is believed in.
     pub(super) unseen: bool,
@@ -87,11 +87,17 @@ impl Run {
     }
 
     /// Seats a new process on a device; answers with it and the command that starts it.
-    pub fn fill(&mut self, rank: usize, place: Place, mint: &Mint, now: Now) -> (Process, Effect) {
+    pub fn fill(
+        &mut self,
+        rank: usize,
+        placement: Placement,
+        issuer: &SecretIssuer,
+        now: Now,
+    ) -> (Process, Effect) {
         self.processes += 1;
         let (attempt, term, number) = (self.attempt, self.term, self.processes);
         let session = format!("{}-a{attempt}-r{rank}-t{term}-{number}", self.job);
-        let secret = mint.secret(&session);
+        let secret = issuer.secret(&session);
         let proof = secret::fingerprint(&secret);
         let start = v1::StartRank {
             session_id: session.clone(),
@@ -99,12 +105,12 @@ impl Run {
             attempt: self.attempt,
             rank: u32::try_from(rank).unwrap_or(u32::MAX),
             world: self.world(),
-            device_id: place.device.clone(),
+            device_id: placement.device.clone(),
             threads: self.threads,
             secret,
         };
-        let agent = place.agent.clone();
-        let process = Process { session, place, unseen: false, adopted: false, leaving: false, proof };
+        let agent = placement.agent.clone();
+        let process = Process { session, placement, unseen: false, adopted: false, leaving: false, proof };
         if let Some(slot) = self.slots.get_mut(rank) {
             *slot = Slot::Starting { process: process.clone(), since: now.mono };
         }
@@ -119,7 +125,7 @@ impl Run {
     /// The agent that a session's process runs on.
     pub fn agent_of(&self, session: &str) -> Option<&str> {
         let process = self.slots.iter().filter_map(Slot::process).find(|process| process.session == session);
-        process.map(|process| process.place.agent.as_str())
+        process.map(|process| process.placement.agent.as_str())
     }
 
     pub(super) fn rank_of(&self, session: &str) -> Option<usize> {
@@ -143,13 +149,13 @@ impl Run {
         let stale = self.stale(session);
         let slot = self.slots.get_mut(rank).ok_or_else(|| stale.clone())?;
         let Slot::Starting { process, since } = slot else { return Err(stale) };
-        if !secret::proves(&hello.secret, &process.proof) {
+        if !secret::verify(&hello.secret, &process.proof) {
             return Err(Refusal::Stranger { session: session.to_owned() });
         }
         if !same || self.closing.is_some() {
             return Err(stale);
         }
-        out.effects.push(Effect::Vouch { agent: process.place.agent.clone() });
+        out.effects.push(Effect::Vouch { agent: process.placement.agent.clone() });
         out.because(format!("rank {rank} joined after {:.1} s", now.since(*since).as_secs_f64()));
         *slot = Slot::Up { process: process.clone(), busy: Busy::Idle };
         let command = Command::Welcome(v1::RankWelcome { spec: Some(state.submitted.spec.clone()) });
@@ -255,13 +261,13 @@ impl Run {
         let process = slot.process()?;
         let never_connected = matches!(slot, Slot::Starting { .. }) && !process.adopted;
         let fault = match symptom.sign {
-            Sign::Misreported(_) => Fault::Misreported,
+            Sign::Misreported(_) => AgentFault::FalseReport,
             Sign::AgentLost => return None,
             _ if process.leaving => return None,
-            _ if never_connected => Fault::NeverConnected,
+            _ if never_connected => AgentFault::NeverConnected,
             _ => return None,
         };
-        Some(Effect::Blame { place: process.place.clone(), fault, why: symptom.sign.to_string() })
+        Some(Effect::Blame { placement: process.placement.clone(), fault, why: symptom.sign.to_string() })
     }
 
     /// A rank said what is not so: its process is stopped, and its agent blamed.
@@ -280,7 +286,7 @@ impl Run {
             Slot::Vacant | Slot::Down { .. } => return,
             Slot::Starting { process, .. } | Slot::Up { process, .. } => process.clone(),
         };
-        let (agent, session) = (process.place.agent.clone(), process.session.clone());
+        let (agent, session) = (process.placement.agent.clone(), process.session.clone());
         out.effects.push(Effect::Stop { agent, session });
         *slot = Slot::Down { process, since: now.mono };
     }
@@ -289,8 +295,8 @@ impl Run {
     fn vacate(&mut self, rank: usize, out: &mut Decision) {
         let Some(slot) = self.slots.get_mut(rank) else { return };
         if let Some(process) = slot.process() {
-            let (place, session) = (process.place.clone(), process.session.clone());
-            out.effects.push(Effect::Release { place, session });
+            let (placement, session) = (process.placement.clone(), process.session.clone());
+            out.effects.push(Effect::Release { placement, session });
         }
         *slot = Slot::Vacant;
     }

@@ -11,7 +11,7 @@ use super::pulse::Pulse;
 use super::ranks::Process;
 use super::{Busy, Deadlines, Decision, Effect, Run, Slot, Stage};
 use crate::clock::Now;
-use crate::cluster::Place;
+use crate::cluster::Placement;
 use crate::job::JobState;
 
 impl Run {
@@ -20,12 +20,12 @@ impl Run {
     pub fn adopt(state: &JobState, term: u64, deadlines: Deadlines, now: Now) -> Self {
         let mut run = Self::new(state, state.attempt, term, deadlines, now);
         for (slot, rank) in run.slots.iter_mut().zip(0..) {
-            if let Some(seat) = state.seats.get(&rank) {
+            if let Some(seat) = state.ranks.get(&rank) {
                 let proof = seat.proof.clone();
-                let place = Place { agent: seat.agent.clone(), device: seat.device.clone() };
+                let placement = Placement { agent: seat.agent.clone(), device: seat.device.clone() };
                 let process = Process {
                     session: seat.session.clone(),
-                    place,
+                    placement,
                     unseen: true,
                     adopted: true,
                     leaving: false,
@@ -122,7 +122,7 @@ impl Run {
             Slot::Down { process, since } => {
                 process.unseen = false;
                 *since = now.mono;
-                let (agent, session) = (process.place.agent.clone(), process.session.clone());
+                let (agent, session) = (process.placement.agent.clone(), process.session.clone());
                 out.effects.push(Effect::Stop { agent, session });
             }
             Slot::Vacant | Slot::Starting { .. } | Slot::Up { .. } => {}

@@ -1,13 +1,13 @@
-//! Coordinators in the world: what leaves them, how they die, and what they are held to.
+//! Simulated coordinators: their output, their failures, and the invariants that they must keep.
 
-use super::ledger;
+use super::checker;
 use super::machines::Stream;
 use super::node::{Release, State};
-use super::world::{CALM_FROM, Happening, MILLI, Refused, Word, World};
+use super::simulator::{FAULTS_END, MILLI, NodeMessage, Rejection, SimEvent, Simulator};
 use crate::driver::core::Action;
 use crate::job::fixture::{JOB, submitted};
 
-impl World {
+impl Simulator {
     pub(super) fn poll_nodes(&mut self) {
         let now = self.clock();
         for node in 0..self.nodes.len() {
@@ -27,15 +27,15 @@ impl World {
         }
     }
 
-    /// A leader steps down, or dies: its streams break, which the other ends soon notice.
+    /// Breaks the streams of a leader that steps down or dies; the other ends soon notice.
     fn cut_streams(&mut self, node: usize, state: State, dies: bool) {
         let before = std::mem::replace(&mut self.nodes[node].state, state);
         if let State::Leading(leading) = before {
             for (agent, stream) in leading.agents {
-                self.soon(Happening::AgentCut { agent, stream });
+                self.schedule_soon(SimEvent::AgentCut { agent, stream });
             }
             for (session, stream) in leading.ranks {
-                self.soon(Happening::RankCut { session, stream, refused: Refused::No });
+                self.schedule_soon(SimEvent::RankCut { session, stream, rejection: Rejection::None });
             }
         }
         if !dies {
@@ -50,36 +50,36 @@ impl World {
         self.leaderless_since = None;
         let led = self.nodes[node].leading().is_some();
         let other = &self.nodes[1 - node];
-        let watched = matches!(other.state, State::Standing(_)) && other.paused_until <= self.now;
-        if led && watched && self.now >= CALM_FROM / 4 {
+        let watched = matches!(other.state, State::Standby(_)) && other.paused_until <= self.now;
+        if led && watched && self.now >= FAULTS_END / 4 {
             self.leaderless_since = Some(self.now);
         }
         self.deaths += 1;
         self.processes += 1;
         self.cut_streams(node, State::Dead, true);
-        // Nobody answers to the old number any more.
+        // The old process number is dead.
         self.nodes[node].process = self.processes;
-        let down = 500 + self.dice.next() % 4000;
-        self.later(down, Happening::Restart { node });
+        let down = 500 + self.rng.next() % 4000;
+        self.schedule_after(down, SimEvent::Restart { node });
     }
 
     fn release(&mut self, node: usize, release: Release) {
         for (revision, event) in &release.events {
-            if let Err(violation) = self.ledger.tell(*revision, event) {
+            if let Err(violation) = self.checker.record_event(*revision, event) {
                 self.violation.get_or_insert(violation);
             }
-            if let Some(attempt) = ledger::given_up(event) {
+            if let Some(attempt) = checker::failed_attempt(event) {
                 self.check_fence(node, attempt);
             }
             self.ended |= matches!(event.change, crate::job::Change::Ended(_));
         }
-        self.ledger.submitted |= release.submitted;
+        self.checker.submitted |= release.submitted;
         for action in release.actions {
             self.act(node, action);
         }
     }
 
-    /// Whoever leads may give up only processes that are dead or whose agents it can tell to kill them.
+    /// A leader may give up only processes that are dead, or whose agents it can tell to kill them.
     fn check_fence(&mut self, node: usize, attempt: u32) {
         let Some(leading) = self.nodes[node].leading() else { return };
         let alive = self
@@ -103,84 +103,85 @@ impl World {
             Action::Agent { agent, command } => {
                 if let Some(id) = leading.agents.get(&agent).copied() {
                     let stream = Stream { id, node, process };
-                    self.along(id, false, Happening::ToAgent { agent, stream, term, command });
+                    self.send_on_stream(id, false, SimEvent::ToAgent { agent, stream, term, command });
                 }
             }
             Action::Rank { session, command } => {
                 if let Some(id) = leading.ranks.get(&session).copied() {
                     let stream = Stream { id, node, process };
-                    self.along(id, false, Happening::ToRank { session, stream, term, command });
+                    self.send_on_stream(id, false, SimEvent::ToRank { session, stream, term, command });
                 }
             }
             Action::WriteSteps { phase, key, .. } => {
                 let stream = self.open(node);
-                self.say(stream, Word::StepsWritten { phase, key });
+                self.send(stream, NodeMessage::StepsWritten { phase, key });
             }
-            Action::Sweep(sweep) => self.ledger.sweep(sweep),
+            Action::CollectGarbage(garbage) => self.checker.record_garbage(garbage),
             Action::Publish { .. } | Action::Transition { .. } | Action::Count(_) => {}
         }
     }
 
-    /// A leader whose lease holds answers reads: never with less than anybody was told.
+    /// Reads from a leader with a valid lease, which must never show an older state than was released before.
     pub(super) fn read_at(&mut self, node: usize) {
-        let (now, newest) = (self.now, self.ledger.newest());
+        let (now, newest) = (self.now, self.checker.newest());
         let Some(leading) = self.nodes[node].leading() else { return };
         let state = leading.core.state(JOB);
         let seen = state.map_or(0, |state| state.revision);
-        // Also where the leader that wrote the end died before it told. What is not durable yet may still be lost.
+        // The end may be visible here only, if the leader that wrote it died before releasing it. Events that are not durable
+        // may still be lost.
         let durable = leading.is_settled() && now < leading.lease_until;
         self.ended |= durable && state.is_some_and(crate::job::JobState::is_ended);
         if now < leading.lease_until && seen < newest {
-            let text = format!("a leader shows revision {seen} after another told of {newest}");
+            let text = format!("a leader shows revision {seen} after another leader released {newest}");
             self.violation.get_or_insert(text);
         }
     }
 
-    /// The client tries one coordinator after another, and now and then sends again what was answered.
+    /// The client tries one coordinator after another, and sometimes repeats a request that was answered.
     pub(super) fn submit(&mut self) {
-        if !self.ledger.submitted || self.dice.one_in(2) {
-            let node = self.dice.below(2);
+        if !self.checker.submitted || self.rng.one_in(2) {
+            let node = self.rng.below(2);
             let stream = self.open(node);
-            self.say(stream, Word::Submit);
-            let pause = 200 + self.dice.next() % 2000;
-            self.later(pause, Happening::Submit);
+            self.send(stream, NodeMessage::Submit);
+            let pause = 200 + self.rng.next() % 2000;
+            self.schedule_after(pause, SimEvent::Submit);
         }
     }
 
-    pub(super) fn misfortune(&mut self) {
-        if self.now > CALM_FROM {
+    pub(super) fn inject_fault(&mut self) {
+        if self.now > FAULTS_END {
             return;
         }
-        let node = self.dice.below(2);
-        match self.dice.below(8) {
+        let node = self.rng.below(2);
+        match self.rng.below(8) {
             0 | 1 => self.crash(node),
             2 | 3 => {
                 self.leaderless_since = None;
-                let sleep = self.dice.between(500 * MILLI, 25_000 * MILLI);
+                let sleep = self.rng.between(500 * MILLI, 25_000 * MILLI);
                 self.nodes[node].paused_until = self.now + sleep;
             }
             4 => {
-                let agent = if self.dice.one_in(2) { "a" } else { "b" };
+                let agent = if self.rng.one_in(2) { "a" } else { "b" };
                 self.lose_stream(agent);
             }
             _ => {
                 let sessions: Vec<String> = self.ranks.keys().cloned().collect();
-                if let Some(session) = sessions.get(self.dice.below(sessions.len())) {
+                if let Some(session) = sessions.get(self.rng.below(sessions.len())) {
                     self.deaths += 1;
                     self.kill(session);
                 }
             }
         }
-        let pause = 500 + self.dice.next() % 6000;
-        self.later(pause, Happening::Misfortune);
+        let pause = 500 + self.rng.next() % 6000;
+        self.schedule_after(pause, SimEvent::Fault);
     }
 
-    pub(super) fn node_hears(&mut self, stream: Stream) -> bool {
+    pub(super) fn is_connected(&mut self, stream: Stream) -> bool {
         let node = &mut self.nodes[stream.node];
         node.process == stream.process && node.leading().is_some()
     }
 
-    pub(super) fn submitted_job(&mut self, node: usize) {
+    pub(super) fn submit_job(&mut self, node: usize) {
         let now = self.clock();
         let Some(leading) = self.nodes[node].leading() else { return };
         if now.mono >= leading.lease_until {

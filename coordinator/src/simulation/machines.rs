@@ -1,4 +1,4 @@
-//! Agents and rank processes, as the coordinators of the world see them.
+//! Simulated agents and rank processes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,16 +16,16 @@ pub(super) struct Stream {
 #[derive(Debug, Default)]
 pub(super) struct Agent {
     pub(super) stream: Option<Stream>,
-    /// Of the coordinators, the one to try.
+    /// The coordinator to try next.
     pub(super) next: usize,
-    /// There surely was a leader then.
-    pub(super) led: Duration,
-    /// Heartbeats not answered, and when they were sent.
-    pub(super) asked: BTreeMap<u64, Duration>,
-    pub(super) beats: u64,
+    /// When there was certainly a leader.
+    pub(super) last_leader_contact: Duration,
+    /// Unacknowledged heartbeats, and when they were sent.
+    pub(super) unacknowledged: BTreeMap<u64, Duration>,
+    pub(super) heartbeats: u64,
     pub(super) term: u64,
-    /// Ends not told yet.
-    pub(super) untold: Vec<String>,
+    /// Exited sessions that are not reported yet.
+    pub(super) unreported: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -36,18 +36,18 @@ pub(super) struct Rank {
     pub(super) next: usize,
     pub(super) lost_at: Duration,
     pub(super) task: Option<rank_task::Task>,
-    /// Counts tasks: what was begun for an earlier one is void.
+    /// Number of tasks so far: events of earlier tasks are ignored.
     pub(super) tasks: u64,
-    pub(super) told: Vec<Message>,
+    pub(super) reported: Vec<Message>,
     pub(super) term: u64,
 }
 
-/// Who has met for a gang, by attempt and phase.
+/// Sessions that have joined a gang, by attempt and phase.
 #[derive(Debug, Default)]
-pub(super) struct Meetings(BTreeMap<(u32, String), BTreeSet<String>>);
+pub(super) struct GangRendezvous(BTreeMap<(u32, String), BTreeSet<String>>);
 
-impl Meetings {
-    /// One more is there; all sessions where that is everybody.
+impl GangRendezvous {
+    /// Adds a session; returns all sessions when the gang is complete.
     pub(super) fn join(&mut self, run: &v1::RunGang, session: &str) -> Option<Vec<String>> {
         let phase = run.task.as_ref().map(|task| task.phase.clone()).unwrap_or_default();
         let met = self.0.entry((run.attempt, phase)).or_default();
@@ -68,7 +68,7 @@ pub(super) fn hello(rank: &Rank) -> v1::RankHello {
     }
 }
 
-/// What a finished task is told with.
+/// Messages that report a finished task.
 pub(super) fn results(task: &rank_task::Task) -> Vec<Message> {
     match task {
         rank_task::Task::Chunk(run) => vec![Message::Chunk(chunk_result(run))],

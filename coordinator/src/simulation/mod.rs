@@ -1,54 +1,54 @@
 //! A seeded simulation of two coordinators: the production core and journal, with clock, store and network passed in.
 //!
-//! Messages are late, lost with their streams, and sent twice; store requests are late, refused, or done with the reply
-//! lost; coordinators sleep (and wake up to a world with another leader), die with requests under way, and compact their
-//! log; ranks and agents die and lose their streams. A seed is a history: it can be played again.
+//! Messages are delayed, lost with their streams, and duplicated; store requests are delayed, rejected, or executed with the
+//! reply lost; coordinators pause (and resume after another was elected), die with requests in flight, and compact their log;
+//! ranks and agents die and lose their streams. A seed determines the whole history, so every run can be repeated.
 //!
-//! Held against: what anybody was told is in the log, once and in order; a leader whose lease holds shows nothing older
-//! than what was told; no attempt is declared dead while a process of it lives out of reach; the job ends with the
-//! artifacts it has in a calm world. Planted bugs show that each of these can fail.
+//! Invariants: everything that was released is in the log, once and in order; a leader with a valid lease shows nothing older
+//! than what was released; no attempt is declared failed while one of its processes is alive and unreachable; the job ends with
+//! the same artifacts as without faults. Planted bugs show that each of these checks can fail.
 
+mod checker;
 mod coordinators;
-pub(crate) mod dice;
-mod disk;
-mod ledger;
 pub(crate) mod machines;
 mod node;
-mod play;
-mod world;
+pub(crate) mod rng;
+mod simulator;
+mod store;
+mod workers;
 
 use std::time::Duration;
 
 use foil_common::storage::Store;
 use foil_proto::v1;
 
-use self::world::World;
+use self::simulator::Simulator;
 use crate::driver::core::Core;
 use crate::job::fixture::{Edit, JOB};
-use crate::job::{Event, JobState, Life, Outcome};
+use crate::job::{Event, JobState, JobStatus, Outcome};
 use crate::journal::Journal;
 
-/// A game of one round.
+/// A job of one round.
 const SMALL: &[Edit] = &[|spec| {
     spec.rounds = Some(1);
     spec.resources.get_or_insert_default().hang_timeout_seconds = Some(15);
 }];
 const SEEDS: u64 = 10_000;
-/// Names a seed to be played alone, with every message told.
+/// Environment variable with a seed to simulate alone, printing every event.
 const SEED: &str = "FOIL_SIMULATION_SEED";
 
-/// What the simulation must catch.
+/// Bugs that the simulation must catch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Bug {
-    /// A taken name of the log is taken for one's own.
+pub(crate) enum PlantedBug {
+    /// A taken name in the log is mistaken for the process's own append.
     NoNonceCheck,
     /// Compaction removes records instead of emptying them.
     FreedNames,
-    /// A new leader gives up at once whom it did not hear.
+    /// A new leader gives up at once on agents that it has not heard.
     NoFenceWait,
 }
 
-/// How a history went.
+/// Result of one simulated history.
 struct History {
     violation: Option<String>,
     outcome: Outcomes,
@@ -60,7 +60,7 @@ struct History {
 
 type Outcomes = Vec<(String, Vec<String>, Vec<v1::Metric>)>;
 
-/// What must not depend on what went wrong: each phase's hashes and figures.
+/// The result that must not depend on faults: each phase's hashes and metrics.
 fn outcome(state: &JobState) -> Outcomes {
     let of = |done: &crate::job::Committed| {
         let own = done.artifact.objects.iter().filter(|object| object.path != "tokenizer.json");
@@ -69,25 +69,26 @@ fn outcome(state: &JobState) -> Outcomes {
     state.committed.iter().map(of).collect()
 }
 
-fn play(seed: u64, bug: Option<Bug>, misfortune: bool) -> History {
+fn simulate(seed: u64, bug: Option<PlantedBug>, faults: bool) -> History {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        // Jitter follows the seed too.
+        // Jitter depends on the seed too.
         fastrand::seed(seed);
-        let mut world = World::new(seed, bug, misfortune);
-        world.run().await;
+        let mut simulator = Simulator::new(seed, bug, faults);
+        simulator.run().await;
         let mut history = History {
-            violation: world.violation.take(),
+            violation: simulator.violation.take(),
             outcome: Vec::new(),
-            deaths: world.deaths,
-            elections: world.elections,
-            gaps: std::mem::take(&mut world.gaps),
+            deaths: simulator.deaths,
+            elections: simulator.elections,
+            gaps: std::mem::take(&mut simulator.gaps),
             given_up: false,
         };
         if history.violation.is_none() {
-            match audit(&world).await {
+            match audit(&simulator).await {
                 Ok(state) => {
-                    history.given_up = matches!(state.life, Life::Ended { outcome: Outcome::Failed(_), .. });
+                    history.given_up =
+                        matches!(state.status, JobStatus::Ended { outcome: Outcome::Failed(_), .. });
                     history.outcome = outcome(&state);
                 }
                 Err(violation) => history.violation = Some(violation),
@@ -97,10 +98,10 @@ fn play(seed: u64, bug: Option<Bug>, misfortune: bool) -> History {
     })
 }
 
-/// Reads the log as the next coordinator would, and holds it against what was told.
-async fn audit(world: &World) -> Result<JobState, String> {
-    let store = Store::over(world.inner.clone(), "sound", |_| Box::pin(tokio::task::yield_now()));
-    let (_, events): (_, Vec<Event>) = Journal::open(store, "auditor", node::KEEPING)
+/// Reads the log as the next coordinator would, and checks it against everything that was released.
+async fn audit(simulator: &Simulator) -> Result<JobState, String> {
+    let store = Store::over(simulator.inner.clone(), "sound", |_| Box::pin(tokio::task::yield_now()));
+    let (_, events): (_, Vec<Event>) = Journal::open(store, "auditor", node::SNAPSHOT_POLICY)
         .await
         .map_err(|error| format!("the log cannot be read: {error}"))?;
     let core = Core::replay(
@@ -108,38 +109,38 @@ async fn audit(world: &World) -> Result<JobState, String> {
         99,
         crate::cluster::Liveness::default(),
         crate::schedule::Deadlines::default(),
-        node::mint(),
+        node::issuer(),
     )
-    .map_err(|error| format!("the log does not add up: {error}"))?;
-    world.ledger.settle(&events, core.state(JOB))?;
+    .map_err(|error| format!("the log cannot be replayed: {error}"))?;
+    simulator.checker.check_log(&events, core.state(JOB))?;
     core.state(JOB).cloned().ok_or_else(|| "there is no job".to_owned())
 }
 
-/// Plays seeds `from..to` on all processors; gives the histories that were asked for.
-fn play_all<T: Send>(
+/// Simulates seeds on all processors; returns what `keep` makes of each history.
+fn simulate_all<T: Send>(
     seeds: std::ops::Range<u64>,
-    bug: Option<Bug>,
+    bug: Option<PlantedBug>,
     keep: impl Fn(u64, History) -> T + Sync,
 ) -> Vec<T> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let (keep, first) = (&keep, seeds.start);
     std::thread::scope(|scope| {
-        let share = |at: u64| {
+        let shard = |at: u64| {
             let mine = (first + at..seeds.end).step_by(threads as usize);
-            scope.spawn(move || mine.map(|seed| keep(seed, play(seed, bug, true))).collect::<Vec<T>>())
+            scope.spawn(move || mine.map(|seed| keep(seed, simulate(seed, bug, true))).collect::<Vec<T>>())
         };
-        let running: Vec<_> = (0..threads).map(share).collect();
+        let running: Vec<_> = (0..threads).map(shard).collect();
         running.into_iter().flat_map(|thread| thread.join().expect("no seed panics")).collect()
     })
 }
 
 #[test]
 fn ten_thousand_histories_keep_every_promise() {
-    let calm = play(0, None, false);
+    let calm = simulate(0, None, false);
     assert_eq!(calm.violation, None);
     assert!(!calm.outcome.is_empty());
     if let Some(seed) = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()) {
-        let history = play(seed, None, true);
+        let history = simulate(seed, None, true);
         println!("seed {seed}: {:?}, {} deaths", history.violation, history.deaths);
         assert!(
             history.given_up || history.outcome == calm.outcome,
@@ -149,8 +150,8 @@ fn ten_thousand_histories_keep_every_promise() {
         return;
     }
     let started = std::time::Instant::now();
-    let histories = play_all(1..SEEDS + 1, None, |seed, history| {
-        assert_eq!(history.violation, None, "seed {seed}; {SEED}={seed} plays it alone");
+    let histories = simulate_all(1..SEEDS + 1, None, |seed, history| {
+        assert_eq!(history.violation, None, "seed {seed}; {SEED}={seed} simulates it alone");
         if !history.given_up {
             assert_eq!(history.outcome, calm.outcome, "seed {seed}: other artifacts");
         }
@@ -173,13 +174,13 @@ fn ten_thousand_histories_keep_every_promise() {
     );
     assert!(deaths as u64 > SEEDS && elections > 2 * SEEDS, "too calm");
     assert!(given_up < SEEDS as usize / 20, "{given_up} jobs were given up");
-    assert!(p99 < Duration::from_secs(10), "a dead leader is replaced too late: {p99:?}");
+    assert!(p99 < Duration::from_secs(10), "failover takes too long: {p99:?}");
 }
 
 #[test]
 fn a_seed_is_a_history() {
     for seed in [3, 4] {
-        let (first, again) = (play(seed, None, true), play(seed, None, true));
+        let (first, again) = (simulate(seed, None, true), simulate(seed, None, true));
         assert_eq!((first.deaths, first.elections, first.gaps), (again.deaths, again.elections, again.gaps));
         assert!(first.outcome == again.outcome);
     }
@@ -187,16 +188,21 @@ fn a_seed_is_a_history() {
 
 #[test]
 fn planted_bugs_are_caught() {
-    for (bug, word) in
-        [(Bug::NoNonceCheck, "log"), (Bug::FreedNames, "log"), (Bug::NoFenceWait, "declared dead")]
-    {
-        let found = play_all(1..600, Some(bug), |_, history| history.violation);
+    for (bug, message) in [
+        (PlantedBug::NoNonceCheck, "log"),
+        (PlantedBug::FreedNames, "log"),
+        (PlantedBug::NoFenceWait, "declared dead"),
+    ] {
+        let found = simulate_all(1..600, Some(bug), |_, history| history.violation);
         let found: Vec<String> = found.into_iter().flatten().collect();
         println!(
             "{bug:?}: caught by {} of 599 seeds, for example: {}",
             found.len(),
             found.first().map_or("", String::as_str)
         );
-        assert!(found.iter().any(|violation| violation.contains(word)), "{bug:?} went unnoticed: {found:?}");
+        assert!(
+            found.iter().any(|violation| violation.contains(message)),
+            "{bug:?} went unnoticed: {found:?}"
+        );
     }
 }

@@ -1,64 +1,65 @@
-//! One coordinator process: the production core and journal, with the world in the place of sockets and clocks.
+//! One coordinator process: the production core and journal, with the simulator in place of sockets and clocks.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use foil_common::storage::Store;
-use foil_common::storage::log::{Beat, LogError, LogState};
+use foil_common::storage::log::{Heartbeat, LogError, LogState};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use object_store::memory::InMemory;
 use tokio::task::JoinHandle;
 
-use super::Bug;
-use super::disk::{Disk, Network};
+use super::PlantedBug;
+use super::store::{Network, SimStore};
 use crate::clock::Now;
 use crate::cluster::Liveness;
 use crate::driver::core::{Action, Core};
-use crate::job::{Event, fold};
-use crate::journal::{Journal, JournalError, Keeping};
-use crate::leadership::{Sight, Verdict, Vigil};
-use crate::lease::Times;
+use crate::job::{Event, compact_events};
+use crate::journal::{Journal, JournalError, SnapshotPolicy};
+use crate::leadership::{LeaderMonitor, Observation, Verdict};
+use crate::lease::LeadershipTimeouts;
 use crate::schedule::Deadlines;
-use crate::secret::Mint;
+use crate::secret::SecretIssuer;
 
-/// Few, so that names are emptied while a leader sleeps.
-pub(super) const KEEPING: Keeping<Event> = Keeping { every: 6, fold };
+/// Frequent snapshots, so that records are emptied while a leader is paused.
+pub(super) const SNAPSHOT_POLICY: SnapshotPolicy<Event> =
+    SnapshotPolicy { every: 6, compact: compact_events };
 pub(super) const FENCE: Duration = Duration::from_secs(12);
 const SLACK: Duration = Duration::from_secs(1);
 
-/// The same for all coordinators: what a later one needs of a secret is in the log.
-pub(super) fn mint() -> Mint {
-    Mint::new([1; 32])
+/// The same for all coordinators: fingerprints in the log are all that a later one needs.
+pub(super) fn issuer() -> SecretIssuer {
+    SecretIssuer::new([1; 32])
 }
 
-/// What an election gives.
-type Vote = Result<(Journal<Event>, Vec<Event>), JournalError>;
+/// Outcome of an election.
+type ElectionResult = Result<(Journal<Event>, Vec<Event>), JournalError>;
 
-/// What the process is at.
+/// The role of the process.
 pub(super) enum State {
     Dead,
-    Standing(Box<Standing>),
-    Electing { started: Duration, vote: JoinHandle<Vote> },
+    Standby(Box<Standby>),
+    Campaigning { started: Duration, election: JoinHandle<ElectionResult> },
     Leading(Box<Leading>),
 }
 
-pub(super) struct Standing {
-    vigil: Vigil,
+pub(super) struct Standby {
+    monitor: LeaderMonitor,
     read: Option<LogState>,
-    look: Option<JoinHandle<(LogState, Result<Sight, LogError>)>>,
+    poll: Option<JoinHandle<(LogState, Result<Observation, LogError>)>>,
 }
 
-/// Something of the world's that waits for the log.
+/// Output that waits for the log.
 #[derive(Debug, Default)]
 pub(super) struct Release {
-    /// With the job's revision after each.
+    /// Events, each with the job's revision after it.
     pub(super) events: Vec<(u64, Event)>,
     pub(super) actions: Vec<Action>,
-    /// A client waits to hear that its job is there.
+    /// A client waits for the confirmation of its submission.
     pub(super) submitted: bool,
-    /// A renewal of then that needs the log's word.
+    /// Start of a late renewal that the log must confirm.
     renewal: Option<Duration>,
 }
 
@@ -69,14 +70,14 @@ pub(super) struct Leading {
     journal: Journal<Event>,
     pub(super) term: u64,
     pub(super) lease_until: Duration,
-    beat: Option<(Duration, JoinHandle<bool>)>,
+    heartbeat: Option<(Duration, JoinHandle<bool>)>,
     counter: u64,
-    /// What waits for the log to be durable.
+    /// Output that waits until its events are durable.
     pending: VecDeque<(Option<Durable>, Release)>,
-    /// Open streams.
+    /// Open streams, by agent and by session.
     pub(super) agents: BTreeMap<String, u64>,
     pub(super) ranks: BTreeMap<String, u64>,
-    /// Agents that have spoken to this leader.
+    /// Agents that have registered with this leader.
     pub(super) heard: BTreeSet<String>,
 }
 
@@ -89,75 +90,84 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn start(process: u64, inner: &Arc<InMemory>, network: &Network, bug: Option<Bug>) -> Self {
-        let disk = Disk { inner: Arc::clone(inner), network: network.clone(), process, bug };
-        let store = Store::over(Arc::new(disk), "simulated", |_| Box::pin(tokio::task::yield_now()));
-        let silence = if bug == Some(Bug::NoFenceWait) { Duration::ZERO } else { FENCE + SLACK };
+    pub(super) fn start(
+        process: u64,
+        inner: &Arc<InMemory>,
+        network: &Network,
+        bug: Option<PlantedBug>,
+    ) -> Self {
+        let store = SimStore { inner: Arc::clone(inner), network: network.clone(), process, bug };
+        let store = Store::over(Arc::new(store), "simulated", |_| Box::pin(tokio::task::yield_now()));
+        let heartbeat_timeout =
+            if bug == Some(PlantedBug::NoFenceWait) { Duration::ZERO } else { FENCE + SLACK };
         let two = Duration::from_secs(2);
-        let liveness = Liveness { silence, reconnect: two, reaping: two, ..Liveness::default() };
+        let liveness =
+            Liveness { heartbeat_timeout, reconnect_timeout: two, stop_timeout: two, ..Liveness::default() };
         let mut node = Self { process, state: State::Dead, paused_until: Duration::ZERO, store, liveness };
         node.stand_by();
         node
     }
 
     pub(super) fn stand_by(&mut self) {
-        let vigil = Vigil::new(Times::default().lease);
-        let standing = Standing { vigil, read: Some(LogState::default()), look: None };
-        self.state = State::Standing(Box::new(standing));
+        let monitor = LeaderMonitor::new(LeadershipTimeouts::default().lease);
+        let standby = Standby { monitor, read: Some(LogState::default()), poll: None };
+        self.state = State::Standby(Box::new(standby));
     }
 
     pub(super) fn leading(&mut self) -> Option<&mut Leading> {
         match &mut self.state {
             State::Leading(leading) => Some(leading),
-            State::Dead | State::Standing(_) | State::Electing { .. } => None,
+            State::Dead | State::Standby(_) | State::Campaigning { .. } => None,
         }
     }
 
-    /// A standby looks whether there is a leader, one look at a time.
-    pub(super) fn look(&mut self) {
-        let State::Standing(standing) = &mut self.state else { return };
-        let Some(mut read) = standing.read.take() else { return };
+    /// Starts a standby's check for a leader, one at a time.
+    pub(super) fn start_poll(&mut self) {
+        let State::Standby(standby) = &mut self.state else { return };
+        let Some(mut read) = standby.read.take() else { return };
         let store = self.store.clone();
-        standing.look = Some(tokio::spawn(async move {
-            let sight = match read.catch_up(&store).await {
-                Ok(()) => Beat::latest(&store).await,
+        standby.poll = Some(tokio::spawn(async move {
+            let observation = match read.catch_up(&store).await {
+                Ok(()) => Heartbeat::latest(&store).await,
                 Err(error) => Err(error),
             };
-            let sight = sight.map(|beat| Sight { term: read.term, next: read.next, beat });
-            (read, sight)
+            let observation =
+                observation.map(|heartbeat| Observation { term: read.term, next: read.next, heartbeat });
+            (read, observation)
         }));
     }
 
-    /// Gives a sign of life, one at a time.
-    pub(super) fn beat(&mut self, now: Duration) {
+    /// Writes a heartbeat, one at a time.
+    pub(super) fn heartbeat(&mut self, now: Duration) {
         let store = self.store.clone();
         let State::Leading(leading) = &mut self.state else { return };
-        if leading.beat.is_some() {
+        if leading.heartbeat.is_some() {
             return;
         }
         leading.counter += 1;
         let (term, counter) = (leading.term, leading.counter);
         let write = async move {
-            let beat = Beat { counter, ..Beat::default() };
-            beat.write(&store, term).await.is_ok()
+            let heartbeat = Heartbeat { counter, ..Heartbeat::default() };
+            heartbeat.write(&store, term).await.is_ok()
         };
-        leading.beat = Some((now, tokio::spawn(write)));
+        leading.heartbeat = Some((now, tokio::spawn(write)));
     }
 
-    /// Takes what has arrived. Gives what may leave the process; an error where it leads no more.
+    /// Polls pending work. Returns output that may leave the process; an empty error if it was deposed.
     pub(super) fn poll(&mut self, now: Now) -> Result<Vec<Release>, String> {
         match &mut self.state {
             State::Dead => Ok(Vec::new()),
-            State::Standing(standing) => {
-                if let Some(Ok((read, sight))) = standing.look.as_mut().and_then(FutureExt::now_or_never) {
-                    standing.look = None;
-                    self.seen(read, sight, now.mono)?;
+            State::Standby(standby) => {
+                if let Some(Ok((read, observation))) = standby.poll.as_mut().and_then(FutureExt::now_or_never)
+                {
+                    standby.poll = None;
+                    self.observed(read, observation, now.mono)?;
                 }
                 Ok(Vec::new())
             }
-            State::Electing { started, vote } => {
+            State::Campaigning { started, election } => {
                 let started = *started;
-                match vote.now_or_never() {
+                match election.now_or_never() {
                     None => Ok(Vec::new()),
                     Some(Ok(Ok((journal, events)))) => self.lead(journal, events, started, now),
                     Some(Ok(Err(error))) if error.is_deposed() => {
@@ -171,21 +181,27 @@ impl Node {
         }
     }
 
-    fn seen(&mut self, read: LogState, sight: Result<Sight, LogError>, now: Duration) -> Result<(), String> {
-        let State::Standing(standing) = &mut self.state else { return Ok(()) };
-        let stands = match sight {
-            Ok(sight) => matches!(standing.vigil.looked(sight, now), Verdict::Stand(_)),
+    fn observed(
+        &mut self,
+        read: LogState,
+        observation: Result<Observation, LogError>,
+        now: Duration,
+    ) -> Result<(), String> {
+        let State::Standby(standby) = &mut self.state else { return Ok(()) };
+        let stands = match observation {
+            Ok(observation) => matches!(standby.monitor.observe(observation, now), Verdict::Campaign(_)),
             Err(LogError::Store(error)) if error.is_transient() => {
-                standing.vigil.blind();
+                standby.monitor.reset();
                 false
             }
             Err(error) => return Err(format!("a standby cannot read the log: {error}")),
         };
         if stands {
-            let vote = tokio::spawn(Journal::stand(self.store.clone(), read, "simulated", KEEPING));
-            self.state = State::Electing { started: now, vote };
+            let election =
+                tokio::spawn(Journal::campaign(self.store.clone(), read, "simulated", SNAPSHOT_POLICY));
+            self.state = State::Campaigning { started: now, election };
         } else {
-            standing.read = Some(read);
+            standby.read = Some(read);
         }
         Ok(())
     }
@@ -206,15 +222,15 @@ impl Node {
             exit: second,
             obsolete: 2 * second,
         };
-        let mut core = Core::replay(events, term, self.liveness, deadlines, mint())
+        let mut core = Core::replay(events, term, self.liveness, deadlines, issuer())
             .map_err(|error| error.to_string())?;
         core.recover(now);
         let mut leading = Leading {
             core,
             journal,
             term,
-            lease_until: started + Times::default().lease,
-            beat: None,
+            lease_until: started + LeadershipTimeouts::default().lease,
+            heartbeat: None,
             counter: 0,
             pending: VecDeque::new(),
             agents: BTreeMap::new(),
@@ -223,23 +239,23 @@ impl Node {
         };
         leading.flush(false);
         self.state = State::Leading(Box::new(leading));
-        self.beat(now.mono);
+        self.heartbeat(now.mono);
         Ok(Vec::new())
     }
 }
 
 impl Leading {
-    /// Hands the log what was decided, and keeps what waits for it.
+    /// Appends decided events, and queues the output that depends on them.
     pub(super) fn flush(&mut self, submitted: bool) {
         let outbox = self.core.drain().expect("no impossible event");
         let revision = |job: &str| self.core.state(job).map_or(0, |state| state.revision);
         let count = outbox.events.len() as u64;
-        let numbered = outbox
+        let sequence = outbox
             .events
             .iter()
             .zip(1..)
             .map(|(event, at)| (revision(&event.job) - count + at, event.clone()));
-        let events: Vec<_> = numbered.collect();
+        let events: Vec<_> = sequence.collect();
         if events.is_empty() && outbox.actions.is_empty() && !submitted {
             return;
         }
@@ -259,7 +275,7 @@ impl Leading {
                 None | Some(Some(Ok(_))) => {
                     let Some((_, release)) = self.pending.pop_front() else { break };
                     if let Some(renewed) = release.renewal {
-                        self.lease_until = renewed + Times::default().lease;
+                        self.lease_until = renewed + LeadershipTimeouts::default().lease;
                     }
                     released.push(release);
                 }
@@ -268,22 +284,22 @@ impl Leading {
         Ok(released)
     }
 
-    /// All that was decided is durable.
+    /// True if every decided event is durable.
     pub(super) fn is_settled(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// A renewal in time extends the lease; one that was late needs the log's word.
+    /// Extends the lease after a renewal in time; a late renewal must be confirmed by the log.
     fn renewed(&mut self, now: Duration) {
-        let Some((started, write)) = &mut self.beat else { return };
+        let Some((started, write)) = &mut self.heartbeat else { return };
         let Some(written) = write.now_or_never() else { return };
         let started = *started;
-        self.beat = None;
+        self.heartbeat = None;
         if written.is_ok_and(|written| written) {
             if now < self.lease_until {
-                self.lease_until = started + Times::default().lease;
+                self.lease_until = started + LeadershipTimeouts::default().lease;
             } else {
-                // Its place in the order is what counts; a deposed leader learns it here.
+                // An empty append: a deposed leader fails here.
                 let confirmed = self.journal.append(&[]).boxed();
                 let release = Release { renewal: Some(started), ..Release::default() };
                 self.pending.push_back((Some(confirmed), release));

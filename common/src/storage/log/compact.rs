@@ -11,18 +11,18 @@ use crate::storage::{Store, StoreError};
 /// Objects written at once.
 const PARALLEL_WRITES: usize = 8;
 
-/// Writes a snapshot of all records there are now and empties those up to the snapshot before. `fold` may leave out
+/// Writes a snapshot of all records there are now and empties those up to the snapshot before. `compact_events` may leave out
 /// events that those after them make superfluous.
 ///
 /// Any process may do it at any time, also one that leads no more: what it writes follows from the records alone.
 pub async fn compact(
     store: &Store,
-    fold: impl FnOnce(Vec<Bytes>) -> Result<Vec<Bytes>, LogError>,
+    compact_events: impl FnOnce(Vec<Bytes>) -> Result<Vec<Bytes>, LogError>,
 ) -> Result<(), LogError> {
     let mut state = LogState::default();
     state.catch_up(store).await?;
     let Some(seq) = state.next.checked_sub(1) else { return Ok(()) };
-    let (term, events) = (state.term, fold(state.into_events())?);
+    let (term, events) = (state.term, compact_events(state.into_events())?);
     snapshot::write(store, &Snapshot { seq, term, events }).await?;
     failpoint::hit("log.compact").map_err(|injected| StoreError::injected(&injected, PREFIX))?;
     let numbers = snapshot::numbers(store).await?;

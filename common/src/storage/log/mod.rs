@@ -10,9 +10,9 @@
 //! never freed ([`compact`] overwrites records with nothing), or a sleeper could fill the gap. Readers begin at the
 //! newest snapshot, behind such tombstones.
 
-mod beat;
 mod compact;
 mod framed;
+mod heartbeat;
 mod read;
 mod record;
 mod snapshot;
@@ -26,9 +26,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use ulid::Ulid;
 
-pub use self::beat::Beat;
 pub use self::compact::compact;
 pub use self::framed::FrameError;
+pub use self::heartbeat::Heartbeat;
 pub use self::read::{LogState, read};
 pub use self::record::{Entry, Events, LeaderElected, Record};
 use super::{Put, Store, StoreError};
@@ -68,8 +68,10 @@ pub enum LogError {
         "whether record {seq} was written is unknown after {tried:?}; start the coordinator again when the store answers"
     )]
     InDoubt { seq: u64, tried: Duration, source: StoreError },
-    #[error("the event {index} of the log cannot be folded into a snapshot: {reason}; this is a bug in Foil")]
-    Fold { index: usize, reason: String },
+    #[error(
+        "the event {index} of the log cannot be compacted into a snapshot: {reason}; this is a bug in Foil"
+    )]
+    Compact { index: usize, reason: String },
     #[error("this log took no more appends after an earlier failure; start the coordinator again")]
     Closed,
     #[error(transparent)]
@@ -108,7 +110,7 @@ impl Log {
 
     /// Becomes the leader after all that was read, if nothing was appended since: else whoever led is alive, and
     /// this gives [`LogError::Deposed`].
-    pub async fn stand(store: Store, read: &LogState, leader: &str) -> Result<Self, LogError> {
+    pub async fn campaign(store: Store, read: &LogState, leader: &str) -> Result<Self, LogError> {
         let mut log = Self::after(store, read, PATIENCE, Settle::ByNonce);
         log.write(elected(leader)).await?;
         Ok(log)
@@ -154,7 +156,7 @@ impl Log {
 
     /// Appends events as one record: durable as a whole when this returns its number, else not to be counted on.
     ///
-    /// After an error the log is closed: only reading it anew tells what it holds. A full disk is waited for.
+    /// After an error the log is closed: only reading it again tells what it holds. A full disk is waited for.
     pub async fn append(&mut self, events: Vec<Bytes>) -> Result<u64, LogError> {
         self.write(Entry::Events(Events { events })).await
     }
@@ -163,7 +165,7 @@ impl Log {
         if self.closed {
             return Err(LogError::Closed);
         }
-        // Closed until the outcome is known, so that a cancelled append leaves no doubt behind.
+        // Closed until the outcome is known, so that a canceled append leaves no doubt behind.
         self.closed = true;
         let seq = self.next;
         let nonce = Bytes::copy_from_slice(&Ulid::new().to_bytes());

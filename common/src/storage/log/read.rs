@@ -38,7 +38,7 @@ struct Overtaken {
 }
 
 impl LogState {
-    /// Reads what was appended since. Where a compaction has passed by, reading begins anew at its snapshot.
+    /// Reads what was appended since. Where a compaction has passed by, reading begins again at its snapshot.
     pub async fn catch_up(&mut self, store: &Store) -> Result<(), LogError> {
         if !self.begun {
             self.begin(store).await?;
@@ -137,7 +137,7 @@ impl LogState {
     }
 }
 
-/// The record, or nothing where a compaction left a tombstone.
+/// The record, or nothing if a compaction left a tombstone.
 async fn fetch(store: Store, seq: u64, size: u64) -> Result<Option<Record>, LogError> {
     if size == 0 {
         return Ok(None);

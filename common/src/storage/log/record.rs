@@ -15,7 +15,7 @@ pub struct Record {
     /// Its place in the log, which is also its name in the store.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
-    /// Drawn anew for each append: tells a leader's own write from another's.
+    /// Drawn again for each append: tells a leader's own write from another's.
     #[prost(bytes = "bytes", tag = "3")]
     pub nonce: Bytes,
     #[prost(oneof = "Entry", tags = "4, 5")]

@@ -139,24 +139,24 @@ async fn who_stands_for_election_yields_to_any_append() {
     let (mut leader, _) = Log::lead(store.clone(), "alive").await.unwrap();
     let before = read(&store).await.unwrap();
     leader.append(vec![]).await.unwrap();
-    let stood = Log::stand(store.clone(), &before, "standby").await;
-    assert!(matches!(stood, Err(LogError::Deposed { .. })), "{stood:?}");
+    let elected = Log::campaign(store.clone(), &before, "standby").await;
+    assert!(matches!(elected, Err(LogError::Deposed { .. })), "{elected:?}");
     leader.append(vec![event("still")]).await.unwrap();
     let now = read(&store).await.unwrap();
-    assert_eq!(Log::stand(store, &now, "standby").await.unwrap().term(), 2);
+    assert_eq!(Log::campaign(store, &now, "standby").await.unwrap().term(), 2);
     assert!(matches!(leader.append(vec![]).await, Err(LogError::Deposed { term: 2, .. })));
 }
 
 #[tokio::test]
 async fn the_latest_beat_is_of_the_highest_term() {
     let store = Store::in_memory();
-    assert_eq!(Beat::latest(&store).await.unwrap(), None);
-    let beat = |counter| Beat { address: "http://a:1".into(), counter, released: false };
+    assert_eq!(Heartbeat::latest(&store).await.unwrap(), None);
+    let heartbeat = |counter| Heartbeat { address: "http://a:1".into(), counter, released: false };
     for (term, counter) in [(2, 7), (10, 1), (10, 2), (9, 30)] {
-        beat(counter).write(&store, term).await.unwrap();
+        heartbeat(counter).write(&store, term).await.unwrap();
     }
-    assert_eq!(Beat::latest(&store).await.unwrap(), Some((10, beat(2))));
-    Beat::forget_before(&store, 10).await.unwrap();
+    assert_eq!(Heartbeat::latest(&store).await.unwrap(), Some((10, heartbeat(2))));
+    Heartbeat::delete_before(&store, 10).await.unwrap();
     assert_eq!(store.list("meta/leader").await.unwrap().len(), 1);
 }
 

@@ -82,7 +82,7 @@ pub(super) struct Loop {
     pub(super) index: Cell<usize>,
     pub(super) depth: usize,
     pub(super) changed: RefCell<Option<Rc<Items>>>,
-    /// What `loop(…)` renders anew, in a recursive one.
+    /// What `loop(…)` renders again, in a recursive one.
     pub(super) recursive: Option<Arc<For>>,
     /// Around the loop.
     pub(super) scope: Rc<Scope>,

@@ -20,7 +20,7 @@ impl Phases {
     pub(super) fn of(job: &spec::Job) -> Result<Self> {
         match local::local(job) {
             Ok(local) => Ok(Self { list: plan::bounded(job, &local.datasets())?, unknown: None }),
-            Err(error) if error.is_absent() => Ok(Self {
+            Err(error) if error.is_missing_file() => Ok(Self {
                 list: plan::bounded(job, &named(job))?,
                 unknown: Some(format!("{error}; so the phases' chunks and steps are not known")),
             }),

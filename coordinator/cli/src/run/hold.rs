@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use foil_common::storage::Store;
-use foil_common::storage::log::Beat;
+use foil_common::storage::log::Heartbeat;
 use tokio::time::sleep;
 use url::Url;
 
-use foil_coordinator::lease::Times;
+use foil_coordinator::lease::LeadershipTimeouts;
 
 const LOCK: &str = ".run.lock";
 
 /// Held for as long as a run works in its store.
 #[derive(Debug)]
 pub(super) struct Hold {
-    /// Released with the process, however it ends. None where the store is no directory.
+    /// Released with the process, however it ends. None if the store is no directory.
     _lock: Option<File>,
 }
 
@@ -27,7 +27,7 @@ impl Hold {
     pub(super) async fn take(location: &str) -> Result<Self> {
         let store = Store::open(location)?;
         let lock = directory(location).map(|directory| lock(&directory, &store)).transpose()?;
-        if let Some(address) = leader(&store, Times::default().beat).await? {
+        if let Some(address) = leader(&store, LeadershipTimeouts::default().heartbeat_interval).await? {
             bail!(
                 "the store {} belongs to the coordinator at {address}, which is at work; submit the job there with `foil \
                  submit --coordinator {address}`, or give another --store",
@@ -61,18 +61,18 @@ fn lock(directory: &Path, store: &Store) -> Result<File> {
     }
 }
 
-/// The address of the store's leader, if it gives a sign of life while it is watched for some beats.
-async fn leader(store: &Store, beat: Duration) -> Result<Option<String>> {
-    let mut before: Option<(u64, Beat)> = None;
+/// The address of the store's leader, if it sends heartbeats.
+async fn leader(store: &Store, interval: Duration) -> Result<Option<String>> {
+    let mut before: Option<(u64, Heartbeat)> = None;
     for _ in 0..6 {
-        let now = Beat::latest(store).await?.filter(|(_, beat)| !beat.released);
+        let now = Heartbeat::latest(store).await?.filter(|(_, heartbeat)| !heartbeat.released);
         let Some((term, now)) = now else { return Ok(None) };
         if before.as_ref().is_some_and(|(known, last)| (*known, last.counter) != (term, now.counter)) {
             let unknown = || "an address that it does not tell".to_owned();
             return Ok(Some(Some(now.address).filter(|address| !address.is_empty()).unwrap_or_else(unknown)));
         }
         before = Some((term, now));
-        sleep(beat / 2).await;
+        sleep(interval / 2).await;
     }
     Ok(None)
 }
@@ -100,10 +100,10 @@ mod tests {
     async fn a_coordinator_at_work_is_seen_and_a_dead_one_is_not_waited_for() {
         let store = Store::in_memory();
         assert_eq!(leader(&store, BEAT).await.unwrap(), None, "nobody led it yet");
-        let mut sign = Beat { address: "http://a:1".into(), counter: 1, released: false };
-        sign.write(&store, 3).await.unwrap();
+        let mut heartbeat = Heartbeat { address: "http://a:1".into(), counter: 1, released: false };
+        heartbeat.write(&store, 3).await.unwrap();
         assert_eq!(leader(&store, BEAT).await.unwrap(), None, "it is dead");
-        let (beating, mut alive) = (store.clone(), sign.clone());
+        let (beating, mut alive) = (store.clone(), heartbeat.clone());
         let beats = tokio::spawn(async move {
             loop {
                 alive.counter += 1;
@@ -113,8 +113,8 @@ mod tests {
         });
         assert_eq!(leader(&store, BEAT).await.unwrap().as_deref(), Some("http://a:1"));
         beats.abort();
-        sign.released = true;
-        sign.write(&store, 4).await.unwrap();
+        heartbeat.released = true;
+        heartbeat.write(&store, 4).await.unwrap();
         assert_eq!(leader(&store, BEAT).await.unwrap(), None, "it has stopped in order");
     }
 }

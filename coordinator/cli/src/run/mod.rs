@@ -24,7 +24,7 @@ use super::report::{self, LocalArtifacts};
 use super::throughput::duration;
 use super::{jobs, results, stdout, submit, terminal, watch};
 use foil_coordinator::job::spec_hash;
-use foil_coordinator::rpc::is_of_workers;
+use foil_coordinator::rpc::is_device_warning;
 
 /// How a run ended, where it did not fail.
 enum End {
@@ -165,7 +165,7 @@ async fn take_part(
     submit::upload(client.line(), &prepared.uploads, progress).await?;
     let response = client.submit(request(client, &prepared.spec).await?).await?;
     // This run's own workers may register a moment later; a job that goes on waiting says so.
-    for warning in response.warnings.iter().filter(|warning| !is_of_workers(warning)) {
+    for warning in response.warnings.iter().filter(|warning| !is_device_warning(warning)) {
         progress.line(&format!("warning: {warning}"));
     }
     let job = response.job.context("the coordinator took the job but did not name it")?;
@@ -186,7 +186,7 @@ async fn take_part(
 }
 
 /// A request that names the same job whenever the same specification is run in the same store. A job that failed or
-/// was cancelled is not that job any more: it is played anew.
+/// was canceled is not that job any more: it is played again.
 async fn request(client: &Client, spec: &v1::JobSpec) -> Result<v1::SubmitRequest> {
     let jobs = client.list().await?;
     let wanted = spec_hash(spec);

@@ -1,4 +1,4 @@
-//! Who gets free devices, and who is told what it waits for.
+//! Allocation of free devices, and notices about what a job waits for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,20 +7,20 @@ use foil_proto::v1;
 
 use super::{Core, Entry, Waiting};
 use crate::clock::Now;
-use crate::cluster::Place;
+use crate::cluster::Placement;
 use crate::job::{Change, RankStarted};
 use crate::queue::{self, Demand, Grant, Supply};
 use crate::schedule::{Level, Process, Run};
 
-/// A job waits for so long before its watchers are told what it waits for, and one that is too large for the connected
-/// workers before others go first.
+/// Time that a job waits before its watchers are notified, and before it is passed over if it is too large for the connected
+/// workers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long an attempt holds devices in the hope of more than the connected workers have.
+/// Time that an attempt keeps its devices while it needs more than the connected workers have.
 const HOLDING: Duration = Duration::from_secs(60);
 
 impl Core {
-    /// Gives free devices to those who wait, as [`queue::share`] decides.
+    /// Gives free devices to waiting jobs, as [`queue::allocate`] decides.
     pub(super) fn allocate(&mut self, now: Now) {
         let (mut demands, mut supply) = (Vec::new(), BTreeMap::new());
         for id in &self.order {
@@ -34,15 +34,15 @@ impl Core {
             let passed_over = is_passed_over(entry, of_kind, now);
             demands.push(Demand { passed_over, ..demand });
         }
-        let grants = queue::share(&supply, &demands);
+        let grants = queue::allocate(&supply, &demands);
         self.give_way(&demands, &grants, now);
         for (demand, grant) in demands.into_iter().zip(grants) {
-            if demand.starts && grant == Grant::Whole {
+            if demand.starts && grant == Grant::Full {
                 self.start_attempt(&demand.job, now);
             }
             match grant {
-                Grant::Whole => {
-                    self.seat(&demand, demand.seats, now);
+                Grant::Full => {
+                    self.start_ranks(&demand, demand.ranks, now);
                     if demand.starts {
                         self.check_addresses(&demand.job, now);
                     }
@@ -50,8 +50,8 @@ impl Core {
                         entry.waiting = None;
                     }
                 }
-                Grant::Part(seats, wait) => {
-                    self.seat(&demand, seats, now);
+                Grant::Partial(ranks, wait) => {
+                    self.start_ranks(&demand, ranks, now);
                     self.wait(&demand.job, wait, now);
                 }
                 Grant::Wait(wait) => self.wait(&demand.job, wait, now),
@@ -59,12 +59,12 @@ impl Core {
         }
     }
 
-    /// Attempts that can never be whole on the connected workers make room for those who wait behind them.
+    /// WriteAccess that can never be whole on the connected workers make room for those who wait behind them.
     fn give_way(&mut self, demands: &[Demand], grants: &[Grant], now: Now) {
         let waits = |kind: &str, but: &str| {
             let others =
                 demands.iter().zip(grants).filter(|(other, _)| other.kind == kind && other.job != but);
-            others.into_iter().any(|(_, grant)| *grant != Grant::Whole)
+            others.into_iter().any(|(_, grant)| *grant != Grant::Full)
         };
         for demand in demands.iter().filter(|demand| !demand.starts) {
             let since = self.jobs.get(&demand.job).and_then(|entry| entry.waiting.as_ref()?.too_large_since);
@@ -85,77 +85,80 @@ impl Core {
         }
     }
 
-    /// Fills so many of the attempt's vacant seats.
-    fn seat(&mut self, demand: &Demand, seats: usize, now: Now) {
+    /// Starts processes for this many of the attempt's vacant ranks.
+    fn start_ranks(&mut self, demand: &Demand, ranks: usize, now: Now) {
         let (id, kind) = (demand.job.as_str(), demand.kind.as_str());
         let vacant = self.with_run(id, |run, _| run.vacancies()).unwrap_or_default();
-        for rank in vacant.into_iter().take(seats) {
-            let Some(place) = self.cluster.find(kind, 1).and_then(|places| places.into_iter().next()) else {
-                return;
-            };
-            let mint = self.mint.clone();
-            let Some((process, effect)) = self.with_run(id, |run, _| run.fill(rank, place, &mint, now))
+        for rank in vacant.into_iter().take(ranks) {
+            let Some(placement) =
+                self.cluster.find_free(kind, 1).and_then(|placements| placements.into_iter().next())
             else {
                 return;
             };
-            self.cluster.hold(&process.place, &process.session);
+            let issuer = self.issuer.clone();
+            let Some((process, effect)) = self.with_run(id, |run, _| run.fill(rank, placement, &issuer, now))
+            else {
+                return;
+            };
+            self.cluster.assign(&process.placement, &process.session);
             self.sessions.insert(process.session.clone(), id.to_owned());
-            self.seated(id, rank, process, now);
-            self.perform(id, effect, now);
+            self.record_start(id, rank, process, now);
+            self.apply_effect(id, effect, now);
         }
     }
 
-    /// Before the process is started, so that a later coordinator knows of it.
-    fn seated(&mut self, id: &str, rank: usize, process: Process, now: Now) {
+    /// Records a process before it is started, so that a later coordinator knows of it.
+    fn record_start(&mut self, id: &str, rank: usize, process: Process, now: Now) {
         let attempt = self.state(id).map_or(0, |state| state.attempt);
         let rank = u32::try_from(rank).unwrap_or(u32::MAX);
-        let Process { session, place: Place { agent, device }, proof, .. } = process;
+        let Process { session, placement: Placement { agent, device }, proof, .. } = process;
         let started = RankStarted { attempt, rank, session, agent, device, proof };
         self.commit(id, Change::RankStarted(started), "a device is free", now);
     }
 
-    /// Of a kind, busy ones too.
+    /// Number of connected devices of a kind, including busy ones.
     pub fn devices(&self, kind: &str) -> usize {
         self.cluster.supply(kind).connected
     }
 
-    /// Keeps what the job waits for, and tells its watchers when that is new.
+    /// Updates what the job waits for, and notifies its watchers if that has changed.
     fn wait(&mut self, id: &str, wait: v1::JobWait, now: Now) {
         let Some(waiting) = self.jobs.get_mut(id).and_then(|entry| entry.waiting.as_mut()) else { return };
-        waiting.shown = wait;
-        // That a device came free and went to another is no news.
+        waiting.current = wait;
+        // The number of free devices changes too often to be news.
         let news = |wait: &v1::JobWait| (wait.wanted, wait.connected, wait.position);
-        let is_told = waiting.told.as_ref().is_some_and(|told| news(told) == news(&waiting.shown));
-        if is_told || now.since(waiting.since) < PATIENCE {
+        let is_announced =
+            waiting.announced.as_ref().is_some_and(|announced| news(announced) == news(&waiting.current));
+        if is_announced || now.since(waiting.since) < PATIENCE {
             return;
         }
-        waiting.told = Some(waiting.shown.clone());
-        let text = waiting.shown.reason.clone();
-        self.tell_watchers(id, Level::Info, text, now);
+        waiting.announced = Some(waiting.current.clone());
+        let text = waiting.current.reason.clone();
+        self.notify_watchers(id, Level::Info, text, now);
     }
 }
 
-/// What a job lacks; none where it lacks nothing.
+/// The devices that a job lacks, if any.
 fn demand(id: &str, entry: &Entry) -> Option<Demand> {
     let resources = &entry.state.spec.resources;
     let starts = entry.state.wants_devices() && entry.run.is_none();
-    let seats = match &entry.run {
+    let ranks = match &entry.run {
         Some(run) => run.vacancies().len(),
         None if starts => resources.ranks as usize,
         None => 0,
     };
     let kind = resources.device.to_string();
-    (seats > 0).then(|| Demand { job: id.to_owned(), kind, seats, starts, passed_over: false })
+    (ranks > 0).then(|| Demand { job: id.to_owned(), kind, ranks, starts, passed_over: false })
 }
 
-/// Whether the job has asked for more than there is for long enough. Notes since when it waits.
+/// True if the job has been too large for the cluster for long enough. Records since when it waits.
 fn is_passed_over(entry: &mut Entry, supply: Supply, now: Now) -> bool {
     let fits = entry.state.spec.resources.ranks as usize <= supply.connected;
     let waiting = entry.waiting.get_or_insert_with(|| Waiting {
         since: now.mono,
         too_large_since: None,
-        shown: v1::JobWait::default(),
-        told: None,
+        current: v1::JobWait::default(),
+        announced: None,
     });
     if fits {
         waiting.too_large_since = None;

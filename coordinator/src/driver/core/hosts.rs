@@ -1,4 +1,4 @@
-//! Where agents say that their ranks are reached, and which of them only their own machine can reach.
+//! The addresses that agents advertise for their ranks, and a check that ranks of one job can reach each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use super::Core;
 use crate::clock::Now;
 use crate::schedule::Level;
 
-/// By agent.
+/// Host names and advertised addresses, by agent.
 #[derive(Debug, Default)]
 pub(super) struct Hosts(BTreeMap<String, Host>);
 
@@ -26,18 +26,18 @@ impl Host {
 }
 
 impl Hosts {
-    pub(super) fn note(&mut self, hello: &v1::AgentRegister) {
+    pub(super) fn insert(&mut self, hello: &v1::AgentRegister) {
         let host = Host { name: hello.hostname.clone(), address: hello.advertise_address.clone() };
         self.0.insert(hello.agent_id.clone(), host);
     }
 
-    pub(super) fn forget(&mut self, agent: &str) {
+    pub(super) fn remove(&mut self, agent: &str) {
         self.0.remove(agent);
     }
 
-    /// What is wrong with the addresses of agents that share a job: one has the loopback address and another one is on
-    /// another machine.
-    fn fault(&self, agents: &BTreeSet<&str>) -> Option<String> {
+    /// The problem with the addresses of agents that share a job, if any: one advertises a loopback address while another is
+    /// on a different machine.
+    fn problem(&self, agents: &BTreeSet<&str>) -> Option<String> {
         let known: Vec<(&str, &Host)> =
             agents.iter().filter_map(|agent| Some((*agent, self.0.get(*agent)?))).collect();
         known.iter().filter(|(_, host)| host.is_loopback()).find_map(|(agent, host)| {
@@ -52,12 +52,12 @@ impl Hosts {
 }
 
 impl Core {
-    /// Tells watchers before the ranks of an attempt fail to find each other.
+    /// Warns watchers before the ranks of an attempt fail to reach each other.
     pub(super) fn check_addresses(&mut self, id: &str, now: Now) {
         let Some(state) = self.state(id) else { return };
-        let agents = state.seats.values().map(|seat| seat.agent.as_str()).collect();
-        if let Some(fault) = self.hosts.fault(&agents) {
-            self.tell_watchers(id, Level::Warning, fault, now);
+        let agents = state.ranks.values().map(|seat| seat.agent.as_str()).collect();
+        if let Some(problem) = self.hosts.problem(&agents) {
+            self.notify_watchers(id, Level::Warning, problem, now);
         }
     }
 }
@@ -69,7 +69,7 @@ mod tests {
     fn hosts(agents: &[(&str, &str, &str)]) -> Hosts {
         let mut hosts = Hosts::default();
         for (agent, hostname, address) in agents {
-            hosts.note(&v1::AgentRegister {
+            hosts.insert(&v1::AgentRegister {
                 agent_id: (*agent).to_owned(),
                 hostname: (*hostname).to_owned(),
                 advertise_address: (*address).to_owned(),
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loopback_address_is_at_fault_where_ranks_are_on_several_machines() {
+    fn a_loopback_address_is_a_problem_if_ranks_are_on_several_machines() {
         let hosts = hosts(&[
             ("a", "one", "127.0.0.1"),
             ("b", "one", "127.0.0.1"),
@@ -88,15 +88,15 @@ mod tests {
             ("d", "three", "::1"),
             ("e", "four", "10.0.0.4"),
         ]);
-        let fault = |agents: &[&str]| hosts.fault(&agents.iter().copied().collect());
-        assert_eq!(fault(&["a", "b"]), None, "one machine");
-        assert_eq!(fault(&["c", "e"]), None);
-        assert_eq!(fault(&["a"]), None);
-        let told = fault(&["a", "b", "c"]).unwrap();
+        let problem = |agents: &[&str]| hosts.problem(&agents.iter().copied().collect());
+        assert_eq!(problem(&["a", "b"]), None, "one machine");
+        assert_eq!(problem(&["c", "e"]), None);
+        assert_eq!(problem(&["a"]), None);
+        let told = problem(&["a", "b", "c"]).unwrap();
         assert!(
             told.contains("agent a on one advertises 127.0.0.1") && told.contains("agent c on two"),
             "{told}"
         );
-        assert!(fault(&["d", "e"]).unwrap().contains("--advertise-address"));
+        assert!(problem(&["d", "e"]).unwrap().contains("--advertise-address"));
     }
 }

@@ -8,9 +8,9 @@ use foil_proto::v1::{self, rank_command::Command, rank_message::Message, rank_ta
 
 use super::*;
 use crate::job::fixture::{JOB, object, submitted};
-use crate::job::{Outcome, fold};
-use crate::simulation::dice::Dice;
+use crate::job::{Outcome, compact_events};
 use crate::simulation::machines::{chunk_result, gang_result};
+use crate::simulation::rng::SimRng;
 
 mod store;
 mod trust;
@@ -21,67 +21,67 @@ struct Rank {
     start: v1::StartRank,
     connected: bool,
     work: VecDeque<Command>,
-    /// The last task, and what was told of it: a new coordinator is told again.
+    /// The last task and what was reported of it, to be repeated to a new coordinator.
     task: Option<v1::RankTask>,
-    told: Option<Message>,
+    reported: Option<Message>,
 }
 
-/// What has happened and is not told yet.
-enum News {
+/// Facts that the coordinator does not know yet.
+enum Pending {
     Exit { agent: String, session: String },
     StreamEnd { session: String },
     Steps { job: String, phase: String, key: String },
 }
 
-struct World {
+struct Simulator {
     core: Core,
     log: Vec<Event>,
     now: Now,
-    dice: Dice,
+    rng: SimRng,
     agents: BTreeMap<String, Option<u64>>,
     connections: u64,
     ranks: BTreeMap<String, Rank>,
-    news: Vec<News>,
+    pending: Vec<Pending>,
     faults: bool,
-    /// An agent that starts no rank it is told to.
-    hole: Option<&'static str>,
-    /// An agent whose ranks report what the store does not bear out.
-    liar: Option<&'static str>,
+    /// An agent that starts no ranks.
+    black_hole: Option<&'static str>,
+    /// An agent whose ranks make false reports.
+    byzantine: Option<&'static str>,
     restarts: usize,
     deaths: usize,
 }
 
-fn mint() -> Mint {
-    Mint::new([1; 32])
+fn issuer() -> SecretIssuer {
+    SecretIssuer::new([1; 32])
 }
 
-impl World {
+impl Simulator {
     fn new(seed: u64) -> Self {
-        let mut world = Self {
-            core: Core::replay([], 1, Liveness::default(), Deadlines::default(), mint()).unwrap(),
+        let mut simulator = Self {
+            core: Core::replay([], 1, Liveness::default(), Deadlines::default(), issuer()).unwrap(),
             log: Vec::new(),
             now: Now { mono: Duration::from_secs(1), wall: 1 },
-            dice: Dice(seed),
+            rng: SimRng(seed),
             agents: BTreeMap::from([("a".to_owned(), None), ("b".to_owned(), None)]),
             connections: 0,
             ranks: BTreeMap::new(),
-            news: Vec::new(),
+            pending: Vec::new(),
             faults: false,
-            hole: None,
-            liar: None,
+            black_hole: None,
+            byzantine: None,
             restarts: 0,
             deaths: 0,
         };
-        world.core.submit(JOB, submitted(&[]), world.now);
-        world.flush();
-        world
+        simulator.core.submit(JOB, submitted(&[]), simulator.now);
+        simulator.flush();
+        simulator
     }
 
-    /// The shell's part: events to the log, then actions. A coordinator may die between the two, or before both.
+    /// Does what the shell does: events to the log, then actions. A coordinator may die between the two, or before both.
     fn flush(&mut self) {
         let outbox = self.core.drain().expect("no impossible event");
-        let dies = self.faults && !outbox.events.is_empty() && self.dice.one_in(60);
-        if dies && self.dice.one_in(2) {
+        let dies = self.faults && !outbox.events.is_empty() && self.rng.one_in(60);
+        if dies && self.rng.one_in(2) {
             return self.restart();
         }
         self.log.extend(outbox.events);
@@ -96,7 +96,7 @@ impl World {
     fn act(&mut self, action: Action) {
         match action {
             Action::Agent { agent, command: agent_command::Command::StartRank(start) } => {
-                let starts = self.hole.is_none_or(|hole| hole != agent);
+                let starts = self.black_hole.is_none_or(|black_hole| black_hole != agent);
                 if starts && self.agents.get(&agent).is_some_and(Option::is_some) {
                     let session = start.session_id.clone();
                     let rank = Rank {
@@ -105,7 +105,7 @@ impl World {
                         connected: false,
                         work: VecDeque::new(),
                         task: None,
-                        told: None,
+                        reported: None,
                     };
                     assert!(self.ranks.insert(session, rank).is_none(), "a session is never used twice");
                 }
@@ -122,22 +122,24 @@ impl World {
                     };
                     if task.is_some() {
                         rank.task = Some(v1::RankTask { task });
-                        rank.told = None;
+                        rank.reported = None;
                     }
                     rank.work.push_back(command);
                 }
             }
-            Action::WriteSteps { job, phase, key, .. } => self.news.push(News::Steps { job, phase, key }),
-            Action::Agent { .. } | Action::Publish { .. } | Action::Sweep(_) => {}
+            Action::WriteSteps { job, phase, key, .. } => {
+                self.pending.push(Pending::Steps { job, phase, key })
+            }
+            Action::Agent { .. } | Action::Publish { .. } | Action::CollectGarbage(_) => {}
             Action::Transition { .. } | Action::Count(_) => {}
         }
     }
 
     fn kill(&mut self, session: &str) {
         if let Some(rank) = self.ranks.remove(session) {
-            self.news.push(News::Exit { agent: rank.agent, session: session.to_owned() });
+            self.pending.push(Pending::Exit { agent: rank.agent, session: session.to_owned() });
             if rank.connected {
-                self.news.push(News::StreamEnd { session: session.to_owned() });
+                self.pending.push(Pending::StreamEnd { session: session.to_owned() });
             }
         }
     }
@@ -145,11 +147,11 @@ impl World {
     fn restart(&mut self) {
         self.restarts += 1;
         let term = 1 + self.restarts as u64;
-        self.core =
-            Core::replay(self.log.clone(), term, Liveness::default(), Deadlines::default(), mint()).unwrap();
+        self.core = Core::replay(self.log.clone(), term, Liveness::default(), Deadlines::default(), issuer())
+            .unwrap();
         self.agents.values_mut().for_each(|connection| *connection = None);
-        // Ranks go on and say hello; an agent tells the new coordinator what still runs, or that it ended.
-        self.news.retain(|news| matches!(news, News::Exit { .. }));
+        // Ranks go on and reconnect; agents tell the new coordinator what is running and what has ended.
+        self.pending.retain(|pending| matches!(pending, Pending::Exit { .. }));
         for rank in self.ranks.values_mut() {
             rank.connected = false;
         }
@@ -160,15 +162,15 @@ impl World {
 
     fn step(&mut self) {
         self.now = self.now.after(Duration::from_millis(20));
-        match self.dice.below(12) {
+        match self.rng.below(12) {
             0 => self.core.tick(self.now),
             1 => self.now = self.now.after(Duration::from_millis(500)),
             2 => self.reconnect(),
-            3..=5 if !self.news.is_empty() => self.tell(),
+            3..=5 if !self.pending.is_empty() => self.deliver_pending(),
             _ => self.work(),
         }
         self.flush();
-        if self.faults && self.dice.one_in(90) {
+        if self.faults && self.rng.one_in(90) {
             self.fault();
             self.flush();
         }
@@ -176,18 +178,18 @@ impl World {
 
     fn fault(&mut self) {
         let sessions: Vec<String> = self.ranks.keys().cloned().collect();
-        if !self.dice.one_in(4) {
-            if let Some(session) = sessions.get(self.dice.below(sessions.len())) {
+        if !self.rng.one_in(4) {
+            if let Some(session) = sessions.get(self.rng.below(sessions.len())) {
                 self.deaths += 1;
                 self.kill(&session.clone());
             }
             return;
         }
-        let agent = if self.dice.one_in(2) { "a" } else { "b" };
+        let agent = if self.rng.one_in(2) { "a" } else { "b" };
         if let Some(Some(connection)) = self.agents.get(agent).copied() {
             self.agents.insert(agent.to_owned(), None);
             self.core.agent_disconnected(agent, connection, self.now);
-            if self.dice.one_in(2) {
+            if self.rng.one_in(2) {
                 let here = sessions.iter().filter(|session| self.ranks[*session].agent == agent);
                 here.cloned().collect::<Vec<_>>().iter().for_each(|session| self.kill(session));
             }
@@ -198,7 +200,7 @@ impl World {
         for agent in
             ["a", "b"].into_iter().filter(|agent| self.agents.contains_key(*agent)).collect::<Vec<_>>()
         {
-            if self.agents[agent].is_some() || self.dice.one_in(3) {
+            if self.agents[agent].is_some() || self.rng.one_in(3) {
                 if let Some(connection) = self.agents[agent] {
                     self.core.agent_heard(agent, connection, self.now);
                 }
@@ -221,27 +223,27 @@ impl World {
         }
     }
 
-    fn tell(&mut self) {
-        let news = self.news.swap_remove(self.dice.below(self.news.len()));
-        match news {
-            News::Exit { agent, session } => match self.agents[&agent] {
+    fn deliver_pending(&mut self) {
+        let pending = self.pending.swap_remove(self.rng.below(self.pending.len()));
+        match pending {
+            Pending::Exit { agent, session } => match self.agents[&agent] {
                 Some(_) => {
                     let exit = v1::RankExited { session_id: session, signal: Some(9), ..Default::default() };
                     self.core.rank_exited(&agent, exit, self.now);
                 }
-                None => self.news.push(News::Exit { agent, session }),
+                None => self.pending.push(Pending::Exit { agent, session }),
             },
-            News::StreamEnd { session } => self.core.rank_gone(&session, self.now),
-            News::Steps { job, phase, key } => {
+            Pending::StreamEnd { session } => self.core.rank_gone(&session, self.now),
+            Pending::Steps { job, phase, key } => {
                 self.core.steps_written(&job, &phase, Ok(object(&key)), self.now);
             }
         }
     }
 
-    /// One rank does one thing.
+    /// One rank takes one step.
     fn work(&mut self) {
         let sessions: Vec<String> = self.ranks.keys().cloned().collect();
-        let Some(session) = sessions.get(self.dice.below(sessions.len())).cloned() else { return };
+        let Some(session) = sessions.get(self.rng.below(sessions.len())).cloned() else { return };
         if !self.ranks[&session].connected {
             return self.connect(&session);
         }
@@ -262,20 +264,21 @@ impl World {
             Command::Welcome(_) | Command::Rendezvous(_) => return,
         };
         if let Some(rank) = self.ranks.get_mut(&session) {
-            rank.told = Some(message.clone());
+            rank.reported = Some(message.clone());
         }
-        let lies =
-            self.liar.is_some_and(|liar| self.ranks.get(&session).is_some_and(|rank| rank.agent == liar));
+        let lies = self
+            .byzantine
+            .is_some_and(|byzantine| self.ranks.get(&session).is_some_and(|rank| rank.agent == byzantine));
         let flaw = lies.then(|| "it is not in the store".to_owned());
-        // A rank whose word is refused is stale and ends.
-        if self.core.rank_said(&session, message, flaw, self.now).is_err() {
+        // A rank whose message is rejected is stale and exits.
+        if self.core.rank_message(&session, message, flaw, self.now).is_err() {
             self.kill(&session);
         }
     }
 
     fn connect(&mut self, session: &str) {
         let rank = &self.ranks[session];
-        let (start, task, told) = (rank.start.clone(), rank.task.clone(), rank.told.clone());
+        let (start, task, reported) = (rank.start.clone(), rank.task.clone(), rank.reported.clone());
         let hello = v1::RankHello {
             session_id: start.session_id,
             job_id: start.job_id,
@@ -289,8 +292,9 @@ impl World {
             Ok(()) => self.ranks.get_mut(session).unwrap().connected = true,
             Err(_) => return self.kill(session),
         }
-        let refused = told.is_some_and(|told| self.core.rank_said(session, told, None, self.now).is_err());
-        if refused {
+        let rejected = reported
+            .is_some_and(|reported| self.core.rank_message(session, reported, None, self.now).is_err());
+        if rejected {
             self.kill(session);
         }
     }
@@ -300,7 +304,7 @@ impl World {
     }
 }
 
-/// What must not depend on what went wrong: each phase's hashes and figures.
+/// The result that must not depend on faults: each phase's hashes and metrics.
 fn outcome(state: &JobState) -> Vec<(String, Vec<String>, Vec<v1::Metric>)> {
     let of = |done: &crate::job::Committed| {
         let own = done.artifact.objects.iter().filter(|object| object.path != "tokenizer.json");
@@ -309,67 +313,73 @@ fn outcome(state: &JobState) -> Vec<(String, Vec<String>, Vec<v1::Metric>)> {
     state.committed.iter().map(of).collect()
 }
 
-fn play(seed: u64, faults: bool) -> World {
-    let mut world = World::new(seed);
-    world.faults = faults;
+fn simulate(seed: u64, faults: bool) -> Simulator {
+    let mut simulator = Simulator::new(seed);
+    simulator.faults = faults;
     for turn in 0..60_000 {
-        if world.state().is_ended() && world.ranks.is_empty() {
-            return world;
+        if simulator.state().is_ended() && simulator.ranks.is_empty() {
+            return simulator;
         }
         // Faults stop, so that the job must end: three attempts in a row lost to them are bad luck, not a bug.
-        world.faults = faults && turn < 3_000;
-        world.step();
+        simulator.faults = faults && turn < 3_000;
+        simulator.step();
     }
-    panic!("seed {seed}: the job never ended: {:?}", world.state().life);
+    panic!("seed {seed}: the job never ended: {:?}", simulator.state().status);
 }
 
-/// A snapshot at any place, and the log behind it, add up to what the whole log adds up to.
-fn folding_changes_nothing(log: &[Event], seed: u64) {
-    let add_up = |events: Vec<Event>| {
-        Core::replay(events, 1, Liveness::default(), Deadlines::default(), mint()).unwrap()
+/// A snapshot of any prefix, followed by the rest of the log, replays to the same state as the whole log.
+fn check_compaction(log: &[Event], seed: u64) {
+    let replay = |events: Vec<Event>| {
+        Core::replay(events, 1, Liveness::default(), Deadlines::default(), issuer()).unwrap()
     };
-    let whole = add_up(log.to_vec());
+    let whole = replay(log.to_vec());
     let at = usize::try_from(seed).unwrap() * 7 % log.len();
-    let (before, behind) = log.split_at(at);
-    let snapshot = fold(before.to_vec());
-    assert_eq!(add_up(snapshot.clone()).state(JOB), add_up(before.to_vec()).state(JOB), "seed {seed}");
-    // Of the rest a second snapshot is made.
-    let folded = fold([snapshot, behind.to_vec()].concat());
-    let again = add_up(folded.clone());
+    let (before, rest) = log.split_at(at);
+    let snapshot = compact_events(before.to_vec());
+    assert_eq!(replay(snapshot.clone()).state(JOB), replay(before.to_vec()).state(JOB), "seed {seed}");
+    // A second snapshot covers the rest.
+    let compacted = compact_events([snapshot, rest.to_vec()].concat());
+    let again = replay(compacted.clone());
     assert_eq!(again.state(JOB), whole.state(JOB), "seed {seed}");
     assert_eq!(again.history(JOB, 0), whole.history(JOB, 0), "seed {seed}");
-    let ended = whole.state(JOB).is_some_and(|state| state.life.name() == "succeeded");
-    assert!(!ended || folded.len() < log.len() / 2, "{} of {} events are kept", folded.len(), log.len());
+    let ended = whole.state(JOB).is_some_and(|state| state.status.name() == "succeeded");
+    assert!(
+        !ended || compacted.len() < log.len() / 2,
+        "{} of {} events are kept",
+        compacted.len(),
+        log.len()
+    );
 }
 
 #[test]
 fn whatever_dies_the_same_artifacts_are_committed() {
-    let calm = play(0, false);
-    assert_eq!(calm.state().life.name(), "succeeded");
+    let calm = simulate(0, false);
+    assert_eq!(calm.state().status.name(), "succeeded");
     let expected = outcome(calm.state());
     let (mut deaths, mut restarts, mut failed, mut attempts) = (0, 0, 0, BTreeSet::new());
     for seed in 1..=120 {
-        let world = play(seed, true);
-        let state = world.state();
-        deaths += world.deaths;
-        restarts += world.restarts;
+        let simulator = simulate(seed, true);
+        let state = simulator.state();
+        deaths += simulator.deaths;
+        restarts += simulator.restarts;
         attempts.insert(state.attempt);
-        match &state.life {
-            Life::Ended { outcome: Outcome::Succeeded, .. } => {
+        match &state.status {
+            JobStatus::Ended { outcome: Outcome::Succeeded, .. } => {
                 assert_eq!(outcome(state), expected, "seed {seed}");
             }
-            Life::Ended { outcome: Outcome::Failed(failure), .. } => {
+            JobStatus::Ended { outcome: Outcome::Failed(failure), .. } => {
                 assert_eq!(failure.class, "no_progress", "seed {seed}: {failure:?}");
                 failed += 1;
             }
-            life => panic!("seed {seed}: {life:?}"),
+            status => panic!("seed {seed}: {status:?}"),
         }
         let replayed =
-            Core::replay(world.log.clone(), 1, Liveness::default(), Deadlines::default(), mint()).unwrap();
+            Core::replay(simulator.log.clone(), 1, Liveness::default(), Deadlines::default(), issuer())
+                .unwrap();
         assert_eq!(replayed.state(JOB), Some(state), "seed {seed}: the log adds up to the live state");
-        assert_eq!(replayed.history(JOB, 0).len(), world.core.history(JOB, 0).len());
-        assert_eq!(world.log.len() as u64, state.revision);
-        folding_changes_nothing(&world.log, seed);
+        assert_eq!(replayed.history(JOB, 0).len(), simulator.core.history(JOB, 0).len());
+        assert_eq!(simulator.log.len() as u64, state.revision);
+        check_compaction(&simulator.log, seed);
     }
     assert!(
         deaths > 100 && restarts > 50 && attempts.len() > 2,
@@ -380,32 +390,32 @@ fn whatever_dies_the_same_artifacts_are_committed() {
 
 #[test]
 fn a_request_has_one_job_and_cancelling_ends_it() {
-    let mut world = World::new(7);
-    world.faults = false;
+    let mut simulator = Simulator::new(7);
+    simulator.faults = false;
     assert_eq!(
-        world.core.find_request("r1").map(|(state, hash)| (state.id.as_str(), hash)),
+        simulator.core.find_request("r1").map(|(state, hash)| (state.id.as_str(), hash)),
         Some((JOB, "h"))
     );
-    while world.state().committed.len() < 3 {
-        world.step();
+    while simulator.state().committed.len() < 3 {
+        simulator.step();
     }
-    assert_eq!(world.core.attempts().get(JOB), Some(&1));
-    assert!(world.core.cancel(JOB, world.now) && !world.core.cancel("none", world.now));
-    world.flush();
+    assert_eq!(simulator.core.attempts().get(JOB), Some(&1));
+    assert!(simulator.core.cancel(JOB, simulator.now) && !simulator.core.cancel("none", simulator.now));
+    simulator.flush();
     for _ in 0..2_000 {
-        world.step();
+        simulator.step();
     }
-    assert_eq!(world.state().life.name(), "cancelled");
-    assert!(world.ranks.is_empty() && world.core.attempts().is_empty());
-    let revision = world.state().revision;
-    assert!(world.core.cancel(JOB, world.now));
-    assert_eq!(world.state().revision, revision, "a job that has ended stays as it is");
+    assert_eq!(simulator.state().status.name(), "cancelled");
+    assert!(simulator.ranks.is_empty() && simulator.core.attempts().is_empty());
+    let revision = simulator.state().revision;
+    assert!(simulator.core.cancel(JOB, simulator.now));
+    assert_eq!(simulator.state().revision, revision, "a job that has ended stays as it is");
 }
 
 #[test]
 fn jobs_of_one_kind_wait_their_turn() {
-    let mut world = World::new(9);
-    world.faults = false;
+    let mut simulator = Simulator::new(9);
+    simulator.faults = false;
     let second = Submitted {
         request_id: "r2".into(),
         ..submitted(&[|spec| {
@@ -413,17 +423,20 @@ fn jobs_of_one_kind_wait_their_turn() {
         }])
     };
     let third = Submitted { request_id: "r3".into(), ..submitted(&[]) };
-    world.core.submit("j2", second, world.now);
-    world.core.submit("j3", third, world.now);
+    simulator.core.submit("j2", second, simulator.now);
+    simulator.core.submit("j3", third, simulator.now);
     for _ in 0..60 {
-        world.step();
+        simulator.step();
     }
-    let life = |world: &World, id: &str| world.core.state(id).unwrap().life.name();
-    assert_eq!((life(&world, JOB), life(&world, "j2"), life(&world, "j3")), ("running", "queued", "queued"));
+    let status = |simulator: &Simulator, id: &str| simulator.core.state(id).unwrap().status.name();
+    assert_eq!(
+        (status(&simulator, JOB), status(&simulator, "j2"), status(&simulator, "j3")),
+        ("running", "queued", "queued")
+    );
     for _ in 0..60_000 {
-        world.step();
+        simulator.step();
     }
-    let ends = world.log.iter().filter(|event| matches!(event.change, Change::Ended(_)));
+    let ends = simulator.log.iter().filter(|event| matches!(event.change, Change::Ended(_)));
     let order: Vec<&str> = ends.map(|event| event.job.as_str()).collect();
     assert_eq!(order, [JOB, "j2", "j3"]);
 }

@@ -117,7 +117,7 @@ async fn pairs_that_are_equal_after_the_cut_are_left_out_and_counted() {
     let summary = some.summaries.iter().find(|summary| summary.name == "preferences").unwrap();
     assert_eq!((summary.bad_rows, summary.ignored_columns.as_slice()), (0, &["source".to_owned()][..]));
 
-    // Where none is left, the refusal says why.
+    // Where none is left, the error says why.
     wire.data.as_mut().unwrap().preferences = vec![input(&store, "equal.jsonl", equal).await];
     let message = failure(wire, &store).await;
     assert!(message.contains("no row is left") && message.contains("the same tokens"), "{message}");

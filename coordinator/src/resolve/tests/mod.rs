@@ -80,7 +80,7 @@ async fn file_job(store: &Store) -> v1::JobSpec {
 }
 
 fn request(wire: v1::JobSpec, write: bool) -> Request {
-    Request::new("j", &spec::Job::try_from(wire).unwrap(), &Made::new(), write)
+    Request::new("j", &spec::Job::try_from(wire).unwrap(), &ModelArtifacts::new(), write)
 }
 
 async fn resolved(wire: v1::JobSpec, store: &Store) -> Result<Resolved, ResolveError> {

@@ -1,4 +1,4 @@
-//! Who may write and read which keys.
+//! Access control: who may write and read which keys.
 
 use foil_common::rpc::artifacts::input_key;
 use foil_common::storage::key;
@@ -6,25 +6,25 @@ use foil_common::storage::object::Digest;
 use foil_proto::v1;
 use tonic::Status;
 
-use super::status::{bad_field, from_store, not_found, stale, stranger};
-use crate::leadership::Desk;
+use super::status::{bad_field, from_store, not_found, stale, unauthenticated};
+use crate::leadership::LeadershipHandle;
 use crate::rpc::status::not_leading;
 
-/// Knows the attempts that run, and their ranks.
+/// Lookup of running attempts and their ranks.
 pub trait AttemptCheck: Send + Sync + 'static {
-    /// The current attempt of a job; nothing where the job does not run.
+    /// The current attempt of a job; none if the job is not running.
     fn current_attempt(&self, job_id: &str) -> Option<u32>;
 
-    /// Whether the secret is that of the rank process `session` of the job's current attempt.
+    /// True if the secret is that of the rank process `session` of the job's current attempt.
     fn is_rank(&self, job_id: &str, session: &str, secret: &str) -> bool;
 
-    /// An error where this process does not know the attempts, since another leads.
+    /// Fails if this process does not know the attempts because it is not the leader.
     fn serving(&self) -> Result<(), Status> {
         Ok(())
     }
 }
 
-impl AttemptCheck for Desk {
+impl AttemptCheck for LeadershipHandle {
     fn current_attempt(&self, job_id: &str) -> Option<u32> {
         self.driver().ok()?.current_attempt(job_id)
     }
@@ -38,7 +38,7 @@ impl AttemptCheck for Desk {
     }
 }
 
-/// The announced size and hash, well-formed.
+/// The announced size and hash, validated.
 pub(super) fn announced(begin: &v1::PutBegin) -> Result<Digest, Status> {
     let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     if begin.blake3.len() != 64 || !begin.blake3.bytes().all(hex) {
@@ -61,7 +61,7 @@ pub(super) fn may_write(begin: &v1::PutBegin, attempts: &dyn AttemptCheck) -> Re
         Some(current) if current == begin.attempt => {
             match attempts.is_rank(&begin.job_id, &begin.session_id, &begin.secret) {
                 true => Ok(()),
-                false => Err(stranger(&begin.job_id)),
+                false => Err(unauthenticated(&begin.job_id)),
             }
         }
         current => Err(stale(&begin.job_id, begin.attempt, current)),
@@ -76,7 +76,7 @@ fn client_may_write(begin: &v1::PutBegin) -> Result<(), Status> {
     Err(bad_field("begin.key", &format!("a client may write its content's own key only, here {expected}")))
 }
 
-/// Inputs and jobs' data may be read; the log and other internal objects do not exist for callers.
+/// Allows reading inputs and jobs' data; the log and other internal objects do not exist for callers.
 pub(super) fn may_read(key: &str) -> Result<(), Status> {
     key::validate(key).map_err(|error| from_store(&error))?;
     if key.starts_with("inputs/") || key.starts_with("jobs/") { Ok(()) } else { Err(not_found(key)) }

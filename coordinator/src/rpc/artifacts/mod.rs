@@ -24,29 +24,29 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use self::access::AttemptCheck;
-use self::slots::{Credit, Lost, Slot, Slots};
+use self::slots::{Credit, Interrupted, Slot, Slots};
 use self::status::{bad_field, busy, from_store, too_slow};
 
-/// Uploads of ranks at once, and those of clients; each holds up to three 8 MiB parts.
-const RANKS_UPLOADS: usize = 16;
-const CLIENTS_UPLOADS: usize = 8;
+/// Concurrent uploads of ranks and of clients; each holds up to three 8 MiB parts.
+const RANK_UPLOADS: usize = 16;
+const CLIENT_UPLOADS: usize = 8;
 
-/// Downloads at once; each holds a few 1 MiB messages.
+/// Concurrent downloads; each holds a few 1 MiB messages.
 const DOWNLOADS: usize = 64;
 
-/// For an upload's first message.
-const FIRST_WORD: Duration = Duration::from_secs(20);
+/// Timeout for an upload's first message.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A download whose reader takes nothing for so long is ended.
-const STALL: Duration = Duration::from_secs(60);
+/// A download whose reader takes nothing for this long is aborted.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The service. Clients may write `inputs/{blake3}`; ranks of a job's current attempt may write below
+/// The Artifacts service. Clients may write `inputs/{blake3}`; ranks of a job's current attempt may write below
 /// `jobs/{job}/phases/`; both may read `inputs/` and `jobs/`.
 pub struct ArtifactsService {
     store: Store,
     attempts: Arc<dyn AttemptCheck>,
-    ranks_uploads: Slots,
-    clients_uploads: Slots,
+    rank_uploads: Slots,
+    client_uploads: Slots,
     downloads: Slots,
 }
 
@@ -55,8 +55,8 @@ impl ArtifactsService {
         Self {
             store,
             attempts: Arc::new(attempts),
-            ranks_uploads: Slots::new(RANKS_UPLOADS),
-            clients_uploads: Slots::new(CLIENTS_UPLOADS),
+            rank_uploads: Slots::new(RANK_UPLOADS),
+            client_uploads: Slots::new(CLIENT_UPLOADS),
             downloads: Slots::new(DOWNLOADS),
         }
     }
@@ -83,7 +83,7 @@ impl Artifacts for ArtifactsService {
         let announced = access::announced(&begin)?;
         access::may_write(&begin, &*self.attempts)?;
         let is_rank = !begin.job_id.is_empty();
-        let slot = if is_rank { &self.ranks_uploads } else { &self.clients_uploads }.take().await?;
+        let slot = if is_rank { &self.rank_uploads } else { &self.client_uploads }.take().await?;
         if begin.job_id.is_empty() {
             self.repair(&begin.key, &announced).await?;
         }
@@ -93,7 +93,7 @@ impl Artifacts for ArtifactsService {
         failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
         let mut writer = self.store.write_object(&begin.key, announced).await.map_err(|e| from_store(&e))?;
         let received = receive(&mut parts, &mut writer, &slot).await;
-        // What became stale on the way must not become an object any more.
+        // An upload that became stale meanwhile must not become an object.
         if let Err(status) = received.and_then(|()| access::may_write(&begin, &*self.attempts)) {
             writer.abandon().await;
             return Err(status);
@@ -130,18 +130,18 @@ impl Artifacts for ArtifactsService {
 }
 
 impl ArtifactsService {
-    /// Makes room for a client's object where what lies under its key is damaged: the key is the hash of its content, so that
-    /// nothing else can be meant.
+    /// Removes a damaged object, so that a client can upload it again. The key is the hash of the content, so nothing else can
+    /// be meant.
     async fn repair(&self, key: &str, announced: &Digest) -> Result<(), Status> {
         let repaired = self.store.remove_unless(key, announced).await.map_err(|error| from_store(&error))?;
         if repaired {
             metrics::counter!("foil_object_verify_failures_total").increment(1);
-            tracing::warn!(key, "an input was damaged in the store: it is written anew");
+            tracing::warn!(key, "replacing an input that was damaged in the store");
         }
         Ok(())
     }
 
-    /// The object where it was written before with the same content.
+    /// The object, if it was written before with the same content.
     async fn already_there(&self, key: &str, announced: &Digest) -> Result<Option<v1::Object>, Status> {
         match self.store.stat_object(key).await {
             Ok(object) if Digest::from(&object) == *announced => Ok(Some(object)),
@@ -157,8 +157,8 @@ impl ArtifactsService {
 }
 
 async fn first_part(parts: &mut Streaming<v1::PutRequest>) -> Result<Option<Part>, Status> {
-    let first = tokio::time::timeout(FIRST_WORD, next_part(parts)).await;
-    first.unwrap_or_else(|_| Err(too_slow(&format!("no message came within {FIRST_WORD:?}"))))
+    let first = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, next_part(parts)).await;
+    first.unwrap_or_else(|_| Err(too_slow(&format!("no message came within {FIRST_MESSAGE_TIMEOUT:?}"))))
 }
 
 async fn next_part(parts: &mut Streaming<v1::PutRequest>) -> Result<Option<Part>, Status> {
@@ -170,7 +170,7 @@ async fn next_part(parts: &mut Streaming<v1::PutRequest>) -> Result<Option<Part>
     }
 }
 
-/// Takes what is sent, no slower than at the least rate.
+/// Receives an upload, which must keep the minimum rate.
 async fn receive(
     parts: &mut Streaming<v1::PutRequest>,
     writer: &mut ObjectWriter,
@@ -179,7 +179,7 @@ async fn receive(
     let mut credit = Credit::new();
     loop {
         let began = Instant::now();
-        let part = slot.wait_for(credit.left(), next_part(parts)).await.map_err(lost)??;
+        let part = slot.wait_for(credit.left(), next_part(parts)).await.map_err(interrupted)??;
         let waited = began.elapsed();
         let data = match part {
             Some(Part::Data(data)) => data,
@@ -189,17 +189,17 @@ async fn receive(
         if data.len() > DATA_BYTES {
             return Err(bad_field("data", "a message may hold 1 MiB at most"));
         }
-        credit.settle(waited, data.len());
+        credit.record(waited, data.len());
         slot.moved(data.len());
         writer.write(data).await.map_err(|error| from_store(&error))?;
     }
 }
 
-fn lost(lost: Lost) -> Status {
-    match lost {
-        Lost::ToAnother => busy("others wait to upload, and this upload stood still or was slow"),
-        Lost::InTime => {
-            let rate = Credit::LEAST_RATE >> 10;
+fn interrupted(reason: Interrupted) -> Status {
+    match reason {
+        Interrupted::Evicted => busy("other uploads are waiting, and this upload stalled or was slow"),
+        Interrupted::TimedOut => {
+            let rate = Credit::MIN_RATE >> 10;
             too_slow(&format!("an upload must bring {rate} KiB a second at least, and this one did not"))
         }
     }
@@ -207,39 +207,43 @@ fn lost(lost: Lost) -> Status {
 
 type Message = Result<v1::GetResponse, Status>;
 
-/// Sends the object's figures, then its bytes, no faster than they are taken.
+/// Sends the object's metadata, then its bytes, as fast as the reader takes them.
 async fn send(object: v1::Object, mut bytes: ByteStream, sender: mpsc::Sender<Message>, slot: Slot) {
     let first = v1::GetResponse { object: Some(object), data: Bytes::new() };
-    let mut taken = hand(&slot, &sender, Ok(first)).await;
-    while taken.is_ok()
+    let mut sent = send_message(&slot, &sender, Ok(first)).await;
+    while sent.is_ok()
         && let Some(next) = bytes.next().await
     {
-        taken = match next {
+        sent = match next {
             Ok(data) => send_data(data, &sender, &slot).await,
-            Err(error) => hand(&slot, &sender, Err(from_store(&error))).await,
+            Err(error) => send_message(&slot, &sender, Err(from_store(&error))).await,
         };
     }
-    if let Err(NotTaken) = taken {
-        tracing::debug!("a download's reader went away or stood still");
+    if let Err(ReaderGone) = sent {
+        tracing::debug!("a download's reader disconnected or stalled");
     }
 }
 
-/// The reader is gone, or does not read.
-struct NotTaken;
+/// The reader has disconnected or does not read.
+struct ReaderGone;
 
-async fn hand(slot: &Slot, sender: &mpsc::Sender<Message>, message: Message) -> Result<(), NotTaken> {
-    match slot.wait_for(STALL, sender.send(message)).await {
+async fn send_message(
+    slot: &Slot,
+    sender: &mpsc::Sender<Message>,
+    message: Message,
+) -> Result<(), ReaderGone> {
+    match slot.wait_for(STALL_TIMEOUT, sender.send(message)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(Lost::ToAnother | Lost::InTime) => Err(NotTaken),
+        Ok(Err(_)) | Err(Interrupted::Evicted | Interrupted::TimedOut) => Err(ReaderGone),
     }
 }
 
-async fn send_data(mut data: Bytes, sender: &mpsc::Sender<Message>, slot: &Slot) -> Result<(), NotTaken> {
+async fn send_data(mut data: Bytes, sender: &mpsc::Sender<Message>, slot: &Slot) -> Result<(), ReaderGone> {
     while !data.is_empty() {
         let data = data.split_to(data.len().min(DATA_BYTES));
         metrics::counter!("foil_artifact_bytes_total", "direction" => "out").increment(data.len() as u64);
         let size = data.len();
-        hand(slot, sender, Ok(v1::GetResponse { object: None, data })).await?;
+        send_message(slot, sender, Ok(v1::GetResponse { object: None, data })).await?;
         slot.moved(size);
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Slots of transfers: each holds memory, so they are few, and who lets his lie idle, or is slow, loses it to the next.
+//! Transfer slots. Each transfer holds memory, so slots are few, and a stalled or slow transfer loses its slot to the next one.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,32 +12,31 @@ use tonic::Status;
 
 use super::status::busy;
 
-/// Calls that wait; more are told to come again at once, so that what they have sent is held by nobody.
-const WAITING: usize = 64;
+/// Maximum number of waiting calls; more are rejected at once, so that their data occupies no memory.
+const MAX_WAITING: usize = 64;
 
-/// Bytes a second. A transfer with a slower other side loses its slot while others wait: nobody can keep all slots by being
-/// just as fast as a transfer must be.
+/// Bytes per second. A transfer with a slower peer loses its slot if others wait, so that nobody can occupy all slots at just the
+/// minimum rate.
 const FAIR_RATE: f64 = (1 << 20) as f64;
 
-/// How long is waited for what.
+/// Timeouts of slots; tests shorten them.
 #[derive(Debug, Clone, Copy)]
-struct Patience {
-    /// For a call's turn, before it is told to come again.
+struct Timeouts {
+    /// Time that a call waits for a slot before it is rejected.
     turn: Duration,
-    /// For the other side of a transfer, while somebody waits for its slot: to move at all, and in all before its rate
-    /// counts.
-    lazy: Duration,
-    /// Between two looks for such a transfer.
-    look: Duration,
+    /// Time that a peer may stall, and before its rate counts, while others wait for the slot.
+    grace: Duration,
+    /// Interval between two checks for such a transfer.
+    poll: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
-        Self { turn: Duration::from_secs(20), lazy: Duration::from_secs(5), look: Duration::from_secs(1) }
+        Self { turn: Duration::from_secs(20), grace: Duration::from_secs(5), poll: Duration::from_secs(1) }
     }
 }
 
-/// Cheap to clone; all clones share the slots.
+/// A fixed number of slots. Cheap to clone; all clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Slots {
     shared: Arc<Shared>,
@@ -46,7 +45,7 @@ pub(super) struct Slots {
 #[derive(Debug)]
 struct Shared {
     permits: Arc<Semaphore>,
-    patience: Patience,
+    timeouts: Timeouts,
     waiting: AtomicUsize,
     held: Mutex<Held>,
 }
@@ -59,44 +58,45 @@ struct Held {
 
 #[derive(Debug)]
 struct Holder {
-    /// Since when the transfer waits for its other side; none while it waits for the store.
+    /// Start of the current wait for the peer; none while the transfer waits for the store.
     waits_since: Option<Instant>,
-    /// How long it has waited for its other side before, and what has moved meanwhile.
+    /// Total time it has waited for its peer before.
     waited: Duration,
+    /// Bytes transferred.
     bytes: u64,
     evicted: CancellationToken,
 }
 
 impl Holder {
-    /// The rate of the transfer's other side in bytes a second, where it is so low that another may have the slot.
-    fn low_rate(&self, lazy: Duration) -> Option<f64> {
+    /// The peer's rate in bytes per second, if it is so low that another transfer may have the slot.
+    fn low_rate(&self, grace: Duration) -> Option<f64> {
         let waits = self.waits_since.map(|since| since.elapsed()).unwrap_or_default();
         let all = self.waited + waits;
         let rate = self.bytes as f64 / all.as_secs_f64().max(f64::MIN_POSITIVE);
-        let is_low = waits >= lazy || (all >= lazy && rate < FAIR_RATE);
+        let is_low = waits >= grace || (all >= grace && rate < FAIR_RATE);
         (is_low && !self.evicted.is_cancelled()).then_some(rate)
     }
 }
 
 impl Slots {
     pub(super) fn new(count: usize) -> Self {
-        Self::with_patience(count, Patience::default())
+        Self::with_timeouts(count, Timeouts::default())
     }
 
-    fn with_patience(count: usize, patience: Patience) -> Self {
+    fn with_timeouts(count: usize, timeouts: Timeouts) -> Self {
         let permits = Arc::new(Semaphore::new(count));
-        let shared = Shared { permits, patience, waiting: AtomicUsize::new(0), held: Mutex::default() };
+        let shared = Shared { permits, timeouts, waiting: AtomicUsize::new(0), held: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 
     /// A slot, in order of arrival.
     pub(super) async fn take(&self) -> Result<Slot, Status> {
         let Some(_waiting) = Waiting::among(&self.shared.waiting) else {
-            return Err(busy("too many transfers wait already"));
+            return Err(busy("too many transfers are waiting"));
         };
         let permit = Arc::clone(&self.shared.permits).acquire_owned();
         tokio::pin!(permit);
-        let Patience { turn, look, .. } = self.shared.patience;
+        let Timeouts { turn, poll, .. } = self.shared.timeouts;
         let deadline = Instant::now() + turn;
         loop {
             tokio::select! {
@@ -105,7 +105,7 @@ impl Slots {
                     Ok(Ok(permit)) => return Ok(self.hold(permit)),
                     Ok(Err(_)) | Err(_) => return Err(busy("too many transfers at once")),
                 },
-                () = sleep(look) => self.evict_slowest(),
+                () = sleep(poll) => self.evict_slowest(),
             }
         }
     }
@@ -123,8 +123,8 @@ impl Slots {
     }
 
     fn evict_slowest(&self) {
-        let (held, lazy) = (self.held(), self.shared.patience.lazy);
-        let slow = held.by_number.values().filter_map(|holder| Some((holder.low_rate(lazy)?, holder)));
+        let (held, grace) = (self.held(), self.shared.timeouts.grace);
+        let slow = held.by_number.values().filter_map(|holder| Some((holder.low_rate(grace)?, holder)));
         if let Some((_, slowest)) = slow.min_by(|(one, _), (other, _)| one.total_cmp(other)) {
             slowest.evicted.cancel();
         }
@@ -135,13 +135,13 @@ impl Slots {
     }
 }
 
-/// One of those that wait.
+/// A waiting call, counted until it is dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
     fn among(count: &'a AtomicUsize) -> Option<Self> {
         let waiting = Self(count);
-        (count.fetch_add(1, Ordering::Relaxed) < WAITING).then_some(waiting)
+        (count.fetch_add(1, Ordering::Relaxed) < MAX_WAITING).then_some(waiting)
     }
 }
 
@@ -151,7 +151,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A transfer's slot, free again when it is dropped.
+/// A transfer's slot, released when it is dropped.
 #[derive(Debug)]
 pub(super) struct Slot {
     slots: Slots,
@@ -161,18 +161,18 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Waits for the transfer's other side, for as long as `limit` and nobody else needs the slot.
+    /// Waits for the transfer's peer, for at most `limit`, and only as long as nobody else needs the slot.
     pub(super) async fn wait_for<T>(
         &self,
         limit: Duration,
-        other_side: impl Future<Output = T>,
-    ) -> Result<T, Lost> {
+        peer: impl Future<Output = T>,
+    ) -> Result<T, Interrupted> {
         self.mark(Some(Instant::now()));
         let moved = tokio::select! {
             biased;
-            moved = other_side => Ok(moved),
-            () = self.evicted.cancelled() => Err(Lost::ToAnother),
-            () = sleep(limit) => Err(Lost::InTime),
+            moved = peer => Ok(moved),
+            () = self.evicted.cancelled() => Err(Interrupted::Evicted),
+            () = sleep(limit) => Err(Interrupted::TimedOut),
         };
         self.mark(None);
         moved
@@ -185,7 +185,7 @@ impl Slot {
         }
     }
 
-    /// So many bytes came from the other side, or went to it.
+    /// Records transferred bytes.
     pub(super) fn moved(&self, bytes: usize) {
         if let Some(holder) = self.slots.held().by_number.get_mut(&self.number) {
             holder.bytes += bytes as u64;
@@ -199,38 +199,38 @@ impl Drop for Slot {
     }
 }
 
-/// Why a transfer must end though its other side may go on.
+/// The reason why a transfer is aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lost {
-    ToAnother,
-    InTime,
+pub(super) enum Interrupted {
+    Evicted,
+    TimedOut,
 }
 
-/// What a sender may still spend on waiting: it grows with what is sent, so that a transfer takes no longer than its size
-/// and the least rate allow.
+/// Time that a sender may still spend idle. It grows with the bytes sent, so that a transfer takes no longer than its size at
+/// the minimum rate.
 #[derive(Debug)]
 pub(super) struct Credit {
     left: Duration,
 }
 
 impl Credit {
-    /// What a sender has at first, and the most that it can save.
-    const MOST: Duration = Duration::from_secs(20);
-    /// Bytes a second.
-    pub(super) const LEAST_RATE: u32 = 64 << 10;
+    /// Initial credit, and the most that can be saved up.
+    const MAX: Duration = Duration::from_secs(20);
+    /// Minimum rate in bytes per second.
+    pub(super) const MIN_RATE: u32 = 64 << 10;
 
     pub(super) fn new() -> Self {
-        Self { left: Self::MOST }
+        Self { left: Self::MAX }
     }
 
     pub(super) fn left(&self) -> Duration {
         self.left
     }
 
-    /// So many bytes came, after so much waiting.
-    pub(super) fn settle(&mut self, waited: Duration, bytes: usize) {
-        let earned = Duration::from_secs_f64(bytes as f64 / f64::from(Self::LEAST_RATE));
-        self.left = (self.left.saturating_sub(waited) + earned).min(Self::MOST);
+    /// Records bytes that arrived after waiting.
+    pub(super) fn record(&mut self, waited: Duration, bytes: usize) {
+        let earned = Duration::from_secs_f64(bytes as f64 / f64::from(Self::MIN_RATE));
+        self.left = (self.left.saturating_sub(waited) + earned).min(Self::MAX);
     }
 }
 
@@ -242,26 +242,26 @@ mod tests {
 
     use super::*;
 
-    /// So short that a test need not wait, and so long that a busy machine keeps the order.
+    /// Timeouts short enough for a test, and long enough for a busy machine to keep the order.
     fn slots(count: usize, turn: Duration) -> Slots {
-        let (lazy, look) = (Duration::from_millis(500), Duration::from_millis(20));
-        Slots::with_patience(count, Patience { turn, lazy, look })
+        let (grace, poll) = (Duration::from_millis(500), Duration::from_millis(20));
+        Slots::with_timeouts(count, Timeouts { turn, grace, poll })
     }
 
     const LONG: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn who_waits_takes_the_slot_of_the_laziest_and_not_of_one_whose_store_is_slow() {
+    async fn a_waiting_call_takes_the_slot_of_a_stalled_peer_and_not_of_a_slow_store() {
         let slots = slots(2, LONG);
-        let (lazy, storing) = (slots.take().await.unwrap(), slots.take().await.unwrap());
-        let lazy = tokio::spawn(async move { lazy.wait_for(LONG, pending::<()>()).await });
+        let (grace, storing) = (slots.take().await.unwrap(), slots.take().await.unwrap());
+        let grace = tokio::spawn(async move { grace.wait_for(LONG, pending::<()>()).await });
         let next = slots.take().await.unwrap();
-        assert_eq!(lazy.await.unwrap(), Err(Lost::ToAnother));
+        assert_eq!(grace.await.unwrap(), Err(Interrupted::Evicted));
         drop((next, storing));
     }
 
     #[tokio::test]
-    async fn who_moves_keeps_the_slot() {
+    async fn a_fast_peer_keeps_the_slot() {
         let slots = slots(1, Duration::from_secs(1));
         let held = slots.take().await.unwrap();
         let stopped = CancellationToken::new();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_moves_slowly_loses_the_slot_to_who_waits() {
+    async fn a_slow_peer_loses_the_slot_to_a_waiting_call() {
         let slots = slots(1, LONG);
         let held = slots.take().await.unwrap();
         let slow = tokio::spawn(async move {
@@ -293,20 +293,20 @@ mod tests {
             }
         });
         slots.take().await.unwrap();
-        assert_eq!(slow.await.unwrap(), Lost::ToAnother);
+        assert_eq!(slow.await.unwrap(), Interrupted::Evicted);
     }
 
     #[tokio::test]
-    async fn only_so_many_wait() {
+    async fn the_number_of_waiting_calls_is_bounded() {
         let slots = slots(1, LONG);
         let held = slots.take().await.unwrap();
-        let waiting: Vec<_> = (0..WAITING)
+        let waiting: Vec<_> = (0..MAX_WAITING)
             .map(|_| {
                 let slots = slots.clone();
                 tokio::spawn(async move { slots.take().await.map(drop) })
             })
             .collect();
-        while slots.shared.waiting.load(Ordering::Relaxed) < WAITING {
+        while slots.shared.waiting.load(Ordering::Relaxed) < MAX_WAITING {
             tokio::task::yield_now().await;
         }
         assert_eq!(slots.take().await.unwrap_err().code(), Code::Unavailable);
@@ -318,14 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn a_transfer_takes_no_longer_than_its_size_and_the_least_rate_allow() {
+    fn a_transfer_takes_no_longer_than_its_size_at_the_minimum_rate() {
         let mut credit = Credit::new();
         let mut spent = Duration::ZERO;
-        // A byte whenever the time is almost up.
+        // One byte whenever the time is almost up.
         while !credit.left().is_zero() && spent < Duration::from_secs(60) {
             let waited = credit.left().min(Duration::from_secs(19));
             spent += waited;
-            credit.settle(waited, 1);
+            credit.record(waited, 1);
             if credit.left() < Duration::from_millis(1) {
                 break;
             }
@@ -333,8 +333,8 @@ mod tests {
         assert!(spent < Duration::from_secs(21), "{spent:?}");
         let mut credit = Credit::new();
         for _ in 0..1000 {
-            credit.settle(Duration::from_secs(15), 1 << 20);
-            assert!(credit.left() > Duration::from_secs(1), "a slow line that moves is fine");
+            credit.record(Duration::from_secs(15), 1 << 20);
+            assert!(credit.left() > Duration::from_secs(1), "a slow link that makes progress is fine");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From errors to gRPC statuses with google.rpc details.
+//! gRPC statuses of the Artifacts service, with google.rpc details.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use tonic_types::{ErrorDetails, StatusExt};
 pub(super) use crate::rpc::status::bad_field;
 use crate::rpc::status::{echo, short};
 
-/// When a client told to come again should do so.
+/// Delay after which a client should retry.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) fn busy(problem: &str) -> Status {
     let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
-    Status::with_error_details(Code::Unavailable, format!("{problem}; come again"), details)
+    Status::with_error_details(Code::Unavailable, format!("{problem}; try again"), details)
 }
 
 pub(super) fn too_slow(problem: &str) -> Status {
@@ -41,10 +41,10 @@ pub(super) fn stale(job_id: &str, attempt: u32, current: Option<u32>) -> Status 
     Status::with_error_details(Code::Aborted, message, details)
 }
 
-/// To a writer that is none of the ranks of its job.
-pub(super) fn stranger(job_id: &str) -> Status {
+/// Status for a writer that is not a rank of its job.
+pub(super) fn unauthenticated(job_id: &str) -> Status {
     Status::permission_denied(format!(
-        "only ranks of job {job_id} may write its objects, and this writer does not prove to be one"
+        "only ranks of job {job_id} may write its objects, and this writer has not proven to be one"
     ))
 }
 

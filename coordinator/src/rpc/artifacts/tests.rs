@@ -17,14 +17,14 @@ use super::*;
 
 const KEY: &str = "jobs/j1/phases/r01.policy.train/a3/model.safetensors";
 
-struct World {
+struct TestServer {
     store: Store,
     attempt: Arc<AtomicU32>,
     address: SocketAddr,
     channel: LeaderChannel,
 }
 
-/// Of which the process s1 is a rank.
+/// A job of which the process s1 is a rank.
 struct OneJob {
     current: Arc<AtomicU32>,
 }
@@ -44,11 +44,11 @@ fn rank(job: &str, attempt: u32) -> Writer {
 }
 
 /// The service on a loopback port; job j1 runs attempt 3.
-async fn world() -> World {
-    world_on(Store::in_memory()).await
+async fn server() -> TestServer {
+    server_on(Store::in_memory()).await
 }
 
-async fn world_on(store: Store) -> World {
+async fn server_on(store: Store) -> TestServer {
     let attempt = Arc::new(AtomicU32::new(3));
     let current = Arc::clone(&attempt);
     let service = ArtifactsService::new(store.clone(), OneJob { current });
@@ -57,7 +57,7 @@ async fn world_on(store: Store) -> World {
     let server = tonic::transport::Server::builder().add_service(service.into_server());
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = connect(&format!("http://{address}")).unwrap();
-    World { store, attempt, address, channel }
+    TestServer { store, attempt, address, channel }
 }
 
 async fn upload_bytes(
@@ -69,7 +69,7 @@ async fn upload_bytes(
     artifacts::upload_bytes(channel, key, writer, bytes, &unfollowed()).await
 }
 
-/// A counter of bytes, and who adds to it.
+/// A counter of bytes, and a callback that adds to it.
 fn counter() -> (Arc<AtomicU64>, Moved) {
     let count = Arc::new(AtomicU64::new(0));
     let adds = Arc::clone(&count);
@@ -85,7 +85,7 @@ fn body(bytes: usize, seed: u8) -> Bytes {
     body.into()
 }
 
-/// Puts by hand, with whatever the client library would not send.
+/// Sends a raw upload, with messages that the client library would not send.
 async fn put_raw(
     channel: &LeaderChannel,
     begin: v1::PutBegin,
@@ -104,68 +104,69 @@ fn begin(key: &str, bytes: &Bytes) -> v1::PutBegin {
 }
 
 #[tokio::test]
-async fn what_goes_up_comes_down() {
-    let world = world().await;
+async fn an_uploaded_object_can_be_downloaded() {
+    let server = server().await;
     for size in [0, 1, DATA_BYTES, 5 << 20, (17 << 20) + 3] {
         let bytes = body(size, 1);
         let key = format!("jobs/j1/phases/p/a3/{size}");
-        let object = upload_bytes(&world.channel, &key, &rank("j1", 3), bytes.clone()).await.unwrap();
+        let object = upload_bytes(&server.channel, &key, &rank("j1", 3), bytes.clone()).await.unwrap();
         assert_eq!(Digest::from(&object), Digest::of(&bytes));
-        assert_eq!(stat(&world.channel, &key).await.unwrap(), Some(object.clone()));
-        assert_eq!(download_bytes(&world.channel, &object).await.unwrap(), bytes);
+        assert_eq!(stat(&server.channel, &key).await.unwrap(), Some(object.clone()));
+        assert_eq!(download_bytes(&server.channel, &object).await.unwrap(), bytes);
     }
 }
 
 #[tokio::test]
-async fn files_go_up_and_come_down() {
-    let world = world().await;
+async fn files_can_be_uploaded_and_downloaded() {
+    let server = server().await;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pairs.jsonl");
     std::fs::write(&path, body(5 << 20, 2)).unwrap();
-    let object = upload_input(&world.channel, &path, &unfollowed()).await.unwrap();
+    let object = upload_input(&server.channel, &path, &unfollowed()).await.unwrap();
     assert_eq!(
         (object.key.as_str(), object.path.as_str()),
         (input_key(&object.blake3).as_str(), "pairs.jsonl")
     );
-    assert_eq!(upload_input(&world.channel, &path, &unfollowed()).await.unwrap(), object);
+    assert_eq!(upload_input(&server.channel, &path, &unfollowed()).await.unwrap(), object);
     let (writer, digest) = (rank("j1", 3), digest_of_file(&path).await.unwrap());
-    let again = upload_file(&world.channel, KEY, &writer, &path, &digest, &unfollowed()).await.unwrap();
+    let again = upload_file(&server.channel, KEY, &writer, &path, &digest, &unfollowed()).await.unwrap();
     assert_eq!(again.blake3, object.blake3);
     let copy = directory.path().join("new/dir/copy.jsonl");
-    download_to_file(&world.channel, &object, &copy, &unfollowed()).await.unwrap();
+    download_to_file(&server.channel, &object, &copy, &unfollowed()).await.unwrap();
     assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(&path).unwrap());
     assert_eq!(std::fs::read_dir(copy.parent().unwrap()).unwrap().count(), 1);
 }
 
 #[tokio::test]
-async fn every_byte_is_told_as_it_moves() {
+async fn every_byte_is_reported_as_it_moves() {
     const SIZE: u64 = (5 << 20) + 3;
-    let world = world().await;
+    let server = server().await;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.safetensors");
     std::fs::write(&path, body(SIZE as usize, 14)).unwrap();
-    let (up, told_up) = counter();
+    let (up, on_upload) = counter();
     let (writer, digest) = (rank("j1", 3), digest_of_file(&path).await.unwrap());
-    let object = upload_file(&world.channel, KEY, &writer, &path, &digest, &told_up).await.unwrap();
+    let object = upload_file(&server.channel, KEY, &writer, &path, &digest, &on_upload).await.unwrap();
     let (down, calls) = (counter(), Arc::new(AtomicUsize::new(0)));
-    let (told, count) = (down.1, Arc::clone(&calls));
-    let told_down: Moved = Arc::new(move |bytes| {
+    let (report, count) = (down.1, Arc::clone(&calls));
+    let on_download: Moved = Arc::new(move |bytes| {
         count.fetch_add(1, Ordering::SeqCst);
-        told(bytes);
+        report(bytes);
     });
-    download_to_file(&world.channel, &object, &path, &told_down).await.unwrap();
+    download_to_file(&server.channel, &object, &path, &on_download).await.unwrap();
     assert_eq!((up.load(Ordering::SeqCst), down.0.load(Ordering::SeqCst)), (SIZE, SIZE));
     assert!(calls.load(Ordering::SeqCst) > 4, "not once at the end");
 }
 
 #[tokio::test]
 async fn a_download_starts_at_any_offset() {
-    let world = world().await;
+    let server = server().await;
     let bytes = body(5 << 20, 3);
-    let object = upload_input_bytes(&world.channel, bytes.clone()).await.unwrap();
+    let object = upload_input_bytes(&server.channel, bytes.clone()).await.unwrap();
     for offset in [0, 1, (3 << 20) + 7, 5 << 20] {
         let request = v1::GetRequest { key: object.key.clone(), offset };
-        let mut stream = ArtifactsClient::new(world.channel.clone()).get(request).await.unwrap().into_inner();
+        let mut stream =
+            ArtifactsClient::new(server.channel.clone()).get(request).await.unwrap().into_inner();
         let first = stream.message().await.unwrap().unwrap();
         assert_eq!(first.object, Some(object.clone()));
         let mut rest = first.data.to_vec();
@@ -176,59 +177,59 @@ async fn a_download_starts_at_any_offset() {
         assert_eq!(rest, bytes[usize::try_from(offset).unwrap()..]);
     }
     let beyond = v1::GetRequest { key: object.key, offset: (5 << 20) + 1 };
-    let status = ArtifactsClient::new(world.channel).get(beyond).await.unwrap_err();
+    let status = ArtifactsClient::new(server.channel).get(beyond).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
 }
 
 #[tokio::test]
-async fn what_is_not_as_announced_is_refused_and_leaves_nothing() {
-    let world = world().await;
+async fn content_that_differs_from_the_announcement_is_rejected_and_leaves_nothing() {
+    let server = server().await;
     for size in [5 << 20, 9 << 20] {
         let (announced, sent) = (body(size, 4), body(size, 5));
         let key = input_key(&Digest::of(&announced).blake3);
         let begin = begin(&key, &announced);
         let chunks = |bytes: &Bytes| bytes.chunks(DATA_BYTES).map(Bytes::copy_from_slice).collect::<Vec<_>>();
-        let wrong = put_raw(&world.channel, begin.clone(), chunks(&sent)).await.unwrap_err();
+        let wrong = put_raw(&server.channel, begin.clone(), chunks(&sent)).await.unwrap_err();
         assert_eq!(wrong.code(), Code::DataLoss, "{wrong:?}");
         let short =
-            put_raw(&world.channel, begin.clone(), chunks(&announced)[1..].to_vec()).await.unwrap_err();
+            put_raw(&server.channel, begin.clone(), chunks(&announced)[1..].to_vec()).await.unwrap_err();
         assert_eq!(short.code(), Code::DataLoss);
         let mut long = chunks(&announced);
         long.push(Bytes::from_static(b"x"));
-        assert!(put_raw(&world.channel, begin.clone(), long).await.is_err());
-        assert!(!world.store.exists(&key).await.unwrap());
-        put_raw(&world.channel, begin, chunks(&announced)).await.unwrap();
+        assert!(put_raw(&server.channel, begin.clone(), long).await.is_err());
+        assert!(!server.store.exists(&key).await.unwrap());
+        put_raw(&server.channel, begin, chunks(&announced)).await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn the_same_again_is_fine_and_other_content_is_not() {
-    let world = world().await;
+async fn the_same_content_again_is_fine_and_other_content_is_rejected() {
+    let server = server().await;
     let (rank, bytes) = (rank("j1", 3), body(5 << 20, 6));
-    let first = upload_bytes(&world.channel, KEY, &rank, bytes.clone()).await.unwrap();
-    assert_eq!(upload_bytes(&world.channel, KEY, &rank, bytes.clone()).await.unwrap(), first);
-    let other = upload_bytes(&world.channel, KEY, &rank, body(5 << 20, 7)).await.unwrap_err();
+    let first = upload_bytes(&server.channel, KEY, &rank, bytes.clone()).await.unwrap();
+    assert_eq!(upload_bytes(&server.channel, KEY, &rank, bytes.clone()).await.unwrap(), first);
+    let other = upload_bytes(&server.channel, KEY, &rank, body(5 << 20, 7)).await.unwrap_err();
     let TransferError::Refused { status, .. } = other else { panic!("{other}") };
     assert_eq!(status.code(), Code::AlreadyExists);
     assert_eq!(status.get_details_resource_info().unwrap().resource_name, KEY);
-    assert_eq!(download_bytes(&world.channel, &first).await.unwrap(), bytes);
+    assert_eq!(download_bytes(&server.channel, &first).await.unwrap(), bytes);
 }
 
 #[tokio::test]
-async fn writers_of_one_key_at_once_leave_one_whole_object() {
-    let world = world().await;
+async fn concurrent_writers_of_one_key_leave_one_complete_object() {
+    let server = server().await;
     let rank = rank("j1", 3);
-    let uploads = (0..6).map(|n| upload_bytes(&world.channel, KEY, &rank, body(9 << 20, n % 3)));
+    let uploads = (0..6).map(|n| upload_bytes(&server.channel, KEY, &rank, body(9 << 20, n % 3)));
     let results = futures::future::join_all(uploads).await;
     let mut winners: Vec<_> = results.into_iter().flatten().collect();
     winners.dedup();
     assert_eq!(winners.len(), 1);
-    download_bytes(&world.channel, &winners[0]).await.unwrap();
+    download_bytes(&server.channel, &winners[0]).await.unwrap();
 }
 
 #[tokio::test]
 async fn keys_are_confined() {
-    let world = world().await;
+    let server = server().await;
     let bytes = body(10, 8);
     let client = Writer::client();
     for key in [
@@ -240,50 +241,50 @@ async fn keys_are_confined() {
         "inputs/../x",
         "",
     ] {
-        let error = upload_bytes(&world.channel, key, &client, bytes.clone()).await.unwrap_err();
+        let error = upload_bytes(&server.channel, key, &client, bytes.clone()).await.unwrap_err();
         let TransferError::Refused { status, .. } = error else { panic!("{key}: {error}") };
         assert_eq!(status.code(), Code::InvalidArgument, "{key}");
         assert!(status.get_details_bad_request().is_some(), "{key}");
     }
-    let elsewhere = upload_bytes(&world.channel, "jobs/j2/phases/p/x", &rank("j1", 3), bytes).await;
+    let elsewhere = upload_bytes(&server.channel, "jobs/j2/phases/p/x", &rank("j1", 3), bytes).await;
     assert!(matches!(elsewhere, Err(TransferError::Refused { .. })));
-    world.store.put_object("meta/secret", body(3, 0)).await.unwrap();
-    assert_eq!(stat(&world.channel, "meta/secret").await.unwrap(), None);
+    server.store.put_object("meta/secret", body(3, 0)).await.unwrap();
+    assert_eq!(stat(&server.channel, "meta/secret").await.unwrap(), None);
 }
 
 #[tokio::test]
-async fn a_stale_attempt_writes_nothing() {
-    let world = world().await;
+async fn a_stale_attempt_cannot_write() {
+    let server = server().await;
     for writer in [rank("j1", 2), rank("unknown", 1)] {
         let key = if writer == rank("j1", 2) { KEY } else { "jobs/unknown/phases/p/x" };
-        let error = upload_bytes(&world.channel, key, &writer, body(10, 9)).await.unwrap_err();
+        let error = upload_bytes(&server.channel, key, &writer, body(10, 9)).await.unwrap_err();
         assert!(matches!(error, TransferError::Stale { .. }), "{error}");
     }
-    world.attempt.store(4, Ordering::SeqCst);
-    let late = upload_bytes(&world.channel, KEY, &rank("j1", 3), body(10, 9)).await;
+    server.attempt.store(4, Ordering::SeqCst);
+    let late = upload_bytes(&server.channel, KEY, &rank("j1", 3), body(10, 9)).await;
     assert!(matches!(late, Err(TransferError::Stale { .. })));
-    assert!(world.store.list("jobs").await.unwrap().is_empty());
+    assert!(server.store.list("jobs").await.unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn a_stranger_who_knows_job_and_attempt_writes_nothing() {
-    let world = world().await;
+async fn a_stranger_who_knows_job_and_attempt_cannot_write() {
+    let server = server().await;
     for (session, secret) in [("s1", "guessed"), ("s1", ""), ("", ""), ("s2", "s3cret")] {
         let writer = Writer::rank("j1", 3, session, secret);
         assert!(!format!("{writer:?}").contains("s3cret"));
-        let error = upload_bytes(&world.channel, KEY, &writer, body(10, 9)).await.unwrap_err();
+        let error = upload_bytes(&server.channel, KEY, &writer, body(10, 9)).await.unwrap_err();
         let TransferError::Refused { status, .. } = error else { panic!("{error}") };
         assert_eq!(status.code(), Code::PermissionDenied);
     }
-    assert!(world.store.list("jobs").await.unwrap().is_empty());
+    assert!(server.store.list("jobs").await.unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn an_input_that_was_damaged_is_mended_by_uploading_it_again() {
+async fn a_damaged_input_is_repaired_by_uploading_it_again() {
     let directory = tempfile::tempdir().unwrap();
-    let world = world_on(Store::open(directory.path().to_str().unwrap()).unwrap()).await;
+    let server = server_on(Store::open(directory.path().to_str().unwrap()).unwrap()).await;
     let bytes = body((9 << 20) + 1, 15);
-    let object = upload_input_bytes(&world.channel, bytes.clone()).await.unwrap();
+    let object = upload_input_bytes(&server.channel, bytes.clone()).await.unwrap();
     let file = directory.path().join(&object.key);
     let sidecar = directory.path().join(format!("{}.b3", object.key));
     let mut flipped = bytes.to_vec();
@@ -297,28 +298,28 @@ async fn an_input_that_was_damaged_is_mended_by_uploading_it_again() {
     ];
     for (number, damage) in damages.iter().enumerate() {
         damage();
-        let again = upload_input_bytes(&world.channel, bytes.clone()).await.unwrap();
+        let again = upload_input_bytes(&server.channel, bytes.clone()).await.unwrap();
         assert_eq!(again, object, "damage {number}");
-        assert_eq!(world.store.read_object(&object).await.unwrap(), bytes, "damage {number}");
+        assert_eq!(server.store.read_object(&object).await.unwrap(), bytes, "damage {number}");
     }
-    // What is whole is not written again.
+    // An intact object is not written again.
     let written = std::fs::metadata(&file).unwrap().modified().unwrap();
-    upload_input_bytes(&world.channel, bytes).await.unwrap();
+    upload_input_bytes(&server.channel, bytes).await.unwrap();
     assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), written);
 }
 
 #[tokio::test]
 async fn too_large_a_message_is_refused() {
-    let world = world().await;
+    let server = server().await;
     let bytes = body(DATA_BYTES + 1, 10);
     let begin = begin(&input_key(&Digest::of(&bytes).blake3), &bytes);
-    let status = put_raw(&world.channel, begin, vec![bytes]).await.unwrap_err();
+    let status = put_raw(&server.channel, begin, vec![bytes]).await.unwrap_err();
     assert!(matches!(status.code(), Code::InvalidArgument | Code::OutOfRange), "{status:?}");
 }
 
 #[tokio::test]
 async fn damage_in_the_store_is_noticed_by_the_reader() {
-    let world = world().await;
+    let server = server().await;
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path().to_str().unwrap()).unwrap();
     let object = store.put_object("inputs/x", body(100, 11)).await.unwrap();
@@ -327,12 +328,12 @@ async fn damage_in_the_store_is_noticed_by_the_reader() {
     std::fs::write(directory.path().join("inputs/x"), damaged).unwrap();
     let error = store.read_object(&object).await.unwrap_err();
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
-    let object = upload_input_bytes(&world.channel, body(100, 12)).await.unwrap();
+    let object = upload_input_bytes(&server.channel, body(100, 12)).await.unwrap();
     let wrong = v1::Object { blake3: "0".repeat(64), ..object };
-    assert!(matches!(download_bytes(&world.channel, &wrong).await, Err(TransferError::Corrupt { .. })));
+    assert!(matches!(download_bytes(&server.channel, &wrong).await, Err(TransferError::Corrupt { .. })));
 }
 
-/// Passes bytes on, but cuts its first `cuts` connections after 2 MiB of answers.
+/// A proxy that cuts its first `cuts` connections after 2 MiB of responses.
 async fn cutting_proxy(to: SocketAddr, cuts: usize) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -369,10 +370,10 @@ async fn pass(near: TcpStream, far: TcpStream, cut: bool) {
 
 #[tokio::test]
 async fn a_download_survives_broken_connections() {
-    let world = world().await;
+    let server = server().await;
     let bytes = body(9 << 20, 13);
-    let object = upload_input_bytes(&world.channel, bytes.clone()).await.unwrap();
-    let (proxy, connections) = cutting_proxy(world.address, 3).await;
+    let object = upload_input_bytes(&server.channel, bytes.clone()).await.unwrap();
+    let (proxy, connections) = cutting_proxy(server.address, 3).await;
     let channel = connect(&format!("http://{proxy}")).unwrap();
     assert_eq!(download_bytes(&channel, &object).await.unwrap(), bytes);
     assert_eq!(connections.load(Ordering::SeqCst), 4);

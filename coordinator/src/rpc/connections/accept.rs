@@ -1,4 +1,4 @@
-//! Taking connections from the kernel, also where it has no descriptor for another one.
+//! Accepting connections, even when the process runs out of file descriptors.
 
 use std::future::Future;
 use std::io;
@@ -9,17 +9,17 @@ use futures::stream::{self, Stream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
-use super::registry::{NoPlace, Place, Registry};
-use super::stream::Connection;
+use super::registry::{NoPermit, Permit, Registry};
+use super::socket::Connection;
 
-/// Before connections are taken again, after the kernel refused one.
-const PAUSE: Duration = Duration::from_millis(200);
-/// How often a connection without a place looks for one.
-const LOOK: Duration = Duration::from_millis(10);
-/// How often a lasting shortage is told of.
-const REMINDER: Duration = Duration::from_secs(60);
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Interval at which a connection without a permit tries to get one.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+/// Interval at which a lasting shortage is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Where connections come from.
+/// A source of connections; tests replace the socket.
 pub(in crate::rpc) trait Listen: Send + 'static {
     fn accept(&mut self) -> impl Future<Output = io::Result<(TcpStream, SocketAddr)>> + Send;
 }
@@ -30,43 +30,46 @@ impl Listen for TcpListener {
     }
 }
 
-/// Connections as they come, those that find a place.
+/// The stream of accepted connections that get a permit.
 pub(in crate::rpc) fn incoming(
     listener: impl Listen,
     registry: Registry,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let state = (listener, registry, None);
-    stream::unfold(state, |(mut listener, registry, mut told)| async move {
+    stream::unfold(state, |(mut listener, registry, mut last_logged)| async move {
         loop {
             match listener.accept().await {
                 Ok((socket, address)) => {
-                    // Else small answers would wait for the acknowledgement of what went before; a socket that is gone
-                    // already shows it when it is read.
+                    // Otherwise small responses wait for the acknowledgement of earlier ones. Fails if the socket is closed
+                    // already, which the first read reports.
                     let _ = socket.set_nodelay(true);
-                    // One without a place is closed here.
-                    if let Some(place) = place(&registry, address).await {
-                        return Some((Ok(Connection::new(socket, place)), (listener, registry, told)));
+                    // A connection without a permit is dropped, and thereby closed.
+                    if let Some(permit) = acquire(&registry, address).await {
+                        return Some((
+                            Ok(Connection::new(socket, permit)),
+                            (listener, registry, last_logged),
+                        ));
                     }
                 }
-                Err(error) if is_of_the_peer(&error) => {}
+                Err(error) if is_peer_error(&error) => {}
                 Err(error) => {
-                    tell(&mut told, &error);
-                    // Where none is idle, time will help.
-                    let _ = registry.shed();
-                    sleep(PAUSE).await;
+                    log_shortage(&mut last_logged, &error);
+                    // Fails if no connection is idle; then some will end in time.
+                    let _ = registry.evict_idle();
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     })
 }
 
-/// Others wait in the kernel meanwhile.
-pub(super) async fn place(registry: &Registry, address: SocketAddr) -> Option<Place> {
+/// Waits for a permit; other connections wait in the kernel meanwhile. None if every connection is busy.
+pub(super) async fn acquire(registry: &Registry, address: SocketAddr) -> Option<Permit> {
     loop {
         match registry.admit(address) {
-            Ok(place) => return Some(place),
-            Err(NoPlace::Yet) => sleep(LOOK).await,
-            Err(NoPlace::AtAll) => {
+            Ok(permit) => return Some(permit),
+            Err(NoPermit::NotYet) => sleep(RETRY_INTERVAL).await,
+            Err(NoPermit::Busy) => {
                 metrics::counter!("foil_connections_closed_total", "reason" => "refused").increment(1);
                 return None;
             }
@@ -74,8 +77,8 @@ pub(super) async fn place(registry: &Registry, address: SocketAddr) -> Option<Pl
     }
 }
 
-/// A connection that broke before it was taken says nothing of the others.
-fn is_of_the_peer(error: &io::Error) -> bool {
+/// True if a connection broke before it was accepted, which does not affect others.
+fn is_peer_error(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, Interrupted, TimedOut, WouldBlock};
     matches!(
         error.kind(),
@@ -83,12 +86,12 @@ fn is_of_the_peer(error: &io::Error) -> bool {
     )
 }
 
-fn tell(told: &mut Option<Instant>, error: &io::Error) {
-    if told.is_none_or(|told| told.elapsed() >= REMINDER) {
-        *told = Some(Instant::now());
+fn log_shortage(last_logged: &mut Option<Instant>, error: &io::Error) {
+    if last_logged.is_none_or(|last_logged| last_logged.elapsed() >= LOG_INTERVAL) {
+        *last_logged = Some(Instant::now());
         tracing::warn!(
             %error,
-            "no more connections can be taken; where file descriptors are too few, raise the limit (ulimit -n, LimitNOFILE)"
+            "cannot accept connections; if file descriptors are exhausted, raise the limit (ulimit -n, LimitNOFILE)"
         );
     }
 }

@@ -1,40 +1,40 @@
-//! Connections, none of which may cost the others anything: they are counted, must say something soon, must take what
-//! they are sent, and go when they are idle.
+//! Connection limits, so that no connection can starve others: connections are counted, must send a request soon, must read
+//! their responses, and are closed when idle.
 //!
-//! A connection is told of its requests and responses by [`follow`], a layer around all services; it looks at the clock
-//! whenever it is polled, and ends itself with an error where it has been patient for long enough.
+//! [`track`], a middleware around all services, tells a connection about its requests and responses; the connection checks its
+//! deadlines whenever it is polled, and fails when one has passed.
 
 mod accept;
-mod follow;
-mod inflow;
 mod peer;
 mod registry;
-mod stream;
+mod request_body;
+mod socket;
 #[cfg(test)]
 mod tests;
+mod track;
 
 use std::time::Duration;
 
 pub(super) use self::accept::incoming;
-pub(super) use self::follow::follow;
 pub(super) use self::registry::Registry;
+pub(super) use self::track::track;
 
-/// What connections may cost.
+/// Resource limits of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Open at once. One more takes the place of the one that has been idle for longest.
+    /// Maximum number of open connections. One more evicts the connection that has been idle longest.
     pub connections: usize,
-    /// For the first request, from the moment that the connection is made.
+    /// Timeout for the first request after connecting.
     pub first_request: Duration,
-    /// Without a request under way.
+    /// Timeout of a connection without a request in progress.
     pub idle: Duration,
-    /// For a reader to take what it was sent, a message of 1 MiB at most or a page.
+    /// Timeout for a reader to take one message, at most 1 MiB, or one page.
     pub unread: Duration,
-    /// For a message to come whole, from its first byte on; of a call that is not a stream, from the call's beginning.
+    /// Timeout for a message to arrive completely: from its first byte, or from the start of a unary call.
     pub message: Duration,
-    /// Bytes of all messages that are not whole yet. Beyond it, the connection with most of them ends.
-    pub inflow_bytes: usize,
-    /// Bytes sent to all readers and not taken yet. Beyond it, the connection with most of them ends.
+    /// Maximum total size of incomplete messages. Beyond it, the connection with the largest part is closed.
+    pub incoming_bytes: usize,
+    /// Maximum total size of unread responses. Beyond it, the connection with the largest part is closed.
     pub unread_bytes: usize,
 }
 
@@ -46,7 +46,7 @@ impl Default for Limits {
             idle: Duration::from_secs(300),
             unread: Duration::from_secs(60),
             message: Duration::from_secs(30),
-            inflow_bytes: 256 << 20,
+            incoming_bytes: 256 << 20,
             unread_bytes: 512 << 20,
         }
     }

@@ -1,4 +1,4 @@
-//! What is known of one connection, and when it has to go.
+//! The state of one connection, and the deadlines after which it is closed.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,31 +13,31 @@ use super::Limits;
 
 /// Why the coordinator closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cut {
+pub(super) enum CloseReason {
     /// It made no request in time.
     Silent,
     Idle,
-    /// It does not take what it was sent.
+    /// It does not read its responses.
     Unread,
-    /// Another one needs its place.
-    Shed,
-    /// It holds most of the memory that all unread responses, or all unfinished requests, may take.
+    /// Another connection needs its permit.
+    Evicted,
+    /// It holds the largest part of the memory for unread responses or incomplete requests.
     Memory,
 }
 
-impl Cut {
+impl CloseReason {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Silent => "silent",
             Self::Idle => "idle",
             Self::Unread => "unread",
-            Self::Shed => "shed",
+            Self::Evicted => "shed",
             Self::Memory => "memory",
         }
     }
 }
 
-/// One connection, as all who deal with it share it.
+/// Shared state of one connection. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
     shared: Arc<Shared>,
@@ -47,71 +47,71 @@ pub(super) struct Peer {
 struct Shared {
     address: SocketAddr,
     state: Mutex<State>,
-    /// Of the task that serves the connection.
+    /// Wakes the task that serves the connection.
     waker: AtomicWaker,
     /// The totals of all connections.
     totals: Arc<Totals>,
 }
 
-/// Bytes that all connections together make the coordinator keep.
+/// Memory that all connections together occupy.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     /// Unread bytes of responses.
     pub(super) unread: AtomicUsize,
-    /// Bytes of messages that have not arrived whole.
-    pub(super) inflow: AtomicUsize,
+    /// Bytes of incomplete messages.
+    pub(super) incoming_bytes: AtomicUsize,
 }
 
 #[derive(Debug)]
 pub(super) struct State {
-    /// The last moment at which a request ended, or that of the connection.
+    /// Time when a request last ended, or when the connection was made.
     quiet_since: Instant,
-    /// It has made a request.
-    spoke: bool,
-    /// Requests under way.
+    /// True once it has made a request.
+    has_requested: bool,
+    /// Number of requests in progress.
     open: usize,
-    /// What was handed to the connection and is not written out: since when, and how many bytes.
+    /// Responses not written yet, by number: when they were queued, and their size.
     unread: BTreeMap<u64, (Instant, usize)>,
-    handed: u64,
-    /// Bytes of messages that are not whole.
-    inflow: usize,
-    cut: Option<Cut>,
+    queued: u64,
+    /// Bytes of incomplete messages.
+    incoming_bytes: usize,
+    closing: Option<CloseReason>,
 }
 
 impl State {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             quiet_since: now,
-            spoke: false,
+            has_requested: false,
             open: 0,
             unread: BTreeMap::new(),
-            handed: 0,
-            inflow: 0,
-            cut: None,
+            queued: 0,
+            incoming_bytes: 0,
+            closing: None,
         }
     }
 
-    /// Why the connection must end now, where it must.
-    pub(super) fn overdue(&self, now: Instant, limits: &Limits) -> Option<Cut> {
+    /// The reason to close the connection now, if there is one.
+    pub(super) fn overdue(&self, now: Instant, limits: &Limits) -> Option<CloseReason> {
         let quiet = now.saturating_duration_since(self.quiet_since);
         let is_quiet = self.open == 0 && self.unread.is_empty();
-        // What was handed out first is the oldest.
+        // Numbers grow, so the first entry is the oldest.
         let oldest = self.unread.values().next();
-        if self.cut.is_some() {
-            self.cut
-        } else if !self.spoke && quiet >= limits.first_request {
-            Some(Cut::Silent)
+        if self.closing.is_some() {
+            self.closing
+        } else if !self.has_requested && quiet >= limits.first_request {
+            Some(CloseReason::Silent)
         } else if oldest.is_some_and(|(since, _)| now.saturating_duration_since(*since) >= limits.unread) {
-            Some(Cut::Unread)
-        } else if self.spoke && is_quiet && quiet >= limits.idle {
-            Some(Cut::Idle)
+            Some(CloseReason::Unread)
+        } else if self.has_requested && is_quiet && quiet >= limits.idle {
+            Some(CloseReason::Idle)
         } else {
             None
         }
     }
 
     fn begin(&mut self) {
-        self.spoke = true;
+        self.has_requested = true;
         self.open += 1;
     }
 
@@ -120,15 +120,15 @@ impl State {
         self.quiet_since = now;
     }
 
-    /// Gives the number by which the bytes are taken.
-    fn hand(&mut self, bytes: usize, now: Instant) -> u64 {
-        let number = self.handed;
-        self.handed += 1;
+    /// Records queued bytes; returns the number by which [`State::written`] refers to them.
+    fn queue(&mut self, bytes: usize, now: Instant) -> u64 {
+        let number = self.queued;
+        self.queued += 1;
         self.unread.insert(number, (now, bytes));
         number
     }
 
-    fn taken(&mut self, number: u64, now: Instant) {
+    fn written(&mut self, number: u64, now: Instant) {
         self.unread.remove(&number);
         self.quiet_since = now;
     }
@@ -138,14 +138,14 @@ impl State {
     }
 }
 
-/// How willingly a connection is closed for another one: the least first.
+/// Order in which idle connections are evicted: the smallest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rank {
-    spoke: bool,
+pub(super) struct EvictionRank {
+    has_requested: bool,
     quiet_since: Instant,
 }
 
-impl Rank {
+impl EvictionRank {
     pub(super) fn quiet_for(&self) -> Duration {
         self.quiet_since.elapsed()
     }
@@ -165,60 +165,61 @@ impl Peer {
         &self.shared.waker
     }
 
-    pub(super) fn overdue(&self, limits: &Limits) -> Option<Cut> {
+    pub(super) fn overdue(&self, limits: &Limits) -> Option<CloseReason> {
         self.state().overdue(Instant::now(), limits)
     }
 
-    /// A request begins; it ends with what this returns.
+    /// Records a request, which is in progress until the returned value is dropped.
     pub(super) fn request(&self) -> OpenRequest {
         self.state().begin();
         OpenRequest(self.clone())
     }
 
-    /// Bytes are handed to the connection; they are written out, or given up, when what this returns is dropped.
-    pub(super) fn hand(&self, bytes: usize) -> Unread {
-        let number = self.state().hand(bytes, Instant::now());
+    /// Records bytes that are queued; they count as written when the returned value is dropped.
+    pub(super) fn queue(&self, bytes: usize) -> Unread {
+        let number = self.state().queue(bytes, Instant::now());
         self.shared.totals.unread.fetch_add(bytes, Ordering::Relaxed);
         Unread { peer: self.clone(), number, bytes }
     }
 
-    /// An account of one request's bytes that are not a whole message.
-    pub(super) fn unfinished(&self) -> Unfinished {
-        Unfinished { peer: self.clone(), bytes: 0 }
+    /// Counter of the bytes of one request's incomplete message.
+    pub(super) fn partial_message(&self) -> PartialMessage {
+        PartialMessage { peer: self.clone(), bytes: 0 }
     }
 
-    /// None where it is being closed already.
-    pub(super) fn inflow_bytes(&self) -> Option<usize> {
+    /// None if it is being closed already.
+    pub(super) fn incoming_bytes(&self) -> Option<usize> {
         let state = self.state();
-        state.cut.is_none().then_some(state.inflow)
+        state.closing.is_none().then_some(state.incoming_bytes)
     }
 
-    /// None where a request is under way, or it is being closed already.
-    pub(super) fn rank(&self) -> Option<Rank> {
+    /// None if a request is in progress, or it is being closed already.
+    pub(super) fn rank(&self) -> Option<EvictionRank> {
         let state = self.state();
-        let is_quiet = state.open == 0 && state.unread.is_empty() && state.cut.is_none();
-        is_quiet.then_some(Rank { spoke: state.spoke, quiet_since: state.quiet_since })
+        let is_quiet = state.open == 0 && state.unread.is_empty() && state.closing.is_none();
+        is_quiet
+            .then_some(EvictionRank { has_requested: state.has_requested, quiet_since: state.quiet_since })
     }
 
-    /// None where it is being closed already.
+    /// None if it is being closed already.
     pub(super) fn unread_bytes(&self) -> Option<usize> {
         let state = self.state();
-        state.cut.is_none().then(|| state.unread_bytes())
+        state.closing.is_none().then(|| state.unread_bytes())
     }
 
-    /// Closes the connection as soon as its task hears of it.
-    pub(super) fn cut(&self, cut: Cut) {
-        self.state().cut.get_or_insert(cut);
+    /// Closes the connection the next time its task is polled.
+    pub(super) fn close(&self, reason: CloseReason) {
+        self.state().closing.get_or_insert(reason);
         self.shared.waker.wake();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is whole by itself, so a panic elsewhere leaves nothing half done.
+        // Each change is complete in itself, so a panic elsewhere leaves no inconsistent state.
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A request under way.
+/// A request in progress.
 #[derive(Debug)]
 pub(super) struct OpenRequest(Peer);
 
@@ -228,35 +229,35 @@ impl Drop for OpenRequest {
     }
 }
 
-/// Bytes of a request that are not a whole message.
+/// Counts the bytes of a request's incomplete message.
 #[derive(Debug)]
-pub(super) struct Unfinished {
+pub(super) struct PartialMessage {
     peer: Peer,
     bytes: usize,
 }
 
-impl Unfinished {
+impl PartialMessage {
     pub(super) fn set(&mut self, bytes: usize) {
         if bytes == self.bytes {
             return;
         }
-        let total = &self.peer.shared.totals.inflow;
+        let total = &self.peer.shared.totals.incoming_bytes;
         total.fetch_add(bytes, Ordering::Relaxed);
         total.fetch_sub(self.bytes, Ordering::Relaxed);
         let mut state = self.peer.state();
-        state.inflow = state.inflow + bytes - self.bytes;
+        state.incoming_bytes = state.incoming_bytes + bytes - self.bytes;
         drop(state);
         self.bytes = bytes;
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for PartialMessage {
     fn drop(&mut self) {
         self.set(0);
     }
 }
 
-/// Bytes on their way to a reader.
+/// Queued bytes, until they are dropped.
 #[derive(Debug)]
 pub(super) struct Unread {
     peer: Peer,
@@ -267,7 +268,7 @@ pub(super) struct Unread {
 impl Drop for Unread {
     fn drop(&mut self) {
         self.peer.shared.totals.unread.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.peer.state().taken(self.number, Instant::now());
+        self.peer.state().written(self.number, Instant::now());
     }
 }
 
@@ -278,12 +279,12 @@ mod tests {
     const MOMENT: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_connection_must_speak_soon_and_may_be_idle_for_a_while() {
+    fn a_connection_must_make_a_request_soon_and_may_be_idle_for_a_while() {
         let (limits, mut now) = (Limits::default(), Instant::now());
         let mut state = State::new(now);
         now += limits.first_request - MOMENT;
         assert_eq!(state.overdue(now, &limits), None);
-        assert_eq!(state.overdue(now + MOMENT, &limits), Some(Cut::Silent));
+        assert_eq!(state.overdue(now + MOMENT, &limits), Some(CloseReason::Silent));
         state.begin();
         now += limits.idle * 10;
         assert_eq!(state.overdue(now, &limits), None, "a watch may last");
@@ -293,23 +294,23 @@ mod tests {
         state.end(now);
         now += limits.idle - MOMENT;
         assert_eq!(state.overdue(now, &limits), None);
-        assert_eq!(state.overdue(now + MOMENT, &limits), Some(Cut::Idle));
+        assert_eq!(state.overdue(now + MOMENT, &limits), Some(CloseReason::Idle));
     }
 
     #[test]
-    fn what_is_not_taken_ends_the_connection_however_much_else_is() {
+    fn an_unread_response_closes_the_connection_however_much_else_is_read() {
         let (limits, mut now) = (Limits::default(), Instant::now());
         let mut state = State::new(now);
         state.begin();
-        let stuck = state.hand(100, now);
+        let stuck = state.queue(100, now);
         for _ in 0..60 {
-            let read = state.hand(1 << 20, now);
-            state.taken(read, now);
+            let read = state.queue(1 << 20, now);
+            state.written(read, now);
             assert_eq!(state.overdue(now, &limits), None);
             now += limits.unread / 60;
         }
-        assert_eq!((state.overdue(now, &limits), state.unread_bytes()), (Some(Cut::Unread), 100));
-        state.taken(stuck, now);
+        assert_eq!((state.overdue(now, &limits), state.unread_bytes()), (Some(CloseReason::Unread), 100));
+        state.written(stuck, now);
         assert_eq!((state.overdue(now, &limits), state.unread_bytes()), (None, 0));
     }
 }

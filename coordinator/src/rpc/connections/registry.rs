@@ -1,4 +1,4 @@
-//! All connections there are.
+//! The registry of all open connections.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,24 +7,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Limits;
-use super::peer::{Cut, Peer, Totals};
+use super::peer::{CloseReason, Peer, Totals};
 
-/// Connections beyond the limit that may wait for the end of those whose places they took.
-const LEAVING: usize = 32;
-/// Every connection has so much time to make a request, however many others want its place. Those that wait for one have
-/// sent theirs meanwhile, and go through all the silent ones before them at this pace.
-const CHANCE: Duration = Duration::from_millis(25);
+/// Connections allowed beyond the limit while those that they evict are being closed.
+const OVERCOMMIT: usize = 32;
+/// Time that every connection gets to make a request, however many others want its permit. Waiting connections have sent
+/// theirs meanwhile, so they replace the silent ones before them at this pace.
+const MIN_REQUEST_WINDOW: Duration = Duration::from_millis(25);
 
-/// Why there is no place for a connection.
+/// The reason why a connection gets no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoPlace {
-    /// There will be one in a moment.
-    Yet,
-    /// All connections are at work.
-    AtAll,
+pub(super) enum NoPermit {
+    /// A permit will be free in a moment.
+    NotYet,
+    /// Every connection has a request in progress.
+    Busy,
 }
 
-/// Cheap to clone.
+/// The open connections. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(in crate::rpc) struct Registry {
     shared: Arc<Shared>,
@@ -52,41 +52,41 @@ impl Registry {
         &self.shared.limits
     }
 
-    /// A place for one more connection, which may be that of an idle one.
-    pub(super) fn admit(&self, address: SocketAddr) -> Result<Place, NoPlace> {
+    /// A permit for one more connection, which may evict an idle one.
+    pub(super) fn admit(&self, address: SocketAddr) -> Result<Permit, NoPermit> {
         let mut peers = self.peers();
         let count = peers.by_number.len();
         let limit = self.shared.limits.connections;
-        if count >= limit + LEAVING {
-            return Err(NoPlace::Yet);
+        if count >= limit + OVERCOMMIT {
+            return Err(NoPermit::NotYet);
         }
         if count >= limit {
-            peers.shed()?;
+            peers.evict_idle()?;
         }
         let number = peers.next;
         peers.next += 1;
         let peer = Peer::new(address, Arc::clone(&self.shared.totals));
         peers.by_number.insert(number, peer.clone());
         metrics::gauge!("foil_connections").set(peers.by_number.len() as f64);
-        Ok(Place { registry: self.clone(), number, peer })
+        Ok(Permit { registry: self.clone(), number, peer })
     }
 
-    /// Closes the connection that is missed least, where one is idle.
-    pub(super) fn shed(&self) -> Result<(), NoPlace> {
-        self.peers().shed()
+    /// Closes the connection that has been idle longest.
+    pub(super) fn evict_idle(&self) -> Result<(), NoPermit> {
+        self.peers().evict_idle()
     }
 
-    /// Closes the connection with most unread bytes, where all of them are too many.
+    /// Closes the connection with the most unread bytes, if the total exceeds the limit.
     pub(super) fn check_memory(&self) {
         if self.shared.totals.unread.load(Ordering::Relaxed) > self.shared.limits.unread_bytes {
-            self.peers().cut_largest(Peer::unread_bytes);
+            self.peers().close_largest(Peer::unread_bytes);
         }
     }
 
-    /// Closes the connection with most bytes of messages that are not whole, where all of them are too many.
-    pub(super) fn check_inflow(&self) {
-        if self.shared.totals.inflow.load(Ordering::Relaxed) > self.shared.limits.inflow_bytes {
-            self.peers().cut_largest(Peer::inflow_bytes);
+    /// Closes the connection with the most bytes of incomplete messages, if the total exceeds the limit.
+    pub(super) fn check_incoming(&self) {
+        if self.shared.totals.incoming_bytes.load(Ordering::Relaxed) > self.shared.limits.incoming_bytes {
+            self.peers().close_largest(Peer::incoming_bytes);
         }
     }
 
@@ -96,39 +96,39 @@ impl Registry {
 }
 
 impl Peers {
-    fn cut_largest(&self, bytes: fn(&Peer) -> Option<usize>) {
+    fn close_largest(&self, bytes: fn(&Peer) -> Option<usize>) {
         let sizes = self.by_number.values().filter_map(|peer| Some((bytes(peer)?, peer)));
         if let Some((_, peer)) = sizes.max_by_key(|(bytes, _)| *bytes) {
-            peer.cut(Cut::Memory);
+            peer.close(CloseReason::Memory);
         }
     }
 
-    fn shed(&self) -> Result<(), NoPlace> {
+    fn evict_idle(&self) -> Result<(), NoPermit> {
         let ranks = self.by_number.values().filter_map(|peer| Some((peer.rank()?, peer)));
-        let (rank, peer) = ranks.min_by_key(|(rank, _)| *rank).ok_or(NoPlace::AtAll)?;
-        if rank.quiet_for() < CHANCE {
-            return Err(NoPlace::Yet);
+        let (rank, peer) = ranks.min_by_key(|(rank, _)| *rank).ok_or(NoPermit::Busy)?;
+        if rank.quiet_for() < MIN_REQUEST_WINDOW {
+            return Err(NoPermit::NotYet);
         }
-        peer.cut(Cut::Shed);
+        peer.close(CloseReason::Evicted);
         Ok(())
     }
 }
 
-/// A connection's place among all, free again when it is dropped.
+/// A connection's permit, released when it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Permit {
     registry: Registry,
     number: u64,
     pub(super) peer: Peer,
 }
 
-impl Place {
+impl Permit {
     pub(super) fn registry(&self) -> &Registry {
         &self.registry
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let mut peers = self.registry.peers();
         peers.by_number.remove(&self.number);

@@ -10,11 +10,11 @@ use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use super::accept::{Listen, incoming, place};
-use super::registry::NoPlace;
+use super::accept::{Listen, acquire, incoming};
+use super::registry::NoPermit;
 use super::*;
 
-/// A kernel that refuses so many times for want of descriptors, and then has what it is told to.
+/// A kernel that fails this many times for lack of descriptors, and then returns these sockets.
 struct Scarce {
     refusals: usize,
     calls: Arc<AtomicUsize>,
@@ -52,20 +52,20 @@ async fn without_descriptors_it_pauses_instead_of_spinning() {
 }
 
 #[tokio::test]
-async fn one_more_takes_the_place_of_who_has_said_nothing_and_never_of_who_works() {
+async fn one_more_evicts_a_connection_that_never_made_a_request_but_never_a_busy_one() {
     let registry = Registry::new(Limits { connections: 3, ..Limits::default() });
     let address = "127.0.0.1:1".parse().unwrap();
-    let places: Vec<_> = (0..3).map(|_| registry.admit(address).unwrap()).collect();
-    let works = places[0].peer.request();
-    drop(places[1].peer.request());
-    assert_eq!(registry.admit(address).unwrap_err(), NoPlace::Yet, "each has a chance to speak");
-    let more = place(&registry, address).await.unwrap();
-    let is_cut = |place: usize| places[place].peer.overdue(registry.limits()).is_some();
-    assert_eq!([0, 1, 2].map(is_cut), [false, false, true], "the one that never spoke");
+    let permits: Vec<_> = (0..3).map(|_| registry.admit(address).unwrap()).collect();
+    let works = permits[0].peer.request();
+    drop(permits[1].peer.request());
+    assert_eq!(registry.admit(address).unwrap_err(), NoPermit::NotYet, "each has time to make a request");
+    let more = acquire(&registry, address).await.unwrap();
+    let is_closed = |permit: usize| permits[permit].peer.overdue(registry.limits()).is_some();
+    assert_eq!([0, 1, 2].map(is_closed), [false, false, true], "the one that never made a request");
     let _works_too = more.peer.request();
-    let another = place(&registry, address).await.unwrap();
-    assert_eq!([0, 1, 2].map(is_cut), [false, true, true], "then the idle one");
+    let another = acquire(&registry, address).await.unwrap();
+    assert_eq!([0, 1, 2].map(is_closed), [false, true, true], "then the idle one");
     let _busy = another.peer.request();
-    assert!(place(&registry, address).await.is_none(), "all the others work");
+    assert!(acquire(&registry, address).await.is_none(), "all others are busy");
     drop(works);
 }

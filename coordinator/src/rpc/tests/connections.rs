@@ -1,4 +1,4 @@
-//! Connections that cost the others nothing.
+//! Connections that cannot starve others.
 
 use foil_proto::v1::artifacts_client::ArtifactsClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,7 +9,7 @@ use tonic_health::pb::health_client::HealthClient;
 use super::*;
 use crate::rpc::Limits;
 
-/// A client's beginning of HTTP/2, and its settings with nothing in them.
+/// A client's HTTP/2 preface with an empty settings frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 async fn list(address: SocketAddr) {
@@ -17,19 +17,19 @@ async fn list(address: SocketAddr) {
     client.list(v1::ListJobsRequest::default()).await.unwrap();
 }
 
-/// Whether the coordinator closes the connection before long.
+/// True if the coordinator closes the connection soon.
 async fn ends(mut socket: TcpStream) -> bool {
     let mut rest = Vec::new();
     timeout(Duration::from_secs(20), socket.read_to_end(&mut rest)).await.is_ok()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn silent_connections_keep_nobody_out_and_do_not_stay() {
+async fn silent_connections_block_nobody_and_are_closed() {
     let limits = Limits { connections: 8, first_request: Duration::from_secs(2), ..Limits::default() };
     let coordinator = Coordinator::start_within(&Store::in_memory(), limits).await;
     let mut silent = Vec::new();
     for number in 0..100 {
-        // One of those that were closed already is no news.
+        // Connecting may fail if the connection was closed already.
         let Ok(mut socket) = TcpStream::connect(coordinator.address).await else { continue };
         if number % 2 == 0 {
             let _ = socket.write_all(PREFACE).await;
@@ -41,13 +41,13 @@ async fn silent_connections_keep_nobody_out_and_do_not_stay() {
     }
     list(coordinator.address).await;
     for socket in silent {
-        assert!(ends(socket).await, "it stays open for ever");
+        assert!(ends(socket).await, "it stays open forever");
     }
     coordinator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_does_not_read_is_cut_off() {
+async fn a_reader_that_does_not_read_is_disconnected() {
     let store = Store::in_memory();
     let limits = Limits { unread: Duration::from_secs(2), ..Limits::default() };
     let coordinator = Coordinator::start_within(&store, limits).await;
@@ -67,7 +67,7 @@ async fn a_reader_that_does_not_read_is_cut_off() {
             }
         }
     });
-    end.await.expect("an end").expect_err("the connection was cut");
+    end.await.expect("an end").expect_err("the connection was closed");
     coordinator.stop().await;
 }
 
@@ -96,7 +96,7 @@ async fn statuses_are_short_and_have_the_right_codes() {
     grpc.ready().await.unwrap();
     let path = "/foil.v1.Jobs/Get".parse().unwrap();
     let codec = tonic_prost::ProstCodec::<pbjson_types::Timestamp, v1::Job>::default();
-    // Of field 1, a text, the number that a timestamp has: no protobuf of a GetJobRequest.
+    // A timestamp has a number in field 1, where a GetJobRequest has a string: it cannot be decoded.
     let message = pbjson_types::Timestamp { seconds: 7, nanos: 0 };
     let status = grpc.unary(tonic::Request::new(message), path, codec).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
@@ -104,7 +104,7 @@ async fn statuses_are_short_and_have_the_right_codes() {
 }
 
 #[tokio::test]
-async fn every_service_has_its_health() {
+async fn every_service_reports_its_health() {
     let coordinator = Coordinator::start(&Store::in_memory()).await;
     let mut health = HealthClient::new(coordinator.channel().await);
     for service in

@@ -29,8 +29,8 @@ use super::Limits;
 use super::serve::{Serve, ServeError, serve};
 use crate::driver::Handle;
 use crate::job::fixture::{JOB, spec, submitted};
-use crate::job::{Event, fold};
-use crate::journal::{Journal, Keeping};
+use crate::job::{Event, compact_events};
+use crate::journal::{Journal, SnapshotPolicy};
 
 struct Coordinator {
     handle: Handle,
@@ -52,10 +52,10 @@ impl Coordinator {
         let mut options = Serve::new(store.clone(), listener, metrics);
         options.address = format!("http://{address}");
         options.limits = limits;
-        let desk = options.desk.clone();
+        let leadership = options.leadership.clone();
         let served = tokio::spawn(serve(options, stop.clone()).await.unwrap());
         let handle = loop {
-            match desk.driver() {
+            match leadership.driver() {
                 Ok(handle) => break handle,
                 Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
             }
@@ -119,7 +119,7 @@ fn committed(events: &[v1::JobEvent]) -> Vec<String> {
     events.iter().filter_map(phase).collect()
 }
 
-/// Hashes by artifact, without what differs between attempts.
+/// Hashes by artifact, without metrics, which differ between attempts.
 fn hashes(job: &v1::Job) -> Vec<(String, Vec<String>)> {
     let models = job.artifacts.iter().filter(|artifact| artifact.kind != "metrics");
     models
@@ -204,7 +204,7 @@ async fn a_job_goes_on_after_the_coordinator_restarts() {
     assert_eq!(job.state(), v1::JobState::Succeeded, "{:?}", job.failure);
     assert_eq!(hashes(&job), hashes(&expected));
     let plan: Vec<String> = job.plan.as_ref().unwrap().phases.iter().map(|phase| phase.id.clone()).collect();
-    assert_eq!([committed(&seen), committed(&rest)].concat(), plan, "nothing lost, nothing told twice");
+    assert_eq!([committed(&seen), committed(&rest)].concat(), plan, "nothing lost, nothing sent twice");
     worker.abort();
     second.stop().await;
 }
@@ -275,7 +275,7 @@ async fn users_errors_name_the_field_and_jobs_are_listed_and_cancelled() {
 }
 
 #[tokio::test]
-async fn who_has_nothing_to_say_learns_too_that_its_coordinator_leads_no_more() {
+async fn an_idle_worker_also_learns_that_its_coordinator_was_deposed() {
     let store = Store::in_memory();
     let deposed = Coordinator::start(&store).await;
     let mut client = WorkersClient::connect(format!("http://{}", deposed.address)).await.unwrap();
@@ -292,17 +292,19 @@ async fn who_has_nothing_to_say_learns_too_that_its_coordinator_leads_no_more() 
     assert!(commands.message().await.unwrap().is_some(), "it is welcome");
 
     let (_journal, _) =
-        Journal::<Event>::open(store, "another", Keeping { every: 1000, fold }).await.unwrap();
-    // It learns of the other when it next writes.
+        Journal::<Event>::open(store, "another", SnapshotPolicy { every: 1000, compact: compact_events })
+            .await
+            .unwrap();
+    // The deposed leader notices when it next writes.
     let submitting = deposed.handle.submit(JOB.into(), submitted(&[]));
-    assert!(submitting.await.is_err(), "it leads no more");
+    assert!(submitting.await.is_err(), "it was deposed");
     let ended = timeout(Duration::from_secs(10), commands.message()).await.expect("the stream ends");
     assert_eq!(ended.unwrap_err().code(), Code::Unavailable);
     deposed.stop().await;
 }
 
 #[tokio::test]
-async fn a_stale_rank_is_told_so() {
+async fn a_stale_rank_is_rejected_as_stale() {
     let coordinator = Coordinator::start(&Store::in_memory()).await;
     let mut client = WorkersClient::connect(format!("http://{}", coordinator.address)).await.unwrap();
     let hello = v1::RankHello {

@@ -7,10 +7,10 @@ use super::*;
 use crate::job::{Submitted, pages};
 use crate::plan::Phase;
 
-/// What gRPC clients take by default.
+/// Message size limit of gRPC clients by default.
 const CLIENT_LIMIT: usize = 4 << 20;
 
-/// A job of so many rounds, as no submission would make it any more.
+/// A job with more rounds than a submission may have.
 fn long_job(id: &str, rounds: u32) -> Submitted {
     let mut job = Submitted { request_id: format!("request-{id}"), ..submitted(&[]) };
     let round: Vec<v1::PhasePlan> =
@@ -27,7 +27,7 @@ fn long_job(id: &str, rounds: u32) -> Submitted {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_enormous_job_does_not_keep_the_others_from_being_seen() {
+async fn one_enormous_job_does_not_hide_the_others() {
     let coordinator = Coordinator::start(&Store::in_memory()).await;
     let mut client = coordinator.jobs().await;
     coordinator.handle.submit("j-long".into(), long_job("j-long", 20_000)).await.unwrap();
@@ -75,7 +75,7 @@ async fn one_enormous_job_does_not_keep_the_others_from_being_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_jobs_are_listed_and_found_by_name_and_by_the_beginning_of_an_id() {
+async fn a_thousand_jobs_are_listed_and_found_by_name_and_by_id_prefix() {
     let coordinator = Coordinator::start(&Store::in_memory()).await;
     let mut client = coordinator.jobs().await;
     for number in 0..1000 {
@@ -105,7 +105,7 @@ fn ids(page: &v1::ListJobsResponse) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_specification_that_no_message_could_repeat_is_refused() {
+async fn a_specification_too_large_for_messages_is_rejected() {
     let coordinator = Coordinator::start(&Store::in_memory()).await;
     let mut wrong = spec(&[]);
     wrong.sampling = Some(v1::SamplingSpec { stop: vec!["x".repeat(1000); 1000], ..Default::default() });

@@ -1,4 +1,4 @@
-//! Peers that are not what they say they are, over real gRPC.
+//! Peers that are not what they claim to be, over real gRPC.
 
 use foil_common::rpc::artifacts::{TransferError, Writer, unfollowed, upload_bytes};
 use foil_proto::v1::{agent_command, rank_command};
@@ -21,19 +21,19 @@ fn hello(instance: &str) -> v1::AgentRegister {
 }
 
 struct Agent {
-    /// Its stream is open for as long as this is.
-    _say: mpsc::Sender<v1::AgentMessage>,
+    /// Keeps its stream open.
+    _outgoing: mpsc::Sender<v1::AgentMessage>,
     commands: Streaming<v1::AgentCommand>,
 }
 
 impl Agent {
     async fn register(coordinator: &Coordinator, hello: v1::AgentRegister) -> Self {
         let mut client = WorkersClient::connect(format!("http://{}", coordinator.address)).await.unwrap();
-        let (say, stream) = mpsc::channel(8);
+        let (outgoing, stream) = mpsc::channel(8);
         let register = v1::AgentMessage { message: Some(agent_message::Message::Register(hello)) };
-        say.send(register).await.unwrap();
+        outgoing.send(register).await.unwrap();
         let commands = client.agent(ReceiverStream::new(stream)).await.unwrap().into_inner();
-        Self { _say: say, commands }
+        Self { _outgoing: outgoing, commands }
     }
 
     async fn next(&mut self) -> Result<agent_command::Command, Status> {
@@ -51,7 +51,7 @@ impl Agent {
 }
 
 struct Rank {
-    say: mpsc::Sender<v1::RankMessage>,
+    outgoing: mpsc::Sender<v1::RankMessage>,
     commands: Streaming<v1::RankCommand>,
 }
 
@@ -67,10 +67,10 @@ impl Rank {
             version: VERSION.into(),
             ..Default::default()
         };
-        let (say, stream) = mpsc::channel(8);
-        say.send(v1::RankMessage { message: Some(rank_message::Message::Hello(hello)) }).await.unwrap();
+        let (outgoing, stream) = mpsc::channel(8);
+        outgoing.send(v1::RankMessage { message: Some(rank_message::Message::Hello(hello)) }).await.unwrap();
         let commands = client.rank(ReceiverStream::new(stream)).await.unwrap().into_inner();
-        Self { say, commands }
+        Self { outgoing, commands }
     }
 
     async fn next(&mut self) -> Result<rank_command::Command, Status> {
@@ -80,7 +80,7 @@ impl Rank {
 }
 
 #[tokio::test]
-async fn a_name_is_the_first_processs_own_until_its_stream_is_gone() {
+async fn a_name_belongs_to_the_first_process_until_its_stream_is_gone() {
     let coordinator = Coordinator::start(&Store::in_memory()).await;
     let mut first = Agent::register(&coordinator, hello("one")).await;
     assert!(matches!(first.next().await, Ok(agent_command::Command::Welcome(_))));
@@ -92,7 +92,7 @@ async fn a_name_is_the_first_processs_own_until_its_stream_is_gone() {
             "{refused:?}"
         );
     }
-    // Its own next stream takes the place of the one before.
+    // A new stream of the same process replaces the old one.
     let mut again = Agent::register(&coordinator, hello("one")).await;
     assert!(matches!(again.next().await, Ok(agent_command::Command::Welcome(_))));
     assert_eq!(first.next().await.unwrap_err().code(), Code::Aborted);
@@ -123,13 +123,13 @@ async fn workers_of_another_version_are_refused() {
 }
 
 #[tokio::test]
-async fn only_the_started_process_is_heard_and_only_what_the_store_bears_out() {
+async fn only_the_started_process_is_admitted_and_only_verified_reports_count() {
     let store = Store::in_memory();
     let coordinator = Coordinator::start(&store).await;
     coordinator.handle.submit(JOB.into(), submitted(&[])).await.unwrap();
     let mut agent = Agent::register(&coordinator, hello("one")).await;
     let starts = [agent.started().await, agent.started().await];
-    // Who knows the session, the job and the attempt is no rank yet.
+    // Knowing the session, the job and the attempt is not enough.
     let refused = Rank::hello(&coordinator, &starts[0], "").await.next().await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     let refused = Rank::hello(&coordinator, &starts[0], &starts[1].secret).await.next().await.unwrap_err();
@@ -156,7 +156,7 @@ async fn only_the_started_process_is_heard_and_only_what_the_store_bears_out() {
     let Ok(rank_command::Command::Gang(run)) = ranks[0].next().await else { panic!("no task") };
     assert_eq!(run.key_prefix, format!("jobs/{JOB}/phases/r00.sft/a1/"));
     let object = put(&starts[0].session_id, &starts[0].secret).await.unwrap();
-    let told = |object: v1::Object| {
+    let report = |object: v1::Object| {
         let result = v1::GangResult {
             phase: "r00.sft".into(),
             attempt: 1,
@@ -167,10 +167,10 @@ async fn only_the_started_process_is_heard_and_only_what_the_store_bears_out() {
         v1::RankMessage { message: Some(rank_message::Message::Gang(result)) }
     };
     let larger = v1::Object { size: 1 << 63, ..object };
-    ranks[0].say.send(told(larger)).await.unwrap();
+    ranks[0].outgoing.send(report(larger)).await.unwrap();
     let refused = ranks[0].next().await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert!(refused.message().contains("is told to have 9223372036854775808 bytes"), "{refused:?}");
+    assert!(refused.message().contains("is reported with 9223372036854775808 bytes"), "{refused:?}");
     let job = get(&mut coordinator.jobs().await).await;
     assert_eq!((job.state(), job.phases_done), (v1::JobState::Running, 0), "nothing is committed");
     coordinator.stop().await;

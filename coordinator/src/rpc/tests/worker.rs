@@ -14,15 +14,15 @@ use tokio::task::AbortHandle;
 use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 
-/// Deaths to come: phases in which a rank dies, once each.
+/// Planned deaths: phases in which a rank dies, once each.
 pub(super) type Deaths = Arc<Mutex<Vec<(&'static str, u32)>>>;
 
 #[derive(Clone)]
 pub(super) struct Worker {
-    /// Where the coordinator is now.
+    /// Current address of the coordinator.
     pub(super) coordinator: watch::Receiver<SocketAddr>,
     pub(super) devices: usize,
-    /// The coordinator's, where results are put.
+    /// The coordinator's store, for results.
     pub(super) store: Store,
     pub(super) deaths: Deaths,
 }
@@ -31,7 +31,7 @@ impl Worker {
     pub(super) async fn run(self, id: &'static str) {
         let ranks = Arc::new(Mutex::new(BTreeMap::new()));
         loop {
-            let (told, stream) = mpsc::channel(64);
+            let (outgoing, stream) = mpsc::channel(64);
             let device =
                 |index| v1::Device { id: format!("cpu:{index}"), kind: "cpu".into(), ..Default::default() };
             let hello = v1::AgentRegister {
@@ -42,15 +42,15 @@ impl Worker {
                 instance: format!("process of {id}"),
                 ..Default::default()
             };
-            tell(&told, agent_message::Message::Register(hello)).await;
-            let _ = self.stream(told, stream, &ranks).await;
+            tell(&outgoing, agent_message::Message::Register(hello)).await;
+            let _ = self.stream(outgoing, stream, &ranks).await;
             sleep(Duration::from_millis(50)).await;
         }
     }
 
     async fn stream(
         &self,
-        told: mpsc::Sender<v1::AgentMessage>,
+        outgoing: mpsc::Sender<v1::AgentMessage>,
         stream: mpsc::Receiver<v1::AgentMessage>,
         ranks: &Arc<Mutex<BTreeMap<String, AbortHandle>>>,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -59,7 +59,7 @@ impl Worker {
             match command.command {
                 Some(agent_command::Command::StartRank(start)) => {
                     let (session, worker) = (start.session_id.clone(), self.clone());
-                    let (ended, gone, told) = (session.clone(), Arc::clone(ranks), told.clone());
+                    let (ended, gone, outgoing) = (session.clone(), Arc::clone(ranks), outgoing.clone());
                     let task = tokio::spawn(async move { worker.rank(start).await });
                     ranks.lock().unwrap().insert(session, task.abort_handle());
                     tokio::spawn(async move {
@@ -67,7 +67,7 @@ impl Worker {
                         gone.lock().unwrap().remove(&ended);
                         let signal = killed.then_some(9);
                         let exit = v1::RankExited { session_id: ended, signal, ..Default::default() };
-                        tell(&told, agent_message::Message::RankExited(exit)).await;
+                        tell(&outgoing, agent_message::Message::RankExited(exit)).await;
                     });
                 }
                 Some(agent_command::Command::StopRank(stop)) => {
@@ -76,7 +76,9 @@ impl Worker {
                     }
                 }
                 Some(agent_command::Command::Heard(_)) => {}
-                _ => tell(&told, agent_message::Message::Heartbeat(v1::AgentHeartbeat { number: 1 })).await,
+                _ => {
+                    tell(&outgoing, agent_message::Message::Heartbeat(v1::AgentHeartbeat { number: 1 })).await
+                }
             }
         }
         Ok(())
@@ -90,7 +92,7 @@ impl Worker {
     /// A rank process: it ends with its stream.
     async fn rank(&self, start: v1::StartRank) {
         let Ok(mut client) = self.connect().await else { return };
-        let (say, stream) = mpsc::channel(64);
+        let (outgoing, stream) = mpsc::channel(64);
         let hello = v1::RankHello {
             session_id: start.session_id.clone(),
             job_id: start.job_id.clone(),
@@ -100,7 +102,7 @@ impl Worker {
             version: version::VERSION.into(),
             ..Default::default()
         };
-        send(&say, Message::Hello(hello)).await;
+        send(&outgoing, Message::Hello(hello)).await;
         let Ok(commands) = client.rank(ReceiverStream::new(stream)).await else { return };
         let mut commands = commands.into_inner();
         let mut gang = None;
@@ -112,7 +114,7 @@ impl Worker {
                         return;
                     }
                     sleep(Duration::from_millis(3)).await;
-                    send(&say, Message::Chunk(chunk_result(&self.store, run).await)).await;
+                    send(&outgoing, Message::Chunk(chunk_result(&self.store, run).await)).await;
                 }
                 Some(Command::Gang(run)) => {
                     let phase = run.task.as_ref().unwrap().phase.clone();
@@ -122,15 +124,15 @@ impl Worker {
                     if run.rank == 0 {
                         let (attempt, host) = (run.attempt, "127.0.0.1".to_owned());
                         let offer = v1::RendezvousOffer { phase, attempt, host, port: 9 };
-                        send(&say, Message::Rendezvous(offer)).await;
-                        train(&self.store, &say, run).await;
+                        send(&outgoing, Message::Rendezvous(offer)).await;
+                        train(&self.store, &outgoing, run).await;
                     } else {
                         gang = Some(run);
                     }
                 }
-                Some(Command::Rendezvous(meeting)) => {
-                    assert_eq!((meeting.host.as_str(), meeting.port), ("127.0.0.1", 9));
-                    train(&self.store, &say, gang.take().expect("the gang's command comes first")).await;
+                Some(Command::Rendezvous(rendezvous)) => {
+                    assert_eq!((rendezvous.host.as_str(), rendezvous.port), ("127.0.0.1", 9));
+                    train(&self.store, &outgoing, gang.take().expect("the gang's command comes first")).await;
                 }
                 Some(Command::Exit(_)) => return,
                 Some(Command::Welcome(welcome)) => assert!(welcome.spec.is_some()),
@@ -146,12 +148,12 @@ impl Worker {
     }
 }
 
-async fn train(store: &Store, say: &mpsc::Sender<v1::RankMessage>, run: v1::RunGang) {
+async fn train(store: &Store, outgoing: &mpsc::Sender<v1::RankMessage>, run: v1::RunGang) {
     let phase = run.task.unwrap().phase;
     for step in 1..=2 {
         let figures = vec![v1::Metric { name: "loss".into(), value: 1.0 / step as f64, se: None }];
         let report = v1::StepReport { phase: phase.clone(), attempt: run.attempt, step, steps: 2, figures };
-        send(say, Message::Step(report)).await;
+        send(outgoing, Message::Step(report)).await;
     }
     let blake3 = blake3::hash(phase.as_bytes()).to_hex().to_string();
     let key = format!("{}model.safetensors", run.key_prefix);
@@ -164,7 +166,7 @@ async fn train(store: &Store, say: &mpsc::Sender<v1::RankMessage>, run: v1::RunG
         metrics: vec![v1::Metric { name: "loss".into(), value: 0.5, se: None }],
         parameters_blake3: blake3,
     };
-    send(say, Message::Gang(result)).await;
+    send(outgoing, Message::Gang(result)).await;
 }
 
 async fn chunk_result(store: &Store, run: v1::RunChunk) -> v1::ChunkResult {
@@ -188,11 +190,11 @@ async fn chunk_result(store: &Store, run: v1::RunChunk) -> v1::ChunkResult {
     }
 }
 
-async fn tell(told: &mpsc::Sender<v1::AgentMessage>, message: agent_message::Message) {
+async fn tell(outgoing: &mpsc::Sender<v1::AgentMessage>, message: agent_message::Message) {
     // The stream may have ended meanwhile.
-    let _ = told.send(v1::AgentMessage { message: Some(message) }).await;
+    let _ = outgoing.send(v1::AgentMessage { message: Some(message) }).await;
 }
 
-async fn send(say: &mpsc::Sender<v1::RankMessage>, message: Message) {
-    let _ = say.send(v1::RankMessage { message: Some(message) }).await;
+async fn send(outgoing: &mpsc::Sender<v1::RankMessage>, message: Message) {
+    let _ = outgoing.send(v1::RankMessage { message: Some(message) }).await;
 }

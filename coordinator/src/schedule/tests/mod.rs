@@ -7,7 +7,7 @@ mod tasks;
 use super::*;
 use crate::job::Cause;
 use crate::job::fixture::{JOB, after, commit_next, event, object, state};
-use crate::secret::Mint;
+use crate::secret::SecretIssuer;
 
 /// An attempt with a job's state beside it: changes are applied at once, effects kept.
 struct Bench {
@@ -20,8 +20,8 @@ struct Bench {
     alone: bool,
 }
 
-fn mint() -> Mint {
-    Mint::new([1; 32])
+fn issuer() -> SecretIssuer {
+    SecretIssuer::new([1; 32])
 }
 
 impl Bench {
@@ -38,15 +38,15 @@ impl Bench {
     }
 
     fn seat(&mut self, rank: usize) -> String {
-        let place = Place { agent: "a".into(), device: format!("cpu:{rank}") };
-        let (process, _) = self.run.fill(rank, place, &mint(), self.now);
+        let placement = Placement { agent: "a".into(), device: format!("cpu:{rank}") };
+        let (process, _) = self.run.fill(rank, placement, &issuer(), self.now);
         let session = process.session;
         let hello = v1::RankHello {
             session_id: session.clone(),
             job_id: JOB.into(),
             attempt: 1,
             rank: u32::try_from(rank).unwrap(),
-            secret: mint().secret(&session),
+            secret: issuer().secret(&session),
             ..Default::default()
         };
         self.feed(Input::Hello { session: session.clone(), hello }).unwrap();

@@ -38,8 +38,8 @@ fn processes_that_never_connect_are_replaced_and_then_given_up() {
     bench.exit(0, killed(9));
     let mut starts = 0;
     while bench.run.closing.is_none() {
-        let place = Place { agent: "a".into(), device: "cpu:0".into() };
-        bench.run.fill(0, place, &mint(), bench.now);
+        let placement = Placement { agent: "a".into(), device: "cpu:0".into() };
+        bench.run.fill(0, placement, &issuer(), bench.now);
         starts += 1;
         bench.pass(120.0);
         bench.exit(0, killed(9));
@@ -53,8 +53,8 @@ fn a_process_that_never_connects_gets_no_longer_than_a_silent_rank() {
     let mut bench = Bench::new(index_of("r01.policy.score"));
     bench.state.spec.resources.hang_timeout = Duration::from_secs(10);
     bench.exit(0, killed(9));
-    let place = Place { agent: "a".into(), device: "cpu:0".into() };
-    let (process, _) = bench.run.fill(0, place, &mint(), bench.now);
+    let placement = Placement { agent: "a".into(), device: "cpu:0".into() };
+    let (process, _) = bench.run.fill(0, placement, &issuer(), bench.now);
     let session = process.session;
     let stopped = |bench: &Bench| {
         let stops =
@@ -170,8 +170,8 @@ fn memory_that_ran_out_is_told_with_sizes() {
 fn only_the_process_that_was_started_may_say_hello() {
     let mut bench = Bench::new(index_of("r01.policy.score"));
     bench.exit(0, killed(9));
-    let place = Place { agent: "a".into(), device: "cpu:0".into() };
-    let (process, effect) = bench.run.fill(0, place, &mint(), bench.now);
+    let placement = Placement { agent: "a".into(), device: "cpu:0".into() };
+    let (process, effect) = bench.run.fill(0, placement, &issuer(), bench.now);
     let Effect::Start { start, .. } = effect else { panic!() };
     assert!(!start.secret.is_empty() && process.proof != start.secret, "the log keeps no secret");
     let session = process.session;
@@ -198,14 +198,14 @@ fn starts_that_never_connect_are_the_agents_fault_while_there_are_others() {
     bench.alone = false;
     bench.exit(0, killed(9));
     for _ in 0..20 {
-        let place = Place { agent: "hole".into(), device: "cpu:0".into() };
-        bench.run.fill(0, place, &mint(), bench.now);
+        let placement = Placement { agent: "hole".into(), device: "cpu:0".into() };
+        bench.run.fill(0, placement, &issuer(), bench.now);
         bench.pass(120.0);
         bench.exit(0, v1::RankExited::default());
         assert!(bench.run.closing.is_none());
     }
     let blamed = bench.effects.iter().filter(
-        |effect| matches!(effect, Effect::Blame { place, fault: Fault::NeverConnected, .. } if place.agent == "hole"),
+        |effect| matches!(effect, Effect::Blame { placement, fault: AgentFault::NeverConnected, .. } if placement.agent == "hole"),
     );
     assert_eq!(blamed.count(), 20, "once each");
 }

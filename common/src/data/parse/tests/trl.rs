@@ -17,7 +17,7 @@ struct Preference {
     rejected: String,
 }
 
-/// A preference as KTO has it: an answer a row, labelled.
+/// A preference as KTO has it: an answer a row, labeled.
 #[derive(Deserialize)]
 struct Unpaired {
     rows: Vec<Value>,

@@ -127,7 +127,7 @@ impl Parser {
         }
     }
 
-    /// Reads a condition with its branches: what does not exist fails where it is reached, as in Jinja2, whose templates
+    /// Reads a condition with its branches: what does not exist fails if it is reached, as in Jinja2, whose templates
     /// guard by a condition what other engines have.
     fn lenient<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         let before = self.unknown.len();

@@ -1,4 +1,4 @@
-//! Whether a job's models are ones that its ranks can run, by config.json and the headers of the weights alone.
+//! Checks that ranks can run a job's models, from config.json and the headers of the weights alone.
 
 use std::path::Path;
 
@@ -11,30 +11,30 @@ use serde_json::Value;
 
 use super::ResolveError;
 
-/// The fields of the models' directories.
+/// Fields of the specification that name models.
 pub(super) const POLICY: &str = "policy.model";
 pub(super) const REWARD: &str = "reward.model";
 
-/// Bytes of a config.json.
-const LARGEST_CONFIG: u64 = 16 << 20;
+/// Size limit of a config.json.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// A model directory as far as it was read.
+/// The parts of a model directory that were read.
 pub(super) struct Files<'a> {
-    /// The field that names it, and what messages call it.
+    /// The field that names it, and its name in messages.
     pub(super) field: &'static str,
     pub(super) name: &'a str,
     pub(super) config: &'a Value,
-    /// None where the job draws the weights, or where they are not there yet.
+    /// None if the job initializes the weights, or if they do not exist yet.
     pub(super) weights: Option<&'a WeightFiles>,
 }
 
-/// Everything that a rank would refuse while it loads the model, and lengths that the model has no positions for.
+/// Checks everything that a rank would reject while loading the model, and that the model has enough positions.
 pub(super) fn check(job: &spec::Job, files: &Files<'_>) -> Result<DecoderConfig, ResolveError> {
     let wrong = |fault| ResolveError::ModelFiles { field: files.field, name: files.name.to_owned(), fault };
     let config = DecoderConfig::from_hf(files.config).map_err(wrong)?;
     let head = HeadKind::of_config(files.config).map_err(wrong)?;
-    let is_drawn = files.field == POLICY && job.policy.init == Init::Random;
-    if files.field == POLICY && head == HeadKind::Reward && !is_drawn {
+    let is_random = files.field == POLICY && job.policy.init == Init::Random;
+    if files.field == POLICY && head == HeadKind::Reward && !is_random {
         return Err(wrong(ModelFilesError::Config {
             field: "architectures".to_owned(),
             found: "a sequence classifier".to_owned(),
@@ -45,7 +45,7 @@ pub(super) fn check(job: &spec::Job, files: &Files<'_>) -> Result<DecoderConfig,
         weights.check(&config, head).map_err(wrong)?;
     }
     let found = job.text.max_length;
-    match i64::try_from(found).is_ok_and(|longest| longest <= config.max_positions) {
+    match i64::try_from(found).is_ok_and(|length| length <= config.max_positions) {
         true => Ok(config),
         false => Err(ResolveError::Positions {
             model: files.field,
@@ -56,7 +56,7 @@ pub(super) fn check(job: &spec::Job, files: &Files<'_>) -> Result<DecoderConfig,
     }
 }
 
-/// The job's models that are local directories, before anything is uploaded. What is in a store is checked there.
+/// Checks the job's models that are local directories, before anything is uploaded. Those in a store are checked there.
 ///
 /// # Errors
 /// A model that cannot be read, or that ranks cannot run.
@@ -64,18 +64,18 @@ pub fn local_models(job: &spec::Job) -> Result<(), ResolveError> {
     let models = [(POLICY, Some(&job.policy.model)), (REWARD, job.reward.model.as_ref())];
     for (field, model) in models {
         if let Some(ModelRef::Path(path)) = model {
-            local_model(job, field, path, Weights::Needed)?;
+            local_model(job, field, path, Weights::Required)?;
         }
     }
     Ok(())
 }
 
-/// What is expected of a local directory's weights.
+/// Requirement that a local directory has weights.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weights {
-    Needed,
-    /// Checked where they are there: nothing runs yet.
-    IfThere,
+    Required,
+    /// Checked if they exist; nothing runs yet.
+    Optional,
 }
 
 pub(super) fn local_model(
@@ -87,13 +87,13 @@ pub(super) fn local_model(
     let wrong = |fault| ResolveError::ModelFiles { field, name: path.to_owned(), fault };
     let dir = Path::new(path);
     let config = local_config(field, path)?;
-    let is_drawn = field == POLICY && job.policy.init == Init::Random;
-    let are_there = || {
+    let is_random = field == POLICY && job.policy.init == Init::Random;
+    let exist = || {
         let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
         files.into_iter().any(|file| file.file_name().to_string_lossy().contains(".safetensors"))
             || has_other_weights(dir)
     };
-    let open = !is_drawn && (weights == Weights::Needed || are_there());
+    let open = !is_random && (weights == Weights::Required || exist());
     let weights = open.then(|| WeightFiles::open(dir).map_err(wrong)).transpose()?;
     let files = Files { field, name: path, config: &config, weights: weights.as_ref() };
     let decoder = check(job, &files)?;
@@ -108,7 +108,7 @@ pub(super) fn local_model(
 /// The config.json of a local model directory.
 ///
 /// # Errors
-/// There is none, with what the directory holds instead; it is no JSON.
+/// There is none, with a hint about what the directory contains; or it is not JSON.
 pub fn local_config(field: &'static str, path: &str) -> Result<Value, ResolveError> {
     let dir = Path::new(path);
     let unreadable = |path: &Path, what: String, absent| ResolveError::Unreadable {
@@ -127,7 +127,7 @@ pub fn local_config(field: &'static str, path: &str) -> Result<Value, ResolveErr
         return Err(unreadable(dir, what.to_owned(), false));
     }
     let file = dir.join("config.json");
-    let text = input_file::read(&file, LARGEST_CONFIG).map_err(|error| {
+    let text = input_file::read(&file, MAX_CONFIG_BYTES).map_err(|error| {
         let absent = error.kind() == std::io::ErrorKind::NotFound;
         match instead(dir).filter(|_| absent) {
             Some(instead) => unreadable(&file, format!("there is no such file; {instead}"), false),
@@ -146,11 +146,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_model_directory_is_told_by_what_it_is() {
+    fn an_invalid_model_directory_is_described() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_string_lossy().into_owned();
         let told = |path: &str| local_config(POLICY, path).unwrap_err().to_string();
-        assert!(local_config(POLICY, &path).unwrap_err().is_absent());
+        assert!(local_config(POLICY, &path).unwrap_err().is_missing_file());
         std::fs::write(dir.path().join("model.gguf"), "GGUF").unwrap();
         let error = told(&path);
         assert!(error.contains("config.json") && error.contains("GGUF"), "{error}");

@@ -1,4 +1,4 @@
-//! How facts become events and actions.
+//! Turns inputs into events and actions.
 
 use std::sync::Arc;
 
@@ -6,24 +6,24 @@ use foil_proto::v1::{self, agent_command, job_event};
 
 use super::{Action, Core, Entry};
 use crate::clock::Now;
-use crate::cluster::{Fault, Place};
-use crate::job::{self, Change, Event, JobState, Life, StateError, Sweep, view};
+use crate::cluster::{AgentFault, Placement};
+use crate::job::{self, Change, Event, GarbageSet, JobState, JobStatus, StateError, view};
 use crate::schedule::{Counter, Decision, Effect, Input, Level, Refusal, Run};
 
 impl Core {
-    pub(super) fn feed(&mut self, session: &str, input: Input, now: Now) {
-        if let Err(refusal) = self.try_feed(session, input, now) {
-            tracing::debug!(session, %refusal, "left aside");
+    pub(super) fn deliver(&mut self, session: &str, input: Input, now: Now) {
+        if let Err(refusal) = self.try_deliver(session, input, now) {
+            tracing::debug!(session, %refusal, "input ignored");
         }
     }
 
-    pub(super) fn try_feed(&mut self, session: &str, input: Input, now: Now) -> Result<(), Refusal> {
+    pub(super) fn try_deliver(&mut self, session: &str, input: Input, now: Now) -> Result<(), Refusal> {
         let stale = || Refusal::Stale { session: session.to_owned(), attempt: 0 };
         let job = self.sessions.get(session).cloned().ok_or_else(stale)?;
         let decision =
             self.with_run(&job, |run, state| run.handle(state, input, now)).ok_or_else(stale)??;
-        self.take(&job, decision, now);
-        self.settle(&job, now);
+        self.apply_decision(&job, decision, now);
+        self.advance_job(&job, now);
         Ok(())
     }
 
@@ -32,8 +32,8 @@ impl Core {
         entry.run.as_mut().map(|run| act(run, &entry.state))
     }
 
-    /// Lets a job go on until nothing more follows from its state.
-    pub(super) fn settle(&mut self, id: &str, now: Now) {
+    /// Advances a job until nothing more follows from its state.
+    pub(super) fn advance_job(&mut self, id: &str, now: Now) {
         while self.fault.is_none() {
             let Some(entry) = self.jobs.get(id) else { return };
             if let Some((change, reason)) = job::decide(&entry.state) {
@@ -42,16 +42,16 @@ impl Core {
             }
             let Some(decision) = self.with_run(id, |run, state| run.advance(state, now)) else { return };
             let moved = !decision.changes.is_empty();
-            self.take(id, decision, now);
+            self.apply_decision(id, decision, now);
             if !moved {
                 break;
             }
         }
-        self.bury(id);
+        self.drop_finished(id);
     }
 
-    /// Forgets an attempt that has no process left.
-    pub(super) fn bury(&mut self, id: &str) {
+    /// Drops an attempt that has no process left.
+    pub(super) fn drop_finished(&mut self, id: &str) {
         let Some(entry) = self.jobs.get_mut(id) else { return };
         if entry.run.as_ref().is_some_and(Run::is_over) {
             entry.run = None;
@@ -60,7 +60,7 @@ impl Core {
         }
     }
 
-    pub(super) fn take(&mut self, id: &str, decision: Decision, now: Now) {
+    pub(super) fn apply_decision(&mut self, id: &str, decision: Decision, now: Now) {
         let reason = decision.reasons.join("; ");
         if !reason.is_empty() {
             let state = self.state(id);
@@ -77,11 +77,11 @@ impl Core {
             self.commit(id, change, &reason, now);
         }
         for effect in decision.effects {
-            self.perform(id, effect, now);
+            self.apply_effect(id, effect, now);
         }
     }
 
-    pub(super) fn perform(&mut self, id: &str, effect: Effect, now: Now) {
+    pub(super) fn apply_effect(&mut self, id: &str, effect: Effect, now: Now) {
         match effect {
             Effect::Start { agent, start } => {
                 let command = agent_command::Command::StartRank(start);
@@ -89,22 +89,23 @@ impl Core {
             }
             Effect::Stop { agent, session } => self.stop(&agent, session),
             Effect::Tell { session, command } => self.outbox.actions.push(Action::Rank { session, command }),
-            Effect::Release { place, session } => self.cluster.release(&place, &session),
-            Effect::Blame { place, fault, why } => self.blame(id, &place, fault, &why, now),
-            Effect::Vouch { agent } => self.cluster.vouch(&agent),
+            Effect::Release { placement, session } => self.cluster.release(&placement, &session),
+            Effect::Blame { placement, fault, why } => self.record_fault(id, &placement, fault, &why, now),
+            Effect::Vouch { agent } => self.cluster.record_connection(&agent),
             Effect::WriteSteps { phase, key, body } => {
                 self.outbox.actions.push(Action::WriteSteps { job: id.to_owned(), phase, key, body });
             }
-            Effect::Notice { level, text } => self.tell_watchers(id, level, text, now),
+            Effect::Notice { level, text } => self.notify_watchers(id, level, text, now),
             Effect::Count(counter) => self.outbox.actions.push(Action::Count(counter)),
         }
     }
 
-    /// An agent is at fault. Where no other could take over, the job bears it: it must end some time.
-    fn blame(&mut self, id: &str, place: &Place, fault: Fault, why: &str, now: Now) {
+    /// Records a fault of an agent. Without another agent to take over, the fault counts against the job, so that the job ends
+    /// eventually.
+    fn record_fault(&mut self, id: &str, placement: &Placement, fault: AgentFault, why: &str, now: Now) {
         let Some(kind) = self.state(id).map(|state| state.spec.resources.device.to_string()) else { return };
         self.outbox.actions.push(Action::Count(Counter::WorkerFault));
-        let agent = place.agent.as_str();
+        let agent = placement.agent.as_str();
         if let Some(period) = self.cluster.strike(agent, fault, now) {
             let seconds = period.as_secs();
             tracing::warn!(
@@ -112,11 +113,11 @@ impl Core {
                 job = id,
                 seconds,
                 why,
-                "an agent is set aside: it gets no ranks while there are others, until this time is over, a rank of its \
-                 connects or its process is started anew; look at its log"
+                "agent set aside: it gets no ranks while other agents have devices, until this time is over, one of its ranks \
+                 connects or its process is restarted; look at its log"
             );
         }
-        if !self.cluster.has_stand_in(agent, &kind) {
+        if !self.cluster.has_alternative(agent, &kind) {
             self.with_run(id, |run, _| run.charge(now));
         }
     }
@@ -126,7 +127,7 @@ impl Core {
         self.outbox.actions.push(Action::Agent { agent: agent.to_owned(), command });
     }
 
-    pub(super) fn tell_watchers(&mut self, id: &str, level: Level, text: String, now: Now) {
+    pub(super) fn notify_watchers(&mut self, id: &str, level: Level, text: String, now: Now) {
         let name = match level {
             Level::Info => "info",
             Level::Warning => "warning",
@@ -140,7 +141,7 @@ impl Core {
         self.publish(id, view::notice(name, text), now);
     }
 
-    /// Sends watchers what the log does not keep.
+    /// Sends watchers an event that the log does not keep.
     pub(super) fn publish(&mut self, id: &str, event: job_event::Event, now: Now) {
         if let Some(entry) = self.jobs.get(id) {
             let event = Arc::new(view::event(&entry.state, event, now.wall));
@@ -157,22 +158,22 @@ impl Core {
         }
     }
 
-    /// Applies a change and hands it to the log.
+    /// Applies a change and queues it for the log.
     pub(super) fn commit(&mut self, id: &str, change: Change, reason: &str, now: Now) {
         let event = Event::new(id, now.wall, change);
-        let before = self.state(id).map_or("none", shown_life);
+        let before = self.state(id).map_or("none", displayed_status);
         if let Err(fault) = self.apply(&event) {
-            tracing::error!(job = id, %fault, "an impossible event was decided on; please report this");
+            tracing::error!(job = id, %fault, "invalid state transition (bug); please report this");
             self.fault.get_or_insert(fault);
             return;
         }
-        let after = self.state(id).map_or("none", shown_life);
+        let after = self.state(id).map_or("none", displayed_status);
         log(&event);
-        if let Some(sweep) = self.state(id).and_then(|state| Sweep::after(state, &event.change)) {
-            self.outbox.actions.push(Action::Sweep(sweep));
+        if let Some(garbage) = self.state(id).and_then(|state| GarbageSet::after(state, &event.change)) {
+            self.outbox.actions.push(Action::CollectGarbage(garbage));
         }
         if before != after {
-            tracing::info!(job = id, from = before, to = after, reason, "job");
+            tracing::info!(job = id, from = before, to = after, reason, "job state changed");
             let transition =
                 Action::Transition { from: before, to: after, reason: event.change.name().to_owned() };
             self.outbox.actions.push(transition);
@@ -202,22 +203,22 @@ impl Core {
                 self.outbox.actions.push(Action::Publish { job: id.clone(), event: shown });
             }
             if entry.state.is_ended() {
-                entry.history = view::remembered(&entry.history);
+                entry.history = view::retained(&entry.history);
             }
         }
         Ok(())
     }
 }
 
-/// The name of a job's state; one whose last attempt is over recovers from nothing, and runs until its end is written.
-fn shown_life(state: &JobState) -> &'static str {
-    match state.life {
-        Life::Recovering if job::decide(state).is_some() => "running",
-        _ => state.life.name(),
+/// Name of a job's state. A job whose last attempt is over is shown as running until its end is written.
+fn displayed_status(state: &JobState) -> &'static str {
+    match state.status {
+        JobStatus::Recovering if job::decide(state).is_some() => "running",
+        _ => state.status.name(),
     }
 }
 
-/// One line for each event worth one.
+/// Logs an event, if it is worth a line.
 fn log(event: &Event) {
     let job = event.job.as_str();
     match &event.change {
@@ -238,7 +239,7 @@ fn log(event: &Event) {
             let bytes = objects.iter().map(|object| object.size).sum::<u64>();
             tracing::info!(job, phase, attempt, step, bytes, "checkpoint committed");
         }
-        // Watchers were told loudly, and the log with them.
+        // Logged together with the notice to watchers.
         Change::CheckpointLost { .. } => {}
         Change::PhaseCommitted(done) => {
             let (phase, round, attempt) = (&done.phase, done.artifact.round, done.artifact.attempt);
@@ -254,7 +255,7 @@ fn log(event: &Event) {
         Change::RankStarted(started) => {
             let (attempt, rank, session, agent) =
                 (started.attempt, started.rank, started.session.as_str(), started.agent.as_str());
-            tracing::debug!(job, attempt, rank, session, agent, "rank process asked for");
+            tracing::debug!(job, attempt, rank, session, agent, "starting rank process");
         }
         Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {}
     }

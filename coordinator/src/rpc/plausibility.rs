@@ -1,5 +1,5 @@
-//! Figures that a rank reports of a chunk, held against what figures of rows can be. What they are of, only who computes them
-//! anew could tell; the sums of real rows keep to rules, though, and sums that do not are no sums of rows.
+//! Plausibility checks of the metric sums that a rank reports for a chunk. Only recomputing could prove them, but sums over
+//! real rows obey certain inequalities, and reports that break them are false.
 
 use std::collections::BTreeSet;
 
@@ -9,29 +9,30 @@ use foil_proto::v1;
 /// Relative tolerance of sums, which are rounded row by row.
 const SLACK: f64 = 1e-6;
 
-/// Checks the figures of a chunk.
+/// Checks the metric sums of a chunk.
 ///
 /// # Errors
 /// The rule that one of them breaks, in words.
-pub(super) fn figures(result: &v1::ChunkResult) -> Result<(), String> {
+pub(super) fn check(result: &v1::ChunkResult) -> Result<(), String> {
     let mut names = BTreeSet::new();
     for moments in &result.moments {
         if !names.insert(&moments.name) {
-            return Err(format!("its figure {} comes twice", moments.name));
+            return Err(format!("its metric {} comes twice", moments.name));
         }
-        of_rows(moments).map_err(|rule| format!("its figure {} cannot be of rows: {rule}", moments.name))?;
+        check_moments(moments)
+            .map_err(|rule| format!("its metric {} is not possible: {rule}", moments.name))?;
     }
     result.calibration.as_ref().map_or(Ok(()), calibration)
 }
 
-/// Figures that are not finite pass: a failure of the job tells of them.
-fn of_rows(moments: &v1::Moments) -> Result<(), String> {
+/// Accepts sums that are not finite: those fail the job, with an error of their own.
+fn check_moments(moments: &v1::Moments) -> Result<(), String> {
     let v1::Moments { name, count, sum, sum_of_squares, clusters, distinct, .. } = moments;
     let rows = *count as f64;
     // |Σ x|² ≤ n · Σ x², by Cauchy and Schwarz.
-    let most = rows * sum_of_squares;
-    if sum * sum > most + SLACK * most.abs().max(1.0) {
-        return Err(format!("{count} rows cannot sum to {sum} where their squares sum to {sum_of_squares}"));
+    let max = rows * sum_of_squares;
+    if sum * sum > max + SLACK * max.abs().max(1.0) {
+        return Err(format!("{count} rows cannot sum to {sum} if their squares sum to {sum_of_squares}"));
     }
     if is_rate(name) && (*sum < -SLACK || *sum > rows * (1.0 + SLACK)) {
         return Err(format!("a rate of {count} rows cannot sum to {sum}"));
@@ -67,8 +68,8 @@ fn calibration(calibration: &v1::Calibration) -> Result<(), String> {
     for bin in 0..CALIBRATION_BINS {
         let (count, right) = (of(count, bin), of(correct, bin));
         let sum = confidence_sum.get(bin).copied().unwrap_or_default();
-        let most = count as f64 * (1.0 + SLACK) + SLACK;
-        if right > count || sum < -SLACK || sum > most {
+        let max = count as f64 * (1.0 + SLACK) + SLACK;
+        if right > count || sum < -SLACK || sum > max {
             return Err(format!(
                 "bin {bin} of its calibration has {count} predictions, {right} of them right, that sum to {sum}"
             ));
@@ -86,7 +87,7 @@ mod tests {
     }
 
     fn found(moments: Vec<v1::Moments>) -> String {
-        figures(&v1::ChunkResult { moments, ..Default::default() }).err().unwrap_or_default()
+        check(&v1::ChunkResult { moments, ..Default::default() }).err().unwrap_or_default()
     }
 
     #[test]
@@ -97,11 +98,11 @@ mod tests {
             moments("reward_mean", rows.len() as u64, rows.iter().sum(), squares)
         };
         assert_eq!(found(vec![of(&rows), moments("accuracy", 4, 3.0, 3.0), moments("kl", 0, 0.0, 0.0)]), "");
-        // All rows alike: the rule holds with equality, and sums are rounded.
+        // Equal rows: the inequality holds with equality, and sums are rounded.
         for value in [0.1, 1.0 / 3.0, -1e-9, 123_456.789] {
             assert_eq!(found(vec![of(&vec![value; 10_000])]), "", "{value}");
         }
-        assert_eq!(found(vec![moments("reward_mean", 3, f64::NAN, 1.0)]), "", "told of otherwise");
+        assert_eq!(found(vec![moments("reward_mean", 3, f64::NAN, 1.0)]), "", "reported elsewhere");
     }
 
     #[test]
@@ -133,12 +134,12 @@ mod tests {
                 confidence_sum: vec![confidence_sum; 10],
                 correct: vec![correct; 10],
             };
-            figures(&v1::ChunkResult { calibration: Some(bins), ..Default::default() })
+            check(&v1::ChunkResult { calibration: Some(bins), ..Default::default() })
         };
         of(4, 4.0, 4).unwrap();
         of(0, 0.0, 0).unwrap();
         assert!([of(4, 4.1, 4), of(4, -0.1, 0), of(4, 2.0, 5)].iter().all(Result::is_err));
         let many = v1::Calibration { count: vec![0; 11], ..Default::default() };
-        assert!(figures(&v1::ChunkResult { calibration: Some(many), ..Default::default() }).is_err());
+        assert!(check(&v1::ChunkResult { calibration: Some(many), ..Default::default() }).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Whether this process leads, as its services see it.
+//! Leadership as the gRPC services see it: the driver if this process leads, else the leader's address.
 
 use tokio::sync::watch;
 
@@ -6,10 +6,10 @@ use super::Lease;
 use crate::driver::Handle;
 use crate::web::Readiness;
 
-/// What this process is at.
+/// The role of this process.
 #[derive(Debug, Clone)]
 enum Role {
-    /// Knows the leader's address where the leader told it.
+    /// Follows a leader, whose address it knows if the leader advertises one.
     Standby {
         leader: Option<String>,
     },
@@ -19,7 +19,7 @@ enum Role {
     },
 }
 
-/// Why a call cannot be answered here.
+/// Reason why this process cannot answer a call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotLeading {
     #[error("this coordinator is a standby; the leader is at {leader}")]
@@ -27,23 +27,23 @@ pub enum NotLeading {
     #[error("this coordinator is a standby and knows no leader yet; try again")]
     Unknown,
     #[error("this coordinator leads but cannot renew its leadership in the store at present; try again")]
-    Lapsed,
+    LeaseExpired,
 }
 
-/// Cheap to clone; all clones see the same.
+/// Shared view of this process's role. Cheap to clone; all clones see the same role.
 #[derive(Debug, Clone)]
-pub struct Desk {
+pub struct LeadershipHandle {
     role: watch::Sender<Role>,
 }
 
-impl Default for Desk {
-    /// A standby that knows nothing yet.
+impl Default for LeadershipHandle {
+    /// A standby that knows no leader yet.
     fn default() -> Self {
         Self { role: watch::Sender::new(Role::Standby { leader: None }) }
     }
 }
 
-impl Desk {
+impl LeadershipHandle {
     pub(super) fn stand_by(&self, leader: Option<String>) {
         self.role.send_if_modified(|role| {
             let same = matches!(role, Role::Standby { leader: known } if *known == leader);
@@ -56,30 +56,30 @@ impl Desk {
         self.role.send_replace(Role::Leading { driver, lease });
     }
 
-    /// The driver, while nobody else can lead.
+    /// The driver, as long as no other coordinator can be the leader.
     pub fn driver(&self) -> Result<Handle, NotLeading> {
         self.leading().map(|(driver, _)| driver)
     }
 
-    /// The same with what tells how long that is so.
+    /// The driver together with the lease that bounds how long it may answer.
     pub fn leading(&self) -> Result<(Handle, Lease), NotLeading> {
         match &*self.role.borrow() {
-            Role::Leading { driver, lease } if lease.holds() => Ok((driver.clone(), lease.clone())),
-            Role::Leading { .. } => Err(NotLeading::Lapsed),
+            Role::Leading { driver, lease } if lease.is_valid() => Ok((driver.clone(), lease.clone())),
+            Role::Leading { .. } => Err(NotLeading::LeaseExpired),
             Role::Standby { leader: Some(leader) } => Err(NotLeading::Elsewhere { leader: leader.clone() }),
             Role::Standby { leader: None } => Err(NotLeading::Unknown),
         }
     }
 
-    /// Whether this process leads, at present and after each change. Ends with the last clone of this.
+    /// Stream of whether this process leads: the current state, then each change. Ends when the last clone is dropped.
     pub fn changes(&self) -> impl futures::Stream<Item = bool> + Send + 'static + use<> {
         use futures::StreamExt;
         let roles = tokio_stream::wrappers::WatchStream::new(self.role.subscribe());
         roles.map(|role| matches!(role, Role::Leading { .. }))
     }
 
-    /// A standby that knows its leader is ready: it does all it is there for. So is a leader whose store is in `trouble`:
-    /// nobody else would fare better, and its workers must not lose it.
+    /// Readiness for `/readyz`. A standby that knows its leader is ready. A leader whose store has `trouble` is degraded but
+    /// ready: no other coordinator would do better, and its workers must not lose it.
     pub fn readiness(&self, trouble: Option<String>) -> Readiness {
         match self.leading() {
             Ok(_) => trouble.map_or(Readiness::Ready, Readiness::Degraded),

@@ -22,7 +22,7 @@ async fn stored() -> (Store, v1::Object) {
 }
 
 async fn found(store: &Store, message: Message) -> String {
-    flaw(store, &message).await.unwrap().unwrap_or_default()
+    find_flaw(store, &message).await.unwrap().unwrap_or_default()
 }
 
 #[tokio::test]
@@ -36,35 +36,35 @@ async fn an_object_counts_as_it_was_uploaded_and_not_otherwise() {
             .contains("not in the store")
     );
     let larger = v1::Object { size: 1 << 63, ..object.clone() };
-    assert!(found(&store, gang(vec![larger])).await.contains("is told to have 9223372036854775808 bytes"));
+    assert!(found(&store, gang(vec![larger])).await.contains("is reported with 9223372036854775808 bytes"));
     let other = v1::Object { blake3: "0".repeat(64), ..object.clone() };
-    assert!(found(&store, gang(vec![other.clone()])).await.contains("is told to have"));
+    assert!(found(&store, gang(vec![other.clone()])).await.contains("is reported with"));
     let chunk = v1::ChunkResult { object: Some(other.clone()), ..Default::default() };
-    assert!(found(&store, Message::Chunk(chunk)).await.contains("is told to have"));
-    let share = v1::CheckpointShare { object: Some(other), ..Default::default() };
-    assert!(found(&store, Message::Checkpoint(share)).await.contains("is told to have"));
+    assert!(found(&store, Message::Chunk(chunk)).await.contains("is reported with"));
+    let shard = v1::CheckpointShare { object: Some(other), ..Default::default() };
+    assert!(found(&store, Message::Checkpoint(shard)).await.contains("is reported with"));
     // The record is there and the bytes are not.
     store.delete(KEY).await.unwrap();
     assert!(found(&store, gang(vec![object])).await.contains("not in the store"));
 }
 
 #[tokio::test]
-async fn what_no_rank_would_say_is_a_flaw() {
+async fn a_malformed_report_is_a_flaw() {
     let (store, object) = stored().await;
     let with_path = |path: &str| gang(vec![v1::Object { path: path.into(), ..object.clone() }]);
     for path in ["", "../../etc/passwd", "/etc/passwd", "a//b", "a/./b", "a\nb", "a\\b", &"x".repeat(256)] {
-        assert!(found(&store, with_path(path)).await.contains("is no path"), "{path:?}");
+        assert!(found(&store, with_path(path)).await.contains("is not a valid path"), "{path:?}");
     }
     assert_eq!(found(&store, with_path("adapter/adapter_model.safetensors")).await, "");
     assert!(found(&store, gang(vec![object.clone(); 2])).await.contains("twice"));
-    assert!(found(&store, gang(vec![object.clone(); 5000])).await.contains("too many"));
+    assert!(found(&store, gang(vec![object.clone(); 5000])).await.contains("the maximum is"));
     let short = v1::Object { blake3: "zz".into(), ..object.clone() };
     assert!(found(&store, gang(vec![short])).await.contains("64 lower-case hex digits"));
     let bad_key = v1::Object { key: "../meta/log".into(), ..object };
     assert!(found(&store, gang(vec![bad_key])).await.contains("is not a key"));
     let moments = |name: String| v1::Moments { name, ..Default::default() };
     let many = v1::ChunkResult { moments: vec![moments("x".into()); 1000], ..Default::default() };
-    assert!(found(&store, Message::Chunk(many)).await.contains("figures"));
+    assert!(found(&store, Message::Chunk(many)).await.contains("metrics"));
     let long = v1::ChunkResult { moments: vec![moments("x".repeat(1 << 20))], ..Default::default() };
     assert!(found(&store, Message::Chunk(long)).await.len() < 1000);
     let bins = v1::Calibration { count: vec![1; 11], ..Default::default() };

@@ -1,4 +1,4 @@
-//! The layer that makes statuses fit for every client: of a bounded length, and of the code that gRPC has for them.
+//! Middleware that normalizes statuses for every client: bounded length, and the standard gRPC code.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,64 +12,64 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tonic::Code;
 
-/// Longest message, percent-encoded. Clients take 8 KiB of headers at least, and the details tell the message again.
+/// Size limit of a percent-encoded message. All clients accept 8 KiB of headers, and the details repeat the message.
 const MESSAGE_BYTES: usize = 4096;
-/// Longest details, in base64. What is longer is left out: half of it says nothing.
+/// Size limit of base64-encoded details. Longer ones are dropped, because they cannot be truncated.
 const DETAILS_BYTES: usize = 8192;
 
 const STATUS: &str = "grpc-status";
 const MESSAGE: &str = "grpc-message";
 const DETAILS: &str = "grpc-status-details-bin";
 
-/// How tonic begins to tell of a message that is too large, as OUT_OF_RANGE.
+/// Start of tonic's OUT_OF_RANGE error for a message that is too large.
 const TOO_LARGE: &str = "Error, decoded message length too large";
-/// How it begins to tell of one that is none, as INTERNAL.
-const JUNK: [&str; 4] = [
+/// Starts of tonic's INTERNAL errors for bytes that are not a message.
+const MALFORMED: [&str; 4] = [
     "failed to decode Protobuf message",
     "protocol error: received message with invalid compression flag",
     "protocol error: received message with compressed-flag but no grpc-encoding was specified",
     "Unexpected EOF decoding stream",
 ];
 
-/// Amends the status of a response, in its headers or in its trailers.
-pub(super) async fn amend(request: Request, next: Next) -> Response {
+/// Normalizes the status of a response, in its headers or in its trailers.
+pub(super) async fn normalize(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
-    amend_headers(response.headers_mut());
-    response.map(|body| Body::new(Amended(body)))
+    normalize_headers(response.headers_mut());
+    response.map(|body| Body::new(NormalizedBody(body)))
 }
 
-fn amend_headers(headers: &mut HeaderMap) {
+fn normalize_headers(headers: &mut HeaderMap) {
     let (Some(code), Some(message)) = (headers.get(STATUS), headers.get(MESSAGE)) else { return };
     let (code, message) = (Code::from_bytes(code.as_bytes()), message.to_str().unwrap_or_default());
-    if let Some(right) = right_code(code, &plain(message)) {
-        headers.insert(STATUS, HeaderValue::from(right as i32));
+    if let Some(standard) = standard_code(code, &decoded_start(message)) {
+        headers.insert(STATUS, HeaderValue::from(standard as i32));
     } else if message.len() > MESSAGE_BYTES
-        && let Ok(cut) = HeaderValue::from_str(cut_encoded(message))
+        && let Ok(truncated) = HeaderValue::from_str(truncate_encoded(message))
     {
-        headers.insert(MESSAGE, cut);
+        headers.insert(MESSAGE, truncated);
     }
     if headers.get(DETAILS).is_some_and(|details| details.len() > DETAILS_BYTES) {
         headers.remove(DETAILS);
     }
 }
 
-fn right_code(code: Code, message: &str) -> Option<Code> {
+fn standard_code(code: Code, message: &str) -> Option<Code> {
     match code {
         Code::OutOfRange if message.starts_with(TOO_LARGE) => Some(Code::ResourceExhausted),
-        Code::Internal | Code::Unknown if JUNK.iter().any(|junk| message.starts_with(junk)) => {
+        Code::Internal | Code::Unknown if MALFORMED.iter().any(|start| message.starts_with(start)) => {
             Some(Code::InvalidArgument)
         }
         _ => None,
     }
 }
 
-/// The beginning of a message, with its blanks; enough to know it by.
-fn plain(message: &str) -> String {
+/// The start of a message, decoded as far as is needed to recognize it.
+fn decoded_start(message: &str) -> String {
     message.chars().take(256).collect::<String>().replace("%20", " ").replace("%2C", ",").replace("%3A", ":")
 }
 
-/// Cut between characters: an encoded one begins with `%` and goes on with continuation bytes, `%80` to `%BF`.
-fn cut_encoded(message: &str) -> &str {
+/// Truncates between characters: an encoded character starts with `%` and continues with bytes `%80` to `%BF`.
+fn truncate_encoded(message: &str) -> &str {
     let mut end = message.floor_char_boundary(MESSAGE_BYTES);
     if let Some(sign) = message[..end].rfind('%').filter(|sign| end - sign < 3) {
         end = sign;
@@ -84,9 +84,9 @@ fn cut_encoded(message: &str) -> &str {
     &message[..end]
 }
 
-struct Amended(Body);
+struct NormalizedBody(Body);
 
-impl HttpBody for Amended {
+impl HttpBody for NormalizedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -98,7 +98,7 @@ impl HttpBody for Amended {
         Poll::Ready(frame.map(|frame| {
             frame.map(|mut frame| {
                 if let Some(trailers) = frame.trailers_mut() {
-                    amend_headers(trailers);
+                    normalize_headers(trailers);
                 }
                 frame
             })
@@ -121,10 +121,10 @@ mod tests {
 
     use super::*;
 
-    fn amended(status: &Status) -> (HeaderMap, Status) {
+    fn normalized(status: &Status) -> (HeaderMap, Status) {
         let mut headers = HeaderMap::new();
         status.add_header(&mut headers).unwrap();
-        amend_headers(&mut headers);
+        normalize_headers(&mut headers);
         let status = Status::from_header_map(&headers).unwrap();
         (headers, status)
     }
@@ -135,7 +135,7 @@ mod tests {
             let text = letter.repeat(1 << 20);
             let details = ErrorDetails::with_bad_request_violation("spec", text.clone());
             let (headers, status) =
-                amended(&Status::with_error_details(Code::InvalidArgument, text.clone(), details));
+                normalized(&Status::with_error_details(Code::InvalidArgument, text.clone(), details));
             let size: usize = headers.values().map(HeaderValue::len).sum();
             assert!(size < 8192, "{size} bytes of headers");
             assert_eq!(status.code(), Code::InvalidArgument);
@@ -147,10 +147,10 @@ mod tests {
     fn an_ordinary_status_stays_as_it_is() {
         let details = ErrorDetails::with_bad_request_violation("spec.rounds", "it must be 1 at least");
         let status = Status::with_error_details(Code::InvalidArgument, "spec.rounds: größer, 100 %", details);
-        let (_, after) = amended(&status);
+        let (_, after) = normalized(&status);
         assert_eq!(after.message(), status.message());
         assert_eq!(after.details(), status.details());
-        assert_eq!(amended(&Status::internal("a bug")).1.code(), Code::Internal);
-        assert_eq!(amended(&Status::out_of_range("offset")).1.code(), Code::OutOfRange);
+        assert_eq!(normalized(&Status::internal("a bug")).1.code(), Code::Internal);
+        assert_eq!(normalized(&Status::out_of_range("offset")).1.code(), Code::OutOfRange);
     }
 }

@@ -10,10 +10,10 @@ const PREFIX: &str = "meta/leader";
 
 /// What a leader says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Beat {
+pub struct Heartbeat {
     /// Where clients and workers reach it, as a URL; empty where it does not know.
     pub address: String,
-    /// Grows with every beat.
+    /// Grows with every heartbeat.
     pub counter: u64,
     /// It has stopped in order, and nobody need wait for it.
     pub released: bool,
@@ -23,7 +23,7 @@ fn key(term: u64) -> String {
     format!("{PREFIX}/{term:020}")
 }
 
-impl Beat {
+impl Heartbeat {
     pub async fn write(&self, store: &Store, term: u64) -> Result<(), StoreError> {
         // A map of strings and numbers always has a JSON form.
         let bytes = serde_json::to_vec(self).unwrap_or_default();
@@ -44,13 +44,13 @@ impl Beat {
             Err(StoreError::NotFound { .. }) => return Ok(None),
             read => read?,
         };
-        let beat = serde_json::from_slice(&bytes)
+        let heartbeat = serde_json::from_slice(&bytes)
             .map_err(|error| LogError::Corrupt { key, reason: error.to_string() })?;
-        Ok(Some((term, beat)))
+        Ok(Some((term, heartbeat)))
     }
 
     /// Removes those of terms before `term`.
-    pub async fn forget_before(store: &Store, term: u64) -> Result<(), StoreError> {
+    pub async fn delete_before(store: &Store, term: u64) -> Result<(), StoreError> {
         let current = key(term);
         for old in store.list(PREFIX).await?.iter().filter(|listed| listed.key < current) {
             store.delete(&old.key).await?;

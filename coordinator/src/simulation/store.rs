@@ -1,4 +1,4 @@
-//! The object store at the end of a network: each request and each reply waits until the world lets it pass.
+//! The object store behind a network: each request and each reply waits until the simulator delivers it.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -14,70 +14,72 @@ use object_store::{
 };
 use tokio::sync::oneshot;
 
-use super::Bug;
+use super::PlantedBug;
 
-/// What becomes of a message.
+/// The fate of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
-    Passes,
+pub(super) enum Delivery {
+    Delivered,
     Lost,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Leg {
+pub(super) enum Direction {
     Request,
     Reply,
 }
 
 /// One message between a process and the store.
 #[derive(Debug)]
-pub(super) struct Passage {
+pub(super) struct StoreMessage {
     pub(super) process: u64,
-    pub(super) leg: Leg,
-    pub(super) go: oneshot::Sender<Fate>,
+    pub(super) direction: Direction,
+    pub(super) go: oneshot::Sender<Delivery>,
 }
 
-/// All messages that wait; shared by all processes.
+/// All messages in flight; shared by all processes.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Network(Arc<Mutex<Vec<Passage>>>);
+pub(super) struct Network(Arc<Mutex<Vec<StoreMessage>>>);
 
 impl Network {
-    pub(super) fn take(&self) -> Vec<Passage> {
+    pub(super) fn take(&self) -> Vec<StoreMessage> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 }
 
 /// The store as one process sees it.
 #[derive(Debug, Clone)]
-pub(super) struct Disk {
+pub(super) struct SimStore {
     pub(super) inner: Arc<InMemory>,
     pub(super) network: Network,
     pub(super) process: u64,
-    pub(super) bug: Option<Bug>,
+    pub(super) bug: Option<PlantedBug>,
 }
 
-impl Disk {
-    async fn pass(&self, leg: Leg) -> Result<()> {
+impl SimStore {
+    async fn pass(&self, direction: Direction) -> Result<()> {
         let (go, told) = oneshot::channel();
-        self.network.0.lock().unwrap().push(Passage { process: self.process, leg, go });
+        self.network.0.lock().unwrap().push(StoreMessage { process: self.process, direction, go });
         match told.await {
-            Ok(Fate::Passes) => Ok(()),
-            Ok(Fate::Lost) => Err(Error::Generic { store: "simulated", source: "connection reset".into() }),
-            // Its process is dead: nothing comes after.
+            Ok(Delivery::Delivered) => Ok(()),
+            Ok(Delivery::Lost) => {
+                Err(Error::Generic { store: "simulated", source: "connection reset".into() })
+            }
+            // Its process is dead.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// A log whose nonce check is gone takes every taken name for its own append.
+    /// Plants a bug: a log without the nonce check mistakes every taken name for its own append.
     async fn settle(&self, location: &Path, mode: &PutMode, result: Result<PutResult>) -> Result<PutResult> {
         let taken = matches!(result, Err(Error::AlreadyExists { .. })) && matches!(mode, PutMode::Create);
-        if taken && self.bug == Some(Bug::NoNonceCheck) && in_log(location) {
+        if taken && self.bug == Some(PlantedBug::NoNonceCheck) && in_log(location) {
             return self.pretend().await;
         }
         result
     }
 
-    /// The answer to a put that took place, elsewhere.
+    /// The result of a successful put, to some other key.
     async fn pretend(&self) -> Result<PutResult> {
         self.inner.put(&Path::from("pretended"), PutPayload::default()).await
     }
@@ -87,24 +89,24 @@ fn in_log(location: &Path) -> bool {
     location.as_ref().starts_with("meta/log/")
 }
 
-impl fmt::Display for Disk {
+impl fmt::Display for SimStore {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("simulated store")
     }
 }
 
 #[async_trait]
-impl ObjectStore for Disk {
+impl ObjectStore for SimStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.pass(Leg::Request).await?;
+        self.pass(Direction::Request).await?;
         let (mode, empty) = (options.mode.clone(), payload.content_length() == 0);
-        let result = if empty && self.bug == Some(Bug::FreedNames) && in_log(location) {
+        let result = if empty && self.bug == Some(PlantedBug::FreedNames) && in_log(location) {
             self.inner.delete(location).await?;
             self.pretend().await
         } else {
             self.inner.put_opts(location, payload, options).await
         };
-        self.pass(Leg::Reply).await?;
+        self.pass(Direction::Reply).await?;
         self.settle(location, &mode, result).await
     }
 
@@ -117,9 +119,9 @@ impl ObjectStore for Disk {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.pass(Leg::Request).await?;
+        self.pass(Direction::Request).await?;
         let result = self.inner.get_opts(location, options).await;
-        self.pass(Leg::Reply).await?;
+        self.pass(Direction::Reply).await?;
         result
     }
 
@@ -128,12 +130,12 @@ impl ObjectStore for Disk {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let (disk, prefix) = (self.clone(), prefix.cloned());
+        let (store, prefix) = (self.clone(), prefix.cloned());
         let listed = async move {
-            let passed = disk.pass(Leg::Request).await;
-            let listed: Vec<_> = disk.inner.list(prefix.as_ref()).collect().await;
+            let passed = store.pass(Direction::Request).await;
+            let listed: Vec<_> = store.inner.list(prefix.as_ref()).collect().await;
             let passed = match passed {
-                Ok(()) => disk.pass(Leg::Reply).await,
+                Ok(()) => store.pass(Direction::Reply).await,
                 lost => lost,
             };
             match passed {

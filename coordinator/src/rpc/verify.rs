@@ -1,5 +1,5 @@
-//! What ranks report, held against the store before anything is decided on it: an object counts when it lies under its key
-//! with the size and hash that were recorded when it was uploaded.
+//! Verification of ranks' reports against the store, before anything is decided on them: an object counts if it is stored
+//! under its key with the size and hash that were recorded at its upload.
 
 use std::collections::BTreeSet;
 
@@ -9,46 +9,46 @@ use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 use futures::future::try_join_all;
 
-use super::plausible;
+use super::plausibility;
 
-/// Objects of one artifact.
-const MOST_OBJECTS: usize = 4096;
-/// Objects looked at together.
-const AT_ONCE: usize = 16;
-const LONGEST_PATH: usize = 255;
-/// Figures of one report.
-const MOST_FIGURES: usize = 512;
-const LONGEST_NAME: usize = 128;
+/// Maximum number of objects in an artifact.
+const MAX_OBJECTS: usize = 4096;
+/// Number of concurrent lookups in the store.
+const PARALLEL_LOOKUPS: usize = 16;
+const MAX_PATH_BYTES: usize = 255;
+/// Maximum number of metrics in a report.
+const MAX_METRICS: usize = 512;
+const MAX_NAME_BYTES: usize = 128;
 
-/// What the store and plain sense say against a report; none where it holds.
+/// The first thing that is wrong with a report; none if it is valid.
 ///
 /// # Errors
-/// The store cannot be asked.
-pub(super) async fn flaw(store: &Store, message: &Message) -> Result<Option<String>, StoreError> {
-    if let Err(flaw) = shape(message) {
+/// The store is unavailable.
+pub(super) async fn find_flaw(store: &Store, message: &Message) -> Result<Option<String>, StoreError> {
+    if let Err(flaw) = check_form(message) {
         return Ok(Some(flaw));
     }
     let objects: Vec<&v1::Object> = match message {
         Message::Chunk(result) => result.object.iter().collect(),
-        Message::Checkpoint(share) => share.object.iter().collect(),
+        Message::Checkpoint(shard) => shard.object.iter().collect(),
         Message::Gang(result) => result.objects.iter().collect(),
         _ => return Ok(None),
     };
-    for some in objects.chunks(AT_ONCE) {
-        let mut looks = Vec::with_capacity(some.len());
-        for object in some {
-            looks.push(missing(store, object));
+    for batch in objects.chunks(PARALLEL_LOOKUPS) {
+        let mut lookups = Vec::with_capacity(batch.len());
+        for object in batch {
+            lookups.push(mismatch(store, object));
         }
-        let looked = try_join_all(looks).await?;
-        if let Some(flaw) = looked.into_iter().flatten().next() {
+        let found = try_join_all(lookups).await?;
+        if let Some(flaw) = found.into_iter().flatten().next() {
             return Ok(Some(flaw));
         }
     }
     Ok(None)
 }
 
-/// How an object that a report names differs from the one in the store.
-async fn missing(store: &Store, object: &v1::Object) -> Result<Option<String>, StoreError> {
+/// The difference between an object in a report and the one in the store, if any.
+async fn mismatch(store: &Store, object: &v1::Object) -> Result<Option<String>, StoreError> {
     let key = &object.key;
     let absent = || Some(format!("{key} is not in the store"));
     let found = match store.stat_object(key).await {
@@ -60,35 +60,35 @@ async fn missing(store: &Store, object: &v1::Object) -> Result<Option<String>, S
     };
     if found != Digest::from(object) {
         return Ok(Some(format!(
-            "{key} is told to have {} bytes of BLAKE3 {}, and has {} bytes of BLAKE3 {}",
+            "{key} is reported with {} bytes and BLAKE3 {}, but has {} bytes and BLAKE3 {}",
             object.size, object.blake3, found.size, found.blake3
         )));
     }
     match store.size(key).await {
         Ok(size) if size == object.size => Ok(None),
-        Ok(size) => Ok(Some(format!("{key} has {size} bytes of {}", object.size))),
+        Ok(size) => Ok(Some(format!("{key} has {size} bytes instead of {}", object.size))),
         Err(StoreError::NotFound { .. }) => Ok(absent()),
         Err(error) => Err(error),
     }
 }
 
-/// What a report may look like, whatever the store holds.
-fn shape(message: &Message) -> Result<(), String> {
+/// Checks the form of a report, without the store.
+fn check_form(message: &Message) -> Result<(), String> {
     match message {
         Message::Chunk(result) => {
             result.object.iter().try_for_each(digest)?;
             let names = result.moments.iter().map(|moments| moments.name.as_str());
-            figures(names)?;
-            plausible::figures(result)
+            metric_names(names)?;
+            plausibility::check(result)
         }
-        Message::Checkpoint(share) => {
-            let object = share.object.as_ref().ok_or("a checkpoint's share comes without its object")?;
+        Message::Checkpoint(shard) => {
+            let object = shard.object.as_ref().ok_or("a checkpoint's shard comes without its object")?;
             digest(object)
         }
         Message::Gang(result) => {
-            if result.objects.len() > MOST_OBJECTS {
+            if result.objects.len() > MAX_OBJECTS {
                 return Err(format!(
-                    "it names {} objects; {MOST_OBJECTS} are too many",
+                    "it names {} objects; the maximum is {MAX_OBJECTS}",
                     result.objects.len()
                 ));
             }
@@ -101,14 +101,14 @@ fn shape(message: &Message) -> Result<(), String> {
                 }
             }
             hash("parameters_blake3", &result.parameters_blake3)?;
-            figures(result.metrics.iter().map(|metric| metric.name.as_str()))
+            metric_names(result.metrics.iter().map(|metric| metric.name.as_str()))
         }
-        Message::Step(report) => figures(report.figures.iter().map(|metric| metric.name.as_str())),
+        Message::Step(report) => metric_names(report.figures.iter().map(|metric| metric.name.as_str())),
         Message::Rendezvous(offer) => {
             let fits =
                 (1..=255).contains(&offer.host.len()) && offer.host.chars().all(|c| c.is_ascii_graphic());
             let port = u16::try_from(offer.port).is_ok_and(|port| port > 0);
-            if fits && port { Ok(()) } else { Err("its address is none".to_owned()) }
+            if fits && port { Ok(()) } else { Err("its address is invalid".to_owned()) }
         }
         Message::Progress(progress) => name(&progress.unit),
         Message::Hello(_) | Message::Failure(_) => Ok(()),
@@ -124,39 +124,39 @@ fn hash(what: &str, text: &str) -> Result<(), String> {
     if text.len() == 64 && text.bytes().all(hex) {
         return Ok(());
     }
-    let (what, text) = (cut(what, LONGEST_NAME), cut(text, LONGEST_NAME));
+    let (what, text) = (cut(what, MAX_NAME_BYTES), cut(text, MAX_NAME_BYTES));
     Err(format!("the hash of {what} is {text:?}; expected 64 lower-case hex digits"))
 }
 
-/// A file's name inside its artifact: relative, and with no way out of it.
+/// Checks a file's path within its artifact: relative, without a way out of it.
 fn path(path: &str) -> Result<(), String> {
     let part = |part: &str| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.+@ ".contains(&byte);
         !part.is_empty() && part != "." && part != ".." && part.bytes().all(plain)
     };
-    if path.len() <= LONGEST_PATH && path.split('/').all(part) {
+    if path.len() <= MAX_PATH_BYTES && path.split('/').all(part) {
         return Ok(());
     }
-    Err(format!("{:?} is no path of a file in an artifact", cut(path, LONGEST_PATH)))
+    Err(format!("{:?} is not a valid path in an artifact", cut(path, MAX_PATH_BYTES)))
 }
 
-fn figures<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> Result<(), String> {
-    if names.len() > MOST_FIGURES {
-        return Err(format!("it has {} figures; {MOST_FIGURES} are enough", names.len()));
+fn metric_names<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> Result<(), String> {
+    if names.len() > MAX_METRICS {
+        return Err(format!("it has {} metrics; the maximum is {MAX_METRICS}", names.len()));
     }
     let mut names = names;
     names.try_for_each(name)
 }
 
 fn name(text: &str) -> Result<(), String> {
-    if text.len() <= LONGEST_NAME && !text.chars().any(char::is_control) {
+    if text.len() <= MAX_NAME_BYTES && !text.chars().any(char::is_control) {
         return Ok(());
     }
-    Err(format!("{:?} is no name", cut(text, LONGEST_NAME)))
+    Err(format!("{:?} is not a valid name", cut(text, MAX_NAME_BYTES)))
 }
 
-fn cut(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
+fn cut(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A socket that ends itself where its connection has to go.
+//! A socket that fails when its connection must be closed.
 
 use std::io;
 use std::pin::Pin;
@@ -11,20 +11,20 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::transport::server::Connected;
 
 use super::peer::Peer;
-use super::registry::{Place, Registry};
+use super::registry::{Permit, Registry};
 
-/// How often a connection looks at the clock.
+/// Interval at which a connection checks its deadlines.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Bytes in and out, as long as the connection behaves.
+/// A TCP socket with the limits of its connection.
 #[derive(Debug)]
 pub(in crate::rpc) struct Connection {
     socket: TcpStream,
-    place: Place,
+    permit: Permit,
     ticks: Interval,
 }
 
-/// What a request knows of its connection.
+/// The connection of a request.
 #[derive(Debug, Clone)]
 pub(in crate::rpc) struct Client {
     pub(super) peer: Peer,
@@ -32,19 +32,19 @@ pub(in crate::rpc) struct Client {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, place: Place) -> Self {
+    pub(super) fn new(socket: TcpStream, permit: Permit) -> Self {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { socket, place, ticks }
+        Self { socket, permit, ticks }
     }
 
-    /// Fails where the connection must end now. Else its task is woken to look again.
+    /// Fails if the connection must be closed now; otherwise its task is woken for the next check.
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        self.place.peer.waker().register(context.waker());
+        self.permit.peer.waker().register(context.waker());
         while self.ticks.poll_tick(context).is_ready() {}
-        let Some(cut) = self.place.peer.overdue(self.place.registry().limits()) else { return Ok(()) };
-        let (peer, reason) = (self.place.peer.address(), cut.as_str());
-        tracing::debug!(%peer, reason, "a connection is closed");
+        let Some(reason) = self.permit.peer.overdue(self.permit.registry().limits()) else { return Ok(()) };
+        let (peer, reason) = (self.permit.peer.address(), reason.as_str());
+        tracing::debug!(%peer, reason, "closing connection");
         metrics::counter!("foil_connections_closed_total", "reason" => reason).increment(1);
         Err(io::Error::new(io::ErrorKind::TimedOut, reason))
     }
@@ -54,7 +54,7 @@ impl Connected for Connection {
     type ConnectInfo = Client;
 
     fn connect_info(&self) -> Client {
-        Client { peer: self.place.peer.clone(), registry: self.place.registry().clone() }
+        Client { peer: self.permit.peer.clone(), registry: self.permit.registry().clone() }
     }
 }
 

@@ -1,12 +1,12 @@
-//! Chance by a seed.
+//! A seeded random number generator.
 
 use std::time::Duration;
 
-/// Splitmix64.
+/// SplitMix64.
 #[derive(Debug, Clone)]
-pub(crate) struct Dice(pub(crate) u64);
+pub(crate) struct SimRng(pub(crate) u64);
 
-impl Dice {
+impl SimRng {
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -22,8 +22,8 @@ impl Dice {
         self.below(odds) == 0
     }
 
-    pub(crate) fn between(&mut self, least: Duration, most: Duration) -> Duration {
-        let span = u64::try_from((most - least).as_micros()).unwrap();
-        least + Duration::from_micros(self.next() % (span + 1))
+    pub(crate) fn between(&mut self, min: Duration, max: Duration) -> Duration {
+        let span = u64::try_from((max - min).as_micros()).unwrap();
+        min + Duration::from_micros(self.next() % (span + 1))
     }
 }

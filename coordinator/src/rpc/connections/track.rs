@@ -1,4 +1,4 @@
-//! The layer around all services that tells a connection of its requests and responses.
+//! Middleware around all services that tracks a connection's requests and responses.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,39 +11,39 @@ use axum::response::Response;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::inflow::Inflow;
 use super::peer::{OpenRequest, Unread};
-use super::stream::Client;
+use super::request_body::RequestBody;
+use super::socket::Client;
 
-/// Calls whose requests are one message, which must come soon.
+/// Calls whose request is a single message, which must arrive in time.
 const UNARY: [&str; 4] =
     ["/foil.v1.Jobs/", "/foil.v1.Artifacts/Get", "/foil.v1.Artifacts/Stat", "/grpc.health.v1.Health/"];
 
 const GRPC: &[u8] = b"application/grpc";
 
-/// Follows one request and its response.
-pub(in crate::rpc) async fn follow(request: Request, next: Next) -> Response {
+/// Tracks one request and its response.
+pub(in crate::rpc) async fn track(request: Request, next: Next) -> Response {
     let Some(client) = request.extensions().get::<Client>().cloned() else { return next.run(request).await };
     let open = client.peer.request();
     let is_unary = UNARY.iter().any(|path| request.uri().path().starts_with(path));
     let is_grpc = request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(GRPC));
     let request = request.map(|body| match is_grpc {
-        true => Body::new(Inflow::new(body, client.clone(), is_unary)),
-        // Nobody reads it.
+        true => Body::new(RequestBody::new(body, client.clone(), is_unary)),
+        // Other bodies are not read.
         false => body,
     });
     let response = next.run(request).await;
-    response.map(|body| Body::new(Followed { body, client, _open: open }))
+    response.map(|body| Body::new(ResponseBody { body, client, _open: open }))
 }
 
-/// A response's body, whose bytes are known to be unread until the connection lets go of them.
-struct Followed {
+/// A response's body, whose bytes count as unread until the connection has written them.
+struct ResponseBody {
     body: Body,
     client: Client,
     _open: OpenRequest,
 }
 
-impl HttpBody for Followed {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -52,7 +52,7 @@ impl HttpBody for Followed {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| self.hand(bytes)))))
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| self.queue(bytes)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -64,24 +64,24 @@ impl HttpBody for Followed {
     }
 }
 
-impl Followed {
-    fn hand(&self, bytes: Bytes) -> Bytes {
+impl ResponseBody {
+    fn queue(&self, bytes: Bytes) -> Bytes {
         if bytes.is_empty() {
             return bytes;
         }
-        let unread = self.client.peer.hand(bytes.len());
+        let unread = self.client.peer.queue(bytes.len());
         self.client.registry.check_memory();
-        Bytes::from_owner(Handed { bytes, _unread: unread })
+        Bytes::from_owner(QueuedBytes { bytes, _unread: unread })
     }
 }
 
-/// Bytes that the connection holds until they are written out.
-struct Handed {
+/// Bytes that the connection holds until they are written.
+struct QueuedBytes {
     bytes: Bytes,
     _unread: Unread,
 }
 
-impl AsRef<[u8]> for Handed {
+impl AsRef<[u8]> for QueuedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

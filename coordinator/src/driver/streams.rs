@@ -10,19 +10,19 @@ use tonic::Status;
 use super::command::{AgentCommands, RankCommands, StreamEnd};
 use crate::schedule::Refusal;
 
-/// Events a watcher may lag behind before its stream is ended.
+/// Number of events that a watcher may lag behind before its stream is ended.
 const WATCH_BACKLOG: usize = 1024;
 
 #[derive(Debug)]
-pub(super) struct Links {
-    /// Stamped on every command.
+pub(super) struct Streams {
+    /// Term of this leader, stamped on every command.
     term: u64,
     agents: BTreeMap<String, (u64, AgentCommands)>,
     ranks: BTreeMap<String, RankCommands>,
     watchers: BTreeMap<String, broadcast::Sender<Arc<v1::JobEvent>>>,
 }
 
-impl Links {
+impl Streams {
     pub(super) fn new(term: u64) -> Self {
         Self { term, agents: BTreeMap::new(), ranks: BTreeMap::new(), watchers: BTreeMap::new() }
     }
@@ -30,9 +30,8 @@ impl Links {
     pub(super) fn add_agent(&mut self, agent: &str, connection: u64, commands: AgentCommands) {
         let before = self.agents.insert(agent.to_owned(), (connection, commands));
         if let Some((_, before)) = before {
-            // Where it is the same agent's older stream, nobody listens.
-            let _ =
-                before.try_send(Err(Status::aborted("another stream of this agent took this one's place")));
+            // Fails if it is an older stream of the same agent, to which nobody listens any more.
+            let _ = before.try_send(Err(Status::aborted("another stream of this agent replaced this one")));
         }
     }
 
@@ -46,7 +45,7 @@ impl Links {
         self.ranks.insert(session.to_owned(), commands);
     }
 
-    /// Ends a rank's stream, with an error where there is one to tell.
+    /// Ends a rank's stream, with an error if there is one.
     pub(super) fn remove_rank(&mut self, session: &str, refusal: Option<Refusal>) {
         if let (Some(commands), Some(refusal)) = (self.ranks.remove(session), refusal) {
             // A rank that is gone already needs no reason.
@@ -54,19 +53,19 @@ impl Links {
         }
     }
 
-    pub(super) fn tell_agent(&mut self, agent: &str, command: agent_command::Command) {
+    pub(super) fn send_to_agent(&mut self, agent: &str, command: agent_command::Command) {
         let command = v1::AgentCommand { term: self.term, command: Some(command) };
         let Some((_, commands)) = self.agents.get(agent) else {
-            tracing::debug!(agent, "a command for an agent that is not connected");
+            tracing::debug!(agent, "dropping a command: the agent is not connected");
             return;
         };
-        // A stream that does not drain is as good as closed: the agent connects again and tells what runs.
+        // A stream that does not drain is as good as closed: the agent reconnects and reports what is running.
         if commands.try_send(Ok(command)).is_err() {
             self.agents.remove(agent);
         }
     }
 
-    pub(super) fn tell_rank(&mut self, session: &str, command: rank_command::Command) {
+    pub(super) fn send_to_rank(&mut self, session: &str, command: rank_command::Command) {
         let command = v1::RankCommand { term: self.term, command: Some(command) };
         let Some(commands) = self.ranks.get(session) else { return };
         if commands.try_send(Ok(command)).is_err() {
@@ -80,7 +79,7 @@ impl Links {
     }
 
     pub(super) fn publish(&mut self, job: &str, event: Arc<v1::JobEvent>) {
-        // An error is the absence of watchers.
+        // Sending fails if there are no watchers.
         if self.watchers.get(job).is_some_and(|watchers| watchers.send(event).is_err()) {
             self.watchers.remove(job);
         }
