@@ -195,7 +195,7 @@ impl Bench for Preferences {
         let model = self.start.copy();
         let started = Instant::now();
         let reference =
-            evaluate::answer_log_probs(&self.start, &self.groups, self.precision, REFERENCE_BATCH)?;
+            evaluate::completion_log_probs(&self.start, &self.groups, self.precision, REFERENCE_BATCH)?;
         let reference_seconds = started.elapsed().as_secs_f64();
         let sums = reference.iter().map(|group| group.iter().map(|answer| answer.iter().sum()).collect());
         let loss = Dpo { reference: sums.collect(), beta: self.beta, device: model.device() };

@@ -12,7 +12,7 @@ use super::error::samples_error;
 use super::rows::{Sampled, Samples, Span, read_prompts, read_scores};
 use crate::objective::group::{Compared, Judged, answers_read};
 use crate::phase::{PhaseError, TaskContext};
-use crate::task_io::artifact_cache::Cache;
+use crate::task_io::artifact_cache::ArtifactCache;
 use crate::train::AnswerGroup;
 
 /// The answers to one prompt, with their rewards.
@@ -117,7 +117,7 @@ pub(in crate::phase) struct Comparisons(BTreeMap<(u64, u32), Compared>);
 impl Comparisons {
     /// Of a Reference phase; empty where the task names none.
     pub(in crate::phase) fn read(
-        cache: &mut Cache,
+        cache: &mut ArtifactCache,
         artifact: &Option<v1::Artifact>,
     ) -> Result<Self, PhaseError> {
         let mut comparisons = BTreeMap::new();
