@@ -73,7 +73,11 @@ fn a_response_has_no_further_turns() {
         "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
         "\n\nHuman: a\n\nAssistant: other\n\nHuman: e\n\nAssistant: f",
     );
-    assert!(parsed.bad[0].what.starts_with("chosen: the response continues with another turn"), "{:?}", parsed.bad);
+    assert!(
+        parsed.bad[0].what.starts_with("chosen: the response continues with another turn"),
+        "{:?}",
+        parsed.bad
+    );
     // Frequent in HH: the heading again, on the line of the response.
     let row = only(&pair("\n\nHuman: a\n\nAssistant: Human: b", "\n\nHuman: a\n\nAssistant: Assistant: c"));
     assert_eq!((row.chosen.as_str(), row.rejected.as_str()), ("Human: b", "Assistant: c"));
