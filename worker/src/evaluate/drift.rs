@@ -37,7 +37,7 @@ mod tests {
     use crate::evaluate::{answer_kl, answer_log_probs};
     use crate::generate::{Completion, GenerateRequest, GenerationConfig, NoiseKey, generate};
     use crate::model::{DecoderConfig, LanguageModel, Precision};
-    use crate::train::AnswerGroup;
+    use crate::train::CompletionGroup;
 
     #[test]
     fn drift_is_distance_and_divergence_over_tokens() {
@@ -83,19 +83,19 @@ mod tests {
         let answers = generate(&sampler.inference(precision, 8).unwrap(), &requests, &config, &mut |_, _| {});
         let answers = answers.unwrap().completions;
 
-        let group = |(request, answers): (&GenerateRequest, &[Completion])| AnswerGroup {
+        let group = |(request, answers): (&GenerateRequest, &[Completion])| CompletionGroup {
             id: request.prompt_id,
             prompt: request.prompt.clone(),
-            answers: answers.iter().map(|answer| answer.tokens.clone()).collect(),
+            completions: answers.iter().map(|answer| answer.tokens.clone()).collect(),
         };
-        let groups: Vec<AnswerGroup> = requests.iter().zip(answers.chunks(3)).map(group).collect();
+        let groups: Vec<CompletionGroup> = requests.iter().zip(answers.chunks(3)).map(group).collect();
         let trained = answer_log_probs(trainer, &groups, precision, 200).unwrap().concat();
         let dialogues: Vec<(Vec<u32>, usize)> = groups
             .iter()
             .flat_map(|group| {
                 let whole =
                     |answer: &Vec<u32>| ([group.prompt.as_slice(), answer].concat(), group.prompt.len());
-                group.answers.iter().map(whole)
+                group.completions.iter().map(whole)
             })
             .collect();
         let dialogues: Vec<(&[u32], usize)> =
