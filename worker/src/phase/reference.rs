@@ -79,7 +79,7 @@ fn log_probs(
     let groups = read.map(|(group, selected)| group.group(&reader, selected));
     let groups = groups.collect::<Result<Vec<CompletionGroup>, PhaseError>>()?;
     let budget = context.job.policy_step.optimizer.micro_batch_tokens;
-    let found = evaluate::answer_log_probs(&policy.model, &groups, context.precision(), budget);
+    let found = evaluate::completion_log_probs(&policy.model, &groups, context.precision(), budget);
     let found = found.map_err(PhaseError::Batch)?;
     let finite = |group: &[Vec<f32>]| group.iter().flatten().all(|log_prob| log_prob.is_finite());
     match groups.iter().zip(&found).find(|(_, of_group)| !finite(of_group)) {

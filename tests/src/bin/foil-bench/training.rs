@@ -194,7 +194,7 @@ impl Bench for Preferences {
         let model = self.start.copy();
         let started = Instant::now();
         let reference =
-            evaluate::answer_log_probs(&self.start, &self.groups, self.precision, REFERENCE_BATCH)?;
+            evaluate::completion_log_probs(&self.start, &self.groups, self.precision, REFERENCE_BATCH)?;
         let reference_seconds = started.elapsed().as_secs_f64();
         let losses = reference.iter().map(|group| dpo(group, self.beta, model.device()));
         let objective = PolicyGroups {

@@ -12,7 +12,7 @@ use super::error::samples_error;
 use super::rows::{Sampled, Samples, Span, read_prompts, read_scores};
 use crate::objective::policy::{FixedLogProbs, ScoredCompletion, objective_of};
 use crate::phase::{PhaseError, TaskContext};
-use crate::task_io::artifact_cache::Cache;
+use crate::task_io::artifact_cache::ArtifactCache;
 use crate::train::CompletionGroup;
 
 /// The completions of one prompt, with their rewards.
@@ -120,7 +120,7 @@ pub(in crate::phase) struct LogProbs(BTreeMap<(u64, u32), FixedLogProbs>);
 impl LogProbs {
     /// Reads what a reference phase computed; nothing if the task names no such artifact.
     pub(in crate::phase) fn read(
-        cache: &mut Cache,
+        cache: &mut ArtifactCache,
         artifact: &Option<v1::Artifact>,
     ) -> Result<Self, PhaseError> {
         let mut log_probs = BTreeMap::new();

@@ -5,7 +5,7 @@ use foil_proto::v1::policy_step_spec::Method as MethodSpec;
 use serde_json::json;
 
 use super::*;
-use crate::evaluate::answer_log_probs;
+use crate::evaluate::completion_log_probs;
 use crate::phase::support::dialogue::Reader;
 use crate::phase::support::policy_rows::{LogProbs, PolicyRows};
 
@@ -114,7 +114,7 @@ fn expected(round: &mut Round, policy: &v1::Artifact) -> Vec<Vec<f32>> {
     let policy = context.policy(&Some(policy.clone())).unwrap();
     let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
     let groups = [0, 1, 2].map(|answer| rows.groups().unwrap()[0].group(&reader, &[answer]).unwrap());
-    let found = answer_log_probs(&policy.model, &groups, Precision::Fp32, 1).unwrap();
+    let found = completion_log_probs(&policy.model, &groups, Precision::Fp32, 1).unwrap();
     found.into_iter().flatten().collect()
 }
 
