@@ -10,8 +10,8 @@ pub enum SpecError {
     Field { field: String, found: String, expected: String, advice: Option<String> },
     #[error("{field} is missing{}", advice.as_deref().map(|a| format!("; {a}")).unwrap_or_default())]
     Missing { field: String, advice: Option<String> },
-    #[error("{field}: there is no such field{}", nearest.as_deref().map(|n| format!("; did you mean {n}?")).unwrap_or_default())]
-    Unknown { field: String, nearest: Option<String> },
+    #[error("{field}: there is no such field{}", hint.as_deref().map(|hint| format!("; {hint}")).unwrap_or_default())]
+    Unknown { field: String, hint: Option<String> },
     #[error("{0}")]
     Syntax(String),
     #[error("cannot be read: {0}")]

@@ -12,14 +12,17 @@ pub mod file;
 mod lora;
 mod method;
 mod name;
+mod oneof;
 mod optimize;
 mod policy_step;
 mod preset;
 mod reference;
 mod resources;
+mod reward_loss;
 mod sampling;
 mod schema;
 mod steps;
+mod synonyms;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -28,8 +31,8 @@ pub use data::{Data, EvaluationData, Generator, GeneratorName, GoldPreferences, 
 pub use error::SpecError;
 pub use lora::{Lora, LoraTarget};
 pub use method::{
-    KlPrice, Method, MethodName, Pairing, PairingName, PolicyGradient, Preferences, Reduction,
-    ReferencePolicy,
+    Dpo, Grpo, Ipo, KlPenalty, Method, MethodSettings, Needs, Pairing, PairingName, Reduction,
+    ReferencePolicy, Rejection, Rloo, Rrhf,
 };
 pub use name::JobName;
 pub use optimize::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind};
@@ -40,10 +43,9 @@ pub use resources::{
     BestMetric, Checkpoints, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources,
     Sharding,
 };
+pub use reward_loss::{BradleyTerry, Gail, RewardLoss, RewardLossSettings, Wgan};
 pub use sampling::Sampling;
-pub use steps::{
-    Normalization, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step,
-};
+pub use steps::{Normalization, Refresh, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step};
 pub use text::{Bos, Side, Template, Text};
 
 use check::count;
@@ -128,14 +130,7 @@ impl Job {
     /// Warnings about valid settings that are probably mistakes.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.foreign_to_control();
-        let reward = &self.reward_step;
-        if reward.loss == RewardLoss::Wgan && reward.weight_clip.is_none() {
-            warnings.push(
-                "reward_step.loss: wgan has no lower bound, so scores grow with every step; set reward_step.weight_clip, \
-                 and keep epochs few"
-                    .to_owned(),
-            );
-        }
+        warnings.extend(self.reward_step.loss.warning().map(str::to_owned));
         if self.evaluation.metric_for_best_model == BestMetric::RewardMean
             && self.reward_step.refresh == Refresh::EveryRound
         {
@@ -145,10 +140,10 @@ impl Job {
                     .to_owned(),
             );
         }
-        if self.policy_step.method.needs_sampler() && !self.sampling.is_plain() {
+        if self.policy_step.method.needs().old_log_probs && !self.sampling.is_plain() {
             let method = self.policy_step.method.name();
             warnings.push(format!(
-                "policy_step.method: {method} takes the answers for draws from the policy's own distribution, which sampling \
+                "policy_step.method: {method} assumes completions drawn from the policy's own distribution, which sampling \
                  changes; temperature 1 without filters and penalties leaves it as it is"
             ));
         }
@@ -200,11 +195,11 @@ impl Job {
                     "at {found} all samples of a prompt are the same, and {field} needs {needs}"
                 )))
             };
-            if self.policy_step.method.compares_answers() {
-                return fault("policy_step.method", "answers that differ");
+            if self.policy_step.method.needs().comparison {
+                return fault("policy_step.method", "completions that differ");
             }
             if self.data.gold_preferences.is_some() {
-                return fault("data.gold_preferences", "two answers that differ");
+                return fault("data.gold_preferences", "two completions that differ");
             }
         }
         if self.data.gold_preferences.is_some() && self.evaluation.gold == Gold::None {
