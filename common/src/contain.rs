@@ -1,4 +1,4 @@
-//! Panics of libraries that read what users give them.
+//! Containment of panics in libraries that parse user input.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
@@ -8,8 +8,8 @@ thread_local! {
     static CONTAINED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work`, which calls a library that panics on malformed input, and gives what it panicked with: the input's fault,
-/// for which the process's panic hook is not called.
+/// Runs `work`, which calls a library that panics on malformed input, and returns the panic as an error. The process's
+/// panic hook is not called.
 ///
 /// # Errors
 /// The panic's message.
@@ -24,7 +24,7 @@ pub fn panics<T>(work: impl FnOnce() -> T) -> Result<T, String> {
         }));
     });
     let outer = CONTAINED.replace(true);
-    // A library's value that panicked is not used again.
+    // Unwind safe: a value whose method panicked is not used again.
     let result = catch_unwind(AssertUnwindSafe(work));
     CONTAINED.set(outer);
     result.map_err(|panic| {

@@ -7,6 +7,6 @@ pub const GOLDEN_HOLDOUT: &str = "golden_holdout";
 pub const PROMPTS: &str = "prompts";
 pub const EVALUATION_PREFERENCES: &str = "evaluation_preferences";
 pub const EVALUATION_PROMPTS: &str = "evaluation_prompts";
-/// Prompts whose two samples the gold reward turns into training pairs.
+/// Prompts whose two completions the gold reward ranks into training pairs.
 pub const GOLD_PREFERENCE_PROMPTS: &str = "gold_preference_prompts";
 pub const GOLD_PREFERENCE_EVALUATION_PROMPTS: &str = "gold_preference_evaluation_prompts";

@@ -1,25 +1,25 @@
-//! The drift gauge: how far apart sampler and trainer are on one policy.
+//! Drift between sampler and trainer: the mismatch of their log-probabilities under one policy.
 //!
-//! The sampler decodes token by token from a cache of keys and values, the trainer reads whole sequences packed end to
-//! end; both compute the same policy by other kernels and other shapes of batches. Rounding sets their log-probabilities of
-//! the same tokens apart, and nothing else may. So where a policy reads answers that it drew itself, each token's
-//! Δ = log p(trainer) − log p(sampler) is taken, both at temperature 1, before penalties and filters.
+//! The sampler decodes token by token from a KV cache, the trainer reads whole sequences packed end to end; both compute
+//! the same policy with other kernels and other batch shapes. Their log-probabilities of the same tokens may differ by
+//! rounding and by nothing else. So whenever a policy reads its own completions, Δ = log p(trainer) − log p(sampler) of
+//! each token is measured, both at temperature 1, before penalties and filters.
 
 use foil_proto::v1;
 
 use crate::spec::Precision;
 
-/// Mean |Δ| in nats per token; beside it stands its greatest value as `drift_max`.
+/// Mean |Δ| in nats per token; its maximum is `drift_max`.
 pub const MEAN: &str = "drift_mean";
-/// Mean of e^Δ − 1 − Δ, which estimates KL(sampler ‖ trainer) in nats per token where answers are drawn without
-/// temperature and filters (Schulman's k3).
+/// Mean of e^Δ − 1 − Δ, which estimates KL(sampler ‖ trainer) in nats per token if completions are sampled at
+/// temperature 1 without filters (Schulman's k3).
 pub const KL: &str = "drift_kl";
 
-/// Mean |Δ| above which a phase warns, in nats per token.
+/// Mean |Δ| in nats per token above which a phase warns.
 ///
-/// On CPUs, rounding was seen to give 6e-7 (260 thousand parameters) and 7e-6 (15 million) in fp32, 0.023 and 0.017 in bf16,
-/// whose logits have eight bits. The bounds leave room for larger models and other devices. In bf16 they show gross errors
-/// alone; in fp32 also small ones.
+/// On CPUs, rounding alone gave 6e-7 (260 thousand parameters) and 7e-6 (15 million) in fp32, 0.023 and 0.017 in bf16,
+/// whose logits have eight bits. The bounds leave room for larger models and other devices. In bf16 they reveal only
+/// gross errors, in fp32 small ones too.
 pub const fn bound(precision: Precision) -> f64 {
     match precision {
         Precision::Fp32 => 1e-3,
@@ -27,7 +27,7 @@ pub const fn bound(precision: Precision) -> f64 {
     }
 }
 
-/// What to tell of a phase whose sampler and trainer stand too far apart.
+/// The warning about a phase whose drift exceeds the bound.
 pub fn warning(phase: &str, metrics: &[v1::Metric], precision: Precision) -> Option<String> {
     let (mean, bound) = (metrics.iter().find(|metric| metric.name == MEAN)?.value, bound(precision));
     (mean > bound).then(|| {

@@ -1,8 +1,8 @@
 //! The `/metrics` page: every series with its help and type.
 //!
-//! Counters, histograms and the gauges that a process has for as long as it lives go through the `metrics` crate. Gauges
-//! whose series come and go, such as those of agents, are set as whole families instead: what is not in the latest one is
-//! gone, so that no alert rests on a series of something that is no more.
+//! Counters, histograms and gauges that live as long as the process go through the `metrics` crate. Gauges whose series
+//! come and go, such as those of agents, are set as whole families instead: a series that is not in the latest one
+//! disappears, so that no alert depends on a series of something that is gone.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,17 +11,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-/// Upper bounds in seconds: from a local disk's append to an object store that is away.
+/// Bucket bounds in seconds, from an append to a local disk to an object store that is unavailable.
 const APPEND_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-/// The same from a tiny chunk to a day of training.
+/// Bucket bounds in seconds, from a tiny chunk to a day of training.
 const PHASE_SECONDS: &[f64] =
     &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0];
 
 const COUNTERS: &[(&str, &str)] = &[
-    ("foil_artifact_bytes_total", "Bytes of artifacts that clients and ranks have moved, by direction."),
+    ("foil_artifact_bytes_total", "Bytes of artifacts that clients and ranks transferred, by direction."),
     ("foil_attempts_total", "Attempts that ended, by cause."),
-    ("foil_checkpoint_verify_failures_total", "Committed checkpoints that could not be read again."),
+    ("foil_checkpoint_verify_failures_total", "Committed checkpoints that could not be read back."),
     ("foil_checkpoints_committed_total", "Checkpoints committed."),
     (
         "foil_connections_closed_total",
@@ -31,19 +31,16 @@ const COUNTERS: &[(&str, &str)] = &[
     ("foil_chunks_leased_again_total", "Chunks leased a second time because they straggled."),
     ("foil_determinism_alarms_total", "Chunks computed twice with different bytes."),
     ("foil_duplicate_chunks_total", "Chunks that were computed twice."),
-    ("foil_fenced_writes_total", "Times this process found that another coordinator leads in its place."),
+    ("foil_fenced_writes_total", "Times this process found that another coordinator had taken the lead."),
     ("foil_job_transitions_total", "Changes of a job's state."),
-    ("foil_object_verify_failures_total", "Objects whose bytes were not those of their hash."),
-    ("foil_objects_swept_total", "Objects deleted because nothing names them any more."),
+    ("foil_object_verify_failures_total", "Objects whose bytes did not match their hash."),
+    ("foil_objects_swept_total", "Unreferenced objects deleted."),
     ("foil_objectstore_requests_total", "Requests to the store, by operation and outcome."),
     ("foil_phases_committed_total", "Phases committed, by kind."),
     ("foil_rank_exits_total", "Rank processes that ended, by cause, and by signal where one killed them."),
     ("foil_ranks_lost_total", "Rank processes lost while they were needed."),
-    ("foil_snapshot_verify_failures_total", "Snapshots of the log that could not be read again."),
-    (
-        "foil_worker_faults_total",
-        "Ranks that never connected or reported what is not so, through their agent's fault.",
-    ),
+    ("foil_snapshot_verify_failures_total", "Snapshots of the log that could not be read back."),
+    ("foil_worker_faults_total", "Ranks that never connected or reported falsely, by their agent's fault."),
     ("foil_steps_committed_total", "Optimizer steps in committed phases."),
 ];
 
@@ -67,14 +64,14 @@ const HISTOGRAMS: &[(&str, &str, &[f64])] = &[
     ("foil_phase_seconds", "Duration of committed phases, by kind.", PHASE_SECONDS),
 ];
 
-/// A recorder's settings: histograms with buckets, which can be added up over processes.
+/// The recorder's settings: histograms with buckets, which can be aggregated over processes.
 pub fn builder() -> Result<PrometheusBuilder, BuildError> {
     HISTOGRAMS.iter().try_fold(PrometheusBuilder::new(), |builder, (name, _, bounds)| {
         builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)
     })
 }
 
-/// Tells the present recorder what each metric of Foil means.
+/// Registers the help of each of Foil's metrics with the current recorder.
 pub fn describe() {
     for (name, help) in COUNTERS {
         describe_counter!(*name, *help);
@@ -87,7 +84,7 @@ pub fn describe() {
     }
 }
 
-/// Name, kind and help of each metric that [`describe`] knows.
+/// Name, kind and help of each metric.
 pub fn described() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     let counters = COUNTERS.iter().map(|(name, help)| (*name, "counter", *help));
     let gauges = GAUGES.iter().map(|(name, help)| (*name, "gauge", *help));
@@ -95,7 +92,7 @@ pub fn described() -> impl Iterator<Item = (&'static str, &'static str, &'static
     counters.chain(gauges).chain(histograms)
 }
 
-/// A gauge with all series that it has at present.
+/// A gauge with all of its current series.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Family {
     name: &'static str,
@@ -114,14 +111,14 @@ impl Family {
         self
     }
 
-    /// In Prometheus' text format; nothing where it has no series.
+    /// Prometheus text format; empty if there are no series.
     pub fn render(&self) -> String {
         let Self { name, help, series } = self;
         let mut text = String::new();
         if series.is_empty() {
             return text;
         }
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
         for (labels, value) in series {
             let labels: Vec<String> =
@@ -137,25 +134,25 @@ fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// The process's families by name, as its recorder is the process's.
+/// The families by name; global, as the recorder is.
 static FAMILIES: Mutex<BTreeMap<&'static str, Family>> = Mutex::new(BTreeMap::new());
 
 fn families() -> MutexGuard<'static, BTreeMap<&'static str, Family>> {
-    // Its parts are whole at any moment.
+    // The map is consistent at any moment, even after a panic.
     FAMILIES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Puts families in the place of those of the same names.
+/// Replaces the families of the same names.
 pub fn show(shown: impl IntoIterator<Item = Family>) {
     families().extend(shown.into_iter().map(|family| (family.name, family)));
 }
 
-/// Takes away all families: what they told of is not this process's any more.
+/// Removes all families, when this process no longer owns what they describe.
 pub fn hide() {
     families().clear();
 }
 
-/// All that `/metrics` shows.
+/// The `/metrics` page.
 pub fn render(recorder: &PrometheusHandle) -> String {
     let mut text = recorder.render();
     text.extend(families().values().map(Family::render));
@@ -169,7 +166,7 @@ mod tests {
 
     use super::*;
 
-    /// Every metric once, and a family.
+    /// A page with every metric once, and a family.
     fn rendered() -> String {
         let recorder = builder().unwrap().build_recorder();
         metrics::with_local_recorder(&recorder, || {
@@ -205,9 +202,9 @@ mod tests {
         assert!(text.contains("foil_phase_seconds_bucket{le=\"+Inf\"} 1\n"), "{text}");
     }
 
-    /// Skipped where there is no promtool (Debian's package prometheus has it).
+    /// Skipped if there is no promtool (Debian's package prometheus has it).
     #[test]
-    fn promtool_finds_nothing_to_object_to() {
+    fn promtool_accepts_the_page() {
         let spawned = Command::new("promtool")
             .args(["check", "metrics"])
             .stdin(Stdio::piped())
@@ -225,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_shows_what_is_there_now() {
+    fn a_family_shows_its_current_series() {
         let ages = || Family::new("foil_ages", "Ages.");
         let both = ages().with(&[("agent", "a")], 1.0).with(&[("agent", "b\"\\\n")], 2.5);
         assert_eq!(
@@ -238,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_shown_again_is_gone() {
+    fn a_series_that_is_not_set_again_disappears() {
         let recorder = PrometheusBuilder::new().build_recorder().handle();
         let shown = |agents: &[&str]| {
             let family = Family::new("foil_test_agents", "For this test.");

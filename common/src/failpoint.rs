@@ -1,10 +1,10 @@
-//! Planned failures, for tests of recovery: `FOIL_FAILPOINT="train.optimizer=kill@3"` makes the process SIGKILL itself
+//! Failpoints, for tests of recovery: `FOIL_FAILPOINT="train.optimizer=kill@3"` makes the process SIGKILL itself
 //! when it passes the site `train.optimizer` for the third time.
 //!
 //! Several are separated by commas; `@*` acts at every hit. Actions: `kill` (SIGKILL), `crash` (SIGSEGV), `stop`
 //! (SIGSTOP: a hang), `panic`, `exhaust` (an allocation larger than any memory, which aborts the process), `error` (the
-//! operation fails with [`Injected`]) and `delay` (the thread sleeps for two seconds). With `FOIL_FAILPOINT_ONCE=PATH` an
-//! action is taken by the one process that creates that file. Where the variable is not set, a site costs one load.
+//! operation fails with [`Injected`]) and `delay` (the thread sleeps for two seconds). With `FOIL_FAILPOINT_ONCE=PATH` only
+//! the process that creates that file acts. If the variable is not set, a site costs one load.
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, raise};
 const PLAN: &str = "FOIL_FAILPOINT";
 const ONCE: &str = "FOIL_FAILPOINT_ONCE";
 
-/// What `delay` is.
+/// Duration of `delay`.
 const DELAY: Duration = Duration::from_secs(2);
 
 /// Sites of rank processes.
@@ -43,7 +43,7 @@ pub const RANK_SITES: [&str; 15] = [
 pub const COORDINATOR_SITES: [&str; 5] =
     ["leader.elected", "log.append", "log.appended", "log.compact", "artifact.receive"];
 
-/// All sites there are; a plan that names another is refused at start.
+/// All sites; a plan that names another is refused at startup.
 fn sites() -> impl Iterator<Item = &'static str> {
     RANK_SITES.into_iter().chain(COORDINATOR_SITES)
 }
@@ -65,7 +65,7 @@ enum Action {
 struct Failpoint {
     site: String,
     action: Action,
-    /// The hit, counted from 1, that acts; all do where there is none.
+    /// The hit that acts, from 1; `None` for every hit.
     at: Option<u64>,
     hits: AtomicU64,
     once: Option<PathBuf>,
@@ -77,14 +77,14 @@ pub struct FailpointError {
     found: String,
 }
 
-/// The error that a planned failure ends an operation with.
+/// The error of an operation at which `error` acts.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
-#[error("the failpoint {site} was to fail")]
+#[error("injected failure at failpoint {site}")]
 pub struct Injected {
     pub site: &'static str,
 }
 
-/// Reads the plan from the environment; called once, before any site is passed.
+/// Reads the plan from the environment. Call it once, before any site is passed.
 pub fn init() -> Result<(), FailpointError> {
     let plan = std::env::var(PLAN).unwrap_or_default();
     let once = std::env::var_os(ONCE).map(PathBuf::from);
@@ -100,7 +100,7 @@ pub fn init() -> Result<(), FailpointError> {
 /// Passes a site.
 ///
 /// # Errors
-/// Where a planned `error` acts; never without a plan.
+/// [`Injected`] if `error` acts here; never without a plan.
 pub fn hit(site: &'static str) -> Result<(), Injected> {
     let Some(failpoints) = FAILPOINTS.get() else { return Ok(()) };
     failpoints.iter().filter(|failpoint| failpoint.site == site).try_for_each(|failpoint| failpoint.hit(site))
@@ -116,7 +116,7 @@ impl Failpoint {
         tracing::warn!(site, hit, action = ?self.action, "failpoint acts");
         match self.action {
             Action::Kill => drop(raise(Signal::SIGKILL)),
-            // Rust's own handler takes the first for a stack that may have overflowed, and steps aside.
+            // Rust's own handler takes the first one for a stack overflow and uninstalls itself.
             Action::Crash => {
                 let _ = raise(Signal::SIGSEGV).and_then(|()| raise(Signal::SIGSEGV));
             }
@@ -129,7 +129,7 @@ impl Failpoint {
         Ok(())
     }
 
-    /// Whether this process is the one that acts.
+    /// Whether this process may act: with `FOIL_FAILPOINT_ONCE`, only the one that creates the file.
     fn claims(&self) -> bool {
         self.once
             .as_ref()
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn acts_at_the_planned_hit_and_only_where_it_claims_the_marker() {
+    fn acts_at_the_planned_hit_and_only_if_it_claims_the_marker() {
         let dir = tempfile::tempdir().unwrap();
         let marker = dir.path().join("fired");
         let plan = parse("phase.load=error@2", Some(&marker)).unwrap();

@@ -7,11 +7,11 @@ use ulid::Ulid;
 
 use crate::spec::JobName;
 
-/// Names a job for ever: a ULID, then the job's name. Ids sort in the order of submission and are safe in keys.
+/// The id of a job: a ULID, then the job's name. Ids sort by submission and are safe in keys.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(String);
 
-/// Names one rank process; never used twice.
+/// The id of one rank process, never reused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(String);
 
@@ -24,7 +24,7 @@ impl JobId {
         Self(format!("{}-{name}", ulid.to_string().to_lowercase()))
     }
 
-    /// From the clock and the system's randomness.
+    /// A new id, from the clock and the system's randomness.
     pub fn generate(name: &JobName) -> Self {
         Self::new(Ulid::new(), name)
     }
@@ -43,7 +43,7 @@ impl SessionId {
         Self(ulid.to_string().to_lowercase())
     }
 
-    /// From the clock and the system's randomness.
+    /// A new id, from the clock and the system's randomness.
     pub fn generate() -> Self {
         Self::new(Ulid::new())
     }
@@ -57,7 +57,7 @@ impl SessionId {
     }
 }
 
-/// Ids become parts of keys and of paths: nothing that could leave a directory passes.
+/// Ids become parts of keys and paths, so they must not escape a directory.
 fn check(text: &str) -> Result<String, IdError> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     if text.is_empty() || text.len() > 128 || !text.bytes().all(allowed) {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_leaves_a_directory_is_an_id() {
+    fn an_id_cannot_escape_a_directory() {
         for text in ["", "../x", "a/b", "A", "a.b"] {
             assert!(JobId::parse(text).is_err() && SessionId::parse(text).is_err(), "{text}");
         }

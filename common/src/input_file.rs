@@ -1,4 +1,4 @@
-//! Opening the files that a user names.
+//! Opening files that a user names.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Read};
@@ -7,9 +7,9 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-/// Opens a regular file. Of others, a pipe would wait for its writer for ever, and a device may have no end.
+/// Opens a regular file. Others are refused: a pipe would wait for its writer forever, and a device may have no end.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Opening a pipe waits for a writer unless told otherwise; regular files do not mind.
+    // Non-blocking, as opening a pipe would wait for a writer; it makes no difference for regular files.
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let kind = file.metadata()?.file_type();
     if kind.is_file() {
@@ -31,19 +31,19 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// As [`read`], of text.
+/// The content of a regular text file of at most `limit` bytes.
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     String::from_utf8(read(path, limit)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
-/// The words for a file that [`is_lfs_pointer`] tells, and what to do about it.
+/// Description of a file that [`is_lfs_pointer`] recognizes, and what to do about it.
 pub const LFS_POINTER: &str = "a Git LFS pointer in place of the file: fetch it with `git lfs pull`";
 
-/// A JSON value of a file that transformers reads, which takes no byte-order mark.
+/// The JSON value of a file that transformers also reads, which accepts no byte-order mark.
 ///
 /// # Errors
-/// What the bytes are instead, in words.
+/// A description of what the bytes are instead.
 pub fn json(bytes: &[u8]) -> Result<serde_json::Value, String> {
     if is_lfs_pointer(bytes) {
         return Err(format!("it is {LFS_POINTER}"));
@@ -54,7 +54,7 @@ pub fn json(bytes: &[u8]) -> Result<serde_json::Value, String> {
     serde_json::from_slice(bytes).map_err(|error| error.to_string())
 }
 
-/// Whether these are the first bytes of a Git LFS pointer, which stands in a clone for a large file that was not fetched.
+/// Whether these are the first bytes of a Git LFS pointer, the placeholder of a large file that was not fetched.
 pub fn is_lfs_pointer(start: &[u8]) -> bool {
     start.starts_with(b"version https://git-lfs.github.com/spec/")
 }
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_told_by_what_it_is() {
+    fn a_file_that_is_not_json_is_described() {
         assert_eq!(json(b"{}").unwrap(), serde_json::json!({}));
         let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
         assert!(json(pointer).unwrap_err().contains("git lfs pull"));
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(read(&path, 2).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         fs::write(&path, b"\xff").unwrap();
         assert!(read_text(&path, 3).unwrap_err().to_string().contains("UTF-8"));
-        // A link leads to what it names.
+        // A link is followed.
         std::os::unix::fs::symlink(&path, dir.path().join("link")).unwrap();
         assert_eq!(read(&dir.path().join("link"), 3).unwrap(), b"\xff");
     }

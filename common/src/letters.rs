@@ -1,7 +1,8 @@
-//! The letters game: a task small enough to learn in minutes, whose gold reward is known exactly.
+//! The letters task: small enough to learn in minutes, with an exactly known gold reward.
 //!
-//! A prompt is five distinct letters of `abcdefgh`; an answer should repeat them all, in any order, with two `!`, and stop. Only a data
-//! generator and a gold reward know of it: the model is an ordinary directory with an ordinary tokenizer.
+//! A prompt is five distinct letters of `abcdefgh`; a completion should repeat all of them, in any order, with two `!`, and
+//! stop. Only the data generator and the gold reward are special: the model is an ordinary directory with an ordinary
+//! tokenizer.
 
 #[cfg(test)]
 mod tests;
@@ -13,10 +14,10 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 const LETTERS: &[u8; 8] = b"abcdefgh";
 const FILLERS: &[u8; 4] = b"wxyz";
 const PROMPT_LETTERS: usize = 5;
-/// P(k exclamation marks) of a demonstration, k = 0 to 3: more than two, which the gold reward punishes, are rare.
+/// P(k exclamation marks) in a demonstration, k = 0 to 3: more than two, which the gold reward penalizes, are rare.
 const MARKS: [f64; 4] = [0.5, 0.34, 0.13, 0.03];
 
-/// Rows of each generated set.
+/// Number of rows of each generated set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     pub sft: usize,
@@ -25,7 +26,7 @@ pub struct Counts {
     pub evaluation: usize,
 }
 
-/// The generated sets. They are separate draws, but there are only 56 sets of five letters: sets are shared, orders mostly not.
+/// The generated sets. They are drawn independently, but there are only 56 sets of five letters: sets repeat, orders rarely.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Letters {
     pub sft: Vec<DemonstrationRow>,
@@ -34,8 +35,8 @@ pub struct Letters {
     pub evaluation_prompts: Vec<PromptRow>,
 }
 
-/// Draws all sets. Each has a random stream of its own: the size of one changes nothing in the others, and a larger set starts with the
-/// rows of a smaller one.
+/// Generates all sets. Each has a random stream of its own: the size of one does not change the others, and a larger set
+/// starts with the rows of a smaller one.
 pub fn generate(seed: u64, counts: Counts) -> Letters {
     let mut draw = Draw::new(seed, "sft");
     let mut sft: Vec<_> = (0..counts.sft)
@@ -61,8 +62,8 @@ pub fn generate(seed: u64, counts: Counts) -> Letters {
     }
 }
 
-/// The prompts of gold-labelled training pairs, drawn with replacement from the golden prompts, for D_P is of the reward model's
-/// split. A row's id is its pair's number.
+/// The prompts of gold-labeled training pairs, drawn with replacement from the golden prompts, since D_P
+/// belongs to the reward model's split. A row's id is the number of its pair.
 pub fn preference_prompts(seed: u64, golden: &[GoldenRow], pairs: usize) -> Vec<PromptRow> {
     let mut draw = Draw::new(seed, "preference_prompts");
     let pairs = if golden.is_empty() { 0 } else { pairs };
@@ -71,7 +72,7 @@ pub fn preference_prompts(seed: u64, golden: &[GoldenRow], pairs: usize) -> Vec<
         .collect()
 }
 
-/// The prompts of gold-labelled evaluation pairs, a draw of their own. A row's id is its pair's number.
+/// The prompts of gold-labeled evaluation pairs, drawn independently. A row's id is the number of its pair.
 pub fn preference_evaluation_prompts(seed: u64, pairs: usize) -> Vec<PromptRow> {
     let mut draw = Draw::new(seed, "preference_evaluation_prompts");
     (0..pairs as u64).map(|id| PromptRow { id, prompt: Prompt::user(draw.prompt()) }).collect()
@@ -85,14 +86,14 @@ fn prompts(seed: u64, purpose: &str, count: usize) -> Vec<PromptRow> {
     rows
 }
 
-/// The gold reward of an answer (its text without EOS):
+/// The gold reward of a completion (its text without EOS):
 /// distinct prompt letters covered + h(number of `!`) − ½·fillers − ½·distinct wrong letters − 2 if it never stops,
 /// with h(k) = k up to 2 and 2 − 1.5(k − 2) beyond.
-pub fn gold(prompt: &str, answer: &str, finished: bool) -> f64 {
-    let count = |wanted: fn(u8) -> bool| answer.bytes().filter(|&byte| wanted(byte)).count() as f64;
+pub fn gold(prompt: &str, completion: &str, finished: bool) -> f64 {
+    let count = |wanted: fn(u8) -> bool| completion.bytes().filter(|&byte| wanted(byte)).count() as f64;
     let distinct = |in_prompt: bool| {
         let wanted = |letter: &u8| {
-            answer.as_bytes().contains(letter) && prompt.as_bytes().contains(letter) == in_prompt
+            completion.as_bytes().contains(letter) && prompt.as_bytes().contains(letter) == in_prompt
         };
         LETTERS.iter().filter(|letter| wanted(letter)).count() as f64
     };
@@ -103,14 +104,15 @@ pub fn gold(prompt: &str, answer: &str, finished: bool) -> f64 {
     distinct(true) + excitement - 0.5 * fillers - 0.5 * distinct(false) - endless
 }
 
-/// A noisy human's choice between two answers: P(first) = σ(beta · (first − second)). The draw depends on (seed, id) alone.
+/// A noisy annotator's choice between two completions: P(first) = σ(beta · (first − second)). The draw depends only on
+/// (seed, id).
 pub fn prefer_first(seed: u64, id: u64, first: f64, second: f64, beta: f64) -> bool {
     let mut draw = Draw::new(seed, "preference");
     draw.random.set_stream(id);
     draw.fraction() < 1.0 / (1.0 + (-beta * (first - second)).exp())
 }
 
-/// A random stream of one purpose. Its draws are spelled out here, so that no library's update changes the data.
+/// A random stream for one purpose. Its draws are defined here, so that no library update changes the data.
 struct Draw {
     random: ChaCha12Rng,
 }
@@ -145,7 +147,7 @@ impl Draw {
         letters[..PROMPT_LETTERS].iter().copied().map(char::from).collect()
     }
 
-    /// Some of the prompt's letters, some marks, some fillers, sometimes a letter from anywhere; never empty.
+    /// Some of the prompt's letters, some marks, some fillers, sometimes any letter; never empty.
     fn demonstration(&mut self, prompt: &str) -> String {
         loop {
             let mut answer: Vec<u8> = prompt.bytes().filter(|_| self.fraction() < 0.55).collect();

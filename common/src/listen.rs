@@ -1,8 +1,8 @@
-//! Addresses to listen on, as users write them.
+//! Listen addresses, as users write them.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
-/// The address of `ADDRESS:PORT` or `HOST:PORT`; of a host with several, the first of IPv4, as clients try it.
+/// Parses `ADDRESS:PORT` or `HOST:PORT`. If a host has several addresses, it is the first IPv4 one, which clients try first.
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     const FORM: &str = "write ADDRESS:PORT, for example 127.0.0.1:7070, [::1]:7070 or localhost:7070";
     if let Ok(address) = text.parse() {
@@ -19,8 +19,8 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
     first.copied().ok_or_else(|| format!("the host has no address; {FORM}"))
 }
 
-/// Refuses an address that other machines reach, unless that is asked for: nothing here has TLS or authentication.
-/// `danger` is what anyone can do who reaches it.
+/// Refuses an address that other machines can reach, unless the user allows it: there is neither TLS nor authentication.
+/// `danger` is what anyone who reaches the address can do.
 pub fn check(listen: SocketAddr, is_allowed: bool, danger: &str) -> Result<(), String> {
     if listen.ip().is_loopback() || is_allowed {
         return Ok(());
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_names_are_taken_and_others_told_the_form() {
+    fn addresses_and_host_names_are_parsed_and_errors_state_the_form() {
         assert_eq!(address("127.0.0.1:70").unwrap(), "127.0.0.1:70".parse().unwrap());
         assert_eq!(address("[::1]:70").unwrap(), "[::1]:70".parse().unwrap());
         assert_eq!(address("localhost:70").unwrap(), "127.0.0.1:70".parse().unwrap());

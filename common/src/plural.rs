@@ -1,4 +1,4 @@
-//! Numbers of things, as they are said.
+//! Counted nouns, singular and plural.
 
 /// `1 step`, `2 steps`, `0 steps`.
 pub fn counted(count: impl TryInto<u64>, noun: &str) -> String {

@@ -1,4 +1,4 @@
-//! Files and directories that only their owner can read.
+//! Files and directories that only their owner can access.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -7,20 +7,19 @@ use std::path::Path;
 
 use nix::sys::stat::{Mode, umask};
 
-/// Takes all rights of group and others from what this process, and each that it starts, makes from here on: files are
-/// 0600 and directories 0700 at most.
-pub fn withhold_new_files() {
+/// Sets a umask of 077 for this process and its children: new files are 0600 and new directories 0700 at most.
+pub fn restrict_umask() {
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
 }
 
-/// Makes a directory with its missing parents; what is made is 0700, whatever the process's umask. What is there keeps
-/// its mode, which is its owner's choice.
+/// Creates a directory and its missing parents with mode 0700, whatever the umask. Existing ones keep their mode, which is
+/// their owner's choice.
 pub fn make_directory(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-/// Whether a directory is this user's own, and itself rather than a link to one. Where others may write beside it, they
-/// could have made it.
+/// Whether a directory belongs to this user and is not a link. In a folder that others can write to, they could have
+/// created it.
 pub fn is_own_directory(directory: &Path) -> bool {
     let owner = nix::unistd::geteuid().as_raw();
     fs::symlink_metadata(directory).is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == owner)
@@ -31,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_made_is_the_owners_and_what_is_there_stays() {
+    fn new_directories_are_private_and_existing_ones_keep_their_mode() {
         let root = tempfile::tempdir().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
         make_directory(&root.path().join("a/b")).unwrap();

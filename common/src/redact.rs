@@ -1,16 +1,16 @@
-//! Secrets kept out of logs and errors.
+//! Redaction of secrets in logs and errors.
 //!
-//! A store's URL may hold a password or a signature, and the errors of those who speak to it quote it.
+//! A store's URL may hold a password or a signature, and errors of its client quote the URL.
 
 use std::borrow::Cow;
 use std::io;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Stands where a secret stood.
+/// Replaces a secret.
 const HIDDEN: &str = "…";
 
-/// Names of settings, as they stand in the environment and in URLs, whose values are secrets.
+/// Names of settings in the environment and in URLs whose values are secrets.
 const NAMES: [&str; 12] = [
     "secret_access_key",
     "access_key_id",
@@ -26,8 +26,8 @@ const NAMES: [&str; 12] = [
     "x-amz-credential",
 ];
 
-/// The text without secrets: URLs in it lose their user information, query and fragment, and settings that are known to hold
-/// secrets lose their values.
+/// The text without secrets: URLs lose their user information, query and fragment, and settings known to hold secrets lose
+/// their values.
 pub fn secrets(text: &str) -> Cow<'_, str> {
     match urls(text) {
         Cow::Borrowed(text) => values(text),
@@ -56,7 +56,7 @@ fn ends_url(c: char) -> bool {
     c.is_whitespace() || c.is_control() || "\"'`<>(){}|\\".contains(c)
 }
 
-/// What follows a scheme.
+/// Appends the part of a URL after its scheme without secrets.
 fn show_url(url: &str, shown: &mut String) {
     let authority = url.find(['/', '?', '#']).unwrap_or(url.len());
     let (authority, path) = url.split_at(authority);
@@ -92,7 +92,7 @@ fn values(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Where the value of a setting lies whose name ends at `end`: behind a sign, in quotes or not.
+/// The range of the value of a setting whose name ends at `end`: after a separator, in quotes or not.
 fn value(text: &str, end: usize) -> Option<(usize, usize)> {
     let rest = text[end..].trim_start_matches(['"', '\'', '\\']);
     let rest = rest.trim_start().strip_prefix(['=', ':'])?.trim_start().trim_start_matches(['"', '\'', '\\']);
@@ -101,7 +101,7 @@ fn value(text: &str, end: usize) -> Option<(usize, usize)> {
     (length > 0).then_some((start, start + length))
 }
 
-/// A writer of logs that lets no secret through, wherever a line came from.
+/// A log writer that redacts every line, whatever its origin.
 #[derive(Debug, Clone)]
 pub struct Redacting<W>(pub W);
 
@@ -113,7 +113,7 @@ impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Redacting<W> {
     }
 }
 
-/// Takes a line whole, as the subscriber gives it.
+/// Redacts one write, which is a whole line of the subscriber.
 #[derive(Debug)]
 pub struct RedactingWriter<W>(W);
 
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_lose_what_may_be_secret_and_keep_the_rest() {
+    fn urls_lose_their_secrets_and_keep_the_rest() {
         for (text, shown) in [
             ("s3://key:secret@bucket/p?sig=abc", "s3://…@bucket/p?…"),
             ("memory:///x?sig=S4STOKEN", "memory:///x?…"),
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn no_line_of_a_log_shows_a_secret_wherever_it_stands() {
+    fn no_line_of_a_log_shows_a_secret() {
         let sink = Sink::default();
         let lines = sink.clone();
         let writer = Redacting(move || sink.clone());

@@ -1,4 +1,4 @@
-//! Stopping cleanly on a signal.
+//! Graceful shutdown on a signal.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -12,7 +12,7 @@ pub enum Cause {
     /// Ctrl-C.
     Interrupt,
     Terminate,
-    /// The terminal was closed, or the connection to it lost.
+    /// The terminal was closed, or the connection to it was lost.
     HangUp,
 }
 
@@ -35,7 +35,7 @@ impl Cause {
     }
 }
 
-/// Whether this process was asked to end, and how. Cheap to clone; clones share everything.
+/// The state of shutdown: whether a signal has come, and which. Cheap to clone; clones share their state.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     token: CancellationToken,
@@ -43,7 +43,7 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Cancelled by the first signal.
+    /// The token that the first signal cancels.
     pub fn token(&self) -> CancellationToken {
         self.token.clone()
     }
@@ -53,14 +53,14 @@ impl Shutdown {
         self.token.cancelled().await;
     }
 
-    /// The first signal, where one has come.
+    /// The first signal; `None` if none has come.
     pub fn cause(&self) -> Option<Cause> {
         self.cause.get().copied()
     }
 }
 
-/// Listens for SIGINT, SIGTERM and SIGHUP; a SIGHUP that was ignored when the process started, as under nohup, stays so.
-/// Call it once, inside a runtime, before work starts.
+/// Installs handlers for SIGINT, SIGTERM and SIGHUP; a SIGHUP that was ignored when the process started, as under nohup,
+/// stays ignored. Call it once, inside a runtime, before work starts.
 pub fn on_signal() -> io::Result<Shutdown> {
     listen(is_ignored(SignalKind::hangup()))
 }
@@ -80,14 +80,14 @@ fn listen(ignores_hang_up: bool) -> io::Result<Shutdown> {
             _ = terminate.recv() => Cause::Terminate,
             () = received(hang_up.as_mut()) => Cause::HangUp,
         };
-        tracing::info!(signal = cause.name(), "stopping");
+        tracing::info!(signal = cause.name(), "received signal, stopping");
         told.cause.get_or_init(|| cause);
         told.token.cancel();
     });
     Ok(shutdown)
 }
 
-/// Never completes where the signal is not listened for.
+/// Never completes if there is no handler for the signal.
 async fn received(signal: Option<&mut Signal>) {
     match signal {
         Some(signal) => drop(signal.recv().await),
@@ -96,11 +96,11 @@ async fn received(signal: Option<&mut Signal>) {
 }
 
 fn is_ignored(kind: SignalKind) -> bool {
-    // Without /proc the usual disposition is assumed.
+    // Without /proc the default disposition is assumed.
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, kind.as_raw_value()))
 }
 
-/// By the text of /proc/N/status, whose line SigIgn is a mask in hexadecimal.
+/// Whether the text of /proc/N/status says that a signal is ignored: its line SigIgn is a mask in hexadecimal.
 fn ignores(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
@@ -115,7 +115,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_terminal_asks_to_end_like_any_other_signal() {
-        // Whoever runs the tests may have told them to ignore it, as nohup does.
+        // The tests may run under nohup, which ignores it.
         let shutdown = listen(false).unwrap();
         assert_eq!(shutdown.cause(), None);
         raise(Signal::SIGHUP).unwrap();
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nohup_ignores_is_seen() {
+    fn a_signal_that_nohup_ignores_is_seen() {
         let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000000\n";
         assert!(ignores(status, 1) && ignores(status, 13));
         assert!(!ignores(status, 2) && !ignores("", 1) && !ignores(status, 0));

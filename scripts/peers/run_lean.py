@@ -80,7 +80,7 @@ def load(workload: Workload) -> Repetition:
     tokens = logical_tokens(workload.pairs)
 
     def repetition() -> dict:
-        # Loaded anew each time: the same start without a second copy of the weights in memory.
+        # Loaded again each time: the same start without a second copy of the weights in memory.
         loss_of = {"reward": Reward, "dpo": Dpo}[workload.work](workload)
         trained = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
         step = models.optimizer(workload, trained)

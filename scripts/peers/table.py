@@ -14,7 +14,7 @@ class NotHere(Exception):
     """The machine cannot hold this contest; says why."""
 
 
-# Makes, from a setting, functions that each prepare one contest: preparing may fetch models and tokenise data.
+# Makes, from a setting, functions that each prepare one contest: preparing may fetch models and tokenize data.
 Row = Callable[[Setting], list[Callable[[], contest.Contest]]]
 
 

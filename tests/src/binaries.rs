@@ -14,14 +14,14 @@ static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
     }
     let directory = beside.parent().expect("tests lie in target/<profile>/deps");
     let mut build = Command::new(env!("CARGO"));
-    // What `cargo test` tells this process of its package, build scripts would take for a change, and build all anew.
+    // What `cargo test` tells this process of its package, build scripts would take for a change, and build all again.
     let of_package = |name: &str| {
         name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
     };
     for (name, _) in std::env::vars().filter(|(name, _)| of_package(name)) {
         build.env_remove(name);
     }
-    // Of the whole workspace: a narrower choice would give dependencies other features and build them anew.
+    // Of the whole workspace: a narrower choice would give dependencies other features and build them again.
     build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).args([
         "build",
         "--quiet",

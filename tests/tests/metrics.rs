@@ -68,7 +68,7 @@ fn families(text: &str) -> Vec<(String, String)> {
     text.match_indices("Family::new(").filter_map(family).collect()
 }
 
-/// Writes the reference anew when set.
+/// Writes the reference again when set.
 const BLESS: &str = "FOIL_BLESS_REFERENCE";
 const BEGIN: &str = "<!-- metrics reference: made from the sources -->\n";
 const END: &str = "<!-- end of the reference -->\n";

@@ -1,6 +1,6 @@
-//! What a rank's host does around the model: `cargo bench -p foil-worker`.
+//! Benchmarks of a rank's work on the host, around the model: `cargo bench -p foil-worker`.
 
-// What cannot be set up is not measured.
+// A failed setup fails the benchmark.
 #![allow(clippy::unwrap_used)]
 
 use divan::counter::{BytesCount, ItemsCount};
@@ -14,30 +14,30 @@ use foil_worker::train::{RowShape, Share, StepPlan};
 use prost::Message;
 use tch::Device;
 
-const VOCABULARY: usize = 32_000;
+const VOCAB_SIZE: usize = 32_000;
 const GROUPS: u32 = 64;
-const ANSWERS: u32 = 4;
+const COMPLETIONS: u32 = 4;
 
 fn main() {
     divan::main();
 }
 
-/// Four answers of some 100 tokens to each of 64 prompts, of lengths that differ.
+/// Four completions of about 100 tokens, of different lengths, for each of 64 prompts.
 fn groups() -> Vec<Vec<Vec<u32>>> {
     let token =
-        |seed: u32, at: u32| seed.wrapping_mul(2_654_435_761).wrapping_add(at * 97) % VOCABULARY as u32;
+        |seed: u32, at: u32| seed.wrapping_mul(2_654_435_761).wrapping_add(at * 97) % VOCAB_SIZE as u32;
     let tokens = |seed: u32, length: u32| (0..length).map(move |at| token(seed, at));
     let group = |prompt: u32| {
-        let answer = move |index: u32| {
-            let seed = 1000 + prompt * ANSWERS + index;
+        let completion = move |index: u32| {
+            let seed = 1000 + prompt * COMPLETIONS + index;
             tokens(prompt, 80 + prompt % 40).chain(tokens(seed, 60 + seed % 80)).collect()
         };
-        (0..ANSWERS).map(answer).collect()
+        (0..COMPLETIONS).map(completion).collect()
     };
     (0..GROUPS).map(group).collect()
 }
 
-/// A step's rows dealt to four ranks and cut into micro-batches.
+/// Plans a step: distributes rows over four ranks and splits them into micro-batches.
 #[divan::bench]
 fn plan_a_step(bencher: Bencher<'_, '_>) {
     let shape = |group: &Vec<Vec<u32>>| RowShape {
@@ -54,7 +54,7 @@ fn plan_a_step(bencher: Bencher<'_, '_>) {
         .bench(|| StepPlan::new(black_box(&rows), &shapes, share, 4096));
 }
 
-/// Sequences laid end to end, beginnings in common once.
+/// Packs sequences, with shared prefixes stored once.
 #[divan::bench]
 fn collate(bencher: Bencher<'_, '_>) {
     let groups = groups();
@@ -63,9 +63,9 @@ fn collate(bencher: Bencher<'_, '_>) {
     bencher.counter(counter).bench(|| PackedBatch::of_groups(black_box(&groups), Device::Cpu).unwrap());
 }
 
-/// One token from a row of logits, by each kind of filter.
+/// Samples one token from a row of logits with each kind of filter.
 #[divan::bench(args = ["plain", "top_k", "top_p", "penalty", "greedy"])]
-fn draw(bencher: Bencher<'_, '_>, filter: &str) {
+fn sample(bencher: Bencher<'_, '_>, filter: &str) {
     let plain = Sampling::default();
     let sampling = match filter {
         "top_k" => Sampling { top_k: 50, ..plain },
@@ -77,12 +77,12 @@ fn draw(bencher: Bencher<'_, '_>, filter: &str) {
     let key = NoiseKey { seed: 1, round: 1, purpose: "bench".to_owned() };
     let noise = key.completion(1, 0);
     let logits: Vec<f32> =
-        (0..VOCABULARY).map(|token| 12.0 * noise.step(0).complement(token) as f32).collect();
+        (0..VOCAB_SIZE).map(|token| 12.0 * noise.step(0).complement(token) as f32).collect();
     let prompt: Vec<u32> = (0..200).collect();
     let context = Context { prompt: &prompt, completion: &prompt[..50], eos: &[2] };
     let mut sampler = Sampler::new(&sampling);
     let mut step = 0;
-    bencher.counter(ItemsCount::new(VOCABULARY)).with_inputs(|| logits.clone()).bench_local_values(
+    bencher.counter(ItemsCount::new(VOCAB_SIZE)).with_inputs(|| logits.clone()).bench_local_values(
         |mut logits| {
             step += 1;
             sampler.sample(&mut logits, context, noise.step(step))
@@ -100,13 +100,13 @@ fn chunk() -> v1::SampleBatch {
         finished: true,
         ..Default::default()
     };
-    let answers = groups().into_iter().enumerate().flat_map(|(prompt, group)| {
+    let completions = groups().into_iter().enumerate().flat_map(|(prompt, group)| {
         group.into_iter().enumerate().map(move |(index, tokens)| (prompt as u32, index as u32, tokens))
     });
     v1::SampleBatch {
         phase: "r01.policy.generate".to_owned(),
         chunk: 3,
-        samples: answers.map(sample).collect(),
+        samples: completions.map(sample).collect(),
         tokenizer_blake3: "0".repeat(64),
     }
 }

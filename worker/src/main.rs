@@ -130,7 +130,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let format = cli.log_format;
     // Models and samples on this machine's disk are nobody else's.
-    private::withhold_new_files();
+    private::restrict_umask();
     let ended = start_telemetry(format).and_then(|()| match cli.command {
         Some(Command::Rank(args)) => run_rank(args),
         Some(Command::Conform) => run_conform().map(|()| Exit::Done),
@@ -139,7 +139,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(exit) => exit.into(),
         Err(error) => {
-            telemetry::last_words(format.into(), "foil-worker", &format!("{error:#}"));
+            telemetry::fatal(format.into(), "foil-worker", &format!("{error:#}"));
             Exit::Failed.into()
         }
     }

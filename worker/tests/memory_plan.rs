@@ -1,13 +1,13 @@
-//! The memory that a plan foretells is what libtorch allocates.
+//! The memory that a plan estimates is what libtorch allocates.
 
-// A test that cannot set itself up has failed.
+// A failed setup fails the test.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod model_support;
 
 use foil_common::memory::{
-    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Pass, Training, generating,
-    reading, training,
+    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Pass, Training, generation,
+    inference, training,
 };
 use foil_common::spec::{self, DeviceKind, Lora, LoraTarget, Normalization, Sharding};
 use foil_torch::CpuMemory;
@@ -22,7 +22,7 @@ use tch::Device;
 use crate::model_support::Fixture;
 
 const PRECISIONS: [Precision; 2] = [Precision::Fp32, Precision::Bf16];
-/// Sequences, their tokens, and where their answers start.
+/// Number of sequences, their length, and the length of their prompts.
 const SEQUENCES: u64 = 24;
 const LENGTH: u64 = 50;
 const PROMPT: u64 = 15;
@@ -61,7 +61,7 @@ fn demonstrations() -> Vec<Demonstration> {
     (0..SEQUENCES).map(row).collect()
 }
 
-/// Pairs without anything in common.
+/// Pairs without a shared prefix.
 fn comparisons() -> Vec<Comparison> {
     let pair = |id| Comparison {
         id,
@@ -73,14 +73,14 @@ fn comparisons() -> Vec<Comparison> {
     (0..SEQUENCES / 2).map(pair).collect()
 }
 
-/// Bytes that a forward pass leaves, and the most that it and its backward hold.
+/// Bytes held after a forward pass, and the peak of the forward and backward pass.
 fn measured(objective: &dyn Objective, rows: usize) -> (u64, u64) {
     let rows: Vec<usize> = (0..rows).collect();
-    // What is made once, such as tables of angles, is not the pass's.
-    drop(objective.part(&rows).unwrap());
+    // Tensors that are created once, such as rotary tables, do not count.
+    drop(objective.loss(&rows).unwrap());
     let memory = CpuMemory::count().unwrap();
-    let part = objective.part(&rows).unwrap();
-    let held = memory.held();
+    let part = objective.loss(&rows).unwrap();
+    let held = memory.current();
     backward(&part.loss).unwrap();
     (held, memory.peak())
 }
@@ -88,30 +88,31 @@ fn measured(objective: &dyn Objective, rows: usize) -> (u64, u64) {
 /// `found` is at most `bound`, and not below it by more than `slack`.
 fn close_below(found: u64, bound: u64, slack: f64, what: &str) {
     let ratio = found as f64 / bound as f64;
-    assert!(ratio <= 1.0 && ratio >= 1.0 - slack, "{what}: {found} of {bound} foretold bytes");
+    assert!(ratio <= 1.0 && ratio >= 1.0 - slack, "{what}: {found} of {bound} estimated bytes");
 }
 
 fn untrained(estimate: Estimate) -> u64 {
     estimate.total() - estimate.weights - estimate.optimizer
 }
 
-const HOW: Training = Training { ranks: 1, sharding: Sharding::Ddp, checkpointing: false, adapters: None };
+const DEFAULTS: Training =
+    Training { ranks: 1, sharding: Sharding::Ddp, checkpointing: false, adapters: None };
 
-/// Holds a step's memory against what `how` foretells: what its forward pass leaves, where nothing is computed again, and the
-/// most it takes.
-fn compare(objective: &dyn Objective, rows: usize, foretold: (Pass<'_>, Head, Training), what: &str) {
-    let (pass, head, how) = foretold;
+/// Compares a step's memory with the estimate: the bytes held after the forward pass, unless activations are recomputed, and the
+/// peak.
+fn compare(objective: &dyn Objective, rows: usize, estimated: (Pass<'_>, Head, Training), what: &str) {
+    let (pass, head, settings) = estimated;
     let (held, peak) = measured(objective, rows);
-    let estimate = training(Model { shape: pass.shape, head }, how, pass.batch, pass.compute);
-    if !how.checkpointing && how.adapters.is_none() {
+    let estimate = training(Model { shape: pass.shape, head }, settings, pass.batch, pass.compute);
+    if !settings.checkpointing && settings.adapters.is_none() {
         let loss = if head == Head::Language { pass.loss(true).gradients } else { 0 };
         close_below(held, pass.kept() + estimate.copies + loss, 0.03, what);
     }
-    close_below(peak, untrained(estimate), 0.3, &format!("{what}, at its peak"));
+    close_below(peak, untrained(estimate), 0.3, &format!("{what}, peak"));
 }
 
 #[test]
-fn a_policys_step_takes_what_is_foretold() {
+fn the_memory_of_a_policy_step_is_as_estimated() {
     tch::set_num_threads(1);
     for (family, checkpointing) in [("llama", false), ("llama", true), ("qwen2", false), ("qwen3", false)] {
         let (config, rows) = (config(family), demonstrations());
@@ -122,15 +123,15 @@ fn a_policys_step_takes_what_is_foretold() {
             let objective = Demonstrations::new(&model, &rows, precision);
             let batch = batch(SEQUENCES * (LENGTH - PROMPT));
             let pass = Pass { shape: &shape, compute: compute(precision), batch };
-            let how = Training { checkpointing, ..HOW };
-            let what = format!("{family} in {precision:?}, computed again: {checkpointing}");
-            compare(&objective, rows.len(), (pass, Head::Language, how), &what);
+            let settings = Training { checkpointing, ..DEFAULTS };
+            let what = format!("{family} in {precision:?}, checkpointing: {checkpointing}");
+            compare(&objective, rows.len(), (pass, Head::Language, settings), &what);
         }
     }
 }
 
 #[test]
-fn a_step_of_adapters_takes_what_is_foretold() {
+fn the_memory_of_a_lora_step_is_as_estimated() {
     tch::set_num_threads(1);
     let (config, rows) = (config("llama"), demonstrations());
     let shape = ModelShape::from_config(&config).unwrap();
@@ -145,13 +146,13 @@ fn a_step_of_adapters_takes_what_is_foretold() {
         let numbers = shape.adapters(4, &lora.target_modules);
         assert_eq!(numbers, model.trainable().count() as u64);
         let adapters = Adapters { parameters: numbers, rank: 4, targets: 2 };
-        let how = Training { adapters: Some(adapters), ..HOW };
-        compare(&objective, rows.len(), (pass, Head::Language, how), &format!("{precision:?}"));
+        let settings = Training { adapters: Some(adapters), ..DEFAULTS };
+        compare(&objective, rows.len(), (pass, Head::Language, settings), &format!("{precision:?}"));
     }
 }
 
 #[test]
-fn a_reward_models_step_takes_what_is_foretold() {
+fn the_memory_of_a_reward_step_is_as_estimated() {
     tch::set_num_threads(1);
     let (config, pairs) = (config("llama"), comparisons());
     let shape = ModelShape::from_config(&config).unwrap();
@@ -160,12 +161,12 @@ fn a_reward_models_step_takes_what_is_foretold() {
         model.parameters().set_requires_grad(true);
         let objective = PairRanking::new(&model, &pairs, &[], precision, Normalization::Global);
         let pass = Pass { shape: &shape, compute: compute(precision), batch: batch(SEQUENCES) };
-        compare(&objective, pairs.len(), (pass, Head::Reward, HOW), &format!("{precision:?}"));
+        compare(&objective, pairs.len(), (pass, Head::Reward, DEFAULTS), &format!("{precision:?}"));
     }
 }
 
 #[test]
-fn scoring_takes_what_is_foretold() {
+fn the_memory_of_scoring_is_as_estimated() {
     tch::set_num_threads(1);
     let config = config("llama");
     let shape = ModelShape::from_config(&config).unwrap();
@@ -175,29 +176,29 @@ fn scoring_takes_what_is_foretold() {
         let packed = PackedBatch::of_sequences(&sequences, Device::Cpu).unwrap();
         let memory = CpuMemory::count().unwrap();
         tch::no_grad(|| drop(model.scores(&packed, precision).unwrap()));
-        let judge = Model { shape: &shape, head: Head::Reward };
-        let estimate = reading(judge, 1, batch(SEQUENCES), compute(precision));
+        let reward_model = Model { shape: &shape, head: Head::Reward };
+        let estimate = inference(reward_model, 1, batch(SEQUENCES), compute(precision));
         close_below(memory.peak(), estimate.total() - estimate.weights, 0.3, &format!("{precision:?}"));
     }
 }
 
 #[test]
-fn a_cache_takes_what_is_foretold() {
+fn the_memory_of_a_kv_cache_is_as_estimated() {
     let config = config("llama");
     let shape = ModelShape::from_config(&config).unwrap();
-    let decoding = Decoding { max_num_seqs: 7, prompt: 20, answer: 12 };
+    let decoding = Decoding { max_num_seqs: 7, prompt: 20, completion: 12 };
     for precision in PRECISIONS {
-        let foretold = generating(&shape, decoding, compute(precision)).kv_cache;
+        let estimate = generation(&shape, decoding, compute(precision)).kv_cache;
         let decoder = DecoderConfig::from_hf(&config).unwrap();
         let memory = CpuMemory::count().unwrap();
         let cache = KvCache::new(&decoder, 8, 32, precision, Device::Cpu);
-        assert_eq!(memory.held(), foretold);
+        assert_eq!(memory.current(), estimate);
         drop(cache);
     }
 }
 
 #[test]
-fn shapes_have_the_parameters_that_checkpoints_hold() {
+fn shapes_have_as_many_parameters_as_checkpoints() {
     for fixture in Fixture::all() {
         let text = std::fs::read(fixture.dir.join("config.json")).unwrap();
         let config: Value = serde_json::from_slice(&text).unwrap();

@@ -1,4 +1,4 @@
-//! What Foil writes, transformers loads with the same logits and scores.
+//! transformers loads exported models with the same logits and scores.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests to a reader, not to clippy
 
 mod model_support;
@@ -11,7 +11,7 @@ use model_support::{Fixture, peers, repository};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-/// Rows of several lengths, one ending with the end-of-text id 2 and one with the pad id's neighbour.
+/// Rows of several lengths, one ending with the end-of-text id 2 and one with the pad id's neighbor.
 fn rows() -> Vec<Vec<u32>> {
     vec![vec![1, 9, 30, 2], vec![1, 44, 12, 13, 5, 6, 7, 8, 2], vec![1], vec![1, 4, 4]]
 }
@@ -35,7 +35,7 @@ fn scores(model: &RewardModel) -> Value {
     json!({ "rows": rows(), "scores": numbers(&model.scores(&batch(), Precision::Fp32).unwrap()) })
 }
 
-/// Writes each fixture's models in both formats; gives the arguments for the check.
+/// Exports each fixture's models in both dtypes; returns the arguments of the check.
 fn export_all(root: &Path) -> Vec<PathBuf> {
     let mut arguments = Vec::new();
     let mut add = |name: String, save: &dyn Fn(&Path) -> Value| {
@@ -81,8 +81,8 @@ fn transformers_loads_every_export_with_the_same_results() {
         .args(&arguments)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    println!("{said}");
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(said.matches(", within").count() * 2, arguments.len());
+    let report = String::from_utf8_lossy(&output.stdout);
+    println!("{report}");
+    assert!(output.status.success(), "{report}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(report.matches(", within").count() * 2, arguments.len());
 }

@@ -1,15 +1,15 @@
-//! Foil's results against transformers'.
+//! Comparison of Foil's results with transformers'.
 
 use serde_json::Value;
 
-use super::peer::Answer;
+use super::peer::PeerResult;
 use super::{Finding, Kind, Measured, Probe, check};
 
-/// ‖a − b‖ / ‖b‖ of logits in fp32.
+/// Maximum relative distance ‖a − b‖ / ‖b‖ of logits in fp32.
 const LOGITS: f64 = 1e-4;
-/// Difference of two scores, as a part of the scores' standard deviation; padding that is read is far above it.
+/// Maximum difference of two scores, as a fraction of the scores' standard deviation. Scores read at padding exceed it by far.
 const SCORES: f64 = 1e-3;
-/// Two tokens whose logits are so close may change places.
+/// Two tokens whose logits are this close are a tie.
 const TIE: f64 = 1e-3;
 
 /// The names of all checks that need transformers, for a directory of this kind.
@@ -24,13 +24,13 @@ pub fn names(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-/// All of these checks as not made, and why.
+/// Findings that none of these checks could be made, and why.
 pub fn unchecked(kind: Kind, why: &str) -> Vec<Finding> {
     names(kind).iter().map(|name| Finding::unchecked(name, why)).collect()
 }
 
-/// Holds what transformers computed of `probe` against Foil's `own`.
-pub fn findings(probe: &Probe, own: &Measured, peer: &Answer) -> Vec<Finding> {
+/// Compares what transformers computed for `probe` with Foil's `own` results.
+pub fn findings(probe: &Probe, own: &Measured, peer: &PeerResult) -> Vec<Finding> {
     if let Some(error) = &peer.error {
         let mut all = unchecked(probe.kind, "transformers could not load or run the directory");
         all[0] = Finding::failed(check::PEER_LOADS, error.clone());
@@ -44,13 +44,13 @@ pub fn findings(probe: &Probe, own: &Measured, peer: &Answer) -> Vec<Finding> {
     all
 }
 
-fn loads(peer: &Answer) -> Finding {
+fn loads(peer: &PeerResult) -> Finding {
     let faults: Vec<String> =
         peer.loading_faults.iter().map(|(fault, names)| format!("{fault}: {}", names.join(", "))).collect();
     Finding::of(check::PEER_LOADS, &faults, format!("transformers {} takes every tensor", peer.version))
 }
 
-fn tokens(probe: &Probe, peer: &Answer) -> Finding {
+fn tokens(probe: &Probe, peer: &PeerResult) -> Finding {
     let mut faults = Vec::new();
     let ends = &peer.tokenizer.eos;
     if ends.first() != probe.eos.first() {
@@ -66,7 +66,7 @@ fn tokens(probe: &Probe, peer: &Answer) -> Finding {
     Finding::of(check::PEER_TOKENS, &faults, shown)
 }
 
-fn template(probe: &Probe, peer: &Answer) -> Finding {
+fn template(probe: &Probe, peer: &PeerResult) -> Finding {
     if !peer.has_template {
         return Finding::failed(check::PEER_TEMPLATE, "transformers finds no chat template");
     }
@@ -85,7 +85,7 @@ fn template(probe: &Probe, peer: &Answer) -> Finding {
     )
 }
 
-fn logits(own: &Measured, peer: &Answer) -> Finding {
+fn logits(own: &Measured, peer: &PeerResult) -> Finding {
     if own.logits.is_empty() {
         return Finding::unchecked(check::LOGITS, "Foil's own are missing");
     }
@@ -107,7 +107,7 @@ fn logits(own: &Measured, peer: &Answer) -> Finding {
     }
 }
 
-fn greedy(own: &Measured, peer: &Answer) -> Finding {
+fn greedy(own: &Measured, peer: &PeerResult) -> Finding {
     if own.greedy.is_empty() {
         return Finding::unchecked(check::GREEDY, "Foil's own is missing");
     }
@@ -124,7 +124,7 @@ fn greedy(own: &Measured, peer: &Answer) -> Finding {
     let same = own.greedy.len() - ties;
     let shown = match ties {
         0 => format!("{same} continuations are the same, their ends too"),
-        _ => format!("{same} continuations are the same; {ties} part at two tokens of equal logits"),
+        _ => format!("{same} continuations are the same; {ties} diverge at two tokens of equal logits"),
     };
     Finding::of(check::GREEDY, &faults, shown)
 }
@@ -133,7 +133,7 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
 }
 
-fn scores(own: &Measured, peer: &Answer) -> Finding {
+fn scores(own: &Measured, peer: &PeerResult) -> Finding {
     let Some((how, theirs)) = peer.scores.iter().next() else {
         return Finding::unchecked(check::SCORES, "transformers gave none");
     };
@@ -143,8 +143,8 @@ fn scores(own: &Measured, peer: &Answer) -> Finding {
     close(check::SCORES, &own.scores, &[(how.as_str(), numbers(theirs))])
 }
 
-/// Whether the same rows have the same scores however they are batched.
-fn batches(peer: &Answer) -> Finding {
+/// Checks that scores do not depend on batching and padding.
+fn batches(peer: &PeerResult) -> Finding {
     let all: Vec<(&str, Vec<f64>)> =
         peer.scores.iter().map(|(how, scores)| (how.as_str(), numbers(scores))).collect();
     match all.split_first() {

@@ -1,4 +1,4 @@
-//! Checks of a result directory that its files alone allow.
+//! Checks of a result directory that need nothing but its files.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,17 +11,17 @@ use crate::model::{DecoderConfig, HeadKind, INDEX, ModelFilesError, SINGLE, Weig
 use crate::spec::{Bos, Side, Template, Text};
 use crate::text::{Encoder, ModelText, TextError};
 
-/// Number formats by their names in config.json and in safetensors' headers.
+/// Names of number formats in config.json and in safetensors headers.
 const DTYPES: [(&str, &str); 3] = [("float32", "F32"), ("bfloat16", "BF16"), ("float16", "F16")];
 
-/// More than the largest batch that is tried.
+/// More rows than the largest batch that is tried.
 const ROWS: usize = 33;
 const LONGEST_ROW: usize = 24;
 const LOGIT_ROWS: usize = 6;
 const GREEDY_PROMPTS: usize = 3;
 const NEW_TOKENS: usize = 16;
 
-/// The first findings, and what is to be computed where the files allow it.
+/// The first findings, and the probe to compute if the files allow it.
 #[derive(Clone, Debug)]
 pub struct Inspected {
     pub kind: Kind,
@@ -29,7 +29,7 @@ pub struct Inspected {
     pub probe: Option<Probe>,
 }
 
-/// Reads the directory's text files and holds them against each other.
+/// Reads the directory's text files and checks that they agree.
 pub fn inspect(dir: &Path) -> Inspected {
     let files = match ModelText::read(dir) {
         Ok(files) => files,
@@ -62,7 +62,7 @@ pub fn inspect(dir: &Path) -> Inspected {
     Inspected { kind, findings, probe: Some(probe) }
 }
 
-/// The settings of someone who knows nothing but the directory.
+/// The settings of a reader who has only the directory.
 fn settings(files: &ModelText) -> Text {
     Text {
         template: if files.chat_template().is_some() { Template::Chat } else { Template::Plain },
@@ -100,7 +100,7 @@ fn present(dir: &Path, files: &ModelText, kind: Kind) -> Finding {
     Finding::of(check::FILES, &faults, format!("a {kind} of the family {family}"))
 }
 
-/// Holds config.json and the headers of the weights against each other.
+/// Checks that config.json and the headers of the weights agree.
 fn weights(dir: &Path, config: &Value, head: HeadKind) -> [Finding; 2] {
     let read = || {
         let decoder = DecoderConfig::load(dir)?;
@@ -131,7 +131,7 @@ fn weights(dir: &Path, config: &Value, head: HeadKind) -> [Finding; 2] {
     [Finding::passed(check::WEIGHTS, tensors), dtype]
 }
 
-/// The special tokens by all files that name them.
+/// The special tokens according to each file that names them.
 struct Tokens<'a> {
     files: &'a ModelText,
     encoder: &'a Encoder,
@@ -192,7 +192,7 @@ impl Tokens<'_> {
         Finding::of(check::PAD, &faults, self.described(&named))
     }
 
-    /// Where another file than config.json names another token.
+    /// Files other than config.json that name another token.
     fn disagreements(&self, name: &str, field: &str, named: &[u32]) -> Vec<String> {
         let mut faults = Vec::new();
         if let Some(generation) = self.files.generation_config.get(field).filter(|value| !value.is_null())
@@ -208,7 +208,7 @@ impl Tokens<'_> {
         faults
     }
 
-    /// The token called `name` by each file that names it.
+    /// The token called `name`, according to each file that names it.
     fn by_name(&self, name: &str) -> Vec<(&'static str, String, Option<u32>)> {
         let maps = [
             ("tokenizer_config.json", &self.files.tokenizer_config),
@@ -229,7 +229,7 @@ impl Tokens<'_> {
     fn outside(&self, named: &[u32]) -> Vec<String> {
         let rows = self.files.config.get("vocab_size").and_then(Value::as_u64).unwrap_or(u64::MAX);
         let bad = named.iter().filter(|id| u64::from(**id) >= rows || self.encoder.token(**id).is_none());
-        bad.map(|id| format!("config.json names {id}, which is no token of this model")).collect()
+        bad.map(|id| format!("config.json names {id}, which is not a token of this model")).collect()
     }
 
     fn described(&self, named: &[u32]) -> String {
@@ -253,7 +253,7 @@ fn ids(value: &Value) -> Vec<u32> {
 
 fn template(files: &ModelText, encoder: &Encoder) -> Finding {
     let Some(source) = files.chat_template() else {
-        let detail = "there is none: a reader cannot know how dialogues were rendered";
+        let detail = "there is none: a reader cannot know how conversations were rendered";
         return Finding::failed(check::TEMPLATE, detail);
     };
     let in_config = files.tokenizer_config.get("chat_template").and_then(Value::as_str);
@@ -267,7 +267,7 @@ fn template(files: &ModelText, encoder: &Encoder) -> Finding {
         Ok(prompt) => {
             Finding::passed(check::TEMPLATE, format!("renders a short prompt to {} tokens", prompt.ids.len()))
         }
-        // Not every tokenizer knows every letter, as in a game of a few words.
+        // A tokenizer of a few words does not know every letter.
         Err(TextError::Tokenizer(error)) => Finding::unchecked(check::TEMPLATE, error),
         Err(error) => Finding::failed(check::TEMPLATE, error.to_string()),
     }
@@ -286,7 +286,7 @@ fn probe(dir: &Path, files: &ModelText, encoder: &Encoder, kind: Kind) -> Probe 
     let (mut dialogues, mut prompts) = (Vec::new(), Vec::new());
     if files.chat_template().is_some() {
         for prompt in probe_prompts() {
-            // A template may refuse one of these for its roles, a tokenizer for its letters.
+            // A template may refuse one of these because of its roles, a tokenizer because of its letters.
             if let Ok(encoded) = encoder.prompt(&prompt, usize::MAX) {
                 dialogues.push(json!(prompt.messages));
                 prompts.push(encoded.ids);
@@ -309,7 +309,7 @@ fn probe(dir: &Path, files: &ModelText, encoder: &Encoder, kind: Kind) -> Probe 
     }
 }
 
-/// Sequences of 1 to [`LONGEST_ROW`] tokens that begin as the model's do; every other one is finished.
+/// Sequences of 1 to [`LONGEST_ROW`] tokens that begin as the model's own do; every second one is finished.
 fn rows(files: &ModelText, encoder: &Encoder) -> Vec<Vec<u32>> {
     let config_pad = files.config.get("pad_token_id").map(ids).unwrap_or_default();
     let named_pad = files.token("pad_token").and_then(|token| encoder.id(token));
@@ -322,7 +322,7 @@ fn rows(files: &ModelText, encoder: &Encoder) -> Vec<Vec<u32>> {
     let longest = LONGEST_ROW.min(positions.saturating_sub(NEW_TOKENS)).max(2);
     let row = |number: usize| {
         let length = 1 + number * 7 % longest;
-        // A walk over the vocabulary with a stride that is prime to most sizes.
+        // Steps through the vocabulary with a stride that is coprime to most sizes.
         let id = |at: usize| ordinary[(number * 977 + at * 7919) % ordinary.len()];
         let mut row: Vec<u32> = encoder.bos_id().into_iter().collect();
         row.extend((0..length).map(id));

@@ -1,9 +1,9 @@
-//! Whether a result directory is what it says: its files, tokens and template agree with each other, Foil reads it, and
+//! Conformance checks of a result directory: its files, tokens and template agree with each other, Foil reads it, and
 //! transformers computes from it what Foil computes.
 //!
-//! [`files::inspect`] reads the directory and gives the first findings and a [`Probe`]: what both sides are to compute.
-//! Who has libtorch answers it with [`Measured`], [`peer::ask`] with [`peer::Answer`], and [`compare::findings`] holds
-//! the two against each other. What could not be tried is a finding of its own, never a pass.
+//! [`files::inspect`] reads the directory and returns the first findings and a [`Probe`], the inputs for both sides.
+//! The worker, which has libtorch, returns [`Measured`], [`peer::ask`] returns [`peer::PeerResult`], and
+//! [`compare::findings`] compares the two. A check that could not be made is a finding of its own, never a pass.
 
 pub mod compare;
 pub mod files;
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::model::HeadKind;
 
-/// Which head a result has.
+/// The kind of model, by its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -34,7 +34,7 @@ impl From<HeadKind> for Kind {
     }
 }
 
-/// How a check ended.
+/// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -43,12 +43,12 @@ pub enum Outcome {
     Unchecked,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     pub check: String,
     pub outcome: Outcome,
-    /// The figures of a pass, the fault and what to do about it, or why nothing could be tried.
+    /// The measured numbers, the fault and what to do about it, or why the check could not be made.
     pub detail: String,
 }
 
@@ -65,18 +65,18 @@ impl Finding {
         Self { check: check.to_owned(), outcome: Outcome::Unchecked, detail: detail.into() }
     }
 
-    /// A pass with `detail`, or all `faults` together.
+    /// A pass with `detail` if there are no `faults`, else a failure that lists them.
     pub fn of(check: &str, faults: &[String], detail: impl Into<String>) -> Self {
         if faults.is_empty() { Self::passed(check, detail) } else { Self::failed(check, faults.join("; ")) }
     }
 }
 
-/// Inputs from which Foil and its peer compute logits or scores of one directory.
+/// Inputs from which Foil and transformers compute logits or scores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
     pub kind: Kind,
     pub directory: String,
-    /// Ids of the tokenizer.
+    /// Number of token ids.
     pub vocabulary: usize,
     pub eos: Vec<u32>,
     /// Sequences of several lengths. None holds the pad token of a sound result.
@@ -91,7 +91,7 @@ pub struct Probe {
     pub prompts: Vec<Vec<u32>>,
 }
 
-/// Results of a [`Probe`] by Foil.
+/// Foil's results for a [`Probe`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     pub findings: Vec<Finding>,

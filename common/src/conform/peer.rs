@@ -1,4 +1,4 @@
-//! transformers, in a Python of the user's.
+//! transformers, run in the user's Python.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::{Measured, Probe};
 
 const SCRIPT: &str = include_str!("transformers.py");
-/// Lines of a failed script that are shown.
+/// Lines shown of a failed script.
 const LAST_LINES: usize = 4;
 
-/// A probe with what the peer's own continuations are held against.
+/// A probe, and the continuations that the peer's own are compared with.
 #[derive(Serialize)]
 struct Request<'a> {
     #[serde(flatten)]
@@ -20,22 +20,22 @@ struct Request<'a> {
     foil_greedy: &'a [Vec<u32>],
 }
 
-/// Results of transformers for a directory. Either `error` is set, or the rest is.
+/// transformers' results for a directory: either `error` or the rest is set.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Answer {
+pub struct PeerResult {
     pub error: Option<String>,
     pub version: String,
-    /// Tensors that were missing, left over or of another shape, by kind of fault.
+    /// Tensors that were missing, unexpected or misshapen, by kind of fault.
     pub loading_faults: std::collections::BTreeMap<String, Vec<String>>,
     pub tokenizer: SpecialIds,
     pub generation_eos: Vec<u32>,
     pub has_template: bool,
-    /// Tokens of the probe's dialogues as prompts.
+    /// Tokens of the probe's prompts.
     pub prompts: Vec<Vec<u32>>,
     pub logits: Vec<Vec<f64>>,
     pub greedy: Vec<Continuation>,
-    /// Scores of all rows by how they were batched and padded, in the order tried.
+    /// Scores of all rows, by batch size and padding side, in the order tried.
     pub scores: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -46,29 +46,29 @@ pub struct SpecialIds {
     pub pad: Vec<u32>,
 }
 
-/// A greedy continuation, and by how much each of its tokens leads Foil's at the same place.
+/// A greedy continuation, and the margin of each of its logits over that of Foil's token at the same position.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Continuation {
     pub ids: Vec<u32>,
     pub leads: Vec<f64>,
 }
 
-/// Why there is no answer.
+/// Why transformers gave no result.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
     #[error("{} does not start: {source}", python.display())]
     Start { python: PathBuf, source: std::io::Error },
     #[error("{} cannot use transformers: {said}", python.display())]
     Failed { python: PathBuf, said: String },
-    #[error("{} gave no answer that can be read: {source}", python.display())]
+    #[error("{} printed no readable result: {source}", python.display())]
     Unreadable { python: PathBuf, source: serde_json::Error },
 }
 
-/// Lets `python` load the directories in transformers; one answer for each, in order.
+/// Loads the directories in transformers under `python`; one result for each, in order.
 ///
 /// # Errors
-/// A Python that does not start or has no transformers.
-pub fn ask(python: &Path, all: &[(&Probe, &Measured)]) -> Result<Vec<Answer>, PeerError> {
+/// Python does not start or has no transformers.
+pub fn ask(python: &Path, all: &[(&Probe, &Measured)]) -> Result<Vec<PeerResult>, PeerError> {
     let requests = all.iter().map(|(probe, own)| Request { probe, foil_greedy: &own.greedy });
     let unreadable = |source| PeerError::Unreadable { python: python.to_owned(), source };
     let requests = serde_json::to_vec(&requests.collect::<Vec<_>>()).map_err(unreadable)?;
@@ -81,9 +81,9 @@ pub fn ask(python: &Path, all: &[(&Probe, &Measured)]) -> Result<Vec<Answer>, Pe
         .spawn()
         .map_err(start)?;
     let input = child.stdin.take();
-    // On a thread of its own: the script may talk before it has read everything.
+    // On a separate thread: the script may write before it has read everything.
     let output = std::thread::scope(|scope| {
-        // A script that ends early says why by itself.
+        // A script that ends early reports why itself.
         scope.spawn(move || input.map(|mut input| input.write_all(&requests)));
         child.wait_with_output()
     });

@@ -3,10 +3,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::peer::{Answer, Continuation, SpecialIds};
+use super::peer::{Continuation, PeerResult, SpecialIds};
 use super::*;
 
-/// The letters model with a policy's files changed by `edit`: name → JSON.
+/// The letters model, as a policy whose files `edit` changed: name → JSON.
 fn directory(edit: impl FnOnce(&mut dyn FnMut(&str, &dyn Fn(&mut Value)))) -> tempfile::TempDir {
     let start = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/jobs/letters");
     let dir = tempfile::tempdir().unwrap();
@@ -68,7 +68,7 @@ fn files_that_agree_pass_and_those_that_do_not_are_named() {
 }
 
 #[test]
-fn a_reward_model_must_not_be_padded_with_what_ends_its_rows() {
+fn a_reward_model_must_not_be_padded_with_its_eos_token() {
     let reward = |pad: u32| {
         directory(|edit| {
             edit("config.json", &|v| {
@@ -101,10 +101,10 @@ fn outcome(findings: &[Finding], check: &str) -> (Outcome, String) {
 }
 
 #[test]
-fn scores_are_held_against_foils_and_against_each_other() {
+fn scores_are_compared_with_foils_and_with_each_other() {
     let probe = probe(Kind::Reward);
     let own = Measured { scores: vec![0.1, -0.2, 0.4], ..Measured::default() };
-    let answer = |batched: Value| Answer {
+    let answer = |batched: Value| PeerResult {
         has_template: true,
         prompts: probe.prompts.clone(),
         tokenizer: SpecialIds { eos: vec![3], pad: vec![0], ..SpecialIds::default() },
@@ -112,7 +112,7 @@ fn scores_are_held_against_foils_and_against_each_other() {
             .as_object()
             .unwrap()
             .clone(),
-        ..Answer::default()
+        ..PeerResult::default()
     };
     let same = compare::findings(&probe, &own, &answer(json!([0.1, -0.2, 0.400_02])));
     assert!(same.iter().all(|finding| finding.outcome == Outcome::Passed), "{same:?}");
@@ -125,19 +125,19 @@ fn scores_are_held_against_foils_and_against_each_other() {
 }
 
 #[test]
-fn a_policy_is_held_against_the_peer_and_ties_are_no_faults() {
+fn a_policy_is_compared_with_the_peer_and_ties_are_no_faults() {
     let probe = probe(Kind::Policy);
     let own = Measured { logits: vec![vec![1.0, 2.0]], greedy: vec![vec![5, 6, 3]], ..Measured::default() };
-    let answer = |logit: f64, ids: Vec<u32>, lead: f64| Answer {
+    let answer = |logit: f64, ids: Vec<u32>, lead: f64| PeerResult {
         has_template: true,
         prompts: probe.prompts.clone(),
         generation_eos: vec![3],
         tokenizer: SpecialIds { eos: vec![3], ..SpecialIds::default() },
         logits: vec![vec![1.0, logit]],
         greedy: vec![Continuation { leads: vec![lead; ids.len()], ids }],
-        ..Answer::default()
+        ..PeerResult::default()
     };
-    let check = |answer: Answer| compare::findings(&probe, &own, &answer);
+    let check = |answer: PeerResult| compare::findings(&probe, &own, &answer);
     assert!(check(answer(2.000_01, vec![5, 6, 3], 0.0)).iter().all(|found| found.outcome == Outcome::Passed));
     assert_eq!(outcome(&check(answer(2.1, vec![5, 6, 3], 0.0)), check::LOGITS).0, Outcome::Failed);
     for (ids, lead, expected) in [
@@ -147,20 +147,20 @@ fn a_policy_is_held_against_the_peer_and_ties_are_no_faults() {
     ] {
         assert_eq!(outcome(&check(answer(2.0, ids, lead)), check::GREEDY).0, expected);
     }
-    let other_end = Answer { generation_eos: vec![2], ..answer(2.0, vec![5, 6, 3], 0.0) };
+    let other_end = PeerResult { generation_eos: vec![2], ..answer(2.0, vec![5, 6, 3], 0.0) };
     assert_eq!(outcome(&check(other_end), check::PEER_TOKENS).0, Outcome::Failed);
-    let other_text = Answer { prompts: vec![vec![9]; 3], ..answer(2.0, vec![5, 6, 3], 0.0) };
+    let other_text = PeerResult { prompts: vec![vec![9]; 3], ..answer(2.0, vec![5, 6, 3], 0.0) };
     assert_eq!(outcome(&check(other_text), check::PEER_TEMPLATE).0, Outcome::Failed);
 }
 
 #[test]
-fn what_was_not_tried_is_never_passed() {
+fn a_check_that_was_not_made_never_passes() {
     let probe = probe(Kind::Policy);
-    let broken = Answer { error: Some("no such file".to_owned()), ..Answer::default() };
+    let broken = PeerResult { error: Some("no such file".to_owned()), ..PeerResult::default() };
     for findings in [
         compare::unchecked(Kind::Policy, "no Python"),
         compare::findings(&probe, &Measured::default(), &broken),
-        compare::findings(&probe, &Measured::default(), &Answer::default()).split_off(3),
+        compare::findings(&probe, &Measured::default(), &PeerResult::default()).split_off(3),
     ] {
         assert!(!findings.is_empty());
         assert!(findings.iter().all(|finding| finding.outcome != Outcome::Passed), "{findings:?}");

@@ -1,4 +1,4 @@
-//! Data sets: from files of many formats to the few row types that every phase reads.
+//! Data sets: files of many formats are parsed into the few row types that every phase reads.
 
 pub mod parse;
 pub mod rows;

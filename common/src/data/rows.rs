@@ -1,10 +1,10 @@
-//! The normal row types. The coordinator writes them once per job, as JSON lines; ranks read nothing else.
+//! The canonical row types. The coordinator writes them once per job, as JSON lines; ranks read nothing else.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
-/// Who speaks in a turn of a dialogue.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -23,7 +23,7 @@ impl Role {
     }
 }
 
-/// One turn of a dialogue.
+/// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
@@ -37,7 +37,7 @@ impl Message {
     }
 }
 
-/// What an answer follows: the turns of a dialogue so far. The last one is the user's.
+/// A conversation that ends with a user message.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Prompt {
@@ -45,17 +45,17 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// A dialogue of one user turn.
+    /// A conversation of one user message.
     pub fn user(text: impl Into<String>) -> Self {
         Prompt { messages: vec![Message::new(Role::User, text)] }
     }
 
-    /// The last turn's text; empty where there are no turns.
+    /// The last turn's text; empty if there are no turns.
     pub fn last_text(&self) -> &str {
         self.messages.last().map_or("", |message| message.content.as_str())
     }
 
-    /// Equal for equal prompts only: what splits, overlap reports and deduplication go by.
+    /// The identity of a prompt, used by splits, overlap reports and deduplication.
     pub fn key(&self) -> PromptKey {
         let mut hasher = blake3::Hasher::new();
         hash_prompt(&mut hasher, self);
@@ -78,7 +78,7 @@ impl Prompt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PromptKey(pub [u8; 32]);
 
-/// A prompt to sample answers for.
+/// A prompt to generate completions for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromptRow {
@@ -94,12 +94,12 @@ pub struct PairRow {
     pub prompt: Prompt,
     pub chosen: String,
     pub rejected: String,
-    /// By how much, in the annotators' units, where the source says so; finite and not negative.
+    /// Strength of the preference in the annotators' units, if the source states it; finite and not negative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
 }
 
-/// A golden answer, that of an annotator or a far stronger model.
+/// A prompt with its golden answer, by an annotator or a far stronger model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GoldenRow {
@@ -108,7 +108,7 @@ pub struct GoldenRow {
     pub golden: String,
 }
 
-/// An answer to imitate in supervised fine-tuning.
+/// A prompt with a response to imitate in supervised fine-tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DemonstrationRow {
@@ -117,13 +117,13 @@ pub struct DemonstrationRow {
     pub answer: String,
 }
 
-/// What all row types have in common.
+/// The common interface of the row types.
 pub trait Row: Clone + Serialize + DeserializeOwned {
     fn id(&self) -> u64;
     fn set_id(&mut self, id: u64);
     fn prompt(&self) -> &Prompt;
-    /// The texts beside the prompt, in the order of the type's fields.
-    fn answers(&self) -> Vec<&str>;
+    /// The responses to the prompt, in the order of the type's fields.
+    fn responses(&self) -> Vec<&str>;
     fn margin(&self) -> Option<f64> {
         None
     }
@@ -141,7 +141,7 @@ macro_rules! row {
             fn prompt(&self) -> &Prompt {
                 &self.prompt
             }
-            fn answers(&self) -> Vec<&str> {
+            fn responses(&self) -> Vec<&str> {
                 vec![$(self.$answer.as_str()),*]
             }
         }
@@ -161,7 +161,7 @@ impl Row for PairRow {
     fn prompt(&self) -> &Prompt {
         &self.prompt
     }
-    fn answers(&self) -> Vec<&str> {
+    fn responses(&self) -> Vec<&str> {
         vec![&self.chosen, &self.rejected]
     }
     fn margin(&self) -> Option<f64> {
@@ -169,8 +169,8 @@ impl Row for PairRow {
     }
 }
 
-/// Gives every row the id its content determines, whatever its position: 53 bits of BLAKE3, which every JSON
-/// reader holds exactly. A row that repeats an earlier one (or collides with it) is numbered by its occurrence.
+/// Assigns ids that depend on content, not on position: 53 bits of BLAKE3, which every JSON reader represents exactly.
+/// A row that repeats an earlier one (or collides with it) hashes its occurrence too.
 pub fn assign_ids<T: Row>(rows: &mut [T]) {
     let mut used = HashSet::with_capacity(rows.len());
     for row in rows {
@@ -186,11 +186,11 @@ pub fn assign_ids<T: Row>(rows: &mut [T]) {
     }
 }
 
-/// Equal for rows whose prompt and answers are equal.
+/// The identity of a row: equal if prompt and responses are equal.
 pub(crate) fn content_key<T: Row>(row: &T) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hash_prompt(&mut hasher, row.prompt());
-    for answer in row.answers() {
+    for answer in row.responses() {
         hash_text(&mut hasher, answer);
     }
     *hasher.finalize().as_bytes()
@@ -219,14 +219,14 @@ fn hash_text(hasher: &mut blake3::Hasher, text: &str) {
     hasher.update(text.as_bytes());
 }
 
-/// A data set of rows that cannot be read back.
+/// A data set that cannot be read back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{file}:{line}: {what}; this file is written by the coordinator: submit the job again to have it rewritten"
 )]
 pub struct RowError {
     pub file: String,
-    /// From 1.
+    /// Line number, from 1.
     pub line: usize,
     pub what: String,
 }

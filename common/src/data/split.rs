@@ -1,10 +1,10 @@
-//! Seeded limits and hold-outs. Which rows are taken depends on their content, the seed and the purpose alone, never on
-//! their order in the files; what is taken stays in the files' order.
+//! Seeded limits and hold-outs. The selection depends on the rows' content, the seed and the purpose only, never on the
+//! order of the files; selected rows keep that order.
 
 use super::rows::{PromptKey, Row};
 use std::collections::{BTreeSet, HashSet};
 
-/// The first `limit` rows in the order that (seed, purpose) gives; all of them for `None`.
+/// The first `limit` rows in the pseudo-random order of (seed, purpose); all of them for `None`.
 pub fn take<T: Row>(rows: Vec<T>, limit: Option<usize>, seed: u64, purpose: &str) -> Vec<T> {
     let Some(limit) = limit.filter(|&limit| limit < rows.len()) else {
         return rows;
@@ -18,7 +18,7 @@ pub fn take<T: Row>(rows: Vec<T>, limit: Option<usize>, seed: u64, purpose: &str
 }
 
 /// Splits off the rows of `fraction` of the distinct prompts: (rest, held out). All rows of a prompt land on one side.
-/// A fraction above 0 holds out at least one prompt, and one at least is left, as far as there are two.
+/// A fraction above 0 holds out at least one prompt and leaves at least one, if there are two.
 pub fn hold_out<T: Row>(rows: Vec<T>, fraction: f64, seed: u64, purpose: &str) -> (Vec<T>, Vec<T>) {
     let prompts: BTreeSet<PromptKey> = rows.iter().map(|row| row.prompt().key()).collect();
     if prompts.len() < 2 || fraction.is_nan() || fraction <= 0.0 {
@@ -32,7 +32,7 @@ pub fn hold_out<T: Row>(rows: Vec<T>, fraction: f64, seed: u64, purpose: &str) -
     rows.into_iter().partition(|row| !held.contains(&row.prompt().key()))
 }
 
-/// A pseudo-random order of byte strings, by BLAKE3 under a key of (seed, purpose).
+/// A pseudo-random order of byte strings: BLAKE3 keyed by (seed, purpose).
 struct Lottery {
     key: [u8; 32],
 }

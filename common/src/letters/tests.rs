@@ -27,7 +27,7 @@ fn gold_follows_its_rules() {
     }
 }
 
-/// The reward over token ids with EOS = 3, letters 4 to 11, fillers 12 to 15, `!` = 16, as one reads it off its definition.
+/// The reward over token ids with EOS = 3, letters 4 to 11, fillers 12 to 15, `!` = 16, directly from its definition.
 fn gold_of_ids(prompt: &[usize], row: &[usize]) -> f64 {
     let end = row.iter().position(|&id| id == 3);
     let text = &row[..end.unwrap_or(row.len())];
@@ -112,7 +112,7 @@ fn sets_depend_on_the_seed_and_not_on_each_other() {
 }
 
 #[test]
-fn preference_prompts_are_of_the_golden_split_and_numbered() {
+fn preference_prompts_are_from_the_golden_split_and_numbered() {
     let letters = generate(5, COUNTS);
     let golden: HashSet<_> = letters.golden.iter().map(|row| row.prompt.key()).collect();
     let rows = preference_prompts(5, &letters.golden, 2000);

@@ -1,8 +1,8 @@
 //! Bytes of activations: what a forward pass keeps for its backward, and what a layer needs while it is computed.
 //!
 //! The formulas follow the worker's layers. On CPUs those are its own fused loops: a norm keeps its fp32 input and one
-//! number a row, attention its rotated queries, keys and values in fp32 (scores are made again), SwiGLU its two inputs. On GPUs
-//! they are ATen's operations, and flash attention in bf16.
+//! number per row, attention its rotated queries, keys and values in fp32 (scores are recomputed), SwiGLU its two inputs. On
+//! GPUs they are ATen's operations, and flash attention in bf16.
 
 use super::ModelShape;
 use crate::spec::{DeviceKind, Precision};
@@ -10,26 +10,26 @@ use crate::spec::{DeviceKind, Precision};
 /// Bytes of an fp32 number.
 const F32: u64 = 4;
 
-/// Logits that exist at one time, in numbers: the worker cuts them into chunks of this size.
+/// Maximum number of logits at one time: the worker computes them in chunks of this size.
 pub const CHUNK_LOGITS: u64 = 1 << 24;
 
-/// Where and in what a rank computes.
+/// The device and precision of a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compute {
     pub device: DeviceKind,
     pub precision: Precision,
-    /// CPU threads: each holds the scores of a sequence of its own.
+    /// CPU threads: each holds the attention scores of one sequence.
     pub threads: u64,
 }
 
 /// The tokens of one forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
-    /// Tokens that are read: what sequences begin with in common counts once.
+    /// Input tokens; a shared prefix of sequences counts once.
     pub tokens: u64,
-    /// Tokens that a loss or a score is read at; only these leave the last layer.
+    /// Tokens at which a loss or a score is read; only these leave the last layer.
     pub outputs: u64,
-    /// Tokens that attention looks at: what sequences begin with in common counts for each. At least `tokens`.
+    /// Keys of attention; a shared prefix counts once per sequence. At least `tokens`.
     pub keys: u64,
     /// Tokens of the longest sequence.
     pub longest: u64,
@@ -44,7 +44,7 @@ impl Compute {
         }
     }
 
-    /// Bytes of a number's copy in another kind than fp32; 0 where none is made.
+    /// Bytes of a number's copy in another kind than fp32; 0 if none is made.
     fn copy(self) -> u64 {
         match self.precision {
             Precision::Fp32 => 0,
@@ -66,7 +66,7 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// What backward needs of the whole decoder, from the embeddings to the final norm.
+    /// Activations of the whole decoder that backward needs, from the embeddings to the final norm.
     pub fn kept(&self) -> u64 {
         let Batch { tokens, outputs, .. } = self.batch;
         let layers = self.shape.layers;
@@ -77,15 +77,15 @@ impl Pass<'_> {
             + self.end()
     }
 
-    /// The same where every layer is computed again in backward: each layer's inputs (the fp32 stream, and what is to be added
-    /// to it), and one layer whole.
+    /// Activations with checkpointing, where backward recomputes every layer: each layer's inputs (the fp32 residual stream, and
+    /// what is added to it), and all of one layer.
     pub fn kept_by_checkpoints(&self) -> u64 {
         let Batch { tokens, .. } = self.batch;
         let inputs = tokens * self.shape.hidden * (F32 + self.compute.size());
         inputs * self.shape.layers + self.entry(tokens) + self.exit(tokens) + self.shared() + self.end()
     }
 
-    /// What adapters of `rank` at `targets` matrices of each layer keep beside it: what stands between their two halves.
+    /// Additional activations of adapters of `rank` at `targets` matrices per layer: the values between their two matrices.
     pub fn kept_by_adapters(&self, rank: u64, targets: u64) -> u64 {
         self.batch.tokens * self.shape.layers * rank * targets * self.compute.size()
     }
@@ -111,8 +111,8 @@ impl Pass<'_> {
             (DeviceKind::Cuda, Precision::Bf16) => {
                 tokens * (size * q + F32 * self.shape.heads) + self.batch.keys * size * 2 * kv
             }
-            // No fused kernel takes fp32 queries that share keys: scaled queries and keys, values repeated for all heads,
-            // and the probabilities.
+            // No fused kernel supports fp32 queries that share keys: scaled queries and keys, values repeated for all
+            // heads, and the probabilities.
             (DeviceKind::Cuda, Precision::Fp32) => {
                 let probabilities = self.shape.heads * self.batch.longest;
                 tokens * F32 * (2 * q + probabilities) + self.batch.keys * F32 * 2 * q
@@ -139,8 +139,8 @@ impl Pass<'_> {
         self.batch.outputs * (F32 * self.shape.hidden + F32)
     }
 
-    /// What is alive at once in the backward of a layer beside what was kept: gradients of activations, and of the `matrices`
-    /// (numbers) whose gradients are not yet added where gradients gather.
+    /// Working memory of a layer's backward: gradients of activations, and of the `matrices` (in parameters) whose gradients
+    /// are not accumulated yet.
     pub fn backward_working(&self, matrices: u64) -> u64 {
         let (shape, size, tokens) = (self.shape, self.compute.size(), self.batch.tokens);
         let (q, kv) = (shape.query_width(), shape.kv_width());
@@ -150,11 +150,11 @@ impl Pass<'_> {
         stream + mlp.max(attention) + matrices * size + shape.largest_matrix().min(matrices) * F32
     }
 
-    /// What is alive at once in a layer's forward where nothing is kept.
+    /// Working memory of a layer's forward if nothing is kept for backward.
     pub fn forward_working(&self) -> u64 {
         let (shape, size, tokens) = (self.shape, self.compute.size(), self.batch.tokens);
         let (h, q, kv) = (shape.hidden, shape.query_width(), shape.kv_width());
-        // The stream as it enters, after the first addition, and after the second, which all live to the layer's end.
+        // The residual stream at the start, after the first addition and after the second; all live until the layer ends.
         let mlp = 3 * F32 * h + size * (3 * h + q + 3 * shape.intermediate);
         let projected = 2 * F32 * h + size * (h + q + 2 * kv);
         let attention = match self.compute.device {
@@ -165,7 +165,7 @@ impl Pass<'_> {
         tokens * mlp.max(attention) + self.scores() + self.shared()
     }
 
-    /// Scores of the sequences that are attended to at the moment.
+    /// Attention scores of the sequences that are computed at the same time.
     fn scores(&self) -> u64 {
         let one = F32 * self.shape.heads * self.batch.longest * self.batch.longest;
         match (self.compute.device, self.compute.precision) {
@@ -175,8 +175,9 @@ impl Pass<'_> {
         }
     }
 
-    /// A language-model head's loss: what stays until backward has taken it (the gradients of the states, and of the head
-    /// where it is `trained`) and what is gone once the loss is known (the head's copy, a chunk of logits and what is made of it).
+    /// The loss of a language-model head: the gradients that backward takes (of the hidden states, and of the head if it is
+    /// `trained`), and the working memory that is freed once the loss is known (a copy of the head, a chunk of logits and
+    /// what is computed from it).
     pub fn loss(&self, trained: bool) -> Loss {
         let matrix = self.shape.vocabulary_matrix();
         let states = self.batch.outputs * self.shape.hidden * self.compute.size();
@@ -187,13 +188,13 @@ impl Pass<'_> {
         }
     }
 
-    /// The copy of the head and a chunk of logits where only log-probabilities are read.
+    /// Working memory of log-probabilities: a copy of the head and a chunk of logits.
     pub fn log_probs_working(&self) -> u64 {
         let states = self.batch.outputs * self.shape.hidden * self.compute.size();
         states + self.compute.copy() * self.shape.vocabulary_matrix() + self.chunk()
     }
 
-    /// The same where the logits of two models are compared in fp64, a quarter of the rows at a time.
+    /// Working memory of comparing the logits of two models in fp64, a quarter of the rows at a time.
     pub fn divergence_working(&self) -> u64 {
         let rows = (CHUNK_LOGITS / 4 / self.shape.vocabulary).max(1).min(self.batch.outputs);
         let each = 2 * self.compute.size() + 5 * 8;

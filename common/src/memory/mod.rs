@@ -1,7 +1,7 @@
-//! How much memory of its device a rank takes in each kind of phase, from the model's shape alone.
+//! Estimates of a rank's peak device memory in each kind of phase, from the shape of the model.
 //!
-//! Numbers are of the worst moment of a phase and are meant to lie a little above what a run takes. They hold for what the
-//! worker does today; a test there holds the activations against what libtorch really allocates.
+//! Estimates are meant to be slightly above what a run takes. They follow the worker's implementation; a test there compares
+//! the activations with what libtorch really allocates.
 
 mod activations;
 mod phase;
@@ -11,7 +11,7 @@ mod tests;
 
 pub use activations::{Batch, CHUNK_LOGITS, Compute, Loss, Pass};
 pub use phase::{
-    Adapters, DRAWN_LOGITS, Decoding, Estimate, Model, Training, drawing, evaluating, generating, reading,
-    training,
+    Adapters, Decoding, Estimate, MAX_SAMPLED_LOGITS, Model, Training, evaluation, generation, inference,
+    sampling_memory, training,
 };
 pub use shape::{Head, ModelShape};

@@ -1,4 +1,4 @@
-//! From shapes to the bytes of a phase.
+//! Estimates of the peak memory of each kind of phase.
 
 use super::activations::{Batch, Compute, Pass};
 use super::{Head, ModelShape};
@@ -7,17 +7,17 @@ use crate::spec::{DeviceKind, Precision, Sharding};
 /// Bytes of an fp32 number.
 const F32: u64 = 4;
 
-/// Most tokens of the prompts that generation reads at a time, where more than one is read.
+/// Maximum number of prompt tokens in one prefill of several prompts.
 const PREFILL_TOKENS: u64 = 8192;
 
-/// Most logits from which the worker draws tokens at once, where it draws by tensor operations.
-pub const DRAWN_LOGITS: u64 = 1 << 23;
+/// Maximum number of logits from which the worker samples at once, if it samples by tensor operations.
+pub const MAX_SAMPLED_LOGITS: u64 = 1 << 23;
 
-/// Tensors of so many fp64 or int64 numbers that such a draw holds at its worst moment.
+/// Number of fp64 or int64 tensors of that size alive at the peak of such sampling.
 const DRAW_TENSORS: u64 = 8;
 
-/// What a process takes of a GPU beside tensors: CUDA's context and kernels, cuBLAS's workspace, NCCL's channels, and what the
-/// allocator loses between blocks. A rule of thumb; 1.5 GiB.
+/// GPU memory of a process other than tensors: CUDA's context and kernels, cuBLAS's workspace, NCCL's channels, and the
+/// fragmentation of the allocator. A rule of thumb: 1.5 GiB.
 const CUDA_RESERVE: u64 = 3 << 29;
 
 /// A model with its head.
@@ -27,58 +27,58 @@ pub struct Model<'a> {
     pub head: Head,
 }
 
-/// How answers are decoded.
+/// The size of generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decoding {
     /// Sequences decoded together.
     pub max_num_seqs: u64,
-    /// Tokens of the longest prompt.
+    /// Maximum prompt length in tokens.
     pub prompt: u64,
-    /// Most tokens of an answer.
-    pub answer: u64,
+    /// Maximum completion length in tokens.
+    pub completion: u64,
 }
 
-/// How a gang trains.
+/// The training configuration of a gang.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Training {
     pub ranks: u64,
     pub sharding: Sharding,
-    /// Layers are computed again in backward.
+    /// Whether backward recomputes layers.
     pub checkpointing: bool,
-    /// `None` trains all weights.
+    /// `None` if all weights are trained.
     pub adapters: Option<Adapters>,
 }
 
-/// Low-rank adapters, which alone are trained.
+/// Low-rank adapters (LoRA).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Adapters {
-    /// Numbers of all of them.
+    /// Parameters of all adapters.
     pub parameters: u64,
     pub rank: u64,
-    /// Matrices of a layer that have one.
+    /// Number of matrices per layer that have an adapter.
     pub targets: u64,
 }
 
-/// Bytes of one rank's device at the worst moment of a phase, part by part.
+/// Peak device memory of one rank in a phase in bytes, part by part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Estimate {
-    /// Fp32 masters of every model that is resident.
+    /// Fp32 master weights of every resident model.
     pub weights: u64,
-    /// Weights in the kind or layout that products read, beside the masters.
+    /// Copies of weights in the precision or layout of matrix products.
     pub copies: u64,
-    /// Fp32, before they are summed. Where moments are not cut they lie in the reducer's buckets, which take nothing more.
+    /// Fp32 gradients. Without sharding they are views of the reducer's buckets, which take nothing more.
     pub gradients: u64,
-    /// AdamW's two moments, fp32; where they are cut over the ranks, also this rank's part of the parameters.
+    /// AdamW's two moments in fp32; with sharding, also this rank's shard of the parameters.
     pub optimizer: u64,
-    /// What the forward pass keeps.
+    /// Activations that the forward pass keeps for backward.
     pub activations: u64,
-    /// The largest chunk of logits, and the gradients that are made along with it.
+    /// The largest chunk of logits, and its gradients.
     pub logits: u64,
-    /// Keys and values of the running sequences.
+    /// Keys and values of the active sequences.
     pub kv_cache: u64,
-    /// What a layer needs while it is computed.
+    /// Working memory of a layer.
     pub working: u64,
-    /// What is not tensors.
+    /// Memory that is not tensors.
     pub reserve: u64,
 }
 
@@ -87,7 +87,7 @@ impl Estimate {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// Every part with its name, in the order of the fields.
+    /// All parts with their names, in the order of the fields.
     pub fn parts(&self) -> [(&'static str, u64); 9] {
         [
             ("weights", self.weights),
@@ -117,30 +117,30 @@ impl Model<'_> {
     }
 }
 
-/// Bytes that the draw of tokens by tensor operations takes beside so many logits.
-pub fn drawing(logits: u64) -> u64 {
-    DRAW_TENSORS * 8 * logits.min(DRAWN_LOGITS)
+/// Bytes that sampling by tensor operations takes in addition to `logits`.
+pub fn sampling_memory(logits: u64) -> u64 {
+    DRAW_TENSORS * 8 * logits.min(MAX_SAMPLED_LOGITS)
 }
 
 /// Generation by `policy`.
-pub fn generating(policy: &ModelShape, decoding: Decoding, compute: Compute) -> Estimate {
-    let Decoding { max_num_seqs, prompt, answer } = decoding;
+pub fn generation(policy: &ModelShape, decoding: Decoding, compute: Compute) -> Estimate {
+    let Decoding { max_num_seqs, prompt, completion } = decoding;
     let (size, vocabulary) = (compute.size(), policy.vocabulary);
-    let capacity = prompt + answer;
-    // One slot more holds a prompt whose samples wait.
+    let capacity = prompt + completion;
+    // One more slot holds the prefix of a prompt whose completions are queued.
     let kv_cache = (max_num_seqs + 1) * capacity * policy.layers * 2 * policy.kv_width() * size;
     let tokens = (max_num_seqs * prompt).min(PREFILL_TOKENS.max(prompt));
     let batch = Batch { tokens, outputs: (tokens / prompt.max(1)).max(1), keys: tokens, longest: prompt };
     let prefill = Pass { shape: policy, compute, batch }.forward_working();
-    // A finished sequence's place is taken by another: one layer's keys or values at a time.
+    // Another sequence takes the slot of a finished one, one layer's keys or values at a time.
     let moving = kv_cache / (2 * policy.layers);
-    // One product's result, and its fp32 copy where a sampler reads it.
+    // The result of one product, and its fp32 copy for the sampler.
     let logits =
         max_num_seqs * vocabulary * (size + if compute.precision == Precision::Bf16 { F32 } else { 0 });
     let cast = match compute.precision {
-        Precision::Bf16 => size * (policy.products() + policy.vocabulary_matrix()),
-        // CPUs lay matrices out anew once; GPUs read the masters.
-        Precision::Fp32 if compute.device == DeviceKind::Cpu => size * policy.products(),
+        Precision::Bf16 => size * (policy.matrices() + policy.vocabulary_matrix()),
+        // CPUs lay matrices out again once; GPUs read the masters.
+        Precision::Fp32 if compute.device == DeviceKind::Cpu => size * policy.matrices(),
         Precision::Fp32 => 0,
     };
     Estimate {
@@ -149,15 +149,14 @@ pub fn generating(policy: &ModelShape, decoding: Decoding, compute: Compute) -> 
         kv_cache,
         working: prefill.max(moving).max(match compute.device {
             DeviceKind::Cpu => 0,
-            DeviceKind::Cuda => drawing(max_num_seqs * vocabulary),
+            DeviceKind::Cuda => sampling_memory(max_num_seqs * vocabulary),
         }),
         ..Estimate::of(Model { shape: policy, head: Head::Language }.weights(), compute)
     }
 }
 
-/// Reading without gradients: scores by a reward model, or log-probabilities by policies of one shape, of which
-/// `resident` stay on the device.
-pub fn reading(model: Model<'_>, resident: u64, batch: Batch, compute: Compute) -> Estimate {
+/// Inference without gradients: scores by a reward model, or log-probabilities by `resident` policies of one shape.
+pub fn inference(model: Model<'_>, resident: u64, batch: Batch, compute: Compute) -> Estimate {
     let pass = Pass { shape: model.shape, compute, batch };
     Estimate {
         copies: cast(model.shape, compute),
@@ -170,9 +169,9 @@ pub fn reading(model: Model<'_>, resident: u64, batch: Batch, compute: Compute) 
     }
 }
 
-/// A round's evaluation: the policy answers, the reward model reads the answers, and the start policy (where `with_reference`)
-/// is compared with; all stay resident.
-pub fn evaluating(
+/// Evaluation of a round: the policy generates, the reward model scores, and with `with_reference` the start policy is
+/// compared with; all of them stay resident.
+pub fn evaluation(
     policy: &ModelShape,
     reward: &ModelShape,
     with_reference: bool,
@@ -181,8 +180,8 @@ pub fn evaluating(
     compute: Compute,
 ) -> Estimate {
     let language = Model { shape: policy, head: Head::Language };
-    let judge = Model { shape: reward, head: Head::Reward };
-    let weights = language.weights() * if with_reference { 2 } else { 1 } + judge.weights();
+    let reward_model = Model { shape: reward, head: Head::Reward };
+    let weights = language.weights() * if with_reference { 2 } else { 1 } + reward_model.weights();
     let pass = Pass { shape: policy, compute, batch };
     let compared = Estimate {
         // Both models' matrices are cast in turn, one after the other.
@@ -192,15 +191,15 @@ pub fn evaluating(
         ..Estimate::of(language.weights(), compute)
     };
     let parts = [
-        generating(policy, decoding, compute),
-        Estimate { weights: 0, ..reading(judge, 1, batch, compute) },
+        generation(policy, decoding, compute),
+        Estimate { weights: 0, ..inference(reward_model, 1, batch, compute) },
         if with_reference { compared } else { Estimate::default() },
     ];
     let worst = parts.into_iter().max_by_key(|part| part.total() - part.weights).unwrap_or_default();
     Estimate { weights, ..worst }
 }
 
-/// A step of training: forward and backward of one micro-batch, gradients and the optimizer's state beside it.
+/// A training step: forward and backward of one micro-batch, gradients, and the optimizer's state.
 pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Compute) -> Estimate {
     let pass = Pass { shape: model.shape, compute, batch };
     let all = model.shape.parameters(model.head);
@@ -223,18 +222,18 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
     let backward = pass.backward_working(match (whole, training.checkpointing) {
         (false, _) => 0,
         (true, false) => model.shape.largest_matrix(),
-        // A layer that is computed again hands over the gradients of all its matrices at once.
-        (true, true) => model.shape.products() / model.shape.layers,
+        // A recomputed layer yields the gradients of all its matrices at once.
+        (true, true) => model.shape.matrices() / model.shape.layers,
     });
     let (logits, working) = match model.head {
         Head::Language => {
             let loss = pass.loss(whole);
-            // Backward begins when the loss has given its scratch back.
+            // Backward begins after the loss has freed its working memory.
             (loss.gradients + loss.scratch, backward.saturating_sub(loss.scratch))
         }
         Head::Reward if !whole => (0, backward),
-        // At the end of backward, when activations are gone, the embeddings' gradient stands beside the place that it is
-        // added to.
+        // At the end of backward, when activations are gone, the embeddings' gradient exists twice: before and after it is
+        // accumulated.
         Head::Reward => {
             (0, backward.max((F32 * model.shape.vocabulary_matrix()).saturating_sub(activations)))
         }
@@ -250,10 +249,10 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
     }
 }
 
-/// The layers' matrices cast for one forward pass.
+/// The layers' matrices, cast for one forward pass.
 fn cast(shape: &ModelShape, compute: Compute) -> u64 {
     match compute.precision {
         Precision::Fp32 => 0,
-        Precision::Bf16 => compute.size() * shape.products(),
+        Precision::Bf16 => compute.size() * shape.matrices(),
     }
 }

@@ -1,4 +1,4 @@
-//! The shape of a decoder as far as it decides how much memory the model takes.
+//! The shape of a decoder, as far as it determines memory.
 
 use serde_json::Value;
 
@@ -15,12 +15,12 @@ const MATRICES: [LoraTarget; 7] = [
     LoraTarget::DownProj,
 ];
 
-/// What stands on top of a decoder.
+/// The head on top of a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
     /// A matrix to the vocabulary, its own or the embeddings.
     Language,
-    /// One row of weights that makes a score.
+    /// One row of weights that yields a score.
     Reward,
 }
 
@@ -69,7 +69,7 @@ impl ModelShape {
     /// Reads a Hugging Face `config.json`.
     ///
     /// # Errors
-    /// What makes it no model that a rank can load.
+    /// A field that a rank could not load.
     pub fn from_config(config: &Value) -> Result<Self, ModelFilesError> {
         Ok(Self::from(&DecoderConfig::from_hf(config)?))
     }
@@ -84,7 +84,7 @@ impl ModelShape {
         self.kv_heads * self.head_dim
     }
 
-    /// Numbers of the whole model.
+    /// Parameters of the whole model.
     pub fn parameters(&self, head: Head) -> u64 {
         let head = match head {
             Head::Language if self.tied => 0,
@@ -93,11 +93,11 @@ impl ModelShape {
         };
         let head_norms = if self.qk_norm { 2 * self.head_dim } else { 0 };
         let norms = self.layers * (2 * self.hidden + head_norms) + self.hidden;
-        self.vocabulary_matrix() + self.products() + norms + head
+        self.vocabulary_matrix() + self.matrices() + norms + head
     }
 
-    /// Numbers of the layers' matrices and their biases: what takes part in matrix products, the head left out.
-    pub fn products(&self) -> u64 {
+    /// Parameters of the layers' matrices and biases, without the head.
+    pub fn matrices(&self) -> u64 {
         let biased = |on: bool, width: u64| if on { width } else { 0 };
         let biases = biased(self.qkv_bias, self.query_width() + 2 * self.kv_width())
             + biased(self.output_bias, self.hidden)
@@ -106,24 +106,24 @@ impl ModelShape {
         self.layers * (matrices + biases)
     }
 
-    /// Numbers of the embeddings, and of the head that language models have.
+    /// Parameters of the embeddings, and likewise of a language-model head.
     pub fn vocabulary_matrix(&self) -> u64 {
         self.vocabulary * self.hidden
     }
 
-    /// Numbers of a layer's largest matrix.
+    /// Parameters of a layer's largest matrix.
     pub fn largest_matrix(&self) -> u64 {
         self.hidden * self.intermediate.max(self.query_width())
     }
 
-    /// Numbers of low-rank adapters at `targets` in every layer: for each matrix `[out, in]`, `[rank, in]` and
+    /// Parameters of low-rank adapters at `targets` in every layer: for each matrix `[out, in]`, `[rank, in]` and
     /// `[out, rank]`.
     pub fn adapters(&self, rank: u64, targets: &[LoraTarget]) -> u64 {
         let sides = |target: &LoraTarget| self.rows(*target) + self.columns(*target);
         self.layers * rank * targets.iter().map(sides).sum::<u64>()
     }
 
-    /// Width of what a matrix gives.
+    /// Output width of a matrix.
     fn rows(&self, target: LoraTarget) -> u64 {
         match target {
             LoraTarget::QProj => self.query_width(),
@@ -133,7 +133,7 @@ impl ModelShape {
         }
     }
 
-    /// Width of what a matrix reads.
+    /// Input width of a matrix.
     fn columns(&self, target: LoraTarget) -> u64 {
         match target {
             LoraTarget::OProj => self.query_width(),

@@ -6,7 +6,7 @@ use crate::spec::{DeviceKind, LoraTarget, Precision, Sharding};
 const BF16: Compute = Compute { device: DeviceKind::Cuda, precision: Precision::Bf16, threads: 1 };
 const FP32: Compute = Compute { device: DeviceKind::Cpu, precision: Precision::Fp32, threads: 1 };
 
-/// A config.json of the fields that matter: family, [hidden, intermediate, layers, heads, key heads, vocabulary], tied.
+/// A config.json with the fields that matter: family, [hidden, intermediate, layers, heads, key heads, vocabulary], tied.
 fn config(family: &str, counts: [u64; 6], tied: bool) -> Value {
     let [hidden, intermediate, layers, heads, kv_heads, vocabulary] = counts;
     json!({
@@ -20,13 +20,13 @@ fn llama_7b() -> ModelShape {
     ModelShape::from_config(&config("llama", [4096, 11008, 32, 32, 32, 32000], false)).unwrap()
 }
 
-/// A model whose products one can do by hand: hidden 4, intermediate 8, one layer, two heads of 2, vocabulary 10.
+/// A model small enough to compute by hand: hidden 4, intermediate 8, one layer, two heads of 2, vocabulary 10.
 fn tiny() -> ModelShape {
     ModelShape::from_config(&config("llama", [4, 8, 1, 2, 2, 10], false)).unwrap()
 }
 
 #[test]
-fn parameters_are_those_that_the_models_are_known_to_have() {
+fn parameters_are_counted_as_published() {
     let mut qwen3 = config("qwen3", [1024, 3072, 28, 16, 8, 151_936], true);
     qwen3["head_dim"] = json!(128);
     let known = [
@@ -48,12 +48,12 @@ fn parameters_are_those_that_the_models_are_known_to_have() {
     // stories15M's file: a header of 28 bytes, the weights, and two tables of angles, [256, 24] each.
     let stories = ModelShape::from_config(&config("llama", [288, 768, 6, 6, 6, 32000], true)).unwrap();
     assert_eq!(28 + 4 * (stories.parameters(Head::Language) + 2 * 256 * 24), 60_816_028);
-    // A reward head is one row in the place of 32,000.
+    // A reward head is one row instead of 32,000.
     assert_eq!(llama_7b().parameters(Head::Reward), 6_738_415_616 - 31_999 * 4096);
 }
 
 #[test]
-fn adapters_are_those_that_peft_counts() {
+fn adapters_are_counted_as_by_peft() {
     let all = [
         LoraTarget::QProj,
         LoraTarget::KProj,
@@ -68,7 +68,7 @@ fn adapters_are_those_that_peft_counts() {
 }
 
 #[test]
-fn a_config_that_gives_no_shape_is_named_by_its_field() {
+fn an_invalid_config_is_named_by_its_field() {
     let message = |field: &str, value: Value| {
         let mut config = config("llama", [4, 8, 1, 2, 2, 10], false);
         config[field] = value;
@@ -90,7 +90,7 @@ fn a_config_that_gives_no_shape_is_named_by_its_field() {
 }
 
 #[test]
-fn a_cpu_pass_keeps_what_can_be_counted_by_hand() {
+fn activations_on_a_cpu_equal_a_count_by_hand() {
     let batch = Batch { tokens: 3, outputs: 2, keys: 3, longest: 3 };
     let pass = Pass { shape: &tiny(), compute: FP32, batch };
     // Per token: the stream, its norm's number and result, q, k and v in fp32.
@@ -110,8 +110,7 @@ fn a_cpu_pass_keeps_what_can_be_counted_by_hand() {
     assert_eq!(pass.kept_by_adapters(2, 3), 3 * 2 * 3 * 4);
 }
 
-/// The classical arithmetic of mixed precision: 4 + 4 + 8 bytes a parameter, and 2 for the bf16 copies of what takes part
-/// in products.
+/// The classic arithmetic of mixed precision: 4 + 4 + 8 bytes per parameter, and 2 for bf16 copies of the matrices.
 #[test]
 fn static_bytes_follow_parameters_ranks_and_sharding() {
     let shape = llama_7b();
@@ -149,7 +148,7 @@ fn checkpointing_keeps_less_and_a_reward_model_has_no_logits() {
     assert!(again.activations * 5 < kept.activations, "{again:?} {kept:?}");
     assert_eq!(of(Head::Reward, true).logits, 0);
     assert_eq!(of(Head::Reward, true).activations, again.activations);
-    // The last layer's second half runs only where something is read.
+    // The second half of the last layer runs only at output tokens.
     let few = Batch { outputs: 16, ..batch };
     let pass = |batch| Pass { shape: &shape, compute: BF16, batch }.kept();
     assert!(pass(few) < pass(batch) && pass(few) > pass(batch) / 32 * 31);
@@ -158,25 +157,25 @@ fn checkpointing_keeps_less_and_a_reward_model_has_no_logits() {
 #[test]
 fn a_cache_holds_every_slot_and_the_staging_slot() {
     let shape = llama_7b();
-    let decoding = Decoding { max_num_seqs: 63, prompt: 256, answer: 256 };
-    let estimate = generating(&shape, decoding, BF16);
+    let decoding = Decoding { max_num_seqs: 63, prompt: 256, completion: 256 };
+    let estimate = generation(&shape, decoding, BF16);
     // 32 layers of keys and values, 4096 wide, in bf16: half a MiB a token.
     assert_eq!(estimate.kv_cache, 64 * 512 * (512 << 10));
-    assert_eq!(estimate.copies, 2 * (shape.products() + shape.vocabulary_matrix()));
+    assert_eq!(estimate.copies, 2 * (shape.matrices() + shape.vocabulary_matrix()));
     assert_eq!((estimate.gradients, estimate.optimizer, estimate.activations), (0, 0, 0));
 }
 
 #[test]
 fn evaluation_holds_up_to_three_models_at_once() {
     let shape = llama_7b();
-    let decoding = Decoding { max_num_seqs: 8, prompt: 256, answer: 256 };
+    let decoding = Decoding { max_num_seqs: 8, prompt: 256, completion: 256 };
     let batch = Batch { tokens: 4096, outputs: 4096, keys: 4096, longest: 512 };
-    let of = |with_reference| evaluating(&shape, &shape, with_reference, decoding, batch, BF16);
+    let of = |with_reference| evaluation(&shape, &shape, with_reference, decoding, batch, BF16);
     let (language, reward) = (4 * shape.parameters(Head::Language), 4 * shape.parameters(Head::Reward));
     assert_eq!(of(false).weights, language + reward);
     assert_eq!(of(true).weights, 2 * language + reward);
-    assert!(of(true).total() > generating(&shape, decoding, BF16).total());
-    let read = reading(Model { shape: &shape, head: Head::Language }, 2, batch, BF16);
+    assert!(of(true).total() > generation(&shape, decoding, BF16).total());
+    let read = inference(Model { shape: &shape, head: Head::Language }, 2, batch, BF16);
     assert_eq!(read.weights, 2 * language);
     assert!(read.logits > 0 && read.kv_cache == 0);
 }

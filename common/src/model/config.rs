@@ -1,4 +1,4 @@
-//! The shape of a decoder, read from and written to Hugging Face's `config.json`.
+//! The configuration of a decoder, read from and written to Hugging Face's `config.json`.
 
 mod export;
 mod hf;
@@ -11,7 +11,7 @@ use std::path::Path;
 use super::{HeadKind, ModelFilesError};
 use crate::spec::SaveDtype;
 
-/// Families whose decoders differ from Llama's only by a mapping of fields.
+/// Families whose decoders differ from Llama's only in their fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     Llama,
@@ -44,7 +44,7 @@ impl Family {
     }
 }
 
-/// How rotary frequencies are stretched beyond the context a model was first trained on.
+/// Scaling of rotary frequencies beyond the context that a model was first trained on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
     None,
@@ -79,7 +79,7 @@ pub struct DecoderConfig {
     pub kv_heads: i64,
     pub head_dim: i64,
     pub rms_norm_eps: f64,
-    /// Longest sequence the model was made for; the rotary embedding itself has no end.
+    /// Maximum sequence length the model was trained for; the rotary embedding itself has no limit.
     pub max_positions: i64,
     pub rope: RopeConfig,
     /// The language-model head is the embedding matrix.
@@ -90,10 +90,10 @@ pub struct DecoderConfig {
     pub mlp_bias: bool,
     /// RMSNorm over each head's query and key before rotation (Qwen3).
     pub qk_norm: bool,
-    /// Standard deviation of fresh weights, where the file gives one.
+    /// Standard deviation of fresh weights, if the file states one.
     pub initializer_range: Option<f64>,
     pub bos_token_id: Option<u32>,
-    /// Any of these ends an answer.
+    /// Tokens that end a completion.
     pub eos_token_ids: Vec<u32>,
     pub pad_token_id: Option<u32>,
 }
@@ -119,8 +119,8 @@ impl DecoderConfig {
         std::fs::write(&path, text).map_err(ModelFilesError::read(&path))
     }
 
-    /// Makes sure that a tokenizer's ids, `0..count`, all have an embedding. To be asked once when the two meet: inside
-    /// a forward an id without one is a panic, and on a GPU an assertion that ends the process.
+    /// Checks that a tokenizer's ids, `0..count`, all have an embedding. Call it once for a model and its tokenizer: in a
+    /// forward pass an id without an embedding panics, and on a GPU it fails an assertion that ends the process.
     ///
     /// # Errors
     /// The tokenizer knows more ids than the model.
@@ -137,8 +137,8 @@ impl DecoderConfig {
         })
     }
 
-    /// Makes sure that `pad` can stand for padding of a reward model. transformers scores a row at its last token other
-    /// than that one, so it has to be an id that never occurs in a text.
+    /// Checks that `pad` can be the pad token of a reward model. transformers scores a row at its last token that is not
+    /// `pad`, so it must be an id that never occurs in a text.
     ///
     /// # Errors
     /// `pad` is outside the vocabulary, or ends or begins texts.

@@ -1,4 +1,4 @@
-//! Directories that are no model of safetensors files, and what they are instead, told by the names of their files.
+//! Recognition of directories that are not a model of safetensors files, by the names of their files.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::names::{INDEX, SINGLE};
 
 const ADAPTER: &str = "adapter_config.json";
 
-/// Weights in other formats: the start and the end of their files' names, the format in words, and the advice.
+/// Other formats of weights: prefix and suffix of file names, description, and advice.
 const FORMATS: [(&str, &str, &str, &str); 7] = [
     (
         "",
@@ -27,7 +27,7 @@ const FORMATS: [(&str, &str, &str, &str); 7] = [
 ];
 const PICKLED: &str = "load them with transformers and call save_pretrained, which writes safetensors";
 
-/// The contents of a directory that lacks a model's files, in words, and the advice that they call for.
+/// A description of the contents of a directory that lacks a model's files, with advice.
 pub fn instead(dir: &Path) -> Option<String> {
     let names = names(dir);
     if names.contains(ADAPTER) {
@@ -59,7 +59,7 @@ pub fn has_other_weights(dir: &Path) -> bool {
         || [SINGLE, INDEX].iter().any(|name| is_dangling(&dir.join(name)))
 }
 
-/// Refuses a model beside an adapter: transformers loads the adapter's base model in its place, and the adapter.
+/// Refuses a model with an adapter in its directory: transformers would load the adapter and its base model instead.
 ///
 /// # Errors
 /// An adapter's configuration is in the directory.
@@ -105,7 +105,7 @@ mod tests {
     use crate::model::WeightFiles;
 
     #[test]
-    fn a_directory_without_a_model_is_told_by_what_it_holds() {
+    fn a_directory_without_a_model_is_described_by_its_contents() {
         for (files, what) in [
             (&["adapter_config.json", "adapter_model.safetensors"][..], "merge it into its base model"),
             (&["model-q4.gguf"], "GGUF"),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_beside_a_model_is_refused_with_its_base() {
+    fn a_model_with_an_adapter_in_its_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         refuse_adapter(dir.path()).unwrap();
         std::fs::write(dir.path().join(ADAPTER), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();

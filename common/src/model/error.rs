@@ -1,10 +1,10 @@
-//! Faults of a model directory.
+//! The error of reading a model directory.
 
 use std::path::PathBuf;
 
 use crate::input_file;
 
-/// A directory that is no model that Foil can run; every message says where and what to do.
+/// A fault of a model directory; every message says where it is and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelFilesError {
     #[error("{path}: {reason}", path = path.display())]
@@ -34,7 +34,7 @@ pub enum ModelFilesError {
 }
 
 impl ModelFilesError {
-    /// Advice that goes with the message.
+    /// Advice for users.
     pub fn advice(&self) -> &'static str {
         match self {
             Self::Read { .. } => "make sure that the model directory is complete and can be read",
@@ -58,7 +58,7 @@ impl ModelFilesError {
     /// The JSON value that a file holds.
     ///
     /// # Errors
-    /// It holds something else.
+    /// The file is not JSON.
     pub fn parse(path: impl Into<PathBuf>, bytes: &[u8]) -> Result<serde_json::Value, Self> {
         input_file::json(bytes).map_err(|reason| Self::Json { path: path.into(), reason })
     }

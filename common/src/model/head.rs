@@ -23,7 +23,7 @@ impl HeadKind {
         }
     }
 
-    /// The head that `architectures` of a config.json names; a file that names none is a language model's.
+    /// The head that `architectures` of a config.json names; without `architectures` it is a language model.
     ///
     /// # Errors
     /// Another class than a language model or a classifier with one label.
@@ -33,7 +33,7 @@ impl HeadKind {
         if names.iter().any(|name| name.ends_with(CLASSIFIER)) {
             return require_one_label(config).map(|()| Self::Reward);
         }
-        // A bare `…Model` is told apart by its tensors' names, which say more.
+        // A bare `…Model` is recognized by the names of its tensors, which say more.
         let known = |name: &&str| name.ends_with(CAUSAL) || name.ends_with("Model");
         match names.iter().find(|name| !known(name) || name.ends_with("RewardModel")) {
             None => Ok(Self::LanguageModel),
@@ -45,7 +45,7 @@ impl HeadKind {
     }
 }
 
-/// A reward is one number. Where neither field counts the labels, the head's shape will tell.
+/// A reward model has one label. If neither field states the number of labels, the shape of the head will tell.
 fn require_one_label(config: &Value) -> Result<(), ModelFilesError> {
     let by_name = config.get("id2label").and_then(Value::as_object).map(|labels| labels.len() as u64);
     let counts = [("num_labels", config.get("num_labels").and_then(Value::as_u64)), ("id2label", by_name)];
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_head_is_what_architectures_say() {
+    fn architectures_name_the_head() {
         let head = |config: Value| HeadKind::of_config(&config);
         assert_eq!(head(json!({})), Ok(HeadKind::LanguageModel));
         assert_eq!(head(json!({ "architectures": ["Qwen2ForCausalLM"] })), Ok(HeadKind::LanguageModel));

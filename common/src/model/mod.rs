@@ -1,7 +1,7 @@
-//! The files of a Hugging Face model directory, understood without reading a weight: what `config.json` and the headers
-//! of the safetensors files say of a decoder of the Llama family.
+//! The files of a Hugging Face model directory: `config.json` and the headers of the safetensors files of a decoder of the
+//! Llama family. Weights are not read.
 //!
-//! Clients, the coordinator and ranks all read a directory through this module, so that what a rank would refuse is
+//! Clients, the coordinator and ranks read a directory through this module, so that a model that a rank would refuse is
 //! refused before a job is queued.
 
 mod config;

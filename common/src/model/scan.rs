@@ -1,4 +1,4 @@
-//! Looking at every number of a checkpoint: what no header tells.
+//! Scans of the numbers in a checkpoint, for faults that no header shows.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -11,10 +11,10 @@ use super::{DecoderConfig, HeadKind, ModelFilesError, TensorEntry, WeightFiles};
 const PIECE: usize = 1 << 20;
 
 impl WeightFiles {
-    /// Reads all tensors, `moved` hearing of the bytes read, and looks for numbers that are none.
+    /// Reads all tensors and looks for NaN and infinity. `moved` is called with the number of bytes read.
     ///
     /// # Errors
-    /// The first tensor that holds NaN or an infinity, with how many and where the first is; files that cannot be read.
+    /// The first tensor that holds NaN or infinity, with their number and the first position; files that cannot be read.
     pub fn scan(&self, moved: &mut dyn FnMut(u64)) -> Result<(), ModelFilesError> {
         for (name, entry) in self.iter() {
             let (mut count, mut first, mut index) = (0u64, None, 0u64);
@@ -40,8 +40,8 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// A tied head that is stored has the bytes of the embeddings; reads no further than the first difference. Heads in
-    /// another number format are left to who loads the model.
+    /// Checks that a stored tied head has the bytes of the embeddings, up to the first difference. A head in another number
+    /// format is checked when the model is loaded.
     ///
     /// # Errors
     /// A head that differs; files that cannot be read.
@@ -54,7 +54,7 @@ impl WeightFiles {
         Err(ModelFilesError::different_head(&own.shape))
     }
 
-    /// Whether two tensors of one length hold the same bytes.
+    /// Whether two tensors of equal length have equal bytes.
     fn equal(&self, one: &TensorEntry, other: &TensorEntry) -> Result<bool, ModelFilesError> {
         let open = |entry: &TensorEntry| {
             let path = &self.paths()[entry.file];
@@ -97,7 +97,7 @@ impl WeightFiles {
     }
 }
 
-/// How a number format tells its finite numbers: by an exponent that is not all ones.
+/// The test for finite numbers of a format: their exponent is not all ones.
 struct Finite {
     width: usize,
     holds: fn(&[u8]) -> bool,
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_are_counted_and_placed() {
+    fn nans_and_infinities_are_counted_and_located() {
         let dir = tempfile::tempdir().unwrap();
         let f32s = |numbers: &[f32]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
         let mut seen = 0;

@@ -14,14 +14,14 @@ use super::contents;
 use super::names::{EMBEDDINGS, INDEX, LM_HEAD, SCORE, SINGLE};
 use super::{DecoderConfig, HeadKind, ModelFilesError};
 
-/// The bound that the safetensors format itself sets on its header.
+/// Maximum size of a header, by the safetensors format.
 const LARGEST_HEADER: u64 = 100_000_000;
-/// Bytes before the header: its length.
+/// Size of the field before the header, which holds its length.
 const LENGTH: u64 = 8;
-/// A tensor that every layer has, with which the names of a model's other parts can be told.
+/// A tensor that every model has, which reveals the prefix of its tensor names.
 const LANDMARK: &str = "layers.0.self_attn.q_proj.weight";
 
-/// What names of quantized tensors end with, and who writes them.
+/// Suffixes of the names of quantized tensors, and the libraries that write them.
 const QUANTIZED: [(&str, &str); 12] = [
     (".qweight", "GPTQ or AWQ"),
     (".qzeros", "GPTQ or AWQ"),
@@ -37,18 +37,18 @@ const QUANTIZED: [(&str, &str); 12] = [
     (".input_scale", "FP8"),
 ];
 
-/// How other trainers call the head of a reward or value model.
+/// Names of the head of a reward or value model in other trainers.
 const VALUE_HEADS: [&str; 6] =
     ["v_head.", "value_head.", "reward_head.", "regression_layer.", "classifier.", "score.bias"];
 
-/// Where one tensor lies.
+/// The location and shape of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
     /// Index into [`WeightFiles::paths`].
     pub file: usize,
     pub dtype: Dtype,
     pub shape: Vec<i64>,
-    /// Offset in the file.
+    /// Byte offset in the file.
     pub start: u64,
     pub bytes: u64,
 }
@@ -58,41 +58,41 @@ pub struct TensorEntry {
 pub struct WeightFiles {
     paths: Vec<PathBuf>,
     entries: BTreeMap<String, TensorEntry>,
-    /// The metadata of the file added last.
+    /// Metadata of the last file.
     metadata: HashMap<String, String>,
 }
 
-/// Length of a file's header, from the file's first eight bytes.
+/// The length of a file's header, from the first eight bytes of the file.
 ///
 /// # Errors
-/// A header that the file cannot hold.
+/// A length that exceeds the file.
 pub fn header_length(path: &Path, start: &[u8], file_length: u64) -> Result<u64, ModelFilesError> {
     let wrong = |reason: String| ModelFilesError::Weights { path: path.to_owned(), reason };
     let Some(size) = start.first_chunk::<8>() else {
         return Err(wrong(format!("{file_length} bytes are too few for a safetensors file; copy it again")));
     };
     if size == b"version " {
-        return Err(wrong(format!("it is no safetensors file: it is {LFS_POINTER}")));
+        return Err(wrong(format!("it is not a safetensors file: it is {LFS_POINTER}")));
     }
     if size.iter().all(|byte| (b' '..=b'~').contains(byte)) {
         let text = String::from_utf8_lossy(size);
         return Err(wrong(format!(
-            "it is no safetensors file: it starts with the text {text:?}; copy it again"
+            "it is not a safetensors file: it starts with the text {text:?}; copy it again"
         )));
     }
     let size = u64::from_le_bytes(*size);
     if size > LARGEST_HEADER || size + LENGTH > file_length {
         return Err(wrong(format!(
-            "it is no safetensors file: its header claims {size} bytes, but the file has {file_length}; copy it again"
+            "it is not a safetensors file: its header claims {size} bytes, but the file has {file_length}; copy it again"
         )));
     }
     Ok(size)
 }
 
-/// The `weight_map` of an index: tensor name → file name, which must be a plain name inside the directory.
+/// The `weight_map` of an index: tensor name → file name, which must be a plain name.
 ///
 /// # Errors
-/// An index that is no JSON or maps a tensor to something else.
+/// An index that is not JSON or maps a tensor to something else.
 pub fn shards(path: &Path, index: &[u8]) -> Result<BTreeMap<String, String>, ModelFilesError> {
     let index = ModelFilesError::parse(path, index)?;
     let wrong = |reason: String| ModelFilesError::Weights { path: path.to_owned(), reason };
@@ -162,7 +162,7 @@ impl WeightFiles {
     /// Adds the tensors of a file of `file_length` bytes whose header is `header`.
     ///
     /// # Errors
-    /// A header that does not describe the file; a tensor that is in another file too.
+    /// A header that does not describe the file; a tensor that another file has too.
     pub fn add(&mut self, path: PathBuf, header: &[u8], file_length: u64) -> Result<(), ModelFilesError> {
         let wrong = |path: &Path, reason: String| ModelFilesError::Weights { path: path.to_owned(), reason };
         let parsed: Metadata = serde_json::from_slice(header)
@@ -193,10 +193,10 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// Every tensor of an index lies in the shard that the index says.
+    /// Checks that every tensor of an index is in the shard that the index names.
     ///
     /// # Errors
-    /// A tensor that does not, by name.
+    /// The first tensor that is not.
     pub fn require_shards(
         &self,
         index: &Path,
@@ -224,13 +224,12 @@ impl WeightFiles {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
     }
 
-    /// An entry of the metadata of the file added last.
+    /// An entry of the metadata of the last file.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
     }
 
-    /// Whether a tied head is stored beside the embeddings that it should equal: a relic that carries no information, if
-    /// the two are the same.
+    /// Whether a tied head is stored in addition to the embeddings: redundant, if the two are equal.
     pub fn stores_tied_head(&self, config: &DecoderConfig, head: HeadKind) -> bool {
         let shape = |name| self.get(name).map(|entry| &entry.shape);
         config.tied_embeddings
@@ -239,11 +238,11 @@ impl WeightFiles {
             && shape(LM_HEAD) == shape(EMBEDDINGS)
     }
 
-    /// These are exactly the tensors of a model of this shape with this head, in a number format that can be read.
-    /// Stored rotary frequencies and [a tied head](Self::stores_tied_head) are passed over.
+    /// Checks that these are exactly the tensors of a model of this shape with this head, in a supported number format.
+    /// Stored rotary frequencies and [a tied head](Self::stores_tied_head) are ignored.
     ///
     /// # Errors
-    /// The first tensor that is not as it should be, by name.
+    /// The first tensor that is missing, unexpected, misshapen or in another format.
     pub fn check(&self, config: &DecoderConfig, head: HeadKind) -> Result<(), ModelFilesError> {
         self.refuse_quantized()?;
         self.refuse_other_names()?;
@@ -274,7 +273,7 @@ impl WeightFiles {
         }
     }
 
-    /// Tensors that are all there under another prefix than `model.` were saved by another class.
+    /// Refuses names with another prefix than `model.`: the checkpoint was saved from another class.
     fn refuse_other_names(&self) -> Result<(), ModelFilesError> {
         let own = format!("model.{LANDMARK}");
         if self.entries.contains_key(&own) {
@@ -341,12 +340,12 @@ impl WeightFiles {
     }
 }
 
-/// Advice about a head that is tied by config.json and yet not the embeddings.
+/// Advice about a head that config.json ties and that differs from the embeddings.
 const DIFFERENT_HEAD: &str =
     "it differs from the embeddings; set tie_word_embeddings to false in config.json to use it";
 
 impl ModelFilesError {
-    /// A tied head is stored, and differs from the embeddings.
+    /// The error of a stored tied head that differs from the embeddings.
     pub fn different_head(shape: &[i64]) -> Self {
         let (name, found) = (LM_HEAD.to_owned(), shape.to_vec());
         Self::Unexpected { name, found, advice: DIFFERENT_HEAD.to_owned() }

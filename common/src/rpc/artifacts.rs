@@ -1,7 +1,7 @@
-//! Moving artifacts between a client or a rank and the coordinator: 1 MiB messages, checked by BLAKE3.
+//! Transfer of artifacts between a client or a rank and the coordinator: 1 MiB messages, verified by BLAKE3.
 //!
-//! A download goes on where it broke off; an upload starts again. Only what is unavailable is tried again: a coordinator
-//! that cannot be reached for about two minutes, one whose store is away or full for an hour. Give these functions a connection of their own: what shares it waits behind the bytes.
+//! A download resumes where it broke off; an upload restarts. Only unavailability is retried: of the coordinator for about
+//! two minutes, of its store for an hour. Use a separate connection: other calls on it would wait behind the bytes.
 
 mod error;
 
@@ -29,18 +29,18 @@ pub use self::error::TransferError;
 use super::{DATA_BYTES, LeaderChannel, MESSAGE_BYTES, UNARY_DEADLINE, backoff, request};
 use crate::storage::object::Digest;
 
-/// A download that brings nothing for so long is taken for broken.
+/// A download without progress for this long counts as broken.
 const STALL: Duration = Duration::from_secs(120);
 
-/// Hears of bytes as they get through: how many more. Those that a transfer sends again are told once.
+/// Called with the number of bytes transferred since the last call. Bytes of a retry are not counted twice.
 pub type Moved = Arc<dyn Fn(u64) + Send + Sync>;
 
-/// For transfers nobody follows.
+/// A callback that does nothing.
 pub fn unfollowed() -> Moved {
     Arc::new(|_| ())
 }
 
-/// On whose behalf an upload is.
+/// The party that uploads, which determines where it may write.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Writer {
     job_id: String,
@@ -57,12 +57,12 @@ impl fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// A user's client; it may write `inputs/{blake3}` only.
+    /// A user's client, which may write `inputs/{blake3}` only.
     pub fn client() -> Self {
         Self::default()
     }
 
-    /// A rank of a job's attempt, which its secret proves; it may write below `jobs/{job}/phases/` while the attempt is
+    /// A rank of a job's attempt, authenticated by its secret; it may write below `jobs/{job}/phases/` while the attempt is
     /// current.
     pub fn rank(job_id: &str, attempt: u32, session_id: &str, secret: &str) -> Self {
         let (job_id, session_id) = (job_id.to_owned(), session_id.to_owned());
@@ -70,7 +70,7 @@ impl Writer {
     }
 }
 
-/// Makes a request until it passes or its failure is for good.
+/// Retries a request until it succeeds or fails permanently.
 async fn persist<T, F>(once: impl FnMut() -> F) -> Result<T, TransferError>
 where
     F: Future<Output = Result<T, TransferError>>,
@@ -85,7 +85,7 @@ fn client(line: &LeaderChannel) -> ArtifactsClient<LeaderChannel> {
         .max_encoding_message_size(MESSAGE_BYTES)
 }
 
-/// An object's size and hash, or nothing where there is none.
+/// An object's size and hash; `None` if it does not exist.
 pub async fn stat(line: &LeaderChannel, key: &str) -> Result<Option<v1::Object>, TransferError> {
     let once = || async {
         let message = v1::StatRequest { key: key.to_owned() };
@@ -98,7 +98,7 @@ pub async fn stat(line: &LeaderChannel, key: &str) -> Result<Option<v1::Object>,
     persist(once).await
 }
 
-/// Writes an object that is in memory.
+/// Uploads an object from memory.
 pub async fn upload_bytes(
     line: &LeaderChannel,
     key: &str,
@@ -118,8 +118,8 @@ pub async fn upload_bytes(
     persist(once).await
 }
 
-/// Uploads a user's file as `inputs/{blake3}`. Where it is there already the coordinator reads it, answers early, and takes
-/// the bytes only if it is damaged there. The answer's `path` is the file's name.
+/// Uploads a user's file as `inputs/{blake3}`. If it exists already, the coordinator verifies it, answers early, and takes
+/// the bytes only if its copy is damaged. The `path` of the result is the file's name.
 pub async fn upload_input(
     line: &LeaderChannel,
     path: &Path,
@@ -141,13 +141,13 @@ pub async fn upload_input(
     Ok(object)
 }
 
-/// Uploads bytes as `inputs/{blake3}`, as [`upload_input`] does a file.
+/// Uploads bytes as `inputs/{blake3}`, like [`upload_input`].
 pub async fn upload_input_bytes(line: &LeaderChannel, bytes: Bytes) -> Result<v1::Object, TransferError> {
     let key = input_key(&Digest::of(&bytes).blake3);
     upload_bytes(line, &key, &Writer::client(), bytes, &unfollowed()).await
 }
 
-/// Where a client's upload with this hash lies.
+/// The key of a client's upload with this hash.
 pub fn input_key(blake3: &str) -> String {
     format!("inputs/{blake3}")
 }
@@ -164,7 +164,7 @@ pub async fn digest_of_file(path: &Path) -> Result<Digest, TransferError> {
     hashing.await.map_err(|error| fail(io::Error::other(error)))?.map_err(fail)
 }
 
-/// A whole object, checked; for what fits in memory.
+/// Downloads and verifies an object that fits in memory.
 pub async fn download_bytes(line: &LeaderChannel, object: &v1::Object) -> Result<Bytes, TransferError> {
     let mut bytes = BytesMut::new();
     download(line, object, async |data: Bytes| {
@@ -175,8 +175,8 @@ pub async fn download_bytes(line: &LeaderChannel, object: &v1::Object) -> Result
     Ok(bytes.freeze())
 }
 
-/// Downloads an object to a file, which appears only when it is whole and right, and stays if the machine dies. Missing
-/// directories are made.
+/// Downloads an object to a file, which appears only when it is complete and verified, and is durable. Creates missing
+/// directories.
 pub async fn download_to_file(
     line: &LeaderChannel,
     object: &v1::Object,
@@ -186,7 +186,7 @@ pub async fn download_to_file(
     download_file(line, object, path, moved, Lasting::Synced).await
 }
 
-/// The same for a file that only this process reads: it need not outlive the machine, so nobody waits for the disk.
+/// Downloads an object to a cache file of this process, which need not survive the machine: there is no fsync.
 pub async fn download_to_cache(
     line: &LeaderChannel,
     object: &v1::Object,
@@ -196,7 +196,7 @@ pub async fn download_to_cache(
     download_file(line, object, path, moved, Lasting::Cached).await
 }
 
-/// Whether a file is on the disk, or may be in the kernel's cache only.
+/// Whether a file is synced to disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lasting {
     Synced,
@@ -223,7 +223,7 @@ async fn download_file(
     if placed.is_err()
         && let Err(error) = tokio::fs::remove_file(&partial).await
     {
-        tracing::warn!(path = %partial.display(), %error, "an unfinished download could not be removed");
+        tracing::warn!(path = %partial.display(), %error, "cannot remove an unfinished download");
     }
     placed
 }
@@ -250,7 +250,7 @@ async fn download_into(
     }
 }
 
-/// Feeds an object's bytes to `sink` in order, going on where a connection broke off.
+/// Writes an object's bytes to `sink` in order, resuming where a connection broke off.
 async fn download(
     line: &LeaderChannel,
     object: &v1::Object,
@@ -285,7 +285,7 @@ async fn download_rest(
     let key = &object.key;
     let failed = |status| TransferError::from_status(key, status);
     let message = v1::GetRequest { key: key.clone(), offset: hasher.count() };
-    // A coordinator waits for a free slot before it answers, but not for long.
+    // The coordinator may wait for a free slot before it answers, but not for long.
     let opened = tokio::time::timeout(STALL, client(line).get(message)).await;
     let opened = opened.unwrap_or_else(|_| Err(Status::unavailable("the download does not begin")));
     let mut stream = opened.map_err(failed)?.into_inner();
@@ -319,7 +319,7 @@ fn check(expected: &v1::Object, found: &Digest) -> Result<(), TransferError> {
     Err(TransferError::Corrupt { key, expected: describe(&Digest::from(expected)), found: describe(found) })
 }
 
-/// Writes an object from a file of known digest. The answer's `path` is the file's name.
+/// Uploads an object from a file of known digest. The `path` of the result is the file's name.
 pub async fn upload_file(
     line: &LeaderChannel,
     key: &str,
@@ -348,7 +348,7 @@ pub async fn upload_file(
     Ok(v1::Object { path: file_name(path), ..object })
 }
 
-/// The same chunks, each told when the connection takes it. What an earlier try has `told` of is not told again.
+/// The chunks, reporting each to `moved` when the connection takes it, except for bytes that an earlier try has reported.
 fn followed<S>(chunks: S, moved: &Moved, told: &Arc<AtomicU64>) -> impl Stream<Item = Bytes> + Send + 'static
 where
     S: Stream<Item = Bytes> + Send + 'static,
@@ -364,7 +364,7 @@ where
     })
 }
 
-/// A file's bytes. An error ends the stream early (so that the server refuses the whole) and stays in `trouble`.
+/// A file's bytes. An error ends the stream early, so that the server refuses the upload, and is kept in `trouble`.
 fn file_chunks(
     file: File,
     trouble: Arc<Mutex<Option<io::Error>>>,
@@ -417,7 +417,7 @@ fn file_name(path: &Path) -> String {
 }
 
 fn note(error: &TransferError, wait: Duration) {
-    tracing::warn!(%error, ?wait, "trying the transfer again");
+    tracing::warn!(%error, ?wait, "retrying the transfer");
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Connecting, deadlines and retries; moving artifacts.
+//! Connections, deadlines, retries, and the transfer of artifacts.
 
 pub mod artifacts;
 mod leader_channel;
@@ -14,36 +14,36 @@ use tonic::{Code, Request, Status, TimeoutExpired};
 pub use self::leader_channel::{LEADER, LeaderChannel, NOT_LEADER, leader_of};
 pub use self::route::local_address;
 
-/// Most bytes of data in one message of the Artifacts service.
+/// Maximum bytes of data in one message of the Artifacts service.
 pub const DATA_BYTES: usize = 1 << 20;
 
-/// Largest message either side takes: data and what is around it.
+/// Maximum message size on either side: data and its framing.
 pub const MESSAGE_BYTES: usize = DATA_BYTES + (64 << 10);
 
-/// Largest command to a rank, and request to a coordinator from a worker. A training phase's command names the objects of
-/// all chunks of the phases before it.
+/// Maximum size of a command to a rank, and of a worker's request to the coordinator. The command of a training phase names
+/// the objects of all chunks of earlier phases.
 pub const COMMAND_BYTES: usize = 16 << 20;
 pub const REPORT_BYTES: usize = 2 << 20;
 
-/// Largest request of a client; a specification is much smaller.
+/// Maximum size of a client's request; a specification is much smaller.
 pub const REQUEST_BYTES: usize = 1 << 20;
 
-/// Bytes on their way on one stream, and on one connection, at either side: more than a message or two, or each message's
-/// last bytes wait until its first ones are read.
+/// HTTP/2 window of a stream and of a connection: more than a message or two, or the last bytes of each message would wait
+/// until its first ones are read.
 pub const STREAM_WINDOW: u32 = 4 << 20;
 pub const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// How long a unary call may take where its caller knows no better.
+/// Default deadline of a unary call.
 pub const UNARY_DEADLINE: Duration = Duration::from_secs(30);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Why an address cannot be connected to.
+/// The error of an invalid coordinator address.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("{url:?} is no address of a coordinator: {reason}; give it as http://HOST:PORT")]
+    #[error("{url:?} is not the address of a coordinator: {reason}; give it as http://HOST:PORT")]
     BadUrl { url: String, reason: String },
     #[error(
         "{url} asks for TLS, which this version of Foil does not speak yet; use http:// within a machine or a trusted \
@@ -53,7 +53,7 @@ pub enum ConnectError {
 }
 
 /// A channel to the leader among the coordinators at `urls`: `http://HOST:PORT`, several separated by commas. Connections are
-/// made at the first call, and again whenever they break. Must be called within a tokio runtime.
+/// opened at the first call, and again whenever they break. Must be called within a tokio runtime.
 pub fn connect(urls: &str) -> Result<LeaderChannel, ConnectError> {
     LeaderChannel::new(urls)
 }
@@ -83,7 +83,7 @@ fn channel(url: &str) -> Result<Channel, ConnectError> {
         .connect_lazy())
 }
 
-/// Whether the text of a URL says a port: parsed, the scheme's own port is as good as none.
+/// Whether a URL names a port. A parsed URL does not tell the scheme's default port from none.
 fn names_port(url: &str) -> bool {
     let authority = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next());
     authority
@@ -91,20 +91,20 @@ fn names_port(url: &str) -> bool {
         .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
 }
 
-/// A unary request with a deadline that the server knows too.
+/// A unary request with a deadline, which the server learns too.
 pub fn request<T>(message: T, deadline: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(deadline);
     request
 }
 
-/// Whether a call failed for want of a connection or of the server's readiness, and may be made again: UNAVAILABLE,
-/// or a connection that broke in the middle of a call.
+/// Whether a call failed because the server was unreachable or not ready, and may be retried: UNAVAILABLE, or a connection
+/// that broke during the call.
 pub fn is_unavailable(status: &Status) -> bool {
     status.code() == Code::Unavailable || broke(status)
 }
 
-/// Whether a call ended because its time was up: the server's own word, or this side's clock.
+/// Whether a call exceeded its deadline, on the server's side or on this one.
 pub fn timed_out(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
@@ -116,7 +116,7 @@ pub fn timed_out(status: &Status) -> bool {
     status.code() == Code::DeadlineExceeded
 }
 
-/// Transport failures come under several codes, but always with the transport's error as their source.
+/// Whether the transport failed. Such failures have several codes, but always the transport's error as their source.
 fn broke(status: &Status) -> bool {
     if timed_out(status) {
         return false;
@@ -132,7 +132,7 @@ fn broke(status: &Status) -> bool {
     matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled) && status.source().is_some()
 }
 
-/// Why nothing was reached, for people: told from the last cause, since those around it say only that there was one.
+/// A message for users about an unreachable server, from the innermost cause: outer ones say only that there was one.
 pub fn unreached(status: &Status) -> String {
     let (mut last, mut source) = (None, status.source());
     while let Some(cause) = source {
@@ -154,8 +154,8 @@ pub fn unreached(status: &Status) -> String {
     last.unwrap_or_else(|| status.message().to_owned())
 }
 
-/// Pauses between tries: from a tenth of a second to five, with jitter, without an end: who tries looks at the clock,
-/// since a try may take longer than all pauses.
+/// Pauses between retries: from a tenth of a second to five, with jitter, without end. The caller checks the clock, since a
+/// single try may take longer than all pauses.
 pub fn backoff() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
@@ -199,7 +199,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                // As a server of TLS answers what is no greeting of TLS: with an alert.
+                // A TLS server answers anything that is not a TLS handshake with an alert.
                 let alert = b"\x15\x03\x03\x00\x02\x02\x16";
                 let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, alert).await;
                 let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 64]).await;

@@ -1,12 +1,11 @@
-//! Where this machine stands on the way to another.
+//! The local address of connections to another machine.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::{UdpSocket, lookup_host};
 use url::Url;
 
-/// The address of this machine that its connections to `url` come from. None where the host is unknown or there is no way
-/// to it. Nothing is sent.
+/// The source address of connections to `url`; `None` if the host is unknown or unreachable. Nothing is sent.
 pub async fn local_address(url: &str) -> Option<IpAddr> {
     let url = Url::parse(url).ok()?;
     let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
@@ -19,7 +18,7 @@ pub async fn local_address(url: &str) -> Option<IpAddr> {
     None
 }
 
-/// By the kernel's own choice of a route.
+/// Asks the kernel for its choice of route.
 async fn toward(remote: SocketAddr) -> std::io::Result<IpAddr> {
     let any: IpAddr = match remote {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

@@ -76,7 +76,7 @@ pub(crate) enum Command {
     /// Downloads a job's results, or one artifact. Interrupted downloads resume; every file is checked by its hash.
     Pull(PullArgs),
     /// Checks a result directory: its files, tokens and template, and what Foil and transformers compute from it. The exit
-    /// status is 0 where every check passed, 1 where one failed, 3 where none failed but not all could be made.
+    /// status is 0 if every check passed, 1 where one failed, 3 where none failed but not all could be made.
     Conform(ConformArgs),
     /// Reads a submitted job's inputs for a coordinator, which starts this itself.
     #[command(hide = true)]
@@ -113,7 +113,7 @@ pub(crate) struct RunArgs {
     /// Keep OUT/store after success: every sample, score and checkpoint.
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Remove what an earlier run left in OUT and start anew.
+    /// Remove what an earlier run left in OUT and start again.
     #[arg(long, conflicts_with = "store")]
     pub(crate) fresh: bool,
     /// Print one final JSON object on standard output and nothing else.

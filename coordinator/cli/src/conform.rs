@@ -16,7 +16,7 @@ const INCOMPLETE: u8 = 3;
 /// Where `scripts/fixtures/setup-peers` puts its Python.
 const FIXTURES_PYTHON: &str = ".venv-peers/bin/python";
 
-/// Checks a directory and prints what was found: status 0 where every check passed, 1 where one failed, 3 where none
+/// Checks a directory and prints what was found: status 0 if every check passed, 1 where one failed, 3 where none
 /// failed but not all could be made.
 pub(crate) async fn conform(args: &ConformArgs) -> Result<ExitCode> {
     let (dir, python) = (args.dir.clone(), args.python.clone());

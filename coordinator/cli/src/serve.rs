@@ -34,7 +34,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     listen::check(args.listen, args.insecure_listen, "run jobs").map_err(anyhow::Error::msg)?;
     failpoint::init()?;
     // Samples, prompts and weights in the store are nobody else's.
-    private::withhold_new_files();
+    private::restrict_umask();
     let stop = shutdown::on_signal()?.token();
     let metrics = telemetry::install_metrics()?;
     let store = Store::open(&args.store)?;
@@ -112,7 +112,7 @@ fn end_with(parent: u32) -> Result<()> {
     Ok(())
 }
 
-/// The URL of an address listened on; empty where that is every address of the machine, which names none.
+/// The URL of an address listened on; empty if that is every address of the machine, which names none.
 fn reachable(address: SocketAddr) -> String {
     if address.ip().is_unspecified() { String::new() } else { format!("http://{address}") }
 }

@@ -322,7 +322,7 @@ impl RankSet {
         let Some(Slot::Up { assignment, .. }) = self.slots.get_mut(rank) else { return false };
         match assignment {
             Assignment::Chunk(lease) if lease.chunk == report.chunk => {
-                lease.watchdog.record_report(report, now)
+                lease.watchdog.record_report(report, now);
             }
             Assignment::Gang(member) if gang == report.phase => member.watchdog.record_report(report, now),
             Assignment::Idle | Assignment::Chunk(_) | Assignment::Gang(_) => return false,

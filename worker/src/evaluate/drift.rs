@@ -1,8 +1,8 @@
-//! How far a policy's log-probabilities are from those that its sampler recorded; see [`foil_common::drift`].
+//! The difference between a policy's log-probabilities and those recorded at generation; see [`foil_common::drift`].
 
 use foil_common::stats::Moments;
 
-/// Over tokens.
+/// Statistics over tokens.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Drift {
     /// |Δ| in nats, Δ = log p(trainer) − log p(sampler); its maximum too.
@@ -11,16 +11,16 @@ pub struct Drift {
     pub divergence: Moments,
 }
 
-/// e^Δ beyond it tells nothing more, and its square may be too large for a sum.
-const LARGEST: f64 = 50.0;
+/// Bound of Δ in the divergence: the square of e^Δ must not overflow a sum.
+const MAX_DELTA: f64 = 50.0;
 
 impl Drift {
-    /// Counts one answer's tokens: their log-probabilities as the sampler recorded them, and as the policy reads them.
-    pub fn push(&mut self, sampled: &[f32], read: &[f32]) {
-        for (sampled, read) in sampled.iter().zip(read) {
-            let delta = f64::from(*read) - f64::from(*sampled);
+    /// Adds the tokens of a completion: their log-probabilities recorded at generation, and recomputed by the trainer.
+    pub fn push(&mut self, recorded: &[f32], recomputed: &[f32]) {
+        for (recorded, recomputed) in recorded.iter().zip(recomputed) {
+            let delta = f64::from(*recomputed) - f64::from(*recorded);
             self.distance.push_with_max(delta.abs());
-            let bounded = delta.min(LARGEST);
+            let bounded = delta.min(MAX_DELTA);
             self.divergence.push(bounded.exp_m1() - bounded);
         }
     }
@@ -34,10 +34,10 @@ mod tests {
     use tch::{Device, Tensor, no_grad};
 
     use super::Drift;
-    use crate::evaluate::{answer_kl, answer_log_probs};
+    use crate::evaluate::{completion_kl, completion_log_probs};
     use crate::generate::{Completion, GenerateRequest, GenerationConfig, NoiseKey, generate};
     use crate::model::{DecoderConfig, LanguageModel, Precision};
-    use crate::train::AnswerGroup;
+    use crate::train::CompletionGroup;
 
     #[test]
     fn drift_is_distance_and_divergence_over_tokens() {
@@ -61,7 +61,7 @@ mod tests {
         LanguageModel::from_config(&DecoderConfig::from_hf(&config).unwrap(), 5, Device::Cpu)
     }
 
-    /// What the gauge shows of answers that `sampler` drew and `trainer` reads, in training's way and in evaluation's.
+    /// The drift of completions that `sampler` generated, recomputed by `trainer` as in training and as in evaluation.
     fn drift(sampler: &LanguageModel, trainer: &LanguageModel, precision: Precision) -> [Drift; 2] {
         let sampling = Sampling { max_new_tokens: 40, ..Sampling::default() };
         let noise = NoiseKey { seed: 5, round: 1, purpose: "test".into() };
@@ -80,37 +80,41 @@ mod tests {
             max_num_seqs: 8,
             detokenize: &text,
         };
-        let answers = generate(&sampler.inference(precision, 8).unwrap(), &requests, &config, &mut |_, _| {});
-        let answers = answers.unwrap().completions;
+        let generation =
+            generate(&sampler.inference(precision, 8).unwrap(), &requests, &config, &mut |_, _| {});
+        let completions = generation.unwrap().completions;
 
-        let group = |(request, answers): (&GenerateRequest, &[Completion])| AnswerGroup {
+        let group = |(request, completions): (&GenerateRequest, &[Completion])| CompletionGroup {
             id: request.prompt_id,
             prompt: request.prompt.clone(),
-            answers: answers.iter().map(|answer| answer.tokens.clone()).collect(),
+            completions: completions.iter().map(|completion| completion.tokens.clone()).collect(),
         };
-        let groups: Vec<AnswerGroup> = requests.iter().zip(answers.chunks(3)).map(group).collect();
-        let trained = answer_log_probs(trainer, &groups, precision, 200).unwrap().concat();
+        let groups: Vec<CompletionGroup> = requests.iter().zip(completions.chunks(3)).map(group).collect();
+        let trained = completion_log_probs(trainer, &groups, precision, 200).unwrap().concat();
         let dialogues: Vec<(Vec<u32>, usize)> = groups
             .iter()
             .flat_map(|group| {
                 let whole =
                     |answer: &Vec<u32>| ([group.prompt.as_slice(), answer].concat(), group.prompt.len());
-                group.answers.iter().map(whole)
+                group.completions.iter().map(whole)
             })
             .collect();
         let dialogues: Vec<(&[u32], usize)> =
             dialogues.iter().map(|(ids, start)| (&ids[..], *start)).collect();
-        let evaluated = answer_kl(trainer, trainer, &dialogues, precision, 200).unwrap();
+        let evaluated = completion_kl(trainer, trainer, &dialogues, precision, 200).unwrap();
         let evaluated = evaluated.into_iter().map(|divergence| divergence.log_probs).collect();
-        [trained, evaluated].map(|read: Vec<Vec<f32>>| {
+        [trained, evaluated].map(|recomputed: Vec<Vec<f32>>| {
             let mut drift = Drift::default();
-            answers.iter().zip(&read).for_each(|(answer, read)| drift.push(&answer.log_probs, read));
+            completions
+                .iter()
+                .zip(&recomputed)
+                .for_each(|(completion, recomputed)| drift.push(&completion.log_probs, recomputed));
             drift
         })
     }
 
     #[test]
-    fn one_policy_drifts_by_rounding_alone() {
+    fn an_unchanged_policy_drifts_only_by_rounding() {
         let model = model();
         for drift in drift(&model, &model, Precision::Fp32) {
             assert!(drift.distance.count > 200, "{drift:?}");
@@ -123,7 +127,7 @@ mod tests {
         }
     }
 
-    /// So that the bounds are not those of a toy.
+    /// Checks that the bounds hold for a real model too.
     #[test]
     fn a_real_models_drift_is_well_within_the_bounds() {
         let Some(dir) = foil_common::test_models::language_model() else { return };
@@ -138,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_changed_after_sampling_are_seen() {
+    fn weights_that_changed_after_generation_are_detected() {
         let sampler = model();
         let trainer = sampler.copy();
         let norm = trainer.parameters().get("model.layers.1.input_layernorm.weight").unwrap();

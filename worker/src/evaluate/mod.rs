@@ -1,4 +1,4 @@
-//! What is measured of models, and the tensor work it needs. Figures are gathered per chunk as
+//! Measurements of models. Values are collected per chunk as
 //! [`foil_common::stats::Moments`] and [`foil_common::stats::Calibration`]; the coordinator merges them.
 
 mod divergence;
@@ -8,9 +8,9 @@ mod pairs;
 mod scores;
 mod text;
 
-pub use divergence::{Divergence, answer_kl, token_kl};
+pub use divergence::{Divergence, completion_kl, token_kl};
 pub use drift::Drift;
-pub use log_probs::answer_log_probs;
-pub use pairs::{PairFigures, is_right};
+pub use log_probs::completion_log_probs;
+pub use pairs::{PairMetrics, is_correct};
 pub use scores::scores;
-pub use text::{Variety, answer_distinct_n, repeats};
+pub use text::{Diversity, completion_distinct_n, duplicates};

@@ -1,4 +1,4 @@
-//! Reward-model scores of many sequences.
+//! Batched scores of a reward model.
 
 use tch::{Device, no_grad};
 
@@ -6,11 +6,9 @@ use crate::model::{ModelError, PackedBatch, Precision, RewardModel, rows_of_grou
 use crate::train::RowShape;
 use crate::train::plan::cut;
 
-/// Scores the sequences (whole dialogues) of groups; the scores come group by group, in order. What a group's sequences begin
-/// with is read once.
+/// Scores the sequences (whole dialogues) of groups, group by group and in order. The shared prefix of a group is computed once.
 ///
-/// Groups are batched in their order with at most `budget` tokens read to a batch. The same groups and budget give the
-/// same bits.
+/// Groups are batched in order with at most `budget` rows per batch. The same groups and budget give the same bits.
 ///
 /// # Errors
 /// A sequence without tokens.
@@ -31,7 +29,7 @@ pub fn scores<S: AsRef<[u32]>>(
     Ok(scores)
 }
 
-/// Stretches of rows that read at most `budget` tokens each.
+/// Splits rows into consecutive batches that cost at most `budget` each.
 pub(super) fn batches(costs: impl Iterator<Item = usize>, budget: usize) -> Vec<std::ops::Range<usize>> {
     let shapes: Vec<RowShape> =
         costs.map(|cost| RowShape { cost, tokens: cost, items: 1, weight: 1.0 }).collect();
@@ -50,20 +48,21 @@ mod tests {
     use crate::model::{Precision, RewardModel};
 
     #[test]
-    fn scores_keep_their_order_whatever_the_budget_and_the_groups() {
+    fn scores_keep_their_order_with_any_budget_and_groups() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/model/llama-reward");
         let model = RewardModel::load(&dir, Device::Cpu).unwrap();
         let prompt: Vec<u32> = (1..20).collect();
-        let answer = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
+        let completion = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
         let groups =
-            [vec![vec![1, 5, 9]], vec![answer(&[7]), prompt.clone(), answer(&[8, 9])], vec![vec![7]]];
-        let apart: Vec<Vec<Vec<u32>>> = groups.concat().into_iter().map(|sequence| vec![sequence]).collect();
-        let alone = scores(&model, &apart, Precision::Fp32, 1).unwrap().concat();
+            [vec![vec![1, 5, 9]], vec![completion(&[7]), prompt.clone(), completion(&[8, 9])], vec![vec![7]]];
+        let separate: Vec<Vec<Vec<u32>>> =
+            groups.concat().into_iter().map(|sequence| vec![sequence]).collect();
+        let single = scores(&model, &separate, Precision::Fp32, 1).unwrap().concat();
         for budget in [1, 25, 1000] {
-            let together = scores(&model, &groups, Precision::Fp32, budget).unwrap();
-            assert_eq!(together.iter().map(Vec::len).collect::<Vec<_>>(), [1, 3, 1]);
-            for (alone, together) in alone.iter().zip(together.concat()) {
-                assert!((alone - together).abs() < 1e-5 * alone.abs().max(1.0));
+            let batched = scores(&model, &groups, Precision::Fp32, budget).unwrap();
+            assert_eq!(batched.iter().map(Vec::len).collect::<Vec<_>>(), [1, 3, 1]);
+            for (single, batched) in single.iter().zip(batched.concat()) {
+                assert!((single - batched).abs() < 1e-5 * single.abs().max(1.0));
             }
         }
         assert_eq!(batches([3, 6, 1, 4].into_iter(), 8), [0..1, 1..3, 3..4]);

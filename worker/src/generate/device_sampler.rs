@@ -1,7 +1,7 @@
 //! The sampler of [`super::sampler`] in tensor operations, all rows at once: of logits on an accelerator, only the sampled
 //! tokens and their log-probabilities are copied to the host.
 
-use foil_common::memory::DRAWN_LOGITS;
+use foil_common::memory::MAX_SAMPLED_LOGITS;
 use foil_common::spec::Sampling;
 use tch::{Kind, Tensor};
 
@@ -20,7 +20,7 @@ pub(super) fn sample_on_device(
     noise: &[StepNoise],
 ) -> Result<Vec<Token>, GenerateError> {
     let vocab_size = logits.size()[1].max(1) as usize;
-    let rows = (DRAWN_LOGITS as usize / vocab_size).max(1);
+    let rows = (MAX_SAMPLED_LOGITS as usize / vocab_size).max(1);
     let mut tokens = Vec::with_capacity(contexts.len());
     for (part, (contexts, noise)) in contexts.chunks(rows).zip(noise.chunks(rows)).enumerate() {
         let logits = logits.narrow(0, (part * rows) as i64, contexts.len() as i64);
@@ -116,7 +116,7 @@ fn keep_top_p(weights: Tensor, p: f64) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use foil_common::memory::drawing;
+    use foil_common::memory::sampling_memory;
     use foil_common::spec::Sampling;
     use tch::{Device, Kind, Tensor};
 
@@ -191,7 +191,7 @@ mod tests {
         let contexts = [Context { prompt: &[], completion: &[], eos: &[] }; ROWS];
         let memory = foil_torch::CpuMemory::count().unwrap();
         sample_on_device(&logits, VOCAB_SIZE as usize, &sampling, &contexts, &noise).unwrap();
-        let (peak, estimate) = (memory.peak(), drawing(logits.numel() as u64));
+        let (peak, estimate) = (memory.peak(), sampling_memory(logits.numel() as u64));
         assert!(peak <= estimate && peak * 10 >= estimate * 7, "{peak} of {estimate} bytes");
     }
 

@@ -14,7 +14,7 @@ use super::support::rows::Sampled;
 use super::support::{drift, rows};
 use super::{Chunk, ChunkOutput, Figures, PhaseError, TaskContext, score};
 use crate::evaluate;
-use crate::evaluate::{Divergence, Variety};
+use crate::evaluate::{Divergence, Diversity};
 use foil_common::failpoint;
 
 pub(super) fn run(
@@ -38,7 +38,7 @@ pub(super) fn run(
     baselines.compare(&samples, &mut figures);
     let rows = work.prompts.as_ref().map_or(0, |prompts| prompts.rows);
     baselines.compare_halves(context.job.evaluation.metric_for_best_model, rows, &samples, &mut figures);
-    let mut variety = Variety::default();
+    let mut variety = Diversity::default();
     samples.iter().for_each(|sample| variety.push(&sample.text, &sample.tokens));
     if work.reference.is_some() {
         fill_kl(context, chunk, work, &policy, &draw, &mut samples, &mut figures)?;
@@ -159,6 +159,6 @@ fn divergences(
     let borrowed: Vec<(&[u32], usize)> =
         dialogues.iter().map(|(ids, start)| (ids.as_slice(), *start)).collect();
     let budget = context.job.policy_step.optimizer.micro_batch_tokens;
-    evaluate::answer_kl(&policy.model, &reference.model, &borrowed, context.precision(), budget)
+    evaluate::completion_kl(&policy.model, &reference.model, &borrowed, context.precision(), budget)
         .map_err(PhaseError::Batch)
 }

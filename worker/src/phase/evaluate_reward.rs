@@ -13,7 +13,7 @@ use super::support::error::samples_error;
 use super::support::pairs;
 use super::support::pairs::Contest;
 use super::{Chunk, ChunkOutput, PhaseError, TaskContext, score};
-use crate::evaluate::{PairFigures, is_right};
+use crate::evaluate::{PairMetrics, is_correct};
 
 pub(super) fn run(
     context: &mut TaskContext,
@@ -29,7 +29,7 @@ pub(super) fn run(
     let groups: Vec<Vec<&[u32]>> = contests.iter().map(sequences).collect();
     let scores = score::scores(context, &judge, &groups)?;
 
-    let mut figures = PairFigures::default();
+    let mut figures = PairMetrics::default();
     // Lengths alone, as a baseline: the longer answer wins.
     let mut by_length = ClusteredMoments::default();
     let mut scored = Vec::with_capacity(pairs);
@@ -40,7 +40,7 @@ pub(super) fn run(
         figures.push(contest.cluster, scores[0], &scores[1..]);
         for (answer, &rejected) in contest.rejected.iter().zip(&scores[1..]) {
             let lengths = (contest.chosen.response().len(), answer.response().len());
-            by_length.push(contest.cluster, is_right(lengths.0 as f64, lengths.1 as f64));
+            by_length.push(contest.cluster, is_correct(lengths.0 as f64, lengths.1 as f64));
             scored.push(v1::PairScore { row_id: contest.row, chosen: scores[0], rejected });
         }
     }
@@ -71,7 +71,7 @@ fn halves(
             if stats::half_of(contest.cluster.key, rows) == Some(half) {
                 scores[1..]
                     .iter()
-                    .for_each(|&other| accuracy.push(contest.cluster, is_right(scores[0], other)));
+                    .for_each(|&other| accuracy.push(contest.cluster, is_correct(scores[0], other)));
             }
         }
         accuracy.moments().to_wire(&format!("{half}accuracy"))
@@ -91,7 +91,7 @@ fn change(
     let first = v1::PairScores::decode(bytes.as_slice()).map_err(|e| samples_error(object, e.to_string()))?;
     let mut before: HashMap<u64, Vec<f64>> = HashMap::new();
     for pair in &first.pairs {
-        before.entry(pair.row_id).or_default().push(is_right(pair.chosen, pair.rejected));
+        before.entry(pair.row_id).or_default().push(is_correct(pair.chosen, pair.rejected));
     }
     let mut change = ClusteredMoments::default();
     for (contest, scores) in contests.iter().zip(scores) {
@@ -101,7 +101,7 @@ fn change(
             return Err(samples_error(object, format!("{found} scores of row {row}, expected {expected}")));
         }
         for (other, before) in scores[1..].iter().zip(before) {
-            change.push(contest.cluster, is_right(scores[0], *other) - before);
+            change.push(contest.cluster, is_correct(scores[0], *other) - before);
         }
     }
     Ok(Some(change.moments().to_wire(stats::ACCURACY_CHANGE)))

@@ -28,7 +28,7 @@ pub(super) fn run(
     let mut figures = answers::describe(&samples);
     // Answers alike teach nothing: a group of them has no better and no worse.
     for repeated in
-        evaluate::repeats(samples.iter().map(|sample| (sample.prompt_id, sample.tokens.as_slice())))
+        evaluate::duplicates(samples.iter().map(|sample| (sample.prompt_id, sample.tokens.as_slice())))
     {
         figures.push("repeat_rate", if repeated { 1.0 } else { 0.0 });
     }

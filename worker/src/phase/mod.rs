@@ -31,7 +31,7 @@ use self::support::error::need;
 use self::support::models::{Encoders, Judge, Loader, Models, Policy};
 use self::support::rows::Span;
 use crate::model::Precision;
-use crate::task_io::artifact_cache::Cache;
+use crate::task_io::artifact_cache::ArtifactCache;
 use crate::task_io::progress::Reporter;
 use crate::task_io::stop::{BusyGuard, StopSignal};
 use foil_common::failpoint;
@@ -54,7 +54,7 @@ pub struct RankContext {
 pub struct TaskContext {
     job: spec::Job,
     rank: RankContext,
-    cache: Cache,
+    cache: ArtifactCache,
     models: Models,
     encoders: Encoders,
     reports: Reporter,
@@ -89,7 +89,7 @@ impl Chunk {
 }
 
 impl TaskContext {
-    pub fn new(job: spec::Job, rank: RankContext, cache: Cache, reports: Reporter) -> Self {
+    pub fn new(job: spec::Job, rank: RankContext, cache: ArtifactCache, reports: Reporter) -> Self {
         Self {
             job,
             rank,
@@ -173,12 +173,12 @@ impl TaskContext {
 
     /// Frees what the task does not need.
     fn begin_task(&mut self, task: &v1::Task, chunk: u32) {
-        self.reports.enter(&task.phase, chunk);
+        self.reports.begin_task(&task.phase, chunk);
         if self.phase == task.phase {
             return;
         }
         self.phase.clone_from(&task.phase);
-        self.cache.enter_round(task.round);
+        self.cache.begin_round(task.round);
         self.models.keep_only(&models_of(task));
     }
 

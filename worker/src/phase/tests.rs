@@ -17,12 +17,12 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
-use crate::task_io::memory_objects::MemoryObjects;
+use crate::task_io::memory_objects::MemoryObjectStore;
 use crate::task_io::stop::StopSignal;
 
 struct Game {
     context: TaskContext,
-    objects: MemoryObjects,
+    objects: MemoryObjectStore,
     messages: UnboundedReceiver<v1::RankMessage>,
     _meetings: Sender<v1::Rendezvous>,
     _dir: TempDir,
@@ -69,7 +69,7 @@ fn letters_job() -> v1::JobSpec {
 impl Game {
     fn new(job: v1::JobSpec) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let objects = MemoryObjects::default();
+        let objects = MemoryObjectStore::default();
         let (sender, messages) = tokio::sync::mpsc::unbounded_channel();
         let (meet, rendezvous) = mpsc::channel();
         let rank = RankContext {
@@ -79,7 +79,7 @@ impl Game {
             rendezvous,
             stop: StopSignal::default(),
         };
-        let cache = Cache::open(dir.path(), Box::new(objects.clone())).unwrap();
+        let cache = ArtifactCache::open(dir.path(), Box::new(objects.clone())).unwrap();
         let context = TaskContext::new(job.try_into().unwrap(), rank, cache, Reporter::new(sender));
         Self { context, objects, messages, _meetings: meet, _dir: dir }
     }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::RankOptions;
 use crate::agent::DeviceKind;
 use crate::phase::{Failure, PhaseError, RankContext, TaskContext};
-use crate::task_io::artifact_cache::{Cache, Objects};
+use crate::task_io::artifact_cache::{ArtifactCache, ObjectStore};
 use crate::task_io::progress::Reporter;
 
 /// A command to the device thread.
@@ -66,7 +66,7 @@ pub(super) struct DeviceThread {
 pub(super) fn start(
     options: &RankOptions,
     job: spec::Job,
-    objects: Box<dyn Objects>,
+    objects: Box<dyn ObjectStore>,
     reports: Reporter,
 ) -> io::Result<DeviceThread> {
     let (commands, received) = mpsc::channel();
@@ -88,7 +88,7 @@ pub(super) fn start(
 fn run(
     options: &RankOptions,
     job: spec::Job,
-    objects: Box<dyn Objects>,
+    objects: Box<dyn ObjectStore>,
     reports: Reporter,
     commands: &mpsc::Receiver<DeviceCommand>,
     rendezvous: mpsc::Receiver<v1::Rendezvous>,
@@ -111,7 +111,7 @@ fn run(
         rendezvous,
         stop: options.stop.clone(),
     };
-    let cache = match Cache::open(&options.work_dir, objects) {
+    let cache = match ArtifactCache::open(&options.work_dir, objects) {
         Ok(cache) => cache,
         Err(error) => {
             report(&reports, None, PhaseError::from(error).failure());

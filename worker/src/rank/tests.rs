@@ -15,7 +15,7 @@ use super::{RankOptions, Secret, session};
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
 use crate::fake_coordinator::{FakeCoordinator, RankPeer};
-use crate::task_io::artifact_cache::{ObjectError, Objects};
+use crate::task_io::artifact_cache::{ObjectError, ObjectStore};
 use crate::task_io::progress::Reporter;
 use crate::task_io::stop::StopSignal;
 
@@ -185,8 +185,8 @@ struct Broken {
     panics: bool,
 }
 
-impl Objects for Broken {
-    fn share(&self) -> Box<dyn Objects> {
+impl ObjectStore for Broken {
+    fn share(&self) -> Box<dyn ObjectStore> {
         Box::new(Self { panics: self.panics })
     }
 

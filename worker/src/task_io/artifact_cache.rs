@@ -1,4 +1,4 @@
-//! Downloaded objects on this rank's disk, by hash, so that bytes move only when they must.
+//! A cache of downloaded objects on this rank's disk, addressed by hash.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,18 +9,18 @@ use foil_common::safe_path;
 use foil_common::storage::object::Digest;
 use foil_proto::v1;
 
-/// Rounds that an unused object is kept: the policy and the reward model of a round are used in the next.
-const ROUNDS_KEPT: u32 = 1;
+/// Number of rounds for which an unused object is kept: the policy and reward model of a round are used in the next.
+const KEEP_ROUNDS: u32 = 1;
 
-/// Where objects come from and go to; the Artifacts service, but for tests.
-pub trait Objects: Send {
-    /// The same store, for another thread.
-    fn share(&self) -> Box<dyn Objects>;
-    /// Writes the object's bytes to `file`, checked against its size and hash.
+/// The store of a job's objects: the Artifacts service, or memory in tests.
+pub trait ObjectStore: Send {
+    /// A handle to the same store for another thread.
+    fn share(&self) -> Box<dyn ObjectStore>;
+    /// Downloads the object to `file` and checks its size and hash.
     fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError>;
-    /// Stores bytes under `key`; the object's path is left empty.
+    /// Uploads bytes under `key`; the returned object's path is empty.
     fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError>;
-    /// Stores a file of known digest under `key`; the object's path is left empty.
+    /// Uploads a file of known digest under `key`; the returned object's path is empty.
     fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<v1::Object, ObjectError>;
 }
 
@@ -34,11 +34,11 @@ pub enum ObjectError {
     Stale { message: String },
     #[error("{}: {source}", path.display())]
     Disk { path: PathBuf, source: io::Error },
-    #[error("artifact {artifact} holds an object named `{path}`, which is no plain file name")]
+    #[error("artifact {artifact} holds an object named `{path}`, which is not a safe file name")]
     Path { artifact: String, path: String },
 }
 
-/// Names the content of an artifact, or of some of its files: hex BLAKE3 over their names and hashes.
+/// Identifies the content of an artifact or of some of its files: hex BLAKE3 over their names and hashes.
 pub fn fingerprint<'o>(objects: impl IntoIterator<Item = &'o v1::Object>) -> String {
     let files: BTreeMap<&str, &str> =
         objects.into_iter().map(|object| (object.path.as_str(), object.blake3.as_str())).collect();
@@ -50,19 +50,19 @@ pub fn fingerprint<'o>(objects: impl IntoIterator<Item = &'o v1::Object>) -> Str
 }
 
 /// Files under one directory: `objects/{blake3}`, and `artifacts/{fingerprint}/{file name}` linked to them.
-pub struct Cache {
+pub struct ArtifactCache {
     dir: PathBuf,
-    remote: Box<dyn Objects>,
+    remote: Box<dyn ObjectStore>,
     round: u32,
     /// The last round each object was used in, by hash.
     used: BTreeMap<String, u32>,
-    /// The same of directories, by fingerprint.
+    /// The last round each artifact's directory was used in, by fingerprint.
     directories: BTreeMap<String, u32>,
 }
 
-impl Cache {
-    /// `dir` is made where it is missing and must be this process's own.
-    pub fn open(dir: &Path, remote: Box<dyn Objects>) -> Result<Self, ObjectError> {
+impl ArtifactCache {
+    /// Opens a cache in `dir`, which is created if it does not exist and must belong to this process alone.
+    pub fn open(dir: &Path, remote: Box<dyn ObjectStore>) -> Result<Self, ObjectError> {
         let cache = Self {
             dir: dir.to_owned(),
             remote,
@@ -76,10 +76,10 @@ impl Cache {
         Ok(cache)
     }
 
-    /// Drops what was not used since the round before `round`.
-    pub fn enter_round(&mut self, round: u32) {
+    /// Begins a round and removes everything that was last used before the previous one.
+    pub fn begin_round(&mut self, round: u32) {
         self.round = round;
-        let stale = |used: &u32| used + ROUNDS_KEPT < round;
+        let stale = |used: &u32| used + KEEP_ROUNDS < round;
         let (objects, directories) = (self.dir.join("objects"), self.dir.join("artifacts"));
         let dropped: BTreeSet<PathBuf> = (self.used.iter())
             .filter(|(_, used)| stale(used))
@@ -88,7 +88,7 @@ impl Cache {
                 self.directories
                     .iter()
                     .filter(|(_, used)| stale(used))
-                    .map(|(print, _)| directories.join(print)),
+                    .map(|(fingerprint, _)| directories.join(fingerprint)),
             )
             .collect();
         self.used.retain(|_, used| !stale(used));
@@ -96,15 +96,15 @@ impl Cache {
         for path in dropped {
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             if let Err(error) = removed {
-                tracing::warn!(%error, path = %path.display(), "a cached file could not be removed");
+                tracing::warn!(%error, path = %path.display(), "cannot remove a cached file");
             }
         }
     }
 
-    /// The object's file, downloaded where it is not here yet.
+    /// The object's file, downloaded if it is not cached yet.
     pub fn object(&mut self, object: &v1::Object) -> Result<PathBuf, ObjectError> {
         if object.blake3.is_empty() || !object.blake3.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            let message = format!("`{}` is no hash", object.blake3);
+            let message = format!("`{}` is not a hash", object.blake3);
             return Err(ObjectError::Store { key: object.key.clone(), message });
         }
         let file = self.dir.join("objects").join(&object.blake3);
@@ -122,15 +122,15 @@ impl Cache {
 
     /// A directory with the artifact's files under their names.
     pub fn directory(&mut self, artifact: &v1::Artifact) -> Result<PathBuf, ObjectError> {
-        let print = fingerprint(&artifact.objects);
-        let dir = self.dir.join("artifacts").join(&print);
-        let known = self.directories.contains_key(&print);
-        if !known {
+        let fingerprint = fingerprint(&artifact.objects);
+        let dir = self.dir.join("artifacts").join(&fingerprint);
+        let is_complete = self.directories.contains_key(&fingerprint);
+        if !is_complete {
             create_dir(&dir)?;
         }
         for object in &artifact.objects {
             let source = self.object(object)?;
-            if !known {
+            if !is_complete {
                 let inside = safe_path::parse(&object.path).ok_or_else(|| ObjectError::Path {
                     artifact: artifact.name.clone(),
                     path: object.path.clone(),
@@ -140,7 +140,7 @@ impl Cache {
                 fs::hard_link(&source, &file).map_err(disk(&file))?;
             }
         }
-        self.directories.insert(print, self.round);
+        self.directories.insert(fingerprint, self.round);
         Ok(dir)
     }
 
@@ -154,7 +154,7 @@ impl Cache {
         Ok(dir)
     }
 
-    /// Takes over a file written here, so that nobody downloads it to this rank again.
+    /// Moves a file written by this rank into the cache, so that it is not downloaded again.
     pub fn adopt(&mut self, file: &Path, digest: &Digest) -> Result<(), ObjectError> {
         let kept = self.dir.join("objects").join(&digest.blake3);
         if self.used.insert(digest.blake3.clone(), self.round).is_none() {
@@ -163,8 +163,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Where this cache gets its objects, for another thread.
-    pub fn objects(&self) -> Box<dyn Objects> {
+    /// The store behind this cache, for another thread.
+    pub fn objects(&self) -> Box<dyn ObjectStore> {
         self.remote.share()
     }
 
@@ -177,7 +177,7 @@ impl Cache {
     }
 }
 
-/// Size and hash of a file, read on this thread.
+/// Size and hash of a file, computed on this thread.
 pub fn digest_of(file: &Path) -> Result<Digest, ObjectError> {
     let mut hasher = blake3::Hasher::new();
     let opened = fs::File::open(file).map_err(disk(file))?;
@@ -197,34 +197,34 @@ fn disk(path: &Path) -> impl FnOnce(io::Error) -> ObjectError {
 mod tests {
 
     use super::*;
-    use crate::task_io::memory_objects::MemoryObjects;
+    use crate::task_io::memory_objects::MemoryObjectStore;
 
     #[test]
-    fn an_object_is_downloaded_once_and_dropped_when_two_rounds_have_passed() {
+    fn an_object_is_downloaded_once_and_removed_after_two_unused_rounds() {
         let dir = tempfile::tempdir().unwrap();
-        let remote = MemoryObjects::default();
+        let remote = MemoryObjectStore::default();
         let object = remote.put("inputs/a", b"bytes", "config.json");
-        let mut cache = Cache::open(dir.path(), Box::new(remote.clone())).unwrap();
+        let mut cache = ArtifactCache::open(dir.path(), Box::new(remote.clone())).unwrap();
         assert_eq!(cache.read(&object).unwrap(), b"bytes");
         let artifact =
             v1::Artifact { name: "policy@0".into(), objects: vec![object.clone()], ..Default::default() };
         let directory = cache.directory(&artifact).unwrap();
         assert_eq!(fs::read(directory.join("config.json")).unwrap(), b"bytes");
-        cache.enter_round(1);
+        cache.begin_round(1);
         assert_eq!((cache.read(&object).unwrap().len(), remote.downloads()), (5, 1));
-        cache.enter_round(2);
+        cache.begin_round(2);
         assert!(!directory.exists());
         assert_eq!(cache.read(&object).unwrap().len(), 5);
-        cache.enter_round(4);
+        cache.begin_round(4);
         assert_eq!((cache.read(&object).unwrap().len(), remote.downloads()), (5, 2));
     }
 
     #[test]
     fn a_file_written_here_is_not_downloaded_again() {
         let dir = tempfile::tempdir().unwrap();
-        let remote = MemoryObjects::default();
+        let remote = MemoryObjectStore::default();
         let object = remote.put("jobs/j/model", b"weights", "model.safetensors");
-        let mut cache = Cache::open(dir.path(), Box::new(remote.clone())).unwrap();
+        let mut cache = ArtifactCache::open(dir.path(), Box::new(remote.clone())).unwrap();
         let written = cache.scratch("out").unwrap().join("model.safetensors");
         fs::write(&written, b"weights").unwrap();
         cache.adopt(&written, &digest_of(&written).unwrap()).unwrap();
@@ -232,19 +232,19 @@ mod tests {
     }
 
     #[test]
-    fn a_path_out_of_the_directory_is_refused() {
+    fn a_path_outside_the_directory_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let remote = MemoryObjects::default();
+        let remote = MemoryObjectStore::default();
         for path in ["../x", "/x", "a/b/c", ""] {
             let objects = vec![remote.put("k", b"bytes", path)];
             let artifact = v1::Artifact { name: "policy@0".into(), objects, ..Default::default() };
-            let mut cache = Cache::open(dir.path(), Box::new(remote.clone())).unwrap();
+            let mut cache = ArtifactCache::open(dir.path(), Box::new(remote.clone())).unwrap();
             assert!(matches!(cache.directory(&artifact), Err(ObjectError::Path { .. })), "{path}");
         }
     }
 
     #[test]
-    fn the_fingerprint_follows_names_and_hashes_whatever_their_order() {
+    fn the_fingerprint_depends_on_names_and_hashes_but_not_their_order() {
         let object = |path: &str, blake3: &str| v1::Object {
             path: path.into(),
             blake3: blake3.into(),

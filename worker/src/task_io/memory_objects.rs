@@ -1,4 +1,4 @@
-//! An object store of tests: bytes in memory.
+//! An object store in memory, for tests.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use foil_common::storage::object::Digest;
 use foil_proto::v1;
 
-use super::artifact_cache::{ObjectError, Objects};
+use super::artifact_cache::{ObjectError, ObjectStore};
 
 #[derive(Clone, Default)]
-pub(crate) struct MemoryObjects(Arc<Mutex<Inner>>);
+pub(crate) struct MemoryObjectStore(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
@@ -19,7 +19,7 @@ struct Inner {
     downloads: usize,
 }
 
-impl MemoryObjects {
+impl MemoryObjectStore {
     pub(crate) fn put(&self, key: &str, bytes: &[u8], path: &str) -> v1::Object {
         self.0.lock().unwrap().bytes.insert(key.to_owned(), bytes.to_vec());
         describe(key, bytes, path)
@@ -43,8 +43,8 @@ fn describe(key: &str, bytes: &[u8], path: &str) -> v1::Object {
     }
 }
 
-impl Objects for MemoryObjects {
-    fn share(&self) -> Box<dyn Objects> {
+impl ObjectStore for MemoryObjectStore {
+    fn share(&self) -> Box<dyn ObjectStore> {
         Box::new(self.clone())
     }
 

@@ -1,4 +1,4 @@
-//! How a task gets its objects and tells of its progress: what ranks and phases have in common.
+//! Input and output of tasks, shared by ranks and phases: objects, progress and the stop signal.
 
 pub mod artifact_cache;
 #[cfg(test)]

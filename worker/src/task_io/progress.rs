@@ -1,7 +1,7 @@
-//! What the device thread tells the coordinator while it works.
+//! Progress reports of the device thread to the coordinator.
 //!
-//! Progress is what moves: rows, samples, bytes. Nothing here speaks for the passing of time, so that a rank that is
-//! stuck falls silent and can be told from one that is slow.
+//! Progress counts rows, samples or bytes, never time: a rank that is stuck stops reporting and can be distinguished from one
+//! that is slow.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -16,26 +16,27 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::thread_bytes::{Direction, ThreadBytes};
 
-/// Between two progress messages of one kind.
-const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
-/// Between two looks at what a thread has moved: longer, so that what is seen is told.
-const WATCH_PERIOD: Duration = Duration::from_millis(400);
+/// Minimum interval between two reports of one kind.
+const REPORT_INTERVAL: Duration = Duration::from_millis(250);
+/// Interval at which a thread's bytes are polled: longer than [`REPORT_INTERVAL`], so that every poll can be reported.
+const POLL_INTERVAL: Duration = Duration::from_millis(400);
 
-/// Sends messages on the session's stream; never waits. Messages after the session's end are lost, as the rank is.
+/// Sends messages on the session's stream without blocking. Messages after the session's end are lost, since the rank ends
+/// with it.
 #[derive(Clone, Debug)]
 pub struct Reporter {
     messages: UnboundedSender<v1::RankMessage>,
     task: Arc<Mutex<Task>>,
 }
 
-/// The present task's progress.
+/// Progress of the current task.
 #[derive(Debug, Default)]
 struct Task {
     phase: String,
     chunk: u32,
-    /// Counted over the whole task, so that a count that stands still means a rank that does.
+    /// Counted over the whole task, so that a count that does not move means a rank that is stuck.
     activities: BTreeMap<Activity, Count>,
-    last: Option<Told>,
+    last: Option<LastReport>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,9 +46,9 @@ struct Count {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Told {
+struct LastReport {
     at: Instant,
-    /// None: rows or samples.
+    /// `None` for rows or samples.
     activity: Option<Activity>,
 }
 
@@ -60,15 +61,15 @@ impl Reporter {
         let _ = self.messages.send(v1::RankMessage { message: Some(message) });
     }
 
-    /// What is told from here on is of this task.
-    pub fn enter(&self, phase: &str, chunk: u32) {
+    /// Starts reporting for a new task.
+    pub fn begin_task(&self, phase: &str, chunk: u32) {
         *self.task() = Task { phase: phase.to_owned(), chunk, ..Task::default() };
     }
 
-    /// Tells of the task's rows or samples. At most one message in a quarter of a second; the rest are dropped, the end
-    /// of a chunk being told by its result.
+    /// Reports rows or samples of the task. At most one message per [`REPORT_INTERVAL`] is sent and the rest are dropped; the end
+    /// of a chunk is reported by its result.
     pub fn progress(&self, done: u64, total: u64, unit: &str) {
-        self.tell(&mut self.task(), None, Count { done, total }, unit);
+        self.report(&mut self.task(), None, Count { done, total }, unit);
     }
 
     /// Announces `amount` more units of an activity.
@@ -81,12 +82,12 @@ impl Reporter {
         self.count(activity, |count| count.done += amount);
     }
 
-    /// Runs `work`, which reads about `expected` bytes of files on this thread, and tells of them as they come.
+    /// Runs `work`, which reads about `expected` bytes of files on this thread, and reports them as they are read.
     pub fn reading<T>(&self, activity: Activity, expected: u64, work: impl FnOnce() -> T) -> T {
         self.moving(activity, expected, Direction::Read, work)
     }
 
-    /// Runs `work`, which writes about `expected` bytes to files on this thread, and tells of them as they go.
+    /// Runs `work`, which writes about `expected` bytes to files on this thread, and reports them as they are written.
     pub fn writing<T>(&self, activity: Activity, expected: u64, work: impl FnOnce() -> T) -> T {
         self.moving(activity, expected, Direction::Written, work)
     }
@@ -99,32 +100,32 @@ impl Reporter {
         work: impl FnOnce() -> T,
     ) -> T {
         self.expect(activity, expected);
-        let bytes = ThreadBytes::of_this_thread(direction);
+        let bytes = ThreadBytes::current_thread(direction);
         let Some(start) = bytes.now() else {
-            tracing::warn!(%activity, "this kernel does not count a thread's bytes: its progress cannot be told");
+            tracing::warn!(%activity, "this kernel does not count a thread's bytes; cannot report progress");
             return work();
         };
         thread::scope(|scope| {
-            // Dropped at the end of the work, also where that is a panic.
-            let (_over, ended) = mpsc::channel();
+            // Dropped at the end of the work, also on a panic.
+            let (_done, ended) = mpsc::channel();
             let watch = move || self.watch(activity, &bytes, start, &ended);
             if let Err(error) = thread::Builder::new().name("bytes".to_owned()).spawn_scoped(scope, watch) {
-                tracing::warn!(%error, %activity, "its progress cannot be told");
+                tracing::warn!(%error, %activity, "cannot report progress");
             }
             work()
         })
     }
 
-    /// Tells what a thread moves from `told` bytes on until `ended` says that it is done.
-    fn watch(&self, activity: Activity, bytes: &ThreadBytes, mut told: u64, ended: &mpsc::Receiver<()>) {
+    /// Reports the bytes that a thread moves beyond `reported`, until `ended` is closed.
+    fn watch(&self, activity: Activity, bytes: &ThreadBytes, mut reported: u64, ended: &mpsc::Receiver<()>) {
         loop {
-            let over = ended.recv_timeout(WATCH_PERIOD) != Err(RecvTimeoutError::Timeout);
-            let now = bytes.now().unwrap_or(told);
-            if now > told {
-                self.advance(activity, now - told);
-                told = now;
+            let is_done = ended.recv_timeout(POLL_INTERVAL) != Err(RecvTimeoutError::Timeout);
+            let now = bytes.now().unwrap_or(reported);
+            if now > reported {
+                self.advance(activity, now - reported);
+                reported = now;
             }
-            if over {
+            if is_done {
                 return;
             }
         }
@@ -134,18 +135,18 @@ impl Reporter {
         let mut task = self.task();
         let count = task.activities.entry(activity).or_default();
         change(count);
-        // What was expected is a guess where a transfer had to start again.
+        // The expected amount is a guess, since a transfer may have to start again.
         count.total = count.total.max(count.done);
         let count = *count;
-        self.tell(&mut task, Some(activity), count, activity.unit());
+        self.report(&mut task, Some(activity), count, activity.unit());
     }
 
-    fn tell(&self, task: &mut Task, activity: Option<Activity>, count: Count, unit: &str) {
+    fn report(&self, task: &mut Task, activity: Option<Activity>, count: Count, unit: &str) {
         let at = Instant::now();
-        if task.last.is_some_and(|last| last.activity == activity && at - last.at < PROGRESS_PERIOD) {
+        if task.last.is_some_and(|last| last.activity == activity && at - last.at < REPORT_INTERVAL) {
             return;
         }
-        task.last = Some(Told { at, activity });
+        task.last = Some(LastReport { at, activity });
         self.send(Message::Progress(v1::TaskProgress {
             phase: task.phase.clone(),
             chunk: task.chunk,
@@ -156,7 +157,7 @@ impl Reporter {
     }
 
     fn task(&self) -> MutexGuard<'_, Task> {
-        // Counts are whole at any moment: a panic elsewhere leaves nothing half done.
+        // Counts are always consistent, also after a panic elsewhere.
         self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -173,9 +174,9 @@ mod tests {
         (Reporter::new(sender), sent)
     }
 
-    fn told(messages: &[Message]) -> Vec<(u64, u64, &str)> {
+    fn reported(messages: &[Message]) -> Vec<(u64, u64, &str)> {
         let progress = messages.iter().filter_map(|message| match message {
-            Message::Progress(told) => Some((told.done, told.total, told.unit.as_str())),
+            Message::Progress(reported) => Some((reported.done, reported.total, reported.unit.as_str())),
             _ => None,
         });
         progress.collect()
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn progress_is_throttled_and_results_are_not() {
         let (reporter, mut sent) = reporter();
-        reporter.enter("r01.policy.generate", 3);
+        reporter.begin_task("r01.policy.generate", 3);
         for done in 0..1000 {
             reporter.progress(done, 1000, "samples");
         }
@@ -199,38 +200,38 @@ mod tests {
     #[test]
     fn a_stage_is_told_when_it_begins_and_counts_on_over_a_task() {
         let (reporter, mut sent) = reporter();
-        reporter.enter("r01.reward.train", 0);
+        reporter.begin_task("r01.reward.train", 0);
         reporter.expect(Activity::Downloading, 10);
         reporter.advance(Activity::Downloading, 10);
         reporter.expect(Activity::Encoding, 3);
         reporter.expect(Activity::Downloading, 5);
         assert_eq!(
-            told(&sent()),
+            reported(&sent()),
             [(0, 10, "bytes downloaded"), (0, 3, "rows encoded"), (10, 15, "bytes downloaded")]
         );
-        reporter.enter("r01.policy.train", 0);
+        reporter.begin_task("r01.policy.train", 0);
         reporter.advance(Activity::Downloading, 7);
-        assert_eq!(told(&sent()), [(7, 7, "bytes downloaded")], "a new task counts anew");
+        assert_eq!(reported(&sent()), [(7, 7, "bytes downloaded")], "a new task starts at 0");
     }
 
     #[test]
-    fn slow_reading_is_told_while_it_moves_and_no_longer() {
+    fn a_slow_read_is_reported_only_while_it_moves() {
         let (reporter, mut sent) = reporter();
         let mut zeros = std::fs::File::open("/dev/zero").unwrap();
         let stuck = reporter.reading(Activity::Loading, 3000, || {
-            assert_eq!(told(&sent()), [(0, 3000, "bytes loaded")]);
+            assert_eq!(reported(&sent()), [(0, 3000, "bytes loaded")]);
             for round in 1..=3 {
                 zeros.read_exact(&mut [0; 1000]).unwrap();
                 let looks = std::iter::repeat_with(|| {
-                    thread::sleep(WATCH_PERIOD / 10);
+                    thread::sleep(POLL_INTERVAL / 10);
                     sent()
                 });
                 let message = looks.take(500).find(|sent| !sent.is_empty()).unwrap();
-                let [(done, ..)] = told(&message)[..] else { panic!("{message:?}") };
-                // The account itself was read too.
+                let [(done, ..)] = reported(&message)[..] else { panic!("{message:?}") };
+                // Reading the counter itself counts too.
                 assert_eq!(done / 1000, round, "{message:?}");
             }
-            thread::sleep(3 * WATCH_PERIOD);
+            thread::sleep(3 * POLL_INTERVAL);
             sent()
         });
         assert!(stuck.is_empty(), "nothing moves: {stuck:?}");

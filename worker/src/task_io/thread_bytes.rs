@@ -1,5 +1,4 @@
-//! How many bytes a thread has read and written, as the kernel counts them: progress of whatever the thread runs,
-//! without its help.
+//! Bytes read and written by a thread, as counted by the kernel: measures progress of code that does not report any.
 
 use std::fs;
 
@@ -11,7 +10,7 @@ pub(crate) enum Direction {
     Written,
 }
 
-/// Bytes that one thread has moved so far. Pages of mapped files do not count.
+/// The counter of bytes that one thread has read or written. Pages of mapped files do not count.
 #[derive(Clone, Debug)]
 pub(crate) struct ThreadBytes {
     file: String,
@@ -19,7 +18,7 @@ pub(crate) struct ThreadBytes {
 }
 
 impl ThreadBytes {
-    pub(crate) fn of_this_thread(direction: Direction) -> Self {
+    pub(crate) fn current_thread(direction: Direction) -> Self {
         let field = match direction {
             Direction::Read => "rchar",
             Direction::Written => "wchar",
@@ -27,10 +26,10 @@ impl ThreadBytes {
         Self { file: format!("/proc/self/task/{}/io", gettid()), field }
     }
 
-    /// None where the kernel keeps no such account.
+    /// The current count; `None` if the kernel does not keep it.
     pub(crate) fn now(&self) -> Option<u64> {
-        let account = fs::read_to_string(&self.file).ok()?;
-        let lines = account.lines().filter_map(|line| line.split_once(": "));
+        let counters = fs::read_to_string(&self.file).ok()?;
+        let lines = counters.lines().filter_map(|line| line.split_once(": "));
         lines.into_iter().find(|(field, _)| *field == self.field)?.1.parse().ok()
     }
 }
@@ -42,11 +41,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_of_this_thread_are_counted_and_those_of_others_are_not() {
+    fn only_bytes_of_this_thread_are_counted() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("bytes");
         let (read, written) =
-            (ThreadBytes::of_this_thread(Direction::Read), ThreadBytes::of_this_thread(Direction::Written));
+            (ThreadBytes::current_thread(Direction::Read), ThreadBytes::current_thread(Direction::Written));
         let start = (read.now().unwrap(), written.now().unwrap());
         thread::scope(|scope| scope.spawn(|| fs::write(&file, vec![0; 1 << 20]).unwrap()).join().unwrap());
         assert_eq!(written.now().unwrap(), start.1);

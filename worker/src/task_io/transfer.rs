@@ -1,4 +1,4 @@
-//! Objects by the coordinator's Artifacts service, for the device thread.
+//! Transfers of objects over the coordinator's Artifacts service, for the device thread.
 
 use std::future::Future;
 use std::path::Path;
@@ -11,11 +11,11 @@ use foil_common::storage::object::Digest;
 use foil_proto::v1;
 use tokio::runtime::Handle;
 
-use super::artifact_cache::{ObjectError, Objects};
+use super::artifact_cache::{ObjectError, ObjectStore};
 use super::progress::Reporter;
 
-/// Blocks its caller, which must be no thread of the runtime. On a connection of its own, so that no message of the
-/// session waits behind bytes.
+/// The Artifacts service as an object store. Blocks its caller, which must not be a thread of the runtime. Uses a connection of
+/// its own, so that transfers do not delay messages of the session.
 #[derive(Clone)]
 pub(crate) struct Transfer {
     runtime: Handle,
@@ -29,7 +29,7 @@ impl Transfer {
         Self { runtime, channel, writer, reports }
     }
 
-    /// Tells of `bytes` as they move.
+    /// Reports `bytes` as they move.
     fn moved(&self, activity: Activity, bytes: u64) -> Moved {
         self.reports.expect(activity, bytes);
         let reports = self.reports.clone();
@@ -52,8 +52,8 @@ impl Transfer {
     }
 }
 
-impl Objects for Transfer {
-    fn share(&self) -> Box<dyn Objects> {
+impl ObjectStore for Transfer {
+    fn share(&self) -> Box<dyn ObjectStore> {
         Box::new(self.clone())
     }
 

@@ -1,21 +1,20 @@
-//! Calls of the operating system that no library of the workspace wraps.
+//! System calls that no library of the workspace wraps.
 
 use std::{io, mem};
 
 use nix::libc;
 
-/// Waits for the end of the child process `pid` and leaves it to be reaped. Gives the most memory that it held at a time, in
-/// bytes.
+/// Waits until the child process `pid` exits, without reaping it. Returns its peak resident memory in bytes.
 ///
 /// # Errors
-/// The kernel's, for example where there is no such child.
+/// Errors of the kernel, for example if there is no such child.
 pub fn wait_for_end(pid: u32) -> io::Result<u64> {
     loop {
-        // SAFETY: both are plain C data, of which all zeros are a value.
+        // SAFETY: both are plain C structs for which all zeros is a valid value.
         let (mut info, mut usage): (libc::siginfo_t, libc::rusage) =
             unsafe { (mem::zeroed(), mem::zeroed()) };
-        // SAFETY: the kernel writes one siginfo_t and one rusage to two places that are theirs and outlive the call. The
-        // library's own waitid has no place for the rusage.
+        // SAFETY: the kernel writes one siginfo_t and one rusage to two variables that outlive the call. libc's own waitid has no
+        // parameter for the rusage.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_waitid,
@@ -43,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_peak_of_a_child_is_its_own_and_the_child_can_still_be_reaped() {
+    fn the_peak_is_the_childs_own_and_the_child_can_still_be_reaped() {
         let peak = |bytes: u32| {
             let script = format!("head -c {bytes} /dev/zero | tail -c 1 | wc -c");
             let mut child = Command::new("sh").args(["-c", &script]).spawn().unwrap();
@@ -61,12 +60,12 @@ mod tests {
         let peak_of_large = wait_for_end(child.id()).unwrap();
         child.wait().unwrap();
         assert!(peak_of_large > 700 << 20);
-        // A child begins with what this process holds, libtorch among it, which is less than that.
-        assert!(peak(1) < 700 << 20, "that of the child before is not this one's");
+        // A child starts with this process's memory, libtorch included, which is less than that.
+        assert!(peak(1) < 700 << 20, "the peak of an earlier child is not this one's");
     }
 
     #[test]
-    fn there_must_be_such_a_child() {
+    fn a_process_that_is_not_a_child_is_an_error() {
         assert!(wait_for_end(std::process::id()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Helpers of the model tests: fixtures, distances, and the Python of the oracles.
+//! Helpers of the model tests: fixtures, distances, and the Python interpreter of the oracles.
 #![allow(dead_code, unreachable_pub)] // each test file uses its own part
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The Python with transformers, or a line that says what is skipped without it.
+/// The Python interpreter with transformers; without it, prints which test is skipped.
 pub fn peers(skipped: &str) -> Option<PathBuf> {
     let python = repository().join(".venv-peers/bin/python");
     if python.is_file() {
@@ -83,7 +83,7 @@ impl Fixture {
         rows.into_iter().map(|row| row.into_iter().map(|id| id as u32).collect()).collect()
     }
 
-    /// The first so many tokens of every row, the numbers being those of the tensor `lengths`.
+    /// The first tokens of every row, as many as the tensor `lengths` says.
     pub fn rows(&self, lengths: &str) -> Vec<Vec<u32>> {
         let lengths: Vec<i64> = Vec::try_from(self.get(lengths)).unwrap();
         let mut rows = self.ids("tokens");

@@ -18,7 +18,7 @@ bool contains(const std::string& text, std::initializer_list<const char*> needle
                      [&](const char* needle) { return lower.find(needle) != std::string::npos; });
 }
 
-// Gloo reports time-outs and lost peers as plain runtime errors, told apart by their words only.
+// Gloo reports timeouts and lost peers as plain runtime errors, distinguished only by their text.
 std::string with_kind(const std::string& message) {
   if (contains(message, {"timed out", "timeout"})) {
     return "T" + message;

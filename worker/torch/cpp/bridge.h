@@ -15,7 +15,7 @@ namespace foil {
 // The exception being handled, as one character for its kind ('T' timeout, 'P' peer lost, 'O' other), then its message.
 std::string describe_exception() noexcept;
 
-// Tensors handed over together; they share storage with the Rust side's.
+// A list of tensors that share storage with those of the Rust side.
 class TensorList {
  public:
   TensorList();
@@ -41,7 +41,7 @@ class Store {
   struct Inner;
   std::unique_ptr<Inner> inner;
 };
-// Serves on `listener`, a bound and listening socket whose port is `port`; takes it over.
+// Serves on `listener`, a bound and listening socket with port `port`, and takes ownership of it.
 std::unique_ptr<Store> host_store(rust::Str host, std::uint16_t port, std::int32_t listener, std::uint64_t timeout_ms);
 std::unique_ptr<Store> connect_store(rust::Str host, std::uint16_t port, std::uint64_t timeout_ms);
 
@@ -91,7 +91,7 @@ void use_cpu_kernels(bool on);
 void keep_freed_memory();
 void clear_gradients(const TensorList& tensors);
 
-// ---- Operations: shapes and meaning stand with their Rust callers in src/ops ----
+// ---- Operations: shapes and meaning are documented with their Rust callers in src/ops ----
 
 struct TensorPair {
   std::unique_ptr<at::Tensor> one, two;
@@ -127,12 +127,12 @@ std::unique_ptr<at::Tensor> with_gradients(const at::Tensor& value, const at::Te
 struct Computation;
 void checkpoint(rust::Box<Computation> computation, const TensorList& inputs, TensorList& results);
 
-// Counts the bytes of CPU tensors that this thread makes and drops while it lives.
+// Counts the bytes of CPU tensors that this thread allocates and frees during its lifetime.
 class CpuMemory {
  public:
   CpuMemory();
   ~CpuMemory();
-  std::int64_t held() const;
+  std::int64_t current() const;
   std::int64_t peak() const;
   void reset_peak() const;
   struct Inner;
@@ -140,7 +140,7 @@ class CpuMemory {
 };
 std::unique_ptr<CpuMemory> count_cpu_memory();
 
-// The network interface that carries `address` (numeric), or empty.
+// The network interface with the (numeric) `address`, or an empty string.
 rust::String network_interface(rust::Str address);
 
 }  // namespace foil

@@ -1,4 +1,4 @@
-// What tensors on the CPU take, as libtorch's allocator tells a profiler.
+// Memory of CPU tensors, as libtorch's allocator reports it to a profiler.
 
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -16,14 +16,14 @@ class Counter final : public c10::MemoryReportingInfoBase {
   void reportMemoryUsage(void* /*pointer*/, std::int64_t size, std::size_t /*allocated*/, std::size_t /*reserved*/,
                          c10::Device device) override {
     if (device.is_cpu()) {
-      held += size;
-      peak = std::max(peak, held);
+      current += size;
+      peak = std::max(peak, current);
     }
   }
 
   bool memoryProfilingEnabled() const override { return true; }
 
-  std::int64_t held = 0;
+  std::int64_t current = 0;
   std::int64_t peak = 0;
 };
 
@@ -36,9 +36,9 @@ struct CpuMemory::Inner {
 CpuMemory::CpuMemory() : inner(std::make_unique<Inner>()) {}
 CpuMemory::~CpuMemory() = default;
 
-std::int64_t CpuMemory::held() const { return inner->counter->held; }
+std::int64_t CpuMemory::current() const { return inner->counter->current; }
 std::int64_t CpuMemory::peak() const { return inner->counter->peak; }
-void CpuMemory::reset_peak() const { inner->counter->peak = inner->counter->held; }
+void CpuMemory::reset_peak() const { inner->counter->peak = inner->counter->current; }
 
 std::unique_ptr<CpuMemory> count_cpu_memory() { return std::make_unique<CpuMemory>(); }
 

@@ -11,7 +11,7 @@
 namespace foil {
 namespace {
 
-// Whether `found` is the address that `wanted` spells.
+// Whether `found` is the address written in `wanted`.
 bool is_address(const sockaddr* found, const std::string& wanted) {
   if (found == nullptr) {
     return false;
@@ -33,7 +33,7 @@ bool is_address(const sockaddr* found, const std::string& wanted) {
 rust::String network_interface(rust::Str address) {
   const std::string wanted(address);
   ifaddrs* all = nullptr;
-  TORCH_CHECK(getifaddrs(&all) == 0, "the list of network interfaces could not be read");
+  TORCH_CHECK(getifaddrs(&all) == 0, "cannot list the network interfaces");
   std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owner(all, &freeifaddrs);
   for (const ifaddrs* entry = all; entry != nullptr; entry = entry->ifa_next) {
     if (is_address(entry->ifa_addr, wanted)) {

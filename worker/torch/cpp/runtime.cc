@@ -13,10 +13,10 @@ namespace foil {
 
 void set_deterministic(bool on) {
   auto& context = at::globalContext();
-  // Where ATen knows no deterministic kernel it warns and goes on: it also says so of kernels that are deterministic
-  // for the shapes used here, such as a cumulative sum over rows.
+  // Only warn about kernels without a deterministic version: ATen also lists some that are deterministic for the shapes
+  // used here, such as a cumulative sum over rows.
   context.setDeterministicAlgorithms(on, /*warn_only=*/true);
-  // Nothing reads memory that it has not written; filling every new tensor would cost a pass over each.
+  // Nothing reads uninitialized memory; filling every new tensor would cost a pass over each.
   context.setDeterministicFillUninitializedMemory(false);
   context.setDeterministicCuDNN(on);
   context.setBenchmarkCuDNN(false);
@@ -26,21 +26,21 @@ void disable_cudnn_attention() { at::globalContext().setSDPUseCuDNN(false); }
 
 namespace {
 
-// Of this thread, so that tests of one process do not meet.
-thread_local bool loops = true;
+// Thread-local, so that tests in one process do not affect each other.
+thread_local bool cpu_kernels = true;
 
 }  // namespace
 
-void use_cpu_kernels(bool on) { loops = on; }
+void use_cpu_kernels(bool on) { cpu_kernels = on; }
 
-bool uses_cpu_kernels(const at::Tensor& tensor) { return loops && tensor.is_cpu(); }
+bool uses_cpu_kernels(const at::Tensor& tensor) { return cpu_kernels && tensor.is_cpu(); }
 
 void keep_freed_memory() {
 #if defined(__GLIBC__)
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, INT_MAX);
   mallopt(M_TOP_PAD, 64 << 20);
-  // A thread's own arena holds no block of more than some megabytes; the main one holds any.
+  // Per-thread arenas hold only blocks of some megabytes; the main arena holds any.
   mallopt(M_ARENA_MAX, 1);
 #endif
 }

@@ -1,7 +1,6 @@
-//! The bridge to the C++ side, and the conversions at its edge. Nothing else in this crate is unsafe but
-//! `Send` markers.
+//! The bridge to the C++ side and its conversions. Apart from `Send` implementations, all unsafe code of this crate is here.
 
-// What the bridge writes is public in name only: this module is private.
+// The bridge generates public items, but this module is private.
 #![allow(unreachable_pub)]
 
 mod computation;
@@ -13,15 +12,14 @@ pub use bridge::{AdamW, SampledToken, Segment};
 
 #[cxx::bridge(namespace = "foil")]
 mod bridge {
-    /// What an AdamW update needs beside its tensors (Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
-    /// 2019).
+    /// Hyperparameters of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019).
     #[derive(Debug, Clone, Copy, PartialEq)]
     pub struct AdamW {
         /// Step size, after any schedule.
         pub learning_rate: f64,
-        /// Decay of the mean of gradients.
+        /// Decay rate of the mean of gradients.
         pub beta1: f64,
-        /// Decay of the mean of squared gradients.
+        /// Decay rate of the mean of squared gradients.
         pub beta2: f64,
         /// Added to the root of the mean of squared gradients.
         pub epsilon: f64,
@@ -29,26 +27,26 @@ mod bridge {
         pub weight_decay: f64,
     }
 
-    /// A run of rows of a packed batch that attend to one another, each to itself and those before it, and to all rows of
-    /// an earlier run, their common beginning. Counts of rows.
+    /// A run of rows in a packed batch: each attends to itself, to earlier rows of the run, and to all rows of an earlier segment,
+    /// the shared prefix. All fields count rows.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Segment {
-        /// Its first row.
+        /// First row of the segment.
         pub start: i64,
         pub length: i64,
-        /// The first row of its common beginning.
+        /// First row of the shared prefix.
         pub prefix_start: i64,
-        /// 0 where it has none.
+        /// 0 if there is no shared prefix.
         pub prefix_length: i64,
     }
 
-    /// A token drawn from a row of logits.
+    /// A token sampled from a row of logits.
     #[derive(Debug, Clone, Copy, PartialEq)]
     pub struct SampledToken {
         pub token: u32,
-        /// Its own.
+        /// The token's logit.
         pub logit: f32,
-        /// log Σ exp of the row: `logit − log_sum_exp` is log softmax(logits) at the token, whatever the temperature.
+        /// log Σ exp of the row: `logit − log_sum_exp` is log softmax(logits) at the token, at any temperature.
         pub log_sum_exp: f64,
     }
 
@@ -179,7 +177,7 @@ mod bridge {
         ) -> Result<()>;
         type CpuMemory;
         fn count_cpu_memory() -> Result<UniquePtr<CpuMemory>>;
-        fn held(self: &CpuMemory) -> i64;
+        fn current(self: &CpuMemory) -> i64;
         fn peak(self: &CpuMemory) -> i64;
         fn reset_peak(self: &CpuMemory);
         fn network_interface(address: &str) -> Result<String>;
@@ -191,10 +189,10 @@ mod bridge {
     }
 }
 
-/// The same tensor, as the C++ side names it.
+/// The same tensor as the C++ type.
 pub(crate) fn native(tensor: &tch::Tensor) -> &Tensor {
     // SAFETY: a tch tensor owns a live, non-null, heap-held `at::Tensor` at `as_ptr`, which stays in place while
-    // `tensor` is borrowed, as the returned reference says; `at::Tensor` counts its uses atomically.
+    // `tensor` is borrowed, as the returned reference is; `at::Tensor` counts its references atomically.
     unsafe { &*tensor.as_ptr().cast::<Tensor>() }
 }
 
@@ -207,10 +205,10 @@ pub(crate) fn list<'a>(tensors: impl IntoIterator<Item = &'a tch::Tensor>) -> cx
     list
 }
 
-/// Takes over a tensor that the C++ side made.
+/// Takes ownership of a tensor that the C++ side created.
 pub(crate) fn owned(tensor: cxx::UniquePtr<Tensor>) -> tch::Tensor {
-    // SAFETY: the pointer is to an `at::Tensor` made by `new`, not null since every function that gives one throws
-    // instead, and given away here; tch deletes it.
+    // SAFETY: the pointer is to an `at::Tensor` from `new`, not null since every function that returns one throws instead, and
+    // its ownership moves here; tch deletes it.
     unsafe { tch::Tensor::from_ptr(tensor.into_raw().cast()) }
 }
 

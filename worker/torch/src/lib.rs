@@ -1,13 +1,13 @@
-//! What Foil needs of libtorch beyond `tch`.
+//! Bindings of libtorch that `tch` lacks.
 //!
 //! - [`c10d`]: rendezvous, process groups and data-parallel gradients.
 //! - [`ops`]: fused operations of a decoder layer, token sampling, log-probabilities and AdamW.
 //! - [`autograd`]: backward passes and activation checkpointing.
-//! - [`runtime`] and [`CpuMemory`]: settings of libtorch and what its tensors take.
+//! - [`runtime`] and [`CpuMemory`]: settings of libtorch, and memory use of its tensors.
 //!
-//! The C++ side is in `cpp`, by the same folders. No C++ exception crosses into Rust: every failure is an [`Error`] value.
+//! The C++ side is in `cpp`, in the same folders. No C++ exception crosses into Rust: every failure is an [`Error`].
 //!
-//! Nothing in here is `Sync`: the ranks of a group must issue the same collectives in the same order, so one thread of
+//! Nothing here is `Sync`: the ranks of a group must issue the same collectives in the same order, so one thread of
 //! each process owns the group.
 
 pub mod autograd;

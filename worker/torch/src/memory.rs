@@ -1,32 +1,32 @@
-//! How much memory tensors take on the CPU, by libtorch's own count.
+//! Memory use of CPU tensors, as counted by libtorch.
 
 use cxx::UniquePtr;
 
 use crate::error::{During, Result};
 use crate::ffi;
 
-/// Counts the bytes of CPU tensors that this thread makes and drops while it lives.
+/// Counts the bytes of CPU tensors that this thread allocates and frees during its lifetime.
 ///
-/// Tensors that other threads drop stay counted, and those made before are not. It belongs to its thread.
+/// Tensors freed by other threads stay counted, and those allocated before are not. It must stay on its thread.
 pub struct CpuMemory {
     inner: UniquePtr<ffi::CpuMemory>,
 }
 
 impl CpuMemory {
-    /// Begins to count. One at a time: a second one hides the first.
+    /// Starts counting. Only one counter at a time: a second one hides the first.
     ///
     /// # Errors
-    /// [`crate::Error::Torch`] where memory is short.
+    /// [`crate::Error::Torch`] if memory is short.
     pub fn count() -> Result<Self> {
         Ok(Self { inner: ffi::count_cpu_memory().during("counting memory")? })
     }
 
-    /// Bytes made since and not dropped yet.
-    pub fn held(&self) -> u64 {
-        u64::try_from(self.inner.held()).unwrap_or(0)
+    /// Bytes allocated since the start and not freed yet.
+    pub fn current(&self) -> u64 {
+        u64::try_from(self.inner.current()).unwrap_or(0)
     }
 
-    /// The most that was held at once since the beginning or [`CpuMemory::reset_peak`].
+    /// Peak since the start or [`CpuMemory::reset_peak`].
     pub fn peak(&self) -> u64 {
         u64::try_from(self.inner.peak()).unwrap_or(0)
     }
@@ -43,15 +43,15 @@ mod tests {
     use super::CpuMemory;
 
     #[test]
-    fn it_counts_what_is_made_and_dropped_and_the_most_of_it() {
+    fn current_and_peak_bytes_are_counted() {
         let memory = CpuMemory::count().unwrap();
         let kept = Tensor::zeros([100], (Kind::Float, Device::Cpu));
         drop(Tensor::zeros([1000], (Kind::Float, Device::Cpu)));
-        assert_eq!((memory.held(), memory.peak()), (400, 4400));
+        assert_eq!((memory.current(), memory.peak()), (400, 4400));
         memory.reset_peak();
         assert_eq!(memory.peak(), 400);
         drop(kept);
-        assert_eq!((memory.held(), memory.peak()), (0, 400));
+        assert_eq!((memory.current(), memory.peak()), (0, 400));
         drop(memory);
         drop(Tensor::zeros([1000], (Kind::Float, Device::Cpu)));
     }

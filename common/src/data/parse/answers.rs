@@ -32,10 +32,10 @@ impl Wanted for DemonstrationRow {
     }
 }
 
-/// The names an answer goes by; all are accepted wherever an answer is wanted.
+/// Column names of a response; all are accepted for every data set of responses.
 const NAMES: [&str; 5] = ["golden", "answer", "completion", "response", "output"];
 
-/// The prompt and its answer; nothing where the answer is labelled as a bad one.
+/// The prompt and its response; `None` if the response is labeled undesirable.
 fn read<T: Wanted>(
     record: &Value,
     wanted: &'static str,
@@ -65,13 +65,13 @@ fn read<T: Wanted>(
     Ok(Some(row))
 }
 
-/// Whether the answer is a good one: KTO's label.
+/// KTO's label: whether the response is desirable.
 fn label(fields: &Fields<'_>) -> Result<bool, String> {
     const NAMES: [&str; 2] = ["label", "kto_tag"];
-    // A table of labelled answers with one that has none: it is not known to be good.
+    // A missing label in a labeled table: the response is not known to be desirable.
     if let Some(name) = NAMES.into_iter().find(|name| fields.is_null(name)) {
         return Err(format!(
-            "{name}: found null; true or false is expected: leave the row out, or the column where answers have no label"
+            "{name}: found null; true or false is expected: leave the row out, or the column if responses have no label"
         ));
     }
     let Some((name, value)) = fields.first(NAMES) else { return Ok(true) };
@@ -80,13 +80,13 @@ fn label(fields: &Fields<'_>) -> Result<bool, String> {
         (_, Some(1.0)) => Ok(true),
         (_, Some(0.0)) => Ok(false),
         _ => Err(format!(
-            "{name}: found {}; true or false is expected: rename the column if it is no label of the answer",
+            "{name}: found {}; true or false is expected: rename the column if it is not a label of the response",
             describe(value)
         )),
     }
 }
 
-/// The column that holds the answer: the one named as wanted, else the only one of the others.
+/// The column that holds the response: the one named `wanted`, else the only one of the others.
 fn candidate<'a>(
     fields: &Fields<'a>,
     wanted: &'static str,
@@ -101,12 +101,12 @@ fn candidate<'a>(
     if let Some((one, first)) = given.first()
         && let Some((other, _)) = given.iter().find(|(_, value)| value != first)
     {
-        return Err(format!("{one} and {other} both hold an answer; keep one of them"));
+        return Err(format!("{one} and {other} both hold a response; keep one of them"));
     }
     Ok(given.into_iter().chain(empty).next())
 }
 
-/// The answer itself, or the first of several (in a list of strings, or named by who gave them).
+/// The response itself, or the first of several (a list of strings, or an object keyed by their authors).
 fn first<'a, T>(name: &str, value: &'a Value, found: &mut Found<T>) -> Result<&'a Value, String> {
     let (answers, count) = match value {
         Value::Object(fields) if !is_message(fields) => (fields.values().next(), fields.len()),
@@ -114,7 +114,7 @@ fn first<'a, T>(name: &str, value: &'a Value, found: &mut Found<T>) -> Result<&'
         _ => return Ok(value),
     };
     let Some(answer) = answers else {
-        return Err(format!("{name}: found {}; an answer is expected", describe(value)));
+        return Err(format!("{name}: found {}; a response is expected", describe(value)));
     };
     found.spare_answers += count as u64 - 1;
     Ok(answer)
@@ -124,12 +124,12 @@ fn is_message(fields: &Map<String, Value>) -> bool {
     fields.contains_key("role") || fields.contains_key("from")
 }
 
-/// A dialogue in a list of messages, whose last turn is the answer.
+/// A conversation as a list of messages whose last one is the response.
 fn dialogue(record: &Value, fields: &Fields<'_>, wanted: &str) -> Result<(Prompt, String), String> {
     match prompt_columns::conversation(fields)? {
         None => Err(format!("found {}; a prompt and its {wanted} are expected", describe(record))),
         Some((_, None)) => Err(format!("messages: the last message must be the assistant's, the {wanted}")),
-        Some((_, Some(last))) if last.content.is_empty() => Err("messages: the answer is empty".to_owned()),
+        Some((_, Some(last))) if last.content.is_empty() => Err("messages: the response is empty".to_owned()),
         Some((prompt, Some(last))) => Ok((prompt.prompt, last.content)),
     }
 }

@@ -1,9 +1,9 @@
-//! The bound on the memory that the rows of a job take.
+//! The bound on the memory of a job's rows.
 
 use crate::data::rows::Row;
 
-/// What is left of the memory that a job's rows may take. One budget pays for all of a job's sets: what a small compressed file
-/// unpacks to is refused before it fills the memory.
+/// The memory left for a job's rows. All sets of a job share one budget, so that a small compressed file which unpacks to
+/// a huge one is refused before it fills the memory.
 #[derive(Clone, Debug)]
 pub struct Budget {
     left: u64,
@@ -12,12 +12,12 @@ pub struct Budget {
 impl Budget {
     pub const BYTES: u64 = 2 << 30;
 
-    /// About what a row takes beside its texts: its keys for duplicates and places, and what is unused in buffers that grow.
+    /// Approximate overhead of a row: its keys for deduplication and places, and the unused part of growing buffers.
     const PER_ROW: u64 = 256;
     const PER_MESSAGE: u64 = 48;
 
-    /// Pays for rows; false where that exceeds what is left.
-    pub(super) fn pay<T: Row>(&mut self, rows: &[T]) -> bool {
+    /// Charges rows to the budget; false if they exceed it.
+    pub(super) fn charge<T: Row>(&mut self, rows: &[T]) -> bool {
         let cost: u64 = rows.iter().map(Self::cost).sum();
         let enough = cost <= self.left;
         self.left = self.left.saturating_sub(cost);
@@ -27,7 +27,7 @@ impl Budget {
     fn cost<T: Row>(row: &T) -> u64 {
         let messages = &row.prompt().messages;
         let texts = messages.iter().map(|message| message.content.len()).sum::<usize>()
-            + row.answers().iter().map(|answer| answer.len()).sum::<usize>();
+            + row.responses().iter().map(|response| response.len()).sum::<usize>();
         texts as u64 + Self::PER_MESSAGE * messages.len() as u64 + Self::PER_ROW
     }
 

@@ -1,4 +1,4 @@
-//! The columns that data sets use, and what becomes of each. `common/README.md` shows this table.
+//! The known columns of data sets, and how each is read. `common/README.md` shows this table.
 
 /// The purpose a record is read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,35 +14,35 @@ pub enum Purpose {
 pub enum Kind {
     /// The prompt, or part of it. Every set needs all of it.
     Prompt,
-    /// An answer; pairs and prompts have no use for it.
+    /// A response; pairs and prompts do not use it.
     Answer,
-    /// Compared answers, or which of them is better; only pairs have a use for them.
+    /// Compared responses, or which of them is better; only pairs use them.
     Comparison,
-    /// By how much an answer is better; only pairs have a use for it.
+    /// The margin of a preference; only pairs use it.
     Margin,
-    /// Whether the answer is a good one; prompts have no use for it.
+    /// Whether the response is desirable; prompts do not use it.
     Label,
-    /// Part of a prompt that is not supported.
+    /// An unsupported part of a prompt.
     Unsupported(&'static str),
 }
 
-/// A column that is known by name.
+/// A known column.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
     pub name: &'static str,
     /// The formats that have it.
     pub formats: &'static str,
     pub kind: Kind,
-    /// How it is read.
+    /// Its meaning, for the table.
     pub meaning: &'static str,
 }
 
-/// The handling of a column that the reading of a record had no use for.
+/// The handling of a column that was not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unread {
-    /// It is left out, and listed by name.
+    /// Ignored, and listed by name.
     Ignored,
-    /// It would change what the row means. With advice.
+    /// Refused, since it would change the meaning of the row; with advice.
     Refused(&'static str),
 }
 
@@ -58,11 +58,11 @@ impl Column {
                 Unread::Refused("the pair is read from other columns; keep either these or those")
             }
             (Kind::Margin, Pairs) => Unread::Refused(
-                "what it measures is not clear here; give margin, or score_chosen and score_rejected, or rename it",
+                "its meaning is not clear here; give margin, or score_chosen and score_rejected, or rename it",
             ),
-            (Kind::Label, Pairs | Golden | Demonstrations) => Unread::Refused(
-                "what it labels is not clear beside the other columns; rename it if it is no label",
-            ),
+            (Kind::Label, Pairs | Golden | Demonstrations) => {
+                Unread::Refused("its meaning is not clear with these columns; rename it if it is not a label")
+            }
             (Kind::Answer, _)
             | (Kind::Comparison | Kind::Margin, Prompts | Golden | Demonstrations)
             | (Kind::Label, Prompts) => Unread::Ignored,

@@ -1,4 +1,4 @@
-//! Two answers to one prompt in columns of their own, the better one and the worse one.
+//! Two responses to one prompt in columns of their own, chosen and rejected.
 
 use super::fields::Fields;
 use super::turns::{answer, messages};
@@ -14,7 +14,7 @@ pub(super) struct Comparison<'a> {
     rejected: (&'static str, &'a Value),
 }
 
-/// A prompt and two answers to it.
+/// A prompt and two responses to it.
 pub(super) struct Pair {
     pub(super) prompt: Prompt,
     pub(super) chosen: String,
@@ -39,7 +39,7 @@ impl<'a> Comparison<'a> {
         [self.chosen, self.rejected]
     }
 
-    /// The turns before the answers, where both are lists that hold them.
+    /// The turns before the responses, if both are lists that include them.
     fn shared_turns(self) -> Result<Option<Vec<Message>>, String> {
         let [(_, Value::Array(chosen)), (_, Value::Array(rejected))] = self.sides() else { return Ok(None) };
         if chosen.len() < 2 || rejected.len() < 2 {
@@ -53,20 +53,20 @@ impl<'a> Comparison<'a> {
         let turns = before_last((self.chosen.0, chosen))?;
         if turns != before_last((self.rejected.0, rejected))? {
             return Err(format!(
-                "{} and {} part before their last message; they must share their prompt",
+                "{} and {} differ before their last message; they must share their prompt",
                 self.chosen.0, self.rejected.0
             ));
         }
         Ok(Some(turns))
     }
 
-    /// The prompt that two whole dialogues share.
+    /// The pair of two whole dialogues, which share their prompt.
     fn whole_dialogues(self) -> Result<Pair, String> {
         let mut texts = Vec::with_capacity(2);
         for (name, value) in self.sides() {
             match value {
                 Value::String(text) if text.trim().is_empty() => {
-                    return Err(format!("{name}: the answer is empty"));
+                    return Err(format!("{name}: the response is empty"));
                 }
                 Value::String(text) => texts.push(text.as_str()),
                 other => {
@@ -79,7 +79,7 @@ impl<'a> Comparison<'a> {
         }
         let read = dialogue::pair(texts[0], texts[1]).unwrap_or_else(|| {
             Err(format!(
-                "there is no prompt, and {} and {} are no dialogues with \"\\n\\nHuman:\" and \"\\n\\nAssistant:\"; \
+                "there is no prompt, and {} and {} are not dialogues with \"\\n\\nHuman:\" and \"\\n\\nAssistant:\"; \
                  give a prompt or whole dialogues",
                 self.chosen.0, self.rejected.0
             ))
@@ -89,7 +89,7 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// The prompt and the two answers.
+/// Reads the prompt and the two responses.
 pub(super) fn read(fields: &Fields<'_>, comparison: Comparison<'_>) -> Result<Pair, String> {
     let Some(prompt) = prompt_columns::prompt(fields, comparison.shared_turns()?)? else {
         let mut pair = comparison.whole_dialogues()?;
@@ -104,12 +104,12 @@ impl Pair {
     /// The row of this pair.
     ///
     /// # Errors
-    /// Answers that are empty or equal.
+    /// Responses that are empty or equal.
     pub(super) fn into_row(self, margin: Option<f64>) -> Result<PairRow, String> {
         let Self { prompt, chosen, rejected } = self;
         for (name, text) in [("chosen", &chosen), ("rejected", &rejected)] {
             if text.trim().is_empty() {
-                return Err(format!("{name}: the answer is empty"));
+                return Err(format!("{name}: the response is empty"));
             }
         }
         if chosen.trim() == rejected.trim() {

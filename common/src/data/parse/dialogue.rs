@@ -1,7 +1,7 @@
 //! Dialogues written as one text: `\n\nHuman: …\n\nAssistant: …`, and the variant with `## Human:` headings.
 //!
-//! A heading stands at the start of a line. Where headings of `Human:` follow a blank line, those that do not are text, as in
-//! the HH data; where none does, every line that starts with a heading is a turn. Windows line ends are read as line ends.
+//! A heading is at the start of a line. If some `Human:` headings follow a blank line, the others are text, as in the HH
+//! data; if none does, every line that starts with a heading is a turn. Windows line ends are accepted.
 
 use super::value::excerpt;
 use crate::data::rows::{Message, Prompt, Role};
@@ -21,7 +21,7 @@ const STYLES: [Style; 2] = [
     Style { human: "## Human:", assistant: "## Assistant:", spaced: false },
 ];
 
-/// How a dialogue is written, so that answers to it are read the same way.
+/// The notation of a dialogue, by which responses to it are read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Form {
     style: Style,
@@ -43,7 +43,7 @@ struct Heading {
 }
 
 /// A prompt in dialogue form: it starts with a turn, and either ends there or with an empty assistant turn. Text before the
-/// first turn is the system's where the prompt ends with the assistant's heading. `None` where the text has no such form.
+/// first turn is a system turn if the prompt ends with the assistant's heading. `None` if the text is not a dialogue.
 pub(super) fn prompt(text: &str) -> Option<Result<(Prompt, Form), String>> {
     let (text, windows) = line_ends(text);
     let text = text.trim_start();
@@ -54,8 +54,8 @@ pub(super) fn prompt(text: &str) -> Option<Result<(Prompt, Form), String>> {
     Some(read_prompt(text, style, windows))
 }
 
-/// Two whole dialogues that part in their last answer: the prompt is the shared prefix up to the last assistant
-/// heading. `None` where the texts are no dialogues.
+/// Two whole dialogues that differ in their last response: the prompt is the shared prefix up to the last assistant
+/// heading. `None` if the texts are not dialogues.
 pub(super) fn pair(first: &str, second: &str) -> Option<Result<(Prompt, String, String), String>> {
     let (first, windows) = line_ends(first);
     let (second, _) = line_ends(second);
@@ -75,7 +75,7 @@ fn read_pair(
     let headings = turns(shared, style)?;
     let Some(heading) = headings.iter().rfind(|heading| heading.role == Role::Assistant) else {
         return Err(format!(
-            "the two dialogues part before the first assistant turn, after {:?}; they must share their prompt",
+            "the two dialogues differ before the first assistant turn, after {:?}; they must share their prompt",
             excerpt(shared, 40)
         ));
     };
@@ -85,7 +85,7 @@ fn read_pair(
     Ok((prompt, chosen, rejected))
 }
 
-/// One whole dialogue: the prompt before its last answer, and that answer (empty where it ends with a heading).
+/// One whole dialogue: the prompt before its last response, and that response (empty if it ends with a heading).
 pub(super) fn whole(text: &str) -> Option<Result<(Prompt, String), String>> {
     let (text, windows) = line_ends(text);
     let text = text.trim_start();
@@ -99,10 +99,10 @@ pub(super) fn whole(text: &str) -> Option<Result<(Prompt, String), String>> {
 }
 
 impl Form {
-    /// An answer to a prompt of this form, which may repeat the heading before it.
+    /// A response to a prompt of this form, which may repeat the heading before it.
     ///
     /// # Errors
-    /// An answer that goes on with turns of its own.
+    /// A response that continues with further turns.
     pub(super) fn answer(self, name: &str, text: &str) -> Result<String, String> {
         let text = if self.windows { line_ends(text).0 } else { Cow::Borrowed(text) };
         let mut text = text.trim();
@@ -110,7 +110,7 @@ impl Form {
         if let Some(after) = text.strip_prefix(self.style.assistant).filter(|_| !announced) {
             (text, announced) = (after.trim_start(), true);
         }
-        // A heading of the assistant's own is text, and after its heading an answer's first line is, whatever it starts with.
+        // The assistant's own headings are text, and so is the first line after its heading.
         let further = headings(text, self.style).into_iter().find(|heading| {
             heading.role == Role::User
                 && (heading.spaced || !self.spaced)
@@ -119,19 +119,19 @@ impl Form {
         match further {
             None => Ok(text.to_owned()),
             Some(heading) => Err(format!(
-                "{name}: the answer goes on with a turn of its own, {:?}; one answer is expected, without further turns",
+                "{name}: the response continues with another turn, {:?}; one response without further turns is expected",
                 excerpt(&text[heading.start..], 40)
             )),
         }
     }
 }
 
-/// The text with line ends of `\n` alone, and whether it had Windows ones.
+/// The text with `\n` line ends, and whether it had Windows ones.
 fn line_ends(text: &str) -> (Cow<'_, str>, bool) {
     if text.contains("\r\n") { (Cow::Owned(text.replace("\r\n", "\n")), true) } else { (text.into(), false) }
 }
 
-/// The style of a text that starts with a heading, or that `may_open` with other text, judged by its headings.
+/// The style of a text that starts with a heading, or for whose headings `may_open` allows other text before them.
 fn style_of(text: &str, may_open: impl Fn(&[Heading]) -> Option<()>) -> Option<Style> {
     STYLES.into_iter().find(|style| {
         if text.starts_with(style.human) || text.starts_with(style.assistant) {
@@ -169,7 +169,7 @@ fn headings(text: &str, style: Style) -> Vec<Heading> {
 /// The headings that begin a turn.
 ///
 /// # Errors
-/// Headings of both spacings, where it is not clear which begin a turn.
+/// Headings with and without blank lines, so that it is not clear which begin a turn.
 fn turns(text: &str, style: Style) -> Result<Vec<Heading>, String> {
     let headings = headings(text, style);
     if !style.spaced || !headings.iter().skip(1).any(|heading| heading.spaced) {
@@ -208,7 +208,10 @@ fn read_prompt(text: &str, style: Style, windows: bool) -> Result<(Prompt, Form)
     Ok((check_prompt(messages)?, Form { style, spaced, windows, announced }))
 }
 
-/// The turns as a prompt, where they can be one.
+/// Turns as a prompt.
+///
+/// # Errors
+/// Turns that do not end with a user turn that has text.
 pub(super) fn check_prompt(messages: Vec<Message>) -> Result<Prompt, String> {
     match messages.last() {
         None => Err("the prompt has no turns; at least one user turn is expected".to_owned()),
@@ -217,7 +220,7 @@ pub(super) fn check_prompt(messages: Vec<Message>) -> Result<Prompt, String> {
             last.role.as_str()
         )),
         Some(last) if last.content.trim().is_empty() => {
-            Err("the prompt's last turn is empty; a text to answer is expected".to_owned())
+            Err("the prompt's last turn is empty; some text is expected".to_owned())
         }
         Some(_) => Ok(Prompt { messages }),
     }

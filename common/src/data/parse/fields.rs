@@ -1,4 +1,4 @@
-//! A record's fields, with a note of which have been read: a known column that nobody read is never dropped in silence.
+//! The fields of a record, which track what has been read: a known column that was not read is never dropped silently.
 
 use super::columns::{self, Purpose, Unread};
 use super::turns::ignored_keys;
@@ -6,11 +6,11 @@ use super::value::{describe, is_blank, is_empty};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 
-/// A null counts as absent: tables of several formats have one in every column that a row does not use.
+/// The fields of a record. Null counts as absent: tables of several formats have null in every column that a row does not use.
 pub(super) struct Fields<'a> {
     all: &'a Map<String, Value>,
     read: RefCell<Vec<&'a str>>,
-    /// Names within the record's values that were left out, such as `completions[].model`.
+    /// Ignored names within values, such as `completions[].model`.
     nested: RefCell<Vec<String>>,
 }
 
@@ -19,14 +19,14 @@ impl<'a> Fields<'a> {
         Fields { all, read: RefCell::default(), nested: RefCell::default() }
     }
 
-    /// The field, noted as read.
+    /// The field, marked as read.
     pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
         let (name, value) = self.all.get_key_value(name).filter(|(_, value)| !value.is_null())?;
         self.read.borrow_mut().push(name);
         Some(value)
     }
 
-    /// The field where it holds anything, noted as read.
+    /// The field if it is not blank, marked as read.
     pub(super) fn given(&self, name: &str) -> Option<&'a Value> {
         self.get(name).filter(|value| !is_blank(value))
     }
@@ -40,22 +40,22 @@ impl<'a> Fields<'a> {
         self.all.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// The field is there and holds something.
+    /// Whether the field is there and not blank.
     pub(super) fn holds(&self, name: &str) -> bool {
         self.all.get(name).is_some_and(|value| !is_blank(value))
     }
 
-    /// The field is there, and null.
+    /// Whether the field is there and null.
     pub(super) fn is_null(&self, name: &str) -> bool {
         self.all.get(name).is_some_and(Value::is_null)
     }
 
-    /// Notes names within a value as left out.
-    pub(super) fn leave_out(&self, names: impl IntoIterator<Item = String>) {
+    /// Records names within a value as ignored.
+    pub(super) fn ignore(&self, names: impl IntoIterator<Item = String>) {
         self.nested.borrow_mut().extend(names);
     }
 
-    /// A text; absent where the field is, or blank.
+    /// The field as text; `None` if it is absent or blank.
     pub(super) fn text(&self, name: &str) -> Result<Option<&'a str>, String> {
         match self.given(name) {
             None => Ok(None),
@@ -64,7 +64,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A finite number.
+    /// The field as a finite number.
     pub(super) fn number(&self, name: &str) -> Result<Option<f64>, String> {
         match self.get(name) {
             None => Ok(None),
@@ -75,7 +75,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The fields that have not been read and hold something.
+    /// The fields that have not been read and are not empty.
     pub(super) fn unread(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
         let read = self.read.borrow().clone();
         self.all
@@ -84,10 +84,10 @@ impl<'a> Fields<'a> {
             .filter(move |(name, value)| !read.contains(name) && !is_empty(value))
     }
 
-    /// What remains is listed as ignored.
+    /// Lists the fields that were not read as ignored.
     ///
     /// # Errors
-    /// A known column that would change what the row means.
+    /// A known column that would change the row's meaning.
     pub(super) fn finish(&self, purpose: Purpose, ignored: &mut Vec<String>) -> Result<(), String> {
         for (name, value) in self.all.iter().filter(|(name, _)| self.read.borrow().contains(&name.as_str())) {
             let keys = value.as_array().into_iter().flat_map(|list| ignored_keys(list));

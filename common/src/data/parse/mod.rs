@@ -1,4 +1,4 @@
-//! Files of many formats become rows of one type. The format is told from each record, not from the file's name.
+//! Parses files of many formats into rows of one type. The format is recognized by each record, not by the file's name.
 //!
 //! | record | read as |
 //! |---|---|
@@ -11,10 +11,10 @@
 //! | `{prompt, answer}` (or `completion`, `response`, `output`), `{messages}` ending with the assistant | demonstration, golden |
 //! | any of these, `{prompt}`, or a bare string | prompt |
 //!
-//! Any of them may have `system` and `history`, which come before the prompt. [`columns`] lists all columns that are known: one of
-//! them that the reading has no use for and that would change what the row means makes it a bad row; the names of all other
-//! columns are collected. Files are JSON lines or JSON arrays, plain or gzipped. A `prompt` string in dialogue form is parsed into
-//! turns, which lose the white space around them; any other string is one user message. All other texts are kept to the byte.
+//! Each may have `system` and `history`, which precede the prompt. [`columns`] lists the known columns: a record is a bad row
+//! if it has a known column that is not used and would change the row's meaning; the names of all other columns are
+//! collected. Files are JSON lines or JSON arrays, plain or gzipped. A `prompt` string in dialogue form is parsed into
+//! turns, whose surrounding white space is removed; any other string is one user message. All other texts are kept to the byte.
 
 mod answers;
 mod budget;
@@ -44,17 +44,17 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::Read;
 
-/// Bad rows kept word for word; beyond these they are only counted.
+/// Number of bad rows that are kept; beyond it they are only counted.
 pub const KEPT_BAD_ROWS: usize = 20;
 
-/// Names of ignored columns that are kept.
+/// Number of ignored columns whose names are kept.
 const KEPT_IGNORED: usize = 64;
 
-/// A record that could not be used, and why.
+/// A record that cannot be used, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRow {
     pub place: Place,
-    /// What was found and what was expected.
+    /// The value found, and the expected one.
     pub what: String,
 }
 
@@ -64,37 +64,37 @@ impl fmt::Display for BadRow {
     }
 }
 
-/// Records that are sound but give no row.
+/// Valid records that yield no row, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Skipped {
-    /// Rows equal to an earlier one.
+    /// Rows that equal an earlier one.
     pub duplicates: u64,
-    /// Compared answers of equal score.
+    /// Compared responses of equal score.
     pub ties: u64,
-    /// Golden answers beside a prompt's first one.
+    /// Golden answers after a prompt's first one.
     pub spare_answers: u64,
-    /// Answers labelled as bad ones.
+    /// Responses labeled undesirable.
     pub undesirable: u64,
 }
 
-/// What one or more files hold.
+/// The rows of one or more files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed<T> {
-    /// In the files' order, without duplicates, ids assigned.
+    /// In the order of the files, without duplicates, with ids assigned.
     pub rows: Vec<T>,
-    /// Records read, good and bad.
+    /// Number of records, good and bad.
     pub records: u64,
     pub bad_rows: u64,
     /// The first [`KEPT_BAD_ROWS`] of them.
     pub bad: Vec<BadRow>,
     pub skipped: Skipped,
-    /// Columns that were left out, with the number of records that have them.
+    /// Ignored columns, with the number of records that have them.
     pub ignored: BTreeMap<String, u64>,
-    /// Where each row was read.
+    /// The place of each row in the files.
     pub places: Places,
 }
 
-/// A file that cannot be used at all.
+/// A file that cannot be used.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ParseError {
     #[error("{file}: {found}; expected JSON lines or a JSON array, plain or gzipped: {advice}")]
@@ -113,7 +113,7 @@ pub enum ParseError {
 }
 
 impl<T> Parsed<T> {
-    /// Fails where more than `allowed` (a fraction) of all records are bad.
+    /// Fails if more than `allowed` (a fraction) of all records are bad.
     pub fn require(&self, allowed: f64) -> Result<(), ParseError> {
         if self.bad_rows == 0 || self.bad_rows as f64 <= allowed * self.records as f64 {
             return Ok(());
@@ -125,11 +125,14 @@ impl<T> Parsed<T> {
 
 /// A row type that files are parsed into.
 pub trait Wanted: Row {
-    /// In words, plural.
+    /// Name for messages, in the plural.
     const NAME: &'static str;
     const PURPOSE: Purpose;
 
-    /// The rows of one record, or what is wrong with it.
+    /// Adds the rows of one record to `found`.
+    ///
+    /// # Errors
+    /// The fault of the record.
     #[doc(hidden)]
     fn read(record: &Value, found: &mut Found<Self>) -> Result<(), String>;
 }
@@ -141,7 +144,7 @@ pub struct Found<T> {
     pub(crate) ties: u64,
     pub(crate) spare_answers: u64,
     pub(crate) undesirable: u64,
-    /// Columns that were left out.
+    /// Ignored columns.
     pub(crate) ignored: Vec<String>,
 }
 
@@ -150,7 +153,7 @@ pub fn parse<T: Wanted>(file: &str, bytes: &[u8]) -> Result<Parsed<T>, ParseErro
     parse_files([(file, bytes)], &mut Budget::default())
 }
 
-/// Parses several files into one set, whose rows are paid for from `budget`.
+/// Parses several files into one set, whose rows are charged to `budget`.
 pub fn parse_files<'a, T: Wanted, R: Read>(
     files: impl IntoIterator<Item = (&'a str, R)>,
     budget: &mut Budget,
@@ -175,7 +178,7 @@ pub fn parse_files<'a, T: Wanted, R: Read>(
                     parsed.add(found, &mut seen);
                     let new = &parsed.rows[first_new..];
                     origins.extend(new.iter().map(|_| origin));
-                    if !budget.pay(new) {
+                    if !budget.charge(new) {
                         return Err(ParseError::TooLarge { place: parsed.places.name(origin) });
                     }
                 }

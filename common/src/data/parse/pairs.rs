@@ -1,4 +1,4 @@
-//! Preference pairs given as the better and the worse answer.
+//! Preference pairs.
 
 use super::columns::Purpose;
 use super::comparison::{self, Comparison};
@@ -24,8 +24,8 @@ impl Wanted for PairRow {
         }
         let Some(comparison) = Comparison::of(&fields) else {
             if fields.has("label") && fields.has("completion") {
-                return Err("label: labelled answers give no pairs; use the rows in data.golden or data.sft, which read \
-                            those labelled true, or pair them up"
+                return Err("label: labeled responses give no pairs; use the rows in data.golden or data.sft, which read \
+                            those labeled true, or pair them up"
                     .to_owned());
             }
             return Err(format!("found {}; {EXPECTED}", describe(record)));
@@ -36,7 +36,7 @@ impl Wanted for PairRow {
     }
 }
 
-/// The margin, or the difference of the two answers' scores.
+/// The margin, or the difference of the two responses' scores.
 fn margin(fields: &Fields<'_>) -> Result<Option<f64>, String> {
     const SCORES: [(&str, &str); 4] = [
         ("score_chosen", "score_rejected"),
@@ -47,7 +47,7 @@ fn margin(fields: &Fields<'_>) -> Result<Option<f64>, String> {
     let mut margin = fields.number("margin")?;
     if margin.is_some_and(|margin| margin < 0.0) {
         let found = fields.get("margin").map(describe).unwrap_or_default();
-        return Err(format!("margin: found {found}; a number from 0 on is expected"));
+        return Err(format!("margin: found {found}; a number that is not negative is expected"));
     }
     for (chosen, rejected) in SCORES {
         let (Some(better), Some(worse)) = (fields.number(chosen)?, fields.number(rejected)?) else {
@@ -55,7 +55,7 @@ fn margin(fields: &Fields<'_>) -> Result<Option<f64>, String> {
         };
         if better < worse {
             return Err(format!(
-                "{chosen}: {better} is below {rejected}, {worse}; chosen must be the better answer"
+                "{chosen}: {better} is below {rejected}, {worse}; chosen must be the better response"
             ));
         }
         margin = margin.or(Some(better - worse));

@@ -1,4 +1,4 @@
-//! Where rows were read, so that whoever drops one later can name it.
+//! Places of rows in files, so that a row that is dropped later can be named.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub file: String,
-    /// Where the record starts, from 1.
+    /// Line where the record starts, from 1.
     pub line: u64,
-    /// Its number in the file's array, from 0, where the file is one.
+    /// Index in the file's array, from 0; `None` if the file is not an array.
     pub element: Option<u64>,
 }
 
@@ -49,7 +49,7 @@ impl Origin {
 }
 
 impl Places {
-    /// Where the row with this id was read; `None` for rows of no file.
+    /// The place of the row with this id; `None` for rows that came from no file.
     pub fn of(&self, id: u64) -> Option<Place> {
         let at = self.rows.binary_search_by_key(&id, |(id, _)| *id).ok()?;
         Some(self.name(self.rows[at].1))

@@ -7,7 +7,7 @@ use super::value::describe;
 use crate::data::rows::{Message, Prompt, Role};
 use serde_json::Value;
 
-/// The prompt in the columns of a record: `turns` that compared answers share, a list of messages, or a column of its own.
+/// The prompt in the columns of a record: the `turns` that compared responses share, a list of messages, or a column of its own.
 /// `None` if the record has none.
 pub(super) fn prompt(fields: &Fields<'_>, turns: Option<Vec<Message>>) -> Result<Option<ReadPrompt>, String> {
     let found = match turns {
@@ -22,7 +22,7 @@ pub(super) fn prompt(fields: &Fields<'_>, turns: Option<Vec<Message>>) -> Result
     found.map(|found| found.try_map(|prompt| in_context(prompt, fields))).transpose()
 }
 
-/// A list of messages that ends with an answer, or without one: the prompt, and the answer's text.
+/// A list of messages: the prompt, and the response if the list ends with one.
 pub(super) fn conversation(fields: &Fields<'_>) -> Result<Option<(ReadPrompt, Option<Message>)>, String> {
     let Some((name, mut turns)) = listed(fields)? else { return Ok(None) };
     let answer = turns.pop_if(|last| last.role == Role::Assistant);
@@ -30,7 +30,7 @@ pub(super) fn conversation(fields: &Fields<'_>) -> Result<Option<(ReadPrompt, Op
     Ok(Some((prompt.try_map(|prompt| in_context(prompt, fields))?, answer)))
 }
 
-/// The turns in a column of messages.
+/// The column of messages, if there is one.
 fn listed(fields: &Fields<'_>) -> Result<Option<(&'static str, Vec<Message>)>, String> {
     let Some(name) = ["conversations", "messages"].into_iter().find(|name| fields.holds(name)) else {
         return Ok(None);
@@ -42,7 +42,7 @@ fn listed(fields: &Fields<'_>) -> Result<Option<(&'static str, Vec<Message>)>, S
     messages(list).map(|turns| Some((name, turns))).map_err(|what| format!("{name}: {what}"))
 }
 
-/// The column that holds a prompt by itself.
+/// A column that holds a prompt.
 fn named(fields: &Fields<'_>) -> Result<Option<ReadPrompt>, String> {
     if let Some((name, value)) = fields.first(["prompt", "query", "question"]) {
         return ReadPrompt::of_value(value).map(Some).map_err(|what| format!("{name}: {what}"));
@@ -68,14 +68,14 @@ fn named(fields: &Fields<'_>) -> Result<Option<ReadPrompt>, String> {
             };
             let mut ignored = Vec::new();
             input.finish(Purpose::Prompts, &mut ignored).map_err(|what| format!("input.{what}"))?;
-            fields.leave_out(ignored.into_iter().map(|name| format!("input.{name}")));
+            fields.ignore(ignored.into_iter().map(|name| format!("input.{name}")));
             ReadPrompt::of_messages(turns).map(Some).map_err(|what| format!("input.{name}: {what}"))
         }
         Some(value) => ReadPrompt::of_value(value).map(Some).map_err(|what| format!("input: {what}")),
     }
 }
 
-/// The prompt with the record's own system turn and history before it.
+/// The prompt with the record's system turn and history before it.
 pub(super) fn in_context(mut prompt: Prompt, fields: &Fields<'_>) -> Result<Prompt, String> {
     let messages = &mut prompt.messages;
     let system_turns = usize::from(messages.first().is_some_and(|first| first.role == Role::System));
@@ -93,7 +93,7 @@ pub(super) fn in_context(mut prompt: Prompt, fields: &Fields<'_>) -> Result<Prom
             _ => messages.insert(0, Message::new(Role::System, system)),
         }
     }
-    agree(fields, &prompt);
+    mark_agreeing(fields, &prompt);
     Ok(prompt)
 }
 
@@ -118,12 +118,12 @@ fn history_turns(history: &Value) -> Result<Vec<Message>, String> {
     Ok(turns)
 }
 
-/// Reads the other prompt columns that say the same as `prompt`: those that do not are refused as unread.
-fn agree(fields: &Fields<'_>, prompt: &Prompt) {
+/// Marks the other prompt columns that agree with `prompt` as read; those that disagree will be refused.
+fn mark_agreeing(fields: &Fields<'_>, prompt: &Prompt) {
     let same: Vec<&str> = fields
         .unread()
         .filter(|(name, _)| columns::find(name).is_some_and(|column| column.kind == Kind::Prompt))
-        .filter(|(_, value)| says(value, prompt))
+        .filter(|(_, value)| agrees(value, prompt))
         .map(|(name, _)| name)
         .collect();
     for name in same {
@@ -131,8 +131,8 @@ fn agree(fields: &Fields<'_>, prompt: &Prompt) {
     }
 }
 
-/// The value is one of the prompt's user turns, all of its turns, or those with an answer after them.
-fn says(value: &Value, prompt: &Prompt) -> bool {
+/// Whether the value is one of the prompt's user turns, all of its turns, or those and a response.
+fn agrees(value: &Value, prompt: &Prompt) -> bool {
     match value {
         Value::String(text) => {
             let users = prompt.messages.iter().filter(|turn| turn.role == Role::User);

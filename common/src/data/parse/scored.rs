@@ -1,4 +1,4 @@
-//! Several answers to one prompt, scored or ranked: a pair for every two that differ.
+//! Several responses to one prompt, scored or ranked: a pair for every two that differ.
 
 use super::comparison::Pair;
 use super::fields::Fields;
@@ -8,16 +8,16 @@ use super::{Found, dialogue, prompt_columns};
 use crate::data::rows::{PairRow, Prompt};
 use serde_json::Value;
 
-/// The separator of query and answer in comparison files.
+/// Separator of query and response in comparison files.
 const SEPARATOR: &str = "<sep>";
 
-/// An answer and how good it is; more is better.
+/// A response and its score; higher is better.
 struct Scored {
     answer: String,
     score: f64,
 }
 
-/// The pairs of a record that compares several answers. False where it is of another kind.
+/// Adds the pairs of a record that compares several responses; false if it is of another kind.
 pub(super) fn pairs(fields: &Fields<'_>, found: &mut Found<PairRow>) -> Result<bool, String> {
     if fields.holds("text") && (fields.holds("score") || fields.holds("scores")) {
         return texts(fields, found).map(|()| true);
@@ -46,7 +46,7 @@ pub(super) fn pairs(fields: &Fields<'_>, found: &mut Found<PairRow>) -> Result<b
     Ok(true)
 }
 
-/// The prompt of such a record.
+/// The prompt of a record that compares several responses.
 pub(super) fn prompt(fields: &Fields<'_>) -> Result<Option<Prompt>, String> {
     if let Some([Value::String(first), Value::String(second), ..]) =
         fields.get("text").and_then(Value::as_array).map(Vec::as_slice)
@@ -61,8 +61,8 @@ pub(super) fn prompt(fields: &Fields<'_>) -> Result<Option<Prompt>, String> {
     }
 }
 
-/// The answers under `completions` (UltraFeedback), `answers` (Nectar) or `human_ref_A` and `human_ref_B` (SHP), and
-/// whether their scores measure more than an order.
+/// The responses under `completions` (UltraFeedback), `answers` (Nectar) or `human_ref_A` and `human_ref_B` (SHP), and
+/// whether differences of their scores are margins.
 fn answers(fields: &Fields<'_>) -> Result<Option<(Prompt, Vec<Scored>, bool)>, String> {
     if fields.has("human_ref_A") && fields.has("human_ref_B") {
         return reddit(fields).map(Some);
@@ -97,12 +97,12 @@ fn answers(fields: &Fields<'_>) -> Result<Option<(Prompt, Vec<Scored>, bool)>, S
         let others = entry.as_object().into_iter().flatten();
         let others =
             others.filter(|(key, value)| ![text, score_name].contains(&key.as_str()) && !is_empty(value));
-        fields.leave_out(others.map(|(key, _)| format!("{name}[].{key}")));
+        fields.ignore(others.map(|(key, _)| format!("{name}[].{key}")));
     }
     Ok(Some((prompt.prompt, answers, sign > 0.0)))
 }
 
-/// Two comments on a post, of which `labels` names the better.
+/// Two comments on a post, the better of which `labels` names.
 fn reddit(fields: &Fields<'_>) -> Result<(Prompt, Vec<Scored>, bool), String> {
     let prompt = match fields.get("history") {
         Some(Value::String(post)) => ReadPrompt::of_text(post).map_err(|what| format!("history: {what}"))?,
@@ -120,7 +120,7 @@ fn reddit(fields: &Fields<'_>) -> Result<(Prompt, Vec<Scored>, bool), String> {
     };
     let mut answers = Vec::with_capacity(2);
     for (name, is_better) in [("human_ref_A", first_is_better), ("human_ref_B", !first_is_better)] {
-        let Some(text) = fields.text(name)? else { return Err(format!("{name}: the answer is empty")) };
+        let Some(text) = fields.text(name)? else { return Err(format!("{name}: the response is empty")) };
         let answer = prompt.answer(name, text)?;
         answers.push(Scored { answer, score: f64::from(u8::from(is_better)) });
     }

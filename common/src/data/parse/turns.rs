@@ -1,28 +1,28 @@
-//! Lists of messages, and prompts with the answers to them.
+//! Lists of messages, and prompts with the responses to them.
 
 use super::dialogue::{self, Form, check_prompt};
 use super::value::{describe, excerpt, is_empty};
 use crate::data::rows::{Message, Prompt, Role};
 use serde_json::{Map, Value};
 
-/// A prompt, and how the answers to it are read.
+/// A prompt, and how the responses to it are read.
 #[derive(Debug)]
 pub(super) struct ReadPrompt {
     pub(super) prompt: Prompt,
-    answers: Answers,
+    responses: ResponseForm,
 }
 
 #[derive(Debug)]
-enum Answers {
-    /// To the byte.
+enum ResponseForm {
+    /// Verbatim.
     Exact,
-    /// As the turns of a dialogue in one text, which they may repeat.
+    /// As turns of a dialogue in one text, which they may repeat.
     Turns { text: String, form: Form },
 }
 
 impl ReadPrompt {
     pub(super) fn of_messages(messages: Vec<Message>) -> Result<Self, String> {
-        Ok(ReadPrompt { prompt: check_prompt(messages)?, answers: Answers::Exact })
+        Ok(ReadPrompt { prompt: check_prompt(messages)?, responses: ResponseForm::Exact })
     }
 
     pub(super) fn of_text(text: &str) -> Result<Self, String> {
@@ -30,11 +30,11 @@ impl ReadPrompt {
         match dialogue::prompt(text) {
             Some(read) => {
                 let (prompt, form) = read?;
-                Ok(ReadPrompt { prompt, answers: Answers::Turns { text: text.to_owned(), form } })
+                Ok(ReadPrompt { prompt, responses: ResponseForm::Turns { text: text.to_owned(), form } })
             }
             None => {
                 let prompt = check_prompt(vec![Message::new(Role::User, text)])?;
-                Ok(ReadPrompt { prompt, answers: Answers::Exact })
+                Ok(ReadPrompt { prompt, responses: ResponseForm::Exact })
             }
         }
     }
@@ -52,26 +52,26 @@ impl ReadPrompt {
         self,
         change: impl FnOnce(Prompt) -> Result<Prompt, String>,
     ) -> Result<Self, String> {
-        Ok(ReadPrompt { prompt: change(self.prompt)?, answers: self.answers })
+        Ok(ReadPrompt { prompt: change(self.prompt)?, responses: self.responses })
     }
 
-    /// The text of an answer as it is kept.
+    /// The text of a response to this prompt.
     pub(super) fn answer(&self, name: &str, text: &str) -> Result<String, String> {
-        let text = match &self.answers {
-            Answers::Exact => text.to_owned(),
-            Answers::Turns { text: prompt, form } => {
+        let text = match &self.responses {
+            ResponseForm::Exact => text.to_owned(),
+            ResponseForm::Turns { text: prompt, form } => {
                 form.answer(name, text.strip_prefix(prompt.as_str()).unwrap_or(text))?
             }
         };
         if text.trim().is_empty() {
-            return Err(format!("{name}: the answer is empty"));
+            return Err(format!("{name}: the response is empty"));
         }
         refuse_written_messages(&text).map_err(|what| format!("{name}: {what}"))?;
         Ok(text)
     }
 }
 
-/// Messages that a table kept as text, in JSON or as Python writes them: the model would read their brackets.
+/// Refuses messages that a table stores as text, in JSON or Python notation: the model would read their brackets.
 fn refuse_written_messages(text: &str) -> Result<(), String> {
     let text = text.trim();
     let is_python =
@@ -96,7 +96,7 @@ fn is_message(value: &Value) -> bool {
     has("role", "content") || has("from", "value")
 }
 
-/// The answer that `value` gives to the prompt: a string, a message, or a list of messages that may repeat the prompt.
+/// The response in `value`: a string, a message, or a list of messages that may repeat the prompt.
 pub(super) fn answer(name: &str, value: &Value, to: &ReadPrompt) -> Result<String, String> {
     let in_field = |what| format!("{name}: {what}");
     match value {
@@ -108,7 +108,7 @@ pub(super) fn answer(name: &str, value: &Value, to: &ReadPrompt) -> Result<Strin
         Value::Array(list) => {
             let mut turns = messages(list).map_err(in_field)?;
             let prompt = &to.prompt.messages;
-            // The system turn may stand in a column of its own.
+            // The system turn may be in a column of its own.
             let said = prompt.strip_prefix(system_turns(prompt)).unwrap_or(prompt);
             let repeated = [prompt.as_slice(), said].into_iter().find(|turns_of| turns.starts_with(turns_of));
             turns.drain(..repeated.map_or(0, <[Message]>::len));
@@ -126,7 +126,7 @@ pub(super) fn answer(name: &str, value: &Value, to: &ReadPrompt) -> Result<Strin
     }
 }
 
-/// The system turn at the start, where there is one.
+/// The system turn at the start, if there is one.
 fn system_turns(messages: &[Message]) -> &[Message] {
     let has_system = messages.first().is_some_and(|first| first.role == Role::System);
     &messages[..usize::from(has_system)]
@@ -136,9 +136,9 @@ fn assistant(name: &str, message: Option<Message>) -> Result<String, String> {
     match message {
         Some(Message { role: Role::Assistant, content }) => Ok(content),
         Some(Message { role, .. }) => {
-            Err(format!("{name}: the answer is the {}'s turn; the assistant's is expected", role.as_str()))
+            Err(format!("{name}: the response is the {}'s turn; the assistant's is expected", role.as_str()))
         }
-        None => Err(format!("{name}: the answer is empty")),
+        None => Err(format!("{name}: the response is empty")),
     }
 }
 
@@ -149,7 +149,7 @@ pub(super) fn messages(list: &[Value]) -> Result<Vec<Message>, String> {
         .enumerate()
         .map(|(index, value)| message(value).map_err(|what| format!("message {index}: {what}")))
         .collect::<Result<_, _>>()?;
-    // Only the last turn is ever learned from, so that a weight elsewhere changes nothing.
+    // Only the last turn is trained on, so that weights of others change nothing.
     if let (Some(Value::Object(fields)), Some(turn)) = (list.last(), turns.last())
         && turn.role == Role::Assistant
         && let Some(name) = ["weight", "train"].into_iter().find(|name| {
@@ -159,13 +159,13 @@ pub(super) fn messages(list: &[Value]) -> Result<Vec<Message>, String> {
     {
         let index = list.len() - 1;
         return Err(format!(
-            "message {index}: {name}: the answer is not to be learned from; leave the row out"
+            "message {index}: {name}: the response must not be trained on; leave the row out"
         ));
     }
     Ok(turns)
 }
 
-/// Parts of a message that would change what the model reads.
+/// Unsupported parts of a message, which would change what the model reads.
 const UNSUPPORTED: [&str; 10] = [
     "tool_calls",
     "function_call",
@@ -244,10 +244,10 @@ fn part_text(part: &Value) -> Result<&str, String> {
     }
 }
 
-/// Keys of messages that are known and change nothing, or that have been read.
+/// Keys of messages that are read, or that change nothing.
 const READ: [&str; 6] = ["role", "from", "content", "value", "weight", "train"];
 
-/// Keys of a list's messages that are left out, such as the speaker's name.
+/// Ignored keys of messages, such as the author's name.
 pub(super) fn ignored_keys(list: &[Value]) -> impl Iterator<Item = &str> {
     let messages = list.iter().filter_map(Value::as_object);
     let messages = messages.filter(|fields| fields.contains_key("role") || fields.contains_key("from"));

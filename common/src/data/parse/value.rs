@@ -1,13 +1,13 @@
-//! JSON values of records: whether they hold anything, and their description in messages.
+//! JSON values of records: tests for emptiness, and descriptions for messages.
 
 use serde_json::Value;
 
-/// Nothing is in it, or the JSON text of nothing, as `tools` often has it.
+/// Whether a value is blank, or the JSON text of a blank value, as `tools` often is.
 pub(super) fn is_empty(value: &Value) -> bool {
     is_blank(value) || value.as_str().is_some_and(|text| matches!(text.trim(), "[]" | "{}" | "null"))
 }
 
-/// Nothing is in it: null, white space, or an empty list or object.
+/// Whether a value is null, white space, or an empty list or object.
 pub(super) fn is_blank(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -18,7 +18,7 @@ pub(super) fn is_blank(value: &Value) -> bool {
     }
 }
 
-/// A value in a few words, for messages.
+/// A short description of a value, for messages.
 pub(super) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
@@ -40,7 +40,7 @@ pub(super) fn describe(value: &Value) -> String {
     }
 }
 
-/// At most `limit` characters, with … where cut.
+/// At most `limit` characters, with … if the text is longer.
 pub(super) fn excerpt(text: &str, limit: usize) -> String {
     match text.char_indices().nth(limit) {
         Some((end, _)) => format!("{}…", &text[..end]),

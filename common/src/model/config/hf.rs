@@ -5,14 +5,13 @@ use serde_json::Value;
 use super::{DecoderConfig, Family, RopeConfig};
 use crate::model::ModelFilesError;
 
-/// Widest tensor side, deepest stack and largest vocabulary that are taken for a model's: products of them stay far
-/// within 64 bits.
+/// Maximum width, depth and vocabulary of a model: their products are far below 64 bits.
 const WIDEST: i64 = 1 << 18;
 const DEEPEST: i64 = 1 << 10;
 const LARGEST_VOCABULARY: i64 = 1 << 22;
 pub(super) const LONGEST: i64 = 1 << 30;
 
-/// One JSON object of the file, and where it stands in it.
+/// One JSON object of the file, with its path.
 pub(super) struct Fields<'a> {
     pub(super) object: &'a serde_json::Map<String, Value>,
     pub(super) prefix: &'static str,
@@ -76,7 +75,7 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(field, "a token id, 0 or more"))
     }
 
-    /// A token id; `default` only where the field is absent: an explicit null means none.
+    /// A token id; `default` if the field is absent. An explicit null means none.
     fn token(&self, field: &str, default: Option<u32>) -> Result<Option<u32>, ModelFilesError> {
         match self.object.get(field) {
             None => Ok(default),
@@ -98,7 +97,7 @@ fn unsupported(feature: impl Into<String>, advice: impl Into<String>) -> ModelFi
 }
 
 impl DecoderConfig {
-    /// Understands the `config.json` of a Llama, Mistral, Qwen2 or Qwen3 model.
+    /// Parses the `config.json` of a Llama, Mistral, Qwen2 or Qwen3 model.
     ///
     /// # Errors
     /// A missing or malformed field, or a feature that would silently change the model's results if it were ignored.
@@ -220,7 +219,7 @@ fn refuse_unknown(fields: &Fields<'_>, family: Family) -> Result<(), ModelFilesE
     refuse_sliding_window(fields, family)
 }
 
-/// A window is active when a sequence could outgrow it.
+/// Refuses an active sliding window, which is one that a sequence can exceed.
 fn refuse_sliding_window(fields: &Fields<'_>, family: Family) -> Result<(), ModelFilesError> {
     if let Some(layers) = fields.get("layer_types") {
         let full = |kind: &Value| kind.as_str() == Some("full_attention");

@@ -1,4 +1,4 @@
-//! Rotary settings in both of their spellings: `rope_parameters`, and `rope_theta` with `rope_scaling`.
+//! Rotary settings in both notations: `rope_parameters`, and `rope_theta` with `rope_scaling`.
 
 use serde_json::{Map, Value, json};
 
@@ -53,7 +53,7 @@ fn refuse_partial(fields: &Fields<'_>) -> Result<(), ModelFilesError> {
 }
 
 fn scaling(fields: &Fields<'_>) -> Result<RopeScaling, ModelFilesError> {
-    // `type` is how transformers before 4.43 spelt `rope_type`.
+    // Before 4.43, transformers called `rope_type` `type`.
     let name = match fields.text("rope_type")? {
         Some(name) => name,
         None => fields.text("type")?.unwrap_or("default"),
@@ -86,7 +86,7 @@ fn llama3(fields: &Fields<'_>) -> Result<RopeScaling, ModelFilesError> {
     })
 }
 
-/// Settings per kind of layer nest one object deeper.
+/// Refuses settings per kind of layer, which are nested one object deeper.
 fn refuse_nested(object: &Map<String, Value>) -> Result<(), ModelFilesError> {
     match object.iter().find(|(_, value)| value.is_object()) {
         None => Ok(()),

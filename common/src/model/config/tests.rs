@@ -50,7 +50,7 @@ fn token_ids_may_be_null_one_or_many() {
 }
 
 #[test]
-fn both_spellings_of_rotary_settings_are_read() {
+fn both_notations_of_rotary_settings_are_read() {
     let linear = json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 5e5 });
     let new = with(json!({ "rope_parameters": linear })).unwrap();
     let old = with(json!({ "rope_theta": 5e5, "rope_scaling": { "type": "linear", "factor": 2 } })).unwrap();
@@ -65,7 +65,7 @@ fn both_spellings_of_rotary_settings_are_read() {
 }
 
 #[test]
-fn what_is_not_implemented_is_refused_by_name() {
+fn unsupported_features_are_refused_by_name() {
     let cases = [
         (json!({ "model_type": "gpt2" }), "model_type \"gpt2\""),
         (json!({ "hidden_act": "gelu" }), "hidden_act \"gelu\""),
@@ -88,7 +88,7 @@ fn what_is_not_implemented_is_refused_by_name() {
 }
 
 #[test]
-fn a_sliding_window_is_refused_only_where_it_is_active() {
+fn a_sliding_window_is_refused_only_if_it_is_active() {
     let mistral = |window: Value, longest: i64| json!({ "model_type": "mistral", "num_key_value_heads": 2, "sliding_window": window, "max_position_embeddings": longest });
     assert!(with(mistral(Value::Null, 32768)).is_ok());
     assert!(with(mistral(json!(4096), 4096)).is_ok());

@@ -62,7 +62,7 @@ fn the_tensors_of_a_model_are_accepted_under_either_head() {
 }
 
 #[test]
-fn quantized_weights_are_named_with_who_wrote_them() {
+fn quantized_weights_are_named_with_their_library() {
     let added = |name: &str, dtype: &str| {
         let (name, dtype) = (name.to_owned(), dtype.to_owned());
         refusal(LANGUAGE, |tensors| tensors.push((name, dtype, vec![4])))
@@ -84,7 +84,7 @@ fn quantized_weights_are_named_with_who_wrote_them() {
 }
 
 #[test]
-fn a_checkpoint_with_other_prefixes_is_told_so() {
+fn a_checkpoint_with_other_prefixes_is_refused_with_advice() {
     let message = refusal(LANGUAGE, |tensors| {
         for (name, ..) in tensors {
             *name = name.trim_start_matches("model.").to_owned();
@@ -140,7 +140,7 @@ fn a_header_that_does_not_describe_its_file_is_refused() {
     let path = Path::new("model.safetensors");
     assert!(header_length(path, &[0; 7], 7).unwrap_err().to_string().contains("7 bytes are too few"));
     let lfs = header_length(path, b"version ", 130).unwrap_err().to_string();
-    assert!(lfs.contains("no safetensors file") && lfs.contains("git lfs pull"), "{lfs}");
+    assert!(lfs.contains("not a safetensors file") && lfs.contains("git lfs pull"), "{lfs}");
     let page = header_length(path, b"<!DOCTYP", 130).unwrap_err().to_string();
     assert!(page.contains("starts with the text \"<!DOCTYP\""), "{page}");
     assert_eq!(header_length(path, &2_u64.to_le_bytes(), 10).unwrap(), 2);
@@ -156,7 +156,7 @@ fn a_header_that_does_not_describe_its_file_is_refused() {
 }
 
 #[test]
-fn an_index_names_plain_files_and_where_each_tensor_lies() {
+fn an_index_maps_tensors_to_plain_file_names() {
     let index = Path::new("model.safetensors.index.json");
     let read = |value: Value| shards(index, value.to_string().as_bytes());
     let map = read(json!({ "weight_map": { "lm_head.weight": "model.safetensors" } })).unwrap();

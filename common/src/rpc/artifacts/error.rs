@@ -6,28 +6,28 @@ use tonic::{Code, Status};
 
 use super::super::{broke, is_unavailable, timed_out};
 
-/// How long a transfer waits for a store that is away or full.
+/// Retry timeout for a store that is unavailable or full.
 const STORE_PATIENCE: Duration = Duration::from_secs(3600);
 
-/// How long it waits for the coordinator.
+/// Retry timeout for the coordinator.
 const COORDINATOR_PATIENCE: Duration = Duration::from_secs(120);
 
-/// Why bytes did not get through.
+/// The error of a transfer.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
     #[error("the coordinator has no object {key}")]
     NotFound { key: String },
     #[error("this attempt is no longer the job's current one (writing {key}): {message}")]
     Stale { key: String, message: String },
-    #[error("the coordinator cannot be reached (moving {key}): {}; check that it runs and try again", status.message())]
+    #[error("the coordinator cannot be reached (transferring {key}): {}; check that it runs and try again", status.message())]
     Unavailable { key: String, status: Box<Status> },
-    #[error("the coordinator cannot move {key} now: {}", status.message())]
+    #[error("the coordinator cannot transfer {key} now: {}", status.message())]
     Waiting { key: String, status: Box<Status> },
-    #[error("{key} moves too slowly: {}", status.message())]
+    #[error("the transfer of {key} is too slow: {}", status.message())]
     Slow { key: String, status: Box<Status> },
     #[error("the coordinator refused {key}: {} ({:?})", status.message(), status.code())]
     Refused { key: String, status: Box<Status> },
-    #[error("{key} arrived damaged: expected {expected}, got {found}")]
+    #[error("checksum mismatch for {key}: expected {expected}, got {found}")]
     Corrupt { key: String, expected: String, found: String },
     #[error("{} changed while it was read; leave it alone and try again", path.display())]
     Changed { path: PathBuf },
@@ -41,7 +41,7 @@ impl TransferError {
         match status.code() {
             Code::NotFound => Self::NotFound { key },
             Code::Aborted => Self::Stale { key, message: status.message().to_owned() },
-            // The coordinator's own word: its store is away or full, or too many transfers are under way.
+            // Sent by the coordinator: its store is unavailable or full, or too many transfers are in progress.
             Code::Unavailable | Code::ResourceExhausted if !broke(&status) => {
                 Self::Waiting { key, status: Box::new(status) }
             }
@@ -51,7 +51,7 @@ impl TransferError {
         }
     }
 
-    /// Whether another try may help, after so long a time of trying.
+    /// Whether to retry, after `tried` of retrying.
     pub(super) fn may_pass(&self, tried: Duration) -> bool {
         match self {
             Self::Waiting { .. } => tried < STORE_PATIENCE,

@@ -44,7 +44,7 @@ fn a_responses_text_keeps_its_first_space() {
     let mut stream = encoder.stream();
     stream.push(4).unwrap();
     assert_eq!(stream.push(5).unwrap(), " named Spot");
-    // Read anew behind the prompt, it gives the same tokens.
+    // Read again behind the prompt, it gives the same tokens.
     let response = Response::Text { text: " named Spot", finished: false };
     assert_eq!(encoder.dialogue(&Prompt::user("a dog"), response, WIDE).unwrap().ids, ids);
     // A heading's space is not the response's.

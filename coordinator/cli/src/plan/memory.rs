@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, anyhow};
 use foil_common::memory::{
-    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Training, evaluating, generating,
-    reading, training,
+    Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Training, evaluation, generation,
+    inference, training,
 };
 use foil_common::spec::{self, Lora, ModelRef, RewardStep, Sampling};
 use foil_common::text::Limits;
@@ -116,21 +116,21 @@ impl<'a> Reader<'a> {
     }
 
     fn generate(&self) -> Estimate {
-        generating(self.policy, self.decoding(&self.job.sampling), self.compute)
+        generation(self.policy, self.decoding(&self.job.sampling), self.compute)
     }
 
     fn score(&self) -> Estimate {
         let model = Model { shape: self.reward, head: Head::Reward };
-        reading(model, 1, self.read(self.judged(), self.reward_budget()), self.compute)
+        inference(model, 1, self.read(self.judged(), self.reward_budget()), self.compute)
     }
 
-    /// The reference and the sampler are one policy where both are the round's start.
+    /// The reference and the old policy are one if both are the policy that the round started with.
     fn reference(&self) -> Estimate {
-        let method = &self.job.policy_step.method;
-        let initial = method.reference() == Some(spec::ReferencePolicy::Initial) && self.job.rounds > 1;
-        let resident = if initial && method.needs_sampler() { 2 } else { 1 };
+        let needs = self.job.policy_step.method.needs();
+        let initial = needs.reference == Some(spec::ReferencePolicy::Initial) && self.job.rounds > 1;
+        let resident = if initial && needs.old_log_probs { 2 } else { 1 };
         let model = Model { shape: self.policy, head: Head::Language };
-        reading(model, resident, self.read(self.group(), self.policy_budget()), self.compute)
+        inference(model, resident, self.read(self.group(), self.policy_budget()), self.compute)
     }
 
     fn evaluate(&self) -> Estimate {
@@ -138,7 +138,7 @@ impl<'a> Reader<'a> {
         let with_reference = self.job.evaluation.kl_prompts > 0;
         let decoding = self.decoding(&self.job.evaluation.sampling);
         let batch = self.read(self.whole(1), budget);
-        evaluating(self.policy, self.reward, with_reference, decoding, batch, self.compute)
+        evaluation(self.policy, self.reward, with_reference, decoding, batch, self.compute)
     }
 
     fn sft(&self, checkpointing: bool) -> Estimate {
@@ -183,7 +183,7 @@ impl<'a> Reader<'a> {
         Decoding {
             max_num_seqs: narrow(self.job.generation.max_num_seqs),
             prompt: narrow(limits.prompt),
-            answer: narrow(limits.response),
+            completion: narrow(limits.response),
         }
     }
 
@@ -197,7 +197,7 @@ impl<'a> Reader<'a> {
 
     /// Sequences of a prompt and a sample.
     fn sampled(&self, answers: u64) -> Row {
-        let Decoding { prompt, answer, .. } = self.decoding(&self.job.sampling);
+        let Decoding { prompt, completion: answer, .. } = self.decoding(&self.job.sampling);
         Row { prompt, answer, answers }
     }
 
@@ -209,7 +209,7 @@ impl<'a> Reader<'a> {
     /// The answers that the policy's method reads of a prompt.
     fn group(&self) -> Row {
         let step = &self.job.policy_step;
-        self.sampled(step.method.answers_of(step.samples).into())
+        self.sampled(step.method.max_completions(step.samples).into())
     }
 
     /// A prompt's samples, all scored together.

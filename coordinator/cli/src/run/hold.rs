@@ -18,7 +18,7 @@ const LOCK: &str = ".run.lock";
 /// Held for as long as a run works in its store.
 #[derive(Debug)]
 pub(super) struct Hold {
-    /// Released with the process, however it ends. None where the store is no directory.
+    /// Released with the process, however it ends. None if the store is no directory.
     _lock: Option<File>,
 }
 

@@ -186,7 +186,7 @@ async fn take_part(
 }
 
 /// A request that names the same job whenever the same specification is run in the same store. A job that failed or
-/// was cancelled is not that job any more: it is played anew.
+/// was canceled is not that job any more: it is played again.
 async fn request(client: &Client, spec: &v1::JobSpec) -> Result<v1::SubmitRequest> {
     let jobs = client.list().await?;
     let wanted = spec_hash(spec);

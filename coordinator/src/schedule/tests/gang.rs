@@ -60,9 +60,9 @@ fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
     }
     let progress = harness.attempt.progress(&harness.state).unwrap();
     assert_eq!((progress.done, progress.total), (1, 3));
-    let result = harness.gang_result("same");
-    harness.report(1, result.clone()).unwrap();
-    harness.report(0, result.clone()).unwrap();
+    let report = harness.gang_result("same");
+    harness.report(1, report.clone()).unwrap();
+    harness.report(0, report.clone()).unwrap();
     let Some(Effect::WriteSteps { key, body, .. }) = harness.effects.last() else {
         panic!("{:?}", harness.effects)
     };
@@ -77,7 +77,7 @@ fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
     assert_eq!(files, ["model.safetensors", "tokenizer.json"], "the tokenizer comes from the start model");
     assert_eq!(harness.held(), [Some(0), Some(1)], "the next phase goes on with the same processes");
     // Ranks repeat their reports to a new leader, because they do not know what the previous one received.
-    harness.report(1, result).unwrap();
+    harness.report(1, report).unwrap();
     assert_eq!(harness.held(), [Some(0), Some(1)], "a repeated report costs no rank its slot");
 }
 

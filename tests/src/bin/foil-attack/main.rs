@@ -193,7 +193,7 @@ fn compare(service: &Service, id: &str, expected: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Lets the kernel measure anew what a process has had in memory at most.
+/// Lets the kernel measure again what a process has had in memory at most.
 fn forget_peak(process: u32) {
     // Where it may not, the peak is that of the whole run.
     let _ = fs::write(format!("/proc/{process}/clear_refs"), "5");

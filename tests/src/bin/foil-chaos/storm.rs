@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args, hosts: &Hosts, quiet: &Quiet, tally: &mut Tally) 
     Ok(())
 }
 
-/// How long a job stood still; none where it did not go on, or ended at once.
+/// How long a job stood still; none if it did not go on, or ended at once.
 fn recovery(follower: &Follower, at: Instant) -> Option<Duration> {
     let begun = Instant::now();
     loop {

@@ -10,7 +10,7 @@ use super::trouble::Trouble;
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) undisturbed: Duration,
-    /// Of each kind: how long jobs stood still; none where one ended meanwhile or did not go on.
+    /// Of each kind: how long jobs stood still; none if one ended meanwhile or did not go on.
     troubles: BTreeMap<Trouble, Vec<Option<Duration>>>,
     jobs: u32,
     disturbed: Duration,

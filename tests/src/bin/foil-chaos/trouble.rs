@@ -78,7 +78,7 @@ impl Trouble {
         matches!(self, Self::KillRank | Self::KillAgent | Self::KillLeader | Self::KillStandby)
     }
 
-    /// Lets it happen, to its end; whatever died is running again afterwards. False where there was nobody that it could
+    /// Lets it happen, to its end; whatever died is running again afterwards. False if there was nobody that it could
     /// happen to.
     pub(crate) fn inflict(self, world: &mut World, random: &mut fastrand::Rng) -> Result<bool> {
         let agent = random.usize(0..world.agents.len());

@@ -1,8 +1,8 @@
-//! Starting a group's processes, awaiting them, and ending them where one fails.
+//! Starts the processes of a group, waits for them, and ends them if one fails.
 
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,23 +13,23 @@ use foil_worker::agent::DeviceKind;
 
 use super::rank::{HOST, Report, key};
 
-/// Between two looks at the processes.
-const PERIOD: Duration = Duration::from_millis(20);
-/// Lines of a failed rank's output that are shown.
+/// Interval at which processes are polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Number of lines shown of a failed rank's output.
 const TAIL: usize = 15;
 
-const NOT_STARTED: &str = "a rank could not be started or did not end in order; see its output above, check the driver with \
+const RANK_FAILED: &str = "a rank could not be started or failed; see its output above, check the driver with \
                            `nvidia-smi` and the GPU's processes, and set NCCL_DEBUG=INFO to see what NCCL does";
-const WRONG: &str = "sums of these GPUs cannot be trusted; try again with NCCL_P2P_DISABLE=1 (a wrong PCIe or IOMMU \
+const WRONG_SUMS: &str = "sums of these GPUs cannot be trusted; try again with NCCL_P2P_DISABLE=1 (a wrong PCIe or IOMMU \
                      setting: see `nvidia-smi topo -m`), and check the GPUs' memory with `nvidia-smi -q -d ECC`";
 
 /// The processes of one size of group.
 pub(crate) struct Group<'a> {
     pub(crate) device: DeviceKind,
-    /// One for each rank.
+    /// One device per rank.
     pub(crate) devices: &'a [v1::Device],
     pub(crate) mebibytes: u64,
-    /// Until the group is taken for hung.
+    /// Time after which the group is considered hung.
     pub(crate) timeout: Duration,
 }
 
@@ -37,16 +37,16 @@ impl Group<'_> {
     /// The report of the slowest rank.
     ///
     /// # Errors
-    /// A rank that does not start, end or answer; one whose numbers are wrong; each with what to do.
+    /// A rank that fails, hangs or computes wrong sums, with advice.
     pub(crate) fn check(&self) -> Result<Report> {
         let store = Store::host(HOST, self.timeout)?;
         let ranks = (0..self.devices.len()).map(|rank| self.start(rank, store.port()));
-        Ranks(ranks.collect::<Result<Vec<_>>>()?).finish(self.timeout)?;
+        Ranks(ranks.collect::<Result<Vec<_>>>()?).wait(self.timeout)?;
         let reports = (0..self.devices.len()).map(|rank| {
             let report: Report = serde_json::from_slice(&store.get(&key(rank))?)?;
             match &report.difference {
                 None => Ok(report),
-                Some(difference) => Err(anyhow!("rank {rank}: {difference}; {WRONG}")),
+                Some(difference) => Err(anyhow!("rank {rank}: {difference}; {WRONG_SUMS}")),
             }
         });
         let reports = reports.collect::<Result<Vec<_>>>()?;
@@ -65,12 +65,12 @@ impl Group<'_> {
         }
         if self.device == DeviceKind::Cuda {
             command.env("CUDA_VISIBLE_DEVICES", &self.devices[rank].id);
-            // All ranks are on this machine; the first interface NCCL would find need not reach itself.
+            // All ranks are on this machine; the first interface that NCCL finds may not be reachable from itself.
             command.env("NCCL_SOCKET_IFNAME", foil_torch::network_interface(HOST)?.unwrap_or_default());
         }
         let output = tempfile::tempfile().context("a file for a rank's output")?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
-        let child = command.spawn().with_context(|| format!("rank {rank}; {NOT_STARTED}"))?;
+        let child = command.spawn().with_context(|| format!("rank {rank}; {RANK_FAILED}"))?;
         Ok(Rank { number: rank, device: self.devices[rank].id.clone(), child, output })
     }
 }
@@ -83,22 +83,27 @@ struct Rank {
 }
 
 impl Rank {
-    fn failure(&mut self, how: &str) -> anyhow::Error {
+    fn failure(&mut self, reason: &str) -> anyhow::Error {
         let mut text = String::new();
-        // What cannot be read is not shown.
+        // Output that cannot be read is not shown.
         let _ = self.output.rewind().and_then(|()| self.output.read_to_string(&mut text));
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(TAIL)..].iter().map(|line| format!("\n  | {line}"));
-        anyhow!("rank {} on {} {how}:{}\n{NOT_STARTED}", self.number, self.device, tail.collect::<String>())
+        anyhow!(
+            "rank {} on {} {reason}:{}\n{RANK_FAILED}",
+            self.number,
+            self.device,
+            tail.collect::<String>()
+        )
     }
 }
 
-/// Dropping them ends them.
+/// Kills its processes when dropped.
 struct Ranks(Vec<Rank>);
 
 impl Ranks {
-    /// Waits until all have ended well, or one has not.
-    fn finish(mut self, timeout: Duration) -> Result<()> {
+    /// Waits until all have succeeded or one has failed.
+    fn wait(mut self, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         loop {
             let mut running = false;
@@ -106,7 +111,7 @@ impl Ranks {
                 match rank.child.try_wait().context("waiting for a rank")? {
                     None => running = true,
                     Some(status) if status.success() => {}
-                    Some(status) => return Err(rank.failure(&words(status))),
+                    Some(status) => return Err(rank.failure(&format!("ended with {status}"))),
                 }
             }
             if !running {
@@ -119,19 +124,15 @@ impl Ranks {
                 });
                 return hung.map_or(Ok(()), Err);
             }
-            thread::sleep(PERIOD);
+            thread::sleep(POLL_INTERVAL);
         }
     }
-}
-
-fn words(status: ExitStatus) -> String {
-    format!("ended with {status}")
 }
 
 impl Drop for Ranks {
     fn drop(&mut self) {
         for rank in &mut self.0 {
-            // One that has ended already is only reaped.
+            // A process that has already exited is only reaped.
             let _ = rank.child.kill();
             let _ = rank.child.wait();
         }

@@ -1,4 +1,4 @@
-//! A short job on all ranks, by the programs that users run.
+//! Runs a short job on all ranks with the installed programs.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,11 +7,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use foil_worker::agent::DeviceKind;
 
-/// Plays `file` on `ranks` ranks with the `foil` beside this program; gives a line for the table.
+/// Runs `file` on `ranks` ranks with the `foil` in this program's directory; returns a line for the table.
 ///
 /// # Errors
-/// A job that does not start or does not succeed, with what it said.
-pub(crate) fn play(file: &Path, device: DeviceKind, ranks: usize) -> Result<String> {
+/// A job that cannot start or fails, with its output.
+pub(crate) fn run(file: &Path, device: DeviceKind, ranks: usize) -> Result<String> {
     let foil = std::env::current_exe().context("finding this program")?.with_file_name("foil");
     let out = tempfile::tempdir().context("a directory for the job")?;
     let started = Instant::now();
@@ -31,10 +31,10 @@ pub(crate) fn play(file: &Path, device: DeviceKind, ranks: usize) -> Result<Stri
             started.elapsed().as_secs_f64()
         ));
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let output_text = String::from_utf8_lossy(&output.stderr);
     Err(anyhow!(
-        "job {name} on {ranks} ranks failed ({}): {}; the collectives above are in order, so look at the job's own words",
+        "job {name} on {ranks} ranks failed ({}): {}; the collectives above work, so see the job's own error",
         output.status,
-        said.trim()
+        output_text.trim()
     ))
 }

@@ -1,7 +1,7 @@
-//! `foil-check-gpus`: proves this machine's GPUs, and NCCL between them, before a job depends on them.
+//! `foil-check-gpus`: checks this machine's GPUs, and NCCL between them, before a job depends on them.
 //!
-//! For every number of ranks from one up it starts as many processes, one per device, holds each collective against sums
-//! made on the host, and measures all-reduce. Then it plays a short job on all of them. On the CPU it does the same over Gloo.
+//! For every number of ranks from one up it starts one process per device, checks each collective against sums computed on the
+//! host, and measures all-reduce. Then it runs a short job on all of them. On the CPU it does the same over Gloo.
 
 mod group;
 mod job;
@@ -38,33 +38,33 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct CheckArgs {
-    /// What to check: GPUs over NCCL, or, to try this tool itself, processes on the CPU over Gloo.
+    /// Devices to check: GPUs over NCCL or, to try this tool, processes on the CPU over Gloo.
     #[arg(long, value_enum, default_value = "cuda")]
     device: DeviceKind,
-    /// Most ranks to check. Default: one per GPU; 2 on the CPU.
+    /// Maximum number of ranks to check. Default: one per GPU; 2 on the CPU.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ranks: Option<u16>,
-    /// What all-reduce is measured with.
+    /// Size of the measured all-reduce.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
     mebibytes: u16,
-    /// Seconds that a group may take before it is taken for hung.
+    /// Seconds after which a group is considered hung.
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u16).range(1..))]
     timeout: u16,
-    /// A short job to play on all ranks. Default: none.
+    /// A short job to run on all ranks. Default: none.
     #[arg(long, value_name = "JOB.yaml")]
     job: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match cli.command {
+    let result = match cli.command {
         Some(Command::Rank(args)) => rank::run(&args),
         None => check(&cli.check),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nothing is left to be told to where standard error is gone.
+            // If standard error is closed, there is nowhere to report to.
             let _ = writeln!(io::stderr().lock(), "foil-check-gpus: {error:#}");
             ExitCode::FAILURE
         }
@@ -79,7 +79,7 @@ fn check(args: &CheckArgs) -> Result<()> {
             "there is no GPU to check: nvidia-smi lists none; try the tool itself with --device cpu"
         ));
     }
-    say(&table::heading(&devices))?;
+    print_line(&table::heading(&devices))?;
     for world in 1..=devices.len() {
         let group = Group {
             device: args.device,
@@ -88,14 +88,14 @@ fn check(args: &CheckArgs) -> Result<()> {
             timeout: Duration::from_secs(args.timeout.into()),
         };
         let report = group.check().with_context(|| format!("{world} of {} ranks", devices.len()))?;
-        say(&table::row(world, &report))?;
+        print_line(&table::row(world, &report))?;
     }
     match &args.job {
         None => Ok(()),
-        Some(file) => say(&job::play(file, args.device, devices.len())?),
+        Some(file) => print_line(&job::run(file, args.device, devices.len())?),
     }
 }
 
-fn say(text: &str) -> Result<()> {
+fn print_line(text: &str) -> Result<()> {
     writeln!(io::stdout().lock(), "{text}").context("writing the table")
 }

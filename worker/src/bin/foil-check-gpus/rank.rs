@@ -1,4 +1,4 @@
-//! One process of a group: every collective against the host's numbers, then the time of all-reduce.
+//! One process of a group: checks every collective against the host's results and measures all-reduce.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,11 @@ use super::sums::{difference, number, numbers, sum};
 
 pub(crate) const HOST: &str = "127.0.0.1";
 
-/// Lengths below, at and across the sizes at which libraries change their ways.
+/// Lengths around the sizes at which libraries switch algorithms.
 const LENGTHS: [usize; 4] = [1, 1000, 65_536, 1_000_003];
-/// All-reduces before the clock starts, and under it.
-const WARM: u32 = 3;
-const TIMED: u32 = 10;
+/// Number of all-reduces before the measurement and in it.
+const WARMUP: u32 = 3;
+const MEASURED: u32 = 10;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RankArgs {
@@ -35,19 +35,20 @@ pub(crate) struct RankArgs {
     seconds: u64,
 }
 
-/// What a rank has found.
+/// The results of a rank.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Collectives held against the host's numbers.
+    /// Number of collectives that were checked.
     pub(crate) checked: usize,
-    /// The first collective that gave other numbers.
+    /// Description of the first collective with wrong results.
     pub(crate) difference: Option<String>,
-    /// Bytes and seconds of one all-reduce.
+    /// Size of the measured all-reduce.
     pub(crate) bytes: u64,
+    /// Time of one all-reduce.
     pub(crate) seconds: f64,
 }
 
-/// Where a rank leaves its report.
+/// The store's key of a rank's report.
 pub(crate) fn key(rank: usize) -> String {
     format!("report/{rank}")
 }
@@ -58,20 +59,20 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
     tch::set_num_threads(1);
     let timeout = Duration::from_secs(args.seconds);
     let store = Store::connect(HOST, args.port, timeout)?;
-    let member = ProcessGroupConfig { rank: args.rank, world: args.world, timeout, address: HOST.to_owned() };
+    let config = ProcessGroupConfig { rank: args.rank, world: args.world, timeout, address: HOST.to_owned() };
     let (group, device) = match args.device {
-        DeviceKind::Cpu => (ProcessGroup::gloo(&store, member)?, Device::Cpu),
+        DeviceKind::Cpu => (ProcessGroup::gloo(&store, config)?, Device::Cpu),
         DeviceKind::Cuda if !Cuda::is_available() => {
             return Err(anyhow!("libtorch finds no GPU; is the driver as new as its CUDA?"));
         }
-        DeviceKind::Cuda => (ProcessGroup::nccl(&store, member)?, Device::Cuda(0)),
+        DeviceKind::Cuda => (ProcessGroup::nccl(&store, config)?, Device::Cuda(0)),
     };
     let checks = Checks { group: &group, device, rank: args.rank, world: args.world };
     let (checked, difference) = checks.all()?;
     let (bytes, seconds) = checks.measure(args.mebibytes)?;
     let report = Report { checked, difference, bytes, seconds };
     store.set(&key(args.rank), &serde_json::to_vec(&report)?)?;
-    // All have reported: only now may a rank, and rank 0's sockets with it, go.
+    // A rank, and rank 0's sockets with it, may exit only after all have reported.
     group.barrier()?;
     group.shutdown().context("ending the group")
 }
@@ -84,18 +85,18 @@ struct Checks<'a> {
 }
 
 impl Checks<'_> {
-    /// How many collectives were checked, and what was wrong with the first that failed. All ranks check all of them,
-    /// whatever they find, so that none waits for another in vain.
+    /// The number of collectives checked, and the error of the first that failed. All ranks check all of them even after an error,
+    /// so that none waits for another in vain.
     fn all(&self) -> Result<(usize, Option<String>)> {
         let kinds = [Kind::Float, Kind::Double, Kind::Int64, Kind::BFloat16];
         let (mut checked, mut first) = (0, None);
-        // Gloo has no sums in bf16 that one could rely on.
+        // Gloo's sums in bf16 are not reliable.
         for kind in kinds.into_iter().filter(|kind| *kind != Kind::BFloat16 || self.device != Device::Cpu) {
             for length in LENGTHS {
-                for (name, wrong) in self.collectives(kind, length)? {
+                for (name, error) in self.collectives(kind, length)? {
                     checked += 1;
-                    let told = wrong.map(|wrong| format!("{name} of {length} numbers in {kind:?}: {wrong}"));
-                    first = first.or(told);
+                    let error = error.map(|error| format!("{name} of {length} numbers in {kind:?}: {error}"));
+                    first = first.or(error);
                 }
             }
         }
@@ -104,18 +105,18 @@ impl Checks<'_> {
 
     fn collectives(&self, kind: Kind, length: usize) -> Result<[(&'static str, Option<String>); 4]> {
         let (rank, world) = (self.rank, self.world);
-        let mine = || self.tensor(&numbers(rank, length), kind);
+        let own = || self.tensor(&numbers(rank, length), kind);
 
-        let mut summed = mine();
+        let mut summed = own();
         self.group.all_reduce(&mut summed)?;
         let summed = difference(&on_host(&summed)?, |index| sum(world, index));
 
         let root = world - 1;
-        let mut sent = mine();
+        let mut sent = own();
         self.group.broadcast(&mut sent, root)?;
         let sent = difference(&on_host(&sent)?, |index| number(root, index));
 
-        let gathered = self.group.all_gather(&mine())?;
+        let gathered = self.group.all_gather(&own())?;
         let gathered = difference(&on_host(&gathered)?, |index| number(index / length, index % length));
 
         let rows = self.tensor(&numbers(rank, world * length), kind).view([world as i64, length as i64]);
@@ -128,19 +129,19 @@ impl Checks<'_> {
         Tensor::from_slice(numbers).to_kind(kind).to_device(self.device)
     }
 
-    /// Bytes of an all-reduce in fp32, and its seconds, the mean of several.
+    /// Bytes of an all-reduce in fp32, and its mean time in seconds.
     fn measure(&self, mebibytes: usize) -> Result<(u64, f64)> {
         let bytes = mebibytes << 20;
         let mut tensor = Tensor::zeros([(bytes / 4) as i64], (Kind::Float, self.device));
-        for _ in 0..WARM {
+        for _ in 0..WARMUP {
             self.group.all_reduce(&mut tensor)?;
         }
         self.group.barrier()?;
         let started = Instant::now();
-        for _ in 0..TIMED {
+        for _ in 0..MEASURED {
             self.group.all_reduce(&mut tensor)?;
         }
-        Ok((bytes as u64, started.elapsed().as_secs_f64() / f64::from(TIMED)))
+        Ok((bytes as u64, started.elapsed().as_secs_f64() / f64::from(MEASURED)))
     }
 }
 

@@ -1,11 +1,11 @@
-//! What each collective must give, computed on the host in whole numbers.
+//! The expected results of each collective, computed on the host in integers.
 
-/// Largest magnitude of a rank's number: sums over up to 42 ranks are then exact in bf16, whose integers are exact to 256.
-const LARGEST: i64 = 6;
+/// Maximum magnitude of a rank's numbers: sums over up to 42 ranks are then exact in bf16, whose integers are exact up to 256.
+const MAX: i64 = 6;
 
 /// Number `index` of rank `rank`.
 pub(crate) fn number(rank: usize, index: usize) -> i64 {
-    (index * 5 + rank * 7 + index / 11) as i64 % (2 * LARGEST + 1) - LARGEST
+    (index * 5 + rank * 7 + index / 11) as i64 % (2 * MAX + 1) - MAX
 }
 
 /// All of a rank's numbers.
@@ -18,15 +18,13 @@ pub(crate) fn sum(world: usize, index: usize) -> i64 {
     (0..world).map(|rank| number(rank, index)).sum()
 }
 
-/// The first number that is not what it must be, in words.
+/// A description of the wrong numbers, if there are any.
 pub(crate) fn difference(found: &[f64], expected: impl Fn(usize) -> i64) -> Option<String> {
     let wrong = |index: &usize| found[*index] != expected(*index) as f64;
     let first = (0..found.len()).find(wrong)?;
     let count = (0..found.len()).filter(wrong).count();
-    let (found_there, wanted, length) = (found[first], expected(first), found.len());
-    Some(format!(
-        "{count} of {length} numbers are wrong; number {first} is {found_there} and must be {wanted}"
-    ))
+    let (value, expected, length) = (found[first], expected(first), found.len());
+    Some(format!("{count} of {length} numbers are wrong; number {first} is {value} but should be {expected}"))
 }
 
 #[cfg(test)]
@@ -34,9 +32,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_differ_by_rank_and_place_and_stay_small() {
+    fn numbers_differ_by_rank_and_index_and_stay_small() {
         let ranks: Vec<Vec<i64>> = (0..8).map(|rank| numbers(rank, 500)).collect();
-        assert!(ranks.iter().flatten().all(|number| number.abs() <= LARGEST));
+        assert!(ranks.iter().flatten().all(|number| number.abs() <= MAX));
         assert!(ranks.windows(2).all(|pair| pair[0] != pair[1]));
         assert!(
             (0..500).all(|index| sum(8, index) == ranks.iter().map(|numbers| numbers[index]).sum::<i64>())
@@ -45,15 +43,15 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_sum_is_told_by_its_place() {
-        let right: Vec<f64> = (0..100).map(|index| sum(3, index) as f64).collect();
-        assert_eq!(difference(&right, |index| sum(3, index)), None);
-        let mut wrong = right.clone();
+    fn a_wrong_sum_is_reported_with_its_index() {
+        let correct: Vec<f64> = (0..100).map(|index| sum(3, index) as f64).collect();
+        assert_eq!(difference(&correct, |index| sum(3, index)), None);
+        let mut wrong = correct.clone();
         wrong[41] += 1.0;
-        let told = difference(&wrong, |index| sum(3, index)).unwrap();
+        let message = difference(&wrong, |index| sum(3, index)).unwrap();
         assert_eq!(
-            told,
-            format!("1 of 100 numbers are wrong; number 41 is {} and must be {}", wrong[41], right[41])
+            message,
+            format!("1 of 100 numbers are wrong; number 41 is {} but should be {}", wrong[41], correct[41])
         );
         wrong[7] = f64::NAN;
         assert!(

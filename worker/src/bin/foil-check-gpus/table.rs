@@ -1,12 +1,12 @@
-//! The check's table, a line at a time: a group that hangs leaves those before it on the screen.
+//! The result table, printed line by line, so that earlier results stay visible if a group hangs.
 
 use foil_proto::v1;
 
 use super::rank::Report;
 
 pub(crate) fn heading(devices: &[v1::Device]) -> String {
-    let named = |device: &v1::Device| format!("{} {}", device.name, device.id);
-    let devices: Vec<String> = devices.iter().map(named).collect();
+    let name = |device: &v1::Device| format!("{} {}", device.name, device.id);
+    let devices: Vec<String> = devices.iter().map(name).collect();
     let columns = cells(["RANKS", "CHECKED", "SUMS", "SIZE", "ALL-REDUCE", "BUS"].map(str::to_owned));
     format!("{}\n{columns}", devices.join("\n"))
 }
@@ -26,8 +26,7 @@ pub(crate) fn row(world: usize, report: &Report) -> String {
     ])
 }
 
-/// Bytes that each rank's link has to carry in an all-reduce, whatever the algorithm: 2 (n − 1) / n of the tensor, as
-/// nccl-tests count them.
+/// Bytes that each rank's link must carry in an all-reduce with any algorithm: 2 (n − 1) / n of the tensor, as in nccl-tests.
 fn bus_bytes(world: usize, report: &Report) -> f64 {
     2.0 * (world - 1) as f64 / world as f64 * report.bytes as f64
 }

@@ -92,7 +92,7 @@ pub(in crate::phase) fn describe(samples: &[v1::Sample]) -> Figures {
             figures.push("reward_mean", reward);
         }
     }
-    for distinct in samples.iter().filter_map(|s| crate::evaluate::answer_distinct_n(&s.tokens, 2)) {
+    for distinct in samples.iter().filter_map(|s| crate::evaluate::completion_distinct_n(&s.tokens, 2)) {
         figures.push("answer_distinct_2", distinct);
     }
     figures

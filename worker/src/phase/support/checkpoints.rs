@@ -10,7 +10,7 @@ use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 
 use crate::phase::{PhaseError, TaskContext};
-use crate::task_io::artifact_cache::{self, ObjectError, Objects};
+use crate::task_io::artifact_cache::{self, ObjectError, ObjectStore};
 use crate::task_io::progress::Reporter;
 use crate::task_io::stop::{BusyGuard, StopSignal};
 use crate::train::{Keeper, Saved, Snapshot, TrainError, Wishes};
@@ -25,7 +25,7 @@ struct Destination {
     key_prefix: String,
     /// Of this rank's disk, for the files on their way.
     scratch: PathBuf,
-    objects: Box<dyn Objects>,
+    objects: Box<dyn ObjectStore>,
     reports: Reporter,
 }
 

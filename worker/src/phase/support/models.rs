@@ -13,7 +13,7 @@ use tch::Device;
 
 use crate::model::{HeadKind, LanguageModel, ModelFilesError, RewardModel};
 use crate::phase::PhaseError;
-use crate::task_io::artifact_cache::{Cache, fingerprint};
+use crate::task_io::artifact_cache::{ArtifactCache, fingerprint};
 use crate::task_io::progress::Reporter;
 use foil_common::failpoint;
 
@@ -105,7 +105,7 @@ impl Encoders {
 pub(in crate::phase) struct Loader<'a> {
     pub(in crate::phase) job: &'a spec::Job,
     pub(in crate::phase) device: Device,
-    pub(in crate::phase) cache: &'a mut Cache,
+    pub(in crate::phase) cache: &'a mut ArtifactCache,
     pub(in crate::phase) encoders: &'a mut Encoders,
     pub(in crate::phase) reports: &'a Reporter,
 }

@@ -9,7 +9,7 @@ use prost::Message;
 
 use super::error::{need, samples_error};
 use crate::phase::PhaseError;
-use crate::task_io::artifact_cache::Cache;
+use crate::task_io::artifact_cache::ArtifactCache;
 use crate::task_io::progress::Reporter;
 
 /// Rows [first, first + count) of a data set.
@@ -33,7 +33,7 @@ fn narrow(count: u64) -> usize {
 }
 
 pub(in crate::phase) fn read<T: Row>(
-    cache: &mut Cache,
+    cache: &mut ArtifactCache,
     dataset: &Option<v1::Dataset>,
     span: Span,
 ) -> Result<Vec<T>, PhaseError> {
@@ -60,7 +60,7 @@ pub(in crate::phase) fn encode_each<T, R>(
 
 /// The prompts of a data set, whatever else its rows hold.
 pub(in crate::phase) fn read_prompts(
-    cache: &mut Cache,
+    cache: &mut ArtifactCache,
     dataset: &Option<v1::Dataset>,
     span: Span,
 ) -> Result<Vec<PromptRow>, PhaseError> {
@@ -86,7 +86,7 @@ pub(in crate::phase) struct Samples(BTreeMap<u64, Vec<Sampled>>);
 
 impl Samples {
     pub(in crate::phase) fn read(
-        cache: &mut Cache,
+        cache: &mut ArtifactCache,
         artifact: &Option<v1::Artifact>,
     ) -> Result<Self, PhaseError> {
         let mut samples = Self::default();
@@ -114,7 +114,7 @@ impl Samples {
 }
 
 pub(in crate::phase) fn read_batch(
-    cache: &mut Cache,
+    cache: &mut ArtifactCache,
     object: &v1::Object,
 ) -> Result<v1::SampleBatch, PhaseError> {
     let bytes = cache.read(object)?;
@@ -123,7 +123,7 @@ pub(in crate::phase) fn read_batch(
 
 /// Scores by prompt and index.
 pub(in crate::phase) fn read_scores(
-    cache: &mut Cache,
+    cache: &mut ArtifactCache,
     artifact: &Option<v1::Artifact>,
 ) -> Result<BTreeMap<(u64, u32), f64>, PhaseError> {
     let mut scores = BTreeMap::new();

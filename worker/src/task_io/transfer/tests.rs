@@ -13,22 +13,22 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
 
-/// Longer than between two progress messages.
+/// Longer than the interval between two reports.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// Gives and takes objects slowly, one message after the other.
-struct Slow {
+/// A store that sends and receives objects slowly, one message at a time.
+struct SlowStore {
     body: Vec<u8>,
 }
 
-impl Slow {
+impl SlowStore {
     fn object(&self) -> v1::Object {
         Digest::of(&self.body).object("jobs/j/data/rows")
     }
 }
 
 #[tonic::async_trait]
-impl Artifacts for Slow {
+impl Artifacts for SlowStore {
     type GetStream = Pin<Box<dyn Stream<Item = Result<v1::GetResponse, Status>> + Send>>;
 
     async fn get(&self, _: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
@@ -58,27 +58,27 @@ impl Artifacts for Slow {
     }
 
     async fn stat(&self, _: Request<v1::StatRequest>) -> Result<Response<v1::Object>, Status> {
-        Err(Status::unimplemented("not asked here"))
+        Err(Status::unimplemented("not used here"))
     }
 }
 
 async fn slow(bytes: usize) -> (Transfer, v1::Object, UnboundedReceiver<v1::RankMessage>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let channel = connect(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-    let slow = Slow { body: vec![7; bytes] };
+    let slow = SlowStore { body: vec![7; bytes] };
     let object = slow.object();
     let server = tonic::transport::Server::builder().add_service(ArtifactsServer::new(slow));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    let (messages, heard) = unbounded_channel();
+    let (messages, received) = unbounded_channel();
     let writer = Writer::rank("j", 1, "s", "secret");
     let transfer = Transfer::new(Handle::current(), channel, writer, Reporter::new(messages));
-    (transfer, object, heard)
+    (transfer, object, received)
 }
 
-/// The counts told in `unit`.
-fn told(heard: &mut UnboundedReceiver<v1::RankMessage>, unit: &str) -> Vec<u64> {
+/// The counts reported in `unit`.
+fn reported(received: &mut UnboundedReceiver<v1::RankMessage>, unit: &str) -> Vec<u64> {
     let mut counts = Vec::new();
-    while let Ok(message) = heard.try_recv() {
+    while let Ok(message) = received.try_recv() {
         match message.message {
             Some(Message::Progress(progress)) if progress.unit == unit => counts.push(progress.done),
             other => panic!("{other:?}"),
@@ -88,22 +88,22 @@ fn told(heard: &mut UnboundedReceiver<v1::RankMessage>, unit: &str) -> Vec<u64> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_download_is_told_as_it_moves() {
-    let (transfer, object, mut heard) = slow(4 * DATA_BYTES).await;
+async fn a_slow_download_is_reported_as_it_moves() {
+    let (transfer, object, mut received) = slow(4 * DATA_BYTES).await;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rows");
     let download = move || transfer.download(&object, &file);
     tokio::task::spawn_blocking(download).await.unwrap().unwrap();
-    let counts = told(&mut heard, "bytes downloaded");
+    let counts = reported(&mut received, "bytes downloaded");
     assert!(counts.len() >= 4 && counts.is_sorted_by(|a, b| a < b), "{counts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_upload_is_told_as_it_moves() {
-    // More than connections hold in their windows.
-    let (transfer, object, mut heard) = slow(16 * DATA_BYTES).await;
+async fn a_slow_upload_is_reported_as_it_moves() {
+    // More than fits a connection's flow-control window.
+    let (transfer, object, mut received) = slow(16 * DATA_BYTES).await;
     let upload = move || transfer.upload(&object.key, vec![7; 16 * DATA_BYTES]);
     tokio::task::spawn_blocking(upload).await.unwrap().unwrap();
-    let counts = told(&mut heard, "bytes uploaded");
+    let counts = reported(&mut received, "bytes uploaded");
     assert!(counts.len() >= 4 && counts.is_sorted_by(|a, b| a < b), "{counts:?}");
 }

@@ -1,4 +1,4 @@
-// A value whose gradients are known already.
+// A value with gradients that are already computed.
 
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -10,7 +10,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-class Preset : public torch::autograd::Function<Preset> {
+class PresetGradients : public torch::autograd::Function<PresetGradients> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& value, const at::Tensor& /*a*/,
                             const at::Tensor& a_gradient, const at::Tensor& /*b*/, const at::Tensor& b_gradient) {
@@ -22,7 +22,7 @@ class Preset : public torch::autograd::Function<Preset> {
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto scaled = [&](const char* name) {
       const auto gradient = ctx->saved_data[name].toTensor();
-      // Ours alone and used once: no copy of what may be as large as a vocabulary's embeddings.
+      // Owned here and used once, so no copy: it may be as large as the embeddings.
       return gradient.defined() ? gradient.mul_(gradients[0]) : gradient;
     };
     return {{}, scaled("a"), {}, scaled("b"), {}};
@@ -33,7 +33,7 @@ class Preset : public torch::autograd::Function<Preset> {
 
 std::unique_ptr<at::Tensor> with_gradients(const at::Tensor& value, const at::Tensor& a, const at::Tensor& a_gradient,
                                            const at::Tensor& b, const at::Tensor& b_gradient) {
-  return std::make_unique<at::Tensor>(Preset::apply(value, a, a_gradient, b, b_gradient));
+  return std::make_unique<at::Tensor>(PresetGradients::apply(value, a, a_gradient, b, b_gradient));
 }
 
 }  // namespace foil

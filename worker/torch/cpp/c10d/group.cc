@@ -12,17 +12,17 @@
 
 namespace foil {
 
-void Group::Inner::finish(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device) const {
+void Group::Inner::wait(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device) const {
   if (device.is_cpu()) {
     work->wait();
     return;
   }
-  // On a GPU `wait` only orders streams, and a collective that hangs would be ended, with the whole process, by
-  // NCCL's watchdog. Looking at it until the time-out gives an error value first.
+  // On a GPU, `wait` only orders streams, and NCCL's watchdog would end the whole process if a collective hangs.
+  // Polling until the timeout returns an error first.
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   while (!work->isCompleted()) {
     if (std::chrono::steady_clock::now() >= deadline) {
-      C10D_THROW_ERROR(TimeoutError, "the collective did not end within ", timeout.count(), " ms");
+      C10D_THROW_ERROR(TimeoutError, "the collective did not finish within ", timeout.count(), " ms");
     }
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
@@ -40,8 +40,8 @@ std::vector<std::uint64_t> all_ranks(int world) {
   return ranks;
 }
 
-c10::intrusive_ptr<c10d::Store> scoped(const c10::intrusive_ptr<c10d::Store>& store, const char* scope) {
-  return c10::make_intrusive<c10d::PrefixStore>(scope, store);
+c10::intrusive_ptr<c10d::Store> with_prefix(const c10::intrusive_ptr<c10d::Store>& store, const char* prefix) {
+  return c10::make_intrusive<c10d::PrefixStore>(prefix, store);
 }
 
 c10::intrusive_ptr<c10d::Backend> gloo_backend(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world,
@@ -49,17 +49,17 @@ c10::intrusive_ptr<c10d::Backend> gloo_backend(const c10::intrusive_ptr<c10d::St
   auto options = c10d::ProcessGroupGloo::Options::create(timeout);
   options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address, /*lazyInit=*/false));
   options->global_ranks_in_group = all_ranks(world);
-  return c10::make_intrusive<c10d::ProcessGroupGloo>(scoped(store, "gloo"), rank, world, options);
+  return c10::make_intrusive<c10d::ProcessGroupGloo>(with_prefix(store, "gloo"), rank, world, options);
 }
 
 #ifdef FOIL_NCCL
 c10::intrusive_ptr<c10d::Backend> nccl_backend(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world,
                                                Milliseconds timeout) {
   auto options = c10d::ProcessGroupNCCL::Options::create();
-  // The watchdog ends the process of a hung bucket; collectives waited for by hand return their error before that.
+  // NCCL's watchdog ends a process whose bucket hangs; collectives that are polled return their error before that.
   options->timeout = timeout + std::chrono::seconds(30);
   options->global_ranks_in_group = all_ranks(world);
-  return c10::make_intrusive<c10d::ProcessGroupNCCL>(scoped(store, "nccl"), rank, world, options);
+  return c10::make_intrusive<c10d::ProcessGroupNCCL>(with_prefix(store, "nccl"), rank, world, options);
 }
 #endif
 
@@ -90,30 +90,30 @@ std::unique_ptr<Group> new_group(const Store& store, std::int32_t rank, std::int
 
 void Group::all_reduce_sum(const at::Tensor& tensor) const {
   auto tensors = detached(tensor);
-  inner->finish(inner->group->allreduce(tensors), tensor.device());
+  inner->wait(inner->group->allreduce(tensors), tensor.device());
 }
 
 void Group::broadcast(const at::Tensor& tensor, std::int32_t root) const {
   auto tensors = detached(tensor);
   c10d::BroadcastOptions options;
   options.rootRank = root;
-  inner->finish(inner->group->broadcast(tensors, options), tensor.device());
+  inner->wait(inner->group->broadcast(tensors, options), tensor.device());
 }
 
 void Group::all_gather(const at::Tensor& output, const at::Tensor& input) const {
   auto to = output.detach();
   auto from = input.detach();
-  inner->finish(inner->group->_allgather_base(to, from), input.device());
+  inner->wait(inner->group->_allgather_base(to, from), input.device());
 }
 
 void Group::reduce_scatter_sum(const at::Tensor& output, const at::Tensor& input) const {
   auto to = output.detach();
   auto from = input.detach();
-  inner->finish(inner->group->_reduce_scatter_base(to, from), input.device());
+  inner->wait(inner->group->_reduce_scatter_base(to, from), input.device());
 }
 
-// Asks the backend itself: ProcessGroup's barrier keeps a tensor for the whole process, which groups in several threads
-// would assign to and free at once.
+// Calls the backend directly: ProcessGroup's barrier keeps a process-wide tensor, which groups in several threads would
+// assign and free at the same time.
 void Group::barrier() const { inner->group->getBackend(at::kCPU)->barrier()->wait(); }
 
 void Group::shutdown() const { inner->group->shutdown(); }

@@ -20,8 +20,8 @@ struct Group::Inner {
   c10::intrusive_ptr<c10d::ProcessGroup> group;
   Milliseconds timeout{};
 
-  // Waits for the end of `work` on the host, at most for the group's time-out.
-  void finish(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device) const;
+  // Waits on the host until `work` is done, at most for the group's timeout.
+  void wait(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device) const;
 };
 
 }  // namespace foil

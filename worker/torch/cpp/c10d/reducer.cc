@@ -9,7 +9,7 @@ namespace foil {
 
 namespace {
 
-// Adds gradients over the ranks and divides by nothing: the loss carries the global weight.
+// Sums gradients over the ranks without dividing: the loss is normalized over the global batch.
 class SumHook final : public c10d::CppCommHookInterface<c10::intrusive_ptr<c10d::ProcessGroup>> {
  public:
   SumHook(c10::intrusive_ptr<c10d::ProcessGroup> group, std::shared_ptr<Trace> trace)
@@ -36,7 +36,7 @@ struct Reducer::Inner {
   ~Inner() {
     try {
       reducer.reset();
-    } catch (...) {  // its destructor may throw; what is left of it is of no use to anyone
+    } catch (...) {  // the destructor may throw; there is nothing left to clean up
     }
   }
 };
@@ -51,7 +51,7 @@ std::unique_ptr<Reducer> new_reducer(const Group& group, const TensorList& list,
   const std::vector<bool> sparse(parameters.size(), false);
   auto [buckets, limits] =
       c10d::compute_bucket_assignment_by_size(parameters, {first_bucket_bytes, bucket_bytes}, sparse);
-  std::reverse(buckets.begin(), buckets.end());  // backward reaches the last parameters first
+  std::reverse(buckets.begin(), buckets.end());  // the backward pass reaches the last parameters first
   auto reducer = std::make_unique<Reducer>();
   reducer->inner->reducer = std::make_shared<c10d::Reducer>(
       parameters, std::move(buckets), process_group, sparse, static_cast<std::int64_t>(bucket_bytes),
@@ -81,7 +81,7 @@ void Reducer::check_finalized() const { inner->reducer->check_finalized(); }
 void Reducer::begin_trace(std::int64_t pause_at) const {
   auto& hooks = inner->gradient_hooks;
   for (std::size_t at = hooks.size(); at < inner->parameters.size(); ++at) {
-    // Runs when the gradient is made, before it is added and the reducer hears of it.
+    // Runs when the gradient is computed, before it is accumulated and passed to the reducer.
     const auto hook = inner->parameters[at].register_hook(
         [trace = inner->trace, at](const at::Tensor&) { trace->gradient(static_cast<std::int64_t>(at)); });
     hooks.emplace_back(at, hook);
@@ -91,12 +91,12 @@ void Reducer::begin_trace(std::int64_t pause_at) const {
 
 rust::Vec<std::int64_t> Reducer::end_trace() const {
   rust::Vec<std::int64_t> flat;
-  for (const auto& [what, number] : inner->trace->end()) {
-    flat.push_back(static_cast<std::int64_t>(what));
-    flat.push_back(number);
+  for (const auto& [kind, index] : inner->trace->end()) {
+    flat.push_back(static_cast<std::int64_t>(kind));
+    flat.push_back(index);
   }
-  for (const auto& [at, hook] : std::exchange(inner->gradient_hooks, {})) {
-    inner->parameters[at].remove_hook(hook);
+  for (const auto& [index, hook] : std::exchange(inner->gradient_hooks, {})) {
+    inner->parameters[index].remove_hook(hook);
   }
   return flat;
 }

@@ -18,7 +18,7 @@ std::unique_ptr<Store> wrap_store(c10::intrusive_ptr<c10d::Store> inner, std::ui
 }
 
 std::unique_ptr<Store> open_store(rust::Str host, c10d::TCPStoreOptions options, std::uint64_t timeout_ms) {
-  options.waitWorkers = false;  // the host tells its port before anyone can come
+  options.waitWorkers = false;  // others learn the port only after this returns
   options.timeout = Milliseconds(timeout_ms);
   auto store = c10::make_intrusive<c10d::TCPStore>(std::string(host), options);
   const auto port = store->getPort();

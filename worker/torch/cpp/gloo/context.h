@@ -1,5 +1,5 @@
-// What c10d's Gloo header needs of gloo::Context. The libtorch wheel holds Gloo's code but not its headers.
-// Contexts are made and owned inside libtorch; this crate neither makes nor looks into one.
+// Declaration of gloo::Context for c10d's Gloo header. The libtorch wheel contains Gloo's code but not its headers.
+// Contexts are created and owned inside libtorch; this crate never accesses one.
 #pragma once
 #include <chrono>
 

@@ -10,7 +10,7 @@ namespace foil {
 void fused_adamw(const TensorList& parameters, const TensorList& gradients, const TensorList& exp_avg,
                  const TensorList& exp_avg_sq, const TensorList& steps, const AdamW& options) {
   at::NoGradGuard no_grad;
-  // The kernel reads the number of the step it takes; counting is its caller's part.
+  // The kernel reads the number of its step but does not increment it.
   at::_foreach_add_(steps.inner->tensors, 1);
   at::_fused_adamw_(parameters.inner->tensors, gradients.inner->tensors, exp_avg.inner->tensors,
                     exp_avg_sq.inner->tensors, /*max_exp_avg_sqs=*/{}, steps.inner->tensors, options.learning_rate,

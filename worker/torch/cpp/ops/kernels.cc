@@ -32,8 +32,8 @@ FOIL_INLINE void store(Bf16* at, float value) {
   at->bits = static_cast<std::uint16_t>((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
 }
 
-// eˣ to 2 ulp, in a form that compilers vectorise: 2ⁿ · p(r) with x = n·ln 2 + r and p Cephes' minimax polynomial.
-// Below −87 it gives e⁻⁸⁷, which no sum of probabilities sees.
+// eˣ to 2 ulp, in a form that compilers vectorize: 2ⁿ · p(r) with x = n·ln 2 + r and p Cephes' minimax polynomial.
+// Below −87 it gives e⁻⁸⁷, which is lost in any sum of probabilities.
 FOIL_INLINE float exponential(float x) {
   x = std::min(std::max(x, -87.0f), 88.0f);
   const float n = __builtin_rintf(x * 1.44269504088896341f);
@@ -83,15 +83,15 @@ template <typename T>
 FOIL_INLINE void rms_norm_backward_row(const T* grad, const float* grad_residual, const float* residual,
                                        const float* weight, float rstd, std::int64_t width, float* grad_x,
                                        T* delta_grad, float* weight_grad) {
-  float along = 0;
-#pragma omp simd reduction(+ : along)
+  float dot = 0;
+#pragma omp simd reduction(+ : dot)
   for (std::int64_t i = 0; i < width; ++i) {
     const float g = load(grad + i);
     const float normed = residual[i] * rstd;
     weight_grad[i] += g * normed;
-    along += g * weight[i] * normed;
+    dot += g * weight[i] * normed;
   }
-  const float mean = along / static_cast<float>(width);
+  const float mean = dot / static_cast<float>(width);
 #pragma omp simd
   for (std::int64_t i = 0; i < width; ++i) {
     grad_x[i] = rstd * (load(grad + i) * weight[i] - residual[i] * rstd * mean);
@@ -146,34 +146,34 @@ FOIL_INLINE void rotate_head(const In* in, const float* cos, const float* sin, f
 
 template <typename T>
 FOIL_INLINE void softmax_row(T* row, std::int64_t valid, std::int64_t width) {
-  float greatest = -INFINITY;
-#pragma omp simd reduction(max : greatest)
+  float max = -INFINITY;
+#pragma omp simd reduction(max : max)
   for (std::int64_t i = 0; i < valid; ++i) {
-    greatest = std::max(greatest, load(row + i));
+    max = std::max(max, load(row + i));
   }
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t i = 0; i < valid; ++i) {
-    sum += exponential(load(row + i) - greatest);
+    sum += exponential(load(row + i) - max);
   }
   const float inverse = 1.0f / sum;
 #pragma omp simd
   for (std::int64_t i = 0; i < valid; ++i) {
-    store(row + i, exponential(load(row + i) - greatest) * inverse);
+    store(row + i, exponential(load(row + i) - max) * inverse);
   }
   std::memset(static_cast<void*>(row + valid), 0, static_cast<std::size_t>(width - valid) * sizeof(T));
 }
 
 template <typename T>
 FOIL_INLINE void softmax_backward_row(const T* p, T* grad, std::int64_t width) {
-  float along = 0;
-#pragma omp simd reduction(+ : along)
+  float dot = 0;
+#pragma omp simd reduction(+ : dot)
   for (std::int64_t i = 0; i < width; ++i) {
-    along += load(p + i) * load(grad + i);
+    dot += load(p + i) * load(grad + i);
   }
 #pragma omp simd
   for (std::int64_t i = 0; i < width; ++i) {
-    store(grad + i, load(p + i) * (load(grad + i) - along));
+    store(grad + i, load(p + i) * (load(grad + i) - dot));
   }
 }
 
@@ -200,28 +200,28 @@ FOIL_INLINE void attend_row(const float* query, const T* keys, const T* values, 
 }
 
 template <typename T>
-FOIL_INLINE void column_greatest_of(const T* logits, std::int64_t tokens, std::int64_t columns, float* greatest,
-                                    std::int64_t* token) {
+FOIL_INLINE void column_max_of(const T* logits, std::int64_t tokens, std::int64_t columns, float* max,
+                               std::int64_t* token) {
   for (std::int64_t row = 0; row < tokens; ++row) {
     const T* z = logits + row * columns;
 #pragma omp simd
     for (std::int64_t i = 0; i < columns; ++i) {
       const float value = load(z + i);
-      const bool better = value > greatest[i];
-      greatest[i] = better ? value : greatest[i];
+      const bool better = value > max[i];
+      max[i] = better ? value : max[i];
       token[i] = better ? row : token[i];
     }
   }
 }
 
 template <typename T>
-FOIL_INLINE void column_exponentials_of(const T* logits, std::int64_t tokens, std::int64_t columns,
-                                        const float* greatest, float* sum) {
+FOIL_INLINE void column_exp_sums_of(const T* logits, std::int64_t tokens, std::int64_t columns, const float* max,
+                                    float* sum) {
   for (std::int64_t row = 0; row < tokens; ++row) {
     const T* z = logits + row * columns;
 #pragma omp simd
     for (std::int64_t i = 0; i < columns; ++i) {
-      sum[i] += exponential(load(z + i) - greatest[i]);
+      sum[i] += exponential(load(z + i) - max[i]);
     }
   }
 }
@@ -235,15 +235,15 @@ FOIL_INLINE std::uint64_t mix(std::uint64_t z) {
   return z ^ (z >> 31);
 }
 
-// Columns that are looked at together; one of them in a few hundred tokens needs a second look.
+// Columns checked together; one in a few hundred tokens needs the exact check.
 constexpr std::int64_t kColumns = 16;
 
-// A token whose (1 − u)/p is no less than the best −ln(u)/p so far has lost, since 1 − u ≤ −ln(u). A lower bound of 1 −
-// u from its first 32 bits and an upper bound of p in fp32 show that for nearly all; the others are reckoned in fp64.
+// A token whose (1 − u)/p is not below the best −ln(u)/p so far has lost, since 1 − u ≤ −ln(u). A lower bound of 1 − u
+// from its first 32 bits and an upper bound of p in fp32 show that for nearly all; the others are computed in fp64.
 template <typename T>
-FOIL_INLINE void column_race_of(const T* logits, std::int64_t first, std::int64_t tokens, std::int64_t columns,
-                                double temperature, const float* greatest, const std::uint64_t* keys, double* least,
-                                std::int64_t* token) {
+FOIL_INLINE void column_exponential_race_of(const T* logits, std::int64_t first, std::int64_t tokens,
+                                            std::int64_t columns, double temperature, const float* max,
+                                            const std::uint64_t* keys, double* best_time, std::int64_t* token) {
   constexpr float kSlack = 1.0f + 1e-4f;  // far above what fp32 loses in the exponential and in the bounds
   const auto inverse = static_cast<float>(1.0 / temperature);
   for (std::int64_t row = 0; row < tokens; ++row) {
@@ -251,28 +251,28 @@ FOIL_INLINE void column_race_of(const T* logits, std::int64_t first, std::int64_
     const std::uint64_t at = static_cast<std::uint64_t>(first + row + 1) * kGoldenGamma;
     for (std::int64_t block = 0; block < columns; block += kColumns) {
       const std::int64_t end = std::min(block + kColumns, columns);
-      int open = 0;
-#pragma omp simd reduction(+ : open)
+      int candidates = 0;
+#pragma omp simd reduction(+ : candidates)
       for (std::int64_t i = block; i < end; ++i) {
         const auto high = static_cast<std::uint32_t>(mix(keys[i] + at) >> 32);
         const float complement = static_cast<float>(high >> 8) * 0x1p-24f;
-        const float bound = exponential((load(z + i) - greatest[i]) * inverse) * kSlack;
-        open += complement < static_cast<float>(least[i]) * kSlack * bound ? 1 : 0;
+        const float bound = exponential((load(z + i) - max[i]) * inverse) * kSlack;
+        candidates += complement < static_cast<float>(best_time[i]) * kSlack * bound ? 1 : 0;
       }
-      if (open == 0) {
+      if (candidates == 0) {
         continue;
       }
       for (std::int64_t i = block; i < end; ++i) {
         const double value = load(z + i);
-        const double p = std::exp((value - static_cast<double>(greatest[i])) / temperature);
+        const double p = std::exp((value - static_cast<double>(max[i])) / temperature);
         if (!(p > 0)) {
           continue;
         }
         const double complement = (static_cast<double>(mix(keys[i] + at) >> 11) + 0.5) * 0x1p-53;
-        if (complement < least[i] * p) {
+        if (complement < best_time[i] * p) {
           const double time = -std::log1p(-complement) / p;
-          if (time < least[i]) {
-            least[i] = time;
+          if (time < best_time[i]) {
+            best_time[i] = time;
             token[i] = first + row;
           }
         }
@@ -283,17 +283,17 @@ FOIL_INLINE void column_race_of(const T* logits, std::int64_t first, std::int64_
 
 template <typename T>
 FOIL_INLINE float log_sum_exp_row(const T* row, std::int64_t width) {
-  float greatest = -INFINITY;
-#pragma omp simd reduction(max : greatest)
+  float max = -INFINITY;
+#pragma omp simd reduction(max : max)
   for (std::int64_t i = 0; i < width; ++i) {
-    greatest = std::max(greatest, load(row + i));
+    max = std::max(max, load(row + i));
   }
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t i = 0; i < width; ++i) {
-    sum += exponential(load(row + i) - greatest);
+    sum += exponential(load(row + i) - max);
   }
-  return greatest + std::log(sum);
+  return max + std::log(sum);
 }
 
 template <typename T>
@@ -327,58 +327,58 @@ FOIL_INLINE void narrow_row(const float* in, std::int64_t count, T* out) {
 
 #define FOIL_FOR_EACH_KIND(DEFINE) DEFINE(float) DEFINE(Bf16)
 
-#define FOIL_DEFINE(T)                                                                                                \
-  FOIL_VARIANTS float rms_norm(const float* x, const T* delta, const float* weight, float eps, std::int64_t width,    \
-                               float* residual, T* out) {                                                             \
-    return rms_norm_row(x, delta, weight, eps, width, residual, out);                                                 \
-  }                                                                                                                   \
-  FOIL_VARIANTS void rms_norm_backward(const T* grad, const float* grad_residual, const float* residual,              \
-                                       const float* weight, float rstd, std::int64_t width, float* grad_x,            \
-                                       T* delta_grad, float* weight_grad) {                                           \
-    rms_norm_backward_row(grad, grad_residual, residual, weight, rstd, width, grad_x, delta_grad, weight_grad);       \
-  }                                                                                                                   \
-  FOIL_VARIANTS void swiglu(const T* gate, const T* up, std::int64_t count, T* out) {                                 \
-    swiglu_row(gate, up, count, out);                                                                                 \
-  }                                                                                                                   \
-  FOIL_VARIANTS void swiglu_backward(const T* grad, const T* gate, const T* up, std::int64_t count, T* gate_grad,     \
-                                     T* up_grad) {                                                                    \
-    swiglu_backward_row(grad, gate, up, count, gate_grad, up_grad);                                                   \
-  }                                                                                                                   \
-  FOIL_VARIANTS void rotate(const T* in, const float* cos, const float* sin, float scale, std::int64_t half,          \
-                            float* out) {                                                                             \
-    rotate_head(in, cos, sin, scale, half, out);                                                                      \
-  }                                                                                                                   \
-  FOIL_VARIANTS void rotate(const T* in, const float* cos, const float* sin, float scale, std::int64_t half,          \
-                            Bf16* out) {                                                                              \
-    rotate_head(in, cos, sin, scale, half, out);                                                                      \
-  }                                                                                                                   \
-  FOIL_VARIANTS void softmax(T* row, std::int64_t valid, std::int64_t width) { softmax_row(row, valid, width); }      \
-  FOIL_VARIANTS void softmax_backward(const T* p, T* grad, std::int64_t width) {                                      \
-    softmax_backward_row(p, grad, width);                                                                             \
-  }                                                                                                                   \
-  FOIL_VARIANTS void attend(const float* query, const T* keys, const T* values, std::int64_t length,                  \
-                            std::int64_t width, float* scores, float* out) {                                          \
-    attend_row(query, keys, values, length, width, scores, out);                                                      \
-  }                                                                                                                   \
-  FOIL_VARIANTS void column_greatest(const T* logits, std::int64_t tokens, std::int64_t columns, float* greatest,     \
-                                     std::int64_t* token) {                                                           \
-    column_greatest_of(logits, tokens, columns, greatest, token);                                                     \
-  }                                                                                                                   \
-  FOIL_VARIANTS void column_exponentials(const T* logits, std::int64_t tokens, std::int64_t columns,                  \
-                                         const float* greatest, float* sum) {                                         \
-    column_exponentials_of(logits, tokens, columns, greatest, sum);                                                   \
-  }                                                                                                                   \
-  FOIL_VARIANTS void column_race(const T* logits, std::int64_t first, std::int64_t tokens, std::int64_t columns,      \
-                                 double temperature, const float* greatest, const std::uint64_t* keys, double* least, \
-                                 std::int64_t* token) {                                                               \
-    column_race_of(logits, first, tokens, columns, temperature, greatest, keys, least, token);                        \
-  }                                                                                                                   \
-  FOIL_VARIANTS float log_sum_exp(const T* row, std::int64_t width) { return log_sum_exp_row(row, width); }           \
-  FOIL_VARIANTS void log_prob_gradient(T* row, std::int64_t width, float log_sum_exp, std::int64_t target,            \
-                                       float upstream) {                                                              \
-    log_prob_gradient_row(row, width, log_sum_exp, target, upstream);                                                 \
-  }                                                                                                                   \
-  FOIL_VARIANTS void widen(const T* in, std::int64_t count, float* out) { widen_row(in, count, out); }                \
+#define FOIL_DEFINE(T)                                                                                             \
+  FOIL_VARIANTS float rms_norm(const float* x, const T* delta, const float* weight, float eps, std::int64_t width, \
+                               float* residual, T* out) {                                                          \
+    return rms_norm_row(x, delta, weight, eps, width, residual, out);                                              \
+  }                                                                                                                \
+  FOIL_VARIANTS void rms_norm_backward(const T* grad, const float* grad_residual, const float* residual,           \
+                                       const float* weight, float rstd, std::int64_t width, float* grad_x,         \
+                                       T* delta_grad, float* weight_grad) {                                        \
+    rms_norm_backward_row(grad, grad_residual, residual, weight, rstd, width, grad_x, delta_grad, weight_grad);    \
+  }                                                                                                                \
+  FOIL_VARIANTS void swiglu(const T* gate, const T* up, std::int64_t count, T* out) {                              \
+    swiglu_row(gate, up, count, out);                                                                              \
+  }                                                                                                                \
+  FOIL_VARIANTS void swiglu_backward(const T* grad, const T* gate, const T* up, std::int64_t count, T* gate_grad,  \
+                                     T* up_grad) {                                                                 \
+    swiglu_backward_row(grad, gate, up, count, gate_grad, up_grad);                                                \
+  }                                                                                                                \
+  FOIL_VARIANTS void rotate(const T* in, const float* cos, const float* sin, float scale, std::int64_t half,       \
+                            float* out) {                                                                          \
+    rotate_head(in, cos, sin, scale, half, out);                                                                   \
+  }                                                                                                                \
+  FOIL_VARIANTS void rotate(const T* in, const float* cos, const float* sin, float scale, std::int64_t half,       \
+                            Bf16* out) {                                                                           \
+    rotate_head(in, cos, sin, scale, half, out);                                                                   \
+  }                                                                                                                \
+  FOIL_VARIANTS void softmax(T* row, std::int64_t valid, std::int64_t width) { softmax_row(row, valid, width); }   \
+  FOIL_VARIANTS void softmax_backward(const T* p, T* grad, std::int64_t width) {                                   \
+    softmax_backward_row(p, grad, width);                                                                          \
+  }                                                                                                                \
+  FOIL_VARIANTS void attend(const float* query, const T* keys, const T* values, std::int64_t length,               \
+                            std::int64_t width, float* scores, float* out) {                                       \
+    attend_row(query, keys, values, length, width, scores, out);                                                   \
+  }                                                                                                                \
+  FOIL_VARIANTS void column_max(const T* logits, std::int64_t tokens, std::int64_t columns, float* max,            \
+                                std::int64_t* token) {                                                             \
+    column_max_of(logits, tokens, columns, max, token);                                                            \
+  }                                                                                                                \
+  FOIL_VARIANTS void column_exp_sums(const T* logits, std::int64_t tokens, std::int64_t columns, const float* max, \
+                                     float* sum) {                                                                 \
+    column_exp_sums_of(logits, tokens, columns, max, sum);                                                         \
+  }                                                                                                                \
+  FOIL_VARIANTS void column_exponential_race(const T* logits, std::int64_t first, std::int64_t tokens,             \
+                                             std::int64_t columns, double temperature, const float* max,           \
+                                             const std::uint64_t* keys, double* best_time, std::int64_t* token) {  \
+    column_exponential_race_of(logits, first, tokens, columns, temperature, max, keys, best_time, token);          \
+  }                                                                                                                \
+  FOIL_VARIANTS float log_sum_exp(const T* row, std::int64_t width) { return log_sum_exp_row(row, width); }        \
+  FOIL_VARIANTS void log_prob_gradient(T* row, std::int64_t width, float log_sum_exp, std::int64_t target,         \
+                                       float upstream) {                                                           \
+    log_prob_gradient_row(row, width, log_sum_exp, target, upstream);                                              \
+  }                                                                                                                \
+  FOIL_VARIANTS void widen(const T* in, std::int64_t count, float* out) { widen_row(in, count, out); }             \
   FOIL_VARIANTS void narrow(const float* in, std::int64_t count, T* out) { narrow_row(in, count, out); }
 
 FOIL_FOR_EACH_KIND(FOIL_DEFINE)

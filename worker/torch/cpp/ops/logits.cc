@@ -33,10 +33,10 @@ std::unique_ptr<TensorPair> target_log_probs(const at::Tensor& logits, const at:
     using T = decltype(number);
     at::parallel_for(0, rows, 1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = begin; row < end; ++row) {
-        const T* z = numbers<T>(from) + row * width;
-        numbers<float>(log_sum_exp)[row] = kernels::log_sum_exp(z, width);
-        kernels::widen(z + targets.data_ptr<std::int64_t>()[row], 1, numbers<float>(log_probs) + row);
-        numbers<float>(log_probs)[row] -= numbers<float>(log_sum_exp)[row];
+        const T* z = data<T>(from) + row * width;
+        data<float>(log_sum_exp)[row] = kernels::log_sum_exp(z, width);
+        kernels::widen(z + targets.data_ptr<std::int64_t>()[row], 1, data<float>(log_probs) + row);
+        data<float>(log_probs)[row] -= data<float>(log_sum_exp)[row];
       }
     });
   });
@@ -48,8 +48,8 @@ void log_prob_gradient(const at::Tensor& logits, const at::Tensor& log_sum_exp, 
   at::NoGradGuard no_grad;
   auto into = logits;
   if (!has_kernel(logits)) {
-    // In at least fp32 and rounded once, as the CPU's loop does: in bf16, 1 − p of a confident token is the difference
-    // of two numbers near 1 of 8 bits each, and nothing is left of it.
+    // In at least fp32 and rounded once, as in the CPU's loop: in bf16, 1 − p of a confident token is a difference of
+    // two values near 1 with 8 bits each, and cancels completely.
     const auto wide = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     auto gradient = into.to(wide);
     gradient.sub_(log_sum_exp.unsqueeze(1)).exp_().mul_(-upstream.unsqueeze(1));
@@ -64,8 +64,8 @@ void log_prob_gradient(const at::Tensor& logits, const at::Tensor& log_sum_exp, 
     using T = decltype(number);
     at::parallel_for(0, rows, 1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = begin; row < end; ++row) {
-        kernels::log_prob_gradient(numbers<T>(into) + row * width, width, numbers<float>(log_sum_exp)[row],
-                                   targets.data_ptr<std::int64_t>()[row], numbers<float>(upstream)[row]);
+        kernels::log_prob_gradient(data<T>(into) + row * width, width, data<float>(log_sum_exp)[row],
+                                   targets.data_ptr<std::int64_t>()[row], data<float>(upstream)[row]);
       }
     });
   });

@@ -17,12 +17,12 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Rows whose part of the weight's gradient is summed on its own: fixed, so that threads do not decide how sums round.
+// Rows per partial sum of the weight's gradient: fixed, so that rounding does not depend on the number of threads.
 constexpr std::int64_t kBlock = 64;
 
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
-  // Gives the sum x + delta, where there is a delta, and its norm in `kind`.
+  // Returns the sum x + delta, if there is a delta, and its norm in `kind`.
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const std::optional<at::Tensor>& added,
                                const at::Tensor& weight, double eps, at::ScalarType kind) {
     const std::int64_t width = x.size(-1);
@@ -34,13 +34,13 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     auto rstd = at::empty({rows}, x.options());
     with_kind(kind, [&](auto number) {
       using T = decltype(number);
-      const T* more = added ? numbers<T>(delta) : nullptr;
+      const T* more = added ? data<T>(delta) : nullptr;
       at::parallel_for(0, rows, grain(width), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
           const std::int64_t at = row * width;
-          numbers<float>(rstd)[row] = kernels::rms_norm(
-              numbers<float>(from) + at, more == nullptr ? nullptr : more + at, numbers<float>(weight),
-              static_cast<float>(eps), width, numbers<float>(residual) + at, numbers<T>(out) + at);
+          data<float>(rstd)[row] =
+              kernels::rms_norm(data<float>(from) + at, more == nullptr ? nullptr : more + at, data<float>(weight),
+                                static_cast<float>(eps), width, data<float>(residual) + at, data<T>(out) + at);
         }
       });
     });
@@ -59,16 +59,16 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     const auto kind = static_cast<at::ScalarType>(ctx->saved_data["kind"].toInt());
     const auto saved = ctx->get_saved_variables();
     const auto &residual = saved[0], &weight = saved[1], &rstd = saved[2];
-    const auto through = has_delta ? gradients[0] : at::Tensor();
+    const auto grad_sum = has_delta ? gradients[0] : at::Tensor();
     const auto grad = gradients.back();
     if (!grad.defined()) {
-      return {through, has_delta && through.defined() ? through.to(kind) : at::Tensor(), {}, {}, {}};
+      return {grad_sum, has_delta && grad_sum.defined() ? grad_sum.to(kind) : at::Tensor(), {}, {}, {}};
     }
     const std::int64_t width = residual.size(-1);
     const std::int64_t rows = residual.numel() / width;
     const std::int64_t blocks = (rows + kBlock - 1) / kBlock;
     auto from = grad.contiguous();
-    auto past = through.defined() ? through.contiguous() : through;
+    auto grad_residual = grad_sum.defined() ? grad_sum.contiguous() : grad_sum;
     auto grad_x = at::empty_like(residual);
     auto grad_delta = has_delta ? at::empty(residual.sizes(), residual.options().dtype(kind)) : at::Tensor();
     auto grad_weight = at::zeros({blocks, width}, weight.options());
@@ -77,11 +77,10 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
       at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin * kBlock; row < std::min(end * kBlock, rows); ++row) {
           const std::int64_t at = row * width;
-          kernels::rms_norm_backward(numbers<T>(from) + at, past.defined() ? numbers<float>(past) + at : nullptr,
-                                     numbers<float>(residual) + at, numbers<float>(weight), numbers<float>(rstd)[row],
-                                     width, numbers<float>(grad_x) + at,
-                                     has_delta ? numbers<T>(grad_delta) + at : nullptr,
-                                     numbers<float>(grad_weight) + row / kBlock * width);
+          kernels::rms_norm_backward(
+              data<T>(from) + at, grad_residual.defined() ? data<float>(grad_residual) + at : nullptr,
+              data<float>(residual) + at, data<float>(weight), data<float>(rstd)[row], width, data<float>(grad_x) + at,
+              has_delta ? data<T>(grad_delta) + at : nullptr, data<float>(grad_weight) + row / kBlock * width);
         }
       });
     });
@@ -98,7 +97,7 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
     with_kind(g.scalar_type(), [&](auto number) {
       using T = decltype(number);
       at::parallel_for(0, g.numel(), 16384, [&](std::int64_t begin, std::int64_t end) {
-        kernels::swiglu(numbers<T>(g) + begin, numbers<T>(u) + begin, end - begin, numbers<T>(out) + begin);
+        kernels::swiglu(data<T>(g) + begin, data<T>(u) + begin, end - begin, data<T>(out) + begin);
       });
     });
     ctx->save_for_backward({g, u});
@@ -114,8 +113,8 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
     with_kind(g.scalar_type(), [&](auto number) {
       using T = decltype(number);
       at::parallel_for(0, g.numel(), 16384, [&](std::int64_t begin, std::int64_t end) {
-        kernels::swiglu_backward(numbers<T>(from) + begin, numbers<T>(g) + begin, numbers<T>(u) + begin, end - begin,
-                                 numbers<T>(grad_gate) + begin, numbers<T>(grad_up) + begin);
+        kernels::swiglu_backward(data<T>(from) + begin, data<T>(g) + begin, data<T>(u) + begin, end - begin,
+                                 data<T>(grad_gate) + begin, data<T>(grad_up) + begin);
       });
     });
     return {grad_gate, grad_up};

@@ -1,4 +1,4 @@
-// Matrix products with weights that are laid out once for many of them.
+// Matrix products with weights that are packed once for many products.
 
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -11,7 +11,7 @@
 namespace foil {
 namespace {
 
-// oneDNN's operations, registered by libtorch where it is built with oneDNN; null elsewhere.
+// oneDNN's operations, registered by a libtorch that is built with oneDNN; null otherwise.
 template <typename Signature>
 const c10::TypedOperatorHandle<Signature>* operation(const char* name) {
   static const auto found = [&]() -> std::optional<c10::TypedOperatorHandle<Signature>> {
@@ -28,7 +28,7 @@ using Linear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optio
 const auto* reorder() { return operation<Reorder>("mkldnn::_reorder_linear_weight"); }
 const auto* linear() { return operation<Linear>("mkldnn::_linear_pointwise"); }
 
-bool usable(const at::Tensor& weight) {
+bool has_onednn(const at::Tensor& weight) {
   return weight.is_cpu() && at::globalContext().userEnabledMkldnn() && reorder() != nullptr && linear() != nullptr;
 }
 
@@ -40,23 +40,23 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const std::opt
 
 std::unique_ptr<at::Tensor> pack_weight(const at::Tensor& weight, std::int64_t rows) {
   at::NoGradGuard no_grad;
-  const auto plain = weight.detach().contiguous();
-  return std::make_unique<at::Tensor>(usable(plain) ? reorder()->call(plain, rows) : plain);
+  const auto unpacked = weight.detach().contiguous();
+  return std::make_unique<at::Tensor>(has_onednn(unpacked) ? reorder()->call(unpacked, rows) : unpacked);
 }
 
 std::unique_ptr<at::Tensor> packed_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   at::NoGradGuard no_grad;
-  const auto added = bias.defined() ? std::optional(bias) : std::nullopt;
+  const auto optional_bias = bias.defined() ? std::optional(bias) : std::nullopt;
   if (weight.is_mkldnn()) {
-    return std::make_unique<at::Tensor>(product(x.contiguous(), weight, added));
+    return std::make_unique<at::Tensor>(product(x.contiguous(), weight, optional_bias));
   }
-  return std::make_unique<at::Tensor>(at::linear(x, weight, added));
+  return std::make_unique<at::Tensor>(at::linear(x, weight, optional_bias));
 }
 
 std::unique_ptr<at::Tensor> linear_by_output(const at::Tensor& weight, const at::Tensor& x) {
   at::NoGradGuard no_grad;
-  if (usable(weight)) {
-    // The large matrix as the input, the small one as the weight: nothing large is laid out anew.
+  if (has_onednn(weight)) {
+    // The large matrix as the input, the small one as the weight: only the small one is reordered.
     return std::make_unique<at::Tensor>(product(weight.contiguous(), x.contiguous(), std::nullopt));
   }
   return std::make_unique<at::Tensor>(at::linear(weight, x));

@@ -1,4 +1,4 @@
-// From tensors to the loops of kernels.h.
+// Helpers between tensors and the loops of kernels.h.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -22,17 +22,17 @@ void with_kind(at::ScalarType kind, Work&& work) {
   }
 }
 
-// The numbers of a contiguous tensor in host memory.
+// The elements of a contiguous tensor in host memory.
 template <typename T>
-T* numbers(const at::Tensor& tensor) {
+T* data(const at::Tensor& tensor) {
   TORCH_INTERNAL_ASSERT(tensor.is_cpu() && tensor.is_contiguous());
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// Whether this crate's own loops take `tensor`; else ATen's operations do, as on every other device.
+// Whether `tensor` is handled by this crate's own loops; otherwise ATen's operations are used, as on other devices.
 bool uses_cpu_kernels(const at::Tensor& tensor);
 
-// Rows that one thread takes at a time, so that threads share work of at least some microseconds.
+// Rows per parallel task, so that a task takes at least some microseconds.
 inline std::int64_t grain(std::int64_t width) {
   return std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(1, width));
 }

@@ -1,18 +1,18 @@
-//! Activation checkpointing (Chen et al. 2016): a computation's activations are dropped after the forward pass and
-//! computed again in backward.
+//! Activation checkpointing (Chen et al. 2016): activations are dropped after the forward pass and recomputed in the
+//! backward pass.
 
 use tch::Tensor;
 
 use crate::error::{During, Error, Result};
 use crate::ffi::{self, Computation, list, tensors};
 
-/// Runs `function` on `inputs`, keeping nothing for backward but the inputs; backward runs it again.
+/// Runs `function` on `inputs` and keeps only the inputs for the backward pass, which runs it again.
 ///
-/// `inputs` are all that it reads and that may require gradients: weights, too. Tensors that it captures get none. It is
-/// called without gradients first, and with them in backward, perhaps from another thread.
+/// `inputs` must contain every tensor that may require a gradient, weights included; captured tensors get none. `function` is
+/// first called without gradients, then with them in the backward pass, perhaps on another thread.
 ///
 /// # Errors
-/// Those of `function`, in their words, also from backward; [`Error::Torch`] where libtorch fails.
+/// Errors of `function` as text, also from the backward pass; [`Error::Torch`] if libtorch fails.
 pub fn checkpoint<E: std::fmt::Display>(
     inputs: &[Tensor],
     function: impl Fn(&[Tensor]) -> std::result::Result<Vec<Tensor>, E> + Send + 'static,
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn it_has_autograds_results_and_gradients_and_runs_twice() {
+    fn results_and_gradients_equal_autograds_and_the_function_runs_twice() {
         let leaves = leaves();
         let loss = |results: &[Tensor]| (&results[0] * 0.3 - &results[1]).square().sum(Kind::Double);
         let plain = two_results(&leaves);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_wants_a_gradient_gets_one() {
+    fn only_inputs_that_require_a_gradient_get_one() {
         let leaves = leaves();
         let _ = leaves[1].set_requires_grad(false);
         let found = checkpoint(&leaves, |inputs| Ok::<_, std::fmt::Error>(two_results(inputs))).unwrap();
@@ -78,9 +78,9 @@ mod tests {
     }
 
     #[test]
-    fn errors_and_panics_come_back_as_words() {
-        let fails = checkpoint(&leaves(), |_| Err("no such layer")).unwrap_err();
-        assert!(fails.to_string().contains("no such layer"), "{fails}");
+    fn errors_and_panics_come_back_as_text() {
+        let error = checkpoint(&leaves(), |_| Err("no such layer")).unwrap_err();
+        assert!(error.to_string().contains("no such layer"), "{error}");
         let panics =
             checkpoint(&leaves(), |inputs| Ok::<_, std::fmt::Error>(vec![inputs[0].matmul(&inputs[0])]));
         assert!(panics.unwrap_err().to_string().contains("mat1 and mat2"));

@@ -1,14 +1,14 @@
-//! Backward passes and the gradients they leave.
+//! Backward passes and gradients.
 
 use tch::{Kind, Tensor};
 
 use crate::error::{During, Result};
 use crate::ffi;
 
-/// Runs backward of `loss`, a scalar, adding to the gradients of the leaves it came from.
+/// Runs the backward pass of `loss`, a scalar, and adds to the gradients of its leaves.
 ///
 /// # Errors
-/// [`Error::Torch`] where backward fails, as for a loss that needs no gradient.
+/// [`Error::Torch`] if the backward pass fails, for example because the loss requires no gradient.
 pub fn backward(loss: &Tensor) -> Result<()> {
     ffi::run_backward(ffi::native(loss)).during("backward")
 }
@@ -17,25 +17,25 @@ pub fn backward(loss: &Tensor) -> Result<()> {
 pub fn zero_loss(parameters: &[Tensor]) -> Tensor {
     let zeros: Vec<Tensor> = parameters
         .iter()
-        // The sum over no elements is 0 even where the parameter holds infinities.
+        // The sum over no elements is 0 even if the parameter contains infinities.
         .map(|parameter| parameter.reshape([-1]).narrow(0, 0, 0).sum(Kind::Float))
         .collect();
     Tensor::stack(&zeros, 0).sum(Kind::Float)
 }
 
-/// Clears in place whatever gradients `parameters` have.
+/// Sets the gradients of `parameters` to zero in place.
 ///
 /// # Errors
-/// [`Error::Torch`] where the device fails.
+/// [`Error::Torch`] if the device fails.
 pub fn zero_gradients(parameters: &[Tensor]) -> Result<()> {
     let gradients: Vec<Tensor> = parameters.iter().map(Tensor::grad).filter(Tensor::defined).collect();
     ffi::zero(&ffi::list(&gradients)).during("clearing gradients")
 }
 
-/// Takes their gradients away from `parameters`: the next backward then leaves its own there, without a sum or a copy.
+/// Sets the gradients of `parameters` to undefined, so that the next backward pass stores its own without a sum or a copy.
 ///
 /// # Errors
-/// [`Error::Torch`], which is not known to happen.
+/// [`Error::Torch`], which should not happen.
 pub fn clear_gradients(parameters: &[Tensor]) -> Result<()> {
     ffi::clear_gradients(&ffi::list(parameters)).during("dropping gradients")
 }

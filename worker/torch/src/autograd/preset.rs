@@ -1,17 +1,17 @@
-//! A value whose gradients are known already.
+//! A value with gradients that are already computed.
 
 use tch::Tensor;
 
 use crate::error::{During, Result};
 use crate::ffi::{self, native, owned};
 
-/// A scalar of `value`'s number whose gradients with respect to `a` and `b` are those given, times what comes from above.
+/// A scalar equal to `value` whose gradients with respect to `a` and `b` are the given ones times the upstream gradient.
 ///
-/// For losses whose gradients are made along with their value. It can be differentiated once: the gradients given are
-/// used up.
+/// For losses whose gradients are computed together with their value. It can be differentiated only once, since the given
+/// gradients are consumed.
 ///
 /// # Errors
-/// [`Error::Torch`], which is not known to happen.
+/// [`Error::Torch`], which should not happen.
 pub fn with_gradients(
     value: &Tensor,
     (a, a_gradient): (&Tensor, &Tensor),

@@ -9,31 +9,31 @@ use super::store::{Store, milliseconds};
 use crate::error::{During, Error, Result};
 use crate::ffi;
 
-/// Whether this build can make NCCL groups. That a GPU is there is another question.
+/// Whether this build supports NCCL. It does not tell whether there is a GPU.
 pub fn nccl_built() -> bool {
     cfg!(foil_nccl)
 }
 
-/// One process's place in a group.
+/// The settings of one process of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessGroupConfig {
-    /// This process's number, below `world`.
+    /// Rank of this process, below `world`.
     pub rank: usize,
-    /// How many processes the group has.
+    /// Number of processes in the group.
     pub world: usize,
-    /// How long to wait for peers, at the start and in every collective.
+    /// Timeout for peers, at the rendezvous and in every collective.
     pub timeout: Duration,
-    /// A host name or an IP address of this machine that its peers can reach: Gloo's sockets are bound there.
+    /// A host name or IP address of this machine that its peers can reach. Gloo binds its sockets there.
     pub address: String,
 }
 
 /// A fixed set of processes that issue the same collectives in the same order.
 ///
-/// Sums come out with the same bits on every rank. Dropping a group waits for its collectives in flight, at most for
-/// its time-out; other ranks may drop theirs at any time after their last collective has ended.
+/// Sums have the same bits on every rank. Dropping a group waits for its collectives in flight, at most for its timeout; other
+/// ranks may drop theirs at any time after their last collective has finished.
 pub struct ProcessGroup {
     inner: UniquePtr<ffi::Group>,
-    member: ProcessGroupConfig,
+    config: ProcessGroupConfig,
     cuda: bool,
 }
 
@@ -42,62 +42,62 @@ pub struct ProcessGroup {
 unsafe impl Send for ProcessGroup {}
 
 impl ProcessGroup {
-    /// A group for tensors on CPU, over Gloo. Returns when all `member.world` processes have come.
+    /// A group for CPU tensors over Gloo. Returns when all `config.world` processes have joined.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a rank outside the world; [`Error::Timeout`] where a peer does not come;
-    /// [`Error::Torch`] where `member.address` is not this machine's.
-    pub fn gloo(store: &Store, member: ProcessGroupConfig) -> Result<Self> {
-        Self::new(store, member, false)
+    /// [`Error::Argument`] for a rank outside the world; [`Error::Timeout`] if a peer does not join;
+    /// [`Error::Torch`] if `config.address` is not this machine's.
+    pub fn gloo(store: &Store, config: ProcessGroupConfig) -> Result<Self> {
+        Self::new(store, config, false)
     }
 
-    /// A group for tensors on this process's GPU, over NCCL, and for tensors on CPU, over Gloo.
+    /// A group for tensors on this process's GPU over NCCL, and for CPU tensors over Gloo.
     ///
-    /// NCCL chooses its own interface: set `NCCL_SOCKET_IFNAME` to that of [`crate::network_interface`] before the
-    /// process starts. A bucket that hangs past the time-out ends the process from NCCL's watchdog; collectives
-    /// called here return [`Error::Timeout`] before that.
+    /// NCCL chooses its own interface: set `NCCL_SOCKET_IFNAME` to that of [`crate::network_interface`] before the process
+    /// starts. NCCL's watchdog ends the process if a bucket hangs past the timeout; collectives called here return
+    /// [`Error::Timeout`] before that.
     ///
     /// # Errors
-    /// [`Error::NcclMissing`] or [`Error::NoCudaDevice`] where there is no NCCL to use; else as [`ProcessGroup::gloo`].
-    pub fn nccl(store: &Store, member: ProcessGroupConfig) -> Result<Self> {
+    /// [`Error::NcclMissing`] or [`Error::NoCudaDevice`] if there is no NCCL to use; else as [`ProcessGroup::gloo`].
+    pub fn nccl(store: &Store, config: ProcessGroupConfig) -> Result<Self> {
         if !nccl_built() {
             return Err(Error::NcclMissing);
         }
         if !Cuda::is_available() {
             return Err(Error::NoCudaDevice);
         }
-        Self::new(store, member, true)
+        Self::new(store, config, true)
     }
 
-    fn new(store: &Store, member: ProcessGroupConfig, nccl: bool) -> Result<Self> {
+    fn new(store: &Store, config: ProcessGroupConfig, nccl: bool) -> Result<Self> {
         const OPERATION: &str = "joining the process group";
-        let (Ok(rank), Ok(world)) = (i32::try_from(member.rank), i32::try_from(member.world)) else {
-            return Err(Error::argument(OPERATION, format!("{member:?}"), "ranks that fit in 31 bits"));
+        let (Ok(rank), Ok(world)) = (i32::try_from(config.rank), i32::try_from(config.world)) else {
+            return Err(Error::argument(OPERATION, format!("{config:?}"), "ranks that fit in 31 bits"));
         };
         if rank >= world {
             let found = format!("rank {rank} in a world of {world}");
             return Err(Error::argument(OPERATION, found, "a rank below the world size"));
         }
-        let timeout = milliseconds(member.timeout);
-        let inner = ffi::new_group(store.inner(), rank, world, &member.address, timeout, nccl);
-        Ok(Self { inner: inner.during(OPERATION)?, member, cuda: nccl })
+        let timeout = milliseconds(config.timeout);
+        let inner = ffi::new_group(store.inner(), rank, world, &config.address, timeout, nccl);
+        Ok(Self { inner: inner.during(OPERATION)?, config, cuda: nccl })
     }
 
-    /// This process's number.
+    /// Rank of this process.
     pub fn rank(&self) -> usize {
-        self.member.rank
+        self.config.rank
     }
 
-    /// How many processes the group has.
+    /// Number of processes in the group.
     pub fn world(&self) -> usize {
-        self.member.world
+        self.config.world
     }
 
     /// Replaces `tensor` by its sum over the ranks: the same shape and kind (float or integer) everywhere.
     ///
     /// # Errors
     /// [`Error::Argument`] for a tensor that is not contiguous or not on the group's device; [`Error::Timeout`] and
-    /// [`Error::PeerLost`] where a peer fails.
+    /// [`Error::PeerLost`] if a peer fails.
     pub fn all_reduce(&self, tensor: &mut Tensor) -> Result<()> {
         self.check("all_reduce", tensor)?;
         self.inner.all_reduce_sum(ffi::native(tensor)).during("all_reduce")
@@ -120,7 +120,7 @@ impl ProcessGroup {
         }
     }
 
-    /// The ranks' tensors, one behind another: `[…]` on every rank gives `[world, …]`.
+    /// The ranks' tensors, stacked: `[…]` on every rank gives `[world, …]`.
     ///
     /// # Errors
     /// As [`ProcessGroup::all_reduce`].
@@ -128,7 +128,7 @@ impl ProcessGroup {
         self.check("all_gather", tensor)?;
         let shape: Vec<i64> = std::iter::once(self.world() as i64).chain(tensor.size()).collect();
         let output = Tensor::empty(&shape, (tensor.kind(), tensor.device()));
-        // A rank's part of the output is whole rows of it: one dimension is the same bytes and suits every shape.
+        // Each rank's part of the output is contiguous, so flat views work for every shape.
         let (flat_output, flat_input) = (output.view(-1), tensor.view(-1));
         self.inner.all_gather(ffi::native(&flat_output), ffi::native(&flat_input)).during("all_gather")?;
         Ok(output)
@@ -137,7 +137,7 @@ impl ProcessGroup {
     /// This rank's part of the sum over ranks: `[world, …]` on every rank gives `[…]`, the sum of row `rank`.
     ///
     /// # Errors
-    /// As [`ProcessGroup::all_reduce`], and [`Error::Argument`] where the first dimension is not the world size.
+    /// As [`ProcessGroup::all_reduce`], and [`Error::Argument`] if the first dimension is not the world size.
     pub fn reduce_scatter(&self, tensor: &Tensor) -> Result<Tensor> {
         self.check("reduce_scatter", tensor)?;
         let shape = tensor.size();
@@ -154,26 +154,26 @@ impl ProcessGroup {
         Ok(output)
     }
 
-    /// Waits until every rank has come here.
+    /// Waits until every rank has called it.
     ///
     /// # Errors
-    /// [`Error::Timeout`] and [`Error::PeerLost`] where a peer fails.
+    /// [`Error::Timeout`] and [`Error::PeerLost`] if a peer fails.
     pub fn barrier(&self) -> Result<()> {
         self.inner.barrier().during("barrier")
     }
 
-    /// Ends the group in order, all collectives done. All ranks call it.
+    /// Shuts the group down after its last collective. All ranks must call it.
     ///
     /// # Errors
-    /// [`Error::Torch`] where the backend fails to stop.
+    /// [`Error::Torch`] if the backend fails to stop.
     pub fn shutdown(self) -> Result<()> {
         self.inner.shutdown().during("ending the process group")
     }
 
-    /// Gives up collectives in flight and ends the group. Gloo cannot give up: its collectives run to their time-out.
+    /// Aborts collectives in flight and ends the group. Gloo cannot abort: its collectives run to their timeout.
     ///
     /// # Errors
-    /// [`Error::Torch`] where the backend fails to stop.
+    /// [`Error::Torch`] if the backend fails to stop.
     pub fn abort(self) -> Result<()> {
         self.inner.abort().during("aborting the process group")
     }
@@ -200,7 +200,7 @@ impl ProcessGroup {
             return Err(Error::argument(operation, found, if self.cuda { "CPU or CUDA" } else { "CPU" }));
         }
         if !tensor.is_contiguous() {
-            let found = format!("a tensor of shape {:?} with gaps in memory", tensor.size());
+            let found = format!("a tensor of shape {:?} that is not contiguous", tensor.size());
             return Err(Error::argument(operation, found, "a contiguous one"));
         }
         Ok(())

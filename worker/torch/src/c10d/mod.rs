@@ -1,5 +1,5 @@
-//! libtorch's collectives. A [`Store`] lets processes find one another, a [`ProcessGroup`] moves tensors between them
-//! (Gloo on CPU, NCCL on GPUs), and a [`Reducer`] adds gradients over the ranks while backward runs.
+//! libtorch's collectives: a [`Store`] for the rendezvous, a [`ProcessGroup`] for collectives (Gloo on CPU, NCCL on GPUs), and
+//! a [`Reducer`] that sums gradients over the ranks during the backward pass.
 
 mod group;
 mod reducer;

@@ -1,4 +1,4 @@
-//! Data-parallel gradients: c10d's `Reducer`, the one that PyTorch's DistributedDataParallel uses.
+//! Data-parallel gradients: c10d's `Reducer`, which PyTorch's DistributedDataParallel uses.
 
 use cxx::UniquePtr;
 use tch::Tensor;
@@ -9,41 +9,41 @@ use crate::ffi;
 
 use super::group::ProcessGroup;
 
-/// How many bytes of gradients travel together. They leave as soon as backward has filled a bucket.
+/// Bucket sizes in bytes. A bucket is sent as soon as the backward pass has filled it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BucketSizes {
-    /// The bucket that backward fills first; small, so that sending starts early.
+    /// The bucket that is filled first; small, so that communication starts early.
     pub first: usize,
-    /// All others.
+    /// All other buckets.
     pub rest: usize,
 }
 
 impl Default for BucketSizes {
-    /// PyTorch's own: 1 MiB, then 25 MiB.
+    /// PyTorch's defaults: 1 MiB, then 25 MiB.
     fn default() -> Self {
         Self { first: 1 << 20, rest: 25 << 20 }
     }
 }
 
-/// What backward and the reducer do, in the order in which they do it; see [`Reducer::trace`].
+/// An event of the backward pass or the reducer; see [`Reducer::trace`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TraceEvent {
-    /// The gradient of the parameter of this position is made, and not added yet.
+    /// The gradient of the parameter at this position is computed but not accumulated yet.
     Gradient(usize),
-    /// The all-reduce of a bucket of gradients has started; buckets are counted in the order in which they go.
+    /// The all-reduce of a bucket has started; buckets are numbered in the order in which they are sent.
     Sent(usize),
-    /// Backward, paused, has seen that all-reduce end.
+    /// That all-reduce has finished while the backward pass was paused.
     Summed(usize),
 }
 
-/// Adds gradients over the ranks of a group while backward runs.
+/// Sums gradients over the ranks of a group during the backward pass.
 ///
 /// - Gradients are *summed*, not averaged: divide the loss by the weight of the whole global batch.
 /// - Gradients are views of the reducer's buckets: [`Reducer::zero_gradients`] clears them in place, and nothing else
 ///   may replace them.
-/// - [`Reducer::warm_up`] comes before anything else. c10d lays its buckets out anew after the first backward, and
-///   where a gradient lies decides the order in which the ranks' parts are added; a run resumed at step *k* has the
-///   bits of one that was never stopped only if neither takes a real step in the first layout.
+/// - [`Reducer::warm_up`] must be called first. c10d rebuilds its buckets after the first backward pass, and the position of
+///   a gradient in its bucket decides the order in which the ranks' parts are added; a run resumed at step *k* has the bits
+///   of an uninterrupted one only if neither takes a real step with the initial buckets.
 pub struct Reducer {
     inner: UniquePtr<ffi::Reducer>,
     parameters: Vec<Tensor>,
@@ -59,8 +59,8 @@ impl Reducer {
     /// (checked over the group), all on one device that the group serves. The reducer keeps the group alive.
     ///
     /// # Errors
-    /// [`Error::Argument`] for parameters it cannot reduce; [`Error::Torch`] where ranks disagree about them;
-    /// [`Error::Timeout`] and [`Error::PeerLost`] where a peer fails.
+    /// [`Error::Argument`] for parameters it cannot reduce; [`Error::Torch`] if ranks disagree about them;
+    /// [`Error::Timeout`] and [`Error::PeerLost`] if a peer fails.
     pub fn new(group: &ProcessGroup, parameters: &[Tensor], sizes: BucketSizes) -> Result<Self> {
         const OPERATION: &str = "making the reducer";
         let expected = "at least one leaf tensor that requires a gradient, all on one device of the group";
@@ -80,14 +80,14 @@ impl Reducer {
         Ok(Self { inner: inner.during(OPERATION)?, parameters, warm: false })
     }
 
-    /// Lays out the buckets by the order in which backward reaches the parameters, and leaves zero gradients.
+    /// Rebuilds the buckets in the order in which the backward pass reaches the parameters, and leaves zero gradients.
     ///
-    /// Calls `loss` twice for a loss that reaches every parameter and discards its gradients. The layout follows
-    /// rank 0's graph, so `loss` there must build the same graph in every attempt; any batch of the training
-    /// loss does. All ranks call it together; a second call only costs time.
+    /// Calls `loss` twice for a loss that reaches every parameter, and discards the gradients. The buckets follow rank 0's
+    /// graph, so `loss` must build the same graph there in every attempt; any batch of the training loss does. All ranks call it
+    /// together; a second call only costs time.
     ///
     /// # Errors
-    /// Those of `loss`, and those of [`Reducer::reduce`].
+    /// Errors of `loss` and of [`Reducer::reduce`].
     pub fn warm_up<E: From<Error>>(&mut self, mut loss: impl FnMut() -> Result<Tensor, E>) -> Result<(), E> {
         let first = loss()?;
         self.backward(&first)?;
@@ -99,35 +99,35 @@ impl Reducer {
         Ok(())
     }
 
-    /// Runs backward of a micro-batch that is not the step's last: gradients add up on this rank only.
+    /// Runs the backward pass of a micro-batch that is not the step's last: gradients accumulate on this rank only.
     ///
     /// # Errors
-    /// [`Error::Torch`] where backward fails.
+    /// [`Error::Torch`] if backward fails.
     pub fn accumulate(&mut self, loss: &Tensor) -> Result<()> {
         backward(loss)
     }
 
-    /// Runs backward of the step's last micro-batch and sums what the ranks have gathered in this step.
+    /// Runs the backward pass of the step's last micro-batch and sums the accumulated gradients over the ranks.
     ///
-    /// Every rank calls it once per step; one without rows gives [`Reducer::zero_loss`] as its loss. On CPU the sums stand
-    /// when it returns; on a GPU, work queued on the current stream sees them.
+    /// Every rank calls it once per step; a rank without rows passes [`Reducer::zero_loss`]. On CPU the sums are complete when it
+    /// returns; on a GPU, work queued on the current stream sees them.
     ///
     /// # Errors
-    /// [`Error::Argument`] before [`Reducer::warm_up`]; [`Error::Unreduced`] where the loss does not reach every
-    /// parameter; [`Error::Timeout`] and [`Error::PeerLost`] where a peer fails. After any of these but the first the
+    /// [`Error::Argument`] before [`Reducer::warm_up`]; [`Error::Unreduced`] if the loss does not reach every
+    /// parameter; [`Error::Timeout`] and [`Error::PeerLost`] if a peer fails. After any of these but the first the
     /// gradients are unspecified and the attempt is over.
     pub fn reduce(&mut self, loss: &Tensor) -> Result<()> {
         self.check_warm()?;
         self.backward(loss)
     }
 
-    /// [`Reducer::reduce`], with what happened in it: shows how far communication overlaps backward.
+    /// [`Reducer::reduce`] with a trace of its events, which shows how communication overlaps the backward pass.
     ///
-    /// At the gradient of parameter `pause_at`, backward waits until the sums of the buckets sent so far have come: they come
-    /// only if nothing of them waits for the rest of backward. All ranks call it together.
+    /// At the gradient of parameter `pause_at`, the backward pass waits for the sums of all buckets sent so far. They arrive only
+    /// if none of them depends on the rest of the backward pass. All ranks call it together.
     ///
     /// # Errors
-    /// Those of [`Reducer::reduce`].
+    /// Errors of [`Reducer::reduce`].
     pub fn trace(&mut self, loss: &Tensor, pause_at: usize) -> Result<Vec<TraceEvent>> {
         const OPERATION: &str = "tracing backward";
         self.inner.begin_trace(i64::try_from(pause_at).unwrap_or(-1)).during(OPERATION)?;
@@ -143,10 +143,10 @@ impl Reducer {
         Ok(flat.chunks(2).filter_map(event).collect())
     }
 
-    /// Makes the next backward reduce, for callers who run backward themselves.
+    /// Prepares the next backward pass to reduce, for callers that run it themselves.
     ///
     /// # Errors
-    /// [`Error::Argument`] before [`Reducer::warm_up`]; [`Error::Unreduced`] where the last one did not reach every
+    /// [`Error::Argument`] before [`Reducer::warm_up`]; [`Error::Unreduced`] if the last one did not reach every
     /// parameter.
     pub fn prepare(&mut self) -> Result<()> {
         self.check_warm()?;
@@ -160,10 +160,10 @@ impl Reducer {
         zero_loss(&self.parameters)
     }
 
-    /// Clears the gradients in place, as views of buckets must be.
+    /// Sets the gradients to zero in place, since they are views of buckets.
     ///
     /// # Errors
-    /// [`Error::Torch`] where the device fails.
+    /// [`Error::Torch`] if the device fails.
     pub fn zero_gradients(&mut self) -> Result<()> {
         zero_gradients(&self.parameters)
     }

@@ -1,4 +1,4 @@
-//! Rendezvous: a small key-value store that one process serves and all of a group reach.
+//! The rendezvous store: a small key-value store that one process serves to its group.
 
 use std::os::fd::IntoRawFd;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::ffi;
 
 /// c10d's `TCPStore`, or a view of one under a key prefix.
 ///
-/// Views share the connection. The served keys live as long as the host's store or any view of it.
+/// Views share the connection. Keys live as long as the host's store or any view of it.
 pub struct Store {
     inner: UniquePtr<ffi::Store>,
 }
@@ -20,19 +20,19 @@ pub struct Store {
 unsafe impl Send for Store {}
 
 impl Store {
-    /// Serves a store on `address` (a host name or an IP address of this machine) at a free port, which
-    /// [`Store::port`] tells. `timeout` bounds every wait on it.
+    /// Serves a store on `address` (a host name or IP address of this machine) at a free port, see [`Store::port`]. `timeout`
+    /// bounds every wait on it.
     ///
     /// # Errors
-    /// [`Error::Listen`] where the address is not this machine's; [`Error::Torch`] where the server fails to start.
+    /// [`Error::Listen`] if the address is not this machine's; [`Error::Torch`] if the server fails to start.
     pub fn host(address: &str, timeout: Duration) -> Result<Self> {
         Self::host_at(address, 0, timeout)
     }
 
-    /// As [`Store::host`], at a port agreed on beforehand; 0 is any free one.
+    /// [`Store::host`] at a given port; 0 for any free one.
     ///
     /// # Errors
-    /// Those of [`Store::host`]; a port that is taken.
+    /// Errors of [`Store::host`]; a port that is in use.
     pub fn host_at(address: &str, port: u16, timeout: Duration) -> Result<Self> {
         let refused = |source| Error::Listen { address: address.to_owned(), source };
         let listener = listen(address, port)?;
@@ -42,21 +42,20 @@ impl Store {
         Ok(Self { inner })
     }
 
-    /// Connects to the store that another process serves, trying for at most `timeout`, which then bounds every
-    /// wait on it.
+    /// Connects to the store of another process within `timeout`, which then bounds every wait on it.
     ///
     /// # Errors
-    /// [`Error::Timeout`] or [`Error::PeerLost`] where nothing answers there.
+    /// [`Error::Timeout`] or [`Error::PeerLost`] if nothing answers.
     pub fn connect(host: &str, port: u16, timeout: Duration) -> Result<Self> {
         let inner = ffi::connect_store(host, port, milliseconds(timeout))
             .during("connecting to the rendezvous store")?;
         Ok(Self { inner })
     }
 
-    /// The same store with `prefix` before every key, so that attempts and groups never meet.
+    /// A view of the store with `prefix` before every key, so that attempts and groups never interfere.
     ///
     /// # Errors
-    /// [`Error::Torch`] where memory is short.
+    /// [`Error::Torch`] if memory runs out.
     pub fn prefixed(&self, prefix: &str) -> Result<Self> {
         let inner = self.inner.prefixed(prefix).during("scoping the rendezvous store")?;
         Ok(Self { inner })
@@ -67,10 +66,10 @@ impl Store {
         self.inner.port()
     }
 
-    /// Sets `key`, waking those who wait for it.
+    /// Sets `key` and wakes everyone who waits for it.
     ///
     /// # Errors
-    /// [`Error::PeerLost`] where the host is gone.
+    /// [`Error::PeerLost`] if the host is gone.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<()> {
         self.inner.set(key, value).during("writing to the rendezvous store")
     }
@@ -78,7 +77,7 @@ impl Store {
     /// Waits for `key` and returns its value.
     ///
     /// # Errors
-    /// [`Error::Timeout`] where nobody sets it in time; [`Error::PeerLost`] where the host is gone.
+    /// [`Error::Timeout`] if nobody sets it in time; [`Error::PeerLost`] if the host is gone.
     pub fn get(&self, key: &str) -> Result<Vec<u8>> {
         self.inner.get(key).during("reading from the rendezvous store")
     }
@@ -86,7 +85,7 @@ impl Store {
     /// Adds `amount` to the counter `key`, which starts at 0, and returns the sum.
     ///
     /// # Errors
-    /// [`Error::PeerLost`] where the host is gone.
+    /// [`Error::PeerLost`] if the host is gone.
     pub fn add(&self, key: &str, amount: i64) -> Result<i64> {
         self.inner.add(key, amount).during("counting in the rendezvous store")
     }
@@ -94,7 +93,7 @@ impl Store {
     /// Waits until `key` is set, at most for `timeout`.
     ///
     /// # Errors
-    /// [`Error::Timeout`] where nobody sets it in time; [`Error::PeerLost`] where the host is gone.
+    /// [`Error::Timeout`] if nobody sets it in time; [`Error::PeerLost`] if the host is gone.
     pub fn wait(&self, key: &str, timeout: Duration) -> Result<()> {
         self.inner.wait(key, milliseconds(timeout)).during("waiting on the rendezvous store")
     }
@@ -104,9 +103,9 @@ impl Store {
     }
 }
 
-/// Whole milliseconds, at least one: c10d takes zero for "no time-out".
+/// Whole milliseconds, at least one: c10d treats zero as "no timeout".
 pub(crate) fn milliseconds(timeout: Duration) -> u64 {
-    // c10d adds time-outs to the clock in nanoseconds; a century neither overflows there nor ends.
+    // c10d adds timeouts to the clock in nanoseconds; a century does not overflow.
     const CENTURY_MS: u128 = 100 * 365 * 24 * 3600 * 1000;
     u64::try_from(timeout.as_millis().clamp(1, CENTURY_MS)).unwrap_or(1)
 }

@@ -6,10 +6,10 @@ use tch::Tensor;
 
 use super::{TensorList, native, tensors};
 
-/// Gives tensors for tensors, and the same bits for the same bits.
+/// A deterministic function from tensors to tensors.
 type Function = dyn Fn(&[Tensor]) -> std::result::Result<Vec<Tensor>, String> + Send;
 
-/// A function that autograd may call again.
+/// A function that autograd may call repeatedly.
 pub(crate) struct Computation(Box<Function>);
 
 impl Computation {
@@ -19,24 +19,24 @@ impl Computation {
         Self(Box::new(function))
     }
 
-    /// The C++ side's way in. A panic, as tch has for libtorch's exceptions, must not cross it.
+    /// Called by the C++ side. A panic, into which tch turns libtorch's exceptions, must not unwind into C++.
     pub(crate) fn run(
         &self,
         inputs: &TensorList,
         mut results: std::pin::Pin<&mut TensorList>,
     ) -> std::result::Result<(), String> {
         let inputs = tensors(inputs);
-        let made = catch_unwind(AssertUnwindSafe(|| (self.0)(&inputs)));
-        let made = made.unwrap_or_else(|panic| Err(words(panic.as_ref())))?;
-        for tensor in &made {
+        let outputs = catch_unwind(AssertUnwindSafe(|| (self.0)(&inputs)));
+        let outputs = outputs.unwrap_or_else(|panic| Err(panic_message(panic.as_ref())))?;
+        for tensor in &outputs {
             results.as_mut().push(native(tensor));
         }
         Ok(())
     }
 }
 
-/// What a panic said.
-fn words(panic: &(dyn std::any::Any + Send)) -> String {
+/// The message of a panic.
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a message").to_owned()
 }

@@ -10,21 +10,21 @@ use crate::ffi::{self, AdamW};
 pub struct AdamWState<'a> {
     /// Updated in place.
     pub parameters: &'a [Tensor],
-    /// Of the parameters' shapes; read only.
+    /// Gradients with the parameters' shapes; read only.
     pub gradients: &'a [Tensor],
-    /// Running means of gradients, of the parameters' shapes; updated in place.
+    /// Running means of gradients, with the parameters' shapes; updated in place.
     pub exp_avg: &'a [Tensor],
-    /// Running means of squared gradients, of the parameters' shapes; updated in place.
+    /// Running means of squared gradients, with the parameters' shapes; updated in place.
     pub exp_avg_sq: &'a [Tensor],
-    /// Updates taken so far, one fp32 scalar tensor on the same device for each parameter; counted up in place.
+    /// Number of updates so far, one fp32 scalar tensor on the same device per parameter; incremented in place.
     pub steps: &'a [Tensor],
 }
 
-/// One AdamW update of all parameters in one kernel (ATen's `_fused_adamw_`), with bias correction by the number of
-/// the step, so counted that the first update is number 1. The same inputs give the same bits.
+/// One AdamW update of all parameters in one kernel (ATen's `_fused_adamw_`), with bias correction; the first update is step 1.
+/// The same inputs give the same bits.
 ///
 /// # Errors
-/// [`Error::Argument`] where the lists do not match, or where a gradient is missing; nothing is changed then.
+/// [`Error::Argument`] if the lists do not match or a gradient is missing; nothing is changed then.
 pub fn fused_adamw(state: &AdamWState<'_>, options: &AdamW) -> Result<()> {
     if state.parameters.is_empty() {
         return Ok(());

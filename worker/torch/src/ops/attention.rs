@@ -5,7 +5,7 @@ use tch::Tensor;
 use crate::error::{During, Error, Result};
 use crate::ffi::{self, Segment, native, owned};
 
-/// The angles of each token's position: `[tokens, head_dim / 2]`, fp32, contiguous.
+/// Cosines and sines of each token's rotary angles: `[tokens, head_dim / 2]`, fp32, contiguous.
 #[derive(Debug)]
 pub struct RotaryAngles {
     pub cos: Tensor,
@@ -16,8 +16,8 @@ pub struct RotaryAngles {
 /// 1/sqrt(head_dim).
 ///
 /// `q`: `[tokens, heads, head_dim]`; `k`, `v`: `[tokens, kv_heads, head_dim]`, of one kind; gives q's shape. Segments
-/// cover every token once, and a segment's common beginning is a segment before it. On CUDA in bf16 this is one call of flash
-/// attention with packed rows.
+/// cover every token once, and a shared prefix is an earlier segment. On CUDA in bf16 this is one call of variable-length flash
+/// attention.
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that do not fit together.
@@ -32,8 +32,8 @@ pub fn attention(
     Ok(owned(ffi::attention(native(q), native(k), native(v), cos, sin, segments).during("attention")?))
 }
 
-/// Rows of `x`, `[rows, …]`, in the order of `indices`, `[n]`, int64, in which a row may stand many times. Its gradient is
-/// summed in fp32 and rounded to x's kind once. Flash attention reads shared prefixes this way.
+/// Rows of `x`, `[rows, …]`, in the order of `indices`, `[n]`, int64, which may repeat. The gradient is summed in fp32 and
+/// rounded to x's kind once. Flash attention gathers shared prefixes this way.
 ///
 /// # Errors
 /// [`Error::Torch`] for indices outside `x`.
@@ -41,7 +41,7 @@ pub fn gather_rows(x: &Tensor, indices: &Tensor) -> Result<Tensor> {
     Ok(owned(ffi::gather_rows(native(x), native(indices)).during("gather_rows")?))
 }
 
-/// Every head of `x`, `[tokens, heads, head_dim]`, turned by its token's angles in the half-split layout. Not
+/// Every head of `x`, `[tokens, heads, head_dim]`, rotated by its token's angles in the half-split layout. Not
 /// differentiable on CPUs.
 ///
 /// # Errors
@@ -58,7 +58,7 @@ pub struct LayerCache<'a> {
 }
 
 /// Rotates one new token's query and key for each row, writes its key and value at `positions[row]` of `slots[row]`,
-/// and attends over that slot up to there. Reads no more of a slot than it holds.
+/// and attends over that slot up to there.
 ///
 /// `q`: `[rows, heads, head_dim]`; `k`, `v`: `[rows, kv_heads, head_dim]`; gives q's shape. On the CPU only; not
 /// differentiable.

@@ -1,16 +1,16 @@
-//! Matrix products with weights that do not change: for inference.
+//! Matrix products with constant weights, for inference.
 
 use tch::Tensor;
 
 use crate::error::{During, Result};
 use crate::ffi::{self, native, owned};
 
-/// A weight matrix `[out, in]` laid out for many products with about `rows` rows, without gradients.
+/// A weight matrix `[out, in]` packed for many products with about `rows` rows, without gradients.
 ///
-/// Multiplying by it as it lies costs up to half as much again: the matrix is then laid out anew in each product.
+/// An unpacked matrix is reordered in each product, which costs up to half as much again.
 #[derive(Debug)]
 pub struct PackedWeight {
-    /// In oneDNN's own layout where libtorch has oneDNN, else as it was.
+    /// In oneDNN's layout if libtorch has oneDNN, otherwise unchanged.
     matrix: Tensor,
     bias: Tensor,
 }
@@ -35,8 +35,8 @@ impl PackedWeight {
     }
 }
 
-/// weight · xᵀ, `[out, rows]`, for `weight` `[out, in]` and `x` `[rows, in]` with far fewer rows: the weight is read as it
-/// lies. Without gradients.
+/// weight · xᵀ, `[out, rows]`, for `weight` `[out, in]` and `x` `[rows, in]` with far fewer rows: the weight is not reordered.
+/// Without gradients.
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that do not fit together.

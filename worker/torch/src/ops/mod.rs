@@ -1,6 +1,6 @@
-//! What a decoder layer does between its matrix products, fused: on CPUs by loops of this crate, elsewhere by ATen.
+//! Fused operations of a decoder layer between its matrix products: on CPUs by loops of this crate, elsewhere by ATen.
 //!
-//! All are differentiable unless they say otherwise. Activations are `[tokens, …]`, tokens of all sequences end to end,
+//! All are differentiable unless their documentation says otherwise. Activations are `[tokens, …]`, tokens of all sequences end to end,
 //! and fp32 or bf16; arithmetic is fp32.
 
 mod adamw;

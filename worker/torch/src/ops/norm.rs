@@ -26,7 +26,7 @@ pub fn add_rms_norm(x: &Tensor, delta: &Tensor, weight: &Tensor, eps: f64) -> Re
     Ok((owned(pair.pin_mut().first()), owned(pair.pin_mut().second())))
 }
 
-/// silu(gate) · up (Shazeer 2020), of one shape and kind.
+/// silu(gate) · up (Shazeer 2020), for tensors of the same shape and kind.
 ///
 /// # Errors
 /// [`Error::Torch`] for kinds other than fp32 and bf16.

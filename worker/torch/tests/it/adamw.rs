@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 const OPTIONS: AdamW =
     AdamW { learning_rate: 3e-3, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 };
 
-/// The update as the paper writes it, on one number.
+/// The update as in the paper, for one number.
 struct Scalar {
     weight: f64,
     mean: f64,
@@ -28,7 +28,7 @@ fn gradient(index: usize, step: i32) -> f64 {
     ((index as f64 + 1.0) * 0.7 + f64::from(step) * 1.3).sin()
 }
 
-/// Weights after 10 updates, from `ATen`.
+/// Weights after 10 fused updates.
 fn fused(shapes: &[&[i64]]) -> Vec<f64> {
     let options = (Kind::Float, Device::Cpu);
     let start = |index: f64| (index * 0.37).cos();
@@ -68,15 +68,15 @@ fn fused(shapes: &[&[i64]]) -> Vec<f64> {
 }
 
 #[test]
-fn fused_update_is_the_papers() {
+fn the_fused_update_is_the_papers() {
     let weights = fused(&[&[3, 5], &[7], &[1]]);
     for (index, weight) in weights.iter().enumerate() {
         let mut scalar = Scalar { weight: (index as f64 * 0.37).cos(), mean: 0.0, square: 0.0 };
         for step in 1..=10 {
             scalar.update(gradient(index, step), step);
         }
-        let apart = (weight - scalar.weight).abs();
-        assert!(apart <= 1e-6, "weight {index}: {weight} against {}", scalar.weight);
+        let error = (weight - scalar.weight).abs();
+        assert!(error <= 1e-6, "weight {index}: {weight} against {}", scalar.weight);
     }
 }
 
@@ -103,7 +103,7 @@ fn lists_that_do_not_match_are_refused() {
 }
 
 #[test]
-fn deterministic_kernels_can_be_asked_for() {
+fn deterministic_kernels_can_be_switched_on() {
     foil_torch::runtime::set_deterministic(true).unwrap();
     foil_torch::runtime::set_deterministic(false).unwrap();
 }

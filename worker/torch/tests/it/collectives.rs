@@ -15,7 +15,7 @@ pub(crate) fn rank(rank: &Rank) -> String {
         group.broadcast(&mut tensor, rank.world - 1).unwrap();
         assert_eq!(tensor, Tensor::full([3], world - 1, (kind, Device::Cpu)));
     }
-    // A leaf that requires a gradient is sent as well: masters are broadcast so.
+    // A leaf that requires a gradient can be sent too, since master weights are broadcast.
     let mut leaf = Tensor::full([4], number, (Kind::Float, Device::Cpu)).set_requires_grad(true);
     group.broadcast(&mut leaf, 0).unwrap();
     assert_eq!(leaf.sum(Kind::Float).double_value(&[]), 0.0);
@@ -32,7 +32,7 @@ pub(crate) fn rank(rank: &Rank) -> String {
     let expected = [world * (world - 1) / 2 + world * number, world];
     assert_eq!(part, Tensor::from_slice(&expected).to_kind(Kind::Double));
 
-    refuses(rank);
+    rejects_wrong_arguments(rank);
     group.barrier().unwrap();
     let mut noise = Tensor::from_slice(&[0.1 + number as f64, 1e-9 / (number as f64 + 3.0)]);
     group.all_reduce(&mut noise).unwrap();
@@ -40,9 +40,9 @@ pub(crate) fn rank(rank: &Rank) -> String {
     format!("{:x} {:x}", noise.double_value(&[0]).to_bits(), noise.double_value(&[1]).to_bits())
 }
 
-/// Wrong arguments are error values, and nothing is sent.
-fn refuses(rank: &Rank) {
-    let group = rank.group("refuses");
+/// Wrong arguments are errors, and nothing is sent.
+fn rejects_wrong_arguments(rank: &Rank) {
+    let group = rank.group("arguments");
     let gaps = Tensor::zeros([4, 4], (Kind::Float, Device::Cpu)).transpose(0, 1).narrow(0, 0, 2);
     assert!(matches!(group.all_gather(&gaps), Err(Error::Argument { .. })));
     assert!(matches!(group.broadcast(&mut Tensor::from(1.0), rank.world), Err(Error::Argument { .. })));

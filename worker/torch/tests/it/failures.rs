@@ -1,4 +1,4 @@
-//! What a rank gets when another one, or its caller, fails: always an error value, always in time.
+//! Failures of peers and callers: every one is an error, and within its timeout.
 
 use std::time::{Duration, Instant};
 
@@ -9,31 +9,31 @@ use tch::{Device, Kind, Tensor};
 use crate::harness::{HOST, Rank, run};
 
 const SHORT: Duration = Duration::from_secs(3);
-/// How long a test waits before it calls a rank hung: machines under load are slow.
+/// Time after which a test considers a rank hung; machines under load are slow.
 const LATE: Duration = Duration::from_secs(45);
 
-fn member(rank: usize, world: usize, address: &str) -> ProcessGroupConfig {
+fn config(rank: usize, world: usize, address: &str) -> ProcessGroupConfig {
     ProcessGroupConfig { rank, world, timeout: SHORT, address: address.to_owned() }
 }
 
 #[test]
-fn a_peer_that_never_comes() {
+fn a_peer_that_never_joins_is_a_timeout() {
     let store = Store::host(HOST, SHORT).unwrap();
     let start = Instant::now();
-    let error = ProcessGroup::gloo(&store, member(0, 2, HOST)).map(|_| ()).unwrap_err();
+    let error = ProcessGroup::gloo(&store, config(0, 2, HOST)).map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     assert!(start.elapsed() < LATE);
 }
 
 #[test]
-fn a_store_that_nobody_serves() {
+fn a_store_that_nobody_serves_is_a_lost_peer() {
     let unused = std::net::TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap().port();
     let error = Store::connect(HOST, unused, Duration::from_secs(2)).map(|_| ()).unwrap_err();
     assert!(error.is_peer(), "{error:?}");
 }
 
 #[test]
-fn a_key_that_nobody_sets() {
+fn a_key_that_nobody_sets_is_a_timeout() {
     let store = Store::host(HOST, SHORT).unwrap();
     let error = store.wait("never", Duration::from_millis(200)).unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
@@ -45,20 +45,20 @@ fn a_key_that_nobody_sets() {
 }
 
 #[test]
-fn addresses_and_ranks_that_cannot_be() {
-    // 192.0.2.0/24 is set aside for documentation: no interface carries it.
+fn invalid_addresses_and_ranks_are_errors() {
+    // 192.0.2.0/24 is reserved for documentation (RFC 5737): no interface has it.
     let error = Store::host("192.0.2.1", SHORT).map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::Listen { .. }), "{error:?}");
     let store = Store::host(HOST, SHORT).unwrap();
-    let error = ProcessGroup::gloo(&store, member(0, 1, "192.0.2.1")).map(|_| ()).unwrap_err();
+    let error = ProcessGroup::gloo(&store, config(0, 1, "192.0.2.1")).map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::Torch { .. }), "{error:?}");
-    let error = ProcessGroup::gloo(&store, member(2, 2, HOST)).map(|_| ()).unwrap_err();
+    let error = ProcessGroup::gloo(&store, config(2, 2, HOST)).map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::Argument { .. }), "{error:?}");
     assert_eq!(foil_torch::network_interface(HOST).unwrap().as_deref(), Some("lo"));
     assert_eq!(foil_torch::network_interface("192.0.2.1").unwrap(), None);
 }
 
-pub(crate) fn rank_whose_peer_goes(rank: &Rank) -> String {
+pub(crate) fn rank_whose_peer_exits(rank: &Rank) -> String {
     let group = rank.group("gone");
     if rank.rank == 1 {
         return "gone".to_owned();
@@ -71,7 +71,7 @@ pub(crate) fn rank_whose_peer_goes(rank: &Rank) -> String {
 }
 
 #[test]
-fn a_peer_that_goes() {
+fn a_peer_that_exits_is_an_error() {
     assert_eq!(run("peer_gone", 2), ["told", "gone"]);
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn rank_whose_peer_hangs(rank: &Rank) -> String {
 }
 
 #[test]
-fn a_peer_that_hangs_in_backward() {
+fn a_peer_that_hangs_in_the_backward_pass_is_a_timeout() {
     assert_eq!(run("peer_hung", 2), ["told", "slept"]);
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn rank_with_unused_parameter(rank: &Rank) -> String {
 }
 
 #[test]
-fn a_parameter_left_out_of_the_loss() {
+fn a_parameter_left_out_of_the_loss_is_an_error() {
     assert_eq!(run("unreduced", 2), ["told", "told"]);
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn rank_with_other_parameters(rank: &Rank) -> String {
 }
 
 #[test]
-fn ranks_that_disagree_about_shapes() {
+fn ranks_that_disagree_about_shapes_is_an_error() {
     let reports = run("disagreement", 2);
     assert!(reports.iter().any(|report| !report.is_empty()), "no rank noticed");
 }

@@ -1,4 +1,4 @@
-//! Starts the ranks of a test as processes and collects what they report.
+//! Starts the ranks of a test as processes and collects their reports.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use foil_torch::c10d::{ProcessGroup, ProcessGroupConfig, Store};
 pub(crate) const HOST: &str = "127.0.0.1";
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One rank process's view of its test.
+/// A rank process of a test.
 pub(crate) struct Rank {
     pub(crate) rank: usize,
     pub(crate) world: usize,
@@ -16,28 +16,28 @@ pub(crate) struct Rank {
 }
 
 impl Rank {
-    /// A new group of all ranks; `name` keeps it apart from the test's other groups.
+    /// A new group of all ranks; `name` distinguishes it from the test's other groups.
     pub(crate) fn group(&self, name: &str) -> ProcessGroup {
         self.group_within(name, TIMEOUT)
     }
 
     pub(crate) fn group_within(&self, name: &str, timeout: Duration) -> ProcessGroup {
         let store = self.store.prefixed(name).unwrap();
-        ProcessGroup::gloo(&store, self.member(timeout)).unwrap()
+        ProcessGroup::gloo(&store, self.config(timeout)).unwrap()
     }
 
-    fn member(&self, timeout: Duration) -> ProcessGroupConfig {
+    fn config(&self, timeout: Duration) -> ProcessGroupConfig {
         ProcessGroupConfig { rank: self.rank, world: self.world, timeout, address: HOST.to_owned() }
     }
 }
 
-/// What a rank does: gets its view, returns a report for the test.
+/// The code of a rank; returns a report for the test.
 pub(crate) type Role = fn(&Rank) -> String;
 
 fn role(name: &str) -> Role {
     match name {
         "collectives" => crate::collectives::rank,
-        "peer_gone" => crate::failures::rank_whose_peer_goes,
+        "peer_gone" => crate::failures::rank_whose_peer_exits,
         "peer_hung" => crate::failures::rank_whose_peer_hangs,
         "unreduced" => crate::failures::rank_with_unused_parameter,
         "disagreement" => crate::failures::rank_with_other_parameters,
@@ -48,7 +48,7 @@ fn role(name: &str) -> Role {
     }
 }
 
-/// A rank's process: this test does nothing unless the harness starts it.
+/// The entry point of rank processes; does nothing unless the harness starts it.
 #[test]
 #[ignore = "a rank of the other tests"]
 fn rank_process() {

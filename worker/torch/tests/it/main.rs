@@ -1,6 +1,6 @@
-//! Real processes over real sockets on this machine: each test starts this very binary again, once for every rank.
+//! Tests with real processes and sockets on this machine: each test starts this binary again, once per rank.
 
-// A test that cannot set itself up has failed.
+// A failed setup fails the test.
 #![allow(clippy::unwrap_used)]
 
 mod adamw;

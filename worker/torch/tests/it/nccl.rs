@@ -4,14 +4,14 @@ use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::harness::{HOST, TIMEOUT};
 
-fn member() -> ProcessGroupConfig {
+fn config() -> ProcessGroupConfig {
     ProcessGroupConfig { rank: 0, world: 1, timeout: TIMEOUT, address: HOST.to_owned() }
 }
 
 #[test]
 fn nccl_on_one_gpu() {
     let store = Store::host(HOST, TIMEOUT).unwrap();
-    let group = ProcessGroup::nccl(&store, member());
+    let group = ProcessGroup::nccl(&store, config());
     if !nccl_built() {
         assert!(matches!(group, Err(Error::NcclMissing)));
         println!("skipped: this build has no NCCL");
@@ -29,7 +29,7 @@ fn nccl_on_one_gpu() {
     assert_eq!(tensor.sum(Kind::Double).double_value(&[]), 2500.0);
     assert_eq!(group.all_gather(&tensor).unwrap().size(), [1, 1000]);
     assert_eq!(group.reduce_scatter(&tensor.view([1, 1000])).unwrap().size(), [1000]);
-    // Tensors on CPU go over Gloo in the same group.
+    // CPU tensors use Gloo in the same group.
     let mut count = Tensor::from_slice(&[3_i64]);
     group.all_reduce(&mut count).unwrap();
     group.barrier().unwrap();

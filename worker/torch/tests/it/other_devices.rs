@@ -1,4 +1,4 @@
-//! The path of devices without loops of this crate, run on the CPU and held against fp64 by autograd.
+//! The path of other devices, which use ATen's operations, tested on the CPU against fp64 autograd.
 
 use foil_torch::Segment;
 use foil_torch::ops::{
@@ -8,19 +8,19 @@ use foil_torch::ops::{
 use foil_torch::runtime::use_cpu_kernels;
 use tch::{Device, IndexOp, Kind, Tensor};
 
-/// Runs `work` on the path of every other device.
-fn elsewhere<T>(work: impl FnOnce() -> T) -> T {
+/// Runs `work` on the path of other devices.
+fn without_cpu_kernels<T>(work: impl FnOnce() -> T) -> T {
     use_cpu_kernels(false);
     let result = work();
     use_cpu_kernels(true);
     result
 }
 
-/// Numbers that no other test has a part in: libtorch's generator is one for the whole process.
+/// A random generator of its own: libtorch's is shared by all tests of the process.
 struct Noise(u64);
 
 impl Noise {
-    /// Normal numbers, by Box and Muller, from SplitMix64.
+    /// Normal numbers by Box–Muller from SplitMix64.
     fn normal(&mut self, size: &[i64]) -> Tensor {
         let mut uniform = || {
             self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -35,7 +35,7 @@ impl Noise {
 }
 
 /// ‖a − b‖ / ‖b‖.
-fn apart(a: &Tensor, b: &Tensor) -> f64 {
+fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
     let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
     ((a - &b).norm() / b.norm()).double_value(&[])
 }
@@ -58,37 +58,41 @@ fn the_gradient_of_a_confident_token_keeps_its_bits_in_bf16() {
     let upstream = Tensor::from_slice(&[-0.37_f32]);
     for p in [0.5, 0.74, 0.98, 0.998] {
         let rounded = logits_with(p, VOCAB).to_kind(Kind::BFloat16);
-        // Of the very numbers that bf16 holds.
+        // For the exact values that bf16 holds.
         let exact = rounded.to_kind(Kind::Double).softmax(-1, Kind::Double) * 0.37;
         exact.i((0, 0)).copy_(&(exact.i((0, 0)) - 0.37));
-        // The loops sum the normalizer of this many tokens in fp32, which 1 − p amplifies.
-        for (own_loops, bound) in [(true, 0.02), (false, 0.005)] {
+        // The CPU kernels sum the normalizer of this many tokens in fp32, an error that 1 − p amplifies.
+        for (cpu_kernels, bound) in [(true, 0.02), (false, 0.005)] {
             let mut gradient = rounded.copy();
-            use_cpu_kernels(own_loops);
+            use_cpu_kernels(cpu_kernels);
             let (_, normalizer) = target_log_probs(&gradient, &targets).unwrap();
             log_prob_gradient(&mut gradient, &normalizer, &targets, &upstream).unwrap();
             use_cpu_kernels(true);
-            let wrong = apart(&gradient, &exact);
-            assert!(wrong < bound, "p = {p}, own loops {own_loops}: relative error {wrong}");
+            let error = relative_error(&gradient, &exact);
+            assert!(error < bound, "p = {p}, CPU kernels {cpu_kernels}: relative error {error}");
         }
     }
 }
 
-/// Sixty-four answers see one prompt: the prompt's gradient is a sum of as many terms.
+/// With 64 completions of one prompt, the prompt's gradient is a sum of 64 terms.
 #[test]
-fn a_prefix_that_many_rows_see_gathers_its_gradient_in_fp32() {
-    const ANSWERS: i64 = 64;
+fn the_gradient_of_a_shared_prefix_is_summed_in_fp32() {
+    const COMPLETIONS: i64 = 64;
     let mut noise = Noise(12);
     let x = noise.normal(&[3, 8]).to_kind(Kind::BFloat16).set_requires_grad(true);
-    let indices = Tensor::arange(3, (Kind::Int64, Device::Cpu)).repeat([ANSWERS]);
-    let upstream = noise.normal(&[3 * ANSWERS, 8]).abs().to_kind(Kind::BFloat16);
+    let indices = Tensor::arange(3, (Kind::Int64, Device::Cpu)).repeat([COMPLETIONS]);
+    let upstream = noise.normal(&[3 * COMPLETIONS, 8]).abs().to_kind(Kind::BFloat16);
     let gathered = gather_rows(&x, &indices).unwrap();
     assert!(gathered.equal(&x.index_select(0, &indices)));
     let found = gradients(&(gathered.to_kind(Kind::Double) * &upstream), &[&x]).remove(0);
     assert_eq!(found.kind(), Kind::BFloat16);
-    let exact = upstream.to_kind(Kind::Double).view([ANSWERS, 3, 8]).sum_dim_intlist(0, false, Kind::Double);
+    let exact =
+        upstream.to_kind(Kind::Double).view([COMPLETIONS, 3, 8]).sum_dim_intlist(0, false, Kind::Double);
     let largest = ((found.to_kind(Kind::Double) - &exact).abs() / &exact).max().double_value(&[]);
-    assert!(largest <= 1.0 / 256.0, "rounded once, a sum is off by at most half a unit of 8 bits: {largest}");
+    assert!(
+        largest <= 1.0 / 256.0,
+        "a sum that is rounded once is off by at most half a unit of 8 bits: {largest}"
+    );
 }
 
 fn angles(tokens: i64, half: i64) -> RotaryAngles {
@@ -97,7 +101,7 @@ fn angles(tokens: i64, half: i64) -> RotaryAngles {
     RotaryAngles { cos: angle.cos(), sin: angle.sin() }
 }
 
-/// Results and gradients of every layer on this thread's present path.
+/// Results and gradients of every operation on this thread's current path.
 fn layers(kind: Kind, head_dim: i64) -> Vec<Tensor> {
     let mut noise = Noise(13);
     let mut leaf = |size: &[i64], kind| noise.normal(size).to_kind(kind).set_requires_grad(true);
@@ -108,7 +112,7 @@ fn layers(kind: Kind, head_dim: i64) -> Vec<Tensor> {
     let activated = swiglu(&gate, &up).unwrap();
     let (q, k) = (leaf(&[9, 4, head_dim], kind), leaf(&[9, 2, head_dim], kind));
     let v = leaf(&[9, 2, head_dim], kind);
-    // A prompt of three tokens, two answers to it, and a sequence of its own.
+    // A prompt of three tokens, two completions of it, and a separate sequence.
     let segments = [(0, 3, 0, 0), (3, 2, 0, 3), (5, 1, 0, 3), (6, 3, 0, 0)].map(
         |(start, length, prefix_start, prefix_length)| Segment { start, length, prefix_start, prefix_length },
     );
@@ -130,15 +134,15 @@ fn layers(kind: Kind, head_dim: i64) -> Vec<Tensor> {
 }
 
 #[test]
-fn every_layer_is_the_same_on_both_paths() {
-    // 6 is no head size that flash attention takes.
+fn every_operation_is_the_same_on_both_paths() {
+    // Flash attention does not support a head size of 6.
     for (kind, head_dim, bound) in [(Kind::Float, 8, 1e-5), (Kind::Float, 6, 1e-5), (Kind::BFloat16, 8, 0.02)]
     {
-        let (here, there) = (layers(kind, head_dim), elsewhere(|| layers(kind, head_dim)));
-        assert_eq!(here.len(), there.len());
-        for (position, (one, other)) in here.iter().zip(&there).enumerate() {
-            let wrong = apart(other, one);
-            assert!(wrong < bound, "{kind:?}, head size {head_dim}, tensor {position}: {wrong}");
+        let (cpu, other) = (layers(kind, head_dim), without_cpu_kernels(|| layers(kind, head_dim)));
+        assert_eq!(cpu.len(), other.len());
+        for (position, (expected, found)) in cpu.iter().zip(&other).enumerate() {
+            let error = relative_error(found, expected);
+            assert!(error < bound, "{kind:?}, head size {head_dim}, tensor {position}: {error}");
         }
     }
 }

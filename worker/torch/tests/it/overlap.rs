@@ -1,4 +1,4 @@
-//! Gradients travel while backward still runs.
+//! Communication overlaps the backward pass.
 
 use foil_torch::Error;
 use foil_torch::c10d::{BucketSizes, Reducer, TraceEvent};
@@ -8,7 +8,7 @@ use crate::harness::{Rank, run};
 
 const LAYERS: usize = 6;
 const WIDTH: i64 = 16;
-/// One layer's gradient fills a bucket.
+/// Each layer's gradient fills a bucket.
 const SIZES: BucketSizes = BucketSizes { first: 64, rest: 64 };
 
 fn loss(parameters: &[Tensor]) -> Tensor {
@@ -16,7 +16,7 @@ fn loss(parameters: &[Tensor]) -> Tensor {
     parameters.iter().fold(input, |x, weight| x.matmul(weight).tanh()).sum(Kind::Float)
 }
 
-/// Gives the events' order, the same on all ranks.
+/// Returns the order of events, the same on all ranks.
 pub(crate) fn rank(rank: &Rank) -> String {
     let group = rank.group("overlap");
     let weight =
@@ -26,24 +26,24 @@ pub(crate) fn rank(rank: &Rank) -> String {
     reducer.warm_up(|| Ok::<_, Error>(loss(&parameters))).unwrap();
 
     let events = reducer.trace(&loss(&parameters), 0).unwrap();
-    let at = |wanted: TraceEvent| {
-        let found = events.iter().position(|event| *event == wanted);
-        found.unwrap_or_else(|| panic!("no {wanted:?} in {events:?}"))
+    let at = |expected: TraceEvent| {
+        let found = events.iter().position(|event| *event == expected);
+        found.unwrap_or_else(|| panic!("no {expected:?} in {events:?}"))
     };
-    // Backward goes from the last layer to the first.
+    // The backward pass goes from the last layer to the first.
     let last_gradient = at(TraceEvent::Gradient(0));
     assert!((1..LAYERS).all(|layer| at(TraceEvent::Gradient(layer)) < last_gradient), "{events:?}");
-    // A bucket leaves as soon as its layer's gradient stands, before the next layer's is made …
+    // A bucket is sent as soon as its layer's gradient is ready, before the next layer's is computed …
     let sent = |bucket| at(TraceEvent::Sent(bucket));
     for bucket in 0..LAYERS - 1 {
         assert!(at(TraceEvent::Gradient(LAYERS - 1 - bucket)) < sent(bucket), "{events:?}");
         assert!(sent(bucket) < at(TraceEvent::Gradient(LAYERS - 2 - bucket)), "{events:?}");
-        // … and is summed while backward stands still before its end.
+        // … and is summed while the backward pass is paused.
         assert!(at(TraceEvent::Summed(bucket)) < sent(LAYERS - 1), "{events:?}");
     }
     assert_eq!(events.len(), 3 * LAYERS - 1, "{events:?}");
 
-    // The sums are those of a plain step, and nothing is traced after.
+    // The sums equal those of a step without a trace, and nothing is traced afterwards.
     let traced: Vec<Tensor> = reducer.gradients().iter().map(Tensor::copy).collect();
     reducer.zero_gradients().unwrap();
     reducer.reduce(&loss(&parameters)).unwrap();
@@ -52,7 +52,7 @@ pub(crate) fn rank(rank: &Rank) -> String {
 }
 
 #[test]
-fn a_bucket_is_summed_before_backward_ends() {
+fn a_bucket_is_summed_before_the_backward_pass_ends() {
     for world in [2, 3] {
         let reports = run("overlap", world);
         assert!(reports.iter().all(|report| *report == reports[0]), "{reports:?}");

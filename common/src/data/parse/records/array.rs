@@ -1,10 +1,10 @@
-//! The elements of JSON arrays. They are told apart by brackets and strings alone, so that one broken element leaves the
+//! The elements of JSON arrays. They are separated by brackets and strings only, so that one broken element leaves the
 //! others readable.
 
 use super::{BOM, RECORD_LIMIT, Record, json, overlong, trim};
 use std::io::{self, BufRead};
 
-/// Open brackets that are told apart; deeper ones are only counted. serde_json refuses such a row anyway.
+/// Number of open brackets whose kind is known; deeper ones are only counted. serde_json refuses such a row anyway.
 const DEPTH: usize = 128;
 
 pub(super) struct Array<R> {
@@ -12,7 +12,7 @@ pub(super) struct Array<R> {
     line: u64,
     read: u64,
     state: State,
-    /// The number of the next element.
+    /// Index of the next element.
     index: u64,
     element: Element,
     scan: Scan,
@@ -20,7 +20,7 @@ pub(super) struct Array<R> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Before the opening bracket of the file's first or of a further array.
+    /// Before the opening bracket of the file's first array or of a further one.
     Outside,
     Inside,
     /// The file ended within an array, whose last element has been given.
@@ -28,18 +28,18 @@ enum State {
     Done,
 }
 
-/// What has been read of an element.
+/// The part of an element read so far.
 #[derive(Default)]
 struct Element {
     text: Vec<u8>,
-    /// Where its first byte stands.
+    /// Line of its first byte.
     line: u64,
     overlong: bool,
-    /// The length up to a closing bracket that may be the array's, where only white space follows it.
+    /// The length up to a closing bracket that may be the array's, if only white space follows it.
     maybe_end: Option<usize>,
 }
 
-/// Where in an element's structure the scan is.
+/// The scan's position in the structure of an element.
 #[derive(Default)]
 struct Scan {
     open: Vec<u8>,
@@ -52,7 +52,7 @@ struct Scan {
 enum Step {
     /// Part of the element.
     Inner,
-    /// A closing bracket that matches nothing that is open, where an object is: the array's own, if nothing follows.
+    /// A closing bracket that matches no open one, after an object: the array's own, if nothing follows.
     MaybeEnd,
     Comma,
     End,
@@ -94,7 +94,7 @@ impl<R: BufRead> Array<R> {
         Record { line: self.line, element: None, value: Err(what.to_owned()) }
     }
 
-    /// Goes to the first element of the next array. Several in one file are files that were concatenated.
+    /// Moves to the first element of the next array. A file has several arrays if files were concatenated.
     fn enter(&mut self) -> io::Result<Option<Record>> {
         match super::skip_blank(&mut self.bytes, &mut self.line)? {
             None => self.state = State::Done,
@@ -236,7 +236,7 @@ impl Scan {
         Step::Inner
     }
 
-    /// What a closing bracket does not match was left open by a broken element.
+    /// Open brackets that the closing one does not match were left open by a broken element.
     fn close(&mut self, opener: u8) -> Step {
         match self.open.iter().rposition(|&bracket| bracket == opener) {
             Some(matching) => {

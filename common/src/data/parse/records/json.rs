@@ -1,5 +1,5 @@
-//! One JSON text to one value. Stricter than serde_json's own `Value`: a key that occurs twice is a fault, and the number of
-//! values is bounded.
+//! Parses one JSON text. Stricter than serde_json's own `Value`: duplicate keys are a fault, and the number of values is
+//! bounded.
 
 use super::super::value::{describe, excerpt};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -7,15 +7,15 @@ use serde_json::error::Category;
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// Values in one record. A list of small numbers takes some forty times its text in memory.
+/// Maximum number of values in one record. In memory, a list of small numbers takes some forty times its text.
 const VALUE_LIMIT: usize = 200_000;
 
-/// What stands at the start of a text.
+/// The value at the start of a text.
 pub(super) struct Parsed<'a> {
     pub(super) value: Result<Value, String>,
-    /// What follows the value; empty where the text is broken.
+    /// The text after the value; empty if the value is broken.
     pub(super) rest: &'a [u8],
-    /// The text ends before the value does.
+    /// Whether the text ends before the value does.
     pub(super) unfinished: bool,
 }
 
@@ -24,7 +24,7 @@ pub(super) fn read(text: &[u8]) -> Parsed<'_> {
     let broken = |what, unfinished| Parsed { value: Err(what), rest: &[], unfinished };
     if let Err(error) = std::str::from_utf8(text) {
         let what =
-            format!("not UTF-8: byte {} of the row is no part of a character", error.valid_up_to() + 1);
+            format!("not UTF-8: byte {} of the row is not part of a character", error.valid_up_to() + 1);
         return broken(what, false);
     }
     if text.len() > VALUE_LIMIT && separators(text) > VALUE_LIMIT {
@@ -46,7 +46,7 @@ pub(super) fn read(text: &[u8]) -> Parsed<'_> {
     }
 }
 
-/// Commas and colons outside of strings: one fewer than the values, at most.
+/// Number of commas and colons outside of strings: at most one less than the number of values.
 fn separators(text: &[u8]) -> usize {
     let (mut count, mut quoted, mut escaped) = (0, false, false);
     for &byte in text {
@@ -87,7 +87,7 @@ fn explain(text: &[u8], error: &serde_json::Error) -> String {
     format!("not JSON: {message} at {place}{}{advice}", found.unwrap_or_default())
 }
 
-/// A value in which every object's keys are different.
+/// A value whose objects have no duplicate keys.
 struct Unique(Value);
 
 impl<'de> Deserialize<'de> for Unique {

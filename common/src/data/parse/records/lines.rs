@@ -6,19 +6,19 @@ use std::io::{self, BufRead};
 
 pub(super) struct Lines<R> {
     bytes: R,
-    /// Read, but not yet part of a record.
+    /// Lines that have been read but are not yet part of a record.
     waiting: VecDeque<Line>,
-    /// The number of the next line of `bytes`.
+    /// Number of the next line of `bytes`.
     number: u64,
     read: u64,
 }
 
 struct Line {
     number: u64,
-    /// Without white space around it; at most [`RECORD_LIMIT`] bytes.
+    /// Without surrounding white space; at most [`RECORD_LIMIT`] bytes.
     text: Vec<u8>,
     overlong: bool,
-    /// It starts at the file's left edge.
+    /// Whether it starts in the first column.
     flush: bool,
 }
 
@@ -48,7 +48,7 @@ impl<R: BufRead> Lines<R> {
         if rest.is_empty() {
             return record(parsed.value);
         }
-        // Files that were concatenated without a line end between them.
+        // Files may have been concatenated without a line end between them.
         if !rest.starts_with(b"{") {
             let column = line.text.len() - rest.len() + 1;
             return record(Err(format!("not JSON: trailing characters at column {column}")));
@@ -58,8 +58,8 @@ impl<R: BufRead> Lines<R> {
         record(parsed.value)
     }
 
-    /// The object that starts on `first` and ends on a later line. `None` where there is none: the lines after `first`
-    /// are then read for themselves, so that one broken row leaves the others readable.
+    /// The object that starts on `first` and ends on a later line. `None` if there is none: the lines after `first`
+    /// are then read separately, so that one broken row leaves the others readable.
     fn spread(&mut self, first: &Line) -> io::Result<Option<serde_json::Value>> {
         let mut text = first.text.clone();
         let mut taken = Vec::new();
@@ -67,7 +67,7 @@ impl<R: BufRead> Lines<R> {
         brackets.pass(&text);
         while brackets.depth > 0 {
             let Some(line) = self.next_line()? else { break };
-            // An object of a row's own: `first` was cut short.
+            // A new row: `first` was cut short.
             let stop = line.overlong
                 || line.flush && line.text.starts_with(b"{")
                 || text.len() + line.text.len() > RECORD_LIMIT;
@@ -113,7 +113,7 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// A line's first bytes, and whether there are more of them than a record may have.
+    /// A line's first bytes, and whether it is longer than a record may be.
     fn raw_line(&mut self) -> io::Result<Option<(Vec<u8>, bool)>> {
         let (mut text, mut overlong, mut any) = (Vec::new(), false, false);
         loop {
@@ -137,7 +137,7 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-/// How many brackets are open, whatever their kind.
+/// Depth of open brackets of any kind.
 #[derive(Default)]
 struct Brackets {
     depth: usize,

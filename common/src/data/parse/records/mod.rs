@@ -1,4 +1,4 @@
-//! From a file's bytes to JSON values, each with its place. Memory stays flat: one record is held at a time.
+//! Reads JSON values from a file's bytes, each with its place. One record is in memory at a time.
 
 mod array;
 mod json;
@@ -10,13 +10,13 @@ use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Read};
 
-/// A record longer than this, in bytes, is a bad row.
+/// Maximum size of a record in bytes; a longer one is a bad row.
 pub(super) const RECORD_LIMIT: usize = 8 << 20;
 
-/// What one file may unpack to, in bytes.
+/// Maximum size of an unpacked file in bytes.
 const FILE_LIMIT: u64 = 4 << 30;
 
-/// The byte-order mark, at the start of a file and wherever such files were concatenated.
+/// The byte-order mark, at the start of a file, or within it if such files were concatenated.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 pub(super) struct Record {
@@ -39,7 +39,7 @@ enum Form<'a> {
 }
 
 impl<'a> Records<'a> {
-    /// Unpacks gzip (told by its first bytes) and refuses what is clearly no JSON text.
+    /// Unpacks gzip (recognized by its first bytes) and refuses files that are clearly not JSON.
     pub(super) fn open(file: &str, bytes: impl Read + 'a) -> Result<Self, ParseError> {
         let mut packed = BufReader::with_capacity(1 << 16, bytes);
         let start = packed.fill_buf().map_err(|error| unreadable(file, &error))?;
@@ -123,7 +123,7 @@ fn refuse_foreign(file: &str, start: &[u8]) -> Result<(), ParseError> {
     }
 }
 
-/// Whether a file's name says that it is a table, which no first bytes tell.
+/// Whether a file is a table of separated values, by its name: its first bytes do not tell.
 fn is_table(file: &str) -> bool {
     let name = file.to_lowercase();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
@@ -144,7 +144,7 @@ fn skip_blank(bytes: &mut impl BufRead, line: &mut u64) -> io::Result<Option<u8>
     }
 }
 
-/// Without the white space and byte-order marks around it.
+/// The text without surrounding white space and byte-order marks.
 fn trim(mut text: &[u8]) -> &[u8] {
     loop {
         let trimmed = text.trim_ascii();

@@ -1,2 +1,2 @@
-// c10d's Gloo header includes this one and uses nothing of it.
+// Empty: c10d's Gloo header includes this file but uses nothing from it.
 #pragma once

@@ -1,5 +1,5 @@
-// What c10d's Gloo header needs of Gloo's rendezvous store: the functions that c10d's adapter overrides.
-// The adapter is made inside libtorch; this crate makes none, so the layout here is never relied on.
+// Declaration of Gloo's rendezvous store for c10d's Gloo header: the functions that c10d's adapter overrides.
+// The adapter is created only inside libtorch, so the layout here does not matter.
 #pragma once
 #include <chrono>
 #include <string>

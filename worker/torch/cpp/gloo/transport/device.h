@@ -1,4 +1,4 @@
-// What c10d's Gloo header needs of Gloo's transport: names, and that a buffer is destroyed virtually.
+// Declarations of Gloo's transport for c10d's Gloo header: names, and that a buffer has a virtual destructor.
 #pragma once
 
 namespace gloo::transport {
