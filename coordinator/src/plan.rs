@@ -65,11 +65,12 @@ impl Planner<'_> {
         phases.extend(self.map(round, Work::GeneratePolicy));
         phases.extend(self.map(round, Work::ScorePolicy));
         let step = &self.job.policy_step;
-        if step.method.reference().is_some() || step.method.needs_sampler() {
+        let needs = step.method.needs();
+        if needs.reference.is_some() || needs.old_log_probs {
             phases.extend(self.map(round, Work::ReferencePolicy));
         }
         let rows = self.rows(sets::PROMPTS);
-        let sequences = rows * u64::from(step.method.answers_of(step.samples));
+        let sequences = rows * u64::from(step.method.max_completions(step.samples));
         let steps = self.steps(rows, sequences, step.batch_sequences, step.epochs);
         phases.push(Phase::gang(round, Work::TrainPolicy, steps));
         phases.extend(self.map(round, Work::EvaluatePolicy));

@@ -15,9 +15,10 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorProto};
 const BLESS: &str = "FOIL_BLESS_REFERENCE";
 const BEGIN: &str = "<!-- job file reference: made from foil/v1/jobs.proto -->\n";
 const END: &str = "<!-- end of the reference -->\n";
-/// Field numbers of `message_type` in a file, and of `field` in a message: the steps of a comment's path.
+/// Field numbers of `message_type` in a file, and of `field` and `oneof_decl` in a message: the steps of a comment's path.
 const MESSAGES: i32 = 4;
 const FIELDS: i32 = 2;
+const ONEOFS: i32 = 8;
 
 struct Reference<'a> {
     messages: BTreeMap<&'a str, (i32, &'a DescriptorProto)>,
@@ -46,9 +47,21 @@ impl<'a> Reference<'a> {
         let heading = if place.is_empty() { "the file itself".to_owned() } else { format!("`{place}`") };
         let about = self.comment(&[MESSAGES, at]).to_owned();
         let about = if about.is_empty() { String::new() } else { format!("{about}\n\n") };
+        if message.field.is_empty() {
+            writeln!(self.text, "### {heading}\n\n{about}").unwrap();
+            return;
+        }
         writeln!(self.text, "### {heading}\n\n{about}| field | type | |\n|---|---|---|").unwrap();
         let mut nested = Vec::new();
+        let mut oneof = None;
         for (field, number) in message.field.iter().zip(0..) {
+            let member = field.oneof_index.filter(|_| !field.proto3_optional());
+            if let Some(index) = member.filter(|_| member != oneof) {
+                let about = self.comment(&[MESSAGES, at, ONEOFS, index]).replace('|', "\\|");
+                let name = message.oneof_decl[index as usize].name();
+                writeln!(self.text, "| `{name}` | one of the blocks below | {about} |").unwrap();
+            }
+            oneof = member;
             let about = self.comment(&[MESSAGES, at, FIELDS, number]).replace('|', "\\|");
             let kind = kind(field);
             writeln!(self.text, "| `{}` | {kind} | {about} |", field.name()).unwrap();

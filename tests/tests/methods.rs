@@ -37,7 +37,7 @@ fn whole_batches(settings: &[&str]) -> (Run, Outcome) {
 fn assert_learned(outcome: &Outcome, read: &[&Answer]) {
     assert!(outcome.last().estimate("policy", "reward_gain").exceeds(0.0), "{}", outcome.json);
     assert!(figure(outcome, "policy", "drift_mean") < 1e-5, "{}", outcome.json);
-    assert_eq!(figure(outcome, "policy", "train_selected_answers"), read.len() as f64);
+    assert_eq!(figure(outcome, "policy", "train_num_completions"), read.len() as f64);
     let mean = read.iter().map(|answer| answer.reward).sum::<f64>() / read.len() as f64;
     assert_near(figure(outcome, "policy", "train_selected_reward_mean"), mean, 1e-6);
 }
@@ -63,8 +63,7 @@ fn best(answers: &[Answer]) -> &Answer {
 #[test]
 fn rrhf_ranks_answers_and_imitates_the_best() {
     const WEIGHT: f64 = 3.0;
-    let (run, outcome) =
-        whole_batches(&["policy_step.method=rrhf", &format!("policy_step.ranking_weight={WEIGHT}")]);
+    let (run, outcome) = whole_batches(&[&format!("policy_step.rrhf.ranking_weight={WEIGHT}")]);
     let prompts = answers_by_prompt(&run, 1);
     let likelihood = |answer: &Answer| answer.log_prob / answer.tokens as f64;
     let (mut ranking, mut nll, mut read) = (0.0, 0.0, Vec::new());
@@ -84,29 +83,29 @@ fn rrhf_ranks_answers_and_imitates_the_best() {
     let (ranking, nll) = (ranking / prompts.len() as f64, nll / prompts.len() as f64);
     let steps = steps(&run, "r01.policy.train");
     let step = |step: usize, name: &str| steps[step][name].as_f64().expect(name);
-    assert_near(step(0, "ranking"), ranking, 1e-4);
+    assert_near(step(0, "ranking_loss"), ranking, 1e-4);
     assert_near(step(0, "best_nll"), nll, 1e-4);
     assert_near(step(0, "loss"), WEIGHT * ranking + nll, 1e-3);
-    assert!(step(11, "ranking") < 0.5 * ranking, "the order of the answers is not learned: {steps:?}");
+    assert!(step(11, "ranking_loss") < 0.5 * ranking, "the order of the answers is not learned: {steps:?}");
 }
 
 /// Before its first step every pair costs 1 / (2β)², and no loss lies below that of its mean margin.
 #[test]
 fn ipo_pulls_the_best_and_the_worst_apart_to_its_margin() {
     const BETA: f64 = 0.5;
-    let (run, outcome) = whole_batches(&["policy_step.method=ipo", &format!("policy_step.beta={BETA}")]);
+    let (run, outcome) = whole_batches(&[&format!("policy_step.ipo.beta={BETA}")]);
     assert_learned(&outcome, &ends(&answers_by_prompt(&run, 1)));
     let steps = steps(&run, "r01.policy.train");
     let step = |step: usize, name: &str| steps[step][name].as_f64().expect(name);
     let target = 1.0 / (2.0 * BETA);
     assert_near(step(0, "loss"), target * target, 1e-5);
-    assert_eq!(step(0, "log_ratio_margin"), 0.0);
+    assert_eq!(step(0, "rewards/margins"), 0.0);
     for row in 1..steps.len() {
-        let mean = (step(row, "log_ratio_margin") - target).powi(2);
+        let mean = (step(row, "rewards/margins") / BETA - target).powi(2);
         assert!(step(row, "loss") >= mean - 1e-6, "step {row}: {steps:?}");
     }
-    assert!(step(11, "preferred_share") > 0.9, "{steps:?}");
-    assert_near(step(11, "log_ratio_margin"), target, 0.2 * target);
+    assert!(step(11, "rewards/accuracies") > 0.9, "{steps:?}");
+    assert_near(step(11, "rewards/margins") / BETA, target, 0.2 * target);
 }
 
 /// Each prompt's best and worst answer, where their rewards differ.
@@ -120,56 +119,53 @@ fn ends(prompts: &[Vec<Answer>]) -> Vec<&Answer> {
 }
 
 /// Advantages of a prompt's answers cancel while nothing has moved; then the surrogate falls below 0. Ratios are clipped
-/// where a step leaves `clip_ratio`, and none is at first.
+/// where a step leaves 1 ± `epsilon`, and none is at first.
 #[test]
 fn policy_gradients_follow_advantages_within_their_clip() {
     for method in ["grpo", "rloo"] {
-        let method = format!("policy_step.method={method}");
-        let (run, outcome) = whole_batches(&[&method, "policy_step.clip_ratio=0.5"]);
+        let (run, outcome) = whole_batches(&[&format!("policy_step.{method}.epsilon=0.5")]);
         let prompts = answers_by_prompt(&run, 1);
         assert_learned(&outcome, &prompts.iter().flatten().collect::<Vec<_>>());
         let steps = steps(&run, "r01.policy.train");
         let step = |step: usize, name: &str| steps[step][name].as_f64().expect(name);
         assert_near(step(0, "loss"), 0.0, 1e-5);
-        assert_eq!(step(0, "clipped_share"), 0.0);
+        assert_eq!(step(0, "clip_fraction"), 0.0);
         assert!((1..12).all(|row| step(row, "loss") < 0.0), "{method}: {steps:?}");
-        let free = figure(&outcome, "policy", "train_clipped_share");
-        let tight = run_clipped(&method);
+        let free = figure(&outcome, "policy", "train_clip_fraction");
+        let tight = run_clipped(method);
         assert!(free < tight, "{method}: {free} of ratios clipped at 0.5, {tight} at 0.01");
     }
 }
 
 /// The share of ratios that a narrow clip cuts.
 fn run_clipped(method: &str) -> f64 {
-    let (_, outcome) = whole_batches(&[method, "policy_step.clip_ratio=0.01"]);
-    figure(&outcome, "policy", "train_clipped_share")
+    let (_, outcome) = whole_batches(&[&format!("policy_step.{method}.epsilon=0.01")]);
+    figure(&outcome, "policy", "train_clip_fraction")
 }
 
-/// Near the reference, the loss falls with the margin by β / 2.
+/// Near the reference, the loss falls by half the margin of implicit rewards.
 #[test]
 fn dpo_starts_every_round_at_ln_2_and_leaves_it_by_beta() {
     const BETA: f64 = 0.2;
     let (run, outcome) = whole_batches(&[
         "rounds=2",
-        "policy_step.method=dpo",
         "policy_step.learning_rate=1e-4",
-        &format!("policy_step.beta={BETA}"),
+        &format!("policy_step.dpo.beta={BETA}"),
     ]);
     for (round, figures) in (1..).zip(&outcome.rounds) {
         assert_near(figures.estimate("policy", "train_first_loss").value, LN_2, 1e-5);
         let steps = steps(&run, &format!("r{round:02}.policy.train"));
         let second = |name: &str| steps[1][name].as_f64().expect(name);
-        let slope = (LN_2 - second("loss")) / second("log_ratio_margin");
-        assert_near(slope, BETA / 2.0, 0.1 * BETA / 2.0);
+        let slope = (LN_2 - second("loss")) / second("rewards/margins");
+        assert_near(slope, 0.5, 0.05);
     }
     assert_learned(&outcome, &ends(&answers_by_prompt(&run, 2)));
 }
 
 #[test]
 fn a_kl_term_is_measured_from_the_start_policy() {
-    let priced = ["rounds=2", "policy_step.method=grpo", "policy_step.kl_weight=0.1"];
-    let from_start = run(&[&priced[..], &["policy_step.reference=initial"]].concat());
-    assert!(figure(&from_start, "policy", "train_kl_reference") > 0.0, "{}", from_start.json);
+    let from_start = run(&["rounds=2", "policy_step.grpo={beta: 0.1, reference: initial}"]);
+    assert!(figure(&from_start, "policy", "train_kl") > 0.0, "{}", from_start.json);
 }
 
 /// The reward figures of one round with a third of 240 golden answers held out, which are surely told from fresh samples.
@@ -199,7 +195,7 @@ fn golden_answers_are_told_from_samples_by_any_loss() {
     const NEAR: f64 = 0.05;
     let first = |outcome: &Outcome| figure(outcome, "reward", "train_first_loss");
 
-    let (_run, clipped) = told_apart(&["reward_step.loss=wgan", "reward_step.weight_clip=0.02"]);
+    let (_run, clipped) = told_apart(&["reward_step.wgan.weight_clip=0.02"]);
     let of_humans = 1.0 - figure(&clipped, "reward", "train_golden_weight_share");
     assert_near(first(&clipped), of_humans * LN_2, NEAR);
     assert!(figure(&clipped, "reward", "train_loss") < 0.0, "{}", clipped.json);
@@ -212,18 +208,19 @@ fn golden_answers_are_told_from_samples_by_any_loss() {
     assert!(discriminator.last().estimate("reward", "fresh_rejected_reward_mean").is_under(0.0));
 
     // The best margin of a pair that is wrong with probability ε is ln((1 − ε) / ε).
-    let smoothed = ["reward_step.label_smoothing=0.3", "reward_step.margin=true"];
+    let smoothed = ["reward_step.bradley_terry.label_smoothing=0.3", "reward_step.bradley_terry.margin=true"];
     let (ceiling, plain) = ((0.7_f64 / 0.3).ln(), told_apart(&smoothed).1);
     assert_near(first(&plain), LN_2, NEAR);
     let margin = figure(&plain, "reward", "fresh_margin_mean");
     assert!((0.5 * ceiling..1.1 * ceiling).contains(&margin), "{margin}: {}", plain.json);
 
-    let (_, centred) = told_apart(&[&smoothed[..], &["reward_step.center_rewards_coefficient=1"]].concat());
+    let (_, centered) =
+        told_apart(&[&smoothed[..], &["reward_step.bradley_terry.center_rewards_coefficient=1"]].concat());
     let offset = |outcome: &Outcome| {
         let mean = |side: &str| figure(outcome, "reward", &format!("fresh_{side}_reward_mean"));
         (mean("chosen") + mean("rejected")).abs()
     };
-    assert!(offset(&centred) < 0.5 * offset(&plain), "{} is not near 0", offset(&centred));
+    assert!(offset(&centered) < 0.5 * offset(&plain), "{} is not near 0", offset(&centered));
 }
 
 #[test]

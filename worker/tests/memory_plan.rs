@@ -77,9 +77,9 @@ fn comparisons() -> Vec<Comparison> {
 fn measured(objective: &dyn Objective, rows: usize) -> (u64, u64) {
     let rows: Vec<usize> = (0..rows).collect();
     // Tensors that are created once, such as rotary tables, do not count.
-    drop(objective.part(&rows).unwrap());
+    drop(objective.loss(&rows).unwrap());
     let memory = CpuMemory::count().unwrap();
-    let part = objective.part(&rows).unwrap();
+    let part = objective.loss(&rows).unwrap();
     let held = memory.current();
     backward(&part.loss).unwrap();
     (held, memory.peak())

@@ -3,15 +3,15 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// What is wrong with a job file, where, and what to do about it.
+/// A fault of a job file: where it is, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SpecError {
     #[error("{field}: found {found}, expected {expected}{}", advice.as_deref().map(|a| format!("; {a}")).unwrap_or_default())]
     Field { field: String, found: String, expected: String, advice: Option<String> },
     #[error("{field} is missing{}", advice.as_deref().map(|a| format!("; {a}")).unwrap_or_default())]
     Missing { field: String, advice: Option<String> },
-    #[error("{field}: there is no such field{}", nearest.as_deref().map(|n| format!("; did you mean {n}?")).unwrap_or_default())]
-    Unknown { field: String, nearest: Option<String> },
+    #[error("{field}: there is no such field{}", hint.as_deref().map(|hint| format!("; {hint}")).unwrap_or_default())]
+    Unknown { field: String, hint: Option<String> },
     #[error("{0}")]
     Syntax(String),
     #[error("cannot be read: {0}")]
@@ -50,7 +50,7 @@ impl SpecError {
         Self::InSetting { setting: setting.to_owned(), error: Box::new(self) }
     }
 
-    /// The dotted path of the field at fault, where one is known.
+    /// The dotted path of the field at fault, if it is known.
     pub fn field_path(&self) -> Option<&str> {
         match self {
             Self::Field { field, .. } | Self::Missing { field, .. } | Self::Unknown { field, .. } => {

@@ -1,7 +1,7 @@
-//! The job file: types in which every default is filled in and every range is checked.
+//! The job file: types whose defaults are filled in and whose ranges are checked.
 //!
-//! The wire's [`v1::JobSpec`] becomes a [`Job`] through `TryFrom`, which names the field, what was found and what
-//! was expected; [`From`] gives the resolved wire form back. Nothing here reads a file but [`file`].
+//! `TryFrom` parses the wire's [`v1::JobSpec`] into a [`Job`]; its errors name the field, the value found and the expected
+//! one. [`From`] returns the resolved wire form. Only [`file`] reads files.
 
 mod bounds;
 mod check;
@@ -12,14 +12,17 @@ pub mod file;
 mod lora;
 mod method;
 mod name;
+mod oneof;
 mod optimize;
 mod policy_step;
 mod preset;
 mod reference;
 mod resources;
+mod reward_loss;
 mod sampling;
 mod schema;
 mod steps;
+mod synonyms;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -28,8 +31,8 @@ pub use data::{Data, EvaluationData, Generator, GeneratorName, GoldPreferences, 
 pub use error::SpecError;
 pub use lora::{Lora, LoraTarget};
 pub use method::{
-    KlPrice, Method, MethodName, Pairing, PairingName, PolicyGradient, Preferences, Reduction,
-    ReferencePolicy,
+    Dpo, Grpo, Ipo, KlPenalty, Method, MethodSettings, Needs, Pairing, PairingName, Reduction,
+    ReferencePolicy, Rejection, Rloo, Rrhf,
 };
 pub use name::JobName;
 pub use optimize::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind};
@@ -40,22 +43,21 @@ pub use resources::{
     BestMetric, Checkpoints, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources,
     Sharding,
 };
+pub use reward_loss::{BradleyTerry, Gail, RewardLoss, RewardLossSettings, Wgan};
 pub use sampling::Sampling;
-pub use steps::{
-    Normalization, Refresh, RewardLoss, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step,
-};
+pub use steps::{Normalization, Refresh, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step};
 pub use text::{Bos, Side, Template, Text};
 
 use check::count;
 use choice::choices;
 use foil_proto::v1;
 
-/// A job as its author meant it: complete and in range. Field by field the counterpart of `v1::JobSpec`.
+/// A complete job with all fields in range: the parsed counterpart of `v1::JobSpec`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     pub name: JobName,
     pub preset: Option<Preset>,
-    /// All randomness derives from it.
+    /// Seed of all randomness.
     pub seed: u32,
     /// At least 1.
     pub rounds: u32,
@@ -81,22 +83,22 @@ pub struct Policy {
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Reward {
-    /// `None`: the policy after its SFT, with a fresh scalar head.
+    /// `None` for the policy after SFT, with a fresh scalar head.
     pub model: Option<ModelRef>,
 }
 
 choices! {
-    /// Where the policy's first weights come from.
+    /// Initial weights of the policy.
     Init:
-    /// From the model directory.
+    /// The weights in the model directory.
     #[default]
     Weights = "weights",
-    /// Drawn from the seed.
+    /// Random weights from the seed.
     Random = "random",
 }
 
 impl Job {
-    /// Whether SFT comes before round 1.
+    /// Whether SFT precedes round 1.
     pub fn has_sft(&self) -> bool {
         self.data.generator.is_some() || !self.data.sft.is_empty()
     }
@@ -106,7 +108,7 @@ impl Job {
         round == 1 || self.reward_step.refresh == Refresh::EveryRound
     }
 
-    /// Refuses a job that still names local paths: only a client can read those.
+    /// Refuses a job that still names local paths, which only a client can read.
     pub fn require_uploaded(&self) -> Result<(), SpecError> {
         let models =
             [("policy.model", Some(&self.policy.model)), ("reward.model", self.reward.model.as_ref())];
@@ -125,17 +127,10 @@ impl Job {
         }
     }
 
-    /// What is valid, and yet more likely a mistake than a wish.
+    /// Warnings about valid settings that are probably mistakes.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.foreign_to_control();
-        let reward = &self.reward_step;
-        if reward.loss == RewardLoss::Wgan && reward.weight_clip.is_none() {
-            warnings.push(
-                "reward_step.loss: wgan has no lower bound, so scores grow with every step; set reward_step.weight_clip, \
-                 and keep epochs few"
-                    .to_owned(),
-            );
-        }
+        warnings.extend(self.reward_step.loss.warning().map(str::to_owned));
         if self.evaluation.metric_for_best_model == BestMetric::RewardMean
             && self.reward_step.refresh == Refresh::EveryRound
         {
@@ -145,10 +140,10 @@ impl Job {
                     .to_owned(),
             );
         }
-        if self.policy_step.method.needs_sampler() && !self.sampling.is_plain() {
+        if self.policy_step.method.needs().old_log_probs && !self.sampling.is_plain() {
             let method = self.policy_step.method.name();
             warnings.push(format!(
-                "policy_step.method: {method} takes the answers for draws from the policy's own distribution, which sampling \
+                "policy_step.method: {method} assumes completions drawn from the policy's own distribution, which sampling \
                  changes; temperature 1 without filters and penalties leaves it as it is"
             ));
         }
@@ -161,7 +156,7 @@ impl Job {
         warnings
     }
 
-    /// Fields that make the job another experiment than the control it is named after.
+    /// Fields whose values make the job a different experiment than the control it is named after.
     fn foreign_to_control(&self) -> Vec<String> {
         let Some(preset) = self.preset.filter(|preset| preset.is_control()) else { return Vec::new() };
         let resolved = serde_json::to_value(v1::JobSpec::from(self)).unwrap_or_default();
@@ -174,7 +169,7 @@ impl Job {
         foreign.map(warning).collect()
     }
 
-    /// What no single field can tell.
+    /// Checks across fields.
     fn cross_check(&self) -> Result<(), SpecError> {
         if self.policy.init == Init::Random && !self.has_sft() {
             return Err(SpecError::missing("data.sft")
@@ -200,16 +195,16 @@ impl Job {
                     "at {found} all samples of a prompt are the same, and {field} needs {needs}"
                 )))
             };
-            if self.policy_step.method.compares_answers() {
-                return fault("policy_step.method", "answers that differ");
+            if self.policy_step.method.needs().comparison {
+                return fault("policy_step.method", "completions that differ");
             }
             if self.data.gold_preferences.is_some() {
-                return fault("data.gold_preferences", "two answers that differ");
+                return fault("data.gold_preferences", "two completions that differ");
             }
         }
         if self.data.gold_preferences.is_some() && self.evaluation.gold == Gold::None {
             return Err(SpecError::missing("evaluation.gold")
-                .advice("data.gold_preferences are labelled by it; set evaluation.gold: letters"));
+                .advice("data.gold_preferences are labeled by it; set evaluation.gold: letters"));
         }
         if self.evaluation.metric_for_best_model == BestMetric::GoldMean && self.evaluation.gold == Gold::None
         {

@@ -29,11 +29,11 @@ pub struct PolicyStep {
 
 impl PolicyStep {
     pub(crate) fn parse(wire: v1::PolicyStepSpec) -> Result<Self, SpecError> {
-        let method = Method::parse(&wire)?;
+        let method = Method::parse(wire.method.as_ref())?;
         let samples = count(AT, "samples", wire.samples, 4, 1)?;
-        if samples < 2 && method != Method::Rejection {
+        if samples < 2 && method.needs().comparison {
             return Err(SpecError::field(&path(AT, "samples"), samples, "at least 2")
-                .advice(&format!("{} compares a prompt's answers with each other", method.name())));
+                .advice(&format!("{} compares a prompt's completions with each other", method.name())));
         }
         let learning_rate = if wire.learning_rate.is_empty() {
             vec![5e-6, 2e-6, 9e-7]
@@ -65,7 +65,8 @@ impl PolicyStep {
 
 impl From<&PolicyStep> for v1::PolicyStepSpec {
     fn from(step: &PolicyStep) -> Self {
-        let mut wire = Self {
+        Self {
+            method: Some(step.method.to_wire()),
             samples: Some(step.samples),
             learning_rate: step.learning_rate.clone(),
             epochs: Some(step.epochs),
@@ -74,9 +75,6 @@ impl From<&PolicyStep> for v1::PolicyStepSpec {
             schedule: Some((&step.schedule).into()),
             save_dtype: step.save_dtype.to_string(),
             lora: step.lora.as_ref().map(Into::into),
-            ..Self::default()
-        };
-        step.method.write(&mut wire);
-        wire
+        }
     }
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::SpecError;
 use super::check::{self, unknown_choice};
 use super::choice::choices;
+use super::schema::{self, JOB_SPEC, Kind};
 
 choices! {
     /// A published setting to start from, or a control of the job beside it.
@@ -49,16 +50,16 @@ impl Preset {
     /// The fields it sets, in the JSON mapping of `JobSpec`.
     pub(super) fn fields(self) -> Value {
         match self {
-            Self::PaperRjs => paper(json!({ "method": "rejection" })),
+            Self::PaperRjs => paper(json!({ "rejection": {} })),
             // github.com/GanjinZero/RRHF: 100 · ranking + token mean of −log p.
-            Self::PaperRrhf => paper(json!({ "method": "rrhf", "ranking_weight": 100.0, "nll": "mean" })),
-            Self::PaperDpo => paper(json!({ "method": "dpo" })),
+            Self::PaperRrhf => paper(json!({ "rrhf": { "ranking_weight": 100.0, "nll": "mean" } })),
+            Self::PaperDpo => paper(json!({ "dpo": {} })),
             Self::StaticRm => json!({ "reward_step": { "apo_weight": 0.0, "refresh": "first_round" } }),
             Self::FrozenApo => json!({ "reward_step": { "apo_weight": 1.0, "refresh": "first_round" } }),
             Self::HumanOnlyRefresh => {
                 json!({ "reward_step": { "apo_weight": 0.0, "refresh": "every_round" } })
             }
-            Self::Gail => json!({ "reward_step": { "loss": "gail", "human_weight": 0.0 } }),
+            Self::Gail => json!({ "reward_step": { "gail": {}, "human_weight": 0.0 } }),
         }
     }
 }
@@ -71,7 +72,7 @@ fn paper(method: Value) -> Value {
         "text": { "max_length": 512, "truncation_side": "left" },
         "sampling": { "temperature": 1.2, "top_p": 1.0, "max_new_tokens": 256 },
         "reward_step": {
-            "loss": "bradley_terry", "apo_weight": 1.0, "human_weight": 1.0, "samples": 4, "start": "base",
+            "bradley_terry": {}, "apo_weight": 1.0, "human_weight": 1.0, "samples": 4, "start": "base",
             "refresh": "every_round", "learning_rate": 1e-6, "epochs": 1, "batch_pairs": 64,
             "schedule": { "warmup_steps": 100 }
         },
@@ -82,7 +83,7 @@ fn paper(method: Value) -> Value {
             "sampling": { "temperature": 0.3, "top_k": 5, "top_p": 0.85, "repetition_penalty": 1.05 }
         }
     });
-    merge(&mut fields["policy_step"], method);
+    merge(&mut fields, json!({ "policy_step": method }));
     fields
 }
 
@@ -143,22 +144,38 @@ pub(super) struct Contradiction {
 /// The fields of `given` that are not as `preset` sets them. What `given` leaves out contradicts nothing.
 pub(super) fn contradictions(preset: Preset, given: &Value) -> Vec<Contradiction> {
     let mut found = Vec::new();
-    contradict("", &preset.fields(), given, &mut found);
+    contradict("", JOB_SPEC, &preset.fields(), given, &mut found);
     found
 }
 
-fn contradict(path: &str, preset: &Value, given: &Value, found: &mut Vec<Contradiction>) {
+fn contradict(at: &str, message: &str, preset: &Value, given: &Value, found: &mut Vec<Contradiction>) {
     match (preset, given) {
         (_, Value::Null) => {}
         (Value::Object(fields), Value::Object(given)) => {
+            let is_given = |name: &str| given.get(name).is_some_and(|value| !value.is_null());
             for (name, field) in fields {
-                let path = check::path(path, name);
-                contradict(&path, field, given.get(name).unwrap_or(&Value::Null), found);
+                let siblings = schema::siblings(message, name);
+                let other = siblings.and_then(|(oneof, others)| {
+                    Some((oneof, others.into_iter().find(|other| is_given(other))?))
+                });
+                if let Some((oneof, other)) = other {
+                    let (path, found_here) = (check::path(at, oneof), other.to_owned());
+                    found.push(Contradiction { path, found: found_here, expected: name.clone() });
+                    continue;
+                }
+                let path = check::path(at, name);
+                contradict(
+                    &path,
+                    inner(message, name),
+                    field,
+                    given.get(name).unwrap_or(&Value::Null),
+                    found,
+                );
             }
         }
         (preset, given) if same(preset, given) => {}
         (preset, given) => {
-            found.push(Contradiction { path: path.to_owned(), found: shown(given), expected: shown(preset) });
+            found.push(Contradiction { path: at.to_owned(), found: shown(given), expected: shown(preset) });
         }
     }
 }
@@ -183,14 +200,15 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Whether a dotted path, or a block that it lies in, is given. `null`, which asks for the default, is given.
+/// Whether a dotted path, or a block that contains it, is given. `null`, which asks for the default, is given. A `oneof` is
+/// given by any of its members.
 fn is_given(value: &Value, path: &str) -> bool {
-    let mut value = value;
+    let (mut value, mut message) = (value, JOB_SPEC);
     for name in path.split('.') {
         match value.get(name) {
-            None => return false,
+            None => return schema::members(message, name).iter().any(|member| value.get(member).is_some()),
             Some(Value::Null) => return true,
-            Some(inner) => value = inner,
+            Some(inner_value) => (value, message) = (inner_value, inner(message, name)),
         }
     }
     true
@@ -205,14 +223,32 @@ pub(crate) fn apply(wire: v1::JobSpec) -> Result<v1::JobSpec, SpecError> {
     serde_json::from_value(merged).map_err(syntax)
 }
 
-/// Lays `over` over `base`: objects field by field, anything else as a whole.
+/// Lays one job file over another: objects field by field, anything else as a whole. A member of a `oneof` takes the place of
+/// the others.
 pub(crate) fn merge(base: &mut Value, over: Value) {
+    merge_message(JOB_SPEC, base, over);
+}
+
+fn merge_message(message: &str, base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (name, value) in over {
-                merge(base.entry(name).or_insert(Value::Null), value);
+                if let Some((_, others)) = schema::siblings(message, &name)
+                    && !value.is_null()
+                {
+                    base.retain(|field, _| !others.contains(&field.as_str()));
+                }
+                merge_message(inner(message, &name), base.entry(name).or_insert(Value::Null), value);
             }
         }
         (base, over) => *base = over,
+    }
+}
+
+/// The message that a field of `message` holds; empty if it holds none.
+fn inner<'a>(message: &str, field: &str) -> &'a str {
+    match schema::kind(message, field) {
+        Some(Kind::Message(inner)) => inner,
+        _ => "",
     }
 }

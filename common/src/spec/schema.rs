@@ -6,20 +6,23 @@ use std::sync::OnceLock;
 
 use foil_proto::FILE_DESCRIPTOR_SET;
 use prost::Message;
-use prost_types::FileDescriptorSet;
 use prost_types::field_descriptor_proto::{Label, Type};
+use prost_types::{FieldDescriptorProto, FileDescriptorSet};
 use serde_json::{Map, Number, Value};
 
 use super::SpecError;
-use super::check::{nearest, path};
+use super::check::{path, unknown_choice};
+use super::synonyms;
 
 pub(crate) const JOB_SPEC: &str = ".foil.v1.JobSpec";
 
 #[derive(Debug)]
-struct Field {
-    name: String,
-    kind: Kind,
+pub(super) struct Field {
+    pub(super) name: String,
+    pub(super) kind: Kind,
     repeated: bool,
+    /// The `oneof` that it is a member of.
+    oneof: Option<String>,
 }
 
 #[derive(Debug)]
@@ -44,6 +47,11 @@ fn schema() -> &'static Schema {
         });
         messages
             .map(|(name, message)| {
+                let oneof = |field: &FieldDescriptorProto| {
+                    // An `optional` field is the only member of a `oneof` that the compiler makes up.
+                    let index = field.oneof_index.filter(|_| !field.proto3_optional())?;
+                    Some(message.oneof_decl.get(usize::try_from(index).ok()?)?.name().to_owned())
+                };
                 let fields = message.field.iter().map(|field| Field {
                     name: field.name().to_owned(),
                     kind: match field.r#type() {
@@ -54,6 +62,7 @@ fn schema() -> &'static Schema {
                         _ => Kind::Count,
                     },
                     repeated: field.label() == Label::Repeated,
+                    oneof: oneof(field),
                 });
                 (name, fields.collect())
             })
@@ -61,14 +70,28 @@ fn schema() -> &'static Schema {
     })
 }
 
-/// What a field of `message` holds.
-pub(super) fn kind(message: &str, field: &str) -> Option<&'static Kind> {
-    schema().get(message)?.iter().find(|known| known.name == field).map(|known| &known.kind)
+/// The fields of `message`.
+pub(super) fn fields(message: &str) -> &'static [Field] {
+    schema().get(message).map(Vec::as_slice).unwrap_or_default()
 }
 
-#[cfg(test)]
-pub(super) fn fields(message: &str) -> impl Iterator<Item = &'static str> {
-    schema().get(message).into_iter().flatten().map(|field| field.name.as_str())
+/// What a field of `message` holds.
+pub(super) fn kind(message: &str, field: &str) -> Option<&'static Kind> {
+    fields(message).iter().find(|known| known.name == field).map(|known| &known.kind)
+}
+
+/// The names of the members of `oneof`, in order; none if `message` has no such `oneof`.
+pub(super) fn members(message: &str, oneof: &str) -> Vec<&'static str> {
+    let members = fields(message).iter().filter(|field| field.oneof.as_deref() == Some(oneof));
+    members.map(|field| field.name.as_str()).collect()
+}
+
+/// The `oneof` that `field` is a member of, and the other members.
+pub(super) fn siblings(message: &str, field: &str) -> Option<(&'static str, Vec<&'static str>)> {
+    let oneof = fields(message).iter().find(|known| known.name == field)?.oneof.as_deref()?;
+    let mut others = members(message, oneof);
+    others.retain(|name| *name != field);
+    Some((oneof, others))
 }
 
 #[cfg(test)]
@@ -77,9 +100,9 @@ pub(super) fn is_repeated(message: &str, field: &str) -> bool {
 }
 
 /// Checks `value` against `message` and gives it back in the form protobuf's JSON mapping reads: a single value
-/// of a list field becomes a list of one. `null` stays, meaning the default.
+/// of a list field becomes a list of one, and a `oneof` that is given by the name of a member (`method: dpo`) becomes that
+/// member without settings (`dpo: {}`). `null` stays, meaning the default.
 pub(crate) fn normalize(at: &str, message: &str, value: Value) -> Result<Value, SpecError> {
-    let fields = schema().get(message).map(Vec::as_slice).unwrap_or_default();
     let object = match value {
         Value::Object(object) => object,
         Value::Null => return Ok(Value::Null),
@@ -90,14 +113,65 @@ pub(crate) fn normalize(at: &str, message: &str, value: Value) -> Result<Value, 
     };
     let mut checked = Map::new();
     for (name, value) in object {
+        let members = members(message, &name);
+        if !members.is_empty() {
+            choose(at, &name, &members, &value, &mut checked)?;
+            continue;
+        }
         let at = path(at, &name);
-        let Some(field) = fields.iter().find(|field| field.name == name) else {
-            let nearest = nearest(&name, fields.iter().map(|field| field.name.as_str())).map(str::to_owned);
-            return Err(SpecError::Unknown { field: at, nearest });
+        let Some(field) = fields(message).iter().find(|field| field.name == name) else {
+            return Err(SpecError::Unknown { field: at, hint: synonyms::hint(message, &name) });
         };
-        checked.insert(name, field.normalize(&at, value)?);
+        let value = field.normalize(&at, value)?;
+        // A member with settings may stand beside its own name.
+        if !value.is_null() || !checked.contains_key(&name) {
+            checked.insert(name, value);
+        }
     }
+    refuse_two_members(at, message, &checked)?;
     Ok(Value::Object(checked))
+}
+
+/// Puts the member that `value` names into `checked`; all members as null if it asks for the default.
+fn choose(
+    at: &str,
+    oneof: &str,
+    members: &[&str],
+    value: &Value,
+    checked: &mut Map<String, Value>,
+) -> Result<(), SpecError> {
+    match value {
+        Value::Null => members.iter().for_each(|member| {
+            checked.entry(*member).or_insert(Value::Null);
+        }),
+        Value::String(name) if members.contains(&name.as_str()) => {
+            let member = checked.entry(name.as_str()).or_insert(Value::Null);
+            if member.is_null() {
+                *member = Value::Object(Map::new());
+            }
+        }
+        Value::String(name) => return Err(unknown_choice(at, oneof, name, members)),
+        other => {
+            let expected = super::check::one_of(members);
+            return Err(SpecError::field(&path(at, oneof), show(other), &expected));
+        }
+    }
+    Ok(())
+}
+
+/// Of the members of a `oneof` only one can be meant.
+fn refuse_two_members(at: &str, message: &str, checked: &Map<String, Value>) -> Result<(), SpecError> {
+    let given = |name: &str| checked.get(name).is_some_and(|value| !value.is_null());
+    for field in fields(message).iter().filter(|field| given(&field.name)) {
+        let Some((oneof, others)) = siblings(message, &field.name) else { continue };
+        if let Some(other) = others.into_iter().find(|other| given(other)) {
+            let found = format!("{} and {other}", field.name);
+            return Err(
+                SpecError::field(&path(at, oneof), found, "one of them").advice("leave out the other")
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Whether the dotted path names a field that holds text, so that `--set name=17` need not be quoted.
@@ -109,6 +183,7 @@ pub(crate) fn is_text(field: &str) -> bool {
         match found.map(|field| &field.kind) {
             Some(Kind::Message(next)) => message = next,
             Some(Kind::Text) => return names.peek().is_none() && found.is_some_and(|field| !field.repeated),
+            None => return names.peek().is_none() && !members(message, name).is_empty(),
             _ => return false,
         }
     }

@@ -5,6 +5,7 @@ use super::check::{Range, count, path, real, size, wire_size};
 use super::choice::choices;
 use super::lora::Lora;
 use super::optimize::{Optimizer, Schedule};
+use super::reward_loss::RewardLoss;
 
 /// Supervised fine-tuning before round 1.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,10 +21,11 @@ pub struct SftStep {
 /// The reward model's epoch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RewardStep {
+    /// The loss of golden answers against samples.
     pub loss: RewardLoss,
     /// w_APO: each golden-vs-sample pair weighs `apo_weight / samples`.
     pub apo_weight: f64,
-    /// w_P; 0 where the loss is `Gail`.
+    /// w_P; 0 if the loss has no human pairs.
     pub human_weight: f64,
     /// S, samples per golden prompt.
     pub samples: u32,
@@ -37,28 +39,8 @@ pub struct RewardStep {
     pub optimizer: Optimizer,
     pub schedule: Schedule,
     pub save_dtype: SaveDtype,
-    /// Of `BradleyTerry`: the probability that a pair's preference is the wrong way round, 0 ≤ ε < ½.
-    pub label_smoothing: f64,
-    /// Weight of (r_w + r_l)².
-    pub center_rewards_coefficient: f64,
-    /// Whether r_w − r_l is asked to exceed the margins that preference rows state.
-    pub margin: bool,
-    /// Of `Wgan`: the bound of the scalar head's weights, above 0.
-    pub weight_clip: Option<f64>,
     /// `None` trains all weights.
     pub lora: Option<Lora>,
-}
-
-choices! {
-    /// Of golden answers against samples; human pairs keep `BradleyTerry`.
-    RewardLoss:
-    /// Eq. 15 of the paper: −log σ(r_w − r_l).
-    #[default]
-    BradleyTerry = "bradley_terry",
-    /// Eq. 14: −(r_gold − r_s), without a lower bound.
-    Wgan = "wgan",
-    /// A logistic discriminator, −log σ(r_gold) − log(1 − σ(r_s)), without human pairs.
-    Gail = "gail",
 }
 
 choices! {
@@ -110,9 +92,8 @@ impl SftStep {
 impl RewardStep {
     pub(crate) fn parse(wire: v1::RewardStepSpec) -> Result<Self, SpecError> {
         let at = "reward_step";
-        let loss = RewardLoss::parse(at, "loss", &wire.loss)?;
-        let human = if loss == RewardLoss::Gail { 0.0 } else { 1.0 };
-        let clip = wire.weight_clip.map(|clip| real(at, "weight_clip", Some(clip), 0.0, Range::Positive));
+        let loss = RewardLoss::parse(wire.loss.as_ref())?;
+        let human = if loss.human_pairs().is_some() { 1.0 } else { 0.0 };
         let step = Self {
             loss,
             apo_weight: real(at, "apo_weight", wire.apo_weight, 1.0, Range::NonNegative)?,
@@ -127,16 +108,6 @@ impl RewardStep {
             optimizer: Optimizer::parse(at, &wire.optimizer.unwrap_or_default())?,
             schedule: Schedule::parse(at, &wire.schedule.unwrap_or_default())?,
             save_dtype: SaveDtype::parse(at, "save_dtype", &wire.save_dtype)?,
-            label_smoothing: real(at, "label_smoothing", wire.label_smoothing, 0.0, Range::BelowHalf)?,
-            center_rewards_coefficient: real(
-                at,
-                "center_rewards_coefficient",
-                wire.center_rewards_coefficient,
-                0.0,
-                Range::NonNegative,
-            )?,
-            margin: wire.margin,
-            weight_clip: clip.transpose()?,
             lora: wire.lora.as_ref().map(|lora| Lora::parse(at, lora)).transpose()?,
         };
         step.cross_check(at)?;
@@ -153,38 +124,13 @@ impl RewardStep {
             )
             .advice("the reward model needs pairs to learn from"));
         }
-        if self.loss != RewardLoss::Wgan
-            && let Some(clip) = self.weight_clip
-        {
-            let expected = format!("nothing where loss is {}", self.loss);
-            return Err(SpecError::field(&path(at, "weight_clip"), clip, &expected)
-                .advice("only wgan lacks a lower bound; leave it out"));
+        if self.loss.human_pairs().is_none() && self.human_weight > 0.0 {
+            let loss = self.loss.name();
+            let expected = format!("nothing when the loss is {loss}");
+            return Err(SpecError::field(&path(at, "human_weight"), self.human_weight, &expected)
+                .advice(&format!("{loss} trains on golden answers against samples alone; leave it out")));
         }
-        if self.loss != RewardLoss::Gail {
-            return Ok(());
-        }
-        let foreign = [
-            ("human_weight", self.human_weight, "gail trains on golden answers against samples alone"),
-            ("label_smoothing", self.label_smoothing, "it is a setting of bradley_terry"),
-            (
-                "center_rewards_coefficient",
-                self.center_rewards_coefficient,
-                "each score of gail is a probability's, with an offset of its own",
-            ),
-            (
-                "margin",
-                f64::from(u8::from(self.margin)),
-                "margins are those of human pairs, which gail has not",
-            ),
-        ];
-        match foreign.into_iter().find(|(_, value, _)| *value > 0.0) {
-            None => Ok(()),
-            Some((field, value, why)) => {
-                let found = if field == "margin" { "true".to_owned() } else { value.to_string() };
-                Err(SpecError::field(&path(at, field), found, "nothing where loss is gail")
-                    .advice(&format!("{why}; leave it out")))
-            }
-        }
+        Ok(())
     }
 }
 
@@ -209,7 +155,7 @@ impl From<&SftStep> for v1::SftStepSpec {
 impl From<&RewardStep> for v1::RewardStepSpec {
     fn from(step: &RewardStep) -> Self {
         Self {
-            loss: step.loss.to_string(),
+            loss: Some(step.loss.to_wire()),
             apo_weight: Some(step.apo_weight),
             human_weight: Some(step.human_weight),
             samples: Some(step.samples),
@@ -222,10 +168,6 @@ impl From<&RewardStep> for v1::RewardStepSpec {
             optimizer: Some((&step.optimizer).into()),
             schedule: Some((&step.schedule).into()),
             save_dtype: step.save_dtype.to_string(),
-            label_smoothing: Some(step.label_smoothing),
-            center_rewards_coefficient: Some(step.center_rewards_coefficient),
-            margin: step.margin,
-            weight_clip: step.weight_clip,
             lora: step.lora.as_ref().map(Into::into),
         }
     }

@@ -83,7 +83,7 @@ mod tests {
         std::fs::write(&file, JOB).unwrap();
         let fault = |field: &str| SpecError::InFile {
             file: file.clone(),
-            error: Box::new(SpecError::Unknown { field: field.to_owned(), nearest: None }),
+            error: Box::new(SpecError::Unknown { field: field.to_owned(), hint: None }),
         };
         let told = |field, settings: &[&str]| {
             let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();

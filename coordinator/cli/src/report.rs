@@ -5,6 +5,7 @@ mod best;
 mod failure;
 
 use foil_common::drift;
+use foil_common::spec::{Method, RewardLoss};
 use foil_common::stats::REWARD_GAIN;
 use foil_proto::v1;
 use serde_json::{Map, Value, json};
@@ -250,8 +251,9 @@ pub(crate) fn progress(told: &v1::PhaseProgress) -> String {
 
 /// A specification in one line: `2 rounds of rejection against bradley_terry, 2 ranks on cpu`.
 pub(crate) fn outline(spec: &v1::JobSpec) -> String {
-    let method = spec.policy_step.as_ref().map(|step| step.method.as_str()).unwrap_or_default();
-    let loss = spec.reward_step.as_ref().map(|step| step.loss.as_str()).unwrap_or_default();
+    let method = Method::parse(spec.policy_step.as_ref().and_then(|step| step.method.as_ref()));
+    let loss = RewardLoss::parse(spec.reward_step.as_ref().and_then(|step| step.loss.as_ref()));
+    let (method, loss) = (method.map_or("?", |method| method.name()), loss.map_or("?", |loss| loss.name()));
     let resources = spec.resources.clone().unwrap_or_default();
     format!(
         "{} of {method} against {loss}, {} on {}",
@@ -381,8 +383,14 @@ start  –              –                     0.00         –            – 
         assert_eq!(progress(&rows), "3 of 9 prompts");
         let spec = v1::JobSpec {
             rounds: Some(2),
-            policy_step: Some(v1::PolicyStepSpec { method: "dpo".into(), ..Default::default() }),
-            reward_step: Some(v1::RewardStepSpec { loss: "wgan".into(), ..Default::default() }),
+            policy_step: Some(v1::PolicyStepSpec {
+                method: Some(v1::policy_step_spec::Method::Dpo(v1::DpoSpec::default())),
+                ..Default::default()
+            }),
+            reward_step: Some(v1::RewardStepSpec {
+                loss: Some(v1::reward_step_spec::Loss::Wgan(v1::WganSpec::default())),
+                ..Default::default()
+            }),
             resources: Some(v1::ResourceSpec { ranks: Some(2), device: "cpu".into(), ..Default::default() }),
             ..Default::default()
         };

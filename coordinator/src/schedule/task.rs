@@ -123,15 +123,15 @@ impl Builder<'_> {
     }
 
     fn reference(&self, set: &str, local: u32) -> Result<TaskWork, TaskError> {
-        let (method, round) = (&self.job.spec.policy_step.method, self.phase.round);
+        let (needs, round) = (self.job.spec.policy_step.method.needs(), self.phase.round);
         let before = round.saturating_sub(1);
-        let reference = method.reference().map(|reference| match reference {
+        let reference = needs.reference.map(|reference| match reference {
             ReferencePolicy::RoundStart => self.policy(before),
             ReferencePolicy::Initial => self.policy(0),
         });
         Ok(TaskWork::Reference(v1::Reference {
             reference: reference.transpose()?,
-            sampler: method.needs_sampler().then(|| self.policy(before)).transpose()?,
+            sampler: needs.old_log_probs.then(|| self.policy(before)).transpose()?,
             prompts: Some(self.dataset(set)?),
             samples: Some(only(self.samples(round, Work::GeneratePolicy)?, local)),
             scores: Some(only(self.samples(round, Work::ScorePolicy)?, local)),

@@ -37,7 +37,7 @@ mod tests {
     use crate::evaluate::{completion_kl, completion_log_probs};
     use crate::generate::{Completion, GenerateRequest, GenerationConfig, NoiseKey, generate};
     use crate::model::{DecoderConfig, LanguageModel, Precision};
-    use crate::train::AnswerGroup;
+    use crate::train::CompletionGroup;
 
     #[test]
     fn drift_is_distance_and_divergence_over_tokens() {
@@ -84,19 +84,19 @@ mod tests {
             generate(&sampler.inference(precision, 8).unwrap(), &requests, &config, &mut |_, _| {});
         let completions = generation.unwrap().completions;
 
-        let group = |(request, completions): (&GenerateRequest, &[Completion])| AnswerGroup {
+        let group = |(request, completions): (&GenerateRequest, &[Completion])| CompletionGroup {
             id: request.prompt_id,
             prompt: request.prompt.clone(),
-            answers: completions.iter().map(|completion| completion.tokens.clone()).collect(),
+            completions: completions.iter().map(|completion| completion.tokens.clone()).collect(),
         };
-        let groups: Vec<AnswerGroup> = requests.iter().zip(completions.chunks(3)).map(group).collect();
+        let groups: Vec<CompletionGroup> = requests.iter().zip(completions.chunks(3)).map(group).collect();
         let trained = completion_log_probs(trainer, &groups, precision, 200).unwrap().concat();
         let dialogues: Vec<(Vec<u32>, usize)> = groups
             .iter()
             .flat_map(|group| {
                 let whole =
                     |answer: &Vec<u32>| ([group.prompt.as_slice(), answer].concat(), group.prompt.len());
-                group.answers.iter().map(whole)
+                group.completions.iter().map(whole)
             })
             .collect();
         let dialogues: Vec<(&[u32], usize)> =

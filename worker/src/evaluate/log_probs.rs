@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::scores::batches;
 use crate::model::{LanguageModel, ModelError, PackedBatch, Precision};
 use crate::objective::likelihood::{AnswerPositions, Prediction, log_probs};
-use crate::train::{AnswerGroup, Sequences};
+use crate::train::{CompletionGroup, Sequences};
 
 /// For each completion of each group, log p of each of its tokens in nats. A group's prompt is computed once.
 ///
@@ -15,12 +15,12 @@ use crate::train::{AnswerGroup, Sequences};
 /// An empty prompt with an empty completion; errors of libtorch.
 pub fn completion_log_probs(
     model: &LanguageModel,
-    groups: &[AnswerGroup],
+    groups: &[CompletionGroup],
     precision: Precision,
     budget: usize,
 ) -> Result<Vec<Vec<Vec<f32>>>, ModelError> {
     let mut found = Vec::with_capacity(groups.len());
-    for batch in batches(groups.iter().map(AnswerGroup::cost), budget) {
+    for batch in batches(groups.iter().map(CompletionGroup::cost), budget) {
         found.extend(no_grad(|| batch_log_probs(model, &groups[batch], precision))?);
     }
     Ok(found)
@@ -28,7 +28,7 @@ pub fn completion_log_probs(
 
 fn batch_log_probs(
     model: &LanguageModel,
-    groups: &[AnswerGroup],
+    groups: &[CompletionGroup],
     precision: Precision,
 ) -> Result<Vec<Vec<Vec<f32>>>, ModelError> {
     let groups = Sequences::of(groups.iter());
@@ -55,7 +55,7 @@ mod tests {
 
     use super::completion_log_probs;
     use crate::model::{LanguageModel, PackedBatch, Precision};
-    use crate::train::AnswerGroup;
+    use crate::train::CompletionGroup;
 
     /// log p of `answer` after `prompt`, in a forward pass of its own.
     fn forward_single(model: &LanguageModel, prompt: &[u32], answer: &[u32]) -> Vec<f64> {
@@ -75,10 +75,10 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/model/llama-tied");
         let model = LanguageModel::load(&dir, Device::Cpu).unwrap();
         let long: Vec<u32> = (1..20).collect();
-        let group = |id, prompt: &[u32], answers: &[&[u32]]| AnswerGroup {
+        let group = |id, prompt: &[u32], answers: &[&[u32]]| CompletionGroup {
             id,
             prompt: prompt.to_vec(),
-            answers: answers.iter().map(|answer| answer.to_vec()).collect(),
+            completions: answers.iter().map(|answer| answer.to_vec()).collect(),
         };
         let groups = [
             group(1, &[1, 5], &[&[9, 4]]),
@@ -88,8 +88,8 @@ mod tests {
         for budget in [1, 30, 1000] {
             let found = completion_log_probs(&model, &groups, Precision::Fp32, budget).unwrap();
             for (group, found) in groups.iter().zip(&found) {
-                assert_eq!(found.len(), group.answers.len());
-                for (answer, found) in group.answers.iter().zip(found) {
+                assert_eq!(found.len(), group.completions.len());
+                for (answer, found) in group.completions.iter().zip(found) {
                     let expected = forward_single(&model, &group.prompt, answer);
                     assert_eq!(found.len(), expected.len());
                     let near = |(found, expected): (&f32, &f64)| (f64::from(*found) - expected).abs() < 1e-5;

@@ -5,16 +5,15 @@
 //!
 //! Sums are taken in fp32, or in fp64 where the inputs are fp64.
 
-pub mod dpo;
-pub mod group;
+pub mod advantage;
 pub mod likelihood;
+pub mod metrics;
 #[cfg(test)]
 mod oracles;
 pub mod pairing;
-pub mod policy_gradient;
-pub mod preference;
-pub mod rejection;
-pub mod rrhf;
+pub mod policy;
+pub mod reward;
+pub mod surrogate;
 #[cfg(test)]
 mod tests;
 

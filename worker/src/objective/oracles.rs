@@ -1,18 +1,15 @@
 //! Objectives for rewards and policies against TRL's trainers, and against formulas, in fp64
 //! (scripts/fixtures/objectives.py).
 
-use foil_common::spec::{Pairing, Reduction};
+use foil_common::spec::{BradleyTerry, Pairing, Reduction};
 use serde_json::Value;
 use tch::Tensor;
 
-use super::dpo::{dpo, ipo, log_ratio};
+use super::advantage::{group_advantages, leave_one_out, penalized_rewards};
 use super::pairing::pairs;
-use super::policy_gradient::{
-    Rollouts, group_advantages, grpo, kl_term, leave_one_out, penalised_rewards, rloo,
-};
-use super::preference::{BradleyTerry, ScoredPairs, gail, wgan};
-use super::rejection;
-use super::rrhf::Rrhf;
+use super::policy::{best_of, dpo_loss, ipo_loss, log_ratio, rrhf_terms};
+use super::reward::{ScoredPairs, bradley_terry, gail, wgan};
+use super::surrogate::{Rollouts, kl_estimate, sequence_surrogate, token_surrogate};
 
 const BOUND: f64 = 1e-9;
 
@@ -36,8 +33,8 @@ fn leaf(value: &Value) -> Tensor {
     Tensor::from_slice(&numbers(value)).set_requires_grad(true)
 }
 
-/// One tensor per answer.
-fn answers(value: &Value) -> Vec<Tensor> {
+/// One tensor per completion.
+fn completions(value: &Value) -> Vec<Tensor> {
     value.as_array().unwrap().iter().map(leaf).collect()
 }
 
@@ -84,8 +81,8 @@ fn check_bradley_terry(oracle: &str) {
     for case in cases(&rewards_fixture()["bradley_terry"], oracle) {
         let (label_smoothing, center_rewards_coefficient) =
             (number(case, "label_smoothing"), number(case, "center_rewards_coefficient"));
-        let objective = BradleyTerry { label_smoothing, center_rewards_coefficient };
-        check_pairs(case, number(case, "rows"), |pairs| objective.loss(pairs));
+        let settings = BradleyTerry { label_smoothing, center_rewards_coefficient, margin: true };
+        check_pairs(case, number(case, "rows"), |pairs| bradley_terry(&settings, pairs));
     }
 }
 
@@ -119,10 +116,10 @@ fn reduction(case: &Value, field: &str) -> Reduction {
     if case[field] == "mean" { Reduction::Mean } else { Reduction::Sum }
 }
 
-/// The fixture's first half of answers is chosen, the other half rejected.
+/// The fixture's first half of completions is chosen, the other half rejected.
 fn check_preferences(oracle: &str) {
     for case in cases(&policies_fixture()["preferences"], oracle) {
-        let (policy, reference) = (answers(&case["policy"]), answers(&case["reference"]));
+        let (policy, reference) = (completions(&case["policy"]), completions(&case["reference"]));
         let reduction = reduction(case, "log_ratio");
         let ratio =
             |(policy, reference): (&Tensor, &Tensor)| log_ratio(policy, &reference.detach(), reduction);
@@ -130,8 +127,8 @@ fn check_preferences(oracle: &str) {
         let halves = ratios.view([2, -1]);
         let (chosen, rejected, beta) = (halves.get(0), halves.get(1), number(case, "beta"));
         let loss = match case["objective"].as_str() {
-            Some("dpo") => dpo(&chosen, &rejected, beta, number(case, "label_smoothing")),
-            _ => ipo(&chosen, &rejected, beta),
+            Some("dpo") => dpo_loss(&chosen, &rejected, beta, number(case, "label_smoothing")),
+            _ => ipo_loss(&chosen, &rejected, beta),
         };
         assert_loss(&loss, &policy, case, number(case, "rows"), &policy_gradients(case));
     }
@@ -150,31 +147,31 @@ fn oracle_openrlhf_dpo_loss_label_smoothing_and_summed_ipo() {
 #[test]
 fn oracle_formula_rrhf() {
     for case in cases(&policies_fixture()["rrhf"], "formula") {
-        let (policy, rewards) = (answers(&case["policy"]), numbers(&case["rewards"]));
-        let texts = vec!["an answer"; rewards.len()];
-        let best = rejection::select(&rewards, &texts).unwrap();
+        let (policy, rewards) = (completions(&case["policy"]), numbers(&case["rewards"]));
+        let texts = vec!["a completion"; rewards.len()];
+        let best = best_of(&rewards, &texts).unwrap();
         let pairs = pairs(&rewards, &texts, Pairing::All);
-        assert_eq!(pairs.len(), 14, "6 answers, two of them equal");
-        let objective = Rrhf { ranking_weight: number(case, "ranking_weight"), nll: reduction(case, "nll") };
-        let loss = objective.loss(&policy, &pairs, best);
+        assert_eq!(pairs.len(), 14, "6 completions, two of them equal");
+        let (ranking, nll) = rrhf_terms(&policy, &pairs, best, reduction(case, "nll"));
+        let loss = ranking * number(case, "ranking_weight") + nll;
         assert_loss(&loss, &policy, case, 1.0, &policy_gradients(case));
     }
 }
 
 /// Log-probabilities in fp64, as a single-precision artifact could not hold them.
 fn detached(value: &Value) -> Vec<Tensor> {
-    answers(value).iter().map(Tensor::detach).collect()
+    completions(value).iter().map(Tensor::detach).collect()
 }
 
 #[test]
 fn oracle_trl_grpo_trainer() {
     for case in cases(&policies_fixture()["grpo"], "trl") {
-        let (policy, sampler) = (answers(&case["policy"]), detached(&case["sampler"]));
+        let (policy, old) = (completions(&case["policy"]), detached(&case["old_log_probs"]));
         let advantages = group_advantages(&numbers(&case["rewards"]));
         assert_all_near(&advantages, &numbers(&case["advantages"]));
-        let rollouts = Rollouts { policy: &policy, sampler: &sampler, advantages: &advantages };
-        let kl = kl_term(&policy, &detached(&case["reference"]));
-        let loss = grpo(&rollouts, number(case, "clip_ratio")).loss + kl * number(case, "kl_weight");
+        let rollouts = Rollouts { log_probs: &policy, old_log_probs: &old, advantages: &advantages };
+        let kl = kl_estimate(&policy, &detached(&case["reference"]));
+        let loss = token_surrogate(&rollouts, number(case, "epsilon")).loss + kl * number(case, "beta");
         assert_loss(&loss, &policy, case, number(case, "rows"), &policy_gradients(case));
     }
 }
@@ -182,19 +179,19 @@ fn oracle_trl_grpo_trainer() {
 #[test]
 fn oracle_trl_rloo_trainer() {
     for case in cases(&policies_fixture()["rloo"], "trl") {
-        let (policy, sampler) = (answers(&case["policy"]), detached(&case["sampler"]));
+        let (policy, old) = (completions(&case["policy"]), detached(&case["old_log_probs"]));
         let expected = numbers(&case["advantages"]);
         let single = |field: &str| -> Vec<Vec<f32>> {
             let rows = case[field].as_array().unwrap().iter();
             rows.map(|row| numbers(row).into_iter().map(|number| number as f32).collect()).collect()
         };
-        let (rewards, weight) = (numbers(&case["rewards"]), number(case, "kl_weight"));
-        let rewards = penalised_rewards(&rewards, &single("sampler"), &single("reference"), weight);
+        let (rewards, weight) = (numbers(&case["rewards"]), number(case, "beta"));
+        let rewards = penalized_rewards(&rewards, &single("old_log_probs"), &single("reference"), weight);
         for (found, expected) in leave_one_out(&rewards).iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-6, "{found} not {expected}: more than fp32 explains");
         }
-        let rollouts = Rollouts { policy: &policy, sampler: &sampler, advantages: &expected };
-        let loss = rloo(&rollouts, number(case, "clip_ratio")).loss;
+        let rollouts = Rollouts { log_probs: &policy, old_log_probs: &old, advantages: &expected };
+        let loss = sequence_surrogate(&rollouts, number(case, "epsilon")).loss;
         assert_loss(&loss, &policy, case, number(case, "rows"), &policy_gradients(case));
     }
 }

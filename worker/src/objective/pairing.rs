@@ -1,30 +1,30 @@
-//! Which answers to one prompt are set against each other, by their rewards.
+//! Pairs of completions to one prompt, by their rewards.
 
 use std::cmp::Ordering;
 
 use foil_common::spec::Pairing;
 use tch::Tensor;
 
-/// One answer preferred to another to the same prompt; indices of the two.
+/// One completion preferred to another to the same prompt, by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preference {
     pub chosen: usize,
     pub rejected: usize,
 }
 
-/// The pairs that `pairing` makes of one prompt's answers.
+/// The pairs that `pairing` makes of one prompt's completions.
 ///
-/// `rewards` and `texts` run over the answers. The chosen answer's reward is higher than the other's: ties make no pair.
-/// A blank answer (nothing but white space) is never chosen, though it may be rejected. An answer without a
-/// finite reward takes no part. Equal rewards keep the order of their answers.
+/// `rewards` and `texts` run over the completions. The chosen one's reward is higher than the other's: ties make no pair.
+/// A blank completion (nothing but white space) is never chosen, though it may be rejected. A completion without a
+/// finite reward takes no part. Equal rewards keep the order of their completions.
 ///
 /// - `BestWorst`: the best against the worst; one pair or none.
 /// - `TopBottom(k)`: the best against the worst, the second best against the second worst, …; at most k pairs, fewer where
 ///   the two ends meet.
-/// - `All`: every answer against every worse one.
+/// - `All`: every completion against every worse one.
 pub fn pairs(rewards: &[f64], texts: &[impl AsRef<str>], pairing: Pairing) -> Vec<Preference> {
     let finite: Vec<usize> =
-        (0..rewards.len().min(texts.len())).filter(|&answer| rewards[answer].is_finite()).collect();
+        (0..rewards.len().min(texts.len())).filter(|&index| rewards[index].is_finite()).collect();
     let by_reward = |a: usize, b: usize| rewards[a].total_cmp(&rewards[b]);
     let best =
         sorted(finite.iter().copied().filter(|&a| !is_blank(texts[a].as_ref())), |a, b| by_reward(b, a));
@@ -40,27 +40,27 @@ pub fn pairs(rewards: &[f64], texts: &[impl AsRef<str>], pairing: Pairing) -> Ve
     preferences.filter(|pair| rewards[pair.chosen] > rewards[pair.rejected]).collect()
 }
 
-/// From a value for each answer, `[answers]`, those of the pairs' two sides: chosen and rejected, `[pairs]` each.
+/// From a value for each completion, `[completions]`, those of the pairs' two sides: chosen and rejected, `[pairs]` each.
 ///
 /// # Panics
-/// An index beyond the answers.
+/// An index beyond the completions.
 pub fn sides(values: &Tensor, pairs: &[Preference]) -> (Tensor, Tensor) {
-    let side = |answer: fn(&Preference) -> usize| {
-        let indices: Vec<i64> = pairs.iter().map(|pair| answer(pair) as i64).collect();
+    let side = |index: fn(&Preference) -> usize| {
+        let indices: Vec<i64> = pairs.iter().map(|pair| index(pair) as i64).collect();
         values.index_select(0, &Tensor::from_slice(&indices).to_device(values.device()))
     };
     (side(|pair| pair.chosen), side(|pair| pair.rejected))
 }
 
-/// An answer that says nothing.
+/// Whether a completion is nothing but white space.
 pub fn is_blank(text: &str) -> bool {
     text.trim().is_empty()
 }
 
-fn sorted(answers: impl Iterator<Item = usize>, order: impl Fn(usize, usize) -> Ordering) -> Vec<usize> {
-    let mut answers: Vec<usize> = answers.collect();
-    answers.sort_by(|&a, &b| order(a, b));
-    answers
+fn sorted(indices: impl Iterator<Item = usize>, order: impl Fn(usize, usize) -> Ordering) -> Vec<usize> {
+    let mut indices: Vec<usize> = indices.collect();
+    indices.sort_by(|&a, &b| order(a, b));
+    indices
 }
 
 #[cfg(test)]
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn all_answers_meet_all_worse_ones() {
+    fn all_completions_meet_all_worse_ones() {
         let found = indices(&[1.0, 2.0, 0.0, 2.0], &["a", "b", "c", "d"], Pairing::All);
         assert_eq!(found, [(1, 2), (1, 0), (3, 2), (3, 0), (0, 2)]);
     }
@@ -110,7 +110,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn preferences_follow_rewards_and_use_an_answer_on_one_side(
+        fn preferences_follow_rewards_and_use_a_completion_once(
             rewards in prop::collection::vec((-3i32..3).prop_map(f64::from), 0..9), k in 1usize..6,
         ) {
             let texts = vec!["x"; rewards.len()];
@@ -124,7 +124,7 @@ mod tests {
             used.sort_unstable();
             let before = used.len();
             used.dedup();
-            prop_assert_eq!(used.len(), before, "an answer stands in two pairs");
+            prop_assert_eq!(used.len(), before, "a completion is in two pairs");
             let ends = indices(&rewards, &texts, Pairing::TopBottom(1));
             prop_assert_eq!(indices(&rewards, &texts, Pairing::BestWorst), ends);
         }

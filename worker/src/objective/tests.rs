@@ -1,10 +1,11 @@
 //! Losses, log-probabilities and divergences against PyTorch in fp64 (scripts/fixtures/train.py).
 
+use foil_common::spec::BradleyTerry;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::likelihood::{Prediction, log_probs, nll};
-use super::preference::{BradleyTerry, ScoredPairs};
+use super::reward::{ScoredPairs, bradley_terry};
 use crate::evaluate::token_kl;
 
 const BOUND: f64 = 1e-9;
@@ -33,7 +34,7 @@ fn bradley_terry_is_pytorchs() {
     let (chosen, rejected) = (leaf(&case["chosen"], &[-1]), leaf(&case["rejected"], &[-1]));
     let weights = tensor(&case["weights"], &[-1]);
     let pairs = ScoredPairs { chosen: &chosen, rejected: &rejected, margins: None, weights: &weights };
-    let loss = BradleyTerry::default().loss(&pairs);
+    let loss = bradley_terry(&BradleyTerry::default(), &pairs);
     loss.backward();
     assert!((loss.double_value(&[]) - case["loss"].as_f64().unwrap()).abs() < BOUND);
     assert_close(&chosen.grad(), &case["chosen_grad"]);

@@ -6,11 +6,11 @@ use prost::Message;
 
 use super::support::dialogue::Reader;
 use super::support::drift;
-use super::support::policy_rows::{PolicyRows, ScoredAnswers};
+use super::support::policy_rows::{PolicyRows, ScoredGroup};
 use super::{Chunk, ChunkOutput, Figures, PhaseError, TaskContext};
 use crate::evaluate;
 use crate::task_io::artifact_cache::fingerprint;
-use crate::train::AnswerGroup;
+use crate::train::CompletionGroup;
 use foil_common::failpoint;
 
 pub(super) fn run(
@@ -19,23 +19,25 @@ pub(super) fn run(
     work: &v1::Reference,
 ) -> Result<ChunkOutput, PhaseError> {
     let rows = PolicyRows::read(context, &work.prompts, chunk.span, &work.samples, &work.scores)?;
-    let scored = rows.scored()?;
-    let read = |answers: &ScoredAnswers<'_>| answers.read(&context.job);
-    let read: Vec<Vec<usize>> = scored.iter().map(read).collect();
+    let groups = rows.groups()?;
+    let selected: Vec<Vec<usize>> = groups.iter().map(|group| group.selected(&context.job)).collect();
 
     failpoint::hit("phase.reference")?;
-    context.progress(0, read.iter().map(Vec::len).sum(), "samples");
-    let reference = log_probs(context, &work.reference, &scored, &read)?;
+    context.progress(0, selected.iter().map(Vec::len).sum(), "samples");
+    let reference = log_probs(context, &work.reference, &groups, &selected)?;
     let sampler = match same(&work.reference, &work.sampler) {
         true => reference.clone(),
-        false => log_probs(context, &work.sampler, &scored, &read)?,
+        false => log_probs(context, &work.sampler, &groups, &selected)?,
     };
 
     let mut figures = Figures::default();
     for (name, log_probs) in [("reference_nll", &reference), ("sampler_nll", &sampler)] {
         log_probs.iter().flatten().for_each(|log_probs| figures.push(name, mean_nll(log_probs)));
     }
-    let kept = scored.iter().zip(&read).flat_map(|(answers, read)| read.iter().map(|&i| &answers.answers[i]));
+    let kept = groups
+        .iter()
+        .zip(&selected)
+        .flat_map(|(group, selected)| selected.iter().map(|&index| &group.completions[index]));
     let own = if same(&work.drawn_by, &work.sampler) {
         &sampler
     } else if same(&work.drawn_by, &work.reference) {
@@ -65,17 +67,17 @@ fn same(one: &Option<v1::Artifact>, other: &Option<v1::Artifact>) -> bool {
 fn log_probs(
     context: &mut TaskContext,
     policy: &Option<v1::Artifact>,
-    scored: &[ScoredAnswers<'_>],
-    read: &[Vec<usize>],
+    groups: &[ScoredGroup<'_>],
+    selected: &[Vec<usize>],
 ) -> Result<Option<Vec<Vec<f32>>>, PhaseError> {
     if policy.is_none() {
         return Ok(None);
     }
     let policy = context.policy(policy)?;
     let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
-    let selected = scored.iter().zip(read).filter(|(_, read)| !read.is_empty());
-    let groups = selected.map(|(answers, read)| answers.group(&reader, read));
-    let groups = groups.collect::<Result<Vec<AnswerGroup>, PhaseError>>()?;
+    let read = groups.iter().zip(selected).filter(|(_, selected)| !selected.is_empty());
+    let groups = read.map(|(group, selected)| group.group(&reader, selected));
+    let groups = groups.collect::<Result<Vec<CompletionGroup>, PhaseError>>()?;
     let budget = context.job.policy_step.optimizer.micro_batch_tokens;
     let found = evaluate::completion_log_probs(&policy.model, &groups, context.precision(), budget);
     let found = found.map_err(PhaseError::Batch)?;

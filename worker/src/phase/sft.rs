@@ -6,10 +6,10 @@ use foil_proto::v1;
 
 use super::support::dialogue::Reader;
 use super::support::error::need;
-use super::support::gang::{Course, Trained, metric};
+use super::support::gang::{Trained, metric};
 use super::support::rows::{Span, encode_each, read};
 use super::{PhaseError, TaskContext};
-use crate::train::{Demonstration, Demonstrations};
+use crate::train::{Demonstration, Demonstrations, TrainConfig};
 
 pub(super) fn run(
     context: &mut TaskContext,
@@ -34,16 +34,9 @@ pub(super) fn run(
     // Nothing to predict in an empty answer.
     demonstrations.retain(|row| row.answer_start < row.ids.len());
 
-    let step = context.job.sft_step.clone();
-    let course = Course {
-        epochs: step.epochs,
-        batch: step.batch_sequences,
-        learning_rate: step.learning_rate,
-        optimizer: &step.optimizer,
-        schedule: &step.schedule,
-    };
+    let config = TrainConfig::sft(&context.job, need(&command.task, "a task")?.round);
     let objective = Demonstrations::new(&policy.model, &demonstrations, context.precision());
-    let summary = context.train(command, &objective, policy.model.parameters(), &course)?;
+    let summary = context.train(command, &objective, policy.model.parameters(), &config)?;
 
     let dir = context.cache.scratch("policy")?;
     let parameters = policy.model.parameters();

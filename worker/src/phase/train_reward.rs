@@ -1,17 +1,15 @@
 //! Train the reward model: human pairs, and golden answers against the policy's own samples.
 
-use foil_common::spec::RewardStep;
 use foil_proto::v1;
 
 use super::support::error::need;
-use super::support::gang::{Course, Trained, metric};
+use super::support::gang::{Trained, metric};
 use super::support::models::Judge;
 use super::support::pairs::{self, Contest};
 use super::support::rows::Span;
 use super::{PhaseError, TaskContext};
 use crate::model::HeadKind;
-use crate::objective::preference::{BradleyTerry, RewardObjective};
-use crate::train::{Comparison, PairRanking};
+use crate::train::{Comparison, PairRanking, TrainConfig};
 
 pub(super) fn run(
     context: &mut TaskContext,
@@ -38,16 +36,9 @@ pub(super) fn run(
         judge.model.add_lora(lora, context.draw(command)?);
     }
     let objective = PairRanking::new(&judge.model, &human, &golden, context.precision(), step.normalization)
-        .with_objective(objective_of(&step))
-        .with_head_bound(step.weight_clip);
-    let course = Course {
-        epochs: step.epochs,
-        batch: step.batch_pairs,
-        learning_rate: step.learning_rate,
-        optimizer: &step.optimizer,
-        schedule: &step.schedule,
-    };
-    let summary = context.train(command, &objective, judge.model.trainable(), &course)?;
+        .with_loss(step.loss);
+    let config = TrainConfig::reward(&context.job, need(&command.task, "a task")?.round);
+    let summary = context.train(command, &objective, judge.model.trainable(), &config)?;
 
     let dir = context.cache.scratch("reward")?;
     let adapter = judge.model.merge();
@@ -63,14 +54,6 @@ pub(super) fn run(
     metrics.push(metric("human_pairs", pairs(&human)));
     metrics.push(metric("golden_pairs", pairs(&golden)));
     Ok(Trained { dir, parameters_blake3: parameters.blake3(), metrics })
-}
-
-fn objective_of(step: &RewardStep) -> RewardObjective {
-    let bradley_terry = BradleyTerry {
-        label_smoothing: step.label_smoothing,
-        center_rewards_coefficient: step.center_rewards_coefficient,
-    };
-    RewardObjective { golden: step.loss, bradley_terry }
 }
 
 /// All rows of a source, each pair of `weight`; none where the task names no source.

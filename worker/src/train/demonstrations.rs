@@ -1,13 +1,14 @@
-//! Supervised fine-tuning on given answers: demonstrations, or the best of n samples (rejection sampling).
+//! Supervised fine-tuning on demonstrations.
 
-use super::{Objective, Part, RowShape, TrainError};
+use super::{MicroBatchLoss, Objective, RowShape, TrainError};
 use crate::model::{LanguageModel, PackedBatch, Precision};
 use crate::objective::likelihood::{AnswerPositions, Prediction, answer_tokens, nll};
+use crate::objective::metrics::MetricSums;
 
 /// One dialogue, as tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Demonstration {
-    /// Of the row in its data set.
+    /// The id of the row in its data set.
     pub id: u64,
     /// Prompt and answer; EOS at the end where the answer is finished.
     pub ids: Vec<u32>,
@@ -50,7 +51,7 @@ impl Objective for Demonstrations<'_> {
         format!("demonstration {}", self.rows[row].id)
     }
 
-    fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {
+    fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError> {
         let dialogues = rows.iter().map(|&row| &self.rows[row]);
         let dialogues: Vec<(&[u32], usize)> =
             dialogues.map(|row| (row.ids.as_slice(), row.answer_start)).collect();
@@ -64,6 +65,6 @@ impl Objective for Demonstrations<'_> {
             head: self.model.lm_head(),
             compute: self.precision.kind(),
         })?;
-        Ok(Part { loss, sums: None })
+        Ok(MicroBatchLoss { loss, metrics: MetricSums::zeros(self.metrics(), self.model.device()) })
     }
 }

@@ -3,21 +3,13 @@
 //! A phase builds an [`Objective`] (rows and a model), says how to train it, and gets one report per step:
 //!
 //! ```ignore
-//! let objective = PairRanking::new(&model, &human, &golden, Precision::Fp32, Normalization::Global);
-//! let training = Training {
-//!     order: OrderKey { seed: job.seed.into(), round },
-//!     epochs: step.epochs,
-//!     batch: step.batch_pairs,
-//!     learning_rate: step.learning_rate,
-//!     optimizer: &step.optimizer,
-//!     schedule: &step.schedule,
-//!     sharding: job.resources.sharding,
-//! };
-//! let ended = train(&objective, model.trainable(), &training, &gang, &mut keeper, &mut |figures| report(figures))?;
+//! let objective = PairRanking::new(&model, &human, &golden, Precision::Fp32, Normalization::Global).with_loss(loss);
+//! let config = TrainConfig::reward(&job, round);
+//! let ended = train(&objective, model.trainable(), &config, &gang, &mut keeper, &mut |figures| report(figures))?;
 //! model.parameters().set_requires_grad(false);
 //! ```
 //!
-//! Every rank gives the same rows, in the same order, and the same `training`. Then:
+//! Every rank gives the same rows, in the same order, and the same [`TrainConfig`]. Then:
 //!
 //! - Global batches follow from (seed, round, epoch) alone ([`order`]); ranks, lengths and token budgets only cut a
 //!   batch into micro-batches ([`plan`]).
@@ -26,7 +18,8 @@
 //!   in supervised fine-tuning every answer token weighs 1, so the loss is the mean over the batch's tokens.
 //! - Parameters are the same bits on all ranks after each step.
 
-mod answers;
+mod completions;
+mod config;
 mod demonstrations;
 mod error;
 mod figures;
@@ -44,16 +37,17 @@ mod tests;
 pub mod trainer;
 mod update;
 
-pub(crate) use answers::Sequences;
-pub use answers::{AnswerGroup, GroupLoss, PolicyAnswers};
+pub(crate) use completions::Sequences;
+pub use completions::{CompletionGroup, PolicyGroups};
+pub use config::TrainConfig;
 pub use demonstrations::{Demonstration, Demonstrations};
 pub use error::TrainError;
 pub use figures::{StepFigures, Summary};
-pub use objective::{Objective, Part};
+pub use objective::{MicroBatchLoss, Objective};
 pub use optimizer::AdamW;
 pub use order::OrderKey;
 pub use pairs::{Comparison, PairRanking};
 pub use plan::{RowShape, Share, StepPlan};
-pub use run::{Ended, Training, train};
+pub use run::{Ended, train};
 pub use snapshot::{KeepNothing, Keeper, Saved, Snapshot, Wishes};
-pub use trainer::{Recipe, Trainer};
+pub use trainer::Trainer;

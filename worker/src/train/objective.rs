@@ -1,13 +1,14 @@
-//! What a trainer trains.
+//! The interface between a loss on rows and the trainer.
 
 use foil_common::spec::Normalization;
 use tch::Tensor;
 
-use super::{RowShape, StepPlan, TrainError};
+use super::{RowShape, TrainError};
+use crate::objective::metrics::{Metric, MetricSums};
 
 /// Rows, a model, and a loss that is a sum over rows.
 ///
-/// Rows are numbered through the sets that [`Objective::sets`] tells. All ranks hold all rows.
+/// Rows are numbered through the sets that [`Objective::sets`] lists. All ranks hold all rows.
 pub trait Objective {
     /// Rows of each set, in the order of their numbers. Every global batch mixes the sets in this proportion.
     fn sets(&self) -> Vec<usize>;
@@ -21,38 +22,32 @@ pub trait Objective {
     ///
     /// # Errors
     /// Rows that make no tensor.
-    fn part(&self, rows: &[usize]) -> Result<Part, TrainError>;
+    fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError>;
 
-    /// Hears that an update has moved the parameters, on every rank alike; gradients are off. For objectives that bound them.
+    /// Called after each update of the parameters, on every rank alike, with gradients off. For objectives that bound parameters.
     fn after_update(&self) {}
 
-    /// What the loss is divided by.
+    /// The denominator of the loss.
     fn normalization(&self) -> Normalization {
         Normalization::Global
     }
 
-    /// How many numbers [`Part::sums`] holds.
-    fn sums(&self) -> usize {
-        0
+    /// The metrics of every [`MicroBatchLoss`], in order.
+    fn metrics(&self) -> &'static [Metric] {
+        &[]
     }
 
-    /// The objective's own figures of a step, from `sums` added up over the global batch.
-    fn figures(&self, sums: &[f64], step: &StepPlan) -> Vec<(&'static str, f64)> {
-        let _ = (sums, step);
-        Vec::new()
-    }
-
-    /// What of the data is the same in every step and worth a metric.
-    fn constants(&self) -> Vec<(&'static str, f64)> {
+    /// Metrics of the data, which are the same in every step.
+    fn dataset_metrics(&self) -> Vec<(&'static str, f64)> {
         Vec::new()
     }
 }
 
-/// Of one micro-batch.
+/// The loss of one micro-batch.
 #[derive(Debug)]
-pub struct Part {
+pub struct MicroBatchLoss {
     /// Σ over its rows of weight · loss, a scalar that can be differentiated.
     pub loss: Tensor,
-    /// `[sums]`, numbers to be added up over the global batch; `None` where the objective has none.
-    pub sums: Option<Tensor>,
+    /// Sums over its rows under [`Objective::metrics`].
+    pub metrics: MetricSums,
 }

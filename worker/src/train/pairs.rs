@@ -1,17 +1,18 @@
 //! Reward-model training on preference pairs.
 
-use foil_common::spec::Normalization;
+use foil_common::spec::{BradleyTerry, Normalization, RewardLoss};
 use tch::{Kind, Tensor, no_grad};
 
-use super::{Objective, Part, RowShape, StepPlan, TrainError};
+use super::{MicroBatchLoss, Objective, RowShape, TrainError};
 use crate::model::{PackedBatch, Precision, RewardModel, rows_of_group};
-use crate::objective::preference::{RewardObjective, ScoredPairs};
+use crate::objective::metrics::{Metric, MetricSums};
+use crate::objective::reward::{ScoredPairs, objective_of, pair_loss};
 
 /// One answer to a prompt that is preferred to one or more others, as tokens: a human pair, or a golden answer against
 /// samples. All are whole dialogues; what they begin with in common is read once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
-    /// Of the row in its data set.
+    /// The id of the row in its data set.
     pub id: u64,
     pub chosen: Vec<u32>,
     /// At least one.
@@ -33,7 +34,14 @@ impl Comparison {
     }
 }
 
-/// The loss of human and golden-vs-sample pairs, Σ w·ℓ / Σ w over the global batch.
+const ACCURACY: &str = "train_accuracy";
+const MARGIN: &str = "margin";
+
+/// Means over pairs before the step's update: the fraction that is ranked right, and r(chosen) − r(rejected).
+const METRICS: [Metric; 2] = [Metric::per_item(ACCURACY), Metric::per_item(MARGIN)];
+
+/// The loss of human and golden-vs-sample pairs, Σ w·ℓ / Σ w over the global batch. Every global batch holds the two sets in fixed
+/// proportion; either may be empty.
 #[derive(Debug)]
 pub struct PairRanking<'a> {
     model: &'a RewardModel,
@@ -41,13 +49,11 @@ pub struct PairRanking<'a> {
     golden: &'a [Comparison],
     precision: Precision,
     normalization: Normalization,
-    objective: RewardObjective,
-    head_bound: Option<f64>,
+    loss: RewardLoss,
 }
 
 impl<'a> PairRanking<'a> {
-    /// Of two sets that every global batch holds in fixed proportion; either may be empty. The loss is Bradley and
-    /// Terry's.
+    /// Training under the plain Bradley-Terry loss.
     pub fn new(
         model: &'a RewardModel,
         human: &'a [Comparison],
@@ -55,19 +61,13 @@ impl<'a> PairRanking<'a> {
         precision: Precision,
         normalization: Normalization,
     ) -> Self {
-        let (objective, head_bound) = (RewardObjective::default(), None);
-        Self { model, human, golden, precision, normalization, objective, head_bound }
+        let loss = RewardLoss::BradleyTerry(BradleyTerry::default());
+        Self { model, human, golden, precision, normalization, loss }
     }
 
-    /// With another loss.
-    pub fn with_objective(self, objective: RewardObjective) -> Self {
-        Self { objective, ..self }
-    }
-
-    /// Keeps the weights of the scalar head within ± `bound` after each update, where there is one: it reads what a norm has
-    /// bounded, so this bounds the scores of a loss that has no lower bound itself.
-    pub fn with_head_bound(self, bound: Option<f64>) -> Self {
-        Self { head_bound: bound, ..self }
+    /// Training under another loss.
+    pub fn with_loss(self, loss: RewardLoss) -> Self {
+        Self { loss, ..self }
     }
 
     fn is_golden(&self, row: usize) -> bool {
@@ -100,7 +100,7 @@ impl Objective for PairRanking<'_> {
         format!("{set} {}", self.comparison(row).id)
     }
 
-    fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {
+    fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError> {
         let comparisons: Vec<&Comparison> = rows.iter().map(|&row| self.comparison(row)).collect();
         let groups: Vec<Vec<&[u32]>> = comparisons.iter().map(|comparison| comparison.sequences()).collect();
         let pairs = Pairs::of(rows.iter().map(|&row| (self.comparison(row), self.is_golden(row))));
@@ -113,17 +113,19 @@ impl Objective for PairRanking<'_> {
         let constants = [&pairs.margins, &pairs.weights, &pairs.golden];
         let [margins, weights, golden] =
             constants.map(|numbers| Tensor::from_slice(numbers).to_device(device));
-        let sums = no_grad(|| {
-            let difference = (&chosen - &rejected).detach().to_kind(Kind::Double);
-            Tensor::stack(&[difference.gt(0.0).sum(Kind::Double), difference.sum(Kind::Double)], 0)
+        let metrics = no_grad(|| {
+            let difference = (&chosen - &rejected).to_kind(Kind::Double);
+            let (ranked, margin) = (difference.gt(0.0).sum(Kind::Double), difference.sum(Kind::Double));
+            MetricSums::of([(ACCURACY, &ranked), (MARGIN, &margin)], device)
         });
         let scored =
             ScoredPairs { chosen: &chosen, rejected: &rejected, margins: Some(&margins), weights: &weights };
-        Ok(Part { loss: self.objective.loss(&scored, &golden), sums: Some(sums) })
+        Ok(MicroBatchLoss { loss: pair_loss(objective_of(&self.loss), &scored, &golden), metrics })
     }
 
+    /// The head reads what a norm has bounded, so its bound bounds the scores of a loss that has no lower bound itself.
     fn after_update(&self) {
-        if let Some(bound) = self.head_bound {
+        if let Some(bound) = self.loss.weight_clip() {
             self.model.clip_head(bound);
         }
     }
@@ -132,18 +134,12 @@ impl Objective for PairRanking<'_> {
         self.normalization
     }
 
-    fn sums(&self) -> usize {
-        2
+    fn metrics(&self) -> &'static [Metric] {
+        &METRICS
     }
 
-    /// `train_accuracy`: pairs ranked right before the step's update. `margin`: mean r(chosen) − r(rejected).
-    fn figures(&self, sums: &[f64], step: &StepPlan) -> Vec<(&'static str, f64)> {
-        let pairs = step.items as f64;
-        vec![("train_accuracy", sums[0] / pairs), ("margin", sums[1] / pairs)]
-    }
-
-    /// `golden_weight_share`: what part of Σ w the golden-vs-sample pairs make up.
-    fn constants(&self) -> Vec<(&'static str, f64)> {
+    /// `golden_weight_share`: the golden-vs-sample pairs' part of Σ w.
+    fn dataset_metrics(&self) -> Vec<(&'static str, f64)> {
         let sum = |set: &[Comparison]| set.iter().map(|c| c.weight * c.pairs() as f64).sum::<f64>();
         let (human, golden) = (sum(self.human), sum(self.golden));
         vec![("golden_weight_share", golden / (human + golden))]
@@ -162,7 +158,7 @@ struct Pairs {
 }
 
 impl Pairs {
-    /// Of comparisons, and whether each is golden.
+    /// The pairs of comparisons, each with whether it is golden.
     fn of<'c>(comparisons: impl Iterator<Item = (&'c Comparison, bool)>) -> Self {
         let mut pairs = Self::default();
         let mut chosen = 0;

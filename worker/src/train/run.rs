@@ -1,28 +1,10 @@
 //! A whole training phase.
 
-use foil_common::spec::{Optimizer, Schedule, Sharding};
-
 use super::order::global_batches;
 use super::rehearsal::{Cut, fit};
-use super::{
-    Keeper, Objective, OrderKey, Recipe, RowShape, StepFigures, StepPlan, Summary, TrainError, Trainer,
-};
+use super::{Keeper, Objective, RowShape, StepFigures, StepPlan, Summary, TrainConfig, TrainError, Trainer};
 use crate::collective::Gang;
 use crate::model::Parameters;
-
-/// How a phase trains; the same on all ranks.
-#[derive(Debug, Clone, Copy)]
-pub struct Training<'a> {
-    pub order: OrderKey,
-    pub epochs: u32,
-    /// Pairs or answers per step over all ranks, or as near to it as whole rows come.
-    pub batch: usize,
-    /// The peak.
-    pub learning_rate: f64,
-    pub optimizer: &'a Optimizer,
-    pub schedule: &'a Schedule,
-    pub sharding: Sharding,
-}
 
 /// How training ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +29,7 @@ pub enum Ended {
 pub fn train(
     objective: &dyn Objective,
     parameters: &Parameters,
-    training: &Training<'_>,
+    config: &TrainConfig,
     gang: &Gang,
     keeper: &mut dyn Keeper,
     report: &mut dyn FnMut(&StepFigures),
@@ -55,23 +37,17 @@ pub fn train(
     let sets = objective.sets();
     let shapes: Vec<RowShape> = (0..sets.iter().sum()).map(|row| objective.shape(row)).collect();
     let items: usize = shapes.iter().map(|shape| shape.items).sum();
-    let batch = foil_common::spec::rows_per_step(training.batch, shapes.len(), items);
+    let batch = foil_common::spec::rows_per_step(config.batch_size, shapes.len(), items);
     let steps_per_epoch = shapes.len().div_ceil(batch);
-    if steps_per_epoch == 0 || training.epochs == 0 {
+    if steps_per_epoch == 0 || config.epochs == 0 {
         return Err(TrainError::NoRows);
     }
-    let epochs = 0..training.epochs;
+    let epochs = 0..config.epochs;
     let batches: Vec<Vec<usize>> =
-        epochs.flat_map(|epoch| global_batches(training.order, epoch, &sets, batch)).collect();
-    let recipe = Recipe {
-        optimizer: training.optimizer,
-        schedule: training.schedule,
-        peak_learning_rate: training.learning_rate,
-        steps: batches.len() as u64,
-        sharding: training.sharding,
-    };
-    let mut trainer = Trainer::new(parameters, recipe, gang)?;
-    let (mut steps, budget) = go_on(&mut trainer, keeper, training, batches.len())?;
+        epochs.flat_map(|epoch| global_batches(config.order, epoch, &sets, batch)).collect();
+    let mut trainer = Trainer::new(parameters, config, batches.len() as u64, gang)?;
+    let (mut steps, budget) =
+        go_on(&mut trainer, keeper, config.optimizer.micro_batch_tokens, batches.len())?;
     steps.iter().for_each(&mut *report);
     let budget = fit(objective, &mut trainer, Cut { batches: &batches, shapes: &shapes, budget })?;
     let plan = |rows: &[usize], share| StepPlan::new(rows, &shapes, share, budget);
@@ -96,7 +72,9 @@ pub fn train(
         }
     }
     let mut summary = Summary::of(&steps, steps_per_epoch);
-    summary.objective.extend(objective.constants().into_iter().map(|(name, value)| (name.into(), value)));
+    summary
+        .objective
+        .extend(objective.dataset_metrics().into_iter().map(|(name, value)| (name.into(), value)));
     Ok(Ended::Done(summary))
 }
 
@@ -104,11 +82,11 @@ pub fn train(
 fn go_on(
     trainer: &mut Trainer<'_>,
     keeper: &mut dyn Keeper,
-    training: &Training<'_>,
+    budget: usize,
     steps: usize,
 ) -> Result<(Vec<StepFigures>, usize), TrainError> {
     let Some(saved) = keeper.saved() else {
-        return Ok((Vec::new(), training.optimizer.micro_batch_tokens));
+        return Ok((Vec::new(), budget));
     };
     let record = &saved.record;
     if record.steps != steps as u64 || record.figures.len() as u64 != record.step {

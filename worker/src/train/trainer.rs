@@ -1,40 +1,32 @@
 //! One step: forward and backward of every micro-batch, the sum over ranks, the update.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
-use foil_common::spec::{Normalization, OnNonfinite, Optimizer, Schedule, Sharding};
+use foil_common::spec::{Normalization, OnNonfinite};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::error::first;
 use super::snapshot::{PARAMETER, Record, Saved, Snapshot};
 use super::update::Update;
-use super::{Objective, Part, Share, StepFigures, StepPlan, TrainError, Wishes};
+use super::{MicroBatchLoss, Objective, Share, StepFigures, StepPlan, TrainConfig, TrainError, Wishes};
 use crate::collective::Gang;
 use crate::model::{ModelError, ModelFilesError, Parameters};
+use crate::objective::metrics::{MeanOver, Metric};
 use foil_common::failpoint;
-
-/// How a phase's parameters move.
-#[derive(Debug, Clone, Copy)]
-pub struct Recipe<'a> {
-    pub optimizer: &'a Optimizer,
-    pub schedule: &'a Schedule,
-    /// Of the schedule's factor 1.
-    pub peak_learning_rate: f64,
-    /// Of the whole phase.
-    pub steps: u64,
-    pub sharding: Sharding,
-}
 
 /// Parameters in training: their gradients, shared by a gang, and the optimizer's state.
 ///
 /// The first step of an attempt has to come after [`Trainer::warm_up`], on all ranks.
 pub struct Trainer<'a> {
-    recipe: Recipe<'a>,
+    config: &'a TrainConfig,
     gang: &'a Gang,
     update: Update<'a>,
     names: Vec<String>,
     parameters: Vec<Tensor>,
     device: Device,
+    /// Steps of the whole phase.
+    steps: u64,
     /// Steps taken, skipped ones included.
     step: u64,
 }
@@ -45,15 +37,21 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// Those of [`Gang::gradients`].
-    pub fn new(parameters: &Parameters, recipe: Recipe<'a>, gang: &'a Gang) -> Result<Self, TrainError> {
+    pub fn new(
+        parameters: &Parameters,
+        config: &'a TrainConfig,
+        steps: u64,
+        gang: &'a Gang,
+    ) -> Result<Self, TrainError> {
         parameters.set_requires_grad(true);
         Ok(Self {
-            recipe,
+            config,
             gang,
-            update: Update::new(parameters, recipe.optimizer, recipe.sharding, gang)?,
+            update: Update::new(parameters, &config.optimizer, config.sharding, gang)?,
             names: parameters.names().to_vec(),
             parameters: parameters.tensors().iter().map(Tensor::shallow_clone).collect(),
             device: parameters.tensors().first().map_or(Device::Cpu, Tensor::device),
+            steps,
             step: 0,
         })
     }
@@ -78,7 +76,7 @@ impl<'a> Trainer<'a> {
         let rows = plan.micro_batches.iter().flatten().copied();
         let shortest = rows.min_by_key(|&row| objective.shape(row).cost);
         self.update.warm_up(|| match shortest {
-            Some(row) => Ok(objective.part(&[row])?.loss),
+            Some(row) => Ok(objective.loss(&[row])?.loss),
             None => Ok(foil_torch::autograd::zero_loss(parameters)),
         })
     }
@@ -92,8 +90,8 @@ impl<'a> Trainer<'a> {
         if rows.is_empty() {
             return Ok(());
         }
-        let part = objective.part(rows)?;
-        self.update.accumulate(&part.loss)
+        let output = objective.loss(rows)?;
+        self.update.accumulate(&output.loss)
     }
 
     /// Leaves no gradient.
@@ -155,24 +153,24 @@ impl<'a> Trainer<'a> {
         self.gang.sum_tensor(&mut totals)?;
         let read =
             Vec::<f64>::try_from(Tensor::cat(&[self.update.norm()?, totals], 0).to_device(Device::Cpu))?;
-        let (sums, wished) = read[2..].split_at(objective.sums());
         let (grad_norm, loss) = (read[0], read[1]);
+        let (sums, wished) = read[2..].split_at(objective.metrics().len());
         let granted = Wishes { snapshot: wished[0] > 0.0, stop: wished[1] > 0.0 };
 
         let learning_rate =
-            self.recipe.peak_learning_rate * self.recipe.schedule.factor(self.step, self.recipe.steps);
+            self.config.peak_learning_rate * self.config.schedule.factor(self.step, self.steps);
         let finite = loss.is_finite() && grad_norm.is_finite();
         if finite {
             failpoint::hit("train.optimizer")?;
-            self.update.step(grad_norm, self.recipe.optimizer.max_grad_norm, learning_rate)?;
+            self.update.step(grad_norm, self.config.optimizer.max_grad_norm, learning_rate)?;
             no_grad(|| objective.after_update());
-        } else if self.recipe.optimizer.on_nonfinite == OnNonfinite::Fail {
+        } else if self.config.optimizer.on_nonfinite == OnNonfinite::Fail {
             let rows = name_rows(objective, plan);
             return Err(TrainError::NonFinite { step: self.step, loss, grad_norm, rows });
         }
         let figures = StepFigures {
             step: self.step,
-            steps: self.recipe.steps,
+            steps: self.steps,
             loss,
             grad_norm,
             learning_rate,
@@ -180,11 +178,7 @@ impl<'a> Trainer<'a> {
             tokens: plan.tokens,
             seconds: started.elapsed().as_secs_f64(),
             skipped: !finite,
-            objective: objective
-                .figures(sums, plan)
-                .into_iter()
-                .map(|(name, value)| (name.into(), value))
-                .collect(),
+            objective: means(objective.metrics(), sums, plan),
         };
         Ok((figures, granted))
     }
@@ -196,15 +190,15 @@ impl<'a> Trainer<'a> {
     }
 
     /// Runs all of this rank's micro-batches, the last one's backward reducing over the gang. Returns this rank's part of
-    /// the loss and of the objective's sums, `[1 + sums]`, fp64.
+    /// the loss and of the objective's metric sums, `[1 + metrics]`, fp64.
     fn accumulate(&mut self, objective: &dyn Objective, plan: &StepPlan) -> Result<Tensor, TrainError> {
-        let mut totals = Tensor::zeros([1 + objective.sums() as i64], (Kind::Double, self.device));
+        let mut totals = Tensor::zeros([1 + objective.metrics().len() as i64], (Kind::Double, self.device));
         for (index, rows) in plan.micro_batches.iter().enumerate() {
             failpoint::hit("train.forward")?;
-            let part = objective.part(rows)?;
+            let output = objective.loss(rows)?;
             failpoint::hit("train.backward")?;
-            let loss = &part.loss * self.scale(objective, plan, rows)?;
-            no_grad(|| totals += figures_of(&part, &loss));
+            let loss = &output.loss * self.scale(objective, plan, rows)?;
+            no_grad(|| totals += totals_of(&output, &loss));
             if index + 1 == plan.micro_batches.len() {
                 self.update.reduce(Some(&loss))?;
             } else {
@@ -239,13 +233,22 @@ fn on_host(tensor: &Tensor) -> Tensor {
     if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
 }
 
-/// `[1 + sums]`, fp64, without a graph.
-fn figures_of(part: &Part, loss: &Tensor) -> Tensor {
+/// The scaled loss and the metric sums of a micro-batch, `[1 + metrics]`, fp64, without a graph.
+fn totals_of(output: &MicroBatchLoss, loss: &Tensor) -> Tensor {
     let loss = loss.detach().to_kind(Kind::Double).view(1);
-    match &part.sums {
-        Some(sums) => Tensor::cat(&[loss, sums.detach().to_kind(Kind::Double)], 0),
-        None => loss,
-    }
+    Tensor::cat(&[&loss, output.metrics.tensor()], 0)
+}
+
+/// Metrics of a step from their sums over the global batch.
+fn means(metrics: &[Metric], sums: &[f64], plan: &StepPlan) -> Vec<(Cow<'static, str>, f64)> {
+    let mean = |(metric, sum): (&Metric, &f64)| {
+        let denominator = match metric.mean_over {
+            MeanOver::Weight => plan.weight,
+            MeanOver::Items => plan.items as f64,
+        };
+        (metric.name.into(), sum / denominator)
+    };
+    metrics.iter().zip(sums).map(mean).collect()
 }
 
 /// The rows of a batch, by name.

@@ -124,11 +124,11 @@ impl<'a> Reader<'a> {
         inference(model, 1, self.read(self.judged(), self.reward_budget()), self.compute)
     }
 
-    /// The reference and the sampler are one policy where both are the round's start.
+    /// The reference and the old policy are one if both are the policy that the round started with.
     fn reference(&self) -> Estimate {
-        let method = &self.job.policy_step.method;
-        let initial = method.reference() == Some(spec::ReferencePolicy::Initial) && self.job.rounds > 1;
-        let resident = if initial && method.needs_sampler() { 2 } else { 1 };
+        let needs = self.job.policy_step.method.needs();
+        let initial = needs.reference == Some(spec::ReferencePolicy::Initial) && self.job.rounds > 1;
+        let resident = if initial && needs.old_log_probs { 2 } else { 1 };
         let model = Model { shape: self.policy, head: Head::Language };
         inference(model, resident, self.read(self.group(), self.policy_budget()), self.compute)
     }
@@ -209,7 +209,7 @@ impl<'a> Reader<'a> {
     /// The answers that the policy's method reads of a prompt.
     fn group(&self) -> Row {
         let step = &self.job.policy_step;
-        self.sampled(step.method.answers_of(step.samples).into())
+        self.sampled(step.method.max_completions(step.samples).into())
     }
 
     /// A prompt's samples, all scored together.

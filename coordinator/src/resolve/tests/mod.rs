@@ -182,7 +182,8 @@ async fn the_generator_fills_every_set() {
 async fn what_the_specification_warns_of_is_passed_on() {
     let store = Store::in_memory();
     let mut wire = file_job(&store).await;
-    wire.reward_step.get_or_insert_default().loss = "wgan".to_owned();
+    let wgan = v1::reward_step_spec::Loss::Wgan(v1::WganSpec::default());
+    wire.reward_step.get_or_insert_default().loss = Some(wgan);
     let resolved = resolved(wire, &store).await.unwrap();
     let warned = resolved.warnings.iter().any(|warning| warning.contains("weight_clip"));
     assert!(warned, "{:?}", resolved.warnings);

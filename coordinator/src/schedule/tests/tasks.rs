@@ -1,4 +1,5 @@
 use foil_common::rpc::{COMMAND_BYTES, REPORT_BYTES};
+use foil_proto::v1::policy_step_spec::Method;
 use foil_proto::v1::{self, pair_source::Source, task::Work as TaskWork};
 use prost::Message;
 
@@ -64,7 +65,7 @@ fn without_golden_weight_only_the_holdout_is_sampled() {
 
 #[test]
 fn chunks_cover_every_row_once_and_stay_within_a_set() {
-    let edits: &[Edit] = &[|spec| policy_step(spec).method = "dpo".into()];
+    let edits: &[Edit] = &[|spec| policy_step(spec).method = Some(Method::Dpo(Default::default()))];
     for phase in &state(edits).phases {
         if phase.work.is_gang() {
             continue;
@@ -167,7 +168,7 @@ fn names(task: &v1::Reference) -> (Option<&str>, Option<&str>) {
 
 #[test]
 fn methods_that_compare_get_what_they_compare_with() {
-    let dpo: &[Edit] = &[|spec| policy_step(spec).method = "dpo".into()];
+    let dpo: &[Edit] = &[|spec| policy_step(spec).method = Some(Method::Dpo(Default::default()))];
     let task = reference(dpo);
     assert_eq!(names(&task), (Some("policy@1"), None), "the policy that the round began with");
     let one = |artifact: Option<v1::Artifact>| {
@@ -185,10 +186,10 @@ fn methods_that_compare_get_what_they_compare_with() {
 
     let initial: &[Edit] = &[|spec| {
         let step = policy_step(spec);
-        (step.method, step.reference) = ("ipo".into(), "initial".into());
+        step.method = Some(Method::Ipo(v1::IpoSpec { reference: "initial".into(), ..Default::default() }));
     }];
     assert_eq!(names(&reference(initial)), (Some("policy@0"), None));
-    let grpo: &[Edit] = &[|spec| policy_step(spec).method = "grpo".into()];
+    let grpo: &[Edit] = &[|spec| policy_step(spec).method = Some(Method::Grpo(Default::default()))];
     assert_eq!(
         names(&reference(grpo)),
         (None, Some("policy@1")),
@@ -196,11 +197,12 @@ fn methods_that_compare_get_what_they_compare_with() {
     );
     let priced: &[Edit] = &[|spec| {
         let step = policy_step(spec);
-        (step.method, step.reference, step.kl_weight) = ("rloo".into(), "initial".into(), Some(0.1));
+        let rloo = v1::RlooSpec { reference: "initial".into(), beta: Some(0.1), ..Default::default() };
+        step.method = Some(Method::Rloo(rloo));
     }];
     assert_eq!(names(&reference(priced)), (Some("policy@0"), Some("policy@1")));
 
-    let rrhf: &[Edit] = &[|spec| policy_step(spec).method = "rrhf".into()];
+    let rrhf: &[Edit] = &[|spec| policy_step(spec).method = Some(Method::Rrhf(Default::default()))];
     let (state, phase) = at(rrhf, "r01.policy.train");
     let Some(TaskWork::TrainPolicy(train)) = gang_task(&state, &phase).unwrap().work else { panic!() };
     assert!(train.reference.is_none() && !state.phases.iter().any(|phase| phase.id.ends_with("reference")));
@@ -240,7 +242,7 @@ fn size_at_most(artifact: Option<&v1::Artifact>) -> usize {
 #[test]
 fn a_task_fits_its_message_at_the_largest_plan() {
     let edits: &[Edit] = &[
-        |spec| policy_step(spec).method = "dpo".into(),
+        |spec| policy_step(spec).method = Some(Method::Dpo(Default::default())),
         |spec| spec.generation = Some(v1::GenerationSpec { chunk_prompts: Some(1), ..Default::default() }),
     ];
     let (state, phase) = largest(edits, "r01.policy.reference");

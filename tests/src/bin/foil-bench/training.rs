@@ -7,13 +7,14 @@ use foil_common::spec::{Decay, Normalization, OnNonfinite, Optimizer, Schedule, 
 use foil_worker::collective::{Gang, Host, Place, Rendezvous};
 use foil_worker::evaluate;
 use foil_worker::model::{LanguageModel, Parameters, Precision, RewardModel};
-use foil_worker::objective::dpo;
+use foil_worker::objective::metrics::MetricSums;
+use foil_worker::objective::policy::{GroupLoss, LossOutput, dpo_loss};
 use foil_worker::train::{
-    AnswerGroup, Comparison, GroupLoss, Objective, PairRanking, Part, PolicyAnswers, Recipe, RowShape,
-    StepPlan, Trainer, Wishes,
+    Comparison, CompletionGroup, Objective, OrderKey, PairRanking, PolicyGroups, RowShape, StepPlan,
+    TrainConfig, Trainer, Wishes,
 };
 use serde_json::{Value, json};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::Bench;
 use crate::workload::{PairTokens, Workload};
@@ -27,8 +28,7 @@ const REFERENCE_BATCH: usize = 4096;
 
 /// What the steps of a training row share, whatever the objective.
 struct Steps {
-    recipe: Optimizer,
-    learning_rate: f64,
+    config: TrainConfig,
     batches: Vec<std::ops::Range<usize>>,
     gang: Gang,
 }
@@ -41,39 +41,17 @@ impl Steps {
             first = rows.end;
             rows
         });
-        Ok(Self {
-            recipe: Optimizer {
-                beta1: workload.betas.0,
-                beta2: workload.betas.1,
-                eps: workload.eps,
-                weight_decay: workload.weight_decay,
-                decay: Decay::Matrices,
-                max_grad_norm: workload.clip,
-                micro_batch_tokens: WHOLE_BATCH,
-                on_nonfinite: OnNonfinite::Fail,
-            },
-            learning_rate: workload.learning_rate,
-            batches: batches.collect(),
-            gang: gang(workload)?,
-        })
+        Ok(Self { config: config(workload), batches: batches.collect(), gang: gang(workload)? })
     }
 
     /// One step for each batch; the losses, and the seconds of the steps alone.
     fn take(&self, objective: &dyn Objective, parameters: &Parameters) -> anyhow::Result<(Vec<f64>, f64)> {
-        let schedule = Schedule { kind: ScheduleKind::Constant, warmup_steps: 0, min_lr_ratio: 1.0 };
-        let recipe = Recipe {
-            optimizer: &self.recipe,
-            schedule: &schedule,
-            peak_learning_rate: self.learning_rate,
-            steps: self.batches.len() as u64,
-            sharding: Sharding::Ddp,
-        };
         let shapes: Vec<RowShape> =
             (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();
-        let mut trainer = Trainer::new(parameters, recipe, &self.gang)?;
+        let mut trainer = Trainer::new(parameters, &self.config, self.batches.len() as u64, &self.gang)?;
         let plan = |rows: &std::ops::Range<usize>, trainer: &Trainer<'_>| {
             let rows: Vec<usize> = rows.clone().collect();
-            StepPlan::new(&rows, &shapes, trainer.share(), self.recipe.micro_batch_tokens)
+            StepPlan::new(&rows, &shapes, trainer.share(), self.config.optimizer.micro_batch_tokens)
         };
         let plans: Vec<StepPlan> = self.batches.iter().map(|rows| plan(rows, &trainer)).collect();
         trainer.warm_up(objective, &plans[0])?;
@@ -82,6 +60,27 @@ impl Steps {
         let losses = plans.iter().map(|plan| Ok(trainer.step(objective, plan, Wishes::default())?.0.loss));
         let losses = losses.collect::<anyhow::Result<Vec<f64>>>()?;
         Ok((losses, started.elapsed().as_secs_f64()))
+    }
+}
+
+fn config(workload: &Workload) -> TrainConfig {
+    TrainConfig {
+        order: OrderKey { seed: 0, round: 1 },
+        epochs: 1,
+        batch_size: 1,
+        peak_learning_rate: workload.learning_rate,
+        optimizer: Optimizer {
+            beta1: workload.betas.0,
+            beta2: workload.betas.1,
+            eps: workload.eps,
+            weight_decay: workload.weight_decay,
+            decay: Decay::Matrices,
+            max_grad_norm: workload.clip,
+            micro_batch_tokens: WHOLE_BATCH,
+            on_nonfinite: OnNonfinite::Fail,
+        },
+        schedule: Schedule { kind: ScheduleKind::Constant, warmup_steps: 0, min_lr_ratio: 1.0 },
+        sharding: Sharding::Ddp,
     }
 }
 
@@ -166,7 +165,7 @@ impl Bench for Rewards {
 pub(crate) struct Preferences {
     start: LanguageModel,
     steps: Steps,
-    groups: Vec<AnswerGroup>,
+    groups: Vec<CompletionGroup>,
     beta: f64,
     precision: Precision,
     tokens: usize,
@@ -174,10 +173,10 @@ pub(crate) struct Preferences {
 
 impl Preferences {
     pub(crate) fn new(workload: &Workload) -> anyhow::Result<Self> {
-        let group = |(id, pair): (usize, &PairTokens)| AnswerGroup {
+        let group = |(id, pair): (usize, &PairTokens)| CompletionGroup {
             id: id as u64,
             prompt: pair.prompt.clone(),
-            answers: vec![pair.chosen.clone(), pair.rejected.clone()],
+            completions: vec![pair.chosen.clone(), pair.rejected.clone()],
         };
         Ok(Self {
             start: LanguageModel::load(&workload.model, workload.device()?)?,
@@ -197,32 +196,27 @@ impl Bench for Preferences {
         let reference =
             evaluate::completion_log_probs(&self.start, &self.groups, self.precision, REFERENCE_BATCH)?;
         let reference_seconds = started.elapsed().as_secs_f64();
-        let sums = reference.iter().map(|group| group.iter().map(|answer| answer.iter().sum()).collect());
-        let loss = Dpo { reference: sums.collect(), beta: self.beta, device: model.device() };
-        let objective = PolicyAnswers::new(&model, &self.groups, loss, self.precision);
+        let losses = reference.iter().map(|group| dpo(group, self.beta, model.device()));
+        let objective = PolicyGroups {
+            model: &model,
+            groups: &self.groups,
+            losses: &losses.collect::<Vec<_>>(),
+            metrics: &[],
+            precision: self.precision,
+        };
         let (losses, seconds) = self.steps.take(&objective, model.parameters())?;
         Ok(json!({ "seconds": seconds + reference_seconds, "tokens": self.tokens, "losses": losses }))
     }
 }
 
-/// Of one pair each; the reference's log-probabilities are summed over an answer's tokens.
-#[derive(Debug)]
-struct Dpo {
-    reference: Vec<Vec<f32>>,
-    beta: f64,
-    device: tch::Device,
-}
-
-impl GroupLoss for Dpo {
-    fn loss(&self, row: usize, log_probs: &[Tensor]) -> Part {
-        let policy: Vec<Tensor> = log_probs.iter().map(|answer| answer.sum(Kind::Float)).collect();
-        let ratios =
-            Tensor::stack(&policy, 0) - Tensor::from_slice(&self.reference[row]).to_device(self.device);
-        let loss = dpo::dpo(&ratios.narrow(0, 0, 1), &ratios.narrow(0, 1, 1), self.beta, 0.0);
-        Part { loss, sums: None }
-    }
-
-    fn weight(&self, _row: usize) -> f64 {
-        1.0
-    }
+/// The loss of one pair; log-probabilities are summed over a completion's tokens.
+fn dpo(reference: &[Vec<f32>], beta: f64, device: Device) -> GroupLoss {
+    let sums: Vec<f32> = reference.iter().map(|completion| completion.iter().sum()).collect();
+    let reference = Tensor::from_slice(&sums).to_device(device);
+    GroupLoss::new(1.0, move |log_probs| {
+        let policy: Vec<Tensor> = log_probs.iter().map(|completion| completion.sum(Kind::Float)).collect();
+        let ratios = Tensor::stack(&policy, 0) - &reference;
+        let loss = dpo_loss(&ratios.narrow(0, 0, 1), &ratios.narrow(0, 1, 1), beta, 0.0);
+        LossOutput { loss, metrics: MetricSums::of([], device) }
+    })
 }

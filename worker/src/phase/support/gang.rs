@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use foil_common::activity::Activity;
-use foil_common::spec::{Optimizer, SaveDtype, Schedule};
+use foil_common::spec::SaveDtype;
 use foil_common::text::{Encoder, ModelText, TrainedText};
 use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
@@ -16,7 +16,7 @@ use crate::collective::{Gang, Host, Place, Rendezvous};
 use crate::model::{Adapter, DecoderConfig, HeadKind, ModelError, Parameters};
 use crate::phase::{PhaseError, TaskContext};
 use crate::task_io::artifact_cache;
-use crate::train::{self, Ended, Objective, OrderKey, StepFigures, Summary, Training};
+use crate::train::{self, Ended, Objective, StepFigures, Summary, TrainConfig};
 use foil_common::failpoint;
 
 /// The folder of a model's directory that holds its adapter.
@@ -33,16 +33,6 @@ pub(in crate::phase) struct Trained {
     pub(in crate::phase) metrics: Vec<v1::Metric>,
 }
 
-/// How an epoch of rows becomes steps.
-pub(in crate::phase) struct Course<'a> {
-    pub(in crate::phase) epochs: u32,
-    /// Rows per step over all ranks.
-    pub(in crate::phase) batch: usize,
-    pub(in crate::phase) learning_rate: f64,
-    pub(in crate::phase) optimizer: &'a Optimizer,
-    pub(in crate::phase) schedule: &'a Schedule,
-}
-
 impl TaskContext {
     /// Trains `parameters`, those of the objective's model, with the other ranks of the gang, and parts from them in
     /// order. Every step is reported.
@@ -51,7 +41,7 @@ impl TaskContext {
         command: &v1::RunGang,
         objective: &dyn Objective,
         parameters: &Parameters,
-        course: &Course<'_>,
+        config: &TrainConfig,
     ) -> Result<Summary, PhaseError> {
         let task = need(&command.task, "a task")?;
         let mut keeper = Uploads::start(self, command, &task.phase)?;
@@ -67,16 +57,7 @@ impl TaskContext {
                 figures: figures.metrics(),
             }));
         };
-        let training = Training {
-            order: OrderKey { seed: self.job.seed.into(), round: task.round },
-            epochs: course.epochs,
-            batch: course.batch,
-            learning_rate: course.learning_rate,
-            optimizer: course.optimizer,
-            schedule: course.schedule,
-            sharding: self.job.resources.sharding,
-        };
-        let ended = train::train(objective, parameters, &training, &gang, &mut keeper, &mut report)?;
+        let ended = train::train(objective, parameters, config, &gang, &mut keeper, &mut report)?;
         // Until the trained model is handed in, or the checkpoint of a stop is.
         self.busy = keeper.finish()?;
         let summary = match ended {

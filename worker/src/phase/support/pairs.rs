@@ -84,12 +84,13 @@ fn by_prompt(all: &[PairRow], span: Span) -> Vec<Cluster> {
 }
 
 fn human(reader: &Reader<'_>, row: &PairRow, cluster: Cluster) -> Result<Contest, PhaseError> {
+    let uses_margins = reader.job.reward_step.loss.human_pairs().is_some_and(|loss| loss.margin);
     Ok(Contest {
         row: row.id,
         cluster,
         chosen: reader.whole(row.id, &row.prompt, &row.chosen)?,
         rejected: vec![reader.whole(row.id, &row.prompt, &row.rejected)?],
-        margin: row.margin.filter(|_| reader.job.reward_step.margin).unwrap_or(0.0),
+        margin: row.margin.filter(|_| uses_margins).unwrap_or(0.0),
     })
 }
 

@@ -1,4 +1,4 @@
-//! Scored answers as a policy reads them: what its Reference and its training phase have in common.
+//! Scored completions as the reference and the policy training phase read them.
 
 use std::collections::BTreeMap;
 
@@ -10,50 +10,53 @@ use prost::Message;
 use super::dialogue::Reader;
 use super::error::samples_error;
 use super::rows::{Sampled, Samples, Span, read_prompts, read_scores};
-use crate::objective::group::{Compared, Judged, answers_read};
+use crate::objective::policy::{FixedLogProbs, ScoredCompletion, objective_of};
 use crate::phase::{PhaseError, TaskContext};
 use crate::task_io::artifact_cache::ArtifactCache;
-use crate::train::AnswerGroup;
+use crate::train::CompletionGroup;
 
-/// The answers to one prompt, with their rewards.
-pub(in crate::phase) struct ScoredAnswers<'a> {
+/// The completions of one prompt, with their rewards.
+pub(in crate::phase) struct ScoredGroup<'a> {
     row: u64,
     prompt: &'a Prompt,
-    pub(in crate::phase) answers: &'a [Sampled],
-    /// In the answers' order, as the reward model gave them.
+    pub(in crate::phase) completions: &'a [Sampled],
+    /// In the completions' order, as the reward model gave them.
     pub(in crate::phase) rewards: Vec<f64>,
 }
 
-impl ScoredAnswers<'_> {
-    /// As the policy's method judges them. Under `select_worst` every reward has its sign turned: a negative control, under
-    /// which an honest experiment must fail.
-    pub(in crate::phase) fn judged(&self, job: &spec::Job) -> Vec<Judged<'_>> {
+impl ScoredGroup<'_> {
+    /// The completions as the policy's method sees them. Under `select_worst` every reward has its sign changed: a negative
+    /// control, under which an honest experiment must fail.
+    pub(in crate::phase) fn scored(&self, job: &spec::Job) -> Vec<ScoredCompletion<'_>> {
         let sign = if job.controls.select_worst { -1.0 } else { 1.0 };
-        let answers = self.answers.iter().zip(&self.rewards);
-        answers
-            .map(|(answer, reward)| Judged {
-                text: &answer.sample.text,
-                tokens: answer.sample.tokens.len(),
+        let completions = self.completions.iter().zip(&self.rewards);
+        completions
+            .map(|(completion, reward)| ScoredCompletion {
+                text: &completion.sample.text,
+                tokens: completion.sample.tokens.len(),
                 reward: sign * reward,
             })
             .collect()
     }
 
-    /// The indices of the answers that the job's method reads.
-    pub(in crate::phase) fn read(&self, job: &spec::Job) -> Vec<usize> {
-        answers_read(&job.policy_step.method, &self.judged(job))
+    /// Indices of the completions that the job's method reads.
+    pub(in crate::phase) fn selected(&self, job: &spec::Job) -> Vec<usize> {
+        objective_of(&job.policy_step.method).select(&self.scored(job))
     }
 
-    /// The answers `read` in the very tokens that were sampled.
+    /// The selected completions in the very tokens that were sampled.
     pub(in crate::phase) fn group(
         &self,
         reader: &Reader<'_>,
-        read: &[usize],
-    ) -> Result<AnswerGroup, PhaseError> {
-        Ok(AnswerGroup {
+        selected: &[usize],
+    ) -> Result<CompletionGroup, PhaseError> {
+        Ok(CompletionGroup {
             id: self.row,
             prompt: reader.prompt(self.row, self.prompt, reader.job.sampling.max_new_tokens)?,
-            answers: read.iter().map(|&answer| self.answers[answer].sample.tokens.clone()).collect(),
+            completions: selected
+                .iter()
+                .map(|&index| self.completions[index].sample.tokens.clone())
+                .collect(),
         })
     }
 }
@@ -84,23 +87,23 @@ impl PolicyRows {
         })
     }
 
-    /// Every prompt's answers, in the order of rows.
+    /// Every prompt's completions, in the order of rows.
     ///
     /// # Errors
     /// A prompt without samples, or a sample without a score.
-    pub(in crate::phase) fn scored(&self) -> Result<Vec<ScoredAnswers<'_>>, PhaseError> {
+    pub(in crate::phase) fn groups(&self) -> Result<Vec<ScoredGroup<'_>>, PhaseError> {
         let scored = self.prompts.iter().map(|row| {
-            let answers = self.samples.of(row.id)?;
-            let rewards = rewards_of(answers, &self.scores)?;
-            Ok(ScoredAnswers { row: row.id, prompt: &row.prompt, answers, rewards })
+            let completions = self.samples.of(row.id)?;
+            let rewards = rewards_of(completions, &self.scores)?;
+            Ok(ScoredGroup { row: row.id, prompt: &row.prompt, completions, rewards })
         });
         scored.collect()
     }
 }
 
-fn rewards_of(answers: &[Sampled], scores: &Scores) -> Result<Vec<f64>, PhaseError> {
-    let rewards = answers.iter().map(|answer| {
-        let key = (answer.sample.prompt_id, answer.sample.index);
+fn rewards_of(completions: &[Sampled], scores: &Scores) -> Result<Vec<f64>, PhaseError> {
+    let rewards = completions.iter().map(|completion| {
+        let key = (completion.sample.prompt_id, completion.sample.index);
         scores.get(&key).copied().ok_or_else(|| missing("scores", key))
     });
     rewards.collect()
@@ -110,42 +113,43 @@ fn missing(object: &str, (row, index): (u64, u32)) -> PhaseError {
     PhaseError::Samples { object: object.to_owned(), what: format!("they lack sample {index} of row {row}") }
 }
 
-/// What samples are compared with in training, by prompt and index.
+/// Log-probabilities of completions under policies that are not trained, by prompt and index.
 #[derive(Debug, Default)]
-pub(in crate::phase) struct Comparisons(BTreeMap<(u64, u32), Compared>);
+pub(in crate::phase) struct LogProbs(BTreeMap<(u64, u32), FixedLogProbs>);
 
-impl Comparisons {
-    /// Of a Reference phase; empty where the task names none.
+impl LogProbs {
+    /// Reads what a reference phase computed; nothing if the task names no such artifact.
     pub(in crate::phase) fn read(
         cache: &mut ArtifactCache,
         artifact: &Option<v1::Artifact>,
     ) -> Result<Self, PhaseError> {
-        let mut comparisons = BTreeMap::new();
+        let mut log_probs = BTreeMap::new();
         for object in artifact.iter().flat_map(|artifact| &artifact.objects) {
             let bytes = cache.read(object)?;
             let batch = v1::ReferenceLogProbs::decode(bytes.as_slice())
                 .map_err(|error| samples_error(object, error.to_string()))?;
-            comparisons.extend(batch.samples.into_iter().map(|sample| {
-                let compared = Compared { reference: sample.reference, sampler: sample.sampler };
-                ((sample.prompt_id, sample.index), compared)
+            log_probs.extend(batch.samples.into_iter().map(|sample| {
+                let fixed = FixedLogProbs { reference: sample.reference, old_policy: sample.sampler };
+                ((sample.prompt_id, sample.index), fixed)
             }));
         }
-        Ok(Self(comparisons))
+        Ok(Self(log_probs))
     }
 
-    /// Of one sample, as many numbers as `method` needs of it; empty ones for a method that compares with nothing.
+    /// Those of one completion, one number per token if `method` needs them.
     ///
     /// # Errors
-    /// Numbers that are not there, or not one for each of the sample's tokens.
+    /// Numbers that are missing, or not one for each of the completion's tokens.
     pub(in crate::phase) fn of(
         &self,
         sample: &v1::Sample,
         method: &spec::Method,
-    ) -> Result<Compared, PhaseError> {
-        let compared = self.0.get(&(sample.prompt_id, sample.index)).cloned().unwrap_or_default();
+    ) -> Result<FixedLogProbs, PhaseError> {
+        let fixed = self.0.get(&(sample.prompt_id, sample.index)).cloned().unwrap_or_default();
         let expected = |needed: bool| if needed { sample.tokens.len() } else { 0 };
-        let complete = compared.reference.len() == expected(method.reference().is_some())
-            && compared.sampler.len() == expected(method.needs_sampler());
-        if complete { Ok(compared) } else { Err(missing("reference", (sample.prompt_id, sample.index))) }
+        let needs = method.needs();
+        let complete = fixed.reference.len() == expected(needs.reference.is_some())
+            && fixed.old_policy.len() == expected(needs.old_log_probs);
+        if complete { Ok(fixed) } else { Err(missing("reference", (sample.prompt_id, sample.index))) }
     }
 }

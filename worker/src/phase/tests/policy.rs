@@ -1,11 +1,13 @@
 //! Policies trained on samples with made-up scores, and what they are compared with.
 
-use foil_common::spec::{Method, ReferencePolicy};
+use foil_common::spec::{Grpo, Method, ReferencePolicy, Rejection};
+use foil_proto::v1::policy_step_spec::Method as MethodSpec;
+use serde_json::json;
 
 use super::*;
 use crate::evaluate::completion_log_probs;
 use crate::phase::support::dialogue::Reader;
-use crate::phase::support::policy_rows::{Comparisons, PolicyRows};
+use crate::phase::support::policy_rows::{LogProbs, PolicyRows};
 
 /// A round up to its scores: 20 prompts with 3 answers each, of which the later ones score higher.
 struct Round {
@@ -88,8 +90,15 @@ pub(super) fn made_up_scores(game: &TestRank, samples: &v1::Artifact) -> v1::Art
 }
 
 fn method(name: &str) -> impl FnOnce(&mut v1::JobSpec) + use<> {
-    let name = name.to_owned();
-    move |job| job.policy_step.get_or_insert_default().method = name
+    let method = named(name);
+    move |job| job.policy_step.get_or_insert_default().method = method
+}
+
+/// A method with its defaults.
+fn named(name: &str) -> Option<MethodSpec> {
+    let step: v1::PolicyStepSpec = serde_json::from_value(json!({ name: {} })).unwrap();
+    assert!(step.method.is_some(), "{name}");
+    step.method
 }
 
 fn batch(game: &TestRank, artifact: &v1::Artifact, chunk: usize) -> v1::ReferenceLogProbs {
@@ -104,7 +113,7 @@ fn expected(round: &mut Round, policy: &v1::Artifact) -> Vec<Vec<f32>> {
     let rows = PolicyRows::read(context, &prompts, Span { first: 0, count: 1 }, &samples, &scores).unwrap();
     let policy = context.policy(&Some(policy.clone())).unwrap();
     let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
-    let groups = [0, 1, 2].map(|answer| rows.scored().unwrap()[0].group(&reader, &[answer]).unwrap());
+    let groups = [0, 1, 2].map(|answer| rows.groups().unwrap()[0].group(&reader, &[answer]).unwrap());
     let found = completion_log_probs(&policy.model, &groups, Precision::Fp32, 1).unwrap();
     found.into_iter().flatten().collect()
 }
@@ -180,7 +189,8 @@ fn samples_without_a_number_for_each_token_are_refused_by_name() {
 fn policy_gradients_are_given_the_sampler_and_where_it_costs_the_reference() {
     let mut round = Round::new(|job| {
         let step = job.policy_step.get_or_insert_default();
-        (step.method, step.reference, step.kl_weight) = ("grpo".into(), "initial".into(), Some(0.1));
+        let grpo = v1::GrpoSpec { reference: "initial".into(), beta: Some(0.1), ..Default::default() };
+        step.method = Some(MethodSpec::Grpo(grpo));
     });
     let (start, policy) = (round.start.clone(), round.policy.clone());
     let work = round.work(Some(&start), Some(&policy));
@@ -234,14 +244,14 @@ fn a_comparison_that_is_not_there_is_an_error() {
         let bytes = round.game.objects.bytes(&round.samples.objects[0].key);
         v1::SampleBatch::decode(bytes.as_slice()).unwrap().samples.remove(index)
     };
-    let comparisons = Comparisons::read(&mut round.game.context.cache, &Some(artifact)).unwrap();
+    let comparisons = LogProbs::read(&mut round.game.context.cache, &Some(artifact)).unwrap();
     let dpo = round.game.context.job.policy_step.method;
-    let grpo = Method::Grpo(foil_common::spec::PolicyGradient { clip_ratio: 0.2, kl: None });
+    let grpo = Method::Grpo(Grpo { epsilon: 0.2, kl: None });
     assert_eq!(comparisons.of(&sample(0), &dpo).unwrap().reference.len(), sample(0).tokens.len());
     let error = comparisons.of(&sample(1), &dpo).unwrap_err();
     assert!(error.to_string().starts_with("reference: they lack sample 1 of row "), "{error}");
-    assert!(comparisons.of(&sample(0), &grpo).is_err(), "no sampler's numbers");
-    assert!(Comparisons::default().of(&sample(0), &Method::Rejection).is_ok());
+    assert!(comparisons.of(&sample(0), &grpo).is_err(), "no numbers of the old policy");
+    assert!(LogProbs::default().of(&sample(0), &Method::Rejection(Rejection)).is_ok());
 }
 
 /// Trains by the method that `edit` makes of the job; gives the phase's metrics and how much more likely the policy has made
@@ -254,11 +264,11 @@ fn trained(edit: impl FnOnce(&mut v1::JobSpec)) -> (Vec<v1::Metric>, f64) {
     });
     let (start, policy) = (round.start.clone(), round.policy.clone());
     let method = round.game.context.job.policy_step.method;
-    let reference = method.reference().map(|reference| match reference {
+    let reference = method.needs().reference.map(|reference| match reference {
         ReferencePolicy::RoundStart => policy.clone(),
         ReferencePolicy::Initial => start.clone(),
     });
-    let sampler = method.needs_sampler().then(|| policy.clone());
+    let sampler = method.needs().old_log_probs.then(|| policy.clone());
     let compared = (reference.is_some() || sampler.is_some())
         .then(|| round.reference(&round.work(reference.as_ref(), sampler.as_ref())).0);
     let (moved, result) = round.train(compared);
@@ -277,25 +287,28 @@ fn step(edit: impl Fn(&mut v1::PolicyStepSpec)) -> impl Fn(&mut v1::JobSpec) {
 }
 
 #[test]
-fn every_method_learns_to_prefer_the_better_answers() {
+fn every_method_learns_to_prefer_the_better_completions() {
     let methods = ["rejection", "rrhf", "dpo", "ipo", "grpo", "rloo"];
     for method in methods {
-        let (metrics, change) = trained(step(|step| step.method = method.into()));
+        let (metrics, change) = trained(step(|step| step.method = named(method)));
         assert!(change > 0.0, "{method}: {change}");
         assert!(
             value(&metrics, "steps") >= 4.0 && value(&metrics, "loss").is_finite(),
             "{method}: {metrics:?}"
         );
-        assert!(value(&metrics, "selected_answers") >= 20.0 - value(&metrics, "dropped_prompts"));
+        assert!(value(&metrics, "num_completions") >= 20.0 - value(&metrics, "dropped_prompts"));
     }
 }
 
 #[test]
 fn dpo_begins_at_ln_2_against_the_policy_that_the_round_began_with() {
-    let (metrics, _) = trained(step(|step| step.method = "dpo".into()));
+    let (metrics, _) = trained(step(|step| step.method = named("dpo")));
     assert!((value(&metrics, "first_loss") - std::f64::consts::LN_2).abs() < 1e-6);
-    assert!(value(&metrics, "loss") < 0.69 && value(&metrics, "preferred_share") > 0.6, "{metrics:?}");
-    let (metrics, _) = trained(step(|step| (step.method, step.reference) = ("dpo".into(), "initial".into())));
+    assert!(value(&metrics, "loss") < 0.69 && value(&metrics, "rewards/accuracies") > 0.6, "{metrics:?}");
+    let (metrics, _) = trained(step(|step| {
+        let dpo = v1::DpoSpec { reference: "initial".into(), ..Default::default() };
+        step.method = Some(MethodSpec::Dpo(dpo));
+    }));
     let first_loss = value(&metrics, "first_loss");
     assert!((first_loss - std::f64::consts::LN_2).abs() > 1e-4, "the start policy is another: {first_loss}");
 }
@@ -304,14 +317,15 @@ fn dpo_begins_at_ln_2_against_the_policy_that_the_round_began_with() {
 fn a_policy_gradient_begins_where_no_ratio_is_clipped() {
     for method in ["grpo", "rloo"] {
         let (metrics, _) = trained(step(|step| {
-            (step.method, step.epochs, step.batch_sequences) = (method.into(), Some(1), Some(1000));
+            (step.method, step.epochs, step.batch_sequences) = (named(method), Some(1), Some(1000));
         }));
-        assert_eq!(value(&metrics, "clipped_share"), 0.0);
-        assert!(value(&metrics, "first_loss").abs() < 1e-4, "advantages sum to nothing: {metrics:?}");
+        assert_eq!(value(&metrics, "clip_fraction"), 0.0);
+        assert!(value(&metrics, "first_loss").abs() < 1e-4, "advantages sum to 0: {metrics:?}");
         let (metrics, _) = trained(step(|step| {
-            (step.method, step.reference, step.kl_weight) = (method.into(), "initial".into(), Some(0.1));
+            let penalized = json!({ method: { "reference": "initial", "beta": 0.1 } });
+            step.method = serde_json::from_value::<v1::PolicyStepSpec>(penalized).unwrap().method;
         }));
-        assert!(metrics.iter().any(|metric| metric.name == "kl_reference") == (method == "grpo"));
+        assert!(metrics.iter().any(|metric| metric.name == "kl") == (method == "grpo"));
     }
 }
 
@@ -319,7 +333,7 @@ fn a_policy_gradient_begins_where_no_ratio_is_clipped() {
 fn under_select_worst_every_method_learns_the_opposite() {
     for method in ["rejection", "rrhf", "dpo", "rloo"] {
         let (metrics, change) = trained(|job| {
-            job.policy_step.get_or_insert_default().method = method.into();
+            job.policy_step.get_or_insert_default().method = named(method);
             job.controls.get_or_insert_default().select_worst = true;
         });
         assert!(change < 0.0, "{method}: {change}");

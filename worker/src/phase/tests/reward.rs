@@ -7,7 +7,8 @@ use super::*;
 /// The loss of the first step on pairs with margin 2, when a fresh head scores everything near 0.
 fn first_loss(margins: bool) -> f64 {
     let mut job = letters_job();
-    job.reward_step.get_or_insert_default().margin = margins;
+    let loss = v1::BradleyTerrySpec { margin: margins, ..Default::default() };
+    job.reward_step.get_or_insert_default().loss = Some(v1::reward_step_spec::Loss::BradleyTerry(loss));
     let mut test = TestRank::new(job);
     let start = test.start_model();
     let sets = letters::generate(17, Counts { sft: 32, golden: 0, prompts: 0, evaluation: 0 });

@@ -5,7 +5,7 @@ use serde_json::Value;
 use tch::Device;
 
 use super::super::{
-    Demonstrations, Ended, KeepNothing, Objective, OrderKey, PairRanking, StepFigures, Summary, Training,
+    Demonstrations, Ended, KeepNothing, Objective, OrderKey, PairRanking, StepFigures, Summary, TrainConfig,
     train,
 };
 use super::{demonstrations, fixture, fixtures, linear, numbers, optimizer, pairs};
@@ -21,19 +21,18 @@ fn run(
 ) -> (Vec<StepFigures>, Summary) {
     let optimizer: Optimizer = optimizer(case["clip"].as_f64(), budget);
     let schedule: Schedule = linear(case["warmup"].as_u64().unwrap() as u32);
-    let training = Training {
+    let config = TrainConfig {
         order: OrderKey { seed: 1, round: 1 },
         epochs: case["steps"].as_u64().unwrap() as u32,
-        batch: objective.sets().iter().sum(),
-        learning_rate: case["learning_rate"].as_f64().unwrap(),
-        optimizer: &optimizer,
-        schedule: &schedule,
+        batch_size: objective.sets().iter().sum(),
+        peak_learning_rate: case["learning_rate"].as_f64().unwrap(),
+        optimizer,
+        schedule,
         sharding: Sharding::Ddp,
     };
     let mut steps = Vec::new();
     let mut report = |figures: &StepFigures| steps.push(figures.clone());
-    let ended =
-        train(objective, parameters, &training, &Gang::alone(), &mut KeepNothing, &mut report).unwrap();
+    let ended = train(objective, parameters, &config, &Gang::alone(), &mut KeepNothing, &mut report).unwrap();
     let Ended::Done(summary) = ended else { panic!("{ended:?}") };
     (steps, summary)
 }
@@ -78,8 +77,8 @@ fn reward_training_is_a_pytorch_loops() {
         let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalization::Global);
         let (steps, summary) = run(&objective, model.parameters(), case, budget);
         assert_close(&steps, case, 2e-5);
-        let constants = summary.objective.iter().find(|(name, _)| *name == "golden_weight_share");
-        assert!((constants.unwrap().1 - 0.2).abs() < 1e-12);
+        let share = summary.objective.iter().find(|(name, _)| *name == "golden_weight_share");
+        assert!((share.unwrap().1 - 0.2).abs() < 1e-12);
         assert!(steps[5].objective[0].1 > 0.9, "train_accuracy after training on the same pairs");
     }
 }

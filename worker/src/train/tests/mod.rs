@@ -1,6 +1,6 @@
 //! Training against PyTorch's, against itself cut otherwise, and on bad numbers.
 
-mod answers;
+mod completions;
 mod loops;
 mod optimizer;
 mod ranks;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use foil_common::spec::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind, Sharding};
 use serde_json::Value;
 
-use super::{Comparison, Demonstration, Recipe};
+use super::{Comparison, Demonstration, OrderKey, TrainConfig};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
@@ -51,8 +51,17 @@ fn linear(warmup: u32) -> Schedule {
     Schedule { kind: ScheduleKind::Linear, warmup_steps: warmup, min_lr_ratio: 0.0 }
 }
 
-fn recipe<'a>(optimizer: &'a Optimizer, schedule: &'a Schedule) -> Recipe<'a> {
-    Recipe { optimizer, schedule, peak_learning_rate: 1e-3, steps: 1, sharding: Sharding::Ddp }
+/// Training whose batches the test plans by itself.
+fn config(optimizer: Optimizer) -> TrainConfig {
+    TrainConfig {
+        order: OrderKey { seed: 0, round: 0 },
+        epochs: 1,
+        batch_size: 4,
+        peak_learning_rate: 1e-3,
+        optimizer,
+        schedule: linear(0),
+        sharding: Sharding::Ddp,
+    }
 }
 
 /// The demonstrations and pairs of loops.json.

@@ -11,9 +11,9 @@ use tch::{Device, Tensor};
 use super::super::order::global_batches;
 use super::super::sharded::Sharded;
 use super::super::{
-    Demonstrations, Objective, OrderKey, PairRanking, Recipe, RowShape, StepPlan, Trainer, Wishes,
+    Demonstrations, Objective, OrderKey, PairRanking, RowShape, StepPlan, TrainConfig, Trainer, Wishes,
 };
-use super::{demonstrations, fixture, fixtures, linear, optimizer, pairs, recipe};
+use super::{config, demonstrations, fixture, fixtures, optimizer, pairs};
 use crate::collective::testing::{in_threads, place};
 use crate::collective::{Gang, Host, Rendezvous};
 use crate::model::{LanguageModel, Parameters, Precision, RewardModel};
@@ -74,10 +74,10 @@ fn play(gang: &Gang, work: Work) -> Outcome {
 }
 
 fn steps(gang: &Gang, work: Work, objective: &dyn Objective, parameters: &Parameters) -> Outcome {
-    let (optimizer, schedule) = (optimizer(work.zero1.then_some(0.5), work.budget), linear(0));
+    let optimizer = optimizer(work.zero1.then_some(0.5), work.budget);
     let sharding = if work.zero1 { Sharding::Zero1 } else { Sharding::Ddp };
-    let recipe = Recipe { steps: 4, sharding, ..recipe(&optimizer, &schedule) };
-    let mut trainer = Trainer::new(parameters, recipe, gang).unwrap();
+    let config = TrainConfig { sharding, ..config(optimizer) };
+    let mut trainer = Trainer::new(parameters, &config, 4, gang).unwrap();
     let shapes: Vec<RowShape> = (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();
     let key = OrderKey { seed: 5, round: 1 };
     let batches = (0..4).flat_map(|epoch| global_batches(key, epoch, &objective.sets(), work.batch));
@@ -223,8 +223,9 @@ fn answers_that_are_cut_away_reach_all_parameters() {
     let loss = |gang: &Gang| {
         let model = random_model();
         let objective = Demonstrations::new(&model, &rows, Precision::Fp32);
-        let (optimizer, schedule) = (optimizer(None, 12), linear(0));
-        let mut trainer = Trainer::new(model.parameters(), recipe(&optimizer, &schedule), gang).unwrap();
+        let optimizer = optimizer(None, 12);
+        let config = config(optimizer);
+        let mut trainer = Trainer::new(model.parameters(), &config, 1, gang).unwrap();
         let shapes: Vec<RowShape> = (0..rows.len()).map(|row| objective.shape(row)).collect();
         let plan = StepPlan::new(&(0..rows.len()).collect::<Vec<_>>(), &shapes, trainer.share(), 12);
         trainer.warm_up(&objective, &plan).unwrap();

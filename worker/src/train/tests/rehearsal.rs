@@ -5,11 +5,14 @@ use std::cell::RefCell;
 use foil_common::spec::Sharding;
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::super::{Ended, KeepNothing, Objective, OrderKey, Part, RowShape, TrainError, Training, train};
+use super::super::{
+    Ended, KeepNothing, MicroBatchLoss, Objective, OrderKey, RowShape, TrainConfig, TrainError, train,
+};
 use super::{linear, optimizer};
 use crate::collective::Gang;
 use crate::collective::testing::in_threads;
 use crate::model::Parameters;
+use crate::objective::metrics::MetricSums;
 
 /// Rows of 1 to `rows` tokens, in a memory that holds `room` tokens.
 struct Crowded {
@@ -33,7 +36,7 @@ impl Objective for Crowded {
         format!("row {row}")
     }
 
-    fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {
+    fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError> {
         let tokens: usize = rows.iter().map(|row| row + 1).sum();
         if tokens > self.room {
             let words = format!("CUDA out of memory. Tried to allocate {tokens} MiB.");
@@ -41,7 +44,10 @@ impl Objective for Crowded {
             return Err(TrainError::Torch(TchError::Torch(words)));
         }
         self.seen.borrow_mut().push(tokens);
-        Ok(Part { loss: self.parameter.square().sum(Kind::Float) * rows.len() as f64, sums: None })
+        Ok(MicroBatchLoss {
+            loss: self.parameter.square().sum(Kind::Float) * rows.len() as f64,
+            metrics: MetricSums::zeros(&[], Device::Cpu),
+        })
     }
 }
 
@@ -51,16 +57,16 @@ fn run(gang: &Gang, rows: usize, room: usize, panics: bool) -> Result<Vec<usize>
     let parameter = parameters.tensors()[0].shallow_clone();
     let objective = Crowded { parameter, rows, room, panics, seen: RefCell::default() };
     let (optimizer, schedule) = (optimizer(None, 64), linear(0));
-    let training = Training {
+    let config = TrainConfig {
         order: OrderKey { seed: 3, round: 1 },
         epochs: 1,
-        batch: 16,
-        learning_rate: 1e-3,
-        optimizer: &optimizer,
-        schedule: &schedule,
+        batch_size: 16,
+        peak_learning_rate: 1e-3,
+        optimizer,
+        schedule,
         sharding: Sharding::Ddp,
     };
-    let ended = train(&objective, &parameters, &training, gang, &mut KeepNothing, &mut |_| ())?;
+    let ended = train(&objective, &parameters, &config, gang, &mut KeepNothing, &mut |_| ())?;
     let Ended::Done(summary) = ended else { panic!("{ended:?}") };
     assert_eq!(summary.steps as usize, rows.div_ceil(16));
     Ok(objective.seen.into_inner())

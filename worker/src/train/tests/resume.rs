@@ -6,7 +6,8 @@ use foil_common::spec::{Normalization, Sharding};
 use tch::Device;
 
 use super::super::{
-    Ended, Keeper, OrderKey, PairRanking, Saved, Snapshot, StepFigures, TrainError, Training, Wishes, train,
+    Ended, Keeper, OrderKey, PairRanking, Saved, Snapshot, StepFigures, TrainConfig, TrainError, Wishes,
+    train,
 };
 use super::{fixture, fixtures, linear, optimizer, pairs};
 use crate::collective::Gang;
@@ -64,13 +65,13 @@ fn play(gang: &Gang, sharding: Sharding, dir: &Path, plan: Plan<'_>) -> Played {
     let model = RewardModel::with_fresh_head(model, 4);
     let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalization::Global);
     let (optimizer, schedule) = (optimizer(Some(0.5), 30), linear(2));
-    let training = Training {
+    let config = TrainConfig {
         order: OrderKey { seed: 5, round: 1 },
         epochs: 5,
-        batch: 4,
-        learning_rate: 1e-3,
-        optimizer: &optimizer,
-        schedule: &schedule,
+        batch_size: 4,
+        peak_learning_rate: 1e-3,
+        optimizer,
+        schedule,
         sharding,
     };
     let from = plan
@@ -80,7 +81,7 @@ fn play(gang: &Gang, sharding: Sharding, dir: &Path, plan: Plan<'_>) -> Played {
     let mut keeper = Folder { dir, rank: gang.rank(), snapshots: plan.snapshots, stop, from };
     let mut losses = Vec::new();
     let mut report = |figures: &StepFigures| losses.push(figures.loss);
-    let ended = train(&objective, model.parameters(), &training, gang, &mut keeper, &mut report).unwrap();
+    let ended = train(&objective, model.parameters(), &config, gang, &mut keeper, &mut report).unwrap();
     let ended = match ended {
         // Steps took other times.
         Ended::Done(summary) => Ended::Done(super::super::Summary { seconds: 0.0, ..summary }),

@@ -1,16 +1,16 @@
 //! Single steps: what a loss is divided by, and losses that are no numbers.
 
-use foil_common::spec::{Normalization, OnNonfinite, Optimizer, RewardLoss, Sharding};
+use foil_common::spec::{BradleyTerry, Normalization, OnNonfinite, Optimizer, RewardLoss, Wgan};
 use tch::{Device, Kind, no_grad};
 
 use super::super::{
-    Comparison, KeepNothing, Objective, OrderKey, PairRanking, Part, Recipe, RowShape, Share, StepPlan,
-    TrainError, Trainer, Training, Wishes, train,
+    Comparison, KeepNothing, MicroBatchLoss, Objective, PairRanking, RowShape, Share, StepPlan, TrainConfig,
+    TrainError, Trainer, Wishes, train,
 };
-use super::{fixture, fixtures, linear, optimizer, pairs, recipe};
+use super::{config, fixture, fixtures, optimizer, pairs};
 use crate::collective::Gang;
 use crate::model::{Precision, RewardModel};
-use crate::objective::preference::RewardObjective;
+use crate::objective::metrics::MetricSums;
 
 const ALONE: Share = Share { rank: 0, world: 1 };
 
@@ -28,18 +28,17 @@ fn plan(objective: &dyn Objective, budget: usize) -> StepPlan {
 }
 
 #[test]
-fn reference_normalisation_is_the_mean_over_micro_batches() {
+fn reference_normalization_is_the_mean_over_micro_batches() {
     let (model, rows) = (reward_model(), rows());
     let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalization::Reference);
     let plan = plan(&objective, 48);
     assert!(plan.micro_batches.len() > 1);
     let mean_loss = |rows: &Vec<usize>| {
-        no_grad(|| objective.part(rows).unwrap().loss.double_value(&[])) / rows.len() as f64
+        no_grad(|| objective.loss(rows).unwrap().loss.double_value(&[])) / rows.len() as f64
     };
     let expected = plan.micro_batches.iter().map(mean_loss).sum::<f64>() / plan.micro_batches.len() as f64;
-    let (optimizer, schedule, gang) = (optimizer(None, 48), linear(0), Gang::alone());
-    let recipe = recipe(&optimizer, &schedule);
-    let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
+    let (config, gang) = (config(optimizer(None, 48)), Gang::alone());
+    let mut trainer = Trainer::new(model.parameters(), &config, 1, &gang).unwrap();
     let figures = trainer.step(&objective, &plan, Wishes::default()).unwrap().0;
     assert!((figures.loss - expected).abs() < 1e-6);
 }
@@ -60,9 +59,9 @@ impl Objective for Poisoned<'_> {
         self.0.row_name(row)
     }
 
-    fn part(&self, rows: &[usize]) -> Result<Part, TrainError> {
-        let part = self.0.part(rows)?;
-        Ok(Part { loss: part.loss * f64::INFINITY, sums: None })
+    fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError> {
+        let output = self.0.loss(rows)?;
+        Ok(MicroBatchLoss { loss: output.loss * f64::INFINITY, metrics: MetricSums::zeros(&[], Device::Cpu) })
     }
 }
 
@@ -72,9 +71,8 @@ fn step_on_poison(optimizer: &Optimizer) -> (Result<bool, TrainError>, bool) {
     let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalization::Global);
     let poisoned = Poisoned(&objective);
     let before = model.parameters().blake3();
-    let (schedule, gang) = (linear(0), Gang::alone());
-    let recipe = Recipe { steps: 2, ..recipe(optimizer, &schedule) };
-    let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
+    let (config, gang) = (config(optimizer.clone()), Gang::alone());
+    let mut trainer = Trainer::new(model.parameters(), &config, 2, &gang).unwrap();
     let result =
         trainer.step(&poisoned, &plan(&poisoned, 100), Wishes::default()).map(|(figures, _)| figures.skipped);
     let unchanged = model.parameters().blake3() == before;
@@ -109,14 +107,13 @@ fn a_loss_that_is_no_number_can_be_skipped() {
 fn a_bounded_head_stays_within_its_bound() {
     let (model, rows) = (reward_model(), rows());
     let largest = || model.parameters().get("score.weight").unwrap().abs().max().double_value(&[]);
-    let wgan = RewardObjective { golden: RewardLoss::Wgan, ..Default::default() };
-    let step = |bound| {
-        let objective = PairRanking::new(&model, &[], &rows, Precision::Fp32, Normalization::Global)
-            .with_objective(wgan)
-            .with_head_bound(bound);
-        let (optimizer, schedule, gang) = (optimizer(None, 100), linear(0), Gang::alone());
-        let recipe = Recipe { peak_learning_rate: 1e-2, ..recipe(&optimizer, &schedule) };
-        let mut trainer = Trainer::new(model.parameters(), recipe, &gang).unwrap();
+    let step = |weight_clip| {
+        let wgan = RewardLoss::Wgan(Wgan { weight_clip, human: BradleyTerry::default() });
+        let objective =
+            PairRanking::new(&model, &[], &rows, Precision::Fp32, Normalization::Global).with_loss(wgan);
+        let gang = Gang::alone();
+        let config = TrainConfig { peak_learning_rate: 1e-2, ..config(optimizer(None, 100)) };
+        let mut trainer = Trainer::new(model.parameters(), &config, 1, &gang).unwrap();
         trainer.step(&objective, &plan(&objective, 100), Wishes::default()).unwrap().0
     };
     assert!(step(None).loss.is_finite() && largest() > 0.01);
@@ -129,18 +126,9 @@ fn rows_that_weigh_nothing_are_refused() {
     let model = reward_model();
     let rows: Vec<Comparison> = rows().into_iter().map(|pair| Comparison { weight: 0.0, ..pair }).collect();
     let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalization::Global);
-    let (optimizer, schedule) = (optimizer(None, 100), linear(0));
-    let training = Training {
-        order: OrderKey { seed: 0, round: 0 },
-        epochs: 1,
-        batch: 4,
-        learning_rate: 1e-3,
-        optimizer: &optimizer,
-        schedule: &schedule,
-        sharding: Sharding::Ddp,
-    };
+    let config = config(optimizer(None, 100));
     let run = |objective: &dyn Objective| {
-        train(objective, model.parameters(), &training, &Gang::alone(), &mut KeepNothing, &mut |_| ())
+        train(objective, model.parameters(), &config, &Gang::alone(), &mut KeepNothing, &mut |_| ())
             .unwrap_err()
     };
     assert!(matches!(run(&objective), TrainError::NoWeight { step: 1, .. }));

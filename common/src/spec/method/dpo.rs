@@ -1,0 +1,55 @@
+use foil_proto::v1;
+
+use super::super::SpecError;
+use super::super::check::{Range, real};
+use super::super::oneof::Block;
+use super::{MethodSettings, Needs, Pairing, Reduction, ReferencePolicy};
+
+/// Direct preference optimization on pairs of completions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dpo {
+    /// β, above 0.
+    pub beta: f64,
+    /// The probability that a preference is the wrong way round: 0 ≤ ε < ½.
+    pub label_smoothing: f64,
+    pub pairing: Pairing,
+    /// How a completion's log-ratio to the reference is taken over its tokens.
+    pub log_ratio: Reduction,
+    pub reference: ReferencePolicy,
+}
+
+impl MethodSettings for Dpo {
+    fn needs(&self) -> Needs {
+        Needs { reference: Some(self.reference), old_log_probs: false, comparison: true }
+    }
+
+    fn max_completions(&self, samples: u32) -> u32 {
+        self.pairing.max_completions(samples)
+    }
+}
+
+impl Block for Dpo {
+    type Wire = v1::DpoSpec;
+
+    fn parse(at: &str, wire: &Self::Wire) -> Result<Self, SpecError> {
+        Ok(Self {
+            beta: real(at, "beta", wire.beta, 0.1, Range::Positive)?,
+            label_smoothing: real(at, "label_smoothing", wire.label_smoothing, 0.0, Range::BelowHalf)?,
+            pairing: Pairing::parse(at, &wire.pairing, wire.pairs_k)?,
+            log_ratio: Reduction::parse(at, "log_ratio", &wire.log_ratio)?,
+            reference: ReferencePolicy::parse(at, "reference", &wire.reference)?,
+        })
+    }
+
+    fn to_wire(&self) -> Self::Wire {
+        let (pairing, pairs_k) = self.pairing.to_wire();
+        v1::DpoSpec {
+            beta: Some(self.beta),
+            label_smoothing: Some(self.label_smoothing),
+            pairing,
+            pairs_k,
+            log_ratio: self.log_ratio.to_string(),
+            reference: self.reference.to_string(),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Policy methods: one file each, with the method's settings and what it needs of the phases before it.
+
+mod dpo;
+mod grpo;
+mod ipo;
+mod kl;
+mod pairing;
+mod rejection;
+mod rloo;
+mod rrhf;
+
+pub use dpo::Dpo;
+pub use grpo::Grpo;
+pub use ipo::Ipo;
+pub use kl::KlPenalty;
+pub use pairing::{Pairing, PairingName};
+pub use rejection::Rejection;
+pub use rloo::Rloo;
+pub use rrhf::Rrhf;
+
+use foil_proto::v1;
+
+use super::choice::choices;
+use super::oneof::oneof;
+
+oneof! {
+    /// The method that trains the policy on its own scored completions.
+    Method: dyn MethodSettings, v1::policy_step_spec::Method in "policy_step", default Rejection;
+    Rejection = "rejection",
+    Rrhf = "rrhf",
+    Dpo = "dpo",
+    Ipo = "ipo",
+    Grpo = "grpo",
+    Rloo = "rloo",
+}
+
+/// What a method needs, so that the phases before it provide it and a plan can tell what it takes.
+pub trait MethodSettings {
+    fn needs(&self) -> Needs;
+
+    /// The most of a prompt's n completions that the loss reads; ties, and blank completions that would win, leave fewer.
+    fn max_completions(&self, samples: u32) -> u32;
+}
+
+/// Inputs of a method beside completions and rewards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// π_ref, if the loss compares the policy with one.
+    pub reference: Option<ReferencePolicy>,
+    /// Log-probabilities of the policy that generated the completions, for probability ratios.
+    pub old_log_probs: bool,
+    /// At least two completions a prompt, which differ.
+    pub comparison: bool,
+}
+
+choices! {
+    /// π_ref of a policy step.
+    ReferencePolicy:
+    /// The policy that the round began with.
+    #[default]
+    RoundStart = "round_start",
+    /// The start policy, after its SFT.
+    Initial = "initial",
+}
+
+choices! {
+    /// From a completion's tokens to one number.
+    Reduction:
+    #[default]
+    Sum = "sum",
+    Mean = "mean",
+}

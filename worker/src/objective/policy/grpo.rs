@@ -1,0 +1,45 @@
+//! Group relative policy optimization (Shao et al., arXiv 2402.03300, Eq. 3).
+
+use foil_common::spec::Grpo;
+
+use super::super::advantage::group_advantages;
+use super::super::metrics::{Metric, MetricSums};
+use super::super::surrogate::{Rollouts, kl_estimate, token_surrogate};
+use super::{Group, GroupLoss, LossOutput, PolicyObjective, ScoredCompletion, with_tokens};
+
+const CLIP_FRACTION: &str = "clip_fraction";
+const KL: &str = "kl";
+
+/// Means over completions: the fraction of probability ratios that are clipped, and the KL term before its weight.
+const METRICS: [Metric; 2] = [Metric::per_weight(CLIP_FRACTION), Metric::per_weight(KL)];
+
+impl PolicyObjective for Grpo {
+    fn select(&self, completions: &[ScoredCompletion<'_>]) -> Vec<usize> {
+        with_tokens(completions)
+    }
+
+    /// The trainer divides the sum over completions by the completions of the global batch, those without tokens included.
+    fn group_loss(&self, group: &Group<'_>) -> GroupLoss {
+        let Self { epsilon, kl } = *self;
+        let advantages = group.of_selected(&group_advantages(&group.rewards()));
+        let (old_log_probs, device) = (group.old_log_probs(), group.device);
+        let kl = kl.map(|kl| (kl.beta, group.ref_log_probs()));
+        GroupLoss::new(group.completions.len() as f64, move |log_probs| {
+            let rollouts = Rollouts { log_probs, old_log_probs: &old_log_probs, advantages: &advantages };
+            let surrogate = token_surrogate(&rollouts, epsilon);
+            let clipped = (CLIP_FRACTION, &surrogate.clipped);
+            match &kl {
+                None => LossOutput { loss: surrogate.loss, metrics: MetricSums::of([clipped], device) },
+                Some((beta, ref_log_probs)) => {
+                    let kl = kl_estimate(log_probs, ref_log_probs);
+                    let metrics = MetricSums::of([clipped, (KL, &kl)], device);
+                    LossOutput { loss: surrogate.loss + kl * *beta, metrics }
+                }
+            }
+        })
+    }
+
+    fn metrics(&self) -> &'static [Metric] {
+        if self.kl.is_some() { &METRICS } else { &METRICS[..1] }
+    }
+}

@@ -1,0 +1,24 @@
+//! Identity preference optimization.
+
+use foil_common::spec::Ipo;
+
+use super::super::metrics::Metric;
+use super::preference::{self, ipo_loss};
+use super::{Group, GroupLoss, PolicyObjective, ScoredCompletion};
+
+impl PolicyObjective for Ipo {
+    fn select(&self, completions: &[ScoredCompletion<'_>]) -> Vec<usize> {
+        preference::select(completions, self.pairing)
+    }
+
+    fn group_loss(&self, group: &Group<'_>) -> GroupLoss {
+        let Self { beta, pairing, log_ratio, .. } = *self;
+        preference::group_loss(group, (pairing, log_ratio, beta), move |chosen, rejected| {
+            ipo_loss(chosen, rejected, beta)
+        })
+    }
+
+    fn metrics(&self) -> &'static [Metric] {
+        &preference::METRICS
+    }
+}

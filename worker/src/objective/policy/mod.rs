@@ -1,0 +1,197 @@
+//! Policy methods: each file says which completions its method reads, the loss of their log-probabilities, and its metrics.
+//!
+//! # Adding a method
+//! 1. Its settings: a message and a member of `PolicyStepSpec.method` in `proto/foil/v1/jobs.proto`.
+//! 2. Their defaults and ranges, and what the method needs: a file and a line in `common/src/spec/method/`.
+//! 3. Its loss: a file here, and the one arm of [`objective_of`].
+//!
+//! Its oracle belongs in `scripts/fixtures/objectives.py` and `worker/src/objective/oracles.rs`.
+
+mod dpo;
+mod grpo;
+mod ipo;
+mod preference;
+mod rejection;
+mod rloo;
+mod rrhf;
+#[cfg(test)]
+mod tests;
+
+pub use preference::{dpo_loss, ipo_loss, log_ratio};
+pub use rejection::best_of;
+pub use rrhf::terms as rrhf_terms;
+
+use foil_common::spec::{Method, Pairing};
+use tch::{Device, Tensor};
+
+use super::metrics::{Metric, MetricSums};
+use super::pairing::{Preference, pairs};
+
+/// A completion with its reward.
+#[derive(Debug, Clone, Copy)]
+pub struct ScoredCompletion<'a> {
+    pub text: &'a str,
+    /// The number of its tokens.
+    pub tokens: usize,
+    pub reward: f64,
+}
+
+/// Log-probabilities of one completion's tokens under policies that are not trained; empty if the method does not need them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FixedLogProbs {
+    /// log π_ref.
+    pub reference: Vec<f32>,
+    /// log π_old, of the policy that generated the completion.
+    pub old_policy: Vec<f32>,
+}
+
+/// A policy method: the loss of one prompt's completions.
+pub trait PolicyObjective {
+    /// Indices of the completions that the loss reads, ascending; none if there is nothing to learn from them. A completion
+    /// without tokens is never read.
+    fn select(&self, completions: &[ScoredCompletion<'_>]) -> Vec<usize>;
+
+    /// The loss of the completions that [`PolicyObjective::select`] names, of which there is at least one.
+    fn group_loss(&self, group: &Group<'_>) -> GroupLoss;
+
+    /// The metrics of every [`LossOutput`], in order.
+    fn metrics(&self) -> &'static [Metric];
+}
+
+/// The objective of a method's settings.
+pub fn objective_of(method: &Method) -> &dyn PolicyObjective {
+    match method {
+        Method::Rejection(settings) => settings,
+        Method::Rrhf(settings) => settings,
+        Method::Dpo(settings) => settings,
+        Method::Ipo(settings) => settings,
+        Method::Grpo(settings) => settings,
+        Method::Rloo(settings) => settings,
+    }
+}
+
+/// A prompt's completions and what does not change while the policy is trained on them.
+#[derive(Debug, Clone, Copy)]
+pub struct Group<'a> {
+    pub completions: &'a [ScoredCompletion<'a>],
+    /// Indices of the completions that the loss reads, ascending.
+    pub selected: &'a [usize],
+    /// Log-probabilities of the selected completions, one number per token if the method needs them.
+    pub fixed: &'a [FixedLogProbs],
+    /// The device of the policy.
+    pub device: Device,
+}
+
+impl Group<'_> {
+    fn rewards(&self) -> Vec<f64> {
+        self.completions.iter().map(|completion| completion.reward).collect()
+    }
+
+    /// The values of the selected completions.
+    fn of_selected(&self, values: &[f64]) -> Vec<f64> {
+        self.selected.iter().map(|&completion| values[completion]).collect()
+    }
+
+    /// The position of a completion among the selected ones.
+    fn position(&self, completion: usize) -> Option<usize> {
+        self.selected.binary_search(&completion).ok()
+    }
+
+    /// Pairs of all completions, as positions among the selected ones.
+    fn pairs(&self, pairing: Pairing) -> Vec<Preference> {
+        let found = pairs_of(self.completions, pairing).into_iter();
+        let local = found.filter_map(|Preference { chosen, rejected }| {
+            Some(Preference { chosen: self.position(chosen)?, rejected: self.position(rejected)? })
+        });
+        local.collect()
+    }
+
+    /// `[tokens]` for each selected completion.
+    fn ref_log_probs(&self) -> Vec<Tensor> {
+        self.fixed.iter().map(|fixed| self.tensor(&fixed.reference)).collect()
+    }
+
+    /// `[tokens]` for each selected completion.
+    fn old_log_probs(&self) -> Vec<Tensor> {
+        self.fixed.iter().map(|fixed| self.tensor(&fixed.old_policy)).collect()
+    }
+
+    fn tensor(&self, log_probs: &[f32]) -> Tensor {
+        Tensor::from_slice(log_probs).to_device(self.device)
+    }
+}
+
+/// The loss of one group, as a function of the policy's log-probabilities.
+pub struct GroupLoss {
+    weight: f64,
+    loss: Box<dyn Fn(&[Tensor]) -> LossOutput>,
+}
+
+/// The loss of one group under the policy as it is.
+#[derive(Debug)]
+pub struct LossOutput {
+    /// A sum over the group: a scalar that can be differentiated, in fp32 (fp64 for fp64 log-probabilities).
+    pub loss: Tensor,
+    pub metrics: MetricSums,
+}
+
+impl GroupLoss {
+    /// `weight` is the group's part of the denominator of a global batch's loss: its pairs (dpo, ipo), its completions, unread
+    /// ones included (grpo, rloo), its tokens (rejection), or 1 for a mean over prompts (rrhf). `loss` is given the policy's
+    /// log-probabilities of the selected completions, `[tokens]` each.
+    pub fn new(weight: f64, loss: impl Fn(&[Tensor]) -> LossOutput + 'static) -> Self {
+        Self { weight, loss: Box::new(loss) }
+    }
+
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    pub fn loss(&self, log_probs: &[Tensor]) -> LossOutput {
+        (self.loss)(log_probs)
+    }
+}
+
+impl std::fmt::Debug for GroupLoss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GroupLoss").field("weight", &self.weight).finish_non_exhaustive()
+    }
+}
+
+/// Indices in ascending order, each once.
+fn ascending(indices: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut indices: Vec<usize> = indices.collect();
+    indices.sort_unstable();
+    indices.dedup();
+    indices
+}
+
+/// Completions with tokens: those that policy gradients read.
+fn with_tokens(completions: &[ScoredCompletion<'_>]) -> Vec<usize> {
+    (0..completions.len()).filter(|&completion| completions[completion].tokens > 0).collect()
+}
+
+/// The best completion that is not blank.
+fn best(completions: &[ScoredCompletion<'_>]) -> Option<usize> {
+    let (rewards, texts) = comparable(completions);
+    best_of(&rewards, &texts)
+}
+
+fn pairs_of(completions: &[ScoredCompletion<'_>], pairing: Pairing) -> Vec<Preference> {
+    let (rewards, texts) = comparable(completions);
+    pairs(&rewards, &texts, pairing)
+}
+
+/// Both sides of pairs.
+fn members(pairs: &[Preference]) -> impl Iterator<Item = usize> {
+    pairs.iter().flat_map(|pair| [pair.chosen, pair.rejected])
+}
+
+/// Rewards and texts. A completion without tokens has no likelihood: its reward is NaN, which nothing chooses.
+fn comparable<'a>(completions: &[ScoredCompletion<'a>]) -> (Vec<f64>, Vec<&'a str>) {
+    let reward = |completion: &ScoredCompletion<'_>| match completion.tokens {
+        0 => f64::NAN,
+        _ => completion.reward,
+    };
+    completions.iter().map(|completion| (reward(completion), completion.text)).unzip()
+}

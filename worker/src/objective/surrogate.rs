@@ -1,0 +1,146 @@
+//! Clipped surrogates of policy gradients.
+//!
+//! The policy is moved along the advantages by the ratio of its own probabilities to those of the policy that generated the
+//! completions, clipped as in PPO (Schulman et al., arXiv 1707.06347, Eq. 7), since several steps pass between generating
+//! and training.
+
+use tch::{Tensor, no_grad};
+
+use super::accumulation_kind;
+
+/// One prompt's completions as a policy gradient sees them; all three fields run over the completions.
+#[derive(Debug, Clone, Copy)]
+pub struct Rollouts<'a> {
+    /// Log-probabilities of the policy in training, token by token, `[tokens]` each.
+    pub log_probs: &'a [Tensor],
+    /// Those of the policy that generated the completions, without a gradient.
+    pub old_log_probs: &'a [Tensor],
+    pub advantages: &'a [f64],
+}
+
+/// A clipped surrogate loss; both scalars.
+#[derive(Debug)]
+pub struct SurrogateLoss {
+    pub loss: Tensor,
+    /// Completions whose ratio is clipped; a completion counts by the fraction of its ratios that are. Without a gradient.
+    pub clipped: Tensor,
+}
+
+/// Σ over completions of the mean over their tokens of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A), with ρ = π / π_old of the token
+/// and A the completion's advantage. In fp32 (fp64 for fp64 log-probabilities).
+pub fn token_surrogate(rollouts: &Rollouts<'_>, epsilon: f64) -> SurrogateLoss {
+    let (log_probs, old) = (flat(rollouts.log_probs), flat(rollouts.old_log_probs)); // [tokens]
+    let lengths = lengths(rollouts.log_probs);
+    let advantages = per_token(&lengths, rollouts.advantages.iter().copied(), &log_probs);
+    clipped_surrogate(&(&log_probs - old).exp(), &advantages, &mean_weights(&lengths, &log_probs), epsilon)
+}
+
+/// Σ over completions of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A), with ρ = π(y|x) / π_old(y|x) of the whole completion. In fp32
+/// (fp64 for fp64 log-probabilities).
+pub fn sequence_surrogate(rollouts: &Rollouts<'_>, epsilon: f64) -> SurrogateLoss {
+    let sums = |completions: &[Tensor]| {
+        let sum = |completion: &Tensor| completion.sum(accumulation_kind(completion.kind()));
+        Tensor::stack(&completions.iter().map(sum).collect::<Vec<_>>(), 0)
+    };
+    let log_ratios = sums(rollouts.log_probs) - sums(rollouts.old_log_probs); // [completions]
+    let advantages = Tensor::from_slice(rollouts.advantages).to_kind(log_ratios.kind());
+    let advantages = advantages.to_device(log_ratios.device());
+    clipped_surrogate(&log_ratios.exp(), &advantages, &log_ratios.ones_like(), epsilon)
+}
+
+/// −Σ w · min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) of ratios, advantages and weights of one shape.
+fn clipped_surrogate(ratio: &Tensor, advantages: &Tensor, weights: &Tensor, epsilon: f64) -> SurrogateLoss {
+    let unclipped = ratio * advantages;
+    let clipped = ratio.clamp(1.0 - epsilon, 1.0 + epsilon) * advantages;
+    let is_clipped =
+        no_grad(|| (clipped.lt_tensor(&unclipped).to_kind(weights.kind()) * weights).sum(weights.kind()));
+    SurrogateLoss { loss: -(unclipped.minimum(&clipped) * weights).sum(weights.kind()), clipped: is_clipped }
+}
+
+/// Σ over completions of the mean over their tokens of the estimate π_ref/π − log(π_ref/π) − 1 of KL(π ‖ π_ref), which is
+/// never negative (Schulman's k₃; arXiv 2402.03300, Eq. 4). Log-probabilities token by token, `[tokens]` each; the
+/// reference's carry no gradient.
+pub fn kl_estimate(log_probs: &[Tensor], ref_log_probs: &[Tensor]) -> Tensor {
+    let (lengths, log_probs) = (lengths(log_probs), flat(log_probs)); // [tokens]
+    let log_ratio = flat(ref_log_probs) - &log_probs;
+    let estimates = log_ratio.exp() - log_ratio - 1.0;
+    (estimates * mean_weights(&lengths, &log_probs)).sum(log_probs.kind())
+}
+
+/// All completions' tokens one after another, `[tokens]`.
+fn flat(completions: &[Tensor]) -> Tensor {
+    let all = Tensor::cat(completions, 0);
+    all.to_kind(accumulation_kind(all.kind()))
+}
+
+fn lengths(completions: &[Tensor]) -> Vec<i64> {
+    completions.iter().map(|completion| completion.size()[0]).collect()
+}
+
+/// `[tokens]`: 1 / the length of each token's completion, so that a weighted sum is a sum of means.
+fn mean_weights(lengths: &[i64], like: &Tensor) -> Tensor {
+    per_token(lengths, lengths.iter().map(|&length| 1.0 / length.max(1) as f64), like)
+}
+
+/// `[tokens]`: each completion's value, repeated for each of its tokens; kind and device of `like`.
+fn per_token(lengths: &[i64], values: impl Iterator<Item = f64>, like: &Tensor) -> Tensor {
+    let repeated: Vec<f64> =
+        lengths.iter().zip(values).flat_map(|(&length, value)| vec![value; length as usize]).collect();
+    Tensor::from_slice(&repeated).to_kind(like.kind()).to_device(like.device())
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::{Rollouts, kl_estimate, sequence_surrogate, token_surrogate};
+
+    fn completions(numbers: [&[f64]; 3]) -> [Tensor; 3] {
+        numbers.map(|tokens| Tensor::from_slice(tokens).set_requires_grad(true))
+    }
+
+    #[test]
+    fn where_policy_and_old_policy_agree_the_gradient_is_reinforces() {
+        let policy = completions([&[-1.0, -2.0], &[-0.5], &[]]);
+        let old: Vec<Tensor> = policy.iter().map(Tensor::detach).collect();
+        let rollouts = Rollouts { log_probs: &policy, old_log_probs: &old, advantages: &[1.0, -3.0, 2.0] };
+        let gradients = |loss: &Tensor| Tensor::run_backward(&[loss], &policy, false, false);
+        let (tokens, sequences) =
+            (token_surrogate(&rollouts, 0.2).loss, sequence_surrogate(&rollouts, 0.2).loss);
+        assert!((tokens.double_value(&[]) - 2.0).abs() < 1e-12, "the third has no tokens to average");
+        assert!(sequences.double_value(&[]).abs() < 1e-12);
+        // −A / length for each token; −A for each token.
+        let expected = [(tokens, [-0.5, 3.0]), (sequences, [-1.0, 3.0])];
+        for (loss, [first, second]) in expected {
+            let found = gradients(&loss);
+            assert_eq!(Vec::<f64>::try_from(&found[0]).unwrap(), [first, first]);
+            assert_eq!(Vec::<f64>::try_from(&found[1]).unwrap(), [second]);
+        }
+    }
+
+    #[test]
+    fn a_ratio_that_has_moved_far_enough_has_no_gradient() {
+        let policy = completions([&[0.5], &[0.5], &[-0.5]]);
+        let zeros = completions([&[0.0], &[0.0], &[0.0]]).map(|tokens| tokens.detach());
+        let rollouts = Rollouts { log_probs: &policy, old_log_probs: &zeros, advantages: &[1.0, -1.0, 1.0] };
+        let surrogate = token_surrogate(&rollouts, 0.2);
+        assert_eq!(surrogate.clipped.double_value(&[]), 1.0);
+        assert_eq!(sequence_surrogate(&rollouts, 0.2).clipped.double_value(&[]), 1.0);
+        let found = Tensor::run_backward(&[surrogate.loss], &policy, false, false);
+        let gradient: Vec<f64> = found.iter().map(|tokens| tokens.double_value(&[0])).collect();
+        // Up, and already up: clipped. Down, though it has gone up: surrogate. Up, though it has gone down: surrogate.
+        assert_eq!(gradient[0], 0.0);
+        assert!((gradient[1] - 0.5f64.exp()).abs() < 1e-12);
+        assert!((gradient[2] + (-0.5f64).exp()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_kl_term_is_zero_at_the_reference_and_positive_elsewhere() {
+        let policy = completions([&[-1.0, -2.0], &[-0.5], &[-3.0]]);
+        let same: Vec<Tensor> = policy.iter().map(Tensor::detach).collect();
+        assert_eq!(kl_estimate(&policy, &same).double_value(&[]), 0.0);
+        let moved: Vec<Tensor> = same.iter().map(|tokens| tokens + 0.1).collect();
+        let expected = 3.0 * (0.1f64.exp() - 0.1 - 1.0);
+        assert!((kl_estimate(&policy, &moved).double_value(&[]) - expected).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,55 @@
+//! What a policy is trained on: the completions that its method reads, and their losses.
+
+use foil_common::activity::Activity;
+
+use super::dialogue::Reader;
+use super::models::Policy;
+use super::policy_rows::{LogProbs, ScoredGroup};
+use crate::objective::policy::{FixedLogProbs, Group, GroupLoss, objective_of};
+use crate::phase::{PhaseError, TaskContext};
+use crate::train::CompletionGroup;
+
+/// Prompts with the completions that are read of them, in the very tokens that were sampled. Prompts with nothing to learn
+/// from are left out.
+#[derive(Default)]
+pub(in crate::phase) struct PolicyBatch {
+    pub(in crate::phase) groups: Vec<CompletionGroup>,
+    /// One for each group.
+    pub(in crate::phase) losses: Vec<GroupLoss>,
+    /// The rewards of the completions that are read, as the reward model gave them.
+    pub(in crate::phase) rewards: Vec<f64>,
+}
+
+impl PolicyBatch {
+    pub(in crate::phase) fn encode(
+        context: &TaskContext,
+        policy: &Policy,
+        groups: &[ScoredGroup<'_>],
+        log_probs: &LogProbs,
+    ) -> Result<Self, PhaseError> {
+        let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
+        let method = &context.job.policy_step.method;
+        let objective = objective_of(method);
+        let mut batch = Self::default();
+        context.reports.expect(Activity::Encoding, groups.len() as u64);
+        for group in groups {
+            context.reports.advance(Activity::Encoding, 1);
+            let completions = group.scored(&context.job);
+            let selected = objective.select(&completions);
+            if selected.is_empty() {
+                continue;
+            }
+            let fixed = selected.iter().map(|&index| log_probs.of(&group.completions[index].sample, method));
+            let fixed = fixed.collect::<Result<Vec<FixedLogProbs>, PhaseError>>()?;
+            batch.losses.push(objective.group_loss(&Group {
+                completions: &completions,
+                selected: &selected,
+                fixed: &fixed,
+                device: policy.model.device(),
+            }));
+            batch.rewards.extend(selected.iter().map(|&index| group.rewards[index]));
+            batch.groups.push(group.group(&reader, &selected)?);
+        }
+        Ok(batch)
+    }
+}

@@ -1,0 +1,117 @@
+//! Policy training on groups of completions: any loss of their tokens' log-probabilities.
+
+use super::{MicroBatchLoss, Objective, RowShape, TrainError};
+use crate::model::{LanguageModel, PackedBatch, Precision, rows_of_group};
+use crate::objective::likelihood::{self, AnswerPositions, Prediction};
+use crate::objective::metrics::{Metric, MetricSums};
+use crate::objective::policy::GroupLoss;
+
+/// Completions of one prompt that a loss sees together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompletionGroup {
+    /// The id of the prompt in its data set.
+    pub id: u64,
+    pub prompt: Vec<u32>,
+    /// The completions' own tokens, each at least one.
+    pub completions: Vec<Vec<u32>>,
+}
+
+impl CompletionGroup {
+    /// Tokens that its forward pass reads: the prompt's count once.
+    pub fn cost(&self) -> usize {
+        rows_of_group(&self.sequences())
+    }
+
+    fn sequences(&self) -> Vec<Vec<u32>> {
+        self.completions.iter().map(|completion| [self.prompt.as_slice(), completion].concat()).collect()
+    }
+}
+
+/// Training of a policy on groups of completions; one forward pass of a prompt serves all its completions.
+#[derive(Debug)]
+pub struct PolicyGroups<'a> {
+    pub model: &'a LanguageModel,
+    pub groups: &'a [CompletionGroup],
+    /// One for each group.
+    pub losses: &'a [GroupLoss],
+    /// The metrics of the losses.
+    pub metrics: &'static [Metric],
+    pub precision: Precision,
+}
+
+impl Objective for PolicyGroups<'_> {
+    fn sets(&self) -> Vec<usize> {
+        vec![self.groups.len()]
+    }
+
+    fn shape(&self, row: usize) -> RowShape {
+        let group = &self.groups[row];
+        let sequences = group.sequences();
+        RowShape {
+            cost: rows_of_group(&sequences),
+            tokens: sequences.iter().map(Vec::len).sum(),
+            items: group.completions.len(),
+            weight: self.losses[row].weight(),
+        }
+    }
+
+    fn row_name(&self, row: usize) -> String {
+        format!("prompt {}", self.groups[row].id)
+    }
+
+    fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError> {
+        let groups = Sequences::of(rows.iter().map(|&row| &self.groups[row]));
+        let batch = PackedBatch::of_groups(&groups.sequences, self.model.device())?;
+        let positions = AnswerPositions::new(&batch, &groups.dialogues());
+        let hidden = self.model.forward(&batch, positions.rows(), self.precision)?; // [tokens, hidden]
+        let prediction = Prediction {
+            hidden: &hidden,
+            targets: positions.targets(),
+            head: self.model.lm_head(),
+            compute: self.precision.kind(),
+        };
+        let mut metrics = MetricSums::zeros(self.metrics, self.model.device());
+        let counts = groups.completion_tokens(positions.counts());
+        let totals: Vec<i64> = counts.iter().map(|counts| counts.iter().sum()).collect();
+        let loss = likelihood::grouped(&prediction, &totals, &mut |group, log_probs| {
+            let output = self.losses[rows[group]].loss(&log_probs.split_with_sizes(counts[group], 0));
+            metrics.add(&output.metrics);
+            output.loss
+        })?;
+        Ok(MicroBatchLoss { loss, metrics })
+    }
+
+    fn metrics(&self) -> &'static [Metric] {
+        self.metrics
+    }
+}
+
+/// Groups as whole dialogues.
+pub(crate) struct Sequences {
+    pub(crate) sequences: Vec<Vec<Vec<u32>>>,
+    /// The position in each group where its completions start.
+    starts: Vec<usize>,
+}
+
+impl Sequences {
+    pub(crate) fn of<'g>(groups: impl Iterator<Item = &'g CompletionGroup>) -> Self {
+        let (sequences, starts) = groups.map(|group| (group.sequences(), group.prompt.len())).unzip();
+        Self { sequences, starts }
+    }
+
+    /// Every sequence and where its completion starts.
+    pub(crate) fn dialogues(&self) -> Vec<(&[u32], usize)> {
+        let groups = self.sequences.iter().zip(&self.starts);
+        groups.flat_map(|(group, &start)| group.iter().map(move |ids| (ids.as_slice(), start))).collect()
+    }
+
+    /// `counts` of all sequences in order, cut by group.
+    fn completion_tokens<'c>(&self, mut counts: &'c [i64]) -> Vec<&'c [i64]> {
+        let cut = self.sequences.iter().map(|group| {
+            let (mine, rest) = counts.split_at(group.len());
+            counts = rest;
+            mine
+        });
+        cut.collect()
+    }
+}

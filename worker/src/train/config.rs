@@ -1,0 +1,66 @@
+//! How a phase trains.
+
+use foil_common::spec::{Job, Optimizer, Schedule, Sharding};
+
+use super::OrderKey;
+
+/// The settings of a training phase; the same on all ranks.
+#[derive(Debug, Clone)]
+pub struct TrainConfig {
+    pub order: OrderKey,
+    pub epochs: u32,
+    /// Pairs or sequences per step over all ranks, or as near to it as whole rows come.
+    pub batch_size: usize,
+    /// The learning rate where the schedule's factor is 1.
+    pub peak_learning_rate: f64,
+    pub optimizer: Optimizer,
+    pub schedule: Schedule,
+    pub sharding: Sharding,
+}
+
+impl TrainConfig {
+    /// Supervised fine-tuning in `round`; 0 is before the first round.
+    pub fn sft(job: &Job, round: u32) -> Self {
+        let step = &job.sft_step;
+        Self {
+            epochs: step.epochs,
+            batch_size: step.batch_sequences,
+            peak_learning_rate: step.learning_rate,
+            ..Self::of(job, round, &step.optimizer, step.schedule)
+        }
+    }
+
+    /// The reward model's training in `round`.
+    pub fn reward(job: &Job, round: u32) -> Self {
+        let step = &job.reward_step;
+        Self {
+            epochs: step.epochs,
+            batch_size: step.batch_pairs,
+            peak_learning_rate: step.learning_rate,
+            ..Self::of(job, round, &step.optimizer, step.schedule)
+        }
+    }
+
+    /// The policy's training in `round`.
+    pub fn policy(job: &Job, round: u32) -> Self {
+        let step = &job.policy_step;
+        Self {
+            epochs: step.epochs,
+            batch_size: step.batch_sequences,
+            peak_learning_rate: step.learning_rate_of(round),
+            ..Self::of(job, round, &step.optimizer, step.schedule)
+        }
+    }
+
+    fn of(job: &Job, round: u32, optimizer: &Optimizer, schedule: Schedule) -> Self {
+        Self {
+            order: OrderKey { seed: job.seed.into(), round },
+            epochs: 0,
+            batch_size: 0,
+            peak_learning_rate: 0.0,
+            optimizer: optimizer.clone(),
+            schedule,
+            sharding: job.resources.sharding,
+        }
+    }
+}
