@@ -43,7 +43,10 @@ fn a_gang_that_loses_a_rank_resumes_at_its_last_checkpoint() {
             let marker = run.scratch().join("killed");
             let run =
                 run.env("FOIL_FAILPOINT", site).env("FOIL_FAILPOINT_ONCE", marker.display().to_string());
-            assert!(run.finish().weights() == baseline, "{site}, {ranks} ranks, {sharding}: the weights differ");
+            assert!(
+                run.finish().weights() == baseline,
+                "{site}, {ranks} ranks, {sharding}: the weights differ"
+            );
             assert!(marker.exists(), "{site} was never reached");
             assert!(run.full_logs().contains("training goes on after a checkpoint"), "{}", run.logs());
             assert_eq!(steps(&run), steps(&baseline_run), "{site}: metrics.jsonl tells of other steps");
