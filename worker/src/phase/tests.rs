@@ -321,14 +321,17 @@ fn failures_have_a_class_and_name_their_row() {
     let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
     let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
     let failure = test.context.run_gang(&command).unwrap_err().failure();
-    assert_eq!(failure.class, "data");
+    assert_eq!(failure.class, v1::FailureClass::Data);
     assert!(failure.message.contains(&id.to_string()), "{}", failure.message);
 
     let missing = v1::Dataset { name: "sft".into(), object: Some(v1::Object::default()), rows: 1 };
     let sft = Work::Sft(v1::Sft { policy: Some(start), demonstrations: Some(missing) });
     let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
-    assert_eq!(test.context.run_gang(&command).unwrap_err().failure().class, "store");
-    assert_eq!(test.context.run_gang(&v1::RunGang::default()).unwrap_err().failure().class, "internal");
+    assert_eq!(test.context.run_gang(&command).unwrap_err().failure().class, v1::FailureClass::Store);
+    assert_eq!(
+        test.context.run_gang(&v1::RunGang::default()).unwrap_err().failure().class,
+        v1::FailureClass::Internal
+    );
 }
 
 /// Runs SFT as one rank of `world`; `relay` sends rank 0's address to the others, as the coordinator does.

@@ -1,5 +1,6 @@
 //! Policy training on scored completions, by the job's method.
 
+use foil_common::datasets;
 use foil_proto::v1;
 
 use super::support::error::need;
@@ -27,7 +28,7 @@ pub(super) fn run(
     let batch = PolicyBatch::encode(context, &policy, &rows.groups()?, &log_probs)?;
     if batch.groups.is_empty() {
         let why = "every completion of them is blank, or no better than another";
-        return Err(PhaseError::NothingLeft { set: "prompts", rows: rows.prompts.len(), why });
+        return Err(PhaseError::NothingLeft { set: datasets::PROMPTS, rows: rows.prompts.len(), why });
     }
     let step = context.job.policy_step.clone();
     if let Some(lora) = &step.lora {

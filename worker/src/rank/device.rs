@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::thread;
 
+use foil_common::failure::class_name;
 use foil_common::spec;
 use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
@@ -154,7 +155,7 @@ fn handle(context: &mut TaskContext, command: &DeviceCommand) -> Option<DeviceEn
         Err(panic) => (Failure::of_panic(&panic_message(panic.as_ref())), Some(DeviceEnd::Broken)),
     };
     tracing::error!(
-        class = failure.class,
+        class = class_name(failure.class),
         advice = failure.advice,
         rows = failure.rows.len(),
         "{}",
@@ -178,7 +179,7 @@ fn report(reports: &Reporter, command: Option<&DeviceCommand>, failure: Failure)
     reports.send(Message::Failure(v1::TaskFailure {
         phase: command.map_or_else(String::new, |command| command.phase().0.to_owned()),
         chunk: command.and_then(DeviceCommand::chunk),
-        class: class.to_owned(),
+        class: class.into(),
         message,
         advice,
         step,

@@ -13,11 +13,11 @@ use tokio::time::timeout;
 use super::device::{self, DeviceCommand, DeviceEnd};
 use super::{RankOptions, Secret, session};
 use crate::agent::DeviceKind;
-use crate::exit::Exit;
 use crate::fake_coordinator::{FakeCoordinator, RankPeer};
 use crate::task_io::artifact_cache::{ObjectError, ObjectStore};
 use crate::task_io::progress::Reporter;
 use crate::task_io::stop::StopSignal;
+use foil_common::exit::Exit;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -123,7 +123,7 @@ async fn a_failed_task_is_reported_and_the_rank_continues() {
         send(&peer, Command::Chunk(chunk()));
         let Message::Failure(failure) = next(&mut peer).await else { panic!("no failure") };
         assert_eq!((failure.phase.as_str(), failure.chunk), ("r01.policy.generate", Some(4)));
-        assert_eq!(failure.class, "store");
+        assert_eq!(failure.class(), v1::FailureClass::Store);
         assert!(!failure.advice.is_empty());
     }
     send(&peer, Command::Exit(v1::RankExit {}));
@@ -217,7 +217,10 @@ async fn the_device_thread_always_ends_with_a_reason() {
         let Some(Message::Failure(failure)) = heard.recv().await.unwrap().message else {
             panic!("no failure")
         };
-        assert_eq!(failure.class, if panics { "out_of_memory" } else { "internal" });
+        assert_eq!(
+            failure.class(),
+            if panics { v1::FailureClass::OutOfMemory } else { v1::FailureClass::Internal }
+        );
     }
 }
 

@@ -153,6 +153,7 @@ impl Reporter {
             done: count.done,
             total: count.total,
             unit: unit.to_owned(),
+            activity: activity.map(v1::Activity::from).unwrap_or_default().into(),
         }));
     }
 

@@ -44,7 +44,7 @@ impl Destination {
         std::fs::remove_file(&file).map_err(|source| ObjectError::Disk { path: file, source })?;
         failpoint::hit("checkpoint.report")?;
         tracing::info!(step, bytes = digest.size, "checkpoint shard uploaded");
-        self.reports.send(Message::Checkpoint(v1::CheckpointShare {
+        self.reports.send(Message::Checkpoint(v1::CheckpointShard {
             phase: self.phase.clone(),
             attempt: self.attempt,
             step,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use foil_common::activity::Activity;
 use foil_common::data::rows::{self, GoldenRow, PromptRow, Row};
+use foil_common::datasets;
 use foil_proto::v1;
 use prost::Message;
 
@@ -65,7 +66,7 @@ pub(in crate::phase) fn read_prompts(
     span: Span,
 ) -> Result<Vec<PromptRow>, PhaseError> {
     match need(dataset, "a data set")?.name.as_str() {
-        "golden" | "golden_holdout" => {
+        datasets::GOLDEN | datasets::GOLDEN_HOLDOUT => {
             let rows: Vec<GoldenRow> = read(cache, dataset, span)?;
             Ok(rows.into_iter().map(|row| PromptRow { id: row.id, prompt: row.prompt }).collect())
         }
