@@ -19,21 +19,21 @@ use tracing_subscriber::registry::{LookupSpan, Scope};
 use crate::exposition;
 use crate::redact::{self, Redacting};
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
-    /// For a reader at a terminal.
+    /// Text for a terminal.
     #[default]
     Human,
-    /// One JSON object per line; the fields of all open spans (job, phase, round, …) stand beside the event's own.
+    /// One JSON object per line; it includes the fields of all open spans (job, phase, round, …).
     Json,
 }
 
-/// The format that the process's log was set up with.
+/// The format of the process's log.
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
 #[derive(Debug, Error)]
-#[error("telemetry could not be set up: {0}")]
+#[error("cannot set up telemetry: {0}")]
 pub struct TelemetryError(String);
 
 /// Sends logs to standard error. `RUST_LOG` wins over `default_filter`, for example `"info"`.
@@ -41,7 +41,7 @@ pub fn init(format: LogFormat, default_filter: &str) -> Result<(), TelemetryErro
     init_with(format, default_filter, std::io::stderr)
 }
 
-/// As [`init`], to another writer: one that keeps progress bars whole, say.
+/// Like [`init`], with another writer, for example one that preserves progress bars.
 pub fn init_with<W>(format: LogFormat, default_filter: &str, writer: W) -> Result<(), TelemetryError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -59,13 +59,13 @@ where
     .map_err(|error| TelemetryError(error.to_string()))
 }
 
-/// Whether lines on standard error may have colors.
+/// Whether to color lines on standard error.
 fn colors() -> bool {
     let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     may_color(io::stderr().is_terminal(), variable)
 }
 
-/// By <https://no-color.org>, the CLICOLOR conventions and what the terminal is.
+/// Follows <https://no-color.org>, the CLICOLOR conventions and TERM.
 fn may_color(on_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bool {
     let set = |name: &str| variable(name).filter(|value| !value.is_empty());
     if set("NO_COLOR").is_some() {
@@ -78,7 +78,7 @@ fn may_color(on_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bo
     on_terminal && !refused && set("TERM").is_some_and(|term| term != "dumb")
 }
 
-/// Writes a line for a reader; where the log is JSON, a line of that, so that all of standard error is.
+/// Writes a message for users to standard error, as a JSON line if the log is JSON.
 pub fn note(program: &str, message: &str) {
     write_line(&match FORMAT.get() {
         Some(LogFormat::Json) => json_line("INFO", program, message, &[]),
@@ -86,8 +86,8 @@ pub fn note(program: &str, message: &str) {
     });
 }
 
-/// Writes the error that a process ends with, whatever the log's filter is and whether or not the log could be set up.
-pub fn last_words(format: LogFormat, program: &str, message: &str) {
+/// Writes the error with which a process exits, independent of the log's filter and of whether the log could be set up.
+pub fn fatal(format: LogFormat, program: &str, message: &str) {
     let message = &redact::secrets(message);
     write_line(&match format {
         LogFormat::Human => format!("{program}: {message}"),
@@ -95,7 +95,7 @@ pub fn last_words(format: LogFormat, program: &str, message: &str) {
     });
 }
 
-/// A line of the log as [`LogFormat::Json`] has it, for what does not come through the log.
+/// A JSON line like those of [`LogFormat::Json`], for messages outside of the log.
 pub fn json_line(level: &str, target: &str, message: &str, fields: &[(&str, &str)]) -> String {
     let mut line = head(level, target);
     line.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))));
@@ -122,13 +122,13 @@ fn panic_line(panic: &PanicHookInfo<'_>) {
     write_line(&json_line("ERROR", "panic", &message, &fields));
 }
 
-/// Writes a line to standard error in one piece, so that the lines of processes that share it stay whole.
+/// Writes a line to standard error at once, so that processes that share it do not mix their lines.
 pub fn write_line(line: &str) {
-    // Nothing is left to be told to where standard error is gone.
+    // Without standard error there is nobody to tell.
     let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
-/// Installs the process's metrics recorder; [`exposition::render`] shows what it holds.
+/// Installs the process's metrics recorder, which [`exposition::render`] renders.
 pub fn install_metrics() -> Result<PrometheusHandle, TelemetryError> {
     let recorder = exposition::builder().and_then(PrometheusBuilder::install_recorder);
     let recorder = recorder.map_err(|error| TelemetryError(error.to_string()))?;
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colors_are_for_terminals_that_have_them_and_users_who_want_them() {
+    fn colors_follow_the_terminal_and_the_users_settings() {
         let may = |on_terminal, variables: &[(&str, &str)]| {
             let variables: HashMap<_, _> = variables.iter().copied().collect();
             may_color(on_terminal, |name| variables.get(name).map(|value| (*value).to_owned()))
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_outside_the_log_is_shaped_as_one_of_the_log() {
+    fn a_line_outside_the_log_has_the_format_of_the_log() {
         let line = json_line("ERROR", "foil", "cannot listen\non :1", &[("session", "s")]);
         let line: Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&line["level"], &line["message"]), (&"ERROR".into(), &"cannot listen\non :1".into()));

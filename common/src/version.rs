@@ -1,15 +1,15 @@
-//! Which program this is, for others to compare: the same job gives the same weights only on one version and build.
+//! Version and build of this program: a job is reproducible only with the same version and build.
 
 /// The version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What this program was built from, such as a commit, where its builder set `FOIL_BUILD_ID`; else empty.
+/// The source of this build, such as a commit, if `FOIL_BUILD_ID` was set; else empty.
 pub const BUILD: &str = match option_env!("FOIL_BUILD_ID") {
     Some(id) => id,
     None => "",
 };
 
-/// How a peer's version or build differs from this program's; none if they agree as far as both are known.
+/// The difference of a peer's version or build from this program's; `None` if they agree as far as both are known.
 pub fn skew(version: &str, build: &str) -> Option<String> {
     difference((VERSION, BUILD), (version, build))
 }
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_compared_and_builds_where_both_are_known() {
+    fn versions_are_compared_and_builds_if_both_are_known() {
         assert_eq!(difference(("1.2", "abc"), ("1.2", "abc")), None);
         assert_eq!(difference(("1.2", ""), ("1.2", "abc")), None);
         assert_eq!(difference(("1.2", "abc"), ("1.2", "")), None);

@@ -13,5 +13,6 @@ pub mod model;
 pub mod objective;
 pub mod phase;
 pub mod rank;
+pub mod task;
 pub mod task_io;
 pub mod train;

@@ -139,7 +139,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(exit) => exit.into(),
         Err(error) => {
-            telemetry::last_words(format.into(), "foil-worker", &format!("{error:#}"));
+            telemetry::fatal(format.into(), "foil-worker", &format!("{error:#}"));
             Exit::Failed.into()
         }
     }

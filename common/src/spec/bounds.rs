@@ -1,7 +1,7 @@
-//! Upper bounds of everything in a job file, by message and field of the wire contract.
+//! Upper bounds of all fields of a job file, by message and field of the wire contract.
 //!
-//! A number of the file decides how much memory or time something takes somewhere: a count that nobody means, a typing
-//! error most of all, must be refused where it is read. A field that is not listed has the bound of its kind.
+//! Numbers of the file determine how much memory or time something takes: an absurd count, usually a typing error, must be
+//! refused when it is read. A field that is not listed has the bound of its type.
 
 use foil_proto::v1;
 use serde_json::Value;
@@ -12,7 +12,7 @@ use super::schema::{self, Kind};
 
 const COUNT: u64 = 1_000_000_000;
 const REAL: f64 = 1e6;
-/// Bytes of a text: paths are no longer on Linux.
+/// Maximum bytes of a text: the length of paths on Linux.
 const TEXT: usize = 4096;
 const LIST: usize = 4096;
 
@@ -34,7 +34,7 @@ const COUNTS: [(&str, &str, u64); 46] = [
     ("GeneratorSpec", "evaluation", ROWS),
     ("GoldPreferencesSpec", "pairs", ROWS),
     ("GoldPreferencesSpec", "evaluation_pairs", ROWS),
-    // A limit above what there is takes nothing.
+    // A limit above the number of rows has no effect.
     ("LimitSpec", "preferences", ANY),
     ("LimitSpec", "golden", ANY),
     ("LimitSpec", "prompts", ANY),
@@ -75,7 +75,7 @@ const COUNTS: [(&str, &str, u64); 46] = [
     ("JobSpec", "name", 63),
 ];
 
-/// Largest values; the least ones are where a field is read.
+/// Maxima. Minima are checked when a field is parsed.
 const REALS: [(&str, &str, f64); 8] = [
     ("SamplingSpec", "temperature", 100.0),
     ("SamplingSpec", "repetition_penalty", 100.0),
@@ -87,7 +87,7 @@ const REALS: [(&str, &str, f64); 8] = [
     ("LoraSpec", "alpha", 1e5),
 ];
 
-/// Refuses a specification with a number, a text or a list above its bound, or with a number that is none.
+/// Refuses a specification with a number, a text or a list above its bound, or with NaN.
 pub(super) fn check(wire: &v1::JobSpec) -> Result<(), SpecError> {
     let value = serde_json::to_value(wire).map_err(|error| SpecError::Syntax(error.to_string()))?;
     check_message("", schema::JOB_SPEC, &value)
@@ -134,7 +134,7 @@ fn check_scalar(
     }
 }
 
-/// What is no number at all crosses JSON as a text.
+/// Checks a real number; JSON represents NaN and infinity as text.
 fn check_real(at: &str, field: (&str, &str), value: &Value) -> Result<(), SpecError> {
     let bound = REALS.iter().find(|(message, name, _)| (*message, *name) == field).map_or(REAL, |(.., b)| *b);
     match value.as_f64() {

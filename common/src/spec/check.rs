@@ -1,4 +1,4 @@
-//! Range checks of single fields. `at` is the path of the block, `field` the name in it.
+//! Range checks of single fields. `at` is the path of the block, `field` the name within it.
 
 use super::SpecError;
 
@@ -73,7 +73,7 @@ pub(crate) fn count(
     Err(SpecError::field(&path(at, field), value, &format!("at least {least}")))
 }
 
-/// As [`count`], for sizes that index memory.
+/// Like [`count`], for sizes in memory.
 pub(crate) fn size(
     at: &str,
     field: &str,
@@ -84,7 +84,7 @@ pub(crate) fn size(
     count(at, field, value, default, least).map(|value| value as usize)
 }
 
-/// A size on the wire; sizes come from the wire, so they fit.
+/// A size in its wire type; sizes were parsed from the wire, so they fit.
 pub(crate) fn wire_size(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
@@ -105,7 +105,7 @@ pub(crate) fn one_of(names: &[&str]) -> String {
     }
 }
 
-/// The known name most like `text`, where one is like it at all.
+/// The known name most similar to `text`, if any is similar.
 pub(crate) fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     names
         .map(|name| (strsim::jaro_winkler(text, name), name))

@@ -1,6 +1,6 @@
-//! Fields that take one of a few names.
+//! Enums of named choices.
 
-/// Defines an enum of named choices. An empty text on the wire is the `#[default]` one.
+/// Defines an enum of named choices. An empty text on the wire means the `#[default]` one.
 macro_rules! choices {
     ($(#[$meta:meta])* $name:ident: $($(#[$variant_meta:meta])* $variant:ident = $text:literal),+ $(,)?) => {
         $(#[$meta])*

@@ -5,10 +5,10 @@ use super::check::{Range, real, size, unknown_choice, wire_size};
 use super::choice::choices;
 use super::reference::InputRef;
 
-/// Where rows come from.
+/// The sources of rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Data {
-    /// Makes the sets sft, golden, prompts and evaluation prompts.
+    /// Generates the sets sft, golden, prompts and evaluation prompts.
     pub generator: Option<Generator>,
     pub preferences: Vec<InputRef>,
     pub golden: Vec<InputRef>,
@@ -22,7 +22,7 @@ pub struct Data {
     pub max_bad_fraction: f64,
 }
 
-/// Rows of each generated set.
+/// Number of rows of each generated set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Generator {
     pub name: GeneratorName,
@@ -38,7 +38,7 @@ choices! {
     Letters = "letters",
 }
 
-/// Empty lists: a tenth of the training set is held out.
+/// Evaluation data. If a list is empty, a tenth of the training set is held out instead.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EvaluationData {
     pub preferences: Vec<InputRef>,
@@ -54,7 +54,7 @@ pub struct GoldPreferences {
     pub beta: f64,
 }
 
-/// At most so many rows of each set; `None` is all.
+/// Maximum number of rows of each set; `None` for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
     pub preferences: Option<usize>,
@@ -85,7 +85,7 @@ impl Data {
         })
     }
 
-    /// Every input file, with the field that names it.
+    /// All input files, with the field that names each.
     pub fn inputs(&self) -> Vec<(&'static str, &InputRef)> {
         let lists = [
             ("data.preferences", &self.preferences),
@@ -98,7 +98,7 @@ impl Data {
         lists.into_iter().flat_map(|(field, list)| list.iter().map(move |input| (field, input))).collect()
     }
 
-    /// Every set that the game needs has one source.
+    /// Checks that every required set has one source.
     pub(super) fn cross_check(&self, apo_weight: f64, human_weight: f64) -> Result<(), SpecError> {
         if self.generator.is_some() {
             for (field, list) in [
@@ -123,8 +123,8 @@ impl Data {
                 ));
             }
         }
-        let labelled = self.gold_preferences.is_some();
-        if labelled && !(self.preferences.is_empty() && self.evaluation.preferences.is_empty()) {
+        let labeled = self.gold_preferences.is_some();
+        if labeled && !(self.preferences.is_empty() && self.evaluation.preferences.is_empty()) {
             return Err(SpecError::field(
                 "data.preferences",
                 "files",
@@ -132,7 +132,7 @@ impl Data {
             )
             .advice("both would be D_P; remove one of the two"));
         }
-        if !labelled && self.preferences.is_empty() && human_weight > 0.0 {
+        if !labeled && self.preferences.is_empty() && human_weight > 0.0 {
             return Err(SpecError::missing("data.preferences")
                 .advice("give human preference pairs, or set reward_step.human_weight: 0"));
         }

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// What is wrong with a job file, where, and what to do about it.
+/// A fault of a job file: where it is, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SpecError {
     #[error("{field}: found {found}, expected {expected}{}", advice.as_deref().map(|a| format!("; {a}")).unwrap_or_default())]
@@ -50,7 +50,7 @@ impl SpecError {
         Self::InSetting { setting: setting.to_owned(), error: Box::new(self) }
     }
 
-    /// The dotted path of the field at fault, where one is known.
+    /// The dotted path of the field at fault, if it is known.
     pub fn field_path(&self) -> Option<&str> {
         match self {
             Self::Field { field, .. } | Self::Missing { field, .. } | Self::Unknown { field, .. } => {

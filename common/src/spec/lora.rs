@@ -4,13 +4,13 @@ use super::SpecError;
 use super::check::{Range, count, path, real, unknown_choice};
 use super::choice::choices;
 
-/// Low-rank adapters (arXiv 2106.09685): W + alpha / rank · B·A in place of W, with only A and B trained.
+/// Low-rank adapters (arXiv 2106.09685): W + alpha / rank · B·A instead of W, with only A and B trained.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lora {
     /// At least 1.
     pub rank: u32,
     pub alpha: f64,
-    /// Never empty; each once, in the order of [`LoraTarget::NAMES`].
+    /// Not empty, without duplicates, in the order of [`LoraTarget::NAMES`].
     pub target_modules: Vec<LoraTarget>,
 }
 
@@ -29,7 +29,7 @@ choices! {
 }
 
 impl Lora {
-    /// The block `{at}.lora`.
+    /// Parses the block `{at}.lora`.
     pub(crate) fn parse(at: &str, wire: &v1::LoraSpec) -> Result<Self, SpecError> {
         let at = &path(at, "lora");
         let rank = count(at, "rank", wire.rank, 16, 1)?;

@@ -1,7 +1,7 @@
-//! The job file: types in which every default is filled in and every range is checked.
+//! The job file: types whose defaults are filled in and whose ranges are checked.
 //!
-//! The wire's [`v1::JobSpec`] becomes a [`Job`] through `TryFrom`, which names the field, what was found and what
-//! was expected; [`From`] gives the resolved wire form back. Nothing here reads a file but [`file`].
+//! `TryFrom` parses the wire's [`v1::JobSpec`] into a [`Job`]; its errors name the field, the value found and the expected
+//! one. [`From`] returns the resolved wire form. Only [`file`] reads files.
 
 mod bounds;
 mod check;
@@ -49,12 +49,12 @@ use check::count;
 use choice::choices;
 use foil_proto::v1;
 
-/// A job as its author meant it: complete and in range. Field by field the counterpart of `v1::JobSpec`.
+/// A complete job with all fields in range: the parsed counterpart of `v1::JobSpec`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     pub name: JobName,
     pub preset: Option<Preset>,
-    /// All randomness derives from it.
+    /// Seed of all randomness.
     pub seed: u32,
     /// At least 1.
     pub rounds: u32,
@@ -80,22 +80,22 @@ pub struct Policy {
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Reward {
-    /// `None`: the policy after its SFT, with a fresh scalar head.
+    /// `None` for the policy after SFT, with a fresh scalar head.
     pub model: Option<ModelRef>,
 }
 
 choices! {
-    /// Where the policy's first weights come from.
+    /// Initial weights of the policy.
     Init:
-    /// From the model directory.
+    /// The weights in the model directory.
     #[default]
     Weights = "weights",
-    /// Drawn from the seed.
+    /// Random weights from the seed.
     Random = "random",
 }
 
 impl Job {
-    /// Whether SFT comes before round 1.
+    /// Whether SFT precedes round 1.
     pub fn has_sft(&self) -> bool {
         self.data.generator.is_some() || !self.data.sft.is_empty()
     }
@@ -105,7 +105,7 @@ impl Job {
         round == 1 || self.reward_step.refresh == Refresh::EveryRound
     }
 
-    /// Refuses a job that still names local paths: only a client can read those.
+    /// Refuses a job that still names local paths, which only a client can read.
     pub fn require_uploaded(&self) -> Result<(), SpecError> {
         let models =
             [("policy.model", Some(&self.policy.model)), ("reward.model", self.reward.model.as_ref())];
@@ -124,7 +124,7 @@ impl Job {
         }
     }
 
-    /// What is valid, and yet more likely a mistake than a wish.
+    /// Warnings about valid settings that are probably mistakes.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.foreign_to_control();
         warnings.extend(self.reward_step.loss.warning().map(str::to_owned));
@@ -153,7 +153,7 @@ impl Job {
         warnings
     }
 
-    /// Fields that make the job another experiment than the control it is named after.
+    /// Fields whose values make the job a different experiment than the control it is named after.
     fn foreign_to_control(&self) -> Vec<String> {
         let Some(preset) = self.preset.filter(|preset| preset.is_control()) else { return Vec::new() };
         let resolved = serde_json::to_value(v1::JobSpec::from(self)).unwrap_or_default();
@@ -166,7 +166,7 @@ impl Job {
         foreign.map(warning).collect()
     }
 
-    /// What no single field can tell.
+    /// Checks across fields.
     fn cross_check(&self) -> Result<(), SpecError> {
         if self.policy.init == Init::Random && !self.has_sft() {
             return Err(SpecError::missing("data.sft")
@@ -201,7 +201,7 @@ impl Job {
         }
         if self.data.gold_preferences.is_some() && self.evaluation.gold == Gold::None {
             return Err(SpecError::missing("evaluation.gold")
-                .advice("data.gold_preferences are labelled by it; set evaluation.gold: letters"));
+                .advice("data.gold_preferences are labeled by it; set evaluation.gold: letters"));
         }
         if self.evaluation.metric_for_best_model == BestMetric::GoldMean && self.evaluation.gold == Gold::None
         {

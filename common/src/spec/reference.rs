@@ -20,8 +20,8 @@ pub enum ModelRef {
     Path(String),
     /// The object `inputs/{blake3}` of the store: the JSON of an `Artifact` that lists the directory's files.
     Input { blake3: String, name: String },
-    /// A model that another job on the same store has made. The job goes by its id, or by its name: then it is the newest
-    /// of that name.
+    /// A model of another job in the same store. The job is given by its id or by its name, which means the newest job of
+    /// that name.
     Artifact { job: String, artifact: String },
 }
 
@@ -29,7 +29,7 @@ const INPUT: &str = "input:";
 const MODEL: &str = "model:";
 const ARTIFACT: &str = "job:";
 
-/// Whether a text names something in the store, where a local path could stand.
+/// Whether a reference names something in the store rather than a local path.
 pub(super) fn is_stored(text: &str) -> bool {
     [INPUT, MODEL, ARTIFACT].iter().any(|scheme| text.starts_with(scheme)) || text.contains("://")
 }
@@ -47,7 +47,7 @@ impl InputRef {
         })
     }
 
-    /// The store's key, once uploaded.
+    /// The key in the store, once uploaded.
     pub fn key(&self) -> Option<String> {
         match self {
             Self::Path(_) => None,
@@ -55,7 +55,7 @@ impl InputRef {
         }
     }
 
-    /// What messages call it: the path, or the name it had where it came from.
+    /// Name for messages: the path, or the original file name.
     pub fn name(&self) -> &str {
         match self {
             Self::Path(name) | Self::Input { name, .. } => name,
@@ -80,7 +80,7 @@ impl ModelRef {
         })
     }
 
-    /// The store's key, once uploaded.
+    /// The key in the store, once uploaded.
     pub fn key(&self) -> Option<String> {
         match self {
             Self::Path(_) | Self::Artifact { .. } => None,
@@ -88,7 +88,7 @@ impl ModelRef {
         }
     }
 
-    /// What messages call it: the path, the name it had where it came from, or the job's artifact.
+    /// Name for messages: the path, the original directory name, or the job's artifact.
     pub fn name(&self) -> String {
         match self {
             Self::Path(name) | Self::Input { name, .. } => name.clone(),
@@ -116,7 +116,7 @@ impl fmt::Display for ModelRef {
     }
 }
 
-/// The hash and the name in an uploaded reference; `None` for a local path.
+/// Hash and name of an uploaded reference; `None` for a local path.
 fn uploaded(field: &str, text: &str, scheme: &str) -> Result<Option<(String, String)>, SpecError> {
     if text.is_empty() {
         return Err(SpecError::field(field, "an empty path", "a path"));

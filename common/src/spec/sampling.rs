@@ -3,10 +3,10 @@ use foil_proto::v1;
 use super::SpecError;
 use super::check::{Range, path, real, size, wire_size};
 
-/// Logits divided by less leave single precision.
+/// Minimum temperature above 0: with a lower one, logits would overflow single precision.
 const COLDEST: f64 = 1e-4;
 
-/// How answers are drawn. Filters apply in the order temperature, top-k, top-p.
+/// Sampling of completions. Filters apply in the order temperature, top-k, top-p.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// 0 is greedy.
@@ -15,11 +15,11 @@ pub struct Sampling {
     pub top_k: usize,
     /// 1 keeps all tokens.
     pub top_p: f64,
-    /// 1 is none; counts the prompt's tokens too.
+    /// 1 is none; applies to tokens of the prompt too.
     pub repetition_penalty: f64,
     pub max_new_tokens: usize,
     pub min_new_tokens: usize,
-    /// Texts that end an answer; they are cut off it.
+    /// Texts that end a completion; they are removed from it.
     pub stop: Vec<String>,
 }
 
@@ -38,7 +38,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Whether nothing but the policy's own distribution decides: temperature 1, no filter, penalty or least length.
+    /// Whether completions follow the policy's own distribution: temperature 1, no filter, penalty or minimum length.
     pub fn is_plain(&self) -> bool {
         let Self {
             temperature,
@@ -52,12 +52,12 @@ impl Sampling {
         (*temperature, *top_k, *top_p, *repetition_penalty, *min_new_tokens) == (1.0, 0, 1.0, 1.0, 0)
     }
 
-    /// Whether a prompt has one answer only.
+    /// Whether decoding is greedy, so that a prompt has only one completion.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0 || self.top_k == 1
     }
 
-    /// Fields left out come from `base`.
+    /// Parses the block `at`; missing fields are taken from `base`.
     pub(crate) fn parse(at: &str, wire: &v1::SamplingSpec, base: &Self) -> Result<Self, SpecError> {
         let max = wire_size(base.max_new_tokens);
         let sampling = Self {

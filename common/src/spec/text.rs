@@ -6,24 +6,24 @@ use super::SpecError;
 use super::check::{size, wire_size};
 use super::choice::choices;
 
-/// How a dialogue becomes tokens.
+/// The conversion of conversations to tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Text {
     pub template: Template,
-    /// Longest sequence in tokens, prompt and answer together.
+    /// Maximum sequence length in tokens, prompt and response together.
     pub max_length: usize,
-    /// The side an over-long prompt is cut on; BOS is kept either way.
+    /// The side on which a prompt is truncated; BOS is kept in either case.
     pub truncation_side: Side,
     pub bos: Bos,
-    /// `None`: the model's eos_token.
+    /// `None` for the model's eos_token.
     pub eos_token: Option<String>,
-    /// `None`: the model's own where it is not EOS; else one that no text yields.
+    /// `None` for the model's own if it is not EOS, else a token that no text yields.
     pub pad_token: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Template {
-    /// The model's chat template where it has one, else `Hh`.
+    /// The model's chat template if it has one, else `Hh`.
     #[default]
     Auto,
     /// `"\n\nHuman: …\n\nAssistant:"`
@@ -44,9 +44,9 @@ choices! {
 }
 
 choices! {
-    /// When a sequence starts with BOS.
+    /// Whether sequences start with BOS.
     Bos:
-    /// Where the tokenizer's config says so, never twice.
+    /// As the tokenizer's config says, never twice.
     #[default]
     Auto = "auto",
     Always = "always",

@@ -4,7 +4,7 @@ use std::io;
 use crate::failpoint::Injected;
 use crate::redact;
 
-/// Why the store did not do what was asked, and what to do about it.
+/// The error of a request to the store, with advice.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("the key {key:?} cannot be used: {reason}")]
@@ -18,7 +18,7 @@ pub enum StoreError {
          on a file system with hard links, or S3, Google Cloud Storage or Azure with conditional writes"
     )]
     NotExclusive { location: String },
-    #[error("the store {location} is full (writing {key}); free some room, and the work goes on")]
+    #[error("the store {location} is full (writing {key}); free some space, and work continues")]
     NoSpace { location: String, key: String },
     #[error(
         "there is no bucket or container for the store {location} ({operation} of {key}: {reason}); create it, or correct \
@@ -53,18 +53,18 @@ impl StoreError {
         matches!(self, Self::NoSpace { .. } | Self::Unavailable { .. })
     }
 
-    /// A planned failure, as if the store had not answered.
+    /// An injected failure, as if the store had not answered.
     pub(crate) fn injected(injected: &Injected, key: &str) -> Self {
         let (location, reason) = (injected.site.to_owned(), injected.to_string());
         Self::Unavailable { location, operation: "write", key: key.to_owned(), reason }
     }
 
-    /// Whether it is worth trying again within seconds.
+    /// Whether a retry within seconds may succeed.
     pub(crate) fn is_brief(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
     }
 
-    /// A short word for the metric's `code` label.
+    /// Value of the metric's `code` label.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "not_found",
@@ -89,7 +89,7 @@ impl StoreError {
         use object_store::Error;
         let (location, key) = (location.to_owned(), key.to_owned());
         match error {
-            // What is written need not be there: it is the place itself that is not.
+            // A key to be written need not exist, so it is the bucket or directory that does not.
             Error::NotFound { .. } if matches!(operation, "create" | "put") => {
                 Self::NoBucket { location, operation, key, reason: reason(error) }
             }
@@ -106,9 +106,9 @@ impl StoreError {
     }
 }
 
-/// An error with its causes: those of HTTP name only themselves, and it is the last that tells a host that is unknown from
-/// one that refuses, and both from one that speaks no TLS. Clients quote the URL they asked, which may be signed: of that
-/// the secrets are hidden.
+/// An error with its causes: the outer ones of HTTP say little, and only the last one tells an unknown host from one that
+/// refuses connections or does not speak TLS. Clients quote the requested URL, which may be signed: its secrets are
+/// redacted.
 pub(super) fn reason(error: &object_store::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -126,7 +126,7 @@ fn is_disk_full(error: &object_store::Error) -> bool {
     has_io_kind(error, &[io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded])
 }
 
-/// What does not pass by itself, and is told from other failures by its cause alone.
+/// Whether the disk refuses writes permanently, which only the cause shows.
 fn is_refused_by_disk(error: &object_store::Error) -> bool {
     has_io_kind(error, &[io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied])
 }
@@ -151,7 +151,7 @@ mod tests {
     struct Sending(#[source] io::Error);
 
     #[test]
-    fn an_error_tells_its_last_cause() {
+    fn an_error_includes_its_last_cause() {
         let refused = io::Error::new(io::ErrorKind::ConnectionRefused, "Connection refused (os error 111)");
         let error = object_store::Error::Generic { store: "S3", source: Box::new(Sending(refused)) };
         let told = StoreError::from_object_store("s3://b", "get", "k", &error).to_string();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_takes_no_writes_is_not_waited_for() {
+    fn a_read_only_disk_is_not_retried() {
         for (kind, code) in [
             (io::ErrorKind::ReadOnlyFilesystem, "denied"),
             (io::ErrorKind::PermissionDenied, "denied"),
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_finds_nothing_finds_no_bucket() {
+    fn a_write_that_is_not_found_means_a_missing_bucket() {
         let missing =
             || object_store::Error::NotFound { path: "p".into(), source: "The bucket does not exist".into() };
         let told = |operation| StoreError::from_object_store("s3://b", operation, "k", &missing());

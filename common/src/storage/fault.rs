@@ -1,4 +1,4 @@
-//! A store that fails on purpose: a seeded share of requests is refused, or done with the reply lost.
+//! A store that fails on purpose: a seeded fraction of requests is refused, or performed with the reply lost.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,29 +14,29 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-/// How often what goes wrong, in percent of requests.
+/// Rates of faults, in percent of requests.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Faults {
-    /// A put is refused before it does anything.
+    /// A put is refused before it has any effect.
     pub(crate) refuse_put: u64,
-    /// A put is done, and its reply lost.
+    /// A put is performed, and its reply is lost.
     pub(crate) lose_reply: u64,
     /// A get or a head is refused.
     pub(crate) refuse_get: u64,
-    /// Create-once is taken for an ordinary put, as some stores do.
+    /// Create-once is treated as an ordinary put, as some stores do.
     pub(crate) ignore_create: bool,
-    /// Before a put is answered.
+    /// Latency of a put.
     pub(crate) delay_put: Duration,
 }
 
-/// Wraps a shared store in memory; each wrapper draws its faults from its own seed.
+/// A wrapper of a shared in-memory store; each draws its faults from its own seed.
 #[derive(Debug)]
 pub(crate) struct FaultStore {
     inner: Arc<InMemory>,
     faults: Mutex<Faults>,
     seed: u64,
     drawn: AtomicU64,
-    /// Faults injected so far: a test in which none struck proves nothing.
+    /// Number of faults injected so far: a test without any proves nothing.
     pub(crate) struck: AtomicU64,
 }
 
@@ -45,7 +45,7 @@ impl FaultStore {
         Self { inner, faults: Mutex::new(faults), seed, drawn: AtomicU64::new(0), struck: AtomicU64::new(0) }
     }
 
-    /// What goes wrong from here on.
+    /// Sets the faults from now on.
     pub(crate) fn set(&self, faults: Faults) {
         *self.faults.lock().unwrap() = faults;
     }

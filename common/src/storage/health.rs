@@ -1,8 +1,8 @@
-//! Whether the store does its work: what its requests show, without asking it anything more.
+//! Health of the store, as its regular requests show it, without any probe.
 //!
-//! A failure is healed by a success that proves what it denied. A full disk may still take a small record of the log, and
-//! a key that may be written proves nothing of one that may not: so failures are kept by their kind, and each says which
-//! successes heal it.
+//! A failure is cleared by a success that disproves it. A full disk may still accept a small record of the log, and
+//! permission for one key proves nothing about another: so failures are kept by kind, and each kind defines which successes
+//! clear it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,33 +10,33 @@ use std::time::{Duration, Instant};
 
 use super::StoreError;
 
-/// No answer for so long, without a success between, is trouble; less is a hiccup.
+/// Failures for this long without a success are reported; shorter ones are not.
 const HICCUP: Duration = Duration::from_secs(2);
 
-/// A request without an answer for so long is trouble too.
+/// A request without an answer for this long is reported too.
 const SLOW: Duration = Duration::from_secs(5);
 
-/// A failure so long ago tells nothing of now, where nobody has asked since.
+/// Failures older than this are forgotten, if there was no request since.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
-/// The requests of one store; clones share everything.
+/// The requests to one store; clones share their state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Health(Arc<Mutex<Requests>>);
 
 #[derive(Debug, Default)]
 struct Requests {
-    /// The latest failure of each kind that no success has healed.
+    /// The latest failure of each kind that no success has cleared.
     failing: BTreeMap<Kind, Failing>,
-    /// When each request on its way was sent.
+    /// Start of each request in flight.
     sent: BTreeMap<u64, Instant>,
     count: u64,
 }
 
-/// The gravest first.
+/// Kinds of failure, the most severe first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     NoSpace,
-    /// With the first part of the key: permissions are often given by prefix.
+    /// With the first part of the key, since permissions are often granted by prefix.
     Denied {
         writes: bool,
         root: String,
@@ -50,7 +50,7 @@ enum Kind {
 struct Failing {
     since: Instant,
     latest: Instant,
-    /// Bytes that were to be written, the fewest that failed.
+    /// Size of the smallest write that failed.
     bytes: u64,
     error: String,
 }
@@ -59,7 +59,7 @@ struct Failing {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ask<'a> {
     pub(super) key: &'a str,
-    /// Bytes written; none for a read or a deletion.
+    /// Bytes to write; `None` for a read or a deletion.
     pub(super) bytes: Option<u64>,
 }
 
@@ -76,7 +76,7 @@ impl<'a> Ask<'a> {
         self.key.split('/').next().unwrap_or_default()
     }
 
-    /// None for an answer that says nothing of the store's health.
+    /// `None` for an error that says nothing about the store's health.
     fn kind(self, error: &StoreError) -> Option<Kind> {
         let writes = self.bytes.is_some();
         match error {
@@ -87,8 +87,8 @@ impl<'a> Ask<'a> {
         }
     }
 
-    /// Whether this one's success shows that a failure is over.
-    fn heals(self, kind: &Kind, failing: &Failing) -> bool {
+    /// Whether the success of this request clears a failure.
+    fn clears(self, kind: &Kind, failing: &Failing) -> bool {
         let as_large = self.bytes.is_some_and(|bytes| bytes >= failing.bytes);
         match kind {
             Kind::NoSpace | Kind::Unavailable { writes: true } => as_large,
@@ -98,7 +98,7 @@ impl<'a> Ask<'a> {
     }
 }
 
-/// A request on its way; dropping it takes it for given up, which tells nothing.
+/// A request in flight; dropping it means that it was given up, which says nothing about the store.
 pub(super) struct Sent<'a> {
     health: &'a Health,
     number: u64,
@@ -114,12 +114,12 @@ impl Health {
         Sent { health: self, number, ask }
     }
 
-    /// A request that was sent otherwise.
+    /// Records the result of a request that was not tracked.
     pub(super) fn note<T>(&self, ask: Ask<'_>, result: &Result<T, StoreError>, now: Instant) {
         self.requests().note(ask, result, now);
     }
 
-    /// What is wrong; none while the store does all that is asked.
+    /// A description of the fault; `None` if the store works.
     pub(super) fn trouble(&self, now: Instant) -> Option<String> {
         let requests = self.requests();
         let lasts = |(kind, failing): &(&Kind, &Failing)| {
@@ -134,7 +134,7 @@ impl Health {
     }
 
     fn requests(&self) -> MutexGuard<'_, Requests> {
-        // Its parts are whole at any moment.
+        // The state is consistent at any moment, even after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -154,11 +154,11 @@ impl Requests {
                 failing.bytes = failing.bytes.min(bytes);
                 failing.error = error.to_string();
             }
-            // A refusal for good is an answer: whoever asked was reached.
+            // A permanent refusal is an answer too: the store was reached.
             Some((None, _)) => self.failing.retain(|kind, failing| {
-                !matches!(kind, Kind::Unavailable { .. }) || !ask.heals(kind, failing)
+                !matches!(kind, Kind::Unavailable { .. }) || !ask.clears(kind, failing)
             }),
-            None => self.failing.retain(|kind, failing| !ask.heals(kind, failing)),
+            None => self.failing.retain(|kind, failing| !ask.clears(kind, failing)),
         }
     }
 }
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_without_a_success_between_are_trouble() {
+    fn failures_without_a_success_in_between_are_reported() {
         let health = Health::default();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_too_full_for_a_model_is_not_healed_by_a_record_of_the_log() {
+    fn a_store_too_full_for_a_model_is_not_cleared_by_a_record_of_the_log() {
         let (health, now) = (Health::default(), Instant::now());
         health.note(MODEL, &full(), now);
         for healthy in [RECORD, READ] {
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_write_is_healed_by_a_write_under_the_same_prefix_alone() {
+    fn a_refused_write_is_cleared_only_by_a_write_under_the_same_prefix() {
         let (health, now) = (Health::default(), Instant::now());
         health.note(MODEL, &denied(), now);
         for healthy in [RECORD, READ] {
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn large_writes_that_fail_are_not_healed_by_small_ones_nor_by_reads() {
+    fn failed_large_writes_are_not_cleared_by_small_ones_or_by_reads() {
         let (health, start) = (Health::default(), Instant::now());
         health.note(MODEL, &refused(), start);
         health.note(RECORD, &Ok(()), start);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_trouble_until_the_request_ends() {
+    fn a_request_without_an_answer_is_reported_until_it_ends() {
         let health = Health::default();
         let start = Instant::now();
         let sent = health.send(READ, start);

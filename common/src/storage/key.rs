@@ -1,11 +1,11 @@
-//! What a key may look like. Keys come from clients and ranks, so they are checked before they touch a store.
+//! Validation of keys. They come from clients and ranks, so they are checked before they reach a store.
 
 use super::StoreError;
 
-/// Longest key in bytes: S3 allows 1024, and the store's own prefix and a sidecar's ending come on top.
+/// Maximum length of a key in bytes: S3 allows 1024, which includes the store's prefix and a sidecar's suffix.
 pub const MAX_KEY_BYTES: usize = 800;
 
-/// Longest part between two slashes in bytes: file systems allow 255, and a sidecar's ending comes on top.
+/// Maximum length of a part between slashes in bytes: file systems allow 255, which includes a sidecar's suffix.
 pub const MAX_PART_BYTES: usize = 240;
 
 /// Checks a key: parts of letters, digits and `.`, `_`, `@`, `-`, joined by single slashes, none of them `.` or `..`.
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_could_leave_the_store_are_refused() {
+    fn keys_that_could_escape_the_store_are_refused() {
         let long = "a".repeat(801);
         let part = format!("a/{}", "b".repeat(241));
         for key in [

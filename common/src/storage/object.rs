@@ -1,13 +1,12 @@
-//! Hashed objects: immutable files of any size, known by size and BLAKE3.
+//! Hashed objects: immutable files of any size, identified by size and BLAKE3.
 //!
-//! An object is the key itself and a small sidecar `{key}.b3` that holds its size and hash. The bytes are
-//! hashed while they stream to a place nobody sees; only when they are whole and right do they appear under
-//! the key (one put, or the completion of a multipart upload), and the sidecar is created after them. The
-//! sidecar makes the object exist: a crash before it leaves bytes that nobody was told of, which the next
-//! writer of the key replaces.
+//! An object is its key and a small sidecar `{key}.b3` with its size and hash. The bytes are hashed while they stream to an
+//! invisible place; only when they are complete and correct do they appear under the key (by one put, or the completion of
+//! a multipart upload), and then the sidecar is created. The sidecar makes the object exist: a crash before it leaves bytes
+//! that were never acknowledged, which the next writer of the key replaces.
 //!
-//! Writers of one key in one process are serialized at that last step, and the first one's content stays.
-//! Two processes do not write the same key with different content: keys carry a content hash or an attempt.
+//! Writers of one key in one process are serialized at that last step, and the first one's content stays. Two processes do
+//! not write the same key with different content: keys contain a content hash or an attempt.
 
 use bytes::{Bytes, BytesMut};
 use foil_proto::v1;
@@ -17,13 +16,13 @@ use serde::Deserialize;
 
 use super::{ByteStream, Put, Store, StoreError};
 
-/// What a sidecar's name ends in; no object's own key may.
+/// Suffix of a sidecar's name, which no object's own key may have.
 pub const SIDECAR: &str = ".b3";
 
-/// Objects up to this size are held in memory and written at once; larger ones go in parts of this size.
+/// Objects up to this size are buffered and written at once; larger ones are uploaded in parts of this size.
 const PART_BYTES: usize = 8 << 20;
 
-/// Parts on their way while the next one fills.
+/// Number of parts in flight while the next one fills.
 const PARTS_IN_FLIGHT: usize = 1;
 
 /// An object's size in bytes and its BLAKE3 in lower-case hex.
@@ -38,7 +37,7 @@ impl Digest {
         Self { size: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() }
     }
 
-    /// The object with this digest under `key`; its path is left empty.
+    /// The object with this digest under `key`, with an empty path.
     pub fn object(self, key: &str) -> v1::Object {
         v1::Object { key: key.to_owned(), size: self.size, blake3: self.blake3, path: String::new() }
     }
@@ -55,20 +54,20 @@ impl From<&v1::Object> for Digest {
 }
 
 impl Store {
-    /// Size and hash of an object; [`StoreError::NotFound`] where it was never finished.
+    /// Size and hash of an object; [`StoreError::NotFound`] if it was never finished.
     pub async fn stat_object(&self, key: &str) -> Result<v1::Object, StoreError> {
         Ok(self.digest(key).await?.object(key))
     }
 
-    /// Deletes an object that nothing names any more; a missing one is fine. Once begun it exists no more, for readers.
+    /// Deletes an unreferenced object; a missing one is fine. It is gone for readers as soon as the deletion starts.
     pub async fn delete_object(&self, key: &str) -> Result<(), StoreError> {
         check_key(key)?;
         self.delete(&format!("{key}{SIDECAR}")).await?;
         self.delete(key).await
     }
 
-    /// Removes an object that does not have this digest, by its record or by its bytes; true if there was such a one.
-    /// Only for keys that one content alone may lie under.
+    /// Removes an object whose sidecar or bytes do not have this digest; true if there was one. Only for keys that determine
+    /// their content.
     pub async fn remove_unless(&self, key: &str, digest: &Digest) -> Result<bool, StoreError> {
         match self.has(key, digest).await {
             Ok(true) | Err(StoreError::NotFound { .. }) => return Ok(false),
@@ -76,7 +75,7 @@ impl Store {
             Err(error) => return Err(error),
         }
         let _only_one = self.lock(key).await;
-        // Another writer may have mended it meanwhile.
+        // Another writer may have repaired it meanwhile.
         match self.has(key, digest).await {
             Ok(true) | Err(StoreError::NotFound { .. }) => Ok(false),
             Ok(false) => self.delete_object(key).await.map(|()| true),
@@ -84,7 +83,7 @@ impl Store {
         }
     }
 
-    /// Whether an object has this digest, by its record and by its bytes.
+    /// Whether both the sidecar and the bytes of an object have this digest.
     async fn has(&self, key: &str, digest: &Digest) -> Result<bool, StoreError> {
         match self.digest(key).await {
             Ok(recorded) if recorded == *digest => {}
@@ -92,7 +91,7 @@ impl Store {
             Err(error) => return Err(error),
         }
         let (size, mut bytes) = match self.stream(key, 0).await {
-            // Its record alone is there.
+            // Only the sidecar exists.
             Err(StoreError::NotFound { .. }) => return Ok(false),
             read => read?,
         };
@@ -106,14 +105,14 @@ impl Store {
         Ok(hasher.finalize().to_hex().as_str() == digest.blake3)
     }
 
-    /// Writes a whole object. The same content again is fine; other content is [`StoreError::Conflict`].
+    /// Writes an object. The same content again is fine; other content is [`StoreError::Conflict`].
     pub async fn put_object(&self, key: &str, bytes: Bytes) -> Result<v1::Object, StoreError> {
         let mut writer = self.write_object(key, Digest::of(&bytes)).await?;
         writer.write(bytes).await?;
         writer.finish().await
     }
 
-    /// Starts writing an object whose size and hash are announced.
+    /// Starts writing an object of announced size and hash.
     pub async fn write_object(&self, key: &str, announced: Digest) -> Result<ObjectWriter, StoreError> {
         check_key(key)?;
         let sink = if announced.size <= PART_BYTES as u64 {
@@ -130,7 +129,7 @@ impl Store {
         Ok(ObjectWriter { store: self.clone(), key: key.to_owned(), announced, written: 0, hasher, sink })
     }
 
-    /// A whole object, checked against its hash; for what fits in memory.
+    /// Reads an object that fits in memory, and verifies its hash.
     pub async fn read_object(&self, object: &v1::Object) -> Result<Bytes, StoreError> {
         let bytes = self.get(&object.key).await?;
         let (expected, found) = (Digest::from(object), Digest::of(&bytes));
@@ -145,7 +144,7 @@ impl Store {
         })
     }
 
-    /// An object and its bytes from `offset` on. A reader that starts at 0 can check the whole; this does not.
+    /// An object and its bytes from `offset` on. They are not verified; a reader that starts at 0 can do so.
     pub async fn stream_object(
         &self,
         key: &str,
@@ -188,7 +187,7 @@ enum Sink {
     Parts(WriteMultipart),
 }
 
-/// An object on its way into the store; nothing of it is seen before [`Self::finish`]. Dropping it gives up.
+/// A write of an object in progress; it is invisible before [`Self::finish`]. Dropping it aborts the write.
 pub struct ObjectWriter {
     store: Store,
     key: String,
@@ -199,7 +198,7 @@ pub struct ObjectWriter {
 }
 
 impl ObjectWriter {
-    /// Takes the next bytes. Holds at most two parts in memory.
+    /// Writes the next bytes. Buffers at most two parts.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         self.written += bytes.len() as u64;
         if self.written > self.announced.size {
@@ -219,7 +218,7 @@ impl ObjectWriter {
         Ok(())
     }
 
-    /// Checks size and hash and makes the object exist; it is durable when this returns.
+    /// Verifies size and hash and makes the object exist; it is durable when this returns.
     pub async fn finish(self) -> Result<v1::Object, StoreError> {
         let found = Digest { size: self.written, blake3: self.hasher.finalize().to_hex().to_string() };
         if found != self.announced {
@@ -250,12 +249,12 @@ impl ObjectWriter {
         }
     }
 
-    /// Drops what was written so far.
+    /// Removes what was written so far.
     pub async fn abandon(self) {
         if let Sink::Parts(parts) = self.sink
             && let Err(error) = parts.abort().await
         {
-            tracing::warn!(key = %self.key, %error, "an unfinished upload could not be removed");
+            tracing::warn!(key = %self.key, %error, "cannot remove an unfinished upload");
         }
     }
 

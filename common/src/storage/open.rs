@@ -1,4 +1,4 @@
-//! From a URL or a directory to a store.
+//! Opens a store by URL or directory.
 
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const KINDS: &str = "give a directory, or a URL of the form s3://bucket/prefix, 
                      az://container/prefix, file:///directory or memory:///";
 
 impl Store {
-    /// Opens a store: a directory (made where it is missing), `file://`, `memory://` (lost at exit),
+    /// Opens a store: a directory (created if it is missing), `file://`, `memory://` (lost at exit),
     /// `s3://`, `gs://` or `az://`. Cloud credentials come from the environment, by each provider's usual names.
     ///
     /// A local store syncs every file and its directory before a write is acknowledged.
@@ -77,7 +77,8 @@ impl Store {
     }
 }
 
-/// An endpoint without TLS is refused by the provider's client only at the first request, and without a reason.
+/// Refuses an endpoint without TLS, unless it is allowed: the provider's client would refuse it only at the first request,
+/// and without a reason.
 fn check_endpoint(endpoint: Option<String>, allowed: Option<String>) -> Result<(), String> {
     let is_plain = |url: &String| url.trim().to_lowercase().starts_with("http://");
     let is_allowed = allowed.is_some_and(|allowed| matches!(allowed.to_lowercase().as_str(), "true" | "1"));
@@ -89,7 +90,7 @@ fn check_endpoint(endpoint: Option<String>, allowed: Option<String>) -> Result<(
     }
 }
 
-/// The provider's own client handles throttling (it knows Retry-After); what outlasts this is tried again by [`Store`].
+/// Retries of the provider's client, which handles throttling (Retry-After); longer failures are retried by [`Store`].
 fn inner_retries() -> RetryConfig {
     RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
 }
@@ -113,7 +114,7 @@ fn open_directory(directory: &FsPath) -> Result<Store, StoreError> {
     Ok(Store::new(Arc::new(inner.with_fsync(true)), Path::default(), location))
 }
 
-/// Makes a directory with its missing parents, and syncs the directories whose entries changed.
+/// Creates a directory and its missing parents, and syncs the directories whose entries changed.
 fn make_directory(directory: &FsPath) -> io::Result<()> {
     let missing: Vec<PathBuf> =
         directory.ancestors().take_while(|path| !path.exists()).map(FsPath::to_path_buf).collect();
@@ -131,7 +132,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_directory_is_made_with_its_parents() {
+    async fn a_directory_is_created_with_its_parents() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("a/b/c");
         let store = Store::open(path.to_str().unwrap()).unwrap();

@@ -25,26 +25,26 @@ use ulid::Ulid;
 use super::health::{Ask, Health};
 use super::{StoreError, key};
 
-/// An object's bytes as they arrive.
+/// A stream of an object's bytes.
 pub type ByteStream = BoxStream<'static, Result<Bytes, StoreError>>;
 
-/// What became of a create-once write.
+/// The outcome of a create-once write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
     Created,
-    /// The key is taken. After a reply was lost it may be this writer's own: who must know reads it back.
+    /// The key is taken. If a reply was lost, this writer itself may have taken it: read it back to find out.
     Exists,
 }
 
-/// Read at once from a file.
+/// Size of reads from a file.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// A buffer for an object of this size: most are small, and a large buffer for each leaves holes in the heap.
+/// Buffer size for an object of this size: most are small, and a large buffer for each would fragment the heap.
 fn chunk_bytes(size: u64) -> usize {
     usize::try_from(size).unwrap_or(CHUNK_BYTES).clamp(1, CHUNK_BYTES)
 }
 
-/// The bytes of an answer. object_store itself reads files in pieces of 8 KiB, each by another thread.
+/// The bytes of a result in large chunks. object_store itself reads files in pieces of 8 KiB, each on another thread.
 fn large_chunks(answer: GetResult) -> BoxStream<'static, object_store::Result<Bytes>> {
     let range = answer.range.clone();
     match answer.payload {
@@ -73,30 +73,28 @@ pub struct Listed {
     pub size: u64,
 }
 
-/// Waits between two tries.
+/// Sleeps between two tries; tests pass their own.
 pub type Nap = fn(Duration) -> BoxFuture<'static, ()>;
 
-/// How long a transient failure is tried again, unless asked otherwise. A backend's own client may take half a minute to
-/// give one try up.
+/// Default retry timeout of transient failures. A backend's own client may take half a minute to give up one try.
 const BRIEFLY: Duration = Duration::from_secs(15);
 
-/// A place for immutable objects under validated keys. Cheap to clone; clones share everything.
+/// A store of immutable objects under validated keys. Cheap to clone; clones share their state.
 ///
-/// Transient failures are tried again with jitter for about ten seconds, by the clock.
+/// Transient failures are retried with jitter for about ten seconds.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
     location: Arc<str>,
     retry: ExponentialBuilder,
-    /// No try begins later, by the clock: a failure that was long in coming counts as much as a pause. None if the clock
-    /// is not asked.
+    /// No try starts later, so that a slow failure counts as much as a pause. `None` if only pauses count.
     limit: Option<Duration>,
-    /// Waits for room on a full store too.
+    /// Whether to retry on a full store too.
     waits_for_room: bool,
     health: Health,
     nap: Nap,
-    /// Serialise the last step of writing a hashed object, by key.
+    /// Locks that serialize the last step of writing a hashed object, by key.
     finishing: Arc<[Mutex<()>; 64]>,
 }
 
@@ -127,8 +125,8 @@ impl Store {
         }
     }
 
-    /// A store over any backend; `location` names it to people, and `nap` waits before it is tried again. Its pauses alone
-    /// bound the tries, since a nap of the caller's need not be one of the clock's.
+    /// A store over any backend. `location` names it in messages, and `nap` sleeps before a retry. Only pauses bound the
+    /// tries, since the caller's `nap` need not follow the clock.
     pub fn over(backend: Arc<dyn ObjectStore>, location: &str, nap: Nap) -> Self {
         Self { nap, limit: None, ..Self::new(backend, Path::default(), location.to_owned()) }
     }
@@ -138,24 +136,24 @@ impl Store {
         Self::new(Arc::new(object_store::memory::InMemory::new()), Path::default(), "memory:///".to_owned())
     }
 
-    /// Where the store is, without secrets.
+    /// The location of the store, without secrets.
     pub fn location(&self) -> &str {
         &self.location
     }
 
-    /// The same store for one who can wait: what it refuses because it is away or full is tried again, with jitter, until
+    /// The same store with another retry timeout: while it is unavailable or full, requests are retried with jitter until
     /// `limit` is over.
     pub fn patient(&self, limit: Duration) -> Self {
         let retry = self.retry.without_max_times().with_total_delay(Some(limit));
         Self { retry, limit: self.limit.map(|_| limit), waits_for_room: true, ..self.clone() }
     }
 
-    /// What is wrong with the store: it does not answer, is full or refuses. None while it does what is asked.
+    /// A description of the fault if the store does not answer, is full or refuses requests; `None` if it works.
     pub fn trouble(&self) -> Option<String> {
         self.health.trouble(Instant::now())
     }
 
-    /// Refuses a store that lets one key be created twice: the log's safety rests on that.
+    /// Checks that a key cannot be created twice: the safety of the log depends on it.
     pub async fn probe(&self) -> Result<(), StoreError> {
         let key = format!("meta/probe/{}", Ulid::new());
         let first = Bytes::from_static(b"first");
@@ -163,7 +161,7 @@ impl Store {
         let second = self.create(&key, Bytes::from_static(b"second")).await?;
         let kept = self.get(&key).await?;
         if let Err(error) = self.delete(&key).await {
-            tracing::warn!(%key, %error, "the probe object stays behind");
+            tracing::warn!(%key, %error, "cannot delete the probe object");
         }
         if second == Put::Exists && kept == first {
             return Ok(());
@@ -190,7 +188,7 @@ impl Store {
         .await
     }
 
-    /// Writes a key whatever is there. Only for bytes that every writer of the key agrees on, and for advice.
+    /// Writes a key unconditionally. Only for bytes that are the same for every writer, and for hints.
     pub(super) async fn overwrite(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
         self.with_retries("put", Ask::write(key, bytes.len() as u64), |path| {
             let bytes = bytes.clone();
@@ -199,7 +197,7 @@ impl Store {
         .await
     }
 
-    /// A whole object; for what fits in memory.
+    /// Reads an object that fits in memory.
     pub async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
         self.with_retries(
             "get",
@@ -209,7 +207,7 @@ impl Store {
         .await
     }
 
-    /// Bytes `[range.start, range.end)` of an object, fewer where it ends before.
+    /// Bytes `[range.start, range.end)` of an object, fewer if it is shorter.
     pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
         self.with_retries("get", Ask::read(key), |path| {
             let range = range.clone();
@@ -218,7 +216,7 @@ impl Store {
         .await
     }
 
-    /// An object's bytes from `offset` on, with the object's whole size. An offset at or behind the end gives no bytes.
+    /// An object's size, and its bytes from `offset` on: none if `offset` is at or beyond the end.
     pub async fn stream(&self, key: &str, offset: u64) -> Result<(u64, ByteStream), StoreError> {
         let size = self.size(key).await?;
         if offset >= size {
@@ -263,7 +261,7 @@ impl Store {
         Ok(self.listed(&metas))
     }
 
-    /// The keys below `prefix` that sort behind `key`, sorted. Stores that can begin in the middle do.
+    /// All keys below `prefix` that sort after `key`, sorted; with an offset listing if the store supports it.
     pub async fn list_after(&self, prefix: &str, key: &str) -> Result<Vec<Listed>, StoreError> {
         let offset = self.path(key)?;
         let metas = self
@@ -312,7 +310,7 @@ impl Store {
         StoreError::from_object_store(&self.location, operation, key, error)
     }
 
-    /// Takes note of a part of `bytes` that was sent to the backend itself, or of the end of such parts.
+    /// Records the result of a part of `bytes` that was sent to the backend directly, or of completing such an upload.
     pub(super) fn sent_part<T>(
         &self,
         key: &str,
@@ -325,7 +323,7 @@ impl Store {
         result
     }
 
-    /// Holds back all others in this process that would finish an object under the same key.
+    /// Locks out other writers in this process that would finish an object under the same key.
     pub(super) async fn lock(&self, key: &str) -> MutexGuard<'_, ()> {
         let slot = usize::from(blake3::hash(key.as_bytes()).as_bytes()[0]) % self.finishing.len();
         self.finishing[slot].lock().await
@@ -372,7 +370,7 @@ impl Store {
         once.retry(self.retry)
             .sleep(Napper(self.nap))
             .when(may_pass)
-            .notify(|error, delay| tracing::warn!(%error, ?delay, "trying the store again"))
+            .notify(|error, delay| tracing::warn!(%error, ?delay, "retrying a request to the store"))
             .await
     }
 }
@@ -382,10 +380,10 @@ fn count<T>(operation: &'static str, result: &Result<T, StoreError>) {
     metrics::counter!("foil_objectstore_requests_total", "op" => operation, "code" => code).increment(1);
 }
 
-/// A nap as the retries take it.
+/// Adapts [`Nap`] to the retry library.
 struct Napper(Nap);
 
-/// Has no lifetime in its name, which the proof that requests can move between threads would stumble over.
+/// A named type without a lifetime, for which the compiler can prove that requests are `Send`.
 struct Napping(BoxFuture<'static, ()>);
 
 impl Future for Napping {
@@ -410,7 +408,7 @@ fn real_nap(duration: Duration) -> BoxFuture<'static, ()> {
 
 #[cfg(test)]
 impl Store {
-    /// A store over any backend that tries again after a millisecond.
+    /// A store over any backend that retries after a millisecond.
     pub(crate) fn for_test(inner: Arc<dyn ObjectStore>, tries: usize) -> Self {
         let quick = ExponentialBuilder::default()
             .with_min_delay(Duration::from_micros(100))
@@ -419,7 +417,7 @@ impl Store {
         Self { retry: quick, ..Self::new(inner, Path::default(), "test".to_owned()) }
     }
 
-    /// With another limit by the clock.
+    /// Sets another retry timeout.
     pub(crate) fn within(self, limit: Duration) -> Self {
         Self { limit: Some(limit), ..self }
     }

@@ -29,7 +29,7 @@ async fn a_store_that_creates_twice_is_refused() {
 }
 
 #[tokio::test]
-async fn who_is_patient_outlasts_an_outage_and_others_give_up() {
+async fn a_patient_store_outlasts_an_outage_and_others_give_up() {
     let broken = Arc::new(FaultStore::new(Arc::new(InMemory::new()), Faults::default(), 0));
     let store = Store::for_test(Arc::clone(&broken) as Arc<dyn ObjectStore>, 3);
     let outage = Faults { refuse_put: 100, ..Faults::default() };
@@ -50,9 +50,9 @@ async fn who_is_patient_outlasts_an_outage_and_others_give_up() {
     assert!(matches!(bounded.create("b", "one".into()).await, Err(StoreError::Unavailable { .. })));
 }
 
-/// Two tries of 30 ms fill 50 ms, where hundreds of pauses would have room.
+/// Two tries of 30 ms exceed 50 ms, into which hundreds of pauses would fit.
 #[tokio::test]
-async fn tries_that_are_long_in_failing_end_by_the_clock() {
+async fn slow_failures_end_by_the_clock() {
     let slow = Faults { refuse_put: 100, delay_put: Duration::from_millis(30), ..Faults::default() };
     let limit = Duration::from_millis(50);
     let waits: [fn(Store, Duration) -> Store; 2] = [Store::within, |store, limit| store.patient(limit)];
@@ -66,7 +66,7 @@ async fn tries_that_are_long_in_failing_end_by_the_clock() {
 }
 
 #[tokio::test]
-async fn objects_of_any_size_are_known_by_their_digest() {
+async fn objects_of_any_size_are_identified_by_their_digest() {
     let (_directory, store) = local();
     for size in [0, 1, (8 << 20) - 1, 8 << 20, (8 << 20) + 1, 20 << 20] {
         let bytes = Bytes::from(vec![7; size]);
@@ -98,7 +98,7 @@ async fn an_unfinished_object_does_not_exist() {
     assert!(matches!(writer.finish().await, Err(StoreError::Mismatch { .. })));
     assert_eq!(files(directory.path()), 0);
 
-    // Killed after the bytes and before the sidecar: nobody was told, so the next writer's content counts.
+    // Killed after the bytes and before the sidecar: it was never acknowledged, so the next writer's content counts.
     store.overwrite(KEY, "left behind".into()).await.unwrap();
     assert!(matches!(store.stat_object(KEY).await, Err(StoreError::NotFound { .. })));
     let object = store.put_object(KEY, "whole".into()).await.unwrap();
@@ -112,7 +112,7 @@ fn files(directory: &Path) -> usize {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
-    /// An object is absent or whole; written is written, whatever the store does.
+    /// An object is absent or complete, and what was acknowledged stays, whatever the store does.
     #[test]
     fn objects_survive_a_failing_store(seed in any::<u64>(), contents in prop::collection::vec(0..3u8, 1..12)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -145,7 +145,7 @@ proptest! {
 
 const TRACED: &str = "FOIL_TEST_TRACED_STORE";
 
-/// Runs below strace, by the test after it: writes, then says so in a file of its own.
+/// Run under strace by the next test: writes, then acknowledges by another file.
 #[tokio::test]
 #[ignore = "run by writes_are_synced_before_they_are_acknowledged"]
 async fn traced_writes() {

@@ -10,12 +10,12 @@ use std::path::Path;
 use std::sync::OnceLock;
 use tokenizers::Tokenizer;
 
-/// Tokenizer, template and BOS/EOS policy of one model. `Send + Sync`; the same input gives the same tokens.
+/// Tokenizer, template and BOS/EOS policy of one model. `Send + Sync` and deterministic.
 pub struct Encoder {
     tokenizer: Tokenizer,
-    /// The file that it was read from.
+    /// The tokenizer file, for messages.
     name: String,
-    /// Tokens with their text that a response is decoded behind, where a text's first space would be lost.
+    /// Tokens, and their text, after which a response is decoded if the decoder would drop its first space.
     anchor: Option<(Vec<u32>, String)>,
     fingerprint: OnceLock<String>,
     renderer: Renderer,
@@ -23,14 +23,14 @@ pub struct Encoder {
     bos: BosPolicy,
     cut: Side,
     vocabulary: usize,
-    /// The pad token that the model's own files name, where the job names none.
+    /// The pad token of the model's own files, if the job names none.
     own_pad: Option<String>,
 }
 
-/// What is done about BOS once a prompt's text is encoded.
+/// The handling of BOS after a prompt's text is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BosPolicy {
-    /// The template writes it or does not.
+    /// Left as the template writes it.
     AsWritten,
     Put,
     Remove,
@@ -71,14 +71,14 @@ impl Encoder {
         })
     }
 
-    /// The tokens of a prompt, at most `limit` of them: an over-long one is cut on the job's side, its BOS kept.
+    /// The tokens of a prompt, at most `limit` of them: a longer one is truncated on the job's side; BOS is kept.
     pub fn prompt(&self, prompt: &Prompt, limit: usize) -> Result<EncodedPrompt, TextError> {
         self.refuse_control_tokens(prompt)?;
         let text = self.renderer.prompt(prompt)?;
         Ok(self.shorten(self.with_bos(self.encode(&text)?), limit))
     }
 
-    /// The tokens of a prompt and a response to it. A response cut to its budget is unfinished: no EOS follows it.
+    /// The tokens of a prompt and a response to it. A response that is truncated to its budget is unfinished: it has no EOS.
     pub fn dialogue(
         &self,
         prompt: &Prompt,
@@ -106,7 +106,7 @@ impl Encoder {
         Ok(Encoded { ids, response_start, prompt_cut, response_cut, eos: eos.is_some() && response_cut == 0 })
     }
 
-    /// The response's tokens in the prompt's context.
+    /// The response's tokens in the context of the prompt.
     fn encode_response(
         &self,
         prompt: &Prompt,
@@ -124,7 +124,7 @@ impl Encoder {
         Ok(response_ids.to_vec())
     }
 
-    /// Texts of the data never become control tokens: a user's `<|im_end|>` would end the turn and begin another's.
+    /// Refuses control tokens in the data: a user's `<|im_end|>` would end the turn and start another one.
     fn refuse_control_tokens(&self, prompt: &Prompt) -> Result<(), TextError> {
         prompt.messages.iter().try_for_each(|message| self.refuse_control_token(&message.content, "prompt"))
     }
@@ -140,7 +140,7 @@ impl Encoder {
         }
     }
 
-    /// Sampled tokens and the EOS that ends them: the model's own, or the usual one where a stop text ended them.
+    /// Sampled tokens and their EOS: the one that the model wrote, or the usual one if a stop text ended them.
     fn sampled(&self, ids: &[u32], finished: bool) -> (Vec<u32>, Option<u32>) {
         match ids.split_last() {
             Some((last, body)) if finished && self.special.eos_ids.contains(last) => {
@@ -150,13 +150,13 @@ impl Encoder {
         }
     }
 
-    /// The text of tokens; special tokens are left out.
+    /// Decodes tokens, skipping special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
         guarded(&self.name, || self.tokenizer.decode(ids, true))?
             .map_err(|error| TextError::Tokenizer(format!("tokens do not decode: {error}")))
     }
 
-    /// The text of tokens that follow others: a decoder that drops the space at a text's start keeps it.
+    /// Decodes tokens that follow others, keeping a first space that the decoder would drop at the start of a text.
     fn decode_continuation(&self, ids: &[u32]) -> Result<String, TextError> {
         if let Some((anchor, text)) = &self.anchor {
             let anchored = self.decode(&[anchor.as_slice(), ids].concat())?;
@@ -167,12 +167,12 @@ impl Encoder {
         self.decode(ids)
     }
 
-    /// Equal for tokenizers that read and write every text alike, however their files are laid out.
+    /// A hash that is equal for equivalent tokenizers, whatever the layout of their files.
     pub fn fingerprint(&self) -> &str {
         self.fingerprint.get_or_init(|| tokenizer::fingerprint(&self.tokenizer))
     }
 
-    /// A response's text as a row holds it: what the template puts around it is taken off.
+    /// A response's text without what the template writes around it.
     pub fn response_text(&self, ids: &[u32]) -> Result<String, TextError> {
         let text = self.decode_continuation(ids)?;
         let text = text.strip_prefix(self.renderer.lead()).unwrap_or(&text);
@@ -181,12 +181,12 @@ impl Encoder {
         Ok(text.strip_suffix(closing).unwrap_or(text).to_owned())
     }
 
-    /// Decodes token by token, for stop texts.
+    /// A decoder of one token at a time, for stop texts.
     pub fn stream(&self) -> TextStream<'_> {
         TextStream { encoder: self, ids: Vec::new(), settled: 0, text: String::new() }
     }
 
-    /// A token's text in the vocabulary, for people; special tokens too.
+    /// A token's text in the vocabulary, special tokens included.
     pub fn token(&self, id: u32) -> Option<String> {
         self.tokenizer.id_to_token(id)
     }
@@ -196,36 +196,36 @@ impl Encoder {
         self.special.eos
     }
 
-    /// All tokens that end a sample; [`Self::eos_id`] is the first.
+    /// All tokens that end a completion; [`Self::eos_id`] is the first.
     pub fn eos_ids(&self) -> &[u32] {
         &self.special.eos_ids
     }
 
-    /// Where the model has one.
+    /// The BOS token, if the model has one.
     pub fn bos_id(&self) -> Option<u32> {
         self.special.bos
     }
 
-    /// An id that is neither EOS nor BOS and that no text yields, for exported models: the model's own pad token where it is such, else a
-    /// special token that stands for padding or is reserved, else the unknown token of a tokenizer that falls back to bytes, else any
-    /// other special token that the template does not write.
+    /// The pad token of exported models: neither EOS nor BOS nor a token of any text. It is the model's own pad token if that
+    /// is fit, else a special token for padding or reserved, else the unknown token of a tokenizer with byte fallback, else
+    /// any other special token that the template does not write.
     pub fn pad_id(&self) -> Result<u32, TextError> {
         self.special.pad.clone()
     }
 
-    /// The model's own pad token and the one that stands in for it, where the former is unfit.
+    /// The model's own pad token and its replacement, if it is unfit.
     fn replaced_pad(&self) -> Option<(String, String)> {
         let own = self.own_pad.clone()?;
         let pad = self.token_name(self.pad_id().ok());
         (!pad.is_empty() && own != pad).then_some((own, pad))
     }
 
-    /// One more than the tokenizer's highest id.
+    /// The tokenizer's highest id plus one.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
     }
 
-    /// What a user should know about the model's text settings.
+    /// Warnings about the model's text settings.
     pub fn warnings(&self) -> Vec<String> {
         let eos = self.special.name(Some(self.special.eos));
         let foreign = self.renderer.foreign_ending().map(|ending| {
@@ -243,8 +243,8 @@ impl Encoder {
         foreign.into_iter().chain(pad).collect()
     }
 
-    /// The tokens that begin, end and pad sequences. Where no token is fit to pad, the model's own pad stays: a language
-    /// model is read by masks.
+    /// The tokens that begin, end and pad sequences. If no token is fit for padding, the model's own pad token stays:
+    /// language models are read with masks.
     pub fn token_ids(&self) -> TokenIds {
         let own = || self.own_pad.as_ref().and_then(|token| self.tokenizer.token_to_id(token));
         let pad = self.pad_id().ok().or_else(own);
@@ -256,7 +256,7 @@ impl Encoder {
         self.tokenizer.token_to_id(token)
     }
 
-    /// Whether a token is one that no text is made of.
+    /// Whether a token is special, so that no text yields it.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.names.contains_key(&id)
     }
@@ -265,7 +265,7 @@ impl Encoder {
         self.bos
     }
 
-    /// A token's text; empty for none.
+    /// A token's text; empty for `None`.
     pub(super) fn token_name(&self, id: Option<u32>) -> String {
         id.and_then(|id| self.token(id)).unwrap_or_default()
     }
@@ -345,7 +345,7 @@ fn renderer(files: &ModelText, text: &Text, special: &Special) -> Result<Rendere
     }
 }
 
-/// Refuses a tokenizer with ids that the model has no embedding for.
+/// Refuses a tokenizer with ids for which the model has no embedding.
 fn check_vocabulary(files: &ModelText, vocabulary: usize) -> Result<(), TextError> {
     match files.config.get("vocab_size").and_then(Value::as_u64) {
         Some(size) if (size as usize) < vocabulary => Err(TextError::File {
@@ -359,11 +359,11 @@ fn check_vocabulary(files: &ModelText, vocabulary: usize) -> Result<(), TextErro
     }
 }
 
-/// The text of a growing response. A character whose bytes come in several tokens appears when its last one is in.
+/// The text of a growing completion. A character of several tokens appears with its last one.
 pub struct TextStream<'a> {
     encoder: &'a Encoder,
     ids: Vec<u32>,
-    /// Tokens whose text is final; decoding starts a little before them, for the context that a decoder may need.
+    /// Number of tokens whose text is final; decoding starts one token earlier, for context.
     settled: usize,
     text: String,
 }

@@ -1,4 +1,4 @@
-/// Why text cannot become tokens, and what to do about it.
+/// The error of encoding text, with advice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     #[error("{file}: {what}")]
@@ -10,9 +10,9 @@ pub enum TextError {
         "the chat template fails: {what}; on the prompt {prompt:?}: repair the row, or set text.template to one that takes it"
     )]
     Template { what: String, prompt: String },
-    /// Rendered with its response, the dialogue does not go on from the rendered prompt.
+    /// The dialogue with its response does not start with the rendered prompt.
     #[error(
-        "the chat template changes what was rendered before: the prompt is {prompt:?}, with its response the dialogue is {dialogue:?}; responses could not be told from prompts: repair the row, or set text.template to one that only appends"
+        "the chat template changes what was rendered before: the prompt is {prompt:?}, with its response the dialogue is {dialogue:?}; responses could not be separated from prompts: repair the row, or set text.template to one that only appends"
     )]
     NotAppended { prompt: String, dialogue: String },
     /// The response changes the prompt's last tokens.

@@ -1,5 +1,5 @@
-//! The text files of a trained model: the template and the tokens that its job trained with, where transformers and
-//! other readers look for them.
+//! The text files of a trained model: the template and special tokens of its training, where transformers and others look
+//! for them.
 
 use super::encoder::BosPolicy;
 use super::{Encoder, ModelText, TextError, TokenIds};
@@ -25,25 +25,25 @@ const PLAIN: &str = "{% for message in messages %}\
     {% if is_answer %}{{ eos_token }}{% endif %}\
     {% endfor %}";
 
-/// Stands in for a template file of the start model's where no template renders what was trained on.
+/// Replaces the start model's template file if no template renders the tokens that were trained on.
 const UNRENDERED: &str = "{{ raise_exception('no chat template renders the tokens that this model was trained on: \
     its tokenizer reads the start of a text differently after BOS') }}\n";
 
-/// Integers above this do not survive a reader that takes them for floats. transformers writes one such,
-/// `model_max_length` of a tokenizer without a limit, and assumes it where the field is absent.
+/// Larger integers are not exact for readers that parse them as floats. transformers writes such a `model_max_length` for a
+/// tokenizer without a limit, and assumes it if the field is absent.
 const LARGEST_EXACT: f64 = (1_u64 << 53) as f64;
 
-/// The text files beside a trained model's weights.
+/// The text files of a trained model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainedText {
     pub ids: TokenIds,
-    /// Name and content of each file that differs from the start model's, or may.
+    /// Name and content of each file that may differ from the start model's.
     pub files: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl TrainedText {
-    /// The text of a model that was trained through `encoder`, which was made of the start model's `files` and the job's
-    /// `text`. Exporting what was exported changes nothing.
+    /// The files of a model that was trained with `encoder`, which was built from the start model's `files` and the job's
+    /// `text`. Exporting an exported model changes nothing.
     ///
     /// # Errors
     /// The job's template cannot be rendered.
@@ -60,7 +60,7 @@ impl TrainedText {
             name_tokens(&mut map, encoder, &ids, BosPolicy::AsWritten);
             written.push(("special_tokens_map.json", pretty(&Value::Object(map))));
         }
-        // The file wins over the tokenizer's config: where there is one, both say the same.
+        // The file has precedence over the tokenizer's config: if there is one, both have the same template.
         if files.chat_template.is_some() {
             let template = template.unwrap_or_else(|| UNRENDERED.to_owned());
             written.push(("chat_template.jinja", template.into_bytes()));
@@ -88,8 +88,8 @@ fn pretty(value: &Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
 }
 
-/// The chat template that renders what was trained on: the job's or the model's own as it stands, with BOS put or taken
-/// as the job's `text.bos` says. `None` where no template gives the same tokens.
+/// The chat template that renders the tokens that were trained on: the job's or the model's own, with BOS added or removed
+/// by the job's `text.bos`. `None` if no template gives the same tokens.
 fn template(encoder: &Encoder, files: &ModelText, text: &Text) -> Result<Option<String>, TextError> {
     let policy = encoder.bos_policy();
     let source = match (&text.template, files.chat_template()) {
@@ -107,15 +107,15 @@ fn template(encoder: &Encoder, files: &ModelText, text: &Text) -> Result<Option<
     }))
 }
 
-/// One of Foil's own templates, with the BOS that is put before it. Some tokenizers read a text's start differently
-/// after BOS, so that no template gives the tokens that were trained on.
+/// One of Foil's own templates, with BOS before it if training put one there. Some tokenizers encode the start of a text
+/// differently after BOS, so that no template gives the tokens that were trained on.
 fn own_template(encoder: &Encoder, source: &str) -> Option<String> {
     if encoder.bos_policy() != BosPolicy::Put {
         return Some(source.to_owned());
     }
     let bos = encoder.token_name(encoder.bos_id());
     let same = ["\n\nHuman: a", "a"].into_iter().all(|text| {
-        // A text that the tokenizer refuses is refused either way.
+        // A text that the tokenizer refuses is refused in both cases.
         let alone = encoder.encode(text).ok();
         let behind = encoder.encode(&format!("{bos}{text}")).ok();
         alone == behind.map(|ids| ids[1..].to_vec())
@@ -131,8 +131,8 @@ fn tokenizer_config(
     template: Option<&str>,
 ) -> Value {
     let mut config = files.tokenizer_config.as_object().cloned().unwrap_or_default();
-    // The class that reads tokenizer.json as it is, as training did. Others build a tokenizer of their own from its vocabulary
-    // (transformers 5: LlamaTokenizer and the like, with other tokens for some texts), or run code that is not exported.
+    // The class that uses tokenizer.json unchanged, as training did. Others build a tokenizer from its vocabulary
+    // (transformers 5: LlamaTokenizer and others, with other tokens for some texts), or run code that is not exported.
     config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
     config.remove("auto_map");
     name_tokens(&mut config, encoder, ids, encoder.bos_policy());
@@ -145,7 +145,7 @@ fn tokenizer_config(
     match encoder.bos_policy() {
         BosPolicy::Put => drop(config.insert("add_bos_token".to_owned(), json!(true))),
         BosPolicy::Remove => drop(config.insert("add_bos_token".to_owned(), json!(false))),
-        // Without the file, BOS would have been put before any text that no template renders.
+        // Without the file, BOS would be put before any text that no template renders.
         BosPolicy::AsWritten if files.tokenizer_config.is_null() => {
             config.insert("add_bos_token".to_owned(), json!(ids.bos.is_some()));
         }
@@ -158,8 +158,8 @@ fn tokenizer_config(
     Value::Object(config)
 }
 
-/// Names the special tokens in a map of theirs. A BOS that the map does not name is added only where it is put before
-/// texts: named, it would be written by templates that ask for it.
+/// Names the special tokens in a map. A BOS that the map lacks is added only if it is put before texts: templates that
+/// use `bos_token` would write it.
 fn name_tokens(map: &mut Map<String, Value>, encoder: &Encoder, ids: &TokenIds, policy: BosPolicy) {
     let names_bos = policy == BosPolicy::Put || map.get("bos_token").is_some_and(|bos| !bos.is_null());
     let bos = ids.bos.filter(|_| names_bos);
@@ -168,7 +168,7 @@ fn name_tokens(map: &mut Map<String, Value>, encoder: &Encoder, ids: &TokenIds, 
         let name = encoder.token_name(Some(id));
         let found =
             map.get(field).and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
-        // One that is described in full stays so.
+        // A full description of the token stays.
         if found != Some(name.as_str()) {
             map.insert(field.to_owned(), json!(name));
         }

@@ -1,11 +1,11 @@
-//! The files of a model directory that say how it reads text.
+//! The text files of a model directory: tokenizer, template and special tokens.
 
 use super::TextError;
 use crate::input_file::{self, LFS_POINTER};
 use serde_json::Value;
 use std::path::Path;
 
-/// The files of a model directory that [`ModelText::read`] reads, where they are there.
+/// The files that [`ModelText::read`] reads, if they exist.
 pub const TEXT_FILES: [&str; 6] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -15,17 +15,17 @@ pub const TEXT_FILES: [&str; 6] = [
     "chat_template.jinja",
 ];
 
-/// Tokens that a tokenizer of an older transformers was given after its training.
+/// Tokens added to a tokenizer after its training, by older versions of transformers.
 const ADDED_TOKENS: &str = "added_tokens.json";
 
-/// The text side of a Hugging Face model directory, read but not yet understood.
+/// The text files of a Hugging Face model directory, read but not interpreted.
 #[derive(Clone, Debug, Default)]
 pub struct ModelText {
-    /// What messages call the directory.
+    /// Name of the directory, for messages.
     pub name: String,
     /// tokenizer.json
     pub tokenizer: Vec<u8>,
-    /// tokenizer_config.json, config.json, generation_config.json and special_tokens_map.json; null where absent.
+    /// tokenizer_config.json, config.json, generation_config.json and special_tokens_map.json; null if absent.
     pub tokenizer_config: Value,
     pub config: Value,
     pub generation_config: Value,
@@ -98,8 +98,8 @@ impl ModelText {
         })
     }
 
-    /// The files that name special tokens, the one that counts first: as in transformers, special_tokens_map.json does,
-    /// unless tokenizer_config.json is of the newer kind that describes all tokens.
+    /// The files that name special tokens, by precedence: as in transformers, special_tokens_map.json is first, unless
+    /// tokenizer_config.json is of the newer kind that describes all tokens.
     pub(super) fn named_tokens(&self) -> [&Value; 2] {
         match self.describes_tokens() {
             true => [&self.tokenizer_config, &self.special_tokens_map],
@@ -107,12 +107,12 @@ impl ModelText {
         }
     }
 
-    /// Whether tokenizer_config.json describes the added tokens itself, so that older files beside it do not count.
+    /// Whether tokenizer_config.json describes the added tokens, so that older files are ignored.
     pub(super) fn describes_tokens(&self) -> bool {
         self.tokenizer_config.get("added_tokens_decoder").is_some()
     }
 
-    /// Refuses tokens that only added_tokens.json names: transformers adds them, in a way that differs between its versions.
+    /// Refuses tokens that only added_tokens.json names: versions of transformers add them in different ways.
     fn require_added_tokens(&self, bytes: &[u8]) -> Result<(), TextError> {
         let fail = |what: String| TextError::File { file: self.file(ADDED_TOKENS), what };
         let added = input_file::json(bytes).map_err(|error| fail(format!("not JSON: {error}")))?;
@@ -154,7 +154,7 @@ impl ModelText {
         ids
     }
 
-    /// The model's own chat template; of several, the one named `default`.
+    /// The model's own chat template; if there are several, the one named `default`.
     pub fn chat_template(&self) -> Option<&str> {
         if let Some(template) = &self.chat_template {
             return Some(template);
@@ -170,12 +170,12 @@ impl ModelText {
         }
     }
 
-    /// Where the model's own chat template stands, for messages.
+    /// The file of the model's own chat template, for messages.
     pub(super) fn chat_template_file(&self) -> String {
         self.file(if self.chat_template.is_some() { "chat_template.jinja" } else { "tokenizer_config.json" })
     }
 
-    /// The names of the model's chat templates, where it has some but none that is the default.
+    /// The names of the model's chat templates, if it has some but no default.
     pub(super) fn templates_without_default(&self) -> Option<Vec<&str>> {
         if self.chat_template().is_some() {
             return None;

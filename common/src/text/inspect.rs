@@ -1,35 +1,35 @@
-//! What a model will read of a data set, for people: every token, where loss and reward are read, what is cut.
+//! A view of data as the models read it: every token, where loss and reward are read, and what is truncated.
 
 use super::{Encoded, Encoder, Limits, Response, TextError};
 use crate::data::rows::{GoldenRow, PairRow, Prompt};
 use std::fmt;
 
-/// Tokens shown at a row's start, on each side of the response's start, and at the end; the rest is counted.
+/// Number of tokens shown at a row's start, on each side of the response's start, and at the end.
 const SHOWN: usize = 8;
 
 /// One token of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenView {
     pub id: u32,
-    /// As in the vocabulary; empty for an id that the tokenizer does not have.
+    /// Text in the vocabulary; empty for an id that the tokenizer does not have.
     pub text: String,
     pub read: Read,
 }
 
-/// What is read at a token's position.
+/// The use of a token's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read {
     /// Part of the prompt: context only.
     Nothing,
-    /// Part of a response that is scored, at its end.
+    /// Part of a response that is scored at its end.
     Response,
-    /// The policy's loss is taken on predicting this token.
+    /// The policy is trained to predict this token.
     Loss,
-    /// The last token of a response that is scored: the reward model's score is read here.
+    /// The last token of a response: the reward model's score is read here.
     Reward,
 }
 
-/// Who reads a response.
+/// The model that reads a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
     /// Supervised fine-tuning of the policy.
@@ -38,7 +38,7 @@ pub enum Reader {
     Reward,
 }
 
-/// One sequence as the models get it.
+/// One sequence as the models read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowView {
     pub tokens: Vec<TokenView>,
@@ -48,7 +48,7 @@ pub struct RowView {
     pub eos: bool,
 }
 
-/// A prompt with a response to it, or alone, as it is sampled from.
+/// The view of a prompt with a response, or of a prompt alone, as completions are sampled from it.
 pub fn row(
     encoder: &Encoder,
     prompt: &Prompt,
@@ -134,7 +134,7 @@ impl fmt::Display for RowView {
     }
 }
 
-/// The lengths of a set's texts in tokens, uncut.
+/// Statistics of the lengths of texts in tokens, before truncation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lengths {
     pub rows: usize,
@@ -143,7 +143,7 @@ pub struct Lengths {
     pub budget: usize,
     pub shortest: usize,
     pub median: usize,
-    /// Nine in ten are no longer.
+    /// The 90th percentile.
     pub ninth_decile: usize,
     pub longest: usize,
 }
@@ -176,7 +176,7 @@ impl fmt::Display for Lengths {
     }
 }
 
-/// How many tokens the prompts have, and how many of them fit their budget.
+/// Statistics of the lengths of prompts.
 pub fn prompt_lengths<'a>(
     encoder: &Encoder,
     prompts: impl IntoIterator<Item = &'a Prompt>,
@@ -187,35 +187,35 @@ pub fn prompt_lengths<'a>(
     Ok(Lengths::of(lengths?, limits.prompt))
 }
 
-/// How many tokens the responses have, EOS counted, and how many of them fit their budget.
+/// Statistics of the lengths of responses, including EOS.
 pub fn response_lengths<'a>(
     encoder: &Encoder,
     rows: impl IntoIterator<Item = (&'a Prompt, &'a str)>,
     limits: Limits,
 ) -> Result<Lengths, TextError> {
     let lengths: Result<Vec<usize>, TextError> =
-        rows.into_iter().map(|(prompt, response)| uncut(encoder, prompt, response)).collect();
+        rows.into_iter().map(|(prompt, response)| untruncated_length(encoder, prompt, response)).collect();
     Ok(Lengths::of(lengths?, limits.response))
 }
 
-/// The golden answers' lengths.
+/// Statistics of the lengths of golden answers.
 pub fn golden_lengths(encoder: &Encoder, rows: &[GoldenRow], limits: Limits) -> Result<Lengths, TextError> {
     response_lengths(encoder, rows.iter().map(|row| (&row.prompt, row.golden.as_str())), limits)
 }
 
-/// How well length alone tells which response of a pair is preferred.
+/// How well length alone predicts which response of a pair is preferred.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LengthAccuracy {
     pub pairs: usize,
-    /// Share of pairs whose chosen response is the longer one, ties counted half; both cut to the budget.
+    /// Fraction of pairs whose chosen response is the longer one, ties counted half; both truncated to the budget.
     pub longer_chosen: f64,
-    /// Mean tokens, after the cut.
+    /// Mean tokens, after truncation.
     pub mean_chosen: f64,
     pub mean_rejected: f64,
 }
 
 impl LengthAccuracy {
-    /// Of pairs of lengths, the preferred one's first.
+    /// Computes the statistics from pairs of lengths, chosen first.
     pub fn of(lengths: &[(usize, usize)]) -> Self {
         let count = lengths.len().max(1) as f64;
         let wins: f64 = lengths
@@ -234,7 +234,7 @@ impl LengthAccuracy {
         }
     }
 
-    /// The better of "the longer" and "the shorter".
+    /// Accuracy of the better rule of "longer is better" and "shorter is better".
     pub fn accuracy(&self) -> f64 {
         self.longer_chosen.max(1.0 - self.longer_chosen)
     }
@@ -251,7 +251,7 @@ impl fmt::Display for LengthAccuracy {
         let rule = if self.longer_chosen >= 0.5 { "longer" } else { "shorter" };
         write!(
             f,
-            "length alone (the {rule} response) tells {:.1} ± {:.1} % of {} pairs; mean tokens {:.1} chosen, {:.1} rejected",
+            "length alone (the {rule} response) predicts {:.1} ± {:.1} % of {} pairs; mean tokens {:.1} chosen, {:.1} rejected",
             100.0 * self.accuracy(),
             100.0 * self.standard_error(),
             self.pairs,
@@ -261,14 +261,15 @@ impl fmt::Display for LengthAccuracy {
     }
 }
 
-/// Length alone on a set of pairs, responses cut to their budget.
+/// The accuracy of length alone on pairs, with responses truncated to their budget.
 pub fn length_accuracy(
     encoder: &Encoder,
     rows: &[PairRow],
     limits: Limits,
 ) -> Result<LengthAccuracy, TextError> {
-    let length =
-        |prompt, response| Ok::<_, TextError>(uncut(encoder, prompt, response)?.min(limits.response));
+    let length = |prompt, response| {
+        Ok::<_, TextError>(untruncated_length(encoder, prompt, response)?.min(limits.response))
+    };
     let lengths: Result<Vec<_>, TextError> = rows
         .iter()
         .map(|row| Ok((length(&row.prompt, &row.chosen)?, length(&row.prompt, &row.rejected)?)))
@@ -276,7 +277,7 @@ pub fn length_accuracy(
     Ok(LengthAccuracy::of(&lengths?))
 }
 
-fn uncut(encoder: &Encoder, prompt: &Prompt, response: &str) -> Result<usize, TextError> {
+fn untruncated_length(encoder: &Encoder, prompt: &Prompt, response: &str) -> Result<usize, TextError> {
     let all = Limits::of(usize::MAX, usize::MAX);
     Ok(encoder.dialogue(prompt, Response::finished(response), all)?.response().len())
 }

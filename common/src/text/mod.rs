@@ -1,8 +1,8 @@
-//! From dialogues to tokens and back: the one encoder of training, scoring and sampling.
+//! Encoding of conversations to tokens and back, shared by training, scoring and sampling.
 //!
-//! A prompt is rendered by a template and encoded; a response to it is encoded together with the prompt's text, so that it gets the
-//! tokens it has in context, and must leave the prompt's own tokens as they are. BOS and EOS are put by the policy here, never by
-//! the tokenizer's post-processor.
+//! A prompt is rendered by a template and encoded; a response is encoded together with the prompt's text, so that it gets
+//! the tokens it has in context, and must not change the prompt's own tokens. BOS and EOS are added here, never by the
+//! tokenizer's post-processor.
 
 mod encoder;
 mod error;
@@ -24,53 +24,53 @@ pub use export::TrainedText;
 pub use files::{ModelText, TEXT_FILES};
 pub use special::TokenIds;
 
-/// A response: a text that is still to be encoded, or the tokens a model wrote.
+/// A response to a prompt: a text to encode, or the tokens that a model wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Response<'a> {
-    /// `finished`: the response ends here, so EOS follows it. Golden answers, demonstrations and human pairs are finished.
+    /// If `finished`, EOS follows the text. Golden answers, demonstrations and human pairs are finished.
     Text { text: &'a str, finished: bool },
-    /// As sampled, with the EOS that the model wrote, if it did. `finished` without EOS: a stop text ended it.
+    /// A completion as sampled, with EOS if the model wrote it. `finished` without EOS means that a stop text ended it.
     Tokens { ids: &'a [u32], finished: bool },
 }
 
 impl<'a> Response<'a> {
-    /// A text that its author finished.
+    /// A finished text.
     pub fn finished(text: &'a str) -> Self {
         Response::Text { text, finished: true }
     }
 }
 
-/// The most tokens of each part and of the whole.
+/// Maximum tokens of each part and of the whole sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// BOS counts.
+    /// Includes BOS.
     pub prompt: usize,
-    /// EOS counts.
+    /// Includes EOS.
     pub response: usize,
-    /// The longest sequence.
+    /// Maximum sequence length.
     pub total: usize,
 }
 
 impl Limits {
-    /// Of samples, of golden answers and of all prompts that are sampled from: responses get `max_new_tokens` of the `max_length`,
-    /// prompts the rest. Golden answers and samples share this budget, or length alone would tell them apart.
+    /// Limits of completions, golden answers and all prompts to sample from: responses get `max_new_tokens` of `max_length`,
+    /// prompts the rest. Golden answers and completions have the same budget, or length alone would tell them apart.
     pub fn new(max_length: usize, max_new_tokens: usize) -> Self {
         let response = max_new_tokens.min(max_length.saturating_sub(1));
         Self::of(max_length - response, response)
     }
 
-    /// Each part has its own.
+    /// Separate limits of each part.
     pub const fn of(prompt: usize, response: usize) -> Self {
         Limits { prompt, response, total: prompt.saturating_add(response) }
     }
 
-    /// Of human pairs and demonstrations, which compete with no sample: a prompt and its response share the `max_length`. Where
-    /// they do not fit, a response keeps what the prompt leaves, and at least half of the whole.
+    /// Limits of human pairs and demonstrations, which are not compared with completions: prompt and response share
+    /// `max_length`. If they exceed it, the response gets what the prompt leaves, and at least half of the whole.
     pub fn shared(max_length: usize) -> Self {
         Limits { prompt: max_length, response: max_length, total: max_length }
     }
 
-    /// What parts of these many tokens get.
+    /// The tokens left of each part after truncation.
     fn fit(self, prompt: usize, response: usize) -> (usize, usize) {
         let (prompt, mut response) = (prompt.min(self.prompt), response.min(self.response));
         if prompt.saturating_add(response) > self.total {
@@ -81,11 +81,11 @@ impl Limits {
     }
 }
 
-/// A prompt's tokens, ready to sample from.
+/// The tokens of a prompt to sample from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedPrompt {
     pub ids: Vec<u32>,
-    /// Tokens cut off it.
+    /// Number of tokens truncated.
     pub cut: usize,
 }
 
@@ -93,13 +93,13 @@ pub struct EncodedPrompt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
     pub ids: Vec<u32>,
-    /// Where the response's tokens start; the loss is taken on `ids[response_start..]`.
+    /// Index of the first response token; the loss is taken on `ids[response_start..]`.
     pub response_start: usize,
-    /// Tokens cut off the prompt.
+    /// Number of prompt tokens truncated.
     pub prompt_cut: usize,
-    /// Tokens cut off the response, EOS counted.
+    /// Number of response tokens truncated, including EOS.
     pub response_cut: usize,
-    /// Whether the response ends with EOS, written by the model or put here: it is finished and not cut.
+    /// Whether the response ends with EOS, written by the model or added here: it is finished and not truncated.
     pub eos: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Which ids begin, end and pad a sequence.
+//! The special tokens that begin, end and pad a sequence.
 
 use super::{ModelText, TextError};
 use crate::spec::{Bos, Template, Text};
@@ -10,7 +10,7 @@ use tokenizers::Tokenizer;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenIds {
     pub bos: Option<u32>,
-    /// All that end a sample; the first is the one that finished responses were trained to end with.
+    /// All tokens that end a completion; responses were trained to end with the first.
     pub eos: Vec<u32>,
     pub pad: Option<u32>,
 }
@@ -18,9 +18,9 @@ pub struct TokenIds {
 #[derive(Clone, Debug)]
 pub(super) struct Special {
     pub(super) bos: Option<u32>,
-    /// The one appended to finished responses.
+    /// The token appended to finished responses.
     pub(super) eos: u32,
-    /// All that end a sample; `eos` is the first.
+    /// All tokens that end a completion; `eos` is the first.
     pub(super) eos_ids: Vec<u32>,
     pub(super) pad: Result<u32, TextError>,
     /// All special tokens by id.
@@ -46,13 +46,13 @@ impl Special {
         Ok(Special { bos, eos: eos_ids[0], eos_ids, pad, names })
     }
 
-    /// The first special token that is written out in a text, and where.
+    /// The first special token that occurs in a text, and its position.
     pub(super) fn written_in<'a>(&'a self, text: &str) -> Option<(&'a str, usize)> {
         let places = self.names.values().filter(|name| !name.is_empty());
         places.filter_map(|name| Some((name.as_str(), text.find(name.as_str())?))).min_by_key(|(_, at)| *at)
     }
 
-    /// What templates see under `bos_token` and its kin: the tokenizer's own, the job's where it names some.
+    /// The values of `bos_token` and the like in templates: the tokenizer's own, or the job's if it names one.
     pub(super) fn template_variables(&self, files: &ModelText, text: &Text) -> Vec<(&'static str, String)> {
         const NAMES: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -79,7 +79,7 @@ impl Special {
     }
 }
 
-/// A setting that names no token.
+/// The error of a setting that names no token.
 fn setting(field: &'static str, what: String, advice: &'static str) -> TextError {
     TextError::Setting { field, what, advice }
 }
@@ -113,14 +113,18 @@ fn named(files: &ModelText, tokenizer: &Tokenizer, name: &str) -> Result<Option<
     })
 }
 
-/// A job's own token, then the tokenizer's eos_token, then config.json's. Where the last two differ the model's config is
-/// believed: it says what the weights were trained to end with.
+/// A job's own token, then the tokenizer's eos_token, then config.json's. If the last two differ, config.json
+/// wins: it says what the weights were trained with.
 fn eos_ids(files: &ModelText, text: &Text, tokenizer: &Tokenizer) -> Result<Vec<u32>, TextError> {
     let of_model = files.ids("eos_token_id");
     let of_tokenizer = named(files, tokenizer, "eos_token")?;
     let first = match &text.eos_token {
         Some(token) => Some(tokenizer.token_to_id(token).ok_or_else(|| {
-            setting("text.eos_token", format!("{token:?} is no token of the model"), "name one of its tokens")
+            setting(
+                "text.eos_token",
+                format!("{token:?} is not a token of the model"),
+                "name one of its tokens",
+            )
         })?),
         None => of_tokenizer
             .filter(|id| of_model.is_empty() || of_model.contains(id))
@@ -138,8 +142,7 @@ fn eos_ids(files: &ModelText, text: &Text, tokenizer: &Tokenizer) -> Result<Vec<
     Ok(ids)
 }
 
-/// An id that stands for nothing: transformers finds a row's last token by it, so it must be neither EOS nor BOS nor occur
-/// in texts.
+/// The pad token. transformers finds the last token of a row by it, so it must be neither EOS nor BOS nor occur in texts.
 fn pad(
     files: &ModelText,
     text: &Text,
@@ -164,7 +167,7 @@ fn pad(
     if let Some(token) = &text.pad_token {
         let advice = "name a token that no text yields";
         let Some(id) = tokenizer.token_to_id(token) else {
-            return Err(setting("text.pad_token", format!("{token:?} is no token of the model"), advice));
+            return Err(setting("text.pad_token", format!("{token:?} is not a token of the model"), advice));
         };
         return match fault(id, token) {
             Some(fault) => Err(setting("text.pad_token", format!("{token:?} {fault}"), advice)),
@@ -203,13 +206,13 @@ fn pad(
     })
 }
 
-/// Whether a text that spells an ordinary token yields it.
+/// Whether encoding the text of a token yields that token.
 fn is_written(tokenizer: &Tokenizer, id: u32, token: &str) -> bool {
     !tokenizer.get_added_tokens_decoder().contains_key(&id)
         && tokenizer.encode_fast(token, false).is_ok_and(|encoding| encoding.get_ids().contains(&id))
 }
 
-/// Whether every text has tokens, by falling back to bytes, so that the unknown token never occurs.
+/// Whether the tokenizer falls back to bytes, so that the unknown token never occurs.
 fn never_unknown(files: &ModelText) -> bool {
     let tokenizer: Value = serde_json::from_slice(&files.tokenizer).unwrap_or_default();
     let bytes = tokenizer["model"]["byte_fallback"].as_bool() == Some(true);
@@ -235,12 +238,13 @@ pub(super) fn starts_with_bos(
     }
 }
 
-/// What the tokenizer's own config does: add_bos_token, else its post-processor; without any config, config.json's BOS counts.
+/// Whether the tokenizer's config adds BOS: by add_bos_token, else by its post-processor. Without a config, the BOS of
+/// config.json counts.
 fn configured_bos(files: &ModelText, bos: u32, tokenizer: &Tokenizer) -> bool {
     if let Some(add) = files.tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
         return add;
     }
-    // Naming one of the two settings sets both, and with them the post-processor aside.
+    // Naming one of the two settings sets both, and disables the post-processor.
     if files.tokenizer_config.get("add_eos_token").is_some_and(|add| !add.is_null()) {
         return false;
     }

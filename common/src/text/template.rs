@@ -1,11 +1,11 @@
-//! How a dialogue becomes one text.
+//! Rendering of conversations to text.
 
 use super::error::{head, tail};
 use super::{TextError, jinja};
 use crate::data::rows::{Message, Prompt, Role};
 use serde_json::{Value, json};
 
-/// A ready template. Cheap to render, the same text each time.
+/// A template, ready to render. Deterministic.
 pub(super) enum Renderer {
     Hh,
     Plain,
@@ -14,20 +14,20 @@ pub(super) enum Renderer {
 
 pub(super) struct Jinja {
     template: jinja::Template,
-    /// The special tokens' texts under the names that templates know them by.
+    /// Special tokens by their names in templates.
     tokens: Vec<(&'static str, Value)>,
     eos: String,
-    /// What the template writes between a prompt and the response to it.
+    /// Text between a prompt and its response.
     lead: String,
-    /// What it writes after a response, up to EOS.
+    /// Text after a response, up to EOS.
     closing: String,
-    /// All that it writes after a response.
+    /// All text after a response.
     ending: String,
 }
 
-/// A template with what it is given besides the dialogue.
+/// A template and its variables.
 pub(super) struct Source<'a> {
-    /// The file or the setting that it stands in.
+    /// The file or setting of the template.
     pub(super) origin: String,
     pub(super) text: &'a str,
     /// The special tokens that the tokenizer names, as `bos_token` and so on; others are undefined.
@@ -35,7 +35,7 @@ pub(super) struct Source<'a> {
     pub(super) eos: String,
 }
 
-/// Texts in messages are cut to this many characters.
+/// Maximum characters of a text in error messages.
 const SHOWN: usize = 160;
 
 impl Renderer {
@@ -56,7 +56,7 @@ impl Renderer {
         Ok(Renderer::Jinja(Box::new(jinja)))
     }
 
-    /// The text that a response follows.
+    /// Renders a prompt.
     pub(super) fn prompt(&self, prompt: &Prompt) -> Result<String, TextError> {
         match self {
             Renderer::Hh => Ok(hh(prompt)),
@@ -65,7 +65,8 @@ impl Renderer {
         }
     }
 
-    /// What follows the rendered prompt for this response, EOS aside. Checks that the template itself would have written so.
+    /// Renders a response after the rendered prompt, without EOS, and checks that the template renders the whole dialogue
+    /// alike.
     pub(super) fn response(
         &self,
         prompt: &Prompt,
@@ -90,7 +91,7 @@ impl Renderer {
         })
     }
 
-    /// What stands between a prompt and its response.
+    /// Text between a prompt and its response.
     pub(super) fn lead(&self) -> &str {
         match self {
             Renderer::Hh => " ",
@@ -99,7 +100,7 @@ impl Renderer {
         }
     }
 
-    /// What the template writes between a response and the EOS after it.
+    /// Text between a response and the EOS after it.
     pub(super) fn closing(&self) -> &str {
         match self {
             Renderer::Hh | Renderer::Plain => "",
@@ -107,7 +108,7 @@ impl Renderer {
         }
     }
 
-    /// What the template ends responses with, where that is not EOS: a model trained with it writes something else.
+    /// The end of responses in the template if it is not EOS: a model trained with the template ends its responses so.
     pub(super) fn foreign_ending(&self) -> Option<&str> {
         match self {
             Renderer::Jinja(jinja)
@@ -120,7 +121,7 @@ impl Renderer {
     }
 }
 
-/// `\n\nHuman: …\n\nAssistant: …\n\nHuman: …\n\nAssistant:`; a system turn stands before it as it is.
+/// `\n\nHuman: …\n\nAssistant: …\n\nHuman: …\n\nAssistant:`; a system turn precedes it unchanged.
 fn hh(prompt: &Prompt) -> String {
     let mut text = String::new();
     for message in &prompt.messages {
@@ -133,7 +134,7 @@ fn hh(prompt: &Prompt) -> String {
     text + "\n\nAssistant:"
 }
 
-/// The turns' texts alone, with an empty line between two.
+/// The texts of the turns, separated by blank lines.
 fn plain(prompt: &Prompt) -> String {
     let texts: Vec<&str> = prompt.messages.iter().map(|message| message.content.as_str()).collect();
     texts.join("\n\n")
@@ -160,8 +161,8 @@ impl Jinja {
         self.template.render(&variables)
     }
 
-    /// Learns from a small dialogue what the template writes around a response. Where it takes none of a user's turn alone, one
-    /// with a system turn is tried.
+    /// Finds the texts around a response by rendering a small dialogue, with a system turn if the template refuses one
+    /// without.
     fn probe(&mut self) -> Result<(), String> {
         let user = Message::new(Role::User, "def");
         let system = Message::new(Role::System, "ghi");
@@ -179,7 +180,7 @@ impl Jinja {
         let Some((lead, ending)) = around else {
             return Err(format!(
                 "the chat template changes what was rendered before: it renders a trial prompt as {:?}, and the prompt with an \
-                 response as {:?}; responses could not be told from prompts: set text.template to a template that only appends",
+                 response as {:?}; responses could not be separated from prompts: set text.template to a template that only appends",
                 tail(&prompt, SHOWN),
                 tail(&dialogue, 2 * SHOWN)
             ));

@@ -1,4 +1,4 @@
-//! tokenizer.json, read as transformers reads it: with the tokens that only tokenizer_config.json names.
+//! Reading of tokenizer.json as transformers does, with the tokens that only tokenizer_config.json names.
 
 use super::{ModelText, TextError};
 use crate::{contain, input_file};
@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use tokenizers::{AddedToken, Tokenizer};
 
-/// How many times longer a normalizer or a decoder may make a text. Those of known models replace a space by a character of three
+/// Maximum growth of a text by a normalizer or a decoder. Those of known models replace a space by a character of three
 /// bytes, a few times over.
 const MAX_GROWTH: u64 = 1000;
 
@@ -28,7 +28,7 @@ pub(super) fn read(files: &ModelText) -> Result<Tokenizer, TextError> {
     tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;
     tokenizer.with_padding(None);
     guarded(&name, || add_tokens(files, &mut tokenizer))??;
-    // What breaks on any text is told now, not by a row.
+    // A tokenizer that fails on every text is reported now, not for a row.
     guarded(&name, || {
         let ids = tokenizer.encode_fast("a bé", false).map(|encoding| encoding.get_ids().to_vec());
         ids.map(|ids| tokenizer.decode(&ids, false).is_ok()).is_ok()
@@ -36,7 +36,7 @@ pub(super) fn read(files: &ModelText) -> Result<Tokenizer, TextError> {
     Ok(tokenizer)
 }
 
-/// Runs the tokenizers library, which panics on some files.
+/// Calls the tokenizers library, which panics on some files.
 pub(super) fn guarded<T>(name: &str, run: impl FnOnce() -> T) -> Result<T, TextError> {
     contain::panics(run).map_err(|message| TextError::File {
         file: name.to_owned(),
@@ -44,7 +44,7 @@ pub(super) fn guarded<T>(name: &str, run: impl FnOnce() -> T) -> Result<T, TextE
     })
 }
 
-/// The most that replacements make of one byte.
+/// Maximum growth of one byte by replacements.
 fn growth(part: &Value) -> u64 {
     let length = |value: &Value| value.as_str().map_or(0, |text| text.len() as u64);
     match part {
@@ -66,7 +66,7 @@ fn growth(part: &Value) -> u64 {
     }
 }
 
-/// Adds what tokenizer_config.json names: its added tokens in the order of their ids, then special tokens that are not added yet.
+/// Adds the tokens of tokenizer_config.json: added tokens in the order of their ids, then special tokens not added yet.
 fn add_tokens(files: &ModelText, tokenizer: &mut Tokenizer) -> Result<(), TextError> {
     let config = &files.tokenizer_config;
     let fail = |what: String| TextError::File { file: files.file("tokenizer_config.json"), what };
@@ -95,7 +95,7 @@ fn add_tokens(files: &ModelText, tokenizer: &mut Tokenizer) -> Result<(), TextEr
     let mut known: HashSet<String> =
         tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
     for token in special_tokens(files) {
-        // A token that the vocabulary has not is named by whoever reads it.
+        // A token that is not in the vocabulary is reported when it is used.
         if tokenizer.token_to_id(&token.content).is_some() && known.insert(token.content.clone()) {
             add(tokenizer, token);
         }
@@ -112,14 +112,14 @@ fn add(tokenizer: &mut Tokenizer, token: AddedToken) {
     let _ = if token.special { tokenizer.add_special_tokens([token]) } else { tokenizer.add_tokens([token]) };
 }
 
-/// Equality of all settings; the library's own is by content alone.
+/// Equality of all settings; the library compares only the content.
 fn same(one: &AddedToken, other: &AddedToken) -> bool {
     let flags =
         |token: &AddedToken| (token.single_word, token.lstrip, token.rstrip, token.normalized, token.special);
     one.content == other.content && flags(one) == flags(other)
 }
 
-/// A token as an object or as its text, which is special then.
+/// A token: an object, or a text, which means a special token.
 fn added_token(value: &Value) -> Option<AddedToken> {
     if let Some(content) = value.as_str() {
         return Some(AddedToken::from(content, true));
@@ -136,7 +136,7 @@ fn added_token(value: &Value) -> Option<AddedToken> {
 }
 
 fn special_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
-    // Not the pad token: whether it is fit to pad is judged by whether texts are made of it.
+    // Not the pad token: whether it is fit depends on whether texts contain it.
     const NAMES: [&str; 6] = ["bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token"];
     NAMES.into_iter().filter_map(|name| {
         let found =
@@ -145,7 +145,7 @@ fn special_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
     })
 }
 
-/// Tokens that are special to this model alone: under names of their own, or in lists.
+/// Special tokens of this model only, under other names or in lists.
 fn extra_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
     const STANDARD: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -155,7 +155,7 @@ fn extra_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
         let named = map.as_object().into_iter().flatten();
         let named = named.filter(|(name, _)| name.ends_with("_token") && !STANDARD.contains(&name.as_str()));
         tokens.extend(named.map(|(_, token)| token).filter(|token| token.is_string()));
-        // Where both spellings are given, the newer one counts.
+        // If both notations are given, the newer one counts.
         let lists = ["extra_special_tokens", "additional_special_tokens"];
         match lists.into_iter().find_map(|name| map.get(name).filter(|list| !list.is_null())) {
             Some(Value::Array(list)) => tokens.extend(list),
@@ -167,7 +167,7 @@ fn extra_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
     tokens.into_iter().filter_map(added_token).map(special).collect::<Vec<_>>().into_iter()
 }
 
-/// Tokens to decode others behind, with their text, where decoding drops the space that the first token of a text begins with.
+/// Tokens, and their text, after which to decode others, if decoding drops the first space of a text.
 pub(super) fn anchor(tokenizer: &Tokenizer) -> Option<(Vec<u32>, String)> {
     let encode = |text: &str| {
         let encoding = guarded("", || tokenizer.encode_fast(text, false)).ok()?.ok()?;
@@ -178,19 +178,19 @@ pub(super) fn anchor(tokenizer: &Tokenizer) -> Option<(Vec<u32>, String)> {
         let (alone, twice) = (encode(word)?, format!("{word} {word}"));
         let ids = encode(&twice)?;
         let rest = ids.strip_prefix(&alone[..])?;
-        // The token itself has the space; a decoder that joins words by spaces has none to lose.
+        // The token itself has the space; a decoder that joins words by spaces does not lose one.
         let spaced = tokenizer.id_to_token(*rest.first()?)?.starts_with(['\u{2581}', ' ', '\u{120}']);
         let whole = spaced && decode(&ids)? == twice && decode(&alone)? == word;
         (whole && !decode(rest)?.starts_with(' ')).then(|| (alone, word.to_owned()))
     })
 }
 
-/// BLAKE3 of all that tokens and texts depend on, in hex.
+/// BLAKE3 of everything that encoding and decoding depend on, in hex.
 pub(super) fn fingerprint(tokenizer: &Tokenizer) -> String {
     let text = tokenizer.to_string(false).unwrap_or_default();
     let mut content: Value = serde_json::from_str(&text).unwrap_or_default();
     if let Some(content) = content.as_object_mut() {
-        // Neither is used: BOS and EOS are put by the encoder.
+        // Not used: the encoder adds BOS and EOS.
         content.remove("version");
         content.remove("post_processor");
     }

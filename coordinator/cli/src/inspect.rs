@@ -216,7 +216,7 @@ mod tests {
             "template auto; at most 32 tokens, of which 16 are kept for a completion",
             "preferences: 2 rows\n",
             "evaluation_preferences: 1 rows\n",
-            "length alone (the longer response) tells 100.0 ± 0.0 % of 2 pairs",
+            "length alone (the longer response) predicts 100.0 ± 0.0 % of 2 pairs",
             "golden: 1 rows, 1 bad ones left out\n",
             "golden answers: 1 of 1 fit 16 tokens",
             "chosen:\n    0       1 \"<s>\"\n",

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            telemetry::last_words(LogFormat::Human, "foil", &format!("cannot start its threads: {error}"));
+            telemetry::fatal(LogFormat::Human, "foil", &format!("cannot start its threads: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -58,7 +58,7 @@ async fn command() -> ExitCode {
     match obey(cli).await {
         Ok(code) => code,
         Err(error) => {
-            telemetry::last_words(format, "foil", &stdout::chain(&error));
+            telemetry::fatal(format, "foil", &stdout::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -1,4 +1,4 @@
-//! Evaluate a policy: its reward, its gold reward, and how far it has moved from the start policy.
+//! Evaluate a policy: its reward, its gold reward, and its divergence from the start policy.
 
 use foil_common::data::rows::{Prompt, PromptRow};
 use foil_common::spec::Sampling;
@@ -38,8 +38,8 @@ pub(super) fn run(
     baselines.compare(&samples, &mut figures);
     let rows = work.prompts.as_ref().map_or(0, |prompts| prompts.rows);
     baselines.compare_halves(context.job.evaluation.metric_for_best_model, rows, &samples, &mut figures);
-    let mut variety = Diversity::default();
-    samples.iter().for_each(|sample| variety.push(&sample.text, &sample.tokens));
+    let mut diversity = Diversity::default();
+    samples.iter().for_each(|sample| diversity.push(&sample.text, &sample.tokens));
     if work.reference.is_some() {
         fill_kl(context, chunk, work, &policy, &draw, &mut samples, &mut figures)?;
     }
@@ -50,11 +50,11 @@ pub(super) fn run(
         samples,
         tokenizer_blake3: policy.tokenizer.clone(),
     };
-    let moments = figures.to_wire().into_iter().chain(variety.moments()).collect();
+    let moments = figures.to_wire().into_iter().chain(diversity.moments()).collect();
     Ok(ChunkOutput { bytes: batch.encode_to_vec(), moments, calibration: None })
 }
 
-/// Of the policy's answers and of the others', all by the one reward model.
+/// Fills in the rewards of the policy's completions and of the baselines', all by the same reward model.
 fn fill_rewards(
     context: &mut TaskContext,
     reward: &Option<v1::Artifact>,
@@ -68,7 +68,7 @@ fn fill_rewards(
         samples.iter().map(|sample| Sampled { tokenizer: policy.tokenizer.clone(), sample: sample.clone() });
     let mut answers: Vec<Vec<Sampled>> = vec![own.collect()];
     answers.extend(baselines.each().map(|others| others.clone()));
-    // Prompt by prompt: the judge reads a prompt once for all its answers.
+    // Grouped by prompt, so that a prompt is computed once for all its completions.
     let dialogues: Vec<(&Prompt, Sampled)> = prompts
         .iter()
         .enumerate()
@@ -85,8 +85,8 @@ fn fill_rewards(
     Ok(())
 }
 
-/// The exact KL(π ‖ π_ref) at the contexts that samples at temperature 1 without filters visit, on the data set's
-/// first `evaluation.kl_prompts` rows. Where evaluation itself samples so, its samples serve.
+/// The exact KL(π ‖ π_ref) along completions sampled at temperature 1 without filters, on the data set's first
+/// `evaluation.kl_prompts` rows. If evaluation itself samples that way, its completions are used.
 fn fill_kl(
     context: &mut TaskContext,
     chunk: &Chunk,
@@ -126,7 +126,7 @@ fn fill_kl(
         &drawn
     };
     let divergences = divergences(context, policy, &reference, rows, visited)?;
-    drift::gauge(figures, visited.iter().zip(divergences.iter().map(|of_answer| &of_answer.log_probs)))?;
+    drift::measure(figures, visited.iter().zip(divergences.iter().map(|divergence| &divergence.log_probs)))?;
     for ((sample, row), Divergence { kl, log_probs }) in samples.iter_mut().zip(rows).zip(divergences) {
         if !kl.is_finite() {
             return Err(PhaseError::NonFinite { what: "the KL divergence", row: row.id });
@@ -140,7 +140,7 @@ fn fill_kl(
     Ok(())
 }
 
-/// Of each row's sample.
+/// The divergence along each row's completion.
 fn divergences(
     context: &TaskContext,
     policy: &Policy,

@@ -1,4 +1,4 @@
-//! Evaluate a reward model: how it ranks a chunk of pairs it was not trained on.
+//! Evaluate a reward model on a chunk of pairs that it was not trained on.
 
 use std::collections::HashMap;
 
@@ -30,7 +30,7 @@ pub(super) fn run(
     let scores = score::scores(context, &judge, &groups)?;
 
     let mut figures = PairMetrics::default();
-    // Lengths alone, as a baseline: the longer answer wins.
+    // A baseline that uses only lengths: the longer text wins.
     let mut by_length = ClusteredMoments::default();
     let mut scored = Vec::with_capacity(pairs);
     for (contest, scores) in contests.iter().zip(&scores) {
@@ -52,7 +52,7 @@ pub(super) fn run(
     Ok(ChunkOutput { bytes: scored.encode_to_vec(), moments, calibration: Some(figures.calibration()) })
 }
 
-/// Where accuracy on human pairs names the best round, that of the half that does and of the half that is reported.
+/// If accuracy on human pairs selects the best round: accuracy on the half used for selection and on the half reported.
 fn halves(
     context: &TaskContext,
     work: &v1::EvaluateReward,
@@ -65,7 +65,7 @@ fn halves(
         Some(Source::GoldLabelled(labelled)) => labelled.prompts.as_ref().map_or(0, |prompts| prompts.rows),
         Some(Source::Golden(_)) | None => return Vec::new(),
     };
-    let of = |half: &str| {
+    let accuracy_of = |half: &str| {
         let mut accuracy = ClusteredMoments::default();
         for (contest, scores) in contests.iter().zip(scores) {
             if stats::half_of(contest.cluster.key, rows) == Some(half) {
@@ -76,10 +76,14 @@ fn halves(
         }
         accuracy.moments().to_wire(&format!("{half}accuracy"))
     };
-    [stats::SELECTION, stats::REPORT].map(of).into_iter().filter(|moments| moments.count > 0).collect()
+    [stats::SELECTION, stats::REPORT]
+        .map(accuracy_of)
+        .into_iter()
+        .filter(|moments| moments.count > 0)
+        .collect()
 }
 
-/// What accuracy has changed by since round 1, pair by pair.
+/// The change of accuracy since round 1, pair by pair.
 fn change(
     context: &mut TaskContext,
     work: &v1::EvaluateReward,
@@ -107,7 +111,7 @@ fn change(
     Ok(Some(change.moments().to_wire(stats::ACCURACY_CHANGE)))
 }
 
-/// The chosen answer's dialogue, then the others'.
+/// The chosen dialogue, then the rejected ones.
 fn sequences(contest: &Contest) -> Vec<&[u32]> {
     std::iter::once(&contest.chosen).chain(&contest.rejected).map(|answer| answer.ids.as_slice()).collect()
 }

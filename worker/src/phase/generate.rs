@@ -1,4 +1,4 @@
-//! Generate: a policy answers a chunk of prompts.
+//! Generate: samples completions of a policy for a chunk of prompts.
 
 use foil_common::spec::Sampling;
 use foil_proto::v1;
@@ -26,11 +26,11 @@ pub(super) fn run(
     answers::fill_gold(&context.job, &prompts, &mut samples, work.samples);
 
     let mut figures = answers::describe(&samples);
-    // Answers alike teach nothing: a group of them has no better and no worse.
-    for repeated in
+    // Equal completions give no training signal: none of them is better or worse.
+    for is_duplicate in
         evaluate::duplicates(samples.iter().map(|sample| (sample.prompt_id, sample.tokens.as_slice())))
     {
-        figures.push("repeat_rate", if repeated { 1.0 } else { 0.0 });
+        figures.push("repeat_rate", if is_duplicate { 1.0 } else { 0.0 });
     }
     let batch = v1::SampleBatch {
         phase: chunk.phase.clone(),

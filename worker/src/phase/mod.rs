@@ -1,8 +1,7 @@
-//! The phases as a rank computes them, one file each; what several need is in [`support`].
+//! The phases as a rank executes them, one file each; [`support`] holds what they share.
 //!
-//! A chunk of a map phase reads rows and gives a [`ChunkOutput`], which is uploaded and reported; a gang phase reads
-//! everything, trains together with the other ranks, and rank 0 uploads the model. Both work in the rank's
-//! [`TaskContext`].
+//! A chunk of a map phase reads rows and returns a [`ChunkOutput`], which is uploaded and reported. A gang phase reads all its
+//! rows, trains together with the other ranks, and rank 0 uploads the model. Both run in the rank's [`TaskContext`].
 
 mod evaluate_policy;
 mod evaluate_reward;
@@ -38,19 +37,19 @@ use foil_common::failpoint;
 
 pub use self::support::error::{Failure, PhaseError};
 
-/// This rank among the others, as its attempt has placed it.
+/// The rank within its attempt.
 #[derive(Debug)]
 pub struct RankContext {
     pub device: Device,
-    /// Where other ranks reach this one.
+    /// Address at which other ranks reach this one.
     pub address: String,
     pub attempt: u32,
-    /// Rank 0's address in each gang.
+    /// Rank 0's address, sent for each gang.
     pub rendezvous: mpsc::Receiver<v1::Rendezvous>,
     pub stop: StopSignal,
 }
 
-/// All that a task of the device thread works with: the job, the device, resident models and objects at hand.
+/// The state of the device thread across tasks: the job, the device, resident models and cached objects.
 pub struct TaskContext {
     job: spec::Job,
     rank: RankContext,
@@ -60,19 +59,19 @@ pub struct TaskContext {
     reports: Reporter,
     /// The phase whose models are resident.
     phase: String,
-    /// Held while a gang phase has something to lose: from its first step until its model is handed in.
+    /// Held from a gang phase's first step until its model is delivered, while a stop would lose work.
     busy: Option<BusyGuard>,
 }
 
-/// The result of a chunk.
+/// The output of a chunk.
 struct ChunkOutput {
-    /// An encoded message, the chunk's object.
+    /// Content of the chunk's object, an encoded message.
     bytes: Vec<u8>,
     moments: Vec<v1::Moments>,
     calibration: Option<v1::Calibration>,
 }
 
-/// The rows of a chunk, and what names it.
+/// A chunk of a map phase.
 #[derive(Clone, Debug)]
 struct Chunk {
     phase: String,
@@ -82,7 +81,7 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// The phase's kind, without its round: what its noise is drawn for.
+    /// The phase's name without its round; keys its random numbers.
     fn purpose(&self) -> &str {
         self.phase.split_once('.').map_or(self.phase.as_str(), |(_, purpose)| purpose)
     }
@@ -106,7 +105,7 @@ impl TaskContext {
         &self.reports
     }
 
-    /// Computes a leased chunk, uploads what it yields, and reports it.
+    /// Executes a leased chunk, uploads its output and reports it.
     pub fn run_chunk(&mut self, lease: &v1::RunChunk) -> Result<(), PhaseError> {
         let started = Instant::now();
         let task = need(&lease.task, "a task")?;
@@ -145,7 +144,7 @@ impl TaskContext {
         Ok(())
     }
 
-    /// Trains in a gang and reports its result.
+    /// Executes a gang phase and reports its result.
     pub fn run_gang(&mut self, command: &v1::RunGang) -> Result<(), PhaseError> {
         let ended = self.train_and_deliver(command);
         self.busy = None;
@@ -171,7 +170,7 @@ impl TaskContext {
         self.deliver(command, trained)
     }
 
-    /// Frees what the task does not need.
+    /// Begins a task and frees models and objects that it does not need.
     fn begin_task(&mut self, task: &v1::Task, chunk: u32) {
         self.reports.begin_task(&task.phase, chunk);
         if self.phase == task.phase {
@@ -194,7 +193,7 @@ impl TaskContext {
         models.judge(&mut loader, artifact)
     }
 
-    /// For models that are trained, and so are no longer what their artifact says.
+    /// A loader for models that are trained, which must not become resident.
     fn loader(&mut self) -> Loader<'_> {
         self.loader_and_models().0
     }
@@ -216,7 +215,7 @@ impl TaskContext {
     }
 }
 
-/// The models that stay resident through a map phase. A gang trains copies of its own.
+/// The models that stay resident through a map phase. A gang phase trains copies of its own.
 fn models_of(task: &v1::Task) -> Vec<&v1::Artifact> {
     let models = match &task.work {
         Some(Work::Generate(work)) => vec![&work.policy],
@@ -229,7 +228,7 @@ fn models_of(task: &v1::Task) -> Vec<&v1::Artifact> {
     models.into_iter().flatten().collect()
 }
 
-/// Figures over a chunk's rows, by name.
+/// Metrics over a chunk's rows, by name.
 #[derive(Debug, Default)]
 struct Figures(BTreeMap<String, foil_common::stats::Moments>);
 

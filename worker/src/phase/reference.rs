@@ -1,5 +1,5 @@
-//! Reference: how likely a chunk of scored samples is to the policies that training compares its own with. Computed
-//! once a round, where training would compute it anew in every step.
+//! Reference log-probabilities of a chunk of scored completions, and those of the policy that generated them. Computed once per
+//! round, so that training need not compute them in every step.
 
 use foil_proto::v1;
 use prost::Message;
@@ -31,8 +31,8 @@ pub(super) fn run(
     };
 
     let mut figures = Figures::default();
-    for (name, of_answers) in [("reference_nll", &reference), ("sampler_nll", &sampler)] {
-        of_answers.iter().flatten().for_each(|log_probs| figures.push(name, mean_nll(log_probs)));
+    for (name, log_probs) in [("reference_nll", &reference), ("sampler_nll", &sampler)] {
+        log_probs.iter().flatten().for_each(|log_probs| figures.push(name, mean_nll(log_probs)));
     }
     let kept = groups
         .iter()
@@ -45,7 +45,7 @@ pub(super) fn run(
     } else {
         &None
     };
-    drift::gauge(&mut figures, kept.clone().map(|sampled| &sampled.sample).zip(own.iter().flatten()))?;
+    drift::measure(&mut figures, kept.clone().map(|sampled| &sampled.sample).zip(own.iter().flatten()))?;
     let mut of_kept = (reference.unwrap_or_default().into_iter(), sampler.unwrap_or_default().into_iter());
     let samples = kept.map(|sampled| v1::SampleLogProbs {
         prompt_id: sampled.sample.prompt_id,
@@ -58,12 +58,12 @@ pub(super) fn run(
     Ok(ChunkOutput { bytes: batch.encode_to_vec(), moments: figures.to_wire(), calibration: None })
 }
 
-/// Two names of one policy.
+/// Whether two artifacts are the same policy.
 fn same(one: &Option<v1::Artifact>, other: &Option<v1::Artifact>) -> bool {
     matches!((one, other), (Some(a), Some(b)) if fingerprint(&a.objects) == fingerprint(&b.objects))
 }
 
-/// log p of the tokens of each selected completion under `policy`, one prompt's after another's; `None` if there is no policy.
+/// log p of the tokens of each selected completion under `policy`, prompt by prompt; `None` without a policy.
 fn log_probs(
     context: &mut TaskContext,
     policy: &Option<v1::Artifact>,
@@ -82,13 +82,13 @@ fn log_probs(
     let found = evaluate::completion_log_probs(&policy.model, &groups, context.precision(), budget);
     let found = found.map_err(PhaseError::Batch)?;
     let finite = |group: &[Vec<f32>]| group.iter().flatten().all(|log_prob| log_prob.is_finite());
-    match groups.iter().zip(&found).find(|(_, of_group)| !finite(of_group)) {
+    match groups.iter().zip(&found).find(|(_, log_probs)| !finite(log_probs)) {
         Some((group, _)) => Err(PhaseError::NonFinite { what: "a sample's log-probability", row: group.id }),
         None => Ok(Some(found.into_iter().flatten().collect())),
     }
 }
 
-/// Nats per token; an answer that is read has tokens.
+/// Negative log-likelihood in nats per token. Selected completions are never empty.
 fn mean_nll(log_probs: &[f32]) -> f64 {
     -log_probs.iter().map(|&log_prob| f64::from(log_prob)).sum::<f64>() / log_probs.len() as f64
 }

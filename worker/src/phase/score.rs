@@ -1,4 +1,4 @@
-//! Score: a reward model reads a chunk of samples.
+//! Score: rewards of a chunk of completions.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ pub(super) fn run(
     failpoint::hit("phase.score")?;
     let dialogues = batch.samples.into_iter().map(|sample| {
         let missing =
-            || samples_error(object, format!("sample of row {} is not of this chunk", sample.prompt_id));
+            || samples_error(object, format!("sample of row {} is not in this chunk", sample.prompt_id));
         let prompt = *prompts.get(&sample.prompt_id).ok_or_else(missing)?;
         Ok((prompt, Sampled { tokenizer: batch.tokenizer_blake3.clone(), sample }))
     });
@@ -50,7 +50,7 @@ pub(super) fn run(
     Ok(ChunkOutput { bytes: scores.encode_to_vec(), moments: figures.to_wire(), calibration: None })
 }
 
-/// The rewards of samples, in their order.
+/// The rewards of completions, in order.
 pub(super) fn judge_samples(
     context: &TaskContext,
     judge: &Judge,
@@ -71,7 +71,7 @@ pub(super) fn judge_samples(
     }
 }
 
-/// Neighbours that answer the same prompt as one group.
+/// Groups consecutive completions of the same prompt.
 fn by_prompt(dialogues: &[(&Prompt, Sampled)], sequences: Vec<Vec<u32>>) -> Vec<Vec<Vec<u32>>> {
     let mut groups: Vec<Vec<Vec<u32>>> = Vec::new();
     let mut last = None;

@@ -1,4 +1,4 @@
-//! Every phase of a small game, on one rank and without a coordinator: the test leases the chunks.
+//! Every phase of a small job, on one rank and without a coordinator: the test leases the chunks.
 
 mod conform;
 mod evaluation;
@@ -20,11 +20,11 @@ use super::*;
 use crate::task_io::memory_objects::MemoryObjectStore;
 use crate::task_io::stop::StopSignal;
 
-struct Game {
+struct TestRank {
     context: TaskContext,
     objects: MemoryObjectStore,
     messages: UnboundedReceiver<v1::RankMessage>,
-    _meetings: Sender<v1::Rendezvous>,
+    _rendezvous: Sender<v1::Rendezvous>,
     _dir: TempDir,
 }
 
@@ -66,12 +66,12 @@ fn letters_job() -> v1::JobSpec {
     }
 }
 
-impl Game {
+impl TestRank {
     fn new(job: v1::JobSpec) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let objects = MemoryObjectStore::default();
         let (sender, messages) = tokio::sync::mpsc::unbounded_channel();
-        let (meet, rendezvous) = mpsc::channel();
+        let (rendezvous_sender, rendezvous) = mpsc::channel();
         let rank = RankContext {
             device: Device::Cpu,
             address: "127.0.0.1".into(),
@@ -81,7 +81,7 @@ impl Game {
         };
         let cache = ArtifactCache::open(dir.path(), Box::new(objects.clone())).unwrap();
         let context = TaskContext::new(job.try_into().unwrap(), rank, cache, Reporter::new(sender));
-        Self { context, objects, messages, _meetings: meet, _dir: dir }
+        Self { context, objects, messages, _rendezvous: rendezvous_sender, _dir: dir }
     }
 
     fn dataset<T: rows::Row>(&self, name: &str, rows: &[T]) -> Option<v1::Dataset> {
@@ -96,7 +96,7 @@ impl Game {
         v1::Artifact { name: "start".into(), objects: objects.to_vec(), ..Default::default() }
     }
 
-    /// The last message that is not progress or a step.
+    /// The last message other than progress and steps.
     fn result(&mut self) -> Message {
         let mut last = None;
         while let Ok(message) = self.messages.try_recv() {
@@ -122,7 +122,7 @@ impl Game {
         (v1::Artifact { name: phase.into(), objects, ..Default::default() }, result)
     }
 
-    /// Runs a phase over `rows` rows, 8 to a chunk; the work of a chunk may depend on its number.
+    /// Runs a map phase over `rows` rows in chunks of 8; a chunk's work may depend on its number.
     fn map(&mut self, phase: &str, rows: u64, work: impl Fn(u32) -> Work) -> (v1::Artifact, Vec<v1::Metric>) {
         let mut artifact = v1::Artifact { name: phase.into(), ..Default::default() };
         let (mut moments, mut calibration) = (Vec::new(), v1::Calibration::default());
@@ -159,22 +159,22 @@ fn chunk_of(artifact: &v1::Artifact, number: u32) -> Option<v1::Artifact> {
 }
 
 #[test]
-fn a_round_of_the_letters_game() {
-    let mut game = Game::new(letters_job());
+fn a_round_of_the_letters_job() {
+    let mut test = TestRank::new(letters_job());
     let sets = letters::generate(17, Counts { sft: 600, golden: 24, prompts: 20, evaluation: 10 });
-    let sampling = Some(v1::SamplingSpec::from(&game.context.job.sampling));
-    let start = game.start_model();
+    let sampling = Some(v1::SamplingSpec::from(&test.context.job.sampling));
+    let start = test.start_model();
 
-    let demonstrations = game.dataset("sft", &sets.sft);
+    let demonstrations = test.dataset("sft", &sets.sft);
     let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
-    let (policy, result) = game.gang("r00.sft", sft, &start);
+    let (policy, result) = test.gang("r00.sft", sft, &start);
     assert!(value(&result.metrics, "loss") < value(&result.metrics, "first_loss"));
     let names: Vec<&str> = policy.objects.iter().map(|object| object.path.as_str()).collect();
     let written = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"];
     assert_eq!(names, [&written[..], &["tokenizer.json"]].concat());
 
     let pairs = letters::preference_prompts(17, &sets.golden, 40);
-    let labelled = game.dataset("gold_preference_prompts", &pairs);
+    let labelled = test.dataset("gold_preference_prompts", &pairs);
     let generate = |prompts: &Option<v1::Dataset>, samples| {
         let (policy, prompts, sampling) = (Some(policy.clone()), prompts.clone(), sampling.clone());
         move |_| {
@@ -182,11 +182,11 @@ fn a_round_of_the_letters_game() {
             Work::Generate(v1::Generate { policy, prompts, samples, sampling })
         }
     };
-    let (preferences, _) = game.map("r00.preferences.generate", 40, generate(&labelled, 2));
-    let golden = game.dataset("golden", &sets.golden);
-    let (golden_samples, metrics) = game.map("r01.reward.generate", 24, generate(&golden, 2));
+    let (preferences, _) = test.map("r00.preferences.generate", 40, generate(&labelled, 2));
+    let golden = test.dataset("golden", &sets.golden);
+    let (golden_samples, metrics) = test.map("r01.reward.generate", 24, generate(&golden, 2));
     assert!(value(&metrics, "length_mean") > 1.0);
-    let first = v1::SampleBatch::decode(game.objects.bytes("r01.reward.generate/0").as_slice()).unwrap();
+    let first = v1::SampleBatch::decode(test.objects.bytes("r01.reward.generate/0").as_slice()).unwrap();
     assert_eq!(
         (first.samples.len(), first.samples[0].prompt_id, first.samples[1].index),
         (16, sets.golden[0].id, 1)
@@ -200,11 +200,11 @@ fn a_round_of_the_letters_game() {
         human: source(Source::GoldLabelled(human)),
         golden: source(Source::Golden(fresh)),
     });
-    let (reward, result) = game.gang("r01.reward.train", train, &policy);
+    let (reward, result) = test.gang("r01.reward.train", train, &policy);
     assert_eq!((value(&result.metrics, "human_pairs"), value(&result.metrics, "golden_pairs")), (40.0, 48.0));
     assert!(value(&result.metrics, "loss") < 0.72);
 
-    let (_, metrics) = game.map("r01.reward.evaluate_fresh", 24, |number| {
+    let (_, metrics) = test.map("r01.reward.evaluate_fresh", 24, |number| {
         let samples = chunk_of(&golden_samples, number);
         let pairs = source(Source::Golden(v1::GoldenPairs { golden: golden.clone(), samples }));
         Work::EvaluateReward(v1::EvaluateReward { reward: Some(reward.clone()), pairs, first: None })
@@ -212,9 +212,9 @@ fn a_round_of_the_letters_game() {
     assert!(value(&metrics, "accuracy") > 0.5, "{metrics:?}");
     assert!(value(&metrics, "ece") >= 0.0 && value(&metrics, "length_accuracy") >= 0.0);
 
-    let prompts = game.dataset("prompts", &sets.prompts);
-    let (samples, _) = game.map("r01.policy.generate", 20, generate(&prompts, 3));
-    let (scores, _) = game.map("r01.policy.score", 20, |number| {
+    let prompts = test.dataset("prompts", &sets.prompts);
+    let (samples, _) = test.map("r01.policy.generate", 20, generate(&prompts, 3));
+    let (scores, _) = test.map("r01.policy.score", 20, |number| {
         let (reward, samples) = (Some(reward.clone()), chunk_of(&samples, number));
         Work::Score(v1::Score { reward, prompts: prompts.clone(), samples })
     });
@@ -225,10 +225,10 @@ fn a_round_of_the_letters_game() {
         scores: Some(scores),
         reference: None,
     });
-    let (trained, _) = game.gang("r01.policy.train", train, &policy);
+    let (trained, _) = test.gang("r01.policy.train", train, &policy);
 
-    let evaluation = game.dataset("evaluation_prompts", &sets.evaluation_prompts);
-    let (_, metrics) = game.map("r01.policy.evaluate", 10, |_| {
+    let evaluation = test.dataset("evaluation_prompts", &sets.evaluation_prompts);
+    let (_, metrics) = test.map("r01.policy.evaluate", 10, |_| {
         Work::EvaluatePolicy(v1::EvaluatePolicy {
             policy: Some(trained.clone()),
             reference: Some(policy.clone()),
@@ -243,8 +243,8 @@ fn a_round_of_the_letters_game() {
     for name in ["reward_mean", "gold_mean", "length_mean", "truncated_rate"] {
         assert!(value(&metrics, name).is_finite());
     }
-    // Nothing moved between the policy and itself.
-    let (_, metrics) = game.map("r01.policy.evaluate", 8, |_| {
+    // A policy does not diverge from itself.
+    let (_, metrics) = test.map("r01.policy.evaluate", 8, |_| {
         Work::EvaluatePolicy(v1::EvaluatePolicy {
             policy: Some(policy.clone()),
             reference: Some(policy.clone()),
@@ -258,103 +258,103 @@ fn a_round_of_the_letters_game() {
 }
 
 #[test]
-fn a_gang_tells_what_it_is_at_around_its_steps() {
-    let mut game = Game::new(letters_job());
+fn a_gang_reports_its_activity_before_and_after_its_steps() {
+    let mut test = TestRank::new(letters_job());
     let sets = letters::generate(17, Counts { sft: 70, golden: 0, prompts: 0, evaluation: 0 });
-    let (start, demonstrations) = (game.start_model(), game.dataset("sft", &sets.sft));
+    let (start, demonstrations) = (test.start_model(), test.dataset("sft", &sets.sft));
     let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
     let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
     let command = v1::RunGang { task, attempt: 1, rank: 0, world: 1, key_prefix: "a1/".into(), resume: None };
-    game.context.run_gang(&command).unwrap();
-    let messages = std::iter::from_fn(|| game.messages.try_recv().ok()?.message);
-    let mut told: Vec<(String, u64)> = messages
+    test.context.run_gang(&command).unwrap();
+    let messages = std::iter::from_fn(|| test.messages.try_recv().ok()?.message);
+    let mut reported: Vec<(String, u64)> = messages
         .map(|message| match message {
             Message::Progress(progress) => (progress.unit, progress.total),
             Message::Step(step) => ("steps".to_owned(), step.steps),
             _ => ("result".to_owned(), 0),
         })
         .collect();
-    told.dedup_by_key(|(unit, _)| unit.clone());
-    let units: Vec<&str> = told.iter().map(|(unit, _)| unit.as_str()).collect();
+    reported.dedup_by_key(|(unit, _)| unit.clone());
+    let units: Vec<&str> = reported.iter().map(|(unit, _)| unit.as_str()).collect();
     let expected = ["bytes loaded", "rows encoded", "steps", "bytes saved", "bytes hashed", "result"];
     assert_eq!(units, expected);
-    assert_eq!(told[1].1, 70);
-    assert!(told[3].1 > 100_000, "the weights' bytes: {}", told[3].1);
+    assert_eq!(reported[1].1, 70);
+    assert!(reported[3].1 > 100_000, "the weights' bytes: {}", reported[3].1);
 }
 
 #[test]
-fn a_chunk_is_the_same_bytes_whoever_computes_it_and_after_whatever() {
+fn a_chunk_has_the_same_bytes_in_any_order_of_chunks() {
     let run = |chunks: &[u32]| {
-        let mut game = Game::new(letters_job());
+        let mut test = TestRank::new(letters_job());
         let sets = letters::generate(17, Counts { sft: 64, golden: 0, prompts: 24, evaluation: 0 });
-        let start = game.start_model();
-        let demonstrations = game.dataset("sft", &sets.sft);
+        let start = test.start_model();
+        let demonstrations = test.dataset("sft", &sets.sft);
         let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
-        let (policy, result) = game.gang("r00.sft", sft, &start);
-        let prompts = game.dataset("prompts", &sets.prompts);
+        let (policy, result) = test.gang("r00.sft", sft, &start);
+        let prompts = test.dataset("prompts", &sets.prompts);
         for &chunk in chunks {
             let work = Work::Generate(v1::Generate {
                 policy: Some(policy.clone()),
                 prompts: prompts.clone(),
                 samples: 3,
-                sampling: Some(v1::SamplingSpec::from(&game.context.job.sampling)),
+                sampling: Some(v1::SamplingSpec::from(&test.context.job.sampling)),
             });
             let task = Some(v1::Task { phase: "r01.policy.generate".into(), round: 1, work: Some(work) });
             let key = format!("chunk {chunk}");
             let first = u64::from(chunk) * 8;
-            game.context.run_chunk(&v1::RunChunk { lease: 1, task, chunk, first, count: 8, key }).unwrap();
+            test.context.run_chunk(&v1::RunChunk { lease: 1, task, chunk, first, count: 8, key }).unwrap();
         }
-        let bytes: Vec<Vec<u8>> = (0..3).map(|chunk| game.objects.bytes(&format!("chunk {chunk}"))).collect();
+        let bytes: Vec<Vec<u8>> = (0..3).map(|chunk| test.objects.bytes(&format!("chunk {chunk}"))).collect();
         (result.parameters_blake3, bytes)
     };
     assert_eq!(run(&[0, 1, 2]), run(&[2, 0, 1]));
 }
 
 #[test]
-fn failures_name_their_class_and_their_row() {
-    let mut game = Game::new(letters_job());
-    let start = game.start_model();
+fn failures_have_a_class_and_name_their_row() {
+    let mut test = TestRank::new(letters_job());
+    let start = test.start_model();
     let mut sets = letters::generate(17, Counts { sft: 3, golden: 0, prompts: 0, evaluation: 0 });
     sets.sft[1].answer = "ab</s>c".into();
-    let (demonstrations, id) = (game.dataset("sft", &sets.sft), sets.sft[1].id);
+    let (demonstrations, id) = (test.dataset("sft", &sets.sft), sets.sft[1].id);
     let task = |work| Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
     let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
     let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
-    let failure = game.context.run_gang(&command).unwrap_err().failure();
+    let failure = test.context.run_gang(&command).unwrap_err().failure();
     assert_eq!(failure.class, "data");
     assert!(failure.message.contains(&id.to_string()), "{}", failure.message);
 
     let missing = v1::Dataset { name: "sft".into(), object: Some(v1::Object::default()), rows: 1 };
     let sft = Work::Sft(v1::Sft { policy: Some(start), demonstrations: Some(missing) });
     let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
-    assert_eq!(game.context.run_gang(&command).unwrap_err().failure().class, "store");
-    assert_eq!(game.context.run_gang(&v1::RunGang::default()).unwrap_err().failure().class, "internal");
+    assert_eq!(test.context.run_gang(&command).unwrap_err().failure().class, "store");
+    assert_eq!(test.context.run_gang(&v1::RunGang::default()).unwrap_err().failure().class, "internal");
 }
 
-/// Runs SFT as one rank of `world`; `relay` brings rank 0's address to the others, as the coordinator does.
+/// Runs SFT as one rank of `world`; `relay` sends rank 0's address to the others, as the coordinator does.
 fn sft_in_gang(
     rank: u32,
     world: u32,
     relay: &[Sender<v1::Rendezvous>],
     rendezvous: mpsc::Receiver<v1::Rendezvous>,
 ) -> v1::GangResult {
-    let mut game = Game::new(letters_job());
-    game.context.rank.rendezvous = rendezvous;
-    let start = game.start_model();
+    let mut test = TestRank::new(letters_job());
+    test.context.rank.rendezvous = rendezvous;
+    let start = test.start_model();
     let sets = letters::generate(17, Counts { sft: 70, golden: 0, prompts: 0, evaluation: 0 });
-    let demonstrations = game.dataset("sft", &sets.sft);
+    let demonstrations = test.dataset("sft", &sets.sft);
     let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
     let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
     let command = v1::RunGang { task, attempt: 1, rank, world, key_prefix: "a1/".into(), resume: None };
     let (messages, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    game.context.reports = Reporter::new(messages);
+    test.context.reports = Reporter::new(messages);
     std::thread::scope(|scope| {
         let listener = scope.spawn(move || {
             loop {
                 match heard.blocking_recv().unwrap().message.unwrap() {
                     Message::Rendezvous(v1::RendezvousOffer { phase, attempt, host, port }) => {
                         let rendezvous = v1::Rendezvous { phase, attempt, host, port };
-                        // One of an earlier gang comes first; it must be passed over.
+                        // One of an earlier gang comes first and must be ignored.
                         let earlier = v1::Rendezvous { attempt: 0, ..rendezvous.clone() };
                         for other in relay {
                             other.send(earlier.clone()).unwrap();
@@ -366,13 +366,13 @@ fn sft_in_gang(
                 }
             }
         });
-        game.context.run_gang(&command).unwrap();
+        test.context.run_gang(&command).unwrap();
         listener.join().unwrap()
     })
 }
 
 #[test]
-fn two_ranks_meet_train_and_end_with_the_same_parameters() {
+fn two_ranks_train_together_and_end_with_the_same_parameters() {
     let (meet_first, first) = mpsc::channel();
     let (meet_second, second) = mpsc::channel();
     let relay = [meet_second];
@@ -388,18 +388,18 @@ fn two_ranks_meet_train_and_end_with_the_same_parameters() {
 }
 
 #[test]
-fn models_of_the_same_text_files_share_an_encoder() {
-    let mut game = Game::new(letters_job());
-    let start = game.start_model();
+fn models_with_the_same_text_files_share_an_encoder() {
+    let mut test = TestRank::new(letters_job());
+    let start = test.start_model();
     let mut trained = start.clone();
-    trained.objects.push(game.objects.put("weights", b"weights", "model.safetensors"));
+    trained.objects.push(test.objects.put("weights", b"weights", "model.safetensors"));
     let mut other = start.clone();
     let config = br#"{"bos_token": "<s>", "eos_token": "</s>"}"#;
-    other.objects[2] = game.objects.put("other", config, "tokenizer_config.json");
-    let TaskContext { cache, encoders, job, .. } = &mut game.context;
+    other.objects[2] = test.objects.put("other", config, "tokenizer_config.json");
+    let TaskContext { cache, encoders, job, .. } = &mut test.context;
     let [start, trained, other] = [start, trained, other].map(|artifact| {
         let dir = cache.directory(&artifact).unwrap();
-        encoders.of(&artifact, &dir, &job.text).unwrap()
+        encoders.get(&artifact, &dir, &job.text).unwrap()
     });
     assert!(Rc::ptr_eq(&start, &trained));
     assert!(!Rc::ptr_eq(&start, &other));

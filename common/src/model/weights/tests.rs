@@ -140,7 +140,7 @@ fn a_header_that_does_not_describe_its_file_is_refused() {
     let path = Path::new("model.safetensors");
     assert!(header_length(path, &[0; 7], 7).unwrap_err().to_string().contains("7 bytes are too few"));
     let lfs = header_length(path, b"version ", 130).unwrap_err().to_string();
-    assert!(lfs.contains("no safetensors file") && lfs.contains("git lfs pull"), "{lfs}");
+    assert!(lfs.contains("not a safetensors file") && lfs.contains("git lfs pull"), "{lfs}");
     let page = header_length(path, b"<!DOCTYP", 130).unwrap_err().to_string();
     assert!(page.contains("starts with the text \"<!DOCTYP\""), "{page}");
     assert_eq!(header_length(path, &2_u64.to_le_bytes(), 10).unwrap(), 2);

@@ -1,4 +1,4 @@
-//! Compaction: a snapshot of the log, and nothing in the place of the records that it makes superfluous.
+//! Compaction: writes a snapshot of the log, and replaces the records that it supersedes with tombstones.
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -8,10 +8,10 @@ use super::{LogError, LogState, PREFIX, key};
 use crate::failpoint;
 use crate::storage::{Store, StoreError};
 
-/// Objects written at once.
+/// Number of objects written concurrently.
 const PARALLEL_WRITES: usize = 8;
 
-/// Writes a snapshot of all records there are now and empties those up to the snapshot before. `compact_events` may leave out
+/// Writes a snapshot of all current records, and replaces those up to the previous snapshot with tombstones. `compact_events` may leave out
 /// events that those after them make superfluous.
 ///
 /// Any process may do it at any time, also one that leads no more: what it writes follows from the records alone.
@@ -35,8 +35,8 @@ pub async fn compact(
     Ok(())
 }
 
-/// Empties the records up to `last`; those up to `done` are empty already. Their names stay taken: a leader that slept
-/// cannot create them again.
+/// Replaces the records up to `last` with tombstones; those up to `done` are tombstones already. Their names stay taken, so
+/// that a leader that slept cannot create them again.
 async fn empty(store: &Store, done: Option<u64>, last: u64) -> Result<(), LogError> {
     let listed = match done {
         Some(done) => store.list_after(PREFIX, &key(done)).await?,

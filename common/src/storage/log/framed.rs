@@ -1,4 +1,4 @@
-//! Bytes that say whether they are whole: 8 bytes of magic, the CRC-32 of the rest (4 bytes, little-endian), then a
+//! Frames that detect damage: 8 bytes of magic, the CRC-32 of the rest (4 bytes, little-endian), then a
 //! protobuf message. Protobuf, so that later versions may add fields.
 
 use bytes::Bytes;
@@ -7,7 +7,7 @@ use prost::Message;
 const MAGIC: usize = 8;
 const HEADER: usize = MAGIC + 4;
 
-/// Why bytes are not what they should be.
+/// The fault of a damaged frame.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FrameError {
     #[error("it does not start with {expected}")]

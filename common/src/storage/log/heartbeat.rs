@@ -1,5 +1,5 @@
-//! The leader's sign of life: `meta/leader/{term:020}`, overwritten again and again. Advice only: who leads is what
-//! the log says.
+//! The leader's heartbeat: `meta/leader/{term:020}`, overwritten periodically. It is only a hint: the log determines who
+//! leads.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,14 +8,14 @@ use crate::storage::{Store, StoreError};
 
 const PREFIX: &str = "meta/leader";
 
-/// What a leader says of itself.
+/// A sign of life of a leader.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// Where clients and workers reach it, as a URL; empty where it does not know.
+    /// URL for clients and workers; empty if it is unknown.
     pub address: String,
-    /// Grows with every heartbeat.
+    /// Increases with every heartbeat.
     pub counter: u64,
-    /// It has stopped in order, and nobody need wait for it.
+    /// The leader has stopped gracefully, so that nobody need wait for it.
     pub released: bool,
 }
 
@@ -25,12 +25,12 @@ fn key(term: u64) -> String {
 
 impl Heartbeat {
     pub async fn write(&self, store: &Store, term: u64) -> Result<(), StoreError> {
-        // A map of strings and numbers always has a JSON form.
+        // Strings and numbers always have a JSON form.
         let bytes = serde_json::to_vec(self).unwrap_or_default();
         store.overwrite(&key(term), bytes.into()).await
     }
 
-    /// The last one of the highest term, if there is any.
+    /// The latest heartbeat of the highest term, if there is one.
     pub async fn latest(store: &Store) -> Result<Option<(u64, Self)>, LogError> {
         let listed = store.list(PREFIX).await?;
         let Some((key, term)) = listed
@@ -40,7 +40,7 @@ impl Heartbeat {
             return Ok(None);
         };
         let bytes = match store.get(&key).await {
-            // A newer leader has tidied up just now.
+            // A newer leader has just deleted it.
             Err(StoreError::NotFound { .. }) => return Ok(None),
             read => read?,
         };
@@ -49,7 +49,7 @@ impl Heartbeat {
         Ok(Some((term, heartbeat)))
     }
 
-    /// Removes those of terms before `term`.
+    /// Deletes heartbeats of terms before `term`.
     pub async fn delete_before(store: &Store, term: u64) -> Result<(), StoreError> {
         let current = key(term);
         for old in store.list(PREFIX).await?.iter().filter(|listed| listed.key < current) {

@@ -1,14 +1,13 @@
 //! The log: the durable order of everything the coordinator decides.
 //!
-//! Record `n` is the object `meta/log/{n:020}`, written with create-once and never changed. One append is in
-//! flight at a time. Where its outcome is unknown, the same name and bytes are tried again; a name that is
-//! taken then is settled by reading it back: with this append's nonce it is this append, else another leader
-//! wrote it and this one is deposed.
+//! Record `n` is the object `meta/log/{n:020}`, written with create-once and never changed. One append is in flight at a
+//! time. If its outcome is unknown, the same name and bytes are tried again; if the name is taken then, the record is read
+//! back: with this append's nonce it is this append, else another leader wrote it and this one is deposed.
 //!
-//! A leader is who appended the last [`Entry::LeaderElected`]; each election has a higher term. A leader that
-//! slept through an election finds the next name taken, so it can append nothing more. A name once used is
-//! never freed ([`compact`] overwrites records with nothing), or a sleeper could fill the gap. Readers begin at the
-//! newest snapshot, behind such tombstones.
+//! The leader is the process that appended the last [`Entry::LeaderElected`]; each election has a higher term. A leader that
+//! slept through an election finds the next name taken, so it can append nothing more. A used name is never freed
+//! ([`compact`] overwrites records with tombstones), or a sleeper could fill the gap. Readers start at the newest snapshot,
+//! after the tombstones.
 
 mod compact;
 mod framed;
@@ -34,10 +33,10 @@ pub use self::record::{Entry, Events, LeaderElected, Record};
 use super::{Put, Store, StoreError};
 use crate::failpoint;
 
-/// Where the log lies in a store.
+/// Prefix of the log in a store.
 pub const PREFIX: &str = "meta/log";
 
-/// How long an append goes on trying before it gives up: an outage is to end without anybody starting a coordinator again.
+/// Retry timeout of an append: most outages should end without a restart of the coordinator.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// The name of record `seq`.
@@ -45,7 +44,7 @@ pub fn key(seq: u64) -> String {
     format!("{PREFIX}/{seq:020}")
 }
 
-/// Why the log could not be read or written.
+/// The error of reading or writing the log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error(
@@ -57,7 +56,7 @@ pub enum LogError {
         "the log record {key} is damaged: {reason}; restore it from a copy, or give another store to start empty"
     )]
     Corrupt { key: String, reason: String },
-    #[error("the log record {key} is missing though later ones are there; restore it, or give another store")]
+    #[error("the log record {key} is missing although later ones exist; restore it, or give another store")]
     Gap { key: String },
     #[error(
         "the log record {key}, which this leader has written or read, is not in the store any more: the store was removed, \
@@ -78,8 +77,7 @@ pub enum LogError {
     Store(#[from] StoreError),
 }
 
-/// How a taken name is told from one's own write. Everything but the nonce is a planted bug, for the tests of
-/// the tests.
+/// How a taken name is recognized as this append. Everything but the nonce is a planted bug, to test the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Settle {
     ByNonce,
@@ -89,7 +87,7 @@ enum Settle {
     NeverMine,
 }
 
-/// The log as its leader holds it. Dropping it gives up nothing: leadership ends when another is elected.
+/// The log, held by its leader. Dropping it does not end leadership, which ends when another leader is elected.
 #[derive(Debug)]
 pub struct Log {
     store: Store,
@@ -101,15 +99,15 @@ pub struct Log {
 }
 
 impl Log {
-    /// Reads the whole log and becomes its leader with the next higher term, whoever leads it now.
+    /// Reads the whole log and becomes its leader with the next higher term, whoever leads now. Also returns what was read.
     ///
-    /// Gives what was read. Two that try at once: the loser gets [`LogError::Deposed`].
+    /// If two processes try at once, one gets [`LogError::Deposed`].
     pub async fn lead(store: Store, leader: &str) -> Result<(Self, LogState), LogError> {
         Self::lead_with(store, leader, PATIENCE, Settle::ByNonce).await
     }
 
-    /// Becomes the leader after all that was read, if nothing was appended since: else whoever led is alive, and
-    /// this gives [`LogError::Deposed`].
+    /// Becomes the leader if nothing was appended after `read`: else the former leader is alive, and this returns
+    /// [`LogError::Deposed`].
     pub async fn campaign(store: Store, read: &LogState, leader: &str) -> Result<Self, LogError> {
         let mut log = Self::after(store, read, PATIENCE, Settle::ByNonce);
         log.write(elected(leader)).await?;
@@ -130,7 +128,7 @@ impl Log {
             match log.write(elected(leader)).await {
                 Ok(_) => return Ok((log, state)),
                 Err(LogError::Deposed { seq, term, leader }) => {
-                    // An append of the former leader may land between the reading and the election; an election may not.
+                    // The former leader may append between the read and the election; another election may not happen.
                     state.catch_up(&store).await?;
                     if state.term != before {
                         return Err(LogError::Deposed { seq, term, leader });
@@ -149,14 +147,14 @@ impl Log {
         self.term
     }
 
-    /// The number the next record gets.
+    /// The number of the next record.
     pub fn next(&self) -> u64 {
         self.next
     }
 
-    /// Appends events as one record: durable as a whole when this returns its number, else not to be counted on.
+    /// Appends events as one record, which is durable when this returns its number.
     ///
-    /// After an error the log is closed: only reading it again tells what it holds. A full disk is waited for.
+    /// After an error the outcome is unknown, and the log is closed: read it again. While the disk is full, this waits.
     pub async fn append(&mut self, events: Vec<Bytes>) -> Result<u64, LogError> {
         self.write(Entry::Events(Events { events })).await
     }
@@ -165,7 +163,7 @@ impl Log {
         if self.closed {
             return Err(LogError::Closed);
         }
-        // Closed until the outcome is known, so that a canceled append leaves no doubt behind.
+        // Closed until the outcome is known, so that a canceled append leaves no ambiguity.
         self.closed = true;
         let seq = self.next;
         let nonce = Bytes::copy_from_slice(&Ulid::new().to_bytes());
@@ -203,13 +201,13 @@ impl Log {
             if tried >= self.patience {
                 return Err(LogError::InDoubt { seq: record.seq, tried, source: error });
             }
-            tracing::warn!(%error, key = %name, ?tried, "an append waits for the store");
+            tracing::warn!(%error, key = %name, ?tried, "append is waiting for the store");
             self.store.nap(delays.next().unwrap_or(Duration::from_secs(10))).await;
         }
     }
 
-    /// One try, where the record before this one is still there: names are never freed, so that a place that lacks it is not
-    /// this log's, and what is written there is written into nothing.
+    /// One try, provided that the previous record still exists: names are never freed, so a place without it is not this
+    /// log, and a write there would be lost.
     async fn put_after(&self, seq: u64, bytes: Bytes) -> Result<Put, LogError> {
         if let Some(before) = seq.checked_sub(1).map(key)
             && !self.store.exists(&before).await?
@@ -219,7 +217,7 @@ impl Log {
         Ok(self.put(&key(seq), bytes).await?)
     }
 
-    /// One try; an error says nothing about whether the record is there.
+    /// One try; after an error the record may or may not exist.
     async fn put(&self, name: &str, bytes: Bytes) -> Result<Put, StoreError> {
         failpoint::hit("log.append").map_err(|injected| StoreError::injected(&injected, name))?;
         let put = self.store.create(name, bytes).await?;
@@ -250,7 +248,7 @@ fn elected(leader: &str) -> Entry {
     Entry::LeaderElected(LeaderElected { leader: leader.to_owned() })
 }
 
-/// A name that is taken and yet not there is a store's passing confusion over two writes at once.
+/// Whether a retry may help. A taken name that cannot be read is a temporary inconsistency after concurrent writes.
 fn worth_another_try(error: &StoreError) -> bool {
     error.is_transient() || matches!(error, StoreError::NotFound { .. })
 }

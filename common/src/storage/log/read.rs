@@ -6,21 +6,21 @@ use futures::{StreamExt, TryFutureExt, TryStreamExt};
 use super::{Entry, LogError, PREFIX, Record, key, snapshot};
 use crate::storage::{Listed, Store};
 
-/// Records fetched at once while reading.
+/// Number of records fetched concurrently.
 const PARALLEL_READS: usize = 16;
 
-/// What has been read of a log so far.
+/// The part of a log read so far.
 #[derive(Debug, Default)]
 pub struct LogState {
-    /// What the records before `records` add up to.
+    /// Events of the snapshot, which stand for the records before `records`.
     pub snapshot: Vec<Bytes>,
-    /// Events' records that count, in order.
+    /// Valid records of events, in order.
     pub records: Vec<Record>,
-    /// Of the last leader elected; 0 before the first.
+    /// Term of the last elected leader; 0 before the first.
     pub term: u64,
-    /// The first number not seen.
+    /// Number of the first unread record.
     pub next: u64,
-    /// The snapshot that the reading began at.
+    /// The snapshot at which reading started.
     base: Option<u64>,
     begun: bool,
 }
@@ -32,13 +32,13 @@ pub async fn read(store: &Store) -> Result<LogState, LogError> {
     Ok(state)
 }
 
-/// A record not read yet was emptied by a compaction.
+/// A compaction has replaced an unread record with a tombstone.
 struct Overtaken {
     seq: u64,
 }
 
 impl LogState {
-    /// Reads what was appended since. Where a compaction has passed by, reading begins again at its snapshot.
+    /// Reads what was appended since. If a compaction has overtaken the reader, reading restarts at its snapshot.
     pub async fn catch_up(&mut self, store: &Store) -> Result<(), LogError> {
         if !self.begun {
             self.begin(store).await?;
@@ -54,7 +54,7 @@ impl LogState {
         Ok(())
     }
 
-    /// All events so far, the snapshot's first.
+    /// All events so far, those of the snapshot first.
     pub fn into_events(self) -> Vec<Bytes> {
         let of_records = self.records.into_iter().flat_map(|record| match record.entry {
             Some(Entry::Events(events)) => events.events,
@@ -95,7 +95,7 @@ impl LogState {
         Ok(Ok(()))
     }
 
-    /// The numbers and sizes of records not read yet, which must follow on one another.
+    /// Numbers and sizes of the unread records, which must be consecutive.
     fn unread(&self, listed: Vec<Listed>) -> Result<Vec<(u64, u64)>, LogError> {
         let mut unread = Vec::new();
         for Listed { key: name, size } in listed {
@@ -137,7 +137,7 @@ impl LogState {
     }
 }
 
-/// The record, or nothing if a compaction left a tombstone.
+/// The record; `None` if it is a tombstone.
 async fn fetch(store: Store, seq: u64, size: u64) -> Result<Option<Record>, LogError> {
     if size == 0 {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! One record of the log, framed as [`super::framed`] says with `FOILLOG1`. The events in it are opaque here.
+//! One record of the log, framed by [`super::framed`] with `FOILLOG1`. Its events are opaque here.
 
 use bytes::Bytes;
 
@@ -6,23 +6,23 @@ use super::framed::{self, FrameError};
 
 const MAGIC: &str = "FOILLOG1";
 
-/// One record of the log: what one leader appended at once.
+/// One record of the log: one append of a leader.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Record {
     /// The term of the leader that wrote it.
     #[prost(uint64, tag = "1")]
     pub term: u64,
-    /// Its place in the log, which is also its name in the store.
+    /// Its number in the log, which is also its name in the store.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
-    /// Drawn again for each append: tells a leader's own write from another's.
+    /// Random for each append: tells a leader's own write from another's.
     #[prost(bytes = "bytes", tag = "3")]
     pub nonce: Bytes,
     #[prost(oneof = "Entry", tags = "4, 5")]
     pub entry: Option<Entry>,
 }
 
-/// What a record says.
+/// The content of a record.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Entry {
     /// The writer leads from here on; its term is the record's.
@@ -34,7 +34,7 @@ pub enum Entry {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct LeaderElected {
-    /// Who it is, for people.
+    /// Name of the leader, for people.
     #[prost(string, tag = "1")]
     pub leader: String,
 }
@@ -86,7 +86,7 @@ mod tests {
         }
 
         #[test]
-        fn one_flipped_bit_is_always_noticed(record in records(), place in any::<prop::sample::Index>(), bit in 0..8) {
+        fn one_flipped_bit_is_always_detected(record in records(), place in any::<prop::sample::Index>(), bit in 0..8) {
             let mut bytes = record.encode_framed().to_vec();
             let place = place.index(bytes.len());
             bytes[place] ^= 1u8 << bit;
@@ -94,7 +94,7 @@ mod tests {
         }
 
         #[test]
-        fn a_torn_record_is_always_noticed(record in records(), place in any::<prop::sample::Index>()) {
+        fn a_torn_record_is_always_detected(record in records(), place in any::<prop::sample::Index>()) {
             let bytes = record.encode_framed();
             prop_assert!(Record::decode_framed(&bytes.slice(..place.index(bytes.len()))).is_err());
         }

@@ -1,8 +1,8 @@
-//! Snapshots: what a log's records up to one of them add up to, so that a replay need not begin at the first.
+//! Snapshots: the state after a prefix of the log, so that a replay need not start at the first record.
 //!
-//! Snapshot `n` is the object `meta/snapshot/{n:020}` and stands for records 0 to `n`. It is a function of these
-//! records alone, so that any two who write it write the same. The newest two are kept: records behind the older one
-//! stay, and a damaged newest snapshot costs time only.
+//! Snapshot `n` is the object `meta/snapshot/{n:020}` and stands for records 0 to `n`. It depends only on these records, so
+//! that all writers write the same bytes. The newest two are kept, with the records after the older one: a damaged newest
+//! snapshot only costs time.
 
 use bytes::Bytes;
 
@@ -12,32 +12,32 @@ use crate::storage::{Store, StoreError};
 const PREFIX: &str = "meta/snapshot";
 const MAGIC: &str = "FOILSNP1";
 
-/// What records 0 to `seq` add up to.
+/// The state after records 0 to `seq`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Snapshot {
     #[prost(uint64, tag = "1")]
     pub(super) seq: u64,
-    /// Of the last leader elected until then.
+    /// Term of the last leader elected until then.
     #[prost(uint64, tag = "2")]
     pub(super) term: u64,
     #[prost(bytes = "bytes", repeated, tag = "3")]
     pub(super) events: Vec<Bytes>,
 }
 
-/// The name of the snapshot that stands for records up to `seq`.
+/// The name of the snapshot for records up to `seq`.
 pub(super) fn key(seq: u64) -> String {
     format!("{PREFIX}/{seq:020}")
 }
 
-/// The numbers of the snapshots there are, ascending.
+/// The numbers of all snapshots, ascending.
 pub(super) async fn numbers(store: &Store) -> Result<Vec<u64>, StoreError> {
     let listed = store.list(PREFIX).await?;
     Ok(listed.iter().filter_map(|listed| listed.key.rsplit('/').next()?.parse().ok()).collect())
 }
 
-/// The newest snapshot that can be read, if there is any.
+/// The newest readable snapshot, if there is one.
 pub(super) async fn newest(store: &Store) -> Result<Option<Snapshot>, LogError> {
-    // A compaction may remove what was listed; then there are newer ones.
+    // A compaction may delete listed snapshots; then there are newer ones.
     for _ in 0..16 {
         let numbers = numbers(store).await?;
         let Some(last) = numbers.last() else { return Ok(None) };
@@ -58,17 +58,17 @@ async fn newest_of(store: &Store, numbers: &[u64]) -> Result<Option<Snapshot>, L
         let name = key(*seq);
         match framed::decode::<Snapshot>(MAGIC, &store.get(&name).await?) {
             Ok(snapshot) if snapshot.seq == *seq => return Ok(Some(snapshot)),
-            Ok(snapshot) => tracing::error!(key = name, says = snapshot.seq, "a snapshot under a wrong name"),
+            Ok(snapshot) => tracing::error!(key = name, says = snapshot.seq, "snapshot under a wrong name"),
             Err(error) => {
                 metrics::counter!("foil_snapshot_verify_failures_total").increment(1);
-                tracing::error!(key = name, %error, "a damaged snapshot: the one before is used");
+                tracing::error!(key = name, %error, "damaged snapshot, using the previous one");
             }
         }
     }
     Ok(None)
 }
 
-/// Writes a snapshot; where it is there already it is the same.
+/// Writes a snapshot; one that exists already is the same.
 pub(super) async fn write(store: &Store, snapshot: &Snapshot) -> Result<(), StoreError> {
     store.create(&key(snapshot.seq), framed::encode(MAGIC, snapshot)).await.map(drop)
 }

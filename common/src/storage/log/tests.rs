@@ -27,7 +27,7 @@ fn all(state: LogState) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_was_appended_is_replayed_in_order() {
+async fn appended_events_are_replayed_in_order() {
     let store = Store::in_memory();
     let (mut log, replayed) = Log::lead(store.clone(), "a").await.unwrap();
     assert!(replayed.records.is_empty());
@@ -52,7 +52,7 @@ async fn a_leader_that_slept_through_an_election_appends_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_leader_whose_log_is_gone_acknowledges_nothing_more() {
+async fn a_leader_whose_log_was_removed_acknowledges_nothing_more() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path().to_str().unwrap()).unwrap();
     let (mut log, _) = Log::lead(store.clone(), "a").await.unwrap();
@@ -113,7 +113,7 @@ async fn a_replay_begins_at_the_snapshot_and_survives_a_damaged_one() {
 }
 
 #[tokio::test]
-async fn a_reader_overtaken_by_compactions_begins_anew() {
+async fn a_reader_overtaken_by_compactions_restarts() {
     let store = Store::in_memory();
     let (mut log, _) = Log::lead(store.clone(), "a").await.unwrap();
     let mut slow = read(&store).await.unwrap();
@@ -134,7 +134,7 @@ async fn a_reader_overtaken_by_compactions_begins_anew() {
 }
 
 #[tokio::test]
-async fn who_stands_for_election_yields_to_any_append() {
+async fn a_candidate_yields_to_any_append() {
     let store = Store::in_memory();
     let (mut leader, _) = Log::lead(store.clone(), "alive").await.unwrap();
     let before = read(&store).await.unwrap();
@@ -194,7 +194,7 @@ async fn records_of_a_lower_term_do_not_count() {
 }
 
 #[tokio::test]
-async fn an_append_gives_up_in_doubt_and_the_log_closes() {
+async fn an_append_of_unknown_outcome_closes_the_log() {
     let inner = Arc::new(InMemory::new());
     let (_, replayed) =
         Log::lead(Store::for_test(inner.clone(), 0), "a").await.map(|(log, _)| (log, 0)).unwrap();
@@ -213,7 +213,7 @@ async fn an_append_gives_up_in_doubt_and_the_log_closes() {
     assert!(matches!(log.append(vec![event("y")]).await, Err(LogError::Closed)));
 }
 
-/// What a world of leaders over one faulty store came to.
+/// The outcome of many leaders over one faulty store.
 #[derive(Debug, Default)]
 struct Outcome {
     acknowledged: Vec<String>,
@@ -223,7 +223,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// The log's promises: what was acknowledged is there once and in its order; nobody is deposed by himself.
+    /// A violation of the log's guarantees: acknowledged events are there once and in order; nobody is deposed by itself.
     fn violation(&self) -> Option<String> {
         let mut found: Vec<&String> =
             self.replayed.iter().filter(|text| self.acknowledged.contains(text)).collect();
@@ -303,7 +303,7 @@ fn the_property_catches_planted_bugs() {
 }
 
 #[tokio::test]
-async fn of_many_that_stand_for_election_at_once_one_leads() {
+async fn of_many_candidates_at_once_one_leads() {
     let store = Store::in_memory();
     let tries = (0..8).map(|n| {
         let store = store.clone();

@@ -5,7 +5,7 @@ use super::ast::Operator;
 use super::number::{Number, overflow};
 use super::value::Value;
 
-/// As an integer; `True` is one.
+/// An integer; `True` is one too.
 pub(super) fn integer(value: &Value) -> Option<i128> {
     match value.number()? {
         Number::Int(value) => Some(value),
@@ -20,7 +20,7 @@ pub(super) fn float(value: &Value) -> Option<f64> {
     })
 }
 
-/// Arithmetic on two numbers; `None` where one is none.
+/// Arithmetic on two numbers; `None` if one is not a number.
 pub(super) fn binary(operator: Operator, left: &Value, right: &Value) -> Option<Result<Value, Error>> {
     match (integer(left), integer(right)) {
         (Some(left), Some(right)) => Some(integers(operator, left, right)),
@@ -93,7 +93,7 @@ fn floats(operator: Operator, left: f64, right: f64) -> Result<Value, Error> {
     }))
 }
 
-/// As CPython's `float_divmod`.
+/// Like CPython's `float_divmod`.
 fn divmod(left: f64, right: f64) -> (f64, f64) {
     let mut rest = left % right;
     let mut quotient = (left - rest) / right;

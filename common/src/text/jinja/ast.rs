@@ -6,7 +6,7 @@ use std::sync::Arc;
 pub(super) enum Statement {
     Text(String),
     Emit(Expr),
-    /// Conditions with their bodies, then what `else` holds.
+    /// Conditions with their bodies, then the `else` body.
     If(Vec<(Expr, Vec<Statement>)>, Vec<Statement>),
     For(Arc<For>),
     Set(Target, Expr),
@@ -17,7 +17,7 @@ pub(super) enum Statement {
     Call(Box<Expr>, Arc<Macro>),
     FilterBlock(Vec<Filter>, Vec<Statement>),
     With(Vec<(Target, Expr)>, Vec<Statement>),
-    /// `{% generation %}`: a scope of its own, nothing else.
+    /// `{% generation %}`: only a scope.
     Scoped(Vec<Statement>),
     Break,
     Continue,
@@ -98,7 +98,7 @@ pub(super) enum Node {
     /// A chain: `a < b < c`.
     Compare(Box<Expr>, Vec<(Comparison, Expr)>),
     Concat(Vec<Expr>),
-    /// Value, condition, and what `else` gives.
+    /// Value, condition, and `else` value.
     Conditional(Box<Expr>, Box<Expr>, Option<Box<Expr>>),
 }
 

@@ -3,8 +3,8 @@
 use super::Error;
 use std::cell::Cell;
 
-/// Bounds time by steps, memory by the bytes of all values ever made, and the stack by depth. A dialogue of a thousand turns takes
-/// less than a hundredth of each.
+/// The budget of a rendering: time as steps, memory as bytes of all values ever created, and the stack as depth. A dialogue of
+/// a thousand turns takes less than a hundredth of each.
 #[derive(Debug)]
 pub(super) struct Budget {
     steps: Cell<u64>,
@@ -31,7 +31,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Asks for the room of a value before it is made.
+    /// Charges the size of a value before it is created.
     pub(super) fn bytes(&self, count: usize) -> Result<(), Error> {
         let left = self.bytes.get().checked_sub(count);
         self.bytes.set(left.ok_or_else(|| {
@@ -40,7 +40,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Runs one level deeper.
+    /// Runs `work` one level deeper.
     pub(super) fn deeper<T>(&self, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let Some(left) = self.depth.get().checked_sub(1) else {
             return Err(Error::new(format!("rendering nests deeper than {DEPTH} levels")));

@@ -1,6 +1,7 @@
-//! The date that templates see.
+//! The date in templates.
 //!
-//! Training and sampling must see the same text on every day, so the date is fixed: it is the one that Llama's templates fall back to.
+//! Training and sampling must render the same text on every day, so the date is fixed to the one that Llama's templates fall
+//! back to.
 
 use super::Error;
 

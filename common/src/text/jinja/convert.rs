@@ -1,4 +1,4 @@
-//! From JSON to values.
+//! Conversion of JSON to values.
 
 use super::Error;
 use super::eval::Machine;

@@ -1,8 +1,8 @@
-//! Why a template cannot be read or rendered.
+//! The error of parsing or rendering a template.
 
 use std::fmt;
 
-/// A fault of the template, or of the values it was given.
+/// A fault of the template or of its variables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::text) struct Error {
     what: String,
@@ -14,12 +14,12 @@ impl Error {
         Error { what: what.into(), line: None }
     }
 
-    /// A construct that Jinja2 has and this engine has not: better refused than rendered otherwise.
+    /// An unsupported construct of Jinja2: better refused than rendered differently.
     pub(super) fn unsupported(construct: impl fmt::Display) -> Self {
         Error::new(format!("{construct} is not supported in chat templates here"))
     }
 
-    /// The innermost line wins.
+    /// Sets the line, unless an inner one is set.
     pub(super) fn at(mut self, line: u32) -> Self {
         self.line.get_or_insert(line);
         self

@@ -1,4 +1,4 @@
-//! Runs statements.
+//! Execution of statements.
 
 use super::Error;
 use super::ast::{Filter, For, Macro, Node, Statement, Target};
@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// One rendering.
+/// The interpreter of one rendering.
 pub(super) struct Machine {
     pub(super) budget: Budget,
     /// Values that may hold themselves; they are dropped at the end.
@@ -25,7 +25,7 @@ pub(super) enum Flow {
     Continue,
 }
 
-/// What a value costs beside its text.
+/// Cost of a value in addition to its text.
 const OVERHEAD: usize = 32;
 
 impl Machine {
@@ -33,7 +33,7 @@ impl Machine {
         Machine { budget, namespaces: RefCell::default(), closures: RefCell::default() }
     }
 
-    /// Breaks the cycles of what was made.
+    /// Breaks reference cycles of the values created.
     pub(super) fn release(&self) {
         for namespace in self.namespaces.take() {
             namespace.entries.take();
@@ -64,7 +64,7 @@ impl Machine {
         Value::stream(values)
     }
 
-    /// Asks for the room of this many values.
+    /// Charges this many values to the budget.
     pub(super) fn room_for(&self, values: usize) -> Result<(), Error> {
         self.budget.steps(values)?;
         self.budget.bytes(values.saturating_add(1).saturating_mul(OVERHEAD))
@@ -109,7 +109,7 @@ impl Machine {
         Ok(Flow::Next)
     }
 
-    /// What a block writes in a scope of its own.
+    /// Renders a block in a new scope.
     fn captured(&self, body: &[Statement], scope: &Rc<Scope>) -> Result<String, Error> {
         let mut out = String::new();
         self.block(body, &Scope::inner(scope), &mut out)?;
@@ -153,7 +153,7 @@ impl Machine {
             Statement::Call(call, body) => self.call_block(call, body, scope, out)?,
             Statement::FilterBlock(filters, body) => {
                 let value = self.string(self.captured(body, scope)?)?;
-                // Jinja2 joins what blocks write, unprinted.
+                // Jinja2 joins the output of blocks without printing it.
                 match self.filtered(filters, value, scope)? {
                     Value::Str(text) | Value::Safe(text) => self.write(out, &text)?,
                     other => {
@@ -165,7 +165,7 @@ impl Machine {
             Statement::With(bindings, body) => {
                 let inner = Scope::inner(scope);
                 for (target, value) in bindings {
-                    // Values see what is around the block, not each other.
+                    // Values see the scope around the block, not each other.
                     let value = self.eval(value, scope)?;
                     self.assign(target, value, &inner)?;
                 }
@@ -248,7 +248,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs a loop over a value, on a level of a recursive one. Its `else` may leave a loop around it.
+    /// Runs a loop over a value, at a depth of recursion. Its `else` may break out of an outer loop.
     pub(super) fn iterate(
         &self,
         iteration: &Arc<For>,
@@ -294,7 +294,7 @@ impl Machine {
                 Flow::Break => break,
             }
         }
-        // Unlike Python's, the loop's `else` is for a body that was never run to its end.
+        // Unlike in Python, `else` runs if the body never ran to its end.
         match completed {
             true => Ok(Flow::Next),
             false => self.block(&iteration.otherwise, &Scope::inner(scope), out),

@@ -124,7 +124,7 @@ impl Machine {
                 {
                     self.attribute(&value, &name)
                 }
-                // An attribute only, never an item.
+                // Only an attribute, never an item.
                 _ => Ok(Value::undefined("the object has no such attribute")),
             },
             "capitalize" | "lower" | "upper" | "title" | "trim" | "center" | "indent" | "replace"
@@ -215,7 +215,7 @@ impl Machine {
         }
     }
 
-    /// Views and generators as `items` gives them.
+    /// The filter `items`.
     pub(super) fn items_filter(&self, value: &Value) -> Result<Value, Error> {
         match value {
             Value::Undefined(_) => self.stream(Vec::new()),
@@ -234,7 +234,7 @@ fn round(value: &Value, precision: usize, method: &str) -> Result<Value, Error> 
     };
     match (method, integer(value)) {
         ("common", Some(value)) => Ok(Value::Int(value)),
-        // Formatting rounds the exact value, half to even, as Python's round does.
+        // Formatting rounds the exact value half to even, like Python's round.
         ("common", None) if float.is_finite() => {
             Ok(Value::Float(format!("{float:.precision$}").parse().unwrap_or(float)))
         }

@@ -8,7 +8,7 @@ use super::number;
 use super::repr;
 use super::value::Value;
 
-/// How one field is laid out.
+/// The layout of one field.
 #[derive(Clone, Copy, Debug, Default)]
 struct Layout {
     fill: Option<char>,
@@ -22,7 +22,7 @@ struct Layout {
 }
 
 impl Machine {
-    /// As `format % arguments`.
+    /// Like `format % arguments`.
     pub(super) fn percent(&self, format: &str, arguments: &Value) -> Result<Value, Error> {
         let mut given: Vec<Value> = match arguments {
             Value::Tuple(items) => items.values.clone(),
@@ -82,7 +82,7 @@ impl Machine {
             self.budget.bytes(text.len())?;
             out.push_str(&text);
         }
-        // Python takes whatever can be indexed for a mapping, which may have more than is used.
+        // Python treats anything that can be indexed as a mapping, which may have unused entries.
         let mapping =
             matches!(arguments, Value::Dict(_) | Value::List(_) | Value::Range(_) | Value::Undefined(_));
         if !given.is_empty() && !used_mapping && !mapping {
@@ -126,7 +126,7 @@ impl Machine {
         }
     }
 
-    /// As `format.format(…)`.
+    /// Like `format.format(…)`.
     pub(super) fn format(&self, format: &str, call: &Call) -> Result<Value, Error> {
         let mut out = String::new();
         let mut next = 0;
@@ -231,7 +231,7 @@ impl Machine {
         self.laid_out(&digits, &sign, &layout)
     }
 
-    /// Pads to the width; zeros stand between the sign and the digits.
+    /// Pads to the width; zeros go between the sign and the digits.
     fn laid_out(&self, text: &str, sign: &str, layout: &Layout) -> Result<String, Error> {
         let missing = layout.width.saturating_sub(text.chars().count() + sign.len());
         self.budget.bytes(missing.saturating_mul(4))?;

@@ -1,4 +1,4 @@
-//! Calls: of macros, of methods, and of the functions that every template has.
+//! Calls of macros, of methods and of built-in functions.
 
 use super::Error;
 use super::arithmetic::integer;
@@ -22,17 +22,17 @@ pub(super) const GLOBALS: [&str; 8] = [
     "namespace",
     "raise_exception",
     "strftime_now",
-    // Known to Jinja2, and refused when called.
+    // Known to Jinja2; refused when called.
     "cycler",
     "joiner",
     "lipsum",
 ];
 
-/// The longest range, as in Jinja2's sandbox.
+/// Maximum length of a range, as in Jinja2's sandbox.
 const MAX_RANGE: usize = 100_000;
 
 impl Call {
-    /// The values of these parameters, `None` for those that are left out.
+    /// The arguments of these parameters; `None` for missing ones.
     pub(super) fn bind<const N: usize>(
         self,
         function: &str,
@@ -111,7 +111,7 @@ impl Machine {
             }
             "strftime_now" => match call.bind(name, ["format"])? {
                 [Some(Value::Str(format))] => {
-                    // A directive writes at most some thirty characters.
+                    // A directive writes at most about thirty characters.
                     self.budget.bytes(format.len().saturating_mul(16))?;
                     self.string(clock::format(&format)?)
                 }
@@ -121,7 +121,7 @@ impl Machine {
         }
     }
 
-    /// As `dict(other, name=value)`.
+    /// Like `dict(other, name=value)`.
     fn dict_of(&self, call: Call) -> Result<Dict, Error> {
         let mut dict = Dict::default();
         match &call.positional[..] {

@@ -1,4 +1,4 @@
-//! `tojson` as transformers has it: Python's `json.dumps`.
+//! `tojson` as in transformers: Python's `json.dumps`.
 
 use super::Error;
 use super::budget::Budget;
@@ -8,14 +8,14 @@ use std::fmt::Write;
 
 pub(super) struct Options {
     pub(super) ensure_ascii: bool,
-    /// What one level is indented by.
+    /// Indentation of one level.
     pub(super) indent: Option<String>,
-    /// Between items, and between a key and its value.
+    /// Separators of items, and of a key and its value.
     pub(super) separators: (String, String),
     pub(super) sort_keys: bool,
 }
 
-/// Asks for the room of each piece as it is written, so that no indent can outgrow memory.
+/// Charges each piece as it is written, so that no indentation can exhaust memory.
 pub(super) fn dumps(value: &Value, options: &Options, budget: &Budget) -> Result<String, Error> {
     let mut writer = Writer { options, budget, out: String::new(), asked: 0 };
     writer.value(value, 0)?;
@@ -135,7 +135,7 @@ fn float(value: f64) -> String {
     }
 }
 
-/// A key as a JSON object has it.
+/// The text of a key in a JSON object.
 fn name(key: &Value) -> Result<String, Error> {
     match key {
         Value::Str(text) | Value::Safe(text) => Ok(text.to_string()),

@@ -1,4 +1,4 @@
-//! From source to tokens, with Jinja2's rules of white space (`trim_blocks`, `lstrip_blocks`, `-` and `+` signs).
+//! Tokenization of templates, with Jinja2's rules of white space (`trim_blocks`, `lstrip_blocks`, `-` and `+` signs).
 
 use super::Error;
 use super::strings::{is_space, trim_end};
@@ -18,7 +18,7 @@ pub(super) enum Token {
     End,
 }
 
-/// The longest come first.
+/// Operators, the longest first.
 const OPERATORS: [&str; 27] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
     "=", ".", ":", "|", ",", ";", "!",
@@ -40,7 +40,7 @@ struct Lexer<'a> {
     source: &'a str,
     at: usize,
     line: u32,
-    /// Whether what was read last ended a line.
+    /// Whether the last text ended a line.
     line_starting: bool,
     tokens: Vec<(Token, u32)>,
 }
@@ -93,14 +93,14 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// `lstrip_blocks`: the white space between a line's start and a block is no text.
+    /// `lstrip_blocks`: white space between the start of a line and a block is not text.
     fn without_indent<'t>(&self, text: &'t str) -> &'t str {
         let start = text.rfind('\n').map_or(0, |newline| newline + 1);
         let indented = (start > 0 || self.line_starting) && text[start..].chars().all(is_space);
         if indented { &text[..start] } else { text }
     }
 
-    /// Reads a sign and an end mark; `-` takes the white space behind, `trim_blocks` the newline.
+    /// Reads a sign and an end mark; `-` strips the following white space, `trim_blocks` the newline.
     fn end(&mut self, mark: &str) -> bool {
         let rest = self.rest();
         let length = if let Some(behind) = rest.strip_prefix('-').and_then(|rest| rest.strip_prefix(mark)) {
@@ -126,7 +126,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// Reads `{% raw %}` to its end, where one starts here.
+    /// Reads `{% raw %}` to its end, if one starts here.
     fn raw(&mut self) -> Result<bool, Error> {
         let rest = self.rest();
         let Some(behind) = rest.trim_start_matches(is_space).strip_prefix("raw") else {
@@ -168,7 +168,7 @@ impl<'a> Lexer<'a> {
         Err(Error::new("{% raw %} has no {% endraw %}"))
     }
 
-    /// The tokens of a tag, up to its end. Within brackets an end mark is none.
+    /// The tokens of a tag, up to its end. Within brackets, end marks are ignored.
     fn tag(&mut self, begin: Token) -> Result<(), Error> {
         let (mark, end) = match begin {
             Token::VariableBegin => ("}}", Token::VariableEnd),
@@ -216,7 +216,7 @@ impl<'a> Lexer<'a> {
             _ => 10,
         };
         let token = if radix == 10 {
-            // Behind a dot stands an index: `list.0.1` has two.
+            // After a dot comes an index: `list.0.1` has two.
             let indexes = matches!(self.tokens.last(), Some((Token::Op("."), _)));
             let length = match indexes {
                 true => rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()),
@@ -257,7 +257,7 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// Where the next tag begins and its second character.
+/// The position of the next tag, and its second character.
 fn begin(text: &str) -> Option<(usize, char)> {
     text.match_indices('{').find_map(|(index, _)| {
         let kind = text[index + 1..].chars().next()?;
@@ -265,7 +265,7 @@ fn begin(text: &str) -> Option<(usize, char)> {
     })
 }
 
-/// How many bytes a decimal number takes: `1`, `1_000`, `1.5`, `1e-3`. A dot without digits behind it is none of it.
+/// Length of a decimal number in bytes: `1`, `1_000`, `1.5`, `1e-3`. A dot without digits after it is not part of it.
 fn decimal(text: &str) -> usize {
     let bytes = text.as_bytes();
     let digits = |from: usize| {

@@ -1,4 +1,4 @@
-//! Methods of strings, lists and dicts. Those that change their value are refused, as in transformers' sandbox.
+//! Methods of lists and dicts. Methods that would change a value are refused, as in transformers' sandbox.
 
 use super::Error;
 use super::eval::Machine;

@@ -1,11 +1,11 @@
 //! Jinja templates with Python's semantics, as chat templates need them.
 //!
-//! A chat template is written for transformers, which renders it with Jinja2: every value is a Python object, `None` prints as `None`,
-//! `'a' < 1` is an error, a generator is empty on its second pass. A prompt that is rendered otherwise has other tokens than those the
-//! model was trained on, and nothing fails. This engine therefore renders what Jinja2 (in transformers' immutable sandbox, with its
-//! extensions) renders, and refuses what it does not know by name.
+//! A chat template is written for transformers, which renders it with Jinja2: every value is a Python object, `None` prints
+//! as `None`, `'a' < 1` is an error, a generator is empty on its second pass. A prompt that is rendered differently has other
+//! tokens than the model was trained on, and nothing fails. This engine therefore renders exactly what Jinja2 does (in
+//! transformers' immutable sandbox, with its extensions), and refuses unsupported constructs by name.
 //!
-//! Templates come from strangers: parsing is bounded in size and nesting, rendering in steps, bytes and depth (see [`Budget`]).
+//! Templates are untrusted: parsing is bounded in size and nesting, rendering in steps, bytes and depth (see [`Budget`]).
 
 mod arithmetic;
 mod ast;
@@ -43,10 +43,10 @@ use budget::Budget;
 use eval::Machine;
 use value::Scope;
 
-/// The longest template that is read. The longest known one has 20 KiB.
+/// Maximum size of a template. The longest known one has 20 KiB.
 const MAX_SOURCE: usize = 1 << 20;
 
-/// A parsed template. `Send + Sync`; each rendering has a budget of its own.
+/// A parsed template. `Send + Sync`; each rendering has its own budget.
 #[derive(Debug)]
 pub(super) struct Template {
     body: Vec<ast::Statement>,
@@ -63,7 +63,7 @@ impl Template {
         Ok(Template { body: parser::parse(lexer::tokenize(source)?)? })
     }
 
-    /// Renders with these variables.
+    /// Renders the template with these variables.
     pub(super) fn render(&self, variables: &[(&str, &serde_json::Value)]) -> Result<String, Error> {
         let machine = Machine::new(Budget::default());
         let scope = Scope::root();

@@ -36,7 +36,7 @@ fn compare_mixed(integer: i128, float: f64) -> Option<Ordering> {
     Some(if order == Ordering::Equal && float > whole { Ordering::Less } else { order })
 }
 
-/// As `int(text, base)`; `None` where Python raises ValueError.
+/// Like `int(text, base)`; `None` where Python raises ValueError.
 pub(super) fn parse_integer(text: &str, base: u32) -> Option<i128> {
     let text = super::strings::trim(text);
     let (negative, digits) = match text.strip_prefix('-') {
@@ -59,7 +59,7 @@ pub(super) fn parse_integer(text: &str, base: u32) -> Option<i128> {
     Some(if negative { -value } else { value })
 }
 
-/// As `float(text)`.
+/// Like `float(text)`.
 pub(super) fn parse_float(text: &str) -> Option<f64> {
     let text = super::strings::trim(text);
     let well_placed = !text.starts_with('_') && !text.ends_with('_') && !text.contains("__");
@@ -69,7 +69,7 @@ pub(super) fn parse_float(text: &str) -> Option<f64> {
     (well_placed && (named || numeric)).then(|| plain.parse().ok()).flatten()
 }
 
-/// As `int(value)` of a float.
+/// Like `int(value)` of a float.
 pub(super) fn truncate(value: f64) -> Option<Result<i128, Error>> {
     if !value.is_finite() {
         return None;

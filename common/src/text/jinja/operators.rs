@@ -64,7 +64,7 @@ impl Machine {
         )))
     }
 
-    /// Strings of which one is marked safe: the other is escaped for HTML, by MarkupSafe, even where templates escape nothing.
+    /// Concatenation with a string marked safe: MarkupSafe escapes the other one for HTML, even if templates escape nothing.
     fn marked_safe(&self, left: &Value, right: &Value) -> Option<Result<Value, Error>> {
         let joined = match (left, right) {
             (Value::Safe(left), Value::Safe(right)) => [&**left, &**right].concat(),
@@ -75,7 +75,7 @@ impl Machine {
         Some(self.budget.bytes(2 * joined.len()).map(|()| Value::Safe(joined.into())))
     }
 
-    /// A string or a list several times over.
+    /// Repetition of a string or a list.
     fn repeated(&self, value: &Value, count: i128) -> Option<Result<Value, Error>> {
         let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
         Some(match value {
@@ -98,7 +98,7 @@ impl Machine {
         })
     }
 
-    /// As `needle in value`.
+    /// Like `needle in value`.
     pub(super) fn contains(&self, value: &Value, needle: &Value) -> Result<bool, Error> {
         match value {
             Value::Str(text) | Value::Safe(text) => match needle {
@@ -118,7 +118,7 @@ impl Machine {
                 Ok(dict.get(needle).is_some())
             }
             Value::Stream(stream) => {
-                // Reads on to what is found, as Python does.
+                // Consumes the stream up to the match, like Python.
                 while let Some(item) = stream.items.values.get(stream.read.get()) {
                     stream.read.set(stream.read.get() + 1);
                     self.budget.steps(1)?;
@@ -135,7 +135,7 @@ impl Machine {
         }
     }
 
-    /// All that iterating yields. A stream is empty afterwards.
+    /// The items of an iteration. A stream is empty afterwards.
     pub(super) fn items(&self, value: &Value) -> Result<Vec<Value>, Error> {
         match value {
             Value::Undefined(_) => Ok(Vec::new()),
@@ -170,7 +170,7 @@ impl Machine {
         }
     }
 
-    /// As `len(value)`; `None` where it has none.
+    /// Like `len(value)`; `None` if it has none.
     pub(super) fn length(&self, value: &Value) -> Option<usize> {
         Some(match value {
             Value::Undefined(_) => 0,
@@ -183,7 +183,7 @@ impl Machine {
         })
     }
 
-    /// As `value.name`: a method or attribute, else an item.
+    /// Like `value.name`: a method or attribute, else an item.
     pub(super) fn attribute(&self, value: &Value, name: &str) -> Result<Value, Error> {
         let method = || Value::Function(Rc::new(Function::Method(value.clone(), Rc::from(name))));
         match value {
@@ -204,9 +204,9 @@ impl Machine {
             Value::Loop(state) => Ok(loop_attribute(state, name).unwrap_or_else(|| missing(value, name))),
             Value::Function(function) => match (&**function, name) {
                 (Function::Macro(definition, _), "name") => self.string(&definition.name),
-                // Python reads `dict.x` as the generic type `dict["x"]`, which makes dicts as well.
+                // Python reads `dict.x` as the generic type `dict["x"]`, which creates dicts too.
                 (Function::Builtin("dict"), _) if !attributes::dict_type_has(name) => Ok(value.clone()),
-                // Python's own functions and methods have no attributes but hidden ones.
+                // Python's built-in functions and methods have only hidden attributes.
                 (Function::Method(..), _) if !name.starts_with('_') => Ok(missing(value, name)),
                 _ => Err(Error::unsupported(format!("the attribute {name} of a function"))),
             },
@@ -219,7 +219,7 @@ impl Machine {
         }
     }
 
-    /// As `value[key]`: an item, else an attribute.
+    /// Like `value[key]`: an item, else an attribute.
     pub(super) fn item(&self, value: &Value, key: &Value) -> Result<Value, Error> {
         let found = match (value, key) {
             (Value::Undefined(why), _) => return Err(Error::new(&**why)),
@@ -252,7 +252,7 @@ impl Machine {
         }
     }
 
-    /// As `value[start:stop:step]`.
+    /// Like `value[start:stop:step]`.
     pub(super) fn slice(&self, value: &Value, bounds: &[Value; 3]) -> Result<Value, Error> {
         let mut parts = [None; 3];
         for (part, bound) in parts.iter_mut().zip(bounds) {
@@ -292,7 +292,7 @@ impl Machine {
     }
 }
 
-/// As `markupsafe.escape`.
+/// Like `markupsafe.escape`.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -315,7 +315,7 @@ fn missing(value: &Value, name: &str) -> Value {
     })
 }
 
-/// The place of an index that may count from the end.
+/// The position of an index, which may count from the end.
 pub(super) fn position(length: usize, index: i128) -> Option<usize> {
     let length = length as i128;
     let index = if index < 0 { index.checked_add(length)? } else { index };

@@ -50,7 +50,7 @@ pub(super) const NAMES: [&str; 38] = [
     "upper",
 ];
 
-/// Refuses a test that there is not.
+/// Refuses a test that does not exist.
 pub(super) fn check(name: &str) -> Result<(), Error> {
     match NAMES.contains(&name) {
         true => Ok(()),
@@ -100,7 +100,7 @@ impl Machine {
             "number" => value.is_number(),
             "string" => matches!(value, Value::Str(_) | Value::Safe(_)),
             "mapping" => matches!(value, Value::Dict(_)),
-            // What has a length and takes an index: dicts, strings and the undefined among them.
+            // Everything with a length and an index, including dicts, strings and undefined values.
             "sequence" => matches!(
                 value,
                 Value::Undefined(_)
@@ -140,7 +140,7 @@ impl Machine {
     }
 }
 
-/// As `is` in Python, where that does not depend on what the interpreter keeps one copy of.
+/// Like `is` in Python, if the result does not depend on which values the interpreter interns.
 fn same(value: &Value, other: &Value) -> Result<bool, Error> {
     Ok(match (value, other) {
         (Value::None, Value::None) => true,

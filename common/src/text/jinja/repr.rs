@@ -1,11 +1,11 @@
-//! How Python prints values.
+//! Python's representation of values as text.
 
 use super::Error;
 use super::budget::Budget;
 use super::value::{Value, View};
 use std::fmt::Write;
 
-/// As `str(value)`.
+/// Like `str(value)`.
 pub(super) fn text(value: &Value, budget: &Budget) -> Result<String, Error> {
     match value {
         Value::Undefined(_) => Ok(String::new()),
@@ -14,7 +14,7 @@ pub(super) fn text(value: &Value, budget: &Budget) -> Result<String, Error> {
     }
 }
 
-/// As `repr(value)`.
+/// Like `repr(value)`.
 pub(super) fn repr(value: &Value, budget: &Budget) -> Result<String, Error> {
     let mut out = String::new();
     write(value, budget, &mut out)?;
@@ -109,16 +109,16 @@ fn quote(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// As `str.isprintable` of one character.
+/// Like `str.isprintable` of one character.
 pub(super) fn is_printable(character: char) -> bool {
-    // The standard library knows, but tells only by escaping; behind a letter it escapes nothing that combines.
+    // The standard library knows, but only by escaping; after a letter it does not escape combining characters.
     match character {
         '\\' | '\'' | '"' => true,
         _ => ["a", character.encode_utf8(&mut [0; 4])].concat().escape_debug().count() == 2,
     }
 }
 
-/// As `repr` of a float: the shortest digits that read back.
+/// Like `repr` of a float: the shortest digits that read back.
 pub(super) fn float(value: f64) -> String {
     if value.is_nan() {
         return "nan".to_owned();

@@ -52,7 +52,7 @@ impl Machine {
             "batch" | "slice" => self.chunks(name, value, call),
             "map" => self.map(value, call),
             "select" | "reject" | "selectattr" | "rejectattr" => self.select(name, value, call),
-            // One that the template's reader let pass, in a branch.
+            // The parser accepted it, since it is in a branch.
             _ => super::filters::check(name).and(Err(Error::unsupported(format!("the filter {name}")))),
         }
     }
@@ -80,7 +80,7 @@ impl Machine {
         }
         let mut items = self.items(value)?;
         items.reverse();
-        // What Python cannot reverse in place becomes a list.
+        // Values that Python cannot reverse become lists.
         if matches!(value, Value::Stream(_)) { self.list(items) } else { self.stream(items) }
     }
 
@@ -151,7 +151,7 @@ impl Machine {
         })
     }
 
-    /// What an item is sorted by.
+    /// The sort key of an item.
     fn key(&self, item: &Value, keys: &SortKey) -> Result<Value, Error> {
         let fold = |value: Value| match value {
             Value::Str(text) if !keys.case_sensitive => self.string(text.to_lowercase()),
@@ -255,7 +255,7 @@ impl Machine {
     }
 
     fn map(&self, value: &Value, mut call: Call) -> Result<Value, Error> {
-        // Jinja2 looks at neither what is false nor the arguments then.
+        // For a false value, Jinja2 does not look at the arguments.
         if !value.truth() {
             return self.stream(Vec::new());
         }
@@ -316,7 +316,7 @@ impl Machine {
         self.stream(kept)
     }
 
-    /// The item under a path: names and indices with dots between.
+    /// The item at a path of names and indices separated by dots.
     fn dotted_item(&self, item: &Value, path: &Value, default: Option<&Value>) -> Result<Value, Error> {
         let parts: Vec<Value> = match path {
             Value::Str(path) => path
@@ -339,7 +339,7 @@ impl Machine {
     }
 }
 
-/// How items are compared.
+/// The comparison of items.
 struct SortKey {
     case_sensitive: bool,
     attributes: Vec<Value>,

@@ -1,4 +1,4 @@
-//! Sorting.
+//! Sorting with comparisons that may fail.
 
 use super::Error;
 use std::cmp::Ordering;

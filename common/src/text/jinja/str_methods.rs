@@ -285,7 +285,7 @@ impl Machine {
     }
 }
 
-/// As `split()` without a separator: runs of white space part, and none stands at the ends.
+/// Like `split()` without a separator: splits at runs of white space, with none at the ends.
 fn words(text: &str, most: Option<usize>, from_end: bool) -> Vec<&str> {
     let most = most.unwrap_or(usize::MAX);
     let mut parts = Vec::new();

@@ -1,8 +1,8 @@
-//! Text as Python sees it.
+//! Python's functions on text.
 
 use super::Error;
 
-/// As `str.isspace`: Unicode's white space and the four ASCII separators.
+/// Like `str.isspace`: Unicode's white space and the four ASCII separators.
 pub(super) fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\x1c'..='\x1f')
 }
@@ -15,7 +15,7 @@ pub(super) fn trim_end(text: &str) -> &str {
     text.trim_end_matches(is_space)
 }
 
-/// As `str.splitlines`.
+/// Like `str.splitlines`.
 pub(super) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut start = 0;
@@ -41,7 +41,7 @@ pub(super) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     lines
 }
 
-/// The escapes of a string literal, as in Python; unknown ones stay as they are.
+/// The escapes of a string literal, as in Python; unknown ones are kept.
 pub(super) fn unescape(text: &str) -> Result<String, Error> {
     let mut out = String::with_capacity(text.len());
     let mut characters = text.chars();
@@ -92,7 +92,7 @@ fn code(digits: &str, radix: u32) -> Result<char, Error> {
         .ok_or_else(|| Error::unsupported(format!("the character {digits} in a string")))
 }
 
-/// As `str.title`.
+/// Like `str.title`.
 pub(super) fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut within = false;
@@ -107,7 +107,7 @@ pub(super) fn title(text: &str) -> String {
     out
 }
 
-/// The title case of a character, which is its upper case but for a few ligatures.
+/// The title case of a character: its upper case, except for a few ligatures.
 fn upper_first(character: char) -> impl Iterator<Item = char> {
     let text = match character {
         'ß' => "Ss".to_owned(),
@@ -127,7 +127,7 @@ fn is_title(character: char) -> bool {
     matches!(character, 'ǅ' | 'ǈ' | 'ǋ' | 'ǲ')
 }
 
-/// As `str.capitalize`.
+/// Like `str.capitalize`.
 pub(super) fn capitalize(text: &str) -> String {
     let mut characters = text.chars();
     match characters.next() {
@@ -136,7 +136,7 @@ pub(super) fn capitalize(text: &str) -> String {
     }
 }
 
-/// A part of a text by characters.
+/// A slice of a text by characters.
 pub(super) fn slice(text: &str, start: usize, end: usize) -> &str {
     if start >= end {
         return "";
@@ -145,7 +145,7 @@ pub(super) fn slice(text: &str, start: usize, end: usize) -> &str {
     &text[at(start)..at(end)]
 }
 
-/// As `str.isupper` or `str.islower`: some letter has a case, and all that have one have this one.
+/// Like `str.isupper` or `str.islower`: there is a cased letter, and all cased letters have this case.
 pub(super) fn has_case(text: &str, upper: bool) -> bool {
     let right = |c: char| if upper { c.is_uppercase() } else { c.is_lowercase() };
     let wrong = |c: char| if upper { c.is_lowercase() } else { c.is_uppercase() };

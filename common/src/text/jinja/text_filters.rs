@@ -75,7 +75,7 @@ impl Machine {
             }
         };
         let [first, blank] = [first, blank].map(|flag| flag.is_some_and(|flag| flag.truth()));
-        // Python appends a newline, so that an empty text has a line.
+        // As in Jinja2, a newline is appended, so that an empty text has a line.
         let text = format!("{text}\n");
         let lines = strings::lines(&text, false);
         self.budget.bytes(indention.len().saturating_mul(lines.len() + 1).saturating_add(text.len()))?;
@@ -118,7 +118,7 @@ impl Machine {
     }
 }
 
-/// The filter `title`: words begin behind white space, hyphens and opening brackets.
+/// The filter `title`: words begin after white space, hyphens and opening brackets.
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut first = true;

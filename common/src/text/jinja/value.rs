@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 #[derive(Clone)]
 pub(super) enum Value {
-    /// The message that using it fails with.
+    /// The error message of using it.
     Undefined(Rc<str>),
     None,
     Bool(bool),
@@ -25,7 +25,7 @@ pub(super) enum Value {
     Range(Range),
     /// `keys()`, `values()` or `items()` of a dict.
     View(View, Rc<Dict>),
-    /// What a generator or an iterator yields, once.
+    /// A generator or iterator, which yields its items once.
     Stream(Rc<Stream>),
     Namespace(Rc<Namespace>),
     Loop(Rc<Loop>),
@@ -38,14 +38,14 @@ pub(super) struct Items {
     extent: Extent,
 }
 
-/// Keys in their order. Small: they are searched from the front.
+/// An ordered dict. Dicts are small, so lookups are linear.
 #[derive(Clone, Default)]
 pub(super) struct Dict {
     entries: Vec<(Value, Value)>,
     extent: Extent,
 }
 
-/// How deep a value nests and how many parts it has.
+/// Depth of nesting and number of parts of a value.
 #[derive(Clone, Copy, Default)]
 struct Extent {
     depth: u32,
@@ -76,28 +76,29 @@ pub(super) struct Namespace {
     pub(super) entries: RefCell<Vec<(Rc<str>, Value)>>,
 }
 
-/// The state of a `for` loop, as `loop`.
+/// The state of a `for` loop: the variable `loop`.
 pub(super) struct Loop {
     pub(super) items: Rc<Items>,
     pub(super) index: Cell<usize>,
     pub(super) depth: usize,
     pub(super) changed: RefCell<Option<Rc<Items>>>,
-    /// What `loop(…)` renders again, in a recursive one.
+    /// The loop that `loop(…)` renders, in a recursive one.
     pub(super) recursive: Option<Arc<For>>,
-    /// Around the loop.
+    /// The scope around the loop.
     pub(super) scope: Rc<Scope>,
 }
 
 pub(super) enum Function {
     Builtin(&'static str),
-    /// A method with the value it is of.
+    /// A value and its method.
     Method(Value, Rc<str>),
     Macro(Arc<Macro>, Rc<Scope>),
     /// A method of `loop`.
     Loop(Rc<Loop>, &'static str),
 }
 
-/// One frame: of the template, of a loop's pass, of a macro's call. Inner frames see outer ones and never change them.
+/// Variables of the template, of an iteration of a loop or of a call of a macro. Inner scopes see outer ones and never change
+/// them.
 pub(super) struct Scope {
     variables: RefCell<Vec<(Rc<str>, Value)>>,
     outer: Option<Rc<Scope>>,
@@ -130,16 +131,16 @@ impl Scope {
         }
     }
 
-    /// Lets go of all values: a macro holds the scope that holds it.
+    /// Drops all values: a macro and its scope hold each other.
     pub(super) fn clear(&self) {
         self.variables.take();
     }
 }
 
-/// Values nest no deeper, so that no walk over one exhausts the stack.
+/// Maximum nesting of values, so that walking over one cannot exhaust the stack.
 const MAX_DEPTH: u32 = 60;
 
-/// Nor do they have more parts, those counted again that occur again, so that every walk ends.
+/// Maximum number of parts of a value, counted with repetition, so that every walk over one ends.
 const MAX_PARTS: usize = 1_000_000;
 
 impl Items {
@@ -182,7 +183,7 @@ impl Dict {
         self.entries.iter().find(|(known, _)| named(known)).map(|(_, value)| value)
     }
 
-    /// As `dict[key] = value`: a known key keeps its place.
+    /// Like `dict[key] = value`: an existing key keeps its position.
     pub(super) fn insert(&mut self, key: Value, value: Value) -> Result<(), Error> {
         key.check_hashable()?;
         self.extent = self.extent.with(&key)?.with(&value)?;
@@ -265,12 +266,12 @@ impl Value {
         }
     }
 
-    /// How many parts a walk over it meets.
+    /// Number of parts that a walk over the value visits.
     pub(super) fn parts(&self) -> usize {
         1 + self.extent().parts
     }
 
-    /// Python's name of the type.
+    /// The name of the type in Python.
     pub(super) fn type_name(&self) -> &'static str {
         match self {
             Value::Undefined(_) => "Undefined",
@@ -294,7 +295,7 @@ impl Value {
         }
     }
 
-    /// Refuses what cannot be a key.
+    /// Refuses a value that cannot be a key.
     pub(super) fn check_hashable(&self) -> Result<(), Error> {
         match self.is_hashable() {
             true => Ok(()),
@@ -325,7 +326,7 @@ impl Value {
         }
     }
 
-    /// As `==`.
+    /// Like `==`.
     pub(super) fn equals(&self, other: &Value) -> bool {
         match (self, other) {
             (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
@@ -350,7 +351,7 @@ impl Value {
         }
     }
 
-    /// As `<` and its kin; `None` for NaN.
+    /// Like `<` and its kin; `None` for NaN.
     pub(super) fn order(&self, other: &Value, operator: &str) -> Result<Option<std::cmp::Ordering>, Error> {
         match (self, other) {
             (Value::Str(a) | Value::Safe(a), Value::Str(b) | Value::Safe(b)) => Ok(Some(a.cmp(b))),
@@ -375,7 +376,7 @@ impl Value {
         matches!(self, Value::Bool(_) | Value::Int(_) | Value::Float(_))
     }
 
-    /// As a number; `True` is one.
+    /// The number, if it is one; `True` is 1.
     pub(super) fn number(&self) -> Option<Number> {
         match self {
             Value::Int(value) => Some(Number::Int(*value)),
@@ -385,7 +386,7 @@ impl Value {
         }
     }
 
-    /// `None` if one is NaN or no number.
+    /// `None` if one is NaN or not a number.
     fn compare_numbers(&self, other: &Value) -> Option<std::cmp::Ordering> {
         number::compare(self.number()?, other.number()?)
     }

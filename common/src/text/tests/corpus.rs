@@ -1,15 +1,15 @@
 //! Templates and tokenizers of published models against transformers. scripts/fixtures/corpus.py fetches them, and
-//! corpus_expectations.py wrote what is expected: a hash of each text and of its ids.
+//! corpus_expectations.py wrote the expectations: a hash of each text and of its ids.
 
 use super::*;
 use crate::text::jinja;
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
-/// What stands for a rendering that transformers refuses.
+/// Marks a rendering that transformers refuses.
 const REFUSED: &str = "-";
 
-/// Packages whose own files contradict each other: they are refused by name, never read in one way or another.
+/// Packages whose files contradict each other: they are refused by name.
 const CONTRADICTORY: [(&str, &str); 2] =
     [("chatglm3", "do not belong together"), ("internlm2", "do not belong together")];
 
@@ -31,7 +31,7 @@ fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/corpus")
 }
 
-/// A file of what is expected: of the tests' own, or of a folder that corpus_expectations.py --fuzz wrote.
+/// A file of expectations: of the tests, or of a folder that corpus_expectations.py --fuzz wrote.
 fn expectations(file: &str) -> Value {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/text/tests/corpus");
     let folder = std::env::var_os("FOIL_CORPUS_EXPECTATIONS").map_or(own, PathBuf::from);
@@ -112,7 +112,7 @@ fn published_templates_render_as_in_transformers() {
         different.extend(found.0);
         refused.extend(found.1);
     }
-    // None of the published templates is beyond this engine.
+    // This engine supports all published templates.
     different.extend(refused);
     assert!(
         different.is_empty(),

@@ -2,7 +2,7 @@ use super::*;
 use crate::text::TrainedText;
 use serde_json::Value;
 
-/// A model directory with a result's files in place of its own.
+/// A model directory whose text files are replaced by those of a result.
 fn result(files: &ModelText, settings: &Text) -> (ModelText, TrainedText) {
     let encoder = Encoder::new(files, settings).unwrap();
     let trained = TrainedText::of(&encoder, files, settings).unwrap();
@@ -30,7 +30,7 @@ fn dialogue() -> Prompt {
     Prompt { messages: vec![turn(system, "a"), turn(user, "b"), turn(assistant, "c"), turn(user, "d")] }
 }
 
-/// Whoever reads a result by its own template gets the tokens that its job trained on.
+/// Rendering a result with its own template gives the tokens that its job trained on.
 fn assert_same_tokens(files: &ModelText, settings: &Text, prompts: &[Prompt], response: &str) {
     let (result, trained) = result(files, settings);
     let before = Encoder::new(files, settings).unwrap();
@@ -51,7 +51,7 @@ fn assert_same_tokens(files: &ModelText, settings: &Text, prompts: &[Prompt], re
     assert_eq!(TrainedText::of(&again[0], &result, settings).unwrap(), trained, "{settings:?}");
 }
 
-/// Read by the job's own settings, and by someone who knows nothing of them.
+/// A result, read with the job's settings and without them.
 fn result_encoders(result: &ModelText, settings: &Text) -> [Encoder; 2] {
     [settings, &text(Template::Chat)].map(|settings| Encoder::new(result, settings).unwrap())
 }
@@ -91,7 +91,7 @@ fn a_result_reads_text_as_its_job_did() {
     }
 }
 
-/// What a reader of a reward model renders ends where the model was trained to be read.
+/// Rows for a reward model end at the token at which it was trained to be read.
 #[test]
 fn foils_own_templates_end_a_dialogue_as_training_does() {
     let dialogue = json!([
@@ -135,7 +135,7 @@ fn every_file_names_the_tokens_that_were_trained() {
 }
 
 #[test]
-fn what_a_job_does_not_change_stays_as_it_was_written() {
+fn unchanged_settings_are_exported_as_they_were() {
     let mut files = chat(CHATML);
     let list = json!([{ "name": "default", "template": CHATML }, { "name": "tool_use", "template": "t" }]);
     files.tokenizer_config["chat_template"] = list.clone();
@@ -162,7 +162,7 @@ fn a_pad_token_that_texts_hold_is_refused_or_replaced() {
     {
         let error = pad(&letters(), Some(token)).0.unwrap_err().to_string();
         assert!(error.contains(fault), "{error}");
-        // A model's own is replaced by one that is fit, and that is said.
+        // An unfit pad token of the model is replaced, with a warning.
         let mut files = letters();
         files.tokenizer_config["pad_token"] = json!(token);
         let (found, warnings) = pad(&files, None);
@@ -181,7 +181,7 @@ fn a_pad_token_that_texts_hold_is_refused_or_replaced() {
     assert!(pad(&beyond, None).0.is_ok_and(|id| id < 17), "no token has the id 17");
 }
 
-/// A tokenizer that marks the start of a text, but not what stands after BOS.
+/// A tokenizer that marks the start of a text, but not after BOS.
 fn marking() -> ModelText {
     let mut words: Vec<String> = ["<unk>", "<s>", "</s>", "▁"].map(str::to_owned).to_vec();
     words.extend("\nHumanAsit:bcd".chars().map(String::from));
@@ -209,12 +209,12 @@ fn marking() -> ModelText {
 }
 
 #[test]
-fn where_no_template_gives_the_trained_tokens_there_is_none() {
+fn without_a_template_that_gives_the_trained_tokens_there_is_none() {
     let files = marking();
     for template in [Template::Hh, Template::Plain, Template::Auto] {
         let (result, trained) = result(&files, &text(template.clone()));
         assert!(result.chat_template().is_none(), "{template:?}: {trained:?}");
-        // The job itself goes on as it began.
+        // The job itself is not affected.
         let settings = text(template);
         let [before, after] = [&files, &result].map(|files| Encoder::new(files, &settings).unwrap());
         let prompt = Prompt::user("b");
@@ -223,7 +223,7 @@ fn where_no_template_gives_the_trained_tokens_there_is_none() {
     }
     // Without BOS there is one.
     assert_same_tokens(&files, &Text { bos: Bos::Never, ..text(Template::Hh) }, &[Prompt::user("b")], "c");
-    // A template file of the model's own would be another template: it says that there is none.
+    // The model's own template file would be another template: it is replaced by one that raises an error.
     let mut own = marking();
     own.chat_template = Some(TURNS.to_owned());
     let (result, _) = result(&own, &text(Template::Hh));

@@ -40,7 +40,7 @@ fn an_inspected_row_shows_tokens_masks_and_cuts() {
 }
 
 #[test]
-fn length_statistics_count_what_fits_and_what_length_tells() {
+fn length_statistics_count_rows_that_fit_and_the_accuracy_of_length() {
     let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
     let limits = Limits::of(5, 4);
     let prompt = Prompt::user("ab");
@@ -59,12 +59,12 @@ fn length_statistics_count_what_fits_and_what_length_tells() {
         rejected: rejected.to_owned(),
         margin: None,
     };
-    // The second pair ties after the cut.
+    // The second pair ties after truncation.
     let pairs = [pair("a", "ab"), pair("abcdefg", "abcd"), pair("b", "bc"), pair("a", "aaa")];
     let accuracy = inspect::length_accuracy(&encoder, &pairs, limits).unwrap();
     assert_eq!((accuracy.longer_chosen, accuracy.accuracy()), (0.125, 0.875));
     assert!(
-        accuracy.to_string().starts_with("length alone (the shorter response) tells 87.5 ±"),
+        accuracy.to_string().starts_with("length alone (the shorter response) predicts 87.5 ±"),
         "{accuracy}"
     );
     assert_eq!(inspect::Lengths::of(vec![], 4), inspect::Lengths { budget: 4, ..Default::default() });

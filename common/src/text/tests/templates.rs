@@ -74,7 +74,7 @@ fn the_named_default_of_several_templates_and_the_jinja_file_win() {
 }
 
 #[test]
-fn what_a_template_writes_before_eos_belongs_to_the_response() {
+fn text_of_the_template_before_eos_belongs_to_the_response() {
     let template = "{% for m in messages %}{{ m.content }}{{ ' <end>' if m.role == 'assistant' else '\\n' }}{% endfor %}";
     let encoder = Encoder::new(&chat(template), &text(Template::Chat)).unwrap();
     let finished = encoder.dialogue(&Prompt::user("hi"), Response::finished("you"), WIDE).unwrap();

@@ -44,7 +44,7 @@ fn named(job: &spec::Job) -> Vec<v1::Dataset> {
     let data = &job.data;
     let made = data.generator.is_some();
     let golden = made || !data.golden.is_empty();
-    let labelled = data.gold_preferences.is_some();
+    let labeled = data.gold_preferences.is_some();
     let there = [
         (sets::SFT, job.has_sft()),
         (sets::PREFERENCES, !data.preferences.is_empty()),
@@ -53,8 +53,8 @@ fn named(job: &spec::Job) -> Vec<v1::Dataset> {
         (sets::GOLDEN_HOLDOUT, golden && data.golden_holdout > 0.0),
         (sets::PROMPTS, true),
         (sets::EVALUATION_PROMPTS, true),
-        (sets::GOLD_PREFERENCE_PROMPTS, labelled),
-        (sets::GOLD_PREFERENCE_EVALUATION_PROMPTS, labelled),
+        (sets::GOLD_PREFERENCE_PROMPTS, labeled),
+        (sets::GOLD_PREFERENCE_EVALUATION_PROMPTS, labeled),
     ];
     there.into_iter().filter(|(_, there)| *there).map(|(name, _)| dataset(name, 1)).collect()
 }

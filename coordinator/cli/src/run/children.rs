@@ -197,7 +197,7 @@ fn tail(path: &Path) -> Vec<String> {
     lines[lines.len().saturating_sub(LOG_LINES)..].iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// The error that a program of Foil's ended with, as [`foil_common::telemetry::last_words`] writes it in either format.
+/// The error that a program of Foil's ended with, as [`foil_common::telemetry::fatal`] writes it in either format.
 fn last_words(lines: &[String]) -> Option<String> {
     if let Some(last) = lines.last()
         && let Ok(line) = serde_json::from_str::<serde_json::Value>(last)

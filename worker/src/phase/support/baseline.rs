@@ -1,7 +1,7 @@
-//! A policy's answers beside those that other policies of the job gave to the same prompts.
+//! Comparison of a policy's completions with those of other policies of the job for the same prompts.
 //!
-//! Reward models of different rounds have offsets and scales of their own, so that their mean rewards say nothing of each
-//! other. Under one reward model the difference of two policies, prompt by prompt, does.
+//! Reward models of different rounds differ in offset and scale, so their mean rewards cannot be compared. The difference of two
+//! policies under one reward model, prompt by prompt, can.
 
 use foil_common::data::rows::PromptRow;
 use foil_common::spec::BestMetric;
@@ -11,7 +11,7 @@ use foil_proto::v1;
 use super::rows::{Sampled, Samples};
 use crate::phase::{Figures, PhaseError, TaskContext};
 
-/// The answers of other policies, in the order of the rows.
+/// Completions of other policies, in the order of the rows.
 #[derive(Debug, Default)]
 pub(in crate::phase) struct Baselines {
     pub(in crate::phase) start: Option<Vec<Sampled>>,
@@ -24,24 +24,24 @@ impl Baselines {
         work: &v1::EvaluatePolicy,
         rows: &[PromptRow],
     ) -> Result<Self, PhaseError> {
-        let mut of = |artifact: &Option<v1::Artifact>| {
+        let mut completions_of = |artifact: &Option<v1::Artifact>| {
             if artifact.is_none() {
                 return Ok(None);
             }
             let samples = Samples::read(&mut context.cache, artifact)?;
-            let first = |row: &PromptRow| samples.of(row.id).map(|of_row| of_row[0].clone());
+            let first = |row: &PromptRow| samples.of(row.id).map(|completions| completions[0].clone());
             rows.iter().map(first).collect::<Result<Vec<_>, PhaseError>>().map(Some)
         };
-        Ok(Self { start: of(&work.start)?, previous: of(&work.previous)? })
+        Ok(Self { start: completions_of(&work.start)?, previous: completions_of(&work.previous)? })
     }
 
-    /// Those there are.
+    /// The baselines that exist.
     pub(in crate::phase) fn each(&mut self) -> impl Iterator<Item = &mut Vec<Sampled>> {
         self.start.iter_mut().chain(&mut self.previous)
     }
 
-    /// Adds the differences of reward and gold reward from the start policy and from the policy of the round before. Each
-    /// answer's `reward` is that of the round's reward model.
+    /// Adds the differences of reward and gold reward from the start policy and from the previous round's policy. Every
+    /// `reward` must come from the current round's reward model.
     pub(in crate::phase) fn compare(&self, samples: &[v1::Sample], figures: &mut Figures) {
         let names = [
             (&self.start, REWARD_DIFFERENCE, "gold_difference_mean"),
@@ -65,8 +65,8 @@ impl Baselines {
         }
     }
 
-    /// The figure that names the best round, of the half of the `rows` prompts that names it and of the half that it is
-    /// reported on; nothing where there are too few prompts to part them.
+    /// Adds the metric that selects the best round, separately for the half of the `rows` prompts used for selection and the half
+    /// reported; nothing if there are too few prompts to split.
     pub(in crate::phase) fn compare_halves(
         &self,
         metric_for_best_model: BestMetric,

@@ -1,4 +1,4 @@
-//! Snapshots of a gang phase: written, hashed and uploaded behind training, and brought back.
+//! Checkpoints of a gang phase: written, hashed and uploaded in the background, and downloaded to resume.
 
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -16,33 +16,34 @@ use crate::task_io::stop::{BusyGuard, StopSignal};
 use crate::train::{Keeper, Saved, Snapshot, TrainError, Wishes};
 use foil_common::failpoint;
 
-/// Where a rank's snapshots of one attempt at a phase go.
+/// Destination of a rank's shards in one attempt at a phase.
 struct Destination {
     phase: String,
     attempt: u32,
     rank: u32,
-    /// Of the attempt's objects; ends in '/'.
+    /// Prefix of the keys of the attempt's objects; ends in '/'.
     key_prefix: String,
-    /// Of this rank's disk, for the files on their way.
+    /// Directory for files being uploaded.
     scratch: PathBuf,
     objects: Box<dyn ObjectStore>,
     reports: Reporter,
 }
 
 impl Destination {
-    /// Uploads a snapshot and tells the coordinator, for which it counts when all ranks have told.
-    fn take(&self, snapshot: &Snapshot) -> Result<(), PhaseError> {
+    /// Uploads a shard and reports it. The coordinator commits the checkpoint once all ranks have reported theirs.
+    fn upload(&self, snapshot: &Snapshot) -> Result<(), PhaseError> {
         let (step, rank) = (snapshot.step(), self.rank);
         let file = self.scratch.join(format!("{step:012}.safetensors"));
-        let wrong = |source| PhaseError::Model { artifact: format!("checkpoint of step {step}"), source };
-        snapshot.write(&file).map_err(wrong)?;
+        let model_error =
+            |source| PhaseError::Model { artifact: format!("checkpoint of step {step}"), source };
+        snapshot.write(&file).map_err(model_error)?;
         let digest = artifact_cache::digest_of(&file)?;
         failpoint::hit("checkpoint.upload")?;
         let key = format!("{}checkpoints/{step:012}/rank-{rank}.safetensors", self.key_prefix);
         let object = self.objects.upload_file(&key, &file, &digest)?;
         std::fs::remove_file(&file).map_err(|source| ObjectError::Disk { path: file, source })?;
         failpoint::hit("checkpoint.report")?;
-        tracing::info!(step, bytes = digest.size, "checkpoint uploaded");
+        tracing::info!(step, bytes = digest.size, "checkpoint shard uploaded");
         self.reports.send(Message::Checkpoint(v1::CheckpointShare {
             phase: self.phase.clone(),
             attempt: self.attempt,
@@ -53,14 +54,14 @@ impl Destination {
     }
 }
 
-/// A rank's keeper in a gang phase. At most one snapshot is on its way: a second waits, and training with it.
+/// Writes a rank's checkpoints in a gang phase. At most one upload is in flight: a second one blocks training until it starts.
 pub(in crate::phase) struct Uploads {
     cadence: Checkpoints,
     stop: StopSignal,
-    /// Held from the first step on: what was done before it is done again in no time that matters.
+    /// Held from the first step on; what came before is quickly redone.
     busy: Option<BusyGuard>,
     saved: Option<Saved>,
-    /// Rank 0 watches the clock.
+    /// Only rank 0 decides by time.
     rank: u32,
     last: (u64, Instant),
     uploader: Option<Uploader>,
@@ -77,7 +78,8 @@ impl Uploads {
         command: &v1::RunGang,
         phase: &str,
     ) -> Result<Self, PhaseError> {
-        let saved = command.resume.as_ref().map(|checkpoint| context.bring_back(checkpoint)).transpose()?;
+        let saved =
+            command.resume.as_ref().map(|checkpoint| context.download_checkpoint(checkpoint)).transpose()?;
         let destination = Destination {
             phase: phase.to_owned(),
             attempt: command.attempt,
@@ -99,7 +101,7 @@ impl Uploads {
         })
     }
 
-    /// Waits until all that was kept is uploaded and reported. While the result is held, a request to stop waits.
+    /// Waits until all shards are uploaded and reported. While the returned guard is held, a request to stop waits.
     pub(in crate::phase) fn finish(mut self) -> Result<Option<BusyGuard>, PhaseError> {
         self.uploader.take().map_or(Ok(()), Uploader::finish)?;
         Ok(self.busy)
@@ -112,7 +114,7 @@ impl Uploader {
         let span = tracing::Span::current();
         let upload = move || {
             let _entered = span.enter();
-            taken.into_iter().try_for_each(|snapshot| destination.take(&snapshot))
+            taken.into_iter().try_for_each(|snapshot| destination.upload(&snapshot))
         };
         let thread = thread::Builder::new().name("checkpoints".to_owned()).spawn(upload);
         let disk = |source| ObjectError::Disk { path: "a thread for checkpoints".into(), source };
@@ -133,7 +135,7 @@ impl Keeper for Uploads {
     fn wishes(&mut self, step: u64) -> Wishes {
         self.busy.get_or_insert_with(|| self.stop.busy());
         let (last, at) = self.last;
-        // Every rank counts steps alike; clocks are not alike.
+        // All ranks count the same steps, but their clocks differ.
         let steps = self.cadence.steps.is_some_and(|every| step - last >= every);
         let time = self.cadence.every.is_some_and(|every| self.rank == 0 && at.elapsed() >= every);
         Wishes { snapshot: steps || time, stop: self.stop.is_requested() }
@@ -145,16 +147,16 @@ impl Keeper for Uploads {
         if uploader.snapshots.send(snapshot).is_ok() {
             return Ok(());
         }
-        // The thread has ended, and says why.
-        let why = self.uploader.take().map_or(Ok(()), Uploader::finish);
-        let why = why.err().map_or_else(|| "its thread ended".to_owned(), |error| error.to_string());
-        Err(TrainError::Kept(why))
+        // The thread has ended; report why.
+        let reason = self.uploader.take().map_or(Ok(()), Uploader::finish);
+        let reason = reason.err().map_or_else(|| "its thread ended".to_owned(), |error| error.to_string());
+        Err(TrainError::Kept(reason))
     }
 }
 
 impl TaskContext {
-    /// Downloads every rank's share of a checkpoint.
-    fn bring_back(&mut self, checkpoint: &v1::Checkpoint) -> Result<Saved, PhaseError> {
+    /// Downloads every rank's shard of a checkpoint.
+    fn download_checkpoint(&mut self, checkpoint: &v1::Checkpoint) -> Result<Saved, PhaseError> {
         failpoint::hit("checkpoint.download")?;
         let step = checkpoint.step;
         let mut files = Vec::new();

@@ -1,4 +1,4 @@
-//! Prompts and answers as tokens, by the encoder of the model that reads them.
+//! Encoding of prompts and responses for a model.
 
 use foil_common::data::rows::Prompt;
 use foil_common::spec;
@@ -7,7 +7,7 @@ use foil_common::text::{Encoded, Encoder, Limits, Response};
 use super::rows::Sampled;
 use crate::phase::PhaseError;
 
-/// An answer as it is at hand: a text of the data, or a sample.
+/// A response to encode: a text of the data, or a stored completion.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::phase) enum Candidate<'a> {
     Text(&'a str),
@@ -15,7 +15,7 @@ pub(in crate::phase) enum Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    /// A sample's own tokens where the reader has the same tokenizer; else its text is read anew.
+    /// The completion's own tokens if the model has the same tokenizer; otherwise its text is tokenized.
     fn response(self, tokenizer: &str) -> Response<'a> {
         match self {
             Self::Text(text) => Response::finished(text),
@@ -32,18 +32,18 @@ impl<'a> Candidate<'a> {
 /// Encodes dialogues for one model.
 pub(in crate::phase) struct Reader<'a> {
     pub(in crate::phase) encoder: &'a Encoder,
-    /// The fingerprint of its tokenizer.
+    /// Fingerprint of the encoder's tokenizer.
     pub(in crate::phase) tokenizer: &'a str,
     pub(in crate::phase) job: &'a spec::Job,
 }
 
 impl Reader<'_> {
-    /// What samples and all that competes with them get: an answer of at most `sampling.max_new_tokens`.
+    /// The limits of completions and of responses compared with them: at most `sampling.max_new_tokens`.
     fn sample_limits(&self) -> Limits {
         Limits::new(self.job.text.max_length, self.job.sampling.max_new_tokens)
     }
 
-    /// A golden answer or a sample, both cut to the same budget, so that length does not tell them apart.
+    /// Encodes a golden answer or a completion, both truncated to the same budget, so that length does not distinguish them.
     pub(in crate::phase) fn competing(
         &self,
         row: u64,
@@ -53,7 +53,7 @@ impl Reader<'_> {
         self.encode(row, prompt, candidate, self.sample_limits())
     }
 
-    /// An answer of the data that competes with no sample: it shares `text.max_length` with its prompt.
+    /// Encodes a response of the data that is not compared with completions: it shares `text.max_length` with its prompt.
     pub(in crate::phase) fn whole(
         &self,
         row: u64,
@@ -74,7 +74,7 @@ impl Reader<'_> {
         self.encoder.dialogue(prompt, answer, limits).map_err(|source| PhaseError::Encode { row, source })
     }
 
-    /// A prompt to sample from, with room for `max_new_tokens`.
+    /// Encodes a prompt for generation, with room for `max_new_tokens`.
     pub(in crate::phase) fn prompt(
         &self,
         row: u64,

@@ -1,35 +1,35 @@
-//! The drift gauge, where a policy reads answers that it drew itself.
+//! Measures drift when a policy's log-probabilities of its own completions are recomputed.
 
-use foil_common::drift;
+use foil_common::drift::{KL, MEAN};
 use foil_proto::v1;
 
 use crate::evaluate::Drift;
 use crate::phase::{Figures, PhaseError};
 
-/// Adds how far `read`, the policy's log-probabilities of a sample's tokens, are from those its sampler recorded. Samples of
-/// a build that recorded none take no part.
+/// Adds the drift between the recorded log-probabilities of completions and the recomputed ones. Completions of a build that
+/// recorded none are skipped.
 ///
 /// # Errors
-/// A sample that has not one recorded number, and one read, for each token.
-pub(in crate::phase) fn gauge<'a>(
+/// A completion without one recorded and one recomputed log-probability for each token.
+pub(in crate::phase) fn measure<'a>(
     figures: &mut Figures,
-    answers: impl IntoIterator<Item = (&'a v1::Sample, &'a Vec<f32>)>,
+    completions: impl IntoIterator<Item = (&'a v1::Sample, &'a Vec<f32>)>,
 ) -> Result<(), PhaseError> {
-    let mut found = Drift::default();
-    for (sample, read) in answers.into_iter().filter(|(sample, _)| !sample.log_probs.is_empty()) {
-        let counts = [sample.tokens.len(), sample.log_probs.len(), read.len()];
+    let mut drift = Drift::default();
+    for (sample, recomputed) in completions.into_iter().filter(|(sample, _)| !sample.log_probs.is_empty()) {
+        let counts = [sample.tokens.len(), sample.log_probs.len(), recomputed.len()];
         if counts.iter().any(|count| *count != counts[0]) {
             return Err(PhaseError::Samples {
                 object: "samples".to_owned(),
                 what: format!(
-                    "sample {} of row {} has {} tokens, {} recorded log-probabilities and {} read; expected as many of each",
+                    "sample {} of row {} has {} tokens, {} recorded log-probabilities and {} recomputed; expected one of each per token",
                     sample.index, sample.prompt_id, counts[0], counts[1], counts[2]
                 ),
             });
         }
-        found.push(&sample.log_probs, read);
+        drift.push(&sample.log_probs, recomputed);
     }
-    figures.merge(drift::MEAN, &found.distance);
-    figures.merge(drift::KL, &found.divergence);
+    figures.merge(MEAN, &drift.distance);
+    figures.merge(KL, &drift.divergence);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Why a task failed, whose cause that is, and what to do.
+//! Failures of tasks: their class and advice.
 
 use foil_common::data::rows::RowError;
 use foil_common::failpoint::Injected;
@@ -13,7 +13,7 @@ use crate::model::ModelError;
 use crate::task_io::artifact_cache::ObjectError;
 use crate::train::TrainError;
 
-/// A failed task.
+/// An error of a task.
 #[derive(Debug, thiserror::Error)]
 pub enum PhaseError {
     #[error(transparent)]
@@ -34,27 +34,27 @@ pub enum PhaseError {
     Generate(#[from] GenerateError),
     #[error(transparent)]
     Train(#[from] TrainError),
-    #[error("ranks cannot meet or part: {0}")]
+    #[error("rendezvous or shutdown of the process group failed: {0}")]
     Gang(#[from] CollectiveError),
-    #[error("the session ended before rank 0's address came")]
+    #[error("the session ended before rank 0's address arrived")]
     NoRendezvous,
     #[error("{object}: {what}")]
     Samples { object: String, what: String },
-    #[error("{set}: none of its {rows} rows can be trained on: {why}")]
+    #[error("{set}: none of its {rows} rows can be used for training: {why}")]
     NothingLeft { set: &'static str, rows: usize, why: &'static str },
     #[error("the checkpoint after step {step} cannot be read: {key}: {message}")]
     Checkpoint { step: u64, key: String, message: String },
-    #[error("stopped after step {step}, as asked; a checkpoint of it is kept")]
+    #[error("stopped after step {step} as requested; its checkpoint is written")]
     Stopped { step: u64 },
     #[error("{what} is not finite for row {row}")]
     NonFinite { what: &'static str, row: u64 },
     #[error(transparent)]
     Injected(#[from] Injected),
-    #[error("the task lacks {0}")]
+    #[error("task is missing {0}")]
     Incomplete(&'static str),
 }
 
-/// A failure as the coordinator is told; each field as in `v1::TaskFailure`.
+/// A failure as reported to the coordinator; fields as in `v1::TaskFailure`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Failure {
     pub class: &'static str,
@@ -65,26 +65,26 @@ pub struct Failure {
     pub memory: Option<v1::MemoryShortage>,
 }
 
-const REPORT: &str = "look at the rank's log; if it names no cause of yours, please report it";
-const FILE_NAMES: &str = "give a model directory whose files have plain names";
+const REPORT: &str = "look at the rank's log; if it shows no cause on your side, please report it";
+const FILE_NAMES: &str = "use a model directory whose files have safe names";
 const NOT_FINITE: &str = "if this job trained the model, it has diverged: lower the learning rate; a start model that was \
-                          never trained here overflows by itself, so give another or set resources.precision: fp32";
+                          not trained by it overflows, so use another or set resources.precision: fp32";
 const FIX_ADDRESS: &str = "start foil-worker on that machine with --advertise-address and an address that the others can connect to";
 const MEMORY: &str = "lower the step's optimizer.micro_batch_tokens or generation.max_num_seqs, or use a device with more memory";
 
 impl PhaseError {
-    /// Whether the coordinator no longer takes what this attempt writes.
+    /// Whether the coordinator no longer accepts writes of this attempt.
     pub fn is_stale(&self) -> bool {
         matches!(self, Self::Object(ObjectError::Stale { .. }))
     }
 
-    /// Whether this is no failure: the process was asked to end.
+    /// Whether the task stopped because the process was asked to.
     pub fn is_stopped(&self) -> bool {
         matches!(self, Self::Stopped { .. })
     }
 
-    /// Whether CUDA's context is lost with this error (a device-side assertion, an illegal access, ECC, NVLink): every later
-    /// call of the process fails too. Memory that ran out is no such error.
+    /// Whether this error destroys the CUDA context (a device-side assertion, an illegal access, ECC, NVLink), so that every later
+    /// call of the process fails too. Out of memory does not.
     pub fn leaves_device_broken(&self) -> bool {
         let message = self.to_string();
         message.contains("CUDA error:") && self.shortage(&message).is_none()
@@ -100,7 +100,7 @@ impl PhaseError {
         Failure { class, message, advice: advice.to_owned(), step, rows, memory: None }
     }
 
-    /// Memory that ran out, by the words of a library; what the store and the user's files say is of something else.
+    /// The memory shortage in a library's message. Messages about the store or the user's files are never taken for one.
     fn shortage(&self, message: &str) -> Option<v1::MemoryShortage> {
         match self {
             Self::Object(_) | Self::Rows(_) | Self::Samples { .. } | Self::Incomplete(_) => None,
@@ -108,7 +108,7 @@ impl PhaseError {
         }
     }
 
-    /// The step and the rows that a figure which is not finite came from.
+    /// The step and the rows of a value that is not finite.
     fn rows(&self) -> (Option<u64>, Vec<String>) {
         match self {
             Self::Train(TrainError::NonFinite { step, rows, .. }) => (Some(*step), rows.clone()),
@@ -123,10 +123,10 @@ impl PhaseError {
                 ("store", "check free space and the object store's health")
             }
             Self::Object(ObjectError::Damaged { .. }) => {
-                ("store", "look at the object store: something changed what Foil wrote there")
+                ("store", "check the object store: something modified what Foil wrote there")
             }
-            Self::Checkpoint { .. } => ("checkpoint", "nothing: the one before it is used"),
-            Self::Stopped { .. } => ("preempted", "nothing: another rank process goes on"),
+            Self::Checkpoint { .. } => ("checkpoint", "nothing: the previous checkpoint is used"),
+            Self::Stopped { .. } => ("preempted", "nothing: another rank process continues"),
             Self::Object(ObjectError::Path { .. }) => ("user", FILE_NAMES),
             Self::Object(ObjectError::Stale { .. }) => {
                 ("internal", "nothing: a newer attempt has taken over")
@@ -141,7 +141,7 @@ impl PhaseError {
                 ("user", "lower text.max_length or sampling.max_new_tokens")
             }
             Self::Encode { .. } | Self::Generate(GenerateError::EmptyPrompt { .. }) => {
-                ("data", "repair or drop that row")
+                ("data", "repair or remove that row")
             }
             Self::Rows(_) => ("data", "submit the job again"),
             Self::NothingLeft { .. } => ("data", "look at the data sets' counts and at text.max_length"),
@@ -163,7 +163,7 @@ fn train_advice(class: &str) -> &'static str {
 }
 
 impl Failure {
-    /// libtorch's errors come as panics from calls that have no other way.
+    /// The failure for a panic, into which tch turns libtorch's errors.
     pub fn of_panic(text: &str) -> Self {
         match oom::parse(text) {
             Some(shortage) => Self::of_memory(shortage, text),
@@ -176,13 +176,13 @@ impl Failure {
         }
     }
 
-    fn of_memory(shortage: v1::MemoryShortage, said: &str) -> Self {
+    fn of_memory(shortage: v1::MemoryShortage, message: &str) -> Self {
         let shortage = crate::memory::with_usage(shortage);
-        // libtorch adds the stack of its own calls.
-        let said = said.lines().next().unwrap_or_default();
+        // libtorch appends its stack.
+        let cause = message.lines().next().unwrap_or_default();
         Self {
             class: "out_of_memory",
-            message: format!("{} ({said})", oom::Message(&shortage)),
+            message: format!("{} ({cause})", oom::Message(&shortage)),
             advice: MEMORY.to_owned(),
             memory: Some(shortage),
             ..Self::default()
@@ -195,7 +195,7 @@ pub(in crate::phase) fn need<'a, T>(field: &'a Option<T>, what: &'static str) ->
     field.as_ref().ok_or(PhaseError::Incomplete(what))
 }
 
-/// Ties an error to the object it is about.
+/// An error about a stored object.
 pub(in crate::phase) fn samples_error(object: &v1::Object, what: impl Into<String>) -> PhaseError {
     PhaseError::Samples { object: object.key.clone(), what: what.into() }
 }
@@ -213,15 +213,16 @@ mod tests {
         let store = PhaseError::from(ObjectError::Store { key: "k".into(), message: "gone".into() });
         assert_eq!((store.failure().class, store.is_stale()), ("store", false));
         let source = std::io::ErrorKind::ConnectionRefused.into();
-        let nowhere = CollectiveError::Unreachable { peer: 0, address: "127.0.0.1:39159".to_owned(), source };
-        let failure = PhaseError::from(nowhere).failure();
+        let unreachable =
+            CollectiveError::Unreachable { peer: 0, address: "127.0.0.1:39159".to_owned(), source };
+        let failure = PhaseError::from(unreachable).failure();
         assert_eq!(failure.class, "unreachable");
         assert!(failure.message.contains("127.0.0.1:39159"), "{}", failure.message);
         assert!(failure.advice.contains("--advertise-address"), "{}", failure.advice);
     }
 
     #[test]
-    fn a_models_fault_comes_with_advice_of_its_own() {
+    fn model_errors_come_with_their_own_advice() {
         let advice = |source| PhaseError::Model { artifact: "policy@0".into(), source }.failure();
         let wide = ModelFilesError::Shape { name: "w".into(), found: vec![2], expected: vec![1] };
         let pad = ModelFilesError::Pad { pad: 2, reason: "it ends texts".into() };
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_is_no_number_comes_with_its_step_and_all_rows() {
+    fn a_non_finite_loss_is_reported_with_its_step_and_all_rows() {
         let rows: Vec<String> = (0..70).map(|row| format!("human pair {row}")).collect();
         let error = TrainError::NonFinite { step: 3, loss: f64::NAN, grad_norm: 1.0, rows: rows.clone() };
         let failure = PhaseError::from(error).failure();
@@ -243,11 +244,11 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_runs_out_is_told_apart_from_other_panics() {
+    fn out_of_memory_is_distinguished_from_other_panics() {
         let cpu = "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nException raised from alloc_cpu";
         let cuda = "CUDA out of memory. Tried to allocate 20.00 MiB";
-        for (said, place, requested) in [(cpu, "host", 9), (cuda, "device", 20 << 20)] {
-            let failure = Failure::of_panic(said);
+        for (message, place, requested) in [(cpu, "host", 9), (cuda, "device", 20 << 20)] {
+            let failure = Failure::of_panic(message);
             let memory = failure.memory.unwrap();
             assert_eq!((failure.class, memory.place.as_str()), ("out_of_memory", place));
             assert_eq!(memory.requested_bytes, Some(requested));

@@ -1,4 +1,4 @@
-//! What several phases have in common.
+//! Parts shared by several phases.
 
 pub(super) mod answers;
 pub(super) mod baseline;

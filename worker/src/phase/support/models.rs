@@ -1,4 +1,4 @@
-//! Models that stay on the device between tasks.
+//! Models that stay resident on the device between tasks.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -17,11 +17,11 @@ use crate::task_io::artifact_cache::{ArtifactCache, fingerprint};
 use crate::task_io::progress::Reporter;
 use foil_common::failpoint;
 
-/// A model with the encoder of its own directory.
+/// A model with the text encoder from its directory.
 pub(in crate::phase) struct Loaded<M> {
     pub(in crate::phase) model: M,
     pub(in crate::phase) encoder: Rc<Encoder>,
-    /// Equal for tokenizers of the same content.
+    /// Fingerprint of the tokenizer's content.
     pub(in crate::phase) tokenizer: String,
 }
 
@@ -36,7 +36,7 @@ pub(in crate::phase) struct Models {
 }
 
 impl Models {
-    /// Frees all models but those of `needed`.
+    /// Frees all models except `needed`.
     pub(in crate::phase) fn keep_only(&mut self, needed: &[&v1::Artifact]) {
         let needed: Vec<String> = needed.iter().map(|artifact| fingerprint(&artifact.objects)).collect();
         self.policies.retain(|content, _| needed.contains(content));
@@ -72,36 +72,36 @@ impl Models {
     }
 }
 
-/// The encoders used last, by the content of the files they were read from: models come and go with phases, most of them
-/// with the same tokenizer, and a large vocabulary takes a second to read.
+/// A cache of recently used encoders, by the content of their files. Models change with the phases, but most have the same
+/// tokenizer, and loading a large vocabulary takes a second.
 #[derive(Default)]
 pub(in crate::phase) struct Encoders(VecDeque<(String, Rc<Encoder>)>);
 
 impl Encoders {
-    /// A policy, a reward model, and the models that those came from.
-    const KEPT: usize = 4;
+    /// Enough for a policy, a reward model, and their start models.
+    const CAPACITY: usize = 4;
 
-    /// The encoder of an artifact that lies in `dir`.
-    pub(in crate::phase) fn of(
+    /// The encoder of an artifact whose files are in `dir`.
+    pub(in crate::phase) fn get(
         &mut self,
         artifact: &v1::Artifact,
         dir: &Path,
         text: &spec::Text,
     ) -> Result<Rc<Encoder>, TextError> {
-        let read = artifact.objects.iter().filter(|object| TEXT_FILES.contains(&object.path.as_str()));
-        let content = fingerprint(read);
+        let text_files = artifact.objects.iter().filter(|object| TEXT_FILES.contains(&object.path.as_str()));
+        let content = fingerprint(text_files);
         let known = self.0.iter().position(|(known, _)| *known == content);
         let encoder = match known.and_then(|index| self.0.remove(index)) {
             Some((_, encoder)) => encoder,
             None => Rc::new(Encoder::load(dir, text)?),
         };
         self.0.push_front((content, Rc::clone(&encoder)));
-        self.0.truncate(Self::KEPT);
+        self.0.truncate(Self::CAPACITY);
         Ok(encoder)
     }
 }
 
-/// Reads models from their artifacts.
+/// Loads models from their artifacts.
 pub(in crate::phase) struct Loader<'a> {
     pub(in crate::phase) job: &'a spec::Job,
     pub(in crate::phase) device: Device,
@@ -116,7 +116,7 @@ impl Loader<'_> {
         self.load(artifact, |dir| Ok(LanguageModel::load(dir, device)?.with_checkpointing(checkpointing)))
     }
 
-    /// A policy without weights yet, drawn from the job's seed.
+    /// A policy with random weights from the job's seed.
     pub(in crate::phase) fn fresh_policy(&mut self, artifact: &v1::Artifact) -> Result<Policy, PhaseError> {
         let (seed, device) = (self.job.seed.into(), self.device);
         let checkpointing = self.job.resources.activation_checkpointing;
@@ -125,7 +125,7 @@ impl Loader<'_> {
         })
     }
 
-    /// A reward model. A language model gets a fresh head, drawn from the job's seed: the same one in every round.
+    /// A reward model. A language model gets a fresh head from the job's seed, the same one in every round.
     pub(in crate::phase) fn judge(&mut self, artifact: &v1::Artifact) -> Result<Judge, PhaseError> {
         let (seed, device) = (self.job.seed.into(), self.device);
         let checkpointing = self.job.resources.activation_checkpointing;
@@ -148,7 +148,7 @@ impl Loader<'_> {
         let bytes = artifact.objects.iter().map(|object| object.size).sum();
         let (encoder, model) = self.reports.reading(Activity::Loading, bytes, || {
             failpoint::hit("phase.load")?;
-            let encoder = self.encoders.of(artifact, &dir, &self.job.text);
+            let encoder = self.encoders.get(artifact, &dir, &self.job.text);
             let encoder = encoder.map_err(|source| PhaseError::Text { artifact: name(), source })?;
             let model = read(&dir).map_err(|source| PhaseError::Model { artifact: name(), source })?;
             Ok::<_, PhaseError>((encoder, model))
@@ -159,7 +159,7 @@ impl Loader<'_> {
     }
 }
 
-/// As config.json's `architectures` says.
+/// The kind of head according to config.json's `architectures`.
 fn head(dir: &Path) -> Result<HeadKind, ModelFilesError> {
     let path = dir.join("config.json");
     let text = fs::read(&path).map_err(ModelFilesError::read(&path))?;

@@ -1,4 +1,4 @@
-//! Rows and samples as a task names them.
+//! Reading of a task's rows and stored completions.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ pub(in crate::phase) fn read<T: Row>(
     Ok(span.cut(all))
 }
 
-/// Reads rows for a model, one after the other, and tells how far it is.
+/// Encodes rows one by one and reports progress.
 pub(in crate::phase) fn encode_each<T, R>(
     reports: &Reporter,
     rows: &[T],
@@ -58,7 +58,7 @@ pub(in crate::phase) fn encode_each<T, R>(
     encoded.collect()
 }
 
-/// The prompts of a data set, whatever else its rows hold.
+/// The prompts of a data set of any row type.
 pub(in crate::phase) fn read_prompts(
     cache: &mut ArtifactCache,
     dataset: &Option<v1::Dataset>,
@@ -73,14 +73,14 @@ pub(in crate::phase) fn read_prompts(
     }
 }
 
-/// One answer of a sample batch, with the hash of the tokenizer its tokens are of.
+/// A stored completion, with the fingerprint of the tokenizer of its tokens.
 #[derive(Clone, Debug)]
 pub(in crate::phase) struct Sampled {
     pub(in crate::phase) sample: v1::Sample,
     pub(in crate::phase) tokenizer: String,
 }
 
-/// Samples by prompt, each prompt's in the order of their indices.
+/// Stored completions by prompt, sorted by index.
 #[derive(Debug, Default)]
 pub(in crate::phase) struct Samples(BTreeMap<u64, Vec<Sampled>>);
 
@@ -103,11 +103,11 @@ impl Samples {
         Ok(samples)
     }
 
-    /// The samples of one row; an artifact that lacks them belongs to other rows.
+    /// The completions of a row. An artifact without any belongs to another data set.
     pub(in crate::phase) fn of(&self, prompt_id: u64) -> Result<&[Sampled], PhaseError> {
         let missing = || PhaseError::Samples {
             object: "samples".to_owned(),
-            what: format!("they hold none of row {prompt_id}; they belong to another data set"),
+            what: format!("no samples of row {prompt_id}; they belong to another data set"),
         };
         self.0.get(&prompt_id).map(Vec::as_slice).ok_or_else(missing)
     }

@@ -1,31 +1,37 @@
-//! Which training steps are worth a line in the log, and what it says.
+//! Log lines for training steps, thinned out.
 
 use std::time::{Duration, Instant};
 
 use crate::train::StepFigures;
 
-/// At least one line in so long, where steps are slow.
-const PERIOD: Duration = Duration::from_secs(10);
-/// At least so many lines a phase, where steps are quick.
+/// Maximum time between two lines.
+const MAX_INTERVAL: Duration = Duration::from_secs(10);
+/// Minimum number of lines per phase.
 const PARTS: u64 = 10;
 
-/// Follows a phase's steps: a line for the first and the last, for each tenth of them, and every ten seconds.
+/// Logs a phase's first and last step, one step in each tenth of the phase, and one every ten seconds.
 #[derive(Debug, Default)]
 pub(in crate::phase) struct StepLog {
     written: Option<Instant>,
-    /// Tenths of the phase begun.
+    /// Tenth of the phase that the last line was in.
     part: u64,
-    /// Since the last line.
+    /// Tokens and seconds since the last line.
     tokens: usize,
     seconds: f64,
 }
 
 impl StepLog {
-    /// All ranks take the same steps: rank 0's are for the reader, the others' for who looks for a difference.
+    /// Logs a step if it is due. All ranks take the same steps, so only rank 0 logs at level INFO.
     pub(in crate::phase) fn step(&mut self, figures: &StepFigures, rank: u32) {
         let StepFigures { step, steps, loss, grad_norm, learning_rate, .. } = *figures;
         if figures.skipped {
-            tracing::warn!(step, steps, loss, grad_norm, "step skipped: its loss or gradient is not finite");
+            tracing::warn!(
+                step,
+                steps,
+                loss,
+                grad_norm,
+                "skipped a step: its loss or gradient is not finite"
+            );
         }
         let Some(tokens_per_second) = self.take(figures, Instant::now()) else { return };
         match rank {
@@ -34,19 +40,19 @@ impl StepLog {
         }
     }
 
-    /// The gang's tokens per second since the last line, where the step is worth one.
+    /// The gang's tokens per second since the last line, if the step is due for one.
     fn take(&mut self, figures: &StepFigures, now: Instant) -> Option<f64> {
         self.tokens += figures.tokens;
         self.seconds += figures.seconds;
         let part = figures.step * PARTS / figures.steps.max(1);
-        let is_due = self.written.is_none_or(|written| now - written >= PERIOD);
+        let is_due = self.written.is_none_or(|written| now - written >= MAX_INTERVAL);
         if !is_due && part == self.part && figures.step != figures.steps {
             return None;
         }
         self.written = Some(now);
         self.part = part;
         let rate = std::mem::take(&mut self.tokens) as f64 / std::mem::take(&mut self.seconds);
-        // To a tenth: more digits tell nothing.
+        // Rounded to a tenth.
         Some((rate * 10.0).round() / 10.0)
     }
 }
@@ -55,7 +61,7 @@ impl StepLog {
 mod tests {
     use super::*;
 
-    /// The steps that get a line, each with its tokens per second.
+    /// The steps that are logged, with their tokens per second.
     fn lines(steps: u64, seconds: f64) -> Vec<(u64, f64)> {
         let mut log = StepLog::default();
         let start = Instant::now();
@@ -79,16 +85,15 @@ mod tests {
     }
 
     #[test]
-    fn quick_steps_get_a_line_a_tenth_and_slow_ones_one_in_ten_seconds() {
-        let of_steps =
-            |steps, seconds| lines(steps, seconds).iter().map(|(step, _)| *step).collect::<Vec<_>>();
-        assert_eq!(of_steps(1000, 0.01), [1, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]);
-        assert_eq!(of_steps(3, 0.01), [1, 2, 3]);
-        assert_eq!(of_steps(1000, 4.0)[..4], [1, 4, 7, 10]);
+    fn quick_steps_are_logged_each_tenth_and_slow_ones_every_ten_seconds() {
+        let logged = |steps, seconds| lines(steps, seconds).iter().map(|(step, _)| *step).collect::<Vec<_>>();
+        assert_eq!(logged(1000, 0.01), [1, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]);
+        assert_eq!(logged(3, 0.01), [1, 2, 3]);
+        assert_eq!(logged(1000, 4.0)[..4], [1, 4, 7, 10]);
     }
 
     #[test]
-    fn tokens_are_counted_over_all_steps_since_the_last_line() {
+    fn throughput_covers_all_steps_since_the_last_line() {
         assert!(lines(1000, 0.5).iter().all(|(_, rate)| *rate == 200.0));
     }
 }

@@ -1,4 +1,4 @@
-//! Every kind of result, as the phases make it, held against itself and against transformers.
+//! Models of every kind as the phases produce them, checked by themselves and against transformers.
 
 use std::path::PathBuf;
 
@@ -10,14 +10,14 @@ use super::*;
 use crate::conform::measure;
 
 const ROWS: u64 = 8;
-/// Ids of the tokenizer: the bytes and four special tokens.
+/// Size of the tokenizer: the bytes and four special tokens.
 const IDS: usize = 260;
 const PAD: usize = 256;
 const BOS: usize = 257;
 const EOS: usize = 258;
 const END: usize = 259;
 
-/// A start model and what its job sets.
+/// A start model and its job's settings.
 struct Case {
     name: &'static str,
     config: Value,
@@ -132,26 +132,26 @@ fn cases() -> Vec<Case> {
 }
 
 impl Case {
-    /// Plays SFT and a round of training from this start; gives the results of all three.
-    fn results(&self) -> (Game, Vec<v1::Artifact>) {
+    /// Runs SFT and a round of training from this start model; returns all three results.
+    fn results(&self) -> (TestRank, Vec<v1::Artifact>) {
         let mut job = letters_job();
         job.text.get_or_insert_default().max_length = Some(64);
         (self.job)(&mut job);
-        let mut game = Game::new(job);
-        let start = self.start(&game);
+        let mut test = TestRank::new(job);
+        let start = self.start(&test);
         let sets =
             letters::generate(17, Counts { sft: 16, golden: 0, prompts: ROWS as usize, evaluation: 0 });
-        let demonstrations = game.dataset("sft", &sets.sft);
+        let demonstrations = test.dataset("sft", &sets.sft);
         let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
-        let (tuned, _) = game.gang("r00.sft", sft, &start);
+        let (tuned, _) = test.gang("r00.sft", sft, &start);
 
-        let prompts = game.dataset("prompts", &sets.prompts);
-        let sampling = Some(v1::SamplingSpec::from(&game.context.job.sampling));
-        let (samples, _) = game.map("r01.policy.generate", ROWS, |_| {
+        let prompts = test.dataset("prompts", &sets.prompts);
+        let sampling = Some(v1::SamplingSpec::from(&test.context.job.sampling));
+        let (samples, _) = test.map("r01.policy.generate", ROWS, |_| {
             let (policy, prompts, sampling) = (Some(tuned.clone()), prompts.clone(), sampling.clone());
             Work::Generate(v1::Generate { policy, prompts, samples: 3, sampling })
         });
-        let scores = made_up_scores(&game, &samples);
+        let scores = made_up_scores(&test, &samples);
         let train = Work::TrainPolicy(v1::TrainPolicy {
             policy: Some(tuned.clone()),
             prompts,
@@ -159,7 +159,7 @@ impl Case {
             scores: Some(scores),
             reference: None,
         });
-        let (policy, _) = game.gang("r01.policy.train", train, &tuned);
+        let (policy, _) = test.gang("r01.policy.train", train, &tuned);
 
         let pairs: Vec<rows::PairRow> = sets
             .sft
@@ -172,31 +172,31 @@ impl Case {
                 margin: None,
             })
             .collect();
-        let human = game.dataset("preferences", &pairs).map(Source::Pairs).and_then(source);
+        let human = test.dataset("preferences", &pairs).map(Source::Pairs).and_then(source);
         let train = Work::TrainReward(v1::TrainReward { start: Some(tuned.clone()), human, golden: None });
-        let (reward, _) = game.gang("r01.reward.train", train, &tuned);
-        (game, vec![tuned, policy, reward])
+        let (reward, _) = test.gang("r01.reward.train", train, &tuned);
+        (test, vec![tuned, policy, reward])
     }
 
-    fn start(&self, game: &Game) -> v1::Artifact {
+    fn start(&self, test: &TestRank) -> v1::Artifact {
         let mut files = vec![("config.json", self.config.clone()), ("tokenizer.json", tokenizer())];
         files.extend(self.more.iter().cloned());
         if !self.tokenizer_config.is_null() {
             files.push(("tokenizer_config.json", self.tokenizer_config.clone()));
         }
         let put =
-            |(name, content): (&str, Value)| game.objects.put(name, content.to_string().as_bytes(), name);
+            |(name, content): (&str, Value)| test.objects.put(name, content.to_string().as_bytes(), name);
         let objects = files.into_iter().map(put).collect();
         v1::Artifact { name: "start".into(), objects, ..Default::default() }
     }
 }
 
-/// Puts an artifact's files down as `foil pull` does.
-fn pull(game: &Game, artifact: &v1::Artifact, dir: &Path) {
+/// Writes an artifact's files as `foil pull` does.
+fn pull(test: &TestRank, artifact: &v1::Artifact, dir: &Path) {
     for object in &artifact.objects {
         let path = dir.join(&object.path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, game.objects.bytes(&object.key)).unwrap();
+        fs::write(path, test.objects.bytes(&object.key)).unwrap();
     }
 }
 
@@ -216,16 +216,16 @@ fn assert_passed(directory: &str, findings: &[Finding]) {
     assert!(fault.is_none(), "{directory}: {fault:?}");
 }
 
-/// Full and LoRA, fp32 and bf16, tied and untied, padded embeddings; templates, EOS, BOS and pad by the model and the job.
+/// Full and LoRA, fp32 and bf16, tied and untied, padded embeddings; templates, EOS, BOS and pad of the model and of the job.
 #[test]
 fn every_kind_of_result_conforms() {
     let root = tempfile::tempdir().unwrap();
     let mut all: Vec<(Probe, Measured)> = Vec::new();
     for case in cases() {
-        let (game, results) = case.results();
+        let (test, results) = case.results();
         for artifact in results {
             let dir = root.path().join(case.name).join(&artifact.name);
-            pull(&game, &artifact, &dir);
+            pull(&test, &artifact, &dir);
             let inspected = files::inspect(&dir);
             let name = format!("{}, {}", case.name, artifact.name);
             assert_passed(&name, &inspected.findings);
@@ -245,12 +245,12 @@ fn every_kind_of_result_conforms() {
     }
 }
 
-/// The faults that results once had, each put back into a sound one.
+/// Known faults, each applied to a valid result.
 #[test]
-fn a_result_that_was_changed_does_not_conform() {
+fn a_corrupted_result_does_not_conform() {
     let Some(python) = python() else { return };
     let case = cases().swap_remove(2);
-    let (game, results) = case.results();
+    let (test, results) = case.results();
     let root = tempfile::tempdir().unwrap();
     type Change = fn(&mut Value);
     let faults: [(usize, &str, Change, &[&str]); 4] = [
@@ -262,7 +262,7 @@ fn a_result_that_was_changed_does_not_conform() {
     let mut changed = Vec::new();
     for (number, (result, file, change, expected)) in faults.into_iter().enumerate() {
         let dir = root.path().join(number.to_string());
-        pull(&game, &results[result], &dir);
+        pull(&test, &results[result], &dir);
         let mut value: Value = serde_json::from_slice(&fs::read(dir.join(file)).unwrap()).unwrap();
         change(&mut value);
         fs::write(dir.join(file), value.to_string()).unwrap();

@@ -1,26 +1,26 @@
-//! What evaluations measure, held against the same formulas over all rows at once.
+//! Evaluation metrics, checked against the same formulas over all rows at once.
 
 use foil_common::data::rows::{PairRow, Prompt, Row, assign_ids};
 use foil_common::stats::{GOLD_STEP, REPORT, REWARD_DIFFERENCE, REWARD_STEP, SELECTION, START_REWARD};
 
 use super::*;
 
-/// A policy that has seen some demonstrations. Each phase leaves its model under its own name.
-fn policy(game: &mut Game, phase: &str, demonstrations: usize) -> v1::Artifact {
+/// A policy trained on some demonstrations. Each phase stores its model under its own name.
+fn policy(test: &mut TestRank, phase: &str, demonstrations: usize) -> v1::Artifact {
     let sets = letters::generate(17, Counts { sft: demonstrations, golden: 0, prompts: 0, evaluation: 0 });
-    let start = game.start_model();
-    let demonstrations = game.dataset("sft", &sets.sft);
-    game.gang(phase, Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations }), &start).0
+    let start = test.start_model();
+    let demonstrations = test.dataset("sft", &sets.sft);
+    test.gang(phase, Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations }), &start).0
 }
 
-/// A reward model that has learned from these pairs.
-fn judge(game: &mut Game, phase: &str, policy: &v1::Artifact, pairs: &[PairRow]) -> v1::Artifact {
-    let human = source(Source::Pairs(game.dataset("preferences", pairs).unwrap()));
+/// A reward model trained on these pairs.
+fn reward_model(test: &mut TestRank, phase: &str, policy: &v1::Artifact, pairs: &[PairRow]) -> v1::Artifact {
+    let human = source(Source::Pairs(test.dataset("preferences", pairs).unwrap()));
     let train = Work::TrainReward(v1::TrainReward { start: Some(policy.clone()), human, golden: None });
-    game.gang(phase, train, policy).0
+    test.gang(phase, train, policy).0
 }
 
-/// Pairs of 7 prompts, 1 to 7 of each and one prompt after the other, so that chunks of 8 cut through prompts.
+/// Pairs of 7 prompts, 1 to 7 of each, prompt by prompt, so that chunks of 8 split prompts.
 fn pairs() -> Vec<PairRow> {
     let prompts = ["abcde", "bcdef", "cdefg", "defgh", "acegh", "bdfha", "hgfed"];
     let mut rows: Vec<PairRow> = (1..)
@@ -44,14 +44,14 @@ fn metric<'a>(metrics: &'a [v1::Metric], name: &str) -> &'a v1::Metric {
 }
 
 fn evaluate_reward(
-    game: &mut Game,
+    test: &mut TestRank,
     phase: &str,
     reward: &v1::Artifact,
     rows: &[PairRow],
     first: Option<&v1::Artifact>,
 ) -> (v1::Artifact, Vec<v1::Metric>) {
-    let dataset = game.dataset("evaluation_preferences", rows).unwrap();
-    game.map(phase, rows.len() as u64, |number| {
+    let dataset = test.dataset("evaluation_preferences", rows).unwrap();
+    test.map(phase, rows.len() as u64, |number| {
         Work::EvaluateReward(v1::EvaluateReward {
             reward: Some(reward.clone()),
             pairs: source(Source::Pairs(dataset.clone())),
@@ -60,9 +60,9 @@ fn evaluate_reward(
     })
 }
 
-fn scores(game: &Game, artifact: &v1::Artifact) -> Vec<v1::PairScore> {
+fn scores(test: &TestRank, artifact: &v1::Artifact) -> Vec<v1::PairScore> {
     let batch =
-        |object: &v1::Object| v1::PairScores::decode(game.objects.bytes(&object.key).as_slice()).unwrap();
+        |object: &v1::Object| v1::PairScores::decode(test.objects.bytes(&object.key).as_slice()).unwrap();
     artifact.objects.iter().flat_map(|object| batch(object).pairs).collect()
 }
 
@@ -79,15 +79,16 @@ fn clustered_error(rows: &[(String, f64)]) -> f64 {
 }
 
 #[test]
-fn pairs_of_one_prompt_are_one_cluster_also_where_chunks_cut_it() {
-    let mut game = Game::new(letters_job());
-    let policy = policy(&mut game, "r00.sft", 64);
-    let reward = judge(&mut game, "r01.reward.train", &policy, &pairs()[..6]);
-    // Every third pair stands the wrong way round, so that the model is right on some.
+fn pairs_of_one_prompt_are_one_cluster_even_across_chunks() {
+    let mut test = TestRank::new(letters_job());
+    let policy = policy(&mut test, "r00.sft", 64);
+    let reward = reward_model(&mut test, "r01.reward.train", &policy, &pairs()[..6]);
+    // Every third pair is swapped, so that the model is right only on some.
     let rows = pairs().into_iter().enumerate();
-    let rows: Vec<PairRow> = rows.map(|(at, row)| if at % 3 == 1 { exchanged(row) } else { row }).collect();
-    let (artifact, metrics) = evaluate_reward(&mut game, "r01.reward.evaluate", &reward, &rows, None);
-    let scored = scores(&game, &artifact);
+    let rows: Vec<PairRow> =
+        rows.map(|(index, row)| if index % 3 == 1 { swapped(row) } else { row }).collect();
+    let (artifact, metrics) = evaluate_reward(&mut test, "r01.reward.evaluate", &reward, &rows, None);
+    let scored = scores(&test, &artifact);
     assert_eq!(scored.len(), rows.len());
     let of = |figure: &dyn Fn(&v1::PairScore) -> f64| -> Vec<(String, f64)> {
         let prompts = rows.iter().map(|row| row.prompt().last_text().to_owned());
@@ -98,24 +99,27 @@ fn pairs_of_one_prompt_are_one_cluster_also_where_chunks_cut_it() {
     for (name, rows) in [("accuracy", &right), ("margin_mean", &margin)] {
         let (found, expected) = (metric(&metrics, name).se.unwrap(), clustered_error(rows));
         assert!((found - expected).abs() < 1e-9, "{name}: {found} not {expected}");
-        let apart: Vec<(String, f64)> =
+        let unclustered: Vec<(String, f64)> =
             rows.iter().enumerate().map(|(row, (_, value))| (row.to_string(), *value)).collect();
-        assert!((found - clustered_error(&apart)).abs() > 1e-3, "{name}: clusters make no difference here");
+        assert!(
+            (found - clustered_error(&unclustered)).abs() > 1e-3,
+            "{name}: clusters make no difference here"
+        );
     }
     assert!(metrics.iter().any(|metric| metric.name == "accuracy_low"));
 
-    // Against itself nothing has changed; against another model it is the difference, pair by pair.
-    let (_, same) = evaluate_reward(&mut game, "r02.reward.evaluate", &reward, &rows, Some(&artifact));
+    // Against itself nothing changes; against another model it is the difference, pair by pair.
+    let (_, same) = evaluate_reward(&mut test, "r02.reward.evaluate", &reward, &rows, Some(&artifact));
     let change = metric(&same, "accuracy_change");
     assert_eq!((change.value, change.se), (0.0, Some(0.0)));
-    let worse = judge(
-        &mut game,
+    let worse = reward_model(
+        &mut test,
         "r02.reward.train",
         &policy,
-        &pairs().into_iter().take(12).map(exchanged).collect::<Vec<_>>(),
+        &pairs().into_iter().take(12).map(swapped).collect::<Vec<_>>(),
     );
-    let (other, changed) = evaluate_reward(&mut game, "r03.reward.evaluate", &worse, &rows, Some(&artifact));
-    let now = scores(&game, &other);
+    let (other, changed) = evaluate_reward(&mut test, "r03.reward.evaluate", &worse, &rows, Some(&artifact));
+    let now = scores(&test, &other);
     let differences: Vec<(String, f64)> = right
         .iter()
         .zip(&now)
@@ -129,28 +133,28 @@ fn pairs_of_one_prompt_are_one_cluster_also_where_chunks_cut_it() {
     assert!((found.se.unwrap() - clustered_error(&differences)).abs() < 1e-9);
 }
 
-fn exchanged(row: PairRow) -> PairRow {
+fn swapped(row: PairRow) -> PairRow {
     PairRow { chosen: row.rejected.clone(), rejected: row.chosen.clone(), ..row }
 }
 
-/// Three policies on the same prompts: the figures are those of the samples that the phases left, scored by one reward model.
+/// Three policies on the same prompts: metrics equal those of the stored completions, scored by one reward model.
 #[test]
 fn policies_are_compared_prompt_by_prompt_under_one_reward_model() {
     let mut job = letters_job();
     job.evaluation.get_or_insert_default().metric_for_best_model = "reward_gain".to_owned();
-    let mut game = Game::new(job);
+    let mut test = TestRank::new(job);
     let sets = letters::generate(17, Counts { sft: 0, golden: 0, prompts: 0, evaluation: 48 });
     let [start, previous, last] = [("r00.sft", 64), ("r01.sft", 128), ("r02.sft", 256)]
-        .map(|(phase, demonstrations)| policy(&mut game, phase, demonstrations));
-    let reward = judge(&mut game, "r01.reward.train", &start, &pairs());
-    let prompts = game.dataset("evaluation_prompts", &sets.evaluation_prompts);
-    let sampling = Some(v1::SamplingSpec::from(&game.context.job.evaluation.sampling));
+        .map(|(phase, demonstrations)| policy(&mut test, phase, demonstrations));
+    let reward = reward_model(&mut test, "r01.reward.train", &start, &pairs());
+    let prompts = test.dataset("evaluation_prompts", &sets.evaluation_prompts);
+    let sampling = Some(v1::SamplingSpec::from(&test.context.job.evaluation.sampling));
     let mut evaluate = |phase: &str,
                         policy: &v1::Artifact,
                         reward: Option<v1::Artifact>,
                         baselines: [Option<&v1::Artifact>; 2]| {
         let [start, previous] = baselines;
-        game.map(phase, 48, |number| {
+        test.map(phase, 48, |number| {
             Work::EvaluatePolicy(v1::EvaluatePolicy {
                 policy: Some(policy.clone()),
                 reference: None,
@@ -167,11 +171,11 @@ fn policies_are_compared_prompt_by_prompt_under_one_reward_model() {
     let scored = Some(reward);
     let (of_last, metrics) =
         evaluate("r02.policy.evaluate", &last, scored.clone(), [Some(&of_start), Some(&of_previous)]);
-    // The same answers, scored by themselves.
+    // The same completions, scored separately.
     let (start_scored, _) = evaluate("r00.policy.evaluate", &start, scored.clone(), [None, None]);
     let (previous_scored, _) = evaluate("r01.policy.evaluate", &previous, scored, [None, None]);
     let samples = |artifact: &v1::Artifact| -> Vec<v1::Sample> {
-        let batch = |object: &v1::Object| v1::SampleBatch::decode(game.objects.bytes(&object.key).as_slice());
+        let batch = |object: &v1::Object| v1::SampleBatch::decode(test.objects.bytes(&object.key).as_slice());
         artifact.objects.iter().flat_map(|object| batch(object).unwrap().samples).collect()
     };
     let [start, previous, last] = [&start_scored, &previous_scored, &of_last].map(samples);
@@ -201,7 +205,7 @@ fn policies_are_compared_prompt_by_prompt_under_one_reward_model() {
     assert!((gain.value - expected).abs() < 1e-4, "{gain:?} not {expected}");
     let error = deviation(&gains) / 48f64.sqrt() / deviation(&start_rewards);
     assert!((gain.se.unwrap() - error).abs() < 1e-4, "{gain:?} not ± {error}");
-    // Both halves together are all prompts, and neither is empty.
+    // The halves cover all prompts, and neither is empty.
     let count = |half: &str| value(&metrics, &format!("{half}{REWARD_DIFFERENCE}_n"));
     assert_eq!(count(SELECTION) + count(REPORT), 48.0);
     assert!(count(SELECTION) > 12.0 && count(REPORT) > 12.0);

@@ -11,7 +11,7 @@ use crate::phase::support::policy_rows::{LogProbs, PolicyRows};
 
 /// A round up to its scores: 20 prompts with 3 answers each, of which the later ones score higher.
 struct Round {
-    game: Game,
+    game: TestRank,
     start: v1::Artifact,
     policy: v1::Artifact,
     prompts: Option<v1::Dataset>,
@@ -23,7 +23,7 @@ impl Round {
     fn new(edit: impl FnOnce(&mut v1::JobSpec)) -> Self {
         let mut job = letters_job();
         edit(&mut job);
-        let mut game = Game::new(job);
+        let mut game = TestRank::new(job);
         let sets = letters::generate(17, Counts { sft: 64, golden: 0, prompts: 20, evaluation: 0 });
         let directory = game.start_model();
         let mut fine_tune = |phase: &str, rows: &[_]| {
@@ -75,7 +75,7 @@ impl Round {
     }
 }
 
-pub(super) fn made_up_scores(game: &Game, samples: &v1::Artifact) -> v1::Artifact {
+pub(super) fn made_up_scores(game: &TestRank, samples: &v1::Artifact) -> v1::Artifact {
     let score = |object: &v1::Object| {
         let batch = v1::SampleBatch::decode(game.objects.bytes(&object.key).as_slice()).unwrap();
         let scores = batch.samples.iter().map(|sample| v1::RewardScore {
@@ -101,7 +101,7 @@ fn named(name: &str) -> Option<MethodSpec> {
     step.method
 }
 
-fn batch(game: &Game, artifact: &v1::Artifact, chunk: usize) -> v1::ReferenceLogProbs {
+fn batch(game: &TestRank, artifact: &v1::Artifact, chunk: usize) -> v1::ReferenceLogProbs {
     v1::ReferenceLogProbs::decode(game.objects.bytes(&artifact.objects[chunk].key).as_slice()).unwrap()
 }
 

@@ -1,4 +1,4 @@
-//! Dialogues in one text, as people write them.
+//! Dialogues in one text, as they are found in practice.
 
 use super::*;
 use serde_json::json;
@@ -16,7 +16,7 @@ fn pair(chosen: &str, rejected: &str) -> Parsed<PairRow> {
 }
 
 #[test]
-fn turns_are_told_apart_however_lines_end() {
+fn turns_are_separated_whatever_the_line_ends() {
     let expected = turns(&[(User, "a"), (Assistant, "b"), (User, "c\nd")]);
     for text in [
         "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\nd\n\nAssistant:",
@@ -45,7 +45,7 @@ fn headings_of_mixed_spacing_are_refused() {
 }
 
 #[test]
-fn text_before_the_first_turn_is_the_systems_where_the_form_is_certain() {
+fn text_before_the_first_turn_is_a_system_turn_if_the_form_is_certain() {
     let expected = turns(&[(System, "Be kind."), (User, "a")]);
     assert_eq!(prompt("Be kind.\n\nHuman: a\n\nAssistant:").unwrap(), expected);
     let quoting = "What is wrong here?\n\nHuman: a\n\nAssistant: b";
@@ -55,7 +55,7 @@ fn text_before_the_first_turn_is_the_systems_where_the_form_is_certain() {
 }
 
 #[test]
-fn whole_dialogues_are_compared_however_lines_end() {
+fn whole_dialogues_are_compared_whatever_the_line_ends() {
     for end in ["\n\n", "\r\n\r\n", "\n", "\r\n"] {
         let text =
             |answer: &str| format!("{end}Human: a{end}Assistant: b{end}Human: c{end}Assistant: {answer}");
@@ -68,13 +68,17 @@ fn whole_dialogues_are_compared_however_lines_end() {
 }
 
 #[test]
-fn an_answer_has_no_turns_of_its_own() {
+fn a_response_has_no_further_turns() {
     let parsed = pair(
         "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
         "\n\nHuman: a\n\nAssistant: other\n\nHuman: e\n\nAssistant: f",
     );
-    assert!(parsed.bad[0].what.starts_with("chosen: the answer goes on with a turn"), "{:?}", parsed.bad);
-    // What HH has a hundred times: the heading again, on the answer's own line.
+    assert!(
+        parsed.bad[0].what.starts_with("chosen: the response continues with another turn"),
+        "{:?}",
+        parsed.bad
+    );
+    // Frequent in HH: the heading again, on the line of the response.
     let row = only(&pair("\n\nHuman: a\n\nAssistant: Human: b", "\n\nHuman: a\n\nAssistant: Assistant: c"));
     assert_eq!((row.chosen.as_str(), row.rejected.as_str()), ("Human: b", "Assistant: c"));
     let text = |answer: &str| format!("\n\nHuman: a\n\nAssistant: {answer}\n\nAssistant: more");

@@ -1,4 +1,4 @@
-//! Files as they lie on people's disks.
+//! Files as they are found in practice.
 
 use super::*;
 
@@ -53,7 +53,7 @@ fn objects_over_several_lines_are_rows() {
 }
 
 #[test]
-fn what_is_not_strictly_json_is_named() {
+fn faults_of_json_are_named() {
     for (text, what) in [
         (r#"{"prompt": "q", "chosen": "a", "rejected": "b",}"#, "trailing comma"),
         (r#"{"prompt": "q", "chosen": "a", "rejected": "b", "x": NaN}"#, "write null"),
@@ -107,7 +107,7 @@ fn a_record_is_bounded() {
 }
 
 #[test]
-fn files_that_are_something_else_are_told_by_what_they_are() {
+fn files_of_other_kinds_are_named() {
     for (file, text, what) in [
         ("a.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
         ("a.jsonl", "\n<!DOCTYPE html>", "a web page"),
@@ -135,7 +135,7 @@ fn brackets_alone_are_read_in_linear_time() {
 }
 
 #[test]
-fn rows_are_paid_for_across_sets() {
+fn rows_of_all_sets_are_charged_to_one_budget() {
     let text: String = (0..100).map(|n| format!("{{\"prompt\": \"{n}\"}}\n")).collect();
     let mut budget = Budget::of(50_000);
     parse_files::<PromptRow, _>([("a", text.as_bytes())], &mut budget).unwrap();

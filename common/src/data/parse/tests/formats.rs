@@ -1,4 +1,4 @@
-//! Columns by their meaning, format by format.
+//! The meaning of columns, format by format.
 
 use super::*;
 
@@ -54,7 +54,7 @@ fn a_records_own_system_and_history_are_read_in_every_form() {
 }
 
 #[test]
-fn labels_tell_good_answers_from_bad_ones() {
+fn labels_separate_desirable_responses_from_undesirable_ones() {
     let text = concat!(
         "{\"prompt\": \"a\", \"completion\": \"good\", \"label\": true}\n",
         "{\"prompt\": \"b\", \"completion\": \"bad\", \"label\": false}\n",
@@ -74,7 +74,7 @@ fn labels_tell_good_answers_from_bad_ones() {
         assert!(fault::<GoldenRow>(text).contains(what), "{}", fault::<GoldenRow>(text));
     }
     let unpaired = fault::<PairRow>(r#"{"prompt": "a", "completion": "x", "label": true}"#);
-    assert!(unpaired.contains("labelled answers give no pairs"), "{unpaired}");
+    assert!(unpaired.contains("labeled responses give no pairs"), "{unpaired}");
     let stray = fault::<PairRow>(r#"{"prompt": "a", "chosen": "x", "rejected": "y", "label": false}"#);
     assert!(stray.contains("label: found false"), "{stray}");
 }
@@ -105,7 +105,7 @@ fn ultrafeedback_is_read_in_both_forms() {
 }
 
 #[test]
-fn ranked_and_voted_answers_give_pairs_without_margins() {
+fn ranked_and_voted_responses_give_pairs_without_margins() {
     let nectar = r#"{"prompt": "\n\nHuman: q\n\nAssistant: ", "turns": 1, "answers": [
         {"answer": "x", "model": "a", "rank": 2.0}, {"answer": "y", "model": "b", "rank": 1.0}]}"#;
     let row = only(&pairs(nectar));
@@ -132,7 +132,7 @@ fn openais_preferences_and_parts_are_read() {
 }
 
 #[test]
-fn what_changes_a_row_and_is_not_supported_is_refused_by_name() {
+fn unsupported_columns_that_change_a_row_are_refused_by_name() {
     let messages =
         |message: &str| format!(r#"{{"messages": [{{"role": "user", "content": "q"}}, {message}]}}"#);
     let rows = [
@@ -143,7 +143,7 @@ fn what_changes_a_row_and_is_not_supported_is_refused_by_name() {
         (r#"{"prompt": "q", "answer": "x", "labels": [true]}"#.to_owned(), "labels: "),
         (r#"{"prompt": "q", "question": "r", "answer": "x"}"#.to_owned(), "question: found the string \"r\""),
         (r#"{"prompt": "q", "context": "r", "answer": "x"}"#.to_owned(), "context: "),
-        (r#"{"prompt": "q", "response": "x", "output": "y"}"#.to_owned(), "response and output both hold an answer"),
+        (r#"{"prompt": "q", "response": "x", "output": "y"}"#.to_owned(), "response and output both hold a response"),
         (r#"{"prompt": "q", "answer": "x", "system": ["s"]}"#.to_owned(), "system: found a list of 1"),
         (r#"{"prompt": "q", "answer": "x", "history": "s"}"#.to_owned(), "history: found the string \"s\""),
         (r#"{"prompt": "q", "answer": "x", "history": [["s"]]}"#.to_owned(), "history: found a list of 1"),
@@ -181,7 +181,7 @@ fn what_changes_a_row_and_is_not_supported_is_refused_by_name() {
 }
 
 #[test]
-fn what_is_empty_or_says_the_same_is_no_fault() {
+fn empty_or_agreeing_columns_are_no_fault() {
     let text = r#"{"prompt": "q", "question": "q ", "system": "", "history": [], "tools": null, "images": [], "input": "",
         "response": "x", "output": "x", "messages": null, "golden": null, "text": null, "label": true, "chat_template_kwargs": {}, "functions": "[]"}"#;
     let row = only(&golden(text));
@@ -202,12 +202,12 @@ fn columns_of_other_formats_that_are_null_or_empty_change_nothing() {
         let text = format!(r#"{{"prompt": "q", "chosen": null, "rejected": null, {others}}}"#);
         assert_eq!(only(&prompts(&text)).prompt, Prompt::user("q"), "{text}");
     }
-    let unlabelled = fault::<GoldenRow>(r#"{"prompt": "q", "completion": "x", "label": null}"#);
-    assert!(unlabelled.contains("label: found null; true or false"), "{unlabelled}");
+    let unlabeled = fault::<GoldenRow>(r#"{"prompt": "q", "completion": "x", "label": null}"#);
+    assert!(unlabeled.contains("label: found null; true or false"), "{unlabeled}");
 }
 
 #[test]
-fn texts_that_look_empty_as_json_are_texts() {
+fn texts_that_are_empty_as_json_are_texts() {
     let row =
         only(&golden(r#"{"instruction": "reverse it", "input": "[]", "system": "null", "output": "[]"}"#));
     assert_eq!(row.prompt, turns(&[(System, "null"), (User, "reverse it\n\n[]")]));
@@ -215,7 +215,7 @@ fn texts_that_look_empty_as_json_are_texts() {
 }
 
 #[test]
-fn messages_that_are_written_as_a_text_are_refused() {
+fn messages_stored_as_text_are_refused() {
     for messages in [
         r#"[{\"role\": \"user\", \"content\": \"q\"}]"#,
         r#" {\"from\": \"human\", \"value\": \"q\"} "#,

@@ -49,7 +49,7 @@ fn whole_dialogues_share_their_prompt() {
 }
 
 #[test]
-fn answers_that_start_alike_within_a_character_are_not_torn() {
+fn responses_that_share_part_of_a_character_are_not_split_within_it() {
     let row = only(&pairs(
         r#"{"chosen": "\n\nHuman: Hi\n\nAssistant: é", "rejected": "\n\nHuman: Hi\n\nAssistant: è"}"#,
     ));
@@ -66,7 +66,7 @@ fn a_prompt_string_in_dialogue_form_becomes_turns() {
 }
 
 #[test]
-fn a_plain_prompt_string_and_its_answers_are_kept_to_the_byte() {
+fn a_plain_prompt_string_and_its_responses_are_kept_verbatim() {
     let row = only(&pairs(
         r#"{"prompt": "Once upon a time", "chosen": " there was\n", "rejected": " no", "margin": 0.5}"#,
     ));
@@ -151,7 +151,7 @@ fn prompts_come_from_any_record_once_each_in_order() {
 #[test]
 fn bad_rows_are_named_by_file_and_line_with_what_was_found() {
     let cases = [
-        (r#"{"prompt": "q", "chosen": "a", "rejected": "  "}"#, "rejected: the answer is empty"),
+        (r#"{"prompt": "q", "chosen": "a", "rejected": "  "}"#, "rejected: the response is empty"),
         (r#"{"prompt": "q", "chosen": "a", "rejected": " a"}"#, "the same text"),
         (r#"{"prompt": 3, "chosen": "a", "rejected": "b"}"#, "prompt: found the number 3"),
         (r#"{"prompt": "", "chosen": "a", "rejected": "b"}"#, "prompt: the prompt's last turn is empty"),
@@ -173,7 +173,7 @@ fn bad_rows_are_named_by_file_and_line_with_what_was_found() {
         (r#"{"text": ["a", "b"], "score": [2, 1]}"#, "neither dialogues"),
         (
             r#"{"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"}"#,
-            "part before",
+            "differ before",
         ),
         (
             r#"{"prompt": [{"role": "assistant", "content": "x"}], "chosen": "a", "rejected": "b"}"#,
@@ -189,13 +189,13 @@ fn bad_rows_are_named_by_file_and_line_with_what_was_found() {
         let found = fault::<PairRow>(text);
         assert!(found.starts_with("rows.jsonl:1: ") && found.contains(what), "{text}\n{found}");
     }
-    assert!(fault::<GoldenRow>(r#"{"prompt": "q", "golden": ""}"#).contains("golden: the answer is empty"));
+    assert!(fault::<GoldenRow>(r#"{"prompt": "q", "golden": ""}"#).contains("golden: the response is empty"));
     assert!(fault::<GoldenRow>(r#"{"prompt": "q"}"#).contains("a prompt and its golden are expected"));
     assert!(fault::<GoldenRow>(r#"{"golden": "a"}"#).contains("no prompt"));
 }
 
 #[test]
-fn a_bad_row_leaves_its_neighbours_alone() {
+fn a_bad_row_does_not_affect_its_neighbors() {
     let good = r#"{"prompt": "q", "chosen": "a", "rejected": "b"}"#;
     let lines = [good.as_bytes(), b"{\"prompt\": \"\xff\"}", b"{", b"", good.replace('q', "p").as_bytes()]
         .join(&b'\n');
@@ -212,7 +212,7 @@ fn a_bad_row_leaves_its_neighbours_alone() {
 }
 
 #[test]
-fn a_cut_array_keeps_what_is_whole_and_says_so() {
+fn a_truncated_array_keeps_its_complete_rows_and_reports_the_rest() {
     let text = r#"[{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "r", "cho"#;
     let parsed = parse::<PairRow>("x.json", text.as_bytes()).unwrap();
     assert_eq!((parsed.rows.len(), parsed.bad_rows), (1, 2));
@@ -226,7 +226,7 @@ fn one_object_over_several_lines_is_one_row() {
 }
 
 #[test]
-fn files_that_are_no_json_are_refused_with_advice() {
+fn files_that_are_not_json_are_refused_with_advice() {
     for bytes in [&b"PAR1...."[..], b"\xff\xfe{\0", b"PK\x03\x04", b"\x1f\x8bbroken"] {
         let error = parse::<PairRow>("x", bytes).unwrap_err();
         assert!(matches!(error, ParseError::Format { .. }), "{error}");

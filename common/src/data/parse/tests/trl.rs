@@ -1,4 +1,4 @@
-//! Rows in TRL's formats against what TRL's own functions read of them. `scripts/fixtures/rows.py` makes the file.
+//! Rows in TRL's formats, compared with TRL's own functions. `scripts/fixtures/rows.py` writes the file.
 
 use super::*;
 use serde::Deserialize;
@@ -17,7 +17,7 @@ struct Preference {
     rejected: String,
 }
 
-/// A preference as KTO has it: an answer a row, labeled.
+/// A preference in the format of KTO: one labeled response per row.
 #[derive(Deserialize)]
 struct Unpaired {
     rows: Vec<Value>,
@@ -46,7 +46,7 @@ fn preferences_are_read_as_trl_reads_them() {
 }
 
 #[test]
-fn unpaired_answers_that_are_labelled_good_are_golden() {
+fn unpaired_responses_that_are_labeled_desirable_are_golden_answers() {
     for Case { unpaired, .. } in cases() {
         let text: String = unpaired.rows.iter().map(|row| format!("{row}\n")).collect();
         let parsed = parse::<GoldenRow>("golden", text.as_bytes()).unwrap();

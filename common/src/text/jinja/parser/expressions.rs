@@ -6,13 +6,13 @@ use super::super::lexer::Token;
 use super::Parser;
 
 impl Parser {
-    /// A whole expression; the count of its parts restarts.
+    /// A complete expression; its parts are counted from zero.
     pub(super) fn whole(&mut self) -> Result<Expr, Error> {
         self.nodes = 0;
         self.expression()
     }
 
-    /// One expression, or several with commas between: a tuple.
+    /// One expression, or several separated by commas: a tuple.
     pub(super) fn tuple(&mut self, conditional: bool) -> Result<Expr, Error> {
         self.nodes = 0;
         let line = self.line();
@@ -155,7 +155,7 @@ impl Parser {
         self.operators(&[("**", Operator::Pow)], |parser| parser.unary(true))
     }
 
-    /// A chain of operators of one precedence, read from the left.
+    /// A left-associative chain of operators of one precedence.
     fn operators(
         &mut self,
         operators: &[(&str, Operator)],

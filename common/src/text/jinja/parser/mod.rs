@@ -1,4 +1,4 @@
-//! From tokens to a parsed template, by Jinja2's grammar: statements, expressions by precedence, and their operands.
+//! Parsing of templates by Jinja2's grammar: statements, expressions by precedence, and operands.
 
 mod expressions;
 mod operands;
@@ -18,15 +18,15 @@ pub(super) fn parse(tokens: Vec<(Token, u32)>) -> Result<Vec<Statement>, Error> 
     body.map_err(|error| error.at(parser.line()))
 }
 
-/// A cursor over the tokens, with the limits of what it reads.
+/// A recursive-descent parser.
 struct Parser {
     tokens: Vec<(Token, u32)>,
     at: usize,
     nesting: u32,
     nodes: u32,
-    /// Loops around the statement that is read.
+    /// Number of loops around the current statement.
     loops: u32,
-    /// Filters and tests that do not exist, so far in the part that is read.
+    /// Nonexistent filters and tests in the current part.
     unknown: Vec<Error>,
 }
 
@@ -99,14 +99,14 @@ impl Parser {
         self.at
     }
 
-    /// Whether a name occurs between a position and here.
+    /// Whether a name occurs between `from` and the current position.
     fn mentions(&self, from: usize, name: &str) -> bool {
         self.tokens[from..self.at]
             .iter()
             .any(|(token, _)| matches!(token, Token::Name(found) if found == name))
     }
 
-    /// Reads something that may hold itself.
+    /// Parses a construct that may be nested.
     fn nested<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         if self.nesting == MAX_NESTING {
             return Err(Error::new(format!("nests deeper than {MAX_NESTING} levels")).at(self.line()));
@@ -117,7 +117,7 @@ impl Parser {
         result
     }
 
-    /// Reads a part that Jinja2 compiles as a whole: a filter or a test in it that does not exist makes the template unreadable.
+    /// Parses a part that Jinja2 compiles as a unit: a nonexistent filter or test in it is an error of the template.
     fn strict<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         let before = self.unknown.len();
         let result = read(self)?;
@@ -127,8 +127,8 @@ impl Parser {
         }
     }
 
-    /// Reads a condition with its branches: what does not exist fails if it is reached, as in Jinja2, whose templates
-    /// guard by a condition what other engines have.
+    /// Parses a condition with its branches: nonexistent filters and tests fail only when they are reached, as in Jinja2, whose
+    /// templates use conditions to guard features of other engines.
     fn lenient<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         let before = self.unknown.len();
         let result = read(self);

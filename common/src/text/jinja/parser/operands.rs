@@ -31,7 +31,7 @@ impl Parser {
         self.node(node, line)
     }
 
-    /// Strings side by side are one.
+    /// Adjacent strings, which are concatenated.
     fn strings(&mut self) -> Result<Expr, Error> {
         let line = self.line();
         let mut text = String::new();
@@ -75,7 +75,7 @@ impl Parser {
         let mut items = Vec::new();
         while !self.skip_op("}") {
             let key = self.expression()?;
-            // Jinja2 computes constants when it reads a template, so that such a key fails in a branch that is not taken, too.
+            // Jinja2 folds constants at compile time, so such a key fails even in a branch that is not taken.
             if matches!(key.node, Node::List(_) | Node::Dict(_)) {
                 return Err(Error::new("a list or a dict cannot be a key").at(key.line));
             }
@@ -184,7 +184,7 @@ impl Parser {
         }
     }
 
-    /// Names with dots between.
+    /// Names separated by dots.
     fn dotted(&mut self) -> Result<String, Error> {
         let mut name = self.name()?;
         while self.skip_op(".") {

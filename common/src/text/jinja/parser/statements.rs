@@ -7,7 +7,7 @@ use super::Parser;
 use std::sync::Arc;
 
 impl Parser {
-    /// Reads statements up to a tag that begins with one of these names, which is left to be read. Without names: to the end.
+    /// Parses statements up to a tag with one of these names, which is not consumed; without names, to the end.
     pub(super) fn statements(&mut self, ends: &[&str]) -> Result<Vec<Statement>, Error> {
         self.nested(|parser| {
             let mut body = Vec::new();
@@ -36,7 +36,7 @@ impl Parser {
     }
 }
 
-/// Statements up to this tag, which is read to its end.
+/// Parses statements up to and including this tag.
 fn body(parser: &mut Parser, end: &str) -> Result<Vec<Statement>, Error> {
     parser.expect(&Token::BlockEnd)?;
     let body = parser.statements(&[end])?;
@@ -132,7 +132,7 @@ fn iteration(parser: &mut Parser) -> Result<Statement, Error> {
     Ok(Statement::For(Arc::new(For { target, over, condition, recursive, body: inner, otherwise })))
 }
 
-/// One name or several, with commas between and maybe in parentheses.
+/// One name, or several separated by commas, possibly in parentheses.
 fn target(parser: &mut Parser) -> Result<Target, Error> {
     let first = one_target(parser)?;
     if !parser.is_op(",") {
@@ -180,7 +180,7 @@ fn assignment(parser: &mut Parser) -> Result<Statement, Error> {
     })
 }
 
-/// Filters with bars between.
+/// Filters separated by bars.
 fn chain(parser: &mut Parser) -> Result<Vec<Filter>, Error> {
     let mut filters = vec![parser.filter()?];
     while parser.skip_op("|") {

@@ -10,7 +10,7 @@ fn render(template: &str, values: &Json) -> Result<String, Error> {
     Template::parse(template)?.render(&variables)
 }
 
-/// The snippets that are rendered otherwise than transformers does, and those that only this engine refuses.
+/// Snippets that are not rendered as in transformers, and those that only this engine refuses.
 fn compare(file: &str) -> (Vec<String>, Vec<String>) {
     let file: Json = serde_json::from_str(file).unwrap();
     let (mut different, mut refused) = (Vec::new(), Vec::new());
@@ -37,7 +37,7 @@ fn compare(file: &str) -> (Vec<String>, Vec<String>) {
 fn snippets_render_as_in_transformers_or_are_refused() {
     let (different, refused) = compare(include_str!("snippets.json"));
     assert!(different.is_empty(), "{}", different.join("\n"));
-    // What is left out on purpose; all else must be rendered.
+    // Deliberately unsupported; all others must be rendered.
     let on_purpose = ["printing an object", "sameas on objects", "the filter e", "is not supported"];
     let others: Vec<&String> =
         refused.iter().filter(|refusal| !on_purpose.iter().any(|known| refusal.contains(known))).collect();
