@@ -95,7 +95,7 @@ fn a_damaged_checkpoint_is_reported_and_the_previous_one_is_used() {
     }
     assert!(run.finish().weights() == baseline, "the weights differ");
     let logs = run.full_logs();
-    assert!(logs.contains("it is put aside, and training goes on after step"), "{}", run.logs());
+    assert!(logs.contains("it is dropped, and training goes on after step"), "{}", run.logs());
     assert!(logs.contains("training goes on after a checkpoint"), "{}", run.logs());
 }
 

@@ -55,7 +55,7 @@ fn a_job_waits_for_a_store_that_is_unavailable_for_longer_than_the_hang_timeout(
     let (policy, told) = service.finish(&id);
     let log = service.service.log("serve.log");
     assert!(log.contains("the job waits for the store"), "{log}\n{told}");
-    assert!(log.contains("the store takes what is asked again"), "{log}");
+    assert!(log.contains("the store is available again"), "{log}");
     assert!(policy == Run::letters().ranks(2).finish().weights().0, "the weights differ");
 }
 
