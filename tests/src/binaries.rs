@@ -1,27 +1,28 @@
-//! Where the programs under test lie.
+//! Paths of the programs under test.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::LazyLock;
 
-/// Built once per test process with the profile of the tests, so that no stale program is ever tested.
+/// The directory of the programs, which are built once per test process with its profile, so that no stale program is
+/// tested.
 static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
     let program = std::env::current_exe().expect("a program knows its own path");
     let beside = program.parent().expect("programs lie in a directory");
-    // target/<profile>/deps/<test>; a binary of this package lies beside the others, as they were built together.
+    // target/<profile>/deps/<test>, or target/<profile>/<program> for a binary of this package.
     if !beside.ends_with("deps") {
         return beside.to_owned();
     }
     let directory = beside.parent().expect("tests lie in target/<profile>/deps");
     let mut build = Command::new(env!("CARGO"));
-    // What `cargo test` tells this process of its package, build scripts would take for a change, and build all again.
+    // Variables that `cargo test` sets would make build scripts rebuild everything.
     let of_package = |name: &str| {
         name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
     };
     for (name, _) in std::env::vars().filter(|(name, _)| of_package(name)) {
         build.env_remove(name);
     }
-    // Of the whole workspace: a narrower choice would give dependencies other features and build them again.
+    // The whole workspace: a narrower selection would unify features differently and rebuild dependencies.
     build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).args([
         "build",
         "--quiet",

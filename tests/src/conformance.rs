@@ -1,4 +1,4 @@
-//! What Foil relies on in every kind of store.
+//! The conformance suite of stores: the guarantees that Foil relies on.
 
 use std::fmt::Write as _;
 
@@ -6,8 +6,8 @@ use foil_common::storage::object::Digest;
 use foil_common::storage::{Listed, Put, Store, StoreError};
 use futures::TryStreamExt;
 
-/// Puts an empty store to the test; panics at the first thing that is not as it must be. Leaves objects behind.
-pub async fn conforms(store: &Store) {
+/// Checks an empty store; panics at the first violation. Leaves objects behind.
+pub async fn check_store(store: &Store) {
     assert!(store.list("").await.is_err(), "no key is empty");
     store.probe().await.expect("the store keeps the first of two that create a key");
     assert!(store.list("meta").await.expect("a listing").is_empty(), "the probe tidies up");
@@ -38,7 +38,7 @@ async fn create_once(store: &Store) {
     assert!(store.get("a/empty").await.expect("there").is_empty());
 }
 
-/// The log's safety: whoever wins, one wins, and its bytes stay.
+/// Safety of the log: exactly one of several writers wins, and its bytes stay.
 async fn one_of_many_creates(store: &Store) {
     for round in 0..8 {
         let key = format!("race/{round}");
@@ -64,7 +64,7 @@ async fn ranges(store: &Store) {
     assert_eq!((size, stream.try_collect::<Vec<_>>().await.expect("its bytes").len()), (0, 0));
 }
 
-/// Sorted, whole parts only, and all pages of it: stores list a thousand keys at a time.
+/// Listings are sorted, by whole parts, and complete: stores list a thousand keys per page.
 async fn listings(store: &Store) {
     store.create("a/b/y", "".into()).await.expect("created");
     store.create("ab/z", "z".into()).await.expect("created");
@@ -100,14 +100,14 @@ async fn whole_objects(store: &Store) {
     assert_eq!(store.stat_object(KEY).await.expect("there"), object);
     store.put_object(KEY, "first".into()).await.expect("the same again is fine");
     assert!(matches!(store.put_object(KEY, "other".into()).await, Err(StoreError::Conflict { .. })));
-    // A writer that died before it was done left bytes of no meaning: they are overwritten.
+    // A writer that died left incomplete bytes, which are overwritten.
     store.delete(&format!("{KEY}.b3")).await.expect("deleted");
     assert!(matches!(store.stat_object(KEY).await, Err(StoreError::NotFound { .. })));
     let object = store.put_object(KEY, "second".into()).await.expect("written over what was left");
     assert_eq!(store.read_object(&object).await.expect("there"), "second");
 }
 
-/// Several parts: nothing is seen before the end, nothing of what was given up, and every byte of what was finished.
+/// Multipart objects: invisible before the end, invisible if aborted, and complete if finished.
 async fn streamed_objects(store: &Store) {
     const MIB: usize = 1 << 20;
     let mut text = String::new();

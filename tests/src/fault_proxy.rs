@@ -1,4 +1,4 @@
-//! An HTTP proxy before an object store that lets requests go wrong: refused, cut off, held up, or done with the reply lost.
+//! An HTTP proxy of an object store that injects faults: requests are refused, reset, delayed, or performed with the reply lost.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,33 +7,33 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// A request's head may be so long.
+/// Maximum length of a request's head.
 const HEAD_BYTES: usize = 64 << 10;
 
-/// How often what goes wrong, in percent of requests. The first that strikes counts.
+/// Rates of faults in percent of requests. At most one applies to a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// Answered with 503, and not passed on.
+    /// Refused with 503 and not forwarded.
     pub refuse: u8,
-    /// The connection is reset, and the request not passed on.
+    /// Reset and not forwarded.
     pub reset: u8,
-    /// Passed on and done; then the connection is closed without the reply.
+    /// Forwarded, and then closed without the reply.
     pub lose_reply: u8,
-    /// Every request is held up for so long first.
+    /// Delay of every request.
     pub delay: Duration,
-    /// Conditions are taken off: a store that lets a key be created twice.
+    /// Whether conditions are removed, so that a key can be created twice.
     pub forget_conditions: bool,
 }
 
 impl Faults {
-    /// Nothing gets through.
+    /// Every request fails.
     pub const OUTAGE: Self =
         Self { refuse: 100, reset: 0, lose_reply: 0, delay: Duration::ZERO, forget_conditions: false };
 
-    /// Reads `refuse=30 reset=5 lose_reply=5 delay_ms=200 forget_conditions=1`; what is not named is off.
+    /// Parses `refuse=30 reset=5 lose_reply=5 delay_ms=200 forget_conditions=1`; missing ones are 0.
     ///
     /// # Errors
-    /// The word that is none of these.
+    /// An unknown word.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut faults = Self::default();
         for word in text.split_whitespace() {
@@ -61,7 +61,7 @@ enum Fault {
     LoseReply,
 }
 
-/// A running proxy; it runs as long as its process. Clones steer the same one.
+/// A proxy that runs until its process ends. Clones control the same one.
 #[derive(Debug, Clone)]
 pub struct FaultProxy {
     address: SocketAddr,
@@ -74,14 +74,14 @@ struct Shared {
     faults: Mutex<Faults>,
     seed: u64,
     requests: AtomicU64,
-    struck: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl FaultProxy {
-    /// Passes requests on to `to`; which of them go wrong follows from the seed and their order.
+    /// Forwards requests to `to`. The faults follow from the seed and the order of requests.
     ///
     /// # Errors
-    /// Those of listening on a free port.
+    /// No port is free.
     pub fn start(to: SocketAddr, seed: u64) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
@@ -90,13 +90,13 @@ impl FaultProxy {
             faults: Mutex::default(),
             seed,
             requests: AtomicU64::new(0),
-            struck: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
         });
         let serving = Arc::clone(&shared);
         thread::spawn(move || {
             for near in listener.incoming().flatten() {
                 let serving = Arc::clone(&serving);
-                // A broken connection is between its two ends.
+                // Errors of a connection concern only its two ends.
                 thread::spawn(move || drop(serving.serve(near)));
             }
         });
@@ -107,14 +107,14 @@ impl FaultProxy {
         self.address
     }
 
-    /// What goes wrong from the next request on.
+    /// Sets the faults of later requests.
     pub fn set(&self, faults: Faults) {
         *self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
     }
 
-    /// Requests that went wrong so far: a test in which none did proves nothing.
-    pub fn struck(&self) -> u64 {
-        self.shared.struck.load(Ordering::Relaxed)
+    /// Number of requests that failed by injection: a test without any proves nothing.
+    pub fn failed(&self) -> u64 {
+        self.shared.failed.load(Ordering::Relaxed)
     }
 
     pub fn requests(&self) -> u64 {
@@ -123,14 +123,14 @@ impl FaultProxy {
 }
 
 impl Shared {
-    /// One request; the connection ends with it.
+    /// Serves one request and closes the connection.
     fn serve(&self, mut near: TcpStream) -> io::Result<()> {
         let (head, mut body) = read_head(&mut near)?;
         let faults = *self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         let fault = self.draw(faults);
         thread::sleep(faults.delay);
         if fault == Some(Fault::Reset) && length_of(&head) > body.len() {
-            // Closing with bytes unread is a reset.
+            // Closing with unread bytes resets the connection.
             return Ok(());
         }
         let mut rest = vec![0; length_of(&head).saturating_sub(body.len())];
@@ -146,14 +146,14 @@ impl Shared {
                 )?;
             }
             Some(Fault::Reset) => {}
-            Some(Fault::LoseReply) => drop(self.pass_on(&head, &body, faults)?),
-            None => near.write_all(&self.pass_on(&head, &body, faults)?)?,
+            Some(Fault::LoseReply) => drop(self.forward(&head, &body, faults)?),
+            None => near.write_all(&self.forward(&head, &body, faults)?)?,
         }
         near.shutdown(Shutdown::Write)
     }
 
-    /// The whole reply.
-    fn pass_on(&self, head: &str, body: &[u8], faults: Faults) -> io::Result<Vec<u8>> {
+    /// Forwards a request and returns the whole reply.
+    fn forward(&self, head: &str, body: &[u8], faults: Faults) -> io::Result<Vec<u8>> {
         let mut far = TcpStream::connect(self.to)?;
         let dropped = |line: &str| {
             let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
@@ -182,13 +182,13 @@ impl Shared {
         let fault = (0..).zip(kinds).find(|(index, (_, percent))| strikes(*index, *percent));
         let fault = fault.map(|(_, (fault, _))| fault);
         if fault.is_some() {
-            self.struck.fetch_add(1, Ordering::Relaxed);
+            self.failed.fetch_add(1, Ordering::Relaxed);
         }
         fault
     }
 }
 
-/// SplitMix64's finaliser.
+/// SplitMix64's finalizer.
 fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -223,7 +223,7 @@ fn length_of(head: &str) -> usize {
     length.unwrap_or(0)
 }
 
-/// The reply with a head that ends the connection.
+/// The reply with `Connection: close`.
 fn closing(reply: Vec<u8>) -> Vec<u8> {
     let Some(end) = reply.windows(4).position(|four| four == b"\r\n\r\n") else { return reply };
     let head = String::from_utf8_lossy(&reply[..end]);
@@ -238,7 +238,7 @@ fn closing(reply: Vec<u8>) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// A server that counts, and answers with what it was sent.
+    /// A server that counts requests and echoes their bodies.
     fn echo() -> (SocketAddr, Arc<AtomicU64>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicU64::new(0)));
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_is_what_it_says() {
+    fn each_fault_has_its_effect() {
         let (address, done) = echo();
         let proxy = FaultProxy::start(address, 0).unwrap();
         let reply = ask(&proxy, "hello").unwrap();
@@ -282,12 +282,12 @@ mod tests {
         assert!(reply.contains("X-Conditional: true") && !reply.contains("keep-alive"), "{reply}");
         proxy.set(Faults { forget_conditions: true, ..Faults::default() });
         assert!(ask(&proxy, "hello").unwrap().contains("X-Conditional: false"));
-        assert_eq!((done.load(Ordering::Relaxed), proxy.struck()), (2, 0));
+        assert_eq!((done.load(Ordering::Relaxed), proxy.failed()), (2, 0));
 
         proxy.set(Faults::OUTAGE);
         assert!(ask(&proxy, "hello").unwrap().starts_with("HTTP/1.1 503"));
         proxy.set(Faults { reset: 100, ..Faults::default() });
-        // A reset is an error or an end, by what was read before it.
+        // A reset is an error or an end of file, depending on what was read before.
         assert_eq!(ask(&proxy, "hello").unwrap_or_default(), "");
         assert_eq!(done.load(Ordering::Relaxed), 2, "neither got through");
         proxy.set(Faults { lose_reply: 100, ..Faults::default() });
@@ -296,13 +296,13 @@ mod tests {
     }
 
     #[test]
-    fn faults_come_as_often_as_asked() {
+    fn faults_occur_at_their_rates() {
         let shared = Shared {
             to: "127.0.0.1:1".parse().unwrap(),
             faults: Mutex::default(),
             seed: 7,
             requests: AtomicU64::new(0),
-            struck: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
         };
         let faults = Faults { refuse: 20, lose_reply: 10, ..Faults::default() };
         let drawn: Vec<Fault> = (0..10_000).filter_map(|_| shared.draw(faults)).collect();
@@ -312,11 +312,11 @@ mod tests {
             "{lost} of {}",
             drawn.len()
         );
-        assert_eq!(shared.struck.into_inner(), drawn.len() as u64);
+        assert_eq!(shared.failed.into_inner(), drawn.len() as u64);
     }
 
     #[test]
-    fn faults_are_read_from_words() {
+    fn faults_are_parsed() {
         let read = Faults::parse("refuse=30 delay_ms=200 forget_conditions=1").unwrap();
         let expected = Faults {
             refuse: 30,

@@ -1,11 +1,11 @@
-//! Harness of the end-to-end tests: real processes of `foil` and `foil-worker`, in directories of their own.
+//! Harness of the end-to-end tests: real processes of `foil` and `foil-worker` in temporary directories.
 
-// A test that cannot run here says so.
+// A test that is skipped says why.
 #![allow(clippy::print_stderr)]
 
 mod binaries;
+mod cgroup;
 mod conformance;
-mod control_group;
 mod fault_proxy;
 mod namespaces;
 mod outcome;
@@ -18,15 +18,15 @@ mod slow_link;
 mod store_server;
 
 pub use binaries::{foil, foil_worker};
-pub use conformance::conforms;
-pub use control_group::ControlGroup;
+pub use cgroup::Cgroup;
+pub use conformance::check_store;
 pub use fault_proxy::{FaultProxy, Faults};
 pub use namespaces::Namespaces;
 pub use outcome::{Estimate, Outcome, Round};
 pub use paired::{difference, gold_by_prompt};
-pub use prometheus::{objections, page};
+pub use prometheus::{lint_errors, page};
 pub use run::{Run, SMALL, letters_job};
-pub use samples::{Answer, answers_by_prompt, steps};
+pub use samples::{Completion, completions_by_prompt, steps};
 pub use service::{Process, Service, wait_for};
 pub use slow_link::slow_link;
 pub use store_server::StoreServer;

@@ -1,4 +1,4 @@
-//! Hosts for a test: network namespaces joined by a bridge, where the test runs as root and `ip` exists.
+//! Hosts for tests: network namespaces joined by a bridge, if the test runs as root and `ip` exists.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ fn succeeds(program: &str, arguments: &[&str]) -> bool {
         .is_ok_and(|s| s.success())
 }
 
-/// Hosts 10.77.N.1 …, each a network namespace, on one bridge that lies in a namespace of its own.
+/// Hosts 10.77.N.1 …, each a network namespace, on a bridge in a separate namespace.
 pub struct Namespaces {
     prefix: String,
     subnet: u8,
@@ -20,7 +20,7 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// `None`, said on stderr, where namespaces cannot be made.
+    /// `None`, with a message on standard error, if namespaces cannot be created.
     pub fn new(hosts: u8) -> Option<Self> {
         let id = std::process::id();
         let made = Self { prefix: format!("foil{id}"), subnet: (id % 250) as u8 + 1, hosts };
@@ -70,7 +70,7 @@ impl Namespaces {
             && succeeds("ip", &["-n", &name, "link", "set", "lo", "up"])
     }
 
-    /// Runs a program on a host, with nothing to be seen at `hidden`: a host of its own shares no disk.
+    /// A command on a host, where the directory `hidden` is empty: real hosts share no disk.
     pub fn command(&self, host: u8, hidden: Option<&Path>, program: &Path) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name(host)]);

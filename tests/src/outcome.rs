@@ -1,10 +1,10 @@
-//! What a run says of itself with `--json`, and the weights it leaves.
+//! The outcome of a run: its `--json` output and its weights.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// A figure and its standard error.
+/// A metric and its standard error.
 #[derive(Clone, Copy, Debug)]
 pub struct Estimate {
     pub value: f64,
@@ -12,33 +12,33 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Whether it is surely above `bound`: by more than three standard errors.
+    /// Whether it is significantly above `bound`: by more than three standard errors.
     pub fn exceeds(self, bound: f64) -> bool {
         self.value - bound > 3.0 * self.se
     }
 
-    /// Whether it is surely below `bound`.
+    /// Whether it is significantly below `bound`.
     pub fn is_under(self, bound: f64) -> bool {
         bound - self.value > 3.0 * self.se
     }
 }
 
-/// One round's figures, as `foil run --json` prints them.
+/// The metrics of one round, as `foil run --json` prints them.
 #[derive(Clone, Debug)]
 pub struct Round(Value);
 
 impl Round {
-    /// A figure, where there is one.
+    /// A metric, if it exists.
     pub fn get(&self, side: &str, name: &str) -> Option<f64> {
         self.0[side][name].as_f64()
     }
 
-    /// A figure as it is given.
+    /// A metric that must exist.
     pub fn value(&self, side: &str, name: &str) -> f64 {
         self.get(side, name).unwrap_or_else(|| panic!("{side}.{name} is missing in {}", self.0[side]))
     }
 
-    /// For example `estimate("policy", "gold_mean")`.
+    /// A metric with its standard error, for example `estimate("policy", "gold_mean")`.
     pub fn estimate(&self, side: &str, name: &str) -> Estimate {
         let figures = &self.0[side];
         let number = |key: &str| figures[key].as_f64();

@@ -1,4 +1,4 @@
-//! Two runs compared prompt by prompt.
+//! Comparison of two runs prompt by prompt.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub fn gold_by_prompt(run: &Run, round: u32) -> BTreeMap<u64, f64> {
     text.lines().map(row).collect()
 }
 
-/// The mean of a − b over the prompts, which are the same ones.
+/// The mean of a − b over the same prompts.
 pub fn difference(a: &BTreeMap<u64, f64>, b: &BTreeMap<u64, f64>) -> Estimate {
     assert!(a.len() > 1 && a.keys().eq(b.keys()), "the runs were measured on different prompts");
     let differences: Vec<f64> = a.values().zip(b.values()).map(|(a, b)| a - b).collect();

@@ -1,4 +1,4 @@
-//! `/metrics` as a scraper reads it.
+//! Reading of `/metrics` like a scraper.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -16,22 +16,22 @@ pub fn page(address: &str, path: &str) -> (String, String) {
     (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
 }
 
-/// What `promtool check metrics` objects to most: series without help or type, and summaries in the place of histograms.
-pub fn objections(metrics: &str) -> Vec<String> {
+/// The main errors of `promtool check metrics`: series without help or type, and summaries instead of histograms.
+pub fn lint_errors(metrics: &str) -> Vec<String> {
     let told = |what: &str| -> HashSet<&str> {
         metrics.lines().filter_map(|line| line.strip_prefix(what)?.split(' ').next()).collect()
     };
     let (helped, typed) = (told("# HELP "), told("# TYPE "));
-    let mut objections = Vec::new();
+    let mut lint_errors = Vec::new();
     for line in metrics.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let series = line.split(['{', ' ']).next().unwrap_or_default();
         let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| series.strip_suffix(end));
         let name = of_histogram.filter(|name| typed.contains(name)).unwrap_or(series);
         if !helped.contains(name) || !typed.contains(name) || line.contains("quantile=") {
-            objections.push(line.to_owned());
+            lint_errors.push(line.to_owned());
         }
     }
-    objections
+    lint_errors
 }
 
 #[cfg(test)]
@@ -39,12 +39,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_series_without_help_and_a_summary_are_objected_to() {
+    fn a_series_without_help_and_a_summary_are_errors() {
         let good = "# HELP a_total A.\n# TYPE a_total counter\na_total{x=\"y\"} 1\n\
                     # HELP b_seconds B.\n# TYPE b_seconds histogram\nb_seconds_bucket{le=\"1\"} 1\nb_seconds_sum 1\n";
-        assert!(objections(good).is_empty());
-        assert_eq!(objections(&format!("{good}c 1\n")), ["c 1"]);
+        assert!(lint_errors(good).is_empty());
+        assert_eq!(lint_errors(&format!("{good}c 1\n")), ["c 1"]);
         let summary = "# HELP d D.\n# TYPE d summary\nd{quantile=\"0.5\"} 1\n";
-        assert_eq!(objections(summary).len(), 1);
+        assert_eq!(lint_errors(summary).len(), 1);
     }
 }

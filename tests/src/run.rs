@@ -1,4 +1,4 @@
-//! `foil run` on a shrunken letters job.
+//! Runs of `foil run` on a shrunken letters job.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use crate::outcome::Outcome;
 use crate::{binaries, outcome};
 
-/// The letters job, cut down to seconds.
+/// Settings that shrink the letters job to seconds.
 pub const SMALL: [&str; 11] = [
     "rounds=1",
     "data.generator.sft=600",
@@ -27,7 +27,7 @@ pub fn letters_job() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/letters.yaml")
 }
 
-/// One run of the game in a directory of its own.
+/// A run in a temporary directory.
 pub struct Run {
     directory: tempfile::TempDir,
     arguments: Vec<OsString>,
@@ -35,7 +35,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// The letters job, cut down to seconds.
+    /// Settings that shrink the letters job to seconds.
     pub fn letters() -> Self {
         Self::job(letters_job()).set_all(&SMALL)
     }
@@ -68,7 +68,7 @@ impl Run {
         self
     }
 
-    /// Where outputs, logs and the store lie.
+    /// The output directory, with the logs and the store.
     pub fn out(&self) -> PathBuf {
         self.directory.path().join("out")
     }
@@ -89,7 +89,7 @@ impl Run {
         self.command().output().expect("foil starts")
     }
 
-    /// Runs to the end and asserts success; on failure shows the logs.
+    /// Runs to the end and asserts success; a failure shows the logs.
     pub fn finish(&self) -> Outcome {
         let output = self.output();
         let stdout = String::from_utf8_lossy(&output.stdout);
@@ -103,13 +103,13 @@ impl Run {
         Outcome::parse(&stdout)
     }
 
-    /// All logs, whole.
-    pub fn logs_whole(&self) -> String {
+    /// All logs in full.
+    pub fn full_logs(&self) -> String {
         let files = outcome::files(&self.out().join("logs"));
         files.iter().map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect()
     }
 
-    /// Runs to the end and asserts that it failed: gives what it says with `--json`, and on standard error.
+    /// Runs to the end and asserts failure; returns the `--json` output and standard error.
     pub fn fail(&self) -> (Outcome, String) {
         let output = self.output();
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -119,7 +119,7 @@ impl Run {
         (outcome, told)
     }
 
-    /// The ends of all logs.
+    /// The last lines of all logs.
     pub fn logs(&self) -> String {
         let mut text = String::new();
         for file in outcome::files(&self.out().join("logs")) {

@@ -1,4 +1,4 @@
-//! The answers that a round's policy was trained on, as a run leaves them.
+//! The completions that a round's policy was trained on, from the files of a run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,29 +7,29 @@ use serde_json::Value;
 
 use crate::Run;
 
-/// A sampled answer and what its judges said of it.
+/// A completion with its rewards.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Completion {
     pub text: String,
-    /// With the one that ends it.
+    /// Including EOS.
     pub tokens: usize,
     pub reward: f64,
-    /// The sum over its tokens, under the policy that drew it.
+    /// Log-probability under the policy that generated it, summed over its tokens.
     pub log_prob: f64,
 }
 
-impl Answer {
+impl Completion {
     pub fn is_blank(&self) -> bool {
         self.text.trim().is_empty()
     }
 }
 
-/// All answers of a round, prompt by prompt.
-pub fn answers_by_prompt(run: &Run, round: u32) -> Vec<Vec<Answer>> {
-    let mut prompts: BTreeMap<u64, Vec<Answer>> = BTreeMap::new();
+/// All completions of a round by prompt.
+pub fn completions_by_prompt(run: &Run, round: u32) -> Vec<Vec<Completion>> {
+    let mut prompts: BTreeMap<u64, Vec<Completion>> = BTreeMap::new();
     for row in rows(&run.out().join(format!("samples/round-{round:02}.jsonl"))) {
         let number = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name} is missing in {row}"));
-        prompts.entry(row["prompt_id"].as_u64().expect("a prompt's id")).or_default().push(Answer {
+        prompts.entry(row["prompt_id"].as_u64().expect("a prompt's id")).or_default().push(Completion {
             text: row["text"].as_str().expect("a text").to_owned(),
             tokens: row["token_ids"].as_array().expect("token ids").len(),
             reward: number("reward"),
@@ -39,7 +39,7 @@ pub fn answers_by_prompt(run: &Run, round: u32) -> Vec<Vec<Answer>> {
     prompts.into_values().collect()
 }
 
-/// The figures of a phase's training steps, in order.
+/// The metrics of a phase's training steps, in order.
 pub fn steps(run: &Run, phase: &str) -> Vec<Value> {
     let mut rows = rows(&run.out().join("metrics.jsonl"));
     rows.retain(|row| row["phase"] == phase);

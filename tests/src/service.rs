@@ -1,4 +1,4 @@
-//! The service by hand: `foil serve`, agents, and the client, each a process of its own.
+//! A service of separate processes: `foil serve`, agents, and the client.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,15 @@ use serde_json::Value;
 
 use crate::{SMALL, binaries, letters_job};
 
-/// For a process to do what it is asked.
+/// Timeout of everything that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(20);
 
-/// A process that does not outlive its test.
+/// A process that is killed on drop.
 pub struct Process(Child);
 
 impl Process {
-    /// Its output goes to the file `log`.
+    /// Starts the process; its output is appended to the file `log`.
     pub fn start(mut command: Command, log: &Path) -> Self {
         let log = File::options().create(true).append(true).open(log).expect("a log file");
         let errors = log.try_clone().expect("a log file");
@@ -34,7 +34,7 @@ impl Process {
         self.0.id()
     }
 
-    /// Waits for its end.
+    /// Waits for the process to end.
     pub fn finish(mut self) -> ExitStatus {
         wait_for("end of a process", || self.0.try_wait().expect("the process can be waited for"))
     }
@@ -43,7 +43,7 @@ impl Process {
         kill(Pid::from_raw(self.0.id().cast_signed()), signal).expect("the process can be signalled");
     }
 
-    /// SIGKILL: it learns of nothing and tidies up nothing.
+    /// Kills the process with SIGKILL.
     pub fn kill(mut self) {
         self.0.kill().expect("the process can be killed");
         self.0.wait().expect("the process can be waited for");
@@ -55,7 +55,7 @@ impl Drop for Process {
         if !self.is_running() {
             return;
         }
-        // The programs end their own children when they end in order.
+        // The programs end their children when they stop gracefully.
         let _ = kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM);
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.is_running() && Instant::now() < deadline {
@@ -66,23 +66,23 @@ impl Drop for Process {
     }
 }
 
-/// A coordinator's files, and where it and its standbys listen.
+/// A coordinator with its standbys: their files and addresses.
 pub struct Service {
     directory: tempfile::TempDir,
     url: String,
-    /// A directory among its files, where none is named.
+    /// URL of the store; a directory among the files by default.
     store: Option<String>,
-    /// Addresses of others on the same store, the next leader first.
+    /// Addresses of the standbys, the next leader first.
     standbys: Vec<String>,
 }
 
 impl Service {
-    /// Starts `foil serve` as `command` runs it, at a free port of `address`.
+    /// Starts `command` as `foil serve` on a free port of `address`.
     pub fn start(command: Command, address: &str) -> (Self, Process) {
         Self::start_on(command, address, None)
     }
 
-    /// The same on a store of its own name.
+    /// Starts `command` as `foil serve` on a given store.
     pub fn start_on(command: Command, address: &str, store: Option<&str>) -> (Self, Process) {
         let directory = tempfile::tempdir().expect("a directory");
         let store = store.map(str::to_owned);
@@ -92,20 +92,20 @@ impl Service {
         (service, coordinator)
     }
 
-    /// Starts it again at the same port, on the same store.
+    /// Restarts the coordinator with the same port and store.
     pub fn restart(&mut self, command: Command) -> Process {
         let listen = self.url.trim_start_matches("http://").to_owned();
         self.serve(command, &listen).1
     }
 
-    /// Starts another coordinator on the same store; the first leads.
-    pub fn stand_by(&mut self, command: Command) -> Process {
+    /// Starts a standby on the same store.
+    pub fn start_standby(&mut self, command: Command) -> Process {
         let (url, process) = self.serve(command, "127.0.0.1:0");
         self.standbys.push(url);
         process
     }
 
-    /// The leader is dead and its first standby leads: starts a standby where the dead one was.
+    /// After the leader died and its first standby took over, starts a standby in its place.
     pub fn replace_dead(&mut self, command: Command) -> Process {
         let process = self.restart(command);
         let leader = self.standbys.remove(0);
@@ -115,7 +115,7 @@ impl Service {
 
     fn serve(&self, mut command: Command, listen: &str) -> (String, Process) {
         let file = self.at("port");
-        // What an earlier one wrote says nothing of this one.
+        // An earlier process may have written it.
         let _ = std::fs::remove_file(&file);
         let store = self.store.as_ref().map_or_else(|| self.at("store"), PathBuf::from);
         command.args(["serve", "--insecure-listen", "--listen", listen, "--store"]).arg(store);
@@ -127,7 +127,7 @@ impl Service {
         (format!("http://{}", text.trim()), process)
     }
 
-    /// The addresses of all coordinators, with commas between them.
+    /// The addresses of all coordinators, separated by commas.
     pub fn urls(&self) -> String {
         self.standbys.iter().fold(self.url.clone(), |urls, url| format!("{urls},{url}"))
     }
@@ -137,17 +137,17 @@ impl Service {
         &self.url
     }
 
-    /// A path in the directory of its files.
+    /// A path in the service's directory.
     pub fn at(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// What a process has logged to a file of this name.
+    /// The content of a log file.
     pub fn log(&self, name: &str) -> String {
         std::fs::read_to_string(self.at(name)).unwrap_or_default()
     }
 
-    /// Runs the client as `command` does, and gives what it prints.
+    /// Runs `command` as the client; returns its output.
     pub fn client(&self, mut command: Command, arguments: &[&str]) -> String {
         let output =
             command.args(arguments).env("FOIL_COORDINATOR", self.urls()).output().expect("foil starts");
@@ -161,29 +161,29 @@ impl Service {
         text
     }
 
-    /// The client on this machine.
+    /// Runs the client on this machine.
     pub fn foil(&self, arguments: &[&str]) -> String {
         self.client(Command::new(binaries::foil()), arguments)
     }
 
-    /// Submits the shrunken letters job for two ranks, by the client as `command` runs it; gives its id.
+    /// Submits the shrunken letters job for two ranks with the client `command`; returns its id.
     pub fn submit_letters(&self, command: Command) -> String {
         self.submit_letters_with(command, &[])
     }
 
-    /// The same with further settings.
+    /// Submits the shrunken letters job with further settings.
     pub fn submit_letters_with(&self, command: Command, settings: &[&str]) -> String {
         let mut arguments = vec!["submit", letters_job(), "--set", "resources.ranks=2"];
         arguments.extend(SMALL.iter().chain(settings).flat_map(|assignment| ["--set", assignment]));
         self.client(command, &arguments).trim().to_owned()
     }
 
-    /// The job as the coordinator has it.
+    /// The coordinator's view of the job.
     pub fn job(&self, id: &str) -> Value {
         serde_json::from_str(&self.foil(&["get", id, "--json"])).expect("a job in JSON")
     }
 
-    /// The weights of one of the job's models, pulled by the client as `command` runs it.
+    /// The weights of one of the job's models, pulled with the client `command`.
     pub fn weights(&self, command: Command, id: &str, model: &str) -> Vec<u8> {
         let dir = self.at(model);
         self.client(command, &["pull", &format!("{id}/{model}"), dir.to_str().expect("UTF-8")]);
@@ -191,7 +191,7 @@ impl Service {
     }
 }
 
-/// Asks until there is an answer.
+/// Polls `ask` until it returns a value.
 pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

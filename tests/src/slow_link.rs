@@ -1,4 +1,4 @@
-//! A network that is slow, between a coordinator and its workers.
+//! A slow network between a coordinator and its workers.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,8 +7,8 @@ use std::time::Duration;
 
 const PIECE: usize = 32 << 10;
 
-/// Passes connections on to `to`, each with at most so many bytes a second either way. Gives its own address; it runs
-/// as long as the test's process.
+/// Forwards connections to `to`, each limited to `bytes_per_second` in either direction. Returns its address; it runs until
+/// the test's process ends.
 pub fn slow_link(to: SocketAddr, bytes_per_second: u32) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
@@ -30,9 +30,9 @@ fn pass(mut from: TcpStream, mut to: TcpStream, pause: Duration) {
         if to.write_all(&piece[..read]).is_err() {
             break;
         }
-        // A message of a few bytes is not held up for a whole piece's time.
+        // A small message is delayed by its own size only.
         thread::sleep(pause.mul_f64(read as f64 / PIECE as f64));
     }
-    // The other end may be gone already.
+    // The other end may be closed already.
     let _ = to.shutdown(Shutdown::Write);
 }

@@ -1,4 +1,4 @@
-//! Servers of object stores, each on a free port of this machine for one test.
+//! Object store servers for tests, each on a free port of this machine.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -7,21 +7,21 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use serde_json::Value;
 
-/// An empty store behind a server, which ends with this value.
+/// A server with an empty store, stopped on drop.
 pub struct StoreServer {
     child: Child,
-    /// Its end is the server's.
+    /// The server stops when it is closed.
     stdin: Option<ChildStdin>,
     told: Value,
 }
 
 impl StoreServer {
-    /// S3 as moto serves it; none, said on standard error, where it is not installed.
+    /// S3, served by moto; `None`, with a message on standard error, if it is not installed.
     pub fn s3() -> Option<Self> {
         Self::start("s3", "lib")
     }
 
-    /// Azure's blobs as Azurite serves them; none, said on standard error, where it or Node.js is not installed.
+    /// Azure Blob Storage, served by Azurite; `None`, with a message on standard error, if it or Node.js is not installed.
     pub fn azure() -> Option<Self> {
         Self::start("azure", "node/node_modules/azurite")
     }
@@ -31,7 +31,7 @@ impl StoreServer {
         let stores = root.join(".venv-stores");
         if !stores.join(needs).exists() {
             let missing = stores.join(needs);
-            eprintln!("skipped: {} is missing; scripts/fixtures/setup-stores makes it", missing.display());
+            eprintln!("skipped: {} is missing; scripts/fixtures/setup-stores installs it", missing.display());
             return None;
         }
         let mut command = Command::new(stores.join("bin/python"));
@@ -57,7 +57,7 @@ impl StoreServer {
         self.told["url"].as_str().expect("a URL")
     }
 
-    /// What Foil's environment must hold, where it speaks to the server at `address`.
+    /// The environment of Foil's processes that use the server at `address`.
     pub fn environment(&self, address: SocketAddr) -> Vec<(String, String)> {
         let own = self.address().to_string();
         let variables = self.told["env"].as_object().expect("an object").iter();

@@ -1,10 +1,9 @@
-//! The arms of an honest experiment with the letters game, on one seed: the game against its controls.
+//! The arms of a controlled experiment with the letters job, on one seed: APO against its controls.
 //!
-//! Their order is the claim that the game makes, and holds here by standard errors over the same evaluation prompts. These
-//! tell how surely the arms' policies differ, not how another seed would come out. `FOIL_ARMS=full` plays the arms at the size
-//! of the shipped job file, a minute or two each, and `FOIL_ARMS_SEED` another seed. Where the variable is not set they are
-//! played small, two rounds on fewer rows: there a frozen reward model is not yet outgrown, and the game's lead over it is
-//! not claimed.
+//! The order of the arms is the claim of APO, and is significant here by standard errors over the same evaluation prompts.
+//! Those measure how surely the arms' policies differ, not the variance over seeds. `FOIL_ARMS=full` runs the arms at the size
+//! of the shipped job file, a minute or two each, and `FOIL_ARMS_SEED` with another seed. By default they are small, two
+//! rounds on fewer rows: there APO has not outgrown a frozen reward model yet, and its lead over it is not asserted.
 
 use std::collections::BTreeMap;
 use std::f64::consts::LN_2;
@@ -14,7 +13,7 @@ use foil_tests::{Estimate, Outcome, Round, Run, difference, gold_by_prompt, lett
 /// Standard errors that a difference must stand out by.
 const ERRORS: f64 = 2.0;
 
-/// How large the arms are, and how many are played at once.
+/// The size of the arms, and the number of concurrent ones.
 struct Size {
     settings: Vec<String>,
     ranks: u32,
@@ -44,12 +43,12 @@ impl Size {
     }
 }
 
-/// The letters job by itself, and with each preset that makes it a control.
+/// The letters job itself, and with each preset that makes it a control.
 const GAME: Option<&str> = None;
 const ARMS: [Option<&str>; 5] =
     [GAME, Some("frozen-apo"), Some("static-rm"), Some("human-only-refresh"), Some("gail")];
 
-/// What one arm came to.
+/// The result of one arm.
 struct Arm {
     name: String,
     start: f64,
@@ -59,7 +58,7 @@ struct Arm {
 }
 
 impl Arm {
-    fn play(preset: Option<&str>, size: &Size) -> Self {
+    fn run(preset: Option<&str>, size: &Size) -> Self {
         let settings: Vec<&str> = size.settings.iter().map(String::as_str).collect();
         let run = Run::job(letters_job()).ranks(size.ranks).set_all(&settings);
         let run = match preset {
@@ -72,13 +71,13 @@ impl Arm {
         Self { name, start, rounds: outcome.rounds, golds }
     }
 
-    fn play_all(size: &Size) -> [Self; 5] {
+    fn run_all(size: &Size) -> [Self; 5] {
         let mut arms = Vec::new();
         for presets in ARMS.chunks(size.at_once.min(ARMS.len())) {
             std::thread::scope(|scope| {
-                let players = presets.iter().map(|preset| scope.spawn(move || Self::play(*preset, size)));
+                let players = presets.iter().map(|preset| scope.spawn(move || Self::run(*preset, size)));
                 let players: Vec<_> = players.collect();
-                arms.extend(players.into_iter().map(|player| player.join().expect("the arm is played")));
+                arms.extend(players.into_iter().map(|player| player.join().expect("the arm succeeds")));
             });
         }
         arms.try_into().ok().expect("all arms")
@@ -88,13 +87,13 @@ impl Arm {
         self.golds.last().expect("an arm has rounds")
     }
 
-    /// The round of the highest mean: chosen on what it is compared on, to the control's favor.
+    /// The round of the highest mean, which is chosen on the rows it is compared on, in favor of the control.
     fn best(&self) -> &BTreeMap<u64, f64> {
         let mean = |golds: &BTreeMap<u64, f64>| golds.values().sum::<f64>() / golds.len() as f64;
         self.golds.iter().max_by(|a, b| mean(a).total_cmp(&mean(b))).expect("an arm has rounds")
     }
 
-    /// Asserts what its reward models were trained on: human pairs or not, golden answers or not, once or in every round.
+    /// Asserts the data of the reward models: human pairs or not, golden answers or not, once or in every round.
     fn assert_trained(&self, humans: bool, golden: bool, every_round: bool) {
         for (round, figures) in (1..).zip(&self.rounds) {
             let trained = ["train_human_pairs", "train_golden_pairs"]
@@ -105,10 +104,10 @@ impl Arm {
     }
 }
 
-/// Each arm is what its name says, whatever comes of it.
+/// Asserts that each arm is the experiment that its name says.
 fn assert_honest(arms: &[Arm; 5]) {
-    let [game, frozen, fixed, refreshed, gail] = arms;
-    game.assert_trained(true, true, true);
+    let [apo, frozen, fixed, refreshed, gail] = arms;
+    apo.assert_trained(true, true, true);
     frozen.assert_trained(true, true, false);
     fixed.assert_trained(true, false, false);
     refreshed.assert_trained(true, false, true);
@@ -116,16 +115,16 @@ fn assert_honest(arms: &[Arm; 5]) {
     // A fresh head scores everything near 0, where a discriminator's two sides cost ln 2 each.
     let first_loss = gail.rounds[0].value("reward", "train_first_loss");
     assert!((first_loss - 2.0 * LN_2).abs() < 0.1, "gail's first loss is {first_loss}, not 2 ln 2");
-    assert!(arms.iter().all(|arm| arm.start == game.start), "the arms start from different policies");
-    // Until a reward model is refreshed, an arm and its frozen twin are one.
-    for (once, always) in [(frozen, game), (fixed, refreshed)] {
+    assert!(arms.iter().all(|arm| arm.start == apo.start), "the arms start from different policies");
+    // Until a reward model is refreshed, an arm and its frozen counterpart are equal.
+    for (once, always) in [(frozen, apo), (fixed, refreshed)] {
         assert!(once.golds[0] == always.golds[0], "{} and {} differ in round 1", once.name, always.name);
         assert!(once.last() != always.last(), "{} is {}", once.name, always.name);
     }
-    assert!(game.golds[0] != fixed.golds[0] && game.golds[0] != gail.golds[0], "golden answers do nothing");
+    assert!(apo.golds[0] != fixed.golds[0] && apo.golds[0] != gail.golds[0], "golden answers do nothing");
 }
 
-/// Asserts that `a` ends above `golds`, a round of `b`; tells by how much.
+/// Asserts that `a` ends above `golds`, a round of `b`; returns the difference as text.
 fn assert_above(a: &Arm, b: &Arm, golds: &BTreeMap<u64, f64>) -> String {
     let Estimate { value, se } = difference(a.last(), golds);
     let told = format!("{} over {}: {value:.3} ± {se:.3}", a.name, b.name);
@@ -134,16 +133,16 @@ fn assert_above(a: &Arm, b: &Arm, golds: &BTreeMap<u64, f64>) -> String {
 }
 
 #[test]
-fn the_game_beats_its_controls() {
+fn apo_beats_its_controls() {
     let is_full = std::env::var("FOIL_ARMS").is_ok_and(|form| form == "full");
-    let arms = Arm::play_all(&if is_full { Size::full() } else { Size::short() });
+    let arms = Arm::run_all(&if is_full { Size::full() } else { Size::short() });
     assert_honest(&arms);
-    let [game, frozen, fixed, refreshed, gail] = &arms;
+    let [apo, frozen, fixed, refreshed, gail] = &arms;
     for control in [fixed, refreshed, gail] {
-        println!("{}", assert_above(game, control, control.best()));
+        println!("{}", assert_above(apo, control, control.best()));
     }
     println!("{}", assert_above(frozen, fixed, fixed.last()));
     if is_full {
-        println!("{}", assert_above(game, frozen, frozen.last()));
+        println!("{}", assert_above(apo, frozen, frozen.last()));
     }
 }

@@ -1,4 +1,4 @@
-//! A short run of the attacks that `scripts/attack` makes at length.
+//! A short run of the attacks of `scripts/attack`.
 
 use std::process::Command;
 
@@ -12,5 +12,5 @@ fn attacks_disturb_neither_a_list_nor_a_job() {
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     eprintln!("{told}");
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("all jobs ended with the weights of the undisturbed one"), "{told}");
+    assert!(told.contains("all jobs ended with the weights of the baseline"), "{told}");
 }

@@ -1,11 +1,11 @@
-//! A short seeded run of the chaos that `scripts/chaos` makes at length.
+//! A short seeded run of `scripts/chaos`.
 
 use std::process::Command;
 
 use foil_tests::{StoreServer, foil};
 
 #[test]
-fn a_short_storm_changes_no_weights() {
+fn a_short_fault_schedule_changes_no_weights() {
     let store = if StoreServer::s3().is_some() { "s3" } else { "directory" };
     // Built with the others.
     let chaos = foil().with_file_name("foil-chaos");
@@ -14,7 +14,7 @@ fn a_short_storm_changes_no_weights() {
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     eprintln!("{told}");
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("kills survived                  6 "), "{told}");
+    assert!(told.contains("faults survived                 6 "), "{told}");
     for held in ["final hash equal", "commits lost                    0 of ", "executed twice  0 of "] {
         assert!(told.contains(held), "{told}");
     }

@@ -1,4 +1,4 @@
-//! The check of GPUs, tried on processes of the CPU.
+//! The GPU check, run on the CPU.
 
 use std::process::{Command, Output};
 
@@ -29,7 +29,7 @@ fn every_number_of_ranks_has_its_row_and_exact_sums() {
 }
 
 #[test]
-fn a_short_job_is_played_on_all_ranks() {
+fn a_short_job_runs_on_all_ranks() {
     let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/check.yaml");
     let (output, stdout, stderr) = check(&[&SMALL[..], &["--ranks", "2", "--job", job]].concat(), &[]);
     assert!(output.status.success(), "{stderr}");
@@ -51,7 +51,7 @@ fn a_rank_that_dies_is_named_with_advice() {
 }
 
 #[test]
-fn where_no_gpu_is_one_line_says_so() {
+fn without_a_gpu_one_line_says_so() {
     let (output, stdout, stderr) = check(&[], &[("CUDA_VISIBLE_DEVICES", "")]);
     assert!(!output.status.success() && stdout.is_empty(), "{stdout}");
     assert!(stderr.starts_with("foil-check-gpus: there is no GPU to check"), "{stderr}");

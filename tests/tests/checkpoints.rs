@@ -1,4 +1,4 @@
-//! Training goes on in the middle of a phase, from the last checkpoint that can be read, to the same weights.
+//! Training resumes in the middle of a phase, from the last readable checkpoint, with the same final weights.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
 use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(240);
-/// So many steps that there are some before and after a checkpoint.
+/// Enough steps before and after a checkpoint.
 const LONG: [&str; 3] = ["sft_step.epochs=3", "sft_step.batch_sequences=32", "reward_step.epochs=3"];
 
 fn job(ranks: u32) -> Run {
@@ -22,7 +22,7 @@ fn steps(run: &Run) -> BTreeMap<String, Vec<u64>> {
     let mut steps: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for line in text.lines() {
         let line: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
-        // There are lines of phases too.
+        // Some lines are about phases.
         if let Some(step) = line["step"].as_u64() {
             let phase = line["phase"].as_str().expect("phase");
             steps.entry(phase.to_owned()).or_default().push(step);
@@ -32,27 +32,30 @@ fn steps(run: &Run) -> BTreeMap<String, Vec<u64>> {
 }
 
 #[test]
-fn a_gang_that_loses_a_rank_goes_on_after_its_last_checkpoint() {
+fn a_gang_that_loses_a_rank_resumes_at_its_last_checkpoint() {
     for (ranks, sharding) in [(2, "ddp"), (3, "zero1"), (4, "ddp")] {
         let job = || job(ranks).set(&format!("resources.sharding={sharding}"));
-        let quiet_run = job().set("resources.checkpoint_seconds=0");
-        let quiet = quiet_run.finish().weights();
-        // In the middle of SFT, and again a phase's few steps later, in the training of the reward model.
+        let baseline_run = job().set("resources.checkpoint_seconds=0");
+        let baseline = baseline_run.finish().weights();
+        // In the middle of SFT, and later in the training of the reward model.
         for site in ["train.backward=kill@12", "checkpoint.report=kill@3", "checkpoint.upload=kill@3"] {
             let run = job().set("resources.checkpoint_steps=4");
             let marker = run.scratch().join("killed");
             let run =
                 run.env("FOIL_FAILPOINT", site).env("FOIL_FAILPOINT_ONCE", marker.display().to_string());
-            assert!(run.finish().weights() == quiet, "{site}, {ranks} ranks, {sharding}: the weights differ");
+            assert!(
+                run.finish().weights() == baseline,
+                "{site}, {ranks} ranks, {sharding}: the weights differ"
+            );
             assert!(marker.exists(), "{site} was never reached");
-            assert!(run.logs_whole().contains("training goes on after a checkpoint"), "{}", run.logs());
-            assert_eq!(steps(&run), steps(&quiet_run), "{site}: metrics.jsonl tells of other steps");
+            assert!(run.full_logs().contains("training goes on after a checkpoint"), "{}", run.logs());
+            assert_eq!(steps(&run), steps(&baseline_run), "{site}: metrics.jsonl tells of other steps");
         }
     }
 }
 
-/// Rank 1's shares of all checkpoints in the store of a run, oldest first.
-fn shares(store: &Path) -> Vec<PathBuf> {
+/// Rank 1's shards of all checkpoints in the store of a run, oldest first.
+fn shards(store: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![store.to_owned()];
     while let Some(dir) = open.pop() {
@@ -69,37 +72,37 @@ fn shares(store: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_put_aside_loudly_and_the_one_before_it_used() {
-    let quiet = job(2).finish().weights();
+fn a_damaged_checkpoint_is_reported_and_the_previous_one_is_used() {
+    let baseline = job(2).finish().weights();
     let run = job(2).set("resources.checkpoint_steps=4");
     let mut first = run.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("foil starts");
     let (started, mut kept) = (Instant::now(), Vec::new());
     while kept.len() < 3 {
         assert!(started.elapsed() < PATIENCE, "no checkpoints came: {kept:?}\n{}", run.logs());
         std::thread::sleep(Duration::from_millis(20));
-        kept = shares(&run.out());
+        kept = shards(&run.out());
     }
     first.kill().expect("the run can be killed");
     let status = first.wait().expect("the run can be waited for");
-    assert!(!status.success(), "the run ended before it was killed: this proves nothing");
-    // The last may be one that was not committed any more; the one before it was.
-    let kept = shares(&run.out());
-    for share in &kept[kept.len() - 2..] {
-        let mut bytes = std::fs::read(share).expect("a share can be read");
+    assert!(!status.success(), "the run ended before it was killed");
+    // The last one may not have been committed; the one before it was.
+    let kept = shards(&run.out());
+    for shard in &kept[kept.len() - 2..] {
+        let mut bytes = std::fs::read(shard).expect("a shard can be read");
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
-        std::fs::write(share, bytes).expect("a share can be written");
+        std::fs::write(shard, bytes).expect("a shard can be written");
     }
-    assert!(run.finish().weights() == quiet, "the weights differ");
-    let logs = run.logs_whole();
-    assert!(logs.contains("it is put aside, and training goes on after step"), "{}", run.logs());
+    assert!(run.finish().weights() == baseline, "the weights differ");
+    let logs = run.full_logs();
+    assert!(logs.contains("it is dropped, and training goes on after step"), "{}", run.logs());
     assert!(logs.contains("training goes on after a checkpoint"), "{}", run.logs());
 }
 
 #[test]
-fn an_agent_that_is_told_to_stop_keeps_the_step_it_is_at() {
+fn a_stopped_agent_saves_its_current_step() {
     let settings = ["sft_step.epochs=3", "sft_step.batch_sequences=16", "resources.checkpoint_seconds=0"];
-    let undisturbed = Run::letters().ranks(2).set_all(&settings).finish().weights();
+    let baseline = Run::letters().ranks(2).set_all(&settings).finish().weights();
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let start = |log: &str| {
         let mut agent = Command::new(foil_worker());
@@ -128,5 +131,5 @@ fn an_agent_that_is_told_to_stop_keeps_the_step_it_is_at() {
     let log = service.log("agent-again.log");
     assert!(log.contains("training goes on after a checkpoint"), "{log}");
     let weights = |model| service.weights(Command::new(foil()), &id, model);
-    assert!((weights("policy@1"), weights("reward@1")) == undisturbed, "the weights differ");
+    assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights differ");
 }

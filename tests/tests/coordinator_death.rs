@@ -1,15 +1,15 @@
-//! SIGKILL of the coordinator alone: agents find the next one, and the job ends with the weights it would have had.
+//! SIGKILL of the coordinator only: agents find the next one, and the job ends with the same weights.
 
 use std::process::Command;
 
 use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
 
-/// A gang before there is any model, leases of a map phase, and a gang late in the job.
+/// A gang before the first model, leases of a map phase, and a gang late in the job.
 const KILLED_IN: [&str; 3] = ["r00.sft", "r01.reward.generate", "r01.policy.train"];
 
 #[test]
-fn a_killed_coordinator_started_again_goes_on_to_the_same_weights() {
-    let undisturbed = Run::letters().ranks(2).finish().weights();
+fn a_killed_and_restarted_coordinator_reaches_the_same_weights() {
+    let baseline = Run::letters().ranks(2).finish().weights();
     let serve = || Command::new(foil());
     let (mut service, mut coordinator) = Service::start(serve(), "127.0.0.1");
     let mut agents: Vec<Process> = (0..2)
@@ -33,5 +33,5 @@ fn a_killed_coordinator_started_again_goes_on_to_the_same_weights() {
     assert!(agents.iter_mut().all(Process::is_running), "the agents were to outlive their coordinators");
     assert_eq!(job["attempt"], 1, "ranks were to go on\n{}", service.log("serve.log"));
     let weights = |model| service.weights(serve(), &id, model);
-    assert!((weights("policy@1"), weights("reward@1")) == undisturbed, "the weights differ");
+    assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights differ");
 }

@@ -1,16 +1,16 @@
-//! What is acknowledged is on the disk, not in a cache: kill -9 does not show that, the system calls do.
+//! Acknowledged writes are synced to disk: not kill -9 but the system calls show that.
 
 use std::process::{Command, Stdio};
 
 use foil_tests::{Service, foil};
 
-/// One system call in the order of their ends.
+/// One system call, in the order of completion.
 #[derive(Debug)]
 struct Call {
     text: String,
 }
 
-/// Calls as strace wrote them, those that were interrupted by another thread's put together.
+/// Parses the output of strace, joining calls that were interrupted by other threads.
 fn calls(trace: &str) -> Vec<Call> {
     let mut begun: Vec<(&str, String)> = Vec::new();
     let mut calls = Vec::new();
@@ -44,7 +44,7 @@ fn a_record_and_its_directory_are_synced_before_the_client_is_answered() {
     }
     let scratch = tempfile::tempdir().expect("a directory");
     let trace = scratch.path().join("trace");
-    // The coordinator ends with strace: it is the process that the shell has become.
+    // The coordinator ends with strace, which the shell becomes by exec.
     let script = "foil=$1; trace=$2; shift 2; serve=$1; shift
         exec strace -f -yy -s 4096 -e trace=fsync,fdatasync,link,linkat,rename,renameat,renameat2,write,writev,sendto,sendmsg \
         -o \"$trace\" \"$foil\" \"$serve\" --parent-pid $$ \"$@\"";
@@ -64,7 +64,7 @@ fn a_record_and_its_directory_are_synced_before_the_client_is_answered() {
         let sends = ["write(", "writev(", "sendto(", "sendmsg("].iter().any(|name| call.starts_with(name));
         sends && call.contains("<TCP:[") && call.contains(&id)
     });
-    // The record that holds the job: written to a file that nobody sees, which then gets the record's name.
+    // The record of the job: written to a temporary file, which is then renamed to the record.
     let written = find("write of the record", &|call| {
         call.starts_with("write(") && call.contains("/store/meta/log/") && call.contains(&id)
     });

@@ -1,4 +1,4 @@
-//! Two coordinators on one store: the leader dies, the other takes over by itself, and nothing that ran is lost.
+//! Two coordinators on one store: the leader dies, the standby takes over, and running work is not lost.
 
 use std::process::Command;
 use std::time::Instant;
@@ -7,12 +7,12 @@ use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// A gang before there is any model, leases of a map phase, and a gang late in the job.
+/// A gang before the first model, leases of a map phase, and a gang late in the job.
 const KILLED_IN: [&str; 3] = ["r00.sft", "r01.reward.generate", "r01.policy.train"];
-/// Holds each of these phases up for seconds, so that it is seen however fast the machine is.
+/// Delays each of these phases by seconds, so that they are observed on a fast machine too.
 const HOLD: &str = "gang.join=delay@*,phase.generate=delay@*";
 
-/// Whether a job is in this phase, or in one after it where this one was short.
+/// Whether a job is in this phase or in a later one.
 fn has_reached(job: &Value, phase: &str) -> bool {
     let phases = job["plan"]["phases"].as_array().expect("phases");
     let place = |id: &str| phases.iter().position(|phase| phase["id"] == id);
@@ -32,10 +32,10 @@ fn start_agents(service: &Service) -> Vec<Process> {
 
 #[test]
 fn a_standby_takes_over_and_the_attempt_the_watch_and_the_weights_survive() {
-    let undisturbed = Run::letters().ranks(2).finish().weights();
+    let baseline = Run::letters().ranks(2).finish().weights();
     let serve = || Command::new(foil());
     let (mut service, mut leader) = Service::start(serve(), "127.0.0.1");
-    let mut standby = service.stand_by(serve());
+    let mut standby = service.start_standby(serve());
     let mut agents = start_agents(&service);
     let id = service.submit_letters(serve());
     let mut watch = Command::new(foil());
@@ -46,7 +46,7 @@ fn a_standby_takes_over_and_the_attempt_the_watch_and_the_weights_survive() {
         wait_for(phase, || has_reached(&service.job(&id), phase).then_some(()));
         let killed = Instant::now();
         leader.kill();
-        // The client asks until somebody leads.
+        // The client retries until there is a leader.
         let job = service.job(&id);
         let took = killed.elapsed();
         eprintln!(
@@ -66,7 +66,7 @@ fn a_standby_takes_over_and_the_attempt_the_watch_and_the_weights_survive() {
     assert_eq!(job["attempt"], 1, "ranks were to go on\n{}", service.log("serve.log"));
     assert!(agents.iter_mut().all(Process::is_running), "the agents were to outlive their coordinators");
     let weights = |model| service.weights(serve(), &id, model);
-    assert!((weights("policy@1"), weights("reward@1")) == undisturbed, "the weights differ");
+    assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights differ");
     drop((leader, standby));
 }
 
@@ -74,7 +74,7 @@ fn a_standby_takes_over_and_the_attempt_the_watch_and_the_weights_survive() {
 fn a_leader_that_was_stopped_for_a_while_serves_as_standby_afterwards() {
     let serve = || Command::new(foil());
     let (mut service, mut first) = Service::start(serve(), "127.0.0.1");
-    let _second = service.stand_by(serve());
+    let _second = service.start_standby(serve());
     let urls: Vec<String> = service.urls().split(',').map(str::to_owned).collect();
     let id = service.submit_letters(serve());
     first.signal(Signal::SIGSTOP);

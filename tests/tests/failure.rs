@@ -1,20 +1,20 @@
-//! A job that fails says why: whose fault, where, with what figures, and what to do.
+//! A failed job reports the class, the place, the numbers and advice.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use foil_common::data::rows::{PairRow, Prompt, Row, assign_ids};
-use foil_tests::{ControlGroup, Process, Run, Service, foil, foil_worker, letters_job, wait_for};
+use foil_tests::{Cgroup, Process, Run, Service, foil, foil_worker, letters_job, wait_for};
 use serde_json::{Value, json};
 
-/// The lines that `foil run` shows of the culprit's log.
+/// The lines of the failed rank's log that `foil run` shows.
 fn tail(told: &str) -> Vec<&str> {
     told.lines().filter(|line| line.starts_with("  | ")).collect()
 }
 
 #[test]
-fn a_file_of_bad_rows_is_the_datas_fault_before_any_rank_starts() {
+fn bad_rows_fail_as_data_before_any_rank_starts() {
     let run = Run::letters();
     let file = run.scratch().join("pairs.jsonl");
     fs::write(&file, "{\"prompt\": \"a\"}\n".repeat(20)).expect("writable");
@@ -25,15 +25,15 @@ fn a_file_of_bad_rows_is_the_datas_fault_before_any_rank_starts() {
 }
 
 #[test]
-fn a_field_that_is_not_there_is_the_users_fault() {
+fn an_unknown_field_fails_as_user() {
     let (outcome, told) = Run::letters().set("reward_step.losss=gail").fail();
     assert_eq!(outcome.json["error"]["class"], "user", "{}", outcome.json);
     assert!(told.contains("reward_step.loss"), "the nearest field is to be named: {told}");
 }
 
 #[test]
-fn answers_that_are_all_alike_are_the_datas_fault_and_end_the_job_at_once() {
-    // Drawn this coldly, a prompt's answers tie, and ties make no pair.
+fn equal_completions_fail_as_data_and_end_the_job_at_once() {
+    // At this low temperature a prompt's completions tie, and ties make no pair.
     let run = Run::letters().ranks(2).set("policy_step.method=dpo").set("sampling.temperature=0.0001");
     let (outcome, told) = run.fail();
     let error = &outcome.json["error"];
@@ -64,7 +64,7 @@ fn three_crashes_in_a_row_fail_the_job_with_the_signal_and_the_step() {
 
 #[test]
 fn a_rank_that_aborts_over_an_allocation_is_out_of_host_memory() {
-    // A backtrace pushes the word of the shortage out of the last lines.
+    // A backtrace pushes the out-of-memory message out of the last lines.
     let run = Run::letters().ranks(2);
     let run = run.env("RUST_BACKTRACE", "full").env("FOIL_FAILPOINT", "train.backward=exhaust@2");
     let (outcome, _) = run.fail();
@@ -72,14 +72,14 @@ fn a_rank_that_aborts_over_an_allocation_is_out_of_host_memory() {
     assert_eq!(error["last_class"], "out_of_memory", "{error}");
     let memory = &error["memory"];
     assert_eq!(memory["place"], "host", "{error}");
-    // The process may end before its last line is read; a size that is told is the one that was asked for.
+    // The process may end before its last line is read; a reported size is the requested one.
     assert!(memory["requested_bytes"].is_null() || memory["requested_bytes"] == 1u64 << 62, "{error}");
     let (peak, limit) = (memory["peak_bytes"].as_u64(), memory["limit_bytes"].as_u64());
     assert!(peak.is_some_and(|bytes| bytes > 10 << 20) && limit > peak, "{error}");
 }
 
-/// Sixty-four pairs whose margins are harmless but for one, which no fp32 can hold.
-fn pairs_with_one_endless_margin(file: &Path) -> u64 {
+/// Sixty-four pairs, one of which has a margin that overflows fp32.
+fn pairs_with_one_infinite_margin(file: &Path) -> u64 {
     let mut rows: Vec<PairRow> = (0..64)
         .map(|number: u32| PairRow {
             id: 0,
@@ -103,10 +103,10 @@ fn pairs_with_one_endless_margin(file: &Path) -> u64 {
 }
 
 #[test]
-fn a_loss_that_is_no_number_names_the_rows_of_its_batch() {
+fn a_nonfinite_loss_names_the_rows_of_its_batch() {
     let run = Run::letters().ranks(2);
     let file = run.scratch().join("pairs.jsonl");
-    let culprit = format!("human pair {}", pairs_with_one_endless_margin(&file));
+    let culprit = format!("human pair {}", pairs_with_one_infinite_margin(&file));
     let files = format!("data.preferences={}", file.display());
     let evaluation = format!("data.evaluation.preferences={}", file.display());
     let run = run.set_all(&[
@@ -123,12 +123,12 @@ fn a_loss_that_is_no_number_names_the_rows_of_its_batch() {
     assert!(error["step"].as_u64().is_some_and(|step| (1..=16).contains(&step)), "{error}");
     let rows = error["rows"].as_array().expect("rows");
     assert_eq!(rows.len(), 4, "the batch, and no other row: {error}");
-    assert!(rows.contains(&json!(culprit)), "the row with the endless margin is one of them: {error}");
+    assert!(rows.contains(&json!(culprit)), "the row with the infinite margin is one of them: {error}");
     assert!(told.contains(&culprit), "{told}");
 }
 
-/// The letters model with layers that fit no small memory.
-fn vast_model(dir: &Path) -> String {
+/// The letters model with huge layers.
+fn huge_model(dir: &Path) -> String {
     let letters = Path::new(letters_job()).with_file_name("letters");
     let model = dir.join("vast");
     fs::create_dir(&model).expect("a directory");
@@ -160,13 +160,13 @@ fn ended(service: &Service, id: &str) -> Value {
 #[test]
 fn a_model_too_large_for_its_machine_fails_its_job_and_harms_no_other() {
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
-    // Forty gigabytes of addresses; one of the model's matrices takes sixty-four.
+    // Forty gigabytes of address space; one of the model's matrices takes sixty-four.
     let mut agent = Command::new("sh");
     agent.args(["-c", "ulimit -v 40000000 && exec \"$0\" \"$@\""]).arg(foil_worker());
     agent.args(["--coordinator", service.url(), "--ranks", "2"]);
     let mut agent = Process::start(agent, &service.at("agent.log"));
 
-    let vast = vast_model(&service.at(""));
+    let vast = huge_model(&service.at(""));
     let id = service.submit_letters_with(Command::new(foil()), &[&vast]);
     let job = ended(&service, &id);
     let failure = &job["failure"];
@@ -176,12 +176,12 @@ fn a_model_too_large_for_its_machine_fails_its_job_and_harms_no_other() {
         "{failure}"
     );
     let bytes = |name: &str| failure["memory"][name].as_str().and_then(|bytes| bytes.parse::<u64>().ok());
-    // The machine's own memory, where that is less.
+    // Or the machine's own memory, if that is less.
     assert!(bytes("limit_bytes").is_some_and(|bytes| bytes <= 40_000_000 << 10), "{failure}");
     assert!(bytes("requested_bytes").is_some_and(|bytes| bytes >= 1 << 36), "{failure}");
     assert_eq!((&failure["attempt"], &failure["failed_attempts"]), (&json!(3), &json!(3)), "{failure}");
     let shown = service.foil(&["get", &id]);
-    assert!(shown.contains("out of host memory: 64.0 GiB were asked for"), "{shown}");
+    assert!(shown.contains("out of host memory: 64.0 GiB requested"), "{shown}");
 
     let id = service.submit_letters(Command::new(foil()));
     let job = ended(&service, &id);
@@ -190,17 +190,17 @@ fn a_model_too_large_for_its_machine_fails_its_job_and_harms_no_other() {
 }
 
 #[test]
-fn a_rank_that_the_kernel_kills_for_want_of_memory_is_told_with_its_size() {
+fn a_rank_killed_by_the_kernel_out_of_memory_is_reported_with_its_size() {
     const LIMIT: u64 = 768 << 20;
-    let Some(group) = ControlGroup::new(LIMIT) else { return };
+    let Some(group) = Cgroup::new(LIMIT) else { return };
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let mut agent = Command::new("sh");
     agent.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(group.dir()).arg(foil_worker());
     agent.args(["--coordinator", service.url(), "--ranks", "1"]);
     let agent = Process::start(agent, &service.at("agent.log"));
 
-    // Some two gigabytes of weights, in matrices that each fit.
-    let vast = vast_model(&service.at(""));
+    // About two gigabytes of weights, in matrices that fit individually.
+    let vast = huge_model(&service.at(""));
     let config = service.at("vast/config.json");
     let mut smaller: Value = serde_json::from_slice(&fs::read(&config).expect("there")).expect("JSON");
     for (name, size) in [

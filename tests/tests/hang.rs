@@ -1,4 +1,4 @@
-//! Progress, not time, tells a hang: a slow transfer is none, a rank that stands still is one.
+//! Hangs are detected by missing progress, not by time: a slow transfer is none, a stopped rank is one.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use foil_tests::{Process, Run, Service, foil, foil_worker, letters_job, slow_link, wait_for};
 use serde_json::Value;
 
-/// The letters model, but large enough for a slow upload: about 10 MB.
+/// The letters model, enlarged to about 10 MB for a slow upload.
 fn large_model(dir: &Path) -> String {
     let letters = Path::new(letters_job()).with_file_name("letters");
     let model = dir.join("model");
@@ -32,7 +32,7 @@ fn large_model(dir: &Path) -> String {
 }
 
 #[test]
-fn an_upload_that_takes_longer_than_a_rank_may_be_silent_is_no_hang() {
+fn an_upload_longer_than_the_hang_timeout_is_no_hang() {
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let address = service.url().trim_start_matches("http://").parse().expect("an address");
     // The model takes about fifteen seconds.
@@ -54,14 +54,14 @@ fn an_upload_that_takes_longer_than_a_rank_may_be_silent_is_no_hang() {
 }
 
 #[test]
-fn a_rank_that_stands_still_while_it_loads_is_replaced() {
-    let undisturbed = Run::letters().ranks(2).finish().weights();
+fn a_rank_that_stops_while_it_loads_is_replaced() {
+    let baseline = Run::letters().ranks(2).finish().weights();
     let run = Run::letters().ranks(2).set("resources.hang_timeout_seconds=10");
     let marker = run.scratch().join("stopped");
     let run = run
         .env("FOIL_FAILPOINT", "phase.load=stop@1")
         .env("FOIL_FAILPOINT_ONCE", marker.display().to_string());
     let weights = run.finish().weights();
-    assert!(marker.exists(), "no rank was stopped, so this run proves nothing\n{}", run.logs());
-    assert!(weights == undisturbed, "the weights differ");
+    assert!(marker.exists(), "no rank was stopped\n{}", run.logs());
+    assert!(weights == baseline, "the weights differ");
 }

@@ -1,4 +1,4 @@
-//! Bulk data never stands in the way of a sign of life.
+//! Bulk transfers do not delay heartbeats.
 
 use std::fs::File;
 use std::process::Command;
@@ -16,14 +16,14 @@ use futures::StreamExt;
 use tokio::sync::mpsc;
 
 const BYTES: u64 = 2 << 30;
-/// As agents send them, only ten times as often.
+/// Ten times as often as agents send heartbeats.
 const PERIOD: Duration = Duration::from_millis(200);
-/// An agent's own period: an answer that takes longer is late.
+/// The period of agents: a later acknowledgment is late.
 const LATE: Duration = Duration::from_secs(2);
-/// What a transfer may add to the coordinator's memory: nothing in it grows with the file.
+/// Maximum growth of the coordinator's memory by a transfer, independent of its size.
 const FLAT: u64 = 128 << 20;
 
-/// A figure of /proc/PID/status, in bytes.
+/// A field of /proc/PID/status in bytes.
 fn memory(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the coordinator runs");
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -34,12 +34,12 @@ fn memory(pid: u32, name: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heartbeats_are_answered_in_time_while_two_gibibytes_are_uploaded_and_memory_stays_flat() {
     let (service, coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
-    // The leader must be there before its memory is looked at.
+    // There must be a leader before its memory is read.
     service.foil(&["list"]);
     let before = memory(coordinator.id(), "VmRSS");
     let large = service.at("large");
     let file = File::create(&large).expect("a file");
-    // All zeros, which take no room here; the store's copy does.
+    // A sparse file of zeros; only the store's copy takes space.
     file.set_len(BYTES).expect("a size");
 
     let url = service.url().to_owned();
@@ -79,7 +79,7 @@ async fn heartbeats_are_answered_in_time_while_two_gibibytes_are_uploaded_and_me
                 break;
             }
         }
-        // Until the upload has begun there is nothing to stand in the way.
+        // Before the upload has started there is nothing to delay them.
         if moved.load(Ordering::Relaxed) > 0 {
             times.push(begun.elapsed());
         }
@@ -89,7 +89,7 @@ async fn heartbeats_are_answered_in_time_while_two_gibibytes_are_uploaded_and_me
     assert_eq!(object.size, BYTES);
 
     times.sort_unstable();
-    assert!(times.len() > 10, "the transfer was too short to show anything: {times:?}");
+    assert!(times.len() > 10, "the transfer was too short: {times:?}");
     let p99 = times[(times.len() - 1) * 99 / 100];
     let grown = memory(coordinator.id(), "VmHWM").saturating_sub(before);
     eprintln!(

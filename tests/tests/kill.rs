@@ -1,8 +1,8 @@
-//! SIGKILL of a rank in each phase leaves the final weights as they would have been.
+//! SIGKILL of a rank in any phase does not change the final weights.
 
 use foil_tests::Run;
 
-/// Each a place in a rank's work; `@n` is the visit at which the process kills itself.
+/// Failpoints; `@n` is the hit at which the process kills itself.
 const SITES: [&str; 11] = [
     "rank.start@1",
     "phase.load@1",
@@ -17,7 +17,7 @@ const SITES: [&str; 11] = [
     "phase.report@3",
 ];
 
-/// The final weights of a run one of whose ranks died at the site.
+/// The final weights of a run in which a rank died at the site.
 fn weights_killed_at(site: &str, ranks: u32) -> (Vec<u8>, Vec<u8>) {
     let (name, visit) = site.split_once('@').expect("site@visit");
     let run = Run::letters().ranks(ranks);
@@ -26,15 +26,15 @@ fn weights_killed_at(site: &str, ranks: u32) -> (Vec<u8>, Vec<u8>) {
         .env("FOIL_FAILPOINT", format!("{name}=kill@{visit}"))
         .env("FOIL_FAILPOINT_ONCE", marker.display().to_string());
     let weights = run.finish().weights();
-    assert!(marker.exists(), "{site} was never reached, so this run proves nothing\n{}", run.logs());
+    assert!(marker.exists(), "{site} was never reached\n{}", run.logs());
     weights
 }
 
 fn weights_survive_every_site(ranks: u32) {
-    let undisturbed = Run::letters().ranks(ranks).finish().weights();
+    let baseline = Run::letters().ranks(ranks).finish().weights();
     for site in SITES {
         assert!(
-            weights_killed_at(site, ranks) == undisturbed,
+            weights_killed_at(site, ranks) == baseline,
             "killed at {site} with {ranks} ranks: the weights differ"
         );
     }

@@ -1,30 +1,30 @@
-//! JSON log lines of a run say what they are about.
+//! JSON log lines of a run name their job, phase and rank.
 
 use std::collections::BTreeMap;
 
 use foil_tests::Run;
 use serde_json::Value;
 
-/// Has every field, none of them null.
+/// Whether a line has all fields, none of them null.
 fn has(line: &Value, fields: &[&str]) -> bool {
     fields.iter().all(|field| !line[field].is_null())
 }
 
 #[test]
-fn json_lines_tell_job_phase_round_step_attempt_rank_and_chunk() {
+fn json_lines_name_job_phase_round_step_attempt_rank_and_chunk() {
     let run = Run::letters().ranks(2).arg("--log-format").arg("json");
     let job = run.finish().json["job"].clone();
     let text = std::fs::read_to_string(run.out().join("logs/worker.log")).expect("the worker's log");
     let parse = |line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
     let lines: Vec<Value> = text.lines().map(parse).collect();
 
-    // Whatever a rank says of a phase.
+    // Lines of ranks in a phase.
     let of_phases: Vec<&Value> = lines.iter().filter(|line| has(line, &["phase"])).collect();
     for line in &of_phases {
         assert!(has(line, &["round", "attempt", "rank"]) && line["job"] == job, "{line}");
     }
 
-    // Steps of gangs, the last one's among them.
+    // Steps of gangs, including the last one.
     let mut steps: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for line in of_phases.iter().filter(|line| line["message"] == "step") {
         let figures = ["step", "steps", "loss", "grad_norm", "learning_rate", "tokens_per_second"];

@@ -1,4 +1,4 @@
-//! What saves memory, end to end on the small game: the same game, or the same bits.
+//! Memory savings end to end on the letters job: activation checkpointing and adapters.
 
 use std::path::Path;
 
@@ -6,8 +6,8 @@ use foil_tests::Run;
 use foil_worker::model::{Adapter, DecoderConfig, HeadKind, LanguageModel, RewardModel};
 use tch::{Device, Tensor};
 
-/// The largest relative distance of two models' parameters.
-fn apart<'a>(found: impl Iterator<Item = &'a Tensor>, expected: &[Tensor]) -> f64 {
+/// The maximum relative distance of two models' parameters.
+fn max_distance<'a>(found: impl Iterator<Item = &'a Tensor>, expected: &[Tensor]) -> f64 {
     let distance = |(a, b): (&Tensor, &Tensor)| ((a - b).norm() / b.norm()).double_value(&[]);
     found.zip(expected).map(distance).fold(0.0, f64::max)
 }
@@ -18,14 +18,14 @@ fn adapter(model: &Path, head: HeadKind) -> Adapter {
 }
 
 #[test]
-fn activation_checkpointing_changes_no_bit() {
+fn activation_checkpointing_changes_no_bits() {
     let job = || Run::letters().ranks(2);
     let kept = job().finish().weights();
     assert!(job().set("resources.activation_checkpointing=true").finish().weights() == kept);
 }
 
 #[test]
-fn adapters_lie_beside_the_models_that_they_were_merged_into() {
+fn adapters_are_saved_with_their_merged_models() {
     let run = Run::letters().ranks(2).set_all(&[
         "rounds=2",
         "policy_step.lora={rank: 4, target_modules: [q_proj, v_proj]}",
@@ -39,14 +39,14 @@ fn adapters_lie_beside_the_models_that_they_were_merged_into() {
     assert!(outcome.last().estimate("reward", "fresh_accuracy").value > 0.5, "{}", outcome.json);
     let rounds = run.out().join("rounds");
 
-    // The policy goes on from round to round, and its adapter with it: one adapter to the policy of the start.
+    // The policy and its adapter continue from round to round: one adapter of the start policy.
     let end = LanguageModel::load(&outcome.artifact("policy"), Device::Cpu).unwrap();
     let mut start = LanguageModel::load(&rounds.join("policy@0"), Device::Cpu).unwrap();
-    let moved = apart(start.parameters().tensors().iter(), end.parameters().tensors());
+    let moved = max_distance(start.parameters().tensors().iter(), end.parameters().tensors());
     assert!(moved > 1e-3, "{moved}");
     start.set_adapter(adapter(&outcome.artifact("policy"), HeadKind::LanguageModel));
     start.merge().unwrap();
-    assert!(apart(start.parameters().tensors().iter(), end.parameters().tensors()) < 1e-5);
+    assert!(max_distance(start.parameters().tensors().iter(), end.parameters().tensors()) < 1e-5);
 
     // The reward model of every round starts from the same base.
     let judge = RewardModel::load(&outcome.artifact("reward"), Device::Cpu).unwrap();
@@ -54,5 +54,5 @@ fn adapters_lie_beside_the_models_that_they_were_merged_into() {
     let mut base = RewardModel::with_fresh_head(base, 0);
     base.set_adapter(adapter(&outcome.artifact("reward"), HeadKind::Reward));
     base.merge().unwrap();
-    assert!(apart(base.parameters().tensors().iter(), judge.parameters().tensors()) < 1e-5);
+    assert!(max_distance(base.parameters().tensors().iter(), judge.parameters().tensors()) < 1e-5);
 }

@@ -1,4 +1,4 @@
-//! Every metric that the sources name is described, in `/metrics` and in deploy/README.md, also one that no test makes appear.
+//! Every metric in the sources is described in `/metrics` and in deploy/README.md, even if no test records it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -28,7 +28,7 @@ fn named(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The text of each source file, without its tests: those name what they please.
+/// The text of each source file without its tests.
 fn texts() -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     for part in ["common/src", "coordinator/src", "worker/src"] {
@@ -56,10 +56,10 @@ fn every_metric_has_its_help() {
             assert!(known.contains(&name), "{}: {name} has no help", file.display());
         }
     }
-    assert!(seen > 20, "only {seen} names were found, so this proves nothing");
+    assert!(seen > 20, "only {seen} names were found");
 }
 
-/// Name and help of the gauges that are set as whole families.
+/// Name and help of gauges that are set as whole families.
 fn families(text: &str) -> Vec<(String, String)> {
     let family = |(at, start): (usize, &str)| {
         let mut strings = text[at + start.len()..].split('"');

@@ -1,4 +1,4 @@
-//! Packages unpacked in another folder play a job, with a libtorch beside them or one that the environment names.
+//! Packages unpacked in another folder run a job, with libtorch in that folder or named by the environment.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use foil_tests::{SMALL, letters_job};
 
-/// Nothing of this process's environment but the way to programs.
+/// A command with no environment but PATH.
 fn bare(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     command.env_clear();
@@ -21,7 +21,7 @@ fn told(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Where the loader finds libtorch for a program.
+/// The libtorch that the loader finds for a program.
 fn libtorch_of(worker: &Path, library_path: Option<&Path>) -> String {
     let mut ldd = bare("ldd");
     ldd.arg(worker).envs(library_path.map(|path| ("LD_LIBRARY_PATH", path)));
@@ -52,7 +52,7 @@ fn packages_run_in_another_folder() {
     let folder = scratch.path().join(concat!("foil-", env!("CARGO_PKG_VERSION")));
     let (foil, worker) = (folder.join("bin/foil"), folder.join("bin/foil-worker"));
 
-    // Not where it was built: that folder may be anybody's on another machine.
+    // Not the build folder, which may belong to anybody on another machine.
     assert!(libtorch_of(&worker, None).starts_with("not found"));
     let libtorch = checkout.join(".venv/site-packages/torch/lib").canonicalize().expect("libtorch");
     let library_path = libtorch_of(&worker, Some(&libtorch));

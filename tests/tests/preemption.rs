@@ -1,5 +1,5 @@
-//! An agent that gets SIGTERM at any moment of a job ends in order, and the job goes on elsewhere having lost at most the
-//! step or the chunks that its ranks were at.
+//! An agent that receives SIGTERM at any moment of a job stops gracefully, and the job continues elsewhere, losing at most the
+//! current step or chunks of its ranks.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,13 +8,13 @@ use std::process::Command;
 use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
 use nix::sys::signal::Signal;
 
-/// Enough steps for some to be left after each stop.
+/// Enough steps that some are left after each stop.
 const SETTINGS: [&str; 2] = ["reward_step.epochs=2", "resources.checkpoint_seconds=0"];
 
 const RANKS: u64 = 2;
 
-/// Places in a rank's work, in the order in which the job comes to them when each new agent stops at the next: loading,
-/// rendezvous, a step, resuming, handing in a model; chunks drawn, reported and scored; evaluation.
+/// Failpoints in the order in which the job reaches them if each new agent stops at the next: loading, rendezvous, a step,
+/// resuming, uploading a model; chunks generated, reported and scored; evaluation.
 const SITES: [&str; 11] = [
     "phase.load@1",
     "gang.join@1",
@@ -41,7 +41,7 @@ fn agent(service: &Service, log: &Path, plan: Option<(&str, &Path)>) -> Process 
     Process::start(agent, log)
 }
 
-/// The messages of ranks in an agent's log, with their lines.
+/// The lines of an agent's log with this message.
 fn lines(log: &str, message: &str) -> Vec<serde_json::Value> {
     log.lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
@@ -50,8 +50,8 @@ fn lines(log: &str, message: &str) -> Vec<serde_json::Value> {
 }
 
 #[test]
-fn an_agent_may_be_told_to_stop_at_any_moment() {
-    let undisturbed = Run::letters().ranks(2).set_all(&SETTINGS).finish().weights();
+fn an_agent_may_stop_at_any_moment() {
+    let baseline = Run::letters().ranks(2).set_all(&SETTINGS).finish().weights();
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let id = service.submit_letters_with(Command::new(foil()), &SETTINGS);
     let mut logs = Vec::new();
@@ -76,7 +76,7 @@ fn an_agent_may_be_told_to_stop_at_any_moment() {
     wait_for("the job's end", || (service.job(&id)["state"] == "succeeded").then_some(()));
     logs.push(std::fs::read_to_string(&last).expect("a log"));
     let weights = |model| service.weights(Command::new(foil()), &id, model);
-    assert!((weights("policy@1"), weights("reward@1")) == undisturbed, "the weights differ");
+    assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights differ");
 
     // The stop in a step kept that step.
     let resumed = logs.iter().any(|log| !lines(log, "training goes on after a checkpoint").is_empty());

@@ -1,4 +1,4 @@
-//! The service by hand gives what `foil run` gives: it is the same service.
+//! A service of separate processes gives the same results as `foil run`.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Command;
 
 use foil_tests::{
-    Namespaces, Process, Run, Service, foil, foil_worker, letters_job, objections, page, wait_for,
+    Namespaces, Process, Run, Service, foil, foil_worker, letters_job, lint_errors, page, wait_for,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// Files and directories below `path` that others than their owner have a right to.
+/// Files and directories below `path` that others than their owner can access.
 fn open_to_others(path: &Path, found: &mut Vec<String>) {
     let metadata = path.symlink_metadata().expect("a file");
     if metadata.mode() & 0o077 != 0 {
@@ -27,7 +27,7 @@ fn open_to_others(path: &Path, found: &mut Vec<String>) {
 #[test]
 fn submit_watch_list_and_pull() {
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
-    // Whoever runs the tests may have told them to ignore it, as nohup does, and an agent goes on ignoring it.
+    // The tests may run under nohup, and an agent would then ignore it.
     let mut agent = Command::new("env");
     agent.arg("--default-signal=HUP").arg(foil_worker());
     agent.args(["--coordinator", service.url(), "--ranks", "2", "--agent-id", "one"]);
@@ -55,9 +55,9 @@ fn submit_watch_list_and_pull() {
     let of_coordinator = page(service.url(), "/metrics").1;
     assert!(of_coordinator.contains("foil_devices{kind=\"cpu\",state="), "{of_coordinator}");
     assert!(!of_coordinator.contains("to=\"recovering\""), "a job that succeeded has recovered from nothing");
-    assert_eq!(objections(&format!("{of_coordinator}{of_agent}")), [""; 0]);
+    assert_eq!(lint_errors(&format!("{of_coordinator}{of_agent}")), [""; 0]);
 
-    // As when the terminal that it runs on is closed.
+    // As if its terminal was closed.
     agent.signal(Signal::SIGHUP);
     assert_eq!(agent.finish().code(), Some(129));
     let causes = service.log("agent.log");
@@ -71,7 +71,7 @@ fn submit_watch_list_and_pull() {
 }
 
 #[test]
-fn an_id_that_cannot_be_printed_is_told_with_the_error() {
+fn an_id_that_cannot_be_printed_is_in_the_error() {
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let full = File::options().write(true).open("/dev/full").expect("/dev/full");
     let mut submit = Command::new(foil());
@@ -92,7 +92,7 @@ fn an_id_that_cannot_be_printed_is_told_with_the_error() {
 }
 
 #[test]
-fn a_job_starts_from_what_another_has_made() {
+fn a_job_starts_from_the_model_of_another() {
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let mut agent = Command::new(foil_worker());
     agent.args(["--coordinator", service.url(), "--ranks", "2"]);
@@ -135,16 +135,16 @@ fn a_job_starts_from_what_another_has_made() {
 }
 
 #[test]
-fn two_hosts_that_share_no_disk_play_the_same_game() {
+fn two_hosts_that_share_no_disk_give_the_same_weights() {
     let Some(hosts) = Namespaces::new(3) else { return };
     let here = || hosts.command(0, None, &foil());
     let (service, _coordinator) = Service::start(here(), &hosts.address(0));
     let agents: Vec<Process> = (1..3)
         .map(|host| {
-            // Neither agent sees the store, nor the other's files.
+            // Neither agent can access the store or the other's files.
             let hidden = service.at("");
             let mut agent = hosts.command(host, Some(&hidden), &foil_worker());
-            // Where they reach each other they find out from where the coordinator is.
+            // They derive their own addresses from the route to the coordinator.
             agent.args(["--coordinator", service.url(), "--ranks", "1"]);
             Process::start(agent, &service.at(&format!("agent-{host}.log")))
         })

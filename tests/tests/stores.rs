@@ -1,29 +1,29 @@
-//! Every kind of store is put to the same test, and one that fails it is refused.
+//! The conformance suite on every kind of store; a store that fails it is refused.
 
 use std::process::Command;
 
 use foil_common::storage::Store;
-use foil_tests::{FaultProxy, Faults, StoreServer, conforms, foil};
+use foil_tests::{FaultProxy, Faults, StoreServer, check_store, foil};
 
 const STORE: &str = "FOIL_TEST_STORE";
 
 #[tokio::test]
 async fn memory_conforms() {
-    conforms(&Store::open("memory:///").expect("it opens")).await;
+    check_store(&Store::open("memory:///").expect("it opens")).await;
 }
 
 #[tokio::test]
 async fn a_directory_conforms() {
     let directory = tempfile::tempdir().expect("a directory");
-    conforms(&Store::open(directory.path().to_str().expect("UTF-8")).expect("it opens")).await;
+    check_store(&Store::open(directory.path().to_str().expect("UTF-8")).expect("it opens")).await;
 }
 
-/// Credentials come from the environment, so that each server's test runs in a process of its own.
+/// Credentials come from the environment, so each server is tested in a separate process.
 #[tokio::test]
 #[ignore = "run by the tests of S3 and Azure"]
 async fn the_store_that_the_environment_names_conforms() {
     let url = std::env::var(STORE).expect("the store's URL");
-    conforms(&Store::open(&url).expect("it opens")).await;
+    check_store(&Store::open(&url).expect("it opens")).await;
 }
 
 fn conforms_in_a_process_of_its_own(server: &StoreServer) {

@@ -9,7 +9,7 @@ use tonic::Status;
 
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted};
-use crate::schedule::Refusal;
+use crate::schedule::ProtocolError;
 
 /// Commands on their way to one rank; an error ends its stream.
 pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, StreamEnd>>;
@@ -18,7 +18,7 @@ pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, StreamEnd>>;
 #[derive(Debug)]
 pub enum StreamEnd {
     /// The rank violated the protocol.
-    Refused(Refusal),
+    Protocol(ProtocolError),
     /// An error of the service itself.
     Status(Status),
 }
@@ -144,7 +144,7 @@ pub(super) enum Command {
     RankHello {
         hello: v1::RankHello,
         commands: RankCommands,
-        reply: oneshot::Sender<Result<(), Refusal>>,
+        reply: oneshot::Sender<Result<(), ProtocolError>>,
     },
     RankMessage {
         session: String,

@@ -19,7 +19,7 @@ pub(super) fn spawn_collection(store: Store, garbage: GarbageSet) {
                 tracing::debug!(prefix = garbage.prefix(), objects, "garbage objects deleted");
             }
             Err(error) => {
-                tracing::warn!(%error, prefix = garbage.prefix(), "garbage objects could not be deleted")
+                tracing::warn!(%error, prefix = garbage.prefix(), "garbage objects could not be deleted");
             }
         }
     });

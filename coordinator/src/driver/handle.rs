@@ -11,7 +11,7 @@ use super::command::{Command, Found, Inspect, Page, Query, SendReply, StreamEnd,
 use super::core::{Core, RankWriter};
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted};
-use crate::schedule::Refusal;
+use crate::schedule::ProtocolError;
 use crate::secret;
 
 /// The driver has ended, and the process will soon.
@@ -155,7 +155,7 @@ impl Handle {
         &self,
         hello: v1::RankHello,
         commands: mpsc::Sender<Result<v1::RankCommand, StreamEnd>>,
-    ) -> Result<Result<(), Refusal>, Stopped> {
+    ) -> Result<Result<(), ProtocolError>, Stopped> {
         self.ask(|reply| Command::RankHello { hello, commands, reply }).await
     }
 

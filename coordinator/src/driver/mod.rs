@@ -8,10 +8,12 @@ pub mod core;
 mod command;
 mod garbage;
 mod handle;
+mod settings;
 mod shell;
 mod streams;
 mod telemetry;
 
 pub use command::{Found, Page, Query, StreamEnd, Subscription};
 pub use handle::{Handle, Stopped};
-pub use shell::{Driver, DriverError, Settings};
+pub use settings::Settings;
+pub use shell::{Driver, DriverError};

@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 use tonic::Status;
 
 use super::command::{AgentCommands, RankCommands, StreamEnd};
-use crate::schedule::Refusal;
+use crate::schedule::ProtocolError;
 
 /// Number of events that a watcher may lag behind before its stream is ended.
 const WATCH_BACKLOG: usize = 1024;
@@ -46,10 +46,10 @@ impl Streams {
     }
 
     /// Ends a rank's stream, with an error if there is one.
-    pub(super) fn remove_rank(&mut self, session: &str, refusal: Option<Refusal>) {
-        if let (Some(commands), Some(refusal)) = (self.ranks.remove(session), refusal) {
+    pub(super) fn remove_rank(&mut self, session: &str, error: Option<ProtocolError>) {
+        if let (Some(commands), Some(error)) = (self.ranks.remove(session), error) {
             // A rank that is gone already needs no reason.
-            let _ = commands.try_send(Err(StreamEnd::Refused(refusal)));
+            let _ = commands.try_send(Err(StreamEnd::Protocol(error)));
         }
     }
 

@@ -14,7 +14,7 @@ use crate::driver::Stopped;
 use crate::leadership::NotLeading;
 use crate::plan::TooLarge;
 use crate::resolve::ResolveError;
-use crate::schedule::Refusal;
+use crate::schedule::ProtocolError;
 
 /// Domain of `ErrorInfo`, by whose `reason` clients and ranks distinguish errors.
 const DOMAIN: &str = "foil";
@@ -129,14 +129,16 @@ pub(crate) fn store_unavailable(error: &StoreError) -> Status {
 }
 
 /// Status for a rank whose message is rejected.
-pub(crate) fn rejected(refusal: &Refusal) -> Status {
-    match refusal {
-        Refusal::Stale { .. } => {
+pub(crate) fn rejected(error: &ProtocolError) -> Status {
+    match error {
+        ProtocolError::Stale { .. } => {
             let details = ErrorDetails::with_error_info(STALE_ATTEMPT, DOMAIN, HashMap::new());
-            Status::with_error_details(Code::Aborted, short(format!("{STALE_ATTEMPT}: {refusal}")), details)
+            Status::with_error_details(Code::Aborted, short(format!("{STALE_ATTEMPT}: {error}")), details)
         }
-        Refusal::Invalid(problem) | Refusal::Untrue(problem) => bad_field("message", problem),
-        Refusal::Stranger { .. } => Status::permission_denied(refusal.to_string()),
+        ProtocolError::Invalid(problem) | ProtocolError::FalseReport(problem) => {
+            bad_field("message", problem)
+        }
+        ProtocolError::Unauthenticated { .. } => Status::permission_denied(error.to_string()),
     }
 }
 

@@ -83,7 +83,7 @@ impl Workers for WorkersService {
         });
         let stream = ReceiverStream::new(stream).map(|command| {
             command.map_err(|end| match end {
-                StreamEnd::Refused(refusal) => rejected(&refusal),
+                StreamEnd::Protocol(error) => rejected(&error),
                 StreamEnd::Status(status) => status,
             })
         });
@@ -160,7 +160,7 @@ impl WorkersService {
         check_rank(&hello, self.allow_version_skew)?;
         let session = hello.session_id.clone();
         let admitted = driver.rank_hello(hello, commands.clone()).await.map_err(stopped)?;
-        admitted.map_err(|refusal| rejected(&refusal))?;
+        admitted.map_err(|error| rejected(&error))?;
         let result = self.forward_rank_messages(driver, &mut messages, &session, commands).await;
         driver.rank_gone(session).await.map_err(stopped)?;
         result

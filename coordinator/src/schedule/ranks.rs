@@ -1,324 +1,332 @@
-//! The rank processes of an attempt: asked for, up, down, replaced.
+//! The ranks of an attempt: their processes, devices and assignments.
 
 use std::time::Duration;
 
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 
-use super::blame::{Sign, Symptom};
-use super::{Busy, Counter, Decision, Effect, Level, Refusal, Run, Stage};
+use super::assignment::{Assignment, ChunkLease, GangMember};
+use super::context::{AttemptId, Context};
+use super::diagnosis::{FailureSignal, Observation};
+use super::slot::{Process, Slot};
+use super::{Effect, ProtocolError};
 use crate::clock::Now;
-use crate::cluster::{AgentFault, Placement};
+use crate::cluster::AgentFault;
 use crate::job::JobState;
-use crate::secret::{self, SecretIssuer};
+use crate::secret;
 
-/// Losses per rank without a sign of progress after which another process is not worth starting.
-const LOSSES_PER_RANK: u32 = 3;
-
-/// A rank's seat in the attempt.
-///
-/// ```text
-///   Vacant ──fill──▶ Starting ──hello──▶ Up
-///      ▲                │ overdue         │ stream ended, failed, hung
-///      └────reaped──── Down ◀─────────────┘
-/// ```
+/// One slot for each rank.
 #[derive(Debug)]
-pub enum Slot {
-    /// Waits for a device.
-    Vacant,
-    Starting {
-        process: Process,
-        since: Duration,
-    },
-    Up {
-        process: Process,
-        busy: Busy,
-    },
-    /// Dying; the device is its own until it is dead.
-    Down {
-        process: Process,
-        since: Duration,
-    },
+pub(super) struct RankSet {
+    pub(super) slots: Vec<Slot>,
+    /// Number of CPU threads of each rank.
+    pub(super) threads: u32,
+    /// Number of processes started so far; names the next session.
+    processes: u64,
+    /// Number of leases granted so far; names the next lease.
+    leases: u64,
 }
 
-#[derive(Debug, Clone)]
-pub struct Process {
-    pub session: String,
-    pub placement: Placement,
-    /// Its agent has not spoken to this coordinator, which only read of it: nothing tells it to stop, and it may live for
-    /// as long as its agent is believed in.
-    pub(super) unseen: bool,
-    /// A coordinator before this one started it.
-    pub(super) adopted: bool,
-    /// Its agent was asked to end: however it ends now, neither the job nor its chunk is to blame.
-    pub(super) leaving: bool,
-    /// The fingerprint of its secret.
-    pub proof: String,
+/// A process whose deadline has passed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Overdue {
+    /// It did not say hello within this time.
+    Hello(Duration),
+    /// Nobody reported its death.
+    Exit,
 }
 
-impl Slot {
-    pub(super) fn process(&self) -> Option<&Process> {
-        match self {
-            Self::Vacant => None,
-            Self::Starting { process, .. } | Self::Up { process, .. } | Self::Down { process, .. } => {
-                Some(process)
-            }
-        }
+impl RankSet {
+    /// Ranks without devices.
+    pub(super) fn vacant(state: &JobState) -> Self {
+        let resources = &state.spec.resources;
+        let slots = (0..resources.ranks).map(|_| Slot::Vacant).collect();
+        Self { slots, threads: resources.threads_per_rank, processes: 0, leases: 0 }
     }
 
-    /// Idle, or in a gang already.
-    pub(super) fn is_free_for_gang(&self) -> bool {
-        matches!(self, Self::Up { busy: Busy::Idle | Busy::Gang(_), .. })
+    pub(super) fn world(&self) -> u32 {
+        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        matches!(self, Self::Up { busy: Busy::Idle, .. })
+    /// True when no process is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.iter().all(|slot| matches!(slot, Slot::Vacant))
     }
-}
 
-impl Run {
-    /// The ranks that want a device.
-    pub fn vacancies(&self) -> Vec<usize> {
+    pub(super) fn is_up(&self, rank: usize) -> bool {
+        matches!(self.slots.get(rank), Some(Slot::Up { .. }))
+    }
+
+    pub(super) fn is_stopping(&self, rank: usize) -> bool {
+        matches!(self.slots.get(rank), Some(Slot::Stopping { .. }))
+    }
+
+    pub(super) fn is_leaving(&self, rank: usize) -> bool {
+        self.slots.get(rank).and_then(Slot::process).is_some_and(|process| process.leaving)
+    }
+
+    /// The ranks that need a device.
+    pub(super) fn vacancies(&self) -> Vec<usize> {
         let vacant = |(rank, slot): (usize, &Slot)| matches!(slot, Slot::Vacant).then_some(rank);
-        match self.closing {
-            Some(_) => Vec::new(),
-            None => self.slots.iter().enumerate().filter_map(vacant).collect(),
-        }
+        self.slots.iter().enumerate().filter_map(vacant).collect()
     }
 
-    /// Seats a new process on a device; answers with it and the command that starts it.
-    pub fn fill(
-        &mut self,
-        rank: usize,
-        placement: Placement,
-        issuer: &SecretIssuer,
-        now: Now,
-    ) -> (Process, Effect) {
-        self.processes += 1;
-        let (attempt, term, number) = (self.attempt, self.term, self.processes);
-        let session = format!("{}-a{attempt}-r{rank}-t{term}-{number}", self.job);
-        let secret = issuer.secret(&session);
-        let proof = secret::fingerprint(&secret);
-        let start = v1::StartRank {
-            session_id: session.clone(),
-            job_id: self.job.clone(),
-            attempt: self.attempt,
-            rank: u32::try_from(rank).unwrap_or(u32::MAX),
-            world: self.world(),
-            device_id: placement.device.clone(),
-            threads: self.threads,
-            secret,
-        };
-        let agent = placement.agent.clone();
-        let process = Process { session, placement, unseen: false, adopted: false, leaving: false, proof };
-        if let Some(slot) = self.slots.get_mut(rank) {
-            *slot = Slot::Starting { process: process.clone(), since: now.mono };
-        }
-        (process, Effect::Start { agent, start })
-    }
-
-    /// Sessions whose processes may still live.
-    pub fn sessions(&self) -> impl Iterator<Item = &str> {
-        self.slots.iter().filter_map(Slot::process).map(|process| process.session.as_str())
-    }
-
-    /// The agent that a session's process runs on.
-    pub fn agent_of(&self, session: &str) -> Option<&str> {
-        let process = self.slots.iter().filter_map(Slot::process).find(|process| process.session == session);
-        process.map(|process| process.placement.agent.as_str())
+    pub(super) fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.slots.iter().filter_map(Slot::process)
     }
 
     pub(super) fn rank_of(&self, session: &str) -> Option<usize> {
         self.slots.iter().position(|slot| slot.process().is_some_and(|process| process.session == session))
     }
 
-    pub(super) fn stale(&self, session: &str) -> Refusal {
-        Refusal::Stale { session: session.to_owned(), attempt: self.attempt }
+    // ---- processes ----
+
+    /// The number of the next process.
+    pub(super) fn next_process(&mut self) -> u64 {
+        self.processes += 1;
+        self.processes
     }
 
-    pub(super) fn hello(
-        &mut self,
-        state: &JobState,
+    /// Puts a process that is being started into a rank's slot.
+    pub(super) fn occupy(&mut self, rank: usize, process: Process, now: Now) {
+        if let Some(slot) = self.slots.get_mut(rank) {
+            *slot = Slot::Starting { process, since: now.mono };
+        }
+    }
+
+    /// The rank of a process that says hello and proves that it is the one that was started.
+    pub(super) fn authenticate(
+        &self,
         session: &str,
         hello: &v1::RankHello,
-        now: Now,
-        out: &mut Decision,
-    ) -> Result<(), Refusal> {
-        let rank = self.rank_of(session).ok_or_else(|| self.stale(session))?;
-        let same = hello.attempt == self.attempt && hello.rank as usize == rank && hello.job_id == self.job;
-        let stale = self.stale(session);
-        let slot = self.slots.get_mut(rank).ok_or_else(|| stale.clone())?;
-        let Slot::Starting { process, since } = slot else { return Err(stale) };
+        id: &AttemptId,
+    ) -> Result<usize, ProtocolError> {
+        let stale = || ProtocolError::Stale { session: session.to_owned(), attempt: id.attempt };
+        let rank = self.rank_of(session).ok_or_else(stale)?;
+        let Some(Slot::Starting { process, .. }) = self.slots.get(rank) else { return Err(stale()) };
         if !secret::verify(&hello.secret, &process.proof) {
-            return Err(Refusal::Stranger { session: session.to_owned() });
+            return Err(ProtocolError::Unauthenticated { session: session.to_owned() });
         }
-        if !same || self.closing.is_some() {
-            return Err(stale);
-        }
-        out.effects.push(Effect::Vouch { agent: process.placement.agent.clone() });
-        out.because(format!("rank {rank} joined after {:.1} s", now.since(*since).as_secs_f64()));
-        *slot = Slot::Up { process: process.clone(), busy: Busy::Idle };
-        let command = Command::Welcome(v1::RankWelcome { spec: Some(state.submitted.spec.clone()) });
-        out.effects.push(Effect::Tell { session: session.to_owned(), command });
-        self.resume(state, rank, hello.task.as_ref(), now, out);
-        Ok(())
+        let same = hello.attempt == id.attempt && hello.rank as usize == rank && hello.job_id == id.job;
+        if same { Ok(rank) } else { Err(stale()) }
     }
 
-    pub(super) fn stream_ended(&mut self, session: &str, now: Now, out: &mut Decision) {
-        if let Some(rank) = self.rank_of(session)
-            && matches!(self.slots.get(rank), Some(Slot::Up { .. }))
-        {
-            self.lose(rank, Sign::StreamEnded, now, out);
-        }
+    /// Welcomes a process that was started.
+    pub(super) fn admit(&mut self, rank: usize, cx: &mut Context<'_>) {
+        let Some(slot) = self.slots.get_mut(rank) else { return };
+        let Slot::Starting { process, since } = slot else { return };
+        let (process, since) = (process.clone(), *since);
+        let (agent, session) = (process.placement.agent.clone(), process.session.clone());
+        *slot = Slot::Up { process, assignment: Assignment::Idle };
+        cx.out.effects.push(Effect::RankConnected { agent });
+        cx.out.because(format!("rank {rank} joined after {:.1} s", cx.now.since(since).as_secs_f64()));
+        let spec = Some(cx.state.submitted.spec.clone());
+        let command = Command::Welcome(v1::RankWelcome { spec });
+        cx.out.effects.push(Effect::Send { session, command });
     }
 
-    pub(super) fn exited(&mut self, exit: v1::RankExited, now: Now, out: &mut Decision) {
-        let Some(rank) = self.rank_of(&exit.session_id) else { return };
-        // Before it is down, the end is news; after, it is what was asked for or tells why the stream ended.
-        let was_down = matches!(self.slots.get(rank), Some(Slot::Down { .. }));
-        let sign = Sign::Exited(exit);
-        if was_down {
-            self.note(self.symptom(rank, sign));
-        } else {
-            self.lose(rank, sign, now, out);
-        }
-        self.vacate(rank, out);
-    }
-
-    pub(super) fn agent_leaving(&mut self, session: &str) {
-        if let Some(rank) = self.rank_of(session)
-            && let Some(Slot::Starting { process, .. } | Slot::Up { process, .. }) = self.slots.get_mut(rank)
-        {
+    /// Marks a process whose agent is shutting down.
+    pub(super) fn mark_leaving(&mut self, session: &str) {
+        let slot = self.rank_of(session).and_then(|rank| self.slots.get_mut(rank));
+        if let Some(Slot::Starting { process, .. } | Slot::Up { process, .. }) = slot {
             process.leaving = true;
         }
     }
 
-    pub(super) fn agent_lost(&mut self, session: &str, now: Now, out: &mut Decision) {
-        let Some(rank) = self.rank_of(session) else { return };
-        if !matches!(self.slots.get(rank), Some(Slot::Down { .. })) {
-            self.lose(rank, Sign::AgentLost, now, out);
-        }
-        self.vacate(rank, out);
-    }
-
-    /// Something seen of a rank, with what the rank is at.
-    pub(super) fn symptom(&self, rank: usize, sign: Sign) -> Symptom {
-        Symptom { rank, sign, step: self.step_of(rank), chunk: self.chunk_of(rank) }
-    }
-
-    /// A rank is of no more use. In a gang that ends the attempt; elsewhere its work goes to others and another process
-    /// takes its seat.
-    pub(super) fn lose(&mut self, rank: usize, sign: Sign, now: Now, out: &mut Decision) {
-        let symptom = self.symptom(rank, sign);
-        let blame = self.blame_of(&symptom);
-        let is_leaving = self.slots.get(rank).and_then(Slot::process).is_some_and(|process| process.leaving);
-        match symptom.sign {
-            // Its seat is vacated by whoever tells: there is nothing to stop any more.
-            Sign::Exited(_) | Sign::AgentLost => {}
-            _ => self.take_down(rank, now, out),
-        }
-        if self.closing.is_some() {
-            self.note(symptom);
-            return;
-        }
-        out.effects.push(Effect::Count(Counter::RankLost));
-        out.because(format!("rank {rank} is lost: {}", symptom.sign));
-        let is_blamed = blame.is_some();
-        out.effects.extend(blame);
-        if let Stage::Gang(gang) = &self.stage
-            && gang.is_stepping()
-        {
-            self.fail(symptom, now);
-            return;
-        }
-        let returned = symptom.chunk.map(|chunk| format!("; chunk {chunk} goes to another rank"));
-        let returned = returned.unwrap_or_default();
-        let text = format!("rank {rank} is lost: {}{returned}; a new process takes its place", symptom.sign);
-        if is_blamed {
-            self.excused = Some(symptom);
-        } else if !is_leaving {
-            self.count_loss(symptom, now);
-        }
-        if self.closing.is_none() {
-            out.notice(Level::Warning, text);
+    /// Takes in that a process's agent is connected again, or for the first time: it may have missed a command to stop.
+    pub(super) fn agent_back(&mut self, session: &str, cx: &mut Context<'_>) {
+        let Some(slot) = self.rank_of(session).and_then(|rank| self.slots.get_mut(rank)) else { return };
+        match slot {
+            Slot::Starting { process, since } if process.unseen => {
+                process.unseen = false;
+                *since = cx.now.mono;
+            }
+            Slot::Stopping { process, since } => {
+                process.unseen = false;
+                *since = cx.now.mono;
+                let (agent, session) = (process.placement.agent.clone(), process.session.clone());
+                cx.out.effects.push(Effect::Stop { agent, session });
+            }
+            Slot::Vacant | Slot::Starting { .. } | Slot::Up { .. } => {}
         }
     }
 
-    /// One more loss without progress; too many of them end the attempt for good.
-    pub(super) fn count_loss(&mut self, symptom: Symptom, now: Now) {
-        self.losses += 1;
-        let chunk = symptom.chunk;
-        let poisonous = chunk.is_some_and(|chunk| self.blame_chunk(chunk));
-        if poisonous || self.losses >= LOSSES_PER_RANK * self.world() {
-            let what = chunk.filter(|_| poisonous).map(|chunk| format!("chunk {chunk}"));
-            self.give_up(symptom, what, now);
-        }
-    }
-
-    /// The agent that is at fault, where that is not the job's or nobody's.
-    fn blame_of(&self, symptom: &Symptom) -> Option<Effect> {
-        let slot = self.slots.get(symptom.rank)?;
-        let process = slot.process()?;
-        let never_connected = matches!(slot, Slot::Starting { .. }) && !process.adopted;
-        let fault = match symptom.sign {
-            Sign::Misreported(_) => AgentFault::FalseReport,
-            Sign::AgentLost => return None,
-            _ if process.leaving => return None,
-            _ if never_connected => AgentFault::NeverConnected,
-            _ => return None,
-        };
-        Some(Effect::Blame { placement: process.placement.clone(), fault, why: symptom.sign.to_string() })
-    }
-
-    /// A rank said what is not so: its process is stopped, and its agent blamed.
-    pub(super) fn misreported(&mut self, session: &str, why: String, now: Now, out: &mut Decision) {
-        if let Some(rank) = self.rank_of(session)
-            && matches!(self.slots.get(rank), Some(Slot::Up { .. }))
-        {
-            self.lose(rank, Sign::Misreported(why), now, out);
-        }
-    }
-
-    /// Kills the process, once; its lease, if any, is free again.
-    pub(super) fn take_down(&mut self, rank: usize, now: Now, out: &mut Decision) {
+    /// Kills a rank's process, once; its lease, if any, is free again.
+    pub(super) fn stop(&mut self, rank: usize, cx: &mut Context<'_>) {
         let Some(slot) = self.slots.get_mut(rank) else { return };
         let process = match slot {
-            Slot::Vacant | Slot::Down { .. } => return,
+            Slot::Vacant | Slot::Stopping { .. } => return,
             Slot::Starting { process, .. } | Slot::Up { process, .. } => process.clone(),
         };
         let (agent, session) = (process.placement.agent.clone(), process.session.clone());
-        out.effects.push(Effect::Stop { agent, session });
-        *slot = Slot::Down { process, since: now.mono };
+        cx.out.effects.push(Effect::Stop { agent, session });
+        *slot = Slot::Stopping { process, since: cx.now.mono };
     }
 
-    /// The process is dead: its device is free.
-    fn vacate(&mut self, rank: usize, out: &mut Decision) {
+    /// Frees the slot and the device of a process that is dead.
+    pub(super) fn vacate(&mut self, rank: usize, cx: &mut Context<'_>) {
         let Some(slot) = self.slots.get_mut(rank) else { return };
         if let Some(process) = slot.process() {
             let (placement, session) = (process.placement.clone(), process.session.clone());
-            out.effects.push(Effect::Release { placement, session });
+            cx.out.effects.push(Effect::Release { placement, session });
         }
         *slot = Slot::Vacant;
     }
 
-    /// Processes that never said hello, and those whose death nobody reported. A job that bears no silence of its ranks for
-    /// longer bears none at their start.
-    pub(super) fn overdue_processes(&mut self, state: &JobState, now: Now, out: &mut Decision) {
-        let patience = self.deadlines.start.min(state.spec.resources.hang_timeout);
-        for rank in 0..self.slots.len() {
-            match self.slots.get(rank) {
-                // Its agent's silence will end it.
-                Some(slot) if slot.process().is_some_and(|process| process.unseen) => {}
-                Some(Slot::Starting { since, .. }) if now.since(*since) >= patience => {
-                    let sign = Sign::NotStarted(patience);
-                    self.lose(rank, sign, now, out);
-                }
-                Some(Slot::Down { since, .. }) if now.since(*since) >= self.deadlines.reaping => {
-                    out.because(format!("nobody reported the end of rank {rank}; taken for dead"));
-                    self.vacate(rank, out);
-                }
-                _ => {}
+    /// Processes that never said hello, and those whose death nobody reported. A job with a short hang timeout gives processes
+    /// no longer to start.
+    pub(super) fn overdue(&self, cx: &Context<'_>) -> Vec<(usize, Overdue)> {
+        let start_timeout = cx.deadlines.start.min(cx.state.spec.resources.hang_timeout);
+        let overdue = |slot: &Slot| match slot {
+            // It ends with its agent's timeout.
+            slot if slot.process().is_some_and(|process| process.unseen) => None,
+            Slot::Starting { since, .. } => {
+                (cx.now.since(*since) >= start_timeout).then_some(Overdue::Hello(start_timeout))
+            }
+            Slot::Stopping { since, .. } => {
+                (cx.now.since(*since) >= cx.deadlines.reaping).then_some(Overdue::Exit)
+            }
+            Slot::Vacant | Slot::Up { .. } => None,
+        };
+        self.slots.iter().enumerate().filter_map(|(rank, slot)| Some((rank, overdue(slot)?))).collect()
+    }
+
+    /// The agent that is at fault for a failure, if it is neither the job's fault nor nobody's.
+    pub(super) fn fault_of(&self, observation: &Observation) -> Option<Effect> {
+        let slot = self.slots.get(observation.rank)?;
+        let process = slot.process()?;
+        let never_connected = matches!(slot, Slot::Starting { .. }) && !process.adopted;
+        let fault = match observation.signal {
+            FailureSignal::FalseReport(_) => AgentFault::FalseReport,
+            FailureSignal::AgentLost => return None,
+            _ if process.leaving => return None,
+            _ if never_connected => AgentFault::NeverConnected,
+            _ => return None,
+        };
+        let placement = process.placement.clone();
+        Some(Effect::AgentFault { placement, fault, why: observation.signal.to_string() })
+    }
+
+    /// Restarts all deadlines.
+    pub(super) fn reset_deadlines(&mut self, now: Now) {
+        for slot in &mut self.slots {
+            match slot {
+                Slot::Starting { since, .. } | Slot::Stopping { since, .. } => *since = now.mono,
+                Slot::Up { assignment: Assignment::Chunk(lease), .. } => lease.watchdog.reset_deadline(now),
+                Slot::Up { assignment: Assignment::Gang(member), .. } => member.watchdog.reset_deadline(now),
+                Slot::Vacant | Slot::Up { assignment: Assignment::Idle, .. } => {}
             }
         }
+    }
+
+    // ---- assignments ----
+
+    /// The number of the next lease.
+    pub(super) fn next_lease(&mut self) -> u64 {
+        self.leases += 1;
+        self.leases
+    }
+
+    pub(super) fn first_idle(&self) -> Option<usize> {
+        self.slots.iter().position(Slot::is_idle)
+    }
+
+    /// Sends a command to a rank that is up.
+    pub(super) fn send(&self, rank: usize, command: Command, cx: &mut Context<'_>) {
+        if let Some(Slot::Up { process, .. }) = self.slots.get(rank) {
+            cx.out.effects.push(Effect::Send { session: process.session.clone(), command });
+        }
+    }
+
+    /// Sets what a rank works on. False if it is not up.
+    pub(super) fn assign(&mut self, rank: usize, assigned: Assignment) -> bool {
+        match self.slots.get_mut(rank) {
+            Some(Slot::Up { assignment, .. }) => {
+                *assignment = assigned;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Makes every rank that is up idle.
+    pub(super) fn release_all(&mut self) {
+        for rank in 0..self.slots.len() {
+            self.assign(rank, Assignment::Idle);
+        }
+    }
+
+    /// Makes a rank idle if it holds the lease.
+    pub(super) fn release(&mut self, rank: usize, lease: u64) {
+        if self.lease(rank).is_some_and(|held| held.lease == lease) {
+            self.assign(rank, Assignment::Idle);
+        }
+    }
+
+    /// The lease that a rank holds.
+    pub(super) fn lease(&self, rank: usize) -> Option<&ChunkLease> {
+        match self.slots.get(rank) {
+            Some(Slot::Up { assignment: Assignment::Chunk(lease), .. }) => Some(lease),
+            _ => None,
+        }
+    }
+
+    /// The leases of a phase's chunks.
+    pub(super) fn leases_of<'a>(&'a self, phase: &'a str) -> impl Iterator<Item = &'a ChunkLease> {
+        (0..self.slots.len()).filter_map(|rank| self.lease(rank)).filter(move |lease| lease.phase == phase)
+    }
+
+    /// The ranks that hold a chunk and have made no progress for `limit`.
+    pub(super) fn stuck(&self, limit: Duration, now: Now) -> Vec<usize> {
+        let is_stuck = |rank: &usize| {
+            self.lease(*rank).is_some_and(|lease| now.since(lease.watchdog.last_progress()) >= limit)
+        };
+        (0..self.slots.len()).filter(is_stuck).collect()
+    }
+
+    /// A rank's membership in a gang.
+    pub(super) fn member(&self, rank: usize) -> Option<&GangMember> {
+        match self.slots.get(rank) {
+            Some(Slot::Up { assignment: Assignment::Gang(member), .. }) => Some(member),
+            _ => None,
+        }
+    }
+
+    pub(super) fn member_mut(&mut self, rank: usize) -> Option<&mut GangMember> {
+        match self.slots.get_mut(rank) {
+            Some(Slot::Up { assignment: Assignment::Gang(member), .. }) => Some(member),
+            _ => None,
+        }
+    }
+
+    pub(super) fn members(&self) -> impl Iterator<Item = (usize, &GangMember)> {
+        (0..self.slots.len()).filter_map(|rank| Some((rank, self.member(rank)?)))
+    }
+
+    /// Records a rank's result of the gang phase.
+    pub(super) fn record_result(&mut self, rank: usize, result: v1::GangResult, now: Now) {
+        if let Some(member) = self.member_mut(rank) {
+            member.watchdog.record_step(now);
+            member.result = Some(result);
+        }
+    }
+
+    /// Records a progress report. False if it is about a task that is over.
+    pub(super) fn record_progress(
+        &mut self,
+        rank: usize,
+        report: v1::TaskProgress,
+        gang: &str,
+        now: Now,
+    ) -> bool {
+        let Some(Slot::Up { assignment, .. }) = self.slots.get_mut(rank) else { return false };
+        match assignment {
+            Assignment::Chunk(lease) if lease.chunk == report.chunk => {
+                lease.watchdog.record_report(report, now);
+            }
+            Assignment::Gang(member) if gang == report.phase => member.watchdog.record_report(report, now),
+            Assignment::Idle | Assignment::Chunk(_) | Assignment::Gang(_) => return false,
+        }
+        true
     }
 }

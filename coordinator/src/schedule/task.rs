@@ -1,16 +1,17 @@
-//! From a planned phase and what is committed so far to a task that needs nothing else.
+//! Builds the self-contained tasks of a planned phase from the artifacts committed so far.
 
 use foil_common::datasets as sets;
 use foil_common::spec::{ReferencePolicy, RewardStart};
 use foil_proto::v1::{self, pair_source::Source, task::Work as TaskWork};
 
+use super::context::Problem;
 use crate::job::{JobState, rows};
 use crate::plan::{Phase, Work, chunks_of, segments};
 
 /// Samples per prompt of a gold-labelled pair.
 const PAIR_SAMPLES: u32 = 2;
 
-/// A chunk of a map phase: what to do on which rows.
+/// A chunk of a map phase: a task and its rows.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Lease {
     pub(crate) task: v1::Task,
@@ -27,6 +28,19 @@ pub(crate) enum TaskError {
     Missing { phase: String, what: String },
     #[error("phase {phase} has no chunk {chunk}")]
     NoChunk { phase: String, chunk: u32 },
+}
+
+impl TaskError {
+    /// The plan promises something that the job lacks, so no attempt can succeed.
+    pub(super) fn into_problem(self, rank: usize, phase: &Phase) -> Problem {
+        let failure = v1::TaskFailure {
+            phase: phase.id.clone(),
+            class: "data".to_owned(),
+            message: self.to_string(),
+            ..Default::default()
+        };
+        Problem::fatal(rank, failure)
+    }
 }
 
 /// Chunk `chunk` (from 0) of a map phase.
@@ -139,7 +153,7 @@ impl Builder<'_> {
         }))
     }
 
-    /// What the round's Reference phase has committed; none where the plan has no such phase.
+    /// The artifact of the round's Reference phase; none if the plan has no such phase.
     fn reference_log_probs(&self) -> Result<Option<v1::Artifact>, TaskError> {
         let id = Phase::id_of(self.phase.round, Work::ReferencePolicy);
         let planned = self.job.phases.iter().any(|phase| phase.id == id);
@@ -154,8 +168,8 @@ impl Builder<'_> {
         }))
     }
 
-    /// What an earlier round's evaluation of the same kind came to on the chunk `local`: the same rows. None where that
-    /// round is not over.
+    /// An earlier round's evaluation of the same kind on the chunk `local`, which has the same rows. None if that round is not
+    /// over.
     fn evaluated(&self, round: u32, work: Work, local: u32) -> Option<v1::Artifact> {
         let done = self.job.done(&Phase::id_of(round, work)).filter(|_| round < self.phase.round);
         done.map(|done| only(done.artifact.clone(), local))
@@ -187,7 +201,7 @@ impl Builder<'_> {
         }))
     }
 
-    /// D_P; none where human pairs weigh nothing.
+    /// Human pairs, D_P; none if their weight is zero.
     fn human_training(&self) -> Result<Option<Source>, TaskError> {
         if self.job.spec.reward_step.human_weight == 0.0 {
             return Ok(None);
@@ -201,13 +215,13 @@ impl Builder<'_> {
         })))
     }
 
-    /// D_APO; none where it weighs nothing.
+    /// Golden pairs, D_APO; none if their weight is zero.
     fn golden_training(&self) -> Result<Option<Source>, TaskError> {
         if self.job.spec.reward_step.apo_weight == 0.0 {
             return Ok(None);
         }
         let mut samples = self.samples(self.phase.round, Work::GenerateGolden)?;
-        // The batches after these are the holdout's.
+        // The objects after these belong to the holdout.
         samples.objects.truncate(self.chunks(sets::GOLDEN) as usize);
         let golden = self.dataset(sets::GOLDEN)?;
         Ok(Some(Source::Golden(v1::GoldenPairs { golden: Some(golden), samples: Some(samples) })))
@@ -269,13 +283,13 @@ fn pairs(source: Source) -> v1::PairSource {
     v1::PairSource { source: Some(source) }
 }
 
-/// The artifact with one of its objects: all that a chunk needs of it.
+/// The artifact with only the object that a chunk needs.
 fn only(artifact: v1::Artifact, object: u32) -> v1::Artifact {
     let objects = artifact.objects.into_iter().skip(object as usize).take(1).collect();
     v1::Artifact { objects, ..artifact }
 }
 
-/// The start model's objects that training leaves as they are: neither config nor weights.
+/// The start model's objects that training does not change: neither config nor weights.
 pub(super) fn inherited(state: &JobState, phase: &Phase) -> Vec<v1::Object> {
     let start = match gang_task(state, phase).ok().and_then(|task| task.work) {
         Some(TaskWork::Sft(task)) => task.policy,
@@ -287,13 +301,8 @@ pub(super) fn inherited(state: &JobState, phase: &Phase) -> Vec<v1::Object> {
         object.path != "config.json"
             && !object.path.contains(".safetensors")
             && !object.path.ends_with(".bin")
-            // An adapter of the start model's.
+            // An adapter of the start model.
             && !object.path.contains('/')
     };
     start.map(|artifact| artifact.objects.into_iter().filter(kept).collect()).unwrap_or_default()
-}
-
-/// Where an attempt writes the objects of a gang phase.
-pub(super) fn gang_prefix(job: &str, phase: &str, attempt: u32) -> String {
-    format!("jobs/{job}/phases/{phase}/a{attempt}/")
 }

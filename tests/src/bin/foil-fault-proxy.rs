@@ -1,8 +1,8 @@
-//! An HTTP proxy before an object store that lets requests go wrong, for scripts: `foil-fault-proxy HOST:PORT [SEED]`.
+//! An HTTP proxy that injects faults into requests to an object store, for scripts: `foil-fault-proxy HOST:PORT [SEED]`.
 //!
-//! Prints its own address. Each line on standard input says what goes wrong from then on, for example
-//! `refuse=30 reset=5 lose_reply=5 delay_ms=200`; an empty line is fair weather again. Each is answered with how many
-//! requests there were and how many went wrong. Ends with its input.
+//! Prints its own address. Each line on standard input sets the faults from then on, for example
+//! `refuse=30 reset=5 lose_reply=5 delay_ms=200`; an empty line clears them. Each is answered with the number of requests and
+//! of injected faults so far. Ends with its input.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let to = arguments.next().context("usage: foil-fault-proxy HOST:PORT [SEED]")?;
     let to = to.parse().with_context(|| format!("{to} is not of the form 127.0.0.1:9000"))?;
-    let seed = arguments.next().map_or(Ok(0), |seed| seed.parse()).context("the seed is no number")?;
+    let seed = arguments.next().map_or(Ok(0), |seed| seed.parse()).context("the seed is not a number")?;
     let proxy = FaultProxy::start(to, seed).context("no port is free")?;
     let mut out = std::io::stdout();
     writeln!(out, "{}", proxy.address())?;
@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<()> {
             anyhow!("`{word}` is none of refuse, reset, lose_reply (percent), delay_ms, forget_conditions")
         })?;
         proxy.set(faults);
-        writeln!(out, "requests={} struck={}", proxy.requests(), proxy.struck())?;
+        writeln!(out, "requests={} struck={}", proxy.requests(), proxy.failed())?;
     }
     Ok(())
 }

@@ -8,28 +8,33 @@ use super::{Action, Core, Entry};
 use crate::clock::Now;
 use crate::cluster::{AgentFault, Placement};
 use crate::job::{self, Change, Event, GarbageSet, JobState, JobStatus, StateError, view};
-use crate::schedule::{Counter, Decision, Effect, Input, Level, Refusal, Run};
+use crate::schedule::{Attempt, Counter, Decision, Effect, Input, Level, ProtocolError};
 
 impl Core {
     pub(super) fn deliver(&mut self, session: &str, input: Input, now: Now) {
-        if let Err(refusal) = self.try_deliver(session, input, now) {
-            tracing::debug!(session, %refusal, "input ignored");
+        if let Err(error) = self.try_deliver(session, input, now) {
+            tracing::debug!(session, %error, "input ignored");
         }
     }
 
-    pub(super) fn try_deliver(&mut self, session: &str, input: Input, now: Now) -> Result<(), Refusal> {
-        let stale = || Refusal::Stale { session: session.to_owned(), attempt: 0 };
+    pub(super) fn try_deliver(&mut self, session: &str, input: Input, now: Now) -> Result<(), ProtocolError> {
+        let stale = || ProtocolError::Stale { session: session.to_owned(), attempt: 0 };
         let job = self.sessions.get(session).cloned().ok_or_else(stale)?;
-        let decision =
-            self.with_run(&job, |run, state| run.handle(state, input, now)).ok_or_else(stale)??;
+        let decision = self
+            .with_attempt(&job, |attempt, state| attempt.handle(state, input, now))
+            .ok_or_else(stale)??;
         self.apply_decision(&job, decision, now);
         self.advance_job(&job, now);
         Ok(())
     }
 
-    pub(super) fn with_run<T>(&mut self, job: &str, act: impl FnOnce(&mut Run, &JobState) -> T) -> Option<T> {
+    pub(super) fn with_attempt<T>(
+        &mut self,
+        job: &str,
+        act: impl FnOnce(&mut Attempt, &JobState) -> T,
+    ) -> Option<T> {
         let entry = self.jobs.get_mut(job)?;
-        entry.run.as_mut().map(|run| act(run, &entry.state))
+        entry.attempt.as_mut().map(|attempt| act(attempt, &entry.state))
     }
 
     /// Advances a job until nothing more follows from its state.
@@ -40,7 +45,9 @@ impl Core {
                 self.commit(id, change, &reason, now);
                 continue;
             }
-            let Some(decision) = self.with_run(id, |run, state| run.advance(state, now)) else { return };
+            let Some(decision) = self.with_attempt(id, |attempt, state| attempt.advance(state, now)) else {
+                return;
+            };
             let moved = !decision.changes.is_empty();
             self.apply_decision(id, decision, now);
             if !moved {
@@ -53,8 +60,8 @@ impl Core {
     /// Drops an attempt that has no process left.
     pub(super) fn drop_finished(&mut self, id: &str) {
         let Some(entry) = self.jobs.get_mut(id) else { return };
-        if entry.run.as_ref().is_some_and(Run::is_over) {
-            entry.run = None;
+        if entry.attempt.as_ref().is_some_and(Attempt::is_over) {
+            entry.attempt = None;
             entry.progress = None;
             self.sessions.retain(|_, job| job != id);
         }
@@ -88,10 +95,12 @@ impl Core {
                 self.outbox.actions.push(Action::Agent { agent, command });
             }
             Effect::Stop { agent, session } => self.stop(&agent, session),
-            Effect::Tell { session, command } => self.outbox.actions.push(Action::Rank { session, command }),
+            Effect::Send { session, command } => self.outbox.actions.push(Action::Rank { session, command }),
             Effect::Release { placement, session } => self.cluster.release(&placement, &session),
-            Effect::Blame { placement, fault, why } => self.record_fault(id, &placement, fault, &why, now),
-            Effect::Vouch { agent } => self.cluster.record_connection(&agent),
+            Effect::AgentFault { placement, fault, why } => {
+                self.record_fault(id, &placement, fault, &why, now);
+            }
+            Effect::RankConnected { agent } => self.cluster.record_connection(&agent),
             Effect::WriteSteps { phase, key, body } => {
                 self.outbox.actions.push(Action::WriteSteps { job: id.to_owned(), phase, key, body });
             }
@@ -118,7 +127,7 @@ impl Core {
             );
         }
         if !self.cluster.has_alternative(agent, &kind) {
-            self.with_run(id, |run, _| run.charge(now));
+            self.with_attempt(id, |attempt, _| attempt.charge(now));
         }
     }
 
@@ -150,7 +159,7 @@ impl Core {
     }
 
     pub(super) fn publish_progress(&mut self, id: &str, now: Now) {
-        if let Some(Some(progress)) = self.with_run(id, Run::progress) {
+        if let Some(Some(progress)) = self.with_attempt(id, Attempt::progress) {
             if let Some(entry) = self.jobs.get_mut(id) {
                 entry.progress = Some(progress.clone());
             }
@@ -188,7 +197,8 @@ impl Core {
                 let state = JobState::submitted(id, event.at, (**submitted).clone())?;
                 self.requests.insert(submitted.request_id.clone(), id.clone());
                 self.order.push(id.clone());
-                let entry = Entry { state, run: None, history: Vec::new(), progress: None, waiting: None };
+                let entry =
+                    Entry { state, attempt: None, history: Vec::new(), progress: None, waiting: None };
                 self.jobs.insert(id.clone(), entry);
             }
             (_, Some(entry)) => entry.state.apply(event)?,

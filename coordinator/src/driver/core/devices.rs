@@ -10,7 +10,7 @@ use crate::clock::Now;
 use crate::cluster::Placement;
 use crate::job::{Change, RankStarted};
 use crate::queue::{self, Demand, Grant, Supply};
-use crate::schedule::{Level, Process, Run};
+use crate::schedule::{Attempt, Level, Process};
 
 /// Time that a job waits before its watchers are notified, and before it is passed over if it is too large for the connected
 /// workers.
@@ -35,7 +35,7 @@ impl Core {
             demands.push(Demand { passed_over, ..demand });
         }
         let grants = queue::allocate(&supply, &demands);
-        self.give_way(&demands, &grants, now);
+        self.yield_devices(&demands, &grants, now);
         for (demand, grant) in demands.into_iter().zip(grants) {
             if demand.starts && grant == Grant::Full {
                 self.start_attempt(&demand.job, now);
@@ -59,8 +59,8 @@ impl Core {
         }
     }
 
-    /// WriteAccess that can never be whole on the connected workers make room for those who wait behind them.
-    fn give_way(&mut self, demands: &[Demand], grants: &[Grant], now: Now) {
+    /// Makes attempts that cannot get all their ranks on the connected workers release their devices to waiting jobs.
+    fn yield_devices(&mut self, demands: &[Demand], grants: &[Grant], now: Now) {
         let waits = |kind: &str, but: &str| {
             let others =
                 demands.iter().zip(grants).filter(|(other, _)| other.kind == kind && other.job != but);
@@ -69,7 +69,7 @@ impl Core {
         for demand in demands.iter().filter(|demand| !demand.starts) {
             let since = self.jobs.get(&demand.job).and_then(|entry| entry.waiting.as_ref()?.too_large_since);
             if since.is_some_and(|since| now.since(since) >= HOLDING) && waits(&demand.kind, &demand.job) {
-                self.with_run(&demand.job, |run, _| run.give_way(now));
+                self.with_attempt(&demand.job, |attempt, _| attempt.yield_devices(now));
             }
         }
     }
@@ -81,14 +81,14 @@ impl Core {
         let phase = entry.state.phase().map(|phase| phase.id.clone()).unwrap_or_default();
         self.commit(id, Change::AttemptStarted { attempt, phase, world }, "devices are free", now);
         if let Some(entry) = self.jobs.get_mut(id) {
-            entry.run = Some(Run::new(&entry.state, attempt, self.term, self.deadlines, now));
+            entry.attempt = Some(Attempt::new(&entry.state, attempt, self.term, self.deadlines, now));
         }
     }
 
     /// Starts processes for this many of the attempt's vacant ranks.
     fn start_ranks(&mut self, demand: &Demand, ranks: usize, now: Now) {
         let (id, kind) = (demand.job.as_str(), demand.kind.as_str());
-        let vacant = self.with_run(id, |run, _| run.vacancies()).unwrap_or_default();
+        let vacant = self.with_attempt(id, |attempt, _| attempt.vacancies()).unwrap_or_default();
         for rank in vacant.into_iter().take(ranks) {
             let Some(placement) =
                 self.cluster.find_free(kind, 1).and_then(|placements| placements.into_iter().next())
@@ -96,7 +96,8 @@ impl Core {
                 return;
             };
             let issuer = self.issuer.clone();
-            let Some((process, effect)) = self.with_run(id, |run, _| run.fill(rank, placement, &issuer, now))
+            let Some((process, effect)) =
+                self.with_attempt(id, |attempt, _| attempt.start_rank(rank, placement, &issuer, now))
             else {
                 return;
             };
@@ -141,9 +142,9 @@ impl Core {
 /// The devices that a job lacks, if any.
 fn demand(id: &str, entry: &Entry) -> Option<Demand> {
     let resources = &entry.state.spec.resources;
-    let starts = entry.state.wants_devices() && entry.run.is_none();
-    let ranks = match &entry.run {
-        Some(run) => run.vacancies().len(),
+    let starts = entry.state.wants_devices() && entry.attempt.is_none();
+    let ranks = match &entry.attempt {
+        Some(attempt) => attempt.vacancies().len(),
         None if starts => resources.ranks as usize,
         None => 0,
     };

@@ -3,38 +3,38 @@ use crate::job::{CauseClass, ChunkDone};
 
 #[test]
 fn a_lost_rank_returns_its_lease_and_a_new_process_takes_its_place() {
-    let mut bench = Bench::new(index_of("r01.reward.generate"));
-    assert_eq!(bench.held(), [Some(0), Some(1)]);
-    bench.feed(Input::StreamEnded { session: bench.session(0) }).unwrap();
-    assert_eq!(bench.held(), [None, Some(1)]);
-    assert!(bench.run.vacancies().is_empty(), "its device is its own until it is dead");
-    bench.say(1, bench.result(1, "h1")).unwrap();
-    assert_eq!(bench.held(), [None, Some(0)], "the lost chunk comes first");
-    bench.exit(0, killed(9));
-    assert_eq!(bench.run.vacancies(), [0]);
-    bench.seat(0);
-    assert_eq!(bench.held(), [Some(2), Some(0)]);
-    assert!(bench.ended.is_none());
+    let mut harness = Harness::new(index_of("r01.reward.generate"));
+    assert_eq!(harness.held(), [Some(0), Some(1)]);
+    harness.handle(Input::StreamEnded { session: harness.session(0) }).unwrap();
+    assert_eq!(harness.held(), [None, Some(1)]);
+    assert!(harness.attempt.vacancies().is_empty(), "its device is its own until it is dead");
+    harness.report(1, harness.result(1, "h1")).unwrap();
+    assert_eq!(harness.held(), [None, Some(0)], "the lost chunk comes first");
+    harness.exit(0, killed(9));
+    assert_eq!(harness.attempt.vacancies(), [0]);
+    harness.start(0);
+    assert_eq!(harness.held(), [Some(2), Some(0)]);
+    assert!(harness.ended.is_none());
 }
 
 #[test]
 fn a_chunk_that_kills_every_rank_ends_the_job() {
-    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    let mut harness = Harness::new(index_of("r01.reward.generate"));
     for death in 1..=3 {
-        let rank = bench.held().iter().position(|held| *held == Some(0)).unwrap();
-        bench.exit(rank, killed(11));
-        assert!(bench.ended.is_none());
+        let rank = harness.held().iter().position(|held| *held == Some(0)).unwrap();
+        harness.exit(rank, killed(11));
+        assert!(harness.ended.is_none());
         if death < 3 {
-            bench.seat(rank);
+            harness.start(rank);
         }
     }
-    bench.pass(1.0);
+    harness.elapse(1.0);
     (0..2)
-        .filter(|rank| bench.run.slots[*rank].process().is_some())
+        .filter(|rank| harness.attempt.ranks.slots[*rank].process().is_some())
         .collect::<Vec<_>>()
         .into_iter()
-        .for_each(|rank| bench.exit(rank, killed(9)));
-    let cause = bench.ended.unwrap();
+        .for_each(|rank| harness.exit(rank, killed(9)));
+    let cause = harness.ended.unwrap();
     assert_eq!(cause.class, CauseClass::NoProgress);
     assert!(cause.message.contains("chunk 0") && cause.message.contains("SIGSEGV"), "{}", cause.message);
     assert_eq!((cause.detail.last_class, cause.detail.chunk), (Some(CauseClass::Crash), Some(0)));
@@ -43,9 +43,9 @@ fn a_chunk_that_kills_every_rank_ends_the_job() {
 }
 
 #[test]
-fn figures_of_more_rows_than_the_plan_has_are_not_believed() {
-    let mut bench = Bench::new(index_of("r01.reward.generate"));
-    let Message::Chunk(honest) = bench.result(0, "h0") else { panic!() };
+fn metrics_over_more_rows_than_the_plan_has_are_rejected() {
+    let mut harness = Harness::new(index_of("r01.reward.generate"));
+    let Message::Chunk(honest) = harness.result(0, "h0") else { panic!() };
     let counting = |count| v1::Moments { count, ..honest.moments[0].clone() };
     let calibration = |count| v1::Calibration { count: vec![count; 10], ..Default::default() };
     for wrong in [
@@ -53,85 +53,88 @@ fn figures_of_more_rows_than_the_plan_has_are_not_believed() {
         v1::ChunkResult { calibration: Some(calibration(1 << 40)), ..honest.clone() },
         v1::ChunkResult { calibration: Some(calibration(u64::MAX)), ..honest.clone() },
     ] {
-        assert!(matches!(bench.say(0, Message::Chunk(wrong)), Err(Refusal::Untrue(_))));
+        assert!(matches!(harness.report(0, Message::Chunk(wrong)), Err(ProtocolError::FalseReport(_))));
     }
-    assert!(bench.state.chunks.is_empty());
+    assert!(harness.state.chunks.is_empty());
 }
 
 #[test]
-fn a_chunk_is_not_to_blame_for_agents_that_leave() {
-    let mut bench = Bench::new(index_of("r01.reward.generate"));
+fn a_chunk_is_not_blamed_for_agents_that_shut_down() {
+    let mut harness = Harness::new(index_of("r01.reward.generate"));
     for _ in 0..20 {
-        let rank = bench.held().iter().position(|held| *held == Some(0)).unwrap();
-        bench.feed(Input::AgentLeaving { session: bench.session(rank) }).unwrap();
-        bench.feed(Input::StreamEnded { session: bench.session(rank) }).unwrap();
-        // The stop of its process may come before its own end.
-        bench.exit(rank, killed(9));
-        bench.seat(rank);
+        let rank = harness.held().iter().position(|held| *held == Some(0)).unwrap();
+        harness.handle(Input::AgentLeaving { session: harness.session(rank) }).unwrap();
+        harness.handle(Input::StreamEnded { session: harness.session(rank) }).unwrap();
+        // Its process may be stopped before it exits by itself.
+        harness.exit(rank, killed(9));
+        harness.start(rank);
     }
-    assert!(bench.ended.is_none());
+    assert!(harness.ended.is_none());
 }
 
 #[test]
 fn a_straggling_chunk_is_leased_again_and_the_first_result_wins() {
-    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    let mut harness = Harness::new(index_of("r01.reward.generate"));
     for content in ["h1", "h2", "h3"] {
-        bench.pass(2.0);
-        bench.say(1, bench.result(1, content)).unwrap();
+        harness.elapse(2.0);
+        harness.report(1, harness.result(1, content)).unwrap();
     }
-    assert_eq!(bench.held(), [Some(0), Some(0)], "6 s is three times the median of 2 s");
-    assert_eq!(bench.counted(Counter::ChunkReleased), 1);
-    bench.pass(60.0);
-    assert_eq!(bench.counted(Counter::ChunkReleased), 1, "twice is enough");
-    let late = bench.result(0, "h0");
-    bench.say(1, bench.result(1, "h0")).unwrap();
-    assert_eq!(bench.state.phase().unwrap().id, "r01.reward.train", "committed");
-    bench.say(0, late).unwrap();
-    assert_eq!((bench.counted(Counter::DuplicateChunk), bench.counted(Counter::DeterminismAlarm)), (1, 0));
+    assert_eq!(harness.held(), [Some(0), Some(0)], "6 s is three times the median of 2 s");
+    assert_eq!(harness.counted(Counter::ChunkReleased), 1);
+    harness.elapse(60.0);
+    assert_eq!(harness.counted(Counter::ChunkReleased), 1, "twice is enough");
+    let late = harness.result(0, "h0");
+    harness.report(1, harness.result(1, "h0")).unwrap();
+    assert_eq!(harness.state.phase().unwrap().id, "r01.reward.train", "committed");
+    harness.report(0, late).unwrap();
+    assert_eq!(
+        (harness.counted(Counter::DuplicateChunk), harness.counted(Counter::DeterminismAlarm)),
+        (1, 0)
+    );
     assert!(
-        bench.effects.iter().any(|effect| matches!(effect, Effect::Tell { command: Command::Gang(_), .. }))
+        harness.effects.iter().any(|effect| matches!(effect, Effect::Send { command: Command::Gang(_), .. }))
     );
 }
 
 #[test]
 fn a_duplicate_with_another_hash_raises_the_alarm() {
-    let mut bench = Bench::new(index_of("r01.reward.generate"));
+    let mut harness = Harness::new(index_of("r01.reward.generate"));
     for content in ["h1", "h2", "h3"] {
-        bench.pass(2.0);
-        bench.say(1, bench.result(1, content)).unwrap();
+        harness.elapse(2.0);
+        harness.report(1, harness.result(1, content)).unwrap();
     }
-    bench.say(1, bench.result(1, "one")).unwrap();
-    bench.say(0, bench.result(0, "another")).unwrap();
-    assert_eq!(bench.counted(Counter::DeterminismAlarm), 1);
-    let committed = bench.state.done("r01.reward.generate").unwrap();
+    harness.report(1, harness.result(1, "one")).unwrap();
+    harness.report(0, harness.result(0, "another")).unwrap();
+    assert_eq!(harness.counted(Counter::DeterminismAlarm), 1);
+    let committed = harness.state.done("r01.reward.generate").unwrap();
     assert_eq!(committed.artifact.objects[0].blake3, "one");
     assert_eq!(committed.artifact.objects[0].path, "00000");
 }
 
 #[test]
-fn a_chunk_that_loads_slowly_moves_and_counts_no_rows() {
-    let mut bench = Bench::new(index_of("r01.reward.generate"));
+fn slow_loading_of_a_chunk_is_progress_but_counts_no_rows() {
+    let mut harness = Harness::new(index_of("r01.reward.generate"));
     for done in 1..=5 {
-        bench.pass(500.0);
-        bench.say(0, at(&bench, 0, done, "bytes loaded")).unwrap();
-        assert_eq!(shown(&mut bench), (done, 9000, "bytes loaded".to_owned()));
+        harness.elapse(500.0);
+        harness.report(0, at(&harness, 0, done, "bytes loaded")).unwrap();
+        assert_eq!(shown(&mut harness), (done, 9000, "bytes loaded".to_owned()));
     }
-    assert_eq!(bench.held()[0], Some(0));
-    bench.say(0, at(&bench, 0, 4500, "samples")).unwrap();
-    let (done, total, unit) = shown(&mut bench);
+    assert_eq!(harness.held()[0], Some(0));
+    harness.report(0, at(&harness, 0, 4500, "samples")).unwrap();
+    let (done, total, unit) = shown(&mut harness);
     assert!(done > 0 && done < total, "half of a chunk: {done} of {total}");
     assert_eq!(unit, "prompts");
-    bench.pass(600.0);
-    assert_eq!(bench.held()[0], None, "silent for as long as a rank may be");
+    harness.elapse(600.0);
+    assert_eq!(harness.held()[0], None, "silent for as long as a rank may be");
 }
 
 #[test]
-fn a_phase_whose_sampler_and_trainer_disagree_is_committed_with_a_warning() {
+fn a_phase_whose_generator_and_trainer_disagree_is_committed_with_a_warning() {
     for (distance, warned) in [(1e-6, false), (0.5, true)] {
-        let mut bench = Bench::new(index_of("r01.reward.generate"));
+        let mut harness = Harness::new(index_of("r01.reward.generate"));
         for content in ["h0", "h1", "h2", "h3"] {
-            let rank = bench.held().iter().position(Option::is_some).unwrap();
-            let Message::Chunk(mut result) = bench.result(rank, content) else { panic!("no chunk") };
+            let rank = harness.held().iter().position(Option::is_some).unwrap();
+            let Message::Chunk(mut result) = harness.result(rank, content) else { panic!("no chunk") };
             result.moments = vec![v1::Moments {
                 name: "drift_mean".into(),
                 count: 2,
@@ -140,21 +143,21 @@ fn a_phase_whose_sampler_and_trainer_disagree_is_committed_with_a_warning() {
                 max: Some(distance),
                 ..Default::default()
             }];
-            bench.say(rank, Message::Chunk(result)).unwrap();
+            harness.report(rank, Message::Chunk(result)).unwrap();
         }
-        let committed = bench.state.done("r01.reward.generate").unwrap();
+        let committed = harness.state.done("r01.reward.generate").unwrap();
         let greatest = committed.metrics.iter().find(|metric| metric.name == "drift_max").unwrap();
         assert_eq!(greatest.value, distance);
         let warning = |effect: &Effect| match effect {
             Effect::Notice { level: Level::Warning, text } => text.contains("in r01.reward.generate"),
             _ => false,
         };
-        assert_eq!(bench.effects.iter().any(warning), warned);
+        assert_eq!(harness.effects.iter().any(warning), warned);
     }
 }
 
 #[test]
-fn chunks_are_added_up_in_their_order() {
+fn chunk_sums_do_not_depend_on_the_order_of_completion() {
     let sums = [1e16, 1.0, -1e16, 1.0];
     let metrics = |order: [u32; 4]| {
         let mut state = after(&[], index_of("r01.reward.generate"));
@@ -177,8 +180,8 @@ fn chunks_are_added_up_in_their_order() {
             state.apply(&event(1, Change::ChunkDone(done))).unwrap();
         }
         let now = Now { mono: Duration::ZERO, wall: 0 };
-        let mut run = Run::new(&state, 1, 1, Deadlines::default(), now);
-        let decision = run.advance(&state, now);
+        let mut attempt = Attempt::new(&state, 1, 1, Deadlines::default(), now);
+        let decision = attempt.advance(&state, now);
         let Some(Change::PhaseCommitted(done)) = decision.changes.into_iter().next() else { panic!() };
         done.metrics
     };

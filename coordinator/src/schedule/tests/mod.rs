@@ -4,42 +4,49 @@ mod ranks;
 mod resume;
 mod tasks;
 
+use foil_proto::v1::rank_command::Command;
+
+use super::assignment::Assignment;
+use super::slot::Slot;
 use super::*;
-use crate::job::Cause;
+use crate::clock::Now;
+use crate::cluster::{AgentFault, Placement};
 use crate::job::fixture::{JOB, after, commit_next, event, object, state};
+use crate::job::{Cause, Change, JobState};
 use crate::secret::SecretIssuer;
 
-/// An attempt with a job's state beside it: changes are applied at once, effects kept.
-struct Bench {
+/// An attempt together with its job's state: changes are applied at once, effects are collected.
+struct Harness {
     state: JobState,
-    run: Run,
+    attempt: Attempt,
     now: Now,
     effects: Vec<Effect>,
     ended: Option<Cause>,
-    /// No other agent could take over.
-    alone: bool,
+    /// No other agent can take over.
+    no_alternative: bool,
 }
 
 fn issuer() -> SecretIssuer {
     SecretIssuer::new([1; 32])
 }
 
-impl Bench {
-    /// All ranks are up and the `phase`-th phase begins.
+impl Harness {
+    /// An attempt at the start of the `phase`-th phase, with all ranks up.
     fn new(phase: usize) -> Self {
         let state = after(&[], phase);
         let now = Now { mono: Duration::from_secs(100), wall: 0 };
-        let run = Run::new(&state, 1, 1, Deadlines::default(), now);
-        let mut bench = Self { state, run, now, effects: Vec::new(), ended: None, alone: true };
-        for rank in bench.run.vacancies() {
-            bench.seat(rank);
+        let attempt = Attempt::new(&state, 1, 1, Deadlines::default(), now);
+        let mut harness =
+            Self { state, attempt, now, effects: Vec::new(), ended: None, no_alternative: true };
+        for rank in harness.attempt.vacancies() {
+            harness.start(rank);
         }
-        bench
+        harness
     }
 
-    fn seat(&mut self, rank: usize) -> String {
+    fn start(&mut self, rank: usize) -> String {
         let placement = Placement { agent: "a".into(), device: format!("cpu:{rank}") };
-        let (process, _) = self.run.fill(rank, placement, &issuer(), self.now);
+        let (process, _) = self.attempt.start_rank(rank, placement, &issuer(), self.now);
         let session = process.session;
         let hello = v1::RankHello {
             session_id: session.clone(),
@@ -49,12 +56,12 @@ impl Bench {
             secret: issuer().secret(&session),
             ..Default::default()
         };
-        self.feed(Input::Hello { session: session.clone(), hello }).unwrap();
+        self.handle(Input::Hello { session: session.clone(), hello }).unwrap();
         session
     }
 
-    fn feed(&mut self, input: Input) -> Result<(), Refusal> {
-        let decision = self.run.handle(&self.state, input, self.now)?;
+    fn handle(&mut self, input: Input) -> Result<(), ProtocolError> {
+        let decision = self.attempt.handle(&self.state, input, self.now)?;
         self.take(decision);
         self.advance();
         Ok(())
@@ -62,7 +69,7 @@ impl Bench {
 
     fn advance(&mut self) {
         loop {
-            let decision = self.run.advance(&self.state, self.now);
+            let decision = self.attempt.advance(&self.state, self.now);
             let moved = !decision.changes.is_empty();
             self.take(decision);
             if !moved || self.ended.is_some() {
@@ -78,44 +85,44 @@ impl Bench {
             }
             self.state.apply(&event(1, change)).unwrap();
         }
-        let blames = decision.effects.iter().any(|effect| matches!(effect, Effect::Blame { .. }));
-        if self.alone && blames {
-            self.run.charge(self.now);
+        let has_fault = decision.effects.iter().any(|effect| matches!(effect, Effect::AgentFault { .. }));
+        if self.no_alternative && has_fault {
+            self.attempt.charge(self.now);
         }
         self.effects.extend(decision.effects);
     }
 
-    fn pass(&mut self, seconds: f64) {
+    fn elapse(&mut self, seconds: f64) {
         self.now = self.now.after(Duration::from_secs_f64(seconds));
         self.advance();
     }
 
     fn session(&self, rank: usize) -> String {
-        self.run.slots[rank].process().unwrap().session.clone()
+        self.attempt.ranks.slots[rank].process().unwrap().session.clone()
     }
 
-    fn say(&mut self, rank: usize, message: Message) -> Result<(), Refusal> {
-        self.feed(Input::Said { session: self.session(rank), message, flaw: None })
+    fn report(&mut self, rank: usize, message: Message) -> Result<(), ProtocolError> {
+        self.handle(Input::Message { session: self.session(rank), message, flaw: None })
     }
 
     fn exit(&mut self, rank: usize, exit: v1::RankExited) {
         let session_id = self.session(rank);
-        self.feed(Input::Exited(v1::RankExited { session_id, ..exit })).unwrap();
+        self.handle(Input::Exited(v1::RankExited { session_id, ..exit })).unwrap();
     }
 
-    /// The chunk each rank holds, in order of ranks.
+    /// The chunk that each rank holds.
     fn held(&self) -> Vec<Option<u32>> {
         let chunk = |slot: &Slot| match slot {
-            Slot::Up { busy: Busy::Chunk(chunk), .. } => Some(chunk.chunk),
+            Slot::Up { assignment: Assignment::Chunk(lease), .. } => Some(lease.chunk),
             _ => None,
         };
-        self.run.slots.iter().map(chunk).collect()
+        self.attempt.ranks.slots.iter().map(chunk).collect()
     }
 
     fn lease_of(&self, rank: usize) -> v1::RunChunk {
         let session = self.session(rank);
         let told = |effect: &Effect| match effect {
-            Effect::Tell { session: to, command: Command::Chunk(run) } if *to == session => Some(run.clone()),
+            Effect::Send { session: to, command: Command::Chunk(run) } if *to == session => Some(run.clone()),
             _ => None,
         };
         self.effects.iter().rev().find_map(told).expect("the rank holds a lease")
@@ -175,13 +182,13 @@ fn killed(signal: i32) -> v1::RankExited {
     v1::RankExited { signal: Some(signal), log_tail: vec!["last words".into()], ..Default::default() }
 }
 
-/// A rank's word on what it is at, in the current phase.
-fn at(bench: &Bench, chunk: u32, done: u64, unit: &str) -> Message {
-    let phase = bench.state.phase().unwrap().id.clone();
+/// A rank's progress report in the current phase.
+fn at(harness: &Harness, chunk: u32, done: u64, unit: &str) -> Message {
+    let phase = harness.state.phase().unwrap().id.clone();
     Message::Progress(v1::TaskProgress { phase, chunk, done, total: 9000, unit: unit.into() })
 }
 
-fn shown(bench: &mut Bench) -> (u64, u64, String) {
-    let progress = bench.run.progress(&bench.state).unwrap();
+fn shown(harness: &mut Harness) -> (u64, u64, String) {
+    let progress = harness.attempt.progress(&harness.state).unwrap();
     (progress.done, progress.total, progress.unit)
 }

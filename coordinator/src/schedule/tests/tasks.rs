@@ -20,7 +20,7 @@ fn reward_step(spec: &mut v1::JobSpec) -> &mut v1::RewardStepSpec {
     spec.reward_step.get_or_insert_default()
 }
 
-/// The state in which `id` is the phase to be done.
+/// The state in which `id` is the current phase.
 fn at(edits: &[Edit], id: &str) -> (JobState, Phase) {
     let index = state(edits).phases.iter().position(|phase| phase.id == id).unwrap();
     let state = after(edits, index);
@@ -39,7 +39,7 @@ fn a_reward_model_trained_once_is_still_measured_on_fresh_samples() {
     let Some(TaskWork::Score(score)) = lease(&state, &phase, 0).unwrap().task.work else { panic!() };
     assert_eq!(score.reward.unwrap().name, "reward@1");
     let (_, generate) = at(edits, "r02.reward.generate");
-    assert_eq!(generate.chunks, 1, "the holdout alone");
+    assert_eq!(generate.chunks, 1, "the holdout no_alternative");
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn tasks_name_the_right_models_and_samples() {
     assert!(task.reference.is_none() && task.reward.is_none() && task.start.is_none());
 }
 
-/// The Reference phase's task of round 2, whose result the training after it reads.
+/// The task of round 2's Reference phase, whose result the next training reads.
 fn reference(edits: &[Edit]) -> v1::Reference {
     let (state, phase) = at(edits, "r02.policy.reference");
     assert_eq!(phase.chunks, 3, "10 prompts by 4");
@@ -158,7 +158,7 @@ fn reference(edits: &[Edit]) -> v1::Reference {
     task
 }
 
-/// Of π_ref and of the sampler.
+/// Names of the reference policy and of the old policy.
 fn names(task: &v1::Reference) -> (Option<&str>, Option<&str>) {
     fn name(policy: &Option<v1::Artifact>) -> Option<&str> {
         policy.as_ref().map(|policy| policy.name.as_str())
@@ -167,7 +167,7 @@ fn names(task: &v1::Reference) -> (Option<&str>, Option<&str>) {
 }
 
 #[test]
-fn methods_that_compare_get_what_they_compare_with() {
+fn methods_with_a_reference_get_its_log_probs() {
     let dpo: &[Edit] = &[|spec| policy_step(spec).method = Some(Method::Dpo(Default::default()))];
     let task = reference(dpo);
     assert_eq!(names(&task), (Some("policy@1"), None), "the policy that the round began with");
@@ -179,7 +179,7 @@ fn methods_that_compare_get_what_they_compare_with() {
     assert_eq!(one(task.scores), ("scores/r02.policy.score".to_owned(), vec!["00001".to_owned()]));
     let (state, phase) = at(dpo, "r02.policy.score");
     let Some(TaskWork::Score(score)) = lease(&state, &phase, 2).unwrap().task.work else { panic!() };
-    assert_eq!(one(score.samples).1, ["00002"], "the chunk's own alone");
+    assert_eq!(one(score.samples).1, ["00002"], "the chunk's own no_alternative");
     let ids: Vec<String> = ids(dpo).into_iter().filter(|id| id.starts_with("r01.policy")).collect();
     let order = ["generate", "score", "reference", "train", "evaluate"];
     assert_eq!(ids, order.map(|work| format!("r01.policy.{work}")));
@@ -208,7 +208,7 @@ fn methods_that_compare_get_what_they_compare_with() {
     assert!(train.reference.is_none() && !state.phases.iter().any(|phase| phase.id.ends_with("reference")));
 }
 
-/// The job with as many chunks in a phase as a plan may have, when `id` is the phase to be done.
+/// A job with as many chunks in a phase as a plan may have, at the phase `id`.
 fn largest(edits: &[Edit], id: &str) -> (JobState, Phase) {
     let mut submitted = submitted(edits);
     for set in submitted.datasets.iter_mut().filter(|set| set.name == "prompts") {
@@ -226,7 +226,7 @@ fn largest(edits: &[Edit], id: &str) -> (JobState, Phase) {
     (state, phase)
 }
 
-/// An artifact's size as a message has it, under the longest keys that there are.
+/// Encoded size of an artifact whose objects have the longest possible keys.
 fn size_at_most(artifact: Option<&v1::Artifact>) -> usize {
     let number = u64::MAX;
     let key =

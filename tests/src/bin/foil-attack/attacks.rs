@@ -1,7 +1,7 @@
-//! The attacks, each repeated by tasks of their own until it is over.
+//! The attacks, each repeated by concurrent tasks until it is over.
 
 mod raw;
-mod strangers;
+mod rogue_workers;
 mod submissions;
 
 use std::time::Duration;
@@ -21,14 +21,14 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
-/// A client's beginning of HTTP/2, and its settings with nothing in them.
+/// A client's HTTP/2 preface with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-/// The name of the agent that does the work.
+/// The id of the honest agent.
 pub(crate) const ORDINARY_AGENT: &str = "ordinary";
-/// Before something is tried again that the coordinator has ended.
+/// Pause before an attack is repeated.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// One of several at once, over and over.
+/// An attack, made by several tasks concurrently and repeatedly.
 #[derive(Clone, Copy)]
 pub(crate) struct Attack {
     name: &'static str,
@@ -46,7 +46,7 @@ fn attack(name: &'static str, at_once: usize, once: fn(Aim) -> BoxFuture<'static
     Attack { name, at_once, once }
 }
 
-/// Those that show themselves within seconds.
+/// Attacks that have an effect within seconds.
 pub(crate) fn brief() -> Vec<Attack> {
     vec![
         attack("idle sockets", 400, |aim| silent_socket(aim, b"").boxed()),
@@ -55,18 +55,18 @@ pub(crate) fn brief() -> Vec<Attack> {
         attack("uploads of a byte by a rank", 16, |aim| slow_upload(aim, Writer::Rank).boxed()),
         attack("downloads not read", 100, |aim| unread_download(aim).boxed()),
         attack("watches not read", 100, |aim| unread_watch(aim).boxed()),
-        attack("streams without a word", 100, |aim| silent_agent(aim).boxed()),
-        attack("agents of many words", 8, |aim| wordy_agent(aim).boxed()),
+        attack("silent streams", 100, |aim| silent_agent(aim).boxed()),
+        attack("verbose agents", 8, |aim| verbose_agent(aim).boxed()),
         attack("large and senseless messages", 8, |aim| large_message(aim).boxed()),
         attack("floods of lists", 16, |aim| list_flood(aim).boxed()),
         attack("enormous submissions", 4, |aim| submissions::enormous_jobs(aim).boxed()),
     ]
 }
 
-/// Those that need minutes, or a machine of their own.
+/// Attacks that need minutes, or a dedicated machine.
 pub(crate) fn long() -> Vec<Attack> {
     vec![
-        attack("uploads at the least rate", 24, |aim| steady_upload(aim).boxed()),
+        attack("uploads at the minimum rate", 24, |aim| steady_upload(aim).boxed()),
         attack("messages never ended", 16, |aim| raw::messages_never_ended(aim).boxed()),
         attack("calls never begun", 30, |aim| raw::calls_never_begun(aim).boxed()),
         attack("calls reset at once", 4, |aim| raw::resets(aim).boxed()),
@@ -76,30 +76,30 @@ pub(crate) fn long() -> Vec<Attack> {
         attack("endless templates", 4, |aim| submissions::endless_templates(aim).boxed()),
         attack("decompression bombs", 4, |aim| submissions::decompression_bombs(aim).boxed()),
         attack("long lists in submissions", 4, |aim| submissions::long_lists(aim).boxed()),
-        attack("false ranks", 8, |aim| strangers::false_ranks(aim).boxed()),
-        attack("agents that come and go", 8, |aim| strangers::agents_that_come_and_go(aim).boxed()),
-        attack("impostors of the agent", 4, |aim| strangers::impostors(aim).boxed()),
-        attack("an agent that starts nothing", 1, |aim| strangers::black_hole(aim).boxed()),
+        attack("false ranks", 8, |aim| rogue_workers::false_ranks(aim).boxed()),
+        attack("agents that come and go", 8, |aim| rogue_workers::agents_that_come_and_go(aim).boxed()),
+        attack("impostors of the agent", 4, |aim| rogue_workers::impostors(aim).boxed()),
+        attack("an agent that starts nothing", 1, |aim| rogue_workers::black_hole(aim).boxed()),
     ]
 }
 
-/// What an attack is aimed at.
+/// What the attacks need to know of the coordinator.
 #[derive(Clone)]
 struct Aim {
     url: String,
     job: String,
-    /// Of the job's start policy.
+    /// An object of the job's start policy.
     object: v1::Object,
     spec: v1::JobSpec,
 }
 
 impl Aim {
-    fn line(&self) -> LeaderChannel {
+    fn channel(&self) -> LeaderChannel {
         rpc::connect(&self.url).expect("the coordinator's own address")
     }
 
     fn jobs(&self) -> JobsClient<LeaderChannel> {
-        JobsClient::new(self.line())
+        JobsClient::new(self.channel())
     }
 
     fn address(&self) -> &str {
@@ -113,22 +113,22 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// A coordinator that has played a job.
+    /// A coordinator that has run a job.
     pub(crate) fn new(service: &Service, job: &str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let url = service.url().to_owned();
-        let played = runtime.block_on(async {
+        let job_record = runtime.block_on(async {
             let request = v1::GetJobRequest { id: job.to_owned() };
             JobsClient::new(rpc::connect(&url)?).get(request).await.map_err(anyhow::Error::from)
         })?;
-        let played = played.into_inner();
-        let objects = played.artifacts.iter().flat_map(|artifact| &artifact.objects);
-        let object = objects.max_by_key(|object| object.size).context("the job has made nothing")?.clone();
-        let spec = played.spec.context("the job has no specification")?;
+        let job_record = job_record.into_inner();
+        let objects = job_record.artifacts.iter().flat_map(|artifact| &artifact.objects);
+        let object = objects.max_by_key(|object| object.size).context("the job has no artifacts")?.clone();
+        let spec = job_record.spec.context("the job has no specification")?;
         Ok(Self { runtime, aim: Aim { url, job: job.to_owned(), object, spec } })
     }
 
-    /// Does something while the attack goes on.
+    /// Calls `act` while the attack goes on.
     pub(crate) fn while_under<T>(&self, attack: Attack, act: impl FnOnce() -> Result<T>) -> Result<T> {
         let attackers: Vec<_> = (0..attack.at_once)
             .map(|_| {
@@ -149,17 +149,17 @@ impl Target {
     }
 }
 
-/// A connection that goes no further; made again when the coordinator has closed it.
+/// An idle connection, reopened when the coordinator has closed it.
 async fn silent_socket(aim: Aim, first: &[u8]) {
     let Ok(mut socket) = TcpStream::connect(aim.address()).await else { return };
     if socket.write_all(first).await.is_ok() {
         let mut sink = tokio::io::sink();
-        // Until it is closed.
+        // Until the coordinator closes it.
         let _ = tokio::io::copy(&mut socket, &mut sink).await;
     }
 }
 
-/// In whose name an upload is.
+/// The claimed writer of an upload.
 #[derive(Clone, Copy)]
 enum Writer {
     Client,
@@ -179,11 +179,11 @@ async fn slow_upload(aim: Aim, writer: Writer) {
     });
     let begin = v1::PutRequest { part: Some(Part::Begin(begin)) };
     let parts = stream::once(async move { begin }).chain(bytes);
-    // It is refused sooner or later.
-    let _ = ArtifactsClient::new(aim.line()).put(parts).await;
+    // It will be refused.
+    let _ = ArtifactsClient::new(aim.channel()).put(parts).await;
 }
 
-/// A little faster than an upload must be, for as long as it is let.
+/// An upload slightly faster than the minimum rate, for as long as possible.
 async fn steady_upload(aim: Aim) {
     const SECOND: Duration = Duration::from_secs(1);
     let blake3 = format!("{:064x}", fastrand::u64(..));
@@ -194,13 +194,13 @@ async fn steady_upload(aim: Aim) {
     });
     let begin = v1::PutRequest { part: Some(Part::Begin(begin)) };
     let parts = stream::once(async move { begin }).chain(bytes);
-    // It is refused sooner or later.
-    let _ = ArtifactsClient::new(aim.line()).put(parts).await;
+    // It will be refused.
+    let _ = ArtifactsClient::new(aim.channel()).put(parts).await;
 }
 
 async fn unread_download(aim: Aim) {
     let request = v1::GetRequest { key: aim.object.key.clone(), offset: 0 };
-    if let Ok(unread) = ArtifactsClient::new(aim.line()).get(request).await {
+    if let Ok(unread) = ArtifactsClient::new(aim.channel()).get(request).await {
         sleep(Duration::from_secs(60)).await;
         drop(unread);
     }
@@ -215,14 +215,14 @@ async fn unread_watch(aim: Aim) {
 }
 
 async fn silent_agent(aim: Aim) {
-    if let Ok(answer) = WorkersClient::new(aim.line()).agent(stream::pending()).await {
-        // Until it is ended.
+    if let Ok(answer) = WorkersClient::new(aim.channel()).agent(stream::pending()).await {
+        // Until the coordinator ends it.
         let mut commands = answer.into_inner();
         while let Ok(Some(_)) = commands.message().await {}
     }
 }
 
-async fn wordy_agent(aim: Aim) {
+async fn verbose_agent(aim: Aim) {
     let device =
         |number: usize| v1::Device { id: format!("cpu:{number}"), kind: "cpu".into(), ..Default::default() };
     let hello = v1::AgentRegister {
@@ -233,7 +233,7 @@ async fn wordy_agent(aim: Aim) {
     };
     let register = v1::AgentMessage { message: Some(agent_message::Message::Register(hello)) };
     let words = stream::once(async move { register }).chain(stream::pending());
-    if let Ok(answer) = WorkersClient::new(aim.line()).agent(words).await {
+    if let Ok(answer) = WorkersClient::new(aim.channel()).agent(words).await {
         let mut commands = answer.into_inner();
         while let Ok(Some(_)) = commands.message().await {}
     }

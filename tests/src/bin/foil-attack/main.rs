@@ -1,8 +1,8 @@
-//! Attacks a running coordinator in every way it is to bear, and shows that nobody else notices.
+//! Attacks a running coordinator in every way that it must withstand, and checks that nobody else notices.
 //!
-//! A coordinator with few file descriptors and an agent, both real processes, play the shrunken letters job. Meanwhile
-//! one attack after another goes on, a probe lists jobs all the time, and the job must end with the weights of an
-//! undisturbed one, bit for bit.
+//! A coordinator with few file descriptors and an agent, both real processes, run the shrunken letters job. Meanwhile one
+//! attack after another goes on and a probe lists jobs continuously; the job must end with the weights of a run without
+//! attacks, bit for bit.
 
 // The report goes to standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -25,28 +25,28 @@ use self::probe::Probe;
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "foil-attack",
-    about = "Attacks a running coordinator in every way it is to bear, and shows that nobody else notices"
+    about = "Attacks a running coordinator in every way that it must withstand, and checks that nobody else notices"
 )]
 struct Args {
-    /// How long each attack goes on.
+    /// Duration of each attack.
     #[arg(long, value_name = "N", default_value_t = 30)]
     seconds: u64,
-    /// How long lists are timed without an attack before each.
+    /// Duration of a control measurement without an attack before each.
     #[arg(long, value_name = "N", default_value_t = 0)]
     control_seconds: u64,
-    /// Make the attacks too that need minutes, or a machine of their own.
+    /// Include attacks that need minutes, or a dedicated machine.
     #[arg(long)]
     all: bool,
-    /// Only the attacks whose names begin so.
+    /// Only attacks whose names start with this.
     #[arg(long, value_name = "NAME", default_value = "")]
     only: String,
     /// File descriptors of the coordinator.
     #[arg(long, value_name = "N", default_value_t = 256)]
     descriptors: u32,
-    /// The longest that any list may take, in milliseconds.
+    /// Maximum latency of a list request in milliseconds.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     patience_ms: u64,
-    /// The most memory that the coordinator may take, in MiB.
+    /// Maximum memory of the coordinator in MiB.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     memory_mib: u64,
 }
@@ -67,98 +67,104 @@ fn run(args: &Args) -> Result<()> {
         attacks.extend(attacks::long());
     }
     let attacks: Vec<_> = attacks.iter().filter(|attack| attack.name().starts_with(&args.only)).collect();
-    ensure!(!attacks.is_empty(), "no attack's name begins with {}", args.only);
-    let mut scene = Scene::new(args)?;
-    println!("{:<30} {HEADINGS}  {HEADINGS} {:>6} {:>6}  load", "attack / undisturbed", "peak", "jobs");
-    let mut faults = Vec::new();
+    ensure!(!attacks.is_empty(), "no attack's name starts with {}", args.only);
+    let mut scene = Cluster::new(args)?;
+    println!("{:<30} {HEADINGS}  {HEADINGS} {:>6} {:>6}  load", "attack / control", "peak", "jobs");
+    let mut violations = Vec::new();
     for attack in attacks {
-        faults.extend(scene.attack(*attack, args)?);
+        violations.extend(scene.attack(*attack, args)?);
     }
     scene.finish()?;
-    ensure!(faults.is_empty(), "{}", faults.join("; "));
-    println!("all jobs ended with the weights of the undisturbed one");
+    ensure!(violations.is_empty(), "{}", violations.join("; "));
+    println!("all jobs ended with the weights of the baseline");
     Ok(())
 }
 
-const HEADINGS: &str = " lists failed   median      99%  longest";
+const HEADINGS: &str = " lists failed   median      99%      max";
 
-/// A coordinator, an agent, a client that lists and one that submits.
-struct Scene {
+/// A coordinator, an agent, the target of attacks, and a probe.
+struct Cluster {
     service: Service,
     coordinator: Process,
     _agent: Process,
     target: Target,
     probe: Probe,
-    /// Weights of a job that nothing disturbed.
+    /// Weights of a job without attacks.
     expected: Vec<u8>,
     running: Option<String>,
-    played: usize,
+    completed: usize,
 }
 
-impl Scene {
+impl Cluster {
     fn new(args: &Args) -> Result<Self> {
-        let (service, coordinator) = Service::start(scarce(args.descriptors), "127.0.0.1");
+        let (service, coordinator) = Service::start(limited_foil(args.descriptors), "127.0.0.1");
         let mut agent = Command::new(foil_worker());
         agent.args(["--coordinator", service.url(), "--ranks", "2", "--agent-id", ORDINARY_AGENT]);
         let agent = Process::start(agent, &service.at("agent.log"));
-        let quiet = service.submit_letters(Command::new(foil()));
-        service.foil(&["watch", &quiet]);
-        let expected = service.weights(Command::new(foil()), &quiet, "policy@1");
-        let target = Target::new(&service, &quiet)?;
+        let baseline = service.submit_letters(Command::new(foil()));
+        service.foil(&["watch", &baseline]);
+        let expected = service.weights(Command::new(foil()), &baseline, "policy@1");
+        let target = Target::new(&service, &baseline)?;
         let probe = Probe::start(service.url())?;
         let running = Some(service.submit_letters(Command::new(foil())));
-        Ok(Self { service, coordinator, _agent: agent, target, probe, expected, running, played: 0 })
+        Ok(Self { service, coordinator, _agent: agent, target, probe, expected, running, completed: 0 })
     }
 
-    /// Attacks, and gives what went wrong meanwhile.
+    /// Runs an attack; returns the violations.
     fn attack(&mut self, attack: Attack, args: &Args) -> Result<Vec<String>> {
         let seconds = Duration::from_secs;
         self.probe.take();
         if args.control_seconds > 0 {
-            play(&self.service, &mut self.running, &self.expected, seconds(args.control_seconds))?;
+            run_jobs(&self.service, &mut self.running, &self.expected, seconds(args.control_seconds))?;
         }
         let control = self.probe.take();
-        forget_peak(self.coordinator.id());
+        reset_peak(self.coordinator.id());
         let Self { service, running, expected, target, .. } = self;
-        let ended = target.while_under(attack, || play(service, running, expected, seconds(args.seconds)))?;
-        self.played += ended;
-        let told = self.probe.take();
+        let ended =
+            target.while_under(attack, || run_jobs(service, running, expected, seconds(args.seconds)))?;
+        self.completed += ended;
+        let latencies = self.probe.take();
         let peak = peak_bytes(self.coordinator.id()) >> 20;
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let load = load.split_whitespace().next().unwrap_or_default();
-        println!("{:<30} {told}  {control} {peak:>6} {ended:>6}  {load}", attack.name());
-        let mut faults = Vec::new();
-        if told.failed() > 0 {
-            faults.push(format!(
-                "{}: {} lists failed: {}",
+        println!("{:<30} {latencies}  {control} {peak:>6} {ended:>6}  {load}", attack.name());
+        let mut violations = Vec::new();
+        if latencies.failed() > 0 {
+            violations.push(format!(
+                "{}: {} list requests failed: {}",
                 attack.name(),
-                told.failed(),
-                told.first_failure()
+                latencies.failed(),
+                latencies.first_failure()
             ));
         }
-        if told.longest() > Duration::from_millis(args.patience_ms) {
-            faults.push(format!("{}: a list took {:?}", attack.name(), told.longest()));
+        if latencies.max() > Duration::from_millis(args.patience_ms) {
+            violations.push(format!("{}: a list request took {:?}", attack.name(), latencies.max()));
         }
         if peak > args.memory_mib {
-            faults.push(format!("{}: the coordinator took {peak} MiB", attack.name()));
+            violations.push(format!("{}: the coordinator took {peak} MiB", attack.name()));
         }
-        Ok(faults)
+        Ok(violations)
     }
 
-    /// The last job ends too.
+    /// Waits for the last job.
     fn finish(&mut self) -> Result<()> {
         if let Some(id) = self.running.take() {
             self.service.foil(&["watch", &id]);
             compare(&self.service, &id, &self.expected)?;
-            self.played += 1;
+            self.completed += 1;
         }
-        println!("jobs played meanwhile: {}", self.played);
+        println!("jobs completed meanwhile: {}", self.completed);
         Ok(())
     }
 }
 
-/// Plays one job after another for so long; gives how many have ended, each with the weights expected.
-fn play(service: &Service, running: &mut Option<String>, expected: &[u8], time: Duration) -> Result<usize> {
+/// Runs jobs for a while; returns how many have ended, each with the expected weights.
+fn run_jobs(
+    service: &Service,
+    running: &mut Option<String>,
+    expected: &[u8],
+    time: Duration,
+) -> Result<usize> {
     let (began, mut ended) = (Instant::now(), 0);
     while began.elapsed() < time {
         std::thread::sleep(Duration::from_millis(200));
@@ -171,8 +177,8 @@ fn play(service: &Service, running: &mut Option<String>, expected: &[u8], time: 
     Ok(ended)
 }
 
-/// `foil` with so many file descriptors.
-fn scarce(descriptors: u32) -> Command {
+/// `foil` with limited file descriptors.
+fn limited_foil(descriptors: u32) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"")]).arg(foil());
     command
@@ -188,18 +194,18 @@ fn compare(service: &Service, id: &str, expected: &[u8]) -> Result<()> {
     let state = job["state"].as_str().unwrap_or_default().to_uppercase();
     ensure!(state.ends_with("SUCCEEDED"), "job {id} is {state}: {}", job["failure"]);
     let weights = service.weights(Command::new(foil()), id, "policy@1");
-    ensure!(weights == expected, "job {id} has other weights than the undisturbed one");
+    ensure!(weights == expected, "job {id} has other weights than the baseline");
     fs::remove_dir_all(service.at("policy@1"))?;
     Ok(())
 }
 
-/// Lets the kernel measure again what a process has had in memory at most.
-fn forget_peak(process: u32) {
-    // Where it may not, the peak is that of the whole run.
+/// Resets the kernel's record of a process's peak memory.
+fn reset_peak(process: u32) {
+    // If that is not permitted, the peak is that of the whole run.
     let _ = fs::write(format!("/proc/{process}/clear_refs"), "5");
 }
 
-/// What a process has had in memory at most.
+/// Peak memory of a process.
 fn peak_bytes(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,4 +1,4 @@
-//! A user who lists jobs all the time, each time by a connection of its own.
+//! A user who lists jobs continuously, each time over a new connection.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -11,53 +11,53 @@ use foil_proto::v1::ListJobsRequest;
 use foil_proto::v1::jobs_client::JobsClient;
 
 const PAUSE: Duration = Duration::from_millis(50);
-/// For an answer; a list that takes longer has failed.
+/// Timeout of a list request.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(crate) struct Probe {
-    told: Arc<Mutex<Told>>,
+    latencies: Arc<Mutex<Latencies>>,
 }
 
-/// How lists went.
+/// Latencies and failures of list requests.
 #[derive(Default)]
-pub(crate) struct Told {
+pub(crate) struct Latencies {
     took: Vec<Duration>,
     failures: Vec<String>,
 }
 
 impl Probe {
-    /// Lists for as long as this process runs.
+    /// Starts listing until this process ends.
     pub(crate) fn start(url: &str) -> Result<Self> {
-        let told = Arc::new(Mutex::new(Told::default()));
-        let (url, probed) = (url.to_owned(), Arc::clone(&told));
+        let latencies = Arc::new(Mutex::new(Latencies::default()));
+        let (url, probed) = (url.to_owned(), Arc::clone(&latencies));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::spawn(move || {
             loop {
                 let began = Instant::now();
                 let listed = runtime.block_on(async {
-                    let line = rpc::connect(&url).map_err(|error| error.to_string())?;
+                    let channel = rpc::connect(&url).map_err(|error| error.to_string())?;
                     let request = rpc::request(ListJobsRequest::default(), PATIENCE);
-                    JobsClient::new(line).list(request).await.map_err(|status| status.to_string())
+                    JobsClient::new(channel).list(request).await.map_err(|status| status.to_string())
                 });
-                if let Ok(mut told) = probed.lock() {
+                if let Ok(mut latencies) = probed.lock() {
                     match listed {
-                        Ok(_) => told.took.push(began.elapsed()),
-                        Err(failure) => told.failures.push(failure),
+                        Ok(_) => latencies.took.push(began.elapsed()),
+                        Err(failure) => latencies.failures.push(failure),
                     }
                 }
                 thread::sleep(PAUSE);
             }
         });
-        Ok(Self { told })
+        Ok(Self { latencies })
     }
 
-    /// What happened since this was last asked.
-    pub(crate) fn take(&self) -> Told {
-        self.told.lock().map(|mut told| std::mem::take(&mut *told)).unwrap_or_default()
+    /// The results since the last call.
+    pub(crate) fn take(&self) -> Latencies {
+        self.latencies.lock().map(|mut latencies| std::mem::take(&mut *latencies)).unwrap_or_default()
     }
 }
 
-impl Told {
+impl Latencies {
     pub(crate) fn failed(&self) -> usize {
         self.failures.len()
     }
@@ -66,11 +66,11 @@ impl Told {
         self.failures.first().map(String::as_str).unwrap_or_default()
     }
 
-    pub(crate) fn longest(&self) -> Duration {
+    pub(crate) fn max(&self) -> Duration {
         self.took.iter().max().copied().unwrap_or_default()
     }
 
-    /// What all but so many in a thousand took at most.
+    /// A quantile of the latencies, in thousandths.
     fn quantile(&self, thousandths: usize) -> Duration {
         let mut took = self.took.clone();
         took.sort_unstable();
@@ -79,12 +79,12 @@ impl Told {
     }
 }
 
-/// Lists, those that failed, and in milliseconds the median, the 99th percentile and the longest.
-impl fmt::Display for Told {
+/// Number of requests and failures, and in milliseconds the median, the 99th percentile and the maximum.
+impl fmt::Display for Latencies {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = |duration: Duration| format!("{:.1}", duration.as_secs_f64() * 1e3);
-        let times = [self.quantile(500), self.quantile(990), self.longest()].map(milliseconds);
-        let [median, most, longest] = times;
-        write!(formatter, "{:>6} {:>6} {median:>8} {most:>8} {longest:>8}", self.took.len(), self.failed())
+        let times = [self.quantile(500), self.quantile(990), self.max()].map(milliseconds);
+        let [median, p99, max] = times;
+        write!(formatter, "{:>6} {:>6} {median:>8} {p99:>8} {max:>8}", self.took.len(), self.failed())
     }
 }

@@ -1,4 +1,4 @@
-//! A model directory written so that it survives the machine, and read back from the disk.
+//! Writing a model directory durably, and reading it back from disk.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ impl Bench for Checkpoint {
         File::open(&self.directory)?.sync_all()?;
         let written = started.elapsed().as_secs_f64();
         let bytes = file.metadata()?.len();
-        // Reading is to mean the disk, not the page cache.
+        // Reads must come from disk, not from the page cache.
         posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
         let started = Instant::now();
         let _ = LanguageModel::load(&self.directory, Device::Cpu)?;

@@ -1,7 +1,7 @@
 //! `foil-bench WORKLOAD.json`: Foil's side of `scripts/bench`.
 //!
 //! Loads a model and rows, prints `{"ready": true}`, and for every line `run` on stdin does one timed repetition and
-//! prints its figures as one line of JSON; at `quit` it prints its peak memory. Every repetition starts from the loaded
+//! prints its metrics as one line of JSON; at `quit` it prints its peak memory. Every repetition starts from the loaded
 //! weights.
 
 #![allow(clippy::print_stdout)]
@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 
 use crate::workload::{Work, Workload};
 
-/// What a repetition is made of.
+/// A benchmark.
 trait Bench {
-    /// Does the work once; the figures hold `seconds`, of the work alone.
+    /// Runs one repetition; its metrics include `seconds`, the time of the work itself.
     fn run(&mut self) -> anyhow::Result<Value>;
 }
 
@@ -28,7 +28,7 @@ fn main() -> anyhow::Result<()> {
     let path = std::env::args().nth(1).context("usage: foil-bench WORKLOAD.json")?;
     let workload = Workload::read(path.as_ref())?;
     foil_torch::runtime::keep_freed_memory();
-    // As a rank on a GPU does.
+    // Like a rank on a GPU.
     foil_torch::runtime::disable_cudnn_attention();
     tch::set_num_threads(workload.threads);
     let mut bench: Box<dyn Bench> = match workload.work {
@@ -49,7 +49,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The most memory this process has had resident.
+/// Peak resident memory of this process.
 fn peak_bytes() -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM in it")?;

@@ -19,14 +19,14 @@ use tch::{Device, Kind, Tensor};
 use crate::Bench;
 use crate::workload::{PairTokens, Workload};
 
-/// Tokens of a micro-batch: more than any batch has, so that each step is one forward and one backward, as the
-/// peers' are.
+/// Maximum tokens of a micro-batch: more than any batch has, so that each step is one forward and one backward, as in the
+/// peers.
 const WHOLE_BATCH: usize = 1 << 20;
 
-/// Tokens of a batch of the reference's pass, which keeps nothing for a backward.
+/// Maximum tokens of a batch of the reference pass, which keeps nothing for backward.
 const REFERENCE_BATCH: usize = 4096;
 
-/// What the steps of a training row share, whatever the objective.
+/// Training steps with any objective.
 struct Steps {
     config: TrainConfig,
     batches: Vec<std::ops::Range<usize>>,
@@ -44,7 +44,7 @@ impl Steps {
         Ok(Self { config: config(workload), batches: batches.collect(), gang: gang(workload)? })
     }
 
-    /// One step for each batch; the losses, and the seconds of the steps alone.
+    /// One step for each batch; returns the losses, and the seconds of the steps themselves.
     fn take(&self, objective: &dyn Objective, parameters: &Parameters) -> anyhow::Result<(Vec<f64>, f64)> {
         let shapes: Vec<RowShape> =
             (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();
@@ -84,7 +84,7 @@ fn config(workload: &Workload) -> TrainConfig {
     }
 }
 
-/// This process alone, or one of two.
+/// A gang of this process, or of two.
 fn gang(workload: &Workload) -> anyhow::Result<Gang> {
     if workload.world <= 1 {
         return Ok(Gang::alone());
@@ -107,7 +107,7 @@ fn gang(workload: &Workload) -> anyhow::Result<Gang> {
     Ok(Gang::join(&rendezvous, &place)?)
 }
 
-/// Tokens that a padded-free forward without sharing would read: prompt and answer of both sides.
+/// Tokens of a forward without padding and without prefix sharing: prompt and response of both sides.
 fn logical_tokens(workload: &Workload) -> usize {
     let pair = |pair: &PairTokens| 2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len();
     workload.batches.iter().flatten().map(pair).sum()
@@ -161,7 +161,7 @@ impl Bench for Rewards {
     }
 }
 
-/// Policy training on pairs by DPO, the reference's pass over all rows counted.
+/// Policy training on pairs by DPO, including the reference pass over all rows.
 pub(crate) struct Preferences {
     start: LanguageModel,
     steps: Steps,

@@ -1,4 +1,4 @@
-//! What `scripts/bench` asks to be measured.
+//! The workload file of `scripts/bench`.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ pub(crate) enum Work {
     Checkpoint,
 }
 
-/// A pair as tokens; the answers come after the prompt.
+/// A pair as tokens; the responses follow the prompt.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct PairTokens {
     pub(crate) prompt: Vec<u32>,
@@ -24,7 +24,7 @@ pub(crate) struct PairTokens {
     pub(crate) rejected: Vec<u32>,
 }
 
-/// A workload file; fields that a kind of work does not need are absent.
+/// A workload file; fields that a benchmark does not need are absent.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub(crate) struct Workload {
@@ -33,7 +33,7 @@ pub(crate) struct Workload {
     pub(crate) precision: String,
     pub(crate) threads: i32,
     pub(crate) device: String,
-    /// Each the pairs of one step.
+    /// The pairs of each step.
     pub(crate) batches: Vec<Vec<PairTokens>>,
     pub(crate) learning_rate: f64,
     pub(crate) beta: f64,
@@ -53,7 +53,7 @@ pub(crate) struct Workload {
     pub(crate) slots: usize,
     pub(crate) world: usize,
     pub(crate) rank: usize,
-    /// Where rank 0 listens.
+    /// Address of rank 0.
     pub(crate) rendezvous: String,
 }
 
@@ -91,7 +91,7 @@ impl Default for Workload {
 impl Workload {
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read(path).with_context(|| path.display().to_string())?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is no workload", path.display()))
+        serde_json::from_slice(&text).with_context(|| format!("{} is not a workload", path.display()))
     }
 
     pub(crate) fn device(&self) -> anyhow::Result<Device> {

@@ -1,4 +1,4 @@
-//! What a job's watcher was told and what its ranks logged, against what counts in the end.
+//! Audit of a job: its events and the logs of its ranks, compared with its final artifacts.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +8,18 @@ use serde_json::Value;
 
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
-    /// Phases and checkpoints.
+    /// Number of committed phases and checkpoints.
     pub(crate) commits: usize,
     pub(crate) lost: Vec<String>,
-    /// Training steps begun, over all ranks.
+    /// Number of training steps started, over all ranks.
     pub(crate) steps: usize,
-    /// Of these, such as were begun before and not committed.
+    /// Number of steps that were started before and not committed.
     pub(crate) replayed: usize,
-    /// Steps begun though they were committed.
+    /// Steps that were started although they had been committed.
     pub(crate) twice: Vec<String>,
 }
 
-/// A step that a rank began.
+/// A training step that a rank started.
 #[derive(Debug, PartialEq, Eq)]
 struct Begun {
     phase: String,
@@ -28,11 +28,10 @@ struct Begun {
     step: u64,
 }
 
-/// `live` is what a watcher was told while it happened, `kept` what the job's artifacts are afterwards, and `logs` the lines
-/// of its agents and ranks.
+/// Audits a job by the `live` events of a watcher, the `kept` artifacts afterwards, and the `logs` of its agents and ranks.
 pub(crate) fn audit(live: &[v1::JobEvent], kept: &[v1::Artifact], logs: &str, job: &str) -> Findings {
     let mut findings = Findings::default();
-    // Up to which step of a phase each attempt has committed it; all steps where the phase is.
+    // The last committed step of each phase and attempt; all steps if the phase is committed.
     let mut committed: BTreeMap<(&str, u64), u64> = BTreeMap::new();
     for event in live.iter().filter_map(|event| event.event.as_ref()) {
         match event {
@@ -67,9 +66,9 @@ pub(crate) fn audit(live: &[v1::JobEvent], kept: &[v1::Artifact], logs: &str, jo
     findings
 }
 
-/// Of a log line of the job's.
+/// The step of a log line, if it is one of the job's.
 fn begun(line: &str, job: &str) -> Option<Begun> {
-    // Most lines are others.
+    // Most lines are not about steps.
     if !line.contains("training step") {
         return None;
     }
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn replay_of_what_was_not_committed_is_no_fault() {
+    fn replaying_uncommitted_steps_is_no_fault() {
         let live = [checkpoint(2, 1), phase(2)];
         let logs = [line(1, 1), line(1, 2), line(1, 3), line(2, 3), line(2, 4)].join("\n");
         let findings = audit(&live, &[artifact(2)], &logs, "j");
@@ -133,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_committed_step_begun_again_and_a_lost_commit_are_found() {
+    fn a_repeated_committed_step_and_a_lost_commit_are_found() {
         let live = [checkpoint(2, 1), phase(2)];
         let logs = [line(1, 1), line(1, 2), line(2, 2), line(3, 9)].join("\n");
         let findings = audit(&live, &[artifact(3)], &logs, "j");

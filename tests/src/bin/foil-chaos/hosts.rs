@@ -1,4 +1,4 @@
-//! Where the processes run: on hosts of their own where namespaces can be made, else all on this machine.
+//! The hosts of the processes: network namespaces if they can be created, else this machine.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,15 +9,15 @@ use foil_tests::Namespaces;
 
 use super::Args;
 
-/// The coordinators', which is this program's too, and one for each agent.
+/// Number of hosts: one for the coordinators and this program, and one for each agent.
 const HOSTS: u8 = 3;
 
-/// On the command line `ADDRESS`, or `ADDRESS,NAME=ADDRESS,NAME=ADDRESS` with agents on hosts of their own.
+/// On the command line `ADDRESS`, or `ADDRESS,NAME=ADDRESS,NAME=ADDRESS` with agents on separate hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hosts {
-    /// Where coordinators listen.
+    /// Listen address of the coordinators.
     pub(crate) address: String,
-    /// Of the agents: a network namespace and its address each.
+    /// Network namespace and address of each agent.
     agents: Vec<(String, String)>,
 }
 
@@ -34,11 +34,11 @@ impl FromStr for Hosts {
 }
 
 impl Hosts {
-    pub(crate) fn are_apart(&self) -> bool {
+    pub(crate) fn are_separate(&self) -> bool {
         !self.agents.is_empty()
     }
 
-    /// The agent's command on its host, and its address there.
+    /// The command of an agent on its host, and the host's address.
     pub(crate) fn command(&self, agent: usize, program: &Path) -> (Command, String) {
         let Some((name, address)) = self.agents.get(agent) else {
             return (Command::new(program), self.address.clone());
@@ -48,7 +48,7 @@ impl Hosts {
         (command, address.clone())
     }
 
-    /// Takes an agent's host off the network, or puts it back.
+    /// Disconnects an agent's host from the network, or reconnects it.
     pub(crate) fn connect(&self, agent: usize, connected: bool) -> Result<()> {
         let Some((name, _)) = self.agents.get(agent) else { return Ok(()) };
         let state = if connected { "up" } else { "down" };
@@ -58,7 +58,7 @@ impl Hosts {
     }
 }
 
-/// Runs this program again, on a host of its own where that can be had.
+/// Runs this program again in a network namespace, if one can be created.
 pub(crate) fn run_on_hosts(args: &Args) -> Result<bool> {
     let Some(namespaces) = Namespaces::new(HOSTS) else {
         return super::run(args, &"127.0.0.1".parse().expect("an address alone"));

@@ -1,69 +1,69 @@
-//! Breaks a running service in every way it is to survive, and shows that nothing of a job changes by it.
+//! Chaos tests: injects every fault that a service must survive, and checks that results do not change.
 //!
-//! A pair of coordinators and two agents, all real processes, play the shrunken letters job over and over, while one thing
-//! after another goes wrong with them. Each job must end with the weights of an undisturbed one, bit for bit.
+//! Two coordinators and two agents, all real processes, run the shrunken letters job repeatedly while faults are injected.
+//! Each job must end with the weights of a run without faults, bit for bit.
 
 // The report goes to standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod audit;
-mod follow;
+mod cluster;
+mod failpoints;
+mod fault;
 mod hosts;
-mod sites;
-mod storm;
-mod tally;
-mod trouble;
-mod world;
+mod schedule;
+mod summary;
+mod watcher;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
 
+use self::cluster::{Cluster, StoreKind};
 use self::hosts::Hosts;
-use self::tally::Tally;
-use self::world::{StoreKind, World};
+use self::summary::Summary;
 
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "foil-chaos",
-    about = "Breaks a running service in every way it is to survive, and compares the weights with an undisturbed run's"
+    about = "Injects every fault that a service must survive, and compares the weights with those of a run without faults"
 )]
 pub(crate) struct Args {
-    /// How many things go wrong, at random times.
+    /// Number of faults at random times.
     #[arg(long, value_name = "N", default_value_t = 20)]
     kills: u32,
-    /// What goes wrong, and when, follows from it.
+    /// Seed of the fault schedule.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// Ranks of the job: the first agent has one, the second the others.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(2..=8))]
     ranks: u32,
-    /// Pass every named failpoint in turn, once each.
-    #[arg(long, value_enum, default_value_t = Sites::None)]
-    failpoints: Sites,
-    /// Pass only the failpoints whose name begins so.
+    /// Hit every named failpoint in turn, once each.
+    #[arg(long, value_enum, default_value_t = Failpoints::None)]
+    failpoints: Failpoints,
+    /// Hit only the failpoints whose names start with this.
     #[arg(long, value_name = "NAME", default_value = "")]
     only: String,
-    /// What all durable state lies in; S3 is served by moto, behind a proxy that lets requests go wrong.
+    /// Store of all durable state; S3 is served by moto behind a proxy that injects faults.
     #[arg(long, value_enum, default_value_t = StoreKind::S3)]
     store: StoreKind,
     /// Keep all logs in this directory.
     #[arg(long, value_name = "DIR")]
     logs: Option<std::path::PathBuf>,
-    /// Set by this program for itself, where it runs on a host of its own.
+    /// Set by this program for itself if it runs in a network namespace.
     #[arg(long, hide = true)]
     hosts: Option<Hosts>,
 }
 
-/// What is done at each failpoint.
+/// The actions at each failpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Sites {
-    /// Leave them out.
+enum Failpoints {
+    /// None.
     None,
     /// The process kills itself there.
     Kill,
-    /// Each of kill, error and delay, in a job of its own.
+    /// Each of kill, error and delay, in separate jobs.
     Matrix,
 }
 
@@ -83,14 +83,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether everything held.
+/// Runs all cases; true if all of them passed.
 fn run(args: &Args, hosts: &Hosts) -> Result<bool> {
-    let mut tally = Tally::default();
-    let quiet = World::start(args, hosts, "undisturbed", &[])?.play_undisturbed(&mut tally)?;
+    let mut summary = Summary::default();
+    let baseline = Cluster::start(args, hosts, "baseline", &[])?.run_baseline(&mut summary)?;
     if args.kills > 0 {
-        storm::run(args, hosts, &quiet, &mut tally)?;
+        schedule::run(args, hosts, &baseline, &mut summary)?;
     }
-    sites::run(args, hosts, &quiet, &mut tally)?;
-    tally.print(args);
-    Ok(tally.held())
+    failpoints::run(args, hosts, &baseline, &mut summary)?;
+    summary.print(args);
+    Ok(summary.passed())
 }

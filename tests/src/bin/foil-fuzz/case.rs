@@ -1,4 +1,4 @@
-//! The files of a job, sound or mutated.
+//! The files of a job, valid or mutated.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,7 +45,7 @@ impl Case {
         let weights = fs::read(Path::new(FIXTURES).join("model.safetensors"))?;
         let mut config: serde_json::Value =
             serde_json::from_slice(&fs::read(Path::new(FIXTURES).join("config.json"))?)?;
-        // The tokens of the letters, in a vocabulary that may be larger.
+        // Token ids of the letters, in a vocabulary that may be larger.
         for (field, id) in [("bos_token_id", 1), ("eos_token_id", 3), ("pad_token_id", 0)] {
             config[field] = id.into();
         }
@@ -68,7 +68,7 @@ impl Case {
         Ok(Case { files })
     }
 
-    /// One to three mutations of one file, seldom of two.
+    /// One to three mutations of one file, rarely of two.
     pub(crate) fn mutated(&self, random: &mut fastrand::Rng) -> Self {
         let mut case = self.clone();
         let files: Vec<&'static str> = self.files.keys().copied().collect();

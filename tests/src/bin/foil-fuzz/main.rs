@@ -1,5 +1,5 @@
-//! Mutates a job's inputs and gives them to the client's commands, which must answer: no panic, no signal, no hang, and
-//! no more than 1 GiB of memory. What fails is kept, and is made again from its seed.
+//! Fuzzes the client's commands with mutated inputs of a job: no panic, no signal, no hang, and no more than 1 GiB of
+//! memory. Inputs that fail are kept, and can be reproduced from their seeds.
 
 // The report goes to standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -21,21 +21,24 @@ use self::case::Case;
 use self::run::{Outcome, Verdict};
 
 #[derive(Debug, Clone, Parser)]
-#[command(name = "foil-fuzz", about = "Gives mutated inputs to foil, which must answer each of them")]
+#[command(
+    name = "foil-fuzz",
+    about = "Fuzzes foil with mutated inputs, each of which it must accept or refuse"
+)]
 struct Args {
-    /// How many inputs are tried.
+    /// Number of inputs.
     #[arg(long, value_name = "N", default_value_t = 300)]
     runs: u64,
-    /// Of the first input; the others count on from it. With `--runs 1`, makes one input again.
+    /// Seed of the first input; later ones have consecutive seeds. With `--runs 1`, reproduces one input.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// How many run at a time.
+    /// Number of concurrent commands.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=64))]
     jobs: u64,
-    /// The client under test; by default the one beside this program.
+    /// The client under test. Default: foil in this program's directory
     #[arg(long, value_name = "FILE")]
     foil: Option<PathBuf>,
-    /// Where inputs that fail are kept.
+    /// Directory of inputs that fail.
     #[arg(long, value_name = "DIR", default_value = "fuzz-findings")]
     out: PathBuf,
 }
@@ -52,7 +55,7 @@ fn main() -> ExitCode {
 }
 
 #[derive(Debug, Default)]
-struct Tally {
+struct Counts {
     accepted: u64,
     refused: u64,
     findings: u64,
@@ -67,13 +70,13 @@ fn fuzz(args: &Args) -> Result<u64> {
     let base = Case::base().context("the inputs to mutate")?;
     let started = Instant::now();
     let next = AtomicU64::new(0);
-    let tally = Mutex::new(Tally::default());
+    let counts = Mutex::new(Counts::default());
     let failures: Mutex<Vec<anyhow::Error>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..args.jobs {
             scope.spawn(|| {
                 while let Some(seed) = claim(&next, args) {
-                    if let Err(error) = one(args, &foil, &base, seed, &tally) {
+                    if let Err(error) = one(args, &foil, &base, seed, &counts) {
                         lock(&failures).push(error);
                         return;
                     }
@@ -84,17 +87,17 @@ fn fuzz(args: &Args) -> Result<u64> {
     if let Some(error) = lock(&failures).pop() {
         return Err(error);
     }
-    let tally = lock(&tally);
+    let counts = lock(&counts);
     println!(
         "{} inputs from seed {}: {} accepted, {} refused, {} findings; {:.0} s",
         args.runs,
         args.seed,
-        tally.accepted,
-        tally.refused,
-        tally.findings,
+        counts.accepted,
+        counts.refused,
+        counts.findings,
         started.elapsed().as_secs_f64()
     );
-    Ok(tally.findings)
+    Ok(counts.findings)
 }
 
 fn claim(next: &AtomicU64, args: &Args) -> Option<u64> {
@@ -102,19 +105,19 @@ fn claim(next: &AtomicU64, args: &Args) -> Option<u64> {
     (index < args.runs).then_some(args.seed + index)
 }
 
-fn one(args: &Args, foil: &std::path::Path, base: &Case, seed: u64, tally: &Mutex<Tally>) -> Result<()> {
+fn one(args: &Args, foil: &std::path::Path, base: &Case, seed: u64, counts: &Mutex<Counts>) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(seed);
     let case = base.mutated(&mut random);
     let dir = tempfile::tempdir()?;
     case.write(dir.path())?;
     let command = *random.choice(run::COMMANDS).unwrap_or(&run::COMMANDS[0]);
     let Outcome { verdict, output } = run::run(foil, command, dir.path())?;
-    let mut tally = lock(tally);
+    let mut counts = lock(counts);
     match verdict {
-        Verdict::Accepted => tally.accepted += 1,
-        Verdict::Refused => tally.refused += 1,
+        Verdict::Accepted => counts.accepted += 1,
+        Verdict::Refused => counts.refused += 1,
         Verdict::Finding(what) => {
-            tally.findings += 1;
+            counts.findings += 1;
             let kept = args.out.join(format!("seed-{seed}"));
             case.write(&kept)?;
             std::fs::write(kept.join("output.txt"), &output)?;

@@ -1,8 +1,8 @@
-//! Changes to a file: of its bytes, of its structure where it is JSON, and of its words.
+//! Mutations of a file: of its bytes, of its structure if it is JSON, and of its words.
 
 use serde_json::{Map, Value, json};
 
-/// What files are made larger to, at most.
+/// Maximum size of mutated files.
 const SIZE_LIMIT: usize = 4 << 20;
 
 /// Changes a file as its kind suggests.
@@ -19,7 +19,7 @@ pub(crate) fn file(name: &str, bytes: &mut Vec<u8>, random: &mut fastrand::Rng) 
     bytes.truncate(SIZE_LIMIT);
 }
 
-/// Texts that are no UTF-8 by now are left to the mutation of bytes.
+/// Mutates a text; one that is not UTF-8 any more is left to the mutation of bytes.
 fn text(bytes: &mut Vec<u8>, change: impl FnOnce(&str) -> Option<String>) {
     if let Some(changed) = std::str::from_utf8(bytes).ok().and_then(change) {
         *bytes = changed.into_bytes();
@@ -108,7 +108,7 @@ fn rename(fields: &mut Map<String, Value>, index: usize, random: &mut fastrand::
     }
 }
 
-/// A value that few expect.
+/// An unexpected value.
 fn strange(random: &mut fastrand::Rng) -> Value {
     match random.u8(..20) {
         0 => Value::Null,
@@ -135,7 +135,7 @@ fn strange(random: &mut fastrand::Rng) -> Value {
     }
 }
 
-/// Puts words of a kind into a text, or takes and repeats parts of it.
+/// Inserts words of a dictionary into a text, or removes or repeats parts of it.
 fn words(text: &str, random: &mut fastrand::Rng, dictionary: &[&str]) -> Option<String> {
     let at = |random: &mut fastrand::Rng| {
         let boundaries: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();

@@ -1,4 +1,4 @@
-//! One command on one input, with limits.
+//! Runs one command on one input, with limits.
 
 use std::fs::File;
 use std::io;
@@ -8,22 +8,22 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// What reads a job's inputs without a coordinator.
+/// The commands that read a job's inputs without a coordinator.
 pub(crate) const COMMANDS: &[&[&str]] = &[
     &["inspect", "job.yaml", "--rows", "2"],
     &["plan", "job.yaml"],
     &["submit", "job.yaml", "--dry-run"],
-    // Its own part: within the limits neither foil-worker's libtorch nor a Python can start.
+    // Only its own checks: within the limits neither foil-worker's libtorch nor Python can start.
     &["conform", "model"],
 ];
 
-/// Processor time that no answer needs, in seconds. A busy machine does not change it, as it would wall-clock time.
+/// CPU time limit in seconds, which is independent of the load of the machine.
 const PROCESSOR_LIMIT: u64 = 5;
 
-/// A command that waits for something takes no processor time; it is given this long.
+/// Wall-clock timeout, for a command that waits without using CPU time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Address space. All memory that is used lies in it.
+/// Address space limit, which bounds all memory.
 const MEMORY_LIMIT: u64 = 1 << 30;
 
 pub(crate) enum Verdict {
@@ -48,7 +48,7 @@ pub(crate) fn run(foil: &Path, command: &[&str], dir: &Path) -> io::Result<Outco
         .arg("--")
         .arg(foil)
         .args(command)
-        // Arenas of glibc reserve address space for each thread.
+        // glibc reserves address space for the arena of each thread.
         .env("MALLOC_ARENA_MAX", "1")
         .env("TOKIO_WORKER_THREADS", "2")
         .env("RUST_BACKTRACE", "0")
@@ -59,10 +59,10 @@ pub(crate) fn run(foil: &Path, command: &[&str], dir: &Path) -> io::Result<Outco
         .spawn()?;
     let status = wait(&mut child)?;
     let output = std::fs::read(&log)?;
-    Ok(Outcome { verdict: judge(status, &output), output })
+    Ok(Outcome { verdict: classify(status, &output), output })
 }
 
-/// `None` where the command was still waiting at the end of all patience.
+/// `None` on timeout.
 fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
     let started = Instant::now();
     let mut pause = Duration::from_millis(2);
@@ -78,7 +78,7 @@ fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
     Ok(None)
 }
 
-fn judge(status: Option<ExitStatus>, output: &[u8]) -> Verdict {
+fn classify(status: Option<ExitStatus>, output: &[u8]) -> Verdict {
     let text = String::from_utf8_lossy(output);
     let Some(status) = status else {
         return Verdict::Finding(format!("hung for {} s", PATIENCE.as_secs()));

@@ -290,8 +290,7 @@ fn step(edit: impl Fn(&mut v1::PolicyStepSpec)) -> impl Fn(&mut v1::JobSpec) {
 
 #[test]
 fn every_method_learns_to_prefer_the_better_completions() {
-    let methods = ["rejection", "rrhf", "dpo", "ipo", "grpo", "rloo"];
-    for method in methods {
+    for &method in Method::NAMES {
         let (metrics, change) = trained(step(|step| step.method = named(method)));
         assert!(change > 0.0, "{method}: {change}");
         assert!(

@@ -25,6 +25,6 @@ fn watchers_hear_once_that_the_store_is_away_and_once_that_it_is_back() {
     assert!(told(&mut simulator, Some("503 still")).is_empty());
     let late = simulator.core.current_notice(JOB).map(|(level, text)| (level, text.contains("503 still")));
     assert_eq!(late, Some(("warning", true)), "who watches from now on hears of it too");
-    assert_eq!(told(&mut simulator, None), ["the store takes what is asked again; the job goes on"]);
+    assert_eq!(told(&mut simulator, None), ["the store is available again; the job goes on"]);
     assert_eq!(simulator.core.current_notice(JOB), None);
 }

@@ -1,4 +1,4 @@
-//! Attacks by hand-made HTTP/1 and HTTP/2, which no honest client's library would send.
+//! Attacks with hand-made HTTP/1 and HTTP/2 that no client library would send.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use tokio::time::sleep;
 
 use super::{Aim, PREFACE};
 
-/// For what the coordinator is to end.
+/// Timeout for the coordinator to end a connection.
 const LONG: Duration = Duration::from_secs(60);
 const SUBMIT: &str = "/foil.v1.Jobs/Submit";
 const PUT: &str = "/foil.v1.Artifacts/Put";
 const AGENT: &str = "/foil.v1.Workers/Agent";
 
-/// An HTTP/2 connection that ends with this value.
+/// An HTTP/2 connection, closed on drop.
 struct Connection {
     client: SendRequest<Bytes>,
     _driver: JoinSet<()>,
@@ -32,13 +32,13 @@ impl Connection {
         let (client, connection) = h2::client::handshake(socket).await.ok()?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
-            // It ends when the coordinator has had enough.
+            // It ends when the coordinator closes it.
             let _ = connection.await;
         });
         Some(Self { client, _driver: driver })
     }
 
-    /// A call whose request is not ended.
+    /// A call whose request does not end.
     async fn begin(
         &mut self,
         aim: &Aim,
@@ -64,7 +64,7 @@ impl Connection {
     }
 }
 
-/// Sends bytes as fast as the other side lets them come.
+/// Sends bytes as fast as flow control allows.
 async fn push(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Option<()> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
@@ -74,7 +74,7 @@ async fn push(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Option<()> {
     Some(())
 }
 
-/// The beginning of a message that claims to be longer than what comes of it.
+/// The start of a message that claims to be longer than it is.
 fn begun_message(claimed: u32, sent: usize) -> Bytes {
     let mut bytes = vec![0];
     bytes.extend_from_slice(&claimed.to_be_bytes());
@@ -82,7 +82,7 @@ fn begun_message(claimed: u32, sent: usize) -> Bytes {
     Bytes::from(bytes)
 }
 
-/// As many messages as a connection may have calls, each almost whole, and none ever finished.
+/// As many messages as a connection may have calls, each nearly complete and never finished.
 pub(super) async fn messages_never_ended(aim: Aim) {
     let Some(mut connection) = Connection::open(&aim).await else { return };
     let data = begun_message(1_000_000, 990_000);
@@ -100,7 +100,7 @@ pub(super) async fn messages_never_ended(aim: Aim) {
     drop(streams);
 }
 
-/// Calls that are opened and left, as many as a connection may have.
+/// Calls that are opened and abandoned, as many as a connection may have.
 pub(super) async fn calls_never_begun(aim: Aim) {
     let Some(mut connection) = Connection::open(&aim).await else { return };
     let mut streams = Vec::new();
@@ -115,7 +115,7 @@ pub(super) async fn calls_never_begun(aim: Aim) {
     drop(streams);
 }
 
-/// Calls that are taken back at once, over and over.
+/// Calls that are reset immediately and repeatedly.
 pub(super) async fn resets(aim: Aim) {
     let Some(mut connection) = Connection::open(&aim).await else { return };
     loop {
@@ -125,7 +125,7 @@ pub(super) async fn resets(aim: Aim) {
     }
 }
 
-/// Responses on a connection whose windows are never opened again.
+/// Responses on a connection whose flow-control windows stay closed.
 pub(super) async fn closed_windows(aim: Aim) {
     let Some(mut connection) = Connection::open(&aim).await else { return };
     let (mut get, mut watch, mut list) = (Vec::new(), Vec::new(), Vec::new());
@@ -183,7 +183,7 @@ pub(super) async fn large_headers(aim: Aim) {
     }
 }
 
-/// A header block that never ends, pings, settings, and frames of no known kind.
+/// A header block that never ends, pings, settings, and frames of unknown kinds.
 pub(super) async fn frame_floods(aim: Aim) {
     const HEADERS: u8 = 1;
     const SETTINGS: u8 = 4;
@@ -208,7 +208,7 @@ pub(super) async fn frame_floods(aim: Aim) {
             }
             Ok::<_, std::io::Error>(())
         };
-        // Its answers are not read.
+        // The replies are not read.
         let _ = tokio::time::timeout(Duration::from_secs(2), sent).await;
     }
 }

@@ -1,5 +1,5 @@
-//! Submissions that would be enormous, that compute without end, or that name files which unpack to gigabytes. None is ever
-//! to be accepted: each is a dry run.
+//! Submissions that would be enormous, that compute without end, or that name files which unpack to gigabytes. Each is a
+//! dry run, and none may be accepted.
 
 use std::io::Write;
 use std::sync::OnceLock;
@@ -22,7 +22,7 @@ async fn try_out(aim: &Aim, edit: impl FnOnce(&mut v1::JobSpec)) {
     let _ = aim.jobs().submit(request).await;
 }
 
-/// Jobs that would be plans of gigabytes.
+/// Jobs whose plans would take gigabytes.
 pub(super) async fn enormous_jobs(aim: Aim) {
     let edits: [Edit; 9] = [
         |spec| spec.rounds = Some(20_000),
@@ -55,7 +55,7 @@ fn gold_preferences(spec: &mut v1::JobSpec) -> &mut v1::GoldPreferencesSpec {
     spec.data.get_or_insert_default().gold_preferences.get_or_insert_default()
 }
 
-/// Chat templates that write or compute without end.
+/// Chat templates that write or compute endlessly.
 pub(super) async fn endless_templates(aim: Aim) {
     let doubling = format!("{{% set a = 'a' %}}{}{{{{ a }}}}", "{% set a = a ~ a %}".repeat(64));
     let nested = "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(100000) %}{% endfor %}\
@@ -81,7 +81,7 @@ pub(super) async fn endless_templates(aim: Aim) {
     }
 }
 
-/// A small file that unpacks to gigabytes of honest rows, and one that unpacks to blanks.
+/// A small file that unpacks to gigabytes of valid rows, and one that unpacks to blanks.
 pub(super) async fn decompression_bombs(aim: Aim) {
     static BOMBS: OnceLock<[Bytes; 3]> = OnceLock::new();
     let bombs = BOMBS.get_or_init(|| {
@@ -89,7 +89,7 @@ pub(super) async fn decompression_bombs(aim: Aim) {
         [members(&rows, 1500), members(&vec![b' '; 1 << 20], 4000), members(&vec![b'['; 1 << 20], 100)]
     });
     for bomb in bombs {
-        let Ok(object) = upload_input_bytes(&aim.line(), bomb.clone()).await else { continue };
+        let Ok(object) = upload_input_bytes(&aim.channel(), bomb.clone()).await else { continue };
         let name = format!("input:{}:bomb.jsonl.gz", object.blake3);
         try_out(&aim, |spec| {
             let data = spec.data.get_or_insert_default();
@@ -104,7 +104,7 @@ pub(super) async fn decompression_bombs(aim: Aim) {
     }
 }
 
-/// So many members of a gzip file, each of the same content.
+/// A gzip file of `count` members with the same content.
 fn members(content: &[u8], count: usize) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(content).expect("memory can be written");

@@ -1,4 +1,4 @@
-//! The game end to end: it learns, its controls do not, and the same job gives the same bits.
+//! The letters job end to end: APO learns, its controls do not, and the same job gives the same bits.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use foil_tests::{Estimate, Outcome, Run};
 use serde_json::Value;
 
-/// Large enough to learn in a minute.
+/// A job large enough to learn in a minute.
 fn learning() -> Run {
     Run::letters().ranks(2).set_all(&[
         "rounds=2",
@@ -22,19 +22,19 @@ fn learning() -> Run {
     ])
 }
 
-/// What gold has changed by since the start policy, prompt by prompt.
+/// The change of the gold reward since the start policy, paired by prompt.
 fn gold_change(outcome: &Outcome) -> Estimate {
     outcome.last().estimate("policy", "gold_difference_mean")
 }
 
-/// The ends of the 95 % interval of accuracy on fresh pairs, golden answers taken for clusters of their samples.
+/// The 95 % interval of accuracy on fresh pairs, clustered by golden answer.
 fn fresh_accuracy(outcome: &Outcome) -> (f64, f64) {
     let end = |end: &str| outcome.last().value("reward", &format!("fresh_accuracy_{end}"));
     (end("low"), end("high"))
 }
 
-/// `foil conform` finds no fault in a result by its files and by Foil. Without a Python it passes nothing of
-/// transformers', and says so.
+/// Asserts that `foil conform` finds no fault by the files and by Foil, and that checks by transformers are not made without
+/// Python.
 fn assert_conforms(dir: &Path) {
     let output = Command::new(foil_tests::foil()).args(["conform", "--json", "."]).current_dir(dir).output();
     let output = output.expect("foil starts");
@@ -50,7 +50,7 @@ fn assert_conforms(dir: &Path) {
 }
 
 #[test]
-fn the_game_raises_gold_and_tells_golden_from_fresh_samples() {
+fn training_raises_gold_and_separates_golden_answers_from_fresh_completions() {
     let run = learning();
     let outcome = run.finish();
     assert_eq!(outcome.json["state"], "succeeded");
@@ -68,7 +68,7 @@ fn the_game_raises_gold_and_tells_golden_from_fresh_samples() {
 }
 
 #[test]
-fn with_swapped_preferences_the_game_runs_backwards() {
+fn with_swapped_preferences_training_runs_backwards() {
     let outcome = learning().set("controls.swap_preferences=true").finish();
     assert!(gold_change(&outcome).is_under(0.0), "{}", outcome.json);
     assert!(fresh_accuracy(&outcome).1 < 0.5, "{}", outcome.json);

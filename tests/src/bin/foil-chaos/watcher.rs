@@ -1,4 +1,4 @@
-//! A watcher of one job, who remembers all that was told and when.
+//! A watcher of one job, which records all events with their times.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -11,52 +11,52 @@ use foil_proto::v1;
 use foil_proto::v1::job_event::Event;
 use foil_proto::v1::jobs_client::JobsClient;
 
-/// How a job ended.
+/// The outcome of a job.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Verdict {
+pub(crate) enum JobOutcome {
     Succeeded,
     Failed(Box<v1::JobFailure>),
     Cancelled,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Log {
     events: Vec<(Instant, v1::JobEvent)>,
-    verdict: Option<Verdict>,
+    outcome: Option<JobOutcome>,
 }
 
-pub(crate) struct Follower {
+pub(crate) struct Watcher {
     job: String,
     urls: String,
-    told: Arc<Mutex<Told>>,
+    log: Arc<Mutex<Log>>,
 }
 
-impl Follower {
+impl Watcher {
     pub(crate) fn start(urls: String, job: String) -> Self {
-        let told = Arc::new(Mutex::new(Told::default()));
-        let follower = Self { job: job.clone(), urls: urls.clone(), told: Arc::clone(&told) };
-        thread::spawn(move || on_runtime(follow(&urls, &job, &told)));
-        follower
+        let log = Arc::new(Mutex::new(Log::default()));
+        let watcher = Self { job: job.clone(), urls: urls.clone(), log: Arc::clone(&log) };
+        thread::spawn(move || on_runtime(follow(&urls, &job, &log)));
+        watcher
     }
 
     pub(crate) fn job(&self) -> &str {
         &self.job
     }
 
-    pub(crate) fn verdict(&self) -> Option<Verdict> {
-        self.told().verdict.clone()
+    pub(crate) fn outcome(&self) -> Option<JobOutcome> {
+        self.log().outcome.clone()
     }
 
-    /// Waits for the job's end; gives how it ended and all that was told meanwhile.
-    pub(crate) fn finish(&self, patience: Duration) -> Result<(Verdict, Vec<v1::JobEvent>)> {
+    /// Waits for the job's end; returns its outcome and all events.
+    pub(crate) fn finish(&self, patience: Duration) -> Result<(JobOutcome, Vec<v1::JobEvent>)> {
         let begun = Instant::now();
         loop {
-            let told = self.told();
-            if let Some(verdict) = &told.verdict {
-                let events = told.events.iter().map(|(_, event)| event.clone()).collect();
-                return Ok((verdict.clone(), events));
+            let log = self.log();
+            if let Some(outcome) = &log.outcome {
+                let events = log.events.iter().map(|(_, event)| event.clone()).collect();
+                return Ok((outcome.clone(), events));
             }
-            drop(told);
+            drop(log);
             if begun.elapsed() > patience {
                 bail!("job {} did not end within {patience:?}", self.job);
             }
@@ -64,7 +64,7 @@ impl Follower {
         }
     }
 
-    /// All that the job has committed, as its coordinator lists it now.
+    /// All committed artifacts of the job, as the coordinator lists them now.
     pub(crate) fn artifacts(&self) -> Result<Vec<v1::Artifact>> {
         let listing = async {
             let jobs = JobsClient::new(rpc::connect(&self.urls)?);
@@ -72,10 +72,10 @@ impl Follower {
             loop {
                 let request = v1::ListPartsRequest { job_id: self.job.clone(), page_size: 0, page_token };
                 let ask = || async { jobs.clone().list_artifacts(request.clone()).await };
-                // A standby refuses and a dead leader does not answer; the line turns to the next by itself.
+                // A standby refuses and a dead leader does not answer; the channel fails over by itself.
                 let page = ask.retry(rpc::backoff()).when(rpc::is_unavailable).await?.into_inner();
                 for artifact in page.artifacts {
-                    // One that goes over several pages has a part of its objects on each.
+                    // An artifact on several pages has a part of its objects on each.
                     match all.last_mut().filter(|last| last.name == artifact.name) {
                         Some(last) => last.objects.extend(artifact.objects),
                         None => all.push(artifact),
@@ -91,10 +91,10 @@ impl Follower {
         on_runtime(limited).context("the job's artifacts were not listed")?
     }
 
-    /// When the job went on, after this time.
+    /// Time of the first progress after `time`.
     pub(crate) fn progress_after(&self, time: Instant) -> Option<Instant> {
-        let told = self.told();
-        let later = told.events.iter().filter(|(at, _)| *at > time);
+        let log = self.log();
+        let later = log.events.iter().filter(|(at, _)| *at > time);
         let is_progress = |event: &v1::JobEvent| {
             matches!(
                 event.event,
@@ -104,11 +104,11 @@ impl Follower {
         later.filter(|(_, event)| is_progress(event)).map(|(at, _)| *at).next()
     }
 
-    /// Attempts that were begun again since the last commit.
-    pub(crate) fn fruitless_attempts(&self) -> u32 {
-        let told = self.told();
+    /// Number of attempts started since the last commit, after the first.
+    pub(crate) fn attempts_since_commit(&self) -> u32 {
+        let log = self.log();
         let (mut latest, mut at_commit) = (1, 1);
-        for (_, event) in &told.events {
+        for (_, event) in &log.events {
             match &event.event {
                 Some(Event::PhaseStarted(started)) => latest = started.attempt,
                 Some(Event::PhaseCommitted(_) | Event::CheckpointCommitted(_)) => at_commit = latest,
@@ -119,12 +119,12 @@ impl Follower {
     }
 
     pub(crate) fn has_checkpoint(&self) -> bool {
-        let told = self.told();
-        told.events.iter().any(|(_, event)| matches!(event.event, Some(Event::CheckpointCommitted(_))))
+        let log = self.log();
+        log.events.iter().any(|(_, event)| matches!(event.event, Some(Event::CheckpointCommitted(_))))
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -133,8 +133,8 @@ fn on_runtime<T>(work: impl Future<Output = T>) -> T {
     runtime.expect("a runtime").block_on(work)
 }
 
-/// Follows a job to its end through whatever happens to coordinators.
-async fn follow(urls: &str, job: &str, told: &Mutex<Told>) {
+/// Watches a job to its end, across deaths of coordinators.
+async fn follow(urls: &str, job: &str, log: &Mutex<Log>) {
     let mut revision = 0;
     let line = rpc::connect(urls).expect("addresses");
     loop {
@@ -145,13 +145,13 @@ async fn follow(urls: &str, job: &str, told: &Mutex<Told>) {
             let mut ended = None;
             while let Ok(Some(event)) = stream.message().await {
                 revision = revision.max(event.revision);
-                let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-                ended = verdict(&event).or(ended);
-                told.events.push((Instant::now(), event));
+                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                ended = outcome(&event).or(ended);
+                log.events.push((Instant::now(), event));
             }
-            // The first event is the job as it stands, so its end is told before what led to it.
-            if let Some(verdict) = ended {
-                told.lock().unwrap_or_else(PoisonError::into_inner).verdict = Some(verdict);
+            // The first event is the current job, so its end may precede the events that led to it.
+            if let Some(outcome) = ended {
+                log.lock().unwrap_or_else(PoisonError::into_inner).outcome = Some(outcome);
                 return;
             }
         }
@@ -159,12 +159,12 @@ async fn follow(urls: &str, job: &str, told: &Mutex<Told>) {
     }
 }
 
-fn verdict(event: &v1::JobEvent) -> Option<Verdict> {
+fn outcome(event: &v1::JobEvent) -> Option<JobOutcome> {
     let Some(Event::Job(job)) = &event.event else { return None };
     match job.state() {
-        v1::JobState::Succeeded => Some(Verdict::Succeeded),
-        v1::JobState::Failed => Some(Verdict::Failed(Box::new(job.failure.clone().unwrap_or_default()))),
-        v1::JobState::Cancelled => Some(Verdict::Cancelled),
+        v1::JobState::Succeeded => Some(JobOutcome::Succeeded),
+        v1::JobState::Failed => Some(JobOutcome::Failed(Box::new(job.failure.clone().unwrap_or_default()))),
+        v1::JobState::Cancelled => Some(JobOutcome::Cancelled),
         _ => None,
     }
 }

@@ -1,13 +1,13 @@
-//! A bound on the memory of some processes, kept by the kernel.
+//! Memory limits by control groups.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A memory control group (version 1 or 2) in which the kernel kills; removed at the end.
-pub struct ControlGroup(PathBuf);
+/// A memory control group (version 1 or 2), removed on drop.
+pub struct Cgroup(PathBuf);
 
-impl ControlGroup {
-    /// With so many bytes. None, said on standard error, where this machine lets no one make one.
+impl Cgroup {
+    /// A group limited to `limit` bytes. `None`, with a message on standard error, if it cannot be created.
     pub fn new(limit: u64) -> Option<Self> {
         let name = format!("foil-test-{}", std::process::id());
         let versions = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
@@ -17,7 +17,7 @@ impl ControlGroup {
                 continue;
             }
             let group = Self(dir);
-            // Without swap to hide in, where there is any.
+            // Without swap, if there is any.
             for swap in ["memory.swappiness", "memory.swap.max"] {
                 let _ = fs::write(group.0.join(swap), "0");
             }
@@ -29,13 +29,13 @@ impl ControlGroup {
         None
     }
 
-    /// Where processes are put into it.
+    /// The directory of the group.
     pub fn dir(&self) -> &Path {
         &self.0
     }
 }
 
-impl Drop for ControlGroup {
+impl Drop for Cgroup {
     fn drop(&mut self) {
         let _ = fs::remove_dir(&self.0);
     }

@@ -1,4 +1,4 @@
-//! A pair of coordinators, two agents, and what they keep their state in.
+//! Two coordinators, two agents and their store.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use foil_tests::{FaultProxy, Process, SMALL, StoreServer, foil, foil_worker, letters_job};
 
 use super::Args;
-use super::follow::{Follower, Verdict};
 use super::hosts::Hosts;
-use super::tally::Tally;
+use super::summary::Summary;
+use super::watcher::{JobOutcome, Watcher};
 
-/// Every kind of phase, with checkpoints close together and a short patience with hangs.
+/// Every kind of phase, frequent checkpoints and a short hang timeout.
 const SETTINGS: [&str; 6] = [
     "policy_step.method=dpo",
     "sft_step.epochs=2",
@@ -23,9 +23,9 @@ const SETTINGS: [&str; 6] = [
     "resources.checkpoint_seconds=1",
     "resources.hang_timeout_seconds=10",
 ];
-/// So many that a job compacts the log several times.
+/// Small enough that a job compacts the log several times.
 const SNAPSHOT_EVERY: &str = "25";
-/// For a coordinator to lead, or a client to be answered.
+/// Timeout of an election and of a request.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -38,21 +38,21 @@ pub(crate) enum StoreKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Weights(Vec<Vec<u8>>);
 
-/// What an undisturbed job gives.
+/// The result of a job without faults.
 #[derive(Debug)]
-pub(crate) struct Quiet {
+pub(crate) struct Baseline {
     pub(crate) weights: Weights,
     pub(crate) took: Duration,
 }
 
-/// A process that is started again when it has died.
-pub(crate) struct Member {
+/// A process that is restarted when it has died.
+pub(crate) struct Supervised {
     make: Box<dyn Fn() -> Command>,
     log: PathBuf,
     process: Process,
 }
 
-impl Member {
+impl Supervised {
     fn start(log: PathBuf, make: Box<dyn Fn() -> Command>) -> Self {
         let process = Process::start(make(), &log);
         Self { make, log, process }
@@ -62,34 +62,34 @@ impl Member {
         &self.process
     }
 
-    pub(crate) fn start_again(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.process = Process::start((self.make)(), &self.log);
     }
 
-    /// Starts it again where it has ended; tells whether it had.
-    pub(crate) fn revive(&mut self) -> bool {
+    /// Restarts the process if it has ended; true if it had.
+    pub(crate) fn restart_dead(&mut self) -> bool {
         let dead = !self.process.is_running();
         if dead {
-            self.start_again();
+            self.restart();
         }
         dead
     }
 }
 
-pub(crate) struct World {
+pub(crate) struct Cluster {
     directory: PathBuf,
     _scratch: Option<tempfile::TempDir>,
     pub(crate) hosts: Hosts,
     urls: Vec<String>,
-    pub(crate) coordinators: Vec<Member>,
-    pub(crate) agents: Vec<Member>,
+    pub(crate) coordinators: Vec<Supervised>,
+    pub(crate) agents: Vec<Supervised>,
     pub(crate) proxy: Option<FaultProxy>,
     _server: Option<StoreServer>,
     ranks: u32,
 }
 
-impl World {
-    /// `environment` is that of agents and coordinators.
+impl Cluster {
+    /// `environment` is added to that of agents and coordinators.
     pub(crate) fn start(
         args: &Args,
         hosts: &Hosts,
@@ -124,7 +124,7 @@ impl World {
         };
         let listen = [free_address(&hosts.address)?, free_address(&hosts.address)?];
         let urls: Vec<String> = listen.iter().map(|listen| format!("http://{listen}")).collect();
-        let mut world = Self {
+        let mut cluster = Self {
             directory,
             _scratch: scratch,
             hosts: hosts.clone(),
@@ -136,16 +136,16 @@ impl World {
             ranks: args.ranks,
         };
         for (number, listen) in listen.into_iter().enumerate() {
-            let member = world.coordinator(number, listen, store.clone(), of_store.clone());
-            world.coordinators.push(member);
-            // The first is to lead.
-            world.leader()?;
+            let process = cluster.coordinator(number, listen, store.clone(), of_store.clone());
+            cluster.coordinators.push(process);
+            // The first one shall lead.
+            cluster.leader()?;
         }
         for number in 0..2 {
-            let member = world.agent(number, shared.clone());
-            world.agents.push(member);
+            let process = cluster.agent(number, shared.clone());
+            cluster.agents.push(process);
         }
-        Ok(world)
+        Ok(cluster)
     }
 
     fn coordinator(
@@ -154,7 +154,7 @@ impl World {
         listen: String,
         store: String,
         environment: Vec<(String, String)>,
-    ) -> Member {
+    ) -> Supervised {
         let make = move || {
             let mut command = Command::new(foil());
             command.args(["serve", "--insecure-listen", "--log-format", "json", "--listen", &listen]);
@@ -162,10 +162,10 @@ impl World {
             command.envs(environment.iter().map(|(name, value)| (name, value)));
             command
         };
-        Member::start(self.directory.join(format!("serve-{number}.log")), Box::new(make))
+        Supervised::start(self.directory.join(format!("serve-{number}.log")), Box::new(make))
     }
 
-    fn agent(&self, number: usize, environment: Vec<(String, String)>) -> Member {
+    fn agent(&self, number: usize, environment: Vec<(String, String)>) -> Supervised {
         let (hosts, urls) = (self.hosts.clone(), self.urls());
         let ranks = if number == 0 { 1 } else { self.ranks - 1 };
         let make = move || {
@@ -176,14 +176,14 @@ impl World {
             command.envs(environment.iter().map(|(name, value)| (name, value)));
             command
         };
-        Member::start(self.directory.join(format!("agent-{number}.log")), Box::new(make))
+        Supervised::start(self.directory.join(format!("agent-{number}.log")), Box::new(make))
     }
 
     pub(crate) fn urls(&self) -> String {
         self.urls.join(",")
     }
 
-    /// The number of the coordinator that leads, as soon as one does.
+    /// Waits for a leader; returns its index.
     pub(crate) fn leader(&mut self) -> Result<usize> {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
@@ -191,23 +191,23 @@ impl World {
             if let Some(leader) = running.into_iter().find(|&number| leads(&self.urls[number])) {
                 return Ok(leader);
             }
-            // One may have died of being elected.
-            self.revive();
+            // A coordinator may have died during its election.
+            self.restart_dead();
             std::thread::sleep(Duration::from_millis(50));
         }
         let logs = self.logs("serve");
         let last: Vec<&str> = logs.lines().rev().take(10).collect();
-        bail!("nobody leads after {PATIENCE:?}; the last lines, newest first: {}", last.join("\n"))
+        bail!("no coordinator leads after {PATIENCE:?}; the last lines, newest first: {}", last.join("\n"))
     }
 
-    /// Starts again what has died by itself.
-    pub(crate) fn revive(&mut self) {
-        for member in self.coordinators.iter_mut().chain(&mut self.agents) {
-            member.revive();
+    /// Restarts all processes that have died.
+    pub(crate) fn restart_dead(&mut self) {
+        for process in self.coordinators.iter_mut().chain(&mut self.agents) {
+            process.restart_dead();
         }
     }
 
-    /// Submits the job; gives its id.
+    /// Submits the job; returns its id.
     pub(crate) fn submit(&self) -> Result<String> {
         let ranks = format!("resources.ranks={}", self.ranks);
         let mut arguments = vec!["submit", letters_job(), "--set", &ranks];
@@ -235,24 +235,24 @@ impl World {
             if output.status.success() {
                 return Ok(String::from_utf8(output.stdout)?);
             }
-            // All that it is used for may be repeated.
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            ensure!(begun.elapsed() < PATIENCE, "foil {arguments:?}: {told}");
+            // All of its uses are idempotent.
+            let log = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(begun.elapsed() < PATIENCE, "foil {arguments:?}: {log}");
             std::thread::sleep(Duration::from_millis(500));
         }
     }
 
-    pub(crate) fn play_undisturbed(&self, tally: &mut Tally) -> Result<Quiet> {
+    pub(crate) fn run_baseline(&self, summary: &mut Summary) -> Result<Baseline> {
         let begun = Instant::now();
-        let follower = Follower::start(self.urls(), self.submit()?);
-        let (verdict, _) = follower.finish(Duration::from_secs(600))?;
+        let watcher = Watcher::start(self.urls(), self.submit()?);
+        let (outcome, _) = watcher.finish(Duration::from_secs(600))?;
         let took = begun.elapsed();
-        let Verdict::Succeeded = verdict else { bail!("the undisturbed job: {verdict:?}") };
-        tally.undisturbed = took;
-        Ok(Quiet { weights: self.weights(follower.job())?, took })
+        let JobOutcome::Succeeded = outcome else { bail!("the baseline job: {outcome:?}") };
+        summary.baseline_time = took;
+        Ok(Baseline { weights: self.weights(watcher.job())?, took })
     }
 
-    /// All that processes of this kind have logged.
+    /// The logs of all processes of a kind.
     pub(crate) fn logs(&self, kind: &str) -> String {
         let mut text = String::new();
         for number in 0..2 {
@@ -263,7 +263,7 @@ impl World {
     }
 }
 
-/// A port that nobody listens at now.
+/// An address with a free port.
 fn free_address(address: &str) -> Result<String> {
     let listener = TcpListener::bind((address, 0)).with_context(|| format!("listening at {address}"))?;
     Ok(listener.local_addr()?.to_string())
@@ -294,7 +294,7 @@ pub(crate) fn children(parent: u32) -> Vec<i32> {
 
 fn parent_of(pid: i32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in brackets and may hold anything: `pid (name) state parent …`.
+    // The name is in parentheses and may contain anything: `pid (name) state parent …`.
     let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
     let state = rest.next()?;
     if state == "Z" {

@@ -1,4 +1,4 @@
-//! Peers that say they are agents and ranks.
+//! Peers that pretend to be agents and ranks.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use tokio::time::sleep;
 
 use super::Aim;
 
-async fn be_agent(aim: &Aim, hello: v1::AgentRegister, stay: Duration) {
+async fn run_agent(aim: &Aim, hello: v1::AgentRegister, stay: Duration) {
     let register = v1::AgentMessage { message: Some(agent_message::Message::Register(hello)) };
-    // Dropped at the end, or the stream would never end and its connection stay.
+    // Dropped at the end, or the stream and its connection would stay open.
     let (_stays, leaves) = oneshot::channel::<()>();
     let words = stream::once(async move { register }).chain(stream::pending().take_until(leaves));
-    if let Ok(answer) = WorkersClient::new(aim.line()).agent(words).await {
+    if let Ok(answer) = WorkersClient::new(aim.channel()).agent(words).await {
         let mut commands = answer.into_inner();
         let heard = async { while let Ok(Some(_)) = commands.message().await {} };
         let _ = tokio::time::timeout(stay, heard).await;
@@ -36,25 +36,25 @@ fn agent(agent_id: String, kind: &str, devices: usize) -> v1::AgentRegister {
     }
 }
 
-/// Agents of ever new names that register and leave at once, with devices that no job asks for.
+/// Agents with ever new ids that register and leave at once, with devices that no job requests.
 pub(super) async fn agents_that_come_and_go(aim: Aim) {
     for _ in 0..20 {
         let name = format!("a{:x}", fastrand::u64(..));
-        be_agent(&aim, agent(name, "cuda", 256), Duration::from_millis(5)).await;
+        run_agent(&aim, agent(name, "cuda", 256), Duration::from_millis(5)).await;
     }
 }
 
-/// Agents that take the name of the one that works.
+/// Agents that use the id of the honest agent.
 pub(super) async fn impostors(aim: Aim) {
-    be_agent(&aim, agent(super::ORDINARY_AGENT.to_owned(), "cpu", 64), Duration::from_secs(5)).await;
+    run_agent(&aim, agent(super::ORDINARY_AGENT.to_owned(), "cpu", 64), Duration::from_secs(5)).await;
 }
 
-/// An agent that comes first by its name, takes the ranks it is given, and starts none.
+/// An agent that sorts first, accepts the ranks it is given, and starts none.
 pub(super) async fn black_hole(aim: Aim) {
-    be_agent(&aim, agent("!blackhole".replace('!', "-"), "cpu", 64), Duration::from_secs(600)).await;
+    run_agent(&aim, agent("!blackhole".replace('!', "-"), "cpu", 64), Duration::from_secs(600)).await;
 }
 
-/// Peers that say they are the job's ranks and report what they like.
+/// Peers that pretend to be the job's ranks and report anything.
 pub(super) async fn false_ranks(aim: Aim) {
     for session in [String::new(), format!("s{:x}", fastrand::u64(..)), "x".repeat(1 << 20)] {
         let hello = v1::RankHello {
@@ -79,7 +79,7 @@ pub(super) async fn false_ranks(aim: Aim) {
         let words = [rank_message::Message::Hello(hello), rank_message::Message::Chunk(result)];
         let words = words.map(|message| v1::RankMessage { message: Some(message) });
         let words = stream::iter(words).chain(stream::pending());
-        if let Ok(answer) = WorkersClient::new(aim.line()).rank(words).await {
+        if let Ok(answer) = WorkersClient::new(aim.channel()).rank(words).await {
             let mut commands = answer.into_inner();
             let heard = async { while let Ok(Some(_)) = commands.message().await {} };
             let _ = tokio::time::timeout(Duration::from_secs(5), heard).await;

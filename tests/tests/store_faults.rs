@@ -1,19 +1,19 @@
-//! A store that is away, slow or unreliable holds a job up and changes nothing of it.
+//! A store that is unavailable, slow or unreliable delays a job and does not change its results.
 
 use std::process::Command;
 use std::time::Duration;
 
 use foil_tests::{FaultProxy, Faults, Process, Run, Service, StoreServer, foil, foil_worker, wait_for};
 
-/// A service whose store lies behind a proxy, and its agents.
-struct Behind {
+/// A service with a store behind a fault proxy, and its agent.
+struct FaultyStore {
     service: Service,
     proxy: FaultProxy,
     _processes: [Process; 2],
     _server: StoreServer,
 }
 
-impl Behind {
+impl FaultyStore {
     fn start(seed: u64) -> Option<Self> {
         let server = StoreServer::s3()?;
         let proxy = FaultProxy::start(server.address(), seed).expect("a proxy");
@@ -26,7 +26,7 @@ impl Behind {
         Some(Self { service, proxy, _processes: [coordinator, agent], _server: server })
     }
 
-    /// Follows a job to its end in one attempt; gives its policy and what its watcher was told.
+    /// Watches a job to its end in one attempt; returns its policy and the output of the watcher.
     fn finish(&self, id: &str) -> (Vec<u8>, String) {
         let told = self.service.foil(&["watch", id]);
         let job = self.service.job(id);
@@ -37,35 +37,35 @@ impl Behind {
 }
 
 #[test]
-fn a_job_waits_for_a_store_that_is_away_for_longer_than_a_rank_may_be_silent() {
+fn a_job_waits_for_a_store_that_is_unavailable_for_longer_than_the_hang_timeout() {
     const SILENCE: Duration = Duration::from_secs(10);
-    let Some(behind) = Behind::start(0) else { return };
+    let Some(service) = FaultyStore::start(0) else { return };
     let silence = format!("resources.hang_timeout_seconds={}", SILENCE.as_secs());
-    let id = behind.service.submit_letters_with(Command::new(foil()), &[&silence]);
+    let id = service.service.submit_letters_with(Command::new(foil()), &[&silence]);
     wait_for("the first samples", || {
-        let job = behind.service.job(&id);
+        let job = service.service.job(&id);
         (job["phase"] == "r01.reward.generate").then_some(())
     });
-    behind.proxy.set(Faults::OUTAGE);
-    // A leader that cannot renew its leadership speaks for nothing meanwhile, so there is nobody to ask.
+    service.proxy.set(Faults::OUTAGE);
+    // A leader that cannot renew its leadership does not answer meanwhile.
     std::thread::sleep(2 * SILENCE);
-    assert!(behind.proxy.struck() > 0, "nobody asked the store, so this proves nothing");
-    behind.proxy.set(Faults::default());
+    assert!(service.proxy.failed() > 0, "there was no request to the store");
+    service.proxy.set(Faults::default());
 
-    let (policy, told) = behind.finish(&id);
-    let log = behind.service.log("serve.log");
+    let (policy, told) = service.finish(&id);
+    let log = service.service.log("serve.log");
     assert!(log.contains("the job waits for the store"), "{log}\n{told}");
-    assert!(log.contains("the store takes what is asked again"), "{log}");
+    assert!(log.contains("the store is available again"), "{log}");
     assert!(policy == Run::letters().ranks(2).finish().weights().0, "the weights differ");
 }
 
 #[test]
 fn refusals_resets_lost_replies_and_delays_change_no_weights() {
-    let Some(behind) = Behind::start(11) else { return };
+    let Some(service) = FaultyStore::start(11) else { return };
     let delay = Duration::from_millis(20);
-    behind.proxy.set(Faults { refuse: 8, reset: 8, lose_reply: 8, delay, ..Faults::default() });
-    let id = behind.service.submit_letters(Command::new(foil()));
-    let (policy, _) = behind.finish(&id);
-    assert!(behind.proxy.struck() > 20, "{} of {}", behind.proxy.struck(), behind.proxy.requests());
+    service.proxy.set(Faults { refuse: 8, reset: 8, lose_reply: 8, delay, ..Faults::default() });
+    let id = service.service.submit_letters(Command::new(foil()));
+    let (policy, _) = service.finish(&id);
+    assert!(service.proxy.failed() > 20, "{} of {}", service.proxy.failed(), service.proxy.requests());
     assert!(policy == Run::letters().ranks(2).finish().weights().0, "the weights differ");
 }

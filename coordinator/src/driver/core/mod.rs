@@ -1,11 +1,13 @@
 //! All state in one value, and every decision as a function of that state, a command and the time. Nothing here waits:
 //! events to write and actions to take are collected in an [`Outbox`], in order, for the shell around it.
 
+mod agents;
 mod apply;
 mod devices;
 mod hosts;
 #[cfg(test)]
 mod tests;
+mod views;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,9 +17,9 @@ use foil_proto::v1::{self, agent_command, rank_command, rank_message};
 
 use self::hosts::Hosts;
 use crate::clock::Now;
-use crate::cluster::{Cluster, Liveness, NameTaken, Placement};
-use crate::job::{Change, Event, GarbageSet, JobState, JobStatus, StateError, Submitted, view};
-use crate::schedule::{Counter, Deadlines, Input, Level, Refusal, Run};
+use crate::cluster::{Cluster, Liveness, Placement};
+use crate::job::{Change, Event, GarbageSet, JobState, JobStatus, StateError, Submitted};
+use crate::schedule::{Attempt, Counter, Deadlines, Input, Level, ProtocolError};
 use crate::secret::SecretIssuer;
 
 /// Pending output: `events` to append, and `actions` to take once they are durable.
@@ -92,7 +94,7 @@ fn waits_for_store(trouble: &str) -> String {
 #[derive(Debug)]
 struct Entry {
     state: JobState,
-    run: Option<Run>,
+    attempt: Option<Attempt>,
     /// Durable events as watchers see them.
     history: Vec<Arc<v1::JobEvent>>,
     /// Progress of the running attempt as last published.
@@ -167,11 +169,11 @@ impl Core {
         for id in self.order.clone() {
             let Some(entry) = self.jobs.get_mut(&id) else { continue };
             if entry.state.current_attempt().is_some() {
-                let mut run = Run::adopt(&entry.state, self.term, self.deadlines, now);
+                let mut attempt = Attempt::adopt(&entry.state, self.term, self.deadlines, now);
                 if matches!(entry.state.status, JobStatus::Cancelling { .. }) {
-                    run.cancel(now);
+                    attempt.cancel(now);
                 }
-                entry.run = Some(run);
+                entry.attempt = Some(attempt);
                 let kind = entry.state.spec.resources.device.to_string();
                 for seat in entry.state.ranks.values() {
                     self.sessions.insert(seat.session.clone(), id.clone());
@@ -199,41 +201,6 @@ impl Core {
 
     // ---- users ----
 
-    /// The job of a request id, with the hash of its specification.
-    pub fn find_request(&self, request_id: &str) -> Option<(&JobState, &str)> {
-        let state = self.state(self.requests.get(request_id)?)?;
-        Some((state, &state.submitted.spec_hash))
-    }
-
-    pub fn state(&self, id: &str) -> Option<&JobState> {
-        self.jobs.get(id).map(|entry| &entry.state)
-    }
-
-    /// The job as users see it, with its progress and what it waits for.
-    pub fn job_view(&self, id: &str) -> Option<v1::Job> {
-        let entry = self.jobs.get(id)?;
-        let job = view::job(&entry.state);
-        let progress = entry.progress.clone().filter(|progress| progress.phase == job.phase);
-        Some(v1::Job { progress, waiting: entry.visible_wait(), ..job })
-    }
-
-    /// The job as a row of a list.
-    pub fn job_summary(&self, id: &str) -> Option<v1::Job> {
-        let entry = self.jobs.get(id)?;
-        Some(v1::Job { waiting: entry.visible_wait(), ..view::listed(&entry.state) })
-    }
-
-    /// Job ids, oldest first.
-    pub fn order(&self) -> &[String] {
-        &self.order
-    }
-
-    /// The events after a revision.
-    pub fn history(&self, id: &str, after_revision: u64) -> Vec<Arc<v1::JobEvent>> {
-        let events = self.jobs.get(id).map(|entry| entry.history.as_slice()).unwrap_or_default();
-        events.iter().filter(|event| event.revision > after_revision).cloned().collect()
-    }
-
     pub fn submit(&mut self, id: &str, submitted: Submitted, now: Now) {
         self.commit(id, Change::Submitted(Box::new(submitted)), "submitted", now);
         self.allocate(now);
@@ -244,8 +211,8 @@ impl Core {
         let Some(entry) = self.jobs.get_mut(id) else { return false };
         if matches!(entry.state.status, JobStatus::Queued | JobStatus::Running { .. } | JobStatus::Recovering)
         {
-            if let Some(run) = &mut entry.run {
-                run.cancel(now);
+            if let Some(attempt) = &mut entry.attempt {
+                attempt.cancel(now);
             }
             self.commit(id, Change::CancelRequested, "asked by a user", now);
             self.advance_job(id, now);
@@ -253,62 +220,9 @@ impl Core {
         true
     }
 
-    // ---- agents ----
-
-    /// Checks that no other connected agent has the name.
-    pub fn admits(&self, hello: &v1::AgentRegister, now: Now) -> Result<(), NameTaken> {
-        self.cluster.admits(hello, now)
-    }
-
-    pub fn agent_registered(&mut self, hello: &v1::AgentRegister, connection: u64, now: Now) {
-        self.hosts.insert(hello);
-        let registered = self.cluster.register(hello, connection, now);
-        for session in registered.orphans {
-            tracing::info!(agent = hello.agent_id, session, "stopping an orphaned rank process");
-            self.stop(&hello.agent_id, session);
-        }
-        for session in registered.kept {
-            self.deliver(&session.clone(), Input::AgentBack { session }, now);
-        }
-        for session in registered.lost {
-            self.deliver(&session.clone(), Input::AgentLost { session }, now);
-        }
-        self.allocate(now);
-    }
-
-    /// Records a message of an agent. False if a newer stream has replaced this one.
-    pub fn agent_heard(&mut self, agent: &str, connection: u64, now: Now) -> bool {
-        self.cluster.heard(agent, connection, now)
-    }
-
-    pub fn agent_leaving(&mut self, agent: &str, connection: u64, now: Now) {
-        tracing::info!(agent, "agent is leaving");
-        for session in self.cluster.leaving(agent, connection, now) {
-            self.deliver(&session.clone(), Input::AgentLeaving { session }, now);
-        }
-    }
-
-    pub fn agent_disconnected(&mut self, agent: &str, connection: u64, now: Now) {
-        self.cluster.disconnected(agent, connection, now);
-    }
-
-    /// Takes in the end of a process, if the agent is the one that was told to start it.
-    pub fn rank_exited(&mut self, agent: &str, exit: v1::RankExited, now: Now) {
-        self.cluster.exited(agent, &exit.session_id);
-        let job = self.sessions.get(&exit.session_id).cloned();
-        let is_own =
-            |run: &mut Run, _: &JobState| run.agent_of(&exit.session_id).is_none_or(|own| own == agent);
-        if !job.and_then(|job| self.with_run(&job, is_own)).unwrap_or(true) {
-            tracing::warn!(agent, session = exit.session_id, "ignoring the exit of another agent's rank");
-            return;
-        }
-        self.deliver(&exit.session_id.clone(), Input::Exited(exit), now);
-        self.allocate(now);
-    }
-
     // ---- ranks ----
 
-    pub fn rank_hello(&mut self, hello: v1::RankHello, now: Now) -> Result<(), Refusal> {
+    pub fn rank_hello(&mut self, hello: v1::RankHello, now: Now) -> Result<(), ProtocolError> {
         let session = hello.session_id.clone();
         self.try_deliver(&session.clone(), Input::Hello { session, hello }, now)
     }
@@ -320,12 +234,12 @@ impl Core {
         message: rank_message::Message,
         flaw: Option<String>,
         now: Now,
-    ) -> Result<(), Refusal> {
-        let input = Input::Said { session: session.to_owned(), message, flaw };
+    ) -> Result<(), ProtocolError> {
+        let input = Input::Message { session: session.to_owned(), message, flaw };
         let result = self.try_deliver(session, input, now);
-        if let Err(Refusal::Untrue(why)) = &result {
+        if let Err(ProtocolError::FalseReport(why)) = &result {
             let (session_of, why) = (session.to_owned(), why.clone());
-            self.deliver(session, Input::Misreported { session: session_of, why }, now);
+            self.deliver(session, Input::FalseReport { session: session_of, why }, now);
         }
         self.allocate(now);
         result
@@ -339,7 +253,7 @@ impl Core {
 
     pub fn steps_written(&mut self, job: &str, phase: &str, result: Result<v1::Object, String>, now: Now) {
         let input = Input::StepsWritten { phase: phase.to_owned(), result };
-        let decided = self.with_run(job, |run, state| run.handle(state, input, now));
+        let decided = self.with_attempt(job, |attempt, state| attempt.handle(state, input, now));
         if let Some(Ok(decision)) = decided {
             self.apply_decision(job, decision, now);
         }
@@ -366,9 +280,9 @@ impl Core {
         for id in self.order.clone() {
             let unavailable = self.trouble.is_some();
             let runs = self
-                .with_run(&id, |run, _| {
+                .with_attempt(&id, |attempt, _| {
                     if unavailable {
-                        run.excuse(now);
+                        attempt.reset_deadlines(now);
                     }
                 })
                 .is_some();
@@ -380,7 +294,7 @@ impl Core {
 
     /// The notice of a current store outage for those who start watching a running job now: level and text.
     pub fn current_notice(&self, id: &str) -> Option<(&'static str, String)> {
-        self.jobs.get(id)?.run.as_ref()?;
+        self.jobs.get(id)?.attempt.as_ref()?;
         Some(("warning", waits_for_store(self.trouble.as_ref()?)))
     }
 
@@ -401,37 +315,5 @@ impl Core {
             self.publish_progress(&id, now);
         }
         self.allocate(now);
-    }
-
-    /// Number of jobs in each state, for the metric.
-    pub fn counts(&self) -> BTreeMap<&'static str, usize> {
-        let mut counts = BTreeMap::new();
-        for entry in self.jobs.values() {
-            *counts.entry(entry.state.status.name()).or_default() += 1;
-        }
-        counts
-    }
-
-    pub fn cluster(&self) -> &Cluster {
-        &self.cluster
-    }
-
-    /// The rank processes that may write, by session.
-    pub fn rank_writers(&self) -> BTreeMap<String, RankWriter> {
-        let running = self.jobs.iter().filter(|(_, entry)| entry.state.current_attempt().is_some());
-        running
-            .flat_map(|(job, entry)| entry.state.ranks.values().map(move |seat| (job, seat)))
-            .map(|(job, seat)| {
-                let author =
-                    RankWriter { job: job.clone(), attempt: seat.attempt, proof: seat.proof.clone() };
-                (seat.session.clone(), author)
-            })
-            .collect()
-    }
-
-    /// Running attempts, by job: their ranks may write.
-    pub fn attempts(&self) -> BTreeMap<String, u32> {
-        let current = |(id, entry): (&String, &Entry)| Some((id.clone(), entry.state.current_attempt()?));
-        self.jobs.iter().filter_map(current).collect()
     }
 }

@@ -1,0 +1,79 @@
+//! Read access to the state.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use foil_proto::v1;
+
+use super::{Core, Entry, RankWriter};
+use crate::cluster::Cluster;
+use crate::job::{JobState, view};
+
+impl Core {
+    /// The job of a request id, with the hash of its specification.
+    pub fn find_request(&self, request_id: &str) -> Option<(&JobState, &str)> {
+        let state = self.state(self.requests.get(request_id)?)?;
+        Some((state, &state.submitted.spec_hash))
+    }
+
+    pub fn state(&self, id: &str) -> Option<&JobState> {
+        self.jobs.get(id).map(|entry| &entry.state)
+    }
+
+    /// The job as users see it, with its progress and what it waits for.
+    pub fn job_view(&self, id: &str) -> Option<v1::Job> {
+        let entry = self.jobs.get(id)?;
+        let job = view::job(&entry.state);
+        let progress = entry.progress.clone().filter(|progress| progress.phase == job.phase);
+        Some(v1::Job { progress, waiting: entry.visible_wait(), ..job })
+    }
+
+    /// The job as a row of a list.
+    pub fn job_summary(&self, id: &str) -> Option<v1::Job> {
+        let entry = self.jobs.get(id)?;
+        Some(v1::Job { waiting: entry.visible_wait(), ..view::listed(&entry.state) })
+    }
+
+    /// Job ids, oldest first.
+    pub fn order(&self) -> &[String] {
+        &self.order
+    }
+
+    /// The events after a revision.
+    pub fn history(&self, id: &str, after_revision: u64) -> Vec<Arc<v1::JobEvent>> {
+        let events = self.jobs.get(id).map(|entry| entry.history.as_slice()).unwrap_or_default();
+        events.iter().filter(|event| event.revision > after_revision).cloned().collect()
+    }
+
+    /// Number of jobs in each state, for the metric.
+    pub fn counts(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts = BTreeMap::new();
+        for entry in self.jobs.values() {
+            *counts.entry(entry.state.status.name()).or_default() += 1;
+        }
+        counts
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The rank processes that may write, by session.
+    pub fn rank_writers(&self) -> BTreeMap<String, RankWriter> {
+        let running = self.jobs.iter().filter(|(_, entry)| entry.state.current_attempt().is_some());
+        running
+            .flat_map(|(job, entry)| entry.state.ranks.values().map(move |seat| (job, seat)))
+            .map(|(job, seat)| {
+                let author =
+                    RankWriter { job: job.clone(), attempt: seat.attempt, proof: seat.proof.clone() };
+                (seat.session.clone(), author)
+            })
+            .collect()
+    }
+
+    /// Running attempts, by job: their ranks may write.
+    pub fn attempts(&self) -> BTreeMap<String, u32> {
+        let current = |(id, entry): (&String, &Entry)| Some((id.clone(), entry.state.current_attempt()?));
+        self.jobs.iter().filter_map(current).collect()
+    }
+}

@@ -1,0 +1,205 @@
+//! Handling of the commands in the inbox: first those of users, then those of workers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use foil_proto::v1::{self, agent_command};
+use prost::Message;
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use super::super::command::{Command, Found, Inspect, Page, Query, Subscription};
+use super::{Driver, Watch};
+use crate::clock::Now;
+use crate::job::pages::PAGE_BYTES;
+use crate::job::{JobState, Submitted, view};
+
+impl Driver {
+    pub(super) fn handle(&mut self, command: Command, now: Now) {
+        match command {
+            Command::Find { request_id, reply } => {
+                let found = self.found(&request_id);
+                self.reply(move |_| drop(reply.send(found)));
+            }
+            Command::Devices { kind, reply } => {
+                let count = self.core.devices(&kind);
+                self.reply(move |_| {
+                    let _ = reply.send(count);
+                });
+            }
+            Command::Submit { id, submitted, reply } => self.submit(&id, *submitted, reply, now),
+            Command::Get { id, reply } => {
+                let job = self.core.job_view(&id);
+                self.reply(move |_| drop(reply.send(job)));
+            }
+            Command::Inspect { id, query: Inspect(query) } => {
+                let reply = query(self.core.state(&id));
+                self.reply(move |_| reply());
+            }
+            Command::List { query, reply } => {
+                let page = self.page(&query);
+                self.reply(move |_| drop(reply.send(page)));
+            }
+            Command::Watch { id, after_revision, reply } => {
+                self.watches.push(Watch { id, after_revision, reply });
+            }
+            Command::Cancel { id, reply } => {
+                self.core.cancel(&id, now);
+                let job = self.core.state(&id).map(view::job);
+                self.reply(move |_| drop(reply.send(job)));
+            }
+            worker_command => self.handle_worker(worker_command, now),
+        }
+    }
+
+    fn submit(&mut self, id: &str, submitted: Submitted, reply: oneshot::Sender<Found>, now: Now) {
+        let request_id = submitted.request_id.clone();
+        if self.core.find_request(&request_id).is_none() {
+            self.core.submit(id, submitted, now);
+        }
+        if let Some(found) = self.found(&request_id) {
+            self.reply(move |_| drop(reply.send(found)));
+        }
+    }
+
+    fn found(&self, request_id: &str) -> Option<Found> {
+        let (state, spec_hash) = self.core.find_request(request_id)?;
+        let submitted = Box::new(state.submitted.clone());
+        Some(Found { spec_hash: spec_hash.to_owned(), submitted, job: view::job(state) })
+    }
+
+    fn page(&self, query: &Query) -> Page {
+        let newest_first = || self.core.order().iter().rev();
+        let after = query.after.as_ref();
+        let skip =
+            after.and_then(|after| newest_first().position(|id| id == after)).map_or(0, |index| index + 1);
+        let is_wanted = |state: &&JobState| {
+            (query.name.is_empty() || state.submitted.spec.name == query.name)
+                && state.id.starts_with(&query.id_prefix)
+        };
+        let mut wanted =
+            newest_first().skip(skip).filter_map(|id| self.core.state(id)).filter(is_wanted).peekable();
+        let (mut jobs, mut room) = (Vec::new(), PAGE_BYTES);
+        while jobs.len() < query.size
+            && let Some(state) = wanted.peek()
+        {
+            let Some(row) = self.core.job_summary(&state.id) else { break };
+            let needed = row.encoded_len();
+            if needed > room && !jobs.is_empty() {
+                break;
+            }
+            room = room.saturating_sub(needed);
+            jobs.push(row);
+            wanted.next();
+        }
+        let more = wanted.peek().is_some();
+        Page { next: jobs.last().filter(|_| more).map(|job| job.id.clone()), jobs }
+    }
+
+    pub(super) fn watch(&mut self, watch: Watch) {
+        let Watch { id, after_revision, reply } = watch;
+        let Some(state) = self.core.state(&id) else {
+            return self.reply(move |_| drop(reply.send(None)));
+        };
+        let now = self.clock.now();
+        let job = v1::job_event::Event::Job(self.core.job_view(&id).unwrap_or_default());
+        let mut past = vec![Arc::new(view::event(state, job, now.wall))];
+        past.extend(self.core.history(&id, after_revision));
+        if let Some((level, text)) = self.core.current_notice(&id) {
+            past.push(Arc::new(view::event(state, view::notice(level, text), now.wall)));
+        }
+        let ended = state.is_ended();
+        self.reply(move |streams| {
+            let future = (!ended).then(|| streams.subscribe(&id));
+            drop(reply.send(Some(Subscription { past, future })));
+        });
+    }
+
+    fn handle_worker(&mut self, command: Command, now: Now) {
+        match command {
+            Command::AgentRegistered { hello, connection, commands, reply } => {
+                let admitted = self.core.admits(&hello, now);
+                match &admitted {
+                    Ok(()) => self.register(&hello, connection, commands, now),
+                    Err(taken) => {
+                        tracing::warn!(agent = hello.agent_id, host = hello.hostname, %taken, "rejected agent");
+                    }
+                }
+                // The caller may be gone.
+                let _ = reply.send(admitted);
+            }
+            Command::AgentHeartbeat { agent, connection, number } => {
+                let known = self.core.agent_heard(&agent, connection, now);
+                // An agent must notice that it has no leader, so a coordinator that may be deposed stays silent.
+                if known && self.lease.is_valid() {
+                    let heard = v1::AgentHeard { number };
+                    self.streams.send_to_agent(&agent, agent_command::Command::Heard(heard));
+                }
+            }
+            Command::RankExited { agent, connection, exit } => {
+                self.core.agent_heard(&agent, connection, now);
+                self.core.rank_exited(&agent, exit, now);
+            }
+            Command::AgentLeaving { agent, connection } => {
+                self.core.agent_leaving(&agent, connection, now);
+            }
+            Command::AgentGone { agent, connection } => {
+                self.streams.remove_agent(&agent, connection);
+                self.core.agent_disconnected(&agent, connection, now);
+            }
+            Command::RankHello { hello, commands, reply } => {
+                let session = hello.session_id.clone();
+                let result = self.core.rank_hello(hello, now);
+                if result.is_ok() {
+                    self.streams.add_rank(&session, commands);
+                }
+                self.reply(move |_| drop(reply.send(result)));
+            }
+            Command::RankMessage { session, message, flaw } => {
+                if let Err(error) = self.core.rank_message(&session, message, flaw, now) {
+                    tracing::warn!(session, %error, "rejected message from rank");
+                    self.streams.remove_rank(&session, Some(error));
+                    self.core.rank_gone(&session, now);
+                }
+            }
+            Command::RankGone { session } => {
+                self.streams.remove_rank(&session, None);
+                self.core.rank_gone(&session, now);
+            }
+            Command::StepsWritten { job, phase, result } => {
+                self.core.steps_written(&job, &phase, result, now);
+            }
+            // Commands of users, handled by the caller.
+            _ => {}
+        }
+    }
+
+    fn register(
+        &mut self,
+        hello: &v1::AgentRegister,
+        connection: u64,
+        commands: mpsc::Sender<Result<v1::AgentCommand, Status>>,
+        now: Now,
+    ) {
+        let devices = hello.devices.len();
+        tracing::info!(
+            agent = hello.agent_id,
+            host = hello.hostname,
+            devices,
+            version = hello.version,
+            "agent registered"
+        );
+        self.streams.add_agent(&hello.agent_id, connection, commands);
+        let welcome = v1::AgentWelcome {
+            heartbeat_milliseconds: millis(self.settings.heartbeat),
+            fence_milliseconds: millis(self.settings.fence),
+        };
+        // Sent before any other command, without waiting for the log: it reveals no state.
+        self.streams.send_to_agent(&hello.agent_id, agent_command::Command::Welcome(welcome));
+        self.core.agent_registered(hello, connection, now);
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,42 @@
+use std::time::Duration;
+
+use foil_proto::v1;
+
+use super::watchdog::ProgressWatchdog;
+use crate::clock::Now;
+
+/// What a rank is working on.
+#[derive(Debug)]
+pub(super) enum Assignment {
+    Idle,
+    Chunk(ChunkLease),
+    Gang(GangMember),
+}
+
+/// A chunk that is leased to a rank.
+#[derive(Debug)]
+pub(super) struct ChunkLease {
+    /// Id of its phase. A lease may outlive its phase if the chunk was leased twice.
+    pub(super) phase: String,
+    pub(super) chunk: u32,
+    pub(super) lease: u64,
+    /// Key under which the result is written.
+    pub(super) key: String,
+    pub(super) since: Duration,
+    pub(super) watchdog: ProgressWatchdog,
+}
+
+/// A rank's membership in a gang.
+#[derive(Debug)]
+pub(super) struct GangMember {
+    pub(super) watchdog: ProgressWatchdog,
+    /// Last step that the rank has reported.
+    pub(super) step: u64,
+    pub(super) result: Option<v1::GangResult>,
+}
+
+impl GangMember {
+    pub(super) fn new(now: Now) -> Self {
+        Self { watchdog: ProgressWatchdog::new(now), step: 0, result: None }
+    }
+}

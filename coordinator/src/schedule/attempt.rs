@@ -1,0 +1,301 @@
+use foil_proto::v1;
+use foil_proto::v1::rank_message::Message;
+
+use super::context::{AttemptId, Context, Sender};
+use super::gang::{self, GangPhase};
+use super::loss::LossBudget;
+use super::map::MapPhase;
+use super::ranks::RankSet;
+use super::slot::Process;
+use super::teardown::Teardown;
+use super::{Deadlines, Decision, Effect, Input, ProtocolError};
+use crate::clock::Now;
+use crate::cluster::Placement;
+use crate::job::JobState;
+use crate::secret::{self, SecretIssuer};
+
+/// One attempt of a job.
+#[derive(Debug)]
+pub struct Attempt {
+    pub(super) id: AttemptId,
+    pub(super) deadlines: Deadlines,
+    pub(super) ranks: RankSet,
+    pub(super) phase: PhaseRun,
+    pub(super) losses: LossBudget,
+    /// Set once the attempt is ending.
+    pub(super) teardown: Option<Teardown>,
+    /// The progress of the current phase has changed since it was last asked for.
+    pub(super) progressed: bool,
+}
+
+/// The phase that the attempt works on.
+#[expect(clippy::large_enum_variant, reason = "one per attempt")]
+#[derive(Debug)]
+pub(super) enum PhaseRun {
+    Map(MapPhase),
+    Gang(GangPhase),
+    /// Every phase is committed.
+    Done,
+}
+
+impl PhaseRun {
+    /// The phase to be worked on in a job's current state.
+    fn current(state: &JobState, now: Now) -> Self {
+        match state.phase() {
+            None => Self::Done,
+            Some(phase) if phase.work.is_gang() => Self::Gang(GangPhase::new(phase, now)),
+            Some(phase) => Self::Map(MapPhase::new(phase, now)),
+        }
+    }
+
+    /// Id of the phase; empty if every phase is committed.
+    pub(super) fn id(&self) -> &str {
+        match self {
+            Self::Map(map) => map.id(),
+            Self::Gang(gang) => gang.id(),
+            Self::Done => "",
+        }
+    }
+}
+
+impl Attempt {
+    /// An attempt whose ranks have no devices yet.
+    pub fn new(state: &JobState, attempt: u32, term: u64, deadlines: Deadlines, now: Now) -> Self {
+        Self {
+            id: AttemptId { job: state.id.clone(), attempt, term },
+            deadlines,
+            ranks: RankSet::vacant(state),
+            phase: PhaseRun::current(state, now),
+            losses: LossBudget::default(),
+            teardown: None,
+            progressed: false,
+        }
+    }
+
+    /// The ranks that need a device.
+    pub fn vacancies(&self) -> Vec<usize> {
+        if self.teardown.is_some() { Vec::new() } else { self.ranks.vacancies() }
+    }
+
+    /// Sessions whose processes may still be alive.
+    pub fn sessions(&self) -> impl Iterator<Item = &str> {
+        self.ranks.processes().map(|process| process.session.as_str())
+    }
+
+    /// The agent on which a session's process runs.
+    pub fn agent_of(&self, session: &str) -> Option<&str> {
+        let process = self.ranks.processes().find(|process| process.session == session);
+        process.map(|process| process.placement.agent.as_str())
+    }
+
+    /// Places a new process of a rank on a device; returns it with the command that starts it.
+    pub fn start_rank(
+        &mut self,
+        rank: usize,
+        placement: Placement,
+        issuer: &SecretIssuer,
+        now: Now,
+    ) -> (Process, Effect) {
+        let AttemptId { job, attempt, term } = self.id.clone();
+        let session = format!("{job}-a{attempt}-r{rank}-t{term}-{}", self.ranks.next_process());
+        let secret = issuer.secret(&session);
+        let proof = secret::fingerprint(&secret);
+        let agent = placement.agent.clone();
+        let start = v1::StartRank {
+            session_id: session.clone(),
+            job_id: job,
+            attempt,
+            rank: u32::try_from(rank).unwrap_or(u32::MAX),
+            world: self.ranks.world(),
+            device_id: placement.device.clone(),
+            threads: self.ranks.threads,
+            secret,
+        };
+        let process = Process { session, placement, unseen: false, adopted: false, leaving: false, proof };
+        self.ranks.occupy(rank, process.clone(), now);
+        (process, Effect::Start { agent, start })
+    }
+
+    /// Takes in one fact. An error changes nothing.
+    pub fn handle(&mut self, state: &JobState, input: Input, now: Now) -> Result<Decision, ProtocolError> {
+        let mut cx = self.context(state, now);
+        match input {
+            Input::Hello { session, hello } => self.hello(&session, &hello, &mut cx)?,
+            Input::Message { session, message, flaw } => {
+                let rank = self.ranks.rank_of(&session).ok_or_else(|| self.stale(&session))?;
+                self.message(&Sender { rank, flaw: flaw.as_deref() }, message, &mut cx)?;
+            }
+            Input::FalseReport { session, why } => self.false_report(&session, why, &mut cx),
+            Input::StreamEnded { session } => self.stream_ended(&session, &mut cx),
+            Input::Exited(exit) => self.exited(exit, &mut cx),
+            Input::AgentBack { session } => self.ranks.agent_back(&session, &mut cx),
+            Input::AgentLeaving { session } => self.ranks.mark_leaving(&session),
+            Input::AgentLost { session } => self.agent_lost(&session, &mut cx),
+            Input::StepsWritten { phase, result } => self.steps_written(&phase, result, &mut cx),
+        }
+        Ok(self.decided(cx))
+    }
+
+    /// Moves on as far as the durable state and the clock allow. To be called until it changes nothing.
+    pub fn advance(&mut self, state: &JobState, now: Now) -> Decision {
+        let mut cx = self.context(state, now);
+        let current = state.phase().map_or("", |phase| phase.id.as_str());
+        if self.teardown.is_none() && self.phase.id() != current {
+            self.phase = PhaseRun::current(state, now);
+            self.losses.reset();
+        }
+        self.lose_overdue(&mut cx);
+        if let Some(teardown) = &mut self.teardown {
+            teardown.advance(&mut self.ranks, self.phase.id(), &mut cx);
+        } else {
+            self.advance_phase(&mut cx);
+        }
+        self.decided(cx)
+    }
+
+    fn advance_phase(&mut self, cx: &mut Context<'_>) {
+        match &mut self.phase {
+            PhaseRun::Map(map) if map.is_complete(cx) => map.commit(cx),
+            PhaseRun::Map(_) => self.advance_map(cx),
+            PhaseRun::Gang(gang) => {
+                if let Err(problem) = gang.advance(&mut self.ranks, cx) {
+                    self.act_on(problem, cx);
+                }
+            }
+            PhaseRun::Done => self.teardown = Some(Teardown::complete(&self.ranks, cx)),
+        }
+    }
+
+    fn advance_map(&mut self, cx: &mut Context<'_>) {
+        self.lose_stuck(cx);
+        if self.teardown.is_none()
+            && let PhaseRun::Map(map) = &mut self.phase
+            && let Err(problem) = map.lease_chunks(&mut self.ranks, cx)
+        {
+            self.act_on(problem, cx);
+        }
+    }
+
+    /// The store is unavailable: commands wait for the log and results for the store, so that no rank can be late. To be called
+    /// again and again until the store is available.
+    pub fn reset_deadlines(&mut self, now: Now) {
+        self.ranks.reset_deadlines(now);
+    }
+
+    /// The current phase's progress, if it has changed since the last call.
+    pub fn progress(&mut self, state: &JobState) -> Option<v1::PhaseProgress> {
+        if !std::mem::take(&mut self.progressed) || self.teardown.is_some() {
+            return None;
+        }
+        let phase = state.phase()?;
+        match &self.phase {
+            PhaseRun::Map(map) => Some(map.progress(&self.ranks, state, phase)),
+            PhaseRun::Gang(gang) => Some(gang.progress(&self.ranks, phase)),
+            PhaseRun::Done => None,
+        }
+    }
+
+    fn hello(
+        &mut self,
+        session: &str,
+        hello: &v1::RankHello,
+        cx: &mut Context<'_>,
+    ) -> Result<(), ProtocolError> {
+        let rank = self.ranks.authenticate(session, hello, &self.id)?;
+        if self.teardown.is_some() {
+            return Err(self.stale(session));
+        }
+        self.ranks.admit(rank, cx);
+        self.resume(rank, hello.task.as_ref(), cx);
+        Ok(())
+    }
+
+    fn message(
+        &mut self,
+        from: &Sender<'_>,
+        message: Message,
+        cx: &mut Context<'_>,
+    ) -> Result<(), ProtocolError> {
+        if cx.is_outdated(&message) {
+            return Ok(());
+        }
+        match message {
+            Message::Hello(_) => Err(ProtocolError::Invalid("a second hello on one stream".to_owned())),
+            Message::Progress(report) => {
+                cx.progressed |= self.ranks.record_progress(from.rank, report, self.phase.id(), cx.now);
+                Ok(())
+            }
+            Message::Chunk(result) => self.chunk_result(from, result, cx),
+            Message::Failure(failure) => {
+                self.task_failed(from.rank, failure, cx);
+                Ok(())
+            }
+            Message::Step(_) | Message::Rendezvous(_) | Message::Checkpoint(_) | Message::Gang(_) => {
+                self.gang_message(from, message, cx)
+            }
+        }
+    }
+
+    /// Takes in a report about the current gang phase. One about a committed phase is ignored: ranks repeat to a new leader what
+    /// they told the previous one.
+    fn gang_message(
+        &mut self,
+        from: &Sender<'_>,
+        message: Message,
+        cx: &mut Context<'_>,
+    ) -> Result<(), ProtocolError> {
+        let (phase, attempt) = match &message {
+            Message::Step(report) => (&report.phase, report.attempt),
+            Message::Rendezvous(offer) => (&offer.phase, offer.attempt),
+            Message::Checkpoint(shard) => (&shard.phase, shard.attempt),
+            Message::Gang(result) => (&result.phase, result.attempt),
+            _ => return Ok(()),
+        };
+        let (Some(phase), PhaseRun::Gang(gang)) = (cx.gang_phase(phase, attempt)?, &mut self.phase) else {
+            return Ok(());
+        };
+        let ranks = &mut self.ranks;
+        match message {
+            Message::Step(report) => gang.step_report(from.rank, report, ranks, cx),
+            Message::Rendezvous(offer) => gang.rendezvous_offer(from.rank, offer, ranks, cx),
+            Message::Checkpoint(shard) => gang.checkpoint_shard(from, shard, ranks, cx),
+            Message::Gang(result) => {
+                gang::check_result(from, &result, phase, cx)?;
+                ranks.record_result(from.rank, result, cx.now);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn steps_written(&mut self, phase: &str, result: Result<v1::Object, String>, cx: &mut Context<'_>) {
+        if self.teardown.is_some() {
+            return;
+        }
+        if let PhaseRun::Gang(gang) = &mut self.phase
+            && let Err(problem) = gang.steps_written(phase, result, cx)
+        {
+            self.act_on(problem, cx);
+        }
+    }
+
+    fn stale(&self, session: &str) -> ProtocolError {
+        ProtocolError::Stale { session: session.to_owned(), attempt: self.id.attempt }
+    }
+
+    fn context<'a>(&self, state: &'a JobState, now: Now) -> Context<'a> {
+        Context {
+            id: self.id.clone(),
+            state,
+            now,
+            deadlines: self.deadlines,
+            out: Decision::default(),
+            progressed: false,
+        }
+    }
+
+    fn decided(&mut self, cx: Context<'_>) -> Decision {
+        self.progressed |= cx.progressed;
+        cx.out
+    }
+}

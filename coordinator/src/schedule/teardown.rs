@@ -1,0 +1,152 @@
+//! The teardown of an attempt: its ranks are stopped and reaped, then its cause is recorded.
+
+use std::time::Duration;
+
+use foil_proto::v1;
+use foil_proto::v1::rank_command::Command;
+
+use super::attempt::{Attempt, PhaseRun};
+use super::context::Context;
+use super::diagnosis::{Observation, diagnose};
+use super::ranks::RankSet;
+use crate::clock::Now;
+use crate::job::{Cause, CauseClass, Change};
+
+/// An attempt that is ending. It is over when every slot is vacant.
+#[derive(Debug)]
+pub(super) struct Teardown {
+    /// When ranks that are still alive are killed.
+    kill_at: Duration,
+    reason: Reason,
+}
+
+#[derive(Debug)]
+enum Reason {
+    /// The cause is diagnosed and recorded when all ranks are gone.
+    Failed {
+        observations: Vec<Observation>,
+        poison: Option<String>,
+        unrecoverable: bool,
+        /// A worker's fault counts like the job's own.
+        charged: bool,
+    },
+    Canceled,
+    /// Other jobs can use its devices.
+    Yielded,
+    /// The end is in the log already.
+    Recorded,
+}
+
+impl Teardown {
+    /// After a failure; another attempt may follow.
+    pub(super) fn failed(observation: Observation, kill_at: Duration) -> Self {
+        let observations = vec![observation];
+        let reason = Reason::Failed { observations, poison: None, unrecoverable: false, charged: false };
+        Self { kill_at, reason }
+    }
+
+    /// After a failure that every other attempt would repeat.
+    pub(super) fn unrecoverable(observation: Observation, poison: Option<String>, kill_at: Duration) -> Self {
+        let observations = vec![observation];
+        let reason = Reason::Failed { observations, poison, unrecoverable: true, charged: false };
+        Self { kill_at, reason }
+    }
+
+    /// After the last phase: ranks may exit by themselves.
+    pub(super) fn complete(ranks: &RankSet, cx: &mut Context<'_>) -> Self {
+        for rank in 0..ranks.slots.len() {
+            ranks.send(rank, Command::Exit(v1::RankExit {}), cx);
+        }
+        let cause = Cause::new(CauseClass::Completed, "every phase is committed");
+        cx.out.because(cause.message.clone());
+        cx.out.changes.push(Change::AttemptEnded { attempt: cx.id.attempt, cause });
+        Self { kill_at: cx.now.mono + cx.deadlines.exit, reason: Reason::Recorded }
+    }
+
+    fn is_recorded(&self) -> bool {
+        matches!(self.reason, Reason::Recorded)
+    }
+
+    /// Adds an observation made while a failed attempt is torn down.
+    pub(super) fn note(&mut self, observation: Observation) {
+        if let Reason::Failed { observations, .. } = &mut self.reason {
+            observations.push(observation);
+        }
+    }
+
+    /// Counts a worker's fault against the job.
+    pub(super) fn charge(&mut self) {
+        if let Reason::Failed { charged, .. } = &mut self.reason {
+            *charged = true;
+        }
+    }
+
+    /// Kills the ranks when it is time, and records the end when all of them are gone.
+    pub(super) fn advance(&mut self, ranks: &mut RankSet, phase: &str, cx: &mut Context<'_>) {
+        if cx.now.mono >= self.kill_at {
+            for rank in 0..ranks.slots.len() {
+                ranks.stop(rank, cx);
+            }
+        }
+        if !ranks.is_empty() {
+            return;
+        }
+        if let Some(cause) = std::mem::replace(&mut self.reason, Reason::Recorded).into_cause(phase) {
+            let attempt = cx.id.attempt;
+            cx.out.because(format!("all ranks of attempt {attempt} are gone: {}", cause.message));
+            cx.out.changes.push(Change::AttemptEnded { attempt, cause });
+        }
+    }
+}
+
+impl Reason {
+    /// The cause to record; none if it is recorded already.
+    fn into_cause(self, phase: &str) -> Option<Cause> {
+        match self {
+            Self::Recorded => None,
+            Self::Canceled => Some(Cause::new(CauseClass::Cancelled, "cancelled")),
+            Self::Yielded => Some(Cause::new(
+                CauseClass::Preempted,
+                "the workers left have fewer devices than the job has ranks; it holds none while it waits for more",
+            )),
+            Self::Failed { observations, poison, unrecoverable, charged } => {
+                let mut cause = diagnose(phase, &observations);
+                if charged && cause.class == CauseClass::Worker {
+                    cause.class = CauseClass::Crash;
+                }
+                if let Some(poison) = poison {
+                    cause.message =
+                        format!("{poison} ended every rank that tried it; at last {}", cause.message);
+                }
+                if unrecoverable {
+                    cause.detail.last_class = Some(cause.class);
+                    cause.class = CauseClass::NoProgress;
+                }
+                Some(cause)
+            }
+        }
+    }
+}
+
+impl Attempt {
+    /// Stops all ranks, because a user canceled the job.
+    pub fn cancel(&mut self, now: Now) {
+        if !self.teardown.as_ref().is_some_and(Teardown::is_recorded) {
+            self.teardown = Some(Teardown { kill_at: now.mono, reason: Reason::Canceled });
+        }
+    }
+
+    /// Ends the attempt without blame if its gang waits for ranks that cannot get devices, so that others can use those that it
+    /// holds. Otherwise the attempt goes on.
+    pub fn yield_devices(&mut self, now: Now) {
+        let is_waiting = matches!(&self.phase, PhaseRun::Gang(gang) if gang.is_waiting_for_ranks());
+        if is_waiting && self.teardown.is_none() {
+            self.teardown = Some(Teardown { kill_at: now.mono, reason: Reason::Yielded });
+        }
+    }
+
+    /// True when the attempt has no process left and its end is in the log.
+    pub fn is_over(&self) -> bool {
+        self.teardown.as_ref().is_some_and(Teardown::is_recorded) && self.ranks.is_empty()
+    }
+}
