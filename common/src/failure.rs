@@ -1,6 +1,6 @@
-//! Names of failure classes, as logs and users see them.
+//! Classes of failures, and their names as logs and users see them.
 
-use foil_proto::v1::FailureClass;
+pub use foil_proto::v1::FailureClass;
 
 /// The lower-case name of a class, for example `out_of_memory`.
 pub fn class_name(class: FailureClass) -> String {

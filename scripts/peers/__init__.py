@@ -1,20 +1,20 @@
-"""Foil beside its peers: the Python side of scripts/bench.
+"""Benchmarks of Foil against other libraries, its peers: the Python side of scripts/bench.
 
-A *row* of the table is a list of contests; a *contest* is one piece of work that several *contestants* do. Each
-contestant is a process (or two, data-parallel) that loads once and then does the same repetition again and again, so
-that repetitions of all contestants can alternate: what slows the machine for a while slows all of them.
+A *row* of the table is a list of cases; a *case* is one workload that several *implementations* run. Each
+implementation is a process (or two, data-parallel) that loads once and then repeats the same work, so that repetitions
+of all implementations can alternate: a temporary slowdown of the machine affects all of them.
 
-    workload.py    what a contestant is asked to do, as the JSON file that both sides read
-    serve.py       the contestant's side of the protocol, for the peers; Foil's is the program foil-bench
-    process.py     the bench's side of it: starts a contestant, asks for repetitions, learns its peak memory
-    contest.py     what a contest is; runs one: warm-ups, alternating repetitions, medians
-    parity.py      whether contestants computed the same thing; if not, the contest is void
+    workload.py    the workload of an implementation, as the JSON file that both sides read
+    serve.py       the implementation's side of the protocol, for the peers; Foil's is the program foil-bench
+    process.py     the bench's side of it: starts an implementation, asks for repetitions, reads its peak memory
+    case.py        a benchmark case, and how it is run: warm-ups, alternating repetitions, medians
+    parity.py      checks that implementations computed the same thing; if not, the case is void
     data.py        token rows from the data sets
-    flops.py       how much arithmetic a workload needs at the least
-    table.py       the rows held so far, and those that could not be
+    flops.py       the minimum arithmetic of a workload
+    table.py       the rows run so far, and those that were skipped
     report.py      the table, the JSON file and RESULTS.md
     row_*.py       the rows
-    run_*.py       the peers, each a program of its own
+    run_*.py       the peers, each a separate program
 
 Run it through scripts/bench, which first installs and builds what is missing.
 """

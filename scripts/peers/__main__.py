@@ -1,10 +1,11 @@
-"""scripts/bench: Foil and its peers side by side, at the same work on the same machine.
+"""scripts/bench: benchmarks of Foil and its peers on the same workloads and the same machine.
 
-Every contest alternates its contestants' repetitions, reports medians with their spread, and holds what was computed
-against a reference: where losses or greedy tokens disagree, the contest is VOID and the exit status 1.
+Every case alternates repetitions of its implementations, reports medians with their spread, and compares results with a
+reference: if losses or greedy tokens disagree, the case is VOID and the exit status is 1.
 """
 
 import argparse
+import os
 import shlex
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from peers.machine import Machine
 from peers.setting import ROOT, Setting
 from peers.table import Table
 
-# In the order in which they are held.
+# In the order in which they are run.
 ROWS = {
     "generate": row_generate.generate,
     "eos": row_generate.eos,
@@ -28,7 +29,7 @@ ROWS = {
     "round": row_round.whole_round,
     "checkpoint": row_checkpoint.checkpoint,
 }
-# The quick table leaves out what alone takes minutes.
+# The quick table leaves out rows that take minutes by themselves.
 QUICK = ("generate", "eos", "reward", "dpo", "parallel", "checkpoint")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 FULL_TURNS, QUICK_TURNS = (3, 5), (1, 2)  # warm-ups, repetitions
@@ -52,28 +53,28 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="less than 5 minutes: fewer rows, smaller work, 1 warm-up, 2 repetitions")
     add("--only", type=row_names, metavar="ROW[,ROW]", help=f"only these of: {', '.join(ROWS)}")
-    add("--precision", choices=("fp32", "bf16"), help="only this one (default: both where a row has both)")
-    add("--reps", type=positive, metavar="N", help="counted repetitions (default: 5; long contests take at most 3)")
-    add("--threads", type=positive, default=2, metavar="N", help="threads of each contestant (default: 2)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="what all contestants run on (default: cpu)")
+    add("--precision", choices=("fp32", "bf16"), help="only this one (default: both if a row has both)")
+    add("--reps", type=positive, metavar="N", help="counted repetitions (default: 5; long cases take at most 3)")
+    add("--threads", type=positive, default=2, metavar="N", help="threads of each implementation (default: 2)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="device of all implementations (default: cpu)")
     add(
         "--data",
         type=Path,
-        default=ROOT.parent / "shared" / "data",
+        default=Path(os.environ.get("FOIL_TEST_MODELS", ROOT.parent / "shared")) / "data",
         metavar="DIR",
-        help="holds hh/, golden/ and tinystories.txt.gz (default: ../shared/data beside the checkout)",
+        help="folder with hh/, golden/ and tinystories.txt.gz (default: data in the folder of FOIL_TEST_MODELS; see tests/README.md)",
     )
-    add("--json", type=Path, metavar="FILE", help="write every figure to this file")
+    add("--json", type=Path, metavar="FILE", help="write all metrics to this file")
     add(
         "--write-results",
         action="store_true",
-        help="write the table to scripts/peers/RESULTS.md; with --only, these rows in the place of their earlier ones",
+        help="write the table to scripts/peers/RESULTS.md; with --only, only these rows are replaced",
     )
     add("--no-build", action="store_true", help="measure target/release as it is")
     add("--peers-only", action="store_true", help="neither build nor run Foil: to work on the peers")
     chosen = parser.parse_args()
     if chosen.write_results and (chosen.quick or chosen.peers_only):
-        parser.error("RESULTS.md holds whole contests: --write-results goes without --quick and --peers-only")
+        parser.error("RESULTS.md contains complete cases: --write-results goes without --quick and --peers-only")
     return chosen
 
 
@@ -87,16 +88,16 @@ def require_cuda() -> None:
 def build() -> None:
     command = ["cargo", "build", "--release", "--workspace", "--bins"]
     if subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode != 0:
-        sys.exit(f"bench: `{' '.join(command)}` failed; its messages stand above")
+        sys.exit(f"bench: `{' '.join(command)}` failed; see its messages above")
 
 
 def main() -> None:
-    # Being told to stop is an end like any other: runners are ended and scratch files removed.
+    # SIGTERM is an ordinary exit: runners are ended and scratch files removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: stopped"))
     chosen = arguments()
     if chosen.device == "cuda":
         require_cuda()
-    # Described before the build, whose own load is not another program's.
+    # Before the build, whose load must not count as that of another program.
     table = Table(Machine.here(chosen.device, shlex.join(["scripts/bench", *sys.argv[1:]])))
     if not (chosen.peers_only or chosen.no_build):
         build()
@@ -114,15 +115,15 @@ def main() -> None:
         )
         turns = warm_ups, chosen.reps or repetitions
         for name in chosen.only or (QUICK if chosen.quick else ROWS):
-            table.hold(name, ROWS[name], setting, turns, report.show_last)
+            table.run(name, ROWS[name], setting, turns, report.show_latest)
     report.show_end(table)
     if chosen.json:
         report.write_json(chosen.json, table)
     if chosen.write_results:
-        write = report.renew_results if chosen.only and RESULTS.exists() else report.write_results
+        write = report.update_results if chosen.only and RESULTS.exists() else report.write_results
         write(RESULTS, table)
     if table.unsound:
-        sys.exit(f"bench: void, failed or not held: {', '.join(table.unsound)}")
+        sys.exit(f"bench: void, failed or skipped: {', '.join(table.unsound)}")
 
 
 if __name__ == "__main__":

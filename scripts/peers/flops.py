@@ -1,7 +1,7 @@
-"""The least arithmetic of a workload, to hold a speed against the machine's limit.
+"""The minimum arithmetic of a workload, to compare a speed with the machine's limit.
 
 Matrix products only, a multiplication and an addition counted as two. Every token counts once: a prompt is computed
-once for its two answers (training) or its samples (generation), and padding not at all. So a contestant that does
+once for its two answers (training) or its samples (generation), and padding not at all. So an implementation that does
 superfluous work shows a smaller fraction of the limit, and none can reach more than 1.
 """
 

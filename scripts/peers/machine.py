@@ -46,10 +46,10 @@ class Machine:
 
     @property
     def warning(self) -> str:
-        """Not empty where figures will say more about other programs than about the contestants."""
+        """Not empty where metrics will say more about other programs than about the implementations."""
         if self.busy_cores < BUSY:
             return ""
-        return f"other programs kept {self.busy_cores:.1f} cores busy when the bench began; figures are rough"
+        return f"other programs kept {self.busy_cores:.1f} cores busy when the bench began; metrics are rough"
 
 
 def busy_cores(seconds: float = 1.0) -> float:

@@ -1,6 +1,6 @@
-"""Whether contestants computed the same thing. A speed without agreement is void.
+"""Checks that implementations computed the same thing. A speed without agreement is void.
 
-A contest names its reference: for losses the lean PyTorch loop, for greedy tokens transformers' generate.
+A case names its reference: for losses the lean PyTorch loop, for greedy tokens transformers' generate.
 """
 
 import dataclasses
@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 # fp32 losses of two implementations: relative, at every step.
 LOSS_TOLERANCE = 1e-3
-# How much farther from the fp32 losses than its peers a bf16 run may be.
+# Maximum distance of a bf16 run from the fp32 losses, relative to its peers.
 BF16_FACTOR = 1.5
-# No rounding to bf16 moves these losses so far: whoever is beyond computed something else, peers included.
+# Maximum distance that rounding to bf16 explains: beyond it, an implementation computed something else, peers included.
 BF16_FARTHEST = 0.1
 # Repetitions start from the same weights, so that only the order of sums in threads may differ.
 REPEAT_TOLERANCE = 1e-3
@@ -28,7 +28,7 @@ def nothing_to_compare(records, _checks) -> dict[str, Verdict]:
 
 
 def relative(ours: list[float], theirs: list[float]) -> float:
-    """The largest relative difference; infinite where lengths differ or a number is not finite."""
+    """The largest relative difference; infinite if lengths differ or a number is not finite."""
     if len(ours) != len(theirs) or not all(map(math.isfinite, ours + theirs)):
         return math.inf
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs))
@@ -42,10 +42,10 @@ def distance(ours: list[float], exact: list[float]) -> float:
 
 
 def unsound(record, tokens: int) -> Verdict | None:
-    """A verdict against a contestant that did other work, or whose repetitions did not start from the same state."""
+    """A verdict against an implementation that did other work, or whose repetitions did not start from the same state."""
     if record.first["tokens"] != tokens:
         return Verdict(False, f"trained on {record.first['tokens']:,} tokens instead of {tokens:,}")
-    widest = max(relative(figures["losses"], record.first["losses"]) for figures in record.repetitions)
+    widest = max(relative(metrics["losses"], record.first["losses"]) for metrics in record.repetitions)
     if widest > REPEAT_TOLERANCE:
         return Verdict(False, f"its own repetitions differ by {widest:.1e}")
     return None
@@ -56,9 +56,9 @@ def missing(names, what: str) -> dict[str, Verdict]:
 
 
 def fp32_losses(reference: str, tokens: int) -> Callable[..., dict[str, Verdict]]:
-    """Every contestant's losses on so many tokens against the reference's, step by step."""
+    """Every implementation's losses on so many tokens against the reference's, step by step."""
 
-    def judge(records, _checks) -> dict[str, Verdict]:
+    def compare(records, _checks) -> dict[str, Verdict]:
         if reference not in records:
             return missing(records, reference)
         theirs = records[reference].first["losses"]
@@ -69,19 +69,19 @@ def fp32_losses(reference: str, tokens: int) -> Callable[..., dict[str, Verdict]
             verdicts[name] = unsound(record, tokens) or Verdict(difference <= LOSS_TOLERANCE, text)
         return verdicts
 
-    return judge
+    return compare
 
 
 def bf16_losses(exact: str, reference: str, tokens: int) -> Callable[..., dict[str, Verdict]]:
     """Foil's distance to exact losses against its peers', on the checks' many small steps.
 
-    The check named `exact` is an fp32 run, the others are the contestants' bf16 runs of the same steps. How far a few
+    The check named `exact` is an fp32 run, the others are the implementations' bf16 runs of the same steps. How far a few
     losses are from exact ones is mostly luck, up to a factor of 4 either way for two of them; over two dozen it says
-    how precise a program is. The largest of the peers' distances is what Foil's is held against; where even that is
+    how precise a program is. Foil's distance is compared with the largest one of the peers; where even that is
     within the tolerance of fp32, the tolerance.
     """
 
-    def judge(records, checks) -> dict[str, Verdict]:
+    def compare(records, checks) -> dict[str, Verdict]:
         if exact not in checks or reference not in records:
             return missing(records, f"{exact} or {reference}")
         fp32 = checks[exact].first["losses"]
@@ -96,7 +96,7 @@ def bf16_losses(exact: str, reference: str, tokens: int) -> Callable[..., dict[s
             for name, record in records.items()
         }
 
-    return judge
+    return compare
 
 
 def astray(ours: list[float], theirs: list[float]) -> Verdict | None:
@@ -112,9 +112,9 @@ def near_enough(far: float | None, bound: float) -> Verdict:
 
 
 def greedy_tokens(reference: str, of_checks: bool) -> Callable[..., dict[str, Verdict]]:
-    """Every token of greedy answers: those of the checks, or those of the contest itself where it is greedy."""
+    """Every token of greedy answers: those of the checks, or those of the case itself where it is greedy."""
 
-    def judge(records, checks) -> dict[str, Verdict]:
+    def compare(records, checks) -> dict[str, Verdict]:
         answers = {name: record.first["tokens_out"] for name, record in (checks if of_checks else records).items()}
         if reference not in answers:
             return missing(records, reference)
@@ -122,7 +122,7 @@ def greedy_tokens(reference: str, of_checks: bool) -> Callable[..., dict[str, Ve
         compared = {name: same_tokens(ours, answers[reference], name == reference) for name, ours in answers.items()}
         return {name: compared.get(name, failed) for name in records}
 
-    return judge
+    return compare
 
 
 def same_tokens(ours: list[list[int]], theirs: list[list[int]], is_reference: bool) -> Verdict:
@@ -141,13 +141,13 @@ def same_tokens(ours: list[list[int]], theirs: list[list[int]], is_reference: bo
 def same_counts(reference: str) -> Callable[..., dict[str, Verdict]]:
     """For work whose draws differ: as many pairs, samples and steps as the reference."""
 
-    def judge(records, _checks) -> dict[str, Verdict]:
+    def compare(records, _checks) -> dict[str, Verdict]:
         if reference not in records:
             return missing(records, reference)
         theirs = records[reference].first["counts"]
         return {name: same_count(record.first["counts"], theirs) for name, record in records.items()}
 
-    return judge
+    return compare
 
 
 def same_count(ours: dict[str, int], theirs: dict[str, int]) -> Verdict:

@@ -1,4 +1,4 @@
-"""The bench's side of the protocol: a contestant's processes, from start to quit."""
+"""The bench's side of the protocol: an implementation's processes, from start to quit."""
 
 import dataclasses
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 STDERR_LINES = 12
-# No repetition of any row takes near as long; a runner that says nothing for so many seconds hangs.
+# No repetition takes nearly as long; a runner that prints nothing for so many seconds hangs.
 SILENT_SECONDS = 1800
 
 
 class Task(Protocol):
-    """What a runner is given: a Workload, or a Round."""
+    """The input of a runner: a Workload or a Round."""
 
     threads: int
     world: int
@@ -26,8 +26,8 @@ class Task(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
-    """Who does a piece of work: a runner's command line, to which the path of its task is appended."""
+class Implementation:
+    """An implementation: the command line of its runner, to which the path of its task is appended."""
 
     name: str
     command: list[str]
@@ -37,24 +37,24 @@ class Contestant:
     def is_foil(self) -> bool:
         return self.name.startswith("foil")
 
-    def on(self, task: Task) -> "Contestant":
+    def on(self, task: Task) -> "Implementation":
         return dataclasses.replace(self, task=task)
 
 
-class ContestantFailed(Exception):
-    """A runner ended early or broke the protocol; the message holds the end of its standard error."""
+class ImplementationFailed(Exception):
+    """A runner ended early or broke the protocol; the message includes the end of its standard error."""
 
 
 class Runner:
-    """One process of a contestant."""
+    """One process of an implementation."""
 
-    def __init__(self, contestant: Contestant, task: Task, stem: Path):
-        self.name = contestant.name
+    def __init__(self, implementation: Implementation, task: Task, stem: Path):
+        self.name = implementation.name
         workload, self.errors = stem.with_suffix(".json"), stem.with_suffix(".stderr")
         task.write(workload)
         with open(self.errors, "wb") as errors:
             self.process = subprocess.Popen(
-                [*contestant.command, str(workload)],
+                [*implementation.command, str(workload)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -81,9 +81,9 @@ class Runner:
         except json.JSONDecodeError:
             raise self.failure(f"printed {line.strip()!r}, which is no JSON") from None
 
-    def failure(self, what: str) -> ContestantFailed:
+    def failure(self, what: str) -> ImplementationFailed:
         tail = self.errors.read_text(errors="replace").strip().splitlines()[-STDERR_LINES:]
-        return ContestantFailed("\n    ".join([f"{self.name} {what}", *tail]))
+        return ImplementationFailed("\n    ".join([f"{self.name} {what}", *tail]))
 
     def kill(self) -> None:
         self.process.kill()
@@ -93,20 +93,20 @@ class Runner:
 
 
 class Running:
-    """A started contestant: one runner, or one for each rank."""
+    """A started implementation: one runner, or one for each rank."""
 
-    def __init__(self, contestant: Contestant, directory: Path):
-        world = contestant.task.world
-        tasks = [contestant.task]
+    def __init__(self, implementation: Implementation, directory: Path):
+        world = implementation.task.world
+        tasks = [implementation.task]
         if world > 1:
             rendezvous = f"127.0.0.1:{free_port()}"
-            tasks = [contestant.task.with_(rank=rank, rendezvous=rendezvous) for rank in range(world)]
-        stem = "".join(letter if letter.isalnum() else "-" for letter in contestant.name)
+            tasks = [implementation.task.with_(rank=rank, rendezvous=rendezvous) for rank in range(world)]
+        stem = "".join(letter if letter.isalnum() else "-" for letter in implementation.name)
         self.runners: list[Runner] = []
         try:
             # All ranks are started before any is waited for: they wait for one another.
             for rank, task in enumerate(tasks):
-                self.runners.append(Runner(contestant, task, directory / f"{stem}-{rank}"))
+                self.runners.append(Runner(implementation, task, directory / f"{stem}-{rank}"))
             for runner in self.runners:
                 if runner.hear() != {"ready": True}:
                     raise runner.failure("did not say that it is ready")
@@ -115,14 +115,14 @@ class Running:
             raise
 
     def repetition(self) -> dict:
-        """One repetition's figures; of several ranks the slowest one's seconds and the mean of their losses."""
+        """One repetition's metrics; of several ranks the slowest one's seconds and the mean of their losses."""
         for runner in self.runners:
             runner.say("run")
-        figures = [runner.hear() for runner in self.runners]
-        whole = figures[0] | {"seconds": max(figure["seconds"] for figure in figures)}
+        metrics = [runner.hear() for runner in self.runners]
+        whole = metrics[0] | {"seconds": max(metric["seconds"] for metric in metrics)}
         if "losses" in whole:
             # Equal shares: the batch's loss, whether ranks report their own or already the batch's.
-            steps = zip(*(figure["losses"] for figure in figures), strict=True)
+            steps = zip(*(metric["losses"] for metric in metrics), strict=True)
             whole["losses"] = [sum(losses) / len(losses) for losses in steps]
         return whole
 
@@ -142,7 +142,7 @@ class Running:
 
 
 def environment(threads: int, scratch: Path) -> dict[str, str]:
-    """The same for every contestant. Nothing is asked of the network, and scratch files lie on the measured disk."""
+    """The same for every implementation. Nothing is asked of the network, and scratch files lie on the measured disk."""
     count = str(threads)
     return os.environ | {
         "OMP_NUM_THREADS": count,

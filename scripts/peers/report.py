@@ -1,22 +1,22 @@
-"""What was found: a table for the terminal, one for RESULTS.md, and every figure as JSON."""
+"""Reports: a table for the terminal, one for RESULTS.md, and all metrics as JSON."""
 
 import dataclasses
 import json
 import sys
 from pathlib import Path
 
-from peers.contest import Measure, Outcome, Spread
+from peers.case import Measure, Outcome, Spread
 from peers.machine import Limits
 from peers.table import Table
 
-HEADS = ("contestant", "rate", "least – most", "Foil is", "peak MiB", "of limit", "parity")
+HEADS = ("implementation", "rate", "min – max", "Foil speedup", "peak MiB", "of limit", "parity")
 NOTES = """\
 - Rates are medians over repetitions of unpadded tokens per second; the spread is the slowest and the fastest one.
-- "Foil is" says how many times as fast Foil is as this contestant. Repetitions of all contestants alternate.
+- "Foil speedup" is Foil's rate over that of the implementation. Repetitions of all implementations alternate.
 - Peak memory is the process's largest resident set (VmHWM), libraries included; of several processes the sum.
-- "of limit" is the least arithmetic of the work (prompts once, no padding) against the machine's matrix products.
+- "of limit" is the minimum arithmetic of the workload (prompts once, no padding) relative to the machine's matrix products.
 - Every repetition starts from the loaded weights; loading and the making of trainers are not timed.
-- A contest whose losses or greedy tokens disagree is VOID: its speeds mean nothing.
+- A case whose losses or greedy tokens disagree is VOID: its speeds are meaningless.
 """
 
 
@@ -25,8 +25,8 @@ def number(value: float) -> str:
 
 
 def lines_of(outcome: Outcome, measure: Measure, limits: Limits) -> list[tuple[str, ...]]:
-    """One line for each contestant, in the order of HEADS."""
-    foil = next((c.name for c in outcome.contest.contestants if c.is_foil), None)
+    """One line for each implementation, in the order of HEADS."""
+    foil = next((c.name for c in outcome.case.implementations if c.is_foil), None)
     ours = outcome.rate(foil, measure) if foil else None
     lines = []
     for name, record in outcome.records.items():
@@ -36,7 +36,7 @@ def lines_of(outcome: Outcome, measure: Measure, limits: Limits) -> list[tuple[s
             (
                 name,
                 "FAILED" if rate is None else number(rate.median),
-                "" if rate is None else f"{number(rate.least)} – {number(rate.most)}",
+                "" if rate is None else f"{number(rate.min)} – {number(rate.max)}",
                 times(ours, rate),
                 "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:,.0f}",
                 "" if fraction is None else f"{fraction:.0%}",
@@ -63,45 +63,45 @@ def show_machine(table: Table) -> None:
 
 def show_end(table: Table) -> None:
     for row, why in table.skipped.items():
-        print(f"\n{row}: not held: {why}")
+        print(f"\n{row}: skipped: {why}")
     print(f"\nmatrix products: {describe_limits(table.limits)}")
 
 
-def show_last(table: Table) -> None:
-    """Prints a contest as soon as it is held."""
+def show_latest(table: Table) -> None:
+    """Prints the latest case."""
     outcome, limits = table.outcomes[-1], table.limits
-    contest = outcome.contest
-    print(f"\n{contest.key}: {contest.title} ({contest.precision}; {turns(outcome)})")
-    if contest.note:
-        print(f"  {contest.note}")
-    for measure in contest.measures:
+    case = outcome.case
+    print(f"\n{case.key}: {case.title} ({case.precision}; {turns(outcome)})")
+    if case.note:
+        print(f"  {case.note}")
+    for measure in case.measures:
         print(aligned([(HEADS[0], measure.unit, *HEADS[2:]), *lines_of(outcome, measure, limits)]))
     for failure in outcome.failures:
         print(f"  FAILED: {failure}")
     if outcome.void:
-        print("  VOID: contestants disagree, so that no speed above counts")
+        print("  VOID: implementations disagree, so the speeds above do not count")
     sys.stdout.flush()
 
 
 def aligned(table: list[tuple[str, ...]]) -> str:
-    """Names and verdicts to the left, figures to the right."""
+    """Names and verdicts left-aligned, metrics right-aligned."""
     widths = [max(map(len, column)) for column in zip(*table)]
 
     def line(cells: tuple[str, ...]) -> str:
-        first, *figures, last = zip(cells, widths)
-        middle = (text.rjust(width) for text, width in figures)
+        first, *metrics, last = zip(cells, widths)
+        middle = (text.rjust(width) for text, width in metrics)
         return "  " + "  ".join([first[0].ljust(first[1]), *middle, last[0]]).rstrip()
 
     return "\n".join(map(line, table))
 
 
 def summary(outcome: Outcome, limits: Limits) -> dict:
-    """Every figure of a contest, each repetition's included, in a form that JSON takes."""
-    contest = outcome.contest
+    """All metrics of a case and of its repetitions, for JSON."""
+    case = outcome.case
 
     def record(name: str) -> dict:
         made, verdict = outcome.records[name], outcome.verdicts.get(name)
-        rates = {measure.unit: outcome.rate(name, measure) for measure in contest.measures}
+        rates = {measure.unit: outcome.rate(name, measure) for measure in case.measures}
         return {
             "rates": {unit: rate and dataclasses.asdict(rate) for unit, rate in rates.items()},
             "of_limit": outcome.limit_fraction(name, limits),
@@ -112,13 +112,13 @@ def summary(outcome: Outcome, limits: Limits) -> dict:
         }
 
     return {
-        "contest": contest.key,
-        "title": contest.title,
-        "precision": contest.precision,
-        "note": contest.note,
+        "case": case.key,
+        "title": case.title,
+        "precision": case.precision,
+        "note": case.note,
         "warm_ups": outcome.warm_ups,
         "void": outcome.void,
-        "contestants": {name: record(name) for name in outcome.records},
+        "implementations": {name: record(name) for name in outcome.records},
         "checks": {name: check.repetitions or check.failure for name, check in outcome.checks.items()},
     }
 
@@ -127,7 +127,7 @@ def write_json(path: Path, table: Table) -> None:
     whole = {
         "machine": dataclasses.asdict(table.machine),
         "matrix_products_flops": table.limits,
-        "contests": [summary(outcome, table.limits) for outcome in table.outcomes],
+        "cases": [summary(outcome, table.limits) for outcome in table.outcomes],
         "skipped": table.skipped,
     }
     path.write_text(json.dumps(whole, indent=1) + "\n")
@@ -140,29 +140,29 @@ def describe_limits(limits: Limits) -> str:
 def write_results(path: Path, table: Table) -> None:
     """The last full table, for readers."""
     head = [
-        "# Foil beside its peers\n",
+        "# Benchmarks of Foil and its peers\n",
         f"Made by {origin(table)}.{warning(table)}\n",
         f"Matrix products of this machine: {describe_limits(table.limits)}.\n",
         NOTES,
     ]
     sections = [section(outcome, table) for outcome in table.outcomes]
-    left_out = [f"`{row}` was not held: {why}.\n" for row, why in table.skipped.items()]
+    left_out = [f"`{row}` was skipped: {why}.\n" for row, why in table.skipped.items()]
     path.write_text("\n".join([*head, *sections, *left_out]))
 
 
-def renew_results(path: Path, table: Table) -> None:
-    """Puts the contests held now in the place of those of an earlier table, and says of each when it was held."""
+def update_results(path: Path, table: Table) -> None:
+    """Replaces the cases of an earlier table by those of this run, with the origin of each."""
     head, *sections = path.read_text().split("\n## ")
     sections = {section_key(text): text for text in sections}
-    held = f"Held by itself, by {origin(table)}; matrix products: {describe_limits(table.limits)}.{warning(table)}\n"
+    ran = f"Run separately, by {origin(table)}; matrix products: {describe_limits(table.limits)}.{warning(table)}\n"
     for outcome in table.outcomes:
         title, rest = section(outcome, table).removeprefix("## ").split("\n", 1)
-        sections[outcome.contest.key] = f"{title}\n\n{held}{rest}"
+        sections[outcome.case.key] = f"{title}\n\n{ran}{rest}"
     path.write_text("\n## ".join([head, *(text.rstrip("\n") + "\n" for text in sections.values())]))
 
 
 def section_key(text: str) -> str:
-    """The contest whose section begins with this text."""
+    """The case whose section begins with this text."""
     return text.split("\n", 1)[0].removeprefix("**VOID** ")
 
 
@@ -175,12 +175,12 @@ def warning(table: Table) -> str:
 
 
 def section(outcome: Outcome, table: Table) -> str:
-    contest = outcome.contest
+    case = outcome.case
     void = "**VOID** " if outcome.void else ""
-    parts = [f"## {void}{contest.key}\n\n{contest.title} ({contest.precision}; {turns(outcome)}).\n"]
-    if contest.note:
-        parts.append(f"{contest.note[0].upper()}{contest.note[1:]}.\n")
-    for measure in contest.measures:
+    parts = [f"## {void}{case.key}\n\n{case.title} ({case.precision}; {turns(outcome)}).\n"]
+    if case.note:
+        parts.append(f"{case.note[0].upper()}{case.note[1:]}.\n")
+    for measure in case.measures:
         parts.append(markdown((HEADS[0], measure.unit, *HEADS[2:]), lines_of(outcome, measure, table.limits)))
     parts.extend(f"FAILED: {failure.splitlines()[0]}\n" for failure in outcome.failures)
     return "\n".join(parts)

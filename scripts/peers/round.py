@@ -1,4 +1,4 @@
-"""One whole APO round as a task: a command that plays it from loading to saving, and the work found in what it left."""
+"""One APO round as a task: a command that runs it from loading to saving, and the work counted from its output."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ COUNTS = "counts.json"
 
 
 def counts(out: Path) -> dict[str, int]:
-    """Pairs, samples and steps of a round: the peer's own account, or read from Foil's results."""
+    """Numbers of pairs, samples and steps of a round, as the peer wrote them or from Foil's results."""
     if (out / COUNTS).exists():
         return json.loads((out / COUNTS).read_text())
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

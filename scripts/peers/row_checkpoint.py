@@ -3,28 +3,28 @@
 from functools import partial
 
 from peers import parity
-from peers.contest import Contest, Measure
+from peers.case import Case, Measure
 from peers.setting import Setting
 
 MEASURES = tuple(
     Measure(
         f"MB/s {direction}",
-        lambda figures: figures["bytes"] / 1e6,
-        lambda figures, key=f"{direction}_seconds": figures[key],
+        lambda metrics: metrics["bytes"] / 1e6,
+        lambda metrics, key=f"{direction}_seconds": metrics[key],
     )
     for direction in ("write", "read")
 )
 
 
-def disk_contest(setting: Setting) -> Contest:
+def disk_case(setting: Setting) -> Case:
     name = setting.pick("smollm2-135m", "stories15m")
     model = setting.model(name)
     workload = setting.workload(model, "checkpoint")
-    return Contest(
+    return Case(
         key="checkpoint",
         title=f"checkpoint of {name}, fsync counted, read with an empty page cache",
         precision="fp32",
-        contestants=[
+        implementations=[
             *setting.foil(workload),
             setting.peer("torch.save", "run_checkpoint", workload),
             setting.peer("disk alone", "run_checkpoint", workload, "--raw"),
@@ -37,4 +37,4 @@ def disk_contest(setting: Setting) -> Contest:
 
 
 def checkpoint(setting: Setting) -> list:
-    return [partial(disk_contest, setting)]
+    return [partial(disk_case, setting)]

@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from peers import data, flops, parity
-from peers.contest import Contest
+from peers.case import Case
 from peers.data import Text
-from peers.process import Contestant
+from peers.process import Implementation
 from peers.setting import Setting
 from peers.workload import Workload
 
@@ -17,7 +17,7 @@ LONGEST_PROMPT = 16
 CAP = 240
 
 
-def contestants(setting: Setting, workload: Workload) -> list[Contestant]:
+def implementations(setting: Setting, workload: Workload) -> list[Implementation]:
     made = setting.foil(workload) + [setting.peer("generate", "run_generate", workload)]
     if setting.device == "cuda":
         made.append(setting.peer("generate, static cache", "run_generate", workload, "--static"))
@@ -25,34 +25,34 @@ def contestants(setting: Setting, workload: Workload) -> list[Contestant]:
     return made
 
 
-def least_arithmetic(workload: Workload):
+def min_arithmetic(workload: Workload):
     shape = flops.Shape.of(Path(workload.model))
-    return lambda figures: flops.generation(shape, workload.prompts, workload.samples, figures["tokens"])
+    return lambda metrics: flops.generation(shape, workload.prompts, workload.samples, metrics["tokens"])
 
 
-def fixed_length(setting: Setting, precision: str) -> Contest:
+def fixed_length(setting: Setting, precision: str) -> Case:
     model = setting.model(MODEL)
     prompts = data.story_beginnings(setting.data, Text(model), PROMPTS, (LONGEST_PROMPT, LONGEST_PROMPT))
     new = setting.pick(128, 32)
     sampled = setting.workload(model, "generate", precision=precision, prompts=prompts, samples=SAMPLES, max_new=new, min_new=new)
-    made = contestants(setting, sampled)
-    return Contest(
+    made = implementations(setting, sampled)
+    return Case(
         key=f"generate.{precision}",
         title=f"best-of-n generation, {MODEL}, {PROMPTS} prompts × {SAMPLES} × {new} tokens",
         precision=precision,
-        contestants=made,
+        implementations=made,
         checks=greedy_checks(made, sampled),
         parity=greedy_parity(precision, of_checks=True),
-        flops=least_arithmetic(sampled),
+        flops=min_arithmetic(sampled),
     )
 
 
-def greedy_checks(made: list[Contestant], sampled: Workload) -> list[Contestant]:
+def greedy_checks(made: list[Implementation], sampled: Workload) -> list[Implementation]:
     """Samples of two libraries cannot agree token for token; greedy answers to the same prompts must."""
     if sampled.precision != "fp32":
         return []
     greedy = sampled.with_(temperature=0.0, samples=1, max_new=32, min_new=min(32, sampled.min_new))
-    return [contestant.on(greedy) for contestant in made]
+    return [implementation.on(greedy) for implementation in made]
 
 
 def greedy_parity(precision: str, of_checks: bool):
@@ -60,7 +60,7 @@ def greedy_parity(precision: str, of_checks: bool):
     return parity.greedy_tokens("generate", of_checks) if precision == "fp32" else parity.nothing_to_compare
 
 
-def natural_end(setting: Setting, precision: str, temperature: float) -> Contest:
+def natural_end(setting: Setting, precision: str, temperature: float) -> Case:
     model = setting.model(MODEL)
     prompts = data.story_beginnings(setting.data, Text(model), PROMPTS, (3, LONGEST_PROMPT))
     samples = SAMPLES if temperature > 0 else 1
@@ -73,20 +73,20 @@ def natural_end(setting: Setting, precision: str, temperature: float) -> Contest
         max_new=setting.pick(CAP, 96),
         temperature=temperature,
     )
-    made = contestants(setting, workload)
+    made = implementations(setting, workload)
     how = "sampled" if temperature > 0 else "greedy"
-    return Contest(
+    return Case(
         key=f"eos.{how}.{precision}",
         title=f"{how} until EOS or {workload.max_new} tokens, {MODEL}, {PROMPTS} prompts of 3 to {LONGEST_PROMPT} tokens × {samples}",
         precision=precision,
-        contestants=made,
+        implementations=made,
         checks=greedy_checks(made, workload) if temperature > 0 else [],
         parity=greedy_parity(precision, of_checks=temperature > 0),
-        flops=least_arithmetic(workload),
+        flops=min_arithmetic(workload),
         note="draws differ between libraries, and so do lengths: compare tokens/s" if temperature > 0 else "",
         # Up to 30,720 tokens in a repetition.
-        most_warm_ups=1,
-        most_repetitions=3,
+        max_warm_ups=1,
+        max_repetitions=3,
     )
 
 

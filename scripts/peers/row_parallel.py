@@ -3,7 +3,7 @@
 from functools import partial
 
 from peers import flops
-from peers.contest import Contest
+from peers.case import Case
 from peers.row_train import describe, losses_parity, spread_batches, training
 from peers.setting import Setting
 from peers.table import NotHere
@@ -12,7 +12,7 @@ PAIRS = 16
 WORLD = 2
 
 
-def step_contest(setting: Setting, precision: str) -> Contest:
+def step_contest(setting: Setting, precision: str) -> Case:
     require_room(setting)
     model = setting.model("stories15m")
     batches = spread_batches(setting, model, setting.pick(4, 1), by_length=False, size=PAIRS)
@@ -20,20 +20,20 @@ def step_contest(setting: Setting, precision: str) -> Contest:
     shared = whole.with_(world=WORLD, threads=setting.threads // WORLD)
     alone, together = f"1×{setting.threads}", f"{WORLD}×{shared.threads}"
     lean = f"lean {alone}"
-    contestants = [
+    implementations = [
         *setting.foil(whole, f"foil {alone}"),
         *setting.foil(shared, f"foil {together}"),
         setting.peer(lean, "run_lean", whole),
         setting.peer(f"lean DDP {together}", "run_lean", shared),
     ]
-    return Contest(
+    return Case(
         key=f"parallel.{precision}",
         title=f"data-parallel RM step, stories15m, processes × threads: {describe(batches)}",
         precision=precision,
-        contestants=contestants,
+        implementations=implementations,
         flops=lambda _: flops.reward(shape, whole.pairs),
         note="a batch's losses are the mean over ranks; peak memory is the sum over them",
-        **losses_parity(setting, whole, contestants, lean=lean),
+        **losses_parity(setting, whole, implementations, lean=lean),
     )
 
 

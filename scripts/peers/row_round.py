@@ -1,13 +1,13 @@
-"""Row `round`: one whole round of the game, by `foil run` and by a script of transformers and TRL."""
+"""Row `round`: one whole round of the peer, by `foil run` and by a script of transformers and TRL."""
 
 import json
 from functools import partial
 from pathlib import Path
 
 from peers import data, parity
-from peers.contest import Contest, Measure
+from peers.case import Case, Measure
 from peers.data import Text
-from peers.process import Contestant
+from peers.process import Implementation
 from peers.round import Round
 from peers.setting import RELEASE, Setting
 
@@ -48,7 +48,7 @@ def rows_that_fit(setting: Setting, text: Text, directory: Path) -> dict[str, st
     return {name: write_rows(directory / f"{name}.jsonl", rows) for name, rows in sets.items()}
 
 
-def game(setting: Setting, model: Path, files: dict[str, str], precision: str) -> dict:
+def peer(setting: Setting, model: Path, files: dict[str, str], precision: str) -> dict:
     """The job, as Foil's job file; the peer reads the same settings from it."""
     constant = {"kind": "constant"}
     micro_batches = {"micro_batch_tokens": 4096}
@@ -92,42 +92,42 @@ def game(setting: Setting, model: Path, files: dict[str, str], precision: str) -
     }
 
 
-def contestants(setting: Setting, job: Path, directory: Path) -> list[Contestant]:
+def implementations(setting: Setting, job: Path, directory: Path) -> list[Implementation]:
     """Both sides' whole programs, behind the same clock."""
 
-    def played(name: str, command: list[str]) -> Contestant:
+    def played(name: str, command: list[str]) -> Implementation:
         out = str(directory / name)
         task = Round([*command, out], out, setting.threads)
         return setting.peer(name, "run_whole", task)
 
     foil = [str(RELEASE / "foil"), "run", str(job), "--json", "--fresh", "--out"]
-    peer = setting.peer("", "play_round", None).command
+    peer = setting.peer("", "peer_round", None).command
     both = [played("trl", [*peer, str(job)])]
     return both if setting.peers_only else [played("foil", foil), *both]
 
 
-def round_contest(setting: Setting, precision: str) -> Contest:
+def round_contest(setting: Setting, precision: str) -> Case:
     model = setting.model("stories15m")
     directory = setting.scratch / f"round-{precision}"
     directory.mkdir(exist_ok=True)
     files = rows_that_fit(setting, Text(model), directory)
     job = directory / "job.yaml"
     # JSON is YAML.
-    job.write_text(json.dumps(game(setting, model, files, precision)))
+    job.write_text(json.dumps(peer(setting, model, files, precision)))
     human, golden, prompts = setting.pick(*SIZES)
-    return Contest(
+    return Case(
         key=f"round.{precision}",
         title=f"one whole APO round, stories15m, {human} human pairs, {golden} golden prompts, {prompts} prompts,"
         f" {SAMPLES} samples of up to {NEW_TOKENS} tokens each",
         precision=precision,
-        contestants=contestants(setting, job, directory),
+        implementations=implementations(setting, job, directory),
         checks=[],
         parity=parity.same_counts("trl"),
         measures=(ROUNDS,),
         note="programs from start to end, loading and saving counted; TRL has no weights for pairs, so its golden pairs"
         " weigh as much as human ones; Foil also evaluates, on one row",
-        most_warm_ups=1,
-        most_repetitions=3,
+        max_warm_ups=1,
+        max_repetitions=3,
     )
 
 

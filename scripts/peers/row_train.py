@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from peers import data, flops, parity
-from peers.contest import Contest
+from peers.case import Case
 from peers.data import Text
-from peers.process import Contestant
+from peers.process import Implementation
 from peers.setting import Setting
 from peers.workload import Batch, Workload, logical_tokens, unique_tokens
 
@@ -37,8 +37,8 @@ def describe(batches: list[Batch]) -> str:
     )
 
 
-def losses_parity(setting: Setting, workload: Workload, contestants: list[Contestant], steps: int = 24, lean: str = "lean") -> dict:
-    """The checks and the judge: fp32 against the lean loop, bf16 against the lean loop's fp32 losses.
+def losses_parity(setting: Setting, workload: Workload, implementations: list[Implementation], steps: int = 24, lean: str = "lean") -> dict:
+    """The checks and the compare: fp32 against the lean loop, bf16 against the lean loop's fp32 losses.
 
     bf16 is judged on so many steps of two pairs, for which far fewer rows do than for as many timed steps.
     """
@@ -47,7 +47,7 @@ def losses_parity(setting: Setting, workload: Workload, contestants: list[Contes
         return dict(checks=[], parity=parity.fp32_losses(lean, tokens))
     small = workload.with_(batches=spread_batches(setting, Path(workload.model), steps, by_length=False, size=2))
     exact = setting.peer("lean fp32", "run_lean", small.with_(precision="fp32"))
-    checks = [c.on(small.with_(world=c.task.world, threads=c.task.threads)) for c in contestants]
+    checks = [c.on(small.with_(world=c.task.world, threads=c.task.threads)) for c in implementations]
     return dict(checks=[exact, *checks], parity=parity.bf16_losses("lean fp32", lean, tokens))
 
 
@@ -64,45 +64,45 @@ def training(setting: Setting, model: Path, work: str, precision: str, batches: 
     return workload, shape
 
 
-def reward_contest(setting: Setting, precision: str, by_length: bool) -> Contest:
+def reward_contest(setting: Setting, precision: str, by_length: bool) -> Case:
     model = setting.model("stories15m")
     batches = spread_batches(setting, model, setting.pick(6, 2), by_length)
     workload, shape = training(setting, model, "reward", precision, batches)
     lean = setting.peer("lean", "run_lean", workload)
     # TRL's own grouping by length makes other batches, whose losses could not be compared.
     trl = [] if by_length else [setting.peer("trl", "run_trl", workload)]
-    contestants = [*setting.foil(workload), *trl, lean]
+    implementations = [*setting.foil(workload), *trl, lean]
     order = "sorted by length" if by_length else "file order"
-    return Contest(
+    return Case(
         key=f"reward.{'sorted' if by_length else 'file'}.{precision}",
         title=f"RM training, stories15m, {order}: {describe(batches)}",
         precision=precision,
-        contestants=contestants,
+        implementations=implementations,
         flops=lambda _: flops.reward(shape, workload.pairs),
-        **losses_parity(setting, workload, contestants),
+        **losses_parity(setting, workload, implementations),
     )
 
 
-def dpo_contest(setting: Setting, precision: str) -> Contest:
+def dpo_contest(setting: Setting, precision: str) -> Case:
     model = setting.model("stories15m")
     batches = spread_batches(setting, model, setting.pick(3, 2), by_length=False)
     workload, shape = training(setting, model, "dpo", precision, batches)
-    contestants = [*setting.foil(workload), *dpo_peers(setting, workload)]
-    return Contest(
+    implementations = [*setting.foil(workload), *dpo_peers(setting, workload)]
+    return Case(
         key=f"dpo.{precision}",
         title=f"DPO training, stories15m, file order: {describe(batches)}",
         precision=precision,
-        contestants=contestants,
+        implementations=implementations,
         flops=lambda _: flops.dpo(shape, workload.pairs),
         note="the reference pass is timed on all sides",
         # TRL takes ten times as long as the others.
-        most_warm_ups=1,
-        most_repetitions=3,
-        **losses_parity(setting, workload, contestants),
+        max_warm_ups=1,
+        max_repetitions=3,
+        **losses_parity(setting, workload, implementations),
     )
 
 
-def dpo_peers(setting: Setting, workload: Workload) -> list[Contestant]:
+def dpo_peers(setting: Setting, workload: Workload) -> list[Implementation]:
     lean = setting.peer("lean", "run_lean", workload)
     if setting.quick:
         # TRL alone would take the time of all else.
@@ -114,20 +114,20 @@ def dpo_peers(setting: Setting, workload: Workload) -> list[Contestant]:
     ]
 
 
-def smollm_contest(setting: Setting, precision: str) -> Contest:
+def smollm_contest(setting: Setting, precision: str) -> Case:
     model = setting.model("smollm2-135m")
     batches = spread_batches(setting, model, 2, by_length=False)
     workload, shape = training(setting, model, "reward", precision, batches)
-    contestants = [*setting.foil(workload), setting.peer("lean", "run_lean", workload)]
-    return Contest(
+    implementations = [*setting.foil(workload), setting.peer("lean", "run_lean", workload)]
+    return Case(
         key=f"smollm.{precision}",
         title=f"RM training, smollm2-135m, file order: {describe(batches)}",
         precision=precision,
-        contestants=contestants,
+        implementations=implementations,
         flops=lambda _: flops.reward(shape, workload.pairs),
-        most_warm_ups=1,
-        most_repetitions=3,
-        **losses_parity(setting, workload, contestants, steps=12),
+        max_warm_ups=1,
+        max_repetitions=3,
+        **losses_parity(setting, workload, implementations, steps=12),
     )
 
 

@@ -73,11 +73,11 @@ def load(workload: Workload) -> Repetition:
         with clock.running(), torch.inference_mode():
             rows = in_and_out() if continuous else whole_batch()
         answers = [until_end(row, workload.eos) for row in rows]
-        figures = {"seconds": clock.seconds, "tokens": sum(map(len, answers))}
+        metrics = {"seconds": clock.seconds, "tokens": sum(map(len, answers))}
         if workload.temperature == 0:
             # Samples of one prompt stand side by side and are all the same.
-            figures["tokens_out"] = answers[:: workload.samples]
-        return figures
+            metrics["tokens_out"] = answers[:: workload.samples]
+        return metrics
 
     return repetition
 

@@ -1,4 +1,4 @@
-"""A peer's side of the protocol between the bench and a contestant.
+"""The peer's side of the protocol between the bench and an implementation.
 
     RUNNER WORKLOAD.json      loads, then prints {"ready": true}
     stdin: run                does one repetition from the loaded state, prints {"seconds": …, "tokens": …, …}; of
@@ -20,7 +20,7 @@ import torch
 
 from peers.workload import Workload
 
-# Does one repetition and says what came of it; at the least seconds and tokens.
+# Runs one repetition and returns its metrics, at least seconds and tokens.
 Repetition = Callable[[], dict]
 
 

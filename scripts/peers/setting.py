@@ -1,11 +1,11 @@
-"""What all rows need to know: where things lie, what was asked for, and how contestants are started."""
+"""Settings of all rows: paths, options, and how implementations are started."""
 
 import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
-from peers.process import Contestant, Task
+from peers.process import Implementation, Task
 from peers.workload import Workload, write_reward_head
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,12 +22,12 @@ class Setting:
     quick: bool
     peers_only: bool
 
-    def foil(self, task: Task, name: str = "foil") -> list[Contestant]:
-        """Foil's contestant, in a list that is empty where only peers are wanted."""
-        return [] if self.peers_only else [Contestant(name, [str(RELEASE / "foil-bench")], task)]
+    def foil(self, task: Task, name: str = "foil") -> list[Implementation]:
+        """Foil's implementation, in a list, which is empty with --peers-only."""
+        return [] if self.peers_only else [Implementation(name, [str(RELEASE / "foil-bench")], task)]
 
-    def peer(self, name: str, program: str, task: Task, *flags: str) -> Contestant:
-        return Contestant(name, [sys.executable, "-m", f"peers.{program}", *flags], task)
+    def peer(self, name: str, program: str, task: Task, *flags: str) -> Implementation:
+        return Implementation(name, [sys.executable, "-m", f"peers.{program}", *flags], task)
 
     def pick(self, full, quick):
         """A size of the full table, or of the quick one."""
@@ -36,7 +36,7 @@ class Setting:
     def model(self, name: str) -> Path:
         directory = ROOT / "models" / name
         if not (directory / "model.safetensors").exists():
-            # Its progress must not stand in the table, which is all that standard output holds.
+            # Its progress must not mix with the table on standard output.
             subprocess.run([ROOT / "scripts" / "fetch-model", name, directory], check=True, stdout=sys.stderr)
         return directory
 

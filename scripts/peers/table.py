@@ -1,21 +1,21 @@
-"""The whole table: the rows held so far, on which machine, and those that could not be held."""
+"""The table: the machine, the rows run so far, and those that were skipped."""
 
 import dataclasses
 from collections.abc import Callable
 
-from peers import contest
-from peers.contest import Outcome
+from peers import case
+from peers.case import Outcome
 from peers.data import MissingData
 from peers.machine import Limits, Machine, matrix_product_limits
 from peers.setting import Setting
 
 
 class NotHere(Exception):
-    """The machine cannot hold this contest; says why."""
+    """The machine cannot run this case; says why."""
 
 
-# Makes, from a setting, functions that each prepare one contest: preparing may fetch models and tokenize data.
-Row = Callable[[Setting], list[Callable[[], contest.Contest]]]
+# Makes, from a setting, functions that each prepare one case: preparing may fetch models and tokenize data.
+Row = Callable[[Setting], list[Callable[[], case.Case]]]
 
 
 @dataclasses.dataclass
@@ -25,18 +25,18 @@ class Table:
     outcomes: list[Outcome] = dataclasses.field(default_factory=list)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def hold(self, name: str, row: Row, setting: Setting, turns: tuple[int, int], show: Callable[["Table"], None]) -> None:
-        """Holds every contest of a row and shows each at once. A row that cannot be held here is skipped."""
-        # Measured again for each row: a limit is the best that the machine has shown.
+    def run(self, name: str, row: Row, setting: Setting, turns: tuple[int, int], show: Callable[["Table"], None]) -> None:
+        """Runs all cases of a row and shows each at once. A row that cannot run here is skipped."""
+        # Measured again for each row: the limit is the best measurement.
         self.limits = matrix_product_limits(setting, self.limits)
         try:
             for prepare in row(setting):
-                self.outcomes.append(contest.hold(prepare(), *turns, setting.scratch))
+                self.outcomes.append(case.run(prepare(), *turns, setting.scratch))
                 show(self)
         except (MissingData, NotHere) as reason:
             self.skipped[name] = str(reason)
 
     @property
     def unsound(self) -> list[str]:
-        """What makes the exit status 1."""
-        return [o.contest.key for o in self.outcomes if o.void or o.failures] + list(self.skipped)
+        """The rows that make the exit status 1."""
+        return [o.case.key for o in self.outcomes if o.void or o.failures] + list(self.skipped)

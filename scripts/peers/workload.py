@@ -1,6 +1,6 @@
-"""The workload file: what one contestant is asked to do, in the words that Foil's runner and the peers' both read.
+"""The workload file: what one implementation is asked to do, in the words that Foil's runner and the peers' both read.
 
-Token ids only: every contestant gets the same rows in the same order, and no tokenizer is part of a measurement.
+Token ids only: every implementation gets the same rows in the same order, and no tokenizer is part of a measurement.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ def logical_tokens(pairs: Batch) -> int:
 
 
 def unique_tokens(pairs: Batch) -> int:
-    """The same with a prompt counted once for its two answers: the least that has to be computed."""
+    """Tokens with each prompt counted once for its two responses: the minimum to compute."""
     return sum(len(pair["prompt"]) + len(pair["chosen"]) + len(pair["rejected"]) for pair in pairs)
 
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use foil_tests::{FaultProxy, Faults, Process, Run, Service, StoreServer, foil, foil_worker, wait_for};
 
-/// A service with a store service a fault proxy, and its agent.
+/// A service with a store behind a fault proxy, and its agent.
 struct FaultyStore {
     service: Service,
     proxy: FaultProxy,

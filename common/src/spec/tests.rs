@@ -332,9 +332,8 @@ fn one_method_takes_the_place_of_another() {
 fn a_setting_that_its_method_does_not_have_is_refused() {
     let cases: &[(&[&str], &str)] = &[
         (
-            &["policy_step.beta=0.2"],
-            "policy_step.beta: there is no such field; it is a setting of another block: dpo.beta, ipo.beta, grpo.beta or \
-             rloo.beta",
+            &["policy_step.label_smoothing=0.2"],
+            "policy_step.label_smoothing: there is no such field; it is a setting of another block: dpo.label_smoothing",
         ),
         (&["policy_step.ipo.label_smoothing=0.1"], "policy_step.ipo.label_smoothing: there is no such field"),
         (

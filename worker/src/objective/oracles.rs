@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::advantage::{group_advantages, leave_one_out, penalized_rewards};
 use super::pairing::pairs;
-use super::policy::{best_of, dpo_loss, ipo_loss, log_ratio, rrhf_terms};
+use super::policy::{best_of, dpo_loss, ipo_loss, log_ratio, mean_log_prob, rrhf_terms, simpo_loss};
 use super::reward::{ScoredPairs, bradley_terry, gail, wgan};
 use super::surrogate::{Rollouts, kl_estimate, sequence_surrogate, token_surrogate};
 
@@ -142,6 +142,17 @@ fn oracle_trl_dpo_trainer_sigmoid_sigmoid_norm_and_ipo() {
 #[test]
 fn oracle_openrlhf_dpo_loss_label_smoothing_and_summed_ipo() {
     check_preferences("open_rlhf");
+}
+
+/// The fixture's first half of completions is chosen, the other half rejected.
+#[test]
+fn oracle_trl_cpo_trainer_simpo() {
+    for case in cases(&policies_fixture()["simpo"], "trl") {
+        let policy = completions(&case["policy"]);
+        let means = Tensor::stack(&policy.iter().map(mean_log_prob).collect::<Vec<_>>(), 0).view([2, -1]);
+        let loss = simpo_loss(&means.get(0), &means.get(1), number(case, "beta"), number(case, "gamma"));
+        assert_loss(&loss, &policy, case, number(case, "rows"), &policy_gradients(case));
+    }
 }
 
 #[test]

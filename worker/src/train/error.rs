@@ -1,7 +1,7 @@
 //! What can go wrong in training.
 
 use foil_common::failpoint::Injected;
-use foil_proto::v1::FailureClass;
+use foil_common::failure::FailureClass;
 
 use crate::model::ModelError;
 

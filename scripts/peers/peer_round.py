@@ -1,9 +1,9 @@
-"""The peer's round: what `foil run` does in one round, by transformers and TRL.
+"""One round with transformers and TRL, equivalent to one round of `foil run`.
 
-    play_round JOB.yaml OUT
+    peer_round JOB.yaml OUT
 
-Samples for the golden prompts, RewardTrainer on human and golden-against-sample pairs, samples for the policy's
-prompts, their rewards, SFTTrainer on each prompt's best, and both models saved. Reads the job file that Foil reads.
+Completions for the golden prompts, RewardTrainer on human pairs and on golden answers against completions, completions
+for the policy's prompts, their rewards, SFTTrainer on the best of each prompt, and both models saved. Reads Foil's job file.
 """
 
 import copy
@@ -20,7 +20,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from peers.data import Text
 from peers.round import COUNTS, account
 
-# Prompts sampled at once, rows scored at once and rows of a micro-batch: what was fastest on two cores.
+# Batch sizes of generation, scoring and training: the fastest on two cores.
 PROMPTS_AT_ONCE = 32
 SCORED_AT_ONCE = 32
 MICRO_BATCH = 8
@@ -30,8 +30,8 @@ def rows(path: str) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-class Game:
-    """The job's settings, the policy, and the tokens of its prompts."""
+class PeerRound:
+    """The job's settings, the policy and the reward model."""
 
     def __init__(self, job: dict, out: Path):
         self.job, self.out = job, out
@@ -40,7 +40,7 @@ class Game:
         model = Path(job["policy"]["model"])
         self.text = Text(model)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        # Neither BOS nor EOS, which end answers: pooling looks for the last token that is not padding.
+        # Neither BOS nor EOS, which end completions: pooling looks for the last token that is not padding.
         self.pad = next(i for i in range(3) if i not in (*self.text.bos, self.text.eos))
         self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.pad)
         self.policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(self.device)
@@ -50,19 +50,19 @@ class Game:
         self.reward.config.pad_token_id = self.pad
 
     def answer(self, text: str, budget: int) -> list[int]:
-        """A golden answer's tokens, cut as samples are; EOS only where it ends by itself."""
+        """Tokens of a golden answer, truncated like completions; with EOS only if it is not truncated."""
         ids = self.text.tokenizer.encode(text.strip(), add_special_tokens=False).ids
         return [*ids, self.text.eos][:budget]
 
     def samples(self, prompts: list[list[int]]) -> list[list[list[int]]]:
-        """n answers for each prompt."""
+        """n completions for each prompt."""
         model = copy.deepcopy(self.policy).bfloat16() if self.bf16 else self.policy
         count, new = self.job["policy_step"]["samples"], self.job["sampling"]["max_new_tokens"]
-        answers = []
+        completions = []
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
             tokens, mask = self.padded(prompts[start : start + PROMPTS_AT_ONCE], left=True)
             with torch.inference_mode():
-                drawn = model.generate(
+                generated = model.generate(
                     input_ids=tokens,
                     attention_mask=mask,
                     do_sample=True,
@@ -72,11 +72,11 @@ class Game:
                     eos_token_id=self.text.eos,
                     pad_token_id=self.pad,
                 )
-            answers.extend(map(self.until_end, drawn[:, tokens.shape[1] :].tolist()))
-        return [answers[start : start + count] for start in range(0, len(answers), count)]
+            completions.extend(map(self.until_end, generated[:, tokens.shape[1] :].tolist()))
+        return [completions[start : start + count] for start in range(0, len(completions), count)]
 
-    def until_end(self, answer: list[int]) -> list[int]:
-        return answer[: answer.index(self.text.eos) + 1] if self.text.eos in answer else answer
+    def until_end(self, completion: list[int]) -> list[int]:
+        return completion[: completion.index(self.text.eos) + 1] if self.text.eos in completion else completion
 
     def padded(self, batch: list[list[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(map(len, batch))
@@ -104,42 +104,42 @@ class Game:
         )
 
 
-def train_reward(game: Game, samples: list[list[list[int]]], golden: list[dict], prompts: list[list[int]]):
-    """Human pairs, and each golden answer against every sample for its prompt. Returns (pairs, steps)."""
+def train_reward(peer: PeerRound, samples: list[list[list[int]]], golden: list[dict], prompts: list[list[int]]):
+    """Human pairs, and each golden answer against every completion of its prompt. Returns (pairs, steps)."""
     pairs = []
-    for row in rows(game.job["data"]["preferences"][0]):
-        pair = game.text.pair(row["prompt"], row["chosen"], row["rejected"])
+    for row in rows(peer.job["data"]["preferences"][0]):
+        pair = peer.text.pair(row["prompt"], row["chosen"], row["rejected"])
         pairs.append({f"{kind}_ids": pair["prompt"] + pair[kind] for kind in ("chosen", "rejected")})
-    budget = game.job["sampling"]["max_new_tokens"]
-    for row, prompt, answers in zip(golden, prompts, samples):
-        chosen = prompt + game.answer(row["golden"], budget)
-        pairs.extend({"chosen_ids": chosen, "rejected_ids": prompt + answer} for answer in answers)
-    step = game.job["reward_step"]
+    budget = peer.job["sampling"]["max_new_tokens"]
+    for row, prompt, completions in zip(golden, prompts, samples):
+        chosen = prompt + peer.answer(row["golden"], budget)
+        pairs.extend({"chosen_ids": chosen, "rejected_ids": prompt + completion} for completion in completions)
+    step = peer.job["reward_step"]
     trainer = RewardTrainer(
-        model=game.reward,
-        args=RewardConfig(**game.training("reward-trainer", step["batch_pairs"], step["learning_rate"])),
+        model=peer.reward,
+        args=RewardConfig(**peer.training("reward-trainer", step["batch_pairs"], step["learning_rate"])),
         train_dataset=datasets.Dataset.from_list(pairs),
-        processing_class=game.tokenizer,
+        processing_class=peer.tokenizer,
     )
     trainer.train()
-    trainer.save_model(str(game.out / "reward"))
+    trainer.save_model(str(peer.out / "reward"))
     return len(pairs), trainer.state.global_step
 
 
-def rewards(game: Game, sequences: list[list[int]]) -> list[float]:
+def rewards(peer: PeerRound, sequences: list[list[int]]) -> list[float]:
     scores = []
-    game.reward.eval()
+    peer.reward.eval()
     for start in range(0, len(sequences), SCORED_AT_ONCE):
-        tokens, mask = game.padded(sequences[start : start + SCORED_AT_ONCE])
-        with torch.inference_mode(), torch.autocast(game.device, torch.bfloat16, enabled=game.bf16):
-            scores.extend(game.reward(input_ids=tokens, attention_mask=mask).logits.squeeze(-1).float().tolist())
+        tokens, mask = peer.padded(sequences[start : start + SCORED_AT_ONCE])
+        with torch.inference_mode(), torch.autocast(peer.device, torch.bfloat16, enabled=peer.bf16):
+            scores.extend(peer.reward(input_ids=tokens, attention_mask=mask).logits.squeeze(-1).float().tolist())
     return scores
 
 
-def best_of(game: Game, prompts: list[list[int]], samples: list[list[list[int]]]) -> list[dict]:
-    """Each prompt's best answer by the reward model, with a loss on the answer alone."""
-    sequences = [prompt + answer for prompt, answers in zip(prompts, samples) for answer in answers]
-    scores = rewards(game, sequences)
+def best_of(peer: PeerRound, prompts: list[list[int]], samples: list[list[list[int]]]) -> list[dict]:
+    """The best completion of each prompt by the reward model, with a loss on the completion only."""
+    sequences = [prompt + completion for prompt, completions in zip(prompts, samples) for completion in completions]
+    scores = rewards(peer, sequences)
     count = len(samples[0])
     chosen = []
     for index, prompt in enumerate(prompts):
@@ -149,16 +149,16 @@ def best_of(game: Game, prompts: list[list[int]], samples: list[list[list[int]]]
     return chosen
 
 
-def train_policy(game: Game, chosen: list[dict]) -> int:
-    step = game.job["policy_step"]
+def train_policy(peer: PeerRound, chosen: list[dict]) -> int:
+    step = peer.job["policy_step"]
     trainer = SFTTrainer(
-        model=game.policy,
-        args=SFTConfig(**game.training("policy-trainer", step["batch_sequences"], step["learning_rate"][0])),
+        model=peer.policy,
+        args=SFTConfig(**peer.training("policy-trainer", step["batch_sequences"], step["learning_rate"][0])),
         train_dataset=datasets.Dataset.from_list(chosen),
-        processing_class=game.tokenizer,
+        processing_class=peer.tokenizer,
     )
     trainer.train()
-    trainer.save_model(str(game.out / "policy"))
+    trainer.save_model(str(peer.out / "policy"))
     return trainer.state.global_step
 
 
@@ -167,14 +167,14 @@ def main() -> None:
     out.mkdir(parents=True)
     logging.disable_progress_bar()
     torch.set_num_threads(job["resources"]["ranks"] * job["resources"]["threads_per_rank"])
-    game = Game(job, out)
+    peer = PeerRound(job, out)
     golden = rows(job["data"]["golden"][0])
-    golden_prompts = [game.text.ids(row["prompt"]) for row in golden]
-    pairs, reward_steps = train_reward(game, game.samples(golden_prompts), golden, golden_prompts)
-    prompts = [game.text.ids(row["prompt"]) for row in rows(job["data"]["prompts"][0])]
-    samples = game.samples(prompts)
-    chosen = best_of(game, prompts, samples)
-    policy_steps = train_policy(game, chosen)
+    golden_prompts = [peer.text.ids(row["prompt"]) for row in golden]
+    pairs, reward_steps = train_reward(peer, peer.samples(golden_prompts), golden, golden_prompts)
+    prompts = [peer.text.ids(row["prompt"]) for row in rows(job["data"]["prompts"][0])]
+    samples = peer.samples(prompts)
+    chosen = best_of(peer, prompts, samples)
+    policy_steps = train_policy(peer, chosen)
     done = account(pairs, reward_steps, sum(map(len, samples)), len(chosen), policy_steps)
     (out / COUNTS).write_text(json.dumps(done))
 
