@@ -246,7 +246,7 @@ fn a_comparison_that_is_not_there_is_an_error() {
     };
     let comparisons = LogProbs::read(&mut round.game.context.cache, &Some(artifact)).unwrap();
     let dpo = round.game.context.job.policy_step.method;
-    let grpo = Method::Grpo(Grpo { epsilon: 0.2, kl: None });
+    let grpo = Method::Grpo(Grpo::default());
     assert_eq!(comparisons.of(&sample(0), &dpo).unwrap().reference.len(), sample(0).tokens.len());
     let error = comparisons.of(&sample(1), &dpo).unwrap_err();
     assert!(error.to_string().starts_with("reference: they lack sample 1 of row "), "{error}");
