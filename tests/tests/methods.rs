@@ -114,6 +114,25 @@ fn ipo_pulls_the_best_and_the_worst_apart_to_its_margin() {
     assert_near(step(11, "rewards/margins") / BETA, target, 0.2 * target);
 }
 
+/// The first step's loss and margin, recomputed from the samples (arXiv 2405.14734, Eq. 6).
+#[test]
+fn simpo_compares_mean_log_probabilities() {
+    const GAMMA: f64 = 0.5;
+    let (run, outcome) = whole_batches(&[&format!("policy_step.simpo.gamma={GAMMA}")]);
+    let prompts = completions_by_prompt(&run, 1);
+    let ends = ends(&prompts);
+    assert_learned(&outcome, &ends);
+    let reward = |completion: &Completion| 2.0 * completion.log_prob / completion.tokens as f64;
+    let margins: Vec<f64> = ends.chunks(2).map(|pair| reward(pair[0]) - reward(pair[1])).collect();
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let losses: Vec<f64> = margins.iter().map(|margin| (GAMMA - margin).exp().ln_1p()).collect();
+    let steps = steps(&run, "r01.policy.train");
+    let step = |step: usize, name: &str| steps[step][name].as_f64().expect(name);
+    assert_near(step(0, "loss"), mean(&losses), 1e-4);
+    assert_near(step(0, "rewards/margins"), mean(&margins), 1e-4);
+    assert!(step(11, "rewards/accuracies") > 0.9, "{steps:?}");
+}
+
 /// Each prompt's best and worst completion, if their rewards differ.
 fn ends(prompts: &[Vec<Completion>]) -> Vec<&Completion> {
     let pair = |completions| -> Option<[&Completion; 2]> {

@@ -24,7 +24,7 @@ const BATCH: u64 = 1 << 20;
 const SAMPLES: u64 = 1024;
 const WEEK: u64 = 7 * 24 * 3600;
 
-const COUNTS: [(&str, &str, u64); 48] = [
+const COUNTS: [(&str, &str, u64); 46] = [
     ("JobSpec", "seed", ANY),
     ("JobSpec", "rounds", 10_000),
     ("TextSpec", "max_length", TOKENS),
@@ -57,8 +57,6 @@ const COUNTS: [(&str, &str, u64); 48] = [
     ("PolicyStepSpec", "samples", SAMPLES),
     ("PolicyStepSpec", "epochs", EPOCHS),
     ("PolicyStepSpec", "batch_sequences", BATCH),
-    ("DpoSpec", "pairs_k", SAMPLES),
-    ("IpoSpec", "pairs_k", SAMPLES),
     ("EvaluationSpec", "kl_prompts", ROWS),
     ("ResourceSpec", "ranks", 4096),
     ("ResourceSpec", "threads_per_rank", 1024),

@@ -30,10 +30,7 @@ mod text;
 pub use data::{Data, EvaluationData, Generator, GeneratorName, GoldPreferences, Limits};
 pub use error::SpecError;
 pub use lora::{Lora, LoraTarget};
-pub use method::{
-    Dpo, Grpo, Ipo, KlPenalty, Method, MethodSettings, Needs, Pairing, PairingName, Reduction,
-    ReferencePolicy, Rejection, Rloo, Rrhf,
-};
+pub use method::*;
 pub use name::JobName;
 pub use optimize::{Decay, OnNonfinite, Optimizer, Schedule, ScheduleKind};
 pub use policy_step::PolicyStep;
@@ -43,7 +40,7 @@ pub use resources::{
     BestMetric, Checkpoints, Controls, DeviceKind, Evaluation, Generation, Gold, Precision, Resources,
     Sharding,
 };
-pub use reward_loss::{BradleyTerry, Gail, RewardLoss, RewardLossSettings, Wgan};
+pub use reward_loss::*;
 pub use sampling::Sampling;
 pub use steps::{Normalization, Refresh, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step};
 pub use text::{Bos, Side, Template, Text};

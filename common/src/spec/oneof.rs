@@ -26,6 +26,9 @@ macro_rules! oneof {
         }
 
         impl $name {
+            /// The names of the blocks, in order.
+            pub const NAMES: &[&str] = &[$($text),+];
+
             /// The name of its block in a job file.
             pub const fn name(&self) -> &'static str {
                 match self {

@@ -85,10 +85,8 @@ mod tests {
     fn what_was_meant_is_told() {
         let hint = |message: &str, field| hint(&format!(".foil.v1.{message}"), field).unwrap_or_default();
         assert_eq!(hint("OptimizerSpec", "clip_norm"), "it is called max_grad_norm");
-        assert_eq!(
-            hint("PolicyStepSpec", "beta"),
-            "it is a setting of another block: dpo.beta, ipo.beta, grpo.beta or rloo.beta"
-        );
+        let smoothing = hint("PolicyStepSpec", "label_smoothing");
+        assert_eq!(smoothing, "it is a setting of another block: dpo.label_smoothing");
         assert_eq!(hint("JobSpec", "round"), "did you mean rounds?");
         assert_eq!(hint("JobSpec", "zzz"), "");
     }

@@ -293,7 +293,7 @@ fn methods_get_the_defaults_of_their_own() {
         (vec!["policy_step.method=rrhf"], Method::Rrhf(Rrhf { ranking_weight: 1.0, nll: Reduction::Sum })),
         (vec!["policy_step.method=dpo"], Method::Dpo(dpo)),
         (vec!["policy_step.ipo.pairing=top_bottom_k"], Method::Ipo(ipo)),
-        (vec!["policy_step.grpo.reference=initial"], Method::Grpo(Grpo { epsilon: 0.2, kl: None })),
+        (vec!["policy_step.grpo.reference=initial"], Method::Grpo(Grpo::default())),
         (vec!["policy_step.rloo={reference: initial, beta: 0.04}"], Method::Rloo(Rloo { epsilon: 0.2, kl })),
     ];
     for (settings, expected) in cases {
@@ -332,9 +332,8 @@ fn one_method_takes_the_place_of_another() {
 fn a_setting_that_its_method_does_not_have_is_refused() {
     let cases: &[(&[&str], &str)] = &[
         (
-            &["policy_step.beta=0.2"],
-            "policy_step.beta: there is no such field; it is a setting of another block: dpo.beta, ipo.beta, grpo.beta or \
-             rloo.beta",
+            &["policy_step.label_smoothing=0.2"],
+            "policy_step.label_smoothing: there is no such field; it is a setting of another block: dpo.label_smoothing",
         ),
         (&["policy_step.ipo.label_smoothing=0.1"], "policy_step.ipo.label_smoothing: there is no such field"),
         (

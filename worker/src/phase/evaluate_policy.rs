@@ -1,83 +1,89 @@
 //! Evaluate a policy: its reward, its gold reward, and its divergence from the start policy.
 
 use foil_common::data::rows::{Prompt, PromptRow};
+use foil_common::failpoint;
 use foil_common::spec::Sampling;
-use foil_proto::v1;
 use prost::Message;
 
-use super::support::answers::{self, Draw};
 use super::support::baseline::Baselines;
-use super::support::dialogue::Reader;
-use super::support::error::need;
+use super::support::completions::{self, GenerationRequest};
+use super::support::dialogue::DialogueEncoder;
 use super::support::models::Policy;
-use super::support::rows::Sampled;
+use super::support::records::{Sample, SampleBatch};
+use super::support::rows::StoredCompletion;
 use super::support::{drift, rows};
-use super::{Chunk, ChunkOutput, Figures, PhaseError, TaskContext, score};
+use super::{ChunkOutput, Metrics, PhaseError, TaskContext, score};
 use crate::evaluate;
 use crate::evaluate::{Divergence, Diversity};
-use foil_common::failpoint;
+use crate::task::{Artifact, ChunkTask, EvaluatePolicy};
 
 pub(super) fn run(
     context: &mut TaskContext,
-    chunk: &Chunk,
-    work: &v1::EvaluatePolicy,
+    task: &ChunkTask,
+    work: &EvaluatePolicy,
 ) -> Result<ChunkOutput, PhaseError> {
-    let prompts = rows::read_prompts(&mut context.cache, &work.prompts, chunk.span)?;
-    let sampling = Sampling::try_from(need(&work.sampling, "its sampling")?)?;
+    let prompts = rows::read_prompts(&mut context.cache, &work.prompts, task.rows)?;
     let policy = context.policy(&work.policy)?;
 
     failpoint::hit("phase.evaluate")?;
-    let draw = Draw { rows: &prompts, samples: 1, sampling: &sampling, purpose: chunk.purpose() };
-    let mut samples = answers::draw(context, &policy, chunk, &draw)?;
-    answers::fill_gold(&context.job, &prompts, &mut samples, 1);
+    let request = GenerationRequest {
+        rows: &prompts,
+        samples: 1,
+        sampling: &work.sampling,
+        round: task.phase.round,
+        purpose: task.phase.purpose(),
+    };
+    let mut samples = completions::generate(context, &policy, &request)?;
+    completions::fill_gold(&context.job, &prompts, &mut samples, 1);
     let mut baselines = Baselines::read(context, work, &prompts)?;
-    if work.reward.is_some() {
-        fill_rewards(context, &work.reward, &prompts, &policy, &mut samples, &mut baselines)?;
+    if let Some(reward_model) = &work.reward_model {
+        fill_rewards(context, reward_model, &prompts, &policy, &mut samples, &mut baselines)?;
     }
-    let mut figures = answers::describe(&samples);
-    baselines.compare(&samples, &mut figures);
-    let rows = work.prompts.as_ref().map_or(0, |prompts| prompts.rows);
-    baselines.compare_halves(context.job.evaluation.metric_for_best_model, rows, &samples, &mut figures);
+    let mut metrics = completions::metrics(&samples);
+    baselines.compare(&samples, &mut metrics);
+    let metric_for_best_model = context.job.evaluation.metric_for_best_model;
+    baselines.compare_halves(metric_for_best_model, work.prompts.rows, &samples, &mut metrics);
     let mut diversity = Diversity::default();
     samples.iter().for_each(|sample| diversity.push(&sample.text, &sample.tokens));
-    if work.reference.is_some() {
-        fill_kl(context, chunk, work, &policy, &draw, &mut samples, &mut figures)?;
+    if let Some(reference) = &work.reference {
+        fill_kl(context, task, reference, &policy, &request, &mut samples, &mut metrics)?;
     }
 
-    let batch = v1::SampleBatch {
-        phase: chunk.phase.clone(),
-        chunk: chunk.number,
+    let batch = SampleBatch {
+        phase: task.phase.name.clone(),
+        chunk: task.chunk,
         samples,
         tokenizer_blake3: policy.tokenizer.clone(),
     };
-    let moments = figures.to_wire().into_iter().chain(diversity.moments()).collect();
+    let moments = metrics.records().into_iter().chain(diversity.moments()).collect();
     Ok(ChunkOutput { bytes: batch.encode_to_vec(), moments, calibration: None })
 }
 
 /// Fills in the rewards of the policy's completions and of the baselines', all by the same reward model.
 fn fill_rewards(
     context: &mut TaskContext,
-    reward: &Option<v1::Artifact>,
+    reward_model: &Artifact,
     prompts: &[PromptRow],
     policy: &Policy,
-    samples: &mut [v1::Sample],
+    samples: &mut [Sample],
     baselines: &mut Baselines,
 ) -> Result<(), PhaseError> {
-    let judge = context.judge(reward)?;
-    let own =
-        samples.iter().map(|sample| Sampled { tokenizer: policy.tokenizer.clone(), sample: sample.clone() });
-    let mut answers: Vec<Vec<Sampled>> = vec![own.collect()];
-    answers.extend(baselines.each().map(|others| others.clone()));
+    let reward_model = context.reward_model(reward_model)?;
+    let own = samples
+        .iter()
+        .map(|sample| StoredCompletion { tokenizer: policy.tokenizer.clone(), sample: sample.clone() });
+    let mut completions: Vec<Vec<StoredCompletion>> = vec![own.collect()];
+    completions.extend(baselines.each().map(|others| others.clone()));
     // Grouped by prompt, so that a prompt is computed once for all its completions.
-    let dialogues: Vec<(&Prompt, Sampled)> = prompts
+    let dialogues: Vec<(&Prompt, StoredCompletion)> = prompts
         .iter()
         .enumerate()
         .flat_map(|(row, prompt)| {
-            answers.iter().map(move |of_policy| (&prompt.prompt, of_policy[row].clone()))
+            completions.iter().map(move |of_policy| (&prompt.prompt, of_policy[row].clone()))
         })
         .collect();
-    let rewards = score::judge_samples(context, &judge, &dialogues)?;
-    for (row, of_prompt) in rewards.chunks(answers.len()).enumerate() {
+    let rewards = score::score_completions(context, &reward_model, &dialogues)?;
+    for (row, of_prompt) in rewards.chunks(completions.len()).enumerate() {
         let targets = std::iter::once(&mut samples[row]);
         let targets = targets.chain(baselines.each().map(|others| &mut others[row].sample));
         targets.zip(of_prompt).for_each(|(sample, reward)| sample.reward = Some(*reward));
@@ -89,50 +95,46 @@ fn fill_rewards(
 /// `evaluation.kl_prompts` rows. If evaluation itself samples that way, its completions are used.
 fn fill_kl(
     context: &mut TaskContext,
-    chunk: &Chunk,
-    work: &v1::EvaluatePolicy,
+    task: &ChunkTask,
+    reference: &Artifact,
     policy: &Policy,
-    evaluated: &Draw<'_>,
-    samples: &mut [v1::Sample],
-    figures: &mut Figures,
+    evaluated: &GenerationRequest<'_>,
+    samples: &mut [Sample],
+    metrics: &mut Metrics,
 ) -> Result<(), PhaseError> {
     let measured = context
         .job
         .evaluation
         .kl_prompts
-        .saturating_sub(usize::try_from(chunk.span.first).unwrap_or(usize::MAX));
+        .saturating_sub(usize::try_from(task.rows.first).unwrap_or(usize::MAX));
     let rows = &evaluated.rows[..measured.min(evaluated.rows.len())];
     if rows.is_empty() {
         return Ok(());
     }
-    let reference = context.policy(&work.reference)?;
+    let reference = context.policy(reference)?;
     let reused = evaluated.sampling.is_plain();
     let plain = Sampling {
         max_new_tokens: evaluated.sampling.max_new_tokens,
         stop: evaluated.sampling.stop.clone(),
         ..Sampling::default()
     };
-    let drawn;
-    let visited: &[v1::Sample] = if reused {
+    let generated;
+    let visited: &[Sample] = if reused {
         &samples[..rows.len()]
     } else {
         let purpose = format!("{}.kl", evaluated.purpose);
-        drawn = answers::draw(
-            context,
-            policy,
-            chunk,
-            &Draw { rows, samples: 1, sampling: &plain, purpose: &purpose },
-        )?;
-        &drawn
+        let request = GenerationRequest { rows, sampling: &plain, purpose: &purpose, ..*evaluated };
+        generated = completions::generate(context, policy, &request)?;
+        &generated
     };
     let divergences = divergences(context, policy, &reference, rows, visited)?;
-    drift::measure(figures, visited.iter().zip(divergences.iter().map(|divergence| &divergence.log_probs)))?;
+    drift::measure(metrics, visited.iter().zip(divergences.iter().map(|divergence| &divergence.log_probs)))?;
     for ((sample, row), Divergence { kl, log_probs }) in samples.iter_mut().zip(rows).zip(divergences) {
         if !kl.is_finite() {
             return Err(PhaseError::NonFinite { what: "the KL divergence", row: row.id });
         }
-        figures.push("kl", kl);
-        figures.push("kl_per_token", kl / log_probs.len().max(1) as f64);
+        metrics.push("kl", kl);
+        metrics.push("kl_per_token", kl / log_probs.len().max(1) as f64);
         if reused {
             sample.kl = Some(kl);
         }
@@ -146,11 +148,12 @@ fn divergences(
     policy: &Policy,
     reference: &Policy,
     rows: &[PromptRow],
-    samples: &[v1::Sample],
+    samples: &[Sample],
 ) -> Result<Vec<Divergence>, PhaseError> {
-    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
+    let encoder = DialogueEncoder::new(policy, &context.job);
     let dialogues = rows.iter().zip(samples).map(|(row, sample)| {
-        let mut ids = reader.prompt(row.id, &row.prompt, context.job.evaluation.sampling.max_new_tokens)?;
+        let max_new_tokens = context.job.evaluation.sampling.max_new_tokens;
+        let mut ids = encoder.encode_prompt(row.id, &row.prompt, max_new_tokens)?;
         let start = ids.len();
         ids.extend(&sample.tokens);
         Ok((ids, start))

@@ -6,7 +6,7 @@
 mod evaluate_policy;
 mod evaluate_reward;
 mod generate;
-mod reference;
+mod ref_log_probs;
 mod score;
 mod sft;
 mod support;
@@ -20,20 +20,17 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use foil_common::spec;
-use foil_proto::v1;
-use foil_proto::v1::rank_message::Message;
-use foil_proto::v1::task::Work;
+use foil_common::stats::Moments;
+use foil_common::{failpoint, spec};
 use tch::Device;
 
-use self::support::error::need;
-use self::support::models::{Encoders, Judge, Loader, Models, Policy};
-use self::support::rows::Span;
+use self::support::models::{Encoders, Loader, Models, Policy, RewardModel};
+use self::support::records::{CalibrationRecord, MomentsRecord};
 use crate::model::Precision;
+use crate::task::{Artifact, ChunkTask, GangTask, GangWork, MapWork, Phase, Rendezvous};
 use crate::task_io::artifact_cache::ArtifactCache;
 use crate::task_io::progress::Reporter;
 use crate::task_io::stop::{BusyGuard, StopSignal};
-use foil_common::failpoint;
 
 pub use self::support::error::{Failure, PhaseError};
 
@@ -45,7 +42,7 @@ pub struct RankContext {
     pub address: String,
     pub attempt: u32,
     /// Rank 0's address, sent for each gang.
-    pub rendezvous: mpsc::Receiver<v1::Rendezvous>,
+    pub rendezvous: mpsc::Receiver<Rendezvous>,
     pub stop: StopSignal,
 }
 
@@ -65,26 +62,10 @@ pub struct TaskContext {
 
 /// The output of a chunk.
 struct ChunkOutput {
-    /// Content of the chunk's object, an encoded message.
+    /// Content of the chunk's object, an encoded record.
     bytes: Vec<u8>,
-    moments: Vec<v1::Moments>,
-    calibration: Option<v1::Calibration>,
-}
-
-/// A chunk of a map phase.
-#[derive(Clone, Debug)]
-struct Chunk {
-    phase: String,
-    round: u32,
-    number: u32,
-    span: Span,
-}
-
-impl Chunk {
-    /// The phase's name without its round; keys its random numbers.
-    fn purpose(&self) -> &str {
-        self.phase.split_once('.').map_or(self.phase.as_str(), |(_, purpose)| purpose)
-    }
+    moments: Vec<MomentsRecord>,
+    calibration: Option<CalibrationRecord>,
 }
 
 impl TaskContext {
@@ -106,91 +87,62 @@ impl TaskContext {
     }
 
     /// Executes a leased chunk, uploads its output and reports it.
-    pub fn run_chunk(&mut self, lease: &v1::RunChunk) -> Result<(), PhaseError> {
+    pub fn run_chunk(&mut self, task: &ChunkTask) -> Result<(), PhaseError> {
         let started = Instant::now();
-        let task = need(&lease.task, "a task")?;
-        let work = need(&task.work, "its work")?;
-        self.begin_task(task, lease.chunk);
-        let chunk = Chunk {
-            phase: task.phase.clone(),
-            round: task.round,
-            number: lease.chunk,
-            span: Span { first: lease.first, count: lease.count },
-        };
-        let output = match work {
-            Work::Generate(work) => generate::run(self, &chunk, work)?,
-            Work::Score(work) => score::run(self, &chunk, work)?,
-            Work::Reference(work) => reference::run(self, &chunk, work)?,
-            Work::EvaluateReward(work) => evaluate_reward::run(self, &chunk, work)?,
-            Work::EvaluatePolicy(work) => evaluate_policy::run(self, &chunk, work)?,
-            Work::Sft(_) | Work::TrainReward(_) | Work::TrainPolicy(_) => {
-                return Err(PhaseError::Incomplete("a map phase's work"));
-            }
+        self.begin_task(&task.phase, task.chunk, &task.work.models());
+        let output = match &task.work {
+            MapWork::Generate(work) => generate::run(self, task, work)?,
+            MapWork::Score(work) => score::run(self, task, work)?,
+            MapWork::ReferenceLogProbs(work) => ref_log_probs::run(self, task, work)?,
+            MapWork::EvaluateReward(work) => evaluate_reward::run(self, task, work)?,
+            MapWork::EvaluatePolicy(work) => evaluate_policy::run(self, task, work)?,
         };
         failpoint::hit("phase.upload")?;
-        let object = self.cache.upload(&lease.key, output.bytes)?;
+        let object = self.cache.upload(&task.key, output.bytes)?;
         failpoint::hit("phase.report")?;
         let seconds = started.elapsed().as_secs_f64();
-        tracing::info!(rows = lease.count, duration_s = seconds, "chunk done");
-        self.reports.send(Message::Chunk(v1::ChunkResult {
-            lease: lease.lease,
-            phase: task.phase.clone(),
-            chunk: lease.chunk,
-            object: Some(object),
-            moments: output.moments,
-            calibration: output.calibration,
-            seconds,
-        }));
+        tracing::info!(rows = task.rows.count, duration_s = seconds, "chunk done");
+        self.reports.chunk_done(task, object, output.moments, output.calibration, seconds);
         Ok(())
     }
 
     /// Executes a gang phase and reports its result.
-    pub fn run_gang(&mut self, command: &v1::RunGang) -> Result<(), PhaseError> {
-        let ended = self.train_and_deliver(command);
+    pub fn run_gang(&mut self, task: &GangTask) -> Result<(), PhaseError> {
+        let result = self.train_and_deliver(task);
         self.busy = None;
-        ended
+        result
     }
 
-    fn train_and_deliver(&mut self, command: &v1::RunGang) -> Result<(), PhaseError> {
-        let task = need(&command.task, "a task")?;
-        let work = need(&task.work, "its work")?;
-        self.begin_task(task, 0);
-        let trained = match work {
-            Work::Sft(work) => sft::run(self, command, work)?,
-            Work::TrainReward(work) => train_reward::run(self, command, work)?,
-            Work::TrainPolicy(work) => train_policy::run(self, command, work)?,
-            Work::Generate(_)
-            | Work::Score(_)
-            | Work::Reference(_)
-            | Work::EvaluateReward(_)
-            | Work::EvaluatePolicy(_) => {
-                return Err(PhaseError::Incomplete("a gang phase's work"));
-            }
+    fn train_and_deliver(&mut self, task: &GangTask) -> Result<(), PhaseError> {
+        // A gang phase trains copies of its own, so no model stays resident.
+        self.begin_task(&task.phase, 0, &[]);
+        let trained = match &task.work {
+            GangWork::Sft(work) => sft::run(self, task, work)?,
+            GangWork::TrainReward(work) => train_reward::run(self, task, work)?,
+            GangWork::TrainPolicy(work) => train_policy::run(self, task, work)?,
         };
-        self.deliver(command, trained)
+        self.deliver(task, trained)
     }
 
     /// Begins a task and frees models and objects that it does not need.
-    fn begin_task(&mut self, task: &v1::Task, chunk: u32) {
-        self.reports.begin_task(&task.phase, chunk);
-        if self.phase == task.phase {
+    fn begin_task(&mut self, phase: &Phase, chunk: u32, models: &[&Artifact]) {
+        self.reports.begin_task(&phase.name, chunk);
+        if self.phase == phase.name {
             return;
         }
-        self.phase.clone_from(&task.phase);
-        self.cache.begin_round(task.round);
-        self.models.keep_only(&models_of(task));
+        self.phase.clone_from(&phase.name);
+        self.cache.begin_round(phase.round);
+        self.models.keep_only(models);
     }
 
-    fn policy(&mut self, artifact: &Option<v1::Artifact>) -> Result<Rc<Policy>, PhaseError> {
-        let artifact = need(artifact, "a policy")?;
+    fn policy(&mut self, artifact: &Artifact) -> Result<Rc<Policy>, PhaseError> {
         let (mut loader, models) = self.loader_and_models();
         models.policy(&mut loader, artifact)
     }
 
-    fn judge(&mut self, artifact: &Option<v1::Artifact>) -> Result<Rc<Judge>, PhaseError> {
-        let artifact = need(artifact, "a reward model")?;
+    fn reward_model(&mut self, artifact: &Artifact) -> Result<Rc<RewardModel>, PhaseError> {
         let (mut loader, models) = self.loader_and_models();
-        models.judge(&mut loader, artifact)
+        models.reward_model(&mut loader, artifact)
     }
 
     /// A loader for models that are trained, which must not become resident.
@@ -215,35 +167,22 @@ impl TaskContext {
     }
 }
 
-/// The models that stay resident through a map phase. A gang phase trains copies of its own.
-fn models_of(task: &v1::Task) -> Vec<&v1::Artifact> {
-    let models = match &task.work {
-        Some(Work::Generate(work)) => vec![&work.policy],
-        Some(Work::Score(work)) => vec![&work.reward],
-        Some(Work::Reference(work)) => vec![&work.reference, &work.sampler],
-        Some(Work::EvaluateReward(work)) => vec![&work.reward],
-        Some(Work::EvaluatePolicy(work)) => vec![&work.policy, &work.reference, &work.reward],
-        Some(Work::Sft(_) | Work::TrainReward(_) | Work::TrainPolicy(_)) | None => Vec::new(),
-    };
-    models.into_iter().flatten().collect()
-}
-
 /// Metrics over a chunk's rows, by name.
 #[derive(Debug, Default)]
-struct Figures(BTreeMap<String, foil_common::stats::Moments>);
+struct Metrics(BTreeMap<String, Moments>);
 
-impl Figures {
+impl Metrics {
     fn push(&mut self, name: &str, value: f64) {
         self.0.entry(name.to_owned()).or_default().push(value);
     }
 
-    fn merge(&mut self, name: &str, moments: &foil_common::stats::Moments) {
+    fn merge(&mut self, name: &str, moments: &Moments) {
         if moments.count > 0 {
             self.0.entry(name.to_owned()).or_default().merge(moments);
         }
     }
 
-    fn to_wire(&self) -> Vec<v1::Moments> {
+    fn records(&self) -> Vec<MomentsRecord> {
         self.0.iter().map(|(name, moments)| moments.to_wire(name)).collect()
     }
 }

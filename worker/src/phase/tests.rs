@@ -11,7 +11,10 @@ use std::sync::mpsc::Sender;
 
 use foil_common::data::rows;
 use foil_common::letters::{self, Counts};
+use foil_proto::v1;
 use foil_proto::v1::pair_source::Source;
+use foil_proto::v1::rank_message::Message;
+use foil_proto::v1::task::Work;
 use prost::Message as _;
 use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -24,7 +27,7 @@ struct TestRank {
     context: TaskContext,
     objects: MemoryObjectStore,
     messages: UnboundedReceiver<v1::RankMessage>,
-    _rendezvous: Sender<v1::Rendezvous>,
+    _rendezvous: Sender<Rendezvous>,
     _dir: TempDir,
 }
 
@@ -85,14 +88,15 @@ impl TestRank {
     }
 
     fn dataset<T: rows::Row>(&self, name: &str, rows: &[T]) -> Option<v1::Dataset> {
-        let object = self.objects.put(&format!("data/{name}"), &rows::write(rows), "");
+        let object = self.objects.put(&format!("data/{name}"), &rows::write(rows), "").into();
         Some(v1::Dataset { name: name.into(), object: Some(object), rows: rows.len() as u64 })
     }
 
     fn start_model(&self) -> v1::Artifact {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/jobs/letters");
         let files = ["config.json", "tokenizer.json", "tokenizer_config.json"];
-        let objects = files.map(|name| self.objects.put(name, &fs::read(dir.join(name)).unwrap(), name));
+        let objects =
+            files.map(|name| self.objects.put(name, &fs::read(dir.join(name)).unwrap(), name).into());
         v1::Artifact { name: "start".into(), objects: objects.to_vec(), ..Default::default() }
     }
 
@@ -114,7 +118,7 @@ impl TestRank {
         let key_prefix = format!("jobs/j/phases/{phase}/a1/");
         let command =
             v1::RunGang { task: Some(task), attempt: 1, rank: 0, world: 1, key_prefix, resume: None };
-        self.context.run_gang(&command).unwrap();
+        self.context.run_gang(&command.try_into().unwrap()).unwrap();
         let Message::Gang(result) = self.result() else { panic!("no result of the gang") };
         let mut objects = result.objects.clone();
         let written = |path: &str| result.objects.iter().any(|object| object.path == path);
@@ -131,9 +135,8 @@ impl TestRank {
             let round = phase[1..3].parse().unwrap();
             let task = Some(v1::Task { phase: phase.into(), round, work: Some(work(number)) });
             let (count, key) = (8.min(rows - first), format!("{phase}/{number}"));
-            self.context
-                .run_chunk(&v1::RunChunk { lease: 1, task, chunk: number, first, count, key })
-                .unwrap();
+            let command = v1::RunChunk { lease: 1, task, chunk: number, first, count, key };
+            self.context.run_chunk(&command.try_into().unwrap()).unwrap();
             let Message::Chunk(result) = self.result() else { panic!("no result of the chunk") };
             foil_common::stats::merge_moments(&mut moments, &result.moments);
             if let Some(chunk) = &result.calibration {
@@ -265,7 +268,7 @@ fn a_gang_reports_its_activity_before_and_after_its_steps() {
     let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
     let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
     let command = v1::RunGang { task, attempt: 1, rank: 0, world: 1, key_prefix: "a1/".into(), resume: None };
-    test.context.run_gang(&command).unwrap();
+    test.context.run_gang(&command.try_into().unwrap()).unwrap();
     let messages = std::iter::from_fn(|| test.messages.try_recv().ok()?.message);
     let mut reported: Vec<(String, u64)> = messages
         .map(|message| match message {
@@ -302,7 +305,8 @@ fn a_chunk_has_the_same_bytes_in_any_order_of_chunks() {
             let task = Some(v1::Task { phase: "r01.policy.generate".into(), round: 1, work: Some(work) });
             let key = format!("chunk {chunk}");
             let first = u64::from(chunk) * 8;
-            test.context.run_chunk(&v1::RunChunk { lease: 1, task, chunk, first, count: 8, key }).unwrap();
+            let command = v1::RunChunk { lease: 1, task, chunk, first, count: 8, key };
+            test.context.run_chunk(&command.try_into().unwrap()).unwrap();
         }
         let bytes: Vec<Vec<u8>> = (0..3).map(|chunk| test.objects.bytes(&format!("chunk {chunk}"))).collect();
         (result.parameters_blake3, bytes)
@@ -320,23 +324,24 @@ fn failures_have_a_class_and_name_their_row() {
     let task = |work| Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
     let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
     let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
-    let failure = test.context.run_gang(&command).unwrap_err().failure();
+    let failure = test.context.run_gang(&command.try_into().unwrap()).unwrap_err().failure();
     assert_eq!(failure.class, "data");
     assert!(failure.message.contains(&id.to_string()), "{}", failure.message);
 
     let missing = v1::Dataset { name: "sft".into(), object: Some(v1::Object::default()), rows: 1 };
     let sft = Work::Sft(v1::Sft { policy: Some(start), demonstrations: Some(missing) });
     let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
-    assert_eq!(test.context.run_gang(&command).unwrap_err().failure().class, "store");
-    assert_eq!(test.context.run_gang(&v1::RunGang::default()).unwrap_err().failure().class, "internal");
+    assert_eq!(test.context.run_gang(&command.try_into().unwrap()).unwrap_err().failure().class, "store");
+    let incomplete = GangTask::try_from(v1::RunGang::default()).unwrap_err();
+    assert_eq!(PhaseError::from(incomplete).failure().class, "internal");
 }
 
 /// Runs SFT as one rank of `world`; `relay` sends rank 0's address to the others, as the coordinator does.
 fn sft_in_gang(
     rank: u32,
     world: u32,
-    relay: &[Sender<v1::Rendezvous>],
-    rendezvous: mpsc::Receiver<v1::Rendezvous>,
+    relay: &[Sender<Rendezvous>],
+    rendezvous: mpsc::Receiver<Rendezvous>,
 ) -> v1::GangResult {
     let mut test = TestRank::new(letters_job());
     test.context.rank.rendezvous = rendezvous;
@@ -357,8 +362,8 @@ fn sft_in_gang(
                         // One of an earlier gang comes first and must be ignored.
                         let earlier = v1::Rendezvous { attempt: 0, ..rendezvous.clone() };
                         for other in relay {
-                            other.send(earlier.clone()).unwrap();
-                            other.send(rendezvous.clone()).unwrap();
+                            other.send(earlier.clone().try_into().unwrap()).unwrap();
+                            other.send(rendezvous.clone().try_into().unwrap()).unwrap();
                         }
                     }
                     Message::Gang(result) => return result,
@@ -366,7 +371,7 @@ fn sft_in_gang(
                 }
             }
         });
-        test.context.run_gang(&command).unwrap();
+        test.context.run_gang(&command.try_into().unwrap()).unwrap();
         listener.join().unwrap()
     })
 }
@@ -392,12 +397,13 @@ fn models_with_the_same_text_files_share_an_encoder() {
     let mut test = TestRank::new(letters_job());
     let start = test.start_model();
     let mut trained = start.clone();
-    trained.objects.push(test.objects.put("weights", b"weights", "model.safetensors"));
+    trained.objects.push(test.objects.put("weights", b"weights", "model.safetensors").into());
     let mut other = start.clone();
     let config = br#"{"bos_token": "<s>", "eos_token": "</s>"}"#;
-    other.objects[2] = test.objects.put("other", config, "tokenizer_config.json");
+    other.objects[2] = test.objects.put("other", config, "tokenizer_config.json").into();
     let TaskContext { cache, encoders, job, .. } = &mut test.context;
     let [start, trained, other] = [start, trained, other].map(|artifact| {
+        let artifact = Artifact::from(artifact);
         let dir = cache.directory(&artifact).unwrap();
         encoders.get(&artifact, &dir, &job.text).unwrap()
     });

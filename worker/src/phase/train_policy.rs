@@ -1,39 +1,36 @@
 //! Policy training on scored completions, by the job's method.
 
-use foil_proto::v1;
-
-use super::support::error::need;
-use super::support::gang::{Trained, metric};
+use super::support::gang::{TrainedModel, metric};
 use super::support::policy_batch::PolicyBatch;
 use super::support::policy_rows::{LogProbs, PolicyRows};
-use super::support::rows::Span;
 use super::{PhaseError, TaskContext};
 use crate::model::HeadKind;
 use crate::objective::policy::objective_of;
+use crate::task::{GangTask, RowRange, TrainPolicy};
 use crate::train::{PolicyGroups, TrainConfig};
 
 pub(super) fn run(
     context: &mut TaskContext,
-    command: &v1::RunGang,
-    work: &v1::TrainPolicy,
-) -> Result<Trained, PhaseError> {
-    let rows = PolicyRows::read(context, &work.prompts, Span::ALL, &work.samples, &work.scores)?;
-    let log_probs = LogProbs::read(&mut context.cache, &work.reference)?;
-    let start = need(&work.policy, "a policy")?;
+    task: &GangTask,
+    work: &TrainPolicy,
+) -> Result<TrainedModel, PhaseError> {
+    let rows = PolicyRows::read(context, &work.prompts, RowRange::ALL, &work.completions, &work.scores)?;
+    let log_probs = LogProbs::read(&mut context.cache, work.log_probs.as_ref())?;
+    let start = &work.policy;
     let mut policy = context.loader().policy(start)?;
     let text = context.trained_text(start, &policy.encoder)?;
     policy.model.set_token_ids(&text.ids);
 
     let batch = PolicyBatch::encode(context, &policy, &rows.groups()?, &log_probs)?;
     if batch.groups.is_empty() {
-        let why = "every completion of them is blank, or no better than another";
-        return Err(PhaseError::NothingLeft { set: "prompts", rows: rows.prompts.len(), why });
+        let reason = "every completion of them is blank, or no better than another";
+        return Err(PhaseError::NothingLeft { set: "prompts", rows: rows.prompts.len(), reason });
     }
     let step = context.job.policy_step.clone();
     if let Some(lora) = &step.lora {
-        policy.model.add_lora(lora, context.draw(command)?);
+        policy.model.add_lora(lora, context.seed_and_round(task));
     }
-    let config = TrainConfig::policy(&context.job, need(&command.task, "a task")?.round);
+    let config = TrainConfig::policy(&context.job, task.phase.round);
     let objective = PolicyGroups {
         model: &policy.model,
         groups: &batch.groups,
@@ -41,7 +38,7 @@ pub(super) fn run(
         metrics: objective_of(&step.method).metrics(),
         precision: context.precision(),
     };
-    let summary = context.train(command, &objective, policy.model.trainable(), &config)?;
+    let summary = context.train(task, &objective, policy.model.trainable(), &config)?;
     let adapter = policy.model.merge();
 
     let dir = context.cache.scratch("policy")?;
@@ -56,5 +53,5 @@ pub(super) fn run(
     metrics.push(metric("selected_reward_mean", batch.rewards.iter().sum::<f64>() / completions));
     metrics.push(metric("num_completions", completions));
     metrics.push(metric("dropped_prompts", (rows.prompts.len() - batch.groups.len()) as f64));
-    Ok(Trained { dir, parameters_blake3: parameters.blake3(), metrics })
+    Ok(TrainedModel { dir, parameters_blake3: parameters.blake3(), metrics })
 }

@@ -1,85 +1,90 @@
-//! Train the reward model: human pairs, and golden answers against the policy's own samples.
+//! Reward training: on human pairs, and on golden answers against the policy's own completions.
 
-use foil_proto::v1;
-
-use super::support::error::need;
-use super::support::gang::{Trained, metric};
-use super::support::models::Judge;
-use super::support::pairs::{self, Contest};
-use super::support::rows::Span;
+use super::support::gang::{TrainedModel, metric};
+use super::support::models::RewardModel;
+use super::support::pairs::{self, EncodedComparison};
 use super::{PhaseError, TaskContext};
 use crate::model::HeadKind;
+use crate::task::{GangTask, PairSource, RowRange, TrainReward};
 use crate::train::{Comparison, PairRanking, TrainConfig};
 
 pub(super) fn run(
     context: &mut TaskContext,
-    command: &v1::RunGang,
-    work: &v1::TrainReward,
-) -> Result<Trained, PhaseError> {
-    let start = need(&work.start, "a start model")?;
-    let mut judge = context.loader().judge(start)?;
-    let text = context.trained_text(start, &judge.encoder)?;
-    judge.model.set_token_ids(&text.ids);
-    let pad =
-        judge.encoder.pad_id().map_err(|source| PhaseError::Text { artifact: start.name.clone(), source })?;
-    judge
+    task: &GangTask,
+    work: &TrainReward,
+) -> Result<TrainedModel, PhaseError> {
+    let start = &work.start;
+    let mut reward_model = context.loader().reward_model(start)?;
+    let text = context.trained_text(start, &reward_model.encoder)?;
+    reward_model.model.set_token_ids(&text.ids);
+    let pad = reward_model
+        .encoder
+        .pad_id()
+        .map_err(|source| PhaseError::Text { artifact: start.name.clone(), source })?;
+    reward_model
         .model
         .config()
         .check_pad(pad)
-        .map_err(|fault| PhaseError::Model { artifact: start.name.clone(), source: fault.into() })?;
+        .map_err(|error| PhaseError::Model { artifact: start.name.clone(), source: error.into() })?;
     let step = context.job.reward_step.clone();
-    let human = read(context, &judge, &work.human, step.human_weight)?;
-    // w_APO is shared by a golden answer's samples.
-    let golden = read(context, &judge, &work.golden, step.apo_weight / f64::from(step.samples.max(1)))?;
+    let human = read(context, &reward_model, work.human.as_ref(), step.human_weight)?;
+    // w_APO is divided among the completions that a golden answer is compared with.
+    let apo_weight = step.apo_weight / f64::from(step.samples.max(1));
+    let golden = read(context, &reward_model, work.golden.as_ref(), apo_weight)?;
 
     if let Some(lora) = &step.lora {
-        judge.model.add_lora(lora, context.draw(command)?);
+        reward_model.model.add_lora(lora, context.seed_and_round(task));
     }
-    let objective = PairRanking::new(&judge.model, &human, &golden, context.precision(), step.normalization)
-        .with_loss(step.loss);
-    let config = TrainConfig::reward(&context.job, need(&command.task, "a task")?.round);
-    let summary = context.train(command, &objective, judge.model.trainable(), &config)?;
+    let objective =
+        PairRanking::new(&reward_model.model, &human, &golden, context.precision(), step.normalization)
+            .with_loss(step.loss);
+    let config = TrainConfig::reward(&context.job, task.phase.round);
+    let summary = context.train(task, &objective, reward_model.model.trainable(), &config)?;
 
     let dir = context.cache.scratch("reward")?;
-    let adapter = judge.model.merge();
-    let parameters = judge.model.parameters();
-    context.save(&start.name, parameters, step.save_dtype, |dtype| judge.model.save(&dir, dtype, pad))?;
+    let adapter = reward_model.model.merge();
+    let parameters = reward_model.model.parameters();
+    context
+        .save(&start.name, parameters, step.save_dtype, |dtype| reward_model.model.save(&dir, dtype, pad))?;
     context.save_text(start, &text, &dir)?;
     if let Some(adapter) = adapter {
-        context.save_adapter(start, judge.model.config(), HeadKind::Reward, adapter, &dir)?;
+        context.save_adapter(start, reward_model.model.config(), HeadKind::Reward, adapter, &dir)?;
     }
     let mut metrics = summary.metrics();
     let pairs =
         |set: &[Comparison]| set.iter().map(|comparison| comparison.rejected.len()).sum::<usize>() as f64;
     metrics.push(metric("human_pairs", pairs(&human)));
     metrics.push(metric("golden_pairs", pairs(&golden)));
-    Ok(Trained { dir, parameters_blake3: parameters.blake3(), metrics })
+    Ok(TrainedModel { dir, parameters_blake3: parameters.blake3(), metrics })
 }
 
-/// All rows of a source, each pair of `weight`; none where the task names no source.
+/// All rows of a source, with `weight` for each pair; none if there is no source.
 fn read(
     context: &mut TaskContext,
-    judge: &Judge,
-    source: &Option<v1::PairSource>,
+    reward_model: &RewardModel,
+    source: Option<&PairSource>,
     weight: f64,
 ) -> Result<Vec<Comparison>, PhaseError> {
-    if source.is_none() {
-        return Ok(Vec::new());
-    }
+    let Some(source) = source else { return Ok(Vec::new()) };
     let swap = context.job.controls.swap_preferences;
-    let contests = pairs::encode(context, judge, source, Span::ALL)?;
-    Ok(contests.into_iter().flat_map(|contest| comparisons(contest, weight, swap)).collect())
+    let encoded = pairs::encode(context, reward_model, source, RowRange::ALL)?;
+    Ok(encoded.into_iter().flat_map(|encoded| comparisons(encoded, weight, swap)).collect())
 }
 
-/// One comparison, or under `swap` one for each pair, its answers exchanged: a negative control, from which a reward model
-/// must learn to be worse than chance.
-fn comparisons(contest: Contest, weight: f64, swap: bool) -> Vec<Comparison> {
-    let Contest { row: id, chosen, rejected, margin, .. } = contest;
-    let rejected = rejected.into_iter().map(|answer| answer.ids);
+/// One comparison; with `swap`, one for each pair with chosen and rejected swapped: a negative control, from which a reward
+/// model must learn to be worse than chance.
+fn comparisons(encoded: EncodedComparison, weight: f64, swap: bool) -> Vec<Comparison> {
+    let EncodedComparison { row: id, chosen, rejected, margin, .. } = encoded;
+    let rejected = rejected.into_iter().map(|dialogue| dialogue.ids);
     if swap {
-        let exchanged =
-            |answer| Comparison { id, chosen: answer, rejected: vec![chosen.ids.clone()], weight, margin };
-        return rejected.map(exchanged).collect();
+        let swapped = |rejected| Comparison {
+            id,
+            chosen: rejected,
+            rejected: vec![chosen.ids.clone()],
+            weight,
+            margin,
+        };
+        return rejected.map(swapped).collect();
     }
     vec![Comparison { id, chosen: chosen.ids, rejected: rejected.collect(), weight, margin }]
 }

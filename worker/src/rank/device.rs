@@ -14,28 +14,28 @@ use tokio::sync::oneshot;
 use super::RankOptions;
 use crate::agent::DeviceKind;
 use crate::phase::{Failure, PhaseError, RankContext, TaskContext};
+use crate::task::{ChunkTask, GangTask, Phase, Rendezvous};
 use crate::task_io::artifact_cache::{ArtifactCache, ObjectStore};
 use crate::task_io::progress::Reporter;
 
 /// A command to the device thread.
 #[derive(Debug)]
 pub(super) enum DeviceCommand {
-    Chunk(Box<v1::RunChunk>),
-    Gang(Box<v1::RunGang>),
+    Chunk(Box<ChunkTask>),
+    Gang(Box<GangTask>),
 }
 
 impl DeviceCommand {
-    fn phase(&self) -> (&str, u32) {
-        let task = match self {
-            Self::Chunk(chunk) => chunk.task.as_ref(),
-            Self::Gang(gang) => gang.task.as_ref(),
-        };
-        task.map_or(("", 0), |task| (task.phase.as_str(), task.round))
+    fn phase(&self) -> &Phase {
+        match self {
+            Self::Chunk(task) => &task.phase,
+            Self::Gang(task) => &task.phase,
+        }
     }
 
     fn chunk(&self) -> Option<u32> {
         match self {
-            Self::Chunk(chunk) => Some(chunk.chunk),
+            Self::Chunk(task) => Some(task.chunk),
             Self::Gang(_) => None,
         }
     }
@@ -58,7 +58,7 @@ pub(super) enum DeviceEnd {
 pub(super) struct DeviceThread {
     /// Dropping it ends the thread after its current task.
     pub(super) commands: mpsc::Sender<DeviceCommand>,
-    pub(super) rendezvous: mpsc::Sender<v1::Rendezvous>,
+    pub(super) rendezvous: mpsc::Sender<Rendezvous>,
     pub(super) end: oneshot::Receiver<DeviceEnd>,
 }
 
@@ -91,14 +91,14 @@ fn run(
     objects: Box<dyn ObjectStore>,
     reports: Reporter,
     commands: &mpsc::Receiver<DeviceCommand>,
-    rendezvous: mpsc::Receiver<v1::Rendezvous>,
+    rendezvous: mpsc::Receiver<Rendezvous>,
 ) -> DeviceEnd {
     foil_torch::runtime::keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads.max(1)).unwrap_or(1));
     if options.device == DeviceKind::Cuda
         && let Err(error) = prepare_cuda(&job)
     {
-        report(&reports, None, Failure::of_panic(&error.to_string()));
+        report(&reports, "", None, Failure::of_panic(&error.to_string()));
         return DeviceEnd::Broken;
     }
     let rank = RankContext {
@@ -114,7 +114,7 @@ fn run(
     let cache = match ArtifactCache::open(&options.work_dir, objects) {
         Ok(cache) => cache,
         Err(error) => {
-            report(&reports, None, PhaseError::from(error).failure());
+            report(&reports, "", None, PhaseError::from(error).failure());
             return DeviceEnd::Broken;
         }
     };
@@ -135,32 +135,26 @@ fn prepare_cuda(job: &spec::Job) -> foil_torch::Result<()> {
 
 /// Runs one task; returns an end if the thread cannot continue after it.
 fn handle(context: &mut TaskContext, command: &DeviceCommand) -> Option<DeviceEnd> {
-    let (phase, round) = command.phase();
-    let span = tracing::info_span!("phase", phase, round, chunk = command.chunk());
+    let Phase { name, round } = command.phase();
+    let span = tracing::info_span!("phase", phase = name, round, chunk = command.chunk());
     let _entered = span.enter();
     let run = || match command {
-        DeviceCommand::Chunk(chunk) => context.run_chunk(chunk),
-        DeviceCommand::Gang(gang) => context.run_gang(gang),
+        DeviceCommand::Chunk(task) => context.run_chunk(task),
+        DeviceCommand::Gang(task) => context.run_gang(task),
     };
     let (failure, end) = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => return None,
         Ok(Err(error)) if error.is_stopped() => {
             tracing::info!("{error}");
             // The process may be killed before its exit code is known.
-            report(context.reports(), Some(command), error.failure());
+            report(context.reports(), name, command.chunk(), error.failure());
             return Some(DeviceEnd::Stopped);
         }
         Ok(Err(error)) => (error.failure(), end_after(&error)),
         Err(panic) => (Failure::of_panic(&panic_message(panic.as_ref())), Some(DeviceEnd::Broken)),
     };
-    tracing::error!(
-        class = failure.class,
-        advice = failure.advice,
-        rows = failure.rows.len(),
-        "{}",
-        failure.message
-    );
-    report(context.reports(), Some(command), failure);
+    log(&failure);
+    report(context.reports(), name, command.chunk(), failure);
     end
 }
 
@@ -173,11 +167,22 @@ fn end_after(error: &PhaseError) -> Option<DeviceEnd> {
     }
 }
 
-fn report(reports: &Reporter, command: Option<&DeviceCommand>, failure: Failure) {
+pub(super) fn log(failure: &Failure) {
+    tracing::error!(
+        class = failure.class,
+        advice = failure.advice,
+        rows = failure.rows.len(),
+        "{}",
+        failure.message
+    );
+}
+
+/// Reports a failure of a task, or of the thread's start if `phase` is empty.
+pub(super) fn report(reports: &Reporter, phase: &str, chunk: Option<u32>, failure: Failure) {
     let Failure { class, message, advice, step, rows, memory } = failure;
     reports.send(Message::Failure(v1::TaskFailure {
-        phase: command.map_or_else(String::new, |command| command.phase().0.to_owned()),
-        chunk: command.and_then(DeviceCommand::chunk),
+        phase: phase.to_owned(),
+        chunk,
         class: class.to_owned(),
         message,
         advice,

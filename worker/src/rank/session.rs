@@ -20,6 +20,8 @@ use super::RankOptions;
 use super::device::{self, DeviceCommand, DeviceEnd, DeviceThread};
 use super::replay_log::ReplayLog;
 use crate::exit::Exit;
+use crate::phase::PhaseError;
+use crate::task::{ChunkTask, GangTask, Rendezvous, TaskError};
 use crate::task_io::progress::Reporter;
 use crate::task_io::transfer::Transfer;
 
@@ -179,15 +181,26 @@ impl Session<'_> {
     fn handle(&mut self, command: Option<Command>) -> Option<Exit> {
         match command {
             Some(Command::Welcome(welcome)) => return self.welcome(welcome).err(),
-            Some(Command::Chunk(chunk)) => {
-                self.replay.begin(rank_task::Task::Chunk(chunk.clone()));
-                return self.send_to_device(DeviceCommand::Chunk(Box::new(chunk)));
+            Some(Command::Chunk(command)) => {
+                self.replay.begin(rank_task::Task::Chunk(command.clone()));
+                let (phase, chunk) = (phase_name(command.task.as_ref()), Some(command.chunk));
+                let task = ChunkTask::try_from(command).map(|task| DeviceCommand::Chunk(Box::new(task)));
+                return self.execute(task, &phase, chunk);
             }
-            Some(Command::Gang(gang)) => {
-                self.replay.begin(rank_task::Task::Gang(gang.clone()));
-                return self.send_to_device(DeviceCommand::Gang(Box::new(gang)));
+            Some(Command::Gang(command)) => {
+                self.replay.begin(rank_task::Task::Gang(command.clone()));
+                let phase = phase_name(command.task.as_ref());
+                let task = GangTask::try_from(command).map(|task| DeviceCommand::Gang(Box::new(task)));
+                return self.execute(task, &phase, None);
             }
             Some(Command::Rendezvous(rendezvous)) => {
+                let rendezvous = match Rendezvous::try_from(rendezvous) {
+                    Ok(rendezvous) => rendezvous,
+                    Err(error) => {
+                        tracing::error!(%error, "invalid rendezvous");
+                        return Some(Exit::Failed);
+                    }
+                };
                 if let Some(device) = &self.device {
                     // A thread that has ended reports that on its own channel.
                     let _ = device.rendezvous.send(rendezvous);
@@ -203,8 +216,12 @@ impl Session<'_> {
         if self.device.is_some() {
             return Ok(());
         }
-        let job = spec::Job::try_from(welcome.spec.unwrap_or_default()).map_err(|error| {
-            tracing::error!(%error, "the job's specification cannot be read; are coordinator and worker of one version?");
+        let Some(spec) = welcome.spec else {
+            tracing::error!("the welcome is missing `spec`; are coordinator and worker the same version?");
+            return Err(Exit::Failed);
+        };
+        let job = spec::Job::try_from(spec).map_err(|error| {
+            tracing::error!(%error, "invalid job specification; are coordinator and worker the same version?");
             Exit::Failed
         })?;
         // A connection of its own, so that transfers do not delay messages; it starts at the leader.
@@ -222,13 +239,28 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn send_to_device(&self, command: DeviceCommand) -> Option<Exit> {
+    /// Passes a task to the device thread; reports a failure instead if the command could not be parsed.
+    fn execute(
+        &self,
+        task: Result<DeviceCommand, TaskError>,
+        phase: &str,
+        chunk: Option<u32>,
+    ) -> Option<Exit> {
         let Some(device) = &self.device else {
             tracing::error!("the coordinator sent a task before its welcome");
             return Some(Exit::Failed);
         };
-        // A thread that has ended reports that on its own channel.
-        let _ = device.commands.send(command);
+        match task {
+            Ok(task) => {
+                // A thread that has ended reports that on its own channel.
+                let _ = device.commands.send(task);
+            }
+            Err(error) => {
+                let failure = PhaseError::from(error).failure();
+                device::log(&failure);
+                device::report(&Reporter::new(self.messages.clone()), phase, chunk, failure);
+            }
+        }
         None
     }
 
@@ -249,6 +281,10 @@ impl Session<'_> {
         let _ =
             timeout(SHUTDOWN_TIMEOUT, async { while let Ok(Some(_)) = commands.message().await {} }).await;
     }
+}
+
+fn phase_name(task: Option<&v1::Task>) -> String {
+    task.map(|task| task.phase.clone()).unwrap_or_default()
 }
 
 /// Waits for the thread's end, forever if there is no thread yet.

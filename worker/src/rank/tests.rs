@@ -15,6 +15,7 @@ use super::{RankOptions, Secret, session};
 use crate::agent::DeviceKind;
 use crate::exit::Exit;
 use crate::fake_coordinator::{FakeCoordinator, RankPeer};
+use crate::task::{ChunkTask, Object};
 use crate::task_io::artifact_cache::{ObjectError, ObjectStore};
 use crate::task_io::progress::Reporter;
 use crate::task_io::stop::StopSignal;
@@ -101,7 +102,12 @@ fn chunk() -> v1::RunChunk {
     let object =
         v1::Object { key: "jobs/job/data/prompts.jsonl".into(), blake3: "ab".into(), ..Default::default() };
     let prompts = Some(v1::Dataset { name: "prompts".into(), object: Some(object), rows: 1 });
-    let work = v1::task::Work::Generate(v1::Generate { prompts, ..Default::default() });
+    let work = v1::task::Work::Generate(v1::Generate {
+        policy: Some(v1::Artifact::default()),
+        prompts,
+        sampling: Some(v1::SamplingSpec::from(&spec::Sampling::default())),
+        ..Default::default()
+    });
     let task = v1::Task { phase: "r01.policy.generate".into(), round: 1, work: Some(work) };
     v1::RunChunk { task: Some(task), chunk: 4, count: 1, ..Default::default() }
 }
@@ -126,6 +132,22 @@ async fn a_failed_task_is_reported_and_the_rank_continues() {
         assert_eq!(failure.class, "store");
         assert!(!failure.advice.is_empty());
     }
+    send(&peer, Command::Exit(v1::RankExit {}));
+    drop(peer);
+    assert_eq!(end(rank).await, Exit::Done);
+}
+
+#[tokio::test]
+async fn a_command_with_a_missing_field_is_reported_as_a_failure_that_names_it() {
+    let (_coordinator, mut peer, rank, _dir) = join().await;
+    send(&peer, welcome());
+    let mut incomplete = chunk();
+    let Some(v1::task::Work::Generate(work)) = &mut incomplete.task.as_mut().unwrap().work else { panic!() };
+    work.policy = None;
+    send(&peer, Command::Chunk(incomplete));
+    let Message::Failure(failure) = next(&mut peer).await else { panic!("no failure") };
+    assert_eq!((failure.phase.as_str(), failure.chunk), ("r01.policy.generate", Some(4)));
+    assert_eq!((failure.class.as_str(), failure.message.as_str()), ("internal", "task is missing `policy`"));
     send(&peer, Command::Exit(v1::RankExit {}));
     drop(peer);
     assert_eq!(end(rank).await, Exit::Done);
@@ -190,16 +212,16 @@ impl ObjectStore for Broken {
         Box::new(Self { panics: self.panics })
     }
 
-    fn download(&self, _: &v1::Object, _: &Path) -> Result<(), ObjectError> {
+    fn download(&self, _: &Object, _: &Path) -> Result<(), ObjectError> {
         assert!(!self.panics, "CUDA out of memory. Tried to allocate 2 GiB");
         Err(ObjectError::Stale { message: "attempt 4 runs now".to_owned() })
     }
 
-    fn upload(&self, _: &str, _: Vec<u8>) -> Result<v1::Object, ObjectError> {
+    fn upload(&self, _: &str, _: Vec<u8>) -> Result<Object, ObjectError> {
         unreachable!("nothing is uploaded")
     }
 
-    fn upload_file(&self, _: &str, _: &Path, _: &Digest) -> Result<v1::Object, ObjectError> {
+    fn upload_file(&self, _: &str, _: &Path, _: &Digest) -> Result<Object, ObjectError> {
         unreachable!("nothing is uploaded")
     }
 }
@@ -212,7 +234,7 @@ async fn the_device_thread_always_ends_with_a_reason() {
         let job = spec::Job::try_from(job()).unwrap();
         let objects = Box::new(Broken { panics });
         let thread = device::start(&options("", &dir), job, objects, Reporter::new(messages)).unwrap();
-        thread.commands.send(DeviceCommand::Chunk(Box::new(chunk()))).unwrap();
+        thread.commands.send(DeviceCommand::Chunk(Box::new(ChunkTask::try_from(chunk()).unwrap()))).unwrap();
         assert_eq!(timeout(TIMEOUT, thread.end).await.unwrap().unwrap(), expected);
         let Some(Message::Failure(failure)) = heard.recv().await.unwrap().message else {
             panic!("no failure")

@@ -171,6 +171,13 @@ pub struct Phase {
     pub round: u32,
 }
 
+impl Phase {
+    /// The phase's name without its round; keys its random numbers.
+    pub fn purpose(&self) -> &str {
+        self.name.split_once('.').map_or(self.name.as_str(), |(_, purpose)| purpose)
+    }
+}
+
 /// Rows `first .. first + count` of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowRange {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use foil_common::safe_path;
 use foil_common::storage::object::Digest;
-use foil_proto::v1;
+
+use crate::task::{Artifact, Object};
 
 /// Number of rounds for which an unused object is kept: the policy and reward model of a round are used in the next.
 const KEEP_ROUNDS: u32 = 1;
@@ -17,11 +18,11 @@ pub trait ObjectStore: Send {
     /// A handle to the same store for another thread.
     fn share(&self) -> Box<dyn ObjectStore>;
     /// Downloads the object to `file` and checks its size and hash.
-    fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError>;
+    fn download(&self, object: &Object, file: &Path) -> Result<(), ObjectError>;
     /// Uploads bytes under `key`; the returned object's path is empty.
-    fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError>;
+    fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<Object, ObjectError>;
     /// Uploads a file of known digest under `key`; the returned object's path is empty.
-    fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<v1::Object, ObjectError>;
+    fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<Object, ObjectError>;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,7 @@ pub enum ObjectError {
 }
 
 /// Identifies the content of an artifact or of some of its files: hex BLAKE3 over their names and hashes.
-pub fn fingerprint<'o>(objects: impl IntoIterator<Item = &'o v1::Object>) -> String {
+pub fn fingerprint<'o>(objects: impl IntoIterator<Item = &'o Object>) -> String {
     let files: BTreeMap<&str, &str> =
         objects.into_iter().map(|object| (object.path.as_str(), object.blake3.as_str())).collect();
     let mut hasher = blake3::Hasher::new();
@@ -102,7 +103,7 @@ impl ArtifactCache {
     }
 
     /// The object's file, downloaded if it is not cached yet.
-    pub fn object(&mut self, object: &v1::Object) -> Result<PathBuf, ObjectError> {
+    pub fn object(&mut self, object: &Object) -> Result<PathBuf, ObjectError> {
         if object.blake3.is_empty() || !object.blake3.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             let message = format!("`{}` is not a hash", object.blake3);
             return Err(ObjectError::Store { key: object.key.clone(), message });
@@ -115,13 +116,13 @@ impl ArtifactCache {
         Ok(file)
     }
 
-    pub fn read(&mut self, object: &v1::Object) -> Result<Vec<u8>, ObjectError> {
+    pub fn read(&mut self, object: &Object) -> Result<Vec<u8>, ObjectError> {
         let file = self.object(object)?;
         fs::read(&file).map_err(disk(&file))
     }
 
     /// A directory with the artifact's files under their names.
-    pub fn directory(&mut self, artifact: &v1::Artifact) -> Result<PathBuf, ObjectError> {
+    pub fn directory(&mut self, artifact: &Artifact) -> Result<PathBuf, ObjectError> {
         let fingerprint = fingerprint(&artifact.objects);
         let dir = self.dir.join("artifacts").join(&fingerprint);
         let is_complete = self.directories.contains_key(&fingerprint);
@@ -168,11 +169,11 @@ impl ArtifactCache {
         self.remote.share()
     }
 
-    pub fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError> {
+    pub fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<Object, ObjectError> {
         self.remote.upload(key, bytes)
     }
 
-    pub fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<v1::Object, ObjectError> {
+    pub fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<Object, ObjectError> {
         self.remote.upload_file(key, file, digest)
     }
 }
@@ -207,7 +208,7 @@ mod tests {
         let mut cache = ArtifactCache::open(dir.path(), Box::new(remote.clone())).unwrap();
         assert_eq!(cache.read(&object).unwrap(), b"bytes");
         let artifact =
-            v1::Artifact { name: "policy@0".into(), objects: vec![object.clone()], ..Default::default() };
+            Artifact { name: "policy@0".into(), objects: vec![object.clone()], ..Default::default() };
         let directory = cache.directory(&artifact).unwrap();
         assert_eq!(fs::read(directory.join("config.json")).unwrap(), b"bytes");
         cache.begin_round(1);
@@ -237,7 +238,7 @@ mod tests {
         let remote = MemoryObjectStore::default();
         for path in ["../x", "/x", "a/b/c", ""] {
             let objects = vec![remote.put("k", b"bytes", path)];
-            let artifact = v1::Artifact { name: "policy@0".into(), objects, ..Default::default() };
+            let artifact = Artifact { name: "policy@0".into(), objects, ..Default::default() };
             let mut cache = ArtifactCache::open(dir.path(), Box::new(remote.clone())).unwrap();
             assert!(matches!(cache.directory(&artifact), Err(ObjectError::Path { .. })), "{path}");
         }
@@ -245,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_fingerprint_depends_on_names_and_hashes_but_not_their_order() {
-        let object = |path: &str, blake3: &str| v1::Object {
+        let object = |path: &str, blake3: &str| Object {
             path: path.into(),
             blake3: blake3.into(),
             ..Default::default()

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use foil_common::storage::object::Digest;
-use foil_proto::v1;
 
 use super::artifact_cache::{ObjectError, ObjectStore};
+use crate::task::Object;
 
 #[derive(Clone, Default)]
 pub(crate) struct MemoryObjectStore(Arc<Mutex<Inner>>);
@@ -20,7 +20,7 @@ struct Inner {
 }
 
 impl MemoryObjectStore {
-    pub(crate) fn put(&self, key: &str, bytes: &[u8], path: &str) -> v1::Object {
+    pub(crate) fn put(&self, key: &str, bytes: &[u8], path: &str) -> Object {
         self.0.lock().unwrap().bytes.insert(key.to_owned(), bytes.to_vec());
         describe(key, bytes, path)
     }
@@ -34,8 +34,8 @@ impl MemoryObjectStore {
     }
 }
 
-fn describe(key: &str, bytes: &[u8], path: &str) -> v1::Object {
-    v1::Object {
+fn describe(key: &str, bytes: &[u8], path: &str) -> Object {
+    Object {
         key: key.to_owned(),
         size: bytes.len() as u64,
         blake3: blake3::hash(bytes).to_hex().to_string(),
@@ -48,7 +48,7 @@ impl ObjectStore for MemoryObjectStore {
         Box::new(self.clone())
     }
 
-    fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError> {
+    fn download(&self, object: &Object, file: &Path) -> Result<(), ObjectError> {
         let mut inner = self.0.lock().unwrap();
         inner.downloads += 1;
         let missing = || ObjectError::Damaged { key: object.key.clone(), message: "not found".to_owned() };
@@ -56,11 +56,11 @@ impl ObjectStore for MemoryObjectStore {
         fs::write(file, bytes).map_err(|source| ObjectError::Disk { path: file.to_owned(), source })
     }
 
-    fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError> {
+    fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<Object, ObjectError> {
         Ok(self.put(key, &bytes, ""))
     }
 
-    fn upload_file(&self, key: &str, file: &Path, _: &Digest) -> Result<v1::Object, ObjectError> {
+    fn upload_file(&self, key: &str, file: &Path, _: &Digest) -> Result<Object, ObjectError> {
         Ok(self.put(key, &fs::read(file).unwrap(), ""))
     }
 }

@@ -15,6 +15,7 @@ use foil_proto::v1::rank_message::Message;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::thread_bytes::{Direction, ThreadBytes};
+use crate::task::{ChunkTask, GangTask, Object};
 
 /// Minimum interval between two reports of one kind.
 const REPORT_INTERVAL: Duration = Duration::from_millis(250);
@@ -59,6 +60,74 @@ impl Reporter {
 
     pub fn send(&self, message: Message) {
         let _ = self.messages.send(v1::RankMessage { message: Some(message) });
+    }
+
+    /// Reports a chunk's result.
+    pub fn chunk_done(
+        &self,
+        task: &ChunkTask,
+        object: Object,
+        moments: Vec<v1::Moments>,
+        calibration: Option<v1::Calibration>,
+        seconds: f64,
+    ) {
+        self.send(Message::Chunk(v1::ChunkResult {
+            lease: task.lease,
+            phase: task.phase.name.clone(),
+            chunk: task.chunk,
+            object: Some(object.into()),
+            moments,
+            calibration,
+            seconds,
+        }));
+    }
+
+    /// Reports a training step.
+    pub fn step_done(&self, task: &GangTask, step: u64, steps: u64, metrics: Vec<v1::Metric>) {
+        self.send(Message::Step(v1::StepReport {
+            phase: task.phase.name.clone(),
+            attempt: task.attempt,
+            step,
+            steps,
+            figures: metrics,
+        }));
+    }
+
+    /// Reports where rank 0 of a gang listens.
+    pub fn rendezvous_open(&self, task: &GangTask, host: &str, port: u16) {
+        self.send(Message::Rendezvous(v1::RendezvousOffer {
+            phase: task.phase.name.clone(),
+            attempt: task.attempt,
+            host: host.to_owned(),
+            port: port.into(),
+        }));
+    }
+
+    /// Reports this rank's uploaded shard of a checkpoint.
+    pub fn checkpoint_shard_done(&self, phase: &str, attempt: u32, step: u64, shard: Object) {
+        self.send(Message::Checkpoint(v1::CheckpointShare {
+            phase: phase.to_owned(),
+            attempt,
+            step,
+            object: Some(shard.into()),
+        }));
+    }
+
+    /// Reports a gang phase's result.
+    pub fn gang_done(
+        &self,
+        task: &GangTask,
+        objects: Vec<Object>,
+        metrics: Vec<v1::Metric>,
+        parameters_blake3: String,
+    ) {
+        self.send(Message::Gang(v1::GangResult {
+            phase: task.phase.name.clone(),
+            attempt: task.attempt,
+            objects: objects.into_iter().map(v1::Object::from).collect(),
+            metrics,
+            parameters_blake3,
+        }));
     }
 
     /// Starts reporting for a new task.

@@ -8,11 +8,11 @@ use foil_common::activity::Activity;
 use foil_common::rpc::LeaderChannel;
 use foil_common::rpc::artifacts::{self, Moved, TransferError, Writer};
 use foil_common::storage::object::Digest;
-use foil_proto::v1;
 use tokio::runtime::Handle;
 
 use super::artifact_cache::{ObjectError, ObjectStore};
 use super::progress::Reporter;
+use crate::task::Object;
 
 /// The Artifacts service as an object store. Blocks its caller, which must not be a thread of the runtime. Uses a connection of
 /// its own, so that transfers do not delay messages of the session.
@@ -57,19 +57,24 @@ impl ObjectStore for Transfer {
         Box::new(self.clone())
     }
 
-    fn download(&self, object: &v1::Object, file: &Path) -> Result<(), ObjectError> {
+    fn download(&self, object: &Object, file: &Path) -> Result<(), ObjectError> {
         let moved = self.moved(Activity::Downloading, object.size);
-        self.wait(&object.key, artifacts::download_to_cache(&self.channel, object, file, &moved))
+        self.wait(
+            &object.key,
+            artifacts::download_to_cache(&self.channel, &object.clone().into(), file, &moved),
+        )
     }
 
-    fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<v1::Object, ObjectError> {
+    fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<Object, ObjectError> {
         let moved = self.moved(Activity::Uploading, bytes.len() as u64);
-        self.wait(key, artifacts::upload_bytes(&self.channel, key, &self.writer, bytes.into(), &moved))
+        let upload = artifacts::upload_bytes(&self.channel, key, &self.writer, bytes.into(), &moved);
+        Ok(self.wait(key, upload)?.into())
     }
 
-    fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<v1::Object, ObjectError> {
+    fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<Object, ObjectError> {
         let moved = self.moved(Activity::Uploading, digest.size);
-        self.wait(key, artifacts::upload_file(&self.channel, key, &self.writer, file, digest, &moved))
+        let upload = artifacts::upload_file(&self.channel, key, &self.writer, file, digest, &moved);
+        Ok(self.wait(key, upload)?.into())
     }
 }
 

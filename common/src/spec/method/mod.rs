@@ -8,15 +8,17 @@ mod pairing;
 mod rejection;
 mod rloo;
 mod rrhf;
+mod simpo;
 
 pub use dpo::Dpo;
-pub use grpo::Grpo;
+pub use grpo::{Grpo, GrpoLossType, ImportanceSampling, ScaleRewards};
 pub use ipo::Ipo;
 pub use kl::KlPenalty;
 pub use pairing::{Pairing, PairingName};
 pub use rejection::Rejection;
 pub use rloo::Rloo;
 pub use rrhf::Rrhf;
+pub use simpo::Simpo;
 
 use foil_proto::v1;
 
@@ -32,6 +34,7 @@ oneof! {
     Ipo = "ipo",
     Grpo = "grpo",
     Rloo = "rloo",
+    Simpo = "simpo",
 }
 
 /// What a method needs, so that the phases before it provide it and a plan can tell what it takes.

@@ -3,7 +3,7 @@
 use foil_common::spec::Dpo;
 
 use super::super::metrics::Metric;
-use super::preference::{self, dpo_loss};
+use super::preference::{self, dpo_loss, log_ratios};
 use super::{Group, GroupLoss, PolicyObjective, ScoredCompletion};
 
 impl PolicyObjective for Dpo {
@@ -13,7 +13,8 @@ impl PolicyObjective for Dpo {
 
     fn group_loss(&self, group: &Group<'_>) -> GroupLoss {
         let Self { beta, label_smoothing, pairing, log_ratio, .. } = *self;
-        preference::group_loss(group, (pairing, log_ratio, beta), move |chosen, rejected| {
+        let score = log_ratios(group, log_ratio);
+        preference::group_loss(group, (pairing, beta), score, move |chosen, rejected| {
             dpo_loss(chosen, rejected, beta, label_smoothing)
         })
     }

@@ -3,7 +3,7 @@
 use foil_common::spec::Ipo;
 
 use super::super::metrics::Metric;
-use super::preference::{self, ipo_loss};
+use super::preference::{self, ipo_loss, log_ratios};
 use super::{Group, GroupLoss, PolicyObjective, ScoredCompletion};
 
 impl PolicyObjective for Ipo {
@@ -13,7 +13,8 @@ impl PolicyObjective for Ipo {
 
     fn group_loss(&self, group: &Group<'_>) -> GroupLoss {
         let Self { beta, pairing, log_ratio, .. } = *self;
-        preference::group_loss(group, (pairing, log_ratio, beta), move |chosen, rejected| {
+        let score = log_ratios(group, log_ratio);
+        preference::group_loss(group, (pairing, beta), score, move |chosen, rejected| {
             ipo_loss(chosen, rejected, beta)
         })
     }

@@ -14,12 +14,14 @@ mod preference;
 mod rejection;
 mod rloo;
 mod rrhf;
+mod simpo;
 #[cfg(test)]
 mod tests;
 
 pub use preference::{dpo_loss, ipo_loss, log_ratio};
 pub use rejection::best_of;
 pub use rrhf::terms as rrhf_terms;
+pub use simpo::{mean_log_prob, simpo_loss};
 
 use foil_common::spec::{Method, Pairing};
 use tch::{Device, Tensor};
@@ -67,6 +69,7 @@ pub fn objective_of(method: &Method) -> &dyn PolicyObjective {
         Method::Ipo(settings) => settings,
         Method::Grpo(settings) => settings,
         Method::Rloo(settings) => settings,
+        Method::Simpo(settings) => settings,
     }
 }
 
@@ -78,6 +81,8 @@ pub struct Group<'a> {
     pub selected: &'a [usize],
     /// Log-probabilities of the selected completions, one number per token if the method needs them.
     pub fixed: &'a [FixedLogProbs],
+    /// The tokens of the longest completion that sampling allows.
+    pub max_new_tokens: usize,
     /// The device of the policy.
     pub device: Device,
 }

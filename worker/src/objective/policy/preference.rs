@@ -23,23 +23,34 @@ pub(super) fn select(completions: &[ScoredCompletion<'_>], pairing: Pairing) -> 
     ascending(members(&pairs_of(completions, pairing)))
 }
 
-/// The loss of a group's pairs under `loss`, a sum over pairs of their chosen and rejected log-ratios, `[pairs]` each.
+/// The loss of a group's pairs under `loss`, a sum over pairs of the scores of their chosen and rejected completions, `[pairs]`
+/// each. `score` is given a completion's position and its log-probabilities, `[tokens]`; a completion's implicit reward is `beta`
+/// times its score.
 pub(super) fn group_loss(
     group: &Group<'_>,
-    (pairing, log_ratio_of, beta): (Pairing, Reduction, f64),
+    (pairing, beta): (Pairing, f64),
+    score: impl Fn(usize, &Tensor) -> Tensor + 'static,
     loss: impl Fn(&Tensor, &Tensor) -> Tensor + 'static,
 ) -> GroupLoss {
-    let (pairs, reference, device) = (group.pairs(pairing), group.ref_log_probs(), group.device);
+    let (pairs, device) = (group.pairs(pairing), group.device);
     GroupLoss::new(pairs.len() as f64, move |log_probs| {
-        let completions = log_probs.iter().zip(&reference);
-        let ratios = completions.map(|(policy, reference)| log_ratio(policy, reference, log_ratio_of));
-        let ratios = Tensor::stack(&ratios.collect::<Vec<_>>(), 0); // [completions]
-        let (chosen, rejected) = sides(&ratios, &pairs);
+        let scores = log_probs.iter().enumerate().map(|(position, log_probs)| score(position, log_probs));
+        let scores = Tensor::stack(&scores.collect::<Vec<_>>(), 0); // [completions]
+        let (chosen, rejected) = sides(&scores, &pairs);
         let margins = no_grad(|| (&chosen - &rejected).to_kind(Kind::Double) * beta);
-        let metrics =
-            [(ACCURACIES, &margins.gt(0.0).sum(Kind::Double)), (MARGINS, &margins.sum(Kind::Double))];
+        let accuracies = margins.gt(0.0).sum(Kind::Double);
+        let metrics = [(ACCURACIES, &accuracies), (MARGINS, &margins.sum(Kind::Double))];
         LossOutput { loss: loss(&chosen, &rejected), metrics: MetricSums::of(metrics, device) }
     })
+}
+
+/// Scores completions by their log-ratios to the reference.
+pub(super) fn log_ratios(
+    group: &Group<'_>,
+    reduction: Reduction,
+) -> impl Fn(usize, &Tensor) -> Tensor + 'static {
+    let reference = group.ref_log_probs();
+    move |position, log_probs| log_ratio(log_probs, &reference[position], reduction)
 }
 
 /// The log-ratio of one completion, a scalar: Σ over its tokens of log π − log π_ref, or their mean.

@@ -6,43 +6,43 @@
 use foil_common::data::rows::PromptRow;
 use foil_common::spec::BestMetric;
 use foil_common::stats::{self, REWARD_DIFFERENCE, START_REWARD};
-use foil_proto::v1;
 
-use super::rows::{Sampled, Samples};
-use crate::phase::{Figures, PhaseError, TaskContext};
+use super::records::Sample;
+use super::rows::{Completions, StoredCompletion};
+use crate::phase::{Metrics, PhaseError, TaskContext};
+use crate::task::{Artifact, EvaluatePolicy};
 
 /// Completions of other policies, in the order of the rows.
 #[derive(Debug, Default)]
 pub(in crate::phase) struct Baselines {
-    pub(in crate::phase) start: Option<Vec<Sampled>>,
-    pub(in crate::phase) previous: Option<Vec<Sampled>>,
+    pub(in crate::phase) start: Option<Vec<StoredCompletion>>,
+    pub(in crate::phase) previous: Option<Vec<StoredCompletion>>,
 }
 
 impl Baselines {
     pub(in crate::phase) fn read(
         context: &mut TaskContext,
-        work: &v1::EvaluatePolicy,
+        work: &EvaluatePolicy,
         rows: &[PromptRow],
     ) -> Result<Self, PhaseError> {
-        let mut completions_of = |artifact: &Option<v1::Artifact>| {
-            if artifact.is_none() {
-                return Ok(None);
-            }
-            let samples = Samples::read(&mut context.cache, artifact)?;
-            let first = |row: &PromptRow| samples.of(row.id).map(|completions| completions[0].clone());
+        let mut completions_of = |artifact: &Option<Artifact>| {
+            let Some(artifact) = artifact else { return Ok(None) };
+            let completions = Completions::read(&mut context.cache, artifact)?;
+            let first =
+                |row: &PromptRow| completions.of_prompt(row.id).map(|completions| completions[0].clone());
             rows.iter().map(first).collect::<Result<Vec<_>, PhaseError>>().map(Some)
         };
         Ok(Self { start: completions_of(&work.start)?, previous: completions_of(&work.previous)? })
     }
 
     /// The baselines that exist.
-    pub(in crate::phase) fn each(&mut self) -> impl Iterator<Item = &mut Vec<Sampled>> {
+    pub(in crate::phase) fn each(&mut self) -> impl Iterator<Item = &mut Vec<StoredCompletion>> {
         self.start.iter_mut().chain(&mut self.previous)
     }
 
     /// Adds the differences of reward and gold reward from the start policy and from the previous round's policy. Every
     /// `reward` must come from the current round's reward model.
-    pub(in crate::phase) fn compare(&self, samples: &[v1::Sample], figures: &mut Figures) {
+    pub(in crate::phase) fn compare(&self, samples: &[Sample], metrics: &mut Metrics) {
         let names = [
             (&self.start, REWARD_DIFFERENCE, "gold_difference_mean"),
             (&self.previous, stats::REWARD_STEP, stats::GOLD_STEP),
@@ -56,12 +56,12 @@ impl Baselines {
                 for (name, (own, other)) in
                     differences.into_iter().filter_map(|(name, both)| Some((name, both?)))
                 {
-                    figures.push(name, own - other);
+                    metrics.push(name, own - other);
                 }
             }
         }
         for reward in self.start.iter().flatten().filter_map(|other| other.sample.reward) {
-            figures.push(START_REWARD, reward);
+            metrics.push(START_REWARD, reward);
         }
     }
 
@@ -71,15 +71,15 @@ impl Baselines {
         &self,
         metric_for_best_model: BestMetric,
         rows: u64,
-        samples: &[v1::Sample],
-        figures: &mut Figures,
+        samples: &[Sample],
+        metrics: &mut Metrics,
     ) {
         let start = self.start.as_deref().unwrap_or_default();
         for (index, sample) in samples.iter().enumerate() {
             let Some(half) = stats::half_of(sample.prompt_id, rows) else { return };
             let mut push = |name: &str, value: Option<f64>| {
                 if let Some(value) = value {
-                    figures.push(&format!("{half}{name}"), value);
+                    metrics.push(&format!("{half}{name}"), value);
                 }
             };
             let start = start.get(index).and_then(|other| other.sample.reward);

@@ -6,10 +6,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use foil_common::spec::Checkpoints;
-use foil_proto::v1;
-use foil_proto::v1::rank_message::Message;
 
 use crate::phase::{PhaseError, TaskContext};
+use crate::task::{Checkpoint, GangTask};
 use crate::task_io::artifact_cache::{self, ObjectError, ObjectStore};
 use crate::task_io::progress::Reporter;
 use crate::task_io::stop::{BusyGuard, StopSignal};
@@ -30,7 +29,7 @@ struct Destination {
 }
 
 impl Destination {
-    /// Uploads a shard and reports it. The coordinator commits the checkpoint once all ranks have reported theirs.
+    /// CheckpointWriter a shard and reports it. The coordinator commits the checkpoint once all ranks have reported theirs.
     fn upload(&self, snapshot: &Snapshot) -> Result<(), PhaseError> {
         let (step, rank) = (snapshot.step(), self.rank);
         let file = self.scratch.join(format!("{step:012}.safetensors"));
@@ -44,18 +43,13 @@ impl Destination {
         std::fs::remove_file(&file).map_err(|source| ObjectError::Disk { path: file, source })?;
         failpoint::hit("checkpoint.report")?;
         tracing::info!(step, bytes = digest.size, "checkpoint shard uploaded");
-        self.reports.send(Message::Checkpoint(v1::CheckpointShare {
-            phase: self.phase.clone(),
-            attempt: self.attempt,
-            step,
-            object: Some(object),
-        }));
+        self.reports.checkpoint_shard_done(&self.phase, self.attempt, step, object);
         Ok(())
     }
 }
 
 /// Writes a rank's checkpoints in a gang phase. At most one upload is in flight: a second one blocks training until it starts.
-pub(in crate::phase) struct Uploads {
+pub(in crate::phase) struct CheckpointWriter {
     cadence: Checkpoints,
     stop: StopSignal,
     /// Held from the first step on; what came before is quickly redone.
@@ -64,27 +58,23 @@ pub(in crate::phase) struct Uploads {
     /// Only rank 0 decides by time.
     rank: u32,
     last: (u64, Instant),
-    uploader: Option<Uploader>,
+    upload_thread: Option<UploadThread>,
 }
 
-struct Uploader {
+struct UploadThread {
     snapshots: mpsc::SyncSender<Snapshot>,
     thread: JoinHandle<Result<(), PhaseError>>,
 }
 
-impl Uploads {
-    pub(in crate::phase) fn start(
-        context: &mut TaskContext,
-        command: &v1::RunGang,
-        phase: &str,
-    ) -> Result<Self, PhaseError> {
+impl CheckpointWriter {
+    pub(in crate::phase) fn start(context: &mut TaskContext, task: &GangTask) -> Result<Self, PhaseError> {
         let saved =
-            command.resume.as_ref().map(|checkpoint| context.download_checkpoint(checkpoint)).transpose()?;
+            task.resume.as_ref().map(|checkpoint| context.download_checkpoint(checkpoint)).transpose()?;
         let destination = Destination {
-            phase: phase.to_owned(),
-            attempt: command.attempt,
-            rank: command.rank,
-            key_prefix: command.key_prefix.clone(),
+            phase: task.phase.name.clone(),
+            attempt: task.attempt,
+            rank: task.rank,
+            key_prefix: task.key_prefix.clone(),
             scratch: context.cache.scratch("checkpoint")?,
             objects: context.cache.objects(),
             reports: context.reports.clone(),
@@ -95,20 +85,20 @@ impl Uploads {
             stop: context.rank.stop.clone(),
             busy: None,
             saved,
-            rank: command.rank,
+            rank: task.rank,
             last: (step, Instant::now()),
-            uploader: Some(Uploader::start(destination)?),
+            upload_thread: Some(UploadThread::start(destination)?),
         })
     }
 
     /// Waits until all shards are uploaded and reported. While the returned guard is held, a request to stop waits.
     pub(in crate::phase) fn finish(mut self) -> Result<Option<BusyGuard>, PhaseError> {
-        self.uploader.take().map_or(Ok(()), Uploader::finish)?;
+        self.upload_thread.take().map_or(Ok(()), UploadThread::finish)?;
         Ok(self.busy)
     }
 }
 
-impl Uploader {
+impl UploadThread {
     fn start(destination: Destination) -> Result<Self, PhaseError> {
         let (snapshots, taken) = mpsc::sync_channel::<Snapshot>(0);
         let span = tracing::Span::current();
@@ -123,11 +113,11 @@ impl Uploader {
 
     fn finish(self) -> Result<(), PhaseError> {
         drop(self.snapshots);
-        self.thread.join().unwrap_or(Err(PhaseError::Incomplete("a checkpoint: its thread panicked")))
+        self.thread.join().unwrap_or(Err(PhaseError::CheckpointThread))
     }
 }
 
-impl Keeper for Uploads {
+impl Keeper for CheckpointWriter {
     fn saved(&mut self) -> Option<Saved> {
         self.saved.take()
     }
@@ -143,12 +133,12 @@ impl Keeper for Uploads {
 
     fn keep(&mut self, snapshot: Snapshot) -> Result<(), TrainError> {
         self.last = (snapshot.step(), Instant::now());
-        let Some(uploader) = &self.uploader else { return Ok(()) };
-        if uploader.snapshots.send(snapshot).is_ok() {
+        let Some(upload_thread) = &self.upload_thread else { return Ok(()) };
+        if upload_thread.snapshots.send(snapshot).is_ok() {
             return Ok(());
         }
         // The thread has ended; report why.
-        let reason = self.uploader.take().map_or(Ok(()), Uploader::finish);
+        let reason = self.upload_thread.take().map_or(Ok(()), UploadThread::finish);
         let reason = reason.err().map_or_else(|| "its thread ended".to_owned(), |error| error.to_string());
         Err(TrainError::Kept(reason))
     }
@@ -156,11 +146,11 @@ impl Keeper for Uploads {
 
 impl TaskContext {
     /// Downloads every rank's shard of a checkpoint.
-    fn download_checkpoint(&mut self, checkpoint: &v1::Checkpoint) -> Result<Saved, PhaseError> {
+    fn download_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<Saved, PhaseError> {
         failpoint::hit("checkpoint.download")?;
         let step = checkpoint.step;
         let mut files = Vec::new();
-        for object in &checkpoint.objects {
+        for object in &checkpoint.shards {
             let file = self.cache.object(object).map_err(|error| match error {
                 ObjectError::Damaged { key, message } => PhaseError::Checkpoint { step, key, message },
                 other => other.into(),
@@ -169,7 +159,7 @@ impl TaskContext {
         }
         let damaged = |error: crate::model::ModelError| PhaseError::Checkpoint {
             step,
-            key: checkpoint.objects.first().map(|object| object.key.clone()).unwrap_or_default(),
+            key: checkpoint.shards.first().map(|object| object.key.clone()).unwrap_or_default(),
             message: error.to_string(),
         };
         Saved::open(&files).map_err(damaged)

@@ -3,13 +3,13 @@
 use foil_common::data::rows::RowError;
 use foil_common::failpoint::Injected;
 use foil_common::oom;
-use foil_common::spec::SpecError;
 use foil_common::text::TextError;
-use foil_proto::v1;
 
+use super::records::MemoryShortage;
 use crate::collective::CollectiveError;
 use crate::generate::GenerateError;
 use crate::model::ModelError;
+use crate::task::{Object, TaskError};
 use crate::task_io::artifact_cache::ObjectError;
 use crate::train::TrainError;
 
@@ -29,7 +29,7 @@ pub enum PhaseError {
     #[error(transparent)]
     Rows(#[from] RowError),
     #[error(transparent)]
-    Sampling(#[from] SpecError),
+    Task(#[from] TaskError),
     #[error(transparent)]
     Generate(#[from] GenerateError),
     #[error(transparent)]
@@ -38,10 +38,10 @@ pub enum PhaseError {
     Gang(#[from] CollectiveError),
     #[error("the session ended before rank 0's address arrived")]
     NoRendezvous,
-    #[error("{object}: {what}")]
-    Samples { object: String, what: String },
-    #[error("{set}: none of its {rows} rows can be used for training: {why}")]
-    NothingLeft { set: &'static str, rows: usize, why: &'static str },
+    #[error("{object}: {reason}")]
+    Record { object: String, reason: String },
+    #[error("{set}: none of its {rows} rows can be used for training: {reason}")]
+    NothingLeft { set: &'static str, rows: usize, reason: &'static str },
     #[error("the checkpoint after step {step} cannot be read: {key}: {message}")]
     Checkpoint { step: u64, key: String, message: String },
     #[error("stopped after step {step} as requested; its checkpoint is written")]
@@ -50,8 +50,8 @@ pub enum PhaseError {
     NonFinite { what: &'static str, row: u64 },
     #[error(transparent)]
     Injected(#[from] Injected),
-    #[error("task is missing {0}")]
-    Incomplete(&'static str),
+    #[error("the thread that uploads checkpoints panicked")]
+    CheckpointThread,
 }
 
 /// A failure as reported to the coordinator; fields as in `v1::TaskFailure`.
@@ -62,7 +62,7 @@ pub struct Failure {
     pub advice: String,
     pub step: Option<u64>,
     pub rows: Vec<String>,
-    pub memory: Option<v1::MemoryShortage>,
+    pub memory: Option<MemoryShortage>,
 }
 
 const REPORT: &str = "look at the rank's log; if it shows no cause on your side, please report it";
@@ -101,9 +101,9 @@ impl PhaseError {
     }
 
     /// The memory shortage in a library's message. Messages about the store or the user's files are never taken for one.
-    fn shortage(&self, message: &str) -> Option<v1::MemoryShortage> {
+    fn shortage(&self, message: &str) -> Option<MemoryShortage> {
         match self {
-            Self::Object(_) | Self::Rows(_) | Self::Samples { .. } | Self::Incomplete(_) => None,
+            Self::Object(_) | Self::Rows(_) | Self::Record { .. } | Self::Task(_) => None,
             _ => oom::parse(message),
         }
     }
@@ -136,7 +136,7 @@ impl PhaseError {
                 None => ("internal", REPORT),
             },
             Self::Text { .. } => ("user", "look at text in the job file and at the model's tokenizer files"),
-            Self::Sampling(_) => ("user", "look at the sampling settings in the job file"),
+            Self::Task(TaskError::Sampling(_)) => ("user", "look at the sampling settings in the job file"),
             Self::Generate(GenerateError::TooLong { .. } | GenerateError::NoSlots) => {
                 ("user", "lower text.max_length or sampling.max_new_tokens")
             }
@@ -149,7 +149,9 @@ impl PhaseError {
             Self::Train(error) => (error.class(), train_advice(error.class())),
             Self::Gang(CollectiveError::Unreachable { .. }) => ("unreachable", FIX_ADDRESS),
             Self::Batch(_) | Self::Generate(_) | Self::Gang(_) | Self::NoRendezvous => ("internal", REPORT),
-            Self::Samples { .. } | Self::Injected(_) | Self::Incomplete(_) => ("internal", REPORT),
+            Self::Record { .. } | Self::Injected(_) | Self::Task(_) | Self::CheckpointThread => {
+                ("internal", REPORT)
+            }
         }
     }
 }
@@ -176,7 +178,7 @@ impl Failure {
         }
     }
 
-    fn of_memory(shortage: v1::MemoryShortage, message: &str) -> Self {
+    fn of_memory(shortage: MemoryShortage, message: &str) -> Self {
         let shortage = crate::memory::with_usage(shortage);
         // libtorch appends its stack.
         let cause = message.lines().next().unwrap_or_default();
@@ -190,14 +192,9 @@ impl Failure {
     }
 }
 
-/// A required message of a task.
-pub(in crate::phase) fn need<'a, T>(field: &'a Option<T>, what: &'static str) -> Result<&'a T, PhaseError> {
-    field.as_ref().ok_or(PhaseError::Incomplete(what))
-}
-
 /// An error about a stored object.
-pub(in crate::phase) fn samples_error(object: &v1::Object, what: impl Into<String>) -> PhaseError {
-    PhaseError::Samples { object: object.key.clone(), what: what.into() }
+pub(in crate::phase) fn samples_error(object: &Object, reason: impl Into<String>) -> PhaseError {
+    PhaseError::Record { object: object.key.clone(), reason: reason.into() }
 }
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ use std::rc::Rc;
 use foil_common::activity::Activity;
 use foil_common::spec;
 use foil_common::text::{Encoder, TEXT_FILES, TextError};
-use foil_proto::v1;
 use tch::Device;
 
-use crate::model::{HeadKind, LanguageModel, ModelFilesError, RewardModel};
+use crate::model::{self, HeadKind, LanguageModel, ModelError, ModelFilesError};
 use crate::phase::PhaseError;
+use crate::task::Artifact;
 use crate::task_io::artifact_cache::{ArtifactCache, fingerprint};
 use crate::task_io::progress::Reporter;
 use foil_common::failpoint;
@@ -26,27 +26,27 @@ pub(in crate::phase) struct Loaded<M> {
 }
 
 pub(in crate::phase) type Policy = Loaded<LanguageModel>;
-pub(in crate::phase) type Judge = Loaded<RewardModel>;
+pub(in crate::phase) type RewardModel = Loaded<model::RewardModel>;
 
 /// Resident models by the content of their artifacts.
 #[derive(Default)]
 pub(in crate::phase) struct Models {
     policies: BTreeMap<String, Rc<Policy>>,
-    judges: BTreeMap<String, Rc<Judge>>,
+    reward_models: BTreeMap<String, Rc<RewardModel>>,
 }
 
 impl Models {
     /// Frees all models except `needed`.
-    pub(in crate::phase) fn keep_only(&mut self, needed: &[&v1::Artifact]) {
+    pub(in crate::phase) fn keep_only(&mut self, needed: &[&Artifact]) {
         let needed: Vec<String> = needed.iter().map(|artifact| fingerprint(&artifact.objects)).collect();
         self.policies.retain(|content, _| needed.contains(content));
-        self.judges.retain(|content, _| needed.contains(content));
+        self.reward_models.retain(|content, _| needed.contains(content));
     }
 
     pub(in crate::phase) fn policy(
         &mut self,
         loader: &mut Loader<'_>,
-        artifact: &v1::Artifact,
+        artifact: &Artifact,
     ) -> Result<Rc<Policy>, PhaseError> {
         let content = fingerprint(&artifact.objects);
         if let Some(resident) = self.policies.get(&content) {
@@ -57,17 +57,17 @@ impl Models {
         Ok(loaded)
     }
 
-    pub(in crate::phase) fn judge(
+    pub(in crate::phase) fn reward_model(
         &mut self,
         loader: &mut Loader<'_>,
-        artifact: &v1::Artifact,
-    ) -> Result<Rc<Judge>, PhaseError> {
+        artifact: &Artifact,
+    ) -> Result<Rc<RewardModel>, PhaseError> {
         let content = fingerprint(&artifact.objects);
-        if let Some(resident) = self.judges.get(&content) {
+        if let Some(resident) = self.reward_models.get(&content) {
             return Ok(Rc::clone(resident));
         }
-        let loaded = Rc::new(loader.judge(artifact)?);
-        self.judges.insert(content, Rc::clone(&loaded));
+        let loaded = Rc::new(loader.reward_model(artifact)?);
+        self.reward_models.insert(content, Rc::clone(&loaded));
         Ok(loaded)
     }
 }
@@ -84,14 +84,14 @@ impl Encoders {
     /// The encoder of an artifact whose files are in `dir`.
     pub(in crate::phase) fn get(
         &mut self,
-        artifact: &v1::Artifact,
+        artifact: &Artifact,
         dir: &Path,
         text: &spec::Text,
     ) -> Result<Rc<Encoder>, TextError> {
         let text_files = artifact.objects.iter().filter(|object| TEXT_FILES.contains(&object.path.as_str()));
         let content = fingerprint(text_files);
-        let known = self.0.iter().position(|(known, _)| *known == content);
-        let encoder = match known.and_then(|index| self.0.remove(index)) {
+        let cached = self.0.iter().position(|(cached, _)| *cached == content);
+        let encoder = match cached.and_then(|index| self.0.remove(index)) {
             Some((_, encoder)) => encoder,
             None => Rc::new(Encoder::load(dir, text)?),
         };
@@ -111,13 +111,13 @@ pub(in crate::phase) struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    pub(in crate::phase) fn policy(&mut self, artifact: &v1::Artifact) -> Result<Policy, PhaseError> {
+    pub(in crate::phase) fn policy(&mut self, artifact: &Artifact) -> Result<Policy, PhaseError> {
         let (device, checkpointing) = (self.device, self.job.resources.activation_checkpointing);
         self.load(artifact, |dir| Ok(LanguageModel::load(dir, device)?.with_checkpointing(checkpointing)))
     }
 
     /// A policy with random weights from the job's seed.
-    pub(in crate::phase) fn fresh_policy(&mut self, artifact: &v1::Artifact) -> Result<Policy, PhaseError> {
+    pub(in crate::phase) fn fresh_policy(&mut self, artifact: &Artifact) -> Result<Policy, PhaseError> {
         let (seed, device) = (self.job.seed.into(), self.device);
         let checkpointing = self.job.resources.activation_checkpointing;
         self.load(artifact, |dir| {
@@ -126,13 +126,13 @@ impl Loader<'_> {
     }
 
     /// A reward model. A language model gets a fresh head from the job's seed, the same one in every round.
-    pub(in crate::phase) fn judge(&mut self, artifact: &v1::Artifact) -> Result<Judge, PhaseError> {
+    pub(in crate::phase) fn reward_model(&mut self, artifact: &Artifact) -> Result<RewardModel, PhaseError> {
         let (seed, device) = (self.job.seed.into(), self.device);
         let checkpointing = self.job.resources.activation_checkpointing;
         self.load(artifact, |dir| {
             let model = match head(dir)? {
-                HeadKind::Reward => RewardModel::load(dir, device)?,
-                HeadKind::LanguageModel => RewardModel::from_language_model(dir, seed, device)?,
+                HeadKind::Reward => model::RewardModel::load(dir, device)?,
+                HeadKind::LanguageModel => model::RewardModel::from_language_model(dir, seed, device)?,
             };
             Ok(model.with_checkpointing(checkpointing))
         })
@@ -140,8 +140,8 @@ impl Loader<'_> {
 
     fn load<M>(
         &mut self,
-        artifact: &v1::Artifact,
-        read: impl FnOnce(&Path) -> Result<M, crate::model::ModelError>,
+        artifact: &Artifact,
+        read: impl FnOnce(&Path) -> Result<M, ModelError>,
     ) -> Result<Loaded<M>, PhaseError> {
         let name = || artifact.name.clone();
         let dir = self.cache.directory(artifact)?;

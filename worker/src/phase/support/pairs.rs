@@ -1,4 +1,4 @@
-//! Preference pairs, whatever their source, as the tokens of one reward model.
+//! Encoding of preference pairs from any source for a reward model.
 
 use std::collections::HashMap;
 
@@ -6,66 +6,65 @@ use foil_common::data::rows::{GoldenRow, PairRow, Prompt, PromptKey, PromptRow, 
 use foil_common::letters;
 use foil_common::stats::Cluster;
 use foil_common::text::Encoded;
-use foil_proto::v1;
-use foil_proto::v1::pair_source::Source;
 
-use super::dialogue::{Candidate, Reader};
-use super::error::need;
-use super::models::Judge;
-use super::rows::{Sampled, Samples, Span, encode_each, read, read_prompts};
+use super::dialogue::{DialogueEncoder, ResponseSource};
+use super::models::RewardModel;
+use super::rows::{Completions, StoredCompletion, encode_each, read, read_prompts};
 use crate::phase::{PhaseError, TaskContext};
+use crate::task::{PairSource, RowRange};
 
-/// Whole dialogues, prompt and answer, of which one is preferred to each of the others.
+/// Whole dialogues of one prompt, one of which is preferred to each of the others.
 #[derive(Debug)]
-pub(in crate::phase) struct Contest {
+pub(in crate::phase) struct EncodedComparison {
     pub(in crate::phase) row: u64,
-    /// Contests of one cluster share their prompt, and are not independent of each other.
+    /// Comparisons of one cluster share their prompt and are not independent.
     pub(in crate::phase) cluster: Cluster,
     pub(in crate::phase) chosen: Encoded,
     /// At least one.
     pub(in crate::phase) rejected: Vec<Encoded>,
-    /// What the row asks of the difference of scores; 0 where it asks nothing, or the job does not care.
+    /// The required difference of scores; 0 if the row states none or the job ignores it.
     pub(in crate::phase) margin: f64,
 }
 
-/// The rows `span` of a source, in order.
+/// The rows `range` of a source, in order.
 pub(in crate::phase) fn encode(
     context: &mut TaskContext,
-    judge: &Judge,
-    source: &Option<v1::PairSource>,
-    span: Span,
-) -> Result<Vec<Contest>, PhaseError> {
-    let source = need(&need(source, "pairs")?.source, "a source of pairs")?;
+    reward_model: &RewardModel,
+    source: &PairSource,
+    range: RowRange,
+) -> Result<Vec<EncodedComparison>, PhaseError> {
     let (cache, reports) = (&mut context.cache, &context.reports);
-    let reader = Reader { encoder: &judge.encoder, tokenizer: &judge.tokenizer, job: &context.job };
+    let encoder = DialogueEncoder::new(reward_model, &context.job);
     match source {
-        Source::Pairs(dataset) => {
-            let all: Vec<PairRow> = read(cache, &Some(dataset.clone()), Span::ALL)?;
-            let clusters = by_prompt(&all, span);
-            let rows = span.cut(all);
+        PairSource::Pairs(dataset) => {
+            let all: Vec<PairRow> = read(cache, dataset, RowRange::ALL)?;
+            let clusters = clusters_by_prompt(&all, range);
+            let rows = range.select(all);
             let mut clusters = clusters.into_iter();
-            encode_each(reports, &rows, |row| human(&reader, row, clusters.next().unwrap_or(lone(row.id))))
+            encode_each(reports, &rows, |row| {
+                human_pair(&encoder, row, clusters.next().unwrap_or(own_cluster(row.id)))
+            })
         }
-        Source::Golden(golden) => {
-            let rows: Vec<GoldenRow> = read(cache, &golden.golden, span)?;
-            let samples = Samples::read(cache, &golden.samples)?;
-            encode_each(reports, &rows, |row| against_golden(&reader, row, samples.of(row.id)?))
+        PairSource::Golden { golden, completions } => {
+            let rows: Vec<GoldenRow> = read(cache, golden, range)?;
+            let completions = Completions::read(cache, completions)?;
+            encode_each(reports, &rows, |row| against_golden(&encoder, row, completions.of_prompt(row.id)?))
         }
-        Source::GoldLabelled(labelled) => {
-            let rows = read_prompts(cache, &labelled.prompts, span)?;
-            let samples = Samples::read(cache, &labelled.samples)?;
-            encode_each(reports, &rows, |row| gold_labelled(&reader, row, samples.of(row.id)?))
+        PairSource::GoldLabeled { prompts, completions } => {
+            let rows = read_prompts(cache, prompts, range)?;
+            let completions = Completions::read(cache, completions)?;
+            encode_each(reports, &rows, |row| gold_labeled(&encoder, row, completions.of_prompt(row.id)?))
         }
     }
 }
 
 /// A cluster of its own.
-fn lone(row: u64) -> Cluster {
+fn own_cluster(row: u64) -> Cluster {
     Cluster { key: row, is_open: false }
 }
 
-/// The clusters of the rows `span`: the pairs of one prompt are one, which is open where rows beyond the span have it.
-fn by_prompt(all: &[PairRow], span: Span) -> Vec<Cluster> {
+/// The clusters of the rows `range`: pairs of the same prompt form one, which is open if rows outside the range have that prompt.
+fn clusters_by_prompt(all: &[PairRow], range: RowRange) -> Vec<Cluster> {
     let keys: Vec<PromptKey> = all.iter().map(|row| row.prompt().key()).collect();
     let count = |keys: &[PromptKey]| {
         keys.iter().fold(HashMap::<PromptKey, usize>::new(), |mut counts, key| {
@@ -73,7 +72,7 @@ fn by_prompt(all: &[PairRow], span: Span) -> Vec<Cluster> {
             counts
         })
     };
-    let (everywhere, within) = (count(&keys), span.cut(keys));
+    let (everywhere, within) = (count(&keys), range.select(keys));
     let here = count(&within);
     let cluster = |key: &PromptKey| {
         let mut low = [0; 8];
@@ -83,49 +82,73 @@ fn by_prompt(all: &[PairRow], span: Span) -> Vec<Cluster> {
     within.iter().map(cluster).collect()
 }
 
-fn human(reader: &Reader<'_>, row: &PairRow, cluster: Cluster) -> Result<Contest, PhaseError> {
-    let uses_margins = reader.job.reward_step.loss.human_pairs().is_some_and(|loss| loss.margin);
-    Ok(Contest {
+fn human_pair(
+    encoder: &DialogueEncoder<'_>,
+    row: &PairRow,
+    cluster: Cluster,
+) -> Result<EncodedComparison, PhaseError> {
+    let uses_margins = encoder.job.reward_step.loss.human_pairs().is_some_and(|loss| loss.margin);
+    Ok(EncodedComparison {
         row: row.id,
         cluster,
-        chosen: reader.whole(row.id, &row.prompt, &row.chosen)?,
-        rejected: vec![reader.whole(row.id, &row.prompt, &row.rejected)?],
+        chosen: encoder.encode_full(row.id, &row.prompt, &row.chosen)?,
+        rejected: vec![encoder.encode_full(row.id, &row.prompt, &row.rejected)?],
         margin: row.margin.filter(|_| uses_margins).unwrap_or(0.0),
     })
 }
 
-/// The golden answer is preferred to every sample.
-fn against_golden(reader: &Reader<'_>, row: &GoldenRow, samples: &[Sampled]) -> Result<Contest, PhaseError> {
-    let sample = |sampled| reader.competing(row.id, &row.prompt, Candidate::Sample(sampled));
-    Ok(Contest {
+/// The golden answer is preferred to every completion.
+fn against_golden(
+    encoder: &DialogueEncoder<'_>,
+    row: &GoldenRow,
+    completions: &[StoredCompletion],
+) -> Result<EncodedComparison, PhaseError> {
+    let rejected =
+        |completion| encoder.encode_truncated(row.id, &row.prompt, ResponseSource::Completion(completion));
+    Ok(EncodedComparison {
         row: row.id,
-        cluster: lone(row.id),
-        chosen: reader.competing(row.id, &row.prompt, Candidate::Text(&row.golden))?,
-        rejected: samples.iter().map(sample).collect::<Result<_, _>>()?,
+        cluster: own_cluster(row.id),
+        chosen: encoder.encode_truncated(row.id, &row.prompt, ResponseSource::Text(&row.golden))?,
+        rejected: completions.iter().map(rejected).collect::<Result<_, _>>()?,
         margin: 0.0,
     })
 }
 
-/// Which of the two samples is preferred is drawn by their gold rewards, from the job's seed and the row's id.
-fn gold_labelled(reader: &Reader<'_>, row: &PromptRow, samples: &[Sampled]) -> Result<Contest, PhaseError> {
-    let [first, second, ..] = samples else {
-        let what = format!("they hold {} of row {}, a pair needs 2", samples.len(), row.id);
-        return Err(PhaseError::Samples { object: "samples".to_owned(), what });
+/// The preferred one of two completions is sampled by their gold rewards, from the job's seed and the row's id.
+fn gold_labeled(
+    encoder: &DialogueEncoder<'_>,
+    row: &PromptRow,
+    completions: &[StoredCompletion],
+) -> Result<EncodedComparison, PhaseError> {
+    let [first, second, ..] = completions else {
+        let reason = format!("{} samples of row {}, but a pair needs 2", completions.len(), row.id);
+        return Err(PhaseError::Record { object: "samples".to_owned(), reason });
     };
-    let first_wins = prefers_first(reader, row.id, &row.prompt, first, second);
+    let first_wins = prefers_first(encoder, row.id, &row.prompt, first, second);
     let (chosen, rejected) = if first_wins { (first, second) } else { (second, first) };
-    Ok(Contest {
+    Ok(EncodedComparison {
         row: row.id,
-        cluster: lone(row.id),
-        chosen: reader.competing(row.id, &row.prompt, Candidate::Sample(chosen))?,
-        rejected: vec![reader.competing(row.id, &row.prompt, Candidate::Sample(rejected))?],
+        cluster: own_cluster(row.id),
+        chosen: encoder.encode_truncated(row.id, &row.prompt, ResponseSource::Completion(chosen))?,
+        rejected: vec![encoder.encode_truncated(
+            row.id,
+            &row.prompt,
+            ResponseSource::Completion(rejected),
+        )?],
         margin: 0.0,
     })
 }
 
-fn prefers_first(reader: &Reader<'_>, row: u64, prompt: &Prompt, first: &Sampled, second: &Sampled) -> bool {
-    let beta = reader.job.data.gold_preferences.as_ref().map_or(0.0, |preferences| preferences.beta);
-    let gold =
-        |sampled: &Sampled| letters::gold(prompt.last_text(), &sampled.sample.text, sampled.sample.finished);
-    letters::prefer_first(reader.job.seed.into(), row, gold(first), gold(second), beta)
+fn prefers_first(
+    encoder: &DialogueEncoder<'_>,
+    row: u64,
+    prompt: &Prompt,
+    first: &StoredCompletion,
+    second: &StoredCompletion,
+) -> bool {
+    let beta = encoder.job.data.gold_preferences.as_ref().map_or(0.0, |preferences| preferences.beta);
+    let gold = |stored: &StoredCompletion| {
+        letters::gold(prompt.last_text(), &stored.sample.text, stored.sample.finished)
+    };
+    letters::prefer_first(encoder.job.seed.into(), row, gold(first), gold(second), beta)
 }

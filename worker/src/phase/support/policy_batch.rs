@@ -1,22 +1,21 @@
-//! What a policy is trained on: the completions that its method reads, and their losses.
+//! The training batch of a policy: the completions that its method selects, and their losses.
 
 use foil_common::activity::Activity;
 
-use super::dialogue::Reader;
+use super::dialogue::DialogueEncoder;
 use super::models::Policy;
 use super::policy_rows::{LogProbs, ScoredGroup};
 use crate::objective::policy::{FixedLogProbs, Group, GroupLoss, objective_of};
 use crate::phase::{PhaseError, TaskContext};
 use crate::train::CompletionGroup;
 
-/// Prompts with the completions that are read of them, in the very tokens that were sampled. Prompts with nothing to learn
-/// from are left out.
+/// Prompts with their selected completions, in the tokens that were sampled. Prompts without any are left out.
 #[derive(Default)]
 pub(in crate::phase) struct PolicyBatch {
     pub(in crate::phase) groups: Vec<CompletionGroup>,
-    /// One for each group.
+    /// One loss per group.
     pub(in crate::phase) losses: Vec<GroupLoss>,
-    /// The rewards of the completions that are read, as the reward model gave them.
+    /// The reward model's rewards of the selected completions.
     pub(in crate::phase) rewards: Vec<f64>,
 }
 
@@ -27,7 +26,7 @@ impl PolicyBatch {
         groups: &[ScoredGroup<'_>],
         log_probs: &LogProbs,
     ) -> Result<Self, PhaseError> {
-        let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
+        let encoder = DialogueEncoder::new(policy, &context.job);
         let method = &context.job.policy_step.method;
         let objective = objective_of(method);
         let mut batch = Self::default();
@@ -45,10 +44,11 @@ impl PolicyBatch {
                 completions: &completions,
                 selected: &selected,
                 fixed: &fixed,
+                max_new_tokens: context.job.sampling.max_new_tokens,
                 device: policy.model.device(),
             }));
             batch.rewards.extend(selected.iter().map(|&index| group.rewards[index]));
-            batch.groups.push(group.group(&reader, &selected)?);
+            batch.groups.push(group.encode(&encoder, &selected)?);
         }
         Ok(batch)
     }

@@ -1,17 +1,16 @@
-//! Scored completions as the reference and the policy training phase read them.
+//! Scored completions, the input of the reference log-probabilities phase and of policy training.
 
 use std::collections::BTreeMap;
 
 use foil_common::data::rows::{Prompt, PromptRow};
 use foil_common::spec;
-use foil_proto::v1;
-use prost::Message;
 
-use super::dialogue::Reader;
-use super::error::samples_error;
-use super::rows::{Sampled, Samples, Span, read_prompts, read_scores};
+use super::dialogue::DialogueEncoder;
+use super::records::{LogProbsBatch, Sample, read_record};
+use super::rows::{Completions, StoredCompletion, read_prompts, read_scores};
 use crate::objective::policy::{FixedLogProbs, ScoredCompletion, objective_of};
 use crate::phase::{PhaseError, TaskContext};
+use crate::task::{Artifact, Dataset, RowRange};
 use crate::task_io::artifact_cache::ArtifactCache;
 use crate::train::CompletionGroup;
 
@@ -19,14 +18,14 @@ use crate::train::CompletionGroup;
 pub(in crate::phase) struct ScoredGroup<'a> {
     row: u64,
     prompt: &'a Prompt,
-    pub(in crate::phase) completions: &'a [Sampled],
-    /// In the completions' order, as the reward model gave them.
+    pub(in crate::phase) completions: &'a [StoredCompletion],
+    /// The reward model's rewards, in the order of the completions.
     pub(in crate::phase) rewards: Vec<f64>,
 }
 
 impl ScoredGroup<'_> {
-    /// The completions as the policy's method sees them. Under `select_worst` every reward has its sign changed: a negative
-    /// control, under which an honest experiment must fail.
+    /// The completions as the policy's method sees them. With `select_worst` every reward changes its sign: a negative control,
+    /// with which an honest experiment must fail.
     pub(in crate::phase) fn scored(&self, job: &spec::Job) -> Vec<ScoredCompletion<'_>> {
         let sign = if job.controls.select_worst { -1.0 } else { 1.0 };
         let completions = self.completions.iter().zip(&self.rewards);
@@ -39,20 +38,20 @@ impl ScoredGroup<'_> {
             .collect()
     }
 
-    /// Indices of the completions that the job's method reads.
+    /// Indices of the completions that the job's method selects.
     pub(in crate::phase) fn selected(&self, job: &spec::Job) -> Vec<usize> {
         objective_of(&job.policy_step.method).select(&self.scored(job))
     }
 
-    /// The selected completions in the very tokens that were sampled.
-    pub(in crate::phase) fn group(
+    /// The prompt and the selected completions, in the tokens that were sampled.
+    pub(in crate::phase) fn encode(
         &self,
-        reader: &Reader<'_>,
+        encoder: &DialogueEncoder<'_>,
         selected: &[usize],
     ) -> Result<CompletionGroup, PhaseError> {
         Ok(CompletionGroup {
             id: self.row,
-            prompt: reader.prompt(self.row, self.prompt, reader.job.sampling.max_new_tokens)?,
+            prompt: encoder.encode_prompt(self.row, self.prompt, encoder.job.sampling.max_new_tokens)?,
             completions: selected
                 .iter()
                 .map(|&index| self.completions[index].sample.tokens.clone())
@@ -61,28 +60,28 @@ impl ScoredGroup<'_> {
     }
 }
 
-/// Prompts with their samples and scores.
+/// Prompts with their completions and scores.
 pub(in crate::phase) struct PolicyRows {
     pub(in crate::phase) prompts: Vec<PromptRow>,
-    samples: Samples,
+    completions: Completions,
     scores: Scores,
 }
 
-/// By prompt and index.
+/// Rewards by prompt and index.
 type Scores = BTreeMap<(u64, u32), f64>;
 
 impl PolicyRows {
-    /// Rows `span` of the prompts. `samples` and `scores` hold theirs at least.
+    /// Reads rows `range` of the prompts. `completions` and `scores` must contain theirs.
     pub(in crate::phase) fn read(
         context: &mut TaskContext,
-        prompts: &Option<v1::Dataset>,
-        span: Span,
-        samples: &Option<v1::Artifact>,
-        scores: &Option<v1::Artifact>,
+        prompts: &Dataset,
+        range: RowRange,
+        completions: &Artifact,
+        scores: &Artifact,
     ) -> Result<Self, PhaseError> {
         Ok(Self {
-            prompts: read_prompts(&mut context.cache, prompts, span)?,
-            samples: Samples::read(&mut context.cache, samples)?,
+            prompts: read_prompts(&mut context.cache, prompts, range)?,
+            completions: Completions::read(&mut context.cache, completions)?,
             scores: read_scores(&mut context.cache, scores)?,
         })
     }
@@ -90,10 +89,10 @@ impl PolicyRows {
     /// Every prompt's completions, in the order of rows.
     ///
     /// # Errors
-    /// A prompt without samples, or a sample without a score.
+    /// A prompt without completions, or a completion without a score.
     pub(in crate::phase) fn groups(&self) -> Result<Vec<ScoredGroup<'_>>, PhaseError> {
         let scored = self.prompts.iter().map(|row| {
-            let completions = self.samples.of(row.id)?;
+            let completions = self.completions.of_prompt(row.id)?;
             let rewards = rewards_of(completions, &self.scores)?;
             Ok(ScoredGroup { row: row.id, prompt: &row.prompt, completions, rewards })
         });
@@ -101,7 +100,7 @@ impl PolicyRows {
     }
 }
 
-fn rewards_of(completions: &[Sampled], scores: &Scores) -> Result<Vec<f64>, PhaseError> {
+fn rewards_of(completions: &[StoredCompletion], scores: &Scores) -> Result<Vec<f64>, PhaseError> {
     let rewards = completions.iter().map(|completion| {
         let key = (completion.sample.prompt_id, completion.sample.index);
         scores.get(&key).copied().ok_or_else(|| missing("scores", key))
@@ -110,7 +109,10 @@ fn rewards_of(completions: &[Sampled], scores: &Scores) -> Result<Vec<f64>, Phas
 }
 
 fn missing(object: &str, (row, index): (u64, u32)) -> PhaseError {
-    PhaseError::Samples { object: object.to_owned(), what: format!("they lack sample {index} of row {row}") }
+    PhaseError::Record {
+        object: object.to_owned(),
+        reason: format!("sample {index} of row {row} is missing"),
+    }
 }
 
 /// Log-probabilities of completions under policies that are not trained, by prompt and index.
@@ -118,16 +120,14 @@ fn missing(object: &str, (row, index): (u64, u32)) -> PhaseError {
 pub(in crate::phase) struct LogProbs(BTreeMap<(u64, u32), FixedLogProbs>);
 
 impl LogProbs {
-    /// Reads what a reference phase computed; nothing if the task names no such artifact.
+    /// Reads the output of a reference log-probabilities phase; empty without one.
     pub(in crate::phase) fn read(
         cache: &mut ArtifactCache,
-        artifact: &Option<v1::Artifact>,
+        artifact: Option<&Artifact>,
     ) -> Result<Self, PhaseError> {
         let mut log_probs = BTreeMap::new();
         for object in artifact.iter().flat_map(|artifact| &artifact.objects) {
-            let bytes = cache.read(object)?;
-            let batch = v1::ReferenceLogProbs::decode(bytes.as_slice())
-                .map_err(|error| samples_error(object, error.to_string()))?;
+            let batch: LogProbsBatch = read_record(cache, object)?;
             log_probs.extend(batch.samples.into_iter().map(|sample| {
                 let fixed = FixedLogProbs { reference: sample.reference, old_policy: sample.sampler };
                 ((sample.prompt_id, sample.index), fixed)
@@ -136,13 +136,13 @@ impl LogProbs {
         Ok(Self(log_probs))
     }
 
-    /// Those of one completion, one number per token if `method` needs them.
+    /// Those of one completion, one per token if `method` needs them.
     ///
     /// # Errors
-    /// Numbers that are missing, or not one for each of the completion's tokens.
+    /// Log-probabilities that are missing, or not one for each of the completion's tokens.
     pub(in crate::phase) fn of(
         &self,
-        sample: &v1::Sample,
+        sample: &Sample,
         method: &spec::Method,
     ) -> Result<FixedLogProbs, PhaseError> {
         let fixed = self.0.get(&(sample.prompt_id, sample.index)).cloned().unwrap_or_default();

@@ -22,9 +22,9 @@ pub(in crate::phase) struct StepLog {
 
 impl StepLog {
     /// Logs a step if it is due. All ranks take the same steps, so only rank 0 logs at level INFO.
-    pub(in crate::phase) fn step(&mut self, figures: &StepFigures, rank: u32) {
-        let StepFigures { step, steps, loss, grad_norm, learning_rate, .. } = *figures;
-        if figures.skipped {
+    pub(in crate::phase) fn step(&mut self, metrics: &StepFigures, rank: u32) {
+        let StepFigures { step, steps, loss, grad_norm, learning_rate, .. } = *metrics;
+        if metrics.skipped {
             tracing::warn!(
                 step,
                 steps,
@@ -33,7 +33,7 @@ impl StepLog {
                 "skipped a step: its loss or gradient is not finite"
             );
         }
-        let Some(tokens_per_second) = self.take(figures, Instant::now()) else { return };
+        let Some(tokens_per_second) = self.take(metrics, Instant::now()) else { return };
         match rank {
             0 => tracing::info!(step, steps, loss, grad_norm, learning_rate, tokens_per_second, "step"),
             _ => tracing::debug!(step, steps, loss, grad_norm, learning_rate, tokens_per_second, "step"),
@@ -41,12 +41,12 @@ impl StepLog {
     }
 
     /// The gang's tokens per second since the last line, if the step is due for one.
-    fn take(&mut self, figures: &StepFigures, now: Instant) -> Option<f64> {
-        self.tokens += figures.tokens;
-        self.seconds += figures.seconds;
-        let part = figures.step * PARTS / figures.steps.max(1);
+    fn take(&mut self, metrics: &StepFigures, now: Instant) -> Option<f64> {
+        self.tokens += metrics.tokens;
+        self.seconds += metrics.seconds;
+        let part = metrics.step * PARTS / metrics.steps.max(1);
         let is_due = self.written.is_none_or(|written| now - written >= MAX_INTERVAL);
-        if !is_due && part == self.part && figures.step != figures.steps {
+        if !is_due && part == self.part && metrics.step != metrics.steps {
             return None;
         }
         self.written = Some(now);
@@ -66,7 +66,7 @@ mod tests {
         let mut log = StepLog::default();
         let start = Instant::now();
         let line = |step: u64| {
-            let figures = StepFigures {
+            let metrics = StepFigures {
                 step,
                 steps,
                 loss: 0.5,
@@ -79,7 +79,7 @@ mod tests {
                 objective: Vec::new(),
             };
             let now = start + Duration::from_secs_f64(step as f64 * seconds);
-            log.take(&figures, now).map(|rate| (step, rate))
+            log.take(&metrics, now).map(|rate| (step, rate))
         };
         (1..=steps).filter_map(line).collect()
     }

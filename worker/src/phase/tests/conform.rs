@@ -184,8 +184,9 @@ impl Case {
         if !self.tokenizer_config.is_null() {
             files.push(("tokenizer_config.json", self.tokenizer_config.clone()));
         }
-        let put =
-            |(name, content): (&str, Value)| test.objects.put(name, content.to_string().as_bytes(), name);
+        let put = |(name, content): (&str, Value)| {
+            test.objects.put(name, content.to_string().as_bytes(), name).into()
+        };
         let objects = files.into_iter().map(put).collect();
         v1::Artifact { name: "start".into(), objects, ..Default::default() }
     }

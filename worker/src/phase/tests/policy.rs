@@ -1,4 +1,4 @@
-//! Policies trained on samples with made-up scores, and what they are compared with.
+//! Policy training on completions with made-up scores, and the log-probabilities it needs.
 
 use foil_common::spec::{Grpo, Method, ReferencePolicy, Rejection};
 use foil_proto::v1::policy_step_spec::Method as MethodSpec;
@@ -6,12 +6,13 @@ use serde_json::json;
 
 use super::*;
 use crate::evaluate::completion_log_probs;
-use crate::phase::support::dialogue::Reader;
+use crate::phase::support::dialogue::DialogueEncoder;
 use crate::phase::support::policy_rows::{LogProbs, PolicyRows};
+use crate::task::RowRange;
 
-/// A round up to its scores: 20 prompts with 3 answers each, of which the later ones score higher.
+/// A round up to its scores: 20 prompts with 3 completions each, of which the later ones score higher.
 struct Round {
-    game: TestRank,
+    test: TestRank,
     start: v1::Artifact,
     policy: v1::Artifact,
     prompts: Option<v1::Dataset>,
@@ -23,23 +24,23 @@ impl Round {
     fn new(edit: impl FnOnce(&mut v1::JobSpec)) -> Self {
         let mut job = letters_job();
         edit(&mut job);
-        let mut game = TestRank::new(job);
+        let mut test = TestRank::new(job);
         let sets = letters::generate(17, Counts { sft: 64, golden: 0, prompts: 20, evaluation: 0 });
-        let directory = game.start_model();
+        let directory = test.start_model();
         let mut fine_tune = |phase: &str, rows: &[_]| {
-            let demonstrations = game.dataset(phase, rows);
+            let demonstrations = test.dataset(phase, rows);
             let sft = Work::Sft(v1::Sft { policy: Some(directory.clone()), demonstrations });
-            game.gang(phase, sft, &directory).0
+            test.gang(phase, sft, &directory).0
         };
         let (start, policy) = (fine_tune("r00.sft", &sets.sft[..16]), fine_tune("r01.sft", &sets.sft));
-        let prompts = game.dataset("prompts", &sets.prompts);
-        let sampling = Some(v1::SamplingSpec::from(&game.context.job.sampling));
-        let (samples, _) = game.map("r01.policy.generate", 20, |_| {
+        let prompts = test.dataset("prompts", &sets.prompts);
+        let sampling = Some(v1::SamplingSpec::from(&test.context.job.sampling));
+        let (samples, _) = test.map("r01.policy.generate", 20, |_| {
             let (policy, prompts, sampling) = (Some(policy.clone()), prompts.clone(), sampling.clone());
             Work::Generate(v1::Generate { policy, prompts, samples: 3, sampling })
         });
-        let scores = made_up_scores(&game, &samples);
-        Self { game, start, policy, prompts, samples, scores }
+        let scores = made_up_scores(&test, &samples);
+        Self { test, start, policy, prompts, samples, scores }
     }
 
     fn work(&self, reference: Option<&v1::Artifact>, sampler: Option<&v1::Artifact>) -> v1::Reference {
@@ -63,11 +64,11 @@ impl Round {
             reference,
         });
         let policy = self.policy.clone();
-        self.game.gang("r01.policy.train", train, &policy)
+        self.test.gang("r01.policy.train", train, &policy)
     }
 
     fn reference(&mut self, work: &v1::Reference) -> (v1::Artifact, Vec<v1::Metric>) {
-        self.game.map("r01.policy.reference", 20, |number| {
+        self.test.map("r01.policy.reference", 20, |number| {
             let of = |whole: &Option<v1::Artifact>| chunk_of(whole.as_ref().unwrap(), number);
             let (samples, scores) = (of(&work.samples), of(&work.scores));
             Work::Reference(v1::Reference { samples, scores, ..work.clone() })
@@ -75,16 +76,16 @@ impl Round {
     }
 }
 
-pub(super) fn made_up_scores(game: &TestRank, samples: &v1::Artifact) -> v1::Artifact {
+pub(super) fn made_up_scores(test: &TestRank, samples: &v1::Artifact) -> v1::Artifact {
     let score = |object: &v1::Object| {
-        let batch = v1::SampleBatch::decode(game.objects.bytes(&object.key).as_slice()).unwrap();
+        let batch = v1::SampleBatch::decode(test.objects.bytes(&object.key).as_slice()).unwrap();
         let scores = batch.samples.iter().map(|sample| v1::RewardScore {
             prompt_id: sample.prompt_id,
             index: sample.index,
             reward: f64::from(sample.index),
         });
         let scores = v1::RewardScores { scores: scores.collect(), ..Default::default() };
-        game.objects.put(&format!("scores of {}", object.key), &scores.encode_to_vec(), "")
+        test.objects.put(&format!("scores of {}", object.key), &scores.encode_to_vec(), "").into()
     };
     v1::Artifact { objects: samples.objects.iter().map(score).collect(), ..Default::default() }
 }
@@ -101,19 +102,20 @@ fn named(name: &str) -> Option<MethodSpec> {
     step.method
 }
 
-fn batch(game: &TestRank, artifact: &v1::Artifact, chunk: usize) -> v1::ReferenceLogProbs {
-    v1::ReferenceLogProbs::decode(game.objects.bytes(&artifact.objects[chunk].key).as_slice()).unwrap()
+fn batch(test: &TestRank, artifact: &v1::Artifact, chunk: usize) -> v1::ReferenceLogProbs {
+    v1::ReferenceLogProbs::decode(test.objects.bytes(&artifact.objects[chunk].key).as_slice()).unwrap()
 }
 
-/// Under `policy`, what the first prompt's answers are worth, each by itself.
+/// Log-probabilities of the first prompt's completions under `policy`, each computed separately.
 fn expected(round: &mut Round, policy: &v1::Artifact) -> Vec<Vec<f32>> {
-    let (prompts, samples, scores) =
-        (round.prompts.clone(), Some(round.samples.clone()), Some(round.scores.clone()));
-    let context = &mut round.game.context;
-    let rows = PolicyRows::read(context, &prompts, Span { first: 0, count: 1 }, &samples, &scores).unwrap();
-    let policy = context.policy(&Some(policy.clone())).unwrap();
-    let reader = Reader { encoder: &policy.encoder, tokenizer: &policy.tokenizer, job: &context.job };
-    let groups = [0, 1, 2].map(|answer| rows.groups().unwrap()[0].group(&reader, &[answer]).unwrap());
+    let prompts = round.prompts.clone().unwrap().try_into().unwrap();
+    let (completions, scores) = (round.samples.clone().into(), round.scores.clone().into());
+    let context = &mut round.test.context;
+    let first = RowRange { first: 0, count: 1 };
+    let rows = PolicyRows::read(context, &prompts, first, &completions, &scores).unwrap();
+    let policy = context.policy(&policy.clone().into()).unwrap();
+    let encoder = DialogueEncoder::new(&policy, &context.job);
+    let groups = [0, 1, 2].map(|index| rows.groups().unwrap()[0].encode(&encoder, &[index]).unwrap());
     let found = completion_log_probs(&policy.model, &groups, Precision::Fp32, 1).unwrap();
     found.into_iter().flatten().collect()
 }
@@ -124,14 +126,14 @@ fn assert_near(found: &[f32], expected: &[f32]) {
 }
 
 #[test]
-fn dpo_is_given_the_reference_of_the_answers_it_pairs() {
+fn dpo_gets_the_reference_log_probs_of_its_pairs() {
     let mut round = Round::new(method("dpo"));
     let policy = round.policy.clone();
     let work = round.work(Some(&policy), None);
     let (artifact, metrics) = round.reference(&work);
     assert!(value(&metrics, "reference_nll") > 0.0);
     assert!(!metrics.iter().any(|metric| metric.name == "sampler_nll"));
-    let first = batch(&round.game, &artifact, 0);
+    let first = batch(&round.test, &artifact, 0);
     let of_first_prompt: Vec<&v1::SampleLogProbs> =
         first.samples.iter().filter(|sample| sample.prompt_id == first.samples[0].prompt_id).collect();
     let indices: Vec<u32> = of_first_prompt.iter().map(|sample| sample.index).collect();
@@ -143,50 +145,50 @@ fn dpo_is_given_the_reference_of_the_answers_it_pairs() {
     }
 }
 
-/// As the sampler of the round's answers, any policy but theirs is a wrong one.
+/// Any policy other than the one that generated the completions drifts.
 #[test]
-fn the_gauge_tells_the_policy_that_drew_the_samples_from_another() {
+fn drift_distinguishes_the_policy_that_generated_the_completions() {
     let mut round = Round::new(method("dpo"));
     let (start, policy) = (round.start.clone(), round.policy.clone());
     let mut drift = |reference: &v1::Artifact, drawn_by: &v1::Artifact| {
         let work = v1::Reference { drawn_by: Some(drawn_by.clone()), ..round.work(Some(reference), None) };
         round.reference(&work).1
     };
-    let honest = drift(&policy, &policy);
-    assert!(value(&honest, "drift_max") < 1e-4 && value(&honest, "drift_kl") < 1e-8, "{honest:?}");
-    let wrong = value(&drift(&start, &start), "drift_mean");
-    assert!(wrong > 100.0 * foil_common::drift::bound(foil_common::spec::Precision::Fp32), "{wrong}");
-    let unread = drift(&start, &policy);
-    assert!(!unread.iter().any(|metric| metric.name.starts_with("drift")), "{unread:?}");
+    let own = drift(&policy, &policy);
+    assert!(value(&own, "drift_max") < 1e-4 && value(&own, "drift_kl") < 1e-8, "{own:?}");
+    let other = value(&drift(&start, &start), "drift_mean");
+    assert!(other > 100.0 * foil_common::drift::bound(foil_common::spec::Precision::Fp32), "{other}");
+    let unmeasured = drift(&start, &policy);
+    assert!(!unmeasured.iter().any(|metric| metric.name.starts_with("drift")), "{unmeasured:?}");
 }
 
 #[test]
-fn samples_without_a_number_for_each_token_are_refused_by_name() {
+fn samples_without_a_log_probability_for_each_token_are_an_error() {
     let mut round = Round::new(method("dpo"));
     let policy = round.policy.clone();
     let edit = |round: &mut Round, edit: &dyn Fn(&mut Vec<f32>)| {
-        let bytes = round.game.objects.bytes(&round.samples.objects[0].key);
+        let bytes = round.test.objects.bytes(&round.samples.objects[0].key);
         let mut batch = v1::SampleBatch::decode(bytes.as_slice()).unwrap();
         batch.samples.iter_mut().for_each(|sample| edit(&mut sample.log_probs));
-        round.samples.objects[0] = round.game.objects.put("edited", &batch.encode_to_vec(), "");
+        round.samples.objects[0] = round.test.objects.put("edited", &batch.encode_to_vec(), "").into();
     };
     let run = |round: &mut Round| {
         let work = Some(Work::Reference(round.work(Some(&policy), None)));
         let task = Some(v1::Task { phase: "r01.policy.reference".into(), round: 1, work });
-        let lease =
+        let command =
             v1::RunChunk { lease: 1, task, first: 0, count: 8, key: "k".into(), ..Default::default() };
-        round.game.context.run_chunk(&lease).map_err(|error| error.to_string())
+        round.test.context.run_chunk(&command.try_into().unwrap()).map_err(|error| error.to_string())
     };
     edit(&mut round, &|log_probs| log_probs.push(0.0));
     let error = run(&mut round).unwrap_err();
     assert!(error.contains("recorded log-probabilities") && error.contains("of row"), "{error}");
-    // A build that recorded none.
+    // As from a build that recorded none.
     edit(&mut round, &Vec::clear);
     run(&mut round).unwrap();
 }
 
 #[test]
-fn policy_gradients_are_given_the_sampler_and_where_it_costs_the_reference() {
+fn policy_gradients_get_old_log_probs_and_with_a_kl_penalty_the_reference() {
     let mut round = Round::new(|job| {
         let step = job.policy_step.get_or_insert_default();
         let grpo = v1::GrpoSpec { reference: "initial".into(), beta: Some(0.1), ..Default::default() };
@@ -197,23 +199,23 @@ fn policy_gradients_are_given_the_sampler_and_where_it_costs_the_reference() {
     let (artifact, metrics) = round.reference(&work);
     assert!(
         value(&metrics, "reference_nll") > value(&metrics, "sampler_nll"),
-        "the sampler likes its own most"
+        "the old policy finds its own completions likelier"
     );
-    let first = batch(&round.game, &artifact, 0);
-    assert_eq!(first.samples.len(), 8 * 3, "every answer of 8 prompts");
+    let first = batch(&round.test, &artifact, 0);
+    assert_eq!(first.samples.len(), 8 * 3, "every completion of 8 prompts");
     let (of_start, of_policy) = (expected(&mut round, &start), expected(&mut round, &policy));
     for (sample, (reference, sampler)) in first.samples.iter().zip(of_start.iter().zip(&of_policy)) {
         assert_near(&sample.reference, reference);
         assert_near(&sample.sampler, sampler);
     }
     assert!(value(&metrics, "drift_mean") < 1e-5, "{metrics:?}");
-    // One policy under both names is computed once.
+    // The same policy in both roles is computed once.
     let (same, _) = round.reference(&round.work(Some(&policy), Some(&policy)));
-    assert!(batch(&round.game, &same, 0).samples.iter().all(|sample| sample.reference == sample.sampler));
+    assert!(batch(&round.test, &same, 0).samples.iter().all(|sample| sample.reference == sample.sampler));
 }
 
 #[test]
-fn a_reference_chunk_is_the_same_bytes_whatever_came_before() {
+fn a_chunk_of_log_probs_has_the_same_bytes_in_any_order_of_chunks() {
     let mut round = Round::new(method("ipo"));
     let policy = round.policy.clone();
     let work = round.work(Some(&policy), None);
@@ -226,31 +228,31 @@ fn a_reference_chunk_is_the_same_bytes_whatever_came_before() {
             });
             let (first, key) = (u64::from(chunk) * 8, format!("chunk {chunk}"));
             let count = 8.min(20 - first);
-            let lease = v1::RunChunk { lease: 1, task, chunk, first, count, key };
-            round.game.context.run_chunk(&lease).unwrap();
+            let command = v1::RunChunk { lease: 1, task, chunk, first, count, key };
+            round.test.context.run_chunk(&command.try_into().unwrap()).unwrap();
         }
-        [0, 1, 2].map(|chunk| round.game.objects.bytes(&format!("chunk {chunk}")))
+        [0, 1, 2].map(|chunk| round.test.objects.bytes(&format!("chunk {chunk}")))
     };
     assert_eq!(run([0, 1, 2]), run([2, 0, 1]));
 }
 
 #[test]
-fn a_comparison_that_is_not_there_is_an_error() {
+fn missing_log_probs_are_an_error() {
     let mut round = Round::new(method("dpo"));
     let policy = round.policy.clone();
     let work = round.work(Some(&policy), None);
     let (artifact, _) = round.reference(&work);
     let sample = |index: usize| {
-        let bytes = round.game.objects.bytes(&round.samples.objects[0].key);
+        let bytes = round.test.objects.bytes(&round.samples.objects[0].key);
         v1::SampleBatch::decode(bytes.as_slice()).unwrap().samples.remove(index)
     };
-    let comparisons = LogProbs::read(&mut round.game.context.cache, &Some(artifact)).unwrap();
-    let dpo = round.game.context.job.policy_step.method;
-    let grpo = Method::Grpo(Grpo { epsilon: 0.2, kl: None });
-    assert_eq!(comparisons.of(&sample(0), &dpo).unwrap().reference.len(), sample(0).tokens.len());
-    let error = comparisons.of(&sample(1), &dpo).unwrap_err();
-    assert!(error.to_string().starts_with("reference: they lack sample 1 of row "), "{error}");
-    assert!(comparisons.of(&sample(0), &grpo).is_err(), "no numbers of the old policy");
+    let log_probs = LogProbs::read(&mut round.test.context.cache, Some(&artifact.into())).unwrap();
+    let dpo = round.test.context.job.policy_step.method;
+    let grpo = Method::Grpo(Grpo::default());
+    assert_eq!(log_probs.of(&sample(0), &dpo).unwrap().reference.len(), sample(0).tokens.len());
+    let error = log_probs.of(&sample(1), &dpo).unwrap_err();
+    assert!(error.to_string().starts_with("reference: sample 1 of row "), "{error}");
+    assert!(log_probs.of(&sample(0), &grpo).is_err(), "no numbers of the old policy");
     assert!(LogProbs::default().of(&sample(0), &Method::Rejection(Rejection)).is_ok());
 }
 
@@ -263,7 +265,7 @@ fn trained(edit: impl FnOnce(&mut v1::JobSpec)) -> (Vec<v1::Metric>, f64) {
         edit(job);
     });
     let (start, policy) = (round.start.clone(), round.policy.clone());
-    let method = round.game.context.job.policy_step.method;
+    let method = round.test.context.job.policy_step.method;
     let reference = method.needs().reference.map(|reference| match reference {
         ReferencePolicy::RoundStart => policy.clone(),
         ReferencePolicy::Initial => start.clone(),
@@ -288,8 +290,7 @@ fn step(edit: impl Fn(&mut v1::PolicyStepSpec)) -> impl Fn(&mut v1::JobSpec) {
 
 #[test]
 fn every_method_learns_to_prefer_the_better_completions() {
-    let methods = ["rejection", "rrhf", "dpo", "ipo", "grpo", "rloo"];
-    for method in methods {
+    for &method in Method::NAMES {
         let (metrics, change) = trained(step(|step| step.method = named(method)));
         assert!(change > 0.0, "{method}: {change}");
         assert!(

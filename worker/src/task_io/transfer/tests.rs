@@ -2,6 +2,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use foil_common::rpc::{DATA_BYTES, connect};
+use foil_proto::v1;
 use foil_proto::v1::artifacts_server::{Artifacts, ArtifactsServer};
 use foil_proto::v1::put_request::Part;
 use foil_proto::v1::rank_message::Message;
@@ -62,11 +63,11 @@ impl Artifacts for SlowStore {
     }
 }
 
-async fn slow(bytes: usize) -> (Transfer, v1::Object, UnboundedReceiver<v1::RankMessage>) {
+async fn slow(bytes: usize) -> (Transfer, Object, UnboundedReceiver<v1::RankMessage>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let channel = connect(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
     let slow = SlowStore { body: vec![7; bytes] };
-    let object = slow.object();
+    let object = slow.object().into();
     let server = tonic::transport::Server::builder().add_service(ArtifactsServer::new(slow));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let (messages, received) = unbounded_channel();
