@@ -101,5 +101,5 @@ def eos(setting: Setting) -> list:
 
 
 def wanted(setting: Setting, precision: str) -> bool:
-    """CPUs are compared in fp32, where greedy answers can be checked; in bf16 only where nothing else is asked for."""
+    """CPUs are compared in fp32, where greedy answers can be checked; in bf16 only if requested."""
     return precision == "fp32" or setting.device == "cuda" or setting.precisions == ("bf16",)

@@ -142,5 +142,5 @@ def dpo(setting: Setting) -> list:
 
 
 def smollm(setting: Setting) -> list:
-    """bf16 is what this row is about; fp32 only where nothing else is asked for."""
+    """bf16 is what this row is about; fp32 only if requested."""
     return [partial(smollm_contest, setting, "bf16" if "bf16" in setting.precisions else "fp32")]

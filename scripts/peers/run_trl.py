@@ -6,7 +6,7 @@ Only training steps and the reference pass are timed: not the loading of models,
 Steps are timed from the trainer's on_train_begin to its on_train_end; with --precompute DPOTrainer computes all
 reference log-probabilities beforehand, and that pass is timed too.
 
-Departures from the defaults, all in TRL's favour: no gradient checkpointing, no logging, no saving.
+Departures from the defaults, all in favor of TRL: no gradient checkpointing, no logging, no saving.
 """
 
 import sys

@@ -31,7 +31,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def resident_peak(pid: int) -> int:
-    """A process's own peak so far; 0 where it is gone."""
+    """A process's own peak so far; 0 if it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -293,7 +293,7 @@ fn methods_get_the_defaults_of_their_own() {
         (vec!["policy_step.method=rrhf"], Method::Rrhf(Rrhf { ranking_weight: 1.0, nll: Reduction::Sum })),
         (vec!["policy_step.method=dpo"], Method::Dpo(dpo)),
         (vec!["policy_step.ipo.pairing=top_bottom_k"], Method::Ipo(ipo)),
-        (vec!["policy_step.grpo.reference=initial"], Method::Grpo(Grpo { epsilon: 0.2, kl: None })),
+        (vec!["policy_step.grpo.reference=initial"], Method::Grpo(Grpo::default())),
         (vec!["policy_step.rloo={reference: initial, beta: 0.04}"], Method::Rloo(Rloo { epsilon: 0.2, kl })),
     ];
     for (settings, expected) in cases {

@@ -1,4 +1,4 @@
-//! What a user types.
+//! Command line arguments.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,20 +8,20 @@ use foil_common::{listen, telemetry};
 
 const EXAMPLES: &str = "\
 Examples:
-  foil run deploy/jobs/letters.yaml            a small game on this machine
-  foil run JOB.yaml --ranks 2 --set rounds=3   a job of yours, with settings over the file's
-  foil inspect JOB.yaml                        what its models will read, before anything is trained
-  foil plan JOB.yaml --device-memory 80GiB     its phases, and whether a rank's memory suffices for them
+  foil run deploy/jobs/letters.yaml            a small job on this machine
+  foil run JOB.yaml --ranks 2 --set rounds=3   your own job, with settings that override the file's
+  foil inspect JOB.yaml                        the data as the models will read it
+  foil plan JOB.yaml --device-memory 80GiB     its phases, and whether they fit a rank's memory
   foil serve --store DIR                       a coordinator for many jobs; foil-worker on each host
-  foil submit JOB.yaml && foil watch NAME      the same job there; NAME is the job file's";
+  foil submit JOB.yaml && foil watch NAME      submits to it; NAME is the name in the job file";
 
-/// Adversarial Preference Optimization as a service: a reward model and a language model train against each other.
+/// Adversarial Preference Optimization as a service: trains a reward model and a language model against each other.
 #[derive(Debug, Parser)]
 #[command(name = "foil", version, arg_required_else_help = true, max_term_width = 110, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// How log lines look: for a reader, or one JSON object each. Logs go to standard error; RUST_LOG filters them.
+    /// Format of log lines: text, or one JSON object per line. Logs go to standard error; RUST_LOG filters them.
     #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
 }
@@ -52,33 +52,33 @@ impl From<LogFormat> for telemetry::LogFormat {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Plays one job on this machine: starts a coordinator and workers, waits, and brings the results.
+    /// Runs one job on this machine: starts a coordinator and workers, waits, and downloads the results.
     Run(RunArgs),
-    /// Runs the coordinator, which takes jobs and gives work to `foil-worker` processes.
+    /// Runs the coordinator, which accepts jobs and schedules them on `foil-worker` processes.
     Serve(ServeArgs),
     /// Uploads a job's inputs and submits it; prints the job's id.
     Submit(SubmitArgs),
-    /// Shows what the models will read of a job's data: tokens, masks, cuts and lengths. Nothing is submitted.
+    /// Shows a job's data as the models will read it: tokens, masks, truncation and lengths. Nothing is submitted.
     Inspect(InspectArgs),
-    /// Shows the phases a job will run and the memory of a rank in each kind of them. Of the models it reads config.json
-    /// alone. Nothing is submitted.
+    /// Shows the phases of a job and the memory of a rank in each kind of phase. Reads only config.json of the models.
+    /// Nothing is submitted.
     Plan(PlanArgs),
     /// Lists jobs, newest first.
     List(ListArgs),
-    /// Prints one job: its state, its rounds and its specification with every default filled in.
+    /// Prints a job: its state, its rounds and its specification with all defaults filled in.
     Get(JobArgs),
-    /// Follows a job to its end, showing progress. It may be stopped and started again at any time.
+    /// Follows a job to its end and shows its progress. May be interrupted and restarted at any time.
     Watch(JobArgs),
-    /// Asks a job to stop. Of its id at least 4 characters are wanted.
+    /// Cancels a job. At least 4 characters of its id are required.
     Cancel(JobArgs),
     /// Lists a job's artifacts.
     Artifacts(JobArgs),
-    /// Downloads a job's results, or one artifact. Interrupted downloads resume; every file is checked by its hash.
+    /// Downloads a job's results, or one artifact. Interrupted downloads resume; every file is verified by its hash.
     Pull(PullArgs),
-    /// Checks a result directory: its files, tokens and template, and what Foil and transformers compute from it. The exit
-    /// status is 0 if every check passed, 1 where one failed, 3 where none failed but not all could be made.
+    /// Checks a result directory: its files, tokens and template, and the computations of Foil and transformers. The exit
+    /// status is 0 if all checks passed, 1 if one failed, 3 if none failed but not all could be made.
     Conform(ConformArgs),
-    /// Reads a submitted job's inputs for a coordinator, which starts this itself.
+    /// Reads a submitted job's inputs; started by the coordinator.
     #[command(hide = true)]
     ResolveInputs(ResolveInputsArgs),
 }
@@ -88,7 +88,7 @@ pub(crate) struct JobFileArgs {
     /// The job file (YAML).
     #[arg(value_name = "JOB.yaml")]
     pub(crate) file: PathBuf,
-    /// Sets a field over the file's; the value is YAML, and a path in it is relative to the working directory.
+    /// Overrides a field of the file; the value is YAML, and paths in it are relative to the working directory.
     /// For example: --set rounds=2 --set data.preferences=pairs.jsonl --set policy_step.learning_rate=[1e-5,5e-6]
     #[arg(long = "set", value_name = "FIELD=VALUE")]
     pub(crate) settings: Vec<String>,
@@ -98,25 +98,25 @@ pub(crate) struct JobFileArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
-    /// Rank processes that share the work; wins over the file's resources.ranks.
+    /// Number of rank processes; overrides the file's resources.ranks.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ranks: Option<u32>,
-    /// What ranks run on; wins over the file's resources.device.
+    /// Device of the ranks; overrides the file's resources.device.
     #[arg(long, value_enum, value_name = "DEVICE")]
     pub(crate) device: Option<Device>,
-    /// Where results, logs and per-step metrics go. Default: runs/<job name>
+    /// Directory of results, logs and per-step metrics. Default: runs/<job name>
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// The coordinator's store: a directory, or s3://, gs:// or az://. It is kept. Default: OUT/store, removed after success
+    /// The coordinator's store: a directory, or s3://, gs:// or az://. It is kept. Default: OUT/store, which is removed on success
     #[arg(long, value_name = "URL-or-DIR")]
     pub(crate) store: Option<String>,
-    /// Keep OUT/store after success: every sample, score and checkpoint.
+    /// Keep OUT/store on success: all completions, scores and checkpoints.
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Remove what an earlier run left in OUT and start again.
+    /// Remove the results of an earlier run in OUT and start over.
     #[arg(long, conflicts_with = "store")]
     pub(crate) fresh: bool,
-    /// Print one final JSON object on standard output and nothing else.
+    /// Print only one final JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -125,10 +125,10 @@ pub(crate) struct RunArgs {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
-    /// Rows of each data set shown token by token.
+    /// Number of rows of each data set to show token by token.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) rows: usize,
-    /// Read the models' weights too, and look for numbers that are NaN or infinite.
+    /// Also read the models' weights and look for NaN and infinity.
     #[arg(long)]
     pub(crate) scan_weights: bool,
 }
@@ -137,10 +137,10 @@ pub(crate) struct InspectArgs {
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
-    /// Says whether every phase fits a device of this size, for example 80GiB, 24GB or 512MiB.
+    /// Check whether all phases fit a device of this size, for example 80GiB, 24GB or 512MiB.
     #[arg(long, value_name = "SIZE", value_parser = crate::size::bytes)]
     pub(crate) device_memory: Option<u64>,
-    /// Print one JSON object on standard output and nothing else.
+    /// Print only one JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -162,36 +162,35 @@ impl Device {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// All durable state: a directory, or s3://, gs:// or az://
+    /// Store of all durable state: a directory, or s3://, gs:// or az://
     #[arg(long, value_name = "URL-or-DIR", env = "FOIL_STORE", hide_env_values = true)]
     pub(crate) store: String,
-    /// Address for gRPC, /metrics and /healthz; port 0 takes a free one.
+    /// Listen address of gRPC, /metrics and /healthz; port 0 selects a free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070", value_parser = listen::address)]
     pub(crate) listen: SocketAddr,
-    /// Where clients and workers reach this coordinator; a standby sends them there. Default: the address listened on.
+    /// URL of this coordinator for clients and workers, to which standbys redirect them. Default: the listen address
     #[arg(long, value_name = "URL")]
     pub(crate) advertise: Option<String>,
-    /// Lead at once, without waiting for the present leader to fall silent. Without this a coordinator stands by while
-    /// another leads the same store.
+    /// Lead at once, without waiting for the current leader's heartbeats to stop. By default a coordinator is a standby while
+    /// another one leads the same store.
     #[arg(long)]
     pub(crate) take_over: bool,
-    /// Allow an address beyond loopback. There is neither TLS nor authentication: only for a network you trust.
+    /// Allow a listen address other than loopback. There is neither TLS nor authentication: only for trusted networks.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
-    /// Take in workers of another version or build, whose results may differ from each other's.
+    /// Accept workers of another version or build, whose results may differ.
     #[arg(long)]
     pub(crate) allow_version_skew: bool,
-    /// How many records of the log make a snapshot worth while: a coordinator that starts reads the last snapshot and
-    /// the records after it.
+    /// Number of log records between snapshots: at startup a coordinator reads the last snapshot and the records after it.
     #[arg(long, value_name = "RECORDS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) snapshot_every: u64,
-    /// Memory that reading one job's inputs may take; it happens in processes of their own, a few at a time.
+    /// Memory limit of reading one job's inputs, which happens in child processes.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = crate::size::bytes)]
     pub(crate) input_memory: u64,
-    /// Write the address listened on to this file, once requests are answered (by a standby: with the leader's address).
+    /// Write the listen address to this file once requests are answered (a standby answers with the leader's address).
     #[arg(long, value_name = "FILE")]
     pub(crate) port_file: Option<PathBuf>,
-    /// End with this process, the parent.
+    /// Exit with this parent process.
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) parent_pid: Option<u32>,
 }
@@ -200,7 +199,7 @@ pub(crate) struct ServeArgs {
 pub(crate) struct ResolveInputsArgs {
     #[arg(long, env = "FOIL_STORE", hide_env_values = true)]
     pub(crate) store: String,
-    /// Bytes of address space.
+    /// Address space limit in bytes.
     #[arg(long)]
     pub(crate) memory: u64,
     #[arg(long)]
@@ -209,8 +208,8 @@ pub(crate) struct ResolveInputsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
-    /// The coordinator to ask. Where there are several for one store, name all, with commas between them or an option
-    /// each: the leader among them is found.
+    /// URL of the coordinator. If several serve one store, give all, separated by commas or as repeated options: the client
+    /// finds the leader.
     #[arg(
         long,
         value_name = "URL",
@@ -222,7 +221,7 @@ pub(crate) struct ClientArgs {
 }
 
 impl ClientArgs {
-    /// With commas between them.
+    /// The URLs separated by commas.
     pub(crate) fn coordinators(&self) -> String {
         self.coordinator.join(",")
     }
@@ -230,17 +229,17 @@ impl ClientArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
-    /// Print one JSON object on standard output and nothing else.
+    /// Print only one JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
 }
 
-/// What names a job must say something: an unset variable of a shell script is the beginning of every id.
-fn naming(text: &str) -> Result<String, String> {
+/// Refuses an empty job name: an unset variable of a shell script would be a prefix of every id.
+fn job_reference(text: &str) -> Result<String, String> {
     match text.split('/').next().unwrap_or_default().trim() {
-        "" => Err("it names no job; give an id, the beginning of one, or a job's name".to_owned()),
+        "" => Err("it names no job; give an id, a prefix of one, or a job's name".to_owned()),
         _ => Ok(text.trim().to_owned()),
     }
 }
@@ -249,11 +248,11 @@ fn naming(text: &str) -> Result<String, String> {
 pub(crate) struct SubmitArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
-    /// Validate only, on this machine: job file, models, tokenizers, templates and every row of data. Prints the plan and
-    /// the file with every default filled in.
+    /// Only validate on this machine: job file, models, tokenizers, templates and every row of data. Prints the plan and the
+    /// file with all defaults filled in.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// With --dry-run: uploads the inputs and asks the coordinator too, which also knows the ranks there are.
+    /// With --dry-run: also upload the inputs and validate on the coordinator, which knows the available ranks.
     #[arg(long, requires = "dry_run")]
     pub(crate) server: bool,
     #[command(flatten)]
@@ -262,10 +261,10 @@ pub(crate) struct SubmitArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
-    /// The job's id, the beginning of it, or the job's name (its newest job).
-    #[arg(value_parser = naming)]
+    /// The job's id, a prefix of it, or the job's name (its newest job).
+    #[arg(value_parser = job_reference)]
     pub(crate) job: String,
-    /// Print one JSON object on standard output and nothing else.
+    /// Print only one JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -274,11 +273,11 @@ pub(crate) struct JobArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// The job, or one artifact of it: JOB/policy@2, JOB/reward@1, or JOB/policy@best of the best round. `foil artifacts
+    /// The job, or one of its artifacts: JOB/policy@2, JOB/reward@1, or JOB/policy@best for the best round. `foil artifacts
     /// JOB` lists them.
-    #[arg(value_name = "JOB[/ARTIFACT]", value_parser = naming)]
+    #[arg(value_name = "JOB[/ARTIFACT]", value_parser = job_reference)]
     pub(crate) what: String,
-    /// Where to put it.
+    /// Output directory.
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
     #[command(flatten)]
@@ -287,14 +286,14 @@ pub(crate) struct PullArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConformArgs {
-    /// A policy or a reward model, as `foil run` or `foil pull` put it down.
+    /// Directory of a policy or a reward model, as written by `foil run` or `foil pull`.
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
-    /// A Python that has transformers and torch. Default: .venv-peers/bin/python of the working directory, where
-    /// scripts/fixtures/setup-peers puts one.
+    /// A Python with transformers and torch. Default: .venv-peers/bin/python in the working directory, as installed by
+    /// scripts/fixtures/setup-peers
     #[arg(long, value_name = "PATH")]
     pub(crate) python: Option<PathBuf>,
-    /// Print one JSON object on standard output and nothing else.
+    /// Print only one JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -320,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_to_listen_on_may_be_a_name() {
+    fn a_listen_address_may_be_a_host_name() {
         let serve = |listen| Cli::try_parse_from(["foil", "serve", "--store", "s", "--listen", listen]);
         assert!(serve("localhost:7070").is_ok());
         assert!(serve("localhost").unwrap_err().to_string().contains("write ADDRESS:PORT"));

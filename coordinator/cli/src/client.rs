@@ -1,4 +1,4 @@
-//! The coordinator's public API, as the commands use it.
+//! The client of the coordinator's API.
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ use tonic_types::StatusExt;
 
 use super::stdout;
 
-/// For the answer to a short request, whatever it takes: the tries and the pauses between them.
+/// Deadline of a short request, including retries.
 const DEADLINE: Duration = Duration::from_secs(20);
-/// For one that is refused or cannot be reached to come back: longer than a standby takes to become the leader.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// A coordinator that is just starting is waited for without a word.
-const QUIETLY: Duration = Duration::from_secs(1);
-/// Of several coordinators, one that does not answer for so long is left for the next.
-const TURN: Duration = Duration::from_secs(4);
-/// Jobs named where the beginning of an id is that of several.
+/// Retry timeout of an unavailable coordinator: longer than a failover.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time before a note says that the coordinator does not answer yet.
+const QUIET_PERIOD: Duration = Duration::from_secs(1);
+/// Time after which the client fails over to another coordinator, if there are several.
+const FAILOVER_TIMEOUT: Duration = Duration::from_secs(4);
+/// Number of jobs named for an ambiguous prefix.
 const AMBIGUOUS_SHOWN: usize = 5;
-/// Characters of an id that say which job is to be changed. Fewer come from a slip, and may well be the only job's.
-const LEAST_PREFIX: usize = 4;
+/// Minimum prefix of an id for commands that change a job. A shorter one may be a slip that matches the only job.
+const MIN_PREFIX: usize = 4;
 /// Submitting reads and splits all of a job's data.
 const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -32,12 +32,12 @@ const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
 pub(crate) struct Client {
     jobs: JobsClient<LeaderChannel>,
     line: LeaderChannel,
-    /// For the answer to a short request.
+    /// Deadline of short requests.
     deadline: Duration,
 }
 
 impl Client {
-    /// The connection is made at the first request.
+    /// A client of the coordinators at `urls`; it connects at the first request.
     pub(crate) fn connect(urls: &str) -> Result<Self> {
         let line = rpc::connect(urls)?;
         Ok(Self { jobs: JobsClient::new(line.clone()), line, deadline: DEADLINE })
@@ -50,17 +50,17 @@ impl Client {
     pub(crate) async fn submit(&self, request: v1::SubmitRequest) -> Result<v1::SubmitResponse> {
         self.unary(SUBMIT_DEADLINE, request, |mut jobs, request| async move { jobs.submit(request).await })
             .await
-            .map_err(|status| self.plain(&status))
+            .map_err(|status| self.user_error(&status))
     }
 
     /// The job with all its parts.
     pub(crate) async fn get(&self, id: &str) -> Result<v1::Job> {
         let job = self.try_get(id).await?;
-        let job = job.with_context(|| format!("there is no job {id}; `foil list` shows those there are"))?;
+        let job = job.with_context(|| format!("there is no job {id}; `foil list` shows all jobs"))?;
         self.complete(job).await
     }
 
-    /// Brings by the page what was too large for one message.
+    /// Fetches by page the parts that were too large for one message.
     pub(crate) async fn complete(&self, mut job: v1::Job) -> Result<v1::Job> {
         for part in std::mem::take(&mut job.omitted) {
             match part.as_str() {
@@ -98,7 +98,7 @@ impl Client {
             let page = jobs.list_artifacts(request).await?.into_inner();
             Ok(tonic::Response::new((page.artifacts, page.next_page_token)))
         });
-        Ok(joined(parts.await?))
+        Ok(join_pages(parts.await?))
     }
 
     async fn pages<T, F>(
@@ -113,7 +113,7 @@ impl Client {
         loop {
             let request = v1::ListPartsRequest { job_id: job.to_owned(), page_size: 0, page_token };
             let (items, next) =
-                self.unary(self.deadline, request, &call).await.map_err(|status| self.plain(&status))?;
+                self.unary(self.deadline, request, &call).await.map_err(|status| self.user_error(&status))?;
             all.extend(items);
             if next.is_empty() {
                 return Ok(all);
@@ -129,7 +129,7 @@ impl Client {
         match answer.await {
             Ok(job) => Ok(Some(job)),
             Err(status) if matches!(status.code(), Code::NotFound | Code::InvalidArgument) => Ok(None),
-            Err(status) => Err(self.plain(&status)),
+            Err(status) => Err(self.user_error(&status)),
         }
     }
 
@@ -137,23 +137,23 @@ impl Client {
         let request = v1::CancelJobRequest { id: id.to_owned() };
         self.unary(self.deadline, request, |mut jobs, request| async move { jobs.cancel(request).await })
             .await
-            .map_err(|status| self.plain(&status))
+            .map_err(|status| self.user_error(&status))
     }
 
-    /// Whether a coordinator answers.
+    /// Checks that a coordinator answers.
     pub(crate) async fn reach(&self) -> Result<()> {
         let request = v1::ListJobsRequest { page_size: 1, ..Default::default() };
         let answer =
             self.unary(self.deadline, request, |mut jobs, request| async move { jobs.list(request).await });
-        answer.await.map(drop).map_err(|status| self.plain(&status))
+        answer.await.map(drop).map_err(|status| self.user_error(&status))
     }
 
-    /// A row for each job, newest first.
+    /// All jobs, newest first.
     pub(crate) async fn list(&self) -> Result<Vec<v1::Job>> {
         self.rows(v1::ListJobsRequest { page_size: 1000, ..Default::default() }, usize::MAX).await
     }
 
-    /// The first rows of a listing, newest first, and what is on the same page as the last of them.
+    /// At least `enough` jobs of a listing, if there are as many, newest first.
     async fn rows(&self, request: v1::ListJobsRequest, enough: usize) -> Result<Vec<v1::Job>> {
         let mut jobs = Vec::new();
         let mut page_token = String::new();
@@ -162,18 +162,18 @@ impl Client {
             let page = self
                 .unary(self.deadline, request, |mut jobs, request| async move { jobs.list(request).await })
                 .await
-                .map_err(|status| self.plain(&status))?;
+                .map_err(|status| self.user_error(&status))?;
             jobs.extend(page.jobs);
             page_token = page.next_page_token;
             if page_token.is_empty() || jobs.len() >= enough {
-                // Ids begin with the time of submission.
+                // Ids start with the time of submission.
                 jobs.sort_by(|a, b| b.id.cmp(&a.id));
                 return Ok(jobs);
             }
         }
     }
 
-    /// The job a user means: by id, by the beginning of an id, or the newest of a name.
+    /// Finds a job by id, by a prefix of its id, or the newest of a name.
     pub(crate) async fn find(&self, text: &str) -> Result<v1::Job> {
         if let Some(job) = self.try_get(text).await? {
             return self.complete(job).await;
@@ -189,14 +189,14 @@ impl Client {
         self.get(&id).await
     }
 
-    /// The same for a command that cannot be undone.
+    /// Like [`Self::find`], for a command that cannot be undone.
     pub(crate) async fn find_to_change(&self, text: &str) -> Result<v1::Job> {
         let job = self.find(text).await?;
-        check_named(text, &job)?;
+        check_unambiguous(text, &job)?;
         Ok(job)
     }
 
-    /// Events after `after_revision`, until the job's last.
+    /// Events after `after_revision`, up to the job's last.
     pub(crate) async fn watch(
         &self,
         id: &str,
@@ -210,8 +210,8 @@ impl Client {
         }
     }
 
-    /// A status as a user reads it: what the coordinator says, without the transport's words around it.
-    pub(crate) fn plain(&self, status: &Status) -> anyhow::Error {
+    /// The error of a status, with the coordinator's message for users.
+    pub(crate) fn user_error(&self, status: &Status) -> anyhow::Error {
         let urls = self.line.urls();
         if rpc::leader_of(status).is_some() {
             return anyhow::anyhow!("no coordinator leads: {} (asked at {urls})", status.message());
@@ -226,8 +226,8 @@ impl Client {
         match (status.code(), status.message()) {
             (Code::DeadlineExceeded, _) => {
                 anyhow::anyhow!(
-                    "{urls} takes connections but did not answer in time; the coordinator may be stopped or overloaded, or \
-                     it is another program that listens there"
+                    "{urls} accepts connections but did not answer in time; the coordinator may be stopped or overloaded, or \
+                     another program listens there"
                 )
             }
             (code, "") => anyhow::anyhow!("the coordinator answered {code:?}"),
@@ -238,7 +238,7 @@ impl Client {
         }
     }
 
-    /// One request, tried again while the coordinator is unavailable: all are safe to repeat. The clock runs over all tries.
+    /// One request, retried while the coordinator is unavailable, within `deadline`: all requests are idempotent.
     async fn unary<Q, A, F>(
         &self,
         deadline: Duration,
@@ -250,7 +250,7 @@ impl Client {
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
         let has_others = self.line.urls().contains(',');
-        let turn = if has_others && deadline == self.deadline { TURN } else { deadline };
+        let turn = if has_others && deadline == self.deadline { FAILOVER_TIMEOUT } else { deadline };
         let began = Instant::now();
         let attempt = || async {
             let url = self.line.url();
@@ -271,27 +271,27 @@ impl Client {
             .with_max_delay(Duration::from_millis(500))
             .without_max_times()
             .with_jitter();
-        let mut is_told = false;
-        let tell = |_: &Status, _| {
-            if began.elapsed() > QUIETLY && !std::mem::replace(&mut is_told, true) {
-                stdout::note(&format!("no answer from {} yet, trying again", self.line.urls()));
+        let mut has_noted = false;
+        let note = |_: &Status, _| {
+            if began.elapsed() > QUIET_PERIOD && !std::mem::replace(&mut has_noted, true) {
+                stdout::note(&format!("no answer from {} yet, retrying", self.line.urls()));
             }
         };
-        let may_pass = |status: &Status| rpc::is_unavailable(status) && began.elapsed() < PATIENCE;
-        attempt.retry(pauses).when(may_pass).notify(tell).await
+        let is_retryable = |status: &Status| rpc::is_unavailable(status) && began.elapsed() < RETRY_TIMEOUT;
+        attempt.retry(pauses).when(is_retryable).notify(note).await
     }
 }
 
-/// What a user asked for cannot be done as it stands.
+/// A request that the coordinator refused as invalid.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Refused {
-    /// user or data, as a job's failure has it.
+    /// `user` or `data`, like the class of a job's failure.
     pub(crate) class: &'static str,
     message: String,
 }
 
-/// Whose fault it is: that of the data where the status names a field of the specification's data.
+/// The class of a refusal: `data` if the status names a field of the specification's data.
 fn class_of(status: &Status) -> &'static str {
     let fields = status.get_details_bad_request().map(|request| request.field_violations).unwrap_or_default();
     if fields.iter().any(|violation| violation.field.starts_with("spec.data")) { "data" } else { "user" }
@@ -304,33 +304,33 @@ fn pick(text: &str, jobs: &[v1::Job]) -> Result<String> {
     let begun: Vec<&v1::Job> = jobs.iter().filter(|job| job.id.starts_with(text)).collect();
     match begun.as_slice() {
         [job] => Ok(job.id.clone()),
-        [] => bail!("there is no job {text}; `foil list` shows those there are"),
+        [] => bail!("there is no job {text}; `foil list` shows all jobs"),
         several => {
             let named = several.iter().take(AMBIGUOUS_SHOWN).map(|job| format!("{} ({})", job.id, job.name));
             let mut named = named.collect::<Vec<_>>().join(", ");
             if several.len() > AMBIGUOUS_SHOWN {
                 named += ", …";
             }
-            bail!("{} jobs' ids begin with {text}: {named}; give more of it", several.len())
+            bail!("{} jobs' ids start with {text}: {named}; give a longer prefix", several.len())
         }
     }
 }
 
-/// Refuses a text too short to mean the job that it found.
-fn check_named(text: &str, job: &v1::Job) -> Result<()> {
-    if text == job.id || text == job.name || text.chars().count() >= LEAST_PREFIX {
+/// Refuses a prefix that is too short to be sure of the job.
+fn check_unambiguous(text: &str, job: &v1::Job) -> Result<()> {
+    if text == job.id || text == job.name || text.chars().count() >= MIN_PREFIX {
         return Ok(());
     }
     bail!(
-        "{text} is the beginning of job {} ({}) but too short to be sure of; give its name, or at least {LEAST_PREFIX} \
+        "{text} is a prefix of the id of job {} ({}) but too short to be sure; give its name, or at least {MIN_PREFIX} \
          characters of its id",
         job.id,
         job.name
     )
 }
 
-/// Artifacts of which each follows from one page to the next, whole.
-fn joined(parts: Vec<v1::Artifact>) -> Vec<v1::Artifact> {
+/// Joins artifacts that continue from one page to the next.
+fn join_pages(parts: Vec<v1::Artifact>) -> Vec<v1::Artifact> {
     let mut whole: Vec<v1::Artifact> = Vec::new();
     for part in parts {
         match whole.last_mut().filter(|last| last.name == part.name && last.phase == part.phase) {
@@ -341,7 +341,7 @@ fn joined(parts: Vec<v1::Artifact>) -> Vec<v1::Artifact> {
     whole
 }
 
-/// Whether nothing more will happen to the job.
+/// Whether the job has ended.
 pub(crate) fn is_ended(job: &v1::Job) -> bool {
     matches!(job.state(), v1::JobState::Succeeded | v1::JobState::Failed | v1::JobState::Cancelled)
 }
@@ -351,7 +351,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_coordinator_that_takes_connections_and_answers_nothing_is_given_up_by_the_clock() {
+    async fn a_coordinator_that_accepts_connections_and_never_answers_is_given_up() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
@@ -370,24 +370,24 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_found_by_name_or_by_the_beginning_of_its_id() {
+    fn a_job_is_found_by_name_or_by_a_prefix_of_its_id() {
         let job = |id: &str, name: &str| v1::Job { id: id.into(), name: name.into(), ..Default::default() };
         let jobs = [job("03-a", "a"), job("02-b", "b"), job("01-a", "a")];
         assert_eq!(pick("a", &jobs).unwrap(), "03-a");
         assert_eq!(pick("02", &jobs).unwrap(), "02-b");
         let ambiguous = pick("0", &jobs).unwrap_err().to_string();
-        assert!(ambiguous.contains("3 jobs' ids begin with 0: 03-a (a), 02-b (b), 01-a (a);"), "{ambiguous}");
+        assert!(ambiguous.contains("3 jobs' ids start with 0: 03-a (a), 02-b (b), 01-a (a);"), "{ambiguous}");
         assert!(pick("x", &jobs).unwrap_err().to_string().contains("no job x"));
     }
 
     #[test]
-    fn what_cannot_be_undone_wants_more_than_a_letter() {
+    fn commands_that_cannot_be_undone_need_a_longer_prefix() {
         let job = v1::Job { id: "01m8jcg9".into(), name: "a".into(), ..Default::default() };
         for sure in ["a", "01m8", "01m8j", "01m8jcg9"] {
-            check_named(sure, &job).unwrap();
+            check_unambiguous(sure, &job).unwrap();
         }
         for slip in ["0", "01", "01m"] {
-            let error = check_named(slip, &job).unwrap_err().to_string();
+            let error = check_unambiguous(slip, &job).unwrap_err().to_string();
             assert!(error.contains("01m8jcg9 (a)") && error.contains("at least 4"), "{error}");
         }
     }

@@ -1,4 +1,4 @@
-//! Whether a result directory is what it says, by its files, by Foil and by transformers.
+//! `foil conform`: checks a result directory by its files, by Foil and by transformers.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,15 @@ use super::stdout;
 
 /// Nothing failed, but something could not be checked.
 const INCOMPLETE: u8 = 3;
-/// Where `scripts/fixtures/setup-peers` puts its Python.
+/// The Python that `scripts/fixtures/setup-peers` installs.
 const FIXTURES_PYTHON: &str = ".venv-peers/bin/python";
 
-/// Checks a directory and prints what was found: status 0 if every check passed, 1 where one failed, 3 where none
-/// failed but not all could be made.
+/// Checks a directory and prints the findings. The status is 0 if all checks passed, 1 if one failed, 3 if none failed but
+/// not all could be made.
 pub(crate) async fn conform(args: &ConformArgs) -> Result<ExitCode> {
     let (dir, python) = (args.dir.clone(), args.python.clone());
     let work = move || examine(&dir, python);
-    let (kind, findings) = tokio::task::spawn_blocking(work).await.context("the checks were cut short")?;
+    let (kind, findings) = tokio::task::spawn_blocking(work).await.context("the checks were aborted")?;
     let count = |outcome| findings.iter().filter(|finding| finding.outcome == outcome).count();
     let (passed, failed) = (count(Outcome::Passed), count(Outcome::Failed));
     let unchecked = count(Outcome::Unchecked);
@@ -74,11 +74,11 @@ fn examine(dir: &Path, python: Option<PathBuf>) -> (Kind, Vec<Finding>) {
     (kind, findings)
 }
 
-/// What Foil computes, by `foil-worker`, which has libtorch.
+/// Foil's results, computed by `foil-worker`, which has libtorch.
 fn measure(probe: &Probe) -> Result<Measured> {
     let foil = std::env::current_exe().context("this program cannot find itself")?;
     let worker = foil.with_file_name("foil-worker");
-    anyhow::ensure!(worker.is_file(), "foil-worker, which has libtorch, is not beside {}", foil.display());
+    anyhow::ensure!(worker.is_file(), "there is no foil-worker in the directory of {}", foil.display());
     let mut child = Command::new(worker)
         .arg("conform")
         .stdin(Stdio::piped())
@@ -87,7 +87,7 @@ fn measure(probe: &Probe) -> Result<Measured> {
         .spawn()
         .context("foil-worker does not start")?;
     let mut input = child.stdin.take().context("foil-worker takes no input")?;
-    // It reads everything before it says anything.
+    // It reads everything before it writes.
     input.write_all(&serde_json::to_vec(probe)?).context("foil-worker ended early")?;
     drop(input);
     let output = child.wait_with_output().context("foil-worker cannot be waited for")?;
@@ -99,7 +99,7 @@ fn measure(probe: &Probe) -> Result<Measured> {
             said.lines().last().unwrap_or_default()
         );
     }
-    serde_json::from_slice(&output.stdout).context("foil-worker's answer cannot be read")
+    serde_json::from_slice(&output.stdout).context("foil-worker's output cannot be read")
 }
 
 fn against_transformers(probe: &Probe, own: &Measured, python: Option<PathBuf>) -> Vec<Finding> {

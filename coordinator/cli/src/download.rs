@@ -1,4 +1,4 @@
-//! Downloading artifacts.
+//! Download of artifacts.
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use foil_proto::v1;
 
 use crate::progress::{self, Progress};
 
-/// Downloads an artifact's files into `dir`. Each appears only when whole and of the right hash; those that are
-/// there already are not fetched again.
+/// Downloads an artifact's files into `dir`. Each appears only when it is complete and verified; existing ones are not
+/// downloaded again.
 pub(crate) async fn artifact(
     line: &LeaderChannel,
     artifact: &v1::Artifact,
@@ -38,14 +38,15 @@ async fn is_there(object: &v1::Object, path: &Path) -> bool {
     same_size && artifacts::digest_of_file(path).await.is_ok_and(|digest| digest.blake3 == object.blake3)
 }
 
-/// The name a file gets here. It comes from elsewhere, so it must not lead out of the directory.
+/// The path of a file in the directory. The coordinator chose it, so it must not escape the directory.
 fn file_name(object: &v1::Object) -> Result<&Path> {
     let name = match object.path.as_str() {
         "" => object.key.rsplit('/').next().unwrap_or_default(),
         path => path,
     };
     let inside = safe_path::parse(name);
-    inside.with_context(|| format!("{name:?} is no file name; the coordinator's answer is damaged"))
+    inside
+        .with_context(|| format!("{name:?} is not a valid file name; the coordinator's response is damaged"))
 }
 
 #[cfg(test)]
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_leave_the_directory_are_refused() {
+    fn paths_that_escape_the_directory_are_refused() {
         let object = |path: &str| v1::Object { path: path.into(), ..Default::default() };
         assert_eq!(file_name(&object("model.safetensors")).unwrap(), Path::new("model.safetensors"));
         for path in ["../x", "/etc/x", ".ssh", "a\\b"] {

@@ -1,11 +1,11 @@
-//! Where in a job file, or in which `--set`, a fault is.
+//! Location of a fault in a job file, or in a `--set`.
 
 use std::path::Path;
 
 use anyhow::{Error, anyhow};
 use foil_common::spec::SpecError;
 
-/// The error of a job file with the place its user typed the field at: the setting, or the file's line.
+/// Adds the location of the field to an error of a job file: the setting, or the line of the file.
 pub(super) fn located(error: SpecError, settings: &[String]) -> Error {
     let SpecError::InFile { file, error } = error else { return error.into() };
     let Some(field) = error.field_path() else { return SpecError::InFile { file, error }.into() };
@@ -18,7 +18,7 @@ pub(super) fn located(error: SpecError, settings: &[String]) -> Error {
     }
 }
 
-/// Whether a setting gives the field, or a block that holds it.
+/// Whether a setting sets the field, or a block that contains it.
 fn names(setting: &str, field: &str) -> bool {
     let named = setting.split_once('=').map_or(setting, |(named, _)| named).trim();
     field.strip_prefix(named).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
@@ -28,8 +28,8 @@ fn line(file: &Path, field: &str) -> Option<usize> {
     line_of(&std::fs::read_to_string(file).ok()?, field)
 }
 
-/// The number, from 1, of the line that holds a dotted field of a YAML text, or of the innermost block around it that
-/// is written in one line.
+/// The line number, from 1, of a dotted field in a YAML text, or of the innermost block around it that is written in one
+/// line.
 fn line_of(text: &str, field: &str) -> Option<usize> {
     let lines: Vec<(usize, &str)> = text.lines().map(|line| (indent(line), line.trim_start())).collect();
     let (mut from, mut outer, mut found) = (0, None, None);
@@ -40,7 +40,7 @@ fn line_of(text: &str, field: &str) -> Option<usize> {
         });
         let named = inside.into_iter().find(|(_, (_, text))| is_key(text, name));
         let Some((index, (indent, _))) = named else {
-            // The rest is written within braces on the block's own line, or not at all.
+            // The rest is within braces on the line of the block, or absent.
             let within =
                 |index: &usize| lines[*index].1.split(['{', ',']).any(|part| is_key(part.trim(), name));
             return found.filter(within).map(|index| index + 1);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_told_where_it_was_typed() {
+    fn a_fault_is_located_where_the_field_was_set() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("job.yaml");
         std::fs::write(&file, JOB).unwrap();

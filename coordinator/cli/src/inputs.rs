@@ -1,4 +1,4 @@
-//! A job's local inputs: found, hashed, and named by content, so that the coordinator needs no path of this machine.
+//! A job's local inputs: hashed and named by content, so that the coordinator needs no path of this machine.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use foil_common::spec::{self, InputRef, ModelRef};
 use foil_proto::v1;
 use thiserror::Error;
 
-/// The files of a model directory that a job can need, beside its `*.safetensors`.
+/// The files of a model directory that a job may need, in addition to `*.safetensors`.
 const MODEL_FILES: [&str; 7] = [
     "config.json",
     "tokenizer.json",
@@ -30,15 +30,15 @@ pub(crate) enum InputError {
     NotModel { field: String, path: PathBuf, file: &'static str, advice: &'static str },
 }
 
-/// A job whose inputs are named by content, and what has to be in the store for it.
+/// A job whose inputs are named by content, and the objects to upload for it.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    /// Every default filled in.
+    /// The specification with all defaults filled in.
     pub(crate) spec: v1::JobSpec,
     pub(crate) uploads: Vec<Upload>,
 }
 
-/// One object to be in the store.
+/// One object to upload.
 #[derive(Debug, Clone)]
 pub(crate) struct Upload {
     pub(crate) object: v1::Object,
@@ -51,7 +51,7 @@ pub(crate) enum Content {
     Bytes(Bytes),
 }
 
-/// Reads and hashes all inputs that are local paths. `on_file` hears of each before it is read.
+/// Hashes all inputs that are local paths. `on_file` is called before each is read.
 pub(crate) fn prepare(job: spec::Job, on_file: &mut dyn FnMut(&Path)) -> Result<Prepared, InputError> {
     let mut job = job;
     let mut reader = Reader { uploads: Vec::new(), keys: BTreeSet::new(), on_file };
@@ -140,7 +140,7 @@ impl Reader<'_> {
     }
 }
 
-/// The names of a model directory's files, sorted, so that the same directory always has the same listing.
+/// The names of a model directory's files, sorted, so that equal directories have equal listings.
 fn model_files(field: &str, path: &Path, needs_weights: bool) -> Result<Vec<String>, InputError> {
     let failed = |error: &io::Error| unreadable(field, path, error);
     let mut names = Vec::new();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named_with_its_field() {
+    fn missing_inputs_are_named_with_their_fields() {
         let dir = tempfile::tempdir().unwrap();
         let message = |init| prepare(job(dir.path(), init), &mut |_| {}).unwrap_err().to_string();
         assert!(message("").starts_with("policy.model: ") && message("").contains("there is no such file"));

@@ -1,4 +1,4 @@
-//! What the models will read of a job's data, before anything is submitted.
+//! `foil inspect`: a job's data as the models will read it.
 
 use anyhow::{Context, Result};
 use foil_common::data::rows::{Prompt, Row};
@@ -14,7 +14,7 @@ pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
     let job = submit::load(&args.job.file, &args.job.settings)?;
     let (rows, scan) = (args.rows, args.scan_weights);
     let reading = tokio::task::spawn_blocking(move || describe(&job, rows, scan));
-    let (report, warnings) = reading.await.context("reading the inputs was cut short")??;
+    let (report, warnings) = reading.await.context("reading the inputs was aborted")??;
     for warning in warnings {
         stdout::note(&format!("warning: {warning}"));
     }
@@ -22,7 +22,7 @@ pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
     Ok(())
 }
 
-/// The report, and the warnings that submission would give.
+/// The report, and the warnings of submission.
 fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<(String, Vec<String>)> {
     let local = local::local(job)?;
     let scanned = if scan { scan_weights(&local)? } else { Vec::new() };
@@ -50,7 +50,7 @@ fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<(String, Vec<Str
     Ok((lines.join("\n"), local.warnings))
 }
 
-/// Reads every number of the weights that are there.
+/// Scans the local weights for NaN and infinity.
 fn scan_weights(local: &LocalInputs) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for (field, weights) in &local.weights {
@@ -83,15 +83,15 @@ fn heading(local: &LocalInputs, set: &LocalSet) -> String {
         local.summaries.iter().find(|summary| summary.name == set.name).map_or(0, |found| found.bad_rows);
     match bad {
         0 => format!("{}: {} rows", set.name, set.rows.len()),
-        bad => format!("{}: {} rows, {bad} bad ones left out", set.name, set.rows.len()),
+        bad => format!("{}: {} rows, {bad} bad rows dropped", set.name, set.rows.len()),
     }
 }
 
-/// Columns of the files that the reading left out.
+/// Ignored columns of the files.
 fn ignored_columns(local: &LocalInputs, set: &LocalSet) -> Option<String> {
     let summary = local.summaries.iter().find(|summary| summary.name == set.name)?;
     (!summary.ignored_columns.is_empty())
-        .then(|| format!("  columns left out: {}", summary.ignored_columns.join(", ")))
+        .then(|| format!("  ignored columns: {}", summary.ignored_columns.join(", ")))
 }
 
 struct Report<'a> {
@@ -144,7 +144,7 @@ impl Report<'_> {
         Ok(())
     }
 
-    /// The first rows token by token, once with each of their answers.
+    /// The first rows token by token, once with each response.
     fn each<T: Row>(
         &mut self,
         encoder: &Encoder,
@@ -217,7 +217,7 @@ mod tests {
             "preferences: 2 rows\n",
             "evaluation_preferences: 1 rows\n",
             "length alone (the longer response) predicts 100.0 ± 0.0 % of 2 pairs",
-            "golden: 1 rows, 1 bad ones left out\n",
+            "golden: 1 rows, 1 bad rows dropped\n",
             "golden answers: 1 of 1 fit 16 tokens",
             "chosen:\n    0       1 \"<s>\"\n",
             "\"</s>\"                   reward\n      15 tokens: prompt 7, response 8 with EOS",
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named_by_its_field() {
+    fn unreadable_inputs_are_named_by_their_fields() {
         let dir = tempfile::tempdir().unwrap();
         let job = job(dir.path(), "{}");
         let error = describe(&job, 1, true).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The commands that look at jobs: list, get, artifacts, watch, cancel.
+//! Commands on jobs: list, get, artifacts, watch, cancel.
 
 use anyhow::{Result, bail};
 use foil_proto::v1;
@@ -37,7 +37,7 @@ pub(crate) async fn list(args: &ListArgs) -> Result<()> {
     Ok(())
 }
 
-/// UTC, to the second, in RFC 3339.
+/// A time in RFC 3339, UTC, to the second.
 fn time(at: &impl serde::Serialize) -> String {
     let text = serde_json::to_value(at).ok().and_then(|value| value.as_str().map(str::to_owned));
     let text = text.unwrap_or_default();
@@ -118,16 +118,16 @@ pub(crate) async fn watch(args: &JobArgs) -> Result<()> {
         if let Some(best) = report::best(&job) {
             stdout::prose(&format!("best round   {} {}", best.round, best.text()))?;
         }
-        stdout::prose(&format!("bring the results with `foil pull {} DIR`", job.id))?;
+        stdout::prose(&format!("download the results with `foil pull {} DIR`", job.id))?;
     }
-    succeed(&job)
+    require_success(&job)
 }
 
 pub(crate) async fn cancel(args: &JobArgs) -> Result<()> {
     let client = Client::connect(&args.client.coordinators())?;
     let job = client.find_to_change(&args.job).await?;
     if is_ended(&job) {
-        bail!("job {} is over already: {}", job.id, report::state_name(&job));
+        bail!("job {} has already ended: {}", job.id, report::state_name(&job));
     }
     let job = client.cancel(&job.id).await?;
     if args.json {
@@ -138,8 +138,8 @@ pub(crate) async fn cancel(args: &JobArgs) -> Result<()> {
     Ok(())
 }
 
-/// An error that says why, unless the job succeeded.
-pub(crate) fn succeed(job: &v1::Job) -> Result<()> {
+/// The failure of the job as an error, unless it succeeded.
+pub(crate) fn require_success(job: &v1::Job) -> Result<()> {
     match job.state() {
         v1::JobState::Succeeded => Ok(()),
         _ => bail!(report::failure(job)),

@@ -1,11 +1,11 @@
-//! Files that a command leaves on this machine.
+//! Local output files.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::{Context, Result};
 
-/// Removes a file or a directory, which need not be there.
+/// Removes a file or a directory, if it exists.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
@@ -14,8 +14,8 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes a file that appears only when it is whole.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file atomically.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;

@@ -1,4 +1,4 @@
-//! The one binary a user types: the client's commands, and `foil serve`, which is the coordinator.
+//! The `foil` program: the client's commands, and `foil serve`, the coordinator.
 
 mod args;
 mod client;
@@ -34,8 +34,8 @@ use foil_coordinator::resolve::{self, child::Limits};
 
 use self::args::{Cli, Command};
 
-/// For work on threads of its own to end with the process, which does not wait for what has no end.
-const PARTING: Duration = Duration::from_secs(2);
+/// Timeout of blocking work at exit.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -46,16 +46,16 @@ fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(command());
-    runtime.shutdown_timeout(PARTING);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     code
 }
 
-/// Reads the command line, obeys it, and gives the exit status: 0 on success, 1 on failure, 2 for wrong usage, 128 and
-/// the signal's number where a run was stopped.
+/// Runs the command line and returns the exit status: 0 on success, 1 on failure, 2 for wrong usage, 128 plus the signal's
+/// number if a run was stopped.
 async fn command() -> ExitCode {
     let cli = Cli::parse();
     let format = cli.log_format.into();
-    match obey(cli).await {
+    match dispatch(cli).await {
         Ok(code) => code,
         Err(error) => {
             telemetry::fatal(format, "foil", &stdout::chain(&error));
@@ -64,8 +64,8 @@ async fn command() -> ExitCode {
     }
 }
 
-async fn obey(cli: Cli) -> Result<ExitCode> {
-    // Of a client only what goes wrong is worth a line; a server's log is its diary.
+async fn dispatch(cli: Cli) -> Result<ExitCode> {
+    // Clients log only warnings.
     let level = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
     telemetry::init(cli.log_format.into(), level)?;
     match cli.command {

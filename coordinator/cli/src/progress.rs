@@ -1,4 +1,4 @@
-//! A job's progress: bars on a terminal, plain lines where the output is piped.
+//! A job's progress: bars on a terminal, plain lines if the output is piped.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -14,44 +14,44 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::throughput::Throughput;
 use super::{report, stdout, terminal};
 
-/// Between two lines about the same phase.
+/// Minimum interval of lines about one phase.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// For a bar's count, rate, time left and first figure.
+/// Width of a bar's count, rate, time left and first metric.
 const COUNT_COLUMNS: usize = 46;
-/// For how long a phase took.
+/// Width of the duration of a phase.
 const SECONDS_COLUMNS: usize = 9;
-/// Right of a phase's name, for its closing line to hold everything.
+/// Minimum width after a phase's name for a complete closing line.
 const ROOMY_COLUMNS: usize = 60;
 
-/// Shows what happens to one job.
+/// The display of one job.
 pub(crate) struct Progress {
     display: Display,
     throughput: Option<Throughput>,
-    /// When the last line about the running phase was written.
+    /// Time of the last line about the running phase.
     written: Instant,
-    /// Phases in the job's plan; 0 until it is known.
+    /// Number of phases in the job's plan; 0 until it is known.
     phases: usize,
-    /// Of the longest phase id in the plan, for alignment.
+    /// Length of the longest phase id in the plan, for alignment.
     width: usize,
     done: usize,
-    /// Said to be queued, which is worth saying once.
-    waits: bool,
-    /// What it was last said to wait for.
-    waits_for: String,
+    /// Whether "queued" was shown, which is done once.
+    queued_shown: bool,
+    /// The last reason shown for waiting.
+    wait_reason: String,
 }
 
 enum Display {
     Bars {
         bars: MultiProgress,
         current: Option<ProgressBar>,
-        /// Lines stand above the bars.
+        /// Whether lines were written above the bars.
         is_written: AtomicBool,
     },
     Lines(Sink),
 }
 
-/// Where lines go: standard output, or standard error where that one carries the final JSON object.
+/// The destination of lines: standard output, or standard error if the former is reserved for JSON.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sink {
     Stdout,
@@ -59,7 +59,7 @@ enum Sink {
 }
 
 impl Progress {
-    /// `reserve_stdout`: standard output is for something else.
+    /// `reserve_stdout`: write nothing to standard output.
     pub(crate) fn new(reserve_stdout: bool) -> Self {
         let on_terminal =
             std::io::stderr().is_terminal() && (reserve_stdout || std::io::stdout().is_terminal());
@@ -70,7 +70,7 @@ impl Progress {
         Self::on(target, reserve_stdout)
     }
 
-    /// Bars where the target can show them, which a terminal without cursor movement cannot: with lines it still can.
+    /// Bars if the target supports them, else lines, for example on a terminal without cursor movement.
     fn on(target: ProgressDrawTarget, reserve_stdout: bool) -> Self {
         let display = match (target.is_hidden(), reserve_stdout) {
             (false, _) => Display::Bars {
@@ -88,12 +88,12 @@ impl Progress {
             phases: 0,
             width: 0,
             done: 0,
-            waits: false,
-            waits_for: String::new(),
+            queued_shown: false,
+            wait_reason: String::new(),
         }
     }
 
-    /// Columns for a line.
+    /// Width of a line in columns.
     fn columns(&self) -> usize {
         match self.display {
             Display::Bars { .. } | Display::Lines(Sink::Stderr) => terminal::stderr_columns(),
@@ -101,30 +101,30 @@ impl Progress {
         }
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     pub(crate) fn line(&self, text: &str) {
         match &self.display {
             Display::Bars { bars, is_written, .. } => {
                 is_written.store(true, Ordering::Relaxed);
-                // A terminal that is gone needs no line.
+                // The terminal may be gone.
                 let _ = bars.println(terminal::wrap(text, self.columns()));
             }
             Display::Lines(Sink::Stderr) => stdout::note(&terminal::wrap(text, self.columns())),
             Display::Lines(Sink::Stdout) => {
-                // As above; the job goes on without a reader.
+                // As above; the job continues without a reader.
                 let _ = stdout::line(&terminal::wrap(text, self.columns()));
             }
         }
     }
 
-    /// Says that the job is taken up where it was.
+    /// Says that the job resumes.
     pub(crate) fn resumes(&mut self, phases: u32) {
-        // That it was queued once is no news.
-        self.waits = true;
+        // That it was queued before is not news.
+        self.queued_shown = true;
         self.line(&format!("resuming after {phases} phases"));
     }
 
-    /// A bar for bytes; the caller moves and finishes it.
+    /// A bar of bytes, which the caller advances and finishes.
     pub(crate) fn bytes(&self, label: &str, total: u64) -> ProgressBar {
         let Display::Bars { bars, .. } = &self.display else { return ProgressBar::hidden() };
         let style = style(
@@ -133,7 +133,7 @@ impl Progress {
         bars.add(ProgressBar::new(total).with_style(style).with_prefix(label.to_owned()))
     }
 
-    /// A sign of life for work of unknown size; the caller names the parts and finishes it.
+    /// A spinner for work of unknown size; the caller sets its message and finishes it.
     pub(crate) fn spinner(&self, label: &str) -> ProgressBar {
         let Display::Bars { bars, .. } = &self.display else { return ProgressBar::hidden() };
         let bar = bars.add(ProgressBar::new_spinner().with_style(style("{prefix:<18} {spinner} {wide_msg}")));
@@ -141,7 +141,7 @@ impl Progress {
         bar.with_prefix(label.to_owned())
     }
 
-    /// Removes what is drawn, before something else is printed.
+    /// Clears the bars, before something else is printed.
     pub(crate) fn finish(&mut self) {
         if let Display::Bars { bars, current, is_written } = &mut self.display {
             if let Some(bar) = current.take() {
@@ -149,7 +149,7 @@ impl Progress {
             }
             // The terminal may be gone.
             let _ = bars.clear();
-            // The last line is drawn to the terminal's edge, where the cursor stays.
+            // The last line is drawn to the edge of the terminal, and the cursor stays there.
             if is_written.swap(false, Ordering::Relaxed) {
                 telemetry::write_line("");
             }
@@ -162,10 +162,10 @@ impl Progress {
             Event::PhaseStarted(started) => self.start(&started.phase, started.attempt),
             Event::PhaseProgress(progress) => self.progress(progress),
             Event::PhaseCommitted(committed) => self.commit(committed),
-            // A fast job has many, and a bar has no place for them.
+            // A fast job has many of them.
             Event::CheckpointCommitted(_) => {}
-            // The job as it stood when the watch began said so already.
-            Event::Notice(notice) if notice.text == self.waits_for => {}
+            // The initial event of the watch has shown it already.
+            Event::Notice(notice) if notice.text == self.wait_reason => {}
             Event::Notice(notice) => self.line(&format!("{}: {}", notice.level, notice.text)),
         }
     }
@@ -175,21 +175,21 @@ impl Progress {
         self.phases = job.phases_total.max(u32::try_from(phases.len()).unwrap_or(u32::MAX)) as usize;
         self.width = phases.iter().map(|phase| phase.id.len()).max().unwrap_or(0);
         self.done = job.phases_done as usize;
-        // That it was queued before its first attempt is no news.
-        self.waits |= job.attempt > 0;
-        if job.state() == v1::JobState::Queued && !self.waits {
-            self.waits = true;
+        // That it was queued before its first attempt is not news.
+        self.queued_shown |= job.attempt > 0;
+        if job.state() == v1::JobState::Queued && !self.queued_shown {
+            self.queued_shown = true;
             self.line("queued");
         }
-        if let Some(waiting) = job.waiting.as_ref().filter(|waiting| waiting.reason != self.waits_for) {
-            self.waits_for.clone_from(&waiting.reason);
+        if let Some(waiting) = job.waiting.as_ref().filter(|waiting| waiting.reason != self.wait_reason) {
+            self.wait_reason.clone_from(&waiting.reason);
             self.line(&waiting.reason);
         }
     }
 
     fn start(&mut self, phase: &str, attempt: u32) {
         if self.throughput.as_ref().is_some_and(|throughput| throughput.phase() == phase) {
-            self.line(&format!("{phase} starts again (attempt {attempt})"));
+            self.line(&format!("{phase} restarts (attempt {attempt})"));
         }
         self.written = Instant::now();
         self.throughput = Some(Throughput::new(phase, self.written));
@@ -219,7 +219,7 @@ impl Progress {
         let Some(throughput) = &mut self.throughput else { return };
         let now = Instant::now();
         throughput.count(progress, now);
-        let figures = report::brief(&progress.step);
+        let figures = report::main_metrics(&progress.step);
         let text = format!("{}  {}", throughput.text(now), figures.join(", "));
         match &self.display {
             Display::Bars { current: Some(bar), .. } => {
@@ -253,8 +253,7 @@ impl Progress {
     }
 }
 
-/// `[ 3/52] r01.reward.train`, padded so that what follows stands below what follows in other phases, where there is room for
-/// that. Without a plan it is the phase alone.
+/// `[ 3/52] r01.reward.train`, padded to align the text after it if there is room. Without a plan it is only the phase.
 fn label(phase: &str, number: usize, phases: usize, width: usize, columns: usize) -> String {
     if phases == 0 {
         return phase.to_owned();
@@ -265,15 +264,15 @@ fn label(phase: &str, number: usize, phases: usize, width: usize, columns: usize
     format!("{head}{phase:<width$}")
 }
 
-/// A phase in one line: how long it took, what it consisted of and what came of it, as far as that fits.
+/// A committed phase in one line: its duration, work and metrics, as far as they fit.
 fn closing_line(label: &str, committed: &v1::PhaseCommitted, amount: &str, columns: usize) -> String {
     let mut line = format!("{label} {:>6.1} s", committed.seconds);
-    // For all lines alike, so that figures stand below figures.
+    // For all lines or for none, so that metrics are aligned.
     if columns.saturating_sub(label.chars().count()) >= ROOMY_COLUMNS {
         line += &format!("  {amount:<14}");
     }
     let mut separator = "  ";
-    for figure in report::brief(&committed.metrics) {
+    for figure in report::main_metrics(&committed.metrics) {
         if line.chars().count() + separator.len() + figure.chars().count() > columns {
             break;
         }
@@ -283,7 +282,7 @@ fn closing_line(label: &str, committed: &v1::PhaseCommitted, amount: &str, colum
     line.trim_end().to_owned()
 }
 
-/// What moves a bar of bytes.
+/// A callback that advances a bar of bytes.
 pub(crate) fn moves(bar: &ProgressBar) -> Moved {
     let bar = bar.clone();
     Arc::new(move |bytes| bar.inc(bytes))
@@ -300,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_shows_no_bars_gets_lines() {
+    fn a_target_without_bars_gets_lines() {
         let display = |reserved| Progress::on(ProgressDrawTarget::hidden(), reserved).display;
         assert!(matches!(display(true), Display::Lines(Sink::Stderr)));
         assert!(matches!(display(false), Display::Lines(Sink::Stdout)));

@@ -1,4 +1,4 @@
-//! Bringing artifacts to this machine.
+//! `foil pull`: downloads artifacts.
 
 use anyhow::{Result, bail};
 
@@ -27,7 +27,7 @@ pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
             if job.artifacts.is_empty() {
                 bail!("job {} is {} and has no results to pull", job.id, report::state_name(&job));
             }
-            results::bring(&line, &job, &args.dir, &progress).await?;
+            results::download_results(&line, &job, &args.dir, &progress).await?;
         }
     }
     progress.finish();

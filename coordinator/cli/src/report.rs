@@ -1,4 +1,4 @@
-//! A finished job for readers (a table of rounds) and for programs (one JSON object).
+//! Reports of a job: a table of rounds, and a JSON object.
 
 mod alarms;
 mod best;
@@ -16,35 +16,35 @@ pub(crate) use self::alarms::alarms;
 pub(crate) use self::best::best;
 pub(crate) use self::failure::failure;
 
-/// Spaces between the columns of a table.
+/// Number of spaces between columns.
 const BETWEEN_COLUMNS: usize = 2;
 
-/// What a program may rely on in every round, `null` where it was not measured.
+/// Metrics that the JSON object always has for every round, `null` if they were not measured.
 const REWARD: [&str; 3] = ["accuracy", "ece", "loss"];
 const POLICY: [&str; 7] =
     ["reward_gain", "reward_mean", "gold_mean", "kl", "drift", "length_mean", "truncated_rate"];
 
-/// Where a run's results lie on this machine.
+/// Local paths of a run's results.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LocalArtifacts {
     pub(crate) policy: Option<String>,
     pub(crate) reward: Option<String>,
 }
 
-/// The state as users write it: succeeded, failed, …
+/// The state in lower case: succeeded, failed, …
 pub(crate) fn state_name(job: &v1::Job) -> String {
     job.state().as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()
 }
 
-/// A job as the coordinator tells it, its id and state spelled as in [`summary`].
+/// A job as JSON, with id and state as in [`summary`].
 pub(crate) fn json(job: &v1::Job) -> serde_json::Result<Value> {
-    let mut told = Map::new();
-    told.insert("job".to_owned(), json!(job.id));
+    let mut object = Map::new();
+    object.insert("job".to_owned(), json!(job.id));
     if let Value::Object(fields) = serde_json::to_value(job)? {
-        told.extend(fields.into_iter().filter(|(name, _)| name != "id"));
+        object.extend(fields.into_iter().filter(|(name, _)| name != "id"));
     }
-    told.insert("state".to_owned(), json!(state_name(job)));
-    Ok(Value::Object(told))
+    object.insert("state".to_owned(), json!(state_name(job)));
+    Ok(Value::Object(object))
 }
 
 /// The final object of `foil run --json`.
@@ -74,7 +74,7 @@ pub(crate) fn summary(job: &v1::Job, artifacts: &LocalArtifacts, seconds: f64) -
     summary
 }
 
-/// `drift` is that of the evaluation, else that of the Reference phase.
+/// Metrics of the policy; `drift` is from the evaluation, else from the reference phase.
 fn policy(metrics: &[v1::Metric]) -> Value {
     let mut figures = figures(metrics, &POLICY);
     let drift = [drift::MEAN, "reference_drift_mean"].into_iter().find_map(|name| figures.get(name).cloned());
@@ -119,17 +119,16 @@ const COLUMNS: [Column; 7] = [
     Column { head: "length", side: Side::Policy, metric: "length_mean", digits: 1 },
 ];
 
-/// The rounds of a job, one line each, each figure with its standard error, or with its 95 % interval in brackets where it
-/// has none to show. The start policy's gain is 0 by definition. Columns nothing was measured for are
-/// left out; `*` marks the best round. Where `columns` are too few, figures and errors stand closer, and what is still too
-/// much follows in further tables.
+/// The rounds of a job, one line each. Each metric has its standard error, or else its 95 % interval in brackets. The start
+/// policy's gain is 0 by definition. Empty columns are omitted; `*` marks the best round. If the table is wider than
+/// `columns`, spaces around ± are omitted, and then the table is split.
 pub(crate) fn table(job: &v1::Job, columns: usize) -> String {
     let wide = align(&cells(job, " ± "));
     let widest = wide.lines().map(|line| line.chars().count()).max().unwrap_or(0);
     if widest <= columns { wide } else { in_parts(&cells(job, "±"), columns) }
 }
 
-/// Tables one below the other, each of as many columns as fit, the first of them in each.
+/// Several tables of as many columns as fit, each with the first column.
 fn in_parts(cells: &[Vec<String>], columns: usize) -> String {
     let count = cells.first().map_or(0, Vec::len);
     let width = |column: usize| {
@@ -214,13 +213,13 @@ fn figure(metrics: &[v1::Metric], column: &Column, between: &str) -> String {
     }
 }
 
-/// What a reader of the table must know to read it, and what it warns of.
+/// Notes on how to read the table, and warnings.
 pub(crate) fn notes(job: &v1::Job) -> Vec<String> {
     let has_gain =
         job.rounds.iter().any(|round| round.policy.iter().any(|metric| metric.name == REWARD_GAIN));
     let gain = has_gain.then(|| {
-        "gain: reward over the start policy's on the same prompts, in standard deviations of the latter, by the round's own \
-         reward model. The rewards of two rounds are those of two models, and not to be compared."
+        "gain: reward minus the start policy's on the same prompts, in standard deviations of the latter, by the round's own \
+         reward model. Rewards of different rounds come from different reward models and are not comparable."
             .to_owned()
     });
     gain.into_iter().chain(alarms(job).into_iter().map(|alarm| format!("warning: {alarm}"))).collect()
@@ -240,13 +239,13 @@ pub(crate) fn align(rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// How far a phase is: `37 of 96 prompts`, `step 12 of 40, loss 0.578`.
+/// The progress of a phase: `37 of 96 prompts`, `step 12 of 40, loss 0.578`.
 pub(crate) fn progress(told: &v1::PhaseProgress) -> String {
     let count = match told.unit.as_str() {
         "steps" => format!("step {} of {}", told.done, told.total),
         unit => format!("{} of {} {unit}", told.done, told.total),
     };
-    std::iter::once(count).chain(brief(&told.step)).collect::<Vec<_>>().join(", ")
+    std::iter::once(count).chain(main_metrics(&told.step)).collect::<Vec<_>>().join(", ")
 }
 
 /// A specification in one line: `2 rounds of rejection against bradley_terry, 2 ranks on cpu`.
@@ -263,7 +262,7 @@ pub(crate) fn outline(spec: &v1::JobSpec) -> String {
     )
 }
 
-/// A number to so many digits; what rounds to zero has no sign.
+/// A number with fixed digits; a rounded zero has no sign.
 fn fixed(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
     match text.strip_prefix('-') {
@@ -272,8 +271,8 @@ fn fixed(value: f64, digits: usize) -> String {
     }
 }
 
-/// A phase's telling figures, the most telling first: `loss 0.578`, `reward 1.250`.
-pub(crate) fn brief(metrics: &[v1::Metric]) -> Vec<String> {
+/// The main metrics of a phase, the most important first: `loss 0.578`, `reward 1.250`.
+pub(crate) fn main_metrics(metrics: &[v1::Metric]) -> Vec<String> {
     let telling = ["loss", "accuracy", REWARD_GAIN, "reward_mean", "gold_mean", "kl", "length_mean"];
     let found = telling.iter().filter_map(|name| metrics.iter().find(|metric| metric.name == *name));
     let name = |metric: &v1::Metric| metric.name.trim_end_matches("_mean").to_owned();
@@ -285,9 +284,9 @@ pub(crate) mod tests {
     use super::*;
 
     #[test]
-    fn what_rounds_to_zero_has_no_sign() {
+    fn a_rounded_zero_has_no_sign() {
         assert_eq!([fixed(-0.004, 2), fixed(-0.005001, 2), fixed(0.0, 1)], ["0.00", "-0.01", "0.0"]);
-        assert_eq!(brief(&[metric("reward_mean", -0.0001, None)]), ["reward 0.000"]);
+        assert_eq!(main_metrics(&[metric("reward_mean", -0.0001, None)]), ["reward 0.000"]);
     }
 
     pub(crate) fn metric(name: &str, value: f64, se: Option<f64>) -> v1::Metric {
@@ -346,7 +345,7 @@ start  –              –              –            2.60 ± 0.06  –       
     }
 
     #[test]
-    fn gains_stand_beside_rewards_and_a_rate_at_its_end_has_an_interval() {
+    fn the_table_shows_gains_and_the_interval_of_a_rate_of_1() {
         let mut job = finished_job();
         for round in &mut job.rounds {
             round.policy.insert(0, metric("reward_gain", 0.5, Some(0.125)));
@@ -368,7 +367,7 @@ start  –              –                     0.00         –            – 
         assert!(table(&job, 80).contains("1.000[0.925,1.000]"));
         let notes = notes(&job);
         assert!(
-            notes.len() == 1 && notes[0].starts_with("gain: reward over the start policy's"),
+            notes.len() == 1 && notes[0].starts_with("gain: reward minus the start policy's"),
             "{notes:?}"
         );
     }
@@ -398,7 +397,7 @@ start  –              –                     0.00         –            – 
     }
 
     #[test]
-    fn columns_without_figures_are_left_out() {
+    fn empty_columns_are_omitted() {
         let mut job = finished_job();
         job.start.clear();
         for round in &mut job.rounds {
@@ -409,7 +408,7 @@ start  –              –                     0.00         –            – 
     }
 
     #[test]
-    fn the_json_has_every_required_figure() {
+    fn the_json_has_every_required_metric() {
         let artifacts =
             LocalArtifacts { policy: Some("out/policy".into()), reward: Some("out/reward".into()) };
         let round = |round: u32, accuracy: f64, gold: f64| {
@@ -439,7 +438,7 @@ start  –              –                     0.00         –            – 
     }
 
     #[test]
-    fn the_rounds_drift_is_the_evaluations_or_else_the_references() {
+    fn the_drift_of_a_round_is_from_its_evaluation_or_else_its_reference_phase() {
         let reference = metric("reference_drift_mean", 2e-6, Some(1e-7));
         assert_eq!(policy(std::slice::from_ref(&reference))["drift"], 2e-6);
         assert_eq!(policy(&[reference, metric("drift_mean", 3e-6, None)])["drift"], 3e-6);

@@ -1,10 +1,10 @@
-//! What a finished job leaves on this machine: models, per-step metrics, samples with their scores.
+//! The results of a job on this machine: models, per-step metrics, completions with their scores.
 //!
 //! ```text
 //! DIR/policy/  reward/          the last round's models, Hugging Face directories
-//! DIR/rounds/policy@1/ …        every round's
+//! DIR/rounds/policy@1/ …        the models of every round
 //! DIR/metrics.jsonl             every training step, and each round's drift between sampler and trainer
-//! DIR/samples/round-01.jsonl    what the policy was trained on in round 1, and the scores
+//! DIR/samples/round-01.jsonl    completions that the policy was trained on in round 1, and their scores
 //! DIR/samples/round-01.evaluation.jsonl
 //! ```
 
@@ -18,16 +18,16 @@ use foil_coordinator::job::last_artifact;
 use foil_proto::v1;
 use serde_json::{Map, Value, json};
 
-use super::local_file::{remove, write_whole};
+use super::local_file::{remove, write_atomic};
 use super::progress::Progress;
 use super::report::LocalArtifacts;
 use super::{download, samples};
 
-/// Everything [`bring`] writes, by name in its directory.
+/// Names of everything that [`download_results`] writes to its directory.
 pub(crate) const NAMES: [&str; 5] = ["policy", "reward", "rounds", "metrics.jsonl", "samples"];
 
-/// Downloads what the job has made so far.
-pub(crate) async fn bring(
+/// Downloads the job's results so far.
+pub(crate) async fn download_results(
     line: &LeaderChannel,
     job: &v1::Job,
     dir: &Path,
@@ -44,7 +44,7 @@ pub(crate) async fn bring(
     Ok(LocalArtifacts { policy: link_last(job, "policy", dir)?, reward: link_last(job, "reward", dir)? })
 }
 
-/// All training phases' steps in one file, and what the drift gauge has shown.
+/// The steps of all training phases and the drift of each phase, in one file.
 async fn metrics(line: &LeaderChannel, job: &v1::Job, path: &Path) -> Result<()> {
     let mut lines = Vec::new();
     for artifact in job.artifacts.iter().filter(|artifact| artifact.kind == "metrics") {
@@ -56,10 +56,10 @@ async fn metrics(line: &LeaderChannel, job: &v1::Job, path: &Path) -> Result<()>
         }
     }
     lines.extend_from_slice(drift_lines(job).as_bytes());
-    write_whole(path, &lines)
+    write_atomic(path, &lines)
 }
 
-/// A line for each phase that compared sampler and trainer.
+/// A line for each phase that measured drift.
 fn drift_lines(job: &v1::Job) -> String {
     let mut lines = String::new();
     for round in &job.rounds {
@@ -81,7 +81,7 @@ fn drift_lines(job: &v1::Job) -> String {
     lines
 }
 
-/// Makes `dir/kind` the last round's model, sharing its bytes with `dir/rounds`.
+/// Makes `dir/kind` the last round's model, as hard links to `dir/rounds`.
 fn link_last(job: &v1::Job, kind: &str, dir: &Path) -> Result<Option<String>> {
     let Some(artifact) = last_artifact(job, kind) else { return Ok(None) };
     let (from, to) = (dir.join("rounds").join(&artifact.name), dir.join(kind));
@@ -92,21 +92,21 @@ fn link_last(job: &v1::Job, kind: &str, dir: &Path) -> Result<Option<String>> {
 
 fn replace(from: &Path, part: &Path, to: &Path) -> io::Result<()> {
     remove(part)?;
-    share(from, part)?;
+    link_tree(from, part)?;
     remove(to)?;
     fs::rename(part, to)
 }
 
-/// Makes `to` a directory with `from`'s files and folders.
-fn share(from: &Path, to: &Path) -> io::Result<()> {
+/// Makes `to` a hard-linked copy of the directory `from`.
+fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            share(&entry.path(), &target)?;
+            link_tree(&entry.path(), &target)?;
         } else if fs::hard_link(entry.path(), &target).is_err() {
-            // Some file systems have no hard links.
+            // Some file systems do not support hard links.
             fs::copy(entry.path(), &target)?;
         }
     }
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_phase_that_found_a_drift_has_a_line() {
+    fn every_phase_that_measured_drift_has_a_line() {
         let metric = |name: &str, value| v1::Metric { name: name.into(), value, se: Some(0.1) };
         let policy = vec![
             metric("drift_mean", 0.5),
@@ -148,7 +148,7 @@ mod tests {
         let mut job = v1::Job::default();
         for round in 1..=2 {
             let model = dir.path().join(format!("rounds/policy@{round}"));
-            write_whole(&model.join("config.json"), format!("{round}").as_bytes()).unwrap();
+            write_atomic(&model.join("config.json"), format!("{round}").as_bytes()).unwrap();
             job.artifacts.push(policy(round));
             let path = link_last(&job, "policy", dir.path()).unwrap().unwrap();
             assert_eq!(fs::read_to_string(Path::new(&path).join("config.json")).unwrap(), format!("{round}"));

@@ -1,4 +1,4 @@
-//! Samples joined with their prompts and scores, as JSON lines for readers.
+//! Completions joined with their prompts and scores, as JSON lines.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,12 +10,12 @@ use foil_proto::v1;
 use prost::Message;
 use serde_json::{Value, json};
 
-use super::local_file::write_whole;
+use super::local_file::write_atomic;
 
-/// Scores by (prompt, sample).
+/// Scores by (prompt, index of the completion).
 type Scores = HashMap<(u64, u32), f64>;
 
-/// Writes `round-NN.jsonl` (the samples the policy was trained on) and `round-NN.evaluation.jsonl` for each round
+/// Writes `round-NN.jsonl` (completions that the policy was trained on) and `round-NN.evaluation.jsonl` for each round
 /// that has them.
 pub(crate) async fn write_all(line: &LeaderChannel, job: &v1::Job, dir: &Path) -> Result<()> {
     let mut prompts = Prompts { line, job: &job.id, read: HashMap::new() };
@@ -40,14 +40,14 @@ pub(crate) async fn write_all(line: &LeaderChannel, job: &v1::Job, dir: &Path) -
         for object in &artifact.objects {
             let bytes = artifacts::download_bytes(line, object).await?;
             let batch =
-                v1::SampleBatch::decode(bytes).with_context(|| format!("{} is no batch", object.key))?;
+                v1::SampleBatch::decode(bytes).with_context(|| format!("{} is not a batch", object.key))?;
             let prompts = prompts.of(set).await?;
             for sample in &batch.samples {
                 let row = row(round, sample, prompts.get(&sample.prompt_id), &scores);
                 lines.extend_from_slice(format!("{row}\n").as_bytes());
             }
         }
-        write_whole(&dir.join(name), &lines)?;
+        write_atomic(&dir.join(name), &lines)?;
     }
     Ok(())
 }
@@ -56,7 +56,8 @@ async fn read_scores(line: &LeaderChannel, artifact: &v1::Artifact) -> Result<Sc
     let mut scores = Scores::new();
     for object in &artifact.objects {
         let bytes = artifacts::download_bytes(line, object).await?;
-        let batch = v1::RewardScores::decode(bytes).with_context(|| format!("{} is no batch", object.key))?;
+        let batch =
+            v1::RewardScores::decode(bytes).with_context(|| format!("{} is not a batch", object.key))?;
         scores.extend(batch.scores.iter().map(|score| ((score.prompt_id, score.index), score.reward)));
     }
     Ok(scores)
@@ -74,7 +75,7 @@ impl Prompts<'_> {
         if !self.read.contains_key(set) {
             let key = format!("jobs/{}/data/{set}.jsonl", self.job);
             let object = artifacts::stat(self.line, &key).await?;
-            let object = object.with_context(|| format!("the store has lost {key}"))?;
+            let object = object.with_context(|| format!("{key} is missing from the store"))?;
             let bytes = artifacts::download_bytes(self.line, &object).await?;
             self.read.insert(set, parse(&bytes).with_context(|| format!("{key} is damaged"))?);
         }
@@ -92,7 +93,7 @@ fn parse(bytes: &[u8]) -> Result<HashMap<u64, Value>> {
         .collect()
 }
 
-/// A lone user turn as its text, a dialogue as its messages.
+/// A single user message as its text, a conversation as its messages.
 fn prompt(prompt: &Prompt) -> Value {
     match prompt.messages.as_slice() {
         [only] if only.role == Role::User => json!(only.content),
@@ -108,7 +109,7 @@ fn row(round: u32, sample: &v1::Sample, prompt: Option<&Value>, scores: &Scores)
         "sample": sample.index,
         "text": sample.text,
         "tokens": sample.tokens.len(),
-        // A text need not encode to the tokens it was sampled as, and it is these that are scored and trained on.
+        // The text may encode to other tokens than those sampled, which are scored and trained on.
         "token_ids": sample.tokens,
         "finished": sample.finished,
     });
@@ -118,7 +119,7 @@ fn row(round: u32, sample: &v1::Sample, prompt: Option<&Value>, scores: &Scores)
         ("reward", score.or(sample.reward)),
         ("gold", sample.gold),
         ("kl", sample.kl),
-        // Of the answer, as its sampler had it.
+        // Of the completion, under the policy that generated it.
         ("log_prob", (!sample.log_probs.is_empty()).then(log_prob)),
     ];
     for (name, value) in figures {
@@ -134,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_holds_prompt_text_and_figures() {
+    fn a_line_has_prompt_text_and_scores() {
         let prompt_row = PromptRow { id: 7, prompt: Prompt::user("abcde") };
         let prompts = parse(format!("{}\n", serde_json::to_string(&prompt_row).unwrap()).as_bytes()).unwrap();
         let sample = v1::Sample {

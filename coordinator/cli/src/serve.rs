@@ -1,4 +1,4 @@
-//! `foil serve`: the coordinator as a process.
+//! `foil serve`: the coordinator process.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,25 +15,25 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 use super::args::ServeArgs;
-use super::local_file::write_whole;
+use super::local_file::write_atomic;
 use foil_coordinator::Serve;
 use foil_coordinator::descriptors;
 use foil_coordinator::resolve::{ChildConfig, Resolver};
 
-/// Time that reading one job's inputs may take.
+/// Deadline of reading one job's inputs.
 const INPUT_DEADLINE: Duration = Duration::from_secs(600);
-/// Connections that wait to be taken; the kernel has its own limit (net.core.somaxconn).
+/// Backlog of the listener; the kernel has its own limit (net.core.somaxconn).
 const QUEUED_CONNECTIONS: u32 = 4096;
-/// From SIGTERM to the end; orchestrators kill after 30 seconds.
+/// Time from SIGTERM to exit; orchestrators kill after 30 seconds.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     if let Some(parent) = args.parent_pid {
-        end_with(parent)?;
+        die_with_parent(parent)?;
     }
     listen::check(args.listen, args.insecure_listen, "run jobs").map_err(anyhow::Error::msg)?;
     failpoint::init()?;
-    // Samples, prompts and weights in the store are nobody else's.
+    // Completions, prompts and weights in the store are private.
     private::restrict_umask();
     let stop = shutdown::on_signal()?.token();
     let metrics = telemetry::install_metrics()?;
@@ -42,36 +42,34 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     let listener = bind(args.listen)
         .with_context(|| format!("cannot listen on {}; give another address with --listen", args.listen))?;
     let address = listener.local_addr()?;
-    let advertised = args.advertise.clone().unwrap_or_else(|| reachable(address));
+    let advertised = args.advertise.clone().unwrap_or_else(|| default_url(address));
     if advertised.is_empty() {
-        tracing::warn!(
-            "clients of a standby are not told where this coordinator is; say it with --advertise URL"
-        );
+        tracing::warn!("standbys cannot redirect clients to this coordinator; set its URL with --advertise");
     }
     let mut serve = Serve::new(store, listener, metrics);
     serve.limits.connections = descriptors::connections(descriptors::raise(), serve.limits.connections);
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
     serve.settings.allow_version_skew = args.allow_version_skew;
-    if let Some(resolver) = apart(&args) {
+    if let Some(resolver) = child_resolver(&args) {
         serve.resolver = resolver;
     }
     let service = foil_coordinator::serve(serve, stop.clone()).await?;
     tracing::info!(%address, store = location, "serving");
     if let Some(file) = &args.port_file {
-        announce(file, address)?;
+        write_port_file(file, address)?;
     }
     tokio::select! {
         ended = service => Ok(ended?),
-        () = overdue(&stop) => {
-            tracing::warn!("what was under way did not end in time and is left; all state is in the store");
+        () = stop_timeout(&stop) => {
+            tracing::warn!("work in progress did not end in time and is abandoned; all state is in the store");
             Ok(())
         }
     }
 }
 
-/// Listens with as long a queue as the kernel allows. A burst of connections beyond it costs others a second: so long a client's
-/// kernel waits before it tries again.
+/// Listens with the longest backlog that the kernel allows. If a burst of connections exceeds it, clients wait a second until
+/// their kernel retries.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -79,16 +77,16 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(QUEUED_CONNECTIONS)
 }
 
-/// Reads inputs in child processes, where those can open the store too.
-fn apart(args: &ServeArgs) -> Option<Resolver> {
+/// A resolver that reads inputs in child processes, if those can open the store too.
+fn child_resolver(args: &ServeArgs) -> Option<Resolver> {
     if args.store.starts_with("memory:") {
         tracing::warn!(
-            "a store in memory is no other process's: jobs' inputs are read in this one, without limits"
+            "child processes cannot open a store in memory: jobs' inputs are read in this process, without limits"
         );
         return None;
     }
     Some(Resolver::in_children(ChildConfig {
-        // The program that runs, also where its file was replaced since.
+        // The running program, even if its file was replaced.
         program: "/proc/self/exe".into(),
         store: args.store.clone(),
         memory: args.input_memory,
@@ -96,15 +94,15 @@ fn apart(args: &ServeArgs) -> Option<Resolver> {
     }))
 }
 
-/// Completes when a stop takes too long.
-async fn overdue(stop: &CancellationToken) {
+/// Completes when stopping takes too long.
+async fn stop_timeout(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(STOP_DEADLINE).await;
 }
 
-/// Asks the kernel to kill this process with its parent. A kill is safe at any moment: all state is in the store.
-fn end_with(parent: u32) -> Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL).context("cannot be tied to the parent process")?;
+/// Makes the kernel kill this process when its parent dies, which is safe at any moment: all state is in the store.
+fn die_with_parent(parent: u32) -> Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL).context("cannot set the parent death signal")?;
     // The parent may have ended before the line above.
     if getppid().as_raw().cast_unsigned() != parent {
         bail!("the parent process {parent} is gone");
@@ -112,13 +110,13 @@ fn end_with(parent: u32) -> Result<()> {
     Ok(())
 }
 
-/// The URL of an address listened on; empty if that is every address of the machine, which names none.
-fn reachable(address: SocketAddr) -> String {
+/// The URL of the listen address; empty if it is unspecified.
+fn default_url(address: SocketAddr) -> String {
     if address.ip().is_unspecified() { String::new() } else { format!("http://{address}") }
 }
 
-fn announce(file: &Path, address: SocketAddr) -> Result<()> {
-    write_whole(file, format!("{address}\n").as_bytes())
+fn write_port_file(file: &Path, address: SocketAddr) -> Result<()> {
+    write_atomic(file, format!("{address}\n").as_bytes())
 }
 
 #[cfg(test)]
@@ -126,17 +124,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_names_no_machine_is_not_advertised() {
-        assert_eq!(reachable("10.0.0.7:81".parse().unwrap()), "http://10.0.0.7:81");
-        assert_eq!(reachable("[::1]:81".parse().unwrap()), "http://[::1]:81");
-        assert_eq!(reachable("0.0.0.0:81".parse().unwrap()), "");
+    fn an_unspecified_address_is_not_advertised() {
+        assert_eq!(default_url("10.0.0.7:81".parse().unwrap()), "http://10.0.0.7:81");
+        assert_eq!(default_url("[::1]:81".parse().unwrap()), "http://[::1]:81");
+        assert_eq!(default_url("0.0.0.0:81".parse().unwrap()), "");
     }
 
     #[test]
-    fn the_address_is_written_whole() {
+    fn the_port_file_has_the_address() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("port");
-        announce(&file, "127.0.0.1:81".parse().unwrap()).unwrap();
+        write_port_file(&file, "127.0.0.1:81".parse().unwrap()).unwrap();
         assert_eq!(std::fs::read_to_string(file).unwrap(), "127.0.0.1:81\n");
     }
 }

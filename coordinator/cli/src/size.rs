@@ -1,9 +1,9 @@
-//! Sizes as users write them.
+//! Parsing of sizes.
 
-/// Reads a size such as `80GiB`, `24 GB` or a plain number of bytes.
+/// Parses a size such as `80GiB`, `24 GB` or a plain number of bytes.
 ///
 /// # Errors
-/// What was found, and what a size looks like.
+/// The text is not a size.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

@@ -1,4 +1,4 @@
-//! The one place that writes to standard output.
+//! Output to the user: standard output, and notes on standard error. Nothing else writes to standard output.
 
 use std::io::{self, Write};
 
@@ -7,12 +7,12 @@ use serde_json::Value;
 
 use super::terminal;
 
-/// Prints a line. A reader that went away (`foil list | head -1`) is no error.
+/// Prints a line. A closed pipe (`foil list | head -1`) is no error.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     write(&format!("{text}\n"))
 }
 
-/// Prints sentences, broken between words where a terminal is too narrow for them.
+/// Prints sentences, wrapped to the width of the terminal.
 pub(crate) fn prose(text: &str) -> io::Result<()> {
     let columns = terminal::stdout_columns();
     line(&text.split('\n').map(|line| terminal::wrap(line, columns)).collect::<Vec<_>>().join("\n"))
@@ -33,12 +33,12 @@ fn write(text: &str) -> io::Result<()> {
     }
 }
 
-/// Prints a line on standard error, for readers rather than for programs.
+/// Prints a message for people on standard error.
 pub(crate) fn note(text: &str) {
     telemetry::note("foil", text);
 }
 
-/// An error with its causes, each told once: many messages end with their cause already.
+/// An error with its causes, without repetition: many messages include their cause.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn a_cause_is_printed_once() {
         let told = Told { source: std::io::Error::other("line 3 is no JSON") };
         assert_eq!(chain(&anyhow::Error::new(told)), "data.golden: line 3 is no JSON");
         let nested = anyhow!("no route").context("cannot connect");

@@ -1,4 +1,4 @@
-//! From a job file to a submitted job.
+//! `foil submit`: validates a job file, uploads its inputs and submits the job.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
         return dry_run(job).await;
     }
     let client = Client::connect(&args.client.coordinators())?;
-    // An upload waits long for a coordinator that restarts; one that was never there is to be told of at once.
+    // An upload retries for long while the coordinator restarts; one that was never there is reported at once.
     client.reach().await?;
     let mut progress = Progress::new(true);
     let prepared = prepare(job, &progress).await?;
@@ -38,14 +38,14 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     warn(&response.warnings);
     match response.job {
         Some(job) => stdout::line(&job.id)
-            // Or nobody could find it again, and a script would submit it once more.
+            // Otherwise the job could not be found, and a script would submit it again.
             .with_context(|| format!("job {} is submitted, but its id could not be printed", job.id))?,
         None => show_plan(&response)?,
     }
     Ok(())
 }
 
-/// Everything that a coordinator would check but the ranks there are, without one.
+/// Validates everything but the available ranks, without a coordinator.
 async fn dry_run(job: spec::Job) -> Result<()> {
     let reading = tokio::task::spawn_blocking(move || {
         resolve::local_models(&job)?;
@@ -60,7 +60,7 @@ async fn dry_run(job: spec::Job) -> Result<()> {
             warnings: local.warnings,
         })
     });
-    let response = reading.await.context("reading the inputs was cut short")??;
+    let response = reading.await.context("reading the inputs was aborted")??;
     warn(&response.warnings);
     show_plan(&response)
 }
@@ -71,13 +71,13 @@ fn warn(warnings: &[String]) {
     }
 }
 
-/// Reads a job file and its settings; errors name the field, and the line or the setting that gave it.
+/// Reads a job file and its settings; errors name the field, and the line or the setting.
 pub(crate) fn load(file: &Path, settings: &[String]) -> Result<spec::Job> {
     let wire = spec::file::load(file, settings).map_err(|error| error_location::located(error, settings))?;
     Ok(spec::Job::try_from(wire)?)
 }
 
-/// Checks the models and hashes the inputs, off the runtime's threads.
+/// Checks the models and hashes the inputs, on a blocking thread.
 pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepared> {
     let bar = progress.spinner("reading inputs");
     let shown = bar.clone();
@@ -86,12 +86,12 @@ pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepa
         let prepared = inputs::prepare(job, &mut |path| shown.set_message(path.display().to_string()))?;
         Ok::<_, anyhow::Error>(prepared)
     });
-    let prepared = reading.await.context("reading the inputs was cut short")?;
+    let prepared = reading.await.context("reading the inputs was aborted")?;
     bar.finish_and_clear();
     prepared
 }
 
-/// Brings what the store lacks.
+/// Uploads the inputs that the store does not have.
 pub(crate) async fn upload(line: LeaderChannel, uploads: &[Upload], progress: &Progress) -> Result<()> {
     let total = uploads.iter().map(|upload| upload.object.size).sum();
     let bar = progress.bytes("uploading inputs", total);

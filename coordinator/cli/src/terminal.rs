@@ -1,13 +1,13 @@
-//! What fits between the edges of a terminal.
+//! Width of the terminal, and wrapping of text to it.
 
 use console::Term;
 
-/// Columns of the terminal that standard output goes to; without bound where that is no terminal.
+/// Columns of the terminal of standard output; unlimited if it is not a terminal.
 pub(super) fn stdout_columns() -> usize {
     columns(&Term::stdout())
 }
 
-/// The same of standard error.
+/// Columns of the terminal of standard error; unlimited if it is not a terminal.
 pub(super) fn stderr_columns() -> usize {
     columns(&Term::stderr())
 }
@@ -16,8 +16,7 @@ fn columns(term: &Term) -> usize {
     term.size_checked().map_or(usize::MAX, |(_, columns)| usize::from(columns))
 }
 
-/// Breaks a text between words into lines of at most `columns`, all but the first indented. A word longer than that has
-/// a line of its own.
+/// Wraps a text at spaces to lines of at most `columns`, indented except for the first. A longer word has a separate line.
 pub(super) fn wrap(text: &str, columns: usize) -> String {
     const INDENT: &str = "    ";
     if text.chars().count() <= columns {
@@ -43,7 +42,7 @@ mod tests {
     #[test]
     fn long_texts_break_between_words() {
         assert_eq!(wrap("warning: the prompts are cut", 16), "warning: the\n    prompts are\n    cut");
-        assert_eq!(wrap("[1/2] a   0.1 s", 80), "[1/2] a   0.1 s", "what fits stays as it is");
+        assert_eq!(wrap("[1/2] a   0.1 s", 80), "[1/2] a   0.1 s", "a short text is unchanged");
         assert_eq!(wrap("at /a/very/long/path", 10), "at\n    /a/very/long/path");
     }
 }

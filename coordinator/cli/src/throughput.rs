@@ -1,21 +1,21 @@
-//! How far a running phase is, in words: its count, its rate and the time left.
+//! Progress of a running phase: its count, its rate and the time left.
 
 use std::time::Instant;
 
 use foil_common::activity::Activity;
 use foil_proto::v1;
 
-/// The running phase's count.
+/// The progress of a running phase.
 pub(super) struct Throughput {
     phase: String,
-    /// When the present unit's count began.
+    /// Time at which the current unit started.
     started: Instant,
-    /// When and where counting began here: what was done before a reconnection says nothing of the rate.
+    /// Time and count of the first report: progress before a reconnection does not count for the rate.
     first: Option<(Instant, u64)>,
     done: u64,
     total: u64,
     unit: String,
-    /// The phase's rows or steps: how many, and what they are.
+    /// Total and unit of the phase's rows or steps.
     work: Option<(u64, String)>,
 }
 
@@ -51,12 +51,12 @@ impl Throughput {
         if Activity::from_unit(&self.unit).is_none() {
             self.work = Some((self.total, self.unit.clone()));
         }
-        // A count seen from its beginning is timed from there.
+        // A count that starts at 0 is timed from the start of its unit.
         let since = if progress.done == 0 { self.started } else { now };
         self.first.get_or_insert((since, progress.done));
     }
 
-    /// The phase's work in all, for example `64 prompts`.
+    /// The phase's total work, for example `64 prompts`.
     pub(super) fn amount(&self) -> String {
         let amount = |(total, unit): &(u64, String)| match total {
             1 => format!("1 {}", unit.trim_end_matches('s')),
@@ -65,7 +65,7 @@ impl Throughput {
         self.work.as_ref().map(amount).unwrap_or_default()
     }
 
-    /// For example `480/960 prompts  12.3/s, 39 s left` or `loading 120 of 450 MB, 3 s left`.
+    /// The progress as text, for example `480/960 prompts  12.3/s, 39 s left` or `loading 120 of 450 MB, 3 s left`.
     pub(super) fn text(&self, now: Instant) -> String {
         let rate = self.rate(now);
         let left = rate.map(|rate| duration(self.total.saturating_sub(self.done) as f64 / rate));
@@ -89,7 +89,7 @@ impl Throughput {
         }
     }
 
-    /// Per second, where enough was seen to tell.
+    /// Units per second, if enough time has passed.
     fn rate(&self, now: Instant) -> Option<f64> {
         let (since, done) = self.first?;
         let seconds = now.duration_since(since).as_secs_f64();
@@ -98,7 +98,7 @@ impl Throughput {
     }
 }
 
-/// `120 of 450 MB`, in a unit that suits the whole.
+/// `120 of 450 MB`, in a unit that suits the total.
 fn bytes(done: u64, total: u64) -> String {
     let (scale, unit, digits) = match total {
         0..1_000_000 => (1e3, "kB", 0),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn rate_counts_from_what_was_first_seen() {
+    fn the_rate_counts_from_the_first_report() {
         let start = Instant::now();
         let mut throughput = Throughput::new("r01.policy.generate", start);
         throughput.count(&progress(500, 1000, "prompts"), start);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn loading_and_saving_are_told_apart_from_steps() {
+    fn loading_and_saving_are_separate_from_steps() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut throughput = Throughput::new("r01.reward.train", start);

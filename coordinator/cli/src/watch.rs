@@ -1,4 +1,4 @@
-//! Following a job to its end.
+//! Following of a job to its end.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use tonic::Status;
 use super::client::{Client, is_ended};
 use super::progress::Progress;
 
-/// How long a coordinator may be away before watching gives up; the job goes on without a watcher.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Reconnection timeout; the job continues without a watcher.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Shows a job's progress until its last event; gives the job as it ended. A lost stream is taken up where it broke.
+/// Shows a job's progress until its last event; returns the job. A broken stream of events resumes where it broke.
 pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -> Result<v1::Job> {
     let mut revision = 0;
     let mut lost_since: Option<Instant> = None;
@@ -31,16 +31,16 @@ pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -
             Err(status) => status,
         };
         if !rpc::is_unavailable(&status) {
-            return Err(client.plain(&status));
+            return Err(client.user_error(&status));
         }
         let since = *lost_since.get_or_insert_with(|| {
-            progress.line("lost the coordinator, connecting again");
+            progress.line("lost the connection to the coordinator, reconnecting");
             Instant::now()
         });
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > RECONNECT_TIMEOUT {
             return Err(client
-                .plain(&status)
-                .context(format!("the job goes on; follow it with `foil watch {id}`")));
+                .user_error(&status)
+                .context(format!("the job continues; follow it with `foil watch {id}`")));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -80,7 +80,7 @@ mod tests {
 
     type Events = tokio_stream::Iter<std::vec::IntoIter<Result<v1::JobEvent, Status>>>;
 
-    /// A coordinator that breaks off its first stream of events.
+    /// A coordinator that breaks its first stream of events.
     struct Flaky {
         asked: std::sync::Arc<Mutex<Vec<u64>>>,
     }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_watch_goes_on_where_it_was() {
+    async fn a_broken_watch_resumes_where_it_broke() {
         let asked = std::sync::Arc::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! Inputs read by child processes of the real program: what they answer, and how they end.
+//! Reading of inputs in child processes of the real program.
 
 // A test that cannot set itself up has failed.
 #![allow(clippy::unwrap_used)]
@@ -27,7 +27,7 @@ async fn upload(store: &Store, bytes: Bytes) -> v1::Object {
     store.put_object(&input_key(&Digest::of(&bytes).blake3), bytes).await.unwrap()
 }
 
-/// The letters game with `rows` prompts, its model uploaded.
+/// The letters job with `rows` prompts, with its model uploaded.
 async fn request(store: &Store, rows: u32) -> Request {
     let letters = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/jobs/letters");
     let mut listing = v1::Artifact::default();
@@ -78,7 +78,7 @@ async fn wait_for_children(memory: u64, count: usize) {
 }
 
 #[tokio::test]
-async fn a_child_answers_as_this_process_would() {
+async fn a_child_resolves_like_this_process() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().to_str().unwrap()).unwrap();
     let request = request(&store, 30).await;
@@ -95,14 +95,14 @@ async fn a_child_answers_as_this_process_would() {
 }
 
 #[tokio::test]
-async fn a_child_that_needs_more_memory_than_it_may_is_refused_by_name() {
+async fn a_child_that_exceeds_its_memory_limit_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().to_str().unwrap()).unwrap();
     let mut request = request(&store, 1_000_000).await;
     let generator = request.spec.data.as_mut().and_then(|data| data.generator.as_mut()).unwrap();
     (generator.sft, generator.golden, generator.evaluation) =
         (Some(1_000_000), Some(1_000_000), Some(1_000_000));
-    // Room for the program itself, not for four million rows.
+    // Enough for the program itself, not for four million rows.
     let error = resolver(dir.path(), 256 << 20, PATIENCE).resolve(request).await.unwrap_err().to_string();
     assert!(error.contains("256 MiB of memory"), "{error}");
 }
@@ -125,7 +125,7 @@ async fn a_child_ends_with_its_deadline_and_with_its_caller() {
 }
 
 #[tokio::test]
-async fn more_submissions_than_may_wait_are_turned_away() {
+async fn more_submissions_than_may_wait_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().to_str().unwrap()).unwrap();
     let request = request(&store, 1_000_000).await;

@@ -12,8 +12,8 @@ pub fn group_advantages(rewards: &[f64]) -> Vec<f64> {
     centered.iter().map(|advantage| advantage / (deviation + DEVIATION_FLOOR)).collect()
 }
 
-/// Rewards less their mean.
-fn centered(rewards: &[f64]) -> Vec<f64> {
+/// Advantages of Dr. GRPO (Liu et al., arXiv 2503.20783, Eq. 5): rewards less their mean.
+pub fn centered(rewards: &[f64]) -> Vec<f64> {
     let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
     rewards.iter().map(|reward| reward - mean).collect()
 }
@@ -45,7 +45,7 @@ pub fn penalized_rewards(
 
 #[cfg(test)]
 mod tests {
-    use super::{group_advantages, leave_one_out, penalized_rewards};
+    use super::{centered, group_advantages, leave_one_out, penalized_rewards};
 
     #[test]
     fn advantages_compare_within_the_group() {
@@ -54,8 +54,9 @@ mod tests {
         for (found, expected) in group_advantages(&rewards).iter().zip([-2.0, -1.0, 3.0]) {
             assert!((found - expected / deviation).abs() < 1e-12);
         }
+        assert_eq!(centered(&rewards), [-2.0, -1.0, 3.0]);
         assert_eq!(leave_one_out(&rewards), [-3.0, -1.5, 4.5]);
-        for advantages in [group_advantages, leave_one_out] {
+        for advantages in [centered, group_advantages, leave_one_out] {
             assert_eq!(advantages(&[2.5, 2.5]), [0.0, 0.0]);
             assert_eq!(advantages(&[2.5]), [0.0]);
             assert_eq!(advantages(&[]), [] as [f64; 0]);

@@ -1,15 +1,15 @@
 //! Objectives for rewards and policies against TRL's trainers, and against formulas, in fp64
 //! (scripts/fixtures/objectives.py).
 
-use foil_common::spec::{BradleyTerry, Pairing, Reduction};
+use foil_common::spec::{BradleyTerry, ImportanceSampling, Pairing, Reduction};
 use serde_json::Value;
 use tch::Tensor;
 
-use super::advantage::{group_advantages, leave_one_out, penalized_rewards};
+use super::advantage::{centered, group_advantages, leave_one_out, penalized_rewards};
 use super::pairing::pairs;
 use super::policy::{best_of, dpo_loss, ipo_loss, log_ratio, mean_log_prob, rrhf_terms, simpo_loss};
 use super::reward::{ScoredPairs, bradley_terry, gail, wgan};
-use super::surrogate::{Rollouts, kl_estimate, sequence_surrogate, token_surrogate};
+use super::surrogate::{Denominator, Rollouts, kl_estimate, sequence_surrogate, token_surrogate};
 
 const BOUND: f64 = 1e-9;
 
@@ -176,13 +176,28 @@ fn detached(value: &Value) -> Vec<Tensor> {
 
 #[test]
 fn oracle_trl_grpo_trainer() {
-    for case in cases(&policies_fixture()["grpo"], "trl") {
+    let fixture = policies_fixture();
+    let cases_of = |name: &str| cases(&fixture[name], "trl").into_iter();
+    for case in cases_of("grpo").chain(cases_of("grpo_options")) {
         let (policy, old) = (completions(&case["policy"]), detached(&case["old_log_probs"]));
-        let advantages = group_advantages(&numbers(&case["rewards"]));
+        let rewards = numbers(&case["rewards"]);
+        let advantages = match case["scale_rewards"].as_str() {
+            Some("group") => group_advantages(&rewards),
+            _ => centered(&rewards),
+        };
         assert_all_near(&advantages, &numbers(&case["advantages"]));
         let rollouts = Rollouts { log_probs: &policy, old_log_probs: &old, advantages: &advantages };
-        let kl = kl_estimate(&policy, &detached(&case["reference"]));
-        let loss = token_surrogate(&rollouts, number(case, "epsilon")).loss + kl * number(case, "beta");
+        let denominator = match case["loss_type"].as_str() {
+            Some("grpo") => Denominator::Length,
+            _ => Denominator::Constant(number(case, "max_new_tokens")),
+        };
+        let level = match case["importance_sampling_level"].as_str() {
+            Some("token") => ImportanceSampling::Token,
+            _ => ImportanceSampling::Sequence,
+        };
+        let kl = kl_estimate(&policy, &detached(&case["reference"]), denominator);
+        let surrogate = token_surrogate(&rollouts, number(case, "epsilon"), level, denominator);
+        let loss = surrogate.loss + kl * number(case, "beta");
         assert_loss(&loss, &policy, case, number(case, "rows"), &policy_gradients(case));
     }
 }

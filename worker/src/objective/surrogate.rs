@@ -4,6 +4,7 @@
 //! completions, clipped as in PPO (Schulman et al., arXiv 1707.06347, Eq. 7), since several steps pass between generating
 //! and training.
 
+use foil_common::spec::ImportanceSampling;
 use tch::{Tensor, no_grad};
 
 use super::accumulation_kind;
@@ -26,13 +27,34 @@ pub struct SurrogateLoss {
     pub clipped: Tensor,
 }
 
-/// Σ over completions of the mean over their tokens of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A), with ρ = π / π_old of the token
-/// and A the completion's advantage. In fp32 (fp64 for fp64 log-probabilities).
-pub fn token_surrogate(rollouts: &Rollouts<'_>, epsilon: f64) -> SurrogateLoss {
+/// What a sum over a completion's tokens is divided by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Denominator {
+    /// The number of its tokens.
+    Length,
+    /// The same number for every completion.
+    Constant(f64),
+}
+
+/// Σ over completions and their tokens of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) / `denominator`, with A the completion's advantage
+/// and ρ = π / π_old of the token or, by `level`, its geometric mean over the completion (Zheng et al., arXiv 2507.18071, Eq. 7).
+/// In fp32 (fp64 for fp64 log-probabilities).
+pub fn token_surrogate(
+    rollouts: &Rollouts<'_>,
+    epsilon: f64,
+    level: ImportanceSampling,
+    denominator: Denominator,
+) -> SurrogateLoss {
     let (log_probs, old) = (flat(rollouts.log_probs), flat(rollouts.old_log_probs)); // [tokens]
     let lengths = lengths(rollouts.log_probs);
+    let log_ratios = &log_probs - old;
+    let log_ratios = match level {
+        ImportanceSampling::Token => log_ratios,
+        ImportanceSampling::Sequence => token_means(&log_ratios, &lengths),
+    };
     let advantages = per_token(&lengths, rollouts.advantages.iter().copied(), &log_probs);
-    clipped_surrogate(&(&log_probs - old).exp(), &advantages, &mean_weights(&lengths, &log_probs), epsilon)
+    let weights = token_weights(&lengths, denominator, &log_probs);
+    clipped_surrogate(&log_ratios.exp(), &advantages, &weights, epsilon)
 }
 
 /// Σ over completions of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A), with ρ = π(y|x) / π_old(y|x) of the whole completion. In fp32
@@ -57,14 +79,14 @@ fn clipped_surrogate(ratio: &Tensor, advantages: &Tensor, weights: &Tensor, epsi
     SurrogateLoss { loss: -(unclipped.minimum(&clipped) * weights).sum(weights.kind()), clipped: is_clipped }
 }
 
-/// Σ over completions of the mean over their tokens of the estimate π_ref/π − log(π_ref/π) − 1 of KL(π ‖ π_ref), which is
-/// never negative (Schulman's k₃; arXiv 2402.03300, Eq. 4). Log-probabilities token by token, `[tokens]` each; the
+/// Σ over completions and their tokens of the estimate π_ref/π − log(π_ref/π) − 1 of KL(π ‖ π_ref), which is never negative
+/// (Schulman's k₃; arXiv 2402.03300, Eq. 4), over `denominator`. Log-probabilities token by token, `[tokens]` each; the
 /// reference's carry no gradient.
-pub fn kl_estimate(log_probs: &[Tensor], ref_log_probs: &[Tensor]) -> Tensor {
+pub fn kl_estimate(log_probs: &[Tensor], ref_log_probs: &[Tensor], denominator: Denominator) -> Tensor {
     let (lengths, log_probs) = (lengths(log_probs), flat(log_probs)); // [tokens]
     let log_ratio = flat(ref_log_probs) - &log_probs;
     let estimates = log_ratio.exp() - log_ratio - 1.0;
-    (estimates * mean_weights(&lengths, &log_probs)).sum(log_probs.kind())
+    (estimates * token_weights(&lengths, denominator, &log_probs)).sum(log_probs.kind())
 }
 
 /// All completions' tokens one after another, `[tokens]`.
@@ -77,9 +99,20 @@ fn lengths(completions: &[Tensor]) -> Vec<i64> {
     completions.iter().map(|completion| completion.size()[0]).collect()
 }
 
-/// `[tokens]`: 1 / the length of each token's completion, so that a weighted sum is a sum of means.
-fn mean_weights(lengths: &[i64], like: &Tensor) -> Tensor {
-    per_token(lengths, lengths.iter().map(|&length| 1.0 / length.max(1) as f64), like)
+/// `[tokens]`: 1 / the denominator of each token's completion.
+fn token_weights(lengths: &[i64], denominator: Denominator, like: &Tensor) -> Tensor {
+    let weight = |&length: &i64| match denominator {
+        Denominator::Length => 1.0 / length.max(1) as f64,
+        Denominator::Constant(constant) => 1.0 / constant,
+    };
+    per_token(lengths, lengths.iter().map(weight), like)
+}
+
+/// `[tokens]`: at each token the mean over its completion.
+fn token_means(per_token: &Tensor, lengths: &[i64]) -> Tensor {
+    let means = per_token.split_with_sizes(lengths, 0).into_iter().zip(lengths);
+    let means = means.map(|(tokens, &length)| tokens.mean(tokens.kind()).expand([length], true));
+    Tensor::cat(&means.collect::<Vec<_>>(), 0)
 }
 
 /// `[tokens]`: each completion's value, repeated for each of its tokens; kind and device of `like`.
@@ -93,7 +126,13 @@ fn per_token(lengths: &[i64], values: impl Iterator<Item = f64>, like: &Tensor) 
 mod tests {
     use tch::Tensor;
 
-    use super::{Rollouts, kl_estimate, sequence_surrogate, token_surrogate};
+    use foil_common::spec::ImportanceSampling;
+
+    use super::{Denominator, Rollouts, SurrogateLoss, kl_estimate, sequence_surrogate};
+
+    fn token_surrogate(rollouts: &Rollouts<'_>, epsilon: f64) -> SurrogateLoss {
+        super::token_surrogate(rollouts, epsilon, ImportanceSampling::Token, Denominator::Length)
+    }
 
     fn completions(numbers: [&[f64]; 3]) -> [Tensor; 3] {
         numbers.map(|tokens| Tensor::from_slice(tokens).set_requires_grad(true))
@@ -138,9 +177,27 @@ mod tests {
     fn the_kl_term_is_zero_at_the_reference_and_positive_elsewhere() {
         let policy = completions([&[-1.0, -2.0], &[-0.5], &[-3.0]]);
         let same: Vec<Tensor> = policy.iter().map(Tensor::detach).collect();
-        assert_eq!(kl_estimate(&policy, &same).double_value(&[]), 0.0);
+        assert_eq!(kl_estimate(&policy, &same, Denominator::Length).double_value(&[]), 0.0);
         let moved: Vec<Tensor> = same.iter().map(|tokens| tokens + 0.1).collect();
         let expected = 3.0 * (0.1f64.exp() - 0.1 - 1.0);
-        assert!((kl_estimate(&policy, &moved).double_value(&[]) - expected).abs() < 1e-12);
+        assert!(
+            (kl_estimate(&policy, &moved, Denominator::Length).double_value(&[]) - expected).abs() < 1e-12
+        );
+    }
+
+    #[test]
+    fn a_sequence_ratio_is_the_geometric_mean_and_a_constant_counts_every_token() {
+        let policy = completions([&[-1.0, -2.0], &[-0.5], &[]]);
+        let old = completions([&[-1.3, -1.9], &[-0.5], &[]]).map(|tokens| tokens.detach());
+        let rollouts = Rollouts { log_probs: &policy, old_log_probs: &old, advantages: &[1.0, -3.0, 2.0] };
+        let surrogate =
+            super::token_surrogate(&rollouts, 0.2, ImportanceSampling::Sequence, Denominator::Constant(4.0));
+        // Log-ratios .3 and −.1: a mean of .1.
+        let ratio = 0.1f64.exp();
+        let expected = -(2.0 * ratio - 3.0) / 4.0;
+        assert!((surrogate.loss.double_value(&[]) - expected).abs() < 1e-12);
+        let gradients = Tensor::run_backward(&[surrogate.loss], &policy, false, false);
+        assert!((gradients[0].double_value(&[0]) + ratio / 4.0).abs() < 1e-12);
+        assert!((gradients[0].double_value(&[1]) + ratio / 4.0).abs() < 1e-12);
     }
 }

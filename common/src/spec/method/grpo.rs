@@ -2,6 +2,7 @@ use foil_proto::v1;
 
 use super::super::SpecError;
 use super::super::check::{Range, real};
+use super::super::choice::choices;
 use super::super::oneof::Block;
 use super::{KlPenalty, MethodSettings, Needs};
 
@@ -12,6 +13,49 @@ pub struct Grpo {
     pub epsilon: f64,
     /// Added to the loss.
     pub kl: Option<KlPenalty>,
+    pub loss_type: GrpoLossType,
+    pub importance_sampling_level: ImportanceSampling,
+    pub scale_rewards: ScaleRewards,
+}
+
+impl Default for Grpo {
+    fn default() -> Self {
+        Self {
+            epsilon: 0.2,
+            kl: None,
+            loss_type: GrpoLossType::default(),
+            importance_sampling_level: ImportanceSampling::default(),
+            scale_rewards: ScaleRewards::default(),
+        }
+    }
+}
+
+choices! {
+    /// How a completion's tokens are aggregated.
+    GrpoLossType:
+    /// Their mean.
+    #[default]
+    Grpo = "grpo",
+    /// Their sum over the longest completion that sampling allows.
+    DrGrpo = "dr_grpo",
+}
+
+choices! {
+    /// What probability ratios are taken of.
+    ImportanceSampling:
+    #[default]
+    Token = "token",
+    /// The geometric mean over a completion's tokens.
+    Sequence = "sequence",
+}
+
+choices! {
+    /// What advantages are divided by.
+    ScaleRewards:
+    /// The standard deviation of the group's rewards.
+    #[default]
+    Group = "group",
+    None = "none",
 }
 
 impl MethodSettings for Grpo {
@@ -29,13 +73,27 @@ impl Block for Grpo {
 
     fn parse(at: &str, wire: &Self::Wire) -> Result<Self, SpecError> {
         Ok(Self {
-            epsilon: real(at, "epsilon", wire.epsilon, 0.2, Range::Share)?,
+            epsilon: real(at, "epsilon", wire.epsilon, Self::default().epsilon, Range::Share)?,
             kl: KlPenalty::parse(at, wire.beta, &wire.reference)?,
+            loss_type: GrpoLossType::parse(at, "loss_type", &wire.loss_type)?,
+            importance_sampling_level: ImportanceSampling::parse(
+                at,
+                "importance_sampling_level",
+                &wire.importance_sampling_level,
+            )?,
+            scale_rewards: ScaleRewards::parse(at, "scale_rewards", &wire.scale_rewards)?,
         })
     }
 
     fn to_wire(&self) -> Self::Wire {
         let (beta, reference) = KlPenalty::to_wire(self.kl);
-        v1::GrpoSpec { epsilon: Some(self.epsilon), beta, reference }
+        v1::GrpoSpec {
+            epsilon: Some(self.epsilon),
+            beta,
+            reference,
+            loss_type: self.loss_type.to_string(),
+            importance_sampling_level: self.importance_sampling_level.to_string(),
+            scale_rewards: self.scale_rewards.to_string(),
+        }
     }
 }

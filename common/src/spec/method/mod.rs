@@ -11,7 +11,7 @@ mod rrhf;
 mod simpo;
 
 pub use dpo::Dpo;
-pub use grpo::Grpo;
+pub use grpo::{Grpo, GrpoLossType, ImportanceSampling, ScaleRewards};
 pub use ipo::Ipo;
 pub use kl::KlPenalty;
 pub use pairing::{Pairing, PairingName};

@@ -1,4 +1,4 @@
-//! From a job's fields to the plain numbers that memory is estimated from.
+//! Memory estimates of a job: the sizes of its phases from its fields.
 
 use anyhow::{Context, Result, anyhow};
 use foil_common::memory::{
@@ -11,10 +11,10 @@ use foil_common::text::Limits;
 use foil_coordinator::plan::{Phase, Work};
 use foil_coordinator::resolve;
 
-/// Most tokens that are planned with: far above any device's, and products of it stay within 64 bits.
-const MOST_TOKENS: u64 = 1 << 30;
+/// Maximum number of tokens in estimates: far above any device's, and its products fit 64 bits.
+const MAX_TOKENS: u64 = 1 << 30;
 
-/// What a rank takes in each kind of phase that the job has.
+/// Memory of a rank in each kind of phase of the job.
 pub(super) struct Memory {
     pub(super) policy: ModelShape,
     pub(super) reward: ModelShape,
@@ -24,30 +24,30 @@ pub(super) struct Memory {
 pub(super) struct Kind {
     pub(super) name: &'static str,
     pub(super) estimate: Estimate,
-    /// Of a training phase: its activations with checkpointing the other way.
-    pub(super) otherwise: Option<u64>,
+    /// Activations of a training phase with the other setting of checkpointing.
+    pub(super) other_activations: Option<u64>,
 }
 
 impl Memory {
     pub(super) fn of(job: &spec::Job, phases: &[Phase], policy: ModelShape, reward: ModelShape) -> Self {
-        let reader = Reader::new(job, &policy, &reward);
+        let estimator = Estimator::new(job, &policy, &reward);
         let has = |work: Work| phases.iter().any(|phase| phase.work == work);
-        let mut kinds = vec![reader.kind("generate", reader.generate())];
-        kinds.push(reader.kind("score", reader.score()));
+        let mut kinds = vec![estimator.kind("generate", estimator.generate())];
+        kinds.push(estimator.kind("score", estimator.score()));
         if has(Work::ReferencePolicy) {
-            kinds.push(reader.kind("reference", reader.reference()));
+            kinds.push(estimator.kind("reference", estimator.reference()));
         }
         if has(Work::Sft) {
-            kinds.push(reader.trained("sft", &|checkpointing| reader.sft(checkpointing)));
+            kinds.push(estimator.trained("sft", &|checkpointing| estimator.sft(checkpointing)));
         }
-        kinds.push(reader.trained("reward epoch", &|checkpointing| reader.reward_epoch(checkpointing)));
-        kinds.push(reader.trained("policy epoch", &|checkpointing| reader.policy_epoch(checkpointing)));
-        kinds.push(reader.kind("evaluate", reader.evaluate()));
+        kinds.push(estimator.trained("reward epoch", &|checkpointing| estimator.reward_epoch(checkpointing)));
+        kinds.push(estimator.trained("policy epoch", &|checkpointing| estimator.policy_epoch(checkpointing)));
+        kinds.push(estimator.kind("evaluate", estimator.evaluate()));
         Self { kinds, policy, reward }
     }
 }
 
-/// The policy's and the reward model's.
+/// Shapes of the policy and of the reward model.
 pub(super) fn shapes(job: &spec::Job) -> Result<(ModelShape, ModelShape)> {
     let policy = shape("policy.model", &job.policy.model)?;
     let reward = match &job.reward.model {
@@ -68,26 +68,26 @@ fn shape(field: &'static str, model: &ModelRef) -> Result<ModelShape> {
     ModelShape::from_config(&config).with_context(|| format!("{field}: {dir}"))
 }
 
-/// The sequences of a training or scoring row at their longest, in tokens.
+/// The sequences of a training or scoring row at maximum length, in tokens.
 #[derive(Clone, Copy)]
 struct Row {
     prompt: u64,
-    answer: u64,
-    answers: u64,
+    response: u64,
+    responses: u64,
 }
 
 impl Row {
-    /// The prompt is read once.
+    /// Tokens of the row; the prompt is read once.
     fn tokens(self) -> u64 {
-        self.prompt + self.answers * self.answer
+        self.prompt + self.responses * self.response
     }
 
     fn keys(self) -> u64 {
-        self.answers * (self.prompt + self.answer)
+        self.responses * (self.prompt + self.response)
     }
 }
 
-struct Reader<'a> {
+struct Estimator<'a> {
     job: &'a spec::Job,
     policy: &'a ModelShape,
     reward: &'a ModelShape,
@@ -95,7 +95,7 @@ struct Reader<'a> {
     longest: u64,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> Estimator<'a> {
     fn new(job: &'a spec::Job, policy: &'a ModelShape, reward: &'a ModelShape) -> Self {
         let resources = &job.resources;
         let compute = Compute {
@@ -103,16 +103,16 @@ impl<'a> Reader<'a> {
             precision: resources.precision,
             threads: resources.threads_per_rank.into(),
         };
-        Self { job, policy, reward, compute, longest: narrow(job.text.max_length) }
+        Self { job, policy, reward, compute, longest: bounded(job.text.max_length) }
     }
 
     fn kind(&self, name: &'static str, estimate: Estimate) -> Kind {
-        Kind { name, estimate, otherwise: None }
+        Kind { name, estimate, other_activations: None }
     }
 
     fn trained(&self, name: &'static str, of: &dyn Fn(bool) -> Estimate) -> Kind {
         let checkpointing = self.job.resources.activation_checkpointing;
-        Kind { name, estimate: of(checkpointing), otherwise: Some(of(!checkpointing).activations) }
+        Kind { name, estimate: of(checkpointing), other_activations: Some(of(!checkpointing).activations) }
     }
 
     fn generate(&self) -> Estimate {
@@ -121,7 +121,7 @@ impl<'a> Reader<'a> {
 
     fn score(&self) -> Estimate {
         let model = Model { shape: self.reward, head: Head::Reward };
-        inference(model, 1, self.read(self.judged(), self.reward_budget()), self.compute)
+        inference(model, 1, self.read(self.scored(), self.reward_budget()), self.compute)
     }
 
     /// The reference and the old policy are one if both are the policy that the round started with.
@@ -143,15 +143,15 @@ impl<'a> Reader<'a> {
 
     fn sft(&self, checkpointing: bool) -> Estimate {
         let step = &self.job.sft_step;
-        let budget = narrow(step.optimizer.micro_batch_tokens);
-        let batch = self.step(self.whole(1), budget, narrow(step.batch_sequences));
+        let budget = bounded(step.optimizer.micro_batch_tokens);
+        let batch = self.step(self.whole(1), budget, bounded(step.batch_sequences));
         let model = Model { shape: self.policy, head: Head::Language };
         training(model, self.training(self.policy, checkpointing, None), batch, self.compute)
     }
 
     fn policy_epoch(&self, checkpointing: bool) -> Estimate {
         let step = &self.job.policy_step;
-        let batch = self.step(self.group(), self.policy_budget(), narrow(step.batch_sequences));
+        let batch = self.step(self.group(), self.policy_budget(), bounded(step.batch_sequences));
         let model = Model { shape: self.policy, head: Head::Language };
         let how = self.training(self.policy, checkpointing, step.lora.as_ref());
         training(model, how, batch, self.compute)
@@ -159,10 +159,10 @@ impl<'a> Reader<'a> {
 
     fn reward_epoch(&self, checkpointing: bool) -> Estimate {
         let step = &self.job.reward_step;
-        // A pair is a chosen answer's row's item: one answer fewer than the row has.
+        // A row of n responses has n − 1 pairs, each of the chosen one with another.
         let row = self.compared(step);
-        let rows = narrow(step.batch_pairs).div_ceil((row.answers - 1).max(1));
-        let batch = self.step(row, self.reward_budget(), rows * row.answers);
+        let rows = bounded(step.batch_pairs).div_ceil((row.responses - 1).max(1));
+        let batch = self.step(row, self.reward_budget(), rows * row.responses);
         let model = Model { shape: self.reward, head: Head::Reward };
         let how = self.training(self.reward, checkpointing, step.lora.as_ref());
         training(model, how, batch, self.compute)
@@ -181,70 +181,70 @@ impl<'a> Reader<'a> {
     fn decoding(&self, sampling: &Sampling) -> Decoding {
         let limits = Limits::new(self.job.text.max_length, sampling.max_new_tokens);
         Decoding {
-            max_num_seqs: narrow(self.job.generation.max_num_seqs),
-            prompt: narrow(limits.prompt),
-            completion: narrow(limits.response),
+            max_num_seqs: bounded(self.job.generation.max_num_seqs),
+            prompt: bounded(limits.prompt),
+            completion: bounded(limits.response),
         }
     }
 
     fn policy_budget(&self) -> u64 {
-        narrow(self.job.policy_step.optimizer.micro_batch_tokens)
+        bounded(self.job.policy_step.optimizer.micro_batch_tokens)
     }
 
     fn reward_budget(&self) -> u64 {
-        narrow(self.job.reward_step.optimizer.micro_batch_tokens)
+        bounded(self.job.reward_step.optimizer.micro_batch_tokens)
     }
 
-    /// Sequences of a prompt and a sample.
-    fn sampled(&self, answers: u64) -> Row {
-        let Decoding { prompt, completion: answer, .. } = self.decoding(&self.job.sampling);
-        Row { prompt, answer, answers }
+    /// Sequences of a prompt and a completion.
+    fn sampled(&self, responses: u64) -> Row {
+        let Decoding { prompt, completion: response, .. } = self.decoding(&self.job.sampling);
+        Row { prompt, response, responses }
     }
 
-    /// Sequences that share nothing.
+    /// Sequences without a shared prompt.
     fn whole(&self, sequences: u64) -> Row {
-        Row { prompt: 0, answer: self.longest, answers: sequences }
+        Row { prompt: 0, response: self.longest, responses: sequences }
     }
 
-    /// The answers that the policy's method reads of a prompt.
+    /// The completions of a prompt that the policy's method reads.
     fn group(&self) -> Row {
         let step = &self.job.policy_step;
         self.sampled(step.method.max_completions(step.samples).into())
     }
 
-    /// A prompt's samples, all scored together.
-    fn judged(&self) -> Row {
+    /// All completions of a prompt, which are scored together.
+    fn scored(&self) -> Row {
         self.sampled(self.job.policy_step.samples.into())
     }
 
-    /// The longer of a human pair and a golden answer with its samples.
+    /// The longer one of a human pair and a golden response with its completions.
     fn compared(&self, step: &RewardStep) -> Row {
         let golden = (step.apo_weight > 0.0).then(|| self.sampled(u64::from(step.samples) + 1));
         let human = (step.human_weight > 0.0).then(|| self.whole(2));
         golden.into_iter().chain(human).max_by_key(|row| row.tokens()).unwrap_or(self.whole(2))
     }
 
-    /// A micro-batch: as many rows as the budget holds, or one that is larger, or the rank's part of the step's `sequences`.
+    /// A micro-batch: as many rows as fit the budget, at least one, at most the rank's part of the step's `sequences`.
     fn step(&self, row: Row, budget: u64, sequences: u64) -> Batch {
         let rows =
-            sequences.div_ceil(row.answers.max(1)).div_ceil(u64::from(self.job.resources.ranks).max(1));
+            sequences.div_ceil(row.responses.max(1)).div_ceil(u64::from(self.job.resources.ranks).max(1));
         let tokens = budget.max(row.tokens()).min((rows + 1) * row.tokens());
         self.batch(row, tokens)
     }
 
-    /// A batch of a chunk: as many rows as the budget holds, or one that is larger, or all there are.
+    /// A batch of a chunk: as many rows as fit the budget, at least one, at most all.
     fn read(&self, row: Row, budget: u64) -> Batch {
-        let chunk = narrow(self.job.generation.chunk_prompts).saturating_mul(row.tokens());
+        let chunk = bounded(self.job.generation.chunk_prompts).saturating_mul(row.tokens());
         self.batch(row, budget.max(row.tokens()).min(chunk))
     }
 
     fn batch(&self, row: Row, tokens: u64) -> Batch {
-        let tokens = tokens.min(MOST_TOKENS);
+        let tokens = tokens.min(MAX_TOKENS);
         let keys = tokens * row.keys() / row.tokens().max(1);
-        Batch { tokens, outputs: tokens, keys: keys.clamp(tokens, MOST_TOKENS), longest: self.longest }
+        Batch { tokens, outputs: tokens, keys: keys.clamp(tokens, MAX_TOKENS), longest: self.longest }
     }
 }
 
-fn narrow(count: usize) -> u64 {
-    (count as u64).min(MOST_TOKENS)
+fn bounded(count: usize) -> u64 {
+    (count as u64).min(MAX_TOKENS)
 }

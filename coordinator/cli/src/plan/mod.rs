@@ -1,4 +1,4 @@
-//! The phases a job will run, and what a rank needs for them, before anything is submitted.
+//! `foil plan`: the phases of a job, and the memory of a rank in them.
 
 mod memory;
 mod phases;
@@ -14,7 +14,7 @@ use self::phases::Phases;
 use super::args::PlanArgs;
 use super::{stdout, submit};
 
-/// What is planned, and what a user should know about it.
+/// The plan, with notes for the user.
 struct Planned {
     job: spec::Job,
     phases: Phases,
@@ -25,7 +25,7 @@ struct Planned {
 pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
     let job = submit::load(&args.job.file, &args.job.settings)?;
     let reading = tokio::task::spawn_blocking(move || describe(job));
-    let planned = reading.await.context("reading the inputs was cut short")??;
+    let planned = reading.await.context("reading the inputs was aborted")??;
     if args.json {
         return Ok(stdout::json(&show::json(&planned, args.device_memory))?);
     }
@@ -36,7 +36,7 @@ pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
 }
 
 fn describe(job: spec::Job) -> Result<Planned> {
-    // The models first: of them config.json must be there.
+    // The models first: their config.json must exist.
     let (policy, reward) = memory::shapes(&job)?;
     let phases = Phases::of(&job)?;
     let memory = Memory::of(&job, &phases.list, policy, reward);

@@ -1,4 +1,4 @@
-//! The phases of a job whose inputs are on this machine, or would be.
+//! The phases of a job, whose inputs may be missing.
 
 use anyhow::Result;
 use foil_common::datasets as sets;
@@ -11,24 +11,24 @@ use foil_coordinator::resolve::local;
 
 pub(super) struct Phases {
     pub(super) list: Vec<Phase>,
-    /// Why chunks and steps are not known, where they are not.
+    /// The reason why chunks and steps are unknown, if they are.
     pub(super) unknown: Option<String>,
 }
 
 impl Phases {
-    /// Inputs that are not there leave sizes open; those that are there must be fit for the job.
+    /// Sizes stay unknown if inputs are missing; existing inputs must be valid.
     pub(super) fn of(job: &spec::Job) -> Result<Self> {
         match local::local(job) {
             Ok(local) => Ok(Self { list: plan::bounded(job, &local.datasets())?, unknown: None }),
             Err(error) if error.is_missing_file() => Ok(Self {
                 list: plan::bounded(job, &named(job))?,
-                unknown: Some(format!("{error}; so the phases' chunks and steps are not known")),
+                unknown: Some(format!("{error}; so the phases' chunks and steps are unknown")),
             }),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Chunks or steps of a phase, as users read them.
+    /// Chunks or steps of a phase as text.
     pub(super) fn work(&self, phase: &Phase) -> String {
         match (&self.unknown, phase.steps) {
             (Some(_), 0) => "chunks".to_owned(),
@@ -39,7 +39,7 @@ impl Phases {
     }
 }
 
-/// The sets that the job names a source for, as if each had a row.
+/// The sets for which the job has a source, with one row each.
 fn named(job: &spec::Job) -> Vec<v1::Dataset> {
     let data = &job.data;
     let made = data.generator.is_some();

@@ -1,4 +1,4 @@
-//! A plan for readers and for programs.
+//! A plan as text and as JSON.
 
 use foil_common::memory::{Head, ModelShape};
 use foil_common::spec::{self, Sharding};
@@ -10,7 +10,7 @@ use super::phases::Phases;
 use crate::report;
 use foil_common::plural::counted;
 
-/// What readers call the parts of an estimate.
+/// Labels of the parts of an estimate.
 const LABELS: [(&str, &str); 9] = [
     ("weights", "weights, fp32"),
     ("copies", "copies for products"),
@@ -23,7 +23,7 @@ const LABELS: [(&str, &str); 9] = [
     ("reserve", "CUDA, NCCL"),
 ];
 
-/// Bytes in one unit for a whole table.
+/// The unit of bytes of a table.
 #[derive(Clone, Copy)]
 struct Unit {
     name: &'static str,
@@ -51,7 +51,7 @@ pub(super) fn text(planned: &Planned, device: Option<u64>) -> String {
     let kinds = &planned.memory.kinds;
     let unit = Unit::of(kinds.iter().map(|kind| kind.estimate.total()).max().unwrap_or(0));
     let mut parts = vec![phases(&planned.phases), models(planned), table(kinds, unit, device)];
-    parts.extend(otherwise(&planned.job, kinds, unit));
+    parts.extend(other_checkpointing(&planned.job, kinds, unit));
     parts.extend(device.map(|size| verdict(&planned.job, kinds, unit, size)));
     parts.join("\n\n")
 }
@@ -89,7 +89,7 @@ fn models(planned: &Planned) -> String {
     .join("\n")
 }
 
-/// A number with its thousands set apart.
+/// A number with thousands separators.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let first = digits.len() % 3;
@@ -114,8 +114,8 @@ fn table(kinds: &[Kind], unit: Unit, device: Option<u64>) -> String {
     }
     rows.push(line("total", kinds, |kind| unit.number(kind.estimate.total())));
     if let Some(size) = device {
-        let share = |kind: &Kind| format!("{:.0} %", 100.0 * kind.estimate.total() as f64 / size as f64);
-        rows.push(line(&format!("of {}", unit.amount(size)), kinds, share));
+        let percent = |kind: &Kind| format!("{:.0} %", 100.0 * kind.estimate.total() as f64 / size as f64);
+        rows.push(line(&format!("of {}", unit.amount(size)), kinds, percent));
     }
     right_aligned(&rows)
 }
@@ -139,10 +139,10 @@ fn right_aligned(rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// What activations would be with checkpointing the other way.
-fn otherwise(job: &spec::Job, kinds: &[Kind], unit: Unit) -> Option<String> {
+/// Activations with the other setting of checkpointing.
+fn other_checkpointing(job: &spec::Job, kinds: &[Kind], unit: Unit) -> Option<String> {
     let other = if job.resources.activation_checkpointing { "without" } else { "with" };
-    let of = |kind: &Kind| Some(format!("{} {}", kind.name, unit.amount(kind.otherwise?)));
+    let of = |kind: &Kind| Some(format!("{} {}", kind.name, unit.amount(kind.other_activations?)));
     let parts: Vec<String> = kinds.iter().filter_map(of).collect();
     (!parts.is_empty()).then(|| format!("activations {other} activation_checkpointing: {}", parts.join(", ")))
 }
@@ -150,19 +150,19 @@ fn otherwise(job: &spec::Job, kinds: &[Kind], unit: Unit) -> Option<String> {
 fn verdict(job: &spec::Job, kinds: &[Kind], unit: Unit, size: u64) -> String {
     let over: Vec<&Kind> = kinds.iter().filter(|kind| kind.estimate.total() > size).collect();
     if over.is_empty() {
-        let fullest = kinds.iter().max_by_key(|kind| kind.estimate.total());
-        let fullest = fullest.map_or(String::new(), |kind| format!("; the fullest phase is {}", kind.name));
-        return format!("fits {}{fullest}", unit.amount(size));
+        let largest = kinds.iter().max_by_key(|kind| kind.estimate.total());
+        let largest = largest.map_or(String::new(), |kind| format!("; the largest phase is {}", kind.name));
+        return format!("fits {}{largest}", unit.amount(size));
     }
     let names: Vec<&str> = over.iter().map(|kind| kind.name).collect();
     let advice = advice(job, &over);
     format!("does not fit {}: {}; {}", unit.amount(size), names.join(", "), advice.join("; "))
 }
 
-/// The settings that would take less, of those not chosen yet.
+/// Settings that would reduce memory and are not set yet.
 fn advice(job: &spec::Job, over: &[&Kind]) -> Vec<&'static str> {
     let resources = &job.resources;
-    let trains = over.iter().any(|kind| kind.otherwise.is_some());
+    let trains = over.iter().any(|kind| kind.other_activations.is_some());
     let named = |name: &str| over.iter().any(|kind| kind.name == name);
     let without_adapters = job.policy_step.lora.is_none() || job.reward_step.lora.is_none();
     let all = [
@@ -198,7 +198,7 @@ pub(super) fn json(planned: &Planned, device: Option<u64>) -> Value {
             "phase": kind.name,
             "bytes": bytes,
             "total": total,
-            "activations_otherwise": kind.otherwise,
+            "activations_otherwise": kind.other_activations,
             "fits": device.map(|size| total <= size),
         })
     });

@@ -44,15 +44,15 @@ fn a_generated_job_is_planned_with_its_counts() {
 }
 
 #[test]
-fn the_committed_plan_for_7b_fits_eight_devices_and_whole_moments_do_not() {
+fn the_7b_job_fits_eight_devices_with_sharding_and_not_without() {
     const DEVICE: u64 = 80 << 30;
     let job = "deploy/jobs/llama-7b.yaml";
     let planned = planned(job, &[]);
-    assert!(planned.notes.iter().any(|note| note.contains("so the phases' chunks and steps are not known")));
+    assert!(planned.notes.iter().any(|note| note.contains("so the phases' chunks and steps are unknown")));
     let json = show::json(&planned, Some(DEVICE));
     assert_eq!(json["parameters"]["policy"], 6_738_415_616_u64);
     assert_eq!(json["fits"], true, "{json:#}");
-    assert!(show::text(&planned, Some(DEVICE)).contains("fits 80.00 GiB; the fullest phase is "));
+    assert!(show::text(&planned, Some(DEVICE)).contains("fits 80.00 GiB; the largest phase is "));
 
     let whole = self::planned(job, &["resources.sharding=ddp"]);
     let json = show::json(&whole, Some(DEVICE));

@@ -1,20 +1,20 @@
-//! What the figures of a job warn of. Differences are paired, row by row, and stand out from their standard errors.
+//! Warnings from the metrics of a job. Differences are paired by row and compared with their standard errors.
 
 use foil_common::stats::{ACCURACY_CHANGE, GOLD_STEP, REWARD_DIFFERENCE, REWARD_STEP};
 use foil_proto::v1;
 
-/// Standard errors that a difference must stand out by.
+/// Standard errors by which a difference must be significant.
 const ERRORS: f64 = 2.0;
-/// What accuracy on human pairs may lose against round 1.
+/// Maximum loss of accuracy on human pairs since round 1.
 const ACCURACY_LOSS: f64 = 0.03;
-/// What mean length may grow or shrink by against the start policy's.
+/// Maximum ratio of mean length to the start policy's, or its inverse.
 const LENGTH_RATIO: f64 = 1.5;
-/// What a policy must keep of the start policy's `distinct_2`.
-const DISTINCT_KEPT: f64 = 0.5;
-/// What may be added to the start policy's share of duplicate answers.
-const MORE_DUPLICATES: f64 = 0.25;
+/// Minimum ratio of `distinct_2` to the start policy's.
+const MIN_DISTINCT_RATIO: f64 = 0.5;
+/// Maximum increase of the rate of duplicate completions over the start policy's.
+const MAX_DUPLICATE_INCREASE: f64 = 0.25;
 
-/// One line for each, in the order of rounds.
+/// All warnings, in the order of rounds.
 pub(crate) fn alarms(job: &v1::Job) -> Vec<String> {
     let of_round = |round: &v1::RoundResult| {
         let found = [
@@ -37,7 +37,7 @@ fn value(metrics: &[v1::Metric], name: &str) -> Option<f64> {
     find(metrics, name).map(|metric| metric.value)
 }
 
-/// Of a figure with its error, whether it is surely below 0.
+/// Whether a metric is significantly below 0.
 fn falls(metric: &v1::Metric) -> bool {
     metric.se.is_some_and(|se| metric.value < -ERRORS * se)
 }
@@ -51,7 +51,8 @@ fn shown(metric: &v1::Metric) -> String {
     format!("{:.3}{se}", metric.value.abs())
 }
 
-/// Reward up, gold reward down, against the policy of the round before, on the same prompts and by one reward model.
+/// Reward hacking: the reward rose and the gold reward fell since the previous round, on the same prompts and by one reward
+/// model.
 fn exploits(round: &v1::RoundResult) -> Option<String> {
     let names = match round.round {
         1 => (REWARD_DIFFERENCE, "gold_difference_mean"),
@@ -86,7 +87,7 @@ fn drifts_in_length(start: &[v1::Metric], policy: &[v1::Metric]) -> Option<Strin
     ((longer || shorter) && stands_out).then(|| {
         let how = if longer { "longer" } else { "shorter" };
         format!(
-            "answers have become {how}: {:.1} tokens, the start policy's {:.1}; see whether the reward goes by length \
+            "completions have become {how}: {:.1} tokens, the start policy's {:.1}; check whether the reward depends on length \
              (length_accuracy)",
             now.value, before.value
         )
@@ -95,13 +96,13 @@ fn drifts_in_length(start: &[v1::Metric], policy: &[v1::Metric]) -> Option<Strin
 
 fn collapses(start: &[v1::Metric], policy: &[v1::Metric]) -> Option<String> {
     let both = |name: &str| value(start, name).zip(value(policy, name));
-    let distinct = both("distinct_2").filter(|(before, now)| *now < before * DISTINCT_KEPT);
-    let duplicates = both("duplicate_rate").filter(|(before, now)| *now > before + MORE_DUPLICATES);
+    let distinct = both("distinct_2").filter(|(before, now)| *now < before * MIN_DISTINCT_RATIO);
+    let duplicates = both("duplicate_rate").filter(|(before, now)| *now > before + MAX_DUPLICATE_INCREASE);
     let texts = [
         distinct.map(|(before, now)| format!("distinct_2 is {now:.3}, the start policy's {before:.3}")),
         duplicates.map(|(before, now)| {
             format!(
-                "{:.0} % of answers repeat another's, of the start policy's {:.0} %",
+                "{:.0} % of completions repeat another one, of the start policy's {:.0} %",
                 100.0 * now,
                 100.0 * before
             )
@@ -109,7 +110,7 @@ fn collapses(start: &[v1::Metric], policy: &[v1::Metric]) -> Option<String> {
     ];
     let texts: Vec<String> = texts.into_iter().flatten().collect();
     (!texts.is_empty())
-        .then(|| format!("answers to different prompts have become alike: {}", texts.join("; ")))
+        .then(|| format!("completions of different prompts have become similar: {}", texts.join("; ")))
 }
 
 #[cfg(test)]
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_out_is_told_and_what_does_not_is_not() {
+    fn only_significant_changes_are_reported() {
         let quiet = vec![
             metric("reward_step_mean", 0.5, Some(0.1)),
             metric("gold_step_mean", -0.1, Some(0.06)),
@@ -153,21 +154,21 @@ mod tests {
         let expected = [
             "round 2: the reward rose by 0.500 ± 0.100 and the gold reward fell by 0.200 ± 0.060 on the same prompts",
             "round 2: accuracy on human pairs is 0.042 ± 0.012 below round 1's",
-            "round 2: answers have become longer: 16.0 tokens, the start policy's 8.0",
-            "round 2: answers to different prompts have become alike: distinct_2 is 0.100, the start policy's 0.400; 31 % of",
+            "round 2: completions have become longer: 16.0 tokens, the start policy's 8.0",
+            "round 2: completions of different prompts have become similar: distinct_2 is 0.100, the start policy's 0.400; 31 % of",
         ];
         assert_eq!(told.len(), expected.len(), "{told:?}");
         assert!(told.iter().zip(expected).all(|(told, expected)| told.starts_with(expected)), "{told:?}");
     }
 
     #[test]
-    fn round_1_is_held_against_the_start_policy() {
+    fn round_1_is_compared_with_the_start_policy() {
         let figures = vec![
             metric("reward_difference_mean", 0.5, Some(0.1)),
             metric("gold_difference_mean", -0.5, Some(0.1)),
         ];
         assert!(alarms(&job(&[(vec![], figures)]))[0].contains("exploits its reward model"));
-        // A loss that is large and not sure, or without an error at all, is none.
+        // A large loss that is not significant, or has no standard error, is not reported.
         let unsure = vec![metric("accuracy_change", -0.1, Some(0.06))];
         let bare = vec![metric("accuracy_change", -0.1, None)];
         assert_eq!(alarms(&job(&[(unsure, vec![]), (bare, vec![])])), [] as [String; 0]);

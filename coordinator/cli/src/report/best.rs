@@ -1,15 +1,14 @@
-//! The best round, and what is known of it from rows that did not name it.
+//! The best round, and its metric on rows that did not select it.
 
 use foil_common::stats::{MIN_SPLIT_ROWS, REPORT, REWARD_DIFFERENCE, REWARD_GAIN, SELECTION};
 use foil_proto::v1;
 use serde_json::{Value, json};
 
-/// The round that `evaluation.metric_for_best_model` names.
+/// The round that `evaluation.metric_for_best_model` selects.
 pub(crate) struct Best {
     pub(crate) round: u32,
     pub(crate) by: String,
-    /// The figure on the half of the rows that named the round, and on the half that did not. Of few rows there are no
-    /// halves.
+    /// The metric on the half of the rows that selected the round, and on the other half. `None` if there are too few rows.
     halves: Option<[Estimate; 2]>,
 }
 
@@ -40,12 +39,12 @@ pub(crate) fn best(job: &v1::Job) -> Option<Best> {
 }
 
 impl Best {
-    /// For readers: on what the round was chosen, and what it shows elsewhere.
+    /// The selection of the round, and its metric on the other rows, as text.
     pub(crate) fn text(&self) -> String {
         let Some([selection, report]) = &self.halves else {
             return format!(
-                "by {}, chosen on the rows that its figures are measured on, which therefore flatter it: fewer than \
-                 {MIN_SPLIT_ROWS} evaluation rows are not parted",
+                "by {}, selected on the rows on which its metrics are measured, which are therefore optimistic: fewer than \
+                 {MIN_SPLIT_ROWS} evaluation rows are not split",
                 self.by
             );
         };
@@ -80,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_round_is_reported_on_rows_that_did_not_name_it() {
+    fn the_best_round_is_reported_on_rows_that_did_not_select_it() {
         let mut gold = job("gold_mean");
         gold.rounds[1].policy.extend([
             metric("selection_gold_mean", 4.5, Some(0.1)),
@@ -121,9 +120,9 @@ mod tests {
     }
 
     #[test]
-    fn of_few_rows_the_choice_is_said_to_flatter() {
+    fn with_few_rows_the_metric_is_said_to_be_optimistic() {
         let few = best(&job("gold_mean")).unwrap();
-        assert!(few.text().contains("which therefore flatter it"), "{}", few.text());
+        assert!(few.text().contains("which are therefore optimistic"), "{}", few.text());
         assert_eq!(few.json()["report"], Value::Null);
         assert!(best(&v1::Job { best_round: 0, ..job("gold_mean") }).is_none());
     }

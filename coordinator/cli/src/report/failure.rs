@@ -1,12 +1,12 @@
-//! Why a job failed, for readers and for programs.
+//! The failure of a job, as text and as JSON.
 
 use foil_proto::v1;
 use serde_json::{Value, json};
 
-/// Rows named to a reader; a program gets all.
+/// Maximum number of rows in the text; the JSON has all.
 const ROWS_SHOWN: usize = 64;
 
-/// A failure in one plain message: what failed, where, what to do; then the culprit's last log lines.
+/// A failure as a message: what failed, where, and what to do; then the last log lines of the failed rank.
 pub(crate) fn failure(job: &v1::Job) -> String {
     let Some(failure) = &job.failure else {
         return match job.state() {
@@ -16,7 +16,7 @@ pub(crate) fn failure(job: &v1::Job) -> String {
     };
     let message = failure.message.trim_end_matches('.');
     let mut text = format!("job {} failed", job.name);
-    // The message often names the place itself.
+    // The message often names the phase itself.
     if !failure.phase.is_empty() && !message.contains(&failure.phase) {
         text += &format!(" in {}", failure.phase);
         if let Some(rank) = failure.rank {
@@ -24,8 +24,8 @@ pub(crate) fn failure(job: &v1::Job) -> String {
         }
     }
     text += &format!(": {message}");
-    let is_said = message.to_lowercase().contains(&failure.advice.to_lowercase());
-    if !is_said {
+    let has_advice = message.to_lowercase().contains(&failure.advice.to_lowercase());
+    if !has_advice {
         text += &format!("; {}", failure.advice.trim_end_matches('.'));
     }
     let facts = facts(failure);
@@ -41,7 +41,7 @@ pub(crate) fn failure(job: &v1::Job) -> String {
     text
 }
 
-/// For example `out_of_memory, attempt 3, step 17`.
+/// The facts of a failure, for example `out_of_memory, attempt 3, step 17`.
 fn facts(failure: &v1::JobFailure) -> String {
     let class = match failure.last_class.as_str() {
         "" => failure.class.clone(),
@@ -57,13 +57,13 @@ fn facts(failure: &v1::JobFailure) -> String {
 fn rows(rows: &[String]) -> String {
     match rows.len().checked_sub(ROWS_SHOWN) {
         None | Some(0) => rows.join(", "),
-        Some(more) => format!("{} and {more} more, which --json tells", rows[..ROWS_SHOWN].join(", ")),
+        Some(more) => format!("{} and {more} more (see --json)", rows[..ROWS_SHOWN].join(", ")),
     }
 }
 
-/// The same for programs; every key is there, `null` where it says nothing.
+/// The failure as JSON with all keys, `null` if unknown.
 pub(super) fn json(failure: &v1::JobFailure) -> Value {
-    let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let non_empty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let memory = failure.memory.as_ref().map(|memory| {
         json!({
             "place": memory.place,
@@ -75,17 +75,17 @@ pub(super) fn json(failure: &v1::JobFailure) -> Value {
     });
     json!({
         "class": failure.class,
-        "last_class": said(&failure.last_class),
+        "last_class": non_empty(&failure.last_class),
         "message": failure.message,
         "advice": failure.advice,
-        "phase": said(&failure.phase),
+        "phase": non_empty(&failure.phase),
         "round": failure.round,
         "rank": failure.rank,
         "step": failure.step,
         "chunk": failure.chunk,
         "attempt": failure.attempt,
         "failed_attempts": failure.failed_attempts,
-        "signal": said(&failure.signal),
+        "signal": non_empty(&failure.signal),
         "rows": failure.rows,
         "memory": memory,
         "log_tail": failure.log_tail,
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_what_where_and_what_to_do() {
+    fn a_failure_says_what_failed_where_and_what_to_do() {
         let job = failed(v1::JobFailure {
             class: "nonfinite".into(),
             message: "the loss is not finite at step 3".into(),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_poison_job_tells_its_last_failure() {
+    fn a_poison_job_reports_its_last_failure() {
         let memory = v1::MemoryShortage { place: "host".into(), limit_bytes: Some(7), ..Default::default() };
         let job = failed(v1::JobFailure {
             class: "no_progress".into(),

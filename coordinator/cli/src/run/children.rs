@@ -15,13 +15,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::args::LogFormat;
 
-/// For the coordinator to replay its log and listen.
+/// Timeout of the start of the coordinator.
 const READY_LIMIT: Duration = Duration::from_secs(120);
-/// For a child to end in order before it is killed.
+/// Time to stop gracefully before a child is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 const LOG_LINES: usize = 12;
 
-/// What the children are started with.
+/// Settings of the children.
 #[derive(Debug)]
 pub(super) struct Setup {
     pub(super) out: PathBuf,
@@ -46,13 +46,13 @@ struct Program {
 }
 
 impl Children {
-    /// Must be called on the main thread: the kernel ends the children with the *thread* that started them.
+    /// Must be called on the main thread: the kernel kills the children when the *thread* that started them ends.
     pub(super) async fn start(setup: &Setup) -> Result<Self> {
         let foil = std::env::current_exe().context("this program cannot find itself")?;
         let foil_worker = foil.with_file_name("foil-worker");
         if !foil_worker.is_file() {
             bail!(
-                "{} is missing; build it with `cargo build --release -p foil-worker` and put it beside {}",
+                "{} is missing; build it with `cargo build --release -p foil-worker` and put it in the directory of {}",
                 foil_worker.display(),
                 foil.display()
             );
@@ -61,10 +61,10 @@ impl Children {
         crate::local_file::remove(&port_file)?;
         let mut serve = Command::new(&foil);
         serve
-            // Whoever led this store before ended with its own run.
+            // An earlier leader of this store ended with its run.
             .args(["serve", "--take-over", "--listen", "127.0.0.1:0", "--port-file"])
             .arg(&port_file)
-            // Its URL may hold a secret, and everybody can read arguments.
+            // The URL may contain a secret, and arguments are public.
             .env("FOIL_STORE", &setup.store);
         let mut coordinator = Program::start("coordinator", serve, setup)?;
         let address = match address(&mut coordinator, &port_file).await {
@@ -78,8 +78,8 @@ impl Children {
         let mut agent = Command::new(foil_worker);
         agent.args(["--coordinator", &url, "--ranks", &setup.ranks.to_string()]);
         agent.args(["--device", setup.device.name()]);
-        // The same in every run on this store: an agent that comes back under its name without its ranks tells that those
-        // are gone, and nobody waits for them.
+        // The same in every run on this store: an agent that re-registers without its ranks shows that those are gone, so
+        // that the coordinator does not wait for them.
         let name = blake3::hash(setup.store.as_bytes()).to_hex();
         agent.args(["--agent-id", &format!("run-{}", &name[..12])]);
         let worker = Program::start("worker", agent, setup)?;
@@ -90,15 +90,15 @@ impl Children {
         &self.url
     }
 
-    /// Waits for a child to end, which none should; says which did, how, and its last words.
+    /// Waits for a child to exit unexpectedly; returns an error with its status and last log lines.
     pub(super) async fn died(&mut self) -> anyhow::Error {
         tokio::select! {
-            status = self.coordinator.child.wait() => self.coordinator.obituary(status.ok()),
-            status = self.worker.child.wait() => self.worker.obituary(status.ok()),
+            status = self.coordinator.child.wait() => self.coordinator.exit_error(status.ok()),
+            status = self.worker.child.wait() => self.worker.exit_error(status.ok()),
         }
     }
 
-    /// The worker first, so that the coordinator hears how its ranks ended.
+    /// Stops the children, the worker first, so that the coordinator learns how its ranks ended.
     pub(super) async fn stop(&mut self) {
         self.worker.stop().await;
         self.coordinator.stop().await;
@@ -126,7 +126,7 @@ impl Program {
 
     async fn stop(&mut self) {
         let Some(id) = self.child.id() else { return };
-        // It may have ended meanwhile; then there is nothing to tell it.
+        // It may have ended meanwhile.
         let _ = kill(Pid::from_raw(id.cast_signed()), Signal::SIGTERM);
         if timeout(STOP_LIMIT, self.child.wait()).await.is_err() {
             tracing::warn!("the {} did not stop in time and is killed", self.name);
@@ -136,17 +136,17 @@ impl Program {
         }
     }
 
-    /// It never served: what it said of that is the user's own matter, such as the store named.
-    fn stillborn(&self, status: ExitStatus) -> anyhow::Error {
-        match last_words(&tail(&self.log)) {
-            Some(words) => {
-                anyhow!("the {} did not start: {words}\n(its log: {})", self.name, self.log.display())
+    /// The error of a program that did not start; its own message is for the user, for example about the store.
+    fn startup_error(&self, status: ExitStatus) -> anyhow::Error {
+        match fatal_message(&tail(&self.log)) {
+            Some(message) => {
+                anyhow!("the {} did not start: {message}\n(its log: {})", self.name, self.log.display())
             }
-            None => self.obituary(Some(status)),
+            None => self.exit_error(Some(status)),
         }
     }
 
-    fn obituary(&self, status: Option<ExitStatus>) -> anyhow::Error {
+    fn exit_error(&self, status: Option<ExitStatus>) -> anyhow::Error {
         let how = status.map_or_else(|| "unknown".to_owned(), |status| status.to_string());
         let mut text = format!(
             "the {} ended unexpectedly ({how}); the same command resumes the job. Its log: {}",
@@ -169,7 +169,7 @@ async fn address(coordinator: &mut Program, port_file: &Path) -> Result<String> 
             return Ok(text.trim().to_owned());
         }
         if let Some(status) = coordinator.child.try_wait()? {
-            return Err(coordinator.stillborn(status));
+            return Err(coordinator.startup_error(status));
         }
         if Instant::now() > deadline {
             bail!(
@@ -197,8 +197,8 @@ fn tail(path: &Path) -> Vec<String> {
     lines[lines.len().saturating_sub(LOG_LINES)..].iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// The error that a program of Foil's ended with, as [`foil_common::telemetry::fatal`] writes it in either format.
-fn last_words(lines: &[String]) -> Option<String> {
+/// The final error of a program, as [`foil_common::telemetry::fatal`] writes it in either format.
+fn fatal_message(lines: &[String]) -> Option<String> {
     if let Some(last) = lines.last()
         && let Ok(line) = serde_json::from_str::<serde_json::Value>(last)
     {
@@ -225,12 +225,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_child_is_told_of_with_its_last_words() {
+    async fn a_dead_child_is_reported_with_its_last_log_lines() {
         let dir = tempfile::tempdir().unwrap();
         let mut program =
             Program::start("worker", shell("echo no device >&2; exit 3"), &setup(dir.path())).unwrap();
         let status = program.child.wait().await.unwrap();
-        let text = program.obituary(Some(status)).to_string();
+        let text = program.exit_error(Some(status)).to_string();
         assert!(
             text.contains("the worker ended unexpectedly (exit status: 3)") && text.ends_with("| no device"),
             "{text}"
@@ -240,14 +240,14 @@ mod tests {
     }
 
     #[test]
-    fn a_coordinator_that_does_not_start_is_told_of_by_its_own_error() {
+    fn a_coordinator_that_does_not_start_is_reported_by_its_own_error() {
         let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
         let error = "cannot open the store /x: it is a file";
         let human = format!("2026 INFO opening\nfoil: {error}\nand more");
-        assert_eq!(last_words(&lines(&human)).unwrap(), format!("{error}\nand more"));
+        assert_eq!(fatal_message(&lines(&human)).unwrap(), format!("{error}\nand more"));
         let json = foil_common::telemetry::json_line("ERROR", "foil", error, &[]);
-        assert_eq!(last_words(&lines(&json)).unwrap(), error);
-        assert_eq!(last_words(&lines("2026 INFO opening")), None);
+        assert_eq!(fatal_message(&lines(&json)).unwrap(), error);
+        assert_eq!(fatal_message(&lines("2026 INFO opening")), None);
     }
 
     #[tokio::test]

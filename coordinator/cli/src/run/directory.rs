@@ -1,4 +1,4 @@
-//! The directory of a run: whose it is, what is in it, and who works in it.
+//! The output directory of a run: its owner, its content and its lock.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use foil_proto::v1;
 use serde_json::Value;
 
-use crate::local_file::{remove, write_whole};
+use crate::local_file::{remove, write_atomic};
 use crate::results;
 
 const SPEC: &str = "job.json";
@@ -19,13 +19,13 @@ const LOGS: &str = "logs";
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    /// Released with the process, however it ends.
+    /// Released when the process ends.
     _lock: File,
 }
 
 impl Directory {
-    /// Takes `path` for a job. One that belongs to another specification, unless that one's job failed, is refused
-    /// but for `fresh`, which removes what a run left there, and nothing else.
+    /// Opens and locks `path` for a job. A directory of another specification is refused, unless that job failed or `fresh`
+    /// is set; then the files of the earlier run are removed, and nothing else.
     pub(super) fn open(path: &Path, fresh: bool, spec: &v1::JobSpec) -> Result<Self> {
         let cannot =
             || format!("cannot use the output directory {}; give another with --out", path.display());
@@ -34,14 +34,14 @@ impl Directory {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                bail!("another `foil run` works in {}; wait for it, or give another --out", path.display())
+                bail!("another `foil run` is using {}; wait for it, or give another --out", path.display())
             }
             Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
         }
         let directory = Self { path: path.to_owned(), _lock: lock };
         let is_other = directory.owner().is_some_and(|owner| owner != *spec);
-        let gave_up = directory.result().is_some_and(|result| result["state"] != "succeeded");
-        if fresh || (is_other && gave_up) {
+        let has_failed = directory.result().is_some_and(|result| result["state"] != "succeeded");
+        if fresh || (is_other && has_failed) {
             for name in results::NAMES.into_iter().chain([SPEC, RESULT, STORE, LOGS]) {
                 remove(&path.join(name)).with_context(cannot)?;
             }
@@ -54,7 +54,7 @@ impl Directory {
         Ok(directory)
     }
 
-    /// The specification whose job the directory holds.
+    /// The specification that owns the directory.
     fn owner(&self) -> Option<v1::JobSpec> {
         serde_json::from_slice(&fs::read(self.path.join(SPEC)).ok()?).ok()
     }
@@ -63,9 +63,9 @@ impl Directory {
         serde_json::from_slice(&fs::read(self.path.join(RESULT)).ok()?).ok()
     }
 
-    /// Makes the directory that of a job which the coordinator has accepted.
+    /// Makes a specification the owner, once the coordinator has accepted its job.
     pub(super) fn claim(&self, spec: &v1::JobSpec) -> Result<()> {
-        write_whole(&self.path.join(SPEC), &serde_json::to_vec_pretty(spec)?)
+        write_atomic(&self.path.join(SPEC), &serde_json::to_vec_pretty(spec)?)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -80,7 +80,7 @@ impl Directory {
         self.path.join(LOGS)
     }
 
-    /// The summary of the job, where it succeeded and its models are there.
+    /// The summary of the job, if it succeeded and its models are there.
     pub(super) fn finished(&self) -> Option<Value> {
         let summary = self.result().filter(|summary| summary["state"] == "succeeded")?;
         let is_there = |name: &str| self.path.join(name).join("config.json").is_file();
@@ -88,7 +88,7 @@ impl Directory {
     }
 
     pub(super) fn finish(&self, summary: &Value) -> Result<()> {
-        write_whole(&self.path.join(RESULT), &serde_json::to_vec_pretty(summary)?)
+        write_atomic(&self.path.join(RESULT), &serde_json::to_vec_pretty(summary)?)
     }
 
     pub(super) fn remove_store(&self) -> Result<()> {
@@ -115,7 +115,7 @@ mod tests {
     fn a_directory_belongs_to_one_job_and_one_process() {
         let dir = tempfile::tempdir().unwrap();
         let first = open(dir.path(), false, "a").unwrap();
-        assert!(open(dir.path(), false, "a").unwrap_err().contains("another `foil run` works in"));
+        assert!(open(dir.path(), false, "a").unwrap_err().contains("another `foil run` is using"));
         drop(first);
         // A job that was never accepted leaves no claim.
         open(dir.path(), false, "b").unwrap().claim(&spec("b")).unwrap();
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_job_gives_way_to_another() {
+    fn a_failed_job_is_replaced_by_another() {
         let dir = tempfile::tempdir().unwrap();
         let directory = open(dir.path(), false, "a").unwrap();
         directory.claim(&spec("a")).unwrap();
@@ -137,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn a_result_counts_while_its_models_are_there() {
+    fn a_result_is_valid_while_its_models_are_there() {
         let dir = tempfile::tempdir().unwrap();
         let directory = open(dir.path(), false, "a").unwrap();
         directory.finish(&json!({ "job": "j", "state": "succeeded" })).unwrap();
         assert!(directory.finished().is_none());
         for model in ["policy", "reward"] {
-            write_whole(&dir.path().join(model).join("config.json"), b"{}").unwrap();
+            write_atomic(&dir.path().join(model).join("config.json"), b"{}").unwrap();
         }
         assert_eq!(directory.finished().unwrap()["job"], "j");
     }

@@ -1,8 +1,8 @@
-//! `foil run`: one job, played on this machine by the same coordinator and workers that serve a cluster.
+//! `foil run`: runs one job on this machine, with the same coordinator and workers as on a cluster.
 
 mod children;
 mod directory;
-mod hold;
+mod store_lock;
 
 use std::path::Path;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use self::children::{Children, Setup};
 use self::directory::Directory;
-use self::hold::Hold;
+use self::store_lock::StoreLock;
 use super::args::{LogFormat, RunArgs};
 use super::client::{Client, Refused, is_ended};
 use super::inputs::{InputError, Prepared};
@@ -26,28 +26,28 @@ use super::{jobs, results, stdout, submit, terminal, watch};
 use foil_coordinator::job::spec_hash;
 use foil_coordinator::rpc::is_device_warning;
 
-/// How a run ended, where it did not fail.
-enum End {
+/// The outcome of a run that did not fail.
+enum Outcome {
     Finished(Value),
-    /// By a signal; the same command resumes.
+    /// Stopped by a signal; the same command resumes.
     Stopped(Cause),
 }
 
-/// Plays the job to its end. Gives the signal where one stopped it.
+/// Runs the job to its end. Returns the signal if one stopped it.
 pub(crate) async fn run(args: &RunArgs, log_format: LogFormat) -> Result<Option<Cause>> {
     let started = Instant::now();
-    match play(args, log_format, started).await {
-        Ok(End::Finished(summary)) => {
+    match run_job(args, log_format, started).await {
+        Ok(Outcome::Finished(summary)) => {
             if args.json {
                 stdout::json(&summary)?;
             }
             Ok(None)
         }
-        Ok(End::Stopped(cause)) => {
+        Ok(Outcome::Stopped(cause)) => {
             if args.json {
                 stdout::json(&unfinished("stopped", None, started))?;
             }
-            stdout::note("stopped; the same command resumes where it was");
+            stdout::note("stopped; the same command resumes the job");
             Ok(Some(cause))
         }
         Err(failure) => {
@@ -61,7 +61,7 @@ pub(crate) async fn run(args: &RunArgs, log_format: LogFormat) -> Result<Option<
     }
 }
 
-/// A failed run; where a job was there, with its summary.
+/// A failed run, with the summary of its job if there was one.
 struct Failure {
     error: anyhow::Error,
     summary: Option<Value>,
@@ -85,14 +85,14 @@ fn unfinished(state: &str, error: Option<&anyhow::Error>, started: Instant) -> V
     summary
 }
 
-/// Whose fault a failure without a job is, where that is known: user or data.
+/// The class of a failure without a job, if it is known: user or data.
 fn class(error: &anyhow::Error) -> Option<&'static str> {
     let refused = error.downcast_ref::<Refused>().map(|refused| refused.class);
     let is_users = error.is::<spec::SpecError>() || error.is::<InputError>();
     refused.or(is_users.then_some("user"))
 }
 
-async fn play(args: &RunArgs, log_format: LogFormat, started: Instant) -> Result<End, Failure> {
+async fn run_job(args: &RunArgs, log_format: LogFormat, started: Instant) -> Result<Outcome, Failure> {
     let job = load(args)?;
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(job.name.as_str()));
     let resources = job.resources.clone();
@@ -102,13 +102,13 @@ async fn play(args: &RunArgs, log_format: LogFormat, started: Instant) -> Result
     if let Some(summary) = directory.finished() {
         progress.finish();
         if !args.json {
-            show_earlier(&directory, &summary)?;
+            show_finished(&directory, &summary)?;
         }
-        return Ok(End::Finished(summary));
+        return Ok(Outcome::Finished(summary));
     }
-    // The store in the output directory is held with that.
-    let _hold = match &args.store {
-        Some(store) => Some(Hold::take(store).await?),
+    // The store in the output directory is locked with it.
+    let _lock = match &args.store {
+        Some(store) => Some(StoreLock::take(store).await?),
         None => None,
     };
     let setup = Setup {
@@ -122,17 +122,17 @@ async fn play(args: &RunArgs, log_format: LogFormat, started: Instant) -> Result
     let mut children = Children::start(&setup).await?;
     let client = Client::connect(children.url())?;
     let result = tokio::select! {
-        result = take_part(&client, &prepared, &directory, &mut progress) => result,
+        result = drive_job(&client, &prepared, &directory, &mut progress) => result,
         error = children.died() => Err(error.into()),
         () = stop.requested() => Ok(None),
     };
     progress.finish();
-    // The last downloads are done; nobody needs the service any more.
+    // The downloads are complete, so the service can stop.
     let (job, artifacts) = match result {
         Ok(Some(ended)) => ended,
         Ok(None) => {
             children.stop().await;
-            return Ok(End::Stopped(stop.cause().unwrap_or(Cause::Terminate)));
+            return Ok(Outcome::Stopped(stop.cause().unwrap_or(Cause::Terminate)));
         }
         Err(failure) => {
             children.stop().await;
@@ -140,10 +140,10 @@ async fn play(args: &RunArgs, log_format: LogFormat, started: Instant) -> Result
         }
     };
     children.stop().await;
-    close(args, &directory, &job, &artifacts, started)
+    conclude(args, &directory, &job, &artifacts, started)
 }
 
-/// The file with the flags over it.
+/// Loads the job file with settings and flags.
 fn load(args: &RunArgs) -> Result<spec::Job> {
     let mut settings = args.job.settings.clone();
     settings.extend(args.ranks.map(|ranks| format!("resources.ranks={ranks}")));
@@ -151,70 +151,71 @@ fn load(args: &RunArgs) -> Result<spec::Job> {
     submit::load(&args.job.file, &settings)
 }
 
-/// The client's part: submits the job or finds it again, watches it, and brings its results.
-async fn take_part(
+/// The client's part: submits the job or finds it again, watches it, and downloads its results.
+async fn drive_job(
     client: &Client,
     prepared: &Prepared,
     directory: &Directory,
     progress: &mut Progress,
 ) -> Result<Option<(v1::Job, LocalArtifacts)>, Failure> {
-    // It answers a moment before it leads, and an upload would be loud about that. Where it takes long, the upload waits longer.
+    // The coordinator answers slightly before it leads, and an upload would log that. The upload itself retries for longer.
     if let Err(error) = client.reach().await {
-        tracing::debug!("uploading to a coordinator that does not lead yet: {error:#}");
+        tracing::debug!("the coordinator does not lead yet: {error:#}");
     }
     submit::upload(client.line(), &prepared.uploads, progress).await?;
     let response = client.submit(request(client, &prepared.spec).await?).await?;
-    // This run's own workers may register a moment later; a job that goes on waiting says so.
+    // This run's own workers may register a moment later; a job that keeps waiting says so.
     for warning in response.warnings.iter().filter(|warning| !is_device_warning(warning)) {
         progress.line(&format!("warning: {warning}"));
     }
-    let job = response.job.context("the coordinator took the job but did not name it")?;
+    let job = response.job.context("the coordinator accepted the job but returned no id")?;
     directory.claim(&prepared.spec)?;
     if job.phases_done > 0 && !is_ended(&job) {
         progress.resumes(job.phases_done);
     }
     let job = watch::follow(client, &job.id, progress).await?;
-    match results::bring(&client.line(), &job, directory.path(), progress).await {
+    match results::download_results(&client.line(), &job, directory.path(), progress).await {
         Ok(artifacts) => Ok(Some((job, artifacts))),
-        // The job's own failure is the one to tell.
+        // The job's own failure is more important.
         Err(error) if job.state() != v1::JobState::Succeeded => {
-            tracing::warn!("what the job made could not be brought: {error:#}");
+            tracing::warn!("cannot download the results of the job: {error:#}");
             Ok(Some((job, LocalArtifacts::default())))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// A request that names the same job whenever the same specification is run in the same store. A job that failed or
-/// was canceled is not that job any more: it is played again.
+/// A request that means the same job whenever the same specification is run in the same store. A failed or canceled job does
+/// not count: it is run again.
 async fn request(client: &Client, spec: &v1::JobSpec) -> Result<v1::SubmitRequest> {
     let jobs = client.list().await?;
     let wanted = spec_hash(spec);
     let (same, others): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| job.spec_blake3 == wanted);
     if let Some(other) = others.iter().find(|job| !is_ended(job)) {
         bail!(
-            "the store holds job {}, unfinished and of another specification; give another --out or --store, or run \
+            "the store has the unfinished job {} of another specification; give another --out or --store, or run \
              with --fresh to remove it",
             other.id
         );
     }
-    let given_up = same.iter().filter(|job| is_ended(job) && job.state() != v1::JobState::Succeeded).count();
+    let unsuccessful =
+        same.iter().filter(|job| is_ended(job) && job.state() != v1::JobState::Succeeded).count();
     let hash = blake3::hash(&serde_json::to_vec(spec)?).to_hex();
-    let request_id = format!("run-{}-{given_up}", &hash[..32]);
+    let request_id = format!("run-{}-{unsuccessful}", &hash[..32]);
     Ok(v1::SubmitRequest { spec: Some(spec.clone()), request_id, dry_run: false })
 }
 
-/// Reports, and tidies up after success.
-fn close(
+/// Reports the outcome, and removes the store after success.
+fn conclude(
     args: &RunArgs,
     directory: &Directory,
     job: &v1::Job,
     artifacts: &LocalArtifacts,
     started: Instant,
-) -> Result<End, Failure> {
+) -> Result<Outcome, Failure> {
     let summary = report::summary(job, artifacts, started.elapsed().as_secs_f64());
     directory.finish(&summary)?;
-    if let Err(error) = jobs::succeed(job) {
+    if let Err(error) = jobs::require_success(job) {
         let error = anyhow!("{error:#}\nlogs: {}", directory.logs().display());
         return Err(Failure { error, summary: Some(summary) });
     }
@@ -224,7 +225,7 @@ fn close(
     if !args.json {
         show(directory, job, started)?;
     }
-    Ok(End::Finished(summary))
+    Ok(Outcome::Finished(summary))
 }
 
 fn show(directory: &Directory, job: &v1::Job, started: Instant) -> Result<()> {
@@ -237,26 +238,26 @@ fn show(directory: &Directory, job: &v1::Job, started: Instant) -> Result<()> {
         stdout::prose(&format!("best round   {} {}", best.round, best.text()))?;
         stdout::line(&format!("             {}", policy.display()))?;
     }
-    show_places(directory)?;
+    show_paths(directory)?;
     stdout::line(&format!("took         {}", duration(started.elapsed().as_secs_f64())))?;
     Ok(())
 }
 
-fn show_places(directory: &Directory) -> Result<()> {
-    let places = [
+fn show_paths(directory: &Directory) -> Result<()> {
+    let paths = [
         ("policy", "policy"),
         ("reward model", "reward"),
         ("steps", "metrics.jsonl"),
         ("samples", "samples"),
     ];
-    for (what, name) in places {
+    for (what, name) in paths {
         stdout::line(&format!("{what:<12} {}", directory.path().join(name).display()))?;
     }
     Ok(())
 }
 
-fn show_earlier(directory: &Directory, summary: &Value) -> Result<()> {
+fn show_finished(directory: &Directory, summary: &Value) -> Result<()> {
     let job = summary["job"].as_str().unwrap_or_default();
-    stdout::line(&format!("this job ({job}) is finished already; --fresh plays it anew"))?;
-    show_places(directory)
+    stdout::line(&format!("this job ({job}) has already finished; --fresh runs it again"))?;
+    show_paths(directory)
 }

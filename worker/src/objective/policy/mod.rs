@@ -81,6 +81,8 @@ pub struct Group<'a> {
     pub selected: &'a [usize],
     /// Log-probabilities of the selected completions, one number per token if the method needs them.
     pub fixed: &'a [FixedLogProbs],
+    /// The tokens of the longest completion that sampling allows.
+    pub max_new_tokens: usize,
     /// The device of the policy.
     pub device: Device,
 }

@@ -1,6 +1,9 @@
 //! Groups of made-up completions: which are read, and what they cost.
 
-use foil_common::spec::{Dpo, Grpo, Ipo, KlPenalty, Reduction, ReferencePolicy, Rejection, Rloo, Rrhf};
+use foil_common::spec::{
+    Dpo, Grpo, GrpoLossType, ImportanceSampling, Ipo, KlPenalty, Reduction, ReferencePolicy, Rejection, Rloo,
+    Rrhf, ScaleRewards,
+};
 
 use super::super::advantage::{group_advantages, leave_one_out};
 use super::*;
@@ -19,7 +22,6 @@ const IPO: Ipo = Ipo {
     reference: ReferencePolicy::RoundStart,
 };
 const RRHF: Rrhf = Rrhf { ranking_weight: 2.0, nll: Reduction::Mean };
-const GRPO: Grpo = Grpo { epsilon: 0.2, kl: None };
 const RLOO: Rloo = Rloo { epsilon: 0.2, kl: None };
 const LENGTHS: [usize; 5] = [2, 3, 0, 1, 2];
 
@@ -50,7 +52,13 @@ fn group_loss(
     fixed: &[FixedLogProbs],
 ) -> GroupLoss {
     let selected = objective.select(completions);
-    objective.group_loss(&Group { completions, selected: &selected, fixed, device: Device::Cpu })
+    objective.group_loss(&Group {
+        completions,
+        selected: &selected,
+        fixed,
+        max_new_tokens: 4,
+        device: Device::Cpu,
+    })
 }
 
 fn group(objective: &dyn PolicyObjective) -> (GroupLoss, Vec<Tensor>) {
@@ -70,7 +78,7 @@ fn a_method_reads_the_completions_it_compares() {
     assert_eq!(read(&DPO), [0, 1], "best and worst");
     assert_eq!(read(&IPO), [0, 1, 3], "the blank is better than all: no pair");
     assert_eq!(read(&RRHF), [0, 1, 3]);
-    assert_eq!(read(&GRPO), [0, 1, 3, 4]);
+    assert_eq!(read(&Grpo::default()), [0, 1, 3, 4]);
     let equal = completions().map(|completion| ScoredCompletion { reward: 1.0, ..completion });
     assert_eq!(DPO.select(&equal), [] as [usize; 0]);
     assert_eq!(RRHF.select(&equal), [0]);
@@ -114,8 +122,8 @@ fn rrhf_ranks_by_mean_likelihood_and_imitates_the_best() {
 fn policy_gradients_count_every_completion_and_read_those_with_tokens() {
     let rewards = completions().map(|completion| completion.reward);
     let cases: [(Vec<f64>, &dyn PolicyObjective); 4] = [
-        (group_advantages(&rewards), &GRPO),
-        (group_advantages(&rewards), &Grpo { kl: kl(0.5), ..GRPO }),
+        (group_advantages(&rewards), &Grpo::default()),
+        (group_advantages(&rewards), &Grpo { kl: kl(0.5), ..Grpo::default() }),
         (leave_one_out(&rewards), &RLOO),
         (leave_one_out(&rewards), &Rloo { kl: kl(0.5), ..RLOO }),
     ];
@@ -124,6 +132,25 @@ fn policy_gradients_count_every_completion_and_read_those_with_tokens() {
         let expected: f64 = -[0, 1, 3, 4].map(|completion| advantages[completion]).iter().sum::<f64>();
         assert!((found - expected).abs() < 1e-5, "case {number}: {found} not {expected}");
         assert_eq!(weight, 5.0);
+    }
+}
+
+#[test]
+fn dr_grpo_divides_by_the_longest_completion_and_by_no_deviation() {
+    let rewards = completions().map(|completion| completion.reward);
+    let mean = rewards.iter().sum::<f64>() / 5.0;
+    let unbiased =
+        Grpo { loss_type: GrpoLossType::DrGrpo, scale_rewards: ScaleRewards::None, ..Grpo::default() };
+    let tokens = |completion: usize| LENGTHS[completion] as f64;
+    let expected = |level| {
+        let terms = [0, 1, 3, 4].map(|completion| (rewards[completion] - mean) * tokens(completion) / 4.0);
+        let (found, weight) = loss(&Grpo { importance_sampling_level: level, ..unbiased });
+        (found, weight, -terms.iter().sum::<f64>())
+    };
+    // At rest every ratio is 1, whatever it is taken of.
+    for level in [ImportanceSampling::Token, ImportanceSampling::Sequence] {
+        let (found, weight, expected) = expected(level);
+        assert!((found - expected).abs() < 1e-5 && weight == 5.0, "{level}: {found} not {expected}");
     }
 }
 
@@ -152,8 +179,8 @@ fn metrics_are_the_announced_ones_and_sums_that_the_weights_divide() {
     assert_eq!(metrics(&Rejection), []);
     assert_eq!(metrics(&DPO), [("rewards/accuracies", 0.0), ("rewards/margins", 0.0)]);
     assert_eq!(metrics(&IPO), [("rewards/accuracies", 0.0), ("rewards/margins", 0.0)]);
-    assert_eq!(metrics(&Grpo { kl: kl(0.5), ..GRPO }), [("clip_fraction", 0.0), ("kl", 0.0)]);
-    assert_eq!(metrics(&GRPO), [("clip_fraction", 0.0)]);
+    assert_eq!(metrics(&Grpo { kl: kl(0.5), ..Grpo::default() }), [("clip_fraction", 0.0), ("kl", 0.0)]);
+    assert_eq!(metrics(&Grpo::default()), [("clip_fraction", 0.0)]);
     assert_eq!(metrics(&Rloo { kl: kl(0.5), ..RLOO }), [("clip_fraction", 0.0)]);
     assert_eq!(metrics(&RRHF), [("ranking_loss", 2.0), ("best_nll", 1.5)]);
 }

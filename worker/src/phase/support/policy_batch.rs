@@ -44,6 +44,7 @@ impl PolicyBatch {
                 completions: &completions,
                 selected: &selected,
                 fixed: &fixed,
+                max_new_tokens: context.job.sampling.max_new_tokens,
                 device: policy.model.device(),
             }));
             batch.rewards.extend(selected.iter().map(|&index| group.rewards[index]));

@@ -248,7 +248,7 @@ fn missing_log_probs_are_an_error() {
     };
     let log_probs = LogProbs::read(&mut round.test.context.cache, Some(&artifact.into())).unwrap();
     let dpo = round.test.context.job.policy_step.method;
-    let grpo = Method::Grpo(Grpo { epsilon: 0.2, kl: None });
+    let grpo = Method::Grpo(Grpo::default());
     assert_eq!(log_probs.of(&sample(0), &dpo).unwrap().reference.len(), sample(0).tokens.len());
     let error = log_probs.of(&sample(1), &dpo).unwrap_err();
     assert!(error.to_string().starts_with("reference: sample 1 of row "), "{error}");

@@ -1,7 +1,8 @@
 //! Policies trained on groups of completions: the packed, chunked gradient is that of each completion read by itself.
 
 use foil_common::spec::{
-    Dpo, Grpo, Ipo, KlPenalty, Method, Pairing, Reduction, ReferencePolicy, Rejection, Rloo, Rrhf,
+    Dpo, Grpo, GrpoLossType, ImportanceSampling, Ipo, KlPenalty, Method, Pairing, Reduction, ReferencePolicy,
+    Rejection, Rloo, Rrhf, ScaleRewards, Simpo,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -13,7 +14,7 @@ use crate::objective::policy::{FixedLogProbs, Group, GroupLoss, ScoredCompletion
 const REWARDS: [f64; 3] = [0.5, -1.0, 2.0];
 
 /// Every method; those that compare read all three completions, or make pairs of them all.
-fn methods() -> [Method; 6] {
+fn methods() -> [Method; 8] {
     let reference = ReferencePolicy::Initial;
     let (pairing, kl) = (Pairing::All, Some(KlPenalty { beta: 0.3, reference }));
     let dpo = Dpo { beta: 0.4, label_smoothing: 0.1, pairing, log_ratio: Reduction::Sum, reference };
@@ -22,8 +23,16 @@ fn methods() -> [Method; 6] {
         Method::Rrhf(Rrhf { ranking_weight: 3.0, nll: Reduction::Mean }),
         Method::Dpo(dpo),
         Method::Ipo(Ipo { beta: 0.4, pairing, log_ratio: Reduction::Mean, reference }),
-        Method::Grpo(Grpo { epsilon: 0.2, kl }),
+        Method::Grpo(Grpo { kl, ..Grpo::default() }),
+        Method::Grpo(Grpo {
+            kl,
+            loss_type: GrpoLossType::DrGrpo,
+            importance_sampling_level: ImportanceSampling::Sequence,
+            scale_rewards: ScaleRewards::None,
+            ..Grpo::default()
+        }),
         Method::Rloo(Rloo { epsilon: 0.2, kl }),
+        Method::Simpo(Simpo { beta: 2.0, gamma: 0.3, pairing }),
     ]
 }
 
@@ -82,7 +91,13 @@ fn losses(
         let fixed = fixed(model, group);
         let fixed: Vec<FixedLogProbs> = selected.iter().map(|&index| fixed[index].clone()).collect();
         let completions = selected.iter().map(|&index| group.completions[index].clone()).collect();
-        let inputs = Group { completions: &scored, selected: &selected, fixed: &fixed, device: Device::Cpu };
+        let inputs = Group {
+            completions: &scored,
+            selected: &selected,
+            fixed: &fixed,
+            max_new_tokens: 5,
+            device: Device::Cpu,
+        };
         (CompletionGroup { completions, ..group.clone() }, objective.group_loss(&inputs))
     };
     groups.iter().map(read).unzip()

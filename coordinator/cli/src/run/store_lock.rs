@@ -1,5 +1,5 @@
-//! One coordinator at a time on the store that `--store` names: a run takes the lead of its store over, which another that
-//! works in it would not survive.
+//! The lock of the store given by `--store`: a run takes over the leadership of its store, so no other coordinator may be using
+//! it.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -15,21 +15,21 @@ use foil_coordinator::lease::LeadershipTimeouts;
 
 const LOCK: &str = ".run.lock";
 
-/// Held for as long as a run works in its store.
+/// Held while a run uses its store.
 #[derive(Debug)]
-pub(super) struct Hold {
-    /// Released with the process, however it ends. None if the store is no directory.
+pub(super) struct StoreLock {
+    /// Released when the process ends. `None` if the store is not a directory.
     _lock: Option<File>,
 }
 
-impl Hold {
-    /// Refuses a store that another run or a coordinator works in.
+impl StoreLock {
+    /// Refuses a store that another run or a coordinator is using.
     pub(super) async fn take(location: &str) -> Result<Self> {
         let store = Store::open(location)?;
         let lock = directory(location).map(|directory| lock(&directory, &store)).transpose()?;
         if let Some(address) = leader(&store, LeadershipTimeouts::default().heartbeat_interval).await? {
             bail!(
-                "the store {} belongs to the coordinator at {address}, which is at work; submit the job there with `foil \
+                "the store {} belongs to the coordinator at {address}, which is running; submit the job there with `foil \
                  submit --coordinator {address}`, or give another --store",
                 store.location()
             );
@@ -53,7 +53,7 @@ fn lock(directory: &Path, store: &Store) -> Result<File> {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
             bail!(
-                "another `foil run` works in the store {}; wait for it, or give another --store",
+                "another `foil run` is using the store {}; wait for it, or give another --store",
                 store.location()
             )
         }
@@ -68,7 +68,7 @@ async fn leader(store: &Store, interval: Duration) -> Result<Option<String>> {
         let now = Heartbeat::latest(store).await?.filter(|(_, heartbeat)| !heartbeat.released);
         let Some((term, now)) = now else { return Ok(None) };
         if before.as_ref().is_some_and(|(known, last)| (*known, last.counter) != (term, now.counter)) {
-            let unknown = || "an address that it does not tell".to_owned();
+            let unknown = || "an unknown address".to_owned();
             return Ok(Some(Some(now.address).filter(|address| !address.is_empty()).unwrap_or_else(unknown)));
         }
         before = Some((term, now));
@@ -84,22 +84,23 @@ mod tests {
     const BEAT: Duration = Duration::from_millis(40);
 
     #[tokio::test]
-    async fn a_store_is_one_runs_at_a_time() {
+    async fn a_store_is_used_by_one_run_at_a_time() {
         let directory = tempfile::tempdir().unwrap();
         for location in
             [directory.path().display().to_string(), format!("file://{}", directory.path().display())]
         {
-            let held = Hold::take(&location).await.unwrap();
-            let refused = Hold::take(&directory.path().display().to_string()).await.unwrap_err().to_string();
-            assert!(refused.contains("another `foil run` works in the store"), "{refused}");
+            let held = StoreLock::take(&location).await.unwrap();
+            let refused =
+                StoreLock::take(&directory.path().display().to_string()).await.unwrap_err().to_string();
+            assert!(refused.contains("another `foil run` is using the store"), "{refused}");
             drop(held);
         }
     }
 
     #[tokio::test]
-    async fn a_coordinator_at_work_is_seen_and_a_dead_one_is_not_waited_for() {
+    async fn a_running_coordinator_is_detected_and_a_dead_one_is_not_waited_for() {
         let store = Store::in_memory();
-        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "nobody led it yet");
+        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "there was no leader yet");
         let mut heartbeat = Heartbeat { address: "http://a:1".into(), counter: 1, released: false };
         heartbeat.write(&store, 3).await.unwrap();
         assert_eq!(leader(&store, BEAT).await.unwrap(), None, "it is dead");
@@ -115,6 +116,6 @@ mod tests {
         beats.abort();
         heartbeat.released = true;
         heartbeat.write(&store, 4).await.unwrap();
-        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "it has stopped in order");
+        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "it has stopped gracefully");
     }
 }
