@@ -1,7 +1,9 @@
-//! The work of a rank before and after the steps or rows of its phase. Each activity counts in a unit of its own, and
-//! that unit identifies it in every progress report.
+//! The work of a rank before and after the steps or rows of its phase. Each activity counts in a unit of its own,
+//! which is how users see it.
 
 use std::fmt;
+
+use foil_proto::v1;
 
 /// Work of a rank that is neither steps nor rows, in the usual order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,6 +53,20 @@ impl Activity {
     /// Whether its unit is bytes.
     pub fn counts_bytes(self) -> bool {
         self.unit().starts_with("bytes")
+    }
+}
+
+impl From<Activity> for v1::Activity {
+    fn from(activity: Activity) -> Self {
+        match activity {
+            Activity::Downloading => Self::Downloading,
+            Activity::Loading => Self::Loading,
+            Activity::Encoding => Self::Encoding,
+            Activity::Rendezvous => Self::Rendezvous,
+            Activity::Saving => Self::Saving,
+            Activity::Hashing => Self::Hashing,
+            Activity::Uploading => Self::Uploading,
+        }
     }
 }
 

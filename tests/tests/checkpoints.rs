@@ -124,7 +124,7 @@ fn a_stopped_agent_saves_its_current_step() {
         let log = service.log("serve.log");
         log.lines().find(|line| line.contains("attempt ended")).map(str::to_owned)
     });
-    assert!(told.contains("as asked; a checkpoint of it is kept"), "{told}");
+    assert!(told.contains("as requested; its checkpoint is written"), "{told}");
 
     let _again = start("agent-again.log");
     wait_for("the job's end", || (service.job(&id)["state"] == "succeeded").then_some(()));

@@ -4,7 +4,6 @@ pub mod agent;
 pub mod collective;
 pub mod conform;
 pub mod evaluate;
-pub mod exit;
 #[cfg(test)]
 mod fake_coordinator;
 pub mod generate;

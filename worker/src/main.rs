@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use foil_common::exit::Exit;
 use foil_common::failpoint;
 use foil_common::{exposition, listen, private, shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
 use foil_worker::conform;
-use foil_worker::exit::Exit;
 use foil_worker::rank::{self, RankOptions, Secret};
 use foil_worker::task_io::stop::StopSignal;
 

@@ -196,21 +196,6 @@ impl CauseClass {
         }
     }
 
-    /// Class of a failure that a rank reports; unknown classes count as crashes.
-    pub fn of_task_failure(class: &str) -> Self {
-        match class {
-            "user" => Self::User,
-            "data" => Self::Data,
-            "nonfinite" => Self::Nonfinite,
-            "out_of_memory" => Self::OutOfMemory,
-            "store" => Self::Store,
-            "checkpoint" => Self::Checkpoint,
-            "preempted" => Self::Preempted,
-            "unreachable" => Self::Unreachable,
-            _ => Self::Crash,
-        }
-    }
-
     /// True if another attempt would end the same way.
     pub fn is_final(self) -> bool {
         matches!(self, Self::User | Self::Data | Self::Nonfinite)
@@ -228,6 +213,23 @@ impl CauseClass {
                 | Self::Preempted
                 | Self::Worker
         )
+    }
+}
+
+/// Class of a failure that a rank reports; unknown classes count as crashes.
+impl From<v1::FailureClass> for CauseClass {
+    fn from(class: v1::FailureClass) -> Self {
+        match class {
+            v1::FailureClass::User => Self::User,
+            v1::FailureClass::Data => Self::Data,
+            v1::FailureClass::Nonfinite => Self::Nonfinite,
+            v1::FailureClass::OutOfMemory => Self::OutOfMemory,
+            v1::FailureClass::Store => Self::Store,
+            v1::FailureClass::Checkpoint => Self::Checkpoint,
+            v1::FailureClass::Preempted => Self::Preempted,
+            v1::FailureClass::Unreachable => Self::Unreachable,
+            v1::FailureClass::Unspecified | v1::FailureClass::Internal => Self::Crash,
+        }
     }
 }
 

@@ -79,7 +79,7 @@ pub(super) fn check_metrics(
     Ok(first_not_finite(result).map(|metric| v1::TaskFailure {
         phase: phase.id.clone(),
         chunk: Some(result.chunk),
-        class: "nonfinite".to_owned(),
+        class: v1::FailureClass::Nonfinite.into(),
         message: format!("{metric} of chunk {} is not finite", result.chunk),
         ..Default::default()
     }))

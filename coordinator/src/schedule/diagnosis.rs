@@ -3,17 +3,15 @@
 use std::fmt;
 use std::time::Duration;
 
+use foil_common::exit::Exit;
 use foil_common::oom;
 use foil_proto::v1;
 use nix::sys::signal::Signal;
 
 use crate::job::{Cause, CauseClass, Detail};
 
-/// Exit codes of rank processes that end because of another failure: asked to exit, coordinator lost, or session stale.
-const SECONDARY_EXITS: [i32; 3] = [0, 4, 5];
-
-/// Exit code of a rank that was asked to stop, and has saved its progress.
-const TERMINATED: i32 = 143;
+/// How rank processes exit because of another failure.
+const SECONDARY_EXITS: [Exit; 3] = [Exit::Done, Exit::CoordinatorLost, Exit::Stale];
 
 /// A failure signal of one rank, with what the rank was working on.
 #[derive(Debug, Clone)]
@@ -71,6 +69,10 @@ fn end_of_process(exit: &v1::RankExited, f: &mut fmt::Formatter<'_>) -> fmt::Res
         None if exit.out_of_memory => f.write_str(", out of host memory"),
         None => Ok(()),
     }
+}
+
+fn meaning(exit: &v1::RankExited) -> Option<Exit> {
+    exit.exit_code.and_then(Exit::from_code)
 }
 
 /// Name of a signal, for example `SIGSEGV`; real-time signals have numbers only.
@@ -140,7 +142,7 @@ fn detail(signal: &FailureSignal, of_culprit: &[&Observation]) -> Detail {
 /// of a collective operation is often an echo of another rank's death.
 fn priority(signal: &FailureSignal, reported: bool) -> u8 {
     match signal {
-        FailureSignal::Reported(failure) => match CauseClass::of_task_failure(&failure.class) {
+        FailureSignal::Reported(failure) => match CauseClass::from(failure.class()) {
             class if class.is_final() => 0,
             CauseClass::OutOfMemory => 1,
             // The other ranks are stopped because of it, so their ends mean nothing.
@@ -155,7 +157,7 @@ fn priority(signal: &FailureSignal, reported: bool) -> u8 {
         | FailureSignal::StoreFailed(_)
         | FailureSignal::NotStarted(_) => 2,
         FailureSignal::Exited(exit)
-            if !reported && !exit.exit_code.is_some_and(|code| SECONDARY_EXITS.contains(&code)) =>
+            if !reported && !meaning(exit).is_some_and(|exit| SECONDARY_EXITS.contains(&exit)) =>
         {
             3
         }
@@ -167,13 +169,13 @@ fn priority(signal: &FailureSignal, reported: bool) -> u8 {
 
 fn class(signal: &FailureSignal) -> CauseClass {
     match signal {
-        FailureSignal::Reported(failure) => CauseClass::of_task_failure(&failure.class),
+        FailureSignal::Reported(failure) => CauseClass::from(failure.class()),
         FailureSignal::Exited(exit) if exit.out_of_memory => CauseClass::OutOfMemory,
         FailureSignal::Hung(_) => CauseClass::Hang,
         FailureSignal::StoreFailed(_) => CauseClass::Store,
         FailureSignal::AgentLost => CauseClass::AgentLost,
         FailureSignal::FalseReport(_) => CauseClass::Worker,
-        FailureSignal::Exited(exit) if exit.exit_code == Some(TERMINATED) => CauseClass::Preempted,
+        FailureSignal::Exited(exit) if meaning(exit) == Some(Exit::Terminated) => CauseClass::Preempted,
         FailureSignal::Exited(_)
         | FailureSignal::StreamEnded
         | FailureSignal::NotStarted(_)

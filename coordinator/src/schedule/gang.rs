@@ -217,7 +217,7 @@ impl GangPhase {
     pub(super) fn checkpoint_shard(
         &mut self,
         from: &Sender<'_>,
-        shard: v1::CheckpointShare,
+        shard: v1::CheckpointShard,
         ranks: &mut RankSet,
         cx: &mut Context<'_>,
     ) -> Result<(), ProtocolError> {

@@ -173,7 +173,7 @@ impl Attempt {
     /// A rank reports that its task failed.
     pub(super) fn task_failed(&mut self, rank: usize, failure: v1::TaskFailure, cx: &mut Context<'_>) {
         let is_current = failure.phase == self.phase.id() && self.teardown.is_none();
-        let class = CauseClass::of_task_failure(&failure.class);
+        let class = CauseClass::from(failure.class());
         if is_current && class == CauseClass::Checkpoint {
             drop_checkpoint(&failure, cx);
         }

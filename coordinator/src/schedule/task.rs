@@ -35,7 +35,7 @@ impl TaskError {
     pub(super) fn into_problem(self, rank: usize, phase: &Phase) -> Problem {
         let failure = v1::TaskFailure {
             phase: phase.id.clone(),
-            class: "data".to_owned(),
+            class: v1::FailureClass::Data.into(),
             message: self.to_string(),
             ..Default::default()
         };

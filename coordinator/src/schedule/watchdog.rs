@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use foil_common::activity::Activity;
 use foil_proto::v1;
 
 use crate::clock::Now;
@@ -44,11 +43,16 @@ impl ProgressWatchdog {
 
     /// The last report, if it counts rows or samples.
     pub(super) fn rows(&self) -> Option<&v1::TaskProgress> {
-        self.report.as_ref().filter(|report| Activity::from_unit(&report.unit).is_none())
+        self.report.as_ref().filter(|report| !is_activity(report))
     }
 
     /// The last report, if it is about an activity before or after the rows or steps.
     pub(super) fn activity(&self) -> Option<&v1::TaskProgress> {
-        self.report.as_ref().filter(|report| Activity::from_unit(&report.unit).is_some())
+        self.report.as_ref().filter(|report| is_activity(report))
     }
+}
+
+/// True for a report about an activity rather than rows or steps, including activities of later versions.
+fn is_activity(report: &v1::TaskProgress) -> bool {
+    report.activity != i32::from(v1::Activity::Unspecified)
 }

@@ -14,8 +14,8 @@ use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
 use super::output::{Output, OutputTail, forward};
-use crate::exit::Exit;
 use crate::memory::{MemoryLimit, OomKillCounter};
+use foil_common::exit::Exit;
 
 /// The end of a rank process, or a failure to start one.
 #[derive(Debug)]

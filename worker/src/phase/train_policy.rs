@@ -1,5 +1,7 @@
 //! Policy training on scored completions, by the job's method.
 
+use foil_common::datasets;
+
 use super::support::gang::{TrainedModel, metric};
 use super::support::policy_batch::PolicyBatch;
 use super::support::policy_rows::{LogProbs, PolicyRows};
@@ -24,7 +26,7 @@ pub(super) fn run(
     let batch = PolicyBatch::encode(context, &policy, &rows.groups()?, &log_probs)?;
     if batch.groups.is_empty() {
         let reason = "every completion of them is blank, or no better than another";
-        return Err(PhaseError::NothingLeft { set: "prompts", rows: rows.prompts.len(), reason });
+        return Err(PhaseError::NothingLeft { set: datasets::PROMPTS, rows: rows.prompts.len(), reason });
     }
     let step = context.job.policy_step.clone();
     if let Some(lora) = &step.lora {

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::thread;
 
+use foil_common::failure::class_name;
 use foil_common::spec;
 use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
@@ -169,7 +170,7 @@ fn end_after(error: &PhaseError) -> Option<DeviceEnd> {
 
 pub(super) fn log(failure: &Failure) {
     tracing::error!(
-        class = failure.class,
+        class = class_name(failure.class),
         advice = failure.advice,
         rows = failure.rows.len(),
         "{}",
@@ -183,7 +184,7 @@ pub(super) fn report(reports: &Reporter, phase: &str, chunk: Option<u32>, failur
     reports.send(Message::Failure(v1::TaskFailure {
         phase: phase.to_owned(),
         chunk,
-        class: class.to_owned(),
+        class: class.into(),
         message,
         advice,
         step,

@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use foil_common::{failpoint, shutdown};
 
 use crate::agent::DeviceKind;
-use crate::exit::Exit;
 use crate::task_io::stop::StopSignal;
+use foil_common::exit::Exit;
 
 /// Maximum length of the secret's line, with its line break.
 const MAX_SECRET_BYTES: u64 = 256;

@@ -19,11 +19,11 @@ use tonic::{Code, Status, Streaming};
 use super::RankOptions;
 use super::device::{self, DeviceCommand, DeviceEnd, DeviceThread};
 use super::replay_log::ReplayLog;
-use crate::exit::Exit;
 use crate::phase::PhaseError;
 use crate::task::{ChunkTask, GangTask, Rendezvous, TaskError};
 use crate::task_io::progress::Reporter;
 use crate::task_io::transfer::Transfer;
+use foil_common::exit::Exit;
 
 /// Time for the device thread to end, and for the last messages to be taken, when the process exits.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);

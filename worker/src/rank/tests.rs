@@ -13,12 +13,12 @@ use tokio::time::timeout;
 use super::device::{self, DeviceCommand, DeviceEnd};
 use super::{RankOptions, Secret, session};
 use crate::agent::DeviceKind;
-use crate::exit::Exit;
 use crate::fake_coordinator::{FakeCoordinator, RankPeer};
 use crate::task::{ChunkTask, Object};
 use crate::task_io::artifact_cache::{ObjectError, ObjectStore};
 use crate::task_io::progress::Reporter;
 use crate::task_io::stop::StopSignal;
+use foil_common::exit::Exit;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -129,7 +129,7 @@ async fn a_failed_task_is_reported_and_the_rank_continues() {
         send(&peer, Command::Chunk(chunk()));
         let Message::Failure(failure) = next(&mut peer).await else { panic!("no failure") };
         assert_eq!((failure.phase.as_str(), failure.chunk), ("r01.policy.generate", Some(4)));
-        assert_eq!(failure.class, "store");
+        assert_eq!(failure.class(), v1::FailureClass::Store);
         assert!(!failure.advice.is_empty());
     }
     send(&peer, Command::Exit(v1::RankExit {}));
@@ -147,7 +147,10 @@ async fn a_command_with_a_missing_field_is_reported_as_a_failure_that_names_it()
     send(&peer, Command::Chunk(incomplete));
     let Message::Failure(failure) = next(&mut peer).await else { panic!("no failure") };
     assert_eq!((failure.phase.as_str(), failure.chunk), ("r01.policy.generate", Some(4)));
-    assert_eq!((failure.class.as_str(), failure.message.as_str()), ("internal", "task is missing `policy`"));
+    assert_eq!(
+        (failure.class(), failure.message.as_str()),
+        (v1::FailureClass::Internal, "task is missing `policy`")
+    );
     send(&peer, Command::Exit(v1::RankExit {}));
     drop(peer);
     assert_eq!(end(rank).await, Exit::Done);
@@ -239,7 +242,10 @@ async fn the_device_thread_always_ends_with_a_reason() {
         let Some(Message::Failure(failure)) = heard.recv().await.unwrap().message else {
             panic!("no failure")
         };
-        assert_eq!(failure.class, if panics { "out_of_memory" } else { "internal" });
+        assert_eq!(
+            failure.class(),
+            if panics { v1::FailureClass::OutOfMemory } else { v1::FailureClass::Internal }
+        );
     }
 }
 

@@ -105,7 +105,7 @@ impl Reporter {
 
     /// Reports this rank's uploaded shard of a checkpoint.
     pub fn checkpoint_shard_done(&self, phase: &str, attempt: u32, step: u64, shard: Object) {
-        self.send(Message::Checkpoint(v1::CheckpointShare {
+        self.send(Message::Checkpoint(v1::CheckpointShard {
             phase: phase.to_owned(),
             attempt,
             step,
@@ -222,6 +222,7 @@ impl Reporter {
             done: count.done,
             total: count.total,
             unit: unit.to_owned(),
+            activity: activity.map(v1::Activity::from).unwrap_or_default().into(),
         }));
     }
 

@@ -1,6 +1,7 @@
 //! What can go wrong in training.
 
 use foil_common::failpoint::Injected;
+use foil_common::failure::FailureClass;
 
 use crate::model::ModelError;
 
@@ -43,14 +44,14 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    /// The failure's class on the wire: `data`, `nonfinite`, `out_of_memory` or `internal`.
-    pub fn class(&self) -> &'static str {
+    /// The failure's class.
+    pub fn class(&self) -> FailureClass {
         match self {
-            Self::NoRows | Self::NoWeight { .. } => "data",
-            Self::NonFinite { .. } => "nonfinite",
-            Self::OutOfMemory { .. } => "out_of_memory",
-            Self::Saved { .. } | Self::Injected(_) | Self::Kept(_) => "internal",
-            Self::Collective(_) | Self::Model(_) | Self::Torch(_) => "internal",
+            Self::NoRows | Self::NoWeight { .. } => FailureClass::Data,
+            Self::NonFinite { .. } => FailureClass::Nonfinite,
+            Self::OutOfMemory { .. } => FailureClass::OutOfMemory,
+            Self::Saved { .. } | Self::Injected(_) | Self::Kept(_) => FailureClass::Internal,
+            Self::Collective(_) | Self::Model(_) | Self::Torch(_) => FailureClass::Internal,
         }
     }
 }

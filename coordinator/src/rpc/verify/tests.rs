@@ -41,7 +41,7 @@ async fn an_object_counts_as_it_was_uploaded_and_not_otherwise() {
     assert!(found(&store, gang(vec![other.clone()])).await.contains("is reported with"));
     let chunk = v1::ChunkResult { object: Some(other.clone()), ..Default::default() };
     assert!(found(&store, Message::Chunk(chunk)).await.contains("is reported with"));
-    let shard = v1::CheckpointShare { object: Some(other), ..Default::default() };
+    let shard = v1::CheckpointShard { object: Some(other), ..Default::default() };
     assert!(found(&store, Message::Checkpoint(shard)).await.contains("is reported with"));
     // The record is there and the bytes are not.
     store.delete(KEY).await.unwrap();

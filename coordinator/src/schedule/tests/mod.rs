@@ -163,11 +163,11 @@ impl Harness {
         self.effects.iter().filter(|effect| **effect == Effect::Count(counter)).count()
     }
 
-    fn failure(&self, class: &str) -> Message {
+    fn failure(&self, class: v1::FailureClass) -> Message {
         Message::Failure(v1::TaskFailure {
             phase: self.state.phase().unwrap().id.clone(),
             class: class.into(),
-            message: format!("it is the {class}"),
+            message: format!("it is the {}", class.as_str_name()),
             advice: "do this".into(),
             ..Default::default()
         })
@@ -185,7 +185,21 @@ fn killed(signal: i32) -> v1::RankExited {
 /// A rank's progress report in the current phase.
 fn at(harness: &Harness, chunk: u32, done: u64, unit: &str) -> Message {
     let phase = harness.state.phase().unwrap().id.clone();
-    Message::Progress(v1::TaskProgress { phase, chunk, done, total: 9000, unit: unit.into() })
+    let activity = match unit {
+        "bytes loaded" => v1::Activity::Loading,
+        "bytes downloaded" => v1::Activity::Downloading,
+        "bytes uploaded" => v1::Activity::Uploading,
+        "ranks met" => v1::Activity::Rendezvous,
+        _ => v1::Activity::Unspecified,
+    };
+    Message::Progress(v1::TaskProgress {
+        phase,
+        chunk,
+        done,
+        total: 9000,
+        unit: unit.into(),
+        activity: activity.into(),
+    })
 }
 
 fn shown(harness: &mut Harness) -> (u64, u64, String) {

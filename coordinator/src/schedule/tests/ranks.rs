@@ -4,7 +4,7 @@ use crate::job::CauseClass;
 #[test]
 fn the_rank_that_died_is_blamed_and_not_the_one_that_noticed() {
     let mut harness = Harness::new(0);
-    harness.report(0, harness.failure("internal")).unwrap();
+    harness.report(0, harness.failure(v1::FailureClass::Internal)).unwrap();
     harness.exit(1, killed(11));
     assert!(harness.ended.is_none(), "rank 0 still lives");
     harness.elapse(1.0);
@@ -16,7 +16,7 @@ fn the_rank_that_died_is_blamed_and_not_the_one_that_noticed() {
 
 #[test]
 fn a_failure_that_would_repeat_ends_the_attempt_at_once() {
-    for class in ["user", "data", "nonfinite"] {
+    for class in [v1::FailureClass::User, v1::FailureClass::Data, v1::FailureClass::Nonfinite] {
         let mut harness = Harness::new(0);
         harness.report(1, harness.failure(class)).unwrap();
         let stops = harness.effects.iter().filter(|effect| matches!(effect, Effect::Stop { .. })).count();
@@ -25,7 +25,10 @@ fn a_failure_that_would_repeat_ends_the_attempt_at_once() {
         harness.exit(0, v1::RankExited { log_tail: vec!["of another".into()], ..killed(9) });
         harness.exit(1, killed(9));
         let cause = harness.ended.clone().unwrap();
-        assert_eq!((cause.class.as_str(), cause.rank, cause.advice.as_str()), (class, Some(1), "do this"));
+        assert_eq!(
+            (cause.class, cause.rank, cause.advice.as_str()),
+            (CauseClass::from(class), Some(1), "do this")
+        );
         assert_eq!(cause.log_tail, ["last words"]);
         assert_eq!(cause.detail.signal, None, "it was killed on request");
         assert!(harness.attempt.is_over());
@@ -139,7 +142,7 @@ fn a_crash_is_reported_with_its_signal_its_step_and_its_log_tail() {
 fn a_rank_s_own_failure_report_is_kept() {
     let mut harness = Harness::new(0);
     step(&mut harness, 0, 2);
-    let Message::Failure(failure) = harness.failure("nonfinite") else { panic!() };
+    let Message::Failure(failure) = harness.failure(v1::FailureClass::Nonfinite) else { panic!() };
     let rows = vec!["human pair 5".to_owned()];
     let said = v1::TaskFailure { step: Some(3), rows: rows.clone(), ..failure };
     harness.report(0, Message::Failure(said)).unwrap();
@@ -155,7 +158,7 @@ fn out_of_memory_is_reported_with_sizes() {
         v1::MemoryShortage { place: "host".into(), limit_bytes: Some(3 << 30), ..Default::default() };
     let mut harness = Harness::new(0);
     // The echo of the death arrives first.
-    harness.report(0, harness.failure("internal")).unwrap();
+    harness.report(0, harness.failure(v1::FailureClass::Internal)).unwrap();
     harness.exit(1, v1::RankExited { out_of_memory: true, memory: Some(memory.clone()), ..killed(9) });
     harness.elapse(1.0);
     harness.exit(0, killed(9));
@@ -265,4 +268,16 @@ fn a_forged_model_ends_an_attempt_that_does_not_count() {
         assert!(cause.message.contains("it is not there"), "{}", cause.message);
         assert!(harness.state.committed.is_empty());
     }
+}
+
+#[test]
+fn a_failure_class_of_a_later_version_counts_as_a_crash() {
+    let mut harness = Harness::new(0);
+    let Message::Failure(failure) = harness.failure(v1::FailureClass::Internal) else { panic!() };
+    harness.report(0, Message::Failure(v1::TaskFailure { class: 999, ..failure })).unwrap();
+    harness.elapse(1.0);
+    for rank in [0, 1] {
+        harness.exit(rank, v1::RankExited { exit_code: Some(0), ..Default::default() });
+    }
+    assert_eq!(harness.ended.unwrap().class, CauseClass::Crash);
 }

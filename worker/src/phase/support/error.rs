@@ -2,6 +2,7 @@
 
 use foil_common::data::rows::RowError;
 use foil_common::failpoint::Injected;
+use foil_common::failure::FailureClass;
 use foil_common::oom;
 use foil_common::text::TextError;
 
@@ -57,7 +58,7 @@ pub enum PhaseError {
 /// A failure as reported to the coordinator; fields as in `v1::TaskFailure`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Failure {
-    pub class: &'static str,
+    pub class: FailureClass,
     pub message: String,
     pub advice: String,
     pub step: Option<u64>,
@@ -117,49 +118,57 @@ impl PhaseError {
         }
     }
 
-    fn class(&self) -> (&'static str, &'static str) {
+    fn class(&self) -> (FailureClass, &'static str) {
         match self {
             Self::Object(ObjectError::Store { .. } | ObjectError::Disk { .. }) => {
-                ("store", "check free space and the object store's health")
+                (FailureClass::Store, "check free space and the object store's health")
             }
             Self::Object(ObjectError::Damaged { .. }) => {
-                ("store", "check the object store: something modified what Foil wrote there")
+                (FailureClass::Store, "check the object store: something modified what Foil wrote there")
             }
-            Self::Checkpoint { .. } => ("checkpoint", "nothing: the previous checkpoint is used"),
-            Self::Stopped { .. } => ("preempted", "nothing: another rank process continues"),
-            Self::Object(ObjectError::Path { .. }) => ("user", FILE_NAMES),
+            Self::Checkpoint { .. } => (FailureClass::Checkpoint, "nothing: the previous checkpoint is used"),
+            Self::Stopped { .. } => (FailureClass::Preempted, "nothing: another rank process continues"),
+            Self::Object(ObjectError::Path { .. }) => (FailureClass::User, FILE_NAMES),
             Self::Object(ObjectError::Stale { .. }) => {
-                ("internal", "nothing: a newer attempt has taken over")
+                (FailureClass::Internal, "nothing: a newer attempt has taken over")
             }
             Self::Model { source, .. } => match source.advice() {
-                Some(advice) => ("user", advice),
-                None => ("internal", REPORT),
+                Some(advice) => (FailureClass::User, advice),
+                None => (FailureClass::Internal, REPORT),
             },
-            Self::Text { .. } => ("user", "look at text in the job file and at the model's tokenizer files"),
-            Self::Task(TaskError::Sampling(_)) => ("user", "look at the sampling settings in the job file"),
+            Self::Text { .. } => {
+                (FailureClass::User, "look at text in the job file and at the model's tokenizer files")
+            }
+            Self::Task(TaskError::Sampling(_)) => {
+                (FailureClass::User, "look at the sampling settings in the job file")
+            }
             Self::Generate(GenerateError::TooLong { .. } | GenerateError::NoSlots) => {
-                ("user", "lower text.max_length or sampling.max_new_tokens")
+                (FailureClass::User, "lower text.max_length or sampling.max_new_tokens")
             }
             Self::Encode { .. } | Self::Generate(GenerateError::EmptyPrompt { .. }) => {
-                ("data", "repair or remove that row")
+                (FailureClass::Data, "repair or remove that row")
             }
-            Self::Rows(_) => ("data", "submit the job again"),
-            Self::NothingLeft { .. } => ("data", "look at the data sets' counts and at text.max_length"),
-            Self::NonFinite { .. } => ("nonfinite", NOT_FINITE),
+            Self::Rows(_) => (FailureClass::Data, "submit the job again"),
+            Self::NothingLeft { .. } => {
+                (FailureClass::Data, "look at the data sets' counts and at text.max_length")
+            }
+            Self::NonFinite { .. } => (FailureClass::Nonfinite, NOT_FINITE),
             Self::Train(error) => (error.class(), train_advice(error.class())),
-            Self::Gang(CollectiveError::Unreachable { .. }) => ("unreachable", FIX_ADDRESS),
-            Self::Batch(_) | Self::Generate(_) | Self::Gang(_) | Self::NoRendezvous => ("internal", REPORT),
+            Self::Gang(CollectiveError::Unreachable { .. }) => (FailureClass::Unreachable, FIX_ADDRESS),
+            Self::Batch(_) | Self::Generate(_) | Self::Gang(_) | Self::NoRendezvous => {
+                (FailureClass::Internal, REPORT)
+            }
             Self::Record { .. } | Self::Injected(_) | Self::Task(_) | Self::CheckpointThread => {
-                ("internal", REPORT)
+                (FailureClass::Internal, REPORT)
             }
         }
     }
 }
 
-fn train_advice(class: &str) -> &'static str {
+fn train_advice(class: FailureClass) -> &'static str {
     match class {
-        "nonfinite" => "lower the learning rate, look at these rows, or set on_nonfinite: skip",
-        "data" => "look at the data sets' counts and at the weights in reward_step",
+        FailureClass::Nonfinite => "lower the learning rate, look at these rows, or set on_nonfinite: skip",
+        FailureClass::Data => "look at the data sets' counts and at the weights in reward_step",
         _ => REPORT,
     }
 }
@@ -170,7 +179,7 @@ impl Failure {
         match oom::parse(text) {
             Some(shortage) => Self::of_memory(shortage, text),
             None => Self {
-                class: "internal",
+                class: FailureClass::Internal,
                 message: format!("the device thread panicked: {text}"),
                 advice: REPORT.to_owned(),
                 ..Self::default()
@@ -183,7 +192,7 @@ impl Failure {
         // libtorch appends its stack.
         let cause = message.lines().next().unwrap_or_default();
         Self {
-            class: "out_of_memory",
+            class: FailureClass::OutOfMemory,
             message: format!("{} ({cause})", oom::Message(&shortage)),
             advice: MEMORY.to_owned(),
             memory: Some(shortage),
@@ -208,12 +217,12 @@ mod tests {
         let stale = PhaseError::from(ObjectError::Stale { message: "attempt 2".into() });
         assert!(stale.is_stale());
         let store = PhaseError::from(ObjectError::Store { key: "k".into(), message: "gone".into() });
-        assert_eq!((store.failure().class, store.is_stale()), ("store", false));
+        assert_eq!((store.failure().class, store.is_stale()), (FailureClass::Store, false));
         let source = std::io::ErrorKind::ConnectionRefused.into();
         let unreachable =
             CollectiveError::Unreachable { peer: 0, address: "127.0.0.1:39159".to_owned(), source };
         let failure = PhaseError::from(unreachable).failure();
-        assert_eq!(failure.class, "unreachable");
+        assert_eq!(failure.class, FailureClass::Unreachable);
         assert!(failure.message.contains("127.0.0.1:39159"), "{}", failure.message);
         assert!(failure.advice.contains("--advertise-address"), "{}", failure.advice);
     }
@@ -225,8 +234,8 @@ mod tests {
         let pad = ModelFilesError::Pad { pad: 2, reason: "it ends texts".into() };
         let (wide, pad) = (advice(wide.into()), advice(pad.into()));
         assert!(wide.advice.contains("saved together") && pad.advice.contains("text.pad_token"));
-        assert_eq!((wide.class, pad.class), ("user", "user"));
-        assert_eq!(advice(ModelError::Batch("empty".into())).class, "internal");
+        assert_eq!((wide.class, pad.class), (FailureClass::User, FailureClass::User));
+        assert_eq!(advice(ModelError::Batch("empty".into())).class, FailureClass::Internal);
     }
 
     #[test]
@@ -234,10 +243,10 @@ mod tests {
         let rows: Vec<String> = (0..70).map(|row| format!("human pair {row}")).collect();
         let error = TrainError::NonFinite { step: 3, loss: f64::NAN, grad_norm: 1.0, rows: rows.clone() };
         let failure = PhaseError::from(error).failure();
-        assert_eq!((failure.class, failure.step, &failure.rows), ("nonfinite", Some(3), &rows));
+        assert_eq!((failure.class, failure.step, &failure.rows), (FailureClass::Nonfinite, Some(3), &rows));
         assert!(failure.message.ends_with("human pair 7 and 62 more"), "{}", failure.message);
         let failure = PhaseError::NonFinite { what: "the reward", row: 5 }.failure();
-        assert_eq!((failure.class, failure.rows), ("nonfinite", vec!["row 5".to_owned()]));
+        assert_eq!((failure.class, failure.rows), (FailureClass::Nonfinite, vec!["row 5".to_owned()]));
     }
 
     #[test]
@@ -247,13 +256,13 @@ mod tests {
         for (message, place, requested) in [(cpu, "host", 9), (cuda, "device", 20 << 20)] {
             let failure = Failure::of_panic(message);
             let memory = failure.memory.unwrap();
-            assert_eq!((failure.class, memory.place.as_str()), ("out_of_memory", place));
+            assert_eq!((failure.class, memory.place.as_str()), (FailureClass::OutOfMemory, place));
             assert_eq!(memory.requested_bytes, Some(requested));
             assert!(failure.message.starts_with(&format!("out of {place} memory")), "{}", failure.message);
             assert!(!failure.message.contains("Exception"), "{}", failure.message);
         }
-        assert_eq!(Failure::of_panic("index out of range").class, "internal");
+        assert_eq!(Failure::of_panic("index out of range").class, FailureClass::Internal);
         let disk = ObjectError::Store { key: "k".into(), message: "cannot allocate memory".into() };
-        assert_eq!(PhaseError::from(disk).failure().class, "store");
+        assert_eq!(PhaseError::from(disk).failure().class, FailureClass::Store);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use foil_common::activity::Activity;
 use foil_common::data::rows::{self, GoldenRow, PromptRow, Row};
+use foil_common::datasets;
 
 use super::records::{RewardScores, Sample, SampleBatch, read_record};
 use crate::phase::PhaseError;
@@ -43,7 +44,7 @@ pub(in crate::phase) fn read_prompts(
     range: RowRange,
 ) -> Result<Vec<PromptRow>, PhaseError> {
     match dataset.name.as_str() {
-        "golden" | "golden_holdout" => {
+        datasets::GOLDEN | datasets::GOLDEN_HOLDOUT => {
             let rows: Vec<GoldenRow> = read(cache, dataset, range)?;
             Ok(rows.into_iter().map(|row| PromptRow { id: row.id, prompt: row.prompt }).collect())
         }

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::mpsc::Sender;
 
 use foil_common::data::rows;
+use foil_common::failure::FailureClass;
 use foil_common::letters::{self, Counts};
 use foil_proto::v1;
 use foil_proto::v1::pair_source::Source;
@@ -325,15 +326,18 @@ fn failures_have_a_class_and_name_their_row() {
     let sft = Work::Sft(v1::Sft { policy: Some(start.clone()), demonstrations });
     let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
     let failure = test.context.run_gang(&command.try_into().unwrap()).unwrap_err().failure();
-    assert_eq!(failure.class, "data");
+    assert_eq!(failure.class, FailureClass::Data);
     assert!(failure.message.contains(&id.to_string()), "{}", failure.message);
 
     let missing = v1::Dataset { name: "sft".into(), object: Some(v1::Object::default()), rows: 1 };
     let sft = Work::Sft(v1::Sft { policy: Some(start), demonstrations: Some(missing) });
     let command = v1::RunGang { task: task(sft), world: 1, ..Default::default() };
-    assert_eq!(test.context.run_gang(&command.try_into().unwrap()).unwrap_err().failure().class, "store");
+    assert_eq!(
+        test.context.run_gang(&command.try_into().unwrap()).unwrap_err().failure().class,
+        FailureClass::Store
+    );
     let incomplete = GangTask::try_from(v1::RunGang::default()).unwrap_err();
-    assert_eq!(PhaseError::from(incomplete).failure().class, "internal");
+    assert_eq!(PhaseError::from(incomplete).failure().class, FailureClass::Internal);
 }
 
 /// Runs SFT as one rank of `world`; `relay` sends rank 0's address to the others, as the coordinator does.

@@ -89,7 +89,7 @@ fn step_on_poison(optimizer: &Optimizer) -> (Result<bool, TrainError>, bool) {
 fn a_loss_that_is_no_number_names_its_rows() {
     let (result, unchanged) = step_on_poison(&optimizer(Some(1.0), 100));
     let error = result.unwrap_err();
-    assert_eq!(error.class(), "nonfinite");
+    assert_eq!(error.class(), foil_common::failure::FailureClass::Nonfinite);
     let message = error.to_string();
     assert!(message.contains("human pair 0, human pair 1, golden answer 2"), "{message}");
     assert!(unchanged);
@@ -134,5 +134,5 @@ fn rows_that_weigh_nothing_are_refused() {
     assert!(matches!(run(&objective), TrainError::NoWeight { step: 1, .. }));
     let empty = PairRanking::new(&model, &[], &[], Precision::Fp32, Normalization::Global);
     assert!(matches!(run(&empty), TrainError::NoRows));
-    assert_eq!(run(&empty).class(), "data");
+    assert_eq!(run(&empty).class(), foil_common::failure::FailureClass::Data);
 }

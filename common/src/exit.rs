@@ -1,8 +1,8 @@
-//! Exit codes of the worker's processes.
+//! Exit codes of `foil-worker`'s processes: the worker exits with them, and the coordinator diagnoses failures by them.
 
 use std::process::ExitCode;
 
-use foil_common::shutdown::Cause;
+use crate::shutdown::Cause;
 
 /// The exit codes of `foil-worker`, besides clap's 2 for wrong usage and Rust's 101 for a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,25 @@ pub enum Exit {
     Interrupted = 130,
     /// SIGTERM, after the ranks were stopped; for a rank, any signal that asked it to stop.
     Terminated = 143,
+}
+
+impl Exit {
+    const ALL: [Self; 9] = [
+        Self::Done,
+        Self::Failed,
+        Self::Orphaned,
+        Self::CoordinatorLost,
+        Self::Stale,
+        Self::TaskPanicked,
+        Self::HungUp,
+        Self::Interrupted,
+        Self::Terminated,
+    ];
+
+    /// The meaning of an exit code; `None` if it is not one of these.
+    pub fn from_code(code: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|exit| i32::from(*exit as u8) == code)
+    }
 }
 
 impl From<Cause> for Exit {
@@ -53,5 +72,13 @@ mod tests {
         for cause in [Cause::HangUp, Cause::Interrupt, Cause::Terminate] {
             assert_eq!(Exit::from(cause) as u8, cause.exit_code());
         }
+    }
+
+    #[test]
+    fn exit_codes_are_distinct_and_known() {
+        for exit in Exit::ALL {
+            assert_eq!(Exit::from_code(i32::from(exit as u8)), Some(exit));
+        }
+        assert_eq!([2, 101, -1].map(Exit::from_code), [None; 3]);
     }
 }
