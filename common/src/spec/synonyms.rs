@@ -1,4 +1,4 @@
-//! What the author of an unknown field may have meant: a setting of another block, a name that another tool has for a field,
+//! Hints for the author of an unknown field: a setting of another block, a name that another tool has for a field,
 //! or a misspelling.
 
 use super::check::{nearest, one_of};
@@ -39,8 +39,7 @@ const SYNONYMS: [(&str, &str, &str); 29] = [
 
 /// Advice to the author of `field` in `message`, which has no such field.
 pub(super) fn hint(message: &str, field: &str) -> Option<String> {
-    let block = message.rsplit('.').next().unwrap_or(message);
-    if let Some((.., meant)) = SYNONYMS.iter().find(|(at, name, _)| *at == block && *name == field) {
+    if let Some(meant) = synonym(message, field) {
         return Some(format!("it is called {meant}"));
     }
     let inner = schema::fields(message).iter().filter_map(|known| match &known.kind {
@@ -54,8 +53,21 @@ pub(super) fn hint(message: &str, field: &str) -> Option<String> {
         let inner: Vec<&str> = inner.iter().map(String::as_str).collect();
         return Some(format!("it is a setting of another block: {}", one_of(&inner)));
     }
+    let renamed = schema::fields(message).iter().find_map(|known| match &known.kind {
+        Kind::Message(inner) => Some((known.name.as_str(), synonym(inner, field)?)),
+        _ => None,
+    });
+    if let Some((block, meant)) = renamed {
+        return Some(format!("it is a setting of another block: {block}.{meant}"));
+    }
     let names = schema::fields(message).iter().map(|field| field.name.as_str());
     nearest(field, names).map(|name| format!("did you mean {name}?"))
+}
+
+/// Foil's name of a field that others call `field`.
+fn synonym(message: &str, field: &str) -> Option<&'static str> {
+    let block = message.rsplit('.').next().unwrap_or(message);
+    SYNONYMS.iter().find(|(at, name, _)| *at == block && *name == field).map(|(.., meant)| *meant)
 }
 
 #[cfg(test)]
@@ -87,6 +99,8 @@ mod tests {
         assert_eq!(hint("OptimizerSpec", "clip_norm"), "it is called max_grad_norm");
         let smoothing = hint("PolicyStepSpec", "label_smoothing");
         assert_eq!(smoothing, "it is a setting of another block: dpo.label_smoothing");
+        let clip = hint("RewardStepSpec", "clip_norm");
+        assert_eq!(clip, "it is a setting of another block: optimizer.max_grad_norm");
         assert_eq!(hint("JobSpec", "round"), "did you mean rounds?");
         assert_eq!(hint("JobSpec", "zzz"), "");
     }
