@@ -22,7 +22,7 @@ choices! {
     StaticRm = "static-rm",
     /// One adversarial reward model from round 1, never refreshed.
     FrozenApo = "frozen-apo",
-    /// A reward model trained anew each round, on human pairs only.
+    /// A reward model retrained each round, on human pairs only.
     HumanOnlyRefresh = "human-only-refresh",
     /// A discriminator between golden answers and samples, without human pairs.
     Gail = "gail",

@@ -12,7 +12,7 @@ pub struct Metric {
 /// The denominator of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MeanOver {
-    /// What the loss is a mean of: the weights of the global batch's rows.
+    /// The denominator of the loss: the weights of the global batch's rows.
     Weight,
     /// The pairs or completions of the global batch.
     Items,

@@ -201,7 +201,7 @@ fn interrupted(reason: Interrupted) -> Status {
         Interrupted::Evicted => busy("other uploads are waiting, and this upload stalled or was slow"),
         Interrupted::TimedOut => {
             let rate = Credit::MIN_RATE >> 10;
-            too_slow(&format!("an upload must bring {rate} KiB a second at least, and this one did not"))
+            too_slow(&format!("an upload must send at least {rate} KiB per second, and this one did not"))
         }
     }
 }

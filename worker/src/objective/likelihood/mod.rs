@@ -30,7 +30,7 @@ pub struct AnswerPositions {
 }
 
 impl AnswerPositions {
-    /// Of `sequences`, each a dialogue's tokens and the index of its answer's first token, in the order in which `batch`
+    /// The positions of `sequences`, each a dialogue's tokens and the index of its answer's first token, in the order in which `batch`
     /// holds them.
     ///
     /// A sequence's first token has nothing before it that could predict it and is never a target.
@@ -83,7 +83,7 @@ pub fn answer_tokens(length: usize, answer_start: usize) -> usize {
     length.saturating_sub(answer_start.max(1))
 }
 
-/// What predicts tokens.
+/// Hidden states and the head that predict tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct Prediction<'a> {
     /// `[tokens, hidden]`.
@@ -99,7 +99,7 @@ pub struct Prediction<'a> {
 /// Σ over tokens of −log p(token), a scalar in fp32 (fp64 for fp64 states) that can be differentiated once.
 ///
 /// # Errors
-/// What libtorch reports.
+/// Errors of libtorch.
 pub fn nll(prediction: &Prediction<'_>) -> Result<Tensor> {
     let spans: Vec<Span> = prediction.chunks().map(|(start, length)| Span { start, length }).collect();
     prediction.differentiate(&spans, &mut |_, log_probs| {
@@ -117,7 +117,7 @@ pub fn nll(prediction: &Prediction<'_>) -> Result<Tensor> {
 /// the first gradient.
 ///
 /// # Errors
-/// What libtorch reports.
+/// Errors of libtorch.
 pub fn grouped(
     prediction: &Prediction<'_>,
     groups: &[i64],
@@ -143,7 +143,7 @@ pub fn grouped(
 /// log p of each token, `[tokens]`, in fp32 (fp64 for fp64 states), without gradients.
 ///
 /// # Errors
-/// What libtorch reports.
+/// Errors of libtorch.
 pub fn log_probs(prediction: &Prediction<'_>) -> Result<Tensor> {
     no_grad(|| {
         let head = prediction.head.to_kind(prediction.compute);
