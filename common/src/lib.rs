@@ -31,4 +31,5 @@ pub mod storage;
 pub mod telemetry;
 pub mod test_models;
 pub mod text;
+pub mod tls;
 pub mod version;

@@ -18,6 +18,7 @@ pub mod schedule;
 pub mod secret;
 #[cfg(test)]
 mod simulation;
+pub mod tls;
 pub mod web;
 
 pub use rpc::{Serve, ServeError, serve};

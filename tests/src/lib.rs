@@ -5,6 +5,7 @@
 #![allow(clippy::print_stderr)]
 
 mod binaries;
+mod certificates;
 mod cgroup;
 mod conformance;
 mod fault_proxy;
@@ -19,6 +20,7 @@ mod slow_link;
 mod store_server;
 
 pub use binaries::{foil, foil_worker};
+pub use certificates::{Ca, Certificate};
 pub use cgroup::Cgroup;
 pub use conformance::check_store;
 pub use fault_proxy::{FaultProxy, Faults};

@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use foil_common::exit::Exit;
 use foil_common::failpoint;
+use foil_common::rpc::TlsFiles;
 use foil_common::{exposition, listen, private, shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
 use foil_worker::conform;
@@ -40,10 +41,12 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct AgentArgs {
-    /// The coordinator, for example http://127.0.0.1:7070. Where there are several for one store, name all, with commas
+    /// The coordinator, for example http://127.0.0.1:7070, or https:// for TLS. Where there are several for one store, name all, with commas
     /// between them or an option each: the leader among them is found.
     #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
     coordinator: Vec<String>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Ranks that may run here at a time: CPU slots (default 1), or GPUs (default all).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ranks: Option<u16>,
@@ -76,9 +79,30 @@ struct AgentArgs {
 }
 
 #[derive(Debug, Args)]
+struct TlsArgs {
+    /// CA certificates (PEM) for https:// coordinators. Default: those that this system trusts.
+    #[arg(long, value_name = "FILE", env = "FOIL_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+    /// Certificate of this agent and its ranks (PEM), for a coordinator that requires one (mTLS).
+    #[arg(long, value_name = "FILE", env = "FOIL_TLS_CERT", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert (PEM).
+    #[arg(long, value_name = "FILE", env = "FOIL_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    fn files(self) -> TlsFiles {
+        TlsFiles { ca: self.tls_ca, identity: self.tls_cert.zip(self.tls_key) }
+    }
+}
+
+#[derive(Debug, Args)]
 struct RankArgs {
     #[arg(long)]
     coordinator: String,
+    #[command(flatten)]
+    tls: TlsArgs,
     #[arg(long)]
     session: String,
     #[arg(long)]
@@ -158,6 +182,7 @@ fn run_rank(args: RankArgs) -> anyhow::Result<Exit> {
         Secret::read(std::io::stdin()).context("the agent's word on standard input cannot be read")?;
     Ok(rank::run(&RankOptions {
         coordinator: args.coordinator,
+        tls: args.tls.files(),
         session_id: args.session,
         secret,
         job_id: args.job,
@@ -183,7 +208,8 @@ fn run_conform() -> anyhow::Result<()> {
 fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
     anyhow::ensure!(!args.coordinator.is_empty(), "--coordinator is missing");
     if let Some(address) = args.metrics_listen {
-        listen::check(address, args.insecure_listen, "read this agent's metrics")
+        let advice = "On a network you trust, add --insecure-listen";
+        listen::check(address, args.insecure_listen, "read this agent's metrics", advice)
             .map_err(anyhow::Error::msg)?;
     }
     let coordinator = args.coordinator.join(",");
@@ -203,6 +229,7 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
             program,
             arguments: vec!["--log-format".to_owned(), format_name.to_owned()],
             coordinator,
+            tls: args.tls.files(),
             advertise_address: args.advertise_address,
             work_dir,
             log_format: format.into(),

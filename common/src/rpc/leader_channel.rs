@@ -11,7 +11,7 @@ use tonic::transport::{self, Channel};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::{ConnectError, channel};
+use super::{ConnectError, TlsFiles, channel};
 
 /// `ErrorInfo.reason` of a coordinator that does not lead.
 pub const NOT_LEADER: &str = "NOT_LEADER";
@@ -32,6 +32,7 @@ pub struct LeaderChannel {
 struct Shared {
     /// The given addresses, at least one.
     given: Vec<String>,
+    tls: TlsFiles,
     current: Mutex<Current>,
 }
 
@@ -44,11 +45,11 @@ struct Current {
 impl LeaderChannel {
     /// `urls` are separated by commas. Connections are made at the first call, and again whenever they break. Must
     /// be called within a tokio runtime.
-    pub(super) fn new(urls: &str) -> Result<Self, ConnectError> {
+    pub(super) fn new(urls: &str, tls: &TlsFiles) -> Result<Self, ConnectError> {
         let given: Vec<String> = urls.split(',').map(|url| url.trim().to_owned()).collect();
-        let mut channels = given.iter().map(|url| channel(url)).collect::<Result<Vec<_>, _>>()?;
+        let mut channels = given.iter().map(|url| channel(url, tls)).collect::<Result<Vec<_>, _>>()?;
         let current = Current { url: given[0].clone(), channel: channels.swap_remove(0) };
-        Ok(Self { shared: Arc::new(Shared { given, current: Mutex::new(current) }) })
+        Ok(Self { shared: Arc::new(Shared { given, tls: tls.clone(), current: Mutex::new(current) }) })
     }
 
     /// Address of the coordinator that calls go to now.
@@ -61,6 +62,11 @@ impl LeaderChannel {
         let current = self.url();
         let others = self.shared.given.iter().filter(|url| **url != current);
         others.fold(current.clone(), |urls, url| format!("{urls},{url}"))
+    }
+
+    /// A channel with a connection of its own to the same coordinators, which starts at the current one.
+    pub fn separate(&self) -> Result<Self, ConnectError> {
+        Self::new(&self.urls(), &self.shared.tls)
     }
 
     /// Switches from `from` to another coordinator, unless that has happened already.
@@ -77,14 +83,19 @@ impl LeaderChannel {
             Some(leader) if leader != from => leader,
             _ => self.next_after(from),
         };
-        if url == current.url {
+        // A new channel to the same coordinator reads renewed certificates.
+        let is_same = url == current.url;
+        if is_same && !url.starts_with("https:") {
             return;
         }
-        match channel(&url) {
+        match channel(&url, &self.shared.tls) {
             Ok(channel) => {
-                tracing::info!(from, to = url, "failing over to another coordinator");
+                if !is_same {
+                    tracing::info!(from, to = url, "failing over to another coordinator");
+                }
                 *current = Current { url, channel };
             }
+            Err(error) if is_same => tracing::warn!(%error, "keeping the certificates that were read before"),
             Err(error) => tracing::warn!(%error, "a coordinator named a leader with an invalid address"),
         }
     }
@@ -151,6 +162,7 @@ mod tests {
 
     use tonic_types::ErrorDetails;
 
+    use super::super::connect;
     use super::*;
 
     fn refused(leader: Option<&str>) -> Result<Response<Body>, transport::Error> {
@@ -165,7 +177,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_standby_redirects_to_its_leader_and_a_dead_coordinator_to_the_next() {
-        let leader = LeaderChannel::new("http://a:1, http://b:1,http://c:1").unwrap();
+        let leader = connect("http://a:1, http://b:1,http://c:1").unwrap();
         let clone = leader.clone();
         assert_eq!(leader.url(), "http://a:1");
         leader.observe("http://a:1", &refused(Some("http://z:1")));
@@ -187,10 +199,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_unreachable_coordinator_is_switched_away_from() {
-        let leader = LeaderChannel::new("http://127.0.0.1:1,http://127.0.0.1:2").unwrap();
+        let leader = connect("http://127.0.0.1:1,http://127.0.0.1:2").unwrap();
         let mut jobs = foil_proto::v1::jobs_client::JobsClient::new(leader.clone());
         jobs.get(foil_proto::v1::GetJobRequest::default()).await.unwrap_err();
         assert_eq!(leader.url(), "http://127.0.0.1:2");
-        assert!(LeaderChannel::new("http://127.0.0.1:1,").is_err());
+        assert!(connect("http://127.0.0.1:1,").is_err());
     }
 }

@@ -3,6 +3,7 @@
 pub mod artifacts;
 mod leader_channel;
 mod route;
+mod tls;
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use tonic::{Code, Request, Status, TimeoutExpired};
 
 pub use self::leader_channel::{LEADER, LeaderChannel, NOT_LEADER, leader_of};
 pub use self::route::local_address;
+pub use self::tls::TlsFiles;
+use crate::tls::TlsError;
 
 /// Maximum bytes of data in one message of the Artifacts service.
 pub const DATA_BYTES: usize = 1 << 20;
@@ -43,35 +46,45 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The error of an invalid coordinator address.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("{url:?} is not the address of a coordinator: {reason}; give it as http://HOST:PORT")]
-    BadUrl { url: String, reason: String },
     #[error(
-        "{url} asks for TLS, which this version of Foil does not speak yet; use http:// within a machine or a trusted \
-         network"
+        "{url:?} is not the address of a coordinator: {reason}; give it as http://HOST:PORT or https://HOST:PORT"
     )]
-    Tls { url: String },
+    BadUrl { url: String, reason: String },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("the certificate and the key for {url} cannot be used: {reason}")]
+    Identity { url: String, reason: String },
 }
 
-/// A channel to the leader among the coordinators at `urls`: `http://HOST:PORT`, several separated by commas. Connections are
-/// opened at the first call, and again whenever they break. Must be called within a tokio runtime.
+/// [`connect_with`], with the CA certificates that this system trusts.
 pub fn connect(urls: &str) -> Result<LeaderChannel, ConnectError> {
-    LeaderChannel::new(urls)
+    connect_with(urls, &TlsFiles::default())
 }
 
-fn channel(url: &str) -> Result<Channel, ConnectError> {
+/// A channel to the leader among the coordinators at `urls`: `http://HOST:PORT` or `https://HOST:PORT`, several separated by
+/// commas. Connections are opened at the first call, and again whenever they break. Must be called within a tokio runtime.
+pub fn connect_with(urls: &str, tls: &TlsFiles) -> Result<LeaderChannel, ConnectError> {
+    LeaderChannel::new(urls, tls)
+}
+
+fn channel(url: &str, tls: &TlsFiles) -> Result<Channel, ConnectError> {
     let bad = |reason: String| ConnectError::BadUrl { url: url.to_owned(), reason };
     let parsed = url::Url::parse(url).map_err(|error| bad(error.to_string()))?;
-    match parsed.scheme() {
-        "http" if parsed.has_host() && names_port(url) => {}
-        "http" if parsed.has_host() => {
+    let mut endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| bad(error.to_string()))?;
+    match (parsed.scheme(), parsed.host_str()) {
+        ("http" | "https", Some(_)) if !names_port(url) => {
             return Err(bad(
                 "it names no port; a coordinator's is 7070 where it was given no other".to_owned()
             ));
         }
-        "https" => return Err(ConnectError::Tls { url: url.to_owned() }),
-        other => return Err(bad(format!("it starts with {other:?}"))),
+        ("http", Some(_)) => {}
+        ("https", Some(host)) => {
+            endpoint = endpoint
+                .tls_config(tls.config(host)?)
+                .map_err(|error| ConnectError::Identity { url: url.to_owned(), reason: innermost(&error) })?;
+        }
+        (other, _) => return Err(bad(format!("it starts with {other:?}"))),
     }
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| bad(error.to_string()))?;
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -81,6 +94,14 @@ fn channel(url: &str) -> Result<Channel, ConnectError> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .connect_lazy())
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
 }
 
 /// Whether a URL names a port. A parsed URL does not tell the scheme's default port from none.
@@ -137,12 +158,15 @@ pub fn unreached(status: &Status) -> String {
     let (mut last, mut source) = (None, status.source());
     while let Some(cause) = source {
         source = cause.source();
+        if let Some(advice) = tls::handshake_advice(cause) {
+            return advice;
+        }
         let told = cause.to_string();
         if told.contains("dns error") {
             return "the host's name is unknown".to_owned();
         }
         if told.contains("http2 error") || told.contains("frame with invalid") {
-            return "what answers there speaks no gRPC, or wants TLS".to_owned();
+            return "what answers there speaks no gRPC, or wants TLS: try https://".to_owned();
         }
         if let Some(io) = cause.downcast_ref::<std::io::Error>()
             && io.kind() == std::io::ErrorKind::ConnectionRefused
@@ -173,7 +197,7 @@ mod tests {
         for (url, advice) in [
             ("localhost:7400", "http://HOST:PORT"),
             ("", "http://HOST:PORT"),
-            ("https://host:1", "use http://"),
+            ("https://host", "names no port"),
             ("http://host", "names no port"),
             ("http://[::1]/", "names no port"),
         ] {

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use foil_common::{listen, telemetry};
 
+use super::tls_args::{ClientTlsArgs, ServerTlsArgs};
+
 const EXAMPLES: &str = "\
 Examples:
   foil run deploy/jobs/letters.yaml            a small job on this machine
@@ -175,7 +177,10 @@ pub(crate) struct ServeArgs {
     /// another one leads the same store.
     #[arg(long)]
     pub(crate) take_over: bool,
-    /// Allow a listen address other than loopback. There is neither TLS nor authentication: only for trusted networks.
+    #[command(flatten)]
+    pub(crate) tls: ServerTlsArgs,
+    /// Allow a listen address other than loopback without TLS, or without client certificates (--tls-client-ca): whoever
+    /// reaches it can run jobs and read all results. Only for trusted networks.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
     /// Accept workers of another version or build, whose results may differ.
@@ -208,7 +213,7 @@ pub(crate) struct ResolveInputsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
-    /// URL of the coordinator. If several serve one store, give all, separated by commas or as repeated options: the client
+    /// URL of the coordinator, http:// or https:// (TLS). If several serve one store, give all, separated by commas or as repeated options: the client
     /// finds the leader.
     #[arg(
         long,
@@ -218,13 +223,8 @@ pub(crate) struct ClientArgs {
         default_value = "http://127.0.0.1:7070"
     )]
     pub(crate) coordinator: Vec<String>,
-}
-
-impl ClientArgs {
-    /// The URLs separated by commas.
-    pub(crate) fn coordinators(&self) -> String {
-        self.coordinator.join(",")
-    }
+    #[command(flatten)]
+    pub(crate) tls: ClientTlsArgs,
 }
 
 #[derive(Debug, Args)]

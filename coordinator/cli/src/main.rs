@@ -24,6 +24,7 @@ mod stdout;
 mod submit;
 mod terminal;
 mod throughput;
+mod tls_args;
 mod watch;
 
 use std::process::ExitCode;

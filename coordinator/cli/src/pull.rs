@@ -14,7 +14,7 @@ pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
         Some((job, artifact)) => (job, Some(artifact)),
         None => (args.what.as_str(), None),
     };
-    let client = Client::connect(&args.client.coordinators())?;
+    let client = Client::new(&args.client)?;
     let job = client.find(name).await?;
     let line = client.line();
     let mut progress = Progress::new(true);

@@ -19,7 +19,11 @@ use super::local_file::write_atomic;
 use foil_coordinator::Serve;
 use foil_coordinator::descriptors;
 use foil_coordinator::resolve::{ChildConfig, Resolver};
+use foil_coordinator::tls::ServerTls;
 
+/// What makes an address beyond loopback safe.
+const SECURE_LISTEN: &str =
+    "Give --tls-cert, --tls-key and --tls-client-ca, or, on a network you trust, --insecure-listen";
 /// Deadline of reading one job's inputs.
 const INPUT_DEADLINE: Duration = Duration::from_secs(600);
 /// Backlog of the listener; the kernel has its own limit (net.core.somaxconn).
@@ -31,23 +35,29 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     if let Some(parent) = args.parent_pid {
         die_with_parent(parent)?;
     }
-    listen::check(args.listen, args.insecure_listen, "run jobs").map_err(anyhow::Error::msg)?;
+    let tls_files = args.tls.files();
+    if tls_files.as_ref().is_none_or(|files| files.client_ca.is_none()) {
+        listen::check(args.listen, args.insecure_listen, "run jobs and read all results", SECURE_LISTEN)
+            .map_err(anyhow::Error::msg)?;
+    }
     failpoint::init()?;
     // Completions, prompts and weights in the store are private.
     private::restrict_umask();
     let stop = shutdown::on_signal()?.token();
+    let tls = tls_files.map(|files| ServerTls::start(files, stop.clone())).transpose()?;
     let metrics = telemetry::install_metrics()?;
     let store = Store::open(&args.store)?;
     let location = store.location().to_owned();
     let listener = bind(args.listen)
         .with_context(|| format!("cannot listen on {}; give another address with --listen", args.listen))?;
     let address = listener.local_addr()?;
-    let advertised = args.advertise.clone().unwrap_or_else(|| default_url(address));
+    let advertised = args.advertise.clone().unwrap_or_else(|| default_url(address, tls.is_some()));
     if advertised.is_empty() {
         tracing::warn!("standbys cannot redirect clients to this coordinator; set its URL with --advertise");
     }
     let mut serve = Serve::new(store, listener, metrics);
     serve.limits.connections = descriptors::connections(descriptors::raise(), serve.limits.connections);
+    serve.tls = tls;
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
     serve.settings.allow_version_skew = args.allow_version_skew;
@@ -111,8 +121,9 @@ fn die_with_parent(parent: u32) -> Result<()> {
 }
 
 /// The URL of the listen address; empty if it is unspecified.
-fn default_url(address: SocketAddr) -> String {
-    if address.ip().is_unspecified() { String::new() } else { format!("http://{address}") }
+fn default_url(address: SocketAddr, is_tls: bool) -> String {
+    let scheme = if is_tls { "https" } else { "http" };
+    if address.ip().is_unspecified() { String::new() } else { format!("{scheme}://{address}") }
 }
 
 fn write_port_file(file: &Path, address: SocketAddr) -> Result<()> {
@@ -125,9 +136,9 @@ mod tests {
 
     #[test]
     fn an_unspecified_address_is_not_advertised() {
-        assert_eq!(default_url("10.0.0.7:81".parse().unwrap()), "http://10.0.0.7:81");
-        assert_eq!(default_url("[::1]:81".parse().unwrap()), "http://[::1]:81");
-        assert_eq!(default_url("0.0.0.0:81".parse().unwrap()), "");
+        assert_eq!(default_url("10.0.0.7:81".parse().unwrap(), false), "http://10.0.0.7:81");
+        assert_eq!(default_url("[::1]:81".parse().unwrap(), true), "https://[::1]:81");
+        assert_eq!(default_url("0.0.0.0:81".parse().unwrap(), true), "");
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     if args.dry_run && !args.server {
         return dry_run(job).await;
     }
-    let client = Client::connect(&args.client.coordinators())?;
+    let client = Client::new(&args.client)?;
     // An upload retries for long while the coordinator restarts; one that was never there is reported at once.
     client.reach().await?;
     let mut progress = Progress::new(true);

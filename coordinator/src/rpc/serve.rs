@@ -20,13 +20,14 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::artifacts::ArtifactsService;
-use super::connections::{Limits, Registry, incoming, track};
+use super::connections::{Limits, Registry, incoming, require_certificate, track};
 use super::normalize::normalize;
 use super::{JobsService, WorkersService};
 use crate::clock::Clock;
 use crate::driver::{DriverError, Settings};
 use crate::leadership::{Election, LeadershipHandle};
 use crate::resolve::Resolver;
+use crate::tls::ServerTls;
 use crate::web;
 
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -45,8 +46,10 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Configuration of a coordinator.
 pub struct Serve {
     pub store: Store,
-    /// Bound by the caller, who decides who can reach it: there is no authentication.
+    /// Bound by the caller, who decides who can reach it.
     pub listener: TcpListener,
+    /// Plain text if not given.
+    pub tls: Option<ServerTls>,
     /// URL under which clients and workers reach the listener; empty if unknown.
     pub address: String,
     /// Become the leader at once, whoever leads now.
@@ -66,6 +69,7 @@ impl Serve {
         Self {
             store,
             listener,
+            tls: None,
             address: String::new(),
             take_over: false,
             metrics,
@@ -98,10 +102,15 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
     options.store.probe().await?;
-    let Serve { store, listener, address, take_over, metrics, settings, limits, resolver, leadership } =
+    let Serve { store, listener, tls, address, take_over, metrics, settings, limits, resolver, leadership } =
         options;
-    let routes =
+    let mut routes =
         routes(leadership.clone(), store.clone(), resolver, metrics, settings.allow_version_skew).await?;
+    let router = routes.axum_router_mut();
+    if tls.as_ref().is_some_and(ServerTls::requires_certificates) {
+        *router = std::mem::take(router).layer(from_fn(require_certificate));
+    }
+    *router = std::mem::take(router).layer(from_fn(normalize)).layer(from_fn(track));
     let server = Server::builder()
         // Browsers, Prometheus and probes speak HTTP/1.
         .accept_http1(true)
@@ -116,7 +125,7 @@ pub async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .add_routes(routes);
     let ended = CancellationToken::new();
-    let incoming = incoming(listener, Registry::new(limits));
+    let incoming = incoming(listener, Registry::new(limits), tls);
     let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended.clone().cancelled_owned()));
     let election =
         Election { store, address, take_over, settings, clock: Clock::start(), handle: leadership };
@@ -166,10 +175,7 @@ async fn routes(
         .add_service(jobs.max_decoding_message_size(REQUEST_BYTES))
         .add_service(workers.max_decoding_message_size(REPORT_BYTES))
         .add_service(ArtifactsService::new(store.clone(), leadership.clone()).into_server());
-    let mut all = web::merge(services, web::router(metrics, move || leadership.readiness(store.trouble())));
-    let router = all.axum_router_mut();
-    *router = std::mem::take(router).layer(from_fn(normalize)).layer(from_fn(track));
-    Ok(all)
+    Ok(web::merge(services, web::router(metrics, move || leadership.readiness(store.trouble()))))
 }
 
 const LEADER_SERVICES: [&str; 3] = [

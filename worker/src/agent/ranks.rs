@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use foil_common::rpc::TlsFiles;
 use foil_common::telemetry::LogFormat;
 use foil_proto::v1;
 use tokio::sync::mpsc;
@@ -23,6 +24,8 @@ pub struct RankProgram {
     pub arguments: Vec<String>,
     /// Addresses of coordinators, separated by commas.
     pub coordinator: String,
+    /// Files of TLS, for the agent and the ranks.
+    pub tls: TlsFiles,
     /// Address at which other ranks reach those of this machine; by default the local address of the route to the coordinator.
     pub advertise_address: Option<String>,
     /// Directory in which each session gets its own, removed at the session's end.
@@ -169,6 +172,12 @@ impl RankProgram {
             .args(&self.arguments)
             .arg("rank")
             .args(["--coordinator", coordinators])
+            .args(
+                self.tls
+                    .arguments()
+                    .into_iter()
+                    .flat_map(|(option, path)| [option.into(), path.into_os_string()]),
+            )
             .args(["--session", &start.session_id])
             .args(["--job", &start.job_id])
             .args(["--attempt", &start.attempt.to_string()])

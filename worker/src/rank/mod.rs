@@ -14,6 +14,7 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 
+use foil_common::rpc::TlsFiles;
 use foil_common::{failpoint, shutdown};
 
 use crate::agent::DeviceKind;
@@ -52,6 +53,7 @@ impl fmt::Debug for Secret {
 #[derive(Clone, Debug)]
 pub struct RankOptions {
     pub coordinator: String,
+    pub tls: TlsFiles,
     pub session_id: String,
     /// Proves to the coordinator that this is the process of the session.
     pub secret: Secret,

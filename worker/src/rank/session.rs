@@ -40,7 +40,7 @@ type Messages = mpsc::UnboundedSender<v1::RankMessage>;
 
 /// Runs until told to exit, or until there was no leader for `leader_timeout`.
 pub(super) async fn run(options: &RankOptions, leader_timeout: Duration) -> Exit {
-    let channel = match rpc::connect(&options.coordinator) {
+    let channel = match rpc::connect_with(&options.coordinator, &options.tls) {
         Ok(channel) => channel,
         Err(error) => {
             tracing::error!("{error}");
@@ -227,7 +227,7 @@ impl Session<'_> {
             Exit::Failed
         })?;
         // A connection of its own, so that transfers do not delay messages; it starts at the leader.
-        let channel = rpc::connect(&self.channel.urls()).map_err(|_| Exit::Failed)?;
+        let channel = self.channel.separate().map_err(|_| Exit::Failed)?;
         let reports = Reporter::new(self.messages.clone());
         let RankOptions { job_id, attempt, session_id, secret, .. } = self.options;
         let writer = Writer::rank(job_id, *attempt, session_id, secret.as_str());

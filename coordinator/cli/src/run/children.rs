@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::args::LogFormat;
+use crate::tls_args::SERVER_VARIABLES;
 
 /// Timeout of the start of the coordinator.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -66,6 +67,10 @@ impl Children {
             .arg(&port_file)
             // The URL may contain a secret, and arguments are public.
             .env("FOIL_STORE", &setup.store);
+        // They are for a service; a run stays on this machine.
+        for variable in SERVER_VARIABLES {
+            serve.env_remove(variable);
+        }
         let mut coordinator = Program::start("coordinator", serve, setup)?;
         let address = match address(&mut coordinator, &port_file).await {
             Ok(address) => address,

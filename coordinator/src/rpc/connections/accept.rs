@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep};
 
 use super::registry::{NoPermit, Permit, Registry};
 use super::socket::Connection;
+use super::transport::Transport;
+use crate::tls::ServerTls;
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -36,9 +38,10 @@ impl Listen for TcpListener {
 pub(in crate::rpc) fn incoming(
     listener: impl Listen,
     registry: Registry,
-) -> impl Stream<Item = io::Result<Connection>> {
-    let state = (listener, registry, None);
-    stream::unfold(state, |(mut listener, registry, mut last_logged)| async move {
+    tls: Option<ServerTls>,
+) -> impl Stream<Item = io::Result<Transport>> {
+    let state = (listener, registry, tls, None);
+    stream::unfold(state, |(mut listener, registry, tls, mut last_logged)| async move {
         loop {
             match listener.accept().await {
                 Ok((socket, address)) => {
@@ -47,10 +50,8 @@ pub(in crate::rpc) fn incoming(
                     let _ = socket.set_nodelay(true);
                     // A connection without a permit is dropped, and thereby closed.
                     if let Some(permit) = acquire(&registry, address).await {
-                        return Some((
-                            Ok(Connection::new(socket, permit)),
-                            (listener, registry, last_logged),
-                        ));
+                        let transport = Transport::new(Connection::new(socket, permit), tls.as_ref());
+                        return Some((Ok(transport), (listener, registry, tls, last_logged)));
                     }
                 }
                 Err(error) if is_peer_error(&error) => {}

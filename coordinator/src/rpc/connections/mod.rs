@@ -1,10 +1,11 @@
-//! Connection limits, so that no connection can starve others: connections are counted, must send a request soon, must read
+//! Connection limits, so that no connection can starve others: connections are counted, must end a TLS handshake and send a request soon, must read
 //! their responses, and are closed when idle.
 //!
 //! [`track`], a middleware around all services, tells a connection about its requests and responses; the connection checks its
 //! deadlines whenever it is polled, and fails when one has passed.
 
 mod accept;
+mod certificate;
 mod peer;
 mod registry;
 mod request_body;
@@ -12,10 +13,12 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod track;
+mod transport;
 
 use std::time::Duration;
 
 pub(super) use self::accept::incoming;
+pub(super) use self::certificate::require_certificate;
 pub(super) use self::registry::Registry;
 pub(super) use self::track::track;
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub(super) struct Peer {
 struct Shared {
     address: SocketAddr,
     state: Mutex<State>,
+    /// True once it has shown a certificate that the client CA has signed.
+    is_verified: AtomicBool,
     /// Wakes the task that serves the connection.
     waker: AtomicWaker,
     /// The totals of all connections.
@@ -156,11 +158,20 @@ impl EvictionRank {
 impl Peer {
     pub(super) fn new(address: SocketAddr, totals: Arc<Totals>) -> Self {
         let state = Mutex::new(State::new(Instant::now()));
-        Self { shared: Arc::new(Shared { address, state, waker: AtomicWaker::new(), totals }) }
+        let (is_verified, waker) = (AtomicBool::new(false), AtomicWaker::new());
+        Self { shared: Arc::new(Shared { address, state, is_verified, waker, totals }) }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
         self.shared.address
+    }
+
+    pub(super) fn set_verified(&self) {
+        self.shared.is_verified.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_verified(&self) -> bool {
+        self.shared.is_verified.load(Ordering::Relaxed)
     }
 
     pub(super) fn waker(&self) -> &AtomicWaker {

@@ -45,7 +45,7 @@ async fn without_descriptors_it_pauses_instead_of_spinning() {
     let calls = Arc::new(AtomicUsize::new(0));
     let scarce = Scarce { refusals: 2, calls: Arc::clone(&calls), sockets: [socket().await].into() };
     let began = Instant::now();
-    let mut connections = Box::pin(incoming(scarce, Registry::new(Limits::default())));
+    let mut connections = Box::pin(incoming(scarce, Registry::new(Limits::default()), None));
     connections.next().await.unwrap().unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), 3);
     assert!(began.elapsed() >= Duration::from_millis(400), "two pauses: {:?}", began.elapsed());

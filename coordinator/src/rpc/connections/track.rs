@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
 use axum::middleware::Next;
 use axum::response::Response;
@@ -23,7 +24,7 @@ pub(in crate::rpc) async fn track(request: Request, next: Next) -> Response {
     let Some(client) = request.extensions().get::<Client>().cloned() else { return next.run(request).await };
     let open = client.peer.request();
     let is_unary = UNARY.iter().any(|path| request.uri().path().starts_with(path));
-    let is_grpc = request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(GRPC));
+    let is_grpc = is_grpc(request.headers().get(CONTENT_TYPE));
     let request = request.map(|body| match is_grpc {
         true => Body::new(RequestBody::new(body, client.clone(), is_unary)),
         // Other bodies are not read.
@@ -32,6 +33,10 @@ pub(in crate::rpc) async fn track(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let tracked = TrackedResponse { client, _open: open };
     response.map(|body| map_frames(body, move |frame| frame.map_data(|bytes| tracked.queue(bytes))))
+}
+
+pub(super) fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
+    content_type.is_some_and(|kind| kind.as_bytes().starts_with(GRPC))
 }
 
 /// Tracks a response while its body exists: its bytes count as unread until the connection has written them.

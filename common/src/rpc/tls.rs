@@ -1,0 +1,86 @@
+//! TLS of connections to a coordinator.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio_rustls::rustls::CertificateError::{
+    Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+    UnknownIssuer,
+};
+use tokio_rustls::rustls::{AlertDescription, Error as Rustls};
+use tonic::transport::{ClientTlsConfig, Identity};
+
+use crate::tls::{PemFile, TlsError, system_roots};
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The files for connections to `https://` addresses. They are read again whenever a broken connection is replaced, so that
+/// certificates can be renewed while a process runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// CA certificates, one of which must have signed the coordinator's. Default: the system's.
+    pub ca: Option<PathBuf>,
+    /// Certificate chain and private key of this client, for a coordinator that requires a certificate (mTLS).
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl TlsFiles {
+    /// The configuration for a coordinator at `host`.
+    pub(super) fn config(&self, host: &str) -> Result<ClientTlsConfig, TlsError> {
+        let roots = match &self.ca {
+            Some(ca) => PemFile::read(ca)?.roots()?,
+            None => system_roots()?,
+        };
+        let config = ClientTlsConfig::new()
+            // An IPv6 address has brackets in a URL, but not in a certificate.
+            .domain_name(host.trim_matches(['[', ']']))
+            .trust_anchors(roots.roots)
+            .timeout(HANDSHAKE_TIMEOUT);
+        let Some((certificate, key)) = &self.identity else { return Ok(config) };
+        let (certificate, key) = (PemFile::read(certificate)?, PemFile::read(key)?);
+        certificate.certificates()?;
+        key.key()?;
+        Ok(config.identity(Identity::from_pem(certificate.bytes(), key.bytes())))
+    }
+
+    /// The command line options that give another process these files.
+    pub fn arguments(&self) -> Vec<(&'static str, PathBuf)> {
+        let mut arguments: Vec<_> = self.ca.iter().map(|ca| ("--tls-ca", ca.clone())).collect();
+        if let Some((certificate, key)) = &self.identity {
+            arguments.extend([("--tls-cert", certificate.clone()), ("--tls-key", key.clone())]);
+        }
+        arguments
+    }
+}
+
+/// Why a TLS handshake failed, with advice; `None` if `cause` is another error.
+pub(super) fn handshake_advice(cause: &(dyn Error + 'static)) -> Option<String> {
+    let error = cause.downcast_ref::<Rustls>().or_else(|| {
+        let io = cause.downcast_ref::<io::Error>()?;
+        io.get_ref()?.downcast_ref::<Rustls>()
+    })?;
+    Some(match error {
+        Rustls::InvalidCertificate(UnknownIssuer) => {
+            "its certificate was signed by a CA that is not trusted here; name the coordinator's CA with --tls-ca".to_owned()
+        }
+        Rustls::InvalidCertificate(Expired | ExpiredContext { .. }) => {
+            "its certificate has expired; renew it (and check this machine's clock)".to_owned()
+        }
+        Rustls::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
+            "its certificate is not valid yet; check the clocks of both machines".to_owned()
+        }
+        Rustls::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
+            "its certificate is for another host; use a host name that the certificate holds".to_owned()
+        }
+        Rustls::InvalidMessage(_) => {
+            "what answers there does not speak TLS; use http://, or start it with --tls-cert and --tls-key".to_owned()
+        }
+        Rustls::AlertReceived(AlertDescription::CertificateRequired | AlertDescription::UnknownCA) => {
+            "it does not accept this client's certificate; give one of its CA with --tls-cert and --tls-key"
+                .to_owned()
+        }
+        other => format!("the TLS handshake failed: {other}"),
+    })
+}

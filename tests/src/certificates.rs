@@ -1,0 +1,57 @@
+//! Certificates for tests of TLS.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+
+/// A CA that signs certificates of this machine, and writes them below a directory.
+pub struct Ca {
+    directory: PathBuf,
+    name: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// The files of a certificate and its key.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Ca {
+    pub fn new(directory: &Path, name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a CA certificate");
+        fs::write(directory.join(format!("{name}.pem")), certificate.pem()).expect("a file");
+        Self { directory: directory.to_owned(), name: name.to_owned(), issuer: Issuer::new(params, key) }
+    }
+
+    /// The file of the CA's own certificate.
+    pub fn path(&self) -> PathBuf {
+        self.directory.join(format!("{}.pem", self.name))
+    }
+
+    /// A valid certificate for `host`, in files of that name.
+    pub fn sign(&self, file: &str, host: &str) -> Certificate {
+        self.sign_until(file, host, 2999)
+    }
+
+    /// A certificate that is valid until the year `last`.
+    pub fn sign_until(&self, file: &str, host: &str, last: i32) -> Certificate {
+        let mut params = CertificateParams::new(vec![host.to_owned()]).expect("a host");
+        (params.not_before, params.not_after) = (date_time_ymd(2000, 1, 1), date_time_ymd(last, 1, 1));
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let files = Certificate {
+            certificate: self.directory.join(format!("{file}.crt")),
+            key: self.directory.join(format!("{file}.key")),
+        };
+        fs::write(&files.key, key.serialize_pem()).expect("a file");
+        fs::write(&files.certificate, certificate.pem()).expect("a file");
+        files
+    }
+}

@@ -1,0 +1,186 @@
+//! TLS and client certificates, between the programs that users run.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use foil_tests::{Ca, Certificate, Process, Service, foil, foil_worker, wait_for};
+
+/// `foil serve` with this certificate, and with this CA for those of its clients.
+fn serve(server: &Certificate, client_ca: Option<&Path>) -> Command {
+    let mut command = Command::new(foil());
+    command.env("FOIL_SERVER_TLS_CERT", &server.certificate).env("FOIL_SERVER_TLS_KEY", &server.key);
+    if let Some(ca) = client_ca {
+        command.env("FOIL_SERVER_TLS_CLIENT_CA", ca);
+    }
+    command
+}
+
+fn https(service: &Service) -> String {
+    service.url().replace("http://", "https://")
+}
+
+/// The success and the output of a client's command with these files of TLS.
+fn client(url: &str, arguments: &[&str], files: &[(&str, &Path)]) -> (bool, String) {
+    let mut command = Command::new(foil());
+    command.args(arguments).env("FOIL_COORDINATOR", url);
+    for (option, file) in files {
+        command.arg(option).arg(file);
+    }
+    let output = command.output().expect("foil starts");
+    let told = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+}
+
+fn assert_refused(url: &str, files: &[(&str, &Path)], advice: &str) {
+    let (succeeded, told) = client(url, &["list"], files);
+    assert!(!succeeded && told.contains(advice), "{url} with {files:?}: {told}");
+}
+
+#[test]
+fn a_job_runs_under_mutual_tls() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ca = Ca::new(dir.path(), "ca");
+    let server = ca.sign("server", "127.0.0.1");
+    let (service, _coordinator) = Service::start(serve(&server, Some(&ca.path())), "127.0.0.1");
+    let (url, ca_file, own) = (https(&service), ca.path(), ca.sign("client", "client"));
+    let files: [(&str, &Path); 3] =
+        [("--tls-ca", &ca_file), ("--tls-cert", &own.certificate), ("--tls-key", &own.key)];
+    let mut agent = Command::new(foil_worker());
+    agent.args(["--coordinator", &url, "--ranks", "2"]);
+    agent.args(files.iter().flat_map(|(option, file)| [OsStr::new(option), file.as_os_str()]));
+    let _agent = Process::start(agent, &service.at("agent.log"));
+
+    let with_files = || {
+        let mut command = Command::new(foil());
+        command.env("FOIL_TLS_CA", files[0].1).env("FOIL_TLS_CERT", files[1].1).env("FOIL_TLS_KEY", files[2].1);
+        command
+    };
+    let mut submit = with_files();
+    submit.args(["submit", foil_tests::letters_job(), "--coordinator", &url, "--set", "resources.ranks=2"]);
+    submit.args(foil_tests::SMALL.iter().flat_map(|assignment| ["--set", assignment]));
+    let output = submit.output().expect("foil starts");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    let id = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let (succeeded, told) = client(&url, &["watch", &id, "--json"], &files);
+    assert!(succeeded && told.contains("\"succeeded\""), "{told}\n{}", service.log("agent.log"));
+    let results = service.at("results");
+    let (succeeded, told) = client(&url, &["pull", &id, results.to_str().expect("UTF-8")], &files);
+    assert!(succeeded, "{told}");
+
+    // Without a certificate, and with one of another CA.
+    assert_refused(&url, &files[..1], "requires a client certificate");
+    let stranger = Ca::new(dir.path(), "other").sign("stranger", "client");
+    let strange = [files[0], ("--tls-cert", stranger.certificate.as_path()), ("--tls-key", stranger.key.as_path())];
+    assert_refused(&url, &strange, "certificate");
+    let mut agent = Command::new(foil_worker());
+    agent.args(["--coordinator", &url, "--tls-ca"]).arg(&ca_file);
+    let agent = Process::start(agent, &service.at("refused.log"));
+    assert!(!agent.finish().success());
+    assert!(service.log("refused.log").contains("--tls-cert"), "{}", service.log("refused.log"));
+    assert_eq!(page(&url, &ca_file, "/healthz"), 200, "probes have no certificate");
+    assert_eq!(page(&url, &ca_file, "/metrics"), 401);
+}
+
+/// The status of a page for a client without a certificate.
+fn page(url: &str, ca: &Path, path: &str) -> u16 {
+    let output = Command::new("curl")
+        .args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--http1.1", "--cacert"])
+        .arg(ca)
+        .arg(format!("{url}{path}"))
+        .output()
+        .expect("curl starts");
+    String::from_utf8_lossy(&output.stdout).parse().expect("a status")
+}
+
+#[test]
+fn what_is_wrong_with_a_certificate_is_said() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ca = Ca::new(dir.path(), "ca");
+    let (service, _coordinator) = Service::start(serve(&ca.sign("server", "127.0.0.1"), None), "127.0.0.1");
+    let expired = ca.sign_until("expired", "127.0.0.1", 2001);
+    let (late, _late) = Service::start(serve(&expired, None), "127.0.0.1");
+    let elsewhere = ca.sign("elsewhere", "example.com");
+    let (named, _named) = Service::start(serve(&elsewhere, None), "127.0.0.1");
+    let (plain, _plain) = Service::start(Command::new(foil()), "127.0.0.1");
+    let (right, wrong) = (ca.path(), Ca::new(dir.path(), "wrong").path());
+    let nothing = dir.path().join("nothing");
+
+    let (succeeded, told) = client(&https(&service), &["list"], &[("--tls-ca", &right)]);
+    assert!(succeeded, "{told}");
+    let cases: [(&str, &Path, &str); 6] = [
+        (&https(&service), &wrong, "--tls-ca"),
+        (&https(&service), &nothing, "cannot read"),
+        (service.url(), &right, "https://"),
+        (&https(&plain), &right, "use http://"),
+        (&https(&late), &right, "has expired"),
+        (&https(&named), &right, "for another host"),
+    ];
+    std::thread::scope(|scope| {
+        for (url, ca, advice) in cases {
+            scope.spawn(move || assert_refused(url, &[("--tls-ca", ca)], advice));
+        }
+    });
+}
+
+#[test]
+fn a_new_certificate_is_used_without_a_restart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (old, new) = (Ca::new(dir.path(), "old"), Ca::new(dir.path(), "new"));
+    let files = old.sign("server", "127.0.0.1");
+    let (service, _coordinator) = Service::start(serve(&files, None), "127.0.0.1");
+    let url = https(&service);
+    let succeeds = |ca: &Ca| client(&url, &["list"], &[("--tls-ca", &ca.path())]).0;
+    assert!(succeeds(&old));
+
+    fs::write(&files.certificate, "nonsense").expect("a file");
+    wait_for("the error", || service.log("serve.log").contains("cannot reload").then_some(()));
+    assert!(succeeds(&old), "the last good certificate stays");
+    new.sign("server", "127.0.0.1");
+    wait_for("the new certificate", || service.log("serve.log").contains("reloaded the TLS").then_some(()));
+    assert!(succeeds(&new));
+}
+
+#[test]
+fn a_handshake_that_does_not_go_on_delays_nobody_and_ends() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ca = Ca::new(dir.path(), "ca");
+    let (service, _coordinator) = Service::start(serve(&ca.sign("server", "127.0.0.1"), None), "127.0.0.1");
+    let address = service.url().trim_start_matches("http://").to_owned();
+    let began = Instant::now();
+    let silent: Vec<TcpStream> = (0..20)
+        .map(|number| {
+            let mut socket = TcpStream::connect(&address).expect("a connection");
+            // Half of them start a handshake.
+            if number % 2 == 0 {
+                socket.write_all(b"\x16\x03\x01").expect("a write");
+            }
+            socket
+        })
+        .collect();
+    let (succeeded, told) = client(&https(&service), &["list"], &[("--tls-ca", &ca.path())]);
+    assert!(succeeded && began.elapsed() < Duration::from_secs(10), "{told}");
+    for mut socket in silent {
+        socket.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        // An error, too, is an end, unless the time is over.
+        if let Err(error) = socket.read_to_end(&mut Vec::new()) {
+            assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it stays open");
+        }
+    }
+}
+
+#[test]
+fn beyond_loopback_tls_alone_is_not_enough() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ca = Ca::new(dir.path(), "ca");
+    let mut command = serve(&ca.sign("server", "127.0.0.1"), None);
+    command.args(["serve", "--listen", "0.0.0.0:0", "--store", "memory:"]);
+    let output = command.output().expect("foil starts");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("--tls-client-ca"), "{told}");
+}
