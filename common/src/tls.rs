@@ -1,5 +1,6 @@
 //! Certificates and keys in PEM files.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    pub fn invalid(path: &Path, reason: impl ToString) -> Self {
+    pub fn invalid(path: &Path, reason: &dyn fmt::Display) -> Self {
         Self::Invalid { path: path.to_owned(), reason: reason.to_string() }
     }
 }
@@ -38,8 +39,8 @@ pub struct PemFile {
 #[derive(Clone, PartialEq, Eq)]
 struct Bytes(Vec<u8>);
 
-impl std::fmt::Debug for Bytes {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Bytes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} bytes", self.0.len())
     }
 }
@@ -61,7 +62,7 @@ impl PemFile {
     /// Its certificates, at least one.
     pub fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.bytes()).collect();
-        let certificates = certificates.map_err(|error| TlsError::invalid(&self.path, error))?;
+        let certificates = certificates.map_err(|error| TlsError::invalid(&self.path, &error))?;
         match certificates.is_empty() {
             true => Err(self.missing("certificate")),
             false => Ok(certificates),
@@ -76,7 +77,7 @@ impl PemFile {
     pub fn roots(&self) -> Result<RootCertStore, TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates()? {
-            roots.add(certificate).map_err(|error| TlsError::invalid(&self.path, error))?;
+            roots.add(certificate).map_err(|error| TlsError::invalid(&self.path, &error))?;
         }
         Ok(roots)
     }

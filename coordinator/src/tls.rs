@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use foil_common::tls::{PemFile, TlsError};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
 /// Interval at which the files are compared with what was read of them.
@@ -63,7 +63,6 @@ impl ServerTls {
         TlsAcceptor::from(Arc::clone(&self.shared.config.read().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    #[expect(clippy::disallowed_methods, reason = "certificates are no part of the coordinator's decisions")]
     async fn watch(self, mut last: Contents) {
         let mut last_error = String::new();
         loop {
@@ -104,7 +103,7 @@ impl Contents {
     /// TLS 1.2 and 1.3, for HTTP/2 (gRPC) and HTTP/1.1 (Prometheus and probes).
     fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
         let provider = Arc::new(ring::default_provider());
-        let invalid = |error| TlsError::invalid(self.certificate.path(), error);
+        let invalid = |error: rustls::Error| TlsError::invalid(self.certificate.path(), &error);
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(invalid)?;
@@ -114,7 +113,7 @@ impl Contents {
                     // Probes have no certificate. What they may not reach, `require_certificate` refuses.
                     .allow_unauthenticated()
                     .build()
-                    .map_err(|error| TlsError::invalid(ca.path(), error))?;
+                    .map_err(|error| TlsError::invalid(ca.path(), &error))?;
                 builder.with_client_cert_verifier(verifier)
             }
             None => builder.with_no_client_auth(),

@@ -57,7 +57,10 @@ fn a_job_runs_under_mutual_tls() {
 
     let with_files = || {
         let mut command = Command::new(foil());
-        command.env("FOIL_TLS_CA", files[0].1).env("FOIL_TLS_CERT", files[1].1).env("FOIL_TLS_KEY", files[2].1);
+        command
+            .env("FOIL_TLS_CA", files[0].1)
+            .env("FOIL_TLS_CERT", files[1].1)
+            .env("FOIL_TLS_KEY", files[2].1);
         command
     };
     let mut submit = with_files();
@@ -76,7 +79,8 @@ fn a_job_runs_under_mutual_tls() {
     // Without a certificate, and with one of another CA.
     assert_refused(&url, &files[..1], "requires a client certificate");
     let stranger = Ca::new(dir.path(), "other").sign("stranger", "client");
-    let strange = [files[0], ("--tls-cert", stranger.certificate.as_path()), ("--tls-key", stranger.key.as_path())];
+    let strange =
+        [files[0], ("--tls-cert", stranger.certificate.as_path()), ("--tls-key", stranger.key.as_path())];
     assert_refused(&url, &strange, "certificate");
     let mut agent = Command::new(foil_worker());
     agent.args(["--coordinator", &url, "--tls-ca"]).arg(&ca_file);

@@ -156,24 +156,30 @@ fn broke(status: &Status) -> bool {
 /// A message for users about an unreachable server, from the innermost cause: outer ones say only that there was one.
 pub fn unreached(status: &Status) -> String {
     let (mut last, mut source) = (None, status.source());
+    let mut speaks_no_grpc = false;
     while let Some(cause) = source {
         source = cause.source();
         if let Some(advice) = tls::handshake_advice(cause) {
             return advice;
         }
         let told = cause.to_string();
+        // HTTP/2 keeps only the text of the connection's error.
+        if told.contains("received fatal alert") {
+            return tls::REJECTED.to_owned();
+        }
         if told.contains("dns error") {
             return "the host's name is unknown".to_owned();
         }
-        if told.contains("http2 error") || told.contains("frame with invalid") {
-            return "what answers there speaks no gRPC, or wants TLS: try https://".to_owned();
-        }
+        speaks_no_grpc |= told.contains("http2 error") || told.contains("frame with invalid");
         if let Some(io) = cause.downcast_ref::<std::io::Error>()
             && io.kind() == std::io::ErrorKind::ConnectionRefused
         {
             return "connection refused".to_owned();
         }
         last = Some(told);
+    }
+    if speaks_no_grpc {
+        return "what answers there speaks no gRPC, or wants TLS: try https://".to_owned();
     }
     last.unwrap_or_else(|| status.message().to_owned())
 }

@@ -9,11 +9,14 @@ use tokio_rustls::rustls::CertificateError::{
     Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
     UnknownIssuer,
 };
-use tokio_rustls::rustls::{AlertDescription, Error as Rustls};
+use tokio_rustls::rustls::Error as Rustls;
 use tonic::transport::{ClientTlsConfig, Identity};
 
 use crate::tls::{PemFile, TlsError, system_roots};
 
+/// The other side ended the connection with a TLS alert.
+pub(super) const REJECTED: &str = "it rejected the TLS handshake, most likely for this client's certificate: give one that is valid and \
+                                   that its client CA has signed with --tls-cert and --tls-key";
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The files for connections to `https://` addresses. They are read again whenever a broken connection is replaced, so that
@@ -77,10 +80,7 @@ pub(super) fn handshake_advice(cause: &(dyn Error + 'static)) -> Option<String> 
         Rustls::InvalidMessage(_) => {
             "what answers there does not speak TLS; use http://, or start it with --tls-cert and --tls-key".to_owned()
         }
-        Rustls::AlertReceived(AlertDescription::CertificateRequired | AlertDescription::UnknownCA) => {
-            "it does not accept this client's certificate; give one of its CA with --tls-cert and --tls-key"
-                .to_owned()
-        }
+        Rustls::AlertReceived(_) => REJECTED.to_owned(),
         other => format!("the TLS handshake failed: {other}"),
     })
 }

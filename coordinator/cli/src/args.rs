@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use foil_common::rpc::{self, ConnectError};
 use foil_common::{listen, telemetry};
 
+use super::client::Client;
 use super::tls_args::{ClientTlsArgs, ServerTlsArgs};
 
 const EXAMPLES: &str = "\
@@ -225,6 +227,13 @@ pub(crate) struct ClientArgs {
     pub(crate) coordinator: Vec<String>,
     #[command(flatten)]
     pub(crate) tls: ClientTlsArgs,
+}
+
+impl ClientArgs {
+    /// A client of the coordinators, which connects at the first request.
+    pub(crate) fn connect(&self) -> Result<Client, ConnectError> {
+        Ok(Client::new(rpc::connect_with(&self.coordinator.join(","), &self.tls.files())?))
+    }
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
-use super::args::ClientArgs;
 use super::stdout;
 
 /// Deadline of a short request, including retries.
@@ -38,17 +37,12 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client of the given coordinators; it connects at the first request.
-    pub(crate) fn new(args: &ClientArgs) -> Result<Self> {
-        Ok(Self::on(rpc::connect_with(&args.coordinator.join(","), &args.tls.files())?))
-    }
-
-    /// A client of the coordinators at `urls`, without options.
+    /// A client of the coordinators at `urls`; it connects at the first request.
     pub(crate) fn connect(urls: &str) -> Result<Self> {
-        Ok(Self::on(rpc::connect(urls)?))
+        Ok(Self::new(rpc::connect(urls)?))
     }
 
-    fn on(line: LeaderChannel) -> Self {
+    pub(crate) fn new(line: LeaderChannel) -> Self {
         Self { jobs: JobsClient::new(line.clone()), line, deadline: DEADLINE }
     }
 

@@ -11,7 +11,7 @@ use super::report::{self, LocalArtifacts};
 use super::{stdout, terminal, watch};
 
 pub(crate) async fn list(args: &ListArgs) -> Result<()> {
-    let jobs = Client::new(&args.client)?.list().await?;
+    let jobs = args.client.connect()?.list().await?;
     if args.json {
         stdout::json(&json!({ "jobs": jobs.iter().map(report::json).collect::<Result<Vec<_>, _>>()? }))?;
         return Ok(());
@@ -124,7 +124,7 @@ pub(crate) async fn watch(args: &JobArgs) -> Result<()> {
 }
 
 pub(crate) async fn cancel(args: &JobArgs) -> Result<()> {
-    let client = Client::new(&args.client)?;
+    let client = args.client.connect()?;
     let job = client.find_to_change(&args.job).await?;
     if is_ended(&job) {
         bail!("job {} has already ended: {}", job.id, report::state_name(&job));
@@ -147,7 +147,7 @@ pub(crate) fn require_success(job: &v1::Job) -> Result<()> {
 }
 
 async fn find(args: &JobArgs) -> Result<(Client, v1::Job)> {
-    let client = Client::new(&args.client)?;
+    let client = args.client.connect()?;
     let job = client.find(&args.job).await?;
     Ok((client, job))
 }

@@ -14,7 +14,7 @@ pub(crate) async fn pull(args: &PullArgs) -> Result<()> {
         Some((job, artifact)) => (job, Some(artifact)),
         None => (args.what.as_str(), None),
     };
-    let client = Client::new(&args.client)?;
+    let client = args.client.connect()?;
     let job = client.find(name).await?;
     let line = client.line();
     let mut progress = Progress::new(true);

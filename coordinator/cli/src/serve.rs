@@ -21,7 +21,7 @@ use foil_coordinator::descriptors;
 use foil_coordinator::resolve::{ChildConfig, Resolver};
 use foil_coordinator::tls::ServerTls;
 
-/// What makes an address beyond loopback safe.
+/// Advice on listening beyond loopback.
 const SECURE_LISTEN: &str =
     "Give --tls-cert, --tls-key and --tls-client-ca, or, on a network you trust, --insecure-listen";
 /// Deadline of reading one job's inputs.

@@ -22,7 +22,7 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     if args.dry_run && !args.server {
         return dry_run(job).await;
     }
-    let client = Client::new(&args.client)?;
+    let client = args.client.connect()?;
     // An upload retries for long while the coordinator restarts; one that was never there is reported at once.
     client.reach().await?;
     let mut progress = Progress::new(true);

@@ -22,7 +22,7 @@ pub(in crate::rpc) struct Transport {
 
 enum Stream {
     Plain(Connection),
-    Handshake(Accept<Connection>),
+    Handshake(Box<Accept<Connection>>),
     Encrypted(Box<TlsStream<Connection>>),
     Failed,
 }
@@ -31,7 +31,7 @@ impl Transport {
     pub(super) fn new(connection: Connection, tls: Option<&ServerTls>) -> Self {
         let client = connection.connect_info();
         let stream = match tls {
-            Some(tls) => Stream::Handshake(tls.acceptor().accept(connection)),
+            Some(tls) => Stream::Handshake(Box::new(tls.acceptor().accept(connection))),
             None => Stream::Plain(connection),
         };
         Self { stream, client }
@@ -40,7 +40,7 @@ impl Transport {
     /// The stream, after its handshake.
     fn poll_stream(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Pin<&mut dyn ReadWrite>>> {
         if let Stream::Handshake(accept) = &mut self.stream {
-            self.stream = match ready!(Pin::new(accept).poll(context)) {
+            self.stream = match ready!(Pin::new(accept.as_mut()).poll(context)) {
                 Ok(stream) => {
                     if stream.get_ref().1.peer_certificates().is_some() {
                         self.client.peer.set_verified();
