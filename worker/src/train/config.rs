@@ -1,4 +1,4 @@
-//! How a phase trains.
+//! Settings of a training phase.
 
 use foil_common::spec::{Job, Optimizer, Schedule, Sharding};
 
@@ -11,7 +11,7 @@ pub struct TrainConfig {
     pub epochs: u32,
     /// Pairs or sequences per step over all ranks, or as near to it as whole rows come.
     pub batch_size: usize,
-    /// The learning rate where the schedule's factor is 1.
+    /// The learning rate at a schedule factor of 1.
     pub peak_learning_rate: f64,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
@@ -26,7 +26,7 @@ impl TrainConfig {
             epochs: step.epochs,
             batch_size: step.batch_sequences,
             peak_learning_rate: step.learning_rate,
-            ..Self::of(job, round, &step.optimizer, step.schedule)
+            ..Self::new(job, round, &step.optimizer, step.schedule)
         }
     }
 
@@ -37,7 +37,7 @@ impl TrainConfig {
             epochs: step.epochs,
             batch_size: step.batch_pairs,
             peak_learning_rate: step.learning_rate,
-            ..Self::of(job, round, &step.optimizer, step.schedule)
+            ..Self::new(job, round, &step.optimizer, step.schedule)
         }
     }
 
@@ -48,11 +48,11 @@ impl TrainConfig {
             epochs: step.epochs,
             batch_size: step.batch_sequences,
             peak_learning_rate: step.learning_rate_of(round),
-            ..Self::of(job, round, &step.optimizer, step.schedule)
+            ..Self::new(job, round, &step.optimizer, step.schedule)
         }
     }
 
-    fn of(job: &Job, round: u32, optimizer: &Optimizer, schedule: Schedule) -> Self {
+    fn new(job: &Job, round: u32, optimizer: &Optimizer, schedule: Schedule) -> Self {
         Self {
             order: OrderKey { seed: job.seed.into(), round },
             epochs: 0,
