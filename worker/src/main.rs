@@ -173,7 +173,8 @@ fn run_rank(args: RankArgs) -> anyhow::Result<Exit> {
 }
 
 fn run_conform() -> anyhow::Result<()> {
-    let probe = serde_json::from_reader(std::io::stdin().lock()).context("cannot read a probe from standard input")?;
+    let probe = serde_json::from_reader(std::io::stdin().lock())
+        .context("cannot read a probe from standard input")?;
     let measured = conform::measure(&probe);
     serde_json::to_writer(std::io::stdout().lock(), &measured)?;
     Ok(())

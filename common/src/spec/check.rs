@@ -64,13 +64,13 @@ pub(crate) fn count(
     field: &str,
     value: Option<u32>,
     default: u32,
-    least: u32,
+    min: u32,
 ) -> Result<u32, SpecError> {
     let value = value.unwrap_or(default);
-    if value >= least {
+    if value >= min {
         return Ok(value);
     }
-    Err(SpecError::field(&path(at, field), value, &format!("at least {least}")))
+    Err(SpecError::field(&path(at, field), value, &format!("at least {min}")))
 }
 
 /// Like [`count`], for sizes in memory.
@@ -79,9 +79,9 @@ pub(crate) fn size(
     field: &str,
     value: Option<u32>,
     default: u32,
-    least: u32,
+    min: u32,
 ) -> Result<usize, SpecError> {
-    count(at, field, value, default, least).map(|value| value as usize)
+    count(at, field, value, default, min).map(|value| value as usize)
 }
 
 /// A size in its wire type; sizes were parsed from the wire, so they fit.

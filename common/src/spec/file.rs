@@ -107,7 +107,7 @@ fn yaml(text: &str) -> Result<Value, SpecError> {
     to_json(value)
 }
 
-/// The most brackets that are open at once, whether they mean anything or are part of a text.
+/// The maximum number of brackets that are open at once, whether they are syntax or part of a text.
 fn bracket_depth(text: &str) -> usize {
     let depths = text.bytes().scan(0usize, |depth, byte| {
         match byte {

@@ -29,7 +29,7 @@ choices! {
 }
 
 choices! {
-    /// What a non-finite loss or gradient does.
+    /// The reaction to a non-finite loss or gradient.
     OnNonfinite:
     #[default]
     Fail = "fail",
@@ -105,7 +105,7 @@ impl Schedule {
         if step <= warmup {
             return step as f64 / warmup as f64;
         }
-        // The last warm-up step (or the first step, without one) stands at the peak.
+        // The last warm-up step (or the first step, without one) is at the peak.
         let peak = warmup.max(1);
         let span = steps.saturating_sub(peak);
         let progress = if span == 0 { 0.0 } else { (step - peak) as f64 / span as f64 }.min(1.0);

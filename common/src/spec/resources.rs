@@ -14,7 +14,7 @@ pub struct Generation {
     pub max_num_seqs: usize,
 }
 
-/// What is measured after every round.
+/// The evaluation after every round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
     pub gold: Gold,
@@ -24,12 +24,12 @@ pub struct Evaluation {
     pub metric_for_best_model: BestMetric,
 }
 
-/// What a job runs on.
+/// The resources of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resources {
     pub ranks: u32,
     pub device: DeviceKind,
-    /// Of the matrix products; masters stay fp32.
+    /// Precision of matrix products; master weights stay fp32.
     pub precision: Precision,
     pub sharding: Sharding,
     /// CPU threads per rank; part of what fixes a run's bits.
@@ -193,7 +193,7 @@ impl From<&Evaluation> for v1::EvaluationSpec {
     }
 }
 
-/// What came from the wire's 32 bits fits them.
+/// Sizes come from the wire's 32 bits, so they fit.
 fn narrow(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }

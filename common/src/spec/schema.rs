@@ -75,7 +75,7 @@ pub(super) fn fields(message: &str) -> &'static [Field] {
     schema().get(message).map(Vec::as_slice).unwrap_or_default()
 }
 
-/// What a field of `message` holds.
+/// The kind of a field of `message`.
 pub(super) fn kind(message: &str, field: &str) -> Option<&'static Kind> {
     fields(message).iter().find(|known| known.name == field).map(|known| &known.kind)
 }
@@ -159,7 +159,7 @@ fn choose(
     Ok(())
 }
 
-/// Of the members of a `oneof` only one can be meant.
+/// Refuses two members of one `oneof`.
 fn refuse_two_members(at: &str, message: &str, checked: &Map<String, Value>) -> Result<(), SpecError> {
     let given = |name: &str| checked.get(name).is_some_and(|value| !value.is_null());
     for field in fields(message).iter().filter(|field| given(&field.name)) {

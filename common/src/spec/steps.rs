@@ -60,7 +60,7 @@ choices! {
 }
 
 choices! {
-    /// What Σ w·ℓ / Σ w runs over.
+    /// The rows that Σ w·ℓ / Σ w runs over.
     Normalization:
     /// The step's batch over all ranks.
     #[default]
@@ -114,7 +114,7 @@ impl RewardStep {
         Ok(step)
     }
 
-    /// What no single field can tell.
+    /// Checks that involve several fields.
     fn cross_check(&self, at: &str) -> Result<(), SpecError> {
         if self.apo_weight == 0.0 && self.human_weight == 0.0 {
             return Err(SpecError::field(

@@ -1,4 +1,4 @@
-//! What the author of an unknown field may have meant: a setting of another block, a name that another tool has for a field,
+//! Hints for the author of an unknown field: a setting of another block, a name that another tool has for a field,
 //! or a misspelling.
 
 use super::check::{nearest, one_of};

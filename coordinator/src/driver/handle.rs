@@ -63,8 +63,8 @@ impl Handle {
     /// True if the secret is that of a rank process of the job's current attempt.
     pub fn is_rank(&self, job: &str, session: &str, secret: &str) -> bool {
         let writers = self.attempts.read();
-        let author = writers.rank_writers.get(session).filter(|author| author.job == job);
-        author.is_some_and(|author| secret::verify(secret, &author.proof))
+        let writer = writers.rank_writers.get(session).filter(|writer| writer.job == job);
+        writer.is_some_and(|writer| secret::verify(secret, &writer.proof))
     }
 
     /// The job of a request id.

@@ -4,7 +4,7 @@ use crate::cluster::Liveness;
 use crate::lease::LeadershipTimeouts;
 use crate::schedule::Deadlines;
 
-/// LeadershipTimeouts and sizes that tests change.
+/// Timeouts and sizes; tests change them.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     pub liveness: Liveness,

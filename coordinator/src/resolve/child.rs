@@ -83,7 +83,7 @@ pub(super) fn cause(status: ExitStatus, stderr: &str) -> Cause {
     let memory = ["memory allocation of", "out of memory", "Cannot allocate memory", "OutOfMemory"];
     match signal {
         Some(Signal::SIGXCPU) => Cause::Time,
-        _ if memory.iter().any(|words| stderr.contains(words)) => Cause::Memory,
+        _ if memory.iter().any(|message| stderr.contains(message)) => Cause::Memory,
         _ => Cause::Unknown,
     }
 }
@@ -96,8 +96,8 @@ mod tests {
     fn the_cause_of_death_is_derived_from_signal_and_stderr() {
         let killed = |signal: Signal| ExitStatus::from_raw(signal as i32);
         assert_eq!(cause(killed(Signal::SIGXCPU), ""), Cause::Time);
-        let words = "memory allocation of 137438953440 bytes failed";
-        assert_eq!(cause(killed(Signal::SIGABRT), words), Cause::Memory);
+        let stderr = "memory allocation of 137438953440 bytes failed";
+        assert_eq!(cause(killed(Signal::SIGABRT), stderr), Cause::Memory);
         assert_eq!(cause(killed(Signal::SIGSEGV), ""), Cause::Unknown);
         assert_eq!(cause(ExitStatus::from_raw(101 << 8), "thread panicked"), Cause::Unknown);
     }

@@ -149,15 +149,15 @@ mod tests {
     fn an_invalid_model_directory_is_described() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_string_lossy().into_owned();
-        let told = |path: &str| local_config(POLICY, path).unwrap_err().to_string();
+        let message = |path: &str| local_config(POLICY, path).unwrap_err().to_string();
         assert!(local_config(POLICY, &path).unwrap_err().is_missing_file());
         std::fs::write(dir.path().join("model.gguf"), "GGUF").unwrap();
-        let error = told(&path);
+        let error = message(&path);
         assert!(error.contains("config.json") && error.contains("GGUF"), "{error}");
-        assert!(told(&format!("{path}/model.gguf")).contains("it is a file"));
-        assert!(told(&format!("{path}/absent")).contains("hf download"));
+        assert!(message(&format!("{path}/model.gguf")).contains("it is a file"));
+        assert!(message(&format!("{path}/absent")).contains("hf download"));
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
         std::fs::write(dir.path().join("config.json"), pointer).unwrap();
-        assert!(told(&path).contains("git lfs pull"), "{}", told(&path));
+        assert!(message(&path).contains("git lfs pull"), "{}", message(&path));
     }
 }

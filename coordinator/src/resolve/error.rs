@@ -21,7 +21,7 @@ pub enum ResolveError {
     Uploaded { field: &'static str, name: String },
     #[error("{field}: {path} cannot be read: {what}")]
     Unreadable { field: &'static str, path: String, what: String, absent: bool },
-    #[error("{field}: {name} was not uploaded, or not wholly ({key}); submit the job again")]
+    #[error("{field}: {name} was not uploaded completely ({key}); submit the job again")]
     Missing { field: &'static str, name: String, key: String },
     #[error("{field}: the model directory {name} {problem}; {advice}")]
     Model { field: &'static str, name: String, problem: String, advice: &'static str },

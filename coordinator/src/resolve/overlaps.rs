@@ -14,10 +14,10 @@ impl Sets {
         if job.data.generator.is_some() {
             let note =
                 "the letters task has only 56 sets of five letters, so its data sets share prompts by chance";
-            self.warnings.extend(of_measured(self).map(|shares| format!("{note}; {shares}")));
+            self.warnings.extend(evaluation_overlap(self).map(|overlaps| format!("{note}; {overlaps}")));
             return;
         }
-        self.warnings.extend(of_pairs(self));
+        self.warnings.extend(pair_warnings(self));
         if self.golden_holdout.is_empty() && !self.golden.is_empty() {
             self.warnings.push(
                 "golden_holdout: no golden prompt is held out, so accuracy on fresh samples is not measured"
@@ -41,14 +41,14 @@ enum Role {
 struct Prompts {
     name: &'static str,
     role: Role,
-    of_rows: Vec<PromptKey>,
+    row_keys: Vec<PromptKey>,
     distinct: HashSet<PromptKey>,
 }
 
 impl Prompts {
     fn of<T: Row>(name: &'static str, role: Role, rows: &[T]) -> Self {
-        let of_rows: Vec<PromptKey> = rows.iter().map(|row| row.prompt().key()).collect();
-        Self { name, role, distinct: of_rows.iter().copied().collect(), of_rows }
+        let row_keys: Vec<PromptKey> = rows.iter().map(|row| row.prompt().key()).collect();
+        Self { name, role, distinct: row_keys.iter().copied().collect(), row_keys }
     }
 
     fn is_measured(&self) -> bool {
@@ -77,39 +77,39 @@ fn all(sets: &Sets) -> Vec<Prompts> {
 }
 
 /// A warning for each two sets that share prompts.
-pub(super) fn of_pairs(sets: &Sets) -> Vec<String> {
+pub(super) fn pair_warnings(sets: &Sets) -> Vec<String> {
     let all = all(sets);
     let pairs = all
         .iter()
         .enumerate()
         .flat_map(|(index, first)| all[index + 1..].iter().map(move |second| (first, second)));
-    let line = |(first, second): (&Prompts, &Prompts)| {
+    let warning = |(first, second): (&Prompts, &Prompts)| {
         let shared = second.distinct.intersection(&first.distinct).count();
-        let rows = second.of_rows.iter().filter(|key| first.distinct.contains(key)).count();
+        let rows = second.row_keys.iter().filter(|key| first.distinct.contains(key)).count();
         let (name, of) = (second.name, second.distinct.len());
         let meaning = meaning(first, second);
         (shared > 0).then(|| {
             format!("{name}: {shared} of its {of} prompts ({rows} rows) are in {} too, {meaning}", first.name)
         })
     };
-    pairs.filter_map(line).collect()
+    pairs.filter_map(warning).collect()
 }
 
 /// Counts for a generator whose sets share prompts by construction: prompts of each evaluation set that are in a training set, if
 /// any are.
-pub(super) fn of_measured(sets: &Sets) -> Option<String> {
+pub(super) fn evaluation_overlap(sets: &Sets) -> Option<String> {
     let (measured, training): (Vec<Prompts>, Vec<Prompts>) =
         all(sets).into_iter().partition(Prompts::is_measured);
     let trained: HashSet<PromptKey> = training.into_iter().flat_map(|set| set.distinct).collect();
-    let shares: Vec<String> = measured
+    let overlaps: Vec<String> = measured
         .iter()
         .filter_map(|set| {
             let shared = set.distinct.intersection(&trained).count();
             (shared > 0).then(|| format!("{} {shared} of {}", set.name, set.distinct.len()))
         })
         .collect();
-    let told = || format!("evaluation prompts that are in a training set too: {}", shares.join(", "));
-    (!shares.is_empty()).then(told)
+    let warning = || format!("evaluation prompts that are in a training set too: {}", overlaps.join(", "));
+    (!overlaps.is_empty()).then(warning)
 }
 
 fn meaning(first: &Prompts, second: &Prompts) -> &'static str {
@@ -126,7 +126,7 @@ fn meaning(first: &Prompts, second: &Prompts) -> &'static str {
         }
         (TrainsPolicy, MeasuresReward) => "which flatters no figure: the policy alone is trained on them",
         (TrainsReward, TrainsPolicy) if first.name == datasets::GOLDEN => {
-            "though golden answers should be to the reward model's own prompts"
+            "though golden answers should belong to the reward model's own prompts"
         }
         (TrainsReward, TrainsPolicy) | (TrainsPolicy, TrainsReward) => {
             "so the policy and the reward model that scores it are trained on the same prompts"

@@ -13,7 +13,7 @@ use foil_proto::v1;
 use super::ResolveError;
 use super::load::{Source, Sources};
 
-/// Number of bad rows shown of each set.
+/// Number of bad rows examples of each set.
 const SHOWN_BAD: usize = 5;
 
 /// Fraction of a training set held out if a job gives no evaluation set.
@@ -92,8 +92,8 @@ impl Sets {
     ) -> Result<(), ResolveError> {
         let Some(parsed) = source.parse::<T>(*max_bad_fraction, budget)? else { return Ok(()) };
         self.warn_skipped(source.field, &parsed);
-        let shown: Vec<String> = parsed.bad.iter().map(ToString::to_string).collect();
-        self.record_bad_rows(name, parsed.bad_rows, &shown);
+        let examples: Vec<String> = parsed.bad.iter().map(ToString::to_string).collect();
+        self.record_bad_rows(name, parsed.bad_rows, &examples);
         if !parsed.ignored.is_empty() {
             self.summary(name).ignored_columns = parsed.ignored.into_keys().collect();
         }
@@ -116,15 +116,15 @@ impl Sets {
     }
 
     /// Counts a set's bad rows, keeps the first ones to show, and adds a warning.
-    pub(super) fn record_bad_rows(&mut self, name: &str, bad: u64, shown: &[String]) {
+    pub(super) fn record_bad_rows(&mut self, name: &str, bad: u64, examples: &[String]) {
         if bad == 0 {
             return;
         }
         let summary = self.summary(name);
         summary.bad_rows += bad;
         let room = SHOWN_BAD.saturating_sub(summary.first_bad.len());
-        summary.first_bad.extend(shown.iter().take(room).cloned());
-        let first = shown.first().map(String::as_str).unwrap_or_default();
+        summary.first_bad.extend(examples.iter().take(room).cloned());
+        let first = examples.first().map(String::as_str).unwrap_or_default();
         self.warnings.push(format!("{name}: {bad} bad rows are left out; the first is {first}"));
     }
 

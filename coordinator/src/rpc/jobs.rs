@@ -312,8 +312,11 @@ mod tests {
     #[test]
     fn a_shortage_of_devices_is_a_warning() {
         assert_eq!(device_shortage(2, "cpu", 2), None);
-        let told = device_shortage(80, "cuda", 8).unwrap();
-        assert!(told.contains("wants 80 ranks on cuda") && told.contains("have 8 such devices"), "{told}");
-        assert!(is_device_warning(&told));
+        let warning = device_shortage(80, "cuda", 8).unwrap();
+        assert!(
+            warning.contains("wants 80 ranks on cuda") && warning.contains("have 8 such devices"),
+            "{warning}"
+        );
+        assert!(is_device_warning(&warning));
     }
 }

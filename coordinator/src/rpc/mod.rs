@@ -7,6 +7,7 @@ mod connections;
 mod jobs;
 mod limits;
 mod lineage;
+mod mapped_body;
 mod normalize;
 mod plausibility;
 mod serve;

@@ -1,16 +1,12 @@
 //! Middleware that normalizes statuses for every client: bounded length, and the standard gRPC code.
 
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-
-use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use tonic::Code;
+
+use super::mapped_body::map_frames;
 
 /// Size limit of a percent-encoded message. All clients accept 8 KiB of headers, and the details repeat the message.
 const MESSAGE_BYTES: usize = 4096;
@@ -35,7 +31,14 @@ const MALFORMED: [&str; 4] = [
 pub(super) async fn normalize(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     normalize_headers(response.headers_mut());
-    response.map(|body| Body::new(NormalizedBody(body)))
+    response.map(|body| {
+        map_frames(body, |mut frame| {
+            if let Some(trailers) = frame.trailers_mut() {
+                normalize_headers(trailers);
+            }
+            frame
+        })
+    })
 }
 
 fn normalize_headers(headers: &mut HeaderMap) {
@@ -82,36 +85,6 @@ fn truncate_encoded(message: &str) -> &str {
         end -= 3;
     }
     &message[..end]
-}
-
-struct NormalizedBody(Body);
-
-impl HttpBody for NormalizedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.0).poll_frame(context));
-        Poll::Ready(frame.map(|frame| {
-            frame.map(|mut frame| {
-                if let Some(trailers) = frame.trailers_mut() {
-                    normalize_headers(trailers);
-                }
-                frame
-            })
-        }))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
-    }
 }
 
 #[cfg(test)]

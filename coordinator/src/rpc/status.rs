@@ -117,7 +117,7 @@ pub(crate) fn name_taken(taken: &NameTaken) -> Status {
 /// Status for a worker of another version or build.
 pub(crate) fn skewed(who: &str, skew: &str) -> Status {
     Status::failed_precondition(format!(
-        "{who} is refused: {skew}, and a job gives the same weights on one version only; install the coordinator's \
+        "{who} is rejected: {skew}, and a job gives the same weights on one version only; install the coordinator's \
          version there, or start the coordinator with --allow-version-skew"
     ))
 }

@@ -5,7 +5,7 @@ use foil_proto::v1;
 use super::watchdog::ProgressWatchdog;
 use crate::clock::Now;
 
-/// What a rank is working on.
+/// The work that a rank is assigned.
 #[derive(Debug)]
 pub(super) enum Assignment {
     Idle,

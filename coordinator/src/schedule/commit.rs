@@ -29,7 +29,7 @@ impl GangPhase {
             cx.out.because(format!("rank {rank} finished {} with other parameters than rank 0", phase.id));
             cx.out.notice(
                 Level::Error,
-                format!("determinism alarm: ranks ended {} with different parameters", phase.id),
+                format!("determinism alarm: ranks finished {} with different parameters", phase.id),
             );
             return Err(Problem::attempt_failed(rank, FailureSignal::Diverged));
         }

@@ -42,7 +42,7 @@ impl AttemptId {
     }
 }
 
-/// What a decision depends on besides the attempt's own parts, and the decision as made so far.
+/// Inputs of a decision besides the attempt's own parts, and the decision made so far.
 #[derive(Debug)]
 pub(super) struct Context<'a> {
     pub(super) id: AttemptId,

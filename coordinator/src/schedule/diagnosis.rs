@@ -145,7 +145,7 @@ fn priority(signal: &FailureSignal, reported: bool) -> u8 {
         FailureSignal::Reported(failure) => match CauseClass::from(failure.class()) {
             class if class.is_final() => 0,
             CauseClass::OutOfMemory => 1,
-            // The other ranks are stopped because of it, so their ends mean nothing.
+            // The other ranks are stopped because of it, so their exits mean nothing.
             CauseClass::Preempted | CauseClass::Unreachable => 2,
             CauseClass::Store => 4,
             _ => 5,

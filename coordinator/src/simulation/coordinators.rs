@@ -32,10 +32,14 @@ impl Simulator {
         let before = std::mem::replace(&mut self.nodes[node].state, state);
         if let State::Leading(leading) = before {
             for (agent, stream) in leading.agents {
-                self.schedule_soon(SimEvent::AgentCut { agent, stream });
+                self.schedule_soon(SimEvent::AgentDisconnected { agent, stream });
             }
             for (session, stream) in leading.ranks {
-                self.schedule_soon(SimEvent::RankCut { session, stream, rejection: Rejection::None });
+                self.schedule_soon(SimEvent::RankDisconnected {
+                    session,
+                    stream,
+                    rejection: Rejection::None,
+                });
             }
         }
         if !dies {

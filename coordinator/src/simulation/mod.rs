@@ -136,14 +136,14 @@ fn simulate_all<T: Send>(
 
 #[test]
 fn ten_thousand_histories_keep_every_promise() {
-    let calm = simulate(0, None, false);
-    assert_eq!(calm.violation, None);
-    assert!(!calm.outcome.is_empty());
+    let baseline = simulate(0, None, false);
+    assert_eq!(baseline.violation, None);
+    assert!(!baseline.outcome.is_empty());
     if let Some(seed) = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()) {
         let history = simulate(seed, None, true);
         println!("seed {seed}: {:?}, {} deaths", history.violation, history.deaths);
         assert!(
-            history.given_up || history.outcome == calm.outcome,
+            history.given_up || history.outcome == baseline.outcome,
             "other artifacts: {:#?}",
             history.outcome
         );
@@ -153,7 +153,7 @@ fn ten_thousand_histories_keep_every_promise() {
     let histories = simulate_all(1..SEEDS + 1, None, |seed, history| {
         assert_eq!(history.violation, None, "seed {seed}; {SEED}={seed} simulates it alone");
         if !history.given_up {
-            assert_eq!(history.outcome, calm.outcome, "seed {seed}: other artifacts");
+            assert_eq!(history.outcome, baseline.outcome, "seed {seed}: other artifacts");
         }
         (history.deaths, history.elections, history.gaps, history.given_up)
     });
@@ -172,7 +172,7 @@ fn ten_thousand_histories_keep_every_promise() {
         gaps[gaps.len() / 2].as_secs_f64(),
         p99.as_secs_f64()
     );
-    assert!(deaths as u64 > SEEDS && elections > 2 * SEEDS, "too calm");
+    assert!(deaths as u64 > SEEDS && elections > 2 * SEEDS, "too few faults");
     assert!(given_up < SEEDS as usize / 20, "{given_up} jobs were given up");
     assert!(p99 < Duration::from_secs(10), "failover takes too long: {p99:?}");
 }

@@ -59,11 +59,11 @@ pub(super) enum SimEvent {
         command: rank_command::Command,
     },
     /// An agent notices that its stream has ended or was rejected.
-    AgentCut {
+    AgentDisconnected {
         agent: String,
         stream: u64,
     },
-    RankCut {
+    RankDisconnected {
         session: String,
         stream: u64,
         rejection: Rejection,
@@ -71,7 +71,7 @@ pub(super) enum SimEvent {
     AgentHeartbeat {
         agent: String,
     },
-    RankTry {
+    RankConnect {
         session: String,
     },
     RankDone {
@@ -100,7 +100,7 @@ pub(super) enum NodeMessage {
     Exited { agent: String, session: String },
     AgentGone { agent: String },
     Hello(v1::RankHello),
-    Said { session: String, message: Message },
+    Report { session: String, message: Message },
     RankGone { session: String },
     StepsWritten { phase: String, key: String },
     Submit,
@@ -276,7 +276,7 @@ impl Simulator {
         if self.rng.one_in(12)
             && matches!(
                 message,
-                NodeMessage::Said { message: Message::Chunk(_), .. } | NodeMessage::Exited { .. }
+                NodeMessage::Report { message: Message::Chunk(_), .. } | NodeMessage::Exited { .. }
             )
         {
             self.send_on_stream(stream.id, true, SimEvent::ToNode { stream, message: message.clone() });

@@ -10,23 +10,23 @@ use crate::job::fixture::{JOB, object};
 /// Interval of an agent's heartbeats, in milliseconds.
 const HEARTBEAT: u64 = 1000;
 /// Seconds without an answer after which an agent leaves a coordinator.
-const SILENCE: u64 = 4;
+const ACK_TIMEOUT: u64 = 4;
 const RETRY: u64 = 300;
 
 impl Simulator {
     pub(super) fn receive(&mut self, stream: Stream, message: NodeMessage) {
         let now = self.clock();
         if !self.is_connected(stream) {
-            return self.refuse(stream, message);
+            return self.reject(stream, message);
         }
         let Some(leading) = self.nodes[stream.node].leading() else { return };
-        let (core, holds) = (&mut leading.core, now.mono < leading.lease_until);
+        let (core, lease_valid) = (&mut leading.core, now.mono < leading.lease_until);
         match message {
-            NodeMessage::Register(hello) if !holds => {
-                return self.refuse(stream, NodeMessage::Register(hello));
+            NodeMessage::Register(hello) if !lease_valid => {
+                return self.reject(stream, NodeMessage::Register(hello));
             }
             NodeMessage::Register(hello) if core.admits(&hello, now).is_err() => {
-                return self.refuse(stream, NodeMessage::Register(hello));
+                return self.reject(stream, NodeMessage::Register(hello));
             }
             NodeMessage::Register(hello) => {
                 leading.heard.insert(hello.agent_id.clone());
@@ -39,7 +39,7 @@ impl Simulator {
                 return;
             }
             NodeMessage::Heartbeat { agent, number } => {
-                if core.agent_heard(&agent, stream.id, now) && holds {
+                if core.agent_heard(&agent, stream.id, now) && lease_valid {
                     let command = agent_command::Command::Heard(v1::AgentHeard { number });
                     let term = leading.term;
                     self.schedule_soon(SimEvent::ToAgent { agent, stream, term, command });
@@ -56,19 +56,21 @@ impl Simulator {
                 }
                 core.agent_disconnected(&agent, stream.id, now);
             }
-            NodeMessage::Hello(hello) if !holds => return self.refuse(stream, NodeMessage::Hello(hello)),
+            NodeMessage::Hello(hello) if !lease_valid => {
+                return self.reject(stream, NodeMessage::Hello(hello));
+            }
             NodeMessage::Hello(hello) => {
                 let session = hello.session_id.clone();
                 match core.rank_hello(hello, now) {
                     Ok(()) => drop(leading.ranks.insert(session, stream.id)),
                     Err(_) => {
                         let (stream, rejection) = (stream.id, Rejection::Stale);
-                        self.schedule_soon(SimEvent::RankCut { session, stream, rejection });
+                        self.schedule_soon(SimEvent::RankDisconnected { session, stream, rejection });
                         return;
                     }
                 }
             }
-            NodeMessage::Said { session, message } => {
+            NodeMessage::Report { session, message } => {
                 if leading.ranks.get(&session) != Some(&stream.id) {
                     return;
                 }
@@ -76,7 +78,7 @@ impl Simulator {
                     leading.ranks.remove(&session);
                     core.rank_gone(&session, now);
                     let (stream, rejection) = (stream.id, Rejection::Stale);
-                    self.schedule_soon(SimEvent::RankCut { session, stream, rejection });
+                    self.schedule_soon(SimEvent::RankDisconnected { session, stream, rejection });
                 }
             }
             NodeMessage::RankGone { session } => {
@@ -86,7 +88,7 @@ impl Simulator {
                 }
             }
             NodeMessage::StepsWritten { phase, key } => {
-                core.steps_written(JOB, &phase, Ok(object(&key)), now)
+                core.steps_written(JOB, &phase, Ok(object(&key)), now);
             }
             NodeMessage::Submit => return self.submit_job(stream.node),
         }
@@ -96,15 +98,19 @@ impl Simulator {
     }
 
     /// Rejects a message to a coordinator that is not the leader.
-    fn refuse(&mut self, stream: Stream, message: NodeMessage) {
+    fn reject(&mut self, stream: Stream, message: NodeMessage) {
         let id = stream.id;
         match message {
             NodeMessage::Register(hello) => {
-                self.schedule_soon(SimEvent::AgentCut { agent: hello.agent_id, stream: id });
+                self.schedule_soon(SimEvent::AgentDisconnected { agent: hello.agent_id, stream: id });
             }
             NodeMessage::Hello(hello) => {
                 let rejection = Rejection::NotLeading;
-                self.schedule_soon(SimEvent::RankCut { session: hello.session_id, stream: id, rejection });
+                self.schedule_soon(SimEvent::RankDisconnected {
+                    session: hello.session_id,
+                    stream: id,
+                    rejection,
+                });
             }
             _ => {}
         }
@@ -113,21 +119,23 @@ impl Simulator {
     pub(super) fn worker_event(&mut self, event: SimEvent) {
         match event {
             SimEvent::ToAgent { agent, stream, term, command } => {
-                self.handle_agent_command(&agent, stream, term, command)
+                self.handle_agent_command(&agent, stream, term, command);
             }
             SimEvent::ToRank { session, stream, term, command } => {
                 self.handle_rank_command(&session, stream, term, command);
             }
-            SimEvent::AgentCut { agent, stream } => {
-                let Some(there) = self.agents.get_mut(&agent) else { return };
-                if there.stream.is_some_and(|open| open.id == stream) {
-                    there.stream = None;
-                    there.next = 1 - there.next;
+            SimEvent::AgentDisconnected { agent, stream } => {
+                let Some(known) = self.agents.get_mut(&agent) else { return };
+                if known.stream.is_some_and(|open| open.id == stream) {
+                    known.stream = None;
+                    known.next = 1 - known.next;
                 }
             }
-            SimEvent::RankCut { session, stream, rejection } => self.rank_cut(&session, stream, rejection),
+            SimEvent::RankDisconnected { session, stream, rejection } => {
+                self.rank_disconnected(&session, stream, rejection);
+            }
             SimEvent::AgentHeartbeat { agent } => self.agent_heartbeat(&agent),
-            SimEvent::RankTry { session } => self.rank_try(&session),
+            SimEvent::RankConnect { session } => self.connect_rank(&session),
             SimEvent::RankDone { session, task } => self.rank_done(&session, task),
             _ => {}
         }
@@ -145,7 +153,7 @@ impl Simulator {
         }
         let oldest = agent.unacknowledged.values().next().copied();
         if agent.stream.is_some()
-            && oldest.is_some_and(|unacknowledged| (now - unacknowledged).as_secs() >= SILENCE)
+            && oldest.is_some_and(|unacknowledged| (now - unacknowledged).as_secs() >= ACK_TIMEOUT)
         {
             self.lose_stream(id);
         }
@@ -229,7 +237,7 @@ impl Simulator {
                 if self.ranks.insert(session.clone(), rank).is_some() {
                     self.violation = Some(format!("session {session} was started twice"));
                 }
-                self.schedule_after(40, SimEvent::RankTry { session });
+                self.schedule_after(40, SimEvent::RankConnect { session });
             }
             agent_command::Command::StopRank(stop) => self.kill(&stop.session_id),
         }
@@ -254,7 +262,7 @@ impl Simulator {
         }
     }
 
-    fn rank_try(&mut self, session: &str) {
+    fn connect_rank(&mut self, session: &str) {
         let now = self.now;
         let Some(rank) = self.ranks.get(session) else { return };
         if rank.stream.is_some() {
@@ -270,11 +278,11 @@ impl Simulator {
         }
         self.send(stream, NodeMessage::Hello(hello));
         for message in reported {
-            self.send(stream, NodeMessage::Said { session: session.to_owned(), message });
+            self.send(stream, NodeMessage::Report { session: session.to_owned(), message });
         }
     }
 
-    fn rank_cut(&mut self, session: &str, stream: u64, rejection: Rejection) {
+    fn rank_disconnected(&mut self, session: &str, stream: u64, rejection: Rejection) {
         let now = self.now;
         let Some(rank) = self.ranks.get_mut(session) else { return };
         if rank.stream.is_none_or(|open| open.id != stream) {
@@ -287,7 +295,7 @@ impl Simulator {
         }
         rank.stream = None;
         rank.next = 1 - rank.next;
-        self.schedule_after(RETRY, SimEvent::RankTry { session: session.to_owned() });
+        self.schedule_after(RETRY, SimEvent::RankConnect { session: session.to_owned() });
     }
 
     fn handle_rank_command(
@@ -354,7 +362,7 @@ impl Simulator {
         let Some(rank) = self.ranks.get_mut(session) else { return };
         rank.reported.push(message.clone());
         if let Some(stream) = rank.stream {
-            self.send(stream, NodeMessage::Said { session: session.to_owned(), message });
+            self.send(stream, NodeMessage::Report { session: session.to_owned(), message });
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Rank 0 opens a [`RendezvousHost`], publishes its address, and gathers the others, which join at that [`Rendezvous`].
 //! A gang of one needs no sockets and runs the same code.
 
+#![expect(clippy::disallowed_methods, reason = "ranks wait for each other")]
+
 mod gradients;
 mod reachability;
 #[cfg(test)]

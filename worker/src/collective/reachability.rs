@@ -3,6 +3,8 @@
 //! The check runs before the backend connects, which reports an unreachable rank only after the timeout of its
 //! collectives, as a socket error.
 
+#![expect(clippy::disallowed_methods, reason = "connection attempts end by the clock")]
+
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};

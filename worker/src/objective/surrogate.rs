@@ -27,7 +27,7 @@ pub struct SurrogateLoss {
     pub clipped: Tensor,
 }
 
-/// What a sum over a completion's tokens is divided by.
+/// The denominator of a sum over a completion's tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Denominator {
     /// The number of its tokens.

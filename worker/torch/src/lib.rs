@@ -9,6 +9,7 @@
 //!
 //! Nothing here is `Sync`: the ranks of a group must issue the same collectives in the same order, so one thread of
 //! each process owns the group.
+#![expect(clippy::self_named_module_files, reason = "cxx names its header after the file of the bridge")]
 
 pub mod autograd;
 pub mod c10d;

@@ -41,7 +41,7 @@ choices! {
 }
 
 choices! {
-    /// What probability ratios are taken of.
+    /// The unit that a probability ratio belongs to.
     ImportanceSampling:
     #[default]
     Token = "token",
@@ -50,7 +50,7 @@ choices! {
 }
 
 choices! {
-    /// What advantages are divided by.
+    /// The scale that advantages are divided by.
     ScaleRewards:
     /// The standard deviation of the group's rewards.
     #[default]

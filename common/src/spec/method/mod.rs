@@ -37,11 +37,11 @@ oneof! {
     Simpo = "simpo",
 }
 
-/// What a method needs, so that the phases before it provide it and a plan can tell what it takes.
+/// The needs of a method, which the phases before it provide for and plans estimate.
 pub trait MethodSettings {
     fn needs(&self) -> Needs;
 
-    /// The most of a prompt's n completions that the loss reads; ties, and blank completions that would win, leave fewer.
+    /// The maximum number of a prompt's n completions that the loss reads; ties, and blank completions that would win, leave fewer.
     fn max_completions(&self, samples: u32) -> u32;
 }
 

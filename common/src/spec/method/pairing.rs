@@ -22,7 +22,7 @@ choices! {
 }
 
 impl Pairing {
-    /// The most of n completions that pairs are made of.
+    /// The maximum number of n completions that pairs are made of.
     pub(super) fn max_completions(self, samples: u32) -> u32 {
         let paired = match self {
             Self::BestWorst => 2,

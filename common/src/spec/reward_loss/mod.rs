@@ -20,7 +20,7 @@ oneof! {
     Gail = "gail",
 }
 
-/// What a loss says of the training around it.
+/// The settings of a loss that the training around it reads.
 pub trait RewardLossSettings {
     /// The loss of human pairs; `None` if the reward model learns from golden answers and samples alone.
     fn human_pairs(&self) -> Option<BradleyTerry>;
@@ -30,7 +30,7 @@ pub trait RewardLossSettings {
         None
     }
 
-    /// What is valid and yet more likely a mistake than intended.
+    /// A warning about settings that are valid but probably a mistake.
     fn warning(&self) -> Option<&'static str> {
         None
     }

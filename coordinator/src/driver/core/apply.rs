@@ -207,10 +207,10 @@ impl Core {
             }
         }
         if let Some(entry) = self.jobs.get_mut(id) {
-            for shown in view::events(&entry.state, &event.change, event.at) {
-                let shown = Arc::new(shown);
-                entry.history.push(Arc::clone(&shown));
-                self.outbox.actions.push(Action::Publish { job: id.clone(), event: shown });
+            for event_view in view::events(&entry.state, &event.change, event.at) {
+                let event_view = Arc::new(event_view);
+                entry.history.push(Arc::clone(&event_view));
+                self.outbox.actions.push(Action::Publish { job: id.clone(), event: event_view });
             }
             if entry.state.is_ended() {
                 entry.history = view::retained(&entry.history);

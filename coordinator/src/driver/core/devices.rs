@@ -29,9 +29,9 @@ impl Core {
                 entry.waiting = None;
                 continue;
             };
-            let of_kind =
+            let kind_supply =
                 *supply.entry(demand.kind.clone()).or_insert_with(|| self.cluster.supply(&demand.kind));
-            let passed_over = is_passed_over(entry, of_kind, now);
+            let passed_over = is_passed_over(entry, kind_supply, now);
             demands.push(Demand { passed_over, ..demand });
         }
         let grants = queue::allocate(&supply, &demands);
@@ -127,9 +127,9 @@ impl Core {
         let Some(waiting) = self.jobs.get_mut(id).and_then(|entry| entry.waiting.as_mut()) else { return };
         waiting.current = wait;
         // The number of free devices changes too often to be news.
-        let news = |wait: &v1::JobWait| (wait.wanted, wait.connected, wait.position);
+        let key = |wait: &v1::JobWait| (wait.wanted, wait.connected, wait.position);
         let is_announced =
-            waiting.announced.as_ref().is_some_and(|announced| news(announced) == news(&waiting.current));
+            waiting.announced.as_ref().is_some_and(|announced| key(announced) == key(&waiting.current));
         if is_announced || now.since(waiting.since) < PATIENCE {
             return;
         }

@@ -55,7 +55,7 @@ impl Core {
     /// Warns watchers before the ranks of an attempt fail to reach each other.
     pub(super) fn check_addresses(&mut self, id: &str, now: Now) {
         let Some(state) = self.state(id) else { return };
-        let agents = state.ranks.values().map(|seat| seat.agent.as_str()).collect();
+        let agents = state.ranks.values().map(|process| process.agent.as_str()).collect();
         if let Some(problem) = self.hosts.problem(&agents) {
             self.notify_watchers(id, Level::Warning, problem, now);
         }
@@ -92,10 +92,10 @@ mod tests {
         assert_eq!(problem(&["a", "b"]), None, "one machine");
         assert_eq!(problem(&["c", "e"]), None);
         assert_eq!(problem(&["a"]), None);
-        let told = problem(&["a", "b", "c"]).unwrap();
+        let message = problem(&["a", "b", "c"]).unwrap();
         assert!(
-            told.contains("agent a on one advertises 127.0.0.1") && told.contains("agent c on two"),
-            "{told}"
+            message.contains("agent a on one advertises 127.0.0.1") && message.contains("agent c on two"),
+            "{message}"
         );
         assert!(problem(&["d", "e"]).unwrap().contains("--advertise-address"));
     }

@@ -175,10 +175,11 @@ impl Core {
                 }
                 entry.attempt = Some(attempt);
                 let kind = entry.state.spec.resources.device.to_string();
-                for seat in entry.state.ranks.values() {
-                    self.sessions.insert(seat.session.clone(), id.clone());
-                    let placement = Placement { agent: seat.agent.clone(), device: seat.device.clone() };
-                    self.cluster.expect(&placement, &kind, &seat.session, now);
+                for process in entry.state.ranks.values() {
+                    self.sessions.insert(process.session.clone(), id.clone());
+                    let placement =
+                        Placement { agent: process.agent.clone(), device: process.device.clone() };
+                    self.cluster.expect(&placement, &kind, &process.session, now);
                 }
             }
             // The previous leader may have died during the collection.
@@ -263,7 +264,7 @@ impl Core {
     /// Sets the store's current trouble, if any; called before each tick. While there is trouble no rank is considered hung;
     /// watchers are notified when it starts and when it ends.
     pub fn set_store_trouble(&mut self, trouble: Option<String>, now: Now) {
-        let news = match (&self.trouble, &trouble) {
+        let notice = match (&self.trouble, &trouble) {
             (None, Some(trouble)) => Some((Level::Warning, waits_for_store(trouble))),
             (Some(_), None) => {
                 Some((Level::Info, "the store is available again; the job goes on".to_owned()))
@@ -271,7 +272,7 @@ impl Core {
             _ => None,
         };
         // Also logged if no job is affected.
-        match (&news, &trouble) {
+        match (&notice, &trouble) {
             (Some(_), Some(trouble)) => tracing::warn!(trouble, "the store is unavailable"),
             (Some(_), None) => tracing::info!("the store is available again"),
             (None, _) => {}
@@ -286,7 +287,7 @@ impl Core {
                     }
                 })
                 .is_some();
-            if runs && let Some((level, text)) = &news {
+            if runs && let Some((level, text)) = &notice {
                 self.notify_watchers(&id, *level, text.clone(), now);
             }
         }

@@ -62,11 +62,11 @@ impl Core {
     pub fn rank_writers(&self) -> BTreeMap<String, RankWriter> {
         let running = self.jobs.iter().filter(|(_, entry)| entry.state.current_attempt().is_some());
         running
-            .flat_map(|(job, entry)| entry.state.ranks.values().map(move |seat| (job, seat)))
-            .map(|(job, seat)| {
-                let author =
-                    RankWriter { job: job.clone(), attempt: seat.attempt, proof: seat.proof.clone() };
-                (seat.session.clone(), author)
+            .flat_map(|(job, entry)| entry.state.ranks.values().map(move |process| (job, process)))
+            .map(|(job, process)| {
+                let writer =
+                    RankWriter { job: job.clone(), attempt: process.attempt, proof: process.proof.clone() };
+                (process.session.clone(), writer)
             })
             .collect()
     }

@@ -110,14 +110,14 @@ async fn pairs_that_are_equal_after_the_cut_are_left_out_and_counted() {
         Some(v1::EvaluationDataSpec { preferences: data.preferences.clone(), ..Default::default() });
     let some = resolved(wire.clone(), &store).await.unwrap();
     assert_eq!(rows::<PairRow>(&some, "preferences", &store).await.len(), 2);
-    let told = |line: &String| {
+    let message = |line: &String| {
         line.starts_with("preferences: 1 of 3 pairs are left out") && line.ends_with("pairs.jsonl:2")
     };
-    assert!(some.warnings.iter().any(told), "{:?}", some.warnings);
+    assert!(some.warnings.iter().any(message), "{:?}", some.warnings);
     let summary = some.summaries.iter().find(|summary| summary.name == "preferences").unwrap();
     assert_eq!((summary.bad_rows, summary.ignored_columns.as_slice()), (0, &["source".to_owned()][..]));
 
-    // Where none is left, the error says why.
+    // If none is left, the error says why.
     wire.data.as_mut().unwrap().preferences = vec![input(&store, "equal.jsonl", equal).await];
     let message = failure(wire, &store).await;
     assert!(message.contains("no row is left") && message.contains("the same tokens"), "{message}");

@@ -118,17 +118,17 @@ async fn what_a_rank_would_refuse_of_a_model_is_refused_at_submission() {
         (json!({ "bos_token_id": 0 }), "begin-of-text"),
     ];
     for (config, expected) in configs {
-        let told = model_refusal(config.clone(), |_| {}, |_| {}).await.unwrap_or_default();
-        assert!(told.starts_with("policy.model: ") && told.contains(expected), "{config}: {told}");
+        let message = model_refusal(config.clone(), |_| {}, |_| {}).await.unwrap_or_default();
+        assert!(message.starts_with("policy.model: ") && message.contains(expected), "{config}: {message}");
     }
     let bare = |tensors: &mut Vec<(String, Vec<i64>)>| {
         tensors.iter_mut().for_each(|(name, _)| *name = name.trim_start_matches("model.").to_owned());
     };
-    let told = model_refusal(json!({}), bare, |_| {}).await.unwrap();
-    assert!(told.contains("lack the prefix"), "{told}");
+    let message = model_refusal(json!({}), bare, |_| {}).await.unwrap();
+    assert!(message.contains("lack the prefix"), "{message}");
     let lost = |tensors: &mut Vec<(String, Vec<i64>)>| drop(tensors.pop());
     assert!(model_refusal(json!({}), lost, |_| {}).await.unwrap().contains("is missing from the checkpoint"));
     let long = |wire: &mut v1::JobSpec| wire.text.as_mut().unwrap().max_length = Some(33);
-    let told = model_refusal(json!({}), |_| {}, long).await.unwrap();
-    assert!(told.starts_with("text.max_length: found 33, expected at most 32"), "{told}");
+    let message = model_refusal(json!({}), |_| {}, long).await.unwrap();
+    assert!(message.starts_with("text.max_length: found 33, expected at most 32"), "{message}");
 }

@@ -69,7 +69,7 @@ fn every_two_sets_that_share_a_prompt_are_reported() {
             let mut sets = Sets::default();
             fill.iter().zip(1..).for_each(|((_, put), own)| put(&mut sets, own));
             [first, second].into_iter().for_each(|set| fill[set].1(&mut sets, 100));
-            let lines = super::super::overlaps::of_pairs(&sets);
+            let lines = super::super::overlaps::pair_warnings(&sets);
             let (first, second) = (fill[first].0, fill[second].0);
             assert_eq!(lines.len(), 1, "{first} and {second}: {lines:?}");
             let either = |a: &str, b: &str| {

@@ -178,6 +178,7 @@ async fn receive(
 ) -> Result<(), Status> {
     let mut credit = Credit::new();
     loop {
+        #[expect(clippy::disallowed_methods, reason = "transfers are timed")]
         let began = Instant::now();
         let part = slot.wait_for(credit.left(), next_part(parts)).await.map_err(interrupted)??;
         let waited = began.elapsed();
@@ -200,7 +201,7 @@ fn interrupted(reason: Interrupted) -> Status {
         Interrupted::Evicted => busy("other uploads are waiting, and this upload stalled or was slow"),
         Interrupted::TimedOut => {
             let rate = Credit::MIN_RATE >> 10;
-            too_slow(&format!("an upload must bring {rate} KiB a second at least, and this one did not"))
+            too_slow(&format!("an upload must send at least {rate} KiB per second, and this one did not"))
         }
     }
 }

@@ -1,19 +1,16 @@
 //! Middleware around all services that tracks a connection's requests and responses.
 
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 
 use super::peer::{OpenRequest, Unread};
 use super::request_body::RequestBody;
 use super::socket::Client;
+use crate::rpc::mapped_body::map_frames;
 
 /// Calls whose request is a single message, which must arrive in time.
 const UNARY: [&str; 4] =
@@ -33,38 +30,17 @@ pub(in crate::rpc) async fn track(request: Request, next: Next) -> Response {
         false => body,
     });
     let response = next.run(request).await;
-    response.map(|body| Body::new(ResponseBody { body, client, _open: open }))
+    let tracked = TrackedResponse { client, _open: open };
+    response.map(|body| map_frames(body, move |frame| frame.map_data(|bytes| tracked.queue(bytes))))
 }
 
-/// A response's body, whose bytes count as unread until the connection has written them.
-struct ResponseBody {
-    body: Body,
+/// Tracks a response while its body exists: its bytes count as unread until the connection has written them.
+struct TrackedResponse {
     client: Client,
     _open: OpenRequest,
 }
 
-impl HttpBody for ResponseBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| self.queue(bytes)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl ResponseBody {
+impl TrackedResponse {
     fn queue(&self, bytes: Bytes) -> Bytes {
         if bytes.is_empty() {
             return bytes;

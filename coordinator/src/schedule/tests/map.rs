@@ -39,7 +39,7 @@ fn a_chunk_that_kills_every_rank_ends_the_job() {
     assert!(cause.message.contains("chunk 0") && cause.message.contains("SIGSEGV"), "{}", cause.message);
     assert_eq!((cause.detail.last_class, cause.detail.chunk), (Some(CauseClass::Crash), Some(0)));
     assert_eq!(cause.detail.signal.as_deref(), Some("SIGSEGV"));
-    assert_eq!(cause.log_tail, ["last words"]);
+    assert_eq!(cause.log_tail, ["last line"]);
 }
 
 #[test]
@@ -146,8 +146,8 @@ fn a_phase_whose_generator_and_trainer_disagree_is_committed_with_a_warning() {
             harness.report(rank, Message::Chunk(result)).unwrap();
         }
         let committed = harness.state.done("r01.reward.generate").unwrap();
-        let greatest = committed.metrics.iter().find(|metric| metric.name == "drift_max").unwrap();
-        assert_eq!(greatest.value, distance);
+        let max = committed.metrics.iter().find(|metric| metric.name == "drift_max").unwrap();
+        assert_eq!(max.value, distance);
         let warning = |effect: &Effect| match effect {
             Effect::Notice { level: Level::Warning, text } => text.contains("in r01.reward.generate"),
             _ => false,

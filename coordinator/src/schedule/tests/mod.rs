@@ -121,11 +121,11 @@ impl Harness {
 
     fn lease_of(&self, rank: usize) -> v1::RunChunk {
         let session = self.session(rank);
-        let told = |effect: &Effect| match effect {
+        let leased = |effect: &Effect| match effect {
             Effect::Send { session: to, command: Command::Chunk(run) } if *to == session => Some(run.clone()),
             _ => None,
         };
-        self.effects.iter().rev().find_map(told).expect("the rank holds a lease")
+        self.effects.iter().rev().find_map(leased).expect("the rank holds a lease")
     }
 
     fn result(&self, rank: usize, content: &str) -> Message {
@@ -179,7 +179,7 @@ fn index_of(id: &str) -> usize {
 }
 
 fn killed(signal: i32) -> v1::RankExited {
-    v1::RankExited { signal: Some(signal), log_tail: vec!["last words".into()], ..Default::default() }
+    v1::RankExited { signal: Some(signal), log_tail: vec!["last line".into()], ..Default::default() }
 }
 
 /// A rank's progress report in the current phase.

@@ -29,7 +29,7 @@ fn a_failure_that_would_repeat_ends_the_attempt_at_once() {
             (cause.class, cause.rank, cause.advice.as_str()),
             (CauseClass::from(class), Some(1), "do this")
         );
-        assert_eq!(cause.log_tail, ["last words"]);
+        assert_eq!(cause.log_tail, ["last line"]);
         assert_eq!(cause.detail.signal, None, "it was killed on request");
         assert!(harness.attempt.is_over());
     }
@@ -135,7 +135,7 @@ fn a_crash_is_reported_with_its_signal_its_step_and_its_log_tail() {
     assert_eq!((cause.class, cause.rank), (CauseClass::Crash, Some(1)));
     assert_eq!(cause.message, "rank 1 in r00.sft: its process was ended by SIGSEGV");
     assert_eq!((cause.detail.signal.as_deref(), cause.detail.step), (Some("SIGSEGV"), Some(4)));
-    assert_eq!(cause.log_tail, ["last words"]);
+    assert_eq!(cause.log_tail, ["last line"]);
 }
 
 #[test]

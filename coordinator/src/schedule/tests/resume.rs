@@ -47,11 +47,11 @@ impl Harness {
     }
 
     fn commands_to<'a>(&'a self, session: &str) -> Vec<&'a Command> {
-        let told = |effect: &'a Effect| match effect {
+        let leased = |effect: &'a Effect| match effect {
             Effect::Send { session: to, command } if to == session => Some(command),
             _ => None,
         };
-        self.effects.iter().filter_map(told).collect()
+        self.effects.iter().filter_map(leased).collect()
     }
 }
 

@@ -128,7 +128,7 @@ impl Simulator {
                 }
             }
             Action::WriteSteps { job, phase, key, .. } => {
-                self.pending.push(Pending::Steps { job, phase, key })
+                self.pending.push(Pending::Steps { job, phase, key });
             }
             Action::Agent { .. } | Action::Publish { .. } | Action::CollectGarbage(_) => {}
             Action::Transition { .. } | Action::Count(_) => {}

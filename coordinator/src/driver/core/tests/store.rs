@@ -7,24 +7,24 @@ fn watchers_hear_once_that_the_store_is_away_and_once_that_it_is_back() {
     while simulator.state().committed.is_empty() {
         simulator.step();
     }
-    let told = |simulator: &mut Simulator, trouble: Option<&str>| {
+    let notices = |simulator: &mut Simulator, trouble: Option<&str>| {
         simulator.core.set_store_trouble(trouble.map(str::to_owned), simulator.now);
         let actions = simulator.core.drain().unwrap().actions.into_iter();
-        let notices = actions.filter_map(|action| match action {
+        let texts = actions.filter_map(|action| match action {
             Action::Publish { event, .. } => match &event.event {
                 Some(v1::job_event::Event::Notice(notice)) => Some(notice.text.clone()),
                 _ => None,
             },
             _ => None,
         });
-        notices.collect::<Vec<_>>()
+        texts.collect::<Vec<_>>()
     };
-    assert!(told(&mut simulator, None).is_empty());
-    let away = told(&mut simulator, Some("503"));
-    assert!(away.len() == 1 && away[0].contains("503"), "{away:?}");
-    assert!(told(&mut simulator, Some("503 still")).is_empty());
+    assert!(notices(&mut simulator, None).is_empty());
+    let outage = notices(&mut simulator, Some("503"));
+    assert!(outage.len() == 1 && outage[0].contains("503"), "{outage:?}");
+    assert!(notices(&mut simulator, Some("503 still")).is_empty());
     let late = simulator.core.current_notice(JOB).map(|(level, text)| (level, text.contains("503 still")));
     assert_eq!(late, Some(("warning", true)), "who watches from now on hears of it too");
-    assert_eq!(told(&mut simulator, None), ["the store is available again; the job goes on"]);
+    assert_eq!(notices(&mut simulator, None), ["the store is available again; the job goes on"]);
     assert_eq!(simulator.core.current_notice(JOB), None);
 }

@@ -118,7 +118,7 @@ fn check_scalar(
     field: (&str, &str),
     kind: &Kind,
     value: &Value,
-    longest: u64,
+    max_length: u64,
 ) -> Result<(), SpecError> {
     match (kind, value) {
         (Kind::Count, value) => {
@@ -129,7 +129,7 @@ fn check_scalar(
             }
         }
         (Kind::Real, value) => check_real(at, field, value),
-        (Kind::Text, Value::String(text)) => at_most(at, text.len() as u64, longest, "bytes"),
+        (Kind::Text, Value::String(text)) => at_most(at, text.len() as u64, max_length, "bytes"),
         _ => Ok(()),
     }
 }
