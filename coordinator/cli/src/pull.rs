@@ -3,7 +3,6 @@
 use anyhow::{Result, bail};
 
 use super::args::PullArgs;
-use super::client::Client;
 use super::download::artifact;
 use super::progress::Progress;
 use super::{report, results, stdout};

@@ -9,7 +9,6 @@ use foil_proto::v1;
 use ulid::Ulid;
 
 use super::args::SubmitArgs;
-use super::client::Client;
 use super::inputs::{self, Content, Prepared, Upload};
 use super::progress::{self, Progress};
 use super::{error_location, report, stdout};
