@@ -33,7 +33,7 @@ struct Cli {
 enum Command {
     /// One rank process; started by an agent.
     #[command(hide = true)]
-    Rank(RankArgs),
+    Rank(Box<RankArgs>),
     /// Computes a probe for `foil conform`: reads it as JSON from standard input and prints the results.
     #[command(hide = true)]
     Conform,
@@ -155,7 +155,7 @@ fn main() -> ExitCode {
     // Other users must not read models and completions on this machine's disk.
     private::restrict_umask();
     let ended = start_telemetry(format).and_then(|()| match cli.command {
-        Some(Command::Rank(args)) => run_rank(args),
+        Some(Command::Rank(args)) => run_rank(*args),
         Some(Command::Conform) => run_conform().map(|()| Exit::Done),
         None => run_agent(cli.agent, format),
     });

@@ -178,6 +178,12 @@ pub fn unreached(status: &Status) -> String {
         }
         last = Some(told);
     }
+    // The client may not see the alert with which a coordinator ends a connection.
+    if last.as_deref() == Some("connection closed") {
+        let told = "it closed the connection, as it does if it wants TLS (https://) or a client certificate that its client CA has \
+                    signed (--tls-cert and --tls-key)";
+        return told.to_owned();
+    }
     if speaks_no_grpc {
         return "what answers there speaks no gRPC, or wants TLS: try https://".to_owned();
     }
