@@ -78,6 +78,10 @@ pub(crate) enum Command {
     /// Checks a result directory: its files, tokens and template, and the computations of Foil and transformers. The exit
     /// status is 0 if all checks passed, 1 if one failed, 3 if none failed but not all could be made.
     Conform(ConformArgs),
+    /// Prints the JSON Schema of the job file, for editors.
+    Schema,
+    /// Prints a completion script for a shell: `source <(foil completion bash)`.
+    Completion(CompletionArgs),
     /// Reads a submitted job's inputs; started by the coordinator.
     #[command(hide = true)]
     ResolveInputs(ResolveInputsArgs),
@@ -296,6 +300,19 @@ pub(crate) struct ConformArgs {
     /// Print only one JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    #[arg(value_enum, value_name = "SHELL")]
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod args;
 mod client;
+mod completion;
 mod conform;
 mod download;
 mod error_location;
@@ -85,6 +86,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Artifacts(args) => jobs::artifacts(&args).await?,
         Command::Pull(args) => pull::pull(&args).await?,
         Command::Conform(args) => return conform::conform(&args).await,
+        Command::Schema => stdout::line(&format!("{:#}", foil_common::spec::json_schema()))?,
+        Command::Completion(args) => completion::completion(&args)?,
         Command::ResolveInputs(args) => {
             let limits = Limits { memory: args.memory, cpu: Duration::from_secs(args.cpu_seconds) };
             resolve::child::main(&args.store, limits).await?;
