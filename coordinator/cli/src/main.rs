@@ -10,6 +10,7 @@ mod inputs;
 mod inspect;
 mod jobs;
 mod local_file;
+mod output;
 mod plan;
 mod progress;
 mod pull;
@@ -51,8 +52,7 @@ fn main() -> ExitCode {
     code
 }
 
-/// Runs the command line and returns the exit status: 0 on success, 1 on failure, 2 for wrong usage, 128 plus the signal's
-/// number if a run was stopped.
+/// Runs the command line and returns the exit status, as listed in `foil --help`.
 async fn command() -> ExitCode {
     let cli = Cli::parse();
     let format = cli.log_format.into();
