@@ -6,6 +6,8 @@
 //! operation fails with [`Injected`]) and `delay` (the thread sleeps for two seconds). With `FOIL_FAILPOINT_ONCE=PATH` only
 //! the process that creates that file acts. If the variable is not set, a site costs one load.
 
+#![expect(clippy::disallowed_methods, reason = "the action `delay` sleeps")]
+
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -1,5 +1,7 @@
 //! Code shared by the coordinator, the client and the workers. Nothing here depends on tensors.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests own their clock and their randomness"))]
+
 pub mod activity;
 pub mod conform;
 pub mod contain;

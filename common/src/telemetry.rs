@@ -1,5 +1,7 @@
 //! Logs and metrics.
 
+#![expect(clippy::disallowed_methods, reason = "log lines have a time")]
+
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::panic::{self, PanicHookInfo};

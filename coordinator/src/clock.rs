@@ -1,5 +1,7 @@
 //! Time as a value: decisions get it passed in, so that tests move it instead of sleeping.
 
+#![expect(clippy::disallowed_methods, reason = "this is the clock")]
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;

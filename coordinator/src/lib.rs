@@ -1,5 +1,7 @@
 //! The coordinator of Foil. It handles no tensors; its command line is the nested crate `cli`.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests own their clock and their randomness"))]
+
 pub mod clock;
 pub mod cluster;
 pub mod descriptors;

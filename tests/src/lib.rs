@@ -1,5 +1,6 @@
 //! Harness of the end-to-end tests: real processes of `foil` and `foil-worker` in temporary directories.
 
+#![allow(clippy::disallowed_methods, reason = "end-to-end tests own their clock and their randomness")]
 // A test that is skipped says why.
 #![allow(clippy::print_stderr)]
 

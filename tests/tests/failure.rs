@@ -113,7 +113,7 @@ fn a_nonfinite_loss_names_the_rows_of_its_batch() {
         &files,
         &evaluation,
         "data.gold_preferences=null",
-        "reward_step.margin=true",
+        "reward_step.bradley_terry.margin=true",
         "reward_step.apo_weight=0",
         "reward_step.batch_pairs=4",
     ]);

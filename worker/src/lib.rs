@@ -1,5 +1,7 @@
 //! The worker of Foil: an agent that supervises rank processes, and the ranks that hold the tensors.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests own their clock and their randomness"))]
+
 pub mod agent;
 pub mod collective;
 pub mod conform;

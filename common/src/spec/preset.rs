@@ -50,10 +50,10 @@ impl Preset {
     /// The fields it sets, in the JSON mapping of `JobSpec`.
     pub(super) fn fields(self) -> Value {
         match self {
-            Self::PaperRjs => paper(json!({ "rejection": {} })),
+            Self::PaperRjs => paper(&json!({ "rejection": {} })),
             // github.com/GanjinZero/RRHF: 100 · ranking + token mean of −log p.
-            Self::PaperRrhf => paper(json!({ "rrhf": { "ranking_weight": 100.0, "nll": "mean" } })),
-            Self::PaperDpo => paper(json!({ "dpo": {} })),
+            Self::PaperRrhf => paper(&json!({ "rrhf": { "ranking_weight": 100.0, "nll": "mean" } })),
+            Self::PaperDpo => paper(&json!({ "dpo": {} })),
             Self::StaticRm => json!({ "reward_step": { "apo_weight": 0.0, "refresh": "first_round" } }),
             Self::FrozenApo => json!({ "reward_step": { "apo_weight": 1.0, "refresh": "first_round" } }),
             Self::HumanOnlyRefresh => {
@@ -66,7 +66,7 @@ impl Preset {
 
 /// Cheng et al. 2024, section 4 and appendix; warm-up and batch as in the reference code. `method` is what its three
 /// policy methods differ in.
-fn paper(method: Value) -> Value {
+fn paper(method: &Value) -> Value {
     let mut fields = json!({
         "rounds": 3,
         "text": { "max_length": 512, "truncation_side": "left" },

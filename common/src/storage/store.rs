@@ -1,3 +1,5 @@
+#![expect(clippy::disallowed_methods, reason = "retries end by the clock")]
+
 use std::fmt;
 use std::future::Future;
 use std::io::{self, SeekFrom};

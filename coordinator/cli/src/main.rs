@@ -1,5 +1,7 @@
 //! The `foil` program: the client's commands, and `foil serve`, the coordinator.
 
+#![allow(clippy::disallowed_methods, reason = "a client owns its clock")]
+
 mod args;
 mod client;
 mod completion;

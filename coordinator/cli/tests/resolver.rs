@@ -1,5 +1,6 @@
 //! Reading of inputs in child processes of the real program.
 
+#![allow(clippy::disallowed_methods, reason = "tests own their clock")]
 // A test that cannot set itself up has failed.
 #![allow(clippy::unwrap_used)]
 

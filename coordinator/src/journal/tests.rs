@@ -72,7 +72,7 @@ async fn appends_at_once_share_records_and_keep_their_order() {
 }
 
 #[tokio::test]
-async fn a_deposed_leader_learns_it_and_ends() {
+async fn a_deposed_leader_notices_and_ends() {
     let store = Store::in_memory();
     let (old, _) = Journal::open(store.clone(), "old", SNAPSHOT_POLICY).await.unwrap();
     let (new, _) = Journal::open(store.clone(), "new", SNAPSHOT_POLICY).await.unwrap();
@@ -86,7 +86,7 @@ async fn a_deposed_leader_learns_it_and_ends() {
 }
 
 #[tokio::test]
-async fn an_event_that_could_not_be_read_again_is_refused() {
+async fn an_event_that_cannot_be_read_back_is_rejected() {
     #[derive(Debug, Serialize, Deserialize)]
     struct OneWay {
         #[serde(serialize_with = "as_text")]

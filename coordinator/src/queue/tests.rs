@@ -73,7 +73,7 @@ fn demands() -> impl Strategy<Value = Vec<Demand>> {
 
 proptest! {
     #[test]
-    fn nothing_is_given_twice_and_nobody_is_overtaken(
+    fn no_device_is_allocated_twice_and_no_job_is_overtaken(
         demands in demands(), connected in 0..12_usize, held in 0..12_usize,
     ) {
         let free = connected.saturating_sub(held);

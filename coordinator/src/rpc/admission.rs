@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_refused_unless_allowed() {
+    fn another_version_is_rejected_unless_allowed() {
         let other = v1::AgentRegister { version: "9.9.9".into(), ..hello() };
         let refused = check_agent(&other, false).unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);

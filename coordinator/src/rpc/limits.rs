@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_cut_between_characters() {
+    fn texts_are_truncated_between_characters() {
         // The fifth byte is within the ö.
         let mut text = "abcdöf and so on".to_owned();
         cut(&mut text, 8);

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_that_no_rows_have_are_refused() {
+    fn impossible_sums_are_rejected() {
         assert!(found(vec![moments("gold_mean", 4, 1e9, 4.0)]).contains("squares sum to 4"));
         assert!(found(vec![moments("gold_mean", 0, 1.0, 1.0)]).contains("0 rows"));
         assert!(found(vec![moments("gold_mean", 4, 1.0, -1.0)]).contains("-1"));

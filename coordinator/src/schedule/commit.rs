@@ -20,7 +20,7 @@ impl GangPhase {
         ranks: &mut RankSet,
         cx: &mut Context<'_>,
     ) -> Result<(), Problem> {
-        let results = (0..ranks.slots.len()).map(|rank| ranks.member(rank)?.result.as_ref());
+        let results = ranks.numbers().map(|rank| ranks.member(rank)?.result.as_ref());
         let Some(results) = results.collect::<Option<Vec<_>>>() else { return Ok(()) };
         let Some(first) = results.first() else { return Ok(()) };
         if let Some(rank) =

@@ -87,13 +87,9 @@ impl GangPhase {
     pub(super) fn advance(&mut self, ranks: &mut RankSet, cx: &mut Context<'_>) -> Result<(), Problem> {
         let Some(phase) = cx.state.phase() else { return Ok(()) };
         match self.state {
-            GangState::WaitingForRanks if ranks.slots.iter().all(Slot::is_idle) => {
-                self.launch(phase, ranks, cx)
-            }
+            GangState::WaitingForRanks if ranks.all(Slot::is_idle) => self.launch(phase, ranks, cx),
             // Ranks that were launched before the failover are running, and wait for the others.
-            GangState::Adopted if ranks.slots.iter().all(Slot::is_available_for_gang) => {
-                self.launch(phase, ranks, cx)
-            }
+            GangState::Adopted if ranks.all(Slot::is_available_for_gang) => self.launch(phase, ranks, cx),
             GangState::WaitingForRanks | GangState::Adopted => {
                 self.replace_obsolete(ranks, cx);
                 Ok(())
@@ -110,8 +106,8 @@ impl GangPhase {
     fn launch(&mut self, phase: &Phase, ranks: &mut RankSet, cx: &mut Context<'_>) -> Result<(), Problem> {
         let task = task::gang_task(cx.state, phase).map_err(|error| error.into_problem(0, phase))?;
         let world = ranks.world();
-        for (rank, number) in (0..ranks.slots.len()).zip(0..) {
-            if !ranks.slots[rank].is_idle() {
+        for (rank, number) in ranks.numbers().zip(0..) {
+            if !ranks.slot(rank).is_some_and(Slot::is_idle) {
                 continue;
             }
             ranks.assign(rank, Assignment::Gang(GangMember::new(cx.now)));
@@ -136,7 +132,7 @@ impl GangPhase {
         if cx.now.since(self.since) < cx.deadlines.obsolete {
             return;
         }
-        for rank in 0..ranks.slots.len() {
+        for rank in ranks.numbers() {
             if ranks.lease(rank).is_some() {
                 let reason = "still computes a chunk that is done: its process is replaced";
                 cx.out.because(format!("rank {rank} {reason}"));
@@ -234,7 +230,7 @@ impl GangPhase {
             return Ok(());
         }
         from.check_verified()?;
-        if let Some(objects) = self.shards.add(step, from.rank, object, ranks.slots.len()) {
+        if let Some(objects) = self.shards.add(step, from.rank, object, ranks.numbers().len()) {
             let checkpoint = v1::Checkpoint { phase: self.id.clone(), step, attempt, objects };
             cx.out.because(format!("all ranks' shards of the checkpoint after step {step} are durable"));
             cx.out.changes.push(Change::CheckpointCommitted(checkpoint));

@@ -18,7 +18,7 @@ use crate::secret;
 /// One slot for each rank.
 #[derive(Debug)]
 pub(super) struct RankSet {
-    pub(super) slots: Vec<Slot>,
+    slots: Vec<Slot>,
     /// Number of CPU threads of each rank.
     pub(super) threads: u32,
     /// Number of processes started so far; names the next session.
@@ -48,9 +48,22 @@ impl RankSet {
         u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
     }
 
+    /// All rank numbers.
+    pub(super) fn numbers(&self) -> std::ops::Range<usize> {
+        0..self.slots.len()
+    }
+
+    pub(super) fn slot(&self, rank: usize) -> Option<&Slot> {
+        self.slots.get(rank)
+    }
+
+    pub(super) fn all(&self, predicate: impl Fn(&Slot) -> bool) -> bool {
+        self.slots.iter().all(predicate)
+    }
+
     /// True when no process is left.
     pub(super) fn is_empty(&self) -> bool {
-        self.slots.iter().all(|slot| matches!(slot, Slot::Vacant))
+        self.all(|slot| matches!(slot, Slot::Vacant))
     }
 
     pub(super) fn is_up(&self, rank: usize) -> bool {
@@ -251,7 +264,7 @@ impl RankSet {
 
     /// Makes every rank that is up idle.
     pub(super) fn release_all(&mut self) {
-        for rank in 0..self.slots.len() {
+        for rank in self.numbers() {
             self.assign(rank, Assignment::Idle);
         }
     }
@@ -273,7 +286,7 @@ impl RankSet {
 
     /// The leases of a phase's chunks.
     pub(super) fn leases_of<'a>(&'a self, phase: &'a str) -> impl Iterator<Item = &'a ChunkLease> {
-        (0..self.slots.len()).filter_map(|rank| self.lease(rank)).filter(move |lease| lease.phase == phase)
+        self.numbers().filter_map(|rank| self.lease(rank)).filter(move |lease| lease.phase == phase)
     }
 
     /// The ranks that hold a chunk and have made no progress for `limit`.
@@ -281,7 +294,7 @@ impl RankSet {
         let is_stuck = |rank: &usize| {
             self.lease(*rank).is_some_and(|lease| now.since(lease.watchdog.last_progress()) >= limit)
         };
-        (0..self.slots.len()).filter(is_stuck).collect()
+        self.numbers().filter(is_stuck).collect()
     }
 
     /// A rank's membership in a gang.
@@ -300,7 +313,7 @@ impl RankSet {
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = (usize, &GangMember)> {
-        (0..self.slots.len()).filter_map(|rank| Some((rank, self.member(rank)?)))
+        self.numbers().filter_map(|rank| Some((rank, self.member(rank)?)))
     }
 
     /// Records a rank's result of the gang phase.

@@ -54,7 +54,7 @@ impl Teardown {
 
     /// After the last phase: ranks may exit by themselves.
     pub(super) fn complete(ranks: &RankSet, cx: &mut Context<'_>) -> Self {
-        for rank in 0..ranks.slots.len() {
+        for rank in ranks.numbers() {
             ranks.send(rank, Command::Exit(v1::RankExit {}), cx);
         }
         let cause = Cause::new(CauseClass::Completed, "every phase is committed");
@@ -84,7 +84,7 @@ impl Teardown {
     /// Kills the ranks when it is time, and records the end when all of them are gone.
     pub(super) fn advance(&mut self, ranks: &mut RankSet, phase: &str, cx: &mut Context<'_>) {
         if cx.now.mono >= self.kill_at {
-            for rank in 0..ranks.slots.len() {
+            for rank in ranks.numbers() {
                 ranks.stop(rank, cx);
             }
         }

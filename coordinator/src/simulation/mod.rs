@@ -135,7 +135,7 @@ fn simulate_all<T: Send>(
 }
 
 #[test]
-fn ten_thousand_histories_keep_every_promise() {
+fn ten_thousand_histories_keep_every_invariant() {
     let baseline = simulate(0, None, false);
     assert_eq!(baseline.violation, None);
     assert!(!baseline.outcome.is_empty());

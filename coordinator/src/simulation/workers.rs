@@ -132,7 +132,7 @@ impl Simulator {
                 }
             }
             SimEvent::RankDisconnected { session, stream, rejection } => {
-                self.rank_disconnected(&session, stream, rejection)
+                self.rank_disconnected(&session, stream, rejection);
             }
             SimEvent::AgentHeartbeat { agent } => self.agent_heartbeat(&agent),
             SimEvent::RankConnect { session } => self.connect_rank(&session),

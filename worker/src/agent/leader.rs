@@ -3,6 +3,8 @@
 //! A leader answers a heartbeat only while no other can have replaced it. So the agent had a leader when it *sent* the last
 //! heartbeat that was answered; when the answer arrived does not matter.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::VecDeque;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Keeps up the stream to the coordinator: connects, reconnects with backoff, and sends the agent an event for each.
 
+#![expect(clippy::disallowed_methods, reason = "reconnections back off with jitter")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -3,6 +3,8 @@
 //! It is async and holds no tensors. One loop owns its state and handles commands of the coordinator ([`link`]), exits of
 //! rank processes ([`process`]) and timers.
 
+#![expect(clippy::disallowed_methods, reason = "the agent owns its clock and draws its instance id")]
+
 mod devices;
 mod interface;
 mod leader;

@@ -1,5 +1,7 @@
 //! Shutdown of an agent: ends its ranks and reports their exits to the coordinator.
 
+#![expect(clippy::disallowed_methods, reason = "the grace period ends by the clock")]
+
 use std::time::Duration;
 
 use foil_proto::v1;

@@ -1,6 +1,8 @@
 //! The agent's directory for its ranks' files. A lock is held on it while the agent lives, so that directories of dead agents
 //! can be recognized and removed.
 
+#![expect(clippy::disallowed_methods, reason = "the removal of files is retried until a deadline")]
+
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;

@@ -3,6 +3,8 @@
 //! Rank 0 opens a [`Host`], tells the others where it listens, and gathers them; they join at that [`Rendezvous`].
 //! A gang of one needs no sockets and runs the same code.
 
+#![expect(clippy::disallowed_methods, reason = "ranks wait for each other")]
+
 mod gradients;
 mod reach;
 #[cfg(test)]

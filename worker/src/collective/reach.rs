@@ -3,6 +3,8 @@
 //! Found out before they meet: a backend that cannot connect says so only after the time that its collectives may take,
 //! and in the words of its sockets.
 
+#![expect(clippy::disallowed_methods, reason = "connection attempts end by the clock")]
+
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};

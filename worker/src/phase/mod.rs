@@ -88,6 +88,7 @@ impl TaskContext {
 
     /// Executes a leased chunk, uploads its output and reports it.
     pub fn run_chunk(&mut self, task: &ChunkTask) -> Result<(), PhaseError> {
+        #[expect(clippy::disallowed_methods, reason = "tasks are timed")]
         let started = Instant::now();
         self.begin_task(&task.phase, task.chunk, &task.work.models());
         let output = match &task.work {

@@ -1,6 +1,8 @@
 //! The rank's session with the leader: a stream that opens with a hello. When the leader is lost, the session reconnects to
 //! the next one and replays the messages about the current task, which keeps running meanwhile.
 
+#![expect(clippy::disallowed_methods, reason = "reconnections back off with jitter")]
+
 use std::time::Duration;
 
 use foil_common::rpc::artifacts::Writer;

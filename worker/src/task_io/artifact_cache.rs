@@ -207,8 +207,7 @@ mod tests {
         let object = remote.put("inputs/a", b"bytes", "config.json");
         let mut cache = ArtifactCache::open(dir.path(), Box::new(remote.clone())).unwrap();
         assert_eq!(cache.read(&object).unwrap(), b"bytes");
-        let artifact =
-            Artifact { name: "policy@0".into(), objects: vec![object.clone()], ..Default::default() };
+        let artifact = Artifact { name: "policy@0".into(), objects: vec![object.clone()] };
         let directory = cache.directory(&artifact).unwrap();
         assert_eq!(fs::read(directory.join("config.json")).unwrap(), b"bytes");
         cache.begin_round(1);
@@ -238,7 +237,7 @@ mod tests {
         let remote = MemoryObjectStore::default();
         for path in ["../x", "/x", "a/b/c", ""] {
             let objects = vec![remote.put("k", b"bytes", path)];
-            let artifact = Artifact { name: "policy@0".into(), objects, ..Default::default() };
+            let artifact = Artifact { name: "policy@0".into(), objects };
             let mut cache = ArtifactCache::open(dir.path(), Box::new(remote.clone())).unwrap();
             assert!(matches!(cache.directory(&artifact), Err(ObjectError::Path { .. })), "{path}");
         }

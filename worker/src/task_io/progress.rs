@@ -3,6 +3,8 @@
 //! Progress counts rows, samples or bytes, never time: a rank that is stuck stops reporting and can be distinguished from one
 //! that is slow.
 
+#![expect(clippy::disallowed_methods, reason = "reports are rate-limited")]
+
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -23,10 +23,13 @@ impl TrainConfig {
     pub fn sft(job: &Job, round: u32) -> Self {
         let step = &job.sft_step;
         Self {
+            order: order(job, round),
             epochs: step.epochs,
             batch_size: step.batch_sequences,
             peak_learning_rate: step.learning_rate,
-            ..Self::of(job, round, &step.optimizer, step.schedule)
+            optimizer: step.optimizer.clone(),
+            schedule: step.schedule,
+            sharding: job.resources.sharding,
         }
     }
 
@@ -34,10 +37,13 @@ impl TrainConfig {
     pub fn reward(job: &Job, round: u32) -> Self {
         let step = &job.reward_step;
         Self {
+            order: order(job, round),
             epochs: step.epochs,
             batch_size: step.batch_pairs,
             peak_learning_rate: step.learning_rate,
-            ..Self::of(job, round, &step.optimizer, step.schedule)
+            optimizer: step.optimizer.clone(),
+            schedule: step.schedule,
+            sharding: job.resources.sharding,
         }
     }
 
@@ -45,22 +51,17 @@ impl TrainConfig {
     pub fn policy(job: &Job, round: u32) -> Self {
         let step = &job.policy_step;
         Self {
+            order: order(job, round),
             epochs: step.epochs,
             batch_size: step.batch_sequences,
             peak_learning_rate: step.learning_rate_of(round),
-            ..Self::of(job, round, &step.optimizer, step.schedule)
-        }
-    }
-
-    fn of(job: &Job, round: u32, optimizer: &Optimizer, schedule: Schedule) -> Self {
-        Self {
-            order: OrderKey { seed: job.seed.into(), round },
-            epochs: 0,
-            batch_size: 0,
-            peak_learning_rate: 0.0,
-            optimizer: optimizer.clone(),
-            schedule,
+            optimizer: step.optimizer.clone(),
+            schedule: step.schedule,
             sharding: job.resources.sharding,
         }
     }
+}
+
+fn order(job: &Job, round: u32) -> OrderKey {
+    OrderKey { seed: job.seed.into(), round }
 }

@@ -1,5 +1,7 @@
 //! One step: forward and backward of every micro-batch, the sum over ranks, the update.
 
+#![expect(clippy::disallowed_methods, reason = "steps are timed")]
+
 use std::borrow::Cow;
 use std::time::Instant;
 

@@ -3,6 +3,8 @@
 //! A download resumes where it broke off; an upload restarts. Only unavailability is retried: of the coordinator for about
 //! two minutes, of its store for an hour. Use a separate connection: other calls on it would wait behind the bytes.
 
+#![expect(clippy::disallowed_methods, reason = "retries end by the clock")]
+
 mod error;
 
 use std::fmt;

@@ -9,7 +9,7 @@ use crate::spec::contract::fields;
 /// Every field of a job that holds `wanted`, as the names that lead to it.
 fn leaves(message: &str, at: &[String], wanted: fn(&Kind) -> bool, found: &mut Vec<(Vec<String>, bool)>) {
     for field in fields(message) {
-        let at = [at, &[field.name.clone()]].concat();
+        let at = [at, std::slice::from_ref(&field.name)].concat();
         match &field.kind {
             Kind::Message(inner) => leaves(inner, &at, wanted, found),
             kind if wanted(kind) => found.push((at, field.repeated)),

@@ -168,6 +168,7 @@ impl Log {
         let seq = self.next;
         let nonce = Bytes::copy_from_slice(&Ulid::new().to_bytes());
         let record = Record { term: self.term, seq, nonce, entry: Some(entry) };
+        #[expect(clippy::disallowed_methods, reason = "retries end by the clock")]
         let started = Instant::now();
         self.create(&record).await?;
         metrics::histogram!("foil_log_append_seconds").record(started.elapsed().as_secs_f64());
@@ -179,6 +180,7 @@ impl Log {
     async fn create(&self, record: &Record) -> Result<(), LogError> {
         let name = key(record.seq);
         let bytes = record.encode_framed();
+        #[expect(clippy::disallowed_methods, reason = "retries end by the clock")]
         let started = Instant::now();
         let mut delays = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100).min(self.patience / 100))

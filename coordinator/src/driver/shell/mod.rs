@@ -93,6 +93,7 @@ impl Driver {
         lease: Lease,
     ) -> Result<(Self, Handle), DriverError> {
         let replayed = events.len();
+        #[expect(clippy::disallowed_methods, reason = "the shell owns the randomness")]
         let issuer = SecretIssuer::new(rand::random());
         let core = Core::replay(events, journal.term(), settings.liveness, settings.deadlines, issuer)?;
         tracing::info!(events = replayed, jobs = core.order().len(), term = journal.term(), "log replayed");

@@ -77,7 +77,7 @@ async fn real_data_resolves() {
 }
 
 #[tokio::test]
-async fn what_encoding_drops_is_named_by_file_and_line() {
+async fn rows_dropped_by_encoding_are_named_by_file_and_line() {
     let store = Store::in_memory();
     let mut wire = file_job(&store).await;
     wire.text.as_mut().unwrap().template = "{% if messages[0].content == 'bcdef' %}{{ raise_exception('no b') }}{% endif %}\
@@ -93,7 +93,7 @@ async fn what_encoding_drops_is_named_by_file_and_line() {
 }
 
 #[tokio::test]
-async fn pairs_that_are_equal_after_the_cut_are_left_out_and_counted() {
+async fn pairs_that_are_equal_after_truncation_are_left_out_and_counted() {
     let store = Store::in_memory();
     let mut wire = file_job(&store).await;
     let pair = |prompt: &str, chosen: &str, rejected: &str| {
@@ -139,7 +139,7 @@ async fn settings_that_the_data_makes_pointless_are_warned_of() {
 }
 
 #[tokio::test]
-async fn a_set_of_bad_answers_alone_says_why_it_is_empty() {
+async fn a_set_of_only_bad_answers_says_why_it_is_empty() {
     let store = Store::in_memory();
     let mut wire = file_job(&store).await;
     let labelled = input(&store, "kto.jsonl", r#"{"prompt":"ab","completion":"x","label":false}"#).await;

@@ -179,7 +179,7 @@ async fn the_generator_fills_every_set() {
 }
 
 #[tokio::test]
-async fn what_the_specification_warns_of_is_passed_on() {
+async fn warnings_about_the_specification_are_passed_on() {
     let store = Store::in_memory();
     let mut wire = file_job(&store).await;
     let wgan = v1::reward_step_spec::Loss::Wgan(v1::WganSpec::default());
@@ -190,7 +190,7 @@ async fn what_the_specification_warns_of_is_passed_on() {
 }
 
 #[tokio::test]
-async fn what_was_not_uploaded_is_named() {
+async fn a_missing_upload_is_named() {
     let store = Store::in_memory();
     let mut wire = file_job(&store).await;
     wire.data.as_mut().unwrap().golden = vec![format!("input:{}:golden.jsonl", "0".repeat(64))];

@@ -100,7 +100,7 @@ async fn model_refusal(
 }
 
 #[tokio::test]
-async fn what_a_rank_would_refuse_of_a_model_is_refused_at_submission() {
+async fn a_model_that_a_rank_would_reject_is_rejected_at_submission() {
     use serde_json::json;
     assert_eq!(model_refusal(json!({}), |_| {}, |_| {}).await, None);
     let configs = [

@@ -178,6 +178,7 @@ async fn receive(
 ) -> Result<(), Status> {
     let mut credit = Credit::new();
     loop {
+        #[expect(clippy::disallowed_methods, reason = "transfers are timed")]
         let began = Instant::now();
         let part = slot.wait_for(credit.left(), next_part(parts)).await.map_err(interrupted)??;
         let waited = began.elapsed();

@@ -1,5 +1,7 @@
 //! Transfer slots. Each transfer holds memory, so slots are few, and a stalled or slow transfer loses its slot to the next one.
 
+#![expect(clippy::disallowed_methods, reason = "slots have deadlines")]
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

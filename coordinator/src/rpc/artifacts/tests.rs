@@ -309,7 +309,7 @@ async fn a_damaged_input_is_repaired_by_uploading_it_again() {
 }
 
 #[tokio::test]
-async fn too_large_a_message_is_refused() {
+async fn an_oversized_message_is_rejected() {
     let server = server().await;
     let bytes = body(DATA_BYTES + 1, 10);
     let begin = begin(&input_key(&Digest::of(&bytes).blake3), &bytes);

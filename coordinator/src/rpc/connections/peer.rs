@@ -1,5 +1,7 @@
 //! The state of one connection, and the deadlines after which it is closed.
 
+#![expect(clippy::disallowed_methods, reason = "connections have deadlines")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

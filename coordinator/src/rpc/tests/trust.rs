@@ -110,7 +110,7 @@ async fn a_name_belongs_to_the_first_process_until_its_stream_is_gone() {
 }
 
 #[tokio::test]
-async fn workers_of_another_version_are_refused() {
+async fn workers_of_another_version_are_rejected() {
     let coordinator = Coordinator::start(&Store::in_memory()).await;
     let other = v1::AgentRegister { version: "9.9.9".into(), ..hello("one") };
     let refused = Agent::register(&coordinator, other).await.next().await.unwrap_err();

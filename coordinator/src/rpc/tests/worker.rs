@@ -77,7 +77,8 @@ impl Worker {
                 }
                 Some(agent_command::Command::Heard(_)) => {}
                 _ => {
-                    tell(&outgoing, agent_message::Message::Heartbeat(v1::AgentHeartbeat { number: 1 })).await
+                    tell(&outgoing, agent_message::Message::Heartbeat(v1::AgentHeartbeat { number: 1 }))
+                        .await;
                 }
             }
         }

@@ -26,7 +26,7 @@ async fn found(store: &Store, message: Message) -> String {
 }
 
 #[tokio::test]
-async fn an_object_counts_as_it_was_uploaded_and_not_otherwise() {
+async fn an_object_counts_only_as_it_was_uploaded() {
     let (store, object) = stored().await;
     assert_eq!(found(&store, gang(vec![object.clone()])).await, "");
     let absent = v1::Object { key: format!("{KEY}x"), ..object.clone() };

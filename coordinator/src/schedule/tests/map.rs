@@ -30,7 +30,7 @@ fn a_chunk_that_kills_every_rank_ends_the_job() {
     }
     harness.elapse(1.0);
     (0..2)
-        .filter(|rank| harness.attempt.ranks.slots[*rank].process().is_some())
+        .filter(|rank| harness.attempt.ranks.slot(*rank).and_then(Slot::process).is_some())
         .collect::<Vec<_>>()
         .into_iter()
         .for_each(|rank| harness.exit(rank, killed(9)));

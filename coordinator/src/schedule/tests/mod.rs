@@ -98,7 +98,7 @@ impl Harness {
     }
 
     fn session(&self, rank: usize) -> String {
-        self.attempt.ranks.slots[rank].process().unwrap().session.clone()
+        self.attempt.ranks.slot(rank).and_then(Slot::process).unwrap().session.clone()
     }
 
     fn report(&mut self, rank: usize, message: Message) -> Result<(), ProtocolError> {
@@ -116,7 +116,7 @@ impl Harness {
             Slot::Up { assignment: Assignment::Chunk(lease), .. } => Some(lease.chunk),
             _ => None,
         };
-        self.attempt.ranks.slots.iter().map(chunk).collect()
+        self.attempt.ranks.numbers().filter_map(|rank| self.attempt.ranks.slot(rank)).map(chunk).collect()
     }
 
     fn lease_of(&self, rank: usize) -> v1::RunChunk {

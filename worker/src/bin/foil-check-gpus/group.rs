@@ -1,5 +1,7 @@
 //! Starts the processes of a group, waits for them, and ends them if one fails.
 
+#![expect(clippy::disallowed_methods, reason = "ranks have a timeout")]
+
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::process::{Child, Command, Stdio};

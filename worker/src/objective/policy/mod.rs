@@ -129,8 +129,10 @@ impl Group<'_> {
 /// The loss of one group, as a function of the policy's log-probabilities.
 pub struct GroupLoss {
     weight: f64,
-    loss: Box<dyn Fn(&[Tensor]) -> LossOutput>,
+    loss: Box<LossFn>,
 }
+
+type LossFn = dyn Fn(&[Tensor]) -> LossOutput;
 
 /// The loss of one group under the policy as it is.
 #[derive(Debug)]

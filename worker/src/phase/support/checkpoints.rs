@@ -1,5 +1,7 @@
 //! Checkpoints of a gang phase: written, hashed and uploaded in the background, and downloaded to resume.
 
+#![expect(clippy::disallowed_methods, reason = "checkpoints have an interval")]
+
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};

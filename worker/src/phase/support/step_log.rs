@@ -1,5 +1,7 @@
 //! Log lines for training steps, thinned out.
 
+#![expect(clippy::disallowed_methods, reason = "throughput is measured")]
+
 use std::time::{Duration, Instant};
 
 use crate::train::StepFigures;

@@ -128,7 +128,7 @@ impl Simulator {
                 }
             }
             Action::WriteSteps { job, phase, key, .. } => {
-                self.pending.push(Pending::Steps { job, phase, key })
+                self.pending.push(Pending::Steps { job, phase, key });
             }
             Action::Agent { .. } | Action::Publish { .. } | Action::CollectGarbage(_) => {}
             Action::Transition { .. } | Action::Count(_) => {}
@@ -352,7 +352,7 @@ fn check_compaction(log: &[Event], seed: u64) {
 }
 
 #[test]
-fn whatever_dies_the_same_artifacts_are_committed() {
+fn the_same_artifacts_are_committed_whatever_fails() {
     let calm = simulate(0, false);
     assert_eq!(calm.state().status.name(), "succeeded");
     let expected = outcome(calm.state());
@@ -413,7 +413,7 @@ fn a_request_has_one_job_and_cancelling_ends_it() {
 }
 
 #[test]
-fn jobs_of_one_kind_wait_their_turn() {
+fn jobs_of_one_device_kind_wait_their_turn() {
     let mut simulator = Simulator::new(9);
     simulator.faults = false;
     let second = Submitted {

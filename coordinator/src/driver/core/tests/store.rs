@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn watchers_hear_once_that_the_store_is_away_and_once_that_it_is_back() {
+fn watchers_are_notified_once_of_a_store_outage_and_once_of_its_end() {
     let mut simulator = Simulator::new(3);
     simulator.faults = false;
     while simulator.state().committed.is_empty() {
