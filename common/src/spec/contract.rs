@@ -94,11 +94,7 @@ impl Message {
             name: oneof.name().to_owned(),
             comment: comment(&[ONEOFS, at]).unwrap_or_default(),
         });
-        Self {
-            comment: comment(&[]).unwrap_or_default(),
-            fields: fields.collect(),
-            oneofs: oneofs.collect(),
-        }
+        Self { comment: comment(&[]).unwrap_or_default(), fields: fields.collect(), oneofs: oneofs.collect() }
     }
 }
 

@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::contract::{self, Field, JOB_SPEC, Kind, Message, Oneof, short};
 use super::{
-    BestMetric, Bos, Decay, DeviceKind, GeneratorName, Gold, GrpoLossType, ImportanceSampling, Init, LoraTarget,
-    Normalization, OnNonfinite, PairingName, Precision, Preset, Reduction, ReferencePolicy, Refresh, RewardStart,
-    SaveDtype, ScaleRewards, ScheduleKind, Sharding, Side, bounds,
+    BestMetric, Bos, Decay, DeviceKind, GeneratorName, Gold, GrpoLossType, ImportanceSampling, Init,
+    LoraTarget, Normalization, OnNonfinite, PairingName, Precision, Preset, Reduction, ReferencePolicy,
+    Refresh, RewardStart, SaveDtype, ScaleRewards, ScheduleKind, Sharding, Side, bounds,
 };
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";

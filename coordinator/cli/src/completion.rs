@@ -37,7 +37,8 @@ mod tests {
                 assert!(script.contains(command.get_name()), "{shell:?}: {}", command.get_name());
                 let options = command.get_arguments().filter(|argument| !argument.is_hide_set());
                 for option in options.filter_map(clap::Arg::get_long) {
-                    let named = script.contains(&format!("--{option}")) || script.contains(&format!("-l {option}"));
+                    let named =
+                        script.contains(&format!("--{option}")) || script.contains(&format!("-l {option}"));
                     assert!(named, "{shell:?}: {} --{option}", command.get_name());
                 }
             }

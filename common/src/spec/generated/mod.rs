@@ -25,7 +25,10 @@ fn hold(path: &Path, expected: &str) {
     }
     let found = fs::read_to_string(path).unwrap_or_default();
     let path = path.display();
-    assert!(found == expected, "{path} is out of date; run this test with {BLESS}=1 and look at the difference");
+    assert!(
+        found == expected,
+        "{path} is out of date; run this test with {BLESS}=1 and look at the difference"
+    );
 }
 
 #[test]

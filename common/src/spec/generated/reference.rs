@@ -36,7 +36,8 @@ fn rows(message: &Message, text: &mut String) {
     let mut begun = None;
     for field in &message.fields {
         if field.oneof.is_some() && field.oneof != begun {
-            let oneof = message.oneofs.iter().find(|oneof| Some(&oneof.name) == field.oneof.as_ref()).unwrap();
+            let oneof =
+                message.oneofs.iter().find(|oneof| Some(&oneof.name) == field.oneof.as_ref()).unwrap();
             let about = cell(&oneof.comment);
             writeln!(text, "| `{}` | one of the blocks below | {about} |", oneof.name).unwrap();
         }

@@ -123,7 +123,11 @@ fn bounds_are_those_of_the_reader() {
 }
 
 /// The paths of all texts of a job file, each with its message and whether it is a list.
-fn texts(message: &'static str, at: &[&'static str], found: &mut Vec<(Vec<&'static str>, &'static str, bool)>) {
+fn texts(
+    message: &'static str,
+    at: &[&'static str],
+    found: &mut Vec<(Vec<&'static str>, &'static str, bool)>,
+) {
     for field in contract::fields(message) {
         let at = [at, &[field.name.as_str()]].concat();
         match &field.kind {
