@@ -48,7 +48,7 @@ fn a_gang_that_loses_a_rank_resumes_at_its_last_checkpoint() {
                 "{site}, {ranks} ranks, {sharding}: the weights differ"
             );
             assert!(marker.exists(), "{site} was never reached");
-            assert!(run.full_logs().contains("training goes on after a checkpoint"), "{}", run.logs());
+            assert!(run.full_logs().contains("training resumes from a checkpoint"), "{}", run.logs());
             assert_eq!(steps(&run), steps(&baseline_run), "{site}: metrics.jsonl tells of other steps");
         }
     }
@@ -96,7 +96,7 @@ fn a_damaged_checkpoint_is_reported_and_the_previous_one_is_used() {
     assert!(run.finish().weights() == baseline, "the weights differ");
     let logs = run.full_logs();
     assert!(logs.contains("it is dropped, and training goes on after step"), "{}", run.logs());
-    assert!(logs.contains("training goes on after a checkpoint"), "{}", run.logs());
+    assert!(logs.contains("training resumes from a checkpoint"), "{}", run.logs());
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_stopped_agent_saves_its_current_step() {
     let _again = start("agent-again.log");
     wait_for("the job's end", || (service.job(&id)["state"] == "succeeded").then_some(()));
     let log = service.log("agent-again.log");
-    assert!(log.contains("training goes on after a checkpoint"), "{log}");
+    assert!(log.contains("training resumes from a checkpoint"), "{log}");
     let weights = |model| service.weights(Command::new(foil()), &id, model);
     assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights differ");
 }

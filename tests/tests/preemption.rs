@@ -79,7 +79,7 @@ fn an_agent_may_stop_at_any_moment() {
     assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights differ");
 
     // The stop in a step kept that step.
-    let resumed = logs.iter().any(|log| !lines(log, "training goes on after a checkpoint").is_empty());
+    let resumed = logs.iter().any(|log| !lines(log, "training resumes from a checkpoint").is_empty());
     assert!(resumed, "the stop at {} kept no checkpoint", SITES[2]);
     let mut computed: BTreeMap<String, u64> = BTreeMap::new();
     for log in &logs {

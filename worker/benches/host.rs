@@ -9,8 +9,8 @@ use foil_common::spec::Sampling;
 use foil_proto::v1;
 use foil_worker::generate::NoiseKey;
 use foil_worker::generate::sampler::{Context, Sampler};
-use foil_worker::model::{PackedBatch, rows_of_group};
-use foil_worker::train::{RowShape, Share, StepPlan};
+use foil_worker::model::{PackedBatch, packed_rows};
+use foil_worker::train::{RankInfo, RowShape, StepPlan};
 use prost::Message;
 use tch::Device;
 
@@ -41,17 +41,17 @@ fn groups() -> Vec<Vec<Vec<u32>>> {
 #[divan::bench]
 fn plan_a_step(bencher: Bencher<'_, '_>) {
     let shape = |group: &Vec<Vec<u32>>| RowShape {
-        cost: rows_of_group(group),
+        cost: packed_rows(group),
         tokens: group.iter().map(Vec::len).sum(),
         items: group.len(),
         weight: 1.0,
     };
     let shapes: Vec<RowShape> = groups().iter().map(shape).collect();
     let rows: Vec<usize> = (0..shapes.len()).collect();
-    let share = Share { rank: 1, world: 4 };
+    let rank = RankInfo { rank: 1, world: 4 };
     bencher
         .counter(ItemsCount::new(rows.len()))
-        .bench(|| StepPlan::new(black_box(&rows), &shapes, share, 4096));
+        .bench(|| StepPlan::new(black_box(&rows), &shapes, rank, 4096));
 }
 
 /// Packs sequences, with shared prefixes stored once.
@@ -60,7 +60,7 @@ fn collate(bencher: Bencher<'_, '_>) {
     let groups = groups();
     let tokens = groups.iter().flatten().map(Vec::len).sum::<usize>();
     let counter = ItemsCount::new(tokens);
-    bencher.counter(counter).bench(|| PackedBatch::of_groups(black_box(&groups), Device::Cpu).unwrap());
+    bencher.counter(counter).bench(|| PackedBatch::from_groups(black_box(&groups), Device::Cpu).unwrap());
 }
 
 /// Samples one token from a row of logits with each kind of filter.

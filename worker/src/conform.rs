@@ -28,7 +28,7 @@ pub fn measure(probe: &Probe) -> Measured {
 fn policy(probe: &Probe) -> anyhow::Result<Measured> {
     let model = LanguageModel::load(Path::new(&probe.directory), Device::Cpu)?;
     let rows = &probe.rows[..probe.rows.len().min(probe.logit_rows)];
-    let batch = PackedBatch::of_sequences(rows, Device::Cpu)?;
+    let batch = PackedBatch::from_sequences(rows, Device::Cpu)?;
     let hidden = model.forward(&batch, &batch.last_rows(), Precision::Fp32)?;
     let logits = model.logits(&hidden).to_kind(Number::Float); // [rows, vocab]
     let logits = (0..rows.len() as i64).map(|row| Vec::try_from(logits.get(row)));
@@ -73,7 +73,7 @@ fn greedy(model: &LanguageModel, probe: &Probe) -> anyhow::Result<Vec<Vec<u32>>>
 
 fn reward(probe: &Probe) -> anyhow::Result<Measured> {
     let model = RewardModel::load(Path::new(&probe.directory), Device::Cpu)?;
-    let batch = PackedBatch::of_sequences(&probe.rows, Device::Cpu)?;
+    let batch = PackedBatch::from_sequences(&probe.rows, Device::Cpu)?;
     let scores: Tensor = model.scores(&batch, Precision::Fp32)?;
     let scores: Vec<f64> = Vec::try_from(scores.to_kind(Number::Double))?;
     let finite = scores.iter().all(|score| score.is_finite());

@@ -21,7 +21,7 @@ use foil_worker::task_io::stop::StopSignal;
 struct Cli {
     #[command(flatten)]
     agent: AgentArgs,
-    /// How log lines look: for a reader, or one JSON object each. Logs go to standard error; RUST_LOG filters them.
+    /// Format of log lines: text, or one JSON object each. Logs go to standard error; RUST_LOG filters them.
     #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
     log_format: LogFormat,
     #[command(subcommand)]
@@ -33,44 +33,43 @@ enum Command {
     /// One rank process; started by an agent.
     #[command(hide = true)]
     Rank(RankArgs),
-    /// Foil's side of `foil conform`: reads a probe in JSON on standard input and prints what it computes.
+    /// Computes a probe for `foil conform`: reads it as JSON from standard input and prints the results.
     #[command(hide = true)]
     Conform,
 }
 
 #[derive(Debug, Args)]
 struct AgentArgs {
-    /// The coordinator, for example http://127.0.0.1:7070. Where there are several for one store, name all, with commas
-    /// between them or an option each: the leader among them is found.
+    /// The coordinator's URL, for example http://127.0.0.1:7070. If several coordinators share a store, give all of their
+    /// URLs, separated by commas or in several options; the agent finds the leader.
     #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
     coordinator: Vec<String>,
-    /// Ranks that may run here at a time: CPU slots (default 1), or GPUs (default all).
+    /// Maximum number of ranks on this machine: CPU slots (default 1) or GPUs (default all).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ranks: Option<u16>,
-    /// What ranks compute on.
+    /// The kind of device that ranks compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
-    /// Names this agent: letters, digits, '-', '_', '.', ':' and '@'. No two that run may have one name. Default: drawn at
-    /// random.
+    /// This agent's name: letters, digits, '-', '_', '.', ':' and '@'. Must be unique among running agents. Default: random.
     #[arg(long, value_name = "NAME", value_parser = agent_name)]
     agent_id: Option<String>,
-    /// The address at which ranks on other machines reach those of this one. Default: the one that its connection to the
-    /// coordinator comes from.
+    /// The address at which ranks on other machines reach ranks on this one. Default: the source address of the connection
+    /// to the coordinator.
     #[arg(long, value_name = "ADDRESS")]
     advertise_address: Option<String>,
-    /// Where ranks keep their files while they run. Default: the system's temporary directory.
+    /// Directory for the files of running ranks. Default: the system's temporary directory.
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
-    /// Where to serve /metrics, /healthz and /readyz, for example 127.0.0.1:9100. Default: nowhere.
+    /// Address for serving /metrics, /healthz and /readyz, for example 127.0.0.1:9100. Default: not served.
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen::address)]
     metrics_listen: Option<SocketAddr>,
-    /// Allow --metrics-listen beyond loopback. There is neither TLS nor authentication: only for a network you trust.
+    /// Allow a --metrics-listen address other than loopback. There is no TLS and no authentication: only for trusted networks.
     #[arg(long, requires = "metrics_listen")]
     insecure_listen: bool,
-    /// On SIGTERM, how long ranks in training may take to finish their step and keep a checkpoint of it.
+    /// On SIGTERM, the time for ranks in training to finish their step and save a checkpoint.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     grace_seconds: u32,
-    /// End when the process of this number is no longer this one's parent.
+    /// Exit once the process with this id is no longer the parent.
     #[arg(long, hide = true, value_name = "PID")]
     parent_pid: Option<u32>,
 }
@@ -101,7 +100,7 @@ struct RankArgs {
     parent_pid: Option<u32>,
 }
 
-/// As the coordinator takes it; a part of the work directory's name too.
+/// Checks an agent's name, which is also part of its work directory's name.
 fn agent_name(text: &str) -> Result<String, String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte);
     if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
@@ -129,7 +128,7 @@ impl From<LogFormat> for telemetry::LogFormat {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let format = cli.log_format;
-    // Models and samples on this machine's disk are nobody else's.
+    // Other users must not read models and completions on this machine's disk.
     private::restrict_umask();
     let ended = start_telemetry(format).and_then(|()| match cli.command {
         Some(Command::Rank(args)) => run_rank(args),
@@ -155,7 +154,7 @@ fn run_rank(args: RankArgs) -> anyhow::Result<Exit> {
     let span = tracing::info_span!("rank", job = args.job, attempt = args.attempt, rank = args.rank);
     let _entered = span.enter();
     let secret =
-        Secret::read(std::io::stdin()).context("the agent's word on standard input cannot be read")?;
+        Secret::read(std::io::stdin()).context("cannot read the session's secret from standard input")?;
     Ok(rank::run(&RankOptions {
         coordinator: args.coordinator,
         session_id: args.session,
@@ -174,7 +173,8 @@ fn run_rank(args: RankArgs) -> anyhow::Result<Exit> {
 }
 
 fn run_conform() -> anyhow::Result<()> {
-    let probe = serde_json::from_reader(std::io::stdin().lock()).context("no probe on standard input")?;
+    let probe = serde_json::from_reader(std::io::stdin().lock())
+        .context("cannot read a probe from standard input")?;
     let measured = conform::measure(&probe);
     serde_json::to_writer(std::io::stdout().lock(), &measured)?;
     Ok(())
@@ -191,7 +191,7 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
     let agent_id =
         args.agent_id.unwrap_or_else(|| format!("agent-{}", ulid::Ulid::new().to_string().to_lowercase()));
     let work_dir = args.work_dir.unwrap_or_else(std::env::temp_dir).join(format!("foil-{agent_id}"));
-    let program = std::env::current_exe().context("this program's own path cannot be found")?;
+    let program = std::env::current_exe().context("cannot find this program's path")?;
     let format_name = match format {
         LogFormat::Human => "human",
         LogFormat::Json => "json",
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_needs_a_coordinator_and_a_rank_takes_the_agents_log_format() {
+    fn agents_require_a_coordinator_and_ranks_accept_a_log_format() {
         assert!(Cli::try_parse_from(["foil-worker"]).is_err());
         for name in ["", "a/../b", "a b", "\u{1b}"] {
             let args = ["foil-worker", "--coordinator", "http://h:1", "--agent-id", name];

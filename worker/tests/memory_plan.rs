@@ -57,7 +57,7 @@ fn sequence(number: u64) -> Vec<u32> {
 }
 
 fn demonstrations() -> Vec<Demonstration> {
-    let row = |id| Demonstration { id, ids: sequence(id), answer_start: PROMPT as usize };
+    let row = |id| Demonstration { id, ids: sequence(id), response_start: PROMPT as usize };
     (0..SEQUENCES).map(row).collect()
 }
 
@@ -173,7 +173,7 @@ fn the_memory_of_scoring_is_as_estimated() {
     let sequences: Vec<Vec<u32>> = (0..SEQUENCES).map(sequence).collect();
     for precision in PRECISIONS {
         let model = RewardModel::with_fresh_head(language_model(&config), 4);
-        let packed = PackedBatch::of_sequences(&sequences, Device::Cpu).unwrap();
+        let packed = PackedBatch::from_sequences(&sequences, Device::Cpu).unwrap();
         let memory = CpuMemory::count().unwrap();
         tch::no_grad(|| drop(model.scores(&packed, precision).unwrap()));
         let reward_model = Model { shape: &shape, head: Head::Reward };

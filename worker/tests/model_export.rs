@@ -17,7 +17,7 @@ fn rows() -> Vec<Vec<u32>> {
 }
 
 fn batch() -> PackedBatch {
-    PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap()
+    PackedBatch::from_sequences(&rows(), Device::Cpu).unwrap()
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f64> {

@@ -49,7 +49,7 @@ fn hidden_states_logits_and_gradients_are_those_of_transformers() {
         let model = LanguageModel::load(&fixture.dir, Device::Cpu).unwrap();
         model.parameters().set_requires_grad(true);
         let rows = fixture.rows("lengths");
-        let batch = PackedBatch::of_sequences(&rows, Device::Cpu).unwrap();
+        let batch = PackedBatch::from_sequences(&rows, Device::Cpu).unwrap();
         let hidden = model.forward(&batch, &every_row(&batch), Precision::Fp32).unwrap();
         let logits = model.logits(&hidden);
         assert_close("hidden", &fixture, &hidden, &real(fixture.get("hidden"), &batch));
@@ -67,7 +67,7 @@ fn scores_and_gradients_are_those_of_sequence_classification() {
     for fixture in Fixture::rewards() {
         let model = RewardModel::load(&fixture.dir, Device::Cpu).unwrap();
         model.parameters().set_requires_grad(true);
-        let batch = PackedBatch::of_sequences(&fixture.rows("lengths"), Device::Cpu).unwrap();
+        let batch = PackedBatch::from_sequences(&fixture.rows("lengths"), Device::Cpu).unwrap();
         let scores = model.scores(&batch, Precision::Fp32).unwrap();
         assert_close("scores", &fixture, &scores, fixture.get("scores"));
         let loss = weighed_scores(&scores);
@@ -102,7 +102,7 @@ fn gradients(parameters: &Parameters) -> Vec<(String, Tensor)> {
 /// Distances of a bf16 run from fp32, in outputs and in all gradients.
 fn bf16_distances(fixture: &Fixture) -> (f64, f64) {
     let rows = fixture.rows("lengths");
-    let batch = &PackedBatch::of_sequences(&rows, Device::Cpu).unwrap();
+    let batch = &PackedBatch::from_sequences(&rows, Device::Cpu).unwrap();
     let (outputs, parameters, exact) = if fixture.is_reward() {
         let model = RewardModel::load(&fixture.dir, Device::Cpu).unwrap();
         model.parameters().set_requires_grad(true);
@@ -143,7 +143,7 @@ fn greedy(inference: &Inference<'_>, prompts: &[Vec<u32>], count: usize) -> Vec<
     let longest = prompts.iter().map(Vec::len).max().unwrap();
     let slots: Vec<usize> = (0..prompts.len()).collect();
     let mut cache = inference.new_cache(slots.len(), longest + count);
-    let batch = PackedBatch::of_sequences(prompts, Device::Cpu).unwrap();
+    let batch = PackedBatch::from_sequences(prompts, Device::Cpu).unwrap();
     let mut hidden = inference.prefill(&batch, &mut cache, &slots).unwrap();
     let mut answers = vec![Vec::new(); prompts.len()];
     loop {

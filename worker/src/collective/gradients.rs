@@ -1,18 +1,18 @@
-//! Gradients that all ranks of a gang share.
+//! Gradients summed over the ranks of a gang.
 
 use foil_torch::Error;
 use foil_torch::autograd::{backward, clear_gradients, zero_loss};
 use foil_torch::c10d::{BucketSizes, ProcessGroup, Reducer};
 use tch::Tensor;
 
-/// Sums gradients over the ranks of a gang while backward runs, by the same calls for any number of ranks.
+/// Sums gradients over the ranks of a gang during backward; the interface is the same for any number of ranks.
 ///
-/// The sums are divided by nothing: losses carry the weight of the whole global batch.
+/// Gradients are summed, not averaged: losses are already divided by the weight of the global batch.
 pub enum Gradients {
-    /// One rank: its own gradients are the sums.
-    Alone(Vec<Tensor>),
-    /// Several: c10d's reducer.
-    Shared(Box<Reducer>),
+    /// One rank, whose own gradients are the sums.
+    Single(Vec<Tensor>),
+    /// Several ranks: c10d's reducer.
+    Distributed(Box<Reducer>),
 }
 
 impl Gradients {
@@ -22,74 +22,73 @@ impl Gradients {
         sizes: BucketSizes,
     ) -> Result<Self, Error> {
         Ok(match group {
-            None => Self::Alone(parameters.iter().map(Tensor::shallow_clone).collect()),
-            Some(group) => Self::Shared(Box::new(Reducer::new(group, parameters, sizes)?)),
+            None => Self::Single(parameters.iter().map(Tensor::shallow_clone).collect()),
+            Some(group) => Self::Distributed(Box::new(Reducer::new(group, parameters, sizes)?)),
         })
     }
 
-    /// Makes ready for the first step: calls `loss` twice for a loss that reaches every parameter, built from the same
-    /// graph in every attempt, and discards its gradients. All ranks call it before anything else; see
-    /// [`Reducer::warm_up`] for why.
+    /// Prepares for the first step: runs backward of `loss` twice and discards the gradients. The loss must depend on every
+    /// parameter, and have the same graph in every attempt. All ranks call it first; see [`Reducer::warm_up`] for why.
     ///
     /// # Errors
     /// Those of `loss` and of [`Gradients::reduce`].
     pub fn warm_up<E: From<Error>>(&mut self, mut loss: impl FnMut() -> Result<Tensor, E>) -> Result<(), E> {
         match self {
-            Self::Alone(parameters) => {
+            Self::Single(parameters) => {
                 backward(&loss()?)?;
                 Ok(clear_gradients(parameters)?)
             }
-            Self::Shared(reducer) => reducer.warm_up(loss),
+            Self::Distributed(reducer) => reducer.warm_up(loss),
         }
     }
 
-    /// Backward of a micro-batch that is not the step's last.
+    /// Runs backward of a micro-batch that is not the step's last.
     ///
     /// # Errors
-    /// Where backward fails.
+    /// Backward fails.
     pub fn accumulate(&mut self, loss: &Tensor) -> Result<(), Error> {
         match self {
-            Self::Alone(_) => backward(loss),
-            Self::Shared(reducer) => reducer.accumulate(loss),
+            Self::Single(_) => backward(loss),
+            Self::Distributed(reducer) => reducer.accumulate(loss),
         }
     }
 
-    /// Backward of the step's last micro-batch, after which [`Gradients::tensors`] are the sums over all ranks. Every
-    /// rank calls it once per step; one without rows gives [`Gradients::zero_loss`].
+    /// Runs backward of the step's last micro-batch; then [`Gradients::tensors`] are the sums over all ranks. Every rank
+    /// calls it once per step; one without rows passes [`Gradients::zero_loss`].
     ///
     /// # Errors
-    /// Where a rank fails, or the loss leaves a parameter out.
+    /// A rank fails, or the loss does not depend on all parameters.
     pub fn reduce(&mut self, loss: &Tensor) -> Result<(), Error> {
         match self {
-            Self::Alone(_) => backward(loss),
-            Self::Shared(reducer) => reducer.reduce(loss),
+            Self::Single(_) => backward(loss),
+            Self::Distributed(reducer) => reducer.reduce(loss),
         }
     }
 
-    /// A loss of exactly zero that reaches every parameter with a zero gradient. Scalar, fp32.
+    /// A loss of 0 whose gradient is 0 for every parameter. Scalar, fp32.
     pub fn zero_loss(&self) -> Tensor {
         match self {
-            Self::Alone(parameters) => zero_loss(parameters),
-            Self::Shared(reducer) => reducer.zero_loss(),
+            Self::Single(parameters) => zero_loss(parameters),
+            Self::Distributed(reducer) => reducer.zero_loss(),
         }
     }
 
-    /// Makes ready for a step: no gradient is left of the one before.
+    /// Clears all gradients.
     ///
     /// # Errors
-    /// Where the device fails.
-    pub fn zero(&mut self) -> Result<(), Error> {
+    /// The device fails.
+    pub fn zero_grad(&mut self) -> Result<(), Error> {
         match self {
-            Self::Alone(parameters) => clear_gradients(parameters),
-            Self::Shared(reducer) => reducer.zero_gradients(),
+            Self::Single(parameters) => clear_gradients(parameters),
+            Self::Distributed(reducer) => reducer.zero_gradients(),
         }
     }
 
-    /// The gradients in the parameters' order, sharing storage.
+    /// The gradients in the order of the parameters; they share storage.
     pub fn tensors(&self) -> Vec<Tensor> {
         match self {
-            Self::Alone(parameters) => parameters.iter().map(Tensor::grad).collect(),
-            Self::Shared(reducer) => reducer.gradients(),
+            Self::Single(parameters) => parameters.iter().map(Tensor::grad).collect(),
+            Self::Distributed(reducer) => reducer.gradients(),
         }
     }
 }

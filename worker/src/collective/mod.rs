@@ -1,12 +1,12 @@
-//! The ranks of a gang phase, and what they do together.
+//! The process group of a gang phase and its collectives.
 //!
-//! Rank 0 opens a [`Host`], tells the others where it listens, and gathers them; they join at that [`Rendezvous`].
+//! Rank 0 opens a [`RendezvousHost`], publishes its address, and gathers the others, which join at that [`Rendezvous`].
 //! A gang of one needs no sockets and runs the same code.
 
 #![expect(clippy::disallowed_methods, reason = "ranks wait for each other")]
 
 mod gradients;
-mod reach;
+mod reachability;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -19,153 +19,153 @@ use tch::{Device, Kind, Tensor};
 pub use foil_torch::Error as CollectiveError;
 pub use gradients::Gradients;
 
-use reach::Door;
+use reachability::ProbeListener;
 
-/// Between two looks at who has come.
-const ASSEMBLY_PERIOD: Duration = Duration::from_millis(10);
+/// Time between two polls of the store.
+const POLL_PERIOD: Duration = Duration::from_millis(10);
 
 type Result<T, E = CollectiveError> = std::result::Result<T, E>;
 
-/// What a process brings to a gang.
+/// A process's settings as a rank.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Place {
-    /// A host name or an IP address of this machine that the other ranks can reach.
+pub struct RankConfig {
+    /// A host name or IP address of this machine that the other ranks can reach.
     pub address: String,
-    /// Where this rank's tensors live: CPU for Gloo, CUDA for NCCL (and Gloo beside it, for tensors on CPU).
+    /// The device of this rank's tensors: CPU for Gloo, CUDA for NCCL (and Gloo for tensors on the CPU).
     pub device: Device,
-    /// How long to wait for other ranks in every collective. How long they take to come is nobody's business here.
+    /// Timeout of each collective. The rendezvous has none.
     pub timeout: Duration,
 }
 
-/// Where rank 0 awaits the others.
+/// Where and how a rank joins rank 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendezvous {
-    /// This process's number, from 1 up: rank 0 gathers instead.
+    /// This process's rank, at least 1: rank 0 is the host.
     pub rank: usize,
-    /// How many ranks the gang has.
+    /// The number of ranks.
     pub world: usize,
     /// Rank 0's address.
     pub host: String,
     /// Rank 0's port.
     pub port: u16,
-    /// What sets this gang apart from any other: the phase and the attempt. The same on all ranks.
+    /// Unique to this gang: the phase and the attempt. The same on all ranks.
     pub prefix: String,
 }
 
-/// Rank 0, listening.
-pub struct Host {
+/// Rank 0's listening store, at which the other ranks join.
+pub struct RendezvousHost {
     store: Store,
-    place: Place,
+    config: RankConfig,
 }
 
-impl Host {
-    /// Listens on the place's address at a free port.
+impl RendezvousHost {
+    /// Listens on the configured address at a free port.
     ///
     /// # Errors
-    /// Where the address is not this machine's.
-    pub fn open(place: Place) -> Result<Self> {
-        Self::open_at(place, 0)
+    /// The address is not this machine's.
+    pub fn open(config: RankConfig) -> Result<Self> {
+        Self::open_at(config, 0)
     }
 
-    /// As [`Host::open`], at a port agreed on beforehand; 0 is any free one.
+    /// Listens on the configured address at `port`; 0 is any free one.
     ///
     /// # Errors
-    /// Those of [`Host::open`]; a port that is taken.
-    pub fn open_at(place: Place, port: u16) -> Result<Self> {
-        Ok(Self { store: Store::host_at(&place.address, port, place.timeout)?, place })
+    /// The address is not this machine's, or the port is taken.
+    pub fn open_at(config: RankConfig, port: u16) -> Result<Self> {
+        Ok(Self { store: Store::host_at(&config.address, port, config.timeout)?, config })
     }
 
-    /// The address to tell the others.
+    /// The address at which the others join.
     pub fn address(&self) -> &str {
-        &self.place.address
+        &self.config.address
     }
 
-    /// The port to tell the others.
+    /// The port at which the others join.
     pub fn port(&self) -> u16 {
         self.store.port()
     }
 
-    /// Waits for the others, without end, and becomes rank 0 of `world`.
+    /// Waits for the other ranks, without a timeout, and becomes rank 0 of `world`.
     ///
     /// # Errors
-    /// Where a rank comes and fails.
+    /// A rank joins and fails.
     pub fn gather(self, world: usize, prefix: &str) -> Result<Gang> {
-        Gang::form(&self.store, prefix, 0, world, &self.place)
+        Gang::form(&self.store, prefix, 0, world, &self.config)
     }
 }
 
-/// The ranks that train together: a fixed number of processes that take the same steps.
+/// The process group of the ranks that train together, which all take the same steps.
 pub struct Gang {
     group: Option<ProcessGroup>,
 }
 
 impl Gang {
-    /// A gang of this process only.
-    pub fn alone() -> Self {
+    /// A gang of only this process.
+    pub fn single() -> Self {
         Self { group: None }
     }
 
-    /// Goes to where rank 0 listens and becomes one of its gang when all are there.
+    /// Connects to rank 0 and returns once all ranks have joined.
     ///
     /// # Errors
-    /// [`CollectiveError::Unreachable`] where a rank's address leads nowhere from here; where another rank comes and fails.
-    pub fn join(rendezvous: &Rendezvous, place: &Place) -> Result<Self> {
-        reach::reach(0, &rendezvous.host, rendezvous.port)?;
-        let store = Store::connect(&rendezvous.host, rendezvous.port, place.timeout)?;
-        Self::form(&store, &rendezvous.prefix, rendezvous.rank, rendezvous.world, place)
+    /// [`CollectiveError::Unreachable`] if a rank cannot be reached from here; another rank joins and fails.
+    pub fn join(rendezvous: &Rendezvous, config: &RankConfig) -> Result<Self> {
+        reachability::connect_to_peer(0, &rendezvous.host, rendezvous.port)?;
+        let store = Store::connect(&rendezvous.host, rendezvous.port, config.timeout)?;
+        Self::form(&store, &rendezvous.prefix, rendezvous.rank, rendezvous.world, config)
     }
 
-    fn form(store: &Store, prefix: &str, rank: usize, world: usize, place: &Place) -> Result<Self> {
+    fn form(store: &Store, prefix: &str, rank: usize, world: usize, config: &RankConfig) -> Result<Self> {
         if world == 1 {
-            return Ok(Self::alone());
+            return Ok(Self::single());
         }
         let store = store.prefixed(prefix)?;
-        let door = Door::open(&store, rank, &place.address)?;
-        assemble(&store, world)?;
-        door.try_all(world)?;
-        let member =
-            ProcessGroupConfig { rank, world, timeout: place.timeout, address: place.address.clone() };
-        let group = match place.device {
-            Device::Cuda(_) => ProcessGroup::nccl(&store, member)?,
-            Device::Cpu | Device::Mps | Device::Vulkan => ProcessGroup::gloo(&store, member)?,
+        let listener = ProbeListener::open(&store, rank, &config.address)?;
+        wait_for_all(&store, world)?;
+        listener.probe_all(world)?;
+        let group_config =
+            ProcessGroupConfig { rank, world, timeout: config.timeout, address: config.address.clone() };
+        let group = match config.device {
+            Device::Cuda(_) => ProcessGroup::nccl(&store, group_config)?,
+            Device::Cpu | Device::Mps | Device::Vulkan => ProcessGroup::gloo(&store, group_config)?,
         };
         Ok(Self { group: Some(group) })
     }
 
-    /// This process's number.
+    /// This process's rank.
     pub fn rank(&self) -> usize {
         self.group.as_ref().map_or(0, ProcessGroup::rank)
     }
 
-    /// How many ranks there are.
+    /// The number of ranks.
     pub fn world(&self) -> usize {
         self.group.as_ref().map_or(1, ProcessGroup::world)
     }
 
-    /// Replaces each number by its sum over the ranks, the same bits on all of them. The same count everywhere.
+    /// Replaces each value by its sum over the ranks, bitwise equal on all of them. All ranks pass equally many.
     ///
     /// # Errors
-    /// Where a rank fails.
-    pub fn sum(&self, numbers: &mut [f64]) -> Result<()> {
+    /// A rank fails.
+    pub fn all_reduce_values(&self, values: &mut [f64]) -> Result<()> {
         let Some(group) = &self.group else { return Ok(()) };
-        let mut tensor = Tensor::from_slice(numbers);
+        let mut tensor = Tensor::from_slice(values);
         group.all_reduce(&mut tensor)?;
-        tensor.copy_data(numbers, numbers.len());
+        tensor.copy_data(values, values.len());
         Ok(())
     }
 
-    /// Replaces `tensor`, contiguous and of one shape and kind everywhere, by its sum over the ranks.
+    /// Replaces `tensor`, contiguous and of equal shape and kind on all ranks, by its sum over the ranks.
     ///
     /// # Errors
-    /// Where a rank fails, or the tensor cannot be sent.
-    pub fn sum_tensor(&self, tensor: &mut Tensor) -> Result<()> {
+    /// A rank fails, or the tensor cannot be sent.
+    pub fn all_reduce(&self, tensor: &mut Tensor) -> Result<()> {
         self.group.as_ref().map_or(Ok(()), |group| group.all_reduce(tensor))
     }
 
-    /// This rank's part of the sum over the ranks: `[world, …]` on every rank gives `[…]`, the sum of row `rank`.
+    /// This rank's shard of the sum over the ranks: from `[world, …]` on every rank to `[…]`, the sum of row `rank`.
     ///
     /// # Errors
-    /// Where a rank fails, or the tensor cannot be sent.
+    /// A rank fails, or the tensor cannot be sent.
     pub fn reduce_scatter(&self, tensor: &Tensor) -> Result<Tensor> {
         match &self.group {
             None => Ok(tensor.select(0, 0)),
@@ -173,10 +173,10 @@ impl Gang {
         }
     }
 
-    /// The ranks' tensors, contiguous and of one shape and kind everywhere, one behind another: `[…]` gives `[world, …]`.
+    /// Stacks the ranks' tensors, contiguous and of equal shape and kind: from `[…]` to `[world, …]`.
     ///
     /// # Errors
-    /// Where a rank fails, or the tensor cannot be sent.
+    /// A rank fails, or the tensor cannot be sent.
     pub fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
         match &self.group {
             None => Ok(tensor.unsqueeze(0)),
@@ -184,10 +184,10 @@ impl Gang {
         }
     }
 
-    /// Rank 0's bytes on every rank; those given elsewhere are dropped.
+    /// Returns rank 0's bytes on every rank; other ranks' bytes are ignored.
     ///
     /// # Errors
-    /// Where a rank fails.
+    /// A rank fails.
     pub fn broadcast(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
         let Some(group) = &self.group else { return Ok(bytes) };
         let mut length = Tensor::from_slice(&[bytes.len() as i64]);
@@ -207,90 +207,90 @@ impl Gang {
         Ok(received)
     }
 
-    /// Waits until every rank has come here.
+    /// Waits until every rank has called it.
     ///
     /// # Errors
-    /// Where a rank fails.
+    /// A rank fails.
     pub fn barrier(&self) -> Result<()> {
         self.group.as_ref().map_or(Ok(()), ProcessGroup::barrier)
     }
 
-    /// Shared gradients of `parameters`: leaves that require gradients, in the same order on every rank.
+    /// Gradients of `parameters`, which are leaves that require gradients, in the same order on all ranks.
     ///
     /// # Errors
-    /// Where a rank fails, or the ranks' parameters differ in shape or kind.
+    /// A rank fails, or the ranks' parameters differ in shape or kind.
     pub fn gradients(&self, parameters: &[Tensor], sizes: BucketSizes) -> Result<Gradients> {
         Gradients::new(self.group.as_ref(), parameters, sizes)
     }
 
-    /// Ends the gang in order: no rank goes before all have done their last collective.
+    /// Shuts the gang down: no rank leaves before all have done their last collective.
     ///
     /// # Errors
-    /// Where a rank fails.
-    pub fn leave(self) -> Result<()> {
+    /// A rank fails.
+    pub fn shutdown(self) -> Result<()> {
         self.barrier()?;
         self.group.map_or(Ok(()), ProcessGroup::shutdown)
     }
 }
 
-/// Waits until all ranks have come. Some may have gigabytes more to load than others: a rank that is stuck shows by its
-/// silence at the coordinator, which then kills this process too.
-fn assemble(store: &Store, world: usize) -> Result<()> {
-    const COME: &str = "come";
-    let mut come = store.add(COME, 1)?;
-    while come < world as i64 {
-        thread::sleep(ASSEMBLY_PERIOD);
-        come = store.add(COME, 0)?;
+/// Waits until all ranks have joined. There is no timeout, for some may have gigabytes more to load than others; the
+/// coordinator notices a rank that hangs, and then ends this process too.
+fn wait_for_all(store: &Store, world: usize) -> Result<()> {
+    const JOINED: &str = "joined";
+    let mut joined = store.add(JOINED, 1)?;
+    while joined < world as i64 {
+        thread::sleep(POLL_PERIOD);
+        joined = store.add(JOINED, 0)?;
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{in_threads, place};
+    use super::testing::{in_threads, rank_config};
     use super::*;
 
     #[test]
     fn one_rank_needs_no_sockets() {
-        let gang = Gang::alone();
+        let gang = Gang::single();
         let mut numbers = [1.5, -2.0];
-        gang.sum(&mut numbers).unwrap();
+        gang.all_reduce_values(&mut numbers).unwrap();
         assert_eq!(numbers, [1.5, -2.0]);
         assert_eq!(gang.broadcast(vec![1, 2]).unwrap(), [1, 2]);
         assert_eq!((gang.rank(), gang.world()), (0, 1));
-        gang.leave().unwrap();
+        gang.shutdown().unwrap();
     }
 
     #[test]
-    fn a_rank_that_loads_for_longer_than_a_collective_may_last_is_waited_for() {
-        let place = || Place { timeout: Duration::from_secs(1), ..place() };
-        let host = Host::open(place()).unwrap();
+    fn joining_has_no_timeout() {
+        let config = || RankConfig { timeout: Duration::from_secs(1), ..rank_config() };
+        let host = RendezvousHost::open(config()).unwrap();
         let (address, port) = (host.address().to_owned(), host.port());
         thread::scope(|scope| {
             scope.spawn(move || {
-                thread::sleep(3 * place().timeout);
+                thread::sleep(3 * config().timeout);
                 let rendezvous =
                     Rendezvous { rank: 1, world: 2, host: address, port, prefix: "p".to_owned() };
-                Gang::join(&rendezvous, &place()).unwrap().leave().unwrap();
+                Gang::join(&rendezvous, &config()).unwrap().shutdown().unwrap();
             });
-            host.gather(2, "p").unwrap().leave().unwrap();
+            host.gather(2, "p").unwrap().shutdown().unwrap();
         });
     }
 
     /// c10d's own barrier keeps a tensor for the whole process, which ranks in threads would free twice.
     #[test]
-    fn ranks_in_threads_come_to_barriers_at_once() {
+    fn ranks_in_threads_can_wait_at_barriers() {
         in_threads(2, |gang| (0..5000).for_each(|_| gang.barrier().unwrap()));
     }
 
     #[test]
-    fn ranks_meet_and_add_up() {
+    fn ranks_join_and_sum() {
         in_threads(3, |gang| {
             let mut numbers = [gang.rank() as f64, 1.0];
-            gang.sum(&mut numbers).unwrap();
+            gang.all_reduce_values(&mut numbers).unwrap();
             assert_eq!(numbers, [3.0, 3.0]);
-            let said = if gang.rank() == 0 { b"stop at 7".to_vec() } else { Vec::new() };
-            assert_eq!(gang.broadcast(said).unwrap(), b"stop at 7");
+            let sent = if gang.rank() == 0 { b"stop at 7".to_vec() } else { Vec::new() };
+            assert_eq!(gang.broadcast(sent).unwrap(), b"stop at 7");
             assert!(gang.broadcast(Vec::new()).unwrap().is_empty());
         });
     }

@@ -5,24 +5,24 @@ use std::time::Duration;
 
 use tch::Device;
 
-use super::{Gang, Host, Place, Rendezvous};
+use super::{Gang, RankConfig, Rendezvous, RendezvousHost};
 
-/// As the coordinator gives them.
+/// A prefix as the coordinator sends it.
 const PREFIX: &str = "r01.policy.train/1";
 
-/// On the CPU of this machine.
-pub(crate) fn place() -> Place {
-    Place { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: Duration::from_secs(120) }
+/// A rank on this machine's CPU.
+pub(crate) fn rank_config() -> RankConfig {
+    RankConfig { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: Duration::from_secs(120) }
 }
 
-/// What `work` gives as each rank of a gang whose ranks are threads of this process, by rank. All leave in order.
+/// Runs `work` as each rank of a gang of threads of this process, and returns the results by rank.
 pub(crate) fn in_threads<T: Send>(world: usize, work: impl Fn(&Gang) -> T + Sync) -> Vec<T> {
-    let play = |gang: Gang| {
-        let given = work(&gang);
-        gang.leave().unwrap();
-        given
+    let run = |gang: Gang| {
+        let result = work(&gang);
+        gang.shutdown().unwrap();
+        result
     };
-    let host = Host::open(place()).unwrap();
+    let host = RendezvousHost::open(rank_config()).unwrap();
     let rendezvous = |rank| Rendezvous {
         rank,
         world,
@@ -32,9 +32,9 @@ pub(crate) fn in_threads<T: Send>(world: usize, work: impl Fn(&Gang) -> T + Sync
     };
     let others: Vec<Rendezvous> = (1..world).map(rendezvous).collect();
     thread::scope(|scope| {
-        let join = |rendezvous| scope.spawn(move || play(Gang::join(rendezvous, &place()).unwrap()));
+        let join = |rendezvous| scope.spawn(move || run(Gang::join(rendezvous, &rank_config()).unwrap()));
         let others: Vec<_> = others.iter().map(join).collect();
-        let first = play(host.gather(world, PREFIX).unwrap());
+        let first = run(host.gather(world, PREFIX).unwrap());
         std::iter::once(first).chain(others.into_iter().map(|rank| rank.join().unwrap())).collect()
     })
 }

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::scores::batches;
 use crate::model::{LanguageModel, ModelError, PackedBatch, Precision};
-use crate::objective::likelihood::{AnswerPositions, chunk_rows, chunks};
+use crate::objective::likelihood::{ResponsePositions, chunk_rows, chunks};
 
 /// Σ_v π(v) · log(π(v) / π_ref(v)) in nats, from logits `[…, vocab]` of both; `[…]`, fp64 throughout.
 pub fn token_kl(policy: &Tensor, reference: &Tensor) -> Tensor {
@@ -55,8 +55,8 @@ fn batch_kl(
     precision: Precision,
 ) -> Result<Vec<Divergence>, ModelError> {
     let sequences: Vec<&[u32]> = dialogues.iter().map(|(ids, _)| *ids).collect();
-    let batch = PackedBatch::of_sequences(&sequences, policy.device())?;
-    let answers = AnswerPositions::new(&batch, dialogues);
+    let batch = PackedBatch::from_sequences(&sequences, policy.device())?;
+    let answers = ResponsePositions::new(&batch, dialogues);
     let policy_hidden = policy.forward(&batch, answers.rows(), precision)?; // [tokens, hidden]
     let reference_hidden = reference.forward(&batch, answers.rows(), precision)?;
     let mut per_token = vec![Tensor::zeros([0], (Kind::Double, policy.device()))];
@@ -92,7 +92,7 @@ mod tests {
         let rows: [(&[u32], usize); 3] = [(&[1, 5, 9, 4], 2), (&[1, 40, 3, 22, 8, 17], 1), (&[1, 6], 2)];
         let found = completion_kl(&policy, &reference, &rows, Precision::Fp32, 8).unwrap();
         for ((ids, start), found) in rows.into_iter().zip(&found) {
-            let batch = PackedBatch::of_sequences(&[ids], Device::Cpu).unwrap();
+            let batch = PackedBatch::from_sequences(&[ids], Device::Cpu).unwrap();
             let all = Tensor::arange(ids.len() as i64, (Kind::Int64, Device::Cpu));
             let logits =
                 |model: &LanguageModel| model.logits(&model.forward(&batch, &all, Precision::Fp32).unwrap());

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::scores::batches;
 use crate::model::{LanguageModel, ModelError, PackedBatch, Precision};
-use crate::objective::likelihood::{AnswerPositions, Prediction, log_probs};
+use crate::objective::likelihood::{Prediction, ResponsePositions, log_probs};
 use crate::train::{CompletionGroup, Sequences};
 
 /// For each completion of each group, log p of each of its tokens in nats. A group's prompt is computed once.
@@ -31,9 +31,9 @@ fn batch_log_probs(
     groups: &[CompletionGroup],
     precision: Precision,
 ) -> Result<Vec<Vec<Vec<f32>>>, ModelError> {
-    let groups = Sequences::of(groups.iter());
-    let batch = PackedBatch::of_groups(&groups.sequences, model.device())?;
-    let answers = AnswerPositions::new(&batch, &groups.dialogues());
+    let groups = Sequences::new(groups.iter());
+    let batch = PackedBatch::from_groups(&groups.sequences, model.device())?;
+    let answers = ResponsePositions::new(&batch, &groups.dialogues());
     let hidden = model.forward(&batch, answers.rows(), precision)?; // [tokens, hidden]
     let per_token = log_probs(&Prediction {
         hidden: &hidden,
@@ -60,7 +60,7 @@ mod tests {
     /// log p of `answer` after `prompt`, in a forward pass of its own.
     fn forward_single(model: &LanguageModel, prompt: &[u32], answer: &[u32]) -> Vec<f64> {
         let ids = [prompt, answer].concat();
-        let batch = PackedBatch::of_sequences(&[&ids], Device::Cpu).unwrap();
+        let batch = PackedBatch::from_sequences(&[&ids], Device::Cpu).unwrap();
         let all = Tensor::arange(ids.len() as i64, (Kind::Int64, Device::Cpu));
         let logits = model.logits(&model.forward(&batch, &all, Precision::Fp32).unwrap());
         let log_p = logits.log_softmax(-1, Kind::Double);

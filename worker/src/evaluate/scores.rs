@@ -2,9 +2,9 @@
 
 use tch::{Device, no_grad};
 
-use crate::model::{ModelError, PackedBatch, Precision, RewardModel, rows_of_group};
+use crate::model::{ModelError, PackedBatch, Precision, RewardModel, packed_rows};
 use crate::train::RowShape;
-use crate::train::plan::cut;
+use crate::train::plan::split_micro_batches;
 
 /// Scores the sequences (whole dialogues) of groups, group by group and in order. The shared prefix of a group is computed once.
 ///
@@ -19,9 +19,9 @@ pub fn scores<S: AsRef<[u32]>>(
     budget: usize,
 ) -> Result<Vec<Vec<f64>>, ModelError> {
     let mut scores = Vec::with_capacity(groups.len());
-    for batch in batches(groups.iter().map(|group| rows_of_group(group)), budget) {
+    for batch in batches(groups.iter().map(|group| packed_rows(group)), budget) {
         let groups = &groups[batch];
-        let packed = PackedBatch::of_groups(groups, model.device())?;
+        let packed = PackedBatch::from_groups(groups, model.device())?;
         let values = no_grad(|| model.scores(&packed, precision))?.to_device(Device::Cpu);
         let mut values = Vec::<f32>::try_from(values)?.into_iter().map(f64::from);
         scores.extend(groups.iter().map(|group| values.by_ref().take(group.len()).collect::<Vec<f64>>()));
@@ -34,8 +34,8 @@ pub(super) fn batches(costs: impl Iterator<Item = usize>, budget: usize) -> Vec<
     let shapes: Vec<RowShape> =
         costs.map(|cost| RowShape { cost, tokens: cost, items: 1, weight: 1.0 }).collect();
     let rows: Vec<usize> = (0..shapes.len()).collect();
-    let cut = cut(&rows, &shapes, budget).into_iter();
-    cut.filter_map(|batch| Some(*batch.first()?..*batch.last()? + 1)).collect()
+    let batches = split_micro_batches(&rows, &shapes, budget).into_iter();
+    batches.filter_map(|batch| Some(*batch.first()?..*batch.last()? + 1)).collect()
 }
 
 #[cfg(test)]

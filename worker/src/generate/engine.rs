@@ -236,7 +236,7 @@ impl<'a> Engine<'a> {
         }
         let groups = self.next_prompts(free);
         let prompts: Vec<&[u32]> = groups.iter().map(|group| self.prompt(group[0].request)).collect();
-        let batch = PackedBatch::of_sequences(&prompts, self.model.device())?;
+        let batch = PackedBatch::from_sequences(&prompts, self.model.device())?;
         self.stats.prompt_tokens += batch.rows();
         let first = self.config.max_num_seqs - groups.len();
         let slots: Vec<usize> = (first..self.config.max_num_seqs).collect();

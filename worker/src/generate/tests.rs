@@ -73,7 +73,7 @@ fn same(a: &Completion, b: &Completion) -> bool {
 fn greedy_by_forward(model: &LanguageModel, prompt: &[u32], max_new_tokens: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     while tokens.len() < prompt.len() + max_new_tokens {
-        let batch = PackedBatch::of_sequences(&[&tokens], Device::Cpu).unwrap();
+        let batch = PackedBatch::from_sequences(&[&tokens], Device::Cpu).unwrap();
         let hidden = tch::no_grad(|| model.forward(&batch, &batch.last_rows(), Precision::Fp32)).unwrap();
         let next = model.logits(&hidden).argmax(-1, false).int64_value(&[0]) as u32;
         tokens.push(next);
@@ -101,7 +101,7 @@ fn greedy_decoding_equals_whole_forward_passes() {
 /// log p of each token of `completion`, in a whole forward pass of its own.
 fn log_probs_by_forward(model: &LanguageModel, prompt: &[u32], completion: &[u32]) -> Vec<f64> {
     let ids = [prompt, completion].concat();
-    let batch = PackedBatch::of_sequences(&[&ids], Device::Cpu).unwrap();
+    let batch = PackedBatch::from_sequences(&[&ids], Device::Cpu).unwrap();
     let all = Tensor::arange(ids.len() as i64, (Kind::Int64, Device::Cpu));
     let hidden = tch::no_grad(|| model.forward(&batch, &all, Precision::Fp32)).unwrap();
     let log_p = tch::no_grad(|| model.logits(&hidden)).log_softmax(-1, Kind::Double);

@@ -36,7 +36,7 @@ impl PackedBatch {
     ///
     /// # Errors
     /// No sequences, or one without tokens.
-    pub fn of_groups<G, S>(groups: &[G], device: Device) -> Result<Self, ModelError>
+    pub fn from_groups<G, S>(groups: &[G], device: Device) -> Result<Self, ModelError>
     where
         G: AsRef<[S]>,
         S: AsRef<[u32]>,
@@ -63,9 +63,9 @@ impl PackedBatch {
     ///
     /// # Errors
     /// No sequences, or one without tokens.
-    pub fn of_sequences<S: AsRef<[u32]>>(sequences: &[S], device: Device) -> Result<Self, ModelError> {
+    pub fn from_sequences<S: AsRef<[u32]>>(sequences: &[S], device: Device) -> Result<Self, ModelError> {
         let groups: Vec<[&[u32]; 1]> = sequences.iter().map(|sequence| [sequence.as_ref()]).collect();
-        Self::of_groups(&groups, device)
+        Self::from_groups(&groups, device)
     }
 
     /// Number of tokens that are computed: the cost of a forward pass.
@@ -126,7 +126,7 @@ impl PackedBatch {
 }
 
 /// Number of rows that a group takes in a batch: a shared prefix counts once.
-pub fn rows_of_group(sequences: &[impl AsRef<[u32]>]) -> usize {
+pub fn packed_rows(sequences: &[impl AsRef<[u32]>]) -> usize {
     let shared = shared_prefix(sequences);
     let own: usize = sequences.iter().map(|sequence| sequence.as_ref().len() - shared).sum();
     shared + own
@@ -190,7 +190,7 @@ mod tests {
     use foil_torch::Segment;
     use tch::Device;
 
-    use super::{PackedBatch, rows_of_group};
+    use super::{PackedBatch, packed_rows};
 
     fn segment(start: i64, length: i64, prefix_start: i64, prefix_length: i64) -> Segment {
         Segment { start, length, prefix_start, prefix_length }
@@ -201,13 +201,13 @@ mod tests {
         let prompt: Vec<u32> = (0..10).collect();
         let answer = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
         let groups = [vec![vec![7, 7]], vec![answer(&[50, 51]), answer(&[60]), prompt.clone()]];
-        let batch = PackedBatch::of_groups(&groups, Device::Cpu).unwrap();
+        let batch = PackedBatch::from_groups(&groups, Device::Cpu).unwrap();
         assert_eq!(
             batch.segments(),
             [segment(0, 2, 0, 0), segment(2, 10, 0, 0), segment(12, 2, 2, 10), segment(14, 1, 2, 10)]
         );
         assert_eq!((batch.rows(), batch.tokens(), batch.sequences()), (15, 2 + 12 + 11 + 10, 4));
-        assert_eq!(rows_of_group(&groups[1]), 13);
+        assert_eq!(packed_rows(&groups[1]), 13);
         // The last token of a sequence that is all prefix is in the prefix.
         assert_eq!(Vec::<i64>::try_from(batch.last_rows()).unwrap(), [1, 13, 14, 11]);
         assert_eq!((batch.row(1, 9), batch.row(1, 10), batch.row(2, 10)), (11, 12, 14));
@@ -216,15 +216,15 @@ mod tests {
 
     #[test]
     fn a_short_shared_prefix_is_recomputed() {
-        let batch = PackedBatch::of_groups(&[[[1, 2, 3], [1, 2, 4]]], Device::Cpu).unwrap();
+        let batch = PackedBatch::from_groups(&[[[1, 2, 3], [1, 2, 4]]], Device::Cpu).unwrap();
         assert_eq!(batch.segments(), [segment(0, 3, 0, 0), segment(3, 3, 0, 0)]);
-        assert_eq!(rows_of_group(&[[1, 2, 3], [1, 2, 4]]), 6);
+        assert_eq!(packed_rows(&[[1, 2, 3], [1, 2, 4]]), 6);
     }
 
     #[test]
     fn a_batch_needs_sequences_of_tokens() {
-        assert!(PackedBatch::of_sequences::<Vec<u32>>(&[], Device::Cpu).is_err());
-        let empty = PackedBatch::of_sequences(&[vec![1], vec![]], Device::Cpu).unwrap_err();
+        assert!(PackedBatch::from_sequences::<Vec<u32>>(&[], Device::Cpu).is_err());
+        let empty = PackedBatch::from_sequences(&[vec![1], vec![]], Device::Cpu).unwrap_err();
         assert!(empty.to_string().contains("sequence 1"), "{empty}");
     }
 }

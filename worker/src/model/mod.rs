@@ -19,7 +19,7 @@ mod rotary;
 pub(crate) mod weights;
 
 pub use adapter::Adapter;
-pub use batch::{PackedBatch, rows_of_group};
+pub use batch::{PackedBatch, packed_rows};
 
 pub use decoder::Precision;
 pub use error::ModelError;

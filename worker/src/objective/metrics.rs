@@ -1,4 +1,4 @@
-//! Metrics that a loss brings along: sums over its rows, which the trainer adds up over micro-batches and ranks.
+//! Metrics of a loss: sums over its rows, which the trainer adds up over micro-batches and ranks.
 
 use tch::{Device, Kind, Tensor};
 
@@ -12,7 +12,7 @@ pub struct Metric {
 /// The denominator of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MeanOver {
-    /// The denominator of the loss: the weights of the global batch's rows.
+    /// The loss's denominator: the weights of the global batch's rows.
     Weight,
     /// The pairs or completions of the global batch.
     Items,
@@ -43,20 +43,20 @@ impl MetricSums {
         Self { names, sums }
     }
 
-    /// Scalars by their names; all on `device`.
-    pub fn of<const N: usize>(scalars: [(&'static str, &Tensor); N], device: Device) -> Self {
+    /// Sums from named scalars on `device`.
+    pub fn from_scalars<const N: usize>(scalars: [(&'static str, &Tensor); N], device: Device) -> Self {
         let mut all = vec![Tensor::zeros([0], (Kind::Double, device))];
         all.extend(scalars.iter().map(|(_, scalar)| scalar.detach().to_kind(Kind::Double).view(1)));
         Self { names: scalars.map(|(name, _)| name).into(), sums: Tensor::cat(&all, 0) }
     }
 
-    /// Adds the sums of other rows under the same metrics.
-    pub fn add(&mut self, more: &Self) {
-        debug_assert_eq!(self.names, more.names, "a loss has the metrics that it announces");
-        tch::no_grad(|| self.sums += &more.sums);
+    /// Adds the sums of other rows; the metrics are the same.
+    pub fn add(&mut self, other: &Self) {
+        debug_assert_eq!(self.names, other.names, "a loss returns the metrics it declares");
+        tch::no_grad(|| self.sums += &other.sums);
     }
 
-    /// `[metrics]`, fp64, in the order in which the metrics were announced.
+    /// `[metrics]`, fp64, in the order of the declared metrics.
     pub fn tensor(&self) -> &Tensor {
         &self.sums
     }

@@ -1,9 +1,9 @@
 //! Training objectives: pure functions of scores, hidden states and log-probabilities.
 //!
-//! Every objective gives a *sum* over its rows. What the sum is divided by belongs to the step's whole batch, over
-//! all ranks and micro-batches, and is applied by [`crate::train`]; an objective never averages.
+//! Every objective returns a *sum* over its rows, never a mean. [`crate::train`] divides by the denominator of the step's
+//! global batch, over all ranks and micro-batches.
 //!
-//! Sums are taken in fp32, or in fp64 where the inputs are fp64.
+//! Sums are computed in fp32, or in fp64 if the inputs are fp64.
 
 pub mod advantage;
 pub mod likelihood;

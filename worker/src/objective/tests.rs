@@ -42,7 +42,7 @@ fn bradley_terry_is_pytorchs() {
 }
 
 #[test]
-fn likelihood_is_pytorchs() {
+fn likelihood_matches_pytorch() {
     let case = &fixture()["likelihood"];
     let size = |name: &str| case[name].as_i64().unwrap();
     let hidden = leaf(&case["hidden"], &[size("tokens"), size("width")]);

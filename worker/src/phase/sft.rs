@@ -28,10 +28,10 @@ pub(super) fn run(
     let mut demonstrations = encode_each(&context.reports, &rows, |row| {
         let encoded = encoder.encode_full(row.id, &row.prompt, &row.answer)?;
         truncated += usize::from(encoded.response_cut > 0);
-        Ok(Demonstration { id: row.id, ids: encoded.ids, answer_start: encoded.response_start })
+        Ok(Demonstration { id: row.id, ids: encoded.ids, response_start: encoded.response_start })
     })?;
     // An empty response has nothing to predict.
-    demonstrations.retain(|row| row.answer_start < row.ids.len());
+    demonstrations.retain(|row| row.response_start < row.ids.len());
 
     let config = TrainConfig::sft(&context.job, task.phase.round);
     let objective = Demonstrations::new(&policy.model, &demonstrations, context.precision());

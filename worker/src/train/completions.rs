@@ -1,12 +1,12 @@
 //! Policy training on groups of completions: any loss of their tokens' log-probabilities.
 
 use super::{MicroBatchLoss, Objective, RowShape, TrainError};
-use crate::model::{LanguageModel, PackedBatch, Precision, rows_of_group};
-use crate::objective::likelihood::{self, AnswerPositions, Prediction};
+use crate::model::{LanguageModel, PackedBatch, Precision, packed_rows};
+use crate::objective::likelihood::{self, Prediction, ResponsePositions};
 use crate::objective::metrics::{Metric, MetricSums};
 use crate::objective::policy::GroupLoss;
 
-/// Completions of one prompt that a loss sees together.
+/// Completions of one prompt that share a loss.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletionGroup {
     /// The id of the prompt in its data set.
@@ -17,9 +17,9 @@ pub struct CompletionGroup {
 }
 
 impl CompletionGroup {
-    /// Tokens that its forward pass reads: the prompt's count once.
+    /// Tokens of its forward pass: the prompt's count once.
     pub fn cost(&self) -> usize {
-        rows_of_group(&self.sequences())
+        packed_rows(&self.sequences())
     }
 
     fn sequences(&self) -> Vec<Vec<u32>> {
@@ -27,7 +27,7 @@ impl CompletionGroup {
     }
 }
 
-/// Training of a policy on groups of completions; one forward pass of a prompt serves all its completions.
+/// Trains a policy on groups of completions; a prompt is computed once for all its completions.
 #[derive(Debug)]
 pub struct PolicyGroups<'a> {
     pub model: &'a LanguageModel,
@@ -48,7 +48,7 @@ impl Objective for PolicyGroups<'_> {
         let group = &self.groups[row];
         let sequences = group.sequences();
         RowShape {
-            cost: rows_of_group(&sequences),
+            cost: packed_rows(&sequences),
             tokens: sequences.iter().map(Vec::len).sum(),
             items: group.completions.len(),
             weight: self.losses[row].weight(),
@@ -60,9 +60,9 @@ impl Objective for PolicyGroups<'_> {
     }
 
     fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError> {
-        let groups = Sequences::of(rows.iter().map(|&row| &self.groups[row]));
-        let batch = PackedBatch::of_groups(&groups.sequences, self.model.device())?;
-        let positions = AnswerPositions::new(&batch, &groups.dialogues());
+        let groups = Sequences::new(rows.iter().map(|&row| &self.groups[row]));
+        let batch = PackedBatch::from_groups(&groups.sequences, self.model.device())?;
+        let positions = ResponsePositions::new(&batch, &groups.dialogues());
         let hidden = self.model.forward(&batch, positions.rows(), self.precision)?; // [tokens, hidden]
         let prediction = Prediction {
             hidden: &hidden,
@@ -94,7 +94,7 @@ pub(crate) struct Sequences {
 }
 
 impl Sequences {
-    pub(crate) fn of<'g>(groups: impl Iterator<Item = &'g CompletionGroup>) -> Self {
+    pub(crate) fn new<'g>(groups: impl Iterator<Item = &'g CompletionGroup>) -> Self {
         let (sequences, starts) = groups.map(|group| (group.sequences(), group.prompt.len())).unzip();
         Self { sequences, starts }
     }
@@ -105,13 +105,13 @@ impl Sequences {
         groups.flat_map(|(group, &start)| group.iter().map(move |ids| (ids.as_slice(), start))).collect()
     }
 
-    /// `counts` of all sequences in order, cut by group.
+    /// Splits `counts` of all sequences by group.
     fn completion_tokens<'c>(&self, mut counts: &'c [i64]) -> Vec<&'c [i64]> {
-        let cut = self.sequences.iter().map(|group| {
-            let (mine, rest) = counts.split_at(group.len());
+        let groups = self.sequences.iter().map(|group| {
+            let (own, rest) = counts.split_at(group.len());
             counts = rest;
-            mine
+            own
         });
-        cut.collect()
+        groups.collect()
     }
 }

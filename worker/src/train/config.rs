@@ -1,4 +1,4 @@
-//! How a phase trains.
+//! Settings of a training phase.
 
 use foil_common::spec::{Job, Optimizer, Schedule, Sharding};
 
@@ -11,7 +11,7 @@ pub struct TrainConfig {
     pub epochs: u32,
     /// Pairs or sequences per step over all ranks, or as near to it as whole rows come.
     pub batch_size: usize,
-    /// The learning rate where the schedule's factor is 1.
+    /// The learning rate at a schedule factor of 1.
     pub peak_learning_rate: f64,
     pub optimizer: Optimizer,
     pub schedule: Schedule,

@@ -2,22 +2,22 @@
 
 use super::{MicroBatchLoss, Objective, RowShape, TrainError};
 use crate::model::{LanguageModel, PackedBatch, Precision};
-use crate::objective::likelihood::{AnswerPositions, Prediction, answer_tokens, nll};
+use crate::objective::likelihood::{Prediction, ResponsePositions, nll, response_tokens};
 use crate::objective::metrics::MetricSums;
 
-/// One dialogue, as tokens.
+/// A dialogue as tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Demonstration {
-    /// The id of the row in its data set.
+    /// The row's id in its data set.
     pub id: u64,
-    /// Prompt and answer; EOS at the end where the answer is finished.
+    /// Prompt and response; ends with EOS if the response is complete.
     pub ids: Vec<u32>,
-    /// The index of the answer's first token. Loss is taken from there on.
-    pub answer_start: usize,
+    /// The index of the response's first token, from which the loss is computed.
+    pub response_start: usize,
 }
 
-/// The negative log-likelihood of answers, Σ over answer tokens / answer tokens of the global batch: every token counts
-/// the same, whatever the length of its answer, and whichever rank or micro-batch it falls to.
+/// The mean negative log-likelihood of the global batch's response tokens: every token has the same weight, whatever the
+/// length of its response and whichever rank or micro-batch it is in.
 #[derive(Debug)]
 pub struct Demonstrations<'a> {
     model: &'a LanguageModel,
@@ -43,7 +43,7 @@ impl Objective for Demonstrations<'_> {
             cost: length,
             tokens: length,
             items: 1,
-            weight: answer_tokens(length, row.answer_start) as f64,
+            weight: response_tokens(length, row.response_start) as f64,
         }
     }
 
@@ -54,14 +54,14 @@ impl Objective for Demonstrations<'_> {
     fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError> {
         let dialogues = rows.iter().map(|&row| &self.rows[row]);
         let dialogues: Vec<(&[u32], usize)> =
-            dialogues.map(|row| (row.ids.as_slice(), row.answer_start)).collect();
+            dialogues.map(|row| (row.ids.as_slice(), row.response_start)).collect();
         let sequences: Vec<&[u32]> = dialogues.iter().map(|(ids, _)| *ids).collect();
-        let batch = PackedBatch::of_sequences(&sequences, self.model.device())?;
-        let answers = AnswerPositions::new(&batch, &dialogues);
-        let hidden = self.model.forward(&batch, answers.rows(), self.precision)?; // [tokens, hidden]
+        let batch = PackedBatch::from_sequences(&sequences, self.model.device())?;
+        let positions = ResponsePositions::new(&batch, &dialogues);
+        let hidden = self.model.forward(&batch, positions.rows(), self.precision)?; // [tokens, hidden]
         let loss = nll(&Prediction {
             hidden: &hidden,
-            targets: answers.targets(),
+            targets: positions.targets(),
             head: self.model.lm_head(),
             compute: self.precision.kind(),
         })?;

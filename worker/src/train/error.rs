@@ -1,18 +1,18 @@
-//! What can go wrong in training.
+//! Training errors.
 
 use foil_common::failpoint::Injected;
 use foil_common::failure::FailureClass;
 
 use crate::model::ModelError;
 
-/// A failed training step or phase. After any of these the attempt is over: ranks may stand at different steps.
+/// A failed training step or phase. The attempt cannot go on: ranks may be at different steps.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     #[error("there are no rows to train on: look at the data sets' counts and what was dropped from them")]
     NoRows,
     #[error(
-        "step {step}: the rows of its batch weigh nothing, so its loss has no denominator: {rows}. Give a positive \
-         weight, and leave out rows without answer tokens"
+        "step {step}: the weights of the batch's rows sum to 0, so its loss has no denominator: {rows}. Set a positive \
+         weight, and drop rows without response tokens"
     )]
     NoWeight { step: u64, rows: String },
     #[error(
@@ -30,11 +30,11 @@ pub enum TrainError {
         "the checkpoint after step {step} is of a phase of {found} steps, but this phase has {expected}; was the data or the \
          worker's version changed?"
     )]
-    Saved { step: u64, found: u64, expected: u64 },
+    CheckpointMismatch { step: u64, found: u64, expected: u64 },
     #[error(transparent)]
     Injected(#[from] Injected),
     #[error("checkpoint: {0}")]
-    Kept(String),
+    Checkpoint(String),
     #[error(transparent)]
     Collective(#[from] foil_torch::Error),
     #[error(transparent)]
@@ -50,13 +50,15 @@ impl TrainError {
             Self::NoRows | Self::NoWeight { .. } => FailureClass::Data,
             Self::NonFinite { .. } => FailureClass::Nonfinite,
             Self::OutOfMemory { .. } => FailureClass::OutOfMemory,
-            Self::Saved { .. } | Self::Injected(_) | Self::Kept(_) => FailureClass::Internal,
+            Self::CheckpointMismatch { .. } | Self::Injected(_) | Self::Checkpoint(_) => {
+                FailureClass::Internal
+            }
             Self::Collective(_) | Self::Model(_) | Self::Torch(_) => FailureClass::Internal,
         }
     }
 }
 
-/// The first names of many.
+/// The first eight names, and how many more there are.
 pub(super) fn first(names: &[String]) -> String {
     const SHOWN: usize = 8;
     match names.len().checked_sub(SHOWN) {

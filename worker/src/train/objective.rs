@@ -8,23 +8,23 @@ use crate::objective::metrics::{Metric, MetricSums};
 
 /// Rows, a model, and a loss that is a sum over rows.
 ///
-/// Rows are numbered through the sets that [`Objective::sets`] lists. All ranks hold all rows.
+/// Rows are numbered consecutively through [`Objective::sets`]. All ranks hold all rows.
 pub trait Objective {
-    /// Rows of each set, in the order of their numbers. Every global batch mixes the sets in this proportion.
+    /// The number of rows of each set. Every global batch mixes the sets in this proportion.
     fn sets(&self) -> Vec<usize>;
 
     fn shape(&self, row: usize) -> RowShape;
 
-    /// Names a row in an error, as its user would find it: data set and id.
+    /// A row's name in errors: its data set and id.
     fn row_name(&self, row: usize) -> String;
 
     /// The loss of some rows, on this rank's device.
     ///
     /// # Errors
-    /// Rows that make no tensor.
+    /// Rows that cannot be packed into a batch.
     fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError>;
 
-    /// Called after each update of the parameters, on every rank alike, with gradients off. For objectives that bound parameters.
+    /// Called after each update on all ranks, with gradients off. For objectives that constrain parameters.
     fn after_update(&self) {}
 
     /// The denominator of the loss.
@@ -37,7 +37,7 @@ pub trait Objective {
         &[]
     }
 
-    /// Metrics of the data, which are the same in every step.
+    /// Metrics of the data, equal in all steps.
     fn dataset_metrics(&self) -> Vec<(&'static str, f64)> {
         Vec::new()
     }
@@ -46,8 +46,8 @@ pub trait Objective {
 /// The loss of one micro-batch.
 #[derive(Debug)]
 pub struct MicroBatchLoss {
-    /// Σ over its rows of weight · loss, a scalar that can be differentiated.
+    /// Σ weight · loss over its rows, a differentiable scalar.
     pub loss: Tensor,
-    /// Sums over its rows under [`Objective::metrics`].
+    /// The sums of [`Objective::metrics`] over its rows.
     pub metrics: MetricSums,
 }

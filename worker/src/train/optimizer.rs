@@ -1,10 +1,10 @@
-//! AdamW over a model's parameters, and clipping.
+//! AdamW and gradient clipping.
 
 use foil_common::spec::{Decay, Optimizer};
 use tch::{Kind, Tensor, no_grad};
 
 use super::TrainError;
-use super::snapshot::{MEAN, SQUARE};
+use super::checkpoint::{MEAN, SQUARE};
 
 /// AdamW (Loshchilov and Hutter 2019) with decoupled weight decay on some of the parameters; moments in fp32.
 pub struct AdamW {
@@ -17,7 +17,7 @@ pub struct AdamW {
 /// Parameters that share a weight decay, in the order given.
 struct Group {
     weight_decay: f64,
-    /// Of each parameter: its number among all that the optimizer was made for.
+    /// The index of each parameter among all of the optimizer's parameters.
     numbers: Vec<usize>,
     parameters: Vec<Tensor>,
     exp_avg: Vec<Tensor>,
@@ -26,7 +26,7 @@ struct Group {
 }
 
 impl AdamW {
-    /// Over `parameters`, each with whether it decays. Those that do not form a group of their own.
+    /// `parameters` come with whether each decays.
     pub fn new<'a>(parameters: impl IntoIterator<Item = (&'a Tensor, bool)>, settings: &Optimizer) -> Self {
         let mut groups = [Group::new(settings.weight_decay), Group::new(0.0)];
         for (number, (parameter, decays)) in parameters.into_iter().enumerate() {
@@ -40,10 +40,10 @@ impl AdamW {
         }
     }
 
-    /// One update in place, from a gradient for each parameter of [`AdamW::new`], in its order.
+    /// Updates the parameters in place. `gradients` are in the order of [`AdamW::new`]'s parameters.
     ///
     /// # Errors
-    /// A gradient that is missing or of another shape.
+    /// A gradient is missing or has another shape.
     pub fn step(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<(), TrainError> {
         for group in &self.groups {
             let gradients: Vec<Tensor> =
@@ -73,7 +73,7 @@ impl AdamW {
         steps.map_or(0, |steps| steps.double_value(&[]) as u64)
     }
 
-    /// Of each parameter, by its number: its first and its second moments, sharing storage.
+    /// The index of each parameter with its first and second moments, which share storage.
     pub(super) fn state(&self) -> impl Iterator<Item = (usize, [&Tensor; 2])> {
         self.groups.iter().flat_map(|group| {
             let moments = group.exp_avg.iter().zip(&group.exp_avg_sq);
@@ -81,18 +81,18 @@ impl AdamW {
         })
     }
 
-    /// As it was after `updates`, with what `of` gives for each parameter's moments.
+    /// Restores the state after `updates`; `moments` returns those of the parameter with an index.
     ///
     /// # Errors
-    /// Those of `of`.
+    /// Those of `moments`.
     pub(super) fn restore<E>(
         &mut self,
         updates: u64,
-        mut of: impl FnMut(usize) -> Result<[Tensor; 2], E>,
+        mut moments: impl FnMut(usize) -> Result<[Tensor; 2], E>,
     ) -> Result<(), E> {
         for group in &mut self.groups {
             for (index, &number) in group.numbers.iter().enumerate() {
-                let [mean, square] = of(number)?;
+                let [mean, square] = moments(number)?;
                 no_grad(|| {
                     group.exp_avg[index].copy_(&mean);
                     group.exp_avg_sq[index].copy_(&square);
@@ -110,7 +110,7 @@ impl AdamW {
     }
 }
 
-/// A parameter's moments under their names in a snapshot.
+/// A parameter's moments under their names in a checkpoint.
 pub(super) fn by_name<'t>(name: &str, [mean, square]: [&'t Tensor; 2]) -> [(String, &'t Tensor); 2] {
     [(format!("{MEAN}{name}"), mean), (format!("{SQUARE}{name}"), square)]
 }
@@ -145,14 +145,14 @@ pub(super) fn decays(decay: Decay, name: &str, parameter: &Tensor) -> bool {
     }
 }
 
-/// The norm of all gradients taken as one vector: a scalar, fp32.
+/// The norm of all gradients as one vector: a scalar, fp32.
 pub(super) fn global_norm(gradients: &[Tensor]) -> Tensor {
     let norms: Vec<Tensor> = gradients.iter().map(Tensor::norm).collect();
     Tensor::stack(&norms, 0).norm()
 }
 
-/// Scales gradients of global norm `norm` down to `limit`, as `torch.nn.utils.clip_grad_norm_` does: by
-/// limit / (norm + 1e-6) where that is below 1.
+/// Clips gradients of global norm `norm` to `limit` as `torch.nn.utils.clip_grad_norm_` does: scales them by
+/// limit / (norm + 1e-6) if that is below 1.
 pub(super) fn clip(gradients: &mut [Tensor], norm: f64, limit: f64) {
     let coefficient = limit / (norm + 1e-6);
     if coefficient < 1.0 {

@@ -5,55 +5,60 @@ use std::ops::Range;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// What a phase's order of rows is drawn from.
+/// The seed and round that determine a phase's order of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OrderKey {
-    /// The job's.
+    /// The job's seed.
     pub seed: u64,
     /// 0 before the first round.
     pub round: u32,
 }
 
-/// Cuts one epoch over several sets into global batches of `batch` rows; the last one may be smaller.
+/// Splits one epoch over several sets into global batches of `batch` rows; the last one may be smaller.
 ///
-/// Row numbers count through the sets: the first has rows 0 … n₀ − 1, the next n₀ … n₀ + n₁ − 1. Every row comes
+/// Row numbers count through the sets: the first has rows 0 … n₀ − 1, the next n₀ … n₀ + n₁ − 1. Every row occurs
 /// exactly once. Each set is shuffled on its own (Fisher–Yates, ChaCha12); then the sets are interleaved in
-/// fixed proportion: the row at place j of a set of n rows stands at (j + ½)/n of the epoch, ties going to the earlier set. So any
-/// stretch of k rows holds k·n/Σn rows of a set of n, to within one row either way for two sets.
+/// fixed proportion: row j of a shuffled set of n rows is at (j + ½)/n of the epoch, and ties go to the earlier set. So any
+/// k consecutive rows hold k·n/Σn rows of a set of n rows, within one row for two sets.
 ///
-/// Neither ranks nor lengths nor token budgets enter, so a global batch is the same on any number of machines.
+/// Ranks, lengths and token budgets have no influence, so global batches are the same on any number of machines.
 pub fn global_batches(key: OrderKey, epoch: u32, sets: &[usize], batch: usize) -> Vec<Vec<usize>> {
-    let mut placed = Vec::with_capacity(sets.iter().sum());
+    let mut positioned = Vec::with_capacity(sets.iter().sum());
     let mut first = 0;
     for (set, &rows) in sets.iter().enumerate() {
         for (place, row) in shuffled(first..first + rows, generator(key, epoch, set)).into_iter().enumerate()
         {
-            placed.push(Placed { numerator: 2 * place as u128 + 1, denominator: rows as u128, set, row });
+            positioned.push(PositionedRow {
+                numerator: 2 * place as u128 + 1,
+                denominator: rows as u128,
+                set,
+                row,
+            });
         }
         first += rows;
     }
-    placed.sort_by(Placed::compare);
-    let rows: Vec<usize> = placed.into_iter().map(|placed| placed.row).collect();
+    positioned.sort_by(PositionedRow::compare);
+    let rows: Vec<usize> = positioned.into_iter().map(|positioned| positioned.row).collect();
     rows.chunks(batch.max(1)).map(<[usize]>::to_vec).collect()
 }
 
-/// A row that stands at numerator / (2 · denominator) of its epoch.
-struct Placed {
+/// A row at numerator / (2 · denominator) of its epoch.
+struct PositionedRow {
     numerator: u128,
     denominator: u128,
     set: usize,
     row: usize,
 }
 
-impl Placed {
+impl PositionedRow {
     fn compare(&self, other: &Self) -> std::cmp::Ordering {
-        let (mine, theirs) = (self.numerator * other.denominator, other.numerator * self.denominator);
-        mine.cmp(&theirs).then(self.set.cmp(&other.set))
+        let (own, others) = (self.numerator * other.denominator, other.numerator * self.denominator);
+        own.cmp(&others).then(self.set.cmp(&other.set))
     }
 }
 
-/// ChaCha12 under a key that spells out what it is for: 4 bytes each of round, epoch and set and 8 of the seed, all
-/// little-endian, then `foil.order` and zeros.
+/// ChaCha12 with a key of 8 bytes of the seed and 4 bytes each of round, epoch and set, all little-endian, then
+/// `foil.order` and zeros.
 fn generator(key: OrderKey, epoch: u32, set: usize) -> ChaCha12Rng {
     let mut bytes = [0; 32];
     bytes[0..8].copy_from_slice(&key.seed.to_le_bytes());
@@ -64,7 +69,7 @@ fn generator(key: OrderKey, epoch: u32, set: usize) -> ChaCha12Rng {
     ChaCha12Rng::from_seed(bytes)
 }
 
-/// Fisher–Yates, written out so that no library's change of method can change a job's order.
+/// A Fisher–Yates shuffle, implemented here so that a library's new version cannot change a job's order.
 fn shuffled(rows: Range<usize>, mut random: ChaCha12Rng) -> Vec<usize> {
     let mut rows: Vec<usize> = rows.collect();
     for last in (1..rows.len()).rev() {
@@ -74,7 +79,7 @@ fn shuffled(rows: Range<usize>, mut random: ChaCha12Rng) -> Vec<usize> {
     rows
 }
 
-/// A uniform number below `bound`, unbiased by rejecting the incomplete last stretch of 2⁶⁴.
+/// A uniform number below `bound`. Rejects the incomplete last multiple of `bound` below 2⁶⁴, so it is unbiased.
 fn below(random: &mut ChaCha12Rng, bound: u64) -> u64 {
     let reject_from = u64::MAX - u64::MAX % bound;
     loop {
@@ -95,7 +100,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_row_comes_once_in_fixed_proportion(human in 0usize..200, golden in 0usize..200, batch in 1usize..40) {
+        fn every_row_occurs_once_in_fixed_proportion(human in 0usize..200, golden in 0usize..200, batch in 1usize..40) {
             let batches = global_batches(KEY, 0, &[human, golden], batch);
             let mut rows: Vec<usize> = batches.concat();
             prop_assert_eq!(batches.len(), (human + golden).div_ceil(batch));
@@ -122,9 +127,9 @@ mod tests {
 
     #[test]
     fn a_set_keeps_its_order_whatever_it_is_mixed_with() {
-        let alone = global_batches(KEY, 1, &[20], 20).concat();
+        let single = global_batches(KEY, 1, &[20], 20).concat();
         let mixed = global_batches(KEY, 1, &[20, 7], 27).concat();
         let kept: Vec<usize> = mixed.into_iter().filter(|&row| row < 20).collect();
-        assert_eq!(alone, kept);
+        assert_eq!(single, kept);
     }
 }

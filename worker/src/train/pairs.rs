@@ -4,22 +4,22 @@ use foil_common::spec::{BradleyTerry, Normalization, RewardLoss};
 use tch::{Kind, Tensor, no_grad};
 
 use super::{MicroBatchLoss, Objective, RowShape, TrainError};
-use crate::model::{PackedBatch, Precision, RewardModel, rows_of_group};
+use crate::model::{PackedBatch, Precision, RewardModel, packed_rows};
 use crate::objective::metrics::{Metric, MetricSums};
 use crate::objective::reward::{ScoredPairs, objective_of, pair_loss};
 
-/// One answer to a prompt that is preferred to one or more others, as tokens: a human pair, or a golden answer against
-/// samples. All are whole dialogues; what they begin with in common is read once.
+/// A response that is preferred to one or more others to the same prompt, as tokens: a human pair, or a golden response
+/// against completions. All are whole dialogues; their common prefix is computed once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
-    /// The id of the row in its data set.
+    /// The row's id in its data set.
     pub id: u64,
     pub chosen: Vec<u32>,
     /// At least one.
     pub rejected: Vec<Vec<u32>>,
-    /// w of each pair's loss: w_P for a human pair, w_APO / S for a golden answer against one of its S samples.
+    /// The weight w of each pair's loss: w_P for a human pair, w_APO / S for a golden response against one of S completions.
     pub weight: f64,
-    /// By how much the chosen answer's score should exceed the others'; 0 where nothing is said.
+    /// The margin by which the chosen response's score should exceed the others'; 0 if the row has none.
     pub margin: f64,
 }
 
@@ -28,7 +28,7 @@ impl Comparison {
         self.rejected.len()
     }
 
-    /// The chosen answer's, then the others'.
+    /// The chosen response's tokens, then the others'.
     fn sequences(&self) -> Vec<&[u32]> {
         std::iter::once(&self.chosen).chain(&self.rejected).map(Vec::as_slice).collect()
     }
@@ -37,11 +37,11 @@ impl Comparison {
 const ACCURACY: &str = "train_accuracy";
 const MARGIN: &str = "margin";
 
-/// Means over pairs before the step's update: the fraction that is ranked right, and r(chosen) − r(rejected).
+/// Means over pairs before the step's update: the fraction ranked correctly, and r(chosen) − r(rejected).
 const METRICS: [Metric; 2] = [Metric::per_item(ACCURACY), Metric::per_item(MARGIN)];
 
-/// The loss of human and golden-vs-sample pairs, Σ w·ℓ / Σ w over the global batch. Every global batch holds the two sets in fixed
-/// proportion; either may be empty.
+/// The loss of human pairs and of golden responses against completions, Σ w·ℓ / Σ w over the global batch. Every global
+/// batch holds the two sets in fixed proportion; either may be empty.
 #[derive(Debug)]
 pub struct PairRanking<'a> {
     model: &'a RewardModel,
@@ -53,7 +53,7 @@ pub struct PairRanking<'a> {
 }
 
 impl<'a> PairRanking<'a> {
-    /// Training under the plain Bradley-Terry loss.
+    /// Trains with the Bradley-Terry loss.
     pub fn new(
         model: &'a RewardModel,
         human: &'a [Comparison],
@@ -65,7 +65,7 @@ impl<'a> PairRanking<'a> {
         Self { model, human, golden, precision, normalization, loss }
     }
 
-    /// Training under another loss.
+    /// Trains with another loss.
     pub fn with_loss(self, loss: RewardLoss) -> Self {
         Self { loss, ..self }
     }
@@ -88,7 +88,7 @@ impl Objective for PairRanking<'_> {
         let comparison = self.comparison(row);
         let sequences = comparison.sequences();
         RowShape {
-            cost: rows_of_group(&sequences),
+            cost: packed_rows(&sequences),
             tokens: sequences.iter().map(|ids| ids.len()).sum(),
             items: comparison.pairs(),
             weight: comparison.weight * comparison.pairs() as f64,
@@ -103,9 +103,9 @@ impl Objective for PairRanking<'_> {
     fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError> {
         let comparisons: Vec<&Comparison> = rows.iter().map(|&row| self.comparison(row)).collect();
         let groups: Vec<Vec<&[u32]>> = comparisons.iter().map(|comparison| comparison.sequences()).collect();
-        let pairs = Pairs::of(rows.iter().map(|&row| (self.comparison(row), self.is_golden(row))));
+        let pairs = Pairs::new(rows.iter().map(|&row| (self.comparison(row), self.is_golden(row))));
         let device = self.model.device();
-        let batch = PackedBatch::of_groups(&groups, device)?;
+        let batch = PackedBatch::from_groups(&groups, device)?;
 
         let scores = self.model.scores(&batch, self.precision)?; // [sequences]
         let chosen = scores.index_select(0, &Tensor::from_slice(&pairs.chosen).to_device(device));
@@ -116,14 +116,14 @@ impl Objective for PairRanking<'_> {
         let metrics = no_grad(|| {
             let difference = (&chosen - &rejected).to_kind(Kind::Double);
             let (ranked, margin) = (difference.gt(0.0).sum(Kind::Double), difference.sum(Kind::Double));
-            MetricSums::of([(ACCURACY, &ranked), (MARGIN, &margin)], device)
+            MetricSums::from_scalars([(ACCURACY, &ranked), (MARGIN, &margin)], device)
         });
         let scored =
             ScoredPairs { chosen: &chosen, rejected: &rejected, margins: Some(&margins), weights: &weights };
         Ok(MicroBatchLoss { loss: pair_loss(objective_of(&self.loss), &scored, &golden), metrics })
     }
 
-    /// The head reads what a norm has bounded, so its bound bounds the scores of a loss that has no lower bound itself.
+    /// The head's input is normalized, so clipping the head bounds the scores, for a loss that has no lower bound itself.
     fn after_update(&self) {
         if let Some(bound) = self.loss.weight_clip() {
             self.model.clip_head(bound);
@@ -138,7 +138,7 @@ impl Objective for PairRanking<'_> {
         &METRICS
     }
 
-    /// `golden_weight_share`: the golden-vs-sample pairs' part of Σ w.
+    /// `golden_weight_share`: the golden pairs' share of Σ w.
     fn dataset_metrics(&self) -> Vec<(&'static str, f64)> {
         let sum = |set: &[Comparison]| set.iter().map(|c| c.weight * c.pairs() as f64).sum::<f64>();
         let (human, golden) = (sum(self.human), sum(self.golden));
@@ -146,20 +146,20 @@ impl Objective for PairRanking<'_> {
     }
 }
 
-/// Pairs as numbers of sequences in a batch of comparisons.
+/// Pairs as indices of sequences in a batch of comparisons.
 #[derive(Default)]
 struct Pairs {
     chosen: Vec<i64>,
     rejected: Vec<i64>,
     margins: Vec<f32>,
     weights: Vec<f32>,
-    /// 1 for a golden answer against a sample, 0 for a human pair.
+    /// 1 for a golden response against a completion, 0 for a human pair.
     golden: Vec<f32>,
 }
 
 impl Pairs {
-    /// The pairs of comparisons, each with whether it is golden.
-    fn of<'c>(comparisons: impl Iterator<Item = (&'c Comparison, bool)>) -> Self {
+    /// The pairs of `comparisons`, which come with whether each is golden.
+    fn new<'c>(comparisons: impl Iterator<Item = (&'c Comparison, bool)>) -> Self {
         let mut pairs = Self::default();
         let mut chosen = 0;
         for (comparison, golden) in comparisons {

@@ -1,24 +1,24 @@
-//! From a global batch to the micro-batches of each rank.
+//! Splits a global batch into the micro-batches of each rank.
 
-/// What planning knows of a row.
+/// A row's sizes, from which steps are planned.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RowShape {
-    /// Tokens that its forward pass reads: what its sequences begin with counts once.
+    /// Tokens of its forward pass: the sequences' common prefix counts once.
     pub cost: usize,
     /// Tokens of all its sequences.
     pub tokens: usize,
-    /// What a batch's size counts: the pairs of a comparison, the answers of a group.
+    /// Items toward the batch size: the pairs of a comparison, the completions of a group.
     pub items: usize,
-    /// Its part of what the step's loss is divided by: its pairs' weights, its answers' tokens.
+    /// Its part of the loss's denominator: the sum of its pairs' weights, or its response tokens.
     pub weight: f64,
 }
 
-/// What the gang does in one step, the same on every rank but for `micro_batches`.
+/// One step of the gang; equal on all ranks except for `micro_batches`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepPlan {
-    /// The global batch in its order, all ranks' rows.
+    /// The rows of the global batch, in order.
     pub rows: Vec<usize>,
-    /// This rank's micro-batches, longest rows first; none where there are fewer rows than ranks.
+    /// This rank's micro-batches, longest rows first; may be empty if there are fewer rows than ranks.
     pub micro_batches: Vec<Vec<usize>>,
     /// Micro-batches of all ranks together.
     pub gang_micro_batches: usize,
@@ -26,13 +26,13 @@ pub struct StepPlan {
     pub weight: f64,
     /// Tokens of the global batch's sequences.
     pub tokens: usize,
-    /// Pairs or answers of the global batch.
+    /// Pairs or responses of the global batch.
     pub items: usize,
 }
 
-/// Whose share of a global batch: that of one rank in a gang.
+/// A rank, and the number of ranks in its gang.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
+pub struct RankInfo {
     pub rank: usize,
     /// At least 1.
     pub world: usize,
@@ -42,15 +42,15 @@ impl StepPlan {
     /// Plans one global batch for one rank. `shapes` holds all rows of the phase; `budget` bounds the
     /// tokens that a micro-batch reads (a row that has more by itself gets a micro-batch of its own).
     ///
-    /// Every rank plans for all ranks, so nothing needs to be agreed on.
-    pub fn new(rows: &[usize], shapes: &[RowShape], share: Share, budget: usize) -> Self {
+    /// Every rank plans for all ranks, so they need not communicate.
+    pub fn new(rows: &[usize], shapes: &[RowShape], info: RankInfo, budget: usize) -> Self {
         let mut micro_batches = Vec::new();
         let mut gang_micro_batches = 0;
-        for (rank, dealt) in deal(rows, shapes, share.world).iter().enumerate() {
-            let cut = cut(dealt, shapes, budget);
-            gang_micro_batches += cut.len();
-            if rank == share.rank {
-                micro_batches = cut;
+        for (rank, rows) in distribute(rows, shapes, info.world).iter().enumerate() {
+            let own = split_micro_batches(rows, shapes, budget);
+            gang_micro_batches += own.len();
+            if rank == info.rank {
+                micro_batches = own;
             }
         }
         Self {
@@ -64,23 +64,23 @@ impl StepPlan {
     }
 }
 
-/// Deals rows to `world` ranks so that their tokens are nearly equal: longest first, each to the rank with the fewest
-/// tokens so far, ties to the lowest rank. Each rank's rows come longest first; equal ones keep their order.
-pub fn deal(rows: &[usize], shapes: &[RowShape], world: usize) -> Vec<Vec<usize>> {
+/// Distributes rows over `world` ranks with nearly equal numbers of tokens: longest row first, each to the rank with the
+/// fewest tokens so far, ties to the lowest rank. Rows of equal length keep their order.
+pub fn distribute(rows: &[usize], shapes: &[RowShape], world: usize) -> Vec<Vec<usize>> {
     let mut sorted = rows.to_vec();
     sorted.sort_by_key(|&row| std::cmp::Reverse(shapes[row].cost));
-    let mut dealt = vec![Vec::new(); world.max(1)];
+    let mut ranks = vec![Vec::new(); world.max(1)];
     let mut tokens = vec![0; world.max(1)];
     for row in sorted {
         let rank = (0..tokens.len()).min_by_key(|&rank| (tokens[rank], rank)).unwrap_or_default();
         tokens[rank] += shapes[row].cost;
-        dealt[rank].push(row);
+        ranks[rank].push(row);
     }
-    dealt
+    ranks
 }
 
-/// Cuts one rank's rows into micro-batches of at most `budget` tokens each, in their order.
-pub fn cut(rows: &[usize], shapes: &[RowShape], budget: usize) -> Vec<Vec<usize>> {
+/// Splits one rank's rows into micro-batches of at most `budget` tokens each, in order.
+pub fn split_micro_batches(rows: &[usize], shapes: &[RowShape], budget: usize) -> Vec<Vec<usize>> {
     let mut batches: Vec<Vec<usize>> = Vec::new();
     let mut tokens = 0;
     for &row in rows {
@@ -100,7 +100,7 @@ pub fn cut(rows: &[usize], shapes: &[RowShape], budget: usize) -> Vec<Vec<usize>
 mod tests {
     use proptest::prelude::*;
 
-    use super::{RowShape, Share, StepPlan};
+    use super::{RankInfo, RowShape, StepPlan};
 
     fn shape(cost: usize, items: usize) -> RowShape {
         RowShape { cost, tokens: cost * items, items, weight: 0.25 * cost as f64 }
@@ -114,30 +114,30 @@ mod tests {
         #[test]
         fn ranks_share_the_batch_within_budget(shapes in shapes(), world in 1usize..6, budget in 1usize..2000) {
             let rows: Vec<usize> = (0..shapes.len()).collect();
-            let plan = |rank, world| StepPlan::new(&rows, &shapes, Share { rank, world }, budget);
-            let alone = plan(0, 1);
-            let mut dealt: Vec<usize> = Vec::new();
+            let plan = |rank, world| StepPlan::new(&rows, &shapes, RankInfo { rank, world }, budget);
+            let single = plan(0, 1);
+            let mut distributed: Vec<usize> = Vec::new();
             let mut micro_batches = 0;
             for rank in 0..world {
                 let plan = plan(rank, world);
-                prop_assert_eq!(&plan.rows, &alone.rows);
-                prop_assert_eq!(plan.weight, alone.weight);
+                prop_assert_eq!(&plan.rows, &single.rows);
+                prop_assert_eq!(plan.weight, single.weight);
                 micro_batches += plan.micro_batches.len();
                 for batch in &plan.micro_batches {
                     let cost: usize = batch.iter().map(|&row| shapes[row].cost).sum();
                     prop_assert!(cost <= budget || batch.len() == 1);
-                    dealt.extend(batch);
+                    distributed.extend(batch);
                 }
             }
             prop_assert_eq!(micro_batches, plan(0, world).gang_micro_batches);
-            dealt.sort_unstable();
-            prop_assert_eq!(dealt, rows);
+            distributed.sort_unstable();
+            prop_assert_eq!(distributed, rows);
         }
 
         #[test]
         fn no_rank_has_more_than_one_row_too_many(shapes in shapes(), world in 2usize..6) {
             let rows: Vec<usize> = (0..shapes.len()).collect();
-            let tokens: Vec<usize> = super::deal(&rows, &shapes, world)
+            let tokens: Vec<usize> = super::distribute(&rows, &shapes, world)
                 .iter()
                 .map(|rows| rows.iter().map(|&row| shapes[row].cost).sum())
                 .collect();
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_rank_without_rows_has_an_empty_plan() {
-        let plan = StepPlan::new(&[0], &[shape(5, 2)], Share { rank: 1, world: 2 }, 100);
+        let plan = StepPlan::new(&[0], &[shape(5, 2)], RankInfo { rank: 1, world: 2 }, 100);
         assert!(plan.micro_batches.is_empty());
         assert_eq!(plan.gang_micro_batches, 1);
     }

@@ -1,38 +1,40 @@
-//! A whole training phase.
+//! A training phase, from its first step or a checkpoint to its last step.
 
+use super::memory_probe::{MicroBatching, find_micro_batch_tokens};
 use super::order::global_batches;
-use super::rehearsal::{Cut, fit};
-use super::{Keeper, Objective, RowShape, StepFigures, StepPlan, Summary, TrainConfig, TrainError, Trainer};
+use super::{
+    Checkpointer, Objective, RowShape, StepMetrics, StepPlan, Summary, TrainConfig, TrainError, Trainer,
+};
 use crate::collective::Gang;
 use crate::model::Parameters;
 
 /// How training ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ended {
-    /// After its last step.
+    /// All steps are done.
     Done(Summary),
-    /// After this step, because a rank was asked to stop; a snapshot of it was given to the keeper.
+    /// A rank was asked to stop; a checkpoint of this step is saved.
     Stopped { step: u64 },
 }
 
-/// Trains `parameters`, which are those of `objective`'s model, over all its rows and epochs, or over what is left of them
-/// after what `keeper` has saved.
+/// Trains `parameters`, those of `objective`'s model, over all rows and epochs, or the rest of them after the
+/// checkpoint that `checkpointer` loads.
 ///
-/// The largest micro-batch is tried first; where memory is too small for it, all are cut finer.
+/// The largest micro-batch is tried first; if it does not fit in memory, micro-batches get smaller.
 ///
-/// `report` hears of every step, in order, also of those that were taken before. Afterwards the parameters still require
-/// gradients.
+/// `report` is called for every step in order, including those before the checkpoint. Afterwards the parameters still
+/// require gradients.
 ///
 /// # Errors
-/// [`TrainError::NoRows`]; [`TrainError::OutOfMemory`]; [`TrainError::Saved`]; else those of [`Trainer::step`] and of the
-/// keeper.
+/// [`TrainError::NoRows`]; [`TrainError::OutOfMemory`]; [`TrainError::CheckpointMismatch`]; else those of
+/// [`Trainer::step`] and of the checkpointer.
 pub fn train(
     objective: &dyn Objective,
     parameters: &Parameters,
     config: &TrainConfig,
     gang: &Gang,
-    keeper: &mut dyn Keeper,
-    report: &mut dyn FnMut(&StepFigures),
+    checkpointer: &mut dyn Checkpointer,
+    report: &mut dyn FnMut(&StepMetrics),
 ) -> Result<Ended, TrainError> {
     let sets = objective.sets();
     let shapes: Vec<RowShape> = (0..sets.iter().sum()).map(|row| objective.shape(row)).collect();
@@ -47,27 +49,32 @@ pub fn train(
         epochs.flat_map(|epoch| global_batches(config.order, epoch, &sets, batch)).collect();
     let mut trainer = Trainer::new(parameters, config, batches.len() as u64, gang)?;
     let (mut steps, budget) =
-        go_on(&mut trainer, keeper, config.optimizer.micro_batch_tokens, batches.len())?;
+        resume(&mut trainer, checkpointer, config.optimizer.micro_batch_tokens, batches.len())?;
     steps.iter().for_each(&mut *report);
-    let budget = fit(objective, &mut trainer, Cut { batches: &batches, shapes: &shapes, budget })?;
-    let plan = |rows: &[usize], share| StepPlan::new(rows, &shapes, share, budget);
-    // Of the first batch also where others are next: the layout must not depend on where an attempt begins.
-    trainer.warm_up(objective, &plan(&batches[0], trainer.share()))?;
+    let budget = find_micro_batch_tokens(
+        objective,
+        &mut trainer,
+        MicroBatching { batches: &batches, shapes: &shapes, budget },
+    )?;
+    let plan = |rows: &[usize], rank| StepPlan::new(rows, &shapes, rank, budget);
+    // Always the first batch: the reducer's buckets must not depend on the step at which an attempt begins.
+    trainer.warm_up(objective, &plan(&batches[0], trainer.rank_info()))?;
     for rows in &batches[steps.len()..] {
-        let plan = plan(rows, trainer.share());
+        let plan = plan(rows, trainer.rank_info());
         tracing::debug!(step = steps.len() + 1, "training step");
-        let (figures, granted) = trainer.step(objective, &plan, keeper.wishes(steps.len() as u64 + 1))?;
-        report(&figures);
-        steps.push(figures);
+        let (metrics, agreed) =
+            trainer.step(objective, &plan, checkpointer.requests(steps.len() as u64 + 1))?;
+        report(&metrics);
+        steps.push(metrics);
         let is_last = steps.len() == batches.len();
-        if (granted.snapshot || granted.stop) && !is_last {
-            let mut snapshot = trainer.snapshot();
-            snapshot.record.steps = batches.len() as u64;
-            snapshot.record.micro_batch_tokens = budget;
-            snapshot.record.figures.clone_from(&steps);
-            keeper.keep(snapshot)?;
+        if (agreed.checkpoint || agreed.stop) && !is_last {
+            let mut shard = trainer.checkpoint_shard();
+            shard.metadata.steps = batches.len() as u64;
+            shard.metadata.micro_batch_tokens = budget;
+            shard.metadata.metrics.clone_from(&steps);
+            checkpointer.save(shard)?;
         }
-        if granted.stop && !is_last {
+        if agreed.stop && !is_last {
             return Ok(Ended::Stopped { step: steps.len() as u64 });
         }
     }
@@ -78,21 +85,25 @@ pub fn train(
     Ok(Ended::Done(summary))
 }
 
-/// The steps that were taken before, restored, and the tokens per micro-batch to go on with.
-fn go_on(
+/// Restores the checkpoint, if there is one. Returns the metrics of its steps and the micro-batch size to continue with.
+fn resume(
     trainer: &mut Trainer<'_>,
-    keeper: &mut dyn Keeper,
+    checkpointer: &mut dyn Checkpointer,
     budget: usize,
     steps: usize,
-) -> Result<(Vec<StepFigures>, usize), TrainError> {
-    let Some(saved) = keeper.saved() else {
+) -> Result<(Vec<StepMetrics>, usize), TrainError> {
+    let Some(saved) = checkpointer.load() else {
         return Ok((Vec::new(), budget));
     };
-    let record = &saved.record;
-    if record.steps != steps as u64 || record.figures.len() as u64 != record.step {
-        return Err(TrainError::Saved { step: record.step, found: record.steps, expected: steps as u64 });
+    let metadata = &saved.metadata;
+    if metadata.steps != steps as u64 || metadata.metrics.len() as u64 != metadata.step {
+        return Err(TrainError::CheckpointMismatch {
+            step: metadata.step,
+            found: metadata.steps,
+            expected: steps as u64,
+        });
     }
     trainer.restore(&saved)?;
-    tracing::info!(step = record.step, steps, ranks = record.world, "training goes on after a checkpoint");
-    Ok((saved.record.figures.clone(), record.micro_batch_tokens))
+    tracing::info!(step = metadata.step, steps, ranks = metadata.world, "training resumes from a checkpoint");
+    Ok((saved.metadata.metrics.clone(), metadata.micro_batch_tokens))
 }

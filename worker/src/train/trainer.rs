@@ -1,4 +1,4 @@
-//! One step: forward and backward of every micro-batch, the sum over ranks, the update.
+//! A training step: forward and backward of every micro-batch, the sum over ranks, the optimizer's update.
 
 #![expect(clippy::disallowed_methods, reason = "steps are timed")]
 
@@ -8,22 +8,24 @@ use std::time::Instant;
 use foil_common::spec::{Normalization, OnNonfinite};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::checkpoint::{CheckpointMetadata, CheckpointShard, LoadedCheckpoint, PARAMETER};
+use super::distributed_optimizer::DistributedOptimizer;
 use super::error::first;
-use super::snapshot::{PARAMETER, Record, Saved, Snapshot};
-use super::update::Update;
-use super::{MicroBatchLoss, Objective, Share, StepFigures, StepPlan, TrainConfig, TrainError, Wishes};
+use super::{
+    MicroBatchLoss, Objective, RankInfo, StepMetrics, StepPlan, StepRequests, TrainConfig, TrainError,
+};
 use crate::collective::Gang;
 use crate::model::{ModelError, ModelFilesError, Parameters};
 use crate::objective::metrics::{MeanOver, Metric};
 use foil_common::failpoint;
 
-/// Parameters in training: their gradients, shared by a gang, and the optimizer's state.
+/// Parameters in training, with their gradients and the optimizer's state.
 ///
-/// The first step of an attempt has to come after [`Trainer::warm_up`], on all ranks.
+/// All ranks call [`Trainer::warm_up`] before an attempt's first step.
 pub struct Trainer<'a> {
     config: &'a TrainConfig,
     gang: &'a Gang,
-    update: Update<'a>,
+    optimizer: DistributedOptimizer<'a>,
     names: Vec<String>,
     parameters: Vec<Tensor>,
     device: Device,
@@ -34,8 +36,8 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Makes `parameters` require gradients. They must be the same bits on every rank, and nobody else may
-    /// replace their gradients from here on.
+    /// Makes `parameters` require gradients. They must be bitwise equal on all ranks, and nothing else may replace their
+    /// gradients while the trainer lives.
     ///
     /// # Errors
     /// Those of [`Gang::gradients`].
@@ -49,7 +51,7 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             config,
             gang,
-            update: Update::new(parameters, &config.optimizer, config.sharding, gang)?,
+            optimizer: DistributedOptimizer::new(parameters, &config.optimizer, config.sharding, gang)?,
             names: parameters.names().to_vec(),
             parameters: parameters.tensors().iter().map(Tensor::shallow_clone).collect(),
             device: parameters.tensors().first().map_or(Device::Cpu, Tensor::device),
@@ -58,15 +60,14 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// This rank's share of every batch.
-    pub fn share(&self) -> Share {
-        Share { rank: self.gang.rank(), world: self.gang.world() }
+    /// This rank and the number of ranks.
+    pub fn rank_info(&self) -> RankInfo {
+        RankInfo { rank: self.gang.rank(), world: self.gang.world() }
     }
 
-    /// Lets the reducer lay out its buckets, with two discarded backward passes over the shortest of this rank's rows:
-    /// the layout decides the order of the ranks' sums, so it has to be there before the first real step. The
-    /// layout follows rank 0, which always has rows, and the order in which backward reaches parameters, which is that of
-    /// any batch. Does nothing in a gang of one.
+    /// Lets the reducer build its buckets with two discarded backward passes over the shortest of this rank's rows. The
+    /// buckets determine the order of sums over ranks, so they must exist before the first real step. They follow the
+    /// order in which rank 0's backward reaches parameters, which is the same for every batch. A gang of one skips this.
     ///
     /// # Errors
     /// Those of the objective and of the reducer.
@@ -77,7 +78,7 @@ impl<'a> Trainer<'a> {
         let parameters = &self.parameters;
         let rows = plan.micro_batches.iter().flatten().copied();
         let shortest = rows.min_by_key(|&row| objective.shape(row).cost);
-        self.update.warm_up(|| match shortest {
+        self.optimizer.warm_up(|| match shortest {
             Some(row) => Ok(objective.loss(&[row])?.loss),
             None => Ok(foil_torch::autograd::zero_loss(parameters)),
         })
@@ -87,38 +88,46 @@ impl<'a> Trainer<'a> {
         self.gang
     }
 
-    /// Runs a micro-batch forward and backward on this rank alone, for the memory it takes; see [`Trainer::forget`].
-    pub(super) fn rehearse(&mut self, objective: &dyn Objective, rows: &[usize]) -> Result<(), TrainError> {
+    /// Runs forward and backward of a micro-batch on this rank only, to test whether it fits in memory; see [`Trainer::zero_grad`].
+    pub(super) fn probe(&mut self, objective: &dyn Objective, rows: &[usize]) -> Result<(), TrainError> {
         if rows.is_empty() {
             return Ok(());
         }
         let output = objective.loss(rows)?;
-        self.update.accumulate(&output.loss)
+        self.optimizer.accumulate(&output.loss)
     }
 
-    /// Leaves no gradient.
-    pub(super) fn forget(&mut self) -> Result<(), TrainError> {
-        self.update.zero()
+    /// Clears all gradients.
+    pub(super) fn zero_grad(&mut self) -> Result<(), TrainError> {
+        self.optimizer.zero_grad()
     }
 
-    /// A copy on the host of this rank's share of the parameters and of the optimizer's state: all that later steps need.
-    /// This is all that training waits for.
-    pub(super) fn snapshot(&self) -> Snapshot {
-        let share = self.share();
+    /// Copies this rank's shard of the parameters and of the optimizer's state to the host. Training waits only for this.
+    pub(super) fn checkpoint_shard(&self) -> CheckpointShard {
+        let RankInfo { rank, world } = self.rank_info();
         let named = self.names.iter().zip(&self.parameters).enumerate();
-        let mine = named.filter(|(number, _)| number % share.world == share.rank);
-        let parameters = mine.map(|(_, (name, tensor))| (format!("{PARAMETER}{name}"), tensor));
-        let state = parameters.chain(self.update.state(&self.names, share));
-        let tensors = no_grad(|| state.map(|(name, tensor)| (name, on_host(tensor))).collect());
-        let (Share { rank, world }, updates) = (share, self.update.updates());
-        Snapshot { record: Record { step: self.step, updates, rank, world, ..Record::default() }, tensors }
+        let own = named.filter(|(number, _)| number % world == rank);
+        let parameters = own.map(|(_, (name, tensor))| (format!("{PARAMETER}{name}"), tensor));
+        let state = parameters.chain(self.optimizer.state(&self.names, self.rank_info()));
+        let tensors = no_grad(|| state.map(|(name, tensor)| (name, to_host(tensor))).collect());
+        let updates = self.optimizer.updates();
+        CheckpointShard {
+            metadata: CheckpointMetadata {
+                step: self.step,
+                updates,
+                rank,
+                world,
+                ..CheckpointMetadata::default()
+            },
+            tensors,
+        }
     }
 
-    /// Goes on from where snapshots of all ranks, which may have been others, left off.
+    /// Restores the state of a checkpoint, which any number of ranks saved.
     ///
     /// # Errors
-    /// Files that cannot be read, or belong to another model, by tensor.
-    pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), TrainError> {
+    /// Files that cannot be read or belong to another model; names the tensor.
+    pub(super) fn restore(&mut self, saved: &LoadedCheckpoint) -> Result<(), TrainError> {
         for (name, parameter) in self.names.iter().zip(&self.parameters) {
             let tensor = saved.read(&format!("{PARAMETER}{name}"))?;
             if tensor.size() != parameter.size() {
@@ -129,48 +138,47 @@ impl<'a> Trainer<'a> {
             }
             no_grad(|| parameter.shallow_clone().copy_(&tensor));
         }
-        self.update.restore(&self.names, saved)?;
-        self.step = saved.record.step;
+        self.optimizer.restore(&self.names, saved)?;
+        self.step = saved.metadata.step;
         Ok(())
     }
 
-    /// Takes one step over a global batch planned for this rank.
+    /// Takes one step over a global batch planned for this rank. Returns its metrics and the requests of all ranks together.
     ///
-    /// The host waits for the device once, to read the loss, the gradient's norm and what any rank wishes after this step:
-    /// all ranks learn of the same wishes at the same step.
+    /// The host waits for the device once, to read the loss, the gradient norm and all ranks' requests.
     ///
     /// # Errors
-    /// [`TrainError::NonFinite`] on all ranks alike, unless such steps are to be skipped; else those of the
-    /// objective, of backward and of the collectives.
+    /// [`TrainError::NonFinite`] on all ranks, unless the job skips such steps; else those of the objective, of backward and
+    /// of the collectives.
     pub fn step(
         &mut self,
         objective: &dyn Objective,
         plan: &StepPlan,
-        wishes: Wishes,
-    ) -> Result<(StepFigures, Wishes), TrainError> {
+        requests: StepRequests,
+    ) -> Result<(StepMetrics, StepRequests), TrainError> {
         let started = Instant::now();
         self.step += 1;
-        self.update.zero()?;
-        let mut totals = Tensor::cat(&[self.accumulate(objective, plan)?, self.on_device(wishes)], 0);
-        self.gang.sum_tensor(&mut totals)?;
+        self.optimizer.zero_grad()?;
+        let mut totals = Tensor::cat(&[self.accumulate(objective, plan)?, self.to_device(requests)], 0);
+        self.gang.all_reduce(&mut totals)?;
         let read =
-            Vec::<f64>::try_from(Tensor::cat(&[self.update.norm()?, totals], 0).to_device(Device::Cpu))?;
+            Vec::<f64>::try_from(Tensor::cat(&[self.optimizer.norm()?, totals], 0).to_device(Device::Cpu))?;
         let (grad_norm, loss) = (read[0], read[1]);
-        let (sums, wished) = read[2..].split_at(objective.metrics().len());
-        let granted = Wishes { snapshot: wished[0] > 0.0, stop: wished[1] > 0.0 };
+        let (sums, requested) = read[2..].split_at(objective.metrics().len());
+        let agreed = StepRequests { checkpoint: requested[0] > 0.0, stop: requested[1] > 0.0 };
 
         let learning_rate =
             self.config.peak_learning_rate * self.config.schedule.factor(self.step, self.steps);
         let finite = loss.is_finite() && grad_norm.is_finite();
         if finite {
             failpoint::hit("train.optimizer")?;
-            self.update.step(grad_norm, self.config.optimizer.max_grad_norm, learning_rate)?;
+            self.optimizer.step(grad_norm, self.config.optimizer.max_grad_norm, learning_rate)?;
             no_grad(|| objective.after_update());
         } else if self.config.optimizer.on_nonfinite == OnNonfinite::Fail {
             let rows = name_rows(objective, plan);
             return Err(TrainError::NonFinite { step: self.step, loss, grad_norm, rows });
         }
-        let figures = StepFigures {
+        let metrics = StepMetrics {
             step: self.step,
             steps: self.steps,
             loss,
@@ -182,17 +190,17 @@ impl<'a> Trainer<'a> {
             skipped: !finite,
             objective: means(objective.metrics(), sums, plan),
         };
-        Ok((figures, granted))
+        Ok((metrics, agreed))
     }
 
-    /// `[2]`, fp64: what is above 0 in the sum over ranks is granted.
-    fn on_device(&self, wishes: Wishes) -> Tensor {
-        let wished = [wishes.snapshot, wishes.stop].map(|wish| f64::from(u8::from(wish)));
-        Tensor::from_slice(&wished).to_device(self.device)
+    /// `[2]`, fp64: a request is agreed if the sum over ranks is above 0.
+    fn to_device(&self, requests: StepRequests) -> Tensor {
+        let requested = [requests.checkpoint, requests.stop].map(|request| f64::from(u8::from(request)));
+        Tensor::from_slice(&requested).to_device(self.device)
     }
 
-    /// Runs all of this rank's micro-batches, the last one's backward reducing over the gang. Returns this rank's part of
-    /// the loss and of the objective's metric sums, `[1 + metrics]`, fp64.
+    /// Runs all of this rank's micro-batches; the last backward sums gradients over the gang. Returns this rank's loss and
+    /// the objective's metric sums, `[1 + metrics]`, fp64.
     fn accumulate(&mut self, objective: &dyn Objective, plan: &StepPlan) -> Result<Tensor, TrainError> {
         let mut totals = Tensor::zeros([1 + objective.metrics().len() as i64], (Kind::Double, self.device));
         for (index, rows) in plan.micro_batches.iter().enumerate() {
@@ -202,25 +210,25 @@ impl<'a> Trainer<'a> {
             let loss = &output.loss * self.scale(objective, plan, rows)?;
             no_grad(|| totals += totals_of(&output, &loss));
             if index + 1 == plan.micro_batches.len() {
-                self.update.reduce(Some(&loss))?;
+                self.optimizer.reduce(Some(&loss))?;
             } else {
-                self.update.accumulate(&loss)?;
+                self.optimizer.accumulate(&loss)?;
             }
         }
         if plan.micro_batches.is_empty() {
-            self.update.reduce(None)?;
+            self.optimizer.reduce(None)?;
         }
         Ok(totals)
     }
 
-    /// What a micro-batch's loss is multiplied by.
+    /// The factor of a micro-batch's loss.
     fn scale(&self, objective: &dyn Objective, plan: &StepPlan, rows: &[usize]) -> Result<f64, TrainError> {
         match objective.normalization() {
             Normalization::Global if plan.weight > 0.0 => Ok(1.0 / plan.weight),
             Normalization::Global => {
                 Err(TrainError::NoWeight { step: self.step, rows: first(&name_rows(objective, plan)) })
             }
-            // Mean over the micro-batches of all ranks of (Σ w·ℓ / pairs) of each, weights left out of the denominator.
+            // The mean of Σ w·ℓ / pairs over the micro-batches of all ranks; the denominator leaves weights out.
             Normalization::Reference => {
                 let pairs: usize = rows.iter().map(|&row| objective.shape(row).items).sum();
                 Ok(1.0 / (pairs * plan.gang_micro_batches) as f64)
@@ -229,8 +237,8 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// A copy in host memory.
-fn on_host(tensor: &Tensor) -> Tensor {
+/// Copies a tensor to host memory.
+fn to_host(tensor: &Tensor) -> Tensor {
     let tensor = tensor.detach();
     if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
 }
@@ -241,7 +249,7 @@ fn totals_of(output: &MicroBatchLoss, loss: &Tensor) -> Tensor {
     Tensor::cat(&[&loss, output.metrics.tensor()], 0)
 }
 
-/// Metrics of a step from their sums over the global batch.
+/// A step's metrics from their sums over the global batch.
 fn means(metrics: &[Metric], sums: &[f64], plan: &StepPlan) -> Vec<(Cow<'static, str>, f64)> {
     let mean = |(metric, sum): (&Metric, &f64)| {
         let denominator = match metric.mean_over {
@@ -253,7 +261,7 @@ fn means(metrics: &[Metric], sums: &[f64], plan: &StepPlan) -> Vec<(Cow<'static,
     metrics.iter().zip(sums).map(mean).collect()
 }
 
-/// The rows of a batch, by name.
+/// Names of a batch's rows.
 fn name_rows(objective: &dyn Objective, plan: &StepPlan) -> Vec<String> {
     plan.rows.iter().map(|&row| objective.row_name(row)).collect()
 }

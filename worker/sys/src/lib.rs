@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_peak_is_the_childs_own_and_the_child_can_still_be_reaped() {
+    fn the_peak_is_of_the_child_alone_and_the_child_can_still_be_reaped() {
         let peak = |bytes: u32| {
             let script = format!("head -c {bytes} /dev/zero | tail -c 1 | wc -c");
             let mut child = Command::new("sh").args(["-c", &script]).spawn().unwrap();

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use foil_common::spec::{Decay, Normalization, OnNonfinite, Optimizer, Schedule, ScheduleKind, Sharding};
-use foil_worker::collective::{Gang, Host, Place, Rendezvous};
+use foil_worker::collective::{Gang, RankConfig, Rendezvous, RendezvousHost};
 use foil_worker::evaluate;
 use foil_worker::model::{LanguageModel, Parameters, Precision, RewardModel};
 use foil_worker::objective::metrics::MetricSums;
 use foil_worker::objective::policy::{GroupLoss, LossOutput, dpo_loss};
 use foil_worker::train::{
     Comparison, CompletionGroup, Objective, OrderKey, PairRanking, PolicyGroups, RowShape, StepPlan,
-    TrainConfig, Trainer, Wishes,
+    StepRequests, TrainConfig, Trainer,
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -51,13 +51,14 @@ impl Steps {
         let mut trainer = Trainer::new(parameters, &self.config, self.batches.len() as u64, &self.gang)?;
         let plan = |rows: &std::ops::Range<usize>, trainer: &Trainer<'_>| {
             let rows: Vec<usize> = rows.clone().collect();
-            StepPlan::new(&rows, &shapes, trainer.share(), self.config.optimizer.micro_batch_tokens)
+            StepPlan::new(&rows, &shapes, trainer.rank_info(), self.config.optimizer.micro_batch_tokens)
         };
         let plans: Vec<StepPlan> = self.batches.iter().map(|rows| plan(rows, &trainer)).collect();
         trainer.warm_up(objective, &plans[0])?;
         self.gang.barrier()?;
         let started = Instant::now();
-        let losses = plans.iter().map(|plan| Ok(trainer.step(objective, plan, Wishes::default())?.0.loss));
+        let losses =
+            plans.iter().map(|plan| Ok(trainer.step(objective, plan, StepRequests::default())?.0.loss));
         let losses = losses.collect::<anyhow::Result<Vec<f64>>>()?;
         Ok((losses, started.elapsed().as_secs_f64()))
     }
@@ -87,15 +88,18 @@ fn config(workload: &Workload) -> TrainConfig {
 /// A gang of this process, or of two.
 fn gang(workload: &Workload) -> anyhow::Result<Gang> {
     if workload.world <= 1 {
-        return Ok(Gang::alone());
+        return Ok(Gang::single());
     }
     let (address, port) = workload.rendezvous.rsplit_once(':').context("rendezvous is HOST:PORT")?;
-    let place =
-        Place { address: address.to_owned(), device: workload.device()?, timeout: Duration::from_secs(60) };
+    let config = RankConfig {
+        address: address.to_owned(),
+        device: workload.device()?,
+        timeout: Duration::from_secs(60),
+    };
     let port = port.parse().context("rendezvous is HOST:PORT")?;
     let prefix = "bench";
     if workload.rank == 0 {
-        return Ok(Host::open_at(place, port)?.gather(workload.world, prefix)?);
+        return Ok(RendezvousHost::open_at(config, port)?.gather(workload.world, prefix)?);
     }
     let rendezvous = Rendezvous {
         rank: workload.rank,
@@ -104,7 +108,7 @@ fn gang(workload: &Workload) -> anyhow::Result<Gang> {
         port,
         prefix: prefix.to_owned(),
     };
-    Ok(Gang::join(&rendezvous, &place)?)
+    Ok(Gang::join(&rendezvous, &config)?)
 }
 
 /// Tokens of a forward without padding and without prefix sharing: prompt and response of both sides.
@@ -217,6 +221,6 @@ fn dpo(reference: &[Vec<f32>], beta: f64, device: Device) -> GroupLoss {
         let policy: Vec<Tensor> = log_probs.iter().map(|completion| completion.sum(Kind::Float)).collect();
         let ratios = Tensor::stack(&policy, 0) - &reference;
         let loss = dpo_loss(&ratios.narrow(0, 0, 1), &ratios.narrow(0, 1, 1), beta, 0.0);
-        LossOutput { loss, metrics: MetricSums::of([], device) }
+        LossOutput { loss, metrics: MetricSums::from_scalars([], device) }
     })
 }

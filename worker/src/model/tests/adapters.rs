@@ -64,7 +64,7 @@ impl Case {
 
 /// Every next token's log-probability, by sequence, and logits at every token.
 fn language_model_loss(model: &LanguageModel, sequences: &[Vec<u32>]) -> (Tensor, Vec<Tensor>) {
-    let batch = PackedBatch::of_sequences(sequences, Device::Cpu).unwrap();
+    let batch = PackedBatch::from_sequences(sequences, Device::Cpu).unwrap();
     let mut logits = Vec::new();
     let mut losses = Vec::new();
     for (sequence, ids) in sequences.iter().enumerate() {
@@ -110,7 +110,7 @@ fn reward_models_have_pefts_scores_and_gradients() {
     let mut model = RewardModel::load(&case.base, Device::Cpu).unwrap();
     model.set_adapter(case.load(HeadKind::Reward));
     model.trainable().set_requires_grad(true);
-    let batch = PackedBatch::of_sequences(&case.sequences(), Device::Cpu).unwrap();
+    let batch = PackedBatch::from_sequences(&case.sequences(), Device::Cpu).unwrap();
     let scores = model.scores(&batch, Precision::Fp32).unwrap();
     assert!(distance(&scores, case.get("scores")) < 1e-5);
     let weights: Vec<f32> =

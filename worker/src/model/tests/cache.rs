@@ -6,7 +6,7 @@ use super::super::{Inference, KvCache, PackedBatch, Precision};
 use super::{distance, forward_each, llama, model, qwen3, rows};
 
 fn prefill(inference: &Inference<'_>, cache: &mut KvCache, row: &[u32], slot: usize) -> Tensor {
-    let batch = PackedBatch::of_sequences(&[row], Device::Cpu).unwrap();
+    let batch = PackedBatch::from_sequences(&[row], Device::Cpu).unwrap();
     inference.prefill(&batch, cache, &[slot]).unwrap()
 }
 
@@ -29,7 +29,7 @@ fn a_moved_sequence_continues_and_its_old_slot_is_free() {
     let inference = model.inference(Precision::Fp32, 4).unwrap();
     let mut cache = inference.new_cache(3, 32);
     let rows = &rows()[..3];
-    let batch = PackedBatch::of_sequences(rows, Device::Cpu).unwrap();
+    let batch = PackedBatch::from_sequences(rows, Device::Cpu).unwrap();
     let _ = inference.prefill(&batch, &mut cache, &[0, 1, 2]).unwrap();
     // Row 0 is done; the last row takes its slot, and a new short prompt takes the slot of a longer one.
     cache.move_slot(2, 0).unwrap();
@@ -60,7 +60,7 @@ fn bf16_decoding_follows_the_bf16_forward() {
     let inference = model.inference(Precision::Bf16, 4).unwrap();
     let mut cache = inference.new_cache(4, 16);
     let mut rows = rows();
-    let batch = PackedBatch::of_sequences(&rows, Device::Cpu).unwrap();
+    let batch = PackedBatch::from_sequences(&rows, Device::Cpu).unwrap();
     let _ = inference.prefill(&batch, &mut cache, &[0, 1, 2, 3]).unwrap();
     let hidden = inference.decode(&[1, 2, 3, 4], &mut cache, &[0, 1, 2, 3]).unwrap();
     for (row, token) in rows.iter_mut().zip(1..) {
@@ -76,7 +76,7 @@ fn the_same_steps_give_the_same_bits() {
     let run = || {
         let inference = model.inference(Precision::Fp32, 4).unwrap();
         let mut cache = inference.new_cache(4, 20);
-        let batch = PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap();
+        let batch = PackedBatch::from_sequences(&rows(), Device::Cpu).unwrap();
         let _ = inference.prefill(&batch, &mut cache, &[0, 1, 2, 3]).unwrap();
         let hidden = inference.decode(&[1, 2, 3, 4], &mut cache, &[0, 1, 2, 3]).unwrap();
         inference.logits(&hidden)
@@ -89,7 +89,7 @@ fn misuse_is_an_error_that_names_the_slot() {
     let model = model(&llama());
     let inference = model.inference(Precision::Fp32, 4).unwrap();
     let mut cache = inference.new_cache(2, 4);
-    let batch = |row: &[u32]| PackedBatch::of_sequences(&[row], Device::Cpu).unwrap();
+    let batch = |row: &[u32]| PackedBatch::from_sequences(&[row], Device::Cpu).unwrap();
     let too_long = inference.prefill(&batch(&[1, 2, 3, 4, 5]), &mut cache, &[0]);
     assert!(too_long.unwrap_err().to_string().contains("5 tokens"));
     assert!(

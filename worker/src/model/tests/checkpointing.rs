@@ -10,7 +10,7 @@ fn loss_and_gradients(model: &LanguageModel, precision: Precision) -> (Tensor, V
     let prompt: Vec<u32> = (2..14).collect();
     let completion = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
     let groups = [vec![completion(&[1, 30, 31]), completion(&[5])], vec![rows()[1].clone()]];
-    let batch = PackedBatch::of_groups(&groups, Device::Cpu).unwrap();
+    let batch = PackedBatch::from_groups(&groups, Device::Cpu).unwrap();
     let hidden = model.forward(&batch, &batch.last_rows(), precision).unwrap();
     let log_probs = model.logits(&hidden).log_softmax(-1, Kind::Float);
     let loss = (&log_probs * log_probs.detach().sin()).sum(Kind::Float);
@@ -33,7 +33,7 @@ fn gradients_are_the_same_bits() {
 #[test]
 fn scores_without_gradients_are_the_same_bits() {
     let reward = || RewardModel::with_fresh_head(model(&llama()), 3);
-    let batch = PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap();
+    let batch = PackedBatch::from_sequences(&rows(), Device::Cpu).unwrap();
     let scores = |model: &RewardModel| tch::no_grad(|| model.scores(&batch, Precision::Fp32).unwrap());
     assert!(scores(&reward()).equal(&scores(&reward().with_checkpointing(true))));
 }

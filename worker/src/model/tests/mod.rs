@@ -67,7 +67,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 /// Hidden state of every row's last token, each row in a batch of its own.
 fn forward_each(model: &LanguageModel, rows: &[Vec<u32>], precision: Precision) -> Tensor {
     let last = |row: &Vec<u32>| {
-        let batch = PackedBatch::of_sequences(&[row], Device::Cpu).unwrap();
+        let batch = PackedBatch::from_sequences(&[row], Device::Cpu).unwrap();
         model.forward(&batch, &batch.last_rows(), precision).unwrap()
     };
     Tensor::cat(&rows.iter().map(last).collect::<Vec<_>>(), 0)
@@ -77,7 +77,7 @@ fn forward_each(model: &LanguageModel, rows: &[Vec<u32>], precision: Precision) 
 fn packing_changes_nothing() {
     for config in [llama(), qwen3()] {
         let model = model(&config);
-        let batch = PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap();
+        let batch = PackedBatch::from_sequences(&rows(), Device::Cpu).unwrap();
         let packed = model.forward(&batch, &batch.last_rows(), Precision::Fp32).unwrap();
         assert!(distance(&packed, &forward_each(&model, &rows(), Precision::Fp32)) < 1e-6);
     }
@@ -106,9 +106,9 @@ fn a_shared_prefix_changes_nothing() {
             let flat: Vec<Tensor> = gradients.iter().map(|gradient| gradient.flatten(0, -1)).collect();
             (logits, Tensor::cat(&flat, 0))
         };
-        let shared = PackedBatch::of_groups(&[vec![vec![9, 8]], group.clone()], Device::Cpu).unwrap();
+        let shared = PackedBatch::from_groups(&[vec![vec![9, 8]], group.clone()], Device::Cpu).unwrap();
         let separate = [vec![vec![9, 8]], group].concat();
-        let separate = PackedBatch::of_sequences(&separate, Device::Cpu).unwrap();
+        let separate = PackedBatch::from_sequences(&separate, Device::Cpu).unwrap();
         assert!(shared.rows() < separate.rows());
         let (shared, separate) = (run(&shared), run(&separate));
         assert!(distance(&shared.0, &separate.0) < 1e-6);
@@ -125,7 +125,7 @@ fn cached_decoding_equals_the_whole_forward() {
         for slots in [[1, 2, 3, 4], [5, 0, 3, 1]] {
             let mut cache = inference.new_cache(6, 24);
             let mut rows = rows();
-            let batch = PackedBatch::of_sequences(&rows, Device::Cpu).unwrap();
+            let batch = PackedBatch::from_sequences(&rows, Device::Cpu).unwrap();
             let hidden = inference.prefill(&batch, &mut cache, &slots).unwrap();
             assert!(distance(&hidden, &forward_each(&model, &rows, Precision::Fp32)) < 1e-6);
             for step in 0..5 {
@@ -144,7 +144,7 @@ fn cached_decoding_equals_the_whole_forward() {
 #[test]
 fn bf16_multiplies_in_bf16_and_gives_fp32_gradients() {
     let reward = RewardModel::with_fresh_head(model(&qwen3()), 3);
-    let batch = PackedBatch::of_sequences(&rows(), Device::Cpu).unwrap();
+    let batch = PackedBatch::from_sequences(&rows(), Device::Cpu).unwrap();
     reward.parameters().set_requires_grad(true);
     let mut scores = Tensor::new();
     let seen = observed(|| scores = reward.scores(&batch, Precision::Bf16).unwrap());

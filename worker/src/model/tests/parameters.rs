@@ -76,7 +76,7 @@ fn positions_beyond_the_trained_context_work() {
     let long: Vec<u32> = (0..150).map(|step| step % 41).collect();
     let last = Tensor::from_slice(&[99_i64]);
     let forward = |tokens: &[u32]| {
-        let batch = PackedBatch::of_sequences(&[tokens], Device::Cpu).unwrap();
+        let batch = PackedBatch::from_sequences(&[tokens], Device::Cpu).unwrap();
         model.forward(&batch, &last, Precision::Fp32).unwrap()
     };
     assert!(distance(&forward(&long[..100]), &forward(&long)) < 1e-6);

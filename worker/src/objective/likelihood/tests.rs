@@ -1,6 +1,6 @@
 use tch::{Device, Kind, Tensor};
 
-use super::{AnswerPositions, Prediction, chunks, grouped, log_probs, nll};
+use super::{Prediction, ResponsePositions, chunks, grouped, log_probs, nll};
 use crate::model::PackedBatch;
 
 struct Problem {
@@ -131,14 +131,14 @@ fn no_answer_tokens_is_a_zero_loss() {
 #[test]
 fn answers_are_read_one_position_earlier() {
     let sequences: [(&[u32], usize); 3] = [(&[5, 6, 7, 8], 2), (&[5, 6], 2), (&[4, 3, 2], 0)];
-    let batch = PackedBatch::of_sequences(&sequences.map(|(ids, _)| ids), Device::Cpu).unwrap();
-    let answers = AnswerPositions::new(&batch, &sequences);
-    assert_eq!(Vec::<i64>::try_from(answers.rows()).unwrap(), [1, 2, 6, 7]);
-    assert_eq!(Vec::<i64>::try_from(answers.targets()).unwrap(), [7, 8, 3, 2]);
-    assert_eq!(answers.counts(), [2, 0, 2]);
-    assert_eq!(answers.tokens(), 4);
+    let batch = PackedBatch::from_sequences(&sequences.map(|(ids, _)| ids), Device::Cpu).unwrap();
+    let positions = ResponsePositions::new(&batch, &sequences);
+    assert_eq!(Vec::<i64>::try_from(positions.rows()).unwrap(), [1, 2, 6, 7]);
+    assert_eq!(Vec::<i64>::try_from(positions.targets()).unwrap(), [7, 8, 3, 2]);
+    assert_eq!(positions.counts(), [2, 0, 2]);
+    assert_eq!(positions.tokens(), 4);
     let per_token = Tensor::from_slice(&[1.0_f32, 2.0, 8.0, 9.0]);
-    assert_eq!(answers.split(&per_token)[2].size(), [2]);
+    assert_eq!(positions.split(&per_token)[2].size(), [2]);
 }
 
 #[test]

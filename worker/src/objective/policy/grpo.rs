@@ -38,10 +38,12 @@ impl PolicyObjective for Grpo {
             let surrogate = token_surrogate(&rollouts, epsilon, level, denominator);
             let clipped = (CLIP_FRACTION, &surrogate.clipped);
             match &kl {
-                None => LossOutput { loss: surrogate.loss, metrics: MetricSums::of([clipped], device) },
+                None => {
+                    LossOutput { loss: surrogate.loss, metrics: MetricSums::from_scalars([clipped], device) }
+                }
                 Some((beta, ref_log_probs)) => {
                     let kl = kl_estimate(log_probs, ref_log_probs, denominator);
-                    let metrics = MetricSums::of([clipped, (KL, &kl)], device);
+                    let metrics = MetricSums::from_scalars([clipped, (KL, &kl)], device);
                     LossOutput { loss: surrogate.loss + kl * *beta, metrics }
                 }
             }

@@ -40,7 +40,7 @@ pub(super) fn group_loss(
         let margins = no_grad(|| (&chosen - &rejected).to_kind(Kind::Double) * beta);
         let accuracies = margins.gt(0.0).sum(Kind::Double);
         let metrics = [(ACCURACIES, &accuracies), (MARGINS, &margins.sum(Kind::Double))];
-        LossOutput { loss: loss(&chosen, &rejected), metrics: MetricSums::of(metrics, device) }
+        LossOutput { loss: loss(&chosen, &rejected), metrics: MetricSums::from_scalars(metrics, device) }
     })
 }
 

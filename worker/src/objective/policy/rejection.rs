@@ -21,7 +21,7 @@ impl PolicyObjective for Rejection {
         GroupLoss::new(tokens as f64, move |log_probs| {
             let log_probs = Tensor::cat(log_probs, 0);
             let loss = -log_probs.sum(accumulation_kind(log_probs.kind()));
-            LossOutput { loss, metrics: MetricSums::of([], device) }
+            LossOutput { loss, metrics: MetricSums::from_scalars([], device) }
         })
     }
 

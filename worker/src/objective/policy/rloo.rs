@@ -22,7 +22,7 @@ impl PolicyObjective for Rloo {
         GroupLoss::new(group.completions.len() as f64, move |log_probs| {
             let rollouts = Rollouts { log_probs, old_log_probs: &old_log_probs, advantages: &advantages };
             let surrogate = sequence_surrogate(&rollouts, epsilon);
-            let metrics = MetricSums::of([(CLIP_FRACTION, &surrogate.clipped)], device);
+            let metrics = MetricSums::from_scalars([(CLIP_FRACTION, &surrogate.clipped)], device);
             LossOutput { loss: surrogate.loss, metrics }
         })
     }

@@ -25,7 +25,7 @@ impl PolicyObjective for Rrhf {
         let best = best(group.completions).and_then(|best| group.position(best)).unwrap_or_default();
         GroupLoss::new(1.0, move |log_probs| {
             let (ranking, nll) = terms(log_probs, &pairs, best, settings.nll);
-            let metrics = MetricSums::of([(RANKING, &ranking), (BEST_NLL, &nll)], device);
+            let metrics = MetricSums::from_scalars([(RANKING, &ranking), (BEST_NLL, &nll)], device);
             LossOutput { loss: ranking * settings.ranking_weight + nll, metrics }
         })
     }

@@ -49,7 +49,7 @@ fn huge_differences_keep_finite_losses_and_gradients() {
 }
 
 #[test]
-fn smoothing_puts_the_minimum_where_the_smoothed_odds_are() {
+fn smoothing_moves_the_minimum_to_the_smoothed_odds() {
     // σ(d) = 1 − ε at the minimum, so the gradient vanishes at d = log((1 − ε) / ε) + m.
     let (epsilon, margin) = (0.1_f64, 0.5);
     let chosen = Tensor::from_slice(&[((1.0 - epsilon) / epsilon).ln() + margin]).set_requires_grad(true);
@@ -63,7 +63,7 @@ fn smoothing_puts_the_minimum_where_the_smoothed_odds_are() {
 }
 
 #[test]
-fn human_pairs_are_ranked_whatever_golden_ones_are_for() {
+fn human_pairs_are_ranked_by_bradley_terry_in_every_loss() {
     let (chosen, rejected) = (Tensor::from_slice(&[1.0, 2.0, -1.0]), Tensor::from_slice(&[0.5, 3.0, 0.0]));
     let (weights, golden) = (Tensor::from_slice(&[1.0, 0.5, 0.5]), Tensor::from_slice(&[0.0, 1.0, 1.0]));
     let pairs = ScoredPairs { chosen: &chosen, rejected: &rejected, margins: None, weights: &weights };
@@ -76,14 +76,14 @@ fn human_pairs_are_ranked_whatever_golden_ones_are_for() {
     let softplus = |x: f64| x.exp().ln_1p();
     let human = softplus(-0.5);
     let ranked = human + 0.5 * (softplus(1.0) + softplus(1.0));
-    let told_apart = 0.5 * (softplus(-2.0) + softplus(3.0) + softplus(1.0) + softplus(0.0));
+    let golden_loss = 0.5 * (softplus(-2.0) + softplus(3.0) + softplus(1.0) + softplus(0.0));
     let off_center = 0.1 * (1.5 * 1.5 + 0.5 * 25.0 + 0.5);
     for (found, expected) in [
         (loss(RewardLoss::BradleyTerry(PLAIN)), ranked),
         (loss(RewardLoss::BradleyTerry(centered)), ranked + off_center),
         (loss(wgan(PLAIN)), human + 0.5 * (1.0 + 1.0)),
         (loss(wgan(centered)), human + 1.0 + off_center),
-        (discriminated, told_apart),
+        (discriminated, golden_loss),
     ] {
         assert!((found - expected).abs() < 1e-12, "{found} not {expected}");
     }

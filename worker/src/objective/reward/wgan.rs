@@ -13,10 +13,10 @@ impl RewardObjective for Wgan {
     }
 }
 
-/// The Wasserstein objective Σ_i w_i · −(g_i − s_i) between golden answers (`chosen`) and samples (`rejected`): the reward
-/// player's side of the game itself (Cheng et al., arXiv 2311.08045, Eq. 14). Margins have no part in it.
+/// The Wasserstein objective Σ_i w_i · −(g_i − s_i) between golden responses (`chosen`) and completions
+/// (`rejected`): the reward player's side of the game (Cheng et al., arXiv 2311.08045, Eq. 14). Margins are ignored.
 ///
-/// It has no lower bound: the scores grow for as long as the model is trained, unless its weights are clipped.
+/// It has no lower bound: scores grow as long as the model is trained, unless the head's weights are clipped.
 pub fn wgan(pairs: &ScoredPairs<'_>) -> Tensor {
     let kind = accumulation_kind(pairs.chosen.kind());
     let difference = pairs.rejected.to_kind(kind) - pairs.chosen.to_kind(kind);

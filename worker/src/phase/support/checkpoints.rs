@@ -14,7 +14,7 @@ use crate::task::{Checkpoint, GangTask};
 use crate::task_io::artifact_cache::{self, ObjectError, ObjectStore};
 use crate::task_io::progress::Reporter;
 use crate::task_io::stop::{BusyGuard, StopSignal};
-use crate::train::{Keeper, Saved, Snapshot, TrainError, Wishes};
+use crate::train::{CheckpointShard, Checkpointer, LoadedCheckpoint, StepRequests, TrainError};
 use foil_common::failpoint;
 
 /// Destination of a rank's shards in one attempt at a phase.
@@ -31,13 +31,13 @@ struct Destination {
 }
 
 impl Destination {
-    /// CheckpointWriter a shard and reports it. The coordinator commits the checkpoint once all ranks have reported theirs.
-    fn upload(&self, snapshot: &Snapshot) -> Result<(), PhaseError> {
-        let (step, rank) = (snapshot.step(), self.rank);
+    /// Writes a shard to a file, uploads it and reports it. The coordinator commits the checkpoint once all ranks have reported theirs.
+    fn upload(&self, shard: &CheckpointShard) -> Result<(), PhaseError> {
+        let (step, rank) = (shard.step(), self.rank);
         let file = self.scratch.join(format!("{step:012}.safetensors"));
         let model_error =
             |source| PhaseError::Model { artifact: format!("checkpoint of step {step}"), source };
-        snapshot.write(&file).map_err(model_error)?;
+        shard.write(&file).map_err(model_error)?;
         let digest = artifact_cache::digest_of(&file)?;
         failpoint::hit("checkpoint.upload")?;
         let key = format!("{}checkpoints/{step:012}/rank-{rank}.safetensors", self.key_prefix);
@@ -56,7 +56,7 @@ pub(in crate::phase) struct CheckpointWriter {
     stop: StopSignal,
     /// Held from the first step on; what came before is quickly redone.
     busy: Option<BusyGuard>,
-    saved: Option<Saved>,
+    checkpoint: Option<LoadedCheckpoint>,
     /// Only rank 0 decides by time.
     rank: u32,
     last: (u64, Instant),
@@ -64,13 +64,13 @@ pub(in crate::phase) struct CheckpointWriter {
 }
 
 struct UploadThread {
-    snapshots: mpsc::SyncSender<Snapshot>,
+    shards: mpsc::SyncSender<CheckpointShard>,
     thread: JoinHandle<Result<(), PhaseError>>,
 }
 
 impl CheckpointWriter {
     pub(in crate::phase) fn start(context: &mut TaskContext, task: &GangTask) -> Result<Self, PhaseError> {
-        let saved =
+        let checkpoint =
             task.resume.as_ref().map(|checkpoint| context.download_checkpoint(checkpoint)).transpose()?;
         let destination = Destination {
             phase: task.phase.name.clone(),
@@ -81,12 +81,12 @@ impl CheckpointWriter {
             objects: context.cache.objects(),
             reports: context.reports.clone(),
         };
-        let step = saved.as_ref().map_or(0, |saved| saved.record.step);
+        let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.metadata.step);
         Ok(Self {
             cadence: context.job.resources.checkpoints,
             stop: context.rank.stop.clone(),
             busy: None,
-            saved,
+            checkpoint,
             rank: task.rank,
             last: (step, Instant::now()),
             upload_thread: Some(UploadThread::start(destination)?),
@@ -102,53 +102,53 @@ impl CheckpointWriter {
 
 impl UploadThread {
     fn start(destination: Destination) -> Result<Self, PhaseError> {
-        let (snapshots, taken) = mpsc::sync_channel::<Snapshot>(0);
+        let (shards, received) = mpsc::sync_channel::<CheckpointShard>(0);
         let span = tracing::Span::current();
         let upload = move || {
             let _entered = span.enter();
-            taken.into_iter().try_for_each(|snapshot| destination.upload(&snapshot))
+            received.into_iter().try_for_each(|shard| destination.upload(&shard))
         };
         let thread = thread::Builder::new().name("checkpoints".to_owned()).spawn(upload);
         let disk = |source| ObjectError::Disk { path: "a thread for checkpoints".into(), source };
-        Ok(Self { snapshots, thread: thread.map_err(disk)? })
+        Ok(Self { shards, thread: thread.map_err(disk)? })
     }
 
     fn finish(self) -> Result<(), PhaseError> {
-        drop(self.snapshots);
+        drop(self.shards);
         self.thread.join().unwrap_or(Err(PhaseError::CheckpointThread))
     }
 }
 
-impl Keeper for CheckpointWriter {
-    fn saved(&mut self) -> Option<Saved> {
-        self.saved.take()
+impl Checkpointer for CheckpointWriter {
+    fn load(&mut self) -> Option<LoadedCheckpoint> {
+        self.checkpoint.take()
     }
 
-    fn wishes(&mut self, step: u64) -> Wishes {
+    fn requests(&mut self, step: u64) -> StepRequests {
         self.busy.get_or_insert_with(|| self.stop.busy());
         let (last, at) = self.last;
         // All ranks count the same steps, but their clocks differ.
         let steps = self.cadence.steps.is_some_and(|every| step - last >= every);
         let time = self.cadence.every.is_some_and(|every| self.rank == 0 && at.elapsed() >= every);
-        Wishes { snapshot: steps || time, stop: self.stop.is_requested() }
+        StepRequests { checkpoint: steps || time, stop: self.stop.is_requested() }
     }
 
-    fn keep(&mut self, snapshot: Snapshot) -> Result<(), TrainError> {
-        self.last = (snapshot.step(), Instant::now());
+    fn save(&mut self, shard: CheckpointShard) -> Result<(), TrainError> {
+        self.last = (shard.step(), Instant::now());
         let Some(upload_thread) = &self.upload_thread else { return Ok(()) };
-        if upload_thread.snapshots.send(snapshot).is_ok() {
+        if upload_thread.shards.send(shard).is_ok() {
             return Ok(());
         }
         // The thread has ended; report why.
         let reason = self.upload_thread.take().map_or(Ok(()), UploadThread::finish);
         let reason = reason.err().map_or_else(|| "its thread ended".to_owned(), |error| error.to_string());
-        Err(TrainError::Kept(reason))
+        Err(TrainError::Checkpoint(reason))
     }
 }
 
 impl TaskContext {
     /// Downloads every rank's shard of a checkpoint.
-    fn download_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<Saved, PhaseError> {
+    fn download_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<LoadedCheckpoint, PhaseError> {
         failpoint::hit("checkpoint.download")?;
         let step = checkpoint.step;
         let mut files = Vec::new();
@@ -164,6 +164,6 @@ impl TaskContext {
             key: checkpoint.shards.first().map(|object| object.key.clone()).unwrap_or_default(),
             message: error.to_string(),
         };
-        Saved::open(&files).map_err(damaged)
+        LoadedCheckpoint::open(&files).map_err(damaged)
     }
 }

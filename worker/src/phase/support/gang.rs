@@ -12,12 +12,12 @@ use foil_common::text::{Encoder, ModelText, TrainedText};
 use super::checkpoints::CheckpointWriter;
 use super::records::Metric;
 use super::step_log::StepLog;
-use crate::collective::{Gang, Host, Place, Rendezvous};
+use crate::collective::{Gang, RankConfig, Rendezvous, RendezvousHost};
 use crate::model::{Adapter, DecoderConfig, HeadKind, ModelError, Parameters};
 use crate::phase::{PhaseError, TaskContext};
 use crate::task::{Artifact, GangTask, Object};
 use crate::task_io::artifact_cache;
-use crate::train::{self, Ended, Objective, StepFigures, Summary, TrainConfig};
+use crate::train::{self, Ended, Objective, StepMetrics, Summary, TrainConfig};
 use foil_common::failpoint;
 
 /// The folder of a model's directory that holds its adapter.
@@ -47,7 +47,7 @@ impl TaskContext {
         let mut checkpoints = CheckpointWriter::start(self, task)?;
         let gang = self.join(task)?;
         let mut log = StepLog::default();
-        let mut report = |metrics: &StepFigures| {
+        let mut report = |metrics: &StepMetrics| {
             log.step(metrics, task.rank);
             self.reports.step_done(task, metrics.step, metrics.steps, metrics.metrics());
         };
@@ -58,13 +58,13 @@ impl TaskContext {
             Ended::Done(summary) => summary,
             Ended::Stopped { step } => {
                 // A checkpoint is committed once every shard is reported, and the first rank that exits ends the others.
-                gang.leave()?;
+                gang.shutdown()?;
                 std::thread::sleep(FLUSH_TIME);
                 return Err(PhaseError::Stopped { step });
             }
         };
         parameters.set_requires_grad(false);
-        gang.leave()?;
+        gang.shutdown()?;
         tracing::info!(
             steps = summary.steps,
             loss = summary.loss,
@@ -79,23 +79,23 @@ impl TaskContext {
         failpoint::hit("gang.join")?;
         let prefix = format!("{}/{}", task.phase.name, task.attempt);
         let world = task.world as usize;
-        let place = Place {
+        let config = RankConfig {
             address: self.rank.address.clone(),
             device: self.rank.device,
             timeout: self.job.resources.hang_timeout,
         };
         if world <= 1 {
-            return Ok(Gang::alone());
+            return Ok(Gang::single());
         }
         self.reports.expect(Activity::Rendezvous, task.world.into());
         if task.rank == 0 {
-            let host = Host::open(place)?;
+            let host = RendezvousHost::open(config)?;
             self.reports.rendezvous_open(task, host.address(), host.port());
             return Ok(host.gather(world, &prefix)?);
         }
         let (host, port) = self.wait_for_rendezvous(task)?;
         let rendezvous = Rendezvous { rank: task.rank as usize, world, host, port, prefix };
-        Ok(Gang::join(&rendezvous, &place)?)
+        Ok(Gang::join(&rendezvous, &config)?)
     }
 
     /// Waits for rank 0's address in this gang, without a timeout: rank 0 may have much to load. Addresses of earlier gangs are

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::train::StepFigures;
+use crate::train::StepMetrics;
 
 /// Maximum time between two lines.
 const MAX_INTERVAL: Duration = Duration::from_secs(10);
@@ -24,8 +24,8 @@ pub(in crate::phase) struct StepLog {
 
 impl StepLog {
     /// Logs a step if it is due. All ranks take the same steps, so only rank 0 logs at level INFO.
-    pub(in crate::phase) fn step(&mut self, metrics: &StepFigures, rank: u32) {
-        let StepFigures { step, steps, loss, grad_norm, learning_rate, .. } = *metrics;
+    pub(in crate::phase) fn step(&mut self, metrics: &StepMetrics, rank: u32) {
+        let StepMetrics { step, steps, loss, grad_norm, learning_rate, .. } = *metrics;
         if metrics.skipped {
             tracing::warn!(
                 step,
@@ -43,7 +43,7 @@ impl StepLog {
     }
 
     /// The gang's tokens per second since the last line, if the step is due for one.
-    fn take(&mut self, metrics: &StepFigures, now: Instant) -> Option<f64> {
+    fn take(&mut self, metrics: &StepMetrics, now: Instant) -> Option<f64> {
         self.tokens += metrics.tokens;
         self.seconds += metrics.seconds;
         let part = metrics.step * PARTS / metrics.steps.max(1);
@@ -68,7 +68,7 @@ mod tests {
         let mut log = StepLog::default();
         let start = Instant::now();
         let line = |step: u64| {
-            let metrics = StepFigures {
+            let metrics = StepMetrics {
                 step,
                 steps,
                 loss: 0.5,

@@ -1,4 +1,4 @@
-//! Policies trained on groups of completions: the packed, chunked gradient is that of each completion read by itself.
+//! Policies trained on groups of completions: the packed, chunked gradient equals that of separate forward passes.
 
 use foil_common::spec::{
     Dpo, Grpo, GrpoLossType, ImportanceSampling, Ipo, KlPenalty, Method, Pairing, Reduction, ReferencePolicy,
@@ -13,7 +13,7 @@ use crate::objective::policy::{FixedLogProbs, Group, GroupLoss, ScoredCompletion
 
 const REWARDS: [f64; 3] = [0.5, -1.0, 2.0];
 
-/// Every method; those that compare read all three completions, or make pairs of them all.
+/// Every method.
 fn methods() -> [Method; 8] {
     let reference = ReferencePolicy::Initial;
     let (pairing, kl) = (Pairing::All, Some(KlPenalty { beta: 0.3, reference }));
@@ -51,9 +51,9 @@ fn groups() -> Vec<CompletionGroup> {
 }
 
 /// log p of a completion's tokens in a forward pass of its own, with autograd's own gradient.
-fn alone(model: &LanguageModel, prompt: &[u32], completion: &[u32]) -> Tensor {
+fn log_probs_of(model: &LanguageModel, prompt: &[u32], completion: &[u32]) -> Tensor {
     let ids = [prompt, completion].concat();
-    let batch = PackedBatch::of_sequences(&[&ids], Device::Cpu).unwrap();
+    let batch = PackedBatch::from_sequences(&[&ids], Device::Cpu).unwrap();
     let read =
         Tensor::arange_start(prompt.len() as i64 - 1, ids.len() as i64 - 1, (Kind::Int64, Device::Cpu));
     let logits = model.logits(&model.forward(&batch, &read, Precision::Fp32).unwrap());
@@ -62,10 +62,10 @@ fn alone(model: &LanguageModel, prompt: &[u32], completion: &[u32]) -> Tensor {
     logits.log_softmax(-1, Kind::Float).gather(1, &targets, false).squeeze_dim(1)
 }
 
-/// Numbers near the policy's own, so that ratios lie on either side of the clip.
+/// Log-probabilities near the policy's, so that ratios are on both sides of the clip.
 fn fixed(model: &LanguageModel, group: &CompletionGroup) -> Vec<FixedLogProbs> {
     let numbers =
-        |completion| Vec::<f32>::try_from(alone(model, &group.prompt, completion).detach()).unwrap();
+        |completion| Vec::<f32>::try_from(log_probs_of(model, &group.prompt, completion).detach()).unwrap();
     let shifted = |numbers: &[f32], by: f32| -> Vec<f32> {
         numbers.iter().enumerate().map(|(token, number)| number + by * (token as f32 - 0.7)).collect()
     };
@@ -85,7 +85,7 @@ fn losses(
     let read = |group: &CompletionGroup| {
         let rewarded = group.completions.iter().zip(REWARDS);
         let scored =
-            rewarded.map(|(ids, reward)| ScoredCompletion { text: "said", tokens: ids.len(), reward });
+            rewarded.map(|(ids, reward)| ScoredCompletion { text: "completion", tokens: ids.len(), reward });
         let scored: Vec<ScoredCompletion<'_>> = scored.collect();
         let selected = objective.select(&scored);
         let fixed = fixed(model, group);
@@ -109,7 +109,7 @@ fn gradient(loss: &Tensor, model: &LanguageModel) -> Tensor {
 }
 
 #[test]
-fn a_groups_gradient_is_that_of_its_completions_one_by_one() {
+fn a_groups_gradient_equals_that_of_separate_completions() {
     let model = LanguageModel::load(&fixtures().join("model/llama-tied"), Device::Cpu).unwrap();
     let groups = groups();
     model.parameters().set_requires_grad(true);
@@ -120,7 +120,7 @@ fn a_groups_gradient_is_that_of_its_completions_one_by_one() {
             .zip(&expected)
             .map(|(group, loss)| {
                 let log_probs: Vec<Tensor> =
-                    group.completions.iter().map(|ids| alone(&model, &group.prompt, ids)).collect();
+                    group.completions.iter().map(|ids| log_probs_of(&model, &group.prompt, ids)).collect();
                 loss.loss(&log_probs).loss
             })
             .collect();
@@ -131,12 +131,12 @@ fn a_groups_gradient_is_that_of_its_completions_one_by_one() {
         let precision = Precision::Fp32;
         let objective =
             PolicyGroups { model: &model, groups: &groups, losses: &expected, metrics, precision };
-        for cut in [&[&[0, 1, 2][..]][..], &[&[0, 2], &[1]], &[&[0], &[1], &[2]]] {
-            let parts: Vec<Tensor> = cut.iter().map(|rows| objective.loss(rows).unwrap().loss).collect();
+        for split in [&[&[0, 1, 2][..]][..], &[&[0, 2], &[1]], &[&[0], &[1], &[2]]] {
+            let parts: Vec<Tensor> = split.iter().map(|rows| objective.loss(rows).unwrap().loss).collect();
             let loss = Tensor::stack(&parts, 0).sum(Kind::Float);
-            let apart = (gradient(&loss, &model) - &expected_gradient).norm().double_value(&[])
+            let distance = (gradient(&loss, &model) - &expected_gradient).norm().double_value(&[])
                 / expected_gradient.norm().double_value(&[]);
-            assert!(apart < 1e-5, "{method:?}: gradients are {apart} apart");
+            assert!(distance < 1e-5, "{method:?}: relative distance of the gradients: {distance}");
             let (loss, expected) = (loss.double_value(&[]), expected_loss.double_value(&[]));
             assert!(
                 (loss - expected).abs() < 1e-5 * expected.abs().max(1.0),

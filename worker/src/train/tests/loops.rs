@@ -1,12 +1,12 @@
-//! Whole training phases against plain PyTorch loops over the same models and rows.
+//! Training phases against PyTorch loops over the same models and rows.
 
 use foil_common::spec::{Normalization, Optimizer, Schedule, Sharding};
 use serde_json::Value;
 use tch::Device;
 
 use super::super::{
-    Demonstrations, Ended, KeepNothing, Objective, OrderKey, PairRanking, StepFigures, Summary, TrainConfig,
-    train,
+    Demonstrations, Ended, NoCheckpoints, Objective, OrderKey, PairRanking, StepMetrics, Summary,
+    TrainConfig, train,
 };
 use super::{demonstrations, fixture, fixtures, linear, numbers, optimizer, pairs};
 use crate::collective::Gang;
@@ -18,7 +18,7 @@ fn run(
     parameters: &Parameters,
     case: &Value,
     budget: usize,
-) -> (Vec<StepFigures>, Summary) {
+) -> (Vec<StepMetrics>, Summary) {
     let optimizer: Optimizer = optimizer(case["clip"].as_f64(), budget);
     let schedule: Schedule = linear(case["warmup"].as_u64().unwrap() as u32);
     let config = TrainConfig {
@@ -31,28 +31,29 @@ fn run(
         sharding: Sharding::Ddp,
     };
     let mut steps = Vec::new();
-    let mut report = |figures: &StepFigures| steps.push(figures.clone());
-    let ended = train(objective, parameters, &config, &Gang::alone(), &mut KeepNothing, &mut report).unwrap();
+    let mut report = |metrics: &StepMetrics| steps.push(metrics.clone());
+    let ended =
+        train(objective, parameters, &config, &Gang::single(), &mut NoCheckpoints, &mut report).unwrap();
     let Ended::Done(summary) = ended else { panic!("{ended:?}") };
     (steps, summary)
 }
 
-fn assert_close(steps: &[StepFigures], case: &Value, tolerance: f64) {
+fn assert_close(steps: &[StepMetrics], case: &Value, tolerance: f64) {
     let (losses, norms) = (numbers(&case["losses"]), numbers(&case["norms"]));
     assert_eq!(steps.len(), losses.len());
-    for (figures, (loss, norm)) in steps.iter().zip(losses.into_iter().zip(norms)) {
-        let step = figures.step;
-        assert!((figures.loss / loss - 1.0).abs() < tolerance, "step {step}: {} not {loss}", figures.loss);
+    for (metrics, (loss, norm)) in steps.iter().zip(losses.into_iter().zip(norms)) {
+        let step = metrics.step;
+        assert!((metrics.loss / loss - 1.0).abs() < tolerance, "step {step}: {} not {loss}", metrics.loss);
         assert!(
-            (figures.grad_norm / norm - 1.0).abs() < tolerance,
+            (metrics.grad_norm / norm - 1.0).abs() < tolerance,
             "step {step}: {} not {norm}",
-            figures.grad_norm
+            metrics.grad_norm
         );
     }
 }
 
 #[test]
-fn fine_tuning_is_a_pytorch_loops() {
+fn fine_tuning_matches_pytorch() {
     let case = &fixture("loops.json")["demonstrations"];
     let rows = demonstrations(case);
     for budget in [16, 40, 1000] {
@@ -68,7 +69,7 @@ fn fine_tuning_is_a_pytorch_loops() {
 }
 
 #[test]
-fn reward_training_is_a_pytorch_loops() {
+fn reward_training_matches_pytorch() {
     let case = &fixture("loops.json")["pairs"];
     let rows = pairs(case);
     let (human, golden) = rows.split_at(3);
@@ -84,7 +85,7 @@ fn reward_training_is_a_pytorch_loops() {
 }
 
 #[test]
-fn bf16_learns_as_fp32_does() {
+fn bf16_training_is_close_to_fp32() {
     let cases = fixture("loops.json");
     let case = &cases["demonstrations"];
     let rows = demonstrations(case);

@@ -1,10 +1,10 @@
-//! Training against PyTorch's, against itself cut otherwise, and on bad numbers.
+//! Training against PyTorch, with other splits of a batch, from checkpoints, and with non-finite losses.
 
 mod completions;
 mod loops;
+mod memory_probe;
 mod optimizer;
 mod ranks;
-mod rehearsal;
 mod resume;
 mod steps;
 
@@ -33,7 +33,7 @@ fn tokens(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|token| token.as_u64().unwrap() as u32).collect()
 }
 
-/// As scripts/fixtures/train.py has it.
+/// The settings of scripts/fixtures/train.py.
 fn optimizer(max_grad_norm: Option<f64>, micro_batch_tokens: usize) -> Optimizer {
     Optimizer {
         beta1: 0.9,
@@ -51,7 +51,7 @@ fn linear(warmup: u32) -> Schedule {
     Schedule { kind: ScheduleKind::Linear, warmup_steps: warmup, min_lr_ratio: 0.0 }
 }
 
-/// Training whose batches the test plans by itself.
+/// Settings for tests that plan batches themselves.
 fn config(optimizer: Optimizer) -> TrainConfig {
     TrainConfig {
         order: OrderKey { seed: 0, round: 0 },
@@ -71,14 +71,14 @@ fn demonstrations(case: &Value) -> Vec<Demonstration> {
         .map(|(id, (row, start))| Demonstration {
             id: id as u64,
             ids: tokens(row),
-            answer_start: start as usize,
+            response_start: start as usize,
         })
         .collect()
 }
 
 fn pairs(case: &Value) -> Vec<Comparison> {
-    let answers = case["chosen"].as_array().unwrap().iter().zip(case["rejected"].as_array().unwrap());
-    let rows = answers.zip(numbers(&case["weights"])).enumerate();
+    let responses = case["chosen"].as_array().unwrap().iter().zip(case["rejected"].as_array().unwrap());
+    let rows = responses.zip(numbers(&case["weights"])).enumerate();
     rows.map(|(id, ((chosen, rejected), weight))| Comparison {
         id: id as u64,
         chosen: tokens(chosen),

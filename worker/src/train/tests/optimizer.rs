@@ -12,7 +12,7 @@ fn tensor(values: &Value, shape: &[i64]) -> Tensor {
     Tensor::from_slice(&numbers(values)).to_kind(Kind::Float).view(shape)
 }
 
-fn apart(found: &Tensor, expected: &Value) -> f64 {
+fn max_difference(found: &Tensor, expected: &Value) -> f64 {
     (found.detach().view(-1) - tensor(expected, &[-1])).abs().max().double_value(&[])
 }
 
@@ -26,7 +26,7 @@ fn schedule(case: &Value) -> Schedule {
     Schedule { kind, warmup_steps, min_lr_ratio: case["min_lr_ratio"].as_f64().unwrap() }
 }
 
-/// Sets gradients as given; the previous ones are cleared in place.
+/// Sets the parameters' gradients, clearing the previous ones in place.
 fn set_gradients(parameters: &[Tensor], gradients: &Value) -> Vec<Tensor> {
     foil_torch::autograd::zero_gradients(parameters).unwrap();
     for (parameter, gradient) in parameters.iter().zip(gradients.as_array().unwrap()) {
@@ -36,7 +36,7 @@ fn set_gradients(parameters: &[Tensor], gradients: &Value) -> Vec<Tensor> {
 }
 
 #[test]
-fn moments_and_weights_are_pytorchs() {
+fn moments_and_weights_match_pytorch() {
     for case in fixture("optimizer.json").as_array().unwrap() {
         let rows = case["parameters"].as_array().unwrap();
         let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
@@ -59,12 +59,12 @@ fn moments_and_weights_are_pytorchs() {
             adamw.step(&gradients, rate).unwrap();
         }
         for (parameter, row) in parameters.iter().zip(rows) {
-            assert!(apart(parameter, &row["end"]) < 1e-6, "{} {}", case["kind"], row["name"]);
+            assert!(max_difference(parameter, &row["end"]) < 1e-6, "{} {}", case["kind"], row["name"]);
         }
         // Those that decay (o_proj), then the others, each in the order of their names.
         for ((mean, square), index) in adamw.moments().zip([2, 0, 1, 3]) {
-            assert!(apart(mean, &rows[index]["exp_avg"]) < 1e-6);
-            assert!(apart(square, &rows[index]["exp_avg_sq"]) < 1e-6);
+            assert!(max_difference(mean, &rows[index]["exp_avg"]) < 1e-6);
+            assert!(max_difference(square, &rows[index]["exp_avg_sq"]) < 1e-6);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One gradient, however a global batch is cut: into micro-batches, and over ranks that are processes of their own.
+//! The gradient does not depend on how a global batch is split into micro-batches and over ranks, which are processes.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::super::order::global_batches;
-use super::super::sharded::Sharded;
+use super::super::zero1::Zero1;
 use super::super::{
-    Demonstrations, Objective, OrderKey, PairRanking, RowShape, StepPlan, TrainConfig, Trainer, Wishes,
+    Demonstrations, Objective, OrderKey, PairRanking, RowShape, StepPlan, StepRequests, TrainConfig, Trainer,
 };
 use super::{config, demonstrations, fixture, fixtures, optimizer, pairs};
-use crate::collective::testing::{in_threads, place};
-use crate::collective::{Gang, Host, Rendezvous};
+use crate::collective::testing::{in_threads, rank_config};
+use crate::collective::{Gang, Rendezvous, RendezvousHost};
 use crate::model::{LanguageModel, Parameters, Precision, RewardModel};
 
 const ROLE: &str = "FOIL_TEST_ROLE";
 const PREFIX: &str = "ranks";
-const PATIENCE: Duration = Duration::from_secs(120);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What a rank process is to do.
+/// The task of a rank process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Role {
     rank: usize,
@@ -33,23 +33,23 @@ struct Role {
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Work {
-    /// Pairs rather than demonstrations.
+    /// Trains on pairs rather than demonstrations.
     reward: bool,
     batch: usize,
     budget: usize,
-    /// With clipping, too.
+    /// Also clips gradients.
     zero1: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Outcome {
     micro_batches: usize,
-    /// Of the first step's global batch, all parameters in order; empty where no rank holds it whole.
+    /// The first step's gradient of all parameters in order; empty if ranks hold only shards of it.
     gradient: Vec<f32>,
-    /// After all steps.
+    /// The parameters after all steps.
     parameters: Vec<f32>,
     losses: Vec<f64>,
-    /// Of the parameters after all steps.
+    /// The digest of the parameters after all steps.
     blake3: String,
 }
 
@@ -57,7 +57,7 @@ fn random_model() -> LanguageModel {
     LanguageModel::random(&fixtures().join("model/llama-tied"), 3, Device::Cpu).unwrap()
 }
 
-fn play(gang: &Gang, work: Work) -> Outcome {
+fn run_rank(gang: &Gang, work: Work) -> Outcome {
     let cases = fixture("loops.json");
     if work.reward {
         let rows = pairs(&cases["pairs"]);
@@ -83,11 +83,11 @@ fn steps(gang: &Gang, work: Work, objective: &dyn Objective, parameters: &Parame
     let batches = (0..4).flat_map(|epoch| global_batches(key, epoch, &objective.sets(), work.batch));
     let mut outcome = Outcome::default();
     for (step, rows) in batches.take(4).enumerate() {
-        let plan = StepPlan::new(&rows, &shapes, trainer.share(), work.budget);
+        let plan = StepPlan::new(&rows, &shapes, trainer.rank_info(), work.budget);
         if step == 0 {
             trainer.warm_up(objective, &plan).unwrap();
         }
-        outcome.losses.push(trainer.step(objective, &plan, Wishes::default()).unwrap().0.loss);
+        outcome.losses.push(trainer.step(objective, &plan, StepRequests::default()).unwrap().0.loss);
         if step == 0 {
             outcome.micro_batches = plan.micro_batches.len();
             let gradients: Vec<Tensor> = parameters.tensors().iter().map(Tensor::grad).collect();
@@ -109,12 +109,12 @@ fn flat(tensors: &[Tensor]) -> Vec<f32> {
 fn relative_distance(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
-    let apart = square(&mut found.iter().zip(expected).map(|(a, b)| a - b));
-    (apart / square(&mut expected.iter().copied())).sqrt()
+    let distance = square(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+    (distance / square(&mut expected.iter().copied())).sqrt()
 }
 
 /// Runs `work` on a gang of `world` processes of this test binary.
-fn play_processes(world: usize, work: Work) -> Vec<Outcome> {
+fn run_processes(world: usize, work: Work) -> Vec<Outcome> {
     let dir = tempfile::tempdir().unwrap();
     let start = |rank| {
         let role = Role { rank, world, work, dir: dir.path().to_owned() };
@@ -133,72 +133,71 @@ fn play_processes(world: usize, work: Work) -> Vec<Outcome> {
     (0..world).map(|rank| serde_json::from_slice(&read(rank)).unwrap()).collect()
 }
 
-/// Rank 0 leaves its port in a file, which the others wait for.
-fn meet(role: &Role) -> Gang {
-    let place = place();
+/// Joins the gang. Rank 0 writes its port to a file, which the others wait for.
+fn join(role: &Role) -> Gang {
+    let config = rank_config();
     let port_file = role.dir.join("port");
     if role.rank == 0 {
-        let host = Host::open(place).unwrap();
-        write_whole(&port_file, host.port().to_string().as_bytes());
+        let host = RendezvousHost::open(config).unwrap();
+        write_atomically(&port_file, host.port().to_string().as_bytes());
         return host.gather(role.world, PREFIX).unwrap();
     }
     let started = Instant::now();
     let port = loop {
         match std::fs::read_to_string(&port_file) {
             Ok(port) => break port.parse().unwrap(),
-            Err(error) => assert!(started.elapsed() < PATIENCE, "rank 0 never came: {error}"),
+            Err(error) => assert!(started.elapsed() < JOIN_TIMEOUT, "rank 0 did not open its port: {error}"),
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    let (host, prefix) = (place.address.clone(), PREFIX.to_owned());
-    Gang::join(&Rendezvous { rank: role.rank, world: role.world, host, port, prefix }, &place).unwrap()
+    let (host, prefix) = (config.address.clone(), PREFIX.to_owned());
+    Gang::join(&Rendezvous { rank: role.rank, world: role.world, host, port, prefix }, &config).unwrap()
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) {
-    let unfinished = path.with_extension("part");
-    std::fs::write(&unfinished, bytes).unwrap();
-    std::fs::rename(unfinished, path).unwrap();
+fn write_atomically(path: &Path, bytes: &[u8]) {
+    let temporary = path.with_extension("part");
+    std::fs::write(&temporary, bytes).unwrap();
+    std::fs::rename(temporary, path).unwrap();
 }
 
 #[test]
-#[ignore = "a rank of the tests beside it, started by them"]
+#[ignore = "a rank process, started by the other tests"]
 fn rank_process() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let role: Role = serde_json::from_str(&role).unwrap();
     tch::set_num_threads(1);
-    let gang = meet(&role);
-    let outcome = play(&gang, role.work);
-    gang.leave().unwrap();
+    let gang = join(&role);
+    let outcome = run_rank(&gang, role.work);
+    gang.shutdown().unwrap();
     let path = role.dir.join(format!("rank{}.json", role.rank));
-    write_whole(&path, &serde_json::to_vec(&outcome).unwrap());
+    write_atomically(&path, &serde_json::to_vec(&outcome).unwrap());
 }
 
 fn assert_same_training(found: &Outcome, whole: &Outcome) {
-    let apart = relative_distance(&found.gradient, &whole.gradient);
-    println!("gradients: {apart:.1e} apart");
-    assert!(apart < 1e-6, "gradients are {apart} apart");
+    let distance = relative_distance(&found.gradient, &whole.gradient);
+    assert!(distance < 1e-6, "relative distance of the gradients: {distance}");
     for (found, expected) in found.losses.iter().zip(&whole.losses) {
         assert!((found / expected - 1.0).abs() < 1e-4, "{found} not {expected}");
     }
 }
 
 #[test]
-fn micro_batches_have_the_whole_batchs_gradient() {
+fn micro_batches_give_the_global_batchs_gradient() {
     for reward in [true, false] {
-        let play = |budget| play(&Gang::alone(), Work { reward, batch: 6, budget, zero1: false });
-        let whole = play(10_000);
+        let run = |budget| run_rank(&Gang::single(), Work { reward, batch: 6, budget, zero1: false });
+        let whole = run(10_000);
         assert_eq!(whole.micro_batches, 1);
-        let cut = play(12);
-        assert!(cut.micro_batches > 3);
-        assert_same_training(&cut, &whole);
+        let split = run(12);
+        assert!(split.micro_batches > 3);
+        assert_same_training(&split, &whole);
     }
 }
 
 #[test]
-fn two_processes_have_one_ranks_gradient() {
+fn two_processes_give_one_ranks_gradient() {
     for reward in [true, false] {
-        let whole = play(&Gang::alone(), Work { reward, batch: 6, budget: 10_000, zero1: false });
-        let ranks = play_processes(2, Work { reward, batch: 6, budget: 12, zero1: false });
+        let whole = run_rank(&Gang::single(), Work { reward, batch: 6, budget: 10_000, zero1: false });
+        let ranks = run_processes(2, Work { reward, batch: 6, budget: 12, zero1: false });
         assert!(ranks.iter().all(|rank| rank.micro_batches > 1));
         assert_eq!(ranks[0].blake3, ranks[1].blake3);
         assert_eq!(ranks[0].losses, ranks[1].losses);
@@ -207,19 +206,19 @@ fn two_processes_have_one_ranks_gradient() {
 }
 
 #[test]
-fn a_process_without_rows_joins_in() {
-    let whole = play(&Gang::alone(), Work { reward: true, batch: 2, budget: 10_000, zero1: false });
-    let ranks = play_processes(3, Work { reward: true, batch: 2, budget: 10_000, zero1: false });
+fn a_process_without_rows_takes_the_same_steps() {
+    let whole = run_rank(&Gang::single(), Work { reward: true, batch: 2, budget: 10_000, zero1: false });
+    let ranks = run_processes(3, Work { reward: true, batch: 2, budget: 10_000, zero1: false });
     assert_eq!(ranks[2].micro_batches, 0);
     assert!(ranks.iter().all(|rank| rank.blake3 == ranks[0].blake3));
     ranks.iter().for_each(|rank| assert_same_training(rank, &whole));
 }
 
-/// The reducer is laid out by the shortest row and sums at the last micro-batch, whatever these hold.
+/// The shortest row, which determines the reducer's buckets, and the last micro-batch may have no response tokens.
 #[test]
-fn answers_that_are_cut_away_reach_all_parameters() {
+fn rows_without_response_tokens_reach_all_parameters() {
     let mut rows = demonstrations(&fixture("loops.json")["demonstrations"]);
-    rows.iter_mut().skip(1).for_each(|row| row.answer_start = row.ids.len());
+    rows.iter_mut().skip(1).for_each(|row| row.response_start = row.ids.len());
     let loss = |gang: &Gang| {
         let model = random_model();
         let objective = Demonstrations::new(&model, &rows, Precision::Fp32);
@@ -227,28 +226,28 @@ fn answers_that_are_cut_away_reach_all_parameters() {
         let config = config(optimizer);
         let mut trainer = Trainer::new(model.parameters(), &config, 1, gang).unwrap();
         let shapes: Vec<RowShape> = (0..rows.len()).map(|row| objective.shape(row)).collect();
-        let plan = StepPlan::new(&(0..rows.len()).collect::<Vec<_>>(), &shapes, trainer.share(), 12);
+        let plan = StepPlan::new(&(0..rows.len()).collect::<Vec<_>>(), &shapes, trainer.rank_info(), 12);
         trainer.warm_up(&objective, &plan).unwrap();
-        trainer.step(&objective, &plan, Wishes::default()).unwrap().0.loss
+        trainer.step(&objective, &plan, StepRequests::default()).unwrap().0.loss
     };
-    let whole = loss(&Gang::alone());
+    let whole = loss(&Gang::single());
     for found in in_threads(2, loss) {
         assert!((found / whole - 1.0).abs() < 1e-5, "{found} not {whole}");
     }
 }
 
 #[test]
-fn zero1_takes_the_same_steps_with_its_state_cut_over_the_ranks() {
+fn zero1_takes_the_same_steps_as_ddp() {
     for (reward, world) in [(true, 2), (false, 3)] {
         let work = Work { reward, batch: 6, budget: 12, zero1: true };
-        // A gang of one has nothing to cut: plain AdamW, clipped alike.
-        let whole = play(&Gang::alone(), work);
-        let ranks = play_processes(world, work);
+        // A gang of one uses DDP, with the same clipping.
+        let whole = run_rank(&Gang::single(), work);
+        let ranks = run_processes(world, work);
         for rank in &ranks {
             assert!(rank.gradient.is_empty());
             assert_eq!(rank.blake3, ranks[0].blake3);
-            let apart = relative_distance(&rank.parameters, &whole.parameters);
-            assert!(apart < 1e-5, "parameters are {apart} apart");
+            let distance = relative_distance(&rank.parameters, &whole.parameters);
+            assert!(distance < 1e-5, "relative distance of the parameters: {distance}");
             for (found, expected) in rank.losses.iter().zip(&whole.losses) {
                 assert!((found / expected - 1.0).abs() < 1e-5, "{found} not {expected}");
             }
@@ -257,11 +256,11 @@ fn zero1_takes_the_same_steps_with_its_state_cut_over_the_ranks() {
 }
 
 #[test]
-fn zero1_keeps_a_ranks_part_of_the_moments() {
+fn zero1_shards_the_moments() {
     let moments = in_threads(2, |gang| {
         let parameters = [7, 40].map(|size| Tensor::zeros([size], (tch::Kind::Float, Device::Cpu)));
         let parameters = parameters.iter().map(|parameter| (parameter, true));
-        Sharded::new(parameters, &optimizer(None, 1), gang).moments()
+        Zero1::new(parameters, &optimizer(None, 1), gang).moments()
     });
     assert_eq!(moments, [24, 24]);
 }

@@ -1,18 +1,18 @@
-//! Single steps: what a loss is divided by, and losses that are no numbers.
+//! Single steps: normalization, and losses that are not finite.
 
 use foil_common::spec::{BradleyTerry, Normalization, OnNonfinite, Optimizer, RewardLoss, Wgan};
 use tch::{Device, Kind, no_grad};
 
 use super::super::{
-    Comparison, KeepNothing, MicroBatchLoss, Objective, PairRanking, RowShape, Share, StepPlan, TrainConfig,
-    TrainError, Trainer, Wishes, train,
+    Comparison, MicroBatchLoss, NoCheckpoints, Objective, PairRanking, RankInfo, RowShape, StepPlan,
+    StepRequests, TrainConfig, TrainError, Trainer, train,
 };
 use super::{config, fixture, fixtures, optimizer, pairs};
 use crate::collective::Gang;
 use crate::model::{Precision, RewardModel};
 use crate::objective::metrics::MetricSums;
 
-const ALONE: Share = Share { rank: 0, world: 1 };
+const SINGLE: RankInfo = RankInfo { rank: 0, world: 1 };
 
 fn reward_model() -> RewardModel {
     RewardModel::load(&fixtures().join("model/llama-reward"), Device::Cpu).unwrap()
@@ -24,7 +24,7 @@ fn rows() -> Vec<Comparison> {
 
 fn plan(objective: &dyn Objective, budget: usize) -> StepPlan {
     let shapes: Vec<RowShape> = (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();
-    StepPlan::new(&(0..shapes.len()).collect::<Vec<_>>(), &shapes, ALONE, budget)
+    StepPlan::new(&(0..shapes.len()).collect::<Vec<_>>(), &shapes, SINGLE, budget)
 }
 
 #[test]
@@ -37,16 +37,16 @@ fn reference_normalization_is_the_mean_over_micro_batches() {
         no_grad(|| objective.loss(rows).unwrap().loss.double_value(&[])) / rows.len() as f64
     };
     let expected = plan.micro_batches.iter().map(mean_loss).sum::<f64>() / plan.micro_batches.len() as f64;
-    let (config, gang) = (config(optimizer(None, 48)), Gang::alone());
+    let (config, gang) = (config(optimizer(None, 48)), Gang::single());
     let mut trainer = Trainer::new(model.parameters(), &config, 1, &gang).unwrap();
-    let figures = trainer.step(&objective, &plan, Wishes::default()).unwrap().0;
-    assert!((figures.loss - expected).abs() < 1e-6);
+    let metrics = trainer.step(&objective, &plan, StepRequests::default()).unwrap().0;
+    assert!((metrics.loss - expected).abs() < 1e-6);
 }
 
-/// Another objective whose losses are not finite.
-struct Poisoned<'a>(&'a dyn Objective);
+/// An objective whose losses are infinite.
+struct NonFinite<'a>(&'a dyn Objective);
 
-impl Objective for Poisoned<'_> {
+impl Objective for NonFinite<'_> {
     fn sets(&self) -> Vec<usize> {
         self.0.sets()
     }
@@ -65,20 +65,21 @@ impl Objective for Poisoned<'_> {
     }
 }
 
-fn step_on_poison(optimizer: &Optimizer) -> (Result<bool, TrainError>, bool) {
+fn step_on_non_finite(optimizer: &Optimizer) -> (Result<bool, TrainError>, bool) {
     let (model, rows) = (reward_model(), rows());
     let (human, golden) = rows.split_at(2);
     let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalization::Global);
-    let poisoned = Poisoned(&objective);
+    let non_finite = NonFinite(&objective);
     let before = model.parameters().blake3();
-    let (config, gang) = (config(optimizer.clone()), Gang::alone());
+    let (config, gang) = (config(optimizer.clone()), Gang::single());
     let mut trainer = Trainer::new(model.parameters(), &config, 2, &gang).unwrap();
-    let result =
-        trainer.step(&poisoned, &plan(&poisoned, 100), Wishes::default()).map(|(figures, _)| figures.skipped);
+    let result = trainer
+        .step(&non_finite, &plan(&non_finite, 100), StepRequests::default())
+        .map(|(metrics, _)| metrics.skipped);
     let unchanged = model.parameters().blake3() == before;
     if result.is_ok() {
-        let figures = trainer.step(&objective, &plan(&objective, 100), Wishes::default()).unwrap().0;
-        assert!(!figures.skipped && figures.loss.is_finite() && figures.step == 2);
+        let metrics = trainer.step(&objective, &plan(&objective, 100), StepRequests::default()).unwrap().0;
+        assert!(!metrics.skipped && metrics.loss.is_finite() && metrics.step == 2);
         assert!(model.parameters().tensors().iter().all(|t| t.isfinite().all().int64_value(&[]) == 1));
         assert_eq!(model.parameters().tensors()[0].kind(), Kind::Float);
     }
@@ -86,8 +87,8 @@ fn step_on_poison(optimizer: &Optimizer) -> (Result<bool, TrainError>, bool) {
 }
 
 #[test]
-fn a_loss_that_is_no_number_names_its_rows() {
-    let (result, unchanged) = step_on_poison(&optimizer(Some(1.0), 100));
+fn a_non_finite_loss_names_its_rows() {
+    let (result, unchanged) = step_on_non_finite(&optimizer(Some(1.0), 100));
     let error = result.unwrap_err();
     assert_eq!(error.class(), foil_common::failure::FailureClass::Nonfinite);
     let message = error.to_string();
@@ -96,25 +97,25 @@ fn a_loss_that_is_no_number_names_its_rows() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_can_be_skipped() {
+fn a_step_with_a_non_finite_loss_can_be_skipped() {
     let settings = Optimizer { on_nonfinite: OnNonfinite::Skip, ..optimizer(Some(1.0), 100) };
-    let (result, unchanged) = step_on_poison(&settings);
+    let (result, unchanged) = step_on_non_finite(&settings);
     assert!(result.unwrap());
     assert!(unchanged);
 }
 
 #[test]
-fn a_bounded_head_stays_within_its_bound() {
+fn a_clipped_head_stays_within_its_bound() {
     let (model, rows) = (reward_model(), rows());
     let largest = || model.parameters().get("score.weight").unwrap().abs().max().double_value(&[]);
     let step = |weight_clip| {
         let wgan = RewardLoss::Wgan(Wgan { weight_clip, human: BradleyTerry::default() });
         let objective =
             PairRanking::new(&model, &[], &rows, Precision::Fp32, Normalization::Global).with_loss(wgan);
-        let gang = Gang::alone();
+        let gang = Gang::single();
         let config = TrainConfig { peak_learning_rate: 1e-2, ..config(optimizer(None, 100)) };
         let mut trainer = Trainer::new(model.parameters(), &config, 1, &gang).unwrap();
-        trainer.step(&objective, &plan(&objective, 100), Wishes::default()).unwrap().0
+        trainer.step(&objective, &plan(&objective, 100), StepRequests::default()).unwrap().0
     };
     assert!(step(None).loss.is_finite() && largest() > 0.01);
     let _ = step(Some(0.01));
@@ -122,13 +123,13 @@ fn a_bounded_head_stays_within_its_bound() {
 }
 
 #[test]
-fn rows_that_weigh_nothing_are_refused() {
+fn rows_without_weight_are_refused() {
     let model = reward_model();
     let rows: Vec<Comparison> = rows().into_iter().map(|pair| Comparison { weight: 0.0, ..pair }).collect();
     let objective = PairRanking::new(&model, &rows, &[], Precision::Fp32, Normalization::Global);
     let config = config(optimizer(None, 100));
     let run = |objective: &dyn Objective| {
-        train(objective, model.parameters(), &config, &Gang::alone(), &mut KeepNothing, &mut |_| ())
+        train(objective, model.parameters(), &config, &Gang::single(), &mut NoCheckpoints, &mut |_| ())
             .unwrap_err()
     };
     assert!(matches!(run(&objective), TrainError::NoWeight { step: 1, .. }));

@@ -1,4 +1,4 @@
-//! Micro-batches are cut to the memory there is, on all ranks alike, before the first step.
+//! The micro-batch size is reduced to what fits in memory, equally on all ranks, before the first step.
 
 use std::cell::RefCell;
 
@@ -6,7 +6,7 @@ use foil_common::spec::Sharding;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::super::{
-    Ended, KeepNothing, MicroBatchLoss, Objective, OrderKey, RowShape, TrainConfig, TrainError, train,
+    Ended, MicroBatchLoss, NoCheckpoints, Objective, OrderKey, RowShape, TrainConfig, TrainError, train,
 };
 use super::{linear, optimizer};
 use crate::collective::Gang;
@@ -14,16 +14,16 @@ use crate::collective::testing::in_threads;
 use crate::model::Parameters;
 use crate::objective::metrics::MetricSums;
 
-/// Rows of 1 to `rows` tokens, in a memory that holds `room` tokens.
-struct Crowded {
+/// Rows of 1 to `rows` tokens, with memory for `capacity` tokens.
+struct LimitedMemory {
     parameter: Tensor,
     rows: usize,
-    room: usize,
+    capacity: usize,
     panics: bool,
     seen: RefCell<Vec<usize>>,
 }
 
-impl Objective for Crowded {
+impl Objective for LimitedMemory {
     fn sets(&self) -> Vec<usize> {
         vec![self.rows]
     }
@@ -38,10 +38,10 @@ impl Objective for Crowded {
 
     fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError> {
         let tokens: usize = rows.iter().map(|row| row + 1).sum();
-        if tokens > self.room {
-            let words = format!("CUDA out of memory. Tried to allocate {tokens} MiB.");
-            assert!(!self.panics, "{words}");
-            return Err(TrainError::Torch(TchError::Torch(words)));
+        if tokens > self.capacity {
+            let message = format!("CUDA out of memory. Tried to allocate {tokens} MiB.");
+            assert!(!self.panics, "{message}");
+            return Err(TrainError::Torch(TchError::Torch(message)));
         }
         self.seen.borrow_mut().push(tokens);
         Ok(MicroBatchLoss {
@@ -51,11 +51,11 @@ impl Objective for Crowded {
     }
 }
 
-fn run(gang: &Gang, rows: usize, room: usize, panics: bool) -> Result<Vec<usize>, TrainError> {
+fn run(gang: &Gang, rows: usize, capacity: usize, panics: bool) -> Result<Vec<usize>, TrainError> {
     let parameters =
         Parameters::from_named(vec![("w".to_owned(), Tensor::ones([3], (Kind::Float, Device::Cpu)))]);
     let parameter = parameters.tensors()[0].shallow_clone();
-    let objective = Crowded { parameter, rows, room, panics, seen: RefCell::default() };
+    let objective = LimitedMemory { parameter, rows, capacity, panics, seen: RefCell::default() };
     let (optimizer, schedule) = (optimizer(None, 64), linear(0));
     let config = TrainConfig {
         order: OrderKey { seed: 3, round: 1 },
@@ -66,7 +66,7 @@ fn run(gang: &Gang, rows: usize, room: usize, panics: bool) -> Result<Vec<usize>
         schedule,
         sharding: Sharding::Ddp,
     };
-    let ended = train(&objective, &parameters, &config, gang, &mut KeepNothing, &mut |_| ())?;
+    let ended = train(&objective, &parameters, &config, gang, &mut NoCheckpoints, &mut |_| ())?;
     let Ended::Done(summary) = ended else { panic!("{ended:?}") };
     assert_eq!(summary.steps as usize, rows.div_ceil(16));
     Ok(objective.seen.into_inner())
@@ -75,8 +75,8 @@ fn run(gang: &Gang, rows: usize, room: usize, panics: bool) -> Result<Vec<usize>
 #[test]
 fn a_budget_that_does_not_fit_is_halved_until_it_does() {
     for panics in [false, true] {
-        let seen = run(&Gang::alone(), 32, 40, panics).unwrap();
-        // The rehearsal, then the steps.
+        let seen = run(&Gang::single(), 32, 40, panics).unwrap();
+        // The probe, then the steps.
         assert!(seen.len() > 17 && seen.iter().all(|&tokens| tokens <= 32));
         assert_eq!(seen.iter().skip(1).sum::<usize>(), 32 * 33 / 2);
     }
@@ -84,17 +84,17 @@ fn a_budget_that_does_not_fit_is_halved_until_it_does() {
 
 #[test]
 fn a_row_too_large_for_memory_is_named_before_the_first_step() {
-    let error = run(&Gang::alone(), 32, 20, false).unwrap_err();
+    let error = run(&Gang::single(), 32, 20, false).unwrap_err();
     let TrainError::OutOfMemory { row, tokens, detail } = &error else { panic!("{error}") };
     assert_eq!((row.as_str(), *tokens), ("row 31", 32));
     assert!(detail.contains("Tried to allocate 32 MiB"));
 }
 
 #[test]
-fn all_ranks_take_the_smallest_ranks_budget() {
-    let rooms = [1000, 40];
-    let seen = in_threads(2, |gang| run(gang, 32, rooms[gang.rank()], false).unwrap());
-    // The first rank's first rehearsal fitted, and the steps are cut as the other needs them.
+fn all_ranks_use_the_smallest_budget() {
+    let capacities = [1000, 40];
+    let seen = in_threads(2, |gang| run(gang, 32, capacities[gang.rank()], false).unwrap());
+    // Rank 0's first probe fits, and its steps use the other rank's budget.
     assert!(seen[0][0] > 32);
     let steps = seen[0].iter().skip(1).chain(&seen[1]).max().copied();
     assert!(steps.unwrap() <= 32, "{steps:?}");

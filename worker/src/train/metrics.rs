@@ -1,13 +1,13 @@
-//! What training tells of itself.
+//! Metrics of training steps and phases.
 
 use std::borrow::Cow;
 
 use foil_proto::v1;
 use serde::{Deserialize, Serialize};
 
-/// Of one step, over the whole gang: the same on every rank but for `seconds`.
+/// Metrics of one step over the whole gang; equal on all ranks except for `seconds`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StepFigures {
+pub struct StepMetrics {
     /// From 1.
     pub step: u64,
     pub steps: u64,
@@ -16,19 +16,20 @@ pub struct StepFigures {
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
     pub learning_rate: f64,
-    /// Pairs or answers of the global batch.
+    /// Pairs or responses in the global batch.
     pub rows: usize,
-    /// Tokens of the global batch, without padding.
+    /// Tokens in the global batch, without padding.
     pub tokens: usize,
     pub seconds: f64,
-    /// The update was left out: the loss or the gradient was not finite.
+    /// The update was skipped because the loss or the gradient was not finite.
     pub skipped: bool,
-    /// The objective's own.
+    /// The objective's own metrics.
     pub objective: Vec<(Cow<'static, str>, f64)>,
 }
 
-impl StepFigures {
-    /// For a `StepReport`: loss, grad_norm, learning_rate, rows, tokens, seconds, skipped (0 or 1) and the objective's own.
+impl StepMetrics {
+    /// For a `StepReport`: loss, grad_norm, learning_rate, rows, tokens, seconds, skipped (0 or 1) and the objective's own
+    /// metrics.
     pub fn metrics(&self) -> Vec<v1::Metric> {
         let own = [
             ("loss", self.loss),
@@ -44,24 +45,24 @@ impl StepFigures {
     }
 }
 
-/// Of a whole training phase.
+/// Metrics of a whole training phase.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {
     pub steps: u64,
     pub skipped: u64,
-    /// Of the first step, before any update.
+    /// Loss of the first step, before any update.
     pub first_loss: f64,
     /// Mean over the last epoch's steps that were not skipped.
     pub loss: f64,
-    /// Seen in all steps, without padding.
+    /// Tokens of all steps, without padding.
     pub tokens: u64,
     pub seconds: f64,
-    /// The objective's own figures, averaged as `loss` is, and what it says of the data.
+    /// The objective's own metrics, averaged as `loss` is, and its metrics of the data.
     pub objective: Vec<(Cow<'static, str>, f64)>,
 }
 
 impl Summary {
-    /// For a `GangResult`: loss, first_loss, steps, skipped_steps, tokens, seconds and the objective's own.
+    /// For a `GangResult`: loss, first_loss, steps, skipped_steps, tokens, seconds and the objective's own metrics.
     pub fn metrics(&self) -> Vec<v1::Metric> {
         let own = [
             ("loss", self.loss),
@@ -75,22 +76,22 @@ impl Summary {
         own.into_iter().chain(objective).map(|(name, value)| metric(name, value)).collect()
     }
 
-    /// Gathers a phase's summary from its steps, of which the last `last_epoch` are one epoch's.
-    pub(super) fn of(steps: &[StepFigures], last_epoch: usize) -> Self {
-        let last = &steps[steps.len().saturating_sub(last_epoch)..];
-        let taken: Vec<&StepFigures> = last.iter().filter(|figures| !figures.skipped).collect();
-        let mean = |value: &dyn Fn(&StepFigures) -> f64| {
-            taken.iter().map(|figures| value(figures)).sum::<f64>() / taken.len() as f64
+    /// Summarizes a phase's steps, of which the last `steps_per_epoch` are the last epoch's.
+    pub(super) fn of(steps: &[StepMetrics], steps_per_epoch: usize) -> Self {
+        let last = &steps[steps.len().saturating_sub(steps_per_epoch)..];
+        let taken: Vec<&StepMetrics> = last.iter().filter(|metrics| !metrics.skipped).collect();
+        let mean = |value: &dyn Fn(&StepMetrics) -> f64| {
+            taken.iter().map(|metrics| value(metrics)).sum::<f64>() / taken.len() as f64
         };
-        let names = taken.first().map(|figures| figures.objective.as_slice()).unwrap_or_default();
+        let names = taken.first().map(|metrics| metrics.objective.as_slice()).unwrap_or_default();
         let objective = names.iter().enumerate();
         Self {
             steps: steps.len() as u64,
-            skipped: steps.iter().filter(|figures| figures.skipped).count() as u64,
-            first_loss: steps.first().map_or(f64::NAN, |figures| figures.loss),
-            loss: mean(&|figures| figures.loss),
-            tokens: steps.iter().map(|figures| figures.tokens as u64).sum(),
-            seconds: steps.iter().map(|figures| figures.seconds).sum(),
+            skipped: steps.iter().filter(|metrics| metrics.skipped).count() as u64,
+            first_loss: steps.first().map_or(f64::NAN, |metrics| metrics.loss),
+            loss: mean(&|metrics| metrics.loss),
+            tokens: steps.iter().map(|metrics| metrics.tokens as u64).sum(),
+            seconds: steps.iter().map(|metrics| metrics.seconds).sum(),
             objective: objective.map(|(i, (name, _))| (name.clone(), mean(&|f| f.objective[i].1))).collect(),
         }
     }

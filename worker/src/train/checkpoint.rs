@@ -1,0 +1,151 @@
+//! Checkpoints of a training phase, from which it resumes on any number of ranks.
+//!
+//! Each rank saves one shard: some of the parameters, and its shard of the optimizer's state. Batches follow from (seed,
+//! round, epoch) and the step number, so neither a data cursor nor the state of a random generator is saved.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::StepMetrics;
+use crate::model::weights::{self, Checkpoint};
+use crate::model::{ModelError, ModelFilesError};
+
+pub(super) const PARAMETER: &str = "parameter.";
+/// AdamW's first moments.
+pub(super) const MEAN: &str = "exp_avg.";
+/// AdamW's second moments.
+pub(super) const SQUARE: &str = "exp_avg_sq.";
+/// The key of the checkpoint's metadata in a safetensors file.
+const METADATA: &str = "foil";
+
+/// One rank's shard of a checkpoint, in host memory.
+#[derive(Debug)]
+pub struct CheckpointShard {
+    pub(super) metadata: CheckpointMetadata,
+    pub(super) tensors: Vec<(String, Tensor)>,
+}
+
+/// A shard's metadata.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct CheckpointMetadata {
+    /// Steps taken, skipped ones included.
+    pub step: u64,
+    /// Steps of the phase.
+    pub steps: u64,
+    /// Steps that were not skipped.
+    pub updates: u64,
+    pub rank: usize,
+    pub world: usize,
+    /// The micro-batch size that fitted in memory. Another one would round a batch's sums differently.
+    pub micro_batch_tokens: usize,
+    /// Metrics of all steps so far.
+    #[serde(alias = "figures")]
+    pub metrics: Vec<StepMetrics>,
+}
+
+impl CheckpointShard {
+    /// Steps taken.
+    pub fn step(&self) -> u64 {
+        self.metadata.step
+    }
+
+    /// Writes a safetensors file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), ModelError> {
+        let metadata = serde_json::to_string(&self.metadata).map_err(ModelError::json(path))?;
+        let tensors = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        weights::write_with_metadata(path, tensors, (METADATA, &metadata))
+    }
+}
+
+/// The shards of all ranks after one step.
+#[derive(Debug)]
+pub struct LoadedCheckpoint {
+    pub metadata: CheckpointMetadata,
+    shards: Vec<Checkpoint>,
+}
+
+impl LoadedCheckpoint {
+    /// Opens the shards of all ranks, in the order of ranks.
+    ///
+    /// # Errors
+    /// Files that are incomplete, or not the shards of one checkpoint.
+    pub fn open(paths: &[PathBuf]) -> Result<Self, ModelError> {
+        let mut shards = Vec::new();
+        let mut first: Option<CheckpointMetadata> = None;
+        for (rank, path) in paths.iter().enumerate() {
+            let shard = Checkpoint::open_file(path)?;
+            let metadata: CheckpointMetadata =
+                serde_json::from_str(shard.metadata(METADATA).unwrap_or_default())
+                    .map_err(ModelError::json(path))?;
+            let step = first.as_ref().map_or(metadata.step, |first| first.step);
+            if (metadata.rank, metadata.world, metadata.step) != (rank, paths.len(), step) {
+                let reason = format!(
+                    "it is rank {} of {} after step {}, expected rank {rank} of {} after step {step}",
+                    metadata.rank,
+                    metadata.world,
+                    metadata.step,
+                    paths.len()
+                );
+                return Err(ModelFilesError::Weights { path: path.clone(), reason }.into());
+            }
+            first.get_or_insert(metadata);
+            shards.push(shard);
+        }
+        let none = || ModelError::from(ModelFilesError::tensor("(all)", "the checkpoint has no shards"));
+        Ok(Self { metadata: first.ok_or_else(none)?, shards })
+    }
+
+    /// Reads a tensor from the shard that has it, as fp32 on the CPU.
+    pub(super) fn read(&self, name: &str) -> Result<Tensor, ModelError> {
+        let shard = self.shards.iter().find(|shard| shard.contains(name));
+        let missing = || ModelError::from(ModelFilesError::tensor(name, "no shard has it"));
+        shard.ok_or_else(missing)?.read(name)
+    }
+}
+
+/// A rank's requests for the end of a step. All ranks serve any rank's request, after the same step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepRequests {
+    /// Save a checkpoint.
+    pub checkpoint: bool,
+    /// Save a checkpoint and stop.
+    pub stop: bool,
+}
+
+/// Saves and loads the checkpoints of a phase.
+pub trait Checkpointer {
+    /// The checkpoint to resume from, if there is one.
+    fn load(&mut self) -> Option<LoadedCheckpoint>;
+
+    /// This rank's requests, asked before each step; steps count from 1.
+    fn requests(&mut self, step: u64) -> StepRequests;
+
+    /// Saves this rank's shard, in the background if it can; may block until earlier shards are saved.
+    ///
+    /// # Errors
+    /// This shard or an earlier one could not be saved.
+    fn save(&mut self, shard: CheckpointShard) -> Result<(), super::TrainError>;
+}
+
+/// Saves no checkpoints.
+#[derive(Debug, Clone, Copy)]
+pub struct NoCheckpoints;
+
+impl Checkpointer for NoCheckpoints {
+    fn load(&mut self) -> Option<LoadedCheckpoint> {
+        None
+    }
+
+    fn requests(&mut self, _: u64) -> StepRequests {
+        StepRequests::default()
+    }
+
+    fn save(&mut self, _: CheckpointShard) -> Result<(), super::TrainError> {
+        Ok(())
+    }
+}
