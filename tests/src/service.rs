@@ -180,7 +180,7 @@ impl Service {
 
     /// The coordinator's view of the job.
     pub fn job(&self, id: &str) -> Value {
-        serde_json::from_str(&self.foil(&["get", id, "--json"])).expect("a job in JSON")
+        serde_json::from_str(&self.foil(&["get", id, "-o", "json"])).expect("a job in JSON")
     }
 
     /// The weights of one of the job's models, pulled with the client `command`.

@@ -38,7 +38,7 @@ fn submit_watch_list_and_pull() {
     let id = service.submit_letters(Command::new(foil()));
     let watched: Value = serde_json::from_str(&service.foil(&["watch", &id, "--json"])).expect("JSON");
     assert!(service.foil(&["list"]).contains(&id));
-    let listed: Value = serde_json::from_str(&service.foil(&["list", "--json"])).expect("JSON");
+    let listed: Value = serde_json::from_str(&service.foil(&["list", "-o", "json"])).expect("JSON");
     for told in [&watched, &listed["jobs"][0], &service.job(&id)] {
         assert!(told["job"] == id.as_str() && told["state"] == "succeeded", "one spelling: {told}");
     }
@@ -78,7 +78,7 @@ fn an_id_that_cannot_be_printed_is_in_the_error() {
     submit.args(["submit", letters_job()]).env("FOIL_COORDINATOR", service.urls()).stdout(full);
     let output = submit.output().expect("foil starts");
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    let listed: Value = serde_json::from_str(&service.foil(&["list", "--json"])).expect("JSON");
+    let listed: Value = serde_json::from_str(&service.foil(&["list", "-o", "json"])).expect("JSON");
     let id = listed["jobs"][0]["job"].as_str().expect("a job");
     assert!(output.status.code() == Some(1) && told.contains(id), "{told}");
 

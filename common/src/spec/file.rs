@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use foil_proto::v1;
 use serde_json::{Map, Value};
 
+use super::contract::JOB_SPEC;
 use super::preset::{self, merge};
 use super::reference::is_stored;
 use super::{Job, SpecError, schema};
@@ -64,7 +65,7 @@ fn absolute(path: &Path) -> Result<PathBuf, SpecError> {
 }
 
 fn parse(text: &str, base: &Path) -> Result<Value, SpecError> {
-    let mut value = schema::normalize("", schema::JOB_SPEC, yaml(text)?)?;
+    let mut value = schema::normalize("", JOB_SPEC, yaml(text)?)?;
     if value.is_null() {
         value = Value::Object(Map::new());
     }
@@ -88,7 +89,7 @@ fn parse_setting(setting: &str, here: &Path) -> Result<Value, SpecError> {
         object.insert(name.to_owned(), value);
         Value::Object(object)
     });
-    let mut value = schema::normalize("", schema::JOB_SPEC, nested)?;
+    let mut value = schema::normalize("", JOB_SPEC, nested)?;
     resolve_paths(&mut value, here);
     Ok(value)
 }

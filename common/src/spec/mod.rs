@@ -6,9 +6,13 @@
 mod bounds;
 mod check;
 mod choice;
+mod contract;
 mod data;
 mod error;
 pub mod file;
+#[cfg(test)]
+mod generated;
+mod json_schema;
 mod lora;
 mod method;
 mod name;
@@ -29,6 +33,7 @@ mod text;
 
 pub use data::{Data, EvaluationData, Generator, GeneratorName, GoldPreferences, Limits};
 pub use error::SpecError;
+pub use json_schema::json_schema;
 pub use lora::{Lora, LoraTarget};
 pub use method::*;
 pub use name::JobName;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::SpecError;
 use super::check::{self, unknown_choice};
 use super::choice::choices;
-use super::schema::{self, JOB_SPEC, Kind};
+use super::contract::{self, JOB_SPEC, Kind};
 
 choices! {
     /// A published setting to start from, or a control of the job beside it.
@@ -154,7 +154,7 @@ fn contradict(at: &str, message: &str, preset: &Value, given: &Value, found: &mu
         (Value::Object(fields), Value::Object(given)) => {
             let is_given = |name: &str| given.get(name).is_some_and(|value| !value.is_null());
             for (name, field) in fields {
-                let siblings = schema::siblings(message, name);
+                let siblings = contract::siblings(message, name);
                 let other = siblings.and_then(|(oneof, others)| {
                     Some((oneof, others.into_iter().find(|other| is_given(other))?))
                 });
@@ -206,7 +206,7 @@ fn is_given(value: &Value, path: &str) -> bool {
     let (mut value, mut message) = (value, JOB_SPEC);
     for name in path.split('.') {
         match value.get(name) {
-            None => return schema::members(message, name).iter().any(|member| value.get(member).is_some()),
+            None => return contract::members(message, name).iter().any(|member| value.get(member).is_some()),
             Some(Value::Null) => return true,
             Some(inner_value) => (value, message) = (inner_value, inner(message, name)),
         }
@@ -233,7 +233,7 @@ fn merge_message(message: &str, base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (name, value) in over {
-                if let Some((_, others)) = schema::siblings(message, &name)
+                if let Some((_, others)) = contract::siblings(message, &name)
                     && !value.is_null()
                 {
                     base.retain(|field, _| !others.contains(&field.as_str()));
@@ -247,7 +247,7 @@ fn merge_message(message: &str, base: &mut Value, over: Value) {
 
 /// The message that a field of `message` holds; empty if it holds none.
 fn inner<'a>(message: &str, field: &str) -> &'a str {
-    match schema::kind(message, field) {
+    match contract::kind(message, field) {
         Some(Kind::Message(inner)) => inner,
         _ => "",
     }

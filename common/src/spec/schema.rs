@@ -1,103 +1,12 @@
-//! The shape of a job file, read from the wire contract's own descriptors: it names unknown fields and wrong types
-//! by their path before protobuf's JSON mapping sees them.
+//! Checks of a job file's shape: they name unknown fields and wrong types by their path before protobuf's JSON mapping sees
+//! them.
 
-use std::collections::HashMap;
-use std::sync::OnceLock;
-
-use foil_proto::FILE_DESCRIPTOR_SET;
-use prost::Message;
-use prost_types::field_descriptor_proto::{Label, Type};
-use prost_types::{FieldDescriptorProto, FileDescriptorSet};
 use serde_json::{Map, Number, Value};
 
 use super::SpecError;
 use super::check::{path, unknown_choice};
+use super::contract::{self, Field, JOB_SPEC, Kind, fields, members, siblings};
 use super::synonyms;
-
-pub(crate) const JOB_SPEC: &str = ".foil.v1.JobSpec";
-
-#[derive(Debug)]
-pub(super) struct Field {
-    pub(super) name: String,
-    pub(super) kind: Kind,
-    repeated: bool,
-    /// The `oneof` that it is a member of.
-    oneof: Option<String>,
-}
-
-#[derive(Debug)]
-pub(super) enum Kind {
-    Text,
-    Flag,
-    Count,
-    Real,
-    Message(String),
-}
-
-type Schema = HashMap<String, Vec<Field>>;
-
-fn schema() -> &'static Schema {
-    static SCHEMA: OnceLock<Schema> = OnceLock::new();
-    SCHEMA.get_or_init(|| {
-        let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("the build wrote these descriptors");
-        let messages = set.file.iter().flat_map(|file| {
-            file.message_type
-                .iter()
-                .map(|message| (format!(".{}.{}", file.package(), message.name()), message))
-        });
-        messages
-            .map(|(name, message)| {
-                let oneof = |field: &FieldDescriptorProto| {
-                    // An `optional` field is the only member of a `oneof` that the compiler makes up.
-                    let index = field.oneof_index.filter(|_| !field.proto3_optional())?;
-                    Some(message.oneof_decl.get(usize::try_from(index).ok()?)?.name().to_owned())
-                };
-                let fields = message.field.iter().map(|field| Field {
-                    name: field.name().to_owned(),
-                    kind: match field.r#type() {
-                        Type::String => Kind::Text,
-                        Type::Bool => Kind::Flag,
-                        Type::Double | Type::Float => Kind::Real,
-                        Type::Message => Kind::Message(field.type_name().to_owned()),
-                        _ => Kind::Count,
-                    },
-                    repeated: field.label() == Label::Repeated,
-                    oneof: oneof(field),
-                });
-                (name, fields.collect())
-            })
-            .collect()
-    })
-}
-
-/// The fields of `message`.
-pub(super) fn fields(message: &str) -> &'static [Field] {
-    schema().get(message).map(Vec::as_slice).unwrap_or_default()
-}
-
-/// The kind of a field of `message`.
-pub(super) fn kind(message: &str, field: &str) -> Option<&'static Kind> {
-    fields(message).iter().find(|known| known.name == field).map(|known| &known.kind)
-}
-
-/// The names of the members of `oneof`, in order; none if `message` has no such `oneof`.
-pub(super) fn members(message: &str, oneof: &str) -> Vec<&'static str> {
-    let members = fields(message).iter().filter(|field| field.oneof.as_deref() == Some(oneof));
-    members.map(|field| field.name.as_str()).collect()
-}
-
-/// The `oneof` that `field` is a member of, and the other members.
-pub(super) fn siblings(message: &str, field: &str) -> Option<(&'static str, Vec<&'static str>)> {
-    let oneof = fields(message).iter().find(|known| known.name == field)?.oneof.as_deref()?;
-    let mut others = members(message, oneof);
-    others.retain(|name| *name != field);
-    Some((oneof, others))
-}
-
-#[cfg(test)]
-pub(super) fn is_repeated(message: &str, field: &str) -> bool {
-    schema()[message].iter().any(|known| known.name == field && known.repeated)
-}
 
 /// Checks `value` against `message` and gives it back in the form protobuf's JSON mapping reads: a single value
 /// of a list field becomes a list of one, and a `oneof` that is given by the name of a member (`method: dpo`) becomes that
@@ -179,7 +88,7 @@ pub(crate) fn is_text(field: &str) -> bool {
     let mut message = JOB_SPEC;
     let mut names = field.split('.').peekable();
     while let Some(name) = names.next() {
-        let found = schema().get(message).and_then(|fields| fields.iter().find(|field| field.name == name));
+        let found = contract::field(message, name);
         match found.map(|field| &field.kind) {
             Some(Kind::Message(next)) => message = next,
             Some(Kind::Text) => return names.peek().is_none() && found.is_some_and(|field| !field.repeated),

@@ -2,7 +2,7 @@
 //! or a misspelling.
 
 use super::check::{nearest, one_of};
-use super::schema::{self, Kind};
+use super::contract::{self, Kind, short};
 
 /// Fields by their names in TRL, Transformers, PEFT, torch, OpenRLHF and verl, and by earlier names; paths from the block on.
 const SYNONYMS: [(&str, &str, &str); 29] = [
@@ -42,8 +42,8 @@ pub(super) fn hint(message: &str, field: &str) -> Option<String> {
     if let Some(meant) = synonym(message, field) {
         return Some(format!("it is called {meant}"));
     }
-    let inner = schema::fields(message).iter().filter_map(|known| match &known.kind {
-        Kind::Message(inner) if schema::kind(inner, field).is_some() => {
+    let inner = contract::fields(message).iter().filter_map(|known| match &known.kind {
+        Kind::Message(inner) if contract::kind(inner, field).is_some() => {
             Some(format!("{}.{field}", known.name))
         }
         _ => None,
@@ -53,20 +53,20 @@ pub(super) fn hint(message: &str, field: &str) -> Option<String> {
         let inner: Vec<&str> = inner.iter().map(String::as_str).collect();
         return Some(format!("it is a setting of another block: {}", one_of(&inner)));
     }
-    let renamed = schema::fields(message).iter().find_map(|known| match &known.kind {
+    let renamed = contract::fields(message).iter().find_map(|known| match &known.kind {
         Kind::Message(inner) => Some((known.name.as_str(), synonym(inner, field)?)),
         _ => None,
     });
     if let Some((block, meant)) = renamed {
         return Some(format!("it is a setting of another block: {block}.{meant}"));
     }
-    let names = schema::fields(message).iter().map(|field| field.name.as_str());
+    let names = contract::fields(message).iter().map(|field| field.name.as_str());
     nearest(field, names).map(|name| format!("did you mean {name}?"))
 }
 
 /// Foil's name of a field that others call `field`.
 fn synonym(message: &str, field: &str) -> Option<&'static str> {
-    let block = message.rsplit('.').next().unwrap_or(message);
+    let block = short(message);
     SYNONYMS.iter().find(|(at, name, _)| *at == block && *name == field).map(|(.., meant)| *meant)
 }
 
@@ -78,11 +78,11 @@ mod tests {
     fn every_synonym_leads_to_a_field() {
         for (block, name, meant) in SYNONYMS {
             let message = format!(".foil.v1.{block}");
-            assert!(schema::kind(&message, name).is_none(), "{block}.{name} is a field");
+            assert!(contract::kind(&message, name).is_none(), "{block}.{name} is a field");
             for meant in meant.split(" or ") {
                 let mut at = Some(message.as_str());
                 for step in meant.split('.') {
-                    let kind = at.and_then(|at| schema::kind(at, step));
+                    let kind = at.and_then(|at| contract::kind(at, step));
                     assert!(kind.is_some(), "{block}.{meant}");
                     at = kind.and_then(|kind| match kind {
                         Kind::Message(inner) => Some(inner.as_str()),

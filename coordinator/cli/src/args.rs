@@ -10,18 +10,21 @@ use foil_common::{listen, telemetry};
 use super::client::Client;
 use super::tls_args::{ClientTlsArgs, ServerTlsArgs};
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
 Examples:
   foil run deploy/jobs/letters.yaml            a small job on this machine
   foil run JOB.yaml --ranks 2 --set rounds=3   your own job, with settings that override the file's
   foil inspect JOB.yaml                        the data as the models will read it
   foil plan JOB.yaml --device-memory 80GiB     its phases, and whether they fit a rank's memory
   foil serve --store DIR                       a coordinator for many jobs; foil-worker on each host
-  foil submit JOB.yaml && foil watch NAME      submits to it; NAME is the name in the job file";
+  foil submit JOB.yaml && foil watch NAME      submits to it; NAME is the name in the job file
+
+Exit status: 0 on success; 1 on failure, also of the job that `run` or `watch` followed; 2 for wrong usage; 3 if `conform` could
+not make all checks; 129, 130 or 143 if `run` was stopped by SIGHUP, SIGINT or SIGTERM: the same command resumes the job.";
 
 /// Adversarial Preference Optimization as a service: trains a reward model and a language model against each other.
 #[derive(Debug, Parser)]
-#[command(name = "foil", version, arg_required_else_help = true, max_term_width = 110, after_help = EXAMPLES)]
+#[command(name = "foil", version, arg_required_else_help = true, max_term_width = 110, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -72,7 +75,7 @@ pub(crate) enum Command {
     /// Prints a job: its state, its rounds and its specification with all defaults filled in.
     Get(JobArgs),
     /// Follows a job to its end and shows its progress. May be interrupted and restarted at any time.
-    Watch(JobArgs),
+    Watch(WatchArgs),
     /// Cancels a job. At least 4 characters of its id are required.
     Cancel(JobArgs),
     /// Lists a job's artifacts.
@@ -82,6 +85,10 @@ pub(crate) enum Command {
     /// Checks a result directory: its files, tokens and template, and the computations of Foil and transformers. The exit
     /// status is 0 if all checks passed, 1 if one failed, 3 if none failed but not all could be made.
     Conform(ConformArgs),
+    /// Prints the JSON Schema of the job file, for editors.
+    Schema,
+    /// Prints a completion script for a shell: `source <(foil completion bash)`.
+    Completion(CompletionArgs),
     /// Reads a submitted job's inputs; started by the coordinator.
     #[command(hide = true)]
     ResolveInputs(ResolveInputsArgs),
@@ -144,9 +151,8 @@ pub(crate) struct PlanArgs {
     /// Check whether all phases fit a device of this size, for example 80GiB, 24GB or 512MiB.
     #[arg(long, value_name = "SIZE", value_parser = crate::size::bytes)]
     pub(crate) device_memory: Option<u64>,
-    /// Print only one JSON object on standard output.
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -238,9 +244,8 @@ impl ClientArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
-    /// Print only one JSON object on standard output.
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
 }
@@ -273,11 +278,43 @@ pub(crate) struct JobArgs {
     /// The job's id, a prefix of it, or the job's name (its newest job).
     #[arg(value_parser = job_reference)]
     pub(crate) job: String,
-    /// Print only one JSON object on standard output.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// The job's id, a prefix of it, or the job's name (its newest job).
+    #[arg(value_parser = job_reference)]
+    pub(crate) job: String,
+    /// Print only one final JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// Format of the output.
+    #[arg(id = "output", short = 'o', long = "output", value_enum, value_name = "FORMAT", default_value_t = Output::Table)]
+    pub(crate) format: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people, within 80 columns if names are short.
+    Table,
+    /// A table with all its columns.
+    Wide,
+    /// One JSON object.
+    Json,
+    /// The same object as YAML.
+    Yaml,
+    /// Ids or names alone, one a line.
+    Name,
 }
 
 #[derive(Debug, Args)]
@@ -305,6 +342,19 @@ pub(crate) struct ConformArgs {
     /// Print only one JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    #[arg(value_enum, value_name = "SHELL")]
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 #[cfg(test)]

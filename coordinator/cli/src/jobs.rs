@@ -1,40 +1,69 @@
 //! Commands on jobs: list, get, artifacts, watch, cancel.
 
+use std::time::SystemTime;
+
 use anyhow::{Result, bail};
 use foil_proto::v1;
 use serde_json::json;
 
-use super::args::{JobArgs, ListArgs};
+use super::args::{ClientArgs, JobArgs, ListArgs, Output, WatchArgs};
 use super::client::{Client, is_ended};
 use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
-use super::{stdout, terminal, watch};
+use super::{output, stdout, terminal, watch};
 
 pub(crate) async fn list(args: &ListArgs) -> Result<()> {
     let jobs = args.client.connect()?.list().await?;
-    if args.json {
-        stdout::json(&json!({ "jobs": jobs.iter().map(report::json).collect::<Result<Vec<_>, _>>()? }))?;
-        return Ok(());
+    let value = || {
+        let jobs: Result<Vec<_>, _> = jobs.iter().map(report::json).collect();
+        Ok(json!({ "jobs": jobs? }))
+    };
+    if output::structured(args.output.format, value, || jobs.iter().map(|job| job.id.clone()))? {
+        let rows = if args.output.format == Output::Wide { wide(&jobs) } else { narrow(&jobs, now()) };
+        stdout::line(&report::align(&rows))?;
     }
-    let mut rows = vec![["ID", "NAME", "STATE", "PHASE", "DONE", "SUBMITTED"].map(str::to_owned).to_vec()];
-    if jobs.iter().any(|job| job.waiting.is_some()) {
-        rows[0].push("WAITING".to_owned());
-    }
-    for job in &jobs {
-        rows.push(vec![
+    Ok(())
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// A line for each job that fits 80 columns if its name has at most 27 characters.
+fn narrow(jobs: &[v1::Job], now: i64) -> Vec<Vec<String>> {
+    let mut rows = vec![["ID", "NAME", "STATE", "DONE", "AGE"].map(str::to_owned).to_vec()];
+    rows.extend(jobs.iter().map(|job| {
+        vec![
             job.id.clone(),
             job.name.clone(),
             report::state_name(job),
-            if job.phase.is_empty() { "–".to_owned() } else { job.phase.clone() },
             format!("{}/{}", job.phases_done, job.phases_total),
-            job.submitted_at.as_ref().map(time).unwrap_or_default(),
-        ]);
-        if let (Some(row), Some(waiting)) = (rows.last_mut(), &job.waiting) {
-            row.push(waiting.reason.clone());
-        }
-    }
-    stdout::line(&report::align(&rows))?;
-    Ok(())
+            job.submitted_at.as_ref().map(|at| output::age(now - at.seconds)).unwrap_or_default(),
+        ]
+    }));
+    rows
+}
+
+fn wide(jobs: &[v1::Job]) -> Vec<Vec<String>> {
+    let head = ["ID", "NAME", "STATE", "PHASE", "DONE", "ATTEMPT", "SUBMITTED", "ENDED", "WAITING"];
+    let or_dash = |text: String| if text.is_empty() { "–".to_owned() } else { text };
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(jobs.iter().map(|job| {
+        vec![
+            job.id.clone(),
+            job.name.clone(),
+            report::state_name(job),
+            or_dash(job.phase.clone()),
+            format!("{}/{}", job.phases_done, job.phases_total),
+            job.attempt.to_string(),
+            or_dash(job.submitted_at.as_ref().map(time).unwrap_or_default()),
+            or_dash(job.ended_at.as_ref().map(time).unwrap_or_default()),
+            or_dash(job.waiting.as_ref().map(|waiting| waiting.reason.clone()).unwrap_or_default()),
+        ]
+    }));
+    rows
 }
 
 /// A time in RFC 3339, UTC, to the second.
@@ -46,9 +75,8 @@ fn time(at: &impl serde::Serialize) -> String {
 }
 
 pub(crate) async fn get(args: &JobArgs) -> Result<()> {
-    let job = find(args).await?.1;
-    if args.json {
-        stdout::json(&report::json(&job)?)?;
+    let job = find(&args.job, &args.client).await?.1;
+    if !output::structured(args.output.format, || report::json(&job), || [job.id.clone()])? {
         return Ok(());
     }
     stdout::line(&format!(
@@ -78,32 +106,42 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         stdout::line(&format!("\n{}", report::outline(spec)))?;
         stdout::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
     }
+    if args.output.format == Output::Wide && !job.artifacts.is_empty() {
+        stdout::line(&format!("\n{}", report::align(&artifact_rows(&job, true))))?;
+    }
     Ok(())
 }
 
 pub(crate) async fn artifacts(args: &JobArgs) -> Result<()> {
-    let job = find(args).await?.1;
-    if args.json {
-        stdout::json(&serde_json::to_value(&job.artifacts)?)?;
-        return Ok(());
+    let job = find(&args.job, &args.client).await?.1;
+    let format = args.output.format;
+    let names = || job.artifacts.iter().map(|artifact| artifact.name.clone());
+    if output::structured(format, || serde_json::to_value(&job.artifacts), names)? {
+        stdout::line(&report::align(&artifact_rows(&job, format == Output::Wide)))?;
     }
-    let mut rows = vec![["NAME", "KIND", "PHASE", "FILES", "BYTES"].map(str::to_owned).to_vec()];
-    for artifact in &job.artifacts {
-        rows.push(vec![
-            artifact.name.clone(),
-            artifact.kind.clone(),
-            artifact.phase.clone(),
-            artifact.objects.len().to_string(),
-            artifact.objects.iter().map(|object| object.size).sum::<u64>().to_string(),
-        ]);
-    }
-    stdout::line(&report::align(&rows))?;
     Ok(())
 }
 
-pub(crate) async fn watch(args: &JobArgs) -> Result<()> {
+fn artifact_rows(job: &v1::Job, wide: bool) -> Vec<Vec<String>> {
+    let head = ["NAME", "KIND", "FILES", "BYTES", "ROUND", "ATTEMPT", "PHASE"];
+    let rows = job.artifacts.iter().map(|artifact| {
+        [
+            artifact.name.clone(),
+            artifact.kind.clone(),
+            artifact.objects.len().to_string(),
+            artifact.objects.iter().map(|object| object.size).sum::<u64>().to_string(),
+            artifact.round.to_string(),
+            artifact.attempt.to_string(),
+            artifact.phase.clone(),
+        ]
+    });
+    let columns = if wide { head.len() } else { 4 };
+    std::iter::once(head.map(str::to_owned)).chain(rows).map(|row| row[..columns].to_vec()).collect()
+}
+
+pub(crate) async fn watch(args: &WatchArgs) -> Result<()> {
     let started = std::time::Instant::now();
-    let (client, job) = find(args).await?;
+    let (client, job) = find(&args.job, &args.client).await?;
     let mut progress = Progress::new(args.json);
     let job = watch::follow(&client, &job.id, &mut progress).await?;
     progress.finish();
@@ -130,9 +168,7 @@ pub(crate) async fn cancel(args: &JobArgs) -> Result<()> {
         bail!("job {} has already ended: {}", job.id, report::state_name(&job));
     }
     let job = client.cancel(&job.id).await?;
-    if args.json {
-        stdout::json(&report::json(&job)?)?;
-    } else {
+    if output::structured(args.output.format, || report::json(&job), || [job.id.clone()])? {
         stdout::line(&format!("{}: {}", job.id, report::state_name(&job)))?;
     }
     Ok(())
@@ -146,8 +182,37 @@ pub(crate) fn require_success(job: &v1::Job) -> Result<()> {
     }
 }
 
-async fn find(args: &JobArgs) -> Result<(Client, v1::Job)> {
-    let client = args.client.connect()?;
-    let job = client.find(&args.job).await?;
+async fn find(job: &str, args: &ClientArgs) -> Result<(Client, v1::Job)> {
+    let client = args.connect()?;
+    let job = client.find(job).await?;
     Ok((client, job))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_fits_80_columns() {
+        let mut job = v1::Job {
+            id: "01m8jcg9k3v7t2x5w8y1z4a6b9".into(),
+            name: "llama-7b-apo-helpful".into(),
+            phase: "r02.policy.generate".into(),
+            phases_done: 12,
+            phases_total: 130,
+            submitted_at: Some(Default::default()),
+            waiting: Some(v1::JobWait { reason: "waits for 8 cuda devices".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        job.set_state(v1::JobState::Cancelling);
+        let jobs = [job];
+        let table = report::align(&narrow(&jobs, 3 * 86_400));
+        let expected = "01m8jcg9k3v7t2x5w8y1z4a6b9  llama-7b-apo-helpful  cancelling  12/130  3d";
+        assert_eq!(table.lines().nth(1), Some(expected));
+        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+        let table = report::align(&wide(&jobs));
+        for column in ["r02.policy.generate", "1970-01-01T00:00:00Z", "waits for 8 cuda devices"] {
+            assert!(table.contains(column), "{table}");
+        }
+    }
 }

@@ -4,6 +4,7 @@
 
 mod args;
 mod client;
+mod completion;
 mod conform;
 mod download;
 mod error_location;
@@ -11,6 +12,7 @@ mod inputs;
 mod inspect;
 mod jobs;
 mod local_file;
+mod output;
 mod plan;
 mod progress;
 mod pull;
@@ -53,8 +55,7 @@ fn main() -> ExitCode {
     code
 }
 
-/// Runs the command line and returns the exit status: 0 on success, 1 on failure, 2 for wrong usage, 128 plus the signal's
-/// number if a run was stopped.
+/// Runs the command line and returns the exit status, as listed in `foil --help`.
 async fn command() -> ExitCode {
     let cli = Cli::parse();
     let format = cli.log_format.into();
@@ -88,6 +89,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Artifacts(args) => jobs::artifacts(&args).await?,
         Command::Pull(args) => pull::pull(&args).await?,
         Command::Conform(args) => return conform::conform(&args).await,
+        Command::Schema => stdout::line(&format!("{:#}", foil_common::spec::json_schema()))?,
+        Command::Completion(args) => completion::completion(&args)?,
         Command::ResolveInputs(args) => {
             let limits = Limits { memory: args.memory, cpu: Duration::from_secs(args.cpu_seconds) };
             resolve::child::main(&args.store, limits).await?;

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use foil_common::spec;
 use foil_proto::v1::{self, job_event, jobs_server::Jobs};
@@ -9,11 +10,13 @@ use futures::stream::{self, Stream, StreamExt};
 use prost::Message;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
-use tonic_types::{ErrorDetails, StatusExt};
+use tonic_types::ErrorDetails;
 
 use super::limits::{bounded_warnings, check_spec};
 use super::lineage;
-use super::status::{bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, stopped, too_large};
+use super::status::{
+    bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, status, stopped, too_large,
+};
 use crate::driver::{Found, Handle, Query, Subscription};
 use crate::job::pages::{self, Cursor, PAGE_BYTES, Page};
 use crate::job::{JobState, Submitted};
@@ -301,8 +304,9 @@ fn ends(event: &v1::JobEvent) -> bool {
 
 fn too_slow(missed: u64) -> Status {
     let message = format!("this reader fell {missed} events behind; watch again from the last revision seen");
-    let details = ErrorDetails::with_quota_failure_violation("watch", message.clone());
-    Status::with_error_details(Code::ResourceExhausted, message, details)
+    let mut details = ErrorDetails::with_quota_failure_violation("watch", message.clone());
+    details.set_retry_info(Some(Duration::ZERO));
+    status(Code::ResourceExhausted, "WATCH_TOO_SLOW", message, details)
 }
 
 #[cfg(test)]

@@ -16,9 +16,11 @@ use crate::plan::TooLarge;
 use crate::resolve::ResolveError;
 use crate::schedule::ProtocolError;
 
-/// Domain of `ErrorInfo`, by whose `reason` clients and ranks distinguish errors.
-const DOMAIN: &str = "foil";
-const STALE_ATTEMPT: &str = "STALE_ATTEMPT";
+/// Domain of `ErrorInfo`, by whose `reason` clients and ranks distinguish errors. proto/README.md lists the reasons.
+pub(crate) const DOMAIN: &str = "foil";
+pub(crate) const STALE_ATTEMPT: &str = "STALE_ATTEMPT";
+const INVALID_FIELD: &str = "INVALID_FIELD";
+const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
 /// Delay after which a client should retry.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
@@ -50,24 +52,35 @@ pub(crate) fn echo(text: &str) -> String {
     text
 }
 
+/// A status whose `ErrorInfo` gives the reason.
+pub(crate) fn status(
+    code: Code,
+    reason: &str,
+    message: impl Into<String>,
+    mut details: ErrorDetails,
+) -> Status {
+    details.set_error_info(reason, DOMAIN, HashMap::new());
+    Status::with_error_details(code, message, details)
+}
+
 pub(crate) fn bad_field(field: &str, problem: &str) -> Status {
     let problem = &short(problem);
     let details = ErrorDetails::with_bad_request_violation(field, problem);
-    Status::with_error_details(Code::InvalidArgument, format!("{field}: {problem}"), details)
+    status(Code::InvalidArgument, INVALID_FIELD, format!("{field}: {problem}"), details)
 }
 
 pub(crate) fn bad_spec(error: &SpecError) -> Status {
     let field = error.field_path().map_or_else(|| "spec".to_owned(), |path| format!("spec.{path}"));
     let message = short(error.to_string());
     let details = ErrorDetails::with_bad_request_violation(echo(&field), message.clone());
-    Status::with_error_details(Code::InvalidArgument, message, details)
+    status(Code::InvalidArgument, INVALID_FIELD, message, details)
 }
 
 pub(crate) fn too_large(error: &TooLarge) -> Status {
     let message = error.to_string();
     let details =
         ErrorDetails::with_bad_request_violation(format!("spec.{}", error.field()), message.clone());
-    Status::with_error_details(Code::InvalidArgument, message, details)
+    status(Code::InvalidArgument, INVALID_FIELD, message, details)
 }
 
 /// Status for inputs that cannot be used, or that cannot be read at present.
@@ -76,16 +89,16 @@ pub(crate) fn bad_input(error: &ResolveError) -> Status {
     match (error.field(), error) {
         (Some(field), _) => {
             let details = ErrorDetails::with_bad_request_violation(format!("spec.{field}"), message.clone());
-            Status::with_error_details(Code::InvalidArgument, message, details)
+            status(Code::InvalidArgument, INVALID_FIELD, message, details)
         }
         (None, ResolveError::Busy { .. }) => {
             let mut details = ErrorDetails::with_quota_failure_violation("submissions", message.clone());
             details.set_retry_info(Some(RETRY_AFTER));
-            Status::with_error_details(Code::ResourceExhausted, message, details)
+            status(Code::ResourceExhausted, "TOO_MANY_SUBMISSIONS", message, details)
         }
         (None, _) if error.is_transient() => {
             let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
-            Status::with_error_details(Code::Unavailable, message, retry)
+            status(Code::Unavailable, STORE_UNAVAILABLE, message, retry)
         }
         (None, _) if error.is_store_error() => Status::failed_precondition(message),
         (None, _) => Status::internal(message),
@@ -96,7 +109,7 @@ pub(crate) fn no_job(id: &str) -> Status {
     let id = &echo(id);
     let message = format!("there is no job {id}");
     let details = ErrorDetails::with_resource_info("job", id, "", message.clone());
-    Status::with_error_details(Code::NotFound, message, details)
+    status(Code::NotFound, "JOB_NOT_FOUND", message, details)
 }
 
 pub(crate) fn other_spec(request_id: &str, job: &str) -> Status {
@@ -104,36 +117,37 @@ pub(crate) fn other_spec(request_id: &str, job: &str) -> Status {
         "the request id {request_id} belongs to job {job} with another specification; give each submission an id of its own"
     );
     let details = ErrorDetails::with_resource_info("job", job, "", message.clone());
-    Status::with_error_details(Code::AlreadyExists, message, details)
+    status(Code::AlreadyExists, "REQUEST_ID_REUSED", message, details)
 }
 
 /// Status for an agent whose name is taken.
 pub(crate) fn name_taken(taken: &NameTaken) -> Status {
     let message = taken.to_string();
     let details = ErrorDetails::with_resource_info("agent", &taken.agent, &taken.host, message.clone());
-    Status::with_error_details(Code::AlreadyExists, message, details)
+    status(Code::AlreadyExists, "AGENT_NAME_TAKEN", message, details)
 }
 
 /// Status for a worker of another version or build.
 pub(crate) fn skewed(who: &str, skew: &str) -> Status {
-    Status::failed_precondition(format!(
+    let message = format!(
         "{who} is rejected: {skew}, and a job gives the same weights on one version only; install the coordinator's \
          version there, or start the coordinator with --allow-version-skew"
-    ))
+    );
+    status(Code::FailedPrecondition, "VERSION_SKEW", message, ErrorDetails::new())
 }
 
 /// Status for a rank whose report cannot be verified at present.
 pub(crate) fn store_unavailable(error: &StoreError) -> Status {
     let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
-    Status::with_error_details(Code::Unavailable, error.to_string(), retry)
+    status(Code::Unavailable, STORE_UNAVAILABLE, error.to_string(), retry)
 }
 
 /// Status for a rank whose message is rejected.
 pub(crate) fn rejected(error: &ProtocolError) -> Status {
     match error {
         ProtocolError::Stale { .. } => {
-            let details = ErrorDetails::with_error_info(STALE_ATTEMPT, DOMAIN, HashMap::new());
-            Status::with_error_details(Code::Aborted, short(format!("{STALE_ATTEMPT}: {error}")), details)
+            let message = short(format!("{STALE_ATTEMPT}: {error}"));
+            status(Code::Aborted, STALE_ATTEMPT, message, ErrorDetails::new())
         }
         ProtocolError::Invalid(problem) | ProtocolError::FalseReport(problem) => {
             bad_field("message", problem)
@@ -156,5 +170,5 @@ pub(crate) fn not_leading(why: &NotLeading) -> Status {
 
 pub(crate) fn stopped(_: Stopped) -> Status {
     let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
-    Status::with_error_details(Code::Unavailable, "the coordinator is shutting down; try again", retry)
+    status(Code::Unavailable, "SHUTTING_DOWN", "the coordinator is shutting down; try again", retry)
 }

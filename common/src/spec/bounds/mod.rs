@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::SpecError;
 use super::check::path;
-use super::schema::{self, Kind};
+use super::contract::{self, Kind, short};
 
 const COUNT: u64 = 1_000_000_000;
 const REAL: f64 = 1e6;
@@ -90,13 +90,13 @@ const REALS: [(&str, &str, f64); 8] = [
 /// Refuses a specification with a number, a text or a list above its bound, or with NaN.
 pub(super) fn check(wire: &v1::JobSpec) -> Result<(), SpecError> {
     let value = serde_json::to_value(wire).map_err(|error| SpecError::Syntax(error.to_string()))?;
-    check_message("", schema::JOB_SPEC, &value)
+    check_message("", contract::JOB_SPEC, &value)
 }
 
 fn check_message(at: &str, message: &str, value: &Value) -> Result<(), SpecError> {
     let Some(object) = value.as_object() else { return Ok(()) };
     for (name, value) in object {
-        let Some(kind) = schema::kind(message, name) else { continue };
+        let Some(kind) = contract::kind(message, name) else { continue };
         let at = &path(at, name);
         let field = (short(message), name.as_str());
         match (kind, value) {
@@ -136,7 +136,7 @@ fn check_scalar(
 
 /// Checks a real number; JSON represents NaN and infinity as text.
 fn check_real(at: &str, field: (&str, &str), value: &Value) -> Result<(), SpecError> {
-    let bound = REALS.iter().find(|(message, name, _)| (*message, *name) == field).map_or(REAL, |(.., b)| *b);
+    let bound = real(field);
     match value.as_f64() {
         Some(found) if found.abs() <= bound => Ok(()),
         Some(found) => Err(SpecError::field(at, found, &format!("a number of at most {bound}"))),
@@ -155,8 +155,23 @@ fn count(field: (&str, &str)) -> Option<u64> {
     COUNTS.iter().find(|(message, name, _)| (*message, *name) == field).map(|(.., bound)| *bound)
 }
 
-fn short(message: &str) -> &str {
-    message.rsplit('.').next().unwrap_or(message)
+fn real(field: (&str, &str)) -> f64 {
+    REALS.iter().find(|(message, name, _)| (*message, *name) == field).map_or(REAL, |(.., bound)| *bound)
+}
+
+/// The maximum of a number.
+pub(super) fn max_count(message: &str, field: &str) -> u64 {
+    count((short(message), field)).unwrap_or(COUNT)
+}
+
+/// The maximum magnitude of a real number.
+pub(super) fn max_real(message: &str, field: &str) -> f64 {
+    real((short(message), field))
+}
+
+/// The maximum number of entries of a list.
+pub(super) fn max_items(message: &str, field: &str) -> u64 {
+    count((short(message), field)).unwrap_or(LIST as u64)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use serde_json::{Map, json};
 
 use super::*;
 use crate::spec::Job;
-use crate::spec::schema::{fields, is_repeated};
+use crate::spec::contract::fields;
 
 /// Every field of a job that holds `wanted`, as the names that lead to it.
 fn leaves(message: &str, at: &[String], wanted: fn(&Kind) -> bool, found: &mut Vec<(Vec<String>, bool)>) {
@@ -12,7 +12,7 @@ fn leaves(message: &str, at: &[String], wanted: fn(&Kind) -> bool, found: &mut V
         let at = [at, std::slice::from_ref(&field.name)].concat();
         match &field.kind {
             Kind::Message(inner) => leaves(inner, &at, wanted, found),
-            kind if wanted(kind) => found.push((at, is_repeated(message, &field.name))),
+            kind if wanted(kind) => found.push((at, field.repeated)),
             _ => {}
         }
     }
@@ -47,14 +47,14 @@ fn refusal(path: &[String], value: Value) -> Option<String> {
 #[test]
 fn every_number_has_a_bound_and_its_refusal_names_the_field() {
     let mut numbers = Vec::new();
-    leaves(schema::JOB_SPEC, &[], |kind| matches!(kind, Kind::Count | Kind::Real), &mut numbers);
+    leaves(contract::JOB_SPEC, &[], |kind| matches!(kind, Kind::Count | Kind::Real), &mut numbers);
     assert!(numbers.len() > 50, "{numbers:?}");
     for (path, repeated) in numbers {
         let field = path.join(".");
         let value = |number: Value| if repeated { json!([number]) } else { number };
         let count = {
             let mut counts = Vec::new();
-            leaves(schema::JOB_SPEC, &[], |kind| matches!(kind, Kind::Count), &mut counts);
+            leaves(contract::JOB_SPEC, &[], |kind| matches!(kind, Kind::Count), &mut counts);
             counts.iter().any(|(count, _)| *count == path)
         };
         let extremes = match count {
@@ -87,7 +87,7 @@ fn every_number_has_a_bound_and_its_refusal_names_the_field() {
 #[test]
 fn every_text_and_list_has_a_bound() {
     let mut texts = Vec::new();
-    leaves(schema::JOB_SPEC, &[], |kind| matches!(kind, Kind::Text), &mut texts);
+    leaves(contract::JOB_SPEC, &[], |kind| matches!(kind, Kind::Text), &mut texts);
     for (path, repeated) in texts {
         let field = path.join(".");
         let long = json!("x".repeat(1 << 20));

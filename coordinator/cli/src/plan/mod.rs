@@ -12,7 +12,7 @@ use foil_common::spec;
 use self::memory::Memory;
 use self::phases::Phases;
 use super::args::PlanArgs;
-use super::{stdout, submit};
+use super::{output, stdout, submit};
 
 /// The plan, with notes for the user.
 struct Planned {
@@ -26,8 +26,10 @@ pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
     let job = submit::load(&args.job.file, &args.job.settings)?;
     let reading = tokio::task::spawn_blocking(move || describe(job));
     let planned = reading.await.context("reading the inputs was aborted")??;
-    if args.json {
-        return Ok(stdout::json(&show::json(&planned, args.device_memory))?);
+    let value = || Ok(show::json(&planned, args.device_memory));
+    let names = || planned.phases.list.iter().map(|phase| phase.id.clone());
+    if !output::structured(args.output.format, value, names)? {
+        return Ok(());
     }
     for note in &planned.notes {
         stdout::note(&format!("warning: {note}"));

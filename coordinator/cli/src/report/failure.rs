@@ -57,7 +57,7 @@ fn facts(failure: &v1::JobFailure) -> String {
 fn rows(rows: &[String]) -> String {
     match rows.len().checked_sub(ROWS_SHOWN) {
         None | Some(0) => rows.join(", "),
-        Some(more) => format!("{} and {more} more (see --json)", rows[..ROWS_SHOWN].join(", ")),
+        Some(more) => format!("{} and {more} more (see `foil get -o json`)", rows[..ROWS_SHOWN].join(", ")),
     }
 }
 

@@ -8,26 +8,28 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 pub(super) use crate::rpc::status::bad_field;
-use crate::rpc::status::{echo, short};
+use crate::rpc::status::{DOMAIN, STALE_ATTEMPT, echo, short, status};
 
 /// Delay after which a client should retry.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The same while the store is full: somebody has to make room.
+const FULL_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) fn busy(problem: &str) -> Status {
     let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
-    Status::with_error_details(Code::Unavailable, format!("{problem}; try again"), details)
+    status(Code::Unavailable, "BUSY", format!("{problem}; try again"), details)
 }
 
 pub(super) fn too_slow(problem: &str) -> Status {
     let details = ErrorDetails::with_quota_failure_violation("upload", problem);
-    Status::with_error_details(Code::DeadlineExceeded, problem, details)
+    status(Code::DeadlineExceeded, "UPLOAD_TOO_SLOW", problem, details)
 }
 
 pub(super) fn not_found(key: &str) -> Status {
     let key = &echo(key);
     let message = format!("there is no object {key}");
     let details = ErrorDetails::with_resource_info("object", key, "", message.clone());
-    Status::with_error_details(Code::NotFound, message, details)
+    status(Code::NotFound, "OBJECT_NOT_FOUND", message, details)
 }
 
 pub(super) fn stale(job_id: &str, attempt: u32, current: Option<u32>) -> Status {
@@ -37,7 +39,7 @@ pub(super) fn stale(job_id: &str, attempt: u32, current: Option<u32>) -> Status 
         None => format!("attempt {attempt} of job {job_id} is stale: the job does not run"),
     };
     let metadata = HashMap::from([("job_id".to_owned(), job_id.clone())]);
-    let details = ErrorDetails::with_error_info("STALE_ATTEMPT", "foil", metadata);
+    let details = ErrorDetails::with_error_info(STALE_ATTEMPT, DOMAIN, metadata);
     Status::with_error_details(Code::Aborted, message, details)
 }
 
@@ -55,16 +57,17 @@ pub(super) fn from_store(error: &StoreError) -> Status {
         StoreError::NotFound { key, .. } => not_found(key),
         StoreError::Conflict { key, .. } => {
             let details = ErrorDetails::with_resource_info("object", key, "", message.clone());
-            Status::with_error_details(Code::AlreadyExists, message, details)
+            status(Code::AlreadyExists, "OBJECT_EXISTS", message, details)
         }
         StoreError::Mismatch { .. } => {
             let details = ErrorDetails::with_bad_request_violation("data", message.clone());
-            Status::with_error_details(Code::DataLoss, message, details)
+            status(Code::DataLoss, "CHECKSUM_MISMATCH", message, details)
         }
-        StoreError::Corrupt { .. } => Status::data_loss(message),
+        StoreError::Corrupt { .. } => status(Code::DataLoss, "OBJECT_CORRUPT", message, ErrorDetails::new()),
         StoreError::NoSpace { location, .. } => {
-            let details = ErrorDetails::with_quota_failure_violation(location, "the store is full");
-            Status::with_error_details(Code::ResourceExhausted, message, details)
+            let mut details = ErrorDetails::with_quota_failure_violation(location, "the store is full");
+            details.set_retry_info(Some(FULL_RETRY_AFTER));
+            status(Code::ResourceExhausted, "STORE_FULL", message, details)
         }
         StoreError::Unavailable { .. } => busy(&message),
         StoreError::Denied { .. }

@@ -5,6 +5,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use super::*;
 use crate::rpc::Limits;
@@ -112,5 +116,29 @@ async fn every_service_reports_its_health() {
     {
         health.check(HealthCheckRequest { service: service.into() }).await.expect(service);
     }
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn services_and_messages_are_found_by_reflection() {
+    let coordinator = Coordinator::start(&Store::in_memory()).await;
+    let mut client = ServerReflectionClient::new(coordinator.channel().await);
+    let asked = [
+        MessageRequest::ListServices(String::new()),
+        MessageRequest::FileContainingSymbol("foil.v1.JobSpec".into()),
+    ];
+    let asked =
+        asked.map(|request| ServerReflectionRequest { message_request: Some(request), ..Default::default() });
+    let answers = client.server_reflection_info(tokio_stream::iter(asked)).await.unwrap().into_inner();
+    let answers: Vec<_> = answers.map(|answer| answer.unwrap().message_response.unwrap()).collect().await;
+    let [MessageResponse::ListServicesResponse(services), MessageResponse::FileDescriptorResponse(files)] =
+        answers.as_slice()
+    else {
+        panic!("{answers:?}");
+    };
+    for name in ["foil.v1.Jobs", "foil.v1.Artifacts", "foil.v1.Workers"] {
+        assert!(services.service.iter().any(|service| service.name == name), "{services:?}");
+    }
+    assert!(!files.file_descriptor_proto.is_empty());
     coordinator.stop().await;
 }

@@ -214,12 +214,20 @@ fn violation(status: &Status) -> String {
     details.bad_request().map(|bad| bad.field_violations[0].field.clone()).unwrap_or_default()
 }
 
+/// The reason of a status's `ErrorInfo`.
+fn reason(status: &Status) -> String {
+    let details = status.get_error_details();
+    let info = details.error_info().expect("the status has a reason");
+    assert_eq!(info.domain, "foil");
+    info.reason.clone()
+}
+
 #[tokio::test]
 async fn users_errors_name_the_field_and_jobs_are_listed_and_cancelled() {
     let coordinator = Coordinator::start(&Store::in_memory()).await;
     let mut client = coordinator.jobs().await;
     let missing = client.get(v1::GetJobRequest { id: "none".into() }).await.unwrap_err();
-    assert_eq!(missing.code(), Code::NotFound);
+    assert_eq!((missing.code(), reason(&missing).as_str()), (Code::NotFound, "JOB_NOT_FOUND"));
     assert_eq!(
         client.cancel(v1::CancelJobRequest { id: "none".into() }).await.unwrap_err().code(),
         Code::NotFound
@@ -237,6 +245,7 @@ async fn users_errors_name_the_field_and_jobs_are_listed_and_cancelled() {
         (refused.code(), violation(&refused).as_str()),
         (Code::InvalidArgument, "spec.sampling.temperature")
     );
+    assert_eq!(reason(&refused), "INVALID_FIELD");
     let unnamed = client.submit(request(spec(&[]), "")).await.unwrap_err();
     assert_eq!(violation(&unnamed), "request_id");
 
@@ -320,7 +329,7 @@ async fn a_stale_rank_is_rejected_as_stale() {
     let mut commands = client.rank(stream).await.unwrap().into_inner();
     let status = commands.message().await.unwrap_err();
     assert_eq!(status.code(), Code::Aborted);
-    assert_eq!(status.get_error_details().error_info().unwrap().reason, "STALE_ATTEMPT");
+    assert_eq!(reason(&status), "STALE_ATTEMPT");
 
     let nothing = v1::AgentMessage { message: None };
     let stream = tokio_stream::once(nothing).chain(tokio_stream::pending());
