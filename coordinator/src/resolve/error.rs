@@ -5,8 +5,7 @@ use foil_common::model::ModelFilesError;
 use foil_common::spec::SpecError;
 use foil_common::storage::StoreError;
 use foil_common::text::TextError;
-
-use super::request::RemoteError;
+use serde::{Deserialize, Serialize};
 
 /// The reason why a job's inputs cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +63,18 @@ pub enum ResolveError {
     Spec(#[from] Box<SpecError>),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// A [`ResolveError`] that has crossed a process boundary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteError {
+    /// The field of the specification to fix, if the user's input is at fault.
+    pub field: Option<String>,
+    pub message: String,
+    /// The store is unavailable, and the same request may succeed later.
+    pub transient: bool,
+    /// The store is at fault.
+    pub store: bool,
 }
 
 /// A fault, prefixed by its directory unless it already names it.

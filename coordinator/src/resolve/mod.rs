@@ -31,9 +31,9 @@ use crate::plan::{Work, plan};
 use foil_common::plural::counted;
 
 pub use self::compatibility::{local_config, local_models};
-pub use self::error::ResolveError;
+pub use self::error::{RemoteError, ResolveError};
 use self::load::Sources;
-pub use self::request::{RemoteError, Request};
+pub use self::request::Request;
 pub use self::resolver::{ChildConfig, Resolver};
 use self::sets::Sets;
 

@@ -7,7 +7,8 @@ use foil_common::storage::Store;
 use foil_proto::v1;
 use serde::{Deserialize, Serialize};
 
-use super::{ModelArtifacts, ResolveError, Resolved};
+use super::error::{RemoteError, ResolveError};
+use super::{ModelArtifacts, Resolved};
 
 /// A request to read a job's inputs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -25,18 +26,6 @@ pub struct Request {
 pub(super) enum Response {
     Resolved(Box<Resolved>),
     Failed(RemoteError),
-}
-
-/// A [`ResolveError`] that has crossed a process boundary.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RemoteError {
-    /// The field of the specification to fix, if the user's input is at fault.
-    pub field: Option<String>,
-    pub message: String,
-    /// The store is unavailable, and the same request may succeed later.
-    pub transient: bool,
-    /// The store is at fault.
-    pub store: bool,
 }
 
 impl Request {

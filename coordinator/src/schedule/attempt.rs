@@ -3,7 +3,7 @@ use foil_proto::v1::rank_message::Message;
 
 use super::context::{AttemptId, Context, Sender};
 use super::gang::{self, GangPhase};
-use super::loss::LossBudget;
+use super::loss_budget::LossBudget;
 use super::map::MapPhase;
 use super::ranks::RankSet;
 use super::slot::Process;
@@ -193,6 +193,27 @@ impl Attempt {
             PhaseRun::Gang(gang) => Some(gang.progress(&self.ranks, phase)),
             PhaseRun::Done => None,
         }
+    }
+
+    /// Stops all ranks, because a user canceled the job.
+    pub fn cancel(&mut self, now: Now) {
+        if !self.teardown.as_ref().is_some_and(Teardown::is_recorded) {
+            self.teardown = Some(Teardown::canceled(now));
+        }
+    }
+
+    /// Ends the attempt without blame if its gang waits for ranks that cannot get devices, so that others can use those that it
+    /// holds. Otherwise the attempt goes on.
+    pub fn yield_devices(&mut self, now: Now) {
+        let is_waiting = matches!(&self.phase, PhaseRun::Gang(gang) if gang.is_waiting_for_ranks());
+        if is_waiting && self.teardown.is_none() {
+            self.teardown = Some(Teardown::yielded(now));
+        }
+    }
+
+    /// True when the attempt has no process left and its end is in the log.
+    pub fn is_over(&self) -> bool {
+        self.teardown.as_ref().is_some_and(Teardown::is_recorded) && self.ranks.is_empty()
     }
 
     fn hello(

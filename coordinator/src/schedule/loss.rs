@@ -14,21 +14,6 @@ use crate::job::{CauseClass, Change};
 /// Losses per rank without progress after which another process is not worth starting.
 const LOSSES_PER_RANK: u32 = 3;
 
-/// Losses of ranks since the last progress.
-#[derive(Debug, Default)]
-pub(super) struct LossBudget {
-    count: u32,
-    /// The last loss that was an agent's fault, and is not counted.
-    uncharged: Option<Observation>,
-}
-
-impl LossBudget {
-    /// There was progress.
-    pub(super) fn reset(&mut self) {
-        self.count = 0;
-    }
-}
-
 impl Attempt {
     pub(super) fn act_on(&mut self, problem: Problem, cx: &mut Context<'_>) {
         let Problem { rank, signal, severity } = problem;

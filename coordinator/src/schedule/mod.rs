@@ -15,6 +15,7 @@ mod decision;
 mod diagnosis;
 mod gang;
 mod loss;
+mod loss_budget;
 mod map;
 mod ranks;
 mod resume;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 
-use super::attempt::{Attempt, PhaseRun};
 use super::context::Context;
 use super::diagnosis::{Observation, diagnose};
 use super::ranks::RankSet;
@@ -63,7 +62,18 @@ impl Teardown {
         Self { kill_at: cx.now.mono + cx.deadlines.exit, reason: Reason::Recorded }
     }
 
-    fn is_recorded(&self) -> bool {
+    /// After a user canceled the job.
+    pub(super) fn canceled(now: Now) -> Self {
+        Self { kill_at: now.mono, reason: Reason::Canceled }
+    }
+
+    /// Other jobs can use the devices of the attempt.
+    pub(super) fn yielded(now: Now) -> Self {
+        Self { kill_at: now.mono, reason: Reason::Yielded }
+    }
+
+    /// True if the end of the attempt is in the log.
+    pub(super) fn is_recorded(&self) -> bool {
         matches!(self.reason, Reason::Recorded)
     }
 
@@ -125,28 +135,5 @@ impl Reason {
                 Some(cause)
             }
         }
-    }
-}
-
-impl Attempt {
-    /// Stops all ranks, because a user canceled the job.
-    pub fn cancel(&mut self, now: Now) {
-        if !self.teardown.as_ref().is_some_and(Teardown::is_recorded) {
-            self.teardown = Some(Teardown { kill_at: now.mono, reason: Reason::Canceled });
-        }
-    }
-
-    /// Ends the attempt without blame if its gang waits for ranks that cannot get devices, so that others can use those that it
-    /// holds. Otherwise the attempt goes on.
-    pub fn yield_devices(&mut self, now: Now) {
-        let is_waiting = matches!(&self.phase, PhaseRun::Gang(gang) if gang.is_waiting_for_ranks());
-        if is_waiting && self.teardown.is_none() {
-            self.teardown = Some(Teardown { kill_at: now.mono, reason: Reason::Yielded });
-        }
-    }
-
-    /// True when the attempt has no process left and its end is in the log.
-    pub fn is_over(&self) -> bool {
-        self.teardown.as_ref().is_some_and(Teardown::is_recorded) && self.ranks.is_empty()
     }
 }

@@ -4,13 +4,12 @@ use std::collections::VecDeque;
 
 use foil_common::spec::Sampling;
 use tch::Tensor;
-use thiserror::Error;
 
-use super::NoiseKey;
-use super::noise::{CompletionNoise, StepNoise};
+use super::error::GenerateError;
+use super::noise::{CompletionNoise, NoiseKey, StepNoise};
 use super::sample::sample;
 use super::sampler::{Context, Sampler};
-use crate::model::{Inference, KvCache, ModelError, PackedBatch};
+use crate::model::{Inference, KvCache, PackedBatch};
 
 /// Maximum number of tokens in one prefill; bounds its memory.
 const MAX_PREFILL_TOKENS: usize = 8192;
@@ -66,26 +65,6 @@ pub struct GenerationStats {
 pub struct Generation {
     pub completions: Vec<Completion>,
     pub stats: GenerationStats,
-}
-
-/// Why generation failed.
-#[derive(Debug, Error)]
-pub enum GenerateError {
-    #[error("prompt {prompt_id} has no tokens; a prompt needs at least one, such as BOS")]
-    EmptyPrompt { prompt_id: u64 },
-    #[error(
-        "prompt {prompt_id} of {prompt} tokens and {new} new ones exceed the model's {limit} positions; \
-         lower text.max_length or sampling.max_new_tokens"
-    )]
-    TooLong { prompt_id: u64, prompt: usize, new: usize, limit: usize },
-    #[error("no slot to decode in; generation.max_num_seqs must be at least 1")]
-    NoSlots,
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    #[error(transparent)]
-    Sampling(#[from] foil_torch::Error),
-    #[error("reading logits: {0}")]
-    Tensor(#[from] tch::TchError),
 }
 
 /// Samples `samples` completions for each request; `progress` is called with the number finished and the total.

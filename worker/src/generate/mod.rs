@@ -6,13 +6,13 @@
 
 mod device_sampler;
 mod engine;
+mod error;
 pub mod noise;
 mod sample;
 pub mod sampler;
 
-pub use engine::{
-    Completion, GenerateError, GenerateRequest, Generation, GenerationConfig, GenerationStats, generate,
-};
+pub use engine::{Completion, GenerateRequest, Generation, GenerationConfig, GenerationStats, generate};
+pub use error::GenerateError;
 pub use noise::NoiseKey;
 
 #[cfg(test)]

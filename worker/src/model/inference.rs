@@ -18,12 +18,18 @@ pub struct Inference<'m> {
     precision: Precision,
 }
 
+impl LanguageModel {
+    /// Prepares generation of about `rows` sequences together: no gradients, weights cast and packed once.
+    ///
+    /// # Errors
+    /// Errors of libtorch.
+    pub fn inference(&self, precision: Precision, rows: usize) -> Result<Inference<'_>, ModelError> {
+        Inference::new(self, precision, rows)
+    }
+}
+
 impl<'m> Inference<'m> {
-    pub(super) fn new(
-        model: &'m LanguageModel,
-        precision: Precision,
-        rows: usize,
-    ) -> Result<Self, ModelError> {
+    fn new(model: &'m LanguageModel, precision: Precision, rows: usize) -> Result<Self, ModelError> {
         tch::no_grad(|| {
             let weights = model.weights(precision);
             Ok(Self {

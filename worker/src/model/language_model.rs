@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 
 use super::head::{Head, Model};
 use super::layer::linear;
-use super::{DecoderConfig, HeadKind, Inference, ModelError, PackedBatch, Parameters, Precision, SaveDtype};
+use super::{DecoderConfig, HeadKind, ModelError, PackedBatch, Parameters, Precision, SaveDtype};
 
 /// A decoder whose hidden states are turned into logits over the vocabulary: `…ForCausalLM`.
 pub type LanguageModel = Model<LmHead>;
@@ -68,14 +68,6 @@ impl LanguageModel {
     pub fn lm_head(&self) -> &Tensor {
         let name = if self.config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
         self.parameter(name)
-    }
-
-    /// Prepares generation of about `rows` sequences together: no gradients, weights cast and packed once.
-    ///
-    /// # Errors
-    /// Errors of libtorch.
-    pub fn inference(&self, precision: Precision, rows: usize) -> Result<Inference<'_>, ModelError> {
-        Inference::new(self, precision, rows)
     }
 
     /// Writes config.json and model.safetensors into `dir`, which is created if it does not exist.

@@ -6,8 +6,8 @@ use foil_common::data::rows::{Prompt, PromptRow};
 use foil_common::spec;
 
 use super::dialogue::DialogueEncoder;
-use super::records::{LogProbsBatch, Sample, read_record};
-use super::rows::{Completions, StoredCompletion, read_prompts, read_scores};
+use super::records::{LogProbsBatch, Sample};
+use super::rows::{Completions, StoredCompletion, read_prompts, read_record, read_scores};
 use crate::objective::policy::{FixedLogProbs, ScoredCompletion, objective_of};
 use crate::phase::{PhaseError, TaskContext};
 use crate::task::{Artifact, Dataset, RowRange};

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use foil_common::activity::Activity;
 use foil_common::data::rows::{self, GoldenRow, PromptRow, Row};
 use foil_common::datasets;
+use prost::Message;
 
-use super::records::{RewardScores, Sample, SampleBatch, read_record};
+use super::error::samples_error;
+use super::records::{RewardScores, Sample, SampleBatch};
 use crate::phase::PhaseError;
-use crate::task::{Artifact, Dataset, RowRange};
+use crate::task::{Artifact, Dataset, Object, RowRange};
 use crate::task_io::artifact_cache::ArtifactCache;
 use crate::task_io::progress::Reporter;
 
@@ -20,6 +22,15 @@ pub(in crate::phase) fn read<T: Row>(
 ) -> Result<Vec<T>, PhaseError> {
     let all = rows::read(&dataset.object.key, &cache.read(&dataset.object)?)?;
     Ok(range.select(all))
+}
+
+/// Reads the record that an object holds.
+pub(in crate::phase) fn read_record<R: Message + Default>(
+    cache: &mut ArtifactCache,
+    object: &Object,
+) -> Result<R, PhaseError> {
+    let bytes = cache.read(object)?;
+    R::decode(bytes.as_slice()).map_err(|error| samples_error(object, error.to_string()))
 }
 
 /// Encodes rows one by one and reports progress.
