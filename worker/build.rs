@@ -1,5 +1,5 @@
-//! Lets this package's binaries and tests find libtorch: in `LD_LIBRARY_PATH`, in `lib` beside the folder they are in,
-//! and where they were built, in this order.
+//! Lets this package's binaries and tests find libtorch: in `LD_LIBRARY_PATH`, in `lib` beside the folder
+//! they are in, and where they were built, in this order.
 
 fn main() {
     let Ok(lib) = std::env::var("DEP_FOIL_TORCH_LIB") else { return };

@@ -1,5 +1,5 @@
-//! The work of a rank before and after the steps or rows of its phase. Each activity counts in a unit of its own,
-//! which is how users see it.
+//! The work of a rank before and after the steps or rows of its phase. Each activity counts in a unit of its
+//! own, which is how users see it.
 
 use std::fmt;
 

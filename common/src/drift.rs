@@ -1,9 +1,10 @@
 //! Drift between sampler and trainer: the mismatch of their log-probabilities under one policy.
 //!
-//! The sampler decodes token by token from a KV cache, the trainer reads whole sequences packed end to end; both compute
-//! the same policy with other kernels and other batch shapes. Their log-probabilities of the same tokens may differ by
-//! rounding and by nothing else. So whenever a policy reads its own completions, Δ = log p(trainer) − log p(sampler) of
-//! each token is measured, both at temperature 1, before penalties and filters.
+//! The sampler decodes token by token from a KV cache, the trainer reads whole sequences packed end to end;
+//! both compute the same policy with other kernels and other batch shapes. Their log-probabilities of the
+//! same tokens may differ by rounding and by nothing else. So whenever a policy reads its own completions, Δ
+//! = log p(trainer) − log p(sampler) of each token is measured, both at temperature 1, before penalties and
+//! filters.
 
 use foil_proto::v1;
 
@@ -17,9 +18,9 @@ pub const KL: &str = "drift_kl";
 
 /// Mean |Δ| in nats per token above which a phase warns.
 ///
-/// On CPUs, rounding alone gave 6e-7 (260 thousand parameters) and 7e-6 (15 million) in fp32, 0.023 and 0.017 in bf16,
-/// whose logits have eight bits. The bounds leave room for larger models and other devices. In bf16 they reveal only
-/// gross errors, in fp32 small ones too.
+/// On CPUs, rounding alone gave 6e-7 (260 thousand parameters) and 7e-6 (15 million) in fp32, 0.023 and 0.017
+/// in bf16, whose logits have eight bits. The bounds leave room for larger models and other devices. In bf16
+/// they reveal only gross errors, in fp32 small ones too.
 pub const fn bound(precision: Precision) -> f64 {
     match precision {
         Precision::Fp32 => 1e-3,

@@ -1,4 +1,5 @@
-//! Exit codes of `foil-worker`'s processes: the worker exits with them, and the coordinator diagnoses failures by them.
+//! Exit codes of `foil-worker`'s processes: the worker exits with them, and the coordinator diagnoses
+//! failures by them.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,8 @@
 //! The `/metrics` page: every series with its help and type.
 //!
-//! Counters, histograms and gauges that live as long as the process go through the `metrics` crate. Gauges whose series
-//! come and go, such as those of agents, are set as whole families instead: a series that is not in the latest one
-//! disappears, so that no alert depends on a series of something that is gone.
+//! Counters, histograms and gauges that live as long as the process go through the `metrics` crate. Gauges
+//! whose series come and go, such as those of agents, are set as whole families instead: a series that is not
+//! in the latest one disappears, so that no alert depends on a series of something that is gone.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

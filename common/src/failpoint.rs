@@ -1,10 +1,11 @@
-//! Failpoints, for tests of recovery: `FOIL_FAILPOINT="train.optimizer=kill@3"` makes the process SIGKILL itself
-//! when it passes the site `train.optimizer` for the third time.
+//! Failpoints, for tests of recovery: `FOIL_FAILPOINT="train.optimizer=kill@3"` makes the process SIGKILL
+//! itself when it passes the site `train.optimizer` for the third time.
 //!
-//! Several are separated by commas; `@*` acts at every hit. Actions: `kill` (SIGKILL), `crash` (SIGSEGV), `stop`
-//! (SIGSTOP: a hang), `panic`, `exhaust` (an allocation larger than any memory, which aborts the process), `error` (the
-//! operation fails with [`Injected`]) and `delay` (the thread sleeps for two seconds). With `FOIL_FAILPOINT_ONCE=PATH` only
-//! the process that creates that file acts. If the variable is not set, a site costs one load.
+//! Several are separated by commas; `@*` acts at every hit. Actions: `kill` (SIGKILL), `crash` (SIGSEGV),
+//! `stop` (SIGSTOP: a hang), `panic`, `exhaust` (an allocation larger than any memory, which aborts the
+//! process), `error` (the operation fails with [`Injected`]) and `delay` (the thread sleeps for two seconds).
+//! With `FOIL_FAILPOINT_ONCE=PATH` only the process that creates that file acts. If the variable is not set,
+//! a site costs one load.
 
 #![expect(clippy::disallowed_methods, reason = "the action `delay` sleeps")]
 

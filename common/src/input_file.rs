@@ -7,7 +7,8 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-/// Opens a regular file. Others are refused: a pipe would wait for its writer forever, and a device may have no end.
+/// Opens a regular file. Others are refused: a pipe would wait for its writer forever, and a device may have
+/// no end.
 pub fn open(path: &Path) -> io::Result<File> {
     // Non-blocking, as opening a pipe would wait for a writer; it makes no difference for regular files.
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
@@ -54,7 +55,8 @@ pub fn json(bytes: &[u8]) -> Result<serde_json::Value, String> {
     serde_json::from_slice(bytes).map_err(|error| error.to_string())
 }
 
-/// Whether these are the first bytes of a Git LFS pointer, the placeholder of a large file that was not fetched.
+/// Whether these are the first bytes of a Git LFS pointer, the placeholder of a large file that was not
+/// fetched.
 pub fn is_lfs_pointer(start: &[u8]) -> bool {
     start.starts_with(b"version https://git-lfs.github.com/spec/")
 }

@@ -2,7 +2,8 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
-/// Parses `ADDRESS:PORT` or `HOST:PORT`. If a host has several addresses, it is the first IPv4 one, which clients try first.
+/// Parses `ADDRESS:PORT` or `HOST:PORT`. If a host has several addresses, it is the first IPv4 one, which
+/// clients try first.
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     const FORM: &str = "write ADDRESS:PORT, for example 127.0.0.1:7070, [::1]:7070 or localhost:7070";
     if let Ok(address) = text.parse() {
@@ -19,8 +20,8 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
     first.copied().ok_or_else(|| format!("the host has no address; {FORM}"))
 }
 
-/// Refuses an address that other machines can reach without TLS or without authentication, unless the user allows it.
-/// `danger` is what anyone who reaches the address can do.
+/// Refuses an address that other machines can reach without TLS or without authentication, unless the user
+/// allows it. `danger` is what anyone who reaches the address can do.
 pub fn check(listen: SocketAddr, is_allowed: bool, danger: &str, advice: &str) -> Result<(), String> {
     if listen.ip().is_loopback() || is_allowed {
         return Ok(());

@@ -26,7 +26,8 @@ pub fn of_unknown_size(kind: MemoryKind) -> MemoryShortage {
     MemoryShortage { place: kind.name().to_owned(), ..MemoryShortage::default() }
 }
 
-/// Recognizes an out-of-memory error of libtorch's allocators, C++ or Rust in a text; `None` if it reports something else.
+/// Recognizes an out-of-memory error of libtorch's allocators, C++ or Rust in a text; `None` if it reports
+/// something else.
 pub fn parse(text: &str) -> Option<MemoryShortage> {
     let lower = text.to_ascii_lowercase();
     let says = |phrases: &[&str]| phrases.iter().any(|phrase| lower.contains(phrase));

@@ -7,19 +7,20 @@ use std::path::Path;
 
 use nix::sys::stat::{Mode, umask};
 
-/// Sets a umask of 077 for this process and its children: new files are 0600 and new directories 0700 at most.
+/// Sets a umask of 077 for this process and its children: new files are 0600 and new directories 0700 at
+/// most.
 pub fn restrict_umask() {
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
 }
 
-/// Creates a directory and its missing parents with mode 0700, whatever the umask. Existing ones keep their mode, which is
-/// their owner's choice.
+/// Creates a directory and its missing parents with mode 0700, whatever the umask. Existing ones keep their
+/// mode, which is their owner's choice.
 pub fn make_directory(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-/// Whether a directory belongs to this user and is not a link. In a folder that others can write to, they could have
-/// created it.
+/// Whether a directory belongs to this user and is not a link. In a folder that others can write to, they
+/// could have created it.
 pub fn is_own_directory(directory: &Path) -> bool {
     let owner = nix::unistd::geteuid().as_raw();
     fs::symlink_metadata(directory).is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == owner)

@@ -26,8 +26,8 @@ const NAMES: [&str; 12] = [
     "x-amz-credential",
 ];
 
-/// The text without secrets: URLs lose their user information, query and fragment, and settings known to hold secrets lose
-/// their values.
+/// The text without secrets: URLs lose their user information, query and fragment, and settings known to hold
+/// secrets lose their values.
 pub fn secrets(text: &str) -> Cow<'_, str> {
     match urls(text) {
         Cow::Borrowed(text) => values(text),

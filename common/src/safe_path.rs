@@ -1,9 +1,10 @@
-//! Paths of an artifact's files. Another process chose them, so they must not escape the directory that they are written to.
+//! Paths of an artifact's files. Another process chose them, so they must not escape the directory that they
+//! are written to.
 
 use std::path::Path;
 
-/// A file's path below its artifact's directory: a name, or a folder and a name, neither of which is empty or begins
-/// with a dot. `None` for anything else.
+/// A file's path below its artifact's directory: a name, or a folder and a name, neither of which is empty or
+/// begins with a dot. `None` for anything else.
 pub fn parse(path: &str) -> Option<&Path> {
     let plain = |name: &str| !name.is_empty() && !name.starts_with('.') && !name.contains('\\');
     (path.split('/').count() <= 2 && path.split('/').all(plain)).then(|| Path::new(path))

@@ -59,8 +59,8 @@ impl Shutdown {
     }
 }
 
-/// Installs handlers for SIGINT, SIGTERM and SIGHUP; a SIGHUP that was ignored when the process started, as under nohup,
-/// stays ignored. Call it once, inside a runtime, before work starts.
+/// Installs handlers for SIGINT, SIGTERM and SIGHUP; a SIGHUP that was ignored when the process started, as
+/// under nohup, stays ignored. Call it once, inside a runtime, before work starts.
 pub fn on_signal() -> io::Result<Shutdown> {
     listen(is_ignored(SignalKind::hangup()))
 }
@@ -100,7 +100,8 @@ fn is_ignored(kind: SignalKind) -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, kind.as_raw_value()))
 }
 
-/// Whether the text of /proc/N/status says that a signal is ignored: its line SigIgn is a mask in hexadecimal.
+/// Whether the text of /proc/N/status says that a signal is ignored: its line SigIgn is a mask in
+/// hexadecimal.
 fn ignores(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

@@ -88,7 +88,8 @@ pub fn note(program: &str, message: &str) {
     });
 }
 
-/// Writes the error with which a process exits, independent of the log's filter and of whether the log could be set up.
+/// Writes the error with which a process exits, independent of the log's filter and of whether the log could
+/// be set up.
 pub fn fatal(format: LogFormat, program: &str, message: &str) {
     let message = &redact::secrets(message);
     write_line(&match format {

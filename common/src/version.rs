@@ -9,7 +9,8 @@ pub const BUILD: &str = match option_env!("FOIL_BUILD_ID") {
     None => "",
 };
 
-/// The difference of a peer's version or build from this program's; `None` if they agree as far as both are known.
+/// The difference of a peer's version or build from this program's; `None` if they agree as far as both are
+/// known.
 pub fn skew(version: &str, build: &str) -> Option<String> {
     difference((VERSION, BUILD), (version, build))
 }

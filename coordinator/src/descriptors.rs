@@ -2,10 +2,12 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Upper bound of the descriptors reserved for the store, the log and everything else that is not a connection.
+/// Upper bound of the descriptors reserved for the store, the log and everything else that is not a
+/// connection.
 const MAX_RESERVED: u64 = 512;
 
-/// Raises the soft limit to the hard one, because service managers set it to 1024 by default. Returns the limit in effect.
+/// Raises the soft limit to the hard one, because service managers set it to 1024 by default. Returns the
+/// limit in effect.
 pub fn raise() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {

@@ -1,8 +1,9 @@
-//! The leader lease: how long after the start of its last renewal a leader may answer, because no standby can have been
-//! elected yet.
+//! The leader lease: how long after the start of its last renewal a leader may answer, because no standby can
+//! have been elected yet.
 //!
-//! A standby waits for the whole lease from the moment it *saw* a renewal, which is later than the renewal's start. A
-//! renewal that lands late may have been overtaken by an election; only an append to the log can tell.
+//! A standby waits for the whole lease from the moment it *saw* a renewal, which is later than the renewal's
+//! start. A renewal that lands late may have been overtaken by an election; only an append to the log can
+//! tell.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,8 +1,9 @@
-//! Secrets of rank processes: the coordinator gives one to each process it starts, and accepts a peer as that process if it
-//! presents the secret.
+//! Secrets of rank processes: the coordinator gives one to each process it starts, and accepts a peer as that
+//! process if it presents the secret.
 //!
-//! A secret is derived from the coordinator process's key and the session, so nothing here is random. The log keeps only its
-//! fingerprint: a later leader can verify the process, and a reader of the store cannot impersonate it.
+//! A secret is derived from the coordinator process's key and the session, so nothing here is random. The log
+//! keeps only its fingerprint: a later leader can verify the process, and a reader of the store cannot
+//! impersonate it.
 
 use std::fmt;
 

@@ -20,7 +20,8 @@ pub struct ServerTlsFiles {
     /// The coordinator's certificate, followed by those of intermediate CAs.
     pub certificate: PathBuf,
     pub key: PathBuf,
-    /// CA certificates, one of which must have signed the certificate of every client, agent and rank (mTLS).
+    /// CA certificates, one of which must have signed the certificate of every client, agent and rank
+    /// (mTLS).
     pub client_ca: Option<PathBuf>,
 }
 
@@ -44,8 +45,9 @@ struct Contents {
 }
 
 impl ServerTls {
-    /// Reads the files, and from then on watches them until `stop`: new connections use new certificates, open ones go on. Files
-    /// that cannot be used are logged, and the last good ones stay in use. Must be called within a tokio runtime.
+    /// Reads the files, and from then on watches them until `stop`: new connections use new certificates,
+    /// open ones go on. Files that cannot be used are logged, and the last good ones stay in use. Must be
+    /// called within a tokio runtime.
     pub fn start(files: ServerTlsFiles, stop: CancellationToken) -> Result<Self, TlsError> {
         let contents = Contents::read(&files)?;
         let config = RwLock::new(contents.config()?);

@@ -41,14 +41,16 @@ pub fn router(
         .with_state(pages)
 }
 
-/// The gRPC services and the pages as one, for a tonic server that accepts HTTP/1 (browsers, Prometheus, probes).
+/// The gRPC services and the pages as one, for a tonic server that accepts HTTP/1 (browsers, Prometheus,
+/// probes).
 pub fn merge(mut services: Routes, pages: Router) -> Routes {
     let router = services.axum_router_mut();
     *router = std::mem::take(router).layer(from_fn(grpc_only)).merge(pages);
     services
 }
 
-/// Answers requests that are not gRPC with an HTTP status: 415 for a call of a service, 404 for any other path.
+/// Answers requests that are not gRPC with an HTTP status: 415 for a call of a service, 404 for any other
+/// path.
 async fn grpc_only(request: Request, next: Next) -> Response {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(is_grpc) {

@@ -1,4 +1,5 @@
-//! An HTTP proxy of an object store that injects faults: requests are refused, reset, delayed, or performed with the reply lost.
+//! An HTTP proxy of an object store that injects faults: requests are refused, reset, delayed, or performed
+//! with the reply lost.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

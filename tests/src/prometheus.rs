@@ -16,7 +16,8 @@ pub fn page(address: &str, path: &str) -> (String, String) {
     (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
 }
 
-/// The main errors of `promtool check metrics`: series without help or type, and summaries instead of histograms.
+/// The main errors of `promtool check metrics`: series without help or type, and summaries instead of
+/// histograms.
 pub fn lint_errors(metrics: &str) -> Vec<String> {
     let told = |what: &str| -> HashSet<&str> {
         metrics.lines().filter_map(|line| line.strip_prefix(what)?.split(' ').next()).collect()

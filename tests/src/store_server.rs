@@ -21,7 +21,8 @@ impl StoreServer {
         Self::start("s3", "lib")
     }
 
-    /// Azure Blob Storage, served by Azurite; `None`, with a message on standard error, if it or Node.js is not installed.
+    /// Azure Blob Storage, served by Azurite; `None`, with a message on standard error, if it or Node.js is
+    /// not installed.
     pub fn azure() -> Option<Self> {
         Self::start("azure", "node/node_modules/azurite")
     }

@@ -1,9 +1,10 @@
 //! The arms of a controlled experiment with the letters job, on one seed: APO against its controls.
 //!
-//! The order of the arms is the claim of APO, and is significant here by standard errors over the same evaluation prompts.
-//! Those measure how surely the arms' policies differ, not the variance over seeds. `FOIL_ARMS=full` runs the arms at the size
-//! of the shipped job file, a minute or two each, and `FOIL_ARMS_SEED` with another seed. By default they are small, two
-//! rounds on fewer rows: there APO has not outgrown a frozen reward model yet, and its lead over it is not asserted.
+//! The order of the arms is the claim of APO, and is significant here by standard errors over the same
+//! evaluation prompts. Those measure how surely the arms' policies differ, not the variance over seeds.
+//! `FOIL_ARMS=full` runs the arms at the size of the shipped job file, a minute or two each, and
+//! `FOIL_ARMS_SEED` with another seed. By default they are small, two rounds on fewer rows: there APO has not
+//! outgrown a frozen reward model yet, and its lead over it is not asserted.
 
 use std::collections::BTreeMap;
 use std::f64::consts::LN_2;
@@ -93,7 +94,8 @@ impl Arm {
         self.golds.iter().max_by(|a, b| mean(a).total_cmp(&mean(b))).expect("an arm has rounds")
     }
 
-    /// Asserts the data of the reward models: human pairs or not, golden answers or not, once or in every round.
+    /// Asserts the data of the reward models: human pairs or not, golden answers or not, once or in every
+    /// round.
     fn assert_trained(&self, humans: bool, golden: bool, every_round: bool) {
         for (round, figures) in (1..).zip(&self.rounds) {
             let trained = ["train_human_pairs", "train_golden_pairs"]

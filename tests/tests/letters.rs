@@ -33,8 +33,8 @@ fn fresh_accuracy(outcome: &Outcome) -> (f64, f64) {
     (end("low"), end("high"))
 }
 
-/// Asserts that `foil conform` finds no fault by the files and by Foil, and that checks by transformers are not made without
-/// Python.
+/// Asserts that `foil conform` finds no fault by the files and by Foil, and that checks by transformers are
+/// not made without Python.
 fn assert_conforms(dir: &Path) {
     let output = Command::new(foil_tests::foil()).args(["conform", "--json", "."]).current_dir(dir).output();
     let output = output.expect("foil starts");

@@ -15,7 +15,8 @@ fn figure(outcome: &Outcome, side: &str, name: &str) -> f64 {
     outcome.last().estimate(side, name).value
 }
 
-/// One round whose policy steps use all prompts at once: the first one starts from the very policy that generated them.
+/// One round whose policy steps use all prompts at once: the first one starts from the very policy that
+/// generated them.
 fn whole_batches(settings: &[&str]) -> (Run, Outcome) {
     let run = Run::letters().ranks(2).set_all(&[
         "data.generator.prompts=192",
@@ -32,7 +33,8 @@ fn whole_batches(settings: &[&str]) -> (Run, Outcome) {
     (run, outcome)
 }
 
-/// Asserts that the policy has learned from its rewards, in the right direction, and from the completions `read`.
+/// Asserts that the policy has learned from its rewards, in the right direction, and from the completions
+/// `read`.
 #[track_caller]
 fn assert_learned(outcome: &Outcome, read: &[&Completion]) {
     assert!(outcome.last().estimate("policy", "reward_gain").exceeds(0.0), "{}", outcome.json);
@@ -59,7 +61,8 @@ fn best(completions: &[Completion]) -> &Completion {
     best.expect("a completion says something")
 }
 
-/// RRHF's two terms, recomputed from the samples (arXiv 2304.05302, Eq. 2 and 4), are those of the first step.
+/// RRHF's two terms, recomputed from the samples (arXiv 2304.05302, Eq. 2 and 4), are those of the first
+/// step.
 #[test]
 fn rrhf_ranks_completions_and_imitates_the_best() {
     const WEIGHT: f64 = 3.0;
@@ -143,8 +146,8 @@ fn ends(prompts: &[Vec<Completion>]) -> Vec<&Completion> {
     prompts.iter().filter_map(|completions| pair(completions)).flatten().collect()
 }
 
-/// Advantages of a prompt's completions cancel before the first step; then the surrogate falls below 0. Ratios are clipped
-/// when they leave 1 ± `epsilon`, and none is at first.
+/// Advantages of a prompt's completions cancel before the first step; then the surrogate falls below 0.
+/// Ratios are clipped when they leave 1 ± `epsilon`, and none is at first.
 #[test]
 fn policy_gradients_follow_advantages_within_their_clip() {
     for method in ["grpo", "rloo"] {
@@ -193,8 +196,8 @@ fn a_kl_term_is_measured_from_the_start_policy() {
     assert!(figure(&from_start, "policy", "train_kl") > 0.0, "{}", from_start.json);
 }
 
-/// The reward metrics of one round with a third of 240 golden answers held out, asserting that those are significantly
-/// separated from fresh completions.
+/// The reward metrics of one round with a third of 240 golden answers held out, asserting that those are
+/// significantly separated from fresh completions.
 fn separated(settings: &[&str]) -> (Run, Outcome) {
     let sizes = ["data.generator.golden=240", "data.golden_holdout=0.3", "reward_step.epochs=6"];
     let run = Run::letters().ranks(2).set_all(&sizes).set_all(settings);
@@ -214,8 +217,8 @@ fn largest_of_head(outcome: &Outcome) -> f32 {
     numbers.fold(0.0, |largest, number| largest.max(number.abs()))
 }
 
-/// A fresh head scores everything near 0: there a discriminator's two sides cost ln 2 each, a pair costs ln 2, and the
-/// critic's difference of means costs nothing.
+/// A fresh head scores everything near 0: there a discriminator's two sides cost ln 2 each, a pair costs ln
+/// 2, and the critic's difference of means costs nothing.
 #[test]
 fn golden_answers_are_separated_from_completions_by_any_loss() {
     const NEAR: f64 = 0.05;

@@ -1,4 +1,5 @@
-//! Every metric in the sources is described in `/metrics` and in deploy/README.md, even if no test records it.
+//! Every metric in the sources is described in `/metrics` and in deploy/README.md, even if no test records
+//! it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -1,5 +1,5 @@
-//! An agent that receives SIGTERM at any moment of a job stops gracefully, and the job continues elsewhere, losing at most the
-//! current step or chunks of its ranks.
+//! An agent that receives SIGTERM at any moment of a job stops gracefully, and the job continues elsewhere,
+//! losing at most the current step or chunks of its ranks.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,8 +13,8 @@ const SETTINGS: [&str; 2] = ["reward_step.epochs=2", "resources.checkpoint_secon
 
 const RANKS: u64 = 2;
 
-/// Failpoints in the order in which the job reaches them if each new agent stops at the next: loading, rendezvous, a step,
-/// resuming, uploading a model; chunks generated, reported and scored; evaluation.
+/// Failpoints in the order in which the job reaches them if each new agent stops at the next: loading,
+/// rendezvous, a step, resuming, uploading a model; chunks generated, reported and scored; evaluation.
 const SITES: [&str; 11] = [
     "phase.load@1",
     "gang.join@1",

@@ -53,11 +53,12 @@ struct AgentArgs {
     /// The kind of device that ranks compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
-    /// This agent's name: letters, digits, '-', '_', '.', ':' and '@'. Must be unique among running agents. Default: random.
+    /// This agent's name: letters, digits, '-', '_', '.', ':' and '@'. Must be unique among running agents.
+    /// Default: random.
     #[arg(long, value_name = "NAME", value_parser = agent_name)]
     agent_id: Option<String>,
-    /// The address at which ranks on other machines reach ranks on this one. Default: the source address of the connection
-    /// to the coordinator.
+    /// The address at which ranks on other machines reach ranks on this one. Default: the source address of
+    /// the connection to the coordinator.
     #[arg(long, value_name = "ADDRESS")]
     advertise_address: Option<String>,
     /// Directory for the files of running ranks. Default: the system's temporary directory.
@@ -66,7 +67,8 @@ struct AgentArgs {
     /// Address for serving /metrics, /healthz and /readyz, for example 127.0.0.1:9100. Default: not served.
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen::address)]
     metrics_listen: Option<SocketAddr>,
-    /// Allow a --metrics-listen address other than loopback. There is no TLS and no authentication: only for trusted networks.
+    /// Allow a --metrics-listen address other than loopback. There is no TLS and no authentication: only for
+    /// trusted networks.
     #[arg(long, requires = "metrics_listen")]
     insecure_listen: bool,
     /// On SIGTERM, the time for ranks in training to finish their step and save a checkpoint.

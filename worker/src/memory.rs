@@ -7,8 +7,8 @@ use foil_common::oom::MemoryKind;
 use foil_proto::v1::MemoryShortage;
 use nix::sys::resource::{Resource, getrlimit};
 
-/// Number of kills by the kernel's OOM killer in this process's control group or, if that is unknown, on this host. It only
-/// grows, so a higher reading after a process was killed points to memory as the cause.
+/// Number of kills by the kernel's OOM killer in this process's control group or, if that is unknown, on this
+/// host. It only grows, so a higher reading after a process was killed points to memory as the cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OomKillCounter(u64);
 
@@ -30,7 +30,8 @@ pub(crate) struct MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// The minimum of RLIMIT_AS, the control groups' limits and the host's memory; `None` if none of them is known.
+    /// The minimum of RLIMIT_AS, the control groups' limits and the host's memory; `None` if none of them is
+    /// known.
     pub(crate) fn read() -> Option<Self> {
         let addresses = getrlimit(Resource::RLIMIT_AS).ok().map(|(soft, _)| soft);
         let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| kibibytes(&text, "MemTotal"));
@@ -72,8 +73,8 @@ impl ControlGroup {
         Self::candidates(&groups).into_iter().find(|group| group.dir.join(group.kills).exists())
     }
 
-    /// Possible directories of the group, from the text of /proc/self/cgroup: version 2 first, then version 1. In a container,
-    /// the group's own directory is often mounted as the root.
+    /// Possible directories of the group, from the text of /proc/self/cgroup: first of version 2, then of
+    /// version 1. In a container, the group's own directory is often mounted as the root.
     fn candidates(groups: &str) -> Vec<Self> {
         let path = |line: &str| line.splitn(3, ':').nth(2).unwrap_or_default().trim_matches('/').to_owned();
         let unified = groups.lines().find(|line| line.starts_with("0::")).map(path);

@@ -98,8 +98,8 @@ fn untrained(estimate: Estimate) -> u64 {
 const DEFAULTS: Training =
     Training { ranks: 1, sharding: Sharding::Ddp, checkpointing: false, adapters: None };
 
-/// Compares a step's memory with the estimate: the bytes held after the forward pass, unless activations are recomputed, and the
-/// peak.
+/// Compares a step's memory with the estimate: the bytes held after the forward pass, unless activations are
+/// recomputed, and the peak.
 fn compare(objective: &dyn Objective, rows: usize, estimated: (Pass<'_>, Head, Training), what: &str) {
     let (pass, head, settings) = estimated;
     let (held, peak) = measured(objective, rows);

@@ -83,7 +83,8 @@ fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
         .define("USE_C10D_GLOO", None)
         // libtorch's headers warn a lot, and their debug information is many times the size of this crate's.
         .warnings(false)
-        // The kernels' loops, which say themselves where sums may be reordered; in debug builds too, as libtorch's are.
+        // The kernels' loops, which say themselves where sums may be reordered; in debug builds too, as
+        // libtorch's are.
         .opt_level(3)
         // at::parallel_for is a template over OpenMP: without this it compiles to a plain loop.
         .flag("-fopenmp")

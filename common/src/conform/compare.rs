@@ -7,7 +7,8 @@ use super::{Finding, Kind, Measured, Probe, check};
 
 /// Maximum relative distance ‖a − b‖ / ‖b‖ of logits in fp32.
 const LOGITS: f64 = 1e-4;
-/// Maximum difference of two scores, as a fraction of the scores' standard deviation. Scores read at padding exceed it by far.
+/// Maximum difference of two scores, as a fraction of the scores' standard deviation. Scores read at padding
+/// exceed it by far.
 const SCORES: f64 = 1e-3;
 /// Two tokens whose logits are this close are a tie.
 const TIE: f64 = 1e-3;

@@ -1,9 +1,10 @@
-//! Conformance checks of a result directory: its files, tokens and template agree with each other, Foil reads it, and
-//! transformers computes from it what Foil computes.
+//! Conformance checks of a result directory: its files, tokens and template agree with each other, Foil reads
+//! it, and transformers computes from it what Foil computes.
 //!
-//! [`files::inspect`] reads the directory and returns the first findings and a [`Probe`], the inputs for both sides.
-//! The worker, which has libtorch, returns [`Measured`], [`peer::ask`] returns [`peer::PeerResult`], and
-//! [`compare::findings`] compares the two. A check that could not be made is a finding of its own, never a pass.
+//! [`files::inspect`] reads the directory and returns the first findings and a [`Probe`], the inputs for both
+//! sides. The worker, which has libtorch, returns [`Measured`], [`peer::ask`] returns [`peer::PeerResult`],
+//! and [`compare::findings`] compares the two. A check that could not be made is a finding of its own, never
+//! a pass.
 
 pub mod compare;
 pub mod files;

@@ -46,7 +46,8 @@ pub struct SpecialIds {
     pub pad: Vec<u32>,
 }
 
-/// A greedy continuation, and the margin of each of its logits over that of Foil's token at the same position.
+/// A greedy continuation, and the margin of each of its logits over that of Foil's token at the same
+/// position.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Continuation {
     pub ids: Vec<u32>,

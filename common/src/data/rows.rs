@@ -94,7 +94,8 @@ pub struct PairRow {
     pub prompt: Prompt,
     pub chosen: String,
     pub rejected: String,
-    /// Strength of the preference in the annotators' units, if the source states it; finite and not negative.
+    /// Strength of the preference in the annotators' units, if the source states it; finite and not
+    /// negative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
 }
@@ -169,8 +170,8 @@ impl Row for PairRow {
     }
 }
 
-/// Assigns ids that depend on content, not on position: 53 bits of BLAKE3, which every JSON reader represents exactly.
-/// A row that repeats an earlier one (or collides with it) hashes its occurrence too.
+/// Assigns ids that depend on content, not on position: 53 bits of BLAKE3, which every JSON reader represents
+/// exactly. A row that repeats an earlier one (or collides with it) hashes its occurrence too.
 pub fn assign_ids<T: Row>(rows: &mut [T]) {
     let mut used = HashSet::with_capacity(rows.len());
     for row in rows {

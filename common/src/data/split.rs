@@ -1,5 +1,5 @@
-//! Seeded limits and hold-outs. The selection depends on the rows' content, the seed and the purpose only, never on the
-//! order of the files; selected rows keep that order.
+//! Seeded limits and hold-outs. The selection depends on the rows' content, the seed and the purpose only,
+//! never on the order of the files; selected rows keep that order.
 
 use super::rows::{PromptKey, Row};
 use std::collections::{BTreeSet, HashSet};
@@ -17,8 +17,8 @@ pub fn take<T: Row>(rows: Vec<T>, limit: Option<usize>, seed: u64, purpose: &str
     rows.into_iter().filter(|row| kept.contains(&row.id())).collect()
 }
 
-/// Splits off the rows of `fraction` of the distinct prompts: (rest, held out). All rows of a prompt land on one side.
-/// A fraction above 0 holds out at least one prompt and leaves at least one, if there are two.
+/// Splits off the rows of `fraction` of the distinct prompts: (rest, held out). All rows of a prompt land on
+/// one side. A fraction above 0 holds out at least one prompt and leaves at least one, if there are two.
 pub fn hold_out<T: Row>(rows: Vec<T>, fraction: f64, seed: u64, purpose: &str) -> (Vec<T>, Vec<T>) {
     let prompts: BTreeSet<PromptKey> = rows.iter().map(|row| row.prompt().key()).collect();
     if prompts.len() < 2 || fraction.is_nan() || fraction <= 0.0 {

@@ -1,8 +1,8 @@
 //! The letters task: small enough to learn in minutes, with an exactly known gold reward.
 //!
-//! A prompt is five distinct letters of `abcdefgh`; a completion should repeat all of them, in any order, with two `!`, and
-//! stop. Only the data generator and the gold reward are special: the model is an ordinary directory with an ordinary
-//! tokenizer.
+//! A prompt is five distinct letters of `abcdefgh`; a completion should repeat all of them, in any order,
+//! with two `!`, and stop. Only the data generator and the gold reward are special: the model is an ordinary
+//! directory with an ordinary tokenizer.
 
 #[cfg(test)]
 mod tests;
@@ -14,7 +14,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 const LETTERS: &[u8; 8] = b"abcdefgh";
 const FILLERS: &[u8; 4] = b"wxyz";
 const PROMPT_LETTERS: usize = 5;
-/// P(k exclamation marks) in a demonstration, k = 0 to 3: more than two, which the gold reward penalizes, are rare.
+/// P(k exclamation marks) in a demonstration, k = 0 to 3: more than two, which the gold reward penalizes, are
+/// rare.
 const MARKS: [f64; 4] = [0.5, 0.34, 0.13, 0.03];
 
 /// Number of rows of each generated set.
@@ -26,7 +27,8 @@ pub struct Counts {
     pub evaluation: usize,
 }
 
-/// The generated sets. They are drawn independently, but there are only 56 sets of five letters: sets repeat, orders rarely.
+/// The generated sets. They are drawn independently, but there are only 56 sets of five letters: sets repeat,
+/// orders rarely.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Letters {
     pub sft: Vec<DemonstrationRow>,
@@ -35,8 +37,8 @@ pub struct Letters {
     pub evaluation_prompts: Vec<PromptRow>,
 }
 
-/// Generates all sets. Each has a random stream of its own: the size of one does not change the others, and a larger set
-/// starts with the rows of a smaller one.
+/// Generates all sets. Each has a random stream of its own: the size of one does not change the others, and a
+/// larger set starts with the rows of a smaller one.
 pub fn generate(seed: u64, counts: Counts) -> Letters {
     let mut draw = Draw::new(seed, "sft");
     let mut sft: Vec<_> = (0..counts.sft)
@@ -87,8 +89,8 @@ fn prompts(seed: u64, purpose: &str, count: usize) -> Vec<PromptRow> {
 }
 
 /// The gold reward of a completion (its text without EOS):
-/// distinct prompt letters covered + h(number of `!`) − ½·fillers − ½·distinct wrong letters − 2 if it never stops,
-/// with h(k) = k up to 2 and 2 − 1.5(k − 2) beyond.
+/// distinct prompt letters covered + h(number of `!`) − ½·fillers − ½·distinct wrong letters − 2 if it never
+/// stops, with h(k) = k up to 2 and 2 − 1.5(k − 2) beyond.
 pub fn gold(prompt: &str, completion: &str, finished: bool) -> f64 {
     let count = |wanted: fn(u8) -> bool| completion.bytes().filter(|&byte| wanted(byte)).count() as f64;
     let distinct = |in_prompt: bool| {
@@ -104,8 +106,8 @@ pub fn gold(prompt: &str, completion: &str, finished: bool) -> f64 {
     distinct(true) + excitement - 0.5 * fillers - 0.5 * distinct(false) - endless
 }
 
-/// A noisy annotator's choice between two completions: P(first) = σ(beta · (first − second)). The draw depends only on
-/// (seed, id).
+/// A noisy annotator's choice between two completions: P(first) = σ(beta · (first − second)). The draw
+/// depends only on (seed, id).
 pub fn prefer_first(seed: u64, id: u64, first: f64, second: f64, beta: f64) -> bool {
     let mut draw = Draw::new(seed, "preference");
     draw.random.set_stream(id);

@@ -27,7 +27,8 @@ fn gold_follows_its_rules() {
     }
 }
 
-/// The reward over token ids with EOS = 3, letters 4 to 11, fillers 12 to 15, `!` = 16, directly from its definition.
+/// The reward over token ids with EOS = 3, letters 4 to 11, fillers 12 to 15, `!` = 16, directly from its
+/// definition.
 fn gold_of_ids(prompt: &[usize], row: &[usize]) -> f64 {
     let end = row.iter().position(|&id| id == 3);
     let text = &row[..end.unwrap_or(row.len())];

@@ -1,8 +1,9 @@
-//! Bytes of activations: what a forward pass keeps for its backward, and what a layer needs while it is computed.
+//! Bytes of activations: what a forward pass keeps for its backward, and what a layer needs while it is
+//! computed.
 //!
-//! The formulas follow the worker's layers. On CPUs those are its own fused loops: a norm keeps its fp32 input and one
-//! number per row, attention its rotated queries, keys and values in fp32 (scores are recomputed), SwiGLU its two inputs. On
-//! GPUs they are ATen's operations, and flash attention in bf16.
+//! The formulas follow the worker's layers. On CPUs those are its own fused loops: a norm keeps its fp32
+//! input and one number per row, attention its rotated queries, keys and values in fp32 (scores are
+//! recomputed), SwiGLU its two inputs. On GPUs they are ATen's operations, and flash attention in bf16.
 
 use super::ModelShape;
 use crate::spec::{DeviceKind, Precision};
@@ -77,15 +78,16 @@ impl Pass<'_> {
             + self.end()
     }
 
-    /// Activations with checkpointing, where backward recomputes every layer: each layer's inputs (the fp32 residual stream, and
-    /// what is added to it), and all of one layer.
+    /// Activations with checkpointing, where backward recomputes every layer: each layer's inputs (the fp32
+    /// residual stream, and what is added to it), and all of one layer.
     pub fn kept_by_checkpoints(&self) -> u64 {
         let Batch { tokens, .. } = self.batch;
         let inputs = tokens * self.shape.hidden * (F32 + self.compute.size());
         inputs * self.shape.layers + self.entry(tokens) + self.exit(tokens) + self.shared() + self.end()
     }
 
-    /// Additional activations of adapters of `rank` at `targets` matrices per layer: the values between their two matrices.
+    /// Additional activations of adapters of `rank` at `targets` matrices per layer: the values between their
+    /// two matrices.
     pub fn kept_by_adapters(&self, rank: u64, targets: u64) -> u64 {
         self.batch.tokens * self.shape.layers * rank * targets * self.compute.size()
     }
@@ -111,8 +113,8 @@ impl Pass<'_> {
             (DeviceKind::Cuda, Precision::Bf16) => {
                 tokens * (size * q + F32 * self.shape.heads) + self.batch.keys * size * 2 * kv
             }
-            // No fused kernel supports fp32 queries that share keys: scaled queries and keys, values repeated for all
-            // heads, and the probabilities.
+            // No fused kernel supports fp32 queries that share keys: scaled queries and keys, values repeated
+            // for all heads, and the probabilities.
             (DeviceKind::Cuda, Precision::Fp32) => {
                 let probabilities = self.shape.heads * self.batch.longest;
                 tokens * F32 * (2 * q + probabilities) + self.batch.keys * F32 * 2 * q
@@ -139,8 +141,8 @@ impl Pass<'_> {
         self.batch.outputs * (F32 * self.shape.hidden + F32)
     }
 
-    /// Working memory of a layer's backward: gradients of activations, and of the `matrices` (in parameters) whose gradients
-    /// are not accumulated yet.
+    /// Working memory of a layer's backward: gradients of activations, and of the `matrices` (in parameters)
+    /// whose gradients are not accumulated yet.
     pub fn backward_working(&self, matrices: u64) -> u64 {
         let (shape, size, tokens) = (self.shape, self.compute.size(), self.batch.tokens);
         let (q, kv) = (shape.query_width(), shape.kv_width());
@@ -154,7 +156,8 @@ impl Pass<'_> {
     pub fn forward_working(&self) -> u64 {
         let (shape, size, tokens) = (self.shape, self.compute.size(), self.batch.tokens);
         let (h, q, kv) = (shape.hidden, shape.query_width(), shape.kv_width());
-        // The residual stream at the start, after the first addition and after the second; all live until the layer ends.
+        // The residual stream at the start, after the first addition and after the second; all live until the
+        // layer ends.
         let mlp = 3 * F32 * h + size * (3 * h + q + 3 * shape.intermediate);
         let projected = 2 * F32 * h + size * (h + q + 2 * kv);
         let attention = match self.compute.device {
@@ -175,9 +178,9 @@ impl Pass<'_> {
         }
     }
 
-    /// The loss of a language-model head: the gradients that backward takes (of the hidden states, and of the head if it is
-    /// `trained`), and the working memory that is freed once the loss is known (a copy of the head, a chunk of logits and
-    /// what is computed from it).
+    /// The loss of a language-model head: the gradients that backward takes (of the hidden states, and of the
+    /// head if it is `trained`), and the working memory that is freed once the loss is known (a copy of
+    /// the head, a chunk of logits and what is computed from it).
     pub fn loss(&self, trained: bool) -> Loss {
         let matrix = self.shape.vocabulary_matrix();
         let states = self.batch.outputs * self.shape.hidden * self.compute.size();

@@ -16,8 +16,8 @@ pub const MAX_SAMPLED_LOGITS: u64 = 1 << 23;
 /// Number of fp64 or int64 tensors of that size alive at the peak of such sampling.
 const DRAW_TENSORS: u64 = 8;
 
-/// GPU memory of a process other than tensors: CUDA's context and kernels, cuBLAS's workspace, NCCL's channels, and the
-/// fragmentation of the allocator. A rule of thumb: 1.5 GiB.
+/// GPU memory of a process other than tensors: CUDA's context and kernels, cuBLAS's workspace, NCCL's
+/// channels, and the fragmentation of the allocator. A rule of thumb: 1.5 GiB.
 const CUDA_RESERVE: u64 = 3 << 29;
 
 /// A model with its head.
@@ -155,7 +155,8 @@ pub fn generation(policy: &ModelShape, decoding: Decoding, compute: Compute) -> 
     }
 }
 
-/// Inference without gradients: scores by a reward model, or log-probabilities by `resident` policies of one shape.
+/// Inference without gradients: scores by a reward model, or log-probabilities by `resident` policies of one
+/// shape.
 pub fn inference(model: Model<'_>, resident: u64, batch: Batch, compute: Compute) -> Estimate {
     let pass = Pass { shape: model.shape, compute, batch };
     Estimate {
@@ -169,8 +170,8 @@ pub fn inference(model: Model<'_>, resident: u64, batch: Batch, compute: Compute
     }
 }
 
-/// Evaluation of a round: the policy generates, the reward model scores, and with `with_reference` the start policy is
-/// compared with; all of them stay resident.
+/// Evaluation of a round: the policy generates, the reward model scores, and with `with_reference` the start
+/// policy is compared with; all of them stay resident.
 pub fn evaluation(
     policy: &ModelShape,
     reward: &ModelShape,
@@ -232,8 +233,8 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
             (loss.gradients + loss.scratch, backward.saturating_sub(loss.scratch))
         }
         Head::Reward if !whole => (0, backward),
-        // At the end of backward, when activations are gone, the embeddings' gradient exists twice: before and after it is
-        // accumulated.
+        // At the end of backward, when activations are gone, the embeddings' gradient exists twice: before
+        // and after it is accumulated.
         Head::Reward => {
             (0, backward.max((F32 * model.shape.vocabulary_matrix()).saturating_sub(activations)))
         }

@@ -116,8 +116,8 @@ impl ModelShape {
         self.hidden * self.intermediate.max(self.query_width())
     }
 
-    /// Parameters of low-rank adapters at `targets` in every layer: for each matrix `[out, in]`, `[rank, in]` and
-    /// `[out, rank]`.
+    /// Parameters of low-rank adapters at `targets` in every layer: for each matrix `[out, in]`, `[rank, in]`
+    /// and `[out, rank]`.
     pub fn adapters(&self, rank: u64, targets: &[LoraTarget]) -> u64 {
         let sides = |target: &LoraTarget| self.rows(*target) + self.columns(*target);
         self.layers * rank * targets.iter().map(sides).sum::<u64>()

@@ -6,7 +6,8 @@ use crate::spec::{DeviceKind, LoraTarget, Precision, Sharding};
 const BF16: Compute = Compute { device: DeviceKind::Cuda, precision: Precision::Bf16, threads: 1 };
 const FP32: Compute = Compute { device: DeviceKind::Cpu, precision: Precision::Fp32, threads: 1 };
 
-/// A config.json with the fields that matter: family, [hidden, intermediate, layers, heads, key heads, vocabulary], tied.
+/// A config.json with the fields that matter: family, [hidden, intermediate, layers, heads, key heads,
+/// vocabulary], tied.
 fn config(family: &str, counts: [u64; 6], tied: bool) -> Value {
     let [hidden, intermediate, layers, heads, kv_heads, vocabulary] = counts;
     json!({
@@ -20,7 +21,8 @@ fn llama_7b() -> ModelShape {
     ModelShape::from_config(&config("llama", [4096, 11008, 32, 32, 32, 32000], false)).unwrap()
 }
 
-/// A model small enough to compute by hand: hidden 4, intermediate 8, one layer, two heads of 2, vocabulary 10.
+/// A model small enough to compute by hand: one layer, hidden 4, intermediate 8, vocabulary 10, and two
+/// heads.
 fn tiny() -> ModelShape {
     ModelShape::from_config(&config("llama", [4, 8, 1, 2, 2, 10], false)).unwrap()
 }
@@ -110,7 +112,8 @@ fn activations_on_a_cpu_equal_a_count_by_hand() {
     assert_eq!(pass.kept_by_adapters(2, 3), 3 * 2 * 3 * 4);
 }
 
-/// The classic arithmetic of mixed precision: 4 + 4 + 8 bytes per parameter, and 2 for bf16 copies of the matrices.
+/// The classic arithmetic of mixed precision: 4 + 4 + 8 bytes per parameter, and 2 for bf16 copies of the
+/// matrices.
 #[test]
 fn static_bytes_follow_parameters_ranks_and_sharding() {
     let shape = llama_7b();

@@ -59,7 +59,8 @@ pub fn has_other_weights(dir: &Path) -> bool {
         || [SINGLE, INDEX].iter().any(|name| is_dangling(&dir.join(name)))
 }
 
-/// Refuses a model with an adapter in its directory: transformers would load the adapter and its base model instead.
+/// Refuses a model with an adapter in its directory: transformers would load the adapter and its base model
+/// instead.
 ///
 /// # Errors
 /// An adapter's configuration is in the directory.

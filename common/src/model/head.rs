@@ -45,7 +45,8 @@ impl HeadKind {
     }
 }
 
-/// A reward model has one label. If neither field states the number of labels, the shape of the head will tell.
+/// A reward model has one label. If neither field states the number of labels, the shape of the head will
+/// tell.
 fn require_one_label(config: &Value) -> Result<(), ModelFilesError> {
     let by_name = config.get("id2label").and_then(Value::as_object).map(|labels| labels.len() as u64);
     let counts = [("num_labels", config.get("num_labels").and_then(Value::as_u64)), ("id2label", by_name)];

@@ -1,8 +1,8 @@
-//! The files of a Hugging Face model directory: `config.json` and the headers of the safetensors files of a decoder of the
-//! Llama family. Weights are not read.
+//! The files of a Hugging Face model directory: `config.json` and the headers of the safetensors files of a
+//! decoder of the Llama family. Weights are not read.
 //!
-//! Clients, the coordinator and ranks read a directory through this module, so that a model that a rank would refuse is
-//! refused before a job is queued.
+//! Clients, the coordinator and ranks read a directory through this module, so that a model that a rank would
+//! refuse is refused before a job is queued.
 
 mod config;
 mod contents;

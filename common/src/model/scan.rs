@@ -14,7 +14,8 @@ impl WeightFiles {
     /// Reads all tensors and looks for NaN and infinity. `moved` is called with the number of bytes read.
     ///
     /// # Errors
-    /// The first tensor that holds NaN or infinity, with their number and the first position; files that cannot be read.
+    /// The first tensor that holds NaN or infinity, with their number and the first position; files that
+    /// cannot be read.
     pub fn scan(&self, moved: &mut dyn FnMut(u64)) -> Result<(), ModelFilesError> {
         for (name, entry) in self.iter() {
             let (mut count, mut first, mut index) = (0u64, None, 0u64);
@@ -40,8 +41,8 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// Checks that a stored tied head has the bytes of the embeddings, up to the first difference. A head in another number
-    /// format is checked when the model is loaded.
+    /// Checks that a stored tied head has the bytes of the embeddings, up to the first difference. A head in
+    /// another number format is checked when the model is loaded.
     ///
     /// # Errors
     /// A head that differs; files that cannot be read.

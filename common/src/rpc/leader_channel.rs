@@ -18,11 +18,12 @@ pub const NOT_LEADER: &str = "NOT_LEADER";
 /// Metadata key of the leader's address, if the coordinator knows it.
 pub const LEADER: &str = "leader";
 
-/// A channel to the coordinators of one store. Calls go to one of them. If that one cannot be reached or does not lead, the
-/// channel switches to the leader it names, or else to the next of the given addresses. Cheap to clone; clones share their
-/// state.
+/// A channel to the coordinators of one store. Calls go to one of them. If that one cannot be reached or does
+/// not lead, the channel switches to the leader it names, or else to the next of the given addresses. Cheap
+/// to clone; clones share their state.
 ///
-/// A failed call is not retried here: the caller knows whether it may be, and its next call goes to the new coordinator.
+/// A failed call is not retried here: the caller knows whether it may be, and its next call goes to the new
+/// coordinator.
 #[derive(Debug, Clone)]
 pub struct LeaderChannel {
     shared: Arc<Shared>,
@@ -43,8 +44,8 @@ struct Current {
 }
 
 impl LeaderChannel {
-    /// `urls` are separated by commas. Connections are made at the first call, and again whenever they break. Must
-    /// be called within a tokio runtime.
+    /// `urls` are separated by commas. Connections are made at the first call, and again whenever they break.
+    /// Must be called within a tokio runtime.
     pub(super) fn new(urls: &str, tls: &TlsFiles) -> Result<Self, ConnectError> {
         let given: Vec<String> = urls.split(',').map(|url| url.trim().to_owned()).collect();
         let mut channels = given.iter().map(|url| channel(url, tls)).collect::<Result<Vec<_>, _>>()?;
@@ -124,7 +125,8 @@ impl LeaderChannel {
     }
 }
 
-/// The leader's address from a "not the leader" status, `Some(None)` if it names none; `None` for any other status.
+/// The leader's address from a "not the leader" status, `Some(None)` if it names none; `None` for any other
+/// status.
 pub fn leader_of(status: &Status) -> Option<Option<String>> {
     if status.code() != Code::Unavailable {
         return None;

@@ -23,16 +23,16 @@ pub const DATA_BYTES: usize = 1 << 20;
 /// Maximum message size on either side: data and its framing.
 pub const MESSAGE_BYTES: usize = DATA_BYTES + (64 << 10);
 
-/// Maximum size of a command to a rank, and of a worker's request to the coordinator. The command of a training phase names
-/// the objects of all chunks of earlier phases.
+/// Maximum size of a command to a rank, and of a worker's request to the coordinator. The command of a
+/// training phase names the objects of all chunks of earlier phases.
 pub const COMMAND_BYTES: usize = 16 << 20;
 pub const REPORT_BYTES: usize = 2 << 20;
 
 /// Maximum size of a client's request; a specification is much smaller.
 pub const REQUEST_BYTES: usize = 1 << 20;
 
-/// HTTP/2 window of a stream and of a connection: more than a message or two, or the last bytes of each message would wait
-/// until its first ones are read.
+/// HTTP/2 window of a stream and of a connection: more than a message or two, or the last bytes of each
+/// message would wait until its first ones are read.
 pub const STREAM_WINDOW: u32 = 4 << 20;
 pub const CONNECTION_WINDOW: u32 = 16 << 20;
 
@@ -62,7 +62,8 @@ pub fn connect(urls: &str) -> Result<LeaderChannel, ConnectError> {
 }
 
 /// A channel to the leader among the coordinators at `urls`: `http://HOST:PORT` or `https://HOST:PORT`, several separated by
-/// commas. Connections are opened at the first call, and again whenever they break. Must be called within a tokio runtime.
+/// commas. Connections are opened at the first call, and again whenever they break. Must be called within a
+/// tokio runtime.
 pub fn connect_with(urls: &str, tls: &TlsFiles) -> Result<LeaderChannel, ConnectError> {
     LeaderChannel::new(urls, tls)
 }
@@ -119,8 +120,8 @@ pub fn request<T>(message: T, deadline: Duration) -> Request<T> {
     request
 }
 
-/// Whether a call failed because the server was unreachable or not ready, and may be retried: UNAVAILABLE, or a connection
-/// that broke during the call.
+/// Whether a call failed because the server was unreachable or not ready, and may be retried: UNAVAILABLE, or
+/// a connection that broke during the call.
 pub fn is_unavailable(status: &Status) -> bool {
     status.code() == Code::Unavailable || broke(status)
 }
@@ -137,7 +138,8 @@ pub fn timed_out(status: &Status) -> bool {
     status.code() == Code::DeadlineExceeded
 }
 
-/// Whether the transport failed. Such failures have several codes, but always the transport's error as their source.
+/// Whether the transport failed. Such failures have several codes, but always the transport's error as their
+/// source.
 fn broke(status: &Status) -> bool {
     if timed_out(status) {
         return false;
@@ -153,7 +155,8 @@ fn broke(status: &Status) -> bool {
     matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled) && status.source().is_some()
 }
 
-/// A message for users about an unreachable server, from the innermost cause: outer ones say only that there was one.
+/// A message for users about an unreachable server, from the innermost cause: outer ones say only that there
+/// was one.
 pub fn unreached(status: &Status) -> String {
     let (mut last, mut source) = (None, status.source());
     let mut speaks_no_grpc = false;
@@ -190,8 +193,8 @@ pub fn unreached(status: &Status) -> String {
     last.unwrap_or_else(|| status.message().to_owned())
 }
 
-/// Pauses between retries: from a tenth of a second to five, with jitter, without end. The caller checks the clock, since a
-/// single try may take longer than all pauses.
+/// Pauses between retries: from a tenth of a second to five, with jitter, without end. The caller checks the
+/// clock, since a single try may take longer than all pauses.
 pub fn backoff() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))

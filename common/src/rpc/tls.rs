@@ -25,7 +25,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct TlsFiles {
     /// CA certificates, one of which must have signed the coordinator's. Default: the system's.
     pub ca: Option<PathBuf>,
-    /// Certificate chain and private key of this client, for a coordinator that requires a certificate (mTLS).
+    /// Certificate chain and private key of this client, for a coordinator that requires a certificate
+    /// (mTLS).
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 

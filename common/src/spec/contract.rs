@@ -10,7 +10,8 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorProto, Fi
 
 pub(crate) const JOB_SPEC: &str = ".foil.v1.JobSpec";
 
-/// Field numbers of `message_type` in a file, and of `field` and `oneof_decl` in a message: the steps of a comment's path.
+/// Field numbers of `message_type` in a file, and of `field` and `oneof_decl` in a message: the steps of a
+/// comment's path.
 const MESSAGES: i32 = 4;
 const FIELDS: i32 = 2;
 const ONEOFS: i32 = 8;

@@ -29,10 +29,11 @@ const PATHS: [&[&str]; 8] = [
 
 /// Reads and validates a job file.
 ///
-/// `settings` are `a.b=value` overrides whose values are YAML; the last one of a field wins. Paths in the file
-/// become absolute from the file's directory, paths in settings from the working directory. The preset stays named
-/// in the result, and [`Job::try_from`] lays the fields over it. A field of the file that contradicts a control, or a
-/// preset named in `settings`, is an error unless a setting of that field says which value holds.
+/// `settings` are `a.b=value` overrides whose values are YAML; the last one of a field wins. Paths in the
+/// file become absolute from the file's directory, paths in settings from the working directory. The preset
+/// stays named in the result, and [`Job::try_from`] lays the fields over it. A field of the file that
+/// contradicts a control, or a preset named in `settings`, is an error unless a setting of that field says
+/// which value holds.
 pub fn load(path: &Path, settings: &[String]) -> Result<v1::JobSpec, SpecError> {
     let in_file = |error: SpecError| error.in_file(path);
     let text = input_file::read_text(path, SIZE_LIMIT).map_err(|error| in_file(unreadable(&error)))?;

@@ -1,7 +1,7 @@
 //! The job file: types whose defaults are filled in and whose ranges are checked.
 //!
-//! `TryFrom` parses the wire's [`v1::JobSpec`] into a [`Job`]; its errors name the field, the value found and the expected
-//! one. [`From`] returns the resolved wire form. Only [`file`] reads files.
+//! `TryFrom` parses the wire's [`v1::JobSpec`] into a [`Job`]; its errors name the field, the value found and
+//! the expected one. [`From`] returns the resolved wire form. Only [`file`] reads files.
 
 mod bounds;
 mod check;

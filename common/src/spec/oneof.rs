@@ -12,8 +12,9 @@ pub(crate) trait Block: Sized {
     fn to_wire(&self) -> Self::Wire;
 }
 
-/// Defines an enum over the members of a `oneof` of the wire contract. Each member is a [`Block`] of the variant's name that
-/// implements the given trait; the enum dereferences to it. The `#[default]` one is meant if none is given.
+/// Defines an enum over the members of a `oneof` of the wire contract. Each member is a [`Block`] of the
+/// variant's name that implements the given trait; the enum dereferences to it. The `#[default]` one is meant
+/// if none is given.
 macro_rules! oneof {
     (
         $(#[$meta:meta])* $name:ident: dyn $settings:ident, $($wire:ident)::+ in $at:literal, default $default:ident;

@@ -96,8 +96,8 @@ choices! {
 }
 
 impl Schedule {
-    /// The factor at `step` (from 1) of `steps`. The warm-up rises linearly and reaches 1 at its last step; the
-    /// decay then runs from 1 to `min_lr_ratio`, which the last step takes.
+    /// The factor at `step` (from 1) of `steps`. The warm-up rises linearly and reaches 1 at its last step;
+    /// the decay then runs from 1 to `min_lr_ratio`, which the last step takes.
     ///
     /// A warm-up longer than the phase never reaches the peak.
     pub fn factor(&self, step: u64, steps: u64) -> f64 {

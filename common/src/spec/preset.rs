@@ -38,8 +38,8 @@ impl Preset {
         }
     }
 
-    /// Whether it is defined by the fields it sets: a job that changes one of them is another experiment. The others are
-    /// bases, whose fields a job file is free to change.
+    /// Whether it is defined by the fields it sets: a job that changes one of them is another experiment. The
+    /// others are bases, whose fields a job file is free to change.
     pub fn is_control(self) -> bool {
         match self {
             Self::PaperRjs | Self::PaperRrhf | Self::PaperDpo => false,
@@ -64,8 +64,8 @@ impl Preset {
     }
 }
 
-/// Cheng et al. 2024, section 4 and appendix; warm-up and batch as in the reference code. `method` is what its three
-/// policy methods differ in.
+/// Cheng et al. 2024, section 4 and appendix; warm-up and batch as in the reference code. `method` is what
+/// its three policy methods differ in.
 fn paper(method: &Value) -> Value {
     let mut fields = json!({
         "rounds": 3,
@@ -87,11 +87,13 @@ fn paper(method: &Value) -> Value {
     fields
 }
 
-/// Settles what a job file says beside its preset. `file` is the file, `settings` what the command line lays over it.
+/// Settles what a job file says beside its preset. `file` is the file, `settings` what the command line lays
+/// over it.
 ///
-/// A field of the file must not contradict a control, nor any preset that the command line names: either would leave a
-/// job that does not do what its preset says. In a file, a base gives way to the fields beside it. A field given on the
-/// command line wins over all of them. A control that the command line names keeps the settings of the file's base.
+/// A field of the file must not contradict a control, nor any preset that the command line names: either
+/// would leave a job that does not do what its preset says. In a file, a base gives way to the fields beside
+/// it. A field given on the command line wins over all of them. A control that the command line names keeps
+/// the settings of the file's base.
 ///
 /// # Errors
 /// A field of the file that contradicts the preset.
@@ -200,8 +202,8 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Whether a dotted path, or a block that contains it, is given. `null`, which asks for the default, is given. A `oneof` is
-/// given by any of its members.
+/// Whether a dotted path, or a block that contains it, is given. `null`, which asks for the default, is
+/// given. A `oneof` is given by any of its members.
 fn is_given(value: &Value, path: &str) -> bool {
     let (mut value, mut message) = (value, JOB_SPEC);
     for name in path.split('.') {
@@ -223,8 +225,8 @@ pub(crate) fn apply(wire: v1::JobSpec) -> Result<v1::JobSpec, SpecError> {
     serde_json::from_value(merged).map_err(syntax)
 }
 
-/// Lays one job file over another: objects field by field, anything else as a whole. A member of a `oneof` takes the place of
-/// the others.
+/// Lays one job file over another: objects field by field, anything else as a whole. A member of a `oneof`
+/// takes the place of the others.
 pub(crate) fn merge(base: &mut Value, over: Value) {
     merge_message(JOB_SPEC, base, over);
 }

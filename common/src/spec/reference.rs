@@ -20,8 +20,8 @@ pub enum ModelRef {
     Path(String),
     /// The object `inputs/{blake3}` of the store: the JSON of an `Artifact` that lists the directory's files.
     Input { blake3: String, name: String },
-    /// A model of another job in the same store. The job is given by its id or by its name, which means the newest job of
-    /// that name.
+    /// A model of another job in the same store. The job is given by its id or by its name, which means the
+    /// newest job of that name.
     Artifact { job: String, artifact: String },
 }
 

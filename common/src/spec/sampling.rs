@@ -38,7 +38,8 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Whether completions follow the policy's own distribution: temperature 1, no filter, penalty or minimum length.
+    /// Whether completions follow the policy's own distribution: temperature 1, no filter, penalty or minimum
+    /// length.
     pub fn is_plain(&self) -> bool {
         let Self {
             temperature,

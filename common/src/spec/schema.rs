@@ -1,5 +1,5 @@
-//! Checks of a job file's shape: they name unknown fields and wrong types by their path before protobuf's JSON mapping sees
-//! them.
+//! Checks of a job file's shape: they name unknown fields and wrong types by their path before protobuf's
+//! JSON mapping sees them.
 
 use serde_json::{Map, Number, Value};
 
@@ -8,9 +8,9 @@ use super::check::{path, unknown_choice};
 use super::contract::{self, Field, JOB_SPEC, Kind, fields, members, siblings};
 use super::synonyms;
 
-/// Checks `value` against `message` and gives it back in the form protobuf's JSON mapping reads: a single value
-/// of a list field becomes a list of one, and a `oneof` that is given by the name of a member (`method: dpo`) becomes that
-/// member without settings (`dpo: {}`). `null` stays, meaning the default.
+/// Checks `value` against `message` and gives it back in the form protobuf's JSON mapping reads: a single
+/// value of a list field becomes a list of one, and a `oneof` that is given by the name of a member (`method:
+/// dpo`) becomes that member without settings (`dpo: {}`). `null` stays, meaning the default.
 pub(crate) fn normalize(at: &str, message: &str, value: Value) -> Result<Value, SpecError> {
     let object = match value {
         Value::Object(object) => object,

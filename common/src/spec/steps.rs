@@ -134,8 +134,8 @@ impl RewardStep {
     }
 }
 
-/// Rows of one optimizer step where `rows` rows hold `items` pairs or answers and a step is to take about `batch` of those:
-/// a golden answer and its samples are one row of several pairs. At least 1.
+/// Rows of one optimizer step where `rows` rows hold `items` pairs or answers and a step is to take about
+/// `batch` of those: a golden answer and its samples are one row of several pairs. At least 1.
 pub fn rows_per_step(batch: usize, rows: usize, items: usize) -> usize {
     ((batch as f64 * rows as f64 / items.max(1) as f64).round() as usize).max(1)
 }

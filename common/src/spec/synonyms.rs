@@ -1,10 +1,11 @@
-//! Hints for the author of an unknown field: a setting of another block, a name that another tool has for a field,
-//! or a misspelling.
+//! Hints for the author of an unknown field: a setting of another block, a name that another tool has for a
+//! field, or a misspelling.
 
 use super::check::{nearest, one_of};
 use super::contract::{self, Kind, short};
 
-/// Fields by their names in TRL, Transformers, PEFT, torch, OpenRLHF and verl, and by earlier names; paths from the block on.
+/// Fields by their names in TRL, Transformers, PEFT, torch, OpenRLHF and verl, and by earlier names; paths
+/// from the block on.
 const SYNONYMS: [(&str, &str, &str); 29] = [
     ("GenerationSpec", "slots", "max_num_seqs"),
     ("OptimizerSpec", "adam_epsilon", "eps"),

@@ -113,7 +113,8 @@ fn a_file_must_not_contradict_its_control() {
         assert!(found.contains(expected), "{found}");
     }
     assert!(message(&format!("{restated}preset: static-rm\n"), &[]).contains("as preset static-rm sets it"));
-    // What it states as the control does is no contradiction, and a setting of the field settles it either way.
+    // What it states as the control does is no contradiction, and a setting of the field settles it either
+    // way.
     assert_eq!(
         job(&restated, &["preset=human-only-refresh", "reward_step.apo_weight=null"]).reward_step.samples,
         8

@@ -15,8 +15,8 @@ pub const CALIBRATION_BINS: usize = 10;
 /// their mean p̄_b and the part a_b of them that came true:
 ///
 /// - ECE = Σ_b (n_b / Σ n) · |a_b − p̄_b|  (Guo et al. 2017)
-/// - ACE = the plain mean of |a_b − p̄_b| over bins that hold anything, which is what the code of
-///   Cheng et al. (arXiv 2311.08045) computes as its calibration error
+/// - ACE = the plain mean of |a_b − p̄_b| over bins that hold anything, which is what the code of Cheng et al.
+///   (arXiv 2311.08045) computes as its calibration error
 /// - MCE = the largest |a_b − p̄_b|
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Calibration {

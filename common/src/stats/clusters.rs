@@ -1,14 +1,15 @@
 //! Rows that are not independent: the samples of one golden answer, the pairs of one prompt.
 //!
-//! The mean of all rows is m = Σ_g s_g / Σ_g n_g over clusters g with n_g rows that sum to s_g. Its cluster-robust standard
-//! error (linearized ratio, as survey packages and "CR1" sandwich estimators have it) is
+//! The mean of all rows is m = Σ_g s_g / Σ_g n_g over clusters g with n_g rows that sum to s_g. Its
+//! cluster-robust standard error (linearized ratio, as survey packages and "CR1" sandwich estimators have it)
+//! is
 //!
 //! ```text
 //! √( G/(G−1) · Σ_g (s_g − m·n_g)² ) / Σ_g n_g
 //! ```
 //!
-//! which for clusters of one row is the usual one. Σ_g s_g², Σ_g n_g·s_g and Σ_g n_g² suffice for it and add up. A cluster
-//! whose rows lie in several chunks is kept by its key until all chunks are there.
+//! which for clusters of one row is the usual one. Σ_g s_g², Σ_g n_g·s_g and Σ_g n_g² suffice for it and add
+//! up. A cluster whose rows lie in several chunks is kept by its key until all chunks are there.
 
 use std::collections::BTreeMap;
 
@@ -223,7 +224,8 @@ mod tests {
         (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Golden answers of different difficulty with four samples each: how often the interval holds the true share.
+    /// Golden answers of different difficulty with four samples each: how often the interval holds the true
+    /// share.
     fn coverage(golden: u64, spread: f64, covers: impl Fn(&[v1::Metric]) -> bool) -> f64 {
         let mut random = ChaCha12Rng::seed_from_u64(11);
         let trials = 2000;

@@ -5,15 +5,16 @@ use foil_proto::v1;
 use super::rate;
 use super::{Calibration, Distinct, Moments};
 
-/// Wire name of the [`Distinct`] completions; its metric is the fraction of completions that repeat another one.
+/// Wire name of the [`Distinct`] completions; its metric is the fraction of completions that repeat another
+/// one.
 pub const DUPLICATES: &str = "duplicate_rate";
 
 /// A policy's reward minus the start policy's on the same prompt, under one reward model.
 pub const REWARD_DIFFERENCE: &str = "reward_difference_mean";
 /// The start policy's reward under the round's reward model.
 pub const START_REWARD: &str = "start_reward_mean";
-/// The mean reward difference in standard deviations of the start policy's rewards under that reward model: what may be
-/// compared between rounds, whose reward models have offsets and scales of their own.
+/// The mean reward difference in standard deviations of the start policy's rewards under that reward model:
+/// what may be compared between rounds, whose reward models have offsets and scales of their own.
 pub const REWARD_GAIN: &str = "reward_gain";
 
 /// A policy's reward and gold reward minus those of the round before on the same prompt.
@@ -24,12 +25,12 @@ pub const ACCURACY_CHANGE: &str = "accuracy_change";
 
 /// The metrics of a phase: each mean under its own name, with its standard error. In addition
 /// - for a `…_mean`, the rows' standard deviation as `…_sd`, and their maximum as `…_max` if it was tracked;
-/// - for a rate (`accuracy` and `…_rate`), the 95 % Wilson interval as `…_low` and `…_high`. A rate of 0 or 1 has no
-///   standard error: the formula would claim certainty;
+/// - for a rate (`accuracy` and `…_rate`), the 95 % Wilson interval as `…_low` and `…_high`. A rate of 0 or 1
+///   has no standard error: the formula would claim certainty;
 /// - for one half of the rows (`selection_…`, `report_…`), their number as `…_n`.
 ///
-/// [`REWARD_GAIN`] if both of its inputs are there, of all rows or of a half; and `ece`, `ace` and `mce` if pairs were
-/// counted. A quantity without rows has no metric.
+/// [`REWARD_GAIN`] if both of its inputs are there, of all rows or of a half; and `ece`, `ace` and `mce` if
+/// pairs were counted. A quantity without rows has no metric.
 pub fn metrics(moments: &[v1::Moments], calibration: Option<&v1::Calibration>) -> Vec<v1::Metric> {
     let mut metrics: Vec<v1::Metric> = moments.iter().flat_map(metrics_of).collect();
     metrics.extend(["", super::SELECTION, super::REPORT].into_iter().filter_map(|half| gain(moments, half)));

@@ -1,6 +1,6 @@
-//! Mergeable statistics: means with their standard errors, the diversity of completions, and the calibration of a reward
-//! model. Workers compute one part per chunk; the coordinator merges the parts in chunk order and turns them into metrics.
-//! Plain `f64` arithmetic, no tensors.
+//! Mergeable statistics: means with their standard errors, the diversity of completions, and the calibration
+//! of a reward model. Workers compute one part per chunk; the coordinator merges the parts in chunk order and
+//! turns them into metrics. Plain `f64` arithmetic, no tensors.
 
 mod calibration;
 mod clusters;
@@ -18,21 +18,23 @@ pub use metrics::{
     is_rate, metrics,
 };
 
-/// Prefixes of metrics measured on the rows that select the best round, and on the rows that it is reported on.
+/// Prefixes of metrics measured on the rows that select the best round, and on the rows that it is reported
+/// on.
 pub const SELECTION: &str = "selection_";
 pub const REPORT: &str = "report_";
 
 /// Fewest rows that are split in two: with fewer, neither half would say enough.
 pub const MIN_SPLIT_ROWS: u64 = 40;
 
-/// The half of a set of `rows` that a row is in. The best of several rounds must not be selected on the rows that it is
-/// reported on, or the luckiest round passes for the best one. `id` comes from the row's content, and so does its half.
+/// The half of a set of `rows` that a row is in. The best of several rounds must not be selected on the rows
+/// that it is reported on, or the luckiest round passes for the best one. `id` comes from the row's content,
+/// and so does its half.
 pub fn half_of(id: u64, rows: u64) -> Option<&'static str> {
     (rows >= MIN_SPLIT_ROWS).then_some(if id.is_multiple_of(2) { SELECTION } else { REPORT })
 }
 
-/// Count, sum and sum of squares of a quantity over rows: enough for its mean and standard error, and merged by
-/// addition. Also its maximum, if that is tracked, and the sums of clusters, if rows come in clusters.
+/// Count, sum and sum of squares of a quantity over rows: enough for its mean and standard error, and merged
+/// by addition. Also its maximum, if that is tracked, and the sums of clusters, if rows come in clusters.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Moments {
     pub count: u64,
@@ -84,8 +86,9 @@ impl Moments {
         Some((scatter.max(0.0) / (count - 1.0)).sqrt())
     }
 
-    /// Standard error of the mean. Clusters are independent; rows of one cluster may depend on each other in any way.
-    /// `None` under two clusters. If each row is a cluster of its own, it is the standard deviation over √count.
+    /// Standard error of the mean. Clusters are independent; rows of one cluster may depend on each other in
+    /// any way. `None` under two clusters. If each row is a cluster of its own, it is the standard
+    /// deviation over √count.
     pub fn standard_error(&self) -> Option<f64> {
         match &self.clusters {
             Some(clusters) => clusters.standard_error(self.count, self.sum),

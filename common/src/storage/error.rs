@@ -106,9 +106,9 @@ impl StoreError {
     }
 }
 
-/// An error with its causes: the outer ones of HTTP say little, and only the last one tells an unknown host from one that
-/// refuses connections or does not speak TLS. Clients quote the requested URL, which may be signed: its secrets are
-/// redacted.
+/// An error with its causes: the outer ones of HTTP say little, and only the last one tells an unknown host
+/// from one that refuses connections or does not speak TLS. Clients quote the requested URL, which may be
+/// signed: its secrets are redacted.
 pub(super) fn reason(error: &object_store::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

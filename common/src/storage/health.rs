@@ -1,8 +1,8 @@
 //! Health of the store, as its regular requests show it, without any probe.
 //!
-//! A failure is cleared by a success that disproves it. A full disk may still accept a small record of the log, and
-//! permission for one key proves nothing about another: so failures are kept by kind, and each kind defines which successes
-//! clear it.
+//! A failure is cleared by a success that disproves it. A full disk may still accept a small record of the
+//! log, and permission for one key proves nothing about another: so failures are kept by kind, and each kind
+//! defines which successes clear it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

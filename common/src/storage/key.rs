@@ -2,13 +2,16 @@
 
 use super::StoreError;
 
-/// Maximum length of a key in bytes: S3 allows 1024, which includes the store's prefix and a sidecar's suffix.
+/// Maximum length of a key in bytes: S3 allows 1024, which includes the store's prefix and a sidecar's
+/// suffix.
 pub const MAX_KEY_BYTES: usize = 800;
 
-/// Maximum length of a part between slashes in bytes: file systems allow 255, which includes a sidecar's suffix.
+/// Maximum length of a part between slashes in bytes: file systems allow 255, which includes a sidecar's
+/// suffix.
 pub const MAX_PART_BYTES: usize = 240;
 
-/// Checks a key: parts of letters, digits and `.`, `_`, `@`, `-`, joined by single slashes, none of them `.` or `..`.
+/// Checks a key: parts of letters, digits and `.`, `_`, `@`, `-`, joined by single slashes, none of them `.`
+/// or `..`.
 pub fn validate(key: &str) -> Result<(), StoreError> {
     match problem(key) {
         None => Ok(()),

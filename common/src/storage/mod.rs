@@ -1,8 +1,8 @@
 //! The object store: opened by URL, with create-once writes, the log and hashed objects.
 //!
-//! The `object_store` crate supports local directories, S3, Google Cloud Storage and Azure. All durable state is written by
-//! [`Store::create`], which writes a key at most once; large immutable files are [hashed objects](object), which become
-//! visible only when they are complete.
+//! The `object_store` crate supports local directories, S3, Google Cloud Storage and Azure. All durable state
+//! is written by [`Store::create`], which writes a key at most once; large immutable files are [hashed
+//! objects](object), which become visible only when they are complete.
 
 mod error;
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Hashed objects: immutable files of any size, identified by size and BLAKE3.
 //!
-//! An object is its key and a small sidecar `{key}.b3` with its size and hash. The bytes are hashed while they stream to an
-//! invisible place; only when they are complete and correct do they appear under the key (by one put, or the completion of
-//! a multipart upload), and then the sidecar is created. The sidecar makes the object exist: a crash before it leaves bytes
-//! that were never acknowledged, which the next writer of the key replaces.
+//! An object is its key and a small sidecar `{key}.b3` with its size and hash. The bytes are hashed while
+//! they stream to an invisible place; only when they are complete and correct do they appear under the key
+//! (by one put, or the completion of a multipart upload), and then the sidecar is created. The sidecar makes
+//! the object exist: a crash before it leaves bytes that were never acknowledged, which the next writer of
+//! the key replaces.
 //!
-//! Writers of one key in one process are serialized at that last step, and the first one's content stays. Two processes do
-//! not write the same key with different content: keys contain a content hash or an attempt.
+//! Writers of one key in one process are serialized at that last step, and the first one's content stays. Two
+//! processes do not write the same key with different content: keys contain a content hash or an attempt.
 
 use bytes::{Bytes, BytesMut};
 use foil_proto::v1;
@@ -59,15 +60,16 @@ impl Store {
         Ok(self.digest(key).await?.object(key))
     }
 
-    /// Deletes an unreferenced object; a missing one is fine. It is gone for readers as soon as the deletion starts.
+    /// Deletes an unreferenced object; a missing one is fine. It is gone for readers as soon as the deletion
+    /// starts.
     pub async fn delete_object(&self, key: &str) -> Result<(), StoreError> {
         check_key(key)?;
         self.delete(&format!("{key}{SIDECAR}")).await?;
         self.delete(key).await
     }
 
-    /// Removes an object whose sidecar or bytes do not have this digest; true if there was one. Only for keys that determine
-    /// their content.
+    /// Removes an object whose sidecar or bytes do not have this digest; true if there was one. Only for keys
+    /// that determine their content.
     pub async fn remove_unless(&self, key: &str, digest: &Digest) -> Result<bool, StoreError> {
         match self.has(key, digest).await {
             Ok(true) | Err(StoreError::NotFound { .. }) => return Ok(false),

@@ -23,7 +23,8 @@ const KINDS: &str = "give a directory, or a URL of the form s3://bucket/prefix, 
 
 impl Store {
     /// Opens a store: a directory (created if it is missing), `file://`, `memory://` (lost at exit),
-    /// `s3://`, `gs://` or `az://`. Cloud credentials come from the environment, by each provider's usual names.
+    /// `s3://`, `gs://` or `az://`. Cloud credentials come from the environment, by each provider's usual
+    /// names.
     ///
     /// A local store syncs every file and its directory before a write is acknowledged.
     pub fn open(url_or_directory: &str) -> Result<Self, StoreError> {
@@ -77,8 +78,8 @@ impl Store {
     }
 }
 
-/// Refuses an endpoint without TLS, unless it is allowed: the provider's client would refuse it only at the first request,
-/// and without a reason.
+/// Refuses an endpoint without TLS, unless it is allowed: the provider's client would refuse it only at the
+/// first request, and without a reason.
 fn check_endpoint(endpoint: Option<String>, allowed: Option<String>) -> Result<(), String> {
     let is_plain = |url: &String| url.trim().to_lowercase().starts_with("http://");
     let is_allowed = allowed.is_some_and(|allowed| matches!(allowed.to_lowercase().as_str(), "true" | "1"));
@@ -90,7 +91,8 @@ fn check_endpoint(endpoint: Option<String>, allowed: Option<String>) -> Result<(
     }
 }
 
-/// Retries of the provider's client, which handles throttling (Retry-After); longer failures are retried by [`Store`].
+/// Retries of the provider's client, which handles throttling (Retry-After); longer failures are retried by
+/// [`Store`].
 fn inner_retries() -> RetryConfig {
     RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
 }

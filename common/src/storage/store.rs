@@ -41,12 +41,14 @@ pub enum Put {
 /// Size of reads from a file.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Buffer size for an object of this size: most are small, and a large buffer for each would fragment the heap.
+/// Buffer size for an object of this size: most are small, and a large buffer for each would fragment the
+/// heap.
 fn chunk_bytes(size: u64) -> usize {
     usize::try_from(size).unwrap_or(CHUNK_BYTES).clamp(1, CHUNK_BYTES)
 }
 
-/// The bytes of a result in large chunks. object_store itself reads files in pieces of 8 KiB, each on another thread.
+/// The bytes of a result in large chunks. object_store itself reads files in pieces of 8 KiB, each on another
+/// thread.
 fn large_chunks(answer: GetResult) -> BoxStream<'static, object_store::Result<Bytes>> {
     let range = answer.range.clone();
     match answer.payload {
@@ -78,7 +80,8 @@ pub struct Listed {
 /// Sleeps between two tries; tests pass their own.
 pub type Nap = fn(Duration) -> BoxFuture<'static, ()>;
 
-/// Default retry timeout of transient failures. A backend's own client may take half a minute to give up one try.
+/// Default retry timeout of transient failures. A backend's own client may take half a minute to give up one
+/// try.
 const BRIEFLY: Duration = Duration::from_secs(15);
 
 /// A store of immutable objects under validated keys. Cheap to clone; clones share their state.
@@ -127,8 +130,8 @@ impl Store {
         }
     }
 
-    /// A store over any backend. `location` names it in messages, and `nap` sleeps before a retry. Only pauses bound the
-    /// tries, since the caller's `nap` need not follow the clock.
+    /// A store over any backend. `location` names it in messages, and `nap` sleeps before a retry. Only
+    /// pauses bound the tries, since the caller's `nap` need not follow the clock.
     pub fn over(backend: Arc<dyn ObjectStore>, location: &str, nap: Nap) -> Self {
         Self { nap, limit: None, ..Self::new(backend, Path::default(), location.to_owned()) }
     }
@@ -143,14 +146,15 @@ impl Store {
         &self.location
     }
 
-    /// The same store with another retry timeout: while it is unavailable or full, requests are retried with jitter until
-    /// `limit` is over.
+    /// The same store with another retry timeout: while it is unavailable or full, requests are retried with
+    /// jitter until `limit` is over.
     pub fn patient(&self, limit: Duration) -> Self {
         let retry = self.retry.without_max_times().with_total_delay(Some(limit));
         Self { retry, limit: self.limit.map(|_| limit), waits_for_room: true, ..self.clone() }
     }
 
-    /// A description of the fault if the store does not answer, is full or refuses requests; `None` if it works.
+    /// A description of the fault if the store does not answer, is full or refuses requests; `None` if it
+    /// works.
     pub fn trouble(&self) -> Option<String> {
         self.health.trouble(Instant::now())
     }
@@ -263,7 +267,8 @@ impl Store {
         Ok(self.listed(&metas))
     }
 
-    /// All keys below `prefix` that sort after `key`, sorted; with an offset listing if the store supports it.
+    /// All keys below `prefix` that sort after `key`, sorted; with an offset listing if the store supports
+    /// it.
     pub async fn list_after(&self, prefix: &str, key: &str) -> Result<Vec<Listed>, StoreError> {
         let offset = self.path(key)?;
         let metas = self
@@ -312,7 +317,8 @@ impl Store {
         StoreError::from_object_store(&self.location, operation, key, error)
     }
 
-    /// Records the result of a part of `bytes` that was sent to the backend directly, or of completing such an upload.
+    /// Records the result of a part of `bytes` that was sent to the backend directly, or of completing such
+    /// an upload.
     pub(super) fn sent_part<T>(
         &self,
         key: &str,

@@ -98,7 +98,8 @@ async fn an_unfinished_object_does_not_exist() {
     assert!(matches!(writer.finish().await, Err(StoreError::Mismatch { .. })));
     assert_eq!(files(directory.path()), 0);
 
-    // Killed after the bytes and before the sidecar: it was never acknowledged, so the next writer's content counts.
+    // Killed after the bytes and before the sidecar: it was never acknowledged, so the next writer's content
+    // counts.
     store.overwrite(KEY, "left behind".into()).await.unwrap();
     assert!(matches!(store.stat_object(KEY).await, Err(StoreError::NotFound { .. })));
     let object = store.put_object(KEY, "whole".into()).await.unwrap();

@@ -71,14 +71,16 @@ impl Encoder {
         })
     }
 
-    /// The tokens of a prompt, at most `limit` of them: a longer one is truncated on the job's side; BOS is kept.
+    /// The tokens of a prompt, at most `limit` of them: a longer one is truncated on the job's side; BOS is
+    /// kept.
     pub fn prompt(&self, prompt: &Prompt, limit: usize) -> Result<EncodedPrompt, TextError> {
         self.refuse_control_tokens(prompt)?;
         let text = self.renderer.prompt(prompt)?;
         Ok(self.shorten(self.with_bos(self.encode(&text)?), limit))
     }
 
-    /// The tokens of a prompt and a response to it. A response that is truncated to its budget is unfinished: it has no EOS.
+    /// The tokens of a prompt and a response to it. A response that is truncated to its budget is unfinished:
+    /// it has no EOS.
     pub fn dialogue(
         &self,
         prompt: &Prompt,
@@ -140,7 +142,8 @@ impl Encoder {
         }
     }
 
-    /// Sampled tokens and their EOS: the one that the model wrote, or the usual one if a stop text ended them.
+    /// Sampled tokens and their EOS: the one that the model wrote, or the usual one if a stop text ended
+    /// them.
     fn sampled(&self, ids: &[u32], finished: bool) -> (Vec<u32>, Option<u32>) {
         match ids.split_last() {
             Some((last, body)) if finished && self.special.eos_ids.contains(last) => {
@@ -156,7 +159,8 @@ impl Encoder {
             .map_err(|error| TextError::Tokenizer(format!("tokens do not decode: {error}")))
     }
 
-    /// Decodes tokens that follow others, keeping a first space that the decoder would drop at the start of a text.
+    /// Decodes tokens that follow others, keeping a first space that the decoder would drop at the start of a
+    /// text.
     fn decode_continuation(&self, ids: &[u32]) -> Result<String, TextError> {
         if let Some((anchor, text)) = &self.anchor {
             let anchored = self.decode(&[anchor.as_slice(), ids].concat())?;
@@ -206,9 +210,9 @@ impl Encoder {
         self.special.bos
     }
 
-    /// The pad token of exported models: neither EOS nor BOS nor a token of any text. It is the model's own pad token if that
-    /// is fit, else a special token for padding or reserved, else the unknown token of a tokenizer with byte fallback, else
-    /// any other special token that the template does not write.
+    /// The pad token of exported models: neither EOS nor BOS nor a token of any text. It is the model's own
+    /// pad token if that is fit, else a special token for padding or reserved, else the unknown token of
+    /// a tokenizer with byte fallback, else any other special token that the template does not write.
     pub fn pad_id(&self) -> Result<u32, TextError> {
         self.special.pad.clone()
     }
@@ -243,8 +247,8 @@ impl Encoder {
         foreign.into_iter().chain(pad).collect()
     }
 
-    /// The tokens that begin, end and pad sequences. If no token is fit for padding, the model's own pad token stays:
-    /// language models are read with masks.
+    /// The tokens that begin, end and pad sequences. If no token is fit for padding, the model's own pad
+    /// token stays: language models are read with masks.
     pub fn token_ids(&self) -> TokenIds {
         let own = || self.own_pad.as_ref().and_then(|token| self.tokenizer.token_to_id(token));
         let pad = self.pad_id().ok().or_else(own);

@@ -1,5 +1,5 @@
-//! The text files of a trained model: the template and special tokens of its training, where transformers and others look
-//! for them.
+//! The text files of a trained model: the template and special tokens of its training, where transformers and
+//! others look for them.
 
 use super::encoder::BosPolicy;
 use super::{Encoder, ModelText, TextError, TokenIds};
@@ -29,8 +29,8 @@ const PLAIN: &str = "{% for message in messages %}\
 const UNRENDERED: &str = "{{ raise_exception('no chat template renders the tokens that this model was trained on: \
     its tokenizer reads the start of a text differently after BOS') }}\n";
 
-/// Larger integers are not exact for readers that parse them as floats. transformers writes such a `model_max_length` for a
-/// tokenizer without a limit, and assumes it if the field is absent.
+/// Larger integers are not exact for readers that parse them as floats. transformers writes such a
+/// `model_max_length` for a tokenizer without a limit, and assumes it if the field is absent.
 const LARGEST_EXACT: f64 = (1_u64 << 53) as f64;
 
 /// The text files of a trained model.
@@ -42,8 +42,8 @@ pub struct TrainedText {
 }
 
 impl TrainedText {
-    /// The files of a model that was trained with `encoder`, which was built from the start model's `files` and the job's
-    /// `text`. Exporting an exported model changes nothing.
+    /// The files of a model that was trained with `encoder`, which was built from the start model's `files`
+    /// and the job's `text`. Exporting an exported model changes nothing.
     ///
     /// # Errors
     /// The job's template cannot be rendered.
@@ -88,8 +88,8 @@ fn pretty(value: &Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
 }
 
-/// The chat template that renders the tokens that were trained on: the job's or the model's own, with BOS added or removed
-/// by the job's `text.bos`. `None` if no template gives the same tokens.
+/// The chat template that renders the tokens that were trained on: the job's or the model's own, with BOS
+/// added or removed by the job's `text.bos`. `None` if no template gives the same tokens.
 fn template(encoder: &Encoder, files: &ModelText, text: &Text) -> Result<Option<String>, TextError> {
     let policy = encoder.bos_policy();
     let source = match (&text.template, files.chat_template()) {
@@ -107,8 +107,8 @@ fn template(encoder: &Encoder, files: &ModelText, text: &Text) -> Result<Option<
     }))
 }
 
-/// One of Foil's own templates, with BOS before it if training put one there. Some tokenizers encode the start of a text
-/// differently after BOS, so that no template gives the tokens that were trained on.
+/// One of Foil's own templates, with BOS before it if training put one there. Some tokenizers encode the
+/// start of a text differently after BOS, so that no template gives the tokens that were trained on.
 fn own_template(encoder: &Encoder, source: &str) -> Option<String> {
     if encoder.bos_policy() != BosPolicy::Put {
         return Some(source.to_owned());
@@ -131,8 +131,9 @@ fn tokenizer_config(
     template: Option<&str>,
 ) -> Value {
     let mut config = files.tokenizer_config.as_object().cloned().unwrap_or_default();
-    // The class that uses tokenizer.json unchanged, as training did. Others build a tokenizer from its vocabulary
-    // (transformers 5: LlamaTokenizer and others, with other tokens for some texts), or run code that is not exported.
+    // The class that uses tokenizer.json unchanged, as training did. Others build a tokenizer from its
+    // vocabulary (transformers 5: LlamaTokenizer and others, with other tokens for some texts), or run
+    // code that is not exported.
     config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
     config.remove("auto_map");
     name_tokens(&mut config, encoder, ids, encoder.bos_policy());
@@ -158,8 +159,8 @@ fn tokenizer_config(
     Value::Object(config)
 }
 
-/// Names the special tokens in a map. A BOS that the map lacks is added only if it is put before texts: templates that
-/// use `bos_token` would write it.
+/// Names the special tokens in a map. A BOS that the map lacks is added only if it is put before texts:
+/// templates that use `bos_token` would write it.
 fn name_tokens(map: &mut Map<String, Value>, encoder: &Encoder, ids: &TokenIds, policy: BosPolicy) {
     let names_bos = policy == BosPolicy::Put || map.get("bos_token").is_some_and(|bos| !bos.is_null());
     let bos = ids.bos.filter(|_| names_bos);

@@ -25,7 +25,8 @@ pub struct ModelText {
     pub name: String,
     /// tokenizer.json
     pub tokenizer: Vec<u8>,
-    /// tokenizer_config.json, config.json, generation_config.json and special_tokens_map.json; null if absent.
+    /// tokenizer_config.json, config.json, generation_config.json and special_tokens_map.json; null if
+    /// absent.
     pub tokenizer_config: Value,
     pub config: Value,
     pub generation_config: Value,
@@ -98,8 +99,8 @@ impl ModelText {
         })
     }
 
-    /// The files that name special tokens, by precedence: as in transformers, special_tokens_map.json is first, unless
-    /// tokenizer_config.json is of the newer kind that describes all tokens.
+    /// The files that name special tokens, by precedence: as in transformers, special_tokens_map.json is
+    /// first, unless tokenizer_config.json is of the newer kind that describes all tokens.
     pub(super) fn named_tokens(&self) -> [&Value; 2] {
         match self.describes_tokens() {
             true => [&self.tokenizer_config, &self.special_tokens_map],

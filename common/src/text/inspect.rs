@@ -207,7 +207,8 @@ pub fn golden_lengths(encoder: &Encoder, rows: &[GoldenRow], limits: Limits) -> 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LengthAccuracy {
     pub pairs: usize,
-    /// Fraction of pairs whose chosen response is the longer one, ties counted half; both truncated to the budget.
+    /// Fraction of pairs whose chosen response is the longer one, ties counted half; both truncated to the
+    /// budget.
     pub longer_chosen: f64,
     /// Mean tokens, after truncation.
     pub mean_chosen: f64,

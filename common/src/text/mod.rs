@@ -1,8 +1,8 @@
 //! Encoding of conversations to tokens and back, shared by training, scoring and sampling.
 //!
-//! A prompt is rendered by a template and encoded; a response is encoded together with the prompt's text, so that it gets
-//! the tokens it has in context, and must not change the prompt's own tokens. BOS and EOS are added here, never by the
-//! tokenizer's post-processor.
+//! A prompt is rendered by a template and encoded; a response is encoded together with the prompt's text, so
+//! that it gets the tokens it has in context, and must not change the prompt's own tokens. BOS and EOS are
+//! added here, never by the tokenizer's post-processor.
 
 mod encoder;
 mod error;
@@ -29,7 +29,8 @@ pub use special::TokenIds;
 pub enum Response<'a> {
     /// If `finished`, EOS follows the text. Golden answers, demonstrations and human pairs are finished.
     Text { text: &'a str, finished: bool },
-    /// A completion as sampled, with EOS if the model wrote it. `finished` without EOS means that a stop text ended it.
+    /// A completion as sampled, with EOS if the model wrote it. `finished` without EOS means that a stop text
+    /// ended it.
     Tokens { ids: &'a [u32], finished: bool },
 }
 
@@ -52,8 +53,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Limits of completions, golden answers and all prompts to sample from: responses get `max_new_tokens` of `max_length`,
-    /// prompts the rest. Golden answers and completions have the same budget, or length alone would tell them apart.
+    /// Limits of completions, golden answers and all prompts to sample from: responses get `max_new_tokens`
+    /// of `max_length`, prompts the rest. Golden answers and completions have the same budget, or length
+    /// alone would tell them apart.
     pub fn new(max_length: usize, max_new_tokens: usize) -> Self {
         let response = max_new_tokens.min(max_length.saturating_sub(1));
         Self::of(max_length - response, response)
@@ -64,8 +66,9 @@ impl Limits {
         Limits { prompt, response, total: prompt.saturating_add(response) }
     }
 
-    /// Limits of human pairs and demonstrations, which are not compared with completions: prompt and response share
-    /// `max_length`. If they exceed it, the response gets what the prompt leaves, and at least half of the whole.
+    /// Limits of human pairs and demonstrations, which are not compared with completions: prompt and response
+    /// share `max_length`. If they exceed it, the response gets what the prompt leaves, and at least half
+    /// of the whole.
     pub fn shared(max_length: usize) -> Self {
         Limits { prompt: max_length, response: max_length, total: max_length }
     }
@@ -99,7 +102,8 @@ pub struct Encoded {
     pub prompt_cut: usize,
     /// Number of response tokens truncated, including EOS.
     pub response_cut: usize,
-    /// Whether the response ends with EOS, written by the model or added here: it is finished and not truncated.
+    /// Whether the response ends with EOS, written by the model or added here: it is finished and not
+    /// truncated.
     pub eos: bool,
 }
 

@@ -52,7 +52,8 @@ impl Special {
         places.filter_map(|name| Some((name.as_str(), text.find(name.as_str())?))).min_by_key(|(_, at)| *at)
     }
 
-    /// The values of `bos_token` and the like in templates: the tokenizer's own, or the job's if it names one.
+    /// The values of `bos_token` and the like in templates: the tokenizer's own, or the job's if it names
+    /// one.
     pub(super) fn template_variables(&self, files: &ModelText, text: &Text) -> Vec<(&'static str, String)> {
         const NAMES: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -142,7 +143,8 @@ fn eos_ids(files: &ModelText, text: &Text, tokenizer: &Tokenizer) -> Result<Vec<
     Ok(ids)
 }
 
-/// The pad token. transformers finds the last token of a row by it, so it must be neither EOS nor BOS nor occur in texts.
+/// The pad token. transformers finds the last token of a row by it, so it must be neither EOS nor BOS nor
+/// occur in texts.
 fn pad(
     files: &ModelText,
     text: &Text,
@@ -238,8 +240,8 @@ pub(super) fn starts_with_bos(
     }
 }
 
-/// Whether the tokenizer's config adds BOS: by add_bos_token, else by its post-processor. Without a config, the BOS of
-/// config.json counts.
+/// Whether the tokenizer's config adds BOS: by add_bos_token, else by its post-processor. Without a config,
+/// the BOS of config.json counts.
 fn configured_bos(files: &ModelText, bos: u32, tokenizer: &Tokenizer) -> bool {
     if let Some(add) = files.tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
         return add;

@@ -65,8 +65,8 @@ impl Renderer {
         }
     }
 
-    /// Renders a response after the rendered prompt, without EOS, and checks that the template renders the whole dialogue
-    /// alike.
+    /// Renders a response after the rendered prompt, without EOS, and checks that the template renders the
+    /// whole dialogue alike.
     pub(super) fn response(
         &self,
         prompt: &Prompt,
@@ -108,7 +108,8 @@ impl Renderer {
         }
     }
 
-    /// The end of responses in the template if it is not EOS: a model trained with the template ends its responses so.
+    /// The end of responses in the template if it is not EOS: a model trained with the template ends its
+    /// responses so.
     pub(super) fn foreign_ending(&self) -> Option<&str> {
         match self {
             Renderer::Jinja(jinja)
@@ -161,8 +162,8 @@ impl Jinja {
         self.template.render(&variables)
     }
 
-    /// Finds the texts around a response by rendering a small dialogue, with a system turn if the template refuses one
-    /// without.
+    /// Finds the texts around a response by rendering a small dialogue, with a system turn if the template
+    /// refuses one without.
     fn probe(&mut self) -> Result<(), String> {
         let user = Message::new(Role::User, "def");
         let system = Message::new(Role::System, "ghi");

@@ -6,8 +6,8 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use tokenizers::{AddedToken, Tokenizer};
 
-/// Maximum growth of a text by a normalizer or a decoder. Those of known models replace a space by a character of three
-/// bytes, a few times over.
+/// Maximum growth of a text by a normalizer or a decoder. Those of known models replace a space by a
+/// character of three bytes, a few times over.
 const MAX_GROWTH: u64 = 1000;
 
 pub(super) fn read(files: &ModelText) -> Result<Tokenizer, TextError> {
@@ -66,7 +66,8 @@ fn growth(part: &Value) -> u64 {
     }
 }
 
-/// Adds the tokens of tokenizer_config.json: added tokens in the order of their ids, then special tokens not added yet.
+/// Adds the tokens of tokenizer_config.json: added tokens in the order of their ids, then special tokens not
+/// added yet.
 fn add_tokens(files: &ModelText, tokenizer: &mut Tokenizer) -> Result<(), TextError> {
     let config = &files.tokenizer_config;
     let fail = |what: String| TextError::File { file: files.file("tokenizer_config.json"), what };

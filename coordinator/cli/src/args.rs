@@ -22,13 +22,15 @@ Examples:
 Exit status: 0 on success; 1 on failure, also of the job that `run` or `watch` followed; 2 for wrong usage; 3 if `conform` could
 not make all checks; 129, 130 or 143 if `run` was stopped by SIGHUP, SIGINT or SIGTERM: the same command resumes the job.";
 
-/// Adversarial Preference Optimization as a service: trains a reward model and a language model against each other.
+/// Adversarial Preference Optimization as a service: trains a reward model and a language model against each
+/// other.
 #[derive(Debug, Parser)]
 #[command(name = "foil", version, arg_required_else_help = true, max_term_width = 110, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// Format of log lines: text, or one JSON object per line. Logs go to standard error; RUST_LOG filters them.
+    /// Format of log lines: text, or one JSON object per line. Logs go to standard error; RUST_LOG filters
+    /// them.
     #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
 }
@@ -65,10 +67,11 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Uploads a job's inputs and submits it; prints the job's id.
     Submit(SubmitArgs),
-    /// Shows a job's data as the models will read it: tokens, masks, truncation and lengths. Nothing is submitted.
+    /// Shows a job's data as the models will read it: tokens, masks, truncation and lengths. Nothing is
+    /// submitted.
     Inspect(InspectArgs),
-    /// Shows the phases of a job and the memory of a rank in each kind of phase. Reads only config.json of the models.
-    /// Nothing is submitted.
+    /// Shows the phases of a job and the memory of a rank in each kind of phase. Reads only config.json of
+    /// the models. Nothing is submitted.
     Plan(PlanArgs),
     /// Lists jobs, newest first.
     List(ListArgs),
@@ -80,10 +83,12 @@ pub(crate) enum Command {
     Cancel(JobArgs),
     /// Lists a job's artifacts.
     Artifacts(JobArgs),
-    /// Downloads a job's results, or one artifact. Interrupted downloads resume; every file is verified by its hash.
+    /// Downloads a job's results, or one artifact. Interrupted downloads resume; every file is verified by
+    /// its hash.
     Pull(PullArgs),
-    /// Checks a result directory: its files, tokens and template, and the computations of Foil and transformers. The exit
-    /// status is 0 if all checks passed, 1 if one failed, 3 if none failed but not all could be made.
+    /// Checks a result directory: its files, tokens and template, and the computations of Foil and
+    /// transformers. The exit status is 0 if all checks passed, 1 if one failed, 3 if none failed but not
+    /// all could be made.
     Conform(ConformArgs),
     /// Prints the JSON Schema of the job file, for editors.
     Schema,
@@ -99,8 +104,9 @@ pub(crate) struct JobFileArgs {
     /// The job file (YAML).
     #[arg(value_name = "JOB.yaml")]
     pub(crate) file: PathBuf,
-    /// Overrides a field of the file; the value is YAML, and paths in it are relative to the working directory.
-    /// For example: --set rounds=2 --set data.preferences=pairs.jsonl --set policy_step.learning_rate=[1e-5,5e-6]
+    /// Overrides a field of the file; the value is YAML, and paths in it are relative to the working
+    /// directory. For example: --set rounds=2 --set data.preferences=pairs.jsonl --set
+    /// policy_step.learning_rate=[1e-5,5e-6]
     #[arg(long = "set", value_name = "FIELD=VALUE")]
     pub(crate) settings: Vec<String>,
 }
@@ -118,7 +124,8 @@ pub(crate) struct RunArgs {
     /// Directory of results, logs and per-step metrics. Default: runs/<job name>
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// The coordinator's store: a directory, or s3://, gs:// or az://. It is kept. Default: OUT/store, which is removed on success
+    /// The coordinator's store: a directory, or s3://, gs:// or az://. It is kept. Default: OUT/store, which
+    /// is removed on success
     #[arg(long, value_name = "URL-or-DIR")]
     pub(crate) store: Option<String>,
     /// Keep OUT/store on success: all completions, scores and checkpoints.
@@ -178,29 +185,33 @@ pub(crate) struct ServeArgs {
     /// Listen address of gRPC, /metrics and /healthz; port 0 selects a free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070", value_parser = listen::address)]
     pub(crate) listen: SocketAddr,
-    /// URL of this coordinator for clients and workers, to which standbys redirect them. Default: the listen address
+    /// URL of this coordinator for clients and workers, to which standbys redirect them. Default: the listen
+    /// address
     #[arg(long, value_name = "URL")]
     pub(crate) advertise: Option<String>,
-    /// Lead at once, without waiting for the current leader's heartbeats to stop. By default a coordinator is a standby while
-    /// another one leads the same store.
+    /// Lead at once, without waiting for the current leader's heartbeats to stop. By default a coordinator
+    /// is a standby while another one leads the same store.
     #[arg(long)]
     pub(crate) take_over: bool,
     #[command(flatten)]
     pub(crate) tls: ServerTlsArgs,
-    /// Allow a listen address other than loopback without TLS, or without client certificates (--tls-client-ca): whoever
-    /// reaches it can run jobs and read all results. Only for trusted networks.
+    /// Allow a listen address other than loopback without TLS, or without client certificates
+    /// (--tls-client-ca): whoever reaches it can run jobs and read all results. Only for trusted
+    /// networks.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
     /// Accept workers of another version or build, whose results may differ.
     #[arg(long)]
     pub(crate) allow_version_skew: bool,
-    /// Number of log records between snapshots: at startup a coordinator reads the last snapshot and the records after it.
+    /// Number of log records between snapshots: at startup a coordinator reads the last snapshot and the
+    /// records after it.
     #[arg(long, value_name = "RECORDS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) snapshot_every: u64,
     /// Memory limit of reading one job's inputs, which happens in child processes.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = crate::size::bytes)]
     pub(crate) input_memory: u64,
-    /// Write the listen address to this file once requests are answered (a standby answers with the leader's address).
+    /// Write the listen address to this file once requests are answered (a standby answers with the leader's
+    /// address).
     #[arg(long, value_name = "FILE")]
     pub(crate) port_file: Option<PathBuf>,
     /// Exit with this parent process.
@@ -262,11 +273,12 @@ fn job_reference(text: &str) -> Result<String, String> {
 pub(crate) struct SubmitArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
-    /// Only validate on this machine: job file, models, tokenizers, templates and every row of data. Prints the plan and the
-    /// file with all defaults filled in.
+    /// Only validate on this machine: job file, models, tokenizers, templates and every row of data. Prints
+    /// the plan and the file with all defaults filled in.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// With --dry-run: also upload the inputs and validate on the coordinator, which knows the available ranks.
+    /// With --dry-run: also upload the inputs and validate on the coordinator, which knows the available
+    /// ranks.
     #[arg(long, requires = "dry_run")]
     pub(crate) server: bool,
     #[command(flatten)]
@@ -319,8 +331,8 @@ pub(crate) enum Output {
 
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// The job, or one of its artifacts: JOB/policy@2, JOB/reward@1, or JOB/policy@best for the best round. `foil artifacts
-    /// JOB` lists them.
+    /// The job, or one of its artifacts: JOB/policy@2, JOB/reward@1, or JOB/policy@best for the best round.
+    /// `foil artifacts JOB` lists them.
     #[arg(value_name = "JOB[/ARTIFACT]", value_parser = job_reference)]
     pub(crate) what: String,
     /// Output directory.
@@ -335,8 +347,8 @@ pub(crate) struct ConformArgs {
     /// Directory of a policy or a reward model, as written by `foil run` or `foil pull`.
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
-    /// A Python with transformers and torch. Default: .venv-peers/bin/python in the working directory, as installed by
-    /// scripts/fixtures/setup-peers
+    /// A Python with transformers and torch. Default: .venv-peers/bin/python in the working directory, as
+    /// installed by scripts/fixtures/setup-peers
     #[arg(long, value_name = "PATH")]
     pub(crate) python: Option<PathBuf>,
     /// Print only one JSON object on standard output.

@@ -23,7 +23,8 @@ const QUIET_PERIOD: Duration = Duration::from_secs(1);
 const FAILOVER_TIMEOUT: Duration = Duration::from_secs(4);
 /// Number of jobs named for an ambiguous prefix.
 const AMBIGUOUS_SHOWN: usize = 5;
-/// Minimum prefix of an id for commands that change a job. A shorter one may be a slip that matches the only job.
+/// Minimum prefix of an id for commands that change a job. A shorter one may be a slip that matches the only
+/// job.
 const MIN_PREFIX: usize = 4;
 /// Submitting reads and splits all of a job's data.
 const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
@@ -241,7 +242,8 @@ impl Client {
         }
     }
 
-    /// One request, retried while the coordinator is unavailable, within `deadline`: all requests are idempotent.
+    /// One request, retried while the coordinator is unavailable, within `deadline`: all requests are
+    /// idempotent.
     async fn unary<Q, A, F>(
         &self,
         deadline: Duration,

@@ -16,8 +16,8 @@ const INCOMPLETE: u8 = 3;
 /// The Python that `scripts/fixtures/setup-peers` installs.
 const FIXTURES_PYTHON: &str = ".venv-peers/bin/python";
 
-/// Checks a directory and prints the findings. The status is 0 if all checks passed, 1 if one failed, 3 if none failed but
-/// not all could be made.
+/// Checks a directory and prints the findings. The status is 0 if all checks passed, 1 if one failed, 3 if
+/// none failed but not all could be made.
 pub(crate) async fn conform(args: &ConformArgs) -> Result<ExitCode> {
     let (dir, python) = (args.dir.clone(), args.python.clone());
     let work = move || examine(&dir, python);

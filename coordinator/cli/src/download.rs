@@ -9,8 +9,8 @@ use foil_proto::v1;
 
 use crate::progress::{self, Progress};
 
-/// Downloads an artifact's files into `dir`. Each appears only when it is complete and verified; existing ones are not
-/// downloaded again.
+/// Downloads an artifact's files into `dir`. Each appears only when it is complete and verified; existing
+/// ones are not downloaded again.
 pub(crate) async fn artifact(
     line: &LeaderChannel,
     artifact: &v1::Artifact,

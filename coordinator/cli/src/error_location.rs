@@ -28,8 +28,8 @@ fn line(file: &Path, field: &str) -> Option<usize> {
     line_of(&std::fs::read_to_string(file).ok()?, field)
 }
 
-/// The line number, from 1, of a dotted field in a YAML text, or of the innermost block around it that is written in one
-/// line.
+/// The line number, from 1, of a dotted field in a YAML text, or of the innermost block around it that is
+/// written in one line.
 fn line_of(text: &str, field: &str) -> Option<usize> {
     let lines: Vec<(usize, &str)> = text.lines().map(|line| (indent(line), line.trim_start())).collect();
     let (mut from, mut outer, mut found) = (0, None, None);

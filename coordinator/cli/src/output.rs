@@ -6,7 +6,8 @@ use serde_json::Value;
 use super::args::Output;
 use super::stdout;
 
-/// Prints in a format for programs: `value`, or the names in it. Returns whether a table is left to be printed.
+/// Prints in a format for programs: `value`, or the names in it. Returns whether a table is left to be
+/// printed.
 pub(crate) fn structured<I: IntoIterator<Item = String>>(
     output: Output,
     value: impl FnOnce() -> serde_json::Result<Value>,

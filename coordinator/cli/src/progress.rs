@@ -253,7 +253,8 @@ impl Progress {
     }
 }
 
-/// `[ 3/52] r01.reward.train`, padded to align the text after it if there is room. Without a plan it is only the phase.
+/// `[ 3/52] r01.reward.train`, padded to align the text after it if there is room. Without a plan it is only
+/// the phase.
 fn label(phase: &str, number: usize, phases: usize, width: usize, columns: usize) -> String {
     if phases == 0 {
         return phase.to_owned();

@@ -15,8 +15,8 @@ use super::local_file::write_atomic;
 /// Scores by (prompt, index of the completion).
 type Scores = HashMap<(u64, u32), f64>;
 
-/// Writes `round-NN.jsonl` (completions that the policy was trained on) and `round-NN.evaluation.jsonl` for each round
-/// that has them.
+/// Writes `round-NN.jsonl` (completions that the policy was trained on) and `round-NN.evaluation.jsonl` for
+/// each round that has them.
 pub(crate) async fn write_all(line: &LeaderChannel, job: &v1::Job, dir: &Path) -> Result<()> {
     let mut prompts = Prompts { line, job: &job.id, read: HashMap::new() };
     for artifact in &job.artifacts {

@@ -78,8 +78,8 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     }
 }
 
-/// Listens with the longest backlog that the kernel allows. If a burst of connections exceeds it, clients wait a second until
-/// their kernel retries.
+/// Listens with the longest backlog that the kernel allows. If a burst of connections exceeds it, clients
+/// wait a second until their kernel retries.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -110,7 +110,8 @@ async fn stop_timeout(stop: &CancellationToken) {
     tokio::time::sleep(STOP_DEADLINE).await;
 }
 
-/// Makes the kernel kill this process when its parent dies, which is safe at any moment: all state is in the store.
+/// Makes the kernel kill this process when its parent dies, which is safe at any moment: all state is in the
+/// store.
 fn die_with_parent(parent: u32) -> Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL).context("cannot set the parent death signal")?;
     // The parent may have ended before the line above.

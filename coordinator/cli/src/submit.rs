@@ -22,7 +22,8 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
         return dry_run(job).await;
     }
     let client = args.client.connect()?;
-    // An upload retries for long while the coordinator restarts; one that was never there is reported at once.
+    // An upload retries for long while the coordinator restarts; one that was never there is reported at
+    // once.
     client.reach().await?;
     let mut progress = Progress::new(true);
     let prepared = prepare(job, &progress).await?;

@@ -16,7 +16,8 @@ fn columns(term: &Term) -> usize {
     term.size_checked().map_or(usize::MAX, |(_, columns)| usize::from(columns))
 }
 
-/// Wraps a text at spaces to lines of at most `columns`, indented except for the first. A longer word has a separate line.
+/// Wraps a text at spaces to lines of at most `columns`, indented except for the first. A longer word has a
+/// separate line.
 pub(super) fn wrap(text: &str, columns: usize) -> String {
     const INDENT: &str = "    ";
     if text.chars().count() <= columns {

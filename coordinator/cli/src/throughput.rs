@@ -65,7 +65,8 @@ impl Throughput {
         self.work.as_ref().map(amount).unwrap_or_default()
     }
 
-    /// The progress as text, for example `480/960 prompts  12.3/s, 39 s left` or `loading 120 of 450 MB, 3 s left`.
+    /// The progress as text, for example `480/960 prompts  12.3/s, 39 s left` or `loading 120 of 450 MB, 3 s
+    /// left`.
     pub(super) fn text(&self, now: Instant) -> String {
         let rate = self.rate(now);
         let left = rate.map(|rate| duration(self.total.saturating_sub(self.done) as f64 / rate));

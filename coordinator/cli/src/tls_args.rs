@@ -12,14 +12,15 @@ pub(crate) const SERVER_VARIABLES: [&str; 3] =
 
 #[derive(Debug, Args)]
 pub(crate) struct ServerTlsArgs {
-    /// Serve TLS with this certificate (PEM, followed by those of intermediate CAs). It is read again when the file changes.
+    /// Serve TLS with this certificate (PEM, followed by those of intermediate CAs). It is read again when
+    /// the file changes.
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[0], requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// Private key of --tls-cert (PEM).
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[1], requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Require clients, agents and ranks to show a certificate that one of these CAs has signed (mTLS). Only /healthz and
-    /// /readyz answer without.
+    /// Require clients, agents and ranks to show a certificate that one of these CAs has signed (mTLS). Only
+    /// /healthz and /readyz answer without.
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[2], requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
 }

@@ -15,7 +15,8 @@ use super::progress::Progress;
 /// Reconnection timeout; the job continues without a watcher.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Shows a job's progress until its last event; returns the job. A broken stream of events resumes where it broke.
+/// Shows a job's progress until its last event; returns the job. A broken stream of events resumes where it
+/// broke.
 pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -> Result<v1::Job> {
     let mut revision = 0;
     let mut lost_since: Option<Instant> = None;

@@ -1,4 +1,5 @@
-//! Agents and their devices: which agents are connected, and which rank process holds which device. Pure: time is passed in.
+//! Agents and their devices: which agents are connected, and which rank process holds which device. Pure:
+//! time is passed in.
 
 mod trust;
 
@@ -15,8 +16,9 @@ use crate::queue::Supply;
 /// Timeouts after which an agent is considered lost.
 #[derive(Debug, Clone, Copy)]
 pub struct Liveness {
-    /// For an agent with an open stream but without heartbeats, or not heard since this coordinator leads: the agent's own
-    /// fence and some slack, so that its ranks are dead before their work is given to others.
+    /// For an agent with an open stream but without heartbeats, or not heard since this coordinator leads:
+    /// the agent's own fence and some slack, so that its ranks are dead before their work is given to
+    /// others.
     pub heartbeat_timeout: Duration,
     /// For an agent without a stream.
     pub reconnect_timeout: Duration,
@@ -127,7 +129,8 @@ impl Cluster {
         Self { liveness, agents: BTreeMap::new() }
     }
 
-    /// Checks an agent's name: while a process of that name is connected and heard, only that process may register again.
+    /// Checks an agent's name: while a process of that name is connected and heard, only that process may
+    /// register again.
     pub fn admits(&self, hello: &v1::AgentRegister, now: Now) -> Result<(), NameTaken> {
         let Some(known) = self.agents.get(&hello.agent_id) else { return Ok(()) };
         let Link::Up { heard, .. } = known.link else { return Ok(()) };
@@ -172,8 +175,8 @@ impl Cluster {
         registered
     }
 
-    /// Records a process that a previous leader started on the device; its agent is waited for as long as the process can
-    /// live without a leader.
+    /// Records a process that a previous leader started on the device; its agent is waited for as long as the
+    /// process can live without a leader.
     pub fn expect(&mut self, placement: &Placement, kind: &str, session: &str, now: Now) {
         let agent = self.agents.entry(placement.agent.clone()).or_insert_with(|| Agent {
             link: Link::Expected { since: now.mono },
@@ -256,7 +259,8 @@ impl Cluster {
             .collect()
     }
 
-    /// `count` free devices of a kind, in a stable order, those of agents without strikes first; none if there are fewer.
+    /// `count` free devices of a kind, in a stable order, those of agents without strikes first; none if
+    /// there are fewer.
     pub fn find_free(&self, kind: &str, count: usize) -> Option<Vec<Placement>> {
         let mut agents: Vec<(&String, &Agent)> =
             self.in_use(kind).filter(|(_, agent)| agent.takes_ranks()).collect();

@@ -1,6 +1,6 @@
-//! Trust in an agent: one that starts no ranks, or whose ranks make false reports, is set aside for a while. Pure: time is
-//! passed in. Kept in memory only: a new leader learns it again from two starts that never connect, which count against no job
-//! that another agent can run.
+//! Trust in an agent: one that starts no ranks, or whose ranks make false reports, is set aside for a while.
+//! Pure: time is passed in. Kept in memory only: a new leader learns it again from two starts that never
+//! connect, which count against no job that another agent can run.
 
 use std::time::Duration;
 

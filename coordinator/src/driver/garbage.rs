@@ -9,7 +9,8 @@ use crate::job::GarbageSet;
 /// Number of concurrent deletions.
 const PARALLEL: usize = 8;
 
-/// Starts a collection. If the store fails, the objects stay until the job's next collection: they only waste space.
+/// Starts a collection. If the store fails, the objects stay until the job's next collection: they only waste
+/// space.
 pub(super) fn spawn_collection(store: Store, garbage: GarbageSet) {
     tokio::spawn(async move {
         match collect(&store, &garbage).await {

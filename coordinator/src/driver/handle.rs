@@ -86,8 +86,8 @@ impl Handle {
         self.ask(|reply| Command::Get { id: id.to_owned(), reply }).await
     }
 
-    /// Runs a query of a job's state on the driver; it must be short, because it blocks all other commands. None if there is
-    /// no such job.
+    /// Runs a query of a job's state on the driver; it must be short, because it blocks all other commands.
+    /// None if there is no such job.
     pub async fn inspect<T: Send + 'static>(
         &self,
         id: &str,

@@ -59,7 +59,8 @@ impl Streams {
             tracing::debug!(agent, "dropping a command: the agent is not connected");
             return;
         };
-        // A stream that does not drain is as good as closed: the agent reconnects and reports what is running.
+        // A stream that does not drain is as good as closed: the agent reconnects and reports what is
+        // running.
         if commands.try_send(Ok(command)).is_err() {
             self.agents.remove(agent);
         }

@@ -102,8 +102,8 @@ fn figure(metrics: &[v1::Metric], name: &str) -> Option<f64> {
     metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value)
 }
 
-/// Gauges that a leader updates once per tick. Removed when its driver ends: a standby has neither jobs nor agents, and its
-/// series would be added to the leader's.
+/// Gauges that a leader updates once per tick. Removed when its driver ends: a standby has neither jobs nor
+/// agents, and its series would be added to the leader's.
 #[derive(Debug)]
 pub(super) struct Gauges;
 

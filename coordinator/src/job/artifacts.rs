@@ -9,7 +9,8 @@ use super::view;
 /// Number of names that an error lists.
 const NAMED: usize = 20;
 
-/// The artifact a user means: its name, `policy` or `reward` for the last one, `policy@best` for the best round's.
+/// The artifact a user means: its name, `policy` or `reward` for the last one, `policy@best` for the best
+/// round's.
 ///
 /// # Errors
 /// There is no such artifact; the message lists those there are.

@@ -16,8 +16,9 @@ struct Job {
     ranks: BTreeMap<u32, String>,
 }
 
-/// Fewer events that replay to the same state and the same history for watchers. Chunks and checkpoints of committed phases
-/// are dropped, because the commit holds them all, and so are rank processes that have been replaced.
+/// Fewer events that replay to the same state and the same history for watchers. Chunks and checkpoints of
+/// committed phases are dropped, because the commit holds them all, and so are rank processes that have been
+/// replaced.
 pub fn compact_events(events: Vec<Event>) -> Vec<Event> {
     let mut jobs: BTreeMap<String, Job> = BTreeMap::new();
     let mut numbered = events;

@@ -5,7 +5,8 @@ use foil_proto::v1;
 use super::event::{Cause, CauseClass, Change, Detail, Outcome};
 use super::state::{ATTEMPTS_WITHOUT_COMMIT, JobState, JobStatus};
 
-/// The next change that follows from the state itself, with the reason; none if something else must happen first.
+/// The next change that follows from the state itself, with the reason; none if something else must happen
+/// first.
 pub fn decide(state: &JobState) -> Option<(Change, String)> {
     match state.status {
         JobStatus::Cancelling { attempt: None } => {

@@ -11,7 +11,8 @@ pub struct Event {
     /// Milliseconds since the Unix epoch.
     pub at: u64,
     pub change: Change,
-    /// The job's revision after this event, if a snapshot has dropped events before it; otherwise one more than before.
+    /// The job's revision after this event, if a snapshot has dropped events before it; otherwise one more
+    /// than before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
 }
@@ -35,7 +36,8 @@ pub enum Change {
     RankStarted(RankStarted),
     /// A chunk of the current map phase is computed and its object is durable.
     ChunkDone(ChunkDone),
-    /// Every rank's shard of a checkpoint of the current gang phase is durable: this record commits the checkpoint.
+    /// Every rank's shard of a checkpoint of the current gang phase is durable: this record commits the
+    /// checkpoint.
     CheckpointCommitted(v1::Checkpoint),
     /// A committed checkpoint cannot be read: training falls back on the one before it.
     CheckpointLost { step: u64, attempt: u32, why: String },

@@ -1,8 +1,9 @@
 //! Garbage collection: the unreferenced objects of a job, which may be deleted.
 //!
-//! Garbage stays garbage: a committed phase takes no further objects, nothing falls back on a checkpoint that was dropped, and
-//! an attempt that is over writes no more. A collection is therefore safe at any later time, even by a deposed leader, and
-//! needs no record of its own in the log: it follows from a record that is there.
+//! Garbage stays garbage: a committed phase takes no further objects, nothing falls back on a checkpoint that
+//! was dropped, and an attempt that is over writes no more. A collection is therefore safe at any later time,
+//! even by a deposed leader, and needs no record of its own in the log: it follows from a record that is
+//! there.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,8 @@ use foil_proto::v1;
 use super::event::Change;
 use super::state::{CHECKPOINTS_KEPT, JobState};
 
-/// Directory of an attempt's checkpoints, in keys like `a{attempt}/checkpoints/{step}/…` below the phase's prefix.
+/// Directory of an attempt's checkpoints, in keys like `a{attempt}/checkpoints/{step}/…` below the phase's
+/// prefix.
 const CHECKPOINTS: &str = "checkpoints";
 
 /// The objects that may be deleted, as a predicate over keys.
@@ -79,8 +81,8 @@ impl GarbageSet {
 }
 
 impl LiveAttempt {
-    /// True for an unreferenced key below the phase's prefix that this attempt cannot refer to any more. A key of unexpected
-    /// form is kept.
+    /// True for an unreferenced key below the phase's prefix that this attempt cannot refer to any more. A
+    /// key of unexpected form is kept.
     fn supersedes(self, below: &str) -> bool {
         let mut parts = below.split('/');
         let attempt = parts.next().and_then(|part| part.strip_prefix('a')?.parse::<u32>().ok());

@@ -15,8 +15,9 @@ pub(super) fn of_phase(done: &Committed) -> impl DoubleEndedIterator<Item = &v1:
     std::iter::once(&done.artifact).chain(&done.steps)
 }
 
-/// A round's metrics, if it has any. Evaluation metrics keep their names; those on fresh golden-vs-sample pairs become
-/// `fresh_…`, those of training `train_…`, and the drift found in the Reference phase `reference_drift_…`.
+/// A round's metrics, if it has any. Evaluation metrics keep their names; those on fresh golden-vs-sample
+/// pairs become `fresh_…`, those of training `train_…`, and the drift found in the Reference phase
+/// `reference_drift_…`.
 pub(super) fn round(state: &JobState, round: u32) -> Option<v1::RoundResult> {
     let mut reward = metrics_of(state, round, Work::EvaluateReward).to_vec();
     reward.extend(prefixed("fresh_", metrics_of(state, round, Work::EvaluateRewardFresh)));

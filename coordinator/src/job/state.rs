@@ -189,8 +189,8 @@ impl JobState {
         Ok(())
     }
 
-    /// Drops the checkpoint that is no longer among the last ones, unless the job keeps one in every so many steps and this is
-    /// the next of them.
+    /// Drops the checkpoint that is no longer among the last ones, unless the job keeps one in every so many
+    /// steps and this is the next of them.
     fn drop_superseded_checkpoint(&mut self) {
         let Some(fallen) = self.checkpoints.len().checked_sub(CHECKPOINTS_KEPT + 1) else { return };
         let landmark = fallen.checked_sub(1).map_or(0, |before| self.checkpoints[before].step);

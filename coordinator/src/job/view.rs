@@ -22,7 +22,8 @@ pub const JOB_BYTES: usize = 1 << 20;
 /// Size limit of the object list in an event.
 const EVENT_OBJECTS_BYTES: usize = 256 << 10;
 
-/// The job in its current state. Parts that would make it larger than [`JOB_BYTES`] are left out and named in `omitted`.
+/// The job in its current state. Parts that would make it larger than [`JOB_BYTES`] are left out and named in
+/// `omitted`.
 pub fn job(state: &JobState) -> v1::Job {
     let mut job = v1::Job {
         spec: Some(state.submitted.spec.clone()),
@@ -114,7 +115,8 @@ pub fn wire_state(status: &JobStatus) -> v1::JobState {
     }
 }
 
-/// Events for watchers about a change that was applied. Chunks have no event of their own; progress reports cover them.
+/// Events for watchers about a change that was applied. Chunks have no event of their own; progress reports
+/// cover them.
 pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
     let started = |phase: &str| {
         job_event::Event::PhaseStarted(v1::PhaseStarted { phase: phase.to_owned(), attempt: state.attempt })
@@ -170,8 +172,9 @@ fn complete_progress(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
     v1::PhaseProgress { phase, done: total, total, unit, step: Vec::new() }
 }
 
-/// The events of an ended job that are kept for late watchers: a coordinator holds all its jobs in memory, most of them long
-/// over. Dropped are all but the last view of the job, checkpoints, and the objects of artifacts, which ListArtifacts returns.
+/// The events of an ended job that are kept for late watchers: a coordinator holds all its jobs in memory,
+/// most of them long over. Dropped are all but the last view of the job, checkpoints, and the objects of
+/// artifacts, which ListArtifacts returns.
 pub fn retained(history: &[Arc<v1::JobEvent>]) -> Vec<Arc<v1::JobEvent>> {
     let is_job = |event: &v1::JobEvent| matches!(event.event, Some(job_event::Event::Job(_)));
     let last_job = history.iter().rposition(|event| is_job(event));
@@ -205,8 +208,9 @@ pub fn notice(level: &str, text: String) -> job_event::Event {
     job_event::Event::Notice(v1::Notice { level: level.to_owned(), text })
 }
 
-/// The best evaluated round by the job's selection metric, measured on the half of the rows reserved for selection; the first
-/// of equals; 0 if there is none. With too few rows for two halves, or in a log older than the split, all rows count.
+/// The best evaluated round by the job's selection metric, measured on the half of the rows reserved for
+/// selection; the first of equals; 0 if there is none. With too few rows for two halves, or in a log older
+/// than the split, all rows count.
 pub(super) fn best_round(state: &JobState) -> u32 {
     let figures: &[(Work, &str)] = match state.spec.evaluation.metric_for_best_model {
         BestMetric::GoldMean => &[(Work::EvaluatePolicy, "gold_mean")],

@@ -1,7 +1,8 @@
 //! The durable order of events; the only writer of the log.
 //!
-//! A decision of the coordinator is final once its event is appended here. Events that arrive while a record is on its way to
-//! the store go into the next record together (group commit), in the order in which they were given.
+//! A decision of the coordinator is final once its event is appended here. Events that arrive while a record
+//! is on its way to the store go into the next record together (group commit), in the order in which they
+//! were given.
 
 mod compactor;
 #[cfg(test)]
@@ -49,8 +50,8 @@ impl JournalError {
 
 /// The leader's handle on the log, for events of type `E`. Cheap to clone.
 ///
-/// After an error nothing more can be appended, and the fate of appends in flight is unknown: the process must end, and the
-/// next one reads from the log what was written.
+/// After an error nothing more can be appended, and the fate of appends in flight is unknown: the process
+/// must end, and the next one reads from the log what was written.
 pub struct Journal<E> {
     term: u64,
     queue: mpsc::UnboundedSender<PendingAppend>,
@@ -71,8 +72,8 @@ impl<E> Clone for Journal<E> {
 }
 
 impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
-    /// Becomes the store's leader, whoever leads it now, and returns all events so far. `leader` names this process in
-    /// messages.
+    /// Becomes the store's leader, whoever leads it now, and returns all events so far. `leader` names this
+    /// process in messages.
     ///
     /// Must run within a tokio runtime: a task of its own writes the log until all clones are dropped.
     pub async fn open(
@@ -121,8 +122,9 @@ impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
 
     /// Makes events durable, all or none, and returns the number of their record.
     ///
-    /// The call itself fixes the order of the events; the future only waits, and dropping it does not cancel the append. The
-    /// owner of the state may therefore go on, as long as nothing leaves the process before the future has completed.
+    /// The call itself fixes the order of the events; the future only waits, and dropping it does not cancel
+    /// the append. The owner of the state may therefore go on, as long as nothing leaves the process
+    /// before the future has completed.
     pub fn append(
         &self,
         events: &[E],

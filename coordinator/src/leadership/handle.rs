@@ -71,15 +71,16 @@ impl LeadershipHandle {
         }
     }
 
-    /// Stream of whether this process leads: the current state, then each change. Ends when the last clone is dropped.
+    /// Stream of whether this process leads: the current state, then each change. Ends when the last clone is
+    /// dropped.
     pub fn changes(&self) -> impl futures::Stream<Item = bool> + Send + 'static + use<> {
         use futures::StreamExt;
         let roles = tokio_stream::wrappers::WatchStream::new(self.role.subscribe());
         roles.map(|role| matches!(role, Role::Leading { .. }))
     }
 
-    /// Readiness for `/readyz`. A standby that knows its leader is ready. A leader whose store has `trouble` is degraded but
-    /// ready: no other coordinator would do better, and its workers must not lose it.
+    /// Readiness for `/readyz`. A standby that knows its leader is ready. A leader whose store has `trouble`
+    /// is degraded but ready: no other coordinator would do better, and its workers must not lose it.
     pub fn readiness(&self, trouble: Option<String>) -> Readiness {
         match self.leading() {
             Ok(_) => trouble.map_or(Readiness::Ready, Readiness::Degraded),

@@ -1,4 +1,5 @@
-//! Size limits of a plan, which is kept in memory and in the log, and sent to every client that asks for the job.
+//! Size limits of a plan, which is kept in memory and in the log, and sent to every client that asks for the
+//! job.
 
 use foil_proto::v1;
 use prost::Message;

@@ -86,8 +86,8 @@ impl Planner<'_> {
         (chunks > 0).then(|| Phase::map(round, work, chunks))
     }
 
-    /// Optimizer steps over all epochs, `rows` rows holding `items` pairs or answers; the last batch of an epoch may be
-    /// smaller.
+    /// Optimizer steps over all epochs, `rows` rows holding `items` pairs or answers; the last batch of an
+    /// epoch may be smaller.
     fn steps(&self, rows: u64, items: u64, batch: usize, epochs: u32) -> u32 {
         let per_step = spec::rows_per_step(batch, rows as usize, items as usize);
         narrow(rows.div_ceil(per_step as u64)).saturating_mul(epochs)

@@ -1,9 +1,9 @@
 //! Allocation of devices to jobs, and the reasons why others wait. Pure.
 //!
-//! First come, first served among jobs of one device kind, with two exceptions. Running attempts get their missing ranks
-//! before new ones start, because the devices they hold are idle until then. And a job that asks for more devices than the
-//! connected workers have is passed over as long as that is so; every other job blocks those behind it, so that it gets its
-//! devices eventually.
+//! First come, first served among jobs of one device kind, with two exceptions. Running attempts get their
+//! missing ranks before new ones start, because the devices they hold are idle until then. And a job that
+//! asks for more devices than the connected workers have is passed over as long as that is so; every other
+//! job blocks those behind it, so that it gets its devices eventually.
 
 use std::collections::BTreeMap;
 

@@ -50,8 +50,8 @@ impl Limits {
     }
 }
 
-/// Reads one request, handles it under `limits`, and writes the response. Exits as soon as standard input ends: the parent
-/// keeps it open while it waits for the response, and closes it by dying.
+/// Reads one request, handles it under `limits`, and writes the response. Exits as soon as standard input
+/// ends: the parent keeps it open while it waits for the response, and closes it by dying.
 ///
 /// # Errors
 /// There is no request or no store, or the limits cannot be set; never the fault of the inputs.

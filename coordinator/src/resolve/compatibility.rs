@@ -28,7 +28,8 @@ pub(super) struct Files<'a> {
     pub(super) weights: Option<&'a WeightFiles>,
 }
 
-/// Checks everything that a rank would reject while loading the model, and that the model has enough positions.
+/// Checks everything that a rank would reject while loading the model, and that the model has enough
+/// positions.
 pub(super) fn check(job: &spec::Job, files: &Files<'_>) -> Result<DecoderConfig, ResolveError> {
     let wrong = |fault| ResolveError::ModelFiles { field: files.field, name: files.name.to_owned(), fault };
     let config = DecoderConfig::from_hf(files.config).map_err(wrong)?;
@@ -56,7 +57,8 @@ pub(super) fn check(job: &spec::Job, files: &Files<'_>) -> Result<DecoderConfig,
     }
 }
 
-/// Checks the job's models that are local directories, before anything is uploaded. Those in a store are checked there.
+/// Checks the job's models that are local directories, before anything is uploaded. Those in a store are
+/// checked there.
 ///
 /// # Errors
 /// A model that cannot be read, or that ranks cannot run.

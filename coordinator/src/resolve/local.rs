@@ -65,7 +65,8 @@ impl LocalInputs {
     }
 }
 
-/// Reads, checks and splits a job's local inputs, as submission does with uploaded ones. Weights are checked if they exist.
+/// Reads, checks and splits a job's local inputs, as submission does with uploaded ones. Weights are checked
+/// if they exist.
 pub fn local(job: &spec::Job) -> Result<LocalInputs, ResolveError> {
     let files = |field, model: &ModelRef| match model {
         ModelRef::Path(path) => {

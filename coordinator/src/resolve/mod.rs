@@ -1,7 +1,7 @@
 //! Resolution of a submission's inputs: parsed, checked, split and written once.
 //!
-//! Ranks read nothing but the output of this module, and every row in it can be encoded by the models that will read it:
-//! problems with a job's inputs are reported at submission, not an hour into the job.
+//! Ranks read nothing but the output of this module, and every row in it can be encoded by the models that
+//! will read it: problems with a job's inputs are reported at submission, not an hour into the job.
 
 mod check;
 pub mod child;
@@ -40,7 +40,8 @@ use self::sets::Sets;
 /// A job's inputs in the form that its phases use.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Resolved {
-    /// The data sets that have rows, written as `jobs/{job}/data/{name}.jsonl`; without objects in a dry run.
+    /// The data sets that have rows, written as `jobs/{job}/data/{name}.jsonl`; without objects in a dry
+    /// run.
     pub datasets: Vec<v1::Dataset>,
     /// Summary of every data set, including its bad rows.
     pub summaries: Vec<v1::DatasetSummary>,
@@ -60,10 +61,12 @@ struct Prepared {
     reward: Option<v1::Artifact>,
 }
 
-/// The artifacts of other jobs that a job's models refer to, by field; resolved by the leader, which knows the jobs.
+/// The artifacts of other jobs that a job's models refer to, by field; resolved by the leader, which knows
+/// the jobs.
 pub type ModelArtifacts = BTreeMap<String, v1::Artifact>;
 
-/// Reads and checks a job's inputs without writing anything. Deterministic: the same job gives the same bytes.
+/// Reads and checks a job's inputs without writing anything. Deterministic: the same job gives the same
+/// bytes.
 async fn prepare(
     job_id: &str,
     job: &spec::Job,

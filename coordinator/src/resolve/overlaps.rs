@@ -95,8 +95,8 @@ pub(super) fn pair_warnings(sets: &Sets) -> Vec<String> {
     pairs.filter_map(warning).collect()
 }
 
-/// Counts for a generator whose sets share prompts by construction: prompts of each evaluation set that are in a training set, if
-/// any are.
+/// Counts for a generator whose sets share prompts by construction: prompts of each evaluation set that are
+/// in a training set, if any are.
 pub(super) fn evaluation_overlap(sets: &Sets) -> Option<String> {
     let (measured, training): (Vec<Prompts>, Vec<Prompts>) =
         all(sets).into_iter().partition(Prompts::is_measured);

@@ -1,8 +1,9 @@
 //! Reads inputs outside the coordinator's process, a few jobs at a time.
 //!
-//! A user's files determine how much work and memory it takes to read them: archives that unpack to a thousand times their
-//! size, templates that loop, tokenizers that crash. The coordinator therefore reads none of them itself. It starts a child
-//! process with limits on memory and time, which ends with its caller, at its deadline, or with the coordinator.
+//! A user's files determine how much work and memory it takes to read them: archives that unpack to a
+//! thousand times their size, templates that loop, tokenizers that crash. The coordinator therefore reads
+//! none of them itself. It starts a child process with limits on memory and time, which ends with its caller,
+//! at its deadline, or with the coordinator.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -117,8 +118,8 @@ impl ChildConfig {
             .spawn()
     }
 
-    /// Sends the request and waits for the response. Closing the child's standard input would tell it that nobody waits any
-    /// more, so it stays open until then.
+    /// Sends the request and waits for the response. Closing the child's standard input would tell it that
+    /// nobody waits any more, so it stays open until then.
     async fn exchange(&self, request: &Request) -> Result<Response, ChildError> {
         let mut line = serde_json::to_vec(request).map_err(|error| ChildError::Start(error.into()))?;
         line.push(b'\n');

@@ -139,8 +139,8 @@ impl Sets {
         &mut self.summaries[index]
     }
 
-    /// Splits off evaluation sets that were not given, and the golden prompts for "fresh" accuracy. All rows of one
-    /// prompt stay on one side.
+    /// Splits off evaluation sets that were not given, and the golden prompts for "fresh" accuracy. All rows
+    /// of one prompt stay on one side.
     fn hold_out(&mut self, data: &spec::Data, seed: u64) {
         if data.evaluation.preferences.is_empty() {
             split(

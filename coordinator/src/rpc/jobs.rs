@@ -268,8 +268,8 @@ fn existing(
     })
 }
 
-/// Stream of a job's events. Ends after the last one, or with an error if the reader is too slow, the coordinator stops, or its
-/// lease expires.
+/// Stream of a job's events. Ends after the last one, or with an error if the reader is too slow, the
+/// coordinator stops, or its lease expires.
 fn events(
     subscription: Subscription,
     lease: Lease,

@@ -10,8 +10,8 @@ use crate::driver::{Handle, Query};
 use crate::job::find_committed;
 use crate::resolve::ModelArtifacts;
 
-/// Resolves each model that another job has made, and replaces its reference in the specification by that job's id and the
-/// artifact's own name, so that it keeps its meaning after the submission.
+/// Resolves each model that another job has made, and replaces its reference in the specification by that
+/// job's id and the artifact's own name, so that it keeps its meaning after the submission.
 pub(super) async fn resolve_models(job: &mut spec::Job, driver: &Handle) -> Result<ModelArtifacts, Status> {
     let mut artifacts = ModelArtifacts::new();
     let policy = Some(("policy.model", &mut job.policy.model));

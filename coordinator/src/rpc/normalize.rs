@@ -8,7 +8,8 @@ use tonic::Code;
 
 use super::mapped_body::map_frames;
 
-/// Size limit of a percent-encoded message. All clients accept 8 KiB of headers, and the details repeat the message.
+/// Size limit of a percent-encoded message. All clients accept 8 KiB of headers, and the details repeat the
+/// message.
 const MESSAGE_BYTES: usize = 4096;
 /// Size limit of base64-encoded details. Longer ones are dropped, because they cannot be truncated.
 const DETAILS_BYTES: usize = 8192;
@@ -71,7 +72,8 @@ fn decoded_start(message: &str) -> String {
     message.chars().take(256).collect::<String>().replace("%20", " ").replace("%2C", ",").replace("%3A", ":")
 }
 
-/// Truncates between characters: an encoded character starts with `%` and continues with bytes `%80` to `%BF`.
+/// Truncates between characters: an encoded character starts with `%` and continues with bytes `%80` to
+/// `%BF`.
 fn truncate_encoded(message: &str) -> &str {
     let mut end = message.floor_char_boundary(MESSAGE_BYTES);
     if let Some(sign) = message[..end].rfind('%').filter(|sign| end - sign < 3) {

@@ -1,5 +1,5 @@
-//! Plausibility checks of the metric sums that a rank reports for a chunk. Only recomputing could prove them, but sums over
-//! real rows obey certain inequalities, and reports that break them are false.
+//! Plausibility checks of the metric sums that a rank reports for a chunk. Only recomputing could prove them,
+//! but sums over real rows obey certain inequalities, and reports that break them are false.
 
 use std::collections::BTreeSet;
 

@@ -37,8 +37,8 @@ const STREAMS_PER_CONNECTION: u32 = 128;
 const CALLS_PER_CONNECTION: usize = 32;
 /// Size limit of a request's headers.
 const HEADER_BYTES: u32 = 16 << 10;
-/// Number of streams that a connection may reset before they are handled, and that may be reset for its errors, before it is
-/// closed as abusive.
+/// Number of streams that a connection may reset before they are handled, and that may be reset for its
+/// errors, before it is closed as abusive.
 const RESET_STREAMS: usize = 64;
 /// Time for open calls to end after the driver has.
 const GRACE: Duration = Duration::from_secs(3);
@@ -95,8 +95,9 @@ pub enum ServeError {
     Panicked,
 }
 
-/// Starts listening, as a standby at first. Rejects a store that lets a key be created twice. The returned future serves until
-/// `stop` is canceled, or fails if the log cannot be written: the process must then be restarted.
+/// Starts listening, as a standby at first. Rejects a store that lets a key be created twice. The returned
+/// future serves until `stop` is canceled, or fails if the log cannot be written: the process must then be
+/// restarted.
 pub async fn serve(
     options: Serve,
     stop: CancellationToken,
@@ -133,7 +134,8 @@ pub async fn serve(
     Ok(async move {
         let led = election.await.map_err(|_| ServeError::Panicked)?;
         ended.cancel();
-        // The driver's end has closed the streams of workers and watchers; other calls get a moment to finish.
+        // The driver's end has closed the streams of workers and watchers; other calls get a moment to
+        // finish.
         let abort = server.abort_handle();
         match tokio::time::timeout(GRACE, server).await {
             Ok(Ok(served)) => served?,

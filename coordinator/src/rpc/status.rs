@@ -16,7 +16,8 @@ use crate::plan::TooLarge;
 use crate::resolve::ResolveError;
 use crate::schedule::ProtocolError;
 
-/// Domain of `ErrorInfo`, by whose `reason` clients and ranks distinguish errors. proto/README.md lists the reasons.
+/// Domain of `ErrorInfo`, by whose `reason` clients and ranks distinguish errors. proto/README.md lists the
+/// reasons.
 pub(crate) const DOMAIN: &str = "foil";
 pub(crate) const STALE_ATTEMPT: &str = "STALE_ATTEMPT";
 const INVALID_FIELD: &str = "INVALID_FIELD";
@@ -156,8 +157,8 @@ pub(crate) fn rejected(error: &ProtocolError) -> Status {
     }
 }
 
-/// Status that redirects a caller to the leader: the details hold its address, which [`foil_common::rpc::leader_of`]
-/// reads.
+/// Status that redirects a caller to the leader: the details hold its address, which
+/// [`foil_common::rpc::leader_of`] reads.
 pub(crate) fn not_leading(why: &NotLeading) -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     let leader = match why {

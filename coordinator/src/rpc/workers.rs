@@ -56,7 +56,8 @@ impl Workers for WorkersService {
         let (commands, stream) = mpsc::channel(BACKLOG);
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let allow_skew = self.allow_version_skew;
-        // The response headers must not wait for the first message: a client may wait for them before it writes.
+        // The response headers must not wait for the first message: a client may wait for them before it
+        // writes.
         tokio::spawn(async move {
             if let Err(status) =
                 serve_agent(&driver, request.into_inner(), connection, &commands, allow_skew).await

@@ -176,8 +176,8 @@ impl Attempt {
         }
     }
 
-    /// The store is unavailable: commands wait for the log and results for the store, so that no rank can be late. To be called
-    /// again and again until the store is available.
+    /// The store is unavailable: commands wait for the log and results for the store, so that no rank can be
+    /// late. To be called again and again until the store is available.
     pub fn reset_deadlines(&mut self, now: Now) {
         self.ranks.reset_deadlines(now);
     }
@@ -202,8 +202,8 @@ impl Attempt {
         }
     }
 
-    /// Ends the attempt without blame if its gang waits for ranks that cannot get devices, so that others can use those that it
-    /// holds. Otherwise the attempt goes on.
+    /// Ends the attempt without blame if its gang waits for ranks that cannot get devices, so that others can
+    /// use those that it holds. Otherwise the attempt goes on.
     pub fn yield_devices(&mut self, now: Now) {
         let is_waiting = matches!(&self.phase, PhaseRun::Gang(gang) if gang.is_waiting_for_ranks());
         if is_waiting && self.teardown.is_none() {
@@ -257,8 +257,8 @@ impl Attempt {
         }
     }
 
-    /// Takes in a report about the current gang phase. One about a committed phase is ignored: ranks repeat to a new leader what
-    /// they told the previous one.
+    /// Takes in a report about the current gang phase. One about a committed phase is ignored: ranks repeat
+    /// to a new leader what they told the previous one.
     fn gang_message(
         &mut self,
         from: &Sender<'_>,

@@ -9,8 +9,8 @@ use foil_proto::v1;
 pub(super) struct ShardSet(BTreeMap<u64, BTreeMap<usize, v1::Object>>);
 
 impl ShardSet {
-    /// Adds a rank's shard of the checkpoint after `step`. Returns all shards, in the order of ranks, if this one completes
-    /// them; shards of earlier steps are then dropped.
+    /// Adds a rank's shard of the checkpoint after `step`. Returns all shards, in the order of ranks, if this
+    /// one completes them; shards of earlier steps are then dropped.
     pub(super) fn add(
         &mut self,
         step: u64,

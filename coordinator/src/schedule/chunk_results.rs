@@ -85,8 +85,8 @@ pub(super) fn check_metrics(
     }))
 }
 
-/// Rejects sums over more items than a chunk of the plan can have: a metric counts rows, their samples or, at most, the
-/// samples' tokens.
+/// Rejects sums over more items than a chunk of the plan can have: a metric counts rows, their samples or, at
+/// most, the samples' tokens.
 fn check_counts(state: &JobState, phase: &Phase, result: &v1::ChunkResult) -> Result<(), ProtocolError> {
     let (spec, rows) = (&state.spec, rows::of_chunk(state, phase, result.chunk));
     let samples = u64::from(spec.reward_step.samples.max(spec.policy_step.samples).max(2));

@@ -26,7 +26,8 @@ pub enum Effect {
         placement: Placement,
         session: String,
     },
-    /// A rank failed through its agent's fault. It counts against the attempt only if [`super::Attempt::charge`] is called.
+    /// A rank failed through its agent's fault. It counts against the attempt only if
+    /// [`super::Attempt::charge`] is called.
     AgentFault {
         placement: Placement,
         fault: AgentFault,

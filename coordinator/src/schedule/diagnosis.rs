@@ -80,7 +80,8 @@ fn signal_name(signal: i32) -> String {
     Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned())
 }
 
-/// The cause of a failure: the first of the most significant observations, which are in the order in which they were made.
+/// The cause of a failure: the first of the most significant observations, which are in the order in which
+/// they were made.
 pub(super) fn diagnose(phase: &str, observations: &[Observation]) -> Cause {
     let reported = |rank: usize| {
         observations.iter().any(|observation| {
@@ -138,8 +139,8 @@ fn detail(signal: &FailureSignal, of_culprit: &[&Observation]) -> Detail {
     }
 }
 
-/// Significance of a signal; smaller is more significant. A rank's own report is more precise than its exit status, but an error
-/// of a collective operation is often an echo of another rank's death.
+/// Significance of a signal; smaller is more significant. A rank's own report is more precise than its exit
+/// status, but an error of a collective operation is often an echo of another rank's death.
 fn priority(signal: &FailureSignal, reported: bool) -> u8 {
     match signal {
         FailureSignal::Reported(failure) => match CauseClass::from(failure.class()) {

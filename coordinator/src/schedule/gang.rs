@@ -127,7 +127,8 @@ impl GangPhase {
         Ok(())
     }
 
-    /// Replaces ranks that still compute a chunk which another rank has finished: the gang cannot wait for them.
+    /// Replaces ranks that still compute a chunk which another rank has finished: the gang cannot wait for
+    /// them.
     fn replace_obsolete(&self, ranks: &mut RankSet, cx: &mut Context<'_>) {
         if cx.now.since(self.since) < cx.deadlines.obsolete {
             return;
@@ -266,7 +267,8 @@ impl GangPhase {
     }
 }
 
-/// Checks a rank's result of the phase: its objects must be its own or inherited from the start model, and verified.
+/// Checks a rank's result of the phase: its objects must be its own or inherited from the start model, and
+/// verified.
 pub(super) fn check_result(
     from: &Sender<'_>,
     result: &v1::GangResult,

@@ -31,7 +31,8 @@ impl Attempt {
         Observation { rank, signal, step, chunk: lease.map(|lease| lease.chunk) }
     }
 
-    /// A rank is lost. In a gang that ends the attempt; otherwise its work goes to others, and a new process takes its place.
+    /// A rank is lost. In a gang that ends the attempt; otherwise its work goes to others, and a new process
+    /// takes its place.
     fn lose(&mut self, rank: usize, signal: FailureSignal, cx: &mut Context<'_>) {
         let observation = self.observe(rank, signal);
         let fault = self.ranks.fault_of(&observation);
@@ -94,8 +95,8 @@ impl Attempt {
         self.teardown = Some(Teardown::failed(observation, now.mono + self.deadlines.settling));
     }
 
-    /// The attempt has failed for a reason that is known: ranks are stopped at once, and only their last log lines are still to
-    /// come.
+    /// The attempt has failed for a reason that is known: ranks are stopped at once, and only their last log
+    /// lines are still to come.
     fn fail_at_once(&mut self, observation: Observation, cx: &mut Context<'_>) {
         cx.out.because(format!("rank {} failed for good: {}", observation.rank, observation.signal));
         self.teardown = Some(Teardown::failed(observation, cx.now.mono));

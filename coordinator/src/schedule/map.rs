@@ -1,4 +1,5 @@
-//! Map phases: chunks are leased to idle ranks, returned when a rank is lost, and leased again when one straggles.
+//! Map phases: chunks are leased to idle ranks, returned when a rank is lost, and leased again when one
+//! straggles.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,9 +1,10 @@
-//! Scheduling of one attempt of one job, from its first process to the last one's death: which rank does what next. Pure:
-//! facts and the time go in; changes for the log and effects on the world come out, with the reasons.
+//! Scheduling of one attempt of one job, from its first process to the last one's death: which rank does what
+//! next. Pure: facts and the time go in; changes for the log and effects on the world come out, with the
+//! reasons.
 //!
-//! An [`Attempt`] is made of parts that cannot reach into each other: the [`RankSet`] with its processes, the current phase
-//! ([`MapPhase`] or [`GangPhase`]), and, once the attempt is ending, its [`Teardown`]. A phase reports a [`Problem`]; the
-//! attempt decides what follows from it.
+//! An [`Attempt`] is made of parts that cannot reach into each other: the [`RankSet`] with its processes, the
+//! current phase ([`MapPhase`] or [`GangPhase`]), and, once the attempt is ending, its [`Teardown`]. A phase
+//! reports a [`Problem`]; the attempt decides what follows from it.
 
 mod assignment;
 mod attempt;

@@ -146,7 +146,8 @@ impl RankSet {
         }
     }
 
-    /// Takes in that a process's agent is connected again, or for the first time: it may have missed a command to stop.
+    /// Takes in that a process's agent is connected again, or for the first time: it may have missed a
+    /// command to stop.
     pub(super) fn agent_back(&mut self, session: &str, cx: &mut Context<'_>) {
         let Some(slot) = self.rank_of(session).and_then(|rank| self.slots.get_mut(rank)) else { return };
         match slot {
@@ -186,8 +187,8 @@ impl RankSet {
         *slot = Slot::Vacant;
     }
 
-    /// Processes that never said hello, and those whose death nobody reported. A job with a short hang timeout gives processes
-    /// no longer to start.
+    /// Processes that never said hello, and those whose death nobody reported. A job with a short hang
+    /// timeout gives processes no longer to start.
     pub(super) fn overdue(&self, cx: &Context<'_>) -> Vec<(usize, Overdue)> {
         let start_timeout = cx.deadlines.start.min(cx.state.spec.resources.hang_timeout);
         let overdue = |slot: &Slot| match slot {

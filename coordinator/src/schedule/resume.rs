@@ -1,4 +1,5 @@
-//! Adoption of an attempt that a previous leader has started: its processes go on, and report what they are working on.
+//! Adoption of an attempt that a previous leader has started: its processes go on, and report what they are
+//! working on.
 
 use foil_proto::v1::{self, rank_task::Task};
 
@@ -13,8 +14,8 @@ use crate::cluster::Placement;
 use crate::job::{JobState, RankStarted};
 
 impl Attempt {
-    /// The current attempt as a previous leader left it: its processes are assumed alive, and report themselves what they are
-    /// working on.
+    /// The current attempt as a previous leader left it: its processes are assumed alive, and report
+    /// themselves what they are working on.
     pub fn adopt(state: &JobState, term: u64, deadlines: Deadlines, now: Now) -> Self {
         let mut adopted = Self::new(state, state.attempt, term, deadlines, now);
         for started in state.ranks.values() {

@@ -34,8 +34,8 @@ pub(super) enum Slot {
 pub struct Process {
     pub session: String,
     pub placement: Placement,
-    /// Known from the log only: its agent has not registered with this coordinator, so that it cannot be stopped, and may live
-    /// until its agent is considered lost.
+    /// Known from the log only: its agent has not registered with this coordinator, so that it cannot be
+    /// stopped, and may live until its agent is considered lost.
     pub(super) unseen: bool,
     /// Started by a previous leader.
     pub(super) adopted: bool,

@@ -168,8 +168,8 @@ impl Builder<'_> {
         }))
     }
 
-    /// An earlier round's evaluation of the same kind on the chunk `local`, which has the same rows. None if that round is not
-    /// over.
+    /// An earlier round's evaluation of the same kind on the chunk `local`, which has the same rows. None if
+    /// that round is not over.
     fn evaluated(&self, round: u32, work: Work, local: u32) -> Option<v1::Artifact> {
         let done = self.job.done(&Phase::id_of(round, work)).filter(|_| round < self.phase.round);
         done.map(|done| only(done.artifact.clone(), local))

@@ -1,5 +1,5 @@
-//! The progress watchdog of a rank. Progress, not heartbeat, decides liveness: a rank reports on its task only when it has made
-//! progress, so silence means that it is stuck.
+//! The progress watchdog of a rank. Progress, not heartbeat, decides liveness: a rank reports on its task
+//! only when it has made progress, so silence means that it is stuck.
 
 use std::time::Duration;
 

@@ -131,8 +131,8 @@ impl Simulator {
         let Some(leading) = self.nodes[node].leading() else { return };
         let state = leading.core.state(JOB);
         let seen = state.map_or(0, |state| state.revision);
-        // The end may be visible here only, if the leader that wrote it died before releasing it. Events that are not durable
-        // may still be lost.
+        // The end may be visible here only, if the leader that wrote it died before releasing it. Events that
+        // are not durable may still be lost.
         let durable = leading.is_settled() && now < leading.lease_until;
         self.ended |= durable && state.is_some_and(crate::job::JobState::is_ended);
         if now < leading.lease_until && seen < newest {

@@ -1,12 +1,15 @@
-//! A seeded simulation of two coordinators: the production core and journal, with clock, store and network passed in.
+//! A seeded simulation of two coordinators: the production core and journal, with clock, store and network
+//! passed in.
 //!
-//! Messages are delayed, lost with their streams, and duplicated; store requests are delayed, rejected, or executed with the
-//! reply lost; coordinators pause (and resume after another was elected), die with requests in flight, and compact their log;
-//! ranks and agents die and lose their streams. A seed determines the whole history, so every run can be repeated.
+//! Messages are delayed, lost with their streams, and duplicated; store requests are delayed, rejected, or
+//! executed with the reply lost; coordinators pause (and resume after another was elected), die with requests
+//! in flight, and compact their log; ranks and agents die and lose their streams. A seed determines the whole
+//! history, so every run can be repeated.
 //!
-//! Invariants: everything that was released is in the log, once and in order; a leader with a valid lease shows nothing older
-//! than what was released; no attempt is declared failed while one of its processes is alive and unreachable; the job ends with
-//! the same artifacts as without faults. Planted bugs show that each of these checks can fail.
+//! Invariants: everything that was released is in the log, once and in order; a leader with a valid lease
+//! shows nothing older than what was released; no attempt is declared failed while one of its processes is
+//! alive and unreachable; the job ends with the same artifacts as without faults. Planted bugs show that each
+//! of these checks can fail.
 
 mod checker;
 mod coordinators;

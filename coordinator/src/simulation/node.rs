@@ -1,4 +1,5 @@
-//! One coordinator process: the production core and journal, with the simulator in place of sockets and clocks.
+//! One coordinator process: the production core and journal, with the simulator in place of sockets and
+//! clocks.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

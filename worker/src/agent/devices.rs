@@ -91,7 +91,8 @@ fn query_gpus() -> Result<String, DeviceError> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Parses nvidia-smi's list and keeps the GPUs that CUDA_VISIBLE_DEVICES names, by index or UUID, in nvidia-smi's order.
+/// Parses nvidia-smi's list and keeps the GPUs that CUDA_VISIBLE_DEVICES names, by index or UUID, in
+/// nvidia-smi's order.
 fn parse_gpus(listing: &str, visible: Option<&str>) -> Result<Vec<v1::Device>, DeviceError> {
     let mut gpus = Vec::new();
     for line in listing.lines().filter(|line| !line.trim().is_empty()) {

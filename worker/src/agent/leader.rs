@@ -1,7 +1,7 @@
 //! Tracks how long an agent may have been without a leader. Pure: times are passed in.
 //!
-//! A leader answers a heartbeat only while no other can have replaced it. So the agent had a leader when it *sent* the last
-//! heartbeat that was answered; when the answer arrived does not matter.
+//! A leader answers a heartbeat only while no other can have replaced it. So the agent had a leader when it
+//! *sent* the last heartbeat that was answered; when the answer arrived does not matter.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 

@@ -1,4 +1,5 @@
-//! Keeps up the stream to the coordinator: connects, reconnects with backoff, and sends the agent an event for each.
+//! Keeps up the stream to the coordinator: connects, reconnects with backoff, and sends the agent an event
+//! for each.
 
 #![expect(clippy::disallowed_methods, reason = "reconnections back off with jitter")]
 
@@ -16,7 +17,8 @@ use tonic::{Code, Status};
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 /// Short, so that a new leader soon has its workers.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-/// Time for the coordinator to notice that another process with this agent's name is gone: it misses some heartbeats first.
+/// Time for the coordinator to notice that another process with this agent's name is gone: it misses some
+/// heartbeats first.
 const NAME_CONFLICT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Capacity of the queue of outgoing messages.
 const SEND_BUFFER: usize = 256;
@@ -32,8 +34,8 @@ pub(super) enum LinkEvent {
     Refused(Status),
 }
 
-/// Runs until the receiver of `events` is dropped or the coordinator rejects the agent. `reconnect` closes the current stream,
-/// and another coordinator is tried.
+/// Runs until the receiver of `events` is dropped or the coordinator rejects the agent. `reconnect` closes
+/// the current stream, and another coordinator is tried.
 pub(super) async fn keep(channel: LeaderChannel, events: mpsc::Sender<LinkEvent>, reconnect: Arc<Notify>) {
     let mut backoff = MIN_BACKOFF;
     let mut name_taken_since: Option<Instant> = None;

@@ -1,7 +1,7 @@
 //! The agent: registers this host's devices, starts rank processes and supervises them.
 //!
-//! It is async and holds no tensors. One loop owns its state and handles commands of the coordinator ([`link`]), exits of
-//! rank processes ([`process`]) and timers.
+//! It is async and holds no tensors. One loop owns its state and handles commands of the coordinator
+//! ([`link`]), exits of rank processes ([`process`]) and timers.
 
 #![expect(clippy::disallowed_methods, reason = "the agent owns its clock and draws its instance id")]
 
@@ -209,8 +209,8 @@ impl Agent {
         }
     }
 
-    /// The configured address; otherwise the local address of the route to the coordinator, so that machines that reach the same
-    /// coordinator also reach each other.
+    /// The configured address; otherwise the local address of the route to the coordinator, so that machines
+    /// that reach the same coordinator also reach each other.
     async fn own_address(&self) -> String {
         if let Some(address) = &self.options.ranks.advertise_address {
             return address.clone();

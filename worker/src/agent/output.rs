@@ -1,4 +1,5 @@
-//! A rank process's output: forwarded to the log line by line, with its tail kept to explain how the process ended.
+//! A rank process's output: forwarded to the log line by line, with its tail kept to explain how the process
+//! ended.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -15,8 +16,8 @@ use serde::de::IgnoredAny;
 const TAIL_LINES: usize = 50;
 /// Longer lines are truncated in that report.
 const TAIL_LINE_BYTES: usize = 2000;
-/// Number of lines that may follow an out-of-memory message for it to be the cause of the exit. A backtrace has some hundreds;
-/// an older message was survived.
+/// Number of lines that may follow an out-of-memory message for it to be the cause of the exit. A backtrace
+/// has some hundreds; an older message was survived.
 const OOM_WINDOW_LINES: usize = 1000;
 
 /// The end of a process's output.
@@ -86,8 +87,8 @@ pub(super) fn forward(
     })
 }
 
-/// The line for this process's log. In a JSON log, lines that are not JSON (libraries print those) are wrapped, and empty lines
-/// are dropped.
+/// The line for this process's log. In a JSON log, lines that are not JSON (libraries print those) are
+/// wrapped, and empty lines are dropped.
 fn log_line<'a>(line: &'a str, session: &str, format: LogFormat) -> Option<Cow<'a, str>> {
     let is_object = || line.starts_with('{') && serde_json::from_str::<IgnoredAny>(line).is_ok();
     match format {

@@ -110,10 +110,12 @@ impl RankProcess {
         }
     }
 
-    /// Sends SIGKILL. Harmless if the process has ended: it is reaped under the same lock, so its pid cannot have been reused.
+    /// Sends SIGKILL. Harmless if the process has ended: it is reaped under the same lock, so its pid cannot
+    /// have been reused.
     pub(super) fn kill(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        // The coordinator often notices a rank's end by its stream first and sends a kill that comes too late.
+        // The coordinator often notices a rank's end by its stream first and sends a kill that comes too
+        // late.
         if !is_ending(child.id()) {
             self.killed.store(true, Ordering::SeqCst);
         }
@@ -149,7 +151,8 @@ struct End {
 }
 
 impl End {
-    /// Waits for the exit without reaping, so that the lock is free for a kill meanwhile; then reaps under the lock.
+    /// Waits for the exit without reaping, so that the lock is free for a kill meanwhile; then reaps under
+    /// the lock.
     fn wait(child: &Mutex<Child>) -> Self {
         let id = child.lock().unwrap_or_else(PoisonError::into_inner).id();
         let waited = foil_sys::wait_for_end(id).and_then(|peak| {
@@ -187,7 +190,8 @@ impl End {
         v1::RankExited { session_id, exit_code, signal, out_of_memory: memory.is_some(), log_tail, memory }
     }
 
-    /// A shortage of host memory: the kernel's OOM killer struck, or the program aborted over a failed allocation and printed it.
+    /// A shortage of host memory: the kernel's OOM killer struck, or the program aborted over a failed
+    /// allocation and printed it.
     fn memory_shortage(
         self,
         printed: Option<v1::MemoryShortage>,

@@ -26,7 +26,8 @@ pub struct RankProgram {
     pub coordinator: String,
     /// Files of TLS, for the agent and the ranks.
     pub tls: TlsFiles,
-    /// Address at which other ranks reach those of this machine; by default the local address of the route to the coordinator.
+    /// Address at which other ranks reach those of this machine; by default the local address of the route
+    /// to the coordinator.
     pub advertise_address: Option<String>,
     /// Directory in which each session gets its own, removed at the session's end.
     pub work_dir: PathBuf,
@@ -51,7 +52,8 @@ impl Ranks {
 
     /// Starts a rank process; does nothing if the session already runs, since commands may be repeated.
     ///
-    /// `coordinators` are the addresses to look for the leader at, the likeliest first; `address` is that of the rank itself.
+    /// `coordinators` are the addresses to look for the leader at, the likeliest first; `address` is that of
+    /// the rank itself.
     pub(super) async fn start(
         &mut self,
         start: &v1::StartRank,
@@ -193,7 +195,8 @@ impl RankProgram {
             .env("CUDA_VISIBLE_DEVICES", if device.kind == "cuda" { &device.id } else { "" })
             // cuBLAS is deterministic only with a fixed workspace.
             .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            // cuDNN compiles a plan for each new shape of a decoding step, which takes tenths of a second every time.
+            // cuDNN compiles a plan for each new shape of a decoding step, which takes tenths of a second
+            // every time.
             .env("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
             .env("OMP_NUM_THREADS", start.threads.to_string())
             // Signals from a terminal are for the agent, which stops its ranks gracefully.

@@ -34,7 +34,8 @@ impl Agent {
         self.flush(events).await;
     }
 
-    /// Sends SIGTERM and gives ranks the grace period to write their checkpoints. Heartbeats continue meanwhile.
+    /// Sends SIGTERM and gives ranks the grace period to write their checkpoints. Heartbeats continue
+    /// meanwhile.
     async fn terminate_ranks(
         &mut self,
         events: &mut mpsc::Receiver<LinkEvent>,

@@ -1,7 +1,7 @@
 //! The thread that forks rank processes.
 //!
-//! A rank asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG), and the parent is the *thread* that forked it.
-//! So all ranks are forked from one thread that lives as long as the agent.
+//! A rank asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG), and the parent is the *thread*
+//! that forked it. So all ranks are forked from one thread that lives as long as the agent.
 
 use std::io;
 use std::process::{Child, Command};

@@ -1,5 +1,5 @@
-//! The agent's directory for its ranks' files. A lock is held on it while the agent lives, so that directories of dead agents
-//! can be recognized and removed.
+//! The agent's directory for its ranks' files. A lock is held on it while the agent lives, so that
+//! directories of dead agents can be recognized and removed.
 
 #![expect(clippy::disallowed_methods, reason = "the removal of files is retried until a deadline")]
 
@@ -16,7 +16,8 @@ use foil_common::private;
 const LOCK: &str = ".foil-agent.lock";
 /// Prefix of a rank's directory, before the session's name.
 const RANK: &str = "rank-";
-/// Time to wait for the lock: an agent of the same name may be just ending, or another may be removing this directory.
+/// Time to wait for the lock: an agent of the same name may be just ending, or another may be removing this
+/// directory.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -60,7 +61,8 @@ impl WorkDir {
 }
 
 impl Drop for WorkDir {
-    /// Removes the directory, unless files of ranks that could not be reaped are left; the next agent removes those.
+    /// Removes the directory, unless files of ranks that could not be reaped are left; the next agent removes
+    /// those.
     fn drop(&mut self) {
         if is_agent_dir(&self.path, |_| false) {
             let _ = fs::remove_dir_all(&self.path);

@@ -5,7 +5,8 @@ use foil_torch::autograd::{backward, clear_gradients, zero_loss};
 use foil_torch::c10d::{BucketSizes, ProcessGroup, Reducer};
 use tch::Tensor;
 
-/// Sums gradients over the ranks of a gang during backward; the interface is the same for any number of ranks.
+/// Sums gradients over the ranks of a gang during backward; the interface is the same for any number of
+/// ranks.
 ///
 /// Gradients are summed, not averaged: losses are already divided by the weight of the global batch.
 pub enum Gradients {
@@ -27,8 +28,9 @@ impl Gradients {
         })
     }
 
-    /// Prepares for the first step: runs backward of `loss` twice and discards the gradients. The loss must depend on every
-    /// parameter, and have the same graph in every attempt. All ranks call it first; see [`Reducer::warm_up`] for why.
+    /// Prepares for the first step: runs backward of `loss` twice and discards the gradients. The loss must
+    /// depend on every parameter, and have the same graph in every attempt. All ranks call it first; see
+    /// [`Reducer::warm_up`] for why.
     ///
     /// # Errors
     /// Those of `loss` and of [`Gradients::reduce`].
@@ -53,8 +55,8 @@ impl Gradients {
         }
     }
 
-    /// Runs backward of the step's last micro-batch; then [`Gradients::tensors`] are the sums over all ranks. Every rank
-    /// calls it once per step; one without rows passes [`Gradients::zero_loss`].
+    /// Runs backward of the step's last micro-batch; then [`Gradients::tensors`] are the sums over all ranks.
+    /// Every rank calls it once per step; one without rows passes [`Gradients::zero_loss`].
     ///
     /// # Errors
     /// A rank fails, or the loss does not depend on all parameters.

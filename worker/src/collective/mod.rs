@@ -1,7 +1,7 @@
 //! The process group of a gang phase and its collectives.
 //!
-//! Rank 0 opens a [`RendezvousHost`], publishes its address, and gathers the others, which join at that [`Rendezvous`].
-//! A gang of one needs no sockets and runs the same code.
+//! Rank 0 opens a [`RendezvousHost`], publishes its address, and gathers the others, which join at that
+//! [`Rendezvous`]. A gang of one needs no sockets and runs the same code.
 
 #![expect(clippy::disallowed_methods, reason = "ranks wait for each other")]
 
@@ -142,7 +142,8 @@ impl Gang {
         self.group.as_ref().map_or(1, ProcessGroup::world)
     }
 
-    /// Replaces each value by its sum over the ranks, bitwise equal on all of them. All ranks pass equally many.
+    /// Replaces each value by its sum over the ranks, bitwise equal on all of them. All ranks pass equally
+    /// many.
     ///
     /// # Errors
     /// A rank fails.
@@ -162,7 +163,8 @@ impl Gang {
         self.group.as_ref().map_or(Ok(()), |group| group.all_reduce(tensor))
     }
 
-    /// This rank's shard of the sum over the ranks: from `[world, …]` on every rank to `[…]`, the sum of row `rank`.
+    /// This rank's shard of the sum over the ranks: from `[world, …]` on every rank to `[…]`, the sum of row
+    /// `rank`.
     ///
     /// # Errors
     /// A rank fails, or the tensor cannot be sent.
@@ -233,8 +235,8 @@ impl Gang {
     }
 }
 
-/// Waits until all ranks have joined. There is no timeout, for some may have gigabytes more to load than others; the
-/// coordinator notices a rank that hangs, and then ends this process too.
+/// Waits until all ranks have joined. There is no timeout, for some may have gigabytes more to load than
+/// others; the coordinator notices a rank that hangs, and then ends this process too.
 fn wait_for_all(store: &Store, world: usize) -> Result<()> {
     const JOINED: &str = "joined";
     let mut joined = store.add(JOINED, 1)?;

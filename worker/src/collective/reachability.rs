@@ -1,7 +1,7 @@
 //! Checks that the ranks of a gang can reach each other.
 //!
-//! The check runs before the backend connects, which reports an unreachable rank only after the timeout of its
-//! collectives, as a socket error.
+//! The check runs before the backend connects, which reports an unreachable rank only after the timeout of
+//! its collectives, as a socket error.
 
 #![expect(clippy::disallowed_methods, reason = "connection attempts end by the clock")]
 

@@ -20,8 +20,8 @@ pub fn token_kl(policy: &Tensor, reference: &Tensor) -> Tensor {
 /// A completion under a policy and its reference, in nats.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Divergence {
-    /// The exact KL(π ‖ π_ref) of the next token, summed over the completion's positions. Divide by the number of tokens for nats
-    /// per token.
+    /// The exact KL(π ‖ π_ref) of the next token, summed over the completion's positions. Divide by the
+    /// number of tokens for nats per token.
     pub kl: f64,
     /// log π of each token of the completion.
     pub log_probs: Vec<f32>,
@@ -29,8 +29,8 @@ pub struct Divergence {
 
 /// The divergence of each row: a dialogue's tokens and the index of its completion's first token.
 ///
-/// Rows are batched in order with at most `budget` tokens per batch, and logits are computed in chunks. The same rows and budget
-/// give the same bits.
+/// Rows are batched in order with at most `budget` tokens per batch, and logits are computed in chunks. The
+/// same rows and budget give the same bits.
 ///
 /// # Errors
 /// A row without tokens.
@@ -61,7 +61,8 @@ fn batch_kl(
     let reference_hidden = reference.forward(&batch, answers.rows(), precision)?;
     let mut per_token = vec![Tensor::zeros([0], (Kind::Double, policy.device()))];
     let mut log_probs = vec![Tensor::zeros([0], (Kind::Float, policy.device()))];
-    // fp64 logits of both models, their exponentials and products: a quarter of the rows of fp32 logits alone.
+    // fp64 logits of both models, their exponentials and products: a quarter of the rows of fp32 logits
+    // alone.
     let rows = (chunk_rows(policy.lm_head()) / 4).max(1);
     for (start, length) in chunks(answers.tokens(), rows) {
         let logits = policy.logits(&policy_hidden.narrow(0, start, length));

@@ -1,4 +1,5 @@
-//! The difference between a policy's log-probabilities and those recorded at generation; see [`foil_common::drift`].
+//! The difference between a policy's log-probabilities and those recorded at generation; see
+//! [`foil_common::drift`].
 
 use foil_common::stats::Moments;
 
@@ -15,7 +16,8 @@ pub struct Drift {
 const MAX_DELTA: f64 = 50.0;
 
 impl Drift {
-    /// Adds the tokens of a completion: their log-probabilities recorded at generation, and recomputed by the trainer.
+    /// Adds the tokens of a completion: their log-probabilities recorded at generation, and recomputed by the
+    /// trainer.
     pub fn push(&mut self, recorded: &[f32], recomputed: &[f32]) {
         for (recorded, recomputed) in recorded.iter().zip(recomputed) {
             let delta = f64::from(*recomputed) - f64::from(*recorded);
@@ -61,7 +63,8 @@ mod tests {
         LanguageModel::from_config(&DecoderConfig::from_hf(&config).unwrap(), 5, Device::Cpu)
     }
 
-    /// The drift of completions that `sampler` generated, recomputed by `trainer` as in training and as in evaluation.
+    /// The drift of completions that `sampler` generated, recomputed by `trainer` as in training and as in
+    /// evaluation.
     fn drift(sampler: &LanguageModel, trainer: &LanguageModel, precision: Precision) -> [Drift; 2] {
         let sampling = Sampling { max_new_tokens: 40, ..Sampling::default() };
         let noise = NoiseKey { seed: 5, round: 1, purpose: "test".into() };

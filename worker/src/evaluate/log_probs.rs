@@ -9,7 +9,8 @@ use crate::train::{CompletionGroup, Sequences};
 
 /// For each completion of each group, log p of each of its tokens in nats. A group's prompt is computed once.
 ///
-/// Groups are batched in order with at most `budget` rows per batch. The same groups and budget give the same bits.
+/// Groups are batched in order with at most `budget` rows per batch. The same groups and budget give the same
+/// bits.
 ///
 /// # Errors
 /// An empty prompt with an empty completion; errors of libtorch.

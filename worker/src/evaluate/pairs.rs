@@ -3,8 +3,8 @@
 use foil_common::stats::{Calibration, Cluster, ClusteredMoments};
 use foil_proto::v1;
 
-/// Accuracy, margin, scores and calibration over pairs of a chosen text and one or more rejected ones. Pairs of one cluster are
-/// not treated as independent.
+/// Accuracy, margin, scores and calibration over pairs of a chosen text and one or more rejected ones. Pairs
+/// of one cluster are not treated as independent.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PairMetrics {
     accuracy: ClusteredMoments,
@@ -38,7 +38,8 @@ impl PairMetrics {
     }
 
     /// `accuracy`, `loss` (−log σ(r_w − r_l)) and `margin_mean` (r_w − r_l) over pairs, `chosen_reward_mean`,
-    /// `rejected_reward_mean` and `reward_mean` over the texts of each kind and of both, with their names on the wire.
+    /// `rejected_reward_mean` and `reward_mean` over the texts of each kind and of both, with their names on
+    /// the wire.
     pub fn moments(&self) -> Vec<v1::Moments> {
         let figures = [
             (&self.accuracy, "accuracy"),

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use foil_common::stats::{DUPLICATES, Distinct};
 use foil_proto::v1;
 
-/// The fraction of distinct n-grams in a completion ("distinct-n", Li et al. 2016): low if it repeats itself; `None` if it has
-/// fewer than n tokens.
+/// The fraction of distinct n-grams in a completion ("distinct-n", Li et al. 2016): low if it repeats itself;
+/// `None` if it has fewer than n tokens.
 pub fn completion_distinct_n(tokens: &[u32], n: usize) -> Option<f64> {
     let grams = || tokens.windows(n.max(1));
     let distinct = grams().collect::<HashSet<_>>().len();
@@ -39,8 +39,8 @@ impl Diversity {
         }
     }
 
-    /// `duplicate_rate`, the share of answers whose text repeats another answer's; `distinct_1` and `distinct_2`, different
-    /// n-grams as a part of all n-grams of all answers together (Li et al. 2016).
+    /// `duplicate_rate`, the share of answers whose text repeats another answer's; `distinct_1` and
+    /// `distinct_2`, different n-grams as a part of all n-grams of all answers together (Li et al. 2016).
     pub fn moments(&self) -> [v1::Moments; 3] {
         [(&self.texts, DUPLICATES), (&self.unigrams, "distinct_1"), (&self.bigrams, "distinct_2")]
             .map(|(distinct, name)| distinct.to_moments(name))

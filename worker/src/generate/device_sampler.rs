@@ -1,5 +1,5 @@
-//! The sampler of [`super::sampler`] in tensor operations, all rows at once: of logits on an accelerator, only the sampled
-//! tokens and their log-probabilities are copied to the host.
+//! The sampler of [`super::sampler`] in tensor operations, all rows at once: of logits on an accelerator,
+//! only the sampled tokens and their log-probabilities are copied to the host.
 
 use foil_common::memory::MAX_SAMPLED_LOGITS;
 use foil_common::spec::Sampling;
@@ -98,8 +98,8 @@ fn keep_top_k(weights: Tensor, logits: &Tensor, k: i64) -> Tensor {
     weights.masked_fill(&logits.lt_tensor(&top.narrow(1, k - 1, 1)), 0.0)
 }
 
-/// Drops the least likely tokens as long as their sum stays within 1 − p; of equals, the lower ids go first. One token
-/// always stays.
+/// Drops the least likely tokens as long as their sum stays within 1 − p; of equals, the lower ids go first.
+/// One token always stays.
 fn keep_top_p(weights: Tensor, p: f64) -> Tensor {
     if p >= 1.0 {
         return weights;

@@ -1,4 +1,5 @@
-//! The generation engine: a KV cache with one slot per sequence, a queue of sequences, and a loop of decoding steps.
+//! The generation engine: a KV cache with one slot per sequence, a queue of sequences, and a loop of decoding
+//! steps.
 
 use std::collections::VecDeque;
 
@@ -30,7 +31,8 @@ pub struct Completion {
     pub index: u32,
     /// The tokens, with EOS if the model generated it; cut off before a stop string.
     pub tokens: Vec<u32>,
-    /// Log-probability of each token in nats, of the policy itself: at temperature 1, before penalties and filters.
+    /// Log-probability of each token in nats, of the policy itself: at temperature 1, before penalties and
+    /// filters.
     pub log_probs: Vec<f32>,
     /// Whether EOS or a stop string ended it; otherwise `max_new_tokens` did.
     pub finished: bool,
@@ -41,8 +43,8 @@ pub struct GenerationConfig<'a> {
     pub sampling: &'a Sampling,
     /// The tokens that end a completion.
     pub eos: &'a [u32],
-    /// Number of ids in the tokenizer, the only ones that are sampled: a model may have more embeddings. Log-probabilities
-    /// are still those of the whole softmax, as in training.
+    /// Number of ids in the tokenizer, the only ones that are sampled: a model may have more embeddings.
+    /// Log-probabilities are still those of the whole softmax, as in training.
     pub vocab_size: usize,
     pub noise: &'a NoiseKey,
     /// Number of sequences decoded together; changing it may change the last bits.
@@ -67,7 +69,8 @@ pub struct Generation {
     pub stats: GenerationStats,
 }
 
-/// Samples `samples` completions for each request; `progress` is called with the number finished and the total.
+/// Samples `samples` completions for each request; `progress` is called with the number finished and the
+/// total.
 ///
 /// # Errors
 /// Prompts that are empty or do not fit the model, and what libtorch reports.
@@ -241,8 +244,8 @@ impl<'a> Engine<'a> {
         self.queue.front().is_some_and(|next| next.request == request)
     }
 
-    /// The queued sequences of the next prompts: at most `free`, with prompts of at most [`MAX_PREFILL_TOKENS`] unless one
-    /// prompt alone is longer.
+    /// The queued sequences of the next prompts: at most `free`, with prompts of at most
+    /// [`MAX_PREFILL_TOKENS`] unless one prompt alone is longer.
     fn next_prompts(&mut self, free: usize) -> Vec<Vec<Queued>> {
         let (mut groups, mut left, mut tokens) = (Vec::new(), free, 0);
         while let Some(next) = self.queue.front().copied()

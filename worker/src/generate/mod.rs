@@ -1,8 +1,9 @@
 //! Sampling completions: continuous batching over a KV cache.
 //!
-//! One prefill per prompt serves all its completions; a finished sequence leaves the batch and the next one takes its slot.
-//! The order of admission and the number of slots depend on the requests alone, and a completion's noise on its prompt id
-//! and index, so a chunk's completions are the same bytes whichever rank computes them.
+//! One prefill per prompt serves all its completions; a finished sequence leaves the batch and the next one
+//! takes its slot. The order of admission and the number of slots depend on the requests alone, and a
+//! completion's noise on its prompt id and index, so a chunk's completions are the same bytes whichever rank
+//! computes them.
 
 mod device_sampler;
 mod engine;

@@ -1,4 +1,5 @@
-//! Counter-based random numbers: addressed by prompt, index, step and token, so the order of work cannot change them.
+//! Counter-based random numbers: addressed by prompt, index, step and token, so the order of work cannot
+//! change them.
 
 use tch::{Device, Kind, Tensor};
 
@@ -62,7 +63,8 @@ impl StepNoise {
     }
 }
 
-/// [`StepNoise::complement`] of each row's noise for the first `vocab_size` token ids, `[rows, vocab_size]`, fp64.
+/// [`StepNoise::complement`] of each row's noise for the first `vocab_size` token ids, `[rows, vocab_size]`,
+/// fp64.
 pub(super) fn complements(noise: &[StepNoise], vocab_size: i64, device: Device) -> Tensor {
     let keys: Vec<i64> = noise.iter().map(|noise| noise.key.cast_signed()).collect();
     let keys = Tensor::from_slice(&keys).to_device(device).unsqueeze(1);

@@ -10,8 +10,8 @@ use crate::model::Inference;
 
 /// Samples one token for each row of `hidden`, `[rows, hidden]`.
 ///
-/// On an accelerator, all rows are sampled there together. On the CPU, a fused kernel samples all rows together unless a
-/// filter is set; then they are sampled one by one. A row's token is the same either way.
+/// On an accelerator, all rows are sampled there together. On the CPU, a fused kernel samples all rows
+/// together unless a filter is set; then they are sampled one by one. A row's token is the same either way.
 pub(super) fn sample(
     model: &Inference<'_>,
     hidden: &Tensor,
@@ -77,8 +77,8 @@ pub(super) fn sample_each(
     Ok(ids.into_iter().zip(log_probs).map(|(id, log_prob)| Token { id, log_prob }).collect())
 }
 
-/// Masks EOS in rows that have fewer than `min_new_tokens` tokens; returns log Σ exp of the logits it masked in each row, −∞
-/// if none. `logits`: `[vocab, rows]`.
+/// Masks EOS in rows that have fewer than `min_new_tokens` tokens; returns log Σ exp of the logits it masked
+/// in each row, −∞ if none. `logits`: `[vocab, rows]`.
 fn mask_eos(
     logits: &Tensor,
     sampler: &Sampler<'_>,
@@ -121,7 +121,8 @@ mod tests {
     use super::super::sampler::{Context, Sampler};
     use super::{sample_each, sample_fused};
 
-    /// The kernel samples the same tokens as the sampler does row by row, at every temperature, with ties and masked tokens.
+    /// The kernel samples the same tokens as the sampler does row by row, at every temperature, with ties and
+    /// masked tokens.
     #[test]
     fn fused_sampling_equals_sampling_row_by_row() {
         const VOCAB_SIZE: i64 = 5003;

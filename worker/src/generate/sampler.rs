@@ -1,7 +1,8 @@
 //! The sampler on the host: one row of logits in, one token out.
 //!
-//! The order is Hugging Face's: repetition penalty, minimum length, temperature, top-k, top-p. Sampling is Gumbel-max in
-//! fp64: argmax over tokens of ln p + G with G = −ln(−ln u), which is the same token as argmin of −ln(u)/p.
+//! The order is Hugging Face's: repetition penalty, minimum length, temperature, top-k, top-p. Sampling is
+//! Gumbel-max in fp64: argmax over tokens of ln p + G with G = −ln(−ln u), which is the same token as argmin
+//! of −ln(u)/p.
 
 use foil_common::spec::Sampling;
 
@@ -40,8 +41,8 @@ impl<'a> Sampler<'a> {
         self
     }
 
-    /// Samples from a row of logits `[vocab]`, which the penalties change in place. At temperature 0, the first of equal logits
-    /// wins.
+    /// Samples from a row of logits `[vocab]`, which the penalties change in place. At temperature 0, the
+    /// first of equal logits wins.
     pub fn sample(&mut self, logits: &mut [f32], context: Context<'_>, noise: StepNoise) -> u32 {
         let candidates = self.candidates(logits.len());
         let logits = &mut logits[..candidates];
@@ -143,8 +144,8 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// Drops the least likely tokens as long as their sum stays within 1 − p; of equals, the lower ids go first. One token
-    /// always stays.
+    /// Drops the least likely tokens as long as their sum stays within 1 − p; of equals, the lower ids go
+    /// first. One token always stays.
     fn keep_top_p(&mut self) {
         let weights = &mut self.weights;
         self.order.clear();
@@ -179,10 +180,12 @@ fn max_logit(logits: &[f32]) -> f32 {
     logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The token of minimal −ln(u)/p: the first arrival among exponential clocks of rates p. `bound` is an upper bound of p.
+/// The token of minimal −ln(u)/p: the first arrival among exponential clocks of rates p. `bound` is an upper
+/// bound of p.
 ///
-/// A logarithm and an exponential for each token of a vocabulary would cost more than the model. Since 1 − u ≤ −ln(u),
-/// a token whose (1 − u)/p is not below the best −ln(u)/p so far has lost, and a bound on p shows that for most.
+/// A logarithm and an exponential for each token of a vocabulary would cost more than the model. Since 1 − u
+/// ≤ −ln(u), a token whose (1 − u)/p is not below the best −ln(u)/p so far has lost, and a bound on p shows
+/// that for most.
 fn exponential_race(
     count: usize,
     bound: impl Fn(usize) -> f64,
@@ -204,8 +207,8 @@ fn exponential_race(
     winner as u32
 }
 
-/// An upper bound of eˣ for x ≤ 0, at most 6.2 % above it: the line 1 + f lies above 2ᶠ between whole exponents, and a
-/// float's bits are such lines.
+/// An upper bound of eˣ for x ≤ 0, at most 6.2 % above it: the line 1 + f lies above 2ᶠ between whole
+/// exponents, and a float's bits are such lines.
 #[inline]
 fn exp_bound(x: f64) -> f64 {
     const MANTISSA: f64 = (1_u64 << 52) as f64;
@@ -279,7 +282,8 @@ mod tests {
 
     #[test]
     fn samples_follow_the_filtered_distribution() {
-        // χ² over the tokens that stay; its mean is k − 1 with variance 2(k − 1), and six deviations bound it.
+        // χ² over the tokens that stay; its mean is k − 1 with variance 2(k − 1), and six deviations bound
+        // it.
         for sampling in [
             sampling(),
             Sampling { temperature: 0.7, ..sampling() },

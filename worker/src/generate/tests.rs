@@ -149,8 +149,9 @@ fn every_completion_comes_once_and_in_order_with_any_number_of_slots() {
     }
 }
 
-/// A completion is a function of its prompt id and index: neighbors, slots and the order of prompts do not matter. (On models
-/// whose logits change in the last bit with the batch's shape a token could differ; here no two candidates are that close.)
+/// A completion is a function of its prompt id and index: neighbors, slots and the order of prompts do not
+/// matter. (On models whose logits change in the last bit with the batch's shape a token could differ; here
+/// no two candidates are that close.)
 #[test]
 fn a_completion_depends_only_on_its_prompt_and_index() {
     let model = model(8);
@@ -171,8 +172,8 @@ fn the_same_chunk_gives_the_same_completions() {
     assert_eq!(run(), run());
 }
 
-/// No row is decoded for a sequence that has ended: the steps process one row for each token after the first, and a prompt is
-/// prefilled once for all its completions.
+/// No row is decoded for a sequence that has ended: the steps process one row for each token after the first,
+/// and a prompt is prefilled once for all its completions.
 #[test]
 fn no_work_is_done_for_finished_rows() {
     let requests = requests(20, 4);

@@ -1,7 +1,7 @@
 //! LoRA adapters (Hu et al., arXiv 2106.09685) in the format of Hugging Face PEFT.
 //!
-//! A matrix W `[out, in]` becomes W + alpha/rank · B·A, with A `[rank, in]` and B `[out, rank]` trained in its place. A
-//! reward model's head is trained in full, as one of PEFT's `modules_to_save`.
+//! A matrix W `[out, in]` becomes W + alpha/rank · B·A, with A `[rank, in]` and B `[out, rank]` trained in
+//! its place. A reward model's head is trained in full, as one of PEFT's `modules_to_save`.
 
 use std::path::Path;
 
@@ -61,8 +61,8 @@ impl LoraWeights {
 }
 
 impl Adapter {
-    /// A fresh adapter, which changes nothing yet: A uniform within ± 1/√in as in PEFT, from `seed`, `round` and its name; B
-    /// zero. `head` is that of a reward model.
+    /// A fresh adapter, which changes nothing yet: A uniform within ± 1/√in as in PEFT, from `seed`, `round`
+    /// and its name; B zero. `head` is that of a reward model.
     pub(super) fn new(
         decoder: &DecoderConfig,
         lora: &Lora,
@@ -115,8 +115,9 @@ impl Adapter {
         });
     }
 
-    /// One adapter equal to `earlier` followed by this one: their matrices concatenated along the rank, so that B·A is the sum
-    /// of both, and their ranks and alphas added. `None` if target modules or scalings differ.
+    /// One adapter equal to `earlier` followed by this one: their matrices concatenated along the rank, so
+    /// that B·A is the sum of both, and their ranks and alphas added. `None` if target modules or
+    /// scalings differ.
     #[must_use]
     pub fn concat_after(&self, earlier: &Self) -> Option<Self> {
         let (ours, theirs) = (&self.config, &earlier.config);
@@ -140,7 +141,8 @@ impl Adapter {
         Some(Self { config, parameters: Parameters::from_named(tensors.collect::<Option<_>>()?) })
     }
 
-    /// Writes adapter_config.json and adapter_model.safetensors, fp32, into `dir`, which is created if it does not exist.
+    /// Writes adapter_config.json and adapter_model.safetensors, fp32, into `dir`, which is created if it
+    /// does not exist.
     ///
     /// # Errors
     /// The directory cannot be written.

@@ -1,4 +1,5 @@
-//! Packed batches: sequences of different lengths in one forward pass, without padding, and with shared prefixes computed once.
+//! Packed batches: sequences of different lengths in one forward pass, without padding, and with shared
+//! prefixes computed once.
 
 use foil_torch::Segment;
 use tch::{Device, Tensor};
@@ -8,7 +9,8 @@ use super::ModelError;
 /// A shorter common prefix is cheaper to recompute than to attend to separately.
 const MIN_SHARED_PREFIX: usize = 8;
 
-/// Sequences end to end. The common prefix of a group is stored once, so a prompt is computed once for all its completions.
+/// Sequences end to end. The common prefix of a group is stored once, so a prompt is computed once for all
+/// its completions.
 ///
 /// The end of a sequence is known by its length, never by a token id.
 #[derive(Debug)]
@@ -22,7 +24,8 @@ pub struct PackedBatch {
     max_len: usize,
 }
 
-/// The rows of a sequence: the first `shared` tokens from row `first_shared` on, the others from `first_own` on.
+/// The rows of a sequence: the first `shared` tokens from row `first_shared` on, the others from `first_own`
+/// on.
 #[derive(Debug, Clone, Copy)]
 struct SequenceRows {
     first_shared: usize,
@@ -172,7 +175,8 @@ impl Layout {
         Ok(())
     }
 
-    /// Appends a segment that begins at `position` of its sequence and follows a prefix of rows (start, length).
+    /// Appends a segment that begins at `position` of its sequence and follows a prefix of rows (start,
+    /// length).
     fn push_segment(&mut self, tokens: &[u32], position: usize, prefix: (usize, usize)) {
         self.segments.push(Segment {
             start: self.ids.len() as i64,

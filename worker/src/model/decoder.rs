@@ -29,7 +29,8 @@ impl Precision {
     }
 }
 
-/// A decoder's weights as one forward pass uses them: projections in the compute precision, norms and embeddings fp32.
+/// A decoder's weights as one forward pass uses them: projections in the compute precision, norms and
+/// embeddings fp32.
 #[derive(Debug)]
 pub(super) struct Weights<P> {
     kind: Kind,
@@ -39,8 +40,8 @@ pub(super) struct Weights<P> {
 }
 
 impl Weights<Linear> {
-    /// Packs the projections for many forward passes of about `rows` rows each, without gradients. Takes as much memory again
-    /// as the projections.
+    /// Packs the projections for many forward passes of about `rows` rows each, without gradients. Takes as
+    /// much memory again as the projections.
     pub(super) fn packed(self, rows: i64) -> Result<Weights<PackedWeight>, ModelError> {
         let layers = self.layers.into_iter().map(|layer| layer.packed(rows)).collect::<Result<_, _>>()?;
         Ok(Weights { kind: self.kind, embed_tokens: self.embed_tokens, layers, norm: self.norm })
@@ -102,8 +103,8 @@ impl Decoder {
         }
     }
 
-    /// Runs all layers on a packed batch; gives the residual stream before the final norm at `output_rows` (`[n]`, int64):
-    /// `[n, hidden]`, fp32.
+    /// Runs all layers on a packed batch; gives the residual stream before the final norm at `output_rows`
+    /// (`[n]`, int64): `[n, hidden]`, fp32.
     pub(super) fn forward(
         &self,
         weights: &Weights<Linear>,
@@ -125,8 +126,8 @@ impl Decoder {
         Ok(stream.sum())
     }
 
-    /// Runs all layers on `ids`, `[rows]`, with attention by `attend`; gives the residual stream before the final norm,
-    /// `[rows, hidden]`, or `[n, hidden]` with `output_rows` (`[n]`).
+    /// Runs all layers on `ids`, `[rows]`, with attention by `attend`; gives the residual stream before the
+    /// final norm, `[rows, hidden]`, or `[n, hidden]` with `output_rows` (`[n]`).
     pub(super) fn forward_layers<P: Projection>(
         &self,
         weights: &Weights<P>,

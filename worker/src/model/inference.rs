@@ -54,7 +54,8 @@ impl<'m> Inference<'m> {
         KvCache::new(self.config(), slots, capacity, self.precision, self.model.device())
     }
 
-    /// Computes whole prompts into the cache, sequence i of the batch into `slots[i]`, replacing what was there.
+    /// Computes whole prompts into the cache, sequence i of the batch into `slots[i]`, replacing what was
+    /// there.
     ///
     /// Gives the hidden state of each prompt's last token, `[prompts, hidden]`.
     ///
@@ -119,7 +120,8 @@ impl<'m> Inference<'m> {
         tch::no_grad(|| linear(hidden, &self.lm_head, None).to_kind(Kind::Float))
     }
 
-    /// `[rows, hidden]` → logits `[vocab, rows]` for [`foil_torch::ops::sample_tokens`], in the precision's kind.
+    /// `[rows, hidden]` → logits `[vocab, rows]` for [`foil_torch::ops::sample_tokens`], in the precision's
+    /// kind.
     ///
     /// # Errors
     /// Errors of libtorch.

@@ -57,8 +57,8 @@ impl KvCache {
         self.lengths[slot] = 0;
     }
 
-    /// Copies sequences between slots: `(from, to)` pairs, all read before any is written. This is how one prefill serves all
-    /// completions of a prompt, and how an active sequence moves into a freed slot.
+    /// Copies sequences between slots: `(from, to)` pairs, all read before any is written. This is how one
+    /// prefill serves all completions of a prompt, and how an active sequence moves into a freed slot.
     ///
     /// # Errors
     /// A slot that does not exist, or one written twice.
@@ -97,8 +97,8 @@ impl KvCache {
         Ok(())
     }
 
-    /// Writes prompts: `k` (rotated) and `v` are `[rows, kv_heads, head_dim]`, rows in the order of the packed batch,
-    /// sequence i for `slots[i]`.
+    /// Writes prompts: `k` (rotated) and `v` are `[rows, kv_heads, head_dim]`, rows in the order of the
+    /// packed batch, sequence i for `slots[i]`.
     pub(super) fn write_prompts(
         &mut self,
         layer: usize,
@@ -116,8 +116,9 @@ impl KvCache {
         }
     }
 
-    /// Writes one token per row and computes attention: `q` is `[rows, heads, head_dim]`, `k` and `v` `[rows, kv_heads, head_dim]`,
-    /// not rotated yet, row i for the step's slot i. Gives `[rows, heads, head_dim]`.
+    /// Writes one token per row and computes attention: `q` is `[rows, heads, head_dim]`, `k` and `v` `[rows,
+    /// kv_heads, head_dim]`, not rotated yet, row i for the step's slot i. Gives `[rows, heads,
+    /// head_dim]`.
     pub(super) fn attend(
         &mut self,
         layer: usize,

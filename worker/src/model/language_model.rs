@@ -38,8 +38,8 @@ impl LanguageModel {
         Self::new(config.clone(), parameters, device)
     }
 
-    /// Hidden states after the final norm at `output_rows` (`[n]`, int64) of a packed batch: `[n, hidden]`, in the kind of
-    /// `precision`.
+    /// Hidden states after the final norm at `output_rows` (`[n]`, int64) of a packed batch: `[n, hidden]`,
+    /// in the kind of `precision`.
     ///
     /// # Errors
     /// Errors of libtorch.
@@ -59,7 +59,8 @@ impl LanguageModel {
 
     /// `[.., hidden]` → logits `[.., vocab]`, in the kind of `hidden`: let log-softmax convert them to fp32.
     ///
-    /// Select the positions that a loss needs before the head, not after: it is a large part of a small model's work.
+    /// Select the positions that a loss needs before the head, not after: it is a large part of a small
+    /// model's work.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         linear(hidden, &self.lm_head().to_kind(hidden.kind()), None)
     }

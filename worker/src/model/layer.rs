@@ -146,7 +146,8 @@ impl LayerWeights<Linear> {
     }
 }
 
-/// Parameters by name, cast to the compute precision. A model's constructor has checked that all of them exist.
+/// Parameters by name, cast to the compute precision. A model's constructor has checked that all of them
+/// exist.
 ///
 /// The cast is part of the autograd graph, so gradients reach the fp32 master weights in fp32.
 pub(super) struct WeightView<'a> {
@@ -194,8 +195,8 @@ impl WeightView<'_> {
     }
 }
 
-/// The residual stream between two layers, `[rows, hidden]`: x + delta, not yet added, so that the next norm adds them in the
-/// same pass.
+/// The residual stream between two layers, `[rows, hidden]`: x + delta, not yet added, so that the next norm
+/// adds them in the same pass.
 #[derive(Debug)]
 pub(super) struct ResidualStream {
     /// The stream before the last addition, fp32.
@@ -215,8 +216,8 @@ impl ResidualStream {
     }
 }
 
-/// Attention, (q, k, v) → context, over a packed batch or a KV cache. `q` and the context are `[rows, heads, head_dim]`, `k`
-/// and `v` `[rows, kv_heads, head_dim]`. The callee applies the rotary embedding.
+/// Attention, (q, k, v) → context, over a packed batch or a KV cache. `q` and the context are `[rows, heads,
+/// head_dim]`, `k` and `v` `[rows, kv_heads, head_dim]`. The callee applies the rotary embedding.
 pub(super) type AttentionFn<'a> = &'a mut dyn FnMut(&Tensor, &Tensor, &Tensor) -> Result<Tensor, ModelError>;
 
 /// The settings that all layers of a model share.
@@ -238,7 +239,8 @@ impl LayerConfig {
         }
     }
 
-    /// Runs one layer in `kind`. With `output_rows`, only those rows go through the MLP: after attention no row needs another.
+    /// Runs one layer in `kind`. With `output_rows`, only those rows go through the MLP: after attention no
+    /// row needs another.
     pub(super) fn forward<P: Projection>(
         &self,
         layer: &LayerWeights<P>,

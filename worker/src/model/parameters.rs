@@ -14,8 +14,8 @@ pub(super) use foil_common::model::SCORE;
 
 /// Parameters sorted by name: the same order on every rank, in every digest and in every optimizer.
 ///
-/// Tensors are fp32 leaves. They are never replaced, only changed in place, so that a reducer or an optimizer may hold
-/// on to them.
+/// Tensors are fp32 leaves. They are never replaced, only changed in place, so that a reducer or an optimizer
+/// may hold on to them.
 #[derive(Debug)]
 pub struct Parameters {
     names: Vec<String>,
@@ -173,7 +173,8 @@ fn check_finite(name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
     Err(ModelFilesError::tensor(name, reason).into())
 }
 
-/// Initial values: norms 1, biases 0, matrices normal. A reward model's head starts small, so that first scores are near 0.
+/// Initial values: norms 1, biases 0, matrices normal. A reward model's head starts small, so that first
+/// scores are near 0.
 fn init(config: &DecoderConfig, seed: u64, name: &str, shape: &[i64]) -> Tensor {
     let options = (Kind::Float, Device::Cpu);
     if name.ends_with("norm.weight") {

@@ -11,10 +11,11 @@ use super::{
     DecoderConfig, HeadKind, LanguageModel, ModelError, PackedBatch, Parameters, Precision, SaveDtype,
 };
 
-/// A decoder that gives one score per sequence, at its last token: `…ForSequenceClassification` with one label.
+/// A decoder that gives one score per sequence, at its last token: `…ForSequenceClassification` with one
+/// label.
 ///
-/// The same as transformers' class, except that the last token is known by length. transformers looks for the last token
-/// that is not `pad_token_id`; see [`RewardModel::save`].
+/// The same as transformers' class, except that the last token is known by length. transformers looks for the
+/// last token that is not `pad_token_id`; see [`RewardModel::save`].
 pub type RewardModel = Model<ScoreHead>;
 
 /// The head of a [`RewardModel`].
@@ -72,8 +73,8 @@ impl RewardModel {
 
     /// Writes config.json and model.safetensors into `dir`, which is created if it does not exist.
     ///
-    /// `pad` is written as `pad_token_id`. transformers scores a row at its last token other than that one, so it must be an
-    /// id that never occurs in a text.
+    /// `pad` is written as `pad_token_id`. transformers scores a row at its last token other than that one,
+    /// so it must be an id that never occurs in a text.
     ///
     /// # Errors
     /// `pad` is outside the vocabulary, or is a BOS or EOS id; the directory cannot be written.

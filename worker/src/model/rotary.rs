@@ -1,4 +1,5 @@
-//! RotaryEmbedding position embeddings (Su et al., arXiv 2104.09864) in the half-split layout of Hugging Face checkpoints.
+//! RotaryEmbedding position embeddings (Su et al., arXiv 2104.09864) in the half-split layout of Hugging Face
+//! checkpoints.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -47,8 +48,8 @@ fn cos_sin_table(inv_freq: &Tensor, max_len: i64) -> (Tensor, Tensor) {
     })
 }
 
-/// Radians per position of each pair of dimensions, in fp32 throughout as in transformers: at position 10,000 one ulp of a
-/// frequency is a visible angle.
+/// Radians per position of each pair of dimensions, in fp32 throughout as in transformers: at position 10,000
+/// one ulp of a frequency is a visible angle.
 fn inv_freq(rope: &RopeConfig, head_dim: i64) -> Vec<f32> {
     let exponents = Tensor::arange_start_step(0, head_dim, 2, (Kind::Float, Device::Cpu)) / head_dim as f64;
     let unscaled = Tensor::pow_scalar(rope.theta, &exponents).reciprocal();

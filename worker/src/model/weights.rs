@@ -126,7 +126,8 @@ pub(super) fn write<'a>(
     serialize(path, views, ("format", "pt"))
 }
 
-/// Writes a safetensors file with a single metadata entry, so that the order of a HashMap cannot change its bytes.
+/// Writes a safetensors file with a single metadata entry, so that the order of a HashMap cannot change its
+/// bytes.
 pub(crate) fn write_with_metadata<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,

@@ -1,7 +1,7 @@
 //! Training objectives: pure functions of scores, hidden states and log-probabilities.
 //!
-//! Every objective returns a *sum* over its rows, never a mean. [`crate::train`] divides by the denominator of the step's
-//! global batch, over all ranks and micro-batches.
+//! Every objective returns a *sum* over its rows, never a mean. [`crate::train`] divides by the denominator
+//! of the step's global batch, over all ranks and micro-batches.
 //!
 //! Sums are computed in fp32, or in fp64 if the inputs are fp64.
 

@@ -14,13 +14,13 @@ pub struct Preference {
 
 /// The pairs that `pairing` makes of one prompt's completions.
 ///
-/// `rewards` and `texts` run over the completions. The chosen one's reward is higher than the other's: ties make no pair.
-/// A blank completion (nothing but white space) is never chosen, though it may be rejected. A completion without a
-/// finite reward takes no part. Equal rewards keep the order of their completions.
+/// `rewards` and `texts` run over the completions. The chosen one's reward is higher than the other's: ties
+/// make no pair. A blank completion (nothing but white space) is never chosen, though it may be rejected. A
+/// completion without a finite reward takes no part. Equal rewards keep the order of their completions.
 ///
 /// - `BestWorst`: the best against the worst; one pair or none.
-/// - `TopBottom(k)`: the best against the worst, the second best against the second worst, …; at most k pairs, fewer where
-///   the two ends meet.
+/// - `TopBottom(k)`: the best against the worst, the second best against the second worst, …; at most k
+///   pairs, fewer where the two ends meet.
 /// - `All`: every completion against every worse one.
 pub fn pairs(rewards: &[f64], texts: &[impl AsRef<str>], pairing: Pairing) -> Vec<Preference> {
     let finite: Vec<usize> =
@@ -40,7 +40,8 @@ pub fn pairs(rewards: &[f64], texts: &[impl AsRef<str>], pairing: Pairing) -> Ve
     preferences.filter(|pair| rewards[pair.chosen] > rewards[pair.rejected]).collect()
 }
 
-/// From a value for each completion, `[completions]`, those of the pairs' two sides: chosen and rejected, `[pairs]` each.
+/// From a value for each completion, `[completions]`, those of the pairs' two sides: chosen and rejected,
+/// `[pairs]` each.
 ///
 /// # Panics
 /// An index beyond the completions.

@@ -1,8 +1,8 @@
 //! Clipped surrogates of policy gradients.
 //!
-//! The policy is moved along the advantages by the ratio of its own probabilities to those of the policy that generated the
-//! completions, clipped as in PPO (Schulman et al., arXiv 1707.06347, Eq. 7), since several steps pass between generating
-//! and training.
+//! The policy is moved along the advantages by the ratio of its own probabilities to those of the policy that
+//! generated the completions, clipped as in PPO (Schulman et al., arXiv 1707.06347, Eq. 7), since several
+//! steps pass between generating and training.
 
 use foil_common::spec::ImportanceSampling;
 use tch::{Tensor, no_grad};
@@ -23,7 +23,8 @@ pub struct Rollouts<'a> {
 #[derive(Debug)]
 pub struct SurrogateLoss {
     pub loss: Tensor,
-    /// Completions whose ratio is clipped; a completion counts by the fraction of its ratios that are. Without a gradient.
+    /// Completions whose ratio is clipped; a completion counts by the fraction of its ratios that are.
+    /// Without a gradient.
     pub clipped: Tensor,
 }
 
@@ -36,9 +37,9 @@ pub enum Denominator {
     Constant(f64),
 }
 
-/// Σ over completions and their tokens of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) / `denominator`, with A the completion's advantage
-/// and ρ = π / π_old of the token or, by `level`, its geometric mean over the completion (Zheng et al., arXiv 2507.18071, Eq. 7).
-/// In fp32 (fp64 for fp64 log-probabilities).
+/// Σ over completions and their tokens of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) / `denominator`, with A the
+/// completion's advantage and ρ = π / π_old of the token or, by `level`, its geometric mean over the
+/// completion (Zheng et al., arXiv 2507.18071, Eq. 7). In fp32 (fp64 for fp64 log-probabilities).
 pub fn token_surrogate(
     rollouts: &Rollouts<'_>,
     epsilon: f64,
@@ -57,8 +58,8 @@ pub fn token_surrogate(
     clipped_surrogate(&log_ratios.exp(), &advantages, &weights, epsilon)
 }
 
-/// Σ over completions of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A), with ρ = π(y|x) / π_old(y|x) of the whole completion. In fp32
-/// (fp64 for fp64 log-probabilities).
+/// Σ over completions of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A), with ρ = π(y|x) / π_old(y|x) of the whole
+/// completion. In fp32 (fp64 for fp64 log-probabilities).
 pub fn sequence_surrogate(rollouts: &Rollouts<'_>, epsilon: f64) -> SurrogateLoss {
     let sums = |completions: &[Tensor]| {
         let sum = |completion: &Tensor| completion.sum(accumulation_kind(completion.kind()));
@@ -79,9 +80,9 @@ fn clipped_surrogate(ratio: &Tensor, advantages: &Tensor, weights: &Tensor, epsi
     SurrogateLoss { loss: -(unclipped.minimum(&clipped) * weights).sum(weights.kind()), clipped: is_clipped }
 }
 
-/// Σ over completions and their tokens of the estimate π_ref/π − log(π_ref/π) − 1 of KL(π ‖ π_ref), which is never negative
-/// (Schulman's k₃; arXiv 2402.03300, Eq. 4), over `denominator`. Log-probabilities token by token, `[tokens]` each; the
-/// reference's carry no gradient.
+/// Σ over completions and their tokens of the estimate π_ref/π − log(π_ref/π) − 1 of KL(π ‖ π_ref), which is
+/// never negative (Schulman's k₃; arXiv 2402.03300, Eq. 4), over `denominator`. Log-probabilities token by
+/// token, `[tokens]` each; the reference's carry no gradient.
 pub fn kl_estimate(log_probs: &[Tensor], ref_log_probs: &[Tensor], denominator: Denominator) -> Tensor {
     let (lengths, log_probs) = (lengths(log_probs), flat(log_probs)); // [tokens]
     let log_ratio = flat(ref_log_probs) - &log_probs;
@@ -167,7 +168,8 @@ mod tests {
         assert_eq!(sequence_surrogate(&rollouts, 0.2).clipped.double_value(&[]), 1.0);
         let found = Tensor::run_backward(&[surrogate.loss], &policy, false, false);
         let gradient: Vec<f64> = found.iter().map(|tokens| tokens.double_value(&[0])).collect();
-        // Up, and already up: clipped. Down, though it has gone up: surrogate. Up, though it has gone down: surrogate.
+        // Up, and already up: clipped. Down, though it has gone up: surrogate. Up, though it has gone down:
+        // surrogate.
         assert_eq!(gradient[0], 0.0);
         assert!((gradient[1] - 0.5f64.exp()).abs() < 1e-12);
         assert!((gradient[2] + (-0.5f64).exp()).abs() < 1e-12);

@@ -91,8 +91,8 @@ fn fill_rewards(
     Ok(())
 }
 
-/// The exact KL(π ‖ π_ref) along completions sampled at temperature 1 without filters, on the data set's first
-/// `evaluation.kl_prompts` rows. If evaluation itself samples that way, its completions are used.
+/// The exact KL(π ‖ π_ref) along completions sampled at temperature 1 without filters, on the data set's
+/// first `evaluation.kl_prompts` rows. If evaluation itself samples that way, its completions are used.
 fn fill_kl(
     context: &mut TaskContext,
     task: &ChunkTask,

@@ -53,7 +53,8 @@ pub(super) fn run(
     Ok(ChunkOutput { bytes: scored.encode_to_vec(), moments, calibration: Some(metrics.calibration()) })
 }
 
-/// If accuracy on human pairs selects the best round: accuracy on the half used for selection and on the half reported.
+/// If accuracy on human pairs selects the best round: accuracy on the half used for selection and on the half
+/// reported.
 fn halves(
     context: &TaskContext,
     work: &EvaluateReward,

@@ -1,7 +1,8 @@
 //! The phases as a rank executes them, one file each; [`support`] holds what they share.
 //!
-//! A chunk of a map phase reads rows and returns a [`ChunkOutput`], which is uploaded and reported. A gang phase reads all its
-//! rows, trains together with the other ranks, and rank 0 uploads the model. Both run in the rank's [`TaskContext`].
+//! A chunk of a map phase reads rows and returns a [`ChunkOutput`], which is uploaded and reported. A gang
+//! phase reads all its rows, trains together with the other ranks, and rank 0 uploads the model. Both run in
+//! the rank's [`TaskContext`].
 
 mod evaluate_policy;
 mod evaluate_reward;

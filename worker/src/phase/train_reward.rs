@@ -71,8 +71,8 @@ fn read(
     Ok(encoded.into_iter().flat_map(|encoded| comparisons(encoded, weight, swap)).collect())
 }
 
-/// One comparison; with `swap`, one for each pair with chosen and rejected swapped: a negative control, from which a reward
-/// model must learn to be worse than chance.
+/// One comparison; with `swap`, one for each pair with chosen and rejected swapped: a negative control, from
+/// which a reward model must learn to be worse than chance.
 fn comparisons(encoded: EncodedComparison, weight: f64, swap: bool) -> Vec<Comparison> {
     let EncodedComparison { row: id, chosen, rejected, margin, .. } = encoded;
     let rejected = rejected.into_iter().map(|dialogue| dialogue.ids);

@@ -1,7 +1,8 @@
 //! A rank process: one device, and one thread that owns every tensor.
 //!
-//! The device thread ([`device`]) runs tasks one after another. A tokio runtime runs the session with the coordinator
-//! ([`session`]): commands in, results and progress out; tasks read and write objects through [`crate::task_io`].
+//! The device thread ([`device`]) runs tasks one after another. A tokio runtime runs the session with the
+//! coordinator ([`session`]): commands in, results and progress out; tasks read and write objects through
+//! [`crate::task_io`].
 
 mod device;
 mod parent;
@@ -104,8 +105,8 @@ pub fn run(options: &RankOptions) -> Exit {
     exit
 }
 
-/// Waits until this process is asked to stop and nothing uninterruptible has run for the time `flush`. A task that just
-/// stopped needs that time: its session still has messages to send, and then ends by itself.
+/// Waits until this process is asked to stop and nothing uninterruptible has run for the time `flush`. A task
+/// that just stopped needs that time: its session still has messages to send, and then ends by itself.
 async fn idle(stop: &StopSignal, flush: std::time::Duration) {
     loop {
         stop.requested_and_idle().await;

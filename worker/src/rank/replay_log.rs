@@ -6,8 +6,8 @@ use foil_proto::v1::rank_message::Message;
 
 use super::RankOptions;
 
-/// The current task and the messages sent about it. A leader that assigns another task has made everything before it durable,
-/// so nothing older is kept.
+/// The current task and the messages sent about it. A leader that assigns another task has made everything
+/// before it durable, so nothing older is kept.
 #[derive(Debug, Default)]
 pub(super) struct ReplayLog {
     task: Option<v1::RankTask>,

@@ -1,5 +1,5 @@
-//! The rank's session with the leader: a stream that opens with a hello. When the leader is lost, the session reconnects to
-//! the next one and replays the messages about the current task, which keeps running meanwhile.
+//! The rank's session with the leader: a stream that opens with a hello. When the leader is lost, the session
+//! reconnects to the next one and replays the messages about the current task, which keeps running meanwhile.
 
 #![expect(clippy::disallowed_methods, reason = "reconnections back off with jitter")]
 
@@ -29,7 +29,8 @@ use foil_common::exit::Exit;
 
 /// Time for the device thread to end, and for the last messages to be taken, when the process exits.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time without a leader after which the process exits. As long as an agent's fence: the work is then given to others.
+/// Time without a leader after which the process exits. As long as an agent's fence: the work is then given
+/// to others.
 pub(super) const LEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for a coordinator to answer a hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,7 +1,8 @@
 //! Tasks as a rank executes them.
 //!
-//! Commands are parsed once, where they arrive ([`crate::rank`]): behind that edge no task has a missing field, a map phase's
-//! chunk cannot carry a gang phase's work, and settings have been checked. `TryFrom` for each type is in [`wire`].
+//! Commands are parsed once, where they arrive ([`crate::rank`]): behind that edge no task has a missing
+//! field, a map phase's chunk cannot carry a gang phase's work, and settings have been checked. `TryFrom` for
+//! each type is in [`wire`].
 
 mod wire;
 

@@ -10,7 +10,8 @@ use foil_common::storage::object::Digest;
 
 use crate::task::{Artifact, Object};
 
-/// Number of rounds for which an unused object is kept: the policy and reward model of a round are used in the next.
+/// Number of rounds for which an unused object is kept: the policy and reward model of a round are used in
+/// the next.
 const KEEP_ROUNDS: u32 = 1;
 
 /// The store of a job's objects: the Artifacts service, or memory in tests.

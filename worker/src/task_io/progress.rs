@@ -1,7 +1,7 @@
 //! Progress reports of the device thread to the coordinator.
 //!
-//! Progress counts rows, samples or bytes, never time: a rank that is stuck stops reporting and can be distinguished from one
-//! that is slow.
+//! Progress counts rows, samples or bytes, never time: a rank that is stuck stops reporting and can be
+//! distinguished from one that is slow.
 
 #![expect(clippy::disallowed_methods, reason = "reports are rate-limited")]
 
@@ -21,11 +21,12 @@ use crate::task::{ChunkTask, GangTask, Object};
 
 /// Minimum interval between two reports of one kind.
 const REPORT_INTERVAL: Duration = Duration::from_millis(250);
-/// Interval at which a thread's bytes are polled: longer than [`REPORT_INTERVAL`], so that every poll can be reported.
+/// Interval at which a thread's bytes are polled: longer than [`REPORT_INTERVAL`], so that every poll can be
+/// reported.
 const POLL_INTERVAL: Duration = Duration::from_millis(400);
 
-/// Sends messages on the session's stream without blocking. Messages after the session's end are lost, since the rank ends
-/// with it.
+/// Sends messages on the session's stream without blocking. Messages after the session's end are lost, since
+/// the rank ends with it.
 #[derive(Clone, Debug)]
 pub struct Reporter {
     messages: UnboundedSender<v1::RankMessage>,
@@ -137,8 +138,8 @@ impl Reporter {
         *self.task() = Task { phase: phase.to_owned(), chunk, ..Task::default() };
     }
 
-    /// Reports rows or samples of the task. At most one message per [`REPORT_INTERVAL`] is sent and the rest are dropped; the end
-    /// of a chunk is reported by its result.
+    /// Reports rows or samples of the task. At most one message per [`REPORT_INTERVAL`] is sent and the rest
+    /// are dropped; the end of a chunk is reported by its result.
     pub fn progress(&self, done: u64, total: u64, unit: &str) {
         self.report(&mut self.task(), None, Count { done, total }, unit);
     }
@@ -153,12 +154,14 @@ impl Reporter {
         self.count(activity, |count| count.done += amount);
     }
 
-    /// Runs `work`, which reads about `expected` bytes of files on this thread, and reports them as they are read.
+    /// Runs `work`, which reads about `expected` bytes of files on this thread, and reports them as they are
+    /// read.
     pub fn reading<T>(&self, activity: Activity, expected: u64, work: impl FnOnce() -> T) -> T {
         self.moving(activity, expected, Direction::Read, work)
     }
 
-    /// Runs `work`, which writes about `expected` bytes to files on this thread, and reports them as they are written.
+    /// Runs `work`, which writes about `expected` bytes to files on this thread, and reports them as they are
+    /// written.
     pub fn writing<T>(&self, activity: Activity, expected: u64, work: impl FnOnce() -> T) -> T {
         self.moving(activity, expected, Direction::Written, work)
     }

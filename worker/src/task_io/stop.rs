@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Raised once, by SIGTERM. Work that must not be interrupted holds a [`BusyGuard`] and checks the signal between its steps.
+/// Raised once, by SIGTERM. Work that must not be interrupted holds a [`BusyGuard`] and checks the signal
+/// between its steps.
 #[derive(Debug, Clone)]
 pub struct StopSignal(Arc<watch::Sender<State>>);
 

@@ -1,4 +1,5 @@
-//! Bytes read and written by a thread, as counted by the kernel: measures progress of code that does not report any.
+//! Bytes read and written by a thread, as counted by the kernel: measures progress of code that does not
+//! report any.
 
 use std::fs;
 

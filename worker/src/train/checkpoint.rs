@@ -1,7 +1,8 @@
 //! Checkpoints of a training phase, from which it resumes on any number of ranks.
 //!
-//! Each rank saves one shard: some of the parameters, and its shard of the optimizer's state. Batches follow from (seed,
-//! round, epoch) and the step number, so neither a data cursor nor the state of a random generator is saved.
+//! Each rank saves one shard: some of the parameters, and its shard of the optimizer's state. Batches follow
+//! from (seed, round, epoch) and the step number, so neither a data cursor nor the state of a random
+//! generator is saved.
 
 use std::path::{Path, PathBuf};
 

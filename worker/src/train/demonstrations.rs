@@ -16,8 +16,8 @@ pub struct Demonstration {
     pub response_start: usize,
 }
 
-/// The mean negative log-likelihood of the global batch's response tokens: every token has the same weight, whatever the
-/// length of its response and whichever rank or micro-batch it is in.
+/// The mean negative log-likelihood of the global batch's response tokens: every token has the same weight,
+/// whatever the length of its response and whichever rank or micro-batch it is in.
 #[derive(Debug)]
 pub struct Demonstrations<'a> {
     model: &'a LanguageModel,

@@ -1,4 +1,5 @@
-//! The optimizer of a gang: DDP, where every rank has all of its state, or ZeRO stage 1, where ranks shard it.
+//! The optimizer of a gang: DDP, where every rank has all of its state, or ZeRO stage 1, where ranks shard
+//! it.
 
 use foil_common::spec::{Optimizer, Sharding};
 use foil_torch::c10d::BucketSizes;
@@ -11,16 +12,19 @@ use super::{AdamW, RankInfo, TrainError};
 use crate::collective::{Gang, Gradients};
 use crate::model::{ModelError, Parameters};
 
-/// Sums gradients over the ranks, clips them and applies AdamW. Parameters are equal on all ranks after each step.
+/// Sums gradients over the ranks, clips them and applies AdamW. Parameters are equal on all ranks after each
+/// step.
 pub(super) enum DistributedOptimizer<'a> {
-    /// Every rank holds all of the optimizer's state and applies the whole update. Gradients are summed during backward.
+    /// Every rank holds all of the optimizer's state and applies the whole update. Gradients are summed
+    /// during backward.
     Ddp { gradients: Gradients, optimizer: AdamW },
     /// Each rank holds one shard of the optimizer's state and updates one shard of the parameters.
     Zero1(Zero1<'a>),
 }
 
 impl<'a> DistributedOptimizer<'a> {
-    /// Creates the optimizer of `parameters`, which require gradients. A gang of one has nothing to shard, and uses DDP.
+    /// Creates the optimizer of `parameters`, which require gradients. A gang of one has nothing to shard,
+    /// and uses DDP.
     pub(super) fn new(
         parameters: &Parameters,
         settings: &Optimizer,
@@ -100,7 +104,8 @@ impl<'a> DistributedOptimizer<'a> {
         }
     }
 
-    /// Runs backward of the step's last micro-batch (`None` on a rank without rows), then sums gradients over the ranks.
+    /// Runs backward of the step's last micro-batch (`None` on a rank without rows), then sums gradients over
+    /// the ranks.
     pub(super) fn reduce(&mut self, loss: Option<&Tensor>) -> Result<(), TrainError> {
         match self {
             Self::Ddp { gradients, .. } => match loss {

@@ -1,4 +1,5 @@
-//! Probes memory with a phase's largest micro-batch before the first step, so that memory runs out at the start if it does.
+//! Probes memory with a phase's largest micro-batch before the first step, so that memory runs out at the
+//! start if it does.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -26,8 +27,9 @@ impl MicroBatching<'_> {
     }
 }
 
-/// Halves the token budget until a forward and backward pass of each rank's largest micro-batch fits in memory, next to
-/// the optimizer's state and the reducer's buckets. Gradients are zero afterwards. All ranks call it and get the same budget.
+/// Halves the token budget until a forward and backward pass of each rank's largest micro-batch fits in
+/// memory, next to the optimizer's state and the reducer's buckets. Gradients are zero afterwards. All ranks
+/// call it and get the same budget.
 ///
 /// # Errors
 /// [`TrainError::OutOfMemory`] if a single row does not fit; those of the objective and of the gang.

@@ -28,8 +28,8 @@ pub struct StepMetrics {
 }
 
 impl StepMetrics {
-    /// For a `StepReport`: loss, grad_norm, learning_rate, rows, tokens, seconds, skipped (0 or 1) and the objective's own
-    /// metrics.
+    /// For a `StepReport`: loss, grad_norm, learning_rate, rows, tokens, seconds, skipped (0 or 1) and the
+    /// objective's own metrics.
     pub fn metrics(&self) -> Vec<v1::Metric> {
         let own = [
             ("loss", self.loss),
@@ -62,7 +62,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// For a `GangResult`: loss, first_loss, steps, skipped_steps, tokens, seconds and the objective's own metrics.
+    /// For a `GangResult`: loss, first_loss, steps, skipped_steps, tokens, seconds and the objective's own
+    /// metrics.
     pub fn metrics(&self) -> Vec<v1::Metric> {
         let own = [
             ("loss", self.loss),

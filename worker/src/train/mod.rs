@@ -11,11 +11,12 @@
 //!
 //! All ranks pass the same rows, in the same order, and the same [`TrainConfig`]. Then:
 //!
-//! - Global batches follow from (seed, round, epoch) alone ([`order`]); ranks, lengths and token budgets only decide
-//!   how a batch is split into micro-batches ([`plan`]).
+//! - Global batches follow from (seed, round, epoch) alone ([`order`]); ranks, lengths and token budgets only
+//!   decide how a batch is split into micro-batches ([`plan`]).
 //! - A step's loss is Σ over the whole global batch, divided by Σ weight over the whole global batch, however
-//!   it is split over ranks and micro-batches: gradients are summed, never averaged ([`trainer`]). A pair has its
-//!   weight w; in supervised fine-tuning every response token has weight 1, so the loss is the mean over the tokens.
+//!   it is split over ranks and micro-batches: gradients are summed, never averaged ([`trainer`]). A pair has
+//!   its weight w; in supervised fine-tuning every response token has weight 1, so the loss is the mean over
+//!   the tokens.
 //! - After each step, parameters are bitwise identical on all ranks.
 
 pub mod checkpoint;

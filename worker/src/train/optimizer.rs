@@ -103,7 +103,8 @@ impl AdamW {
         Ok(())
     }
 
-    /// First and second moments, in the order of [`AdamW::new`]'s parameters that decay, then of those that do not.
+    /// First and second moments, in the order of [`AdamW::new`]'s parameters that decay, then of those that
+    /// do not.
     #[cfg(test)]
     pub(super) fn moments(&self) -> impl Iterator<Item = (&Tensor, &Tensor)> {
         self.groups.iter().flat_map(|group| group.exp_avg.iter().zip(&group.exp_avg_sq))

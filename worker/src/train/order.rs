@@ -16,12 +16,14 @@ pub struct OrderKey {
 
 /// Splits one epoch over several sets into global batches of `batch` rows; the last one may be smaller.
 ///
-/// Row numbers count through the sets: the first has rows 0 … n₀ − 1, the next n₀ … n₀ + n₁ − 1. Every row occurs
-/// exactly once. Each set is shuffled on its own (Fisher–Yates, ChaCha12); then the sets are interleaved in
-/// fixed proportion: row j of a shuffled set of n rows is at (j + ½)/n of the epoch, and ties go to the earlier set. So any
-/// k consecutive rows hold k·n/Σn rows of a set of n rows, within one row for two sets.
+/// Row numbers count through the sets: the first has rows 0 … n₀ − 1, the next n₀ … n₀ + n₁ − 1. Every row
+/// occurs exactly once. Each set is shuffled on its own (Fisher–Yates, ChaCha12); then the sets are
+/// interleaved in fixed proportion: row j of a shuffled set of n rows is at (j + ½)/n of the epoch, and ties
+/// go to the earlier set. So any k consecutive rows hold k·n/Σn rows of a set of n rows, within one row for
+/// two sets.
 ///
-/// Ranks, lengths and token budgets have no influence, so global batches are the same on any number of machines.
+/// Ranks, lengths and token budgets have no influence, so global batches are the same on any number of
+/// machines.
 pub fn global_batches(key: OrderKey, epoch: u32, sets: &[usize], batch: usize) -> Vec<Vec<usize>> {
     let mut positioned = Vec::with_capacity(sets.iter().sum());
     let mut first = 0;
@@ -57,8 +59,8 @@ impl PositionedRow {
     }
 }
 
-/// ChaCha12 with a key of 8 bytes of the seed and 4 bytes each of round, epoch and set, all little-endian, then
-/// `foil.order` and zeros.
+/// ChaCha12 with a key of 8 bytes of the seed and 4 bytes each of round, epoch and set, all little-endian,
+/// then `foil.order` and zeros.
 fn generator(key: OrderKey, epoch: u32, set: usize) -> ChaCha12Rng {
     let mut bytes = [0; 32];
     bytes[0..8].copy_from_slice(&key.seed.to_le_bytes());
@@ -79,7 +81,8 @@ fn shuffled(rows: Range<usize>, mut random: ChaCha12Rng) -> Vec<usize> {
     rows
 }
 
-/// A uniform number below `bound`. Rejects the incomplete last multiple of `bound` below 2⁶⁴, so it is unbiased.
+/// A uniform number below `bound`. Rejects the incomplete last multiple of `bound` below 2⁶⁴, so it is
+/// unbiased.
 fn below(random: &mut ChaCha12Rng, bound: u64) -> u64 {
     let reject_from = u64::MAX - u64::MAX % bound;
     loop {

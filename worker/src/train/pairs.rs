@@ -8,8 +8,8 @@ use crate::model::{PackedBatch, Precision, RewardModel, packed_rows};
 use crate::objective::metrics::{Metric, MetricSums};
 use crate::objective::reward::{ScoredPairs, objective_of, pair_loss};
 
-/// A response that is preferred to one or more others to the same prompt, as tokens: a human pair, or a golden response
-/// against completions. All are whole dialogues; their common prefix is computed once.
+/// A response that is preferred to one or more others to the same prompt, as tokens: a human pair, or a
+/// golden response against completions. All are whole dialogues; their common prefix is computed once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
     /// The row's id in its data set.
@@ -17,7 +17,8 @@ pub struct Comparison {
     pub chosen: Vec<u32>,
     /// At least one.
     pub rejected: Vec<Vec<u32>>,
-    /// The weight w of each pair's loss: w_P for a human pair, w_APO / S for a golden response against one of S completions.
+    /// The weight w of each pair's loss: w_P for a human pair, w_APO / S for a golden response against one
+    /// of S completions.
     pub weight: f64,
     /// The margin by which the chosen response's score should exceed the others'; 0 if the row has none.
     pub margin: f64,
@@ -40,8 +41,8 @@ const MARGIN: &str = "margin";
 /// Means over pairs before the step's update: the fraction ranked correctly, and r(chosen) − r(rejected).
 const METRICS: [Metric; 2] = [Metric::per_item(ACCURACY), Metric::per_item(MARGIN)];
 
-/// The loss of human pairs and of golden responses against completions, Σ w·ℓ / Σ w over the global batch. Every global
-/// batch holds the two sets in fixed proportion; either may be empty.
+/// The loss of human pairs and of golden responses against completions, Σ w·ℓ / Σ w over the global batch.
+/// Every global batch holds the two sets in fixed proportion; either may be empty.
 #[derive(Debug)]
 pub struct PairRanking<'a> {
     model: &'a RewardModel,
@@ -123,7 +124,8 @@ impl Objective for PairRanking<'_> {
         Ok(MicroBatchLoss { loss: pair_loss(objective_of(&self.loss), &scored, &golden), metrics })
     }
 
-    /// The head's input is normalized, so clipping the head bounds the scores, for a loss that has no lower bound itself.
+    /// The head's input is normalized, so clipping the head bounds the scores, for a loss that has no lower
+    /// bound itself.
     fn after_update(&self) {
         if let Some(bound) = self.loss.weight_clip() {
             self.model.clip_head(bound);

@@ -64,8 +64,8 @@ impl StepPlan {
     }
 }
 
-/// Distributes rows over `world` ranks with nearly equal numbers of tokens: longest row first, each to the rank with the
-/// fewest tokens so far, ties to the lowest rank. Rows of equal length keep their order.
+/// Distributes rows over `world` ranks with nearly equal numbers of tokens: longest row first, each to the
+/// rank with the fewest tokens so far, ties to the lowest rank. Rows of equal length keep their order.
 pub fn distribute(rows: &[usize], shapes: &[RowShape], world: usize) -> Vec<Vec<usize>> {
     let mut sorted = rows.to_vec();
     sorted.sort_by_key(|&row| std::cmp::Reverse(shapes[row].cost));

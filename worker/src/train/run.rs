@@ -22,8 +22,8 @@ pub enum Ended {
 ///
 /// The largest micro-batch is tried first; if it does not fit in memory, micro-batches get smaller.
 ///
-/// `report` is called for every step in order, including those before the checkpoint. Afterwards the parameters still
-/// require gradients.
+/// `report` is called for every step in order, including those before the checkpoint. Afterwards the
+/// parameters still require gradients.
 ///
 /// # Errors
 /// [`TrainError::NoRows`]; [`TrainError::OutOfMemory`]; [`TrainError::CheckpointMismatch`]; else those of
@@ -85,7 +85,8 @@ pub fn train(
     Ok(Ended::Done(summary))
 }
 
-/// Restores the checkpoint, if there is one. Returns the metrics of its steps and the micro-batch size to continue with.
+/// Restores the checkpoint, if there is one. Returns the metrics of its steps and the micro-batch size to
+/// continue with.
 fn resume(
     trainer: &mut Trainer<'_>,
     checkpointer: &mut dyn Checkpointer,

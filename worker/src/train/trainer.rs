@@ -36,8 +36,8 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Makes `parameters` require gradients. They must be bitwise equal on all ranks, and nothing else may replace their
-    /// gradients while the trainer lives.
+    /// Makes `parameters` require gradients. They must be bitwise equal on all ranks, and nothing else may
+    /// replace their gradients while the trainer lives.
     ///
     /// # Errors
     /// Those of [`Gang::gradients`].
@@ -65,9 +65,10 @@ impl<'a> Trainer<'a> {
         RankInfo { rank: self.gang.rank(), world: self.gang.world() }
     }
 
-    /// Lets the reducer build its buckets with two discarded backward passes over the shortest of this rank's rows. The
-    /// buckets determine the order of sums over ranks, so they must exist before the first real step. They follow the
-    /// order in which rank 0's backward reaches parameters, which is the same for every batch. A gang of one skips this.
+    /// Lets the reducer build its buckets with two discarded backward passes over the shortest of this rank's
+    /// rows. The buckets determine the order of sums over ranks, so they must exist before the first real
+    /// step. They follow the order in which rank 0's backward reaches parameters, which is the same for
+    /// every batch. A gang of one skips this.
     ///
     /// # Errors
     /// Those of the objective and of the reducer.
@@ -88,7 +89,8 @@ impl<'a> Trainer<'a> {
         self.gang
     }
 
-    /// Runs forward and backward of a micro-batch on this rank only, to test whether it fits in memory; see [`Trainer::zero_grad`].
+    /// Runs forward and backward of a micro-batch on this rank only, to test whether it fits in memory; see
+    /// [`Trainer::zero_grad`].
     pub(super) fn probe(&mut self, objective: &dyn Objective, rows: &[usize]) -> Result<(), TrainError> {
         if rows.is_empty() {
             return Ok(());
@@ -102,7 +104,8 @@ impl<'a> Trainer<'a> {
         self.optimizer.zero_grad()
     }
 
-    /// Copies this rank's shard of the parameters and of the optimizer's state to the host. Training waits only for this.
+    /// Copies this rank's shard of the parameters and of the optimizer's state to the host. Training waits
+    /// only for this.
     pub(super) fn checkpoint_shard(&self) -> CheckpointShard {
         let RankInfo { rank, world } = self.rank_info();
         let named = self.names.iter().zip(&self.parameters).enumerate();
@@ -143,13 +146,14 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Takes one step over a global batch planned for this rank. Returns its metrics and the requests of all ranks together.
+    /// Takes one step over a global batch planned for this rank. Returns its metrics and the requests of all
+    /// ranks together.
     ///
     /// The host waits for the device once, to read the loss, the gradient norm and all ranks' requests.
     ///
     /// # Errors
-    /// [`TrainError::NonFinite`] on all ranks, unless the job skips such steps; else those of the objective, of backward and
-    /// of the collectives.
+    /// [`TrainError::NonFinite`] on all ranks, unless the job skips such steps; else those of the objective,
+    /// of backward and of the collectives.
     pub fn step(
         &mut self,
         objective: &dyn Objective,
@@ -199,8 +203,8 @@ impl<'a> Trainer<'a> {
         Tensor::from_slice(&requested).to_device(self.device)
     }
 
-    /// Runs all of this rank's micro-batches; the last backward sums gradients over the gang. Returns this rank's loss and
-    /// the objective's metric sums, `[1 + metrics]`, fp64.
+    /// Runs all of this rank's micro-batches; the last backward sums gradients over the gang. Returns this
+    /// rank's loss and the objective's metric sums, `[1 + metrics]`, fp64.
     fn accumulate(&mut self, objective: &dyn Objective, plan: &StepPlan) -> Result<Tensor, TrainError> {
         let mut totals = Tensor::zeros([1 + objective.metrics().len() as i64], (Kind::Double, self.device));
         for (index, rows) in plan.micro_batches.iter().enumerate() {
@@ -228,7 +232,8 @@ impl<'a> Trainer<'a> {
             Normalization::Global => {
                 Err(TrainError::NoWeight { step: self.step, rows: first(&name_rows(objective, plan)) })
             }
-            // The mean of Σ w·ℓ / pairs over the micro-batches of all ranks; the denominator leaves weights out.
+            // The mean of Σ w·ℓ / pairs over the micro-batches of all ranks; the denominator leaves weights
+            // out.
             Normalization::Reference => {
                 let pairs: usize = rows.iter().map(|&row| objective.shape(row).items).sum();
                 Ok(1.0 / (pairs * plan.gang_micro_batches) as f64)

@@ -1,8 +1,8 @@
 //! ZeRO stage 1 (Rajbhandari et al. 2020): the optimizer's state is sharded over the ranks.
 //!
-//! Parameters are flattened into buckets. A reduce-scatter sums a bucket's gradients and leaves each rank its shard of the
-//! sum; the rank's AdamW updates its shard of the parameters; an all-gather collects the shards. On W ranks the moments
-//! and the parameter shard take 12/W bytes per parameter instead of 8.
+//! Parameters are flattened into buckets. A reduce-scatter sums a bucket's gradients and leaves each rank its
+//! shard of the sum; the rank's AdamW updates its shard of the parameters; an all-gather collects the shards.
+//! On W ranks the moments and the parameter shard take 12/W bytes per parameter instead of 8.
 
 use foil_common::spec::Optimizer;
 use tch::{Kind, Tensor, no_grad};
@@ -62,7 +62,8 @@ impl<'a> Zero1<'a> {
         Ok(())
     }
 
-    /// Runs the last backward, if there is one, and sums gradients. A bucket's own gradients are freed once they are summed.
+    /// Runs the last backward, if there is one, and sums gradients. A bucket's own gradients are freed once
+    /// they are summed.
     pub(super) fn reduce(&mut self, loss: Option<&Tensor>) -> Result<(), TrainError> {
         if let Some(loss) = loss {
             foil_torch::autograd::backward(loss)?;
@@ -80,7 +81,8 @@ impl<'a> Zero1<'a> {
         Ok(())
     }
 
-    /// See [`super::distributed_optimizer::DistributedOptimizer::norm`]: the shards' squared norms, summed over the ranks.
+    /// See [`super::distributed_optimizer::DistributedOptimizer::norm`]: the shards' squared norms, summed
+    /// over the ranks.
     pub(super) fn norm(&self) -> Result<Tensor, TrainError> {
         let mut squares = no_grad(|| {
             let norms: Vec<Tensor> = self.gradients.iter().map(Tensor::norm).collect();
@@ -143,7 +145,8 @@ impl<'a> Zero1<'a> {
         })
     }
 
-    /// Refuses a loss that does not depend on all parameters, as c10d's reducer does: the others would silently never change.
+    /// Refuses a loss that does not depend on all parameters, as c10d's reducer does: the others would
+    /// silently never change.
     fn check_reached(&self) -> Result<(), TrainError> {
         let mut parameters = self.buckets.iter().flat_map(|bucket| &bucket.parameters);
         match parameters.find(|parameter| !parameter.grad().defined()) {
@@ -170,7 +173,8 @@ impl Bucket {
         Self { parameters, decays, numel, shard_length, shard }
     }
 
-    /// Concatenates `value` of all parameters, with zeros where it is `None` and as padding: `[world, shard_length]`.
+    /// Concatenates `value` of all parameters, with zeros where it is `None` and as padding: `[world,
+    /// shard_length]`.
     fn flatten(&self, world: usize, value: impl Fn(&Tensor) -> Option<Tensor>) -> Tensor {
         no_grad(|| {
             let options = (self.shard.kind(), self.shard.device());
@@ -214,7 +218,8 @@ fn shard_name(bucket: usize, rank: usize) -> String {
     format!("bucket{bucket}.part{rank}")
 }
 
-/// Splits parameters into buckets of at most `bytes`, or of one parameter, in order; those with weight decay separately.
+/// Splits parameters into buckets of at most `bytes`, or of one parameter, in order; those with weight decay
+/// separately.
 fn into_buckets<'p>(
     parameters: impl Iterator<Item = (&'p Tensor, bool)>,
     bytes: usize,

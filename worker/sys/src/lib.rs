@@ -13,8 +13,8 @@ pub fn wait_for_end(pid: u32) -> io::Result<u64> {
         // SAFETY: both are plain C structs for which all zeros is a valid value.
         let (mut info, mut usage): (libc::siginfo_t, libc::rusage) =
             unsafe { (mem::zeroed(), mem::zeroed()) };
-        // SAFETY: the kernel writes one siginfo_t and one rusage to two variables that outlive the call. libc's own waitid has no
-        // parameter for the rusage.
+        // SAFETY: the kernel writes one siginfo_t and one rusage to two variables that outlive the call.
+        // libc's own waitid has no parameter for the rusage.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_waitid,

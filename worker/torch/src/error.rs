@@ -7,8 +7,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failed collective, rendezvous or tensor call.
 ///
-/// After [`Error::Timeout`], [`Error::PeerLost`] or [`Error::Torch`] the group is unusable: its ranks may be at different
-/// collectives. End the attempt on all ranks and start a new one.
+/// After [`Error::Timeout`], [`Error::PeerLost`] or [`Error::Torch`] the group is unusable: its ranks may be
+/// at different collectives. End the attempt on all ranks and start a new one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A timeout while waiting for peers.

@@ -1,4 +1,5 @@
-//! The bridge to the C++ side and its conversions. Apart from `Send` implementations, all unsafe code of this crate is here.
+//! The bridge to the C++ side and its conversions. Apart from `Send` implementations, all unsafe code of this
+//! crate is here.
 
 // The bridge generates public items, but this module is private.
 #![allow(unreachable_pub)]
@@ -27,8 +28,8 @@ mod bridge {
         pub weight_decay: f64,
     }
 
-    /// A run of rows in a packed batch: each attends to itself, to earlier rows of the run, and to all rows of an earlier segment,
-    /// the shared prefix. All fields count rows.
+    /// A run of rows in a packed batch: each attends to itself, to earlier rows of the run, and to all rows
+    /// of an earlier segment, the shared prefix. All fields count rows.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Segment {
         /// First row of the segment.
@@ -46,7 +47,8 @@ mod bridge {
         pub token: u32,
         /// The token's logit.
         pub logit: f32,
-        /// log Σ exp of the row: `logit − log_sum_exp` is log softmax(logits) at the token, at any temperature.
+        /// log Σ exp of the row: `logit − log_sum_exp` is log softmax(logits) at the token, at any
+        /// temperature.
         pub log_sum_exp: f64,
     }
 
@@ -191,8 +193,9 @@ mod bridge {
 
 /// The same tensor as the C++ type.
 pub(crate) fn native(tensor: &tch::Tensor) -> &Tensor {
-    // SAFETY: a tch tensor owns a live, non-null, heap-held `at::Tensor` at `as_ptr`, which stays in place while
-    // `tensor` is borrowed, as the returned reference is; `at::Tensor` counts its references atomically.
+    // SAFETY: a tch tensor owns a live, non-null, heap-held `at::Tensor` at `as_ptr`, which stays in place
+    // while `tensor` is borrowed, as the returned reference is; `at::Tensor` counts its references
+    // atomically.
     unsafe { &*tensor.as_ptr().cast::<Tensor>() }
 }
 
@@ -207,8 +210,8 @@ pub(crate) fn list<'a>(tensors: impl IntoIterator<Item = &'a tch::Tensor>) -> cx
 
 /// Takes ownership of a tensor that the C++ side created.
 pub(crate) fn owned(tensor: cxx::UniquePtr<Tensor>) -> tch::Tensor {
-    // SAFETY: the pointer is to an `at::Tensor` from `new`, not null since every function that returns one throws instead, and
-    // its ownership moves here; tch deletes it.
+    // SAFETY: the pointer is to an `at::Tensor` from `new`, not null since every function that returns one
+    // throws instead, and its ownership moves here; tch deletes it.
     unsafe { tch::Tensor::from_ptr(tensor.into_raw().cast()) }
 }
 

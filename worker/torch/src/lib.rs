@@ -5,10 +5,11 @@
 //! - [`autograd`]: backward passes and activation checkpointing.
 //! - [`runtime`] and [`CpuMemory`]: settings of libtorch, and memory use of its tensors.
 //!
-//! The C++ side is in `cpp`, in the same folders. No C++ exception crosses into Rust: every failure is an [`Error`].
+//! The C++ side is in `cpp`, in the same folders. No C++ exception crosses into Rust: every failure is an
+//! [`Error`].
 //!
-//! Nothing here is `Sync`: the ranks of a group must issue the same collectives in the same order, so one thread of
-//! each process owns the group.
+//! Nothing here is `Sync`: the ranks of a group must issue the same collectives in the same order, so one
+//! thread of each process owns the group.
 #![expect(clippy::self_named_module_files, reason = "cxx names its header after the file of the bridge")]
 
 pub mod autograd;

@@ -7,7 +7,8 @@ use crate::ffi;
 
 /// Counts the bytes of CPU tensors that this thread allocates and frees during its lifetime.
 ///
-/// Tensors freed by other threads stay counted, and those allocated before are not. It must stay on its thread.
+/// Tensors freed by other threads stay counted, and those allocated before are not. It must stay on its
+/// thread.
 pub struct CpuMemory {
     inner: UniquePtr<ffi::CpuMemory>,
 }

@@ -3,8 +3,8 @@
 use crate::error::{During, Result};
 use crate::ffi;
 
-/// The name of this machine's network interface with `address` (numeric, IPv4 or IPv6), for `NCCL_SOCKET_IFNAME`; `None` if
-/// there is none.
+/// The name of this machine's network interface with `address` (numeric, IPv4 or IPv6), for
+/// `NCCL_SOCKET_IFNAME`; `None` if there is none.
 ///
 /// # Errors
 /// [`Error::Torch`] if the interfaces cannot be listed.

@@ -2,8 +2,8 @@
 
 use crate::data::rows::Row;
 
-/// The memory left for a job's rows. All sets of a job share one budget, so that a small compressed file which unpacks to
-/// a huge one is refused before it fills the memory.
+/// The memory left for a job's rows. All sets of a job share one budget, so that a small compressed file
+/// which unpacks to a huge one is refused before it fills the memory.
 #[derive(Clone, Debug)]
 pub struct Budget {
     left: u64,
@@ -12,7 +12,8 @@ pub struct Budget {
 impl Budget {
     pub const BYTES: u64 = 2 << 30;
 
-    /// Approximate overhead of a row: its keys for deduplication and places, and the unused part of growing buffers.
+    /// Approximate overhead of a row: its keys for deduplication and places, and the unused part of growing
+    /// buffers.
     const PER_ROW: u64 = 256;
     const PER_MESSAGE: u64 = 48;
 

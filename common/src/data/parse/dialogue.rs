@@ -1,7 +1,8 @@
 //! Dialogues written as one text: `\n\nHuman: …\n\nAssistant: …`, and the variant with `## Human:` headings.
 //!
-//! A heading is at the start of a line. If some `Human:` headings follow a blank line, the others are text, as in the HH
-//! data; if none does, every line that starts with a heading is a turn. Windows line ends are accepted.
+//! A heading is at the start of a line. If some `Human:` headings follow a blank line, the others are text,
+//! as in the HH data; if none does, every line that starts with a heading is a turn. Windows line ends are
+//! accepted.
 
 use super::value::excerpt;
 use crate::data::rows::{Message, Prompt, Role};
@@ -42,8 +43,9 @@ struct Heading {
     spaced: bool,
 }
 
-/// A prompt in dialogue form: it starts with a turn, and either ends there or with an empty assistant turn. Text before the
-/// first turn is a system turn if the prompt ends with the assistant's heading. `None` if the text is not a dialogue.
+/// A prompt in dialogue form: it starts with a turn, and either ends there or with an empty assistant turn.
+/// Text before the first turn is a system turn if the prompt ends with the assistant's heading. `None` if the
+/// text is not a dialogue.
 pub(super) fn prompt(text: &str) -> Option<Result<(Prompt, Form), String>> {
     let (text, windows) = line_ends(text);
     let text = text.trim_start();
@@ -54,8 +56,8 @@ pub(super) fn prompt(text: &str) -> Option<Result<(Prompt, Form), String>> {
     Some(read_prompt(text, style, windows))
 }
 
-/// Two whole dialogues that differ in their last response: the prompt is the shared prefix up to the last assistant
-/// heading. `None` if the texts are not dialogues.
+/// Two whole dialogues that differ in their last response: the prompt is the shared prefix up to the last
+/// assistant heading. `None` if the texts are not dialogues.
 pub(super) fn pair(first: &str, second: &str) -> Option<Result<(Prompt, String, String), String>> {
     let (first, windows) = line_ends(first);
     let (second, _) = line_ends(second);
@@ -85,7 +87,8 @@ fn read_pair(
     Ok((prompt, chosen, rejected))
 }
 
-/// One whole dialogue: the prompt before its last response, and that response (empty if it ends with a heading).
+/// One whole dialogue: the prompt before its last response, and that response (empty if it ends with a
+/// heading).
 pub(super) fn whole(text: &str) -> Option<Result<(Prompt, String), String>> {
     let (text, windows) = line_ends(text);
     let text = text.trim_start();
@@ -131,7 +134,8 @@ fn line_ends(text: &str) -> (Cow<'_, str>, bool) {
     if text.contains("\r\n") { (Cow::Owned(text.replace("\r\n", "\n")), true) } else { (text.into(), false) }
 }
 
-/// The style of a text that starts with a heading, or for whose headings `may_open` allows other text before them.
+/// The style of a text that starts with a heading, or for whose headings `may_open` allows other text before
+/// them.
 fn style_of(text: &str, may_open: impl Fn(&[Heading]) -> Option<()>) -> Option<Style> {
     STYLES.into_iter().find(|style| {
         if text.starts_with(style.human) || text.starts_with(style.assistant) {

@@ -1,4 +1,5 @@
-//! The fields of a record, which track what has been read: a known column that was not read is never dropped silently.
+//! The fields of a record, which track what has been read: a known column that was not read is never dropped
+//! silently.
 
 use super::columns::{self, Purpose, Unread};
 use super::turns::ignored_keys;
@@ -6,7 +7,8 @@ use super::value::{describe, is_blank, is_empty};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 
-/// The fields of a record. Null counts as absent: tables of several formats have null in every column that a row does not use.
+/// The fields of a record. Null counts as absent: tables of several formats have null in every column that a
+/// row does not use.
 pub(super) struct Fields<'a> {
     all: &'a Map<String, Value>,
     read: RefCell<Vec<&'a str>>,

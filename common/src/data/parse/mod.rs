@@ -1,4 +1,5 @@
-//! Parses files of many formats into rows of one type. The format is recognized by each record, not by the file's name.
+//! Parses files of many formats into rows of one type. The format is recognized by each record, not by the
+//! file's name.
 //!
 //! | record | read as |
 //! |---|---|
@@ -11,10 +12,11 @@
 //! | `{prompt, answer}` (or `completion`, `response`, `output`), `{messages}` ending with the assistant | demonstration, golden |
 //! | any of these, `{prompt}`, or a bare string | prompt |
 //!
-//! Each may have `system` and `history`, which precede the prompt. [`columns`] lists the known columns: a record is a bad row
-//! if it has a known column that is not used and would change the row's meaning; the names of all other columns are
-//! collected. Files are JSON lines or JSON arrays, plain or gzipped. A `prompt` string in dialogue form is parsed into
-//! turns, whose surrounding white space is removed; any other string is one user message. All other texts are kept to the byte.
+//! Each may have `system` and `history`, which precede the prompt. [`columns`] lists the known columns: a
+//! record is a bad row if it has a known column that is not used and would change the row's meaning; the
+//! names of all other columns are collected. Files are JSON lines or JSON arrays, plain or gzipped. A
+//! `prompt` string in dialogue form is parsed into turns, whose surrounding white space is removed; any other
+//! string is one user message. All other texts are kept to the byte.
 
 mod answers;
 mod budget;

@@ -61,8 +61,8 @@ pub(super) fn prompt(fields: &Fields<'_>) -> Result<Option<Prompt>, String> {
     }
 }
 
-/// The responses under `completions` (UltraFeedback), `answers` (Nectar) or `human_ref_A` and `human_ref_B` (SHP), and
-/// whether differences of their scores are margins.
+/// The responses under `completions` (UltraFeedback), `answers` (Nectar) or `human_ref_A` and `human_ref_B`
+/// (SHP), and whether differences of their scores are margins.
 fn answers(fields: &Fields<'_>) -> Result<Option<(Prompt, Vec<Scored>, bool)>, String> {
     if fields.has("human_ref_A") && fields.has("human_ref_B") {
         return reddit(fields).map(Some);
@@ -127,7 +127,8 @@ fn reddit(fields: &Fields<'_>) -> Result<(Prompt, Vec<Scored>, bool), String> {
     Ok((prompt.prompt, answers, false))
 }
 
-/// `text`, a list of dialogues or of `query<sep>answer`, each with its number in `score`; the margin is the difference.
+/// `text`, a list of dialogues or of `query<sep>answer`, each with its number in `score`; the margin is the
+/// difference.
 fn texts(fields: &Fields<'_>, found: &mut Found<PairRow>) -> Result<(), String> {
     let value = fields.get("text").unwrap_or(&Value::Null);
     let Some(list) = value.as_array() else {

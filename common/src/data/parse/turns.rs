@@ -71,7 +71,8 @@ impl ReadPrompt {
     }
 }
 
-/// Refuses messages that a table stores as text, in JSON or Python notation: the model would read their brackets.
+/// Refuses messages that a table stores as text, in JSON or Python notation: the model would read their
+/// brackets.
 fn refuse_written_messages(text: &str) -> Result<(), String> {
     let text = text.trim();
     let is_python =

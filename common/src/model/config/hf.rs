@@ -100,7 +100,8 @@ impl DecoderConfig {
     /// Parses the `config.json` of a Llama, Mistral, Qwen2 or Qwen3 model.
     ///
     /// # Errors
-    /// A missing or malformed field, or a feature that would silently change the model's results if it were ignored.
+    /// A missing or malformed field, or a feature that would silently change the model's results if it were
+    /// ignored.
     pub fn from_hf(config: &Value) -> Result<Self, ModelFilesError> {
         let Some(object) = config.as_object() else {
             return Err(ModelFilesError::Config {

@@ -119,8 +119,9 @@ impl DecoderConfig {
         std::fs::write(&path, text).map_err(ModelFilesError::read(&path))
     }
 
-    /// Checks that a tokenizer's ids, `0..count`, all have an embedding. Call it once for a model and its tokenizer: in a
-    /// forward pass an id without an embedding panics, and on a GPU it fails an assertion that ends the process.
+    /// Checks that a tokenizer's ids, `0..count`, all have an embedding. Call it once for a model and its
+    /// tokenizer: in a forward pass an id without an embedding panics, and on a GPU it fails an assertion
+    /// that ends the process.
     ///
     /// # Errors
     /// The tokenizer knows more ids than the model.
@@ -137,8 +138,8 @@ impl DecoderConfig {
         })
     }
 
-    /// Checks that `pad` can be the pad token of a reward model. transformers scores a row at its last token that is not
-    /// `pad`, so it must be an id that never occurs in a text.
+    /// Checks that `pad` can be the pad token of a reward model. transformers scores a row at its last token
+    /// that is not `pad`, so it must be an id that never occurs in a text.
     ///
     /// # Errors
     /// `pad` is outside the vocabulary, or ends or begins texts.

@@ -238,8 +238,8 @@ impl WeightFiles {
             && shape(LM_HEAD) == shape(EMBEDDINGS)
     }
 
-    /// Checks that these are exactly the tensors of a model of this shape with this head, in a supported number format.
-    /// Stored rotary frequencies and [a tied head](Self::stores_tied_head) are ignored.
+    /// Checks that these are exactly the tensors of a model of this shape with this head, in a supported
+    /// number format. Stored rotary frequencies and [a tied head](Self::stores_tied_head) are ignored.
     ///
     /// # Errors
     /// The first tensor that is missing, unexpected, misshapen or in another format.

@@ -41,7 +41,8 @@ impl TransferError {
         match status.code() {
             Code::NotFound => Self::NotFound { key },
             Code::Aborted => Self::Stale { key, message: status.message().to_owned() },
-            // Sent by the coordinator: its store is unavailable or full, or too many transfers are in progress.
+            // Sent by the coordinator: its store is unavailable or full, or too many transfers are in
+            // progress.
             Code::Unavailable | Code::ResourceExhausted if !broke(&status) => {
                 Self::Waiting { key, status: Box::new(status) }
             }

@@ -1,7 +1,8 @@
 //! Transfer of artifacts between a client or a rank and the coordinator: 1 MiB messages, verified by BLAKE3.
 //!
-//! A download resumes where it broke off; an upload restarts. Only unavailability is retried: of the coordinator for about
-//! two minutes, of its store for an hour. Use a separate connection: other calls on it would wait behind the bytes.
+//! A download resumes where it broke off; an upload restarts. Only unavailability is retried: of the
+//! coordinator for about two minutes, of its store for an hour. Use a separate connection: other calls on it
+//! would wait behind the bytes.
 
 #![expect(clippy::disallowed_methods, reason = "retries end by the clock")]
 
@@ -64,8 +65,8 @@ impl Writer {
         Self::default()
     }
 
-    /// A rank of a job's attempt, authenticated by its secret; it may write below `jobs/{job}/phases/` while the attempt is
-    /// current.
+    /// A rank of a job's attempt, authenticated by its secret; it may write below `jobs/{job}/phases/` while
+    /// the attempt is current.
     pub fn rank(job_id: &str, attempt: u32, session_id: &str, secret: &str) -> Self {
         let (job_id, session_id) = (job_id.to_owned(), session_id.to_owned());
         Self { job_id, attempt, session_id, secret: secret.to_owned() }
@@ -120,8 +121,8 @@ pub async fn upload_bytes(
     persist(once).await
 }
 
-/// Uploads a user's file as `inputs/{blake3}`. If it exists already, the coordinator verifies it, answers early, and takes
-/// the bytes only if its copy is damaged. The `path` of the result is the file's name.
+/// Uploads a user's file as `inputs/{blake3}`. If it exists already, the coordinator verifies it, answers
+/// early, and takes the bytes only if its copy is damaged. The `path` of the result is the file's name.
 pub async fn upload_input(
     line: &LeaderChannel,
     path: &Path,
@@ -177,8 +178,8 @@ pub async fn download_bytes(line: &LeaderChannel, object: &v1::Object) -> Result
     Ok(bytes.freeze())
 }
 
-/// Downloads an object to a file, which appears only when it is complete and verified, and is durable. Creates missing
-/// directories.
+/// Downloads an object to a file, which appears only when it is complete and verified, and is durable.
+/// Creates missing directories.
 pub async fn download_to_file(
     line: &LeaderChannel,
     object: &v1::Object,
@@ -188,7 +189,8 @@ pub async fn download_to_file(
     download_file(line, object, path, moved, Lasting::Synced).await
 }
 
-/// Downloads an object to a cache file of this process, which need not survive the machine: there is no fsync.
+/// Downloads an object to a cache file of this process, which need not survive the machine: there is no
+/// fsync.
 pub async fn download_to_cache(
     line: &LeaderChannel,
     object: &v1::Object,
@@ -350,7 +352,8 @@ pub async fn upload_file(
     Ok(v1::Object { path: file_name(path), ..object })
 }
 
-/// The chunks, reporting each to `moved` when the connection takes it, except for bytes that an earlier try has reported.
+/// The chunks, reporting each to `moved` when the connection takes it, except for bytes that an earlier try
+/// has reported.
 fn followed<S>(chunks: S, moved: &Moved, told: &Arc<AtomicU64>) -> impl Stream<Item = Bytes> + Send + 'static
 where
     S: Stream<Item = Bytes> + Send + 'static,
@@ -366,7 +369,8 @@ where
     })
 }
 
-/// A file's bytes. An error ends the stream early, so that the server refuses the upload, and is kept in `trouble`.
+/// A file's bytes. An error ends the stream early, so that the server refuses the upload, and is kept in
+/// `trouble`.
 fn file_chunks(
     file: File,
     trouble: Arc<Mutex<Option<io::Error>>>,

@@ -1,7 +1,7 @@
 //! Upper bounds of all fields of a job file, by message and field of the wire contract.
 //!
-//! Numbers of the file determine how much memory or time something takes: an absurd count, usually a typing error, must be
-//! refused when it is read. A field that is not listed has the bound of its type.
+//! Numbers of the file determine how much memory or time something takes: an absurd count, usually a typing
+//! error, must be refused when it is read. A field that is not listed has the bound of its type.
 
 use foil_proto::v1;
 use serde_json::Value;

@@ -1,7 +1,7 @@
 //! The JSON Schema of the job file, by which an editor completes and checks it.
 //!
-//! It is as strict as [`super::schema`] and the upper bounds together. What depends on other fields, and all minima, only
-//! `foil submit --dry-run` checks. No field is required: `--set` may supply it.
+//! It is as strict as [`super::schema`] and the upper bounds together. What depends on other fields, and all
+//! minima, only `foil submit --dry-run` checks. No field is required: `--set` may supply it.
 
 use serde_json::{Map, Value, json};
 

@@ -6,7 +6,8 @@ use super::super::choice::choices;
 use super::super::oneof::Block;
 use super::{KlPenalty, MethodSettings, Needs};
 
-/// Group relative policy optimization: advantages from the group's mean and deviation, probability ratios token by token.
+/// Group relative policy optimization: advantages from the group's mean and deviation, probability ratios
+/// token by token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Grpo {
     /// Ratios are clipped to 1 ± ε; above 0, at most 1.

@@ -41,7 +41,8 @@ oneof! {
 pub trait MethodSettings {
     fn needs(&self) -> Needs;
 
-    /// The maximum number of a prompt's n completions that the loss reads; ties, and blank completions that would win, leave fewer.
+    /// The maximum number of a prompt's n completions that the loss reads; ties, and blank completions that
+    /// would win, leave fewer.
     fn max_completions(&self, samples: u32) -> u32;
 }
 

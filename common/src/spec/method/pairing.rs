@@ -8,7 +8,8 @@ use super::super::choice::choices;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pairing {
     BestWorst,
-    /// The best against the worst, the second best against the second worst, …: at most this many pairs, at least 1.
+    /// The best against the worst, the second best against the second worst, …: at most this many pairs, at
+    /// least 1.
     TopBottom(usize),
     All,
 }

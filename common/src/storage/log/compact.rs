@@ -11,10 +11,11 @@ use crate::storage::{Store, StoreError};
 /// Number of objects written concurrently.
 const PARALLEL_WRITES: usize = 8;
 
-/// Writes a snapshot of all current records, and replaces those up to the previous snapshot with tombstones. `compact_events` may leave out
-/// events that those after them make superfluous.
+/// Writes a snapshot of all current records, and replaces those up to the previous snapshot with tombstones.
+/// `compact_events` may leave out events that those after them make superfluous.
 ///
-/// Any process may do it at any time, also one that leads no more: what it writes follows from the records alone.
+/// Any process may do it at any time, also one that leads no more: what it writes follows from the records
+/// alone.
 pub async fn compact(
     store: &Store,
     compact_events: impl FnOnce(Vec<Bytes>) -> Result<Vec<Bytes>, LogError>,
@@ -35,8 +36,8 @@ pub async fn compact(
     Ok(())
 }
 
-/// Replaces the records up to `last` with tombstones; those up to `done` are tombstones already. Their names stay taken, so
-/// that a leader that slept cannot create them again.
+/// Replaces the records up to `last` with tombstones; those up to `done` are tombstones already. Their names
+/// stay taken, so that a leader that slept cannot create them again.
 async fn empty(store: &Store, done: Option<u64>, last: u64) -> Result<(), LogError> {
     let listed = match done {
         Some(done) => store.list_after(PREFIX, &key(done)).await?,

@@ -1,5 +1,5 @@
-//! The leader's heartbeat: `meta/leader/{term:020}`, overwritten periodically. It is only a hint: the log determines who
-//! leads.
+//! The leader's heartbeat: `meta/leader/{term:020}`, overwritten periodically. It is only a hint: the log
+//! determines who leads.
 
 use serde::{Deserialize, Serialize};
 

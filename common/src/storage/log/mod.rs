@@ -1,13 +1,14 @@
 //! The log: the durable order of everything the coordinator decides.
 //!
-//! Record `n` is the object `meta/log/{n:020}`, written with create-once and never changed. One append is in flight at a
-//! time. If its outcome is unknown, the same name and bytes are tried again; if the name is taken then, the record is read
-//! back: with this append's nonce it is this append, else another leader wrote it and this one is deposed.
+//! Record `n` is the object `meta/log/{n:020}`, written with create-once and never changed. One append is in
+//! flight at a time. If its outcome is unknown, the same name and bytes are tried again; if the name is taken
+//! then, the record is read back: with this append's nonce it is this append, else another leader wrote it
+//! and this one is deposed.
 //!
-//! The leader is the process that appended the last [`Entry::LeaderElected`]; each election has a higher term. A leader that
-//! slept through an election finds the next name taken, so it can append nothing more. A used name is never freed
-//! ([`compact`] overwrites records with tombstones), or a sleeper could fill the gap. Readers start at the newest snapshot,
-//! after the tombstones.
+//! The leader is the process that appended the last [`Entry::LeaderElected`]; each election has a higher
+//! term. A leader that slept through an election finds the next name taken, so it can append nothing more. A
+//! used name is never freed ([`compact`] overwrites records with tombstones), or a sleeper could fill the
+//! gap. Readers start at the newest snapshot, after the tombstones.
 
 mod compact;
 mod framed;
@@ -77,7 +78,8 @@ pub enum LogError {
     Store(#[from] StoreError),
 }
 
-/// How a taken name is recognized as this append. Everything but the nonce is a planted bug, to test the tests.
+/// How a taken name is recognized as this append. Everything but the nonce is a planted bug, to test the
+/// tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Settle {
     ByNonce,
@@ -87,7 +89,8 @@ enum Settle {
     NeverMine,
 }
 
-/// The log, held by its leader. Dropping it does not end leadership, which ends when another leader is elected.
+/// The log, held by its leader. Dropping it does not end leadership, which ends when another leader is
+/// elected.
 #[derive(Debug)]
 pub struct Log {
     store: Store,
@@ -99,15 +102,16 @@ pub struct Log {
 }
 
 impl Log {
-    /// Reads the whole log and becomes its leader with the next higher term, whoever leads now. Also returns what was read.
+    /// Reads the whole log and becomes its leader with the next higher term, whoever leads now. Also returns
+    /// what was read.
     ///
     /// If two processes try at once, one gets [`LogError::Deposed`].
     pub async fn lead(store: Store, leader: &str) -> Result<(Self, LogState), LogError> {
         Self::lead_with(store, leader, PATIENCE, Settle::ByNonce).await
     }
 
-    /// Becomes the leader if nothing was appended after `read`: else the former leader is alive, and this returns
-    /// [`LogError::Deposed`].
+    /// Becomes the leader if nothing was appended after `read`: else the former leader is alive, and this
+    /// returns [`LogError::Deposed`].
     pub async fn campaign(store: Store, read: &LogState, leader: &str) -> Result<Self, LogError> {
         let mut log = Self::after(store, read, PATIENCE, Settle::ByNonce);
         log.write(elected(leader)).await?;
@@ -128,7 +132,8 @@ impl Log {
             match log.write(elected(leader)).await {
                 Ok(_) => return Ok((log, state)),
                 Err(LogError::Deposed { seq, term, leader }) => {
-                    // The former leader may append between the read and the election; another election may not happen.
+                    // The former leader may append between the read and the election; another election may
+                    // not happen.
                     state.catch_up(&store).await?;
                     if state.term != before {
                         return Err(LogError::Deposed { seq, term, leader });
@@ -154,7 +159,8 @@ impl Log {
 
     /// Appends events as one record, which is durable when this returns its number.
     ///
-    /// After an error the outcome is unknown, and the log is closed: read it again. While the disk is full, this waits.
+    /// After an error the outcome is unknown, and the log is closed: read it again. While the disk is full,
+    /// this waits.
     pub async fn append(&mut self, events: Vec<Bytes>) -> Result<u64, LogError> {
         self.write(Entry::Events(Events { events })).await
     }
@@ -208,8 +214,8 @@ impl Log {
         }
     }
 
-    /// One try, provided that the previous record still exists: names are never freed, so a place without it is not this
-    /// log, and a write there would be lost.
+    /// One try, provided that the previous record still exists: names are never freed, so a place without it
+    /// is not this log, and a write there would be lost.
     async fn put_after(&self, seq: u64, bytes: Bytes) -> Result<Put, LogError> {
         if let Some(before) = seq.checked_sub(1).map(key)
             && !self.store.exists(&before).await?
@@ -250,7 +256,8 @@ fn elected(leader: &str) -> Entry {
     Entry::LeaderElected(LeaderElected { leader: leader.to_owned() })
 }
 
-/// Whether a retry may help. A taken name that cannot be read is a temporary inconsistency after concurrent writes.
+/// Whether a retry may help. A taken name that cannot be read is a temporary inconsistency after concurrent
+/// writes.
 fn worth_another_try(error: &StoreError) -> bool {
     error.is_transient() || matches!(error, StoreError::NotFound { .. })
 }

@@ -38,7 +38,8 @@ struct Overtaken {
 }
 
 impl LogState {
-    /// Reads what was appended since. If a compaction has overtaken the reader, reading restarts at its snapshot.
+    /// Reads what was appended since. If a compaction has overtaken the reader, reading restarts at its
+    /// snapshot.
     pub async fn catch_up(&mut self, store: &Store) -> Result<(), LogError> {
         if !self.begun {
             self.begin(store).await?;

@@ -1,8 +1,8 @@
 //! Snapshots: the state after a prefix of the log, so that a replay need not start at the first record.
 //!
-//! Snapshot `n` is the object `meta/snapshot/{n:020}` and stands for records 0 to `n`. It depends only on these records, so
-//! that all writers write the same bytes. The newest two are kept, with the records after the older one: a damaged newest
-//! snapshot only costs time.
+//! Snapshot `n` is the object `meta/snapshot/{n:020}` and stands for records 0 to `n`. It depends only on
+//! these records, so that all writers write the same bytes. The newest two are kept, with the records after
+//! the older one: a damaged newest snapshot only costs time.
 
 use bytes::Bytes;
 

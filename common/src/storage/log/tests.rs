@@ -223,7 +223,8 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// A violation of the log's guarantees: acknowledged events are there once and in order; nobody is deposed by itself.
+    /// A violation of the log's guarantees: acknowledged events are there once and in order; nobody is
+    /// deposed by itself.
     fn violation(&self) -> Option<String> {
         let mut found: Vec<&String> =
             self.replayed.iter().filter(|text| self.acknowledged.contains(text)).collect();

@@ -1,7 +1,7 @@
 //! The date in templates.
 //!
-//! Training and sampling must render the same text on every day, so the date is fixed to the one that Llama's templates fall
-//! back to.
+//! Training and sampling must render the same text on every day, so the date is fixed to the one that Llama's
+//! templates fall back to.
 
 use super::Error;
 

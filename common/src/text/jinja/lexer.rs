@@ -1,4 +1,5 @@
-//! Tokenization of templates, with Jinja2's rules of white space (`trim_blocks`, `lstrip_blocks`, `-` and `+` signs).
+//! Tokenization of templates, with Jinja2's rules of white space (`trim_blocks`, `lstrip_blocks`, `-` and `+`
+//! signs).
 
 use super::Error;
 use super::strings::{is_space, trim_end};
@@ -265,7 +266,8 @@ fn begin(text: &str) -> Option<(usize, char)> {
     })
 }
 
-/// Length of a decimal number in bytes: `1`, `1_000`, `1.5`, `1e-3`. A dot without digits after it is not part of it.
+/// Length of a decimal number in bytes: `1`, `1_000`, `1.5`, `1e-3`. A dot without digits after it is not
+/// part of it.
 fn decimal(text: &str) -> usize {
     let bytes = text.as_bytes();
     let digits = |from: usize| {

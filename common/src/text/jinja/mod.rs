@@ -1,11 +1,13 @@
 //! Jinja templates with Python's semantics, as chat templates need them.
 //!
-//! A chat template is written for transformers, which renders it with Jinja2: every value is a Python object, `None` prints
-//! as `None`, `'a' < 1` is an error, a generator is empty on its second pass. A prompt that is rendered differently has other
-//! tokens than the model was trained on, and nothing fails. This engine therefore renders exactly what Jinja2 does (in
-//! transformers' immutable sandbox, with its extensions), and refuses unsupported constructs by name.
+//! A chat template is written for transformers, which renders it with Jinja2: every value is a Python object,
+//! `None` prints as `None`, `'a' < 1` is an error, a generator is empty on its second pass. A prompt that is
+//! rendered differently has other tokens than the model was trained on, and nothing fails. This engine
+//! therefore renders exactly what Jinja2 does (in transformers' immutable sandbox, with its extensions), and
+//! refuses unsupported constructs by name.
 //!
-//! Templates are untrusted: parsing is bounded in size and nesting, rendering in steps, bytes and depth (see [`Budget`]).
+//! Templates are untrusted: parsing is bounded in size and nesting, rendering in steps, bytes and depth (see
+//! [`Budget`]).
 
 mod arithmetic;
 mod ast;

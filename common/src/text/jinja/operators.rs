@@ -64,7 +64,8 @@ impl Machine {
         )))
     }
 
-    /// Concatenation with a string marked safe: MarkupSafe escapes the other one for HTML, even if templates escape nothing.
+    /// Concatenation with a string marked safe: MarkupSafe escapes the other one for HTML, even if templates
+    /// escape nothing.
     fn marked_safe(&self, left: &Value, right: &Value) -> Option<Result<Value, Error>> {
         let joined = match (left, right) {
             (Value::Safe(left), Value::Safe(right)) => [&**left, &**right].concat(),

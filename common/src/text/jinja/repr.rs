@@ -111,7 +111,8 @@ fn quote(text: &str, out: &mut String) {
 
 /// Like `str.isprintable` of one character.
 pub(super) fn is_printable(character: char) -> bool {
-    // The standard library knows, but only by escaping; after a letter it does not escape combining characters.
+    // The standard library knows, but only by escaping; after a letter it does not escape combining
+    // characters.
     match character {
         '\\' | '\'' | '"' => true,
         _ => ["a", character.encode_utf8(&mut [0; 4])].concat().escape_debug().count() == 2,

@@ -1,5 +1,5 @@
-//! Python's values, as far as templates see them, and the scopes of variables that hold them. All but namespaces are immutable,
-//! as in transformers' sandbox.
+//! Python's values, as far as templates see them, and the scopes of variables that hold them. All but
+//! namespaces are immutable, as in transformers' sandbox.
 
 use super::Error;
 use super::ast::{For, Macro};
@@ -97,8 +97,8 @@ pub(super) enum Function {
     Loop(Rc<Loop>, &'static str),
 }
 
-/// Variables of the template, of an iteration of a loop or of a call of a macro. Inner scopes see outer ones and never change
-/// them.
+/// Variables of the template, of an iteration of a loop or of a call of a macro. Inner scopes see outer ones
+/// and never change them.
 pub(super) struct Scope {
     variables: RefCell<Vec<(Rc<str>, Value)>>,
     outer: Option<Rc<Scope>>,

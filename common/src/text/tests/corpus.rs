@@ -1,5 +1,5 @@
-//! Templates and tokenizers of published models against transformers. scripts/fixtures/corpus.py fetches them, and
-//! corpus_expectations.py wrote the expectations: a hash of each text and of its ids.
+//! Templates and tokenizers of published models against transformers. scripts/fixtures/corpus.py fetches
+//! them, and corpus_expectations.py wrote the expectations: a hash of each text and of its ids.
 
 use super::*;
 use crate::text::jinja;

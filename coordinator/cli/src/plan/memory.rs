@@ -224,7 +224,8 @@ impl<'a> Estimator<'a> {
         golden.into_iter().chain(human).max_by_key(|row| row.tokens()).unwrap_or(self.whole(2))
     }
 
-    /// A micro-batch: as many rows as fit the budget, at least one, at most the rank's part of the step's `sequences`.
+    /// A micro-batch: as many rows as fit the budget, at least one, at most the rank's part of the step's
+    /// `sequences`.
     fn step(&self, row: Row, budget: u64, sequences: u64) -> Batch {
         let rows =
             sequences.div_ceil(row.responses.max(1)).div_ceil(u64::from(self.job.resources.ranks).max(1));

@@ -51,8 +51,8 @@ fn shown(metric: &v1::Metric) -> String {
     format!("{:.3}{se}", metric.value.abs())
 }
 
-/// Reward hacking: the reward rose and the gold reward fell since the previous round, on the same prompts and by one reward
-/// model.
+/// Reward hacking: the reward rose and the gold reward fell since the previous round, on the same prompts and
+/// by one reward model.
 fn exploits(round: &v1::RoundResult) -> Option<String> {
     let names = match round.round {
         1 => (REWARD_DIFFERENCE, "gold_difference_mean"),

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 pub(crate) struct Best {
     pub(crate) round: u32,
     pub(crate) by: String,
-    /// The metric on the half of the rows that selected the round, and on the other half. `None` if there are too few rows.
+    /// The metric on the half of the rows that selected the round, and on the other half. `None` if there
+    /// are too few rows.
     halves: Option<[Estimate; 2]>,
 }
 

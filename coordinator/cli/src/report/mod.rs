@@ -119,9 +119,9 @@ const COLUMNS: [Column; 7] = [
     Column { head: "length", side: Side::Policy, metric: "length_mean", digits: 1 },
 ];
 
-/// The rounds of a job, one line each. Each metric has its standard error, or else its 95 % interval in brackets. The start
-/// policy's gain is 0 by definition. Empty columns are omitted; `*` marks the best round. If the table is wider than
-/// `columns`, spaces around ± are omitted, and then the table is split.
+/// The rounds of a job, one line each. Each metric has its standard error, or else its 95 % interval in
+/// brackets. The start policy's gain is 0 by definition. Empty columns are omitted; `*` marks the best round.
+/// If the table is wider than `columns`, spaces around ± are omitted, and then the table is split.
 pub(crate) fn table(job: &v1::Job, columns: usize) -> String {
     let wide = align(&cells(job, " ± "));
     let widest = wide.lines().map(|line| line.chars().count()).max().unwrap_or(0);

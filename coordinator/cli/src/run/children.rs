@@ -47,7 +47,8 @@ struct Program {
 }
 
 impl Children {
-    /// Must be called on the main thread: the kernel kills the children when the *thread* that started them ends.
+    /// Must be called on the main thread: the kernel kills the children when the *thread* that started them
+    /// ends.
     pub(super) async fn start(setup: &Setup) -> Result<Self> {
         let foil = std::env::current_exe().context("this program cannot find itself")?;
         let foil_worker = foil.with_file_name("foil-worker");
@@ -83,8 +84,8 @@ impl Children {
         let mut agent = Command::new(foil_worker);
         agent.args(["--coordinator", &url, "--ranks", &setup.ranks.to_string()]);
         agent.args(["--device", setup.device.name()]);
-        // The same in every run on this store: an agent that re-registers without its ranks shows that those are gone, so
-        // that the coordinator does not wait for them.
+        // The same in every run on this store: an agent that re-registers without its ranks shows that those
+        // are gone, so that the coordinator does not wait for them.
         let name = blake3::hash(setup.store.as_bytes()).to_hex();
         agent.args(["--agent-id", &format!("run-{}", &name[..12])]);
         let worker = Program::start("worker", agent, setup)?;
@@ -141,7 +142,8 @@ impl Program {
         }
     }
 
-    /// The error of a program that did not start; its own message is for the user, for example about the store.
+    /// The error of a program that did not start; its own message is for the user, for example about the
+    /// store.
     fn startup_error(&self, status: ExitStatus) -> anyhow::Error {
         match fatal_message(&tail(&self.log)) {
             Some(message) => {

@@ -24,8 +24,8 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Opens and locks `path` for a job. A directory of another specification is refused, unless that job failed or `fresh`
-    /// is set; then the files of the earlier run are removed, and nothing else.
+    /// Opens and locks `path` for a job. A directory of another specification is refused, unless that job
+    /// failed or `fresh` is set; then the files of the earlier run are removed, and nothing else.
     pub(super) fn open(path: &Path, fresh: bool, spec: &v1::JobSpec) -> Result<Self> {
         let cannot =
             || format!("cannot use the output directory {}; give another with --out", path.display());

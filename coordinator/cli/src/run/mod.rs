@@ -158,7 +158,8 @@ async fn drive_job(
     directory: &Directory,
     progress: &mut Progress,
 ) -> Result<Option<(v1::Job, LocalArtifacts)>, Failure> {
-    // The coordinator answers slightly before it leads, and an upload would log that. The upload itself retries for longer.
+    // The coordinator answers slightly before it leads, and an upload would log that. The upload itself
+    // retries for longer.
     if let Err(error) = client.reach().await {
         tracing::debug!("the coordinator does not lead yet: {error:#}");
     }
@@ -185,8 +186,8 @@ async fn drive_job(
     }
 }
 
-/// A request that means the same job whenever the same specification is run in the same store. A failed or canceled job does
-/// not count: it is run again.
+/// A request that means the same job whenever the same specification is run in the same store. A failed or
+/// canceled job does not count: it is run again.
 async fn request(client: &Client, spec: &v1::JobSpec) -> Result<v1::SubmitRequest> {
     let jobs = client.list().await?;
     let wanted = spec_hash(spec);

@@ -1,5 +1,5 @@
-//! The lock of the store given by `--store`: a run takes over the leadership of its store, so no other coordinator may be using
-//! it.
+//! The lock of the store given by `--store`: a run takes over the leadership of its store, so no other
+//! coordinator may be using it.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};

@@ -109,8 +109,8 @@ impl Core {
         }
     }
 
-    /// Records a fault of an agent. Without another agent to take over, the fault counts against the job, so that the job ends
-    /// eventually.
+    /// Records a fault of an agent. Without another agent to take over, the fault counts against the job, so
+    /// that the job ends eventually.
     fn record_fault(&mut self, id: &str, placement: &Placement, fault: AgentFault, why: &str, now: Now) {
         let Some(kind) = self.state(id).map(|state| state.spec.resources.device.to_string()) else { return };
         self.outbox.actions.push(Action::Count(Counter::WorkerFault));

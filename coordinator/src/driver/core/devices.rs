@@ -12,8 +12,8 @@ use crate::job::{Change, RankStarted};
 use crate::queue::{self, Demand, Grant, Supply};
 use crate::schedule::{Attempt, Level, Process};
 
-/// Time that a job waits before its watchers are notified, and before it is passed over if it is too large for the connected
-/// workers.
+/// Time that a job waits before its watchers are notified, and before it is passed over if it is too large
+/// for the connected workers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Time that an attempt keeps its devices while it needs more than the connected workers have.
@@ -59,7 +59,8 @@ impl Core {
         }
     }
 
-    /// Makes attempts that cannot get all their ranks on the connected workers release their devices to waiting jobs.
+    /// Makes attempts that cannot get all their ranks on the connected workers release their devices to
+    /// waiting jobs.
     fn yield_devices(&mut self, demands: &[Demand], grants: &[Grant], now: Now) {
         let waits = |kind: &str, but: &str| {
             let others =

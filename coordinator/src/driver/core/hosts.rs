@@ -1,4 +1,5 @@
-//! The addresses that agents advertise for their ranks, and a check that ranks of one job can reach each other.
+//! The addresses that agents advertise for their ranks, and a check that ranks of one job can reach each
+//! other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -35,8 +36,8 @@ impl Hosts {
         self.0.remove(agent);
     }
 
-    /// The problem with the addresses of agents that share a job, if any: one advertises a loopback address while another is
-    /// on a different machine.
+    /// The problem with the addresses of agents that share a job, if any: one advertises a loopback address
+    /// while another is on a different machine.
     fn problem(&self, agents: &BTreeSet<&str>) -> Option<String> {
         let known: Vec<(&str, &Host)> =
             agents.iter().filter_map(|agent| Some((*agent, self.0.get(*agent)?))).collect();

@@ -1,5 +1,6 @@
-//! All state in one value, and every decision as a function of that state, a command and the time. Nothing here waits:
-//! events to write and actions to take are collected in an [`Outbox`], in order, for the shell around it.
+//! All state in one value, and every decision as a function of that state, a command and the time. Nothing
+//! here waits: events to write and actions to take are collected in an [`Outbox`], in order, for the shell
+//! around it.
 
 mod agents;
 mod apply;
@@ -163,8 +164,8 @@ impl Core {
         Ok(core)
     }
 
-    /// Adopts the previous leader's attempts: their ranks go on and reconnect. Those not heard within the fence period are
-    /// considered lost.
+    /// Adopts the previous leader's attempts: their ranks go on and reconnect. Those not heard within the
+    /// fence period are considered lost.
     pub fn recover(&mut self, now: Now) {
         for id in self.order.clone() {
             let Some(entry) = self.jobs.get_mut(&id) else { continue };
@@ -261,8 +262,8 @@ impl Core {
         self.advance_job(job, now);
     }
 
-    /// Sets the store's current trouble, if any; called before each tick. While there is trouble no rank is considered hung;
-    /// watchers are notified when it starts and when it ends.
+    /// Sets the store's current trouble, if any; called before each tick. While there is trouble no rank is
+    /// considered hung; watchers are notified when it starts and when it ends.
     pub fn set_store_trouble(&mut self, trouble: Option<String>, now: Now) {
         let notice = match (&self.trouble, &trouble) {
             (None, Some(trouble)) => Some((Level::Warning, waits_for_store(trouble))),

@@ -130,7 +130,8 @@ impl Driver {
             }
             Command::AgentHeartbeat { agent, connection, number } => {
                 let known = self.core.agent_heard(&agent, connection, now);
-                // An agent must notice that it has no leader, so a coordinator that may be deposed stays silent.
+                // An agent must notice that it has no leader, so a coordinator that may be deposed stays
+                // silent.
                 if known && self.lease.is_valid() {
                     let heard = v1::AgentHeard { number };
                     self.streams.send_to_agent(&agent, agent_command::Command::Heard(heard));

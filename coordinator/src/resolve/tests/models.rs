@@ -58,8 +58,8 @@ fn safetensors(tensors: &[(String, Vec<i64>)]) -> Bytes {
     file.into()
 }
 
-/// The error for the letters model with some fields of its config.json and its tensors changed, from submission and
-/// again by what looks at the same directory on a client's machine.
+/// The error for the letters model with some fields of its config.json and its tensors changed, from
+/// submission and again by what looks at the same directory on a client's machine.
 async fn model_refusal(
     config: serde_json::Value,
     change: impl FnOnce(&mut Vec<(String, Vec<i64>)>),

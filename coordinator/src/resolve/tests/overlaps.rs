@@ -13,7 +13,8 @@ async fn overlaps_are_reported() {
     let warned = |text: &str| resolved.warnings.iter().any(|warning| warning.contains(text));
     assert!(warned("evaluation_prompts: 10 of its 10 prompts"), "{:?}", resolved.warnings);
     assert!(warned("reward model's own prompts"), "{:?}", resolved.warnings);
-    // One file for both, as a first job often has it: the reward model is trained on prompts that are measured on.
+    // One file for both, as a first job often has it: the reward model is trained on prompts that are
+    // measured on.
     let mut wire = file_job(&store).await;
     let data = wire.data.as_mut().unwrap();
     let lines: Vec<String> = (0..40)
@@ -31,7 +32,8 @@ async fn overlaps_are_reported() {
     assert!(found.is_some_and(|line| line.contains("reward measured there flatters")), "{warnings:?}");
 }
 
-/// Any two sets of a job, made to share one prompt and no other sets, are reported by both their names, and no others.
+/// Any two sets of a job, made to share one prompt and no other sets, are reported by both their names, and
+/// no others.
 #[test]
 fn every_two_sets_that_share_a_prompt_are_reported() {
     type Put = fn(&mut Sets, u64);

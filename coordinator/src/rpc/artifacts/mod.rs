@@ -40,8 +40,8 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A download whose reader takes nothing for this long is aborted.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The Artifacts service. Clients may write `inputs/{blake3}`; ranks of a job's current attempt may write below
-/// `jobs/{job}/phases/`; both may read `inputs/` and `jobs/`.
+/// The Artifacts service. Clients may write `inputs/{blake3}`; ranks of a job's current attempt may write
+/// below `jobs/{job}/phases/`; both may read `inputs/` and `jobs/`.
 pub struct ArtifactsService {
     store: Store,
     attempts: Arc<dyn AttemptCheck>,
@@ -130,8 +130,8 @@ impl Artifacts for ArtifactsService {
 }
 
 impl ArtifactsService {
-    /// Removes a damaged object, so that a client can upload it again. The key is the hash of the content, so nothing else can
-    /// be meant.
+    /// Removes a damaged object, so that a client can upload it again. The key is the hash of the content, so
+    /// nothing else can be meant.
     async fn repair(&self, key: &str, announced: &Digest) -> Result<(), Status> {
         let repaired = self.store.remove_unless(key, announced).await.map_err(|error| from_store(&error))?;
         if repaired {

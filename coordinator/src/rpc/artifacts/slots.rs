@@ -1,4 +1,5 @@
-//! Transfer slots. Each transfer holds memory, so slots are few, and a stalled or slow transfer loses its slot to the next one.
+//! Transfer slots. Each transfer holds memory, so slots are few, and a stalled or slow transfer loses its
+//! slot to the next one.
 
 #![expect(clippy::disallowed_methods, reason = "slots have deadlines")]
 
@@ -17,8 +18,8 @@ use super::status::busy;
 /// Maximum number of waiting calls; more are rejected at once, so that their data occupies no memory.
 const MAX_WAITING: usize = 64;
 
-/// Bytes per second. A transfer with a slower peer loses its slot if others wait, so that nobody can occupy all slots at just the
-/// minimum rate.
+/// Bytes per second. A transfer with a slower peer loses its slot if others wait, so that nobody can occupy
+/// all slots at just the minimum rate.
 const FAIR_RATE: f64 = (1 << 20) as f64;
 
 /// Timeouts of slots; tests shorten them.
@@ -208,8 +209,8 @@ pub(super) enum Interrupted {
     TimedOut,
 }
 
-/// Time that a sender may still spend idle. It grows with the bytes sent, so that a transfer takes no longer than its size at
-/// the minimum rate.
+/// Time that a sender may still spend idle. It grows with the bytes sent, so that a transfer takes no longer
+/// than its size at the minimum rate.
 #[derive(Debug)]
 pub(super) struct Credit {
     left: Duration,

@@ -45,8 +45,8 @@ pub(in crate::rpc) fn incoming(
         loop {
             match listener.accept().await {
                 Ok((socket, address)) => {
-                    // Otherwise small responses wait for the acknowledgement of earlier ones. Fails if the socket is closed
-                    // already, which the first read reports.
+                    // Otherwise small responses wait for the acknowledgement of earlier ones. Fails if the
+                    // socket is closed already, which the first read reports.
                     let _ = socket.set_nodelay(true);
                     // A connection without a permit is dropped, and thereby closed.
                     if let Some(permit) = acquire(&registry, address).await {

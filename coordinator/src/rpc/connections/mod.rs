@@ -1,8 +1,8 @@
-//! Connection limits, so that no connection can starve others: connections are counted, must end a TLS handshake and send a request soon, must read
-//! their responses, and are closed when idle.
+//! Connection limits, so that no connection can starve others: connections are counted, must end a TLS
+//! handshake and send a request soon, must read their responses, and are closed when idle.
 //!
-//! [`track`], a middleware around all services, tells a connection about its requests and responses; the connection checks its
-//! deadlines whenever it is polled, and fails when one has passed.
+//! [`track`], a middleware around all services, tells a connection about its requests and responses; the
+//! connection checks its deadlines whenever it is polled, and fails when one has passed.
 
 mod accept;
 mod certificate;

@@ -11,8 +11,8 @@ use super::peer::{CloseReason, Peer, Totals};
 
 /// Connections allowed beyond the limit while those that they evict are being closed.
 const OVERCOMMIT: usize = 32;
-/// Time that every connection gets to make a request, however many others want its permit. Waiting connections have sent
-/// theirs meanwhile, so they replace the silent ones before them at this pace.
+/// Time that every connection gets to make a request, however many others want its permit. Waiting
+/// connections have sent theirs meanwhile, so they replace the silent ones before them at this pace.
 const MIN_REQUEST_WINDOW: Duration = Duration::from_millis(25);
 
 /// The reason why a connection gets no permit.

@@ -1,5 +1,5 @@
-//! Incoming messages, which occupy memory from their first byte until they are complete: each must be complete in time, and
-//! the total size of incomplete messages is bounded.
+//! Incoming messages, which occupy memory from their first byte until they are complete: each must be
+//! complete in time, and the total size of incomplete messages is bounded.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -59,8 +59,8 @@ pub(super) struct RequestBody {
     framing: Framing,
     partial: PartialMessage,
     is_unary: bool,
-    /// A unary call must send its whole message by then. A stream may pause between messages, but must send more of a message
-    /// that it has started by then.
+    /// A unary call must send its whole message by then. A stream may pause between messages, but must send
+    /// more of a message that it has started by then.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 

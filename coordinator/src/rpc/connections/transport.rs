@@ -13,8 +13,8 @@ use super::peer::Peer;
 use super::socket::{Client, Connection};
 use crate::tls::ServerTls;
 
-/// A connection, which does its TLS handshake when it is first polled: by its own task, so that a slow one delays no other,
-/// and within the time that every connection has for its first request.
+/// A connection, which does its TLS handshake when it is first polled: by its own task, so that a slow one
+/// delays no other, and within the time that every connection has for its first request.
 pub(in crate::rpc) struct Transport {
     stream: Stream,
     client: Client,

@@ -1,5 +1,5 @@
-//! Verification of ranks' reports against the store, before anything is decided on them: an object counts if it is stored
-//! under its key with the size and hash that were recorded at its upload.
+//! Verification of ranks' reports against the store, before anything is decided on them: an object counts if
+//! it is stored under its key with the size and hash that were recorded at its upload.
 
 use std::collections::BTreeSet;
 

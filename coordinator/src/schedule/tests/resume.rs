@@ -72,7 +72,8 @@ fn a_gang_goes_on_whether_or_not_its_ranks_were_launched_before_the_failover() {
         !harness.commands_to("s0").iter().any(|command| matches!(command, Command::Gang(_))),
         "it has its task"
     );
-    // Under a second leader both ranks are in the gang already; the rendezvous is relayed to the one that reconnects later.
+    // Under a second leader both ranks are in the gang already; the rendezvous is relayed to the one that
+    // reconnects later.
     let mut harness = adopted(0);
     harness.hello(0, Some(Task::Gang(harness.gang_of(0)))).unwrap();
     let phase = harness.state.phase().unwrap().id.clone();

@@ -1,8 +1,8 @@
 //! Attacks a running coordinator in every way that it must withstand, and checks that nobody else notices.
 //!
-//! A coordinator with few file descriptors and an agent, both real processes, run the shrunken letters job. Meanwhile one
-//! attack after another goes on and a probe lists jobs continuously; the job must end with the weights of a run without
-//! attacks, bit for bit.
+//! A coordinator with few file descriptors and an agent, both real processes, run the shrunken letters job.
+//! Meanwhile one attack after another goes on and a probe lists jobs continuously; the job must end with the
+//! weights of a run without attacks, bit for bit.
 
 // The report goes to standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]

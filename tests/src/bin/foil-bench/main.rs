@@ -1,8 +1,8 @@
 //! `foil-bench WORKLOAD.json`: Foil's side of `scripts/bench`.
 //!
-//! Loads a model and rows, prints `{"ready": true}`, and for every line `run` on stdin does one timed repetition and
-//! prints its metrics as one line of JSON; at `quit` it prints its peak memory. Every repetition starts from the loaded
-//! weights.
+//! Loads a model and rows, prints `{"ready": true}`, and for every line `run` on stdin does one timed
+//! repetition and prints its metrics as one line of JSON; at `quit` it prints its peak memory. Every
+//! repetition starts from the loaded weights.
 
 #![allow(clippy::print_stdout)]
 

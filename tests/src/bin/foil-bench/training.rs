@@ -19,8 +19,8 @@ use tch::{Device, Kind, Tensor};
 use crate::Bench;
 use crate::workload::{PairTokens, Workload};
 
-/// Maximum tokens of a micro-batch: more than any batch has, so that each step is one forward and one backward, as in the
-/// peers.
+/// Maximum tokens of a micro-batch: more than any batch has, so that each step is one forward and one
+/// backward, as in the peers.
 const WHOLE_BATCH: usize = 1 << 20;
 
 /// Maximum tokens of a batch of the reference pass, which keeps nothing for backward.

@@ -28,7 +28,8 @@ struct Begun {
     step: u64,
 }
 
-/// Audits a job by the `live` events of a watcher, the `kept` artifacts afterwards, and the `logs` of its agents and ranks.
+/// Audits a job by the `live` events of a watcher, the `kept` artifacts afterwards, and the `logs` of its
+/// agents and ranks.
 pub(crate) fn audit(live: &[v1::JobEvent], kept: &[v1::Artifact], logs: &str, job: &str) -> Findings {
     let mut findings = Findings::default();
     // The last committed step of each phase and attempt; all steps if the phase is committed.

@@ -78,7 +78,8 @@ impl Fault {
         matches!(self, Self::KillRank | Self::KillAgent | Self::KillLeader | Self::KillStandby)
     }
 
-    /// Injects the fault to its end; killed processes are running again afterwards. False if there was no process for it.
+    /// Injects the fault to its end; killed processes are running again afterwards. False if there was no
+    /// process for it.
     pub(crate) fn inject(self, cluster: &mut Cluster, random: &mut fastrand::Rng) -> Result<bool> {
         let agent = random.usize(0..cluster.agents.len());
         match self {

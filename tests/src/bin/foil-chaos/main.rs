@@ -1,7 +1,7 @@
 //! Chaos tests: injects every fault that a service must survive, and checks that results do not change.
 //!
-//! Two coordinators and two agents, all real processes, run the shrunken letters job repeatedly while faults are injected.
-//! Each job must end with the weights of a run without faults, bit for bit.
+//! Two coordinators and two agents, all real processes, run the shrunken letters job repeatedly while faults
+//! are injected. Each job must end with the weights of a run without faults, bit for bit.
 
 // The report goes to standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]

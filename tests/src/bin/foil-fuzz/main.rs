@@ -1,5 +1,5 @@
-//! Fuzzes the client's commands with mutated inputs of a job: no panic, no signal, no hang, and no more than 1 GiB of
-//! memory. Inputs that fail are kept, and can be reproduced from their seeds.
+//! Fuzzes the client's commands with mutated inputs of a job: no panic, no signal, no hang, and no more than
+//! 1 GiB of memory. Inputs that fail are kept, and can be reproduced from their seeds.
 
 // The report goes to standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]

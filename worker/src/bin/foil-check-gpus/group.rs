@@ -67,7 +67,8 @@ impl Group<'_> {
         }
         if self.device == DeviceKind::Cuda {
             command.env("CUDA_VISIBLE_DEVICES", &self.devices[rank].id);
-            // All ranks are on this machine; the first interface that NCCL finds may not be reachable from itself.
+            // All ranks are on this machine; the first interface that NCCL finds may not be reachable from
+            // itself.
             command.env("NCCL_SOCKET_IFNAME", foil_torch::network_interface(HOST)?.unwrap_or_default());
         }
         let output = tempfile::tempfile().context("a file for a rank's output")?;

@@ -1,7 +1,8 @@
 //! `foil-check-gpus`: checks this machine's GPUs, and NCCL between them, before a job depends on them.
 //!
-//! For every number of ranks from one up it starts one process per device, checks each collective against sums computed on the
-//! host, and measures all-reduce. Then it runs a short job on all of them. On the CPU it does the same over Gloo.
+//! For every number of ranks from one up it starts one process per device, checks each collective against
+//! sums computed on the host, and measures all-reduce. Then it runs a short job on all of them. On the CPU it
+//! does the same over Gloo.
 
 mod group;
 mod job;

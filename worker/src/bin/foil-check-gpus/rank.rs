@@ -87,8 +87,8 @@ struct Checks<'a> {
 }
 
 impl Checks<'_> {
-    /// The number of collectives checked, and the error of the first that failed. All ranks check all of them even after an error,
-    /// so that none waits for another in vain.
+    /// The number of collectives checked, and the error of the first that failed. All ranks check all of them
+    /// even after an error, so that none waits for another in vain.
     fn all(&self) -> Result<(usize, Option<String>)> {
         let kinds = [Kind::Float, Kind::Double, Kind::Int64, Kind::BFloat16];
         let (mut checked, mut first) = (0, None);

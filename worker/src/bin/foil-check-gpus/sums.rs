@@ -1,6 +1,7 @@
 //! The expected results of each collective, computed on the host in integers.
 
-/// Maximum magnitude of a rank's numbers: sums over up to 42 ranks are then exact in bf16, whose integers are exact up to 256.
+/// Maximum magnitude of a rank's numbers: sums over up to 42 ranks are then exact in bf16, whose integers are
+/// exact up to 256.
 const MAX: i64 = 6;
 
 /// Number `index` of rank `rank`.

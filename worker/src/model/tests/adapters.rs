@@ -14,7 +14,8 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }
 
-/// PEFT's adapter for a model of tests/fixtures/model, with the results that scripts/fixtures/adapter.py computed.
+/// PEFT's adapter for a model of tests/fixtures/model, with the results that scripts/fixtures/adapter.py
+/// computed.
 struct Case {
     base: PathBuf,
     adapter: PathBuf,

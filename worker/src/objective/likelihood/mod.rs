@@ -1,8 +1,8 @@
 //! The likelihood of given responses: the loss of supervised fine-tuning, and log-probabilities per token.
 //!
-//! The language-model head is applied only at positions that predict a response token. Logits are computed in chunks of
-//! [`CHUNK_LOGITS`] numbers, and the gradient of a loss is computed chunk by chunk along with its value, in the memory of
-//! the logits: no `[tokens, vocab]` tensor outlives its chunk, whatever the loss.
+//! The language-model head is applied only at positions that predict a response token. Logits are computed in
+//! chunks of [`CHUNK_LOGITS`] numbers, and the gradient of a loss is computed chunk by chunk along with its
+//! value, in the memory of the logits: no `[tokens, vocab]` tensor outlives its chunk, whatever the loss.
 
 use foil_torch::autograd::with_gradients;
 use foil_torch::ops::{log_prob_gradient, target_log_probs};
@@ -18,8 +18,9 @@ pub const CHUNK_LOGITS: usize = 1 << 24;
 
 /// The positions of a packed batch that predict response tokens.
 ///
-/// The hidden state at t − 1 predicts the token at t, so a response that starts at `a` in a sequence of n tokens is
-/// predicted at positions a − 1 … n − 2. Positions follow from lengths and offsets, never from token ids.
+/// The hidden state at t − 1 predicts the token at t, so a response that starts at `a` in a sequence of n
+/// tokens is predicted at positions a − 1 … n − 2. Positions follow from lengths and offsets, never from
+/// token ids.
 #[derive(Debug)]
 pub struct ResponsePositions {
     /// Rows of the packed batch; `[tokens]`, int64.
@@ -61,7 +62,8 @@ impl ResponsePositions {
         &self.counts
     }
 
-    /// The rows of the packed batch whose hidden states predict response tokens, in the order of sequences; `[tokens]`, int64.
+    /// The rows of the packed batch whose hidden states predict response tokens, in the order of sequences;
+    /// `[tokens]`, int64.
     pub fn rows(&self) -> &Tensor {
         &self.rows
     }
@@ -106,13 +108,15 @@ pub fn nll(prediction: &Prediction<'_>) -> Result<Tensor> {
     })
 }
 
-/// Any loss of responses' log-probabilities, a scalar in fp32 (fp64 for fp64 states) that can be differentiated once.
+/// Any loss of responses' log-probabilities, a scalar in fp32 (fp64 for fp64 states) that can be
+/// differentiated once.
 ///
-/// Group i has the next `groups[i]` tokens. `loss` is called once for each group in order, with the group's index and its
-/// log-probabilities, `[tokens]`, which require gradients, and returns a scalar. The result is the sum over groups.
+/// Group i has the next `groups[i]` tokens. `loss` is called once for each group in order, with the group's
+/// index and its log-probabilities, `[tokens]`, which require gradients, and returns a scalar. The result is
+/// the sum over groups.
 ///
-/// The logits of a group with more than [`CHUNK_LOGITS`] are computed twice, because its loss needs all of its
-/// log-probabilities before the first gradient.
+/// The logits of a group with more than [`CHUNK_LOGITS`] are computed twice, because its loss needs all of
+/// its log-probabilities before the first gradient.
 ///
 /// # Errors
 /// libtorch's errors.
@@ -216,7 +220,8 @@ impl Prediction<'_> {
             }
             return Ok((loss, Tensor::new(), Tensor::new()));
         }
-        // The head is frozen when adapters are trained; its gradient would cost as much as that of the states.
+        // The head is frozen when adapters are trained; its gradient would cost as much as that of the
+        // states.
         let trained = self.head.requires_grad();
         let mut gradients = Gradients {
             hidden: self.hidden.zeros_like(),
@@ -252,7 +257,8 @@ impl Prediction<'_> {
     }
 }
 
-/// Gradients with respect to the states, in their kind, and to the head if it is trained, in fp32 (fp64 for fp64 states).
+/// Gradients with respect to the states, in their kind, and to the head if it is trained, in fp32 (fp64 for
+/// fp64 states).
 struct Gradients {
     hidden: Tensor,
     head: Option<Tensor>,

@@ -67,7 +67,8 @@ fn a_frozen_head_changes_nothing_for_the_states_and_gets_no_gradient() {
     assert!(!problem.head.grad().defined());
 }
 
-/// In fp64 by ATen's operations, in fp32 by the CPU's kernels; whole groups in a chunk, and groups longer than one.
+/// In fp64 by ATen's operations, in fp32 by the CPU's kernels; whole groups in a chunk, and groups longer
+/// than one.
 #[test]
 fn a_loss_of_groups_has_autograds_loss_and_gradients() {
     let groups = [3, 0, 7, 1];

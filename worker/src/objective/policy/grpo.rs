@@ -1,5 +1,5 @@
-//! Group relative policy optimization (Shao et al., arXiv 2402.03300, Eq. 3), with the aggregation of Dr. GRPO (Liu et al.,
-//! arXiv 2503.20783) and the ratios of GSPO (Zheng et al., arXiv 2507.18071) as options.
+//! Group relative policy optimization (Shao et al., arXiv 2402.03300, Eq. 3), with the aggregation of Dr.
+//! GRPO (Liu et al., arXiv 2503.20783) and the ratios of GSPO (Zheng et al., arXiv 2507.18071) as options.
 
 use foil_common::spec::{Grpo, GrpoLossType, ScaleRewards};
 
@@ -11,7 +11,8 @@ use super::{Group, GroupLoss, LossOutput, PolicyObjective, ScoredCompletion, wit
 const CLIP_FRACTION: &str = "clip_fraction";
 const KL: &str = "kl";
 
-/// Means over completions: the fraction of probability ratios that are clipped, and the KL term before its weight.
+/// Means over completions: the fraction of probability ratios that are clipped, and the KL term before its
+/// weight.
 const METRICS: [Metric; 2] = [Metric::per_weight(CLIP_FRACTION), Metric::per_weight(KL)];
 
 impl PolicyObjective for Grpo {
@@ -19,7 +20,8 @@ impl PolicyObjective for Grpo {
         with_tokens(completions)
     }
 
-    /// The trainer divides the sum over completions by the completions of the global batch, those without tokens included.
+    /// The trainer divides the sum over completions by the completions of the global batch, those without
+    /// tokens included.
     fn group_loss(&self, group: &Group<'_>) -> GroupLoss {
         let Self { epsilon, kl, importance_sampling_level: level, .. } = *self;
         let advantages = match self.scale_rewards {

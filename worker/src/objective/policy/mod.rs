@@ -1,4 +1,5 @@
-//! Policy methods: each file says which completions its method reads, the loss of their log-probabilities, and its metrics.
+//! Policy methods: each file says which completions its method reads, the loss of their log-probabilities,
+//! and its metrics.
 //!
 //! # Adding a method
 //! 1. Its settings: a message and a member of `PolicyStepSpec.method` in `proto/foil/v1/jobs.proto`.
@@ -38,7 +39,8 @@ pub struct ScoredCompletion<'a> {
     pub reward: f64,
 }
 
-/// Log-probabilities of one completion's tokens under policies that are not trained; empty if the method does not need them.
+/// Log-probabilities of one completion's tokens under policies that are not trained; empty if the method does
+/// not need them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FixedLogProbs {
     /// log π_ref.
@@ -49,8 +51,8 @@ pub struct FixedLogProbs {
 
 /// A policy method: the loss of one prompt's completions.
 pub trait PolicyObjective {
-    /// Indices of the completions that the loss reads, ascending; none if there is nothing to learn from them. A completion
-    /// without tokens is never read.
+    /// Indices of the completions that the loss reads, ascending; none if there is nothing to learn from
+    /// them. A completion without tokens is never read.
     fn select(&self, completions: &[ScoredCompletion<'_>]) -> Vec<usize>;
 
     /// The loss of the completions that [`PolicyObjective::select`] names, of which there is at least one.
@@ -143,9 +145,10 @@ pub struct LossOutput {
 }
 
 impl GroupLoss {
-    /// `weight` is the group's part of the denominator of a global batch's loss: its pairs (dpo, ipo), its completions, unread
-    /// ones included (grpo, rloo), its tokens (rejection), or 1 for a mean over prompts (rrhf). `loss` is given the policy's
-    /// log-probabilities of the selected completions, `[tokens]` each.
+    /// `weight` is the group's part of the denominator of a global batch's loss: its pairs (dpo, ipo), its
+    /// completions, unread ones included (grpo, rloo), its tokens (rejection), or 1 for a mean over
+    /// prompts (rrhf). `loss` is given the policy's log-probabilities of the selected completions,
+    /// `[tokens]` each.
     pub fn new(weight: f64, loss: impl Fn(&[Tensor]) -> LossOutput + 'static) -> Self {
         Self { weight, loss: Box::new(loss) }
     }
@@ -194,7 +197,8 @@ fn members(pairs: &[Preference]) -> impl Iterator<Item = usize> {
     pairs.iter().flat_map(|pair| [pair.chosen, pair.rejected])
 }
 
-/// Rewards and texts. A completion without tokens has no likelihood: its reward is NaN, which nothing chooses.
+/// Rewards and texts. A completion without tokens has no likelihood: its reward is NaN, which nothing
+/// chooses.
 fn comparable<'a>(completions: &[ScoredCompletion<'a>]) -> (Vec<f64>, Vec<&'a str>) {
     let reward = |completion: &ScoredCompletion<'_>| match completion.tokens {
         0 => f64::NAN,

@@ -30,8 +30,8 @@ impl PolicyObjective for Rejection {
     }
 }
 
-/// The completion with the highest score; its index. The first one wins a tie. A completion that is blank (nothing but
-/// white space) or whose score is NaN never wins; `None` if no other is left.
+/// The completion with the highest score; its index. The first one wins a tie. A completion that is blank
+/// (nothing but white space) or whose score is NaN never wins; `None` if no other is left.
 ///
 /// Scores without a text, and texts without a score, are left out.
 pub fn best_of(scores: &[f64], texts: &[impl AsRef<str>]) -> Option<usize> {

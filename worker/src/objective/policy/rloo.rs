@@ -14,7 +14,8 @@ impl PolicyObjective for Rloo {
         with_tokens(completions)
     }
 
-    /// The trainer divides the sum over completions by the completions of the global batch, those without tokens included.
+    /// The trainer divides the sum over completions by the completions of the global batch, those without
+    /// tokens included.
     fn group_loss(&self, group: &Group<'_>) -> GroupLoss {
         let beta = self.kl.map_or(0.0, |kl| kl.beta);
         let advantages = group.of_selected(&leave_one_out(&penalized(group, beta)));
@@ -34,7 +35,8 @@ impl PolicyObjective for Rloo {
     }
 }
 
-/// All completions' rewards, those of the selected ones less their KL penalty; the others have no tokens to diverge by.
+/// All completions' rewards, those of the selected ones less their KL penalty; the others have no tokens to
+/// diverge by.
 fn penalized(group: &Group<'_>, beta: f64) -> Vec<f64> {
     let mut rewards = group.rewards();
     if beta == 0.0 {

@@ -1,5 +1,5 @@
-//! Rank responses to align with human feedback (Yuan et al., arXiv 2304.05302): completions ranked by reward, likelihoods
-//! ranked alike.
+//! Rank responses to align with human feedback (Yuan et al., arXiv 2304.05302): completions ranked by reward,
+//! likelihoods ranked alike.
 
 use foil_common::spec::{Pairing, Reduction, Rrhf};
 use tch::Tensor;
@@ -30,19 +30,21 @@ impl PolicyObjective for Rrhf {
         })
     }
 
-    /// Means over prompts: the ranking term before its weight, and the best completion's negative log-likelihood.
+    /// Means over prompts: the ranking term before its weight, and the best completion's negative
+    /// log-likelihood.
     fn metrics(&self) -> &'static [Metric] {
         const METRICS: [Metric; 2] = [Metric::per_weight(RANKING), Metric::per_weight(BEST_NLL)];
         &METRICS
     }
 }
 
-/// The ranking and the likelihood term (Eqs. 2-5), scalars in fp32 (fp64 for fp64 log-probabilities): Σ max(0, p_l − p_w) over
-/// `pairs` of a better completion w and a worse one l, with p the mean log-probability of a completion's tokens; and the
-/// negative log-likelihood of completion `best` as a sum or a mean over its tokens.
+/// The ranking and the likelihood term (Eqs. 2-5), scalars in fp32 (fp64 for fp64 log-probabilities): Σ
+/// max(0, p_l − p_w) over `pairs` of a better completion w and a worse one l, with p the mean log-probability
+/// of a completion's tokens; and the negative log-likelihood of completion `best` as a sum or a mean over its
+/// tokens.
 ///
-/// `log_probs` holds each completion's log-probabilities token by token, `[tokens]`. A completion without tokens has p = 0,
-/// above all others, and belongs in no pair.
+/// `log_probs` holds each completion's log-probabilities token by token, `[tokens]`. A completion without
+/// tokens has p = 0, above all others, and belongs in no pair.
 ///
 /// # Panics
 /// An index beyond the completions.

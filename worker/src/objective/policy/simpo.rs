@@ -26,10 +26,11 @@ impl PolicyObjective for Simpo {
     }
 }
 
-/// Simple preference optimization (Meng et al., arXiv 2405.14734, Eq. 6): Σ over pairs of −log σ(β·(p_w − p_l) − γ), with p the
-/// mean log-probability of a completion's tokens.
+/// Simple preference optimization (Meng et al., arXiv 2405.14734, Eq. 6): Σ over pairs of −log σ(β·(p_w −
+/// p_l) − γ), with p the mean log-probability of a completion's tokens.
 ///
-/// `chosen` and `rejected` are p of the two sides, `[pairs]`; the result is a scalar in fp32 (fp64 for fp64 inputs).
+/// `chosen` and `rejected` are p of the two sides, `[pairs]`; the result is a scalar in fp32 (fp64 for fp64
+/// inputs).
 pub fn simpo_loss(chosen: &Tensor, rejected: &Tensor, beta: f64, gamma: f64) -> Tensor {
     let kind = accumulation_kind(chosen.kind());
     let margins = (chosen.to_kind(kind) - rejected.to_kind(kind)) * beta - gamma;

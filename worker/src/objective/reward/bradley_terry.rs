@@ -12,13 +12,14 @@ impl RewardObjective for BradleyTerry {
     }
 }
 
-/// Σ_i w_i · [−(1 − ε) log σ(d_i) − ε log σ(−d_i) + c · (r_i + s_i)²] with d_i = r_i − s_i − m_i, where r_i and
-/// s_i are the scores of pair i's chosen and rejected completions; a scalar in fp32 (fp64 for fp64 scores).
+/// Σ_i w_i · [−(1 − ε) log σ(d_i) − ε log σ(−d_i) + c · (r_i + s_i)²] with d_i = r_i − s_i − m_i, where r_i
+/// and s_i are the scores of pair i's chosen and rejected completions; a scalar in fp32 (fp64 for fp64
+/// scores).
 ///
-/// With ε = c = m = 0 it is Eq. 15 of Cheng et al. (arXiv 2311.08045). The margin is that of Llama 2 (arXiv 2307.09288,
-/// Eq. 2), the centering that of Eisenstein et al. (arXiv 2312.09244), the smoothing a cross-entropy against 1 − ε
-/// for the probability σ(d). −log σ(d) is computed as max(−d, 0) + log(1 + e^−|d|), which neither overflows nor
-/// loses its gradient at large |d|.
+/// With ε = c = m = 0 it is Eq. 15 of Cheng et al. (arXiv 2311.08045). The margin is that of Llama 2 (arXiv
+/// 2307.09288, Eq. 2), the centering that of Eisenstein et al. (arXiv 2312.09244), the smoothing a
+/// cross-entropy against 1 − ε for the probability σ(d). −log σ(d) is computed as max(−d, 0) + log(1 +
+/// e^−|d|), which neither overflows nor loses its gradient at large |d|.
 pub fn bradley_terry(settings: &BradleyTerry, pairs: &ScoredPairs<'_>) -> Tensor {
     let kind = accumulation_kind(pairs.chosen.kind());
     let (chosen, rejected) = (pairs.chosen.to_kind(kind), pairs.rejected.to_kind(kind));

@@ -13,8 +13,8 @@ impl RewardObjective for Gail {
     }
 }
 
-/// A logistic discriminator's loss Σ_i w_i · [−log σ(g_i) − log(1 − σ(s_i))] between golden responses (`chosen`) and
-/// completions (`rejected`), as in GAIL (Ho and Ermon, arXiv 1606.03476). Margins are ignored.
+/// A logistic discriminator's loss Σ_i w_i · [−log σ(g_i) − log(1 − σ(s_i))] between golden responses
+/// (`chosen`) and completions (`rejected`), as in GAIL (Ho and Ermon, arXiv 1606.03476). Margins are ignored.
 ///
 /// σ(r) is the probability that a response is golden.
 pub fn gail(pairs: &ScoredPairs<'_>) -> Tensor {

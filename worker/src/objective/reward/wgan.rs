@@ -14,7 +14,8 @@ impl RewardObjective for Wgan {
 }
 
 /// The Wasserstein objective Σ_i w_i · −(g_i − s_i) between golden responses (`chosen`) and completions
-/// (`rejected`): the reward player's side of the game (Cheng et al., arXiv 2311.08045, Eq. 14). Margins are ignored.
+/// (`rejected`): the reward player's side of the game (Cheng et al., arXiv 2311.08045, Eq. 14). Margins are
+/// ignored.
 ///
 /// It has no lower bound: scores grow as long as the model is trained, unless the head's weights are clipped.
 pub fn wgan(pairs: &ScoredPairs<'_>) -> Tensor {

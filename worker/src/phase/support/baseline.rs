@@ -1,7 +1,7 @@
 //! Comparison of a policy's completions with those of other policies of the job for the same prompts.
 //!
-//! Reward models of different rounds differ in offset and scale, so their mean rewards cannot be compared. The difference of two
-//! policies under one reward model, prompt by prompt, can.
+//! Reward models of different rounds differ in offset and scale, so their mean rewards cannot be compared.
+//! The difference of two policies under one reward model, prompt by prompt, can.
 
 use foil_common::data::rows::PromptRow;
 use foil_common::spec::BestMetric;
@@ -40,8 +40,8 @@ impl Baselines {
         self.start.iter_mut().chain(&mut self.previous)
     }
 
-    /// Adds the differences of reward and gold reward from the start policy and from the previous round's policy. Every
-    /// `reward` must come from the current round's reward model.
+    /// Adds the differences of reward and gold reward from the start policy and from the previous round's
+    /// policy. Every `reward` must come from the current round's reward model.
     pub(in crate::phase) fn compare(&self, samples: &[Sample], metrics: &mut Metrics) {
         let names = [
             (&self.start, REWARD_DIFFERENCE, "gold_difference_mean"),
@@ -65,8 +65,8 @@ impl Baselines {
         }
     }
 
-    /// Adds the metric that selects the best round, separately for the half of the `rows` prompts used for selection and the half
-    /// reported; nothing if there are too few prompts to split.
+    /// Adds the metric that selects the best round, separately for the half of the `rows` prompts used for
+    /// selection and the half reported; nothing if there are too few prompts to split.
     pub(in crate::phase) fn compare_halves(
         &self,
         metric_for_best_model: BestMetric,

@@ -31,7 +31,8 @@ struct Destination {
 }
 
 impl Destination {
-    /// Writes a shard to a file, uploads it and reports it. The coordinator commits the checkpoint once all ranks have reported theirs.
+    /// Writes a shard to a file, uploads it and reports it. The coordinator commits the checkpoint once all
+    /// ranks have reported theirs.
     fn upload(&self, shard: &CheckpointShard) -> Result<(), PhaseError> {
         let (step, rank) = (shard.step(), self.rank);
         let file = self.scratch.join(format!("{step:012}.safetensors"));
@@ -50,7 +51,8 @@ impl Destination {
     }
 }
 
-/// Writes a rank's checkpoints in a gang phase. At most one upload is in flight: a second one blocks training until it starts.
+/// Writes a rank's checkpoints in a gang phase. At most one upload is in flight: a second one blocks training
+/// until it starts.
 pub(in crate::phase) struct CheckpointWriter {
     cadence: Checkpoints,
     stop: StopSignal,
@@ -93,7 +95,8 @@ impl CheckpointWriter {
         })
     }
 
-    /// Waits until all shards are uploaded and reported. While the returned guard is held, a request to stop waits.
+    /// Waits until all shards are uploaded and reported. While the returned guard is held, a request to stop
+    /// waits.
     pub(in crate::phase) fn finish(mut self) -> Result<Option<BusyGuard>, PhaseError> {
         self.upload_thread.take().map_or(Ok(()), UploadThread::finish)?;
         Ok(self.busy)

@@ -60,7 +60,8 @@ fn to_sample(policy: &Policy, completion: Completion) -> Result<Sample, PhaseErr
     Ok(Sample { prompt_id, index, tokens, text, finished, log_probs, ..Default::default() })
 }
 
-/// The text of tokens; blank if they cannot be decoded (half a character at the end), and blank completions never win.
+/// The text of tokens; blank if they cannot be decoded (half a character at the end), and blank completions
+/// never win.
 fn detokenize(policy: &Policy, ids: &[u32]) -> String {
     policy.encoder.response_text(ids).unwrap_or_default()
 }

@@ -48,7 +48,8 @@ impl<'a> DialogueEncoder<'a> {
         Limits::new(self.job.text.max_length, self.job.sampling.max_new_tokens)
     }
 
-    /// Encodes a golden answer or a completion, both truncated to the same budget, so that length does not distinguish them.
+    /// Encodes a golden answer or a completion, both truncated to the same budget, so that length does not
+    /// distinguish them.
     pub(in crate::phase) fn encode_truncated(
         &self,
         row: u64,
@@ -58,7 +59,8 @@ impl<'a> DialogueEncoder<'a> {
         self.encode(row, prompt, source, self.completion_limits())
     }
 
-    /// Encodes a response of the data that is not compared with completions: it shares `text.max_length` with its prompt.
+    /// Encodes a response of the data that is not compared with completions: it shares `text.max_length` with
+    /// its prompt.
     pub(in crate::phase) fn encode_full(
         &self,
         row: u64,

@@ -84,8 +84,8 @@ impl PhaseError {
         matches!(self, Self::Stopped { .. })
     }
 
-    /// Whether this error destroys the CUDA context (a device-side assertion, an illegal access, ECC, NVLink), so that every later
-    /// call of the process fails too. Out of memory does not.
+    /// Whether this error destroys the CUDA context (a device-side assertion, an illegal access, ECC,
+    /// NVLink), so that every later call of the process fails too. Out of memory does not.
     pub fn leaves_device_broken(&self) -> bool {
         let message = self.to_string();
         message.contains("CUDA error:") && self.shortage(&message).is_none()
@@ -101,7 +101,8 @@ impl PhaseError {
         Failure { class, message, advice: advice.to_owned(), step, rows, memory: None }
     }
 
-    /// The memory shortage in a library's message. Messages about the store or the user's files are never taken for one.
+    /// The memory shortage in a library's message. Messages about the store or the user's files are never
+    /// taken for one.
     fn shortage(&self, message: &str) -> Option<MemoryShortage> {
         match self {
             Self::Object(_) | Self::Rows(_) | Self::Record { .. } | Self::Task(_) => None,

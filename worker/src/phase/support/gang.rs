@@ -35,8 +35,8 @@ pub(in crate::phase) struct TrainedModel {
 }
 
 impl TaskContext {
-    /// Trains `parameters` of the objective's model together with the other ranks of the gang, and shuts the gang down. Every
-    /// step is reported.
+    /// Trains `parameters` of the objective's model together with the other ranks of the gang, and shuts the
+    /// gang down. Every step is reported.
     pub(in crate::phase) fn train(
         &mut self,
         task: &GangTask,
@@ -57,7 +57,8 @@ impl TaskContext {
         let summary = match ended {
             Ended::Done(summary) => summary,
             Ended::Stopped { step } => {
-                // A checkpoint is committed once every shard is reported, and the first rank that exits ends the others.
+                // A checkpoint is committed once every shard is reported, and the first rank that exits ends
+                // the others.
                 gang.shutdown()?;
                 std::thread::sleep(FLUSH_TIME);
                 return Err(PhaseError::Stopped { step });
@@ -98,8 +99,8 @@ impl TaskContext {
         Ok(Gang::join(&rendezvous, &config)?)
     }
 
-    /// Waits for rank 0's address in this gang, without a timeout: rank 0 may have much to load. Addresses of earlier gangs are
-    /// ignored.
+    /// Waits for rank 0's address in this gang, without a timeout: rank 0 may have much to load. Addresses of
+    /// earlier gangs are ignored.
     fn wait_for_rendezvous(&self, task: &GangTask) -> Result<(String, u16), PhaseError> {
         loop {
             let rendezvous = self.rank.rendezvous.recv().map_err(|_| PhaseError::NoRendezvous)?;
@@ -152,8 +153,9 @@ impl TaskContext {
         (self.job.seed.into(), task.phase.round)
     }
 
-    /// Writes a trained adapter next to its merged model in `dir`. If the start model has a compatible adapter, the two are
-    /// concatenated: an adapter always refers to the model at the start of the chain.
+    /// Writes a trained adapter next to its merged model in `dir`. If the start model has a compatible
+    /// adapter, the two are concatenated: an adapter always refers to the model at the start of the
+    /// chain.
     pub(in crate::phase) fn save_adapter(
         &mut self,
         start: &Artifact,

@@ -72,8 +72,8 @@ impl Models {
     }
 }
 
-/// A cache of recently used encoders, by the content of their files. Models change with the phases, but most have the same
-/// tokenizer, and loading a large vocabulary takes a second.
+/// A cache of recently used encoders, by the content of their files. Models change with the phases, but most
+/// have the same tokenizer, and loading a large vocabulary takes a second.
 #[derive(Default)]
 pub(in crate::phase) struct Encoders(VecDeque<(String, Rc<Encoder>)>);
 

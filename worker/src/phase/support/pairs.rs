@@ -63,7 +63,8 @@ fn own_cluster(row: u64) -> Cluster {
     Cluster { key: row, is_open: false }
 }
 
-/// The clusters of the rows `range`: pairs of the same prompt form one, which is open if rows outside the range have that prompt.
+/// The clusters of the rows `range`: pairs of the same prompt form one, which is open if rows outside the
+/// range have that prompt.
 fn clusters_by_prompt(all: &[PairRow], range: RowRange) -> Vec<Cluster> {
     let keys: Vec<PromptKey> = all.iter().map(|row| row.prompt().key()).collect();
     let count = |keys: &[PromptKey]| {
@@ -114,7 +115,8 @@ fn against_golden(
     })
 }
 
-/// The preferred one of two completions is sampled by their gold rewards, from the job's seed and the row's id.
+/// The preferred one of two completions is sampled by their gold rewards, from the job's seed and the row's
+/// id.
 fn gold_labeled(
     encoder: &DialogueEncoder<'_>,
     row: &PromptRow,

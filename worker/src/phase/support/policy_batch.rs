@@ -9,7 +9,8 @@ use crate::objective::policy::{FixedLogProbs, Group, GroupLoss, objective_of};
 use crate::phase::{PhaseError, TaskContext};
 use crate::train::CompletionGroup;
 
-/// Prompts with their selected completions, in the tokens that were sampled. Prompts without any are left out.
+/// Prompts with their selected completions, in the tokens that were sampled. Prompts without any are left
+/// out.
 #[derive(Default)]
 pub(in crate::phase) struct PolicyBatch {
     pub(in crate::phase) groups: Vec<CompletionGroup>,

@@ -24,8 +24,8 @@ pub(in crate::phase) struct ScoredGroup<'a> {
 }
 
 impl ScoredGroup<'_> {
-    /// The completions as the policy's method sees them. With `select_worst` every reward changes its sign: a negative control,
-    /// with which an honest experiment must fail.
+    /// The completions as the policy's method sees them. With `select_worst` every reward changes its sign: a
+    /// negative control, with which an honest experiment must fail.
     pub(in crate::phase) fn scored(&self, job: &spec::Job) -> Vec<ScoredCompletion<'_>> {
         let sign = if job.controls.select_worst { -1.0 } else { 1.0 };
         let completions = self.completions.iter().zip(&self.rewards);

@@ -217,7 +217,8 @@ fn assert_passed(directory: &str, findings: &[Finding]) {
     assert!(fault.is_none(), "{directory}: {fault:?}");
 }
 
-/// Full and LoRA, fp32 and bf16, tied and untied, padded embeddings; templates, EOS, BOS and pad of the model and of the job.
+/// Full and LoRA, fp32 and bf16, tied and untied, padded embeddings; templates, EOS, BOS and pad of the model
+/// and of the job.
 #[test]
 fn every_kind_of_result_conforms() {
     let root = tempfile::tempdir().unwrap();

@@ -137,7 +137,8 @@ fn swapped(row: PairRow) -> PairRow {
     PairRow { chosen: row.rejected.clone(), rejected: row.chosen.clone(), ..row }
 }
 
-/// Three policies on the same prompts: metrics equal those of the stored completions, scored by one reward model.
+/// Three policies on the same prompts: metrics equal those of the stored completions, scored by one reward
+/// model.
 #[test]
 fn policies_are_compared_prompt_by_prompt_under_one_reward_model() {
     let mut job = letters_job();

@@ -256,8 +256,8 @@ fn missing_log_probs_are_an_error() {
     assert!(LogProbs::default().of(&sample(0), &Method::Rejection(Rejection)).is_ok());
 }
 
-/// Trains by the method that `edit` makes of the job; gives the phase's metrics and how much more likely the policy has made
-/// the best answers than the worst, in nats per prompt.
+/// Trains by the method that `edit` makes of the job; gives the phase's metrics and how much more likely the
+/// policy has made the best answers than the worst, in nats per prompt.
 fn trained(edit: impl FnOnce(&mut v1::JobSpec)) -> (Vec<v1::Metric>, f64) {
     let mut round = Round::new(|job| {
         let step = job.policy_step.get_or_insert_default();

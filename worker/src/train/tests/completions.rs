@@ -1,4 +1,5 @@
-//! Policies trained on groups of completions: the packed, chunked gradient equals that of separate forward passes.
+//! Policies trained on groups of completions: the packed, chunked gradient equals that of separate forward
+//! passes.
 
 use foil_common::spec::{
     Dpo, Grpo, GrpoLossType, ImportanceSampling, Ipo, KlPenalty, Method, Pairing, Reduction, ReferencePolicy,

@@ -1,4 +1,5 @@
-//! AdamW, clipping and schedules against `torch.optim.AdamW`, `clip_grad_norm_` and transformers' `get_scheduler`.
+//! AdamW, clipping and schedules against `torch.optim.AdamW`, `clip_grad_norm_` and transformers'
+//! `get_scheduler`.
 
 use foil_common::spec::{Schedule, ScheduleKind};
 use serde_json::Value;

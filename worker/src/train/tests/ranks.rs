@@ -1,4 +1,5 @@
-//! The gradient does not depend on how a global batch is split into micro-batches and over ranks, which are processes.
+//! The gradient does not depend on how a global batch is split into micro-batches and over ranks, which are
+//! processes.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -214,7 +215,8 @@ fn a_process_without_rows_takes_the_same_steps() {
     ranks.iter().for_each(|rank| assert_same_training(rank, &whole));
 }
 
-/// The shortest row, which determines the reducer's buckets, and the last micro-batch may have no response tokens.
+/// The shortest row, which determines the reducer's buckets, and the last micro-batch may have no response
+/// tokens.
 #[test]
 fn rows_without_response_tokens_reach_all_parameters() {
     let mut rows = demonstrations(&fixture("loops.json")["demonstrations"]);

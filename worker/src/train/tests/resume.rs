@@ -14,7 +14,8 @@ use crate::collective::Gang;
 use crate::collective::testing::in_threads;
 use crate::model::{LanguageModel, Precision, RewardModel};
 
-/// Writes a file for each shard; requests checkpoints after the steps `checkpoints`, and to stop after `stop`.
+/// Writes a file for each shard; requests checkpoints after the steps `checkpoints`, and to stop after
+/// `stop`.
 struct Folder<'a> {
     dir: &'a Path,
     rank: usize,

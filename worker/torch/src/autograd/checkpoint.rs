@@ -1,5 +1,5 @@
-//! Activation checkpointing (Chen et al. 2016): activations are dropped after the forward pass and recomputed in the
-//! backward pass.
+//! Activation checkpointing (Chen et al. 2016): activations are dropped after the forward pass and recomputed
+//! in the backward pass.
 
 use tch::Tensor;
 
@@ -8,8 +8,9 @@ use crate::ffi::{self, Computation, list, tensors};
 
 /// Runs `function` on `inputs` and keeps only the inputs for the backward pass, which runs it again.
 ///
-/// `inputs` must contain every tensor that may require a gradient, weights included; captured tensors get none. `function` is
-/// first called without gradients, then with them in the backward pass, perhaps on another thread.
+/// `inputs` must contain every tensor that may require a gradient, weights included; captured tensors get
+/// none. `function` is first called without gradients, then with them in the backward pass, perhaps on
+/// another thread.
 ///
 /// # Errors
 /// Errors of `function` as text, also from the backward pass; [`Error::Torch`] if libtorch fails.

@@ -32,7 +32,8 @@ pub fn zero_gradients(parameters: &[Tensor]) -> Result<()> {
     ffi::zero(&ffi::list(&gradients)).during("clearing gradients")
 }
 
-/// Sets the gradients of `parameters` to undefined, so that the next backward pass stores its own without a sum or a copy.
+/// Sets the gradients of `parameters` to undefined, so that the next backward pass stores its own without a
+/// sum or a copy.
 ///
 /// # Errors
 /// [`Error::Torch`], which should not happen.

@@ -5,10 +5,11 @@ use tch::Tensor;
 use crate::error::{During, Result};
 use crate::ffi::{self, native, owned};
 
-/// A scalar equal to `value` whose gradients with respect to `a` and `b` are the given ones times the upstream gradient.
+/// A scalar equal to `value` whose gradients with respect to `a` and `b` are the given ones times the
+/// upstream gradient.
 ///
-/// For losses whose gradients are computed together with their value. It can be differentiated only once, since the given
-/// gradients are consumed.
+/// For losses whose gradients are computed together with their value. It can be differentiated only once,
+/// since the given gradients are consumed.
 ///
 /// # Errors
 /// [`Error::Torch`], which should not happen.

@@ -29,16 +29,17 @@ pub struct ProcessGroupConfig {
 
 /// A fixed set of processes that issue the same collectives in the same order.
 ///
-/// Sums have the same bits on every rank. Dropping a group waits for its collectives in flight, at most for its timeout; other
-/// ranks may drop theirs at any time after their last collective has finished.
+/// Sums have the same bits on every rank. Dropping a group waits for its collectives in flight, at most for
+/// its timeout; other ranks may drop theirs at any time after their last collective has finished.
 pub struct ProcessGroup {
     inner: UniquePtr<ffi::Group>,
     config: ProcessGroupConfig,
     cuda: bool,
 }
 
-// SAFETY: c10d's groups tie nothing to the thread that made them (PyTorch itself moves them between threads); they run
-// on threads of their own behind a queue, and a `ProcessGroup` is used by one thread at a time since it is not `Sync`.
+// SAFETY: c10d's groups tie nothing to the thread that made them (PyTorch itself moves them between threads);
+// they run on threads of their own behind a queue, and a `ProcessGroup` is used by one thread at a time since
+// it is not `Sync`.
 unsafe impl Send for ProcessGroup {}
 
 impl ProcessGroup {
@@ -53,12 +54,13 @@ impl ProcessGroup {
 
     /// A group for tensors on this process's GPU over NCCL, and for CPU tensors over Gloo.
     ///
-    /// NCCL chooses its own interface: set `NCCL_SOCKET_IFNAME` to that of [`crate::network_interface`] before the process
-    /// starts. NCCL's watchdog ends the process if a bucket hangs past the timeout; collectives called here return
-    /// [`Error::Timeout`] before that.
+    /// NCCL chooses its own interface: set `NCCL_SOCKET_IFNAME` to that of [`crate::network_interface`]
+    /// before the process starts. NCCL's watchdog ends the process if a bucket hangs past the timeout;
+    /// collectives called here return [`Error::Timeout`] before that.
     ///
     /// # Errors
-    /// [`Error::NcclMissing`] or [`Error::NoCudaDevice`] if there is no NCCL to use; else as [`ProcessGroup::gloo`].
+    /// [`Error::NcclMissing`] or [`Error::NoCudaDevice`] if there is no NCCL to use; else as
+    /// [`ProcessGroup::gloo`].
     pub fn nccl(store: &Store, config: ProcessGroupConfig) -> Result<Self> {
         if !nccl_built() {
             return Err(Error::NcclMissing);
@@ -96,8 +98,8 @@ impl ProcessGroup {
     /// Replaces `tensor` by its sum over the ranks: the same shape and kind (float or integer) everywhere.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a tensor that is not contiguous or not on the group's device; [`Error::Timeout`] and
-    /// [`Error::PeerLost`] if a peer fails.
+    /// [`Error::Argument`] for a tensor that is not contiguous or not on the group's device;
+    /// [`Error::Timeout`] and [`Error::PeerLost`] if a peer fails.
     pub fn all_reduce(&self, tensor: &mut Tensor) -> Result<()> {
         self.check("all_reduce", tensor)?;
         self.inner.all_reduce_sum(ffi::native(tensor)).during("all_reduce")
@@ -170,7 +172,8 @@ impl ProcessGroup {
         self.inner.shutdown().during("ending the process group")
     }
 
-    /// Aborts collectives in flight and ends the group. Gloo cannot abort: its collectives run to their timeout.
+    /// Aborts collectives in flight and ends the group. Gloo cannot abort: its collectives run to their
+    /// timeout.
     ///
     /// # Errors
     /// [`Error::Torch`] if the backend fails to stop.

@@ -1,5 +1,5 @@
-//! libtorch's collectives: a [`Store`] for the rendezvous, a [`ProcessGroup`] for collectives (Gloo on CPU, NCCL on GPUs), and
-//! a [`Reducer`] that sums gradients over the ranks during the backward pass.
+//! libtorch's collectives: a [`Store`] for the rendezvous, a [`ProcessGroup`] for collectives (Gloo on CPU,
+//! NCCL on GPUs), and a [`Reducer`] that sums gradients over the ranks during the backward pass.
 
 mod group;
 mod reducer;

@@ -39,24 +39,27 @@ pub enum TraceEvent {
 /// Sums gradients over the ranks of a group during the backward pass.
 ///
 /// - Gradients are *summed*, not averaged: divide the loss by the weight of the whole global batch.
-/// - Gradients are views of the reducer's buckets: [`Reducer::zero_gradients`] clears them in place, and nothing else
-///   may replace them.
-/// - [`Reducer::warm_up`] must be called first. c10d rebuilds its buckets after the first backward pass, and the position of
-///   a gradient in its bucket decides the order in which the ranks' parts are added; a run resumed at step *k* has the bits
-///   of an uninterrupted one only if neither takes a real step with the initial buckets.
+/// - Gradients are views of the reducer's buckets: [`Reducer::zero_gradients`] clears them in place, and
+///   nothing else may replace them.
+/// - [`Reducer::warm_up`] must be called first. c10d rebuilds its buckets after the first backward pass, and
+///   the position of a gradient in its bucket decides the order in which the ranks' parts are added; a run
+///   resumed at step *k* has the bits of an uninterrupted one only if neither takes a real step with the
+///   initial buckets.
 pub struct Reducer {
     inner: UniquePtr<ffi::Reducer>,
     parameters: Vec<Tensor>,
     warm: bool,
 }
 
-// SAFETY: c10d's reducer guards its state by a lock, since autograd may call it from threads of its own, and ties
-// nothing to the thread that made it; a `Reducer` is used by one thread at a time since it is not `Sync`.
+// SAFETY: c10d's reducer guards its state by a lock, since autograd may call it from threads of its own, and
+// ties nothing to the thread that made it; a `Reducer` is used by one thread at a time since it is not
+// `Sync`.
 unsafe impl Send for Reducer {}
 
 impl Reducer {
-    /// A reducer for `parameters`: leaves that require gradients, in the same order, shapes and kinds on every rank
-    /// (checked over the group), all on one device that the group serves. The reducer keeps the group alive.
+    /// A reducer for `parameters`: leaves that require gradients, in the same order, shapes and kinds on
+    /// every rank (checked over the group), all on one device that the group serves. The reducer keeps
+    /// the group alive.
     ///
     /// # Errors
     /// [`Error::Argument`] for parameters it cannot reduce; [`Error::Torch`] if ranks disagree about them;
@@ -80,11 +83,12 @@ impl Reducer {
         Ok(Self { inner: inner.during(OPERATION)?, parameters, warm: false })
     }
 
-    /// Rebuilds the buckets in the order in which the backward pass reaches the parameters, and leaves zero gradients.
+    /// Rebuilds the buckets in the order in which the backward pass reaches the parameters, and leaves zero
+    /// gradients.
     ///
-    /// Calls `loss` twice for a loss that reaches every parameter, and discards the gradients. The buckets follow rank 0's
-    /// graph, so `loss` must build the same graph there in every attempt; any batch of the training loss does. All ranks call it
-    /// together; a second call only costs time.
+    /// Calls `loss` twice for a loss that reaches every parameter, and discards the gradients. The buckets
+    /// follow rank 0's graph, so `loss` must build the same graph there in every attempt; any batch of
+    /// the training loss does. All ranks call it together; a second call only costs time.
     ///
     /// # Errors
     /// Errors of `loss` and of [`Reducer::reduce`].
@@ -99,7 +103,8 @@ impl Reducer {
         Ok(())
     }
 
-    /// Runs the backward pass of a micro-batch that is not the step's last: gradients accumulate on this rank only.
+    /// Runs the backward pass of a micro-batch that is not the step's last: gradients accumulate on this rank
+    /// only.
     ///
     /// # Errors
     /// [`Error::Torch`] if backward fails.
@@ -107,24 +112,27 @@ impl Reducer {
         backward(loss)
     }
 
-    /// Runs the backward pass of the step's last micro-batch and sums the accumulated gradients over the ranks.
+    /// Runs the backward pass of the step's last micro-batch and sums the accumulated gradients over the
+    /// ranks.
     ///
-    /// Every rank calls it once per step; a rank without rows passes [`Reducer::zero_loss`]. On CPU the sums are complete when it
-    /// returns; on a GPU, work queued on the current stream sees them.
+    /// Every rank calls it once per step; a rank without rows passes [`Reducer::zero_loss`]. On CPU the sums
+    /// are complete when it returns; on a GPU, work queued on the current stream sees them.
     ///
     /// # Errors
     /// [`Error::Argument`] before [`Reducer::warm_up`]; [`Error::Unreduced`] if the loss does not reach every
-    /// parameter; [`Error::Timeout`] and [`Error::PeerLost`] if a peer fails. After any of these but the first the
-    /// gradients are unspecified and the attempt is over.
+    /// parameter; [`Error::Timeout`] and [`Error::PeerLost`] if a peer fails. After any of these but the
+    /// first the gradients are unspecified and the attempt is over.
     pub fn reduce(&mut self, loss: &Tensor) -> Result<()> {
         self.check_warm()?;
         self.backward(loss)
     }
 
-    /// [`Reducer::reduce`] with a trace of its events, which shows how communication overlaps the backward pass.
+    /// [`Reducer::reduce`] with a trace of its events, which shows how communication overlaps the backward
+    /// pass.
     ///
-    /// At the gradient of parameter `pause_at`, the backward pass waits for the sums of all buckets sent so far. They arrive only
-    /// if none of them depends on the rest of the backward pass. All ranks call it together.
+    /// At the gradient of parameter `pause_at`, the backward pass waits for the sums of all buckets sent so
+    /// far. They arrive only if none of them depends on the rest of the backward pass. All ranks call it
+    /// together.
     ///
     /// # Errors
     /// Errors of [`Reducer::reduce`].
@@ -146,16 +154,16 @@ impl Reducer {
     /// Prepares the next backward pass to reduce, for callers that run it themselves.
     ///
     /// # Errors
-    /// [`Error::Argument`] before [`Reducer::warm_up`]; [`Error::Unreduced`] if the last one did not reach every
-    /// parameter.
+    /// [`Error::Argument`] before [`Reducer::warm_up`]; [`Error::Unreduced`] if the last one did not reach
+    /// every parameter.
     pub fn prepare(&mut self) -> Result<()> {
         self.check_warm()?;
         self.check_finalized()?;
         self.inner.prepare().during("preparing the reducer")
     }
 
-    /// A loss of exactly zero that reaches every parameter, whatever their values, with zero gradients: for a rank
-    /// without rows, or to add to a loss that may leave parameters unused. Scalar, fp32.
+    /// A loss of exactly zero that reaches every parameter, whatever their values, with zero gradients: for a
+    /// rank without rows, or to add to a loss that may leave parameters unused. Scalar, fp32.
     pub fn zero_loss(&self) -> Tensor {
         zero_loss(&self.parameters)
     }

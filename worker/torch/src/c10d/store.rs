@@ -15,13 +15,13 @@ pub struct Store {
     inner: UniquePtr<ffi::Store>,
 }
 
-// SAFETY: c10d's stores tie nothing to the thread that made them: they guard their connection by a lock and count
-// their uses atomically; a `Store` is used by one thread at a time since it is not `Sync`.
+// SAFETY: c10d's stores tie nothing to the thread that made them: they guard their connection by a lock and
+// count their uses atomically; a `Store` is used by one thread at a time since it is not `Sync`.
 unsafe impl Send for Store {}
 
 impl Store {
-    /// Serves a store on `address` (a host name or IP address of this machine) at a free port, see [`Store::port`]. `timeout`
-    /// bounds every wait on it.
+    /// Serves a store on `address` (a host name or IP address of this machine) at a free port, see
+    /// [`Store::port`]. `timeout` bounds every wait on it.
     ///
     /// # Errors
     /// [`Error::Listen`] if the address is not this machine's; [`Error::Torch`] if the server fails to start.

@@ -16,12 +16,13 @@ pub struct AdamWState<'a> {
     pub exp_avg: &'a [Tensor],
     /// Running means of squared gradients, with the parameters' shapes; updated in place.
     pub exp_avg_sq: &'a [Tensor],
-    /// Number of updates so far, one fp32 scalar tensor on the same device per parameter; incremented in place.
+    /// Number of updates so far, one fp32 scalar tensor on the same device per parameter; incremented in
+    /// place.
     pub steps: &'a [Tensor],
 }
 
-/// One AdamW update of all parameters in one kernel (ATen's `_fused_adamw_`), with bias correction; the first update is step 1.
-/// The same inputs give the same bits.
+/// One AdamW update of all parameters in one kernel (ATen's `_fused_adamw_`), with bias correction; the first
+/// update is step 1. The same inputs give the same bits.
 ///
 /// # Errors
 /// [`Error::Argument`] if the lists do not match or a gradient is missing; nothing is changed then.

@@ -15,9 +15,9 @@ pub struct RotaryAngles {
 /// Causal softmax attention of rotated queries over rotated keys, segment by segment, scores scaled by
 /// 1/sqrt(head_dim).
 ///
-/// `q`: `[tokens, heads, head_dim]`; `k`, `v`: `[tokens, kv_heads, head_dim]`, of one kind; gives q's shape. Segments
-/// cover every token once, and a shared prefix is an earlier segment. On CUDA in bf16 this is one call of variable-length flash
-/// attention.
+/// `q`: `[tokens, heads, head_dim]`; `k`, `v`: `[tokens, kv_heads, head_dim]`, of one kind; gives q's shape.
+/// Segments cover every token once, and a shared prefix is an earlier segment. On CUDA in bf16 this is one
+/// call of variable-length flash attention.
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that do not fit together.
@@ -32,8 +32,8 @@ pub fn attention(
     Ok(owned(ffi::attention(native(q), native(k), native(v), cos, sin, segments).during("attention")?))
 }
 
-/// Rows of `x`, `[rows, …]`, in the order of `indices`, `[n]`, int64, which may repeat. The gradient is summed in fp32 and
-/// rounded to x's kind once. Flash attention gathers shared prefixes this way.
+/// Rows of `x`, `[rows, …]`, in the order of `indices`, `[n]`, int64, which may repeat. The gradient is
+/// summed in fp32 and rounded to x's kind once. Flash attention gathers shared prefixes this way.
 ///
 /// # Errors
 /// [`Error::Torch`] for indices outside `x`.
@@ -41,8 +41,8 @@ pub fn gather_rows(x: &Tensor, indices: &Tensor) -> Result<Tensor> {
     Ok(owned(ffi::gather_rows(native(x), native(indices)).during("gather_rows")?))
 }
 
-/// Every head of `x`, `[tokens, heads, head_dim]`, rotated by its token's angles in the half-split layout. Not
-/// differentiable on CPUs.
+/// Every head of `x`, `[tokens, heads, head_dim]`, rotated by its token's angles in the half-split layout.
+/// Not differentiable on CPUs.
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that do not fit together.
@@ -57,14 +57,15 @@ pub struct LayerCache<'a> {
     pub values: &'a Tensor,
 }
 
-/// Rotates one new token's query and key for each row, writes its key and value at `positions[row]` of `slots[row]`,
-/// and attends over that slot up to there.
+/// Rotates one new token's query and key for each row, writes its key and value at `positions[row]` of
+/// `slots[row]`, and attends over that slot up to there.
 ///
-/// `q`: `[rows, heads, head_dim]`; `k`, `v`: `[rows, kv_heads, head_dim]`; gives q's shape. On the CPU only; not
-/// differentiable.
+/// `q`: `[rows, heads, head_dim]`; `k`, `v`: `[rows, kv_heads, head_dim]`; gives q's shape. On the CPU only;
+/// not differentiable.
 ///
 /// # Errors
-/// [`Error::Argument`] for a slot or position outside the cache; [`Error::Torch`] for tensors that do not fit together.
+/// [`Error::Argument`] for a slot or position outside the cache; [`Error::Torch`] for tensors that do not fit
+/// together.
 pub fn decode_attention(
     [q, k, v]: [&Tensor; 3],
     rotation: &RotaryAngles,

@@ -35,8 +35,8 @@ impl PackedWeight {
     }
 }
 
-/// weight · xᵀ, `[out, rows]`, for `weight` `[out, in]` and `x` `[rows, in]` with far fewer rows: the weight is not reordered.
-/// Without gradients.
+/// weight · xᵀ, `[out, rows]`, for `weight` `[out, in]` and `x` `[rows, in]` with far fewer rows: the weight
+/// is not reordered. Without gradients.
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that do not fit together.

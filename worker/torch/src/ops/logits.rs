@@ -5,11 +5,12 @@ use tch::Tensor;
 use crate::error::{During, Result};
 use crate::ffi::{self, SampledToken, native, owned};
 
-/// Samples one token for each row from softmax(logits / temperature) by Gumbel-max in fp64, or the first maximum at temperature
-/// 0. The same pass over the logits gives the parts of its log-probability at temperature 1.
+/// Samples one token for each row from softmax(logits / temperature) by Gumbel-max in fp64; temperature 0
+/// takes the first maximum. The same pass over the logits gives the parts of its log-probability at
+/// temperature 1.
 ///
-/// `logits`: `[vocab, rows]` (transposed, so that all rows are sampled in one pass over memory), fp32 or bf16, contiguous, on
-/// the CPU. `keys[row]` is the state of that row's stream of noise: 1 − u of token t is
+/// `logits`: `[vocab, rows]` (transposed, so that all rows are sampled in one pass over memory), fp32 or
+/// bf16, contiguous, on the CPU. `keys[row]` is the state of that row's stream of noise: 1 − u of token t is
 /// (⌊mix(key + (t + 1)·γ) / 2¹¹⌋ + ½) / 2⁵³ with SplitMix64's mix and γ.
 ///
 /// # Errors
@@ -31,8 +32,8 @@ pub fn target_log_probs(logits: &Tensor, targets: &Tensor) -> Result<(Tensor, Te
     Ok((owned(pair.pin_mut().first()), owned(pair.pin_mut().second())))
 }
 
-/// The backward pass of [`target_log_probs`]: overwrites `logits` with upstream · (onehot(target) − softmax(logits)), for the
-/// upstream gradient `[rows]`, fp32 (fp64 for fp64 logits).
+/// The backward pass of [`target_log_probs`]: overwrites `logits` with upstream · (onehot(target) −
+/// softmax(logits)), for the upstream gradient `[rows]`, fp32 (fp64 for fp64 logits).
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that do not fit together.

@@ -1,7 +1,8 @@
-//! Fused operations of a decoder layer between its matrix products: on CPUs by loops of this crate, elsewhere by ATen.
+//! Fused operations of a decoder layer between its matrix products: on CPUs by loops of this crate, elsewhere
+//! by ATen.
 //!
-//! All are differentiable unless their documentation says otherwise. Activations are `[tokens, …]`, tokens of all sequences end to end,
-//! and fp32 or bf16; arithmetic is fp32.
+//! All are differentiable unless their documentation says otherwise. Activations are `[tokens, …]`, tokens of
+//! all sequences end to end, and fp32 or bf16; arithmetic is fp32.
 
 mod adamw;
 mod attention;

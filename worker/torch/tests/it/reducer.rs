@@ -1,4 +1,5 @@
-//! Gradients summed over ranks are those of one process, and a run that resumes has the bits of one that did not stop.
+//! Gradients summed over ranks are those of one process, and a run that resumes has the bits of one that did
+//! not stop.
 
 use foil_torch::autograd::backward;
 use foil_torch::c10d::{BucketSizes, ProcessGroup, Reducer};

@@ -1,10 +1,11 @@
-//! The elements of JSON arrays. They are separated by brackets and strings only, so that one broken element leaves the
-//! others readable.
+//! The elements of JSON arrays. They are separated by brackets and strings only, so that one broken element
+//! leaves the others readable.
 
 use super::{BOM, RECORD_LIMIT, Record, json, overlong, trim};
 use std::io::{self, BufRead};
 
-/// Number of open brackets whose kind is known; deeper ones are only counted. serde_json refuses such a row anyway.
+/// Number of open brackets whose kind is known; deeper ones are only counted. serde_json refuses such a row
+/// anyway.
 const DEPTH: usize = 128;
 
 pub(super) struct Array<R> {

@@ -1,5 +1,5 @@
-//! Parses one JSON text. Stricter than serde_json's own `Value`: duplicate keys are a fault, and the number of values is
-//! bounded.
+//! Parses one JSON text. Stricter than serde_json's own `Value`: duplicate keys are a fault, and the number
+//! of values is bounded.
 
 use super::super::value::{describe, excerpt};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -7,7 +7,8 @@ use serde_json::error::Category;
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// Maximum number of values in one record. In memory, a list of small numbers takes some forty times its text.
+/// Maximum number of values in one record. In memory, a list of small numbers takes some forty times its
+/// text.
 const VALUE_LIMIT: usize = 200_000;
 
 /// The value at the start of a text.

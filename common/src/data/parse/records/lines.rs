@@ -58,8 +58,8 @@ impl<R: BufRead> Lines<R> {
         record(parsed.value)
     }
 
-    /// The object that starts on `first` and ends on a later line. `None` if there is none: the lines after `first`
-    /// are then read separately, so that one broken row leaves the others readable.
+    /// The object that starts on `first` and ends on a later line. `None` if there is none: the lines after
+    /// `first` are then read separately, so that one broken row leaves the others readable.
     fn spread(&mut self, first: &Line) -> io::Result<Option<serde_json::Value>> {
         let mut text = first.text.clone();
         let mut taken = Vec::new();

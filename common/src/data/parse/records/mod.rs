@@ -130,7 +130,8 @@ fn is_table(file: &str) -> bool {
     matches!(name.rsplit_once('.'), Some((_, "csv" | "tsv")))
 }
 
-/// Skips white space and byte-order marks, counting lines, and returns the byte that follows without consuming it.
+/// Skips white space and byte-order marks, counting lines, and returns the byte that follows without
+/// consuming it.
 fn skip_blank(bytes: &mut impl BufRead, line: &mut u64) -> io::Result<Option<u8>> {
     loop {
         let chunk = bytes.fill_buf()?;

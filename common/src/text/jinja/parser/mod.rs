@@ -8,7 +8,8 @@ use super::Error;
 use super::ast::{Expr, Node, Statement};
 use super::lexer::Token;
 
-/// Maximum nesting of brackets, blocks and operators, and maximum number of nodes of an expression. Both bound the stack.
+/// Maximum nesting of brackets, blocks and operators, and maximum number of nodes of an expression. Both
+/// bound the stack.
 const MAX_NESTING: u32 = 60;
 const MAX_NODES: u32 = 2000;
 
@@ -117,7 +118,8 @@ impl Parser {
         result
     }
 
-    /// Parses a part that Jinja2 compiles as a unit: a nonexistent filter or test in it is an error of the template.
+    /// Parses a part that Jinja2 compiles as a unit: a nonexistent filter or test in it is an error of the
+    /// template.
     fn strict<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         let before = self.unknown.len();
         let result = read(self)?;
@@ -127,8 +129,8 @@ impl Parser {
         }
     }
 
-    /// Parses a condition with its branches: nonexistent filters and tests fail only when they are reached, as in Jinja2, whose
-    /// templates use conditions to guard features of other engines.
+    /// Parses a condition with its branches: nonexistent filters and tests fail only when they are reached,
+    /// as in Jinja2, whose templates use conditions to guard features of other engines.
     fn lenient<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         let before = self.unknown.len();
         let result = read(self);

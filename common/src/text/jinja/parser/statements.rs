@@ -7,7 +7,8 @@ use super::Parser;
 use std::sync::Arc;
 
 impl Parser {
-    /// Parses statements up to a tag with one of these names, which is not consumed; without names, to the end.
+    /// Parses statements up to a tag with one of these names, which is not consumed; without names, to the
+    /// end.
     pub(super) fn statements(&mut self, ends: &[&str]) -> Result<Vec<Statement>, Error> {
         self.nested(|parser| {
             let mut body = Vec::new();

@@ -1,5 +1,5 @@
-//! A seeded simulation of the production core: random orders of everything that can happen, with ranks and agents dying
-//! and the coordinator restarting anywhere, must end in the same committed artifacts.
+//! A seeded simulation of the production core: random orders of everything that can happen, with ranks and
+//! agents dying and the coordinator restarting anywhere, must end in the same committed artifacts.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -77,7 +77,8 @@ impl Simulator {
         simulator
     }
 
-    /// Does what the shell does: events to the log, then actions. A coordinator may die between the two, or before both.
+    /// Does what the shell does: events to the log, then actions. A coordinator may die between the two, or
+    /// before both.
     fn flush(&mut self) {
         let outbox = self.core.drain().expect("no impossible event");
         let dies = self.faults && !outbox.events.is_empty() && self.rng.one_in(60);
@@ -320,7 +321,8 @@ fn simulate(seed: u64, faults: bool) -> Simulator {
         if simulator.state().is_ended() && simulator.ranks.is_empty() {
             return simulator;
         }
-        // Faults stop, so that the job must end: three attempts in a row lost to them are bad luck, not a bug.
+        // Faults stop, so that the job must end: three attempts in a row lost to them are bad luck, not a
+        // bug.
         simulator.faults = faults && turn < 3_000;
         simulator.step();
     }
