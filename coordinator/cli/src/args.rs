@@ -19,8 +19,9 @@ Examples:
   foil serve --store DIR                       a coordinator for many jobs; foil-worker on each host
   foil submit JOB.yaml && foil watch NAME      submits to it; NAME is the name in the job file
 
-Exit status: 0 on success; 1 on failure, also of the job that `run` or `watch` followed; 2 for wrong usage; 3 if `conform` could
-not make all checks; 129, 130 or 143 if `run` was stopped by SIGHUP, SIGINT or SIGTERM: the same command resumes the job.";
+Exit status: 0 on success; 1 on failure, also of the job that `run` or `watch` followed;
+2 for wrong usage; 3 if `conform` could not make all checks; 129, 130 or 143 if `run` was
+stopped by SIGHUP, SIGINT or SIGTERM: the same command resumes the job.";
 
 /// Adversarial Preference Optimization as a service: trains a reward model and a language model against each
 /// other.
