@@ -1,7 +1,7 @@
 """Trains the small game over gRPC: submits it, watches it, fetches the policy and loads it with transformers.
 
 pip install grpcio grpcio-tools blake3 transformers torch
-python -m grpc_tools.protoc -I proto --python_out=stubs --grpc_python_out=stubs proto/foil/v1/*.proto
+mkdir -p stubs && python -m grpc_tools.protoc -I proto --python_out=stubs --grpc_python_out=stubs proto/foil/v1/*.proto
 PYTHONPATH=stubs python proto/examples/train.py 127.0.0.1:7070 letters-policy
 """
 

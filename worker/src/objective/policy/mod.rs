@@ -3,7 +3,8 @@
 //!
 //! # Adding a method
 //! 1. Its settings: a message and a member of `PolicyStepSpec.method` in `proto/foil/v1/jobs.proto`.
-//! 2. Their defaults and ranges, and what the method needs: a file and a line in `common/src/spec/method/`.
+//! 2. Their defaults and ranges, and what the method needs: a file and a line in `common/src/spec/method/`; a
+//!    setting with a few names also has a line in `common/src/spec/json_schema`.
 //! 3. Its loss: a file here, and the one arm of [`objective_of`].
 //!
 //! Its oracle belongs in `scripts/fixtures/objectives.py` and `worker/src/objective/oracles.rs`.

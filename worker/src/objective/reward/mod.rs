@@ -3,7 +3,8 @@
 //!
 //! # Adding a loss
 //! 1. Its settings: a message and a member of `RewardStepSpec.loss` in `proto/foil/v1/jobs.proto`.
-//! 2. Their defaults and ranges: a file and a line in `common/src/spec/reward_loss/`.
+//! 2. Their defaults and ranges: a file and a line in `common/src/spec/reward_loss/`; a setting with a few
+//!    names also has a line in `common/src/spec/json_schema`.
 //! 3. The loss: a file here, and the one arm of [`objective_of`].
 //!
 //! Its oracle belongs in `scripts/fixtures/objectives.py` and `worker/src/objective/oracles.rs`.
