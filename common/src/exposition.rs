@@ -34,7 +34,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("foil_fenced_writes_total", "Times this process found that another coordinator had taken the lead."),
     ("foil_job_transitions_total", "Changes of a job's state."),
     ("foil_object_verify_failures_total", "Objects whose bytes did not match their hash."),
-    ("foil_objects_swept_total", "Unreferenced objects deleted."),
+    ("foil_objects_deleted_total", "Unreferenced objects deleted."),
     ("foil_objectstore_requests_total", "Requests to the store, by operation and outcome."),
     ("foil_phases_committed_total", "Phases committed, by kind."),
     ("foil_rank_exits_total", "Rank processes that ended, by cause, and by signal where one killed them."),

@@ -29,7 +29,7 @@ pub const RANK_SITES: [&str; 15] = [
     "phase.load",
     "phase.generate",
     "phase.score",
-    "phase.reference",
+    "phase.ref_log_probs",
     "phase.evaluate",
     "gang.join",
     "train.forward",

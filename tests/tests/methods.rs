@@ -258,7 +258,7 @@ fn a_rank_killed_in_the_reference_phase_changes_no_bit() {
     let baseline = job().finish().weights();
     let run = job();
     let once = run.scratch().join("killed").to_string_lossy().into_owned();
-    let killed = run.env("FOIL_FAILPOINT", "phase.reference=kill@1").env("FOIL_FAILPOINT_ONCE", once);
+    let killed = run.env("FOIL_FAILPOINT", "phase.ref_log_probs=kill@1").env("FOIL_FAILPOINT_ONCE", once);
     assert!(killed.finish().weights() == baseline, "the final weights differ");
     assert!(killed.scratch().join("killed").exists(), "no rank was killed");
 }

@@ -63,7 +63,7 @@ async fn metrics(line: &LeaderChannel, job: &v1::Job, path: &Path) -> Result<()>
 fn drift_lines(job: &v1::Job) -> String {
     let mut lines = String::new();
     for round in &job.rounds {
-        for (phase, prefix) in [("reference", "reference_drift_"), ("evaluate", "drift_")] {
+        for (phase, prefix) in [("ref_log_probs", "log_probs_drift_"), ("evaluate", "drift_")] {
             let figure = |metric: &v1::Metric| {
                 Some((format!("drift_{}", metric.name.strip_prefix(prefix)?), json!(metric.value)))
             };
@@ -124,14 +124,14 @@ mod tests {
             metric("drift_mean", 0.5),
             metric("drift_max", 2.0),
             metric("kl", 1.0),
-            metric("reference_drift_mean", 0.25),
+            metric("log_probs_drift_mean", 0.25),
         ];
         let rounds =
             vec![v1::RoundResult { round: 3, policy, ..Default::default() }, v1::RoundResult::default()];
         let lines = drift_lines(&v1::Job { rounds, ..Default::default() });
         let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let expected = [
-            json!({ "phase": "r03.policy.reference", "round": 3, "drift_mean": 0.25 }),
+            json!({ "phase": "r03.policy.ref_log_probs", "round": 3, "drift_mean": 0.25 }),
             json!({ "phase": "r03.policy.evaluate", "round": 3, "drift_mean": 0.5, "drift_max": 2.0 }),
         ];
         assert_eq!(lines, expected);

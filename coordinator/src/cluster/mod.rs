@@ -26,7 +26,7 @@ pub struct Liveness {
     pub stop_timeout: Duration,
     /// An agent not heard for this long, some heartbeats, may be replaced by another process of its name.
     pub takeover_after: Duration,
-    /// For how long a faulty agent is set aside, the first time.
+    /// For how long a faulty agent is excluded, the first time.
     pub probation: Duration,
 }
 
@@ -285,19 +285,19 @@ impl Cluster {
             }
         }
         let all: usize = self.agents.values().map(|agent| agent.devices(kind).count()).sum();
-        supply.set_aside = all - supply.connected;
+        supply.excluded = all - supply.connected;
         supply
     }
 
-    /// The agents that may get ranks: not those set aside, unless no other has devices of the kind.
+    /// The agents that may get ranks: not excluded ones, unless no other has devices of the kind.
     fn in_use(&self, kind: &str) -> impl Iterator<Item = (&String, &Agent)> {
         let others = self.agents.values().any(|agent| agent.is_trusted(kind));
         self.agents
             .iter()
-            .filter(move |(_, agent)| !agent.leaving && (!others || !agent.trust.is_set_aside()))
+            .filter(move |(_, agent)| !agent.leaving && (!others || !agent.trust.is_excluded()))
     }
 
-    /// Records a fault of the agent. Returns for how long it is set aside, if that starts now.
+    /// Records a fault of the agent. Returns for how long it is excluded, if that starts now.
     pub fn strike(&mut self, agent: &str, fault: AgentFault, now: Now) -> Option<Duration> {
         let probation = self.liveness.probation;
         self.agents.get_mut(agent)?.trust.strike(fault, probation, now)
@@ -316,8 +316,8 @@ impl Cluster {
     }
 
     /// Number of agents that get no ranks while there are others.
-    pub fn set_aside(&self) -> usize {
-        self.agents.values().filter(|agent| agent.trust.is_set_aside()).count()
+    pub fn excluded(&self) -> usize {
+        self.agents.values().filter(|agent| agent.trust.is_excluded()).count()
     }
 
     pub fn assign(&mut self, placement: &Placement, session: &str) {
@@ -387,7 +387,7 @@ impl Agent {
     }
 
     fn is_trusted(&self, kind: &str) -> bool {
-        self.is_up() && !self.leaving && !self.trust.is_set_aside() && self.devices(kind).next().is_some()
+        self.is_up() && !self.leaving && !self.trust.is_excluded() && self.devices(kind).next().is_some()
     }
 
     fn devices<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Device> {

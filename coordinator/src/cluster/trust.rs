@@ -1,4 +1,4 @@
-//! Trust in an agent: one that starts no ranks, or whose ranks make false reports, is set aside for a while.
+//! Trust in an agent: one that starts no ranks, or whose ranks make false reports, is excluded for a while.
 //! Pure: time is passed in. Kept in memory only: a new leader learns it again from two starts that never
 //! connect, which count against no job that another agent can run.
 
@@ -15,7 +15,7 @@ pub enum AgentFault {
     FalseReport,
 }
 
-/// Number of strikes after which an agent is set aside.
+/// Number of strikes after which an agent is excluded.
 const STRIKES: u32 = 2;
 /// Number of times that the period doubles.
 const DOUBLINGS: u32 = 5;
@@ -27,19 +27,19 @@ pub(super) struct Trust {
     strikes: u32,
     last: Option<AgentFault>,
     until: Option<Duration>,
-    /// Number of times in a row that it was set aside.
+    /// Number of times in a row that it was excluded.
     times: u32,
 }
 
 impl Trust {
-    /// Records a fault. Returns for how long the agent is set aside, if that starts now.
+    /// Records a fault. Returns for how long the agent is excluded, if that starts now.
     pub(super) fn strike(&mut self, fault: AgentFault, probation: Duration, now: Now) -> Option<Duration> {
         self.last = Some(fault);
         self.strikes += match fault {
             AgentFault::NeverConnected => 1,
             AgentFault::FalseReport => STRIKES,
         };
-        // An agent that is set aside already may still fail at work that it was given before.
+        // An agent that is excluded already may still fail at work that it was given before.
         if self.strikes < STRIKES || self.until.is_some() {
             return None;
         }
@@ -56,7 +56,7 @@ impl Trust {
         }
     }
 
-    /// Ends the period of an agent whose time is over; the next strike sets it aside for longer.
+    /// Ends the period of an agent whose time is over; the next strike excludes it for longer.
     pub(super) fn lift(&mut self, now: Now) {
         if self.until.is_some_and(|until| now.mono >= until) {
             self.until = None;
@@ -64,7 +64,7 @@ impl Trust {
         }
     }
 
-    pub(super) fn is_set_aside(&self) -> bool {
+    pub(super) fn is_excluded(&self) -> bool {
         self.until.is_some()
     }
 
@@ -85,19 +85,19 @@ mod tests {
     }
 
     #[test]
-    fn two_starts_that_never_connect_set_an_agent_aside_each_time_for_longer() {
+    fn two_starts_that_never_connect_exclude_an_agent_each_time_for_longer() {
         let mut trust = Trust::default();
         assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(0)), None);
-        assert!(!trust.is_set_aside());
+        assert!(!trust.is_excluded());
         assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(1)), Some(PROBATION));
         assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(2)), None, "reported once");
         trust.lift(at(30));
-        assert!(trust.is_set_aside());
+        assert!(trust.is_excluded());
         trust.lift(at(31));
-        assert!(!trust.is_set_aside());
+        assert!(!trust.is_excluded());
         assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(40)), Some(2 * PROBATION));
         trust.record_connection();
-        assert!(!trust.is_set_aside() && trust.strikes() == 0, "it starts ranks after all");
+        assert!(!trust.is_excluded() && trust.strikes() == 0, "it starts ranks after all");
         assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(50)), None);
     }
 
@@ -106,7 +106,7 @@ mod tests {
         let mut trust = Trust::default();
         assert_eq!(trust.strike(AgentFault::FalseReport, PROBATION, at(0)), Some(PROBATION));
         trust.record_connection();
-        assert!(trust.is_set_aside());
+        assert!(trust.is_excluded());
         trust.lift(at(30));
         assert_eq!(trust.strike(AgentFault::FalseReport, PROBATION, at(30)), Some(2 * PROBATION));
     }

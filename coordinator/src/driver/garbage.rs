@@ -16,7 +16,7 @@ pub(super) fn spawn_collection(store: Store, garbage: GarbageSet) {
         match collect(&store, &garbage).await {
             Ok(0) => {}
             Ok(objects) => {
-                metrics::counter!("foil_objects_swept_total").increment(objects);
+                metrics::counter!("foil_objects_deleted_total").increment(objects);
                 tracing::debug!(prefix = garbage.prefix(), objects, "garbage objects deleted");
             }
             Err(error) => {

@@ -138,12 +138,12 @@ fn gauges(core: &Core, now: Now) -> [Family; 5] {
     let devices = counts.devices.iter().fold(devices, |devices, ((kind, state), number)| {
         devices.with(&[("kind", kind), ("state", state)], count(Some(number)))
     });
-    let set_aside = Family::new(
-        "foil_agents_set_aside",
+    let excluded = Family::new(
+        "foil_agents_excluded",
         "Agents that get no ranks for a while, for what went wrong through their fault.",
     );
-    let set_aside = set_aside.with(&[], count(Some(&core.cluster().set_aside())));
-    [jobs, ages, agents, devices, set_aside]
+    let excluded = excluded.with(&[], count(Some(&core.cluster().excluded())));
+    [jobs, ages, agents, devices, excluded]
 }
 
 fn count(number: Option<&usize>) -> f64 {

@@ -16,14 +16,14 @@ pub(super) fn of_phase(done: &Committed) -> impl DoubleEndedIterator<Item = &v1:
 }
 
 /// A round's metrics, if it has any. Evaluation metrics keep their names; those on fresh golden-vs-sample
-/// pairs become `fresh_…`, those of training `train_…`, and the drift found in the Reference phase
-/// `reference_drift_…`.
+/// pairs become `fresh_…`, those of training `train_…`, and the drift found in the RefLogProbs phase
+/// `log_probs_drift_…`.
 pub(super) fn round(state: &JobState, round: u32) -> Option<v1::RoundResult> {
     let mut reward = metrics_of(state, round, Work::EvaluateReward).to_vec();
     reward.extend(prefixed("fresh_", metrics_of(state, round, Work::EvaluateRewardFresh)));
     reward.extend(prefixed("train_", metrics_of(state, round, Work::TrainReward)));
     let mut policy = metrics_of(state, round, Work::EvaluatePolicy).to_vec();
-    let reference = metrics_of(state, round, Work::ReferencePolicy).iter();
+    let reference = metrics_of(state, round, Work::RefLogProbs).iter();
     let drift = reference.filter(|metric| metric.name.starts_with("drift_")).cloned();
     policy.extend(prefixed("reference_", &drift.collect::<Vec<_>>()));
     policy.extend(prefixed("train_", metrics_of(state, round, Work::TrainPolicy)));

@@ -67,7 +67,7 @@ impl Planner<'_> {
         let step = &self.job.policy_step;
         let needs = step.method.needs();
         if needs.reference.is_some() || needs.old_log_probs {
-            phases.extend(self.map(round, Work::ReferencePolicy));
+            phases.extend(self.map(round, Work::RefLogProbs));
         }
         let rows = self.rows(sets::PROMPTS);
         let sequences = rows * u64::from(step.method.max_completions(step.samples));
@@ -124,7 +124,7 @@ pub(crate) fn segments(job: &spec::Job, round: u32, work: Work) -> Vec<&'static 
             vec![sets::GOLD_PREFERENCE_EVALUATION_PROMPTS]
         }
         Work::EvaluateReward => vec![sets::EVALUATION_PREFERENCES],
-        Work::GeneratePolicy | Work::ScorePolicy | Work::ReferencePolicy => vec![sets::PROMPTS],
+        Work::GeneratePolicy | Work::ScorePolicy | Work::RefLogProbs => vec![sets::PROMPTS],
         Work::EvaluatePolicy => vec![sets::EVALUATION_PROMPTS],
         Work::Sft | Work::TrainReward | Work::TrainPolicy => Vec::new(),
     }

@@ -4,7 +4,7 @@ use foil_proto::v1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Work {
     Sft,
-    /// Two samples for each prompt of a gold-labelled training pair.
+    /// Two samples for each prompt of a gold-labeled training pair.
     GeneratePreferences,
     GenerateEvaluationPreferences,
     /// Samples for golden prompts, and for those held out.
@@ -17,7 +17,7 @@ pub enum Work {
     GeneratePolicy,
     ScorePolicy,
     /// Log-probabilities of the policy's samples under the models that training compares the policy with.
-    ReferencePolicy,
+    RefLogProbs,
     TrainPolicy,
     EvaluatePolicy,
 }
@@ -33,7 +33,7 @@ impl Work {
         Self::EvaluateRewardFresh,
         Self::GeneratePolicy,
         Self::ScorePolicy,
-        Self::ReferencePolicy,
+        Self::RefLogProbs,
         Self::TrainPolicy,
         Self::EvaluatePolicy,
     ];
@@ -50,7 +50,7 @@ impl Work {
             Self::EvaluateRewardFresh => "reward.evaluate_fresh",
             Self::GeneratePolicy => "policy.generate",
             Self::ScorePolicy => "policy.score",
-            Self::ReferencePolicy => "policy.reference",
+            Self::RefLogProbs => "policy.ref_log_probs",
             Self::TrainPolicy => "policy.train",
             Self::EvaluatePolicy => "policy.evaluate",
         }
@@ -65,7 +65,7 @@ impl Work {
             | Self::GenerateGolden
             | Self::GeneratePolicy => "generate",
             Self::ScorePolicy => "score",
-            Self::ReferencePolicy => "reference",
+            Self::RefLogProbs => "ref_log_probs",
             Self::TrainReward => "train_reward",
             Self::TrainPolicy => "train_policy",
             Self::EvaluateReward | Self::EvaluateRewardFresh => "evaluate_reward",
@@ -157,7 +157,7 @@ pub fn artifact_name(phase: &Phase) -> (String, &'static str) {
         | Work::GenerateGolden
         | Work::GeneratePolicy => (format!("samples/{}", phase.id), "samples"),
         Work::ScorePolicy => (format!("scores/{}", phase.id), "scores"),
-        Work::ReferencePolicy => (format!("reference/{}", phase.id), "reference"),
+        Work::RefLogProbs => (format!("ref_log_probs/{}", phase.id), "ref_log_probs"),
         Work::EvaluateReward | Work::EvaluateRewardFresh | Work::EvaluatePolicy => {
             (format!("evaluation/{}", phase.id), "evaluation")
         }

@@ -15,8 +15,8 @@ pub struct Supply {
     /// Devices that no rank holds.
     pub free: usize,
     pub connected: usize,
-    /// Devices on workers that are set aside; not counted above.
-    pub set_aside: usize,
+    /// Devices on workers that are excluded; not counted above.
+    pub excluded: usize,
 }
 
 /// A job that lacks devices.
@@ -89,23 +89,23 @@ impl DevicePool {
     }
 
     fn wait(&self, demand: &Demand, lacking: usize) -> v1::JobWait {
-        let Supply { free, connected, set_aside } = self.supply;
+        let Supply { free, connected, excluded } = self.supply;
         let kind = &demand.kind;
         let more = if demand.starts { "" } else { "more " };
         let wanted = format!("waiting for {lacking} {more}{kind} {}", devices(lacking));
-        let aside = match set_aside {
+        let note = match excluded {
             0 => String::new(),
-            aside => format!(" (and {aside} on workers that are set aside)"),
+            others => format!(" (and {others} on workers that are excluded)"),
         };
         let position = match self.waiting {
             1 => String::new(),
             waiting => format!("; {} in the queue", ordinal(waiting)),
         };
         let reason = if demand.starts && demand.ranks > connected {
-            format!("{wanted}; the workers connected now have {connected}{aside}{position}")
+            format!("{wanted}; the workers connected now have {connected}{note}{position}")
         } else {
             let reserved = if self.reserved && free > 0 { ", kept for a job before this one" } else { "" };
-            format!("{wanted}; {free} of {connected} free{reserved}{aside}{position}")
+            format!("{wanted}; {free} of {connected} free{reserved}{note}{position}")
         };
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         v1::JobWait {

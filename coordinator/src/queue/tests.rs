@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn supply(free: usize, connected: usize) -> BTreeMap<String, Supply> {
-    [("cpu".to_owned(), Supply { free, connected, set_aside: 0 })].into()
+    [("cpu".to_owned(), Supply { free, connected, excluded: 0 })].into()
 }
 
 fn starts(job: &str, ranks: usize) -> Demand {
@@ -51,12 +51,12 @@ fn a_running_attempt_gets_its_missing_ranks_before_another_starts() {
 #[test]
 fn kinds_do_not_wait_for_each_other() {
     let mut both = supply(0, 1);
-    both.insert("cuda".to_owned(), Supply { free: 1, connected: 1, set_aside: 8 });
+    both.insert("cuda".to_owned(), Supply { free: 1, connected: 1, excluded: 8 });
     let cuda = |job: &str, ranks| Demand { kind: "cuda".to_owned(), ..starts(job, ranks) };
     let grants = allocate(&both, &[starts("a", 1), cuda("b", 1), cuda("c", 2)]);
     assert_eq!(grants[1], Grant::Full);
     let expected =
-        "waiting for 2 cuda devices; the workers connected now have 1 (and 8 on workers that are set aside)";
+        "waiting for 2 cuda devices; the workers connected now have 1 (and 8 on workers that are excluded)";
     assert_eq!(reason(&grants[2]), expected);
 }
 

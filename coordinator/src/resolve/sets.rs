@@ -108,7 +108,7 @@ impl Sets {
             (skipped.duplicates, "duplicate rows"),
             (skipped.ties, "comparisons of equal score"),
             (skipped.spare_answers, "golden answers beside a prompt's first"),
-            (skipped.undesirable, "answers labelled as bad ones"),
+            (skipped.undesirable, "answers labeled as bad ones"),
         ];
         for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
             self.warnings.push(format!("{field}: {count} {what} are left out"));
@@ -173,13 +173,13 @@ impl Sets {
 
     fn require_rows(&self, job: &spec::Job) -> Result<(), ResolveError> {
         let human = job.reward_step.human_weight > 0.0;
-        let labelled = job.data.gold_preferences.is_some();
+        let labeled = job.data.gold_preferences.is_some();
         let more = "give a file with more rows";
         let held_out =
             "give an evaluation set of its own, or rows with more distinct prompts to hold some out";
         let needs = [
             (job.has_sft(), "data.sft", datasets::SFT, more),
-            (human && !labelled, "data.preferences", datasets::PREFERENCES, more),
+            (human && !labeled, "data.preferences", datasets::PREFERENCES, more),
             (
                 !self.preferences.is_empty(),
                 "data.evaluation.preferences",
@@ -190,10 +190,10 @@ impl Sets {
             (true, "data.prompts", datasets::PROMPTS, more),
             (true, "data.evaluation.prompts", datasets::EVALUATION_PROMPTS, held_out),
             (
-                labelled,
+                labeled,
                 "data.golden",
                 datasets::GOLD_PREFERENCE_PROMPTS,
-                "gold-labelled pairs use the golden prompts",
+                "gold-labeled pairs use the golden prompts",
             ),
         ];
         let counts = self.counts();

@@ -106,7 +106,7 @@ pub(super) fn bounded_message(mut message: rank_message::Message) -> rank_messag
             failure.rows.truncate(MAX_ROWS);
             failure.rows.iter_mut().for_each(|row| cut(row, MAX_NAME_BYTES));
         }
-        rank_message::Message::Step(step) => truncate_metrics(&mut step.figures),
+        rank_message::Message::Step(step) => truncate_metrics(&mut step.metrics),
         rank_message::Message::Gang(result) => truncate_metrics(&mut result.metrics),
         rank_message::Message::Progress(progress) => cut(&mut progress.unit, MAX_NAME_BYTES),
         rank_message::Message::Chunk(result) => {

@@ -262,7 +262,7 @@ impl GangPhase {
             done: last.step,
             total: if last.steps > 0 { last.steps } else { self.steps },
             unit: phase.work.unit().to_owned(),
-            step: last.figures,
+            step: last.metrics,
         }
     }
 }
@@ -298,7 +298,7 @@ fn metric_line(state: &JobState, report: &v1::StepReport) -> String {
     object.insert("attempt".to_owned(), report.attempt.into());
     object.insert("step".to_owned(), report.step.into());
     object.insert("steps".to_owned(), report.steps.into());
-    for metric in &report.figures {
+    for metric in &report.metrics {
         object.insert(metric.name.clone(), metric.value.into());
     }
     Value::Object(object).to_string()

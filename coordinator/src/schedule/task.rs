@@ -8,7 +8,7 @@ use super::context::Problem;
 use crate::job::{JobState, rows};
 use crate::plan::{Phase, Work, chunks_of, segments};
 
-/// Samples per prompt of a gold-labelled pair.
+/// Samples per prompt of a gold-labeled pair.
 const PAIR_SAMPLES: u32 = 2;
 
 /// A chunk of a map phase: a task and its rows.
@@ -79,7 +79,7 @@ impl Builder<'_> {
                 prompts: Some(self.dataset(set)?),
                 samples: Some(only(self.samples(round, Work::GeneratePolicy)?, local)),
             }),
-            Work::ReferencePolicy => self.reference(set, local)?,
+            Work::RefLogProbs => self.compute_ref_log_probs(set, local)?,
             Work::EvaluateReward => {
                 let first = self.evaluated(1, Work::EvaluateReward, local);
                 self.evaluate_reward(self.human_evaluation(set, local)?, first)?
@@ -116,7 +116,7 @@ impl Builder<'_> {
                 prompts: Some(self.dataset(sets::PROMPTS)?),
                 samples: Some(self.samples(round, Work::GeneratePolicy)?),
                 scores: Some(self.samples(round, Work::ScorePolicy)?),
-                reference: self.reference_log_probs()?,
+                ref_log_probs: self.ref_log_probs()?,
             }),
             _ => return Err(self.missing("a gang")),
         };
@@ -136,28 +136,28 @@ impl Builder<'_> {
         }))
     }
 
-    fn reference(&self, set: &str, local: u32) -> Result<TaskWork, TaskError> {
+    fn compute_ref_log_probs(&self, set: &str, local: u32) -> Result<TaskWork, TaskError> {
         let (needs, round) = (self.job.spec.policy_step.method.needs(), self.phase.round);
         let before = round.saturating_sub(1);
         let reference = needs.reference.map(|reference| match reference {
             ReferencePolicy::RoundStart => self.policy(before),
             ReferencePolicy::Initial => self.policy(0),
         });
-        Ok(TaskWork::Reference(v1::Reference {
+        Ok(TaskWork::RefLogProbs(v1::RefLogProbs {
             reference: reference.transpose()?,
-            sampler: needs.old_log_probs.then(|| self.policy(before)).transpose()?,
+            old_policy: needs.old_log_probs.then(|| self.policy(before)).transpose()?,
             prompts: Some(self.dataset(set)?),
             samples: Some(only(self.samples(round, Work::GeneratePolicy)?, local)),
             scores: Some(only(self.samples(round, Work::ScorePolicy)?, local)),
-            drawn_by: Some(self.policy(before)?),
+            generated_by: Some(self.policy(before)?),
         }))
     }
 
-    /// The artifact of the round's Reference phase; none if the plan has no such phase.
-    fn reference_log_probs(&self) -> Result<Option<v1::Artifact>, TaskError> {
-        let id = Phase::id_of(self.phase.round, Work::ReferencePolicy);
+    /// The artifact of the round's RefLogProbs phase; none if the plan has no such phase.
+    fn ref_log_probs(&self) -> Result<Option<v1::Artifact>, TaskError> {
+        let id = Phase::id_of(self.phase.round, Work::RefLogProbs);
         let planned = self.job.phases.iter().any(|phase| phase.id == id);
-        planned.then(|| self.samples(self.phase.round, Work::ReferencePolicy)).transpose()
+        planned.then(|| self.samples(self.phase.round, Work::RefLogProbs)).transpose()
     }
 
     fn evaluate_reward(&self, source: Source, first: Option<v1::Artifact>) -> Result<TaskWork, TaskError> {
@@ -195,7 +195,7 @@ impl Builder<'_> {
         if self.job.spec.data.gold_preferences.is_none() {
             return Ok(Source::Pairs(self.dataset(set)?));
         }
-        Ok(Source::GoldLabelled(v1::GoldLabelled {
+        Ok(Source::GoldLabeled(v1::GoldLabeled {
             prompts: Some(self.dataset(set)?),
             samples: Some(only(self.samples(0, Work::GenerateEvaluationPreferences)?, local)),
         }))
@@ -209,7 +209,7 @@ impl Builder<'_> {
         if self.job.spec.data.gold_preferences.is_none() {
             return Ok(Some(Source::Pairs(self.dataset(sets::PREFERENCES)?)));
         }
-        Ok(Some(Source::GoldLabelled(v1::GoldLabelled {
+        Ok(Some(Source::GoldLabeled(v1::GoldLabeled {
             prompts: Some(self.dataset(sets::GOLD_PREFERENCE_PROMPTS)?),
             samples: Some(self.samples(0, Work::GeneratePreferences)?),
         })))

@@ -95,7 +95,7 @@ impl TaskContext {
         let output = match &task.work {
             MapWork::Generate(work) => generate::run(self, task, work)?,
             MapWork::Score(work) => score::run(self, task, work)?,
-            MapWork::ReferenceLogProbs(work) => ref_log_probs::run(self, task, work)?,
+            MapWork::RefLogProbs(work) => ref_log_probs::run(self, task, work)?,
             MapWork::EvaluateReward(work) => evaluate_reward::run(self, task, work)?,
             MapWork::EvaluatePolicy(work) => evaluate_policy::run(self, task, work)?,
         };

@@ -10,20 +10,20 @@ use super::support::policy_rows::{PolicyRows, ScoredGroup};
 use super::support::records::{LogProbsBatch, SampleLogProbs};
 use super::{ChunkOutput, Metrics, PhaseError, TaskContext};
 use crate::evaluate;
-use crate::task::{Artifact, ChunkTask, ReferenceLogProbs};
+use crate::task::{Artifact, ChunkTask, RefLogProbs};
 use crate::task_io::artifact_cache::fingerprint;
 use crate::train::CompletionGroup;
 
 pub(super) fn run(
     context: &mut TaskContext,
     task: &ChunkTask,
-    work: &ReferenceLogProbs,
+    work: &RefLogProbs,
 ) -> Result<ChunkOutput, PhaseError> {
     let rows = PolicyRows::read(context, &work.prompts, task.rows, &work.completions, &work.scores)?;
     let groups = rows.groups()?;
     let selected: Vec<Vec<usize>> = groups.iter().map(|group| group.selected(&context.job)).collect();
 
-    failpoint::hit("phase.reference")?;
+    failpoint::hit("phase.ref_log_probs")?;
     context.progress(0, selected.iter().map(Vec::len).sum(), "samples");
     let reference = log_probs(context, work.reference.as_ref(), &groups, &selected)?;
     let old_policy = match same(&work.reference, &work.old_policy) {
@@ -32,7 +32,7 @@ pub(super) fn run(
     };
 
     let mut metrics = Metrics::default();
-    for (name, log_probs) in [("reference_nll", &reference), ("sampler_nll", &old_policy)] {
+    for (name, log_probs) in [("ref_nll", &reference), ("old_policy_nll", &old_policy)] {
         log_probs.iter().flatten().for_each(|log_probs| metrics.push(name, mean_nll(log_probs)));
     }
     let completions = groups
@@ -53,8 +53,8 @@ pub(super) fn run(
     let samples = completions.map(|completion| SampleLogProbs {
         prompt_id: completion.sample.prompt_id,
         index: completion.sample.index,
-        reference: reference.next().unwrap_or_default(),
-        sampler: old_policy.next().unwrap_or_default(),
+        ref_log_probs: reference.next().unwrap_or_default(),
+        old_log_probs: old_policy.next().unwrap_or_default(),
     });
     let samples = samples.collect();
     let batch = LogProbsBatch { phase: task.phase.name.clone(), chunk: task.chunk, samples };

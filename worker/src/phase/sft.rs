@@ -42,6 +42,6 @@ pub(super) fn run(
     context.save(&start.name, parameters, SaveDtype::Fp32, |dtype| policy.model.save(&dir, dtype))?;
     context.save_text(start, &text, &dir)?;
     let mut metrics = summary.metrics();
-    metrics.push(metric("cut_answers", truncated as f64));
+    metrics.push(metric("truncated_demonstrations", truncated as f64));
     Ok(TrainedModel { dir, parameters_blake3: parameters.blake3(), metrics })
 }

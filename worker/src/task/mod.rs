@@ -68,7 +68,7 @@ pub struct Score {
 
 /// Computes the log-probabilities that policy training needs besides the policy's own.
 #[derive(Clone, Debug)]
-pub struct ReferenceLogProbs {
+pub struct RefLogProbs {
     /// π_ref, if the method has one.
     pub reference: Option<Artifact>,
     /// The policy that generated the completions, if the method needs its log-probabilities.
@@ -127,7 +127,7 @@ pub struct TrainPolicy {
     pub prompts: Dataset,
     pub completions: Artifact,
     pub scores: Artifact,
-    /// Output of [`ReferenceLogProbs`], if the method needs it.
+    /// Output of [`RefLogProbs`], if the method needs it.
     pub log_probs: Option<Artifact>,
 }
 
@@ -136,7 +136,7 @@ pub struct TrainPolicy {
 pub enum MapWork {
     Generate(Generate),
     Score(Score),
-    ReferenceLogProbs(ReferenceLogProbs),
+    RefLogProbs(RefLogProbs),
     EvaluateReward(EvaluateReward),
     EvaluatePolicy(EvaluatePolicy),
 }
@@ -147,7 +147,7 @@ impl MapWork {
         match self {
             Self::Generate(work) => vec![&work.policy],
             Self::Score(work) => vec![&work.reward_model],
-            Self::ReferenceLogProbs(work) => work.reference.iter().chain(&work.old_policy).collect(),
+            Self::RefLogProbs(work) => work.reference.iter().chain(&work.old_policy).collect(),
             Self::EvaluateReward(work) => vec![&work.reward_model],
             Self::EvaluatePolicy(work) => {
                 std::iter::once(&work.policy).chain(&work.reference).chain(&work.reward_model).collect()

@@ -7,7 +7,7 @@ use foil_proto::v1::task::Work;
 
 use super::{
     Artifact, Checkpoint, ChunkTask, Dataset, EvaluatePolicy, EvaluateReward, GangTask, GangWork, Generate,
-    MapWork, Object, PairSource, Phase, ReferenceLogProbs, Rendezvous, RowRange, Score, Sft, TrainPolicy,
+    MapWork, Object, PairSource, Phase, RefLogProbs, Rendezvous, RowRange, Score, Sft, TrainPolicy,
     TrainReward,
 };
 
@@ -84,7 +84,7 @@ impl TryFrom<v1::PairSource> for PairSource {
                 golden: dataset(pairs.golden, "golden")?,
                 completions: artifact(pairs.samples, "samples")?,
             },
-            Source::GoldLabelled(pairs) => Self::GoldLabeled {
+            Source::GoldLabeled(pairs) => Self::GoldLabeled {
                 prompts: dataset(pairs.prompts, "prompts")?,
                 completions: artifact(pairs.samples, "samples")?,
             },
@@ -118,17 +118,17 @@ impl TryFrom<v1::Score> for Score {
     }
 }
 
-impl TryFrom<v1::Reference> for ReferenceLogProbs {
+impl TryFrom<v1::RefLogProbs> for RefLogProbs {
     type Error = TaskError;
 
-    fn try_from(work: v1::Reference) -> Result<Self, TaskError> {
+    fn try_from(work: v1::RefLogProbs) -> Result<Self, TaskError> {
         Ok(Self {
             reference: work.reference.map(Artifact::from),
-            old_policy: work.sampler.map(Artifact::from),
+            old_policy: work.old_policy.map(Artifact::from),
             prompts: dataset(work.prompts, "prompts")?,
             completions: artifact(work.samples, "samples")?,
             scores: artifact(work.scores, "scores")?,
-            generated_by: work.drawn_by.map(Artifact::from),
+            generated_by: work.generated_by.map(Artifact::from),
         })
     }
 }
@@ -193,7 +193,7 @@ impl TryFrom<v1::TrainPolicy> for TrainPolicy {
             prompts: dataset(work.prompts, "prompts")?,
             completions: artifact(work.samples, "samples")?,
             scores: artifact(work.scores, "scores")?,
-            log_probs: work.reference.map(Artifact::from),
+            log_probs: work.ref_log_probs.map(Artifact::from),
         })
     }
 }
@@ -205,7 +205,7 @@ impl TryFrom<Work> for MapWork {
         Ok(match work {
             Work::Generate(work) => Self::Generate(work.try_into()?),
             Work::Score(work) => Self::Score(work.try_into()?),
-            Work::Reference(work) => Self::ReferenceLogProbs(work.try_into()?),
+            Work::RefLogProbs(work) => Self::RefLogProbs(work.try_into()?),
             Work::EvaluateReward(work) => Self::EvaluateReward(work.try_into()?),
             Work::EvaluatePolicy(work) => Self::EvaluatePolicy(work.try_into()?),
             Work::Sft(_) | Work::TrainReward(_) | Work::TrainPolicy(_) => {
@@ -225,7 +225,7 @@ impl TryFrom<Work> for GangWork {
             Work::TrainPolicy(work) => Self::TrainPolicy(work.try_into()?),
             Work::Generate(_)
             | Work::Score(_)
-            | Work::Reference(_)
+            | Work::RefLogProbs(_)
             | Work::EvaluateReward(_)
             | Work::EvaluatePolicy(_) => return Err(TaskError::Work { expected: "a gang phase" }),
         })

@@ -92,7 +92,7 @@ impl Reporter {
             attempt: task.attempt,
             step,
             steps,
-            figures: metrics,
+            metrics,
         }));
     }
 

@@ -34,8 +34,8 @@ impl Memory {
         let has = |work: Work| phases.iter().any(|phase| phase.work == work);
         let mut kinds = vec![estimator.kind("generate", estimator.generate())];
         kinds.push(estimator.kind("score", estimator.score()));
-        if has(Work::ReferencePolicy) {
-            kinds.push(estimator.kind("reference", estimator.reference()));
+        if has(Work::RefLogProbs) {
+            kinds.push(estimator.kind("ref_log_probs", estimator.ref_log_probs()));
         }
         if has(Work::Sft) {
             kinds.push(estimator.trained("sft", &|checkpointing| estimator.sft(checkpointing)));
@@ -125,7 +125,7 @@ impl<'a> Estimator<'a> {
     }
 
     /// The reference and the old policy are one if both are the policy that the round started with.
-    fn reference(&self) -> Estimate {
+    fn ref_log_probs(&self) -> Estimate {
         let needs = self.job.policy_step.method.needs();
         let initial = needs.reference == Some(spec::ReferencePolicy::Initial) && self.job.rounds > 1;
         let resident = if initial && needs.old_log_probs { 2 } else { 1 };

@@ -92,7 +92,7 @@ fn settings_move_the_parts_they_should() {
             .as_array()
             .unwrap()
             .iter()
-            .any(|k| k["phase"] == "reference")
+            .any(|k| k["phase"] == "ref_log_probs")
     );
 }
 

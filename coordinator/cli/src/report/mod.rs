@@ -74,10 +74,10 @@ pub(crate) fn summary(job: &v1::Job, artifacts: &LocalArtifacts, seconds: f64) -
     summary
 }
 
-/// Metrics of the policy; `drift` is from the evaluation, else from the reference phase.
+/// Metrics of the policy; `drift` is from the evaluation, else from the RefLogProbs phase.
 fn policy(metrics: &[v1::Metric]) -> Value {
     let mut figures = figures(metrics, &POLICY);
-    let drift = [drift::MEAN, "reference_drift_mean"].into_iter().find_map(|name| figures.get(name).cloned());
+    let drift = [drift::MEAN, "log_probs_drift_mean"].into_iter().find_map(|name| figures.get(name).cloned());
     if let Some(drift) = drift {
         figures["drift"] = drift;
     }
@@ -439,7 +439,7 @@ start  –              –                     0.00         –            – 
 
     #[test]
     fn the_drift_of_a_round_is_from_its_evaluation_or_else_its_reference_phase() {
-        let reference = metric("reference_drift_mean", 2e-6, Some(1e-7));
+        let reference = metric("log_probs_drift_mean", 2e-6, Some(1e-7));
         assert_eq!(policy(std::slice::from_ref(&reference))["drift"], 2e-6);
         assert_eq!(policy(&[reference, metric("drift_mean", 3e-6, None)])["drift"], 3e-6);
     }

@@ -122,7 +122,7 @@ impl Core {
                 job = id,
                 seconds,
                 why,
-                "agent set aside: it gets no ranks while other agents have devices, until this time is over, one of its ranks \
+                "agent excluded: it gets no ranks while other agents have devices, until this time is over, one of its ranks \
                  connects or its process is restarted; look at its log"
             );
         }

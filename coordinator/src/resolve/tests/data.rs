@@ -142,10 +142,10 @@ async fn settings_that_the_data_makes_pointless_are_warned_of() {
 async fn a_set_of_only_bad_answers_says_why_it_is_empty() {
     let store = Store::in_memory();
     let mut wire = file_job(&store).await;
-    let labelled = input(&store, "kto.jsonl", r#"{"prompt":"ab","completion":"x","label":false}"#).await;
-    wire.data.as_mut().unwrap().golden = vec![labelled];
+    let labeled = input(&store, "kto.jsonl", r#"{"prompt":"ab","completion":"x","label":false}"#).await;
+    wire.data.as_mut().unwrap().golden = vec![labeled];
     let message = failure(wire, &store).await;
-    assert!(message.contains("1 answers labelled as bad ones are left out"), "{message}");
+    assert!(message.contains("1 answers labeled as bad ones are left out"), "{message}");
 }
 #[tokio::test]
 async fn limits_bound_each_set() {

@@ -103,7 +103,7 @@ fn check_form(message: &Message) -> Result<(), String> {
             hash("parameters_blake3", &result.parameters_blake3)?;
             metric_names(result.metrics.iter().map(|metric| metric.name.as_str()))
         }
-        Message::Step(report) => metric_names(report.figures.iter().map(|metric| metric.name.as_str())),
+        Message::Step(report) => metric_names(report.metrics.iter().map(|metric| metric.name.as_str())),
         Message::Rendezvous(offer) => {
             let fits =
                 (1..=255).contains(&offer.host.len()) && offer.host.chars().all(|c| c.is_ascii_graphic());

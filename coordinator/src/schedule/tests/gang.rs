@@ -54,7 +54,7 @@ fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
             attempt: 1,
             step: 1,
             steps: 3,
-            figures: vec![figure.clone()],
+            metrics: vec![figure.clone()],
         };
         harness.report(rank, Message::Step(step)).unwrap();
     }
@@ -99,7 +99,7 @@ fn ranks_that_disagree_end_the_attempt() {
 fn a_hang_blames_the_rank_that_is_behind() {
     let mut harness = Harness::new(0);
     let step = |step| {
-        Message::Step(v1::StepReport { phase: "r00.sft".into(), attempt: 1, step, steps: 3, figures: vec![] })
+        Message::Step(v1::StepReport { phase: "r00.sft".into(), attempt: 1, step, steps: 3, metrics: vec![] })
     };
     harness.elapse(500.0);
     harness.report(0, step(1)).unwrap();
@@ -142,7 +142,7 @@ fn slow_loading_is_progress_and_stalled_loading_is_a_hang() {
 #[test]
 fn slow_uploading_is_progress() {
     let mut harness = Harness::new(0);
-    let step = v1::StepReport { phase: "r00.sft".into(), attempt: 1, step: 3, steps: 3, figures: vec![] };
+    let step = v1::StepReport { phase: "r00.sft".into(), attempt: 1, step: 3, steps: 3, metrics: vec![] };
     harness.report(0, Message::Step(step)).unwrap();
     assert_eq!(shown(&mut harness), (3, 3, "steps".to_owned()));
     harness.report(1, harness.gang_result("same")).unwrap();

@@ -77,12 +77,12 @@ fn chunks_cover_every_row_once_and_stay_within_a_set() {
             let set = match lease.task.work.unwrap() {
                 TaskWork::Generate(task) => task.prompts.unwrap(),
                 TaskWork::Score(task) => task.prompts.unwrap(),
-                TaskWork::Reference(task) => task.prompts.unwrap(),
+                TaskWork::RefLogProbs(task) => task.prompts.unwrap(),
                 TaskWork::EvaluatePolicy(task) => task.prompts.unwrap(),
                 TaskWork::EvaluateReward(task) => match task.pairs.unwrap().source.unwrap() {
                     Source::Pairs(set) => set,
                     Source::Golden(golden) => golden.golden.unwrap(),
-                    Source::GoldLabelled(labelled) => labelled.prompts.unwrap(),
+                    Source::GoldLabeled(labeled) => labeled.prompts.unwrap(),
                 },
                 _ => panic!("a gang task for a chunk"),
             };
@@ -148,28 +148,28 @@ fn tasks_name_the_right_models_and_samples() {
 }
 
 /// The task of round 2's Reference phase, whose result the next training reads.
-fn reference(edits: &[Edit]) -> v1::Reference {
-    let (state, phase) = at(edits, "r02.policy.reference");
+fn ref_log_probs(edits: &[Edit]) -> v1::RefLogProbs {
+    let (state, phase) = at(edits, "r02.policy.ref_log_probs");
     assert_eq!(phase.chunks, 3, "10 prompts by 4");
-    let Some(TaskWork::Reference(task)) = lease(&state, &phase, 1).unwrap().task.work else { panic!() };
+    let Some(TaskWork::RefLogProbs(task)) = lease(&state, &phase, 1).unwrap().task.work else { panic!() };
     let (state, phase) = at(edits, "r02.policy.train");
     let Some(TaskWork::TrainPolicy(train)) = gang_task(&state, &phase).unwrap().work else { panic!() };
-    assert_eq!(train.reference.unwrap().name, "reference/r02.policy.reference");
+    assert_eq!(train.ref_log_probs.unwrap().name, "ref_log_probs/r02.policy.ref_log_probs");
     task
 }
 
 /// Names of the reference policy and of the old policy.
-fn names(task: &v1::Reference) -> (Option<&str>, Option<&str>) {
+fn names(task: &v1::RefLogProbs) -> (Option<&str>, Option<&str>) {
     fn name(policy: &Option<v1::Artifact>) -> Option<&str> {
         policy.as_ref().map(|policy| policy.name.as_str())
     }
-    (name(&task.reference), name(&task.sampler))
+    (name(&task.reference), name(&task.old_policy))
 }
 
 #[test]
 fn methods_with_a_reference_get_its_log_probs() {
     let dpo: &[Edit] = &[|spec| policy_step(spec).method = Some(Method::Dpo(Default::default()))];
-    let task = reference(dpo);
+    let task = ref_log_probs(dpo);
     assert_eq!(names(&task), (Some("policy@1"), None), "the policy that the round began with");
     let one = |artifact: Option<v1::Artifact>| {
         let v1::Artifact { name, objects, .. } = artifact.unwrap();
@@ -181,31 +181,31 @@ fn methods_with_a_reference_get_its_log_probs() {
     let Some(TaskWork::Score(score)) = lease(&state, &phase, 2).unwrap().task.work else { panic!() };
     assert_eq!(one(score.samples).1, ["00002"], "the chunk's own no_alternative");
     let ids: Vec<String> = ids(dpo).into_iter().filter(|id| id.starts_with("r01.policy")).collect();
-    let order = ["generate", "score", "reference", "train", "evaluate"];
+    let order = ["generate", "score", "ref_log_probs", "train", "evaluate"];
     assert_eq!(ids, order.map(|work| format!("r01.policy.{work}")));
 
     let initial: &[Edit] = &[|spec| {
         let step = policy_step(spec);
         step.method = Some(Method::Ipo(v1::IpoSpec { reference: "initial".into(), ..Default::default() }));
     }];
-    assert_eq!(names(&reference(initial)), (Some("policy@0"), None));
+    assert_eq!(names(&ref_log_probs(initial)), (Some("policy@0"), None));
     let grpo: &[Edit] = &[|spec| policy_step(spec).method = Some(Method::Grpo(Default::default()))];
     assert_eq!(
-        names(&reference(grpo)),
+        names(&ref_log_probs(grpo)),
         (None, Some("policy@1")),
-        "without a KL term nothing but the sampler"
+        "without a KL term nothing but the old policy"
     );
     let priced: &[Edit] = &[|spec| {
         let step = policy_step(spec);
         let rloo = v1::RlooSpec { reference: "initial".into(), beta: Some(0.1), ..Default::default() };
         step.method = Some(Method::Rloo(rloo));
     }];
-    assert_eq!(names(&reference(priced)), (Some("policy@0"), Some("policy@1")));
+    assert_eq!(names(&ref_log_probs(priced)), (Some("policy@0"), Some("policy@1")));
 
     let rrhf: &[Edit] = &[|spec| policy_step(spec).method = Some(Method::Rrhf(Default::default()))];
     let (state, phase) = at(rrhf, "r01.policy.train");
     let Some(TaskWork::TrainPolicy(train)) = gang_task(&state, &phase).unwrap().work else { panic!() };
-    assert!(train.reference.is_none() && !state.phases.iter().any(|phase| phase.id.ends_with("reference")));
+    assert!(train.ref_log_probs.is_none() && !state.phases.iter().any(|phase| phase.id.ends_with("ref_log_probs")));
 }
 
 /// A job with as many chunks in a phase as a plan may have, at the phase `id`.
@@ -230,7 +230,7 @@ fn largest(edits: &[Edit], id: &str) -> (JobState, Phase) {
 fn size_at_most(artifact: Option<&v1::Artifact>) -> usize {
     let number = u64::MAX;
     let key =
-        format!("jobs/{}/phases/r10000.policy.reference/09999/{number}-{number}-{number}", "j".repeat(26));
+        format!("jobs/{}/phases/r10000.policy.ref_log_probs/09999/{number}-{number}-{number}", "j".repeat(26));
     let object = v1::Object { key, size: number, blake3: "0".repeat(64), path: "00000".into() };
     artifact.map_or(0, |artifact| {
         let mut artifact = artifact.clone();
@@ -245,17 +245,17 @@ fn a_task_fits_its_message_at_the_largest_plan() {
         |spec| policy_step(spec).method = Some(Method::Dpo(Default::default())),
         |spec| spec.generation = Some(v1::GenerationSpec { chunk_prompts: Some(1), ..Default::default() }),
     ];
-    let (state, phase) = largest(edits, "r01.policy.reference");
+    let (state, phase) = largest(edits, "r01.policy.ref_log_probs");
     assert_eq!(phase.chunks, 10_000);
     let task = lease(&state, &phase, 9_999).unwrap().task;
-    let Some(TaskWork::Reference(work)) = &task.work else { panic!() };
+    let Some(TaskWork::RefLogProbs(work)) = &task.work else { panic!() };
     assert_eq!(work.samples.as_ref().unwrap().objects[0].path, "09999");
     assert!(task.encoded_len() < 8192, "{} bytes for each chunk", task.encoded_len());
 
     let (state, phase) = largest(edits, "r01.policy.train");
     let task = gang_task(&state, &phase).unwrap();
     let Some(TaskWork::TrainPolicy(work)) = &task.work else { panic!() };
-    let parts = [work.samples.as_ref(), work.scores.as_ref(), work.reference.as_ref()];
+    let parts = [work.samples.as_ref(), work.scores.as_ref(), work.ref_log_probs.as_ref()];
     let size: usize = parts.into_iter().map(size_at_most).sum();
     assert!(size > REPORT_BYTES * 2, "more than what workers may send: it is not told again");
     assert!(size < COMMAND_BYTES / 4 * 3, "{size} bytes");

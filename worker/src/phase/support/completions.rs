@@ -92,7 +92,7 @@ pub(in crate::phase) fn metrics(samples: &[Sample]) -> Metrics {
         }
     }
     for distinct in samples.iter().filter_map(|s| completion_distinct_n(&s.tokens, 2)) {
-        metrics.push("answer_distinct_2", distinct);
+        metrics.push("completion_distinct_2", distinct);
     }
     metrics
 }

@@ -129,7 +129,7 @@ impl LogProbs {
         for object in artifact.iter().flat_map(|artifact| &artifact.objects) {
             let batch: LogProbsBatch = read_record(cache, object)?;
             log_probs.extend(batch.samples.into_iter().map(|sample| {
-                let fixed = FixedLogProbs { reference: sample.reference, old_policy: sample.sampler };
+                let fixed = FixedLogProbs { reference: sample.ref_log_probs, old_policy: sample.old_log_probs };
                 ((sample.prompt_id, sample.index), fixed)
             }));
         }
@@ -150,6 +150,6 @@ impl LogProbs {
         let needs = method.needs();
         let complete = fixed.reference.len() == expected(needs.reference.is_some())
             && fixed.old_policy.len() == expected(needs.old_log_probs);
-        if complete { Ok(fixed) } else { Err(missing("reference", (sample.prompt_id, sample.index))) }
+        if complete { Ok(fixed) } else { Err(missing("ref_log_probs", (sample.prompt_id, sample.index))) }
     }
 }

@@ -2,6 +2,6 @@
 
 pub(in crate::phase) use foil_proto::v1::{
     Calibration as CalibrationRecord, MemoryShortage, Metric, Moments as MomentsRecord, PairScore,
-    PairScores, ReferenceLogProbs as LogProbsBatch, RewardScore, RewardScores, Sample, SampleBatch,
+    PairScores, LogProbsBatch, RewardScore, RewardScores, Sample, SampleBatch,
     SampleLogProbs,
 };

@@ -178,7 +178,7 @@ fn a_round_of_the_letters_job() {
     assert_eq!(names, [&written[..], &["tokenizer.json"]].concat());
 
     let pairs = letters::preference_prompts(17, &sets.golden, 40);
-    let labelled = test.dataset("gold_preference_prompts", &pairs);
+    let labeled = test.dataset("gold_preference_prompts", &pairs);
     let generate = |prompts: &Option<v1::Dataset>, samples| {
         let (policy, prompts, sampling) = (Some(policy.clone()), prompts.clone(), sampling.clone());
         move |_| {
@@ -186,7 +186,7 @@ fn a_round_of_the_letters_job() {
             Work::Generate(v1::Generate { policy, prompts, samples, sampling })
         }
     };
-    let (preferences, _) = test.map("r00.preferences.generate", 40, generate(&labelled, 2));
+    let (preferences, _) = test.map("r00.preferences.generate", 40, generate(&labeled, 2));
     let golden = test.dataset("golden", &sets.golden);
     let (golden_samples, metrics) = test.map("r01.reward.generate", 24, generate(&golden, 2));
     assert!(value(&metrics, "length_mean") > 1.0);
@@ -197,11 +197,11 @@ fn a_round_of_the_letters_job() {
     );
     assert!(first.samples.iter().all(|sample| sample.log_probs.len() == sample.tokens.len()));
 
-    let human = v1::GoldLabelled { prompts: labelled.clone(), samples: Some(preferences.clone()) };
+    let human = v1::GoldLabeled { prompts: labeled.clone(), samples: Some(preferences.clone()) };
     let fresh = v1::GoldenPairs { golden: golden.clone(), samples: Some(golden_samples.clone()) };
     let train = Work::TrainReward(v1::TrainReward {
         start: Some(policy.clone()),
-        human: source(Source::GoldLabelled(human)),
+        human: source(Source::GoldLabeled(human)),
         golden: source(Source::Golden(fresh)),
     });
     let (reward, result) = test.gang("r01.reward.train", train, &policy);
@@ -227,7 +227,7 @@ fn a_round_of_the_letters_job() {
         prompts: prompts.clone(),
         samples: Some(samples),
         scores: Some(scores),
-        reference: None,
+        ref_log_probs: None,
     });
     let (trained, _) = test.gang("r01.policy.train", train, &policy);
 

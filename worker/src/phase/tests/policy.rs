@@ -43,14 +43,14 @@ impl Round {
         Self { test, start, policy, prompts, samples, scores }
     }
 
-    fn work(&self, reference: Option<&v1::Artifact>, sampler: Option<&v1::Artifact>) -> v1::Reference {
-        v1::Reference {
+    fn work(&self, reference: Option<&v1::Artifact>, old_policy: Option<&v1::Artifact>) -> v1::RefLogProbs {
+        v1::RefLogProbs {
             reference: reference.cloned(),
-            sampler: sampler.cloned(),
+            old_policy: old_policy.cloned(),
             prompts: self.prompts.clone(),
             samples: Some(self.samples.clone()),
             scores: Some(self.scores.clone()),
-            drawn_by: Some(self.policy.clone()),
+            generated_by: Some(self.policy.clone()),
         }
     }
 
@@ -61,17 +61,17 @@ impl Round {
             prompts: self.prompts.clone(),
             samples: Some(self.samples.clone()),
             scores: Some(self.scores.clone()),
-            reference,
+            ref_log_probs: reference,
         });
         let policy = self.policy.clone();
         self.test.gang("r01.policy.train", train, &policy)
     }
 
-    fn reference(&mut self, work: &v1::Reference) -> (v1::Artifact, Vec<v1::Metric>) {
-        self.test.map("r01.policy.reference", 20, |number| {
+    fn ref_log_probs(&mut self, work: &v1::RefLogProbs) -> (v1::Artifact, Vec<v1::Metric>) {
+        self.test.map("r01.policy.ref_log_probs", 20, |number| {
             let of = |whole: &Option<v1::Artifact>| chunk_of(whole.as_ref().unwrap(), number);
             let (samples, scores) = (of(&work.samples), of(&work.scores));
-            Work::Reference(v1::Reference { samples, scores, ..work.clone() })
+            Work::RefLogProbs(v1::RefLogProbs { samples, scores, ..work.clone() })
         })
     }
 }
@@ -102,8 +102,8 @@ fn named(name: &str) -> Option<MethodSpec> {
     step.method
 }
 
-fn batch(test: &TestRank, artifact: &v1::Artifact, chunk: usize) -> v1::ReferenceLogProbs {
-    v1::ReferenceLogProbs::decode(test.objects.bytes(&artifact.objects[chunk].key).as_slice()).unwrap()
+fn batch(test: &TestRank, artifact: &v1::Artifact, chunk: usize) -> v1::LogProbsBatch {
+    v1::LogProbsBatch::decode(test.objects.bytes(&artifact.objects[chunk].key).as_slice()).unwrap()
 }
 
 /// Log-probabilities of the first prompt's completions under `policy`, each computed separately.
@@ -130,9 +130,9 @@ fn dpo_gets_the_reference_log_probs_of_its_pairs() {
     let mut round = Round::new(method("dpo"));
     let policy = round.policy.clone();
     let work = round.work(Some(&policy), None);
-    let (artifact, metrics) = round.reference(&work);
-    assert!(value(&metrics, "reference_nll") > 0.0);
-    assert!(!metrics.iter().any(|metric| metric.name == "sampler_nll"));
+    let (artifact, metrics) = round.ref_log_probs(&work);
+    assert!(value(&metrics, "ref_nll") > 0.0);
+    assert!(!metrics.iter().any(|metric| metric.name == "old_policy_nll"));
     let first = batch(&round.test, &artifact, 0);
     let of_first_prompt: Vec<&v1::SampleLogProbs> =
         first.samples.iter().filter(|sample| sample.prompt_id == first.samples[0].prompt_id).collect();
@@ -140,8 +140,8 @@ fn dpo_gets_the_reference_log_probs_of_its_pairs() {
     assert_eq!(indices, [0, 2], "the worst and the best of three");
     let expected = expected(&mut round, &policy);
     for sample in of_first_prompt {
-        assert_near(&sample.reference, &expected[sample.index as usize]);
-        assert!(sample.sampler.is_empty());
+        assert_near(&sample.ref_log_probs, &expected[sample.index as usize]);
+        assert!(sample.old_log_probs.is_empty());
     }
 }
 
@@ -150,9 +150,9 @@ fn dpo_gets_the_reference_log_probs_of_its_pairs() {
 fn drift_distinguishes_the_policy_that_generated_the_completions() {
     let mut round = Round::new(method("dpo"));
     let (start, policy) = (round.start.clone(), round.policy.clone());
-    let mut drift = |reference: &v1::Artifact, drawn_by: &v1::Artifact| {
-        let work = v1::Reference { drawn_by: Some(drawn_by.clone()), ..round.work(Some(reference), None) };
-        round.reference(&work).1
+    let mut drift = |reference: &v1::Artifact, generated_by: &v1::Artifact| {
+        let work = v1::RefLogProbs { generated_by: Some(generated_by.clone()), ..round.work(Some(reference), None) };
+        round.ref_log_probs(&work).1
     };
     let own = drift(&policy, &policy);
     assert!(value(&own, "drift_max") < 1e-4 && value(&own, "drift_kl") < 1e-8, "{own:?}");
@@ -173,8 +173,8 @@ fn samples_without_a_log_probability_for_each_token_are_an_error() {
         round.samples.objects[0] = round.test.objects.put("edited", &batch.encode_to_vec(), "").into();
     };
     let run = |round: &mut Round| {
-        let work = Some(Work::Reference(round.work(Some(&policy), None)));
-        let task = Some(v1::Task { phase: "r01.policy.reference".into(), round: 1, work });
+        let work = Some(Work::RefLogProbs(round.work(Some(&policy), None)));
+        let task = Some(v1::Task { phase: "r01.policy.ref_log_probs".into(), round: 1, work });
         let command =
             v1::RunChunk { lease: 1, task, first: 0, count: 8, key: "k".into(), ..Default::default() };
         round.test.context.run_chunk(&command.try_into().unwrap()).map_err(|error| error.to_string())
@@ -196,22 +196,22 @@ fn policy_gradients_get_old_log_probs_and_with_a_kl_penalty_the_reference() {
     });
     let (start, policy) = (round.start.clone(), round.policy.clone());
     let work = round.work(Some(&start), Some(&policy));
-    let (artifact, metrics) = round.reference(&work);
+    let (artifact, metrics) = round.ref_log_probs(&work);
     assert!(
-        value(&metrics, "reference_nll") > value(&metrics, "sampler_nll"),
+        value(&metrics, "ref_nll") > value(&metrics, "old_policy_nll"),
         "the old policy finds its own completions likelier"
     );
     let first = batch(&round.test, &artifact, 0);
     assert_eq!(first.samples.len(), 8 * 3, "every completion of 8 prompts");
     let (of_start, of_policy) = (expected(&mut round, &start), expected(&mut round, &policy));
-    for (sample, (reference, sampler)) in first.samples.iter().zip(of_start.iter().zip(&of_policy)) {
-        assert_near(&sample.reference, reference);
-        assert_near(&sample.sampler, sampler);
+    for (sample, (reference, old_policy)) in first.samples.iter().zip(of_start.iter().zip(&of_policy)) {
+        assert_near(&sample.ref_log_probs, reference);
+        assert_near(&sample.old_log_probs, old_policy);
     }
     assert!(value(&metrics, "drift_mean") < 1e-5, "{metrics:?}");
     // The same policy in both roles is computed once.
-    let (same, _) = round.reference(&round.work(Some(&policy), Some(&policy)));
-    assert!(batch(&round.test, &same, 0).samples.iter().all(|sample| sample.reference == sample.sampler));
+    let (same, _) = round.ref_log_probs(&round.work(Some(&policy), Some(&policy)));
+    assert!(batch(&round.test, &same, 0).samples.iter().all(|sample| sample.ref_log_probs == sample.old_log_probs));
 }
 
 #[test]
@@ -222,9 +222,9 @@ fn a_chunk_of_log_probs_has_the_same_bytes_in_any_order_of_chunks() {
     let mut run = |chunks: [u32; 3]| {
         for chunk in chunks {
             let task = Some(v1::Task {
-                phase: "r01.policy.reference".into(),
+                phase: "r01.policy.ref_log_probs".into(),
                 round: 1,
-                work: Some(Work::Reference(work.clone())),
+                work: Some(Work::RefLogProbs(work.clone())),
             });
             let (first, key) = (u64::from(chunk) * 8, format!("chunk {chunk}"));
             let count = 8.min(20 - first);
@@ -241,7 +241,7 @@ fn missing_log_probs_are_an_error() {
     let mut round = Round::new(method("dpo"));
     let policy = round.policy.clone();
     let work = round.work(Some(&policy), None);
-    let (artifact, _) = round.reference(&work);
+    let (artifact, _) = round.ref_log_probs(&work);
     let sample = |index: usize| {
         let bytes = round.test.objects.bytes(&round.samples.objects[0].key);
         v1::SampleBatch::decode(bytes.as_slice()).unwrap().samples.remove(index)
@@ -251,7 +251,7 @@ fn missing_log_probs_are_an_error() {
     let grpo = Method::Grpo(Grpo::default());
     assert_eq!(log_probs.of(&sample(0), &dpo).unwrap().reference.len(), sample(0).tokens.len());
     let error = log_probs.of(&sample(1), &dpo).unwrap_err();
-    assert!(error.to_string().starts_with("reference: sample 1 of row "), "{error}");
+    assert!(error.to_string().starts_with("ref_log_probs: sample 1 of row "), "{error}");
     assert!(log_probs.of(&sample(0), &grpo).is_err(), "no numbers of the old policy");
     assert!(LogProbs::default().of(&sample(0), &Method::Rejection(Rejection)).is_ok());
 }
@@ -270,9 +270,9 @@ fn trained(edit: impl FnOnce(&mut v1::JobSpec)) -> (Vec<v1::Metric>, f64) {
         ReferencePolicy::RoundStart => policy.clone(),
         ReferencePolicy::Initial => start.clone(),
     });
-    let sampler = method.needs().old_log_probs.then(|| policy.clone());
-    let compared = (reference.is_some() || sampler.is_some())
-        .then(|| round.reference(&round.work(reference.as_ref(), sampler.as_ref())).0);
+    let old_policy = method.needs().old_log_probs.then(|| policy.clone());
+    let compared = (reference.is_some() || old_policy.is_some())
+        .then(|| round.ref_log_probs(&round.work(reference.as_ref(), old_policy.as_ref())).0);
     let (moved, result) = round.train(compared);
     let preference = |round: &mut Round, policy: &v1::Artifact| {
         let likelihood = expected(round, policy);
