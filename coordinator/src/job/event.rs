@@ -66,6 +66,19 @@ pub struct Submitted {
     pub policy: v1::Artifact,
     /// The reward model named by the job, if any.
     pub reward: Option<v1::Artifact>,
+    /// The tenant that it belongs to; empty in logs of older versions. Read it by [`Submitted::tenant`].
+    #[serde(default)]
+    pub tenant: String,
+}
+
+/// The tenant of jobs that name none.
+pub const DEFAULT_TENANT: &str = "default";
+
+impl Submitted {
+    /// The tenant that the job belongs to.
+    pub fn tenant(&self) -> &str {
+        if self.tenant.is_empty() { DEFAULT_TENANT } else { &self.tenant }
+    }
 }
 
 /// A rank process and its device, recorded so that a later coordinator can find it.

@@ -81,6 +81,7 @@ pub(crate) fn submitted(edits: &[Edit]) -> Submitted {
             ..Default::default()
         },
         reward: None,
+        tenant: String::new(),
     }
 }
 

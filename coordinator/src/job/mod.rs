@@ -19,8 +19,8 @@ pub use artifacts::{find_artifact, find_committed, last_artifact};
 pub use compact::compact_events;
 pub use decide::decide;
 pub use event::{
-    Cause, CauseClass, Change, ChunkDone, Committed, Detail, Event, Outcome, RankStarted, Submitted,
-    spec_hash,
+    Cause, CauseClass, Change, ChunkDone, Committed, DEFAULT_TENANT, Detail, Event, Outcome, RankStarted,
+    Submitted, spec_hash,
 };
 pub use garbage::GarbageSet;
 pub use state::{ATTEMPTS_WITHOUT_COMMIT, JobState, JobStatus, StateError};

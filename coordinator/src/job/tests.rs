@@ -88,6 +88,15 @@ fn a_failure_reports_all_that_is_known_and_survives_the_log() {
 }
 
 #[test]
+fn a_submission_of_an_older_log_belongs_to_the_default_tenant() {
+    let submitted = fixture::submitted(&[]);
+    let mut old = serde_json::to_value(&submitted).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("tenant").is_some());
+    assert_eq!(serde_json::from_value::<Submitted>(old).unwrap().tenant(), DEFAULT_TENANT);
+    assert_eq!(Submitted { tenant: "research".into(), ..submitted }.tenant(), "research");
+}
+
+#[test]
 fn a_cause_of_an_older_log_has_no_detail() {
     let cause = Cause::new(CauseClass::Crash, "rank 1 crashed");
     let mut old = serde_json::to_value(&cause).unwrap();

@@ -19,7 +19,7 @@ use super::status::{
 };
 use crate::driver::{Found, Handle, Query, Subscription};
 use crate::job::pages::{self, Cursor, PAGE_BYTES, Page};
-use crate::job::{JobState, Submitted};
+use crate::job::{DEFAULT_TENANT, JobState, Submitted};
 use crate::leadership::{LeadershipHandle, NotLeading};
 use crate::lease::Lease;
 use crate::plan;
@@ -103,6 +103,7 @@ impl JobsService {
             datasets: resolved.datasets,
             policy: resolved.policy,
             reward: resolved.reward,
+            tenant: DEFAULT_TENANT.to_owned(),
         };
         let mut warnings = resolved.warnings;
         warnings.extend(self.device_warning(job).await?);
