@@ -16,6 +16,8 @@ pub mod ids;
 pub mod input_file;
 pub mod letters;
 pub mod listen;
+pub mod log_line;
+pub mod logs;
 pub mod memory;
 pub mod model;
 pub mod oom;

@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod cluster;
+pub mod collector;
 pub mod descriptors;
 pub mod driver;
 pub mod job;

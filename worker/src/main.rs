@@ -220,16 +220,13 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
         args.agent_id.unwrap_or_else(|| format!("agent-{}", ulid::Ulid::new().to_string().to_lowercase()));
     let work_dir = args.work_dir.unwrap_or_else(std::env::temp_dir).join(format!("foil-{agent_id}"));
     let program = std::env::current_exe().context("cannot find this program's path")?;
-    let format_name = match format {
-        LogFormat::Human => "human",
-        LogFormat::Json => "json",
-    };
     let options = AgentOptions {
         agent_id,
         devices,
         ranks: RankProgram {
             program,
-            arguments: vec!["--log-format".to_owned(), format_name.to_owned()],
+            // What the store keeps of their logs is JSON; the agent renders it for its own log.
+            arguments: vec!["--log-format".to_owned(), "json".to_owned()],
             coordinator,
             tls: args.tls.files(),
             advertise_address: args.advertise_address,

@@ -12,9 +12,11 @@ pub mod key;
 pub mod log;
 pub mod object;
 mod open;
+mod scan;
 mod store;
 #[cfg(test)]
 mod tests;
 
 pub use error::StoreError;
+pub use scan::Scanned;
 pub use store::{ByteStream, Listed, Nap, Put, Store};

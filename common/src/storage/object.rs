@@ -43,6 +43,10 @@ impl Digest {
         v1::Object { key: key.to_owned(), size: self.size, blake3: self.blake3, path: String::new() }
     }
 
+    fn sidecar(&self) -> String {
+        format!("{{\"size\":{},\"blake3\":\"{}\"}}\n", self.size, self.blake3)
+    }
+
     fn describe(&self) -> String {
         format!("{} bytes of BLAKE3 {}", self.size, self.blake3)
     }
@@ -66,6 +70,12 @@ impl Store {
         check_key(key)?;
         self.delete(&format!("{key}{SIDECAR}")).await?;
         self.delete(key).await
+    }
+
+    /// Makes an object as young as one that is written now, by writing its sidecar again with the same bytes.
+    pub async fn touch_object(&self, key: &str) -> Result<(), StoreError> {
+        let digest = self.digest(key).await?;
+        self.overwrite(&format!("{key}{SIDECAR}"), digest.sidecar().into()).await
     }
 
     /// Removes an object whose sidecar or bytes do not have this digest; true if there was one. Only for keys
@@ -244,8 +254,7 @@ impl ObjectWriter {
                 store.sent_part(&key, found.size, parts.finish().await)?;
             }
         }
-        let sidecar = format!("{{\"size\":{},\"blake3\":\"{}\"}}\n", found.size, found.blake3);
-        match store.create(&format!("{key}{SIDECAR}"), sidecar.into()).await? {
+        match store.create(&format!("{key}{SIDECAR}"), found.sidecar().into()).await? {
             Put::Created => Ok(found.object(&key)),
             Put::Exists => agreed(&key, store.digest(&key).await?, found),
         }

@@ -344,12 +344,12 @@ impl Store {
             .map_err(|_| StoreError::BadKey { key: key.to_owned(), reason: "the store cannot hold it" })
     }
 
-    fn key_of(&self, path: &Path) -> Option<String> {
+    pub(super) fn key_of(&self, path: &Path) -> Option<String> {
         let parts: Vec<_> = path.prefix_match(&self.prefix)?.collect();
         Some(parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/"))
     }
 
-    async fn with_retries<T, F, Fut>(
+    pub(super) async fn with_retries<T, F, Fut>(
         &self,
         operation: &'static str,
         ask: Ask<'_>,

@@ -8,6 +8,11 @@ use foil_common::rpc::{self, ConnectError};
 use foil_common::{listen, telemetry};
 
 use super::client::Client;
+use super::delete::{DeleteArgs, PinArgs};
+use super::duration::{self, Interval};
+use super::logs::LogsArgs;
+use super::store::StoreCommand;
+use super::workers::WorkersArgs;
 use super::tls_args::{ClientTlsArgs, ServerTlsArgs};
 
 const AFTER_HELP: &str = "\
@@ -80,8 +85,21 @@ pub(crate) enum Command {
     Get(JobArgs),
     /// Follows a job to its end and shows its progress. May be interrupted and restarted at any time.
     Watch(WatchArgs),
+    /// Prints the logs of a job's ranks, also of those that are gone.
+    Logs(LogsArgs),
     /// Cancels a job. At least 4 characters of its id are required.
     Cancel(JobArgs),
+    /// Deletes a job that has ended, with its artifacts, checkpoints and logs.
+    Delete(DeleteArgs),
+    /// Protects a job, or one of its artifacts, from deletion.
+    Pin(PinArgs),
+    /// Lifts a pin.
+    Unpin(PinArgs),
+    /// Lists the agents, their devices, and what those do.
+    Workers(WorkersArgs),
+    /// Shows what the coordinator's store holds, and deletes garbage in it.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Lists a job's artifacts.
     Artifacts(JobArgs),
     /// Downloads a job's results, or one artifact. Interrupted downloads resume; every file is verified by
@@ -211,6 +229,10 @@ pub(crate) struct ServeArgs {
     /// Memory limit of reading one job's inputs, which happens in child processes.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = crate::size::bytes)]
     pub(crate) input_memory: u64,
+    /// Period of collections of garbage in the store, such as 12h, or off: inputs that no job names, a day after
+    /// they were last uploaded, and what is left of deleted jobs. `foil store gc` collects at once.
+    #[arg(long, value_name = "PERIOD", default_value = "24h", value_parser = duration::interval)]
+    pub(crate) gc_interval: Interval,
     /// Write the listen address to this file once requests are answered (a standby answers with the leader's
     /// address).
     #[arg(long, value_name = "FILE")]
@@ -263,7 +285,7 @@ pub(crate) struct ListArgs {
 }
 
 /// Refuses an empty job name: an unset variable of a shell script would be a prefix of every id.
-fn job_reference(text: &str) -> Result<String, String> {
+pub(crate) fn job_reference(text: &str) -> Result<String, String> {
     match text.split('/').next().unwrap_or_default().trim() {
         "" => Err("it names no job; give an id, a prefix of one, or a job's name".to_owned()),
         _ => Ok(text.trim().to_owned()),
@@ -376,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_job_must_be_named() {
-        for command in [&["get"][..], &["watch"], &["cancel"], &["artifacts"], &["pull"]] {
+        for command in [&["get"][..], &["watch"], &["cancel"], &["delete"], &["logs"], &["artifacts"], &["pull"]] {
             for nothing in ["", "  ", "/policy@1"] {
                 if nothing.starts_with('/') && command != ["pull"] {
                     continue;

@@ -144,6 +144,20 @@ impl Client {
             .map_err(|status| self.user_error(&status))
     }
 
+    /// A short request to any service of the coordinator.
+    pub(crate) async fn ask<Q, A, F>(
+        &self,
+        request: Q,
+        call: impl Fn(LeaderChannel, Request<Q>) -> F,
+    ) -> Result<A>
+    where
+        Q: Clone,
+        F: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        let answer = self.unary(self.deadline, request, |_, request| call(self.line(), request));
+        answer.await.map_err(|status| self.user_error(&status))
+    }
+
     /// Checks that a coordinator answers.
     pub(crate) async fn reach(&self) -> Result<()> {
         let request = v1::ListJobsRequest { page_size: 1, ..Default::default() };

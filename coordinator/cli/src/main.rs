@@ -6,12 +6,15 @@ mod args;
 mod client;
 mod completion;
 mod conform;
+mod delete;
 mod download;
+mod duration;
 mod error_location;
 mod inputs;
 mod inspect;
 mod jobs;
 mod local_file;
+mod logs;
 mod output;
 mod plan;
 mod progress;
@@ -23,11 +26,13 @@ mod samples;
 mod serve;
 mod size;
 mod stdout;
+mod store;
 mod submit;
 mod terminal;
 mod throughput;
 mod tls_args;
 mod watch;
+mod workers;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -86,6 +91,12 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Get(args) => jobs::get(&args).await?,
         Command::Watch(args) => jobs::watch(&args).await?,
         Command::Cancel(args) => jobs::cancel(&args).await?,
+        Command::Logs(args) => logs::logs(&args).await?,
+        Command::Delete(args) => delete::delete(&args).await?,
+        Command::Pin(args) => delete::pin(&args).await?,
+        Command::Unpin(args) => delete::unpin(&args).await?,
+        Command::Workers(args) => workers::workers(&args).await?,
+        Command::Store(command) => store::store(&command).await?,
         Command::Artifacts(args) => jobs::artifacts(&args).await?,
         Command::Pull(args) => pull::pull(&args).await?,
         Command::Conform(args) => return conform::conform(&args).await,

@@ -61,6 +61,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
     serve.settings.allow_version_skew = args.allow_version_skew;
+    serve.collect_garbage_every = args.gc_interval.0;
     if let Some(resolver) = child_resolver(&args) {
         serve.resolver = resolver;
     }

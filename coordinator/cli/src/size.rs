@@ -22,9 +22,32 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A number of bytes in its largest unit: 512 B, 1.5 MiB.
+pub(crate) fn text(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut size = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // What would be shown as 1024.0 is one of the next unit.
+    while size >= 1023.95 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    format!("{size:.1} {}", UNITS[unit])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_shown_in_their_largest_unit() {
+        let sizes = [0, 1023, 1024, 1536 << 10, (1 << 20) - 1, 3 << 40, u64::MAX].map(text);
+        let expected = ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "1.0 MiB", "3.0 TiB", "16777216.0 TiB"];
+        assert_eq!(sizes, expected);
+    }
 
     #[test]
     fn sizes_are_read_with_their_units() {

@@ -166,6 +166,16 @@ mod tests {
             Err(Status::unimplemented(""))
         }
 
+        type LogsStream = tokio_stream::Empty<Result<v1::LogsResponse, Status>>;
+
+        async fn logs(&self, _: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
+        async fn delete(&self, _: Request<v1::DeleteJobRequest>) -> Result<Response<v1::Job>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
         async fn cancel(&self, _: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
             Err(Status::unimplemented(""))
         }

@@ -2,6 +2,7 @@
 //! time is passed in.
 
 mod trust;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use foil_proto::v1;
 
 pub use self::trust::AgentFault;
+pub use self::view::{AgentView, DeviceView, LinkView};
 use self::trust::Trust;
 use crate::clock::Now;
 use crate::queue::Supply;
@@ -83,6 +85,9 @@ struct Agent {
     /// Random id of its process; empty if unknown.
     instance: String,
     hostname: String,
+    version: String,
+    /// Time at which its process registered, or since which it is waited for.
+    since: Duration,
     trust: Trust,
     /// It is shutting down and starts no more ranks.
     leaving: bool,
@@ -111,6 +116,8 @@ struct Device {
     device: v1::Device,
     /// Session of the rank process on it. At most one: NCCL refuses two ranks on one device.
     holder: Option<String>,
+    /// Time since which it has the holder, or none.
+    since: Duration,
 }
 
 /// The processes of an agent that registers, compared with what was known of it.
@@ -146,6 +153,7 @@ impl Cluster {
         let running: BTreeSet<&String> = hello.session_ids.iter().collect();
         let known = self.agents.remove(&hello.agent_id);
         let same = known.as_ref().is_some_and(|known| known.is_process(&hello.instance));
+        let since = known.as_ref().map_or(now.mono, |known| known.since);
         let (mut before, trust) = known.map(|known| (known.devices, known.trust)).unwrap_or_default();
         // A restarted process may have been repaired.
         let trust = if same { trust } else { Trust::default() };
@@ -156,21 +164,26 @@ impl Cluster {
         }
         let held: BTreeSet<&String> = before.iter().filter_map(|device| device.holder.as_ref()).collect();
         registered.orphans = running.difference(&held).map(|session| (*session).clone()).collect();
-        let devices = hello
-            .devices
-            .iter()
-            .map(|device| Device {
-                device: device.clone(),
-                holder: before
-                    .iter()
-                    .find(|known| known.device.id == device.id)
-                    .and_then(|known| known.holder.clone()),
-            })
-            .collect();
+        let known = |id: &str| before.iter().find(|known| known.device.id == id);
+        let devices = hello.devices.iter().map(|device| {
+            let (holder, since) =
+                known(&device.id).map_or((None, now.mono), |known| (known.holder.clone(), known.since));
+            Device { device: device.clone(), holder, since }
+        });
+        let devices = devices.collect();
         let orphans = registered.orphans.iter().map(|session| (session.clone(), now.mono)).collect();
         let link = Link::Up { connection, heard: now.mono };
-        let (instance, hostname) = (hello.instance.clone(), hello.hostname.clone());
-        let agent = Agent { link, instance, hostname, trust, leaving: false, devices, orphans };
+        let agent = Agent {
+            link,
+            instance: hello.instance.clone(),
+            hostname: hello.hostname.clone(),
+            version: hello.version.clone(),
+            since: if same { since } else { now.mono },
+            trust,
+            leaving: false,
+            devices,
+            orphans,
+        };
         self.agents.insert(hello.agent_id.clone(), agent);
         registered
     }
@@ -182,13 +195,15 @@ impl Cluster {
             link: Link::Expected { since: now.mono },
             instance: String::new(),
             hostname: String::new(),
+            version: String::new(),
+            since: now.mono,
             trust: Trust::default(),
             leaving: false,
             devices: Vec::new(),
             orphans: BTreeMap::new(),
         });
         let device = v1::Device { id: placement.device.clone(), kind: kind.to_owned(), ..Default::default() };
-        agent.devices.push(Device { device, holder: Some(session.to_owned()) });
+        agent.devices.push(Device { device, holder: Some(session.to_owned()), since: now.mono });
     }
 
     /// Records a message on an agent's stream. False if a newer stream has replaced it.
@@ -320,9 +335,9 @@ impl Cluster {
         self.agents.values().filter(|agent| agent.trust.is_excluded()).count()
     }
 
-    pub fn assign(&mut self, placement: &Placement, session: &str) {
+    pub fn assign(&mut self, placement: &Placement, session: &str, now: Now) {
         if let Some(device) = self.device(placement) {
-            device.holder = Some(session.to_owned());
+            (device.holder, device.since) = (Some(session.to_owned()), now.mono);
         }
     }
 

@@ -29,7 +29,7 @@ fn a_device_holds_one_session() {
     placements
         .iter()
         .enumerate()
-        .for_each(|(index, placement)| cluster.assign(placement, &format!("s{index}")));
+        .for_each(|(index, placement)| cluster.assign(placement, &format!("s{index}"), at(0)));
     assert!(cluster.find_free("cpu", 1).is_none());
     cluster.release(&placements[1], "another");
     assert!(cluster.find_free("cpu", 1).is_none());
@@ -69,7 +69,7 @@ fn an_agent_that_leaves_takes_no_more_ranks_and_is_not_waited_for() {
     let placement = cluster.find_free("cpu", 1).unwrap().remove(0);
     cluster.leaving("a", 7, at(1));
     assert!(cluster.find_free("cpu", 1).is_some(), "a replaced stream does not count");
-    cluster.assign(&placement, "s");
+    cluster.assign(&placement, "s", at(0));
     assert_eq!(cluster.leaving("a", 1, at(1)), ["s"]);
     assert!(cluster.find_free("cpu", 1).is_none());
     cluster.disconnected("a", 1, at(2));
@@ -108,7 +108,7 @@ fn agents_with_strikes_come_last_and_then_not_at_all() {
 fn a_closed_stream_has_a_short_grace_and_a_silent_one_the_fence() {
     let mut cluster = cluster();
     let placement = cluster.find_free("cpu", 1).unwrap().remove(0);
-    cluster.assign(&placement, "s");
+    cluster.assign(&placement, "s", at(0));
     cluster.disconnected("a", 1, at(5));
     assert!(cluster.expire(at(14)).is_empty());
     assert_eq!(cluster.find_free("cpu", 2), None, "a disconnected agent gets no new work");
@@ -137,8 +137,8 @@ fn an_expected_agent_has_the_whole_fence_period_to_come() {
 fn an_agent_that_comes_back_keeps_what_still_runs() {
     let mut cluster = cluster();
     let placements = cluster.find_free("cpu", 2).unwrap();
-    cluster.assign(&placements[0], "kept");
-    cluster.assign(&placements[1], "died");
+    cluster.assign(&placements[0], "kept", at(0));
+    cluster.assign(&placements[1], "died", at(0));
     cluster.disconnected("a", 1, at(1));
     let registered = cluster.register(&agent("a", 2, &["kept", "orphan"]), 3, at(2));
     let expected =
@@ -150,4 +150,24 @@ fn an_agent_that_comes_back_keeps_what_still_runs() {
     assert!(cluster.find_free("cpu", 2).is_some());
     cluster.disconnected("a", 1, at(3));
     assert!(cluster.expire(at(40)).is_empty(), "the end of a replaced stream does not count");
+}
+
+#[test]
+fn the_view_shows_what_holds_each_device_and_since_when() {
+    let mut cluster = cluster();
+    let placement = cluster.find_free("cpu", 1).unwrap().remove(0);
+    cluster.assign(&placement, "s", at(3));
+    cluster.disconnected("a", 1, at(5));
+    let agents: Vec<AgentView<'_>> = cluster.agents("").collect();
+    let ids: Vec<&str> = agents.iter().map(|agent| agent.id).collect();
+    assert_eq!(ids, ["a", "b"]);
+    let (first, second) = (&agents[0], &agents[1]);
+    assert_eq!((first.link, first.heard, second.link), (LinkView::Disconnected, Some(at(5).mono), LinkView::Connected));
+    let held = agents.iter().flat_map(|agent| &agent.devices).filter_map(|device| device.holder);
+    assert_eq!(held.collect::<Vec<_>>(), [("s", at(3).mono)]);
+    assert_eq!(cluster.agents("a").map(|agent| agent.id).collect::<Vec<_>>(), ["b"]);
+    assert!(agents.iter().all(|agent| agent.exclusion.is_none()));
+    cluster.strike("b", AgentFault::FalseReport, at(6));
+    let exclusion = cluster.agents("a").next().unwrap().exclusion.unwrap();
+    assert_eq!((exclusion.0, exclusion.1 > at(6).mono), (AgentFault::FalseReport, true));
 }

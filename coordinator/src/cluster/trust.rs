@@ -68,6 +68,11 @@ impl Trust {
         self.until.is_some()
     }
 
+    /// The fault for which it is excluded, and until when.
+    pub(super) fn exclusion(&self) -> Option<(AgentFault, Duration)> {
+        self.last.zip(self.until)
+    }
+
     /// Number of strikes; agents with fewer are preferred.
     pub(super) fn strikes(&self) -> u32 {
         self.strikes

@@ -7,6 +7,7 @@ use foil_proto::v1::{self, rank_message};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
+use super::core::{Core, DeleteError, PinError, Refusal};
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted};
 use crate::schedule::ProtocolError;
@@ -53,6 +54,22 @@ pub(super) struct Inspect(pub(super) StateQuery);
 /// Computes a reply from the state; gets none if there is no such job.
 type StateQuery = Box<dyn FnOnce(Option<&JobState>) -> SendReply + Send>;
 
+/// A query of the whole state, like [`Inspect`].
+pub(super) struct Survey(pub(super) Box<dyn FnOnce(&Core) -> SendReply + Send>);
+
+impl fmt::Debug for Survey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Survey")
+    }
+}
+
+/// Whether an artifact is to be pinned or unpinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PinChange {
+    Pin,
+    Unpin,
+}
+
 /// Sends a computed reply.
 pub(super) type SendReply = Box<dyn FnOnce() + Send>;
 
@@ -89,7 +106,7 @@ pub(super) enum Command {
     Submit {
         id: String,
         submitted: Box<Submitted>,
-        reply: oneshot::Sender<Found>,
+        reply: oneshot::Sender<Result<Found, Refusal>>,
     },
     Get {
         id: String,
@@ -104,6 +121,7 @@ pub(super) enum Command {
         id: String,
         query: Inspect,
     },
+    Survey(Survey),
     List {
         query: Query,
         reply: oneshot::Sender<Page>,
@@ -116,6 +134,24 @@ pub(super) enum Command {
     Cancel {
         id: String,
         reply: oneshot::Sender<Option<v1::Job>>,
+    },
+    /// Replies with the job as it was; one that was deleted before has only its id and name.
+    Delete {
+        id: String,
+        by: String,
+        reply: oneshot::Sender<Result<v1::Job, DeleteError>>,
+    },
+    /// Pins or unpins a job's artifact; the whole job for an empty name.
+    Pin {
+        id: String,
+        artifact: String,
+        change: PinChange,
+        by: String,
+        reply: oneshot::Sender<Result<v1::Job, PinError>>,
+    },
+    /// The objects of a deleted job are gone.
+    Erased {
+        job: String,
     },
     AgentRegistered {
         hello: v1::AgentRegister,

@@ -4,6 +4,7 @@ use foil_common::storage::object::SIDECAR;
 use foil_common::storage::{Store, StoreError};
 use futures::{StreamExt, TryStreamExt};
 
+use super::handle::Handle;
 use crate::job::GarbageSet;
 
 /// Number of concurrent deletions.
@@ -21,6 +22,23 @@ pub(super) fn spawn_collection(store: Store, garbage: GarbageSet) {
             }
             Err(error) => {
                 tracing::warn!(%error, prefix = garbage.prefix(), "garbage objects could not be deleted");
+            }
+        }
+    });
+}
+
+/// Deletes the objects of a deleted job and reports it. If the store refuses for good, the next leader tries
+/// again.
+pub(super) fn spawn_erasure(store: Store, handle: Handle, job: String, garbage: GarbageSet) {
+    tokio::spawn(async move {
+        match collect(&store, &garbage).await {
+            Ok(objects) => {
+                metrics::counter!("foil_objects_deleted_total").increment(objects);
+                // The driver may have stopped; then the next leader finds nothing left to delete.
+                let _ = handle.erased(job).await;
+            }
+            Err(error) => {
+                tracing::error!(%error, job, "objects of a deleted job could not be deleted");
             }
         }
     });

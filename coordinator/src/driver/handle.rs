@@ -7,8 +7,10 @@ use foil_proto::v1::{self, rank_message};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::command::{Command, Found, Inspect, Page, Query, SendReply, StreamEnd, Subscription};
-use super::core::{Core, RankWriter};
+use super::command::{
+    Command, Found, Inspect, Page, PinChange, Query, SendReply, StreamEnd, Subscription, Survey,
+};
+use super::core::{Core, DeleteError, PinError, RankWriter, Refusal};
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted};
 use crate::schedule::ProtocolError;
@@ -73,7 +75,7 @@ impl Handle {
     }
 
     /// Commits a job, unless its request id has one already; returns the job of the request id.
-    pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Found, Stopped> {
+    pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Result<Found, Refusal>, Stopped> {
         self.ask(|reply| Command::Submit { id, submitted: Box::new(submitted), reply }).await
     }
 
@@ -102,6 +104,43 @@ impl Handle {
             Command::Inspect { id, query: Inspect(Box::new(inspect)) }
         })
         .await
+    }
+
+    /// Runs a query of the whole state on the driver; it must be short, because it blocks all other commands.
+    pub async fn survey<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Core) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        self.ask(|reply| {
+            let survey = move |core: &Core| -> SendReply {
+                let found = query(core);
+                Box::new(move || drop(reply.send(found)))
+            };
+            Command::Survey(Survey(Box::new(survey)))
+        })
+        .await
+    }
+
+    /// Deletes a job that has ended; its objects are deleted in the background. A job that was deleted before is
+    /// fine.
+    pub async fn delete(&self, id: &str, by: &str) -> Result<Result<v1::Job, DeleteError>, Stopped> {
+        self.ask(|reply| Command::Delete { id: id.to_owned(), by: by.to_owned(), reply }).await
+    }
+
+    /// Pins or unpins an artifact, or the whole job for an empty name; returns the job as a row of a list.
+    pub async fn pin(
+        &self,
+        id: &str,
+        artifact: &str,
+        change: PinChange,
+        by: &str,
+    ) -> Result<Result<v1::Job, PinError>, Stopped> {
+        let (id, artifact, by) = (id.to_owned(), artifact.to_owned(), by.to_owned());
+        self.ask(|reply| Command::Pin { id, artifact, change, by, reply }).await
+    }
+
+    pub(super) async fn erased(&self, job: String) -> Result<(), Stopped> {
+        self.send(Command::Erased { job }).await
     }
 
     /// Lists jobs, newest first.

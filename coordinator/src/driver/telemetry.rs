@@ -54,7 +54,11 @@ pub(super) fn events(core: &Core, events: &[Event]) {
             | Change::AttemptStarted { .. }
             | Change::RankStarted(_)
             | Change::CancelRequested
-            | Change::Ended(_) => {}
+            | Change::Ended(_)
+            | Change::Pinned(_)
+            | Change::Unpinned { .. }
+            | Change::Deleted(_)
+            | Change::Erased => {}
         }
     }
 }
@@ -83,7 +87,8 @@ pub(super) fn action(action: &Action) {
         Action::Agent { .. }
         | Action::Rank { .. }
         | Action::WriteSteps { .. }
-        | Action::CollectGarbage(_) => {}
+        | Action::CollectGarbage(_)
+        | Action::Erase { .. } => {}
     }
 }
 

@@ -47,8 +47,38 @@ pub enum Change {
     AttemptEnded { attempt: u32, cause: Cause },
     /// A user asked the job to stop.
     CancelRequested,
-    /// Always the last event.
+    /// The end of the job's run. Only the changes below may follow.
     Ended(Outcome),
+    /// A user protects the job or one of its artifacts from deletion.
+    Pinned(Pin),
+    /// A user lifts that protection. The artifact is empty for the whole job.
+    Unpinned { artifact: String },
+    /// A user deleted the job after its end. Nothing refers to it any more, and its objects are being deleted.
+    /// A snapshot keeps this event alone, with its revision, in place of all before it.
+    Deleted(Tombstone),
+    /// The objects of the deleted job are gone.
+    Erased,
+}
+
+/// Protection of a job's artifact from deletion.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The artifact's own name; empty for the whole job.
+    pub artifact: String,
+    /// The user who pinned it; empty if unknown.
+    #[serde(default)]
+    pub by: String,
+}
+
+/// The lasting facts about a deleted job: its id and its request's id stay taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tombstone {
+    pub request_id: String,
+    pub name: String,
+    pub tenant: String,
+    /// The user who deleted it; empty if unknown.
+    pub by: String,
 }
 
 /// A submission: everything that the job needs from here on.

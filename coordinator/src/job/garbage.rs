@@ -54,6 +54,11 @@ impl GarbageSet {
         Self::of(state, "", None)
     }
 
+    /// Everything below a deleted job but what other jobs refer to.
+    pub fn of_deleted_job(id: &str, referenced: BTreeSet<String>) -> Self {
+        Self { prefix: format!("jobs/{id}/"), referenced, live: None }
+    }
+
     fn of(state: &JobState, below: &str, live: Option<LiveAttempt>) -> Self {
         let artifacts = state.committed.iter().flat_map(|done| [Some(&done.artifact), done.steps.as_ref()]);
         let of_artifacts = artifacts.flatten().flat_map(|artifact| &artifact.objects);

@@ -7,7 +7,10 @@ pub mod event;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod garbage;
+mod lineage;
+mod log_writers;
 pub mod pages;
+mod pins;
 mod results;
 pub mod rows;
 pub mod state;
@@ -16,11 +19,14 @@ mod tests;
 pub mod view;
 
 pub use artifacts::{find_artifact, find_committed, last_artifact};
-pub use compact::compact_events;
+pub use compact::{TOMBSTONES_KEPT, compact_events};
 pub use decide::decide;
 pub use event::{
-    Cause, CauseClass, Change, ChunkDone, Committed, DEFAULT_TENANT, Detail, Event, Outcome, RankStarted,
-    Submitted, spec_hash,
+    Cause, CauseClass, Change, ChunkDone, Committed, DEFAULT_TENANT, Detail, Event, Outcome, Pin, RankStarted,
+    Submitted, Tombstone, spec_hash,
 };
 pub use garbage::GarbageSet;
+pub use lineage::origins;
+pub use log_writers::{LogWriter, LogWriters};
+pub use pins::Pins;
 pub use state::{ATTEMPTS_WITHOUT_COMMIT, JobState, JobStatus, StateError};

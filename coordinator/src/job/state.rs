@@ -6,6 +6,8 @@ use foil_common::spec;
 use foil_proto::v1;
 
 use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, RankStarted, Submitted, spec_hash};
+use super::log_writers::LogWriters;
+use super::pins::Pins;
 use crate::plan::{Phase, PlanError};
 
 /// Number of failed attempts without a commit after which the job is given up.
@@ -71,6 +73,9 @@ pub struct JobState {
     /// Causes of the attempts that failed since the last commit.
     pub failures: Vec<Cause>,
     pub status: JobStatus,
+    /// Processes whose logs are accepted.
+    pub log_writers: LogWriters,
+    pub pins: Pins,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +120,8 @@ impl JobState {
             ranks: BTreeMap::new(),
             failures: Vec::new(),
             status: JobStatus::Queued,
+            log_writers: LogWriters::default(),
+            pins: Pins::default(),
         })
     }
 
@@ -129,6 +136,7 @@ impl JobState {
                 self.status = JobStatus::Running { attempt: *attempt };
             }
             (Change::RankStarted(started), JobStatus::Running { attempt }) if started.attempt == *attempt => {
+                self.log_writers.add(started);
                 self.ranks.insert(started.rank, started.clone());
             }
             (Change::ChunkDone(done), JobStatus::Running { .. } | JobStatus::Cancelling { .. })
@@ -183,6 +191,10 @@ impl JobState {
             ) => {
                 self.status = JobStatus::Ended { at: event.at, outcome: outcome.clone() };
             }
+            (Change::Pinned(pin), _) => self.pins.add(pin, event.at),
+            (Change::Unpinned { artifact }, _) => self.pins.remove(artifact),
+            // Whoever holds the state drops it.
+            (Change::Deleted(_), JobStatus::Ended { .. }) => {}
             _ => return Err(self.illegal(&event.change)),
         }
         self.revision = event.revision.unwrap_or(self.revision + 1);
@@ -279,6 +291,10 @@ impl Change {
             Self::AttemptEnded { .. } => "attempt_ended",
             Self::CancelRequested => "cancel_requested",
             Self::Ended(_) => "ended",
+            Self::Pinned(_) => "pinned",
+            Self::Unpinned { .. } => "unpinned",
+            Self::Deleted(_) => "deleted",
+            Self::Erased => "erased",
         }
     }
 }

@@ -81,6 +81,7 @@ fn summary(state: &JobState) -> v1::Job {
         best_round: best_round(state),
         spec_blake3: state.spec_blake3.clone(),
         phases_total: u32::try_from(state.phases.len()).unwrap_or(u32::MAX),
+        pins: state.pins.wire(),
         // Fields that the log does not keep, and those that grow with the job.
         ..Default::default()
     }
@@ -93,6 +94,7 @@ pub fn listed(state: &JobState) -> v1::Job {
         failure.log_tail.clear();
         failure.rows.clear();
     }
+    job.pins.truncate(1);
     job
 }
 
@@ -126,7 +128,13 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
             vec![job_event::Event::Job(job(state))]
         }
         Change::AttemptStarted { phase, .. } => vec![job_event::Event::Job(job(state)), started(phase)],
-        Change::ChunkDone(_) | Change::RankStarted(_) | Change::CheckpointLost { .. } => Vec::new(),
+        Change::ChunkDone(_)
+        | Change::RankStarted(_)
+        | Change::CheckpointLost { .. }
+        | Change::Pinned(_)
+        | Change::Unpinned { .. }
+        | Change::Deleted(_)
+        | Change::Erased => Vec::new(),
         Change::CheckpointCommitted(made) => {
             vec![job_event::Event::CheckpointCommitted(v1::CheckpointCommitted {
                 phase: made.phase.clone(),

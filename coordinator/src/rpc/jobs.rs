@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foil_common::spec;
+use foil_common::storage::Store;
 use foil_proto::v1::{self, job_event, jobs_server::Jobs};
 use futures::stream::{self, Stream, StreamExt};
 use prost::Message;
@@ -13,10 +14,14 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::ErrorDetails;
 
 use super::limits::{bounded_warnings, check_spec};
+use super::deletion::{not_deleted, refused};
+use super::inputs::Inputs;
+use super::logs::{Logs, LogsStream};
 use super::lineage;
 use super::status::{
     bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, status, stopped, too_large,
 };
+use crate::collector::InUse;
 use crate::driver::{Found, Handle, Query, Subscription};
 use crate::job::pages::{self, Cursor, PAGE_BYTES, Page};
 use crate::job::{DEFAULT_TENANT, JobState, Submitted};
@@ -35,11 +40,14 @@ const MAX_REQUEST_ID_BYTES: usize = 128;
 pub struct JobsService {
     leadership: LeadershipHandle,
     resolver: Resolver,
+    inputs: Inputs,
+    logs: Logs,
 }
 
 impl JobsService {
-    pub fn new(leadership: LeadershipHandle, resolver: Resolver) -> Self {
-        Self { leadership, resolver }
+    pub fn new(leadership: LeadershipHandle, resolver: Resolver, store: Store, in_use: InUse) -> Self {
+        let logs = Logs::new(store.clone());
+        Self { leadership, resolver, inputs: Inputs::new(store, in_use), logs }
     }
 
     /// A page of a part of a job.
@@ -91,8 +99,11 @@ impl JobsService {
         spec_hash: String,
     ) -> Result<v1::SubmitResponse, Status> {
         let id = new_id();
+        // Until the job is in the log, nothing else keeps its inputs from being collected as garbage.
+        let _inputs = self.inputs.hold(&id, job)?;
         let request = InputRequest::new(&id, job, models, true);
         let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
+        let _files = self.inputs.hold_files(&resolved).await?;
         let phases = plan::bounded(job, &resolved.datasets).map_err(|error| too_large(&error))?;
         let plan = wire_plan(&phases, resolved.summaries);
         let submitted = Submitted {
@@ -108,6 +119,7 @@ impl JobsService {
         let mut warnings = resolved.warnings;
         warnings.extend(self.device_warning(job).await?);
         let found = self.driver()?.submit(id, submitted).await.map_err(stopped)?;
+        let found = found.map_err(|why| refused(&request_id, &why))?;
         existing(found, &request_id, &spec_hash, bounded_warnings(warnings))
     }
 }
@@ -158,7 +170,7 @@ impl Jobs for JobsService {
         let after = (!page_token.is_empty()).then_some(page_token);
         let driver = self.driver()?;
         if let Some(token) = &after
-            && driver.inspect(token, |_| ()).await.map_err(stopped)?.is_none()
+            && !is_known(&driver, token).await?
         {
             return Err(bad_token());
         }
@@ -212,6 +224,25 @@ impl Jobs for JobsService {
         let job = self.driver()?.cancel(&id).await.map_err(stopped)?;
         job.map(Response::new).ok_or_else(|| no_job(&id))
     }
+
+    type LogsStream = LogsStream;
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<LogsStream>, Status> {
+        self.logs.stream(request.into_inner(), &self.leadership).await.map(Response::new)
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let id = request.into_inner().id;
+        let deleted = self.driver()?.delete(&id, "").await.map_err(stopped)?;
+        deleted.map(Response::new).map_err(|error| not_deleted(&id, &error))
+    }
+}
+
+/// True if there is or was such a job.
+async fn is_known(driver: &Handle, id: &str) -> Result<bool, Status> {
+    let id = id.to_owned();
+    let known = driver.survey(move |core| core.state(&id).is_some() || core.tombstone(&id).is_some());
+    known.await.map_err(stopped)
 }
 
 fn bad_token() -> Status {

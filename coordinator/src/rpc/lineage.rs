@@ -1,6 +1,7 @@
 //! Jobs that start from other jobs' models.
 //!
-//! Nothing is copied and nothing needs to be pinned: a committed artifact's objects are never deleted.
+//! Nothing is copied. Until the job that starts from an artifact has ended, the artifact's job cannot be deleted;
+//! after that, the objects that it has inherited stay in the store for as long as it exists.
 
 use foil_common::spec::{self, ModelRef};
 use tonic::Status;
@@ -25,7 +26,7 @@ pub(super) async fn resolve_models(job: &mut spec::Job, driver: &Handle) -> Resu
             from.ok_or_else(|| wrong(&format!("there is no job {job}; `foil list` shows those there are")))?;
         let asked = artifact.clone();
         let found = driver.inspect(&from, move |state| find_committed(state, &asked).cloned()).await;
-        // Jobs are never removed.
+        // It may have been deleted since.
         let found =
             found.map_err(stopped)?.ok_or_else(|| no_job(&from))?.map_err(|problem| wrong(&problem))?;
         // A reward model may start from a policy, which is a language model.

@@ -3,22 +3,29 @@
 pub mod artifacts;
 
 mod admission;
+mod agents;
 mod connections;
+mod deletion;
+mod inputs;
 mod jobs;
 mod limits;
 mod lineage;
+mod logs;
 mod mapped_body;
 mod normalize;
 mod plausibility;
 mod serve;
 pub(crate) mod status;
+mod storage;
 #[cfg(test)]
 mod tests;
 mod verify;
 mod workers;
 
+pub use agents::AgentsService;
 pub use connections::Limits;
 pub use jobs::JobsService;
 pub use jobs::is_device_warning;
 pub use serve::{Serve, ServeError, serve};
+pub use storage::StorageService;
 pub use workers::WorkersService;

@@ -7,7 +7,9 @@ use axum::middleware::from_fn;
 use foil_common::rpc::{CONNECTION_WINDOW, REPORT_BYTES, REQUEST_BYTES, STREAM_WINDOW};
 use foil_common::storage::{Store, StoreError};
 use foil_proto::v1::artifacts_server::ArtifactsServer;
+use foil_proto::v1::agents_server::AgentsServer;
 use foil_proto::v1::jobs_server::JobsServer;
+use foil_proto::v1::storage_server::StorageServer;
 use foil_proto::v1::workers_server::WorkersServer;
 use futures::StreamExt;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -22,8 +24,9 @@ use tonic_health::server::HealthReporter;
 use super::artifacts::ArtifactsService;
 use super::connections::{Limits, Registry, incoming, require_certificate, track};
 use super::normalize::normalize;
-use super::{JobsService, WorkersService};
+use super::{AgentsService, JobsService, StorageService, WorkersService};
 use crate::clock::Clock;
+use crate::collector::{Collector, InUse};
 use crate::driver::{DriverError, Settings};
 use crate::leadership::{Election, LeadershipHandle};
 use crate::resolve::Resolver;
@@ -59,6 +62,8 @@ pub struct Serve {
     pub limits: Limits,
     /// Reads the inputs of submitted jobs.
     pub resolver: Resolver,
+    /// Period of collections of garbage while this coordinator leads; never if not given.
+    pub collect_garbage_every: Option<Duration>,
     /// Shows whether this coordinator leads.
     pub leadership: LeadershipHandle,
 }
@@ -76,6 +81,7 @@ impl Serve {
             settings: Settings::default(),
             limits: Limits::default(),
             resolver,
+            collect_garbage_every: None,
             leadership: LeadershipHandle::default(),
         }
     }
@@ -103,10 +109,23 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
     options.store.probe().await?;
-    let Serve { store, listener, tls, address, take_over, metrics, settings, limits, resolver, leadership } =
-        options;
-    let mut routes =
-        routes(leadership.clone(), store.clone(), resolver, metrics, settings.allow_version_skew).await?;
+    let Serve { store, listener, tls, address, take_over, metrics, settings, limits, resolver, .. } = options;
+    let (leadership, clock) = (options.leadership, Clock::start());
+    let in_use = InUse::default();
+    let collector = Collector::new(store.clone(), leadership.clone(), in_use.clone(), clock);
+    let services = Services {
+        leadership: leadership.clone(),
+        store: store.clone(),
+        resolver,
+        in_use,
+        collector: collector.clone(),
+        clock,
+        allow_version_skew: settings.allow_version_skew,
+    };
+    let mut routes = routes(services, metrics).await?;
+    if let Some(period) = options.collect_garbage_every {
+        tokio::spawn(collector.collect_every(period, stop.clone().cancelled_owned()));
+    }
     let router = routes.axum_router_mut();
     if tls.as_ref().is_some_and(ServerTls::requires_certificates) {
         *router = std::mem::take(router).layer(from_fn(require_certificate));
@@ -129,7 +148,7 @@ pub async fn serve(
     let incoming = incoming(listener, Registry::new(limits), tls);
     let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended.clone().cancelled_owned()));
     let election =
-        Election { store, address, take_over, settings, clock: Clock::start(), handle: leadership };
+        Election { store, address, take_over, settings, clock, handle: leadership };
     let election = tokio::spawn(async move { election.run(stop).await });
     Ok(async move {
         let led = election.await.map_err(|_| ServeError::Panicked)?;
@@ -146,13 +165,19 @@ pub async fn serve(
     })
 }
 
-async fn routes(
+/// What the services share.
+struct Services {
     leadership: LeadershipHandle,
     store: Store,
     resolver: Resolver,
-    metrics: PrometheusHandle,
+    in_use: InUse,
+    collector: Collector,
+    clock: Clock,
     allow_version_skew: bool,
-) -> Result<Routes, ServeError> {
+}
+
+async fn routes(services: Services, metrics: PrometheusHandle) -> Result<Routes, ServeError> {
+    let Services { leadership, store, resolver, in_use, collector, clock, allow_version_skew } = services;
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, false).await;
     let mut changes = Box::pin(leadership.changes());
@@ -169,19 +194,25 @@ async fn routes(
         .register_encoded_file_descriptor_set(foil_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
-    let jobs = JobsServer::new(JobsService::new(leadership.clone(), resolver));
+    let jobs = JobsServer::new(JobsService::new(leadership.clone(), resolver, store.clone(), in_use.clone()));
+    let agents = AgentsServer::new(AgentsService::new(leadership.clone(), clock));
+    let storage = StorageServer::new(StorageService::new(leadership.clone(), collector));
     let workers = WorkersServer::new(WorkersService::new(leadership.clone(), &store, allow_version_skew));
     let services = Routes::new(health_service)
         .add_service(reflection)
         .add_service(older_reflection)
         .add_service(jobs.max_decoding_message_size(REQUEST_BYTES))
+        .add_service(agents.max_decoding_message_size(REQUEST_BYTES))
+        .add_service(storage.max_decoding_message_size(REQUEST_BYTES))
         .add_service(workers.max_decoding_message_size(REPORT_BYTES))
-        .add_service(ArtifactsService::new(store.clone(), leadership.clone()).into_server());
+        .add_service(ArtifactsService::new(store.clone(), leadership.clone(), in_use).into_server());
     Ok(web::merge(services, web::router(metrics, move || leadership.readiness(store.trouble()))))
 }
 
-const LEADER_SERVICES: [&str; 3] = [
+const LEADER_SERVICES: [&str; 5] = [
+    AgentsServer::<AgentsService>::NAME,
     JobsServer::<JobsService>::NAME,
+    StorageServer::<StorageService>::NAME,
     WorkersServer::<WorkersService>::NAME,
     ArtifactsServer::<ArtifactsService>::NAME,
 ];

@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::cluster::NameTaken;
+use crate::collector::BeingDeleted;
 use crate::driver::Stopped;
 use crate::leadership::NotLeading;
 use crate::plan::TooLarge;
@@ -23,7 +24,7 @@ pub(crate) const STALE_ATTEMPT: &str = "STALE_ATTEMPT";
 const INVALID_FIELD: &str = "INVALID_FIELD";
 const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
 /// Delay after which a client should retry.
-const RETRY_AFTER: Duration = Duration::from_secs(2);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// Size limit of a message; the details repeat it.
 const MESSAGE_BYTES: usize = 1024;
@@ -155,6 +156,12 @@ pub(crate) fn rejected(error: &ProtocolError) -> Status {
         }
         ProtocolError::Unauthenticated { .. } => Status::permission_denied(error.to_string()),
     }
+}
+
+/// Status for a caller who wants to use what is being deleted as garbage.
+pub(crate) fn being_deleted(why: &BeingDeleted) -> Status {
+    let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+    status(Code::Unavailable, "BEING_DELETED", format!("{why}; try again"), retry)
 }
 
 /// Status that redirects a caller to the leader: the details hold its address, which

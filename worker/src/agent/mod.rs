@@ -12,6 +12,7 @@ mod link;
 mod output;
 mod process;
 mod ranks;
+mod shipper;
 mod shutdown;
 mod spawner;
 mod web;
@@ -104,7 +105,8 @@ pub async fn run(
         tracing::info!(address = %bound, "metrics at /metrics");
     }
     let (exit_sender, exits) = mpsc::unbounded_channel();
-    let ranks = Ranks::new(options.ranks.clone(), exit_sender).map_err(AgentError::Thread)?;
+    let logs = rpc::connect_with(&options.ranks.coordinator, &options.ranks.tls)?;
+    let ranks = Ranks::new(options.ranks.clone(), logs, exit_sender).map_err(AgentError::Thread)?;
     let (event_sender, events) = mpsc::channel(64);
     let channel = rpc::connect_with(&options.ranks.coordinator, &options.ranks.tls)?;
     let reconnect = Arc::new(Notify::new());

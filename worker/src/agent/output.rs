@@ -1,5 +1,5 @@
-//! A rank process's output: forwarded to the log line by line, with its tail kept to explain how the process
-//! ended.
+//! A rank process's output, which is JSON lines but for what libraries print: forwarded to the log line by line,
+//! shipped to the store, with its tail kept to explain how the process ended.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -7,10 +7,13 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use foil_common::log_line::LogLine;
 use foil_common::oom;
 use foil_common::telemetry::{self, LogFormat};
 use foil_proto::v1;
 use serde::de::IgnoredAny;
+
+use super::shipper::LogSink;
 
 /// Number of lines of output in the report of a rank's exit.
 const TAIL_LINES: usize = 50;
@@ -70,6 +73,7 @@ pub(super) fn forward(
     output: impl Read + Send + 'static,
     format: LogFormat,
     buffer: Output,
+    sink: LogSink,
 ) -> io::Result<JoinHandle<()>> {
     let session = session_id.to_owned();
     thread::Builder::new().name(format!("log {session_id}")).spawn(move || {
@@ -78,6 +82,10 @@ pub(super) fn forward(
         while output.read_until(b'\n', &mut bytes).is_ok_and(|read| read > 0) {
             let line = String::from_utf8_lossy(&bytes);
             let line = line.trim_end_matches(['\n', '\r']);
+            sink.push(line);
+            let human = (format == LogFormat::Human).then(|| LogLine::parse(line)).flatten();
+            let human = human.map(|parsed| parsed.human());
+            let line = human.as_deref().unwrap_or(line);
             buffer.push(line);
             if let Some(line) = log_line(line, &session, format) {
                 telemetry::write_line(&line);

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
 use super::output::{Output, OutputTail, forward};
+use super::shipper::LogSink;
 use crate::memory::{MemoryLimit, OomKillCounter};
 use foil_common::exit::Exit;
 
@@ -69,13 +70,16 @@ impl RankProcess {
         session_id: String,
         mut child: Child,
         format: LogFormat,
+        sink: LogSink,
         exits: mpsc::UnboundedSender<RankEnd>,
     ) -> io::Result<Self> {
         let output = Output::default();
         let readers = [
-            child.stdout.take().map(|out| forward(&session_id, out, format, output.clone())).transpose()?,
-            child.stderr.take().map(|err| forward(&session_id, err, format, output.clone())).transpose()?,
+            child.stdout.take().map(|out| forward(&session_id, out, format, output.clone(), sink.clone())),
+            child.stderr.take().map(|err| forward(&session_id, err, format, output.clone(), sink.clone())),
         ];
+        let [stdout, stderr] = readers;
+        let readers = [stdout.transpose()?, stderr.transpose()?];
         let process =
             Self { child: Arc::new(Mutex::new(child)), killed: Arc::default(), terminated: Arc::default() };
         let Self { child, killed, terminated } = &process;
@@ -87,6 +91,7 @@ impl RankProcess {
                 // If a reader panicked, the tail is only shorter.
                 let _ = reader.join();
             }
+            sink.end();
             let oom_killed = OomKillCounter::read() > kills_before;
             let killed = killed.load(Ordering::SeqCst);
             let stopped = end.is_stop(killed, terminated.load(Ordering::SeqCst));

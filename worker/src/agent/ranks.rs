@@ -6,13 +6,15 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use foil_common::rpc::TlsFiles;
+use foil_common::rpc::{LeaderChannel, TlsFiles};
 use foil_common::telemetry::LogFormat;
 use foil_proto::v1;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::interface;
 use super::process::{RankEnd, RankProcess};
+use super::shipper::LogSink;
 use super::spawner::Spawner;
 
 /// How rank processes are started, for all sessions alike.
@@ -31,7 +33,7 @@ pub struct RankProgram {
     pub advertise_address: Option<String>,
     /// Directory in which each session gets its own, removed at the session's end.
     pub work_dir: PathBuf,
-    /// Format of the agent's log, into which the ranks' output is forwarded.
+    /// Format of the agent's log, into which the ranks' output is forwarded; they themselves log JSON.
     pub log_format: LogFormat,
 }
 
@@ -41,13 +43,22 @@ pub(super) struct Ranks {
     program: RankProgram,
     spawner: Spawner,
     live: BTreeMap<String, RankProcess>,
+    /// Connection for the ranks' logs: other calls on it would wait behind their bytes.
+    logs: LeaderChannel,
+    /// Logs that are on their way to the store.
+    shippers: Vec<JoinHandle<()>>,
     exits: mpsc::UnboundedSender<RankEnd>,
 }
 
 impl Ranks {
     /// Ends of processes are sent on `exits`; each must be passed to [`Ranks::remove`].
-    pub(super) fn new(program: RankProgram, exits: mpsc::UnboundedSender<RankEnd>) -> std::io::Result<Self> {
-        Ok(Self { program, spawner: Spawner::start()?, live: BTreeMap::new(), exits })
+    pub(super) fn new(
+        program: RankProgram,
+        logs: LeaderChannel,
+        exits: mpsc::UnboundedSender<RankEnd>,
+    ) -> std::io::Result<Self> {
+        let spawner = Spawner::start()?;
+        Ok(Self { program, spawner, live: BTreeMap::new(), logs, shippers: Vec::new(), exits })
     }
 
     /// Starts a rank process; does nothing if the session already runs, since commands may be repeated.
@@ -68,8 +79,8 @@ impl Ranks {
         let started = match self.spawner.spawn(command).await {
             Ok(mut child) => {
                 send_secret(&mut child, &start.secret);
-                let format = self.program.log_format;
-                RankProcess::supervise(start.session_id.clone(), child, format, self.exits.clone())
+                let (format, sink) = (self.program.log_format, self.ship_log(start));
+                RankProcess::supervise(start.session_id.clone(), child, format, sink, self.exits.clone())
             }
             Err(error) => Err(error),
         };
@@ -92,6 +103,21 @@ impl Ranks {
                     format!("the agent could not start the rank process: {error}"),
                 );
             }
+        }
+    }
+
+    fn ship_log(&mut self, start: &v1::StartRank) -> LogSink {
+        let (sink, shipper) = LogSink::start(start, self.logs.clone());
+        self.shippers.retain(|shipper| !shipper.is_finished());
+        self.shippers.push(shipper);
+        sink
+    }
+
+    /// Waits until the logs of the processes that have ended are in the store.
+    pub(super) async fn flush_logs(&mut self) {
+        for shipper in std::mem::take(&mut self.shippers) {
+            // A shipper that panicked has nothing to wait for.
+            let _ = shipper.await;
         }
     }
 

@@ -16,6 +16,8 @@ use super::{Agent, heartbeat_interval};
 
 /// Time for ranks to be reaped after SIGKILL.
 const REAP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the coordinator to take the ends of the ranks' logs.
+const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the coordinator to take the last messages.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -31,6 +33,9 @@ impl Agent {
             self.terminate_ranks(events, exits).await;
         }
         self.kill_ranks(exits).await;
+        if tokio::time::timeout(LOG_TIMEOUT, self.ranks.flush_logs()).await.is_err() {
+            tracing::warn!("the last lines of the ranks' logs could not be stored in time");
+        }
         self.flush(events).await;
     }
 

@@ -52,6 +52,11 @@ impl TransferError {
         }
     }
 
+    /// True if the same transfer may succeed later.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Waiting { .. } | Self::Unavailable { .. } | Self::Slow { .. })
+    }
+
     /// Whether to retry, after `tried` of retrying.
     pub(super) fn may_pass(&self, tried: Duration) -> bool {
         match self {

@@ -66,7 +66,7 @@ impl Writer {
     }
 
     /// A rank of a job's attempt, authenticated by its secret; it may write below `jobs/{job}/phases/` while
-    /// the attempt is current.
+    /// the attempt is current, and its own log also for a while after that.
     pub fn rank(job_id: &str, attempt: u32, session_id: &str, secret: &str) -> Self {
         let (job_id, session_id) = (job_id.to_owned(), session_id.to_owned());
         Self { job_id, attempt, session_id, secret: secret.to_owned() }

@@ -193,14 +193,16 @@ impl Core {
     pub(super) fn apply(&mut self, event: &Event) -> Result<(), StateError> {
         let id = &event.job;
         match (&event.change, self.jobs.get_mut(id)) {
-            (Change::Submitted(submitted), None) => {
+            (Change::Submitted(submitted), None) if !self.graves.contains(id) => {
                 let state = JobState::submitted(id, event.at, (**submitted).clone())?;
+                self.references.add(&state);
                 self.requests.insert(submitted.request_id.clone(), id.clone());
                 self.order.push(id.clone());
                 let entry =
                     Entry { state, attempt: None, history: Vec::new(), progress: None, waiting: None };
                 self.jobs.insert(id.clone(), entry);
             }
+            (Change::Deleted(_) | Change::Erased, _) => return self.apply_deletion(event),
             (_, Some(entry)) => entry.state.apply(event)?,
             (_, None) => {
                 return Err(StateError::Unknown { job: id.clone(), event: event.change.name().to_owned() });
@@ -267,6 +269,10 @@ fn log(event: &Event) {
                 (started.attempt, started.rank, started.session.as_str(), started.agent.as_str());
             tracing::debug!(job, attempt, rank, session, agent, "starting rank process");
         }
+        Change::Pinned(pin) => tracing::info!(job, artifact = pin.artifact, by = pin.by, "pinned"),
+        Change::Unpinned { artifact } => tracing::info!(job, artifact, "unpinned"),
+        Change::Deleted(tombstone) => tracing::info!(job, by = tombstone.by, "job deleted"),
+        Change::Erased => tracing::info!(job, "objects of the deleted job are gone"),
         Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {}
     }
 }

@@ -102,7 +102,7 @@ impl Core {
             else {
                 return;
             };
-            self.cluster.assign(&process.placement, &process.session);
+            self.cluster.assign(&process.placement, &process.session, now);
             self.sessions.insert(process.session.clone(), id.to_owned());
             self.record_start(id, rank, process, now);
             self.apply_effect(id, effect, now);

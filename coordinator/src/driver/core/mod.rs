@@ -4,8 +4,10 @@
 
 mod agents;
 mod apply;
+mod deletion;
 mod devices;
 mod hosts;
+mod references;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -16,7 +18,10 @@ use std::time::Duration;
 
 use foil_proto::v1::{self, agent_command, rank_command, rank_message};
 
+use self::deletion::Graves;
+pub use self::deletion::{DeleteError, Holder, PinError, Refusal};
 use self::hosts::Hosts;
+use self::references::References;
 use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness, Placement};
 use crate::job::{Change, Event, GarbageSet, JobState, JobStatus, StateError, Submitted};
@@ -49,6 +54,11 @@ pub enum Action {
     },
     /// Deletes objects that the durable events have made garbage.
     CollectGarbage(GarbageSet),
+    /// Deletes the objects of a deleted job, and reports when they are gone.
+    Erase {
+        job: String,
+        garbage: GarbageSet,
+    },
     Publish {
         job: String,
         event: Arc<v1::JobEvent>,
@@ -72,6 +82,10 @@ pub struct Core {
     order: Vec<String>,
     /// Request ids to job ids.
     requests: BTreeMap<String, String>,
+    /// Jobs that were deleted.
+    graves: Graves,
+    /// What jobs name outside of their own objects.
+    references: References,
     /// Sessions to job ids.
     sessions: BTreeMap<String, String>,
     cluster: Cluster,
@@ -146,6 +160,8 @@ impl Core {
             jobs: BTreeMap::new(),
             order: Vec::new(),
             requests: BTreeMap::new(),
+            graves: Graves::default(),
+            references: References::default(),
             sessions: BTreeMap::new(),
             cluster: Cluster::new(liveness),
             hosts: Hosts::default(),
@@ -191,6 +207,7 @@ impl Core {
             }
             self.advance_job(&id, now);
         }
+        self.erase_deleted();
     }
 
     /// Takes the pending output, or the error after which the process must not go on.

@@ -34,6 +34,11 @@ impl Core {
         Some(v1::Job { waiting: entry.visible_wait(), ..view::listed(&entry.state) })
     }
 
+    /// The job of a rank process.
+    pub fn job_of(&self, session: &str) -> Option<&str> {
+        self.sessions.get(session).map(String::as_str)
+    }
+
     /// Job ids, oldest first.
     pub fn order(&self) -> &[String] {
         &self.order

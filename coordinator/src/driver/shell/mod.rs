@@ -198,6 +198,10 @@ impl Driver {
                 Action::Publish { job, event } => self.streams.publish(&job, event),
                 Action::WriteSteps { job, phase, key, body } => self.write_steps(job, phase, key, body),
                 Action::CollectGarbage(garbage) => garbage::spawn_collection(self.store.clone(), garbage),
+                Action::Erase { job, garbage } => {
+                    let store = self.store.patient(STORE_TIMEOUT);
+                    garbage::spawn_erasure(store, self.handle.clone(), job, garbage);
+                }
                 Action::Transition { .. } | Action::Count(_) => {}
             }
         }

@@ -8,7 +8,8 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::super::command::{Command, Found, Inspect, Page, Query, Subscription};
+use super::super::command::{Command, Found, Inspect, Page, PinChange, Query, Subscription, Survey};
+use super::super::core::{DeleteError, Refusal};
 use super::{Driver, Watch};
 use crate::clock::Now;
 use crate::job::pages::PAGE_BYTES;
@@ -36,6 +37,10 @@ impl Driver {
                 let reply = query(self.core.state(&id));
                 self.reply(move |_| reply());
             }
+            Command::Survey(Survey(query)) => {
+                let reply = query(&self.core);
+                self.reply(move |_| reply());
+            }
             Command::List { query, reply } => {
                 let page = self.page(&query);
                 self.reply(move |_| drop(reply.send(page)));
@@ -48,18 +53,48 @@ impl Driver {
                 let job = self.core.state(&id).map(view::job);
                 self.reply(move |_| drop(reply.send(job)));
             }
+            Command::Delete { id, by, reply } => {
+                let deleted = self.delete(&id, &by, now);
+                self.reply(move |_| drop(reply.send(deleted)));
+            }
+            Command::Pin { id, artifact, change, by, reply } => {
+                let pinned = match change {
+                    PinChange::Pin => self.core.pin(&id, &artifact, &by, now),
+                    PinChange::Unpin => self.core.unpin(&id, &artifact, now),
+                };
+                let job = pinned.map(|()| self.core.job_view(&id).unwrap_or_default());
+                self.reply(move |_| drop(reply.send(job)));
+            }
             worker_command => self.handle_worker(worker_command, now),
         }
     }
 
-    fn submit(&mut self, id: &str, submitted: Submitted, reply: oneshot::Sender<Found>, now: Now) {
+    fn submit(
+        &mut self,
+        id: &str,
+        submitted: Submitted,
+        reply: oneshot::Sender<Result<Found, Refusal>>,
+        now: Now,
+    ) {
         let request_id = submitted.request_id.clone();
         if self.core.find_request(&request_id).is_none() {
+            if let Some(refusal) = self.core.refusal(&submitted) {
+                return self.reply(move |_| drop(reply.send(Err(refusal))));
+            }
             self.core.submit(id, submitted, now);
         }
         if let Some(found) = self.found(&request_id) {
-            self.reply(move |_| drop(reply.send(found)));
+            self.reply(move |_| drop(reply.send(Ok(found))));
         }
+    }
+
+    fn delete(&mut self, id: &str, by: &str, now: Now) -> Result<v1::Job, DeleteError> {
+        if let Some(tombstone) = self.core.tombstone(id) {
+            return Ok(v1::Job { id: id.to_owned(), name: tombstone.name.clone(), ..Default::default() });
+        }
+        let job = self.core.job_summary(id).unwrap_or_default();
+        self.core.delete(id, by, now)?;
+        Ok(job)
     }
 
     fn found(&self, request_id: &str) -> Option<Found> {
@@ -71,8 +106,11 @@ impl Driver {
     fn page(&self, query: &Query) -> Page {
         let newest_first = || self.core.order().iter().rev();
         let after = query.after.as_ref();
-        let skip =
-            after.and_then(|after| newest_first().position(|id| id == after)).map_or(0, |index| index + 1);
+        let skip = after.map_or(0, |after| match newest_first().position(|id| id == after) {
+            Some(index) => index + 1,
+            // It was deleted since. Ids sort by the time of submission.
+            None => newest_first().take_while(|id| *id > after).count(),
+        });
         let is_wanted = |state: &&JobState| {
             (query.name.is_empty() || state.submitted.spec.name == query.name)
                 && state.id.starts_with(&query.id_prefix)
@@ -167,6 +205,7 @@ impl Driver {
                 self.streams.remove_rank(&session, None);
                 self.core.rank_gone(&session, now);
             }
+            Command::Erased { job } => self.core.erased(&job, now),
             Command::StepsWritten { job, phase, result } => {
                 self.core.steps_written(&job, &phase, result, now);
             }

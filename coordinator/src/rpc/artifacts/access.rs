@@ -1,5 +1,6 @@
 //! Access control: who may write and read which keys.
 
+use foil_common::logs::{MAX_PART_BYTES, Part, Process};
 use foil_common::rpc::artifacts::input_key;
 use foil_common::storage::key;
 use foil_common::storage::object::Digest;
@@ -7,10 +8,12 @@ use foil_proto::v1;
 use tonic::Status;
 
 use super::status::{bad_field, from_store, not_found, stale, unauthenticated};
+use crate::job::JobState;
 use crate::leadership::LeadershipHandle;
 use crate::rpc::status::not_leading;
 
 /// Lookup of running attempts and their ranks.
+#[tonic::async_trait]
 pub trait AttemptCheck: Send + Sync + 'static {
     /// The current attempt of a job; none if the job is not running.
     fn current_attempt(&self, job_id: &str) -> Option<u32>;
@@ -18,12 +21,16 @@ pub trait AttemptCheck: Send + Sync + 'static {
     /// True if the secret is that of the rank process `session` of the job's current attempt.
     fn is_rank(&self, job_id: &str, session: &str, secret: &str) -> bool;
 
+    /// The attempt and rank of the process `session`, if the secret is its own and its log is still accepted.
+    async fn log_writer(&self, job_id: &str, session: &str, secret: &str) -> Option<(u32, u32)>;
+
     /// Fails if this process does not know the attempts because it is not the leader.
     fn serving(&self) -> Result<(), Status> {
         Ok(())
     }
 }
 
+#[tonic::async_trait]
 impl AttemptCheck for LeadershipHandle {
     fn current_attempt(&self, job_id: &str) -> Option<u32> {
         self.driver().ok()?.current_attempt(job_id)
@@ -31,6 +38,15 @@ impl AttemptCheck for LeadershipHandle {
 
     fn is_rank(&self, job_id: &str, session: &str, secret: &str) -> bool {
         self.driver().is_ok_and(|driver| driver.is_rank(job_id, session, secret))
+    }
+
+    async fn log_writer(&self, job_id: &str, session: &str, secret: &str) -> Option<(u32, u32)> {
+        let (session, secret) = (session.to_owned(), secret.to_owned());
+        let find = move |state: &JobState| {
+            let writer = state.log_writers.verify(&session, &secret)?;
+            Some((writer.attempt, writer.rank))
+        };
+        self.driver().ok()?.inspect(job_id, find).await.ok()??
     }
 
     fn serving(&self) -> Result<(), Status> {
@@ -66,6 +82,27 @@ pub(super) fn may_write(begin: &v1::PutBegin, attempts: &dyn AttemptCheck) -> Re
         }
         current => Err(stale(&begin.job_id, begin.attempt, current)),
     }
+}
+
+/// The part of a log that a rank process wants to write: its own only.
+pub(super) async fn log_part(begin: &v1::PutBegin, attempts: &dyn AttemptCheck) -> Result<Part, Status> {
+    attempts.serving()?;
+    let expected = "a part of a rank's own log is written below jobs/JOB/logs/ATTEMPT/RANK/SESSION/";
+    let part = Part::parse(&begin.job_id, &begin.key).ok_or_else(|| bad_field("begin.key", expected))?;
+    if begin.size > MAX_PART_BYTES || begin.size != part.bytes() {
+        let problem = format!(
+            "the part has {} bytes by its key and {} by its size; expected the same, and at most {MAX_PART_BYTES}",
+            part.bytes(),
+            begin.size
+        );
+        return Err(bad_field("begin.size", &problem));
+    }
+    let Process { attempt, rank, session } = &part.process;
+    let own = attempts.log_writer(&begin.job_id, &begin.session_id, &begin.secret).await;
+    if own == Some((*attempt, *rank)) && *session == begin.session_id {
+        return Ok(part);
+    }
+    Err(unauthenticated(&begin.job_id))
 }
 
 fn client_may_write(begin: &v1::PutBegin) -> Result<(), Status> {

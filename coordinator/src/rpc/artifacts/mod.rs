@@ -1,6 +1,7 @@
 //! The Artifacts service: bytes between clients, ranks and the store, streamed, hashed and bounded.
 
 mod access;
+mod log_bounds;
 mod slots;
 mod status;
 #[cfg(test)]
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use foil_common::failpoint;
+use foil_common::{failpoint, logs};
 use foil_common::rpc::{DATA_BYTES, MESSAGE_BYTES};
 use foil_common::storage::object::{Digest, ObjectWriter};
 use foil_common::storage::{ByteStream, Store, StoreError};
@@ -24,12 +25,17 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use self::access::AttemptCheck;
+use self::log_bounds::LogBounds;
 use self::slots::{Credit, Interrupted, Slot, Slots};
 use self::status::{bad_field, busy, from_store, too_slow};
+use super::status::being_deleted;
+use crate::collector::InUse;
 
 /// Concurrent uploads of ranks and of clients; each holds up to three 8 MiB parts.
 const RANK_UPLOADS: usize = 16;
 const CLIENT_UPLOADS: usize = 8;
+/// Concurrent uploads of parts of logs, which are small and must not wait for a checkpoint.
+const LOG_UPLOADS: usize = 16;
 
 /// Concurrent downloads; each holds a few 1 MiB messages.
 const DOWNLOADS: usize = 64;
@@ -41,22 +47,28 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The Artifacts service. Clients may write `inputs/{blake3}`; ranks of a job's current attempt may write
-/// below `jobs/{job}/phases/`; both may read `inputs/` and `jobs/`.
+/// below `jobs/{job}/phases/`, and its last rank processes each its own log; both may read `inputs/` and `jobs/`.
 pub struct ArtifactsService {
     store: Store,
     attempts: Arc<dyn AttemptCheck>,
+    in_use: InUse,
     rank_uploads: Slots,
     client_uploads: Slots,
+    log_uploads: Slots,
     downloads: Slots,
+    log_bounds: LogBounds,
 }
 
 impl ArtifactsService {
-    pub fn new(store: Store, attempts: impl AttemptCheck) -> Self {
+    pub fn new(store: Store, attempts: impl AttemptCheck, in_use: InUse) -> Self {
         Self {
+            log_bounds: LogBounds::new(store.clone()),
             store,
             attempts: Arc::new(attempts),
+            in_use,
             rank_uploads: Slots::new(RANK_UPLOADS),
             client_uploads: Slots::new(CLIENT_UPLOADS),
+            log_uploads: Slots::new(LOG_UPLOADS),
             downloads: Slots::new(DOWNLOADS),
         }
     }
@@ -81,13 +93,21 @@ impl Artifacts for ArtifactsService {
             _ => return Err(bad_field("begin", "the first message must hold begin")),
         };
         let announced = access::announced(&begin)?;
+        if is_log(&begin) {
+            return self.put_log(&begin, announced, &mut parts).await.map(Response::new);
+        }
         access::may_write(&begin, &*self.attempts)?;
         let is_rank = !begin.job_id.is_empty();
         let slot = if is_rank { &self.rank_uploads } else { &self.client_uploads }.take().await?;
-        if begin.job_id.is_empty() {
+        // Not collected as garbage from here on; after the upload, its age protects it for the grace period.
+        let _hold = self.in_use.hold([begin.key.clone()]).map_err(|why| being_deleted(&why))?;
+        if !is_rank {
             self.repair(&begin.key, &announced).await?;
         }
         if let Some(object) = self.already_there(&begin.key, &announced).await? {
+            if !is_rank {
+                self.store.touch_object(&begin.key).await.map_err(|error| from_store(&error))?;
+            }
             return Ok(Response::new(v1::PutResponse { object: Some(object) }));
         }
         failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
@@ -129,7 +149,34 @@ impl Artifacts for ArtifactsService {
     }
 }
 
+/// Whether it is meant to be a part of a rank's log.
+fn is_log(begin: &v1::PutBegin) -> bool {
+    !begin.job_id.is_empty() && begin.key.starts_with(&format!("{}/", logs::prefix(&begin.job_id)))
+}
+
 impl ArtifactsService {
+    /// Takes a part of a rank's log, and keeps all logs within their bounds.
+    async fn put_log(
+        &self,
+        begin: &v1::PutBegin,
+        announced: Digest,
+        parts: &mut Streaming<v1::PutRequest>,
+    ) -> Result<v1::PutResponse, Status> {
+        let part = access::log_part(begin, &*self.attempts).await?;
+        let slot = self.log_uploads.take().await?;
+        if let Some(object) = self.already_there(&begin.key, &announced).await? {
+            return Ok(v1::PutResponse { object: Some(object) });
+        }
+        let mut writer = self.store.write_object(&begin.key, announced).await.map_err(|e| from_store(&e))?;
+        if let Err(status) = receive(parts, &mut writer, &slot).await {
+            writer.abandon().await;
+            return Err(status);
+        }
+        let object = writer.finish().await.map_err(|error| from_store(&error))?;
+        self.log_bounds.enforce(&begin.job_id, &part);
+        Ok(v1::PutResponse { object: Some(object) })
+    }
+
     /// Removes a damaged object, so that a client can upload it again. The key is the hash of the content, so
     /// nothing else can be meant.
     async fn repair(&self, key: &str, announced: &Digest) -> Result<(), Status> {

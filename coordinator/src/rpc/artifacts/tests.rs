@@ -29,6 +29,7 @@ struct OneJob {
     current: Arc<AtomicU32>,
 }
 
+#[tonic::async_trait]
 impl AttemptCheck for OneJob {
     fn current_attempt(&self, job: &str) -> Option<u32> {
         (job == "j1").then(|| self.current.load(Ordering::SeqCst))
@@ -36,6 +37,11 @@ impl AttemptCheck for OneJob {
 
     fn is_rank(&self, job: &str, session: &str, secret: &str) -> bool {
         (job, session, secret) == ("j1", "s1", "s3cret")
+    }
+
+    async fn log_writer(&self, job: &str, session: &str, secret: &str) -> Option<(u32, u32)> {
+        // Of the attempt before the current one.
+        self.is_rank(job, session, secret).then_some((2, 0))
     }
 }
 
@@ -51,7 +57,7 @@ async fn server() -> TestServer {
 async fn server_on(store: Store) -> TestServer {
     let attempt = Arc::new(AtomicU32::new(3));
     let current = Arc::clone(&attempt);
-    let service = ArtifactsService::new(store.clone(), OneJob { current });
+    let service = ArtifactsService::new(store.clone(), OneJob { current }, InUse::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder().add_service(service.into_server());

@@ -12,6 +12,7 @@ use crate::job::{Outcome, compact_events};
 use crate::simulation::machines::{chunk_result, gang_result};
 use crate::simulation::rng::SimRng;
 
+mod deletion;
 mod store;
 mod trust;
 
@@ -132,7 +133,7 @@ impl Simulator {
                 self.pending.push(Pending::Steps { job, phase, key });
             }
             Action::Agent { .. } | Action::Publish { .. } | Action::CollectGarbage(_) => {}
-            Action::Transition { .. } | Action::Count(_) => {}
+            Action::Transition { .. } | Action::Count(_) | Action::Erase { .. } => {}
         }
     }
 

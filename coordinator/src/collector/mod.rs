@@ -1,0 +1,84 @@
+//! Collection of garbage that no single job's events tell: inputs that no job names, what is left of deleted
+//! jobs, and of submissions that were never committed. Also what the store's objects take.
+//!
+//! A collection never takes what somebody is about to name. There are three ways in which that could be:
+//!
+//! 1. *A client has uploaded an input and not yet submitted its job.* Each upload renews the input's age, also one
+//!    that finds it there, and younger inputs than the grace period stay.
+//! 2. *An upload or a submission is in progress.* It [holds](InUse::hold) its keys from before it looks at them
+//!    until its job is in the log; what is held is not condemned, and what is condemned cannot be held.
+//! 3. *A job was committed since the listing.* After the keys are condemned, the driver is asked once more whether
+//!    a job names them, and the store for their age.
+//!
+//! Uploads, submissions and collections all happen in the process that leads. A leader whose lease runs out while
+//! it collects stops; only a process suspended between its last look at the lease and the deletion of a key could
+//! still delete an input that was uploaded again meanwhile, at a later leader. Its job would then fail and name
+//! the missing input; no result would be wrong.
+
+mod garbage;
+mod in_use;
+mod kind;
+mod usage;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use foil_common::storage::{Store, StoreError};
+use tokio::sync::Mutex;
+
+pub use self::garbage::{Garbage, Reason, Summary};
+pub use self::in_use::{BeingDeleted, Hold, InUse};
+pub use self::kind::{Kind, job_prefix};
+pub use self::usage::{Amount, Usage};
+use crate::clock::Clock;
+use crate::driver::Stopped;
+use crate::leadership::{LeadershipHandle, NotLeading};
+
+/// The age below which inputs that no job names, and traces of unfinished submissions, are kept by default.
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// Counts and collects. Cheap to clone; at most one clone collects at a time.
+#[derive(Debug, Clone)]
+pub struct Collector {
+    store: Store,
+    leadership: LeadershipHandle,
+    in_use: InUse,
+    clock: Clock,
+    turn: Arc<Mutex<()>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    #[error("a collection is in progress")]
+    Busy,
+    #[error(transparent)]
+    NotLeading(#[from] NotLeading),
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Nobody wants to know the result any more.
+    #[error("the caller is gone")]
+    Abandoned,
+}
+
+impl Collector {
+    pub fn new(store: Store, leadership: LeadershipHandle, in_use: InUse, clock: Clock) -> Self {
+        Self { store, leadership, in_use, clock, turn: Arc::default() }
+    }
+
+    /// Collects every `period` while this process leads, until `ended` completes.
+    pub async fn collect_every(self, period: Duration, ended: impl Future<Output = ()>) {
+        tokio::pin!(ended);
+        loop {
+            tokio::select! {
+                () = &mut ended => return,
+                () = tokio::time::sleep(period) => {}
+            }
+            match self.collect(GRACE, false, None).await {
+                Ok(_) | Err(CollectError::NotLeading(_) | CollectError::Stopped(_) | CollectError::Busy) => {}
+                Err(error) => tracing::warn!(%error, "garbage in the store could not be collected"),
+            }
+        }
+    }
+}
