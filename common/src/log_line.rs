@@ -73,10 +73,13 @@ mod tests {
     fn a_line_is_read_back_as_text() {
         let line = r#"{"time":1764400000.5,"level":"INFO","target":"t","job":"j1","step":3,"phase":"r00.sft","message":"step"}"#;
         let line = LogLine::parse(line).unwrap();
-        let fields = r#"step job="j1" phase="r00.sft" step=3"#;
+        let fields = r#"step job="j1" step=3 phase="r00.sft""#;
         assert_eq!(line.human(), format!("2025-11-29T07:06:40.500Z  INFO {fields}"));
         assert_eq!(line.message(&["job", "phase"]), "step step=3");
-        assert_eq!((line.time(), line.text("phase"), line.text("step")), (Some(1_764_400_000.5), "r00.sft", ""));
+        assert_eq!(
+            (line.time(), line.text("phase"), line.text("step")),
+            (Some(1_764_400_000.5), "r00.sft", "")
+        );
         let whole = LogLine::parse(r#"{"time":1764400000}"#).unwrap();
         assert_eq!(whole.timestamp(), "2025-11-29T07:06:40.000Z");
         for text in ["", "plain", "{ torn", "42", "[]"] {
@@ -86,7 +89,8 @@ mod tests {
 
     #[test]
     fn a_line_cannot_write_to_the_terminal() {
-        let line = LogLine::parse(r#"{"message":"a\u001b[2Jb","x":"\u001b]0;t\u0007","\u001b[1m":1}"#).unwrap();
+        let line =
+            LogLine::parse(r#"{"message":"a\u001b[2Jb","x":"\u001b]0;t\u0007","\u001b[1m":1}"#).unwrap();
         assert!(!line.human().chars().any(char::is_control), "{:?}", line.human());
         assert_eq!(plain("a\tb\u{1b}[31m"), "a\tb\u{fffd}[31m");
     }

@@ -1,9 +1,9 @@
 //! Keys of ranks' logs in the store, where agents write them and coordinators read them.
 //!
-//! The log of a rank process is a text of JSON lines, kept as parts: objects that hold the bytes `[start, end)` of
-//! it, whole lines each. Parts may overlap, with the same bytes: an agent first writes a small part every few
-//! seconds, and then a larger one that covers them, after which they may be deleted. A part that is missing
-//! leaves a gap that is known by its size.
+//! The log of a rank process is a text of JSON lines, kept as parts: objects that hold the bytes `[start,
+//! end)` of it, whole lines each. Parts may overlap, with the same bytes: an agent first writes a small part
+//! every few seconds, and then a larger one that covers them, after which they may be deleted. A part that is
+//! missing leaves a gap that is known by its size.
 
 use std::fmt;
 

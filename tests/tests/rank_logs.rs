@@ -37,8 +37,7 @@ fn a_log_is_followed_to_its_end_and_outlives_its_agent() {
     followed.read_line(&mut first).expect("a line");
     assert_eq!(service.job(&id)["state"], "running", "the first line comes while the job runs: {first}");
 
-    let workers: Value =
-        serde_json::from_str(&service.foil(&["workers", "-o", "json"])).expect("JSON");
+    let workers: Value = serde_json::from_str(&service.foil(&["workers", "-o", "json"])).expect("JSON");
     let of_agent = &workers["agents"][0];
     assert_eq!((&of_agent["id"], &of_agent["state"]), (&"one".into(), &"AGENT_STATE_CONNECTED".into()));
     let devices = of_agent["devices"].as_array().expect("devices");
@@ -51,7 +50,8 @@ fn a_log_is_followed_to_its_end_and_outlives_its_agent() {
     let rest: Vec<String> = followed.lines().map(|line| line.expect("a line")).collect();
     assert!(follow.wait().expect("it ends").success());
     let mut lines: Vec<&str> = whole.lines().collect();
-    let mut seen: Vec<&str> = std::iter::once(first.trim_end()).chain(rest.iter().map(String::as_str)).collect();
+    let mut seen: Vec<&str> =
+        std::iter::once(first.trim_end()).chain(rest.iter().map(String::as_str)).collect();
     lines.sort_unstable();
     seen.sort_unstable();
     assert!(lines == seen, "{} and {} lines", lines.len(), seen.len());
@@ -102,7 +102,9 @@ fn a_log_is_followed_to_its_end_and_outlives_its_agent() {
     let text: String = parts.iter().map(|part| std::fs::read_to_string(part).expect("text")).collect();
     assert!(!text.contains("secret"), "no secret of a rank is logged");
     service.foil(&["delete", &id]);
-    wait_for("the deletion of the logs", || (!logs.exists() || logs.read_dir().is_ok_and(|mut left| left.next().is_none())).then_some(()));
+    wait_for("the deletion of the logs", || {
+        (!logs.exists() || logs.read_dir().is_ok_and(|mut left| left.next().is_none())).then_some(())
+    });
 }
 
 #[test]

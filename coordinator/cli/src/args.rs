@@ -12,8 +12,8 @@ use super::delete::{DeleteArgs, PinArgs};
 use super::duration::{self, Interval};
 use super::logs::LogsArgs;
 use super::store::StoreCommand;
-use super::workers::WorkersArgs;
 use super::tls_args::{ClientTlsArgs, ServerTlsArgs};
+use super::workers::WorkersArgs;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -229,8 +229,9 @@ pub(crate) struct ServeArgs {
     /// Memory limit of reading one job's inputs, which happens in child processes.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = crate::size::bytes)]
     pub(crate) input_memory: u64,
-    /// Period of collections of garbage in the store, such as 12h, or off: inputs that no job names, a day after
-    /// they were last uploaded, and what is left of deleted jobs. `foil store gc` collects at once.
+    /// Period of collections of garbage in the store, such as 12h, or off: inputs that no job names, a day
+    /// after they were last uploaded, and what is left of deleted jobs. `foil store gc` collects at
+    /// once.
     #[arg(long, value_name = "PERIOD", default_value = "24h", value_parser = duration::interval)]
     pub(crate) gc_interval: Interval,
     /// Write the listen address to this file once requests are answered (a standby answers with the leader's
@@ -398,7 +399,9 @@ mod tests {
 
     #[test]
     fn a_job_must_be_named() {
-        for command in [&["get"][..], &["watch"], &["cancel"], &["delete"], &["logs"], &["artifacts"], &["pull"]] {
+        for command in
+            [&["get"][..], &["watch"], &["cancel"], &["delete"], &["logs"], &["artifacts"], &["pull"]]
+        {
             for nothing in ["", "  ", "/policy@1"] {
                 if nothing.starts_with('/') && command != ["pull"] {
                     continue;

@@ -44,9 +44,10 @@ pub(crate) async fn delete(args: &DeleteArgs) -> Result<()> {
     }
     let request = v1::DeleteJobRequest { id: job.id.clone() };
     let deleted: v1::Job = client
-        .ask(request, |line, request| async move {
-            v1::jobs_client::JobsClient::new(line).delete(request).await
-        })
+        .ask(
+            request,
+            |line, request| async move { v1::jobs_client::JobsClient::new(line).delete(request).await },
+        )
         .await?;
     if output::structured(args.output.format, || report::json(&deleted), || [job.id.clone()])? {
         stdout::line(&format!("{}: deleted", job.id))?;

@@ -49,7 +49,8 @@ mod tests {
         for (text, seconds) in [("0s", 0), ("90s", 90), ("15m", 900), (" 24h", 86_400), ("7d", 604_800)] {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        for wrong in ["", "24", "h", "1.5h", "-1h", "1h30m", "99999999999999999999d", "9999999999999999999d"] {
+        for wrong in ["", "24", "h", "1.5h", "-1h", "1h30m", "99999999999999999999d", "9999999999999999999d"]
+        {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
         assert_eq!(interval("off"), Ok(Interval(None)));

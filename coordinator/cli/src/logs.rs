@@ -37,7 +37,8 @@ pub(crate) struct LogsArgs {
     /// Only lines of this attempt, from 1.
     #[arg(long, value_name = "N")]
     attempt: Option<u32>,
-    /// Only lines from this time on: a duration back from now, such as 10m, or a time, such as 2026-01-31T14:00:00Z.
+    /// Only lines from this time on: a duration back from now, such as 10m, or a time, such as
+    /// 2026-01-31T14:00:00Z.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// Only the last N lines.
@@ -165,7 +166,11 @@ impl Printer {
         let Some(parsed) = LogLine::parse(&line.line) else { return format!("{rank}{}", plain(&line.line)) };
         let level = plain(parsed.text("level"));
         let level = style_of(&level).apply_to(format!("{level:>5}"));
-        format!("{rank}{} {level} {}", Style::new().dim().apply_to(parsed.timestamp()), parsed.message(&OMITTED))
+        format!(
+            "{rank}{} {level} {}",
+            Style::new().dim().apply_to(parsed.timestamp()),
+            parsed.message(&OMITTED)
+        )
     }
 }
 
@@ -248,7 +253,10 @@ mod tests {
         let told = |end, lines| note("j1", &end, false, lines).unwrap_or_default();
         assert!(told(end(v1::LogsState::NotStarted, &[]), 0).contains("has not started"));
         assert!(told(end(v1::LogsState::Running, &[]), 7).contains("still running"));
-        assert!(told(end(v1::LogsState::Ended, &["rank 1 of attempt 2"]), 7).contains("rank 1 of attempt 2 is missing"));
+        assert!(
+            told(end(v1::LogsState::Ended, &["rank 1 of attempt 2"]), 7)
+                .contains("rank 1 of attempt 2 is missing")
+        );
         assert!(told(end(v1::LogsState::Ended, &[]), 0).contains("no such lines"));
         assert_eq!(note("j1", &end(v1::LogsState::Ended, &[]), false, 7), None);
     }

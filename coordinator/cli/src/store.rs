@@ -15,8 +15,8 @@ use super::{duration, output, report, size, stdout};
 pub(crate) enum StoreCommand {
     /// Shows the objects in the store and their bytes, by tenant, kind and job.
     Usage(UsageArgs),
-    /// Deletes objects that nothing names: inputs of no job, and what is left of deleted jobs and of submissions
-    /// that were never committed.
+    /// Deletes objects that nothing names: inputs of no job, and what is left of deleted jobs and of
+    /// submissions that were never committed.
     Gc(GcArgs),
 }
 
@@ -36,8 +36,8 @@ pub(crate) struct GcArgs {
     /// Only tell what would be deleted, and why.
     #[arg(long)]
     dry_run: bool,
-    /// Keep inputs and unfinished submissions that are younger. The inputs of a job that is just being submitted
-    /// are named by no job yet, and an upload may take hours.
+    /// Keep inputs and unfinished submissions that are younger. The inputs of a job that is just being
+    /// submitted are named by no job yet, and an upload may take hours.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration::duration)]
     grace: Duration,
     #[command(flatten)]
@@ -70,7 +70,9 @@ async fn usage(args: &UsageArgs) -> Result<()> {
         stdout::line(&format!("… and {} more (--jobs)", usage.jobs_omitted))?;
     }
     let jobless = usage.jobs.iter().any(|job| job.tenant.is_empty());
-    if jobless || usage.tenants.iter().any(|row| row.tenant.is_empty() && row.kind() != v1::ObjectKind::Journal) {
+    if jobless
+        || usage.tenants.iter().any(|row| row.tenant.is_empty() && row.kind() != v1::ObjectKind::Journal)
+    {
         stdout::prose("objects of no tenant are garbage, or will be: see `foil store gc --dry-run`")?;
     }
     Ok(())
@@ -86,12 +88,8 @@ fn tenant_rows(usage: &v1::UsageResponse) -> Vec<Vec<String>> {
 }
 
 fn job_rows(usage: &v1::UsageResponse, wide: bool) -> Vec<Vec<String>> {
-    const KINDS: [v1::ObjectKind; 4] = [
-        v1::ObjectKind::Dataset,
-        v1::ObjectKind::Artifact,
-        v1::ObjectKind::Checkpoint,
-        v1::ObjectKind::Log,
-    ];
+    const KINDS: [v1::ObjectKind; 4] =
+        [v1::ObjectKind::Dataset, v1::ObjectKind::Artifact, v1::ObjectKind::Checkpoint, v1::ObjectKind::Log];
     let mut head = ["JOB", "NAME", "OBJECTS", "SIZE"].map(str::to_owned).to_vec();
     if wide {
         head.push("TENANT".to_owned());
@@ -114,10 +112,8 @@ fn job_rows(usage: &v1::UsageResponse, wide: bool) -> Vec<Vec<String>> {
 
 async fn gc(args: &GcArgs) -> Result<()> {
     let client = args.client.connect()?;
-    let request = v1::CollectGarbageRequest {
-        dry_run: args.dry_run,
-        grace_seconds: Some(args.grace.as_secs()),
-    };
+    let request =
+        v1::CollectGarbageRequest { dry_run: args.dry_run, grace_seconds: Some(args.grace.as_secs()) };
     let collect = |line, request: tonic::Request<_>| async move {
         // The stream lasts as long as the collection does.
         StorageClient::new(line).collect_garbage(request.into_inner()).await
@@ -146,8 +142,7 @@ async fn gc(args: &GcArgs) -> Result<()> {
         summary = response.summary.unwrap_or(summary);
     }
     let v1::GarbageSummary { objects, bytes } = summary;
-    let value: Value =
-        json!({ "dry_run": args.dry_run, "objects": all, "count": objects, "bytes": bytes });
+    let value: Value = json!({ "dry_run": args.dry_run, "objects": all, "count": objects, "bytes": bytes });
     if output::structured(format, || Ok(value), || [])? {
         let plural = foil_common::plural::counted(objects, "object");
         stdout::line(&format!("{verb} {plural}, {}", size::text(bytes)))?;

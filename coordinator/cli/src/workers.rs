@@ -62,7 +62,9 @@ fn rows(agents: &[v1::Agent], wide: bool, now: i64) -> Vec<Vec<String>> {
     if wide {
         head.extend(["NAME", "MEMORY", "VERSION", "UP", "HEARD"]);
     }
-    let age = |at: Option<&pbjson_types::Timestamp>| at.map_or("–".to_owned(), |at| output::age(now - at.seconds));
+    let age = |at: Option<&pbjson_types::Timestamp>| {
+        at.map_or("–".to_owned(), |at| output::age(now - at.seconds))
+    };
     let mut rows = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
     for agent in agents {
         for row in &agent.devices {
@@ -138,6 +140,9 @@ mod tests {
         assert_eq!(narrow[2], ["a", "h", "connected", "cpu:1", "–", "–", "–", "–"]);
         agent.excluded_because = "one of its ranks made a false report".into();
         let wide = rows(&[agent], true, 1000);
-        assert_eq!((wide[1][2].as_str(), &wide[1][8..]), ("excluded", &["".into(), "–".into(), "1".into(), "16m".into(), "1s".into()][..]));
+        assert_eq!(
+            (wide[1][2].as_str(), &wide[1][8..]),
+            ("excluded", &["".into(), "–".into(), "1".into(), "16m".into(), "1s".into()][..])
+        );
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use foil_proto::v1;
 
 pub use self::trust::AgentFault;
-pub use self::view::{AgentView, DeviceView, LinkView};
 use self::trust::Trust;
+pub use self::view::{AgentView, DeviceView, LinkView};
 use crate::clock::Now;
 use crate::queue::Supply;
 

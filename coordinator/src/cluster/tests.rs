@@ -162,7 +162,10 @@ fn the_view_shows_what_holds_each_device_and_since_when() {
     let ids: Vec<&str> = agents.iter().map(|agent| agent.id).collect();
     assert_eq!(ids, ["a", "b"]);
     let (first, second) = (&agents[0], &agents[1]);
-    assert_eq!((first.link, first.heard, second.link), (LinkView::Disconnected, Some(at(5).mono), LinkView::Connected));
+    assert_eq!(
+        (first.link, first.heard, second.link),
+        (LinkView::Disconnected, Some(at(5).mono), LinkView::Connected)
+    );
     let held = agents.iter().flat_map(|agent| &agent.devices).filter_map(|device| device.holder);
     assert_eq!(held.collect::<Vec<_>>(), [("s", at(3).mono)]);
     assert_eq!(cluster.agents("a").map(|agent| agent.id).collect::<Vec<_>>(), ["b"]);

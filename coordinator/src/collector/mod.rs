@@ -3,17 +3,17 @@
 //!
 //! A collection never takes what somebody is about to name. There are three ways in which that could be:
 //!
-//! 1. *A client has uploaded an input and not yet submitted its job.* Each upload renews the input's age, also one
-//!    that finds it there, and younger inputs than the grace period stay.
-//! 2. *An upload or a submission is in progress.* It [holds](InUse::hold) its keys from before it looks at them
-//!    until its job is in the log; what is held is not condemned, and what is condemned cannot be held.
-//! 3. *A job was committed since the listing.* After the keys are condemned, the driver is asked once more whether
-//!    a job names them, and the store for their age.
+//! 1. *A client has uploaded an input and not yet submitted its job.* Each upload renews the input's age,
+//!    also one that finds it there, and younger inputs than the grace period stay.
+//! 2. *An upload or a submission is in progress.* It [holds](InUse::hold) its keys from before it looks at
+//!    them until its job is in the log; what is held is not condemned, and what is condemned cannot be held.
+//! 3. *A job was committed since the listing.* After the keys are condemned, the driver is asked once more
+//!    whether a job names them, and the store for their age.
 //!
-//! Uploads, submissions and collections all happen in the process that leads. A leader whose lease runs out while
-//! it collects stops; only a process suspended between its last look at the lease and the deletion of a key could
-//! still delete an input that was uploaded again meanwhile, at a later leader. Its job would then fail and name
-//! the missing input; no result would be wrong.
+//! Uploads, submissions and collections all happen in the process that leads. A leader whose lease runs out
+//! while it collects stops; only a process suspended between its last look at the lease and the deletion of a
+//! key could still delete an input that was uploaded again meanwhile, at a later leader. Its job would then
+//! fail and name the missing input; no result would be wrong.
 
 mod garbage;
 mod in_use;

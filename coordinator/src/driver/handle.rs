@@ -121,8 +121,8 @@ impl Handle {
         .await
     }
 
-    /// Deletes a job that has ended; its objects are deleted in the background. A job that was deleted before is
-    /// fine.
+    /// Deletes a job that has ended; its objects are deleted in the background. A job that was deleted before
+    /// is fine.
     pub async fn delete(&self, id: &str, by: &str) -> Result<Result<v1::Job, DeleteError>, Stopped> {
         self.ask(|reply| Command::Delete { id: id.to_owned(), by: by.to_owned(), reply }).await
     }

@@ -13,8 +13,8 @@ mod shell;
 mod streams;
 mod telemetry;
 
-pub use command::{Found, Page, PinChange, Query, StreamEnd, Subscription};
 pub use self::core::{DeleteError, Holder, PinError, Refusal};
+pub use command::{Found, Page, PinChange, Query, StreamEnd, Subscription};
 pub use handle::{Handle, Stopped};
 pub use settings::Settings;
 pub use shell::{Driver, DriverError};

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::event::{Change, Event};
 use super::log_writers::PER_RANK;
 
-/// Number of deleted jobs, the last ones, whose ids are remembered after their objects are gone. Ids sort by the
-/// time of submission.
+/// Number of deleted jobs, the last ones, whose ids are remembered after their objects are gone. Ids sort by
+/// the time of submission.
 pub const TOMBSTONES_KEPT: usize = 10_000;
 
 /// The facts about a job that decide which of its events are needed.
@@ -32,7 +32,8 @@ struct Job {
 
 /// Fewer events that replay to the same state and the same history for watchers. Chunks and checkpoints of
 /// committed phases are dropped, because the commit holds them all, and so are rank processes that have been
-/// replaced but for the last ones, whose logs are still accepted. Of a deleted job only its tombstone is left.
+/// replaced but for the last ones, whose logs are still accepted. Of a deleted job only its tombstone is
+/// left.
 pub fn compact_events(events: Vec<Event>) -> Vec<Event> {
     let mut jobs: BTreeMap<String, Job> = BTreeMap::new();
     let mut numbered = events;

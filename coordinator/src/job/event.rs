@@ -53,8 +53,8 @@ pub enum Change {
     Pinned(Pin),
     /// A user lifts that protection. The artifact is empty for the whole job.
     Unpinned { artifact: String },
-    /// A user deleted the job after its end. Nothing refers to it any more, and its objects are being deleted.
-    /// A snapshot keeps this event alone, with its revision, in place of all before it.
+    /// A user deleted the job after its end. Nothing refers to it any more, and its objects are being
+    /// deleted. A snapshot keeps this event alone, with its revision, in place of all before it.
     Deleted(Tombstone),
     /// The objects of the deleted job are gone.
     Erased,

@@ -15,9 +15,8 @@ pub fn origins(job: &spec::Job) -> impl Iterator<Item = (&str, &str)> {
 }
 
 impl JobState {
-
-    /// The keys outside of the job's own prefix that its specification and its start models name. Whatever its
-    /// own artifacts inherit from a start model is among them.
+    /// The keys outside of the job's own prefix that its specification and its start models name. Whatever
+    /// its own artifacts inherit from a start model is among them.
     pub fn outside_keys(&self) -> impl Iterator<Item = String> {
         let own = format!("jobs/{}/", self.id);
         let models = [Some(&self.spec.policy.model), self.spec.reward.model.as_ref()];

@@ -1,5 +1,5 @@
-//! The rank processes that may still write their logs: a process's last lines reach the store after its end, when
-//! its attempt may be over and the next one running.
+//! The rank processes that may still write their logs: a process's last lines reach the store after its end,
+//! when its attempt may be over and the next one running.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -62,9 +62,14 @@ mod tests {
             writers.add(&started);
         }
         let of = |session: &str, secret: &str| {
-            writers.verify(session, &format!("secret of {secret}")).map(|writer| (writer.attempt, writer.rank))
+            writers
+                .verify(session, &format!("secret of {secret}"))
+                .map(|writer| (writer.attempt, writer.rank))
         };
-        assert_eq!((of("s4", "s4"), of("s3", "s3"), of("s2", "s2")), (Some((2, 0)), Some((1, 0)), Some((1, 1))));
+        assert_eq!(
+            (of("s4", "s4"), of("s3", "s3"), of("s2", "s2")),
+            (Some((2, 0)), Some((1, 0)), Some((1, 1)))
+        );
         assert_eq!((of("s1", "s1"), of("s4", "s3"), of("s5", "s5")), (None, None, None));
     }
 }

@@ -22,8 +22,8 @@ pub use artifacts::{find_artifact, find_committed, last_artifact};
 pub use compact::{TOMBSTONES_KEPT, compact_events};
 pub use decide::decide;
 pub use event::{
-    Cause, CauseClass, Change, ChunkDone, Committed, DEFAULT_TENANT, Detail, Event, Outcome, Pin, RankStarted,
-    Submitted, Tombstone, spec_hash,
+    Cause, CauseClass, Change, ChunkDone, Committed, DEFAULT_TENANT, Detail, Event, Outcome, Pin,
+    RankStarted, Submitted, Tombstone, spec_hash,
 };
 pub use garbage::GarbageSet;
 pub use lineage::origins;

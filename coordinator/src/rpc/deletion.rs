@@ -78,9 +78,10 @@ pub(super) fn refused(request_id: &str, refusal: &Refusal) -> Status {
             let details = ErrorDetails::with_resource_info("job", job, "", message.clone());
             status(Code::AlreadyExists, "REQUEST_ID_REUSED", message, details)
         }
-        Refusal::OriginDeleted { job } => {
-            bad_field("spec", &format!("it starts from job {job}, which was deleted while this job was submitted"))
-        }
+        Refusal::OriginDeleted { job } => bad_field(
+            "spec",
+            &format!("it starts from job {job}, which was deleted while this job was submitted"),
+        ),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Inputs of submissions in progress. Until the job is in the log, nothing else keeps them from being collected as
-//! garbage.
+//! Inputs of submissions in progress. Until the job is in the log, nothing else keeps them from being
+//! collected as garbage.
 
 use foil_common::spec::{self, InputRef, ModelRef};
 use foil_common::storage::Store;
@@ -34,8 +34,8 @@ impl Inputs {
         self.hold_keys(models.chain(data).chain([job_prefix(job_id)]))
     }
 
-    /// Holds the files of the start models, which only the resolver has found out, and checks that none of them was
-    /// collected before.
+    /// Holds the files of the start models, which only the resolver has found out, and checks that none of
+    /// them was collected before.
     pub(super) async fn hold_files(&self, resolved: &Resolved) -> Result<Hold, Status> {
         let reward = resolved.reward.as_ref().map(|model| ("spec.reward.model", model));
         let models = [Some(("spec.policy.model", &resolved.policy)), reward];

@@ -13,11 +13,11 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::ErrorDetails;
 
-use super::limits::{bounded_warnings, check_spec};
 use super::deletion::{not_deleted, refused};
 use super::inputs::Inputs;
-use super::logs::{Logs, LogsStream};
+use super::limits::{bounded_warnings, check_spec};
 use super::lineage;
+use super::logs::{Logs, LogsStream};
 use super::status::{
     bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, status, stopped, too_large,
 };

@@ -1,7 +1,7 @@
 //! Jobs that start from other jobs' models.
 //!
-//! Nothing is copied. Until the job that starts from an artifact has ended, the artifact's job cannot be deleted;
-//! after that, the objects that it has inherited stay in the store for as long as it exists.
+//! Nothing is copied. Until the job that starts from an artifact has ended, the artifact's job cannot be
+//! deleted; after that, the objects that it has inherited stay in the store for as long as it exists.
 
 use foil_common::spec::{self, ModelRef};
 use tonic::Status;

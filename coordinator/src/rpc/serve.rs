@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::middleware::from_fn;
 use foil_common::rpc::{CONNECTION_WINDOW, REPORT_BYTES, REQUEST_BYTES, STREAM_WINDOW};
 use foil_common::storage::{Store, StoreError};
-use foil_proto::v1::artifacts_server::ArtifactsServer;
 use foil_proto::v1::agents_server::AgentsServer;
+use foil_proto::v1::artifacts_server::ArtifactsServer;
 use foil_proto::v1::jobs_server::JobsServer;
 use foil_proto::v1::storage_server::StorageServer;
 use foil_proto::v1::workers_server::WorkersServer;
@@ -147,8 +147,7 @@ pub async fn serve(
     let ended = CancellationToken::new();
     let incoming = incoming(listener, Registry::new(limits), tls);
     let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended.clone().cancelled_owned()));
-    let election =
-        Election { store, address, take_over, settings, clock, handle: leadership };
+    let election = Election { store, address, take_over, settings, clock, handle: leadership };
     let election = tokio::spawn(async move { election.run(stop).await });
     Ok(async move {
         let led = election.await.map_err(|_| ServeError::Panicked)?;

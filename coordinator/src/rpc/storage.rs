@@ -48,10 +48,7 @@ impl StorageService {
 
 #[tonic::async_trait]
 impl Storage for StorageService {
-    async fn usage(
-        &self,
-        request: Request<v1::UsageRequest>,
-    ) -> Result<Response<v1::UsageResponse>, Status> {
+    async fn usage(&self, request: Request<v1::UsageRequest>) -> Result<Response<v1::UsageResponse>, Status> {
         let jobs = request.into_inner().jobs;
         let jobs = if jobs == 0 { DEFAULT_JOBS } else { jobs.min(MAX_JOBS) };
         let usage = self.collector.usage().await.map_err(|error| failed(&error))?;
@@ -147,8 +144,11 @@ fn wire_kind(kind: Kind) -> i32 {
 /// The usage with the `listed` largest jobs.
 fn wire_usage(usage: Usage, listed: usize) -> v1::UsageResponse {
     let Usage { tenants, jobs, total } = usage;
-    let tenants = tenants.into_iter().map(|((tenant, kind), Amount { objects, bytes })| {
-        v1::TenantUsage { tenant, kind: wire_kind(kind), objects, bytes }
+    let tenants = tenants.into_iter().map(|((tenant, kind), Amount { objects, bytes })| v1::TenantUsage {
+        tenant,
+        kind: wire_kind(kind),
+        objects,
+        bytes,
     });
     let mut jobs: Vec<_> = jobs.into_iter().collect();
     jobs.sort_by_key(|(_, job)| std::cmp::Reverse(job.bytes()));

@@ -1,5 +1,5 @@
-//! A rank process's output, which is JSON lines but for what libraries print: forwarded to the log line by line,
-//! shipped to the store, with its tail kept to explain how the process ended.
+//! A rank process's output, which is JSON lines but for what libraries print: forwarded to the log line by
+//! line, shipped to the store, with its tail kept to explain how the process ended.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;

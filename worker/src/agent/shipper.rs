@@ -1,8 +1,8 @@
 //! Ships the log of a rank process to the store, through the coordinator.
 //!
-//! New lines leave within [`FLUSH_INTERVAL`], as a small part; every [`PART_BYTES`] are written once more as one
-//! part that covers the small ones, and the last part says that it is the last. A rank therefore never waits for
-//! the store, and if the agent itself is killed, the log lacks its last seconds.
+//! New lines leave within [`FLUSH_INTERVAL`], as a small part; every [`PART_BYTES`] are written once more as
+//! one part that covers the small ones, and the last part says that it is the last. A rank therefore never
+//! waits for the store, and if the agent itself is killed, the log lacks its last seconds.
 
 #![expect(clippy::disallowed_methods, reason = "lines wait for others until a deadline")]
 
@@ -96,7 +96,8 @@ impl Buffer {
         let end = self.end();
         if self.bytes.len() >= PART_BYTES {
             // Lines are much shorter than a part.
-            let line_end = self.bytes[..PART_BYTES].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let line_end =
+                self.bytes[..PART_BYTES].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
             return Some(Cut { start: self.start, end: self.start + line_end as u64, is_last: false });
         }
         if self.ended {
@@ -142,8 +143,7 @@ impl LogSink {
             buffer: Mutex::default(),
             changed: Notify::new(),
         });
-        let process =
-            Process { attempt: start.attempt, rank: start.rank, session: start.session_id.clone() };
+        let process = Process { attempt: start.attempt, rank: start.rank, session: start.session_id.clone() };
         let writer = Writer::rank(&start.job_id, start.attempt, &start.session_id, &start.secret);
         let shipper =
             Shipper { shared: Arc::clone(&shared), job: start.job_id.clone(), process, writer, channel };
@@ -209,7 +209,8 @@ impl Shipper {
         }
     }
 
-    /// Waits for lines, and then for more of them, until they fill a part, the interval is over, or the log ends.
+    /// Waits for lines, and then for more of them, until they fill a part, the interval is over, or the log
+    /// ends.
     async fn gather(&self) {
         while !self.shared.is_ready() && !self.shared.has_lines() {
             self.shared.changed.notified().await;
@@ -314,7 +315,9 @@ mod tests {
         let total = buffer.end();
         let cuts = write_all(&mut buffer);
         assert_eq!((cuts.len(), cuts[0].0, cuts[3].1), (4, 0, total), "{cuts:?}");
-        assert!(cuts.windows(2).all(|pair| pair[0].1 == pair[1].0) && cuts.iter().all(|cut| cut.1 % 100 == 0));
+        assert!(
+            cuts.windows(2).all(|pair| pair[0].1 == pair[1].0) && cuts.iter().all(|cut| cut.1 % 100 == 0)
+        );
         assert_eq!(write_all(&mut buffer), []);
         buffer.ended = true;
         assert_eq!(write_all(&mut buffer), [(cuts[2].1, total)], "the last part covers the small ones too");

@@ -74,8 +74,8 @@ struct Run<'a> {
 }
 
 impl Collector {
-    /// Deletes all garbage, and sends what was deleted to `report` in batches. Inputs and submissions younger than
-    /// `grace` are kept; what is left of deleted jobs is not. A dry run deletes nothing.
+    /// Deletes all garbage, and sends what was deleted to `report` in batches. Inputs and submissions younger
+    /// than `grace` are kept; what is left of deleted jobs is not. A dry run deletes nothing.
     pub async fn collect(
         &self,
         grace: Duration,
@@ -186,10 +186,12 @@ impl Run<'_> {
     async fn objects_of(&self, job: &str, reason: Reason) -> Result<Vec<Garbage>, CollectError> {
         let prefix = job_prefix(job);
         let store = &self.collector.store;
-        let found = store.scan(prefix.trim_end_matches('/'), BTreeMap::<String, Found>::new, |found, scanned| {
-            found.entry(own_key(&scanned.key)).or_default().add(&scanned);
-        });
-        let objects = found.await?.into_iter().map(|(key, Found { bytes, .. })| Garbage { key, bytes, reason });
+        let found =
+            store.scan(prefix.trim_end_matches('/'), BTreeMap::<String, Found>::new, |found, scanned| {
+                found.entry(own_key(&scanned.key)).or_default().add(&scanned);
+            });
+        let objects =
+            found.await?.into_iter().map(|(key, Found { bytes, .. })| Garbage { key, bytes, reason });
         self.unnamed(objects.collect()).await
     }
 

@@ -1,5 +1,5 @@
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use foil_common::storage::Store;
 use tokio_util::sync::CancellationToken;
@@ -81,10 +81,8 @@ async fn what_no_job_names_is_collected_when_it_is_old_and_nobody_uses_it() {
     put(&store, &[named[2]]).await;
 
     assert!(collected(&collector, HOUR, false).await.is_empty(), "they are young");
-    let expected = [
-        (unnamed[0].to_owned(), Reason::UnnamedInput),
-        (unnamed[1].to_owned(), Reason::AbandonedSubmission),
-    ];
+    let expected =
+        [(unnamed[0].to_owned(), Reason::UnnamedInput), (unnamed[1].to_owned(), Reason::AbandonedSubmission)];
     assert_eq!(collected(&collector, Duration::ZERO, true).await, expected);
     assert_eq!(exist(&store, &unnamed).await, [true; 2], "a dry run deletes nothing");
 

@@ -68,8 +68,8 @@ impl Graves {
         self.jobs.contains_key(id)
     }
 
-    /// Marks a job whose objects are gone; returns the tombstones of those that are forgotten for it. None if it
-    /// was not deleted.
+    /// Marks a job whose objects are gone; returns the tombstones of those that are forgotten for it. None if
+    /// it was not deleted.
     fn erase(&mut self, id: &str) -> Option<Vec<Tombstone>> {
         let grave = self.jobs.get_mut(id).filter(|grave| !grave.erased)?;
         grave.erased = true;
@@ -109,10 +109,10 @@ impl Core {
 
     /// Those who keep an ended job from being deleted.
     fn holders(&self, state: &JobState) -> Vec<Holder> {
-        let pins = state.pins.iter().map(|(artifact, by)| Holder::Pin {
-            artifact: artifact.to_owned(),
-            by: by.to_owned(),
-        });
+        let pins = state
+            .pins
+            .iter()
+            .map(|(artifact, by)| Holder::Pin { artifact: artifact.to_owned(), by: by.to_owned() });
         let live = self.jobs.values().map(|entry| &entry.state).filter(|other| !other.is_ended());
         let jobs = live.flat_map(|other| {
             let starts = origins(&other.spec).filter(|(origin, _)| *origin == state.id);

@@ -1,7 +1,7 @@
 //! Bounds of what the logs of ranks take in the store.
 //!
-//! Parts that larger ones cover are deleted, and then the oldest ones of a process and of a job that has too many
-//! bytes. Readers see from the offsets how much is missing.
+//! Parts that larger ones cover are deleted, and then the oldest ones of a process and of a job that has too
+//! many bytes. Readers see from the offsets how much is missing.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -98,9 +98,9 @@ fn superfluous(mut parts: Vec<Part>, max: u64) -> Vec<Part> {
     parts.sort_by(|a, b| (&a.process, a.start).cmp(&(&b.process, b.start)).then(b.end.cmp(&a.end)));
     let (mut covered, mut kept): (Vec<Part>, Vec<Part>) = (Vec::new(), Vec::new());
     for part in parts {
-        let is_covered = kept.last().is_some_and(|before| {
-            before.process == part.process && part.end <= before.end && !part.is_last
-        });
+        let is_covered = kept
+            .last()
+            .is_some_and(|before| before.process == part.process && part.end <= before.end && !part.is_last);
         if is_covered { &mut covered } else { &mut kept }.push(part);
     }
     let mut bytes: u64 = kept.iter().map(Part::bytes).sum();

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use foil_common::{failpoint, logs};
 use foil_common::rpc::{DATA_BYTES, MESSAGE_BYTES};
 use foil_common::storage::object::{Digest, ObjectWriter};
 use foil_common::storage::{ByteStream, Store, StoreError};
+use foil_common::{failpoint, logs};
 use foil_proto::v1;
 use foil_proto::v1::artifacts_server::{Artifacts, ArtifactsServer};
 use foil_proto::v1::put_request::Part;
@@ -47,7 +47,8 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The Artifacts service. Clients may write `inputs/{blake3}`; ranks of a job's current attempt may write
-/// below `jobs/{job}/phases/`, and its last rank processes each its own log; both may read `inputs/` and `jobs/`.
+/// below `jobs/{job}/phases/`, and its last rank processes each its own log; both may read `inputs/` and
+/// `jobs/`.
 pub struct ArtifactsService {
     store: Store,
     attempts: Arc<dyn AttemptCheck>,

@@ -16,11 +16,11 @@ const PHASES_SHOWN: usize = 12;
 /// A request, checked against its job.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Filter {
-    phase: String,
-    rank: Option<u32>,
+    pub(super) phase: String,
+    pub(super) rank: Option<u32>,
     pub(super) attempt: Option<u32>,
     /// Seconds since the Unix epoch.
-    since: Option<f64>,
+    pub(super) since: Option<f64>,
     /// Only so many lines, the last ones.
     pub(super) tail: Option<usize>,
 }
@@ -51,15 +51,15 @@ impl Filter {
         let id = &state.id;
         let phases = &state.phases;
         if !phase.is_empty() && !phases.iter().any(|known| known.id == *phase) {
-            let names: Vec<&str> =
-                phases.iter().take(PHASES_SHOWN).map(|phase| phase.id.as_str()).collect();
+            let names: Vec<&str> = phases.iter().take(PHASES_SHOWN).map(|phase| phase.id.as_str()).collect();
             let more = if phases.len() > PHASES_SHOWN { ", …" } else { "" };
             let problem = format!("job {id} has no phase {phase}; it has {}{more}", names.join(", "));
             return Err(bad_field("phase", &problem));
         }
         let ranks = state.spec.resources.ranks;
         if let Some(rank) = rank.filter(|rank| *rank >= ranks) {
-            let there = if ranks == 1 { "rank 0 only".to_owned() } else { format!("ranks 0 to {}", ranks - 1) };
+            let there =
+                if ranks == 1 { "rank 0 only".to_owned() } else { format!("ranks 0 to {}", ranks - 1) };
             return Err(bad_field("rank", &format!("job {id} has no rank {rank}; it has {there}")));
         }
         if let Some(attempt) = attempt.filter(|attempt| *attempt == 0 || *attempt > state.attempt) {
@@ -103,7 +103,9 @@ mod tests {
     #[test]
     fn a_request_for_what_the_job_has_not_says_what_it_has() {
         let state = fixture::after(&[], 0);
-        let check = |request: v1::LogsRequest| Filter::new(&request, &state).map_err(|status| status.message().to_owned());
+        let check = |request: v1::LogsRequest| {
+            Filter::new(&request, &state).map_err(|status| status.message().to_owned())
+        };
         let phase = state.phases[1].id.clone();
         check(v1::LogsRequest { rank: Some(1), attempt: Some(1), phase, ..Default::default() }).unwrap();
         let rank = check(v1::LogsRequest { rank: Some(2), ..Default::default() }).unwrap_err();

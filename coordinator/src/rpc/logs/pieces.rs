@@ -68,11 +68,9 @@ mod tests {
 
     #[test]
     fn missing_bytes_are_told() {
-        assert_eq!(read(&[(20, 30), (50, 60)], 0), [
-            (0, 20, false),
-            (20, 30, true),
-            (30, 50, false),
-            (50, 60, true)
-        ]);
+        assert_eq!(
+            read(&[(20, 30), (50, 60)], 0),
+            [(0, 20, false), (20, 30, true), (30, 50, false), (50, 60, true)]
+        );
     }
 }

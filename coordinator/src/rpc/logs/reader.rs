@@ -59,8 +59,8 @@ impl Reader {
         self.filter.wants_process(process) && !self.complete.contains(process)
     }
 
-    /// Reads all that is there now. `attempt` is the job's last one: logs of those before the one before it are
-    /// listed only once.
+    /// Reads all that is there now. `attempt` is the job's last one: logs of those before the one before it
+    /// are listed only once.
     pub(super) async fn pass(&mut self, attempt: u32, sink: &mut impl Sink) -> Result<(), Status> {
         let mut listed = self.list(attempt).await?;
         if listed.iter().any(|(process, parts)| self.has_gap(process, parts)) {
@@ -83,7 +83,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Sets the cursor so that the next pass gives at least so many lines, if there are as many, and few more.
+    /// Sets the cursor so that the next pass gives at least so many lines, if there are as many, and few
+    /// more.
     pub(super) async fn seek_tail(&mut self, lines: usize) -> Result<(), Status> {
         let mut attempts: BTreeMap<u32, Vec<(Process, Vec<Part>)>> = BTreeMap::new();
         for (process, parts) in self.list(0).await? {
@@ -151,11 +152,7 @@ impl Reader {
         pieces.iter().any(|piece| matches!(piece, Piece::Gap { .. }))
     }
 
-    async fn merge(
-        &mut self,
-        logs: Vec<(Process, Vec<Part>)>,
-        sink: &mut impl Sink,
-    ) -> Result<(), Status> {
+    async fn merge(&mut self, logs: Vec<(Process, Vec<Part>)>, sink: &mut impl Sink) -> Result<(), Status> {
         let mut sources = Vec::with_capacity(logs.len());
         for (process, parts) in logs {
             let pieces = pieces(&parts, self.cursor.offset(&process)).into();
@@ -230,7 +227,10 @@ impl Reader {
         let mut text = String::from_utf8_lossy(&bytes[skip..]).into_owned();
         // Offsets count bytes; a text that was not UTF-8 would have others.
         if text.len() != bytes.len() - skip {
-            text = bytes[skip..].iter().map(|byte| if byte.is_ascii() { char::from(*byte) } else { '?' }).collect();
+            text = bytes[skip..]
+                .iter()
+                .map(|byte| if byte.is_ascii() { char::from(*byte) } else { '?' })
+                .collect();
         }
         Ok(Some(text))
     }

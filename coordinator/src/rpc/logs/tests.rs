@@ -27,7 +27,10 @@ impl Sink for Taken {
     async fn take(&mut self, line: v1::RankLogLine, _: &Cursor) -> Result<(), Status> {
         let v1::RankLogLine { attempt, rank, line, dropped_bytes } = line;
         let text = match dropped_bytes {
-            0 => serde_json::from_str::<serde_json::Value>(&line).unwrap()["message"].as_str().unwrap().to_owned(),
+            0 => serde_json::from_str::<serde_json::Value>(&line).unwrap()["message"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
             bytes => format!("-{bytes}"),
         };
         self.0.push(format!("{attempt}.{rank}:{text}"));
