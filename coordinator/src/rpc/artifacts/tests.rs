@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use foil_common::logs::{LINE_BYTES, PART_BYTES};
 use foil_common::rpc::artifacts::{
     self, Moved, TransferError, Writer, digest_of_file, download_bytes, download_to_file, input_key, stat,
     unfollowed, upload_file, upload_input, upload_input_bytes,
@@ -383,4 +384,34 @@ async fn a_download_survives_broken_connections() {
     let channel = connect(&format!("http://{proxy}")).unwrap();
     assert_eq!(download_bytes(&channel, &object).await.unwrap(), bytes);
     assert_eq!(connections.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn a_process_writes_its_own_log_only_and_after_its_attempt_too() {
+    let server = server().await;
+    let text = Bytes::from_static(b"{}\n");
+    let key = |attempt: u32, rank: u32, session: &str, end: u64| {
+        let process = logs::Process { attempt, rank, session: session.into() };
+        logs::Part { process, start: 0, end, is_last: false }.key("j1")
+    };
+    // Attempt 3 is the current one.
+    let own = key(2, 0, "s1", 3);
+    upload_bytes(&server.channel, &own, &rank("j1", 2), text.clone()).await.unwrap();
+    assert_eq!(server.store.get(&own).await.unwrap(), text);
+    let large = body((PART_BYTES + LINE_BYTES) + 1, 3);
+    for (key, writer, bytes, code) in [
+        (key(3, 0, "s1", 3), rank("j1", 3), &text, Code::PermissionDenied),
+        (key(2, 1, "s1", 3), rank("j1", 2), &text, Code::PermissionDenied),
+        (key(2, 0, "s2", 3), rank("j1", 2), &text, Code::PermissionDenied),
+        (own.clone(), Writer::rank("j1", 2, "s1", "guess"), &text, Code::PermissionDenied),
+        (own.clone(), rank("j2", 2), &text, Code::InvalidArgument),
+        (key(2, 0, "s1", 4), rank("j1", 2), &text, Code::InvalidArgument),
+        (own.replace("-0000", "-00000"), rank("j1", 2), &text, Code::InvalidArgument),
+        (key(2, 0, "s1", large.len() as u64), rank("j1", 2), &large, Code::InvalidArgument),
+    ] {
+        match upload_bytes(&server.channel, &key, &writer, bytes.clone()).await {
+            Err(TransferError::Refused { status, .. }) => assert_eq!(status.code(), code, "{key}: {status:?}"),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
 }
