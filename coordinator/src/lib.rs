@@ -2,10 +2,12 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests own their clock and their randomness"))]
 
+pub mod auth;
 pub mod clock;
 pub mod cluster;
 pub mod descriptors;
 pub mod driver;
+pub mod inputs;
 pub mod job;
 pub mod journal;
 pub mod leadership;

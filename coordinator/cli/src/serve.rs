@@ -17,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 use super::args::ServeArgs;
 use super::local_file::write_atomic;
 use foil_coordinator::Serve;
+use foil_coordinator::auth::Authenticator;
 use foil_coordinator::descriptors;
 use foil_coordinator::resolve::{ChildConfig, Resolver};
 use foil_coordinator::tls::ServerTls;
 
 /// Advice on listening beyond loopback.
 const SECURE_LISTEN: &str =
-    "Give --tls-cert, --tls-key and --tls-client-ca, or, on a network you trust, --insecure-listen";
+    "Give --tls-cert and --tls-key, and --token-file or --tls-client-ca, or, on a network you trust, --insecure-listen";
 /// Deadline of reading one job's inputs.
 const INPUT_DEADLINE: Duration = Duration::from_secs(600);
 /// Backlog of the listener; the kernel has its own limit (net.core.somaxconn).
@@ -36,15 +37,14 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
         die_with_parent(parent)?;
     }
     let tls_files = args.tls.files();
-    if tls_files.as_ref().is_none_or(|files| files.client_ca.is_none()) {
-        listen::check(args.listen, args.insecure_listen, "run jobs and read all results", SECURE_LISTEN)
-            .map_err(anyhow::Error::msg)?;
-    }
+    let auth = args.auth.config(tls_files.as_ref());
+    check_listen(&args, tls_files.is_some(), auth.is_given())?;
     failpoint::init()?;
     // Completions, prompts and weights in the store are private.
     private::restrict_umask();
     let stop = shutdown::on_signal()?.token();
     let tls = tls_files.map(|files| ServerTls::start(files, stop.clone())).transpose()?;
+    let auth = auth.is_given().then(|| Authenticator::start(&auth, &stop)).transpose()?;
     let metrics = telemetry::install_metrics()?;
     let store = Store::open(&args.store)?;
     let location = store.location().to_owned();
@@ -57,7 +57,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     }
     let mut serve = Serve::new(store, listener, metrics);
     serve.limits.connections = descriptors::connections(descriptors::raise(), serve.limits.connections);
-    serve.tls = tls;
+    (serve.tls, serve.auth) = (tls, auth);
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
     serve.settings.allow_version_skew = args.allow_version_skew;
@@ -76,6 +76,21 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Refuses an address beyond loopback without both TLS and authentication, or says what --insecure-listen
+/// gives away.
+fn check_listen(args: &ServeArgs, has_tls: bool, has_auth: bool) -> Result<()> {
+    let danger = match (has_tls, has_auth) {
+        (true, true) => return Ok(()),
+        (false, true) => "read tokens, jobs and results on their way, and act with those tokens",
+        (_, false) => "run jobs, read all results and cancel everything",
+    };
+    listen::check(args.listen, args.insecure_listen, danger, SECURE_LISTEN).map_err(anyhow::Error::msg)?;
+    if !args.listen.ip().is_loopback() {
+        tracing::warn!(address = %args.listen, "--insecure-listen: anyone who reaches this address can {danger}");
+    }
+    Ok(())
 }
 
 /// Listens with the longest backlog that the kernel allows. If a burst of connections exceeds it, clients

@@ -7,6 +7,7 @@ use foil_proto::v1::{self, rank_message};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
+use crate::auth::{Scope, Tenant};
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted};
 use crate::schedule::ProtocolError;
@@ -45,6 +46,8 @@ pub struct Query {
     pub name: String,
     /// Only jobs whose ids start with this.
     pub id_prefix: String,
+    /// Only jobs of this tenant.
+    pub tenant: Option<Tenant>,
 }
 
 /// A query of a job's state, computed at once and answered when that state is durable.
@@ -82,6 +85,7 @@ pub struct Subscription {
 #[derive(Debug)]
 pub(super) enum Command {
     Find {
+        tenant: Tenant,
         request_id: String,
         reply: oneshot::Sender<Option<Found>>,
     },
@@ -93,6 +97,7 @@ pub(super) enum Command {
     },
     Get {
         id: String,
+        scope: Scope,
         reply: oneshot::Sender<Option<v1::Job>>,
     },
     /// Replies with the number of devices of a kind, including busy ones.
@@ -102,19 +107,23 @@ pub(super) enum Command {
     },
     Inspect {
         id: String,
+        scope: Scope,
         query: Inspect,
     },
     List {
         query: Query,
+        scope: Scope,
         reply: oneshot::Sender<Page>,
     },
     Watch {
         id: String,
+        scope: Scope,
         after_revision: u64,
         reply: oneshot::Sender<Option<Subscription>>,
     },
     Cancel {
         id: String,
+        scope: Scope,
         reply: oneshot::Sender<Option<v1::Job>>,
     },
     AgentRegistered {

@@ -12,8 +12,10 @@ mod settings;
 mod shell;
 mod streams;
 mod telemetry;
+mod user_handle;
 
 pub use command::{Found, Page, Query, StreamEnd, Subscription};
 pub use handle::{Handle, Stopped};
 pub use settings::Settings;
 pub use shell::{Driver, DriverError};
+pub use user_handle::UserHandle;

@@ -69,6 +69,9 @@ pub struct Submitted {
     /// The tenant that it belongs to; empty in logs of older versions. Read it by [`Submitted::tenant`].
     #[serde(default)]
     pub tenant: String,
+    /// Name of the principal that submitted it; empty in logs of older versions.
+    #[serde(default)]
+    pub owner: String,
 }
 
 /// The tenant of jobs that name none.

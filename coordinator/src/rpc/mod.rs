@@ -2,7 +2,9 @@
 
 pub mod artifacts;
 
+mod access;
 mod admission;
+mod auth;
 mod connections;
 mod jobs;
 mod limits;

@@ -3,9 +3,10 @@
 use std::future::Future;
 use std::time::Duration;
 
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use foil_common::rpc::{CONNECTION_WINDOW, REPORT_BYTES, REQUEST_BYTES, STREAM_WINDOW};
 use foil_common::storage::{Store, StoreError};
+use foil_proto::v1::access_server::AccessServer;
 use foil_proto::v1::artifacts_server::ArtifactsServer;
 use foil_proto::v1::jobs_server::JobsServer;
 use foil_proto::v1::workers_server::WorkersServer;
@@ -19,10 +20,13 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::access::AccessService;
 use super::artifacts::ArtifactsService;
-use super::connections::{Limits, Registry, incoming, require_certificate, track};
+use super::auth::{Gate, authorize};
+use super::connections::{Limits, Registry, incoming, track};
 use super::normalize::normalize;
 use super::{JobsService, WorkersService};
+use crate::auth::Authenticator;
 use crate::clock::Clock;
 use crate::driver::{DriverError, Settings};
 use crate::leadership::{Election, LeadershipHandle};
@@ -50,6 +54,8 @@ pub struct Serve {
     pub listener: TcpListener,
     /// Plain text if not given.
     pub tls: Option<ServerTls>,
+    /// Without it every caller is an admin.
+    pub auth: Option<Authenticator>,
     /// URL under which clients and workers reach the listener; empty if unknown.
     pub address: String,
     /// Become the leader at once, whoever leads now.
@@ -70,6 +76,7 @@ impl Serve {
             store,
             listener,
             tls: None,
+            auth: None,
             address: String::new(),
             take_over: false,
             metrics,
@@ -103,15 +110,27 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
     options.store.probe().await?;
-    let Serve { store, listener, tls, address, take_over, metrics, settings, limits, resolver, leadership } =
-        options;
+    let Serve {
+        store,
+        listener,
+        tls,
+        auth,
+        address,
+        take_over,
+        metrics,
+        settings,
+        limits,
+        resolver,
+        leadership,
+    } = options;
     let mut routes =
         routes(leadership.clone(), store.clone(), resolver, metrics, settings.allow_version_skew).await?;
     let router = routes.axum_router_mut();
-    if tls.as_ref().is_some_and(ServerTls::requires_certificates) {
-        *router = std::mem::take(router).layer(from_fn(require_certificate));
-    }
-    *router = std::mem::take(router).layer(from_fn(normalize)).layer(from_fn(track));
+    // The last one is the outermost.
+    *router = std::mem::take(router)
+        .layer(from_fn_with_state(Gate::new(auth), authorize))
+        .layer(from_fn(normalize))
+        .layer(from_fn(track));
     let server = Server::builder()
         // Browsers, Prometheus and probes speak HTTP/1.
         .accept_http1(true)
@@ -174,6 +193,7 @@ async fn routes(
     let services = Routes::new(health_service)
         .add_service(reflection)
         .add_service(older_reflection)
+        .add_service(AccessServer::new(AccessService))
         .add_service(jobs.max_decoding_message_size(REQUEST_BYTES))
         .add_service(workers.max_decoding_message_size(REPORT_BYTES))
         .add_service(ArtifactsService::new(store.clone(), leadership.clone()).into_server());
@@ -185,7 +205,8 @@ const LEADER_SERVICES: [&str; 3] = [
     WorkersServer::<WorkersService>::NAME,
     ArtifactsServer::<ArtifactsService>::NAME,
 ];
-const COMMON_SERVICES: [&str; 3] = [
+const COMMON_SERVICES: [&str; 4] = [
+    AccessServer::<AccessService>::NAME,
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",

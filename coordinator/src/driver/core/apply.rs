@@ -195,7 +195,8 @@ impl Core {
         match (&event.change, self.jobs.get_mut(id)) {
             (Change::Submitted(submitted), None) => {
                 let state = JobState::submitted(id, event.at, (**submitted).clone())?;
-                self.requests.insert(submitted.request_id.clone(), id.clone());
+                let request = (submitted.tenant().to_owned(), submitted.request_id.clone());
+                self.requests.insert(request, id.clone());
                 self.order.push(id.clone());
                 let entry =
                     Entry { state, attempt: None, history: Vec::new(), progress: None, waiting: None };

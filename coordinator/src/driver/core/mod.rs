@@ -70,8 +70,8 @@ pub struct Core {
     jobs: BTreeMap<String, Entry>,
     /// Job ids in order of submission.
     order: Vec<String>,
-    /// Request ids to job ids.
-    requests: BTreeMap<String, String>,
+    /// Tenants and request ids to job ids.
+    requests: BTreeMap<(String, String), String>,
     /// Sessions to job ids.
     sessions: BTreeMap<String, String>,
     cluster: Cluster,

@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub use self::access::AttemptCheck;
 use self::slots::{Credit, Interrupted, Slot, Slots};
 use self::status::{bad_field, busy, from_store, too_slow};
+use super::auth::{RankClaim, caller};
 
 /// Concurrent uploads of ranks and of clients; each holds up to three 8 MiB parts.
 const RANK_UPLOADS: usize = 16;
@@ -40,8 +41,9 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A download whose reader takes nothing for this long is aborted.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The Artifacts service. Clients may write `inputs/{blake3}`; ranks of a job's current attempt may write
-/// below `jobs/{job}/phases/`; both may read `inputs/` and `jobs/`.
+/// The Artifacts service. Clients may write `inputs/{blake3}`, which each tenant has of its own, and read those
+/// and their tenant's `jobs/`; ranks of a job's current attempt may write below `jobs/{job}/phases/` and read
+/// what is of the job.
 pub struct ArtifactsService {
     store: Store,
     attempts: Arc<dyn AttemptCheck>,
@@ -75,43 +77,49 @@ impl Artifacts for ArtifactsService {
         &self,
         request: Request<Streaming<v1::PutRequest>>,
     ) -> Result<Response<v1::PutResponse>, Status> {
+        let caller = caller(&request)?;
         let mut parts = request.into_inner();
         let begin = match first_part(&mut parts).await? {
             Some(Part::Begin(begin)) => begin,
             _ => return Err(bad_field("begin", "the first message must hold begin")),
         };
         let announced = access::announced(&begin)?;
-        access::may_write(&begin, &*self.attempts)?;
+        let key = access::may_write(&begin, &caller, &*self.attempts)?;
         let is_rank = !begin.job_id.is_empty();
         let slot = if is_rank { &self.rank_uploads } else { &self.client_uploads }.take().await?;
         if begin.job_id.is_empty() {
-            self.repair(&begin.key, &announced).await?;
+            self.repair(&key, &announced).await?;
         }
-        if let Some(object) = self.already_there(&begin.key, &announced).await? {
-            return Ok(Response::new(v1::PutResponse { object: Some(object) }));
+        // Clients know their uploads by the key that they gave.
+        let named = |object| v1::Object { key: begin.key.clone(), ..object };
+        if let Some(object) = self.already_there(&key, &announced).await? {
+            return Ok(Response::new(v1::PutResponse { object: Some(named(object)) }));
         }
         failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
-        let mut writer = self.store.write_object(&begin.key, announced).await.map_err(|e| from_store(&e))?;
+        let mut writer = self.store.write_object(&key, announced).await.map_err(|e| from_store(&e))?;
         let received = receive(&mut parts, &mut writer, &slot).await;
         // An upload that became stale meanwhile must not become an object.
-        if let Err(status) = received.and_then(|()| access::may_write(&begin, &*self.attempts)) {
+        let allowed = received.and_then(|()| access::may_write(&begin, &caller, &*self.attempts));
+        if let Err(status) = allowed {
             writer.abandon().await;
             return Err(status);
         }
         let object = writer.finish().await.map_err(|error| from_store(&error))?;
         metrics::counter!("foil_artifact_bytes_total", "direction" => "in").increment(object.size);
-        Ok(Response::new(v1::PutResponse { object: Some(object) }))
+        Ok(Response::new(v1::PutResponse { object: Some(named(object)) }))
     }
 
     type GetStream = ReceiverStream<Result<v1::GetResponse, Status>>;
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
         self.attempts.serving()?;
+        let (caller, rank) = (caller(&request)?, RankClaim::of(request.metadata()));
         let v1::GetRequest { key, offset } = request.into_inner();
-        access::may_read(&key)?;
+        let stored = access::may_read(&key, &caller, rank.as_ref(), &*self.attempts).await?;
         let slot = self.downloads.take().await?;
         let (object, bytes) =
-            self.store.stream_object(&key, offset).await.map_err(|error| from_store(&error))?;
+            self.store.stream_object(&stored, offset).await.map_err(|error| from_store(&error))?;
+        let object = v1::Object { key, ..object };
         if offset > object.size {
             return Err(bad_field("offset", &format!("the object has {} bytes only", object.size)));
         }
@@ -122,10 +130,11 @@ impl Artifacts for ArtifactsService {
 
     async fn stat(&self, request: Request<v1::StatRequest>) -> Result<Response<v1::Object>, Status> {
         self.attempts.serving()?;
+        let (caller, rank) = (caller(&request)?, RankClaim::of(request.metadata()));
         let key = request.into_inner().key;
-        access::may_read(&key)?;
-        let object = self.store.stat_object(&key).await.map_err(|error| from_store(&error))?;
-        Ok(Response::new(object))
+        let stored = access::may_read(&key, &caller, rank.as_ref(), &*self.attempts).await?;
+        let object = self.store.stat_object(&stored).await.map_err(|error| from_store(&error))?;
+        Ok(Response::new(v1::Object { key, ..object }))
     }
 }
 
