@@ -157,7 +157,7 @@ impl Case {
             prompts,
             samples: Some(samples),
             scores: Some(scores),
-            reference: None,
+            ref_log_probs: None,
         });
         let (policy, _) = test.gang("r01.policy.train", train, &tuned);
 
