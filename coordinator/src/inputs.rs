@@ -13,8 +13,8 @@ pub fn stored_key(tenant: &Tenant, blake3: &str) -> String {
     }
 }
 
-/// Tenant and hash of a key below `inputs/`, as clients write it (`inputs/{blake3}`, their own tenant's) or as
-/// the store has it (`inputs/{tenant}/{blake3}`).
+/// Tenant and hash of a key below `inputs/`, as clients write it (`inputs/{blake3}`, their own tenant's) or
+/// as the store has it (`inputs/{tenant}/{blake3}`).
 pub fn parse_key(key: &str, own: &Tenant) -> Option<(Tenant, String)> {
     let rest = key.strip_prefix("inputs/")?;
     match rest.split_once('/') {

@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests own their clock and their randomness"))]
 
+pub mod audit;
 pub mod auth;
 pub mod clock;
 pub mod cluster;

@@ -9,7 +9,8 @@ use foil_tests::{Ca, Process, Service, foil, foil_worker, wait_for};
 
 /// The token and the line for the coordinator's file that `foil token create` prints.
 fn create(arguments: &[&str]) -> (String, String) {
-    let output = Command::new(foil()).args(["token", "create"]).args(arguments).output().expect("foil starts");
+    let output =
+        Command::new(foil()).args(["token", "create"]).args(arguments).output().expect("foil starts");
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{told}");
     let lines: Vec<&str> = told.lines().collect();
@@ -124,7 +125,10 @@ fn a_token_stays_out_of_clear_text_and_of_files_that_others_read() {
     };
     replace(&tokens, &format!("{line}\neve vision root blake3:00\nnonsense\n"));
     let (succeeded, told) = serve(&["--listen", "127.0.0.1:0"]);
-    assert!(!succeeded && told.contains("line 2: \"root\" is no role") && told.contains("line 3: "), "{told}");
+    assert!(
+        !succeeded && told.contains("line 2: \"root\" is no role") && told.contains("line 3: "),
+        "{told}"
+    );
     fs::set_permissions(&tokens, fs::Permissions::from_mode(0o644)).expect("a mode");
     let (succeeded, told) = serve(&["--listen", "127.0.0.1:0"]);
     assert!(!succeeded && told.contains("chmod 600"), "{told}");

@@ -130,7 +130,8 @@ pub(super) struct RankProof {
 impl RankProof {
     /// None if the session or the secret cannot be sent, as none that a coordinator gives.
     pub(super) fn new(session: &str, secret: &str) -> Option<Self> {
-        let (session, mut secret) = (HeaderValue::from_str(session).ok()?, HeaderValue::from_str(secret).ok()?);
+        let (session, mut secret) =
+            (HeaderValue::from_str(session).ok()?, HeaderValue::from_str(secret).ok()?);
         secret.set_sensitive(true);
         Some(Self { session, secret })
     }
@@ -210,7 +211,10 @@ mod tests {
         assert!(!format!("{rank:?}").contains("s3cret"));
         let mut headers = HeaderMap::new();
         rank.add_to(&mut headers);
-        assert_eq!((headers[RANK_SESSION].as_bytes(), headers[RANK_SECRET].as_bytes()), (&b"s1"[..], &b"s3cret"[..]));
+        assert_eq!(
+            (headers[RANK_SESSION].as_bytes(), headers[RANK_SECRET].as_bytes()),
+            (&b"s1"[..], &b"s3cret"[..])
+        );
         assert!(RankProof::new("a\nb", "").is_none());
     }
 }

@@ -53,7 +53,8 @@ impl LeaderChannel {
     /// Must be called within a tokio runtime.
     pub(super) fn new(urls: &str, credentials: &Credentials) -> Result<Self, ConnectError> {
         let given: Vec<String> = urls.split(',').map(|url| url.trim().to_owned()).collect();
-        let mut channels = given.iter().map(|url| channel(url, credentials)).collect::<Result<Vec<_>, _>>()?;
+        let mut channels =
+            given.iter().map(|url| channel(url, credentials)).collect::<Result<Vec<_>, _>>()?;
         let current = Mutex::new(Current { url: given[0].clone(), channel: channels.swap_remove(0) });
         let bearer = credentials.token_file.clone().map(Bearer::read).transpose()?;
         let credentials = credentials.clone();

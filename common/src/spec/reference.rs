@@ -18,7 +18,8 @@ pub enum InputRef {
 pub enum ModelRef {
     /// A local path; only in a client, before upload.
     Path(String),
-    /// The upload with this hash, of the job's tenant: the JSON of an `Artifact` that lists the directory's files.
+    /// The upload with this hash, of the job's tenant: the JSON of an `Artifact` that lists the directory's
+    /// files.
     Input { blake3: String, name: String },
     /// A model of another job in the same store. The job is given by its id or by its name, which means the
     /// newest job of that name.

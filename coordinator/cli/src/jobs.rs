@@ -52,8 +52,19 @@ fn narrow(jobs: &[v1::Job], now: i64) -> Vec<Vec<String>> {
 }
 
 fn wide(jobs: &[v1::Job]) -> Vec<Vec<String>> {
-    let head =
-        ["ID", "NAME", "TENANT", "OWNER", "STATE", "PHASE", "DONE", "ATTEMPT", "SUBMITTED", "ENDED", "WAITING"];
+    let head = [
+        "ID",
+        "NAME",
+        "TENANT",
+        "OWNER",
+        "STATE",
+        "PHASE",
+        "DONE",
+        "ATTEMPT",
+        "SUBMITTED",
+        "ENDED",
+        "WAITING",
+    ];
     let or_dash = |text: String| if text.is_empty() { "–".to_owned() } else { text };
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(jobs.iter().map(|job| {

@@ -17,18 +17,20 @@ use tokio_util::sync::CancellationToken;
 use super::args::ServeArgs;
 use super::local_file::write_atomic;
 use foil_coordinator::Serve;
+use foil_coordinator::audit::AuditLog;
 use foil_coordinator::auth::Authenticator;
 use foil_coordinator::descriptors;
 use foil_coordinator::resolve::{ChildConfig, Resolver};
 use foil_coordinator::tls::ServerTls;
 
 /// Advice on listening beyond loopback.
-const SECURE_LISTEN: &str =
-    "Give --tls-cert and --tls-key, and --token-file or --tls-client-ca, or, on a network you trust, --insecure-listen";
+const SECURE_LISTEN: &str = "Give --tls-cert and --tls-key, and --token-file or --tls-client-ca, or, on a network you trust, --insecure-listen";
 /// Deadline of reading one job's inputs.
 const INPUT_DEADLINE: Duration = Duration::from_secs(600);
 /// Backlog of the listener; the kernel has its own limit (net.core.somaxconn).
 const QUEUED_CONNECTIONS: u32 = 4096;
+/// Time to write the last records of the audit log.
+const AUDIT_DEADLINE: Duration = Duration::from_secs(5);
 /// Time from SIGTERM to exit; orchestrators kill after 30 seconds.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -55,9 +57,16 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     if advertised.is_empty() {
         tracing::warn!("standbys cannot redirect clients to this coordinator; set its URL with --advertise");
     }
+    let audit_file = args.auth.audit_file();
+    // Without authentication the only principal is whoever is on this machine.
+    let audit = match auth.is_some() || audit_file.is_some() {
+        true => Some(AuditLog::start(audit_file.as_ref(), store.clone())?),
+        false => None,
+    };
+    let (audit, audit_written) = audit.unzip();
     let mut serve = Serve::new(store, listener, metrics);
     serve.limits.connections = descriptors::connections(descriptors::raise(), serve.limits.connections);
-    (serve.tls, serve.auth) = (tls, auth);
+    (serve.tls, serve.auth, serve.audit) = (tls, auth, audit);
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
     serve.settings.allow_version_skew = args.allow_version_skew;
@@ -70,7 +79,13 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
         write_port_file(file, address)?;
     }
     tokio::select! {
-        ended = service => Ok(ended?),
+        ended = service => {
+            if let Some(written) = audit_written {
+                // The last records; all its senders have ended with the service.
+                let _ = tokio::time::timeout(AUDIT_DEADLINE, written).await;
+            }
+            Ok(ended?)
+        }
         () = stop_timeout(&stop) => {
             tracing::warn!("work in progress did not end in time and is abandoned; all state is in the store");
             Ok(())

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use foil_common::rpc::{Credentials, TlsFiles};
+use foil_coordinator::audit::AuditFile;
 use foil_coordinator::auth::AuthConfig;
 use foil_coordinator::tls::ServerTlsFiles;
 
@@ -43,9 +44,18 @@ pub(crate) struct AuthArgs {
     /// [expires=DATE], as `foil token create` prints it. It is read again when it changes.
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[3])]
     token_file: Option<PathBuf>,
+    /// Append a JSON line to this file for each call that changes something, and for each that is refused;
+    /// "-" is standard output. With authentication the store keeps these lines too, under audit/.
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
 }
 
 impl AuthArgs {
+    pub(crate) fn audit_file(&self) -> Option<AuditFile> {
+        let path = self.audit_log.clone()?;
+        Some(if path.as_os_str() == "-" { AuditFile::Standard } else { AuditFile::Path(path) })
+    }
+
     /// The authentication of a coordinator with these TLS files.
     pub(crate) fn config(&self, tls: Option<&ServerTlsFiles>) -> AuthConfig {
         let certificates = tls.is_some_and(|files| files.client_ca.is_some());
@@ -64,8 +74,8 @@ pub(crate) struct ClientTlsArgs {
     /// Private key of --tls-cert (PEM).
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[2], requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// File that holds your token, for a coordinator that knows its users by tokens. It is read again when it
-    /// changes, and sent over TLS or to this machine only.
+    /// File that holds your token, for a coordinator that knows its users by tokens. It is read again when
+    /// it changes, and sent over TLS or to this machine only.
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[3])]
     token_file: Option<PathBuf>,
 }

@@ -31,8 +31,8 @@ struct CreateArgs {
     /// Tenant that it belongs to.
     #[arg(long, value_name = "TENANT", default_value = "default", value_parser = str::parse::<Tenant>)]
     tenant: Tenant,
-    /// What it may do: viewer (read), submitter (and run jobs), operator (and act on all jobs of the tenant),
-    /// admin (and on all tenants), or agent (foil-worker).
+    /// What it may do: viewer (read), submitter (and run jobs), operator (and act on all jobs of the
+    /// tenant), admin (and on all tenants), or agent (foil-worker).
     #[arg(long, value_name = "ROLE", value_parser = str::parse::<Role>)]
     role: Role,
     /// When it stops to be accepted: after a time, as 90d or 12h, or at a date, as 2027-01-31 (UTC).
@@ -54,7 +54,9 @@ fn expires(text: &str) -> Result<SystemTime, String> {
     let at = match humantime::parse_duration(text) {
         Ok(after) => now.checked_add(after).ok_or_else(|| format!("{text} is too long"))?,
         Err(_) => expiry(text).map_err(|_| {
-            format!("{text:?} is neither a time, as 90d or 12h, nor a date, as 2027-01-31 or 2027-01-31T12:00:00Z")
+            format!(
+                "{text:?} is neither a time, as 90d or 12h, nor a date, as 2027-01-31 or 2027-01-31T12:00:00Z"
+            )
         })?,
     };
     if at <= now { Err(format!("{text} is in the past")) } else { Ok(at) }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::certificate::Subject;
 use super::principal::Principal;
 use super::token_file::{TokenFault, TokenTable};
-use super::watched::{ConfigError, RELOAD_INTERVAL, Reading, Secrecy, Watched};
+use super::watched::{ConfigError, RELOAD_INTERVAL, Reading, Watched};
 
 /// Size limit of a presented token; headers have one of their own.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
@@ -44,7 +44,9 @@ pub struct Evidence<'a> {
 pub enum Refusal {
     #[error("{0}")]
     Missing(&'static str),
-    #[error("the client certificate names no principal: {0}; give one that does, or a token with --token-file")]
+    #[error(
+        "the client certificate names no principal: {0}; give one that does, or a token with --token-file"
+    )]
     Certificate(String),
     #[error("the token is not valid: {0}")]
     Token(String),
@@ -77,7 +79,7 @@ impl Authenticator {
     pub fn start(config: &AuthConfig, stop: &CancellationToken) -> Result<Self, ConfigError> {
         let tokens = config.token_file.clone().map(|path| {
             let parse = |text: &str| TokenTable::parse(text).map_err(|problem| problem.to_string());
-            Watched::start(Reading { path, secrecy: Secrecy::Private, parse, interval: RELOAD_INTERVAL }, stop.clone())
+            Watched::start(Reading { path, parse, interval: RELOAD_INTERVAL }, stop.clone())
         });
         let tokens = tokens.transpose()?;
         if tokens.as_ref().is_some_and(|tokens| tokens.current().is_empty()) {
@@ -182,7 +184,9 @@ mod tests {
         assert!(matches!(ask(None, Some(&machine)), Err(Refusal::Certificate(_))));
         assert!(matches!(ask(None, None), Err(Refusal::Missing(_))));
         let long = format!("Bearer {}", "a".repeat(9000));
-        for wrong in ["", "Bearer", "Bearer ", "Bearer x", &token, &format!("Basic {token}"), &bearer[..40], &long] {
+        for wrong in
+            ["", "Bearer", "Bearer ", "Bearer x", &token, &format!("Basic {token}"), &bearer[..40], &long]
+        {
             assert!(matches!(ask(Some(wrong), Some(&bob)), Err(Refusal::Token(_))), "{wrong}");
         }
     }
@@ -202,7 +206,10 @@ mod tests {
             let authorization = Some(bearer.as_str());
             assert_eq!(ask(Evidence { authorization, certificate: None }).is_ok(), tokens);
             let subject = bob();
-            assert_eq!(ask(Evidence { authorization: None, certificate: Some(&subject) }).is_ok(), certificates);
+            assert_eq!(
+                ask(Evidence { authorization: None, certificate: Some(&subject) }).is_ok(),
+                certificates
+            );
         }
     }
 }

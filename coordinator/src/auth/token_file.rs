@@ -76,7 +76,8 @@ impl TokenTable {
             match parse_line(text) {
                 Ok(entry) => match seen.insert(*entry.hash.as_bytes(), line) {
                     Some(first) => {
-                        let problem = format!("it has the token of line {first}; give each principal its own");
+                        let problem =
+                            format!("it has the token of line {first}; give each principal its own");
                         bad.push(BadLine { line, problem });
                     }
                     None => entries.push(entry),
@@ -85,7 +86,8 @@ impl TokenTable {
             }
         }
         if entries.len() > MAX_TOKENS {
-            let problem = format!("there are {} tokens, more than the maximum of {MAX_TOKENS}", entries.len());
+            let problem =
+                format!("there are {} tokens, more than the maximum of {MAX_TOKENS}", entries.len());
             bad.push(BadLine { line: 1, problem });
         }
         if bad.is_empty() { Ok(Self { entries }) } else { Err(Problem(bad)) }
@@ -129,12 +131,15 @@ fn parse_line(text: &str) -> Result<Entry, String> {
     check_name(name)?;
     let (tenant, role): (Tenant, Role) = (tenant.parse()?, role.parse()?);
     let hash = hash.strip_prefix(HASH).and_then(|hex| blake3::Hash::from_hex(hex).ok()).ok_or_else(|| {
-        format!("the fourth field must be {HASH} and 64 hex digits, the BLAKE3 of a token, never the token itself")
+        format!(
+            "the fourth field must be {HASH} and 64 hex digits, the BLAKE3 of a token, never the token itself"
+        )
     })?;
     let expires = match fields.next() {
         None => None,
         Some(field) => {
-            let date = field.strip_prefix(EXPIRES).ok_or_else(|| format!("expected {EXPIRES}DATE at the end"))?;
+            let date =
+                field.strip_prefix(EXPIRES).ok_or_else(|| format!("expected {EXPIRES}DATE at the end"))?;
             Some(expiry(date)?)
         }
     };
@@ -234,7 +239,9 @@ mod tests {
         let found: Vec<usize> = problem.0.iter().map(|bad| bad.line).collect();
         assert_eq!(found, [2, 3, 4, 5, 6, 7, 8, 9]);
         let told = problem.to_string();
-        for part in ["line 2: expected NAME", "line 3: \"root\" is no role", "line 9: it has the token of line 1"] {
+        for part in
+            ["line 2: expected NAME", "line 3: \"root\" is no role", "line 9: it has the token of line 1"]
+        {
             assert!(told.contains(part), "{told}");
         }
         assert!(!told.contains("abab"), "{told}");
@@ -242,7 +249,8 @@ mod tests {
 
     #[test]
     fn a_file_has_bounds() {
-        let line = |index: u32| format!("a default viewer {HASH}{}", blake3::hash(&index.to_be_bytes()).to_hex());
+        let line =
+            |index: u32| format!("a default viewer {HASH}{}", blake3::hash(&index.to_be_bytes()).to_hex());
         let many: Vec<String> = (0..=4096).map(line).collect();
         TokenTable::parse(&many[1..].join("\n")).unwrap();
         assert!(TokenTable::parse(&many.join("\n")).unwrap_err().to_string().contains("maximum of 4096"));

@@ -36,7 +36,9 @@ pub(super) async fn policy(
     let name = if job.has_sft() { "policy@input" } else { "policy@0" };
     let weights = job.policy.init == Init::Weights;
     let directory = Directory::fetch(POLICY, &job.policy.model, artifacts, uploads).await?;
-    directory.checked(job, weights, uploads.store, |directory| directory.artifact(job_id, name, "policy")).await
+    directory
+        .checked(job, weights, uploads.store, |directory| directory.artifact(job_id, name, "policy"))
+        .await
 }
 
 /// The model that the reward model starts from, if the job names one.

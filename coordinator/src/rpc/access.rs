@@ -9,7 +9,7 @@ use crate::clock::timestamp;
 
 /// The Access service. It needs no leader.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct AccessService;
+pub(super) struct AccessService;
 
 #[tonic::async_trait]
 impl Access for AccessService {

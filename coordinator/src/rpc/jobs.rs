@@ -116,6 +116,7 @@ impl JobsService {
         let driver = self.driver(caller)?;
         warnings.extend(device_warning(&driver, job).await?);
         let found = driver.submit(id, submitted).await.map_err(stopped)?;
+        caller.changes_by(&format!("job/{}", found.job.id), &request_id);
         existing(found, &request_id, &spec_hash, bounded_warnings(warnings))
     }
 }
@@ -225,6 +226,7 @@ impl Jobs for JobsService {
         let caller = caller(&request)?;
         let driver = self.driver(&caller)?;
         let id = request.into_inner().id;
+        caller.changes(&format!("job/{id}"));
         let permitted =
             driver.inspect(&id, move |state| may_change(&caller, &state.id, &state.submitted)).await;
         permitted.map_err(stopped)?.ok_or_else(|| no_job(&id))??;

@@ -26,6 +26,7 @@ use super::auth::{Gate, authorize};
 use super::connections::{Limits, Registry, incoming, track};
 use super::normalize::normalize;
 use super::{JobsService, WorkersService};
+use crate::audit::AuditLog;
 use crate::auth::Authenticator;
 use crate::clock::Clock;
 use crate::driver::{DriverError, Settings};
@@ -56,6 +57,8 @@ pub struct Serve {
     pub tls: Option<ServerTls>,
     /// Without it every caller is an admin.
     pub auth: Option<Authenticator>,
+    /// The log of changes and refusals.
+    pub audit: Option<AuditLog>,
     /// URL under which clients and workers reach the listener; empty if unknown.
     pub address: String,
     /// Become the leader at once, whoever leads now.
@@ -77,6 +80,7 @@ impl Serve {
             listener,
             tls: None,
             auth: None,
+            audit: None,
             address: String::new(),
             take_over: false,
             metrics,
@@ -115,6 +119,7 @@ pub async fn serve(
         listener,
         tls,
         auth,
+        audit,
         address,
         take_over,
         metrics,
@@ -128,7 +133,7 @@ pub async fn serve(
     let router = routes.axum_router_mut();
     // The last one is the outermost.
     *router = std::mem::take(router)
-        .layer(from_fn_with_state(Gate::new(auth), authorize))
+        .layer(from_fn_with_state(Gate::new(auth, audit), authorize))
         .layer(from_fn(normalize))
         .layer(from_fn(track));
     let server = Server::builder()

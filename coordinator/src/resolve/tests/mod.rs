@@ -134,7 +134,7 @@ async fn a_jobs_uploads_are_those_of_its_tenant() {
     let of_vision = async || request(wire.clone(), true).of_tenant(&vision).run(&store).await;
     let missing = of_vision().await.unwrap_err();
     assert!(matches!(missing, ResolveError::Missing { .. }), "{missing}");
-    for listed in store.list("inputs/").await.unwrap() {
+    for listed in store.list("inputs").await.unwrap() {
         let bytes = store.get(&listed.key).await.unwrap();
         store.create(&listed.key.replacen("inputs/", "inputs/vision/", 1), bytes).await.unwrap();
     }

@@ -149,9 +149,7 @@ async fn user_may_read(key: &str, caller: &Caller, attempts: &dyn AttemptCheck) 
     };
     let is_visible = match &scope {
         Scope::AllTenants => true,
-        Scope::Tenant(_) => {
-            attempts.tenant_of(job).await?.is_some_and(|tenant| scope.includes(&tenant))
-        }
+        Scope::Tenant(_) => attempts.tenant_of(job).await?.is_some_and(|tenant| scope.includes(&tenant)),
     };
     if is_visible { Ok(key.to_owned()) } else { Err(not_found(key)) }
 }

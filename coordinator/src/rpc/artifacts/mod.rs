@@ -41,9 +41,9 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A download whose reader takes nothing for this long is aborted.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The Artifacts service. Clients may write `inputs/{blake3}`, which each tenant has of its own, and read those
-/// and their tenant's `jobs/`; ranks of a job's current attempt may write below `jobs/{job}/phases/` and read
-/// what is of the job.
+/// The Artifacts service. Clients may write `inputs/{blake3}`, which each tenant has of its own, and read
+/// those and their tenant's `jobs/`; ranks of a job's current attempt may write below `jobs/{job}/phases/`
+/// and read what is of the job.
 pub struct ArtifactsService {
     store: Store,
     attempts: Arc<dyn AttemptCheck>,
@@ -83,6 +83,7 @@ impl Artifacts for ArtifactsService {
             Some(Part::Begin(begin)) => begin,
             _ => return Err(bad_field("begin", "the first message must hold begin")),
         };
+        caller.changes(&begin.key);
         let announced = access::announced(&begin)?;
         let key = access::may_write(&begin, &caller, &*self.attempts)?;
         let is_rank = !begin.job_id.is_empty();

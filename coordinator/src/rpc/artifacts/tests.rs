@@ -320,11 +320,9 @@ async fn a_jobs_objects_exist_for_its_tenant_and_for_its_ranks() {
         store.put_object(key, body(3, 23)).await.unwrap();
     }
     let finds = async |server: &TestServer, key: &str| stat(&server.channel, key).await.unwrap().is_some();
-    for (tenant, role, found) in [
-        ("vision", Role::Viewer, true),
-        ("default", Role::Operator, false),
-        ("default", Role::Admin, true),
-    ] {
+    for (tenant, role, found) in
+        [("vision", Role::Viewer, true), ("default", Role::Operator, false), ("default", Role::Admin, true)]
+    {
         let server = server_for(principal(tenant, role), store.clone()).await;
         assert_eq!(finds(&server, KEY).await, found, "{tenant} {role}");
         assert_eq!(finds(&server, "jobs/j2/data/x").await, role == Role::Admin, "there is no such job");
@@ -353,9 +351,13 @@ async fn users_and_ranks_write_their_own_kind_of_objects_only() {
     let user = server_for(principal("vision", Role::Admin), store.clone()).await;
     let agent = server_for(principal("vision", Role::Agent), store.clone()).await;
     let refused = upload_bytes(&user.channel, KEY, &rank("j1", 3), body(9, 24)).await;
-    assert!(matches!(&refused, Err(TransferError::Refused { status, .. }) if status.code() == Code::PermissionDenied));
+    assert!(
+        matches!(&refused, Err(TransferError::Refused { status, .. }) if status.code() == Code::PermissionDenied)
+    );
     let refused = upload_input_bytes(&agent.channel, body(9, 24)).await;
-    assert!(matches!(&refused, Err(TransferError::Refused { status, .. }) if status.code() == Code::PermissionDenied));
+    assert!(
+        matches!(&refused, Err(TransferError::Refused { status, .. }) if status.code() == Code::PermissionDenied)
+    );
     upload_input_bytes(&user.channel, body(9, 24)).await.unwrap();
     upload_bytes(&agent.channel, KEY, &rank("j1", 3), body(9, 24)).await.unwrap();
 }

@@ -1,6 +1,6 @@
 //! The caller as the services see it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use foil_common::rpc::{RANK_SECRET, RANK_SESSION};
 use tonic::metadata::MetadataMap;
@@ -13,11 +13,38 @@ use crate::rpc::status::{echo, status};
 
 /// The principal of a request, put there by the middleware. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(in crate::rpc) struct Caller(Arc<Principal>);
+pub(in crate::rpc) struct Caller(Arc<Call>);
+
+#[derive(Debug)]
+struct Call {
+    principal: Principal,
+    note: OnceLock<Note>,
+}
+
+/// What a call is about, for the audit log.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Note {
+    pub(super) resource: String,
+    pub(super) request_id: String,
+}
 
 impl Caller {
     pub(in crate::rpc) fn new(principal: Principal) -> Self {
-        Self(Arc::new(principal))
+        Self(Arc::new(Call { principal, note: OnceLock::new() }))
+    }
+
+    /// Says for the audit log what the call changes, as `job/01m8…`; the first word counts.
+    pub(in crate::rpc) fn changes(&self, resource: &str) {
+        self.changes_by(resource, "");
+    }
+
+    /// The same, by a request with this id.
+    pub(in crate::rpc) fn changes_by(&self, resource: &str, request_id: &str) {
+        self.0.note.get_or_init(|| Note { resource: echo(resource), request_id: echo(request_id) });
+    }
+
+    pub(super) fn note(&self) -> Option<&Note> {
+        self.0.note.get()
     }
 }
 
@@ -25,7 +52,7 @@ impl std::ops::Deref for Caller {
     type Target = Principal;
 
     fn deref(&self) -> &Principal {
-        &self.0
+        &self.0.principal
     }
 }
 
@@ -39,7 +66,11 @@ pub(in crate::rpc) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> 
 }
 
 /// Checks that a principal may cancel or delete a job that it may know of.
-pub(in crate::rpc) fn may_change(principal: &Principal, job: &str, submitted: &Submitted) -> Result<(), Status> {
+pub(in crate::rpc) fn may_change(
+    principal: &Principal,
+    job: &str,
+    submitted: &Submitted,
+) -> Result<(), Status> {
     if principal.may_change(submitted) {
         return Ok(());
     }

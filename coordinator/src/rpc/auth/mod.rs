@@ -2,6 +2,7 @@
 //! the RPC by its path and gives the services the caller's [`Principal`].
 
 mod caller;
+mod event;
 mod table;
 mod throttle;
 
@@ -16,12 +17,14 @@ use tonic::{Code, Status};
 use tonic_types::ErrorDetails;
 
 pub(super) use self::caller::{Caller, RankClaim, caller, may_change, only_admins};
-use self::table::Access;
+use self::event::Event;
 #[cfg(test)]
 pub(super) use self::table::all as all_rpcs;
+use self::table::{Access, Effect};
 use self::throttle::Throttle;
 use super::connections::{Client, is_grpc};
 use super::status::{echo, status};
+use crate::audit::AuditLog;
 use crate::auth::{Authenticator, Evidence, Principal, Refusal};
 
 /// Decides which calls reach the services. Cheap to clone; clones share their state.
@@ -30,20 +33,19 @@ pub(super) struct Gate {
     /// Every caller is the local admin if there is none.
     authenticator: Option<Authenticator>,
     throttle: Throttle,
+    audit: Option<AuditLog>,
 }
 
 impl Gate {
-    pub(super) fn new(authenticator: Option<Authenticator>) -> Self {
-        Self { authenticator, throttle: Throttle::default() }
+    pub(super) fn new(authenticator: Option<Authenticator>, audit: Option<AuditLog>) -> Self {
+        Self { authenticator, throttle: Throttle::default(), audit }
     }
 
     /// The principal of a request.
-    fn identify(&self, request: &Request) -> Result<Principal, Refusal> {
+    fn identify(&self, request: &Request, now: SystemTime) -> Result<Principal, Refusal> {
         let Some(authenticator) = &self.authenticator else { return Ok(Principal::local()) };
         let authorization = bearer(request.headers())?;
         let certificate = request.extensions().get::<Client>().and_then(Client::certificate);
-        #[expect(clippy::disallowed_methods, reason = "tokens expire")]
-        let now = SystemTime::now();
         authenticator.authenticate(Evidence { authorization, certificate }, now)
     }
 
@@ -78,39 +80,62 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
 
 /// Lets a request through to the services, or answers it.
 pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
-    let access = table::find(request.uri().path());
-    if access == Some(Access::Open) {
+    let rpc = table::find(request.uri().path());
+    if matches!(rpc, Some((Access::Open, _))) {
         return next.run(request).await;
     }
-    let answers_grpc = is_grpc(request.headers().get(CONTENT_TYPE));
-    let principal = match gate.identify(&request) {
-        Ok(principal) => principal,
+    #[expect(clippy::disallowed_methods, reason = "tokens expire, and the audit log has the time")]
+    let now = SystemTime::now();
+    let event = gate.audit.as_ref().map(|log| Event::new(log, &request, now));
+    let caller = match gate.identify(&request, now) {
+        Ok(principal) => Caller::new(principal),
         Err(refusal) => {
-            count(refusal.reason());
-            if let (Refusal::Token(_), Some(client)) = (&refusal, request.extensions().get::<Client>()) {
-                gate.throttle.failed(client.address().ip()).await;
+            let response = gate.refuse_unknown(&request, &refusal).await;
+            if let Some(event) = event {
+                event.refused(&response);
             }
-            return unauthenticated(&refusal, answers_grpc);
+            return response;
         }
     };
-    let permitted = match access {
-        Some(access) => gate.check(&principal, access),
-        None if answers_grpc => Err(Status::unimplemented("there is no such call")),
-        // Answered as an unknown page.
-        None => Ok(()),
+    let response = match gate.refuse(&caller, &request, rpc) {
+        Some(refused) => refused,
+        None => {
+            request.extensions_mut().insert(caller.clone());
+            next.run(request).await
+        }
     };
-    if let Err(refused) = permitted {
-        count("ROLE_REQUIRED");
-        tracing::debug!(principal = principal.name, path = request.uri().path(), "call refused");
-        return match answers_grpc {
-            true => refused.into_http(),
-            false => (StatusCode::FORBIDDEN, format!("{}\n", refused.message())).into_response(),
-        };
+    if let Some(event) = event {
+        event.answered(&caller, rpc, &response);
     }
-    request.extensions_mut().insert(Caller::new(principal));
-    next.run(request).await
+    response
 }
 
+impl Gate {
+    /// The answer to a caller that is not known.
+    async fn refuse_unknown(&self, request: &Request, refusal: &Refusal) -> Response {
+        count(refusal.reason());
+        if let (Refusal::Token(_), Some(client)) = (refusal, request.extensions().get::<Client>()) {
+            self.throttle.failed(client.address().ip()).await;
+        }
+        unauthenticated(refusal, is_grpc(request.headers().get(CONTENT_TYPE)))
+    }
+
+    /// The answer to a principal that may not make a call, or to a call that does not exist.
+    fn refuse(&self, caller: &Caller, request: &Request, rpc: Option<(Access, Effect)>) -> Option<Response> {
+        let answers_grpc = is_grpc(request.headers().get(CONTENT_TYPE));
+        let refused = match rpc {
+            Some((access, _)) => self.check(caller, access).err()?,
+            None if answers_grpc => return Some(Status::unimplemented("there is no such call").into_http()),
+            // Answered as an unknown page.
+            None => return None,
+        };
+        count("ROLE_REQUIRED");
+        Some(match answers_grpc {
+            true => refused.into_http(),
+            false => (StatusCode::FORBIDDEN, format!("{}\n", refused.message())).into_response(),
+        })
+    }
+}
 fn unauthenticated(refusal: &Refusal, answers_grpc: bool) -> Response {
     let message = refusal.to_string();
     match answers_grpc {

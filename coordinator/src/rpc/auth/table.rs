@@ -1,5 +1,5 @@
-//! Every RPC, and who may call it. An RPC that is not listed is refused, and a test holds the list against the
-//! contract.
+//! Every RPC, and who may call it. An RPC that is not listed is refused, and a test holds the list against
+//! the contract.
 
 use std::fmt;
 
@@ -41,44 +41,52 @@ impl fmt::Display for Access {
     }
 }
 
+/// What a call does; the audit log has those that change something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::rpc) enum Effect {
+    Reads,
+    Changes,
+}
+
 use Access::{Agent, Known, Open, User, UserOrRank};
+use Effect::{Changes, Reads};
 use Role::{Submitter, Viewer};
 
-/// Calls that do not read or change a single tenant's things check the caller's tenant themselves.
-const RPCS: &[(&str, Access)] = &[
-    ("/foil.v1.Access/WhoAmI", Known),
-    ("/foil.v1.Artifacts/Get", UserOrRank(Viewer)),
-    ("/foil.v1.Artifacts/Put", UserOrRank(Submitter)),
-    ("/foil.v1.Artifacts/Stat", UserOrRank(Viewer)),
+const RPCS: &[(&str, Access, Effect)] = &[
+    ("/foil.v1.Access/WhoAmI", Known, Reads),
+    ("/foil.v1.Artifacts/Get", UserOrRank(Viewer), Reads),
+    ("/foil.v1.Artifacts/Put", UserOrRank(Submitter), Changes),
+    ("/foil.v1.Artifacts/Stat", UserOrRank(Viewer), Reads),
     // A submitter may cancel its own jobs only.
-    ("/foil.v1.Jobs/Cancel", User(Submitter)),
-    ("/foil.v1.Jobs/Get", User(Viewer)),
-    ("/foil.v1.Jobs/List", User(Viewer)),
-    ("/foil.v1.Jobs/ListArtifacts", User(Viewer)),
-    ("/foil.v1.Jobs/ListPhases", User(Viewer)),
-    ("/foil.v1.Jobs/ListRounds", User(Viewer)),
-    ("/foil.v1.Jobs/Submit", User(Submitter)),
-    ("/foil.v1.Jobs/Watch", User(Viewer)),
-    ("/foil.v1.Workers/Agent", Agent),
-    ("/foil.v1.Workers/Rank", Agent),
+    ("/foil.v1.Jobs/Cancel", User(Submitter), Changes),
+    ("/foil.v1.Jobs/Get", User(Viewer), Reads),
+    ("/foil.v1.Jobs/List", User(Viewer), Reads),
+    ("/foil.v1.Jobs/ListArtifacts", User(Viewer), Reads),
+    ("/foil.v1.Jobs/ListPhases", User(Viewer), Reads),
+    ("/foil.v1.Jobs/ListRounds", User(Viewer), Reads),
+    ("/foil.v1.Jobs/Submit", User(Submitter), Changes),
+    ("/foil.v1.Jobs/Watch", User(Viewer), Reads),
+    ("/foil.v1.Workers/Agent", Agent, Changes),
+    // The stream of its agent stands for it.
+    ("/foil.v1.Workers/Rank", Agent, Reads),
     // Probes of orchestrators have no credentials.
-    ("/grpc.health.v1.Health/Check", Open),
-    ("/grpc.health.v1.Health/List", Open),
-    ("/grpc.health.v1.Health/Watch", Open),
-    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Known),
-    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Known),
+    ("/grpc.health.v1.Health/Check", Open, Reads),
+    ("/grpc.health.v1.Health/Watch", Open, Reads),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Known, Reads),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Known, Reads),
 ];
 
-const PAGES: &[(&str, Access)] = &[("/healthz", Open), ("/metrics", User(Viewer)), ("/readyz", Open)];
+const PAGES: &[(&str, Access, Effect)] = &[("/healthz", Open, Reads), ("/metrics", User(Viewer), Reads), ("/readyz", Open, Reads)];
 
-/// Who may call the RPC, or read the page, of a path; none if the path is unknown.
-pub(super) fn find(path: &str) -> Option<Access> {
-    RPCS.iter().chain(PAGES).find(|(known, _)| *known == path).map(|(_, access)| *access)
+/// Who may call the RPC, or read the page, of a path, and what it does; none if the path is unknown.
+pub(super) fn find(path: &str) -> Option<(Access, Effect)> {
+    let found = RPCS.iter().chain(PAGES).find(|(known, ..)| *known == path);
+    found.map(|(_, access, effect)| (*access, *effect))
 }
 
 #[cfg(test)]
 pub(in crate::rpc) fn all() -> impl Iterator<Item = (&'static str, Access)> {
-    RPCS.iter().copied()
+    RPCS.iter().map(|(path, access, _)| (*path, *access))
 }
 
 #[cfg(test)]
@@ -93,7 +101,8 @@ mod tests {
     /// Paths of all methods of a descriptor set.
     fn methods(encoded: &[u8]) -> BTreeSet<String> {
         let set = FileDescriptorSet::decode(encoded).unwrap();
-        let services = set.file.iter().flat_map(|file| file.service.iter().map(move |service| (file, service)));
+        let services =
+            set.file.iter().flat_map(|file| file.service.iter().map(move |service| (file, service)));
         let methods = services.flat_map(|(file, service)| {
             service
                 .method
@@ -117,15 +126,20 @@ mod tests {
         assert!(missing.is_empty(), "RPCS lacks {missing:?}: say who may call them");
         let extra: Vec<_> = listed.difference(&contract).collect();
         assert!(extra.is_empty(), "RPCS has {extra:?}, which do not exist");
-        assert!(RPCS.is_sorted_by_key(|(path, _)| path), "keep the list sorted");
+        assert!(RPCS.is_sorted_by_key(|(path, ..)| path), "keep the list sorted");
         assert_eq!(RPCS.len(), listed.len(), "each once");
     }
 
     #[test]
     fn only_probes_are_open_and_unknown_paths_are_nobodys() {
-        let open: Vec<_> = RPCS.iter().chain(PAGES).filter(|(_, access)| *access == Open).collect();
-        assert!(open.iter().all(|(path, _)| path.starts_with("/grpc.health.") || path.ends_with('z')), "{open:?}");
-        for path in ["", "/", "/foil.v1.Jobs/Steal", "/foil.v1.Jobs", "/healthz/", "//healthz", "/foil.v1.jobs/get"] {
+        let open: Vec<_> = RPCS.iter().chain(PAGES).filter(|(_, access, _)| *access == Open).collect();
+        assert!(
+            open.iter().all(|(path, ..)| path.starts_with("/grpc.health.") || path.ends_with('z')),
+            "{open:?}"
+        );
+        for path in
+            ["", "/", "/foil.v1.Jobs/Steal", "/foil.v1.Jobs", "/healthz/", "//healthz", "/foil.v1.jobs/get"]
+        {
             assert_eq!(find(path), None, "{path}");
         }
     }

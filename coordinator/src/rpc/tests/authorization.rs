@@ -11,6 +11,7 @@ use tonic::metadata::MetadataValue;
 use tonic::service::interceptor::InterceptedService;
 
 use super::*;
+use crate::audit::{AuditFile, AuditLog};
 use crate::auth::token::Token;
 use crate::auth::{AuthConfig, Authenticator, Role, Tenant, entry_line};
 use crate::job::Submitted;
@@ -49,7 +50,7 @@ struct Site {
     channel: Channel,
     store: Store,
     tokens: Vec<(String, Role, String)>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// Adds a header to each request.
@@ -87,10 +88,14 @@ impl Site {
         let config = AuthConfig { token_file: Some(path), ..AuthConfig::default() };
         let authenticator = Authenticator::start(&config, &CancellationToken::new()).unwrap();
         let store = Store::in_memory();
-        let coordinator =
-            Coordinator::start_with(&store, |serve| serve.auth = Some(authenticator)).await;
+        let file = AuditFile::Path(directory.path().join("audit.jsonl"));
+        let (audit, _) = AuditLog::start(Some(&file), store.clone()).unwrap();
+        let coordinator = Coordinator::start_with(&store, |serve| {
+            (serve.auth, serve.audit) = (Some(authenticator), Some(audit));
+        })
+        .await;
         let channel = coordinator.channel().await;
-        Self { coordinator, channel, store, tokens, _directory: directory }
+        Self { coordinator, channel, store, tokens, directory }
     }
 
     fn bearing(&self, token: Option<&str>) -> Identified {
@@ -137,7 +142,9 @@ async fn every_rpc_is_reached_by_its_roles_and_by_no_other() {
     let site = Site::start().await;
     let refused = |status: &Status| match status.code() {
         Code::Unauthenticated => true,
-        Code::PermissionDenied => reason(status) == "ROLE_REQUIRED" && status.message().contains("this call needs"),
+        Code::PermissionDenied => {
+            reason(status) == "ROLE_REQUIRED" && status.message().contains("this call needs")
+        }
         _ => false,
     };
     for (path, access) in all_rpcs() {
@@ -151,9 +158,7 @@ async fn every_rpc_is_reached_by_its_roles_and_by_no_other() {
             };
             assert_eq!(!refused(&status), allowed, "{path} as {role}: {status:?}");
         }
-        for (token, why) in
-            [(None, "CREDENTIALS_MISSING"), (Some("foil_0000"), "CREDENTIALS_INVALID")]
-        {
+        for (token, why) in [(None, "CREDENTIALS_MISSING"), (Some("foil_0000"), "CREDENTIALS_INVALID")] {
             // Only the first few wrong tokens are answered at once.
             if token.is_some() && path != "/foil.v1.Jobs/Get" && !is_open {
                 continue;
@@ -162,7 +167,11 @@ async fn every_rpc_is_reached_by_its_roles_and_by_no_other() {
             match is_open {
                 true => assert!(!refused(&status), "{path}: {status:?}"),
                 false => {
-                    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, why), "{path}");
+                    assert_eq!(
+                        (status.code(), reason(&status).as_str()),
+                        (Code::Unauthenticated, why),
+                        "{path}"
+                    );
                 }
             }
         }
@@ -192,9 +201,11 @@ async fn job_calls(mut jobs: JobsClient<Identified>, id: &str) -> Vec<(&'static 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_of_another_tenant_does_not_exist() {
     let site = Site::start().await;
-    for (id, tenant, owner) in
-        [("own", "vision", "vision-submitter"), ("their", "vision", "somebody"), ("foreign", "speech", "speech-submitter")]
-    {
+    for (id, tenant, owner) in [
+        ("own", "vision", "vision-submitter"),
+        ("their", "vision", "somebody"),
+        ("foreign", "speech", "speech-submitter"),
+    ] {
         site.submit(id, tenant, owner).await;
     }
     for role in VIEWER {
@@ -220,7 +231,10 @@ async fn a_job_of_another_tenant_does_not_exist() {
                     }
                     Err(status) => {
                         assert_eq!((call, *role, id), ("Cancel", Role::Submitter, "their"), "{told}");
-                        assert_eq!((status.code(), reason(&status).as_str()), (Code::PermissionDenied, "NOT_OWNER"));
+                        assert_eq!(
+                            (status.code(), reason(&status).as_str()),
+                            (Code::PermissionDenied, "NOT_OWNER")
+                        );
                         assert!(status.message().contains("somebody"), "{told}");
                     }
                 }
@@ -246,7 +260,8 @@ async fn lists_request_ids_and_references_stay_within_the_tenant() {
     for role in VIEWER {
         assert_eq!(list("vision", *role, own.clone()).await.unwrap(), ["j1"], "{role}");
         assert!(list("vision", *role, by_id.clone()).await.unwrap().is_empty(), "{role}");
-        let (speech, all) = (list("vision", *role, speech.clone()).await, list("vision", *role, all.clone()).await);
+        let (speech, all) =
+            (list("vision", *role, speech.clone()).await, list("vision", *role, all.clone()).await);
         if *role == Role::Admin {
             assert_eq!((speech.unwrap(), all.unwrap()), (vec!["j2".into()], vec!["j2".into(), "j1".into()]));
         } else {
@@ -300,7 +315,8 @@ async fn objects_of_another_tenant_do_not_exist() {
         ] {
             let stat = artifacts.stat(v1::StatRequest { key: key.clone() }).await;
             let get = artifacts.get(v1::GetRequest { key: key.clone(), offset: 0 }).await;
-            let refused = [stat.map(drop), get.map(drop)].map(|answer| answer.err().map(|status| status.code()));
+            let refused =
+                [stat.map(drop), get.map(drop)].map(|answer| answer.err().map(|status| status.code()));
             let expected = match role {
                 Role::Agent => Some(Code::PermissionDenied),
                 _ => (!found).then_some(Code::NotFound),
@@ -308,6 +324,58 @@ async fn objects_of_another_tenant_do_not_exist() {
             assert_eq!(refused, [expected; 2], "{key} as {role}");
         }
     }
+    site.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_and_refusals_are_audited_and_reads_are_not() {
+    let site = Site::start().await;
+    for (id, tenant, owner) in
+        [("own", "vision", "vision-submitter"), ("their", "vision", "somebody"), ("foreign", "speech", "x")]
+    {
+        site.submit(id, tenant, owner).await;
+    }
+    let cancel = |id: &str| v1::CancelJobRequest { id: id.into() };
+    let mut submitter = site.jobs("vision", Role::Submitter);
+    submitter.get(v1::GetJobRequest { id: "own".into() }).await.unwrap();
+    submitter.cancel(cancel("own")).await.unwrap();
+    submitter.cancel(cancel("their")).await.unwrap_err();
+    submitter.cancel(cancel("foreign")).await.unwrap_err();
+    let request = v1::SubmitRequest { spec: Some(spec(&[])), request_id: "r9".into(), dry_run: false };
+    submitter.submit(request).await.unwrap_err();
+    site.jobs("vision", Role::Viewer).cancel(cancel("own")).await.unwrap_err();
+    for token in [None, Some("foil_guessed")] {
+        JobsClient::new(site.bearing(token)).get(v1::GetJobRequest { id: "own".into() }).await.unwrap_err();
+    }
+    let path = site.directory.path().join("audit.jsonl");
+    let text = loop {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        if text.lines().count() >= 7 {
+            break text;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = |line: &serde_json::Value| {
+        let field = |name: &str| line.get(name).and_then(|value| value.as_str()).unwrap_or("-").to_owned();
+        assert!(field("peer").starts_with("127.0.0.1:") && field("time").ends_with('Z'), "{line}");
+        let method = field("method").replace("/foil.v1.Jobs/", "");
+        [field("principal"), method, field("resource"), field("outcome"), field("reason")].join(" ")
+    };
+    let found: Vec<String> = lines.iter().map(told).collect();
+    let expected = [
+        "vision-submitter Cancel job/own OK -",
+        "vision-submitter Cancel job/their PERMISSION_DENIED NOT_OWNER",
+        "vision-submitter Cancel job/foreign NOT_FOUND JOB_NOT_FOUND",
+        "vision-submitter Submit - INVALID_ARGUMENT INVALID_FIELD",
+        "vision-viewer Cancel - PERMISSION_DENIED ROLE_REQUIRED",
+        "- Get - UNAUTHENTICATED CREDENTIALS_MISSING",
+        "- Get - UNAUTHENTICATED CREDENTIALS_INVALID",
+    ];
+    assert_eq!(found, expected);
+    assert_eq!((&lines[0]["tenant"], &lines[0]["role"]), (&"vision".into(), &"submitter".into()));
+    assert!(!text.contains("foil_"), "no token is in it: {text}");
     site.coordinator.stop().await;
 }
 
@@ -330,7 +398,8 @@ async fn a_caller_learns_who_it_is_and_metrics_want_a_viewer() {
     let local = who(InterceptedService::new(open.channel().await, Bearer(None))).await;
     assert_eq!((local.role(), local.credential()), (v1::Role::Admin, v1::Credential::None));
 
-    let token = |role: Role| site.tokens.iter().find(|(_, as_, _)| *as_ == role).map(|(_, _, token)| token.as_str());
+    let token =
+        |role: Role| site.tokens.iter().find(|(_, as_, _)| *as_ == role).map(|(_, _, token)| token.as_str());
     for (path, token, expected) in [
         ("/healthz", None, 200),
         ("/readyz", None, 200),
