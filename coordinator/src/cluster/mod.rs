@@ -292,9 +292,7 @@ impl Cluster {
     /// The agents that may get ranks: not excluded ones, unless no other has devices of the kind.
     fn in_use(&self, kind: &str) -> impl Iterator<Item = (&String, &Agent)> {
         let others = self.agents.values().any(|agent| agent.is_trusted(kind));
-        self.agents
-            .iter()
-            .filter(move |(_, agent)| !agent.leaving && (!others || !agent.trust.is_excluded()))
+        self.agents.iter().filter(move |(_, agent)| !agent.leaving && (!others || !agent.trust.is_excluded()))
     }
 
     /// Records a fault of the agent. Returns for how long it is excluded, if that starts now.

@@ -205,7 +205,10 @@ fn methods_with_a_reference_get_its_log_probs() {
     let rrhf: &[Edit] = &[|spec| policy_step(spec).method = Some(Method::Rrhf(Default::default()))];
     let (state, phase) = at(rrhf, "r01.policy.train");
     let Some(TaskWork::TrainPolicy(train)) = gang_task(&state, &phase).unwrap().work else { panic!() };
-    assert!(train.ref_log_probs.is_none() && !state.phases.iter().any(|phase| phase.id.ends_with("ref_log_probs")));
+    assert!(
+        train.ref_log_probs.is_none()
+            && !state.phases.iter().any(|phase| phase.id.ends_with("ref_log_probs"))
+    );
 }
 
 /// A job with as many chunks in a phase as a plan may have, at the phase `id`.
@@ -229,8 +232,10 @@ fn largest(edits: &[Edit], id: &str) -> (JobState, Phase) {
 /// Encoded size of an artifact whose objects have the longest possible keys.
 fn size_at_most(artifact: Option<&v1::Artifact>) -> usize {
     let number = u64::MAX;
-    let key =
-        format!("jobs/{}/phases/r10000.policy.ref_log_probs/09999/{number}-{number}-{number}", "j".repeat(26));
+    let key = format!(
+        "jobs/{}/phases/r10000.policy.ref_log_probs/09999/{number}-{number}-{number}",
+        "j".repeat(26)
+    );
     let object = v1::Object { key, size: number, blake3: "0".repeat(64), path: "00000".into() };
     artifact.map_or(0, |artifact| {
         let mut artifact = artifact.clone();

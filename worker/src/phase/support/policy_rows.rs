@@ -129,7 +129,8 @@ impl LogProbs {
         for object in artifact.iter().flat_map(|artifact| &artifact.objects) {
             let batch: LogProbsBatch = read_record(cache, object)?;
             log_probs.extend(batch.samples.into_iter().map(|sample| {
-                let fixed = FixedLogProbs { reference: sample.ref_log_probs, old_policy: sample.old_log_probs };
+                let fixed =
+                    FixedLogProbs { reference: sample.ref_log_probs, old_policy: sample.old_log_probs };
                 ((sample.prompt_id, sample.index), fixed)
             }));
         }

@@ -1,7 +1,6 @@
 //! The records that chunks store as objects and report, in their schema of `proto/foil/v1`.
 
 pub(in crate::phase) use foil_proto::v1::{
-    Calibration as CalibrationRecord, MemoryShortage, Metric, Moments as MomentsRecord, PairScore,
-    PairScores, LogProbsBatch, RewardScore, RewardScores, Sample, SampleBatch,
-    SampleLogProbs,
+    Calibration as CalibrationRecord, LogProbsBatch, MemoryShortage, Metric, Moments as MomentsRecord,
+    PairScore, PairScores, RewardScore, RewardScores, Sample, SampleBatch, SampleLogProbs,
 };

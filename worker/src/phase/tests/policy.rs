@@ -151,7 +151,8 @@ fn drift_distinguishes_the_policy_that_generated_the_completions() {
     let mut round = Round::new(method("dpo"));
     let (start, policy) = (round.start.clone(), round.policy.clone());
     let mut drift = |reference: &v1::Artifact, generated_by: &v1::Artifact| {
-        let work = v1::RefLogProbs { generated_by: Some(generated_by.clone()), ..round.work(Some(reference), None) };
+        let work =
+            v1::RefLogProbs { generated_by: Some(generated_by.clone()), ..round.work(Some(reference), None) };
         round.ref_log_probs(&work).1
     };
     let own = drift(&policy, &policy);
@@ -211,7 +212,12 @@ fn policy_gradients_get_old_log_probs_and_with_a_kl_penalty_the_reference() {
     assert!(value(&metrics, "drift_mean") < 1e-5, "{metrics:?}");
     // The same policy in both roles is computed once.
     let (same, _) = round.ref_log_probs(&round.work(Some(&policy), Some(&policy)));
-    assert!(batch(&round.test, &same, 0).samples.iter().all(|sample| sample.ref_log_probs == sample.old_log_probs));
+    assert!(
+        batch(&round.test, &same, 0)
+            .samples
+            .iter()
+            .all(|sample| sample.ref_log_probs == sample.old_log_probs)
+    );
 }
 
 #[test]
