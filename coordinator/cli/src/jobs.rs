@@ -18,7 +18,7 @@ pub(crate) async fn list(args: &ListArgs) -> Result<()> {
         all_tenants: args.all_tenants,
         ..Default::default()
     };
-    let jobs = args.client.connect()?.list(request).await?;
+    let jobs = args.client.connect()?.select(request).await?;
     let value = || {
         let jobs: Result<Vec<_>, _> = jobs.iter().map(report::json).collect();
         Ok(json!({ "jobs": jobs? }))

@@ -71,7 +71,8 @@ pub(crate) fn token(args: &TokenArgs) -> Result<()> {
     stdout::line(&format!(
         "token, for {name} alone; it is shown once:\n{}\n\nline for the coordinator's --token-file:\n{line}",
         token.reveal()
-    ))
+    ))?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -78,11 +78,15 @@ async fn a_file_that_others_read_or_that_cannot_be_is_refused() {
 
 #[test]
 fn a_record_is_one_line_whatever_it_holds() {
-    let odd = Record { resource: "a\nb\u{1b}[2J\"".into(), reason: "R".into(), suppressed: 3, ..record("/m") };
+    let odd =
+        Record { resource: "a\nb\u{1b}[2J\"".into(), reason: "R".into(), suppressed: 3, ..record("/m") };
     let line = String::from_utf8(odd.line()).unwrap();
     assert_eq!(line.matches('\n').count(), 1);
     let read: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(read["resource"], "a\nb\u{1b}[2J\"");
-    assert_eq!((read["time"].as_str(), read["outcome"].as_str()), (Some("1970-01-01T00:00:00.000Z"), Some("OK")));
+    assert_eq!(
+        (read["time"].as_str(), read["outcome"].as_str()),
+        (Some("1970-01-01T00:00:00.000Z"), Some("OK"))
+    );
     assert!(read.get("tenant").is_none() && read["suppressed"] == 3);
 }

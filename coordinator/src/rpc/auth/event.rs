@@ -63,8 +63,8 @@ impl Event {
     }
 }
 
-/// Code and reason of an answer. A stream counts as answered well when it begins; a failed call has its status
-/// in the headers.
+/// Code and reason of an answer. A stream counts as answered well when it begins; a failed call has its
+/// status in the headers.
 fn outcome(response: &Response) -> (Outcome, String) {
     if let Some(status) = Status::from_header_map(response.headers()) {
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();

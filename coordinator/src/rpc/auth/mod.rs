@@ -6,6 +6,7 @@ mod event;
 mod table;
 mod throttle;
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use axum::extract::{Request, State};
@@ -90,7 +91,8 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
     let caller = match gate.identify(&request, now) {
         Ok(principal) => Caller::new(principal),
         Err(refusal) => {
-            let response = gate.refuse_unknown(&request, &refusal).await;
+            let peer = request.extensions().get::<Client>().map(|client| client.address().ip());
+            let response = gate.refuse_unknown(peer, &refusal, answers_grpc(&request)).await;
             if let Some(event) = event {
                 event.refused(&response);
             }
@@ -112,17 +114,17 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
 
 impl Gate {
     /// The answer to a caller that is not known.
-    async fn refuse_unknown(&self, request: &Request, refusal: &Refusal) -> Response {
+    async fn refuse_unknown(&self, peer: Option<IpAddr>, refusal: &Refusal, answers_grpc: bool) -> Response {
         count(refusal.reason());
-        if let (Refusal::Token(_), Some(client)) = (refusal, request.extensions().get::<Client>()) {
-            self.throttle.failed(client.address().ip()).await;
+        if let (Refusal::Token(_), Some(peer)) = (refusal, peer) {
+            self.throttle.failed(peer).await;
         }
-        unauthenticated(refusal, is_grpc(request.headers().get(CONTENT_TYPE)))
+        unauthenticated(refusal, answers_grpc)
     }
 
     /// The answer to a principal that may not make a call, or to a call that does not exist.
     fn refuse(&self, caller: &Caller, request: &Request, rpc: Option<(Access, Effect)>) -> Option<Response> {
-        let answers_grpc = is_grpc(request.headers().get(CONTENT_TYPE));
+        let answers_grpc = answers_grpc(request);
         let refused = match rpc {
             Some((access, _)) => self.check(caller, access).err()?,
             None if answers_grpc => return Some(Status::unimplemented("there is no such call").into_http()),
@@ -136,6 +138,11 @@ impl Gate {
         })
     }
 }
+/// True if a request wants a gRPC status rather than a page.
+fn answers_grpc(request: &Request) -> bool {
+    is_grpc(request.headers().get(CONTENT_TYPE))
+}
+
 fn unauthenticated(refusal: &Refusal, answers_grpc: bool) -> Response {
     let message = refusal.to_string();
     match answers_grpc {

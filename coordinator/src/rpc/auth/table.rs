@@ -76,7 +76,8 @@ const RPCS: &[(&str, Access, Effect)] = &[
     ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Known, Reads),
 ];
 
-const PAGES: &[(&str, Access, Effect)] = &[("/healthz", Open, Reads), ("/metrics", User(Viewer), Reads), ("/readyz", Open, Reads)];
+const PAGES: &[(&str, Access, Effect)] =
+    &[("/healthz", Open, Reads), ("/metrics", User(Viewer), Reads), ("/readyz", Open, Reads)];
 
 /// Who may call the RPC, or read the page, of a path, and what it does; none if the path is unknown.
 pub(super) fn find(path: &str) -> Option<(Access, Effect)> {
