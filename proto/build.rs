@@ -5,7 +5,8 @@ use std::{env, error::Error, fs};
 
 use prost::Message;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
+    "foil/v1/access.proto",
     "foil/v1/agents.proto",
     "foil/v1/artifacts.proto",
     "foil/v1/jobs.proto",

@@ -21,6 +21,8 @@ const PHASE_SECONDS: &[f64] =
 const COUNTERS: &[(&str, &str)] = &[
     ("foil_artifact_bytes_total", "Bytes of artifacts that clients and ranks transferred, by direction."),
     ("foil_attempts_total", "Attempts that ended, by cause."),
+    ("foil_audit_records_lost_total", "Records that the audit log's file or the store did not take."),
+    ("foil_calls_refused_total", "Calls refused by authentication or for the caller's role, by reason."),
     ("foil_checkpoint_verify_failures_total", "Committed checkpoints that could not be read back."),
     ("foil_checkpoints_committed_total", "Checkpoints committed."),
     (

@@ -1,9 +1,9 @@
 //! Files and directories that only their owner can access.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
 
@@ -17,6 +17,27 @@ pub fn restrict_umask() {
 /// mode, which is their owner's choice.
 pub fn make_directory(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// A file that holds a secret, though every user of this machine can read it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{path} holds a secret and is open to all users of this machine (mode {mode:03o}); run `chmod 600 {path}`",
+    path = path.display()
+)]
+pub struct Exposed {
+    path: PathBuf,
+    mode: u32,
+}
+
+/// Refuses a file that others can access. Its group may: orchestrators mount secrets that way.
+pub fn check_private(path: &Path, metadata: &Metadata) -> Result<(), Exposed> {
+    let mode = metadata.mode() & 0o777;
+    // A pipe or a device (`<(…)`) has no content that others could open.
+    if !metadata.is_file() || mode & 0o007 == 0 {
+        return Ok(());
+    }
+    Err(Exposed { path: path.to_owned(), mode })
 }
 
 /// Whether a directory belongs to this user and is not a link. In a folder that others can write to, they

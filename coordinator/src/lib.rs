@@ -2,11 +2,14 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests own their clock and their randomness"))]
 
+pub mod audit;
+pub mod auth;
 pub mod clock;
 pub mod cluster;
 pub mod collector;
 pub mod descriptors;
 pub mod driver;
+pub mod inputs;
 pub mod job;
 pub mod journal;
 pub mod leadership;

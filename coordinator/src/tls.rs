@@ -56,10 +56,6 @@ impl ServerTls {
         Ok(tls)
     }
 
-    pub fn requires_certificates(&self) -> bool {
-        self.shared.files.client_ca.is_some()
-    }
-
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         // The value is replaced as a whole, so a panic elsewhere cannot leave it inconsistent.
         TlsAcceptor::from(Arc::clone(&self.shared.config.read().unwrap_or_else(PoisonError::into_inner)))
@@ -112,7 +108,7 @@ impl Contents {
         let builder = match &self.client_ca {
             Some(ca) => {
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(ca.roots()?), provider)
-                    // Probes have no certificate. What they may not reach, `require_certificate` refuses.
+                    // Probes have no certificate. What they may not reach, `rpc::auth` refuses.
                     .allow_unauthenticated()
                     .build()
                     .map_err(|error| TlsError::invalid(ca.path(), &error))?;

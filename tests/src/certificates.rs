@@ -42,8 +42,19 @@ impl Ca {
 
     /// A certificate that is valid until the year `last`.
     pub fn sign_until(&self, file: &str, host: &str, last: i32) -> Certificate {
-        let mut params = CertificateParams::new(vec![host.to_owned()]).expect("a host");
-        (params.not_before, params.not_after) = (date_time_ymd(2000, 1, 1), date_time_ymd(last, 1, 1));
+        self.write(file, params(host, last))
+    }
+
+    /// A certificate that names a principal: its name, tenant and role.
+    pub fn sign_as(&self, file: &str, [name, tenant, role]: [&str; 3]) -> Certificate {
+        let mut params = params(name, 2999);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::OrganizationName, tenant);
+        params.distinguished_name.push(DnType::OrganizationalUnitName, role);
+        self.write(file, params)
+    }
+
+    fn write(&self, file: &str, params: CertificateParams) -> Certificate {
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         let files = Certificate {
@@ -54,4 +65,10 @@ impl Ca {
         fs::write(&files.certificate, certificate.pem()).expect("a file");
         files
     }
+}
+
+fn params(host: &str, last: i32) -> CertificateParams {
+    let mut params = CertificateParams::new(vec![host.to_owned()]).expect("a host");
+    (params.not_before, params.not_after) = (date_time_ymd(2000, 1, 1), date_time_ymd(last, 1, 1));
+    params
 }

@@ -47,12 +47,16 @@ fn a_job_runs_under_mutual_tls() {
     let ca = Ca::new(dir.path(), "ca");
     let server = ca.sign("server", "127.0.0.1");
     let (service, _coordinator) = Service::start(serve(&server, Some(&ca.path())), "127.0.0.1");
-    let (url, ca_file, own) = (https(&service), ca.path(), ca.sign("client", "client"));
+    let (url, ca_file) = (https(&service), ca.path());
+    let own = ca.sign_as("client", ["ada", "vision", "submitter"]);
+    let machine = ca.sign_as("agent", ["gpu-1", "default", "agent"]);
     let files: [(&str, &Path); 3] =
         [("--tls-ca", &ca_file), ("--tls-cert", &own.certificate), ("--tls-key", &own.key)];
     let mut agent = Command::new(foil_worker());
     agent.args(["--coordinator", &url, "--ranks", "2"]);
-    agent.args(files.iter().flat_map(|(option, file)| [OsStr::new(option), file.as_os_str()]));
+    let machine: [(&str, &Path); 3] =
+        [files[0], ("--tls-cert", &machine.certificate), ("--tls-key", &machine.key)];
+    agent.args(machine.iter().flat_map(|(option, file)| [OsStr::new(option), file.as_os_str()]));
     let _agent = Process::start(agent, &service.at("agent.log"));
 
     let with_files = || {
@@ -76,6 +80,13 @@ fn a_job_runs_under_mutual_tls() {
     let (succeeded, told) = client(&url, &["pull", &id, results.to_str().expect("UTF-8")], &files);
     assert!(succeeded, "{told}");
 
+    let (succeeded, told) = client(&url, &["whoami", "-o", "json"], &files);
+    assert!(succeeded && told.contains("\"tenant\": \"vision\"") && told.contains("submitter"), "{told}");
+    assert_refused(&url, &machine, "needs viewer");
+    let nobody = ca.sign("nobody", "client");
+    let nobody =
+        [files[0], ("--tls-cert", nobody.certificate.as_path()), ("--tls-key", nobody.key.as_path())];
+    assert_refused(&url, &nobody, "names no principal");
     // Without a certificate, and with one of another CA.
     assert_refused(&url, &files[..1], "requires a client certificate");
     let stranger = Ca::new(dir.path(), "other").sign("stranger", "client");

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use foil_common::exit::Exit;
 use foil_common::failpoint;
-use foil_common::rpc::TlsFiles;
+use foil_common::rpc::{Credentials, TlsFiles};
 use foil_common::{exposition, listen, private, shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
 use foil_worker::conform;
@@ -46,7 +46,7 @@ struct AgentArgs {
     #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
     coordinator: Vec<String>,
     #[command(flatten)]
-    tls: TlsArgs,
+    credentials: CredentialArgs,
     /// Maximum number of ranks on this machine: CPU slots (default 1) or GPUs (default all).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ranks: Option<u16>,
@@ -80,7 +80,7 @@ struct AgentArgs {
 }
 
 #[derive(Debug, Args)]
-struct TlsArgs {
+struct CredentialArgs {
     /// CA certificates (PEM) for https:// coordinators. Default: those that this system trusts.
     #[arg(long, value_name = "FILE", env = "FOIL_TLS_CA")]
     tls_ca: Option<PathBuf>,
@@ -90,11 +90,16 @@ struct TlsArgs {
     /// Private key of --tls-cert (PEM).
     #[arg(long, value_name = "FILE", env = "FOIL_TLS_KEY", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// File that holds the token of this agent and its ranks, of the role agent. It is read again when it
+    /// changes, and sent over TLS or to this machine only.
+    #[arg(long, value_name = "FILE", env = "FOIL_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
 }
 
-impl TlsArgs {
-    fn files(self) -> TlsFiles {
-        TlsFiles { ca: self.tls_ca, identity: self.tls_cert.zip(self.tls_key) }
+impl CredentialArgs {
+    fn files(self) -> Credentials {
+        let tls = TlsFiles { ca: self.tls_ca, identity: self.tls_cert.zip(self.tls_key) };
+        Credentials { tls, token_file: self.token_file }
     }
 }
 
@@ -103,7 +108,7 @@ struct RankArgs {
     #[arg(long)]
     coordinator: String,
     #[command(flatten)]
-    tls: TlsArgs,
+    credentials: CredentialArgs,
     #[arg(long)]
     session: String,
     #[arg(long)]
@@ -183,7 +188,7 @@ fn run_rank(args: RankArgs) -> anyhow::Result<Exit> {
         Secret::read(std::io::stdin()).context("cannot read the session's secret from standard input")?;
     Ok(rank::run(&RankOptions {
         coordinator: args.coordinator,
-        tls: args.tls.files(),
+        credentials: args.credentials.files(),
         session_id: args.session,
         secret,
         job_id: args.job,
@@ -228,7 +233,7 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
             // What the store keeps of their logs is JSON; the agent renders it for its own log.
             arguments: vec!["--log-format".to_owned(), "json".to_owned()],
             coordinator,
-            tls: args.tls.files(),
+            credentials: args.credentials.files(),
             advertise_address: args.advertise_address,
             work_dir,
             log_format: format.into(),

@@ -11,7 +11,8 @@ use tonic::transport::{self, Channel};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::{ConnectError, TlsFiles, channel};
+use super::credentials::{Bearer, RankProof};
+use super::{ConnectError, Credentials, channel};
 
 /// `ErrorInfo.reason` of a coordinator that does not lead.
 pub const NOT_LEADER: &str = "NOT_LEADER";
@@ -27,13 +28,17 @@ pub const LEADER: &str = "leader";
 #[derive(Debug, Clone)]
 pub struct LeaderChannel {
     shared: Arc<Shared>,
+    /// The rank process that calls, if it is one.
+    rank: Option<RankProof>,
 }
 
 #[derive(Debug)]
 struct Shared {
     /// The given addresses, at least one.
     given: Vec<String>,
-    tls: TlsFiles,
+    credentials: Credentials,
+    /// The token, if there is one.
+    bearer: Option<Bearer>,
     current: Mutex<Current>,
 }
 
@@ -46,11 +51,19 @@ struct Current {
 impl LeaderChannel {
     /// `urls` are separated by commas. Connections are made at the first call, and again whenever they break.
     /// Must be called within a tokio runtime.
-    pub(super) fn new(urls: &str, tls: &TlsFiles) -> Result<Self, ConnectError> {
+    pub(super) fn new(urls: &str, credentials: &Credentials) -> Result<Self, ConnectError> {
         let given: Vec<String> = urls.split(',').map(|url| url.trim().to_owned()).collect();
-        let mut channels = given.iter().map(|url| channel(url, tls)).collect::<Result<Vec<_>, _>>()?;
-        let current = Current { url: given[0].clone(), channel: channels.swap_remove(0) };
-        Ok(Self { shared: Arc::new(Shared { given, tls: tls.clone(), current: Mutex::new(current) }) })
+        let mut channels =
+            given.iter().map(|url| channel(url, credentials)).collect::<Result<Vec<_>, _>>()?;
+        let current = Mutex::new(Current { url: given[0].clone(), channel: channels.swap_remove(0) });
+        let bearer = credentials.token_file.clone().map(Bearer::read).transpose()?;
+        let credentials = credentials.clone();
+        Ok(Self { shared: Arc::new(Shared { given, credentials, bearer, current }), rank: None })
+    }
+
+    /// The channel of a rank process, whose calls carry its session and secret.
+    pub fn as_rank(self, session: &str, secret: &str) -> Self {
+        Self { rank: RankProof::new(session, secret), ..self }
     }
 
     /// Address of the coordinator that calls go to now.
@@ -67,7 +80,8 @@ impl LeaderChannel {
 
     /// A channel with a connection of its own to the same coordinators, which starts at the current one.
     pub fn separate(&self) -> Result<Self, ConnectError> {
-        Self::new(&self.urls(), &self.shared.tls)
+        let separate = Self::new(&self.urls(), &self.shared.credentials)?;
+        Ok(Self { rank: self.rank.clone(), ..separate })
     }
 
     /// Switches from `from` to another coordinator, unless that has happened already.
@@ -89,7 +103,7 @@ impl LeaderChannel {
         if is_same && !url.starts_with("https:") {
             return;
         }
-        match channel(&url, &self.shared.tls) {
+        match channel(&url, &self.shared.credentials) {
             Ok(channel) => {
                 if !is_same {
                     tracing::info!(from, to = url, "failing over to another coordinator");
@@ -145,7 +159,13 @@ impl Service<Request<Body>> for LeaderChannel {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if let Some(bearer) = &self.shared.bearer {
+            bearer.add_to(request.headers_mut());
+        }
+        if let Some(rank) = &self.rank {
+            rank.add_to(request.headers_mut());
+        }
         let (leader, Current { url, mut channel }) = (self.clone(), self.current().clone());
         Box::pin(async move {
             let outcome = match poll_fn(|context| channel.poll_ready(context)).await {

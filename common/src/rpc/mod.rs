@@ -1,6 +1,7 @@
 //! Connections, deadlines, retries, and the transfer of artifacts.
 
 pub mod artifacts;
+mod credentials;
 mod leader_channel;
 mod route;
 mod tls;
@@ -12,6 +13,7 @@ use backon::ExponentialBuilder;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, TimeoutExpired};
 
+pub use self::credentials::{Credentials, RANK_SECRET, RANK_SESSION, TokenFileError};
 pub use self::leader_channel::{LEADER, LeaderChannel, NOT_LEADER, leader_of};
 pub use self::route::local_address;
 pub use self::tls::TlsFiles;
@@ -54,21 +56,28 @@ pub enum ConnectError {
     Tls(#[from] TlsError),
     #[error("the certificate and the key for {url} cannot be used: {reason}")]
     Identity { url: String, reason: String },
+    #[error(
+        "a token is not sent to {url}, because it would go in clear text to another machine; use an https:// address, or \
+         leave --token-file (FOIL_TOKEN_FILE) out"
+    )]
+    ClearText { url: String },
+    #[error(transparent)]
+    Token(#[from] TokenFileError),
 }
 
 /// [`connect_with`], with the CA certificates that this system trusts.
 pub fn connect(urls: &str) -> Result<LeaderChannel, ConnectError> {
-    connect_with(urls, &TlsFiles::default())
+    connect_with(urls, &Credentials::default())
 }
 
 /// A channel to the leader among the coordinators at `urls`: `http://HOST:PORT` or `https://HOST:PORT`, several separated by
 /// commas. Connections are opened at the first call, and again whenever they break. Must be called within a
 /// tokio runtime.
-pub fn connect_with(urls: &str, tls: &TlsFiles) -> Result<LeaderChannel, ConnectError> {
-    LeaderChannel::new(urls, tls)
+pub fn connect_with(urls: &str, credentials: &Credentials) -> Result<LeaderChannel, ConnectError> {
+    LeaderChannel::new(urls, credentials)
 }
 
-fn channel(url: &str, tls: &TlsFiles) -> Result<Channel, ConnectError> {
+fn channel(url: &str, credentials: &Credentials) -> Result<Channel, ConnectError> {
     let bad = |reason: String| ConnectError::BadUrl { url: url.to_owned(), reason };
     let parsed = url::Url::parse(url).map_err(|error| bad(error.to_string()))?;
     let mut endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| bad(error.to_string()))?;
@@ -78,10 +87,13 @@ fn channel(url: &str, tls: &TlsFiles) -> Result<Channel, ConnectError> {
                 "it names no port; a coordinator's is 7070 where it was given no other".to_owned()
             ));
         }
+        ("http", Some(_)) if credentials.token_file.is_some() && !is_loopback(&parsed) => {
+            return Err(ConnectError::ClearText { url: url.to_owned() });
+        }
         ("http", Some(_)) => {}
         ("https", Some(host)) => {
             endpoint = endpoint
-                .tls_config(tls.config(host)?)
+                .tls_config(credentials.tls.config(host)?)
                 .map_err(|error| ConnectError::Identity { url: url.to_owned(), reason: innermost(&error) })?;
         }
         (other, _) => return Err(bad(format!("it starts with {other:?}"))),
@@ -95,6 +107,16 @@ fn channel(url: &str, tls: &TlsFiles) -> Result<Channel, ConnectError> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .connect_lazy())
+}
+
+/// Whether what is sent to a URL stays on this machine.
+fn is_loopback(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {
@@ -218,6 +240,23 @@ mod tests {
         ] {
             let error = connect(url).unwrap_err().to_string();
             assert!(error.contains(advice), "{url}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_goes_in_clear_text_to_this_machine_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, "foil_secret").unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let credentials = Credentials { token_file: Some(path), ..Credentials::default() };
+        for near in ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost:1"] {
+            connect_with(near, &credentials).unwrap();
+        }
+        for far in ["http://10.0.0.1:1", "http://coordinator:1", "http://localhost.evil.example:1"] {
+            let error = connect_with(far, &credentials).unwrap_err().to_string();
+            assert!(error.contains("clear text") && error.contains("https://"), "{error}");
+            connect(far).unwrap();
         }
     }
 

@@ -8,7 +8,7 @@ use super::check::path as field_path;
 pub enum InputRef {
     /// A local path; only in a client, before upload.
     Path(String),
-    /// The object `inputs/{blake3}` of the store.
+    /// The upload with this hash, of the job's tenant.
     Input { blake3: String, name: String },
 }
 
@@ -18,7 +18,8 @@ pub enum InputRef {
 pub enum ModelRef {
     /// A local path; only in a client, before upload.
     Path(String),
-    /// The object `inputs/{blake3}` of the store: the JSON of an `Artifact` that lists the directory's files.
+    /// The upload with this hash, of the job's tenant: the JSON of an `Artifact` that lists the directory's
+    /// files.
     Input { blake3: String, name: String },
     /// A model of another job in the same store. The job is given by its id or by its name, which means the
     /// newest job of that name.
@@ -34,10 +35,6 @@ pub(super) fn is_stored(text: &str) -> bool {
     [INPUT, MODEL, ARTIFACT].iter().any(|scheme| text.starts_with(scheme)) || text.contains("://")
 }
 
-fn key_of(blake3: &str) -> String {
-    format!("inputs/{blake3}")
-}
-
 impl InputRef {
     pub(crate) fn parse(at: &str, field: &str, text: &str) -> Result<Self, SpecError> {
         let uploaded = uploaded(&field_path(at, field), text, INPUT)?;
@@ -45,14 +42,6 @@ impl InputRef {
             Some((blake3, name)) => Self::Input { blake3, name },
             None => Self::Path(text.to_owned()),
         })
-    }
-
-    /// The key in the store, once uploaded.
-    pub fn key(&self) -> Option<String> {
-        match self {
-            Self::Path(_) => None,
-            Self::Input { blake3, .. } => Some(key_of(blake3)),
-        }
     }
 
     /// Name for messages: the path, or the original file name.
@@ -78,14 +67,6 @@ impl ModelRef {
             Some((blake3, name)) => Self::Input { blake3, name },
             None => Self::Path(text.to_owned()),
         })
-    }
-
-    /// The key in the store, once uploaded.
-    pub fn key(&self) -> Option<String> {
-        match self {
-            Self::Path(_) | Self::Artifact { .. } => None,
-            Self::Input { blake3, .. } => Some(key_of(blake3)),
-        }
     }
 
     /// Name for messages: the path, the original directory name, or the job's artifact.

@@ -12,7 +12,9 @@ use super::delete::{DeleteArgs, PinArgs};
 use super::duration::{self, Interval};
 use super::logs::LogsArgs;
 use super::store::StoreCommand;
-use super::tls_args::{ClientTlsArgs, ServerTlsArgs};
+use super::tls_args::{AuthArgs, ClientTlsArgs, ServerTlsArgs};
+use super::token::TokenArgs;
+use super::whoami::WhoAmIArgs;
 use super::workers::WorkersArgs;
 
 const AFTER_HELP: &str = "\
@@ -109,6 +111,11 @@ pub(crate) enum Command {
     /// transformers. The exit status is 0 if all checks passed, 1 if one failed, 3 if none failed but not
     /// all could be made.
     Conform(ConformArgs),
+    /// Shows who you are to the coordinator: name, tenant and role.
+    #[command(name = "whoami")]
+    WhoAmI(WhoAmIArgs),
+    /// Makes tokens, with which a coordinator knows its users and agents.
+    Token(TokenArgs),
     /// Prints the JSON Schema of the job file, for editors.
     Schema,
     /// Prints a completion script for a shell: `source <(foil completion bash)`.
@@ -214,9 +221,11 @@ pub(crate) struct ServeArgs {
     pub(crate) take_over: bool,
     #[command(flatten)]
     pub(crate) tls: ServerTlsArgs,
-    /// Allow a listen address other than loopback without TLS, or without client certificates
-    /// (--tls-client-ca): whoever reaches it can run jobs and read all results. Only for trusted
-    /// networks.
+    #[command(flatten)]
+    pub(crate) auth: AuthArgs,
+    /// Allow a listen address other than loopback without TLS or without authentication (--token-file or
+    /// --tls-client-ca): whoever reaches it can run jobs and read all results, or read tokens on the way.
+    /// Only for trusted networks.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
     /// Accept workers of another version or build, whose results may differ.
@@ -273,12 +282,18 @@ pub(crate) struct ClientArgs {
 impl ClientArgs {
     /// A client of the coordinators, which connects at the first request.
     pub(crate) fn connect(&self) -> Result<Client, ConnectError> {
-        Ok(Client::new(rpc::connect_with(&self.coordinator.join(","), &self.tls.files())?))
+        Ok(Client::new(rpc::connect_with(&self.coordinator.join(","), &self.tls.credentials())?))
     }
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
+    /// Jobs of this tenant. Default: yours. Only an admin may see those of another.
+    #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
+    pub(crate) tenant: String,
+    /// Jobs of all tenants, for an admin.
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) all_tenants: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use backon::{ExponentialBuilder, Retryable};
 use foil_common::rpc::{self, LeaderChannel};
 use foil_proto::v1;
+use foil_proto::v1::access_client::AccessClient;
 use foil_proto::v1::jobs_client::JobsClient;
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
@@ -166,9 +167,23 @@ impl Client {
         answer.await.map(drop).map_err(|status| self.user_error(&status))
     }
 
-    /// All jobs, newest first.
+    /// All jobs of the caller's tenant, newest first.
     pub(crate) async fn list(&self) -> Result<Vec<v1::Job>> {
-        self.rows(v1::ListJobsRequest { page_size: 1000, ..Default::default() }, usize::MAX).await
+        self.select(v1::ListJobsRequest::default()).await
+    }
+
+    /// All jobs that a request selects, newest first.
+    pub(crate) async fn select(&self, request: v1::ListJobsRequest) -> Result<Vec<v1::Job>> {
+        self.rows(v1::ListJobsRequest { page_size: 1000, ..request }, usize::MAX).await
+    }
+
+    /// Who the caller is to the coordinator.
+    pub(crate) async fn who_am_i(&self) -> Result<v1::WhoAmIResponse> {
+        let ask = |_: JobsClient<LeaderChannel>, request| {
+            let mut access = AccessClient::new(self.line.clone());
+            async move { access.who_am_i(request).await }
+        };
+        self.unary(self.deadline, v1::WhoAmIRequest {}, ask).await.map_err(|status| self.user_error(&status))
     }
 
     /// At least `enough` jobs of a listing, if there are as many, newest first.

@@ -13,7 +13,12 @@ use super::report::{self, LocalArtifacts};
 use super::{output, stdout, terminal, watch};
 
 pub(crate) async fn list(args: &ListArgs) -> Result<()> {
-    let jobs = args.client.connect()?.list().await?;
+    let request = v1::ListJobsRequest {
+        tenant: args.tenant.clone(),
+        all_tenants: args.all_tenants,
+        ..Default::default()
+    };
+    let jobs = args.client.connect()?.select(request).await?;
     let value = || {
         let jobs: Result<Vec<_>, _> = jobs.iter().map(report::json).collect();
         Ok(json!({ "jobs": jobs? }))
@@ -47,13 +52,27 @@ fn narrow(jobs: &[v1::Job], now: i64) -> Vec<Vec<String>> {
 }
 
 fn wide(jobs: &[v1::Job]) -> Vec<Vec<String>> {
-    let head = ["ID", "NAME", "STATE", "PHASE", "DONE", "ATTEMPT", "SUBMITTED", "ENDED", "WAITING"];
+    let head = [
+        "ID",
+        "NAME",
+        "TENANT",
+        "OWNER",
+        "STATE",
+        "PHASE",
+        "DONE",
+        "ATTEMPT",
+        "SUBMITTED",
+        "ENDED",
+        "WAITING",
+    ];
     let or_dash = |text: String| if text.is_empty() { "–".to_owned() } else { text };
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(jobs.iter().map(|job| {
         vec![
             job.id.clone(),
             job.name.clone(),
+            or_dash(job.tenant.clone()),
+            or_dash(job.owner.clone()),
             report::state_name(job),
             or_dash(job.phase.clone()),
             format!("{}/{}", job.phases_done, job.phases_total),

@@ -31,7 +31,9 @@ mod submit;
 mod terminal;
 mod throughput;
 mod tls_args;
+mod token;
 mod watch;
+mod whoami;
 mod workers;
 
 use std::process::ExitCode;
@@ -100,6 +102,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Artifacts(args) => jobs::artifacts(&args).await?,
         Command::Pull(args) => pull::pull(&args).await?,
         Command::Conform(args) => return conform::conform(&args).await,
+        Command::WhoAmI(args) => whoami::whoami(&args).await?,
+        Command::Token(args) => token::token(&args)?,
         Command::Schema => stdout::line(&format!("{:#}", foil_common::spec::json_schema()))?,
         Command::Completion(args) => completion::completion(&args)?,
         Command::ResolveInputs(args) => {

@@ -17,17 +17,20 @@ use tokio_util::sync::CancellationToken;
 use super::args::ServeArgs;
 use super::local_file::write_atomic;
 use foil_coordinator::Serve;
+use foil_coordinator::audit::AuditLog;
+use foil_coordinator::auth::Authenticator;
 use foil_coordinator::descriptors;
 use foil_coordinator::resolve::{ChildConfig, Resolver};
 use foil_coordinator::tls::ServerTls;
 
 /// Advice on listening beyond loopback.
-const SECURE_LISTEN: &str =
-    "Give --tls-cert, --tls-key and --tls-client-ca, or, on a network you trust, --insecure-listen";
+const SECURE_LISTEN: &str = "Give --tls-cert and --tls-key, and --token-file or --tls-client-ca, or, on a network you trust, --insecure-listen";
 /// Deadline of reading one job's inputs.
 const INPUT_DEADLINE: Duration = Duration::from_secs(600);
 /// Backlog of the listener; the kernel has its own limit (net.core.somaxconn).
 const QUEUED_CONNECTIONS: u32 = 4096;
+/// Time to write the last records of the audit log.
+const AUDIT_DEADLINE: Duration = Duration::from_secs(5);
 /// Time from SIGTERM to exit; orchestrators kill after 30 seconds.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -36,15 +39,14 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
         die_with_parent(parent)?;
     }
     let tls_files = args.tls.files();
-    if tls_files.as_ref().is_none_or(|files| files.client_ca.is_none()) {
-        listen::check(args.listen, args.insecure_listen, "run jobs and read all results", SECURE_LISTEN)
-            .map_err(anyhow::Error::msg)?;
-    }
+    let auth = args.auth.config(tls_files.as_ref());
+    check_listen(&args, tls_files.is_some(), auth.is_given())?;
     failpoint::init()?;
     // Completions, prompts and weights in the store are private.
     private::restrict_umask();
     let stop = shutdown::on_signal()?.token();
     let tls = tls_files.map(|files| ServerTls::start(files, stop.clone())).transpose()?;
+    let auth = auth.is_given().then(|| Authenticator::start(&auth, &stop)).transpose()?;
     let metrics = telemetry::install_metrics()?;
     let store = Store::open(&args.store)?;
     let location = store.location().to_owned();
@@ -55,9 +57,16 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     if advertised.is_empty() {
         tracing::warn!("standbys cannot redirect clients to this coordinator; set its URL with --advertise");
     }
+    let audit_file = args.auth.audit_file();
+    // Without authentication the only principal is whoever is on this machine.
+    let audit = match auth.is_some() || audit_file.is_some() {
+        true => Some(AuditLog::start(audit_file.as_ref(), store.clone())?),
+        false => None,
+    };
+    let (audit, audit_written) = audit.unzip();
     let mut serve = Serve::new(store, listener, metrics);
     serve.limits.connections = descriptors::connections(descriptors::raise(), serve.limits.connections);
-    serve.tls = tls;
+    (serve.tls, serve.auth, serve.audit) = (tls, auth, audit);
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
     serve.settings.allow_version_skew = args.allow_version_skew;
@@ -71,12 +80,33 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
         write_port_file(file, address)?;
     }
     tokio::select! {
-        ended = service => Ok(ended?),
+        ended = service => {
+            if let Some(written) = audit_written {
+                // The last records; all its senders have ended with the service.
+                let _ = tokio::time::timeout(AUDIT_DEADLINE, written).await;
+            }
+            Ok(ended?)
+        }
         () = stop_timeout(&stop) => {
             tracing::warn!("work in progress did not end in time and is abandoned; all state is in the store");
             Ok(())
         }
     }
+}
+
+/// Refuses an address beyond loopback without both TLS and authentication, or says what --insecure-listen
+/// gives away.
+fn check_listen(args: &ServeArgs, has_tls: bool, has_auth: bool) -> Result<()> {
+    let danger = match (has_tls, has_auth) {
+        (true, true) => return Ok(()),
+        (false, true) => "read tokens, jobs and results on their way, and act with those tokens",
+        (_, false) => "run jobs, read all results and cancel everything",
+    };
+    listen::check(args.listen, args.insecure_listen, danger, SECURE_LISTEN).map_err(anyhow::Error::msg)?;
+    if !args.listen.ip().is_loopback() {
+        tracing::warn!(address = %args.listen, "--insecure-listen: anyone who reaches this address can {danger}");
+    }
+    Ok(())
 }
 
 /// Listens with the longest backlog that the kernel allows. If a burst of connections exceeds it, clients

@@ -1,14 +1,19 @@
-//! Command line arguments of TLS.
+//! Command line arguments of TLS and authentication.
 
 use std::path::PathBuf;
 
 use clap::Args;
-use foil_common::rpc::TlsFiles;
+use foil_common::rpc::{Credentials, TlsFiles};
+use foil_coordinator::audit::AuditFile;
+use foil_coordinator::auth::AuthConfig;
 use foil_coordinator::tls::ServerTlsFiles;
 
-/// Environment variables of [`ServerTlsArgs`].
-pub(crate) const SERVER_VARIABLES: [&str; 3] =
-    ["FOIL_SERVER_TLS_CERT", "FOIL_SERVER_TLS_KEY", "FOIL_SERVER_TLS_CLIENT_CA"];
+/// Environment variables of [`ServerTlsArgs`] and [`AuthArgs`].
+pub(crate) const SERVER_VARIABLES: [&str; 4] =
+    ["FOIL_SERVER_TLS_CERT", "FOIL_SERVER_TLS_KEY", "FOIL_SERVER_TLS_CLIENT_CA", "FOIL_SERVER_TOKEN_FILE"];
+/// Environment variables of [`ClientTlsArgs`].
+pub(crate) const CLIENT_VARIABLES: [&str; 4] =
+    ["FOIL_TLS_CA", "FOIL_TLS_CERT", "FOIL_TLS_KEY", "FOIL_TOKEN_FILE"];
 
 #[derive(Debug, Args)]
 pub(crate) struct ServerTlsArgs {
@@ -19,8 +24,9 @@ pub(crate) struct ServerTlsArgs {
     /// Private key of --tls-cert (PEM).
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[1], requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Require clients, agents and ranks to show a certificate that one of these CAs has signed (mTLS). Only
-    /// /healthz and /readyz answer without.
+    /// Know clients and agents by certificates that one of these CAs has signed (mTLS): the subject's CN is
+    /// the name, O the tenant (default: default), and one OU the role, viewer, submitter, operator, admin or
+    /// agent. Required of all who show no token; only /healthz and /readyz answer without.
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[2], requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
 }
@@ -33,20 +39,51 @@ impl ServerTlsArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct AuthArgs {
+    /// Know clients and agents by bearer tokens. The file has one a line: NAME TENANT ROLE blake3:HASH
+    /// [expires=DATE], as `foil token create` prints it. It is read again when it changes.
+    #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[3])]
+    token_file: Option<PathBuf>,
+    /// Append a JSON line to this file for each call that changes something, and for each that is refused;
+    /// "-" is standard output. With authentication the store keeps these lines too, under audit/.
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+}
+
+impl AuthArgs {
+    pub(crate) fn audit_file(&self) -> Option<AuditFile> {
+        let path = self.audit_log.clone()?;
+        Some(if path.as_os_str() == "-" { AuditFile::Standard } else { AuditFile::Path(path) })
+    }
+
+    /// The authentication of a coordinator with these TLS files.
+    pub(crate) fn config(&self, tls: Option<&ServerTlsFiles>) -> AuthConfig {
+        let certificates = tls.is_some_and(|files| files.client_ca.is_some());
+        AuthConfig { token_file: self.token_file.clone(), certificates }
+    }
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ClientTlsArgs {
     /// CA certificates (PEM) for https:// coordinators. Default: those that this system trusts
-    #[arg(long, value_name = "FILE", env = "FOIL_TLS_CA")]
+    #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[0])]
     tls_ca: Option<PathBuf>,
     /// Certificate of this client (PEM), for a coordinator that requires one (mTLS).
-    #[arg(long, value_name = "FILE", env = "FOIL_TLS_CERT", requires = "tls_key")]
+    #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[1], requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// Private key of --tls-cert (PEM).
-    #[arg(long, value_name = "FILE", env = "FOIL_TLS_KEY", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[2], requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// File that holds your token, for a coordinator that knows its users by tokens. It is read again when
+    /// it changes, and sent over TLS or to this machine only.
+    #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[3])]
+    token_file: Option<PathBuf>,
 }
 
 impl ClientTlsArgs {
-    pub(crate) fn files(&self) -> TlsFiles {
-        TlsFiles { ca: self.tls_ca.clone(), identity: self.tls_cert.clone().zip(self.tls_key.clone()) }
+    pub(crate) fn credentials(&self) -> Credentials {
+        let identity = self.tls_cert.clone().zip(self.tls_key.clone());
+        let tls = TlsFiles { ca: self.tls_ca.clone(), identity };
+        Credentials { tls, token_file: self.token_file.clone() }
     }
 }

@@ -6,6 +6,7 @@ use foil_common::storage::object::SIDECAR;
 
 use super::kind::{INPUTS, JOBS, Kind, META, job_of};
 use super::{CollectError, Collector};
+use crate::auth::Scope;
 
 /// Objects and their bytes; a sidecar's bytes count, but it is no object of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -94,6 +95,20 @@ impl Collector {
 }
 
 impl Usage {
+    /// What tenants of a scope have.
+    pub fn within(mut self, scope: &Scope) -> Self {
+        if *scope == Scope::AllTenants {
+            return self;
+        }
+        self.tenants.retain(|(tenant, _), _| scope.includes(tenant));
+        self.jobs.retain(|_, job| scope.includes(&job.tenant));
+        self.total = Amount::default();
+        for amount in self.tenants.values() {
+            self.total.add(*amount);
+        }
+        self
+    }
+
     fn count(&mut self, tenant: &str, kind: Kind, amount: Amount) {
         if amount != Amount::default() {
             self.tenants.entry((tenant.to_owned(), kind)).or_default().add(amount);

@@ -8,6 +8,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
 use super::core::{Core, DeleteError, PinError, Refusal};
+use crate::auth::{Scope, Tenant};
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted};
 use crate::schedule::ProtocolError;
@@ -46,6 +47,8 @@ pub struct Query {
     pub name: String,
     /// Only jobs whose ids start with this.
     pub id_prefix: String,
+    /// Only jobs of this tenant.
+    pub tenant: Option<Tenant>,
 }
 
 /// A query of a job's state, computed at once and answered when that state is durable.
@@ -99,6 +102,7 @@ pub struct Subscription {
 #[derive(Debug)]
 pub(super) enum Command {
     Find {
+        tenant: Tenant,
         request_id: String,
         reply: oneshot::Sender<Option<Found>>,
     },
@@ -110,6 +114,7 @@ pub(super) enum Command {
     },
     Get {
         id: String,
+        scope: Scope,
         reply: oneshot::Sender<Option<v1::Job>>,
     },
     /// Replies with the number of devices of a kind, including busy ones.
@@ -119,31 +124,37 @@ pub(super) enum Command {
     },
     Inspect {
         id: String,
+        scope: Scope,
         query: Inspect,
     },
     Survey(Survey),
     List {
         query: Query,
+        scope: Scope,
         reply: oneshot::Sender<Page>,
     },
     Watch {
         id: String,
+        scope: Scope,
         after_revision: u64,
         reply: oneshot::Sender<Option<Subscription>>,
     },
     Cancel {
         id: String,
+        scope: Scope,
         reply: oneshot::Sender<Option<v1::Job>>,
     },
     /// Replies with the job as it was; one that was deleted before has only its id and name.
     Delete {
         id: String,
+        scope: Scope,
         by: String,
         reply: oneshot::Sender<Result<v1::Job, DeleteError>>,
     },
     /// Pins or unpins a job's artifact; the whole job for an empty name.
     Pin {
         id: String,
+        scope: Scope,
         artifact: String,
         change: PinChange,
         by: String,

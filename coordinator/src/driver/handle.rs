@@ -7,12 +7,12 @@ use foil_proto::v1::{self, rank_message};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::command::{
-    Command, Found, Inspect, Page, PinChange, Query, SendReply, StreamEnd, Subscription, Survey,
-};
-use super::core::{Core, DeleteError, PinError, RankWriter, Refusal};
+use super::command::{Command, Found, SendReply, StreamEnd, Survey};
+use super::core::{Core, RankWriter, Refusal};
+use super::user_handle::UserHandle;
+use crate::auth::Principal;
 use crate::cluster::NameTaken;
-use crate::job::{JobState, Submitted};
+use crate::job::Submitted;
 use crate::schedule::ProtocolError;
 use crate::secret;
 
@@ -69,14 +69,21 @@ impl Handle {
         writer.is_some_and(|writer| secret::verify(secret, &writer.proof))
     }
 
-    /// The job of a request id.
-    pub async fn find(&self, request_id: &str) -> Result<Option<Found>, Stopped> {
-        self.ask(|reply| Command::Find { request_id: request_id.to_owned(), reply }).await
+    /// The job of the rank process with this secret, if the process is one of its current attempt.
+    pub fn rank_job(&self, session: &str, secret: &str) -> Option<String> {
+        let writers = self.attempts.read();
+        let writer = writers.rank_writers.get(session)?;
+        secret::verify(secret, &writer.proof).then(|| writer.job.clone())
     }
 
-    /// Commits a job, unless its request id has one already; returns the job of the request id.
-    pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Result<Found, Refusal>, Stopped> {
-        self.ask(|reply| Command::Submit { id, submitted: Box::new(submitted), reply }).await
+    /// The driver as this principal sees it.
+    pub fn for_user(&self, principal: &Principal) -> UserHandle {
+        UserHandle::new(self.clone(), principal)
+    }
+
+    /// The driver without the view of a principal, for the services' own checks.
+    pub fn unscoped(&self) -> UserHandle {
+        self.for_user(&Principal::local())
     }
 
     /// Number of devices of a kind on the connected workers, including busy ones.
@@ -84,29 +91,8 @@ impl Handle {
         self.ask(|reply| Command::Devices { kind: kind.to_owned(), reply }).await
     }
 
-    pub async fn get(&self, id: &str) -> Result<Option<v1::Job>, Stopped> {
-        self.ask(|reply| Command::Get { id: id.to_owned(), reply }).await
-    }
-
-    /// Runs a query of a job's state on the driver; it must be short, because it blocks all other commands.
-    /// None if there is no such job.
-    pub async fn inspect<T: Send + 'static>(
-        &self,
-        id: &str,
-        query: impl FnOnce(&JobState) -> T + Send + 'static,
-    ) -> Result<Option<T>, Stopped> {
-        let id = id.to_owned();
-        self.ask(|reply| {
-            let inspect = move |state: Option<&JobState>| -> SendReply {
-                let found = state.map(query);
-                Box::new(move || drop(reply.send(found)))
-            };
-            Command::Inspect { id, query: Inspect(Box::new(inspect)) }
-        })
-        .await
-    }
-
-    /// Runs a query of the whole state on the driver; it must be short, because it blocks all other commands.
+    /// Runs a query of the whole state on the driver, whoever asks; it must be short, because it blocks all other
+    /// commands.
     pub async fn survey<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Core) -> T + Send + 'static,
@@ -121,39 +107,13 @@ impl Handle {
         .await
     }
 
-    /// Deletes a job that has ended; its objects are deleted in the background. A job that was deleted before
-    /// is fine.
-    pub async fn delete(&self, id: &str, by: &str) -> Result<Result<v1::Job, DeleteError>, Stopped> {
-        self.ask(|reply| Command::Delete { id: id.to_owned(), by: by.to_owned(), reply }).await
-    }
-
-    /// Pins or unpins an artifact, or the whole job for an empty name; returns the job as a row of a list.
-    pub async fn pin(
-        &self,
-        id: &str,
-        artifact: &str,
-        change: PinChange,
-        by: &str,
-    ) -> Result<Result<v1::Job, PinError>, Stopped> {
-        let (id, artifact, by) = (id.to_owned(), artifact.to_owned(), by.to_owned());
-        self.ask(|reply| Command::Pin { id, artifact, change, by, reply }).await
-    }
-
     pub(super) async fn erased(&self, job: String) -> Result<(), Stopped> {
         self.send(Command::Erased { job }).await
     }
 
-    /// Lists jobs, newest first.
-    pub async fn list(&self, query: Query) -> Result<Page, Stopped> {
-        self.ask(|reply| Command::List { query, reply }).await
-    }
-
-    pub async fn watch(&self, id: &str, after_revision: u64) -> Result<Option<Subscription>, Stopped> {
-        self.ask(|reply| Command::Watch { id: id.to_owned(), after_revision, reply }).await
-    }
-
-    pub async fn cancel(&self, id: &str) -> Result<Option<v1::Job>, Stopped> {
-        self.ask(|reply| Command::Cancel { id: id.to_owned(), reply }).await
+    /// Commits a job, unless its tenant has one of its request id already; returns the job of the request id.
+    pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Result<Found, Refusal>, Stopped> {
+        self.ask(|reply| Command::Submit { id, submitted: Box::new(submitted), reply }).await
     }
 
     /// `connection` must be unique to the stream; a later registration of the same process replaces it.
@@ -225,7 +185,10 @@ impl Handle {
         self.inbox.send(command).await.map_err(|_| Stopped)
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopped> {
+    pub(super) async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.send(command(reply)).await?;
         answer.await.map_err(|_| Stopped)

@@ -81,6 +81,13 @@ pub struct Tombstone {
     pub by: String,
 }
 
+impl Tombstone {
+    /// Tenant and id of the request that made the job.
+    pub fn request(&self) -> (String, String) {
+        (self.tenant.clone(), self.request_id.clone())
+    }
+}
+
 /// A submission: everything that the job needs from here on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Submitted {
@@ -99,6 +106,9 @@ pub struct Submitted {
     /// The tenant that it belongs to; empty in logs of older versions. Read it by [`Submitted::tenant`].
     #[serde(default)]
     pub tenant: String,
+    /// Name of the principal that submitted it; empty in logs of older versions.
+    #[serde(default)]
+    pub owner: String,
 }
 
 /// The tenant of jobs that name none.

@@ -82,6 +82,7 @@ pub(crate) fn submitted(edits: &[Edit]) -> Submitted {
         },
         reward: None,
         tenant: String::new(),
+        owner: String::new(),
     }
 }
 

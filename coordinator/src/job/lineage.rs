@@ -4,6 +4,8 @@ use foil_common::spec::{self, InputRef, ModelRef};
 use foil_proto::v1;
 
 use super::state::JobState;
+use crate::auth::Tenant;
+use crate::inputs::stored_key;
 
 /// The artifacts of other jobs that a job starts from: job id and artifact.
 pub fn origins(job: &spec::Job) -> impl Iterator<Item = (&str, &str)> {
@@ -14,17 +16,30 @@ pub fn origins(job: &spec::Job) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
+/// Hashes of the inputs that a job's specification names.
+pub fn named_inputs(job: &spec::Job) -> impl Iterator<Item = &str> {
+    let models = [Some(&job.policy.model), job.reward.model.as_ref()];
+    let models = models.into_iter().flatten().filter_map(|model| match model {
+        ModelRef::Input { blake3, .. } => Some(blake3.as_str()),
+        ModelRef::Path(_) | ModelRef::Artifact { .. } => None,
+    });
+    let data = job.data.inputs().into_iter().filter_map(|(_, input)| match input {
+        InputRef::Input { blake3, .. } => Some(blake3.as_str()),
+        InputRef::Path(_) => None,
+    });
+    models.chain(data)
+}
+
 impl JobState {
     /// The keys outside of the job's own prefix that its specification and its start models name. Whatever
     /// its own artifacts inherit from a start model is among them.
     pub fn outside_keys(&self) -> impl Iterator<Item = String> {
         let own = format!("jobs/{}/", self.id);
-        let models = [Some(&self.spec.policy.model), self.spec.reward.model.as_ref()];
-        let listings = models.into_iter().flatten().filter_map(ModelRef::key);
-        let data = self.spec.data.inputs().into_iter().filter_map(|(_, input)| InputRef::key(input));
+        let tenant: Tenant = self.submitted.tenant().parse().unwrap_or_default();
+        let inputs = named_inputs(&self.spec).map(move |blake3| stored_key(&tenant, blake3));
         let starts = [Some(&self.submitted.policy), self.submitted.reward.as_ref()];
         let files = starts.into_iter().flatten().flat_map(|start: &v1::Artifact| &start.objects);
         let files = files.map(|object| object.key.clone());
-        listings.chain(data).chain(files).filter(move |key| !key.starts_with(&own))
+        inputs.chain(files).filter(move |key| !key.starts_with(&own))
     }
 }

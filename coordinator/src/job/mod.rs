@@ -26,7 +26,7 @@ pub use event::{
     RankStarted, Submitted, Tombstone, spec_hash,
 };
 pub use garbage::GarbageSet;
-pub use lineage::origins;
+pub use lineage::{named_inputs, origins};
 pub use log_writers::{LogWriter, LogWriters};
 pub use pins::Pins;
 pub use state::{ATTEMPTS_WITHOUT_COMMIT, JobState, JobStatus, StateError};

@@ -82,6 +82,8 @@ fn summary(state: &JobState) -> v1::Job {
         spec_blake3: state.spec_blake3.clone(),
         phases_total: u32::try_from(state.phases.len()).unwrap_or(u32::MAX),
         pins: state.pins.wire(),
+        tenant: state.submitted.tenant().to_owned(),
+        owner: state.submitted.owner.clone(),
         // Fields that the log does not keep, and those that grow with the job.
         ..Default::default()
     }

@@ -12,6 +12,22 @@ use foil_common::storage::{Store, StoreError};
 use foil_proto::v1;
 
 use super::ResolveError;
+use crate::auth::Tenant;
+use crate::inputs;
+
+/// The uploads of a tenant.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Uploads<'a> {
+    pub(super) store: &'a Store,
+    pub(super) tenant: &'a Tenant,
+}
+
+impl Uploads<'_> {
+    /// Key in the store of the tenant's upload with this hash.
+    pub(super) fn key(&self, blake3: &str) -> String {
+        inputs::stored_key(self.tenant, blake3)
+    }
+}
 
 /// The files of one field, with the names that the user gave them.
 #[derive(Debug)]
@@ -38,19 +54,19 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    pub(super) async fn fetch(data: &spec::Data, store: &Store) -> Result<Self, ResolveError> {
+    pub(super) async fn fetch(data: &spec::Data, uploads: Uploads<'_>) -> Result<Self, ResolveError> {
         Ok(Self {
-            sft: Source::fetch("data.sft", &data.sft, store).await?,
-            preferences: Source::fetch("data.preferences", &data.preferences, store).await?,
-            golden: Source::fetch("data.golden", &data.golden, store).await?,
-            prompts: Source::fetch("data.prompts", &data.prompts, store).await?,
+            sft: Source::fetch("data.sft", &data.sft, uploads).await?,
+            preferences: Source::fetch("data.preferences", &data.preferences, uploads).await?,
+            golden: Source::fetch("data.golden", &data.golden, uploads).await?,
+            prompts: Source::fetch("data.prompts", &data.prompts, uploads).await?,
             evaluation_preferences: Source::fetch(
                 "data.evaluation.preferences",
                 &data.evaluation.preferences,
-                store,
+                uploads,
             )
             .await?,
-            evaluation_prompts: Source::fetch("data.evaluation.prompts", &data.evaluation.prompts, store)
+            evaluation_prompts: Source::fetch("data.evaluation.prompts", &data.evaluation.prompts, uploads)
                 .await?,
         })
     }
@@ -88,14 +104,18 @@ impl Source {
         Ok(Self { field, files: inputs.iter().map(open).collect::<Result<_, _>>()? })
     }
 
-    async fn fetch(field: &'static str, inputs: &[InputRef], store: &Store) -> Result<Self, ResolveError> {
+    async fn fetch(
+        field: &'static str,
+        inputs: &[InputRef],
+        uploads: Uploads<'_>,
+    ) -> Result<Self, ResolveError> {
         let mut files = Vec::with_capacity(inputs.len());
         for input in inputs {
             let name = input.name().to_owned();
-            let Some(key) = input.key() else {
+            let InputRef::Input { blake3, .. } = input else {
                 return Err(ResolveError::NotUploaded { field, path: name });
             };
-            let bytes = fetch(field, &name, &key, store).await?;
+            let bytes = fetch(field, &name, &uploads.key(blake3), uploads.store).await?;
             files.push((name, Content::Uploaded(bytes)));
         }
         Ok(Self { field, files })

@@ -32,7 +32,7 @@ use foil_common::plural::counted;
 
 pub use self::compatibility::{local_config, local_models};
 pub use self::error::{RemoteError, ResolveError};
-use self::load::Sources;
+use self::load::{Sources, Uploads};
 pub use self::request::Request;
 pub use self::resolver::{ChildConfig, Resolver};
 use self::sets::Sets;
@@ -71,11 +71,11 @@ async fn prepare(
     job_id: &str,
     job: &spec::Job,
     artifacts: &ModelArtifacts,
-    store: &Store,
+    uploads: Uploads<'_>,
 ) -> Result<Prepared, ResolveError> {
-    let policy = models::policy(job_id, job, artifacts, store).await?;
-    let reward = models::reward(job_id, job, artifacts, store).await?;
-    let sources = Sources::fetch(&job.data, store).await?;
+    let policy = models::policy(job_id, job, artifacts, uploads).await?;
+    let reward = models::reward(job_id, job, artifacts, uploads).await?;
+    let sources = Sources::fetch(&job.data, uploads).await?;
     let job = job.clone();
     let work = move || {
         let models = Models {

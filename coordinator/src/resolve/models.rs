@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::ModelArtifacts;
 use super::ResolveError;
 use super::compatibility::{self, Files, POLICY, REWARD};
-use super::load::{fetch, stat};
+use super::load::{Uploads, fetch, stat};
 
 /// A model that ranks can load, as far as its small files show.
 pub(super) struct Checked {
@@ -31,12 +31,14 @@ pub(super) async fn policy(
     job_id: &str,
     job: &spec::Job,
     artifacts: &ModelArtifacts,
-    store: &Store,
+    uploads: Uploads<'_>,
 ) -> Result<Checked, ResolveError> {
     let name = if job.has_sft() { "policy@input" } else { "policy@0" };
     let weights = job.policy.init == Init::Weights;
-    let directory = Directory::fetch(POLICY, &job.policy.model, artifacts, store).await?;
-    directory.checked(job, weights, store, |directory| directory.artifact(job_id, name, "policy")).await
+    let directory = Directory::fetch(POLICY, &job.policy.model, artifacts, uploads).await?;
+    directory
+        .checked(job, weights, uploads.store, |directory| directory.artifact(job_id, name, "policy"))
+        .await
 }
 
 /// The model that the reward model starts from, if the job names one.
@@ -44,12 +46,12 @@ pub(super) async fn reward(
     job_id: &str,
     job: &spec::Job,
     artifacts: &ModelArtifacts,
-    store: &Store,
+    uploads: Uploads<'_>,
 ) -> Result<Option<Checked>, ResolveError> {
     let Some(model) = &job.reward.model else { return Ok(None) };
-    let directory = Directory::fetch(REWARD, model, artifacts, store).await?;
+    let directory = Directory::fetch(REWARD, model, artifacts, uploads).await?;
     let artifact = |directory: Directory| directory.artifact(job_id, "reward@input", "reward");
-    directory.checked(job, true, store, artifact).await.map(Some)
+    directory.checked(job, true, uploads.store, artifact).await.map(Some)
 }
 
 /// A model directory in the store: the list of its files.
@@ -57,8 +59,6 @@ struct Directory {
     field: &'static str,
     name: String,
     objects: Vec<v1::Object>,
-    /// Made by another job, so its files are stored with that job.
-    of_other_job: bool,
 }
 
 impl Directory {
@@ -66,24 +66,32 @@ impl Directory {
         field: &'static str,
         model: &ModelRef,
         artifacts: &ModelArtifacts,
-        store: &Store,
+        uploads: Uploads<'_>,
     ) -> Result<Self, ResolveError> {
         let name = model.name();
         if let Some(artifact) = artifacts.get(field) {
             // An adapter next to the model is left out: it is merged into the weights already.
             let files = artifact.objects.iter().filter(|object| !object.path.contains('/'));
-            return Ok(Self { field, name, objects: files.cloned().collect(), of_other_job: true });
+            return Ok(Self { field, name, objects: files.cloned().collect() });
         }
-        let Some(key) = model.key() else {
+        let ModelRef::Input { blake3, .. } = model else {
             return Err(ResolveError::NotUploaded { field, path: name });
         };
-        let bytes = fetch(field, &name, &key, store).await?;
-        let mut directory = Self { field, name, objects: Vec::new(), of_other_job: false };
+        let bytes = fetch(field, &name, &uploads.key(blake3), uploads.store).await?;
+        let mut directory = Self { field, name, objects: Vec::new() };
         let listing: v1::Artifact = serde_json::from_slice(&bytes).map_err(|error| {
             directory
                 .fault(format!("was uploaded with an unreadable list of files ({error})"), "submit it again")
         })?;
-        directory.objects = listing.objects;
+        for object in listing.objects {
+            // Clients upload files under the key of their content. What else a list names is nobody's upload.
+            let is_upload = blake3::Hash::from_hex(&object.blake3).is_ok();
+            if !is_upload || object.key != input_key(&object.blake3) {
+                let name = format!("{}/{}", directory.name, object.path);
+                return Err(ResolveError::Missing { field, name, key: object.key });
+            }
+            directory.objects.push(v1::Object { key: uploads.key(&object.blake3), ..object });
+        }
         Ok(directory)
     }
 
@@ -125,11 +133,7 @@ impl Directory {
             }
             let name = format!("{}/{}", self.name, object.path);
             let stored = stat(self.field, &name, &object.key, store).await?;
-            // Clients upload files under the key of their content.
-            if !(self.of_other_job || object.key == input_key(&object.blake3))
-                || stored.blake3 != object.blake3
-                || stored.size != object.size
-            {
+            if stored.blake3 != object.blake3 || stored.size != object.size {
                 let key = object.key.clone();
                 return Err(ResolveError::Missing { field: self.field, name, key });
             }

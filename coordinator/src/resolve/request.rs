@@ -8,7 +8,9 @@ use foil_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use super::error::{RemoteError, ResolveError};
+use super::load::Uploads;
 use super::{ModelArtifacts, Resolved};
+use crate::auth::Tenant;
 
 /// A request to read a job's inputs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -19,6 +21,9 @@ pub struct Request {
     pub models: BTreeMap<String, v1::Artifact>,
     /// Write the data sets; false for a dry run.
     pub write: bool,
+    /// The tenant whose uploads are read.
+    #[serde(default)]
+    pub tenant: Tenant,
 }
 
 /// The response of the child process.
@@ -31,13 +36,19 @@ pub(super) enum Response {
 impl Request {
     pub fn new(job_id: &str, job: &spec::Job, models: &ModelArtifacts, write: bool) -> Self {
         let models = models.iter().map(|(field, artifact)| ((*field).to_owned(), artifact.clone())).collect();
-        Self { job_id: job_id.to_owned(), spec: job.into(), models, write }
+        Self { job_id: job_id.to_owned(), spec: job.into(), models, write, tenant: Tenant::default() }
+    }
+
+    /// The same request of a job of this tenant.
+    pub fn of_tenant(self, tenant: &Tenant) -> Self {
+        Self { tenant: tenant.clone(), ..self }
     }
 
     /// Handles the request in this process.
     pub(super) async fn run(self, store: &Store) -> Result<Resolved, ResolveError> {
         let job = spec::Job::try_from(self.spec).map_err(|error| ResolveError::Spec(Box::new(error)))?;
-        let prepared = super::prepare(&self.job_id, &job, &self.models, store).await?;
+        let uploads = Uploads { store, tenant: &self.tenant };
+        let prepared = super::prepare(&self.job_id, &job, &self.models, uploads).await?;
         if self.write { prepared.write(&self.job_id, store).await } else { Ok(prepared.described()) }
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use foil_proto::v1::{self, agents_server::Agents};
 use tonic::{Request, Response, Status};
 
+use super::auth::caller;
 use super::status::{not_leading, stopped};
+use crate::auth::Scope;
 use crate::clock::{Clock, Now, timestamp};
 use crate::cluster::{AgentFault, AgentView, DeviceView, LinkView};
 use crate::driver::core::Core;
@@ -34,23 +36,31 @@ impl Agents for AgentsService {
         &self,
         request: Request<v1::ListAgentsRequest>,
     ) -> Result<Response<v1::ListAgentsResponse>, Status> {
+        let scope = caller(&request)?.scope();
         let v1::ListAgentsRequest { page_size, page_token } = request.into_inner();
         let size = if page_size == 0 { DEFAULT_PAGE_SIZE } else { page_size.min(MAX_PAGE_SIZE) } as usize;
         let driver = self.leadership.driver().map_err(|why| not_leading(&why))?;
         let now = self.clock.now();
-        let page = driver.survey(move |core| page(core, &page_token, size, now));
+        let page = driver.survey(move |core| page(core, &page_token, size, &View { scope, now }));
         Ok(Response::new(page.await.map_err(stopped)?))
     }
 }
 
-fn page(core: &Core, after: &str, size: usize, now: Now) -> v1::ListAgentsResponse {
+/// Who looks, and when.
+struct View {
+    scope: Scope,
+    now: Now,
+}
+
+fn page(core: &Core, after: &str, size: usize, of: &View) -> v1::ListAgentsResponse {
     let mut views = core.cluster().agents(after);
-    let agents: Vec<v1::Agent> = views.by_ref().take(size).map(|view| agent(core, &view, now)).collect();
+    let agents: Vec<v1::Agent> = views.by_ref().take(size).map(|view| agent(core, &view, of)).collect();
     let next = views.next().and(agents.last()).map(|agent| agent.id.clone());
     v1::ListAgentsResponse { agents, next_page_token: next.unwrap_or_default() }
 }
 
-fn agent(core: &Core, view: &AgentView<'_>, now: Now) -> v1::Agent {
+fn agent(core: &Core, view: &AgentView<'_>, of: &View) -> v1::Agent {
+    let now = of.now;
     let state = match view.link {
         LinkView::Connected => v1::AgentState::Connected,
         LinkView::Leaving => v1::AgentState::Leaving,
@@ -71,13 +81,17 @@ fn agent(core: &Core, view: &AgentView<'_>, now: Now) -> v1::Agent {
         heard_at: view.heard.map(|heard| wall(heard, now)),
         excluded_because: because.to_owned(),
         excluded_until: view.exclusion.map(|(_, until)| wall(until, now)),
-        devices: view.devices.iter().map(|device| device_of(core, device, now)).collect(),
+        devices: view.devices.iter().map(|device| device_of(core, device, of)).collect(),
     }
 }
 
-fn device_of(core: &Core, view: &DeviceView<'_>, now: Now) -> v1::AgentDevice {
+fn device_of(core: &Core, view: &DeviceView<'_>, of: &View) -> v1::AgentDevice {
     let used = view.holder.and_then(|(session, since)| {
         let state = core.state(core.job_of(session)?)?;
+        let since = Some(wall(since, of.now));
+        if !of.scope.includes(state.submitted.tenant()) {
+            return Some(v1::DeviceUse { since, ..Default::default() });
+        }
         let process = state.ranks.values().find(|process| process.session == session);
         Some(v1::DeviceUse {
             job_id: state.id.clone(),
@@ -85,7 +99,7 @@ fn device_of(core: &Core, view: &DeviceView<'_>, now: Now) -> v1::AgentDevice {
             attempt: process.map_or(state.attempt, |process| process.attempt),
             rank: process.map_or(0, |process| process.rank),
             phase: state.phase().map(|phase| phase.id.clone()).unwrap_or_default(),
-            since: Some(wall(since, now)),
+            since,
         })
     });
     v1::AgentDevice { device: Some(view.device.clone()), r#use: used }

@@ -1,14 +1,17 @@
 //! Inputs of submissions in progress. Until the job is in the log, nothing else keeps them from being
 //! collected as garbage.
 
-use foil_common::spec::{self, InputRef, ModelRef};
+use foil_common::spec;
 use foil_common::storage::Store;
 use foil_proto::v1;
 use futures::future::try_join_all;
 use tonic::Status;
 
 use super::status::{bad_field, being_deleted, store_unavailable};
+use crate::auth::Tenant;
 use crate::collector::{Hold, InUse, job_prefix};
+use crate::inputs::stored_key;
+use crate::job::named_inputs;
 use crate::resolve::Resolved;
 
 /// Number of concurrent lookups in the store.
@@ -27,11 +30,9 @@ impl Inputs {
     }
 
     /// Holds what the specification names, and what will be written for the job.
-    pub(super) fn hold(&self, job_id: &str, job: &spec::Job) -> Result<Hold, Status> {
-        let models = [Some(&job.policy.model), job.reward.model.as_ref()];
-        let models = models.into_iter().flatten().filter_map(ModelRef::key);
-        let data = job.data.inputs().into_iter().filter_map(|(_, input)| InputRef::key(input));
-        self.hold_keys(models.chain(data).chain([job_prefix(job_id)]))
+    pub(super) fn hold(&self, job_id: &str, job: &spec::Job, tenant: &Tenant) -> Result<Hold, Status> {
+        let inputs = named_inputs(job).map(|blake3| stored_key(tenant, blake3));
+        self.hold_keys(inputs.chain([job_prefix(job_id)]))
     }
 
     /// Holds the files of the start models, which only the resolver has found out, and checks that none of

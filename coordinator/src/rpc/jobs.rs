@@ -13,6 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::ErrorDetails;
 
+use super::auth::{Caller, caller, may_change, only_admins};
 use super::deletion::{not_deleted, refused};
 use super::inputs::Inputs;
 use super::limits::{bounded_warnings, check_spec};
@@ -21,10 +22,11 @@ use super::logs::{Logs, LogsStream};
 use super::status::{
     bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, status, stopped, too_large,
 };
+use crate::auth::{Role, Tenant};
 use crate::collector::InUse;
-use crate::driver::{Found, Handle, Query, Subscription};
+use crate::driver::{Found, Query, Subscription, UserHandle};
 use crate::job::pages::{self, Cursor, PAGE_BYTES, Page};
-use crate::job::{DEFAULT_TENANT, JobState, Submitted};
+use crate::job::{JobState, Submitted};
 use crate::leadership::{LeadershipHandle, NotLeading};
 use crate::lease::Lease;
 use crate::plan;
@@ -53,30 +55,38 @@ impl JobsService {
     /// A page of a part of a job.
     async fn part<T: Send + 'static>(
         &self,
-        request: v1::ListPartsRequest,
+        request: Request<v1::ListPartsRequest>,
         page: fn(&JobState, Cursor, usize, usize) -> Page<T>,
     ) -> Result<Page<T>, Status> {
-        let v1::ListPartsRequest { job_id, page_size, page_token } = request;
+        let driver = self.driver(&caller(&request)?)?;
+        let v1::ListPartsRequest { job_id, page_size, page_token } = request.into_inner();
         let from = match page_token.as_str() {
             "" => Cursor::default(),
             token => token.parse().map_err(|_| bad_token())?,
         };
         let size = if page_size == 0 { usize::MAX } else { page_size as usize };
-        let driver = self.driver()?;
         let found = driver.inspect(&job_id, move |state| page(state, from, size, PAGE_BYTES)).await;
         found.map_err(stopped)?.ok_or_else(|| no_job(&job_id))
     }
 
-    fn driver(&self) -> Result<Handle, Status> {
-        self.leadership.driver().map_err(|why| not_leading(&why))
+    /// The driver as the caller sees it.
+    fn driver(&self, caller: &Caller) -> Result<UserHandle, Status> {
+        let driver = self.leadership.driver().map_err(|why| not_leading(&why))?;
+        Ok(driver.for_user(caller))
     }
 
-    async fn dry_run(&self, job: &spec::Job, models: &ModelArtifacts) -> Result<v1::SubmitResponse, Status> {
-        let request = InputRequest::new(&new_id(), job, models, false);
+    async fn dry_run(
+        &self,
+        driver: &UserHandle,
+        job: &spec::Job,
+        models: &ModelArtifacts,
+        caller: &Caller,
+    ) -> Result<v1::SubmitResponse, Status> {
+        let request = InputRequest::new(&new_id(), job, models, false).of_tenant(&caller.tenant);
         let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
         let phases = plan::bounded(job, &resolved.datasets).map_err(|error| too_large(&error))?;
         let mut warnings = resolved.warnings;
-        warnings.extend(self.device_warning(job).await?);
+        warnings.extend(device_warning(driver, job).await?);
         Ok(v1::SubmitResponse {
             job: None,
             resolved: Some(job.into()),
@@ -85,23 +95,18 @@ impl JobsService {
         })
     }
 
-    async fn device_warning(&self, job: &spec::Job) -> Result<Option<String>, Status> {
-        let kind = job.resources.device.name();
-        let connected = self.driver()?.devices(kind).await.map_err(stopped)?;
-        Ok(device_shortage(job.resources.ranks, kind, connected))
-    }
-
     async fn commit(
         &self,
         job: &spec::Job,
         models: &ModelArtifacts,
+        caller: &Caller,
         request_id: String,
         spec_hash: String,
     ) -> Result<v1::SubmitResponse, Status> {
         let id = new_id();
         // Until the job is in the log, nothing else keeps its inputs from being collected as garbage.
-        let _inputs = self.inputs.hold(&id, job)?;
-        let request = InputRequest::new(&id, job, models, true);
+        let _inputs = self.inputs.hold(&id, job, &caller.tenant)?;
+        let request = InputRequest::new(&id, job, models, true).of_tenant(&caller.tenant);
         let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
         let _files = self.inputs.hold_files(&resolved).await?;
         let phases = plan::bounded(job, &resolved.datasets).map_err(|error| too_large(&error))?;
@@ -114,12 +119,16 @@ impl JobsService {
             datasets: resolved.datasets,
             policy: resolved.policy,
             reward: resolved.reward,
-            tenant: DEFAULT_TENANT.to_owned(),
+            tenant: caller.tenant.to_string(),
+            owner: caller.name.clone(),
         };
         let mut warnings = resolved.warnings;
-        warnings.extend(self.device_warning(job).await?);
-        let found = self.driver()?.submit(id, submitted).await.map_err(stopped)?;
+        // Reading the inputs takes a while, after which another coordinator may lead.
+        let driver = self.driver(caller)?;
+        warnings.extend(device_warning(&driver, job).await?);
+        let found = driver.submit(id, submitted).await.map_err(stopped)?;
         let found = found.map_err(|why| refused(&request_id, &why))?;
+        caller.changes_by(&format!("job/{}", found.job.id), &request_id);
         existing(found, &request_id, &spec_hash, bounded_warnings(warnings))
     }
 }
@@ -130,8 +139,9 @@ impl Jobs for JobsService {
         &self,
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitResponse>, Status> {
+        let caller = caller(&request)?;
+        let driver = self.driver(&caller)?;
         let v1::SubmitRequest { spec, request_id, dry_run } = request.into_inner();
-        let driver = self.driver()?;
         let wire = spec.ok_or_else(|| bad_field("spec", "a job needs a specification"))?;
         check_spec(&wire)?;
         let spec_hash = blake3::hash(&wire.encode_to_vec()).to_hex().to_string();
@@ -147,17 +157,18 @@ impl Jobs for JobsService {
         }
         let mut job = spec::Job::try_from(wire).map_err(|error| bad_spec(&error))?;
         job.require_uploaded().map_err(|error| bad_spec(&error))?;
-        let models = lineage::resolve_models(&mut job, &driver).await?;
+        let models = lineage::resolve_models(&mut job, &driver, &caller.tenant).await?;
         let response = match dry_run {
-            true => self.dry_run(&job, &models).await?,
-            false => self.commit(&job, &models, request_id, spec_hash).await?,
+            true => self.dry_run(&driver, &job, &models, &caller).await?,
+            false => self.commit(&job, &models, &caller, request_id, spec_hash).await?,
         };
         Ok(Response::new(response))
     }
 
     async fn get(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let driver = self.driver(&caller(&request)?)?;
         let id = request.into_inner().id;
-        let job = self.driver()?.get(&id).await.map_err(stopped)?;
+        let job = driver.get(&id).await.map_err(stopped)?;
         job.map(Response::new).ok_or_else(|| no_job(&id))
     }
 
@@ -165,16 +176,19 @@ impl Jobs for JobsService {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
-        let v1::ListJobsRequest { page_size, page_token, name, id_prefix } = request.into_inner();
+        let caller = caller(&request)?;
+        let driver = self.driver(&caller)?;
+        let v1::ListJobsRequest { page_size, page_token, name, id_prefix, tenant, all_tenants } =
+            request.into_inner();
+        let tenant = listed_tenant(&caller, &tenant, all_tenants)?;
         let size = if page_size == 0 { DEFAULT_PAGE_SIZE } else { page_size.min(MAX_PAGE_SIZE) } as usize;
         let after = (!page_token.is_empty()).then_some(page_token);
-        let driver = self.driver()?;
         if let Some(token) = &after
-            && !is_known(&driver, token).await?
+            && !driver.is_known(token).await.map_err(stopped)?
         {
             return Err(bad_token());
         }
-        let page = driver.list(Query { size, after, name, id_prefix }).await.map_err(stopped)?;
+        let page = driver.list(Query { size, after, name, id_prefix, tenant }).await.map_err(stopped)?;
         let next_page_token = page.next.unwrap_or_default();
         Ok(Response::new(v1::ListJobsResponse { jobs: page.jobs, next_page_token }))
     }
@@ -183,7 +197,7 @@ impl Jobs for JobsService {
         &self,
         request: Request<v1::ListPartsRequest>,
     ) -> Result<Response<v1::ListPhasesResponse>, Status> {
-        let page = self.part(request.into_inner(), pages::phases).await?;
+        let page = self.part(request, pages::phases).await?;
         let (phases, next_page_token) = (page.items, token(page.next));
         Ok(Response::new(v1::ListPhasesResponse { phases, next_page_token }))
     }
@@ -192,7 +206,7 @@ impl Jobs for JobsService {
         &self,
         request: Request<v1::ListPartsRequest>,
     ) -> Result<Response<v1::ListRoundsResponse>, Status> {
-        let page = self.part(request.into_inner(), pages::rounds).await?;
+        let page = self.part(request, pages::rounds).await?;
         let (rounds, next_page_token) = (page.items, token(page.next));
         Ok(Response::new(v1::ListRoundsResponse { rounds, next_page_token }))
     }
@@ -201,7 +215,7 @@ impl Jobs for JobsService {
         &self,
         request: Request<v1::ListPartsRequest>,
     ) -> Result<Response<v1::ListArtifactsResponse>, Status> {
-        let page = self.part(request.into_inner(), pages::artifacts).await?;
+        let page = self.part(request, pages::artifacts).await?;
         let (artifacts, next_page_token) = (page.items, token(page.next));
         Ok(Response::new(v1::ListArtifactsResponse { artifacts, next_page_token }))
     }
@@ -212,37 +226,66 @@ impl Jobs for JobsService {
         &self,
         request: Request<v1::WatchJobRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller(&request)?;
         let v1::WatchJobRequest { id, after_revision } = request.into_inner();
         let (driver, lease) = self.leadership.leading().map_err(|why| not_leading(&why))?;
-        let subscription = driver.watch(&id, after_revision).await.map_err(stopped)?;
+        let subscription = driver.for_user(&caller).watch(&id, after_revision).await.map_err(stopped)?;
         let subscription = subscription.ok_or_else(|| no_job(&id))?;
         Ok(Response::new(Box::pin(events(subscription, lease))))
     }
 
     async fn cancel(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let caller = caller(&request)?;
+        let driver = self.driver(&caller)?;
         let id = request.into_inner().id;
-        let job = self.driver()?.cancel(&id).await.map_err(stopped)?;
+        caller.changes(&format!("job/{id}"));
+        let permitted =
+            driver.inspect(&id, move |state| may_change(&caller, &state.id, &state.submitted)).await;
+        permitted.map_err(stopped)?.ok_or_else(|| no_job(&id))??;
+        let job = driver.cancel(&id).await.map_err(stopped)?;
         job.map(Response::new).ok_or_else(|| no_job(&id))
     }
 
     type LogsStream = LogsStream;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<LogsStream>, Status> {
-        self.logs.stream(request.into_inner(), &self.leadership).await.map(Response::new)
+        let caller = caller(&request)?;
+        self.logs.stream(request.into_inner(), &caller, &self.leadership).await.map(Response::new)
     }
 
     async fn delete(&self, request: Request<v1::DeleteJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let caller = caller(&request)?;
+        let driver = self.driver(&caller)?;
         let id = request.into_inner().id;
-        let deleted = self.driver()?.delete(&id, "").await.map_err(stopped)?;
+        caller.changes(&format!("job/{id}"));
+        let name = caller.name.clone();
+        let permitted =
+            driver.inspect(&id, move |state| may_change(&caller, &state.id, &state.submitted)).await;
+        permitted.map_err(stopped)?.transpose()?;
+        let deleted = driver.delete(&id, &name).await.map_err(stopped)?;
         deleted.map(Response::new).map_err(|error| not_deleted(&id, &error))
     }
 }
 
-/// True if there is or was such a job.
-async fn is_known(driver: &Handle, id: &str) -> Result<bool, Status> {
-    let id = id.to_owned();
-    let known = driver.survey(move |core| core.state(&id).is_some() || core.tombstone(&id).is_some());
-    known.await.map_err(stopped)
+/// The tenant whose jobs are listed; none for all.
+fn listed_tenant(caller: &Caller, tenant: &str, all_tenants: bool) -> Result<Option<Tenant>, Status> {
+    let wanted = match tenant {
+        "" => caller.tenant.clone(),
+        named => named.parse().map_err(|problem: String| bad_field("tenant", &problem))?,
+    };
+    let is_admin = caller.role == Role::Admin;
+    match (is_admin, all_tenants) {
+        (true, true) => Ok(None),
+        (true, false) => Ok(Some(wanted)),
+        (false, false) if wanted == caller.tenant => Ok(Some(wanted)),
+        (false, _) => Err(only_admins("list the jobs of other tenants")),
+    }
+}
+
+async fn device_warning(driver: &UserHandle, job: &spec::Job) -> Result<Option<String>, Status> {
+    let kind = job.resources.device.name();
+    let connected = driver.devices(kind).await.map_err(stopped)?;
+    Ok(device_shortage(job.resources.ranks, kind, connected))
 }
 
 fn bad_token() -> Status {

@@ -7,13 +7,18 @@ use foil_common::spec::{self, ModelRef};
 use tonic::Status;
 
 use super::status::{bad_field, no_job, stopped};
-use crate::driver::{Handle, Query};
+use crate::auth::Tenant;
+use crate::driver::{Query, UserHandle};
 use crate::job::find_committed;
 use crate::resolve::ModelArtifacts;
 
 /// Resolves each model that another job has made, and replaces its reference in the specification by that
 /// job's id and the artifact's own name, so that it keeps its meaning after the submission.
-pub(super) async fn resolve_models(job: &mut spec::Job, driver: &Handle) -> Result<ModelArtifacts, Status> {
+pub(super) async fn resolve_models(
+    job: &mut spec::Job,
+    driver: &UserHandle,
+    tenant: &Tenant,
+) -> Result<ModelArtifacts, Status> {
     let mut artifacts = ModelArtifacts::new();
     let policy = Some(("policy.model", &mut job.policy.model));
     let reward = job.reward.model.as_mut().map(|model| ("reward.model", model));
@@ -21,7 +26,7 @@ pub(super) async fn resolve_models(job: &mut spec::Job, driver: &Handle) -> Resu
         let ModelRef::Artifact { job, artifact } = &*model else { continue };
         let name = model.name();
         let wrong = |problem: &str| bad_field(&format!("spec.{field}"), problem);
-        let from = find_job(driver, job).await?;
+        let from = find_job(driver, job, tenant).await?;
         let from =
             from.ok_or_else(|| wrong(&format!("there is no job {job}; `foil list` shows those there are")))?;
         let asked = artifact.clone();
@@ -42,12 +47,12 @@ pub(super) async fn resolve_models(job: &mut spec::Job, driver: &Handle) -> Resu
     Ok(artifacts)
 }
 
-/// Id of the job with this id, otherwise of the newest job with this name.
-async fn find_job(driver: &Handle, job: &str) -> Result<Option<String>, Status> {
+/// Id of the job with this id, otherwise of the tenant's newest job with this name.
+async fn find_job(driver: &UserHandle, job: &str, tenant: &Tenant) -> Result<Option<String>, Status> {
     if driver.inspect(job, |_| ()).await.map_err(stopped)?.is_some() {
         return Ok(Some(job.to_owned()));
     }
-    let query = Query { size: 1, name: job.to_owned(), ..Query::default() };
+    let query = Query { size: 1, name: job.to_owned(), tenant: Some(tenant.clone()), ..Query::default() };
     let page = driver.list(query).await.map_err(stopped)?;
     Ok(page.jobs.into_iter().next().map(|found| found.id))
 }

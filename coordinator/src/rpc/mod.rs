@@ -2,8 +2,10 @@
 
 pub mod artifacts;
 
+mod access;
 mod admission;
 mod agents;
+mod auth;
 mod connections;
 mod deletion;
 mod inputs;

@@ -3,9 +3,10 @@
 use std::future::Future;
 use std::time::Duration;
 
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use foil_common::rpc::{CONNECTION_WINDOW, REPORT_BYTES, REQUEST_BYTES, STREAM_WINDOW};
 use foil_common::storage::{Store, StoreError};
+use foil_proto::v1::access_server::AccessServer;
 use foil_proto::v1::agents_server::AgentsServer;
 use foil_proto::v1::artifacts_server::ArtifactsServer;
 use foil_proto::v1::jobs_server::JobsServer;
@@ -21,10 +22,14 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::access::AccessService;
 use super::artifacts::ArtifactsService;
-use super::connections::{Limits, Registry, incoming, require_certificate, track};
+use super::auth::{Gate, authorize};
+use super::connections::{Limits, Registry, incoming, track};
 use super::normalize::normalize;
 use super::{AgentsService, JobsService, StorageService, WorkersService};
+use crate::audit::AuditLog;
+use crate::auth::Authenticator;
 use crate::clock::Clock;
 use crate::collector::{Collector, InUse};
 use crate::driver::{DriverError, Settings};
@@ -53,6 +58,10 @@ pub struct Serve {
     pub listener: TcpListener,
     /// Plain text if not given.
     pub tls: Option<ServerTls>,
+    /// Without it every caller is an admin.
+    pub auth: Option<Authenticator>,
+    /// The log of changes and refusals.
+    pub audit: Option<AuditLog>,
     /// URL under which clients and workers reach the listener; empty if unknown.
     pub address: String,
     /// Become the leader at once, whoever leads now.
@@ -75,6 +84,8 @@ impl Serve {
             store,
             listener,
             tls: None,
+            auth: None,
+            audit: None,
             address: String::new(),
             take_over: false,
             metrics,
@@ -109,9 +120,22 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
     options.store.probe().await?;
-    let Serve { store, listener, tls, address, take_over, metrics, settings, limits, resolver, .. } = options;
-    let (leadership, clock) = (options.leadership, Clock::start());
-    let in_use = InUse::default();
+    let Serve {
+        store,
+        listener,
+        tls,
+        auth,
+        audit,
+        address,
+        take_over,
+        metrics,
+        settings,
+        limits,
+        resolver,
+        collect_garbage_every,
+        leadership,
+    } = options;
+    let (in_use, clock) = (InUse::default(), Clock::start());
     let collector = Collector::new(store.clone(), leadership.clone(), in_use.clone(), clock);
     let services = Services {
         leadership: leadership.clone(),
@@ -123,14 +147,15 @@ pub async fn serve(
         allow_version_skew: settings.allow_version_skew,
     };
     let mut routes = routes(services, metrics).await?;
-    if let Some(period) = options.collect_garbage_every {
+    if let Some(period) = collect_garbage_every {
         tokio::spawn(collector.collect_every(period, stop.clone().cancelled_owned()));
     }
     let router = routes.axum_router_mut();
-    if tls.as_ref().is_some_and(ServerTls::requires_certificates) {
-        *router = std::mem::take(router).layer(from_fn(require_certificate));
-    }
-    *router = std::mem::take(router).layer(from_fn(normalize)).layer(from_fn(track));
+    // The last one is the outermost.
+    *router = std::mem::take(router)
+        .layer(from_fn_with_state(Gate::new(auth, audit), authorize))
+        .layer(from_fn(normalize))
+        .layer(from_fn(track));
     let server = Server::builder()
         // Browsers, Prometheus and probes speak HTTP/1.
         .accept_http1(true)
@@ -200,6 +225,7 @@ async fn routes(services: Services, metrics: PrometheusHandle) -> Result<Routes,
     let services = Routes::new(health_service)
         .add_service(reflection)
         .add_service(older_reflection)
+        .add_service(AccessServer::new(AccessService))
         .add_service(jobs.max_decoding_message_size(REQUEST_BYTES))
         .add_service(agents.max_decoding_message_size(REQUEST_BYTES))
         .add_service(storage.max_decoding_message_size(REQUEST_BYTES))
@@ -215,7 +241,8 @@ const LEADER_SERVICES: [&str; 5] = [
     WorkersServer::<WorkersService>::NAME,
     ArtifactsServer::<ArtifactsService>::NAME,
 ];
-const COMMON_SERVICES: [&str; 3] = [
+const COMMON_SERVICES: [&str; 4] = [
+    AccessServer::<AccessService>::NAME,
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",

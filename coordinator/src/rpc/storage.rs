@@ -8,6 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::ErrorDetails;
 
+use super::auth::{caller, may_change};
 use super::deletion::not_pinned;
 use super::status::{RETRY_AFTER, not_leading, status, stopped, store_unavailable};
 use crate::collector::{self, Amount, CollectError, Collector, Garbage, Kind, Reason, Summary, Usage};
@@ -37,11 +38,18 @@ impl StorageService {
 
     async fn change_pin(
         &self,
-        request: v1::PinRequest,
+        request: Request<v1::PinRequest>,
         change: PinChange,
     ) -> Result<Response<v1::Job>, Status> {
-        let v1::PinRequest { job_id, artifact } = request;
-        let job = self.driver()?.pin(&job_id, &artifact, change, "").await.map_err(stopped)?;
+        let caller = caller(&request)?;
+        let driver = self.driver()?.for_user(&caller);
+        let v1::PinRequest { job_id, artifact } = request.into_inner();
+        caller.changes(&format!("job/{job_id}"));
+        let name = caller.name.clone();
+        let permitted =
+            driver.inspect(&job_id, move |state| may_change(&caller, &state.id, &state.submitted)).await;
+        permitted.map_err(stopped)?.transpose()?;
+        let job = driver.pin(&job_id, &artifact, change, &name).await.map_err(stopped)?;
         job.map(Response::new).map_err(|error| not_pinned(&job_id, &error))
     }
 }
@@ -49,10 +57,11 @@ impl StorageService {
 #[tonic::async_trait]
 impl Storage for StorageService {
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Result<Response<v1::UsageResponse>, Status> {
+        let scope = caller(&request)?.scope();
         let jobs = request.into_inner().jobs;
         let jobs = if jobs == 0 { DEFAULT_JOBS } else { jobs.min(MAX_JOBS) };
         let usage = self.collector.usage().await.map_err(|error| failed(&error))?;
-        Ok(Response::new(wire_usage(usage, jobs as usize)))
+        Ok(Response::new(wire_usage(usage.within(&scope), jobs as usize)))
     }
 
     type CollectGarbageStream = ReceiverStream<Result<v1::CollectGarbageResponse, Status>>;
@@ -61,8 +70,12 @@ impl Storage for StorageService {
         &self,
         request: Request<v1::CollectGarbageRequest>,
     ) -> Result<Response<Self::CollectGarbageStream>, Status> {
+        let caller = caller(&request)?;
         let v1::CollectGarbageRequest { dry_run, grace_seconds } = request.into_inner();
         self.driver()?;
+        if !dry_run {
+            caller.changes("garbage");
+        }
         let grace = grace_seconds.map_or(collector::GRACE, Duration::from_secs);
         let collector = self.collector.clone();
         let (responses, stream) = mpsc::channel(BACKLOG);
@@ -86,11 +99,11 @@ impl Storage for StorageService {
     }
 
     async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::Job>, Status> {
-        self.change_pin(request.into_inner(), PinChange::Pin).await
+        self.change_pin(request, PinChange::Pin).await
     }
 
     async fn unpin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::Job>, Status> {
-        self.change_pin(request.into_inner(), PinChange::Unpin).await
+        self.change_pin(request, PinChange::Unpin).await
     }
 }
 

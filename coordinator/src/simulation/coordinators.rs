@@ -5,6 +5,7 @@ use super::machines::Stream;
 use super::node::{Release, State};
 use super::simulator::{FAULTS_END, MILLI, NodeMessage, Rejection, SimEvent, Simulator};
 use crate::driver::core::Action;
+use crate::job::DEFAULT_TENANT;
 use crate::job::fixture::{JOB, submitted};
 
 impl Simulator {
@@ -191,7 +192,7 @@ impl Simulator {
         if now.mono >= leading.lease_until {
             return;
         }
-        if leading.core.find_request("r1").is_none() {
+        if leading.core.find_request(DEFAULT_TENANT, "r1").is_none() {
             leading.core.submit(JOB, submitted(super::SMALL), now);
         }
         leading.flush(true);

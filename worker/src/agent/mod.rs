@@ -105,10 +105,10 @@ pub async fn run(
         tracing::info!(address = %bound, "metrics at /metrics");
     }
     let (exit_sender, exits) = mpsc::unbounded_channel();
-    let logs = rpc::connect_with(&options.ranks.coordinator, &options.ranks.tls)?;
+    let logs = rpc::connect_with(&options.ranks.coordinator, &options.ranks.credentials)?;
     let ranks = Ranks::new(options.ranks.clone(), logs, exit_sender).map_err(AgentError::Thread)?;
     let (event_sender, events) = mpsc::channel(64);
-    let channel = rpc::connect_with(&options.ranks.coordinator, &options.ranks.tls)?;
+    let channel = rpc::connect_with(&options.ranks.coordinator, &options.ranks.credentials)?;
     let reconnect = Arc::new(Notify::new());
     let link = tokio::spawn(link::keep(channel.clone(), event_sender, Arc::clone(&reconnect)));
     let mut agent = Agent::new(options, ranks, connected, channel, reconnect);

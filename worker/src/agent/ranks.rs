@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use foil_common::rpc::{LeaderChannel, TlsFiles};
+use foil_common::rpc::{Credentials, LeaderChannel};
 use foil_common::telemetry::LogFormat;
 use foil_proto::v1;
 use tokio::sync::mpsc;
@@ -26,8 +26,8 @@ pub struct RankProgram {
     pub arguments: Vec<String>,
     /// Addresses of coordinators, separated by commas.
     pub coordinator: String,
-    /// Files of TLS, for the agent and the ranks.
-    pub tls: TlsFiles,
+    /// Files with which the agent and the ranks prove who they are.
+    pub credentials: Credentials,
     /// Address at which other ranks reach those of this machine; by default the local address of the route
     /// to the coordinator.
     pub advertise_address: Option<String>,
@@ -201,7 +201,7 @@ impl RankProgram {
             .arg("rank")
             .args(["--coordinator", coordinators])
             .args(
-                self.tls
+                self.credentials
                     .arguments()
                     .into_iter()
                     .flat_map(|(option, path)| [option.into(), path.into_os_string()]),

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use foil_common::rpc::TlsFiles;
+use foil_common::rpc::Credentials;
 use foil_common::telemetry::LogFormat;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -28,7 +28,7 @@ fn start_agent(coordinator: &FakeCoordinator, script: &str) -> TestAgent {
             program: "/bin/sh".into(),
             arguments: vec!["-c".to_owned(), script.to_owned()],
             coordinator: coordinator.url.clone(),
-            tls: TlsFiles::default(),
+            credentials: Credentials::default(),
             advertise_address: None,
             work_dir: work.path().join("ranks"),
             log_format: LogFormat::Human,

@@ -15,7 +15,7 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 
-use foil_common::rpc::TlsFiles;
+use foil_common::rpc::Credentials;
 use foil_common::{failpoint, shutdown};
 
 use crate::agent::DeviceKind;
@@ -54,7 +54,7 @@ impl fmt::Debug for Secret {
 #[derive(Clone, Debug)]
 pub struct RankOptions {
     pub coordinator: String,
-    pub tls: TlsFiles,
+    pub credentials: Credentials,
     pub session_id: String,
     /// Proves to the coordinator that this is the process of the session.
     pub secret: Secret,

@@ -41,8 +41,8 @@ type Messages = mpsc::UnboundedSender<v1::RankMessage>;
 
 /// Runs until told to exit, or until there was no leader for `leader_timeout`.
 pub(super) async fn run(options: &RankOptions, leader_timeout: Duration) -> Exit {
-    let channel = match rpc::connect_with(&options.coordinator, &options.tls) {
-        Ok(channel) => channel,
+    let channel = match rpc::connect_with(&options.coordinator, &options.credentials) {
+        Ok(channel) => channel.as_rank(&options.session_id, options.secret.as_str()),
         Err(error) => {
             tracing::error!("{error}");
             return Exit::Failed;

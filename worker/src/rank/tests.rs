@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use foil_common::rpc::TlsFiles;
+use foil_common::rpc::Credentials;
 use foil_common::spec;
 use foil_common::storage::object::Digest;
 use foil_proto::v1;
@@ -26,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 fn options(coordinator: &str, dir: &TempDir) -> RankOptions {
     RankOptions {
         coordinator: coordinator.to_owned(),
-        tls: TlsFiles::default(),
+        credentials: Credentials::default(),
         session_id: "s1".to_owned(),
         secret: Secret::read(&b"s3cret\n"[..]).unwrap(),
         job_id: "job".to_owned(),

@@ -238,7 +238,8 @@ fn local_paths_are_refused_after_upload() {
     }
     let job = Job::try_from(wire).unwrap();
     job.require_uploaded().unwrap();
-    assert_eq!(job.data.golden[0].key().unwrap(), format!("inputs/{hash}"));
+    let uploaded = InputRef::Input { blake3: hash, name: "rows.jsonl".into() };
+    assert_eq!(job.data.golden, [uploaded]);
 }
 
 #[test]

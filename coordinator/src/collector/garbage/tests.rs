@@ -108,8 +108,8 @@ async fn what_a_deleted_job_leaves_is_collected_when_nothing_inherits_it_any_mor
     driver.submit(JOB.into(), job_with("r1", "inputs/a")).await.unwrap().unwrap();
     driver.submit("j2".into(), job_with("r2", inherited)).await.unwrap().unwrap();
     put(&store, &[inherited, "jobs/j1/data/sft.jsonl"]).await;
-    driver.cancel(JOB).await.unwrap();
-    driver.delete(JOB, "").await.unwrap().unwrap();
+    driver.unscoped().cancel(JOB).await.unwrap();
+    driver.unscoped().delete(JOB, "").await.unwrap().unwrap();
     let erased = async {
         while store.exists("jobs/j1/data/sft.jsonl").await.unwrap() {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -121,8 +121,8 @@ async fn what_a_deleted_job_leaves_is_collected_when_nothing_inherits_it_any_mor
     put(&store, &["jobs/j1/logs/late"]).await;
     let late = [("jobs/j1/logs/late".to_owned(), Reason::DeletedJob)];
     assert_eq!(collected(&collector, HOUR, false).await, late);
-    driver.cancel("j2").await.unwrap();
-    driver.delete("j2", "").await.unwrap().unwrap();
+    driver.unscoped().cancel("j2").await.unwrap();
+    driver.unscoped().delete("j2", "").await.unwrap().unwrap();
     assert_eq!(collected(&collector, HOUR, false).await, [(inherited.to_owned(), Reason::DeletedJob)]);
 }
 

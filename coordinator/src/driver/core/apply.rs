@@ -196,7 +196,8 @@ impl Core {
             (Change::Submitted(submitted), None) if !self.graves.contains(id) => {
                 let state = JobState::submitted(id, event.at, (**submitted).clone())?;
                 self.references.add(&state);
-                self.requests.insert(submitted.request_id.clone(), id.clone());
+                let request = (submitted.tenant().to_owned(), submitted.request_id.clone());
+                self.requests.insert(request, id.clone());
                 self.order.push(id.clone());
                 let entry =
                     Entry { state, attempt: None, history: Vec::new(), progress: None, waiting: None };

@@ -133,7 +133,8 @@ impl Core {
 
     /// The reason why a submission that was valid when it began is not any more.
     pub fn refusal(&self, submitted: &Submitted) -> Option<Refusal> {
-        if let Some(job) = self.requests.get(&submitted.request_id)
+        let request = (submitted.tenant().to_owned(), submitted.request_id.clone());
+        if let Some(job) = self.requests.get(&request)
             && self.graves.contains(job)
         {
             return Some(Refusal::RequestOfDeleted { job: job.clone() });
@@ -216,13 +217,13 @@ impl Core {
                     self.references.remove(&entry.state);
                     self.order.retain(|other| other != id);
                 }
-                self.requests.insert(tombstone.request_id.clone(), id.clone());
+                self.requests.insert(tombstone.request(), id.clone());
                 let grave = Grave { tombstone: tombstone.clone(), erased: false };
                 self.graves.jobs.insert(id.clone(), grave);
             }
             _ => {
                 for forgotten in self.graves.erase(id).ok_or_else(unknown)? {
-                    self.requests.remove(&forgotten.request_id);
+                    self.requests.remove(&forgotten.request());
                 }
             }
         }

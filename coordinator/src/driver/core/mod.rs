@@ -80,8 +80,8 @@ pub struct Core {
     jobs: BTreeMap<String, Entry>,
     /// Job ids in order of submission.
     order: Vec<String>,
-    /// Request ids to job ids.
-    requests: BTreeMap<String, String>,
+    /// Tenants and request ids to job ids.
+    requests: BTreeMap<(String, String), String>,
     /// Jobs that were deleted.
     graves: Graves,
     /// What jobs name outside of their own objects.

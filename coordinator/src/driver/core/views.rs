@@ -10,9 +10,9 @@ use crate::cluster::Cluster;
 use crate::job::{JobState, view};
 
 impl Core {
-    /// The job of a request id, with the hash of its specification.
-    pub fn find_request(&self, request_id: &str) -> Option<(&JobState, &str)> {
-        let state = self.state(self.requests.get(request_id)?)?;
+    /// The job of a tenant's request id, with the hash of its specification.
+    pub fn find_request(&self, tenant: &str, request_id: &str) -> Option<(&JobState, &str)> {
+        let state = self.state(self.requests.get(&(tenant.to_owned(), request_id.to_owned()))?)?;
         Some((state, &state.submitted.spec_hash))
     }
 

@@ -22,6 +22,7 @@ use super::handle::{Handle, WriteAccess};
 use super::settings::Settings;
 use super::streams::Streams;
 use super::telemetry;
+use crate::auth::Scope;
 use crate::clock::Clock;
 use crate::job::{Event, StateError};
 use crate::journal::{Journal, JournalError};
@@ -69,6 +70,7 @@ pub struct Driver {
 
 struct Watch {
     id: String,
+    scope: Scope,
     after_revision: u64,
     reply: oneshot::Sender<Option<Subscription>>,
 }

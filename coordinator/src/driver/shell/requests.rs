@@ -9,8 +9,9 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use super::super::command::{Command, Found, Inspect, Page, PinChange, Query, Subscription, Survey};
-use super::super::core::{DeleteError, Refusal};
+use super::super::core::{DeleteError, PinError, Refusal};
 use super::{Driver, Watch};
+use crate::auth::Scope;
 use crate::clock::Now;
 use crate::job::pages::PAGE_BYTES;
 use crate::job::{JobState, Submitted, view};
@@ -18,8 +19,8 @@ use crate::job::{JobState, Submitted, view};
 impl Driver {
     pub(super) fn handle(&mut self, command: Command, now: Now) {
         match command {
-            Command::Find { request_id, reply } => {
-                let found = self.found(&request_id);
+            Command::Find { tenant, request_id, reply } => {
+                let found = self.found(tenant.as_str(), &request_id);
                 self.reply(move |_| drop(reply.send(found)));
             }
             Command::Devices { kind, reply } => {
@@ -29,40 +30,38 @@ impl Driver {
                 });
             }
             Command::Submit { id, submitted, reply } => self.submit(&id, *submitted, reply, now),
-            Command::Get { id, reply } => {
-                let job = self.core.job_view(&id);
+            Command::Get { id, scope, reply } => {
+                let job = self.visible(&id, &scope).and_then(|state| self.core.job_view(&state.id));
                 self.reply(move |_| drop(reply.send(job)));
             }
-            Command::Inspect { id, query: Inspect(query) } => {
-                let reply = query(self.core.state(&id));
+            Command::Inspect { id, scope, query: Inspect(query) } => {
+                let reply = query(self.visible(&id, &scope));
                 self.reply(move |_| reply());
             }
             Command::Survey(Survey(query)) => {
                 let reply = query(&self.core);
                 self.reply(move |_| reply());
             }
-            Command::List { query, reply } => {
-                let page = self.page(&query);
+            Command::List { query, scope, reply } => {
+                let page = self.page(&query, &scope);
                 self.reply(move |_| drop(reply.send(page)));
             }
-            Command::Watch { id, after_revision, reply } => {
-                self.watches.push(Watch { id, after_revision, reply });
+            Command::Watch { id, scope, after_revision, reply } => {
+                self.watches.push(Watch { id, scope, after_revision, reply });
             }
-            Command::Cancel { id, reply } => {
-                self.core.cancel(&id, now);
-                let job = self.core.state(&id).map(view::job);
+            Command::Cancel { id, scope, reply } => {
+                if self.visible(&id, &scope).is_some() {
+                    self.core.cancel(&id, now);
+                }
+                let job = self.visible(&id, &scope).map(view::job);
                 self.reply(move |_| drop(reply.send(job)));
             }
-            Command::Delete { id, by, reply } => {
-                let deleted = self.delete(&id, &by, now);
+            Command::Delete { id, scope, by, reply } => {
+                let deleted = self.delete(&id, &scope, &by, now);
                 self.reply(move |_| drop(reply.send(deleted)));
             }
-            Command::Pin { id, artifact, change, by, reply } => {
-                let pinned = match change {
-                    PinChange::Pin => self.core.pin(&id, &artifact, &by, now),
-                    PinChange::Unpin => self.core.unpin(&id, &artifact, now),
-                };
-                let job = pinned.map(|()| self.core.job_view(&id).unwrap_or_default());
+            Command::Pin { id, scope, artifact, change, by, reply } => {
+                let job = self.change_pin((&id, &artifact), &scope, change, &by, now);
                 self.reply(move |_| drop(reply.send(job)));
             }
             worker_command => self.handle_worker(worker_command, now),
@@ -76,34 +75,57 @@ impl Driver {
         reply: oneshot::Sender<Result<Found, Refusal>>,
         now: Now,
     ) {
-        let request_id = submitted.request_id.clone();
-        if self.core.find_request(&request_id).is_none() {
+        let (tenant, request_id) = (submitted.tenant().to_owned(), submitted.request_id.clone());
+        if self.core.find_request(&tenant, &request_id).is_none() {
             if let Some(refusal) = self.core.refusal(&submitted) {
                 return self.reply(move |_| drop(reply.send(Err(refusal))));
             }
             self.core.submit(id, submitted, now);
         }
-        if let Some(found) = self.found(&request_id) {
+        if let Some(found) = self.found(&tenant, &request_id) {
             self.reply(move |_| drop(reply.send(Ok(found))));
         }
     }
 
-    fn delete(&mut self, id: &str, by: &str, now: Now) -> Result<v1::Job, DeleteError> {
-        if let Some(tombstone) = self.core.tombstone(id) {
+    fn delete(&mut self, id: &str, scope: &Scope, by: &str, now: Now) -> Result<v1::Job, DeleteError> {
+        let grave = self.core.tombstone(id).filter(|tombstone| scope.includes(&tombstone.tenant));
+        if let Some(tombstone) = grave {
             return Ok(v1::Job { id: id.to_owned(), name: tombstone.name.clone(), ..Default::default() });
         }
+        self.visible(id, scope).ok_or(DeleteError::NoJob)?;
         let job = self.core.job_summary(id).unwrap_or_default();
         self.core.delete(id, by, now)?;
         Ok(job)
     }
 
-    fn found(&self, request_id: &str) -> Option<Found> {
-        let (state, spec_hash) = self.core.find_request(request_id)?;
+    fn change_pin(
+        &mut self,
+        (id, artifact): (&str, &str),
+        scope: &Scope,
+        change: PinChange,
+        by: &str,
+        now: Now,
+    ) -> Result<v1::Job, PinError> {
+        self.visible(id, scope).ok_or(PinError::NoJob)?;
+        match change {
+            PinChange::Pin => self.core.pin(id, artifact, by, now)?,
+            PinChange::Unpin => self.core.unpin(id, artifact, now)?,
+        }
+        Ok(self.core.job_view(id).unwrap_or_default())
+    }
+
+    /// A job that a caller of this scope may know of.
+    fn visible(&self, id: &str, scope: &Scope) -> Option<&JobState> {
+        self.core.state(id).filter(|state| scope.includes(state.submitted.tenant()))
+    }
+
+    fn found(&self, tenant: &str, request_id: &str) -> Option<Found> {
+        let (state, spec_hash) = self.core.find_request(tenant, request_id)?;
         let submitted = Box::new(state.submitted.clone());
         Some(Found { spec_hash: spec_hash.to_owned(), submitted, job: view::job(state) })
     }
 
-    fn page(&self, query: &Query) -> Page {
+    fn page(&self, query: &Query, scope: &Scope) -> Page {
         let newest_first = || self.core.order().iter().rev();
         let after = query.after.as_ref();
         let skip = after.map_or(0, |after| match newest_first().position(|id| id == after) {
@@ -112,7 +134,10 @@ impl Driver {
             None => newest_first().take_while(|id| *id > after).count(),
         });
         let is_wanted = |state: &&JobState| {
-            (query.name.is_empty() || state.submitted.spec.name == query.name)
+            let tenant = state.submitted.tenant();
+            scope.includes(tenant)
+                && query.tenant.as_ref().is_none_or(|wanted| wanted.as_str() == tenant)
+                && (query.name.is_empty() || state.submitted.spec.name == query.name)
                 && state.id.starts_with(&query.id_prefix)
         };
         let mut wanted =
@@ -135,8 +160,8 @@ impl Driver {
     }
 
     pub(super) fn watch(&mut self, watch: Watch) {
-        let Watch { id, after_revision, reply } = watch;
-        let Some(state) = self.core.state(&id) else {
+        let Watch { id, scope, after_revision, reply } = watch;
+        let Some(state) = self.visible(&id, &scope) else {
             return self.reply(move |_| drop(reply.send(None)));
         };
         let now = self.clock.now();

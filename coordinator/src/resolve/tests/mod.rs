@@ -127,6 +127,48 @@ async fn files_become_sets_with_parts_held_out() {
 }
 
 #[tokio::test]
+async fn a_jobs_uploads_are_those_of_its_tenant() {
+    let store = Store::in_memory();
+    let wire = file_job(&store).await;
+    let vision: crate::auth::Tenant = "vision".parse().unwrap();
+    let of_vision = async || request(wire.clone(), true).of_tenant(&vision).run(&store).await;
+    let missing = of_vision().await.unwrap_err();
+    assert!(matches!(missing, ResolveError::Missing { .. }), "{missing}");
+    for listed in store.list("inputs").await.unwrap() {
+        let bytes = store.get(&listed.key).await.unwrap();
+        store.create(&listed.key.replacen("inputs/", "inputs/vision/", 1), bytes).await.unwrap();
+    }
+    let resolved = of_vision().await.unwrap();
+    assert!(resolved.policy.objects.iter().all(|object| object.key.starts_with("inputs/vision/")));
+    let default = request(wire, true).run(&store).await.unwrap();
+    assert_eq!(default.datasets, resolved.datasets);
+    assert!(default.policy.objects.iter().all(|object| object.key.matches('/').count() == 1));
+}
+
+#[tokio::test]
+async fn a_list_of_files_names_uploads_of_its_own_tenant_only() {
+    let store = Store::in_memory();
+    let mut wire = file_job(&store).await;
+    let foreign = store.put_object("inputs/vision/secret", Bytes::from_static(b"weights")).await.unwrap();
+    for (key, blake3) in [
+        ("inputs/vision/secret".to_owned(), foreign.blake3.clone()),
+        ("inputs/vision/secret".to_owned(), "vision/secret".to_owned()),
+        ("jobs/j1/phases/p/model".to_owned(), foreign.blake3.clone()),
+    ] {
+        let mut listing = v1::Artifact::default();
+        for (path, bytes) in letters_files() {
+            let object = upload(&store, bytes).await;
+            listing.objects.push(v1::Object { path: path.into(), ..object });
+        }
+        listing.objects.push(v1::Object { key, blake3, path: "model.safetensors".into(), ..foreign.clone() });
+        let hash = upload(&store, serde_json::to_vec(&listing).unwrap()).await.blake3;
+        wire.policy.as_mut().unwrap().model = format!("model:{hash}:letters");
+        let refused = resolved(wire.clone(), &store).await.unwrap_err();
+        assert!(matches!(refused, ResolveError::Missing { .. }), "{refused}");
+    }
+}
+
+#[tokio::test]
 async fn the_same_job_gives_the_same_bytes() {
     let store = Store::in_memory();
     let wire = file_job(&store).await;

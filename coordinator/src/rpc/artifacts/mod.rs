@@ -28,7 +28,9 @@ pub use self::access::AttemptCheck;
 use self::log_bounds::LogBounds;
 use self::slots::{Credit, Interrupted, Slot, Slots};
 use self::status::{bad_field, busy, from_store, too_slow};
+use super::auth::{RankClaim, caller};
 use super::status::being_deleted;
+use crate::auth::Principal;
 use crate::collector::InUse;
 
 /// Concurrent uploads of ranks and of clients; each holds up to three 8 MiB parts.
@@ -46,9 +48,9 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A download whose reader takes nothing for this long is aborted.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The Artifacts service. Clients may write `inputs/{blake3}`; ranks of a job's current attempt may write
-/// below `jobs/{job}/phases/`, and its last rank processes each its own log; both may read `inputs/` and
-/// `jobs/`.
+/// The Artifacts service. Clients may write `inputs/{blake3}`, which each tenant has of its own, and read
+/// those and their tenant's `jobs/`; ranks of a job's current attempt may write below `jobs/{job}/phases/`,
+/// its last rank processes each its own log, and ranks may read what is of the job.
 pub struct ArtifactsService {
     store: Store,
     attempts: Arc<dyn AttemptCheck>,
@@ -88,51 +90,58 @@ impl Artifacts for ArtifactsService {
         &self,
         request: Request<Streaming<v1::PutRequest>>,
     ) -> Result<Response<v1::PutResponse>, Status> {
+        let caller = caller(&request)?;
         let mut parts = request.into_inner();
         let begin = match first_part(&mut parts).await? {
             Some(Part::Begin(begin)) => begin,
             _ => return Err(bad_field("begin", "the first message must hold begin")),
         };
+        caller.changes(&begin.key);
         let announced = access::announced(&begin)?;
         if is_log(&begin) {
-            return self.put_log(&begin, announced, &mut parts).await.map(Response::new);
+            return self.put_log(&begin, announced, &caller, &mut parts).await.map(Response::new);
         }
-        access::may_write(&begin, &*self.attempts)?;
+        let key = access::may_write(&begin, &caller, &*self.attempts)?;
         let is_rank = !begin.job_id.is_empty();
         let slot = if is_rank { &self.rank_uploads } else { &self.client_uploads }.take().await?;
         // Not collected as garbage from here on; after the upload, its age protects it for the grace period.
-        let _hold = self.in_use.hold([begin.key.clone()]).map_err(|why| being_deleted(&why))?;
+        let _hold = self.in_use.hold([key.clone()]).map_err(|why| being_deleted(&why))?;
         if !is_rank {
-            self.repair(&begin.key, &announced).await?;
+            self.repair(&key, &announced).await?;
         }
-        if let Some(object) = self.already_there(&begin.key, &announced).await? {
+        // Clients know their uploads by the key that they gave.
+        let named = |object| v1::Object { key: begin.key.clone(), ..object };
+        if let Some(object) = self.already_there(&key, &announced).await? {
             if !is_rank {
-                self.store.touch_object(&begin.key).await.map_err(|error| from_store(&error))?;
+                self.store.touch_object(&key).await.map_err(|error| from_store(&error))?;
             }
-            return Ok(Response::new(v1::PutResponse { object: Some(object) }));
+            return Ok(Response::new(v1::PutResponse { object: Some(named(object)) }));
         }
         failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
-        let mut writer = self.store.write_object(&begin.key, announced).await.map_err(|e| from_store(&e))?;
+        let mut writer = self.store.write_object(&key, announced).await.map_err(|e| from_store(&e))?;
         let received = receive(&mut parts, &mut writer, &slot).await;
         // An upload that became stale meanwhile must not become an object.
-        if let Err(status) = received.and_then(|()| access::may_write(&begin, &*self.attempts)) {
+        let allowed = received.and_then(|()| access::may_write(&begin, &caller, &*self.attempts));
+        if let Err(status) = allowed {
             writer.abandon().await;
             return Err(status);
         }
         let object = writer.finish().await.map_err(|error| from_store(&error))?;
         metrics::counter!("foil_artifact_bytes_total", "direction" => "in").increment(object.size);
-        Ok(Response::new(v1::PutResponse { object: Some(object) }))
+        Ok(Response::new(v1::PutResponse { object: Some(named(object)) }))
     }
 
     type GetStream = ReceiverStream<Result<v1::GetResponse, Status>>;
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
         self.attempts.serving()?;
+        let (caller, rank) = (caller(&request)?, RankClaim::of(request.metadata()));
         let v1::GetRequest { key, offset } = request.into_inner();
-        access::may_read(&key)?;
+        let stored = access::may_read(&key, &caller, rank.as_ref(), &*self.attempts).await?;
         let slot = self.downloads.take().await?;
         let (object, bytes) =
-            self.store.stream_object(&key, offset).await.map_err(|error| from_store(&error))?;
+            self.store.stream_object(&stored, offset).await.map_err(|error| from_store(&error))?;
+        let object = v1::Object { key, ..object };
         if offset > object.size {
             return Err(bad_field("offset", &format!("the object has {} bytes only", object.size)));
         }
@@ -143,10 +152,11 @@ impl Artifacts for ArtifactsService {
 
     async fn stat(&self, request: Request<v1::StatRequest>) -> Result<Response<v1::Object>, Status> {
         self.attempts.serving()?;
+        let (caller, rank) = (caller(&request)?, RankClaim::of(request.metadata()));
         let key = request.into_inner().key;
-        access::may_read(&key)?;
-        let object = self.store.stat_object(&key).await.map_err(|error| from_store(&error))?;
-        Ok(Response::new(object))
+        let stored = access::may_read(&key, &caller, rank.as_ref(), &*self.attempts).await?;
+        let object = self.store.stat_object(&stored).await.map_err(|error| from_store(&error))?;
+        Ok(Response::new(v1::Object { key, ..object }))
     }
 }
 
@@ -161,9 +171,10 @@ impl ArtifactsService {
         &self,
         begin: &v1::PutBegin,
         announced: Digest,
+        caller: &Principal,
         parts: &mut Streaming<v1::PutRequest>,
     ) -> Result<v1::PutResponse, Status> {
-        let part = access::log_part(begin, &*self.attempts).await?;
+        let part = access::log_part(begin, caller, &*self.attempts).await?;
         let slot = self.log_uploads.take().await?;
         if let Some(object) = self.already_there(&begin.key, &announced).await? {
             return Ok(v1::PutResponse { object: Some(object) });

@@ -45,9 +45,23 @@ pub(super) fn stale(job_id: &str, attempt: u32, current: Option<u32>) -> Status 
 
 /// Status for a writer that is not a rank of its job.
 pub(super) fn unauthenticated(job_id: &str) -> Status {
-    Status::permission_denied(format!(
-        "only ranks of job {job_id} may write its objects, and this writer has not proven to be one"
-    ))
+    let message = format!(
+        "only ranks of job {} may write its objects, and this writer has not proven to be one",
+        echo(job_id)
+    );
+    status(Code::PermissionDenied, "NOT_A_RANK", message, ErrorDetails::new())
+}
+
+/// Status for an agent that is not a rank of a running attempt.
+pub(super) fn no_rank() -> Status {
+    let message = "only ranks of a running attempt may read with an agent's credentials, and this reader has not proven to be one";
+    status(Code::PermissionDenied, "NOT_A_RANK", message, ErrorDetails::new())
+}
+
+/// Status for an agent that uploads an input.
+pub(super) fn only_users() -> Status {
+    let message = "an agent's credentials cannot upload inputs; use those of a user";
+    status(Code::PermissionDenied, "ROLE_REQUIRED", message, ErrorDetails::new())
 }
 
 pub(super) fn from_store(error: &StoreError) -> Status {

@@ -5,7 +5,6 @@
 //! connection checks its deadlines whenever it is polled, and fails when one has passed.
 
 mod accept;
-mod certificate;
 mod peer;
 mod registry;
 mod request_body;
@@ -18,9 +17,9 @@ mod transport;
 use std::time::Duration;
 
 pub(super) use self::accept::incoming;
-pub(super) use self::certificate::require_certificate;
 pub(super) use self::registry::Registry;
-pub(super) use self::track::track;
+pub(super) use self::socket::Client;
+pub(super) use self::track::{is_grpc, track};
 
 /// Resource limits of connections.
 #[derive(Debug, Clone, Copy)]

@@ -4,14 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use tokio::time::Instant;
 
 use super::Limits;
+use crate::auth::Subject;
 
 /// Why the coordinator closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +50,8 @@ pub(super) struct Peer {
 struct Shared {
     address: SocketAddr,
     state: Mutex<State>,
-    /// True once it has shown a certificate that the client CA has signed.
-    is_verified: AtomicBool,
+    /// Subject of the certificate that it has shown, which the client CA has signed.
+    certificate: OnceLock<Subject>,
     /// Wakes the task that serves the connection.
     waker: AtomicWaker,
     /// The totals of all connections.
@@ -158,20 +159,21 @@ impl EvictionRank {
 impl Peer {
     pub(super) fn new(address: SocketAddr, totals: Arc<Totals>) -> Self {
         let state = Mutex::new(State::new(Instant::now()));
-        let (is_verified, waker) = (AtomicBool::new(false), AtomicWaker::new());
-        Self { shared: Arc::new(Shared { address, state, is_verified, waker, totals }) }
+        let (certificate, waker) = (OnceLock::new(), AtomicWaker::new());
+        Self { shared: Arc::new(Shared { address, state, certificate, waker, totals }) }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
         self.shared.address
     }
 
-    pub(super) fn set_verified(&self) {
-        self.shared.is_verified.store(true, Ordering::Relaxed);
+    /// Records the certificate of the handshake, which happens once.
+    pub(super) fn set_certificate(&self, subject: Subject) {
+        self.shared.certificate.get_or_init(|| subject);
     }
 
-    pub(super) fn is_verified(&self) -> bool {
-        self.shared.is_verified.load(Ordering::Relaxed)
+    pub(super) fn certificate(&self) -> Option<&Subject> {
+        self.shared.certificate.get()
     }
 
     pub(super) fn waker(&self) -> &AtomicWaker {

@@ -1,6 +1,7 @@
 //! A socket that fails when its connection must be closed.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use tonic::transport::server::Connected;
 
 use super::peer::Peer;
 use super::registry::{Permit, Registry};
+use crate::auth::Subject;
 
 /// Interval at which a connection checks its deadlines.
 const TICK: Duration = Duration::from_secs(1);
@@ -29,6 +31,18 @@ pub(in crate::rpc) struct Connection {
 pub(in crate::rpc) struct Client {
     pub(super) peer: Peer,
     pub(super) registry: Registry,
+}
+
+impl Client {
+    /// The address that it connects from.
+    pub(in crate::rpc) fn address(&self) -> SocketAddr {
+        self.peer.address()
+    }
+
+    /// Subject of its verified certificate.
+    pub(in crate::rpc) fn certificate(&self) -> Option<&Subject> {
+        self.peer.certificate()
+    }
 }
 
 impl Connection {

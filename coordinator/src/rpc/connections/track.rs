@@ -14,8 +14,13 @@ use super::socket::Client;
 use crate::rpc::mapped_body::map_frames;
 
 /// Calls whose request is a single message, which must arrive in time.
-const UNARY: [&str; 4] =
-    ["/foil.v1.Jobs/", "/foil.v1.Artifacts/Get", "/foil.v1.Artifacts/Stat", "/grpc.health.v1.Health/"];
+const UNARY: [&str; 5] = [
+    "/foil.v1.Access/",
+    "/foil.v1.Artifacts/Get",
+    "/foil.v1.Artifacts/Stat",
+    "/foil.v1.Jobs/",
+    "/grpc.health.v1.Health/",
+];
 
 const GRPC: &[u8] = b"application/grpc";
 
@@ -35,7 +40,7 @@ pub(in crate::rpc) async fn track(request: Request, next: Next) -> Response {
     response.map(|body| map_frames(body, move |frame| frame.map_data(|bytes| tracked.queue(bytes))))
 }
 
-pub(super) fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
+pub(in crate::rpc) fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
     content_type.is_some_and(|kind| kind.as_bytes().starts_with(GRPC))
 }
 

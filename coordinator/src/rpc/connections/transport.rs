@@ -11,6 +11,7 @@ use tonic::transport::server::Connected;
 
 use super::peer::Peer;
 use super::socket::{Client, Connection};
+use crate::auth::Subject;
 use crate::tls::ServerTls;
 
 /// A connection, which does its TLS handshake when it is first polled: by its own task, so that a slow one
@@ -42,8 +43,9 @@ impl Transport {
         if let Stream::Handshake(accept) = &mut self.stream {
             self.stream = match ready!(Pin::new(accept.as_mut()).poll(context)) {
                 Ok(stream) => {
-                    if stream.get_ref().1.peer_certificates().is_some() {
-                        self.client.peer.set_verified();
+                    // The handshake has verified it: there is none without a client CA.
+                    if let Some([certificate, ..]) = stream.get_ref().1.peer_certificates() {
+                        self.client.peer.set_certificate(Subject::of_certificate(certificate));
                     }
                     Stream::Encrypted(Box::new(stream))
                 }

@@ -22,8 +22,9 @@ use self::cursor::Cursor;
 use self::filter::Filter;
 use self::reader::{Reader, Sink, Tail};
 use super::status::{RETRY_AFTER, bad_field, no_job, not_leading, status, stopped};
+use crate::auth::Principal;
 use crate::clock::Clock;
-use crate::driver::Handle;
+use crate::driver::UserHandle;
 use crate::job::{JobState, JobStatus};
 use crate::leadership::{LeadershipHandle, NotLeading};
 use crate::lease::Lease;
@@ -92,9 +93,11 @@ impl Logs {
     pub(super) async fn stream(
         &self,
         request: v1::LogsRequest,
+        caller: &Principal,
         leadership: &LeadershipHandle,
     ) -> Result<LogsStream, Status> {
         let (driver, lease) = leadership.leading().map_err(|why| not_leading(&why))?;
+        let driver = driver.for_user(caller);
         let cursor: Cursor = request
             .cursor
             .parse()
@@ -138,7 +141,7 @@ fn busy() -> Status {
 /// One stream.
 struct Follow {
     job: String,
-    driver: Handle,
+    driver: UserHandle,
     lease: Lease,
     clock: Clock,
     follow: bool,

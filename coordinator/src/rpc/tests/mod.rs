@@ -1,5 +1,6 @@
 //! The coordinator over real gRPC on loopback, with a worker whose results are made up.
 
+mod authorization;
 mod connections;
 mod pages;
 mod trust;
@@ -45,13 +46,17 @@ impl Coordinator {
     }
 
     async fn start_within(store: &Store, limits: Limits) -> Self {
+        Self::start_with(store, |serve| serve.limits = limits).await
+    }
+
+    async fn start_with(store: &Store, configure: impl FnOnce(&mut Serve)) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = PrometheusBuilder::new().build_recorder().handle();
         let stop = CancellationToken::new();
         let mut options = Serve::new(store.clone(), listener, metrics);
         options.address = format!("http://{address}");
-        options.limits = limits;
+        configure(&mut options);
         let leadership = options.leadership.clone();
         let served = tokio::spawn(serve(options, stop.clone()).await.unwrap());
         let handle = loop {

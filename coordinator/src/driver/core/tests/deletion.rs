@@ -87,7 +87,7 @@ fn a_later_leader_goes_on_with_a_deletion_until_the_objects_are_gone() {
         let mut core = simulator.replayed(events);
         assert!(core.state(JOB).is_none() && core.tombstone(JOB).is_some());
         assert!(erases(&mut core));
-        assert!(core.find_request("r1").is_none() && core.refusal(&submitted(&[])).is_some());
+        assert!(core.find_request("default", "r1").is_none() && core.refusal(&submitted(&[])).is_some());
         core.submit(JOB, submitted(&[]), simulator.now);
         assert!(core.drain().is_err(), "an id is never used again");
     }

@@ -8,7 +8,7 @@ use foil_proto::v1::{self, rank_command::Command, rank_message::Message, rank_ta
 
 use super::*;
 use crate::job::fixture::{JOB, object, submitted};
-use crate::job::{Outcome, compact_events};
+use crate::job::{DEFAULT_TENANT, Outcome, compact_events};
 use crate::simulation::machines::{chunk_result, gang_result};
 use crate::simulation::rng::SimRng;
 
@@ -396,7 +396,7 @@ fn a_request_has_one_job_and_cancelling_ends_it() {
     let mut simulator = Simulator::new(7);
     simulator.faults = false;
     assert_eq!(
-        simulator.core.find_request("r1").map(|(state, hash)| (state.id.as_str(), hash)),
+        simulator.core.find_request(DEFAULT_TENANT, "r1").map(|(state, hash)| (state.id.as_str(), hash)),
         Some((JOB, "h"))
     );
     while simulator.state().committed.len() < 3 {

@@ -1,0 +1,66 @@
+//! The audit log: who changed what and when, and whom the coordinator refused. It goes to a file and to the
+//! store, as JSON lines, and never holds up a call.
+
+mod record;
+#[cfg(test)]
+mod tests;
+mod window;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use foil_common::storage::Store;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+pub use self::record::{Outcome, Record};
+use self::window::Window;
+pub use self::writer::AuditError;
+use self::writer::{Sink, Writer};
+
+/// Number of records that may wait to be written.
+const BACKLOG: usize = 8192;
+
+/// Where the lines go, beside the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditFile {
+    /// Standard output.
+    Standard,
+    /// Appended to; created for its owner alone. It may be moved away at any time.
+    Path(PathBuf),
+}
+
+/// Handle to the audit log. Cheap to clone; the log ends when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct AuditLog {
+    records: mpsc::Sender<Record>,
+    window: Arc<Mutex<Window>>,
+}
+
+impl AuditLog {
+    /// Opens the file, if one is given, and starts the task that writes. It ends, with all records written,
+    /// after the last handle is dropped.
+    pub fn start(file: Option<&AuditFile>, store: Store) -> Result<(Self, JoinHandle<()>), AuditError> {
+        let sink = file.map(Sink::open).transpose()?;
+        let (records, receiver) = mpsc::channel(BACKLOG);
+        let task = tokio::spawn(Writer::new(sink, store).run(receiver));
+        Ok((Self { records, window: Arc::default() }, task))
+    }
+
+    /// Takes a record. Does not wait: a record that finds no room is counted as lost.
+    pub fn record(&self, mut record: Record, at: SystemTime) {
+        if record.outcome == Outcome::Unauthenticated {
+            // Whoever has no credentials must not be able to fill the disk, nor to crowd out what counts.
+            let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+            match window.admit(at) {
+                Some(suppressed) => record.suppressed = suppressed,
+                None => return,
+            }
+        }
+        if self.records.try_send(record).is_err() {
+            writer::lost(1);
+        }
+    }
+}

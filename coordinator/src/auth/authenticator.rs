@@ -1,0 +1,215 @@
+//! Authentication: from what a caller shows to its principal.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio_util::sync::CancellationToken;
+
+use super::certificate::Subject;
+use super::principal::Principal;
+use super::token_file::{TokenFault, TokenTable};
+use super::watched::{ConfigError, RELOAD_INTERVAL, Reading, Watched};
+
+/// Size limit of a presented token; headers have one of their own.
+const MAX_TOKEN_BYTES: usize = 8 << 10;
+
+/// How callers prove who they are.
+#[derive(Debug, Clone, Default)]
+pub struct AuthConfig {
+    /// File of the tokens' hashes.
+    pub token_file: Option<PathBuf>,
+    /// Accept client certificates that name a principal; the TLS handshake verifies them.
+    pub certificates: bool,
+}
+
+impl AuthConfig {
+    /// True if callers have any way to prove who they are.
+    pub fn is_given(&self) -> bool {
+        self.token_file.is_some() || self.certificates
+    }
+}
+
+/// What a caller shows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Evidence<'a> {
+    /// Value of the header `authorization`.
+    pub authorization: Option<&'a str>,
+    /// Subject of its verified certificate.
+    pub certificate: Option<&'a Subject>,
+}
+
+/// Why a caller is not known. The messages are for the caller, and tell no secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("{0}")]
+    Missing(&'static str),
+    #[error(
+        "the client certificate names no principal: {0}; give one that does, or a token with --token-file"
+    )]
+    Certificate(String),
+    #[error("the token is not valid: {0}")]
+    Token(String),
+}
+
+impl Refusal {
+    /// Reason of the status' `ErrorInfo`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "CREDENTIALS_MISSING",
+            Self::Certificate(_) | Self::Token(_) => "CREDENTIALS_INVALID",
+        }
+    }
+}
+
+/// Knows the principals. Cheap to clone; clones see the same changes of the files.
+#[derive(Debug, Clone)]
+pub struct Authenticator {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    tokens: Option<Watched<TokenTable>>,
+    certificates: bool,
+}
+
+impl Authenticator {
+    /// Reads the files, and from then on watches them until `stop`. Must be called within a tokio runtime.
+    pub fn start(config: &AuthConfig, stop: &CancellationToken) -> Result<Self, ConfigError> {
+        let tokens = config.token_file.clone().map(|path| {
+            let parse = |text: &str| TokenTable::parse(text).map_err(|problem| problem.to_string());
+            Watched::start(Reading { path, parse, interval: RELOAD_INTERVAL }, stop.clone())
+        });
+        let tokens = tokens.transpose()?;
+        if tokens.as_ref().is_some_and(|tokens| tokens.current().is_empty()) {
+            tracing::warn!("the token file holds no token yet; `foil token create` prints a line for it");
+        }
+        Ok(Self { shared: Arc::new(Shared { tokens, certificates: config.certificates }) })
+    }
+
+    /// The principal of a caller. A token counts before a certificate, which may be that of a machine with
+    /// many users; a wrong token is refused, whatever the certificate says.
+    pub fn authenticate(&self, evidence: Evidence<'_>, now: SystemTime) -> Result<Principal, Refusal> {
+        match (evidence.authorization, evidence.certificate) {
+            (Some(header), _) => self.bearer(header, now),
+            (None, Some(subject)) if self.shared.certificates => {
+                subject.principal().map_err(Refusal::Certificate)
+            }
+            (None, _) => Err(Refusal::Missing(self.wanted())),
+        }
+    }
+
+    fn bearer(&self, header: &str, now: SystemTime) -> Result<Principal, Refusal> {
+        let wrong = |problem: &str| Refusal::Token(problem.to_owned());
+        let token = match header.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+            _ => return Err(wrong("the header authorization must be \"Bearer TOKEN\"")),
+        };
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(wrong("it is too long"));
+        }
+        let Some(tokens) = &self.shared.tokens else {
+            return Err(wrong("this coordinator takes none (--token-file); leave it out"));
+        };
+        tokens.current().find(token, now).cloned().map_err(|fault| match fault {
+            TokenFault::Unknown => wrong("this coordinator does not know it; ask its administrator for one"),
+            TokenFault::Expired => wrong("it has expired; ask the coordinator's administrator for a new one"),
+        })
+    }
+
+    fn wanted(&self) -> &'static str {
+        match (self.shared.tokens.is_some(), self.shared.certificates) {
+            (false, true) => {
+                "this coordinator requires a client certificate: give one that its client CA has signed with --tls-cert and --tls-key"
+            }
+            (true, true) => {
+                "this coordinator requires a token, or a client certificate that its client CA has signed: name the file of a token \
+                 with --token-file (FOIL_TOKEN_FILE), or give --tls-cert and --tls-key"
+            }
+            (true | false, false) => {
+                "this coordinator requires a token: name the file that holds yours with --token-file (FOIL_TOKEN_FILE)"
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+    use crate::auth::token::Token;
+    use crate::auth::{Role, Source, Tenant, entry_line};
+
+    struct Fixture {
+        _directory: tempfile::TempDir,
+        token: String,
+        authenticator: Authenticator,
+    }
+
+    fn fixture(with_tokens: bool, certificates: bool) -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokens");
+        let token = Token::generate(&mut StdRng::seed_from_u64(3)).unwrap();
+        fs::write(&path, entry_line("ada", &Tenant::default(), Role::Viewer, &token, None)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let config = AuthConfig { token_file: with_tokens.then_some(path), certificates };
+        let authenticator = Authenticator::start(&config, &CancellationToken::new()).unwrap();
+        Fixture { _directory: directory, token: token.reveal().to_owned(), authenticator }
+    }
+
+    fn bob() -> Subject {
+        Subject { common_name: "bob".into(), units: vec!["operator".into()], ..Subject::default() }
+    }
+
+    #[tokio::test]
+    async fn a_token_counts_before_a_certificate_and_a_wrong_one_is_never_overlooked() {
+        let Fixture { token, authenticator, _directory } = fixture(true, true);
+        let (bob, machine) = (bob(), Subject { common_name: "host".into(), ..Subject::default() });
+        let ask = |authorization: Option<&str>, certificate| {
+            authenticator.authenticate(Evidence { authorization, certificate }, SystemTime::UNIX_EPOCH)
+        };
+        let bearer = format!("Bearer {token}");
+        for certificate in [None, Some(&bob), Some(&machine)] {
+            let ada = ask(Some(&bearer), certificate).unwrap();
+            assert_eq!((ada.name.as_str(), ada.role, ada.source), ("ada", Role::Viewer, Source::Token));
+        }
+        assert_eq!(ask(None, Some(&bob)).unwrap().name, "bob");
+        assert_eq!(ask(Some(&format!("bearer  {token}")), None).unwrap().name, "ada");
+        assert!(matches!(ask(None, Some(&machine)), Err(Refusal::Certificate(_))));
+        assert!(matches!(ask(None, None), Err(Refusal::Missing(_))));
+        let long = format!("Bearer {}", "a".repeat(9000));
+        for wrong in
+            ["", "Bearer", "Bearer ", "Bearer x", &token, &format!("Basic {token}"), &bearer[..40], &long]
+        {
+            assert!(matches!(ask(Some(wrong), Some(&bob)), Err(Refusal::Token(_))), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_asks_for_what_the_coordinator_takes() {
+        for (tokens, certificates, wanted) in [
+            (true, false, &["--token-file"][..]),
+            (false, true, &["requires a client certificate", "--tls-cert"]),
+            (true, true, &["--token-file", "--tls-cert"]),
+        ] {
+            let fixture = fixture(tokens, certificates);
+            let ask = |evidence| fixture.authenticator.authenticate(evidence, SystemTime::UNIX_EPOCH);
+            let told = ask(Evidence::default()).unwrap_err().to_string();
+            assert!(wanted.iter().all(|part| told.contains(part)), "{told}");
+            let bearer = format!("Bearer {}", fixture.token);
+            let authorization = Some(bearer.as_str());
+            assert_eq!(ask(Evidence { authorization, certificate: None }).is_ok(), tokens);
+            let subject = bob();
+            assert_eq!(
+                ask(Evidence { authorization: None, certificate: Some(&subject) }).is_ok(),
+                certificates
+            );
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Who calls: principals, their tenants and roles, and the proofs by which they are known.
+
+mod authenticator;
+mod certificate;
+mod principal;
+pub mod token;
+mod token_file;
+mod watched;
+
+pub use authenticator::{AuthConfig, Authenticator, Evidence, Refusal};
+pub use certificate::Subject;
+pub use principal::{Principal, Role, Scope, Source, Tenant, check_name};
+pub use token_file::{BadLine, Problem, TokenTable, entry_line, expiry};
+pub use watched::ConfigError;

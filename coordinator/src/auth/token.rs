@@ -1,0 +1,72 @@
+//! Bearer tokens: random, so that neither guessing nor a slow hash is a concern, and kept as hashes only.
+
+use std::fmt;
+
+use rand::TryRngCore;
+
+/// Start of every token, by which scanners of repositories and logs find one that leaked.
+pub const PREFIX: &str = "foil_";
+/// Random bytes of a new token.
+const RANDOM_BYTES: usize = 32;
+/// Minimum of characters after the prefix: 128 random bits in hex.
+const MIN_CHARACTERS: usize = 32;
+
+/// A token; never printed by accident.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// A new token of 256 random bits.
+    pub fn generate<R: TryRngCore>(random: &mut R) -> Result<Self, R::Error> {
+        let mut bytes = [0; RANDOM_BYTES];
+        random.try_fill_bytes(&mut bytes)?;
+        Ok(Self(format!("{PREFIX}{}", blake3::Hash::from_bytes(bytes).to_hex())))
+    }
+
+    /// The token as its holder presents it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    pub fn hash(&self) -> blake3::Hash {
+        hash(&self.0)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Token(…)")
+    }
+}
+
+pub(super) fn hash(token: &str) -> blake3::Hash {
+    blake3::hash(token.as_bytes())
+}
+
+/// True if a text has the form of a token. Words that somebody chose have not, whatever a token file says.
+pub(super) fn is_well_formed(text: &str) -> bool {
+    text.strip_prefix(PREFIX).is_some_and(|random| {
+        random.len() >= MIN_CHARACTERS && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    #[test]
+    fn tokens_differ_are_well_formed_and_stay_hidden() {
+        let mut random = StdRng::seed_from_u64(1);
+        let (one, two) = (Token::generate(&mut random).unwrap(), Token::generate(&mut random).unwrap());
+        assert_ne!(one, two);
+        assert!(is_well_formed(one.reveal()) && one.reveal().len() == PREFIX.len() + 64);
+        assert_eq!(format!("{one:?}"), "Token(…)");
+        assert!(!one.hash().to_hex().contains(&one.reveal()[PREFIX.len()..]));
+        for chosen in ["", "password", "foil_", "foil_0123456789abcdef", &one.reveal()[1..]] {
+            assert!(!is_well_formed(chosen), "{chosen}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The driver as one principal sees it: jobs of tenants outside its scope do not exist.
+
+use foil_proto::v1;
+
+use super::command::{Command, Found, Inspect, Page, PinChange, Query, SendReply, Subscription};
+use super::core::{Core, DeleteError, PinError, Refusal};
+use super::handle::{Handle, Stopped};
+use crate::auth::{Principal, Scope, Tenant};
+use crate::job::{JobState, Submitted};
+
+/// Handle to the driver for a user. There is no other way to a job from the services of users, so that none
+/// of them can forget the scope.
+#[derive(Debug, Clone)]
+pub struct UserHandle {
+    handle: Handle,
+    tenant: Tenant,
+    scope: Scope,
+}
+
+impl UserHandle {
+    pub(super) fn new(handle: Handle, principal: &Principal) -> Self {
+        Self { handle, tenant: principal.tenant.clone(), scope: principal.scope() }
+    }
+
+    /// The job of a request id, which is of the principal's own tenant.
+    pub async fn find(&self, request_id: &str) -> Result<Option<Found>, Stopped> {
+        let (tenant, request_id) = (self.tenant.clone(), request_id.to_owned());
+        self.handle.ask(|reply| Command::Find { tenant, request_id, reply }).await
+    }
+
+    /// Commits a job, unless its tenant has one of its request id already; returns the job of the request id.
+    pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Result<Found, Refusal>, Stopped> {
+        self.handle.submit(id, submitted).await
+    }
+
+    /// Number of devices of a kind on the connected workers, including busy ones.
+    pub async fn devices(&self, kind: &str) -> Result<usize, Stopped> {
+        self.handle.devices(kind).await
+    }
+
+    pub async fn get(&self, id: &str) -> Result<Option<v1::Job>, Stopped> {
+        let (id, scope) = (id.to_owned(), self.scope.clone());
+        self.handle.ask(|reply| Command::Get { id, scope, reply }).await
+    }
+
+    /// Runs a query of a job's state on the driver; it must be short, because it blocks all other commands.
+    /// None if there is no such job.
+    pub async fn inspect<T: Send + 'static>(
+        &self,
+        id: &str,
+        query: impl FnOnce(&JobState) -> T + Send + 'static,
+    ) -> Result<Option<T>, Stopped> {
+        let (id, scope) = (id.to_owned(), self.scope.clone());
+        self.handle
+            .ask(|reply| {
+                let inspect = move |state: Option<&JobState>| -> SendReply {
+                    let found = state.map(query);
+                    Box::new(move || drop(reply.send(found)))
+                };
+                Command::Inspect { id, scope, query: Inspect(Box::new(inspect)) }
+            })
+            .await
+    }
+
+    /// True if there is or was such a job.
+    pub async fn is_known(&self, id: &str) -> Result<bool, Stopped> {
+        let (id, scope) = (id.to_owned(), self.scope.clone());
+        let known = move |core: &Core| {
+            let tenant = core.state(&id).map(|state| state.submitted.tenant());
+            let tenant = tenant.or_else(|| core.tombstone(&id).map(|tombstone| tombstone.tenant.as_str()));
+            tenant.is_some_and(|tenant| scope.includes(tenant))
+        };
+        self.handle.survey(known).await
+    }
+
+    /// Lists jobs, newest first.
+    pub async fn list(&self, query: Query) -> Result<Page, Stopped> {
+        let scope = self.scope.clone();
+        self.handle.ask(|reply| Command::List { query, scope, reply }).await
+    }
+
+    pub async fn watch(&self, id: &str, after_revision: u64) -> Result<Option<Subscription>, Stopped> {
+        let (id, scope) = (id.to_owned(), self.scope.clone());
+        self.handle.ask(|reply| Command::Watch { id, scope, after_revision, reply }).await
+    }
+
+    pub async fn cancel(&self, id: &str) -> Result<Option<v1::Job>, Stopped> {
+        let (id, scope) = (id.to_owned(), self.scope.clone());
+        self.handle.ask(|reply| Command::Cancel { id, scope, reply }).await
+    }
+
+    /// Deletes a job that has ended; its objects are deleted in the background. A job that was deleted before
+    /// is fine.
+    pub async fn delete(&self, id: &str, by: &str) -> Result<Result<v1::Job, DeleteError>, Stopped> {
+        let (id, scope, by) = (id.to_owned(), self.scope.clone(), by.to_owned());
+        self.handle.ask(|reply| Command::Delete { id, scope, by, reply }).await
+    }
+
+    /// Pins or unpins an artifact, or the whole job for an empty name; returns the job.
+    pub async fn pin(
+        &self,
+        id: &str,
+        artifact: &str,
+        change: PinChange,
+        by: &str,
+    ) -> Result<Result<v1::Job, PinError>, Stopped> {
+        let (id, artifact, by) = (id.to_owned(), artifact.to_owned(), by.to_owned());
+        let scope = self.scope.clone();
+        self.handle.ask(|reply| Command::Pin { id, scope, artifact, change, by, reply }).await
+    }
+}

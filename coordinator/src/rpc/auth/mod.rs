@@ -1,0 +1,158 @@
+//! Authentication and authorization of every call, in one place: a middleware around all services that knows
+//! the RPC by its path and gives the services the caller's [`Principal`].
+
+mod caller;
+mod event;
+mod table;
+mod throttle;
+
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use axum::extract::{Request, State};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tonic::{Code, Status};
+use tonic_types::ErrorDetails;
+
+pub(super) use self::caller::{Caller, RankClaim, caller, may_change, only_admins};
+use self::event::Event;
+#[cfg(test)]
+pub(super) use self::table::all as all_rpcs;
+use self::table::{Access, Effect};
+use self::throttle::Throttle;
+use super::connections::{Client, is_grpc};
+use super::status::{echo, status};
+use crate::audit::AuditLog;
+use crate::auth::{Authenticator, Evidence, Principal, Refusal};
+
+/// Decides which calls reach the services. Cheap to clone; clones share their state.
+#[derive(Debug, Clone)]
+pub(super) struct Gate {
+    /// Every caller is the local admin if there is none.
+    authenticator: Option<Authenticator>,
+    throttle: Throttle,
+    audit: Option<AuditLog>,
+}
+
+impl Gate {
+    pub(super) fn new(authenticator: Option<Authenticator>, audit: Option<AuditLog>) -> Self {
+        Self { authenticator, throttle: Throttle::default(), audit }
+    }
+
+    /// The principal of a request.
+    fn identify(&self, request: &Request, now: SystemTime) -> Result<Principal, Refusal> {
+        let Some(authenticator) = &self.authenticator else { return Ok(Principal::local()) };
+        let authorization = bearer(request.headers())?;
+        let certificate = request.extensions().get::<Client>().and_then(Client::certificate);
+        authenticator.authenticate(Evidence { authorization, certificate }, now)
+    }
+
+    /// Checks that a principal may make a call.
+    fn check(&self, principal: &Principal, access: Access) -> Result<(), Status> {
+        // Without authentication agents and ranks cannot be told from users.
+        if self.authenticator.is_none() || access.allows(principal.role) {
+            return Ok(());
+        }
+        let message = format!(
+            "{} has the role {} in the tenant {}, and this call needs {access}",
+            echo(&principal.name),
+            principal.role,
+            principal.tenant
+        );
+        Err(status(Code::PermissionDenied, "ROLE_REQUIRED", message, ErrorDetails::new()))
+    }
+}
+
+/// The header `authorization`, which must not come twice.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let mut found = headers.get_all(AUTHORIZATION).iter();
+    match (found.next(), found.next()) {
+        (None, _) => Ok(None),
+        (Some(header), None) => header
+            .to_str()
+            .map(Some)
+            .map_err(|_| Refusal::Token("the header authorization must be printable ASCII".to_owned())),
+        (Some(_), Some(_)) => Err(Refusal::Token("the header authorization comes twice".to_owned())),
+    }
+}
+
+/// Lets a request through to the services, or answers it.
+pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    let rpc = table::find(request.uri().path());
+    if matches!(rpc, Some((Access::Open, _))) {
+        return next.run(request).await;
+    }
+    #[expect(clippy::disallowed_methods, reason = "tokens expire, and the audit log has the time")]
+    let now = SystemTime::now();
+    let event = gate.audit.as_ref().map(|log| Event::new(log, &request, now));
+    let caller = match gate.identify(&request, now) {
+        Ok(principal) => Caller::new(principal),
+        Err(refusal) => {
+            let peer = request.extensions().get::<Client>().map(|client| client.address().ip());
+            let response = gate.refuse_unknown(peer, &refusal, answers_grpc(&request)).await;
+            if let Some(event) = event {
+                event.refused(&response);
+            }
+            return response;
+        }
+    };
+    let response = match gate.refuse(&caller, &request, rpc) {
+        Some(refused) => refused,
+        None => {
+            request.extensions_mut().insert(caller.clone());
+            next.run(request).await
+        }
+    };
+    if let Some(event) = event {
+        event.answered(&caller, rpc, &response);
+    }
+    response
+}
+
+impl Gate {
+    /// The answer to a caller that is not known.
+    async fn refuse_unknown(&self, peer: Option<IpAddr>, refusal: &Refusal, answers_grpc: bool) -> Response {
+        count(refusal.reason());
+        if let (Refusal::Token(_), Some(peer)) = (refusal, peer) {
+            self.throttle.failed(peer).await;
+        }
+        unauthenticated(refusal, answers_grpc)
+    }
+
+    /// The answer to a principal that may not make a call, or to a call that does not exist.
+    fn refuse(&self, caller: &Caller, request: &Request, rpc: Option<(Access, Effect)>) -> Option<Response> {
+        let answers_grpc = answers_grpc(request);
+        let refused = match rpc {
+            Some((access, _)) => self.check(caller, access).err()?,
+            None if answers_grpc => return Some(Status::unimplemented("there is no such call").into_http()),
+            // Answered as an unknown page.
+            None => return None,
+        };
+        count("ROLE_REQUIRED");
+        Some(match answers_grpc {
+            true => refused.into_http(),
+            false => (StatusCode::FORBIDDEN, format!("{}\n", refused.message())).into_response(),
+        })
+    }
+}
+/// True if a request wants a gRPC status rather than a page.
+fn answers_grpc(request: &Request) -> bool {
+    is_grpc(request.headers().get(CONTENT_TYPE))
+}
+
+fn unauthenticated(refusal: &Refusal, answers_grpc: bool) -> Response {
+    let message = refusal.to_string();
+    match answers_grpc {
+        true => status(Code::Unauthenticated, refusal.reason(), message, ErrorDetails::new()).into_http(),
+        false => {
+            (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], format!("{message}\n")).into_response()
+        }
+    }
+}
+
+fn count(reason: &'static str) {
+    metrics::counter!("foil_calls_refused_total", "reason" => reason.to_ascii_lowercase()).increment(1);
+}
