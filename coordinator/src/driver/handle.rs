@@ -91,8 +91,8 @@ impl Handle {
         self.ask(|reply| Command::Devices { kind: kind.to_owned(), reply }).await
     }
 
-    /// Runs a query of the whole state on the driver, whoever asks; it must be short, because it blocks all other
-    /// commands.
+    /// Runs a query of the whole state on the driver, whoever asks; it must be short, because it blocks all
+    /// other commands.
     pub async fn survey<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Core) -> T + Send + 'static,

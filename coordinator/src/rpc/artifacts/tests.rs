@@ -519,7 +519,9 @@ async fn a_process_writes_its_own_log_only_and_after_its_attempt_too() {
         (key(2, 0, "s1", large.len() as u64), rank("j1", 2), &large, Code::InvalidArgument),
     ] {
         match upload_bytes(&server.channel, &key, &writer, bytes.clone()).await {
-            Err(TransferError::Refused { status, .. }) => assert_eq!(status.code(), code, "{key}: {status:?}"),
+            Err(TransferError::Refused { status, .. }) => {
+                assert_eq!(status.code(), code, "{key}: {status:?}")
+            }
             other => panic!("{key}: {other:?}"),
         }
     }
