@@ -133,7 +133,8 @@ impl Simulator {
                 self.pending.push(Pending::Steps { job, phase, key });
             }
             Action::Agent { .. } | Action::Publish { .. } | Action::CollectGarbage(_) => {}
-            Action::Transition { .. } | Action::Count(_) | Action::Erase { .. } => {}
+            Action::Transition { .. } | Action::Count(_) | Action::Step { .. } | Action::Shard(_) => {}
+            Action::Erase { .. } => {}
         }
     }
 
