@@ -24,7 +24,7 @@ use foil_coordinator::resolve::{ChildConfig, Resolver};
 use foil_coordinator::tls::ServerTls;
 
 /// Advice on listening beyond loopback.
-const SECURE_LISTEN: &str = "Give --tls-cert and --tls-key, and --token-file or --tls-client-ca, or, on a network you trust, --insecure-listen";
+const SECURE_LISTEN: &str = "Give --tls-cert and --tls-key, and --token-file, --jwt-issuer or --tls-client-ca, or, on a network you trust, --insecure-listen";
 /// Deadline of reading one job's inputs.
 const INPUT_DEADLINE: Duration = Duration::from_secs(600);
 /// Backlog of the listener; the kernel has its own limit (net.core.somaxconn).
