@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
-use super::stdout;
+use super::{problem, stdout};
 
 /// Deadline of a short request, including retries.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -242,18 +242,15 @@ impl Client {
                 rpc::unreached(status)
             );
         }
-        match (status.code(), status.message()) {
+        match (status.code(), problem::text(status)) {
             (Code::DeadlineExceeded, _) => {
                 anyhow::anyhow!(
                     "{urls} accepts connections but did not answer in time; the coordinator may be stopped or overloaded, or \
                      another program listens there"
                 )
             }
-            (code, "") => anyhow::anyhow!("the coordinator answered {code:?}"),
-            (Code::InvalidArgument, message) => {
-                Refused { class: class_of(status), message: message.to_owned() }.into()
-            }
-            (_, message) => anyhow::Error::msg(message.to_owned()),
+            (Code::InvalidArgument, message) => Refused { class: class_of(status), message }.into(),
+            (_, message) => anyhow::Error::msg(message),
         }
     }
 

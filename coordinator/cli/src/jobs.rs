@@ -13,11 +13,11 @@ use super::report::{self, LocalArtifacts};
 use super::{output, stdout, terminal, watch};
 
 pub(crate) async fn list(args: &ListArgs) -> Result<()> {
-    let request = v1::ListJobsRequest {
-        tenant: args.tenant.clone(),
-        all_tenants: args.all_tenants,
-        ..Default::default()
+    let tenant = match args.tenant.as_str() {
+        "" if !args.all_tenants => args.client.connection()?.tenant.unwrap_or_default(),
+        given => given.to_owned(),
     };
+    let request = v1::ListJobsRequest { tenant, all_tenants: args.all_tenants, ..Default::default() };
     let jobs = args.client.connect()?.select(request).await?;
     let value = || {
         let jobs: Result<Vec<_>, _> = jobs.iter().map(report::json).collect();
@@ -191,6 +191,14 @@ pub(crate) async fn cancel(args: &JobArgs) -> Result<()> {
         stdout::line(&format!("{}: {}", job.id, report::state_name(&job)))?;
     }
     Ok(())
+}
+
+/// Follows a job to its end on standard error; fails unless it succeeds.
+pub(crate) async fn follow(client: &Client, job: &v1::Job, reserve_stdout: bool) -> Result<()> {
+    let mut progress = Progress::new(reserve_stdout);
+    let job = watch::follow(client, &job.id, &mut progress).await?;
+    progress.finish();
+    require_success(&job)
 }
 
 /// The failure of the job as an error, unless it succeeded.

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use foil_common::rpc::{Credentials, TlsFiles};
 use foil_coordinator::audit::AuditFile;
 use foil_coordinator::auth::{AuthConfig, JwtConfig, KeySource};
 use foil_coordinator::tls::ServerTlsFiles;
@@ -98,23 +97,15 @@ impl AuthArgs {
 pub(crate) struct ClientTlsArgs {
     /// CA certificates (PEM) for https:// coordinators. Default: those that this system trusts
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[0])]
-    tls_ca: Option<PathBuf>,
+    pub(crate) tls_ca: Option<PathBuf>,
     /// Certificate of this client (PEM), for a coordinator that requires one (mTLS).
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[1], requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
+    pub(crate) tls_cert: Option<PathBuf>,
     /// Private key of --tls-cert (PEM).
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[2], requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
     /// File that holds your token, for a coordinator that knows its users by tokens. It is read again when
     /// it changes, and sent over TLS or to this machine only.
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[3])]
-    token_file: Option<PathBuf>,
-}
-
-impl ClientTlsArgs {
-    pub(crate) fn credentials(&self) -> Credentials {
-        let identity = self.tls_cert.clone().zip(self.tls_key.clone());
-        let tls = TlsFiles { ca: self.tls_ca.clone(), identity };
-        Credentials { tls, token_file: self.token_file.clone() }
-    }
+    pub(crate) token_file: Option<PathBuf>,
 }

@@ -132,7 +132,7 @@ impl Simulator {
                 self.pending.push(Pending::Steps { job, phase, key });
             }
             Action::Agent { .. } | Action::Publish { .. } | Action::CollectGarbage(_) => {}
-            Action::Transition { .. } | Action::Count(_) => {}
+            Action::Transition { .. } | Action::Count(_) | Action::Step { .. } | Action::Shard(_) => {}
         }
     }
 
