@@ -230,9 +230,9 @@ pub(crate) struct ServeArgs {
     pub(crate) tls: ServerTlsArgs,
     #[command(flatten)]
     pub(crate) auth: AuthArgs,
-    /// Allow a listen address other than loopback without TLS or without authentication (--token-file or
-    /// --tls-client-ca): whoever reaches it can run jobs and read all results, or read tokens on the way.
-    /// Only for trusted networks.
+    /// Allow a listen address other than loopback without TLS or without authentication (--token-file,
+    /// --jwt-issuer or --tls-client-ca): whoever reaches it can run jobs and read all results, or read
+    /// tokens on the way. Only for trusted networks.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
     /// Accept workers of another version or build, whose results may differ.

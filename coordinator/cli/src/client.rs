@@ -308,7 +308,11 @@ impl Client {
                 stdout::note(&format!("no answer from {} yet, retrying", self.line.urls()));
             }
         };
-        let is_retryable = |status: &Status| rpc::is_unavailable(status) && began.elapsed() < RETRY_TIMEOUT;
+        let is_retryable = |status: &Status| {
+            // Another coordinator may have a certificate that is right.
+            let may_pass = has_others || !rpc::failed_handshake(status);
+            rpc::is_unavailable(status) && may_pass && began.elapsed() < RETRY_TIMEOUT
+        };
         attempt.retry(pauses).when(is_retryable).notify(note).await
     }
 }
