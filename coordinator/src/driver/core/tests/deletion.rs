@@ -140,7 +140,8 @@ fn pins_protect_a_job_and_survive_a_snapshot() {
 fn the_number_of_tombstones_is_bounded() {
     let deleted = |number: usize| {
         let job = format!("j{number:06}");
-        let tombstone = Tombstone { request_id: format!("r{number}"), ..Tombstone::default() };
+        let (request_id, tenant) = (format!("r{number}"), "default".to_owned());
+        let tombstone = Tombstone { request_id, tenant, ..Tombstone::default() };
         let first = Event { revision: Some(9), ..Event::new(&job, 1, Change::Deleted(tombstone)) };
         [first, Event::new(&job, 1, Change::Erased)]
     };
