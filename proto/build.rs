@@ -21,11 +21,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .extern_path(".google.protobuf.Timestamp", "::pbjson_types::Timestamp")
         .bytes(".foil.v1")
+        // Hashes of encoded messages must not depend on the order of a map.
+        .btree_map(".")
         .skip_debug(SECRET)
         .compile_fds(descriptors)?;
     pbjson_build::Builder::new()
         .register_descriptors(&encoded)?
         .preserve_proto_field_names()
+        .btree_map([".foil.v1"])
         .build(&[".foil.v1"])?;
     Ok(())
 }

@@ -8,6 +8,7 @@ use foil_common::rpc::{self, ConnectError};
 use foil_common::{listen, telemetry};
 
 use super::client::Client;
+use super::queue_args::{ListArgs, QueueArgs, SchedulingArgs};
 use super::tls_args::{AuthArgs, ClientTlsArgs, ServerTlsArgs};
 use super::token::TokenArgs;
 use super::whoami::WhoAmIArgs;
@@ -204,6 +205,8 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) tls: ServerTlsArgs,
     #[command(flatten)]
+    pub(crate) queue: QueueArgs,
+    #[command(flatten)]
     pub(crate) auth: AuthArgs,
     /// Allow a listen address other than loopback without TLS or without authentication (--token-file or
     /// --tls-client-ca): whoever reaches it can run jobs and read all results, or read tokens on the way.
@@ -263,20 +266,6 @@ impl ClientArgs {
     }
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    /// Jobs of this tenant. Default: yours. Only an admin may see those of another.
-    #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
-    pub(crate) tenant: String,
-    /// Jobs of all tenants, for an admin.
-    #[arg(long, conflicts_with = "tenant")]
-    pub(crate) all_tenants: bool,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) client: ClientArgs,
-}
-
 /// Refuses an empty job name: an unset variable of a shell script would be a prefix of every id.
 fn job_reference(text: &str) -> Result<String, String> {
     match text.split('/').next().unwrap_or_default().trim() {
@@ -289,6 +278,8 @@ fn job_reference(text: &str) -> Result<String, String> {
 pub(crate) struct SubmitArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
+    #[command(flatten)]
+    pub(crate) scheduling: SchedulingArgs,
     /// Only validate on this machine: job file, models, tokenizers, templates and every row of data. Prints
     /// the plan and the file with all defaults filled in.
     #[arg(long)]

@@ -16,6 +16,7 @@ mod output;
 mod plan;
 mod progress;
 mod pull;
+mod queue_args;
 mod report;
 mod results;
 mod run;

@@ -81,6 +81,10 @@ fn summary(state: &JobState) -> v1::Job {
         best_round: best_round(state),
         spec_blake3: state.spec_blake3.clone(),
         phases_total: u32::try_from(state.phases.len()).unwrap_or(u32::MAX),
+        priority: state.spec.scheduling.priority.value(),
+        labels: state.spec.scheduling.labels.clone().into(),
+        started_at: state.times.started.map(timestamp),
+        preemptions: state.preemptions,
         tenant: state.submitted.tenant().to_owned(),
         owner: state.submitted.owner.clone(),
         // Fields that the log does not keep, and those that grow with the job.

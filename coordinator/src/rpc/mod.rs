@@ -9,6 +9,7 @@ mod connections;
 mod jobs;
 mod limits;
 mod lineage;
+mod listing;
 mod mapped_body;
 mod normalize;
 mod plausibility;

@@ -77,6 +77,13 @@ pub(crate) fn bad_spec(error: &SpecError) -> Status {
     status(Code::InvalidArgument, INVALID_FIELD, message, details)
 }
 
+/// Status for labels to select by that break the syntax.
+pub(crate) fn bad_label(error: &SpecError) -> Status {
+    let message = short(error.to_string());
+    let details = ErrorDetails::with_bad_request_violation("labels", message.clone());
+    status(Code::InvalidArgument, INVALID_FIELD, message, details)
+}
+
 pub(crate) fn too_large(error: &TooLarge) -> Status {
     let message = error.to_string();
     let details =

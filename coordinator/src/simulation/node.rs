@@ -222,6 +222,7 @@ impl Node {
             settling: second / 2,
             exit: second,
             obsolete: 2 * second,
+            checkpoint: 2 * second,
         };
         let mut core = Core::replay(events, term, self.liveness, deadlines, issuer())
             .map_err(|error| error.to_string())?;

@@ -95,6 +95,11 @@ impl Core {
                 self.outbox.actions.push(Action::Agent { agent, command });
             }
             Effect::Stop { agent, session } => self.stop(&agent, session),
+            Effect::Terminate { agent, session } => {
+                let stop = v1::StopRank { session_id: session, graceful: true };
+                let command = agent_command::Command::StopRank(stop);
+                self.outbox.actions.push(Action::Agent { agent, command });
+            }
             Effect::Send { session, command } => self.outbox.actions.push(Action::Rank { session, command }),
             Effect::Release { placement, session } => self.cluster.release(&placement, &session),
             Effect::AgentFault { placement, fault, why } => {
@@ -132,7 +137,7 @@ impl Core {
     }
 
     pub(super) fn stop(&mut self, agent: &str, session: String) {
-        let command = agent_command::Command::StopRank(v1::StopRank { session_id: session });
+        let command = agent_command::Command::StopRank(v1::StopRank { session_id: session, graceful: false });
         self.outbox.actions.push(Action::Agent { agent: agent.to_owned(), command });
     }
 

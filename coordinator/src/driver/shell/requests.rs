@@ -81,13 +81,7 @@ impl Driver {
         let after = query.after.as_ref();
         let skip =
             after.and_then(|after| newest_first().position(|id| id == after)).map_or(0, |index| index + 1);
-        let is_wanted = |state: &&JobState| {
-            let tenant = state.submitted.tenant();
-            scope.includes(tenant)
-                && query.tenant.as_ref().is_none_or(|wanted| wanted.as_str() == tenant)
-                && (query.name.is_empty() || state.submitted.spec.name == query.name)
-                && state.id.starts_with(&query.id_prefix)
-        };
+        let is_wanted = |state: &&JobState| scope.includes(state.submitted.tenant()) && query.selects(state);
         let mut wanted =
             newest_first().skip(skip).filter_map(|id| self.core.state(id)).filter(is_wanted).peekable();
         let (mut jobs, mut room) = (Vec::new(), PAGE_BYTES);
