@@ -5,8 +5,13 @@ use std::{env, error::Error, fs};
 
 use prost::Message;
 
-const FILES: [&str; 4] =
-    ["foil/v1/access.proto", "foil/v1/artifacts.proto", "foil/v1/jobs.proto", "foil/v1/workers.proto"];
+const FILES: [&str; 5] = [
+    "foil/v1/access.proto",
+    "foil/v1/artifacts.proto",
+    "foil/v1/jobs.proto",
+    "foil/v1/tenants.proto",
+    "foil/v1/workers.proto",
+];
 
 /// Messages that hold a secret: `Debug` is written by hand, so that no log line shows it.
 const SECRET: [&str; 4] =

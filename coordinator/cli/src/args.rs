@@ -9,6 +9,7 @@ use foil_common::{listen, telemetry};
 
 use super::client::Client;
 use super::queue_args::{ListArgs, QueueArgs, SchedulingArgs};
+use super::tenants::TenantsCommand;
 use super::tls_args::{AuthArgs, ClientTlsArgs, ServerTlsArgs};
 use super::token::TokenArgs;
 use super::whoami::WhoAmIArgs;
@@ -87,6 +88,11 @@ pub(crate) enum Command {
     Cancel(JobArgs),
     /// Lists a job's artifacts.
     Artifacts(JobArgs),
+    /// Shows and sets the quotas of tenants.
+    Tenants {
+        #[command(subcommand)]
+        command: TenantsCommand,
+    },
     /// Downloads a job's results, or one artifact. Interrupted downloads resume; every file is verified by
     /// its hash.
     Pull(PullArgs),

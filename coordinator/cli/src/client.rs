@@ -147,6 +147,15 @@ impl Client {
             .map_err(|status| self.user_error(&status))
     }
 
+    /// One short request to a service.
+    pub(crate) async fn short<Q, A, F>(&self, request: Q, call: impl Fn(Request<Q>) -> F) -> Result<A, Status>
+    where
+        Q: Clone,
+        F: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        self.unary(self.deadline, request, |_, request| call(request)).await
+    }
+
     /// Checks that a coordinator answers.
     pub(crate) async fn reach(&self) -> Result<()> {
         let request = v1::ListJobsRequest { page_size: 1, ..Default::default() };

@@ -25,6 +25,7 @@ mod serve;
 mod size;
 mod stdout;
 mod submit;
+mod tenants;
 mod terminal;
 mod throughput;
 mod tls_args;
@@ -90,6 +91,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Watch(args) => jobs::watch(&args).await?,
         Command::Cancel(args) => jobs::cancel(&args).await?,
         Command::Artifacts(args) => jobs::artifacts(&args).await?,
+        Command::Tenants { command } => tenants::tenants(&command).await?,
         Command::Pull(args) => pull::pull(&args).await?,
         Command::Conform(args) => return conform::conform(&args).await,
         Command::WhoAmI(args) => whoami::whoami(&args).await?,

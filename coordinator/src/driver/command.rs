@@ -12,6 +12,7 @@ use crate::auth::{Scope, Tenant};
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted, view};
 use crate::schedule::ProtocolError;
+use crate::tenant::{Quota, QuotaExceeded, TenantStatus};
 
 /// Commands on their way to one rank; an error ends its stream.
 pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, StreamEnd>>;
@@ -113,7 +114,27 @@ pub(super) enum Command {
     Submit {
         id: String,
         submitted: Box<Submitted>,
-        reply: oneshot::Sender<Found>,
+        reply: oneshot::Sender<Result<Found, QuotaExceeded>>,
+    },
+    /// Replies with nothing if too many tenants have a quota.
+    SetQuota {
+        tenant: String,
+        quota: Quota,
+        reply: oneshot::Sender<Option<TenantStatus>>,
+    },
+    GetTenant {
+        name: String,
+        reply: oneshot::Sender<TenantStatus>,
+    },
+    ListTenants {
+        after: String,
+        limit: usize,
+        reply: oneshot::Sender<Vec<TenantStatus>>,
+    },
+    /// Checks that a tenant may submit one more job.
+    CheckSubmission {
+        tenant: String,
+        reply: oneshot::Sender<Result<(), QuotaExceeded>>,
     },
     Get {
         id: String,

@@ -54,7 +54,8 @@ pub(super) fn events(core: &Core, events: &[Event]) {
             | Change::AttemptStarted { .. }
             | Change::RankStarted(_)
             | Change::CancelRequested
-            | Change::Ended(_) => {}
+            | Change::Ended(_)
+            | Change::QuotaSet(_) => {}
         }
     }
 }

@@ -5,9 +5,12 @@ use foil_proto::v1;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::tenant::QuotaSet;
+
 /// One event of one job, as stored in the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
+    /// Id of the job; empty for an event about a tenant.
     pub job: String,
     /// Milliseconds since the Unix epoch.
     pub at: u64,
@@ -50,6 +53,8 @@ pub enum Change {
     CancelRequested,
     /// Always the last event.
     Ended(Outcome),
+    /// A tenant has a new quota. The only event that is about no job: its job's id is empty.
+    QuotaSet(Box<QuotaSet>),
 }
 
 /// A submission: everything that the job needs from here on.

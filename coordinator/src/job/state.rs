@@ -317,6 +317,7 @@ impl Change {
             Self::AttemptEnded { .. } => "attempt_ended",
             Self::CancelRequested => "cancel_requested",
             Self::Ended(_) => "ended",
+            Self::QuotaSet(_) => "quota_set",
         }
     }
 }

@@ -132,7 +132,10 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
             vec![job_event::Event::Job(job(state))]
         }
         Change::AttemptStarted { phase, .. } => vec![job_event::Event::Job(job(state)), started(phase)],
-        Change::ChunkDone(_) | Change::RankStarted(_) | Change::CheckpointLost { .. } => Vec::new(),
+        Change::ChunkDone(_)
+        | Change::RankStarted(_)
+        | Change::CheckpointLost { .. }
+        | Change::QuotaSet(_) => Vec::new(),
         Change::CheckpointCommitted(made) => {
             vec![job_event::Event::CheckpointCommitted(v1::CheckpointCommitted {
                 phase: made.phase.clone(),

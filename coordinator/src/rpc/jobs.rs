@@ -16,7 +16,8 @@ use super::limits::{bounded_warnings, check_spec};
 use super::lineage;
 use super::listing;
 use super::status::{
-    bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, status, stopped, too_large,
+    bad_field, bad_input, bad_spec, no_job, not_leading, not_submitted, other_spec, status, stopped,
+    too_large,
 };
 use crate::auth::{Role, Tenant};
 use crate::driver::{Found, Query, Subscription, UserHandle};
@@ -93,6 +94,8 @@ impl JobsService {
         request_id: String,
         spec_hash: String,
     ) -> Result<v1::SubmitResponse, Status> {
+        // Before the inputs are read; the driver checks again.
+        self.driver(caller)?.check_submission().await.map_err(not_submitted)?;
         let id = new_id();
         let request = InputRequest::new(&id, job, models, true).of_tenant(&caller.tenant);
         let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
@@ -113,7 +116,7 @@ impl JobsService {
         // Reading the inputs takes a while, after which another coordinator may lead.
         let driver = self.driver(caller)?;
         warnings.extend(device_warning(&driver, job).await?);
-        let found = driver.submit(id, submitted).await.map_err(stopped)?;
+        let found = driver.submit(id, submitted).await.map_err(not_submitted)?;
         caller.changes_by(&format!("job/{}", found.job.id), &request_id);
         existing(found, &request_id, &spec_hash, bounded_warnings(warnings))
     }

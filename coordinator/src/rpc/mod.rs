@@ -15,6 +15,7 @@ mod normalize;
 mod plausibility;
 mod serve;
 pub(crate) mod status;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod verify;

@@ -196,6 +196,9 @@ impl Core {
     }
 
     pub(super) fn apply(&mut self, event: &Event) -> Result<(), StateError> {
+        if self.apply_quota(&event.change) {
+            return Ok(());
+        }
         let id = &event.job;
         match (&event.change, self.jobs.get_mut(id)) {
             (Change::Submitted(submitted), None) => {
@@ -273,6 +276,6 @@ fn log(event: &Event) {
                 (started.attempt, started.rank, started.session.as_str(), started.agent.as_str());
             tracing::debug!(job, attempt, rank, session, agent, "starting rank process");
         }
-        Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {}
+        Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) | Change::QuotaSet(_) => {}
     }
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use foil_common::spec::DeviceKind;
 
-use super::{Core, Entry, Waiting};
+use super::{Core, Entry, Waiting, tenants};
 use crate::clock::Now;
 use crate::cluster::{Cluster, Placement};
 use crate::job::{Change, RankStarted};
-use crate::queue::{self, Claim, Demand, Grant, Policy, Preemption, Queue, Running, Share, Wait};
+use crate::queue::{self, Claim, Demand, Grant, Policy, Preemption, Queue, Running, Wait};
 use crate::schedule::{Attempt, Level, Process};
 
 impl Core {
@@ -48,7 +48,7 @@ impl Core {
     /// The jobs that lack devices, those whose devices they could take, and what there is.
     fn queue(&mut self, now: Now) -> Queue {
         let mut queue = Queue { policy: self.policy, ..Queue::default() };
-        let mut tenants: BTreeMap<String, usize> = BTreeMap::new();
+        let mut indices: BTreeMap<String, usize> = BTreeMap::new();
         for (job, id) in self.order.iter().enumerate() {
             let Some(entry) = self.jobs.get_mut(id) else { continue };
             let Entry { state, attempt, waiting, .. } = entry;
@@ -59,9 +59,9 @@ impl Core {
             let kind = state.spec.resources.device;
             let supply = queue.supply.entry(kind).or_insert_with(|| self.cluster.supply(kind.name()));
             let name = state.submitted.tenant();
-            let tenant = tenants.get(name).copied().unwrap_or_else(|| {
-                queue.shares.push(Share::default());
-                tenants.insert(name.to_owned(), queue.shares.len() - 1);
+            let tenant = indices.get(name).copied().unwrap_or_else(|| {
+                queue.shares.push(tenants::share(&self.quotas, name));
+                indices.insert(name.to_owned(), queue.shares.len() - 1);
                 queue.shares.len() - 1
             });
             if let Some(attempt) = attempt {

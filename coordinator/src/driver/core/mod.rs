@@ -6,6 +6,7 @@ mod agents;
 mod apply;
 mod devices;
 mod hosts;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use foil_proto::v1::{self, agent_command, rank_command, rank_message};
 
 use self::hosts::Hosts;
+use self::tenants::Quotas;
 use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness, Placement};
 use crate::job::{self, Change, Event, GarbageSet, JobState, JobStatus, StateError, Submitted};
@@ -81,6 +83,7 @@ pub struct Core {
     term: u64,
     deadlines: Deadlines,
     policy: Policy,
+    quotas: Quotas,
     /// Derives the secrets of the processes that it starts.
     issuer: SecretIssuer,
     outbox: Outbox,
@@ -153,6 +156,7 @@ impl Core {
             term,
             deadlines,
             policy: Policy::default(),
+            quotas: Quotas::default(),
             issuer,
             outbox: Outbox::default(),
             trouble: None,

@@ -3,6 +3,7 @@
 mod authorization;
 mod connections;
 mod pages;
+mod tenants;
 mod trust;
 mod worker;
 

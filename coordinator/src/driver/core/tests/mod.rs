@@ -15,6 +15,7 @@ use crate::simulation::rng::SimRng;
 mod cancel;
 mod queue;
 mod store;
+mod tenants;
 mod trust;
 
 /// A rank process, alive.
