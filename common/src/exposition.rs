@@ -18,6 +18,13 @@ const APPEND_SECONDS: &[f64] =
 const PHASE_SECONDS: &[f64] =
     &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0];
 
+/// Bucket bounds in seconds, from a step of a tiny model to one of a large model on few devices.
+const STEP_SECONDS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+/// Bucket bounds in seconds, from a copy of a tiny model to an upload over a slow line; also of recoveries.
+const SAVE_SECONDS: &[f64] =
+    &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
+
 const COUNTERS: &[(&str, &str)] = &[
     ("foil_artifact_bytes_total", "Bytes of artifacts that clients and ranks transferred, by direction."),
     ("foil_attempts_total", "Attempts that ended, by cause."),
@@ -35,6 +42,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("foil_duplicate_chunks_total", "Chunks that were computed twice."),
     ("foil_fenced_writes_total", "Times this process found that another coordinator had taken the lead."),
     ("foil_job_transitions_total", "Changes of a job's state."),
+    ("foil_nonfinite_total", "Steps skipped because their loss or gradient was not finite, by phase."),
     ("foil_object_verify_failures_total", "Objects whose bytes did not match their hash."),
     ("foil_objects_deleted_total", "Unreferenced objects deleted."),
     ("foil_objectstore_requests_total", "Requests to the store, by operation and outcome."),
@@ -44,11 +52,27 @@ const COUNTERS: &[(&str, &str)] = &[
     ("foil_snapshot_verify_failures_total", "Snapshots of the log that could not be read back."),
     ("foil_worker_faults_total", "Ranks that never connected or reported falsely, by their agent's fault."),
     ("foil_steps_committed_total", "Optimizer steps in committed phases."),
+    (
+        "foil_steps_replayed_total",
+        "Optimizer steps taken again because no checkpoint held them when an attempt ended.",
+    ),
+    ("foil_tokens_total", "Tokens that training has read, by phase."),
+];
+
+/// Counters of a coordinator that alerts watch. They are there from the start, because a series that begins
+/// at 1 has no increase.
+const ALARMS: &[&str] = &[
+    "foil_checkpoint_verify_failures_total",
+    "foil_determinism_alarms_total",
+    "foil_fenced_writes_total",
+    "foil_object_verify_failures_total",
+    "foil_ranks_lost_total",
+    "foil_snapshot_verify_failures_total",
 ];
 
 const GAUGES: &[(&str, &str)] = &[
     ("foil_agent_ranks", "Rank processes that run on this agent."),
-    ("foil_build_info", "1, with the version as a label."),
+    ("foil_build_info", "1, with version and build as labels."),
     ("foil_checkpoint_bytes", "Size of the checkpoint committed last."),
     ("foil_connections", "Open connections to the coordinator."),
     (
@@ -56,14 +80,32 @@ const GAUGES: &[(&str, &str)] = &[
         "Nats per token between sampler and trainer in the latest phase that compared them, by kind.",
     ),
     ("foil_grad_norm", "Gradient norm of the latest step, by objective."),
+    ("foil_kl", "KL divergence of the latest evaluated policy from its reference, in nats per completion."),
     ("foil_leader", "1 while this coordinator leads its store."),
     ("foil_loss", "Loss of the latest step, by objective."),
     ("foil_reward_mean", "Mean reward of the latest evaluated policy."),
 ];
 
 const HISTOGRAMS: &[(&str, &str, &[f64])] = &[
+    (
+        "foil_checkpoint_stall_seconds",
+        "Time for which training waited for a checkpoint, by rank's share.",
+        SAVE_SECONDS,
+    ),
+    (
+        "foil_checkpoint_upload_seconds",
+        "Time to write, hash and upload a rank's share of a checkpoint.",
+        SAVE_SECONDS,
+    ),
     ("foil_log_append_seconds", "Time until a record of the log was durable.", APPEND_SECONDS),
     ("foil_phase_seconds", "Duration of committed phases, by kind.", PHASE_SECONDS),
+    (
+        "foil_recovery_seconds",
+        "Time from an attempt's end to the next one's start (devices), and from there to its first step, chunk or \
+         commit (progress), by stage.",
+        SAVE_SECONDS,
+    ),
+    ("foil_step_seconds", "Duration of optimizer steps, by phase.", STEP_SECONDS),
 ];
 
 /// The recorder's settings: histograms with buckets, which can be aggregated over processes.
@@ -83,6 +125,13 @@ pub fn describe() {
     }
     for (name, help, _) in HISTOGRAMS {
         describe_histogram!(*name, Unit::Seconds, *help);
+    }
+}
+
+/// Starts the counters that alerts watch, at 0.
+pub fn start_alarms() {
+    for name in ALARMS {
+        metrics::counter!(*name).increment(0);
     }
 }
 

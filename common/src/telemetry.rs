@@ -20,6 +20,7 @@ use tracing_subscriber::registry::{LookupSpan, Scope};
 
 use crate::exposition;
 use crate::redact::{self, Redacting};
+use crate::version;
 
 /// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -136,6 +137,7 @@ pub fn install_metrics() -> Result<PrometheusHandle, TelemetryError> {
     let recorder = exposition::builder().and_then(PrometheusBuilder::install_recorder);
     let recorder = recorder.map_err(|error| TelemetryError(error.to_string()))?;
     exposition::describe();
+    metrics::gauge!("foil_build_info", "version" => version::VERSION, "build" => version::BUILD).set(1.0);
     Ok(recorder)
 }
 

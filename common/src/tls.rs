@@ -9,6 +9,8 @@ use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::private::{self, Exposed};
+
 /// A file of certificates or keys that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -18,6 +20,8 @@ pub enum TlsError {
     Missing { path: PathBuf, expected: &'static str },
     #[error("{path} cannot be used: {reason}", path = path.display())]
     Invalid { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     #[error("this system has no CA certificates; name the CA of the coordinator with --tls-ca")]
     NoSystemRoots,
 }
@@ -49,6 +53,13 @@ impl PemFile {
     pub fn read(path: &Path) -> Result<Self, TlsError> {
         let bytes = fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), bytes: Bytes(bytes) })
+    }
+
+    /// Reads a private key, which must not be open to others.
+    pub fn read_private(path: &Path) -> Result<Self, TlsError> {
+        let failed = |source| TlsError::Read { path: path.to_owned(), source };
+        private::check_private(path, &fs::metadata(path).map_err(failed)?)?;
+        Self::read(path)
     }
 
     pub fn path(&self) -> &Path {
@@ -98,6 +109,23 @@ pub fn system_roots() -> Result<RootCertStore, TlsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key.pem");
+        fs::write(&path, "a key").unwrap();
+        let with_mode = |mode| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            PemFile::read_private(&path)
+        };
+        let refused = with_mode(0o644).unwrap_err().to_string();
+        assert!(refused.contains("mode 644") && refused.contains("chmod 600"), "{refused}");
+        for private in [0o600, 0o400, 0o440] {
+            with_mode(private).unwrap();
+        }
+    }
 
     #[test]
     fn a_file_without_a_certificate_or_key_is_named_in_the_error() {

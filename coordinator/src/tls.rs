@@ -93,7 +93,7 @@ impl Contents {
     fn read(files: &ServerTlsFiles) -> Result<Self, TlsError> {
         Ok(Self {
             certificate: PemFile::read(&files.certificate)?,
-            key: PemFile::read(&files.key)?,
+            key: PemFile::read_private(&files.key)?,
             client_ca: files.client_ca.as_deref().map(PemFile::read).transpose()?,
         })
     }

@@ -1,6 +1,7 @@
 //! Certificates for tests of TLS.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
@@ -62,6 +63,7 @@ impl Ca {
             key: self.directory.join(format!("{file}.key")),
         };
         fs::write(&files.key, key.serialize_pem()).expect("a file");
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).expect("a mode");
         fs::write(&files.certificate, certificate.pem()).expect("a file");
         files
     }

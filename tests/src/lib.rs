@@ -27,7 +27,7 @@ pub use fault_proxy::{FaultProxy, Faults};
 pub use namespaces::Namespaces;
 pub use outcome::{Estimate, Outcome, Round};
 pub use paired::{difference, gold_by_prompt};
-pub use prometheus::{lint_errors, page};
+pub use prometheus::{lint_errors, metric_names, page, promtool};
 pub use run::{Run, SMALL, letters_job};
 pub use samples::{Completion, completions_by_prompt, steps};
 pub use service::{Process, Service, wait_for};

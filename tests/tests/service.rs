@@ -6,10 +6,39 @@ use std::path::Path;
 use std::process::Command;
 
 use foil_tests::{
-    Namespaces, Process, Run, Service, foil, foil_worker, letters_job, lint_errors, page, wait_for,
+    Namespaces, Process, Run, Service, foil, foil_worker, letters_job, lint_errors, metric_names, page,
+    promtool, wait_for,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
+
+/// Metrics that a leader shows after a job that went well.
+const SHOWN: [&str; 24] = [
+    "foil_agents",
+    "foil_attempts_total",
+    "foil_build_info",
+    "foil_connections",
+    "foil_determinism_alarms_total",
+    "foil_devices",
+    "foil_grad_norm",
+    "foil_job_transitions_total",
+    "foil_jobs",
+    "foil_kl",
+    "foil_leader",
+    "foil_log_append_seconds",
+    "foil_loss",
+    "foil_objectstore_requests_total",
+    "foil_phase_seconds",
+    "foil_phases_committed_total",
+    "foil_queue_devices_wanted",
+    "foil_reward_mean",
+    "foil_step_seconds",
+    "foil_steps_committed_total",
+    "foil_tokens_total",
+    "foil_worker_heartbeat_age_seconds",
+    "foil_artifact_bytes_total",
+    "foil_chunks_done_total",
+];
 
 /// Files and directories below `path` that others than their owner can access.
 fn open_to_others(path: &Path, found: &mut Vec<String>) {
@@ -55,7 +84,14 @@ fn submit_watch_list_and_pull() {
     let of_coordinator = page(service.url(), "/metrics").1;
     assert!(of_coordinator.contains("foil_devices{kind=\"cpu\",state="), "{of_coordinator}");
     assert!(!of_coordinator.contains("to=\"recovering\""), "a job that succeeded has recovered from nothing");
-    assert_eq!(lint_errors(&format!("{of_coordinator}{of_agent}")), [""; 0]);
+    for page in [&of_coordinator, &of_agent] {
+        assert_eq!(lint_errors(page), [""; 0]);
+        assert_eq!(promtool(page).unwrap_or_default(), "");
+    }
+    let shown = metric_names(&of_coordinator);
+    for name in SHOWN {
+        assert!(shown.contains(name), "no {name} in {shown:?}");
+    }
 
     // As if its terminal was closed.
     agent.signal(Signal::SIGHUP);

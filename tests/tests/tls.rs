@@ -81,7 +81,7 @@ fn a_job_runs_under_mutual_tls() {
     assert!(succeeded, "{told}");
 
     let (succeeded, told) = client(&url, &["whoami", "-o", "json"], &files);
-    assert!(succeeded && told.contains("\"tenant\": \"vision\"") && told.contains("submitter"), "{told}");
+    assert!(succeeded && told.contains("\"tenant\":\"vision\"") && told.contains("submitter"), "{told}");
     assert_refused(&url, &machine, "needs viewer");
     let nobody = ca.sign("nobody", "client");
     let nobody =

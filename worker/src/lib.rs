@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod collective;
 pub mod conform;
+pub mod describe;
 pub mod evaluate;
 #[cfg(test)]
 mod fake_coordinator;

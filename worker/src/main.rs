@@ -12,9 +12,9 @@ use foil_common::failpoint;
 use foil_common::rpc::{Credentials, TlsFiles};
 use foil_common::{exposition, listen, private, shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
-use foil_worker::conform;
 use foil_worker::rank::{self, RankOptions, Secret};
 use foil_worker::task_io::stop::StopSignal;
+use foil_worker::{conform, describe};
 
 /// Offers this machine's devices to a Foil coordinator and runs rank processes on them.
 #[derive(Debug, Parser)]
@@ -37,6 +37,9 @@ enum Command {
     /// Computes a probe for `foil conform`: reads it as JSON from standard input and prints the results.
     #[command(hide = true)]
     Conform,
+    /// Prints version, libraries and GPUs as JSON, for `foil doctor`.
+    #[command(hide = true)]
+    Describe,
 }
 
 #[derive(Debug, Args)]
@@ -164,6 +167,7 @@ fn main() -> ExitCode {
     let ended = start_telemetry(format).and_then(|()| match cli.command {
         Some(Command::Rank(args)) => run_rank(*args),
         Some(Command::Conform) => run_conform().map(|()| Exit::Done),
+        Some(Command::Describe) => print_description().map(|()| Exit::Done),
         None => run_agent(cli.agent, format),
     });
     match ended {
@@ -209,6 +213,11 @@ fn run_conform() -> anyhow::Result<()> {
         .context("cannot read a probe from standard input")?;
     let measured = conform::measure(&probe);
     serde_json::to_writer(std::io::stdout().lock(), &measured)?;
+    Ok(())
+}
+
+fn print_description() -> anyhow::Result<()> {
+    serde_json::to_writer(std::io::stdout().lock(), &describe::describe())?;
     Ok(())
 }
 

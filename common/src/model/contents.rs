@@ -7,8 +7,11 @@ use serde_json::Value;
 
 use super::ModelFilesError;
 use super::names::{INDEX, SINGLE};
+use crate::input_file;
 
 const ADAPTER: &str = "adapter_config.json";
+/// Maximum size of an adapter's configuration.
+const ADAPTER_LIMIT: u64 = 1 << 20;
 
 /// Other formats of weights: prefix and suffix of file names, description, and advice.
 const FORMATS: [(&str, &str, &str, &str); 7] = [
@@ -74,7 +77,7 @@ pub fn refuse_adapter(dir: &Path) -> Result<(), ModelFilesError> {
 }
 
 fn merge(dir: &Path) -> String {
-    let base = std::fs::read(dir.join(ADAPTER)).ok();
+    let base = input_file::read(&dir.join(ADAPTER), ADAPTER_LIMIT).ok();
     let base = base.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     let base = base.as_ref().and_then(|config| config.get("base_model_name_or_path")?.as_str());
     let base = base.filter(|name| !name.is_empty()).map_or_else(

@@ -177,6 +177,18 @@ fn broke(status: &Status) -> bool {
     matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled) && status.source().is_some()
 }
 
+/// Whether a TLS handshake failed, which trying again does not mend.
+pub fn failed_handshake(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(cause) = source {
+        if tls::handshake_advice(cause).is_some() {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
+}
+
 /// A message for users about an unreachable server, from the innermost cause: outer ones say only that there
 /// was one.
 pub fn unreached(status: &Status) -> String {

@@ -43,7 +43,7 @@ impl TlsFiles {
             .trust_anchors(roots.roots)
             .timeout(HANDSHAKE_TIMEOUT);
         let Some((certificate, key)) = &self.identity else { return Ok(config) };
-        let (certificate, key) = (PemFile::read(certificate)?, PemFile::read(key)?);
+        let (certificate, key) = (PemFile::read(certificate)?, PemFile::read_private(key)?);
         certificate.certificates()?;
         key.key()?;
         Ok(config.identity(Identity::from_pem(certificate.bytes(), key.bytes())))

@@ -37,19 +37,27 @@ const PATHS: [&[&str]; 8] = [
 pub fn load(path: &Path, settings: &[String]) -> Result<v1::JobSpec, SpecError> {
     let in_file = |error: SpecError| error.in_file(path);
     let text = input_file::read_text(path, SIZE_LIMIT).map_err(|error| in_file(unreadable(&error)))?;
-    let base = path.parent().unwrap_or(Path::new("")).to_owned();
-    let value = parse(&text, &absolute(&base).map_err(in_file)?).map_err(in_file)?;
+    let base = absolute(path.parent().unwrap_or(Path::new(""))).map_err(in_file)?;
     let here = absolute(Path::new("")).map_err(in_file)?;
     let mut over = Value::Object(Map::new());
     for setting in settings {
         merge(&mut over, parse_setting(setting, &here).map_err(|error| error.in_setting(setting))?);
     }
-    let mut value = preset::settle(value, &over).map_err(in_file)?;
+    read(&text, &base, over).map_err(in_file)
+}
+
+/// Reads and validates the text of a job file that lies in the directory `base`, an absolute path.
+pub fn from_text(text: &str, base: &Path) -> Result<v1::JobSpec, SpecError> {
+    read(text, base, Value::Object(Map::new()))
+}
+
+fn read(text: &str, base: &Path, over: Value) -> Result<v1::JobSpec, SpecError> {
+    let mut value = preset::settle(parse(text, base)?, &over)?;
     merge(&mut value, over);
     drop_nulls(&mut value);
     let spec: v1::JobSpec =
-        serde_json::from_value(value).map_err(|error| in_file(SpecError::Syntax(error.to_string())))?;
-    Job::try_from(spec.clone()).map_err(in_file)?;
+        serde_json::from_value(value).map_err(|error| SpecError::Syntax(error.to_string()))?;
+    Job::try_from(spec.clone())?;
     Ok(spec)
 }
 

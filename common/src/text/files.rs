@@ -15,6 +15,11 @@ pub const TEXT_FILES: [&str; 6] = [
     "chat_template.jinja",
 ];
 
+/// Maximum size of tokenizer.json. The largest ones of known models have some 35 MB.
+const TOKENIZER_LIMIT: u64 = 256 << 20;
+/// Maximum size of each other file, whose JSON values take some fifty times as much memory.
+const SIZE_LIMIT: u64 = 16 << 20;
+
 /// Tokens added to a tokenizer after its training, by older versions of transformers.
 const ADDED_TOKENS: &str = "added_tokens.json";
 
@@ -39,7 +44,8 @@ impl ModelText {
     pub fn read(dir: &Path) -> Result<Self, TextError> {
         let [tokenizer, tokenizer_config, config, generation_config, special_tokens_map, chat_template] =
             TEXT_FILES;
-        let optional = |file: &str| match std::fs::read(dir.join(file)) {
+        let limit = |file: &str| if file == TEXT_FILES[0] { TOKENIZER_LIMIT } else { SIZE_LIMIT };
+        let optional = |file: &str| match input_file::read(&dir.join(file), limit(file)) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => {

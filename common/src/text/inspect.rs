@@ -2,13 +2,14 @@
 
 use super::{Encoded, Encoder, Limits, Response, TextError};
 use crate::data::rows::{GoldenRow, PairRow, Prompt};
+use serde::Serialize;
 use std::fmt;
 
 /// Number of tokens shown at a row's start, on each side of the response's start, and at the end.
 const SHOWN: usize = 8;
 
 /// One token of a row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TokenView {
     pub id: u32,
     /// Text in the vocabulary; empty for an id that the tokenizer does not have.
@@ -17,7 +18,8 @@ pub struct TokenView {
 }
 
 /// The use of a token's position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Read {
     /// Part of the prompt: context only.
     Nothing,
@@ -39,7 +41,7 @@ pub enum Reader {
 }
 
 /// One sequence as the models read it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RowView {
     pub tokens: Vec<TokenView>,
     pub response_start: usize,
@@ -135,7 +137,7 @@ impl fmt::Display for RowView {
 }
 
 /// Statistics of the lengths of texts in tokens, before truncation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Lengths {
     pub rows: usize,
     /// Rows that fit their budget.
@@ -204,7 +206,7 @@ pub fn golden_lengths(encoder: &Encoder, rows: &[GoldenRow], limits: Limits) -> 
 }
 
 /// How well length alone predicts which response of a pair is preferred.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LengthAccuracy {
     pub pairs: usize,
     /// Fraction of pairs whose chosen response is the longer one, ties counted half; both truncated to the

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use foil_common::rpc::{self, ConnectError};
-use foil_common::{listen, telemetry};
+use foil_common::{listen, rpc, telemetry};
 
 use super::client::Client;
+use super::config::{ConfigArgs, ConfigFile, Connection};
+use super::doctor::DoctorArgs;
 use super::queue_args::{ListArgs, QueueArgs, SchedulingArgs};
 use super::tenants::TenantsCommand;
 use super::tls_args::{AuthArgs, ClientTlsArgs, ServerTlsArgs};
@@ -23,8 +24,8 @@ Examples:
   foil serve --store DIR                       a coordinator for many jobs; foil-worker on each host
   foil submit JOB.yaml && foil watch NAME      submits to it; NAME is the name in the job file
 
-Exit status: 0 on success; 1 on failure, also of the job that `run` or `watch` followed;
-2 for wrong usage; 3 if `conform` could not make all checks; 129, 130 or 143 if `run` was
+Exit status: 0 on success; 1 on failure, also of the job that `run`, `watch` or `submit --wait`
+followed, or of a check of `doctor`; 2 for wrong usage; 3 if `conform` could not make all checks; 129, 130 or 143 if `run` was
 stopped by SIGHUP, SIGINT or SIGTERM: the same command resumes the job.";
 
 /// Adversarial Preference Optimization as a service: trains a reward model and a language model against each
@@ -100,6 +101,10 @@ pub(crate) enum Command {
     /// transformers. The exit status is 0 if all checks passed, 1 if one failed, 3 if none failed but not
     /// all could be made.
     Conform(ConformArgs),
+    /// Checks this machine, the store and the coordinator, and says what to do.
+    Doctor(Box<DoctorArgs>),
+    /// Keeps contexts: coordinators, and how to reach them.
+    Config(ConfigArgs),
     /// Shows who you are to the coordinator: name, tenant and role.
     #[command(name = "whoami")]
     WhoAmI(WhoAmIArgs),
@@ -164,6 +169,8 @@ pub(crate) struct InspectArgs {
     /// Also read the models' weights and look for NaN and infinity.
     #[arg(long)]
     pub(crate) scan_weights: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -214,9 +221,9 @@ pub(crate) struct ServeArgs {
     pub(crate) queue: QueueArgs,
     #[command(flatten)]
     pub(crate) auth: AuthArgs,
-    /// Allow a listen address other than loopback without TLS or without authentication (--token-file or
-    /// --tls-client-ca): whoever reaches it can run jobs and read all results, or read tokens on the way.
-    /// Only for trusted networks.
+    /// Allow a listen address other than loopback without TLS or without authentication (--token-file,
+    /// --jwt-issuer or --tls-client-ca): whoever reaches it can run jobs and read all results, or read
+    /// tokens on the way. Only for trusted networks.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
     /// Accept workers of another version or build, whose results may differ.
@@ -252,23 +259,26 @@ pub(crate) struct ResolveInputsArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
     /// URL of the coordinator, http:// or https:// (TLS). If several serve one store, give all, separated by commas or as repeated options: the client
-    /// finds the leader.
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "FOIL_COORDINATOR",
-        value_delimiter = ',',
-        default_value = "http://127.0.0.1:7070"
-    )]
+    /// finds the leader. Default: the context's, or http://127.0.0.1:7070
+    #[arg(long, value_name = "URL", env = "FOIL_COORDINATOR", value_delimiter = ',')]
     pub(crate) coordinator: Vec<String>,
+    /// Context of connection settings. Default: the current one of `foil config`
+    #[arg(long, value_name = "NAME", env = "FOIL_CONTEXT")]
+    pub(crate) context: Option<String>,
     #[command(flatten)]
     pub(crate) tls: ClientTlsArgs,
 }
 
 impl ClientArgs {
     /// A client of the coordinators, which connects at the first request.
-    pub(crate) fn connect(&self) -> Result<Client, ConnectError> {
-        Ok(Client::new(rpc::connect_with(&self.coordinator.join(","), &self.tls.credentials())?))
+    pub(crate) fn connect(&self) -> anyhow::Result<Client> {
+        let connection = self.connection()?;
+        Ok(Client::new(rpc::connect_with(&connection.urls.join(","), &connection.credentials())?))
+    }
+
+    /// The connection's settings, with those of the context.
+    pub(crate) fn connection(&self) -> anyhow::Result<Connection> {
+        Connection::resolve(self, &ConfigFile::load()?)
     }
 }
 
@@ -294,6 +304,15 @@ pub(crate) struct SubmitArgs {
     /// ranks.
     #[arg(long, requires = "dry_run")]
     pub(crate) server: bool,
+    /// Then follow the job to its end, like `foil watch`; the exit status is the job's.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) wait: bool,
+    /// Identifies the submission: a second one with the same id and the same job is the same job, with
+    /// another job an error. Default: random
+    #[arg(long, value_name = "ID", conflicts_with = "dry_run")]
+    pub(crate) request_id: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
-use super::stdout;
+use super::{problem, stdout};
 
 /// Deadline of a short request, including retries.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -253,18 +253,15 @@ impl Client {
                 rpc::unreached(status)
             );
         }
-        match (status.code(), status.message()) {
+        match (status.code(), problem::text(status)) {
             (Code::DeadlineExceeded, _) => {
                 anyhow::anyhow!(
                     "{urls} accepts connections but did not answer in time; the coordinator may be stopped or overloaded, or \
                      another program listens there"
                 )
             }
-            (code, "") => anyhow::anyhow!("the coordinator answered {code:?}"),
-            (Code::InvalidArgument, message) => {
-                Refused { class: class_of(status), message: message.to_owned() }.into()
-            }
-            (_, message) => anyhow::Error::msg(message.to_owned()),
+            (Code::InvalidArgument, message) => Refused { class: class_of(status), message }.into(),
+            (_, message) => anyhow::Error::msg(message),
         }
     }
 
@@ -308,7 +305,11 @@ impl Client {
                 stdout::note(&format!("no answer from {} yet, retrying", self.line.urls()));
             }
         };
-        let is_retryable = |status: &Status| rpc::is_unavailable(status) && began.elapsed() < RETRY_TIMEOUT;
+        let is_retryable = |status: &Status| {
+            // Another coordinator may have a certificate that is right.
+            let may_pass = has_others || !rpc::failed_handshake(status);
+            rpc::is_unavailable(status) && may_pass && began.elapsed() < RETRY_TIMEOUT
+        };
         attempt.retry(pauses).when(is_retryable).notify(note).await
     }
 }

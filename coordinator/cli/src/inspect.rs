@@ -5,38 +5,54 @@ use foil_common::data::rows::{Prompt, Row};
 use foil_common::spec;
 use foil_common::text::inspect::{self, Reader};
 use foil_common::text::{Encoder, Limits, TextError};
+use serde_json::{Map, Value, json};
 
 use super::args::InspectArgs;
-use super::{stdout, submit};
+use super::{output, stdout, submit};
 use foil_coordinator::resolve::local::{self, LocalInputs, LocalSet, Rows};
 
 pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
     let job = submit::load(&args.job.file, &args.job.settings)?;
     let (rows, scan) = (args.rows, args.scan_weights);
     let reading = tokio::task::spawn_blocking(move || describe(&job, rows, scan));
-    let (report, warnings) = reading.await.context("reading the inputs was aborted")??;
-    for warning in warnings {
+    let inspection = reading.await.context("reading the inputs was aborted")??;
+    for warning in &inspection.warnings {
         stdout::note(&format!("warning: {warning}"));
     }
-    stdout::line(&report)?;
+    let names = || {
+        let sets = inspection.value["sets"].as_array().into_iter().flatten();
+        sets.filter_map(|set| set["name"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    if output::structured(args.output.format, || Ok(inspection.value.clone()), names)? {
+        stdout::line(&inspection.text)?;
+    }
     Ok(())
 }
 
-/// The report, and the warnings of submission.
-fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<(String, Vec<String>)> {
+/// A job's data as text and as JSON, and the warnings of submission.
+struct Inspection {
+    text: String,
+    value: Value,
+    warnings: Vec<String>,
+}
+
+fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<Inspection> {
     let local = local::local(job)?;
     let scanned = if scan { scan_weights(&local)? } else { Vec::new() };
     let sampled = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
     let shared = Limits::shared(job.text.max_length);
     let mut lines = vec![model("policy", &job.policy.model.name(), &local.policy)];
+    let mut models = vec![model_value("policy", &job.policy.model.name(), &local.policy)];
     if let (Some(encoder), Some(reference)) = (&local.reward, &job.reward.model) {
         lines.push(model("reward", &reference.name(), encoder));
+        models.push(model_value("reward", &reference.name(), encoder));
     }
     lines.extend(scanned);
     lines.push(format!(
         "template {}; at most {} tokens, of which {} are kept for a completion",
         job.text.template, shared.total, sampled.response
     ));
+    let mut sets = Vec::new();
     for set in &local.sets {
         lines.push(String::new());
         lines.push(heading(&local, set));
@@ -45,9 +61,43 @@ fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<(String, Vec<Str
             Rows::Demonstrations(_) | Rows::Pairs(_) => shared,
             Rows::Golden(_) | Rows::Prompts(_) => sampled,
         };
-        Report { limits, rows, lines: &mut lines }.set(&local, set)?;
+        let mut value = set_value(&local, set);
+        let mut report = Report { limits, rows, lines: &mut lines, lengths: Map::new(), shown: Vec::new() };
+        report.set(&local, set)?;
+        (value["lengths"], value["shown"]) = (Value::Object(report.lengths), Value::Array(report.shown));
+        sets.push(value);
     }
-    Ok((lines.join("\n"), local.warnings))
+    let value = json!({
+        "name": job.name.to_string(),
+        "models": models,
+        "template": job.text.template.to_string(),
+        "max_length": shared.total,
+        "completion_tokens": sampled.response,
+        "sets": sets,
+        "warnings": local.warnings,
+    });
+    Ok(Inspection { text: lines.join("\n"), value, warnings: local.warnings })
+}
+
+fn model_value(role: &str, name: &str, encoder: &Encoder) -> Value {
+    json!({
+        "role": role,
+        "name": name,
+        "token_ids": encoder.vocabulary(),
+        "bos": encoder.bos_id(),
+        "eos": encoder.eos_id(),
+        "pad": encoder.pad_id().ok(),
+    })
+}
+
+fn set_value(local: &LocalInputs, set: &LocalSet) -> Value {
+    let summary = local.summaries.iter().find(|summary| summary.name == set.name);
+    json!({
+        "name": set.name,
+        "rows": set.rows.len(),
+        "bad_rows": summary.map_or(0, |summary| summary.bad_rows),
+        "ignored_columns": summary.map(|summary| summary.ignored_columns.clone()).unwrap_or_default(),
+    })
 }
 
 /// Scans the local weights for NaN and infinity.
@@ -98,6 +148,9 @@ struct Report<'a> {
     limits: Limits,
     rows: usize,
     lines: &'a mut Vec<String>,
+    /// The same for programs.
+    lengths: Map<String, Value>,
+    shown: Vec<Value>,
 }
 
 impl Report<'_> {
@@ -117,7 +170,9 @@ impl Report<'_> {
                 self.note("chosen", inspect::response_lengths(reward, chosen, self.limits)?);
                 let rejected = rows.iter().map(|row| (&row.prompt, row.rejected.as_str()));
                 self.note("rejected", inspect::response_lengths(reward, rejected, self.limits)?);
-                self.lines.push(format!("  {}", inspect::length_accuracy(reward, rows, self.limits)?));
+                let accuracy = inspect::length_accuracy(reward, rows, self.limits)?;
+                self.lengths.insert("accuracy_of_length".to_owned(), json!(accuracy));
+                self.lines.push(format!("  {accuracy}"));
                 self.each(reward, Reader::Reward, rows, |row| {
                     vec![("chosen", &row.chosen), ("rejected", &row.rejected)]
                 })
@@ -136,6 +191,7 @@ impl Report<'_> {
 
     fn note(&mut self, what: &str, lengths: inspect::Lengths) {
         self.lines.push(format!("  {what}: {lengths}"));
+        self.lengths.insert(what.replace(' ', "_"), json!(lengths));
     }
 
     fn prompts<T: Row>(&mut self, encoder: &Encoder, rows: &[T]) -> Result<(), TextError> {
@@ -178,6 +234,7 @@ impl Report<'_> {
     ) -> Result<(), TextError> {
         let view = inspect::row(encoder, prompt, answer, self.limits)?;
         self.lines.push(format!("  {title}:\n{view}"));
+        self.shown.push(json!({ "title": title, "view": view }));
         Ok(())
     }
 }
@@ -210,7 +267,8 @@ mod tests {
     fn a_report_shows_every_set_with_tokens_and_lengths() {
         let dir = tempfile::tempdir().unwrap();
         let golden = "{\"prompt\":\"efgha\",\"golden\":\"efgha!!\"}\n{\"prompt\":\"abcdh\",\"golden\":\"h!!dcba\"}\n{}\n";
-        let (report, warnings) = describe(&job(dir.path(), golden), 1, false).unwrap();
+        let Inspection { text: report, value, warnings } =
+            describe(&job(dir.path(), golden), 1, false).unwrap();
         for expected in [
             "17 token ids; BOS 1 \"<s>\"; EOS 3 \"</s>\"; pad 0 \"<pad>\"",
             "template auto; at most 32 tokens, of which 16 are kept for a completion",
@@ -226,16 +284,27 @@ mod tests {
             assert!(report.contains(expected), "{expected}\n\n{report}");
         }
         assert!(warnings.iter().any(|warning| warning.contains("golden.jsonl:3")), "{warnings:?}");
+        let set =
+            |name: &str| value["sets"].as_array().unwrap().iter().find(|set| set["name"] == name).unwrap();
+        let golden = set("golden");
+        assert_eq!((&golden["rows"], &golden["bad_rows"]), (&json!(1), &json!(1)));
+        assert_eq!(
+            (&golden["lengths"]["golden_answers"]["fit"], &value["models"][0]["bos"]),
+            (&json!(1), &json!(1))
+        );
+        let shown = &set("preferences")["shown"][0]["view"];
+        assert_eq!((&shown["tokens"][0]["text"], &shown["response_start"]), (&json!("<s>"), &json!(7)));
+        assert_eq!(shown["tokens"][14]["read"], "reward");
     }
 
     #[test]
     fn unreadable_inputs_are_named_by_their_fields() {
         let dir = tempfile::tempdir().unwrap();
         let job = job(dir.path(), "{}");
-        let error = describe(&job, 1, true).unwrap_err().to_string();
+        let error = describe(&job, 1, true).err().unwrap().to_string();
         assert!(error.starts_with("data.golden: ") && error.contains("golden.jsonl:1"), "{error}");
         fs::remove_file(dir.path().join("golden.jsonl")).unwrap();
-        let error = describe(&job, 1, true).unwrap_err().to_string();
+        let error = describe(&job, 1, true).err().unwrap().to_string();
         assert!(error.starts_with("data.golden: ") && error.contains("cannot be read"), "{error}");
     }
 }

@@ -15,7 +15,9 @@ use super::report::{self, LocalArtifacts};
 use super::{output, stdout, terminal, watch};
 
 pub(crate) async fn list(args: &ListArgs) -> Result<()> {
-    let (jobs, next) = args.client.connect()?.rows(args.filter.request(), args.filter.limit()).await?;
+    let context = || Ok::<_, anyhow::Error>(args.client.connection()?.tenant.unwrap_or_default());
+    let request = args.filter.request(context)?;
+    let (jobs, next) = args.client.connect()?.rows(request, args.filter.limit()).await?;
     let value = || {
         let jobs: Result<Vec<_>, _> = jobs.iter().map(report::json).collect();
         Ok(json!({ "jobs": jobs?, "next_page_token": next }))
@@ -215,6 +217,14 @@ pub(crate) async fn cancel(args: &JobArgs) -> Result<()> {
         stdout::line(&format!("{}: {}", job.id, report::state_name(&job)))?;
     }
     Ok(())
+}
+
+/// Follows a job to its end on standard error; fails unless it succeeds.
+pub(crate) async fn follow(client: &Client, job: &v1::Job, reserve_stdout: bool) -> Result<()> {
+    let mut progress = Progress::new(reserve_stdout);
+    let job = watch::follow(client, &job.id, &mut progress).await?;
+    progress.finish();
+    require_success(&job)
 }
 
 /// The failure of the job as an error, unless it succeeded.

@@ -5,7 +5,9 @@
 mod args;
 mod client;
 mod completion;
+mod config;
 mod conform;
+mod doctor;
 mod download;
 mod error_location;
 mod inputs;
@@ -14,6 +16,7 @@ mod jobs;
 mod local_file;
 mod output;
 mod plan;
+mod problem;
 mod progress;
 mod pull;
 mod queue_args;
@@ -37,11 +40,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use foil_common::telemetry::{self, LogFormat};
 use foil_coordinator::resolve::{self, child::Limits};
 
 use self::args::{Cli, Command};
+use self::config::Given;
 
 /// Timeout of blocking work at exit.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -61,9 +65,11 @@ fn main() -> ExitCode {
 
 /// Runs the command line and returns the exit status, as listed in `foil --help`.
 async fn command() -> ExitCode {
-    let cli = Cli::parse();
+    let command = Cli::command();
+    let matches = command.clone().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let format = cli.log_format.into();
-    match dispatch(cli).await {
+    match dispatch(cli, &Given::new(&matches, &command)).await {
         Ok(code) => code,
         Err(error) => {
             telemetry::fatal(format, "foil", &stdout::chain(&error));
@@ -72,7 +78,7 @@ async fn command() -> ExitCode {
     }
 }
 
-async fn dispatch(cli: Cli) -> Result<ExitCode> {
+async fn dispatch(cli: Cli, given: &Given) -> Result<ExitCode> {
     // Clients log only warnings.
     let level = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
     telemetry::init(cli.log_format.into(), level)?;
@@ -94,6 +100,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Tenants { command } => tenants::tenants(&command).await?,
         Command::Pull(args) => pull::pull(&args).await?,
         Command::Conform(args) => return conform::conform(&args).await,
+        Command::Doctor(args) => return doctor::doctor(&args).await,
+        Command::Config(args) => config::config(&args, given)?,
         Command::WhoAmI(args) => whoami::whoami(&args).await?,
         Command::Token(args) => token::token(&args)?,
         Command::Schema => stdout::line(&format!("{:#}", foil_common::spec::json_schema()))?,

@@ -50,7 +50,7 @@ pub(crate) struct ListArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ListFilterArgs {
-    /// Jobs of this tenant. Default: yours. Only an admin may see those of another.
+    /// Jobs of this tenant. Default: the context's, or yours. Only an admin may see those of another.
     #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
     tenant: String,
     /// Jobs of all tenants, for an admin.
@@ -74,17 +74,24 @@ pub(crate) struct ListFilterArgs {
 }
 
 impl ListFilterArgs {
-    /// The request for the first page, of any size.
-    pub(crate) fn request(&self) -> v1::ListJobsRequest {
-        v1::ListJobsRequest {
+    /// The request for the first page, of any size. `context` is the tenant if none is named.
+    pub(crate) fn request<E>(
+        &self,
+        context: impl FnOnce() -> Result<String, E>,
+    ) -> Result<v1::ListJobsRequest, E> {
+        let tenant = match self.tenant.as_str() {
+            "" if !self.all_tenants => context()?,
+            given => given.to_owned(),
+        };
+        Ok(v1::ListJobsRequest {
             page_token: self.page.clone().unwrap_or_default(),
-            tenant: self.tenant.clone(),
+            tenant,
             all_tenants: self.all_tenants,
             mine: self.mine,
             states: self.states.iter().map(|state| v1::JobState::from(*state).into()).collect(),
             labels: self.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
             ..Default::default()
-        }
+        })
     }
 
     pub(crate) fn limit(&self) -> usize {
@@ -156,7 +163,8 @@ mod tests {
             "t",
         ];
         let Command::List(args) = Cli::try_parse_from(line).unwrap().command else { panic!() };
-        let request = args.filter.request();
+        let request = args.filter.request(|| Ok::<_, ()>("lab".to_owned())).unwrap();
+        assert_eq!(request.tenant, "lab", "the context's");
         let states = [v1::JobState::Queued, v1::JobState::Running, v1::JobState::Cancelled];
         assert_eq!(request.states().collect::<Vec<_>>(), states);
         assert_eq!((request.labels["a"].as_str(), request.page_token.as_str()), ("b", "t"));

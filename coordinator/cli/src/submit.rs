@@ -8,10 +8,10 @@ use foil_common::spec;
 use foil_proto::v1;
 use ulid::Ulid;
 
-use super::args::SubmitArgs;
+use super::args::{Output, SubmitArgs};
 use super::inputs::{self, Content, Prepared, Upload};
 use super::progress::{self, Progress};
-use super::{error_location, report, stdout};
+use super::{error_location, jobs, output, report, stdout};
 use foil_common::plural::counted;
 use foil_coordinator::plan;
 use foil_coordinator::resolve::{self, local};
@@ -19,8 +19,9 @@ use foil_coordinator::resolve::{self, local};
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     let settings: Vec<String> = args.job.settings.iter().cloned().chain(args.scheduling.settings()).collect();
     let job = load(&args.job.file, &settings)?;
+    let format = args.output.format;
     if args.dry_run && !args.server {
-        return dry_run(job).await;
+        return dry_run(job, format).await;
     }
     let client = args.client.connect()?;
     // An upload retries for long while the coordinator restarts; one that was never there is reported at
@@ -32,22 +33,33 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     progress.finish();
     let request = v1::SubmitRequest {
         spec: Some(prepared.spec),
-        request_id: Ulid::new().to_string().to_lowercase(),
+        request_id: args.request_id.clone().unwrap_or_else(|| Ulid::new().to_string().to_lowercase()),
         dry_run: args.dry_run,
     };
     let response = client.submit(request).await?;
     warn(&response.warnings);
-    match response.job {
-        Some(job) => stdout::line(&job.id)
-            // Otherwise the job could not be found, and a script would submit it again.
-            .with_context(|| format!("job {} is submitted, but its id could not be printed", job.id))?,
-        None => show_plan(&response)?,
+    let Some(job) = &response.job else { return show_plan(&response, format) };
+    // Otherwise the job could not be found, and a script would submit it again.
+    show_submitted(job, format)
+        .with_context(|| format!("job {} is submitted, but its id could not be printed", job.id))?;
+    match args.wait {
+        // Standard output has the job and nothing else.
+        true => jobs::follow(&client, job, true).await,
+        false => Ok(()),
     }
-    Ok(())
+}
+
+fn show_submitted(job: &v1::Job, format: Output) -> Result<()> {
+    match format {
+        // For `JOB=$(foil submit …)`.
+        Output::Table => Ok(stdout::line(&job.id)?),
+        Output::Wide => Ok(stdout::line(&format!("{}  {}  {}", job.id, job.name, report::state_name(job)))?),
+        _ => output::structured(format, || report::json(job), || [job.id.clone()]).map(drop),
+    }
 }
 
 /// Validates everything but the available ranks, without a coordinator.
-async fn dry_run(job: spec::Job) -> Result<()> {
+async fn dry_run(job: spec::Job, format: Output) -> Result<()> {
     let reading = tokio::task::spawn_blocking(move || {
         resolve::local_models(&job)?;
         let local = local::local(&job)?;
@@ -63,7 +75,7 @@ async fn dry_run(job: spec::Job) -> Result<()> {
     });
     let response = reading.await.context("reading the inputs was aborted")??;
     warn(&response.warnings);
-    show_plan(&response)
+    show_plan(&response, format)
 }
 
 fn warn(warnings: &[String]) {
@@ -114,8 +126,12 @@ pub(crate) async fn upload(line: LeaderChannel, uploads: &[Upload], progress: &P
     Ok(())
 }
 
-fn show_plan(response: &v1::SubmitResponse) -> Result<()> {
+fn show_plan(response: &v1::SubmitResponse, format: Output) -> Result<()> {
     let plan = response.plan.clone().unwrap_or_default();
+    let names = || plan.phases.iter().map(|phase| phase.id.clone());
+    if !output::structured(format, || serde_json::to_value(response), names)? {
+        return Ok(());
+    }
     let mut rows = vec![["PHASE", "KIND", "WORK"].map(str::to_owned).to_vec()];
     for phase in &plan.phases {
         let work = match phase.steps {

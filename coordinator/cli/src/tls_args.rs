@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use foil_common::rpc::{Credentials, TlsFiles};
 use foil_coordinator::audit::AuditFile;
-use foil_coordinator::auth::AuthConfig;
+use foil_coordinator::auth::{AuthConfig, JwtConfig, KeySource};
 use foil_coordinator::tls::ServerTlsFiles;
 
 /// Environment variables of [`ServerTlsArgs`] and [`AuthArgs`].
@@ -44,6 +43,26 @@ pub(crate) struct AuthArgs {
     /// [expires=DATE], as `foil token create` prints it. It is read again when it changes.
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[3])]
     token_file: Option<PathBuf>,
+    /// Know clients by JSON Web Tokens of this OIDC issuer, the claim iss. They have the claims sub, tenant
+    /// and role, or those named below, and are sent like other tokens.
+    #[arg(long, value_name = "URL", requires_all = ["jwt_audience", "jwks"])]
+    jwt_issuer: Option<String>,
+    /// What the claim aud of these tokens must hold.
+    #[arg(long, value_name = "NAME", requires = "jwt_issuer")]
+    jwt_audience: Option<String>,
+    /// The issuer's public keys for RS256, ES256 or EdDSA, a JSON Web Key Set: a file, which is read again
+    /// when it changes, or an https:// URL, fetched every hour and when a token names an unknown key.
+    #[arg(long, value_name = "FILE-or-URL", requires = "jwt_issuer", value_parser = str::parse::<KeySource>)]
+    jwks: Option<KeySource>,
+    /// The claim of the principal's name.
+    #[arg(long, value_name = "CLAIM", default_value = "sub")]
+    jwt_name_claim: String,
+    /// The claim of its tenant. Dots lead to an inner claim.
+    #[arg(long, value_name = "CLAIM", default_value = "tenant")]
+    jwt_tenant_claim: String,
+    /// The claim of its role: a text, or a list of groups of which one is a role.
+    #[arg(long, value_name = "CLAIM", default_value = "role")]
+    jwt_role_claim: String,
     /// Append a JSON line to this file for each call that changes something, and for each that is refused;
     /// "-" is standard output. With authentication the store keeps these lines too, under audit/.
     #[arg(long, value_name = "FILE")]
@@ -59,7 +78,18 @@ impl AuthArgs {
     /// The authentication of a coordinator with these TLS files.
     pub(crate) fn config(&self, tls: Option<&ServerTlsFiles>) -> AuthConfig {
         let certificates = tls.is_some_and(|files| files.client_ca.is_some());
-        AuthConfig { token_file: self.token_file.clone(), certificates }
+        AuthConfig { token_file: self.token_file.clone(), jwt: self.jwt(), certificates }
+    }
+
+    fn jwt(&self) -> Option<JwtConfig> {
+        Some(JwtConfig {
+            issuer: self.jwt_issuer.clone()?,
+            audience: self.jwt_audience.clone()?,
+            keys: self.jwks.clone()?,
+            name_claim: self.jwt_name_claim.clone(),
+            tenant_claim: self.jwt_tenant_claim.clone(),
+            role_claim: self.jwt_role_claim.clone(),
+        })
     }
 }
 
@@ -67,23 +97,15 @@ impl AuthArgs {
 pub(crate) struct ClientTlsArgs {
     /// CA certificates (PEM) for https:// coordinators. Default: those that this system trusts
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[0])]
-    tls_ca: Option<PathBuf>,
+    pub(crate) tls_ca: Option<PathBuf>,
     /// Certificate of this client (PEM), for a coordinator that requires one (mTLS).
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[1], requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
+    pub(crate) tls_cert: Option<PathBuf>,
     /// Private key of --tls-cert (PEM).
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[2], requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
     /// File that holds your token, for a coordinator that knows its users by tokens. It is read again when
     /// it changes, and sent over TLS or to this machine only.
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[3])]
-    token_file: Option<PathBuf>,
-}
-
-impl ClientTlsArgs {
-    pub(crate) fn credentials(&self) -> Credentials {
-        let identity = self.tls_cert.clone().zip(self.tls_key.clone());
-        let tls = TlsFiles { ca: self.tls_ca.clone(), identity };
-        Credentials { tls, token_file: self.token_file.clone() }
-    }
+    pub(crate) token_file: Option<PathBuf>,
 }

@@ -7,9 +7,10 @@ use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 
 use super::certificate::Subject;
+use super::jwt::{JwtConfig, Verifier, is_jwt};
 use super::principal::Principal;
 use super::token_file::{TokenFault, TokenTable};
-use super::watched::{ConfigError, RELOAD_INTERVAL, Reading, Watched};
+use super::watched::{ConfigError, RELOAD_INTERVAL, Reading, Secrecy, Watched};
 
 /// Size limit of a presented token; headers have one of their own.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
@@ -19,6 +20,8 @@ const MAX_TOKEN_BYTES: usize = 8 << 10;
 pub struct AuthConfig {
     /// File of the tokens' hashes.
     pub token_file: Option<PathBuf>,
+    /// Accept JSON Web Tokens.
+    pub jwt: Option<JwtConfig>,
     /// Accept client certificates that name a principal; the TLS handshake verifies them.
     pub certificates: bool,
 }
@@ -26,7 +29,7 @@ pub struct AuthConfig {
 impl AuthConfig {
     /// True if callers have any way to prove who they are.
     pub fn is_given(&self) -> bool {
-        self.token_file.is_some() || self.certificates
+        self.token_file.is_some() || self.jwt.is_some() || self.certificates
     }
 }
 
@@ -71,6 +74,7 @@ pub struct Authenticator {
 #[derive(Debug)]
 struct Shared {
     tokens: Option<Watched<TokenTable>>,
+    jwt: Option<Verifier>,
     certificates: bool,
 }
 
@@ -79,20 +83,24 @@ impl Authenticator {
     pub fn start(config: &AuthConfig, stop: &CancellationToken) -> Result<Self, ConfigError> {
         let tokens = config.token_file.clone().map(|path| {
             let parse = |text: &str| TokenTable::parse(text).map_err(|problem| problem.to_string());
-            Watched::start(Reading { path, parse, interval: RELOAD_INTERVAL }, stop.clone())
+            Watched::start(
+                Reading { path, secrecy: Secrecy::Private, parse, interval: RELOAD_INTERVAL },
+                stop.clone(),
+            )
         });
         let tokens = tokens.transpose()?;
         if tokens.as_ref().is_some_and(|tokens| tokens.current().is_empty()) {
             tracing::warn!("the token file holds no token yet; `foil token create` prints a line for it");
         }
-        Ok(Self { shared: Arc::new(Shared { tokens, certificates: config.certificates }) })
+        let jwt = config.jwt.as_ref().map(|jwt| Verifier::start(jwt, stop)).transpose()?;
+        Ok(Self { shared: Arc::new(Shared { tokens, jwt, certificates: config.certificates }) })
     }
 
     /// The principal of a caller. A token counts before a certificate, which may be that of a machine with
     /// many users; a wrong token is refused, whatever the certificate says.
-    pub fn authenticate(&self, evidence: Evidence<'_>, now: SystemTime) -> Result<Principal, Refusal> {
+    pub async fn authenticate(&self, evidence: Evidence<'_>, now: SystemTime) -> Result<Principal, Refusal> {
         match (evidence.authorization, evidence.certificate) {
-            (Some(header), _) => self.bearer(header, now),
+            (Some(header), _) => self.bearer(header, now).await,
             (None, Some(subject)) if self.shared.certificates => {
                 subject.principal().map_err(Refusal::Certificate)
             }
@@ -100,7 +108,7 @@ impl Authenticator {
         }
     }
 
-    fn bearer(&self, header: &str, now: SystemTime) -> Result<Principal, Refusal> {
+    async fn bearer(&self, header: &str, now: SystemTime) -> Result<Principal, Refusal> {
         let wrong = |problem: &str| Refusal::Token(problem.to_owned());
         let token = match header.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
@@ -109,8 +117,12 @@ impl Authenticator {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(wrong("it is too long"));
         }
+        if let Some(jwt) = self.shared.jwt.as_ref().filter(|_| is_jwt(token)) {
+            return jwt.verify(token, now).await.map_err(|problem| wrong(&problem));
+        }
         let Some(tokens) = &self.shared.tokens else {
-            return Err(wrong("this coordinator takes none (--token-file); leave it out"));
+            let taken = if self.shared.jwt.is_some() { "a JWT of its issuer" } else { "none" };
+            return Err(wrong(&format!("this coordinator takes {taken}")));
         };
         tokens.current().find(token, now).cloned().map_err(|fault| match fault {
             TokenFault::Unknown => wrong("this coordinator does not know it; ask its administrator for one"),
@@ -119,7 +131,7 @@ impl Authenticator {
     }
 
     fn wanted(&self) -> &'static str {
-        match (self.shared.tokens.is_some(), self.shared.certificates) {
+        match (self.shared.tokens.is_some() || self.shared.jwt.is_some(), self.shared.certificates) {
             (false, true) => {
                 "this coordinator requires a client certificate: give one that its client CA has signed with --tls-cert and --tls-key"
             }
@@ -158,7 +170,7 @@ mod tests {
         let token = Token::generate(&mut StdRng::seed_from_u64(3)).unwrap();
         fs::write(&path, entry_line("ada", &Tenant::default(), Role::Viewer, &token, None)).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let config = AuthConfig { token_file: with_tokens.then_some(path), certificates };
+        let config = AuthConfig { token_file: with_tokens.then_some(path), jwt: None, certificates };
         let authenticator = Authenticator::start(&config, &CancellationToken::new()).unwrap();
         Fixture { _directory: directory, token: token.reveal().to_owned(), authenticator }
     }
@@ -171,23 +183,23 @@ mod tests {
     async fn a_token_counts_before_a_certificate_and_a_wrong_one_is_never_overlooked() {
         let Fixture { token, authenticator, _directory } = fixture(true, true);
         let (bob, machine) = (bob(), Subject { common_name: "host".into(), ..Subject::default() });
-        let ask = |authorization: Option<&str>, certificate| {
-            authenticator.authenticate(Evidence { authorization, certificate }, SystemTime::UNIX_EPOCH)
+        let ask = async |authorization: Option<&str>, certificate| {
+            authenticator.authenticate(Evidence { authorization, certificate }, SystemTime::UNIX_EPOCH).await
         };
         let bearer = format!("Bearer {token}");
         for certificate in [None, Some(&bob), Some(&machine)] {
-            let ada = ask(Some(&bearer), certificate).unwrap();
+            let ada = ask(Some(&bearer), certificate).await.unwrap();
             assert_eq!((ada.name.as_str(), ada.role, ada.source), ("ada", Role::Viewer, Source::Token));
         }
-        assert_eq!(ask(None, Some(&bob)).unwrap().name, "bob");
-        assert_eq!(ask(Some(&format!("bearer  {token}")), None).unwrap().name, "ada");
-        assert!(matches!(ask(None, Some(&machine)), Err(Refusal::Certificate(_))));
-        assert!(matches!(ask(None, None), Err(Refusal::Missing(_))));
+        assert_eq!(ask(None, Some(&bob)).await.unwrap().name, "bob");
+        assert_eq!(ask(Some(&format!("bearer  {token}")), None).await.unwrap().name, "ada");
+        assert!(matches!(ask(None, Some(&machine)).await, Err(Refusal::Certificate(_))));
+        assert!(matches!(ask(None, None).await, Err(Refusal::Missing(_))));
         let long = format!("Bearer {}", "a".repeat(9000));
         for wrong in
             ["", "Bearer", "Bearer ", "Bearer x", &token, &format!("Basic {token}"), &bearer[..40], &long]
         {
-            assert!(matches!(ask(Some(wrong), Some(&bob)), Err(Refusal::Token(_))), "{wrong}");
+            assert!(matches!(ask(Some(wrong), Some(&bob)).await, Err(Refusal::Token(_))), "{wrong}");
         }
     }
 
@@ -199,15 +211,17 @@ mod tests {
             (true, true, &["--token-file", "--tls-cert"]),
         ] {
             let fixture = fixture(tokens, certificates);
-            let ask = |evidence| fixture.authenticator.authenticate(evidence, SystemTime::UNIX_EPOCH);
-            let told = ask(Evidence::default()).unwrap_err().to_string();
+            let ask = async |evidence: Evidence<'_>| {
+                fixture.authenticator.authenticate(evidence, SystemTime::UNIX_EPOCH).await
+            };
+            let told = ask(Evidence::default()).await.unwrap_err().to_string();
             assert!(wanted.iter().all(|part| told.contains(part)), "{told}");
             let bearer = format!("Bearer {}", fixture.token);
             let authorization = Some(bearer.as_str());
-            assert_eq!(ask(Evidence { authorization, certificate: None }).is_ok(), tokens);
+            assert_eq!(ask(Evidence { authorization, certificate: None }).await.is_ok(), tokens);
             let subject = bob();
             assert_eq!(
-                ask(Evidence { authorization: None, certificate: Some(&subject) }).is_ok(),
+                ask(Evidence { authorization: None, certificate: Some(&subject) }).await.is_ok(),
                 certificates
             );
         }

@@ -2,6 +2,7 @@
 
 mod authenticator;
 mod certificate;
+mod jwt;
 mod principal;
 pub mod token;
 mod token_file;
@@ -9,6 +10,7 @@ mod watched;
 
 pub use authenticator::{AuthConfig, Authenticator, Evidence, Refusal};
 pub use certificate::Subject;
+pub use jwt::{JwtConfig, KeySource};
 pub use principal::{Principal, Role, Scope, Source, Tenant, check_name};
 pub use token_file::{BadLine, Problem, TokenTable, entry_line, expiry};
 pub use watched::ConfigError;

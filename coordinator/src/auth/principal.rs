@@ -156,6 +156,7 @@ pub enum Source {
     Local,
     Token,
     Certificate,
+    Jwt,
 }
 
 impl Source {
@@ -164,6 +165,7 @@ impl Source {
             Self::Local => "local",
             Self::Token => "token",
             Self::Certificate => "certificate",
+            Self::Jwt => "jwt",
         }
     }
 }

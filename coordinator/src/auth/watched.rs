@@ -25,20 +25,30 @@ pub enum ConfigError {
     Invalid { path: PathBuf, reason: String },
 }
 
+/// Who may read a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Secrecy {
+    Private,
+    Public,
+}
+
 /// What is read, and how.
 #[derive(Debug)]
 pub(super) struct Reading<T> {
     pub(super) path: PathBuf,
+    pub(super) secrecy: Secrecy,
     pub(super) parse: fn(&str) -> Result<T, String>,
     /// Time between two looks at the file.
     pub(super) interval: Duration,
 }
 
 impl<T> Reading<T> {
-    fn text(path: &Path) -> Result<String, ConfigError> {
+    fn text(path: &Path, secrecy: Secrecy) -> Result<String, ConfigError> {
         let failed = |source| ConfigError::Read { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(failed)?;
-        private::check_private(path, &file.metadata().map_err(failed)?)?;
+        if secrecy == Secrecy::Private {
+            private::check_private(path, &file.metadata().map_err(failed)?)?;
+        }
         let mut text = String::new();
         file.by_ref().take(MAX_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
         if text.len() as u64 > MAX_BYTES {
@@ -69,7 +79,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
     /// Reads the file, and from then on watches it until `stop`. A content that cannot be used is logged, and
     /// the last good one stays in use. Must be called within a tokio runtime.
     pub(super) fn start(reading: Reading<T>, stop: CancellationToken) -> Result<Self, ConfigError> {
-        let text = Reading::<T>::text(&reading.path)?;
+        let text = Reading::<T>::text(&reading.path, reading.secrecy)?;
         let current = Arc::new(RwLock::new(Arc::new(reading.parsed(&text)?)));
         let watched = Self { current };
         tokio::spawn(stop.run_until_cancelled_owned(watched.clone().watch(reading, text)));
@@ -85,8 +95,8 @@ impl<T: Send + Sync + 'static> Watched<T> {
         let mut last_error = String::new();
         loop {
             tokio::time::sleep(reading.interval).await;
-            let path = reading.path.clone();
-            let read = tokio::task::spawn_blocking(move || Reading::<T>::text(&path)).await;
+            let (path, secrecy) = (reading.path.clone(), reading.secrecy);
+            let read = tokio::task::spawn_blocking(move || Reading::<T>::text(&path, secrecy)).await;
             let Ok(read) = read else { return };
             let reloaded = match read {
                 Ok(text) if text == last => {
@@ -122,7 +132,12 @@ mod tests {
 
     fn number(path: &Path) -> Reading<u32> {
         let parse = |text: &str| text.trim().parse().map_err(|_| "it is no number".to_owned());
-        Reading { path: path.to_owned(), parse, interval: Duration::from_millis(5) }
+        Reading {
+            path: path.to_owned(),
+            secrecy: Secrecy::Private,
+            parse,
+            interval: Duration::from_millis(5),
+        }
     }
 
     fn write(path: &Path, text: &str, mode: u32) {

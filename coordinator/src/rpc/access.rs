@@ -47,5 +47,6 @@ fn credential(source: Source) -> v1::Credential {
         Source::Local => v1::Credential::None,
         Source::Token => v1::Credential::Token,
         Source::Certificate => v1::Credential::Certificate,
+        Source::Jwt => v1::Credential::Jwt,
     }
 }

@@ -1,6 +1,8 @@
 //! gRPC services.
 
 pub mod artifacts;
+#[doc(hidden)]
+pub mod fuzzing;
 
 mod access;
 mod admission;

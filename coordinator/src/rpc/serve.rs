@@ -3,9 +3,13 @@
 use std::future::Future;
 use std::time::Duration;
 
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::extract::Request;
+use axum::http::HeaderValue;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
 use foil_common::rpc::{CONNECTION_WINDOW, REPORT_BYTES, REQUEST_BYTES, STREAM_WINDOW};
 use foil_common::storage::{Store, StoreError};
+use foil_common::version::{self, BUILD, VERSION};
 use foil_proto::v1::access_server::AccessServer;
 use foil_proto::v1::artifacts_server::ArtifactsServer;
 use foil_proto::v1::jobs_server::JobsServer;
@@ -135,8 +139,9 @@ pub async fn serve(
     let mut routes =
         routes(leadership.clone(), store.clone(), resolver, metrics, settings.allow_version_skew).await?;
     let router = routes.axum_router_mut();
-    // The last one is the outermost.
+    // The last one is the outermost: a stranger does not learn the version.
     *router = std::mem::take(router)
+        .layer(from_fn(name_version))
         .layer(from_fn_with_state(Gate::new(auth, audit), authorize))
         .layer(from_fn(normalize))
         .layer(from_fn(track));
@@ -172,6 +177,15 @@ pub async fn serve(
         }
         Ok(led?)
     })
+}
+
+/// Adds this program's version to an answer.
+async fn name_version(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if let Ok(version) = HeaderValue::from_str(format!("{VERSION} {BUILD}").trim_end()) {
+        response.headers_mut().insert(version::HEADER, version);
+    }
+    response
 }
 
 async fn routes(

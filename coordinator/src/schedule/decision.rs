@@ -1,8 +1,11 @@
+use std::time::Duration;
+
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 
 use crate::cluster::{AgentFault, Placement};
 use crate::job::Change;
+use crate::plan::{Phase, Work};
 
 /// An effect on the world, to be carried out once the changes are durable.
 #[expect(clippy::large_enum_variant, reason = "made once, moved once, dropped")]
@@ -53,6 +56,64 @@ pub enum Effect {
         text: String,
     },
     Count(Counter),
+    Step(StepTaken),
+    Shard(ShardSaved),
+}
+
+/// No step reads as many tokens; a false number must not fill a counter.
+const MAX_STEP_TOKENS: u64 = 1 << 40;
+
+/// An optimizer step, as rank 0 of its gang reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepTaken {
+    pub work: Work,
+    /// Id of the phase.
+    pub phase: String,
+    pub attempt: u32,
+    /// From 1.
+    pub step: u64,
+    /// Step of the checkpoint from which the attempt goes on; 0 if there is none.
+    pub resumed_after: u64,
+    pub seconds: Option<Duration>,
+    /// Tokens that the gang read in this step.
+    pub tokens: u64,
+    /// False if the step was skipped, for its loss or gradient.
+    pub is_finite: bool,
+}
+
+impl StepTaken {
+    pub(super) fn new(phase: &Phase, report: &v1::StepReport, resumed_after: u64) -> Self {
+        let value =
+            |name: &str| report.metrics.iter().find(|metric| metric.name == name).map(|found| found.value);
+        Self {
+            work: phase.work,
+            phase: phase.id.clone(),
+            attempt: report.attempt,
+            step: report.step,
+            resumed_after,
+            seconds: value("seconds").and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            tokens: (value("tokens").unwrap_or_default() as u64).min(MAX_STEP_TOKENS),
+            is_finite: value("skipped").unwrap_or_default() == 0.0,
+        }
+    }
+}
+
+/// Durations of a rank's share of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardSaved {
+    /// Time for which training waited: the copy to the host, and the upload before it if that was not over.
+    pub stall: Duration,
+    /// Writing, hashing and uploading, behind training.
+    pub upload: Duration,
+}
+
+impl ShardSaved {
+    /// The times that a rank reports; none from a rank of an older version, or if they cannot be.
+    pub(super) fn reported(shard: &v1::CheckpointShard) -> Option<Self> {
+        let stall = Duration::try_from_secs_f64(shard.stall_seconds?).ok()?;
+        let upload = Duration::try_from_secs_f64(shard.upload_seconds?).ok()?;
+        Some(Self { stall, upload })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,10 +6,10 @@ use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 use serde_json::{Map as JsonMap, Value};
 
-use super::ProtocolError;
 use super::assignment::{Assignment, GangMember};
 use super::checkpoints::ShardSet;
 use super::context::{Context, Problem, Sender};
+use super::decision::{Effect, ProtocolError, ShardSaved, StepTaken};
 use super::diagnosis::FailureSignal;
 use super::map::activity_progress;
 use super::ranks::RankSet;
@@ -177,6 +177,11 @@ impl GangPhase {
         member.watchdog.record_step(cx.now);
         member.step = step;
         if rank == 0 {
+            if let Some(phase) = cx.state.phase() {
+                let earlier = cx.state.checkpoints.iter().filter(|made| made.attempt < report.attempt);
+                let resumed_after = earlier.map(|made| made.step).max().unwrap_or(0);
+                cx.out.effects.push(Effect::Step(StepTaken::new(phase, &report, resumed_after)));
+            }
             self.metric_lines.push_str(&metric_line(cx.state, &report));
             self.metric_lines.push('\n');
             self.last_step = Some(report);
@@ -219,6 +224,7 @@ impl GangPhase {
         cx: &mut Context<'_>,
     ) -> Result<(), ProtocolError> {
         let (step, attempt, prefix) = (shard.step, cx.id.attempt, cx.id.gang_prefix(&self.id));
+        let saved = ShardSaved::reported(&shard);
         let object = shard.object.unwrap_or_default();
         if !object.key.starts_with(&prefix) {
             return Err(ProtocolError::FalseReport(format!("{} is not a key below {prefix}", object.key)));
@@ -231,6 +237,7 @@ impl GangPhase {
             return Ok(());
         }
         from.check_verified()?;
+        cx.out.effects.extend(saved.map(Effect::Shard));
         if let Some(objects) = self.shards.add(step, from.rank, object, ranks.numbers().len()) {
             let checkpoint = v1::Checkpoint { phase: self.id.clone(), step, attempt, objects };
             cx.out.because(format!("all ranks' shards of the checkpoint after step {step} are durable"));

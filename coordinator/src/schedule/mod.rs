@@ -33,7 +33,7 @@ use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 
 pub use attempt::Attempt;
-pub use decision::{Counter, Decision, Effect, Level, ProtocolError};
+pub use decision::{Counter, Decision, Effect, Level, ProtocolError, ShardSaved, StepTaken};
 pub use slot::Process;
 
 /// Deadlines of an attempt.

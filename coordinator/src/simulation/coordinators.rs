@@ -122,7 +122,11 @@ impl Simulator {
                 self.send(stream, NodeMessage::StepsWritten { job, phase, key });
             }
             Action::CollectGarbage(garbage) => self.checker.record_garbage(garbage),
-            Action::Publish { .. } | Action::Transition { .. } | Action::Count(_) => {}
+            Action::Publish { .. }
+            | Action::Transition { .. }
+            | Action::Count(_)
+            | Action::Step { .. }
+            | Action::Shard(_) => {}
         }
     }
 

@@ -56,6 +56,15 @@ struct LastReport {
     activity: Option<Activity>,
 }
 
+/// Durations of a shard of a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardTimes {
+    /// For which training waited.
+    pub stall: Duration,
+    /// Of writing, hashing and uploading.
+    pub upload: Duration,
+}
+
 impl Reporter {
     pub fn new(messages: UnboundedSender<v1::RankMessage>) -> Self {
         Self { messages, task: Arc::default() }
@@ -107,12 +116,15 @@ impl Reporter {
     }
 
     /// Reports this rank's uploaded shard of a checkpoint.
-    pub fn checkpoint_shard_done(&self, phase: &str, attempt: u32, step: u64, shard: Object) {
+    pub fn checkpoint_shard_done(&self, task: (&str, u32), step: u64, shard: Object, times: ShardTimes) {
+        let (phase, attempt) = task;
         self.send(Message::Checkpoint(v1::CheckpointShard {
             phase: phase.to_owned(),
             attempt,
             step,
             object: Some(shard.into()),
+            stall_seconds: Some(times.stall.as_secs_f64()),
+            upload_seconds: Some(times.upload.as_secs_f64()),
         }));
     }
 

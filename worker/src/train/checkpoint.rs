@@ -5,6 +5,7 @@
 //! generator is saved.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -24,6 +25,8 @@ const METADATA: &str = "foil";
 /// One rank's shard of a checkpoint, in host memory.
 #[derive(Debug)]
 pub struct CheckpointShard {
+    /// When training stopped for it.
+    pub begun: Instant,
     pub(super) metadata: CheckpointMetadata,
     pub(super) tensors: Vec<(String, Tensor)>,
 }

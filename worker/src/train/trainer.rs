@@ -107,6 +107,7 @@ impl<'a> Trainer<'a> {
     /// Copies this rank's shard of the parameters and of the optimizer's state to the host. Training waits
     /// only for this.
     pub(super) fn checkpoint_shard(&self) -> CheckpointShard {
+        let begun = Instant::now();
         let RankInfo { rank, world } = self.rank_info();
         let named = self.names.iter().zip(&self.parameters).enumerate();
         let own = named.filter(|(number, _)| number % world == rank);
@@ -115,6 +116,7 @@ impl<'a> Trainer<'a> {
         let tensors = no_grad(|| state.map(|(name, tensor)| (name, to_host(tensor))).collect());
         let updates = self.optimizer.updates();
         CheckpointShard {
+            begun,
             metadata: CheckpointMetadata {
                 step: self.step,
                 updates,

@@ -9,6 +9,7 @@ mod tests;
 use std::path::Path;
 
 use super::{HeadKind, ModelFilesError};
+use crate::input_file;
 use crate::spec::SaveDtype;
 
 /// Families whose decoders differ from Llama's only in their fields.
@@ -99,13 +100,17 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
+    /// Maximum size of `config.json`, whose values take some fifty times as much memory. Those of known
+    /// models have less than a tenth of it.
+    pub const SIZE_LIMIT: u64 = 1 << 20;
+
     /// Reads `config.json` of a model directory.
     ///
     /// # Errors
     /// The file is absent or not JSON; a field is missing, malformed or names something not implemented.
     pub fn load(dir: &Path) -> Result<Self, ModelFilesError> {
         let path = dir.join("config.json");
-        let text = std::fs::read(&path).map_err(ModelFilesError::read(&path))?;
+        let text = input_file::read(&path, Self::SIZE_LIMIT).map_err(ModelFilesError::read(&path))?;
         Self::from_hf(&ModelFilesError::parse(&path, &text)?)
     }
 

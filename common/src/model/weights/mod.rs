@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use crate::input_file::LFS_POINTER;
+use crate::input_file::{self, LFS_POINTER};
 
 use super::contents;
 use super::names::{EMBEDDINGS, INDEX, LM_HEAD, SCORE, SINGLE};
@@ -16,6 +16,9 @@ use super::{DecoderConfig, HeadKind, ModelFilesError};
 
 /// Maximum size of a header, by the safetensors format.
 const LARGEST_HEADER: u64 = 100_000_000;
+/// Maximum size of an index, whose values take some twenty times as much memory. An index of a hundred
+/// thousand tensors has this size.
+const INDEX_LIMIT: u64 = 8 << 20;
 /// Size of the field before the header, which holds its length.
 const LENGTH: u64 = 8;
 /// A tensor that every model has, which reveals the prefix of its tensor names.
@@ -127,7 +130,7 @@ impl WeightFiles {
             let reason = format!("holds neither {SINGLE} nor {INDEX}; {instead}");
             return Err(ModelFilesError::Weights { path: dir.to_owned(), reason });
         }
-        let text = std::fs::read(&index).map_err(ModelFilesError::read(&index))?;
+        let text = input_file::read(&index, INDEX_LIMIT).map_err(ModelFilesError::read(&index))?;
         let shards = shards(&index, &text)?;
         for name in shards.values().collect::<std::collections::BTreeSet<_>>() {
             if !dir.join(name).exists() {

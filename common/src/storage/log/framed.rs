@@ -21,11 +21,14 @@ pub enum FrameError {
 }
 
 pub(super) fn encode(magic: &'static str, message: &impl Message) -> Bytes {
-    let body = message.encode_to_vec();
+    encode_body(magic, &message.encode_to_vec())
+}
+
+pub(super) fn encode_body(magic: &'static str, body: &[u8]) -> Bytes {
     let mut framed = Vec::with_capacity(HEADER + body.len());
     framed.extend_from_slice(magic.as_bytes());
-    framed.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-    framed.extend_from_slice(&body);
+    framed.extend_from_slice(&crc32fast::hash(body).to_le_bytes());
+    framed.extend_from_slice(body);
     framed.into()
 }
 

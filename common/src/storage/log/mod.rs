@@ -31,6 +31,8 @@ pub use self::framed::FrameError;
 pub use self::heartbeat::Heartbeat;
 pub use self::read::{LogState, read};
 pub use self::record::{Entry, Events, LeaderElected, Record};
+#[doc(hidden)]
+pub use self::snapshot::frame as frame_snapshot;
 use super::{Put, Store, StoreError};
 use crate::failpoint;
 

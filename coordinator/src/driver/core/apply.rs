@@ -111,6 +111,10 @@ impl Core {
             }
             Effect::Notice { level, text } => self.notify_watchers(id, level, text, now),
             Effect::Count(counter) => self.outbox.actions.push(Action::Count(counter)),
+            Effect::Step(step) => {
+                self.outbox.actions.push(Action::Step { job: id.to_owned(), at: now.wall, step });
+            }
+            Effect::Shard(saved) => self.outbox.actions.push(Action::Shard(saved)),
         }
     }
 

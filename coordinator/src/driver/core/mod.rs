@@ -23,7 +23,7 @@ use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness, Placement};
 use crate::job::{self, Change, Event, GarbageSet, JobState, JobStatus, StateError, Submitted};
 use crate::queue::{Policy, Wait};
-use crate::schedule::{Attempt, Counter, Deadlines, Input, Level, ProtocolError};
+use crate::schedule::{Attempt, Counter, Deadlines, Input, Level, ProtocolError, ShardSaved, StepTaken};
 use crate::secret::SecretIssuer;
 
 /// Pending output: `events` to append, and `actions` to take once they are durable.
@@ -62,6 +62,13 @@ pub enum Action {
         reason: String,
     },
     Count(Counter),
+    /// An optimizer step, reported at `at` (milliseconds since the Unix epoch).
+    Step {
+        job: String,
+        at: u64,
+        step: StepTaken,
+    },
+    Shard(ShardSaved),
 }
 
 /// A new leader collects the garbage of jobs once more that ended within this many milliseconds.

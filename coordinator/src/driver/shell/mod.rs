@@ -21,7 +21,7 @@ use super::garbage;
 use super::handle::{Handle, WriteAccess};
 use super::settings::Settings;
 use super::streams::Streams;
-use super::telemetry;
+use super::telemetry::Telemetry;
 use crate::auth::Scope;
 use crate::clock::Clock;
 use crate::job::{Event, StateError};
@@ -56,7 +56,7 @@ pub struct Driver {
     inbox: mpsc::Receiver<Command>,
     /// Sends to this driver's own inbox.
     handle: Handle,
-    gauges: telemetry::Gauges,
+    telemetry: Telemetry,
     streams: Streams,
     settings: Settings,
     /// Heartbeats of agents are acknowledged only while it is valid.
@@ -103,7 +103,6 @@ impl Driver {
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender, attempts: WriteAccess::default() };
         let streams = Streams::new(journal.term());
-        telemetry::record_build_info();
         // Ranks of adopted attempts may write at once.
         handle.attempts.set(&core);
         let driver = Self {
@@ -113,7 +112,7 @@ impl Driver {
             clock,
             inbox,
             handle: handle.clone(),
-            gauges: telemetry::Gauges,
+            telemetry: Telemetry::default(),
             streams,
             settings,
             lease,
@@ -146,7 +145,7 @@ impl Driver {
                     let now = self.clock.now();
                     self.core.set_store_trouble(self.store.trouble(), now);
                     self.core.tick(now);
-                    self.gauges.show(&self.core, now);
+                    self.telemetry.show(&self.core, now);
                 }
                 Some(released) = self.pending.next(), if !self.pending.is_empty() => self.release(released?),
                 Some(command) = self.inbox.recv() => self.batch(command),
@@ -182,7 +181,7 @@ impl Driver {
             }
             return Ok(());
         }
-        telemetry::events(&self.core, &outbox.events);
+        self.telemetry.events(&self.core, &outbox.events);
         self.handle.attempts.set(&self.core);
         let durable = self.journal.append(&outbox.events);
         self.pending.push_back(Box::pin(async move {
@@ -194,14 +193,14 @@ impl Driver {
 
     fn release(&mut self, release: Release) {
         for action in release.actions {
-            telemetry::action(&action);
+            self.telemetry.action(&action);
             match action {
                 Action::Agent { agent, command } => self.streams.send_to_agent(&agent, command),
                 Action::Rank { session, command } => self.streams.send_to_rank(&session, command),
                 Action::Publish { job, event } => self.streams.publish(&job, event),
                 Action::WriteSteps { job, phase, key, body } => self.write_steps(job, phase, key, body),
                 Action::CollectGarbage(garbage) => garbage::spawn_collection(self.store.clone(), garbage),
-                Action::Transition { .. } | Action::Count(_) => {}
+                Action::Transition { .. } | Action::Count(_) | Action::Step { .. } | Action::Shard(_) => {}
             }
         }
         for reply in release.replies {

@@ -43,11 +43,12 @@ impl Gate {
     }
 
     /// The principal of a request.
-    fn identify(&self, request: &Request, now: SystemTime) -> Result<Principal, Refusal> {
+    async fn identify(&self, shown: Shown, now: SystemTime) -> Result<Principal, Refusal> {
         let Some(authenticator) = &self.authenticator else { return Ok(Principal::local()) };
-        let authorization = bearer(request.headers())?;
-        let certificate = request.extensions().get::<Client>().and_then(Client::certificate);
-        authenticator.authenticate(Evidence { authorization, certificate }, now)
+        let authorization = shown.authorization?;
+        let certificate = shown.client.as_ref().and_then(Client::certificate);
+        let evidence = Evidence { authorization: authorization.as_deref(), certificate };
+        authenticator.authenticate(evidence, now).await
     }
 
     /// Checks that a principal may make a call.
@@ -63,6 +64,19 @@ impl Gate {
             principal.tenant
         );
         Err(status(Code::PermissionDenied, "ROLE_REQUIRED", message, ErrorDetails::new()))
+    }
+}
+
+/// What a request shows of its caller, apart from its body, which is not to be shared between threads.
+struct Shown {
+    authorization: Result<Option<String>, Refusal>,
+    client: Option<Client>,
+}
+
+impl Shown {
+    fn new(request: &Request) -> Self {
+        let authorization = bearer(request.headers()).map(|header| header.map(str::to_owned));
+        Self { authorization, client: request.extensions().get::<Client>().cloned() }
     }
 }
 
@@ -88,7 +102,7 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
     #[expect(clippy::disallowed_methods, reason = "tokens expire, and the audit log has the time")]
     let now = SystemTime::now();
     let event = gate.audit.as_ref().map(|log| Event::new(log, &request, now));
-    let caller = match gate.identify(&request, now) {
+    let caller = match gate.identify(Shown::new(&request), now).await {
         Ok(principal) => Caller::new(principal),
         Err(refusal) => {
             let peer = request.extensions().get::<Client>().map(|client| client.address().ip());

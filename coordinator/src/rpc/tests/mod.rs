@@ -1,5 +1,6 @@
 //! The coordinator over real gRPC on loopback, with a worker whose results are made up.
 
+mod audit;
 mod authorization;
 mod connections;
 mod pages;

@@ -73,7 +73,7 @@ async fn mismatch(store: &Store, object: &v1::Object) -> Result<Option<String>, 
 }
 
 /// Checks the form of a report, without the store.
-fn check_form(message: &Message) -> Result<(), String> {
+pub(super) fn check_form(message: &Message) -> Result<(), String> {
     match message {
         Message::Chunk(result) => {
             result.object.iter().try_for_each(digest)?;

@@ -54,10 +54,18 @@ fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
             attempt: 1,
             step: 1,
             steps: 3,
-            metrics: vec![figure.clone()],
+            metrics: vec![figure.clone(), v1::Metric { name: "seconds".into(), value: -1.0, se: None }],
         };
         harness.report(rank, Message::Step(step)).unwrap();
     }
+    let steps = harness.effects.iter().filter_map(|effect| match effect {
+        Effect::Step(step) => {
+            Some((step.work.name(), step.step, step.resumed_after, step.seconds, step.is_finite))
+        }
+        _ => None,
+    });
+    // Rank 0 speaks for all; an impossible time is none.
+    assert_eq!(steps.collect::<Vec<_>>(), [("sft", 1, 0, None, true)]);
     let progress = harness.attempt.progress(&harness.state).unwrap();
     assert_eq!((progress.done, progress.total), (1, 3));
     let report = harness.gang_result("same");

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::mutate;
+use foil_fuzz_targets::mutate;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/model/llama-tied");
 const LETTERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/letters");

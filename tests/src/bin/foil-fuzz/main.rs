@@ -5,7 +5,6 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod case;
-mod mutate;
 mod run;
 
 use std::path::PathBuf;

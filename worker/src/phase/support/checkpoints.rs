@@ -12,7 +12,7 @@ use foil_common::spec::Checkpoints;
 use crate::phase::{PhaseError, TaskContext};
 use crate::task::{Checkpoint, GangTask};
 use crate::task_io::artifact_cache::{self, ObjectError, ObjectStore};
-use crate::task_io::progress::Reporter;
+use crate::task_io::progress::{Reporter, ShardTimes};
 use crate::task_io::stop::{BusyGuard, StopSignal};
 use crate::train::{CheckpointShard, Checkpointer, LoadedCheckpoint, StepRequests, TrainError};
 use foil_common::failpoint;
@@ -35,6 +35,7 @@ impl Destination {
     /// ranks have reported theirs.
     fn upload(&self, shard: &CheckpointShard) -> Result<(), PhaseError> {
         let (step, rank) = (shard.step(), self.rank);
+        let (stall, started) = (shard.begun.elapsed(), Instant::now());
         let file = self.scratch.join(format!("{step:012}.safetensors"));
         let model_error =
             |source| PhaseError::Model { artifact: format!("checkpoint of step {step}"), source };
@@ -46,7 +47,8 @@ impl Destination {
         std::fs::remove_file(&file).map_err(|source| ObjectError::Disk { path: file, source })?;
         failpoint::hit("checkpoint.report")?;
         tracing::info!(step, bytes = digest.size, "checkpoint shard uploaded");
-        self.reports.checkpoint_shard_done(&self.phase, self.attempt, step, object);
+        let times = ShardTimes { stall, upload: started.elapsed() };
+        self.reports.checkpoint_shard_done((&self.phase, self.attempt), step, object, times);
         Ok(())
     }
 }

@@ -143,7 +143,7 @@ impl Simulator {
                 self.pending.push(Pending::Steps { job, phase, key });
             }
             Action::Agent { .. } | Action::Publish { .. } | Action::CollectGarbage(_) => {}
-            Action::Transition { .. } | Action::Count(_) => {}
+            Action::Transition { .. } | Action::Count(_) | Action::Step { .. } | Action::Shard(_) => {}
         }
     }
 
@@ -303,7 +303,9 @@ impl Simulator {
             let phase = run.task.as_ref().map(|task| task.phase.clone()).unwrap_or_default();
             let step = run.resume.map_or(0, |resume| resume.step) + 1;
             let key = format!("{}checkpoints/{step:012}/rank-{}.safetensors", run.key_prefix, run.rank);
-            let shard = v1::CheckpointShard { phase, attempt: run.attempt, step, object: Some(object(&key)) };
+            let object = Some(object(&key));
+            let shard =
+                v1::CheckpointShard { phase, attempt: run.attempt, step, object, ..Default::default() };
             // Who is stale exits anyway.
             let _ = self.core.rank_message(session, Message::Checkpoint(shard), None, self.now);
         }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 const SIZE_LIMIT: usize = 4 << 20;
 
 /// Changes a file as its kind suggests.
-pub(crate) fn file(name: &str, bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
+pub fn file(name: &str, bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
     let structural = random.u8(..) < 170;
     match name.rsplit('.').next() {
         Some("json") if structural => text(bytes, |text| json_text(text, random)),

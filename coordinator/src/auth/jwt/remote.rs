@@ -1,0 +1,110 @@
+//! Keys behind a URL, fetched when they are needed.
+
+#![expect(clippy::disallowed_methods, reason = "what is fetched has an age")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::keys::KeySet;
+
+/// Time between two fetches, so that tokens with invented key ids cause no flood of them.
+const MIN_INTERVAL: Duration = Duration::from_secs(30);
+/// Age at which keys are fetched again, so that one that the issuer withdrew ends.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+/// Timeout of a fetch.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Size limit of a set.
+const MAX_BYTES: usize = 256 << 10;
+
+/// The keys of an issuer, kept as they were last fetched.
+#[derive(Debug)]
+pub(super) struct RemoteKeys {
+    client: reqwest::Client,
+    url: String,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    keys: Arc<KeySet>,
+    /// When a fetch last ended, well or not.
+    tried: Option<Instant>,
+    /// When the keys were fetched.
+    fetched: Option<Instant>,
+}
+
+impl RemoteKeys {
+    pub(super) fn new(url: &str) -> Result<Self, String> {
+        // A redirection could lead to what only this machine reaches.
+        let client = reqwest::Client::builder().redirect(Policy::none()).timeout(TIMEOUT).build();
+        let client = client.map_err(|error| format!("cannot fetch keys: {error}"))?;
+        Ok(Self { client, url: url.to_owned(), cache: Mutex::default() })
+    }
+
+    /// The keys; fetched first if they are old.
+    pub(super) async fn current(&self) -> Arc<KeySet> {
+        let mut cache = self.cache.lock().await;
+        if cache.fetched.is_none_or(|fetched| fetched.elapsed() >= MAX_AGE) {
+            self.fetch(&mut cache).await;
+        }
+        Arc::clone(&cache.keys)
+    }
+
+    /// The keys after a token named one that `seen` lacks.
+    pub(super) async fn newer(&self, seen: &Arc<KeySet>) -> Arc<KeySet> {
+        let mut cache = self.cache.lock().await;
+        // Another call may have fetched them meanwhile.
+        if Arc::ptr_eq(&cache.keys, seen) {
+            self.fetch(&mut cache).await;
+        }
+        Arc::clone(&cache.keys)
+    }
+
+    async fn fetch(&self, cache: &mut Cache) {
+        if cache.tried.is_some_and(|tried| tried.elapsed() < MIN_INTERVAL) {
+            return;
+        }
+        match self.download().await {
+            Ok(keys) => {
+                cache.keys = Arc::new(keys);
+                cache.fetched = Some(Instant::now());
+            }
+            Err(problem) => {
+                tracing::error!(
+                    url = self.url,
+                    problem,
+                    "cannot fetch the issuer's keys; keeping those fetched before"
+                );
+            }
+        }
+        cache.tried = Some(Instant::now());
+    }
+
+    async fn download(&self) -> Result<KeySet, String> {
+        let failed = |error: reqwest::Error| error.without_url().to_string();
+        let mut response = self.client.get(&self.url).send().await.map_err(failed)?;
+        if !response.status().is_success() {
+            return Err(format!("the answer is {}", response.status()));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            if body.len() + chunk.len() > MAX_BYTES {
+                return Err(format!("the answer is larger than {MAX_BYTES} bytes"));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        KeySet::parse(std::str::from_utf8(&body).map_err(|_| "the answer is no text".to_owned())?)
+    }
+}
+
+#[cfg(test)]
+impl RemoteKeys {
+    /// Lets the next unknown key fetch again.
+    pub(super) async fn rewind(&self) {
+        self.cache.lock().await.tried = None;
+    }
+}

@@ -1,0 +1,151 @@
+//! Jobs as metrics see them: moments that are compared with earlier ones of the same job.
+
+use std::collections::HashMap;
+
+use crate::schedule::StepTaken;
+
+/// A report of a step, compared with those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Report {
+    /// The step was taken for the first time.
+    New,
+    /// The step was taken again, because the attempt that took it first ended before a checkpoint held it.
+    Replayed,
+    /// The rank repeats what it, or the attempt that it continues, has reported before.
+    Repeated,
+}
+
+/// A part of a recovery that is over.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Stage {
+    pub(super) name: &'static str,
+    pub(super) seconds: f64,
+}
+
+/// Memory of the jobs that run. A new leader starts without one: what began under the leader before it is not
+/// measured.
+#[derive(Debug, Default)]
+pub(super) struct Tracker(HashMap<String, Tracked>);
+
+#[derive(Debug, Default)]
+struct Tracked {
+    recovery: Option<Recovery>,
+    steps: Steps,
+}
+
+/// A recovery goes on until the next attempt commits something; times in milliseconds since 1970.
+#[derive(Debug, Clone, Copy)]
+enum Recovery {
+    /// Waits for devices since the end of an attempt.
+    Devices { since: u64 },
+    /// Waits for the first step, chunk or commit since the start of an attempt.
+    Progress { since: u64 },
+}
+
+/// The steps of a phase that have been reported.
+#[derive(Debug, Default)]
+struct Steps {
+    phase: String,
+    attempt: u32,
+    /// The last step of this attempt.
+    last: u64,
+    /// The last step of any earlier attempt.
+    before: u64,
+}
+
+impl Tracker {
+    pub(super) fn attempt_ended(&mut self, job: &str, at: u64) {
+        self.0.entry(job.to_owned()).or_default().recovery = Some(Recovery::Devices { since: at });
+    }
+
+    /// The end of the wait for devices, if the job recovers.
+    pub(super) fn attempt_started(&mut self, job: &str, at: u64) -> Option<Stage> {
+        let tracked = self.0.get_mut(job)?;
+        let Some(Recovery::Devices { since }) = tracked.recovery else { return None };
+        tracked.recovery = Some(Recovery::Progress { since: at });
+        Some(Stage { name: "devices", seconds: seconds(since, at) })
+    }
+
+    /// The end of a recovery, if this is the first progress after it.
+    pub(super) fn progressed(&mut self, job: &str, at: u64) -> Option<Stage> {
+        let tracked = self.0.get_mut(job)?;
+        let Some(Recovery::Progress { since }) = tracked.recovery else { return None };
+        tracked.recovery = None;
+        Some(Stage { name: "progress", seconds: seconds(since, at) })
+    }
+
+    pub(super) fn step(&mut self, job: &str, step: &StepTaken) -> Report {
+        let steps = &mut self.0.entry(job.to_owned()).or_default().steps;
+        if steps.phase != step.phase {
+            *steps = Steps { phase: step.phase.clone(), ..Steps::default() };
+        }
+        if step.attempt > steps.attempt {
+            steps.before = steps.before.max(steps.last);
+            (steps.attempt, steps.last) = (step.attempt, 0);
+        }
+        if step.step <= steps.last.max(step.resumed_after) {
+            return Report::Repeated;
+        }
+        steps.last = step.step;
+        if step.step <= steps.before { Report::Replayed } else { Report::New }
+    }
+
+    pub(super) fn ended(&mut self, job: &str) {
+        self.0.remove(job);
+    }
+}
+
+fn seconds(from: u64, to: u64) -> f64 {
+    to.saturating_sub(from) as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Work;
+
+    fn step(attempt: u32, step: u64, resumed_after: u64) -> StepTaken {
+        StepTaken {
+            work: Work::TrainPolicy,
+            phase: "r01.policy.train".into(),
+            attempt,
+            step,
+            resumed_after,
+            seconds: None,
+            tokens: 0,
+            is_finite: true,
+        }
+    }
+
+    #[test]
+    fn steps_after_the_last_checkpoint_are_replayed_and_reports_of_those_before_it_are_repeated() {
+        let mut tracker = Tracker::default();
+        for number in 1..=5 {
+            assert_eq!(tracker.step("j", &step(1, number, 0)), Report::New);
+        }
+        // The rank lost its connection, and says again what it has reported.
+        assert_eq!(tracker.step("j", &step(1, 4, 0)), Report::Repeated);
+        // Attempt 2 goes on after a checkpoint of step 3.
+        let second: Vec<Report> = (1..=7).map(|number| tracker.step("j", &step(2, number, 3))).collect();
+        let expected = [[Report::Repeated; 3].as_slice(), &[Report::Replayed; 2], &[Report::New; 2]].concat();
+        assert_eq!(second, expected);
+        let next = StepTaken { phase: "r02.policy.train".into(), ..step(2, 1, 0) };
+        assert_eq!(tracker.step("j", &next), Report::New);
+    }
+
+    #[test]
+    fn a_recovery_has_two_stages() {
+        let mut tracker = Tracker::default();
+        assert_eq!(tracker.attempt_started("j", 1000), None, "the first attempt recovers from nothing");
+        assert_eq!(tracker.progressed("j", 2000), None);
+        tracker.attempt_ended("j", 10_000);
+        let devices = Stage { name: "devices", seconds: 2.5 };
+        assert_eq!(tracker.attempt_started("j", 12_500), Some(devices));
+        let progress = Stage { name: "progress", seconds: 4.0 };
+        assert_eq!(tracker.progressed("j", 16_500), Some(progress));
+        assert_eq!(tracker.progressed("j", 17_000), None);
+        tracker.attempt_ended("j", 20_000);
+        tracker.ended("j");
+        assert_eq!(tracker.attempt_started("j", 21_000), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! Bodies of the fuzz targets. `tests/fuzz` gives each to libFuzzer, and this crate's own test runs each over
+//! its committed corpus and over mutations of it.
+//!
+//! A target takes any bytes: it must not panic, may take memory only as its bound says, and what it accepts
+//! must survive being written and read again.
+
+mod data;
+mod job;
+mod log;
+mod model;
+pub mod mutate;
+mod wire;
+
+use std::path::PathBuf;
+
+/// A reader of untrusted bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Name of its libFuzzer target, and of its folder of the corpus.
+    pub name: &'static str,
+    pub run: fn(&[u8]) -> Verdict,
+    /// Kind of its inputs, as the extension of a file, which says how to mutate them.
+    pub extension: &'static str,
+    /// Bound of the memory that an input of a corpus takes at a time, in MiB.
+    pub mebibytes: usize,
+    /// Inputs of the ordinary test.
+    pub runs: u32,
+}
+
+/// What became of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Accepted,
+    Refused,
+}
+
+impl<T, E> From<Result<T, E>> for Verdict {
+    fn from(read: Result<T, E>) -> Self {
+        if read.is_ok() { Self::Accepted } else { Self::Refused }
+    }
+}
+
+impl<T> From<Option<T>> for Verdict {
+    fn from(read: Option<T>) -> Self {
+        if read.is_some() { Self::Accepted } else { Self::Refused }
+    }
+}
+
+const fn target(
+    name: &'static str,
+    run: fn(&[u8]) -> Verdict,
+    extension: &'static str,
+    mebibytes: usize,
+    runs: u32,
+) -> Target {
+    Target { name, run, extension, mebibytes, runs }
+}
+
+/// All targets.
+pub const TARGETS: [Target; 17] = [
+    target("agent_message", wire::agent_message, "bin", 16, 2000),
+    target("chat_template", model::chat_template, "jinja", 256, 300),
+    target("data_demonstrations", data::demonstrations, "jsonl", 64, 600),
+    target("data_golden", data::golden, "jsonl", 64, 600),
+    target("data_pairs", data::pairs, "jsonl", 64, 600),
+    target("data_prompts", data::prompts, "jsonl", 64, 600),
+    target("event", log::event, "bin", 32, 1000),
+    target("job_file", job::job_file, "yaml", 64, 600),
+    target("job_spec", wire::job_spec, "bin", 32, 1000),
+    target("log_record", log::record, "bin", 16, 2000),
+    target("model_config", model::config, "json", 128, 1000),
+    target("rank_message", wire::rank_message, "bin", 32, 2000),
+    target("rows", data::rows, "jsonl", 64, 600),
+    target("safetensors", model::safetensors, "safetensors", 64, 600),
+    target("shard_index", model::shard_index, "json", 256, 600),
+    target("snapshot", log::snapshot, "bin", 16, 1000),
+    target("tokenizer", model::tokenizer, "json", 512, 150),
+];
+
+/// Runs the target of this name.
+///
+/// # Panics
+/// There is no such target; the input is a finding.
+pub fn run(name: &str, input: &[u8]) {
+    let target = TARGETS.iter().find(|target| target.name == name);
+    (target.expect("a target of this name").run)(input);
+}
+
+/// The folder of a target's corpus.
+pub fn corpus(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(name)
+}

@@ -1,0 +1,84 @@
+//! What a coordinator reads from the store: records and snapshots of the log, and the events in them.
+
+use bytes::Bytes;
+use foil_common::storage::Store;
+use foil_common::storage::log::{self, LogState, Record};
+use foil_coordinator::job::{Event, JobState, compact_events};
+use prost::Message;
+
+use super::Verdict;
+
+/// A record: once as it is, once as the body of a frame whose checksum holds.
+pub(super) fn record(input: &[u8]) -> Verdict {
+    let framed = Record::decode_framed(&Bytes::copy_from_slice(input));
+    let record = framed.ok().or_else(|| Record::decode(input).ok().filter(|record| record.entry.is_some()));
+    let Some(record) = record else { return Verdict::Refused };
+    let again = Record::decode_framed(&record.encode_framed()).expect("a record can be read back");
+    assert!(again == record, "a record changes as it is written");
+    // A whole log of this one record.
+    let _ = read(&[(log::key(0), record.encode_framed())]);
+    Verdict::Accepted
+}
+
+/// A store whose newest snapshot is this input: damaged ones are passed over, and nothing is made up.
+pub(super) fn snapshot(input: &[u8]) -> Verdict {
+    let key = |number: u64| format!("meta/snapshot/{number:020}");
+    let framed = log::frame_snapshot(input);
+    let own = read(&[(key(7), Bytes::copy_from_slice(input))]).or_else(|| read(&[(key(7), framed)]));
+    own.map(|state| {
+        assert_eq!(state.next, 8, "a snapshot stands for the records up to its number");
+        state.into_events().len()
+    })
+    .into()
+}
+
+/// A log that holds these objects; `None` if it is refused.
+fn read(objects: &[(String, Bytes)]) -> Option<LogState> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(async {
+        let store = Store::in_memory();
+        for (key, bytes) in objects {
+            store.create(key, bytes.clone()).await.expect("a store in memory");
+        }
+        log::read(&store).await.ok()
+    })
+}
+
+/// Events of a job as a log holds them, one after the other: those that are legal in this order lead to a
+/// state, and the log's compaction to the same one.
+pub(super) fn event(input: &[u8]) -> Verdict {
+    let mut left = input;
+    let mut events: Vec<Event> = Vec::new();
+    while !left.is_empty() && events.len() < 64 {
+        let mut reader = left;
+        let Ok(event) = rmp_serde::from_read::<_, Event>(&mut reader) else { break };
+        let bytes = rmp_serde::to_vec_named(&event).expect("an event can be written");
+        let again: Event = rmp_serde::from_slice(&bytes).expect("a written event can be read");
+        // Bytes and not values: a NaN is not equal to itself.
+        assert!(
+            rmp_serde::to_vec_named(&again).expect("an event") == bytes,
+            "an event changes as it is written"
+        );
+        events.push(event);
+        left = reader;
+    }
+    let Some(state) = replay(&events) else { return Verdict::Refused };
+    let compacted = compact_events(events);
+    let again = replay(&compacted).expect("a compacted log can be replayed");
+    assert_eq!((again.revision, again.status.name()), (state.revision, state.status.name()));
+    Verdict::Accepted
+}
+
+/// The state of the first event's job after all events, if each of them is legal.
+fn replay(events: &[Event]) -> Option<JobState> {
+    let (first, rest) = events.split_first()?;
+    let foil_coordinator::job::Change::Submitted(submitted) = &first.change else { return None };
+    let mut state = JobState::submitted(&first.job, first.at, (**submitted).clone()).ok()?;
+    for event in rest {
+        if event.job != first.job {
+            return None;
+        }
+        state.apply(event).ok()?;
+    }
+    Some(state)
+}
