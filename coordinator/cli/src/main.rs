@@ -22,6 +22,7 @@ mod plan;
 mod problem;
 mod progress;
 mod pull;
+mod queue_args;
 mod report;
 mod results;
 mod run;
@@ -31,6 +32,7 @@ mod size;
 mod stdout;
 mod store;
 mod submit;
+mod tenants;
 mod terminal;
 mod throughput;
 mod tls_args;
@@ -106,6 +108,7 @@ async fn dispatch(cli: Cli, given: &Given) -> Result<ExitCode> {
         Command::Workers(args) => workers::workers(&args).await?,
         Command::Store(command) => store::store(&command).await?,
         Command::Artifacts(args) => jobs::artifacts(&args).await?,
+        Command::Tenants { command } => tenants::tenants(&command).await?,
         Command::Pull(args) => pull::pull(&args).await?,
         Command::Conform(args) => return conform::conform(&args).await,
         Command::Doctor(args) => return doctor::doctor(&args).await,

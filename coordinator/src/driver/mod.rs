@@ -16,7 +16,7 @@ mod user_handle;
 
 pub use self::core::{DeleteError, Holder, PinError, Refusal};
 pub use command::{Found, Page, PinChange, Query, StreamEnd, Subscription};
-pub use handle::{Handle, Stopped};
+pub use handle::{Handle, Stopped, SubmitError};
 pub use settings::Settings;
 pub use shell::{Driver, DriverError};
 pub use user_handle::UserHandle;

@@ -33,18 +33,30 @@ struct Job {
 /// Fewer events that replay to the same state and the same history for watchers. Chunks and checkpoints of
 /// committed phases are dropped, because the commit holds them all, and so are rank processes that have been
 /// replaced but for the last ones, whose logs are still accepted. Of a deleted job only its tombstone is
-/// left.
+/// left, and of a tenant's quotas the last.
 pub fn compact_events(events: Vec<Event>) -> Vec<Event> {
     let mut jobs: BTreeMap<String, Job> = BTreeMap::new();
+    let mut quotas: BTreeMap<String, usize> = BTreeMap::new();
     let mut numbered = events;
-    for event in &mut numbered {
+    for (index, event) in numbered.iter_mut().enumerate() {
+        if let Change::QuotaSet(set) = &event.change {
+            quotas.insert(set.tenant.clone(), index);
+            continue;
+        }
         let job = jobs.entry(event.job.clone()).or_default();
         job.revision = event.revision.unwrap_or(job.revision + 1);
         event.revision = Some(job.revision);
         job.record(&event.change);
     }
     forget(&mut jobs);
-    numbered.retain(|event| jobs.get(&event.job).is_none_or(|job| job.needs(event)));
+    let mut index = 0;
+    numbered.retain(|event| {
+        index += 1;
+        match &event.change {
+            Change::QuotaSet(set) => quotas.get(&set.tenant) == Some(&(index - 1)),
+            _ => jobs.get(&event.job).is_none_or(|job| job.needs(event)),
+        }
+    });
     numbered
 }
 
@@ -90,7 +102,8 @@ impl Job {
             | Change::CheckpointCommitted(_)
             | Change::CheckpointLost { .. }
             | Change::CancelRequested
-            | Change::Ended(_) => {}
+            | Change::Ended(_)
+            | Change::QuotaSet(_) => {}
         }
     }
 
@@ -117,7 +130,8 @@ impl Job {
             | Change::CancelRequested
             | Change::Ended(_)
             | Change::Deleted(_)
-            | Change::Erased => true,
+            | Change::Erased
+            | Change::QuotaSet(_) => true,
         }
     }
 }

@@ -20,7 +20,7 @@ pub mod view;
 
 pub use artifacts::{find_artifact, find_committed, last_artifact};
 pub use compact::{TOMBSTONES_KEPT, compact_events};
-pub use decide::decide;
+pub use decide::{decide, end_of_timeout, timed_out};
 pub use event::{
     Cause, CauseClass, Change, ChunkDone, Committed, DEFAULT_TENANT, Detail, Event, Outcome, Pin,
     RankStarted, Submitted, Tombstone, spec_hash,
@@ -29,4 +29,4 @@ pub use garbage::GarbageSet;
 pub use lineage::{named_inputs, origins};
 pub use log_writers::{LogWriter, LogWriters};
 pub use pins::Pins;
-pub use state::{ATTEMPTS_WITHOUT_COMMIT, JobState, JobStatus, StateError};
+pub use state::{JobState, JobStatus, StateError, Times};

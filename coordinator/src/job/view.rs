@@ -82,6 +82,10 @@ fn summary(state: &JobState) -> v1::Job {
         spec_blake3: state.spec_blake3.clone(),
         phases_total: u32::try_from(state.phases.len()).unwrap_or(u32::MAX),
         pins: state.pins.wire(),
+        priority: state.spec.scheduling.priority.value(),
+        labels: state.spec.scheduling.labels.clone().into(),
+        started_at: state.times.started.map(timestamp),
+        preemptions: state.preemptions,
         tenant: state.submitted.tenant().to_owned(),
         owner: state.submitted.owner.clone(),
         // Fields that the log does not keep, and those that grow with the job.
@@ -133,6 +137,7 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
         Change::ChunkDone(_)
         | Change::RankStarted(_)
         | Change::CheckpointLost { .. }
+        | Change::QuotaSet(_)
         | Change::Pinned(_)
         | Change::Unpinned { .. }
         | Change::Deleted(_)

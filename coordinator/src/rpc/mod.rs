@@ -14,6 +14,7 @@ mod inputs;
 mod jobs;
 mod limits;
 mod lineage;
+mod listing;
 mod logs;
 mod mapped_body;
 mod normalize;
@@ -21,6 +22,7 @@ mod plausibility;
 mod serve;
 pub(crate) mod status;
 mod storage;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod verify;

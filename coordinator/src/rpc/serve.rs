@@ -15,6 +15,7 @@ use foil_proto::v1::agents_server::AgentsServer;
 use foil_proto::v1::artifacts_server::ArtifactsServer;
 use foil_proto::v1::jobs_server::JobsServer;
 use foil_proto::v1::storage_server::StorageServer;
+use foil_proto::v1::tenants_server::TenantsServer;
 use foil_proto::v1::workers_server::WorkersServer;
 use futures::StreamExt;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -31,6 +32,7 @@ use super::artifacts::ArtifactsService;
 use super::auth::{Gate, authorize};
 use super::connections::{Limits, Registry, incoming, track};
 use super::normalize::normalize;
+use super::tenants::TenantsService;
 use super::{AgentsService, JobsService, StorageService, WorkersService};
 use crate::audit::AuditLog;
 use crate::auth::Authenticator;
@@ -47,6 +49,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAMS_PER_CONNECTION: u32 = 128;
 /// Number of calls of one connection that are handled concurrently; streams count until they are answered.
 const CALLS_PER_CONNECTION: usize = 32;
+/// Size limit of a request of the service Tenants.
+const TENANT_BYTES: usize = 64 << 10;
 /// Size limit of a request's headers.
 const HEADER_BYTES: u32 = 16 << 10;
 /// Number of streams that a connection may reset before they are handled, and that may be reset for its
@@ -235,6 +239,7 @@ async fn routes(services: Services, metrics: PrometheusHandle) -> Result<Routes,
     let jobs = JobsServer::new(JobsService::new(leadership.clone(), resolver, store.clone(), in_use.clone()));
     let agents = AgentsServer::new(AgentsService::new(leadership.clone(), clock));
     let storage = StorageServer::new(StorageService::new(leadership.clone(), collector));
+    let tenants = TenantsServer::new(TenantsService::new(leadership.clone()));
     let workers = WorkersServer::new(WorkersService::new(leadership.clone(), &store, allow_version_skew));
     let services = Routes::new(health_service)
         .add_service(reflection)
@@ -243,15 +248,17 @@ async fn routes(services: Services, metrics: PrometheusHandle) -> Result<Routes,
         .add_service(jobs.max_decoding_message_size(REQUEST_BYTES))
         .add_service(agents.max_decoding_message_size(REQUEST_BYTES))
         .add_service(storage.max_decoding_message_size(REQUEST_BYTES))
+        .add_service(tenants.max_decoding_message_size(TENANT_BYTES))
         .add_service(workers.max_decoding_message_size(REPORT_BYTES))
         .add_service(ArtifactsService::new(store.clone(), leadership.clone(), in_use).into_server());
     Ok(web::merge(services, web::router(metrics, move || leadership.readiness(store.trouble()))))
 }
 
-const LEADER_SERVICES: [&str; 5] = [
+const LEADER_SERVICES: [&str; 6] = [
     AgentsServer::<AgentsService>::NAME,
     JobsServer::<JobsService>::NAME,
     StorageServer::<StorageService>::NAME,
+    TenantsServer::<TenantsService>::NAME,
     WorkersServer::<WorkersService>::NAME,
     ArtifactsServer::<ArtifactsService>::NAME,
 ];

@@ -11,7 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::cluster::NameTaken;
 use crate::collector::BeingDeleted;
-use crate::driver::Stopped;
+use crate::driver::{Stopped, SubmitError};
 use crate::leadership::NotLeading;
 use crate::plan::TooLarge;
 use crate::resolve::ResolveError;
@@ -78,6 +78,13 @@ pub(crate) fn bad_spec(error: &SpecError) -> Status {
     status(Code::InvalidArgument, INVALID_FIELD, message, details)
 }
 
+/// Status for labels to select by that break the syntax.
+pub(crate) fn bad_label(error: &SpecError) -> Status {
+    let message = short(error.to_string());
+    let details = ErrorDetails::with_bad_request_violation("labels", message.clone());
+    status(Code::InvalidArgument, INVALID_FIELD, message, details)
+}
+
 pub(crate) fn too_large(error: &TooLarge) -> Status {
     let message = error.to_string();
     let details =
@@ -105,6 +112,19 @@ pub(crate) fn bad_input(error: &ResolveError) -> Status {
         (None, _) if error.is_store_error() => Status::failed_precondition(message),
         (None, _) => Status::internal(message),
     }
+}
+
+/// Status for a job that is not taken in.
+pub(crate) fn not_submitted(error: SubmitError) -> Status {
+    let exceeded = match error {
+        SubmitError::Stopped(error) => return stopped(error),
+        SubmitError::Quota(exceeded) => exceeded,
+        SubmitError::Refused(why) => return super::deletion::refused("", &why),
+    };
+    let message = short(exceeded.to_string());
+    let subject = format!("tenant:{}/{}", exceeded.tenant(), exceeded.limit());
+    let details = ErrorDetails::with_quota_failure_violation(subject, message.clone());
+    status(Code::ResourceExhausted, "QUOTA_EXCEEDED", message, details)
 }
 
 pub(crate) fn no_job(id: &str) -> Status {

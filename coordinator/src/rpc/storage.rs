@@ -157,7 +157,7 @@ fn wire_kind(kind: Kind) -> i32 {
 /// The usage with the `listed` largest jobs.
 fn wire_usage(usage: Usage, listed: usize) -> v1::UsageResponse {
     let Usage { tenants, jobs, total } = usage;
-    let tenants = tenants.into_iter().map(|((tenant, kind), Amount { objects, bytes })| v1::TenantUsage {
+    let tenants = tenants.into_iter().map(|((tenant, kind), Amount { objects, bytes })| v1::StorageUsage {
         tenant,
         kind: wire_kind(kind),
         objects,

@@ -74,7 +74,7 @@ fn job_with(request: &str, file: &str) -> Submitted {
 async fn what_no_job_names_is_collected_when_it_is_old_and_nobody_uses_it() {
     let store = Store::in_memory();
     let (collector, driver) = collector(&store).await;
-    driver.submit(JOB.into(), job_with("r1", "inputs/named")).await.unwrap().unwrap();
+    driver.submit(JOB.into(), job_with("r1", "inputs/named")).await.unwrap();
     let unnamed = ["inputs/unnamed", "jobs/j9/data/sft.jsonl"];
     let named = ["inputs/named", "jobs/j1/data/sft.jsonl", "jobs/j1/phases/x/a0/unfinished"];
     put(&store, &[unnamed, [named[0], named[1]]].concat()).await;
@@ -105,8 +105,8 @@ async fn what_a_deleted_job_leaves_is_collected_when_nothing_inherits_it_any_mor
     let (collector, driver) = collector(&store).await;
     // Not below its phases, of which the end of the job has left nothing.
     let inherited = "jobs/j1/tokenizer.json";
-    driver.submit(JOB.into(), job_with("r1", "inputs/a")).await.unwrap().unwrap();
-    driver.submit("j2".into(), job_with("r2", inherited)).await.unwrap().unwrap();
+    driver.submit(JOB.into(), job_with("r1", "inputs/a")).await.unwrap();
+    driver.submit("j2".into(), job_with("r2", inherited)).await.unwrap();
     put(&store, &[inherited, "jobs/j1/data/sft.jsonl"]).await;
     driver.unscoped().cancel(JOB).await.unwrap();
     driver.unscoped().delete(JOB, "").await.unwrap().unwrap();
@@ -136,7 +136,7 @@ async fn what_was_touched_or_named_since_the_listing_is_kept() {
     let run = Run { collector: &collector, driver: driver.clone(), lease, before, dry_run: false };
     let listed = run.unnamed_inputs().await.unwrap();
     assert_eq!(listed.len(), 3);
-    driver.submit(JOB.into(), job_with("r1", "inputs/named")).await.unwrap().unwrap();
+    driver.submit(JOB.into(), job_with("r1", "inputs/named")).await.unwrap();
     tokio::time::sleep(Duration::from_millis(3)).await;
     store.touch_object("inputs/touched").await.unwrap();
     let deleted = run.delete_inputs(listed).await.unwrap();
@@ -173,7 +173,7 @@ async fn a_committed_job_has_its_inputs_however_collections_race_with_it() {
         let Ok(_hold) = collector.in_use.hold([key.clone()]) else { continue };
         if store.exists(&key).await.unwrap() {
             let id = format!("k{number}");
-            driver.submit(id, job_with(&key, &key)).await.unwrap().unwrap();
+            driver.submit(id, job_with(&key, &key)).await.unwrap();
             committed.push(key);
         }
     }

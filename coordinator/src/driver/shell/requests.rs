@@ -9,12 +9,17 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use super::super::command::{Command, Found, Inspect, Page, PinChange, Query, Subscription, Survey};
-use super::super::core::{DeleteError, PinError, Refusal};
+use super::super::core::{DeleteError, PinError};
+use super::super::handle::SubmitError;
 use super::{Driver, Watch};
 use crate::auth::Scope;
 use crate::clock::Now;
 use crate::job::pages::PAGE_BYTES;
 use crate::job::{JobState, Submitted, view};
+use crate::tenant::{Quota, TenantStatus};
+
+/// Maximum number of tenants with a quota, all of which a coordinator holds in memory.
+const MAX_QUOTAS: usize = 10_000;
 
 impl Driver {
     pub(super) fn handle(&mut self, command: Command, now: Now) {
@@ -64,6 +69,22 @@ impl Driver {
                 let job = self.change_pin((&id, &artifact), &scope, change, &by, now);
                 self.reply(move |_| drop(reply.send(job)));
             }
+            Command::SetQuota { tenant, quota, reply } => {
+                let tenant = self.set_quota(&tenant, quota, now);
+                self.reply(move |_| drop(reply.send(tenant)));
+            }
+            Command::GetTenant { name, reply } => {
+                let tenant = self.core.tenant(&name);
+                self.reply(move |_| drop(reply.send(tenant)));
+            }
+            Command::ListTenants { after, limit, reply } => {
+                let tenants = self.core.tenants_after(&after, limit);
+                self.reply(move |_| drop(reply.send(tenants)));
+            }
+            Command::CheckSubmission { tenant, reply } => {
+                let checked = self.core.check_submission(&tenant);
+                self.reply(move |_| drop(reply.send(checked)));
+            }
             worker_command => self.handle_worker(worker_command, now),
         }
     }
@@ -72,13 +93,15 @@ impl Driver {
         &mut self,
         id: &str,
         submitted: Submitted,
-        reply: oneshot::Sender<Result<Found, Refusal>>,
+        reply: oneshot::Sender<Result<Found, SubmitError>>,
         now: Now,
     ) {
         let (tenant, request_id) = (submitted.tenant().to_owned(), submitted.request_id.clone());
         if self.core.find_request(&tenant, &request_id).is_none() {
-            if let Some(refusal) = self.core.refusal(&submitted) {
-                return self.reply(move |_| drop(reply.send(Err(refusal))));
+            let refusal = self.core.refusal(&submitted).map(SubmitError::Refused);
+            let exceeded = || self.core.check_submission(&tenant).err().map(SubmitError::Quota);
+            if let Some(refused) = refusal.or_else(exceeded) {
+                return self.reply(move |_| drop(reply.send(Err(refused))));
             }
             self.core.submit(id, submitted, now);
         }
@@ -114,6 +137,14 @@ impl Driver {
         Ok(self.core.job_view(id).unwrap_or_default())
     }
 
+    fn set_quota(&mut self, tenant: &str, quota: Quota, now: Now) -> Option<TenantStatus> {
+        if !self.core.has_quota(tenant) && self.core.quotas() >= MAX_QUOTAS {
+            return None;
+        }
+        self.core.set_quota(tenant, quota, now);
+        Some(self.core.tenant(tenant))
+    }
+
     /// A job that a caller of this scope may know of.
     fn visible(&self, id: &str, scope: &Scope) -> Option<&JobState> {
         self.core.state(id).filter(|state| scope.includes(state.submitted.tenant()))
@@ -133,13 +164,7 @@ impl Driver {
             // It was deleted since. Ids sort by the time of submission.
             None => newest_first().take_while(|id| *id > after).count(),
         });
-        let is_wanted = |state: &&JobState| {
-            let tenant = state.submitted.tenant();
-            scope.includes(tenant)
-                && query.tenant.as_ref().is_none_or(|wanted| wanted.as_str() == tenant)
-                && (query.name.is_empty() || state.submitted.spec.name == query.name)
-                && state.id.starts_with(&query.id_prefix)
-        };
+        let is_wanted = |state: &&JobState| scope.includes(state.submitted.tenant()) && query.selects(state);
         let mut wanted =
             newest_first().skip(skip).filter_map(|id| self.core.state(id)).filter(is_wanted).peekable();
         let (mut jobs, mut room) = (Vec::new(), PAGE_BYTES);

@@ -74,6 +74,7 @@ impl Telemetry {
             Change::Submitted(_)
             | Change::RankStarted(_)
             | Change::CancelRequested
+            | Change::QuotaSet(_)
             | Change::Pinned(_)
             | Change::Unpinned { .. }
             | Change::Deleted(_)

@@ -74,6 +74,10 @@ const RPCS: &[(&str, Access, Effect)] = &[
     ("/foil.v1.Storage/Unpin", User(Submitter), Changes),
     // An operator sees those of its tenant.
     ("/foil.v1.Storage/Usage", User(Operator), Reads),
+    // Its own tenant's, or any for an admin.
+    ("/foil.v1.Tenants/GetQuota", User(Viewer), Reads),
+    ("/foil.v1.Tenants/ListTenants", User(Admin), Reads),
+    ("/foil.v1.Tenants/SetQuota", User(Admin), Changes),
     ("/foil.v1.Workers/Agent", Agent, Changes),
     // The stream of its agent stands for it.
     ("/foil.v1.Workers/Rank", Agent, Reads),

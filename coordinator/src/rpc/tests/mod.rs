@@ -4,6 +4,7 @@ mod audit;
 mod authorization;
 mod connections;
 mod pages;
+mod tenants;
 mod trust;
 mod worker;
 
@@ -139,7 +140,7 @@ fn hashes(job: &v1::Job) -> Vec<(String, Vec<String>)> {
 async fn undisturbed() -> v1::Job {
     let store = Store::in_memory();
     let coordinator = Coordinator::start(&store).await;
-    coordinator.handle.submit(JOB.into(), submitted(&[])).await.unwrap().unwrap();
+    coordinator.handle.submit(JOB.into(), submitted(&[])).await.unwrap();
     let (_address, worker) = start_worker(&store, coordinator.address, Deaths::default());
     let mut client = coordinator.jobs().await;
     watch_until(&mut client, 0, |_| false).await;
@@ -156,7 +157,7 @@ async fn a_job_survives_lost_ranks_with_the_same_artifacts() {
 
     let store = Store::in_memory();
     let coordinator = Coordinator::start(&store).await;
-    coordinator.handle.submit(JOB.into(), submitted(&[])).await.unwrap().unwrap();
+    coordinator.handle.submit(JOB.into(), submitted(&[])).await.unwrap();
     let deaths = Deaths::default();
     deaths.lock().unwrap().extend([
         ("r00.sft", 1),
@@ -194,7 +195,7 @@ async fn a_job_goes_on_after_the_coordinator_restarts() {
     let expected = undisturbed().await;
     let store = Store::in_memory();
     let first = Coordinator::start(&store).await;
-    first.handle.submit(JOB.into(), submitted(&[])).await.unwrap().unwrap();
+    first.handle.submit(JOB.into(), submitted(&[])).await.unwrap();
     let (address, worker) = start_worker(&store, first.address, Deaths::default());
     let mut client = first.jobs().await;
     let is_commit = |phase: &'static str| move |event: &v1::JobEvent| matches!(&event.event, Some(job_event::Event::PhaseCommitted(done)) if done.phase == phase);
@@ -257,7 +258,7 @@ async fn users_errors_name_the_field_and_jobs_are_listed_and_cancelled() {
 
     for id in ["j1", "j2", "j3"] {
         let job = crate::job::Submitted { request_id: format!("request-{id}"), ..submitted(&[]) };
-        coordinator.handle.submit(id.into(), job).await.unwrap().unwrap();
+        coordinator.handle.submit(id.into(), job).await.unwrap();
     }
     let again = client.submit(request(spec(&[]), "request-j2")).await.unwrap_err();
     assert_eq!(again.code(), Code::AlreadyExists, "the same id with another specification");

@@ -30,12 +30,11 @@ fn long_job(id: &str, rounds: u32) -> Submitted {
 async fn one_enormous_job_does_not_hide_the_others() {
     let coordinator = Coordinator::start(&Store::in_memory()).await;
     let mut client = coordinator.jobs().await;
-    coordinator.handle.submit("j-long".into(), long_job("j-long", 20_000)).await.unwrap().unwrap();
+    coordinator.handle.submit("j-long".into(), long_job("j-long", 20_000)).await.unwrap();
     coordinator
         .handle
         .submit("j1".into(), Submitted { request_id: "r-j1".into(), ..submitted(&[]) })
         .await
-        .unwrap()
         .unwrap();
 
     let rows = client.list(v1::ListJobsRequest::default()).await.unwrap().into_inner().jobs;
@@ -82,7 +81,7 @@ async fn a_thousand_jobs_are_listed_and_found_by_name_and_by_id_prefix() {
     for number in 0..1000 {
         let mut job = long_job(&format!("{number:04}"), 150);
         job.spec.name = format!("n{}", number % 100);
-        coordinator.handle.submit(format!("{number:04}"), job).await.unwrap().unwrap();
+        coordinator.handle.submit(format!("{number:04}"), job).await.unwrap();
     }
     let request = v1::ListJobsRequest { page_size: 1000, ..Default::default() };
     let page = client.list(request).await.unwrap().into_inner();

@@ -126,7 +126,7 @@ async fn workers_of_another_version_are_rejected() {
 async fn only_the_started_process_is_admitted_and_only_verified_reports_count() {
     let store = Store::in_memory();
     let coordinator = Coordinator::start(&store).await;
-    coordinator.handle.submit(JOB.into(), submitted(&[])).await.unwrap().unwrap();
+    coordinator.handle.submit(JOB.into(), submitted(&[])).await.unwrap();
     let mut agent = Agent::register(&coordinator, hello("one")).await;
     let starts = [agent.started().await, agent.started().await];
     // Knowing the session, the job and the attempt is not enough.
