@@ -59,6 +59,17 @@ const COUNTERS: &[(&str, &str)] = &[
     ("foil_tokens_total", "Tokens that training has read, by phase."),
 ];
 
+/// Counters of a coordinator that alerts watch. They are there from the start, because a series that begins
+/// at 1 has no increase.
+const ALARMS: &[&str] = &[
+    "foil_checkpoint_verify_failures_total",
+    "foil_determinism_alarms_total",
+    "foil_fenced_writes_total",
+    "foil_object_verify_failures_total",
+    "foil_ranks_lost_total",
+    "foil_snapshot_verify_failures_total",
+];
+
 const GAUGES: &[(&str, &str)] = &[
     ("foil_agent_ranks", "Rank processes that run on this agent."),
     ("foil_build_info", "1, with version and build as labels."),
@@ -114,6 +125,13 @@ pub fn describe() {
     }
     for (name, help, _) in HISTOGRAMS {
         describe_histogram!(*name, Unit::Seconds, *help);
+    }
+}
+
+/// Starts the counters that alerts watch, at 0.
+pub fn start_alarms() {
+    for name in ALARMS {
+        metrics::counter!(*name).increment(0);
     }
 }
 

@@ -112,7 +112,7 @@ def known_metrics() -> set[str]:
 
 def check_monitoring() -> list[str]:
     known, problems = known_metrics(), []
-    for path in sorted((CHART / "monitoring").iterdir()):
+    for path in sorted([*(CHART / "monitoring").iterdir(), *(KUSTOMIZE / "examples").iterdir()]):
         unknown = sorted(set(re.findall(r"\bfoil_\w+", path.read_text())) - known)
         problems += [f"{path.name} asks for {name}, which nothing records" for name in unknown]
     rules = yaml.safe_load((CHART / "monitoring" / "rules.yaml").read_text())

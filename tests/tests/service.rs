@@ -13,11 +13,12 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Metrics that a leader shows after a job that went well.
-const SHOWN: [&str; 22] = [
+const SHOWN: [&str; 24] = [
     "foil_agents",
     "foil_attempts_total",
     "foil_build_info",
     "foil_connections",
+    "foil_determinism_alarms_total",
     "foil_devices",
     "foil_grad_norm",
     "foil_job_transitions_total",
@@ -29,6 +30,7 @@ const SHOWN: [&str; 22] = [
     "foil_objectstore_requests_total",
     "foil_phase_seconds",
     "foil_phases_committed_total",
+    "foil_queue_devices_wanted",
     "foil_reward_mean",
     "foil_step_seconds",
     "foil_steps_committed_total",

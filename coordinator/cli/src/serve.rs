@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use foil_common::storage::Store;
-use foil_common::{failpoint, listen, private, shutdown, telemetry};
+use foil_common::{exposition, failpoint, listen, private, shutdown, telemetry};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -48,6 +48,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     let tls = tls_files.map(|files| ServerTls::start(files, stop.clone())).transpose()?;
     let auth = auth.is_given().then(|| Authenticator::start(&auth, &stop)).transpose()?;
     let metrics = telemetry::install_metrics()?;
+    exposition::start_alarms();
     let store = Store::open(&args.store)?;
     let location = store.location().to_owned();
     let listener = bind(args.listen)

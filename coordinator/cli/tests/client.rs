@@ -1,5 +1,9 @@
 //! The client's commands as a user calls them: contexts, `foil doctor`, colors.
 
+#![allow(clippy::disallowed_methods, reason = "tests own their clock")]
+// A test that cannot set itself up has failed.
+#![allow(clippy::unwrap_used)]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};

@@ -2,6 +2,8 @@
 //!
 //! `FOIL_FUZZ_SEED` repeats a run, and `FOIL_FUZZ_RUNS` multiplies the number of its inputs.
 
+#![allow(clippy::print_stdout, reason = "figures of a run")]
+
 use std::any::Any;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};

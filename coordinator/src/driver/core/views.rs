@@ -54,6 +54,16 @@ impl Core {
         counts
     }
 
+    /// Number of devices that waiting jobs lack, by kind.
+    pub fn devices_wanted(&self) -> BTreeMap<String, u32> {
+        let mut wanted: BTreeMap<String, u32> = BTreeMap::new();
+        for wait in self.jobs.values().filter_map(Entry::visible_wait) {
+            let sum = wanted.entry(wait.device).or_default();
+            *sum = sum.saturating_add(wait.wanted);
+        }
+        wanted
+    }
+
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }

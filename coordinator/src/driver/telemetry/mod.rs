@@ -3,6 +3,7 @@
 mod tracker;
 
 use foil_common::exposition::{self, Family};
+use foil_common::spec::DeviceKind;
 use foil_proto::v1::{self, job_event};
 
 use self::tracker::{Report, Stage, Tracker};
@@ -173,7 +174,7 @@ fn figure(metrics: &[v1::Metric], name: &str) -> Option<f64> {
     metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value)
 }
 
-fn gauges(core: &Core, now: Now) -> [Family; 5] {
+fn gauges(core: &Core, now: Now) -> [Family; 6] {
     let counts = core.counts();
     let jobs = STATES.iter().fold(Family::new("foil_jobs", "Jobs in each state."), |jobs, state| {
         jobs.with(&[("state", state)], count(counts.get(state)))
@@ -197,7 +198,17 @@ fn gauges(core: &Core, now: Now) -> [Family; 5] {
         "Agents that get no ranks for a while, for what went wrong through their fault.",
     );
     let excluded = excluded.with(&[], count(Some(&core.cluster().excluded())));
-    [jobs, ages, agents, devices, excluded]
+    [jobs, ages, agents, devices, excluded, devices_wanted(core)]
+}
+
+/// By how many devices of each kind the cluster would have to grow so that no job waits; an autoscaler's
+/// measure.
+fn devices_wanted(core: &Core) -> Family {
+    let family = Family::new("foil_queue_devices_wanted", "Devices that waiting jobs lack, by kind.");
+    let wanted = core.devices_wanted();
+    DeviceKind::NAMES.iter().fold(family, |family, kind| {
+        family.with(&[("kind", kind)], wanted.get(*kind).copied().unwrap_or_default().into())
+    })
 }
 
 fn count(number: Option<&usize>) -> f64 {
