@@ -5,8 +5,13 @@ use std::{env, error::Error, fs};
 
 use prost::Message;
 
-const FILES: [&str; 4] =
-    ["foil/v1/access.proto", "foil/v1/artifacts.proto", "foil/v1/jobs.proto", "foil/v1/workers.proto"];
+const FILES: [&str; 5] = [
+    "foil/v1/access.proto",
+    "foil/v1/artifacts.proto",
+    "foil/v1/jobs.proto",
+    "foil/v1/tenants.proto",
+    "foil/v1/workers.proto",
+];
 
 /// Messages that hold a secret: `Debug` is written by hand, so that no log line shows it.
 const SECRET: [&str; 4] =
@@ -21,11 +26,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .extern_path(".google.protobuf.Timestamp", "::pbjson_types::Timestamp")
         .bytes(".foil.v1")
+        // Hashes of encoded messages must not depend on the order of a map.
+        .btree_map(".")
         .skip_debug(SECRET)
         .compile_fds(descriptors)?;
     pbjson_build::Builder::new()
         .register_descriptors(&encoded)?
         .preserve_proto_field_names()
+        .btree_map([".foil.v1"])
         .build(&[".foil.v1"])?;
     Ok(())
 }

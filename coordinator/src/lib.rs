@@ -21,6 +21,7 @@ pub mod schedule;
 pub mod secret;
 #[cfg(test)]
 mod simulation;
+pub mod tenant;
 pub mod tls;
 pub mod web;
 

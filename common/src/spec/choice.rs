@@ -13,6 +13,8 @@ macro_rules! choices {
             /// The names a user types, in order.
             pub const NAMES: &[&str] = &[$($text),+];
 
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text),+

@@ -45,7 +45,11 @@ pub(super) enum Kind {
     Text,
     Flag,
     Count,
+    /// A whole number that may be negative.
+    Integer,
     Real,
+    /// Texts by key.
+    Map,
     /// The message's full name.
     Message(String),
 }
@@ -85,8 +89,8 @@ impl Message {
         let fields = message.field.iter().zip(0..).map(|(field, at)| Field {
             name: field.name().to_owned(),
             comment: comment(&[FIELDS, at]).unwrap_or_default(),
-            kind: Kind::read(field),
-            repeated: field.label() == Label::Repeated,
+            kind: if is_map(message, field) { Kind::Map } else { Kind::read(field) },
+            repeated: field.label() == Label::Repeated && !is_map(message, field),
             oneof: index(field).and_then(|index| Some(message.oneof_decl.get(index)?.name().to_owned())),
         });
         let is_written = |at: usize| message.field.iter().any(|field| index(field) == Some(at));
@@ -99,6 +103,13 @@ impl Message {
     }
 }
 
+/// A map is a repeated field of a message that the compiler makes up.
+fn is_map(message: &DescriptorProto, field: &FieldDescriptorProto) -> bool {
+    let entry = field.type_name().rsplit('.').next().unwrap_or_default();
+    let entries = message.nested_type.iter().filter(|nested| nested.name() == entry);
+    entries.into_iter().any(|nested| nested.options.as_ref().is_some_and(|options| options.map_entry()))
+}
+
 impl Kind {
     fn read(field: &FieldDescriptorProto) -> Self {
         match field.r#type() {
@@ -106,6 +117,7 @@ impl Kind {
             Type::Bool => Self::Flag,
             Type::Double | Type::Float => Self::Real,
             Type::Message => Self::Message(field.type_name().to_owned()),
+            Type::Sint32 => Self::Integer,
             _ => Self::Count,
         }
     }

@@ -93,7 +93,7 @@ fn parse_setting(setting: &str, here: &Path) -> Result<Value, SpecError> {
         _ if schema::is_text(field) && !text.trim_start().starts_with(['"', '\'']) => Value::from(text),
         value => value,
     };
-    let nested = field.rsplit('.').fold(value, |value, name| {
+    let nested = schema::names(field).into_iter().rev().fold(value, |value, name| {
         let mut object = Map::new();
         object.insert(name.to_owned(), value);
         Value::Object(object)

@@ -8,6 +8,7 @@ mod check;
 mod choice;
 mod contract;
 mod data;
+mod duration;
 mod error;
 pub mod file;
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod reference;
 mod resources;
 mod reward_loss;
 mod sampling;
+mod scheduling;
 mod schema;
 mod steps;
 mod synonyms;
@@ -32,6 +34,7 @@ mod tests;
 mod text;
 
 pub use data::{Data, EvaluationData, Generator, GeneratorName, GoldPreferences, Limits};
+pub use duration::{duration_text, parse_duration};
 pub use error::SpecError;
 pub use json_schema::json_schema;
 pub use lora::{Lora, LoraTarget};
@@ -47,6 +50,7 @@ pub use resources::{
 };
 pub use reward_loss::*;
 pub use sampling::Sampling;
+pub use scheduling::{Labels, Priority, Scheduling, without_scheduling};
 pub use steps::{Normalization, Refresh, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step};
 pub use text::{Bos, Side, Template, Text};
 
@@ -75,6 +79,7 @@ pub struct Job {
     pub evaluation: Evaluation,
     pub resources: Resources,
     pub controls: Controls,
+    pub scheduling: Scheduling,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -227,6 +232,7 @@ impl TryFrom<v1::JobSpec> for Job {
     fn try_from(wire: v1::JobSpec) -> Result<Self, SpecError> {
         bounds::check(&wire)?;
         let wire = preset::apply(wire)?;
+        let scheduling = Scheduling::parse(&wire)?;
         let policy = wire.policy.unwrap_or_default();
         if policy.model.is_empty() {
             return Err(SpecError::missing("policy.model")
@@ -260,6 +266,7 @@ impl TryFrom<v1::JobSpec> for Job {
             controls: Controls::from(wire.controls.unwrap_or_default()),
             evaluation,
             sampling,
+            scheduling,
         };
         job.cross_check()?;
         Ok(job)
@@ -290,6 +297,10 @@ impl From<&Job> for v1::JobSpec {
             evaluation: Some((&job.evaluation).into()),
             resources: Some((&job.resources).into()),
             controls: Some((&job.controls).into()),
+            priority: Some(job.scheduling.priority.value()),
+            labels: job.scheduling.labels.clone().into(),
+            retries: Some(job.scheduling.retries),
+            timeout: duration::text(job.scheduling.timeout),
         }
     }
 }

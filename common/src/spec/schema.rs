@@ -6,6 +6,7 @@ use serde_json::{Map, Number, Value};
 use super::SpecError;
 use super::check::{path, unknown_choice};
 use super::contract::{self, Field, JOB_SPEC, Kind, fields, members, siblings};
+use super::scheduling::Priority;
 use super::synonyms;
 
 /// Checks `value` against `message` and gives it back in the form protobuf's JSON mapping reads: a single
@@ -92,11 +93,28 @@ pub(crate) fn is_text(field: &str) -> bool {
         match found.map(|field| &field.kind) {
             Some(Kind::Message(next)) => message = next,
             Some(Kind::Text) => return names.peek().is_none() && found.is_some_and(|field| !field.repeated),
+            Some(Kind::Map) => return names.peek().is_some(),
             None => return names.peek().is_none() && !members(message, name).is_empty(),
             _ => return false,
         }
     }
     false
+}
+
+/// Splits a dotted path into the names that lead to a value. A map's key is one name, whatever dots it has.
+pub(crate) fn names(field: &str) -> Vec<&str> {
+    let (mut message, mut rest, mut names) = (JOB_SPEC, field, Vec::new());
+    while let Some((name, below)) = rest.split_once('.') {
+        names.push(name);
+        rest = below;
+        match contract::kind(message, name) {
+            Some(Kind::Message(inner)) => message = inner,
+            Some(Kind::Map) => break,
+            _ => message = "",
+        }
+    }
+    names.push(rest);
+    names
 }
 
 impl Field {
@@ -121,6 +139,8 @@ impl Field {
             }
             (Kind::Flag, other) => Err(SpecError::field(at, show(&other), "true or false")),
             (Kind::Count, value) => count(at, &value),
+            (Kind::Integer, value) => integer(at, &value),
+            (Kind::Map, value) => map(at, value),
             (Kind::Real, value) => real(at, &value),
         }
     }
@@ -141,6 +161,31 @@ fn count(at: &str, value: &Value) -> Result<Value, SpecError> {
         .filter(|count| u32::try_from(*count).is_ok())
         .map(Value::from)
         .ok_or_else(|| SpecError::field(at, show(value), "a whole number of at least 0"))
+}
+
+/// A whole number, or one of the names that a priority has.
+fn integer(at: &str, value: &Value) -> Result<Value, SpecError> {
+    let named = value.as_str().and_then(|name| Priority::named(name.trim()));
+    let whole = named.map(|priority| i64::from(priority.value())).or_else(|| value.as_i64());
+    whole
+        .filter(|whole| i32::try_from(*whole).is_ok())
+        .map(Value::from)
+        .ok_or_else(|| SpecError::field(at, show(value), &Priority::expected()))
+}
+
+fn map(at: &str, value: Value) -> Result<Value, SpecError> {
+    let Value::Object(entries) = value else {
+        return Err(SpecError::field(at, show(&value), "a block of keys and texts (key: text)"));
+    };
+    // Null takes a key of the file away.
+    let is_text = |value: &Value| value.is_string() || value.is_null();
+    match entries.iter().find(|(_, value)| !is_text(value)) {
+        Some((key, other)) => {
+            Err(SpecError::field(&path(at, key), show(other), "a text")
+                .advice("put it in quotes if it is one"))
+        }
+        None => Ok(Value::Object(entries)),
+    }
 }
 
 fn real(at: &str, value: &Value) -> Result<Value, SpecError> {

@@ -9,6 +9,8 @@ use foil_common::{listen, rpc, telemetry};
 use super::client::Client;
 use super::config::{ConfigArgs, ConfigFile, Connection};
 use super::doctor::DoctorArgs;
+use super::queue_args::{ListArgs, QueueArgs, SchedulingArgs};
+use super::tenants::TenantsCommand;
 use super::tls_args::{AuthArgs, ClientTlsArgs, ServerTlsArgs};
 use super::token::TokenArgs;
 use super::whoami::WhoAmIArgs;
@@ -87,6 +89,11 @@ pub(crate) enum Command {
     Cancel(JobArgs),
     /// Lists a job's artifacts.
     Artifacts(JobArgs),
+    /// Shows and sets the quotas of tenants.
+    Tenants {
+        #[command(subcommand)]
+        command: TenantsCommand,
+    },
     /// Downloads a job's results, or one artifact. Interrupted downloads resume; every file is verified by
     /// its hash.
     Pull(PullArgs),
@@ -211,6 +218,8 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) tls: ServerTlsArgs,
     #[command(flatten)]
+    pub(crate) queue: QueueArgs,
+    #[command(flatten)]
     pub(crate) auth: AuthArgs,
     /// Allow a listen address other than loopback without TLS or without authentication (--token-file,
     /// --jwt-issuer or --tls-client-ca): whoever reaches it can run jobs and read all results, or read
@@ -273,20 +282,6 @@ impl ClientArgs {
     }
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    /// Jobs of this tenant. Default: the context's, or yours. Only an admin may see those of another.
-    #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
-    pub(crate) tenant: String,
-    /// Jobs of all tenants, for an admin.
-    #[arg(long, conflicts_with = "tenant")]
-    pub(crate) all_tenants: bool,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) client: ClientArgs,
-}
-
 /// Refuses an empty job name: an unset variable of a shell script would be a prefix of every id.
 fn job_reference(text: &str) -> Result<String, String> {
     match text.split('/').next().unwrap_or_default().trim() {
@@ -299,6 +294,8 @@ fn job_reference(text: &str) -> Result<String, String> {
 pub(crate) struct SubmitArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
+    #[command(flatten)]
+    pub(crate) scheduling: SchedulingArgs,
     /// Only validate on this machine: job file, models, tokenizers, templates and every row of data. Prints
     /// the plan and the file with all defaults filled in.
     #[arg(long)]

@@ -27,6 +27,8 @@ const AMBIGUOUS_SHOWN: usize = 5;
 /// Minimum prefix of an id for commands that change a job. A shorter one may be a slip that matches the only
 /// job.
 const MIN_PREFIX: usize = 4;
+/// Maximum number of jobs of a page.
+const PAGE_SIZE: u32 = 1000;
 /// Submitting reads and splits all of a job's data.
 const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -145,6 +147,15 @@ impl Client {
             .map_err(|status| self.user_error(&status))
     }
 
+    /// One short request to a service.
+    pub(crate) async fn short<Q, A, F>(&self, request: Q, call: impl Fn(Request<Q>) -> F) -> Result<A, Status>
+    where
+        Q: Clone,
+        F: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        self.unary(self.deadline, request, |_, request| call(request)).await
+    }
+
     /// Checks that a coordinator answers.
     pub(crate) async fn reach(&self) -> Result<()> {
         let request = v1::ListJobsRequest { page_size: 1, ..Default::default() };
@@ -155,12 +166,7 @@ impl Client {
 
     /// All jobs of the caller's tenant, newest first.
     pub(crate) async fn list(&self) -> Result<Vec<v1::Job>> {
-        self.select(v1::ListJobsRequest::default()).await
-    }
-
-    /// All jobs that a request selects, newest first.
-    pub(crate) async fn select(&self, request: v1::ListJobsRequest) -> Result<Vec<v1::Job>> {
-        self.rows(v1::ListJobsRequest { page_size: 1000, ..request }, usize::MAX).await
+        Ok(self.rows(v1::ListJobsRequest::default(), usize::MAX).await?.0)
     }
 
     /// Who the caller is to the coordinator.
@@ -172,22 +178,28 @@ impl Client {
         self.unary(self.deadline, v1::WhoAmIRequest {}, ask).await.map_err(|status| self.user_error(&status))
     }
 
-    /// At least `enough` jobs of a listing, if there are as many, newest first.
-    async fn rows(&self, request: v1::ListJobsRequest, enough: usize) -> Result<Vec<v1::Job>> {
-        let mut jobs = Vec::new();
-        let mut page_token = String::new();
+    /// At most `limit` jobs of a listing, newest first, and the token of the page after them; empty if there
+    /// are no more.
+    pub(crate) async fn rows(
+        &self,
+        request: v1::ListJobsRequest,
+        limit: usize,
+    ) -> Result<(Vec<v1::Job>, String)> {
+        let mut jobs: Vec<v1::Job> = Vec::new();
+        let mut page_token = request.page_token.clone();
         loop {
-            let request = v1::ListJobsRequest { page_token, ..request.clone() };
+            let page_size = u32::try_from(limit - jobs.len()).unwrap_or(u32::MAX).min(PAGE_SIZE);
+            let request = v1::ListJobsRequest { page_size, page_token, ..request.clone() };
             let page = self
                 .unary(self.deadline, request, |mut jobs, request| async move { jobs.list(request).await })
                 .await
                 .map_err(|status| self.user_error(&status))?;
             jobs.extend(page.jobs);
             page_token = page.next_page_token;
-            if page_token.is_empty() || jobs.len() >= enough {
+            if page_token.is_empty() || jobs.len() >= limit {
                 // Ids start with the time of submission.
                 jobs.sort_by(|a, b| b.id.cmp(&a.id));
-                return Ok(jobs);
+                return Ok((jobs, page_token));
             }
         }
     }
@@ -197,12 +209,11 @@ impl Client {
         if let Some(job) = self.try_get(text).await? {
             return self.complete(job).await;
         }
-        let named = v1::ListJobsRequest { page_size: 1, name: text.to_owned(), ..Default::default() };
-        let mut rows = self.rows(named, 1).await?;
+        let named = v1::ListJobsRequest { name: text.to_owned(), ..Default::default() };
+        let mut rows = self.rows(named, 1).await?.0;
         if rows.is_empty() {
-            let begun =
-                v1::ListJobsRequest { page_size: 100, id_prefix: text.to_owned(), ..Default::default() };
-            rows = self.rows(begun, 100).await?;
+            let begun = v1::ListJobsRequest { id_prefix: text.to_owned(), ..Default::default() };
+            rows = self.rows(begun, 100).await?.0;
         }
         let id = pick(text, &rows)?;
         self.get(&id).await

@@ -3,29 +3,31 @@
 use std::time::SystemTime;
 
 use anyhow::{Result, bail};
+use foil_common::plural::counted;
 use foil_proto::v1;
 use serde_json::json;
 
-use super::args::{ClientArgs, JobArgs, ListArgs, Output, WatchArgs};
+use super::args::{ClientArgs, JobArgs, Output, WatchArgs};
 use super::client::{Client, is_ended};
 use super::progress::Progress;
+use super::queue_args::ListArgs;
 use super::report::{self, LocalArtifacts};
 use super::{output, stdout, terminal, watch};
 
 pub(crate) async fn list(args: &ListArgs) -> Result<()> {
-    let tenant = match args.tenant.as_str() {
-        "" if !args.all_tenants => args.client.connection()?.tenant.unwrap_or_default(),
-        given => given.to_owned(),
-    };
-    let request = v1::ListJobsRequest { tenant, all_tenants: args.all_tenants, ..Default::default() };
-    let jobs = args.client.connect()?.select(request).await?;
+    let context = || Ok::<_, anyhow::Error>(args.client.connection()?.tenant.unwrap_or_default());
+    let request = args.filter.request(context)?;
+    let (jobs, next) = args.client.connect()?.rows(request, args.filter.limit()).await?;
     let value = || {
         let jobs: Result<Vec<_>, _> = jobs.iter().map(report::json).collect();
-        Ok(json!({ "jobs": jobs? }))
+        Ok(json!({ "jobs": jobs?, "next_page_token": next }))
     };
     if output::structured(args.output.format, value, || jobs.iter().map(|job| job.id.clone()))? {
         let rows = if args.output.format == Output::Wide { wide(&jobs) } else { narrow(&jobs, now()) };
         stdout::line(&report::align(&rows))?;
+    }
+    if !next.is_empty() {
+        stdout::note(&format!("there are more jobs; the next page: --page {next}"));
     }
     Ok(())
 }
@@ -58,11 +60,14 @@ fn wide(jobs: &[v1::Job]) -> Vec<Vec<String>> {
         "TENANT",
         "OWNER",
         "STATE",
+        "PRIORITY",
         "PHASE",
         "DONE",
         "ATTEMPT",
         "SUBMITTED",
+        "STARTED",
         "ENDED",
+        "LABELS",
         "WAITING",
     ];
     let or_dash = |text: String| if text.is_empty() { "–".to_owned() } else { text };
@@ -74,15 +79,24 @@ fn wide(jobs: &[v1::Job]) -> Vec<Vec<String>> {
             or_dash(job.tenant.clone()),
             or_dash(job.owner.clone()),
             report::state_name(job),
+            job.priority.to_string(),
             or_dash(job.phase.clone()),
             format!("{}/{}", job.phases_done, job.phases_total),
             job.attempt.to_string(),
             or_dash(job.submitted_at.as_ref().map(time).unwrap_or_default()),
+            or_dash(job.started_at.as_ref().map(time).unwrap_or_default()),
             or_dash(job.ended_at.as_ref().map(time).unwrap_or_default()),
+            or_dash(labels(job)),
             or_dash(job.waiting.as_ref().map(|waiting| waiting.reason.clone()).unwrap_or_default()),
         ]
     }));
     rows
+}
+
+/// Labels as they are selected by: `key=value`, separated by commas.
+fn labels(job: &v1::Job) -> String {
+    let labels = job.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    labels.collect::<Vec<_>>().join(",")
 }
 
 /// A time in RFC 3339, UTC, to the second.
@@ -108,6 +122,9 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
     if let Some(waiting) = &job.waiting {
         stdout::prose(&waiting.reason)?;
     }
+    for line in scheduling(&job) {
+        stdout::line(&line)?;
+    }
     if !job.phase.is_empty() && job.attempt > 0 {
         let progress = job.progress.as_ref().map(|told| format!(": {}", report::progress(told)));
         let progress = progress.unwrap_or_default();
@@ -129,6 +146,15 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         stdout::line(&format!("\n{}", report::align(&artifact_rows(&job, true))))?;
     }
     Ok(())
+}
+
+/// Lines on a job's place in the queue, as far as it is not that of all others.
+fn scheduling(job: &v1::Job) -> impl Iterator<Item = String> {
+    let priority = (job.priority != 0).then(|| format!("priority {}", job.priority));
+    let labels = (!job.labels.is_empty()).then(|| format!("labels {}", labels(job)));
+    let preempted = (job.preemptions > 0)
+        .then(|| format!("preempted {} by jobs of higher priority", counted(job.preemptions, "time")));
+    [priority, labels, preempted].into_iter().flatten()
 }
 
 pub(crate) async fn artifacts(args: &JobArgs) -> Result<()> {
@@ -228,6 +254,8 @@ mod tests {
             phases_done: 12,
             phases_total: 130,
             submitted_at: Some(Default::default()),
+            priority: -7,
+            labels: [("team".to_owned(), "nlp".to_owned()), ("z".to_owned(), String::new())].into(),
             waiting: Some(v1::JobWait { reason: "waits for 8 cuda devices".into(), ..Default::default() }),
             ..Default::default()
         };
@@ -238,7 +266,9 @@ mod tests {
         assert_eq!(table.lines().nth(1), Some(expected));
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
         let table = report::align(&wide(&jobs));
-        for column in ["r02.policy.generate", "1970-01-01T00:00:00Z", "waits for 8 cuda devices"] {
+        for column in
+            ["r02.policy.generate", "1970-01-01T00:00:00Z", "waits for 8 cuda devices", " -7 ", "team=nlp,z="]
+        {
             assert!(table.contains(column), "{table}");
         }
     }

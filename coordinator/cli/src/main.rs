@@ -19,6 +19,7 @@ mod plan;
 mod problem;
 mod progress;
 mod pull;
+mod queue_args;
 mod report;
 mod results;
 mod run;
@@ -27,6 +28,7 @@ mod serve;
 mod size;
 mod stdout;
 mod submit;
+mod tenants;
 mod terminal;
 mod throughput;
 mod tls_args;
@@ -95,6 +97,7 @@ async fn dispatch(cli: Cli, given: &Given) -> Result<ExitCode> {
         Command::Watch(args) => jobs::watch(&args).await?,
         Command::Cancel(args) => jobs::cancel(&args).await?,
         Command::Artifacts(args) => jobs::artifacts(&args).await?,
+        Command::Tenants { command } => tenants::tenants(&command).await?,
         Command::Pull(args) => pull::pull(&args).await?,
         Command::Conform(args) => return conform::conform(&args).await,
         Command::Doctor(args) => return doctor::doctor(&args).await,

@@ -70,6 +70,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     (serve.tls, serve.auth, serve.audit) = (tls, auth, audit);
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
+    serve.settings.policy.preempt_exempt = args.queue.preempt_exempt_time;
     serve.settings.allow_version_skew = args.allow_version_skew;
     if let Some(resolver) = child_resolver(&args) {
         serve.resolver = resolver;

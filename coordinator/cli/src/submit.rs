@@ -17,7 +17,8 @@ use foil_coordinator::plan;
 use foil_coordinator::resolve::{self, local};
 
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
-    let job = load(&args.job.file, &args.job.settings)?;
+    let settings: Vec<String> = args.job.settings.iter().cloned().chain(args.scheduling.settings()).collect();
+    let job = load(&args.job.file, &settings)?;
     let format = args.output.format;
     if args.dry_run && !args.server {
         return dry_run(job, format).await;

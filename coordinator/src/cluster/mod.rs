@@ -289,6 +289,11 @@ impl Cluster {
         supply
     }
 
+    /// True if the device can take another rank as soon as it is free.
+    pub fn is_usable(&self, placement: &Placement) -> bool {
+        self.agents.get(&placement.agent).is_some_and(|agent| agent.is_up() && !agent.leaving)
+    }
+
     /// The agents that may get ranks: not excluded ones, unless no other has devices of the kind.
     fn in_use(&self, kind: &str) -> impl Iterator<Item = (&String, &Agent)> {
         let others = self.agents.values().any(|agent| agent.is_trusted(kind));

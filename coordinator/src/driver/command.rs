@@ -3,14 +3,16 @@
 use std::fmt;
 use std::sync::Arc;
 
+use foil_common::spec::Labels;
 use foil_proto::v1::{self, rank_message};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
 use crate::auth::{Scope, Tenant};
 use crate::cluster::NameTaken;
-use crate::job::{JobState, Submitted};
+use crate::job::{JobState, Submitted, view};
 use crate::schedule::ProtocolError;
+use crate::tenant::{Quota, QuotaExceeded, TenantStatus};
 
 /// Commands on their way to one rank; an error ends its stream.
 pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, StreamEnd>>;
@@ -48,6 +50,25 @@ pub struct Query {
     pub id_prefix: String,
     /// Only jobs of this tenant.
     pub tenant: Option<Tenant>,
+    /// Only jobs in one of these states, if it is not empty.
+    pub states: Vec<v1::JobState>,
+    /// Only jobs with all these labels.
+    pub labels: Labels,
+    /// Only jobs that this principal submitted.
+    pub owner: Option<String>,
+}
+
+impl Query {
+    /// True if the job is among those that are selected, whichever page it is on.
+    pub(super) fn selects(&self, state: &JobState) -> bool {
+        let Submitted { owner, spec, .. } = &state.submitted;
+        self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == state.submitted.tenant())
+            && self.owner.as_ref().is_none_or(|wanted| wanted == owner)
+            && (self.name.is_empty() || spec.name == self.name)
+            && state.id.starts_with(&self.id_prefix)
+            && (self.states.is_empty() || self.states.contains(&view::wire_state(&state.status)))
+            && state.spec.scheduling.labels.include(&self.labels)
+    }
 }
 
 /// A query of a job's state, computed at once and answered when that state is durable.
@@ -93,7 +114,27 @@ pub(super) enum Command {
     Submit {
         id: String,
         submitted: Box<Submitted>,
-        reply: oneshot::Sender<Found>,
+        reply: oneshot::Sender<Result<Found, QuotaExceeded>>,
+    },
+    /// Replies with nothing if too many tenants have a quota.
+    SetQuota {
+        tenant: String,
+        quota: Quota,
+        reply: oneshot::Sender<Option<TenantStatus>>,
+    },
+    GetTenant {
+        name: String,
+        reply: oneshot::Sender<TenantStatus>,
+    },
+    ListTenants {
+        after: String,
+        limit: usize,
+        reply: oneshot::Sender<Vec<TenantStatus>>,
+    },
+    /// Checks that a tenant may submit one more job.
+    CheckSubmission {
+        tenant: String,
+        reply: oneshot::Sender<Result<(), QuotaExceeded>>,
     },
     Get {
         id: String,

@@ -15,11 +15,21 @@ use crate::cluster::NameTaken;
 use crate::job::Submitted;
 use crate::schedule::ProtocolError;
 use crate::secret;
+use crate::tenant::{Quota, QuotaExceeded, TenantStatus};
 
 /// The driver has ended, and the process will soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the coordinator is shutting down")]
 pub struct Stopped;
+
+/// The reason why a job is not taken in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
+}
 
 /// Handle to the driver. Cheap to clone. Every answer reflects durable state only.
 #[derive(Debug, Clone)]
@@ -92,8 +102,27 @@ impl Handle {
     }
 
     /// Commits a job, unless its tenant has one of its request id already; returns the job of the request id.
-    pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Found, Stopped> {
-        self.ask(|reply| Command::Submit { id, submitted: Box::new(submitted), reply }).await
+    pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Found, SubmitError> {
+        Ok(self.ask(|reply| Command::Submit { id, submitted: Box::new(submitted), reply }).await??)
+    }
+
+    /// Sets a tenant's quota; none if too many tenants have one.
+    pub async fn set_quota(&self, tenant: &str, quota: Quota) -> Result<Option<TenantStatus>, Stopped> {
+        self.ask(|reply| Command::SetQuota { tenant: tenant.to_owned(), quota, reply }).await
+    }
+
+    pub async fn tenant(&self, name: &str) -> Result<TenantStatus, Stopped> {
+        self.ask(|reply| Command::GetTenant { name: name.to_owned(), reply }).await
+    }
+
+    /// At most `limit` tenants by name, those after a name.
+    pub async fn tenants_after(&self, after: &str, limit: usize) -> Result<Vec<TenantStatus>, Stopped> {
+        self.ask(|reply| Command::ListTenants { after: after.to_owned(), limit, reply }).await
+    }
+
+    /// Checks that a tenant may submit one more job.
+    pub async fn check_submission(&self, tenant: &str) -> Result<(), SubmitError> {
+        Ok(self.ask(|reply| Command::CheckSubmission { tenant: tenant.to_owned(), reply }).await??)
     }
 
     /// `connection` must be unique to the stream; a later registration of the same process replaces it.

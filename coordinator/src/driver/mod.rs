@@ -15,7 +15,7 @@ mod telemetry;
 mod user_handle;
 
 pub use command::{Found, Page, Query, StreamEnd, Subscription};
-pub use handle::{Handle, Stopped};
+pub use handle::{Handle, Stopped, SubmitError};
 pub use settings::Settings;
 pub use shell::{Driver, DriverError};
 pub use user_handle::UserHandle;

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use crate::cluster::Liveness;
 use crate::lease::LeadershipTimeouts;
+use crate::queue::Policy;
 use crate::schedule::Deadlines;
 
 /// Timeouts and sizes; tests change them.
@@ -9,6 +10,7 @@ use crate::schedule::Deadlines;
 pub struct Settings {
     pub liveness: Liveness,
     pub deadlines: Deadlines,
+    pub policy: Policy,
     pub leadership: LeadershipTimeouts,
     /// Interval of agents' heartbeats.
     pub heartbeat: Duration,
@@ -26,6 +28,7 @@ impl Default for Settings {
         Self {
             liveness: Liveness::default(),
             deadlines: Deadlines::default(),
+            policy: Policy::default(),
             leadership: LeadershipTimeouts::default(),
             heartbeat: Duration::from_secs(2),
             fence: Duration::from_secs(60),

@@ -3,7 +3,7 @@
 use foil_proto::v1;
 
 use super::command::{Command, Found, Inspect, Page, Query, SendReply, Subscription};
-use super::handle::{Handle, Stopped};
+use super::handle::{Handle, Stopped, SubmitError};
 use crate::auth::{Principal, Scope, Tenant};
 use crate::job::{JobState, Submitted};
 
@@ -28,8 +28,13 @@ impl UserHandle {
     }
 
     /// Commits a job, unless its tenant has one of its request id already; returns the job of the request id.
-    pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Found, Stopped> {
+    pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Found, SubmitError> {
         self.handle.submit(id, submitted).await
+    }
+
+    /// Checks that the principal's tenant may submit one more job.
+    pub async fn check_submission(&self) -> Result<(), SubmitError> {
+        self.handle.check_submission(self.tenant.as_str()).await
     }
 
     /// Number of devices of a kind on the connected workers, including busy ones.

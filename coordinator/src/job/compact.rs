@@ -19,16 +19,30 @@ struct Job {
 /// Fewer events that replay to the same state and the same history for watchers. Chunks and checkpoints of
 /// committed phases are dropped, because the commit holds them all, and so are rank processes that have been
 /// replaced.
+///
+/// Of a tenant's quotas the last is kept.
 pub fn compact_events(events: Vec<Event>) -> Vec<Event> {
     let mut jobs: BTreeMap<String, Job> = BTreeMap::new();
+    let mut quotas: BTreeMap<String, usize> = BTreeMap::new();
     let mut numbered = events;
-    for event in &mut numbered {
+    for (index, event) in numbered.iter_mut().enumerate() {
+        if let Change::QuotaSet(set) = &event.change {
+            quotas.insert(set.tenant.clone(), index);
+            continue;
+        }
         let job = jobs.entry(event.job.clone()).or_default();
         job.revision = event.revision.unwrap_or(job.revision + 1);
         event.revision = Some(job.revision);
         job.record(&event.change);
     }
-    numbered.retain(|event| jobs.get(&event.job).is_none_or(|job| job.needs(&event.change)));
+    let mut index = 0;
+    numbered.retain(|event| {
+        index += 1;
+        match &event.change {
+            Change::QuotaSet(set) => quotas.get(&set.tenant) == Some(&(index - 1)),
+            change => jobs.get(&event.job).is_none_or(|job| job.needs(change)),
+        }
+    });
     numbered
 }
 
@@ -49,7 +63,8 @@ impl Job {
             | Change::CheckpointCommitted(_)
             | Change::CheckpointLost { .. }
             | Change::CancelRequested
-            | Change::Ended(_) => {}
+            | Change::Ended(_)
+            | Change::QuotaSet(_) => {}
         }
     }
 
@@ -67,7 +82,8 @@ impl Job {
             | Change::AttemptEnded { .. }
             | Change::CheckpointLost { .. }
             | Change::CancelRequested
-            | Change::Ended(_) => true,
+            | Change::Ended(_)
+            | Change::QuotaSet(_) => true,
         }
     }
 }

@@ -3,7 +3,7 @@
 use foil_proto::v1;
 
 use super::event::{Cause, CauseClass, Change, Detail, Outcome};
-use super::state::{ATTEMPTS_WITHOUT_COMMIT, JobState, JobStatus};
+use super::state::{JobState, JobStatus};
 
 /// The next change that follows from the state itself, with the reason; none if something else must happen
 /// first.
@@ -27,24 +27,44 @@ pub fn decide(state: &JobState) -> Option<(Change, String)> {
     }
 }
 
+/// The cause that ends a job whose timeout is over.
+pub fn timed_out(state: &JobState) -> Cause {
+    let timeout = state.spec.scheduling.timeout.unwrap_or_default();
+    let message = format!(
+        "the job did not end within its timeout of {} after its first start",
+        foil_common::spec::duration_text(timeout)
+    );
+    let advice = "raise or remove timeout in the job file, and submit the job again".to_owned();
+    Cause { advice, ..Cause::new(CauseClass::Timeout, &message) }
+}
+
+/// The end of a job whose timeout is over, and that has no attempt.
+pub fn end_of_timeout(state: &JobState) -> Change {
+    let cause = timed_out(state);
+    let message = cause.message.clone();
+    Change::Ended(Outcome::Failed(Box::new(job_failure(state, &cause, message))))
+}
+
 /// The failure that ends the job, if another attempt is not worthwhile.
 fn failure(state: &JobState) -> Option<v1::JobFailure> {
     let last = state.failures.last()?;
     if last.class.is_final() || last.class == CauseClass::NoProgress {
         return Some(job_failure(state, last, last.message.clone()));
     }
-    if state.failures.len() < ATTEMPTS_WITHOUT_COMMIT {
+    if state.failures.len() <= state.spec.scheduling.retries as usize {
         return None;
     }
-    let message =
-        format!("{} attempts ended without a commit; the last: {}", state.failures.len(), last.message);
+    let message = match state.failures.len() {
+        1 => format!("the attempt ended, and retries is 0: {}", last.message),
+        attempts => format!("{attempts} attempts ended without a commit; the last: {}", last.message),
+    };
     let detail = Detail { last_class: Some(last.class), ..last.detail.clone() };
     let cause = Cause { class: CauseClass::NoProgress, detail, ..last.clone() };
     Some(job_failure(state, &cause, message))
 }
 
 fn job_failure(state: &JobState, cause: &Cause, message: String) -> v1::JobFailure {
-    let Detail { step, chunk, last_class, signal, rows, memory } = cause.detail.clone();
+    let Detail { step, chunk, last_class, signal, rows, memory, .. } = cause.detail.clone();
     v1::JobFailure {
         class: cause.class.as_str().to_owned(),
         message,

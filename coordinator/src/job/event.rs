@@ -1,12 +1,16 @@
 //! The log's events about a job. A job's state is its events applied in order, and nothing else.
 
+use foil_common::spec::without_scheduling;
 use foil_proto::v1;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::tenant::QuotaSet;
+
 /// One event of one job, as stored in the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
+    /// Id of the job; empty for an event about a tenant.
     pub job: String,
     /// Milliseconds since the Unix epoch.
     pub at: u64,
@@ -49,6 +53,8 @@ pub enum Change {
     CancelRequested,
     /// Always the last event.
     Ended(Outcome),
+    /// A tenant has a new quota. The only event that is about no job: its job's id is empty.
+    QuotaSet(Box<QuotaSet>),
 }
 
 /// A submission: everything that the job needs from here on.
@@ -159,6 +165,8 @@ pub struct Detail {
     pub signal: Option<String>,
     pub rows: Vec<String>,
     pub memory: Option<v1::MemoryShortage>,
+    /// The job of higher priority that took the attempt's devices.
+    pub preempted_by: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -180,7 +188,8 @@ pub enum CauseClass {
     Store,
     /// A checkpoint could not be read; the next attempt goes on from the one before it.
     Checkpoint,
-    /// A rank was asked to stop, for example because its machine shuts down; its progress was saved.
+    /// Ranks were asked to stop, because a machine shuts down or for a job of higher priority; their progress
+    /// was saved.
     Preempted,
     /// The agent of a rank stopped responding.
     AgentLost,
@@ -188,6 +197,8 @@ pub enum CauseClass {
     Worker,
     /// A rank's address cannot be reached from another rank's machine.
     Unreachable,
+    /// The job has run for as long as it may.
+    Timeout,
     /// Used for jobs only, never for attempts: attempts kept ending without a commit in between.
     NoProgress,
 }
@@ -210,13 +221,14 @@ impl CauseClass {
             Self::AgentLost => "agent_lost",
             Self::Worker => "worker",
             Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
             Self::NoProgress => "no_progress",
         }
     }
 
     /// True if another attempt would end the same way.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::User | Self::Data | Self::Nonfinite)
+        matches!(self, Self::User | Self::Data | Self::Nonfinite | Self::Timeout)
     }
 
     /// True if the attempt's end counts towards giving up the job.
@@ -260,7 +272,8 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// Hash that is equal for equal specifications, whether or not defaults were filled in by the client.
+/// Hash of a specification with its defaults filled in, equal for jobs that compute the same: priority,
+/// labels, retries and timeout are left out.
 pub fn spec_hash(spec: &v1::JobSpec) -> String {
-    blake3::hash(&spec.encode_to_vec()).to_hex().to_string()
+    blake3::hash(&without_scheduling(spec).encode_to_vec()).to_hex().to_string()
 }

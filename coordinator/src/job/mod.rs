@@ -17,10 +17,10 @@ pub mod view;
 
 pub use artifacts::{find_artifact, find_committed, last_artifact};
 pub use compact::compact_events;
-pub use decide::decide;
+pub use decide::{decide, end_of_timeout, timed_out};
 pub use event::{
     Cause, CauseClass, Change, ChunkDone, Committed, DEFAULT_TENANT, Detail, Event, Outcome, RankStarted,
     Submitted, spec_hash,
 };
 pub use garbage::GarbageSet;
-pub use state::{ATTEMPTS_WITHOUT_COMMIT, JobState, JobStatus, StateError};
+pub use state::{JobState, JobStatus, StateError, Times};

@@ -8,9 +8,6 @@ use foil_proto::v1;
 use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, RankStarted, Submitted, spec_hash};
 use crate::plan::{Phase, PlanError};
 
-/// Number of failed attempts without a commit after which the job is given up.
-pub const ATTEMPTS_WITHOUT_COMMIT: usize = 3;
-
 /// Number of checkpoints kept to fall back on if the last cannot be read.
 pub(super) const CHECKPOINTS_KEPT: usize = 3;
 
@@ -70,7 +67,37 @@ pub struct JobState {
     pub ranks: BTreeMap<u32, RankStarted>,
     /// Causes of the attempts that failed since the last commit.
     pub failures: Vec<Cause>,
+    /// Times of its attempts, and what it has waited for them.
+    pub times: Times,
+    /// Number of attempts that ended for jobs of higher priority.
+    pub preemptions: u32,
     pub status: JobStatus,
+}
+
+/// Times of a job in milliseconds since the Unix epoch: those of its events, so that every coordinator has
+/// the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Start of the first attempt.
+    pub started: Option<u64>,
+    /// Start of the last attempt; 0 before the first.
+    pub attempt_started: u64,
+    /// The wait for devices before the last attempt.
+    pub waited: u64,
+    /// When it began to wait for devices, the last time.
+    pub waits_since: u64,
+}
+
+impl Times {
+    fn submitted(at: u64) -> Self {
+        Self { started: None, attempt_started: 0, waited: 0, waits_since: at }
+    }
+
+    fn start(&mut self, at: u64) {
+        self.started.get_or_insert(at);
+        self.attempt_started = at;
+        self.waited = at.saturating_sub(self.waits_since);
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +141,8 @@ impl JobState {
             attempt: 0,
             ranks: BTreeMap::new(),
             failures: Vec::new(),
+            times: Times::submitted(at),
+            preemptions: 0,
             status: JobStatus::Queued,
         })
     }
@@ -126,6 +155,7 @@ impl JobState {
             {
                 self.attempt = *attempt;
                 self.ranks.clear();
+                self.times.start(event.at);
                 self.status = JobStatus::Running { attempt: *attempt };
             }
             (Change::RankStarted(started), JobStatus::Running { attempt }) if started.attempt == *attempt => {
@@ -162,6 +192,8 @@ impl JobState {
                 if cause.class.counts() {
                     self.failures.push(cause.clone());
                 }
+                self.preemptions += u32::from(cause.detail.preempted_by.is_some());
+                self.times.waits_since = event.at;
                 self.ranks.clear();
                 self.status = JobStatus::Recovering;
             }
@@ -216,6 +248,12 @@ impl JobState {
 
     pub fn is_ended(&self) -> bool {
         matches!(self.status, JobStatus::Ended { .. })
+    }
+
+    /// The time at which the job has run for as long as it may, in milliseconds since the Unix epoch.
+    pub fn times_out_at(&self) -> Option<u64> {
+        let timeout = u64::try_from(self.spec.scheduling.timeout?.as_millis()).unwrap_or(u64::MAX);
+        Some(self.times.started?.saturating_add(timeout))
     }
 
     /// True if the job ended at `time` or later, in milliseconds since the Unix epoch.
@@ -279,6 +317,7 @@ impl Change {
             Self::AttemptEnded { .. } => "attempt_ended",
             Self::CancelRequested => "cancel_requested",
             Self::Ended(_) => "ended",
+            Self::QuotaSet(_) => "quota_set",
         }
     }
 }

@@ -69,6 +69,7 @@ fn a_failure_reports_all_that_is_known_and_survives_the_log() {
         signal: Some("SIGBUS".into()),
         rows: vec!["human pair 5".into()],
         memory: Some(v1::MemoryShortage { place: "host".into(), peak_bytes: Some(9), ..Default::default() }),
+        preempted_by: None,
     };
     let cause = Cause { detail: detail.clone(), ..Cause::new(CauseClass::Nonfinite, "no number") };
     let change = Change::AttemptEnded { attempt: 1, cause };

@@ -81,6 +81,10 @@ fn summary(state: &JobState) -> v1::Job {
         best_round: best_round(state),
         spec_blake3: state.spec_blake3.clone(),
         phases_total: u32::try_from(state.phases.len()).unwrap_or(u32::MAX),
+        priority: state.spec.scheduling.priority.value(),
+        labels: state.spec.scheduling.labels.clone().into(),
+        started_at: state.times.started.map(timestamp),
+        preemptions: state.preemptions,
         tenant: state.submitted.tenant().to_owned(),
         owner: state.submitted.owner.clone(),
         // Fields that the log does not keep, and those that grow with the job.
@@ -128,7 +132,10 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
             vec![job_event::Event::Job(job(state))]
         }
         Change::AttemptStarted { phase, .. } => vec![job_event::Event::Job(job(state)), started(phase)],
-        Change::ChunkDone(_) | Change::RankStarted(_) | Change::CheckpointLost { .. } => Vec::new(),
+        Change::ChunkDone(_)
+        | Change::RankStarted(_)
+        | Change::CheckpointLost { .. }
+        | Change::QuotaSet(_) => Vec::new(),
         Change::CheckpointCommitted(made) => {
             vec![job_event::Event::CheckpointCommitted(v1::CheckpointCommitted {
                 phase: made.phase.clone(),

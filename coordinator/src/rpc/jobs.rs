@@ -7,7 +7,6 @@ use std::time::Duration;
 use foil_common::spec;
 use foil_proto::v1::{self, job_event, jobs_server::Jobs};
 use futures::stream::{self, Stream, StreamExt};
-use prost::Message;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::ErrorDetails;
@@ -15,21 +14,21 @@ use tonic_types::ErrorDetails;
 use super::auth::{Caller, caller, may_change, only_admins};
 use super::limits::{bounded_warnings, check_spec};
 use super::lineage;
+use super::listing;
 use super::status::{
-    bad_field, bad_input, bad_spec, no_job, not_leading, other_spec, status, stopped, too_large,
+    bad_field, bad_input, bad_spec, no_job, not_leading, not_submitted, other_spec, status, stopped,
+    too_large,
 };
 use crate::auth::{Role, Tenant};
 use crate::driver::{Found, Query, Subscription, UserHandle};
 use crate::job::pages::{self, Cursor, PAGE_BYTES, Page};
-use crate::job::{JobState, Submitted};
+use crate::job::{self, JobState, Submitted};
 use crate::leadership::{LeadershipHandle, NotLeading};
 use crate::lease::Lease;
 use crate::plan;
 use crate::resolve::{ModelArtifacts, Request as InputRequest, Resolver};
 use foil_common::plural::counted;
 
-const DEFAULT_PAGE_SIZE: u32 = 50;
-const MAX_PAGE_SIZE: u32 = 1000;
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// The Jobs service: resolves inputs itself and passes everything else to the driver.
@@ -95,6 +94,8 @@ impl JobsService {
         request_id: String,
         spec_hash: String,
     ) -> Result<v1::SubmitResponse, Status> {
+        // Before the inputs are read; the driver checks again.
+        self.driver(caller)?.check_submission().await.map_err(not_submitted)?;
         let id = new_id();
         let request = InputRequest::new(&id, job, models, true).of_tenant(&caller.tenant);
         let resolved = self.resolver.resolve(request).await.map_err(|error| bad_input(&error))?;
@@ -115,7 +116,7 @@ impl JobsService {
         // Reading the inputs takes a while, after which another coordinator may lead.
         let driver = self.driver(caller)?;
         warnings.extend(device_warning(&driver, job).await?);
-        let found = driver.submit(id, submitted).await.map_err(stopped)?;
+        let found = driver.submit(id, submitted).await.map_err(not_submitted)?;
         caller.changes_by(&format!("job/{}", found.job.id), &request_id);
         existing(found, &request_id, &spec_hash, bounded_warnings(warnings))
     }
@@ -132,7 +133,7 @@ impl Jobs for JobsService {
         let v1::SubmitRequest { spec, request_id, dry_run } = request.into_inner();
         let wire = spec.ok_or_else(|| bad_field("spec", "a job needs a specification"))?;
         check_spec(&wire)?;
-        let spec_hash = blake3::hash(&wire.encode_to_vec()).to_hex().to_string();
+        let spec_hash = job::spec_hash(&wire);
         if !dry_run {
             if request_id.is_empty() || request_id.len() > MAX_REQUEST_ID_BYTES {
                 let problem =
@@ -166,18 +167,18 @@ impl Jobs for JobsService {
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
         let caller = caller(&request)?;
         let driver = self.driver(&caller)?;
-        let v1::ListJobsRequest { page_size, page_token, name, id_prefix, tenant, all_tenants } =
-            request.into_inner();
-        let tenant = listed_tenant(&caller, &tenant, all_tenants)?;
-        let size = if page_size == 0 { DEFAULT_PAGE_SIZE } else { page_size.min(MAX_PAGE_SIZE) } as usize;
-        let after = (!page_token.is_empty()).then_some(page_token);
-        if let Some(token) = &after
-            && driver.inspect(token, |_| ()).await.map_err(stopped)?.is_none()
+        let request = request.into_inner();
+        let tenant = listed_tenant(&caller, &request.tenant, request.all_tenants)?;
+        let owner = request.mine.then(|| caller.name.clone());
+        let filters = listing::filters(&request);
+        let query = Query { tenant, owner, ..listing::query(request)? };
+        if let Some(after) = &query.after
+            && driver.inspect(after, |_| ()).await.map_err(stopped)?.is_none()
         {
             return Err(bad_token());
         }
-        let page = driver.list(Query { size, after, name, id_prefix, tenant }).await.map_err(stopped)?;
-        let next_page_token = page.next.unwrap_or_default();
+        let page = driver.list(query).await.map_err(stopped)?;
+        let next_page_token = page.next.map(|id| listing::token(&id, &filters)).unwrap_or_default();
         Ok(Response::new(v1::ListJobsResponse { jobs: page.jobs, next_page_token }))
     }
 
@@ -256,8 +257,8 @@ async fn device_warning(driver: &UserHandle, job: &spec::Job) -> Result<Option<S
     Ok(device_shortage(job.resources.ranks, kind, connected))
 }
 
-fn bad_token() -> Status {
-    bad_field("page_token", "it is not a token of an earlier page")
+pub(super) fn bad_token() -> Status {
+    bad_field("page_token", "it is not a token of an earlier page, asked for with the same filters")
 }
 
 /// Page token; empty if nothing follows.

@@ -11,11 +11,13 @@ mod connections;
 mod jobs;
 mod limits;
 mod lineage;
+mod listing;
 mod mapped_body;
 mod normalize;
 mod plausibility;
 mod serve;
 pub(crate) mod status;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod verify;

@@ -13,6 +13,7 @@ use foil_common::version::{self, BUILD, VERSION};
 use foil_proto::v1::access_server::AccessServer;
 use foil_proto::v1::artifacts_server::ArtifactsServer;
 use foil_proto::v1::jobs_server::JobsServer;
+use foil_proto::v1::tenants_server::TenantsServer;
 use foil_proto::v1::workers_server::WorkersServer;
 use futures::StreamExt;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -29,6 +30,7 @@ use super::artifacts::ArtifactsService;
 use super::auth::{Gate, authorize};
 use super::connections::{Limits, Registry, incoming, track};
 use super::normalize::normalize;
+use super::tenants::TenantsService;
 use super::{JobsService, WorkersService};
 use crate::audit::AuditLog;
 use crate::auth::Authenticator;
@@ -44,6 +46,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAMS_PER_CONNECTION: u32 = 128;
 /// Number of calls of one connection that are handled concurrently; streams count until they are answered.
 const CALLS_PER_CONNECTION: usize = 32;
+/// Size limit of a request of the service Tenants.
+const TENANT_BYTES: usize = 64 << 10;
 /// Size limit of a request's headers.
 const HEADER_BYTES: u32 = 16 << 10;
 /// Number of streams that a connection may reset before they are handled, and that may be reset for its
@@ -208,19 +212,22 @@ async fn routes(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
     let jobs = JobsServer::new(JobsService::new(leadership.clone(), resolver));
+    let tenants = TenantsServer::new(TenantsService::new(leadership.clone()));
     let workers = WorkersServer::new(WorkersService::new(leadership.clone(), &store, allow_version_skew));
     let services = Routes::new(health_service)
         .add_service(reflection)
         .add_service(older_reflection)
         .add_service(AccessServer::new(AccessService))
         .add_service(jobs.max_decoding_message_size(REQUEST_BYTES))
+        .add_service(tenants.max_decoding_message_size(TENANT_BYTES))
         .add_service(workers.max_decoding_message_size(REPORT_BYTES))
         .add_service(ArtifactsService::new(store.clone(), leadership.clone()).into_server());
     Ok(web::merge(services, web::router(metrics, move || leadership.readiness(store.trouble()))))
 }
 
-const LEADER_SERVICES: [&str; 3] = [
+const LEADER_SERVICES: [&str; 4] = [
     JobsServer::<JobsService>::NAME,
+    TenantsServer::<TenantsService>::NAME,
     WorkersServer::<WorkersService>::NAME,
     ArtifactsServer::<ArtifactsService>::NAME,
 ];

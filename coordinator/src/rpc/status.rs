@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::cluster::NameTaken;
-use crate::driver::Stopped;
+use crate::driver::{Stopped, SubmitError};
 use crate::leadership::NotLeading;
 use crate::plan::TooLarge;
 use crate::resolve::ResolveError;
@@ -77,6 +77,13 @@ pub(crate) fn bad_spec(error: &SpecError) -> Status {
     status(Code::InvalidArgument, INVALID_FIELD, message, details)
 }
 
+/// Status for labels to select by that break the syntax.
+pub(crate) fn bad_label(error: &SpecError) -> Status {
+    let message = short(error.to_string());
+    let details = ErrorDetails::with_bad_request_violation("labels", message.clone());
+    status(Code::InvalidArgument, INVALID_FIELD, message, details)
+}
+
 pub(crate) fn too_large(error: &TooLarge) -> Status {
     let message = error.to_string();
     let details =
@@ -104,6 +111,18 @@ pub(crate) fn bad_input(error: &ResolveError) -> Status {
         (None, _) if error.is_store_error() => Status::failed_precondition(message),
         (None, _) => Status::internal(message),
     }
+}
+
+/// Status for a job that is not taken in.
+pub(crate) fn not_submitted(error: SubmitError) -> Status {
+    let exceeded = match error {
+        SubmitError::Stopped(error) => return stopped(error),
+        SubmitError::Quota(exceeded) => exceeded,
+    };
+    let message = short(exceeded.to_string());
+    let subject = format!("tenant:{}/{}", exceeded.tenant(), exceeded.limit());
+    let details = ErrorDetails::with_quota_failure_violation(subject, message.clone());
+    status(Code::ResourceExhausted, "QUOTA_EXCEEDED", message, details)
 }
 
 pub(crate) fn no_job(id: &str) -> Status {

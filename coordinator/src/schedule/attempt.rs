@@ -11,7 +11,7 @@ use super::teardown::Teardown;
 use super::{Deadlines, Decision, Effect, Input, ProtocolError};
 use crate::clock::Now;
 use crate::cluster::Placement;
-use crate::job::JobState;
+use crate::job::{Cause, JobState};
 use crate::secret::{self, SecretIssuer};
 
 /// One attempt of a job.
@@ -80,6 +80,11 @@ impl Attempt {
     /// Sessions whose processes may still be alive.
     pub fn sessions(&self) -> impl Iterator<Item = &str> {
         self.ranks.processes().map(|process| process.session.as_str())
+    }
+
+    /// The devices of its processes.
+    pub fn placements(&self) -> impl Iterator<Item = &Placement> {
+        self.ranks.processes().map(|process| &process.placement)
     }
 
     /// The agent on which a session's process runs.
@@ -202,12 +207,36 @@ impl Attempt {
         }
     }
 
-    /// Ends the attempt without blame if its gang waits for ranks that cannot get devices, so that others can
-    /// use those that it holds. Otherwise the attempt goes on.
+    /// True while the attempt does nothing until it has all its ranks.
+    pub fn is_stalled(&self) -> bool {
+        self.teardown.is_none() && matches!(&self.phase, PhaseRun::Gang(gang) if gang.is_waiting_for_ranks())
+    }
+
+    /// True once the attempt gives its devices back.
+    pub fn is_ending(&self) -> bool {
+        self.teardown.is_some()
+    }
+
+    /// Ends a stalled attempt without blame, so that others can use the devices that it holds.
     pub fn yield_devices(&mut self, now: Now) {
-        let is_waiting = matches!(&self.phase, PhaseRun::Gang(gang) if gang.is_waiting_for_ranks());
-        if is_waiting && self.teardown.is_none() {
+        if self.is_stalled() {
             self.teardown = Some(Teardown::yielded(now));
+        }
+    }
+
+    /// Ends the attempt without blame for a job of higher priority. Ranks have time to finish their step and
+    /// keep a checkpoint of it.
+    pub fn preempt(&mut self, by: &str, now: Now) {
+        if self.teardown.is_none() {
+            self.teardown = Some(Teardown::preempted(by, now.mono + self.deadlines.checkpoint));
+        }
+    }
+
+    /// Ends the attempt, because the job has run for as long as it may.
+    pub fn time_out(&mut self, cause: Cause, now: Now) {
+        let is_stopped = self.teardown.as_ref().is_some_and(Teardown::is_final);
+        if !is_stopped {
+            self.teardown = Some(Teardown::timed_out(cause, now));
         }
     }
 

@@ -15,7 +15,13 @@ pub enum Effect {
         agent: String,
         start: v1::StartRank,
     },
+    /// Kills a process.
     Stop {
+        agent: String,
+        session: String,
+    },
+    /// Asks a process to finish its step, keep a checkpoint of it and exit.
+    Terminate {
         agent: String,
         session: String,
     },

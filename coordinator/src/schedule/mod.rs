@@ -49,6 +49,8 @@ pub struct Deadlines {
     pub exit: Duration,
     /// For a rank to finish a chunk that is no longer needed while a gang waits for it.
     pub obsolete: Duration,
+    /// For ranks whose devices a job of higher priority takes, to finish their step and keep a checkpoint.
+    pub checkpoint: Duration,
 }
 
 impl Default for Deadlines {
@@ -59,6 +61,7 @@ impl Default for Deadlines {
             settling: Duration::from_millis(500),
             exit: Duration::from_secs(10),
             obsolete: Duration::from_secs(5),
+            checkpoint: Duration::from_secs(60),
         }
     }
 }

@@ -177,6 +177,15 @@ impl RankSet {
         *slot = Slot::Stopping { process, since: cx.now.mono };
     }
 
+    /// Asks all processes to finish their step, keep a checkpoint of it and exit.
+    pub(super) fn terminate_all(&self, cx: &mut Context<'_>) {
+        for slot in &self.slots {
+            let (Slot::Starting { process, .. } | Slot::Up { process, .. }) = slot else { continue };
+            let (agent, session) = (process.placement.agent.clone(), process.session.clone());
+            cx.out.effects.push(Effect::Terminate { agent, session });
+        }
+    }
+
     /// Frees the slot and the device of a process that is dead.
     pub(super) fn vacate(&mut self, rank: usize, cx: &mut Context<'_>) {
         let Some(slot) = self.slots.get_mut(rank) else { return };

@@ -9,7 +9,7 @@ use super::context::Context;
 use super::diagnosis::{Observation, diagnose};
 use super::ranks::RankSet;
 use crate::clock::Now;
-use crate::job::{Cause, CauseClass, Change};
+use crate::job::{Cause, CauseClass, Change, Detail};
 
 /// An attempt that is ending. It is over when every slot is vacant.
 #[derive(Debug)]
@@ -30,8 +30,16 @@ enum Reason {
         charged: bool,
     },
     Canceled,
+    /// The job's timeout is over.
+    TimedOut(Cause),
     /// Other jobs can use its devices.
     Yielded,
+    /// A job of higher priority takes its devices.
+    Preempted {
+        by: String,
+        /// The ranks were asked to exit.
+        asked: bool,
+    },
     /// The end is in the log already.
     Recorded,
 }
@@ -72,9 +80,24 @@ impl Teardown {
         Self { kill_at: now.mono, reason: Reason::Yielded }
     }
 
+    /// After the job's timeout.
+    pub(super) fn timed_out(cause: Cause, now: Now) -> Self {
+        Self { kill_at: now.mono, reason: Reason::TimedOut(cause) }
+    }
+
+    /// A job of higher priority takes the devices: ranks may keep a checkpoint before they are killed.
+    pub(super) fn preempted(by: &str, kill_at: Duration) -> Self {
+        Self { kill_at, reason: Reason::Preempted { by: by.to_owned(), asked: false } }
+    }
+
     /// True if the end of the attempt is in the log.
     pub(super) fn is_recorded(&self) -> bool {
         matches!(self.reason, Reason::Recorded)
+    }
+
+    /// True if nothing else is to become of the attempt, or its end is in the log.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self.reason, Reason::Recorded | Reason::Canceled | Reason::TimedOut(_))
     }
 
     /// Adds an observation made while a failed attempt is torn down.
@@ -93,6 +116,11 @@ impl Teardown {
 
     /// Kills the ranks when it is time, and records the end when all of them are gone.
     pub(super) fn advance(&mut self, ranks: &mut RankSet, phase: &str, cx: &mut Context<'_>) {
+        if let Reason::Preempted { by, asked: asked @ false } = &mut self.reason {
+            *asked = true;
+            cx.out.because(format!("job {by} of higher priority takes its devices"));
+            ranks.terminate_all(cx);
+        }
         if cx.now.mono >= self.kill_at {
             for rank in ranks.numbers() {
                 ranks.stop(rank, cx);
@@ -115,9 +143,17 @@ impl Reason {
         match self {
             Self::Recorded => None,
             Self::Canceled => Some(Cause::new(CauseClass::Cancelled, "cancelled")),
+            Self::TimedOut(cause) => Some(cause),
+            Self::Preempted { by, .. } => {
+                let message = format!(
+                    "job {by} of higher priority takes its devices; it goes on when there are others"
+                );
+                let detail = Detail { preempted_by: Some(by), ..Detail::default() };
+                Some(Cause { detail, ..Cause::new(CauseClass::Preempted, &message) })
+            }
             Self::Yielded => Some(Cause::new(
                 CauseClass::Preempted,
-                "the workers left have fewer devices than the job has ranks; it holds none while it waits for more",
+                "it cannot get devices for the ranks that it has lost; it holds none while it waits for all of them",
             )),
             Self::Failed { observations, poison, unrecoverable, charged } => {
                 let mut cause = diagnose(phase, &observations);

@@ -1,20 +1,24 @@
 //! Checks everything that left a coordinator against the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use foil_proto::v1;
 
-use crate::job::{CauseClass, Change, Event, GarbageSet, JobState};
+use super::URGENT;
+use crate::driver::core::Core;
+use crate::job::fixture::JOB;
+use crate::job::{CauseClass, Change, Event, GarbageSet};
 
 /// Everything that a coordinator has ever released as durable.
 #[derive(Debug, Default)]
 pub(super) struct Checker {
-    /// Events of the one job, by revision.
-    observed: BTreeMap<u64, Event>,
+    /// Events by job and revision.
+    observed: BTreeMap<(String, u64), Event>,
     /// Everything that any leader has deleted.
     garbage: Vec<GarbageSet>,
-    /// A client was told that its job was submitted.
-    pub(super) submitted: bool,
+    /// Jobs whose submission a client was told of.
+    pub(super) submitted: BTreeSet<&'static str>,
+    pub(super) preemptions: usize,
 }
 
 impl Checker {
@@ -25,7 +29,15 @@ impl Checker {
             return Err(format!("{} names {key}, which was deleted as garbage", event.change.name()));
         }
         let event = Event { revision: None, ..event.clone() };
-        match self.observed.insert(revision, event.clone()) {
+        if let Change::AttemptEnded { cause, .. } = &event.change
+            && let Some(by) = &cause.detail.preempted_by
+        {
+            self.preemptions += 1;
+            if (event.job.as_str(), by.as_str()) != (JOB, URGENT) {
+                return Err(format!("job {by} preempted job {} of no lower priority", event.job));
+            }
+        }
+        match self.observed.insert((event.job.clone(), revision), event.clone()) {
             Some(before) if before != event => Err(format!(
                 "two leaders released different events at revision {revision}: {} and {}",
                 before.change.name(),
@@ -39,27 +51,29 @@ impl Checker {
         self.garbage.push(garbage);
     }
 
-    /// The newest revision that was released.
-    pub(super) fn newest(&self) -> u64 {
-        self.observed.last_key_value().map_or(0, |(revision, _)| *revision)
+    /// The newest revision of a job that was released.
+    pub(super) fn newest(&self, job: &str) -> u64 {
+        let of_job = (job.to_owned(), 0)..=(job.to_owned(), u64::MAX);
+        self.observed.range(of_job).next_back().map_or(0, |((_, revision), _)| *revision)
     }
 
     /// Checks that every released event is in the log, unless it was compacted away.
-    pub(super) fn check_log(&self, log: &[Event], state: Option<&JobState>) -> Result<(), String> {
-        if self.submitted && state.is_none() {
+    pub(super) fn check_log(&self, log: &[Event], core: &Core) -> Result<(), String> {
+        if self.submitted.iter().any(|job| core.state(job).is_none()) {
             return Err("a job whose submission was confirmed is not in the log".to_owned());
         }
-        let mut revision = 0;
-        let mut found: BTreeMap<u64, &Event> = BTreeMap::new();
+        let mut revisions: BTreeMap<&str, u64> = BTreeMap::new();
+        let mut found: BTreeMap<(&str, u64), &Event> = BTreeMap::new();
         for event in log {
-            revision = event.revision.unwrap_or(revision + 1);
-            found.insert(revision, event);
+            let revision = revisions.entry(&event.job).or_default();
+            *revision = event.revision.unwrap_or(*revision + 1);
+            found.insert((&event.job, *revision), event);
         }
-        for (number, event) in &self.observed {
-            let kept = found.get(number);
+        for ((job, number), event) in &self.observed {
+            let kept = found.get(&(job.as_str(), *number));
             let same = kept.is_some_and(|kept| kept.change == event.change && kept.at == event.at);
             let compacted = kept.is_none()
-                && *number < revision
+                && revisions.get(job.as_str()).is_some_and(|last| number < last)
                 && matches!(event.change, Change::ChunkDone(_) | Change::RankStarted(_));
             if !same && !compacted {
                 let name = event.change.name();

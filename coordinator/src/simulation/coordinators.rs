@@ -1,11 +1,11 @@
 //! Simulated coordinators: their output, their failures, and the invariants that they must keep.
 
+use super::URGENT;
 use super::checker;
-use super::machines::Stream;
+use super::machines::{Rank, Stream};
 use super::node::{Release, State};
 use super::simulator::{FAULTS_END, MILLI, NodeMessage, Rejection, SimEvent, Simulator};
 use crate::driver::core::Action;
-use crate::job::DEFAULT_TENANT;
 use crate::job::fixture::{JOB, submitted};
 
 impl Simulator {
@@ -74,23 +74,23 @@ impl Simulator {
                 self.violation.get_or_insert(violation);
             }
             if let Some(attempt) = checker::failed_attempt(event) {
-                self.check_fence(node, attempt);
+                self.check_fence(node, &event.job, attempt);
             }
-            self.ended |= matches!(event.change, crate::job::Change::Ended(_));
+            if matches!(event.change, crate::job::Change::Ended(_)) {
+                self.ended.insert(event.job.clone());
+            }
         }
-        self.checker.submitted |= release.submitted;
+        self.checker.submitted.extend(release.submitted);
         for action in release.actions {
             self.act(node, action);
         }
     }
 
     /// A leader may give up only processes that are dead, or whose agents it can tell to kill them.
-    fn check_fence(&mut self, node: usize, attempt: u32) {
+    fn check_fence(&mut self, node: usize, job: &str, attempt: u32) {
         let Some(leading) = self.nodes[node].leading() else { return };
-        let alive = self
-            .ranks
-            .values()
-            .find(|rank| rank.start.attempt == attempt && !leading.heard.contains(&rank.agent));
+        let is_of = |rank: &Rank| rank.start.attempt == attempt && rank.start.job_id == job;
+        let alive = self.ranks.values().find(|rank| is_of(rank) && !leading.heard.contains(&rank.agent));
         if let Some(rank) = alive {
             let (session, agent) = (&rank.start.session_id, &rank.agent);
             let text = format!(
@@ -117,9 +117,9 @@ impl Simulator {
                     self.send_on_stream(id, false, SimEvent::ToRank { session, stream, term, command });
                 }
             }
-            Action::WriteSteps { phase, key, .. } => {
+            Action::WriteSteps { job, phase, key, .. } => {
                 let stream = self.open(node);
-                self.send(stream, NodeMessage::StepsWritten { phase, key });
+                self.send(stream, NodeMessage::StepsWritten { job, phase, key });
             }
             Action::CollectGarbage(garbage) => self.checker.record_garbage(garbage),
             Action::Publish { .. }
@@ -132,14 +132,22 @@ impl Simulator {
 
     /// Reads from a leader with a valid lease, which must never show an older state than was released before.
     pub(super) fn read_at(&mut self, node: usize) {
-        let (now, newest) = (self.now, self.checker.newest());
+        for job in [JOB, URGENT] {
+            self.read_job_at(node, job);
+        }
+    }
+
+    fn read_job_at(&mut self, node: usize, job: &str) {
+        let (now, newest) = (self.now, self.checker.newest(job));
         let Some(leading) = self.nodes[node].leading() else { return };
-        let state = leading.core.state(JOB);
+        let state = leading.core.state(job);
         let seen = state.map_or(0, |state| state.revision);
         // The end may be visible here only, if the leader that wrote it died before releasing it. Events that
         // are not durable may still be lost.
         let durable = leading.is_settled() && now < leading.lease_until;
-        self.ended |= durable && state.is_some_and(crate::job::JobState::is_ended);
+        if durable && state.is_some_and(crate::job::JobState::is_ended) {
+            self.ended.insert(job.to_owned());
+        }
         if now < leading.lease_until && seen < newest {
             let text = format!("a leader shows revision {seen} after another leader released {newest}");
             self.violation.get_or_insert(text);
@@ -147,13 +155,13 @@ impl Simulator {
     }
 
     /// The client tries one coordinator after another, and sometimes repeats a request that was answered.
-    pub(super) fn submit(&mut self) {
-        if !self.checker.submitted || self.rng.one_in(2) {
+    pub(super) fn submit(&mut self, job: &'static str) {
+        if !self.checker.submitted.contains(job) || self.rng.one_in(2) {
             let node = self.rng.below(2);
             let stream = self.open(node);
-            self.send(stream, NodeMessage::Submit);
+            self.send(stream, NodeMessage::Submit { job });
             let pause = 200 + self.rng.next() % 2000;
-            self.schedule_after(pause, SimEvent::Submit);
+            self.schedule_after(pause, SimEvent::Submit { job });
         }
     }
 
@@ -190,15 +198,21 @@ impl Simulator {
         node.process == stream.process && node.leading().is_some()
     }
 
-    pub(super) fn submit_job(&mut self, node: usize) {
+    pub(super) fn submit_job(&mut self, node: usize, job: &'static str) {
         let now = self.clock();
         let Some(leading) = self.nodes[node].leading() else { return };
         if now.mono >= leading.lease_until {
             return;
         }
-        if leading.core.find_request(DEFAULT_TENANT, "r1").is_none() {
-            leading.core.submit(JOB, submitted(super::SMALL), now);
+        if leading.core.state(job).is_none() {
+            let mut submitted = submitted(super::SMALL);
+            if job == URGENT {
+                submitted.request_id = URGENT.to_owned();
+                submitted.spec.priority = Some(100);
+                submitted.spec.resources.get_or_insert_default().ranks = Some(4);
+            }
+            leading.core.submit(job, submitted, now);
         }
-        leading.flush(true);
+        leading.flush(Some(job));
     }
 }

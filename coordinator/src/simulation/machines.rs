@@ -42,15 +42,15 @@ pub(super) struct Rank {
     pub(super) term: u64,
 }
 
-/// Sessions that have joined a gang, by attempt and phase.
+/// Sessions that have joined a gang, by job, attempt and phase.
 #[derive(Debug, Default)]
-pub(super) struct GangRendezvous(BTreeMap<(u32, String), BTreeSet<String>>);
+pub(super) struct GangRendezvous(BTreeMap<(String, u32, String), BTreeSet<String>>);
 
 impl GangRendezvous {
     /// Adds a session; returns all sessions when the gang is complete.
-    pub(super) fn join(&mut self, run: &v1::RunGang, session: &str) -> Option<Vec<String>> {
+    pub(super) fn join(&mut self, job: &str, run: &v1::RunGang, session: &str) -> Option<Vec<String>> {
         let phase = run.task.as_ref().map(|task| task.phase.clone()).unwrap_or_default();
-        let met = self.0.entry((run.attempt, phase)).or_default();
+        let met = self.0.entry((job.to_owned(), run.attempt, phase)).or_default();
         met.insert(session.to_owned());
         (met.len() == run.world as usize).then(|| met.iter().cloned().collect())
     }

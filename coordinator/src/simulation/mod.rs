@@ -8,8 +8,8 @@
 //!
 //! Invariants: everything that was released is in the log, once and in order; a leader with a valid lease
 //! shows nothing older than what was released; no attempt is declared failed while one of its processes is
-//! alive and unreachable; the job ends with the same artifacts as without faults. Planted bugs show that each
-//! of these checks can fail.
+//! alive and unreachable; no job preempts one of the same or a higher priority; every job ends with the same
+//! artifacts as without faults. Planted bugs show that each of these checks can fail.
 
 mod checker;
 mod coordinators;
@@ -20,6 +20,7 @@ mod simulator;
 mod store;
 mod workers;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use foil_common::storage::Store;
@@ -31,6 +32,8 @@ use crate::job::fixture::{Edit, JOB};
 use crate::job::{Event, JobState, JobStatus, Outcome};
 use crate::journal::Journal;
 
+/// A job of higher priority that needs the whole cluster; submitted in every fourth history.
+const URGENT: &str = "urgent";
 /// A job of one round.
 const SMALL: &[Edit] = &[|spec| {
     spec.rounds = Some(1);
@@ -55,6 +58,9 @@ pub(crate) enum PlantedBug {
 struct History {
     violation: Option<String>,
     outcome: Outcomes,
+    /// The result of the urgent job, if there was one and it succeeded.
+    urgent: Option<Outcomes>,
+    preemptions: usize,
     deaths: usize,
     elections: u64,
     gaps: Vec<Duration>,
@@ -82,6 +88,8 @@ fn simulate(seed: u64, bug: Option<PlantedBug>, faults: bool) -> History {
         let mut history = History {
             violation: simulator.violation.take(),
             outcome: Vec::new(),
+            urgent: None,
+            preemptions: simulator.checker.preemptions,
             deaths: simulator.deaths,
             elections: simulator.elections,
             gaps: std::mem::take(&mut simulator.gaps),
@@ -89,10 +97,13 @@ fn simulate(seed: u64, bug: Option<PlantedBug>, faults: bool) -> History {
         };
         if history.violation.is_none() {
             match audit(&simulator).await {
-                Ok(state) => {
-                    history.given_up =
-                        matches!(state.status, JobStatus::Ended { outcome: Outcome::Failed(_), .. });
-                    history.outcome = outcome(&state);
+                Ok(core) => {
+                    let failed = |state: &&JobState| {
+                        matches!(state.status, JobStatus::Ended { outcome: Outcome::Failed(_), .. })
+                    };
+                    history.given_up = core.state(JOB).is_some_and(|state| failed(&state));
+                    history.outcome = core.state(JOB).map(outcome).unwrap_or_default();
+                    history.urgent = core.state(URGENT).filter(|state| !failed(state)).map(outcome);
                 }
                 Err(violation) => history.violation = Some(violation),
             }
@@ -102,7 +113,7 @@ fn simulate(seed: u64, bug: Option<PlantedBug>, faults: bool) -> History {
 }
 
 /// Reads the log as the next coordinator would, and checks it against everything that was released.
-async fn audit(simulator: &Simulator) -> Result<JobState, String> {
+async fn audit(simulator: &Simulator) -> Result<Core, String> {
     let store = Store::over(simulator.inner.clone(), "sound", |_| Box::pin(tokio::task::yield_now()));
     let (_, events): (_, Vec<Event>) = Journal::open(store, "auditor", node::SNAPSHOT_POLICY)
         .await
@@ -115,8 +126,8 @@ async fn audit(simulator: &Simulator) -> Result<JobState, String> {
         node::issuer(),
     )
     .map_err(|error| format!("the log cannot be replayed: {error}"))?;
-    simulator.checker.check_log(&events, core.state(JOB))?;
-    core.state(JOB).cloned().ok_or_else(|| "there is no job".to_owned())
+    simulator.checker.check_log(&events, &core)?;
+    core.state(JOB).is_some().then_some(core).ok_or_else(|| "there is no job".to_owned())
 }
 
 /// Simulates seeds on all processors; returns what `keep` makes of each history.
@@ -153,13 +164,19 @@ fn ten_thousand_histories_keep_every_invariant() {
         return;
     }
     let started = std::time::Instant::now();
+    let preemptions = AtomicUsize::new(0);
     let histories = simulate_all(1..SEEDS + 1, None, |seed, history| {
         assert_eq!(history.violation, None, "seed {seed}; {SEED}={seed} simulates it alone");
         if !history.given_up {
             assert_eq!(history.outcome, baseline.outcome, "seed {seed}: other artifacts");
         }
+        if let Some(urgent) = history.urgent {
+            assert_eq!(urgent, baseline.outcome, "seed {seed}: other artifacts of the urgent job");
+        }
+        preemptions.fetch_add(history.preemptions, Ordering::Relaxed);
         (history.deaths, history.elections, history.gaps, history.given_up)
     });
+    let preemptions = preemptions.into_inner();
     let seconds = started.elapsed().as_secs_f64();
     let deaths: usize = histories.iter().map(|(deaths, ..)| deaths).sum();
     let elections: u64 = histories.iter().map(|(_, elections, ..)| elections).sum();
@@ -168,13 +185,14 @@ fn ten_thousand_histories_keep_every_invariant() {
     gaps.sort();
     let p99 = gaps[gaps.len() * 99 / 100];
     println!(
-        "{SEEDS} seeds in {seconds:.1} s ({:.0} a second): {deaths} deaths, {elections} elections, {given_up} jobs given \
-         up; {} takeovers, median {:.1} s, p99 {:.1} s",
+        "{SEEDS} seeds in {seconds:.1} s ({:.0} a second): {deaths} deaths, {elections} elections, {preemptions} preemptions, {given_up} jobs \
+         given up; {} takeovers, median {:.1} s, p99 {:.1} s",
         SEEDS as f64 / seconds,
         gaps.len(),
         gaps[gaps.len() / 2].as_secs_f64(),
         p99.as_secs_f64()
     );
+    assert!(preemptions as u64 > SEEDS / 50, "too few preemptions");
     assert!(deaths as u64 > SEEDS && elections > 2 * SEEDS, "too few faults");
     assert!(given_up < SEEDS as usize / 20, "{given_up} jobs were given up");
     assert!(p99 < Duration::from_secs(10), "failover takes too long: {p99:?}");

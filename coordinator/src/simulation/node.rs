@@ -21,6 +21,7 @@ use crate::job::{Event, compact_events};
 use crate::journal::{Journal, JournalError, SnapshotPolicy};
 use crate::leadership::{LeaderMonitor, Observation, Verdict};
 use crate::lease::LeadershipTimeouts;
+use crate::queue::Policy;
 use crate::schedule::Deadlines;
 use crate::secret::SecretIssuer;
 
@@ -58,8 +59,8 @@ pub(super) struct Release {
     /// Events, each with the job's revision after it.
     pub(super) events: Vec<(u64, Event)>,
     pub(super) actions: Vec<Action>,
-    /// A client waits for the confirmation of its submission.
-    pub(super) submitted: bool,
+    /// The job for whose confirmation a client waits.
+    pub(super) submitted: Option<&'static str>,
     /// Start of a late renewal that the log must confirm.
     renewal: Option<Duration>,
 }
@@ -222,9 +223,11 @@ impl Node {
             settling: second / 2,
             exit: second,
             obsolete: 2 * second,
+            checkpoint: 2 * second,
         };
         let mut core = Core::replay(events, term, self.liveness, deadlines, issuer())
             .map_err(|error| error.to_string())?;
+        core.set_policy(Policy { preempt_exempt: second, ..Policy::default() });
         core.recover(now);
         let mut leading = Leading {
             core,
@@ -238,7 +241,7 @@ impl Node {
             ranks: BTreeMap::new(),
             heard: BTreeSet::new(),
         };
-        leading.flush(false);
+        leading.flush(None);
         self.state = State::Leading(Box::new(leading));
         self.heartbeat(now.mono);
         Ok(Vec::new())
@@ -247,17 +250,19 @@ impl Node {
 
 impl Leading {
     /// Appends decided events, and queues the output that depends on them.
-    pub(super) fn flush(&mut self, submitted: bool) {
+    pub(super) fn flush(&mut self, submitted: Option<&'static str>) {
         let outbox = self.core.drain().expect("no impossible event");
-        let revision = |job: &str| self.core.state(job).map_or(0, |state| state.revision);
-        let count = outbox.events.len() as u64;
-        let sequence = outbox
-            .events
-            .iter()
-            .zip(1..)
-            .map(|(event, at)| (revision(&event.job) - count + at, event.clone()));
-        let events: Vec<_> = sequence.collect();
-        if events.is_empty() && outbox.actions.is_empty() && !submitted {
+        // The last event of a job has the job's revision, and those before it the ones below.
+        let mut revisions: BTreeMap<&str, u64> = BTreeMap::new();
+        let numbered = outbox.events.iter().rev().map(|event| {
+            let last = || self.core.state(&event.job).map_or(0, |state| state.revision) + 1;
+            let revision = revisions.entry(&event.job).or_insert_with(last);
+            *revision -= 1;
+            (*revision, event.clone())
+        });
+        let mut events: Vec<_> = numbered.collect();
+        events.reverse();
+        if events.is_empty() && outbox.actions.is_empty() && submitted.is_none() {
             return;
         }
         let durable = (!events.is_empty()).then(|| self.journal.append(&outbox.events).boxed());

@@ -1,19 +1,20 @@
 //! The environment of two coordinators: time, network, machines, a client, and faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use foil_proto::v1::{self, agent_command, rank_command, rank_message::Message};
 use object_store::memory::InMemory;
 
-use super::PlantedBug;
 use super::checker::Checker;
 use super::machines::{Agent, GangRendezvous, Rank, Stream};
 use super::node::Node;
 use super::rng::SimRng;
 use super::store::{Delivery, Direction, Network, StoreMessage};
+use super::{PlantedBug, URGENT};
 use crate::clock::Now;
+use crate::job::fixture::JOB;
 use crate::lease::LeadershipTimeouts;
 
 pub(super) const MILLI: Duration = Duration::from_millis(1);
@@ -78,7 +79,9 @@ pub(super) enum SimEvent {
         session: String,
         task: u64,
     },
-    Submit,
+    Submit {
+        job: &'static str,
+    },
     Restart {
         node: usize,
     },
@@ -102,8 +105,8 @@ pub(super) enum NodeMessage {
     Hello(v1::RankHello),
     Report { session: String, message: Message },
     RankGone { session: String },
-    StepsWritten { phase: String, key: String },
-    Submit,
+    StepsWritten { job: String, phase: String, key: String },
+    Submit { job: &'static str },
 }
 
 pub(super) struct Simulator {
@@ -123,7 +126,9 @@ pub(super) struct Simulator {
     /// Arrival time of a stream's last message, by direction: later messages do not overtake it.
     last: BTreeMap<(u64, bool), Duration>,
     pub(super) checker: Checker,
-    pub(super) ended: bool,
+    pub(super) ended: BTreeSet<String>,
+    /// The number of jobs.
+    jobs: usize,
     /// The first violated invariant.
     pub(super) violation: Option<String>,
     /// Print every event.
@@ -153,7 +158,8 @@ impl Simulator {
             streams: 0,
             last: BTreeMap::new(),
             checker: Checker::default(),
-            ended: false,
+            ended: BTreeSet::new(),
+            jobs: 1,
             violation: None,
             verbose: std::env::var_os(super::SEED).is_some(),
             deaths: 0,
@@ -171,9 +177,14 @@ impl Simulator {
             simulator.agents.insert(agent.to_owned(), Agent { last_leader_contact, ..Agent::default() });
             simulator.schedule_soon(SimEvent::AgentHeartbeat { agent: agent.to_owned() });
         }
-        simulator.schedule_soon(SimEvent::Submit);
+        simulator.schedule_soon(SimEvent::Submit { job: JOB });
         if faults {
             simulator.schedule_after(2000, SimEvent::Fault);
+        }
+        if faults && seed % 4 == 0 {
+            simulator.jobs = 2;
+            let pause = 1000 + simulator.rng.next() % 15_000;
+            simulator.schedule_after(pause, SimEvent::Submit { job: URGENT });
         }
         simulator
     }
@@ -187,14 +198,14 @@ impl Simulator {
             }
             self.pass_messages();
             self.poll_nodes();
-            if self.ended && until == LIMIT {
+            if self.have_ended() && until == LIMIT {
                 until = self.now + Duration::from_secs(20);
             }
             let Some(((at, _), event)) = self.queue.pop_first() else { return };
             self.now = self.now.max(at);
             if self.now > until {
-                if !self.ended {
-                    self.violation = Some("the job never ended".to_owned());
+                if !self.have_ended() {
+                    self.violation = Some("a job never ended".to_owned());
                 }
                 return;
             }
@@ -207,6 +218,10 @@ impl Simulator {
             }
             self.process_event(event);
         }
+    }
+
+    fn have_ended(&self) -> bool {
+        self.ended.len() == self.jobs
     }
 
     pub(super) fn clock(&self) -> Now {
@@ -316,7 +331,7 @@ impl Simulator {
                 let now = self.clock();
                 if let Some(leading) = self.nodes[node].leading() {
                     leading.core.tick(now);
-                    leading.flush(false);
+                    leading.flush(None);
                 }
                 self.read_at(node);
                 self.schedule_at(self.now + TICK, SimEvent::Tick { node, process });
@@ -339,7 +354,7 @@ impl Simulator {
             // The process has died.
             SimEvent::Tick { .. } | SimEvent::Poll { .. } | SimEvent::Heartbeat { .. } => {}
             SimEvent::ToNode { stream, message } => self.receive(stream, message),
-            SimEvent::Submit => self.submit(),
+            SimEvent::Submit { job } => self.submit(job),
             SimEvent::Restart { node } => {
                 self.nodes[node] = self.start();
                 self.set_clocks(node);

@@ -5,7 +5,7 @@ use foil_proto::v1::{self, agent_command, rank_command, rank_message::Message, r
 use super::machines::{self, Rank, Stream};
 use super::node::FENCE;
 use super::simulator::{NodeMessage, Rejection, SimEvent, Simulator};
-use crate::job::fixture::{JOB, object};
+use crate::job::fixture::object;
 
 /// Interval of an agent's heartbeats, in milliseconds.
 const HEARTBEAT: u64 = 1000;
@@ -32,7 +32,7 @@ impl Simulator {
                 leading.heard.insert(hello.agent_id.clone());
                 leading.agents.insert(hello.agent_id.clone(), stream.id);
                 core.agent_registered(&hello, stream.id, now);
-                leading.flush(false);
+                leading.flush(None);
                 let (agent, term) = (hello.agent_id, leading.term);
                 let command = agent_command::Command::Welcome(v1::AgentWelcome::default());
                 self.schedule_after(1, SimEvent::ToAgent { agent, stream, term, command });
@@ -87,13 +87,13 @@ impl Simulator {
                     core.rank_gone(&session, now);
                 }
             }
-            NodeMessage::StepsWritten { phase, key } => {
-                core.steps_written(JOB, &phase, Ok(object(&key)), now);
+            NodeMessage::StepsWritten { job, phase, key } => {
+                core.steps_written(&job, &phase, Ok(object(&key)), now);
             }
-            NodeMessage::Submit => return self.submit_job(stream.node),
+            NodeMessage::Submit { job } => return self.submit_job(stream.node, job),
         }
         if let Some(leading) = self.nodes[stream.node].leading() {
-            leading.flush(false);
+            leading.flush(None);
         }
     }
 
@@ -340,7 +340,8 @@ impl Simulator {
     }
 
     fn join_rendezvous(&mut self, run: &v1::RunGang, session: &str) {
-        let Some(all) = self.rendezvous.join(run, session) else { return };
+        let Some(job) = self.ranks.get(session).map(|rank| rank.start.job_id.clone()) else { return };
+        let Some(all) = self.rendezvous.join(&job, run, session) else { return };
         // A collective that a rank has left never completes.
         if all.iter().all(|session| self.ranks.contains_key(session)) {
             all.iter().for_each(|session| self.finish_task(session));

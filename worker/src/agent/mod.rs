@@ -260,6 +260,7 @@ impl Agent {
                 }
                 self.count_ranks();
             }
+            Some(Command::StopRank(stop)) if stop.graceful => self.ranks.terminate(&stop.session_id),
             Some(Command::StopRank(stop)) => self.ranks.kill(&stop.session_id),
             Some(Command::Heard(heard)) => self.leader.acknowledged(heard.number),
             None => tracing::warn!("ignored a command that this version does not know"),

@@ -112,6 +112,13 @@ impl Ranks {
         }
     }
 
+    /// Asks a rank to stop gracefully.
+    pub(super) fn terminate(&self, session_id: &str) {
+        if let Some(process) = self.live.get(session_id) {
+            process.terminate();
+        }
+    }
+
     /// Asks all ranks to stop gracefully.
     pub(super) fn terminate_all(&self) {
         for process in self.live.values() {

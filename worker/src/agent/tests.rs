@@ -125,7 +125,7 @@ async fn a_stopped_rank_is_killed_and_an_older_term_is_rejected() {
     send(&peer, 5, welcome(60_000));
     send(&peer, 4, start_rank("old", "cpu:1"));
     send(&peer, 5, start_rank("s1", "cpu:0"));
-    send(&peer, 5, Command::StopRank(v1::StopRank { session_id: "s1".to_owned() }));
+    send(&peer, 5, Command::StopRank(v1::StopRank { session_id: "s1".to_owned(), graceful: false }));
     let end = exit(&mut peer).await;
     assert_eq!((end.session_id.as_str(), end.exit_code, end.signal), ("s1", None, Some(9)));
     assert!(!end.out_of_memory);

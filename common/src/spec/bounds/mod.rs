@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::SpecError;
 use super::check::path;
 use super::contract::{self, Kind, short};
+use super::scheduling::Labels;
 
 const COUNT: u64 = 1_000_000_000;
 const REAL: f64 = 1e6;
@@ -24,9 +25,10 @@ const BATCH: u64 = 1 << 20;
 const SAMPLES: u64 = 1024;
 const WEEK: u64 = 7 * 24 * 3600;
 
-const COUNTS: [(&str, &str, u64); 46] = [
+const COUNTS: [(&str, &str, u64); 48] = [
     ("JobSpec", "seed", ANY),
     ("JobSpec", "rounds", 10_000),
+    ("JobSpec", "retries", 100),
     ("TextSpec", "max_length", TOKENS),
     ("GeneratorSpec", "sft", ROWS),
     ("GeneratorSpec", "golden", ROWS),
@@ -73,6 +75,7 @@ const COUNTS: [(&str, &str, u64); 46] = [
     ("LoraSpec", "target_modules", 16),
     ("PolicyStepSpec", "learning_rate", 10_000),
     ("JobSpec", "name", 63),
+    ("JobSpec", "labels", Labels::MAX as u64),
 ];
 
 /// Maxima. Minima are checked when a field is parsed.
@@ -101,6 +104,10 @@ fn check_message(at: &str, message: &str, value: &Value) -> Result<(), SpecError
         let field = (short(message), name.as_str());
         match (kind, value) {
             (Kind::Message(inner), value) => check_message(at, inner, value)?,
+            // Its texts are checked when it is parsed.
+            (Kind::Map, Value::Object(entries)) => {
+                at_most(at, entries.len() as u64, count(field).unwrap_or(LIST as u64), "entries")?;
+            }
             (_, Value::Array(items)) => {
                 at_most(at, items.len() as u64, count(field).unwrap_or(LIST as u64), "entries")?;
                 for (index, item) in items.iter().enumerate() {

@@ -57,7 +57,8 @@ fn kind(field: &Field) -> String {
         Kind::Text => "text",
         Kind::Flag => "true or false",
         Kind::Real => "number",
-        Kind::Count => "integer",
+        Kind::Count | Kind::Integer => "integer",
+        Kind::Map => "block of texts",
     };
     if field.repeated { format!("list of {one}") } else { one.to_owned() }
 }

@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::contract::{self, Field, JOB_SPEC, Kind, Message, Oneof, short};
 use super::{
-    BestMetric, Bos, Decay, DeviceKind, GeneratorName, Gold, GrpoLossType, ImportanceSampling, Init,
-    LoraTarget, Normalization, OnNonfinite, PairingName, Precision, Preset, Reduction, ReferencePolicy,
-    Refresh, RewardStart, SaveDtype, ScaleRewards, ScheduleKind, Sharding, Side, bounds,
+    BestMetric, Bos, Decay, DeviceKind, GeneratorName, Gold, GrpoLossType, ImportanceSampling, Init, Labels,
+    LoraTarget, Normalization, OnNonfinite, PairingName, Precision, Preset, Priority, Reduction,
+    ReferencePolicy, Refresh, RewardStart, SaveDtype, ScaleRewards, ScheduleKind, Sharding, Side, bounds,
 };
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -170,6 +170,16 @@ fn value(message: &str, field: &Field, nullable: bool) -> Map<String, Value> {
         (Kind::Count, _) => {
             let max = bounds::max_count(message, &field.name);
             json!({ "type": types(&["integer"]), "minimum": 0, "maximum": max })
+        }
+        (Kind::Integer, _) => {
+            let names = or_null(Priority::NAMES);
+            let range = json!({ "type": "integer", "minimum": Priority::MIN, "maximum": Priority::MAX });
+            json!({ "anyOf": [{ "enum": names }, range] })
+        }
+        (Kind::Map, _) => {
+            let max = bounds::max_items(message, &field.name);
+            let text = json!({ "type": types(&["string"]), "maxLength": Labels::VALUE_BYTES });
+            json!({ "type": types(&["object"]), "maxProperties": max, "additionalProperties": text })
         }
         (Kind::Real, _) => {
             let max = bounds::max_real(message, &field.name);

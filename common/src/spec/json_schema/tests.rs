@@ -83,10 +83,21 @@ fn the_schema_refuses_and_accepts_what_the_reader_does() {
         "data: { golden: { path: a } }",
         "sampling: { stop: [a, 7] }",
         "resources: { deterministic: 1 }",
+        "priority: urgent",
+        "priority: 0.5",
+        "labels: nlp",
+        "labels: { team: 7 }",
+        "timeout: 90",
     ];
     let accepted = [
         "{}",
         "name: a",
+        "priority: high",
+        "priority: -7",
+        "priority: null",
+        "labels: { team: nlp, stage: null }",
+        "labels:",
+        "timeout: 90m",
         "rounds: null",
         "rounds: 1e3",
         "policy_step:",
@@ -133,7 +144,7 @@ fn texts(
         match &field.kind {
             Kind::Message(inner) => texts(inner, &at, found),
             Kind::Text => found.push((at, short(message), field.repeated)),
-            Kind::Flag | Kind::Count | Kind::Real => {}
+            Kind::Flag | Kind::Count | Kind::Integer | Kind::Map | Kind::Real => {}
         }
     }
 }
@@ -178,7 +189,8 @@ fn every_choice_of_the_reader_is_an_enum() {
             }
             None => assert!(
                 // These have a form, and no list of values.
-                expected.is_none() || path == ["name"] || path == ["text", "template"],
+                expected.is_none()
+                    || [&["name"][..], &["timeout"], &["text", "template"]].contains(&path.as_slice()),
                 "{path:?} is a choice that the schema does not know: {expected:?}"
             ),
         }

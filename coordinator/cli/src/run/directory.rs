@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use foil_common::spec::without_scheduling;
 use foil_proto::v1;
 use serde_json::Value;
 
@@ -39,7 +40,8 @@ impl Directory {
             Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
         }
         let directory = Self { path: path.to_owned(), _lock: lock };
-        let is_other = directory.owner().is_some_and(|owner| owner != *spec);
+        let is_other =
+            directory.owner().is_some_and(|owner| without_scheduling(&owner) != without_scheduling(spec));
         let has_failed = directory.result().is_some_and(|result| result["state"] != "succeeded");
         if fresh || (is_other && has_failed) {
             for name in results::NAMES.into_iter().chain([SPEC, RESULT, STORE, LOGS]) {
@@ -121,6 +123,8 @@ mod tests {
         open(dir.path(), false, "b").unwrap().claim(&spec("b")).unwrap();
         open(dir.path(), false, "b").unwrap();
         assert!(open(dir.path(), false, "c").unwrap_err().contains("give another --out, or --fresh"));
+        let urgent = v1::JobSpec { priority: Some(100), ..spec("b") };
+        drop(Directory::open(dir.path(), false, &urgent).unwrap());
         fs::write(dir.path().join("mine.txt"), "kept").unwrap();
         open(dir.path(), true, "c").unwrap();
         assert!(dir.path().join("mine.txt").exists() && !dir.path().join(SPEC).exists());

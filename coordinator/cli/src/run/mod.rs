@@ -201,7 +201,7 @@ async fn request(client: &Client, spec: &v1::JobSpec) -> Result<v1::SubmitReques
     }
     let unsuccessful =
         same.iter().filter(|job| is_ended(job) && job.state() != v1::JobState::Succeeded).count();
-    let hash = blake3::hash(&serde_json::to_vec(spec)?).to_hex();
+    let hash = blake3::hash(&serde_json::to_vec(&spec::without_scheduling(spec))?).to_hex();
     let request_id = format!("run-{}-{unsuccessful}", &hash[..32]);
     Ok(v1::SubmitRequest { spec: Some(spec.clone()), request_id, dry_run: false })
 }

@@ -95,6 +95,11 @@ impl Core {
                 self.outbox.actions.push(Action::Agent { agent, command });
             }
             Effect::Stop { agent, session } => self.stop(&agent, session),
+            Effect::Terminate { agent, session } => {
+                let stop = v1::StopRank { session_id: session, graceful: true };
+                let command = agent_command::Command::StopRank(stop);
+                self.outbox.actions.push(Action::Agent { agent, command });
+            }
             Effect::Send { session, command } => self.outbox.actions.push(Action::Rank { session, command }),
             Effect::Release { placement, session } => self.cluster.release(&placement, &session),
             Effect::AgentFault { placement, fault, why } => {
@@ -136,7 +141,7 @@ impl Core {
     }
 
     pub(super) fn stop(&mut self, agent: &str, session: String) {
-        let command = agent_command::Command::StopRank(v1::StopRank { session_id: session });
+        let command = agent_command::Command::StopRank(v1::StopRank { session_id: session, graceful: false });
         self.outbox.actions.push(Action::Agent { agent: agent.to_owned(), command });
     }
 
@@ -195,6 +200,9 @@ impl Core {
     }
 
     pub(super) fn apply(&mut self, event: &Event) -> Result<(), StateError> {
+        if self.apply_quota(&event.change) {
+            return Ok(());
+        }
         let id = &event.job;
         match (&event.change, self.jobs.get_mut(id)) {
             (Change::Submitted(submitted), None) => {
@@ -272,6 +280,6 @@ fn log(event: &Event) {
                 (started.attempt, started.rank, started.session.as_str(), started.agent.as_str());
             tracing::debug!(job, attempt, rank, session, agent, "starting rank process");
         }
-        Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {}
+        Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) | Change::QuotaSet(_) => {}
     }
 }

@@ -1,78 +1,118 @@
-//! Allocation of free devices, and notices about what a job waits for.
+//! Allocation of free devices, preemption, and notices about what a job waits for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use foil_proto::v1;
+use foil_common::spec::DeviceKind;
 
-use super::{Core, Entry, Waiting};
+use super::{Core, Entry, Waiting, tenants};
 use crate::clock::Now;
-use crate::cluster::Placement;
+use crate::cluster::{Cluster, Placement};
 use crate::job::{Change, RankStarted};
-use crate::queue::{self, Demand, Grant, Supply};
+use crate::queue::{self, Claim, Demand, Grant, Policy, Preemption, Queue, Running, Wait};
 use crate::schedule::{Attempt, Level, Process};
-
-/// Time that a job waits before its watchers are notified, and before it is passed over if it is too large
-/// for the connected workers.
-const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Time that an attempt keeps its devices while it needs more than the connected workers have.
-const HOLDING: Duration = Duration::from_secs(60);
 
 impl Core {
     /// Gives free devices to waiting jobs, as [`queue::allocate`] decides.
     pub(super) fn allocate(&mut self, now: Now) {
-        let (mut demands, mut supply) = (Vec::new(), BTreeMap::new());
-        for id in &self.order {
-            let Some(entry) = self.jobs.get_mut(id) else { continue };
-            let Some(demand) = demand(id, entry) else {
-                entry.waiting = None;
-                continue;
-            };
-            let kind_supply =
-                *supply.entry(demand.kind.clone()).or_insert_with(|| self.cluster.supply(&demand.kind));
-            let passed_over = is_passed_over(entry, kind_supply, now);
-            demands.push(Demand { passed_over, ..demand });
+        let mut queue = self.queue(now);
+        if queue.demands.is_empty() {
+            return;
         }
-        let grants = queue::allocate(&supply, &demands);
-        self.yield_devices(&demands, &grants, now);
-        for (demand, grant) in demands.into_iter().zip(grants) {
-            if demand.starts && grant == Grant::Full {
-                self.start_attempt(&demand.job, now);
+        let allocation = queue::allocate(&mut queue);
+        for preemption in allocation.preemptions {
+            self.preempt(preemption, now);
+        }
+        for job in allocation.yields {
+            let id = self.order[job].clone();
+            self.with_attempt(&id, |attempt, _| attempt.yield_devices(now));
+            self.advance_job(&id, now);
+        }
+        for (demand, grant) in queue.demands.iter().zip(allocation.grants) {
+            let (ranks, wait) = match grant {
+                Grant::Full => (demand.ranks, None),
+                Grant::Partial(ranks, wait) => (ranks, Some(wait)),
+                Grant::Wait(wait) => (0, Some(wait)),
+            };
+            if ranks > 0 {
+                let id = self.order[demand.job].clone();
+                self.place(&id, demand, ranks, now);
             }
-            match grant {
-                Grant::Full => {
-                    self.start_ranks(&demand, demand.ranks, now);
-                    if demand.starts {
-                        self.check_addresses(&demand.job, now);
-                    }
-                    if let Some(entry) = self.jobs.get_mut(&demand.job) {
-                        entry.waiting = None;
-                    }
-                }
-                Grant::Partial(ranks, wait) => {
-                    self.start_ranks(&demand, ranks, now);
-                    self.wait(&demand.job, wait, now);
-                }
-                Grant::Wait(wait) => self.wait(&demand.job, wait, now),
+            match wait {
+                Some(wait) => self.wait(demand.job, wait, now),
+                None => self.entry_mut(demand.job).into_iter().for_each(|entry| entry.waiting = None),
             }
         }
     }
 
-    /// Makes attempts that cannot get all their ranks on the connected workers release their devices to
-    /// waiting jobs.
-    fn yield_devices(&mut self, demands: &[Demand], grants: &[Grant], now: Now) {
-        let waits = |kind: &str, but: &str| {
-            let others =
-                demands.iter().zip(grants).filter(|(other, _)| other.kind == kind && other.job != but);
-            others.into_iter().any(|(_, grant)| *grant != Grant::Full)
-        };
-        for demand in demands.iter().filter(|demand| !demand.starts) {
-            let since = self.jobs.get(&demand.job).and_then(|entry| entry.waiting.as_ref()?.too_large_since);
-            if since.is_some_and(|since| now.since(since) >= HOLDING) && waits(&demand.kind, &demand.job) {
-                self.with_attempt(&demand.job, |attempt, _| attempt.yield_devices(now));
+    /// The jobs that lack devices, those whose devices they could take, and what there is.
+    fn queue(&mut self, now: Now) -> Queue {
+        let mut queue = Queue { policy: self.policy, ..Queue::default() };
+        let mut indices: BTreeMap<String, usize> = BTreeMap::new();
+        for (job, id) in self.order.iter().enumerate() {
+            let Some(entry) = self.jobs.get_mut(id) else { continue };
+            let Entry { state, attempt, waiting, .. } = entry;
+            if attempt.is_none() && !state.wants_devices() {
+                *waiting = None;
+                continue;
             }
+            let kind = state.spec.resources.device;
+            let supply = queue.supply.entry(kind).or_insert_with(|| self.cluster.supply(kind.name()));
+            let name = state.submitted.tenant();
+            let tenant = indices.get(name).copied().unwrap_or_else(|| {
+                queue.shares.push(tenants::share(&self.quotas, name));
+                indices.insert(name.to_owned(), queue.shares.len() - 1);
+                queue.shares.len() - 1
+            });
+            if let Some(attempt) = attempt {
+                let share = &mut queue.shares[tenant];
+                share.jobs += 1;
+                share.devices.entry(kind).or_default().used += state.spec.resources.ranks as usize;
+                let held = usable(attempt, &self.cluster);
+                if attempt.is_ending() {
+                    supply.releasing += held;
+                } else {
+                    let priority =
+                        self.policy.aged(state.spec.scheduling.priority.value(), millis(state.times.waited));
+                    let ran = millis(now.wall.saturating_sub(state.times.attempt_started));
+                    queue.running.push(Running { job, kind, held, priority, ran });
+                }
+            }
+            let Some((ranks, claim)) = claim(entry) else {
+                entry.waiting = None;
+                continue;
+            };
+            let known = now.since(entry.waiting.get_or_insert_with(|| Waiting::new(now)).since);
+            let waited = millis(now.wall.saturating_sub(entry.state.times.waits_since));
+            let priority = entry.state.spec.scheduling.priority.value();
+            queue.demands.push(Demand { job, tenant, kind, ranks, priority, waited, known, claim });
         }
+        queue
+    }
+
+    fn entry_mut(&mut self, job: usize) -> Option<&mut Entry> {
+        self.jobs.get_mut(self.order.get(job)?)
+    }
+
+    /// Starts ranks of a job, and its attempt first if it has none.
+    fn place(&mut self, id: &str, demand: &Demand, ranks: usize, now: Now) {
+        let starts = demand.claim == Claim::Start;
+        if starts {
+            self.start_attempt(id, now);
+        }
+        self.start_ranks(id, demand.kind, ranks, now);
+        if starts {
+            self.check_addresses(id, now);
+        }
+    }
+
+    /// Asks a job's ranks to keep a checkpoint and exit, for a job of higher priority.
+    fn preempt(&mut self, preemption: Preemption, now: Now) {
+        let Preemption { job, by } = preemption;
+        let (id, by) = (self.order[job].clone(), self.order[by].clone());
+        tracing::info!(job = id, by, "preempting a job for one of higher priority");
+        self.with_attempt(&id, |attempt, _| attempt.preempt(&by, now));
+        self.advance_job(&id, now);
     }
 
     fn start_attempt(&mut self, id: &str, now: Now) {
@@ -87,12 +127,11 @@ impl Core {
     }
 
     /// Starts processes for this many of the attempt's vacant ranks.
-    fn start_ranks(&mut self, demand: &Demand, ranks: usize, now: Now) {
-        let (id, kind) = (demand.job.as_str(), demand.kind.as_str());
+    fn start_ranks(&mut self, id: &str, kind: DeviceKind, ranks: usize, now: Now) {
         let vacant = self.with_attempt(id, |attempt, _| attempt.vacancies()).unwrap_or_default();
         for rank in vacant.into_iter().take(ranks) {
             let Some(placement) =
-                self.cluster.find_free(kind, 1).and_then(|placements| placements.into_iter().next())
+                self.cluster.find_free(kind.name(), 1).and_then(|placements| placements.into_iter().next())
             else {
                 return;
             };
@@ -124,48 +163,47 @@ impl Core {
     }
 
     /// Updates what the job waits for, and notifies its watchers if that has changed.
-    fn wait(&mut self, id: &str, wait: v1::JobWait, now: Now) {
-        let Some(waiting) = self.jobs.get_mut(id).and_then(|entry| entry.waiting.as_mut()) else { return };
-        waiting.current = wait;
-        // The number of free devices changes too often to be news.
-        let key = |wait: &v1::JobWait| (wait.wanted, wait.connected, wait.position);
-        let is_announced =
-            waiting.announced.as_ref().is_some_and(|announced| key(announced) == key(&waiting.current));
-        if is_announced || now.since(waiting.since) < PATIENCE {
+    fn wait(&mut self, job: usize, wait: Wait, now: Now) {
+        let settling = self.policy.settling;
+        let Some(entry) = self.entry_mut(job) else { return };
+        let Some(waiting) = &mut entry.waiting else { return };
+        waiting.current = Some(wait);
+        let is_announced = waiting.announced.is_some_and(|announced| announced.news() == wait.news());
+        if is_announced || now.since(waiting.since) < settling {
             return;
         }
-        waiting.announced = Some(waiting.current.clone());
-        let text = waiting.current.reason.clone();
-        self.notify_watchers(id, Level::Info, text, now);
+        waiting.announced = Some(wait);
+        let text = wait.view(entry.state.submitted.tenant()).reason;
+        let id = self.order[job].clone();
+        self.notify_watchers(&id, Level::Info, text, now);
     }
+
+    /// Sets the times that govern the queue.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+}
+
+impl Waiting {
+    fn new(now: Now) -> Self {
+        Self { since: now.mono, current: None, announced: None }
+    }
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Number of an attempt's devices that others could use.
+fn usable(attempt: &Attempt, cluster: &Cluster) -> usize {
+    attempt.placements().filter(|placement| cluster.is_usable(placement)).count()
 }
 
 /// The devices that a job lacks, if any.
-fn demand(id: &str, entry: &Entry) -> Option<Demand> {
-    let resources = &entry.state.spec.resources;
-    let starts = entry.state.wants_devices() && entry.attempt.is_none();
-    let ranks = match &entry.attempt {
-        Some(attempt) => attempt.vacancies().len(),
-        None if starts => resources.ranks as usize,
-        None => 0,
-    };
-    let kind = resources.device.to_string();
-    (ranks > 0).then(|| Demand { job: id.to_owned(), kind, ranks, starts, passed_over: false })
-}
-
-/// True if the job has been too large for the cluster for long enough. Records since when it waits.
-fn is_passed_over(entry: &mut Entry, supply: Supply, now: Now) -> bool {
-    let fits = entry.state.spec.resources.ranks as usize <= supply.connected;
-    let waiting = entry.waiting.get_or_insert_with(|| Waiting {
-        since: now.mono,
-        too_large_since: None,
-        current: v1::JobWait::default(),
-        announced: None,
-    });
-    if fits {
-        waiting.too_large_since = None;
-        return false;
-    }
-    let since = *waiting.too_large_since.get_or_insert(now.mono);
-    now.since(since) >= PATIENCE
+fn claim(entry: &Entry) -> Option<(usize, Claim)> {
+    let ranks = entry.state.spec.resources.ranks as usize;
+    let Some(attempt) = &entry.attempt else { return Some((ranks, Claim::Start)) };
+    let lacking = attempt.vacancies().len();
+    let claim = Claim::Replace { held: ranks - lacking, stalled: attempt.is_stalled() };
+    (lacking > 0).then_some((lacking, claim))
 }

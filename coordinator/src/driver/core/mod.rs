@@ -6,6 +6,7 @@ mod agents;
 mod apply;
 mod devices;
 mod hosts;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -17,9 +18,11 @@ use std::time::Duration;
 use foil_proto::v1::{self, agent_command, rank_command, rank_message};
 
 use self::hosts::Hosts;
+use self::tenants::Quotas;
 use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness, Placement};
-use crate::job::{Change, Event, GarbageSet, JobState, JobStatus, StateError, Submitted};
+use crate::job::{self, Change, Event, GarbageSet, JobState, JobStatus, StateError, Submitted};
+use crate::queue::{Policy, Wait};
 use crate::schedule::{Attempt, Counter, Deadlines, Input, Level, ProtocolError, ShardSaved, StepTaken};
 use crate::secret::SecretIssuer;
 
@@ -86,6 +89,8 @@ pub struct Core {
     /// Term in which this process leads; part of the names of processes and leases that it creates.
     term: u64,
     deadlines: Deadlines,
+    policy: Policy,
+    quotas: Quotas,
     /// Derives the secrets of the processes that it starts.
     issuer: SecretIssuer,
     outbox: Outbox,
@@ -115,7 +120,8 @@ impl Entry {
     fn visible_wait(&self) -> Option<v1::JobWait> {
         let wants_devices =
             !self.state.is_ended() && !matches!(self.state.status, JobStatus::Cancelling { .. });
-        self.waiting.as_ref().filter(|_| wants_devices).map(|waiting| waiting.current.clone())
+        let current = self.waiting.as_ref().filter(|_| wants_devices)?.current?;
+        Some(current.view(self.state.submitted.tenant()))
     }
 }
 
@@ -123,12 +129,10 @@ impl Entry {
 #[derive(Debug, Clone)]
 struct Waiting {
     since: Duration,
-    /// Time since which the connected workers have fewer than it needs.
-    too_large_since: Option<Duration>,
-    /// Current reason, as users see it.
-    current: v1::JobWait,
-    /// Reason that was last published to watchers.
-    announced: Option<v1::JobWait>,
+    /// The last decision on it; none before the first.
+    current: Option<Wait>,
+    /// The wait that was last published to watchers.
+    announced: Option<Wait>,
 }
 
 /// A rank process that may write objects of its job.
@@ -158,6 +162,8 @@ impl Core {
             hosts: Hosts::default(),
             term,
             deadlines,
+            policy: Policy::default(),
+            quotas: Quotas::default(),
             issuer,
             outbox: Outbox::default(),
             trouble: None,
@@ -320,9 +326,28 @@ impl Core {
             }
         }
         for id in self.order.clone() {
+            self.end_overdue(&id, now);
             self.advance_job(&id, now);
             self.publish_progress(&id, now);
         }
         self.allocate(now);
+    }
+
+    /// Ends a job that has run for as long as it may.
+    fn end_overdue(&mut self, id: &str, now: Now) {
+        let Some(Entry { state, attempt, .. }) = self.jobs.get_mut(id) else { return };
+        let is_over = state.times_out_at().is_some_and(|end| now.wall >= end);
+        if !is_over {
+            return;
+        }
+        match (&state.status, attempt) {
+            (JobStatus::Running { .. }, Some(attempt)) => attempt.time_out(job::timed_out(state), now),
+            // With every phase committed, it has succeeded.
+            (JobStatus::Recovering, _) if state.phase().is_some() => {
+                let change = job::end_of_timeout(state);
+                self.commit(id, change, "its timeout is over", now);
+            }
+            _ => {}
+        }
     }
 }

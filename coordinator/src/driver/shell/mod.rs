@@ -97,7 +97,8 @@ impl Driver {
         let replayed = events.len();
         #[expect(clippy::disallowed_methods, reason = "the shell owns the randomness")]
         let issuer = SecretIssuer::new(rand::random());
-        let core = Core::replay(events, journal.term(), settings.liveness, settings.deadlines, issuer)?;
+        let mut core = Core::replay(events, journal.term(), settings.liveness, settings.deadlines, issuer)?;
+        core.set_policy(settings.policy);
         tracing::info!(events = replayed, jobs = core.order().len(), term = journal.term(), "log replayed");
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender, attempts: WriteAccess::default() };

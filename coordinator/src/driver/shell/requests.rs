@@ -14,6 +14,10 @@ use crate::auth::Scope;
 use crate::clock::Now;
 use crate::job::pages::PAGE_BYTES;
 use crate::job::{JobState, Submitted, view};
+use crate::tenant::{Quota, QuotaExceeded, TenantStatus};
+
+/// Maximum number of tenants with a quota, all of which a coordinator holds in memory.
+const MAX_QUOTAS: usize = 10_000;
 
 impl Driver {
     pub(super) fn handle(&mut self, command: Command, now: Now) {
@@ -51,18 +55,51 @@ impl Driver {
                 let job = self.visible(&id, &scope).map(view::job);
                 self.reply(move |_| drop(reply.send(job)));
             }
+            Command::SetQuota { tenant, quota, reply } => {
+                let tenant = self.set_quota(&tenant, quota, now);
+                self.reply(move |_| drop(reply.send(tenant)));
+            }
+            Command::GetTenant { name, reply } => {
+                let tenant = self.core.tenant(&name);
+                self.reply(move |_| drop(reply.send(tenant)));
+            }
+            Command::ListTenants { after, limit, reply } => {
+                let tenants = self.core.tenants_after(&after, limit);
+                self.reply(move |_| drop(reply.send(tenants)));
+            }
+            Command::CheckSubmission { tenant, reply } => {
+                let checked = self.core.check_submission(&tenant);
+                self.reply(move |_| drop(reply.send(checked)));
+            }
             worker_command => self.handle_worker(worker_command, now),
         }
     }
 
-    fn submit(&mut self, id: &str, submitted: Submitted, reply: oneshot::Sender<Found>, now: Now) {
+    fn submit(
+        &mut self,
+        id: &str,
+        submitted: Submitted,
+        reply: oneshot::Sender<Result<Found, QuotaExceeded>>,
+        now: Now,
+    ) {
         let (tenant, request_id) = (submitted.tenant().to_owned(), submitted.request_id.clone());
         if self.core.find_request(&tenant, &request_id).is_none() {
+            if let Err(exceeded) = self.core.check_submission(&tenant) {
+                return self.reply(move |_| drop(reply.send(Err(exceeded))));
+            }
             self.core.submit(id, submitted, now);
         }
         if let Some(found) = self.found(&tenant, &request_id) {
-            self.reply(move |_| drop(reply.send(found)));
+            self.reply(move |_| drop(reply.send(Ok(found))));
         }
+    }
+
+    fn set_quota(&mut self, tenant: &str, quota: Quota, now: Now) -> Option<TenantStatus> {
+        if !self.core.has_quota(tenant) && self.core.quotas() >= MAX_QUOTAS {
+            return None;
+        }
+        self.core.set_quota(tenant, quota, now);
+        Some(self.core.tenant(tenant))
     }
 
     /// A job that a caller of this scope may know of.
@@ -81,13 +118,7 @@ impl Driver {
         let after = query.after.as_ref();
         let skip =
             after.and_then(|after| newest_first().position(|id| id == after)).map_or(0, |index| index + 1);
-        let is_wanted = |state: &&JobState| {
-            let tenant = state.submitted.tenant();
-            scope.includes(tenant)
-                && query.tenant.as_ref().is_none_or(|wanted| wanted.as_str() == tenant)
-                && (query.name.is_empty() || state.submitted.spec.name == query.name)
-                && state.id.starts_with(&query.id_prefix)
-        };
+        let is_wanted = |state: &&JobState| scope.includes(state.submitted.tenant()) && query.selects(state);
         let mut wanted =
             newest_first().skip(skip).filter_map(|id| self.core.state(id)).filter(is_wanted).peekable();
         let (mut jobs, mut room) = (Vec::new(), PAGE_BYTES);

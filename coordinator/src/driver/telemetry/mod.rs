@@ -71,7 +71,8 @@ impl Telemetry {
                 recovered(self.tracker.progressed(job, *at));
             }
             Change::Ended(_) => self.tracker.ended(job),
-            Change::Submitted(_) | Change::RankStarted(_) | Change::CancelRequested => {}
+            Change::Submitted(_) | Change::RankStarted(_) | Change::CancelRequested | Change::QuotaSet(_) => {
+            }
         }
     }
 

@@ -50,7 +50,7 @@ pub(in crate::rpc) enum Effect {
 
 use Access::{Agent, Known, Open, User, UserOrRank};
 use Effect::{Changes, Reads};
-use Role::{Submitter, Viewer};
+use Role::{Admin, Submitter, Viewer};
 
 const RPCS: &[(&str, Access, Effect)] = &[
     ("/foil.v1.Access/WhoAmI", Known, Reads),
@@ -66,6 +66,10 @@ const RPCS: &[(&str, Access, Effect)] = &[
     ("/foil.v1.Jobs/ListRounds", User(Viewer), Reads),
     ("/foil.v1.Jobs/Submit", User(Submitter), Changes),
     ("/foil.v1.Jobs/Watch", User(Viewer), Reads),
+    // Its own tenant's, or any for an admin.
+    ("/foil.v1.Tenants/GetQuota", User(Viewer), Reads),
+    ("/foil.v1.Tenants/ListTenants", User(Admin), Reads),
+    ("/foil.v1.Tenants/SetQuota", User(Admin), Changes),
     ("/foil.v1.Workers/Agent", Agent, Changes),
     // The stream of its agent stands for it.
     ("/foil.v1.Workers/Rank", Agent, Reads),

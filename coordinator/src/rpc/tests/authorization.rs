@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use tonic::metadata::MetadataValue;
 use tonic::service::interceptor::InterceptedService;
 
+use super::super::listing;
 use super::*;
 use crate::audit::{AuditFile, AuditLog};
 use crate::auth::token::Token;
@@ -270,8 +271,9 @@ async fn lists_request_ids_and_references_stay_within_the_tenant() {
                 assert_eq!(reason(&refused.unwrap_err()), "ROLE_REQUIRED", "{role}");
             }
         }
-        // A page token is the id of a job.
-        let page = v1::ListJobsRequest { page_token: "j2".into(), ..own.clone() };
+        // A page token names a job.
+        let page_token = listing::token("j2", &listing::filters(&own));
+        let page = v1::ListJobsRequest { page_token, ..own.clone() };
         assert_eq!(list("vision", *role, page).await.is_ok(), *role == Role::Admin);
     }
     // The same request id in another tenant is another request.

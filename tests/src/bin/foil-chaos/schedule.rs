@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use foil_coordinator::job::ATTEMPTS_WITHOUT_COMMIT;
+use foil_common::spec::Scheduling;
 
 use super::Args;
 use super::audit;
@@ -19,7 +19,7 @@ const PAUSES: std::ops::Range<u64> = 200..2500;
 /// Events this soon after a fault were in flight before it and are no sign of progress.
 const IN_FLIGHT: Duration = Duration::from_millis(300);
 /// Attempts without a commit after which a job fails.
-const ATTEMPTS: u32 = ATTEMPTS_WITHOUT_COMMIT as u32;
+const ATTEMPTS: u32 = Scheduling::RETRIES + 1;
 /// Timeout of recovery and of a job.
 const PATIENCE: Duration = Duration::from_secs(180);
 

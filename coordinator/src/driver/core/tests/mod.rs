@@ -12,7 +12,10 @@ use crate::job::{DEFAULT_TENANT, Outcome, compact_events};
 use crate::simulation::machines::{chunk_result, gang_result};
 use crate::simulation::rng::SimRng;
 
+mod cancel;
+mod queue;
 mod store;
+mod tenants;
 mod trust;
 
 /// A rank process, alive.
@@ -24,6 +27,8 @@ struct Rank {
     /// The last task and what was reported of it, to be repeated to a new coordinator.
     task: Option<v1::RankTask>,
     reported: Option<Message>,
+    /// It was asked to keep a checkpoint and exit.
+    terminated: bool,
 }
 
 /// Facts that the coordinator does not know yet.
@@ -49,6 +54,7 @@ struct Simulator {
     byzantine: Option<&'static str>,
     restarts: usize,
     deaths: usize,
+    policy: Policy,
 }
 
 fn issuer() -> SecretIssuer {
@@ -71,6 +77,7 @@ impl Simulator {
             byzantine: None,
             restarts: 0,
             deaths: 0,
+            policy: Policy::default(),
         };
         simulator.core.submit(JOB, submitted(&[]), simulator.now);
         simulator.flush();
@@ -107,9 +114,13 @@ impl Simulator {
                         work: VecDeque::new(),
                         task: None,
                         reported: None,
+                        terminated: false,
                     };
                     assert!(self.ranks.insert(session, rank).is_none(), "a session is never used twice");
                 }
+            }
+            Action::Agent { command: agent_command::Command::StopRank(stop), .. } if stop.graceful => {
+                self.ranks.get_mut(&stop.session_id).into_iter().for_each(|rank| rank.terminated = true);
             }
             Action::Agent { command: agent_command::Command::StopRank(stop), .. } => {
                 self.kill(&stop.session_id);
@@ -156,6 +167,7 @@ impl Simulator {
         for rank in self.ranks.values_mut() {
             rank.connected = false;
         }
+        self.core.set_policy(self.policy);
         self.core.recover(self.now);
         let events = self.core.drain().unwrap().events;
         self.log.extend(events);
@@ -245,6 +257,9 @@ impl Simulator {
     fn work(&mut self) {
         let sessions: Vec<String> = self.ranks.keys().cloned().collect();
         let Some(session) = sessions.get(self.rng.below(sessions.len())).cloned() else { return };
+        if self.ranks[&session].terminated {
+            return self.keep_checkpoint(&session);
+        }
         if !self.ranks[&session].connected {
             return self.connect(&session);
         }
@@ -254,7 +269,10 @@ impl Simulator {
         let message = match command {
             Command::Chunk(run) => Message::Chunk(chunk_result(&run)),
             Command::Gang(run) => {
-                let alive = |rank: &&Rank| rank.connected && rank.start.attempt == run.attempt;
+                let job = self.ranks[&session].start.job_id.clone();
+                let alive = |rank: &&Rank| {
+                    rank.connected && rank.start.attempt == run.attempt && rank.start.job_id == job
+                };
                 if (self.ranks.values().filter(alive).count() as u32) < run.world {
                     // Its collective waits for a rank that is gone.
                     return;
@@ -275,6 +293,23 @@ impl Simulator {
         if self.core.rank_message(&session, message, flaw, self.now).is_err() {
             self.kill(&session);
         }
+    }
+
+    /// A rank that was asked to exit first keeps a checkpoint of its step, if it trains.
+    fn keep_checkpoint(&mut self, session: &str) {
+        let rank = &self.ranks[session];
+        let task = rank.task.as_ref().and_then(|task| task.task.clone());
+        if let Some(rank_task::Task::Gang(run)) = task.filter(|_| rank.connected && rank.reported.is_none()) {
+            let phase = run.task.as_ref().map(|task| task.phase.clone()).unwrap_or_default();
+            let step = run.resume.map_or(0, |resume| resume.step) + 1;
+            let key = format!("{}checkpoints/{step:012}/rank-{}.safetensors", run.key_prefix, run.rank);
+            let object = Some(object(&key));
+            let shard =
+                v1::CheckpointShard { phase, attempt: run.attempt, step, object, ..Default::default() };
+            // Who is stale exits anyway.
+            let _ = self.core.rank_message(session, Message::Checkpoint(shard), None, self.now);
+        }
+        self.kill(session);
     }
 
     fn connect(&mut self, session: &str) {
@@ -412,33 +447,4 @@ fn a_request_has_one_job_and_cancelling_ends_it() {
     let revision = simulator.state().revision;
     assert!(simulator.core.cancel(JOB, simulator.now));
     assert_eq!(simulator.state().revision, revision, "a job that has ended stays as it is");
-}
-
-#[test]
-fn jobs_of_one_device_kind_wait_their_turn() {
-    let mut simulator = Simulator::new(9);
-    simulator.faults = false;
-    let second = Submitted {
-        request_id: "r2".into(),
-        ..submitted(&[|spec| {
-            spec.resources.get_or_insert_default().ranks = Some(4);
-        }])
-    };
-    let third = Submitted { request_id: "r3".into(), ..submitted(&[]) };
-    simulator.core.submit("j2", second, simulator.now);
-    simulator.core.submit("j3", third, simulator.now);
-    for _ in 0..60 {
-        simulator.step();
-    }
-    let status = |simulator: &Simulator, id: &str| simulator.core.state(id).unwrap().status.name();
-    assert_eq!(
-        (status(&simulator, JOB), status(&simulator, "j2"), status(&simulator, "j3")),
-        ("running", "queued", "queued")
-    );
-    for _ in 0..60_000 {
-        simulator.step();
-    }
-    let ends = simulator.log.iter().filter(|event| matches!(event.change, Change::Ended(_)));
-    let order: Vec<&str> = ends.map(|event| event.job.as_str()).collect();
-    assert_eq!(order, [JOB, "j2", "j3"]);
 }

@@ -1,7 +1,7 @@
 use super::*;
 
 /// Runs until the job has ended.
-fn to_the_end(simulator: &mut Simulator) {
+pub(super) fn to_the_end(simulator: &mut Simulator) {
     for _ in 0..200_000 {
         if simulator.state().is_ended() && simulator.ranks.is_empty() {
             return;
@@ -12,7 +12,7 @@ fn to_the_end(simulator: &mut Simulator) {
 }
 
 /// A simulator in which both agents have registered.
-fn connected(seed: u64) -> Simulator {
+pub(super) fn connected(seed: u64) -> Simulator {
     let mut simulator = Simulator::new(seed);
     while simulator.agents.values().any(Option::is_none) {
         simulator.step();
@@ -79,42 +79,6 @@ fn an_agent_speaks_for_its_own_ranks_only() {
     assert!(simulator.core.drain().unwrap().events.is_empty());
     simulator.core.rank_exited(&process.agent, exit, simulator.now);
     assert!(!simulator.core.drain().unwrap().events.is_empty(), "another process takes its slot");
-}
-
-#[test]
-fn a_job_too_large_for_the_cluster_blocks_nobody_and_says_why_it_waits() {
-    let mut simulator = Simulator::new(9);
-    simulator.core.submit("typo", with_ranks("r2", 80), simulator.now);
-    simulator.core.submit("large", with_ranks("r3", 4), simulator.now);
-    simulator.core.submit("small", with_ranks("r4", 1), simulator.now);
-    while simulator.state().committed.len() < 4 {
-        simulator.step();
-    }
-    let waiting =
-        |simulator: &Simulator, id: &str| simulator.core.job_view(id).unwrap().waiting.unwrap_or_default();
-    assert_eq!(waiting(&simulator, JOB), v1::JobWait::default());
-    assert_eq!(
-        waiting(&simulator, "typo").reason,
-        "waiting for 80 cpu devices; the workers connected now have 4"
-    );
-    assert_eq!(
-        waiting(&simulator, "large").reason,
-        "waiting for 4 cpu devices; 2 of 4 free; second in the queue"
-    );
-    let kept = "waiting for 1 cpu device; 2 of 4 free, kept for a job before this one; third in the queue";
-    assert_eq!(waiting(&simulator, "small").reason, kept);
-    assert_eq!(simulator.core.job_summary("small").unwrap().waiting.unwrap().position, 3);
-    for _ in 0..60_000 {
-        simulator.step();
-    }
-    let ends = simulator.log.iter().filter(|event| matches!(event.change, Change::Ended(_)));
-    let order: Vec<&str> = ends.map(|event| event.job.as_str()).collect();
-    assert_eq!(order, [JOB, "large", "small"]);
-    assert_eq!(simulator.core.state("typo").unwrap().status.name(), "queued");
-    assert!(simulator.core.cancel("typo", simulator.now));
-    assert_eq!(waiting(&simulator, "typo"), v1::JobWait::default(), "a canceled job waits for nothing");
-    simulator.core.tick(simulator.now);
-    assert_eq!(simulator.core.job_view("typo").unwrap().waiting, None);
 }
 
 #[test]

@@ -1,0 +1,123 @@
+//! Preemption: running jobs give their devices to a waiting one of higher priority.
+//!
+//! The lowest priority goes first, within it the fewest jobs, of those the youngest. An attempt is protected
+//! by the priority that its job had when it started, age included: a job that has become urgent by waiting
+//! keeps what it got. The waiting job's own age does not count. So A preempts B only if A's priority is above
+//! B's, and no two jobs preempt each other in turn.
+
+use std::time::Duration;
+
+use foil_common::spec::DeviceKind;
+
+use super::{Allocation, Claim, Demand, Grant, Queue, Supply, WaitCause};
+
+/// An attempt whose devices another job may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Running {
+    pub job: usize,
+    pub kind: DeviceKind,
+    /// Devices on workers in use.
+    pub held: usize,
+    /// Priority of the job when the attempt started, with its age.
+    pub priority: i64,
+    /// Time since the attempt started.
+    pub ran: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Preemption {
+    /// The job whose attempt ends.
+    pub job: usize,
+    /// The job that takes its devices.
+    pub by: usize,
+}
+
+/// Preempts running attempts for the waiting jobs of one kind, which `turns` names in order; `supply` is what
+/// is left for them.
+pub(super) fn preempt(queue: &Queue, supply: Supply, turns: &[usize], allocation: &mut Allocation) {
+    let mut coming = supply.free + supply.releasing;
+    let mut chosen: Vec<Running> = Vec::new();
+    for &index in turns {
+        let demand = &queue.demands[index];
+        let Some((lacking, cause)) = lack(&mut allocation.grants[index]) else { continue };
+        if lacking > coming {
+            let victims = victims(queue, demand, lacking - coming, &chosen);
+            if victims.is_empty() {
+                match demand.claim {
+                    // They get what becomes free before all others.
+                    Claim::Replace { .. } => coming = 0,
+                    // Those behind it must not get ahead of it by preempting others.
+                    Claim::Start if demand.reserves(&queue.policy, true) => return,
+                    Claim::Start => {}
+                }
+                continue;
+            }
+            coming += victims.iter().map(|victim| victim.held).sum::<usize>();
+            let preemption = |victim: &Running| Preemption { job: victim.job, by: demand.job };
+            allocation.preemptions.extend(victims.iter().map(preemption));
+            chosen.extend(victims);
+        }
+        coming -= lacking;
+        *cause = WaitCause::Coming;
+    }
+}
+
+/// The number of devices that a job could get from others, and its reason to wait.
+fn lack(grant: &mut Grant) -> Option<(usize, &mut WaitCause)> {
+    match grant {
+        Grant::Partial(_, wait) | Grant::Wait(wait)
+            if matches!(wait.cause, WaitCause::Devices | WaitCause::Kept) =>
+        {
+            Some((wait.lacking, &mut wait.cause))
+        }
+        _ => None,
+    }
+}
+
+/// The attempts that give a job at least `need` devices; none if those that may be preempted have too few.
+fn victims(queue: &Queue, demand: &Demand, need: usize, chosen: &[Running]) -> Vec<Running> {
+    let is_idle_without = !matches!(demand.claim, Claim::Replace { stalled: false, .. });
+    if demand.known < queue.policy.settling || !is_idle_without {
+        return Vec::new();
+    }
+    let may = |running: &&Running| {
+        running.kind == demand.kind
+            && running.job != demand.job
+            && running.held > 0
+            && running.priority < i64::from(demand.priority)
+            && running.ran >= queue.policy.preempt_exempt
+            && !chosen.contains(running)
+    };
+    let mut candidates: Vec<Running> = queue.running.iter().filter(may).copied().collect();
+    // Of one priority the largest first, which makes them the fewest.
+    candidates.sort_by_key(|running| (running.priority, usize::MAX - running.held, running.ran, running.job));
+    let (mut taken, mut held) = (Vec::new(), 0);
+    for (at, candidate) in candidates.iter().enumerate() {
+        if held >= need {
+            break;
+        }
+        // The youngest of those that suffice alone for the rest.
+        let suffice = candidates[at..].iter().filter(|other| other.priority == candidate.priority);
+        let last =
+            suffice.filter(|other| held + other.held >= need).min_by_key(|other| (other.ran, other.job));
+        let next = *last.unwrap_or(candidate);
+        held += next.held;
+        taken.push(next);
+    }
+    if held < need {
+        return Vec::new();
+    }
+    spare(&mut taken, held - need);
+    taken
+}
+
+/// Drops the victims that are not needed, those of the highest priority first: what `surplus` devices are
+/// held by.
+fn spare(taken: &mut Vec<Running>, mut surplus: usize) {
+    taken.sort_by_key(|running| (-running.priority, running.held, running.ran));
+    taken.retain(|running| {
+        let spared = running.held <= surplus;
+        surplus -= if spared { running.held } else { 0 };
+        !spared
+    });
+}

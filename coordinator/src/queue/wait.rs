@@ -1,0 +1,107 @@
+use foil_common::spec::DeviceKind;
+use foil_proto::v1;
+
+/// Why a job has not all the devices it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    pub kind: DeviceKind,
+    /// Number of ranks without a device.
+    pub lacking: usize,
+    /// It has no devices yet.
+    pub starts: bool,
+    /// Devices of the kind that are left after the jobs before it.
+    pub free: usize,
+    pub connected: usize,
+    pub excluded: usize,
+    /// Among the jobs that wait for the kind, from 1.
+    pub position: u32,
+    pub cause: WaitCause,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitCause {
+    /// Too few are free.
+    Devices,
+    /// It asks for more than the connected workers have.
+    TooLarge,
+    /// Those that are free are reserved for a job before it.
+    Kept,
+    /// Attempts are ending whose devices it gets.
+    Coming,
+    /// Its tenant has as many jobs as it may.
+    TenantJobs { running: usize, max: usize },
+    /// Its tenant has as many devices as it may.
+    TenantDevices { used: usize, max: usize },
+    /// What is left of its tenant's quota is reserved for a job before it.
+    TenantKept,
+    /// It asks for more than its tenant may use.
+    TenantTooLarge { max: usize },
+}
+
+impl Wait {
+    /// The wait of a job of `tenant` as users see it.
+    pub fn view(&self, tenant: &str) -> v1::JobWait {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        v1::JobWait {
+            reason: self.reason(tenant),
+            device: self.kind.to_string(),
+            wanted: count(self.lacking),
+            free: count(self.free),
+            connected: count(self.connected),
+            position: self.position,
+        }
+    }
+
+    /// The parts of which a change is news. The number of free devices changes too often.
+    pub fn news(&self) -> (usize, usize, u32, std::mem::Discriminant<WaitCause>) {
+        (self.lacking, self.connected, self.position, std::mem::discriminant(&self.cause))
+    }
+
+    fn reason(&self, tenant: &str) -> String {
+        let Self { kind, lacking, free, connected, excluded, .. } = *self;
+        let more = if self.starts { "" } else { "more " };
+        let wanted = format!("waiting for {lacking} {more}{kind} {}", devices(lacking));
+        let note = match excluded {
+            0 => String::new(),
+            others => format!(" (and {others} on workers that are excluded)"),
+        };
+        let why = match self.cause {
+            WaitCause::Devices => format!("{free} of {connected} free{note}"),
+            WaitCause::TooLarge => format!("the workers connected now have {connected}{note}"),
+            WaitCause::Kept => format!("{free} of {connected} free, kept for a job before this one{note}"),
+            WaitCause::Coming => format!("{free} of {connected} free{note}, the others are being given back"),
+            WaitCause::TenantJobs { running, max } => {
+                format!("tenant {tenant} runs {running} of its {max} {}", jobs(max))
+            }
+            WaitCause::TenantDevices { used, max } => {
+                format!("tenant {tenant} uses {used} of its {max} {kind} {}", devices(max))
+            }
+            WaitCause::TenantKept => {
+                format!("what is left of the quota of tenant {tenant} is kept for a job before this one")
+            }
+            WaitCause::TenantTooLarge { max } => {
+                format!("tenant {tenant} may use {max} {kind} {} at once", devices(max))
+            }
+        };
+        let position = match self.position {
+            1 => String::new(),
+            position => format!("; {} in the queue", ordinal(position)),
+        };
+        format!("{wanted}; {why}{position}")
+    }
+}
+
+fn devices(count: usize) -> &'static str {
+    if count == 1 { "device" } else { "devices" }
+}
+
+fn jobs(count: usize) -> &'static str {
+    if count == 1 { "job" } else { "jobs" }
+}
+
+fn ordinal(number: u32) -> String {
+    const WORDS: [&str; 9] =
+        ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth"];
+    let word = (number as usize).checked_sub(1).and_then(|index| WORDS.get(index));
+    word.map_or_else(|| format!("number {number}"), |word| (*word).to_owned())
+}
