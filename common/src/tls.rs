@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 use crate::private::{self, Exposed};
 
@@ -84,6 +84,13 @@ impl PemFile {
         PrivateKeyDer::from_pem_slice(self.bytes()).map_err(|_| self.missing("private key"))
     }
 
+    /// Its revocation lists, at least one.
+    pub fn revocation_lists(&self) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+        let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(self.bytes()).collect();
+        let lists = lists.map_err(|error| TlsError::invalid(&self.path, &error))?;
+        if lists.is_empty() { Err(self.missing("revocation list (X509 CRL)")) } else { Ok(lists) }
+    }
+
     /// Its certificates as those of CAs.
     pub fn roots(&self) -> Result<RootCertStore, TlsError> {
         let mut roots = RootCertStore::empty();
@@ -139,6 +146,7 @@ mod tests {
             (file.certificates().unwrap_err(), "cert.pem holds no certificate in PEM format"),
             (file.key().unwrap_err(), "cert.pem holds no private key in PEM format"),
             (file.roots().unwrap_err(), "cert.pem holds no certificate"),
+            (file.revocation_lists().unwrap_err(), "cert.pem holds no revocation list"),
         ] {
             assert!(error.to_string().contains(expected), "{error}");
         }

@@ -23,6 +23,9 @@ pub struct ServerTlsFiles {
     /// CA certificates, one of which must have signed the certificate of every client, agent and rank
     /// (mTLS).
     pub client_ca: Option<PathBuf>,
+    /// Revocation lists of these CAs: the certificates of clients that are refused though they have not
+    /// expired.
+    pub client_crl: Option<PathBuf>,
 }
 
 /// The present configuration of TLS. Cheap to clone; clones see the same renewals.
@@ -42,6 +45,7 @@ struct Contents {
     certificate: PemFile,
     key: PemFile,
     client_ca: Option<PemFile>,
+    client_crl: Option<PemFile>,
 }
 
 impl ServerTls {
@@ -95,6 +99,7 @@ impl Contents {
             certificate: PemFile::read(&files.certificate)?,
             key: PemFile::read_private(&files.key)?,
             client_ca: files.client_ca.as_deref().map(PemFile::read).transpose()?,
+            client_crl: files.client_crl.as_deref().map(PemFile::read).transpose()?,
         })
     }
 
@@ -107,7 +112,15 @@ impl Contents {
             .map_err(invalid)?;
         let builder = match &self.client_ca {
             Some(ca) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(ca.roots()?), provider)
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(ca.roots()?), provider);
+                let verifier = match &self.client_crl {
+                    // Refuses certificates of CAs of which there is no list.
+                    Some(crl) => {
+                        verifier.with_crls(crl.revocation_lists()?).only_check_end_entity_revocation()
+                    }
+                    None => verifier,
+                };
+                let verifier = verifier
                     // Probes have no certificate. What they may not reach, `rpc::auth` refuses.
                     .allow_unauthenticated()
                     .build()

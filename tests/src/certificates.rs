@@ -4,7 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 
 /// A CA that signs certificates of this machine, and writes them below a directory.
 pub struct Ca {
@@ -18,12 +21,14 @@ pub struct Ca {
 pub struct Certificate {
     pub certificate: PathBuf,
     pub key: PathBuf,
+    serial: SerialNumber,
 }
 
 impl Ca {
     pub fn new(directory: &Path, name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("a CA certificate");
@@ -55,12 +60,39 @@ impl Ca {
         self.write(file, params)
     }
 
-    fn write(&self, file: &str, params: CertificateParams) -> Certificate {
+    /// The file of a list that revokes these certificates.
+    pub fn revoke(&self, certificates: &[&Certificate]) -> PathBuf {
+        let (from, until) = (date_time_ymd(2001, 1, 1), date_time_ymd(2999, 1, 1));
+        let revoked = |certificate: &&Certificate| RevokedCertParams {
+            serial_number: certificate.serial.clone(),
+            revocation_time: from,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: from,
+            next_update: until,
+            crl_number: SerialNumber::from(certificates.len() as u64 + 1),
+            issuing_distribution_point: None,
+            revoked_certs: certificates.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let path = self.directory.join(format!("{}.crl", self.name));
+        let pem = list.signed_by(&self.issuer).expect("a list").pem().expect("a list in PEM");
+        fs::write(&path, pem).expect("a file");
+        path
+    }
+
+    fn write(&self, file: &str, mut params: CertificateParams) -> Certificate {
+        // No two files of a CA have one name.
+        let serial = SerialNumber::from(file.as_bytes().to_vec());
+        params.serial_number = Some(serial.clone());
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         let files = Certificate {
             certificate: self.directory.join(format!("{file}.crt")),
             key: self.directory.join(format!("{file}.key")),
+            serial,
         };
         fs::write(&files.key, key.serialize_pem()).expect("a file");
         fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).expect("a mode");

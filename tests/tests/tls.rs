@@ -162,6 +162,33 @@ fn a_new_certificate_is_used_without_a_restart() {
 }
 
 #[test]
+fn a_revoked_certificate_is_refused_without_a_restart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ca = Ca::new(dir.path(), "ca");
+    let (ada, bob) =
+        (ca.sign_as("ada", ["ada", "vision", "viewer"]), ca.sign_as("bob", ["bob", "vision", "viewer"]));
+    let mut command = serve(&ca.sign("server", "127.0.0.1"), Some(&ca.path()));
+    command.env("FOIL_SERVER_TLS_CRL", ca.revoke(&[]));
+    let (service, _coordinator) = Service::start(command, "127.0.0.1");
+    let (url, ca_file) = (https(&service), ca.path());
+    let ask = |own: &Certificate| {
+        let files: [(&str, &Path); 3] =
+            [("--tls-ca", &ca_file), ("--tls-cert", &own.certificate), ("--tls-key", &own.key)];
+        client(&url, &["whoami"], &files)
+    };
+    for own in [&ada, &bob] {
+        let (succeeded, told) = ask(own);
+        assert!(succeeded, "{told}");
+    }
+    ca.revoke(&[&ada]);
+    wait_for("the new list", || service.log("serve.log").contains("reloaded the TLS").then_some(()));
+    let (succeeded, told) = ask(&ada);
+    assert!(!succeeded && told.contains("certificate"), "{told}");
+    let (succeeded, told) = ask(&bob);
+    assert!(succeeded, "{told}");
+}
+
+#[test]
 fn a_handshake_that_does_not_go_on_delays_nobody_and_ends() {
     let dir = tempfile::tempdir().expect("a directory");
     let ca = Ca::new(dir.path(), "ca");

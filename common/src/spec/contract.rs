@@ -107,7 +107,9 @@ impl Message {
 fn is_map(message: &DescriptorProto, field: &FieldDescriptorProto) -> bool {
     let entry = field.type_name().rsplit('.').next().unwrap_or_default();
     let entries = message.nested_type.iter().filter(|nested| nested.name() == entry);
-    entries.into_iter().any(|nested| nested.options.as_ref().is_some_and(|options| options.map_entry()))
+    entries
+        .into_iter()
+        .any(|nested| nested.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry))
 }
 
 impl Kind {

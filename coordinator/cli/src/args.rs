@@ -75,7 +75,7 @@ pub(crate) enum Command {
     /// Runs one job on this machine: starts a coordinator and workers, waits, and downloads the results.
     Run(RunArgs),
     /// Runs the coordinator, which accepts jobs and schedules them on `foil-worker` processes.
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Uploads a job's inputs and submits it; prints the job's id.
     Submit(SubmitArgs),
     /// Shows a job's data as the models will read it: tokens, masks, truncation and lengths. Nothing is

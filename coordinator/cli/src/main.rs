@@ -93,7 +93,7 @@ async fn dispatch(cli: Cli, given: &Given) -> Result<ExitCode> {
                 return Ok(ExitCode::from(cause.exit_code()));
             }
         }
-        Command::Serve(args) => serve::serve(args).await?,
+        Command::Serve(args) => serve::serve(*args).await?,
         Command::Submit(args) => submit::submit(&args).await?,
         Command::Inspect(args) => inspect::inspect(&args).await?,
         Command::Plan(args) => plan::plan(&args).await?,

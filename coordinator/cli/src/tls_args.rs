@@ -8,8 +8,13 @@ use foil_coordinator::auth::{AuthConfig, JwtConfig, KeySource};
 use foil_coordinator::tls::ServerTlsFiles;
 
 /// Environment variables of [`ServerTlsArgs`] and [`AuthArgs`].
-pub(crate) const SERVER_VARIABLES: [&str; 4] =
-    ["FOIL_SERVER_TLS_CERT", "FOIL_SERVER_TLS_KEY", "FOIL_SERVER_TLS_CLIENT_CA", "FOIL_SERVER_TOKEN_FILE"];
+pub(crate) const SERVER_VARIABLES: [&str; 5] = [
+    "FOIL_SERVER_TLS_CERT",
+    "FOIL_SERVER_TLS_KEY",
+    "FOIL_SERVER_TLS_CLIENT_CA",
+    "FOIL_SERVER_TOKEN_FILE",
+    "FOIL_SERVER_TLS_CRL",
+];
 /// Environment variables of [`ClientTlsArgs`].
 pub(crate) const CLIENT_VARIABLES: [&str; 4] =
     ["FOIL_TLS_CA", "FOIL_TLS_CERT", "FOIL_TLS_KEY", "FOIL_TOKEN_FILE"];
@@ -28,12 +33,17 @@ pub(crate) struct ServerTlsArgs {
     /// agent. Required of all who show no token; only /healthz and /readyz answer without.
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[2], requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
+    /// Refuse client certificates that these lists revoke (PEM, one of each CA that signs clients'
+    /// certificates). It is read again when the file changes.
+    #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[4], requires = "tls_client_ca")]
+    tls_crl: Option<PathBuf>,
 }
 
 impl ServerTlsArgs {
     pub(crate) fn files(&self) -> Option<ServerTlsFiles> {
         let (certificate, key) = (self.tls_cert.clone()?, self.tls_key.clone()?);
-        Some(ServerTlsFiles { certificate, key, client_ca: self.tls_client_ca.clone() })
+        let (client_ca, client_crl) = (self.tls_client_ca.clone(), self.tls_crl.clone());
+        Some(ServerTlsFiles { certificate, key, client_ca, client_crl })
     }
 }
 

@@ -31,7 +31,7 @@ enum Reason {
     },
     Canceled,
     /// The job's timeout is over.
-    TimedOut(Cause),
+    TimedOut(Box<Cause>),
     /// Other jobs can use its devices.
     Yielded,
     /// A job of higher priority takes its devices.
@@ -82,7 +82,7 @@ impl Teardown {
 
     /// After the job's timeout.
     pub(super) fn timed_out(cause: Cause, now: Now) -> Self {
-        Self { kill_at: now.mono, reason: Reason::TimedOut(cause) }
+        Self { kill_at: now.mono, reason: Reason::TimedOut(Box::new(cause)) }
     }
 
     /// A job of higher priority takes the devices: ranks may keep a checkpoint before they are killed.
@@ -143,7 +143,7 @@ impl Reason {
         match self {
             Self::Recorded => None,
             Self::Canceled => Some(Cause::new(CauseClass::Cancelled, "cancelled")),
-            Self::TimedOut(cause) => Some(cause),
+            Self::TimedOut(cause) => Some(*cause),
             Self::Preempted { by, .. } => {
                 let message = format!(
                     "job {by} of higher priority takes its devices; it goes on when there are others"

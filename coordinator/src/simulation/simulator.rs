@@ -181,7 +181,7 @@ impl Simulator {
         if faults {
             simulator.schedule_after(2000, SimEvent::Fault);
         }
-        if faults && seed % 4 == 0 {
+        if faults && seed.is_multiple_of(4) {
             simulator.jobs = 2;
             let pause = 1000 + simulator.rng.next() % 15_000;
             simulator.schedule_after(pause, SimEvent::Submit { job: URGENT });

@@ -101,7 +101,7 @@ async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>> {
     let own = [&connection.tls_ca, &connection.tls_cert, &connection.tls_key].map(Clone::clone);
     findings.extend(tls::check("tls", &own, now));
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let [cert, key, client_ca, _] = SERVER_VARIABLES.map(variable);
+    let [cert, key, client_ca, ..] = SERVER_VARIABLES.map(variable);
     findings.extend(tls::check("server tls", &[client_ca, cert, key], now));
     findings.extend(worker::check(args.worker.as_deref(), args.device, args.gpus).await);
     let uses_gpus = args.device == Some(Device::Cuda) || args.gpus;

@@ -293,7 +293,7 @@ fn a_set_must_have_a_key_and_is_bounded() {
     short["x"] = "AAAA".into();
     let shared = json!({ "kty": "oct", "k": "c2VjcmV0", "alg": "HS256", "kid": "s" });
     for unusable in [&encryption, &other, &short, &shared, &json!({ "kty": 1 })] {
-        let refused = KeySet::parse(&set(&[unusable.clone()])).unwrap_err();
+        let refused = KeySet::parse(&set(std::slice::from_ref(unusable))).unwrap_err();
         assert!(refused.contains("no key for RS256, ES256 or EdDSA"), "{unusable}: {refused}");
         KeySet::parse(&set(&[unusable.clone(), good.clone()])).unwrap();
     }
