@@ -68,11 +68,7 @@ def no_secret(container: dict) -> bool:
 
 def of_selectors(objects: dict) -> list[str]:
     """Services, policies and disruption budgets whose selector fits no pod."""
-    pods = [
-        document["spec"]["template"]["metadata"]["labels"]
-        for document in objects.values()
-        if "template" in document.get("spec", {})
-    ]
+    pods = [document["spec"]["template"]["metadata"]["labels"] for document in objects.values() if "template" in document.get("spec", {})]
     found = []
     for (kind, name), document in objects.items():
         spec = document.get("spec", {})

@@ -232,7 +232,7 @@ fn check_samples(metric: &Metric, problems: &mut Vec<String>) {
         if sample.labels.contains_key("quantile") || sample.labels.contains_key("le") != is_bucket {
             problems.push(format!("le belongs to buckets, and quantile to nothing: {sample:?}"));
         }
-        if kind == "counter" && !(sample.value >= 0.0) {
+        if kind == "counter" && (sample.value.is_nan() || sample.value < 0.0) {
             problems.push(format!("a counter that counts less than nothing: {sample:?}"));
         }
     }
@@ -243,15 +243,16 @@ fn check_samples(metric: &Metric, problems: &mut Vec<String>) {
 
 /// Buckets grow up to `+Inf`, which is the count.
 fn check_buckets(metric: &Metric, problems: &mut Vec<String>) {
-    let mut histograms: BTreeMap<BTreeMap<String, String>, (Vec<(f64, f64)>, Option<f64>, bool)> =
-        BTreeMap::new();
+    // Bounds with their counts, the count, and whether there is a sum.
+    type Series = (Vec<(f64, f64)>, Option<f64>, bool);
+    let mut histograms: BTreeMap<BTreeMap<String, String>, Series> = BTreeMap::new();
     for sample in &metric.samples {
         let mut labels = sample.labels.clone();
         let bound = labels.remove("le");
         let (buckets, count, has_sum) = histograms.entry(labels).or_default();
         match bound {
             Some(bound) => {
-                buckets.push((bound.replace("+Inf", "inf").parse().unwrap_or(f64::NAN), sample.value))
+                buckets.push((bound.replace("+Inf", "inf").parse().unwrap_or(f64::NAN), sample.value));
             }
             None if sample.name.ends_with("_count") => *count = Some(sample.value),
             None => *has_sum = true,

@@ -4,6 +4,9 @@
 //! Skipped without `.venv-peers` (scripts/fixtures/setup-peers), or another Python with its packages named by
 //! `FOIL_TEST_PYTHON`.
 
+// A test that is skipped says why.
+#![allow(clippy::print_stderr)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -252,8 +252,8 @@ data: { preferences: /pairs.jsonl, golden: /golden.jsonl, prompts: /prompts.json
         assert_eq!((default.priority.value(), default.retries, default.timeout), (0, 2, None));
         for (setting, expected) in [
             (
-                "priority=hihg",
-                "priority: found \"hihg\", expected low, normal or high, or a whole number from -1000",
+                "priority=hurry",
+                "priority: found \"hurry\", expected low, normal or high, or a whole number from -1000",
             ),
             ("priority=1001", "priority: found 1001"),
             ("priority=1.5", "priority: found 1.5"),

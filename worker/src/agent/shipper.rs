@@ -333,7 +333,7 @@ mod tests {
             buffer.push(&"x".repeat(99));
             assert!(buffer.bytes.len() <= BACKLOG_BYTES);
         }
-        assert!(buffer.start > 0 && buffer.start % 100 == 0, "whole lines are dropped");
+        assert!(buffer.start > 0 && buffer.start.is_multiple_of(100), "whole lines are dropped");
         assert_eq!(buffer.bytes_of(&first), None);
         assert_eq!(buffer.next().unwrap().start, buffer.start);
     }

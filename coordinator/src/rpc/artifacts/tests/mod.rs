@@ -393,7 +393,7 @@ async fn a_process_writes_its_own_log_only_and_after_its_attempt_too() {
     ] {
         match upload_bytes(&server.channel, &key, &writer, bytes.clone()).await {
             Err(TransferError::Refused { status, .. }) => {
-                assert_eq!(status.code(), code, "{key}: {status:?}")
+                assert_eq!(status.code(), code, "{key}: {status:?}");
             }
             other => panic!("{key}: {other:?}"),
         }
