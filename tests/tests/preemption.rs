@@ -1,5 +1,6 @@
 //! An agent that receives SIGTERM at any moment of a job stops gracefully, and the job continues elsewhere,
-//! losing at most the current step or chunks of its ranks.
+//! losing at most the current step or chunks of its ranks. A job of higher priority takes the devices of
+//! another in the same way.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -91,4 +92,47 @@ fn an_agent_may_stop_at_any_moment() {
     let again: u64 = computed.values().map(|times| times - 1).sum();
     let stops_in_chunks = SITES.iter().filter(|site| site.starts_with("phase.")).count() as u64;
     assert!(again <= RANKS * stops_in_chunks, "{again} chunks were computed again: {computed:?}");
+}
+
+/// The urgent job arrives while the other one trains, and both end with the weights of a job that runs alone.
+#[test]
+fn an_urgent_job_takes_the_devices_of_a_running_one_which_goes_on_later() {
+    let baseline = Run::letters().ranks(2).set_all(&SETTINGS).finish().weights();
+    let mut serve = Command::new(foil());
+    serve.env("FOIL_PREEMPT_EXEMPT_TIME", "1s");
+    let (service, _coordinator) = Service::start(serve, "127.0.0.1");
+    let submit = |settings: &[&str]| {
+        service.submit_letters_with(Command::new(foil()), &[&SETTINGS, settings].concat())
+    };
+    let patient = submit(&["priority=low"]);
+    // Steps that take seconds, so that the urgent job arrives in one of them.
+    let slow: Vec<String> = (3..9).map(|visit| format!("train.backward=delay@{visit}")).collect();
+    let mut agent = Command::new(foil_worker());
+    agent.args(["--coordinator", service.url(), "--ranks", &RANKS.to_string(), "--log-format", "json"]);
+    agent.env("FOIL_FAILPOINT", slow.join(","));
+    let _agent = Process::start(agent, &service.at("agent.log"));
+    wait_for("a step", || {
+        let has_stepped = !service.job(&patient)["progress"]["step"].as_array()?.is_empty();
+        has_stepped.then_some(())
+    });
+    let urgent = submit(&["priority=high"]);
+    let preempted = wait_for("preemption", || {
+        let job = service.job(&patient);
+        (job["preemptions"] == 1 && !job["waiting"].is_null()).then_some(job)
+    });
+    assert_eq!((&preempted["attempt"], &preempted["ended_at"]), (&1.into(), &serde_json::Value::Null));
+    for id in [&urgent, &patient] {
+        wait_for("the job's end", || (service.job(id)["state"] == "succeeded").then_some(()));
+        let weights = |model| service.weights(Command::new(foil()), id, model);
+        assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights of {id} differ");
+    }
+    let (first, second) = (service.job(&urgent), service.job(&patient));
+    assert_eq!(
+        (&first["attempt"], &second["attempt"], &second["preemptions"]),
+        (&1.into(), &2.into(), &1.into())
+    );
+    let (first, second) = (&first["ended_at"], &second["ended_at"]);
+    assert!(first.as_str() < second.as_str(), "the urgent job ends first: {first} and {second}");
+    let resumed = lines(&service.log("agent.log"), "training resumes from a checkpoint");
+    assert!(!resumed.is_empty(), "its checkpoint was kept: {}", service.log("agent.log"));
 }
