@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_store_that_is_away_costs_the_oldest_lines_and_no_memory() {
-        let mut buffer = filled(BACKLOG_BYTES);
+        let mut buffer = filled(BACKLOG_BYTES / 2);
         let first = buffer.next().unwrap();
         for _ in 0..100_000 {
             buffer.push(&"x".repeat(99));
