@@ -16,13 +16,13 @@ const PARALLEL: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAGE: u32 = 50;
 
-/// A client over one connection.
+/// A client over one connection, and the address of its coordinator.
 #[derive(Clone)]
-pub(crate) struct Client(JobsClient<rpc::LeaderChannel>);
+pub(crate) struct Client(JobsClient<rpc::LeaderChannel>, String);
 
 impl Client {
     pub(crate) fn connect(url: &str) -> Result<Self> {
-        Ok(Self(JobsClient::new(rpc::connect(url)?)))
+        Ok(Self(JobsClient::new(rpc::connect(url)?), url.to_owned()))
     }
 
     /// The specification of a job, with its inputs uploaded.
@@ -71,14 +71,15 @@ impl Client {
         Ok(latencies)
     }
 
-    /// Opens watches of the newest jobs, each read by a task until it ends.
+    /// Opens watches of the newest jobs, each read by a task until it ends, and over a connection of its own:
+    /// the streams of one are bounded.
     pub(crate) async fn watch_some(&self, count: usize) -> Result<Vec<JoinHandle<()>>> {
         let (mut watches, mut token) = (Vec::new(), String::new());
         while watches.len() < count {
             let page = self.page(token).await?;
             for job in page.jobs.into_iter().take(count - watches.len()) {
                 let request = v1::WatchJobRequest { id: job.id, ..Default::default() };
-                let mut events = self.0.clone().watch(request).await?.into_inner();
+                let mut events = Self::connect(&self.1)?.0.watch(request).await?.into_inner();
                 events.message().await?.context("a watch begins with the job")?;
                 watches.push(tokio::spawn(async move { while let Some(Ok(_)) = events.next().await {} }));
             }
