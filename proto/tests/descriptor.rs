@@ -7,7 +7,7 @@ use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
 
-/// Writes the golden file anew when set. It never drops a field that is not reserved.
+/// Rewrites the golden file when set. It never drops a field that is not reserved.
 const BLESS: &str = "FOIL_BLESS_DESCRIPTOR";
 
 #[derive(Default)]

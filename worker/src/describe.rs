@@ -1,4 +1,4 @@
-//! What this program is built from and runs on, for `foil doctor`.
+//! Description of this program's build and platform, for `foil doctor`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

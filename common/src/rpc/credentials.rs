@@ -1,4 +1,4 @@
-//! What a client, an agent or a rank proves itself with.
+//! Credentials of clients, agents and ranks.
 
 use std::fmt;
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-//! What an object is, by its key.
+//! The kind of an object, told from its key.
 
 /// Prefix of users' inputs.
 pub(super) const INPUTS: &str = "inputs";

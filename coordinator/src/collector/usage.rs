@@ -1,4 +1,4 @@
-//! What the objects in the store take, by tenant, job and kind.
+//! Bytes and objects in the store, by tenant, job and kind.
 
 use std::collections::BTreeMap;
 

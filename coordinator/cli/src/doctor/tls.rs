@@ -66,7 +66,7 @@ fn judge_expiry(
     let found: Option<Vec<Validity>> = certificates.iter().map(validity).collect();
     let Some(first) = found.and_then(|found| found.into_iter().min_by_key(|validity| validity.until)) else {
         let message = format!("{} holds a certificate that cannot be read", path.display());
-        return Finding::fail(check, message, "make it anew, in PEM format");
+        return Finding::fail(check, message, "create it again, in PEM format");
     };
     let seconds =
         i64::try_from(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).unwrap_or(i64::MAX);

@@ -55,7 +55,7 @@ pub(super) async fn check(named: Option<&Path>, device: Option<Device>, checks_g
     findings
 }
 
-/// The program that is named, or lies beside this one or in PATH.
+/// The named program, or the one in this program's folder or in PATH.
 fn find(named: Option<&Path>) -> Option<PathBuf> {
     if let Some(named) = named {
         return named.exists().then(|| named.to_owned());

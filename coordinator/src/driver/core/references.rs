@@ -1,4 +1,4 @@
-//! What jobs name outside of their own objects: inputs, and objects of other jobs.
+//! References of jobs to objects that are not their own: inputs, and objects of other jobs.
 
 use std::collections::BTreeMap;
 

@@ -17,7 +17,7 @@ const FREE: u32 = 4;
 /// Delay of the first answer after those; each further one takes twice as long.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_secs(3);
-/// Time without a wrong token after which a peer starts anew.
+/// Time without a wrong token after which a peer's count is reset.
 const FORGET: Duration = Duration::from_secs(60);
 /// Maximum number of peers that are remembered; the one heard longest ago is forgotten first.
 const MAX_PEERS: usize = 4096;

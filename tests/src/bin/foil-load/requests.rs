@@ -1,4 +1,4 @@
-//! What clients ask for: submissions, pages of the list, and watches.
+//! Requests of clients: submissions, pages of the list, and watches.
 
 use std::time::{Duration, Instant};
 
