@@ -1,6 +1,6 @@
 //! Dialogues to tokens: `cargo bench -p foil-common`.
 
-// What cannot be set up is not measured.
+// Benchmarks that cannot be set up are left out.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};

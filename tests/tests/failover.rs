@@ -87,7 +87,7 @@ fn a_leader_that_was_stopped_for_a_while_serves_as_standby_afterwards() {
     let job = service.job(&id);
     assert_eq!(job["job"], id.as_str(), "a client that knows both does not wait for the one that sleeps");
     first.signal(Signal::SIGCONT);
-    // What it answers now it has from the one that leads.
+    // It answers from the one that leads.
     let answer = of(&urls[0]);
     let text = String::from_utf8_lossy(&answer.stdout).into_owned();
     assert!(

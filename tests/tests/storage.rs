@@ -75,7 +75,7 @@ fn a_job_is_deleted_with_all_its_objects_whatever_dies() {
     let jobs = service.at("store/jobs");
     assert!(files(&jobs.join(&first)) > 10);
     let coordinator = delete_through_a_death(&mut service, coordinator, &first, "log.appended=kill@2");
-    // What the second job inherits stays: its start model.
+    // The second job's inheritance stays: its start model.
     wait_for("the end of the deletion", || service.log("serve.log").contains("are gone").then_some(()));
     let inherited = files(&jobs.join(&first));
     assert!((2..10).contains(&inherited), "{inherited} files");

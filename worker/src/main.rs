@@ -239,7 +239,7 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
         devices,
         ranks: RankProgram {
             program,
-            // What the store keeps of their logs is JSON; the agent renders it for its own log.
+            // Their logs are kept in the store as JSON; the agent renders it for its own log.
             arguments: vec!["--log-format".to_owned(), "json".to_owned()],
             coordinator,
             credentials: args.credentials.files(),

@@ -196,7 +196,7 @@ fn style_of(level: &str) -> Style {
     }
 }
 
-/// What there is to say of a log that was read to its end.
+/// Closing remark on a log that was read to its end.
 fn note(job: &str, end: &v1::LogsEnd, follow: bool, lines: u64) -> Option<String> {
     let unfinished = end.unfinished.join(", ");
     match (end.state(), lines) {

@@ -31,7 +31,7 @@ struct CreateArgs {
     /// Tenant that it belongs to.
     #[arg(long, value_name = "TENANT", default_value = "default", value_parser = str::parse::<Tenant>)]
     tenant: Tenant,
-    /// What it may do: viewer (read), submitter (and run jobs), operator (and act on all jobs of the
+    /// Role: viewer (read), submitter (and run jobs), operator (and act on all jobs of the
     /// tenant), admin (and on all tenants), or agent (foil-worker).
     #[arg(long, value_name = "ROLE", value_parser = str::parse::<Role>)]
     role: Role,

@@ -79,7 +79,7 @@ pub struct Record {
     pub peer: String,
     /// The RPC, as `/foil.v1.Jobs/Submit`, or the page.
     pub method: String,
-    /// What was changed, as `job/01m8…`; empty if the call did not get that far.
+    /// Name of the changed resource, as `job/01m8…`; empty if the call did not get that far.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub resource: String,
     pub outcome: Outcome,

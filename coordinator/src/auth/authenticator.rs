@@ -33,7 +33,7 @@ impl AuthConfig {
     }
 }
 
-/// What a caller shows.
+/// Credentials that a caller presents.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Evidence<'a> {
     /// Value of the header `authorization`.

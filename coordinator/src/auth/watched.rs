@@ -32,7 +32,7 @@ pub(super) enum Secrecy {
     Public,
 }
 
-/// What is read, and how.
+/// A file or document that is read again when it changes.
 #[derive(Debug)]
 pub(super) struct Reading<T> {
     pub(super) path: PathBuf,

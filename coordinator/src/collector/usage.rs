@@ -22,7 +22,7 @@ impl Amount {
     }
 }
 
-/// What the store holds.
+/// Objects and bytes in the store.
 #[derive(Debug, Default)]
 pub struct Usage {
     /// By tenant and kind. No tenant's are the journal, inputs that no job names, and objects of no job.
@@ -95,7 +95,7 @@ impl Collector {
 }
 
 impl Usage {
-    /// What tenants of a scope have.
+    /// Share of the tenants of a scope.
     pub fn within(mut self, scope: &Scope) -> Self {
         if *scope == Scope::AllTenants {
             return self;

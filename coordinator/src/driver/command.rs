@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use foil_common::spec::Labels;
-use foil_proto::v1::{self, rank_message};
+use foil_proto::v1;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
@@ -13,7 +13,7 @@ use super::handle::SubmitError;
 use crate::auth::{Scope, Tenant};
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted, view};
-use crate::schedule::ProtocolError;
+use crate::schedule::{Hello, ProtocolError, Report};
 use crate::tenant::{Quota, QuotaExceeded, TenantStatus};
 
 /// Commands on their way to one rank; an error ends its stream.
@@ -231,13 +231,13 @@ pub(super) enum Command {
         connection: u64,
     },
     RankHello {
-        hello: v1::RankHello,
+        hello: Hello,
         commands: RankCommands,
         reply: oneshot::Sender<Result<(), ProtocolError>>,
     },
-    RankMessage {
+    RankReport {
         session: String,
-        message: rank_message::Message,
+        report: Result<Report, ProtocolError>,
         flaw: Option<String>,
     },
     RankGone {

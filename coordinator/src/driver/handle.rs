@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use foil_proto::v1::{self, rank_message};
+use foil_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -13,7 +13,7 @@ use super::user_handle::UserHandle;
 use crate::auth::Principal;
 use crate::cluster::NameTaken;
 use crate::job::Submitted;
-use crate::schedule::ProtocolError;
+use crate::schedule::{Hello, ProtocolError, Report};
 use crate::secret;
 use crate::tenant::{Quota, QuotaExceeded, TenantStatus};
 
@@ -183,20 +183,20 @@ impl Handle {
     /// Admits a rank process; its commands, the welcome first, go to `commands`.
     pub async fn rank_hello(
         &self,
-        hello: v1::RankHello,
+        hello: Hello,
         commands: mpsc::Sender<Result<v1::RankCommand, StreamEnd>>,
     ) -> Result<Result<(), ProtocolError>, Stopped> {
         self.ask(|reply| Command::RankHello { hello, commands, reply }).await
     }
 
-    /// A rank's message; `flaw` is what verification against the store has found wrong with it.
-    pub async fn rank_message(
+    /// A rank's report, or why it is none; `flaw` is what verification against the store has found wrong with it.
+    pub async fn rank_report(
         &self,
         session: String,
-        message: rank_message::Message,
+        report: Result<Report, ProtocolError>,
         flaw: Option<String>,
     ) -> Result<(), Stopped> {
-        self.send(Command::RankMessage { session, message, flaw }).await
+        self.send(Command::RankReport { session, report, flaw }).await
     }
 
     pub async fn rank_gone(&self, session: String) -> Result<(), Stopped> {

@@ -19,7 +19,7 @@ pub struct Portion {
     /// Ranks of its jobs that have an attempt.
     pub used: usize,
     pub max: Option<usize>,
-    /// What is left is reserved for a job of the tenant that waits for more.
+    /// The rest is reserved for a job of the tenant that waits for more.
     pub(super) reserved: bool,
 }
 

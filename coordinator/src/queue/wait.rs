@@ -32,7 +32,7 @@ pub enum WaitCause {
     TenantJobs { running: usize, max: usize },
     /// Its tenant has as many devices as it may.
     TenantDevices { used: usize, max: usize },
-    /// What is left of its tenant's quota is reserved for a job before it.
+    /// The rest of its tenant's quota is reserved for a job before it.
     TenantKept,
     /// It asks for more than its tenant may use.
     TenantTooLarge { max: usize },

@@ -1,4 +1,4 @@
-//! What becomes of a worker's message before anything is decided on it, for the fuzz targets of `tests`.
+//! Treatment of a worker's message before anything is decided on it, for the fuzz targets of `tests`.
 
 use foil_common::stats;
 use foil_proto::v1::{agent_message, rank_message};
@@ -11,7 +11,7 @@ pub fn take_rank_message(message: rank_message::Message) -> Option<rank_message:
     let message = bounded_message(message);
     verify::check_form(&message).ok()?;
     if let rank_message::Message::Chunk(result) = &message {
-        // What the commit of a phase makes of accepted sums.
+        // As the commit of a phase merges accepted sums.
         let mut all = result.moments.clone();
         stats::merge_moments(&mut all, &result.moments);
         let _ = stats::metrics(&all, result.calibration.as_ref());

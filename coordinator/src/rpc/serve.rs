@@ -207,7 +207,7 @@ async fn name_version(request: Request, next: Next) -> Response {
     response
 }
 
-/// What the services share.
+/// State that the services share.
 struct Services {
     leadership: LeadershipHandle,
     store: Store,

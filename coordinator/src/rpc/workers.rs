@@ -18,6 +18,7 @@ use super::status::{bad_field, name_taken, not_leading, rejected, stopped, store
 use super::verify;
 use crate::driver::{Handle, Stopped, StreamEnd};
 use crate::leadership::LeadershipHandle;
+use crate::schedule::Hello;
 
 /// Number of commands that may wait for a worker to read them.
 const BACKLOG: usize = 256;
@@ -159,7 +160,8 @@ impl WorkersService {
             return Err(bad_field("hello", "a rank's first message must be its hello"));
         };
         check_rank(&hello, self.allow_version_skew)?;
-        let session = hello.session_id.clone();
+        let hello = Hello::try_from(hello).map_err(|error| rejected(&error))?;
+        let session = hello.session.clone();
         let admitted = driver.rank_hello(hello, commands.clone()).await.map_err(stopped)?;
         admitted.map_err(|error| rejected(&error))?;
         let result = self.forward_rank_messages(driver, &mut messages, &session, commands).await;
@@ -183,12 +185,16 @@ impl WorkersService {
             };
             let Ok(Some(message)) = message else { return Ok(()) };
             let Some(message) = message.message.map(bounded_message) else { continue };
-            let flaw = tokio::select! {
-                flaw = verify::find_flaw(&self.store, &message) => flaw.map_err(|error| store_unavailable(&error))?,
-                () = commands.closed() => return Ok(()),
-                () = driver.ended() => return Err(stopped(Stopped)),
+            let report = verify::parse(message);
+            let flaw = match &report {
+                Err(_) => None,
+                Ok(report) => tokio::select! {
+                    flaw = verify::find_flaw(&self.store, report) => flaw.map_err(|error| store_unavailable(&error))?,
+                    () = commands.closed() => return Ok(()),
+                    () = driver.ended() => return Err(stopped(Stopped)),
+                },
             };
-            driver.rank_message(session.to_owned(), message, flaw).await.map_err(stopped)?;
+            driver.rank_report(session.to_owned(), report, flaw).await.map_err(stopped)?;
         }
     }
 }

@@ -1,7 +1,6 @@
 use std::time::Duration;
 
-use foil_proto::v1;
-
+use super::GangResult;
 use super::watchdog::ProgressWatchdog;
 use crate::clock::Now;
 
@@ -32,7 +31,7 @@ pub(super) struct GangMember {
     pub(super) watchdog: ProgressWatchdog,
     /// Last step that the rank has reported.
     pub(super) step: u64,
-    pub(super) result: Option<v1::GangResult>,
+    pub(super) result: Option<GangResult>,
 }
 
 impl GangMember {

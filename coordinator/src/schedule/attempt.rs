@@ -1,5 +1,4 @@
 use foil_proto::v1;
-use foil_proto::v1::rank_message::Message;
 
 use super::context::{AttemptId, Context, Sender};
 use super::gang::{self, GangPhase};
@@ -8,7 +7,7 @@ use super::map::MapPhase;
 use super::ranks::RankSet;
 use super::slot::Process;
 use super::teardown::Teardown;
-use super::{Deadlines, Decision, Effect, Input, ProtocolError};
+use super::{Deadlines, Decision, Effect, GangEvent, GangReport, Hello, Input, ProtocolError, Report};
 use crate::clock::Now;
 use crate::cluster::Placement;
 use crate::job::{Cause, JobState};
@@ -125,10 +124,10 @@ impl Attempt {
     pub fn handle(&mut self, state: &JobState, input: Input, now: Now) -> Result<Decision, ProtocolError> {
         let mut cx = self.context(state, now);
         match input {
-            Input::Hello { session, hello } => self.hello(&session, &hello, &mut cx)?,
-            Input::Message { session, message, flaw } => {
+            Input::Hello(hello) => self.hello(hello, &mut cx)?,
+            Input::Report { session, report, flaw } => {
                 let rank = self.ranks.rank_of(&session).ok_or_else(|| self.stale(&session))?;
-                self.message(&Sender { rank, flaw: flaw.as_deref() }, message, &mut cx)?;
+                self.report(&Sender { rank, flaw: flaw.as_deref() }, report, &mut cx)?;
             }
             Input::FalseReport { session, why } => self.false_report(&session, why, &mut cx),
             Input::StreamEnded { session } => self.stream_ended(&session, &mut cx),
@@ -245,76 +244,58 @@ impl Attempt {
         self.teardown.as_ref().is_some_and(Teardown::is_recorded) && self.ranks.is_empty()
     }
 
-    fn hello(
-        &mut self,
-        session: &str,
-        hello: &v1::RankHello,
-        cx: &mut Context<'_>,
-    ) -> Result<(), ProtocolError> {
-        let rank = self.ranks.authenticate(session, hello, &self.id)?;
+    fn hello(&mut self, hello: Hello, cx: &mut Context<'_>) -> Result<(), ProtocolError> {
+        let rank = self.ranks.authenticate(&hello, &self.id)?;
         if self.teardown.is_some() {
-            return Err(self.stale(session));
+            return Err(self.stale(&hello.session));
         }
         self.ranks.admit(rank, cx);
-        self.resume(rank, hello.task.as_ref(), cx);
+        if let Some(task) = hello.task {
+            self.resume(rank, task, cx);
+        }
         Ok(())
     }
 
-    fn message(
+    fn report(
         &mut self,
         from: &Sender<'_>,
-        message: Message,
+        report: Report,
         cx: &mut Context<'_>,
     ) -> Result<(), ProtocolError> {
-        if cx.is_outdated(&message) {
-            return Ok(());
-        }
-        match message {
-            Message::Hello(_) => Err(ProtocolError::Invalid("a second hello on one stream".to_owned())),
-            Message::Progress(report) => {
-                cx.progressed |= self.ranks.record_progress(from.rank, report, self.phase.id(), cx.now);
+        match report {
+            Report::Progress(progress) => {
+                cx.progressed |= self.ranks.record_progress(from.rank, progress, self.phase.id(), cx.now);
                 Ok(())
             }
-            Message::Chunk(result) => self.chunk_result(from, result, cx),
-            Message::Failure(failure) => {
+            Report::Chunk(result) => self.chunk_result(from, result, cx),
+            Report::Failure(failure) => {
                 self.task_failed(from.rank, failure, cx);
                 Ok(())
             }
-            Message::Step(_) | Message::Rendezvous(_) | Message::Checkpoint(_) | Message::Gang(_) => {
-                self.gang_message(from, message, cx)
-            }
+            Report::Gang(report) => self.gang_report(from, report, cx),
         }
     }
 
     /// Takes in a report about the current gang phase. One about a committed phase is ignored: ranks repeat
     /// to a new leader what they told the previous one.
-    fn gang_message(
+    fn gang_report(
         &mut self,
         from: &Sender<'_>,
-        message: Message,
+        report: GangReport,
         cx: &mut Context<'_>,
     ) -> Result<(), ProtocolError> {
-        let (phase, attempt) = match &message {
-            Message::Step(report) => (&report.phase, report.attempt),
-            Message::Rendezvous(offer) => (&offer.phase, offer.attempt),
-            Message::Checkpoint(shard) => (&shard.phase, shard.attempt),
-            Message::Gang(result) => (&result.phase, result.attempt),
-            _ => return Ok(()),
-        };
-        let (Some(phase), PhaseRun::Gang(gang)) = (cx.gang_phase(phase, attempt)?, &mut self.phase) else {
-            return Ok(());
-        };
+        let current = cx.gang_phase(&report.phase, report.attempt)?;
+        let (Some(phase), PhaseRun::Gang(gang)) = (current, &mut self.phase) else { return Ok(()) };
         let ranks = &mut self.ranks;
-        match message {
-            Message::Step(report) => gang.step_report(from.rank, report, ranks, cx),
-            Message::Rendezvous(offer) => gang.rendezvous_offer(from.rank, offer, ranks, cx),
-            Message::Checkpoint(shard) => gang.checkpoint_shard(from, shard, ranks, cx),
-            Message::Gang(result) => {
+        match report.event {
+            GangEvent::Step(step) => gang.step_report(from.rank, step, ranks, cx),
+            GangEvent::Rendezvous { host, port } => gang.rendezvous_offer(from.rank, host, port, ranks, cx),
+            GangEvent::Checkpoint(shard) => gang.checkpoint_shard(from, shard, ranks, cx),
+            GangEvent::Finished(result) => {
                 gang::check_result(from, &result, phase, cx)?;
                 ranks.record_result(from.rank, result, cx.now);
                 Ok(())
             }
-            _ => Ok(()),
         }
     }
 

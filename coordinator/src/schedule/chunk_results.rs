@@ -4,33 +4,28 @@ use foil_proto::v1;
 
 use super::assignment::ChunkLease;
 use super::context::Context;
-use super::{Counter, Level, ProtocolError};
+use super::{ChunkReport, Counter, Level, ProtocolError};
 use crate::job::{JobState, rows};
 use crate::plan::Phase;
 
 /// Checks that the result is stored below its chunk's prefix.
-pub(super) fn check_key(result: &v1::ChunkResult, cx: &Context<'_>) -> Result<(), ProtocolError> {
-    let Some(object) = &result.object else {
-        let text = format!("chunk {} of {} came without its object", result.chunk, result.phase);
-        return Err(ProtocolError::FalseReport(text));
-    };
+pub(super) fn check_key(result: &ChunkReport, cx: &Context<'_>) -> Result<(), ProtocolError> {
     let prefix = cx.id.chunk_prefix(&result.phase, result.chunk);
-    if object.key.starts_with(&prefix) {
+    if result.object.key.starts_with(&prefix) {
         return Ok(());
     }
-    Err(ProtocolError::FalseReport(format!("{} is not a key below {prefix}", object.key)))
+    Err(ProtocolError::FalseReport(format!("{} is not a key below {prefix}", result.object.key)))
 }
 
 /// Checks that the rank holds the lease of which it reports a result, under the key that it was given.
 pub(super) fn check_lease(
     rank: usize,
-    result: &v1::ChunkResult,
+    result: &ChunkReport,
     held: Option<&ChunkLease>,
 ) -> Result<(), ProtocolError> {
-    let key = result.object.as_ref().map(|object| object.key.as_str());
     let is_leased = held.is_some_and(|held| {
-        (held.lease, held.chunk, held.phase.as_str(), Some(held.key.as_str()))
-            == (result.lease, result.chunk, result.phase.as_str(), key)
+        (held.lease, held.chunk, held.phase.as_str(), held.key.as_str())
+            == (result.lease, result.chunk, result.phase.as_str(), result.object.key.as_str())
     });
     if is_leased {
         return Ok(());
@@ -51,9 +46,9 @@ pub(super) fn known_hash(state: &JobState, phase: &str, chunk: u32) -> Option<St
 }
 
 /// Compares the second result of a chunk with the first one: they must be the same bytes.
-pub(super) fn compare(rank: usize, result: &v1::ChunkResult, known: &str, cx: &mut Context<'_>) {
+pub(super) fn compare(rank: usize, result: &ChunkReport, known: &str, cx: &mut Context<'_>) {
     cx.out.count(Counter::DuplicateChunk);
-    let found = result.object.as_ref().map(|object| object.blake3.as_str()).unwrap_or_default();
+    let found = &result.object.blake3;
     if found != known {
         cx.out.count(Counter::DeterminismAlarm);
         let text = format!(
@@ -67,7 +62,7 @@ pub(super) fn compare(rank: usize, result: &v1::ChunkResult, known: &str, cx: &m
 
 /// Checks the metric sums of a new result. Gives the failure if they are not finite.
 pub(super) fn check_metrics(
-    result: &v1::ChunkResult,
+    result: &ChunkReport,
     cx: &Context<'_>,
 ) -> Result<Option<v1::TaskFailure>, ProtocolError> {
     let is_current = |phase: &&Phase| phase.id == result.phase && result.chunk < phase.chunks;
@@ -87,7 +82,7 @@ pub(super) fn check_metrics(
 
 /// Rejects sums over more items than a chunk of the plan can have: a metric counts rows, their samples or, at
 /// most, the samples' tokens.
-fn check_counts(state: &JobState, phase: &Phase, result: &v1::ChunkResult) -> Result<(), ProtocolError> {
+fn check_counts(state: &JobState, phase: &Phase, result: &ChunkReport) -> Result<(), ProtocolError> {
     let (spec, rows) = (&state.spec, rows::of_chunk(state, phase, result.chunk));
     let samples = u64::from(spec.reward_step.samples.max(spec.policy_step.samples).max(2));
     let items = rows.saturating_mul(samples);
@@ -110,7 +105,7 @@ fn check_counts(state: &JobState, phase: &Phase, result: &v1::ChunkResult) -> Re
 }
 
 /// The first metric whose sums are not finite.
-fn first_not_finite(result: &v1::ChunkResult) -> Option<&str> {
+fn first_not_finite(result: &ChunkReport) -> Option<&str> {
     let is_bad = |moments: &&v1::Moments| {
         let sums = [moments.sum, moments.sum_of_squares].into_iter().chain(moments.max);
         let of_clusters = moments.clusters.iter().flat_map(|clusters| {

@@ -1,5 +1,4 @@
 use foil_proto::v1;
-use foil_proto::v1::rank_message::Message;
 
 use super::diagnosis::FailureSignal;
 use super::{Deadlines, Decision, ProtocolError};
@@ -66,17 +65,6 @@ impl<'a> Context<'a> {
                 "{phase} of attempt {attempt} is not the current gang phase"
             ))),
         }
-    }
-
-    /// True for a repeated message about a gang phase that is committed.
-    pub(super) fn is_outdated(&self, message: &Message) -> bool {
-        let (phase, attempt) = match message {
-            Message::Step(report) => (&report.phase, report.attempt),
-            Message::Rendezvous(offer) => (&offer.phase, offer.attempt),
-            Message::Gang(result) => (&result.phase, result.attempt),
-            _ => return false,
-        };
-        attempt == self.id.attempt && self.state.done(phase).is_some()
     }
 }
 

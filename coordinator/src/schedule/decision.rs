@@ -3,6 +3,7 @@ use std::time::Duration;
 use foil_proto::v1;
 use foil_proto::v1::rank_command::Command;
 
+use super::{ShardReport, StepReport};
 use crate::cluster::{AgentFault, Placement};
 use crate::job::Change;
 use crate::plan::{Phase, Work};
@@ -82,13 +83,13 @@ pub struct StepTaken {
 }
 
 impl StepTaken {
-    pub(super) fn new(phase: &Phase, report: &v1::StepReport, resumed_after: u64) -> Self {
+    pub(super) fn new(phase: &Phase, attempt: u32, report: &StepReport, resumed_after: u64) -> Self {
         let value =
             |name: &str| report.metrics.iter().find(|metric| metric.name == name).map(|found| found.value);
         Self {
             work: phase.work,
             phase: phase.id.clone(),
-            attempt: report.attempt,
+            attempt,
             step: report.step,
             resumed_after,
             seconds: value("seconds").and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
@@ -109,7 +110,7 @@ pub struct ShardSaved {
 
 impl ShardSaved {
     /// The times that a rank reports; none from a rank of an older version, or if they cannot be.
-    pub(super) fn reported(shard: &v1::CheckpointShard) -> Option<Self> {
+    pub(super) fn reported(shard: &ShardReport) -> Option<Self> {
         let stall = Duration::try_from_secs_f64(shard.stall_seconds?).ok()?;
         let upload = Duration::try_from_secs_f64(shard.upload_seconds?).ok()?;
         Some(Self { stall, upload })

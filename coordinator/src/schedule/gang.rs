@@ -10,13 +10,14 @@ use super::assignment::{Assignment, GangMember};
 use super::checkpoints::ShardSet;
 use super::context::{Context, Problem, Sender};
 use super::decision::{Effect, ProtocolError, ShardSaved, StepTaken};
+use super::report::{GangResult, ShardReport, StepReport};
 use super::diagnosis::FailureSignal;
 use super::map::activity_progress;
 use super::ranks::RankSet;
 use super::slot::Slot;
 use super::task::{self, inherited};
 use crate::clock::Now;
-use crate::job::{Change, JobState};
+use crate::job::Change;
 use crate::plan::Phase;
 
 /// The current gang phase.
@@ -29,7 +30,7 @@ pub(super) struct GangPhase {
     /// Rank 0's step reports, one JSON object per line.
     pub(super) metric_lines: String,
     /// Rank 0's last step report.
-    last_step: Option<v1::StepReport>,
+    last_step: Option<StepReport>,
     shards: ShardSet,
     /// Address at which rank 0 waits for the others, once it has offered one.
     rendezvous: Option<v1::Rendezvous>,
@@ -164,12 +165,12 @@ impl GangPhase {
     pub(super) fn step_report(
         &mut self,
         rank: usize,
-        report: v1::StepReport,
+        report: StepReport,
         ranks: &mut RankSet,
         cx: &mut Context<'_>,
     ) -> Result<(), ProtocolError> {
         let Some(member) = ranks.member_mut(rank) else { return Ok(()) };
-        let v1::StepReport { step, steps, .. } = report;
+        let (step, steps) = (report.step, report.steps);
         if step <= member.step || step > steps {
             let text = format!("step {step} of {steps} does not come after step {}", member.step);
             return Err(ProtocolError::FalseReport(text));
@@ -178,11 +179,11 @@ impl GangPhase {
         member.step = step;
         if rank == 0 {
             if let Some(phase) = cx.state.phase() {
-                let earlier = cx.state.checkpoints.iter().filter(|made| made.attempt < report.attempt);
+                let earlier = cx.state.checkpoints.iter().filter(|made| made.attempt < cx.id.attempt);
                 let resumed_after = earlier.map(|made| made.step).max().unwrap_or(0);
-                cx.out.effects.push(Effect::Step(StepTaken::new(phase, &report, resumed_after)));
+                cx.out.effects.push(Effect::Step(StepTaken::new(phase, cx.id.attempt, &report, resumed_after)));
             }
-            self.metric_lines.push_str(&metric_line(cx.state, &report));
+            self.metric_lines.push_str(&metric_line(cx, &self.id, &report));
             self.metric_lines.push('\n');
             self.last_step = Some(report);
             cx.progressed = true;
@@ -194,7 +195,8 @@ impl GangPhase {
     pub(super) fn rendezvous_offer(
         &mut self,
         rank: usize,
-        offer: v1::RendezvousOffer,
+        host: String,
+        port: u32,
         ranks: &mut RankSet,
         cx: &mut Context<'_>,
     ) -> Result<(), ProtocolError> {
@@ -202,8 +204,7 @@ impl GangPhase {
             let text = format!("rank {rank} offers a rendezvous, which only rank 0 may do");
             return Err(ProtocolError::Invalid(text));
         }
-        let v1::RendezvousOffer { phase, attempt, host, port } = offer;
-        let rendezvous = v1::Rendezvous { phase, attempt, host, port };
+        let rendezvous = v1::Rendezvous { phase: self.id.clone(), attempt: cx.id.attempt, host, port };
         self.rendezvous = Some(rendezvous.clone());
         if let Some(member) = ranks.member_mut(0) {
             member.watchdog.record_step(cx.now);
@@ -219,13 +220,13 @@ impl GangPhase {
     pub(super) fn checkpoint_shard(
         &mut self,
         from: &Sender<'_>,
-        shard: v1::CheckpointShard,
+        shard: ShardReport,
         ranks: &mut RankSet,
         cx: &mut Context<'_>,
     ) -> Result<(), ProtocolError> {
         let (step, attempt, prefix) = (shard.step, cx.id.attempt, cx.id.gang_prefix(&self.id));
         let saved = ShardSaved::reported(&shard);
-        let object = shard.object.unwrap_or_default();
+        let object = shard.object;
         if !object.key.starts_with(&prefix) {
             return Err(ProtocolError::FalseReport(format!("{} is not a key below {prefix}", object.key)));
         }
@@ -263,13 +264,13 @@ impl GangPhase {
         if let Some(activity) = ranks.member(0).and_then(|member| member.watchdog.activity()) {
             return activity_progress(phase, activity);
         }
-        let last = self.last_step.clone().unwrap_or_default();
+        let last = self.last_step.as_ref();
         v1::PhaseProgress {
             phase: phase.id.clone(),
-            done: last.step,
-            total: if last.steps > 0 { last.steps } else { self.steps },
+            done: last.map_or(0, |last| last.step),
+            total: last.map_or(self.steps, |last| last.steps),
             unit: phase.work.unit().to_owned(),
-            step: last.metrics,
+            step: last.map(|last| last.metrics.clone()).unwrap_or_default(),
         }
     }
 }
@@ -278,7 +279,7 @@ impl GangPhase {
 /// verified.
 pub(super) fn check_result(
     from: &Sender<'_>,
-    result: &v1::GangResult,
+    result: &GangResult,
     phase: &Phase,
     cx: &Context<'_>,
 ) -> Result<(), ProtocolError> {
@@ -298,11 +299,11 @@ pub(super) fn check_result(
 }
 
 /// A step's line in metrics.jsonl.
-fn metric_line(state: &JobState, report: &v1::StepReport) -> String {
+fn metric_line(cx: &Context<'_>, phase: &str, report: &StepReport) -> String {
     let mut object = JsonMap::new();
-    object.insert("phase".to_owned(), report.phase.clone().into());
-    object.insert("round".to_owned(), state.phase().map_or(0, |phase| phase.round).into());
-    object.insert("attempt".to_owned(), report.attempt.into());
+    object.insert("phase".to_owned(), phase.into());
+    object.insert("round".to_owned(), cx.state.phase().map_or(0, |phase| phase.round).into());
+    object.insert("attempt".to_owned(), cx.id.attempt.into());
     object.insert("step".to_owned(), report.step.into());
     object.insert("steps".to_owned(), report.steps.into());
     for metric in &report.metrics {

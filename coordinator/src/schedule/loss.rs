@@ -7,7 +7,7 @@ use super::context::{Context, Problem, Sender, Severity};
 use super::diagnosis::{FailureSignal, Observation};
 use super::ranks::Overdue;
 use super::teardown::Teardown;
-use super::{Counter, Level, ProtocolError, chunk_results};
+use super::{ChunkReport, Counter, Level, ProtocolError, chunk_results};
 use crate::clock::Now;
 use crate::job::{CauseClass, Change};
 
@@ -175,7 +175,7 @@ impl Attempt {
     pub(super) fn chunk_result(
         &mut self,
         from: &Sender<'_>,
-        result: v1::ChunkResult,
+        result: ChunkReport,
         cx: &mut Context<'_>,
     ) -> Result<(), ProtocolError> {
         chunk_results::check_key(&result, cx)?;

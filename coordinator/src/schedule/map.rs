@@ -13,7 +13,7 @@ use super::context::{Context, Problem};
 use super::ranks::RankSet;
 use super::task;
 use super::watchdog::ProgressWatchdog;
-use super::{Counter, Level};
+use super::{ChunkReport, Counter, Level};
 use crate::clock::Now;
 use crate::job::{Change, ChunkDone, Committed, JobState, rows};
 use crate::plan::Phase;
@@ -99,10 +99,10 @@ impl MapPhase {
     }
 
     /// Records the first result of a chunk.
-    pub(super) fn accept(&mut self, result: v1::ChunkResult, cx: &mut Context<'_>) {
+    pub(super) fn accept(&mut self, result: ChunkReport, cx: &mut Context<'_>) {
         self.seconds.push(result.seconds);
         cx.progressed = true;
-        let object = v1::Object { path: format!("{:05}", result.chunk), ..result.object.unwrap_or_default() };
+        let object = v1::Object { path: format!("{:05}", result.chunk), ..result.object };
         cx.out.changes.push(Change::ChunkDone(ChunkDone {
             phase: result.phase,
             chunk: result.chunk,

@@ -19,6 +19,7 @@ mod loss;
 mod loss_budget;
 mod map;
 mod ranks;
+mod report;
 mod resume;
 mod slot;
 mod task;
@@ -30,10 +31,12 @@ mod watchdog;
 use std::time::Duration;
 
 use foil_proto::v1;
-use foil_proto::v1::rank_message::Message;
 
 pub use attempt::Attempt;
 pub use decision::{Counter, Decision, Effect, Level, ProtocolError, ShardSaved, StepTaken};
+pub use report::{
+    ChunkReport, GangEvent, GangReport, GangResult, Hello, Report, RunningTask, ShardReport, StepReport,
+};
 pub use slot::Process;
 
 /// Deadlines of an attempt.
@@ -69,13 +72,10 @@ impl Default for Deadlines {
 /// Input to an attempt.
 #[derive(Debug, Clone)]
 pub enum Input {
-    Hello {
+    Hello(Hello),
+    Report {
         session: String,
-        hello: v1::RankHello,
-    },
-    Message {
-        session: String,
-        message: Message,
+        report: Report,
         /// Result of verifying it against the store: what is wrong with it, if anything.
         flaw: Option<String>,
     },

@@ -9,7 +9,7 @@ use super::assignment::{Assignment, ChunkLease, GangMember};
 use super::context::{AttemptId, Context};
 use super::diagnosis::{FailureSignal, Observation};
 use super::slot::{Process, Slot};
-use super::{Effect, ProtocolError};
+use super::{Effect, GangResult, Hello, ProtocolError};
 use crate::clock::Now;
 use crate::cluster::AgentFault;
 use crate::job::JobState;
@@ -110,17 +110,17 @@ impl RankSet {
     /// The rank of a process that says hello and proves that it is the one that was started.
     pub(super) fn authenticate(
         &self,
-        session: &str,
-        hello: &v1::RankHello,
+        hello: &Hello,
         id: &AttemptId,
     ) -> Result<usize, ProtocolError> {
-        let stale = || ProtocolError::Stale { session: session.to_owned(), attempt: id.attempt };
+        let session = &hello.session;
+        let stale = || ProtocolError::Stale { session: session.clone(), attempt: id.attempt };
         let rank = self.rank_of(session).ok_or_else(stale)?;
         let Some(Slot::Starting { process, .. }) = self.slots.get(rank) else { return Err(stale()) };
         if !secret::verify(&hello.secret, &process.proof) {
-            return Err(ProtocolError::Unauthenticated { session: session.to_owned() });
+            return Err(ProtocolError::Unauthenticated { session: session.clone() });
         }
-        let same = hello.attempt == id.attempt && hello.rank as usize == rank && hello.job_id == id.job;
+        let same = hello.attempt == id.attempt && hello.rank == rank && hello.job == id.job;
         if same { Ok(rank) } else { Err(stale()) }
     }
 
@@ -327,7 +327,7 @@ impl RankSet {
     }
 
     /// Records a rank's result of the gang phase.
-    pub(super) fn record_result(&mut self, rank: usize, result: v1::GangResult, now: Now) {
+    pub(super) fn record_result(&mut self, rank: usize, result: GangResult, now: Now) {
         if let Some(member) = self.member_mut(rank) {
             member.watchdog.record_step(now);
             member.result = Some(result);

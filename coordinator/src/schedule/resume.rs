@@ -1,9 +1,7 @@
 //! Adoption of an attempt that a previous leader has started: its processes go on, and report what they are
 //! working on.
 
-use foil_proto::v1::{self, rank_task::Task};
-
-use super::Deadlines;
+use super::{Deadlines, RunningTask};
 use super::assignment::{Assignment, ChunkLease};
 use super::attempt::{Attempt, PhaseRun};
 use super::context::Context;
@@ -28,40 +26,33 @@ impl Attempt {
     }
 
     /// Takes in the task that a reconnecting process is working on; its reports follow.
-    pub(super) fn resume(&mut self, rank: usize, task: Option<&v1::RankTask>, cx: &mut Context<'_>) {
-        match task.and_then(|task| task.task.as_ref()) {
-            Some(Task::Chunk(run)) => self.resume_chunk(rank, run, cx),
-            Some(Task::Gang(run)) => self.resume_gang(rank, run, cx),
-            None => {}
+    pub(super) fn resume(&mut self, rank: usize, task: RunningTask, cx: &mut Context<'_>) {
+        match task {
+            RunningTask::Chunk { phase, chunk, lease, key } => {
+                let (since, watchdog) = (cx.now.mono, ProgressWatchdog::new(cx.now));
+                self.resume_chunk(rank, ChunkLease { phase, chunk, lease, key, since, watchdog }, cx);
+            }
+            RunningTask::Gang { phase, attempt } => self.resume_gang(rank, &phase, attempt, cx),
         }
     }
 
     /// A rank holds a lease from the previous leader.
-    fn resume_chunk(&mut self, rank: usize, run: &v1::RunChunk, cx: &mut Context<'_>) {
-        let phase = run.task.as_ref().map(|task| task.phase.as_str()).unwrap_or_default();
-        if cx.state.phases.iter().all(|planned| planned.id != phase) {
+    fn resume_chunk(&mut self, rank: usize, lease: ChunkLease, cx: &mut Context<'_>) {
+        if cx.state.phases.iter().all(|planned| planned.id != lease.phase) {
             return;
         }
-        let lease = ChunkLease {
-            phase: phase.to_owned(),
-            chunk: run.chunk,
-            lease: run.lease,
-            key: run.key.clone(),
-            since: cx.now.mono,
-            watchdog: ProgressWatchdog::new(cx.now),
-        };
+        let because = format!("rank {rank} goes on with chunk {} of {}", lease.chunk, lease.phase);
         if self.ranks.assign(rank, Assignment::Chunk(lease)) {
             cx.progressed = true;
-            cx.out.because(format!("rank {rank} goes on with chunk {} of {phase}", run.chunk));
+            cx.out.because(because);
         }
     }
 
     /// A rank is in a gang from the previous leader. If that phase is committed, it waits for its next task.
-    fn resume_gang(&mut self, rank: usize, run: &v1::RunGang, cx: &mut Context<'_>) {
-        let phase = run.task.as_ref().map(|task| task.phase.as_str()).unwrap_or_default();
+    fn resume_gang(&mut self, rank: usize, phase: &str, attempt: u32, cx: &mut Context<'_>) {
         if let PhaseRun::Gang(gang) = &self.phase
             && gang.id() == phase
-            && run.attempt == self.id.attempt
+            && attempt == self.id.attempt
         {
             gang.rejoin(rank, &mut self.ranks, cx);
         }

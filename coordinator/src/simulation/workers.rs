@@ -6,6 +6,7 @@ use super::machines::{self, Rank, Stream};
 use super::node::FENCE;
 use super::simulator::{NodeMessage, Rejection, SimEvent, Simulator};
 use crate::job::fixture::object;
+use crate::schedule::Hello;
 
 /// Interval of an agent's heartbeats, in milliseconds.
 const HEARTBEAT: u64 = 1000;
@@ -61,7 +62,7 @@ impl Simulator {
             }
             NodeMessage::Hello(hello) => {
                 let session = hello.session_id.clone();
-                match core.rank_hello(hello, now) {
+                match Hello::try_from(hello).and_then(|hello| core.rank_hello(hello, now)) {
                     Ok(()) => drop(leading.ranks.insert(session, stream.id)),
                     Err(_) => {
                         let (stream, rejection) = (stream.id, Rejection::Stale);
@@ -74,7 +75,7 @@ impl Simulator {
                 if leading.ranks.get(&session) != Some(&stream.id) {
                     return;
                 }
-                if core.rank_message(&session, message, None, now).is_err() {
+                if core.rank_report(&session, message.try_into(), None, now).is_err() {
                     leading.ranks.remove(&session);
                     core.rank_gone(&session, now);
                     let (stream, rejection) = (stream.id, Rejection::Stale);

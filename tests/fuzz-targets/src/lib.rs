@@ -27,7 +27,7 @@ pub struct Target {
     pub runs: u32,
 }
 
-/// What became of an input.
+/// Outcome of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Accepted,

@@ -1,4 +1,4 @@
-//! What a coordinator reads from the store: records and snapshots of the log, and the events in them.
+//! Readers of the store: records and snapshots of the log, and the events in them.
 
 use bytes::Bytes;
 use foil_common::storage::Store;

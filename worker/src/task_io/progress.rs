@@ -61,7 +61,7 @@ struct LastReport {
 pub struct ShardTimes {
     /// For which training waited.
     pub stall: Duration,
-    /// Of writing, hashing and uploading.
+    /// Time of writing, hashing and uploading.
     pub upload: Duration,
 }
 

@@ -72,7 +72,7 @@ pub enum Error {
         operation: &'static str,
         /// The argument.
         found: String,
-        /// What the call expects.
+        /// Expectation of the call.
         expected: String,
     },
     /// Some parameters got no gradient in a backward pass, so their bucket was never reduced.

@@ -115,7 +115,7 @@ fn a_file_must_not_contradict_its_control() {
         assert!(found.contains(expected), "{found}");
     }
     assert!(message(&format!("{restated}preset: static-rm\n"), &[]).contains("as preset static-rm sets it"));
-    // What it states as the control does is no contradiction, and a setting of the field settles it either
+    // A statement that agrees with the control's is no contradiction, and a setting of the field settles it either
     // way.
     assert_eq!(
         job(&restated, &["preset=human-only-refresh", "reward_step.apo_weight=null"]).reward_step.samples,

@@ -187,7 +187,7 @@ async fn records_of_a_lower_term_do_not_count() {
     let (mut old, _) = Log::lead(store.clone(), "old").await.unwrap();
     old.append(vec![event("before")]).await.unwrap();
     Log::lead(store.clone(), "new").await.unwrap();
-    // What the fencing by name makes impossible, should it happen all the same.
+    // Fencing by name makes this impossible, should it happen all the same.
     old.next = 3;
     old.append(vec![event("late")]).await.unwrap();
     assert_eq!(texts(&read(&store).await.unwrap().records), ["before"]);

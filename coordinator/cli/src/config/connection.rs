@@ -173,7 +173,7 @@ mod tests {
         ConfigFile { path: "/c".into(), content: Content { current_context: Some("lab".into()), contexts } }
     }
 
-    /// What `foil list ARGUMENTS` connects to, and the source of each setting.
+    /// The connection of `foil list ARGUMENTS`, and the source of each setting.
     fn resolved(arguments: &[&str]) -> (Connection, Vec<(&'static str, String)>) {
         let command = Cli::command();
         let line = ["foil", "list"].iter().chain(arguments);

@@ -20,7 +20,7 @@ const TOLERATED_SKEW: Duration = Duration::from_secs(5);
 /// With such a skew certificates and tokens of one machine are not valid on the other.
 const BAD_SKEW: Duration = Duration::from_secs(60);
 
-/// What one coordinator answered.
+/// Answer of one coordinator.
 #[derive(Debug)]
 pub(super) struct Answer {
     url: String,

@@ -28,9 +28,9 @@ impl Level {
 pub(super) struct Finding {
     pub(super) level: Level,
     pub(super) check: &'static str,
-    /// What was found.
+    /// Observation.
     pub(super) message: String,
-    /// What to do.
+    /// Advice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) advice: Option<String>,
 }

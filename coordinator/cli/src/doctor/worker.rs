@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 const GPUS_TIMEOUT: Duration = Duration::from_secs(1800);
 const PROGRAM: &str = "foil-worker";
 
-/// What `foil-worker describe` prints.
+/// Output of `foil-worker describe`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 struct Described {
     version: String,

@@ -89,7 +89,7 @@ struct Header {
 struct Parts<'a> {
     algorithm: Algorithm,
     key: Option<String>,
-    /// What is signed.
+    /// Signed bytes: header and claims as they were sent.
     message: &'a str,
     payload: Vec<u8>,
     signature: Vec<u8>,

@@ -358,7 +358,7 @@ async fn keys_behind_a_url_rotate_and_unknown_ones_cause_no_flood() {
     verifier.verify(&new.issue("new", &claims()), now()).await.unwrap();
     assert_eq!(fetched(), 2);
     assert!(verifier.verify(&old.issue("old", &claims()), now()).await.is_err(), "it was withdrawn");
-    // What cannot be read changes nothing.
+    // An unreadable set of keys changes nothing.
     for broken in ["nonsense".to_owned(), "x".repeat(300 << 10)] {
         *body.lock().unwrap() = broken;
         verifier.rewind_fetch().await;

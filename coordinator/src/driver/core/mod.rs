@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foil_proto::v1::{self, agent_command, rank_command, rank_message};
+use foil_proto::v1::{self, agent_command, rank_command};
 
 use self::deletion::Graves;
 pub use self::deletion::{DeleteError, Holder, PinError, Refusal};
@@ -28,7 +28,9 @@ use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness, Placement};
 use crate::job::{self, Change, Event, GarbageSet, JobState, JobStatus, StateError, Submitted};
 use crate::queue::{Policy, Wait};
-use crate::schedule::{Attempt, Counter, Deadlines, Input, Level, ProtocolError, ShardSaved, StepTaken};
+use crate::schedule::{
+    Attempt, Counter, Deadlines, Hello, Input, Level, ProtocolError, Report, ShardSaved, StepTaken,
+};
 use crate::secret::SecretIssuer;
 
 /// Pending output: `events` to append, and `actions` to take once they are durable.
@@ -94,7 +96,7 @@ pub struct Core {
     requests: BTreeMap<(String, String), String>,
     /// Jobs that were deleted.
     graves: Graves,
-    /// What jobs name outside of their own objects.
+    /// Objects that jobs name outside of their own.
     references: References,
     /// Sessions to job ids.
     sessions: BTreeMap<String, String>,
@@ -254,21 +256,23 @@ impl Core {
 
     // ---- ranks ----
 
-    pub fn rank_hello(&mut self, hello: v1::RankHello, now: Now) -> Result<(), ProtocolError> {
-        let session = hello.session_id.clone();
-        self.try_deliver(&session.clone(), Input::Hello { session, hello }, now)
+    pub fn rank_hello(&mut self, hello: Hello, now: Now) -> Result<(), ProtocolError> {
+        self.try_deliver(&hello.session.clone(), Input::Hello(hello), now)
     }
 
-    /// Takes in a rank's message; `flaw` is what verification against the store has found wrong with it.
-    pub fn rank_message(
+    /// Takes in a rank's report, or that it is malformed; `flaw` is what verification against the store has
+    /// found wrong with it.
+    pub fn rank_report(
         &mut self,
         session: &str,
-        message: rank_message::Message,
+        report: Result<Report, ProtocolError>,
         flaw: Option<String>,
         now: Now,
     ) -> Result<(), ProtocolError> {
-        let input = Input::Message { session: session.to_owned(), message, flaw };
-        let result = self.try_deliver(session, input, now);
+        let result = report.and_then(|report| {
+            let input = Input::Report { session: session.to_owned(), report, flaw };
+            self.try_deliver(session, input, now)
+        });
         if let Err(ProtocolError::FalseReport(why)) = &result {
             let (session_of, why) = (session.to_owned(), why.clone());
             self.deliver(session, Input::FalseReport { session: session_of, why }, now);

@@ -237,15 +237,15 @@ impl Driver {
                 self.core.agent_disconnected(&agent, connection, now);
             }
             Command::RankHello { hello, commands, reply } => {
-                let session = hello.session_id.clone();
+                let session = hello.session.clone();
                 let result = self.core.rank_hello(hello, now);
                 if result.is_ok() {
                     self.streams.add_rank(&session, commands);
                 }
                 self.reply(move |_| drop(reply.send(result)));
             }
-            Command::RankMessage { session, message, flaw } => {
-                if let Err(error) = self.core.rank_message(&session, message, flaw, now) {
+            Command::RankReport { session, report, flaw } => {
+                if let Err(error) = self.core.rank_report(&session, report, flaw, now) {
                     tracing::warn!(session, %error, "rejected message from rank");
                     self.streams.remove_rank(&session, Some(error));
                     self.core.rank_gone(&session, now);

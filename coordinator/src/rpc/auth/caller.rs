@@ -21,7 +21,7 @@ struct Call {
     note: OnceLock<Note>,
 }
 
-/// What a call is about, for the audit log.
+/// Subject of a call, for the audit log.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Note {
     pub(super) resource: String,

@@ -67,7 +67,7 @@ impl Gate {
     }
 }
 
-/// What a request shows of its caller, apart from its body, which is not to be shared between threads.
+/// A request's evidence of its caller, apart from the body, which is not to be shared between threads.
 struct Shown {
     authorization: Result<Option<String>, Refusal>,
     client: Option<Client>,

@@ -41,7 +41,7 @@ impl fmt::Display for Access {
     }
 }
 
-/// What a call does; the audit log has those that change something.
+/// Effect of a call; the audit log has those that change something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::rpc) enum Effect {
     Reads,

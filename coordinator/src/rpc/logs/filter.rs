@@ -25,7 +25,7 @@ pub(super) struct Filter {
     pub(super) tail: Option<usize>,
 }
 
-/// What is known of a process's log at a place in it: lines that name no phase or time are of the last ones.
+/// Phase and time at a place in a process's log: lines that name no phase or time are of the last ones.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Context {
     pub(super) time: f64,

@@ -53,7 +53,7 @@ pub(super) struct Logs {
 
 pub(super) type LogsStream = ReceiverStream<Result<v1::LogsResponse, Status>>;
 
-/// What the job's state tells of its logs.
+/// Facts of a job's state that its logs depend on.
 struct Facts {
     state: v1::LogsState,
     attempt: u32,

@@ -2,7 +2,7 @@
 
 use foil_common::logs::Part;
 
-/// What is next in a log.
+/// The next piece of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece {
     /// The bytes of a part from an offset in the log on.

@@ -64,7 +64,7 @@ async fn lines_of_an_attempt_are_merged_by_time_and_read_once() {
 
     let more = line(8, "f");
     write(&store, &first, a, &more, false).await;
-    // What covers all of it, and the small part is gone.
+    // A part that covers all of it, and the small one is gone.
     let whole = [line(1, "a"), line(5, "c"), more, line(9, "g")].concat();
     write(&store, &first, 0, &whole, true).await;
     assert_eq!(pass(&mut reading, 2).await, ["1.0:f", "1.0:g"]);

@@ -60,7 +60,7 @@ pub(super) struct Site {
     channel: Channel,
     store: Store,
     tokens: Vec<(String, Role, String)>,
-    /// Of the files of tokens and of the audit log.
+    /// Folder of the token files and of the audit log.
     pub(super) directory: tempfile::TempDir,
 }
 

@@ -2,6 +2,7 @@
 //! it is stored under its key with the size and hash that were recorded at its upload.
 
 use std::collections::BTreeSet;
+use std::slice;
 
 use foil_common::storage::object::Digest;
 use foil_common::storage::{Store, StoreError};
@@ -10,6 +11,7 @@ use foil_proto::v1::rank_message::Message;
 use futures::future::try_join_all;
 
 use super::plausibility;
+use crate::schedule::{GangEvent, GangReport, ProtocolError, Report};
 
 /// Maximum number of objects in an artifact.
 const MAX_OBJECTS: usize = 4096;
@@ -20,19 +22,25 @@ const MAX_PATH_BYTES: usize = 255;
 const MAX_METRICS: usize = 512;
 const MAX_NAME_BYTES: usize = 128;
 
-/// The first thing that is wrong with a report; none if it is valid.
+/// A rank's message as a report.
+///
+/// # Errors
+/// Its form is wrong, as [`check_form`] tells.
+pub(super) fn parse(message: Message) -> Result<Report, ProtocolError> {
+    check_form(&message).map_err(ProtocolError::FalseReport)?;
+    message.try_into()
+}
+
+/// The first object in a report that differs from the one in the store; none if all are as they are reported.
 ///
 /// # Errors
 /// The store is unavailable.
-pub(super) async fn find_flaw(store: &Store, message: &Message) -> Result<Option<String>, StoreError> {
-    if let Err(flaw) = check_form(message) {
-        return Ok(Some(flaw));
-    }
-    let objects: Vec<&v1::Object> = match message {
-        Message::Chunk(result) => result.object.iter().collect(),
-        Message::Checkpoint(shard) => shard.object.iter().collect(),
-        Message::Gang(result) => result.objects.iter().collect(),
-        _ => return Ok(None),
+pub(super) async fn find_flaw(store: &Store, report: &Report) -> Result<Option<String>, StoreError> {
+    let objects = match report {
+        Report::Chunk(result) => slice::from_ref(&result.object),
+        Report::Gang(GangReport { event: GangEvent::Checkpoint(shard), .. }) => slice::from_ref(&shard.object),
+        Report::Gang(GangReport { event: GangEvent::Finished(result), .. }) => &result.objects,
+        Report::Gang(_) | Report::Progress(_) | Report::Failure(_) => return Ok(None),
     };
     for batch in objects.chunks(PARALLEL_LOOKUPS) {
         let mut lookups = Vec::with_capacity(batch.len());
@@ -81,10 +89,7 @@ pub(super) fn check_form(message: &Message) -> Result<(), String> {
             metric_names(names)?;
             plausibility::check(result)
         }
-        Message::Checkpoint(shard) => {
-            let object = shard.object.as_ref().ok_or("a checkpoint's shard comes without its object")?;
-            digest(object)
-        }
+        Message::Checkpoint(shard) => shard.object.iter().try_for_each(digest),
         Message::Gang(result) => {
             if result.objects.len() > MAX_OBJECTS {
                 return Err(format!(

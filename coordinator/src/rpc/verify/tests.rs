@@ -22,7 +22,10 @@ async fn stored() -> (Store, v1::Object) {
 }
 
 async fn found(store: &Store, message: Message) -> String {
-    find_flaw(store, &message).await.unwrap().unwrap_or_default()
+    match parse(message) {
+        Ok(report) => find_flaw(store, &report).await.unwrap().unwrap_or_default(),
+        Err(error) => error.to_string(),
+    }
 }
 
 #[tokio::test]

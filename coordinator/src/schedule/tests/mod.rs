@@ -56,7 +56,7 @@ impl Harness {
             secret: issuer().secret(&session),
             ..Default::default()
         };
-        self.handle(Input::Hello { session: session.clone(), hello }).unwrap();
+        self.handle(Input::Hello(hello.try_into().unwrap())).unwrap();
         session
     }
 
@@ -102,7 +102,8 @@ impl Harness {
     }
 
     fn report(&mut self, rank: usize, message: Message) -> Result<(), ProtocolError> {
-        self.handle(Input::Message { session: self.session(rank), message, flaw: None })
+        let report = message.try_into()?;
+        self.handle(Input::Report { session: self.session(rank), report, flaw: None })
     }
 
     fn exit(&mut self, rank: usize, exit: v1::RankExited) {

@@ -88,9 +88,9 @@ fn reports_that_do_not_match_the_lease_are_rejected() {
         assert!(matches!(harness.report(0, Message::Chunk(bad)), Err(ProtocolError::FalseReport(_))));
     }
     assert!(matches!(harness.report(0, harness.gang_result("x")), Err(ProtocolError::Invalid(_))));
-    let stale = harness.handle(Input::Message {
+    let stale = harness.handle(Input::Report {
         session: "j1-a0-r0-1".into(),
-        message: harness.result(0, "h0"),
+        report: harness.result(0, "h0").try_into().unwrap(),
         flaw: None,
     });
     assert!(matches!(stale, Err(ProtocolError::Stale { .. })));
@@ -190,10 +190,10 @@ fn only_the_process_that_was_started_may_say_hello() {
         ..Default::default()
     };
     for wrong in ["", "guessed", process.proof.as_str()] {
-        let refused = harness.handle(Input::Hello { session: session.clone(), hello: hello(wrong) });
+        let refused = harness.handle(Input::Hello(hello(wrong).try_into().unwrap()));
         assert!(matches!(refused, Err(ProtocolError::Unauthenticated { .. })), "{wrong:?}");
     }
-    harness.handle(Input::Hello { session: session.clone(), hello: hello(&start.secret) }).unwrap();
+    harness.handle(Input::Hello(hello(&start.secret).try_into().unwrap())).unwrap();
     let vouches = |effect: &Effect| matches!(effect, Effect::RankConnected { agent } if agent == "a");
     assert!(harness.effects.iter().any(vouches));
 }

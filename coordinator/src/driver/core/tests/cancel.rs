@@ -90,7 +90,7 @@ fn in_the_middle_of_a_rendezvous() {
         .unwrap();
     let phase = run.task.unwrap().phase;
     let offer = v1::RendezvousOffer { phase, attempt: run.attempt, host: "h".into(), port: 9 };
-    simulator.core.rank_message(&session, Message::Rendezvous(offer), None, simulator.now).unwrap();
+    simulator.core.rank_report(&session, Message::Rendezvous(offer).try_into(), None, simulator.now).unwrap();
     cancel(&mut simulator, "in a rendezvous");
 }
 

@@ -292,7 +292,7 @@ impl Simulator {
             .is_some_and(|byzantine| self.ranks.get(&session).is_some_and(|rank| rank.agent == byzantine));
         let flaw = lies.then(|| "it is not in the store".to_owned());
         // A rank whose message is rejected is stale and exits.
-        if self.core.rank_message(&session, message, flaw, self.now).is_err() {
+        if self.core.rank_report(&session, message.try_into(), flaw, self.now).is_err() {
             self.kill(&session);
         }
     }
@@ -309,7 +309,7 @@ impl Simulator {
             let shard =
                 v1::CheckpointShard { phase, attempt: run.attempt, step, object, ..Default::default() };
             // Who is stale exits anyway.
-            let _ = self.core.rank_message(session, Message::Checkpoint(shard), None, self.now);
+            let _ = self.core.rank_report(session, Message::Checkpoint(shard).try_into(), None, self.now);
         }
         self.kill(session);
     }
@@ -326,12 +326,12 @@ impl Simulator {
             secret: start.secret,
             ..Default::default()
         };
-        match self.core.rank_hello(hello, self.now) {
+        match Hello::try_from(hello).and_then(|hello| self.core.rank_hello(hello, self.now)) {
             Ok(()) => self.ranks.get_mut(session).unwrap().connected = true,
             Err(_) => return self.kill(session),
         }
         let rejected = reported
-            .is_some_and(|reported| self.core.rank_message(session, reported, None, self.now).is_err());
+            .is_some_and(|reported| self.core.rank_report(session, reported.try_into(), None, self.now).is_err());
         if rejected {
             self.kill(session);
         }

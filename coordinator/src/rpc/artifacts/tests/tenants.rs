@@ -29,7 +29,7 @@ async fn an_upload_exists_for_its_own_tenant_only() {
     }
     let admin = server_for(principal("default", Role::Admin), store.clone()).await;
     assert!(stat(&admin.channel, &stored).await.unwrap().is_some());
-    // What lies there since before there were tenants is the default tenant's.
+    // Objects without a tenant in their key are the default tenant's.
     store.put_object("inputs/old", body(3, 22)).await.unwrap();
     for (tenant, finds) in [("default", true), ("vision", false)] {
         let server = server_for(principal(tenant, Role::Viewer), store.clone()).await;

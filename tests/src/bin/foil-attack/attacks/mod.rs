@@ -83,7 +83,7 @@ pub(crate) fn long() -> Vec<Attack> {
     ]
 }
 
-/// What the attacks need to know of the coordinator.
+/// Facts of the coordinator that the attacks use.
 #[derive(Clone)]
 struct Aim {
     url: String,
