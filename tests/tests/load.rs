@@ -14,6 +14,8 @@ fn a_standby_takes_over_with_all_agents_jobs_and_watchers() {
             "8",
             "--samples",
             "4",
+            "--sockets",
+            "20,5",
             "--idle-seconds",
             "1",
         ])
@@ -22,5 +24,6 @@ fn a_standby_takes_over_with_all_agents_jobs_and_watchers() {
     let report = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{report}\n{errors}");
-    assert!(report.contains("failover with 12 jobs: "), "{report}");
+    assert!(report.contains("with 25 idle and slow sockets"), "{report}");
+    assert!(report.contains("failover with 16 jobs: "), "{report}");
 }

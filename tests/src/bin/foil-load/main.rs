@@ -10,6 +10,7 @@
 mod agents;
 mod latencies;
 mod requests;
+mod sockets;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -22,6 +23,7 @@ use foil_tests::{Process, Service, foil};
 use self::agents::Agents;
 use self::latencies::Latencies;
 use self::requests::Client;
+use self::sockets::Sockets;
 
 #[derive(Debug, Clone, Parser)]
 #[command(
@@ -44,6 +46,9 @@ struct Args {
     /// Number of submissions and of list pages that are timed at each step.
     #[arg(long, value_name = "N", default_value_t = 200)]
     samples: usize,
+    /// Number of silent sockets, and of sockets that send a request byte by byte, in the last measurement.
+    #[arg(long, value_name = "IDLE,SLOW", value_delimiter = ',', default_values_t = [1000, 200])]
+    sockets: Vec<usize>,
     /// Time without requests in which writes are counted.
     #[arg(long, value_name = "N", default_value_t = 60)]
     idle_seconds: u64,
@@ -66,6 +71,9 @@ fn run(args: &Args) -> Result<()> {
 
 async fn measure(args: &Args) -> Result<()> {
     ensure!(args.jobs.is_sorted(), "--jobs must ascend");
+    let &[idle_sockets, slow_sockets] = args.sockets.as_slice() else {
+        anyhow::bail!("--sockets must be two numbers, for example 1000,200");
+    };
     let (mut service, leader) = Service::start(Command::new(foil()), "127.0.0.1");
     let standby = service.start_standby(Command::new(foil()));
     // One ordinary submission uploads the inputs that all others share.
@@ -104,6 +112,14 @@ async fn measure(args: &Args) -> Result<()> {
         agents.connected(),
         args.agents
     );
+    let sockets = Sockets::open(service.url(), idle_sockets, slow_sockets).await?;
+    let submits = client.submit_timed(&spec, args.samples).await?;
+    queued += args.samples;
+    let pages = client.list_timed(args.samples).await?;
+    let open = sockets.len();
+    println!("{queued:>8} {:>25} {:>25} with {open} idle and slow sockets", submits.to_string(), pages.to_string());
+    ensure!(open == idle_sockets + slow_sockets, "{open} of the sockets could be kept open");
+    drop(sockets);
     idle(&service, args.idle_seconds).await;
     fail_over(&mut service, leader, queued).await?;
     drop((watched, agents, standby));
