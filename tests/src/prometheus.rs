@@ -17,8 +17,8 @@ pub fn page(address: &str, path: &str) -> (String, String) {
     (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
 }
 
-/// Findings of `promtool check metrics` on a page; none if it is not installed (Debian's package prometheus has
-/// it).
+/// Findings of `promtool check metrics` on a page; none if it is not installed (Debian's package prometheus
+/// has it).
 pub fn promtool(page: &str) -> Option<String> {
     let spawned = Command::new("promtool")
         .args(["check", "metrics"])

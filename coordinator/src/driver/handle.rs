@@ -189,7 +189,8 @@ impl Handle {
         self.ask(|reply| Command::RankHello { hello, commands, reply }).await
     }
 
-    /// A rank's report, or why it is none; `flaw` is what verification against the store has found wrong with it.
+    /// A rank's report, or why it is none; `flaw` is what verification against the store has found wrong with
+    /// it.
     pub async fn rank_report(
         &self,
         session: String,

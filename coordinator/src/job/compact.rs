@@ -4,15 +4,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::event::{Change, Event};
 use super::log_writers::PER_RANK;
+use crate::journal::{Selected, Selection};
 
 /// Number of deleted jobs, the last ones, whose ids are remembered after their objects are gone. Ids sort by
 /// the time of submission.
 pub const TOMBSTONES_KEPT: usize = 10_000;
 
 /// The facts about a job that decide which of its events are needed.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Job {
     revision: u64,
+    /// The revision up to which the second pass has come.
+    passed: u64,
     /// Ids of the committed phases.
     committed: Vec<String>,
     /// The running attempt; none between attempts.
@@ -30,34 +33,64 @@ struct Job {
     is_forgotten: bool,
 }
 
-/// Fewer events that replay to the same state and the same history for watchers. Chunks and checkpoints of
-/// committed phases are dropped, because the commit holds them all, and so are rank processes that have been
-/// replaced but for the last ones, whose logs are still accepted. Of a deleted job only its tombstone is
-/// left, and of a tenant's quotas the last.
-pub fn compact_events(events: Vec<Event>) -> Vec<Event> {
-    let mut jobs: BTreeMap<String, Job> = BTreeMap::new();
-    let mut quotas: BTreeMap<String, usize> = BTreeMap::new();
-    let mut numbered = events;
-    for (index, event) in numbered.iter_mut().enumerate() {
+/// A selection of events that replays to the same state and the same history for watchers. Chunks and
+/// checkpoints of committed phases are dropped, because the commit holds them all, and so are rank processes
+/// that have been replaced but for the last ones, whose logs are still accepted. Of a deleted job only its
+/// tombstone is left, and of a tenant's quotas the last.
+#[derive(Debug, Default)]
+pub struct Compaction {
+    jobs: BTreeMap<String, Job>,
+    /// Number of events that set a tenant's quota.
+    quotas: BTreeMap<String, usize>,
+}
+
+impl Compaction {
+    pub fn begin() -> Box<dyn Selection<Event>> {
+        Box::new(Self::default())
+    }
+}
+
+impl Selection<Event> for Compaction {
+    fn record(&mut self, event: &Event) {
         if let Change::QuotaSet(set) = &event.change {
-            quotas.insert(set.tenant.clone(), index);
-            continue;
+            *self.quotas.entry(set.tenant.clone()).or_default() += 1;
+            return;
         }
-        let job = jobs.entry(event.job.clone()).or_default();
+        let job = self.jobs.entry(event.job.clone()).or_default();
         job.revision = event.revision.unwrap_or(job.revision + 1);
-        event.revision = Some(job.revision);
         job.record(&event.change);
     }
-    forget(&mut jobs);
-    let mut index = 0;
-    numbered.retain(|event| {
-        index += 1;
-        match &event.change {
-            Change::QuotaSet(set) => quotas.get(&set.tenant) == Some(&(index - 1)),
-            _ => jobs.get(&event.job).is_none_or(|job| job.needs(event)),
+
+    fn turn(&mut self) {
+        forget(&mut self.jobs);
+    }
+
+    /// Numbers the event with its revision: those before it may be dropped.
+    fn select(&mut self, event: &mut Event) -> Selected {
+        if let Change::QuotaSet(set) = &event.change {
+            let left = self.quotas.entry(set.tenant.clone()).or_default();
+            *left = left.saturating_sub(1);
+            return if *left == 0 { Selected::Kept } else { Selected::Dropped };
         }
-    });
-    numbered
+        let Some(job) = self.jobs.get_mut(&event.job) else { return Selected::Kept };
+        let is_numbered = event.revision.is_some();
+        job.passed = event.revision.unwrap_or(job.passed + 1);
+        event.revision = Some(job.passed);
+        match job.needs(event) {
+            false => Selected::Dropped,
+            true if is_numbered => Selected::Kept,
+            true => Selected::Changed,
+        }
+    }
+}
+
+/// The events that [`Compaction`] keeps.
+pub fn compact_events(mut events: Vec<Event>) -> Vec<Event> {
+    let mut compaction = Compaction::default();
+    events.iter().for_each(|event| compaction.record(event));
+    compaction.turn();
+    events.retain_mut(|event| compaction.select(event) != Selected::Dropped);
+    events
 }
 
 /// Marks the oldest of the deleted jobs if there are more than [`TOMBSTONES_KEPT`].

@@ -10,6 +10,7 @@ mod garbage;
 mod lineage;
 mod log_writers;
 pub mod pages;
+mod past;
 mod pins;
 mod results;
 pub mod rows;
@@ -19,7 +20,7 @@ mod tests;
 pub mod view;
 
 pub use artifacts::{find_artifact, find_committed, last_artifact};
-pub use compact::{TOMBSTONES_KEPT, compact_events};
+pub use compact::{Compaction, TOMBSTONES_KEPT, compact_events};
 pub use decide::{decide, end_of_timeout, timed_out};
 pub use event::{
     Cause, CauseClass, Change, ChunkDone, Committed, DEFAULT_TENANT, Detail, Event, Outcome, Pin,
@@ -28,5 +29,6 @@ pub use event::{
 pub use garbage::GarbageSet;
 pub use lineage::{named_inputs, origins};
 pub use log_writers::{LogWriter, LogWriters};
+pub use past::{PastEvent, PastJob, retained};
 pub use pins::Pins;
 pub use state::{JobState, JobStatus, StateError, Times};

@@ -1,6 +1,6 @@
 //! The state of a job: its events, replayed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use foil_common::spec;
 use foil_proto::v1;
@@ -52,9 +52,10 @@ pub struct JobState {
     pub spec: spec::Job,
     /// Hash of the specification as users see it.
     pub spec_blake3: String,
+    /// The plan; `submitted` keeps no copy of it.
     pub phases: Vec<Phase>,
-    /// Index of each phase in `phases`, by id.
-    positions: HashMap<String, usize>,
+    /// Indices into `phases` in the order of ids.
+    by_id: Vec<u32>,
     /// Number of events so far.
     pub revision: u64,
     /// Results of `phases[..committed.len()]`.
@@ -121,12 +122,10 @@ pub enum StateError {
 
 impl JobState {
     /// The state after a job's first event.
-    pub fn submitted(id: &str, at: u64, submitted: Submitted) -> Result<Self, StateError> {
+    pub fn submitted(id: &str, at: u64, mut submitted: Submitted) -> Result<Self, StateError> {
         let spec = spec::Job::try_from(submitted.spec.clone())
             .map_err(|source| StateError::Spec { job: id.to_owned(), source })?;
-        let phases = submitted
-            .plan
-            .phases
+        let phases = std::mem::take(&mut submitted.plan.phases)
             .iter()
             .map(Phase::try_from)
             .collect::<Result<Vec<_>, _>>()
@@ -137,7 +136,7 @@ impl JobState {
             submitted,
             submitted_at: at,
             spec,
-            positions: phases.iter().enumerate().map(|(at, phase)| (phase.id.clone(), at)).collect(),
+            by_id: by_id(&phases),
             phases,
             revision: 1,
             committed: Vec::new(),
@@ -285,7 +284,8 @@ impl JobState {
 
     /// A committed phase by its id.
     pub fn done(&self, phase: &str) -> Option<&Committed> {
-        self.committed.get(*self.positions.get(phase)?)
+        let at = self.by_id.binary_search_by(|at| self.phases[*at as usize].id.as_str().cmp(phase)).ok()?;
+        self.committed.get(self.by_id[at] as usize)
     }
 
     pub fn dataset(&self, name: &str) -> Option<&v1::Dataset> {
@@ -317,6 +317,21 @@ impl JobStatus {
 }
 
 impl Change {
+    /// True if it may change which rank processes write for the job.
+    pub fn moves_ranks(&self) -> bool {
+        !matches!(
+            self,
+            Self::Submitted(_)
+                | Self::ChunkDone(_)
+                | Self::CheckpointCommitted(_)
+                | Self::CheckpointLost { .. }
+                | Self::PhaseCommitted(_)
+                | Self::Pinned(_)
+                | Self::Unpinned { .. }
+                | Self::QuotaSet(_)
+        )
+    }
+
     pub fn name(&self) -> &'static str {
         match self {
             Self::Submitted(_) => "submitted",
@@ -336,4 +351,11 @@ impl Change {
             Self::QuotaSet(_) => "quota_set",
         }
     }
+}
+
+/// Indices of phases in the order of their ids.
+fn by_id(phases: &[Phase]) -> Vec<u32> {
+    let mut indices: Vec<u32> = (0..).take(phases.len()).collect();
+    indices.sort_unstable_by(|a, b| phases[*a as usize].id.cmp(&phases[*b as usize].id));
+    indices
 }

@@ -10,6 +10,7 @@ use prost::Message;
 
 use super::event::{CauseClass, Change, Outcome};
 use super::pages::{self, Cursor};
+use super::past::{PastEvent, PastJob};
 use super::results::metrics_of;
 use super::rows;
 use super::state::{JobState, JobStatus};
@@ -125,15 +126,18 @@ pub fn wire_state(status: &JobStatus) -> v1::JobState {
 
 /// Events for watchers about a change that was applied. Chunks have no event of their own; progress reports
 /// cover them.
-pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
+pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<PastEvent> {
+    let other = |event| PastEvent::Other(Arc::new(self::event(state, event, at)));
     let started = |phase: &str| {
         job_event::Event::PhaseStarted(v1::PhaseStarted { phase: phase.to_owned(), attempt: state.attempt })
     };
     let bodies = match change {
         Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {
-            vec![job_event::Event::Job(job(state))]
+            return vec![PastEvent::Job(PastJob::new(state, at))];
         }
-        Change::AttemptStarted { phase, .. } => vec![job_event::Event::Job(job(state)), started(phase)],
+        Change::AttemptStarted { phase, .. } => {
+            return vec![PastEvent::Job(PastJob::new(state, at)), other(started(phase))];
+        }
         Change::ChunkDone(_)
         | Change::RankStarted(_)
         | Change::CheckpointLost { .. }
@@ -174,7 +178,7 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<v1::JobEvent> {
             _ => vec![notice("warning", format!("attempt {attempt} ended: {}", cause.message))],
         },
     };
-    bodies.into_iter().map(|event| self::event(state, event, at)).collect()
+    bodies.into_iter().map(other).collect()
 }
 
 /// A phase's progress at its end, so that watchers also see the size of a phase that was over at once.
@@ -185,33 +189,6 @@ fn complete_progress(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
     };
     let (phase, unit) = (phase.id.clone(), phase.work.unit().to_owned());
     v1::PhaseProgress { phase, done: total, total, unit, step: Vec::new() }
-}
-
-/// The events of an ended job that are kept for late watchers: a coordinator holds all its jobs in memory,
-/// most of them long over. Dropped are all but the last view of the job, checkpoints, and the objects of
-/// artifacts, which ListArtifacts returns.
-pub fn retained(history: &[Arc<v1::JobEvent>]) -> Vec<Arc<v1::JobEvent>> {
-    let is_job = |event: &v1::JobEvent| matches!(event.event, Some(job_event::Event::Job(_)));
-    let last_job = history.iter().rposition(|event| is_job(event));
-    let kept = history.iter().enumerate().filter(|(index, event)| match event.event {
-        Some(job_event::Event::Job(_)) => Some(*index) == last_job,
-        Some(job_event::Event::CheckpointCommitted(_)) => false,
-        _ => true,
-    });
-    kept.map(|(_, event)| match &event.event {
-        Some(job_event::Event::PhaseCommitted(committed)) => {
-            let artifact = committed.artifact.as_ref().map(pages::without_objects);
-            let committed = v1::PhaseCommitted { artifact, ..committed.clone() };
-            let event = v1::JobEvent {
-                event: Some(job_event::Event::PhaseCommitted(committed)),
-                revision: event.revision,
-                at: event.at,
-            };
-            Arc::new(event)
-        }
-        _ => Arc::clone(event),
-    })
-    .collect()
 }
 
 /// An event at the job's current revision.

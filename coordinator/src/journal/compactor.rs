@@ -1,26 +1,53 @@
 //! Log compaction: snapshots, written concurrently with appends.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use foil_common::storage::Store;
-use foil_common::storage::log::{LogError, compact};
+use foil_common::storage::log::{LogError, LogState, compact};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinHandle;
 
 use super::encode;
 
+/// Records between two snapshots are at least this part of the events of the first, so that the work on
+/// snapshots stays in proportion to what is appended.
+const PART: u64 = 8;
+
 /// Policy for snapshots: their frequency, and the events that they keep.
 #[derive(Debug, Clone, Copy)]
 pub struct SnapshotPolicy<E> {
-    /// Number of records between two snapshots.
+    /// Minimum number of records between two snapshots.
     pub every: u64,
-    /// Returns fewer events that replay to the same state.
-    pub compact: fn(Vec<E>) -> Vec<E>,
+    /// Begins a selection of the events that replay to the same state.
+    pub select: fn() -> Box<dyn Selection<E>>,
 }
 
-/// [`SnapshotPolicy::compact`] over encoded events, for [`compact`].
+/// Selects the events of a log that a snapshot needs. It sees all events twice, so that nobody has to hold
+/// them.
+pub trait Selection<E>: Send {
+    /// Takes in an event, in the order of the log.
+    fn record(&mut self, event: &E);
+
+    /// To be called between the two passes.
+    fn turn(&mut self);
+
+    /// Decides on an event, in the same order again. May complete the event.
+    fn select(&mut self, event: &mut E) -> Selected;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selected {
+    Dropped,
+    Kept,
+    /// Kept with a change.
+    Changed,
+}
+
+/// [`SnapshotPolicy::select`] over encoded events, for [`compact`].
 type CompactBytes = Arc<dyn Fn(Vec<Bytes>) -> Result<Vec<Bytes>, LogError> + Send + Sync>;
 
 /// Counts appended records and writes one snapshot at a time.
@@ -30,6 +57,8 @@ pub(super) struct Compactor {
     compact_bytes: CompactBytes,
     /// Number of records since the last snapshot.
     records: u64,
+    /// Number of events in the last snapshot.
+    kept: Arc<AtomicU64>,
     running: Option<JoinHandle<()>>,
 }
 
@@ -37,25 +66,32 @@ impl Compactor {
     pub(super) fn new<E: Serialize + DeserializeOwned + 'static>(
         store: Store,
         snapshot_policy: &SnapshotPolicy<E>,
-        records: u64,
+        read: &LogState,
     ) -> Self {
-        let compact_events = snapshot_policy.compact;
-        let compact_bytes = Arc::new(move |events: Vec<Bytes>| compact_encoded(&events, compact_events));
-        Self { store, every: snapshot_policy.every, compact_bytes, records, running: None }
+        let select = snapshot_policy.select;
+        let compact_bytes = Arc::new(move |events: Vec<Bytes>| compact_encoded(events, &mut *select()));
+        let (records, kept) = (read.records.len() as u64, read.snapshot.len() as u64);
+        let kept = Arc::new(AtomicU64::new(kept));
+        Self { store, every: snapshot_policy.every, compact_bytes, records, kept, running: None }
     }
 
     /// Starts a snapshot when one is due and none is running.
     pub(super) fn record_appended(&mut self) {
         self.records += 1;
         let busy = self.running.as_ref().is_some_and(|running| !running.is_finished());
-        if self.records < self.every || busy {
+        let due = self.every.max(self.kept.load(Ordering::Relaxed) / PART);
+        if self.records < due || busy {
             return;
         }
         self.records = 0;
         let (store, compact_bytes) = (self.store.clone(), Arc::clone(&self.compact_bytes));
+        let kept = Arc::clone(&self.kept);
         self.running = Some(tokio::spawn(async move {
-            match compact(&store, |events| compact_bytes(events)).await {
-                Ok(()) => tracing::debug!("log compacted"),
+            match compact(&store, |events| in_place(|| compact_bytes(events))).await {
+                Ok(events) => {
+                    kept.store(events as u64, Ordering::Relaxed);
+                    tracing::debug!(events, "log compacted");
+                }
                 // Nothing is lost: the next snapshot covers more records.
                 Err(error) => {
                     tracing::warn!(%error, "cannot compact the log; trying again later");
@@ -65,19 +101,39 @@ impl Compactor {
     }
 }
 
+/// Runs work that takes seconds for a long log, without holding up the tasks of this thread where another
+/// thread can take them over.
+fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+/// The events that a selection keeps. One is decoded at a time: all of them decoded take many times the
+/// memory of their bytes.
 fn compact_encoded<E: Serialize + DeserializeOwned>(
-    events: &[Bytes],
-    compact_events: fn(Vec<E>) -> Vec<E>,
+    events: Vec<Bytes>,
+    selection: &mut dyn Selection<E>,
 ) -> Result<Vec<Bytes>, LogError> {
     let fail = |index: usize, reason: String| LogError::Compact { index, reason };
-    let decoded: Result<Vec<E>, _> = events
-        .iter()
-        .enumerate()
-        .map(|(index, bytes)| rmp_serde::from_slice(bytes).map_err(|error| fail(index, error.to_string())))
-        .collect();
-    compact_events(decoded?)
-        .iter()
-        .enumerate()
-        .map(|(index, event)| encode(event).map_err(|error| fail(index, error.to_string())))
-        .collect()
+    let decode = |index: usize, bytes: &Bytes| {
+        rmp_serde::from_slice::<E>(bytes).map_err(|error| fail(index, error.to_string()))
+    };
+    for (index, bytes) in events.iter().enumerate() {
+        selection.record(&decode(index, bytes)?);
+    }
+    selection.turn();
+    let mut kept = Vec::new();
+    for (index, bytes) in events.into_iter().enumerate() {
+        let mut event = decode(index, &bytes)?;
+        match selection.select(&mut event) {
+            Selected::Dropped => {}
+            Selected::Kept => kept.push(bytes),
+            Selected::Changed => {
+                kept.push(encode(&event).map_err(|error| fail(index, error.to_string()))?);
+            }
+        }
+    }
+    Ok(kept)
 }

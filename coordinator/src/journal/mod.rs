@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::compactor::SnapshotPolicy;
+pub use self::compactor::{Selected, Selection, SnapshotPolicy};
 
 use self::compactor::Compactor;
 
@@ -103,7 +103,7 @@ impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
         read: &LogState,
         snapshot_policy: &SnapshotPolicy<E>,
     ) -> Result<(Self, Vec<E>), JournalError> {
-        let compactor = Compactor::new(store, snapshot_policy, read.records.len() as u64);
+        let compactor = Compactor::new(store, snapshot_policy, read);
         let mut events = decode_all(&read.snapshot, "the snapshot")?;
         for record in &read.records {
             events.extend(decode(record)?);

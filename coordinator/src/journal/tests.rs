@@ -16,13 +16,34 @@ fn number(number: u64) -> Event {
 }
 
 /// Snapshots keep odd numbers only.
-const SNAPSHOT_POLICY: SnapshotPolicy<Event> = SnapshotPolicy {
-    every: 4,
-    compact: |events| {
-        let odd = |event: &Event| matches!(event, Event::Numbered { number } if number % 2 == 1);
-        events.into_iter().filter(odd).collect()
-    },
-};
+const SNAPSHOT_POLICY: SnapshotPolicy<Event> = SnapshotPolicy { every: 4, select: || Box::new(OddNumbers) };
+
+struct OddNumbers;
+
+impl Selection<Event> for OddNumbers {
+    fn record(&mut self, _: &Event) {}
+
+    fn turn(&mut self) {}
+
+    fn select(&mut self, event: &mut Event) -> Selected {
+        match event {
+            Event::Numbered { number } if *number % 2 == 1 => Selected::Kept,
+            _ => Selected::Dropped,
+        }
+    }
+}
+
+struct Everything;
+
+impl<E> Selection<E> for Everything {
+    fn record(&mut self, _: &E) {}
+
+    fn turn(&mut self) {}
+
+    fn select(&mut self, _: &mut E) -> Selected {
+        Selected::Kept
+    }
+}
 
 /// Values whose bits a decimal text form may lose, and kinds whose JSON mapping is peculiar.
 fn job() -> v1::Job {
@@ -95,7 +116,7 @@ async fn an_event_that_cannot_be_read_back_is_rejected() {
     fn as_text<S: serde::Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&number.to_string())
     }
-    let snapshot_policy = SnapshotPolicy { every: 9, compact: |events: Vec<OneWay>| events };
+    let snapshot_policy = SnapshotPolicy::<OneWay> { every: 9, select: || Box::new(Everything) };
     let (journal, _) = Journal::open(Store::in_memory(), "a", snapshot_policy).await.unwrap();
     let refused = journal.append(&[OneWay { number: 1 }]).await.unwrap_err();
     assert!(matches!(refused, JournalError::Unencodable(_)), "{refused}");
@@ -104,7 +125,7 @@ async fn an_event_that_cannot_be_read_back_is_rejected() {
 #[tokio::test]
 async fn events_of_an_unknown_kind_are_an_error_that_names_the_record() {
     let store = Store::in_memory();
-    let snapshot_policy = SnapshotPolicy { every: 9, compact: |events: Vec<String>| events };
+    let snapshot_policy = SnapshotPolicy::<String> { every: 9, select: || Box::new(Everything) };
     let (journal, _) = Journal::open(store.clone(), "a", snapshot_policy).await.unwrap();
     journal.append(&["not an event".to_owned()]).await.unwrap();
     let error = Journal::open(store, "b", SNAPSHOT_POLICY).await.err().unwrap().to_string();

@@ -20,7 +20,7 @@ pub use self::handle::{LeadershipHandle, NotLeading};
 pub use self::monitor::{LeaderMonitor, Observation, Verdict};
 use crate::clock::Clock;
 use crate::driver::{Driver, DriverError, Settings};
-use crate::job::{Event, compact_events};
+use crate::job::{Compaction, Event};
 use crate::journal::{Journal, JournalError, SnapshotPolicy};
 use crate::lease::Lease;
 
@@ -178,6 +178,6 @@ impl Election {
     }
 
     fn snapshot_policy(&self) -> SnapshotPolicy<Event> {
-        SnapshotPolicy { every: self.settings.snapshot_every, compact: compact_events }
+        SnapshotPolicy { every: self.settings.snapshot_every, select: Compaction::begin }
     }
 }

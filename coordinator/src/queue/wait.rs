@@ -57,6 +57,11 @@ impl Wait {
         (self.lacking, self.connected, self.position, std::mem::discriminant(&self.cause))
     }
 
+    /// [`Wait::news`] without its place in the queue.
+    pub fn moved(&self) -> (usize, usize, std::mem::Discriminant<WaitCause>) {
+        (self.lacking, self.connected, std::mem::discriminant(&self.cause))
+    }
+
     fn reason(&self, tenant: &str) -> String {
         let Self { kind, lacking, free, connected, excluded, .. } = *self;
         let more = if self.starts { "" } else { "more " };

@@ -10,10 +10,10 @@ use super::assignment::{Assignment, GangMember};
 use super::checkpoints::ShardSet;
 use super::context::{Context, Problem, Sender};
 use super::decision::{Effect, ProtocolError, ShardSaved, StepTaken};
-use super::report::{GangResult, ShardReport, StepReport};
 use super::diagnosis::FailureSignal;
 use super::map::activity_progress;
 use super::ranks::RankSet;
+use super::report::{GangResult, ShardReport, StepReport};
 use super::slot::Slot;
 use super::task::{self, inherited};
 use crate::clock::Now;
@@ -181,7 +181,12 @@ impl GangPhase {
             if let Some(phase) = cx.state.phase() {
                 let earlier = cx.state.checkpoints.iter().filter(|made| made.attempt < cx.id.attempt);
                 let resumed_after = earlier.map(|made| made.step).max().unwrap_or(0);
-                cx.out.effects.push(Effect::Step(StepTaken::new(phase, cx.id.attempt, &report, resumed_after)));
+                cx.out.effects.push(Effect::Step(StepTaken::new(
+                    phase,
+                    cx.id.attempt,
+                    &report,
+                    resumed_after,
+                )));
             }
             self.metric_lines.push_str(&metric_line(cx, &self.id, &report));
             self.metric_lines.push('\n');

@@ -108,11 +108,7 @@ impl RankSet {
     }
 
     /// The rank of a process that says hello and proves that it is the one that was started.
-    pub(super) fn authenticate(
-        &self,
-        hello: &Hello,
-        id: &AttemptId,
-    ) -> Result<usize, ProtocolError> {
+    pub(super) fn authenticate(&self, hello: &Hello, id: &AttemptId) -> Result<usize, ProtocolError> {
         let session = &hello.session;
         let stale = || ProtocolError::Stale { session: session.clone(), attempt: id.attempt };
         let rank = self.rank_of(session).ok_or_else(stale)?;

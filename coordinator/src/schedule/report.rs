@@ -183,7 +183,8 @@ mod tests {
         }
         let second = Report::try_from(Message::Hello(v1::RankHello::default()));
         assert!(matches!(second, Err(ProtocolError::Invalid(_))), "{second:?}");
-        for task in [rank_task::Task::Chunk(v1::RunChunk::default()), rank_task::Task::Gang(v1::RunGang::default())]
+        for task in
+            [rank_task::Task::Chunk(v1::RunChunk::default()), rank_task::Task::Gang(v1::RunGang::default())]
         {
             let task = Some(v1::RankTask { task: Some(task) });
             let hello = Hello::try_from(v1::RankHello { task, ..Default::default() });

@@ -1,12 +1,12 @@
 //! Adoption of an attempt that a previous leader has started: its processes go on, and report what they are
 //! working on.
 
-use super::{Deadlines, RunningTask};
 use super::assignment::{Assignment, ChunkLease};
 use super::attempt::{Attempt, PhaseRun};
 use super::context::Context;
 use super::slot::Process;
 use super::watchdog::ProgressWatchdog;
+use super::{Deadlines, RunningTask};
 use crate::clock::Now;
 use crate::cluster::Placement;
 use crate::job::{JobState, RankStarted};

@@ -17,7 +17,7 @@ use super::store::{Network, SimStore};
 use crate::clock::Now;
 use crate::cluster::Liveness;
 use crate::driver::core::{Action, Core};
-use crate::job::{Event, compact_events};
+use crate::job::{Compaction, Event};
 use crate::journal::{Journal, JournalError, SnapshotPolicy};
 use crate::leadership::{LeaderMonitor, Observation, Verdict};
 use crate::lease::LeadershipTimeouts;
@@ -27,7 +27,7 @@ use crate::secret::SecretIssuer;
 
 /// Frequent snapshots, so that records are emptied while a leader is paused.
 pub(super) const SNAPSHOT_POLICY: SnapshotPolicy<Event> =
-    SnapshotPolicy { every: 6, compact: compact_events };
+    SnapshotPolicy { every: 6, select: Compaction::begin };
 pub(super) const FENCE: Duration = Duration::from_secs(12);
 const SLACK: Duration = Duration::from_secs(1);
 

@@ -115,8 +115,8 @@ fn a_file_must_not_contradict_its_control() {
         assert!(found.contains(expected), "{found}");
     }
     assert!(message(&format!("{restated}preset: static-rm\n"), &[]).contains("as preset static-rm sets it"));
-    // A statement that agrees with the control's is no contradiction, and a setting of the field settles it either
-    // way.
+    // A statement that agrees with the control's is no contradiction, and a setting of the field settles it
+    // either way.
     assert_eq!(
         job(&restated, &["preset=human-only-refresh", "reward_step.apo_weight=null"]).reward_step.samples,
         8

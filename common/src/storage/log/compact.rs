@@ -12,28 +12,29 @@ use crate::storage::{Store, StoreError};
 const PARALLEL_WRITES: usize = 8;
 
 /// Writes a snapshot of all current records, and replaces those up to the previous snapshot with tombstones.
-/// `compact_events` may leave out events that those after them make superfluous.
+/// `select` may leave out events that those after them make superfluous. Returns the number of those kept.
 ///
 /// Any process may do it at any time, also one that leads no more: what it writes follows from the records
 /// alone.
 pub async fn compact(
     store: &Store,
-    compact_events: impl FnOnce(Vec<Bytes>) -> Result<Vec<Bytes>, LogError>,
-) -> Result<(), LogError> {
+    select: impl FnOnce(Vec<Bytes>) -> Result<Vec<Bytes>, LogError>,
+) -> Result<usize, LogError> {
     let mut state = LogState::default();
     state.catch_up(store).await?;
-    let Some(seq) = state.next.checked_sub(1) else { return Ok(()) };
-    let (term, events) = (state.term, compact_events(state.into_events())?);
-    snapshot::write(store, &Snapshot { seq, term, events }).await?;
+    let Some(seq) = state.next.checked_sub(1) else { return Ok(0) };
+    let (term, events) = (state.term, select(state.into_events())?);
+    let kept = events.len();
+    snapshot::write(store, Snapshot { seq, term, events }).await?;
     failpoint::hit("log.compact").map_err(|injected| StoreError::injected(&injected, PREFIX))?;
     let numbers = snapshot::numbers(store).await?;
-    let [.., kept, _] = numbers.as_slice() else { return Ok(()) };
-    let done = numbers.first().filter(|first| *first < kept).copied();
-    empty(store, done, *kept).await?;
-    for old in numbers.iter().filter(|number| *number < kept) {
+    let [.., before, _] = numbers.as_slice() else { return Ok(kept) };
+    let done = numbers.first().filter(|first| *first < before).copied();
+    empty(store, done, *before).await?;
+    for old in numbers.iter().filter(|number| *number < before) {
         store.delete(&snapshot::key(*old)).await?;
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// Replaces the records up to `last` with tombstones; those up to `done` are tombstones already. Their names

@@ -1,7 +1,7 @@
 //! Frames that detect damage: 8 bytes of magic, the CRC-32 of the rest (4 bytes, little-endian), then a
 //! protobuf message. Protobuf, so that later versions may add fields.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use prost::Message;
 
 const MAGIC: usize = 8;
@@ -21,7 +21,14 @@ pub enum FrameError {
 }
 
 pub(super) fn encode(magic: &'static str, message: &impl Message) -> Bytes {
-    encode_body(magic, &message.encode_to_vec())
+    let mut framed = BytesMut::with_capacity(HEADER + message.encoded_len());
+    framed.extend_from_slice(magic.as_bytes());
+    framed.extend_from_slice(&[0; 4]);
+    // Memory grows as it must.
+    let _ = message.encode(&mut framed);
+    let checksum = crc32fast::hash(&framed[HEADER..]);
+    framed[MAGIC..HEADER].copy_from_slice(&checksum.to_le_bytes());
+    framed.freeze()
 }
 
 pub(super) fn encode_body(magic: &'static str, body: &[u8]) -> Bytes {

@@ -69,8 +69,11 @@ async fn newest_of(store: &Store, numbers: &[u64]) -> Result<Option<Snapshot>, L
 }
 
 /// Writes a snapshot; one that exists already is the same.
-pub(super) async fn write(store: &Store, snapshot: &Snapshot) -> Result<(), StoreError> {
-    store.create(&key(snapshot.seq), framed::encode(MAGIC, snapshot)).await.map(drop)
+pub(super) async fn write(store: &Store, snapshot: Snapshot) -> Result<(), StoreError> {
+    let (key, framed) = (key(snapshot.seq), framed::encode(MAGIC, &snapshot));
+    // Both take the memory of all events.
+    drop(snapshot);
+    store.create(&key, framed).await.map(drop)
 }
 
 /// A snapshot's frame around any body, for tests of what lies behind the checksum.

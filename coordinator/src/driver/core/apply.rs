@@ -101,7 +101,10 @@ impl Core {
                 self.outbox.actions.push(Action::Agent { agent, command });
             }
             Effect::Send { session, command } => self.outbox.actions.push(Action::Rank { session, command }),
-            Effect::Release { placement, session } => self.cluster.release(&placement, &session),
+            Effect::Release { placement, session } => {
+                self.cluster.release(&placement, &session);
+                self.released = true;
+            }
             Effect::AgentFault { placement, fault, why } => {
                 self.record_fault(id, &placement, fault, &why, now);
             }
@@ -185,6 +188,7 @@ impl Core {
             self.fault.get_or_insert(fault);
             return;
         }
+        self.publish_last(id);
         let after = self.state(id).map_or("none", displayed_status);
         log(&event);
         if let Some(garbage) = self.state(id).and_then(|state| GarbageSet::after(state, &event.change)) {
@@ -222,16 +226,21 @@ impl Core {
             }
         }
         if let Some(entry) = self.jobs.get_mut(id) {
-            for event_view in view::events(&entry.state, &event.change, event.at) {
-                let event_view = Arc::new(event_view);
-                entry.history.push(Arc::clone(&event_view));
-                self.outbox.actions.push(Action::Publish { job: id.clone(), event: event_view });
-            }
+            entry.history.extend(view::events(&entry.state, &event.change, event.at));
             if entry.state.is_ended() {
-                entry.history = view::retained(&entry.history);
+                entry.history = job::retained(&entry.history);
             }
         }
         Ok(())
+    }
+
+    /// Sends watchers the events of a job's current revision.
+    fn publish_last(&mut self, id: &str) {
+        let Some(Entry { state, history, .. }) = self.jobs.get(id) else { return };
+        let new = history.iter().rev().take_while(|past| past.revision() == state.revision).count();
+        for past in &history[history.len() - new..] {
+            self.outbox.actions.push(Action::Publish { job: id.to_owned(), event: past.event(state) });
+        }
     }
 }
 

@@ -8,13 +8,21 @@ use foil_common::spec::DeviceKind;
 use super::{Core, Entry, Waiting, tenants};
 use crate::clock::Now;
 use crate::cluster::{Cluster, Placement};
-use crate::job::{Change, RankStarted};
+use crate::job::{Change, RankStarted, view};
 use crate::queue::{self, Claim, Demand, Grant, Policy, Preemption, Queue, Running, Wait};
 use crate::schedule::{Attempt, Level, Process};
 
 impl Core {
+    /// Allocates if devices were released or ranks lost: most reports of ranks change nothing in the queue.
+    pub(super) fn allocate_released(&mut self, now: Now) {
+        if self.released {
+            self.allocate(now);
+        }
+    }
+
     /// Gives free devices to waiting jobs, as [`queue::allocate`] decides.
     pub(super) fn allocate(&mut self, now: Now) {
+        self.released = false;
         let mut queue = self.queue(now);
         if queue.demands.is_empty() {
             return;
@@ -168,14 +176,20 @@ impl Core {
         let Some(entry) = self.entry_mut(job) else { return };
         let Some(waiting) = &mut entry.waiting else { return };
         waiting.current = Some(wait);
-        let is_announced = waiting.announced.is_some_and(|announced| announced.news() == wait.news());
+        let announced = waiting.announced;
+        let is_announced = announced.is_some_and(|announced| announced.news() == wait.news());
         if is_announced || now.since(waiting.since) < settling {
             return;
         }
         waiting.announced = Some(wait);
         let text = wait.view(entry.state.submitted.tenant()).reason;
         let id = self.order[job].clone();
-        self.notify_watchers(&id, Level::Info, text, now);
+        // As the queue moves, every job in it has another place: watchers see that, and the log does not.
+        if announced.is_some_and(|announced| announced.moved() == wait.moved()) {
+            self.publish(&id, view::notice("info", text), now);
+        } else {
+            self.notify_watchers(&id, Level::Info, text, now);
+        }
     }
 
     /// Sets the times that govern the queue.

@@ -26,7 +26,7 @@ use self::references::References;
 use self::tenants::Quotas;
 use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness, Placement};
-use crate::job::{self, Change, Event, GarbageSet, JobState, JobStatus, StateError, Submitted};
+use crate::job::{self, Change, Event, GarbageSet, JobState, JobStatus, PastEvent, StateError, Submitted};
 use crate::queue::{Policy, Wait};
 use crate::schedule::{
     Attempt, Counter, Deadlines, Hello, Input, Level, ProtocolError, Report, ShardSaved, StepTaken,
@@ -112,6 +112,8 @@ pub struct Core {
     outbox: Outbox,
     /// The store's current trouble, if any.
     trouble: Option<String>,
+    /// Devices were released or ranks lost since the last allocation.
+    released: bool,
     /// An illegal event, which is a bug: the process must not go on.
     fault: Option<StateError>,
 }
@@ -125,7 +127,7 @@ struct Entry {
     state: JobState,
     attempt: Option<Attempt>,
     /// Durable events as watchers see them.
-    history: Vec<Arc<v1::JobEvent>>,
+    history: Vec<PastEvent>,
     /// Progress of the running attempt as last published.
     progress: Option<v1::PhaseProgress>,
     waiting: Option<Waiting>,
@@ -133,11 +135,15 @@ struct Entry {
 
 impl Entry {
     /// Reason why the job waits; none once it is canceled or has ended, even before the next allocation.
-    fn visible_wait(&self) -> Option<v1::JobWait> {
+    fn current_wait(&self) -> Option<Wait> {
         let wants_devices =
             !self.state.is_ended() && !matches!(self.state.status, JobStatus::Cancelling { .. });
-        let current = self.waiting.as_ref().filter(|_| wants_devices)?.current?;
-        Some(current.view(self.state.submitted.tenant()))
+        self.waiting.as_ref().filter(|_| wants_devices)?.current
+    }
+
+    /// [`Entry::current_wait`] as users see it.
+    fn visible_wait(&self) -> Option<v1::JobWait> {
+        Some(self.current_wait()?.view(self.state.submitted.tenant()))
     }
 }
 
@@ -185,6 +191,7 @@ impl Core {
             issuer,
             outbox: Outbox::default(),
             trouble: None,
+            released: false,
             fault: None,
         };
         for event in events {
@@ -236,8 +243,13 @@ impl Core {
     // ---- users ----
 
     pub fn submit(&mut self, id: &str, submitted: Submitted, now: Now) {
+        let kind = submitted.spec.resources.as_ref().map_or_else(String::new, |found| found.device.clone());
         self.commit(id, Change::Submitted(Box::new(submitted)), "submitted", now);
-        self.allocate(now);
+        // A job that cannot start at once learns at the next tick what it waits for: an allocation weighs the
+        // whole queue.
+        if self.cluster.supply(&kind).free > 0 {
+            self.allocate(now);
+        }
     }
 
     /// Cancels a job. False if there is no such job. A job that has ended stays as it is.
@@ -277,7 +289,7 @@ impl Core {
             let (session_of, why) = (session.to_owned(), why.clone());
             self.deliver(session, Input::FalseReport { session: session_of, why }, now);
         }
-        self.allocate(now);
+        self.allocate_released(now);
         result
     }
 
@@ -313,16 +325,14 @@ impl Core {
             (None, _) => {}
         }
         self.trouble = trouble;
-        for id in self.order.clone() {
-            let unavailable = self.trouble.is_some();
-            let runs = self
-                .with_attempt(&id, |attempt, _| {
-                    if unavailable {
-                        attempt.reset_deadlines(now);
-                    }
-                })
-                .is_some();
-            if runs && let Some((level, text)) = &notice {
+        if notice.is_none() && self.trouble.is_none() {
+            return;
+        }
+        for id in self.running() {
+            if self.trouble.is_some() {
+                self.with_attempt(&id, |attempt, _| attempt.reset_deadlines(now));
+            }
+            if let Some((level, text)) = &notice {
                 self.notify_watchers(&id, *level, text.clone(), now);
             }
         }
@@ -346,12 +356,19 @@ impl Core {
                 self.deliver(&session.clone(), Input::AgentLost { session }, now);
             }
         }
-        for id in self.order.clone() {
+        for id in self.running() {
             self.end_overdue(&id, now);
             self.advance_job(&id, now);
             self.publish_progress(&id, now);
         }
         self.allocate(now);
+    }
+
+    /// The jobs that have an attempt or are between two. The others change only by events.
+    fn running(&self) -> Vec<String> {
+        let is_running =
+            |entry: &Entry| entry.attempt.is_some() || entry.state.status == JobStatus::Recovering;
+        self.jobs.iter().filter(|(_, entry)| is_running(entry)).map(|(id, _)| id.clone()).collect()
     }
 
     /// Ends a job that has run for as long as it may.

@@ -46,8 +46,9 @@ impl Core {
 
     /// The events after a revision.
     pub fn history(&self, id: &str, after_revision: u64) -> Vec<Arc<v1::JobEvent>> {
-        let events = self.jobs.get(id).map(|entry| entry.history.as_slice()).unwrap_or_default();
-        events.iter().filter(|event| event.revision > after_revision).cloned().collect()
+        let Some(Entry { state, history, .. }) = self.jobs.get(id) else { return Vec::new() };
+        let later = history.iter().filter(|past| past.revision() > after_revision);
+        later.map(|past| past.event(state)).collect()
     }
 
     /// Number of jobs in each state, for the metric.
@@ -60,11 +61,10 @@ impl Core {
     }
 
     /// Number of devices that waiting jobs lack, by kind.
-    pub fn devices_wanted(&self) -> BTreeMap<String, u32> {
-        let mut wanted: BTreeMap<String, u32> = BTreeMap::new();
-        for wait in self.jobs.values().filter_map(Entry::visible_wait) {
-            let sum = wanted.entry(wait.device).or_default();
-            *sum = sum.saturating_add(wait.wanted);
+    pub fn devices_wanted(&self) -> BTreeMap<&'static str, usize> {
+        let mut wanted = BTreeMap::new();
+        for wait in self.jobs.values().filter_map(Entry::current_wait) {
+            *wanted.entry(wait.kind.name()).or_default() += wait.lacking;
         }
         wanted
     }

@@ -182,7 +182,9 @@ impl Driver {
             return Ok(());
         }
         self.telemetry.events(&self.core, &outbox.events);
-        self.handle.attempts.set(&self.core);
+        if outbox.events.iter().any(|event| event.change.moves_ranks()) {
+            self.handle.attempts.set(&self.core);
+        }
         let durable = self.journal.append(&outbox.events);
         self.pending.push_back(Box::pin(async move {
             durable.await?;

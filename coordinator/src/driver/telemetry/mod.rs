@@ -214,9 +214,9 @@ fn gauges(core: &Core, now: Now) -> [Family; 6] {
 fn devices_wanted(core: &Core) -> Family {
     let family = Family::new("foil_queue_devices_wanted", "Devices that waiting jobs lack, by kind.");
     let wanted = core.devices_wanted();
-    DeviceKind::NAMES.iter().fold(family, |family, kind| {
-        family.with(&[("kind", kind)], wanted.get(*kind).copied().unwrap_or_default().into())
-    })
+    DeviceKind::NAMES
+        .iter()
+        .fold(family, |family, kind| family.with(&[("kind", kind)], count(wanted.get(kind))))
 }
 
 fn count(number: Option<&usize>) -> f64 {

@@ -32,7 +32,7 @@ use super::Limits;
 use super::serve::{Serve, ServeError, serve};
 use crate::driver::Handle;
 use crate::job::fixture::{JOB, spec, submitted};
-use crate::job::{Event, compact_events};
+use crate::job::{Compaction, Event};
 use crate::journal::{Journal, SnapshotPolicy};
 
 struct Coordinator {
@@ -308,7 +308,7 @@ async fn an_idle_worker_also_learns_that_its_coordinator_was_deposed() {
     assert!(commands.message().await.unwrap().is_some(), "it is welcome");
 
     let (_journal, _) =
-        Journal::<Event>::open(store, "another", SnapshotPolicy { every: 1000, compact: compact_events })
+        Journal::<Event>::open(store, "another", SnapshotPolicy { every: 1000, select: Compaction::begin })
             .await
             .unwrap();
     // The deposed leader notices when it next writes.

@@ -38,7 +38,9 @@ pub(super) fn parse(message: Message) -> Result<Report, ProtocolError> {
 pub(super) async fn find_flaw(store: &Store, report: &Report) -> Result<Option<String>, StoreError> {
     let objects = match report {
         Report::Chunk(result) => slice::from_ref(&result.object),
-        Report::Gang(GangReport { event: GangEvent::Checkpoint(shard), .. }) => slice::from_ref(&shard.object),
+        Report::Gang(GangReport { event: GangEvent::Checkpoint(shard), .. }) => {
+            slice::from_ref(&shard.object)
+        }
         Report::Gang(GangReport { event: GangEvent::Finished(result), .. }) => &result.objects,
         Report::Gang(_) | Report::Progress(_) | Report::Failure(_) => return Ok(None),
     };

@@ -5,6 +5,7 @@ mod resume;
 mod tasks;
 
 use foil_proto::v1::rank_command::Command;
+use foil_proto::v1::rank_message::Message;
 
 use super::assignment::Assignment;
 use super::slot::Slot;

@@ -218,7 +218,8 @@ fn failed_starts_are_the_agents_fault_while_there_are_others() {
 
 fn with_flaw(harness: &mut Harness, rank: usize, message: Message) {
     let session = harness.session(rank);
-    let input = Input::Message { session: session.clone(), message, flaw: Some("it is not there".into()) };
+    let report = message.try_into().unwrap();
+    let input = Input::Report { session: session.clone(), report, flaw: Some("it is not there".into()) };
     let Err(ProtocolError::FalseReport(why)) = harness.handle(input) else { panic!("believed") };
     harness.handle(Input::FalseReport { session, why }).unwrap();
 }

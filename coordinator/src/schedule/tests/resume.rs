@@ -25,10 +25,9 @@ fn adopted(phase: usize) -> Harness {
 
 impl Harness {
     fn hello(&mut self, rank: u32, task: Option<Task>) -> Result<(), ProtocolError> {
-        let session = format!("s{rank}");
         let task = task.map(|task| v1::RankTask { task: Some(task) });
         let hello = v1::RankHello {
-            session_id: session.clone(),
+            session_id: format!("s{rank}"),
             job_id: JOB.into(),
             attempt: 1,
             rank,
@@ -36,7 +35,7 @@ impl Harness {
             secret: format!("secret of {rank}"),
             ..Default::default()
         };
-        self.handle(Input::Hello { session, hello })
+        self.handle(Input::Hello(hello.try_into()?))
     }
 
     fn gang_of(&self, rank: u32) -> v1::RunGang {

@@ -117,7 +117,11 @@ async fn measure(args: &Args) -> Result<()> {
     queued += args.samples;
     let pages = client.list_timed(args.samples).await?;
     let open = sockets.len();
-    println!("{queued:>8} {:>25} {:>25} with {open} idle and slow sockets", submits.to_string(), pages.to_string());
+    println!(
+        "{queued:>8} {:>25} {:>25} with {open} idle and slow sockets",
+        submits.to_string(),
+        pages.to_string()
+    );
     ensure!(open == idle_sockets + slow_sockets, "{open} of the sockets could be kept open");
     drop(sockets);
     idle(&service, args.idle_seconds).await;

@@ -44,6 +44,7 @@ fn a_quota_holds_across_failovers_and_snapshots() {
     let too_large = "waiting for 2 cpu devices; tenant research may use 1 cpu device at once";
     assert_eq!(reason(&simulator, "two"), too_large);
     simulator.core.submit("more", job("r4", 1, "research"), simulator.now);
+    simulator.core.tick(simulator.now);
     let full = "waiting for 1 cpu device; tenant research uses 1 of its 1 cpu device; second in the queue";
     assert_eq!(reason(&simulator, "more"), full);
     let usage = simulator.core.tenant("research").usage;

@@ -98,7 +98,8 @@ impl World {
             let allocation = allocate(&mut queue);
             self.check(&queue, &allocation);
             self.apply(&queue, &allocation);
-            // Devices given to an attempt that gives its own back at the same time are free for the next step.
+            // Devices given to an attempt that gives its own back at the same time are free for the next
+            // step.
             if allocation.yields.is_empty() && allocation.preemptions.is_empty() {
                 self.check_idle(&queue);
             }
