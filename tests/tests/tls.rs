@@ -100,6 +100,18 @@ fn a_job_runs_under_mutual_tls() {
     assert!(service.log("refused.log").contains("--tls-cert"), "{}", service.log("refused.log"));
     assert_eq!(page(&url, &ca_file, "/healthz"), 200, "probes have no certificate");
     assert_eq!(page(&url, &ca_file, "/metrics"), 401);
+    assert_eq!(probe(&url, "/healthz"), (true, String::new()));
+    let (healthy, told) = probe(&url, "/metrics");
+    assert!(!healthy && told.contains("status 401"), "{told}");
+    let (healthy, told) = probe(&url.replace("https://", "http://"), "/healthz");
+    assert!(!healthy && told.contains("write https://"), "{told}");
+}
+
+/// The success and the output of `foil probe`, which needs no file of TLS.
+fn probe(url: &str, path: &str) -> (bool, String) {
+    let output = Command::new(foil()).args(["probe", &format!("{url}{path}")]).output().expect("foil starts");
+    let told = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&told).into_owned())
 }
 
 /// The status of a page for a client without a certificate.

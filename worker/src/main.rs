@@ -68,7 +68,7 @@ struct AgentArgs {
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     /// Address for serving /metrics, /healthz and /readyz, for example 127.0.0.1:9100. Default: not served.
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen::address)]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "FOIL_METRICS_LISTEN", value_parser = listen::address)]
     metrics_listen: Option<SocketAddr>,
     /// Allow a --metrics-listen address other than loopback. There is no TLS and no authentication: only for
     /// trusted networks.

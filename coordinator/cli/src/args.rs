@@ -12,6 +12,7 @@ use super::delete::{DeleteArgs, PinArgs};
 use super::doctor::DoctorArgs;
 use super::duration::{self, Interval};
 use super::logs::LogsArgs;
+use super::probe::ProbeArgs;
 use super::queue_args::{ListArgs, QueueArgs, SchedulingArgs};
 use super::store::StoreCommand;
 use super::tenants::TenantsCommand;
@@ -121,6 +122,8 @@ pub(crate) enum Command {
     Conform(ConformArgs),
     /// Checks this machine, the store and the coordinator, and says what to do.
     Doctor(Box<DoctorArgs>),
+    /// Asks a coordinator or an agent on this machine whether it is healthy, for health checks of containers.
+    Probe(ProbeArgs),
     /// Keeps contexts: coordinators, and how to reach them.
     Config(ConfigArgs),
     /// Shows who you are to the coordinator: name, tenant and role.

@@ -19,6 +19,7 @@ mod local_file;
 mod logs;
 mod output;
 mod plan;
+mod probe;
 mod problem;
 mod progress;
 mod pull;
@@ -112,6 +113,7 @@ async fn dispatch(cli: Cli, given: &Given) -> Result<ExitCode> {
         Command::Pull(args) => pull::pull(&args).await?,
         Command::Conform(args) => return conform::conform(&args).await,
         Command::Doctor(args) => return doctor::doctor(&args).await,
+        Command::Probe(args) => probe::probe(&args).await?,
         Command::Config(args) => config::config(&args, given)?,
         Command::WhoAmI(args) => whoami::whoami(&args).await?,
         Command::Token(args) => token::token(&args)?,
