@@ -16,6 +16,7 @@ import policy
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "foil"
 CHART = ROOT / "deploy" / "helm" / "foil"
 KUSTOMIZE = ROOT / "deploy" / "kubernetes"
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
@@ -62,7 +63,7 @@ def objects(text: str) -> dict[tuple[str, str], dict]:
 
 
 def template(*arguments: str | Path) -> str:
-    return run("helm", "template", "foil", CHART, "--namespace", "foil", *arguments)
+    return run("helm", "template", "foil", CHART, "--namespace", NAMESPACE, *arguments)
 
 
 def differences(left, right, path: str = ""):
