@@ -60,7 +60,7 @@ impl Core {
     /// Drops an attempt that has no process left.
     pub(super) fn drop_finished(&mut self, id: &str) {
         let Some(entry) = self.jobs.get_mut(id) else { return };
-        if entry.attempt.as_ref().is_some_and(Attempt::is_over) {
+        if entry.attempt.as_ref().is_some_and(|attempt| attempt.is_over()) {
             entry.attempt = None;
             entry.progress = None;
             self.sessions.retain(|_, job| job != id);
@@ -210,7 +210,7 @@ impl Core {
         let id = &event.job;
         match (&event.change, self.jobs.get_mut(id)) {
             (Change::Submitted(submitted), None) if !self.graves.contains(id) => {
-                let state = JobState::submitted(id, event.at, (**submitted).clone())?;
+                let state = Box::new(JobState::submitted(id, event.at, (**submitted).clone())?);
                 self.references.add(&state);
                 let request = (submitted.tenant().to_owned(), submitted.request_id.clone());
                 self.requests.insert(request, id.clone());

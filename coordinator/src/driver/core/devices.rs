@@ -130,7 +130,8 @@ impl Core {
         let phase = entry.state.phase().map(|phase| phase.id.clone()).unwrap_or_default();
         self.commit(id, Change::AttemptStarted { attempt, phase, world }, "devices are free", now);
         if let Some(entry) = self.jobs.get_mut(id) {
-            entry.attempt = Some(Attempt::new(&entry.state, attempt, self.term, self.deadlines, now));
+            let new = Attempt::new(&entry.state, attempt, self.term, self.deadlines, now);
+            entry.attempt = Some(Box::new(new));
         }
     }
 

@@ -124,8 +124,9 @@ fn waits_for_store(trouble: &str) -> String {
 
 #[derive(Debug)]
 struct Entry {
-    state: JobState,
-    attempt: Option<Attempt>,
+    // Large, and nodes of the map are up to half empty.
+    state: Box<JobState>,
+    attempt: Option<Box<Attempt>>,
     /// Durable events as watchers see them.
     history: Vec<PastEvent>,
     /// Progress of the running attempt as last published.
@@ -212,7 +213,7 @@ impl Core {
                 if matches!(entry.state.status, JobStatus::Cancelling { .. }) {
                     attempt.cancel(now);
                 }
-                entry.attempt = Some(attempt);
+                entry.attempt = Some(Box::new(attempt));
                 let kind = entry.state.spec.resources.device.to_string();
                 for process in entry.state.ranks.values() {
                     self.sessions.insert(process.session.clone(), id.clone());

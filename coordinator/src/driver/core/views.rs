@@ -17,7 +17,7 @@ impl Core {
     }
 
     pub fn state(&self, id: &str) -> Option<&JobState> {
-        self.jobs.get(id).map(|entry| &entry.state)
+        self.jobs.get(id).map(|entry| &*entry.state)
     }
 
     /// The job as users see it, with its progress and what it waits for.

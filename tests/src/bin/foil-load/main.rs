@@ -103,7 +103,7 @@ async fn measure(args: &Args) -> Result<()> {
             submits.to_string(),
             pages.to_string(),
             memory >> 20,
-            files(&service.at("store").join("log")).1 >> 20
+            files(&service.at("store").join("meta")).1 >> 20
         );
     }
     ensure!(
