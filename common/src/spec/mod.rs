@@ -301,6 +301,7 @@ impl From<&Job> for v1::JobSpec {
             labels: job.scheduling.labels.clone().into(),
             retries: Some(job.scheduling.retries),
             timeout: duration::text(job.scheduling.timeout),
+            ttl_after_finished: duration::text(job.scheduling.ttl_after_finished),
         }
     }
 }

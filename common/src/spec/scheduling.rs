@@ -18,6 +18,8 @@ pub struct Scheduling {
     pub retries: u32,
     /// From the first start to the end.
     pub timeout: Option<Duration>,
+    /// From the end to the deletion.
+    pub ttl_after_finished: Option<Duration>,
 }
 
 /// A job's rank in the queue; more is sooner.
@@ -35,6 +37,7 @@ pub fn without_scheduling(spec: &v1::JobSpec) -> v1::JobSpec {
         labels: BTreeMap::new(),
         retries: None,
         timeout: String::new(),
+        ttl_after_finished: String::new(),
         ..spec.clone()
     }
 }
@@ -49,6 +52,7 @@ impl Scheduling {
             labels: Labels::parse("labels", wire.labels.clone())?,
             retries: count("", "retries", wire.retries, Self::RETRIES, 0)?,
             timeout: duration::parse("", "timeout", &wire.timeout)?,
+            ttl_after_finished: duration::parse("", "ttl_after_finished", &wire.ttl_after_finished)?,
         })
     }
 }
@@ -238,11 +242,13 @@ data: { preferences: /pairs.jsonl, golden: /golden.jsonl, prompts: /prompts.json
     #[test]
     fn scheduling_is_read_from_names_numbers_and_settings() {
         let given = format!(
-            "{LEAST}priority: high\nretries: 0\ntimeout: 2h30m\nlabels: {{ team: nlp, example.com/stage: a }}\n"
+            "{LEAST}priority: high\nretries: 0\ntimeout: 2h30m\nttl_after_finished: 7d\n\
+             labels: {{ team: nlp, example.com/stage: a }}\n"
         );
         let first = job(&given, &[]).scheduling;
         assert_eq!((first.priority.value(), first.retries), (100, 0));
-        assert_eq!(first.timeout, Some(std::time::Duration::from_secs(9000)));
+        assert_eq!(first.timeout, Some(Duration::from_secs(9000)));
+        assert_eq!(first.ttl_after_finished, Some(Duration::from_secs(7 * 86_400)));
         assert_eq!(first.labels.iter().collect::<Vec<_>>(), [("example.com/stage", "a"), ("team", "nlp")]);
         let over =
             job(&given, &["priority=-7", "labels.example.com/stage=1.5", "labels.team=null", "timeout=null"]);
@@ -250,6 +256,7 @@ data: { preferences: /pairs.jsonl, golden: /golden.jsonl, prompts: /prompts.json
         assert_eq!(over.scheduling.labels.iter().collect::<Vec<_>>(), [("example.com/stage", "1.5")]);
         let default = job(LEAST, &[]).scheduling;
         assert_eq!((default.priority.value(), default.retries, default.timeout), (0, 2, None));
+        assert_eq!(default.ttl_after_finished, None);
         for (setting, expected) in [
             (
                 "priority=hurry",
@@ -259,6 +266,7 @@ data: { preferences: /pairs.jsonl, golden: /golden.jsonl, prompts: /prompts.json
             ("priority=1.5", "priority: found 1.5"),
             ("retries=101", "retries: found 101"),
             ("timeout=90", "timeout: found \"90\", expected a time from"),
+            ("ttl_after_finished=0s", "ttl_after_finished: found \"0s\", expected a time from"),
             ("labels.team=a b", "labels.team: found \"a b\""),
             ("labels=nlp", "labels: found \"nlp\", expected a block of keys"),
         ] {
@@ -274,8 +282,8 @@ data: { preferences: /pairs.jsonl, golden: /golden.jsonl, prompts: /prompts.json
     #[test]
     fn scheduling_is_no_part_of_what_a_job_computes() {
         let plain = v1::JobSpec::from(&job(LEAST, &[]));
-        let urgent =
-            v1::JobSpec::from(&job(LEAST, &["priority=high", "labels.a=b", "retries=9", "timeout=1d"]));
+        let settings = ["priority=high", "labels.a=b", "retries=9", "timeout=1d", "ttl_after_finished=1h"];
+        let urgent = v1::JobSpec::from(&job(LEAST, &settings));
         assert_ne!(plain, urgent);
         assert_eq!(without_scheduling(&plain), without_scheduling(&urgent));
         let other = v1::JobSpec::from(&job(LEAST, &["seed=1"]));

@@ -129,7 +129,8 @@ impl Client {
         }
     }
 
-    async fn try_get(&self, id: &str) -> Result<Option<v1::Job>> {
+    /// The job as far as one message has it; none if there is no such job.
+    pub(crate) async fn try_get(&self, id: &str) -> Result<Option<v1::Job>> {
         let request = v1::GetJobRequest { id: id.to_owned() };
         let answer =
             self.unary(self.deadline, request, |mut jobs, request| async move { jobs.get(request).await });

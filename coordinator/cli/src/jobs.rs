@@ -125,6 +125,9 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
     for line in scheduling(&job) {
         stdout::line(&line)?;
     }
+    if let Some(expiry) = expiry(&job) {
+        stdout::prose(&expiry)?;
+    }
     if !job.phase.is_empty() && job.attempt > 0 {
         let progress = job.progress.as_ref().map(|told| format!(": {}", report::progress(told)));
         let progress = progress.unwrap_or_default();
@@ -155,6 +158,15 @@ fn scheduling(job: &v1::Job) -> impl Iterator<Item = String> {
     let preempted = (job.preemptions > 0)
         .then(|| format!("preempted {} by jobs of higher priority", counted(job.preemptions, "time")));
     [priority, labels, preempted].into_iter().flatten()
+}
+
+/// When an ended job is to be deleted, or what keeps it.
+fn expiry(job: &v1::Job) -> Option<String> {
+    let at = time(job.expires_at.as_ref()?);
+    Some(match job.kept_by.as_slice() {
+        [] => format!("is deleted at {at}, by its ttl_after_finished"),
+        kept_by => format!("its ttl_after_finished ends at {at}, but it is kept: {}", kept_by.join("; ")),
+    })
 }
 
 pub(crate) async fn artifacts(args: &JobArgs) -> Result<()> {
@@ -244,6 +256,16 @@ async fn find(job: &str, args: &ClientArgs) -> Result<(Client, v1::Job)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_expiring_job_says_when_it_goes_and_what_keeps_it() {
+        let mut job = v1::Job { expires_at: Some(Default::default()), ..Default::default() };
+        assert_eq!(expiry(&v1::Job::default()), None);
+        let told = expiry(&job).unwrap();
+        assert_eq!(told, "is deleted at 1970-01-01T00:00:00Z, by its ttl_after_finished");
+        job.kept_by = vec!["it is pinned by alice".into(), "and 2 more".into()];
+        assert!(expiry(&job).unwrap().ends_with("but it is kept: it is pinned by alice; and 2 more"));
+    }
 
     #[test]
     fn a_listing_fits_80_columns() {

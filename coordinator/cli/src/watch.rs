@@ -22,12 +22,14 @@ pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -
     let mut lost_since: Option<Instant> = None;
     loop {
         let status = match stream(client, id, &mut revision, &mut lost_since, progress).await {
-            Ok(()) => {
-                let job = client.get(id).await?;
-                if is_ended(&job) {
-                    return Ok(job);
+            Ok(last) => {
+                let job = client.try_get(id).await?;
+                // A job that is gone already was deleted since its end.
+                match (job.filter(is_ended), last) {
+                    (Some(job), _) => return client.complete(job).await,
+                    (None, Some(last)) => return Ok(last),
+                    (None, None) => Status::unavailable("the stream of events ended early"),
                 }
-                Status::unavailable("the stream of events ended early")
             }
             Err(status) => status,
         };
@@ -47,25 +49,28 @@ pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -
     }
 }
 
+/// Shows a stream of events to its end; returns the job as the last event has it, if it has ended.
 async fn stream(
     client: &Client,
     id: &str,
     revision: &mut u64,
     lost_since: &mut Option<Instant>,
     progress: &mut Progress,
-) -> Result<(), Status> {
+) -> Result<Option<v1::Job>, Status> {
     let mut events = client.watch(id, *revision).await?;
     while let Some(event) = events.message().await? {
         *lost_since = None;
         *revision = event.revision.max(*revision);
-        if let Some(event) = &event.event {
-            progress.event(event);
-            if matches!(event, Event::Job(job) if is_ended(job)) {
-                return Ok(());
+        if let Some(event) = event.event {
+            progress.event(&event);
+            if let Event::Job(job) = event
+                && is_ended(&job)
+            {
+                return Ok(Some(job));
             }
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -84,6 +89,8 @@ mod tests {
     /// A coordinator that breaks its first stream of events.
     struct Flaky {
         asked: std::sync::Arc<Mutex<Vec<u64>>>,
+        /// Whether the job is there after its end.
+        is_kept: bool,
     }
 
     fn event(revision: u64, event: Event) -> Result<v1::JobEvent, Status> {
@@ -128,7 +135,7 @@ mod tests {
         }
 
         async fn get(&self, _: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
-            Ok(Response::new(ended()))
+            self.is_kept.then(|| Response::new(ended())).ok_or_else(|| Status::not_found("deleted"))
         }
 
         async fn submit(
@@ -182,17 +189,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_watch_resumes_where_it_broke() {
-        let asked = std::sync::Arc::default();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let service = JobsServer::new(Flaky { asked: std::sync::Arc::clone(&asked) });
-        let server = tonic::transport::Server::builder().add_service(service);
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    async fn a_broken_watch_resumes_where_it_broke_also_of_a_job_that_is_deleted_at_its_end() {
+        for is_kept in [true, false] {
+            let asked = std::sync::Arc::default();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let service = JobsServer::new(Flaky { asked: std::sync::Arc::clone(&asked), is_kept });
+            let server = tonic::transport::Server::builder().add_service(service);
+            tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
 
-        let client = Client::connect(&url).unwrap();
-        let job = follow(&client, "j", &mut Progress::new(true)).await.unwrap();
-        assert_eq!(job.state(), v1::JobState::Succeeded);
-        assert_eq!(*asked.lock().unwrap(), [0, 2]);
+            let client = Client::connect(&url).unwrap();
+            let job = follow(&client, "j", &mut Progress::new(true)).await.unwrap();
+            assert_eq!(job.state(), v1::JobState::Succeeded);
+            assert_eq!(*asked.lock().unwrap(), [0, 2]);
+        }
     }
 }

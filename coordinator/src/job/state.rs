@@ -267,6 +267,13 @@ impl JobState {
         Some(self.times.started?.saturating_add(timeout))
     }
 
+    /// The time at which an ended job is to be deleted, in milliseconds since the Unix epoch.
+    pub fn expires_at(&self) -> Option<u64> {
+        let JobStatus::Ended { at, .. } = self.status else { return None };
+        let ttl = self.spec.scheduling.ttl_after_finished?.as_millis();
+        Some(at.saturating_add(u64::try_from(ttl).unwrap_or(u64::MAX)))
+    }
+
     /// True if the job ended at `time` or later, in milliseconds since the Unix epoch.
     pub fn ended_since(&self, time: u64) -> bool {
         matches!(self.status, JobStatus::Ended { at, .. } if at >= time)

@@ -89,6 +89,7 @@ fn summary(state: &JobState) -> v1::Job {
         preemptions: state.preemptions,
         tenant: state.submitted.tenant().to_owned(),
         owner: state.submitted.owner.clone(),
+        expires_at: state.expires_at().map(timestamp),
         // Fields that the log does not keep, and those that grow with the job.
         ..Default::default()
     }

@@ -8,9 +8,6 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::status::{DOMAIN, bad_field, echo, no_job, short, status};
 use crate::driver::{DeleteError, Holder, PinError, Refusal};
 
-/// Number of holders that an error names.
-const HOLDERS_SHOWN: usize = 5;
-
 pub(super) fn not_deleted(id: &str, error: &DeleteError) -> Status {
     match error {
         DeleteError::NoJob => no_job(id),
@@ -22,29 +19,8 @@ pub(super) fn not_deleted(id: &str, error: &DeleteError) -> Status {
             precondition("JOB_NOT_ENDED", id, message)
         }
         DeleteError::Held(holders) => {
-            let shown = holders.iter().take(HOLDERS_SHOWN).map(|holder| describe(id, holder));
-            let mut shown = shown.collect::<Vec<_>>().join("; ");
-            let more = holders.len().saturating_sub(HOLDERS_SHOWN);
-            if more > 0 {
-                shown += &format!("; and {more} more");
-            }
+            let shown = Holder::describe_all(holders, id).join("; ");
             precondition("JOB_IN_USE", id, format!("job {id} cannot be deleted: {shown}"))
-        }
-    }
-}
-
-fn describe(id: &str, holder: &Holder) -> String {
-    match holder {
-        Holder::Job { id: other, name, state, artifact } => {
-            format!("job {other} ({name}), which is {state}, starts from its {artifact}")
-        }
-        Holder::Pin { artifact, by } => {
-            let (what, path) = match artifact.as_str() {
-                "" => ("it".to_owned(), id.to_owned()),
-                artifact => (format!("its {artifact}"), format!("{id}/{artifact}")),
-            };
-            let by = if by.is_empty() { String::new() } else { format!(" by {by}") };
-            format!("{what} is pinned{by} (`foil unpin {path}`)")
         }
     }
 }

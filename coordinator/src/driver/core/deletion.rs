@@ -5,6 +5,7 @@
 //! collection of garbage takes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use foil_common::spec;
 
@@ -15,6 +16,13 @@ use crate::job::{
     find_committed, origins,
 };
 
+/// Period of looks for jobs whose `ttl_after_finished` is over.
+const EXPIRY_PERIOD: Duration = Duration::from_secs(5);
+/// Maximum number of jobs that one look deletes: each deletion lists and deletes objects in the background.
+const EXPIRED_AT_ONCE: usize = 16;
+/// Number of holders that are named.
+const HOLDERS_SHOWN: usize = 5;
+
 /// Who keeps a job from being deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
@@ -22,6 +30,32 @@ pub enum Holder {
     Job { id: String, name: String, state: &'static str, artifact: String },
     /// A pin on an artifact, or on the whole job for an empty name; `by` is empty if unknown.
     Pin { artifact: String, by: String },
+}
+
+impl Holder {
+    /// The holder of a job, and what releases the job, in one line.
+    fn describe(&self, job: &str) -> String {
+        match self {
+            Self::Job { id, name, state, artifact } => {
+                format!("job {id} ({name}), which is {state}, starts from its {artifact}")
+            }
+            Self::Pin { artifact, by } => {
+                let (what, path) = match artifact.as_str() {
+                    "" => ("it".to_owned(), job.to_owned()),
+                    artifact => (format!("its {artifact}"), format!("{job}/{artifact}")),
+                };
+                let by = if by.is_empty() { String::new() } else { format!(" by {by}") };
+                format!("{what} is pinned{by} (`foil unpin {path}`)")
+            }
+        }
+    }
+
+    /// The first holders of a job, a line each, and the number of the others.
+    pub fn describe_all(holders: &[Self], job: &str) -> Vec<String> {
+        let shown = holders.iter().take(HOLDERS_SHOWN).map(|holder| holder.describe(job));
+        let more = holders.len().saturating_sub(HOLDERS_SHOWN);
+        shown.chain((more > 0).then(|| format!("and {more} more"))).collect()
+    }
 }
 
 /// The reason why a job cannot be deleted.
@@ -86,8 +120,31 @@ impl Graves {
 }
 
 impl Core {
-    /// Deletes a job that has ended.
+    /// Deletes a job that has ended, for a user.
     pub fn delete(&mut self, id: &str, by: &str, now: Now) -> Result<(), DeleteError> {
+        self.bury(id, by, "deleted by a user", now)
+    }
+
+    /// Deletes jobs whose `ttl_after_finished` is over. Those that are held are tried again.
+    pub(super) fn delete_expired(&mut self, now: Now) {
+        if self.next_expiry.is_some_and(|next| now.mono < next) {
+            return;
+        }
+        self.next_expiry = Some(now.mono + EXPIRY_PERIOD);
+        let states = self.jobs.values().map(|entry| &entry.state);
+        let is_over = |state: &&JobState| state.expires_at().is_some_and(|at| now.wall >= at);
+        let expired: Vec<String> = states.filter(is_over).map(|state| state.id.clone()).collect();
+        let mut deleted = 0;
+        for id in expired {
+            deleted += usize::from(self.bury(&id, "", "its ttl_after_finished is over", now).is_ok());
+            if deleted >= EXPIRED_AT_ONCE {
+                break;
+            }
+        }
+    }
+
+    /// Deletes a job that has ended and that nothing holds.
+    fn bury(&mut self, id: &str, by: &str, reason: &str, now: Now) -> Result<(), DeleteError> {
         let state = self.state(id).ok_or(DeleteError::NoJob)?;
         if !state.is_ended() {
             return Err(DeleteError::NotEnded { state: state.status.name() });
@@ -102,9 +159,14 @@ impl Core {
             tenant: state.submitted.tenant().to_owned(),
             by: by.to_owned(),
         };
-        self.commit(id, Change::Deleted(tombstone), "deleted by a user", now);
+        self.commit(id, Change::Deleted(tombstone), reason, now);
         self.erase(id);
         Ok(())
+    }
+
+    /// Lines that say who keeps an ended job from being deleted.
+    pub(super) fn kept_by(&self, state: &JobState) -> Vec<String> {
+        Holder::describe_all(&self.holders(state), &state.id)
     }
 
     /// Those who keep an ended job from being deleted.

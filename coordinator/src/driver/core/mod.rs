@@ -96,6 +96,8 @@ pub struct Core {
     requests: BTreeMap<(String, String), String>,
     /// Jobs that were deleted.
     graves: Graves,
+    /// When to look next for jobs that are to be deleted; at once if there is no value.
+    next_expiry: Option<Duration>,
     /// Objects that jobs name outside of their own.
     references: References,
     /// Sessions to job ids.
@@ -181,6 +183,7 @@ impl Core {
             order: Vec::new(),
             requests: BTreeMap::new(),
             graves: Graves::default(),
+            next_expiry: None,
             references: References::default(),
             sessions: BTreeMap::new(),
             cluster: Cluster::new(liveness),
@@ -362,6 +365,7 @@ impl Core {
             self.advance_job(&id, now);
             self.publish_progress(&id, now);
         }
+        self.delete_expired(now);
         self.allocate(now);
     }
 

@@ -20,12 +20,16 @@ impl Core {
         self.jobs.get(id).map(|entry| &*entry.state)
     }
 
-    /// The job as users see it, with its progress and what it waits for.
+    /// The job as users see it, with its progress, what it waits for and what keeps it from being deleted.
     pub fn job_view(&self, id: &str) -> Option<v1::Job> {
         let entry = self.jobs.get(id)?;
         let job = view::job(&entry.state);
         let progress = entry.progress.clone().filter(|progress| progress.phase == job.phase);
-        Some(v1::Job { progress, waiting: entry.visible_wait(), ..job })
+        let kept_by = match job.expires_at {
+            Some(_) => self.kept_by(&entry.state),
+            None => Vec::new(),
+        };
+        Some(v1::Job { progress, waiting: entry.visible_wait(), kept_by, ..job })
     }
 
     /// The job as a row of a list.

@@ -156,3 +156,77 @@ fn the_number_of_tombstones_is_bounded() {
         assert!(core.refusal(&of("r2")).is_none() && core.refusal(&of("r3")).is_some());
     }
 }
+
+/// A job with a TTL of an hour, canceled at once.
+fn expiring(simulator: &mut Simulator, id: &str, origin: Option<&str>) {
+    let mut submitted = submitted(&[|spec| spec.ttl_after_finished = "1h".to_owned()]);
+    submitted.request_id = format!("request-{id}");
+    if let Some(origin) = origin {
+        submitted.spec.policy.get_or_insert_default().model = format!("job:{origin}/policy@1");
+    }
+    simulator.core.submit(id, submitted, simulator.now);
+    simulator.core.cancel(id, simulator.now);
+    assert!(simulator.core.state(id).unwrap().is_ended());
+}
+
+#[test]
+fn a_job_is_deleted_when_its_ttl_is_over_and_kept_while_something_holds_it() {
+    let mut simulator = Simulator::new(7);
+    for (id, origin) in [("free", None), ("pinned", None), ("origin", None), ("heir", Some("origin"))] {
+        expiring(&mut simulator, id, origin);
+    }
+    let started = simulator.now;
+    let mut child = child("live");
+    child.spec.policy.get_or_insert_default().model = "job:origin/policy@1".to_owned();
+    simulator.core.submit("live", child, started);
+    simulator.core.pin("pinned", "", "alice", started).unwrap();
+    simulator.erasures();
+    let at = |milliseconds: u64| {
+        let later = Duration::from_millis(milliseconds);
+        Now { mono: started.mono + later, wall: started.wall + milliseconds }
+    };
+    let kept = |core: &Core| core.order()[1..].to_vec();
+    // Times count by the log, whichever coordinator leads.
+    for mut core in
+        [simulator.replayed(simulator.log.clone()), simulator.replayed(compact_events(simulator.log.clone()))]
+    {
+        core.tick(at(3_599_999));
+        assert_eq!(kept(&core), ["free", "pinned", "origin", "heir", "live"]);
+        let view = core.job_view("pinned").unwrap();
+        assert_eq!(view.expires_at, Some(crate::clock::timestamp(started.wall + 3_600_000)));
+        assert_eq!(view.kept_by, ["it is pinned by alice (`foil unpin pinned`)"]);
+        assert!(
+            core.job_view("free").unwrap().kept_by.is_empty()
+                && core.job_view(JOB).unwrap().expires_at.is_none()
+        );
+
+        core.tick(at(3_605_000));
+        assert_eq!(kept(&core), ["pinned", "origin", "live"], "an ended job holds no other");
+        assert!(core.job_view("origin").unwrap().kept_by[0].contains("starts from its policy@1"));
+        assert_eq!(core.tombstone("free").map(|tombstone| tombstone.by.as_str()), Some(""));
+        let erased = core.drain().unwrap().actions;
+        assert_eq!(erased.iter().filter(|action| matches!(action, Action::Erase { .. })).count(), 2);
+
+        core.unpin("pinned", "", at(3_606_000)).unwrap();
+        core.cancel("live", at(3_606_000));
+        core.tick(at(3_609_999));
+        assert_eq!(kept(&core).len(), 3, "it looks every five seconds");
+        core.tick(at(3_610_000));
+        assert_eq!(kept(&core), ["live"], "it has no TTL of its own");
+    }
+}
+
+#[test]
+fn a_look_deletes_so_many_jobs_at_most() {
+    let mut simulator = Simulator::new(8);
+    for number in 0..20 {
+        expiring(&mut simulator, &format!("e{number:02}"), None);
+    }
+    let mut now = simulator.now;
+    (now.wall, now.mono) = (now.wall + 3_600_000, now.mono + Duration::from_secs(3600));
+    for left in [5, 1] {
+        simulator.core.tick(now);
+        assert_eq!(simulator.core.order().len(), left);
+        now.mono += Duration::from_secs(5);
+    }
+}
