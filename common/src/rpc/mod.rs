@@ -12,6 +12,7 @@ use std::time::Duration;
 use backon::ExponentialBuilder;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, TimeoutExpired};
+use tonic_types::StatusExt;
 
 pub use self::credentials::{Credentials, RANK_SECRET, RANK_SESSION, TokenFileError};
 pub use self::leader_channel::{LEADER, LeaderChannel, NOT_LEADER, leader_of};
@@ -40,6 +41,9 @@ pub const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// Default deadline of a unary call.
 pub const UNARY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Maximum pause between retries.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -148,6 +152,15 @@ pub fn is_unavailable(status: &Status) -> bool {
     status.code() == Code::Unavailable || broke(status)
 }
 
+/// The time after which a call that was too much at present may be made again: RESOURCE_EXHAUSTED with
+/// RetryInfo. Without it, RESOURCE_EXHAUSTED is final.
+pub fn retry_after(status: &Status) -> Option<Duration> {
+    if status.code() != Code::ResourceExhausted {
+        return None;
+    }
+    status.get_details_retry_info()?.retry_delay
+}
+
 /// Whether a call exceeded its deadline, on the server's side or on this one.
 pub fn timed_out(status: &Status) -> bool {
     let mut source = status.source();
@@ -232,7 +245,7 @@ pub fn unreached(status: &Status) -> String {
 pub fn backoff() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(Duration::from_secs(5))
+        .with_max_delay(MAX_PAUSE)
         .without_max_times()
         .with_jitter()
 }

@@ -18,6 +18,8 @@ use super::{problem, stdout};
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Retry timeout of an unavailable coordinator: longer than a failover.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Retry timeout of requests that the coordinator puts off.
+const PUT_OFF_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time before a note says that the coordinator does not answer yet.
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
 /// Time after which the client fails over to another coordinator, if there are several.
@@ -315,17 +317,27 @@ impl Client {
             .without_max_times()
             .with_jitter();
         let mut has_noted = false;
-        let note = |_: &Status, _| {
-            if began.elapsed() > QUIET_PERIOD && !std::mem::replace(&mut has_noted, true) {
-                stdout::note(&format!("no answer from {} yet, retrying", self.line.urls()));
+        let note = |status: &Status, _| {
+            let is_put_off = rpc::retry_after(status).is_some();
+            if (is_put_off || began.elapsed() > QUIET_PERIOD) && !std::mem::replace(&mut has_noted, true) {
+                match is_put_off {
+                    true => stdout::note(&format!("{}; waiting", status.message())),
+                    false => stdout::note(&format!("no answer from {} yet, retrying", self.line.urls())),
+                }
             }
         };
         let is_retryable = |status: &Status| {
+            if let Some(wait) = rpc::retry_after(status) {
+                return began.elapsed() + wait < deadline.min(PUT_OFF_TIMEOUT);
+            }
             // Another coordinator may have a certificate that is right.
             let may_pass = has_others || !rpc::failed_handshake(status);
             rpc::is_unavailable(status) && may_pass && began.elapsed() < RETRY_TIMEOUT
         };
-        attempt.retry(pauses).when(is_retryable).notify(note).await
+        let pause = |status: &Status, pause: Option<Duration>| {
+            pause.map(|pause| pause + rpc::retry_after(status).unwrap_or_default())
+        };
+        attempt.retry(pauses).when(is_retryable).adjust(pause).notify(note).await
     }
 }
 

@@ -1,24 +1,19 @@
 //! `foil logs`: the logs of a job's ranks.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Result;
 use clap::Args;
 use console::Style;
 use foil_common::log_line::{LogLine, plain};
-use foil_common::rpc;
 use foil_proto::v1;
 use foil_proto::v1::jobs_client::JobsClient;
 use serde_json::json;
-use tokio::time::Instant;
 
 use super::args::{ClientArgs, job_reference};
 use super::client::Client;
+use super::reconnect::Reconnect;
 use super::{duration, size, stdout};
-
-/// Reconnection timeout while following; the job continues without a reader.
-const RECONNECT_TIMEOUT: Duration = Duration::from_secs(120);
-const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
 /// Fields that are not shown: what the prefix of a line says, and the job.
 const OMITTED: [&str; 3] = ["job", "attempt", "rank"];
@@ -70,20 +65,13 @@ pub(crate) async fn logs(args: &LogsArgs) -> Result<()> {
         follow: args.follow,
         cursor: String::new(),
     };
-    let mut lost_since: Option<Instant> = None;
+    let mut reconnect = Reconnect::default();
     let end = loop {
-        let status = match read(&client, &mut request, &mut printer, &mut lost_since).await? {
+        let status = match read(&client, &mut request, &mut printer, &mut reconnect).await? {
             Ok(end) => break end,
             Err(status) => status,
         };
-        if !rpc::is_unavailable(&status) {
-            return Err(client.user_error(&status));
-        }
-        let since = *lost_since.get_or_insert_with(Instant::now);
-        if since.elapsed() > RECONNECT_TIMEOUT {
-            return Err(client.user_error(&status));
-        }
-        tokio::time::sleep(RECONNECT_PAUSE).await;
+        reconnect.wait(status).await.map_err(|given_up| client.user_error(&given_up.status))?;
     };
     if let Some(note) = note(&job.id, &end, args.follow, printer.lines) {
         stdout::note(&note);
@@ -96,7 +84,7 @@ async fn read(
     client: &Client,
     request: &mut v1::LogsRequest,
     printer: &mut Printer,
-    lost_since: &mut Option<Instant>,
+    reconnect: &mut Reconnect,
 ) -> Result<Result<v1::LogsEnd, tonic::Status>> {
     let mut stream = match JobsClient::new(client.line()).logs(request.clone()).await {
         Ok(response) => response.into_inner(),
@@ -108,7 +96,7 @@ async fn read(
             Ok(None) => return Ok(Err(tonic::Status::unavailable("the stream of lines ended early"))),
             Err(status) => return Ok(Err(status)),
         };
-        *lost_since = None;
+        reconnect.heard();
         for line in &response.lines {
             printer.print(line)?;
         }
@@ -229,6 +217,8 @@ fn time(text: &str, now: SystemTime) -> Result<pbjson_types::Timestamp, String> 
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

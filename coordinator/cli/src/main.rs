@@ -24,6 +24,7 @@ mod problem;
 mod progress;
 mod pull;
 mod queue_args;
+mod reconnect;
 mod report;
 mod results;
 mod run;

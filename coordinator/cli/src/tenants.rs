@@ -54,6 +54,10 @@ pub(crate) struct SetArgs {
     /// Bytes in the store above which nothing more is taken in, for example 500GiB, or none for no limit.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     stored_bytes: Option<Limit<u64>>,
+    /// Calls in each second of the tenant's viewers and submitters, or none for no limit. Others wait and
+    /// are made again.
+    #[arg(long, value_name = "N", value_parser = number)]
+    requests_per_second: Option<Limit<u32>>,
 }
 
 /// A new limit; `None` takes it away.
@@ -114,6 +118,7 @@ impl SetArgs {
         self.running_jobs.into_iter().for_each(|Limit(limit)| quota.running_jobs = limit);
         self.queued_jobs.into_iter().for_each(|Limit(limit)| quota.queued_jobs = limit);
         self.stored_bytes.into_iter().for_each(|Limit(limit)| quota.stored_bytes = limit);
+        self.requests_per_second.into_iter().for_each(|Limit(limit)| quota.requests_per_second = limit);
         quota
     }
 }
@@ -162,7 +167,7 @@ fn rows(tenants: &[v1::Tenant]) -> Vec<Vec<String>> {
         Some(max) => format!("{used}/{max}"),
         None => format!("{used}/–"),
     };
-    let mut rows = vec![["TENANT", "CPU", "CUDA", "RUNNING", "QUEUED", "BYTES"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["TENANT", "CPU", "CUDA", "RUNNING", "QUEUED", "BYTES", "REQ/S"].map(str::to_owned).to_vec()];
     rows.extend(tenants.iter().map(|tenant| {
         let (quota, usage) =
             (tenant.quota.clone().unwrap_or_default(), tenant.usage.clone().unwrap_or_default());
@@ -177,6 +182,7 @@ fn rows(tenants: &[v1::Tenant]) -> Vec<Vec<String>> {
             of(usage.running_jobs.into(), quota.running_jobs.map(u64::from)),
             of(usage.queued_jobs.into(), quota.queued_jobs.map(u64::from)),
             of(usage.stored_bytes, quota.stored_bytes),
+            quota.requests_per_second.map_or_else(|| "–".to_owned(), |rate| rate.to_string()),
         ]
     }));
     rows
@@ -207,7 +213,7 @@ mod tests {
 
     #[test]
     fn limits_that_are_not_given_stay() {
-        let line = "foil tenants set research --devices cuda=8 --devices cpu=none --queued-jobs none --stored-bytes 1MiB";
+        let line = "foil tenants set research --devices cuda=8 --devices cpu=none --queued-jobs none --stored-bytes 1MiB --requests-per-second 20";
         let Command::Tenants { command: TenantsCommand::Set(args) } =
             Cli::try_parse_from(line.split(' ')).unwrap().command
         else {
@@ -218,6 +224,7 @@ mod tests {
             running_jobs: Some(4),
             queued_jobs: Some(5),
             stored_bytes: None,
+            requests_per_second: None,
         };
         let applied = args.applied(quota);
         assert_eq!(applied.devices, [("cuda".to_owned(), 8)].into());
@@ -226,6 +233,6 @@ mod tests {
             (Some(4), None, Some(1 << 20))
         );
         let tenant = v1::Tenant { name: "research".into(), quota: Some(applied), usage: None };
-        assert_eq!(rows(&[tenant])[1], ["research", "0/–", "0/8", "0/4", "0/–", "0/1048576"]);
+        assert_eq!(rows(&[tenant])[1], ["research", "0/–", "0/8", "0/4", "0/–", "0/1048576", "20"]);
     }
 }

@@ -1,27 +1,20 @@
 //! Following of a job to its end.
 
-use std::time::Duration;
-
 use anyhow::Result;
-use foil_common::rpc;
 use foil_proto::v1;
 use foil_proto::v1::job_event::Event;
-use tokio::time::Instant;
 use tonic::Status;
 
 use super::client::{Client, is_ended};
 use super::progress::Progress;
-
-/// Reconnection timeout; the job continues without a watcher.
-const RECONNECT_TIMEOUT: Duration = Duration::from_secs(120);
+use super::reconnect::{GivenUp, Reconnect};
 
 /// Shows a job's progress until its last event; returns the job. A broken stream of events resumes where it
 /// broke.
 pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -> Result<v1::Job> {
-    let mut revision = 0;
-    let mut lost_since: Option<Instant> = None;
+    let (mut revision, mut reconnect) = (0, Reconnect::default());
     loop {
-        let status = match stream(client, id, &mut revision, &mut lost_since, progress).await {
+        let status = match stream(client, id, &mut revision, &mut reconnect, progress).await {
             Ok(last) => {
                 let job = client.try_get(id).await?;
                 // A job that is gone already was deleted since its end.
@@ -33,19 +26,15 @@ pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -
             }
             Err(status) => status,
         };
-        if !rpc::is_unavailable(&status) {
-            return Err(client.user_error(&status));
+        match reconnect.wait(status).await {
+            Ok(true) => progress.line("lost the connection to the coordinator, reconnecting"),
+            Ok(false) => {}
+            Err(GivenUp { status, timed_out }) => {
+                let error = client.user_error(&status);
+                let advice = || format!("the job continues; follow it with `foil watch {id}`");
+                return Err(if timed_out { error.context(advice()) } else { error });
+            }
         }
-        let since = *lost_since.get_or_insert_with(|| {
-            progress.line("lost the connection to the coordinator, reconnecting");
-            Instant::now()
-        });
-        if since.elapsed() > RECONNECT_TIMEOUT {
-            return Err(client
-                .user_error(&status)
-                .context(format!("the job continues; follow it with `foil watch {id}`")));
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
@@ -54,12 +43,12 @@ async fn stream(
     client: &Client,
     id: &str,
     revision: &mut u64,
-    lost_since: &mut Option<Instant>,
+    reconnect: &mut Reconnect,
     progress: &mut Progress,
 ) -> Result<Option<v1::Job>, Status> {
     let mut events = client.watch(id, *revision).await?;
     while let Some(event) = events.message().await? {
-        *lost_since = None;
+        reconnect.heard();
         *revision = event.revision.max(*revision);
         if let Some(event) = event.event {
             progress.event(&event);

@@ -10,12 +10,13 @@ use tonic::Status;
 use super::command::{Command, Found, SendReply, StreamEnd, Survey};
 use super::core::{Core, RankWriter, Refusal};
 use super::user_handle::UserHandle;
-use crate::auth::Principal;
+use crate::auth::{Principal, Tenant};
+use crate::clock::Now;
 use crate::cluster::NameTaken;
 use crate::job::Submitted;
 use crate::schedule::{Hello, ProtocolError, Report};
 use crate::secret;
-use crate::tenant::{Quota, QuotaExceeded, TenantStatus};
+use crate::tenant::{Quota, QuotaExceeded, RateExceeded, RequestRates, TenantStatus};
 
 /// The driver has ended, and the process will soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +39,7 @@ pub enum SubmitError {
 pub struct Handle {
     pub(super) inbox: mpsc::Sender<Command>,
     pub(super) attempts: WriteAccess,
+    pub(super) rates: RequestRates,
 }
 
 /// The attempts and rank processes that may write; kept current by the driver.
@@ -72,6 +74,11 @@ impl Handle {
     /// The attempt whose ranks may write for a job now.
     pub fn current_attempt(&self, job: &str) -> Option<u32> {
         self.attempts.read().attempts.get(job).copied()
+    }
+
+    /// Admits a request of a tenant's user, unless the tenant has used up its rate.
+    pub fn admit_request(&self, tenant: &Tenant, now: Now) -> Result<(), RateExceeded> {
+        self.rates.take(tenant.as_str(), now.mono)
     }
 
     /// True if the secret is that of a rank process of the job's current attempt.

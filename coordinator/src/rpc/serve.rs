@@ -154,6 +154,7 @@ pub async fn serve(
         clock,
         allow_version_skew: settings.allow_version_skew,
     };
+    let gate = Gate::new(auth, audit, leadership.clone(), clock);
     let mut routes = routes(services, metrics).await?;
     if let Some(period) = collect_garbage_every {
         tokio::spawn(collector.collect_every(period, stop.clone().cancelled_owned()));
@@ -162,7 +163,7 @@ pub async fn serve(
     // The last one is the outermost: a stranger does not learn the version.
     *router = std::mem::take(router)
         .layer(from_fn(name_version))
-        .layer(from_fn_with_state(Gate::new(auth, audit), authorize))
+        .layer(from_fn_with_state(gate, authorize))
         .layer(from_fn(normalize))
         .layer(from_fn(track));
     let server = Server::builder()

@@ -16,11 +16,13 @@ use crate::leadership::NotLeading;
 use crate::plan::TooLarge;
 use crate::resolve::ResolveError;
 use crate::schedule::ProtocolError;
+use crate::tenant::RateExceeded;
 
 /// Domain of `ErrorInfo`, by whose `reason` clients and ranks distinguish errors. proto/README.md lists the
 /// reasons.
 pub(crate) const DOMAIN: &str = "foil";
 pub(crate) const STALE_ATTEMPT: &str = "STALE_ATTEMPT";
+pub(crate) const RATE_EXCEEDED: &str = "RATE_EXCEEDED";
 const INVALID_FIELD: &str = "INVALID_FIELD";
 const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
 /// Delay after which a client should retry.
@@ -125,6 +127,15 @@ pub(crate) fn not_submitted(error: SubmitError) -> Status {
     let subject = format!("tenant:{}/{}", exceeded.tenant(), exceeded.limit());
     let details = ErrorDetails::with_quota_failure_violation(subject, message.clone());
     status(Code::ResourceExhausted, "QUOTA_EXCEEDED", message, details)
+}
+
+/// Status for a call that comes too soon.
+pub(crate) fn rate_exceeded(exceeded: &RateExceeded) -> Status {
+    let message = exceeded.to_string();
+    let subject = format!("tenant:{}/requests_per_second", exceeded.tenant);
+    let mut details = ErrorDetails::with_quota_failure_violation(subject, message.clone());
+    details.set_retry_info(Some(exceeded.wait));
+    status(Code::ResourceExhausted, RATE_EXCEEDED, message, details)
 }
 
 pub(crate) fn no_job(id: &str) -> Status {

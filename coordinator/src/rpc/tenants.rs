@@ -80,19 +80,23 @@ fn check_name(name: &str) -> Result<(), Status> {
 }
 
 fn parse(quota: v1::Quota) -> Result<Quota, Status> {
-    let v1::Quota { devices, running_jobs, queued_jobs, stored_bytes } = quota;
+    let v1::Quota { devices, running_jobs, queued_jobs, stored_bytes, requests_per_second } = quota;
     if let Some(kind) = devices.keys().find(|kind| !DeviceKind::NAMES.contains(&kind.as_str())) {
         let expected = DeviceKind::NAMES.join(" or ");
         return Err(bad_field("quota.devices", &format!("found {:?}, expected {expected}", echo(kind))));
     }
-    Ok(Quota { devices, running_jobs, queued_jobs, stored_bytes })
+    if requests_per_second == Some(0) {
+        let problem = "found 0, expected at least 1; leave it out for no limit";
+        return Err(bad_field("quota.requests_per_second", problem));
+    }
+    Ok(Quota { devices, running_jobs, queued_jobs, stored_bytes, requests_per_second })
 }
 
 impl From<TenantStatus> for v1::Tenant {
     fn from(tenant: TenantStatus) -> Self {
         let TenantStatus { name, quota, usage } = tenant;
-        let Quota { devices, running_jobs, queued_jobs, stored_bytes } = quota;
-        let quota = v1::Quota { devices, running_jobs, queued_jobs, stored_bytes };
+        let Quota { devices, running_jobs, queued_jobs, stored_bytes, requests_per_second } = quota;
+        let quota = v1::Quota { devices, running_jobs, queued_jobs, stored_bytes, requests_per_second };
         let devices: BTreeMap<String, u32> =
             usage.devices.into_iter().map(|(kind, number)| (kind.to_owned(), number)).collect();
         let usage = v1::TenantUsage {
@@ -119,5 +123,7 @@ mod tests {
         let devices = [("tpu".to_owned(), 1)].into();
         let refusal = parse(v1::Quota { devices, ..Default::default() }).unwrap_err();
         assert!(refusal.message().contains("expected cpu or cuda"), "{refusal}");
+        let refusal = parse(v1::Quota { requests_per_second: Some(0), ..Default::default() }).unwrap_err();
+        assert!(refusal.message().contains("expected at least 1"), "{refusal}");
     }
 }

@@ -1,10 +1,14 @@
 //! Tenants: their quotas, which live in the log, and what they use. Pure.
 
+mod rate;
+
 use std::collections::BTreeMap;
 
 use foil_common::plural::counted;
 use foil_common::spec::DeviceKind;
 use serde::{Deserialize, Serialize};
+
+pub use self::rate::{RateExceeded, RequestRates};
 
 /// Limits of a tenant; none where there is no value.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +22,8 @@ pub struct Quota {
     pub queued_jobs: Option<u32>,
     /// Bytes in the store above which nothing more is taken in.
     pub stored_bytes: Option<u64>,
+    /// Calls of its users in each second.
+    pub requests_per_second: Option<u32>,
 }
 
 /// A tenant's new quota, as the log has it.

@@ -121,6 +121,7 @@ async fn download(
         }
         match pauses.next() {
             Some(wait) if error.may_pass(since.elapsed()) => {
+                let wait = error.pause(wait);
                 note(&error, wait);
                 tokio::time::sleep(wait).await;
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use super::super::{broke, is_unavailable, timed_out};
+use super::super::{MAX_PAUSE, broke, is_unavailable, retry_after, timed_out};
 
 /// Retry timeout for a store that is unavailable or full.
 const STORE_PATIENCE: Duration = Duration::from_secs(3600);
@@ -41,9 +41,10 @@ impl TransferError {
         match status.code() {
             Code::NotFound => Self::NotFound { key },
             Code::Aborted => Self::Stale { key, message: status.message().to_owned() },
-            // Sent by the coordinator: its store is unavailable or full, or too many transfers are in
-            // progress.
-            Code::Unavailable | Code::ResourceExhausted if !broke(&status) => {
+            // Sent by the coordinator: its store is unavailable or full, too many transfers are in progress,
+            // or the tenant makes too many requests.
+            Code::Unavailable if !broke(&status) => Self::Waiting { key, status: Box::new(status) },
+            Code::ResourceExhausted if retry_after(&status).is_some() => {
                 Self::Waiting { key, status: Box::new(status) }
             }
             _ if timed_out(&status) => Self::Slow { key, status: Box::new(status) },
@@ -55,6 +56,14 @@ impl TransferError {
     /// True if the same transfer may succeed later.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Waiting { .. } | Self::Unavailable { .. } | Self::Slow { .. })
+    }
+
+    /// The pause before a retry: at least what the coordinator asks for, within bounds.
+    pub(super) fn pause(&self, pause: Duration) -> Duration {
+        match self {
+            Self::Waiting { status, .. } => pause + retry_after(status).unwrap_or_default().min(MAX_PAUSE),
+            _ => pause,
+        }
     }
 
     /// Whether to retry, after `tried` of retrying.

@@ -77,7 +77,11 @@ where
     F: Future<Output = Result<T, TransferError>>,
 {
     let started = Instant::now();
-    once.retry(backoff()).when(|error| error.may_pass(started.elapsed())).notify(note).await
+    once.retry(backoff())
+        .when(|error| error.may_pass(started.elapsed()))
+        .adjust(|error, pause| pause.map(|pause| error.pause(pause)))
+        .notify(note)
+        .await
 }
 
 fn client(line: &LeaderChannel) -> ArtifactsClient<LeaderChannel> {

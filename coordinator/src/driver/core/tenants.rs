@@ -31,6 +31,11 @@ impl Core {
         true
     }
 
+    /// The tenants that have a quota, by name.
+    pub fn each_quota(&self) -> impl Iterator<Item = (&str, &Quota)> {
+        self.quotas.iter().map(|(tenant, quota)| (tenant.as_str(), quota))
+    }
+
     /// Number of tenants that have a quota.
     pub fn quotas(&self) -> usize {
         self.quotas.len()

@@ -28,6 +28,7 @@ use crate::job::{Event, StateError};
 use crate::journal::{Journal, JournalError};
 use crate::lease::Lease;
 use crate::secret::SecretIssuer;
+use crate::tenant::RequestRates;
 
 const TICK: Duration = Duration::from_millis(200);
 const INBOX: usize = 1024;
@@ -101,7 +102,10 @@ impl Driver {
         core.set_policy(settings.policy);
         tracing::info!(events = replayed, jobs = core.order().len(), term = journal.term(), "log replayed");
         let (sender, inbox) = mpsc::channel(INBOX);
-        let handle = Handle { inbox: sender, attempts: WriteAccess::default() };
+        let rates = RequestRates::default();
+        let now = clock.now().mono;
+        core.each_quota().for_each(|(tenant, quota)| rates.set(tenant, quota, now));
+        let handle = Handle { inbox: sender, attempts: WriteAccess::default(), rates };
         let streams = Streams::new(journal.term());
         // Ranks of adopted attempts may write at once.
         handle.attempts.set(&core);

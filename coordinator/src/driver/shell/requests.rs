@@ -141,6 +141,7 @@ impl Driver {
         if !self.core.has_quota(tenant) && self.core.quotas() >= MAX_QUOTAS {
             return None;
         }
+        self.handle.rates.set(tenant, &quota, now.mono);
         self.core.set_quota(tenant, quota, now);
         Some(self.core.tenant(tenant))
     }

@@ -24,9 +24,11 @@ pub(super) use self::table::all as all_rpcs;
 use self::table::{Access, Effect};
 use self::throttle::Throttle;
 use super::connections::{Client, is_grpc};
-use super::status::{echo, status};
+use super::status::{RATE_EXCEEDED, echo, rate_exceeded, status};
 use crate::audit::AuditLog;
-use crate::auth::{Authenticator, Evidence, Principal, Refusal};
+use crate::auth::{Authenticator, Evidence, Principal, Refusal, Role};
+use crate::clock::Clock;
+use crate::leadership::LeadershipHandle;
 
 /// Decides which calls reach the services. Cheap to clone; clones share their state.
 #[derive(Debug, Clone)]
@@ -35,11 +37,20 @@ pub(super) struct Gate {
     authenticator: Option<Authenticator>,
     throttle: Throttle,
     audit: Option<AuditLog>,
+    /// Knows the rates of tenants, while this coordinator leads.
+    leadership: LeadershipHandle,
+    /// The driver's clock.
+    clock: Clock,
 }
 
 impl Gate {
-    pub(super) fn new(authenticator: Option<Authenticator>, audit: Option<AuditLog>) -> Self {
-        Self { authenticator, throttle: Throttle::default(), audit }
+    pub(super) fn new(
+        authenticator: Option<Authenticator>,
+        audit: Option<AuditLog>,
+        leadership: LeadershipHandle,
+        clock: Clock,
+    ) -> Self {
+        Self { authenticator, throttle: Throttle::default(), audit, leadership, clock }
     }
 
     /// The principal of a request.
@@ -113,7 +124,14 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
             return response;
         }
     };
-    let response = match gate.refuse(&caller, &request, rpc) {
+    let refused = gate.refuse(&caller, &request, rpc);
+    if refused.is_none()
+        && let Some(too_soon) = gate.refuse_too_soon(&caller, &request)
+    {
+        // It changed nothing, and whoever makes too many calls must not fill the audit log.
+        return too_soon;
+    }
+    let response = match refused {
         Some(refused) => refused,
         None => {
             request.extensions_mut().insert(caller.clone());
@@ -134,6 +152,17 @@ impl Gate {
             self.throttle.failed(peer).await;
         }
         unauthenticated(refusal, answers_grpc)
+    }
+
+    /// The answer to a call beyond its tenant's rate. Operators and admins are not counted, so that they can
+    /// put things right, nor are agents.
+    fn refuse_too_soon(&self, caller: &Caller, request: &Request) -> Option<Response> {
+        let is_counted = matches!(caller.role, Role::Viewer | Role::Submitter) && answers_grpc(request);
+        // A standby, which knows no rates, answers with the leader's address.
+        let driver = self.leadership.driver().ok().filter(|_| is_counted)?;
+        let exceeded = driver.admit_request(&caller.tenant, self.clock.now()).err()?;
+        count(RATE_EXCEEDED);
+        Some(rate_exceeded(&exceeded).into_http())
     }
 
     /// The answer to a principal that may not make a call, or to a call that does not exist.

@@ -58,7 +58,7 @@ const EXPECTED: &[(&str, &[Role])] = &[
 pub(super) struct Site {
     pub(super) coordinator: Coordinator,
     channel: Channel,
-    store: Store,
+    pub(super) store: Store,
     tokens: Vec<(String, Role, String)>,
     /// Folder of the token files and of the audit log.
     pub(super) directory: tempfile::TempDir,
@@ -82,6 +82,10 @@ pub(super) type Identified = InterceptedService<Channel, Bearer>;
 
 impl Site {
     pub(super) async fn start() -> Self {
+        Self::start_on(Store::in_memory()).await
+    }
+
+    pub(super) async fn start_on(store: Store) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tokens");
         let mut random = StdRng::seed_from_u64(11);
@@ -98,7 +102,6 @@ impl Site {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let config = AuthConfig { token_file: Some(path), ..AuthConfig::default() };
         let authenticator = Authenticator::start(&config, &CancellationToken::new()).unwrap();
-        let store = Store::in_memory();
         let file = AuditFile::Path(directory.path().join("audit.jsonl"));
         let (audit, _) = AuditLog::start(Some(&file), store.clone()).unwrap();
         let coordinator = Coordinator::start_with(&store, |serve| {
