@@ -4,6 +4,9 @@ use foil_common::rpc::artifacts::input_key;
 
 use crate::auth::Tenant;
 
+/// Prefix of all uploads.
+pub const INPUTS: &str = "inputs";
+
 /// Key in the store of a tenant's upload with this hash. The default tenant's keys are those of stores that
 /// knew no tenants; a tenant's name is shorter than a hash, so the others cannot collide with them.
 pub fn stored_key(tenant: &Tenant, blake3: &str) -> String {

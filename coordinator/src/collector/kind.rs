@@ -1,7 +1,7 @@
 //! The kind of an object, told from its key.
 
-/// Prefix of users' inputs.
-pub(super) const INPUTS: &str = "inputs";
+pub(super) use crate::inputs::INPUTS;
+
 /// Prefix of jobs' objects.
 pub(super) const JOBS: &str = "jobs";
 /// Prefix of the coordinator's own objects.

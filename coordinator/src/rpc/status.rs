@@ -16,7 +16,7 @@ use crate::leadership::NotLeading;
 use crate::plan::TooLarge;
 use crate::resolve::ResolveError;
 use crate::schedule::ProtocolError;
-use crate::tenant::RateExceeded;
+use crate::tenant::{QuotaExceeded, RateExceeded};
 
 /// Domain of `ErrorInfo`, by whose `reason` clients and ranks distinguish errors. proto/README.md lists the
 /// reasons.
@@ -123,6 +123,11 @@ pub(crate) fn not_submitted(error: SubmitError) -> Status {
         SubmitError::Quota(exceeded) => exceeded,
         SubmitError::Refused(why) => return super::deletion::refused("", &why),
     };
+    quota_exceeded(&exceeded)
+}
+
+/// Status for what would exceed a tenant's quota.
+pub(crate) fn quota_exceeded(exceeded: &QuotaExceeded) -> Status {
     let message = short(exceeded.to_string());
     let subject = format!("tenant:{}/{}", exceeded.tenant(), exceeded.limit());
     let details = ErrorDetails::with_quota_failure_violation(subject, message.clone());

@@ -42,6 +42,13 @@ pub struct Usage {
     pub stored_bytes: u64,
 }
 
+/// A tenant's limit of bytes in the store, and the bytes that its jobs have there, apart from its inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredBytes {
+    pub stored: u64,
+    pub max: u64,
+}
+
 /// The name of a device kind, in the order of the alphabet.
 pub type DeviceName = &'static str;
 
@@ -66,12 +73,18 @@ pub enum QuotaExceeded {
          (stored_bytes)"
     )]
     StoredBytes { tenant: String, stored: u64, max: u64 },
+    #[error(
+        "tenant {tenant} has {stored} bytes in the store, inputs that no job names included, and may have {max}: there is no room          for this upload of {size} bytes; delete jobs, or ask an administrator for a larger quota (stored_bytes)"
+    )]
+    Upload { tenant: String, stored: u64, size: u64, max: u64 },
 }
 
 impl QuotaExceeded {
     pub fn tenant(&self) -> &str {
         match self {
-            Self::QueuedJobs { tenant, .. } | Self::StoredBytes { tenant, .. } => tenant,
+            Self::QueuedJobs { tenant, .. }
+            | Self::StoredBytes { tenant, .. }
+            | Self::Upload { tenant, .. } => tenant,
         }
     }
 
@@ -79,7 +92,7 @@ impl QuotaExceeded {
     pub fn limit(&self) -> &'static str {
         match self {
             Self::QueuedJobs { .. } => "queued_jobs",
-            Self::StoredBytes { .. } => "stored_bytes",
+            Self::StoredBytes { .. } | Self::Upload { .. } => "stored_bytes",
         }
     }
 }

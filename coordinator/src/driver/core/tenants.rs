@@ -6,9 +6,10 @@ use foil_common::spec::DeviceKind;
 
 use super::{Core, Entry};
 use crate::clock::Now;
+use crate::inputs::INPUTS;
 use crate::job::{Change, Event, JobState};
 use crate::queue::Share;
-use crate::tenant::{Quota, QuotaExceeded, QuotaSet, TenantStatus, Usage};
+use crate::tenant::{Quota, QuotaExceeded, QuotaSet, StoredBytes, TenantStatus, Usage};
 
 impl Core {
     /// Sets a tenant's quota.
@@ -63,6 +64,20 @@ impl Core {
             Some(quota) => quota.check_submission(tenant, &self.usage(tenant)),
             None => Ok(()),
         }
+    }
+
+    /// A tenant's limit of stored bytes, if it has one, with the bytes that its jobs have apart from its
+    /// inputs.
+    pub fn stored_apart_from_inputs(&self, tenant: &str) -> Option<StoredBytes> {
+        let max = self.quotas.get(tenant)?.stored_bytes?;
+        let mut objects: HashMap<&str, u64> = HashMap::new();
+        let states = self.jobs.values().map(|entry| &entry.state);
+        states
+            .filter(|state| state.submitted.tenant() == tenant)
+            .for_each(|state| stored(state, &mut objects));
+        let is_input = |key: &str| key.strip_prefix(INPUTS).is_some_and(|rest| rest.starts_with('/'));
+        let stored = objects.into_iter().filter(|(key, _)| !is_input(key)).map(|(_, size)| size).sum();
+        Some(StoredBytes { stored, max })
     }
 
     fn usage(&self, tenant: &str) -> Usage {

@@ -8,12 +8,13 @@ use foil_proto::v1;
 use tonic::Status;
 
 use super::status::{bad_field, from_store, no_rank, not_found, only_users, stale, unauthenticated};
-use crate::auth::{Principal, Role, Scope, Source};
+use crate::auth::{Principal, Role, Scope, Source, Tenant};
 use crate::inputs;
 use crate::job::JobState;
 use crate::leadership::LeadershipHandle;
 use crate::rpc::auth::{Caller, RankClaim};
 use crate::rpc::status::{not_leading, stopped};
+use crate::tenant::StoredBytes;
 
 /// Lookup of jobs, of their running attempts and ranks.
 #[tonic::async_trait]
@@ -34,6 +35,11 @@ pub trait AttemptCheck: Send + Sync + 'static {
 
     /// True if an object is a part of the models that a job starts from, which may be those of other jobs.
     async fn starts_from(&self, job: &str, key: &str) -> Result<bool, Status>;
+
+    /// A tenant's limit of stored bytes, and what its jobs have of it; none without a limit.
+    async fn stored_bytes(&self, _tenant: &Tenant) -> Result<Option<StoredBytes>, Status> {
+        Ok(None)
+    }
 
     /// Fails if this process does not know the attempts because it is not the leader.
     fn serving(&self) -> Result<(), Status> {
@@ -77,6 +83,13 @@ impl AttemptCheck for LeadershipHandle {
             models.into_iter().flatten().flat_map(|model| &model.objects).any(|object| object.key == key)
         });
         Ok(found.await.map_err(stopped)?.unwrap_or_default())
+    }
+
+    async fn stored_bytes(&self, tenant: &Tenant) -> Result<Option<StoredBytes>, Status> {
+        let driver = self.driver().map_err(|why| not_leading(&why))?;
+        let tenant = tenant.clone();
+        let found = driver.survey(move |core| core.stored_apart_from_inputs(tenant.as_str()));
+        found.await.map_err(stopped)
     }
 
     fn serving(&self) -> Result<(), Status> {

@@ -6,6 +6,7 @@ mod slots;
 mod status;
 #[cfg(test)]
 mod tests;
+mod upload_quota;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub use self::access::AttemptCheck;
 use self::log_bounds::LogBounds;
 use self::slots::{Credit, Interrupted, Slot, Slots};
 use self::status::{bad_field, busy, from_store, too_slow};
+use self::upload_quota::UploadQuota;
 use super::auth::{RankClaim, caller};
 use super::status::being_deleted;
 use crate::auth::Principal;
@@ -60,12 +62,14 @@ pub struct ArtifactsService {
     log_uploads: Slots,
     downloads: Slots,
     log_bounds: LogBounds,
+    upload_quota: UploadQuota,
 }
 
 impl ArtifactsService {
     pub fn new(store: Store, attempts: impl AttemptCheck, in_use: InUse) -> Self {
         Self {
             log_bounds: LogBounds::new(store.clone()),
+            upload_quota: UploadQuota::new(store.clone()),
             store,
             attempts: Arc::new(attempts),
             in_use,
@@ -117,6 +121,11 @@ impl Artifacts for ArtifactsService {
             }
             return Ok(Response::new(v1::PutResponse { object: Some(named(object)) }));
         }
+        // What jobs write is not refused: those that were submitted go on.
+        let admitted = match is_rank {
+            true => None,
+            false => self.upload_quota.admit(&caller.tenant, begin.size, &*self.attempts).await?,
+        };
         failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
         let mut writer = self.store.write_object(&key, announced).await.map_err(|e| from_store(&e))?;
         let received = receive(&mut parts, &mut writer, &slot).await;
@@ -127,6 +136,9 @@ impl Artifacts for ArtifactsService {
             return Err(status);
         }
         let object = writer.finish().await.map_err(|error| from_store(&error))?;
+        if let Some(admitted) = admitted {
+            admitted.stored();
+        }
         metrics::counter!("foil_artifact_bytes_total", "direction" => "in").increment(object.size);
         Ok(Response::new(v1::PutResponse { object: Some(named(object)) }))
     }

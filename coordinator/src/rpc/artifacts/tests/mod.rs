@@ -19,6 +19,7 @@ use crate::auth::Principal;
 use crate::rpc::auth::Caller;
 
 mod broken;
+mod quota;
 mod tenants;
 
 const KEY: &str = "jobs/j1/phases/r01.policy.train/a3/model.safetensors";
@@ -80,7 +81,14 @@ async fn server_on(store: Store) -> TestServer {
 async fn server_for(principal: Principal, store: Store) -> TestServer {
     let attempt = Arc::new(AtomicU32::new(3));
     let current = Arc::clone(&attempt);
-    let service = ArtifactsService::new(store.clone(), OneJob { current }, InUse::default());
+    let channel = serve(principal, store.clone(), OneJob { current }).await;
+    let address = channel.url().trim_start_matches("http://").parse().unwrap();
+    TestServer { store, attempt, address, channel }
+}
+
+/// A channel to the service, called by this principal.
+async fn serve(principal: Principal, store: Store, attempts: impl AttemptCheck) -> LeaderChannel {
+    let service = ArtifactsService::new(store, attempts, InUse::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let caller = Caller::new(principal);
@@ -91,8 +99,7 @@ async fn server_for(principal: Principal, store: Store) -> TestServer {
     let service = InterceptedService::new(service.into_server(), identify);
     let server = tonic::transport::Server::builder().add_service(service);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    let channel = connect(&format!("http://{address}")).unwrap();
-    TestServer { store, attempt, address, channel }
+    connect(&format!("http://{address}")).unwrap()
 }
 
 async fn upload_bytes(
