@@ -1,13 +1,16 @@
 //! The coordinator's TLS: certificates that are read again when their files change.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use foil_common::tls::{PemFile, TlsError};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +40,15 @@ pub struct ServerTls {
 #[derive(Debug)]
 struct Shared {
     files: ServerTlsFiles,
-    config: RwLock<Arc<ServerConfig>>,
+    current: watch::Sender<Arc<Settings>>,
+}
+
+/// What the files say.
+#[derive(Debug)]
+struct Settings {
+    config: Arc<ServerConfig>,
+    /// Verifies clients' certificates, if there is a client CA.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -50,19 +61,33 @@ struct Contents {
 
 impl ServerTls {
     /// Reads the files, and from then on watches them until `stop`: new connections use new certificates,
-    /// open ones go on. Files that cannot be used are logged, and the last good ones stay in use. Must be
+    /// open ones go on as long as those of their clients are accepted. Files that cannot be used are logged, and the last good ones stay in use. Must be
     /// called within a tokio runtime.
     pub fn start(files: ServerTlsFiles, stop: CancellationToken) -> Result<Self, TlsError> {
         let contents = Contents::read(&files)?;
-        let config = RwLock::new(contents.config()?);
-        let tls = Self { shared: Arc::new(Shared { files, config }) };
+        let current = watch::Sender::new(Arc::new(contents.settings()?));
+        let tls = Self { shared: Arc::new(Shared { files, current }) };
         tokio::spawn(stop.run_until_cancelled_owned(tls.clone().watch(contents)));
         Ok(tls)
     }
 
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        // The value is replaced as a whole, so a panic elsewhere cannot leave it inconsistent.
-        TlsAcceptor::from(Arc::clone(&self.shared.config.read().unwrap_or_else(PoisonError::into_inner)))
+        TlsAcceptor::from(Arc::clone(&self.shared.current.borrow().config))
+    }
+
+    /// Checks a certificate that a handshake has verified, with those of intermediate CAs after it, once more.
+    pub(crate) fn check_client(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
+        let settings = Arc::clone(&self.shared.current.borrow());
+        let (Some(clients), Some((own, intermediates))) = (&settings.clients, chain.split_first()) else {
+            return Err("this coordinator accepts no certificates any more".to_owned());
+        };
+        let verified = clients.verify_client_cert(own, intermediates, UnixTime::now());
+        verified.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Told of each change of the files, after which a certificate may not be accepted any more.
+    pub(crate) fn changes(&self) -> Changes {
+        Changes(self.shared.current.subscribe())
     }
 
     async fn watch(self, mut last: Contents) {
@@ -73,12 +98,12 @@ impl ServerTls {
             let Ok(read) = tokio::task::spawn_blocking(move || Contents::read(&files)).await else { return };
             let reloaded = match read {
                 Ok(contents) if contents == last => continue,
-                Ok(contents) => contents.config().map(|config| (contents, config)),
+                Ok(contents) => contents.settings().map(|settings| (contents, settings)),
                 Err(error) => Err(error),
             };
             match reloaded {
-                Ok((contents, config)) => {
-                    *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+                Ok((contents, settings)) => {
+                    self.shared.current.send_replace(Arc::new(settings));
                     (last, last_error) = (contents, String::new());
                     tracing::info!("reloaded the TLS certificates");
                 }
@@ -93,6 +118,26 @@ impl ServerTls {
     }
 }
 
+/// Changes of the files of TLS.
+#[derive(Debug, Clone)]
+pub(crate) struct Changes(watch::Receiver<Arc<Settings>>);
+
+impl Changes {
+    /// Completes after the next change.
+    pub(crate) async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// True if there was a change since the last time.
+    pub(crate) fn take(&mut self) -> bool {
+        let changed = self.0.has_changed().unwrap_or_default();
+        self.0.mark_unchanged();
+        changed
+    }
+}
+
 impl Contents {
     fn read(files: &ServerTlsFiles) -> Result<Self, TlsError> {
         Ok(Self {
@@ -104,34 +149,37 @@ impl Contents {
     }
 
     /// TLS 1.2 and 1.3, for HTTP/2 (gRPC) and HTTP/1.1 (Prometheus and probes).
-    fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
+    fn settings(&self) -> Result<Settings, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let invalid = |error: rustls::Error| TlsError::invalid(self.certificate.path(), &error);
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        let clients = self.clients(&provider)?;
+        let builder = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(invalid)?;
-        let builder = match &self.client_ca {
-            Some(ca) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(ca.roots()?), provider);
-                let verifier = match &self.client_crl {
-                    // Refuses certificates of CAs of which there is no list.
-                    Some(crl) => {
-                        verifier.with_crls(crl.revocation_lists()?).only_check_end_entity_revocation()
-                    }
-                    None => verifier,
-                };
-                let verifier = verifier
-                    // Probes have no certificate. What they may not reach, `rpc::auth` refuses.
-                    .allow_unauthenticated()
-                    .build()
-                    .map_err(|error| TlsError::invalid(ca.path(), &error))?;
-                builder.with_client_cert_verifier(verifier)
-            }
+        let builder = match &clients {
+            Some(clients) => builder.with_client_cert_verifier(Arc::clone(clients)),
             None => builder.with_no_client_auth(),
         };
         let mut config =
             builder.with_single_cert(self.certificate.certificates()?, self.key.key()?).map_err(invalid)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        Ok(Settings { config: Arc::new(config), clients })
+    }
+
+    fn clients(
+        &self,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+        let Some(ca) = &self.client_ca else { return Ok(None) };
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(ca.roots()?), Arc::clone(provider));
+        let verifier = match &self.client_crl {
+            // Refuses certificates of CAs of which there is no list.
+            Some(crl) => verifier.with_crls(crl.revocation_lists()?).only_check_end_entity_revocation(),
+            None => verifier,
+        };
+        // Probes have no certificate. What they may not reach, `rpc::auth` refuses.
+        let verifier = verifier.allow_unauthenticated().build();
+        verifier.map(Some).map_err(|error| TlsError::invalid(ca.path(), &error))
     }
 }

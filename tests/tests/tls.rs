@@ -178,26 +178,42 @@ fn a_revoked_certificate_is_refused_without_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
     let ca = Ca::new(dir.path(), "ca");
     let (ada, bob) =
-        (ca.sign_as("ada", ["ada", "vision", "viewer"]), ca.sign_as("bob", ["bob", "vision", "viewer"]));
+        (ca.sign_as("ada", ["ada", "vision", "submitter"]), ca.sign_as("bob", ["bob", "vision", "viewer"]));
     let mut command = serve(&ca.sign("server", "127.0.0.1"), Some(&ca.path()));
     command.env("FOIL_SERVER_TLS_CRL", ca.revoke(&[]));
     let (service, _coordinator) = Service::start(command, "127.0.0.1");
     let (url, ca_file) = (https(&service), ca.path());
-    let ask = |own: &Certificate| {
-        let files: [(&str, &Path); 3] =
-            [("--tls-ca", &ca_file), ("--tls-cert", &own.certificate), ("--tls-key", &own.key)];
-        client(&url, &["whoami"], &files)
-    };
+    fn files<'a>(ca: &'a Path, own: &'a Certificate) -> [(&'a str, &'a Path); 3] {
+        [("--tls-ca", ca), ("--tls-cert", &own.certificate), ("--tls-key", &own.key)]
+    }
+    let ask = |own: &Certificate| client(&url, &["whoami"], &files(&ca_file, own));
     for own in [&ada, &bob] {
         let (succeeded, told) = ask(own);
         assert!(succeeded, "{told}");
     }
+    let (submitted, told) = client(&url, &["submit", foil_tests::letters_job()], &files(&ca_file, &ada));
+    assert!(submitted, "{told}");
+    let watch = |own: &Certificate, log: &str| {
+        let mut command = Command::new(foil());
+        command.args(["watch", "letters", "--coordinator", &url]);
+        for (option, file) in files(&ca_file, own) {
+            command.arg(option).arg(file);
+        }
+        let watch = Process::start(command, &service.at(log));
+        wait_for("the first event", || (!service.log(log).is_empty()).then_some(()));
+        watch
+    };
+    let (ended, mut goes_on) = (watch(&ada, "ada.log"), watch(&bob, "bob.log"));
     ca.revoke(&[&ada]);
     wait_for("the new list", || service.log("serve.log").contains("reloaded the TLS").then_some(()));
     let (succeeded, told) = ask(&ada);
     assert!(!succeeded && told.contains("certificate"), "{told}");
     let (succeeded, told) = ask(&bob);
     assert!(succeeded, "{told}");
+    assert!(!ended.finish().success());
+    let told = service.log("ada.log");
+    assert!(told.contains("the client certificate is not accepted") && told.contains("Revoked"), "{told}");
+    assert!(goes_on.is_running(), "{}", service.log("bob.log"));
 }
 
 #[test]

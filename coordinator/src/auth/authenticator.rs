@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::certificate::Subject;
 use super::jwt::{JwtConfig, Verifier, is_jwt};
 use super::principal::Principal;
 use super::token_file::{TokenFault, TokenTable};
-use super::watched::{ConfigError, RELOAD_INTERVAL, Reading, Secrecy, Watched};
+use super::watched::{Changes, ConfigError, RELOAD_INTERVAL, Reading, Secrecy, Watched};
 
 /// Size limit of a presented token; headers have one of their own.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
@@ -53,6 +54,13 @@ pub enum Refusal {
     Certificate(String),
     #[error("the token is not valid: {0}")]
     Token(String),
+    #[error(
+        "the client certificate is not accepted: {0}; ask the coordinator's administrator for another, and give it with          --tls-cert and --tls-key"
+    )]
+    Revoked(String),
+    /// Of a call that goes on: the same proof names another principal now.
+    #[error("what the credentials stand for has changed; make the call again")]
+    Changed,
 }
 
 impl Refusal {
@@ -60,7 +68,7 @@ impl Refusal {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Missing(_) => "CREDENTIALS_MISSING",
-            Self::Certificate(_) | Self::Token(_) => "CREDENTIALS_INVALID",
+            Self::Certificate(_) | Self::Token(_) | Self::Revoked(_) | Self::Changed => "CREDENTIALS_INVALID",
         }
     }
 }
@@ -76,15 +84,18 @@ struct Shared {
     tokens: Option<Watched<TokenTable>>,
     jwt: Option<Verifier>,
     certificates: bool,
+    changes: Changes,
 }
 
 impl Authenticator {
     /// Reads the files, and from then on watches them until `stop`. Must be called within a tokio runtime.
     pub fn start(config: &AuthConfig, stop: &CancellationToken) -> Result<Self, ConfigError> {
+        let changes = Changes::default();
         let tokens = config.token_file.clone().map(|path| {
             let parse = |text: &str| TokenTable::parse(text).map_err(|problem| problem.to_string());
             Watched::start(
                 Reading { path, secrecy: Secrecy::Private, parse, interval: RELOAD_INTERVAL },
+                changes.clone(),
                 stop.clone(),
             )
         });
@@ -92,8 +103,13 @@ impl Authenticator {
         if tokens.as_ref().is_some_and(|tokens| tokens.current().is_empty()) {
             tracing::warn!("the token file holds no token yet; `foil token create` prints a line for it");
         }
-        let jwt = config.jwt.as_ref().map(|jwt| Verifier::start(jwt, stop)).transpose()?;
-        Ok(Self { shared: Arc::new(Shared { tokens, jwt, certificates: config.certificates }) })
+        let jwt = config.jwt.as_ref().map(|jwt| Verifier::start(jwt, &changes, stop)).transpose()?;
+        Ok(Self { shared: Arc::new(Shared { tokens, jwt, certificates: config.certificates, changes }) })
+    }
+
+    /// Told of each change of the files, after which a principal may not be known any more.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.shared.changes.subscribe()
     }
 
     /// The principal of a caller. A token counts before a certificate, which may be that of a machine with
@@ -102,7 +118,11 @@ impl Authenticator {
         match (evidence.authorization, evidence.certificate) {
             (Some(header), _) => self.bearer(header, now).await,
             (None, Some(subject)) if self.shared.certificates => {
-                subject.principal().map_err(Refusal::Certificate)
+                let principal = subject.principal().map_err(Refusal::Certificate)?;
+                match principal.expires {
+                    Some(expires) if now >= expires => Err(Refusal::Revoked("it has expired".to_owned())),
+                    _ => Ok(principal),
+                }
             }
             (None, _) => Err(Refusal::Missing(self.wanted())),
         }

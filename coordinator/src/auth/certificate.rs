@@ -1,5 +1,7 @@
 //! Principals that a client certificate names in its subject.
 
+use std::time::{Duration, SystemTime};
+
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::AttributeTypeAndValue;
 
@@ -16,6 +18,8 @@ pub struct Subject {
     /// Empty for the tenant `default`.
     pub organization: String,
     pub units: Vec<String>,
+    /// The end of the certificate's validity.
+    pub expires: Option<SystemTime>,
 }
 
 impl Subject {
@@ -28,6 +32,7 @@ impl Subject {
             common_name: subject.iter_common_name().next().map(text).unwrap_or_default(),
             organization: subject.iter_organization().next().map(text).unwrap_or_default(),
             units: subject.iter_organizational_unit().take(MAX_UNITS).map(text).collect(),
+            expires: expiry(&certificate),
         }
     }
 
@@ -45,7 +50,7 @@ impl Subject {
         match (roles.next(), roles.next()) {
             (Some(role), None) => {
                 let name = self.common_name.clone();
-                Ok(Principal { name, tenant, role, source: Source::Certificate, expires: None })
+                Ok(Principal { name, tenant, role, source: Source::Certificate, expires: self.expires })
             }
             (None, _) => {
                 Err("none of its OU is a role: viewer, submitter, operator, admin or agent".to_owned())
@@ -53,6 +58,11 @@ impl Subject {
             (Some(_), Some(_)) => Err("it has several roles among its OU; expected one".to_owned()),
         }
     }
+}
+
+fn expiry(certificate: &X509Certificate<'_>) -> Option<SystemTime> {
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 #[cfg(test)]
@@ -64,6 +74,7 @@ mod tests {
             common_name: common_name.into(),
             organization: organization.into(),
             units: units.iter().map(|unit| (*unit).to_owned()).collect(),
+            expires: None,
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use foil_common::private::{self, Exposed};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Interval at which a file is compared with what was read of it.
@@ -67,21 +68,30 @@ impl<T> Reading<T> {
 #[derive(Debug)]
 pub(super) struct Watched<T> {
     current: Arc<RwLock<Arc<T>>>,
+    /// Told of each change.
+    changes: Changes,
 }
+
+/// Tells that what callers prove themselves by has changed.
+pub(super) type Changes = watch::Sender<()>;
 
 impl<T> Clone for Watched<T> {
     fn clone(&self) -> Self {
-        Self { current: Arc::clone(&self.current) }
+        Self { current: Arc::clone(&self.current), changes: self.changes.clone() }
     }
 }
 
 impl<T: Send + Sync + 'static> Watched<T> {
     /// Reads the file, and from then on watches it until `stop`. A content that cannot be used is logged, and
     /// the last good one stays in use. Must be called within a tokio runtime.
-    pub(super) fn start(reading: Reading<T>, stop: CancellationToken) -> Result<Self, ConfigError> {
+    pub(super) fn start(
+        reading: Reading<T>,
+        changes: Changes,
+        stop: CancellationToken,
+    ) -> Result<Self, ConfigError> {
         let text = Reading::<T>::text(&reading.path, reading.secrecy)?;
         let current = Arc::new(RwLock::new(Arc::new(reading.parsed(&text)?)));
-        let watched = Self { current };
+        let watched = Self { current, changes };
         tokio::spawn(stop.run_until_cancelled_owned(watched.clone().watch(reading, text)));
         Ok(watched)
     }
@@ -110,6 +120,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
             match reloaded {
                 Ok((text, value)) => {
                     *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
+                    self.changes.send_replace(());
                     (last, last_error) = (text, String::new());
                     tracing::info!(%path, "reloaded");
                 }
@@ -153,16 +164,17 @@ mod tests {
         let path = dir.path().join("file");
         write(&path, "1", 0o600);
         let stop = CancellationToken::new();
-        let watched = Watched::start(number(&path), stop.clone()).unwrap();
+        let changes = Changes::default();
+        let mut change = changes.subscribe();
+        let watched = Watched::start(number(&path), changes, stop.clone()).unwrap();
         // A content that counts follows each that does not: when it is seen, the other has been.
         for (unused, mode, used) in [("x", 0o600, 2), ("9", 0o604, 3), ("", 0o600, 4)] {
             write(&path, unused, mode);
             tokio::time::sleep(Duration::from_millis(50)).await;
             assert_eq!(*watched.current(), used - 1, "{unused} {mode:o}");
             write(&path, &used.to_string(), 0o640);
-            while *watched.current() != used {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            change.changed().await.unwrap();
+            assert_eq!(*watched.current(), used);
         }
         stop.cancel();
     }
@@ -172,7 +184,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         write(&path, "1", 0o644);
-        let start = || Watched::start(number(&path), CancellationToken::new());
+        let start = || Watched::start(number(&path), Changes::default(), CancellationToken::new());
         let error = start().unwrap_err().to_string();
         assert!(
             error.contains("mode 644") && error.contains(&format!("chmod 600 {}", path.display())),

@@ -102,12 +102,24 @@ async fn stream_once(
         .await
         .map_err(|status| classify(&status))?;
     let mut commands = response.into_inner();
-    while let Some(command) = commands.message().await.map_err(|status| classify(&status))? {
+    while let Some(command) = commands.message().await.map_err(|status| classify_end(&status))? {
         *backoff = MIN_BACKOFF;
         events.send(LinkEvent::Command(command)).await.map_err(|_| StreamError::Lost)?;
     }
     tracing::warn!("the coordinator closed the stream; reconnecting");
     Ok(())
+}
+
+/// The end of a stream that the coordinator had accepted.
+fn classify_end(status: &Status) -> StreamError {
+    match status.code() {
+        Code::Unauthenticated => {
+            // The token may have been replaced in its file: the next stream has the new one, or is refused.
+            tracing::warn!(reason = status.message(), "the stream's credentials count no more; reconnecting");
+            StreamError::Lost
+        }
+        _ => classify(status),
+    }
 }
 
 fn classify(status: &Status) -> StreamError {

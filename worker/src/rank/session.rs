@@ -170,6 +170,12 @@ impl Session<'_> {
                     tracing::warn!("the coordinator closed the stream");
                     return StreamEnd::Lost;
                 }
+                // The token may have been replaced in its file: the next stream has the new one, or is
+                // refused.
+                Err(status) if status.code() == Code::Unauthenticated => {
+                    tracing::warn!(reason = status.message(), "the stream's credentials count no more");
+                    return StreamEnd::Lost;
+                }
                 Err(status) => return end_of_stream(&status),
             }
         }

@@ -116,11 +116,15 @@ async fn download(
     loop {
         let before = hasher.count();
         let Err(error) = download_rest(line, object, &mut hasher, &mut sink).await else { break };
-        if hasher.count() > before {
+        let advanced = hasher.count() > before;
+        if advanced {
             (pauses, since) = (backoff().build(), Instant::now());
         }
+        // A token that was replaced in its file ends downloads: the next one has the new token, or is
+        // refused.
+        let may_pass = error.may_pass(since.elapsed()) || (advanced && error.is_unauthenticated());
         match pauses.next() {
-            Some(wait) if error.may_pass(since.elapsed()) => {
+            Some(wait) if may_pass => {
                 let wait = error.pause(wait);
                 note(&error, wait);
                 tokio::time::sleep(wait).await;

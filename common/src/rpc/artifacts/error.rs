@@ -58,6 +58,10 @@ impl TransferError {
         matches!(self, Self::Waiting { .. } | Self::Unavailable { .. } | Self::Slow { .. })
     }
 
+    pub(super) fn is_unauthenticated(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if status.code() == Code::Unauthenticated)
+    }
+
     /// The pause before a retry: at least what the coordinator asks for, within bounds.
     pub(super) fn pause(&self, pause: Duration) -> Duration {
         match self {

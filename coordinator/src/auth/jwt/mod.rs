@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::keys::{Algorithm, KeyFault, KeySet};
 use self::remote::RemoteKeys;
 use super::principal::Principal;
-use super::watched::{ConfigError, RELOAD_INTERVAL, Reading, Secrecy, Watched};
+use super::watched::{Changes, ConfigError, RELOAD_INTERVAL, Reading, Secrecy, Watched};
 
 /// The tokens that are accepted, and what they mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,12 +102,16 @@ pub(super) fn is_jwt(token: &str) -> bool {
 
 impl Verifier {
     /// Must be called within a tokio runtime. Keys behind a URL are fetched when a token asks for them.
-    pub(super) fn start(config: &JwtConfig, stop: &CancellationToken) -> Result<Self, ConfigError> {
+    pub(super) fn start(
+        config: &JwtConfig,
+        changes: &Changes,
+        stop: &CancellationToken,
+    ) -> Result<Self, ConfigError> {
         let keys = match &config.keys {
             KeySource::File(path) => {
                 let (path, parse) = (path.clone(), KeySet::parse as fn(&str) -> _);
                 let reading = Reading { path, secrecy: Secrecy::Public, parse, interval: RELOAD_INTERVAL };
-                Keys::File(Watched::start(reading, stop.clone())?)
+                Keys::File(Watched::start(reading, changes.clone(), stop.clone())?)
             }
             KeySource::Url(url) => Keys::Remote(
                 RemoteKeys::new(url)

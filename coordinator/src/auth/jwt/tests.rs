@@ -143,7 +143,10 @@ impl Fixture {
         fs::write(&path, set(keys)).unwrap();
         let mut config = config(KeySource::File(path));
         edit(&mut config);
-        Self { verifier: Verifier::start(&config, &CancellationToken::new()).unwrap(), _directory: directory }
+        Self {
+            verifier: Verifier::start(&config, &Changes::default(), &CancellationToken::new()).unwrap(),
+            _directory: directory,
+        }
     }
 
     async fn verify(&self, token: &str) -> Result<Principal, String> {
@@ -342,7 +345,9 @@ async fn keys_behind_a_url_rotate_and_unknown_ones_cause_no_flood() {
     let body = Arc::new(std::sync::Mutex::new(set(&[old.jwk("old")])));
     let (url, answers) = key_server(Arc::clone(&body)).await;
     let fetched = || answers.load(std::sync::atomic::Ordering::SeqCst);
-    let verifier = Verifier::start(&config(KeySource::Url(url)), &CancellationToken::new()).unwrap();
+    let verifier =
+        Verifier::start(&config(KeySource::Url(url)), &Changes::default(), &CancellationToken::new())
+            .unwrap();
     assert_eq!(fetched(), 0, "nothing before the first token");
     for _ in 0..3 {
         verifier.verify(&old.issue("old", &claims()), now()).await.unwrap();

@@ -3,12 +3,15 @@
 
 mod caller;
 mod event;
+mod revocation;
 mod table;
 mod throttle;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode};
@@ -19,11 +22,12 @@ use tonic_types::ErrorDetails;
 
 pub(super) use self::caller::{Caller, RankClaim, caller, may_change, only_admins};
 use self::event::Event;
+use self::revocation::{Changes, RevocableBody, Revoked, until_refused};
 #[cfg(test)]
 pub(super) use self::table::all as all_rpcs;
 use self::table::{Access, Effect};
 use self::throttle::Throttle;
-use super::connections::{Client, is_grpc};
+use super::connections::{Client, ClientCertificate, is_grpc};
 use super::status::{RATE_EXCEEDED, echo, rate_exceeded, status};
 use crate::audit::AuditLog;
 use crate::auth::{Authenticator, Evidence, Principal, Refusal, Role};
@@ -54,12 +58,33 @@ impl Gate {
     }
 
     /// The principal of a request.
-    async fn identify(&self, shown: Shown, now: SystemTime) -> Result<Principal, Refusal> {
+    async fn identify(&self, shown: &Shown, now: SystemTime) -> Result<Principal, Refusal> {
         let Some(authenticator) = &self.authenticator else { return Ok(Principal::local()) };
-        let authorization = shown.authorization?;
-        let certificate = shown.client.as_ref().and_then(Client::certificate);
-        let evidence = Evidence { authorization: authorization.as_deref(), certificate };
-        authenticator.authenticate(evidence, now).await
+        let authorization = shown.authorization.as_ref().map_err(Refusal::clone)?.as_deref();
+        // A token counts before a certificate.
+        let certificate = match (authorization, shown.client.as_ref().and_then(Client::certificate)) {
+            (None, Some(certificate)) => Some(certificate.subject()?),
+            _ => None,
+        };
+        authenticator.authenticate(Evidence { authorization, certificate }, now).await
+    }
+
+    /// Completes with the status of a call whose caller is not known any more; none without authentication.
+    fn revoked(&self, shown: Shown, caller: &Caller, path: &str) -> Option<Revoked> {
+        self.authenticator.as_ref()?;
+        let (gate, known, path) = (self.clone(), Principal::clone(caller), echo(path));
+        Some(Box::pin(async move {
+            let (name, changes, shown) = (known.name.clone(), shown.changes.clone(), Arc::new(shown));
+            #[expect(clippy::disallowed_methods, reason = "proofs expire")]
+            let check = || {
+                let (gate, shown) = (gate.clone(), Arc::clone(&shown));
+                async move { gate.identify(&shown, SystemTime::now()).await }
+            };
+            let refusal = until_refused(known, changes, check).await;
+            count(refusal.reason());
+            tracing::info!(principal = name, path, %refusal, "ending a call");
+            refused_credentials(&refusal)
+        }))
     }
 
     /// Checks that a principal may make a call.
@@ -82,12 +107,16 @@ impl Gate {
 struct Shown {
     authorization: Result<Option<String>, Refusal>,
     client: Option<Client>,
+    changes: Changes,
 }
 
 impl Shown {
-    fn new(request: &Request) -> Self {
+    fn new(request: &Request, authenticator: Option<&Authenticator>) -> Self {
         let authorization = bearer(request.headers()).map(|header| header.map(str::to_owned));
-        Self { authorization, client: request.extensions().get::<Client>().cloned() }
+        let client = request.extensions().get::<Client>().cloned();
+        let certificates = client.as_ref().and_then(Client::certificate).map(ClientCertificate::changes);
+        let changes = Changes { files: authenticator.map(Authenticator::changes), certificates };
+        Self { authorization, client, changes }
     }
 }
 
@@ -113,7 +142,8 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
     #[expect(clippy::disallowed_methods, reason = "tokens expire, and the audit log has the time")]
     let now = SystemTime::now();
     let event = gate.audit.as_ref().map(|log| Event::new(log, &request, now));
-    let caller = match gate.identify(Shown::new(&request), now).await {
+    let shown = Shown::new(&request, gate.authenticator.as_ref());
+    let caller = match gate.identify(&shown, now).await {
         Ok(principal) => Caller::new(principal),
         Err(refusal) => {
             let peer = request.extensions().get::<Client>().map(|client| client.address().ip());
@@ -134,8 +164,16 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
     let response = match refused {
         Some(refused) => refused,
         None => {
+            let revoked = match answers_grpc(&request) {
+                true => gate.revoked(shown, &caller, request.uri().path()),
+                false => None,
+            };
             request.extensions_mut().insert(caller.clone());
-            next.run(request).await
+            let response = next.run(request).await;
+            match revoked {
+                Some(revoked) => response.map(|body| Body::new(RevocableBody::new(body, revoked))),
+                None => response,
+            }
         }
     };
     if let Some(event) = event {
@@ -187,13 +225,17 @@ fn answers_grpc(request: &Request) -> bool {
 }
 
 fn unauthenticated(refusal: &Refusal, answers_grpc: bool) -> Response {
-    let message = refusal.to_string();
     match answers_grpc {
-        true => status(Code::Unauthenticated, refusal.reason(), message, ErrorDetails::new()).into_http(),
+        true => refused_credentials(refusal).into_http(),
         false => {
+            let message = refusal.to_string();
             (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], format!("{message}\n")).into_response()
         }
     }
+}
+
+fn refused_credentials(refusal: &Refusal) -> Status {
+    status(Code::Unauthenticated, refusal.reason(), refusal.to_string(), ErrorDetails::new())
 }
 
 fn count(reason: &'static str) {

@@ -5,6 +5,7 @@
 //! connection checks its deadlines whenever it is polled, and fails when one has passed.
 
 mod accept;
+mod certificate;
 mod peer;
 mod registry;
 mod request_body;
@@ -17,6 +18,7 @@ mod transport;
 use std::time::Duration;
 
 pub(super) use self::accept::incoming;
+pub(super) use self::certificate::ClientCertificate;
 pub(super) use self::registry::Registry;
 pub(super) use self::socket::Client;
 pub(super) use self::track::{is_grpc, track};

@@ -12,7 +12,7 @@ use futures::task::AtomicWaker;
 use tokio::time::Instant;
 
 use super::Limits;
-use crate::auth::Subject;
+use super::certificate::ClientCertificate;
 
 /// Why the coordinator closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub(super) struct Peer {
 struct Shared {
     address: SocketAddr,
     state: Mutex<State>,
-    /// Subject of the certificate that it has shown, which the client CA has signed.
-    certificate: OnceLock<Subject>,
+    /// The certificate that it has shown, which the client CA has signed.
+    certificate: OnceLock<ClientCertificate>,
     /// Wakes the task that serves the connection.
     waker: AtomicWaker,
     /// The totals of all connections.
@@ -168,11 +168,11 @@ impl Peer {
     }
 
     /// Records the certificate of the handshake, which happens once.
-    pub(super) fn set_certificate(&self, subject: Subject) {
-        self.shared.certificate.get_or_init(|| subject);
+    pub(super) fn set_certificate(&self, certificate: ClientCertificate) {
+        self.shared.certificate.get_or_init(|| certificate);
     }
 
-    pub(super) fn certificate(&self) -> Option<&Subject> {
+    pub(super) fn certificate(&self) -> Option<&ClientCertificate> {
         self.shared.certificate.get()
     }
 

@@ -11,9 +11,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::transport::server::Connected;
 
+use super::certificate::ClientCertificate;
 use super::peer::Peer;
 use super::registry::{Permit, Registry};
-use crate::auth::Subject;
 
 /// Interval at which a connection checks its deadlines.
 const TICK: Duration = Duration::from_secs(1);
@@ -39,8 +39,8 @@ impl Client {
         self.peer.address()
     }
 
-    /// Subject of its verified certificate.
-    pub(in crate::rpc) fn certificate(&self) -> Option<&Subject> {
+    /// Its verified certificate.
+    pub(in crate::rpc) fn certificate(&self) -> Option<&ClientCertificate> {
         self.peer.certificate()
     }
 }

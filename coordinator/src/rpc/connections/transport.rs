@@ -9,10 +9,10 @@ use tokio_rustls::Accept;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::certificate::ClientCertificate;
 use super::peer::Peer;
 use super::socket::{Client, Connection};
-use crate::auth::Subject;
-use crate::tls::ServerTls;
+use crate::tls::{Changes, ServerTls};
 
 /// A connection, which does its TLS handshake when it is first polled: by its own task, so that a slow one
 /// delays no other, and within the time that every connection has for its first request.
@@ -23,16 +23,30 @@ pub(in crate::rpc) struct Transport {
 
 enum Stream {
     Plain(Connection),
-    Handshake(Box<Accept<Connection>>),
+    Handshake(Box<Handshake>),
     Encrypted(Box<TlsStream<Connection>>),
     Failed,
+}
+
+/// A handshake in progress, and the changes of TLS since it began.
+struct Handshake {
+    accept: Accept<Connection>,
+    tls: ServerTls,
+    changes: Changes,
+}
+
+impl Handshake {
+    fn new(connection: Connection, tls: &ServerTls) -> Self {
+        let changes = tls.changes();
+        Self { accept: tls.acceptor().accept(connection), tls: tls.clone(), changes }
+    }
 }
 
 impl Transport {
     pub(super) fn new(connection: Connection, tls: Option<&ServerTls>) -> Self {
         let client = connection.connect_info();
         let stream = match tls {
-            Some(tls) => Stream::Handshake(Box::new(tls.acceptor().accept(connection))),
+            Some(tls) => Stream::Handshake(Box::new(Handshake::new(connection, tls))),
             None => Stream::Plain(connection),
         };
         Self { stream, client }
@@ -40,12 +54,14 @@ impl Transport {
 
     /// The stream, after its handshake.
     fn poll_stream(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Pin<&mut dyn ReadWrite>>> {
-        if let Stream::Handshake(accept) = &mut self.stream {
-            self.stream = match ready!(Pin::new(accept.as_mut()).poll(context)) {
+        if let Stream::Handshake(handshake) = &mut self.stream {
+            self.stream = match ready!(Pin::new(&mut handshake.accept).poll(context)) {
                 Ok(stream) => {
                     // The handshake has verified it: there is none without a client CA.
-                    if let Some([certificate, ..]) = stream.get_ref().1.peer_certificates() {
-                        self.client.peer.set_certificate(Subject::of_certificate(certificate));
+                    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                    let Handshake { tls, changes, .. } = handshake.as_ref();
+                    if let Some(certificate) = ClientCertificate::new(chain, tls, changes.clone()) {
+                        self.client.peer.set_certificate(certificate);
                     }
                     Stream::Encrypted(Box::new(stream))
                 }

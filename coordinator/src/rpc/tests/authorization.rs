@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use foil_proto::v1::access_client::AccessClient;
 use foil_proto::v1::artifacts_client::ArtifactsClient;
@@ -62,6 +63,15 @@ pub(super) struct Site {
     tokens: Vec<(String, Role, String)>,
     /// Folder of the token files and of the audit log.
     pub(super) directory: tempfile::TempDir,
+    /// Of the file of tokens.
+    lines: Vec<String>,
+}
+
+fn write_tokens(path: &Path, lines: &[String]) {
+    let new = path.with_extension("new");
+    fs::write(&new, lines.join("\n")).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::rename(new, path).unwrap();
 }
 
 /// Adds a header to each request.
@@ -87,7 +97,6 @@ impl Site {
 
     pub(super) async fn start_on(store: Store) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("tokens");
         let mut random = StdRng::seed_from_u64(11);
         let (mut tokens, mut lines) = (Vec::new(), Vec::new());
         for tenant in ["vision", "speech"] {
@@ -98,8 +107,8 @@ impl Site {
                 tokens.push((tenant.to_owned(), role, token.reveal().to_owned()));
             }
         }
-        fs::write(&path, lines.join("\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let path = directory.path().join("tokens");
+        write_tokens(&path, &lines);
         let config = AuthConfig { token_file: Some(path), ..AuthConfig::default() };
         let authenticator = Authenticator::start(&config, &CancellationToken::new()).unwrap();
         let file = AuditFile::Path(directory.path().join("audit.jsonl"));
@@ -109,14 +118,21 @@ impl Site {
         })
         .await;
         let channel = coordinator.channel().await;
-        Self { coordinator, channel, store, tokens, directory }
+        Self { coordinator, channel, store, tokens, directory, lines }
+    }
+
+    /// Takes the tokens of these principals out of the file.
+    pub(super) fn revoke(&self, names: &[&str]) {
+        let name = |line: &String| line.split_whitespace().next().unwrap_or_default().to_owned();
+        let kept = self.lines.iter().filter(|line| !names.contains(&name(line).as_str()));
+        write_tokens(&self.directory.path().join("tokens"), &kept.cloned().collect::<Vec<_>>());
     }
 
     pub(super) fn bearing(&self, token: Option<&str>) -> Identified {
         InterceptedService::new(self.channel.clone(), Bearer(token.map(str::to_owned)))
     }
 
-    fn of(&self, tenant: &str, role: Role) -> Identified {
+    pub(super) fn of(&self, tenant: &str, role: Role) -> Identified {
         let found = self.tokens.iter().find(|(of, as_, _)| of == tenant && *as_ == role).unwrap();
         self.bearing(Some(&found.2))
     }

@@ -4,6 +4,7 @@ mod audit;
 mod authorization;
 mod connections;
 mod pages;
+mod revocation;
 mod tenants;
 mod trust;
 mod worker;
