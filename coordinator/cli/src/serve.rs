@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::ServeArgs;
 use super::local_file::write_atomic;
 use foil_coordinator::Serve;
-use foil_coordinator::audit::AuditLog;
+use foil_coordinator::audit::{AuditLog, AuditRetention};
 use foil_coordinator::auth::Authenticator;
 use foil_coordinator::descriptors;
 use foil_coordinator::resolve::{ChildConfig, Resolver};
@@ -65,9 +65,12 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
         false => None,
     };
     let (audit, audit_written) = audit.unzip();
+    let retention = args.auth.audit_retention().filter(|_| audit.is_some());
+    let audit_retention = retention.map(|retention| AuditRetention::new(store.clone(), retention));
     let mut serve = Serve::new(store, listener, metrics);
     serve.limits.connections = descriptors::connections(descriptors::raise(), serve.limits.connections);
-    (serve.tls, serve.auth, serve.audit) = (tls, auth, audit);
+    (serve.tls, serve.auth) = (tls, auth);
+    (serve.audit, serve.audit_retention) = (audit, audit_retention);
     (serve.address, serve.take_over) = (advertised, args.take_over);
     serve.settings.snapshot_every = args.snapshot_every;
     serve.settings.policy.preempt_exempt = args.queue.preempt_exempt_time;

@@ -1,11 +1,14 @@
 //! Command line arguments of TLS and authentication.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use foil_coordinator::audit::AuditFile;
 use foil_coordinator::auth::{AuthConfig, JwtConfig, KeySource};
 use foil_coordinator::tls::ServerTlsFiles;
+
+use super::duration::{self, Interval};
 
 /// Environment variables of [`ServerTlsArgs`] and [`AuthArgs`].
 pub(crate) const SERVER_VARIABLES: [&str; 5] = [
@@ -77,12 +80,20 @@ pub(crate) struct AuthArgs {
     /// "-" is standard output. With authentication the store keeps these lines too, under audit/.
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
+    /// Time for which the store keeps these lines, such as 365d, or off for ever. The leader deletes them by
+    /// the day, never those of the current one.
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = duration::interval)]
+    audit_retention: Interval,
 }
 
 impl AuthArgs {
     pub(crate) fn audit_file(&self) -> Option<AuditFile> {
         let path = self.audit_log.clone()?;
         Some(if path.as_os_str() == "-" { AuditFile::Standard } else { AuditFile::Path(path) })
+    }
+
+    pub(crate) fn audit_retention(&self) -> Option<Duration> {
+        self.audit_retention.0
     }
 
     /// The authentication of a coordinator with these TLS files.

@@ -2,6 +2,7 @@
 //! store, as JSON lines, and never holds up a call.
 
 mod record;
+mod retention;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -16,10 +17,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 pub use self::record::{Outcome, Record};
+pub use self::retention::AuditRetention;
 use self::window::Window;
 pub use self::writer::AuditError;
 use self::writer::{Sink, Writer};
 
+/// Prefix of the objects in the store.
+const PREFIX: &str = "audit";
 /// Number of records that may wait to be written.
 const BACKLOG: usize = 8192;
 

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use ulid::Ulid;
 
-use super::{AuditFile, Record};
+use super::{AuditFile, PREFIX, Record};
 
 /// Time after which a batch is written, counted from its first record.
 const BATCH_TIME: Duration = Duration::from_secs(10);
@@ -170,7 +170,7 @@ async fn upload(store: Store, mut batches: mpsc::Receiver<Batch>) {
         let day = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         // Sorted by time; no two are equal, so no batch replaces another.
         let id = Ulid::new().to_string().to_lowercase();
-        let key = format!("audit/{}/{id}.jsonl", day.split('T').next().unwrap_or_default());
+        let key = format!("{PREFIX}/{}/{id}.jsonl", day.split('T').next().unwrap_or_default());
         if let Err(error) = store.create(&key, Bytes::from(batch.lines)).await {
             lost(batch.records);
             tracing::error!(%error, key, records = batch.records, "cannot write the audit log to the store");

@@ -34,7 +34,7 @@ use super::connections::{Limits, Registry, incoming, track};
 use super::normalize::normalize;
 use super::tenants::TenantsService;
 use super::{AgentsService, JobsService, StorageService, WorkersService};
-use crate::audit::AuditLog;
+use crate::audit::{AuditLog, AuditRetention};
 use crate::auth::Authenticator;
 use crate::clock::Clock;
 use crate::collector::{Collector, InUse};
@@ -70,6 +70,8 @@ pub struct Serve {
     pub auth: Option<Authenticator>,
     /// The log of changes and refusals.
     pub audit: Option<AuditLog>,
+    /// Deletes what is old of it, while this coordinator leads.
+    pub audit_retention: Option<AuditRetention>,
     /// URL under which clients and workers reach the listener; empty if unknown.
     pub address: String,
     /// Become the leader at once, whoever leads now.
@@ -94,6 +96,7 @@ impl Serve {
             tls: None,
             auth: None,
             audit: None,
+            audit_retention: None,
             address: String::new(),
             take_over: false,
             metrics,
@@ -134,6 +137,7 @@ pub async fn serve(
         tls,
         auth,
         audit,
+        audit_retention,
         address,
         take_over,
         metrics,
@@ -158,6 +162,9 @@ pub async fn serve(
     let mut routes = routes(services, metrics).await?;
     if let Some(period) = collect_garbage_every {
         tokio::spawn(collector.collect_every(period, stop.clone().cancelled_owned()));
+    }
+    if let Some(retention) = audit_retention {
+        tokio::spawn(retention.run(leadership.clone(), clock, stop.clone().cancelled_owned()));
     }
     let router = routes.axum_router_mut();
     // The last one is the outermost: a stranger does not learn the version.

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use super::*;
 
+mod failing;
+
 fn record(method: &str) -> Record {
     Record { principal: "ada".into(), ..Record::new(SystemTime::UNIX_EPOCH, method, Outcome::Ok) }
 }
