@@ -32,6 +32,17 @@ pub fn check(listen: SocketAddr, is_allowed: bool, danger: &str, advice: &str) -
     ))
 }
 
+/// Refuses an address for metrics that other machines can reach, unless there is TLS or the user allows it.
+pub fn check_metrics(listen: SocketAddr, is_allowed: bool) -> Result<(), String> {
+    if listen.ip().is_loopback() || is_allowed {
+        return Ok(());
+    }
+    Err(format!(
+        "{listen} can be reached from other machines without TLS: metrics would go in clear text. Give --metrics-tls-cert and \
+         --metrics-tls-key, or, on a network you trust, --insecure-listen"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +57,15 @@ mod tests {
             assert!(error.contains("can look. Do not"), "{error}");
             check(reached.parse().unwrap(), true, "look", "Do not").unwrap();
         }
+    }
+
+    #[test]
+    fn metrics_leave_the_machine_by_tls_only_unless_asked() {
+        let (near, far) = ("127.0.0.1:9100".parse().unwrap(), "0.0.0.0:9100".parse().unwrap());
+        check_metrics(near, false).unwrap();
+        check_metrics(far, true).unwrap();
+        let error = check_metrics(far, false).unwrap_err();
+        assert!(error.contains("--metrics-tls-cert") && error.contains("--insecure-listen"), "{error}");
     }
 
     #[test]

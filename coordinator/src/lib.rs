@@ -23,7 +23,6 @@ pub mod secret;
 #[cfg(test)]
 mod simulation;
 pub mod tenant;
-pub mod tls;
 pub mod web;
 
 pub use rpc::{Serve, ServeError, serve};

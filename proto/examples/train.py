@@ -1,4 +1,4 @@
-"""Trains the small game over gRPC: submits it, watches it, fetches the policy and loads it with transformers.
+"""Trains the small game over gRPC: submits it, watches it, reads its logs, fetches the policy and loads it.
 
 pip install grpcio grpcio-tools blake3 transformers torch
 mkdir -p stubs && python -m grpc_tools.protoc -I proto --python_out=stubs --grpc_python_out=stubs proto/foil/v1/*.proto
@@ -50,6 +50,9 @@ job = jobs.Submit(jobs_pb2.SubmitRequest(spec=spec, request_id=str(uuid.uuid4())
 for event in jobs.Watch(jobs_pb2.WatchJobRequest(id=job.id)):
     if event.WhichOneof("event") == "phase_committed":
         print(f"{event.phase_committed.phase}: {event.phase_committed.seconds:.1f} s")
+for part in jobs.Logs(jobs_pb2.LogsRequest(job_id=job.id, tail=3)):
+    for entry in part.lines:
+        print(f"rank {entry.rank}: {json.loads(entry.line)['message'] if entry.line else 'dropped'}")
 job = jobs.Get(jobs_pb2.GetJobRequest(id=job.id))
 assert job.state == jobs_pb2.JOB_STATE_SUCCEEDED, job.failure
 out.mkdir(parents=True)

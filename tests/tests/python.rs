@@ -56,6 +56,7 @@ fn the_example_trains_and_loads_a_policy() {
     example.env("PYTHONPATH", &stubs).env("HF_HUB_OFFLINE", "1").arg(contract.join("examples/train.py"));
     example.arg(service.url().trim_start_matches("http://")).arg(service.at("policy"));
     let told = finished(example);
+    assert!(told.contains("\nrank 0: "), "its logs: {told}");
     assert!(told.contains("r01.policy.train: ") && told.trim_end().ends_with("parameters"), "{told}");
     assert!(service.at("policy/model.safetensors").exists());
     assert!(service.foil(&["list"]).contains("letters-python"));

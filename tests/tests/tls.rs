@@ -254,3 +254,39 @@ fn beyond_loopback_tls_alone_is_not_enough() {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && told.contains("--tls-client-ca"), "{told}");
 }
+
+#[test]
+fn an_agents_metrics_are_served_by_tls() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ca = Ca::new(dir.path(), "ca");
+    let own = ca.sign("agent", "127.0.0.1");
+    let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
+    let agent = |arguments: &[&str]| {
+        let mut command = Command::new(foil_worker());
+        command.args(["--coordinator", service.url(), "--log-format", "json"]).args(arguments);
+        command
+    };
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let (certificate, key) = (text(&own.certificate), text(&own.key));
+    // On every interface, which needs no other option with TLS.
+    let tls =
+        ["--metrics-listen", "0.0.0.0:0", "--metrics-tls-cert", &certificate, "--metrics-tls-key", &key];
+    let _agent = Process::start(agent(&tls), &service.at("agent.log"));
+    let port = wait_for("the address", || {
+        let log = service.log("agent.log");
+        let line = log.lines().find(|line| line.contains("metrics at /metrics"))?;
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(line["address"].as_str()?.rsplit(':').next()?.to_owned())
+    });
+    let url = format!("https://127.0.0.1:{port}");
+    assert_eq!(page(&url, &ca.path(), "/metrics"), 200);
+    assert_eq!(page(&url, &Ca::new(dir.path(), "other").path(), "/metrics"), 0, "by another CA");
+    // A connection without a handshake holds up no other.
+    let silent = TcpStream::connect(format!("127.0.0.1:{port}")).expect("a connection");
+    assert_eq!(page(&url, &ca.path(), "/healthz"), 200);
+    drop(silent);
+
+    let refused = Process::start(agent(&["--metrics-listen", "0.0.0.0:0"]), &service.at("refused.log"));
+    assert!(!refused.finish().success());
+    assert!(service.log("refused.log").contains("--metrics-tls-cert"), "{}", service.log("refused.log"));
+}

@@ -10,8 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use foil_common::exit::Exit;
 use foil_common::failpoint;
 use foil_common::rpc::{Credentials, TlsFiles};
+use foil_common::tls::ServerTlsFiles;
 use foil_common::{exposition, listen, private, shutdown, telemetry};
-use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, RankProgram};
+use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, MetricsListen, RankProgram};
 use foil_worker::rank::{self, RankOptions, Secret};
 use foil_worker::task_io::stop::StopSignal;
 use foil_worker::{conform, describe};
@@ -70,7 +71,9 @@ struct AgentArgs {
     /// Address for serving /metrics, /healthz and /readyz, for example 127.0.0.1:9100. Default: not served.
     #[arg(long, value_name = "ADDRESS:PORT", env = "FOIL_METRICS_LISTEN", value_parser = listen::address)]
     metrics_listen: Option<SocketAddr>,
-    /// Allow a --metrics-listen address other than loopback. There is no TLS and no authentication: only for
+    #[command(flatten)]
+    metrics_tls: MetricsTlsArgs,
+    /// Allow a --metrics-listen address other than loopback without TLS (--metrics-tls-cert): only for
     /// trusted networks.
     #[arg(long, requires = "metrics_listen")]
     insecure_listen: bool,
@@ -80,6 +83,25 @@ struct AgentArgs {
     /// Exit once the process with this id is no longer the parent.
     #[arg(long, hide = true, value_name = "PID")]
     parent_pid: Option<u32>,
+}
+
+/// The TLS of the pages. The options --tls-cert and --tls-key are this agent's own, as a client.
+#[derive(Debug, Args)]
+struct MetricsTlsArgs {
+    /// Serve --metrics-listen by TLS with this certificate (PEM, followed by those of intermediate CAs). It
+    /// is read again when the file changes.
+    #[arg(long, value_name = "FILE", env = "FOIL_SERVER_TLS_CERT", requires = "metrics_tls_key")]
+    metrics_tls_cert: Option<PathBuf>,
+    /// Private key of --metrics-tls-cert (PEM).
+    #[arg(long, value_name = "FILE", env = "FOIL_SERVER_TLS_KEY", requires = "metrics_tls_cert")]
+    metrics_tls_key: Option<PathBuf>,
+}
+
+impl MetricsTlsArgs {
+    fn files(self) -> Option<ServerTlsFiles> {
+        let (certificate, key) = self.metrics_tls_cert.zip(self.metrics_tls_key)?;
+        Some(ServerTlsFiles { certificate, key, client_ca: None, client_crl: None })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -223,9 +245,9 @@ fn print_description() -> anyhow::Result<()> {
 
 fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
     anyhow::ensure!(!args.coordinator.is_empty(), "--coordinator is missing");
+    let metrics_tls = args.metrics_tls.files();
     if let Some(address) = args.metrics_listen {
-        let advice = "On a network you trust, add --insecure-listen";
-        listen::check(address, args.insecure_listen, "read this agent's metrics", advice)
+        listen::check_metrics(address, metrics_tls.is_some() || args.insecure_listen)
             .map_err(anyhow::Error::msg)?;
     }
     let coordinator = args.coordinator.join(",");
@@ -248,7 +270,7 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
             log_format: format.into(),
         },
         parent_pid: args.parent_pid,
-        metrics_listen: args.metrics_listen,
+        metrics_listen: args.metrics_listen.map(|address| MetricsListen { address, tls: metrics_tls }),
         grace: Duration::from_secs(args.grace_seconds.into()),
     };
     let metrics = telemetry::install_metrics()?;

@@ -89,7 +89,9 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Prints a job: its state, its rounds and its specification with all defaults filled in.
     Get(JobArgs),
-    /// Follows a job to its end and shows its progress. May be interrupted and restarted at any time.
+    /// Follows a job to its end and shows its progress. May be interrupted and restarted at any time. With -o
+    /// json it prints a line for each event, with yaml a document, and with name its kind, such as
+    /// phase_committed; after a lost connection the job as it stands is told once more.
     Watch(WatchArgs),
     /// Prints the logs of a job's ranks, also of those that are gone.
     Logs(LogsArgs),
@@ -360,8 +362,10 @@ pub(crate) struct WatchArgs {
     #[arg(value_parser = job_reference)]
     pub(crate) job: String,
     /// Print only one final JSON object on standard output.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "output")]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
 }

@@ -199,6 +199,11 @@ fn artifact_rows(job: &v1::Job, wide: bool) -> Vec<Vec<String>> {
 pub(crate) async fn watch(args: &WatchArgs) -> Result<()> {
     let started = std::time::Instant::now();
     let (client, job) = find(&args.job, &args.client).await?;
+    let format = args.output.format;
+    if !matches!(format, Output::Table | Output::Wide) {
+        let job = watch::follow(&client, &job.id, &mut watch::Printer::new(format)).await?;
+        return require_success(&job);
+    }
     let mut progress = Progress::new(args.json);
     let job = watch::follow(&client, &job.id, &mut progress).await?;
     progress.finish();

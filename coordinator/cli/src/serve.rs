@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use foil_common::storage::Store;
+use foil_common::tls::ServerTls;
 use foil_common::{exposition, failpoint, listen, private, shutdown, telemetry};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
@@ -21,7 +22,6 @@ use foil_coordinator::audit::{AuditLog, AuditRetention};
 use foil_coordinator::auth::Authenticator;
 use foil_coordinator::descriptors;
 use foil_coordinator::resolve::{ChildConfig, Resolver};
-use foil_coordinator::tls::ServerTls;
 
 /// Advice on listening beyond loopback.
 const SECURE_LISTEN: &str = "Give --tls-cert and --tls-key, and --token-file, --jwt-issuer or --tls-client-ca, or, on a network you trust, --insecure-listen";

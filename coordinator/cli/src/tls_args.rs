@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use foil_common::tls::ServerTlsFiles;
 use foil_coordinator::audit::AuditFile;
 use foil_coordinator::auth::{AuthConfig, JwtConfig, KeySource};
-use foil_coordinator::tls::ServerTlsFiles;
+
 
 use super::duration::{self, Interval};
 

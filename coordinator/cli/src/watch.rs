@@ -5,16 +5,81 @@ use foil_proto::v1;
 use foil_proto::v1::job_event::Event;
 use tonic::Status;
 
+use super::args::Output;
 use super::client::{Client, is_ended};
 use super::progress::Progress;
 use super::reconnect::{GivenUp, Reconnect};
+use super::stdout;
 
-/// Shows a job's progress until its last event; returns the job. A broken stream of events resumes where it
-/// broke.
-pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -> Result<v1::Job> {
+/// Takes in the events of a job.
+pub(crate) trait Observer {
+    fn event(&mut self, event: &v1::JobEvent) -> Result<()>;
+
+    /// Tells what is no event of the job.
+    fn note(&mut self, text: &str);
+}
+
+impl Observer for Progress {
+    fn event(&mut self, event: &v1::JobEvent) -> Result<()> {
+        event.event.iter().for_each(|event| self.event(event));
+        Ok(())
+    }
+
+    fn note(&mut self, text: &str) {
+        self.line(text);
+    }
+}
+
+/// Prints events for programs.
+#[derive(Debug)]
+pub(crate) struct Printer {
+    format: Output,
+}
+
+impl Printer {
+    pub(crate) fn new(format: Output) -> Self {
+        Self { format }
+    }
+
+    /// The text of an event: a line, or a document of YAML.
+    fn text(&self, event: &v1::JobEvent) -> Result<String> {
+        Ok(match self.format {
+            Output::Yaml => format!("---\n{}", serde_norway::to_string(event)?.trim_end()),
+            Output::Name => kind(event).to_owned(),
+            Output::Json | Output::Table | Output::Wide => serde_json::to_string(event)?,
+        })
+    }
+}
+
+impl Observer for Printer {
+    fn event(&mut self, event: &v1::JobEvent) -> Result<()> {
+        Ok(stdout::line(&self.text(event)?)?)
+    }
+
+    fn note(&mut self, text: &str) {
+        stdout::note(text);
+    }
+}
+
+/// The kind of an event, as its field is called.
+fn kind(event: &v1::JobEvent) -> &'static str {
+    match event.event {
+        Some(Event::Job(_)) => "job",
+        Some(Event::PhaseStarted(_)) => "phase_started",
+        Some(Event::PhaseProgress(_)) => "phase_progress",
+        Some(Event::PhaseCommitted(_)) => "phase_committed",
+        Some(Event::CheckpointCommitted(_)) => "checkpoint_committed",
+        Some(Event::Notice(_)) => "notice",
+        None => "unknown",
+    }
+}
+
+/// Tells an observer of a job's events until its last one; returns the job. A broken stream of events resumes
+/// where it broke.
+pub(crate) async fn follow(client: &Client, id: &str, observer: &mut impl Observer) -> Result<v1::Job> {
     let (mut revision, mut reconnect) = (0, Reconnect::default());
     loop {
-        let status = match stream(client, id, &mut revision, &mut reconnect, progress).await {
+        let status = match stream(client, id, &mut revision, &mut reconnect, observer).await? {
             Ok(last) => {
                 let job = client.try_get(id).await?;
                 // A job that is gone already was deleted since its end.
@@ -27,7 +92,7 @@ pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -
             Err(status) => status,
         };
         match reconnect.wait(status).await {
-            Ok(true) => progress.line("lost the connection to the coordinator, reconnecting"),
+            Ok(true) => observer.note("lost the connection to the coordinator, reconnecting"),
             Ok(false) => {}
             Err(GivenUp { status, timed_out }) => {
                 let error = client.user_error(&status);
@@ -38,28 +103,33 @@ pub(crate) async fn follow(client: &Client, id: &str, progress: &mut Progress) -
     }
 }
 
-/// Shows a stream of events to its end; returns the job as the last event has it, if it has ended.
+/// Tells of a stream of events to its end; returns the job as the last event has it, if it has ended.
 async fn stream(
     client: &Client,
     id: &str,
     revision: &mut u64,
     reconnect: &mut Reconnect,
-    progress: &mut Progress,
-) -> Result<Option<v1::Job>, Status> {
-    let mut events = client.watch(id, *revision).await?;
-    while let Some(event) = events.message().await? {
+    observer: &mut impl Observer,
+) -> Result<Result<Option<v1::Job>, Status>> {
+    let mut events = match client.watch(id, *revision).await {
+        Ok(events) => events,
+        Err(status) => return Ok(Err(status)),
+    };
+    loop {
+        let event = match events.message().await {
+            Ok(Some(event)) => event,
+            Ok(None) => return Ok(Ok(None)),
+            Err(status) => return Ok(Err(status)),
+        };
         reconnect.heard();
         *revision = event.revision.max(*revision);
-        if let Some(event) = event.event {
-            progress.event(&event);
-            if let Event::Job(job) = event
-                && is_ended(&job)
-            {
-                return Ok(Some(job));
-            }
+        observer.event(&event)?;
+        if let Some(Event::Job(job)) = event.event
+            && is_ended(&job)
+        {
+            return Ok(Ok(Some(job)));
         }
     }
-    Ok(None)
 }
 
 #[cfg(test)]
@@ -192,5 +262,19 @@ mod tests {
             assert_eq!(job.state(), v1::JobState::Succeeded);
             assert_eq!(*asked.lock().unwrap(), [0, 2]);
         }
+    }
+
+    #[test]
+    fn events_are_printed_for_programs() {
+        let started = v1::PhaseStarted { phase: "r00.sft".into(), attempt: 1 };
+        let event = event(3, Event::PhaseStarted(started)).unwrap();
+        let text = |format| Printer::new(format).text(&event).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text(Output::Json)).unwrap();
+        assert_eq!(json["phase_started"]["phase"], "r00.sft");
+        assert!(!text(Output::Json).contains('\n'), "one line an event");
+        let yaml = text(Output::Yaml);
+        assert!(yaml.starts_with("---\n") && yaml.contains("phase: r00.sft"), "{yaml}");
+        assert_eq!(text(Output::Name), "phase_started");
+        assert!(json.get(text(Output::Name)).is_some(), "the kind is the field's name");
     }
 }

@@ -9,6 +9,7 @@ use foil_proto::v1::agents_client::AgentsClient;
 use serde_json::json;
 
 use super::args::{ClientArgs, Output, OutputArgs};
+use super::client::Client;
 use super::{output, report, size, stdout};
 
 #[derive(Debug, Args)]
@@ -20,18 +21,7 @@ pub(crate) struct WorkersArgs {
 }
 
 pub(crate) async fn workers(args: &WorkersArgs) -> Result<()> {
-    let client = args.client.connect()?;
-    let (mut agents, mut page_token) = (Vec::new(), String::new());
-    loop {
-        let request = v1::ListAgentsRequest { page_size: 0, page_token };
-        let list = |line, request| async move { AgentsClient::new(line).list_agents(request).await };
-        let page = client.ask(request, list).await?;
-        agents.extend(page.agents);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+    let agents = agents(&args.client.connect()?).await?;
     let value = || {
         let agents: Result<Vec<_>, _> = agents.iter().map(serde_json::to_value).collect();
         Ok(json!({ "agents": agents? }))
@@ -54,6 +44,21 @@ pub(crate) async fn workers(args: &WorkersArgs) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// All agents, in order of their ids.
+pub(crate) async fn agents(client: &Client) -> Result<Vec<v1::Agent>> {
+    let (mut agents, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = v1::ListAgentsRequest { page_size: 0, page_token };
+        let list = |line, request| async move { AgentsClient::new(line).list_agents(request).await };
+        let page = client.ask(request, list).await?;
+        agents.extend(page.agents);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(agents);
+        }
+    }
 }
 
 /// A line for each device.

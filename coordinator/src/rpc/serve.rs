@@ -9,6 +9,7 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use foil_common::rpc::{CONNECTION_WINDOW, REPORT_BYTES, REQUEST_BYTES, STREAM_WINDOW};
 use foil_common::storage::{Store, StoreError};
+use foil_common::tls::ServerTls;
 use foil_common::version::{self, BUILD, VERSION};
 use foil_proto::v1::access_server::AccessServer;
 use foil_proto::v1::agents_server::AgentsServer;
@@ -41,7 +42,6 @@ use crate::collector::{Collector, InUse};
 use crate::driver::{DriverError, Settings};
 use crate::leadership::{Election, LeadershipHandle};
 use crate::resolve::Resolver;
-use crate::tls::ServerTls;
 use crate::web;
 
 const KEEPALIVE: Duration = Duration::from_secs(20);

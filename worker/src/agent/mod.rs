@@ -18,7 +18,6 @@ mod spawner;
 mod web;
 mod work_dir;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +39,7 @@ use self::work_dir::WorkDir;
 
 pub use self::devices::{DeviceError, DeviceKind, list as list_devices};
 pub use self::ranks::RankProgram;
+pub use self::web::{ListenError, MetricsListen};
 
 /// Defaults until the coordinator sends its own in the welcome.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ pub struct AgentOptions {
     pub ranks: RankProgram,
     /// The process with which this agent ends, if it was started by one.
     pub parent_pid: Option<u32>,
-    pub metrics_listen: Option<SocketAddr>,
+    pub metrics_listen: Option<MetricsListen>,
     /// Time for ranks to stop gracefully when this agent is told to stop.
     pub grace: Duration,
 }
@@ -68,8 +68,8 @@ pub struct AgentOptions {
 pub enum AgentError {
     #[error("cannot use the work directory {}: {source}; give another with --work-dir", dir.display())]
     WorkDir { dir: PathBuf, source: std::io::Error },
-    #[error("cannot listen for metrics on {listen}: {source}; give another address with --metrics-listen")]
-    Listen { listen: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error(transparent)]
     Connect(#[from] foil_common::rpc::ConnectError),
     #[error("cannot start a thread: {0}")]
@@ -98,10 +98,8 @@ pub async fn run(
     let work_dir = WorkDir::open(&dir).map_err(io_error)?;
     work_dir.purge_others();
     let connected = Arc::new(AtomicBool::new(false));
-    if let Some(listen) = options.metrics_listen {
-        let bound = web::serve(listen, metrics, Arc::clone(&connected))
-            .await
-            .map_err(|source| AgentError::Listen { listen, source })?;
+    if let Some(listen) = &options.metrics_listen {
+        let bound = web::serve(listen, metrics, Arc::clone(&connected)).await?;
         tracing::info!(address = %bound, "metrics at /metrics");
     }
     let (exit_sender, exits) = mpsc::unbounded_channel();

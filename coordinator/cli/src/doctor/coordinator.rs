@@ -39,6 +39,10 @@ impl Answer {
     pub(super) fn is_reached(&self) -> bool {
         self.date.is_some()
     }
+
+    pub(super) fn leads(&self) -> bool {
+        self.outcome.is_ok()
+    }
 }
 
 /// Asks each coordinator by itself: one of several that is gone is not noticed otherwise.
@@ -81,7 +85,7 @@ async fn ask(url: &str, connection: &Connection) -> Answer {
 /// Judges the answers; a standby is as good as a leader, if there is one.
 pub(super) fn findings(answers: &[Answer]) -> Vec<Finding> {
     let mut findings: Vec<Finding> = answers.iter().map(reached).collect();
-    let leads = answers.iter().any(|answer| answer.outcome.is_ok());
+    let leads = answers.iter().any(Answer::leads);
     if !leads && answers.iter().any(stands_by) {
         let advice = "wait for the election, or start the leader again; its log says why it ended";
         findings.push(Finding::fail(CHECK, "no coordinator leads", advice));

@@ -1,5 +1,6 @@
 //! `foil doctor`: checks what a coordinator, an agent or a client needs, and says what to do.
 
+mod agents;
 mod coordinator;
 mod finding;
 mod host;
@@ -97,6 +98,10 @@ async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>> {
     findings.push(host::descriptors());
     let answers = coordinator::ask_all(&connection).await;
     findings.extend(coordinator::findings(&answers));
+    findings.extend(match answers.iter().any(coordinator::Answer::leads) {
+        true => agents::check(&args.client.connect()?).await,
+        false => vec![Finding::skip("agents", "only a leader knows them, and none answers")],
+    });
     findings.push(host::port(args.listen, answers.iter().any(coordinator::Answer::is_reached)).await);
     let own = [&connection.tls_ca, &connection.tls_cert, &connection.tls_key].map(Clone::clone);
     findings.extend(tls::check("tls", &own, now));

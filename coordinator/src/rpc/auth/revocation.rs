@@ -10,13 +10,13 @@ use std::time::{Duration, SystemTime};
 use axum::body::{Body, HttpBody};
 use axum::http::HeaderMap;
 use bytes::Bytes;
+use foil_common::tls;
 use http_body::{Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tonic::Status;
 
 use crate::auth::{Principal, Refusal};
-use crate::tls;
 
 /// Maximum time between two looks at the clock, which may be set.
 const MAX_PAUSE: Duration = Duration::from_secs(60);

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use foil_common::tls::ServerTls;
 use futures::stream::{self, Stream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
@@ -14,7 +15,6 @@ use tokio::time::{Instant, sleep};
 use super::registry::{NoPermit, Permit, Registry};
 use super::socket::Connection;
 use super::transport::Transport;
-use crate::tls::ServerTls;
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

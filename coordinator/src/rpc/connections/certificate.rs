@@ -2,10 +2,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use foil_common::tls::{Changes, ServerTls};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use crate::auth::{Refusal, Subject};
-use crate::tls::{Changes, ServerTls};
 
 /// A certificate that the handshake has verified.
 #[derive(Debug)]

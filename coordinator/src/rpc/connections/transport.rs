@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use foil_common::tls::{Changes, ServerTls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::Accept;
 use tokio_rustls::server::TlsStream;
@@ -12,7 +13,6 @@ use tonic::transport::server::Connected;
 use super::certificate::ClientCertificate;
 use super::peer::Peer;
 use super::socket::{Client, Connection};
-use crate::tls::{Changes, ServerTls};
 
 /// A connection, which does its TLS handshake when it is first polled: by its own task, so that a slow one
 /// delays no other, and within the time that every connection has for its first request.

@@ -1,10 +1,9 @@
-//! The coordinator's TLS: certificates that are read again when their files change.
+//! A server's TLS: certificates that are read again when their files change.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foil_common::tls::{PemFile, TlsError};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
@@ -14,13 +13,15 @@ use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
+use super::{PemFile, TlsError};
+
 /// Interval at which the files are compared with what was read of them.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The PEM files of the coordinator's TLS.
+/// The PEM files of a server's TLS.
 #[derive(Debug, Clone)]
 pub struct ServerTlsFiles {
-    /// The coordinator's certificate, followed by those of intermediate CAs.
+    /// The server's certificate, followed by those of intermediate CAs.
     pub certificate: PathBuf,
     pub key: PathBuf,
     /// CA certificates, one of which must have signed the certificate of every client, agent and rank
@@ -61,8 +62,8 @@ struct Contents {
 
 impl ServerTls {
     /// Reads the files, and from then on watches them until `stop`: new connections use new certificates,
-    /// open ones go on as long as those of their clients are accepted. Files that cannot be used are logged, and the last good ones stay in use. Must be
-    /// called within a tokio runtime.
+    /// open ones go on as long as those of their clients are accepted. Files that cannot be used are logged,
+    /// and the last good ones stay in use. Must be called within a tokio runtime.
     pub fn start(files: ServerTlsFiles, stop: CancellationToken) -> Result<Self, TlsError> {
         let contents = Contents::read(&files)?;
         let current = watch::Sender::new(Arc::new(contents.settings()?));
@@ -71,22 +72,23 @@ impl ServerTls {
         Ok(tls)
     }
 
-    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+    pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(Arc::clone(&self.shared.current.borrow().config))
     }
 
-    /// Checks a certificate that a handshake has verified, with those of intermediate CAs after it, once more.
-    pub(crate) fn check_client(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
+    /// Checks a certificate that a handshake has verified, with those of intermediate CAs after it, once
+    /// more.
+    pub fn check_client(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
         let settings = Arc::clone(&self.shared.current.borrow());
         let (Some(clients), Some((own, intermediates))) = (&settings.clients, chain.split_first()) else {
-            return Err("this coordinator accepts no certificates any more".to_owned());
+            return Err("no certificates are accepted any more".to_owned());
         };
         let verified = clients.verify_client_cert(own, intermediates, UnixTime::now());
         verified.map(drop).map_err(|error| error.to_string())
     }
 
     /// Told of each change of the files, after which a certificate may not be accepted any more.
-    pub(crate) fn changes(&self) -> Changes {
+    pub fn changes(&self) -> Changes {
         Changes(self.shared.current.subscribe())
     }
 
@@ -120,18 +122,18 @@ impl ServerTls {
 
 /// Changes of the files of TLS.
 #[derive(Debug, Clone)]
-pub(crate) struct Changes(watch::Receiver<Arc<Settings>>);
+pub struct Changes(watch::Receiver<Arc<Settings>>);
 
 impl Changes {
     /// Completes after the next change.
-    pub(crate) async fn next(&mut self) {
+    pub async fn next(&mut self) {
         if self.0.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
     /// True if there was a change since the last time.
-    pub(crate) fn take(&mut self) -> bool {
+    pub fn take(&mut self) -> bool {
         let changed = self.0.has_changed().unwrap_or_default();
         self.0.mark_unchanged();
         changed

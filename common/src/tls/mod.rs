@@ -1,4 +1,6 @@
-//! Certificates and keys in PEM files.
+//! Certificates and keys in PEM files, and servers that use them.
+
+mod server;
 
 use std::fmt;
 use std::fs;
@@ -9,6 +11,7 @@ use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
+pub use self::server::{Changes, ServerTls, ServerTlsFiles};
 use crate::private::{self, Exposed};
 
 /// A file of certificates or keys that cannot be used.
