@@ -8,6 +8,7 @@ use foil_common::{listen, rpc, telemetry};
 
 use super::client::Client;
 use super::config::{ConfigArgs, ConfigFile, Connection};
+use super::credential_args::{AuthArgs, CredentialArgs, ServerTlsArgs};
 use super::delete::{DeleteArgs, PinArgs};
 use super::doctor::DoctorArgs;
 use super::duration::{self, Interval};
@@ -16,7 +17,6 @@ use super::probe::ProbeArgs;
 use super::queue_args::{ListArgs, QueueArgs, SchedulingArgs};
 use super::store::StoreCommand;
 use super::tenants::TenantsCommand;
-use super::tls_args::{AuthArgs, ClientTlsArgs, ServerTlsArgs};
 use super::token::TokenArgs;
 use super::whoami::WhoAmIArgs;
 use super::workers::WorkersArgs;
@@ -294,7 +294,7 @@ pub(crate) struct ClientArgs {
     #[arg(long, value_name = "NAME", env = "FOIL_CONTEXT")]
     pub(crate) context: Option<String>,
     #[command(flatten)]
-    pub(crate) tls: ClientTlsArgs,
+    pub(crate) tls: CredentialArgs,
 }
 
 impl ClientArgs {

@@ -164,15 +164,6 @@ impl Client {
         answer.await.map_err(|status| self.user_error(&status))
     }
 
-    /// One short request to a service.
-    pub(crate) async fn short<Q, A, F>(&self, request: Q, call: impl Fn(Request<Q>) -> F) -> Result<A, Status>
-    where
-        Q: Clone,
-        F: Future<Output = Result<tonic::Response<A>, Status>>,
-    {
-        self.unary(self.deadline, request, |_, request| call(request)).await
-    }
-
     /// Checks that a coordinator answers.
     pub(crate) async fn reach(&self) -> Result<()> {
         let request = v1::ListJobsRequest { page_size: 1, ..Default::default() };
@@ -188,11 +179,8 @@ impl Client {
 
     /// Who the caller is to the coordinator.
     pub(crate) async fn who_am_i(&self) -> Result<v1::WhoAmIResponse> {
-        let ask = |_: JobsClient<LeaderChannel>, request| {
-            let mut access = AccessClient::new(self.line.clone());
-            async move { access.who_am_i(request).await }
-        };
-        self.unary(self.deadline, v1::WhoAmIRequest {}, ask).await.map_err(|status| self.user_error(&status))
+        let ask = |line, request| async move { AccessClient::new(line).who_am_i(request).await };
+        self.ask(v1::WhoAmIRequest {}, ask).await
     }
 
     /// At most `limit` jobs of a listing, newest first, and the token of the page after them; empty if there

@@ -99,9 +99,8 @@ pub(crate) async fn tenants(command: &TenantsCommand) -> Result<()> {
             let current = get(&client, &args.tenant.tenant).await?;
             let quota = args.applied(current.quota.unwrap_or_default());
             let request = v1::SetQuotaRequest { tenant: args.tenant.tenant.clone(), quota: Some(quota) };
-            let tenant = client
-                .tenants(request, |mut tenants, request| async move { tenants.set_quota(request).await });
-            show_one(tenant.await?, args.tenant.output.format)
+            let set = |line, request| async move { TenantsClient::new(line).set_quota(request).await };
+            show_one(client.ask(request, set).await?, args.tenant.output.format)
         }
     }
 }
@@ -125,16 +124,17 @@ impl SetArgs {
 
 async fn get(client: &Client, tenant: &str) -> Result<v1::Tenant> {
     let request = v1::GetQuotaRequest { tenant: tenant.to_owned() };
-    client.tenants(request, |mut tenants, request| async move { tenants.get_quota(request).await }).await
+    client
+        .ask(request, |line, request| async move { TenantsClient::new(line).get_quota(request).await })
+        .await
 }
 
 async fn list(client: &Client) -> Result<Vec<v1::Tenant>> {
     let (mut all, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = v1::ListTenantsRequest { page_size: 0, page_token };
-        let page = client
-            .tenants(request, |mut tenants, request| async move { tenants.list_tenants(request).await });
-        let v1::ListTenantsResponse { tenants, next_page_token } = page.await?;
+        let ask = |line, request| async move { TenantsClient::new(line).list_tenants(request).await };
+        let v1::ListTenantsResponse { tenants, next_page_token } = client.ask(request, ask).await?;
         all.extend(tenants);
         if next_page_token.is_empty() {
             return Ok(all);
@@ -167,7 +167,8 @@ fn rows(tenants: &[v1::Tenant]) -> Vec<Vec<String>> {
         Some(max) => format!("{used}/{max}"),
         None => format!("{used}/–"),
     };
-    let mut rows = vec![["TENANT", "CPU", "CUDA", "RUNNING", "QUEUED", "BYTES", "REQ/S"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["TENANT", "CPU", "CUDA", "RUNNING", "QUEUED", "BYTES", "REQ/S"].map(str::to_owned).to_vec()];
     rows.extend(tenants.iter().map(|tenant| {
         let (quota, usage) =
             (tenant.quota.clone().unwrap_or_default(), tenant.usage.clone().unwrap_or_default());
@@ -186,22 +187,6 @@ fn rows(tenants: &[v1::Tenant]) -> Vec<Vec<String>> {
         ]
     }));
     rows
-}
-
-impl Client {
-    /// One request to the service Tenants.
-    async fn tenants<Q, A, F>(
-        &self,
-        request: Q,
-        call: impl Fn(TenantsClient<foil_common::rpc::LeaderChannel>, tonic::Request<Q>) -> F,
-    ) -> Result<A>
-    where
-        Q: Clone,
-        F: Future<Output = Result<tonic::Response<A>, tonic::Status>>,
-    {
-        let answer = self.short(request, |request| call(TenantsClient::new(self.line()), request));
-        answer.await.map_err(|status| self.user_error(&status))
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use foil_proto::v1::{self, agents_server::Agents};
 use tonic::{Request, Response, Status};
 
 use super::auth::caller;
+use super::listing;
 use super::status::{not_leading, stopped};
 use crate::auth::Scope;
 use crate::clock::{Clock, Now, timestamp};
@@ -38,7 +39,7 @@ impl Agents for AgentsService {
     ) -> Result<Response<v1::ListAgentsResponse>, Status> {
         let scope = caller(&request)?.scope();
         let v1::ListAgentsRequest { page_size, page_token } = request.into_inner();
-        let size = if page_size == 0 { DEFAULT_PAGE_SIZE } else { page_size.min(MAX_PAGE_SIZE) } as usize;
+        let size = listing::page_size(page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE);
         let driver = self.leadership.driver().map_err(|why| not_leading(&why))?;
         let now = self.clock.now();
         let page = driver.survey(move |core| page(core, &page_token, size, &View { scope, now }));

@@ -12,6 +12,11 @@ use crate::driver::Query;
 const DEFAULT_PAGE_SIZE: u32 = 50;
 const MAX_PAGE_SIZE: u32 = 1000;
 
+/// The number of items of a page, if a request wants so many; 0 is the default.
+pub(super) fn page_size(wanted: u32, default: u32, max: u32) -> usize {
+    (if wanted == 0 { default } else { wanted.min(max) }) as usize
+}
+
 /// Hash of all that selects jobs in a request: a page token is valid with the same filters only.
 pub(super) fn filters(request: &v1::ListJobsRequest) -> String {
     let filters = v1::ListJobsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
@@ -31,7 +36,7 @@ pub(super) fn query(request: v1::ListJobsRequest) -> Result<Query, Status> {
         return Err(bad_field("states", "it names a state that this version does not know"));
     }
     let v1::ListJobsRequest { page_size, page_token, name, id_prefix, labels, .. } = request;
-    let size = if page_size == 0 { DEFAULT_PAGE_SIZE } else { page_size.min(MAX_PAGE_SIZE) } as usize;
+    let size = self::page_size(page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE);
     let labels = Labels::parse("labels", labels).map_err(|error| bad_label(&error))?;
     let after = match page_token.rsplit_once('.') {
         None if page_token.is_empty() => None,

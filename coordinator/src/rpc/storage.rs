@@ -10,6 +10,7 @@ use tonic_types::ErrorDetails;
 
 use super::auth::{caller, may_change};
 use super::deletion::not_pinned;
+use super::listing;
 use super::status::{RETRY_AFTER, not_leading, status, stopped, store_unavailable};
 use crate::collector::{self, Amount, CollectError, Collector, Garbage, Kind, Reason, Summary, Usage};
 use crate::driver::{Handle, PinChange};
@@ -58,10 +59,9 @@ impl StorageService {
 impl Storage for StorageService {
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Result<Response<v1::UsageResponse>, Status> {
         let scope = caller(&request)?.scope();
-        let jobs = request.into_inner().jobs;
-        let jobs = if jobs == 0 { DEFAULT_JOBS } else { jobs.min(MAX_JOBS) };
+        let jobs = listing::page_size(request.into_inner().jobs, DEFAULT_JOBS, MAX_JOBS);
         let usage = self.collector.usage().await.map_err(|error| failed(&error))?;
-        Ok(Response::new(wire_usage(usage.within(&scope), jobs as usize)))
+        Ok(Response::new(wire_usage(usage.within(&scope), jobs)))
     }
 
     type CollectGarbageStream = ReceiverStream<Result<v1::CollectGarbageResponse, Status>>;

@@ -7,6 +7,7 @@ use foil_proto::v1::{self, tenants_server::Tenants};
 use tonic::{Request, Response, Status};
 
 use super::auth::{caller, only_admins};
+use super::listing;
 use super::status::{bad_field, echo, not_leading, stopped};
 use crate::auth::{Role, Tenant};
 use crate::driver::Handle;
@@ -64,7 +65,7 @@ impl Tenants for TenantsService {
             check_name(&page_token)
                 .map_err(|_| bad_field("page_token", "it is no token of an earlier page"))?;
         }
-        let size = if page_size == 0 { PAGE_SIZE } else { page_size.min(PAGE_SIZE) } as usize;
+        let size = listing::page_size(page_size, PAGE_SIZE, PAGE_SIZE);
         let mut tenants = self.driver()?.tenants_after(&page_token, size + 1).await.map_err(stopped)?;
         let more = tenants.len() > size;
         tenants.truncate(size);

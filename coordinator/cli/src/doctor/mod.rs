@@ -20,7 +20,7 @@ use serde_json::json;
 
 use self::finding::{Finding, Level};
 use super::args::{ClientArgs, Device, OutputArgs};
-use super::tls_args::SERVER_VARIABLES;
+use super::credential_args::SERVER_VARIABLES;
 use super::{output, stdout, terminal};
 
 /// Exit status if a check failed.

@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::args::LogFormat;
-use crate::tls_args::{CLIENT_VARIABLES, SERVER_VARIABLES};
+use crate::credential_args::{CLIENT_VARIABLES, SERVER_VARIABLES};
 
 /// Timeout of the start of the coordinator.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -84,7 +84,7 @@ impl Children {
         let mut agent = Command::new(foil_worker);
         agent.args(["--coordinator", &url, "--ranks", &setup.ranks.to_string()]);
         agent.args(["--device", setup.device.name()]);
-        for variable in CLIENT_VARIABLES {
+        for variable in CLIENT_VARIABLES.into_iter().chain(SERVER_VARIABLES) {
             agent.env_remove(variable);
         }
         // The same in every run on this store: an agent that re-registers without its ranks shows that those

@@ -1,4 +1,4 @@
-//! Command line arguments of TLS and authentication.
+//! Command line arguments of credentials: certificates, tokens and their files, of a server and of a client.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +7,6 @@ use clap::Args;
 use foil_common::tls::ServerTlsFiles;
 use foil_coordinator::audit::AuditFile;
 use foil_coordinator::auth::{AuthConfig, JwtConfig, KeySource};
-
 
 use super::duration::{self, Interval};
 
@@ -19,7 +18,7 @@ pub(crate) const SERVER_VARIABLES: [&str; 5] = [
     "FOIL_SERVER_TOKEN_FILE",
     "FOIL_SERVER_TLS_CRL",
 ];
-/// Environment variables of [`ClientTlsArgs`].
+/// Environment variables of [`CredentialArgs`].
 pub(crate) const CLIENT_VARIABLES: [&str; 4] =
     ["FOIL_TLS_CA", "FOIL_TLS_CERT", "FOIL_TLS_KEY", "FOIL_TOKEN_FILE"];
 
@@ -116,7 +115,7 @@ impl AuthArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ClientTlsArgs {
+pub(crate) struct CredentialArgs {
     /// CA certificates (PEM) for https:// coordinators. Default: those that this system trusts
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[0])]
     pub(crate) tls_ca: Option<PathBuf>,
