@@ -48,7 +48,7 @@ ENV PATH=/opt/foil/bin:/usr/local/bin:/usr/bin:/bin \
 # The user of the chart's pods.
 USER 65532:65532
 EXPOSE 9100
-# Kubernetes takes no notice of this and has probes of its own.
+# Kubernetes takes no notice of this and has probes of its own. With --metrics-tls-cert the page is https://: --health-cmd.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=2m --retries=6 \
     CMD ["/opt/foil/bin/foil", "probe", "http://127.0.0.1:9100/healthz"]
 # Ranks finish their step and save a checkpoint, within --grace-seconds.
