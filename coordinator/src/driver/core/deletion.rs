@@ -131,7 +131,7 @@ impl Core {
             return;
         }
         self.next_expiry = Some(now.mono + EXPIRY_PERIOD);
-        let states = self.jobs.values().map(|entry| &entry.state);
+        let states = self.jobs.values().map(|entry| &*entry.state);
         let is_over = |state: &&JobState| state.expires_at().is_some_and(|at| now.wall >= at);
         let expired: Vec<String> = states.filter(is_over).map(|state| state.id.clone()).collect();
         let mut deleted = 0;

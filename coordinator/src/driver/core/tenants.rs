@@ -71,7 +71,7 @@ impl Core {
     pub fn stored_apart_from_inputs(&self, tenant: &str) -> Option<StoredBytes> {
         let max = self.quotas.get(tenant)?.stored_bytes?;
         let mut objects: HashMap<&str, u64> = HashMap::new();
-        let states = self.jobs.values().map(|entry| &entry.state);
+        let states = self.jobs.values().map(|entry| &*entry.state);
         states
             .filter(|state| state.submitted.tenant() == tenant)
             .for_each(|state| stored(state, &mut objects));
