@@ -45,6 +45,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("foil_nonfinite_total", "Steps skipped because their loss or gradient was not finite, by phase."),
     ("foil_object_verify_failures_total", "Objects whose bytes did not match their hash."),
     ("foil_objects_deleted_total", "Unreferenced objects deleted."),
+    ("foil_otlp_dropped_total", "Spans and points of metrics that no OTLP collector took, by signal."),
     ("foil_objectstore_requests_total", "Requests to the store, by operation and outcome."),
     ("foil_phases_committed_total", "Phases committed, by kind."),
     ("foil_rank_exits_total", "Rank processes that ended, by cause, and by signal where one killed them."),
@@ -79,11 +80,16 @@ const GAUGES: &[(&str, &str)] = &[
         "foil_drift_mean",
         "Nats per token between sampler and trainer in the latest phase that compared them, by kind.",
     ),
+    ("foil_goodput_ratio", "Fraction of the steps since this coordinator leads that were not taken again."),
     ("foil_grad_norm", "Gradient norm of the latest step, by objective."),
     ("foil_kl", "KL divergence of the latest evaluated policy from its reference, in nats per completion."),
     ("foil_leader", "1 while this coordinator leads its store."),
     ("foil_loss", "Loss of the latest step, by objective."),
     ("foil_reward_mean", "Mean reward of the latest evaluated policy."),
+    (
+        "foil_straggler_ratio",
+        "Duration of the slowest chunk over the median one in the latest map phase of three chunks or more, by kind.",
+    ),
 ];
 
 const HISTOGRAMS: &[(&str, &str, &[f64])] = &[

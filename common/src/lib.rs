@@ -21,6 +21,7 @@ pub mod logs;
 pub mod memory;
 pub mod model;
 pub mod oom;
+pub mod otlp;
 pub mod plural;
 pub mod private;
 pub mod redact;

@@ -30,6 +30,8 @@ EVERYTHING = [
     "worker.kueueQueue=training",
     "nameOverride=other",
     "workerPools.cpu.priorityClassName=batch",
+    "otlp.endpoint=http://collector.monitoring:4317",
+    "otlp.secret=foil-otlp",
 ]
 # Values that the schema refuses, and what it must name.
 REFUSED = {
@@ -38,6 +40,7 @@ REFUSED = {
     "workerPools.cpu.replica=3": "replica",
     "image.worker.tag=latest": "/image/worker/tag",
     "workerPools.cpu.device=tpu": "/workerPools/cpu/device",
+    "otlp.endpoint=http://user:secret@collector:4317": "/otlp/endpoint",
 }
 # Kinds of operators, of which there is no schema here.
 FOREIGN = ("Certificate", "ServiceMonitor", "PodMonitor", "PrometheusRule")

@@ -11,11 +11,14 @@ use foil_common::exit::Exit;
 use foil_common::failpoint;
 use foil_common::rpc::{Credentials, TlsFiles};
 use foil_common::tls::ServerTlsFiles;
-use foil_common::{exposition, listen, private, shutdown, telemetry};
+use foil_common::{exposition, listen, otlp, private, shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, MetricsListen, RankProgram};
 use foil_worker::rank::{self, RankOptions, Secret};
 use foil_worker::task_io::stop::StopSignal;
 use foil_worker::{conform, describe};
+
+/// Time to send the last metrics.
+const OTLP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Offers this machine's devices to a Foil coordinator and runs rank processes on them.
 #[derive(Debug, Parser)]
@@ -212,7 +215,11 @@ fn run_rank(args: RankArgs) -> anyhow::Result<Exit> {
     let _entered = span.enter();
     let secret =
         Secret::read(std::io::stdin()).context("cannot read the session's secret from standard input")?;
-    Ok(rank::run(&RankOptions {
+    let otlp = otlp::Config::from_env("foil-rank")?.map(|config| {
+        let (attempt, rank) = (args.attempt.to_string(), args.rank.to_string());
+        config.with("foil.job", &args.job).with("foil.attempt", &attempt).with("foil.rank", &rank)
+    });
+    let options = RankOptions {
         coordinator: args.coordinator,
         credentials: args.credentials.files(),
         session_id: args.session,
@@ -227,7 +234,8 @@ fn run_rank(args: RankArgs) -> anyhow::Result<Exit> {
         work_dir: args.work_dir,
         parent_pid: args.parent_pid,
         stop: StopSignal::default(),
-    }))
+    };
+    Ok(rank::run(&options, otlp))
 }
 
 fn run_conform() -> anyhow::Result<()> {
@@ -273,13 +281,19 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
         metrics_listen: args.metrics_listen.map(|address| MetricsListen { address, tls: metrics_tls }),
         grace: Duration::from_secs(args.grace_seconds.into()),
     };
+    let otlp =
+        otlp::Config::from_env("foil-agent")?.map(|config| config.with("foil.agent", &options.agent_id));
     let metrics = telemetry::install_metrics()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ended = runtime.block_on(async {
         let shutdown = shutdown::on_signal()?;
         let signalled = shutdown.clone();
         let stop = async move { signalled.requested().await };
-        anyhow::Ok((agent::run(options, move || exposition::render(&metrics), stop).await?, shutdown.cause()))
+        let page = move || exposition::render(&metrics);
+        let otlp = otlp.map(|config| otlp::Exporter::start(config, Some(page.clone()))).transpose()?;
+        let end = agent::run(options, page, stop).await?;
+        otlp.unwrap_or_default().shut_down(OTLP_TIMEOUT).await;
+        anyhow::Ok((end, shutdown.cause()))
     });
     Ok(match ended? {
         (AgentEnd::Stopped, cause) => cause.map_or(Exit::Terminated, Exit::from),

@@ -32,7 +32,7 @@ pub struct TlsFiles {
 
 impl TlsFiles {
     /// The configuration for a coordinator at `host`.
-    pub(super) fn config(&self, host: &str) -> Result<ClientTlsConfig, TlsError> {
+    pub(crate) fn config(&self, host: &str) -> Result<ClientTlsConfig, TlsError> {
         let roots = match &self.ca {
             Some(ca) => PemFile::read(ca)?.roots()?,
             None => system_roots()?,

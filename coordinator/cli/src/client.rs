@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
-use super::{problem, stdout};
+use super::{problem, stdout, traceparent};
 
 /// Deadline of a short request, including retries.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -57,9 +57,11 @@ impl Client {
     }
 
     pub(crate) async fn submit(&self, request: v1::SubmitRequest) -> Result<v1::SubmitResponse> {
-        self.unary(SUBMIT_DEADLINE, request, |mut jobs, request| async move { jobs.submit(request).await })
-            .await
-            .map_err(|status| self.user_error(&status))
+        let submit = |mut jobs: JobsClient<LeaderChannel>, mut request: Request<v1::SubmitRequest>| {
+            traceparent::add_to(request.metadata_mut());
+            async move { jobs.submit(request).await }
+        };
+        self.unary(SUBMIT_DEADLINE, request, submit).await.map_err(|status| self.user_error(&status))
     }
 
     /// The job with all its parts.

@@ -39,6 +39,7 @@ mod tenants;
 mod terminal;
 mod throughput;
 mod token;
+mod traceparent;
 mod watch;
 mod whoami;
 mod workers;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use foil_common::storage::Store;
 use foil_common::tls::ServerTls;
-use foil_common::{exposition, failpoint, listen, private, shutdown, telemetry};
+use foil_common::{exposition, failpoint, listen, otlp, private, shutdown, telemetry};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -31,6 +31,8 @@ const INPUT_DEADLINE: Duration = Duration::from_secs(600);
 const QUEUED_CONNECTIONS: u32 = 4096;
 /// Time to write the last records of the audit log.
 const AUDIT_DEADLINE: Duration = Duration::from_secs(5);
+/// Time to send the last spans and metrics.
+const OTLP_DEADLINE: Duration = Duration::from_secs(3);
 /// Time from SIGTERM to exit; orchestrators kill after 30 seconds.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -42,6 +44,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     let auth = args.auth.config(tls_files.as_ref());
     check_listen(&args, tls_files.is_some(), auth.is_given())?;
     failpoint::init()?;
+    let otlp = otlp::Config::from_env("foil-coordinator")?;
     // Completions, prompts and weights in the store are private.
     private::restrict_umask();
     let stop = shutdown::on_signal()?.token();
@@ -49,6 +52,9 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     let auth = auth.is_given().then(|| Authenticator::start(&auth, &stop)).transpose()?;
     let metrics = telemetry::install_metrics()?;
     exposition::start_alarms();
+    let shown = metrics.clone();
+    let otlp = otlp.map(|config| otlp::Exporter::start(config, Some(move || exposition::render(&shown))));
+    let otlp = otlp.transpose()?;
     let store = Store::open(&args.store)?;
     let location = store.location().to_owned();
     let listener = bind(args.listen)
@@ -90,6 +96,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
                 // The last records; all its senders have ended with the service.
                 let _ = tokio::time::timeout(AUDIT_DEADLINE, written).await;
             }
+            otlp.unwrap_or_default().shut_down(OTLP_DEADLINE).await;
             Ok(ended?)
         }
         () = stop_timeout(&stop) => {

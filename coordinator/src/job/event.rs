@@ -115,6 +115,12 @@ pub struct Submitted {
     /// Name of the principal that submitted it; empty in logs of older versions.
     #[serde(default)]
     pub owner: String,
+    /// The client's span that the submission is part of, as W3C Trace Context; empty if it named none.
+    #[serde(default)]
+    pub traceparent: String,
+    /// When the request arrived, in milliseconds since the Unix epoch; 0 in logs of older versions.
+    #[serde(default)]
+    pub received_at: u64,
 }
 
 /// The tenant of jobs that name none.
@@ -150,6 +156,9 @@ pub struct ChunkDone {
     pub moments: Vec<v1::Moments>,
     pub calibration: Option<v1::Calibration>,
     pub seconds: f64,
+    /// When the rank got the chunk, in milliseconds since the Unix epoch; 0 in logs of older versions.
+    #[serde(default)]
+    pub leased_at: u64,
 }
 
 /// A committed phase.

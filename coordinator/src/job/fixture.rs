@@ -83,6 +83,8 @@ pub(crate) fn submitted(edits: &[Edit]) -> Submitted {
         reward: None,
         tenant: String::new(),
         owner: String::new(),
+        traceparent: String::new(),
+        received_at: 0,
     }
 }
 

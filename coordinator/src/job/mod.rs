@@ -17,6 +17,7 @@ pub mod rows;
 pub mod state;
 #[cfg(test)]
 mod tests;
+mod trace;
 pub mod view;
 
 pub use artifacts::{find_artifact, find_committed, last_artifact};
@@ -32,3 +33,4 @@ pub use log_writers::{LogWriter, LogWriters};
 pub use past::{PastEvent, PastJob, retained};
 pub use pins::Pins;
 pub use state::{JobState, JobStatus, StateError, Times};
+pub use trace::JobTrace;

@@ -8,6 +8,7 @@ use foil_proto::v1;
 use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, RankStarted, Submitted, spec_hash};
 use super::log_writers::LogWriters;
 use super::pins::Pins;
+use super::trace::JobTrace;
 use crate::plan::{Phase, PlanError};
 
 /// Number of checkpoints kept to fall back on if the last cannot be read.
@@ -49,6 +50,7 @@ pub struct JobState {
     pub id: String,
     pub submitted: Submitted,
     pub submitted_at: u64,
+    pub trace: JobTrace,
     pub spec: spec::Job,
     /// Hash of the specification as users see it.
     pub spec_blake3: String,
@@ -133,6 +135,7 @@ impl JobState {
         Ok(Self {
             id: id.to_owned(),
             spec_blake3: spec_hash(&submitted.spec),
+            trace: JobTrace::new(id, at, &submitted.traceparent),
             submitted,
             submitted_at: at,
             spec,

@@ -126,6 +126,7 @@ fn illegal_events_change_nothing() {
             moments: vec![],
             calibration: None,
             seconds: 1.0,
+            leased_at: 0,
         })
     };
     let mut state = after(&[], 1);

@@ -23,7 +23,9 @@ use super::status::{
     bad_field, bad_input, bad_spec, no_job, not_leading, not_submitted, other_spec, status, stopped,
     too_large,
 };
+use super::submission::{Submission, traceparent};
 use crate::auth::{Role, Tenant};
+use crate::clock::Clock;
 use crate::collector::InUse;
 use crate::driver::{Found, Query, SubmitError, Subscription, UserHandle};
 use crate::job::pages::{self, Cursor, PAGE_BYTES, Page};
@@ -43,12 +45,19 @@ pub struct JobsService {
     resolver: Resolver,
     inputs: Inputs,
     logs: Logs,
+    clock: Clock,
 }
 
 impl JobsService {
-    pub fn new(leadership: LeadershipHandle, resolver: Resolver, store: Store, in_use: InUse) -> Self {
+    pub fn new(
+        leadership: LeadershipHandle,
+        resolver: Resolver,
+        store: Store,
+        in_use: InUse,
+        clock: Clock,
+    ) -> Self {
         let logs = Logs::new(store.clone());
-        Self { leadership, resolver, inputs: Inputs::new(store, in_use), logs }
+        Self { leadership, resolver, inputs: Inputs::new(store, in_use), logs, clock }
     }
 
     /// A page of a part of a job.
@@ -99,9 +108,9 @@ impl JobsService {
         job: &spec::Job,
         models: &ModelArtifacts,
         caller: &Caller,
-        request_id: String,
-        spec_hash: String,
+        submission: Submission,
     ) -> Result<v1::SubmitResponse, Status> {
+        let Submission { request_id, spec_hash, traceparent, received_at } = submission;
         // Before the inputs are read; the driver checks again.
         self.driver(caller)?.check_submission().await.map_err(not_submitted)?;
         let id = new_id();
@@ -122,6 +131,8 @@ impl JobsService {
             reward: resolved.reward,
             tenant: caller.tenant.to_string(),
             owner: caller.name.clone(),
+            traceparent,
+            received_at,
         };
         let mut warnings = resolved.warnings;
         // Reading the inputs takes a while, after which another coordinator may lead.
@@ -142,8 +153,10 @@ impl Jobs for JobsService {
         &self,
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitResponse>, Status> {
+        let received_at = self.clock.now().wall;
         let caller = caller(&request)?;
         let driver = self.driver(&caller)?;
+        let traceparent = traceparent(request.metadata());
         let v1::SubmitRequest { spec, request_id, dry_run } = request.into_inner();
         let wire = spec.ok_or_else(|| bad_field("spec", "a job needs a specification"))?;
         check_spec(&wire)?;
@@ -163,7 +176,10 @@ impl Jobs for JobsService {
         let models = lineage::resolve_models(&mut job, &driver, &caller.tenant).await?;
         let response = match dry_run {
             true => self.dry_run(&driver, &job, &models, &caller).await?,
-            false => self.commit(&job, &models, &caller, request_id, spec_hash).await?,
+            false => {
+                let submission = Submission { request_id, spec_hash, traceparent, received_at };
+                self.commit(&job, &models, &caller, submission).await?
+            }
         };
         Ok(Response::new(response))
     }

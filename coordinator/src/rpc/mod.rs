@@ -22,6 +22,7 @@ mod plausibility;
 mod serve;
 pub(crate) mod status;
 mod storage;
+mod submission;
 mod tenants;
 #[cfg(test)]
 mod tests;

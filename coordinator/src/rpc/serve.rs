@@ -244,7 +244,8 @@ async fn routes(services: Services, metrics: PrometheusHandle) -> Result<Routes,
         .register_encoded_file_descriptor_set(foil_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
-    let jobs = JobsServer::new(JobsService::new(leadership.clone(), resolver, store.clone(), in_use.clone()));
+    let jobs = JobsService::new(leadership.clone(), resolver, store.clone(), in_use.clone(), clock);
+    let jobs = JobsServer::new(jobs);
     let agents = AgentsServer::new(AgentsService::new(leadership.clone(), clock));
     let storage = StorageServer::new(StorageService::new(leadership.clone(), collector));
     let tenants = TenantsServer::new(TenantsService::new(leadership.clone()));

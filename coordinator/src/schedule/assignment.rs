@@ -22,6 +22,8 @@ pub(super) struct ChunkLease {
     /// Key under which the result is written.
     pub(super) key: String,
     pub(super) since: Duration,
+    /// Milliseconds since the Unix epoch.
+    pub(super) leased_at: u64,
     pub(super) watchdog: ProgressWatchdog,
 }
 

@@ -119,6 +119,7 @@ impl GangPhase {
                 world,
                 key_prefix: cx.id.gang_prefix(&phase.id),
                 resume: cx.state.checkpoints.last().cloned(),
+                traceparent: cx.state.trace.rank(&phase.id, cx.id.attempt, number).to_string(),
             };
             ranks.send(rank, Command::Gang(run), cx);
         }

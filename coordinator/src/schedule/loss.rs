@@ -184,6 +184,7 @@ impl Attempt {
             chunk_results::check_lease(from.rank, &result, self.ranks.lease(from.rank))?;
             from.check_verified()?;
         }
+        let leased_at = self.ranks.lease(from.rank).map_or(0, |held| held.leased_at);
         self.ranks.release(from.rank, result.lease);
         if self.teardown.is_some() {
             return Ok(());
@@ -198,7 +199,7 @@ impl Attempt {
         }
         self.losses.reset();
         if let PhaseRun::Map(map) = &mut self.phase {
-            map.accept(result, cx);
+            map.accept(result, leased_at, cx);
         }
         Ok(())
     }

@@ -98,8 +98,8 @@ impl MapPhase {
         *deaths >= DEATHS_PER_CHUNK
     }
 
-    /// Records the first result of a chunk.
-    pub(super) fn accept(&mut self, result: ChunkReport, cx: &mut Context<'_>) {
+    /// Records the first result of a chunk, which was leased at `leased_at`.
+    pub(super) fn accept(&mut self, result: ChunkReport, leased_at: u64, cx: &mut Context<'_>) {
         self.seconds.push(result.seconds);
         cx.progressed = true;
         let object = v1::Object { path: format!("{:05}", result.chunk), ..result.object };
@@ -110,6 +110,7 @@ impl MapPhase {
             moments: result.moments,
             calibration: result.calibration,
             seconds: if result.seconds.is_finite() { result.seconds } else { 0.0 },
+            leased_at,
         }));
     }
 
@@ -187,10 +188,13 @@ fn lease(
         lease,
         key: key.clone(),
         since: cx.now.mono,
+        leased_at: cx.now.wall,
         watchdog: ProgressWatchdog::new(cx.now),
     };
     if ranks.assign(rank, Assignment::Chunk(held)) {
-        let run = v1::RunChunk { lease, task: Some(task), chunk, first, count, key };
+        let traceparent = cx.state.trace.chunk(&phase.id, cx.id.attempt, chunk).to_string();
+        let leased_at = cx.now.wall;
+        let run = v1::RunChunk { lease, task: Some(task), chunk, first, count, key, traceparent, leased_at };
         ranks.send(rank, Command::Chunk(run), cx);
         cx.progressed = true;
     }

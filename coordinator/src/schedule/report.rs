@@ -20,8 +20,18 @@ pub struct Hello {
 /// A task that an earlier leader has given out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunningTask {
-    Chunk { phase: String, chunk: u32, lease: u64, key: String },
-    Gang { phase: String, attempt: u32 },
+    Chunk {
+        phase: String,
+        chunk: u32,
+        lease: u64,
+        key: String,
+        /// Milliseconds since the Unix epoch.
+        leased_at: u64,
+    },
+    Gang {
+        phase: String,
+        attempt: u32,
+    },
 }
 
 /// A rank's report of its work.
@@ -109,8 +119,8 @@ impl TryFrom<rank_task::Task> for RunningTask {
     fn try_from(task: rank_task::Task) -> Result<Self, ProtocolError> {
         let missing = || ProtocolError::Invalid("the hello of a rank at work names no phase".to_owned());
         match task {
-            rank_task::Task::Chunk(v1::RunChunk { lease, task, chunk, key, .. }) => {
-                Ok(Self::Chunk { phase: task.ok_or_else(missing)?.phase, chunk, lease, key })
+            rank_task::Task::Chunk(v1::RunChunk { lease, task, chunk, key, leased_at, .. }) => {
+                Ok(Self::Chunk { phase: task.ok_or_else(missing)?.phase, chunk, lease, key, leased_at })
             }
             rank_task::Task::Gang(v1::RunGang { task, attempt, .. }) => {
                 Ok(Self::Gang { phase: task.ok_or_else(missing)?.phase, attempt })

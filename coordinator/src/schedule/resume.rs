@@ -28,9 +28,10 @@ impl Attempt {
     /// Takes in the task that a reconnecting process is working on; its reports follow.
     pub(super) fn resume(&mut self, rank: usize, task: RunningTask, cx: &mut Context<'_>) {
         match task {
-            RunningTask::Chunk { phase, chunk, lease, key } => {
+            RunningTask::Chunk { phase, chunk, lease, key, leased_at } => {
                 let (since, watchdog) = (cx.now.mono, ProgressWatchdog::new(cx.now));
-                self.resume_chunk(rank, ChunkLease { phase, chunk, lease, key, since, watchdog }, cx);
+                let lease = ChunkLease { phase, chunk, lease, key, since, leased_at, watchdog };
+                self.resume_chunk(rank, lease, cx);
             }
             RunningTask::Gang { phase, attempt } => self.resume_gang(rank, &phase, attempt, cx),
         }

@@ -21,6 +21,7 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use foil_common::otlp::TraceContext;
 use foil_common::stats::Moments;
 use foil_common::{failpoint, spec};
 use tch::Device;
@@ -89,9 +90,16 @@ impl TaskContext {
 
     /// Executes a leased chunk, uploads its output and reports it.
     pub fn run_chunk(&mut self, task: &ChunkTask) -> Result<(), PhaseError> {
+        self.begin_task(&task.phase, task.chunk, &task.work.models(), task.trace);
+        let span = self.reports.outer_span("rank").with("foil.chunk", task.chunk);
+        let result = self.compute_and_report(task);
+        span.end(&result);
+        result
+    }
+
+    fn compute_and_report(&mut self, task: &ChunkTask) -> Result<(), PhaseError> {
         #[expect(clippy::disallowed_methods, reason = "tasks are timed")]
         let started = Instant::now();
-        self.begin_task(&task.phase, task.chunk, &task.work.models());
         let output = match &task.work {
             MapWork::Generate(work) => generate::run(self, task, work)?,
             MapWork::Score(work) => score::run(self, task, work)?,
@@ -100,7 +108,9 @@ impl TaskContext {
             MapWork::EvaluatePolicy(work) => evaluate_policy::run(self, task, work)?,
         };
         failpoint::hit("phase.upload")?;
+        let upload = self.reports.span("upload").with("foil.bytes", output.bytes.len() as u64);
         let object = self.cache.upload(&task.key, output.bytes)?;
+        drop(upload);
         failpoint::hit("phase.report")?;
         let seconds = started.elapsed().as_secs_f64();
         tracing::info!(rows = task.rows.count, duration_s = seconds, "chunk done");
@@ -117,7 +127,7 @@ impl TaskContext {
 
     fn train_and_deliver(&mut self, task: &GangTask) -> Result<(), PhaseError> {
         // A gang phase trains copies of its own, so no model stays resident.
-        self.begin_task(&task.phase, 0, &[]);
+        self.begin_task(&task.phase, 0, &[], task.trace);
         let trained = match &task.work {
             GangWork::Sft(work) => sft::run(self, task, work)?,
             GangWork::TrainReward(work) => train_reward::run(self, task, work)?,
@@ -127,8 +137,8 @@ impl TaskContext {
     }
 
     /// Begins a task and frees models and objects that it does not need.
-    fn begin_task(&mut self, phase: &Phase, chunk: u32, models: &[&Artifact]) {
-        self.reports.begin_task(&phase.name, chunk);
+    fn begin_task(&mut self, phase: &Phase, chunk: u32, models: &[&Artifact], trace: Option<TraceContext>) {
+        self.reports.begin_task(&phase.name, chunk, trace);
         if self.phase == phase.name {
             return;
         }

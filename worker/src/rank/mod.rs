@@ -15,6 +15,7 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 
+use foil_common::otlp::{Config, Exporter};
 use foil_common::rpc::Credentials;
 use foil_common::{failpoint, shutdown};
 
@@ -26,6 +27,8 @@ use foil_common::exit::Exit;
 const MAX_SECRET_BYTES: u64 = 256;
 /// Time for the session to report how its task ended before a stopped process exits.
 const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
+/// Time to send the last spans.
+const OTLP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A rank process's secret; never printed.
 #[derive(Clone, Default)]
@@ -75,8 +78,9 @@ pub struct RankOptions {
     pub stop: StopSignal,
 }
 
-/// Runs until told to exit. Must be called on the main thread, which the parent-death signal is tied to.
-pub fn run(options: &RankOptions) -> Exit {
+/// Runs until told to exit, and sends spans if `otlp` says where to. Must be called on the main thread, which
+/// the parent-death signal is tied to.
+pub fn run(options: &RankOptions, otlp: Option<Config>) -> Exit {
     if let Some(parent) = options.parent_pid
         && !parent::die_with(parent)
     {
@@ -91,7 +95,7 @@ pub fn run(options: &RankOptions) -> Exit {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build();
     let exit = match runtime {
         Ok(runtime) => {
-            let exit = runtime.block_on(until_stopped(options));
+            let exit = runtime.block_on(traced(options, otlp));
             runtime.shutdown_background();
             exit
         }
@@ -102,6 +106,20 @@ pub fn run(options: &RankOptions) -> Exit {
     };
     // The agent removes it too, in case this process is killed.
     let _ = std::fs::remove_dir_all(&options.work_dir);
+    exit
+}
+
+/// [`until_stopped`], with the spans of the work.
+async fn traced(options: &RankOptions, otlp: Option<Config>) -> Exit {
+    let mut exporter = match otlp.map(|config| Exporter::start(config, None::<fn() -> String>)).transpose() {
+        Ok(exporter) => exporter.unwrap_or_default(),
+        Err(error) => {
+            tracing::error!(%error, "cannot send traces");
+            return Exit::Failed;
+        }
+    };
+    let exit = until_stopped(options, &mut exporter).await;
+    exporter.shut_down(OTLP_TIMEOUT).await;
     exit
 }
 
@@ -118,7 +136,7 @@ async fn idle(stop: &StopSignal, flush: std::time::Duration) {
 }
 
 /// Runs until the session ends or, after a signal, until nothing uninterruptible is running.
-async fn until_stopped(options: &RankOptions) -> Exit {
+async fn until_stopped(options: &RankOptions, exporter: &mut Exporter) -> Exit {
     let signals = async {
         match shutdown::on_signal() {
             Ok(shutdown) => {
@@ -130,7 +148,7 @@ async fn until_stopped(options: &RankOptions) -> Exit {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        exit = session::run(options, session::LEADER_TIMEOUT) => exit,
+        exit = session::run(options, session::LEADER_TIMEOUT, exporter) => exit,
         () = idle(&options.stop, FLUSH_TIMEOUT) => Exit::Terminated,
         () = signals => unreachable!("the signal task never ends"),
     }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use foil_common::otlp::Exporter;
 use foil_common::rpc::artifacts::Writer;
 use foil_common::rpc::{self, COMMAND_BYTES, LeaderChannel};
 use foil_common::spec;
@@ -18,9 +19,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use super::RankOptions;
 use super::device::{self, DeviceCommand, DeviceEnd, DeviceThread};
 use super::replay_log::ReplayLog;
+use super::{OTLP_TIMEOUT, RankOptions};
 use crate::phase::PhaseError;
 use crate::task::{ChunkTask, GangTask, Rendezvous, TaskError};
 use crate::task_io::progress::Reporter;
@@ -40,7 +41,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 type Messages = mpsc::UnboundedSender<v1::RankMessage>;
 
 /// Runs until told to exit, or until there was no leader for `leader_timeout`.
-pub(super) async fn run(options: &RankOptions, leader_timeout: Duration) -> Exit {
+pub(super) async fn run(options: &RankOptions, leader_timeout: Duration, exporter: &mut Exporter) -> Exit {
     let channel = match rpc::connect_with(&options.coordinator, &options.credentials) {
         Ok(channel) => channel.as_rank(&options.session_id, options.secret.as_str()),
         Err(error) => {
@@ -53,7 +54,7 @@ pub(super) async fn run(options: &RankOptions, leader_timeout: Duration) -> Exit
     let mut session =
         Session { options, channel, messages, outgoing, replay, device: None, term: 0, stream: None };
     let exit = session.run(leader_timeout).await;
-    session.shut_down().await;
+    session.shut_down(exporter).await;
     exit
 }
 
@@ -273,14 +274,17 @@ impl Session<'_> {
         None
     }
 
-    /// Ends the device thread and gives the coordinator time to take the last messages.
-    async fn shut_down(mut self) {
+    /// Ends the device thread, sends its last spans, and gives the coordinator time to take the last
+    /// messages.
+    async fn shut_down(mut self, exporter: &mut Exporter) {
         if let Some(device) = self.device {
             drop(device.commands);
             drop(device.rendezvous);
             // A task that keeps running ends with the process.
             let _ = timeout(SHUTDOWN_TIMEOUT, device.end).await;
         }
+        // Before the stream ends: a coordinator has a rank killed whose stream is over.
+        exporter.shut_down(OTLP_TIMEOUT).await;
         let Some(Stream { messages, mut commands }) = self.stream else { return };
         while let Ok(message) = self.outgoing.try_recv() {
             // A closed stream accepts nothing more.

@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use foil_common::otlp::Exporter;
 use foil_common::rpc::Credentials;
 use foil_common::spec;
 use foil_common::storage::object::Digest;
@@ -57,7 +58,10 @@ async fn join() -> (FakeCoordinator, RankPeer, JoinHandle<Exit>, TempDir) {
     let mut coordinator = FakeCoordinator::start().await;
     let dir = tempfile::tempdir().unwrap();
     let options = options(&coordinator.url, &dir);
-    let rank = tokio::spawn(async move { session::run(&options, Duration::from_secs(2)).await });
+    let rank = tokio::spawn(async move {
+        let mut exporter = Exporter::default();
+        session::run(&options, Duration::from_secs(2), &mut exporter).await
+    });
     let mut peer = timeout(TIMEOUT, coordinator.ranks.recv()).await.unwrap().unwrap();
     let hello = next(&mut peer).await;
     assert_eq!(hello, Message::Hello(hello_with(None)));

@@ -6,6 +6,7 @@
 
 mod wire;
 
+use foil_common::otlp::TraceContext;
 use foil_common::spec::Sampling;
 
 pub use self::wire::TaskError;
@@ -211,6 +212,8 @@ pub struct ChunkTask {
     pub rows: RowRange,
     /// Key of the output's object.
     pub key: String,
+    /// The chunk's span.
+    pub trace: Option<TraceContext>,
 }
 
 /// A gang phase on one of its ranks.
@@ -225,6 +228,8 @@ pub struct GangTask {
     pub key_prefix: String,
     /// The checkpoint to resume from.
     pub resume: Option<Checkpoint>,
+    /// The rank's span in this phase.
+    pub trace: Option<TraceContext>,
 }
 
 /// A committed checkpoint: one shard per rank that wrote it, in their order.

@@ -249,6 +249,8 @@ impl TryFrom<v1::RunChunk> for ChunkTask {
             chunk: command.chunk,
             rows: RowRange { first: command.first, count: command.count },
             key: command.key,
+            // One that cannot be read is ignored, as W3C Trace Context says.
+            trace: command.traceparent.parse().ok(),
         })
     }
 }
@@ -258,10 +260,11 @@ impl TryFrom<v1::RunGang> for GangTask {
 
     fn try_from(command: v1::RunGang) -> Result<Self, TaskError> {
         let (phase, work) = parts(command.task)?;
-        let v1::RunGang { attempt, rank, world, key_prefix, resume, .. } = command;
+        let v1::RunGang { attempt, rank, world, key_prefix, resume, traceparent, .. } = command;
+        let trace = traceparent.parse().ok();
         let resume = resume
             .map(|checkpoint| Checkpoint { step: checkpoint.step, shards: objects(checkpoint.objects) });
-        Ok(Self { phase, work: work.try_into()?, attempt, rank, world, key_prefix, resume })
+        Ok(Self { phase, work: work.try_into()?, attempt, rank, world, key_prefix, resume, trace })
     }
 }
 
@@ -289,7 +292,8 @@ mod tests {
 
     fn chunk(work: Work) -> v1::RunChunk {
         let task = v1::Task { phase: "r01.policy.generate".into(), round: 1, work: Some(work) };
-        v1::RunChunk { task: Some(task), lease: 7, chunk: 4, first: 32, count: 8, key: "k".into() }
+        let key = "k".to_owned();
+        v1::RunChunk { task: Some(task), lease: 7, chunk: 4, first: 32, count: 8, key, ..Default::default() }
     }
 
     fn generate() -> v1::Generate {

@@ -7,3 +7,6 @@ pub mod progress;
 pub mod stop;
 mod thread_bytes;
 pub(crate) mod transfer;
+mod work_span;
+
+pub use self::work_span::WorkSpan;

@@ -12,10 +12,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use foil_common::activity::Activity;
+use foil_common::otlp::TraceContext;
 use foil_proto::v1;
 use foil_proto::v1::rank_message::Message;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::WorkSpan;
 use super::thread_bytes::{Direction, ThreadBytes};
 use crate::task::{ChunkTask, GangTask, Object};
 
@@ -41,6 +43,8 @@ struct Task {
     /// Counted over the whole task, so that a count that does not move means a rank that is stuck.
     activities: BTreeMap<Activity, Count>,
     last: Option<LastReport>,
+    /// The span whose parts the next ones are.
+    trace: Option<TraceContext>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -145,9 +149,24 @@ impl Reporter {
         }));
     }
 
-    /// Starts reporting for a new task.
-    pub fn begin_task(&self, phase: &str, chunk: u32) {
-        *self.task() = Task { phase: phase.to_owned(), chunk, ..Task::default() };
+    /// Starts reporting for a new task, whose spans go below `trace`.
+    pub fn begin_task(&self, phase: &str, chunk: u32, trace: Option<TraceContext>) {
+        *self.task() = Task { phase: phase.to_owned(), chunk, trace, ..Task::default() };
+    }
+
+    /// Begins a part of the task's work.
+    pub fn span(&self, name: &'static str) -> WorkSpan {
+        let task = self.task();
+        WorkSpan::begin(task.trace, name).with("foil.phase", task.phase.as_str())
+    }
+
+    /// Begins work whose parts are the task's spans from here on.
+    pub fn outer_span(&self, name: &'static str) -> WorkSpan {
+        let span = self.span(name);
+        if let Some(context) = span.context() {
+            self.task().trace = Some(context);
+        }
+        span
     }
 
     /// Reports rows or samples of the task. At most one message per [`REPORT_INTERVAL`] is sent and the rest
@@ -272,7 +291,7 @@ mod tests {
     #[test]
     fn progress_is_throttled_and_results_are_not() {
         let (reporter, mut sent) = reporter();
-        reporter.begin_task("r01.policy.generate", 3);
+        reporter.begin_task("r01.policy.generate", 3, None);
         for done in 0..1000 {
             reporter.progress(done, 1000, "samples");
         }
@@ -287,7 +306,7 @@ mod tests {
     #[test]
     fn a_stage_is_told_when_it_begins_and_counts_on_over_a_task() {
         let (reporter, mut sent) = reporter();
-        reporter.begin_task("r01.reward.train", 0);
+        reporter.begin_task("r01.reward.train", 0, None);
         reporter.expect(Activity::Downloading, 10);
         reporter.advance(Activity::Downloading, 10);
         reporter.expect(Activity::Encoding, 3);
@@ -296,7 +315,7 @@ mod tests {
             reported(&sent()),
             [(0, 10, "bytes downloaded"), (0, 3, "rows encoded"), (10, 15, "bytes downloaded")]
         );
-        reporter.begin_task("r01.policy.train", 0);
+        reporter.begin_task("r01.policy.train", 0, None);
         reporter.advance(Activity::Downloading, 7);
         assert_eq!(reported(&sent()), [(7, 7, "bytes downloaded")], "a new task starts at 0");
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foil_common::failpoint::Injected;
+use foil_common::otlp::{self, Span};
 use foil_common::storage::Store;
 use foil_proto::v1;
 use futures::StreamExt;
@@ -83,6 +84,7 @@ type Reply = Box<dyn FnOnce(&mut Streams) + Send>;
 struct Release {
     actions: Vec<Action>,
     replies: Vec<Reply>,
+    spans: Vec<Span>,
 }
 
 impl Driver {
@@ -98,6 +100,7 @@ impl Driver {
         let replayed = events.len();
         #[expect(clippy::disallowed_methods, reason = "the shell owns the randomness")]
         let issuer = SecretIssuer::new(rand::random());
+        let telemetry = Telemetry::new(&events, clock.now());
         let mut core = Core::replay(events, journal.term(), settings.liveness, settings.deadlines, issuer)?;
         core.set_policy(settings.policy);
         tracing::info!(events = replayed, jobs = core.order().len(), term = journal.term(), "log replayed");
@@ -116,7 +119,7 @@ impl Driver {
             clock,
             inbox,
             handle: handle.clone(),
-            telemetry: Telemetry::default(),
+            telemetry,
             streams,
             settings,
             lease,
@@ -177,7 +180,8 @@ impl Driver {
         if outbox.events.is_empty() && outbox.actions.is_empty() && replies.is_empty() {
             return Ok(());
         }
-        let release = Release { actions: outbox.actions, replies };
+        let spans = self.telemetry.spans(&outbox.events);
+        let release = Release { actions: outbox.actions, replies, spans };
         if outbox.events.is_empty() {
             match self.pending.is_empty() {
                 true => self.release(release),
@@ -216,6 +220,7 @@ impl Driver {
         for reply in release.replies {
             reply(&mut self.streams);
         }
+        release.spans.into_iter().for_each(otlp::send);
     }
 
     fn write_steps(&self, job: String, phase: String, key: String, body: String) {

@@ -1,11 +1,14 @@
-//! The coordinator's own metrics.
+//! The coordinator's own metrics, and the spans of its jobs.
 
+mod spans;
 mod tracker;
 
 use foil_common::exposition::{self, Family};
+use foil_common::otlp::{self, Span};
 use foil_common::spec::DeviceKind;
 use foil_proto::v1::{self, job_event};
 
+use self::spans::Tracer;
 use self::tracker::{Report, Stage, Tracker};
 use super::core::{Action, Core};
 use crate::clock::Now;
@@ -18,11 +21,18 @@ const STATES: [&str; 7] =
 /// Agent states, as counted by [`Cluster::counts`](crate::cluster::Cluster::counts).
 const AGENT_STATES: [&str; 3] = ["connected", "disconnected", "expected"];
 
-/// The metrics of a leader. Its gauges of jobs and agents are removed when it is dropped: a standby has
-/// neither, and its series would be added to the leader's.
+/// A leader sends spans again that ended within this many milliseconds before it was elected: the one before
+/// it may not have sent them. They are the same to the bit, so that a backend that knows spans by their ids
+/// keeps one of each.
+const SEND_AGAIN: u64 = 30_000;
+
+/// The metrics and spans of a leader. Its gauges of jobs and agents are removed when it is dropped: a standby
+/// has neither, and its series would be added to the leader's.
 #[derive(Debug, Default)]
 pub(super) struct Telemetry {
     tracker: Tracker,
+    /// None if this process sends no spans.
+    tracer: Option<Tracer>,
 }
 
 impl Drop for Telemetry {
@@ -32,6 +42,22 @@ impl Drop for Telemetry {
 }
 
 impl Telemetry {
+    /// The telemetry of a leader that goes on after a log's events.
+    pub(super) fn new(events: &[Event], now: Now) -> Self {
+        let tracer = otlp::sends_spans().then(|| {
+            let (tracer, spans) = Tracer::replay(events, now.wall.saturating_sub(SEND_AGAIN));
+            spans.into_iter().for_each(otlp::send);
+            tracer
+        });
+        Self { tracker: Tracker::default(), tracer }
+    }
+
+    /// The spans that end with events, to be sent when those are durable.
+    pub(super) fn spans(&mut self, events: &[Event]) -> Vec<Span> {
+        let Some(tracer) = &mut self.tracer else { return Vec::new() };
+        events.iter().flat_map(|event| tracer.event(event)).collect()
+    }
+
     /// Sets the gauges of jobs and agents; called once per tick.
     #[expect(clippy::unused_self, reason = "only a leader has them to show")]
     pub(super) fn show(&self, core: &Core, now: Now) {
@@ -53,8 +79,9 @@ impl Telemetry {
                 metrics::counter!("foil_attempts_total", "cause" => cause.class.as_str()).increment(1);
                 self.tracker.attempt_ended(job, *at);
             }
-            Change::ChunkDone(_) => {
+            Change::ChunkDone(done) => {
                 metrics::counter!("foil_chunks_done_total").increment(1);
+                self.tracker.chunk_done(job, done.seconds);
                 recovered(self.tracker.progressed(job, *at));
             }
             Change::CheckpointCommitted(made) => {
@@ -67,7 +94,7 @@ impl Telemetry {
                 metrics::counter!("foil_checkpoint_verify_failures_total").increment(1);
             }
             Change::PhaseCommitted(done) => {
-                phase_committed(core, job, done);
+                phase_committed(core, job, done, self.tracker.straggler_ratio(job));
                 recovered(self.tracker.progressed(job, *at));
             }
             Change::Ended(_) => self.tracker.ended(job),
@@ -93,6 +120,9 @@ impl Telemetry {
             Action::Step { job, at, step } => {
                 let report = self.tracker.step(job, step);
                 step_taken(step, report);
+                if let Some(goodput) = self.tracker.goodput() {
+                    metrics::gauge!("foil_goodput_ratio").set(goodput);
+                }
                 if report != Report::Repeated {
                     recovered(self.tracker.progressed(job, *at));
                 }
@@ -121,7 +151,7 @@ fn recovered(stage: Option<Stage>) {
     }
 }
 
-fn phase_committed(core: &Core, job: &str, done: &Committed) {
+fn phase_committed(core: &Core, job: &str, done: &Committed, straggler_ratio: Option<f64>) {
     let state = core.state(job);
     let phase = state.and_then(|state| state.phases.iter().find(|phase| phase.id == done.phase));
     let kind = phase.map_or("unknown", |phase| phase.work.kind());
@@ -129,6 +159,9 @@ fn phase_committed(core: &Core, job: &str, done: &Committed) {
     metrics::histogram!("foil_phase_seconds", "kind" => kind).record(done.seconds);
     let steps = phase.map_or(0, |phase| phase.steps);
     metrics::counter!("foil_steps_committed_total").increment(steps.into());
+    if let Some(ratio) = straggler_ratio {
+        metrics::gauge!("foil_straggler_ratio", "kind" => kind).set(ratio);
+    }
     if let Some(reward) = figure(&done.metrics, "reward_mean") {
         metrics::gauge!("foil_reward_mean").set(reward);
     }
@@ -268,6 +301,7 @@ mod tests {
             "foil_tokens_total{phase=\"policy.train\"} 300\n",
             "foil_nonfinite_total{phase=\"policy.train\"} 1\n",
             "foil_steps_replayed_total 1\n",
+            "foil_goodput_ratio 0.6666666666666667\n",
             "foil_checkpoint_stall_seconds_sum 0.02\n",
             "foil_checkpoint_upload_seconds_sum 2\n",
         ] {

@@ -25,13 +25,23 @@ pub(super) struct Stage {
 /// Memory of the jobs that run. A new leader starts without one: what began under the leader before it is not
 /// measured.
 #[derive(Debug, Default)]
-pub(super) struct Tracker(HashMap<String, Tracked>);
+pub(super) struct Tracker {
+    jobs: HashMap<String, Tracked>,
+    /// Steps of all jobs that were taken, and those of them that were taken again.
+    taken: u64,
+    replayed: u64,
+}
 
 #[derive(Debug, Default)]
 struct Tracked {
     recovery: Option<Recovery>,
     steps: Steps,
+    /// Durations of the current phase's chunks, in seconds.
+    chunks: Vec<f64>,
 }
+
+/// A map phase of fewer chunks has no straggler.
+const MIN_CHUNKS: usize = 3;
 
 /// A recovery goes on until the next attempt commits something; times in milliseconds since 1970.
 #[derive(Debug, Clone, Copy)]
@@ -55,12 +65,12 @@ struct Steps {
 
 impl Tracker {
     pub(super) fn attempt_ended(&mut self, job: &str, at: u64) {
-        self.0.entry(job.to_owned()).or_default().recovery = Some(Recovery::Devices { since: at });
+        self.jobs.entry(job.to_owned()).or_default().recovery = Some(Recovery::Devices { since: at });
     }
 
     /// The end of the wait for devices, if the job recovers.
     pub(super) fn attempt_started(&mut self, job: &str, at: u64) -> Option<Stage> {
-        let tracked = self.0.get_mut(job)?;
+        let tracked = self.jobs.get_mut(job)?;
         let Some(Recovery::Devices { since }) = tracked.recovery else { return None };
         tracked.recovery = Some(Recovery::Progress { since: at });
         Some(Stage { name: "devices", seconds: seconds(since, at) })
@@ -68,14 +78,14 @@ impl Tracker {
 
     /// The end of a recovery, if this is the first progress after it.
     pub(super) fn progressed(&mut self, job: &str, at: u64) -> Option<Stage> {
-        let tracked = self.0.get_mut(job)?;
+        let tracked = self.jobs.get_mut(job)?;
         let Some(Recovery::Progress { since }) = tracked.recovery else { return None };
         tracked.recovery = None;
         Some(Stage { name: "progress", seconds: seconds(since, at) })
     }
 
     pub(super) fn step(&mut self, job: &str, step: &StepTaken) -> Report {
-        let steps = &mut self.0.entry(job.to_owned()).or_default().steps;
+        let steps = &mut self.jobs.entry(job.to_owned()).or_default().steps;
         if steps.phase != step.phase {
             *steps = Steps { phase: step.phase.clone(), ..Steps::default() };
         }
@@ -87,11 +97,33 @@ impl Tracker {
             return Report::Repeated;
         }
         steps.last = step.step;
-        if step.step <= steps.before { Report::Replayed } else { Report::New }
+        self.taken += 1;
+        if step.step > steps.before {
+            return Report::New;
+        }
+        self.replayed += 1;
+        Report::Replayed
+    }
+
+    /// Fraction of the steps that were not taken again; none before the first step.
+    pub(super) fn goodput(&self) -> Option<f64> {
+        (self.taken > 0).then(|| 1.0 - self.replayed as f64 / self.taken as f64)
+    }
+
+    pub(super) fn chunk_done(&mut self, job: &str, seconds: f64) {
+        self.jobs.entry(job.to_owned()).or_default().chunks.push(seconds);
+    }
+
+    /// The duration of a committed phase's slowest chunk over their median; none of a phase of few chunks.
+    pub(super) fn straggler_ratio(&mut self, job: &str) -> Option<f64> {
+        let mut chunks = std::mem::take(&mut self.jobs.get_mut(job)?.chunks);
+        chunks.sort_by(f64::total_cmp);
+        let (median, slowest) = (chunks.get(chunks.len() / 2)?, chunks.last()?);
+        (chunks.len() >= MIN_CHUNKS && *median > 0.0).then(|| slowest / median)
     }
 
     pub(super) fn ended(&mut self, job: &str) {
-        self.0.remove(job);
+        self.jobs.remove(job);
     }
 }
 
@@ -129,8 +161,22 @@ mod tests {
         let second: Vec<Report> = (1..=7).map(|number| tracker.step("j", &step(2, number, 3))).collect();
         let expected = [[Report::Repeated; 3].as_slice(), &[Report::Replayed; 2], &[Report::New; 2]].concat();
         assert_eq!(second, expected);
+        assert_eq!(tracker.goodput(), Some(1.0 - 2.0 / 9.0));
         let next = StepTaken { phase: "r02.policy.train".into(), ..step(2, 1, 0) };
         assert_eq!(tracker.step("j", &next), Report::New);
+    }
+
+    #[test]
+    fn a_straggler_is_measured_by_the_median_of_its_phase() {
+        let mut tracker = Tracker::default();
+        for seconds in [1.0, 8.0, 2.0, 2.0] {
+            tracker.chunk_done("j", seconds);
+        }
+        tracker.chunk_done("other", 100.0);
+        assert_eq!(tracker.straggler_ratio("j"), Some(4.0));
+        assert_eq!(tracker.straggler_ratio("j"), None, "the next phase has no chunks yet");
+        assert_eq!(tracker.straggler_ratio("other"), None, "one chunk does not straggle");
+        assert_eq!((tracker.straggler_ratio("none"), tracker.goodput()), (None, None));
     }
 
     #[test]

@@ -176,6 +176,7 @@ fn chunk_sums_do_not_depend_on_the_order_of_completion() {
                 moments,
                 calibration: None,
                 seconds: 1.0,
+                leased_at: 0,
             };
             state.apply(&event(1, Change::ChunkDone(done))).unwrap();
         }

@@ -42,7 +42,7 @@ impl Harness {
         let phase = self.state.phase().unwrap();
         let task = task::gang_task(&self.state, phase).unwrap();
         let key_prefix = format!("jobs/{JOB}/phases/{}/a1/", phase.id);
-        v1::RunGang { task: Some(task), attempt: 1, rank, world: 2, key_prefix, resume: None }
+        v1::RunGang { task: Some(task), attempt: 1, rank, world: 2, key_prefix, ..Default::default() }
     }
 
     fn commands_to<'a>(&'a self, session: &str) -> Vec<&'a Command> {
@@ -129,6 +129,7 @@ fn a_lease_from_the_previous_leader_is_valid() {
         first: lease.first,
         count: lease.count,
         key,
+        ..Default::default()
     };
     harness.hello(0, Some(Task::Chunk(run.clone()))).unwrap();
     harness.hello(1, None).unwrap();

@@ -37,6 +37,25 @@ https://{{ $name }}-coordinator-{{ $index }}.{{ $name }}-coordinator.{{ $.Releas
 {{- end -}}
 {{- end }}
 
+{{/* Environment variables by which a program sends traces and metrics. */}}
+{{- define "foil.otlp" -}}
+{{- with .Values.otlp.endpoint -}}
+- { name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }} }
+- { name: OTEL_RESOURCE_ATTRIBUTES, value: "k8s.namespace.name={{ $.Release.Namespace }},k8s.pod.name=$(POD_NAME)" }
+{{- end -}}
+{{- end }}
+
+{{/* Egress to the collector of traces and metrics. */}}
+{{- define "foil.otlpEgress" -}}
+{{- if .Values.otlp.endpoint -}}
+- ports:
+    {{- range .Values.networkPolicy.otlpPorts }}
+    - port: {{ . }}
+    {{- end }}
+  to: {{ toYaml .Values.networkPolicy.otlp | nindent 4 }}
+{{- end -}}
+{{- end }}
+
 {{/* The restricted Pod Security Standard, with a user of the images' own. */}}
 {{- define "foil.podSecurity" -}}
 runAsNonRoot: true

@@ -36,6 +36,7 @@ impl Destination {
     fn upload(&self, shard: &CheckpointShard) -> Result<(), PhaseError> {
         let (step, rank) = (shard.step(), self.rank);
         let (stall, started) = (shard.begun.elapsed(), Instant::now());
+        let span = self.reports.span("checkpoint").with("foil.step", step);
         let file = self.scratch.join(format!("{step:012}.safetensors"));
         let model_error =
             |source| PhaseError::Model { artifact: format!("checkpoint of step {step}"), source };
@@ -46,6 +47,7 @@ impl Destination {
         let object = self.objects.upload_file(&key, &file, &digest)?;
         std::fs::remove_file(&file).map_err(|source| ObjectError::Disk { path: file, source })?;
         failpoint::hit("checkpoint.report")?;
+        drop(span.with("foil.bytes", digest.size));
         tracing::info!(step, bytes = digest.size, "checkpoint shard uploaded");
         let times = ShardTimes { stall, upload: started.elapsed() };
         self.reports.checkpoint_shard_done((&self.phase, self.attempt), step, object, times);

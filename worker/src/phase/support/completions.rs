@@ -47,6 +47,7 @@ pub(in crate::phase) fn generate(
     let mut progress = |done, total| context.progress(done, total, "samples");
     let max_num_seqs = context.job.generation.max_num_seqs;
     let model = policy.model.inference(context.precision(), max_num_seqs).map_err(GenerateError::from)?;
+    let _span = context.reports.span("generate").with("foil.prompts", request.rows.len() as u64);
     let generation = generate::generate(&model, &requests, &config, &mut progress)?;
     generation.completions.into_iter().map(|completion| to_sample(policy, completion)).collect()
 }

@@ -11,7 +11,7 @@ use foil_common::text::{Encoder, ModelText, TrainedText};
 
 use super::checkpoints::CheckpointWriter;
 use super::records::Metric;
-use super::step_log::StepLog;
+use super::step_log::{StepLog, StepSpans};
 use crate::collective::{Gang, RankConfig, Rendezvous, RendezvousHost};
 use crate::model::{Adapter, DecoderConfig, HeadKind, ModelError, Parameters};
 use crate::phase::{PhaseError, TaskContext};
@@ -47,11 +47,16 @@ impl TaskContext {
         let mut checkpoints = CheckpointWriter::start(self, task)?;
         let gang = self.join(task)?;
         let mut log = StepLog::default();
+        let resumed = task.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
+        let mut spans = StepSpans::after(resumed, &self.reports);
         let mut report = |metrics: &StepMetrics| {
-            log.step(metrics, task.rank);
+            if log.step(metrics, task.rank) {
+                spans.end(metrics.step);
+            }
             self.reports.step_done(task, metrics.step, metrics.steps, metrics.metrics());
         };
         let ended = train::train(objective, parameters, config, &gang, &mut checkpoints, &mut report)?;
+        spans.finish();
         // Held until the trained model is delivered, or the checkpoint of a stop is written.
         self.busy = checkpoints.finish()?;
         let summary = match ended {
@@ -88,6 +93,7 @@ impl TaskContext {
         if world <= 1 {
             return Ok(Gang::single());
         }
+        let _span = self.reports.span("rendezvous");
         self.reports.expect(Activity::Rendezvous, task.world.into());
         if task.rank == 0 {
             let host = RendezvousHost::open(config)?;
@@ -134,6 +140,7 @@ impl TaskContext {
             SaveDtype::Bf16 => 2,
         };
         let expected = bytes * parameters.count() as u64;
+        let _span = self.reports.span("save");
         let saved = self.reports.writing(Activity::Saving, expected, || save(dtype));
         saved.map_err(|source| PhaseError::Model { artifact: artifact.to_owned(), source })
     }
@@ -181,6 +188,7 @@ impl TaskContext {
         task: &GangTask,
         trained: TrainedModel,
     ) -> Result<(), PhaseError> {
+        let _span = self.reports.span("deliver");
         let mut objects = Vec::new();
         for (name, file) in files(&trained.dir)? {
             let bytes = file.metadata().map_or(0, |metadata| metadata.len());

@@ -144,6 +144,7 @@ impl Loader<'_> {
         read: impl FnOnce(&Path) -> Result<M, ModelError>,
     ) -> Result<Loaded<M>, PhaseError> {
         let name = || artifact.name.clone();
+        let _span = self.reports.span("load").with("foil.artifact", artifact.name.as_str());
         let dir = self.cache.directory(artifact)?;
         let bytes = artifact.objects.iter().map(|object| object.size).sum();
         let (encoder, model) = self.reports.reading(Activity::Loading, bytes, || {

@@ -1,9 +1,11 @@
-//! Log lines for training steps, thinned out.
+//! Log lines and spans for training steps, thinned out.
 
 #![expect(clippy::disallowed_methods, reason = "throughput is measured")]
 
 use std::time::{Duration, Instant};
 
+use crate::task_io::WorkSpan;
+use crate::task_io::progress::Reporter;
 use crate::train::StepMetrics;
 
 /// Maximum time between two lines.
@@ -23,8 +25,9 @@ pub(in crate::phase) struct StepLog {
 }
 
 impl StepLog {
-    /// Logs a step if it is due. All ranks take the same steps, so only rank 0 logs at level INFO.
-    pub(in crate::phase) fn step(&mut self, metrics: &StepMetrics, rank: u32) {
+    /// Logs a step if it is due; true if it was. All ranks take the same steps, so only rank 0 logs at level
+    /// INFO.
+    pub(in crate::phase) fn step(&mut self, metrics: &StepMetrics, rank: u32) -> bool {
         let StepMetrics { step, steps, loss, grad_norm, learning_rate, .. } = *metrics;
         if metrics.skipped {
             tracing::warn!(
@@ -35,11 +38,12 @@ impl StepLog {
                 "skipped a step: its loss or gradient is not finite"
             );
         }
-        let Some(tokens_per_second) = self.take(metrics, Instant::now()) else { return };
+        let Some(tokens_per_second) = self.take(metrics, Instant::now()) else { return false };
         match rank {
             0 => tracing::info!(step, steps, loss, grad_norm, learning_rate, tokens_per_second, "step"),
             _ => tracing::debug!(step, steps, loss, grad_norm, learning_rate, tokens_per_second, "step"),
         }
+        true
     }
 
     /// The gang's tokens per second since the last line, if the step is due for one.
@@ -56,6 +60,38 @@ impl StepLog {
         let rate = std::mem::take(&mut self.tokens) as f64 / std::mem::take(&mut self.seconds);
         // Rounded to a tenth.
         Some((rate * 10.0).round() / 10.0)
+    }
+}
+
+/// A span for the steps between two log lines.
+pub(in crate::phase) struct StepSpans<'a> {
+    reports: &'a Reporter,
+    /// First step of the open span.
+    first: u64,
+    open: WorkSpan,
+}
+
+impl<'a> StepSpans<'a> {
+    /// Spans of the steps that follow `step`.
+    pub(in crate::phase) fn after(step: u64, reports: &'a Reporter) -> Self {
+        Self { reports, first: step + 1, open: reports.span("steps") }
+    }
+
+    /// Ends a span with a step that was logged. Steps before the checkpoint are not taken again.
+    pub(in crate::phase) fn end(&mut self, step: u64) {
+        if step < self.first {
+            return;
+        }
+        self.open.note("foil.step.first", self.first);
+        self.open.note("foil.step.last", step);
+        // The next steps begin before the span of these is sent.
+        self.open = self.reports.span("steps");
+        self.first = step + 1;
+    }
+
+    /// Ends without a span for what follows the last step.
+    pub(in crate::phase) fn finish(self) {
+        self.open.discard();
     }
 }
 

@@ -118,7 +118,7 @@ impl TestRank {
         let task = v1::Task { phase: phase.into(), round, work: Some(work) };
         let key_prefix = format!("jobs/j/phases/{phase}/a1/");
         let command =
-            v1::RunGang { task: Some(task), attempt: 1, rank: 0, world: 1, key_prefix, resume: None };
+            v1::RunGang { task: Some(task), attempt: 1, world: 1, key_prefix, ..Default::default() };
         self.context.run_gang(&command.try_into().unwrap()).unwrap();
         let Message::Gang(result) = self.result() else { panic!("no result of the gang") };
         let mut objects = result.objects.clone();
@@ -136,7 +136,8 @@ impl TestRank {
             let round = phase[1..3].parse().unwrap();
             let task = Some(v1::Task { phase: phase.into(), round, work: Some(work(number)) });
             let (count, key) = (8.min(rows - first), format!("{phase}/{number}"));
-            let command = v1::RunChunk { lease: 1, task, chunk: number, first, count, key };
+            let command =
+                v1::RunChunk { lease: 1, task, chunk: number, first, count, key, ..Default::default() };
             self.context.run_chunk(&command.try_into().unwrap()).unwrap();
             let Message::Chunk(result) = self.result() else { panic!("no result of the chunk") };
             foil_common::stats::merge_moments(&mut moments, &result.moments);
@@ -268,7 +269,7 @@ fn a_gang_reports_its_activity_before_and_after_its_steps() {
     let (start, demonstrations) = (test.start_model(), test.dataset("sft", &sets.sft));
     let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
     let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
-    let command = v1::RunGang { task, attempt: 1, rank: 0, world: 1, key_prefix: "a1/".into(), resume: None };
+    let command = v1::RunGang { task, attempt: 1, world: 1, key_prefix: "a1/".into(), ..Default::default() };
     test.context.run_gang(&command.try_into().unwrap()).unwrap();
     let messages = std::iter::from_fn(|| test.messages.try_recv().ok()?.message);
     let mut reported: Vec<(String, u64)> = messages
@@ -306,7 +307,7 @@ fn a_chunk_has_the_same_bytes_in_any_order_of_chunks() {
             let task = Some(v1::Task { phase: "r01.policy.generate".into(), round: 1, work: Some(work) });
             let key = format!("chunk {chunk}");
             let first = u64::from(chunk) * 8;
-            let command = v1::RunChunk { lease: 1, task, chunk, first, count: 8, key };
+            let command = v1::RunChunk { lease: 1, task, chunk, first, count: 8, key, ..Default::default() };
             test.context.run_chunk(&command.try_into().unwrap()).unwrap();
         }
         let bytes: Vec<Vec<u8>> = (0..3).map(|chunk| test.objects.bytes(&format!("chunk {chunk}"))).collect();
@@ -354,7 +355,7 @@ fn sft_in_gang(
     let demonstrations = test.dataset("sft", &sets.sft);
     let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
     let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
-    let command = v1::RunGang { task, attempt: 1, rank, world, key_prefix: "a1/".into(), resume: None };
+    let command = v1::RunGang { task, attempt: 1, rank, world, key_prefix: "a1/".into(), ..Default::default() };
     let (messages, mut heard) = tokio::sync::mpsc::unbounded_channel();
     test.context.reports = Reporter::new(messages);
     std::thread::scope(|scope| {

@@ -234,7 +234,7 @@ fn a_chunk_of_log_probs_has_the_same_bytes_in_any_order_of_chunks() {
             });
             let (first, key) = (u64::from(chunk) * 8, format!("chunk {chunk}"));
             let count = 8.min(20 - first);
-            let command = v1::RunChunk { lease: 1, task, chunk, first, count, key };
+            let command = v1::RunChunk { lease: 1, task, chunk, first, count, key, ..Default::default() };
             round.test.context.run_chunk(&command.try_into().unwrap()).unwrap();
         }
         [0, 1, 2].map(|chunk| round.test.objects.bytes(&format!("chunk {chunk}")))

@@ -1,0 +1,422 @@
+//! The standard `OTEL_` variables. A value that cannot be used is an error that names its variable and never
+//! shows the value, which may hold a secret.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
+use url::Url;
+
+use super::list;
+use crate::rpc::TlsFiles;
+use crate::tls::TlsError;
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+const MAX_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// What OTLP sends of this process, and where.
+#[derive(Debug)]
+pub struct Config {
+    pub(super) traces: Option<Target>,
+    pub(super) metrics: Option<Target>,
+    /// Period of sending metrics.
+    pub(super) interval: Duration,
+    /// Attributes that name this process.
+    pub(super) resource: Vec<(String, String)>,
+}
+
+/// A collector for one signal.
+pub(super) struct Target {
+    pub(super) endpoint: Url,
+    pub(super) headers: MetadataMap,
+    pub(super) timeout: Duration,
+    pub(super) compress: bool,
+    /// For an `https://` endpoint.
+    pub(super) tls: TlsFiles,
+}
+
+impl fmt::Debug for Target {
+    /// Without the headers, which hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoint, headers, timeout, compress, tls } = self;
+        f.debug_struct("Target")
+            .field("endpoint", &endpoint.as_str())
+            .field("headers", &headers.len())
+            .field("timeout", timeout)
+            .field("compress", compress)
+            .field("tls", tls)
+            .finish()
+    }
+}
+
+/// A variable whose value cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the environment's {variable} cannot be used: {problem}")]
+pub struct ConfigError {
+    pub(super) variable: String,
+    pub(super) problem: String,
+}
+
+/// The variables that configure the exporters, and how to read them.
+struct Variables<F>(F);
+
+/// One of the two signals, by the word in its variables' names.
+#[derive(Clone, Copy)]
+enum Signal {
+    Traces,
+    Metrics,
+}
+
+impl Signal {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Traces => "TRACES",
+            Self::Metrics => "METRICS",
+        }
+    }
+}
+
+impl Config {
+    /// The configuration that the environment gives to the program `service`; none if it names no collector.
+    pub fn from_env(service: &str) -> Result<Option<Self>, ConfigError> {
+        Self::read(service, |name| std::env::var_os(name))
+    }
+
+    /// Adds an attribute that names this process.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.resource.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(super) fn read(
+        service: &str,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Option<Self>, ConfigError> {
+        let variables = Variables(variable);
+        let is_disabled = variables.parse("OTEL_SDK_DISABLED", |text| match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err("expected true or false".to_owned()),
+        })?;
+        if is_disabled == Some(true) {
+            return Ok(None);
+        }
+        let (traces, metrics) = (variables.target(Signal::Traces)?, variables.target(Signal::Metrics)?);
+        let interval = variables.milliseconds("OTEL_METRIC_EXPORT_INTERVAL", MIN_INTERVAL..=MAX_INTERVAL)?;
+        let resource = variables.resource(service)?;
+        if traces.is_none() && metrics.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Self { traces, metrics, interval: interval.unwrap_or(DEFAULT_INTERVAL), resource }))
+    }
+}
+
+impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
+    /// A variable's value; an empty one counts as not set.
+    fn text(&self, variable: &str) -> Result<Option<String>, ConfigError> {
+        let Some(value) = (self.0)(variable).filter(|value| !value.is_empty()) else { return Ok(None) };
+        value.into_string().map(Some).map_err(|_| error(variable, "expected text in UTF-8"))
+    }
+
+    fn parse<T>(
+        &self,
+        variable: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(text) = self.text(variable)? else { return Ok(None) };
+        parse(text.trim()).map(Some).map_err(|problem| error(variable, problem))
+    }
+
+    fn milliseconds(
+        &self,
+        variable: &str,
+        range: std::ops::RangeInclusive<Duration>,
+    ) -> Result<Option<Duration>, ConfigError> {
+        let (low, high) = (range.start().as_millis(), range.end().as_millis());
+        self.parse(variable, |text| {
+            let given = u64::from_str(text).ok().map(Duration::from_millis);
+            given
+                .filter(|given| range.contains(given))
+                .ok_or_else(|| format!("expected a number of milliseconds from {low} to {high}"))
+        })
+    }
+
+    /// A setting of a signal: its own variable wins over the one for both.
+    fn setting<T>(
+        &self,
+        signal: Signal,
+        setting: &str,
+        read: impl Fn(&Self, &str) -> Result<Option<T>, ConfigError>,
+    ) -> Result<Option<T>, ConfigError> {
+        let own = format!("OTEL_EXPORTER_OTLP_{}_{setting}", signal.name());
+        match read(self, &own)? {
+            Some(value) => Ok(Some(value)),
+            None => read(self, &format!("OTEL_EXPORTER_OTLP_{setting}")),
+        }
+    }
+
+    fn target(&self, signal: Signal) -> Result<Option<Target>, ConfigError> {
+        let exporter = format!("OTEL_{}_EXPORTER", signal.name());
+        let is_wanted = self.parse(&exporter, |text| match text {
+            "otlp" => Ok(true),
+            "none" => Ok(false),
+            _ => Err("expected otlp or none".to_owned()),
+        })?;
+        if is_wanted == Some(false) {
+            return Ok(None);
+        }
+        let Some(endpoint) = self.setting(signal, "ENDPOINT", |all, name| all.parse(name, endpoint))? else {
+            return Ok(None);
+        };
+        self.setting(signal, "PROTOCOL", |all, name| all.parse(name, protocol))?;
+        let headers = self.setting(signal, "HEADERS", |all, name| all.parse(name, headers))?;
+        let range = Duration::from_millis(1)..=MAX_TIMEOUT;
+        let timeout = self.setting(signal, "TIMEOUT", |all, name| all.milliseconds(name, range.clone()))?;
+        let compress = self.setting(signal, "COMPRESSION", |all, name| all.parse(name, compression))?;
+        let tls = match endpoint.scheme() {
+            "https" => self.tls(signal, &endpoint)?,
+            _ => TlsFiles::default(),
+        };
+        Ok(Some(Target {
+            endpoint,
+            headers: headers.unwrap_or_default(),
+            timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
+            compress: compress.unwrap_or_default(),
+            tls,
+        }))
+    }
+
+    /// The files for TLS; they are read once, so that one that cannot be used is an error at the start.
+    fn tls(&self, signal: Signal, endpoint: &Url) -> Result<TlsFiles, ConfigError> {
+        let file = |setting: &str| {
+            let path = self.setting(signal, setting, |all, name| {
+                all.parse(name, |path| Ok((PathBuf::from(path), name.to_owned())))
+            });
+            path.map(|found| (found, format!("OTEL_EXPORTER_OTLP_{setting}")))
+        };
+        let (ca, ca_variable) = file("CERTIFICATE")?;
+        let (key, key_variable) = file("CLIENT_KEY")?;
+        let (certificate, certificate_variable) = file("CLIENT_CERTIFICATE")?;
+        let ca_variable = ca.as_ref().map_or(ca_variable, |(_, name)| name.clone());
+        let identity = match (certificate, key) {
+            (Some((certificate, _)), Some((key, _))) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(error(&key_variable, "it is missing beside the client's certificate"));
+            }
+            (None, Some(_)) => {
+                return Err(error(&certificate_variable, "it is missing beside the client's key"));
+            }
+        };
+        let client = identity
+            .as_ref()
+            .map_or_else(Vec::new, |(certificate, key)| vec![certificate.clone(), key.clone()]);
+        let tls = TlsFiles { ca: ca.map(|(path, _)| path), identity };
+        let host = endpoint.host_str().unwrap_or_default();
+        tls.config(host).map_err(|problem| match &problem {
+            TlsError::NoSystemRoots => {
+                error(&ca_variable, "it is not set, and this system has no CA certificates")
+            }
+            TlsError::Read { path, .. } | TlsError::Missing { path, .. } | TlsError::Invalid { path, .. }
+                if client.contains(path) =>
+            {
+                error(&certificate_variable, problem.to_string())
+            }
+            _ => error(&ca_variable, problem.to_string()),
+        })?;
+        Ok(tls)
+    }
+
+    fn resource(&self, service: &str) -> Result<Vec<(String, String)>, ConfigError> {
+        let given = self.parse("OTEL_RESOURCE_ATTRIBUTES", list::pairs)?.unwrap_or_default();
+        let name = self.parse("OTEL_SERVICE_NAME", |name| match name.len() {
+            0..=list::TEXT_BYTES => Ok(name.to_owned()),
+            _ => Err(format!("expected at most {} bytes", list::TEXT_BYTES)),
+        })?;
+        let mut resource = vec![
+            ("service.name".to_owned(), name.clone().unwrap_or_else(|| service.to_owned())),
+            ("service.version".to_owned(), crate::version::VERSION.to_owned()),
+            ("service.instance.id".to_owned(), instance()),
+        ];
+        for (key, value) in given {
+            match resource.iter_mut().find(|(known, _)| *known == key) {
+                // The variable of its own wins.
+                Some((_, _)) if key == "service.name" && name.is_some() => {}
+                Some((_, known)) => *known = value,
+                None => resource.push((key, value)),
+            }
+        }
+        Ok(resource)
+    }
+}
+
+fn error(variable: &str, problem: impl Into<String>) -> ConfigError {
+    ConfigError { variable: variable.to_owned(), problem: problem.into() }
+}
+
+/// Tells the processes of a service apart.
+fn instance() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}:{}", host.trim(), std::process::id())
+}
+
+fn endpoint(text: &str) -> Result<Url, String> {
+    const EXPECTED: &str =
+        "expected the URL of a collector's gRPC port, http://HOST:PORT or https://HOST:PORT";
+    let url = Url::parse(text).map_err(|problem| format!("{EXPECTED}; {problem}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a URL must hold no password; give credentials in OTEL_EXPORTER_OTLP_HEADERS".to_owned());
+    }
+    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    match (url.scheme(), url.host_str()) {
+        ("http" | "https", Some(_)) if is_bare => Ok(url),
+        ("http" | "https", Some(_)) => Err(format!("{EXPECTED}, without a path")),
+        _ => Err(EXPECTED.to_owned()),
+    }
+}
+
+fn protocol(text: &str) -> Result<(), String> {
+    match text {
+        "grpc" => Ok(()),
+        "http/protobuf" | "http/json" => {
+            Err(format!("{text} is not supported; expected grpc, which collectors take on port 4317"))
+        }
+        _ => Err("expected grpc".to_owned()),
+    }
+}
+
+fn compression(text: &str) -> Result<bool, String> {
+    match text {
+        "gzip" => Ok(true),
+        "none" => Ok(false),
+        _ => Err("expected gzip or none".to_owned()),
+    }
+}
+
+fn headers(text: &str) -> Result<MetadataMap, String> {
+    let mut headers = MetadataMap::new();
+    for (number, (key, value)) in (1..).zip(list::pairs(text)?) {
+        let bad = |part: &str| format!("the {part} of header {number} cannot be sent");
+        let key = MetadataKey::<Ascii>::from_str(&key.to_ascii_lowercase()).map_err(|_| bad("name"))?;
+        let mut value = MetadataValue::<Ascii>::from_str(&value).map_err(|_| bad("value"))?;
+        value.set_sensitive(true);
+        headers.append(key, value);
+    }
+    Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Option<Config>, ConfigError> {
+        let variables: HashMap<_, _> = variables.iter().copied().collect();
+        Config::read("foil-test", |name| variables.get(name).map(OsString::from))
+    }
+
+    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317");
+
+    #[test]
+    fn without_an_endpoint_nothing_is_sent() {
+        assert!(read(&[]).unwrap().is_none());
+        assert!(read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]).unwrap().is_none());
+        assert!(read(&[("OTEL_SDK_DISABLED", "true"), ENDPOINT]).unwrap().is_none());
+        assert!(read(&[("OTEL_SERVICE_NAME", "foil")]).unwrap().is_none());
+        let none = [("OTEL_TRACES_EXPORTER", "none"), ("OTEL_METRICS_EXPORTER", "none"), ENDPOINT];
+        assert!(read(&none).unwrap().is_none());
+    }
+
+    #[test]
+    fn one_endpoint_is_for_both_signals_and_a_signals_own_settings_win() {
+        let config = read(&[ENDPOINT]).unwrap().unwrap();
+        let (traces, metrics) = (config.traces.unwrap(), config.metrics.unwrap());
+        assert_eq!((traces.endpoint.as_str(), traces.timeout), ("http://collector:4317/", DEFAULT_TIMEOUT));
+        assert_eq!((metrics.endpoint, config.interval), (traces.endpoint, DEFAULT_INTERVAL));
+        let config = read(&[
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://[::1]:4317"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "250"),
+            ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "gzip"),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "500"),
+        ]);
+        let config = config.unwrap().unwrap();
+        let metrics = config.metrics.unwrap();
+        assert!(config.traces.is_none() && metrics.compress);
+        assert_eq!((metrics.timeout.as_millis(), config.interval.as_millis()), (250, 500));
+    }
+
+    #[test]
+    fn headers_are_decoded_and_never_shown() {
+        let config =
+            read(&[ENDPOINT, ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer%20hunter2 , x-org=a")]);
+        let traces = config.unwrap().unwrap().traces.unwrap();
+        assert_eq!(traces.headers.get("authorization").unwrap(), "Bearer hunter2");
+        assert_eq!(traces.headers.get("x-org").unwrap(), "a");
+        assert!(!format!("{traces:?}{:?}", traces.headers).contains("hunter2"));
+    }
+
+    #[test]
+    fn a_process_is_named() {
+        let attributes = ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.name=a%2Cb");
+        let named = |more: &[(&str, &str)]| {
+            read(&[&[ENDPOINT, attributes][..], more].concat()).unwrap().unwrap().resource
+        };
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert!(named(&[]).contains(&pair("service.name", "a,b")));
+        assert!(named(&[]).contains(&pair("deployment.environment.name", "test")));
+        assert!(named(&[("OTEL_SERVICE_NAME", "mine")]).contains(&pair("service.name", "mine")));
+        assert!(read(&[ENDPOINT]).unwrap().unwrap().resource.contains(&pair("service.name", "foil-test")));
+    }
+
+    #[test]
+    fn a_wrong_value_is_an_error_that_names_its_variable_and_hides_the_value() {
+        for (variable, value) in [
+            ("OTEL_SDK_DISABLED", "hunter2"),
+            ("OTEL_TRACES_EXPORTER", "hunter2"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "hunter2:4317"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://hunter2"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://user:hunter2@collector:4317"),
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://collector:4318/hunter2"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "hunter2"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=hunter2%0A"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=hunter2%2"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2 hunter2=a"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "0"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "hunter2"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "hunter2"),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "1"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "hunter2"),
+        ] {
+            let told = read(&[ENDPOINT, (variable, value)]).unwrap_err().to_string();
+            assert!(
+                told.contains(&format!("{variable} cannot be used: ")) && !told.contains("hunter2"),
+                "{told}"
+            );
+        }
+        let protocol = read(&[ENDPOINT, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")]).unwrap_err();
+        assert!(protocol.problem.contains("http/protobuf is not supported"), "{protocol}");
+    }
+
+    #[test]
+    fn certificates_are_read_at_the_start() {
+        let secure = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4317");
+        let missing = read(&[secure, ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem")]).unwrap_err();
+        assert_eq!(missing.variable, "OTEL_EXPORTER_OTLP_CERTIFICATE");
+        assert!(missing.problem.contains("/nowhere/ca.pem"), "{missing}");
+        let half = read(&[secure, ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/nowhere/key.pem")]).unwrap_err();
+        assert_eq!(half.variable, "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE");
+        // Without TLS they are not needed.
+        read(&[ENDPOINT, ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem")]).unwrap();
+    }
+}

@@ -1,0 +1,170 @@
+//! An OpenTelemetry collector that keeps what it is sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+/// A span as a process sent it; ids in hex.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SentSpan {
+    pub trace: String,
+    pub id: String,
+    /// Empty if it has none.
+    pub parent: String,
+    pub name: String,
+    /// Nanoseconds since the Unix epoch.
+    pub start: u64,
+    pub end: u64,
+    pub attributes: BTreeMap<String, String>,
+    /// `service.name` of the sender.
+    pub service: String,
+}
+
+#[derive(Debug, Default)]
+struct Received {
+    spans: Vec<SentSpan>,
+    /// Names of metrics, by service.
+    metrics: BTreeMap<String, BTreeSet<String>>,
+}
+
+#[derive(Clone)]
+struct Services {
+    received: Arc<Mutex<Received>>,
+    hangs: bool,
+}
+
+/// A collector in this process; it ends when it is dropped.
+pub struct OtlpCollector {
+    url: String,
+    received: Arc<Mutex<Received>>,
+    _runtime: Runtime,
+}
+
+impl OtlpCollector {
+    pub fn start() -> Self {
+        Self::serve(false)
+    }
+
+    /// A collector that takes connections and never answers.
+    pub fn hanging() -> Self {
+        Self::serve(true)
+    }
+
+    fn serve(hangs: bool) -> Self {
+        let runtime = Runtime::new().expect("a runtime");
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port is free");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let received = Arc::<Mutex<Received>>::default();
+        let services = Services { received: Arc::clone(&received), hangs };
+        let server = Server::builder()
+            .add_service(TraceServiceServer::new(services.clone()))
+            .add_service(MetricsServiceServer::new(services));
+        runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        Self { url, received, _runtime: runtime }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The spans that have come, in their order.
+    pub fn spans(&self) -> Vec<SentSpan> {
+        self.received.lock().expect("no panic").spans.clone()
+    }
+
+    /// The names of the metrics that a service has sent.
+    pub fn metrics(&self, service: &str) -> BTreeSet<String> {
+        self.received.lock().expect("no panic").metrics.get(service).cloned().unwrap_or_default()
+    }
+}
+
+#[tonic::async_trait]
+impl TraceService for Services {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        if self.hangs {
+            pending::<()>().await;
+        }
+        let mut received = self.received.lock().expect("no panic");
+        for resource in request.into_inner().resource_spans {
+            let service = service(resource.resource.as_ref());
+            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            received.spans.extend(spans.map(|span| sent(span, &service)));
+        }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Services {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        if self.hangs {
+            pending::<()>().await;
+        }
+        let mut received = self.received.lock().expect("no panic");
+        for resource in request.into_inner().resource_metrics {
+            let names = received.metrics.entry(service(resource.resource.as_ref())).or_default();
+            let metrics = resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
+            names.extend(metrics.map(|metric| metric.name));
+        }
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
+fn service(resource: Option<&Resource>) -> String {
+    let attributes = resource.map(|resource| texts(&resource.attributes)).unwrap_or_default();
+    attributes.get("service.name").cloned().unwrap_or_default()
+}
+
+fn sent(span: Span, service: &str) -> SentSpan {
+    SentSpan {
+        trace: hex(&span.trace_id),
+        id: hex(&span.span_id),
+        parent: hex(&span.parent_span_id),
+        name: span.name,
+        start: span.start_time_unix_nano,
+        end: span.end_time_unix_nano,
+        attributes: texts(&span.attributes),
+        service: service.to_owned(),
+    }
+}
+
+fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
+    let text = |value: &Option<AnyValue>| match value.as_ref().and_then(|value| value.value.as_ref()) {
+        Some(Value::StringValue(text)) => text.clone(),
+        Some(Value::IntValue(number)) => number.to_string(),
+        other => format!("{other:?}"),
+    };
+    attributes.iter().map(|attribute| (attribute.key.clone(), text(&attribute.value))).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,162 @@
+//! Traces and metrics over OTLP: one tree of spans for a job, from its submission to its ranks, also when its
+//! leader dies; and a collector that is not there costs nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::Command;
+
+use foil_tests::{
+    OtlpCollector, Process, Run, SentSpan, Service, foil, foil_worker, metric_names, page, wait_for,
+};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CLIENT: &str = "00f067aa0ba902b7";
+/// The coordinator's times are in milliseconds, read before the messages that it takes in at them.
+const CLOCK_NANOS: u64 = 100_000_000;
+/// Holds the phase in which the leader is killed.
+const HOLD: &str = "phase.generate=delay@*";
+
+/// A program that sends what it does to a collector.
+fn observed(program: PathBuf, collector: &OtlpCollector) -> Command {
+    let mut command = Command::new(program);
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()).env("OTEL_METRIC_EXPORT_INTERVAL", "200");
+    command
+}
+
+/// The spans by their ids. A leader that takes over sends again what the one before it may not have sent: the
+/// same span.
+fn by_id(spans: Vec<SentSpan>) -> BTreeMap<String, SentSpan> {
+    let mut all: BTreeMap<String, SentSpan> = BTreeMap::new();
+    for span in spans {
+        if let Some(first) = all.insert(span.id.clone(), span.clone()) {
+            assert_eq!(first, span, "two spans have one id");
+            assert_eq!(span.service, "foil-coordinator", "{span:?} came twice");
+        }
+    }
+    all
+}
+
+/// Fails unless the spans are one tree below the client's span, with every span within its parent's time.
+fn assert_is_tree(spans: &BTreeMap<String, SentSpan>) {
+    for span in spans.values() {
+        assert_eq!(span.trace, TRACE, "{span:?}");
+        if span.name == "submit" {
+            assert_eq!(span.parent, CLIENT);
+            continue;
+        }
+        let parent = spans.get(&span.parent).unwrap_or_else(|| panic!("the parent of {span:?} did not come"));
+        let begins = parent.start <= span.start + CLOCK_NANOS;
+        let ends = span.end <= parent.end + CLOCK_NANOS;
+        // A job goes on when its submission is over.
+        assert!(begins && (ends || parent.name == "submit"), "{span:#?}\nis not within\n{parent:#?}");
+    }
+}
+
+/// What a span is, with the spans above it.
+fn path(spans: &BTreeMap<String, SentSpan>, id: &str) -> String {
+    let Some(span) = spans.get(id) else { return String::new() };
+    let above = path(spans, &span.parent);
+    format!("{above}/{}", span.name.split(' ').next().unwrap_or_default())
+}
+
+fn count(spans: &BTreeMap<String, SentSpan>, name: &str) -> usize {
+    spans.values().filter(|span| span.name == name).count()
+}
+
+#[test]
+fn a_job_is_one_trace_also_when_its_leader_is_killed() {
+    let collector = OtlpCollector::start();
+    let serve = || observed(foil(), &collector);
+    let (mut service, leader) = Service::start(serve(), "127.0.0.1");
+    let standby = service.start_standby(serve());
+    let start = |number: usize| {
+        let mut agent = observed(foil_worker(), &collector);
+        agent.args(["--coordinator", &service.urls(), "--ranks", "1"]).env("FOIL_FAILPOINT", HOLD);
+        Process::start(agent, &service.at(&format!("agent-{number}.log")))
+    };
+    let agents: Vec<Process> = (0..2).map(start).collect();
+    let mut submit = Command::new(foil());
+    submit.env("TRACEPARENT", format!("00-{TRACE}-{CLIENT}-01"));
+    let id = service.submit_letters_with(submit, &["resources.checkpoint_steps=5"]);
+
+    let phase = || service.job(&id)["phase"].as_str().unwrap_or_default().to_owned();
+    wait_for("a map phase", || phase().ends_with("policy.generate").then_some(()));
+    leader.kill();
+    service.foil(&["watch", &id]);
+    let job = service.job(&id);
+    assert_eq!((&job["state"], &job["attempt"]), (&"succeeded".into(), &1.into()), "{job}");
+    let metrics = metric_names(&page(service.urls().split(',').nth(1).expect("a standby"), "/metrics").1);
+    // They send the rest when they end.
+    drop((agents, standby));
+
+    let spans = by_id(collector.spans());
+    assert_is_tree(&spans);
+    let phases = job["plan"]["phases"].as_array().expect("phases");
+    let planned: BTreeSet<&str> = phases.iter().filter_map(|phase| phase["id"].as_str()).collect();
+    let of_phases = spans.values().filter(|span| span.name.starts_with("phase "));
+    let done: Vec<&str> = of_phases.map(|span| span.attributes["foil.phase"].as_str()).collect();
+    assert_eq!(done.len(), planned.len());
+    assert_eq!(done.into_iter().collect::<BTreeSet<_>>(), planned);
+    let chunks: u64 = phases.iter().filter_map(|phase| phase["chunks"].as_u64()).sum();
+    let gangs = phases.iter().filter(|phase| phase["steps"].as_u64().unwrap_or_default() > 0).count();
+    let counts = ["submit", "job", "attempt", "chunk"].map(|name| count(&spans, name));
+    assert_eq!(counts, [1, 1, planned.len(), usize::try_from(chunks).expect("few chunks")]);
+    assert_is_whole_in_ranks(&spans, gangs);
+
+    let pushed = collector.metrics("foil-coordinator");
+    let missing: Vec<&String> = metrics.difference(&pushed).collect();
+    assert!(missing.is_empty() && metrics.len() > 20, "{missing:?} of {} are not pushed", metrics.len());
+    assert!(collector.metrics("foil-agent").contains("foil_agent_ranks"));
+}
+
+/// Fails unless every part of the work of ranks has spans in its place.
+fn assert_is_whole_in_ranks(spans: &BTreeMap<String, SentSpan>, gangs: usize) {
+    let mut paths: BTreeMap<String, usize> = BTreeMap::new();
+    for id in spans.keys() {
+        *paths.entry(path(spans, id)).or_default() += 1;
+    }
+    let of_gang = "/submit/job/phase/attempt/rank";
+    let of_chunk = "/submit/job/phase/attempt/chunk/rank";
+    assert_eq!(paths[of_gang], 2 * gangs, "two ranks of each gang: {paths:?}");
+    assert!(paths[of_chunk] >= paths["/submit/job/phase/attempt/chunk"], "{paths:?}");
+    for part in ["load", "rendezvous", "steps", "checkpoint", "save", "deliver"] {
+        assert!(paths.contains_key(&format!("{of_gang}/{part}")), "no {part} in {paths:?}");
+    }
+    for part in ["load", "generate", "upload"] {
+        assert!(paths.contains_key(&format!("{of_chunk}/{part}")), "no {part} in {paths:?}");
+    }
+    assert!(spans.values().any(|span| span.service == "foil-rank"));
+}
+
+#[test]
+fn a_collector_that_hangs_or_is_away_does_not_hold_up_a_job() {
+    let hanging = OtlpCollector::hanging();
+    for endpoint in [hanging.url(), "http://127.0.0.1:1"] {
+        let run = Run::letters()
+            .ranks(2)
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+            .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2")
+            .env("OTEL_EXPORTER_OTLP_TIMEOUT", "300")
+            .env("OTEL_METRIC_EXPORT_INTERVAL", "300");
+        run.finish();
+        let logs = run.full_logs();
+        let warnings = logs.matches("signal=\"metrics\"").count();
+        assert_eq!(warnings, 2, "a line of the coordinator and one of the agent about {endpoint}: {logs}");
+        assert!(!logs.contains("hunter2"), "{logs}");
+    }
+}
+
+#[test]
+fn a_wrong_variable_is_an_error_at_the_start_that_names_it() {
+    for program in [foil(), foil_worker()] {
+        let mut command = Command::new(&program);
+        let arguments = match program == foil() {
+            true => ["serve", "--store", "memory:"].as_slice(),
+            false => &["--coordinator", "http://127.0.0.1:1"],
+        };
+        command.args(arguments).env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
+        let output = command.env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json").output().expect("it starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains("OTEL_EXPORTER_OTLP_PROTOCOL"), "{told}");
+    }
+}
