@@ -52,7 +52,7 @@ fn assert_is_tree(spans: &BTreeMap<String, SentSpan>) {
     }
 }
 
-/// What a span is, with the spans above it.
+/// A span's name, with those of the spans above it.
 fn path(spans: &BTreeMap<String, SentSpan>, id: &str) -> String {
     let Some(span) = spans.get(id) else { return String::new() };
     let above = path(spans, &span.parent);

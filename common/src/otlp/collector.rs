@@ -22,7 +22,7 @@ use crate::version::VERSION;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a collector did not take, and why.
+/// Items that a collector did not take, and why.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rejected {
     pub(super) number: u64,

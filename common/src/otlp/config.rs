@@ -20,7 +20,7 @@ const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// What OTLP sends of this process, and where.
+/// Signals that this process sends by OTLP, and where.
 #[derive(Debug)]
 pub struct Config {
     pub(super) traces: Option<Target>,

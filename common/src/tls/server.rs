@@ -44,7 +44,7 @@ struct Shared {
     current: watch::Sender<Arc<Settings>>,
 }
 
-/// What the files say.
+/// Contents of the files.
 #[derive(Debug)]
 struct Settings {
     config: Arc<ServerConfig>,

@@ -60,7 +60,7 @@ pub(crate) struct AuthArgs {
     /// and role, or those named below, and are sent like other tokens.
     #[arg(long, value_name = "URL", requires_all = ["jwt_audience", "jwks"])]
     jwt_issuer: Option<String>,
-    /// What the claim aud of these tokens must hold.
+    /// Audience that the claim aud of these tokens must hold.
     #[arg(long, value_name = "NAME", requires = "jwt_issuer")]
     jwt_audience: Option<String>,
     /// The issuer's public keys for RS256, ES256 or EdDSA, a JSON Web Key Set: a file, which is read again

@@ -12,7 +12,7 @@ pub(crate) fn add_to(metadata: &mut MetadataMap) {
     add(std::env::var(VARIABLE).ok().as_deref(), metadata);
 }
 
-/// What W3C Trace Context does not allow is left out, as it says.
+/// A value that W3C Trace Context does not allow is left out, as it says.
 fn add(text: Option<&str>, metadata: &mut MetadataMap) {
     let context: Option<TraceContext> = text.and_then(|text| text.trim().parse().ok());
     if let Some(Ok(value)) = context.map(|context| context.to_string().parse()) {

@@ -37,7 +37,7 @@ impl JobTrace {
         self.job().child(phase)
     }
 
-    /// What an attempt does for a phase.
+    /// Work of an attempt for a phase.
     pub fn attempt(&self, phase: &str, attempt: u32) -> TraceContext {
         self.phase(phase).child(&format!("attempt {attempt}"))
     }

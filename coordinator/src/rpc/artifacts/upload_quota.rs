@@ -29,7 +29,7 @@ const FRESH: Duration = Duration::from_secs(10);
 pub(super) struct UploadQuota {
     store: Store,
     fresh: Duration,
-    /// Of the tenants that have a limit.
+    /// By tenant, of those that have a limit.
     tenants: Mutex<HashMap<Tenant, Arc<Inputs>>>,
 }
 
@@ -45,9 +45,9 @@ struct Inputs {
 struct Bytes {
     /// In the store at its last listing.
     listed: u64,
-    /// Of uploads that ended since that listing began.
+    /// Bytes of uploads that ended since that listing began.
     added: u64,
-    /// Of uploads in progress, as announced.
+    /// Bytes of uploads in progress, as announced.
     pending: u64,
 }
 

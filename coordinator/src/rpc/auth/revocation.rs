@@ -26,9 +26,9 @@ const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Changes of what callers prove themselves by, since a request came.
 #[derive(Debug, Clone)]
 pub(super) struct Changes {
-    /// Of the files of tokens and keys.
+    /// Versions of the files of tokens and keys.
     pub(super) files: Option<watch::Receiver<()>>,
-    /// Of the files of TLS, if the caller has a certificate.
+    /// Versions of the files of TLS, if the caller has a certificate.
     pub(super) certificates: Option<tls::Changes>,
 }
 

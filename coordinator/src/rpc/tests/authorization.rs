@@ -63,7 +63,7 @@ pub(super) struct Site {
     tokens: Vec<(String, Role, String)>,
     /// Folder of the token files and of the audit log.
     pub(super) directory: tempfile::TempDir,
-    /// Of the file of tokens.
+    /// Lines of the file of tokens.
     lines: Vec<String>,
 }
 

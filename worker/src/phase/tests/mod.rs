@@ -355,7 +355,8 @@ fn sft_in_gang(
     let demonstrations = test.dataset("sft", &sets.sft);
     let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
     let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
-    let command = v1::RunGang { task, attempt: 1, rank, world, key_prefix: "a1/".into(), ..Default::default() };
+    let command =
+        v1::RunGang { task, attempt: 1, rank, world, key_prefix: "a1/".into(), ..Default::default() };
     let (messages, mut heard) = tokio::sync::mpsc::unbounded_channel();
     test.context.reports = Reporter::new(messages);
     std::thread::scope(|scope| {

@@ -72,7 +72,7 @@ async fn uploads_in_progress_count_and_deleted_inputs_do_not() {
     let (store, tenant): (_, Tenant) = (Store::in_memory(), "limited".parse().unwrap());
     let quota = UploadQuota::always_listing(store.clone());
     let admit = async |size| quota.admit(&tenant, size, &Limits).await;
-    // Of this tenant, and of two others.
+    // This tenant's, and those of two others.
     for (key, size) in [("inputs/limited/a", 300), ("inputs/b", 5000), ("inputs/limitedly/c", 5000)] {
         store.create(key, body(size, 34)).await.unwrap();
     }
