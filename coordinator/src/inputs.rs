@@ -2,7 +2,7 @@
 
 use foil_common::rpc::artifacts::input_key;
 
-use crate::auth::Tenant;
+use crate::tenant::Tenant;
 
 /// Prefix of all uploads.
 pub const INPUTS: &str = "inputs";

@@ -4,15 +4,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use foil_common::{listen, rpc, telemetry};
+use foil_common::{listen, telemetry};
 
-use super::client::Client;
-use super::config::{ConfigArgs, ConfigFile, Connection};
-use super::credential_args::{AuthArgs, CredentialArgs, ServerTlsArgs};
+use super::client_args::{ClientArgs, Device, job_reference};
+use super::config::ConfigArgs;
+use super::credential_args::{AuthArgs, ServerTlsArgs};
 use super::delete::{DeleteArgs, PinArgs};
 use super::doctor::DoctorArgs;
 use super::duration::{self, Interval};
 use super::logs::LogsArgs;
+use super::output::OutputArgs;
 use super::probe::ProbeArgs;
 use super::queue_args::{ListArgs, QueueArgs, SchedulingArgs};
 use super::store::StoreCommand;
@@ -207,21 +208,6 @@ pub(crate) struct PlanArgs {
     pub(crate) output: OutputArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Device {
-    Cpu,
-    Cuda,
-}
-
-impl Device {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
-    }
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// Store of all durable state: a directory, or s3://, gs:// or az://
@@ -285,40 +271,6 @@ pub(crate) struct ResolveInputsArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ClientArgs {
-    /// URL of the coordinator, http:// or https:// (TLS). If several serve one store, give all, separated by commas or as repeated options: the client
-    /// finds the leader. Default: the context's, or http://127.0.0.1:7070
-    #[arg(long, value_name = "URL", env = "FOIL_COORDINATOR", value_delimiter = ',')]
-    pub(crate) coordinator: Vec<String>,
-    /// Context of connection settings. Default: the current one of `foil config`
-    #[arg(long, value_name = "NAME", env = "FOIL_CONTEXT")]
-    pub(crate) context: Option<String>,
-    #[command(flatten)]
-    pub(crate) tls: CredentialArgs,
-}
-
-impl ClientArgs {
-    /// A client of the coordinators, which connects at the first request.
-    pub(crate) fn connect(&self) -> anyhow::Result<Client> {
-        let connection = self.connection()?;
-        Ok(Client::new(rpc::connect_with(&connection.urls.join(","), &connection.credentials())?))
-    }
-
-    /// The connection's settings, with those of the context.
-    pub(crate) fn connection(&self) -> anyhow::Result<Connection> {
-        Connection::resolve(self, &ConfigFile::load()?)
-    }
-}
-
-/// Refuses an empty job name: an unset variable of a shell script would be a prefix of every id.
-pub(crate) fn job_reference(text: &str) -> Result<String, String> {
-    match text.split('/').next().unwrap_or_default().trim() {
-        "" => Err("it names no job; give an id, a prefix of one, or a job's name".to_owned()),
-        _ => Ok(text.trim().to_owned()),
-    }
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct SubmitArgs {
     #[command(flatten)]
     pub(crate) job: JobFileArgs,
@@ -368,27 +320,6 @@ pub(crate) struct WatchArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct OutputArgs {
-    /// Format of the output.
-    #[arg(id = "output", short = 'o', long = "output", value_enum, value_name = "FORMAT", default_value_t = Output::Table)]
-    pub(crate) format: Output,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
-    /// For people, within 80 columns if names are short.
-    Table,
-    /// A table with all its columns.
-    Wide,
-    /// One JSON object.
-    Json,
-    /// The same object as YAML.
-    Yaml,
-    /// Ids or names alone, one a line.
-    Name,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
+use super::client_args::ClientArgs;
 use super::{problem, stdout, traceparent};
 
 /// Deadline of a short request, including retries.
@@ -40,6 +41,14 @@ pub(crate) struct Client {
     line: LeaderChannel,
     /// Deadline of short requests.
     deadline: Duration,
+}
+
+impl ClientArgs {
+    /// A client of the coordinators, which connects at the first request.
+    pub(crate) fn connect(&self) -> anyhow::Result<Client> {
+        let connection = self.connection()?;
+        Ok(Client::new(rpc::connect_with(&connection.urls.join(","), &connection.credentials())?))
+    }
 }
 
 impl Client {

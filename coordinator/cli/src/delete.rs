@@ -5,8 +5,9 @@ use clap::Args;
 use foil_proto::v1;
 use foil_proto::v1::storage_client::StorageClient;
 
-use super::args::{ClientArgs, OutputArgs, job_reference};
 use super::client::{Client, is_ended};
+use super::client_args::{ClientArgs, job_reference};
+use super::output::OutputArgs;
 use super::progress::Progress;
 use super::{output, report, stdout, watch};
 

@@ -7,8 +7,10 @@ use foil_common::plural::counted;
 use foil_proto::v1;
 use serde_json::json;
 
-use super::args::{ClientArgs, JobArgs, Output, WatchArgs};
+use super::args::{JobArgs, WatchArgs};
 use super::client::{Client, is_ended};
+use super::client_args::ClientArgs;
+use super::output::Output;
 use super::progress::Progress;
 use super::queue_args::ListArgs;
 use super::report::{self, LocalArtifacts};

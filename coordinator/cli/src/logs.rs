@@ -10,8 +10,8 @@ use foil_proto::v1;
 use foil_proto::v1::jobs_client::JobsClient;
 use serde_json::json;
 
-use super::args::{ClientArgs, job_reference};
 use super::client::Client;
+use super::client_args::{ClientArgs, job_reference};
 use super::reconnect::Reconnect;
 use super::{duration, size, stdout};
 

@@ -4,6 +4,7 @@
 
 mod args;
 mod client;
+mod client_args;
 mod completion;
 mod config;
 mod conform;

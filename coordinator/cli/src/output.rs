@@ -1,10 +1,31 @@
 //! Formats of the commands that read (`--output`).
 
 use anyhow::Result;
+use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use super::args::Output;
 use super::stdout;
+
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// Format of the output.
+    #[arg(id = "output", short = 'o', long = "output", value_enum, value_name = "FORMAT", default_value_t = Output::Table)]
+    pub(crate) format: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people, within 80 columns if names are short.
+    Table,
+    /// A table with all its columns.
+    Wide,
+    /// One JSON object.
+    Json,
+    /// The same object as YAML.
+    Yaml,
+    /// Ids or names alone, one a line.
+    Name,
+}
 
 /// Prints in a format for programs: `value`, or the names in it. Returns whether a table is left to be
 /// printed.

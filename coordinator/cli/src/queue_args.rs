@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use foil_common::spec::parse_duration;
 use foil_proto::v1;
 
-use super::args::{ClientArgs, OutputArgs};
+use super::client_args::ClientArgs;
+use super::output::OutputArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct SchedulingArgs {

@@ -8,7 +8,8 @@ use foil_proto::v1;
 use foil_proto::v1::storage_client::StorageClient;
 use serde_json::{Value, json};
 
-use super::args::{ClientArgs, Output, OutputArgs};
+use super::client_args::ClientArgs;
+use super::output::{Output, OutputArgs};
 use super::{duration, output, report, size, stdout};
 
 #[derive(Debug, Subcommand)]

@@ -8,8 +8,9 @@ use foil_common::spec;
 use foil_proto::v1;
 use ulid::Ulid;
 
-use super::args::{Output, SubmitArgs};
+use super::args::SubmitArgs;
 use super::inputs::{self, Content, Prepared, Upload};
+use super::output::Output;
 use super::progress::{self, Progress};
 use super::{error_location, jobs, output, report, stdout};
 use foil_common::plural::counted;

@@ -5,8 +5,9 @@ use clap::{Args, Subcommand};
 use foil_proto::v1::{self, tenants_client::TenantsClient};
 use serde_json::json;
 
-use super::args::{ClientArgs, Output, OutputArgs};
 use super::client::Client;
+use super::client_args::ClientArgs;
+use super::output::{Output, OutputArgs};
 use super::{output, report, size, stdout};
 
 #[derive(Debug, Subcommand)]

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use foil_coordinator::auth::token::Token;
-use foil_coordinator::auth::{Role, Tenant, check_name, entry_line, expiry};
+use foil_coordinator::auth::{Role, check_name, entry_line, expiry};
+use foil_coordinator::tenant::Tenant;
 
 use super::stdout;
 

@@ -5,8 +5,8 @@ use foil_proto::v1;
 use foil_proto::v1::job_event::Event;
 use tonic::Status;
 
-use super::args::Output;
 use super::client::{Client, is_ended};
+use super::output::Output;
 use super::progress::Progress;
 use super::reconnect::{GivenUp, Reconnect};
 use super::stdout;

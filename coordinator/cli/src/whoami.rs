@@ -5,7 +5,8 @@ use clap::Args;
 use foil_proto::v1;
 use serde_json::json;
 
-use super::args::{ClientArgs, OutputArgs};
+use super::client_args::ClientArgs;
+use super::output::OutputArgs;
 use super::{output, report, stdout};
 
 #[derive(Debug, Args)]

@@ -8,8 +8,9 @@ use foil_proto::v1;
 use foil_proto::v1::agents_client::AgentsClient;
 use serde_json::json;
 
-use super::args::{ClientArgs, Output, OutputArgs};
 use super::client::Client;
+use super::client_args::ClientArgs;
+use super::output::{Output, OutputArgs};
 use super::{output, report, size, stdout};
 
 #[derive(Debug, Args)]

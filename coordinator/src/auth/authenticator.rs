@@ -176,7 +176,8 @@ mod tests {
 
     use super::*;
     use crate::auth::token::Token;
-    use crate::auth::{Role, Source, Tenant, entry_line};
+    use crate::auth::{Role, Source, entry_line};
+    use crate::tenant::Tenant;
 
     struct Fixture {
         _directory: tempfile::TempDir,

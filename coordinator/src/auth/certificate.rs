@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::AttributeTypeAndValue;
 
-use super::principal::{Principal, Role, Source, Tenant, check_name};
+use super::principal::{Principal, Role, Source, check_name};
+use crate::tenant::Tenant;
 
 /// Maximum number of organizational units that are read.
 const MAX_UNITS: usize = 16;

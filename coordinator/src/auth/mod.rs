@@ -11,6 +11,6 @@ mod watched;
 pub use authenticator::{AuthConfig, Authenticator, Evidence, Refusal};
 pub use certificate::Subject;
 pub use jwt::{JwtConfig, KeySource};
-pub use principal::{Principal, Role, Scope, Source, Tenant, check_name};
+pub use principal::{Principal, Role, Scope, Source, check_name};
 pub use token_file::{BadLine, Problem, TokenTable, entry_line, expiry};
 pub use watched::ConfigError;

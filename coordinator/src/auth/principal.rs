@@ -2,17 +2,13 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
-
-use crate::job::{DEFAULT_TENANT, Submitted};
+use crate::job::Submitted;
+use crate::tenant::Tenant;
 
 /// Size limit of a principal's name, which goes into the log and the audit log.
 const MAX_NAME_BYTES: usize = 128;
-/// Maximum length of a tenant's name, as of a DNS label: it is a part of keys in the store.
-const MAX_TENANT_BYTES: usize = 63;
 
 /// Role of a principal. Each of the first four may do all that those before it may; an agent is apart from
 /// them.
@@ -77,64 +73,6 @@ impl FromStr for Role {
         found.ok_or_else(|| {
             format!("{text:?} is no role; expected viewer, submitter, operator, admin or agent")
         })
-    }
-}
-
-/// Name of a tenant: what users of one tenant have and do is unknown to those of another.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Tenant(Arc<str>);
-
-impl Tenant {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Default for Tenant {
-    fn default() -> Self {
-        Self(DEFAULT_TENANT.into())
-    }
-}
-
-impl fmt::Display for Tenant {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl TryFrom<String> for Tenant {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Tenant> for String {
-    fn from(tenant: Tenant) -> Self {
-        tenant.to_string()
-    }
-}
-
-impl FromStr for Tenant {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let is_edge = |byte: Option<u8>| byte.is_some_and(|byte| byte != b'-');
-        let fits = (1..=MAX_TENANT_BYTES).contains(&text.len())
-            && text.bytes().all(is_inner)
-            && is_edge(text.bytes().next())
-            && is_edge(text.bytes().last());
-        if fits {
-            return Ok(Self(text.into()));
-        }
-        let shown: String = text.chars().take(MAX_TENANT_BYTES).collect();
-        Err(format!(
-            "{shown:?} cannot name a tenant; expected 1 to {MAX_TENANT_BYTES} lower-case letters, digits and '-', with a letter \
-             or digit at both ends"
-        ))
     }
 }
 

@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use super::principal::{Principal, Role, Source, Tenant, check_name};
+use super::principal::{Principal, Role, Source, check_name};
 use super::token;
+use crate::tenant::Tenant;
 
 /// Maximum number of tokens in a file: each is compared with a presented one.
 const MAX_TOKENS: usize = 4096;

@@ -8,13 +8,28 @@ use foil_proto::v1;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
-use super::core::{Core, DeleteError, PinError};
-use super::handle::SubmitError;
-use crate::auth::{Scope, Tenant};
+use super::core::{Core, DeleteError, PinError, Refusal};
+use crate::auth::Scope;
 use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted, view};
 use crate::schedule::{Hello, ProtocolError, Report};
-use crate::tenant::{Quota, QuotaExceeded, TenantStatus};
+use crate::tenant::{Quota, QuotaExceeded, Tenant, TenantStatus};
+
+/// The driver has ended, and the process will soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the coordinator is shutting down")]
+pub struct Stopped;
+
+/// The reason why a job is not taken in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
+    #[error("it names what was deleted: {0:?}")]
+    Refused(Refusal),
+}
 
 /// Commands on their way to one rank; an error ends its stream.
 pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, StreamEnd>>;

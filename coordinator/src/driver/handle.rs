@@ -7,32 +7,14 @@ use foil_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::command::{Command, Found, SendReply, StreamEnd, Survey};
-use super::core::{Core, RankWriter, Refusal};
-use super::user_handle::UserHandle;
-use crate::auth::{Principal, Tenant};
+use super::command::{Command, Found, SendReply, Stopped, StreamEnd, SubmitError, Survey};
+use super::core::{Core, RankWriter};
 use crate::clock::Now;
 use crate::cluster::NameTaken;
 use crate::job::Submitted;
 use crate::schedule::{Hello, ProtocolError, Report};
 use crate::secret;
-use crate::tenant::{Quota, QuotaExceeded, RateExceeded, RequestRates, TenantStatus};
-
-/// The driver has ended, and the process will soon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the coordinator is shutting down")]
-pub struct Stopped;
-
-/// The reason why a job is not taken in.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
-    #[error(transparent)]
-    Quota(#[from] QuotaExceeded),
-    #[error("it names what was deleted: {0:?}")]
-    Refused(Refusal),
-}
+use crate::tenant::{Quota, RateExceeded, RequestRates, Tenant, TenantStatus};
 
 /// Handle to the driver. Cheap to clone. Every answer reflects durable state only.
 #[derive(Debug, Clone)]
@@ -93,16 +75,6 @@ impl Handle {
         let writers = self.attempts.read();
         let writer = writers.rank_writers.get(session)?;
         secret::verify(secret, &writer.proof).then(|| writer.job.clone())
-    }
-
-    /// The driver as this principal sees it.
-    pub fn for_user(&self, principal: &Principal) -> UserHandle {
-        UserHandle::new(self.clone(), principal)
-    }
-
-    /// The driver without the view of a principal, for the services' own checks.
-    pub fn unscoped(&self) -> UserHandle {
-        self.for_user(&Principal::local())
     }
 
     /// Number of devices of a kind on the connected workers, including busy ones.

@@ -15,8 +15,8 @@ mod telemetry;
 mod user_handle;
 
 pub use self::core::{DeleteError, Holder, PinError, Refusal};
-pub use command::{Found, Page, PinChange, Query, StreamEnd, Subscription};
-pub use handle::{Handle, Stopped, SubmitError};
+pub use command::{Found, Page, PinChange, Query, Stopped, StreamEnd, SubmitError, Subscription};
+pub use handle::Handle;
 pub use settings::Settings;
 pub use shell::{Driver, DriverError};
 pub use user_handle::UserHandle;

@@ -2,11 +2,14 @@
 
 use foil_proto::v1;
 
-use super::command::{Command, Found, Inspect, Page, PinChange, Query, SendReply, Subscription};
+use super::command::{
+    Command, Found, Inspect, Page, PinChange, Query, SendReply, Stopped, SubmitError, Subscription,
+};
 use super::core::{Core, DeleteError, PinError};
-use super::handle::{Handle, Stopped, SubmitError};
-use crate::auth::{Principal, Scope, Tenant};
+use super::handle::Handle;
+use crate::auth::{Principal, Scope};
 use crate::job::{JobState, Submitted};
+use crate::tenant::Tenant;
 
 /// Handle to the driver for a user. There is no other way to a job from the services of users, so that none
 /// of them can forget the scope.
@@ -17,11 +20,20 @@ pub struct UserHandle {
     scope: Scope,
 }
 
-impl UserHandle {
-    pub(super) fn new(handle: Handle, principal: &Principal) -> Self {
-        Self { handle, tenant: principal.tenant.clone(), scope: principal.scope() }
+impl Handle {
+    /// The driver as this principal sees it.
+    pub fn for_user(&self, principal: &Principal) -> UserHandle {
+        let (tenant, scope) = (principal.tenant.clone(), principal.scope());
+        UserHandle { handle: self.clone(), tenant, scope }
     }
 
+    /// The driver without the view of a principal, for the services' own checks.
+    pub fn unscoped(&self) -> UserHandle {
+        self.for_user(&Principal::local())
+    }
+}
+
+impl UserHandle {
     /// The job of a request id, which is of the principal's own tenant.
     pub async fn find(&self, request_id: &str) -> Result<Option<Found>, Stopped> {
         let (tenant, request_id) = (self.tenant.clone(), request_id.to_owned());

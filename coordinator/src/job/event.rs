@@ -5,7 +5,7 @@ use foil_proto::v1;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use crate::tenant::QuotaSet;
+use crate::tenant::{DEFAULT_TENANT, QuotaSet};
 
 /// One event of one job, as stored in the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -122,9 +122,6 @@ pub struct Submitted {
     #[serde(default)]
     pub received_at: u64,
 }
-
-/// The tenant of jobs that name none.
-pub const DEFAULT_TENANT: &str = "default";
 
 impl Submitted {
     /// The tenant that the job belongs to.

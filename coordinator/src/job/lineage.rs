@@ -4,8 +4,8 @@ use foil_common::spec::{self, InputRef, ModelRef};
 use foil_proto::v1;
 
 use super::state::JobState;
-use crate::auth::Tenant;
 use crate::inputs::stored_key;
+use crate::tenant::Tenant;
 
 /// The artifacts of other jobs that a job starts from: job id and artifact.
 pub fn origins(job: &spec::Job) -> impl Iterator<Item = (&str, &str)> {

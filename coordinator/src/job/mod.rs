@@ -24,13 +24,13 @@ pub use artifacts::{find_artifact, find_committed, last_artifact};
 pub use compact::{Compaction, TOMBSTONES_KEPT, compact_events};
 pub use decide::{decide, end_of_timeout, timed_out};
 pub use event::{
-    Cause, CauseClass, Change, ChunkDone, Committed, DEFAULT_TENANT, Detail, Event, Outcome, Pin,
-    RankStarted, Submitted, Tombstone, spec_hash,
+    Cause, CauseClass, Change, ChunkDone, Committed, Detail, Event, Outcome, Pin, RankStarted, Submitted,
+    Tombstone, spec_hash,
 };
 pub use garbage::GarbageSet;
 pub use lineage::{named_inputs, origins};
 pub use log_writers::{LogWriter, LogWriters};
-pub use past::{PastEvent, PastJob, retained};
+pub use past::{PastEvent, PastJob, events, retained};
 pub use pins::Pins;
 pub use state::{JobState, JobStatus, StateError, Times};
 pub use trace::JobTrace;

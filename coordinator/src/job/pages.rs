@@ -235,7 +235,7 @@ mod tests {
 
         assert!(view::job(&state).encoded_len() <= JOB_AND_ENVELOPE);
         assert_eq!(view::job(&state).omitted, ["artifacts"]);
-        for past in view::events(&state, &change, 1) {
+        for past in crate::job::events(&state, &change, 1) {
             let event = past.event(&state);
             assert!(event.encoded_len() < 1 << 20, "{} bytes", event.encoded_len());
             if let Some(Event::PhaseCommitted(committed)) = &event.event {

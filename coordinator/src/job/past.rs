@@ -4,10 +4,16 @@ use std::sync::Arc;
 
 use foil_proto::v1::{self, job_event};
 
+use super::event::{CauseClass, Change};
 use super::pages;
 use super::pins::Pins;
+use super::rows;
 use super::state::{JobState, JobStatus, Times};
 use super::view;
+use crate::plan::Phase;
+
+/// Size limit of the object list in an event.
+const EVENT_OBJECTS_BYTES: usize = 256 << 10;
 
 /// A durable event of a job.
 #[derive(Debug, Clone)]
@@ -59,6 +65,63 @@ impl PastJob {
     }
 }
 
+/// Events for watchers about a change that was applied. Chunks have no event of their own; progress reports
+/// cover them.
+pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<PastEvent> {
+    let other = |event| PastEvent::Other(Arc::new(view::event(state, event, at)));
+    let started = |phase: &str| {
+        job_event::Event::PhaseStarted(v1::PhaseStarted { phase: phase.to_owned(), attempt: state.attempt })
+    };
+    let bodies = match change {
+        Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {
+            return vec![PastEvent::Job(PastJob::new(state, at))];
+        }
+        Change::AttemptStarted { phase, .. } => {
+            return vec![PastEvent::Job(PastJob::new(state, at)), other(started(phase))];
+        }
+        Change::ChunkDone(_)
+        | Change::RankStarted(_)
+        | Change::CheckpointLost { .. }
+        | Change::QuotaSet(_)
+        | Change::Pinned(_)
+        | Change::Unpinned { .. }
+        | Change::Deleted(_)
+        | Change::Erased => Vec::new(),
+        Change::CheckpointCommitted(made) => {
+            vec![job_event::Event::CheckpointCommitted(v1::CheckpointCommitted {
+                phase: made.phase.clone(),
+                step: made.step,
+                attempt: made.attempt,
+                bytes: made.objects.iter().map(|object| object.size).sum(),
+            })]
+        }
+        Change::PhaseCommitted(done) => {
+            let committed = v1::PhaseCommitted {
+                phase: done.phase.clone(),
+                metrics: done.metrics.clone(),
+                artifact: Some(event_artifact(&done.artifact)),
+                seconds: done.seconds,
+            };
+            let counted = state.phases.iter().find(|phase| phase.id == done.phase);
+            let counted =
+                counted.map(|phase| job_event::Event::PhaseProgress(complete_progress(state, phase)));
+            let next = state.phase().map(|phase| started(&phase.id));
+            let committed = job_event::Event::PhaseCommitted(committed);
+            counted.into_iter().chain([committed]).chain(next).collect()
+        }
+        Change::AttemptEnded { attempt, cause } => match cause.class {
+            CauseClass::Completed | CauseClass::Cancelled => Vec::new(),
+            // The job's own end reports it.
+            class if class.is_final() => Vec::new(),
+            CauseClass::CoordinatorRestart => {
+                vec![view::notice("info", format!("attempt {attempt} ended: {}", cause.message))]
+            }
+            _ => vec![view::notice("warning", format!("attempt {attempt} ended: {}", cause.message))],
+        },
+    };
+    bodies.into_iter().map(other).collect()
+}
+
 impl PastEvent {
     pub fn revision(&self) -> u64 {
         match self {
@@ -74,6 +137,23 @@ impl PastEvent {
             Self::Other(event) => Arc::clone(event),
         }
     }
+}
+
+/// The artifact as it appears in an event: without its objects if they are too many.
+fn event_artifact(artifact: &v1::Artifact) -> v1::Artifact {
+    let bytes: usize = artifact.objects.iter().map(pages::size_of).sum();
+    let objects = if bytes > EVENT_OBJECTS_BYTES { Vec::new() } else { artifact.objects.clone() };
+    v1::Artifact { objects, ..pages::without_objects(artifact) }
+}
+
+/// A phase's progress at its end, so that watchers also see the size of a phase that was over at once.
+fn complete_progress(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
+    let total = match phase.work.is_gang() {
+        true => phase.steps.into(),
+        false => rows::total(state, phase),
+    };
+    let (phase, unit) = (phase.id.clone(), phase.work.unit().to_owned());
+    v1::PhaseProgress { phase, done: total, total, unit, step: Vec::new() }
 }
 
 /// The events of an ended job that are kept: most jobs are long over. Dropped are all but the last view of

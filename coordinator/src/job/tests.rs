@@ -2,6 +2,7 @@ use foil_common::spec;
 
 use super::fixture::{after, commit_next, commit_next_with, event, object, state};
 use super::*;
+use crate::tenant::DEFAULT_TENANT;
 use foil_proto::v1;
 
 fn crash(state: &mut JobState) {

@@ -1,27 +1,19 @@
 //! A job and its events as users see them.
 
-use std::sync::Arc;
-
 use foil_common::spec::BestMetric;
 use foil_common::stats;
 use foil_proto::v1::{self, job_event};
-
 use prost::Message;
 
-use super::event::{CauseClass, Change, Outcome};
+use super::event::Outcome;
 use super::pages::{self, Cursor};
-use super::past::{PastEvent, PastJob};
 use super::results::metrics_of;
-use super::rows;
 use super::state::{JobState, JobStatus};
 use crate::clock::timestamp;
 use crate::plan::{Phase, Work};
 
 /// Size limit of a job message: with its envelope it fits the 4 MiB that gRPC clients accept by default.
 pub const JOB_BYTES: usize = 1 << 20;
-
-/// Size limit of the object list in an event.
-const EVENT_OBJECTS_BYTES: usize = 256 << 10;
 
 /// The job in its current state. Parts that would make it larger than [`JOB_BYTES`] are left out and named in
 /// `omitted`.
@@ -106,13 +98,6 @@ pub fn listed(state: &JobState) -> v1::Job {
     job
 }
 
-/// The artifact as it appears in an event: without its objects if they are too many.
-fn event_artifact(artifact: &v1::Artifact) -> v1::Artifact {
-    let bytes: usize = artifact.objects.iter().map(pages::size_of).sum();
-    let objects = if bytes > EVENT_OBJECTS_BYTES { Vec::new() } else { artifact.objects.clone() };
-    v1::Artifact { objects, ..pages::without_objects(artifact) }
-}
-
 /// State as users see it: a job between two attempts is running.
 pub fn wire_state(status: &JobStatus) -> v1::JobState {
     match status {
@@ -123,73 +108,6 @@ pub fn wire_state(status: &JobStatus) -> v1::JobState {
         JobStatus::Ended { outcome: Outcome::Failed(_), .. } => v1::JobState::Failed,
         JobStatus::Ended { outcome: Outcome::Cancelled, .. } => v1::JobState::Cancelled,
     }
-}
-
-/// Events for watchers about a change that was applied. Chunks have no event of their own; progress reports
-/// cover them.
-pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<PastEvent> {
-    let other = |event| PastEvent::Other(Arc::new(self::event(state, event, at)));
-    let started = |phase: &str| {
-        job_event::Event::PhaseStarted(v1::PhaseStarted { phase: phase.to_owned(), attempt: state.attempt })
-    };
-    let bodies = match change {
-        Change::Submitted(_) | Change::CancelRequested | Change::Ended(_) => {
-            return vec![PastEvent::Job(PastJob::new(state, at))];
-        }
-        Change::AttemptStarted { phase, .. } => {
-            return vec![PastEvent::Job(PastJob::new(state, at)), other(started(phase))];
-        }
-        Change::ChunkDone(_)
-        | Change::RankStarted(_)
-        | Change::CheckpointLost { .. }
-        | Change::QuotaSet(_)
-        | Change::Pinned(_)
-        | Change::Unpinned { .. }
-        | Change::Deleted(_)
-        | Change::Erased => Vec::new(),
-        Change::CheckpointCommitted(made) => {
-            vec![job_event::Event::CheckpointCommitted(v1::CheckpointCommitted {
-                phase: made.phase.clone(),
-                step: made.step,
-                attempt: made.attempt,
-                bytes: made.objects.iter().map(|object| object.size).sum(),
-            })]
-        }
-        Change::PhaseCommitted(done) => {
-            let committed = v1::PhaseCommitted {
-                phase: done.phase.clone(),
-                metrics: done.metrics.clone(),
-                artifact: Some(event_artifact(&done.artifact)),
-                seconds: done.seconds,
-            };
-            let counted = state.phases.iter().find(|phase| phase.id == done.phase);
-            let counted =
-                counted.map(|phase| job_event::Event::PhaseProgress(complete_progress(state, phase)));
-            let next = state.phase().map(|phase| started(&phase.id));
-            let committed = job_event::Event::PhaseCommitted(committed);
-            counted.into_iter().chain([committed]).chain(next).collect()
-        }
-        Change::AttemptEnded { attempt, cause } => match cause.class {
-            CauseClass::Completed | CauseClass::Cancelled => Vec::new(),
-            // The job's own end reports it.
-            class if class.is_final() => Vec::new(),
-            CauseClass::CoordinatorRestart => {
-                vec![notice("info", format!("attempt {attempt} ended: {}", cause.message))]
-            }
-            _ => vec![notice("warning", format!("attempt {attempt} ended: {}", cause.message))],
-        },
-    };
-    bodies.into_iter().map(other).collect()
-}
-
-/// A phase's progress at its end, so that watchers also see the size of a phase that was over at once.
-fn complete_progress(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
-    let total = match phase.work.is_gang() {
-        true => phase.steps.into(),
-        false => rows::total(state, phase),
-    };
-    let (phase, unit) = (phase.id.clone(), phase.work.unit().to_owned());
-    v1::PhaseProgress { phase, done: total, total, unit, step: Vec::new() }
 }
 
 /// An event at the job's current revision.

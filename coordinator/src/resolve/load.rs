@@ -12,8 +12,8 @@ use foil_common::storage::{Store, StoreError};
 use foil_proto::v1;
 
 use super::ResolveError;
-use crate::auth::Tenant;
 use crate::inputs;
+use crate::tenant::Tenant;
 
 /// The uploads of a tenant.
 #[derive(Debug, Clone, Copy)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{RemoteError, ResolveError};
 use super::load::Uploads;
 use super::{ModelArtifacts, Resolved};
-use crate::auth::Tenant;
+use crate::tenant::Tenant;
 
 /// A request to read a job's inputs.
 #[derive(Debug, Clone, Serialize, Deserialize)]

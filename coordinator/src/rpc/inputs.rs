@@ -8,11 +8,11 @@ use futures::future::try_join_all;
 use tonic::Status;
 
 use super::status::{bad_field, being_deleted, store_unavailable};
-use crate::auth::Tenant;
 use crate::collector::{Hold, InUse, job_prefix};
 use crate::inputs::stored_key;
 use crate::job::named_inputs;
 use crate::resolve::Resolved;
+use crate::tenant::Tenant;
 
 /// Number of concurrent lookups in the store.
 const PARALLEL_LOOKUPS: usize = 16;

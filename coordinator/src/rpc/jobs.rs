@@ -20,11 +20,11 @@ use super::lineage;
 use super::listing;
 use super::logs::{Logs, LogsStream};
 use super::status::{
-    bad_field, bad_input, bad_spec, no_job, not_leading, not_submitted, other_spec, status, stopped,
-    too_large,
+    bad_field, bad_input, bad_spec, bad_token, no_job, not_leading, not_submitted, other_spec, status,
+    stopped, too_large,
 };
 use super::submission::{Submission, traceparent};
-use crate::auth::{Role, Tenant};
+use crate::auth::Role;
 use crate::clock::Clock;
 use crate::collector::InUse;
 use crate::driver::{Found, Query, SubmitError, Subscription, UserHandle};
@@ -34,6 +34,7 @@ use crate::leadership::{LeadershipHandle, NotLeading};
 use crate::lease::Lease;
 use crate::plan;
 use crate::resolve::{ModelArtifacts, Request as InputRequest, Resolver};
+use crate::tenant::Tenant;
 use foil_common::plural::counted;
 
 const MAX_REQUEST_ID_BYTES: usize = 128;
@@ -305,10 +306,6 @@ async fn device_warning(driver: &UserHandle, job: &spec::Job) -> Result<Option<S
     let kind = job.resources.device.name();
     let connected = driver.devices(kind).await.map_err(stopped)?;
     Ok(device_shortage(job.resources.ranks, kind, connected))
-}
-
-pub(super) fn bad_token() -> Status {
-    bad_field("page_token", "it is not a token of an earlier page, asked for with the same filters")
 }
 
 /// Page token; empty if nothing follows.

@@ -7,10 +7,10 @@ use foil_common::spec::{self, ModelRef};
 use tonic::Status;
 
 use super::status::{bad_field, no_job, stopped};
-use crate::auth::Tenant;
 use crate::driver::{Query, UserHandle};
 use crate::job::find_committed;
 use crate::resolve::ModelArtifacts;
+use crate::tenant::Tenant;
 
 /// Resolves each model that another job has made, and replaces its reference in the specification by that
 /// job's id and the artifact's own name, so that it keeps its meaning after the submission.

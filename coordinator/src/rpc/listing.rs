@@ -5,8 +5,7 @@ use foil_proto::v1;
 use prost::Message;
 use tonic::Status;
 
-use super::jobs::bad_token;
-use super::status::{bad_field, bad_label};
+use super::status::{bad_field, bad_label, bad_token};
 use crate::driver::Query;
 
 const DEFAULT_PAGE_SIZE: u32 = 50;

@@ -67,6 +67,10 @@ pub(crate) fn status(
     Status::with_error_details(code, message, details)
 }
 
+pub(super) fn bad_token() -> Status {
+    bad_field("page_token", "it is not a token of an earlier page, asked for with the same filters")
+}
+
 pub(crate) fn bad_field(field: &str, problem: &str) -> Status {
     let problem = &short(problem);
     let details = ErrorDetails::with_bad_request_violation(field, problem);

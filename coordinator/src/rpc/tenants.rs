@@ -9,10 +9,10 @@ use tonic::{Request, Response, Status};
 use super::auth::{caller, only_admins};
 use super::listing;
 use super::status::{bad_field, echo, not_leading, stopped};
-use crate::auth::{Role, Tenant};
+use crate::auth::Role;
 use crate::driver::Handle;
 use crate::leadership::LeadershipHandle;
-use crate::tenant::{Quota, TenantStatus};
+use crate::tenant::{Quota, Tenant, TenantStatus};
 
 const PAGE_SIZE: u32 = 1000;
 

@@ -14,6 +14,7 @@ mod commit;
 mod context;
 mod decision;
 mod diagnosis;
+mod error;
 mod gang;
 mod loss;
 mod loss_budget;
@@ -33,7 +34,8 @@ use std::time::Duration;
 use foil_proto::v1;
 
 pub use attempt::Attempt;
-pub use decision::{Counter, Decision, Effect, Level, ProtocolError, ShardSaved, StepTaken};
+pub use decision::{Counter, Decision, Effect, Level, ShardSaved, StepTaken};
+pub use error::ProtocolError;
 pub use report::{
     ChunkReport, GangEvent, GangReport, GangResult, Hello, Report, RunningTask, ShardReport, StepReport,
 };

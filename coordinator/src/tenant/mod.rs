@@ -1,5 +1,6 @@
 //! Tenants: their quotas, which live in the log, and what they use. Pure.
 
+mod name;
 mod rate;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use foil_common::plural::counted;
 use foil_common::spec::DeviceKind;
 use serde::{Deserialize, Serialize};
 
+pub use self::name::{DEFAULT_TENANT, Tenant};
 pub use self::rate::{RateExceeded, RequestRates};
 
 /// Limits of a tenant; none where there is no value.

@@ -11,7 +11,7 @@ use foil_common::rpc::{Credentials, TlsFiles};
 use serde_json::{Value, json};
 
 use super::file::ConfigFile;
-use crate::args::ClientArgs;
+use crate::client_args::ClientArgs;
 
 /// Where a coordinator of this machine listens by default.
 const DEFAULT_URL: &str = "http://127.0.0.1:7070";
@@ -29,6 +29,13 @@ pub(crate) struct Connection {
     pub(crate) tenant: Option<String>,
     /// Settings that the context gives.
     from_context: Vec<&'static str>,
+}
+
+impl ClientArgs {
+    /// The connection's settings, with those of the context.
+    pub(crate) fn connection(&self) -> anyhow::Result<Connection> {
+        Connection::resolve(self, &ConfigFile::load()?)
+    }
 }
 
 impl Connection {

@@ -15,7 +15,7 @@ use self::args::{ConfigCommand, ListContextsArgs, SetArgs, ViewArgs};
 pub(crate) use self::connection::{Connection, Given};
 pub(crate) use self::file::ConfigFile;
 use self::file::Context;
-use super::args::Output;
+use super::output::Output;
 use super::{output, report, stdout};
 
 pub(crate) fn config(args: &ConfigArgs, given: &Given) -> Result<()> {

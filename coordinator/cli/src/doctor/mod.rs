@@ -19,8 +19,9 @@ use foil_common::listen;
 use serde_json::json;
 
 use self::finding::{Finding, Level};
-use super::args::{ClientArgs, Device, OutputArgs};
+use super::client_args::{ClientArgs, Device};
 use super::credential_args::SERVER_VARIABLES;
+use super::output::OutputArgs;
 use super::{output, stdout, terminal};
 
 /// Exit status if a check failed.

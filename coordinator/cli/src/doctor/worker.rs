@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tokio::process::Command;
 
 use super::finding::Finding;
-use crate::args::Device;
+use crate::client_args::Device;
 
 /// Loading libtorch with CUDA from a slow disk takes a while.
 const TIMEOUT: Duration = Duration::from_secs(120);

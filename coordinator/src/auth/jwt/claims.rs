@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value};
 
 use super::JwtConfig;
-use crate::auth::principal::{Principal, Role, Source, Tenant, check_name};
+use crate::auth::principal::{Principal, Role, Source, check_name};
+use crate::tenant::Tenant;
 
 /// Difference of the clocks of the issuer and of this machine that is borne.
 pub(super) const LEEWAY: Duration = Duration::from_secs(30);

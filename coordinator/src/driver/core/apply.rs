@@ -226,7 +226,7 @@ impl Core {
             }
         }
         if let Some(entry) = self.jobs.get_mut(id) {
-            entry.history.extend(view::events(&entry.state, &event.change, event.at));
+            entry.history.extend(job::events(&entry.state, &event.change, event.at));
             if entry.state.is_ended() {
                 entry.history = job::retained(&entry.history);
             }

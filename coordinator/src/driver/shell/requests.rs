@@ -8,9 +8,10 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::super::command::{Command, Found, Inspect, Page, PinChange, Query, Subscription, Survey};
+use super::super::command::{
+    Command, Found, Inspect, Page, PinChange, Query, SubmitError, Subscription, Survey,
+};
 use super::super::core::{DeleteError, PinError};
-use super::super::handle::SubmitError;
 use super::{Driver, Watch};
 use crate::auth::Scope;
 use crate::clock::Now;

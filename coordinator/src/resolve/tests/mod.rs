@@ -130,7 +130,7 @@ async fn files_become_sets_with_parts_held_out() {
 async fn a_jobs_uploads_are_those_of_its_tenant() {
     let store = Store::in_memory();
     let wire = file_job(&store).await;
-    let vision: crate::auth::Tenant = "vision".parse().unwrap();
+    let vision: crate::tenant::Tenant = "vision".parse().unwrap();
     let of_vision = async || request(wire.clone(), true).of_tenant(&vision).run(&store).await;
     let missing = of_vision().await.unwrap_err();
     assert!(matches!(missing, ResolveError::Missing { .. }), "{missing}");

@@ -8,13 +8,14 @@ use foil_proto::v1;
 use tonic::Status;
 
 use super::status::{bad_field, from_store, no_rank, not_found, only_users, stale, unauthenticated};
-use crate::auth::{Principal, Role, Scope, Source, Tenant};
+use crate::auth::{Principal, Role, Scope, Source};
 use crate::inputs;
 use crate::job::JobState;
 use crate::leadership::LeadershipHandle;
 use crate::rpc::auth::{Caller, RankClaim};
 use crate::rpc::status::{not_leading, stopped};
 use crate::tenant::StoredBytes;
+use crate::tenant::Tenant;
 
 /// Lookup of jobs, of their running attempts and ranks.
 #[tonic::async_trait]

@@ -15,10 +15,9 @@ use tonic::Status;
 
 use super::access::AttemptCheck;
 use super::status::from_store;
-use crate::auth::Tenant;
 use crate::inputs::{self, INPUTS};
 use crate::rpc::status::quota_exceeded;
-use crate::tenant::{QuotaExceeded, StoredBytes};
+use crate::tenant::{QuotaExceeded, StoredBytes, Tenant};
 
 /// Age after which a listing is made again: uploads that another coordinator took are in it.
 const MAX_AGE: Duration = Duration::from_secs(600);

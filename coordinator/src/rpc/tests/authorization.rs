@@ -16,9 +16,10 @@ use super::super::listing;
 use super::*;
 use crate::audit::{AuditFile, AuditLog};
 use crate::auth::token::Token;
-use crate::auth::{AuthConfig, Authenticator, Role, Tenant, entry_line};
+use crate::auth::{AuthConfig, Authenticator, Role, entry_line};
 use crate::job::Submitted;
 use crate::rpc::auth::all_rpcs;
+use crate::tenant::Tenant;
 
 const VIEWER: &[Role] = &[Role::Viewer, Role::Submitter, Role::Operator, Role::Admin];
 const SUBMITTER: &[Role] = &[Role::Submitter, Role::Operator, Role::Admin];

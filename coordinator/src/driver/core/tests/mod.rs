@@ -8,9 +8,10 @@ use foil_proto::v1::{self, rank_command::Command, rank_message::Message, rank_ta
 
 use super::*;
 use crate::job::fixture::{JOB, object, submitted};
-use crate::job::{DEFAULT_TENANT, Outcome, compact_events};
+use crate::job::{Outcome, compact_events};
 use crate::simulation::machines::{chunk_result, gang_result};
 use crate::simulation::rng::SimRng;
+use crate::tenant::DEFAULT_TENANT;
 
 mod cancel;
 mod deletion;

@@ -2,8 +2,9 @@
 
 use super::super::upload_quota::UploadQuota;
 use super::*;
-use crate::auth::{Role, Source, Tenant};
+use crate::auth::{Role, Source};
 use crate::tenant::StoredBytes;
+use crate::tenant::Tenant;
 
 /// The tenant limited may have 1000 bytes, of which its jobs have 100.
 struct Limits;
