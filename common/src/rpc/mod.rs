@@ -7,6 +7,7 @@ mod route;
 mod tls;
 
 use std::error::Error as _;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use backon::ExponentialBuilder;
@@ -206,7 +207,7 @@ pub fn failed_handshake(status: &Status) -> bool {
 /// was one.
 pub fn unreached(status: &Status) -> String {
     let (mut last, mut source) = (None, status.source());
-    let mut speaks_no_grpc = false;
+    let (mut speaks_no_grpc, mut is_closed) = (false, false);
     while let Some(cause) = source {
         source = cause.source();
         if let Some(advice) = tls::handshake_advice(cause) {
@@ -221,15 +222,19 @@ pub fn unreached(status: &Status) -> String {
             return "the host's name is unknown".to_owned();
         }
         speaks_no_grpc |= told.contains("http2 error") || told.contains("frame with invalid");
-        if let Some(io) = cause.downcast_ref::<std::io::Error>()
-            && io.kind() == std::io::ErrorKind::ConnectionRefused
-        {
-            return "connection refused".to_owned();
+        match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(ErrorKind::ConnectionRefused) => return "connection refused".to_owned(),
+            Some(ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
+                is_closed = true;
+            }
+            _ => {}
         }
+        // HTTP/2's words for an end of the connection before, and while, the client writes.
+        is_closed |= ["connection closed", "stream closed because of a broken pipe"].contains(&told.as_str());
         last = Some(told);
     }
     // The client may not see the alert with which a coordinator ends a connection.
-    if last.as_deref() == Some("connection closed") {
+    if is_closed {
         let told = "it closed the connection, as it does if it wants TLS (https://) or a client certificate that its client CA has \
                     signed (--tls-cert and --tls-key)";
         return told.to_owned();
@@ -253,6 +258,18 @@ pub fn backoff() -> ExponentialBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_that_is_closed_at_once_is_explained_whenever_the_client_sees_it() {
+        for kind in [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof] {
+            let told = unreached(&Status::from_error(Box::new(io::Error::from(kind))));
+            assert!(told.contains("https://") && told.contains("--tls-cert"), "{kind}: {told}");
+        }
+        let written = io::Error::other("stream closed because of a broken pipe");
+        assert!(unreached(&Status::from_error(Box::new(written))).contains("https://"));
+        let refused = io::Error::from(ErrorKind::ConnectionRefused);
+        assert_eq!(unreached(&Status::from_error(Box::new(refused))), "connection refused");
+    }
 
     #[tokio::test]
     async fn addresses_that_cannot_be_are_refused_with_advice() {
