@@ -65,7 +65,7 @@ impl From<Span> for wire::Span {
             trace_id: context.trace_id(),
             span_id: context.span_id(),
             parent_span_id: parent.map(|parent| parent.span_id()).unwrap_or_default(),
-            // Of W3C Trace Context, with the bits that say whether the parent is another process's unset.
+            // W3C trace flags. The bits for a remote parent stay unset: whether it is one is not known.
             flags: u32::from(context.is_sampled()),
             name,
             kind: kind.into(),
