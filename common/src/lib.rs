@@ -27,6 +27,7 @@ pub mod private;
 pub mod redact;
 pub mod rpc;
 pub mod safe_path;
+pub mod selection;
 pub mod shutdown;
 pub mod spec;
 pub mod stats;

@@ -31,7 +31,13 @@ pub fn of_unknown_size(kind: MemoryKind) -> MemoryShortage {
 pub fn parse(text: &str) -> Option<MemoryShortage> {
     let lower = text.to_ascii_lowercase();
     let says = |phrases: &[&str]| phrases.iter().any(|phrase| lower.contains(phrase));
-    if says(&["cuda out of memory", "cuda error: out of memory", "cublas_status_alloc_failed"]) {
+    let device = ["cuda out of memory", "cuda error: out of memory", "cuda driver error: out of memory"];
+    let libraries =
+        ["cublas_status_alloc_failed", "cudnn_status_alloc_failed", "cusolver_status_alloc_failed"];
+    // NCCL allocates on the device, and its messages do not say so.
+    let nccl =
+        lower.contains("nccl") && says(&["out of memory", "cuda failure 2", "cuda failure 'out of memory'"]);
+    if says(&device) || says(&libraries) || nccl {
         return Some(MemoryShortage {
             requested_bytes: size_after(&lower, "tried to allocate "),
             peak_bytes: size_after(&lower, "this process has "),
@@ -120,7 +126,15 @@ mod tests {
             text,
             "out of device memory: 20.0 MiB requested, the rank held 78.5 GiB, the limit is 79.0 GiB, 15.5 MiB free"
         );
-        assert_eq!(parse("CUDA error: out of memory").unwrap(), of_unknown_size(MemoryKind::Device));
+        for message in [
+            "CUDA error: out of memory",
+            "CUDA driver error: out of memory",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+            "NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error, NCCL version 2.28.9\nncclUnhandledCudaError: \
+             Call to CUDA function failed.\nLast error:\nFailed to CUDA calloc async 2432 bytes: Cuda failure 2 'out of memory'",
+        ] {
+            assert_eq!(parse(message).unwrap(), of_unknown_size(MemoryKind::Device), "{message}");
+        }
     }
 
     #[test]

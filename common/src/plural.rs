@@ -1,9 +1,24 @@
-//! Counted nouns, singular and plural.
+//! Counted nouns, singular and plural, and large numbers.
 
 /// `1 step`, `2 steps`, `0 steps`.
 pub fn counted(count: impl TryInto<u64>, noun: &str) -> String {
     let count = count.try_into().unwrap_or(u64::MAX);
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// The verb of so many: `is` or `are`.
+pub fn are(count: impl TryInto<u64>) -> &'static str {
+    if count.try_into().is_ok_and(|count| count == 1) { "is" } else { "are" }
+}
+
+/// A number with thousands separators: `1,234`.
+pub fn grouped(number: impl TryInto<u64>) -> String {
+    let digits = number.try_into().unwrap_or(u64::MAX).to_string();
+    let first = digits.len() % 3;
+    let mut groups: Vec<&str> = Vec::new();
+    groups.extend((first > 0).then(|| &digits[..first]));
+    groups.extend((first..digits.len()).step_by(3).map(|at| &digits[at..at + 3]));
+    groups.join(",")
 }
 
 #[cfg(test)]
@@ -16,5 +31,15 @@ mod tests {
             [counted(1_u32, "rank"), counted(2_usize, "rank"), counted(0_u64, "rank")],
             ["1 rank", "2 ranks", "0 ranks"]
         );
+    }
+
+    #[test]
+    fn one_is_and_others_are() {
+        assert_eq!([are(1_u32), are(0_usize), are(2_u64)], ["is", "are", "are"]);
+    }
+
+    #[test]
+    fn thousands_are_separated() {
+        assert_eq!([0_u64, 999, 1_000, 12_345_678].map(grouped), ["0", "999", "1,000", "12,345,678"]);
     }
 }

@@ -98,6 +98,10 @@ pub struct PairRow {
     /// negative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
+    /// Parts of a benchmark that the pair belongs to, as names of metrics have them; accuracy is also
+    /// measured on each. Rows that are trained on have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
 }
 
 /// A prompt with its golden answer, by an annotator or a far stronger model.
@@ -127,6 +131,10 @@ pub trait Row: Clone + Serialize + DeserializeOwned {
     fn responses(&self) -> Vec<&str>;
     fn margin(&self) -> Option<f64> {
         None
+    }
+    /// See [`PairRow::groups`].
+    fn groups(&self) -> &[String] {
+        &[]
     }
 }
 
@@ -168,6 +176,9 @@ impl Row for PairRow {
     fn margin(&self) -> Option<f64> {
         self.margin
     }
+    fn groups(&self) -> &[String] {
+        &self.groups
+    }
 }
 
 /// Assigns ids that depend on content, not on position: 53 bits of BLAKE3, which every JSON reader represents
@@ -187,12 +198,15 @@ pub fn assign_ids<T: Row>(rows: &mut [T]) {
     }
 }
 
-/// The identity of a row: equal if prompt and responses are equal.
+/// The identity of a row: equal if prompt, responses and groups are equal.
 pub(crate) fn content_key<T: Row>(row: &T) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hash_prompt(&mut hasher, row.prompt());
     for answer in row.responses() {
         hash_text(&mut hasher, answer);
+    }
+    for group in row.groups() {
+        hash_text(&mut hasher, group);
     }
     *hasher.finalize().as_bytes()
 }
@@ -276,6 +290,7 @@ mod tests {
             chosen: "yes\nline".into(),
             rejected: "no".into(),
             margin: None,
+            groups: Vec::new(),
         }
     }
 
@@ -283,6 +298,7 @@ mod tests {
     fn rows_survive_a_round_trip() {
         let mut rows = vec![pair("a"), pair("b"), pair("a")];
         rows[1].margin = Some(0.25);
+        rows[2].groups = vec!["chat_hard".to_owned()];
         assign_ids(&mut rows);
         let bytes = write(&rows);
         assert_eq!(bytes.iter().filter(|&&byte| byte == b'\n').count(), 3);

@@ -9,12 +9,23 @@ pub fn take<T: Row>(rows: Vec<T>, limit: Option<usize>, seed: u64, purpose: &str
     let Some(limit) = limit.filter(|&limit| limit < rows.len()) else {
         return rows;
     };
-    let lottery = Lottery::new(seed, purpose);
-    let mut drawn: Vec<_> =
-        rows.iter().map(|row| (lottery.ticket(&row.id().to_le_bytes()), row.id())).collect();
-    drawn.sort_unstable();
-    let kept: HashSet<u64> = drawn[..limit].iter().map(|(_, id)| *id).collect();
+    let kept = draw(rows.iter().map(Row::id), Some(limit), seed, purpose);
     rows.into_iter().filter(|row| kept.contains(&row.id())).collect()
+}
+
+/// The first `limit` of some rows' ids in the pseudo-random order of (seed, purpose); all of them for `None`.
+pub fn draw(
+    ids: impl IntoIterator<Item = u64>,
+    limit: Option<usize>,
+    seed: u64,
+    purpose: &str,
+) -> HashSet<u64> {
+    let Some(limit) = limit else { return ids.into_iter().collect() };
+    let lottery = Lottery::new(seed, purpose);
+    let mut drawn: Vec<_> = ids.into_iter().map(|id| (lottery.ticket(&id.to_le_bytes()), id)).collect();
+    drawn.sort_unstable();
+    drawn.truncate(limit);
+    drawn.into_iter().map(|(_, id)| id).collect()
 }
 
 /// Splits off the rows of `fraction` of the distinct prompts: (rest, held out). All rows of a prompt land on
@@ -90,6 +101,7 @@ mod tests {
                 chosen: n.to_string(),
                 rejected: "no".into(),
                 margin: None,
+                groups: Vec::new(),
             })
             .collect();
         assign_ids(&mut rows);

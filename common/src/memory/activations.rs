@@ -11,8 +11,15 @@ use crate::spec::{DeviceKind, Precision};
 /// Bytes of an fp32 number.
 const F32: u64 = 4;
 
-/// Maximum number of logits at one time: the worker computes them in chunks of this size.
-pub const CHUNK_LOGITS: u64 = 1 << 24;
+/// Maximum number of logits at one time: the worker computes them in chunks of this size. For every chunk the
+/// head is read three times and its gradient rewritten, which takes a GPU longer than the products of a small
+/// chunk.
+pub fn chunk_logits(device: DeviceKind) -> u64 {
+    match device {
+        DeviceKind::Cpu => 1 << 24,
+        DeviceKind::Cuda => 1 << 27,
+    }
+}
 
 /// The device and precision of a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +28,9 @@ pub struct Compute {
     pub precision: Precision,
     /// CPU threads: each holds the attention scores of one sequence.
     pub threads: u64,
+    /// Whether phases that do not train hold fp32 masters, rather than weights in the compute precision
+    /// only.
+    pub masters: bool,
 }
 
 /// The tokens of one forward pass.
@@ -113,11 +123,10 @@ impl Pass<'_> {
             (DeviceKind::Cuda, Precision::Bf16) => {
                 tokens * (size * q + F32 * self.shape.heads) + self.batch.keys * size * 2 * kv
             }
-            // No fused kernel supports fp32 queries that share keys: scaled queries and keys, values repeated
-            // for all heads, and the probabilities.
+            // Memory-efficient attention: the same in fp32, with keys and values repeated for the heads that
+            // share them.
             (DeviceKind::Cuda, Precision::Fp32) => {
-                let probabilities = self.shape.heads * self.batch.longest;
-                tokens * F32 * (2 * q + probabilities) + self.batch.keys * F32 * 2 * q
+                tokens * F32 * (q + self.shape.heads) + self.batch.keys * F32 * 2 * q
             }
         }
     }
@@ -144,12 +153,18 @@ impl Pass<'_> {
     /// Working memory of a layer's backward: gradients of activations, and of the `matrices` (in parameters)
     /// whose gradients are not accumulated yet.
     pub fn backward_working(&self, matrices: u64) -> u64 {
+        let cast = self.shape.largest_matrix().min(matrices) * self.compute.size();
+        self.activation_gradients() + matrices * F32 + cast
+    }
+
+    /// Gradients of a layer's activations in its backward.
+    pub fn activation_gradients(&self) -> u64 {
         let (shape, size, tokens) = (self.shape, self.compute.size(), self.batch.tokens);
         let (q, kv) = (shape.query_width(), shape.kv_width());
         let stream = tokens * shape.hidden * (2 * F32 + 2 * size);
         let mlp = tokens * 3 * size * shape.intermediate;
         let attention = tokens * (2 * F32 * q + 2 * F32 * kv + size * (q + 2 * kv)) + 2 * self.scores();
-        stream + mlp.max(attention) + matrices * size + shape.largest_matrix().min(matrices) * F32
+        stream + mlp.max(attention)
     }
 
     /// Working memory of a layer's forward if nothing is kept for backward.
@@ -173,8 +188,7 @@ impl Pass<'_> {
         let one = F32 * self.shape.heads * self.batch.longest * self.batch.longest;
         match (self.compute.device, self.compute.precision) {
             (DeviceKind::Cpu, _) => self.compute.threads * one,
-            (DeviceKind::Cuda, Precision::Bf16) => 0,
-            (DeviceKind::Cuda, Precision::Fp32) => 2 * one,
+            (DeviceKind::Cuda, _) => 0,
         }
     }
 
@@ -199,14 +213,15 @@ impl Pass<'_> {
 
     /// Working memory of comparing the logits of two models in fp64, a quarter of the rows at a time.
     pub fn divergence_working(&self) -> u64 {
-        let rows = (CHUNK_LOGITS / 4 / self.shape.vocabulary).max(1).min(self.batch.outputs);
+        let rows =
+            (chunk_logits(self.compute.device) / 4 / self.shape.vocabulary).max(1).min(self.batch.outputs);
         let each = 2 * self.compute.size() + 5 * 8;
         let states = 2 * self.batch.outputs * self.shape.hidden * self.compute.size();
         states + self.compute.copy() * self.shape.vocabulary_matrix() + rows * self.shape.vocabulary * each
     }
 
     fn chunk(&self) -> u64 {
-        let rows = (CHUNK_LOGITS / self.shape.vocabulary).max(1).min(self.batch.outputs);
+        let rows = (chunk_logits(self.compute.device) / self.shape.vocabulary).max(1).min(self.batch.outputs);
         // ATen widens logits and takes their exponentials beside them; the CPU's loop needs neither.
         let each = if self.compute.is_cpu() { self.compute.size() } else { self.compute.size() + 2 * F32 };
         rows * self.shape.vocabulary * each

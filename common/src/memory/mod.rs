@@ -9,7 +9,7 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
-pub use activations::{Batch, CHUNK_LOGITS, Compute, Loss, Pass};
+pub use activations::{Batch, Compute, Loss, Pass, chunk_logits};
 pub use phase::{
     Adapters, Decoding, Estimate, MAX_SAMPLED_LOGITS, Model, Training, evaluation, generation, inference,
     sampling_memory, training,

@@ -62,13 +62,16 @@ pub struct Adapters {
 /// Peak device memory of one rank in a phase in bytes, part by part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Estimate {
-    /// Fp32 master weights of every resident model.
+    /// Weights of every resident model: fp32 masters, this rank's shard of them in training with FSDP, or
+    /// weights in the compute precision in its other phases.
     pub weights: u64,
-    /// Copies of weights in the precision or layout of matrix products.
+    /// Copies of weights in the precision or layout of matrix products; those that FSDP gathers.
     pub copies: u64,
-    /// Fp32 gradients. Without sharding they are views of the reducer's buckets, which take nothing more.
+    /// Fp32 gradients; with FSDP, this rank's shard of them. Without sharding they are views of the
+    /// reducer's buckets, which take nothing more.
     pub gradients: u64,
-    /// AdamW's two moments in fp32; with sharding, also this rank's shard of the parameters.
+    /// AdamW's two moments in fp32, or this rank's shard of them; with ZeRO-1, also its shard of the
+    /// parameters.
     pub optimizer: u64,
     /// Activations that the forward pass keeps for backward.
     pub activations: u64,
@@ -112,8 +115,18 @@ impl Estimate {
 }
 
 impl Model<'_> {
-    fn weights(&self) -> u64 {
-        F32 * self.shape.parameters(self.head)
+    /// Weights as a phase that does not train holds them.
+    fn weights(&self, compute: Compute) -> u64 {
+        let all = self.shape.parameters(self.head);
+        if compute.masters {
+            return F32 * all;
+        }
+        let head = match self.head {
+            Head::Language => 0,
+            Head::Reward => self.shape.hidden,
+        };
+        let fp32 = self.shape.norms() + head;
+        F32 * fp32 + compute.size() * (all - fp32)
     }
 }
 
@@ -138,10 +151,10 @@ pub fn generation(policy: &ModelShape, decoding: Decoding, compute: Compute) -> 
     let logits =
         max_num_seqs * vocabulary * (size + if compute.precision == Precision::Bf16 { F32 } else { 0 });
     let cast = match compute.precision {
-        Precision::Bf16 => size * (policy.matrices() + policy.vocabulary_matrix()),
-        // CPUs lay matrices out again once; GPUs read the masters.
-        Precision::Fp32 if compute.device == DeviceKind::Cpu => size * policy.matrices(),
-        Precision::Fp32 => 0,
+        Precision::Bf16 if compute.masters => size * (policy.matrices() + policy.vocabulary_matrix()),
+        // CPUs lay matrices out again once; GPUs read the weights.
+        _ if compute.device == DeviceKind::Cpu => size * policy.matrices(),
+        _ => 0,
     };
     Estimate {
         copies: cast,
@@ -151,7 +164,7 @@ pub fn generation(policy: &ModelShape, decoding: Decoding, compute: Compute) -> 
             DeviceKind::Cpu => 0,
             DeviceKind::Cuda => sampling_memory(max_num_seqs * vocabulary),
         }),
-        ..Estimate::of(Model { shape: policy, head: Head::Language }.weights(), compute)
+        ..Estimate::of(Model { shape: policy, head: Head::Language }.weights(compute), compute)
     }
 }
 
@@ -160,18 +173,18 @@ pub fn generation(policy: &ModelShape, decoding: Decoding, compute: Compute) -> 
 pub fn inference(model: Model<'_>, resident: u64, batch: Batch, compute: Compute) -> Estimate {
     let pass = Pass { shape: model.shape, compute, batch };
     Estimate {
-        copies: cast(model.shape, compute),
+        copies: cast_to_read(model.shape, compute),
         working: pass.forward_working(),
         logits: match model.head {
             Head::Language => pass.log_probs_working(),
             Head::Reward => 0,
         },
-        ..Estimate::of(resident * model.weights(), compute)
+        ..Estimate::of(resident * model.weights(compute), compute)
     }
 }
 
 /// Evaluation of a round: the policy generates, the reward model scores, and with `with_reference` the start
-/// policy is compared with; all of them stay resident.
+/// policy is compared with. With masters all of them stay resident; otherwise the reward model is alone.
 pub fn evaluation(
     policy: &ModelShape,
     reward: &ModelShape,
@@ -182,22 +195,24 @@ pub fn evaluation(
 ) -> Estimate {
     let language = Model { shape: policy, head: Head::Language };
     let reward_model = Model { shape: reward, head: Head::Reward };
-    let weights = language.weights() * if with_reference { 2 } else { 1 } + reward_model.weights();
+    let policies = language.weights(compute) * if with_reference { 2 } else { 1 };
     let pass = Pass { shape: policy, compute, batch };
     let compared = Estimate {
-        // Both models' matrices are cast in turn, one after the other.
-        copies: cast(policy, compute),
+        copies: cast_to_read(policy, compute),
         working: pass.forward_working(),
         logits: pass.divergence_working(),
-        ..Estimate::of(language.weights(), compute)
+        ..Estimate::of(policies, compute)
     };
     let parts = [
-        generation(policy, decoding, compute),
-        Estimate { weights: 0, ..inference(reward_model, 1, batch, compute) },
+        Estimate { weights: policies, ..generation(policy, decoding, compute) },
+        inference(reward_model, 1, batch, compute),
         if with_reference { compared } else { Estimate::default() },
     ];
+    if !compute.masters {
+        return parts.into_iter().max_by_key(Estimate::total).unwrap_or_default();
+    }
     let worst = parts.into_iter().max_by_key(|part| part.total() - part.weights).unwrap_or_default();
-    Estimate { weights, ..worst }
+    Estimate { weights: policies + reward_model.weights(compute), ..worst }
 }
 
 /// A training step: forward and backward of one micro-batch, gradients, and the optimizer's state.
@@ -208,13 +223,18 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
         None => (all, 0),
         Some(adapters) => (adapters.parameters, adapters.parameters),
     };
+    if training.sharding == Sharding::Fsdp && training.ranks > 1 {
+        return sharded_training(model, training, batch, compute);
+    }
     let optimizer = match training.sharding {
-        Sharding::Ddp => 2 * F32 * trained,
         Sharding::Zero1 => 3 * F32 * trained.div_ceil(training.ranks.max(1)),
+        // A gang of one has nothing to shard.
+        Sharding::Ddp | Sharding::Fsdp => 2 * F32 * trained,
     };
-    let kept = match training.checkpointing {
-        true => pass.kept_by_checkpoints(),
-        false => pass.kept(),
+    // Backward needs the copies of all layers, unless it casts again as it recomputes each layer.
+    let (kept, copies) = match training.checkpointing {
+        true => (pass.kept_by_checkpoints(), cast(model.shape, compute) / model.shape.layers),
+        false => (pass.kept(), cast(model.shape, compute)),
     };
     let adapters =
         training.adapters.map_or(0, |adapters| pass.kept_by_adapters(adapters.rank, adapters.targets));
@@ -240,7 +260,7 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
         }
     };
     Estimate {
-        copies: cast(model.shape, compute),
+        copies,
         gradients: F32 * trained,
         optimizer,
         activations,
@@ -250,7 +270,65 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
     }
 }
 
-/// The layers' matrices, cast for one forward pass.
+/// A training step with FSDP on several ranks: shards of everything, and the units that are gathered and
+/// whose gradients are reduced at one time.
+fn sharded_training(model: Model<'_>, training: Training, batch: Batch, compute: Compute) -> Estimate {
+    let (shape, size, ranks) = (model.shape, compute.size(), training.ranks);
+    let pass = Pass { shape, compute, batch };
+    let adapters = training.adapters;
+    let extra = adapters.map_or(0, |adapters| adapters.parameters);
+    let all = shape.parameters(model.head);
+    let trained = if adapters.is_some() { extra } else { all };
+    let (layer, vocabulary) = (shape.matrices() / shape.layers, shape.vocabulary_matrix());
+    // The unit in use and the one gathered ahead of its use, with this rank's part of it; norms and adapters
+    // stay.
+    let copies =
+        size * ((2 * layer).max(vocabulary + layer) + layer.div_ceil(ranks) + extra) + F32 * shape.norms();
+    let activations = match training.checkpointing {
+        true => pass.kept_by_checkpoints(),
+        false => pass.kept(),
+    } + adapters
+        .map_or(0, |adapters| pass.kept_by_adapters(adapters.rank, adapters.targets));
+    // Gradients of a unit in the compute precision, laid out in fp32 to be reduced, and this rank's sum.
+    let reduced = |unit: u64| F32 * (unit + unit.div_ceil(ranks));
+    let whole = adapters.is_none();
+    let (own, in_flight, embeddings) = match (whole, model.head) {
+        (false, _) => (0, 0, size * extra + reduced(extra)),
+        // The head's sum is in flight while the last layer's gradients are computed.
+        (true, Head::Language) => (size * layer, reduced(layer.max(vocabulary)), 0),
+        (true, Head::Reward) => {
+            (size * layer, reduced(layer), (F32 + size) * vocabulary + reduced(vocabulary))
+        }
+    };
+    let backward = pass.activation_gradients() + own + in_flight;
+    // The embeddings come last, when activations are gone.
+    let backward = backward.max(embeddings.saturating_sub(activations));
+    let (logits, working) = match model.head {
+        Head::Reward => (0, backward),
+        Head::Language => {
+            let loss = pass.loss(whole);
+            let head = if whole { size * vocabulary + reduced(vocabulary) } else { 0 };
+            let forward = loss.gradients + loss.scratch;
+            (forward, backward.max(head).saturating_sub(forward))
+        }
+    };
+    Estimate {
+        copies,
+        gradients: F32 * trained.div_ceil(ranks),
+        optimizer: 2 * F32 * trained.div_ceil(ranks),
+        activations,
+        logits,
+        working,
+        ..Estimate::of(F32 * (all + extra).div_ceil(ranks), compute)
+    }
+}
+
+/// A layer's matrices, cast for its forward pass in a phase that does not train.
+fn cast_to_read(shape: &ModelShape, compute: Compute) -> u64 {
+    if compute.masters { cast(shape, compute) / shape.layers } else { 0 }
+}
+
+/// The matrices of all layers, cast.
 fn cast(shape: &ModelShape, compute: Compute) -> u64 {
     match compute.precision {
         Precision::Fp32 => 0,

@@ -91,9 +91,13 @@ impl ModelShape {
             Head::Language => self.vocabulary_matrix(),
             Head::Reward => self.hidden,
         };
+        self.vocabulary_matrix() + self.matrices() + self.norms() + head
+    }
+
+    /// Parameters of all norms.
+    pub fn norms(&self) -> u64 {
         let head_norms = if self.qk_norm { 2 * self.head_dim } else { 0 };
-        let norms = self.layers * (2 * self.hidden + head_norms) + self.hidden;
-        self.vocabulary_matrix() + self.matrices() + norms + head
+        self.layers * (2 * self.hidden + head_norms) + self.hidden
     }
 
     /// Parameters of the layers' matrices and biases, without the head.

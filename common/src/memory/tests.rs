@@ -3,8 +3,10 @@ use serde_json::{Value, json};
 use super::*;
 use crate::spec::{DeviceKind, LoraTarget, Precision, Sharding};
 
-const BF16: Compute = Compute { device: DeviceKind::Cuda, precision: Precision::Bf16, threads: 1 };
-const FP32: Compute = Compute { device: DeviceKind::Cpu, precision: Precision::Fp32, threads: 1 };
+const BF16: Compute =
+    Compute { device: DeviceKind::Cuda, precision: Precision::Bf16, threads: 1, masters: true };
+const FP32: Compute =
+    Compute { device: DeviceKind::Cpu, precision: Precision::Fp32, threads: 1, masters: true };
 
 /// A config.json with the fields that matter: family, [hidden, intermediate, layers, heads, key heads,
 /// vocabulary], tied.
@@ -128,11 +130,21 @@ fn static_bytes_follow_parameters_ranks_and_sharding() {
         (whole.weights, whole.gradients, whole.optimizer),
         (4 * parameters, 4 * parameters, 8 * parameters)
     );
-    // All but embeddings, head and norms.
-    assert_eq!(whole.copies, 2 * (parameters - 2 * 32000 * 4096 - 65 * 4096));
+    // All but embeddings, head and norms; of one layer at a time if backward casts again.
+    let copies = 2 * (parameters - 2 * 32000 * 4096 - 65 * 4096);
+    assert_eq!(whole.copies, copies / 32);
+    let how = Training { ranks: 8, sharding: Sharding::Ddp, checkpointing: false, adapters: None };
+    assert_eq!(training(model, how, batch, BF16).copies, copies);
+    assert_eq!(inference(model, 1, batch, BF16).copies, copies / 32);
     let shared = with(Sharding::Zero1, None);
     // Two moments and a part of the parameters, an eighth of each.
     assert_eq!(shared, Estimate { optimizer: parameters / 8 * 12, ..whole });
+    // An eighth of everything, and of copies a layer and the embeddings.
+    let sharded = with(Sharding::Fsdp, None);
+    let eighth = parameters / 8;
+    assert_eq!((sharded.weights, sharded.gradients, sharded.optimizer), (4 * eighth, 4 * eighth, 8 * eighth));
+    assert!(sharded.copies < copies / 10 && sharded.total() < shared.total() / 2, "{sharded:?}");
+    assert_eq!(sharded.activations, whole.activations);
     let adapters = Adapters { parameters: 39_976_960, rank: 16, targets: 7 };
     let lora = with(Sharding::Ddp, Some(adapters));
     assert_eq!((lora.gradients, lora.optimizer), (4 * 39_976_960, 8 * 39_976_960));
@@ -166,6 +178,26 @@ fn a_cache_holds_every_slot_and_the_staging_slot() {
     assert_eq!(estimate.kv_cache, 64 * 512 * (512 << 10));
     assert_eq!(estimate.copies, 2 * (shape.matrices() + shape.vocabulary_matrix()));
     assert_eq!((estimate.gradients, estimate.optimizer, estimate.activations), (0, 0, 0));
+}
+
+/// Without masters, weights take two bytes but for norms and a reward model's head, and nothing is cast on
+/// GPUs.
+#[test]
+fn phases_that_do_not_train_hold_the_compute_precision_with_fsdp() {
+    let shape = llama_7b();
+    let decoding = Decoding { max_num_seqs: 8, prompt: 256, completion: 256 };
+    let batch = Batch { tokens: 4096, outputs: 4096, keys: 4096, longest: 512 };
+    let compute = Compute { masters: false, ..BF16 };
+    let norms = 65 * 4096;
+    let language = 2 * (6_738_415_616 - norms) + 4 * norms;
+    let generated = generation(&shape, decoding, compute);
+    assert_eq!((generated.weights, generated.copies), (language, 0));
+    let scored = inference(Model { shape: &shape, head: Head::Reward }, 1, batch, compute);
+    let head = 4096;
+    assert_eq!((scored.weights, scored.copies), (language - 2 * 32000 * 4096 + 4 * head, 0));
+    // The policy and its reference, and later the reward model alone.
+    let of = |with_reference| evaluation(&shape, &shape, with_reference, decoding, batch, compute);
+    assert_eq!((of(false).weights, of(true).weights), (language, 2 * language));
 }
 
 #[test]

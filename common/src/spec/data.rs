@@ -4,22 +4,24 @@ use super::SpecError;
 use super::check::{Range, real, size, unknown_choice, wire_size};
 use super::choice::choices;
 use super::reference::InputRef;
+use super::sources::{DataSource, Given, SourceSet, to_wire};
 
 /// The sources of rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Data {
     /// Generates the sets sft, golden, prompts and evaluation prompts.
     pub generator: Option<Generator>,
-    pub preferences: Vec<InputRef>,
-    pub golden: Vec<InputRef>,
-    pub prompts: Vec<InputRef>,
-    pub sft: Vec<InputRef>,
+    pub preferences: Vec<DataSource>,
+    pub golden: Vec<DataSource>,
+    pub prompts: Vec<DataSource>,
+    pub sft: Vec<DataSource>,
     pub evaluation: EvaluationData,
     pub gold_preferences: Option<GoldPreferences>,
     /// Fraction of golden prompts held out to measure "fresh" accuracy.
     pub golden_holdout: f64,
     pub limits: Limits,
     pub max_bad_fraction: f64,
+    pub deduplication: Deduplication,
 }
 
 /// Number of rows of each generated set.
@@ -39,10 +41,19 @@ choices! {
 }
 
 /// Evaluation data. If a list is empty, a tenth of the training set is held out instead.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct EvaluationData {
-    pub preferences: Vec<InputRef>,
-    pub prompts: Vec<InputRef>,
+    pub preferences: Vec<DataSource>,
+    pub prompts: Vec<DataSource>,
+}
+
+/// Treatment of rows that are nearly equal.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Deduplication {
+    /// Jaccard similarity of word n-grams from which on the later row is left out; 0 for equal rows only.
+    pub threshold: f64,
+    /// Words of an n-gram.
+    pub ngram: usize,
 }
 
 /// Pairs drawn from the start policy and labeled by the gold reward:
@@ -68,34 +79,56 @@ pub struct Limits {
 impl Data {
     pub(crate) fn parse(wire: v1::DataSpec) -> Result<Self, SpecError> {
         let evaluation = wire.evaluation.unwrap_or_default();
+        let mut given = Given::parse(wire.sources)?;
         Ok(Self {
             generator: wire.generator.as_ref().map(Generator::parse).transpose()?,
-            preferences: inputs("data.preferences", &wire.preferences)?,
-            golden: inputs("data.golden", &wire.golden)?,
-            prompts: inputs("data.prompts", &wire.prompts)?,
-            sft: inputs("data.sft", &wire.sft)?,
+            preferences: given.with_list(SourceSet::Preferences, &wire.preferences)?,
+            golden: given.with_list(SourceSet::Golden, &wire.golden)?,
+            prompts: given.with_list(SourceSet::Prompts, &wire.prompts)?,
+            sft: given.with_list(SourceSet::Sft, &wire.sft)?,
             evaluation: EvaluationData {
-                preferences: inputs("data.evaluation.preferences", &evaluation.preferences)?,
-                prompts: inputs("data.evaluation.prompts", &evaluation.prompts)?,
+                preferences: given.with_list(SourceSet::EvaluationPreferences, &evaluation.preferences)?,
+                prompts: given.with_list(SourceSet::EvaluationPrompts, &evaluation.prompts)?,
             },
             gold_preferences: wire.gold_preferences.as_ref().map(GoldPreferences::parse).transpose()?,
             golden_holdout: real("data", "golden_holdout", wire.golden_holdout, 0.1, Range::BelowOne)?,
             limits: Limits::from(wire.limits.unwrap_or_default()),
             max_bad_fraction: real("data", "max_bad_fraction", wire.max_bad_fraction, 0.1, Range::Unit)?,
+            deduplication: Deduplication::parse(wire.deduplication.unwrap_or_default())?,
         })
     }
 
     /// All input files, with the field that names each.
     pub fn inputs(&self) -> Vec<(&'static str, &InputRef)> {
-        let lists = [
-            ("data.preferences", &self.preferences),
-            ("data.golden", &self.golden),
-            ("data.prompts", &self.prompts),
-            ("data.sft", &self.sft),
-            ("data.evaluation.preferences", &self.evaluation.preferences),
-            ("data.evaluation.prompts", &self.evaluation.prompts),
-        ];
-        lists.into_iter().flat_map(|(field, list)| list.iter().map(move |input| (field, input))).collect()
+        let files = self.sources().into_iter().flat_map(|(set, sources)| {
+            let inputs = sources.iter().flat_map(|source| &source.inputs);
+            inputs.map(move |input| (set.field(), input))
+        });
+        files.collect()
+    }
+
+    /// The sources of every set.
+    pub fn sources(&self) -> [(SourceSet, &[DataSource]); 6] {
+        [
+            (SourceSet::Preferences, &self.preferences),
+            (SourceSet::Golden, &self.golden),
+            (SourceSet::Prompts, &self.prompts),
+            (SourceSet::Sft, &self.sft),
+            (SourceSet::EvaluationPreferences, &self.evaluation.preferences),
+            (SourceSet::EvaluationPrompts, &self.evaluation.prompts),
+        ]
+    }
+
+    /// The same, to replace local inputs by uploaded ones.
+    pub fn sources_mut(&mut self) -> [(SourceSet, &mut [DataSource]); 6] {
+        [
+            (SourceSet::Preferences, &mut self.preferences),
+            (SourceSet::Golden, &mut self.golden),
+            (SourceSet::Prompts, &mut self.prompts),
+            (SourceSet::Sft, &mut self.sft),
+            (SourceSet::EvaluationPreferences, &mut self.evaluation.preferences),
+            (SourceSet::EvaluationPrompts, &mut self.evaluation.prompts),
+        ]
     }
 
     /// Checks that every required set has one source.
@@ -140,16 +173,17 @@ impl Data {
     }
 }
 
-fn inputs(field: &str, paths: &[String]) -> Result<Vec<InputRef>, SpecError> {
-    paths
-        .iter()
-        .enumerate()
-        .map(|(index, path)| InputRef::parse("", &format!("{field}[{index}]"), path))
-        .collect()
-}
+impl Deduplication {
+    /// Threshold from which on evaluation prompts are warned of, if the job gives none.
+    pub const OVERLAP: f64 = 0.8;
 
-fn names(inputs: &[InputRef]) -> Vec<String> {
-    inputs.iter().map(ToString::to_string).collect()
+    fn parse(wire: v1::DeduplicationSpec) -> Result<Self, SpecError> {
+        let at = "data.deduplication";
+        Ok(Self {
+            threshold: real(at, "threshold", wire.threshold, 0.0, Range::Unit)?,
+            ngram: size(at, "ngram", wire.ngram, 5, 1)?,
+        })
+    }
 }
 
 impl Generator {
@@ -195,6 +229,16 @@ impl From<v1::LimitSpec> for Limits {
 
 impl From<&Data> for v1::DataSpec {
     fn from(data: &Data) -> Self {
+        let mut sources = Vec::new();
+        let mut list = |set: SourceSet, given: &[DataSource]| to_wire(set, given, &mut sources);
+        let preferences = list(SourceSet::Preferences, &data.preferences);
+        let golden = list(SourceSet::Golden, &data.golden);
+        let prompts = list(SourceSet::Prompts, &data.prompts);
+        let sft = list(SourceSet::Sft, &data.sft);
+        let evaluation = v1::EvaluationDataSpec {
+            preferences: list(SourceSet::EvaluationPreferences, &data.evaluation.preferences),
+            prompts: list(SourceSet::EvaluationPrompts, &data.evaluation.prompts),
+        };
         Self {
             generator: data.generator.map(|generator| v1::GeneratorSpec {
                 name: generator.name.to_string(),
@@ -203,14 +247,11 @@ impl From<&Data> for v1::DataSpec {
                 prompts: Some(wire_size(generator.prompts)),
                 evaluation: Some(wire_size(generator.evaluation)),
             }),
-            preferences: names(&data.preferences),
-            golden: names(&data.golden),
-            prompts: names(&data.prompts),
-            sft: names(&data.sft),
-            evaluation: Some(v1::EvaluationDataSpec {
-                preferences: names(&data.evaluation.preferences),
-                prompts: names(&data.evaluation.prompts),
-            }),
+            preferences,
+            golden,
+            prompts,
+            sft,
+            evaluation: Some(evaluation),
             gold_preferences: data.gold_preferences.map(|gold| v1::GoldPreferencesSpec {
                 pairs: Some(wire_size(gold.pairs)),
                 evaluation_pairs: Some(wire_size(gold.evaluation_pairs)),
@@ -219,6 +260,13 @@ impl From<&Data> for v1::DataSpec {
             golden_holdout: Some(data.golden_holdout),
             limits: Some(wire_limits(&data.limits)),
             max_bad_fraction: Some(data.max_bad_fraction),
+            sources,
+            deduplication: (data.deduplication.threshold > 0.0 || data.deduplication.ngram != 5).then(|| {
+                v1::DeduplicationSpec {
+                    threshold: Some(data.deduplication.threshold),
+                    ngram: Some(wire_size(data.deduplication.ngram)),
+                }
+            }),
         }
     }
 }

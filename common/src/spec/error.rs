@@ -50,6 +50,17 @@ impl SpecError {
         Self::InSetting { setting: setting.to_owned(), error: Box::new(self) }
     }
 
+    /// The same error of a field by another name, where `rename` gives one.
+    pub(crate) fn renamed(mut self, rename: impl Fn(&str) -> Option<String>) -> Self {
+        if let Self::Field { field, .. } | Self::Missing { field, .. } | Self::Unknown { field, .. } =
+            &mut self
+            && let Some(name) = rename(field)
+        {
+            *field = name;
+        }
+        self
+    }
+
     /// The dotted path of the field at fault, if it is known.
     pub fn field_path(&self) -> Option<&str> {
         match self {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::contract::JOB_SPEC;
 use super::preset::{self, merge};
 use super::reference::is_stored;
-use super::{Job, SpecError, schema};
+use super::{Job, SpecError, schema, source_lists};
 use crate::input_file;
 
 /// The size of a job file, in bytes.
@@ -55,9 +55,10 @@ fn read(text: &str, base: &Path, over: Value) -> Result<v1::JobSpec, SpecError> 
     let mut value = preset::settle(parse(text, base)?, &over)?;
     merge(&mut value, over);
     drop_nulls(&mut value);
+    let lifted = value.get_mut("data").map(source_lists::lift).unwrap_or_default();
     let spec: v1::JobSpec =
         serde_json::from_value(value).map_err(|error| SpecError::Syntax(error.to_string()))?;
-    Job::try_from(spec.clone())?;
+    Job::try_from(spec.clone()).map_err(|error| error.renamed(|field| lifted.written(field)))?;
     Ok(spec)
 }
 
@@ -169,18 +170,33 @@ fn resolve_paths(value: &mut Value, base: &Path) {
             None => {}
         }
     }
+    let sources = value.get_mut("data").and_then(|data| data.get_mut("sources"));
+    for source in sources.and_then(Value::as_array_mut).into_iter().flatten() {
+        resolve(source, base);
+    }
 }
 
 fn resolve(value: &mut Value, base: &Path) {
-    let Value::String(text) = value else { return };
-    if !text.is_empty() && !is_stored(text) {
-        *text = base.join(text.as_str()).to_string_lossy().into_owned();
+    match value {
+        Value::String(text) if !text.is_empty() && !is_stored(text) => {
+            *text = base.join(text.as_str()).to_string_lossy().into_owned();
+        }
+        // A data source.
+        Value::Object(source) => {
+            let files = source.get_mut("path").and_then(Value::as_array_mut);
+            files.into_iter().flatten().for_each(|file| resolve(file, base));
+        }
+        _ => {}
     }
 }
 
 fn drop_nulls(value: &mut Value) {
-    if let Value::Object(fields) = value {
-        fields.retain(|_, value| !value.is_null());
-        fields.values_mut().for_each(drop_nulls);
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
     }
 }

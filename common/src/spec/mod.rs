@@ -27,13 +27,16 @@ mod reward_loss;
 mod sampling;
 mod scheduling;
 mod schema;
+mod source_lists;
+mod sources;
 mod steps;
 mod synonyms;
 #[cfg(test)]
 mod tests;
 mod text;
+mod trackers;
 
-pub use data::{Data, EvaluationData, Generator, GeneratorName, GoldPreferences, Limits};
+pub use data::{Data, Deduplication, EvaluationData, Generator, GeneratorName, GoldPreferences, Limits};
 pub use duration::{duration_text, parse_duration};
 pub use error::SpecError;
 pub use json_schema::json_schema;
@@ -51,8 +54,11 @@ pub use resources::{
 pub use reward_loss::*;
 pub use sampling::Sampling;
 pub use scheduling::{Labels, Priority, Scheduling, without_scheduling};
+pub use source_lists::in_lists;
+pub use sources::{Bounds, DataSource, RowFilter, SourceSet, column_advice};
 pub use steps::{Normalization, Refresh, RewardStart, RewardStep, SaveDtype, SftStep, rows_per_step};
 pub use text::{Bos, Side, Template, Text};
+pub use trackers::{ReportTo, Tracker, Trackers};
 
 use check::count;
 use choice::choices;
@@ -80,6 +86,7 @@ pub struct Job {
     pub resources: Resources,
     pub controls: Controls,
     pub scheduling: Scheduling,
+    pub trackers: Trackers,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -124,7 +131,7 @@ impl Job {
             _ => None,
         });
         let data = self.data.inputs().into_iter().filter_map(|(field, input)| match input {
-            InputRef::Path(path) => Some((field, path)),
+            InputRef::Path(path) | InputRef::Url(path) => Some((field, path)),
             InputRef::Input { .. } => None,
         });
         match paths.chain(data).next() {
@@ -264,6 +271,7 @@ impl TryFrom<v1::JobSpec> for Job {
             policy_step: PolicyStep::parse(wire.policy_step.unwrap_or_default())?,
             resources: Resources::parse(&wire.resources.unwrap_or_default())?,
             controls: Controls::from(wire.controls.unwrap_or_default()),
+            trackers: Trackers::parse(wire.trackers.unwrap_or_default())?,
             evaluation,
             sampling,
             scheduling,
@@ -302,6 +310,7 @@ impl From<&Job> for v1::JobSpec {
             retries: Some(job.scheduling.retries),
             timeout: duration::text(job.scheduling.timeout),
             ttl_after_finished: duration::text(job.scheduling.ttl_after_finished),
+            trackers: Some((&job.trackers).into()),
         }
     }
 }

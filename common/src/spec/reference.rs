@@ -8,6 +8,9 @@ use super::check::path as field_path;
 pub enum InputRef {
     /// A local path; only in a client, before upload.
     Path(String),
+    /// `s3://`, `gs://`, `az://` or `https://`; only in a client, which reads it with its user's credentials and
+    /// uploads what it read.
+    Url(String),
     /// The upload with this hash, of the job's tenant.
     Input { blake3: String, name: String },
 }
@@ -26,6 +29,9 @@ pub enum ModelRef {
     Artifact { job: String, artifact: String },
 }
 
+/// Schemes of the URLs that data files may be read from.
+const URL_SCHEMES: [&str; 4] = ["s3", "gs", "az", "https"];
+
 const INPUT: &str = "input:";
 const MODEL: &str = "model:";
 const ARTIFACT: &str = "job:";
@@ -37,6 +43,15 @@ pub(super) fn is_stored(text: &str) -> bool {
 
 impl InputRef {
     pub(crate) fn parse(at: &str, field: &str, text: &str) -> Result<Self, SpecError> {
+        if let Some((scheme, _)) = text.split_once("://") {
+            return match URL_SCHEMES.contains(&scheme) {
+                true => Ok(Self::Url(text.to_owned())),
+                false => {
+                    let error = SpecError::field(&field_path(at, field), text, "a local path, or a URL");
+                    Err(error.advice("URLs of inputs begin with s3://, gs://, az:// or https://"))
+                }
+            };
+        }
         let uploaded = uploaded(&field_path(at, field), text, INPUT)?;
         Ok(match uploaded {
             Some((blake3, name)) => Self::Input { blake3, name },
@@ -47,7 +62,7 @@ impl InputRef {
     /// Name for messages: the path, or the original file name.
     pub fn name(&self) -> &str {
         match self {
-            Self::Path(name) | Self::Input { name, .. } => name,
+            Self::Path(name) | Self::Url(name) | Self::Input { name, .. } => name,
         }
     }
 }
@@ -81,7 +96,7 @@ impl ModelRef {
 impl fmt::Display for InputRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path(path) => f.write_str(path),
+            Self::Path(path) | Self::Url(path) => f.write_str(path),
             Self::Input { blake3, name } => write!(f, "{INPUT}{blake3}:{name}"),
         }
     }
@@ -106,7 +121,7 @@ fn uploaded(field: &str, text: &str, scheme: &str) -> Result<Option<(String, Str
         if is_stored(text) {
             let expected = format!("a local path or {scheme}<BLAKE3>:<name>");
             return Err(SpecError::field(field, text, &expected)
-                .advice("inputs by URL are not supported; download them and name the local path"));
+                .advice("models by URL are not supported; download them and name the local path"));
         }
         return Ok(None);
     };

@@ -103,6 +103,8 @@ choices! {
     Ddp = "ddp",
     /// Each rank holds its part of the optimizer's state.
     Zero1 = "zero1",
+    /// Each rank holds its part of the parameters, of their gradients and of the optimizer's state.
+    Fsdp = "fsdp",
 }
 
 impl Generation {

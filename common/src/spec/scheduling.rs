@@ -38,6 +38,7 @@ pub fn without_scheduling(spec: &v1::JobSpec) -> v1::JobSpec {
         retries: None,
         timeout: String::new(),
         ttl_after_finished: String::new(),
+        trackers: None,
         ..spec.clone()
     }
 }
@@ -282,7 +283,14 @@ data: { preferences: /pairs.jsonl, golden: /golden.jsonl, prompts: /prompts.json
     #[test]
     fn scheduling_is_no_part_of_what_a_job_computes() {
         let plain = v1::JobSpec::from(&job(LEAST, &[]));
-        let settings = ["priority=high", "labels.a=b", "retries=9", "timeout=1d", "ttl_after_finished=1h"];
+        let settings = [
+            "priority=high",
+            "labels.a=b",
+            "retries=9",
+            "timeout=1d",
+            "ttl_after_finished=1h",
+            "trackers.report_to=mlflow",
+        ];
         let urgent = v1::JobSpec::from(&job(LEAST, &settings));
         assert_ne!(plain, urgent);
         assert_eq!(without_scheduling(&plain), without_scheduling(&urgent));

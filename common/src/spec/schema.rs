@@ -7,6 +7,7 @@ use super::SpecError;
 use super::check::{path, unknown_choice};
 use super::contract::{self, Field, JOB_SPEC, Kind, fields, members, siblings};
 use super::scheduling::Priority;
+use super::source_lists;
 use super::synonyms;
 
 /// Checks `value` against `message` and gives it back in the form protobuf's JSON mapping reads: a single
@@ -32,7 +33,10 @@ pub(crate) fn normalize(at: &str, message: &str, value: Value) -> Result<Value, 
         let Some(field) = fields(message).iter().find(|field| field.name == name) else {
             return Err(SpecError::Unknown { field: at, hint: synonyms::hint(message, &name) });
         };
-        let value = field.normalize(&at, value)?;
+        let value = match source_lists::is_list(message, &name) {
+            true => field.normalize_sources(&at, value)?,
+            false => field.normalize(&at, value)?,
+        };
         // A member with settings may stand beside its own name.
         if !value.is_null() || !checked.contains_key(&name) {
             checked.insert(name, value);
@@ -118,6 +122,22 @@ pub(crate) fn names(field: &str) -> Vec<&str> {
 }
 
 impl Field {
+    /// Like [`Self::normalize`], of a list whose entries may be data sources.
+    fn normalize_sources(&self, at: &str, value: Value) -> Result<Value, SpecError> {
+        let one = |at: &str, value: Value| match value {
+            Value::Object(_) => source_lists::normalize(at, value),
+            text => self.normalize_one(at, text),
+        };
+        match value {
+            Value::Null => Ok(Value::Null),
+            Value::Array(items) => {
+                let items = items.into_iter().enumerate();
+                items.map(|(index, item)| one(&format!("{at}[{index}]"), item)).collect()
+            }
+            single => Ok(Value::Array(vec![one(at, single)?])),
+        }
+    }
+
     fn normalize(&self, at: &str, value: Value) -> Result<Value, SpecError> {
         match (self.repeated, value) {
             (_, Value::Null) => Ok(Value::Null),

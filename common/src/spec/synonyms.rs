@@ -6,7 +6,7 @@ use super::contract::{self, Kind, short};
 
 /// Fields by their names in TRL, Transformers, PEFT, torch, OpenRLHF and verl, and by earlier names; paths
 /// from the block on.
-const SYNONYMS: [(&str, &str, &str); 29] = [
+const SYNONYMS: [(&str, &str, &str); 33] = [
     ("GenerationSpec", "slots", "max_num_seqs"),
     ("OptimizerSpec", "adam_epsilon", "eps"),
     ("OptimizerSpec", "epsilon", "eps"),
@@ -36,6 +36,10 @@ const SYNONYMS: [(&str, &str, &str); 29] = [
     ("ResourceSpec", "activation_checkpoint", "activation_checkpointing"),
     ("ResourceSpec", "gradient_checkpointing", "activation_checkpointing"),
     ("ResourceSpec", "save_steps", "checkpoint_steps"),
+    ("TrackerSpec", "experiment_name", "experiment"),
+    ("TrackerSpec", "log_completions", "num_completions"),
+    ("TrackerSpec", "num_completions_to_print", "num_completions"),
+    ("TrackerSpec", "project", "experiment"),
 ];
 
 /// Advice to the author of `field` in `message`, which has no such field.

@@ -23,6 +23,11 @@ pub const GOLD_STEP: &str = "gold_step_mean";
 /// Accuracy on human pairs minus that of round 1's reward model on the same pairs.
 pub const ACCURACY_CHANGE: &str = "accuracy_change";
 
+/// Name of the accuracy on the pairs of a part of a benchmark.
+pub fn group_accuracy(group: &str) -> String {
+    format!("subset_{group}_accuracy")
+}
+
 /// The metrics of a phase: each mean under its own name, with its standard error. In addition
 /// - for a `…_mean`, the rows' standard deviation as `…_sd`, and their maximum as `…_max` if it was tracked;
 /// - for a rate (`accuracy` and `…_rate`), the 95 % Wilson interval as `…_low` and `…_high`. A rate of 0 or 1

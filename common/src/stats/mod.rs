@@ -15,8 +15,9 @@ pub use clusters::{Cluster, ClusteredMoments, Clusters};
 pub use distinct::{DISTINCT_KEPT, Distinct};
 pub use metrics::{
     ACCURACY_CHANGE, DUPLICATES, GOLD_STEP, REWARD_DIFFERENCE, REWARD_GAIN, REWARD_STEP, START_REWARD,
-    is_rate, metrics,
+    group_accuracy, is_rate, metrics,
 };
+pub use rate::wilson_interval;
 
 /// Prefixes of metrics measured on the rows that select the best round, and on the rows that it is reported
 /// on.

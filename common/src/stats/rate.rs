@@ -10,7 +10,7 @@ const Z: f64 = 1.959_963_984_540_054;
 /// Rows in clusters count as fewer: n over the design effect, which is the cluster-robust variance over that
 /// of independent rows (Kish; Korn and Graubard 1998). If all rows are equal the effect cannot be estimated,
 /// and each cluster counts once.
-pub(super) fn wilson_interval(moments: &Moments) -> Option<(f64, f64)> {
+pub fn wilson_interval(moments: &Moments) -> Option<(f64, f64)> {
     let rate = moments.mean()?;
     let rows = effective_rows(moments, rate);
     let shrunk = 1.0 + Z * Z / rows;

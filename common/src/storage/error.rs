@@ -119,7 +119,24 @@ pub(super) fn reason(error: &object_store::Error) -> String {
         }
         source = cause.source();
     }
+    if let Some(advice) = no_credentials(&text) {
+        text = format!("{text}; {advice}");
+    }
     redact::secrets(&text).into_owned()
+}
+
+/// Advice where a provider's client found no credentials in the environment, and so asked the metadata
+/// service of a cloud's machines, which answers on no other machine.
+fn no_credentials(text: &str) -> Option<&'static str> {
+    let services = [
+        (
+            "169.254.169.254/latest/",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SKIP_SIGNATURE=true for a public bucket)",
+        ),
+        ("169.254.169.254/metadata/identity", "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
+        ("/computeMetadata/", "set GOOGLE_SERVICE_ACCOUNT to the file of a service account's key"),
+    ];
+    services.into_iter().find(|(address, _)| text.contains(address)).map(|(_, advice)| advice)
 }
 
 fn is_disk_full(error: &object_store::Error) -> bool {
@@ -157,6 +174,20 @@ mod tests {
         let told = StoreError::from_object_store("s3://b", "get", "k", &error).to_string();
         assert!(told.contains("error sending request: Connection refused (os error 111)"), "{told}");
         assert_eq!(told.matches("error sending request").count(), 1, "{told}");
+    }
+
+    #[test]
+    fn a_want_of_credentials_is_told() {
+        let told = |url: &str| {
+            let source = format!("Error performing PUT {url} in 3s - HTTP error").into();
+            let error = object_store::Error::Generic { store: "S3", source };
+            StoreError::from_object_store("s3://b", "get", "k", &error).to_string()
+        };
+        let own = told("http://169.254.169.254/latest/api/token");
+        assert!(own.contains("HTTP error; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"), "{own}");
+        let google = told("http://metadata.google.internal/computeMetadata/v1/instance");
+        assert!(google.contains("set GOOGLE_SERVICE_ACCOUNT"), "{google}");
+        assert!(!told("https://s3.eu-west-1.amazonaws.com/b/k").contains("set "));
     }
 
     #[test]

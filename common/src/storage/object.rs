@@ -254,7 +254,7 @@ impl ObjectWriter {
                 store.sent_part(&key, found.size, parts.finish().await)?;
             }
         }
-        match store.create(&format!("{key}{SIDECAR}"), found.sidecar().into()).await? {
+        match store.create(&format!("{key}{SIDECAR}"), found.sidecar()).await? {
             Put::Created => Ok(found.object(&key)),
             Put::Exists => agreed(&key, store.digest(&key).await?, found),
         }

@@ -42,6 +42,7 @@ impl Store {
         let credentials = |error: object_store::Error| {
             fail(reason(&error), "check the URL and the provider's credentials in the environment")
         };
+        let mut is_ordered = true;
         let inner: Arc<dyn ObjectStore> = match scheme {
             ObjectStoreScheme::Local => {
                 let path =
@@ -55,6 +56,8 @@ impl Store {
                 let allowed = value(AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp));
                 check_endpoint(value(AmazonS3ConfigKey::Endpoint), allowed)
                     .map_err(|reason| fail(reason, "set AWS_ALLOW_HTTP=true on a network that you trust"))?;
+                // A directory bucket.
+                is_ordered = value(AmazonS3ConfigKey::S3Express).as_deref() != Some("true");
                 Arc::new(builder.build().map_err(credentials)?)
             }
             ObjectStoreScheme::GoogleCloudStorage => {
@@ -74,7 +77,8 @@ impl Store {
             }
             _ => return Err(fail(format!("{:?} is not a kind of store Foil knows", url.scheme()), KINDS)),
         };
-        Ok(Self::new(inner, prefix, redact::secrets(url_or_directory).into_owned()))
+        let store = Self::new(inner, prefix, redact::secrets(url_or_directory).into_owned());
+        Ok(if is_ordered { store } else { store.unordered() })
     }
 }
 
@@ -113,7 +117,7 @@ fn open_directory(directory: &FsPath) -> Result<Store, StoreError> {
     make_directory(&absolute).map_err(|error| fail(error.to_string()))?;
     let inner = LocalFileSystem::new_with_prefix(&absolute).map_err(|error| fail(error.to_string()))?;
     let location = absolute.display().to_string();
-    Ok(Store::new(Arc::new(inner.with_fsync(true)), Path::default(), location))
+    Ok(Store::new(Arc::new(inner.with_fsync(true)), Path::default(), location).unordered())
 }
 
 /// Creates a directory and its missing parents, and syncs the directories whose entries changed.
@@ -138,7 +142,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("a/b/c");
         let store = Store::open(path.to_str().unwrap()).unwrap();
-        store.create("x/y", "hello".into()).await.unwrap();
+        store.create("x/y", "hello").await.unwrap();
         assert_eq!(fs::read(path.join("x/y")).unwrap(), b"hello");
     }
 

@@ -57,7 +57,7 @@ impl Store {
     }
 }
 
-fn modified(meta: &ObjectMeta) -> u64 {
+pub(super) fn modified(meta: &ObjectMeta) -> u64 {
     u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or_default()
 }
 

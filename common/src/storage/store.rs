@@ -2,29 +2,24 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io::{self, SeekFrom};
 use std::ops::Range;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
-    PutOptions, PutPayload,
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::{Mutex, MutexGuard};
-use tokio_util::io::ReaderStream;
 use ulid::Ulid;
 
+use super::chunks::large_chunks;
 use super::health::{Ask, Health};
+use super::nap::{Nap, Napper, real_nap};
 use super::{StoreError, key};
 
 /// A stream of an object's bytes.
@@ -38,37 +33,6 @@ pub enum Put {
     Exists,
 }
 
-/// Size of reads from a file.
-const CHUNK_BYTES: usize = 1 << 20;
-
-/// Buffer size for an object of this size: most are small, and a large buffer for each would fragment the
-/// heap.
-fn chunk_bytes(size: u64) -> usize {
-    usize::try_from(size).unwrap_or(CHUNK_BYTES).clamp(1, CHUNK_BYTES)
-}
-
-/// The bytes of a result in large chunks. object_store itself reads files in pieces of 8 KiB, each on another
-/// thread.
-fn large_chunks(answer: GetResult) -> BoxStream<'static, object_store::Result<Bytes>> {
-    let range = answer.range.clone();
-    match answer.payload {
-        GetResultPayload::File(file, path) => {
-            let fail = move |source: io::Error| object_store::Error::Generic {
-                store: "LocalFileSystem",
-                source: format!("{}: {source}", path.display()).into(),
-            };
-            let chunks = async move {
-                let mut file = tokio::fs::File::from_std(file);
-                file.seek(SeekFrom::Start(range.start)).await?;
-                let size = range.end - range.start;
-                Ok::<_, io::Error>(ReaderStream::with_capacity(file.take(size), chunk_bytes(size)))
-            };
-            futures::stream::once(chunks).try_flatten().map_err(fail).boxed()
-        }
-        GetResultPayload::Stream(bytes) => bytes,
-    }
-}
-
 /// One key of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
@@ -76,9 +40,6 @@ pub struct Listed {
     /// In bytes.
     pub size: u64,
 }
-
-/// Sleeps between two tries; tests pass their own.
-pub type Nap = fn(Duration) -> BoxFuture<'static, ()>;
 
 /// Default retry timeout of transient failures. A backend's own client may take half a minute to give up one
 /// try.
@@ -92,6 +53,8 @@ pub struct Store {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
     location: Arc<str>,
+    /// Listings are in the order of keys.
+    in_order: bool,
     retry: ExponentialBuilder,
     /// No try starts later, so that a slow failure counts as much as a pause. `None` if only pauses count.
     limit: Option<Duration>,
@@ -121,6 +84,7 @@ impl Store {
             inner,
             prefix,
             location: location.into(),
+            in_order: true,
             retry,
             limit: Some(BRIEFLY),
             waits_for_room: false,
@@ -128,6 +92,15 @@ impl Store {
             nap: real_nap,
             finishing,
         }
+    }
+
+    /// A store whose listings are in no particular order.
+    pub(super) fn unordered(self) -> Self {
+        Self { in_order: false, ..self }
+    }
+
+    pub(super) fn lists_in_order(&self) -> bool {
+        self.in_order
     }
 
     /// A store over any backend. `location` names it in messages, and `nap` sleeps before a retry. Only
@@ -176,12 +149,13 @@ impl Store {
     }
 
     /// Writes a key that must not exist yet; the bytes are durable when this returns.
-    pub async fn create(&self, key: &str, bytes: Bytes) -> Result<Put, StoreError> {
-        self.with_retries("create", Ask::write(key, bytes.len() as u64), |path| {
-            let bytes = bytes.clone();
+    pub async fn create(&self, key: &str, bytes: impl Into<PutPayload>) -> Result<Put, StoreError> {
+        let payload: PutPayload = bytes.into();
+        self.with_retries("create", Ask::write(key, payload.content_length() as u64), |path| {
+            let payload = payload.clone();
             async move {
                 let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-                match self.inner.put_opts(&path, PutPayload::from_bytes(bytes), options).await {
+                match self.inner.put_opts(&path, payload, options).await {
                     Ok(_) => Ok(Put::Created),
                     // Some stores answer a failed `If-None-Match: *` as a failed precondition.
                     Err(
@@ -308,6 +282,10 @@ impl Store {
         &*self.inner
     }
 
+    pub(super) fn prefix(&self) -> &Path {
+        &self.prefix
+    }
+
     pub(super) fn failure(
         &self,
         operation: &'static str,
@@ -386,32 +364,6 @@ impl Store {
 fn count<T>(operation: &'static str, result: &Result<T, StoreError>) {
     let code = result.as_ref().err().map_or("ok", StoreError::code);
     metrics::counter!("foil_objectstore_requests_total", "op" => operation, "code" => code).increment(1);
-}
-
-/// Adapts [`Nap`] to the retry library.
-struct Napper(Nap);
-
-/// A named type without a lifetime, for which the compiler can prove that requests are `Send`.
-struct Napping(BoxFuture<'static, ()>);
-
-impl Future for Napping {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(context)
-    }
-}
-
-impl backon::Sleeper for Napper {
-    type Sleep = Napping;
-
-    fn sleep(&self, duration: Duration) -> Napping {
-        Napping((self.0)(duration))
-    }
-}
-
-fn real_nap(duration: Duration) -> BoxFuture<'static, ()> {
-    Box::pin(tokio::time::sleep(duration))
 }
 
 #[cfg(test)]

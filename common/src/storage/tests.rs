@@ -34,10 +34,10 @@ async fn a_patient_store_outlasts_an_outage_and_others_give_up() {
     let store = Store::for_test(Arc::clone(&broken) as Arc<dyn ObjectStore>, 3);
     let outage = Faults { refuse_put: 100, ..Faults::default() };
     broken.set(outage);
-    assert!(matches!(store.create("a", "one".into()).await, Err(StoreError::Unavailable { .. })));
+    assert!(matches!(store.create("a", "one").await, Err(StoreError::Unavailable { .. })));
 
     let patient = store.patient(Duration::from_secs(60));
-    let waiting = tokio::spawn(async move { patient.create("a", "one".into()).await });
+    let waiting = tokio::spawn(async move { patient.create("a", "one").await });
     while broken.struck.load(Ordering::Relaxed) < 50 {
         tokio::task::yield_now().await;
     }
@@ -47,7 +47,7 @@ async fn a_patient_store_outlasts_an_outage_and_others_give_up() {
 
     broken.set(outage);
     let bounded = store.patient(Duration::from_millis(20));
-    assert!(matches!(bounded.create("b", "one".into()).await, Err(StoreError::Unavailable { .. })));
+    assert!(matches!(bounded.create("b", "one").await, Err(StoreError::Unavailable { .. })));
 }
 
 /// Two tries of 30 ms exceed 50 ms, into which hundreds of pauses would fit.
@@ -59,7 +59,7 @@ async fn slow_failures_end_by_the_clock() {
     for wait in waits {
         let broken = Arc::new(FaultStore::new(Arc::new(InMemory::new()), slow, 0));
         let store = wait(Store::for_test(Arc::clone(&broken) as Arc<dyn ObjectStore>, 1000), limit);
-        assert!(matches!(store.create("a", "one".into()).await, Err(StoreError::Unavailable { .. })));
+        assert!(matches!(store.create("a", "one").await, Err(StoreError::Unavailable { .. })));
         let tries = broken.struck.load(Ordering::Relaxed);
         assert!((1..=2).contains(&tries), "{tries} tries");
     }
@@ -153,7 +153,7 @@ async fn traced_writes() {
     let directory = std::env::var(TRACED).unwrap();
     let store = Store::open(&format!("{directory}/store")).unwrap();
     let said = |what: &str| std::fs::write(format!("{directory}/said-{what}"), "done").unwrap();
-    store.create("meta/log/0", "record".into()).await.unwrap();
+    store.create("meta/log/0", "record").await.unwrap();
     said("record");
     store.put_object("data/small", "small".into()).await.unwrap();
     said("small");

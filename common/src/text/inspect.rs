@@ -1,7 +1,9 @@
 //! A view of data as the models read it: every token, where loss and reward are read, and what is truncated.
 
 use super::{Encoded, Encoder, Limits, Response, TextError};
-use crate::data::rows::{GoldenRow, PairRow, Prompt};
+use crate::data::rows::Prompt;
+use crate::plural::counted;
+use crate::stats::{Moments, wilson_interval};
 use serde::Serialize;
 use std::fmt;
 
@@ -143,6 +145,8 @@ pub struct Lengths {
     /// Rows that fit their budget.
     pub fit: usize,
     pub budget: usize,
+    /// Whether the budget is for the text and the other part of its row together.
+    pub is_shared: bool,
     pub shortest: usize,
     pub median: usize,
     /// The 90th percentile.
@@ -151,6 +155,7 @@ pub struct Lengths {
 }
 
 impl Lengths {
+    /// Lengths of texts with a budget each.
     pub fn of(mut lengths: Vec<usize>, budget: usize) -> Self {
         lengths.sort_unstable();
         let at = |tenths: usize| {
@@ -160,57 +165,58 @@ impl Lengths {
             rows: lengths.len(),
             fit: lengths.iter().filter(|&&length| length <= budget).count(),
             budget,
+            is_shared: false,
             shortest: at(0),
             median: at(5),
             ninth_decile: at(9),
             longest: at(10),
         }
     }
+
+    /// Lengths of texts that share `budget` with the other part of their row, and the number of those that
+    /// are not cut.
+    pub fn sharing(lengths: Vec<usize>, budget: usize, fit: usize) -> Self {
+        Lengths { fit, is_shared: true, ..Self::of(lengths, budget) }
+    }
 }
 
 impl fmt::Display for Lengths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Lengths { rows, fit, budget, shortest, median, ninth_decile, longest } = self;
+        let Lengths { rows, fit, budget, is_shared, shortest, median, ninth_decile, longest } = self;
+        let shared = if *is_shared { ", with the other part" } else { "" };
         write!(
             f,
-            "{fit} of {rows} fit {budget} tokens; shortest {shortest}, median {median}, nine in ten ≤ {ninth_decile}, longest {longest}"
+            "{fit} of {rows} fit {budget} tokens{shared}; shortest {shortest}, median {median}, nine in ten ≤ {ninth_decile}, longest {longest}"
         )
     }
 }
 
-/// Statistics of the lengths of prompts.
+/// Tokens of prompts, before truncation.
 pub fn prompt_lengths<'a>(
     encoder: &Encoder,
     prompts: impl IntoIterator<Item = &'a Prompt>,
-    limits: Limits,
-) -> Result<Lengths, TextError> {
-    let length = |prompt| Ok(encoder.prompt(prompt, usize::MAX)?.ids.len());
-    let lengths: Result<Vec<usize>, TextError> = prompts.into_iter().map(length).collect();
-    Ok(Lengths::of(lengths?, limits.prompt))
+) -> Result<Vec<usize>, TextError> {
+    prompts.into_iter().map(|prompt| Ok(encoder.prompt(prompt, usize::MAX)?.ids.len())).collect()
 }
 
-/// Statistics of the lengths of responses, including EOS.
+/// Tokens of responses, before truncation, EOS included.
 pub fn response_lengths<'a>(
     encoder: &Encoder,
     rows: impl IntoIterator<Item = (&'a Prompt, &'a str)>,
-    limits: Limits,
-) -> Result<Lengths, TextError> {
-    let lengths: Result<Vec<usize>, TextError> =
-        rows.into_iter().map(|(prompt, response)| untruncated_length(encoder, prompt, response)).collect();
-    Ok(Lengths::of(lengths?, limits.response))
-}
-
-/// Statistics of the lengths of golden answers.
-pub fn golden_lengths(encoder: &Encoder, rows: &[GoldenRow], limits: Limits) -> Result<Lengths, TextError> {
-    response_lengths(encoder, rows.iter().map(|row| (&row.prompt, row.golden.as_str())), limits)
+) -> Result<Vec<usize>, TextError> {
+    let all = Limits::of(usize::MAX, usize::MAX);
+    let length = |(prompt, response)| {
+        Ok(encoder.dialogue(prompt, Response::finished(response), all)?.response().len())
+    };
+    rows.into_iter().map(length).collect()
 }
 
 /// How well length alone predicts which response of a pair is preferred.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LengthAccuracy {
     pub pairs: usize,
-    /// Fraction of pairs whose chosen response is the longer one, ties counted half; both truncated to the
-    /// budget.
+    /// Fraction of pairs whose chosen response is the longer one, ties counted half; both truncated to what
+    /// they have beside their prompt.
     pub longer_chosen: f64,
     /// Mean tokens, after truncation.
     pub mean_chosen: f64,
@@ -247,6 +253,18 @@ impl LengthAccuracy {
         let accuracy = self.accuracy();
         (accuracy * (1.0 - accuracy) / self.pairs.max(1) as f64).sqrt()
     }
+
+    /// [`Self::accuracy`] with its error, in percent; with its 95 % interval if no pair goes against the
+    /// rule.
+    fn percent(&self) -> String {
+        let (accuracy, pairs) = (self.accuracy(), self.pairs as f64);
+        let all =
+            Moments { count: self.pairs as u64, sum: pairs, sum_of_squares: pairs, ..Moments::default() };
+        match wilson_interval(&all).filter(|_| accuracy >= 1.0) {
+            Some((low, high)) => format!("100.0 [{:.1}, {:.1}]", 100.0 * low, 100.0 * high),
+            None => format!("{:.1} ± {:.1}", 100.0 * accuracy, 100.0 * self.standard_error()),
+        }
+    }
 }
 
 impl fmt::Display for LengthAccuracy {
@@ -254,33 +272,11 @@ impl fmt::Display for LengthAccuracy {
         let rule = if self.longer_chosen >= 0.5 { "longer" } else { "shorter" };
         write!(
             f,
-            "length alone (the {rule} response) predicts {:.1} ± {:.1} % of {} pairs; mean tokens {:.1} chosen, {:.1} rejected",
-            100.0 * self.accuracy(),
-            100.0 * self.standard_error(),
-            self.pairs,
+            "length alone (the {rule} response) predicts {} % of {}; mean tokens {:.1} chosen, {:.1} rejected",
+            self.percent(),
+            counted(self.pairs, "pair"),
             self.mean_chosen,
             self.mean_rejected
         )
     }
-}
-
-/// The accuracy of length alone on pairs, with responses truncated to their budget.
-pub fn length_accuracy(
-    encoder: &Encoder,
-    rows: &[PairRow],
-    limits: Limits,
-) -> Result<LengthAccuracy, TextError> {
-    let length = |prompt, response| {
-        Ok::<_, TextError>(untruncated_length(encoder, prompt, response)?.min(limits.response))
-    };
-    let lengths: Result<Vec<_>, TextError> = rows
-        .iter()
-        .map(|row| Ok((length(&row.prompt, &row.chosen)?, length(&row.prompt, &row.rejected)?)))
-        .collect();
-    Ok(LengthAccuracy::of(&lengths?))
-}
-
-fn untruncated_length(encoder: &Encoder, prompt: &Prompt, response: &str) -> Result<usize, TextError> {
-    let all = Limits::of(usize::MAX, usize::MAX);
-    Ok(encoder.dialogue(prompt, Response::finished(response), all)?.response().len())
 }

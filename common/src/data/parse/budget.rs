@@ -25,6 +25,13 @@ impl Budget {
         enough
     }
 
+    /// Charges other memory that is taken for each row; false if it exceeds the budget.
+    pub fn charge_bytes(&mut self, bytes: u64) -> bool {
+        let enough = bytes <= self.left;
+        self.left = self.left.saturating_sub(bytes);
+        enough
+    }
+
     fn cost<T: Row>(row: &T) -> u64 {
         let messages = &row.prompt().messages;
         let texts = messages.iter().map(|message| message.content.len()).sum::<usize>()

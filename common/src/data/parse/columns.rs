@@ -22,6 +22,8 @@ pub enum Kind {
     Margin,
     /// Whether the response is desirable; prompts do not use it.
     Label,
+    /// The part of a benchmark that a pair belongs to; only pairs use it.
+    Group,
     /// An unsupported part of a prompt.
     Unsupported(&'static str),
 }
@@ -64,13 +66,14 @@ impl Column {
                 Unread::Refused("its meaning is not clear with these columns; rename it if it is not a label")
             }
             (Kind::Answer, _)
+            | (Kind::Group, _)
             | (Kind::Comparison | Kind::Margin, Prompts | Golden | Demonstrations)
             | (Kind::Label, Prompts) => Unread::Ignored,
         }
     }
 }
 
-pub(super) fn find(name: &str) -> Option<&'static Column> {
+pub(crate) fn find(name: &str) -> Option<&'static Column> {
     COLUMNS.iter().find(|column| column.name == name)
 }
 
@@ -131,7 +134,8 @@ pub const COLUMNS: &[Column] = &[
         "chosen",
         "TRL, HH, ShareGPT, UltraFeedback",
         Kind::Comparison,
-        "the better answer: a string, a message, messages with or without the prompt, or a whole dialogue",
+        "the better answer: a string, a message, messages with or without the prompt, or a whole dialogue; or a list of \
+         strings, each of which is better than each of `rejected`",
     ),
     column("rejected", "TRL, HH, ShareGPT, UltraFeedback", Kind::Comparison, "the worse answer, as `chosen`"),
     column("preferred_output", "OpenAI", Kind::Comparison, "as `chosen`"),
@@ -180,6 +184,13 @@ pub const COLUMNS: &[Column] = &[
         Kind::Label,
         "SHP's 1: `human_ref_A` is better, 0: `human_ref_B`; labels of steps are refused",
     ),
+    column(
+        "subset",
+        "RewardBench",
+        Kind::Group,
+        "of evaluation pairs: the part of the benchmark, on which accuracy is reported too",
+    ),
+    column("domain", "RM-Bench, SHP", Kind::Group, "as `subset`"),
     column("tools", "TRL, ShareGPT, OpenAI", Kind::Unsupported(TOOLS), "refused unless empty"),
     column("functions", "OpenAI", Kind::Unsupported(TOOLS), "refused unless empty"),
     column("tool_calls", "OpenAI", Kind::Unsupported(TOOLS), "refused unless empty"),

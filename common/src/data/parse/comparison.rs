@@ -115,6 +115,6 @@ impl Pair {
         if chosen.trim() == rejected.trim() {
             return Err("chosen and rejected are the same text; they must differ".to_owned());
         }
-        Ok(PairRow { id: 0, prompt, chosen, rejected, margin })
+        Ok(PairRow { id: 0, prompt, chosen, rejected, margin, groups: Vec::new() })
     }
 }

@@ -38,6 +38,11 @@ impl<'a> Fields<'a> {
         names.into_iter().find_map(|name| self.get(name).map(|value| (name, value)))
     }
 
+    /// The field, not marked as read.
+    pub(super) fn peek(&self, name: &str) -> Option<&'a Value> {
+        self.all.get(name).filter(|value| !value.is_null())
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.all.get(name).is_some_and(|value| !value.is_null())
     }

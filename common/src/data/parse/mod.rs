@@ -14,16 +14,20 @@
 //!
 //! Each may have `system` and `history`, which precede the prompt. [`columns`] lists the known columns: a
 //! record is a bad row if it has a known column that is not used and would change the row's meaning; the
-//! names of all other columns are collected. Files are JSON lines or JSON arrays, plain or gzipped. A
+//! names of all other columns are collected. `records` reads the formats of files. A
 //! `prompt` string in dialogue form is parsed into turns, whose surrounding white space is removed; any other
 //! string is one user message. All other texts are kept to the byte.
 
 mod answers;
+mod benchmarks;
 mod budget;
+mod column_names;
 pub mod columns;
 mod comparison;
+mod content;
 mod dialogue;
 mod fields;
+mod misfit;
 mod pairs;
 mod places;
 mod prompt_columns;
@@ -33,18 +37,23 @@ mod scored;
 mod turns;
 mod value;
 
+mod stream;
 #[cfg(test)]
 mod tests;
 
 pub use self::budget::Budget;
+pub use self::column_names::ColumnNames;
 use self::columns::Purpose;
-pub use self::places::{Place, Places};
+pub use self::content::Content;
+use self::misfit::Misfit;
+pub use self::places::{Place, Places, Position};
+pub use self::stream::{Record, RecordStream};
 use self::value::excerpt;
 use super::rows::{Row, assign_ids, content_key};
+use bytes::Bytes;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::io::Read;
 
 /// Number of bad rows that are kept; beyond it they are only counted.
 pub const KEPT_BAD_ROWS: usize = 20;
@@ -79,6 +88,35 @@ pub struct Skipped {
     pub undesirable: u64,
 }
 
+/// A file that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadFile {
+    pub name: String,
+    /// Its format and compression, as they were recognized: "JSON lines, gzip".
+    pub format: String,
+    /// Number of records, good and bad.
+    pub records: u64,
+    pub bad_rows: u64,
+}
+
+/// Files that are read alike.
+#[derive(Clone, Debug)]
+pub struct SourceFiles<'a> {
+    /// With the names that messages have for them.
+    pub files: Vec<(&'a str, Content)>,
+    pub names: &'a ColumnNames,
+}
+
+/// A source that was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadSource {
+    pub first_file: String,
+    /// Number of files.
+    pub files: usize,
+    pub bad_rows: u64,
+    pub skipped: Skipped,
+}
+
 /// The rows of one or more files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed<T> {
@@ -89,39 +127,51 @@ pub struct Parsed<T> {
     pub bad_rows: u64,
     /// The first [`KEPT_BAD_ROWS`] of them.
     pub bad: Vec<BadRow>,
+    /// Why the first of them is no row of the set, if that is told, and the source that it is of.
+    misfit: Option<(usize, Misfit)>,
     pub skipped: Skipped,
     /// Ignored columns, with the number of records that have them.
     pub ignored: BTreeMap<String, u64>,
     /// The place of each row in the files.
     pub places: Places,
+    pub files: Vec<ReadFile>,
+    /// In order; the files of each are in `files`.
+    pub sources: Vec<ReadSource>,
 }
 
 /// A file that cannot be used.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ParseError {
-    #[error("{file}: {found}; expected JSON lines or a JSON array, plain or gzipped: {advice}")]
+    #[error("{file}: {found}; expected JSON lines, a JSON array, CSV, Parquet or Arrow: {advice}")]
     Format { file: String, found: String, advice: String },
-    #[error("{file}: holds no rows; {expected} are expected, one JSON object per line")]
-    Empty { file: String, expected: &'static str },
+    #[error("{file}: has no column {theirs}, which `columns` gives for {own}; its columns are {found}")]
+    Column { file: String, own: String, theirs: String, found: String },
+    #[error("{file}: holds no rows; {expected} are expected, {form}")]
+    Empty { file: String, expected: &'static str, form: &'static str },
     #[error(
         "{place}: the job's rows take more than {} GiB of memory up to here; give fewer rows, or shorter ones",
         Budget::BYTES >> 30
     )]
     TooLarge { place: Place },
     #[error(
-        "{bad_rows} of {records} rows are unusable, more than data.max_bad_fraction ({allowed}) allows; the first is {first}: repair the file or raise the fraction"
+        "{bad_rows} of {records} rows are unusable, more than data.max_bad_fraction ({allowed}) allows; the first is {first}: {advice}"
     )]
-    TooManyBad { bad_rows: u64, records: u64, allowed: f64, first: String },
+    TooManyBad { bad_rows: u64, records: u64, allowed: f64, first: String, advice: String },
 }
 
 impl<T> Parsed<T> {
-    /// Fails if more than `allowed` (a fraction) of all records are bad.
-    pub fn require(&self, allowed: f64) -> Result<(), ParseError> {
+    /// Fails if more than `allowed` (a fraction) of all records are bad. `field` is that of the set.
+    pub fn require(&self, field: &str, allowed: f64) -> Result<(), ParseError> {
         if self.bad_rows == 0 || self.bad_rows as f64 <= allowed * self.records as f64 {
             return Ok(());
         }
         let first = self.bad.first().map(ToString::to_string).unwrap_or_default();
-        Err(ParseError::TooManyBad { bad_rows: self.bad_rows, records: self.records, allowed, first })
+        let advice = match self.misfit {
+            Some((source, misfit)) => misfit.advice(&format!("{field}[{source}]")),
+            None => "repair the file or raise the fraction".to_owned(),
+        };
+        let (bad_rows, records) = (self.bad_rows, self.records);
+        Err(ParseError::TooManyBad { bad_rows, records, allowed, first, advice })
     }
 }
 
@@ -152,34 +202,81 @@ pub struct Found<T> {
 
 /// Parses one file. `file` names it in messages.
 pub fn parse<T: Wanted>(file: &str, bytes: &[u8]) -> Result<Parsed<T>, ParseError> {
-    parse_files([(file, bytes)], &mut Budget::default())
+    parse_files([(file, Bytes::copy_from_slice(bytes).into())], &mut Budget::default())
 }
 
 /// Parses several files into one set, whose rows are charged to `budget`.
-pub fn parse_files<'a, T: Wanted, R: Read>(
-    files: impl IntoIterator<Item = (&'a str, R)>,
+pub fn parse_files<'a, T: Wanted>(
+    files: impl IntoIterator<Item = (&'a str, Content)>,
     budget: &mut Budget,
 ) -> Result<Parsed<T>, ParseError> {
-    let mut parsed = Parsed::default();
-    let mut seen = HashSet::new();
-    let mut origins = Vec::new();
-    for (file, bytes) in files {
-        let before = parsed.records;
-        let file_index = parsed.places.add_file(file);
-        let mut records = records::Records::open(file, bytes)?;
+    let names = ColumnNames::default();
+    parse_sources(files.into_iter().map(|file| SourceFiles { files: vec![file], names: &names }), budget)
+}
+
+/// Parses the files of several sources into one set. A row that equals one of an earlier source is left out.
+pub fn parse_sources<'a, T: Wanted>(
+    sources: impl IntoIterator<Item = SourceFiles<'a>>,
+    budget: &mut Budget,
+) -> Result<Parsed<T>, ParseError> {
+    let mut reading = Reading::default();
+    for SourceFiles { files, names } in sources {
+        let source = reading.parsed.sources.len();
+        reading.parsed.sources.push(ReadSource::default());
+        for (file, content) in files {
+            reading.file(file, &content, (source, names), budget)?;
+        }
+    }
+    let Reading { mut parsed, origins, .. } = reading;
+    assign_ids(&mut parsed.rows);
+    parsed.places.assign(parsed.rows.iter().map(Row::id).zip(origins));
+    Ok(parsed)
+}
+
+/// Files that are being read into a set.
+struct Reading<T> {
+    parsed: Parsed<T>,
+    seen: HashSet<[u8; 32]>,
+    /// One entry for each row.
+    origins: Vec<places::Origin>,
+}
+
+impl<T> Default for Reading<T> {
+    fn default() -> Self {
+        Reading { parsed: Parsed::default(), seen: HashSet::new(), origins: Vec::new() }
+    }
+}
+
+impl<T: Wanted> Reading<T> {
+    fn file(
+        &mut self,
+        file: &str,
+        content: &Content,
+        (source, names): (usize, &ColumnNames),
+        budget: &mut Budget,
+    ) -> Result<(), ParseError> {
+        let parsed = &mut self.parsed;
+        let (before, bad_before, skipped) = (parsed.records, parsed.bad_rows, parsed.skipped);
+        let file_index = parsed.places.add_file(file, source);
+        let mut records = records::Records::open(file, content, names)?;
         while let Some(record) = records.next()? {
             parsed.records += 1;
-            let origin = places::Origin::new(file_index, record.line, record.element);
+            let origin = places::Origin::new(file_index, record.position);
             let result = record.value.and_then(|value| {
                 let mut found = Found::default();
-                T::read(&value, &mut found).map(|()| found)
+                let read = T::read(&value, &mut found);
+                if read.is_err() && parsed.bad.is_empty() {
+                    let misfit = misfit::of(T::PURPOSE, &value, records.ignored());
+                    parsed.misfit = misfit.map(|misfit| (source, misfit));
+                }
+                read.map(|()| found)
             });
             match result {
                 Ok(found) => {
                     let first_new = parsed.rows.len();
-                    parsed.add(found, &mut seen);
+                    parsed.add(found, &mut self.seen);
                     let new = &parsed.rows[first_new..];
-                    origins.extend(new.iter().map(|_| origin));
+                    self.origins.extend(new.iter().map(|_| origin));
                     if !budget.charge(new) {
                         return Err(ParseError::TooLarge { place: parsed.places.name(origin) });
                     }
@@ -191,12 +288,56 @@ pub fn parse_files<'a, T: Wanted, R: Read>(
             }
         }
         if parsed.records == before {
-            return Err(ParseError::Empty { file: file.to_owned(), expected: T::NAME });
+            return Err(ParseError::Empty {
+                file: file.to_owned(),
+                expected: T::NAME,
+                form: records.one_each(),
+            });
+        }
+        parsed.ignore(records.ignored().iter().cloned(), parsed.records - before);
+        let (records_read, bad_rows) = (parsed.records - before, parsed.bad_rows - bad_before);
+        parsed.files.push(ReadFile {
+            name: file.to_owned(),
+            format: records.format(),
+            records: records_read,
+            bad_rows,
+        });
+        let skipped = parsed.skipped.since(skipped);
+        parsed.sources[source].add(file, bad_rows, skipped);
+        Ok(())
+    }
+}
+
+impl Skipped {
+    /// What was counted since `before`.
+    fn since(self, before: Self) -> Self {
+        Skipped {
+            duplicates: self.duplicates - before.duplicates,
+            ties: self.ties - before.ties,
+            spare_answers: self.spare_answers - before.spare_answers,
+            undesirable: self.undesirable - before.undesirable,
         }
     }
-    assign_ids(&mut parsed.rows);
-    parsed.places.assign(parsed.rows.iter().map(Row::id).zip(origins));
-    Ok(parsed)
+
+    fn plus(self, other: Self) -> Self {
+        Skipped {
+            duplicates: self.duplicates + other.duplicates,
+            ties: self.ties + other.ties,
+            spare_answers: self.spare_answers + other.spare_answers,
+            undesirable: self.undesirable + other.undesirable,
+        }
+    }
+}
+
+impl ReadSource {
+    fn add(&mut self, file: &str, bad_rows: u64, skipped: Skipped) {
+        if self.files == 0 {
+            file.clone_into(&mut self.first_file);
+        }
+        self.files += 1;
+        self.bad_rows += bad_rows;
+        self.skipped = self.skipped.plus(skipped);
+    }
 }
 
 impl<T> Default for Parsed<T> {
@@ -206,9 +347,12 @@ impl<T> Default for Parsed<T> {
             records: 0,
             bad_rows: 0,
             bad: Vec::new(),
+            misfit: None,
             skipped: Skipped::default(),
             ignored: BTreeMap::new(),
             places: Places::default(),
+            files: Vec::new(),
+            sources: Vec::new(),
         }
     }
 }
@@ -226,17 +370,22 @@ impl<T: Wanted> Parsed<T> {
         self.skipped.undesirable += found.undesirable;
         found.ignored.sort_unstable();
         found.ignored.dedup();
-        for name in found.ignored {
-            let name = excerpt(&name, 64);
-            if self.ignored.len() < KEPT_IGNORED || self.ignored.contains_key(&name) {
-                *self.ignored.entry(name).or_default() += 1;
-            }
-        }
+        self.ignore(found.ignored, 1);
         for row in found.rows {
             if seen.insert(content_key(&row)) {
                 self.rows.push(row);
             } else {
                 self.skipped.duplicates += 1;
+            }
+        }
+    }
+
+    /// Counts columns that this many records have and that are not read.
+    fn ignore(&mut self, names: impl IntoIterator<Item = String>, records: u64) {
+        for name in names {
+            let name = excerpt(&name, 64);
+            if self.ignored.len() < KEPT_IGNORED || self.ignored.contains_key(&name) {
+                *self.ignored.entry(name).or_default() += records;
             }
         }
     }

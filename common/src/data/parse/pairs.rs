@@ -4,7 +4,7 @@ use super::columns::Purpose;
 use super::comparison::{self, Comparison};
 use super::fields::Fields;
 use super::value::describe;
-use super::{Found, Wanted, scored};
+use super::{Found, Wanted, benchmarks, scored};
 use crate::data::rows::PairRow;
 use serde_json::Value;
 
@@ -19,7 +19,13 @@ impl Wanted for PairRow {
             return Err(format!("found {}; {EXPECTED}", describe(record)));
         };
         let fields = Fields::new(all);
+        let groups = benchmarks::groups(&fields);
+        let first = found.rows.len();
+        if benchmarks::pairs(&fields, &groups, found)? {
+            return fields.finish(Self::PURPOSE, &mut found.ignored);
+        }
         if scored::pairs(&fields, found)? {
+            found.rows[first..].iter_mut().for_each(|row| row.groups.clone_from(&groups));
             return fields.finish(Self::PURPOSE, &mut found.ignored);
         }
         let Some(comparison) = Comparison::of(&fields) else {
@@ -31,7 +37,7 @@ impl Wanted for PairRow {
             return Err(format!("found {}; {EXPECTED}", describe(record)));
         };
         let pair = comparison::read(&fields, comparison)?;
-        found.rows.push(pair.into_row(margin(&fields)?)?);
+        found.rows.push(PairRow { groups, ..pair.into_row(margin(&fields)?)? });
         fields.finish(Self::PURPOSE, &mut found.ignored)
     }
 }

@@ -5,7 +5,7 @@ use super::comparison::{self, Comparison};
 use super::fields::Fields;
 use super::turns::ReadPrompt;
 use super::value::describe;
-use super::{Found, Wanted, dialogue, prompt_columns, scored};
+use super::{Found, Wanted, benchmarks, dialogue, prompt_columns, scored};
 use crate::data::rows::{Prompt, PromptRow};
 use serde_json::Value;
 
@@ -31,6 +31,9 @@ impl Wanted for PromptRow {
 
 /// The prompt of any accepted record.
 fn of_any(record: &Value, fields: &Fields<'_>) -> Result<Prompt, String> {
+    if let Some(prompt) = benchmarks::prompt(fields)? {
+        return Ok(prompt);
+    }
     if let Some(comparison) = Comparison::of(fields) {
         return comparison::read(fields, comparison).map(|pair| pair.prompt);
     }

@@ -1,6 +1,7 @@
 //! Lists of messages, and prompts with the responses to them.
 
 use super::dialogue::{self, Form, check_prompt};
+use super::records::json::has_many_values;
 use super::value::{describe, excerpt, is_empty};
 use crate::data::rows::{Message, Prompt, Role};
 use serde_json::{Map, Value};
@@ -79,6 +80,7 @@ fn refuse_written_messages(text: &str) -> Result<(), String> {
         ["[{'role'", "[{'content'", "[{'from'", "[{'value'"].iter().any(|start| text.starts_with(start))
             && text.ends_with("}]");
     let is_json = (text.starts_with('[') || text.starts_with('{'))
+        && !has_many_values(text.as_bytes())
         && serde_json::from_str::<Value>(text).is_ok_and(|value| match &value {
             Value::Array(list) => !list.is_empty() && list.iter().all(is_message),
             other => is_message(other),

@@ -20,12 +20,14 @@ const LIST: usize = 4096;
 const ANY: u64 = u32::MAX as u64;
 const ROWS: u64 = 1_000_000;
 const TOKENS: u64 = 1 << 20;
+/// Length of a row's part, in tokens or characters.
+const LENGTH: u64 = 1 << 30;
 const EPOCHS: u64 = 1000;
 const BATCH: u64 = 1 << 20;
 const SAMPLES: u64 = 1024;
 const WEEK: u64 = 7 * 24 * 3600;
 
-const COUNTS: [(&str, &str, u64); 48] = [
+const COUNTS: [(&str, &str, u64); 64] = [
     ("JobSpec", "seed", ANY),
     ("JobSpec", "rounds", 10_000),
     ("JobSpec", "retries", 100),
@@ -43,6 +45,17 @@ const COUNTS: [(&str, &str, u64); 48] = [
     ("LimitSpec", "sft", ANY),
     ("LimitSpec", "evaluation_preferences", ANY),
     ("LimitSpec", "evaluation_prompts", ANY),
+    ("DataSourceSpec", "limit", ANY),
+    ("FilterSpec", "min_prompt_tokens", LENGTH),
+    ("FilterSpec", "max_prompt_tokens", LENGTH),
+    ("FilterSpec", "min_answer_tokens", LENGTH),
+    ("FilterSpec", "max_answer_tokens", LENGTH),
+    ("FilterSpec", "min_prompt_characters", LENGTH),
+    ("FilterSpec", "max_prompt_characters", LENGTH),
+    ("FilterSpec", "min_answer_characters", LENGTH),
+    ("FilterSpec", "max_answer_characters", LENGTH),
+    ("DeduplicationSpec", "ngram", 64),
+    ("DataSourceSpec", "columns", 64),
     ("SamplingSpec", "top_k", 1 << 22),
     ("SamplingSpec", "max_new_tokens", TOKENS),
     ("SamplingSpec", "min_new_tokens", TOKENS),
@@ -76,6 +89,11 @@ const COUNTS: [(&str, &str, u64); 48] = [
     ("PolicyStepSpec", "learning_rate", 10_000),
     ("JobSpec", "name", 63),
     ("JobSpec", "labels", Labels::MAX as u64),
+    ("TrackerSpec", "report_to", 8),
+    ("TrackerSpec", "experiment", 128),
+    ("TrackerSpec", "run_name", 250),
+    ("TrackerSpec", "logging_steps", 1_000_000),
+    ("TrackerSpec", "num_completions", 64),
 ];
 
 /// Maxima. Minima are checked when a field is parsed.
@@ -103,6 +121,12 @@ fn check_message(at: &str, message: &str, value: &Value) -> Result<(), SpecError
         let at = &path(at, name);
         let field = (short(message), name.as_str());
         match (kind, value) {
+            (Kind::Message(inner), Value::Array(items)) => {
+                at_most(at, items.len() as u64, count(field).unwrap_or(LIST as u64), "entries")?;
+                for (index, item) in items.iter().enumerate() {
+                    check_message(&format!("{at}[{index}]"), inner, item)?;
+                }
+            }
             (Kind::Message(inner), value) => check_message(at, inner, value)?,
             // Its texts are checked when it is parsed.
             (Kind::Map, Value::Object(entries)) => {

@@ -11,6 +11,10 @@ fn leaves(message: &str, at: &[String], wanted: fn(&Kind) -> bool, found: &mut V
     for field in fields(message) {
         let at = [at, std::slice::from_ref(&field.name)].concat();
         match &field.kind {
+            Kind::Message(inner) if field.repeated => {
+                let first = format!("{}[0]", field.name);
+                leaves(inner, &[&at[..at.len() - 1], &[first]].concat(), wanted, found);
+            }
             Kind::Message(inner) => leaves(inner, &at, wanted, found),
             kind if wanted(kind) => found.push((at, field.repeated)),
             _ => {}
@@ -28,6 +32,11 @@ fn with(path: &[String], value: Value) -> v1::JobSpec {
     }
     let mut at = &mut spec;
     for name in &path[..path.len() - 1] {
+        if let Some(list) = name.strip_suffix("[0]") {
+            at[list] = json!([{}]);
+            at = &mut at[list][0];
+            continue;
+        }
         if !at[name].is_object() {
             at[name] = Value::Object(Map::new());
         }
@@ -71,7 +80,7 @@ fn every_number_has_a_bound_and_its_refusal_names_the_field() {
             let message = refusal(&path, value(extreme)).unwrap_or_default();
             assert!(message.starts_with(&field), "{field} has no upper bound: {message:?}");
         };
-        let unbounded = field == "seed" || field.starts_with("data.limits.");
+        let unbounded = field == "seed" || field.starts_with("data.limits.") || field.ends_with("].limit");
         match count {
             true if unbounded => {}
             true => bounded(json!(u32::MAX)),

@@ -7,9 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::contract::{self, Field, JOB_SPEC, Kind, Message, Oneof, short};
 use super::{
-    BestMetric, Bos, Decay, DeviceKind, GeneratorName, Gold, GrpoLossType, ImportanceSampling, Init, Labels,
-    LoraTarget, Normalization, OnNonfinite, PairingName, Precision, Preset, Priority, Reduction,
-    ReferencePolicy, Refresh, RewardStart, SaveDtype, ScaleRewards, ScheduleKind, Sharding, Side, bounds,
+    BestMetric, Bos, DataSource, Decay, DeviceKind, GeneratorName, Gold, GrpoLossType, ImportanceSampling,
+    Init, Labels, LoraTarget, Normalization, OnNonfinite, PairingName, Precision, Preset, Priority,
+    Reduction, ReferencePolicy, Refresh, ReportTo, RewardStart, SaveDtype, ScaleRewards, ScheduleKind,
+    Sharding, Side, SourceSet, bounds, source_lists,
 };
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -18,12 +19,13 @@ const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 const NUMBER: &str = r"^\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$";
 
 /// The fields that hold a choice, by message and field of the wire contract.
-const CHOICES: [(&str, &str, &[&str]); 32] = [
+const CHOICES: [(&str, &str, &[&str]); 34] = [
     ("JobSpec", "preset", Preset::NAMES),
     ("PolicySpec", "init", Init::NAMES),
     ("TextSpec", "truncation_side", Side::NAMES),
     ("TextSpec", "bos", Bos::NAMES),
     ("GeneratorSpec", "name", GeneratorName::NAMES),
+    ("DataSourceSpec", "set", SourceSet::NAMES),
     ("OptimizerSpec", "decay", Decay::NAMES),
     ("OptimizerSpec", "on_nonfinite", OnNonfinite::NAMES),
     ("ScheduleSpec", "kind", ScheduleKind::NAMES),
@@ -51,6 +53,7 @@ const CHOICES: [(&str, &str, &[&str]); 32] = [
     ("ResourceSpec", "device", DeviceKind::NAMES),
     ("ResourceSpec", "precision", Precision::NAMES),
     ("ResourceSpec", "sharding", Sharding::NAMES),
+    ("TrackerSpec", "report_to", ReportTo::NAMES),
 ];
 
 /// The JSON Schema of the job file (draft 2020-12).
@@ -143,9 +146,13 @@ fn exclusion(oneof: &Oneof, member: &str, members: &[&str]) -> Value {
 fn property(message: &str, field: &Field) -> Value {
     let mut schema = Map::new();
     describe(&mut schema, &field.comment);
-    let single = value(message, field, true);
+    let (mut single, mut items) = (value(message, field, true), value(message, field, false));
+    if source_lists::is_list(message, &field.name) {
+        let source = json!({ "$ref": "#/$defs/DataSourceSpec" });
+        single = Map::from_iter([("anyOf".to_owned(), json!([single, source]))]);
+        items = Map::from_iter([("anyOf".to_owned(), json!([items, source]))]);
+    }
     if field.repeated {
-        let items = value(message, field, false);
         let max = bounds::max_items(message, &field.name);
         let list = json!({ "type": "array", "items": items, "maxItems": max });
         schema.insert("anyOf".to_owned(), json!([single, list]));
@@ -178,7 +185,11 @@ fn value(message: &str, field: &Field, nullable: bool) -> Map<String, Value> {
         }
         (Kind::Map, _) => {
             let max = bounds::max_items(message, &field.name);
-            let text = json!({ "type": types(&["string"]), "maxLength": Labels::VALUE_BYTES });
+            let length = match short(message) {
+                "DataSourceSpec" => DataSource::COLUMN_BYTES,
+                _ => Labels::VALUE_BYTES,
+            };
+            let text = json!({ "type": types(&["string"]), "maxLength": length });
             json!({ "type": types(&["object"]), "maxProperties": max, "additionalProperties": text })
         }
         (Kind::Real, _) => {

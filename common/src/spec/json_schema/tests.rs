@@ -80,7 +80,10 @@ fn the_schema_refuses_and_accepts_what_the_reader_does() {
         "policy_step: { dpo: { gamma: 1 } }",
         "policy_step: { learning_rate: [1e-5, fast] }",
         "reward_step: { wgan: { weight_clip: 0.1 }, gail: {} }",
-        "data: { golden: { path: a } }",
+        "data: { golden: { pth: a } }",
+        "data: { golden: [a, { path: b, weight: fast }] }",
+        "data: { prompts: { path: b, columns: { prompt: 7 } } }",
+        "data: { sources: { set: golden, path: [7] } }",
         "sampling: { stop: [a, 7] }",
         "resources: { deterministic: 1 }",
         "priority: urgent",
@@ -110,6 +113,9 @@ fn the_schema_refuses_and_accepts_what_the_reader_does() {
         "policy_step: { learning_rate: [1e-5, '5e-6'], lora: { target_modules: [q_proj, v_proj] } }",
         "reward_step: { loss: wgan, wgan: { human: { margin: true } } }",
         "data: { golden: a.jsonl, preferences: [a.jsonl, b.jsonl.gz] }",
+        "data: { golden: { path: a }, prompts: [a, { path: [b, c], weight: 2, columns: { prompt: q } }] }",
+        "data: { evaluation: { prompts: [{ path: a, filter: { max_prompt_tokens: 9 } }] } }",
+        "data: { sources: { set: golden, path: a } }",
     ];
     let read = |text: &str| schema::normalize("", JOB_SPEC, yaml(text));
     for text in refused {
@@ -142,6 +148,10 @@ fn texts(
     for field in contract::fields(message) {
         let at = [at, &[field.name.as_str()]].concat();
         match &field.kind {
+            Kind::Message(inner) if field.repeated => {
+                let first: &'static str = Box::leak(format!("{}[0]", field.name).into_boxed_str());
+                texts(inner, &[&at[..at.len() - 1], &[first]].concat(), found);
+            }
             Kind::Message(inner) => texts(inner, &at, found),
             Kind::Text => found.push((at, short(message), field.repeated)),
             Kind::Flag | Kind::Count | Kind::Integer | Kind::Map | Kind::Real => {}
@@ -163,7 +173,13 @@ fn refusal(path: &[&str], repeated: bool) -> Option<SpecError> {
         if at.is_null() {
             *at = Value::Object(Map::new());
         }
-        at = &mut at[*name];
+        at = match name.strip_suffix("[0]") {
+            Some(list) => {
+                at[list] = json!([null]);
+                &mut at[list][0]
+            }
+            None => &mut at[*name],
+        };
     }
     *at = if repeated { json!(["/zzz"]) } else { json!("/zzz") };
     let wire: foil_proto::v1::JobSpec = serde_json::from_value(file).unwrap();
@@ -190,8 +206,15 @@ fn every_choice_of_the_reader_is_an_enum() {
             None => assert!(
                 // These have a form, and no list of values.
                 expected.is_none()
-                    || [&["name"][..], &["timeout"], &["ttl_after_finished"], &["text", "template"]]
-                        .contains(&path.as_slice()),
+                    || [
+                        &["name"][..],
+                        &["timeout"],
+                        &["ttl_after_finished"],
+                        &["text", "template"],
+                        &["trackers", "experiment"],
+                        &["trackers", "run_name"],
+                    ]
+                    .contains(&path.as_slice()),
                 "{path:?} is a choice that the schema does not know: {expected:?}"
             ),
         }

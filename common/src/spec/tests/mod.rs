@@ -203,6 +203,31 @@ fn errors_name_file_field_and_choices() {
         ("evaluation.metric_for_best_model=gold_mean", "gold_mean needs a gold reward"),
         ("data.golden=null", "data.golden is missing; give golden answers"),
         ("policy.model=s3://a/b", "policy.model: found s3://a/b, expected a local path"),
+        (
+            "data.golden=ftp://a/b",
+            "data.golden[0]: found ftp://a/b, expected a local path, or a URL; URLs of inputs begin with",
+        ),
+        (
+            "data.golden={path: http://a/b}",
+            "data.golden[0].path[0]: found http://a/b, expected a local path, or a URL",
+        ),
+        (
+            "data.preferences=[b, {path: a, weight: -1}]",
+            "data.preferences[1].weight: found -1, expected a number above 0",
+        ),
+        (
+            "data.evaluation.prompts={path: a, columns: {promt: q}}",
+            "data.evaluation.prompts[0].columns: found promt, expected a column",
+        ),
+        (
+            "data.golden={path: a, filter: {min_answer_tokens: 3, max_answer_tokens: 2}}",
+            "data.golden[0].filter.min_answer_tokens: found 3, expected at most",
+        ),
+        (
+            "data.golden={path: a, wieght: 2}",
+            "data.golden.wieght: there is no such field; did you mean weight?",
+        ),
+        ("data.golden=[a, {path: a, set: sft}]", "data.golden[1].set: found \"sft\", expected nothing"),
         ("sft_step.optimizer.betas=[0.9]", "sft_step.optimizer.betas: found 1 numbers, expected two numbers"),
         ("name=Big", "name: found \"Big\", expected at most 63 lower-case letters"),
         ("text.template=chatml", "expected hh, plain, chat, auto or a Jinja template"),
@@ -239,7 +264,7 @@ fn local_paths_are_refused_after_upload() {
     let job = Job::try_from(wire).unwrap();
     job.require_uploaded().unwrap();
     let uploaded = InputRef::Input { blake3: hash, name: "rows.jsonl".into() };
-    assert_eq!(job.data.golden, [uploaded]);
+    assert_eq!(job.data.golden, [DataSource::plain(uploaded)]);
 }
 
 #[test]
@@ -292,4 +317,51 @@ fn a_job_file_of_brackets_is_refused_at_once() {
         &format!("{LEAST}text: {{ template: \"{}\" }}", "{{ bos_token }}{% if [] %}{% endif %}".repeat(500)),
         &[],
     );
+}
+
+#[test]
+fn sources_stand_in_the_lists_of_their_sets() {
+    let text = "
+name: mixed
+policy: { model: model }
+data:
+  preferences: [a.jsonl, { path: [b/*.csv, \"s3://bucket/c.parquet\"], weight: 2, columns: { prompt: question } }]
+  golden: { path: golden.jsonl, limit: 5 }
+  prompts: prompts.jsonl
+  evaluation: { prompts: { path: e.jsonl, filter: { max_prompt_tokens: 9 } } }
+";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("job.yaml");
+    fs::write(&path, text).unwrap();
+    let wire = file::load(&path, &[]).unwrap();
+    let job = Job::try_from(wire.clone()).unwrap();
+    let here = |name: &str| InputRef::Path(dir.path().join(name).to_string_lossy().into_owned());
+    assert_eq!(job.data.preferences[0], DataSource::plain(here("a.jsonl")));
+    let second = &job.data.preferences[1];
+    assert_eq!(second.inputs, [here("b/*.csv"), InputRef::Url("s3://bucket/c.parquet".into())]);
+    assert_eq!((second.weight, second.columns["prompt"].as_str()), (Some(2.0), "question"));
+    assert_eq!((job.data.golden[0].limit, job.data.prompts.len()), (Some(5), 1));
+    assert_eq!(job.data.evaluation.prompts[0].filter.prompt_tokens, Bounds { min: None, max: Some(9) });
+    // A setting replaces the list as a whole.
+    let replaced = file::load(&path, &["data.preferences=/x.jsonl".to_owned()]).unwrap();
+    let replaced = Job::try_from(replaced).unwrap();
+    assert_eq!(replaced.data.preferences, [DataSource::plain(InputRef::Path("/x.jsonl".into()))]);
+    // What is filled in reads back, as it is on the wire and as it is printed.
+    let resolved = serde_json::to_value(v1::JobSpec::from(&job)).unwrap();
+    for printed in [resolved.clone(), in_lists(resolved)] {
+        let again = file::from_text(&printed.to_string(), std::path::Path::new("/other")).unwrap();
+        assert_eq!(Job::try_from(again).unwrap(), job, "{printed}");
+    }
+    // Only a client reads local paths and URLs.
+    let by_url = file::load(
+        &path,
+        &["data={preferences: [\"gs://b/c\"], golden: \"az://b/c\", prompts: \"https://h/c\"}".to_owned()],
+    );
+    let by_url = Job::try_from(v1::JobSpec {
+        policy: Some(v1::PolicySpec { model: format!("model:{}:m", "ab".repeat(32)), ..Default::default() }),
+        ..by_url.unwrap()
+    })
+    .unwrap();
+    let refused = by_url.require_uploaded().unwrap_err().to_string();
+    assert!(refused.contains("gs://b/c, expected an uploaded input"), "{refused}");
 }

@@ -2,6 +2,7 @@
 //! protobuf message. Protobuf, so that later versions may add fields.
 
 use bytes::{Bytes, BytesMut};
+use object_store::PutPayload;
 use prost::Message;
 
 const MAGIC: usize = 8;
@@ -29,6 +30,14 @@ pub(super) fn encode(magic: &'static str, message: &impl Message) -> Bytes {
     let checksum = crc32fast::hash(&framed[HEADER..]);
     framed[MAGIC..HEADER].copy_from_slice(&checksum.to_le_bytes());
     framed.freeze()
+}
+
+/// The frame of a message that is encoded in parts.
+pub(super) fn join(magic: &'static str, body: Vec<Bytes>) -> PutPayload {
+    let mut checksum = crc32fast::Hasher::new();
+    body.iter().for_each(|part| checksum.update(part));
+    let checksum = Bytes::copy_from_slice(&checksum.finalize().to_le_bytes());
+    [Bytes::from_static(magic.as_bytes()), checksum].into_iter().chain(body).collect()
 }
 
 pub(super) fn encode_body(magic: &'static str, body: &[u8]) -> Bytes {

@@ -11,6 +11,7 @@
 //! gap. Readers start at the newest snapshot, after the tombstones.
 
 mod compact;
+mod export;
 mod framed;
 mod heartbeat;
 mod read;
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 use ulid::Ulid;
 
 pub use self::compact::compact;
+pub(super) use self::export::{export, last};
 pub use self::framed::FrameError;
 pub use self::heartbeat::Heartbeat;
 pub use self::read::{LogState, read};

@@ -4,7 +4,9 @@
 //! these records, so that all writers write the same bytes. The newest two are kept, with the records after
 //! the older one: a damaged newest snapshot only costs time.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
 use super::{LogError, framed};
 use crate::storage::{Store, StoreError};
@@ -23,6 +25,12 @@ pub(super) struct Snapshot {
     #[prost(bytes = "bytes", repeated, tag = "3")]
     pub(super) events: Vec<Bytes>,
 }
+
+/// The tag of [`Snapshot::events`].
+const EVENTS_TAG: u32 = 3;
+/// Size from which on an event is a part of its own; a copy of a smaller one costs less than a write of its
+/// own.
+const SHARED_BYTES: usize = 4096;
 
 /// The name of the snapshot for records up to `seq`.
 pub(super) fn key(seq: u64) -> String {
@@ -70,13 +78,47 @@ async fn newest_of(store: &Store, numbers: &[u64]) -> Result<Option<Snapshot>, L
 
 /// Writes a snapshot; one that exists already is the same.
 pub(super) async fn write(store: &Store, snapshot: Snapshot) -> Result<(), StoreError> {
-    let (key, framed) = (key(snapshot.seq), framed::encode(MAGIC, &snapshot));
-    // Both take the memory of all events.
-    drop(snapshot);
-    store.create(&key, framed).await.map(drop)
+    let key = key(snapshot.seq);
+    store.create(&key, framed::join(MAGIC, parts(snapshot))).await.map(drop)
+}
+
+/// The encoded snapshot, in parts that share the memory of its events, of which there may be many megabytes.
+fn parts(snapshot: Snapshot) -> Vec<Bytes> {
+    let Snapshot { seq, term, events } = snapshot;
+    let mut own = BytesMut::from(Snapshot { seq, term, events: Vec::new() }.encode_to_vec().as_slice());
+    let mut parts = Vec::new();
+    for event in events {
+        encode_key(EVENTS_TAG, WireType::LengthDelimited, &mut own);
+        encode_varint(event.len() as u64, &mut own);
+        if event.len() < SHARED_BYTES {
+            own.extend_from_slice(&event);
+        } else {
+            parts.extend([own.split().freeze(), event]);
+        }
+    }
+    parts.push(own.freeze());
+    parts
 }
 
 /// A snapshot's frame around any body, for tests of what lies behind the checksum.
 pub fn frame(body: &[u8]) -> Bytes {
     framed::encode_body(MAGIC, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_the_encoded_message() {
+        for count in [0, 1, 50] {
+            let event = |_| Bytes::from(vec![rand::random(); rand::random_range(0..3 * SHARED_BYTES)]);
+            let events = (0..count).map(event).collect();
+            let snapshot = Snapshot { seq: rand::random(), term: rand::random(), events };
+            let framed = framed::encode(MAGIC, &snapshot);
+            let joined = Bytes::from(framed::join(MAGIC, parts(snapshot.clone())));
+            assert_eq!(joined, framed);
+            assert_eq!(framed::decode::<Snapshot>(MAGIC, &joined).unwrap(), snapshot);
+        }
+    }
 }

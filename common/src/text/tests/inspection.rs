@@ -1,7 +1,7 @@
 use super::*;
 use crate::data::parse::parse;
-use crate::data::rows::{GoldenRow, PairRow};
-use crate::text::inspect::{self, Reader};
+use crate::data::rows::GoldenRow;
+use crate::text::inspect::{self, Lengths, Reader};
 
 #[test]
 fn an_inspected_row_shows_tokens_masks_and_cuts() {
@@ -44,30 +44,34 @@ fn length_statistics_count_rows_that_fit_and_the_accuracy_of_length() {
     let encoder = Encoder::new(&letters(), &text(Template::Auto)).unwrap();
     let limits = Limits::of(5, 4);
     let prompt = Prompt::user("ab");
-    let lengths = inspect::response_lengths(
-        &encoder,
-        ["a", "abc", "abcd", "abcdefgh"].map(|response| (&prompt, response)),
-        limits,
-    )
-    .unwrap();
+    let of = |responses: &[&'static str]| {
+        inspect::response_lengths(&encoder, responses.iter().map(|response| (&prompt, *response))).unwrap()
+    };
+    let lengths = Lengths::of(of(&["a", "abc", "abcd", "abcdefgh"]), limits.response);
     assert_eq!((lengths.rows, lengths.fit, lengths.shortest, lengths.longest), (4, 2, 2, 9));
-    assert_eq!(inspect::prompt_lengths(&encoder, [&prompt, &Prompt::user("abcde")], limits).unwrap().fit, 1);
-    let pair = |chosen: &str, rejected: &str| PairRow {
-        id: 0,
-        prompt: prompt.clone(),
-        chosen: chosen.to_owned(),
-        rejected: rejected.to_owned(),
-        margin: None,
+    let prompts = inspect::prompt_lengths(&encoder, [&prompt, &Prompt::user("abcde")]).unwrap();
+    assert_eq!(Lengths::of(prompts, limits.prompt).fit, 1);
+    let cut = |responses: &[&'static str]| {
+        of(responses).into_iter().map(|length| length.min(limits.response)).collect::<Vec<_>>()
     };
     // The second pair ties after truncation.
-    let pairs = [pair("a", "ab"), pair("abcdefg", "abcd"), pair("b", "bc"), pair("a", "aaa")];
-    let accuracy = inspect::length_accuracy(&encoder, &pairs, limits).unwrap();
+    let (chosen, rejected) = (cut(&["a", "abcdefg", "b", "a"]), cut(&["ab", "abcd", "bc", "aaa"]));
+    let accuracy = inspect::LengthAccuracy::of(&chosen.into_iter().zip(rejected).collect::<Vec<_>>());
     assert_eq!((accuracy.longer_chosen, accuracy.accuracy()), (0.125, 0.875));
     assert!(
         accuracy.to_string().starts_with("length alone (the shorter response) predicts 87.5 ±"),
         "{accuracy}"
     );
-    assert_eq!(inspect::Lengths::of(vec![], 4), inspect::Lengths { budget: 4, ..Default::default() });
+    // Wilson's interval of six in six, from its closed form 6 / (6 + z²).
+    let certain = inspect::LengthAccuracy::of(&[(3, 2); 6]).to_string();
+    assert!(
+        certain.starts_with("length alone (the longer response) predicts 100.0 [61.0, 100.0] % of 6 pairs;"),
+        "{certain}"
+    );
+    let shared = Lengths::sharing(vec![3, 9], 10, 1);
+    assert_eq!((shared.fit, shared.longest), (1, 9));
+    assert!(shared.to_string().starts_with("1 of 2 fit 10 tokens, with the other part; shortest 3"));
+    assert_eq!(Lengths::of(vec![], 4), Lengths { budget: 4, ..Default::default() });
 }
 
 #[test]
@@ -78,7 +82,8 @@ fn long_golden_answers_are_counted() {
     };
     let encoder = Encoder::new(&files, &text(Template::Hh)).unwrap();
     let rows = parse::<GoldenRow>("golden", &bytes).unwrap().rows;
-    let lengths = inspect::golden_lengths(&encoder, &rows[..100], Limits::new(512, 256)).unwrap();
+    let golden = rows[..100].iter().map(|row| (&row.prompt, row.golden.as_str()));
+    let lengths = Lengths::of(inspect::response_lengths(&encoder, golden).unwrap(), 256);
     println!("{lengths}");
     assert!(lengths.fit < 30 && lengths.median > 256);
 }

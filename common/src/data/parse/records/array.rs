@@ -1,6 +1,7 @@
 //! The elements of JSON arrays. They are separated by brackets and strings only, so that one broken element
 //! leaves the others readable.
 
+use super::super::places::Position;
 use super::{BOM, RECORD_LIMIT, Record, json, overlong, trim};
 use std::io::{self, BufRead};
 
@@ -92,7 +93,7 @@ impl<R: BufRead> Array<R> {
     }
 
     fn fault(&self, what: &str) -> Record {
-        Record { line: self.line, element: None, value: Err(what.to_owned()) }
+        Record { position: Position::Line(self.line), value: Err(what.to_owned()) }
     }
 
     /// Moves to the first element of the next array. A file has several arrays if files were concatenated.
@@ -169,7 +170,7 @@ impl<R: BufRead> Array<R> {
         self.index += 1;
         let line = if element.is_empty() { self.line } else { element.line };
         let value = if element.overlong { Err(overlong()) } else { whole(&element.text) };
-        Record { line, element: Some(index), value }
+        Record { position: Position::Element { line, index }, value }
     }
 }
 

@@ -2,14 +2,11 @@
 //! of values is bounded.
 
 use super::super::value::{describe, excerpt};
+use super::{VALUE_LIMIT, many_values};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Value};
 use std::fmt;
-
-/// Maximum number of values in one record. In memory, a list of small numbers takes some forty times its
-/// text.
-const VALUE_LIMIT: usize = 200_000;
 
 /// The value at the start of a text.
 pub(super) struct Parsed<'a> {
@@ -28,8 +25,8 @@ pub(super) fn read(text: &[u8]) -> Parsed<'_> {
             format!("not UTF-8: byte {} of the row is not part of a character", error.valid_up_to() + 1);
         return broken(what, false);
     }
-    if text.len() > VALUE_LIMIT && separators(text) > VALUE_LIMIT {
-        return broken(format!("the row holds more than {VALUE_LIMIT} values"), false);
+    if has_many_values(text) {
+        return broken(many_values(), false);
     }
     let mut values = serde_json::Deserializer::from_slice(text).into_iter::<Unique>();
     match values.next() {
@@ -47,15 +44,22 @@ pub(super) fn read(text: &[u8]) -> Parsed<'_> {
     }
 }
 
-/// Number of commas and colons outside of strings: at most one less than the number of values.
-fn separators(text: &[u8]) -> usize {
+/// Whether a text in JSON may hold more values than a row may, each of which takes much more memory than its
+/// text.
+pub(in super::super) fn has_many_values(text: &[u8]) -> bool {
+    text.len() > VALUE_LIMIT && marks(text) > VALUE_LIMIT
+}
+
+/// Number of commas, colons and opening brackets outside of strings: at most one less than the number of
+/// values, and no list or object is without one, however deep it is nested.
+fn marks(text: &[u8]) -> usize {
     let (mut count, mut quoted, mut escaped) = (0, false, false);
     for &byte in text {
         match byte {
             _ if escaped => escaped = false,
             b'\\' => escaped = quoted,
             b'"' => quoted = !quoted,
-            b',' | b':' if !quoted => count += 1,
+            b',' | b':' | b'[' | b'{' if !quoted => count += 1,
             _ => {}
         }
     }
@@ -135,7 +139,8 @@ impl<'de> Visitor<'de> for UniqueVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
-        let mut values = Vec::new();
+        // A growing vector would begin with room for four, in each of many lists that are nested.
+        let mut values = Vec::with_capacity(1);
         while let Some(Unique(value)) = list.next_element()? {
             values.push(value);
         }

@@ -1,5 +1,6 @@
 //! JSON lines, and objects that are written over several lines.
 
+use super::super::places::Position;
 use super::{BOM, RECORD_LIMIT, Record, json, overlong, trim};
 use std::collections::VecDeque;
 use std::io::{self, BufRead};
@@ -33,7 +34,7 @@ impl<R: BufRead> Lines<R> {
 
     pub(super) fn next(&mut self) -> io::Result<Option<Record>> {
         let Some(line) = self.next_line()? else { return Ok(None) };
-        let record = |value| Ok(Some(Record { line: line.number, element: None, value }));
+        let record = |value| Ok(Some(Record { position: Position::Line(line.number), value }));
         if line.overlong {
             return record(Err(overlong()));
         }

@@ -1,17 +1,30 @@
-//! Reads JSON values from a file's bytes, each with its place. One record is in memory at a time.
+//! Reads records from a file's bytes, each with its place. One record is in memory at a time.
 
 mod array;
-mod json;
+mod arrow;
+mod format;
+pub(super) mod json;
 mod lines;
+mod packing;
+mod parquet;
+mod table;
+mod values;
 
+use self::packing::Packing;
 use super::ParseError;
+use super::column_names::{ColumnNames, Renamer};
+use super::content::Content;
+use super::places::Position;
 use crate::input_file;
-use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader};
 
 /// Maximum size of a record in bytes; a longer one is a bad row.
 pub(super) const RECORD_LIMIT: usize = 8 << 20;
+
+/// Maximum number of values in one record. In memory, a list of small numbers takes some forty times its
+/// text.
+const VALUE_LIMIT: usize = 200_000;
 
 /// Maximum size of an unpacked file in bytes.
 const FILE_LIMIT: u64 = 4 << 30;
@@ -20,57 +33,118 @@ const FILE_LIMIT: u64 = 4 << 30;
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 pub(super) struct Record {
-    pub(super) line: u64,
-    pub(super) element: Option<u64>,
+    pub(super) position: Position,
     pub(super) value: Result<Value, String>,
 }
 
-/// The records of a file: the elements of its arrays, else the objects on its lines.
-pub(super) struct Records<'a> {
+/// The records of a file: the elements of its arrays, the objects on its lines, or the rows of its table.
+pub(super) struct Records {
     file: String,
-    form: Form<'a>,
+    packing: Packing,
+    form: Form,
+    renamer: Renamer,
 }
 
-type Bytes<'a> = Box<dyn BufRead + 'a>;
+type Bytes = Box<dyn BufRead>;
 
-enum Form<'a> {
-    Lines(lines::Lines<Bytes<'a>>),
-    Array(array::Array<Bytes<'a>>),
+enum Form {
+    Lines(lines::Lines<Bytes>),
+    Array(array::Array<Bytes>),
+    Table(table::Table),
+    Values(Box<values::Values>),
 }
 
-impl<'a> Records<'a> {
-    /// Unpacks gzip (recognized by its first bytes) and refuses files that are clearly not JSON.
-    pub(super) fn open(file: &str, bytes: impl Read + 'a) -> Result<Self, ParseError> {
-        let mut packed = BufReader::with_capacity(1 << 16, bytes);
-        let start = packed.fill_buf().map_err(|error| unreadable(file, &error))?;
+impl Records {
+    /// Recognizes the format by the first bytes, and refuses files that are clearly of another one.
+    /// Tables are read by `names`, whose columns they must have.
+    pub(super) fn open(file: &str, content: &Content, names: &ColumnNames) -> Result<Self, ParseError> {
+        let mut packed = BufReader::with_capacity(1 << 16, content.reader(0));
+        let start = packed.fill_buf().map_err(|error| unreadable(file, Packing::Plain, &error))?;
+        let packing = Packing::of(start);
+        let fail = |error| unreadable(file, packing, &error);
+        if start.starts_with(parquet::MAGIC) {
+            let form = Form::Table(parquet::open(file, content, names)?);
+            return Ok(Records { file: file.to_owned(), packing, form, renamer: Renamer::default() });
+        }
+        let mut bytes = packing.unpack(packed, FILE_LIMIT + 1).map_err(fail)?;
+        let start = bytes.fill_buf().map_err(fail)?;
+        if arrow::is_arrow(start) {
+            let form = Form::Table(arrow::open(file, packing, bytes, names)?);
+            return Ok(Records { file: file.to_owned(), packing, form, renamer: Renamer::default() });
+        }
         refuse_foreign(file, start)?;
-        let mut bytes: Bytes<'a> = if start.starts_with(&[0x1f, 0x8b]) {
-            Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(packed).take(FILE_LIMIT + 1)))
-        } else {
-            Box::new(packed.take(FILE_LIMIT + 1))
-        };
         let mut line = 1;
-        let first = skip_blank(&mut bytes, &mut line).map_err(|error| unreadable(file, &error))?;
-        let form = match first {
+        let form = match skip_blank(&mut bytes, &mut line).map_err(fail)? {
             Some(b'[') => Form::Array(array::Array::new(bytes, line)),
-            Some(byte) if byte != b'{' && is_table(file) => {
-                return Err(format_error(file, "a table of separated values", "convert it first"));
-            }
-            _ => Form::Lines(lines::Lines::new(bytes, line)),
+            Some(b'{') | None => Form::Lines(lines::Lines::new(bytes, line)),
+            // Nothing but the name tells separated values.
+            Some(_) => match values::separator(file) {
+                Some(separator) => {
+                    let values = values::Values::open(file, separator, bytes, line, names, fail)?;
+                    Form::Values(Box::new(values))
+                }
+                None => Form::Lines(lines::Lines::new(bytes, line)),
+            },
         };
-        Ok(Records { file: file.to_owned(), form })
+        let renamer = match form {
+            Form::Lines(_) | Form::Array(_) => Renamer::new(names),
+            Form::Table(_) | Form::Values(_) => Renamer::default(),
+        };
+        Ok(Records { file: file.to_owned(), packing, form, renamer })
+    }
+
+    /// Columns that are not read, whatever they hold.
+    pub(super) fn ignored(&self) -> &[String] {
+        match &self.form {
+            Form::Table(table) => table.ignored(),
+            Form::Values(values) => values.ignored(),
+            Form::Lines(_) | Form::Array(_) => self.renamer.hidden(),
+        }
+    }
+
+    /// How the file's form holds rows, for messages.
+    pub(super) fn one_each(&self) -> &'static str {
+        match &self.form {
+            Form::Lines(_) => "one JSON object per line",
+            Form::Array(_) => "one JSON object each in the array",
+            Form::Table(_) => "one a row",
+            Form::Values(_) => "one a row below the header",
+        }
+    }
+
+    /// The format and compression, for reports.
+    pub(super) fn format(&self) -> String {
+        let form = match &self.form {
+            Form::Lines(_) => format::LINES,
+            Form::Array(_) => format::ARRAY,
+            Form::Table(table) => table.kind(),
+            Form::Values(values) => values.kind(),
+        };
+        match self.packing {
+            Packing::Plain => form.to_owned(),
+            packing => format!("{form}, {packing}"),
+        }
     }
 
     pub(super) fn next(&mut self) -> Result<Option<Record>, ParseError> {
         let (record, read) = match &mut self.form {
+            Form::Table(table) => return table.next(),
             Form::Lines(lines) => (lines.next(), lines.bytes_read()),
             Form::Array(array) => (array.next(), array.bytes_read()),
+            Form::Values(values) => (values.next(), values.bytes_read()),
         };
         if read > FILE_LIMIT {
             let found = format!("more than {} GiB of text", FILE_LIMIT >> 30);
             return Err(format_error(&self.file, &found, "split the file"));
         }
-        record.map_err(|error| unreadable(&self.file, &error))
+        let record = record.map_err(|error| unreadable(&self.file, self.packing, &error))?;
+        match record {
+            Some(Record { position, value }) => {
+                let value = value.map(|value| self.renamer.rename(value));
+                Ok(Some(Record { position, value }))
+            }
+            None => self.renamer.finish(&self.file).map(|()| None),
+        }
     }
 }
 
@@ -78,13 +152,10 @@ fn format_error(file: &str, found: &str, advice: &str) -> ParseError {
     ParseError::Format { file: file.to_owned(), found: found.to_owned(), advice: advice.to_owned() }
 }
 
-fn unreadable(file: &str, error: &io::Error) -> ParseError {
-    match error.kind() {
-        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-            let found = format!("broken gzip data ({error})");
-            format_error(file, &found, "the file may be cut short; fetch it again")
-        }
-        _ => format_error(file, &format!("a file that cannot be read ({error})"), "check the file"),
+fn unreadable(file: &str, packing: Packing, error: &io::Error) -> ParseError {
+    match packing.explain(error) {
+        Some((found, advice)) => format_error(file, &found, advice),
+        None => format_error(file, &format!("a file that cannot be read ({error})"), "check the file"),
     }
 }
 
@@ -107,13 +178,17 @@ fn refuse_foreign(file: &str, start: &[u8]) -> Result<(), ParseError> {
             "a download failed or needs a login; fetch the file again",
         ));
     }
+    if Packing::of(start) != Packing::Plain {
+        return Err(format_error(file, "a file that was compressed twice", "unpack it once"));
+    }
+    if start.starts_with(parquet::MAGIC) {
+        let advice = "unpack it: its columns are compressed already";
+        return Err(format_error(file, "a Parquet file that was compressed as a whole", advice));
+    }
     let foreign = [
-        (&b"PAR1"[..], "a Parquet file"),
-        (b"ARROW1", "an Arrow file"),
-        (b"PK\x03\x04", "a zip archive"),
+        (&b"PK\x03\x04"[..], "a zip archive"),
         (b"BZh", "a bzip2 file"),
         (b"\xfd7zXZ", "an xz file"),
-        (b"\x28\xb5\x2f\xfd", "a zstd file"),
         (b"\xff\xfe", "UTF-16 text"),
         (b"\xfe\xff", "UTF-16 text"),
     ];
@@ -121,13 +196,6 @@ fn refuse_foreign(file: &str, start: &[u8]) -> Result<(), ParseError> {
         Some((_, found)) => Err(format_error(file, found, "convert it first")),
         None => Ok(()),
     }
-}
-
-/// Whether a file is a table of separated values, by its name: its first bytes do not tell.
-fn is_table(file: &str) -> bool {
-    let name = file.to_lowercase();
-    let name = name.strip_suffix(".gz").unwrap_or(&name);
-    matches!(name.rsplit_once('.'), Some((_, "csv" | "tsv")))
 }
 
 /// Skips white space and byte-order marks, counting lines, and returns the byte that follows without
@@ -160,4 +228,8 @@ fn trim(mut text: &[u8]) -> &[u8] {
 
 fn overlong() -> String {
     format!("the row is longer than {} MiB", RECORD_LIMIT >> 20)
+}
+
+fn many_values() -> String {
+    format!("the row holds more than {VALUE_LIMIT} values")
 }

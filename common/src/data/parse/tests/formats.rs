@@ -281,3 +281,18 @@ fn other_columns_are_collected_by_name() {
     let many: String = (0..1000).map(|n| format!("{{\"prompt\": \"{n}\", \"column {n}\": 1}}\n")).collect();
     assert_eq!(prompts(&many).ignored.len(), 64);
 }
+
+#[test]
+fn lists_within_lists_count_as_values() {
+    let nested = vec![format!("{}{}", "[".repeat(40), "]".repeat(40)); 10_000].join(",");
+    let rows = |answer: &str| {
+        golden(&format!(
+            "{{\"prompt\": \"p\", \"completion\": {answer}}}\n{{\"prompt\": \"q\", \"completion\": \"a\"}}\n"
+        ))
+    };
+    let parsed = rows(&format!("[{nested}]"));
+    assert!(parsed.bad[0].what.contains("more than 200000 values"), "{}", parsed.bad[0]);
+    assert_eq!(parsed.rows.len(), 1);
+    // As a text it is one value, and not examined for messages.
+    assert_eq!(rows(&format!("\"[{nested}]\"")).rows.len(), 2);
+}

@@ -1,6 +1,11 @@
 mod dialogues;
 mod files;
 mod formats;
+mod named;
+mod packed;
+mod separated;
+mod shapes;
+mod tables;
 mod trl;
 
 use super::*;
@@ -28,6 +33,10 @@ fn fault<T: Wanted + std::fmt::Debug>(text: &str) -> String {
 
 fn turns(turns: &[(Role, &str)]) -> Prompt {
     Prompt { messages: turns.iter().map(|(role, text)| Message::new(*role, *text)).collect() }
+}
+
+fn memory(bytes: impl AsRef<[u8]>) -> Content {
+    Bytes::copy_from_slice(bytes.as_ref()).into()
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -200,14 +209,15 @@ fn a_bad_row_does_not_affect_its_neighbors() {
     let lines = [good.as_bytes(), b"{\"prompt\": \"\xff\"}", b"{", b"", good.replace('q', "p").as_bytes()]
         .join(&b'\n');
     let parsed = parse::<PairRow>("x.jsonl", &lines).unwrap();
-    let places: Vec<_> = parsed.bad.iter().map(|bad| (bad.place.line, bad.place.element)).collect();
-    assert_eq!((parsed.rows.len(), places), (2, vec![(2, None), (3, None)]));
+    let places: Vec<_> = parsed.bad.iter().map(|bad| bad.place.position).collect();
+    assert_eq!((parsed.rows.len(), places), (2, vec![Position::Line(2), Position::Line(3)]));
     assert!(parsed.bad[0].what.contains("not UTF-8"));
 
     let array = format!("\u{feff}[\n  {good},\n  {{\"prompt\": [}},\n\n 7, {}\n]\n", good.replace('q', "p"));
     let parsed = parse::<PairRow>("x.json", array.as_bytes()).unwrap();
-    let places: Vec<_> = parsed.bad.iter().map(|bad| (bad.place.line, bad.place.element)).collect();
-    assert_eq!((parsed.rows.len(), places), (2, vec![(3, Some(1)), (5, Some(2))]));
+    let places: Vec<_> = parsed.bad.iter().map(|bad| bad.place.position).collect();
+    let element = |line, index| Position::Element { line, index };
+    assert_eq!((parsed.rows.len(), places), (2, vec![element(3, 1), element(5, 2)]));
     assert!(parsed.bad[0].to_string().starts_with("x.json:3: [1]: not JSON"));
 }
 
@@ -227,14 +237,16 @@ fn one_object_over_several_lines_is_one_row() {
 
 #[test]
 fn files_that_are_not_json_are_refused_with_advice() {
-    for bytes in [&b"PAR1...."[..], b"\xff\xfe{\0", b"PK\x03\x04", b"\x1f\x8bbroken"] {
+    for bytes in [
+        &b"PAR1...."[..],
+        b"\xff\xfe{\0",
+        b"PK\x03\x04",
+        b"\x1f\x8bbroken",
+        b"ARROW1\0\0",
+        b"\xff\xff\xff\xff",
+    ] {
         let error = parse::<PairRow>("x", bytes).unwrap_err();
         assert!(matches!(error, ParseError::Format { .. }), "{error}");
-    }
-    let table = "prompt,chosen,rejected\nq,a,b\n";
-    for (file, bytes) in [("x.CSV", table.into()), ("x.tsv.gz", gzip(table.as_bytes()))] {
-        let error = parse::<PairRow>(file, &bytes[..]).unwrap_err().to_string();
-        assert!(error.contains("a table of separated values") && error.contains("convert it"), "{error}");
     }
     let named = br#"{"prompt": "q", "chosen": "a", "rejected": "b"}"#;
     assert_eq!(parse::<PairRow>("rows.csv", &named[..]).unwrap().rows.len(), 1, "its content is JSON lines");
@@ -249,8 +261,8 @@ fn files_that_are_not_json_are_refused_with_advice() {
 fn too_many_bad_rows_fail_with_the_first_one_shown() {
     let good = r#"{"prompt": "q", "chosen": "a", "rejected": "b"}"#;
     let parsed = pairs(&format!("{good}\n{}\n{{}}\n", good.replace('q', "p")));
-    parsed.require(0.5).unwrap();
-    let error = parsed.require(0.1).unwrap_err().to_string();
+    parsed.require("data.preferences", 0.5).unwrap();
+    let error = parsed.require("data.preferences", 0.1).unwrap_err().to_string();
     assert!(error.contains("1 of 3 rows") && error.contains("pairs.jsonl:3"), "{error}");
     let many = parse::<PairRow>("x", "{}\n".repeat(100).as_bytes()).unwrap();
     assert_eq!((many.bad_rows, many.bad.len()), (100, KEPT_BAD_ROWS));
@@ -261,9 +273,17 @@ fn several_files_make_one_set() {
     let a = br#"{"prompt": "q"}"#;
     let b = gzip(b"{\"prompt\": \"r\"}\n{\"prompt\": \"q\"}\n{}");
     let parsed =
-        parse_files::<PromptRow, _>([("a", &a[..]), ("b.gz", &b[..])], &mut Budget::default()).unwrap();
+        parse_files::<PromptRow>([("a", memory(&a[..])), ("b.gz", memory(b))], &mut Budget::default())
+            .unwrap();
     assert_eq!((parsed.rows.len(), parsed.skipped.duplicates), (2, 1));
     assert_eq!(parsed.bad[0].to_string(), "b.gz:3: found an object without fields; a prompt is expected");
+    let read = |name: &str, format: &str, records, bad_rows| ReadFile {
+        name: name.to_owned(),
+        format: format.to_owned(),
+        records,
+        bad_rows,
+    };
+    assert_eq!(parsed.files, [read("a", "JSON lines", 1, 0), read("b.gz", "JSON lines, gzip", 3, 1)]);
 }
 
 fn never_panics(bytes: &[u8]) {
