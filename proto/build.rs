@@ -5,13 +5,15 @@ use std::{env, error::Error, fs};
 
 use prost::Message;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 9] = [
     "foil/v1/access.proto",
     "foil/v1/agents.proto",
     "foil/v1/artifacts.proto",
     "foil/v1/jobs.proto",
+    "foil/v1/results.proto",
     "foil/v1/storage.proto",
     "foil/v1/tenants.proto",
+    "foil/v1/trackers.proto",
     "foil/v1/workers.proto",
 ];
 
