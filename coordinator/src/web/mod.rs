@@ -1,4 +1,6 @@
-//! Metrics and health over plain HTTP, on the port of the gRPC services.
+//! The web UI's files, metrics and health over plain HTTP, on the port of the gRPC services.
+
+pub mod assets;
 
 use std::sync::Arc;
 
@@ -24,21 +26,26 @@ pub enum Readiness {
 #[derive(Clone)]
 struct Pages {
     metrics: PrometheusHandle,
+    run_directory: Option<Arc<str>>,
     readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
 }
 
-/// `/metrics` in Prometheus' text format, `/healthz` (the process answers; it touches nothing else) and
-/// `/readyz` (503 with the reason until `readiness` says ready).
+/// The web UI, `/metrics` in Prometheus' text format, `/healthz` (the process answers; it touches nothing
+/// else) and `/readyz` (503 with the reason until `readiness` says ready; a second line names the directory
+/// of a local run, for the pages' advice).
 pub fn router(
     metrics: PrometheusHandle,
+    run_directory: Option<String>,
     readiness: impl Fn() -> Readiness + Send + Sync + 'static,
 ) -> Router {
-    let pages = Pages { metrics, readiness: Arc::new(readiness) };
+    let run_directory = run_directory.map(Arc::from);
+    let pages = Pages { metrics, run_directory, readiness: Arc::new(readiness) };
     Router::new()
         .route("/metrics", get(show_metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(show_readiness))
         .with_state(pages)
+        .merge(assets::router())
 }
 
 /// The gRPC services and the pages as one, for a tonic server that accepts HTTP/1 (browsers, Prometheus,
@@ -63,7 +70,10 @@ async fn grpc_only(request: Request, next: Next) -> Response {
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "this is a gRPC service: the content type must be application/grpc\n",
         ),
-        false => (StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz, and gRPC services\n"),
+        false => (
+            StatusCode::NOT_FOUND,
+            "there are /, /jobs/ID and /workers, /metrics, /healthz, /readyz, and gRPC services\n",
+        ),
     }
     .into_response()
 }
@@ -84,13 +94,13 @@ async fn show_metrics(State(pages): State<Pages>) -> Response {
 }
 
 async fn show_readiness(State(pages): State<Pages>) -> Response {
-    match (pages.readiness)() {
-        Readiness::Ready => "ready\n".into_response(),
-        Readiness::Degraded(reason) => format!("ready, but {reason}\n").into_response(),
-        Readiness::Waiting(reason) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
-        }
-    }
+    let (status, told) = match (pages.readiness)() {
+        Readiness::Ready => (StatusCode::OK, "ready".to_owned()),
+        Readiness::Degraded(reason) => (StatusCode::OK, format!("ready, but {reason}")),
+        Readiness::Waiting(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
+    };
+    let run = pages.run_directory.map(|directory| format!("run directory: {directory}\n"));
+    (status, format!("{told}\n{}", run.unwrap_or_default())).into_response()
 }
 
 #[cfg(test)]
@@ -126,9 +136,11 @@ mod tests {
         let recorder = PrometheusBuilder::new().build_recorder();
         let pages = {
             let ready = Arc::clone(&ready);
-            router(recorder.handle(), move || match ready.load(Ordering::Relaxed) {
-                true => Readiness::Ready,
-                false => Readiness::Waiting("no leader yet".to_owned()),
+            router(recorder.handle(), Some("/runs/letters".to_owned()), move || {
+                match ready.load(Ordering::Relaxed) {
+                    true => Readiness::Ready,
+                    false => Readiness::Waiting("no leader yet".to_owned()),
+                }
             })
         };
         metrics::with_local_recorder(&recorder, || metrics::counter!("foil_test_total").increment(7));
@@ -142,7 +154,11 @@ mod tests {
         assert!(fetch(address, "/metrics").await.contains("foil_test_total 7"));
         assert!(fetch(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         for path in [
-            "/",
+            "/jobs",
+            "/jobs/",
+            "/app.js.map",
+            "/index.html",
+            "/favicon.ico",
             "/health",
             "/ready",
             "/livez",
@@ -153,13 +169,37 @@ mod tests {
             let answer = fetch(address, path).await;
             assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("text/plain"), "{path}: {answer}");
         }
+        for (path, kind) in [
+            ("/", "text/html"),
+            ("/jobs/01j-x", "text/html"),
+            ("/jobs/01j-x/completions", "text/html"),
+            ("/workers", "text/html"),
+            ("/app.js", "text/javascript"),
+            ("/app.css", "text/css"),
+        ] {
+            let answer = fetch(address, path).await;
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(kind), "{path}: {answer}");
+            for header in [
+                "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self';",
+                "x-content-type-options: nosniff",
+                "referrer-policy: no-referrer",
+                "cache-control: no-cache",
+                "etag: \"",
+            ] {
+                assert!(answer.contains(header), "{path} lacks {header}: {answer}");
+            }
+            assert!(!answer.contains("access-control-"), "no other origin is let in");
+            assert!(ask(address, "POST", path).await.starts_with("HTTP/1.1 405"), "{path}");
+        }
         let posted = ask(address, "POST", "/grpc.health.v1.Health/Check").await;
         assert!(posted.starts_with("HTTP/1.1 415"), "{posted}");
         assert!(ask(address, "POST", "/nothing").await.starts_with("HTTP/1.1 404"));
         let waiting = fetch(address, "/readyz").await;
         assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("no leader yet"), "{waiting}");
         ready.store(true, Ordering::Relaxed);
-        assert!(fetch(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        let ready = fetch(address, "/readyz").await;
+        assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+        assert!(ready.ends_with("\r\n\r\nready\nrun directory: /runs/letters\n"), "{ready}");
         let channel = foil_common::rpc::connect(&format!("http://{address}")).unwrap();
         HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
     }

@@ -1,0 +1,40 @@
+// Generates TypeScript from the wire contract (proto/foil/v1) into gen/.
+import { execFileSync } from "node:child_process";
+import { rmSync } from "node:fs";
+import { delimiter, join } from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+
+export const ROOT = fileURLToPath(new URL("..", import.meta.url));
+
+/** What the pages use of the contract; the rest would make the bundle larger. */
+const TYPES = [
+  "foil.v1.Access.WhoAmI",
+  "foil.v1.Agents.ListAgents",
+  "foil.v1.Jobs.Get",
+  "foil.v1.Jobs.List",
+  "foil.v1.Jobs.ListArtifacts",
+  "foil.v1.Jobs.ListPhases",
+  "foil.v1.Jobs.ListRounds",
+  "foil.v1.Jobs.Logs",
+  "foil.v1.Jobs.Watch",
+  "foil.v1.Results",
+  "foil.v1.Report",
+];
+
+const TEMPLATE = JSON.stringify({
+  version: "v2",
+  inputs: [{ directory: "../../proto", types: TYPES }, { directory: "proto" }],
+  plugins: [{ local: "protoc-gen-ts", out: "gen", opt: ["optimize_code_size", "ts_nocheck"] }],
+});
+
+export function generate() {
+  const bin = join(ROOT, "node_modules", ".bin");
+  rmSync(join(ROOT, "gen"), { recursive: true, force: true });
+  execFileSync(join(bin, "buf"), ["generate", "--template", TEMPLATE], {
+    cwd: ROOT,
+    stdio: "inherit",
+    env: { ...process.env, PATH: `${bin}${delimiter}${process.env.PATH}` },
+  });
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href) generate();

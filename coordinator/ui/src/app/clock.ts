@@ -1,0 +1,11 @@
+// The time, once a second, for ages and times left.
+import { useEffect, useState } from "preact/hooks";
+
+export function useNow(everyMs = 1000): number {
+  const [now, setNow] = useState(Date.now());
+  useEffect(() => {
+    const timer = setInterval(() => setNow(Date.now()), everyMs);
+    return () => clearInterval(timer);
+  }, [everyMs]);
+  return now;
+}

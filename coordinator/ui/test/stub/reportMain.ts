@@ -1,0 +1,6 @@
+// Writes a report of made jobs to a file: node .test/report.mjs FILE.
+import { writeFileSync } from "node:fs";
+import { arms } from "./scenes.js";
+import { reportOf, reportPage } from "./report.js";
+
+writeFileSync(process.argv[2] ?? "report.html", reportPage(reportOf(arms()), ".test/dist"));
