@@ -23,6 +23,7 @@ pub mod secret;
 #[cfg(test)]
 mod simulation;
 pub mod tenant;
+pub mod trackers;
 pub mod web;
 
 pub use rpc::{Serve, ServeError, serve};

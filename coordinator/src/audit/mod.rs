@@ -23,7 +23,7 @@ pub use self::writer::AuditError;
 use self::writer::{Sink, Writer};
 
 /// Prefix of the objects in the store.
-const PREFIX: &str = "audit";
+pub(crate) const PREFIX: &str = "audit";
 /// Number of records that may wait to be written.
 const BACKLOG: usize = 8192;
 

@@ -118,7 +118,7 @@ mod tests {
             "audit/old/01q.jsonl",
         ];
         for key in all {
-            store.create(key, "x".into()).await.unwrap();
+            store.create(key, "x").await.unwrap();
         }
         let days = |days: u32| AuditRetention::new(store.clone(), DAY * days);
         let always = || true;

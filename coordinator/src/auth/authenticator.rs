@@ -55,7 +55,7 @@ pub enum Refusal {
     #[error("the token is not valid: {0}")]
     Token(String),
     #[error(
-        "the client certificate is not accepted: {0}; ask the coordinator's administrator for another, and give it with          --tls-cert and --tls-key"
+        "the client certificate is not accepted: {0}; ask the coordinator's administrator for another, and give it with --tls-cert and --tls-key"
     )]
     Revoked(String),
     /// The same proof names another principal now, while the call goes on.

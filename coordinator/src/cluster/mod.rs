@@ -1,6 +1,7 @@
 //! Agents and their devices: which agents are connected, and which rank process holds which device. Pure:
 //! time is passed in.
 
+mod supply;
 mod trust;
 mod view;
 
@@ -9,11 +10,11 @@ use std::time::Duration;
 
 use foil_proto::v1;
 
+pub use self::supply::Release;
 pub use self::trust::AgentFault;
 use self::trust::Trust;
 pub use self::view::{AgentView, DeviceView, LinkView};
 use crate::clock::Now;
-use crate::queue::Supply;
 
 /// Timeouts after which an agent is considered lost.
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +86,8 @@ struct Agent {
     /// Random id of its process; empty if unknown.
     instance: String,
     hostname: String,
-    version: String,
+    /// None until it is heard.
+    release: Option<Release>,
     /// Time at which its process registered, or since which it is waited for.
     since: Duration,
     trust: Trust,
@@ -177,7 +179,7 @@ impl Cluster {
             link,
             instance: hello.instance.clone(),
             hostname: hello.hostname.clone(),
-            version: hello.version.clone(),
+            release: Some(Release::from(hello)),
             since: if same { since } else { now.mono },
             trust,
             leaving: false,
@@ -195,7 +197,7 @@ impl Cluster {
             link: Link::Expected { since: now.mono },
             instance: String::new(),
             hostname: String::new(),
-            version: String::new(),
+            release: None,
             since: now.mono,
             trust: Trust::default(),
             leaving: false,
@@ -274,47 +276,6 @@ impl Cluster {
             .collect()
     }
 
-    /// `count` free devices of a kind, in a stable order, those of agents without strikes first; none if
-    /// there are fewer.
-    pub fn find_free(&self, kind: &str, count: usize) -> Option<Vec<Placement>> {
-        let mut agents: Vec<(&String, &Agent)> =
-            self.in_use(kind).filter(|(_, agent)| agent.takes_ranks()).collect();
-        agents.sort_by_key(|(_, agent)| agent.trust.strikes());
-        let placements: Vec<Placement> = agents
-            .into_iter()
-            .flat_map(|(id, agent)| agent.devices.iter().map(move |device| (id, device)))
-            .filter(|(_, device)| device.device.kind == kind && device.holder.is_none())
-            .map(|(id, device)| Placement { agent: id.clone(), device: device.device.id.clone() })
-            .take(count)
-            .collect();
-        (placements.len() == count).then_some(placements)
-    }
-
-    /// Devices of a kind that jobs can use.
-    pub fn supply(&self, kind: &str) -> Supply {
-        let mut supply = Supply::default();
-        for (_, agent) in self.in_use(kind) {
-            supply.connected += agent.devices(kind).count();
-            if agent.takes_ranks() {
-                supply.free += agent.devices(kind).filter(|device| device.holder.is_none()).count();
-            }
-        }
-        let all: usize = self.agents.values().map(|agent| agent.devices(kind).count()).sum();
-        supply.excluded = all - supply.connected;
-        supply
-    }
-
-    /// True if the device can take another rank as soon as it is free.
-    pub fn is_usable(&self, placement: &Placement) -> bool {
-        self.agents.get(&placement.agent).is_some_and(|agent| agent.is_up() && !agent.leaving)
-    }
-
-    /// The agents that may get ranks: not excluded ones, unless no other has devices of the kind.
-    fn in_use(&self, kind: &str) -> impl Iterator<Item = (&String, &Agent)> {
-        let others = self.agents.values().any(|agent| agent.is_trusted(kind));
-        self.agents.iter().filter(move |(_, agent)| !agent.leaving && (!others || !agent.trust.is_excluded()))
-    }
-
     /// Records a fault of the agent. Returns for how long it is excluded, if that starts now.
     pub fn strike(&mut self, agent: &str, fault: AgentFault, now: Now) -> Option<Duration> {
         let probation = self.liveness.probation;
@@ -369,7 +330,11 @@ impl Cluster {
                     (None, true) => "free",
                     (None, false) => "unreachable",
                 };
-                *counts.devices.entry((device.device.kind.clone(), state)).or_default() += 1;
+                // A state that no device is in is told too, so that a curve goes down to 0 and does not end.
+                for each in ["held", "free", "unreachable"] {
+                    let count = counts.devices.entry((device.device.kind.clone(), each)).or_default();
+                    *count += usize::from(each == state);
+                }
             }
         }
         counts

@@ -63,7 +63,7 @@ impl Agent {
         AgentView {
             id,
             hostname: &self.hostname,
-            version: &self.version,
+            version: self.release.as_ref().map_or("", |release| &release.version),
             link,
             since: self.since,
             heard,

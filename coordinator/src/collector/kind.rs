@@ -1,11 +1,14 @@
 //! The kind of an object, told from its key.
 
+use crate::audit;
 pub(super) use crate::inputs::INPUTS;
 
 /// Prefix of jobs' objects.
 pub(super) const JOBS: &str = "jobs";
 /// Prefix of the coordinator's own objects.
 pub(super) const META: &str = "meta";
+/// Prefixes of all that belongs into a copy of a store beside its log.
+pub const PREFIXES: [&str; 3] = [INPUTS, JOBS, audit::PREFIX];
 
 /// Kinds of objects, in the order of reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,7 +35,8 @@ impl Kind {
             (Some(JOBS), Some("logs")) => Self::Log,
             // jobs/J/phases/P/aN/checkpoints/…
             (Some(JOBS), Some("phases")) if parts.nth(2) == Some("checkpoints") => Self::Checkpoint,
-            (Some(JOBS), Some("phases")) => Self::Artifact,
+            // TensorBoard's event files, and what trackers have.
+            (Some(JOBS), Some("phases" | "trackers")) => Self::Artifact,
             _ => Self::Other,
         }
     }
@@ -62,6 +66,7 @@ mod tests {
             ("jobs/j1/phases/r00.sft/a1/checkpoints/000000000004/rank-0", Kind::Checkpoint, Some("j1")),
             ("jobs/j1/logs/000001/0000/s/0", Kind::Log, Some("j1")),
             ("meta/log/00000000000000000001", Kind::Journal, None),
+            ("jobs/j1/trackers/tensorboard/list/0000000000", Kind::Artifact, Some("j1")),
             ("jobs/j1/else", Kind::Other, Some("j1")),
             ("else", Kind::Other, None),
         ] {

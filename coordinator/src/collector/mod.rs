@@ -28,7 +28,7 @@ use tokio::sync::Mutex;
 
 pub use self::garbage::{Garbage, Reason, Summary};
 pub use self::in_use::{BeingDeleted, Hold, InUse};
-pub use self::kind::{Kind, job_prefix};
+pub use self::kind::{Kind, PREFIXES, job_prefix};
 pub use self::usage::{Amount, Usage};
 use crate::clock::Clock;
 use crate::driver::Stopped;

@@ -85,7 +85,7 @@ impl Collector {
                 usage.count(tenant, kind, amount);
                 let counted = usage.jobs.entry(job).or_default();
                 counted.tenant = tenant.to_owned();
-                counted.name = state.map(|state| state.submitted.spec.name.clone()).unwrap_or_default();
+                counted.name = state.map(|state| state.name().to_owned()).unwrap_or_default();
                 counted.kinds.insert(kind, amount);
             }
             usage

@@ -50,7 +50,6 @@ pub(super) type AgentCommands = mpsc::Sender<Result<v1::AgentCommand, Status>>;
 #[derive(Debug, Clone)]
 pub struct Found {
     pub spec_hash: String,
-    pub submitted: Box<Submitted>,
     pub job: v1::Job,
 }
 
@@ -78,10 +77,9 @@ pub struct Query {
 impl Query {
     /// True if the job is among those that are selected, whichever page it is on.
     pub(super) fn selects(&self, state: &JobState) -> bool {
-        let Submitted { owner, spec, .. } = &state.submitted;
         self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == state.submitted.tenant())
-            && self.owner.as_ref().is_none_or(|wanted| wanted == owner)
-            && (self.name.is_empty() || spec.name == self.name)
+            && self.owner.as_ref().is_none_or(|wanted| *wanted == state.submitted.owner)
+            && (self.name.is_empty() || state.name() == self.name)
             && state.id.starts_with(&self.id_prefix)
             && (self.states.is_empty() || self.states.contains(&view::wire_state(&state.status)))
             && state.spec.scheduling.labels.include(&self.labels)

@@ -20,3 +20,4 @@ pub use handle::Handle;
 pub use settings::Settings;
 pub use shell::{Driver, DriverError};
 pub use user_handle::UserHandle;
+pub(crate) use user_handle::whole_lines;

@@ -79,6 +79,24 @@ impl UserHandle {
             .await
     }
 
+    /// Lines of the step metrics of a job's phase, while it runs: whole ones, at most `bytes` from the byte
+    /// `from` on, but at least one. None if the phase does not run, or there is no such job.
+    pub async fn running_steps(
+        &self,
+        id: &str,
+        phase: &str,
+        from: usize,
+        bytes: usize,
+    ) -> Result<Option<String>, Stopped> {
+        let (id, phase, scope) = (id.to_owned(), phase.to_owned(), self.scope.clone());
+        let lines = move |core: &Core| {
+            core.state(&id).filter(|state| scope.includes(state.submitted.tenant()))?;
+            let lines = core.running_steps(&id, &phase)?;
+            Some(whole_lines(lines.get(from..).unwrap_or_default(), bytes).to_owned())
+        };
+        self.handle.survey(lines).await
+    }
+
     /// True if there is or was such a job.
     pub async fn is_known(&self, id: &str) -> Result<bool, Stopped> {
         let (id, scope) = (id.to_owned(), self.scope.clone());
@@ -124,5 +142,26 @@ impl UserHandle {
         let (id, artifact, by) = (id.to_owned(), artifact.to_owned(), by.to_owned());
         let scope = self.scope.clone();
         self.handle.ask(|reply| Command::Pin { id, scope, artifact, change, by, reply }).await
+    }
+}
+
+/// The start of a text that ends after a line: as many lines as fit, but at least one.
+pub(crate) fn whole_lines(text: &str, bytes: usize) -> &str {
+    let fitting = &text[..text.floor_char_boundary(bytes)];
+    let end = fitting.rfind('\n').or_else(|| text.find('\n'));
+    end.map_or("", |end| &text[..=end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_taken_whole() {
+        let text = "ab\ncd\néé\nrest";
+        assert_eq!(whole_lines(text, 100), "ab\ncd\néé\n");
+        assert_eq!(whole_lines(text, 7), "ab\ncd\n", "not half a character");
+        assert_eq!(whole_lines(text, 1), "ab\n", "at least one");
+        assert_eq!(whole_lines("rest", 100), "");
     }
 }

@@ -9,8 +9,8 @@ use super::view;
 /// Number of names that an error lists.
 const NAMED: usize = 20;
 
-/// The artifact a user means: its name, `policy` or `reward` for the last one, `policy@best` for the best
-/// round's.
+/// The artifact a user means: its name, `policy`, `policy@last`, `reward` or `reward@last` for the last one,
+/// `policy@best` for the best round's.
 ///
 /// # Errors
 /// There is no such artifact; the message lists those there are.
@@ -39,6 +39,7 @@ fn find<'a>(
     best_round: u32,
     wanted: &str,
 ) -> Option<&'a v1::Artifact> {
+    let wanted = wanted.strip_suffix("@last").unwrap_or(wanted);
     let is_best = wanted.strip_suffix("@best").filter(|_| best_round > 0);
     let exact = is_best.map_or_else(|| wanted.to_owned(), |kind| format!("{kind}@{best_round}"));
     artifacts.clone().find(|artifact| artifact.name == exact).or_else(|| last(artifacts, wanted))
@@ -94,6 +95,8 @@ mod tests {
         };
         let name = |wanted| find_artifact(&job, wanted).map(|artifact| artifact.name.as_str());
         assert_eq!(name("policy").unwrap(), "policy@2");
+        assert_eq!(name("policy@last").unwrap(), "policy@2");
+        assert!(name("samples@last").is_err());
         assert_eq!(name("policy@best").unwrap(), "policy@1");
         assert_eq!(name("samples/r02.policy.generate").unwrap(), "samples/r02.policy.generate");
         assert!(name("policy@7").unwrap_err().contains("it has policy@0, policy@1"));

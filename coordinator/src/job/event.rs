@@ -316,7 +316,7 @@ pub enum Outcome {
 }
 
 /// Hash of a specification with its defaults filled in, equal for jobs that compute the same: priority,
-/// labels, retries, timeout and ttl_after_finished are left out.
+/// labels, retries, timeout, ttl_after_finished and trackers are left out.
 pub fn spec_hash(spec: &v1::JobSpec) -> String {
     blake3::hash(&without_scheduling(spec).encode_to_vec()).to_hex().to_string()
 }

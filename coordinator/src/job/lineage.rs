@@ -25,7 +25,7 @@ pub fn named_inputs(job: &spec::Job) -> impl Iterator<Item = &str> {
     });
     let data = job.data.inputs().into_iter().filter_map(|(_, input)| match input {
         InputRef::Input { blake3, .. } => Some(blake3.as_str()),
-        InputRef::Path(_) => None,
+        InputRef::Path(_) | InputRef::Url(_) => None,
     });
     models.chain(data)
 }

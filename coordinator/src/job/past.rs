@@ -53,6 +53,10 @@ impl PastJob {
 
     /// The event with the job's view of then; `state` is the job's state now or at any time between.
     fn event(&self, state: &JobState) -> v1::JobEvent {
+        let event = |state: &JobState| view::event(state, job_event::Event::Job(view::job(state)), self.at);
+        if self.revision == state.revision {
+            return event(state);
+        }
         let mut then = state.clone();
         then.revision = self.revision;
         then.status = self.status.clone();
@@ -61,7 +65,7 @@ impl PastJob {
         then.times = self.times;
         then.preemptions = self.preemptions;
         then.pins = self.pins.clone();
-        view::event(&then, job_event::Event::Job(view::job(&then)), self.at)
+        event(&then)
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use foil_common::spec;
 use foil_proto::v1;
+use prost::Message;
 
 use super::event::{Cause, Change, ChunkDone, Committed, Event, Outcome, RankStarted, Submitted, spec_hash};
 use super::log_writers::LogWriters;
 use super::pins::Pins;
+use super::timeline::Timeline;
 use super::trace::JobTrace;
 use crate::plan::{Phase, PlanError};
 
@@ -48,13 +51,16 @@ pub enum JobStatus {
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobState {
     pub id: String,
+    /// Without the specification and the plan's phases, which are kept below.
     pub submitted: Submitted,
     pub submitted_at: u64,
     pub trace: JobTrace,
     pub spec: spec::Job,
-    /// Hash of the specification as users see it.
+    /// The specification as users see it, encoded: as a message it takes many times the memory.
+    wire_spec: Bytes,
+    /// Its hash.
     pub spec_blake3: String,
-    /// The plan; `submitted` keeps no copy of it.
+    /// The plan.
     pub phases: Vec<Phase>,
     /// Indices into `phases` in the order of ids.
     by_id: Vec<u32>,
@@ -80,6 +86,7 @@ pub struct JobState {
     /// Processes whose logs are accepted.
     pub log_writers: LogWriters,
     pub pins: Pins,
+    pub timeline: Timeline,
 }
 
 /// Times of a job in milliseconds since the Unix epoch: those of its events, so that every coordinator has
@@ -125,7 +132,10 @@ pub enum StateError {
 impl JobState {
     /// The state after a job's first event.
     pub fn submitted(id: &str, at: u64, mut submitted: Submitted) -> Result<Self, StateError> {
-        let spec = spec::Job::try_from(submitted.spec.clone())
+        let wire_spec = std::mem::take(&mut submitted.spec);
+        let spec_blake3 = spec_hash(&wire_spec);
+        let encoded = wire_spec.encode_to_vec().into();
+        let spec = spec::Job::try_from(wire_spec)
             .map_err(|source| StateError::Spec { job: id.to_owned(), source })?;
         let phases = std::mem::take(&mut submitted.plan.phases)
             .iter()
@@ -134,7 +144,8 @@ impl JobState {
             .map_err(|source| StateError::Plan { job: id.to_owned(), source })?;
         Ok(Self {
             id: id.to_owned(),
-            spec_blake3: spec_hash(&submitted.spec),
+            wire_spec: encoded,
+            spec_blake3,
             trace: JobTrace::new(id, at, &submitted.traceparent),
             submitted,
             submitted_at: at,
@@ -153,7 +164,18 @@ impl JobState {
             status: JobStatus::Queued,
             log_writers: LogWriters::default(),
             pins: Pins::default(),
+            timeline: Timeline::default(),
         })
+    }
+
+    /// The specification as users see it.
+    pub fn wire_spec(&self) -> v1::JobSpec {
+        // It was encoded by this process.
+        v1::JobSpec::decode(self.wire_spec.clone()).unwrap_or_default()
+    }
+
+    pub fn name(&self) -> &str {
+        self.spec.name.as_str()
     }
 
     /// Applies one more event. An event that is illegal in this state changes nothing.
@@ -231,6 +253,7 @@ impl JobState {
             (Change::Deleted(_), JobStatus::Ended { .. }) => {}
             _ => return Err(self.illegal(&event.change)),
         }
+        Timeline::record(self, event);
         self.revision = event.revision.unwrap_or(self.revision + 1);
         Ok(())
     }

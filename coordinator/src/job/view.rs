@@ -19,7 +19,7 @@ pub const JOB_BYTES: usize = 1 << 20;
 /// `omitted`.
 pub fn job(state: &JobState) -> v1::Job {
     let mut job = v1::Job {
-        spec: Some(state.submitted.spec.clone()),
+        spec: Some(state.wire_spec()),
         start: metrics_of(state, 0, Work::EvaluatePolicy).to_vec(),
         plan: Some(v1::Plan { phases: Vec::new(), datasets: state.submitted.plan.datasets.clone() }),
         ..summary(state)
@@ -58,7 +58,7 @@ fn summary(state: &JobState) -> v1::Job {
     };
     v1::Job {
         id: state.id.clone(),
-        name: state.submitted.spec.name.clone(),
+        name: state.name().to_owned(),
         state: wire_state(&state.status).into(),
         revision: state.revision,
         submitted_at: Some(timestamp(state.submitted_at)),

@@ -10,6 +10,10 @@
 //! connected workers have, or than its tenant may use, is passed over as long as that is so.
 //!
 //! A job of higher priority that cannot be placed takes the devices of running jobs ([`preempt`]).
+//!
+//! All devices of an attempt are on workers of one release. While workers of several are connected, as during
+//! an upgrade, each release is a pool of its own: an attempt that has ranks gets more from theirs, and
+//! another job waits in the one that fits it best.
 
 mod policy;
 mod pool;
@@ -30,7 +34,7 @@ pub use self::preempt::{Preemption, Running};
 pub use self::share::{Portion, Share};
 pub use self::wait::{Wait, WaitCause};
 
-/// Devices of one kind on the workers in use.
+/// Devices of one kind on the workers of one release that are in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Supply {
     /// Devices that no rank holds.
@@ -50,6 +54,8 @@ pub struct Demand {
     /// Index of its tenant's share.
     pub tenant: usize,
     pub kind: DeviceKind,
+    /// Index of the release of the ranks that it has, among the supplies of its kind.
+    pub release: Option<usize>,
     /// Number of ranks that need a device.
     pub ranks: usize,
     pub priority: i32,
@@ -58,6 +64,14 @@ pub struct Demand {
     /// Time since this coordinator has known that it waits.
     pub known: Duration,
     pub claim: Claim,
+}
+
+/// The devices that the ranks of one attempt may have: those of a kind on workers of one release, by its
+/// index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PoolId {
+    kind: DeviceKind,
+    release: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +87,8 @@ pub enum Claim {
 #[derive(Debug, Default)]
 pub struct Queue {
     pub policy: Policy,
-    pub supply: HashMap<DeviceKind, Supply>,
+    /// One for each release.
+    pub supply: HashMap<DeviceKind, Vec<Supply>>,
     /// In the order of submission.
     pub demands: Vec<Demand>,
     /// Attempts that could be preempted.
@@ -95,6 +110,8 @@ pub enum Grant {
 pub struct Allocation {
     /// One for each demand.
     pub grants: Vec<Grant>,
+    /// Index of the release in whose pool each demand was weighed.
+    pub releases: Vec<usize>,
     /// Jobs whose attempts give their devices back, because they cannot get the others.
     pub yields: Vec<usize>,
     pub preemptions: Vec<Preemption>,
@@ -124,22 +141,29 @@ impl Demand {
 /// Allocates the free devices, and those that others must give back.
 pub fn allocate(queue: &mut Queue) -> Allocation {
     let policy = queue.policy;
-    let mut pools: HashMap<DeviceKind, DevicePool> = HashMap::new();
-    let mut grants = vec![Grant::Full; queue.demands.len()];
-    let mut turns: Vec<usize> = (0..queue.demands.len()).collect();
-    turns.sort_by_cached_key(|&index| queue.demands[index].turn(&policy));
+    let Queue { supply, demands, shares, .. } = queue;
+    let mut pools: HashMap<DeviceKind, Vec<DevicePool>> = HashMap::new();
+    let mut grants = vec![Grant::Full; demands.len()];
+    let mut releases = vec![0; demands.len()];
+    let mut turns: Vec<usize> = (0..demands.len()).collect();
+    turns.sort_by_cached_key(|&index| demands[index].turn(&policy));
     for &index in &turns {
-        let demand = queue.demands[index];
-        let supply = queue.supply.get(&demand.kind).copied().unwrap_or_default();
-        let pool = pools.entry(demand.kind).or_insert_with(|| DevicePool::new(policy, supply));
-        grants[index] = pool.grant(&demand, queue.shares.get_mut(demand.tenant));
+        let demand = &demands[index];
+        let of_kind = || DevicePool::of_kind(policy, supply.get(&demand.kind).map_or(&[][..], Vec::as_slice));
+        let pools = pools.entry(demand.kind).or_insert_with(of_kind);
+        releases[index] = demand.release.unwrap_or_else(|| pool::choose(pools, demand));
+        grants[index] = pools[releases[index]].grant(demand, shares.get_mut(demand.tenant));
     }
-    let mut allocation = Allocation { grants, ..Allocation::default() };
-    for (kind, pool) in pools {
-        let of_kind = |index: &&usize| queue.demands[**index].kind == kind;
-        let waiting: Vec<usize> = turns.iter().filter(of_kind).copied().collect();
-        preempt::preempt(queue, pool.supply(), &waiting, &mut allocation);
-        yield_stalled(queue, pool.supply(), &waiting, &mut allocation);
+    let mut allocation = Allocation { grants, releases, ..Allocation::default() };
+    for (kind, pools) in pools {
+        for (release, pool) in pools.iter().enumerate() {
+            let id = PoolId { kind, release };
+            let is_here =
+                |index: &usize| queue.demands[*index].kind == kind && allocation.releases[*index] == release;
+            let waiting: Vec<usize> = turns.iter().copied().filter(is_here).collect();
+            preempt::preempt(queue, id, pool.supply(), &waiting, &mut allocation);
+            yield_stalled(queue, id, pool.supply(), &waiting, &mut allocation);
+        }
     }
     allocation.preemptions.sort_by_key(|preemption| preemption.job);
     allocation.yields.sort_unstable();
@@ -147,9 +171,10 @@ pub fn allocate(queue: &mut Queue) -> Allocation {
 }
 
 /// Makes the last stalled attempt give its devices back if nothing else can end its wait: another stalled
-/// attempt may hold what it lacks, or the workers left have too few for it and other jobs can use them. One
-/// at a time: with the devices of the last, those before it may go on.
-fn yield_stalled(queue: &Queue, supply: Supply, turns: &[usize], allocation: &mut Allocation) {
+/// attempt may hold what it lacks, or the workers left of its release have too few for it and other jobs can
+/// use them, or those of another release are enough for all of it. One at a time: with the devices of the
+/// last, those before it may go on.
+fn yield_stalled(queue: &Queue, pool: PoolId, supply: Supply, turns: &[usize], allocation: &mut Allocation) {
     let cause = |index: usize| match &allocation.grants[index] {
         Grant::Full => None,
         Grant::Partial(_, wait) | Grant::Wait(wait) => Some(wait.cause),
@@ -166,10 +191,15 @@ fn yield_stalled(queue: &Queue, supply: Supply, turns: &[usize], allocation: &mu
     let demand = &queue.demands[last];
     let Claim::Replace { held, .. } = demand.claim else { return };
     let is_too_large = held + demand.ranks > supply.connected;
+    let releases = queue.supply.get(&pool.kind).map_or(&[][..], Vec::as_slice).iter().enumerate();
+    let fits_elsewhere = releases
+        .filter(|(release, _)| *release != pool.release)
+        .any(|(_, other)| held + demand.ranks <= other.connected);
     // Others of its tenant may wait for its share of the quota, also for another kind of device.
     let waits_for_quota = |index: usize| {
         let other = &queue.demands[index];
-        let connected = queue.supply.get(&other.kind).map_or(0, |supply| supply.connected);
+        let releases = queue.supply.get(&other.kind).into_iter().flatten();
+        let connected = releases.map(|supply| supply.connected).max().unwrap_or(0);
         let is_short = match cause(index) {
             Some(WaitCause::TenantJobs { .. }) => true,
             Some(WaitCause::TenantDevices { .. } | WaitCause::TenantKept) => other.kind == demand.kind,
@@ -179,7 +209,7 @@ fn yield_stalled(queue: &Queue, supply: Supply, turns: &[usize], allocation: &mu
     };
     let others_wait = turns.iter().any(|&index| index != last && can_use(index))
         || (0..queue.demands.len()).any(waits_for_quota);
-    if stalled.len() > 1 || (is_too_large && others_wait) {
+    if stalled.len() > 1 || (is_too_large && (others_wait || fits_elsewhere)) {
         allocation.yields.push(demand.job);
     }
 }

@@ -1,17 +1,31 @@
+use std::cmp::Reverse;
+
 use super::{Claim, Demand, Grant, Policy, Share, Supply, Wait, WaitCause};
 
-/// The devices of one kind while they are allocated.
+/// The devices of one kind and release while they are allocated.
 pub(super) struct DevicePool {
     policy: Policy,
     supply: Supply,
+    /// Devices of the kind on workers of other releases.
+    others: usize,
     waiting: u32,
     /// The free devices are reserved for a job that waits for more.
     reserved: bool,
 }
 
 impl DevicePool {
-    pub(super) fn new(policy: Policy, supply: Supply) -> Self {
-        Self { policy, supply, waiting: 0, reserved: false }
+    /// One pool for each release, and at least one.
+    pub(super) fn of_kind(policy: Policy, supplies: &[Supply]) -> Vec<Self> {
+        let total: usize = supplies.iter().map(|supply| supply.connected).sum();
+        let pool = |supply: Supply| {
+            let others = total - supply.connected;
+            Self { policy, supply, others, waiting: 0, reserved: false }
+        };
+        let mut pools: Vec<Self> = supplies.iter().copied().map(pool).collect();
+        if pools.is_empty() {
+            pools.push(pool(Supply::default()));
+        }
+        pools
     }
 
     /// The devices that are left.
@@ -61,8 +75,19 @@ impl DevicePool {
 
     fn wait(&mut self, demand: &Demand, lacking: usize, cause: WaitCause) -> Wait {
         self.waiting += 1;
-        let Supply { free, connected, excluded, .. } = self.supply;
+        let (Supply { free, connected, excluded, .. }, others) = (self.supply, self.others);
         let (kind, starts, position) = (demand.kind, demand.claim == Claim::Start, self.waiting);
-        Wait { kind, lacking, starts, free, connected, excluded, position, cause }
+        Wait { kind, lacking, starts, free, connected, excluded, others, position, cause }
     }
+}
+
+/// Index of the pool for a job that has no ranks yet: one that it can start in now, else the largest, in
+/// which it waits.
+pub(super) fn choose(pools: &[DevicePool], demand: &Demand) -> usize {
+    let rank = |(_, pool): &(usize, &DevicePool)| {
+        let Supply { free, connected, .. } = pool.supply;
+        let starts = demand.ranks <= free && !(pool.reserved && demand.starts());
+        Reverse((starts, connected, free))
+    };
+    pools.iter().enumerate().min_by_key(rank).map_or(0, |(index, _)| index)
 }

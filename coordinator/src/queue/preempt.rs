@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use foil_common::spec::DeviceKind;
 
-use super::{Allocation, Claim, Demand, Grant, Queue, Supply, WaitCause};
+use super::{Allocation, Claim, Demand, Grant, PoolId, Queue, Supply, WaitCause};
 
 /// An attempt whose devices another job may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Running {
     pub job: usize,
     pub kind: DeviceKind,
+    /// Index of its ranks' release, among the supplies of its kind.
+    pub release: usize,
     /// Devices on workers in use.
     pub held: usize,
     /// Priority of the job when the attempt started, with its age.
@@ -32,16 +34,22 @@ pub struct Preemption {
     pub by: usize,
 }
 
-/// Preempts running attempts for the waiting jobs of one kind, which `turns` names in order; `supply` is what
+/// Preempts running attempts for the waiting jobs of one pool, which `turns` names in order; `supply` is what
 /// is left for them.
-pub(super) fn preempt(queue: &Queue, supply: Supply, turns: &[usize], allocation: &mut Allocation) {
+pub(super) fn preempt(
+    queue: &Queue,
+    pool: PoolId,
+    supply: Supply,
+    turns: &[usize],
+    allocation: &mut Allocation,
+) {
     let mut coming = supply.free + supply.releasing;
     let mut chosen: Vec<Running> = Vec::new();
     for &index in turns {
         let demand = &queue.demands[index];
         let Some((lacking, cause)) = lack(&mut allocation.grants[index]) else { continue };
         if lacking > coming {
-            let victims = victims(queue, demand, lacking - coming, &chosen);
+            let victims = victims(queue, pool, demand, lacking - coming, &chosen);
             if victims.is_empty() {
                 match demand.claim {
                     // They get what becomes free before all others.
@@ -75,13 +83,13 @@ fn lack(grant: &mut Grant) -> Option<(usize, &mut WaitCause)> {
 }
 
 /// The attempts that give a job at least `need` devices; none if those that may be preempted have too few.
-fn victims(queue: &Queue, demand: &Demand, need: usize, chosen: &[Running]) -> Vec<Running> {
+fn victims(queue: &Queue, pool: PoolId, demand: &Demand, need: usize, chosen: &[Running]) -> Vec<Running> {
     let is_idle_without = !matches!(demand.claim, Claim::Replace { stalled: false, .. });
     if demand.known < queue.policy.settling || !is_idle_without {
         return Vec::new();
     }
     let may = |running: &&Running| {
-        running.kind == demand.kind
+        (PoolId { kind: running.kind, release: running.release }) == pool
             && running.job != demand.job
             && running.held > 0
             && running.priority < i64::from(demand.priority)

@@ -9,11 +9,14 @@ pub struct Wait {
     pub lacking: usize,
     /// It has no devices yet.
     pub starts: bool,
-    /// Devices of the kind that are left after the jobs before it.
+    /// Devices of the kind that are left after the jobs before it, on workers of the release that it waits
+    /// for.
     pub free: usize,
     pub connected: usize,
     pub excluded: usize,
-    /// Among the jobs that wait for the kind, from 1.
+    /// Devices on workers of other releases, which the ranks of one job cannot share.
+    pub others: usize,
+    /// Among the jobs that wait for the same devices, from 1.
     pub position: u32,
     pub cause: WaitCause,
 }
@@ -28,6 +31,8 @@ pub enum WaitCause {
     Kept,
     /// Attempts are ending whose devices it gets.
     Coming,
+    /// The workers of its other ranks are not heard yet, so that their version is not known.
+    Unheard,
     /// Its tenant has as many jobs as it may.
     TenantJobs { running: usize, max: usize },
     /// Its tenant has as many devices as it may.
@@ -63,18 +68,18 @@ impl Wait {
     }
 
     fn reason(&self, tenant: &str) -> String {
-        let Self { kind, lacking, free, connected, excluded, .. } = *self;
+        let Self { kind, lacking, free, connected, .. } = *self;
         let more = if self.starts { "" } else { "more " };
         let wanted = format!("waiting for {lacking} {more}{kind} {}", devices(lacking));
-        let note = match excluded {
-            0 => String::new(),
-            others => format!(" (and {others} on workers that are excluded)"),
-        };
+        let note = self.elsewhere();
         let why = match self.cause {
             WaitCause::Devices => format!("{free} of {connected} free{note}"),
             WaitCause::TooLarge => format!("the workers connected now have {connected}{note}"),
             WaitCause::Kept => format!("{free} of {connected} free, kept for a job before this one{note}"),
             WaitCause::Coming => format!("{free} of {connected} free{note}, the others are being given back"),
+            WaitCause::Unheard => {
+                "the workers of its other ranks have not registered with this coordinator yet".to_owned()
+            }
             WaitCause::TenantJobs { running, max } => {
                 format!("tenant {tenant} runs {running} of its {max} {}", jobs(max))
             }
@@ -93,6 +98,17 @@ impl Wait {
             position => format!("; {} in the queue", ordinal(position)),
         };
         format!("{wanted}; {why}{position}")
+    }
+
+    /// The devices that do not count, and why.
+    fn elsewhere(&self) -> String {
+        let notes = [
+            (self.excluded, "on workers that are excluded"),
+            (self.others, "on workers of another version or build"),
+        ];
+        let notes = notes.iter().filter(|(count, _)| *count > 0);
+        let notes: Vec<String> = notes.map(|(count, which)| format!("{count} {which}")).collect();
+        if notes.is_empty() { String::new() } else { format!(" (and {})", notes.join(", ")) }
     }
 }
 

@@ -5,11 +5,14 @@ use std::thread;
 
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::datasets;
+use foil_common::plural::{are, counted};
 use foil_common::spec::{self, Side};
 use foil_common::text::{Encoded, EncodedPrompt, Encoder, Limits, Response, TextError};
 
 use super::compatibility::{POLICY, REWARD};
+use super::encoders::Encoders;
 use super::sets::Sets;
+use super::source_counts::{EQUAL_TOKENS, UNENCODABLE};
 use super::{Models, ResolveError};
 
 /// Minimum number of rows per thread.
@@ -44,11 +47,8 @@ pub(super) fn check_encodings(
 ) -> Result<(), ResolveError> {
     let sampled = Limits::new(job.text.max_length, job.sampling.max_new_tokens);
     let shared = Limits::shared(job.text.max_length);
-    let load =
-        |field, files| Encoder::new(files, &job.text).map_err(|fault| ResolveError::Text { field, fault });
-    let policy = load(POLICY, models.policy.0)?;
-    let own = models.reward.map(|(files, _)| load(REWARD, files)).transpose()?;
-    let reward = own.as_ref().unwrap_or(&policy);
+    let encoders = Encoders::load(job, models)?;
+    let (policy, reward) = (&encoders.policy, encoders.reward());
     // Exported reward models need a pad token; its absence would show only after training.
     let (field, (files, config)) = models.reward.map_or((POLICY, models.policy), |model| (REWARD, model));
     let pad = reward.pad_id().map_err(|fault| ResolveError::Text { field, fault })?;
@@ -59,12 +59,12 @@ pub(super) fn check_encodings(
     })?;
 
     sets.warnings.extend(policy.warnings().into_iter().map(|warning| format!("{POLICY}: {warning}")));
-    sets.warnings
-        .extend(own.iter().flat_map(Encoder::warnings).map(|warning| format!("{REWARD}: {warning}")));
+    sets.warnings.extend(
+        encoders.own_reward.iter().flat_map(Encoder::warnings).map(|warning| format!("{REWARD}: {warning}")),
+    );
 
     let allowed = job.data.max_bad_fraction;
-    let checker =
-        Checker { side: job.text.truncation_side, sampled, shared, allowed, policy: &policy, reward };
+    let checker = Checker { side: job.text.truncation_side, sampled, shared, allowed, policy, reward };
     checker.check(sets, datasets::SFT, "data.sft", |sets| &mut sets.sft, Checker::demonstration)?;
     checker.check(
         sets,
@@ -150,7 +150,7 @@ impl Checker<'_> {
         let count = rows.len() as u64;
         let mut bad = Vec::new();
         let (mut prompts_cut, mut answers_cut) = (0u64, 0u64);
-        let mut equal = Vec::new();
+        let (mut equal, mut lost) = (Vec::new(), Vec::new());
         let mut kept = Vec::with_capacity(rows.len());
         let places = sets.places.get(field);
         let place = |row: &T| match places.and_then(|places| places.of(row.id())) {
@@ -159,22 +159,42 @@ impl Checker<'_> {
         };
         for (row, result) in rows.into_iter().zip(results) {
             match result {
-                Ok(Truncation { equal: true, .. }) => equal.push(place(&row)),
+                Ok(Truncation { equal: true, .. }) => {
+                    lost.push((row.id(), EQUAL_TOKENS));
+                    equal.push(place(&row));
+                }
                 Ok(truncation) => {
                     prompts_cut += u64::from(truncation.prompt);
                     answers_cut += u64::from(truncation.answer);
                     kept.push(row);
                 }
-                Err(error) => bad.push(format!("{}: {error}", place(&row))),
+                Err(error) => {
+                    lost.push((row.id(), UNENCODABLE));
+                    bad.push(format!("{}: {error}", place(&row)));
+                }
             }
         }
         *set(sets) = kept;
+        sets.count_lost(field, &lost);
         if bad.len() as f64 > self.allowed * count as f64 {
             let first = bad.swap_remove(0);
             let bad = bad.len() as u64 + 1;
             return Err(ResolveError::Unencodable { field, bad, rows: count, allowed: self.allowed, first });
         }
         sets.record_bad_rows(name, bad.len() as u64, &bad);
+        sets.warnings.extend(self.warnings(name, count, [prompts_cut, answers_cut], &equal));
+        Ok(())
+    }
+
+    /// Warnings about the rows of a set, `count` in all, whose parts are cut or whose answers are equal.
+    fn warnings(
+        &self,
+        name: &str,
+        count: u64,
+        [prompts_cut, answers_cut]: [u64; 2],
+        equal: &[String],
+    ) -> Vec<String> {
+        let mut warnings = Vec::new();
         let limits = match name {
             datasets::SFT | datasets::PREFERENCES | datasets::EVALUATION_PREFERENCES => self.shared,
             _ => self.sampled,
@@ -186,29 +206,35 @@ impl Checker<'_> {
                 continue;
             }
             let fit = if limit == limits.total { "to fit, with the other part, in" } else { "to" };
-            sets.warnings
-                .push(format!("{name}: the {what} of {cut} of {count} rows are cut {fit} {limit} tokens"));
+            let rows = counted(count, "row");
+            warnings.push(format!("{name}: the {what} of {cut} of {rows} are cut {fit} {limit} tokens"));
         }
         if prompts_cut > 0 && self.side == Side::Right {
-            sets.warnings.push(format!(
-                "{name}: the {prompts_cut} prompts lose their end, and with it what the template writes before an answer; \
+            let lost = match prompts_cut {
+                1 => "the prompt loses its end".to_owned(),
+                cut => format!("the {cut} prompts lose their end"),
+            };
+            warnings.push(format!(
+                "{name}: {lost}, and with it what the template writes before an answer; \
                  set text.truncation_side: left, or raise text.max_length"
             ));
         }
         if let Some(first) = equal.first() {
-            sets.warnings.push(format!(
-                "{name}: {} of {count} pairs are left out because their answers are the same tokens, cut to {} as they are; \
-                 the first is {first}",
+            warnings.push(format!(
+                "{name}: {} of {} {} left out because the answers are the same tokens, cut to {} as they are; the first is \
+                 {first}",
                 equal.len(),
+                counted(count, "pair"),
+                are(equal.len()),
                 limits.total
             ));
         }
-        Ok(())
+        warnings
     }
 }
 
 /// Applies a function to all rows on several threads; results are in the order of the rows.
-fn map_in_parallel<T: Sync, R: Send>(rows: &[T], apply: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(super) fn map_in_parallel<T: Sync, R: Send>(rows: &[T], apply: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let rows_per_thread = rows.len().div_ceil(threads).max(ROWS_PER_THREAD);
     if rows.len() <= rows_per_thread {

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use foil_common::data::folder::FolderError;
 use foil_common::data::parse::ParseError;
 use foil_common::model::ModelFilesError;
 use foil_common::spec::SpecError;
@@ -20,6 +21,8 @@ pub enum ResolveError {
     Uploaded { field: &'static str, name: String },
     #[error("{field}: {path} cannot be read: {what}")]
     Unreadable { field: &'static str, path: String, what: String, absent: bool },
+    #[error("{field}: {fault}")]
+    Folder { field: &'static str, fault: FolderError },
     #[error("{field}: {name} was not uploaded completely ({key}); submit the job again")]
     Missing { field: &'static str, name: String, key: String },
     #[error("{field}: the model directory {name} {problem}; {advice}")]
@@ -42,7 +45,7 @@ pub enum ResolveError {
     )]
     Unencodable { field: &'static str, bad: u64, rows: u64, allowed: f64, first: String },
     #[error("{field}: no row is left for {set}{lost}; {advice}")]
-    Empty { field: &'static str, set: &'static str, lost: String, advice: &'static str },
+    Empty { field: &'static str, set: &'static str, lost: String, advice: String },
     #[error("reading the job's inputs crashed; please report it with the input that did it")]
     Crashed,
     #[error(
@@ -90,6 +93,7 @@ impl ResolveError {
             Self::NotUploaded { field, .. }
             | Self::Uploaded { field, .. }
             | Self::Unreadable { field, .. }
+            | Self::Folder { field, .. }
             | Self::Missing { field, .. }
             | Self::Model { field, .. }
             | Self::ModelFiles { field, .. }

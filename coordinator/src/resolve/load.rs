@@ -1,19 +1,35 @@
 //! Fetching the files that a specification names.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use bytes::Bytes;
-use foil_common::data::parse::{Budget, Parsed, Wanted, parse_files};
+use foil_common::data::folder::{self, FolderError};
+use foil_common::data::parse::{Budget, ColumnNames, Content, Parsed, SourceFiles, Wanted, parse_sources};
 use foil_common::input_file;
-use foil_common::spec::{self, InputRef};
+use foil_common::spec::{self, DataSource, InputRef, SourceSet};
 use foil_common::storage::{Store, StoreError};
 use foil_proto::v1;
 
 use super::ResolveError;
 use crate::inputs;
 use crate::tenant::Tenant;
+
+/// The inputs of a source, with local folders and patterns replaced by their files.
+pub fn expand(inputs: &[InputRef]) -> Result<Vec<InputRef>, FolderError> {
+    let mut expanded = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        match input {
+            InputRef::Path(path) => {
+                let files = folder::files(path)?;
+                expanded.extend(
+                    files.into_iter().map(|file| InputRef::Path(file.to_string_lossy().into_owned())),
+                );
+            }
+            InputRef::Input { .. } | InputRef::Url(_) => expanded.push(input.clone()),
+        }
+    }
+    Ok(expanded)
+}
 
 /// The uploads of a tenant.
 #[derive(Debug, Clone, Copy)]
@@ -29,20 +45,22 @@ impl Uploads<'_> {
     }
 }
 
-/// The files of one field, with the names that the user gave them.
+/// The sources of one field.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) field: &'static str,
-    files: Vec<(String, Content)>,
+    pub(super) sources: Vec<DataSource>,
+    opened: Vec<Opened>,
 }
 
+/// The files of a source, with the names that the user gave them.
 #[derive(Debug)]
-enum Content {
-    Uploaded(Bytes),
-    Local(File),
+struct Opened {
+    files: Vec<(String, Content)>,
+    names: ColumnNames,
 }
 
-/// The files of all fields.
+/// The sources of all fields.
 #[derive(Debug)]
 pub(super) struct Sources {
     pub(super) sft: Source,
@@ -55,43 +73,37 @@ pub(super) struct Sources {
 
 impl Sources {
     pub(super) async fn fetch(data: &spec::Data, uploads: Uploads<'_>) -> Result<Self, ResolveError> {
+        let fetch = |set: SourceSet, sources| Source::fetch(set.field(), sources, uploads);
         Ok(Self {
-            sft: Source::fetch("data.sft", &data.sft, uploads).await?,
-            preferences: Source::fetch("data.preferences", &data.preferences, uploads).await?,
-            golden: Source::fetch("data.golden", &data.golden, uploads).await?,
-            prompts: Source::fetch("data.prompts", &data.prompts, uploads).await?,
-            evaluation_preferences: Source::fetch(
-                "data.evaluation.preferences",
-                &data.evaluation.preferences,
-                uploads,
-            )
-            .await?,
-            evaluation_prompts: Source::fetch("data.evaluation.prompts", &data.evaluation.prompts, uploads)
+            sft: fetch(SourceSet::Sft, &data.sft).await?,
+            preferences: fetch(SourceSet::Preferences, &data.preferences).await?,
+            golden: fetch(SourceSet::Golden, &data.golden).await?,
+            prompts: fetch(SourceSet::Prompts, &data.prompts).await?,
+            evaluation_preferences: fetch(SourceSet::EvaluationPreferences, &data.evaluation.preferences)
                 .await?,
+            evaluation_prompts: fetch(SourceSet::EvaluationPrompts, &data.evaluation.prompts).await?,
         })
     }
 
     /// Opens local files instead.
     pub(super) fn open(data: &spec::Data) -> Result<Self, ResolveError> {
+        let open = |set: SourceSet, sources| Source::open(set.field(), sources);
         Ok(Self {
-            sft: Source::open("data.sft", &data.sft)?,
-            preferences: Source::open("data.preferences", &data.preferences)?,
-            golden: Source::open("data.golden", &data.golden)?,
-            prompts: Source::open("data.prompts", &data.prompts)?,
-            evaluation_preferences: Source::open(
-                "data.evaluation.preferences",
-                &data.evaluation.preferences,
-            )?,
-            evaluation_prompts: Source::open("data.evaluation.prompts", &data.evaluation.prompts)?,
+            sft: open(SourceSet::Sft, &data.sft)?,
+            preferences: open(SourceSet::Preferences, &data.preferences)?,
+            golden: open(SourceSet::Golden, &data.golden)?,
+            prompts: open(SourceSet::Prompts, &data.prompts)?,
+            evaluation_preferences: open(SourceSet::EvaluationPreferences, &data.evaluation.preferences)?,
+            evaluation_prompts: open(SourceSet::EvaluationPrompts, &data.evaluation.prompts)?,
         })
     }
 }
 
 impl Source {
-    fn open(field: &'static str, inputs: &[InputRef]) -> Result<Self, ResolveError> {
+    fn open(field: &'static str, sources: &[DataSource]) -> Result<Self, ResolveError> {
         let open = |input: &InputRef| match input {
             InputRef::Path(path) => match input_file::open(Path::new(path)) {
-                Ok(file) => Ok((path.clone(), Content::Local(file))),
+                Ok(file) => Ok((path.clone(), file.into())),
                 Err(error) => Err(ResolveError::Unreadable {
                     field,
                     path: path.clone(),
@@ -99,26 +111,36 @@ impl Source {
                     absent: error.kind() == std::io::ErrorKind::NotFound,
                 }),
             },
+            InputRef::Url(url) => Err(ResolveError::NotUploaded { field, path: url.clone() }),
             InputRef::Input { name, .. } => Err(ResolveError::Uploaded { field, name: name.clone() }),
         };
-        Ok(Self { field, files: inputs.iter().map(open).collect::<Result<_, _>>()? })
+        let opened = sources.iter().map(|source| {
+            let inputs = expand(&source.inputs).map_err(|fault| ResolveError::Folder { field, fault })?;
+            let files = inputs.iter().map(open).collect::<Result<_, _>>()?;
+            Ok(Opened { files, names: ColumnNames::new(&source.columns) })
+        });
+        Ok(Self { field, sources: sources.to_vec(), opened: opened.collect::<Result<_, ResolveError>>()? })
     }
 
     async fn fetch(
         field: &'static str,
-        inputs: &[InputRef],
+        sources: &[DataSource],
         uploads: Uploads<'_>,
     ) -> Result<Self, ResolveError> {
-        let mut files = Vec::with_capacity(inputs.len());
-        for input in inputs {
-            let name = input.name().to_owned();
-            let InputRef::Input { blake3, .. } = input else {
-                return Err(ResolveError::NotUploaded { field, path: name });
-            };
-            let bytes = fetch(field, &name, &uploads.key(blake3), uploads.store).await?;
-            files.push((name, Content::Uploaded(bytes)));
+        let mut opened = Vec::with_capacity(sources.len());
+        for source in sources {
+            let mut files = Vec::with_capacity(source.inputs.len());
+            for input in &source.inputs {
+                let name = input.name().to_owned();
+                let InputRef::Input { blake3, .. } = input else {
+                    return Err(ResolveError::NotUploaded { field, path: name });
+                };
+                let bytes = fetch(field, &name, &uploads.key(blake3), uploads.store).await?;
+                files.push((name, bytes.into()));
+            }
+            opened.push(Opened { files, names: ColumnNames::new(&source.columns) });
         }
-        Ok(Self { field, files })
+        Ok(Self { field, sources: sources.to_vec(), opened })
     }
 
     /// All rows of the files, at most the allowed fraction of them bad. None if there are no files.
@@ -127,23 +149,17 @@ impl Source {
         max_bad_fraction: f64,
         budget: &mut Budget,
     ) -> Result<Option<Parsed<T>>, ResolveError> {
-        if self.files.is_empty() {
+        if self.opened.is_empty() {
             return Ok(None);
         }
         let fail = |fault| ResolveError::Data { field: self.field, fault };
-        let files = self.files.iter().map(|(name, bytes)| (name.as_str(), bytes.reader()));
-        let parsed = parse_files(files, budget).map_err(fail)?;
-        parsed.require(max_bad_fraction).map_err(fail)?;
+        let sources = self.opened.iter().map(|Opened { files, names }| SourceFiles {
+            files: files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect(),
+            names,
+        });
+        let parsed = parse_sources(sources, budget).map_err(fail)?;
+        parsed.require(self.field, max_bad_fraction).map_err(fail)?;
         Ok(Some(parsed))
-    }
-}
-
-impl Content {
-    fn reader(&self) -> Box<dyn Read + '_> {
-        match self {
-            Self::Uploaded(bytes) => Box::new(&bytes[..]),
-            Self::Local(file) => Box::new(file),
-        }
     }
 }
 

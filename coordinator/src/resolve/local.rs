@@ -1,11 +1,13 @@
 //! Resolves local inputs on the client's machine: what `foil inspect` shows before anything is submitted.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use foil_common::data::parse::{Place, Places};
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow};
 use foil_common::datasets;
 use foil_common::model::WeightFiles;
-use foil_common::spec::{self, ModelRef};
+use foil_common::spec::{self, ModelRef, SourceSet};
 use foil_common::text::{Encoder, ModelText};
 use foil_proto::v1;
 
@@ -17,6 +19,8 @@ use super::{Models, ResolveError};
 pub struct LocalInputs {
     /// Data sets in the order of use, without empty ones.
     pub sets: Vec<LocalSet>,
+    /// File and line of the rows of each field.
+    places: BTreeMap<&'static str, Places>,
     pub summaries: Vec<v1::DatasetSummary>,
     pub warnings: Vec<String>,
     pub policy: Encoder,
@@ -54,6 +58,22 @@ impl Rows {
 }
 
 impl LocalInputs {
+    /// Where the row of a data set was read; `None` for rows that came from no file.
+    pub fn place(&self, set: &str, id: u64) -> Option<Place> {
+        use SourceSet::{EvaluationPreferences, EvaluationPrompts, Golden, Preferences, Prompts, Sft};
+        let origins: &[SourceSet] = match set {
+            datasets::SFT => &[Sft],
+            datasets::PREFERENCES => &[Preferences],
+            // Held out of the training set if it was not given.
+            datasets::EVALUATION_PREFERENCES => &[EvaluationPreferences, Preferences],
+            datasets::GOLDEN | datasets::GOLDEN_HOLDOUT => &[Golden],
+            datasets::PROMPTS => &[Prompts],
+            datasets::EVALUATION_PROMPTS => &[EvaluationPrompts, Prompts],
+            _ => &[],
+        };
+        origins.iter().find_map(|origin| self.places.get(origin.field())?.of(id))
+    }
+
     /// Descriptions of the data sets, as a plan needs them.
     pub fn datasets(&self) -> Vec<v1::Dataset> {
         let described = |set: &LocalSet| v1::Dataset {
@@ -107,6 +127,7 @@ pub fn local(job: &spec::Job) -> Result<LocalInputs, ResolveError> {
             .filter(|(_, rows)| !rows.is_empty())
             .map(|(name, rows)| LocalSet { name, rows })
             .collect(),
+        places: sets.places,
         summaries: sets.summaries,
         warnings: sets.warnings,
         policy: encoder(job, POLICY, &policy.0)?,

@@ -6,6 +6,7 @@
 mod check;
 pub mod child;
 mod compatibility;
+mod encoders;
 mod error;
 mod load;
 pub mod local;
@@ -13,7 +14,9 @@ mod models;
 mod overlaps;
 mod request;
 mod resolver;
+mod select;
 mod sets;
+mod source_counts;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -32,6 +35,7 @@ use foil_common::plural::counted;
 
 pub use self::compatibility::{local_config, local_models};
 pub use self::error::{RemoteError, ResolveError};
+pub use self::load::expand;
 use self::load::{Sources, Uploads};
 pub use self::request::Request;
 pub use self::resolver::{ChildConfig, Resolver};
@@ -95,7 +99,7 @@ struct Models<'a> {
 }
 
 fn build(job: &spec::Job, sources: &Sources, models: &Models<'_>) -> Result<Sets, ResolveError> {
-    let mut sets = Sets::build(job, sources)?;
+    let mut sets = Sets::build(job, sources, models)?;
     check::check_encodings(job, &mut sets, models)?;
     sets.require(job)?;
     sets.report_overlaps(job);

@@ -2,9 +2,11 @@
 
 use std::collections::HashSet;
 
-use foil_common::data::rows::{PromptKey, Row};
+use foil_common::data::near::NearDuplicates;
+use foil_common::data::rows::{Prompt, PromptKey, Row};
 use foil_common::datasets;
-use foil_common::spec;
+use foil_common::plural::{are, counted};
+use foil_common::spec::{self, Deduplication};
 
 use super::sets::Sets;
 
@@ -18,6 +20,7 @@ impl Sets {
             return;
         }
         self.warnings.extend(pair_warnings(self));
+        self.warnings.extend(near_warnings(self, job.data.deduplication));
         if self.golden_holdout.is_empty() && !self.golden.is_empty() {
             self.warnings.push(
                 "golden_holdout: no golden prompt is held out, so accuracy on fresh samples is not measured"
@@ -58,21 +61,29 @@ impl Prompts {
 
 /// All data sets, training sets before evaluation sets.
 fn all(sets: &Sets) -> Vec<Prompts> {
+    texts(sets).into_iter().map(|(prompts, _)| prompts).collect()
+}
+
+/// The same, with the prompt of each row.
+fn texts(sets: &Sets) -> Vec<(Prompts, Vec<&Prompt>)> {
     use Role::{MeasuresPolicy, MeasuresReward, TrainsPolicy, TrainsReward};
+    fn of<'a, T: Row>(name: &'static str, role: Role, rows: &'a [T]) -> (Prompts, Vec<&'a Prompt>) {
+        (Prompts::of(name, role, rows), rows.iter().map(Row::prompt).collect())
+    }
     vec![
-        Prompts::of(datasets::SFT, TrainsPolicy, &sets.sft),
-        Prompts::of(datasets::PREFERENCES, TrainsReward, &sets.preferences),
-        Prompts::of(datasets::GOLD_PREFERENCE_PROMPTS, TrainsReward, &sets.gold_preference_prompts),
-        Prompts::of(datasets::GOLDEN, TrainsReward, &sets.golden),
-        Prompts::of(datasets::PROMPTS, TrainsPolicy, &sets.prompts),
-        Prompts::of(datasets::EVALUATION_PREFERENCES, MeasuresReward, &sets.evaluation_preferences),
-        Prompts::of(
+        of(datasets::SFT, TrainsPolicy, &sets.sft),
+        of(datasets::PREFERENCES, TrainsReward, &sets.preferences),
+        of(datasets::GOLD_PREFERENCE_PROMPTS, TrainsReward, &sets.gold_preference_prompts),
+        of(datasets::GOLDEN, TrainsReward, &sets.golden),
+        of(datasets::PROMPTS, TrainsPolicy, &sets.prompts),
+        of(datasets::EVALUATION_PREFERENCES, MeasuresReward, &sets.evaluation_preferences),
+        of(
             datasets::GOLD_PREFERENCE_EVALUATION_PROMPTS,
             MeasuresReward,
             &sets.gold_preference_evaluation_prompts,
         ),
-        Prompts::of(datasets::GOLDEN_HOLDOUT, MeasuresReward, &sets.golden_holdout),
-        Prompts::of(datasets::EVALUATION_PROMPTS, MeasuresPolicy, &sets.evaluation_prompts),
+        of(datasets::GOLDEN_HOLDOUT, MeasuresReward, &sets.golden_holdout),
+        of(datasets::EVALUATION_PROMPTS, MeasuresPolicy, &sets.evaluation_prompts),
     ]
 }
 
@@ -89,10 +100,50 @@ pub(super) fn pair_warnings(sets: &Sets) -> Vec<String> {
         let (name, of) = (second.name, second.distinct.len());
         let meaning = meaning(first, second);
         (shared > 0).then(|| {
-            format!("{name}: {shared} of its {of} prompts ({rows} rows) are in {} too, {meaning}", first.name)
+            let (of, rows) = (counted(of, "prompt"), counted(rows, "row"));
+            format!("{name}: {shared} of its {of} ({rows}) {} in {} too, {meaning}", are(shared), first.name)
         })
     };
     pairs.filter_map(warning).collect()
+}
+
+/// A warning for each evaluation set with prompts that are nearly those of a training set whose model it
+/// measures.
+pub(super) fn near_warnings(sets: &Sets, wanted: Deduplication) -> Vec<String> {
+    let threshold = if wanted.threshold > 0.0 { wanted.threshold } else { Deduplication::OVERLAP };
+    let near = NearDuplicates::new(threshold, wanted.ngram);
+    let all = texts(sets);
+    let (measured, training): (Vec<_>, Vec<_>) = all.into_iter().partition(|(set, _)| set.is_measured());
+    let mut warnings = Vec::new();
+    for (set, prompts) in &measured {
+        let mut seen = HashSet::new();
+        let distinct: Vec<&Prompt> = prompts
+            .iter()
+            .zip(&set.row_keys)
+            .filter(|(_, key)| seen.insert(**key))
+            .map(|(prompt, _)| *prompt)
+            .collect();
+        for (trained, others) in &training {
+            let meaning = meaning(trained, set);
+            if distinct.is_empty() || !meaning.starts_with("so ") {
+                continue;
+            }
+            let found = near.of_prompts(&distinct, others.iter().copied());
+            let count = found.into_iter().filter(|near| *near).count();
+            if count > 0 {
+                let equal = if count == 1 { "equals" } else { "equal" };
+                warnings.push(format!(
+                    "{}: {count} of its {} nearly {equal} others in {} (Jaccard similarity of their word {}-grams of {threshold} \
+                     or more), {meaning}",
+                    set.name,
+                    counted(distinct.len(), "prompt"),
+                    trained.name,
+                    wanted.ngram
+                ));
+            }
+        }
+    }
+    warnings
 }
 
 /// Counts for a generator whose sets share prompts by construction: prompts of each evaluation set that are

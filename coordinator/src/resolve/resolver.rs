@@ -7,7 +7,7 @@
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use foil_common::storage::Store;
@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use super::child::{self, COMMAND, Limits};
 use super::request::{Request, Response};
 use super::{ResolveError, Resolved};
+use crate::trackers::SECRET_VARIABLES;
 
 /// Maximum number of jobs whose inputs are read concurrently.
 const MAX_RUNNING: usize = 2;
@@ -41,7 +42,14 @@ pub struct Resolver {
 enum Backend {
     /// This process: for trusted inputs, or a store in this process's memory.
     Here(Store),
-    Child(Arc<ChildConfig>),
+    Child(Arc<Children>),
+}
+
+/// Child processes, of which one is started ahead of its request.
+#[derive(Debug)]
+struct Children {
+    config: ChildConfig,
+    spare: Mutex<Option<Child>>,
 }
 
 /// Configuration of child processes.
@@ -53,7 +61,7 @@ pub struct ChildConfig {
     pub store: String,
     /// Bytes of address space.
     pub memory: u64,
-    /// Maximum time from start to response.
+    /// Maximum time from request to response.
     pub deadline: Duration,
 }
 
@@ -65,7 +73,7 @@ impl Resolver {
 
     /// Reads inputs in child processes.
     pub fn in_children(setup: ChildConfig) -> Self {
-        Self::new(Backend::Child(Arc::new(setup)))
+        Self::new(Backend::Child(Arc::new(Children { config: setup, spare: Mutex::new(None) })))
     }
 
     fn new(backend: Backend) -> Self {
@@ -87,14 +95,48 @@ impl Resolver {
             self.running.acquire().await.map_err(|_| ResolveError::Busy { waiting: MAX_WAITING })?;
         match &self.backend {
             Backend::Here(store) => request.run(store).await,
-            Backend::Child(setup) => setup.resolve(&request).await,
+            Backend::Child(children) => children.resolve(&request).await,
         }
     }
 }
 
-impl ChildConfig {
+impl Children {
     async fn resolve(&self, request: &Request) -> Result<Resolved, ResolveError> {
-        let work = self.exchange(request);
+        let resolved = match self.take() {
+            Ok(child) => self.config.resolve(child, request).await,
+            Err(error) => Err(ResolveError::Process { reason: error.to_string() }),
+        };
+        self.prepare();
+        resolved
+    }
+
+    fn take(&self) -> io::Result<Child> {
+        let spare = self.spare().take();
+        // It may have ended meanwhile, for example for want of memory.
+        match spare.and_then(|mut child| matches!(child.try_wait(), Ok(None)).then_some(child)) {
+            Some(child) => Ok(child),
+            None => self.config.start(),
+        }
+    }
+
+    /// Starts a child for the next request, which then need not wait for it. Without one, the request starts
+    /// its own and reports why that fails.
+    fn prepare(&self) {
+        let mut spare = self.spare();
+        if spare.is_none() {
+            *spare = self.config.start().ok();
+        }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Option<Child>> {
+        // Each change is complete in itself.
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ChildConfig {
+    async fn resolve(&self, child: Child, request: &Request) -> Result<Resolved, ResolveError> {
+        let work = exchange(child, request);
         match tokio::time::timeout(self.deadline, work).await {
             Ok(Ok(response)) => response.into(),
             Ok(Err(ChildError::Start(error))) => Err(ResolveError::Process { reason: error.to_string() }),
@@ -105,7 +147,12 @@ impl ChildConfig {
 
     fn start(&self) -> io::Result<Child> {
         let limits = Limits { memory: self.memory, cpu: cpu_limit(self.deadline) };
-        Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        // It reads what users have made, and needs no secret of a tracker.
+        for variable in SECRET_VARIABLES {
+            command.env_remove(variable);
+        }
+        command
             .arg(COMMAND)
             .args(limits.arguments())
             .env("FOIL_STORE", &self.store)
@@ -118,32 +165,6 @@ impl ChildConfig {
             .spawn()
     }
 
-    /// Sends the request and waits for the response. Closing the child's standard input would tell it that
-    /// nobody waits any more, so it stays open until then.
-    async fn exchange(&self, request: &Request) -> Result<Response, ChildError> {
-        let mut line = serde_json::to_vec(request).map_err(|error| ChildError::Start(error.into()))?;
-        line.push(b'\n');
-        let mut child = self.start().map_err(ChildError::Start)?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (Some(mut stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
-            return Err(ChildError::Start(io::Error::other("it has no standard streams")));
-        };
-        let (mut text, mut errors) = (Vec::new(), Vec::new());
-        let mut stdout = stdout.take(MAX_RESPONSE_BYTES);
-        let read = async {
-            // If the child dies early, its exit status is reported instead.
-            let _ = stdin.write_all(&line).await;
-            stdout.read_to_end(&mut text).await
-        };
-        let (read, _) = tokio::join!(read, tail(stderr, &mut errors));
-        drop(stdin);
-        if let (Ok(_), Ok(response)) = (read, serde_json::from_slice(&text)) {
-            return Ok(response);
-        }
-        let status = child.wait().await.map_err(ChildError::Start)?;
-        Err(ChildError::Ended { status, stderr: String::from_utf8_lossy(&errors).into_owned() })
-    }
-
     fn died(&self, status: ExitStatus, stderr: &str) -> ResolveError {
         match child::cause(status, stderr) {
             child::Cause::Memory => ResolveError::Memory { bytes: self.memory },
@@ -154,6 +175,31 @@ impl ChildConfig {
             }
         }
     }
+}
+
+/// Sends the request and waits for the response. Closing the child's standard input would tell it that
+/// nobody waits any more, so it stays open until then.
+async fn exchange(mut child: Child, request: &Request) -> Result<Response, ChildError> {
+    let mut line = serde_json::to_vec(request).map_err(|error| ChildError::Start(error.into()))?;
+    line.push(b'\n');
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (Some(mut stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
+        return Err(ChildError::Start(io::Error::other("it has no standard streams")));
+    };
+    let (mut text, mut errors) = (Vec::new(), Vec::new());
+    let mut stdout = stdout.take(MAX_RESPONSE_BYTES);
+    let read = async {
+        // If the child dies early, its exit status is reported instead.
+        let _ = stdin.write_all(&line).await;
+        stdout.read_to_end(&mut text).await
+    };
+    let (read, _) = tokio::join!(read, tail(stderr, &mut errors));
+    drop(stdin);
+    if let (Ok(_), Ok(response)) = (read, serde_json::from_slice(&text)) {
+        return Ok(response);
+    }
+    let status = child.wait().await.map_err(ChildError::Start)?;
+    Err(ChildError::Ended { status, stderr: String::from_utf8_lossy(&errors).into_owned() })
 }
 
 /// The reason why there is no response.
@@ -178,5 +224,58 @@ async fn tail(mut stream: impl tokio::io::AsyncRead + Unpin, kept: &mut Vec<u8>)
         kept.extend_from_slice(&buffer[..count]);
         let surplus = kept.len().saturating_sub(MAX_STDERR_BYTES as usize);
         kept.drain(..surplus);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use foil_proto::v1;
+
+    use super::*;
+    use crate::tenant::Tenant;
+
+    /// A child that answers with its process id.
+    const CHILD: &str = "#!/bin/sh
+read request
+printf '{\"Failed\":{\"field\":null,\"message\":\"%s\",\"transient\":false,\"store\":false}}' $$
+";
+
+    async fn answering_pid(children: &Children) -> String {
+        let request = Request {
+            job_id: "j".into(),
+            spec: v1::JobSpec::default(),
+            models: std::collections::BTreeMap::new(),
+            write: false,
+            tenant: Tenant::default(),
+        };
+        children.resolve(&request).await.unwrap_err().to_string()
+    }
+
+    fn spare_pid(children: &Children) -> String {
+        children.spare().as_ref().and_then(Child::id).unwrap().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_request_goes_to_the_child_started_before_it_if_that_still_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("child");
+        // Written by another process: a file that is open for writing here, also in a child of another test,
+        // cannot run.
+        let write = "printf %s \"$1\" > \"$2\" && chmod 700 \"$2\"";
+        let written =
+            std::process::Command::new("sh").args(["-c", write, "sh", CHILD]).arg(&program).status();
+        assert!(written.unwrap().success());
+        let deadline = Duration::from_secs(60);
+        let config = ChildConfig { program, store: "memory:".into(), memory: 1 << 30, deadline };
+        let children = Children { config, spare: Mutex::new(None) };
+        answering_pid(&children).await;
+        let second = spare_pid(&children);
+        assert_eq!(answering_pid(&children).await, second);
+        let third = spare_pid(&children);
+        assert_ne!(third, second, "each child has one request");
+        let mut dead = children.spare().take().unwrap();
+        dead.kill().await.unwrap();
+        *children.spare() = Some(dead);
+        assert_ne!(answering_pid(&children).await, third);
     }
 }

@@ -1,17 +1,27 @@
 //! Builds the data sets that phases use, from files or a generator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use foil_common::data::parse::{Budget, Parsed, Places, Wanted};
+use foil_common::data::near::NearDuplicates;
+use foil_common::data::parse::{self, Budget, ParseError, Parsed, Place, Places, Position, ReadFile};
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::data::split::{hold_out, take};
 use foil_common::datasets;
 use foil_common::letters;
+use foil_common::plural::{are, counted};
 use foil_common::spec::{self, GeneratorName};
+use foil_common::text::Encoder;
 use foil_proto::v1;
 
+use super::Models;
 use super::ResolveError;
+use super::encoders::Encoders;
 use super::load::{Source, Sources};
+use super::select::Selection;
+use super::source_counts::{LIMIT, SourceCount};
+
+/// Number of parts of benchmarks that accuracy is measured on.
+const MAX_GROUPS: usize = 128;
 
 /// Number of bad rows examples of each set.
 const SHOWN_BAD: usize = 5;
@@ -33,44 +43,97 @@ pub(super) struct Sets {
     pub(super) gold_preference_evaluation_prompts: Vec<PromptRow>,
     /// File and line of the rows of each field.
     pub(super) places: BTreeMap<&'static str, Places>,
+    /// The sources of each field, in order.
+    pub(super) sources: BTreeMap<&'static str, Vec<SourceCount>>,
     pub(super) summaries: Vec<v1::DatasetSummary>,
     pub(super) warnings: Vec<String>,
 }
 
+/// A set to read: its files, its entry in `data.limits`, and the encoder of the model that reads it.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    source: &'a Source,
+    set: &'static str,
+    limit: Option<usize>,
+    encoder: Option<&'a Encoder>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(
+        source: &'a Source,
+        set: &'static str,
+        limit: Option<usize>,
+        encoder: Option<&'a Encoder>,
+    ) -> Self {
+        Self { source, set, limit, encoder }
+    }
+}
+
+/// What holds for all sets of a job.
+struct Reading<'a> {
+    max_bad_fraction: f64,
+    budget: &'a mut Budget,
+    seed: u64,
+    near: Option<NearDuplicates>,
+}
+
+impl Reading<'_> {
+    /// Charges the memory that finding near-duplicates takes.
+    fn charge_near<T: Row>(&mut self, field: &'static str, parsed: &Parsed<T>) -> Result<(), ResolveError> {
+        let Some((near, last)) = self.near.zip(parsed.rows.last()) else { return Ok(()) };
+        if self.budget.charge_bytes(near.bytes_per_row() * parsed.rows.len() as u64) {
+            return Ok(());
+        }
+        let place = parsed.places.of(last.id());
+        let place = place.unwrap_or_else(|| Place { file: field.to_owned(), position: Position::Row(0) });
+        Err(ResolveError::Data { field, fault: ParseError::TooLarge { place } })
+    }
+}
+
 impl Sets {
-    pub(super) fn build(job: &spec::Job, sources: &Sources) -> Result<Self, ResolveError> {
+    pub(super) fn build(
+        job: &spec::Job,
+        sources: &Sources,
+        models: &Models<'_>,
+    ) -> Result<Self, ResolveError> {
         let mut sets = Self::default();
         let (data, limits, seed) = (&job.data, &job.data.limits, u64::from(job.seed));
-        let mut budget = Budget::default();
-        let mut bounds = (data.max_bad_fraction, &mut budget);
-        let bounds = &mut bounds;
         if let Some(generator) = &data.generator {
             sets.generate(generator, seed);
         }
-        sets.read(&sources.sft, datasets::SFT, bounds, |sets| &mut sets.sft)?;
-        sets.read(&sources.preferences, datasets::PREFERENCES, bounds, |sets| &mut sets.preferences)?;
-        sets.read(&sources.golden, datasets::GOLDEN, bounds, |sets| &mut sets.golden)?;
-        sets.read(&sources.prompts, datasets::PROMPTS, bounds, |sets| &mut sets.prompts)?;
-        sets.read(&sources.evaluation_preferences, datasets::EVALUATION_PREFERENCES, bounds, |sets| {
-            &mut sets.evaluation_preferences
-        })?;
-        sets.read(&sources.evaluation_prompts, datasets::EVALUATION_PROMPTS, bounds, |sets| {
-            &mut sets.evaluation_prompts
-        })?;
+        let all = data.sources();
+        let needs_tokens = all.iter().flat_map(|(_, sources)| *sources).any(|one| one.filter.needs_tokens());
+        let encoders = needs_tokens.then(|| Encoders::load(job, models)).transpose()?;
+        let policy = encoders.as_ref().map(|encoders| &encoders.policy);
+        let reward = encoders.as_ref().map(Encoders::reward);
+        let near = Some(data.deduplication).filter(|deduplication| deduplication.threshold > 0.0);
+        let near = near.map(|wanted| NearDuplicates::new(wanted.threshold, wanted.ngram));
+        let mut budget = Budget::default();
+        let mut reading =
+            Reading { max_bad_fraction: data.max_bad_fraction, budget: &mut budget, seed, near };
+        let reading = &mut reading;
 
-        limit(&mut sets.sft, limits.sft, seed, datasets::SFT);
-        limit(&mut sets.preferences, limits.preferences, seed, datasets::PREFERENCES);
-        limit(&mut sets.golden, limits.golden, seed, datasets::GOLDEN);
-        limit(&mut sets.prompts, limits.prompts, seed, datasets::PROMPTS);
+        let sft = Wanted::new(&sources.sft, datasets::SFT, limits.sft, policy);
+        sets.read(sft, reading, |sets| &mut sets.sft)?;
+        let pairs = Wanted::new(&sources.preferences, datasets::PREFERENCES, limits.preferences, reward);
+        sets.read(pairs, reading, |sets| &mut sets.preferences)?;
+        let golden = Wanted::new(&sources.golden, datasets::GOLDEN, limits.golden, reward);
+        sets.read(golden, reading, |sets| &mut sets.golden)?;
+        let prompts = Wanted::new(&sources.prompts, datasets::PROMPTS, limits.prompts, policy);
+        sets.read(prompts, reading, |sets| &mut sets.prompts)?;
         sets.hold_out(data, seed);
-        let (pairs, prompts) = (limits.evaluation_preferences, limits.evaluation_prompts);
-        limit(&mut sets.evaluation_preferences, pairs, seed, datasets::EVALUATION_PREFERENCES);
-        limit(&mut sets.evaluation_prompts, prompts, seed, datasets::EVALUATION_PROMPTS);
+        let (source, limit) = (&sources.evaluation_preferences, limits.evaluation_preferences);
+        let held = Wanted::new(source, datasets::EVALUATION_PREFERENCES, limit, reward);
+        sets.read(held, reading, |sets| &mut sets.evaluation_preferences)?;
+        let (source, limit) = (&sources.evaluation_prompts, limits.evaluation_prompts);
+        let held = Wanted::new(source, datasets::EVALUATION_PROMPTS, limit, policy);
+        sets.read(held, reading, |sets| &mut sets.evaluation_prompts)?;
         if let Some(gold) = &data.gold_preferences {
             sets.gold_preference_prompts = letters::preference_prompts(seed, &sets.golden, gold.pairs);
             sets.gold_preference_evaluation_prompts =
                 letters::preference_evaluation_prompts(seed, gold.evaluation_pairs);
         }
+        sets.bound_groups();
         Ok(sets)
     }
 
@@ -83,35 +146,81 @@ impl Sets {
         self.evaluation_prompts = generated.evaluation_prompts;
     }
 
-    fn read<T: Wanted>(
+    /// Reads a set, if there are files for it, and limits it in any case.
+    fn read<T: parse::Wanted + Sync>(
         &mut self,
-        source: &Source,
-        name: &'static str,
-        (max_bad_fraction, budget): &mut (f64, &mut Budget),
+        wanted: Wanted<'_>,
+        reading: &mut Reading<'_>,
         set: impl Fn(&mut Self) -> &mut Vec<T>,
     ) -> Result<(), ResolveError> {
-        let Some(parsed) = source.parse::<T>(*max_bad_fraction, budget)? else { return Ok(()) };
-        self.warn_skipped(source.field, &parsed);
-        let examples: Vec<String> = parsed.bad.iter().map(ToString::to_string).collect();
-        self.record_bad_rows(name, parsed.bad_rows, &examples);
-        if !parsed.ignored.is_empty() {
-            self.summary(name).ignored_columns = parsed.ignored.into_keys().collect();
+        let Wanted { source, set: name, limit, encoder } = wanted;
+        let field = source.field;
+        if let Some(mut parsed) = source.parse::<T>(reading.max_bad_fraction, reading.budget)? {
+            reading.charge_near(field, &parsed)?;
+            self.warn_skipped(field, &parsed);
+            let examples: Vec<String> = parsed.bad.iter().map(ToString::to_string).collect();
+            self.record_bad_rows(name, parsed.bad_rows, &examples);
+            if !parsed.ignored.is_empty() {
+                self.summary(name).ignored_columns = parsed.ignored.into_keys().collect();
+            }
+            self.summary(name).files = parsed.files.into_iter().map(file_summary).collect();
+            let weighted = source.sources.iter().any(|source| source.weight.is_some());
+            let weights = source.sources.iter().map(|source| weighted.then(|| source.weight.unwrap_or(1.0)));
+            let counts = parsed.sources.iter().zip(weights);
+            let mut counts: Vec<_> = counts.map(|(read, weight)| SourceCount::new(read, weight)).collect();
+            let selection = Selection {
+                sources: &source.sources,
+                seed: reading.seed,
+                set: name,
+                limit,
+                near: reading.near,
+                encoder,
+            };
+            let rows = std::mem::take(&mut parsed.rows);
+            *set(self) = selection.select(rows, &parsed.places, &mut counts);
+            let warnings = counts.iter().filter_map(SourceCount::warning);
+            self.warnings.extend(warnings.map(|warning| format!("{field}: {warning}")));
+            self.places.insert(field, parsed.places);
+            self.sources.insert(field, counts);
         }
-        self.places.insert(source.field, parsed.places);
-        *set(self) = parsed.rows;
+        let rows = std::mem::take(set(self));
+        let all: Vec<u64> = rows.iter().map(Row::id).collect();
+        let kept = take(rows, limit, reading.seed, name);
+        if kept.len() < all.len() {
+            let left: HashSet<u64> = kept.iter().map(Row::id).collect();
+            let lost = all.into_iter().filter(|id| !left.contains(id)).map(|id| (id, LIMIT));
+            self.count_lost(field, &lost.collect::<Vec<_>>());
+        }
+        *set(self) = kept;
         Ok(())
+    }
+
+    /// Leaves groups to the pairs that accuracy is measured on, if they are not too many for metrics.
+    fn bound_groups(&mut self) {
+        self.preferences.iter_mut().for_each(|pair| pair.groups.clear());
+        let pairs = &mut self.evaluation_preferences;
+        let groups: HashSet<&String> = pairs.iter().flat_map(|pair| &pair.groups).collect();
+        let count = groups.len();
+        if count > MAX_GROUPS {
+            pairs.iter_mut().for_each(|pair| pair.groups.clear());
+            self.warnings.push(format!(
+                "{}: accuracy is not measured for each subset or domain, of which there are {count}, more than {MAX_GROUPS}",
+                datasets::EVALUATION_PREFERENCES
+            ));
+        }
     }
 
     fn warn_skipped<T>(&mut self, field: &str, parsed: &Parsed<T>) {
         let skipped = parsed.skipped;
         let counts = [
-            (skipped.duplicates, "duplicate rows"),
-            (skipped.ties, "comparisons of equal score"),
-            (skipped.spare_answers, "golden answers beside a prompt's first"),
-            (skipped.undesirable, "answers labeled as bad ones"),
+            (skipped.duplicates, "duplicate row", ""),
+            (skipped.ties, "comparison", " of equal score"),
+            (skipped.spare_answers, "golden answer", " beside a prompt's first"),
+            (skipped.undesirable, "answer", " labeled as bad"),
         ];
-        for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
-            self.warnings.push(format!("{field}: {count} {what} are left out"));
+        for (count, noun, which) in counts.into_iter().filter(|(count, ..)| *count > 0) {
+            let what = counted(count, noun);
+            self.warnings.push(format!("{field}: {what}{which} {} left out", are(count)));
         }
     }
 
@@ -125,7 +234,11 @@ impl Sets {
         let room = SHOWN_BAD.saturating_sub(summary.first_bad.len());
         summary.first_bad.extend(examples.iter().take(room).cloned());
         let first = examples.first().map(String::as_str).unwrap_or_default();
-        self.warnings.push(format!("{name}: {bad} bad rows are left out; the first is {first}"));
+        self.warnings.push(format!(
+            "{name}: {} {} left out; the first is {first}",
+            counted(bad, "bad row"),
+            are(bad)
+        ));
     }
 
     fn summary(&mut self, name: &str) -> &mut v1::DatasetSummary {
@@ -168,6 +281,7 @@ impl Sets {
         let mut summaries = self.summaries.clone();
         summaries.sort_by_key(|summary| order(&summary.name));
         self.summaries = summaries;
+        self.summarize_sources();
         self.require_rows(job)
     }
 
@@ -206,9 +320,20 @@ impl Sets {
                 };
                 let lost: Vec<&str> = self.warnings.iter().filter(about).map(String::as_str).collect();
                 let lost = if lost.is_empty() { String::new() } else { format!(" ({})", lost.join("; ")) };
+                let advice = match self.filters(field).as_slice() {
+                    [] => advice.to_owned(),
+                    filters => format!("loosen {}, or {advice}", filters.join(" and ")),
+                };
                 Err(ResolveError::Empty { field, set, lost, advice })
             }
         }
+    }
+
+    /// The filters of a field that left rows out.
+    fn filters(&self, field: &str) -> Vec<String> {
+        let counts = self.sources.get(field).into_iter().flatten().enumerate();
+        let filtered = counts.filter(|(_, count)| count.is_filtered());
+        filtered.map(|(index, _)| format!("{field}[{index}].filter")).collect()
     }
 
     /// Number of rows of each set, in display order.
@@ -230,8 +355,9 @@ impl Sets {
     }
 }
 
-fn limit<T: Row>(rows: &mut Vec<T>, limit: Option<usize>, seed: u64, name: &str) {
-    *rows = take(std::mem::take(rows), limit, seed, name);
+fn file_summary(file: ReadFile) -> v1::DataFileSummary {
+    let ReadFile { name, format, records, bad_rows } = file;
+    v1::DataFileSummary { name, format, rows: records, bad_rows }
 }
 
 fn split<T: Row>(rows: &mut Vec<T>, held: &mut Vec<T>, fraction: f64, seed: u64, name: &str) {

@@ -2,11 +2,15 @@
 
 use foil_common::data::rows::write;
 use foil_common::datasets;
-use foil_common::storage::Store;
+use foil_common::storage::{Store, StoreError};
 use foil_proto::v1;
+use futures::future::try_join_all;
 
 use super::ResolveError;
 use super::sets::Sets;
+
+/// Size up to which sets are written concurrently; of larger ones one is in memory at a time.
+const SMALL_BYTES: usize = 1 << 20;
 
 /// Key of a job's data set.
 pub(super) fn key(job_id: &str, set: &str) -> String {
@@ -15,11 +19,30 @@ pub(super) fn key(job_id: &str, set: &str) -> String {
 
 pub(super) async fn sets(job_id: &str, sets: &Sets, store: &Store) -> Result<Vec<v1::Dataset>, ResolveError> {
     let mut datasets = descriptions(sets);
+    let mut small = Vec::new();
     for dataset in &mut datasets {
-        let object = store.put_object(&key(job_id, &dataset.name), bytes(sets, &dataset.name).into()).await?;
-        dataset.object = Some(v1::Object { path: format!("{}.jsonl", dataset.name), ..object });
+        let bytes = bytes(sets, &dataset.name);
+        let is_small = bytes.len() <= SMALL_BYTES;
+        let written = set(job_id, dataset, bytes, store);
+        if is_small {
+            small.push(written);
+        } else {
+            written.await?;
+        }
     }
+    try_join_all(small).await?;
     Ok(datasets)
+}
+
+async fn set(
+    job_id: &str,
+    dataset: &mut v1::Dataset,
+    bytes: Vec<u8>,
+    store: &Store,
+) -> Result<(), StoreError> {
+    let object = store.put_object(&key(job_id, &dataset.name), bytes.into()).await?;
+    dataset.object = Some(v1::Object { path: format!("{}.jsonl", dataset.name), ..object });
+    Ok(())
 }
 
 pub(super) fn descriptions(sets: &Sets) -> Vec<v1::Dataset> {

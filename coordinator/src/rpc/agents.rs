@@ -96,7 +96,7 @@ fn device_of(core: &Core, view: &DeviceView<'_>, of: &View) -> v1::AgentDevice {
         let process = state.ranks.values().find(|process| process.session == session);
         Some(v1::DeviceUse {
             job_id: state.id.clone(),
-            job_name: state.submitted.spec.name.clone(),
+            job_name: state.name().to_owned(),
             attempt: process.map_or(state.attempt, |process| process.attempt),
             rank: process.map_or(0, |process| process.rank),
             phase: state.phase().map(|phase| phase.id.clone()).unwrap_or_default(),

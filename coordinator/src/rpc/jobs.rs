@@ -1,16 +1,12 @@
 //! The Jobs service.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
 
 use foil_common::spec;
 use foil_common::storage::Store;
-use foil_proto::v1::{self, job_event, jobs_server::Jobs};
-use futures::stream::{self, Stream, StreamExt};
-use tokio::sync::broadcast::error::RecvError;
-use tonic::{Code, Request, Response, Status};
-use tonic_types::ErrorDetails;
+use foil_proto::v1::{self, jobs_server::Jobs};
+use futures::stream::Stream;
+use tonic::{Request, Response, Status};
 
 use super::auth::{Caller, caller, may_change, only_admins};
 use super::deletion::{not_deleted, refused};
@@ -20,21 +16,22 @@ use super::lineage;
 use super::listing;
 use super::logs::{Logs, LogsStream};
 use super::status::{
-    bad_field, bad_input, bad_spec, bad_token, no_job, not_leading, not_submitted, other_spec, status,
-    stopped, too_large,
+    bad_field, bad_input, bad_spec, bad_token, no_job, not_leading, not_submitted, other_spec, stopped,
+    too_large,
 };
 use super::submission::{Submission, traceparent};
+use super::watch::events;
 use crate::auth::Role;
 use crate::clock::Clock;
 use crate::collector::InUse;
-use crate::driver::{Found, Query, SubmitError, Subscription, UserHandle};
+use crate::driver::{Found, Query, SubmitError, UserHandle};
 use crate::job::pages::{self, Cursor, PAGE_BYTES, Page};
 use crate::job::{self, JobState, Submitted};
-use crate::leadership::{LeadershipHandle, NotLeading};
-use crate::lease::Lease;
+use crate::leadership::LeadershipHandle;
 use crate::plan;
 use crate::resolve::{ModelArtifacts, Request as InputRequest, Resolver};
 use crate::tenant::Tenant;
+use crate::trackers;
 use foil_common::plural::counted;
 
 const MAX_REQUEST_ID_BYTES: usize = 128;
@@ -47,6 +44,7 @@ pub struct JobsService {
     inputs: Inputs,
     logs: Logs,
     clock: Clock,
+    trackers: trackers::Config,
 }
 
 impl JobsService {
@@ -58,7 +56,14 @@ impl JobsService {
         clock: Clock,
     ) -> Self {
         let logs = Logs::new(store.clone());
-        Self { leadership, resolver, inputs: Inputs::new(store, in_use), logs, clock }
+        let trackers = trackers::Config::default();
+        Self { leadership, resolver, inputs: Inputs::new(store, in_use), logs, clock, trackers }
+    }
+
+    /// With the experiment trackers that jobs may name.
+    #[must_use]
+    pub fn with_trackers(self, trackers: trackers::Config) -> Self {
+        Self { trackers, ..self }
     }
 
     /// A page of a part of a job.
@@ -174,6 +179,9 @@ impl Jobs for JobsService {
         }
         let mut job = spec::Job::try_from(wire).map_err(|error| bad_spec(&error))?;
         job.require_uploaded().map_err(|error| bad_spec(&error))?;
+        if let Some(lacking) = self.trackers.refusal(&job.trackers) {
+            return Err(bad_field("spec.trackers.report_to", &lacking));
+        }
         let models = lineage::resolve_models(&mut job, &driver, &caller.tenant).await?;
         let response = match dry_run {
             true => self.dry_run(&driver, &job, &models, &caller).await?,
@@ -352,52 +360,11 @@ fn existing(
         return Err(other_spec(request_id, &found.job.id));
     }
     Ok(v1::SubmitResponse {
-        resolved: Some(found.submitted.spec),
-        plan: Some(found.submitted.plan),
+        resolved: found.job.spec.clone(),
+        plan: found.job.plan.clone(),
         job: Some(found.job),
         warnings,
     })
-}
-
-/// Stream of a job's events. Ends after the last one, or with an error if the reader is too slow, the
-/// coordinator stops, or its lease expires.
-fn events(
-    subscription: Subscription,
-    lease: Lease,
-) -> impl Stream<Item = Result<v1::JobEvent, Status>> + Send {
-    let past = stream::iter(subscription.past).map(|event| Ok(owned(event)));
-    let future = stream::unfold((subscription.future, lease), |(receiver, lease)| async move {
-        let mut receiver = receiver?;
-        let next = tokio::select! {
-            next = receiver.recv() => next,
-            () = lease.expired() => return Some((Err(not_leading(&NotLeading::LeaseExpired)), (None, lease))),
-        };
-        match next {
-            Ok(event) => {
-                let last = ends(&event);
-                Some((Ok(owned(event)), ((!last).then_some(receiver), lease)))
-            }
-            Err(RecvError::Closed) => Some((Err(stopped(crate::driver::Stopped)), (None, lease))),
-            Err(RecvError::Lagged(missed)) => Some((Err(too_slow(missed)), (None, lease))),
-        }
-    });
-    past.chain(future)
-}
-
-fn owned(event: Arc<v1::JobEvent>) -> v1::JobEvent {
-    Arc::unwrap_or_clone(event)
-}
-
-fn ends(event: &v1::JobEvent) -> bool {
-    let Some(job_event::Event::Job(job)) = &event.event else { return false };
-    matches!(job.state(), v1::JobState::Succeeded | v1::JobState::Failed | v1::JobState::Cancelled)
-}
-
-fn too_slow(missed: u64) -> Status {
-    let message = format!("this reader fell {missed} events behind; watch again from the last revision seen");
-    let mut details = ErrorDetails::with_quota_failure_violation("watch", message.clone());
-    details.set_retry_info(Some(Duration::ZERO));
-    status(Code::ResourceExhausted, "WATCH_TOO_SLOW", message, details)
 }
 
 #[cfg(test)]

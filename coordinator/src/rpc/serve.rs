@@ -15,8 +15,10 @@ use foil_proto::v1::access_server::AccessServer;
 use foil_proto::v1::agents_server::AgentsServer;
 use foil_proto::v1::artifacts_server::ArtifactsServer;
 use foil_proto::v1::jobs_server::JobsServer;
+use foil_proto::v1::results_server::ResultsServer;
 use foil_proto::v1::storage_server::StorageServer;
 use foil_proto::v1::tenants_server::TenantsServer;
+use foil_proto::v1::trackers_server::TrackersServer;
 use foil_proto::v1::workers_server::WorkersServer;
 use futures::StreamExt;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -32,9 +34,10 @@ use super::access::AccessService;
 use super::artifacts::ArtifactsService;
 use super::auth::{Gate, authorize};
 use super::connections::{Limits, Registry, incoming, track};
+use super::grpc_web::{Origins, grpc_web};
 use super::normalize::normalize;
 use super::tenants::TenantsService;
-use super::{AgentsService, JobsService, StorageService, WorkersService};
+use super::{AgentsService, JobsService, ResultsService, StorageService, TrackersService, WorkersService};
 use crate::audit::{AuditLog, AuditRetention};
 use crate::auth::Authenticator;
 use crate::clock::Clock;
@@ -42,6 +45,7 @@ use crate::collector::{Collector, InUse};
 use crate::driver::{DriverError, Settings};
 use crate::leadership::{Election, LeadershipHandle};
 use crate::resolve::Resolver;
+use crate::trackers::{self, Board, Sources, Trackers};
 use crate::web;
 
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -49,8 +53,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAMS_PER_CONNECTION: u32 = 128;
 /// Number of calls of one connection that are handled concurrently; streams count until they are answered.
 const CALLS_PER_CONNECTION: usize = 32;
-/// Size limit of a request of the service Tenants.
-const TENANT_BYTES: usize = 64 << 10;
+/// Size limit of a request of the services Tenants, Trackers and Results.
+const SMALL_REQUEST_BYTES: usize = 64 << 10;
 /// Size limit of a request's headers.
 const HEADER_BYTES: u32 = 16 << 10;
 /// Number of streams that a connection may reset before they are handled, and that may be reset for its
@@ -76,6 +80,8 @@ pub struct Serve {
     pub address: String,
     /// Become the leader at once, whoever leads now.
     pub take_over: bool,
+    /// Directory of the `foil run` whose store this is, as a shell reads it.
+    pub run_directory: Option<String>,
     pub metrics: PrometheusHandle,
     pub settings: Settings,
     pub limits: Limits,
@@ -83,6 +89,8 @@ pub struct Serve {
     pub resolver: Resolver,
     /// Period of collections of garbage while this coordinator leads; never if not given.
     pub collect_garbage_every: Option<Duration>,
+    /// Experiment trackers that jobs may name.
+    pub trackers: trackers::Config,
     /// Shows whether this coordinator leads.
     pub leadership: LeadershipHandle,
 }
@@ -99,11 +107,13 @@ impl Serve {
             audit_retention: None,
             address: String::new(),
             take_over: false,
+            run_directory: None,
             metrics,
             settings: Settings::default(),
             limits: Limits::default(),
             resolver,
             collect_garbage_every: None,
+            trackers: trackers::Config::default(),
             leadership: LeadershipHandle::default(),
         }
     }
@@ -117,6 +127,8 @@ pub enum ServeError {
     Store(#[from] StoreError),
     #[error("the server failed: {0}")]
     Transport(#[from] tonic::transport::Error),
+    #[error("cannot report to an experiment tracker: {0}")]
+    Trackers(String),
     #[error("cannot offer reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("a task of the coordinator panicked; please report this")]
@@ -140,15 +152,22 @@ pub async fn serve(
         audit_retention,
         address,
         take_over,
+        run_directory,
         metrics,
         settings,
         limits,
         resolver,
         collect_garbage_every,
+        trackers,
         leadership,
     } = options;
     let (in_use, clock) = (InUse::default(), Clock::start());
     let collector = Collector::new(store.clone(), leadership.clone(), in_use.clone(), clock);
+    let results = ResultsService::new(leadership.clone(), store.clone());
+    let (feed, board) = (results.feed(), Board::default());
+    let sources =
+        Sources { leadership: leadership.clone(), feed, store: store.clone(), clock, board: board.clone() };
+    let deliveries = Trackers::new(&trackers, sources).map_err(ServeError::Trackers)?;
     let services = Services {
         leadership: leadership.clone(),
         store: store.clone(),
@@ -157,9 +176,14 @@ pub async fn serve(
         collector: collector.clone(),
         clock,
         allow_version_skew: settings.allow_version_skew,
+        results,
+        trackers,
+        board,
     };
+    let origins = Origins::new(auth.is_some(), &address);
     let gate = Gate::new(auth, audit, leadership.clone(), clock);
-    let mut routes = routes(services, metrics).await?;
+    let mut routes = routes(services, metrics, run_directory).await?;
+    tokio::spawn(deliveries.run(stop.clone().cancelled_owned()));
     if let Some(period) = collect_garbage_every {
         tokio::spawn(collector.collect_every(period, stop.clone().cancelled_owned()));
     }
@@ -172,6 +196,7 @@ pub async fn serve(
         .layer(from_fn(name_version))
         .layer(from_fn_with_state(gate, authorize))
         .layer(from_fn(normalize))
+        .layer(from_fn_with_state(origins, grpc_web))
         .layer(from_fn(track));
     let server = Server::builder()
         // Browsers, Prometheus and probes speak HTTP/1.
@@ -224,10 +249,28 @@ struct Services {
     collector: Collector,
     clock: Clock,
     allow_version_skew: bool,
+    results: ResultsService,
+    trackers: trackers::Config,
+    board: Board,
 }
 
-async fn routes(services: Services, metrics: PrometheusHandle) -> Result<Routes, ServeError> {
-    let Services { leadership, store, resolver, in_use, collector, clock, allow_version_skew } = services;
+async fn routes(
+    services: Services,
+    metrics: PrometheusHandle,
+    run_directory: Option<String>,
+) -> Result<Routes, ServeError> {
+    let Services {
+        leadership,
+        store,
+        resolver,
+        in_use,
+        collector,
+        clock,
+        allow_version_skew,
+        results,
+        trackers,
+        board,
+    } = services;
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, false).await;
     let mut changes = Box::pin(leadership.changes());
@@ -245,10 +288,13 @@ async fn routes(services: Services, metrics: PrometheusHandle) -> Result<Routes,
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
     let jobs = JobsService::new(leadership.clone(), resolver, store.clone(), in_use.clone(), clock);
-    let jobs = JobsServer::new(jobs);
+    let jobs = JobsServer::new(jobs.with_trackers(trackers.clone()));
     let agents = AgentsServer::new(AgentsService::new(leadership.clone(), clock));
+    let results = ResultsServer::new(results);
     let storage = StorageServer::new(StorageService::new(leadership.clone(), collector));
     let tenants = TenantsServer::new(TenantsService::new(leadership.clone()));
+    let trackers =
+        TrackersServer::new(TrackersService::new(leadership.clone(), store.clone(), trackers, board));
     let workers = WorkersServer::new(WorkersService::new(leadership.clone(), &store, allow_version_skew));
     let services = Routes::new(health_service)
         .add_service(reflection)
@@ -256,18 +302,23 @@ async fn routes(services: Services, metrics: PrometheusHandle) -> Result<Routes,
         .add_service(AccessServer::new(AccessService))
         .add_service(jobs.max_decoding_message_size(REQUEST_BYTES))
         .add_service(agents.max_decoding_message_size(REQUEST_BYTES))
+        .add_service(results.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(storage.max_decoding_message_size(REQUEST_BYTES))
-        .add_service(tenants.max_decoding_message_size(TENANT_BYTES))
+        .add_service(tenants.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(trackers.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(workers.max_decoding_message_size(REPORT_BYTES))
         .add_service(ArtifactsService::new(store.clone(), leadership.clone(), in_use).into_server());
-    Ok(web::merge(services, web::router(metrics, move || leadership.readiness(store.trouble()))))
+    let readiness = move || leadership.readiness(store.trouble());
+    Ok(web::merge(services, web::router(metrics, run_directory, readiness)))
 }
 
-const LEADER_SERVICES: [&str; 6] = [
+const LEADER_SERVICES: [&str; 8] = [
     AgentsServer::<AgentsService>::NAME,
     JobsServer::<JobsService>::NAME,
+    ResultsServer::<ResultsService>::NAME,
     StorageServer::<StorageService>::NAME,
     TenantsServer::<TenantsService>::NAME,
+    TrackersServer::<TrackersService>::NAME,
     WorkersServer::<WorkersService>::NAME,
     ArtifactsServer::<ArtifactsService>::NAME,
 ];

@@ -186,6 +186,14 @@ impl Attempt {
         self.ranks.reset_deadlines(now);
     }
 
+    /// The metrics of the steps so far of a gang phase, if it runs now: one JSON object per line.
+    pub fn step_lines(&self, phase: &str) -> Option<&str> {
+        match &self.phase {
+            PhaseRun::Gang(gang) if gang.id() == phase => Some(&gang.metric_lines),
+            PhaseRun::Gang(_) | PhaseRun::Map(_) | PhaseRun::Done => None,
+        }
+    }
+
     /// The current phase's progress, if it has changed since the last call.
     pub fn progress(&mut self, state: &JobState) -> Option<v1::PhaseProgress> {
         if !std::mem::take(&mut self.progressed) || self.teardown.is_some() {

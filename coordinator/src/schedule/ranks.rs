@@ -129,7 +129,7 @@ impl RankSet {
         *slot = Slot::Up { process, assignment: Assignment::Idle };
         cx.out.effects.push(Effect::RankConnected { agent });
         cx.out.because(format!("rank {rank} joined after {:.1} s", cx.now.since(since).as_secs_f64()));
-        let spec = Some(cx.state.submitted.spec.clone());
+        let spec = Some(cx.state.wire_spec());
         let command = Command::Welcome(v1::RankWelcome { spec });
         cx.out.effects.push(Effect::Send { session, command });
     }

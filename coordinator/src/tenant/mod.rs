@@ -76,7 +76,7 @@ pub enum QuotaExceeded {
     )]
     StoredBytes { tenant: String, stored: u64, max: u64 },
     #[error(
-        "tenant {tenant} has {stored} bytes in the store, inputs that no job names included, and may have {max}: there is no room          for this upload of {size} bytes; delete jobs, or ask an administrator for a larger quota (stored_bytes)"
+        "tenant {tenant} has {stored} bytes in the store, inputs that no job names included, and may have {max}: there is no room for this upload of {size} bytes; delete jobs, or ask an administrator for a larger quota (stored_bytes)"
     )]
     Upload { tenant: String, stored: u64, size: u64, max: u64 },
 }

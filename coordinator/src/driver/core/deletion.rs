@@ -155,7 +155,7 @@ impl Core {
         }
         let tombstone = Tombstone {
             request_id: state.submitted.request_id.clone(),
-            name: state.submitted.spec.name.clone(),
+            name: state.name().to_owned(),
             tenant: state.submitted.tenant().to_owned(),
             by: by.to_owned(),
         };
@@ -180,7 +180,7 @@ impl Core {
             let starts = origins(&other.spec).filter(|(origin, _)| *origin == state.id);
             starts.map(|(_, artifact)| Holder::Job {
                 id: other.id.clone(),
-                name: other.submitted.spec.name.clone(),
+                name: other.name().to_owned(),
                 state: other.status.name(),
                 artifact: artifact.to_owned(),
             })

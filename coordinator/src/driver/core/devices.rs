@@ -1,16 +1,20 @@
 //! Allocation of free devices, preemption, and notices about what a job waits for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use foil_common::spec::DeviceKind;
 
 use super::{Core, Entry, Waiting, tenants};
 use crate::clock::Now;
-use crate::cluster::{Cluster, Placement};
+use crate::cluster::{Cluster, Placement, Release};
 use crate::job::{Change, RankStarted, view};
-use crate::queue::{self, Claim, Demand, Grant, Policy, Preemption, Queue, Running, Wait};
+use crate::queue::{self, Claim, Demand, Grant, Policy, Preemption, Queue, Running, Supply, Wait, WaitCause};
 use crate::schedule::{Attempt, Level, Process};
+
+/// The releases of the agents that have devices of a kind, in the order of the queue's supplies. Without one
+/// are those that are not heard yet.
+type Releases = HashMap<DeviceKind, Vec<Option<Release>>>;
 
 impl Core {
     /// Allocates if devices were released or ranks lost: most reports of ranks change nothing in the queue.
@@ -23,7 +27,7 @@ impl Core {
     /// Gives free devices to waiting jobs, as [`queue::allocate`] decides.
     pub(super) fn allocate(&mut self, now: Now) {
         self.released = false;
-        let mut queue = self.queue(now);
+        let (mut queue, releases) = self.queue(now);
         if queue.demands.is_empty() {
             return;
         }
@@ -36,17 +40,23 @@ impl Core {
             self.with_attempt(&id, |attempt, _| attempt.yield_devices(now));
             self.advance_job(&id, now);
         }
-        for (demand, grant) in queue.demands.iter().zip(allocation.grants) {
+        let pools = allocation.releases.into_iter().zip(allocation.grants);
+        for (demand, (release, grant)) in queue.demands.iter().zip(pools) {
             let (ranks, wait) = match grant {
                 Grant::Full => (demand.ranks, None),
                 Grant::Partial(ranks, wait) => (ranks, Some(wait)),
                 Grant::Wait(wait) => (0, Some(wait)),
             };
-            if ranks > 0 {
+            let release = releases.get(&demand.kind).and_then(|releases| releases.get(release)?.as_ref());
+            if let Some(release) = release.filter(|_| ranks > 0) {
                 let id = self.order[demand.job].clone();
-                self.place(&id, demand, ranks, now);
+                self.place(&id, demand, release, ranks, now);
             }
+            let is_unheard = release.is_none() && demand.release.is_some();
             match wait {
+                Some(wait) if is_unheard => {
+                    self.wait(demand.job, Wait { cause: WaitCause::Unheard, ..wait }, now);
+                }
                 Some(wait) => self.wait(demand.job, wait, now),
                 None => self.entry_mut(demand.job).into_iter().for_each(|entry| entry.waiting = None),
             }
@@ -54,8 +64,9 @@ impl Core {
     }
 
     /// The jobs that lack devices, those whose devices they could take, and what there is.
-    fn queue(&mut self, now: Now) -> Queue {
+    fn queue(&mut self, now: Now) -> (Queue, Releases) {
         let mut queue = Queue { policy: self.policy, ..Queue::default() };
+        let mut releases = Releases::new();
         let mut indices: BTreeMap<String, usize> = BTreeMap::new();
         for (job, id) in self.order.iter().enumerate() {
             let Some(entry) = self.jobs.get_mut(id) else { continue };
@@ -65,25 +76,29 @@ impl Core {
                 continue;
             }
             let kind = state.spec.resources.device;
-            let supply = queue.supply.entry(kind).or_insert_with(|| self.cluster.supply(kind.name()));
+            let names = releases.entry(kind).or_default();
+            let supply = queue.supply.entry(kind).or_insert_with(|| supplies(&self.cluster, kind, names));
             let name = state.submitted.tenant();
             let tenant = indices.get(name).copied().unwrap_or_else(|| {
                 queue.shares.push(tenants::share(&self.quotas, name));
                 indices.insert(name.to_owned(), queue.shares.len() - 1);
                 queue.shares.len() - 1
             });
+            let release = attempt.as_ref().and_then(|attempt| release_of(attempt, &self.cluster));
+            let release = release.map(|release| index(release, names, supply));
             if let Some(attempt) = attempt {
                 let share = &mut queue.shares[tenant];
                 share.jobs += 1;
                 share.devices.entry(kind).or_default().used += state.spec.resources.ranks as usize;
                 let held = usable(attempt, &self.cluster);
-                if attempt.is_ending() {
-                    supply.releasing += held;
-                } else {
+                let release = release.unwrap_or_default();
+                if !attempt.is_ending() {
                     let priority =
                         self.policy.aged(state.spec.scheduling.priority.value(), millis(state.times.waited));
                     let ran = millis(now.wall.saturating_sub(state.times.attempt_started));
-                    queue.running.push(Running { job, kind, held, priority, ran });
+                    queue.running.push(Running { job, kind, release, held, priority, ran });
+                } else if let Some(supply) = supply.get_mut(release) {
+                    supply.releasing += held;
                 }
             }
             let Some((ranks, claim)) = claim(entry) else {
@@ -93,9 +108,10 @@ impl Core {
             let known = now.since(entry.waiting.get_or_insert_with(|| Waiting::new(now)).since);
             let waited = millis(now.wall.saturating_sub(entry.state.times.waits_since));
             let priority = entry.state.spec.scheduling.priority.value();
-            queue.demands.push(Demand { job, tenant, kind, ranks, priority, waited, known, claim });
+            let demand = Demand { job, tenant, kind, release, ranks, priority, waited, known, claim };
+            queue.demands.push(demand);
         }
-        queue
+        (queue, releases)
     }
 
     fn entry_mut(&mut self, job: usize) -> Option<&mut Entry> {
@@ -103,12 +119,12 @@ impl Core {
     }
 
     /// Starts ranks of a job, and its attempt first if it has none.
-    fn place(&mut self, id: &str, demand: &Demand, ranks: usize, now: Now) {
+    fn place(&mut self, id: &str, demand: &Demand, release: &Release, ranks: usize, now: Now) {
         let starts = demand.claim == Claim::Start;
         if starts {
             self.start_attempt(id, now);
         }
-        self.start_ranks(id, demand.kind, ranks, now);
+        self.start_ranks(id, demand.kind, release, ranks, now);
         if starts {
             self.check_addresses(id, now);
         }
@@ -135,15 +151,13 @@ impl Core {
         }
     }
 
-    /// Starts processes for this many of the attempt's vacant ranks.
-    fn start_ranks(&mut self, id: &str, kind: DeviceKind, ranks: usize, now: Now) {
+    /// Starts processes for this many of the attempt's vacant ranks, on agents of the release.
+    fn start_ranks(&mut self, id: &str, kind: DeviceKind, release: &Release, ranks: usize, now: Now) {
         let vacant = self.with_attempt(id, |attempt, _| attempt.vacancies()).unwrap_or_default();
-        for rank in vacant.into_iter().take(ranks) {
-            let Some(placement) =
-                self.cluster.find_free(kind.name(), 1).and_then(|placements| placements.into_iter().next())
-            else {
-                return;
-            };
+        let ranks = ranks.min(vacant.len());
+        let placements =
+            (1..=ranks).rev().find_map(|ranks| self.cluster.find_free(kind.name(), release, ranks));
+        for (rank, placement) in vacant.into_iter().zip(placements.unwrap_or_default()) {
             let issuer = self.issuer.clone();
             let Some((process, effect)) =
                 self.with_attempt(id, |attempt, _| attempt.start_rank(rank, placement, &issuer, now))
@@ -166,9 +180,9 @@ impl Core {
         self.commit(id, Change::RankStarted(started), "a device is free", now);
     }
 
-    /// Number of connected devices of a kind, including busy ones.
+    /// Number of connected devices of a kind that one job can have, including busy ones.
     pub fn devices(&self, kind: &str) -> usize {
-        self.cluster.supply(kind).connected
+        self.cluster.supplies(kind).values().map(|supply| supply.connected).max().unwrap_or_default()
     }
 
     /// Updates what the job waits for, and notifies its watchers if that has changed.
@@ -221,4 +235,40 @@ fn claim(entry: &Entry) -> Option<(usize, Claim)> {
     let lacking = attempt.vacancies().len();
     let claim = Claim::Replace { held: ranks - lacking, stalled: attempt.is_stalled() };
     (lacking > 0).then_some((lacking, claim))
+}
+
+/// What there is of a kind, by release, that of agents that are not heard yet last; `names` gets their names.
+fn supplies(cluster: &Cluster, kind: DeviceKind, names: &mut Vec<Option<Release>>) -> Vec<Supply> {
+    let mut found: Vec<(Option<&Release>, Supply)> =
+        cluster.supplies(kind.name()).into_iter().rev().collect();
+    // Ordinarily all agents are of one release, those included that are not heard yet.
+    if let [(Some(_), heard), (None, unheard)] = &mut found[..] {
+        heard.connected += unheard.connected;
+        heard.excluded += unheard.excluded;
+        found.pop();
+    }
+    names.extend(found.iter().map(|(name, _)| name.cloned()));
+    found.into_iter().map(|(_, supply)| supply).collect()
+}
+
+/// The release of an attempt's ranks, if it has any; `Some(None)` if none of their agents is heard yet. All
+/// are of one, so that an agent that is heard speaks for those that are not.
+fn release_of(attempt: &Attempt, cluster: &Cluster) -> Option<Option<Release>> {
+    let mut found = None;
+    for placement in attempt.placements() {
+        match cluster.release_of(&placement.agent) {
+            Some(release) => return Some(Some(release.clone())),
+            None => found = Some(None),
+        }
+    }
+    found
+}
+
+/// The index of a release among those of a kind. It is added if no agent has it any more.
+fn index(release: Option<Release>, names: &mut Vec<Option<Release>>, supplies: &mut Vec<Supply>) -> usize {
+    names.iter().position(|other| *other == release).unwrap_or_else(|| {
+        names.push(release);
+        supplies.push(Supply::default());
+        names.len() - 1
+    })
 }

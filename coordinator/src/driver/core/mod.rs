@@ -251,7 +251,7 @@ impl Core {
         self.commit(id, Change::Submitted(Box::new(submitted)), "submitted", now);
         // A job that cannot start at once learns at the next tick what it waits for: an allocation weighs the
         // whole queue.
-        if self.cluster.supply(&kind).free > 0 {
+        if self.cluster.supplies(&kind).values().any(|supply| supply.free > 0) {
             self.allocate(now);
         }
     }

@@ -55,6 +55,16 @@ impl Core {
         later.map(|past| past.event(state)).collect()
     }
 
+    /// Lines of the step metrics of a job's phase, while it runs.
+    pub fn running_steps(&self, id: &str, phase: &str) -> Option<&str> {
+        self.jobs.get(id)?.attempt.as_ref()?.step_lines(phase)
+    }
+
+    /// The running phase's progress, as it was last published.
+    pub fn progress(&self, id: &str) -> Option<&v1::PhaseProgress> {
+        self.jobs.get(id)?.progress.as_ref()
+    }
+
     /// Number of jobs in each state, for the metric.
     pub fn counts(&self) -> BTreeMap<&'static str, usize> {
         let mut counts = BTreeMap::new();

@@ -154,8 +154,7 @@ impl Driver {
 
     fn found(&self, tenant: &str, request_id: &str) -> Option<Found> {
         let (state, spec_hash) = self.core.find_request(tenant, request_id)?;
-        let submitted = Box::new(state.submitted.clone());
-        Some(Found { spec_hash: spec_hash.to_owned(), submitted, job: view::job(state) })
+        Some(Found { spec_hash: spec_hash.to_owned(), job: view::job(state) })
     }
 
     fn page(&self, query: &Query, scope: &Scope) -> Page {

@@ -1,4 +1,5 @@
 mod preempt;
+mod releases;
 mod simulation;
 
 use proptest::prelude::*;
@@ -10,7 +11,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// A queue with devices of one kind, and a tenant without limits.
 fn queue(free: usize, connected: usize, demands: &[Demand]) -> Queue {
     let supply = Supply { free, connected, ..Supply::default() };
-    let supply = [(DeviceKind::Cpu, supply)].into();
+    let supply = [(DeviceKind::Cpu, vec![supply])].into();
     let mut demands = demands.to_vec();
     demands.iter_mut().zip(0..).for_each(|(demand, job)| demand.job = job);
     Queue { supply, demands, shares: vec![Share::default()], ..Queue::default() }
@@ -23,6 +24,7 @@ fn starts(ranks: usize) -> Demand {
         job: 0,
         tenant: 0,
         kind: DeviceKind::Cpu,
+        release: None,
         ranks,
         priority: 0,
         waited,
@@ -123,7 +125,7 @@ fn of_two_half_started_attempts_the_last_gives_its_devices_back() {
     let new = [both[0], Demand { known: Duration::from_secs(59), ..both[1] }];
     assert_eq!(allocate(&mut queue(0, 5, &new)).yields, [] as [usize; 0], "its ranks may come back");
     let mut coming = queue(0, 5, &both);
-    coming.supply.get_mut(&DeviceKind::Cpu).unwrap().releasing = 3;
+    coming.supply.get_mut(&DeviceKind::Cpu).unwrap()[0].releasing = 3;
     assert_eq!(allocate(&mut coming).yields, [] as [usize; 0], "others are about to give theirs back");
 }
 
@@ -151,7 +153,8 @@ fn a_stalled_attempt_makes_room_in_its_tenants_quota_too() {
 fn kinds_do_not_wait_for_each_other() {
     let cuda = |ranks| Demand { kind: DeviceKind::Cuda, ..starts(ranks) };
     let mut both = queue(0, 1, &[starts(1), cuda(1), cuda(2)]);
-    both.supply.insert(DeviceKind::Cuda, Supply { free: 1, connected: 1, releasing: 0, excluded: 8 });
+    let cuda = Supply { free: 1, connected: 1, releasing: 0, excluded: 8 };
+    both.supply.insert(DeviceKind::Cuda, vec![cuda]);
     let found = reasons(&mut both);
     assert_eq!(found[1], "");
     let expected =

@@ -1,7 +1,7 @@
 use super::*;
 
 fn runs(job: usize, held: usize, priority: i64, minutes: u64) -> Running {
-    Running { job, kind: DeviceKind::Cpu, held, priority, ran: Duration::from_secs(60 * minutes) }
+    Running { job, kind: DeviceKind::Cpu, release: 0, held, priority, ran: Duration::from_secs(60 * minutes) }
 }
 
 fn urgent(ranks: usize) -> Demand {
@@ -50,7 +50,7 @@ fn waiting_alone_preempts_nothing() {
 fn devices_that_are_coming_are_waited_for_and_kept() {
     let running = vec![runs(7, 2, 0, 10)];
     let mut queue = Queue { running, ..queue(0, 4, &[urgent(2), waits(1, 1)]) };
-    let supply = queue.supply.get_mut(&DeviceKind::Cpu).unwrap();
+    let supply = &mut queue.supply.get_mut(&DeviceKind::Cpu).unwrap()[0];
     (supply.releasing, supply.free) = (1, 1);
     let allocation = allocate(&mut queue);
     assert_eq!(allocation.preemptions, []);

@@ -36,6 +36,32 @@ async fn bad_rows_are_counted_shown_and_bounded() {
 }
 
 #[tokio::test]
+async fn a_table_makes_the_same_sets_as_json_lines() {
+    let store = Store::in_memory();
+    let lines = file_job(&store).await;
+    let mut table = lines.clone();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/data/letters.parquet");
+    let bytes = std::fs::read(path).unwrap();
+    let reference = input(&store, "pairs.parquet", bytes.clone()).await;
+    table.data.as_mut().unwrap().preferences = vec![reference];
+    let from_lines = resolved(lines, &store).await.unwrap();
+    let from_table = resolved(table.clone(), &store).await.unwrap();
+    assert_eq!(from_table.datasets, from_lines.datasets);
+    let read = |resolved: &Resolved| {
+        let summary = resolved.summaries.iter().find(|summary| summary.name == "preferences").unwrap();
+        let file = &summary.files[0];
+        (file.name.clone(), file.format.clone(), file.rows, file.bad_rows)
+    };
+    assert_eq!(read(&from_lines), ("pairs.jsonl".to_owned(), "JSON lines".to_owned(), 5, 0));
+    assert_eq!(read(&from_table), ("pairs.parquet".to_owned(), "Parquet".to_owned(), 5, 0));
+
+    let cut = input(&store, "pairs.parquet", bytes[..bytes.len() / 2].to_vec()).await;
+    table.data.as_mut().unwrap().preferences = vec![cut];
+    let message = failure(table, &store).await;
+    assert!(message.starts_with("data.preferences: pairs.parquet: broken Parquet data"), "{message}");
+}
+
+#[tokio::test]
 async fn rows_that_the_model_cannot_encode_are_bad_rows() {
     let store = Store::in_memory();
     let mut wire = file_job(&store).await;
@@ -111,7 +137,7 @@ async fn pairs_that_are_equal_after_truncation_are_left_out_and_counted() {
     let some = resolved(wire.clone(), &store).await.unwrap();
     assert_eq!(rows::<PairRow>(&some, "preferences", &store).await.len(), 2);
     let message = |line: &String| {
-        line.starts_with("preferences: 1 of 3 pairs are left out") && line.ends_with("pairs.jsonl:2")
+        line.starts_with("preferences: 1 of 3 pairs is left out") && line.ends_with("pairs.jsonl:2")
     };
     assert!(some.warnings.iter().any(message), "{:?}", some.warnings);
     let summary = some.summaries.iter().find(|summary| summary.name == "preferences").unwrap();
@@ -133,7 +159,7 @@ async fn settings_that_the_data_makes_pointless_are_warned_of() {
     let schedule = v1::ScheduleSpec { warmup_steps: Some(50), ..Default::default() };
     wire.sft_step = Some(v1::SftStepSpec { schedule: Some(schedule), ..Default::default() });
     let some = resolved(wire, &store).await.unwrap();
-    for text in ["lose their end", "sft_step.schedule.warmup_steps: 50 is more than the "] {
+    for text in ["loses its end, and with it", "sft_step.schedule.warmup_steps: 50 is more than the "] {
         assert!(some.warnings.iter().any(|warning| warning.contains(text)), "{text}: {:?}", some.warnings);
     }
 }
@@ -145,7 +171,7 @@ async fn a_set_of_only_bad_answers_says_why_it_is_empty() {
     let labeled = input(&store, "kto.jsonl", r#"{"prompt":"ab","completion":"x","label":false}"#).await;
     wire.data.as_mut().unwrap().golden = vec![labeled];
     let message = failure(wire, &store).await;
-    assert!(message.contains("1 answers labeled as bad ones are left out"), "{message}");
+    assert!(message.contains("1 answer labeled as bad is left out"), "{message}");
 }
 #[tokio::test]
 async fn limits_bound_each_set() {

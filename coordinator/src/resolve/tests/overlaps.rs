@@ -41,7 +41,8 @@ fn every_two_sets_that_share_a_prompt_are_reported() {
         Prompt::user(number.to_string())
     }
     fn pair(id: u64) -> PairRow {
-        PairRow { id, prompt: prompt(id), chosen: "a".into(), rejected: "b".into(), margin: None }
+        let (chosen, rejected) = ("a".into(), "b".into());
+        PairRow { id, prompt: prompt(id), chosen, rejected, margin: None, groups: Vec::new() }
     }
     fn golden(id: u64) -> GoldenRow {
         GoldenRow { id, prompt: prompt(id), golden: "a".into() }
@@ -75,7 +76,7 @@ fn every_two_sets_that_share_a_prompt_are_reported() {
             let (first, second) = (fill[first].0, fill[second].0);
             assert_eq!(lines.len(), 1, "{first} and {second}: {lines:?}");
             let either = |a: &str, b: &str| {
-                lines[0].starts_with(&format!("{a}: 1 of its 2 prompts (1 rows) are in {b} too, "))
+                lines[0].starts_with(&format!("{a}: 1 of its 2 prompts (1 row) is in {b} too, "))
             };
             assert!(either(first, second) || either(second, first), "{first} and {second}: {lines:?}");
         }

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use crate::auth::Role;
+use crate::web::assets;
 
 /// Who may make a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,11 @@ const RPCS: &[(&str, Access, Effect)] = &[
     ("/foil.v1.Jobs/Logs", User(Viewer), Reads),
     ("/foil.v1.Jobs/Submit", User(Submitter), Changes),
     ("/foil.v1.Jobs/Watch", User(Viewer), Reads),
+    ("/foil.v1.Results/GetCompletion", User(Viewer), Reads),
+    ("/foil.v1.Results/GetDistributions", User(Viewer), Reads),
+    ("/foil.v1.Results/GetSteps", User(Viewer), Reads),
+    ("/foil.v1.Results/GetTimeline", User(Viewer), Reads),
+    ("/foil.v1.Results/ListCompletions", User(Viewer), Reads),
     ("/foil.v1.Storage/CollectGarbage", User(Admin), Changes),
     ("/foil.v1.Storage/Pin", User(Submitter), Changes),
     ("/foil.v1.Storage/Unpin", User(Submitter), Changes),
@@ -78,6 +84,7 @@ const RPCS: &[(&str, Access, Effect)] = &[
     ("/foil.v1.Tenants/GetQuota", User(Viewer), Reads),
     ("/foil.v1.Tenants/ListTenants", User(Admin), Reads),
     ("/foil.v1.Tenants/SetQuota", User(Admin), Changes),
+    ("/foil.v1.Trackers/GetTrackers", User(Viewer), Reads),
     ("/foil.v1.Workers/Agent", Agent, Changes),
     // The stream of its agent stands for it.
     ("/foil.v1.Workers/Rank", Agent, Reads),
@@ -91,10 +98,16 @@ const RPCS: &[(&str, Access, Effect)] = &[
 const PAGES: &[(&str, Access, Effect)] =
     &[("/healthz", Open, Reads), ("/metrics", User(Viewer), Reads), ("/readyz", Open, Reads)];
 
+/// Whether a path is of the web UI: its files hold no data, and ask the services for it as whoever reads
+/// them.
+fn is_asset(path: &str) -> bool {
+    assets::PATHS.contains(&path) || path.starts_with(assets::JOB_PATHS)
+}
+
 /// Who may call the RPC, or read the page, of a path, and what it does; none if the path is unknown.
 pub(super) fn find(path: &str) -> Option<(Access, Effect)> {
     let found = RPCS.iter().chain(PAGES).find(|(known, ..)| *known == path);
-    found.map(|(_, access, effect)| (*access, *effect))
+    found.map(|(_, access, effect)| (*access, *effect)).or(is_asset(path).then_some((Open, Reads)))
 }
 
 #[cfg(test)]
@@ -150,10 +163,21 @@ mod tests {
             open.iter().all(|(path, ..)| path.starts_with("/grpc.health.") || path.ends_with('z')),
             "{open:?}"
         );
-        for path in
-            ["", "/", "/foil.v1.Jobs/Steal", "/foil.v1.Jobs", "/healthz/", "//healthz", "/foil.v1.jobs/get"]
-        {
+        for path in [
+            "",
+            "/jobs",
+            "/app.js/",
+            "/index.html",
+            "/foil.v1.Jobs/Steal",
+            "/foil.v1.Jobs",
+            "/healthz/",
+            "//healthz",
+            "/foil.v1.jobs/get",
+        ] {
             assert_eq!(find(path), None, "{path}");
+        }
+        for path in ["/", "/jobs/01j", "/workers", "/app.js", "/app.css"] {
+            assert_eq!(find(path), Some((Open, Reads)), "{path} holds no data");
         }
     }
 }

@@ -14,11 +14,12 @@ use super::socket::Client;
 use crate::rpc::mapped_body::map_frames;
 
 /// Calls whose request is a single message, which must arrive in time.
-const UNARY: [&str; 5] = [
+const UNARY: [&str; 6] = [
     "/foil.v1.Access/",
     "/foil.v1.Artifacts/Get",
     "/foil.v1.Artifacts/Stat",
     "/foil.v1.Jobs/",
+    "/foil.v1.Results/",
     "/grpc.health.v1.Health/",
 ];
 

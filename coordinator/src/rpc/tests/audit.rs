@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::authorization::Site;
+use super::site::Site;
 use super::*;
 use crate::auth::Role;
 

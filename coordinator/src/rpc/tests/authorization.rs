@@ -1,25 +1,18 @@
 //! Every RPC by every role, of one's own tenant and of another, over real gRPC.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-
 use foil_proto::v1::access_client::AccessClient;
 use foil_proto::v1::artifacts_client::ArtifactsClient;
+use foil_proto::v1::results_client::ResultsClient;
 use foil_proto::v1::storage_client::StorageClient;
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use tonic::metadata::MetadataValue;
+use foil_proto::v1::trackers_client::TrackersClient;
+
 use tonic::service::interceptor::InterceptedService;
 
 use super::super::listing;
+use super::site::{Bearer, Identified, Site};
 use super::*;
-use crate::audit::{AuditFile, AuditLog};
-use crate::auth::token::Token;
-use crate::auth::{AuthConfig, Authenticator, Role, entry_line};
-use crate::job::Submitted;
+use crate::auth::Role;
 use crate::rpc::auth::all_rpcs;
-use crate::tenant::Tenant;
 
 const VIEWER: &[Role] = &[Role::Viewer, Role::Submitter, Role::Operator, Role::Admin];
 const SUBMITTER: &[Role] = &[Role::Submitter, Role::Operator, Role::Admin];
@@ -46,6 +39,11 @@ const EXPECTED: &[(&str, &[Role])] = &[
     ("/foil.v1.Jobs/Logs", VIEWER),
     ("/foil.v1.Jobs/Submit", SUBMITTER),
     ("/foil.v1.Jobs/Watch", VIEWER),
+    ("/foil.v1.Results/GetCompletion", VIEWER),
+    ("/foil.v1.Results/GetDistributions", VIEWER),
+    ("/foil.v1.Results/GetSteps", VIEWER),
+    ("/foil.v1.Results/GetTimeline", VIEWER),
+    ("/foil.v1.Results/ListCompletions", VIEWER),
     ("/foil.v1.Storage/CollectGarbage", &[Role::Admin]),
     ("/foil.v1.Storage/Pin", SUBMITTER),
     ("/foil.v1.Storage/Unpin", SUBMITTER),
@@ -55,104 +53,6 @@ const EXPECTED: &[(&str, &[Role])] = &[
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", READERS),
     ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", READERS),
 ];
-
-/// A coordinator with a token for each role in each of two tenants.
-pub(super) struct Site {
-    pub(super) coordinator: Coordinator,
-    channel: Channel,
-    pub(super) store: Store,
-    tokens: Vec<(String, Role, String)>,
-    /// Folder of the token files and of the audit log.
-    pub(super) directory: tempfile::TempDir,
-    /// Lines of the file of tokens.
-    lines: Vec<String>,
-}
-
-fn write_tokens(path: &Path, lines: &[String]) {
-    let new = path.with_extension("new");
-    fs::write(&new, lines.join("\n")).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
-    fs::rename(new, path).unwrap();
-}
-
-/// Adds a header to each request.
-#[derive(Clone)]
-pub(super) struct Bearer(Option<String>);
-
-impl tonic::service::Interceptor for Bearer {
-    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
-        if let Some(token) = &self.0 {
-            let header = MetadataValue::try_from(format!("Bearer {token}")).unwrap();
-            request.metadata_mut().insert("authorization", header);
-        }
-        Ok(request)
-    }
-}
-
-pub(super) type Identified = InterceptedService<Channel, Bearer>;
-
-impl Site {
-    pub(super) async fn start() -> Self {
-        Self::start_on(Store::in_memory()).await
-    }
-
-    pub(super) async fn start_on(store: Store) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut random = StdRng::seed_from_u64(11);
-        let (mut tokens, mut lines) = (Vec::new(), Vec::new());
-        for tenant in ["vision", "speech"] {
-            for role in Role::ALL {
-                let token = Token::generate(&mut random).unwrap();
-                let named: Tenant = tenant.parse().unwrap();
-                lines.push(entry_line(&format!("{tenant}-{role}"), &named, role, &token, None));
-                tokens.push((tenant.to_owned(), role, token.reveal().to_owned()));
-            }
-        }
-        let path = directory.path().join("tokens");
-        write_tokens(&path, &lines);
-        let config = AuthConfig { token_file: Some(path), ..AuthConfig::default() };
-        let authenticator = Authenticator::start(&config, &CancellationToken::new()).unwrap();
-        let file = AuditFile::Path(directory.path().join("audit.jsonl"));
-        let (audit, _) = AuditLog::start(Some(&file), store.clone()).unwrap();
-        let coordinator = Coordinator::start_with(&store, |serve| {
-            (serve.auth, serve.audit) = (Some(authenticator), Some(audit));
-        })
-        .await;
-        let channel = coordinator.channel().await;
-        Self { coordinator, channel, store, tokens, directory, lines }
-    }
-
-    /// Takes the tokens of these principals out of the file.
-    pub(super) fn revoke(&self, names: &[&str]) {
-        let name = |line: &String| line.split_whitespace().next().unwrap_or_default().to_owned();
-        let kept = self.lines.iter().filter(|line| !names.contains(&name(line).as_str()));
-        write_tokens(&self.directory.path().join("tokens"), &kept.cloned().collect::<Vec<_>>());
-    }
-
-    pub(super) fn bearing(&self, token: Option<&str>) -> Identified {
-        InterceptedService::new(self.channel.clone(), Bearer(token.map(str::to_owned)))
-    }
-
-    pub(super) fn of(&self, tenant: &str, role: Role) -> Identified {
-        let found = self.tokens.iter().find(|(of, as_, _)| of == tenant && *as_ == role).unwrap();
-        self.bearing(Some(&found.2))
-    }
-
-    pub(super) fn jobs(&self, tenant: &str, role: Role) -> JobsClient<Identified> {
-        JobsClient::new(self.of(tenant, role))
-    }
-
-    /// Commits a job of a tenant.
-    pub(super) async fn submit(&self, id: &str, tenant: &str, owner: &str) {
-        let job = Submitted {
-            request_id: format!("request-{id}"),
-            tenant: tenant.into(),
-            owner: owner.into(),
-            ..submitted(&[])
-        };
-        self.coordinator.handle.submit(id.into(), job).await.unwrap();
-    }
-}
 
 /// The status of a call with an empty message.
 async fn call(service: Identified, path: &'static str) -> Status {
@@ -216,7 +116,21 @@ async fn every_rpc_is_reached_by_its_roles_and_by_no_other() {
 type Outcome = Result<(), Status>;
 
 /// The calls that name a job, by name.
-async fn job_calls(mut jobs: JobsClient<Identified>, id: &str) -> Vec<(&'static str, Outcome)> {
+async fn job_calls(service: Identified, id: &str) -> Vec<(&'static str, Outcome)> {
+    let (mut jobs, mut results) = (JobsClient::new(service.clone()), ResultsClient::new(service.clone()));
+    let mut trackers = TrackersClient::new(service);
+    let status = v1::GetTrackersRequest { job_id: id.into(), after_event_files: 0 };
+    let job_id = || id.to_owned();
+    let steps = v1::GetStepsRequest { job_id: job_id(), ..Default::default() };
+    let listing = v1::ListCompletionsRequest { job_id: job_id(), ..Default::default() };
+    let completion = v1::GetCompletionRequest { job_id: job_id(), ..Default::default() };
+    let distributions = v1::GetDistributionsRequest { job_id: job_id(), ..Default::default() };
+    let timeline = v1::GetTimelineRequest { job_id: job_id(), page_token: String::new() };
+    // The job has no completions yet.
+    let found = |outcome: Outcome| match outcome {
+        Err(status) if status.code() == Code::InvalidArgument => Ok(()),
+        outcome => outcome,
+    };
     let part = || v1::ListPartsRequest { job_id: id.into(), ..Default::default() };
     let watch = v1::WatchJobRequest { id: id.into(), after_revision: 0 };
     vec![
@@ -226,6 +140,12 @@ async fn job_calls(mut jobs: JobsClient<Identified>, id: &str) -> Vec<(&'static 
         ("ListArtifacts", jobs.list_artifacts(part()).await.map(drop)),
         ("Watch", jobs.watch(watch).await.map(drop)),
         ("Logs", jobs.logs(v1::LogsRequest { job_id: id.into(), ..Default::default() }).await.map(drop)),
+        ("GetSteps", results.get_steps(steps).await.map(drop)),
+        ("ListCompletions", results.list_completions(listing).await.map(drop)),
+        ("GetCompletion", found(results.get_completion(completion).await.map(drop))),
+        ("GetDistributions", results.get_distributions(distributions).await.map(drop)),
+        ("GetTimeline", results.get_timeline(timeline).await.map(drop)),
+        ("GetTrackers", trackers.get_trackers(status).await.map(drop)),
         ("Cancel", jobs.cancel(v1::CancelJobRequest { id: id.into() }).await.map(drop)),
     ]
 }
@@ -241,9 +161,9 @@ async fn a_job_of_another_tenant_does_not_exist() {
         site.submit(id, tenant, owner).await;
     }
     for role in VIEWER {
-        let absent = job_calls(site.jobs("vision", *role), "absent").await;
+        let absent = job_calls(site.of("vision", *role), "absent").await;
         for id in ["own", "their", "foreign"] {
-            let found = job_calls(site.jobs("vision", *role), id).await;
+            let found = job_calls(site.of("vision", *role), id).await;
             for ((call, outcome), (_, absent)) in found.into_iter().zip(&absent) {
                 let told = format!("{call} of {id} as {role}: {outcome:?}");
                 let is_role_refused = call == "Cancel" && *role == Role::Viewer;

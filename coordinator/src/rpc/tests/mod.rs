@@ -3,8 +3,12 @@
 mod audit;
 mod authorization;
 mod connections;
+mod grpc_web;
+mod made_up;
 mod pages;
+mod results;
 mod revocation;
+mod site;
 mod tenants;
 mod trust;
 mod worker;
@@ -217,7 +221,7 @@ async fn a_job_goes_on_after_the_coordinator_restarts() {
     second.stop().await;
 }
 
-fn violation(status: &Status) -> String {
+pub(in crate::rpc) fn violation(status: &Status) -> String {
     let details = status.get_error_details();
     details.bad_request().map(|bad| bad.field_violations[0].field.clone()).unwrap_or_default()
 }

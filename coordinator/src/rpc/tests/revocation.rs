@@ -3,7 +3,7 @@
 use foil_proto::v1::artifacts_client::ArtifactsClient;
 use tonic::Streaming;
 
-use super::authorization::Site;
+use super::site::Site;
 use super::*;
 use crate::auth::Role;
 use crate::cluster::LinkView;

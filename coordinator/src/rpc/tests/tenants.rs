@@ -1,6 +1,6 @@
 use foil_proto::v1::tenants_client::TenantsClient;
 
-use super::authorization::Site;
+use super::site::Site;
 use super::*;
 use crate::auth::Role;
 use crate::tenant::Quota;

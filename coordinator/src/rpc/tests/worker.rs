@@ -159,11 +159,17 @@ async fn train(store: &Store, outgoing: &mpsc::Sender<v1::RankMessage>, run: v1:
     let blake3 = blake3::hash(phase.as_bytes()).to_hex().to_string();
     let key = format!("{}model.safetensors", run.key_prefix);
     let object = store.put_object(&key, phase.clone().into()).await.unwrap();
-    let object = v1::Object { path: "model.safetensors".into(), ..object };
+    let mut objects = vec![v1::Object { path: "model.safetensors".into(), ..object }];
+    if phase.ends_with("policy.train") {
+        let tokenizer = store
+            .put_object(&format!("{}tokenizer.json", run.key_prefix), super::made_up::tokenizer().into())
+            .await;
+        objects.push(v1::Object { path: "tokenizer.json".into(), ..tokenizer.unwrap() });
+    }
     let result = v1::GangResult {
         phase,
         attempt: run.attempt,
-        objects: if run.rank == 0 { vec![object] } else { vec![] },
+        objects: if run.rank == 0 { objects } else { vec![] },
         metrics: vec![v1::Metric { name: "loss".into(), value: 0.5, se: None }],
         parameters_blake3: blake3,
     };
@@ -171,8 +177,9 @@ async fn train(store: &Store, outgoing: &mpsc::Sender<v1::RankMessage>, run: v1:
 }
 
 async fn chunk_result(store: &Store, run: v1::RunChunk) -> v1::ChunkResult {
+    let result = super::made_up::chunk(store, &run).await;
     let phase = run.task.unwrap().phase;
-    let object = store.put_object(&run.key, format!("{phase}/{}", run.chunk).into()).await.unwrap();
+    let object = store.put_object(&run.key, result.into()).await.unwrap();
     let moments = |name: &str, mean: f64| v1::Moments {
         name: name.into(),
         count: run.count,

@@ -1,5 +1,6 @@
 //! A job can be canceled at any time: its ranks are gone, and its devices free.
 
+use super::releases::free;
 use super::*;
 
 /// Steps until `there` holds.
@@ -18,7 +19,7 @@ fn cancel(simulator: &mut Simulator, what: &str) {
     assert!(simulator.core.cancel(JOB, simulator.now));
     simulator.flush();
     until(simulator, "canceled", |simulator| simulator.state().is_ended() && simulator.ranks.is_empty());
-    let is_free = |simulator: &Simulator| simulator.core.cluster().supply("cpu").free == 4;
+    let is_free = |simulator: &Simulator| free(simulator) == 4;
     until(simulator, "free", is_free);
     assert_eq!(simulator.state().status.name(), "cancelled", "{what}");
     assert!(simulator.core.attempts().is_empty() && simulator.core.rank_writers().is_empty(), "{what}");
@@ -60,7 +61,7 @@ fn before_it_has_devices() {
     for _ in 0..200 {
         simulator.step();
     }
-    assert_eq!((simulator.state().attempt, simulator.core.cluster().supply("cpu").free), (0, 4));
+    assert_eq!((simulator.state().attempt, free(&simulator)), (0, 4));
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod cancel;
 mod deletion;
 mod faults;
 mod queue;
+mod releases;
 mod store;
 mod tenants;
 mod trust;
@@ -47,6 +48,8 @@ struct Simulator {
     now: Now,
     rng: SimRng,
     agents: BTreeMap<String, Option<u64>>,
+    /// Versions of agents; empty unless there is one here.
+    versions: BTreeMap<String, String>,
     connections: u64,
     ranks: BTreeMap<String, Rank>,
     pending: Vec<Pending>,
@@ -72,6 +75,7 @@ impl Simulator {
             now: Now { mono: Duration::from_secs(1), wall: 1 },
             rng: SimRng(seed),
             agents: BTreeMap::from([("a".to_owned(), None), ("b".to_owned(), None)]),
+            versions: BTreeMap::new(),
             connections: 0,
             ranks: BTreeMap::new(),
             pending: Vec::new(),
@@ -232,7 +236,8 @@ impl Simulator {
                 agent_id: agent.into(),
                 devices: (0..2).map(device).collect(),
                 session_ids: self.ranks.iter().filter_map(here).collect(),
-                instance: format!("process of {agent}"),
+                instance: format!("process of {agent} {:?}", self.versions.get(agent)),
+                version: self.versions.get(agent).cloned().unwrap_or_default(),
                 ..Default::default()
             };
             self.core.agent_registered(&hello, self.connections, self.now);

@@ -1,3 +1,4 @@
+use super::releases::free;
 use super::trust::{connected, to_the_end};
 use super::*;
 use crate::job::CauseClass;
@@ -193,7 +194,7 @@ fn a_job_fails_when_its_timeout_is_over_whichever_coordinator_leads() {
         let JobStatus::Ended { at, .. } = state.status else { panic!() };
         let ran = at - state.times.started.unwrap();
         assert!((3_000..9_000).contains(&ran), "it ran for {ran} ms");
-        assert_eq!(simulator.core.cluster().supply("cpu").free, 4);
+        assert_eq!(free(&simulator), 4);
     }
 }
 

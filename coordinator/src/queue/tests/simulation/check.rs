@@ -28,7 +28,10 @@ impl World {
             }
         }
         for kind in KINDS {
-            assert!(given[kind as usize] <= queue.supply[&kind].free, "seed {seed}: a device is given twice");
+            assert!(
+                given[kind as usize] <= queue.supply[&kind][0].free,
+                "seed {seed}: a device is given twice"
+            );
         }
         let mut victims = BTreeSet::new();
         for preemption in &allocation.preemptions {

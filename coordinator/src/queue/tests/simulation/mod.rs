@@ -184,7 +184,7 @@ impl World {
             let connected = self.connected[kind as usize];
             let releasing = self.held(kind, true);
             let free = connected.saturating_sub(self.held(kind, false) + releasing);
-            (kind, Supply { free, releasing, connected, excluded: 0 })
+            (kind, vec![Supply { free, releasing, connected, excluded: 0 }])
         });
         let mut queue = Queue { supply: supply.into(), shares: self.shares(), ..Queue::default() };
         for (index, job) in self.jobs.iter().enumerate() {
@@ -196,11 +196,20 @@ impl World {
                 }
                 Stage::Running { since, waited, held, lacks_since } => {
                     let priority = self.policy.aged(priority, Duration::from_secs(waited));
-                    queue.running.push(Running { job: index, kind, held, priority, ran: seconds(since) });
+                    queue.running.push(Running {
+                        job: index,
+                        kind,
+                        release: 0,
+                        held,
+                        priority,
+                        ran: seconds(since),
+                    });
                     if let Some(since) = lacks_since {
                         let claim = Claim::Replace { held, stalled: true };
                         let (waited, known) = (seconds(since), seconds(since));
-                        queue.demands.push(Demand { ranks: ranks - held, waited, known, claim, ..demand });
+                        let release = (held > 0).then_some(0);
+                        let lacks = Demand { ranks: ranks - held, release, waited, known, claim, ..demand };
+                        queue.demands.push(lacks);
                     }
                 }
                 Stage::Unsubmitted | Stage::Ending { .. } | Stage::Done => {}

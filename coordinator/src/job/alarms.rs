@@ -1,0 +1,216 @@
+//! Warnings from the metrics of a job. Differences are paired by row and compared with their standard errors.
+
+use foil_common::stats::{ACCURACY_CHANGE, GOLD_STEP, REWARD_DIFFERENCE, REWARD_STEP};
+use foil_proto::v1;
+
+use super::results;
+use super::state::JobState;
+use crate::plan::Work;
+
+/// Standard errors by which a difference must be significant.
+const ERRORS: f64 = 2.0;
+/// Maximum loss of accuracy on human pairs since round 1.
+const ACCURACY_LOSS: f64 = 0.03;
+/// Maximum ratio of mean length to the start policy's, or its inverse.
+const LENGTH_RATIO: f64 = 1.5;
+/// Minimum ratio of `distinct_2` to the start policy's.
+const MIN_DISTINCT_RATIO: f64 = 0.5;
+/// Maximum increase of the rate of duplicate completions over the start policy's.
+const MAX_DUPLICATE_INCREASE: f64 = 0.25;
+
+/// Number of rounds, the last ones, that [`recent_alarms`] looks at.
+const RECENT_ROUNDS: u32 = 100;
+
+/// All warnings, in the order of rounds.
+pub fn alarms(job: &v1::Job) -> Vec<String> {
+    of_rounds(&job.start, &job.rounds)
+}
+
+/// The warnings about a job's last rounds.
+pub fn recent_alarms(state: &JobState) -> Vec<String> {
+    let last = state.committed.last().map_or(0, |done| done.artifact.round);
+    let rounds =
+        (last.saturating_sub(RECENT_ROUNDS) + 1..=last).filter_map(|round| results::round(state, round));
+    of_rounds(results::metrics_of(state, 0, Work::EvaluatePolicy), &rounds.collect::<Vec<_>>())
+}
+
+fn of_rounds(start: &[v1::Metric], rounds: &[v1::RoundResult]) -> Vec<String> {
+    let of_round = |round: &v1::RoundResult| {
+        let found = [
+            exploits(round),
+            forgets(round),
+            drifts_in_length(start, &round.policy),
+            collapses(start, &round.policy),
+        ];
+        let number = round.round;
+        found.into_iter().flatten().map(move |text| format!("round {number}: {text}"))
+    };
+    rounds.iter().flat_map(of_round).collect()
+}
+
+fn find<'a>(metrics: &'a [v1::Metric], name: &str) -> Option<&'a v1::Metric> {
+    metrics.iter().find(|metric| metric.name == name)
+}
+
+fn value(metrics: &[v1::Metric], name: &str) -> Option<f64> {
+    find(metrics, name).map(|metric| metric.value)
+}
+
+/// Whether a metric is significantly below 0.
+fn falls(metric: &v1::Metric) -> bool {
+    metric.se.is_some_and(|se| metric.value < -ERRORS * se)
+}
+
+fn rises(metric: &v1::Metric) -> bool {
+    metric.se.is_some_and(|se| metric.value > ERRORS * se)
+}
+
+fn shown(metric: &v1::Metric) -> String {
+    let se = metric.se.map(|se| format!(" ± {se:.3}")).unwrap_or_default();
+    format!("{:.3}{se}", metric.value.abs())
+}
+
+/// Reward hacking: the reward rose and the gold reward fell since the previous round, on the same prompts and
+/// by one reward model.
+fn exploits(round: &v1::RoundResult) -> Option<String> {
+    let names = match round.round {
+        1 => (REWARD_DIFFERENCE, "gold_difference_mean"),
+        _ => (REWARD_STEP, GOLD_STEP),
+    };
+    let (reward, gold) = (find(&round.policy, names.0)?, find(&round.policy, names.1)?);
+    (rises(reward) && falls(gold)).then(|| {
+        format!(
+            "the reward rose by {} and the gold reward fell by {} on the same prompts: the policy exploits its reward model",
+            shown(reward),
+            shown(gold)
+        )
+    })
+}
+
+fn forgets(round: &v1::RoundResult) -> Option<String> {
+    let change = find(&round.reward, ACCURACY_CHANGE)?;
+    (change.value < -ACCURACY_LOSS && falls(change)).then(|| {
+        format!(
+            "accuracy on human pairs is {} below round 1's on the same pairs: the reward model forgets the human preferences",
+            shown(change)
+        )
+    })
+}
+
+fn drifts_in_length(start: &[v1::Metric], policy: &[v1::Metric]) -> Option<String> {
+    let (before, now) = (find(start, "length_mean")?, find(policy, "length_mean")?);
+    let error = before.se.unwrap_or(0.0).hypot(now.se.unwrap_or(0.0));
+    let (longer, shorter) =
+        (now.value > before.value * LENGTH_RATIO, now.value * LENGTH_RATIO < before.value);
+    let stands_out = (now.value - before.value).abs() > ERRORS * error;
+    ((longer || shorter) && stands_out).then(|| {
+        let how = if longer { "longer" } else { "shorter" };
+        format!(
+            "completions have become {how}: {:.1} tokens, the start policy's {:.1}; check whether the reward depends on length \
+             (length_accuracy)",
+            now.value, before.value
+        )
+    })
+}
+
+fn collapses(start: &[v1::Metric], policy: &[v1::Metric]) -> Option<String> {
+    let both = |name: &str| value(start, name).zip(value(policy, name));
+    let distinct = both("distinct_2").filter(|(before, now)| *now < before * MIN_DISTINCT_RATIO);
+    let duplicates = both("duplicate_rate").filter(|(before, now)| *now > before + MAX_DUPLICATE_INCREASE);
+    let texts = [
+        distinct.map(|(before, now)| format!("distinct_2 is {now:.3}, the start policy's {before:.3}")),
+        duplicates.map(|(before, now)| {
+            format!(
+                "{:.0} % of completions repeat another one, of the start policy's {:.0} %",
+                100.0 * now,
+                100.0 * before
+            )
+        }),
+    ];
+    let texts: Vec<String> = texts.into_iter().flatten().collect();
+    (!texts.is_empty())
+        .then(|| format!("completions of different prompts have become similar: {}", texts.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::fixture;
+
+    fn metric(name: &str, value: f64, se: Option<f64>) -> v1::Metric {
+        v1::Metric { name: name.to_owned(), value, se }
+    }
+
+    fn job(rounds: &[(Vec<v1::Metric>, Vec<v1::Metric>)]) -> v1::Job {
+        let rounds = (1..).zip(rounds).map(|(round, (reward, policy))| v1::RoundResult {
+            round,
+            reward: reward.clone(),
+            policy: policy.clone(),
+        });
+        let start = vec![
+            metric("length_mean", 8.0, Some(0.1)),
+            metric("duplicate_rate", 0.05, None),
+            metric("distinct_2", 0.4, None),
+        ];
+        v1::Job { rounds: rounds.collect(), start, ..Default::default() }
+    }
+
+    #[test]
+    fn only_significant_changes_are_reported() {
+        let quiet = vec![
+            metric("reward_step_mean", 0.5, Some(0.1)),
+            metric("gold_step_mean", -0.1, Some(0.06)),
+            metric("length_mean", 11.0, Some(0.1)),
+            metric("duplicate_rate", 0.2, None),
+            metric("distinct_2", 0.25, None),
+        ];
+        let loud = vec![
+            metric("reward_step_mean", 0.5, Some(0.1)),
+            metric("gold_step_mean", -0.2, Some(0.06)),
+            metric("length_mean", 16.0, Some(0.1)),
+            metric("duplicate_rate", 0.31, None),
+            metric("distinct_2", 0.1, None),
+        ];
+        let human = |change| vec![metric("accuracy_change", change, Some(0.012))];
+        assert_eq!(alarms(&job(&[(human(0.0), vec![]), (human(-0.029), quiet)])), [] as [String; 0]);
+        let told = alarms(&job(&[(vec![], vec![]), (human(-0.042), loud)]));
+        let expected = [
+            "round 2: the reward rose by 0.500 ± 0.100 and the gold reward fell by 0.200 ± 0.060 on the same prompts",
+            "round 2: accuracy on human pairs is 0.042 ± 0.012 below round 1's",
+            "round 2: completions have become longer: 16.0 tokens, the start policy's 8.0",
+            "round 2: completions of different prompts have become similar: distinct_2 is 0.100, the start policy's 0.400; 31 % of",
+        ];
+        assert_eq!(told.len(), expected.len(), "{told:?}");
+        assert!(told.iter().zip(expected).all(|(told, expected)| told.starts_with(expected)), "{told:?}");
+    }
+
+    #[test]
+    fn round_1_is_compared_with_the_start_policy() {
+        let figures = vec![
+            metric("reward_difference_mean", 0.5, Some(0.1)),
+            metric("gold_difference_mean", -0.5, Some(0.1)),
+        ];
+        assert!(alarms(&job(&[(vec![], figures)]))[0].contains("exploits its reward model"));
+        // A large loss that is not significant, or has no standard error, is not reported.
+        let unsure = vec![metric("accuracy_change", -0.1, Some(0.06))];
+        let bare = vec![metric("accuracy_change", -0.1, None)];
+        assert_eq!(alarms(&job(&[(unsure, vec![]), (bare, vec![])])), [] as [String; 0]);
+    }
+
+    #[test]
+    fn a_running_job_has_those_of_its_rounds_so_far() {
+        let mut state = fixture::after(&[], 0);
+        while state.phase().is_some() {
+            fixture::commit_next_with(&mut state, |phase| {
+                let length = if phase.round == 2 { 20.0 } else { 8.0 };
+                vec![metric("length_mean", length, Some(0.1))]
+            });
+        }
+        let told = recent_alarms(&state);
+        assert!(
+            told.len() == 1 && told[0].starts_with("round 2: completions have become longer"),
+            "{told:?}"
+        );
+        assert_eq!(told, alarms(&crate::job::view::job(&state)));
+    }
+}

@@ -1,0 +1,119 @@
+//! Experiment trackers: a job's metrics in TensorBoard, MLflow and Kubeflow Trainer.
+//!
+//! Everything is read from the coordinator's log and from the artifacts that it names, and delivered in the
+//! log's order, by the leader alone: each value of a metric arrives once, whatever dies meanwhile.
+//!
+//! - [`source`] says what the log has after a place in it, and [`points`] makes points of it.
+//! - A [`delivery::Session`] brings them to a tracker, and finds out at its start what has arrived.
+//! - [`leader`] runs the deliveries. One that fails is tried again, also long after the job's end; a tracker
+//!   that is away, slow or talks nonsense delays nothing but its own deliveries.
+//!
+//! Where a tracker is and by which secret it knows the coordinator, [`Config`] takes from the coordinator's
+//! environment; jobs only name trackers. A job cannot make the coordinator write files either: TensorBoard's
+//! event files are objects in the store.
+
+mod batch;
+mod board;
+mod config;
+mod delivery;
+mod health;
+mod http;
+mod kubeflow;
+mod leader;
+mod mlflow;
+mod names;
+mod points;
+mod samples;
+mod settings;
+mod source;
+mod tensorboard;
+
+use std::time::Duration;
+
+use foil_common::storage::{Store, StoreError};
+use foil_proto::v1;
+
+pub use self::board::Board;
+pub(crate) use self::config::variable;
+pub use self::config::{Config, ConfigError, SECRET_VARIABLES};
+use self::delivery::{Context, Target};
+use self::kubeflow::TrainJob;
+use self::leader::{Destination, Leader};
+use self::mlflow::Api;
+use crate::clock::Clock;
+use crate::leadership::LeadershipHandle;
+use crate::rpc::results::Feed;
+
+/// Time between two looks at whether this process leads.
+const LEADERSHIP_POLL: Duration = Duration::from_millis(500);
+
+/// What deliveries read from, and where they say how they are.
+#[derive(Debug, Clone)]
+pub(crate) struct Sources {
+    pub(crate) leadership: LeadershipHandle,
+    pub(crate) feed: Feed,
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    pub(crate) board: Board,
+}
+
+/// The trackers of a coordinator.
+#[derive(Debug)]
+pub(crate) struct Trackers {
+    sources: Sources,
+    destinations: Vec<Destination>,
+}
+
+impl Trackers {
+    /// # Errors
+    /// A tracker's certificates cannot be used.
+    pub(crate) fn new(config: &Config, sources: Sources) -> Result<Self, String> {
+        let mut destinations = vec![Destination::Points(Target::TensorBoard)];
+        if let Some(config) = &config.mlflow {
+            tracing::info!(url = config.url, "jobs may be reported to MLflow");
+            if config.credential.is_some() && config.url.starts_with("http://") {
+                tracing::warn!(
+                    "MLFLOW_TRACKING_URI is no https:// address: the credential is sent in clear text"
+                );
+            }
+            destinations.push(Destination::Points(Target::Mlflow(Api::new(config)?)));
+        }
+        if let Some(config) = &config.kubeflow {
+            tracing::info!(url = %config.url, "jobs may be reported to Kubeflow Trainer");
+            destinations.push(Destination::Progress(TrainJob::new(config)?));
+        }
+        Ok(Self { sources, destinations })
+    }
+
+    /// Delivers whenever this process leads, until `ended` completes.
+    pub(crate) async fn run(self, ended: impl Future<Output = ()>) {
+        tokio::pin!(ended);
+        loop {
+            tokio::select! {
+                () = &mut ended => return,
+                () = self.lead() => {}
+            }
+        }
+    }
+
+    /// One term, or a short while without the lead.
+    async fn lead(&self) {
+        let Sources { leadership, feed, store, .. } = &self.sources;
+        match leadership.leading() {
+            Ok((driver, lease)) => {
+                let cx = Context { driver, feed: feed.clone(), store: store.clone(), lease };
+                Leader::new(&self.sources, cx, self.destinations.clone()).run().await;
+            }
+            Err(_) => tokio::time::sleep(LEADERSHIP_POLL).await,
+        }
+    }
+}
+
+/// TensorBoard's event files of a job, after the first `skip`.
+pub(crate) async fn event_files(
+    store: &Store,
+    job: &str,
+    skip: usize,
+) -> Result<Vec<v1::Object>, StoreError> {
+    tensorboard::files(store, job, skip).await
+}
