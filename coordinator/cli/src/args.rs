@@ -8,17 +8,21 @@ use foil_common::{listen, telemetry};
 
 use super::client_args::{ClientArgs, Device, job_reference};
 use super::config::ConfigArgs;
+use super::convert::ConvertArgs;
 use super::credential_args::{AuthArgs, ServerTlsArgs};
 use super::delete::{DeleteArgs, PinArgs};
 use super::doctor::DoctorArgs;
 use super::duration::{self, Interval};
+use super::export::ReportArgs;
 use super::logs::LogsArgs;
+use super::model_export::ExportArgs;
 use super::output::OutputArgs;
 use super::probe::ProbeArgs;
 use super::queue_args::{ListArgs, QueueArgs, SchedulingArgs};
 use super::store::StoreCommand;
 use super::tenants::TenantsCommand;
 use super::token::TokenArgs;
+use super::ui::UiArgs;
 use super::whoami::WhoAmIArgs;
 use super::workers::WorkersArgs;
 
@@ -27,13 +31,17 @@ Examples:
   foil run deploy/jobs/letters.yaml            a small job on this machine
   foil run JOB.yaml --ranks 2 --set rounds=3   your own job, with settings that override the file's
   foil inspect JOB.yaml                        the data as the models will read it
+  foil convert hh.jsonl.gz hh.parquet          a data file in another format; --format for another shape
   foil plan JOB.yaml --device-memory 80GiB     its phases, and whether they fit a rank's memory
   foil serve --store DIR                       a coordinator for many jobs; foil-worker on each host
   foil submit JOB.yaml && foil watch NAME      submits to it; NAME is the name in the job file
+  foil ui NAME                                 its page in a browser
+  foil report runs/a runs/b --out report       a page, or tables, of several runs side by side
+  foil export NAME/policy@best DIR --dtype bf16  its best policy, to publish or to serve
 
 Exit status: 0 on success; 1 on failure, also of the job that `run`, `watch` or `submit --wait`
-followed, or of a check of `doctor`; 2 for wrong usage; 3 if `conform` could not make all checks; 129, 130 or 143 if `run` was
-stopped by SIGHUP, SIGINT or SIGTERM: the same command resumes the job.";
+followed, or of a check of `doctor`; 2 for wrong usage; 3 if `conform` could not make all checks; 129, 130 or 143 if `run` or `export` was
+stopped by SIGHUP, SIGINT or SIGTERM: the same command goes on.";
 
 /// Adversarial Preference Optimization as a service: trains a reward model and a language model against each
 /// other.
@@ -83,6 +91,9 @@ pub(crate) enum Command {
     /// Shows a job's data as the models will read it: tokens, masks, truncation and lengths. Nothing is
     /// submitted.
     Inspect(InspectArgs),
+    /// Converts data files between formats (JSON lines, JSON, CSV, TSV, Parquet, Arrow) and shapes (TRL,
+    /// ShareGPT, HH, …), row by row.
+    Convert(ConvertArgs),
     /// Shows the phases of a job and the memory of a rank in each kind of phase. Reads only config.json of
     /// the models. Nothing is submitted.
     Plan(PlanArgs),
@@ -111,6 +122,11 @@ pub(crate) enum Command {
     Store(StoreCommand),
     /// Lists a job's artifacts.
     Artifacts(JobArgs),
+    /// Opens the web page of the coordinator, of a job, or of a finished run's directory; prints its URL.
+    Ui(UiArgs),
+    /// Writes a report of one or several jobs or runs: a page that opens without a coordinator, or tables of
+    /// their rounds, with means over seeds.
+    Report(ReportArgs),
     /// Shows and sets the quotas of tenants.
     Tenants {
         #[command(subcommand)]
@@ -119,6 +135,9 @@ pub(crate) enum Command {
     /// Downloads a job's results, or one artifact. Interrupted downloads resume; every file is verified by
     /// its hash.
     Pull(PullArgs),
+    /// Writes a model for publishing or serving: as bf16, fp16 or fp32, in shards, or its LoRA adapter alone,
+    /// with tokenizer, template and model card. Every file that is read is verified by its hash.
+    Export(ExportArgs),
     /// Checks a result directory: its files, tokens and template, and the computations of Foil and
     /// transformers. The exit status is 0 if all checks passed, 1 if one failed, 3 if none failed but not
     /// all could be made.
@@ -168,16 +187,20 @@ pub(crate) struct RunArgs {
     /// Directory of results, logs and per-step metrics. Default: runs/<job name>
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// The coordinator's store: a directory, or s3://, gs:// or az://. It is kept. Default: OUT/store, which
-    /// is removed on success
+    /// The coordinator's store: a directory, or s3://, gs:// or az://. It is kept. Default: OUT/store, of
+    /// which on success only what the run's page shows is kept
     #[arg(long, value_name = "URL-or-DIR")]
     pub(crate) store: Option<String>,
-    /// Keep OUT/store on success: all completions, scores and checkpoints.
+    /// Keep all of OUT/store on success, also models and checkpoints.
     #[arg(long)]
     pub(crate) keep: bool,
     /// Remove the results of an earlier run in OUT and start over.
     #[arg(long, conflicts_with = "store")]
     pub(crate) fresh: bool,
+    /// Show the job's page while it runs: prints its URL, and opens it where there is a screen. Later, `foil
+    /// ui OUT` shows it.
+    #[arg(long)]
+    pub(crate) ui: bool,
     /// Print only one final JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
@@ -190,6 +213,13 @@ pub(crate) struct InspectArgs {
     /// Number of rows of each data set to show token by token.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) rows: usize,
+    /// Write a page that opens offline: the same rows colored by what is trained on, histograms of lengths,
+    /// repetitions, and prompts that sets share. It holds texts of the data.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Directory of that page, as inspect.html, and of the same for programs, as inspect.json.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
     /// Also read the models' weights and look for NaN and infinity.
     #[arg(long)]
     pub(crate) scan_weights: bool,
@@ -235,7 +265,8 @@ pub(crate) struct ServeArgs {
     /// tokens on the way. Only for trusted networks.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
-    /// Accept workers of another version or build, whose results may differ.
+    /// Accept workers of another version or build, whose results may differ. The ranks of one job are on
+    /// workers of one version and build.
     #[arg(long)]
     pub(crate) allow_version_skew: bool,
     /// Number of log records between snapshots: at startup a coordinator reads the last snapshot and the
@@ -257,6 +288,9 @@ pub(crate) struct ServeArgs {
     /// Exit with this parent process.
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) parent_pid: Option<u32>,
+    /// Directory of the `foil run` whose store this is.
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub(crate) run_directory: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -324,8 +358,9 @@ pub(crate) struct WatchArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// The job, or one of its artifacts: JOB/policy@2, JOB/reward@1, or JOB/policy@best for the best round.
-    /// `foil artifacts JOB` lists them.
+    /// The job, or one of its artifacts: JOB/policy@2, JOB/reward@1, JOB/policy@best for the best round, or
+    /// JOB/policy@last.
+    /// `foil artifacts JOB` lists them. JOB/tensorboard are TensorBoard's event files so far.
     #[arg(value_name = "JOB[/ARTIFACT]", value_parser = job_reference)]
     pub(crate) what: String,
     /// Output directory.

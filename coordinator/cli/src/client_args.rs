@@ -25,6 +25,14 @@ pub(crate) fn job_reference(text: &str) -> Result<String, String> {
     }
 }
 
+/// A job, as [`job_reference`] reads it, or the directory of a run.
+pub(crate) fn job_or_directory(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("it names no job and no directory".to_owned()),
+        text => Ok(text.to_owned()),
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Device {
     Cpu,

@@ -33,6 +33,17 @@ pub(crate) async fn artifact(
     Ok(())
 }
 
+/// Downloads objects into `dir` without a bar, those that are not there.
+pub(crate) async fn quietly(line: &LeaderChannel, objects: &[v1::Object], dir: &Path) -> Result<()> {
+    for object in objects {
+        let path = dir.join(file_name(object)?);
+        if !is_there(object, &path).await {
+            artifacts::download_to_file(line, object, &path, &artifacts::unfollowed()).await?;
+        }
+    }
+    Ok(())
+}
+
 async fn is_there(object: &v1::Object, path: &Path) -> bool {
     let same_size = path.metadata().is_ok_and(|metadata| metadata.len() == object.size);
     same_size && artifacts::digest_of_file(path).await.is_ok_and(|digest| digest.blake3 == object.blake3)

@@ -28,12 +28,13 @@ fn line(file: &Path, field: &str) -> Option<usize> {
     line_of(&std::fs::read_to_string(file).ok()?, field)
 }
 
-/// The line number, from 1, of a dotted field in a YAML text, or of the innermost block around it that is
-/// written in one line.
+/// The line number, from 1, of a dotted field in a YAML text, or of the innermost block or list entry around
+/// it that is written in one line.
 fn line_of(text: &str, field: &str) -> Option<usize> {
-    let lines: Vec<(usize, &str)> = text.lines().map(|line| (indent(line), line.trim_start())).collect();
+    let mut lines: Vec<(usize, &str)> = text.lines().map(|line| (indent(line), line.trim_start())).collect();
     let (mut from, mut outer, mut found) = (0, None, None);
-    for name in field.split('.').map(|name| name.split('[').next().unwrap_or(name)) {
+    for part in field.split('.') {
+        let (name, entry) = part.split_once('[').map_or((part, None), |(name, entry)| (name, Some(entry)));
         let block = lines[from..].iter().enumerate().map(|(offset, line)| (from + offset, line));
         let inside = block.take_while(|(_, (indent, text))| {
             outer.is_none_or(|outer| *indent > outer) || text.is_empty() || text.starts_with('#')
@@ -46,8 +47,30 @@ fn line_of(text: &str, field: &str) -> Option<usize> {
             return found.filter(within).map(|index| index + 1);
         };
         (from, outer, found) = (index + 1, Some(*indent), Some(index));
+        let entry = entry.and_then(|entry| entry.trim_end_matches(']').parse().ok());
+        if let Some(item) = entry.and_then(|entry| item(&lines, index, entry)) {
+            let (dash, text) = lines[item];
+            let inside = text[1..].trim_start();
+            lines[item] = (dash + text.len() - inside.len(), inside);
+            (from, outer, found) = (item, Some(dash), Some(item));
+        }
     }
     found.map(|index| index + 1)
+}
+
+/// The line of an entry of the list under a key, if the list is written with dashes.
+fn item(lines: &[(usize, &str)], key: usize, entry: usize) -> Option<usize> {
+    let outer = lines[key].0;
+    let is_item = |text: &str| text == "-" || text.starts_with("- ");
+    let below = lines.iter().enumerate().skip(key + 1);
+    // Dashes may stand as far to the left as the key.
+    let inside = below.take_while(|(_, (indent, text))| {
+        *indent > outer || (*indent == outer && is_item(text)) || text.is_empty() || text.starts_with('#')
+    });
+    let items: Vec<(usize, usize)> =
+        inside.filter(|(_, (_, text))| is_item(text)).map(|(line, (indent, _))| (line, *indent)).collect();
+    let first = items.first()?.1;
+    items.into_iter().filter(|(_, indent)| *indent == first).nth(entry).map(|(line, _)| line)
 }
 
 fn indent(line: &str) -> usize {
@@ -74,6 +97,19 @@ mod tests {
         assert_eq!((at("reward_step.learning_rate"), at("reward_step.schedule.kind")), (Some(11), Some(13)));
         assert_eq!((at("reward_step.optimizer.max_grad_norm"), at("reward_step")), (Some(10), Some(7)));
         assert_eq!((at("policy_step.optimizer"), at("rates"), at("policy_step.kind")), (None, None, None));
+    }
+
+    #[test]
+    fn a_field_is_found_in_its_entry_of_a_list() {
+        let text = "data:\n  preferences:\n    - a.jsonl\n    - path: b.csv\n      weight: 2\n    - weight: no\n      path:\n        \
+                    - c.csv\n        - d.csv\n    - { path: e, columns: { promt: q } }\n  golden:\n  - path: g\n    limit: x\n  \
+                    prompts: [{ path: p, weight: 0 }]\n  sft: s\n";
+        let at = |field: &str| line_of(text, &format!("data.{field}"));
+        assert_eq!([at("preferences[0]"), at("preferences[1].weight")], [Some(3), Some(5)]);
+        assert_eq!([at("preferences[2].weight"), at("preferences[2].path[1]")], [Some(6), Some(9)]);
+        assert_eq!([at("preferences[3].columns"), at("preferences[1].limit")], [Some(10), None]);
+        assert_eq!([at("golden[0].limit"), at("golden[0].path[0]")], [Some(13), Some(12)]);
+        assert_eq!([at("prompts[0].weight"), at("sft[0]")], [Some(14), Some(15)]);
     }
 
     #[test]

@@ -6,9 +6,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use foil_common::data::folder::FolderError;
 use foil_common::input_file;
 use foil_common::spec::{self, InputRef, ModelRef};
+use foil_coordinator::resolve::expand;
 use foil_proto::v1;
+use tempfile::TempDir;
 use thiserror::Error;
 
 /// The files of a model directory that a job may need, in addition to `*.safetensors`.
@@ -26,6 +29,8 @@ const MODEL_FILES: [&str; 7] = [
 pub(crate) enum InputError {
     #[error("{field}: {} cannot be read: {reason}; {advice}", path.display())]
     Read { field: String, path: PathBuf, reason: String, advice: &'static str },
+    #[error("{field}: {fault}")]
+    Folder { field: String, fault: FolderError },
     #[error("{field}: {} holds no {file}; give a Hugging Face model directory (config.json, *.safetensors, tokenizer.json){advice}", path.display())]
     NotModel { field: String, path: PathBuf, file: &'static str, advice: &'static str },
 }
@@ -36,6 +41,9 @@ pub(crate) struct Prepared {
     /// The specification with all defaults filled in.
     pub(crate) spec: v1::JobSpec,
     pub(crate) uploads: Vec<Upload>,
+    /// Copies of files that the job names by URL, which are uploaded from here.
+    #[expect(dead_code, reason = "it keeps the files until they are uploaded")]
+    pub(crate) downloads: Option<TempDir>,
 }
 
 /// One object to upload.
@@ -60,21 +68,17 @@ pub(crate) fn prepare(job: spec::Job, on_file: &mut dyn FnMut(&Path)) -> Result<
     if let Some(model) = &mut job.reward.model {
         reader.model("reward.model", model, true)?;
     }
-    let data = &mut job.data;
-    let lists = [
-        ("data.preferences", &mut data.preferences),
-        ("data.golden", &mut data.golden),
-        ("data.prompts", &mut data.prompts),
-        ("data.sft", &mut data.sft),
-        ("data.evaluation.preferences", &mut data.evaluation.preferences),
-        ("data.evaluation.prompts", &mut data.evaluation.prompts),
-    ];
-    for (field, inputs) in lists {
-        for input in inputs {
-            reader.data(field, input)?;
+    for (set, sources) in job.data.sources_mut() {
+        let field = set.field();
+        for source in sources {
+            source.inputs = expand(&source.inputs)
+                .map_err(|fault| InputError::Folder { field: field.to_owned(), fault })?;
+            for input in &mut source.inputs {
+                reader.data(field, input)?;
+            }
         }
     }
-    Ok(Prepared { spec: v1::JobSpec::from(&job), uploads: reader.uploads })
+    Ok(Prepared { spec: v1::JobSpec::from(&job), uploads: reader.uploads, downloads: None })
 }
 
 struct Reader<'a> {
@@ -100,7 +104,7 @@ impl Reader<'_> {
         for name in names {
             objects.push(self.file(field, &path.join(name))?);
         }
-        let name = file_name(&path);
+        let name = model_name(&path);
         let listing =
             v1::Artifact { name: name.clone(), kind: "model".to_owned(), objects, ..Default::default() };
         let listing = serde_json::to_vec(&listing).expect("an artifact is plain data");
@@ -175,6 +179,18 @@ fn unreadable(field: &str, path: &Path, error: &io::Error) -> InputError {
     InputError::Read { field: field.to_owned(), path: path.to_owned(), reason, advice }
 }
 
+/// A model directory's name. In a cache of the Hugging Face Hub, where directories are named by commits, it
+/// is that of the repository, as the cache writes it: `owner--name`.
+fn model_name(path: &Path) -> String {
+    let mut folders = path.ancestors().skip(1).map(file_name);
+    let (snapshots, repository) = (folders.next(), folders.next());
+    let cached = repository.as_deref().and_then(|name| name.strip_prefix("models--"));
+    match cached.filter(|_| snapshots.as_deref() == Some("snapshots")) {
+        Some(name) => name.to_owned(),
+        None => file_name(path),
+    }
+}
+
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
@@ -232,6 +248,54 @@ mod tests {
         assert!(matches!(&job.policy.model, ModelRef::Input { name, .. } if name == "model"));
         let again = prepare(self::job(dir.path(), ""), &mut |_| {}).unwrap();
         assert_eq!(again.spec, prepared.spec);
+    }
+
+    #[test]
+    fn a_cached_model_is_named_by_its_repository() {
+        let name = |path: &str| model_name(Path::new(path));
+        assert_eq!(name("/c/models--meta-llama--Llama-3.2-1B/snapshots/0abc"), "meta-llama--Llama-3.2-1B");
+        assert_eq!(name("models/stories15m"), "stories15m");
+        assert_eq!(name("/c/models--a--b/refs/0abc"), "0abc");
+        assert_eq!(name("tiny"), "tiny");
+    }
+
+    #[test]
+    fn folders_and_patterns_are_uploaded_file_by_file() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("set/data")).unwrap();
+        let files = [
+            "set/data/train-00000-of-00002.jsonl",
+            "set/data/train-00001-of-00002.jsonl",
+            "set/data/test-00000-of-00001.jsonl",
+        ];
+        write(
+            dir.path(),
+            &["model/config.json", "model/tokenizer.json", "model/model.safetensors", "golden.jsonl"],
+        );
+        write(dir.path(), &files);
+        let named = |preferences: &str, prompts: &str| {
+            let mut job = v1::JobSpec::from(&job(dir.path(), ""));
+            let data = job.data.as_mut().unwrap();
+            let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+            data.preferences = vec![path("golden.jsonl"), path(preferences)];
+            data.golden = vec![path("golden.jsonl")];
+            data.prompts = vec![path(prompts)];
+            prepare(spec::Job::try_from(job).unwrap(), &mut |_| {})
+        };
+        let data = named("set#train", "set/data/*.jsonl").unwrap().spec.data.unwrap();
+        let names = |list: &[String]| -> Vec<String> {
+            list.iter().map(|input| input.rsplit_once(':').unwrap().1.to_owned()).collect()
+        };
+        let [first, second, test] = files.map(|file| file.rsplit_once('/').unwrap().1.to_owned());
+        assert_eq!(names(&data.preferences), ["golden.jsonl".to_owned(), first.clone(), second.clone()]);
+        assert_eq!(names(&data.prompts), [test, first, second]);
+        let error = named("set", "golden.jsonl").unwrap_err().to_string();
+        assert!(
+            error.starts_with("data.preferences: ") && error.contains("several splits: test, train"),
+            "{error}"
+        );
+        let error = named("golden.jsonl", "set/*.parquet").unwrap_err().to_string();
+        assert!(error.starts_with("data.prompts: ") && error.contains("fits no file"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use anyhow::{Result, bail};
 use foil_common::plural::counted;
+use foil_common::spec;
 use foil_proto::v1;
 use serde_json::json;
 
@@ -14,7 +15,7 @@ use super::output::Output;
 use super::progress::Progress;
 use super::queue_args::ListArgs;
 use super::report::{self, LocalArtifacts};
-use super::{output, stdout, terminal, watch};
+use super::{output, stdout, terminal, trackers, watch};
 
 pub(crate) async fn list(args: &ListArgs) -> Result<()> {
     let context = || Ok::<_, anyhow::Error>(args.client.connection()?.tenant.unwrap_or_default());
@@ -110,7 +111,7 @@ fn time(at: &impl serde::Serialize) -> String {
 }
 
 pub(crate) async fn get(args: &JobArgs) -> Result<()> {
-    let job = find(&args.job, &args.client).await?.1;
+    let (client, job) = find(&args.job, &args.client).await?;
     if !output::structured(args.output.format, || report::json(&job), || [job.id.clone()])? {
         return Ok(());
     }
@@ -135,6 +136,9 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         let progress = progress.unwrap_or_default();
         stdout::line(&format!("phase {}, attempt {}{progress}", job.phase, job.attempt))?;
     }
+    for line in tracker_lines(&job, &client).await {
+        stdout::line(&line)?;
+    }
     let table = report::table(&job, terminal::stdout_columns());
     if !table.is_empty() {
         stdout::line(&format!("\n{table}"))?;
@@ -143,14 +147,28 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
         stdout::line("")?;
         stdout::prose(&report::failure(&job))?;
     }
+    let sources = job.plan.as_ref().map(report::sources).unwrap_or_default();
+    if !sources.is_empty() {
+        stdout::line(&format!("\ndata\n  {}", sources.join("\n  ")))?;
+    }
     if let Some(spec) = &job.spec {
         stdout::line(&format!("\n{}", report::outline(spec)))?;
-        stdout::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
+        let spec = spec::in_lists(serde_json::to_value(spec)?);
+        stdout::line(&format!("\n{}", serde_norway::to_string(&spec)?.trim_end()))?;
     }
     if args.output.format == Output::Wide && !job.artifacts.is_empty() {
         stdout::line(&format!("\n{}", report::align(&artifact_rows(&job, true))))?;
     }
     Ok(())
+}
+
+/// Lines on how far the job's experiment trackers are; none if that cannot be told.
+async fn tracker_lines(job: &v1::Job, client: &Client) -> Vec<String> {
+    if !job.spec.as_ref().is_some_and(trackers::any) {
+        return Vec::new();
+    }
+    let asked = trackers::ask(&client.line(), &job.id, u32::MAX).await;
+    asked.map(|answer| trackers::lines(&answer.trackers)).unwrap_or_default()
 }
 
 /// Lines on a job's place in the queue, as far as it is not that of all others.

@@ -3,22 +3,26 @@
 #![allow(clippy::disallowed_methods, reason = "a client owns its clock")]
 
 mod args;
+mod card;
 mod client;
 mod client_args;
 mod completion;
 mod config;
 mod conform;
+mod convert;
 mod credential_args;
 mod delete;
 mod doctor;
 mod download;
 mod duration;
 mod error_location;
+mod export;
 mod inputs;
 mod inspect;
 mod jobs;
 mod local_file;
 mod logs;
+mod model_export;
 mod output;
 mod plan;
 mod probe;
@@ -27,6 +31,7 @@ mod progress;
 mod pull;
 mod queue_args;
 mod reconnect;
+mod remote;
 mod report;
 mod results;
 mod run;
@@ -41,6 +46,8 @@ mod terminal;
 mod throughput;
 mod token;
 mod traceparent;
+mod trackers;
+mod ui;
 mod watch;
 mod whoami;
 mod workers;
@@ -100,6 +107,7 @@ async fn dispatch(cli: Cli, given: &Given) -> Result<ExitCode> {
         Command::Serve(args) => serve::serve(*args).await?,
         Command::Submit(args) => submit::submit(&args).await?,
         Command::Inspect(args) => inspect::inspect(&args).await?,
+        Command::Convert(args) => convert::convert(&args).await?,
         Command::Plan(args) => plan::plan(&args).await?,
         Command::List(args) => jobs::list(&args).await?,
         Command::Get(args) => jobs::get(&args).await?,
@@ -112,8 +120,11 @@ async fn dispatch(cli: Cli, given: &Given) -> Result<ExitCode> {
         Command::Workers(args) => workers::workers(&args).await?,
         Command::Store(command) => store::store(&command).await?,
         Command::Artifacts(args) => jobs::artifacts(&args).await?,
+        Command::Ui(args) => ui::ui(&args).await?,
+        Command::Report(args) => export::report(&args).await?,
         Command::Tenants { command } => tenants::tenants(&command).await?,
         Command::Pull(args) => pull::pull(&args).await?,
+        Command::Export(args) => return model_export::export(&args).await,
         Command::Conform(args) => return conform::conform(&args).await,
         Command::Doctor(args) => return doctor::doctor(&args).await,
         Command::Probe(args) => probe::probe(&args).await?,

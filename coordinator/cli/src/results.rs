@@ -1,11 +1,12 @@
 //! The results of a job on this machine: models, per-step metrics, completions with their scores.
 //!
 //! ```text
-//! DIR/policy/  reward/          the last round's models, Hugging Face directories
+//! DIR/policy/  reward/          the last round's models, Hugging Face directories with a model card
 //! DIR/rounds/policy@1/ …        the models of every round
 //! DIR/metrics.jsonl             every training step, and each round's drift between sampler and trainer
 //! DIR/samples/round-01.jsonl    completions that the policy was trained on in round 1, and their scores
 //! DIR/samples/round-01.evaluation.jsonl
+//! DIR/tensorboard/              TensorBoard's event files, of a job that reports to it
 //! ```
 
 use std::fs;
@@ -21,27 +22,37 @@ use serde_json::{Map, Value, json};
 use super::local_file::{remove, write_atomic};
 use super::progress::Progress;
 use super::report::LocalArtifacts;
-use super::{download, samples};
+use super::trackers::{self, EVENT_FILES, Mirror};
+use super::{card, download, samples};
 
 /// Names of everything that [`download_results`] writes to its directory.
-pub(crate) const NAMES: [&str; 5] = ["policy", "reward", "rounds", "metrics.jsonl", "samples"];
+pub(crate) const NAMES: [&str; 6] = ["policy", "reward", "rounds", "metrics.jsonl", "samples", EVENT_FILES];
 
-/// Downloads the job's results so far.
+/// Downloads the job's results so far. `hardware` is what its ranks ran on, if that is known.
 pub(crate) async fn download_results(
     line: &LeaderChannel,
     job: &v1::Job,
     dir: &Path,
+    hardware: &[String],
     progress: &Progress,
 ) -> Result<LocalArtifacts> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    for artifact in
-        job.artifacts.iter().filter(|artifact| ["policy", "reward"].contains(&artifact.kind.as_str()))
-    {
-        download::artifact(line, artifact, &dir.join("rounds").join(&artifact.name), progress).await?;
+    for artifact in job.artifacts.iter().filter(|artifact| is_model(artifact)) {
+        let model = dir.join("rounds").join(&artifact.name);
+        download::artifact(line, artifact, &model, progress).await?;
+        card::write(&model, &card::Provenance::new(job, artifact, hardware))?;
     }
     metrics(line, job, &dir.join("metrics.jsonl")).await?;
     samples::write_all(line, job, &dir.join("samples")).await?;
+    if job.spec.as_ref().is_some_and(trackers::any) {
+        Mirror::new(&dir.join(EVENT_FILES)).fetch(line, &job.id).await?;
+    }
     Ok(LocalArtifacts { policy: link_last(job, "policy", dir)?, reward: link_last(job, "reward", dir)? })
+}
+
+/// Whether an artifact is a model's directory.
+pub(crate) fn is_model(artifact: &v1::Artifact) -> bool {
+    ["policy", "reward"].contains(&artifact.kind.as_str())
 }
 
 /// The steps of all training phases and the drift of each phase, in one file.
@@ -93,8 +104,20 @@ fn link_last(job: &v1::Job, kind: &str, dir: &Path) -> Result<Option<String>> {
 fn replace(from: &Path, part: &Path, to: &Path) -> io::Result<()> {
     remove(part)?;
     link_tree(from, part)?;
+    keep_card(to, part)?;
     remove(to)?;
     fs::rename(part, to)
+}
+
+/// Keeps the card that somebody has edited in `earlier`, if that is the same model.
+fn keep_card(earlier: &Path, part: &Path) -> io::Result<()> {
+    let model = |dir: &Path| card::Provenance::read(dir).ok().flatten().map(|made| made.artifact.name);
+    let (old, new) = (earlier.join(card::README), part.join(card::README));
+    if old.is_file() && card::is_edited(&old) && model(earlier).is_some() && model(earlier) == model(part) {
+        remove(&new)?;
+        fs::copy(old, new)?;
+    }
+    Ok(())
 }
 
 /// Makes `to` a hard-linked copy of the directory `from`.

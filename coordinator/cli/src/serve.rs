@@ -17,11 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::args::ServeArgs;
 use super::local_file::write_atomic;
+use super::run::directory;
 use foil_coordinator::Serve;
 use foil_coordinator::audit::{AuditLog, AuditRetention};
 use foil_coordinator::auth::Authenticator;
 use foil_coordinator::descriptors;
 use foil_coordinator::resolve::{ChildConfig, Resolver};
+use foil_coordinator::trackers;
 
 /// Advice on listening beyond loopback.
 const SECURE_LISTEN: &str = "Give --tls-cert and --tls-key, and --token-file, --jwt-issuer or --tls-client-ca, or, on a network you trust, --insecure-listen";
@@ -45,6 +47,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     check_listen(&args, tls_files.is_some(), auth.is_given())?;
     failpoint::init()?;
     let otlp = otlp::Config::from_env("foil-coordinator")?;
+    let trackers = trackers::Config::from_env()?;
     // Completions, prompts and weights in the store are private.
     private::restrict_umask();
     let stop = shutdown::on_signal()?.token();
@@ -78,10 +81,12 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     (serve.tls, serve.auth) = (tls, auth);
     (serve.audit, serve.audit_retention) = (audit, audit_retention);
     (serve.address, serve.take_over) = (advertised, args.take_over);
+    serve.run_directory = args.run_directory.as_deref().and_then(directory::shell_word);
     serve.settings.snapshot_every = args.snapshot_every;
     serve.settings.policy.preempt_exempt = args.queue.preempt_exempt_time;
     serve.settings.allow_version_skew = args.allow_version_skew;
     serve.collect_garbage_every = args.gc_interval.0;
+    serve.trackers = trackers;
     if let Some(resolver) = child_resolver(&args) {
         serve.resolver = resolver;
     }

@@ -10,11 +10,13 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let (number, unit) = (&text[..end], text[end..].trim());
     let factor = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
+        "kb" => 1e3,
         "mb" => 1e6,
         "gb" => 1e9,
+        "kib" => 1024.0,
         "mib" => f64::from(1 << 20),
         "gib" => f64::from(1 << 30),
-        _ => return Err(format!("found the unit {unit:?}, expected MiB, GiB, MB or GB")),
+        _ => return Err(format!("found the unit {unit:?}, expected KiB, MiB, GiB, KB, MB or GB")),
     };
     match number.parse::<f64>() {
         Ok(number) if number > 0.0 => Ok((number * factor) as u64),

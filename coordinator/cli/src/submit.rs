@@ -12,16 +12,17 @@ use super::args::SubmitArgs;
 use super::inputs::{self, Content, Prepared, Upload};
 use super::output::Output;
 use super::progress::{self, Progress};
-use super::{error_location, jobs, output, report, stdout};
+use super::{error_location, jobs, output, remote, report, stdout};
 use foil_common::plural::counted;
 use foil_coordinator::plan;
 use foil_coordinator::resolve::{self, local};
 
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     let settings: Vec<String> = args.job.settings.iter().cloned().chain(args.scheduling.settings()).collect();
-    let job = load(&args.job.file, &settings)?;
+    let mut job = load(&args.job.file, &settings)?;
     let format = args.output.format;
     if args.dry_run && !args.server {
+        let _downloads = remote::fetch(&mut job, &Progress::new(true)).await?;
         return dry_run(job, format).await;
     }
     let client = args.client.connect()?;
@@ -91,8 +92,9 @@ pub(crate) fn load(file: &Path, settings: &[String]) -> Result<spec::Job> {
     Ok(spec::Job::try_from(wire)?)
 }
 
-/// Checks the models and hashes the inputs, on a blocking thread.
-pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepared> {
+/// Reads inputs by URL, checks the models and hashes the inputs, on a blocking thread.
+pub(crate) async fn prepare(mut job: spec::Job, progress: &Progress) -> Result<Prepared> {
+    let downloads = remote::fetch(&mut job, progress).await?;
     let bar = progress.spinner("reading inputs");
     let shown = bar.clone();
     let reading = tokio::task::spawn_blocking(move || {
@@ -102,7 +104,7 @@ pub(crate) async fn prepare(job: spec::Job, progress: &Progress) -> Result<Prepa
     });
     let prepared = reading.await.context("reading the inputs was aborted")?;
     bar.finish_and_clear();
-    prepared
+    Ok(Prepared { downloads, ..prepared? })
 }
 
 /// Uploads the inputs that the store does not have.
@@ -149,11 +151,15 @@ fn show_plan(response: &v1::SubmitResponse, format: Output) -> Result<()> {
             .map(|data| vec![data.name.clone(), data.rows.to_string(), data.bad_rows.to_string()]),
     );
     stdout::line(&format!("\n{}", report::align(&rows)))?;
+    for line in report::sources(&plan) {
+        stdout::line(&format!("  {line}"))?;
+    }
     for bad in plan.datasets.iter().flat_map(|data| &data.first_bad) {
         stdout::line(&format!("  {bad}"))?;
     }
     if let Some(spec) = &response.resolved {
-        stdout::line(&format!("\n{}", serde_norway::to_string(spec)?.trim_end()))?;
+        let spec = spec::in_lists(serde_json::to_value(spec)?);
+        stdout::line(&format!("\n{}", serde_norway::to_string(&spec)?.trim_end()))?;
     }
     Ok(())
 }

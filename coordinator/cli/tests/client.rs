@@ -4,6 +4,8 @@
 // A test that cannot set itself up has failed.
 #![allow(clippy::unwrap_used)]
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -231,5 +233,93 @@ fn no_color_wins_over_everything() {
             command
         });
         assert!(!format!("{stdout}{stderr}").contains('\u{1b}'), "{arguments:?}: {stdout:?} {stderr:?}");
+    }
+}
+
+/// A page of a server on this machine: its head and body.
+fn page(url: &str) -> String {
+    let (address, path) = url.trim_start_matches("http://").split_once('/').unwrap();
+    let mut stream = TcpStream::connect(address).expect("the server listens");
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// A job that was submitted and canceled, in the directory `run` as a run leaves it; returns its id.
+fn canceled_run(home: &Path) -> String {
+    let (coordinator, url) = serve(home);
+    let letters = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/jobs/letters.yaml");
+    let letters = letters.to_str().unwrap();
+    let sizes = ["--set", "data.generator.sft=20", "--set", "data.generator.golden=20"];
+    let submit = [&["submit", letters, "--coordinator", &url, "-o", "name"][..], &sizes].concat();
+    let id = succeed(foil(home, &submit)).trim().to_owned();
+    succeed(foil(home, &["cancel", &id, "--coordinator", &url]));
+
+    let ui = ["ui", "letters", "--no-browser", "--coordinator", &url];
+    assert_eq!(succeed(foil(home, &ui)).trim(), format!("{url}/jobs/{id}"));
+    assert_eq!(succeed(foil(home, &["ui", "--coordinator", &url])).trim(), format!("{url}/"));
+    let (code, _, stderr) = output(foil(home, &["ui", "nothing", "--coordinator", &url]));
+    assert!(code == Some(1) && stderr.contains("there is no job nothing"), "{stderr}");
+    drop(coordinator);
+
+    std::fs::create_dir(home.join("run")).unwrap();
+    std::fs::rename(home.join("store"), home.join("run/store")).unwrap();
+    for file in ["job.json", "result.json"] {
+        std::fs::write(home.join("run").join(file), "{}").unwrap();
+    }
+    id
+}
+
+#[test]
+fn a_run_has_a_page_and_a_report_when_its_coordinator_is_gone() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let id = canceled_run(home);
+
+    // Absolute here, and relative below.
+    let run = home.join("run");
+    let mut command = foil(home, &["ui", run.to_str().unwrap(), "--no-browser"]);
+    let mut ui = Serve(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut url = String::new();
+    BufReader::new(ui.0.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    let url = url.trim();
+    assert!(url.ends_with(&format!("/jobs/{id}")), "{url}");
+    let answer = page(url);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("<div id=\"app\">"), "{answer}");
+    assert!(answer.contains("content-security-policy: default-src 'none'"), "{answer}");
+    let (code, _, stderr) = output(foil(home, &["ui", "run", "--no-browser"]));
+    assert!(
+        code == Some(1) && stderr.contains("is open in another `foil ui`, at http://127.0.0.1:"),
+        "{stderr}"
+    );
+    // Beside the page a report is read from its coordinator.
+    let beside = succeed(foil(home, &["report", "run", "--out", "beside", "--format", "md"]));
+    assert_eq!(beside.trim(), "beside/rounds.md");
+    drop(ui);
+
+    let all = ["report", "run", "--out", "out", "--format", "html,md,csv,latex", "--title", "A <title>"];
+    let files = succeed(foil(home, &all));
+    let names: Vec<&str> = files.lines().collect();
+    assert_eq!(names, ["out/report.html", "out/rounds.md", "out/rounds.csv", "out/rounds.tex"]);
+    let report = std::fs::read_to_string(home.join("out/report.html")).unwrap();
+    let data = report.split_once("id=\"foil-report\">").unwrap().1.split_once("</script>").unwrap().0;
+    let data: Value = serde_json::from_str(data).unwrap();
+    assert_eq!((&data["title"], &data["runs"][0]["job"]["id"]), (&"A <title>".into(), &id.as_str().into()));
+    assert_eq!((&data["runs"][0]["directory"], &data["runs"][0]["arm"]), (&"run".into(), &"letters".into()));
+    for (arguments, code, told) in [
+        (&["report", "nowhere/run", "--out", "o"][..], 1, "nowhere/run is no directory"),
+        (
+            &["report", "some-job", "--out", "o", "--coordinator", "http://127.0.0.1:1"],
+            1,
+            "no coordinator answers",
+        ),
+        (&["report", ".", "--out", "o"], 1, "is not the directory of a `foil run`"),
+        (&["report", "run"], 2, "--out"),
+        (&["report", "run", "--out", "o", "--format", "pdf"], 2, "pdf"),
+        (&["report", "--out", "o"], 2, "JOB|DIR"),
+    ] {
+        let (found, _, stderr) = output(foil(home, arguments));
+        assert!(found == Some(code) && stderr.contains(told), "{arguments:?}: {stderr}");
     }
 }

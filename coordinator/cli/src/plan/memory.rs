@@ -5,7 +5,7 @@ use foil_common::memory::{
     Adapters, Batch, Compute, Decoding, Estimate, Head, Model, ModelShape, Training, evaluation, generation,
     inference, training,
 };
-use foil_common::spec::{self, Lora, ModelRef, RewardStep, Sampling};
+use foil_common::spec::{self, Lora, ModelRef, RewardStep, Sampling, Sharding};
 use foil_common::text::Limits;
 
 use foil_coordinator::plan::{Phase, Work};
@@ -44,6 +44,11 @@ impl Memory {
         kinds.push(estimator.trained("policy epoch", &|checkpointing| estimator.policy_epoch(checkpointing)));
         kinds.push(estimator.kind("evaluate", estimator.evaluate()));
         Self { kinds, policy, reward }
+    }
+
+    /// The memory of another job with the same models.
+    pub(super) fn again(&self, job: &spec::Job, phases: &[Phase]) -> Self {
+        Self::of(job, phases, self.policy.clone(), self.reward.clone())
     }
 }
 
@@ -102,6 +107,7 @@ impl<'a> Estimator<'a> {
             device: resources.device,
             precision: resources.precision,
             threads: resources.threads_per_rank.into(),
+            masters: resources.sharding != Sharding::Fsdp,
         };
         Self { job, policy, reward, compute, longest: bounded(job.text.max_length) }
     }
@@ -128,7 +134,7 @@ impl<'a> Estimator<'a> {
     fn ref_log_probs(&self) -> Estimate {
         let needs = self.job.policy_step.method.needs();
         let initial = needs.reference == Some(spec::ReferencePolicy::Initial) && self.job.rounds > 1;
-        let resident = if initial && needs.old_log_probs { 2 } else { 1 };
+        let resident = if initial && needs.old_log_probs && self.compute.masters { 2 } else { 1 };
         let model = Model { shape: self.policy, head: Head::Language };
         inference(model, resident, self.read(self.group(), self.policy_budget()), self.compute)
     }

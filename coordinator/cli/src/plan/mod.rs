@@ -12,7 +12,8 @@ use foil_common::spec;
 use self::memory::Memory;
 use self::phases::Phases;
 use super::args::PlanArgs;
-use super::{output, stdout, submit};
+use super::progress::Progress;
+use super::{output, remote, stdout, submit};
 
 /// The plan, with notes for the user.
 struct Planned {
@@ -23,7 +24,8 @@ struct Planned {
 }
 
 pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
-    let job = submit::load(&args.job.file, &args.job.settings)?;
+    let mut job = submit::load(&args.job.file, &args.job.settings)?;
+    let _downloads = remote::fetch(&mut job, &Progress::new(true)).await?;
     let reading = tokio::task::spawn_blocking(move || describe(job));
     let planned = reading.await.context("reading the inputs was aborted")??;
     let value = || Ok(show::json(&planned, args.device_memory));

@@ -8,11 +8,11 @@ use super::Planned;
 use super::memory::Kind;
 use super::phases::Phases;
 use crate::report;
-use foil_common::plural::counted;
+use foil_common::plural::{counted, grouped};
 
 /// Labels of the parts of an estimate.
 const LABELS: [(&str, &str); 9] = [
-    ("weights", "weights, fp32"),
+    ("weights", "weights"),
     ("copies", "copies for products"),
     ("gradients", "gradients, fp32"),
     ("optimizer", "AdamW state"),
@@ -52,7 +52,7 @@ pub(super) fn text(planned: &Planned, device: Option<u64>) -> String {
     let unit = Unit::of(kinds.iter().map(|kind| kind.estimate.total()).max().unwrap_or(0));
     let mut parts = vec![phases(&planned.phases), models(planned), table(kinds, unit, device)];
     parts.extend(other_checkpointing(&planned.job, kinds, unit));
-    parts.extend(device.map(|size| verdict(&planned.job, kinds, unit, size)));
+    parts.extend(device.map(|size| verdict(planned, unit, size)));
     parts.join("\n\n")
 }
 
@@ -87,16 +87,6 @@ fn models(planned: &Planned) -> String {
         ),
     ]
     .join("\n")
-}
-
-/// A number with thousands separators.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let first = digits.len() % 3;
-    let mut groups: Vec<&str> = Vec::new();
-    groups.extend((first > 0).then(|| &digits[..first]));
-    groups.extend((first..digits.len()).step_by(3).map(|at| &digits[at..at + 3]));
-    groups.join(",")
 }
 
 fn table(kinds: &[Kind], unit: Unit, device: Option<u64>) -> String {
@@ -147,7 +137,8 @@ fn other_checkpointing(job: &spec::Job, kinds: &[Kind], unit: Unit) -> Option<St
     (!parts.is_empty()).then(|| format!("activations {other} activation_checkpointing: {}", parts.join(", ")))
 }
 
-fn verdict(job: &spec::Job, kinds: &[Kind], unit: Unit, size: u64) -> String {
+fn verdict(planned: &Planned, unit: Unit, size: u64) -> String {
+    let (job, kinds) = (&planned.job, &planned.memory.kinds);
     let over: Vec<&Kind> = kinds.iter().filter(|kind| kind.estimate.total() > size).collect();
     if over.is_empty() {
         let largest = kinds.iter().max_by_key(|kind| kind.estimate.total());
@@ -155,8 +146,43 @@ fn verdict(job: &spec::Job, kinds: &[Kind], unit: Unit, size: u64) -> String {
         return format!("fits {}{largest}", unit.amount(size));
     }
     let names: Vec<&str> = over.iter().map(|kind| kind.name).collect();
-    let advice = advice(job, &over);
+    let needs = needs(planned, &over, unit, size).into_iter();
+    let advice: Vec<String> = needs.chain(advice(job, &over).into_iter().map(str::to_owned)).collect();
     format!("does not fit {}: {}; {}", unit.amount(size), names.join(", "), advice.join("; "))
+}
+
+/// With everything sharded already: what the phases over the device's size need.
+fn needs(planned: &Planned, over: &[&Kind], unit: Unit, size: u64) -> Vec<String> {
+    /// More ranks than anyone has.
+    const MOST: u32 = 4096;
+    let job = &planned.job;
+    if job.resources.sharding != Sharding::Fsdp {
+        return Vec::new();
+    }
+    let (training, whole): (Vec<&Kind>, Vec<&Kind>) =
+        over.iter().copied().partition(|kind| kind.other_activations.is_some());
+    let mut needs = Vec::new();
+    if !training.is_empty() {
+        let fits = |ranks: &u32| {
+            let mut job = job.clone();
+            job.resources.ranks = *ranks;
+            let kinds = planned.memory.again(&job, &planned.phases.list).kinds;
+            kinds.iter().all(|kind| kind.other_activations.is_none() || kind.estimate.total() <= size)
+        };
+        needs.push(match (job.resources.ranks + 1..=MOST).find(fits) {
+            Some(ranks) => format!("training fits with resources.ranks: {ranks}"),
+            None => format!("training does not fit with {MOST} ranks either"),
+        });
+    }
+    let largest = whole.iter().map(|kind| kind.estimate.total()).max();
+    needs.extend(largest.map(|bytes| {
+        let precision = job.resources.precision;
+        format!(
+            "phases that do not train hold a whole model in {precision} on each device: {} at most",
+            unit.amount(bytes)
+        )
+    }));
+    needs
 }
 
 /// Settings that would reduce memory and are not set yet.
@@ -168,8 +194,9 @@ fn advice(job: &spec::Job, over: &[&Kind]) -> Vec<&'static str> {
     let all = [
         (
             trains && resources.ranks > 1 && resources.sharding == Sharding::Ddp,
-            "set resources.sharding: zero1",
+            "set resources.sharding: zero1 or fsdp",
         ),
+        (resources.ranks > 1 && resources.sharding == Sharding::Zero1, "set resources.sharding: fsdp"),
         (trains && !resources.activation_checkpointing, "set resources.activation_checkpointing: true"),
         (trains, "lower optimizer.micro_batch_tokens"),
         (trains && without_adapters, "train adapters (lora)"),

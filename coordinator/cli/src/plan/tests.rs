@@ -69,6 +69,58 @@ fn the_7b_job_fits_eight_devices_with_sharding_and_not_without() {
     assert!(total(&third, "evaluate") > 12 * 6_600_000_000);
 }
 
+/// What a device of so many GiB says of a job with these settings.
+fn verdict(job: &str, device: u64, settings: &[&str]) -> (bool, String) {
+    let planned = planned(job, settings);
+    let fits = show::json(&planned, Some(device << 30))["fits"].as_bool().unwrap();
+    (fits, show::text(&planned, Some(device << 30)))
+}
+
+#[test]
+fn models_larger_than_a_device_fit_eight_of_them_in_shards() {
+    const SHARDED: [&str; 3] =
+        ["resources.sharding=fsdp", "generation.max_num_seqs=16", "evaluation.kl_prompts=0"];
+    let (fits, text) = verdict("deploy/jobs/llama-7b.yaml", 24, &SHARDED);
+    assert!(fits, "{text}");
+    for job in ["deploy/jobs/llama-13b.yaml", "deploy/jobs/qwen-32b.yaml"] {
+        let (fits, text) = verdict(job, 80, &[]);
+        assert!(fits && text.contains("8 ranks on cuda, bf16, fsdp, activation checkpointing"), "{text}");
+        for sharding in ["ddp", "zero1"] {
+            let (fits, text) = verdict(job, 80, &[&format!("resources.sharding={sharding}")]);
+            assert!(!fits && text.contains("set resources.sharding: ") && text.contains("fsdp"), "{text}");
+        }
+    }
+    // Sixteen bytes a parameter, over eight ranks.
+    let json = show::json(&planned("deploy/jobs/qwen-32b.yaml", &[]), None);
+    let parameters = json["parameters"]["policy"].as_u64().unwrap();
+    assert_eq!(parameters, 32_763_876_352); // Qwen2.5-32B
+    assert!(total(&json, "policy epoch") > 2 * parameters);
+    assert!(total(&json, "policy epoch") < 3 * parameters);
+}
+
+#[test]
+fn a_job_that_does_not_fit_in_shards_says_what_it_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("llama-70b")).unwrap();
+    // Llama-2-70B.
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672,
+        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 32000,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+    });
+    fs::write(dir.path().join("llama-70b/config.json"), config.to_string()).unwrap();
+    let job = fs::read_to_string(repository().join("deploy/jobs/qwen-32b.yaml")).unwrap();
+    fs::write(dir.path().join("job.yaml"), job.replace("model: qwen-32b", "model: llama-70b")).unwrap();
+    let wire = file::load(&dir.path().join("job.yaml"), &[]).unwrap();
+    let planned = describe(spec::Job::try_from(wire).unwrap()).unwrap();
+    let text = show::text(&planned, Some(80 << 30));
+    let needs = "phases that do not train hold a whole model in bf16 on each device: ";
+    assert!(text.contains("does not fit 80.00 GiB: ") && text.contains(needs), "{text}");
+    let ranks = text.split("training fits with resources.ranks: ").nth(1).unwrap();
+    let ranks: u32 = ranks.split(';').next().unwrap().parse().unwrap();
+    assert!((16..32).contains(&ranks), "{text}");
+}
+
 #[test]
 fn settings_move_the_parts_they_should() {
     let of = |settings: &[&str]| show::json(&planned("deploy/jobs/llama-7b.yaml", settings), None);

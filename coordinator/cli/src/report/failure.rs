@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 /// Maximum number of rows in the text; the JSON has all.
 const ROWS_SHOWN: usize = 64;
+/// Maximum number of log lines in the text.
+const LINES_SHOWN: usize = 10;
 
 /// A failure as a message: what failed, where, and what to do; then the last log lines of the failed rank.
 pub(crate) fn failure(job: &v1::Job) -> String {
@@ -35,7 +37,8 @@ pub(crate) fn failure(job: &v1::Job) -> String {
     if !failure.rows.is_empty() {
         text += &format!("\nrows: {}", rows(&failure.rows));
     }
-    for line in &failure.log_tail {
+    // More would push the message out of sight.
+    for line in failure.log_tail.iter().skip(failure.log_tail.len().saturating_sub(LINES_SHOWN)) {
         text += &format!("\n  | {line}");
     }
     text

@@ -1,20 +1,23 @@
 //! Reports of a job: a table of rounds, and a JSON object.
 
-mod alarms;
 mod best;
 mod failure;
+mod sources;
 
 use foil_common::drift;
 use foil_common::spec::{Method, RewardLoss};
 use foil_common::stats::REWARD_GAIN;
+use foil_coordinator::job::alarms;
 use foil_proto::v1;
 use serde_json::{Map, Value, json};
 
 use foil_common::plural::counted;
 
-pub(crate) use self::alarms::alarms;
+use crate::size;
+
 pub(crate) use self::best::best;
 pub(crate) use self::failure::failure;
+pub(crate) use self::sources::{source, sources};
 
 /// Number of spaces between columns.
 const BETWEEN_COLUMNS: usize = 2;
@@ -96,20 +99,23 @@ fn figures(metrics: &[v1::Metric], required: &[&str]) -> Value {
     Value::Object(figures)
 }
 
-struct Column {
-    head: &'static str,
-    side: Side,
-    metric: &'static str,
-    digits: usize,
+/// A metric that tables of rounds show.
+pub(crate) struct Column {
+    pub(crate) head: &'static str,
+    pub(crate) side: Side,
+    pub(crate) metric: &'static str,
+    /// After the point; at least, where there is an error.
+    pub(crate) digits: usize,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Side {
+/// The model that a metric is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Side {
     Reward,
     Policy,
 }
 
-const COLUMNS: [Column; 7] = [
+pub(crate) const COLUMNS: [Column; 7] = [
     Column { head: "RM human", side: Side::Reward, metric: "accuracy", digits: 3 },
     Column { head: "RM fresh", side: Side::Reward, metric: "fresh_accuracy", digits: 3 },
     Column { head: "gain", side: Side::Policy, metric: REWARD_GAIN, digits: 2 },
@@ -154,7 +160,8 @@ fn in_parts(cells: &[Vec<String>], columns: usize) -> String {
     parts.iter().map(of).collect::<Vec<_>>().join("\n\n")
 }
 
-fn cells(job: &v1::Job, between: &str) -> Vec<Vec<String>> {
+/// The head and the rounds of a job's table, with `between` before an error; empty before the first round.
+pub(crate) fn cells(job: &v1::Job, between: &str) -> Vec<Vec<String>> {
     let empty = Vec::new();
     let has_gain =
         job.rounds.iter().any(|round| round.policy.iter().any(|metric| metric.name == REWARD_GAIN));
@@ -196,7 +203,7 @@ fn figure(metrics: &[v1::Metric], column: &Column, between: &str) -> String {
     let Some(metric) = metrics.iter().find(|metric| metric.name == column.metric) else {
         return String::new();
     };
-    let digits = column.digits;
+    let digits = digits_of(column.digits, metric.se);
     let end = |end: &str| {
         let name = format!("{}_{end}", column.metric);
         metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value)
@@ -239,11 +246,13 @@ pub(crate) fn align(rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The progress of a phase: `37 of 96 prompts`, `step 12 of 40, loss 0.578`.
+/// The progress of a phase: `37 of 96 prompts`, `step 12 of 40, loss 0.578`, `761.1 KiB of 1.1 MiB loaded`.
 pub(crate) fn progress(told: &v1::PhaseProgress) -> String {
-    let count = match told.unit.as_str() {
-        "steps" => format!("step {} of {}", told.done, told.total),
-        unit => format!("{} of {} {unit}", told.done, told.total),
+    let (done, total) = (told.done, told.total);
+    let count = match (told.unit.as_str(), told.unit.strip_prefix("bytes ")) {
+        ("steps", _) => format!("step {done} of {total}"),
+        (_, Some(what)) => format!("{} of {} {what}", size::text(done), size::text(total)),
+        (unit, None) => format!("{done} of {total} {unit}"),
     };
     std::iter::once(count).chain(main_metrics(&told.step)).collect::<Vec<_>>().join(", ")
 }
@@ -263,12 +272,19 @@ pub(crate) fn outline(spec: &v1::JobSpec) -> String {
 }
 
 /// A number with fixed digits; a rounded zero has no sign.
-fn fixed(value: f64, digits: usize) -> String {
+pub(crate) fn fixed(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
     match text.strip_prefix('-') {
         Some(zero) if zero.bytes().all(|byte| matches!(byte, b'0' | b'.')) => zero.to_owned(),
         _ => text,
     }
+}
+
+/// Digits after the point: as many as show two significant ones of an error, and at least some.
+pub(crate) fn digits_of(least: usize, error: Option<f64>) -> usize {
+    let digits = 1.0 - error.unwrap_or(0.0).log10().floor();
+    // Rounding makes errors of equal values that are not quite 0.
+    if digits > least as f64 && digits <= 8.0 { digits as usize } else { least }
 }
 
 /// The main metrics of a phase, the most important first: `loss 0.578`, `reward 1.250`.

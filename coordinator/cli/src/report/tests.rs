@@ -6,6 +6,16 @@ fn a_rounded_zero_has_no_sign() {
     assert_eq!(main_metrics(&[metric("reward_mean", -0.0001, None)]), ["reward 0.000"]);
 }
 
+#[test]
+fn an_error_has_two_significant_digits() {
+    let digits = |error| digits_of(2, Some(error));
+    assert_eq!([0.5, 0.05, 0.0123, 0.001].map(digits), [2, 3, 3, 4]);
+    assert_eq!([0.0, 1e-17, f64::NAN, f64::INFINITY].map(digits), [2; 4]);
+    assert_eq!(digits_of(1, None), 1);
+    let gold = Column { head: "gold", side: Side::Policy, metric: "gold_mean", digits: 2 };
+    assert_eq!(figure(&[metric("gold_mean", 0.0041, Some(0.0123))], &gold, " ± "), "0.004 ± 0.012");
+}
+
 pub(crate) fn metric(name: &str, value: f64, se: Option<f64>) -> v1::Metric {
     v1::Metric { name: name.to_owned(), value, se }
 }
@@ -40,12 +50,12 @@ pub(crate) fn finished_job() -> v1::Job {
 #[test]
 fn the_table_shows_every_round_with_errors() {
     let expected = "\
-round  RM human       RM fresh       reward       gold         KL             length
-start  –              –              –            2.60 ± 0.06  –              8.0
-1      0.750 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  3.50 ± 0.06  3.250 ± 0.100  9.5
-2 *    0.700 ± 0.020  0.950 ± 0.010  1.50 ± 0.05  4.25 ± 0.06  3.250 ± 0.100  9.5";
+round  RM human       RM fresh       reward         gold           KL             length
+start  –              –              –              2.600 ± 0.060  –              8.0
+1      0.750 ± 0.020  0.950 ± 0.010  1.500 ± 0.050  3.500 ± 0.060  3.250 ± 0.100  9.5
+2 *    0.700 ± 0.020  0.950 ± 0.010  1.500 ± 0.050  4.250 ± 0.060  3.250 ± 0.100  9.5";
     assert_eq!(table(&finished_job(), usize::MAX), expected);
-    assert_eq!(table(&finished_job(), 87), expected);
+    assert_eq!(table(&finished_job(), 91), expected);
     let narrow = table(&finished_job(), 80);
     for columns in [20, 40, 60] {
         let parts = table(&finished_job(), columns);
@@ -71,10 +81,10 @@ fn the_table_shows_gains_and_the_interval_of_a_rate_of_1() {
     }
     job.start.retain(|metric| metric.name != "gold_mean");
     let expected = "\
-round  RM human       RM fresh              gain         reward       KL             length
-start  –              –                     0.00         –            –              8.0
-1      0.750 ± 0.020  1.000 [0.925, 1.000]  0.50 ± 0.12  1.50 ± 0.05  3.250 ± 0.100  9.5
-2 *    0.700 ± 0.020  1.000 [0.925, 1.000]  0.50 ± 0.12  1.50 ± 0.05  3.250 ± 0.100  9.5";
+round  RM human       RM fresh              gain         reward         KL             length
+start  –              –                     0.00         –              –              8.0
+1      0.750 ± 0.020  1.000 [0.925, 1.000]  0.50 ± 0.12  1.500 ± 0.050  3.250 ± 0.100  9.5
+2 *    0.700 ± 0.020  1.000 [0.925, 1.000]  0.50 ± 0.12  1.500 ± 0.050  3.250 ± 0.100  9.5";
     assert_eq!(table(&job, usize::MAX), expected);
     assert!(table(&job, 80).contains("1.000[0.925,1.000]"));
     let notes = notes(&job);
@@ -88,6 +98,13 @@ fn progress_and_specification_fit_a_line() {
     assert_eq!(progress(&told), "step 12 of 40, loss 0.578");
     let rows = v1::PhaseProgress { done: 3, total: 9, unit: "prompts".into(), ..Default::default() };
     assert_eq!(progress(&rows), "3 of 9 prompts");
+    let loading = v1::PhaseProgress {
+        done: 779_356,
+        total: 1_169_621,
+        unit: "bytes loaded".into(),
+        ..Default::default()
+    };
+    assert_eq!(progress(&loading), "761.1 KiB of 1.1 MiB loaded");
     let spec = v1::JobSpec {
         rounds: Some(2),
         policy_step: Some(v1::PolicyStepSpec {

@@ -13,8 +13,10 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::directory::STORE;
 use crate::args::LogFormat;
 use crate::credential_args::{CLIENT_VARIABLES, SERVER_VARIABLES};
+use foil_coordinator::trackers::SECRET_VARIABLES;
 
 /// Timeout of the start of the coordinator.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -68,6 +70,9 @@ impl Children {
             .arg(&port_file)
             // The URL may contain a secret, and arguments are public.
             .env("FOIL_STORE", &setup.store);
+        if Path::new(&setup.store) == setup.out.join(STORE) {
+            serve.arg("--run-directory").arg(&setup.out);
+        }
         // They are for a service; a run stays on this machine.
         for variable in SERVER_VARIABLES {
             serve.env_remove(variable);
@@ -84,7 +89,8 @@ impl Children {
         let mut agent = Command::new(foil_worker);
         agent.args(["--coordinator", &url, "--ranks", &setup.ranks.to_string()]);
         agent.args(["--device", setup.device.name()]);
-        for variable in CLIENT_VARIABLES.into_iter().chain(SERVER_VARIABLES) {
+        // The coordinator alone talks to experiment trackers.
+        for variable in CLIENT_VARIABLES.into_iter().chain(SERVER_VARIABLES).chain(SECRET_VARIABLES) {
             agent.env_remove(variable);
         }
         // The same in every run on this store: an agent that re-registers without its ranks shows that those

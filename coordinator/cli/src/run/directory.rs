@@ -1,19 +1,24 @@
 //! The output directory of a run: its owner, its content and its lock.
 
+use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use foil_common::spec::without_scheduling;
+use foil_common::storage::object::SIDECAR;
 use foil_proto::v1;
 use serde_json::Value;
 
 use crate::local_file::{remove, write_atomic};
 use crate::results;
 
-const SPEC: &str = "job.json";
-const RESULT: &str = "result.json";
-const STORE: &str = "store";
+pub(crate) const SPEC: &str = "job.json";
+pub(crate) const RESULT: &str = "result.json";
+pub(crate) const STORE: &str = "store";
+/// Locked by the process that uses the directory. A `foil ui` has its URL in it.
+pub(crate) const LOCK: &str = ".lock";
 const LOGS: &str = "logs";
 
 /// An output directory that belongs to one specification, locked by this process.
@@ -31,14 +36,18 @@ impl Directory {
         let cannot =
             || format!("cannot use the output directory {}; give another with --out", path.display());
         fs::create_dir_all(path).with_context(cannot)?;
-        let lock = File::create(path.join(".lock")).with_context(cannot)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail!("another `foil run` is using {}; wait for it, or give another --out", path.display())
+        let Some(lock) = lock(path).with_context(cannot)? else {
+            match shown_at(path) {
+                Some(url) => bail!(
+                    "a `foil ui` has {} open, at {url}; end that by ctrl-c first, or give another --out",
+                    path.display()
+                ),
+                None => bail!(
+                    "another `foil run` is using {}; wait for it, or give another --out",
+                    path.display()
+                ),
             }
-            Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
-        }
+        };
         let directory = Self { path: path.to_owned(), _lock: lock };
         let is_other =
             directory.owner().is_some_and(|owner| without_scheduling(&owner) != without_scheduling(spec));
@@ -93,10 +102,80 @@ impl Directory {
         write_atomic(&self.path.join(RESULT), &serde_json::to_vec_pretty(summary)?)
     }
 
-    pub(super) fn remove_store(&self) -> Result<()> {
+    /// Removes of the store what a finished job needs no more: models, which are beside it, checkpoints and
+    /// inputs. What is left is what its page shows.
+    pub(super) fn prune_store(&self, job: &v1::Job) -> Result<()> {
         let store = self.store();
-        remove(&store).with_context(|| format!("cannot remove {}", store.display()))
+        let kept: HashSet<&str> = job
+            .artifacts
+            .iter()
+            .flat_map(|artifact| &artifact.objects)
+            .filter(|object| !is_weights(&object.path))
+            .map(|object| object.key.as_str())
+            .collect();
+        let whole = ["data", "logs", "trackers"].map(|folder| format!("jobs/{}/{folder}/", job.id));
+        let keeps = |key: &str| {
+            key.starts_with("meta/")
+                || whole.iter().any(|prefix| key.starts_with(prefix))
+                || kept.contains(key.strip_suffix(SIDECAR).unwrap_or(key))
+        };
+        prune(&store, &store, &keeps).with_context(|| format!("cannot clean up {}", store.display()))
     }
+}
+
+/// Locks a directory, and removes from the file what an earlier process wrote. None if another one holds the
+/// lock.
+pub(crate) fn lock(directory: &Path) -> io::Result<Option<File>> {
+    // Not truncated before it is locked: the other process may have written its URL.
+    let lock = File::options().create(true).append(true).open(directory.join(LOCK))?;
+    match lock.try_lock() {
+        Ok(()) => {
+            lock.set_len(0)?;
+            Ok(Some(lock))
+        }
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// The URL that the holder of a directory's lock has written.
+pub(crate) fn shown_at(directory: &Path) -> Option<String> {
+    let text = fs::read_to_string(directory.join(LOCK)).ok()?;
+    Some(text.trim().to_owned()).filter(|url| url.starts_with("http://"))
+}
+
+/// A directory's whole path as one word of a shell, for a command that is shown. None if it is not text of
+/// one line.
+pub(crate) fn shell_word(directory: &Path) -> Option<String> {
+    let whole = directory.canonicalize().ok()?;
+    let path = whole.to_str().filter(|path| !path.contains(char::is_control))?;
+    let is_plain = |character: char| character.is_alphanumeric() || "/._-+@=:,".contains(character);
+    match path.chars().all(is_plain) {
+        true => Some(path.to_owned()),
+        false => Some(format!("'{}'", path.replace('\'', r"'\''"))),
+    }
+}
+
+fn is_weights(path: &str) -> bool {
+    path.ends_with(".safetensors") || path.ends_with(".bin")
+}
+
+/// Removes the files below a folder whose keys are not kept, and the folders that are left empty.
+fn prune(root: &Path, folder: &Path, keeps: &dyn Fn(&str) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            prune(root, &path, keeps)?;
+            // One that is not empty stays.
+            let _ = fs::remove_dir(&path);
+            continue;
+        }
+        let key = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
+        if !keeps(&key) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -131,6 +210,39 @@ mod tests {
     }
 
     #[test]
+    fn a_run_keeps_the_url_of_a_page_that_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap().unwrap();
+        fs::write(dir.path().join(LOCK), "http://127.0.0.1:7\n").unwrap();
+        for _ in 0..2 {
+            let refused = open(dir.path(), false, "a").unwrap_err();
+            assert!(
+                refused.contains("a `foil ui` has") && refused.contains("http://127.0.0.1:7"),
+                "{refused}"
+            );
+        }
+        drop(held);
+        open(dir.path(), false, "a").unwrap();
+        assert_eq!(shown_at(dir.path()), None, "it was of a process that has ended");
+    }
+
+    #[test]
+    fn a_directory_is_one_word_of_a_shell() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = dir.path().canonicalize().unwrap();
+        let word = |name: &str| {
+            fs::create_dir_all(whole.join(name)).unwrap();
+            let word = shell_word(&whole.join(name)).unwrap();
+            word.replace(whole.to_str().unwrap(), "T")
+        };
+        assert_eq!(word("letters-2"), "T/letters-2");
+        assert_eq!(word("it's $HOME"), r"'T/it'\''s $HOME'");
+        fs::create_dir(whole.join("a\nb")).unwrap();
+        assert_eq!(shell_word(&whole.join("a\nb")), None);
+        assert_eq!(shell_word(&whole.join("absent")), None);
+    }
+
+    #[test]
     fn a_failed_job_is_replaced_by_another() {
         let dir = tempfile::tempdir().unwrap();
         let directory = open(dir.path(), false, "a").unwrap();
@@ -138,6 +250,62 @@ mod tests {
         directory.finish(&json!({ "state": "failed" })).unwrap();
         drop(directory);
         assert!(open(dir.path(), false, "b").unwrap().result().is_none());
+    }
+
+    #[test]
+    fn a_finished_runs_store_keeps_what_its_page_shows() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = open(dir.path(), false, "a").unwrap();
+        let object = |key: &str, path: &str| v1::Object {
+            key: key.to_owned(),
+            path: path.to_owned(),
+            ..Default::default()
+        };
+        let artifact = |kind: &str, objects: Vec<v1::Object>| v1::Artifact {
+            kind: kind.to_owned(),
+            objects,
+            ..Default::default()
+        };
+        let policy = "jobs/j/phases/r01.policy.train/1/";
+        let samples = "jobs/j/phases/r01.policy.generate/00000/1-1-1";
+        let job = v1::Job {
+            id: "j".to_owned(),
+            artifacts: vec![
+                artifact("samples", vec![object(samples, "00000")]),
+                artifact(
+                    "policy",
+                    vec![
+                        object(&format!("{policy}model.safetensors"), "model.safetensors"),
+                        object(&format!("{policy}tokenizer.json"), "tokenizer.json"),
+                    ],
+                ),
+            ],
+            ..Default::default()
+        };
+        let kept = [
+            "meta/log/1".to_owned(),
+            "jobs/j/data/prompts.jsonl".to_owned(),
+            "jobs/j/logs/1/0/s/0-9".to_owned(),
+            "jobs/j/trackers/mlflow/complete".to_owned(),
+            samples.to_owned(),
+            format!("{samples}.b3"),
+            format!("{policy}tokenizer.json"),
+            format!("{policy}tokenizer.json.b3"),
+        ];
+        let removed = [
+            "inputs/default/ab".to_owned(),
+            "jobs/j/phases/r01.policy.train/1/checkpoint-7/0".to_owned(),
+            "jobs/other/data/prompts.jsonl".to_owned(),
+            format!("{policy}model.safetensors"),
+            format!("{policy}model.safetensors.b3"),
+        ];
+        for key in kept.iter().chain(&removed) {
+            write_atomic(&directory.store().join(key), b"x").unwrap();
+        }
+        directory.prune_store(&job).unwrap();
+        let is_there = |key: &String| directory.store().join(key).is_file();
+        assert!(kept.iter().all(is_there) && !removed.iter().any(is_there));
+        assert!(!directory.store().join("inputs").exists(), "no empty folders are left");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `foil run`: runs one job on this machine, with the same coordinator and workers as on a cluster.
 
 mod children;
-mod directory;
+pub(crate) mod directory;
 mod store_lock;
 
 use std::path::Path;
@@ -22,9 +22,12 @@ use super::inputs::{InputError, Prepared};
 use super::progress::Progress;
 use super::report::{self, LocalArtifacts};
 use super::throughput::duration;
-use super::{jobs, results, stdout, submit, terminal, watch};
+use super::trackers::{self, EVENT_FILES, Mirror};
+use super::ui::browser;
+use super::{card, jobs, results, stdout, submit, terminal, watch};
 use foil_coordinator::job::spec_hash;
 use foil_coordinator::rpc::is_device_warning;
+use foil_coordinator::trackers::Config;
 
 /// The outcome of a run that did not fail.
 enum Outcome {
@@ -122,7 +125,7 @@ async fn run_job(args: &RunArgs, log_format: LogFormat, started: Instant) -> Res
     let mut children = Children::start(&setup).await?;
     let client = Client::connect(children.url())?;
     let result = tokio::select! {
-        result = drive_job(&client, &prepared, &directory, &mut progress) => result,
+        result = drive_job(&client, &prepared, &directory, &mut progress, args.ui) => result,
         error = children.died() => Err(error.into()),
         () = stop.requested() => Ok(None),
     };
@@ -153,6 +156,12 @@ fn load(args: &RunArgs) -> Result<spec::Job> {
     if job.scheduling.ttl_after_finished.take().is_some() {
         stdout::note("ttl_after_finished has no effect on `foil run`, which removes its own store");
     }
+    let trackers = Config::from_env()?;
+    trackers.add_implied(&mut job.trackers);
+    // Before the job waits for its workers.
+    if let Some(lacking) = trackers.refusal(&job.trackers) {
+        bail!("{}: trackers.report_to: {lacking}", args.job.file.display());
+    }
     Ok(job)
 }
 
@@ -162,6 +171,7 @@ async fn drive_job(
     prepared: &Prepared,
     directory: &Directory,
     progress: &mut Progress,
+    show_page: bool,
 ) -> Result<Option<(v1::Job, LocalArtifacts)>, Failure> {
     // The coordinator answers slightly before it leads, and an upload would log that. The upload itself
     // retries for longer.
@@ -179,8 +189,15 @@ async fn drive_job(
     if job.phases_done > 0 && !is_ended(&job) {
         progress.resumes(job.phases_done);
     }
-    let job = watch::follow(client, &job.id, progress).await?;
-    match results::download_results(&client.line(), &job, directory.path(), progress).await {
+    if show_page {
+        let url = format!("{}/jobs/{}", client.line().url().trim_end_matches('/'), job.id);
+        progress.line(&format!("page: {url}"));
+        browser::open(&url);
+    }
+    let job = follow(client, &job.id, &prepared.spec, directory, progress).await?;
+    // The ranks ran on this machine.
+    let hardware = card::hardware();
+    match results::download_results(&client.line(), &job, directory.path(), &hardware, progress).await {
         Ok(artifacts) => Ok(Some((job, artifacts))),
         // The job's own failure is more important.
         Err(error) if job.state() != v1::JobState::Succeeded => {
@@ -189,6 +206,26 @@ async fn drive_job(
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Follows the job to its end, and a little longer if its trackers have not taken everything.
+async fn follow(
+    client: &Client,
+    id: &str,
+    spec: &v1::JobSpec,
+    directory: &Directory,
+    progress: &mut Progress,
+) -> Result<v1::Job> {
+    if !trackers::any(spec) {
+        return watch::follow(client, id, progress).await;
+    }
+    let (line, mut mirror) = (client.line(), Mirror::new(&directory.path().join(EVENT_FILES)));
+    let job = tokio::select! {
+        job = watch::follow(client, id, progress) => job?,
+        () = mirror.follow(&line, id) => bail!("the job's event files were followed to an end"),
+    };
+    mirror.finish(&line, id, progress).await;
+    Ok(job)
 }
 
 /// A request that means the same job whenever the same specification is run in the same store. A failed or
@@ -211,7 +248,7 @@ async fn request(client: &Client, spec: &v1::JobSpec) -> Result<v1::SubmitReques
     Ok(v1::SubmitRequest { spec: Some(spec.clone()), request_id, dry_run: false })
 }
 
-/// Reports the outcome, and removes the store after success.
+/// Reports the outcome, and removes of the store what is beside it after success.
 fn conclude(
     args: &RunArgs,
     directory: &Directory,
@@ -226,7 +263,7 @@ fn conclude(
         return Err(Failure { error, summary: Some(summary) });
     }
     if !args.keep && args.store.is_none() {
-        directory.remove_store()?;
+        directory.prune_store(job)?;
     }
     if !args.json {
         show(directory, job, started)?;
@@ -256,8 +293,17 @@ fn show_paths(directory: &Directory) -> Result<()> {
         ("steps", "metrics.jsonl"),
         ("samples", "samples"),
     ];
+    let events = directory.path().join(EVENT_FILES);
+    if events.is_dir() {
+        stdout::line(&format!("{:<12} tensorboard --logdir {}", "curves", events.display()))?;
+    }
+    // The page of a run whose store is elsewhere is that of its coordinator.
+    let has_page = directory.store().is_dir();
     for (what, name) in paths {
         stdout::line(&format!("{what:<12} {}", directory.path().join(name).display()))?;
+    }
+    if has_page {
+        stdout::line(&format!("{:<12} foil ui {}", "page", directory.path().display()))?;
     }
     Ok(())
 }

@@ -1,4 +1,7 @@
-//! `foil store`: what the objects in the coordinator's store take, and the deletion of garbage among them.
+//! `foil store`: what the objects in the coordinator's store take, the deletion of garbage among them, and
+//! copies of a store.
+
+mod copy;
 
 use std::time::Duration;
 
@@ -8,9 +11,10 @@ use foil_proto::v1;
 use foil_proto::v1::storage_client::StorageClient;
 use serde_json::{Value, json};
 
-use super::client_args::ClientArgs;
-use super::output::{Output, OutputArgs};
-use super::{duration, output, report, size, stdout};
+use self::copy::CopyArgs;
+use crate::client_args::ClientArgs;
+use crate::output::{Output, OutputArgs};
+use crate::{duration, output, report, size, stdout};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreCommand {
@@ -19,6 +23,9 @@ pub(crate) enum StoreCommand {
     /// Deletes objects that nothing names: inputs of no job, and what is left of deleted jobs and of
     /// submissions that were never committed.
     Gc(GcArgs),
+    /// Copies a store to another place, also while a coordinator uses it: a backup, or a move from a
+    /// directory to a bucket. It works on the stores themselves, with credentials from the environment.
+    Copy(CopyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -51,6 +58,7 @@ pub(crate) async fn store(command: &StoreCommand) -> Result<()> {
     match command {
         StoreCommand::Usage(args) => usage(args).await,
         StoreCommand::Gc(args) => gc(args).await,
+        StoreCommand::Copy(args) => copy::copy(args).await,
     }
 }
 
