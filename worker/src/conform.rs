@@ -29,7 +29,7 @@ fn policy(probe: &Probe) -> anyhow::Result<Measured> {
     let model = LanguageModel::load(Path::new(&probe.directory), Device::Cpu)?;
     let rows = &probe.rows[..probe.rows.len().min(probe.logit_rows)];
     let batch = PackedBatch::from_sequences(rows, Device::Cpu)?;
-    let hidden = model.forward(&batch, &batch.last_rows(), Precision::Fp32)?;
+    let hidden = model.forward(&batch, batch.last_rows(), Precision::Fp32)?;
     let logits = model.logits(&hidden).to_kind(Number::Float); // [rows, vocab]
     let logits = (0..rows.len() as i64).map(|row| Vec::try_from(logits.get(row)));
     let logits: Vec<Vec<f32>> = logits.collect::<Result<_, _>>()?;

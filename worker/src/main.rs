@@ -13,6 +13,7 @@ use foil_common::rpc::{Credentials, TlsFiles};
 use foil_common::tls::ServerTlsFiles;
 use foil_common::{exposition, listen, otlp, private, shutdown, telemetry};
 use foil_worker::agent::{self, AgentEnd, AgentOptions, DeviceKind, MetricsListen, RankProgram};
+use foil_worker::collective::PortRange;
 use foil_worker::rank::{self, RankOptions, Secret};
 use foil_worker::task_io::stop::StopSignal;
 use foil_worker::{conform, describe};
@@ -50,7 +51,7 @@ enum Command {
 struct AgentArgs {
     /// The coordinator's URL, http:// or https:// (TLS). If several coordinators share a store, give all of their
     /// URLs, separated by commas or in several options; the agent finds the leader.
-    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
+    #[arg(long, value_name = "URL", env = "FOIL_COORDINATOR", required = true, value_delimiter = ',')]
     coordinator: Vec<String>,
     #[command(flatten)]
     credentials: CredentialArgs,
@@ -68,6 +69,17 @@ struct AgentArgs {
     /// the connection to the coordinator.
     #[arg(long, value_name = "ADDRESS")]
     advertise_address: Option<String>,
+    /// Ports at which ranks listen for the others of their job, FIRST-LAST: one for each rank of this
+    /// machine, and another for the first rank of a job. Gloo and NCCL then connect at ports of the
+    /// system's choice. Default: any free port.
+    #[arg(
+        long,
+        value_name = "PORTS",
+        env = "FOIL_RENDEZVOUS_PORTS",
+        default_value = "0",
+        hide_default_value = true
+    )]
+    rendezvous_ports: PortRange,
     /// Directory for the files of running ranks. Default: the system's temporary directory.
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
@@ -154,6 +166,8 @@ struct RankArgs {
     #[arg(long)]
     advertise_address: String,
     #[arg(long)]
+    rendezvous_ports: PortRange,
+    #[arg(long)]
     work_dir: PathBuf,
     #[arg(long)]
     parent_pid: Option<u32>,
@@ -231,6 +245,7 @@ fn run_rank(args: RankArgs) -> anyhow::Result<Exit> {
         device: args.device,
         threads: args.threads,
         advertise_address: args.advertise_address,
+        rendezvous_ports: args.rendezvous_ports,
         work_dir: args.work_dir,
         parent_pid: args.parent_pid,
         stop: StopSignal::default(),
@@ -274,6 +289,7 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
             coordinator,
             credentials: args.credentials.files(),
             advertise_address: args.advertise_address,
+            rendezvous_ports: args.rendezvous_ports,
             work_dir,
             log_format: format.into(),
         },
@@ -317,7 +333,7 @@ mod tests {
                 .unwrap();
         assert_eq!((agent.agent.ranks, agent.agent.device), (Some(2), DeviceKind::Cpu));
         let line = "foil-worker --log-format json rank --coordinator http://h:1 --session s --job j --attempt 2 --rank 1 \
-                    --world 2 --device cuda --threads 1 --advertise-address ::1 --parent-pid 7 --work-dir /tmp/x";
+                    --world 2 --device cuda --threads 1 --advertise-address ::1 --rendezvous-ports 0 --parent-pid 7 --work-dir /tmp/x";
         let rank = Cli::try_parse_from(line.split_whitespace()).unwrap();
         assert!(matches!(rank.log_format, LogFormat::Json));
         let Some(Command::Rank(rank)) = rank.command else { panic!("no rank") };

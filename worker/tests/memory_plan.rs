@@ -44,7 +44,7 @@ fn compute(precision: Precision) -> Compute {
         Precision::Fp32 => spec::Precision::Fp32,
         Precision::Bf16 => spec::Precision::Bf16,
     };
-    Compute { device: DeviceKind::Cpu, precision, threads: 1 }
+    Compute { device: DeviceKind::Cpu, precision, threads: 1, masters: true }
 }
 
 fn batch(outputs: u64) -> Batch {
@@ -138,7 +138,7 @@ fn the_memory_of_a_lora_step_is_as_estimated() {
     let lora = Lora { rank: 4, alpha: 8.0, target_modules: vec![LoraTarget::QProj, LoraTarget::UpProj] };
     for precision in PRECISIONS {
         let mut model = language_model(&config);
-        model.add_lora(&lora, (1, 1));
+        model.add_lora(&lora, (1, 1)).unwrap();
         model.trainable().set_requires_grad(true);
         let objective = Demonstrations::new(&model, &rows, precision);
         let batch = batch(SEQUENCES * (LENGTH - PROMPT));

@@ -25,7 +25,7 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 }
 
 fn logits(model: &LanguageModel) -> Value {
-    let hidden = model.forward(&batch(), &batch().last_rows(), Precision::Fp32).unwrap();
+    let hidden = model.forward(&batch(), batch().last_rows(), Precision::Fp32).unwrap();
     let logits = model.logits(&hidden);
     let rows: Vec<Vec<f64>> = (0..batch().sequences()).map(|row| numbers(&logits.get(row as i64))).collect();
     json!({ "rows": self::rows(), "logits": rows })

@@ -3,6 +3,7 @@
 
 mod model_support;
 
+use foil_torch::runtime::use_cpu_kernels;
 use foil_worker::model::{
     DecoderConfig, Inference, LanguageModel, PackedBatch, Parameters, Precision, RewardModel,
 };
@@ -10,6 +11,15 @@ use model_support::{Fixture, distance};
 use tch::{Device, Kind, Tensor};
 
 const BOUND: f64 = 1e-5;
+
+/// Runs `test` with this project's own loops, and with the operations of ATen that a GPU runs.
+fn on_both_paths(test: impl Fn(&str)) {
+    for (own, path) in [(true, "own loops"), (false, "ATen")] {
+        use_cpu_kernels(own);
+        test(path);
+    }
+    use_cpu_kernels(true);
+}
 
 /// The real tokens' rows of transformers' `[batch, seq, width]`, which is padded on the right.
 fn real(tensor: &Tensor, batch: &PackedBatch) -> Tensor {
@@ -45,6 +55,10 @@ fn assert_gradients(fixture: &Fixture, parameters: &Parameters) {
 
 #[test]
 fn hidden_states_logits_and_gradients_are_those_of_transformers() {
+    on_both_paths(|_| compare_language_models());
+}
+
+fn compare_language_models() {
     for fixture in Fixture::language_models() {
         let model = LanguageModel::load(&fixture.dir, Device::Cpu).unwrap();
         model.parameters().set_requires_grad(true);
@@ -64,6 +78,10 @@ fn hidden_states_logits_and_gradients_are_those_of_transformers() {
 
 #[test]
 fn scores_and_gradients_are_those_of_sequence_classification() {
+    on_both_paths(|_| compare_reward_models());
+}
+
+fn compare_reward_models() {
     for fixture in Fixture::rewards() {
         let model = RewardModel::load(&fixture.dir, Device::Cpu).unwrap();
         model.parameters().set_requires_grad(true);
@@ -126,14 +144,18 @@ fn bf16_distances(fixture: &Fixture) -> (f64, f64) {
 
 #[test]
 fn bf16_is_not_much_farther_from_fp32_than_autocast_is() {
+    on_both_paths(compare_bf16);
+}
+
+fn compare_bf16(path: &str) {
     for fixture in Fixture::all() {
         let (outputs, gradients) = bf16_distances(&fixture);
         let about: serde_json::Value =
             serde_json::from_slice(&std::fs::read(fixture.dir.join("expected.json")).unwrap()).unwrap();
         for (what, ours) in [("outputs", outputs), ("gradients", gradients)] {
             let theirs = about["bf16"][what].as_f64().unwrap();
-            println!("{:20} bf16 {what:10} {ours:.1e}, autocast {theirs:.1e}", fixture.name);
-            assert!(ours <= 1.5 * theirs, "{}: {what}: {ours:e} against {theirs:e}", fixture.name);
+            println!("{:20} bf16 {what:10} {ours:.1e}, autocast {theirs:.1e}, {path}", fixture.name);
+            assert!(ours <= 1.5 * theirs, "{} by {path}: {what}: {ours:e} against {theirs:e}", fixture.name);
         }
     }
 }
@@ -161,6 +183,10 @@ fn greedy(inference: &Inference<'_>, prompts: &[Vec<u32>], count: usize) -> Vec<
 
 #[test]
 fn greedy_continuations_are_those_of_generate() {
+    on_both_paths(compare_continuations);
+}
+
+fn compare_continuations(path: &str) {
     for fixture in Fixture::language_models() {
         let model = LanguageModel::load(&fixture.dir, Device::Cpu).unwrap();
         let expected = fixture.ids("greedy");
@@ -169,7 +195,7 @@ fn greedy_continuations_are_those_of_generate() {
             &fixture.rows("prompts"),
             expected[0].len(),
         );
-        assert_eq!(answers, expected, "{}", fixture.name);
+        assert_eq!(answers, expected, "{} by {path}", fixture.name);
     }
 }
 

@@ -3,21 +3,27 @@
 //! Dependents read `DEP_FOIL_TORCH_LIB` (where libtorch's libraries lie) and `DEP_FOIL_TORCH_CUDA` (`1` where
 //! they include `libtorch_cuda.so`), to give their binaries the same rpath and the same libraries.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 17] = [
+const SOURCES: [&str; 22] = [
     "cpp/bridge.cc",
     "cpp/memory.cc",
     "cpp/net.cc",
+    "cpp/read.cc",
     "cpp/runtime.cc",
+    "cpp/upload.cc",
     "cpp/c10d/group.cc",
     "cpp/c10d/reducer.cc",
+    "cpp/c10d/shards.cc",
     "cpp/c10d/store.cc",
     "cpp/autograd/checkpoint.cc",
     "cpp/autograd/gradients.cc",
     "cpp/autograd/preset.cc",
     "cpp/ops/adamw.cc",
     "cpp/ops/attention.cc",
+    "cpp/ops/device_attention.cc",
+    "cpp/ops/embedding.cc",
     "cpp/ops/kernels.cc",
     "cpp/ops/logits.cc",
     "cpp/ops/norm.cc",
@@ -41,39 +47,55 @@ fn main() {
         libtorch.display()
     );
     let cuda = lib.join("libtorch_cuda.so").is_file();
-    let nccl_headers = if cuda { nccl_headers(&libtorch) } else { None };
-    if cuda && nccl_headers.is_none() {
-        println!(
-            "cargo:warning=CUDA's or NCCL's headers are not beside {}: building without NCCL",
-            libtorch.display()
-        );
-    }
+    println!("cargo:rerun-if-env-changed=FOIL_WITHOUT_NCCL");
+    let without = std::env::var("FOIL_WITHOUT_NCCL").is_ok_and(|value| value == "1");
+    let nccl_headers = if cuda && !without { nccl_headers(&libtorch) } else { None };
+    assert!(
+        !cuda || without || nccl_headers.is_some(),
+        "{} has CUDA, but the headers of CUDA or NCCL are not beside it: run scripts/setup, or set FOIL_WITHOUT_NCCL=1 \
+         to build without NCCL, for one GPU per job",
+        libtorch.display()
+    );
     compile(&libtorch, nccl_headers.as_deref());
     link(&lib, cuda);
 }
 
 /// Include directories that `ProcessGroupNCCL.hpp` needs, if all of them are there: those of the `nvidia`
-/// packages installed beside the `torch` package.
+/// packages installed beside the `torch` package, in the layout of CUDA 13's or of CUDA 12's.
 fn nccl_headers(libtorch: &Path) -> Option<Vec<PathBuf>> {
-    let nvidia = libtorch.parent()?.join("nvidia");
-    let cuda = nvidia.join("cu13/include");
-    let nccl = nvidia.join("nccl/include");
-    let wanted = [
-        cuda.join("cuda_runtime.h"),
-        cuda.join("crt/host_config.h"),
-        cuda.join("cccl/nv/target"),
-        nccl.join("nccl.h"),
+    const WANTED: [&str; 7] = [
+        "cuda_runtime.h",
+        "crt/host_config.h",
+        "nv/target",
+        "nccl.h",
+        "cusparse.h",
+        "cublas_v2.h",
+        "cusolverDn.h",
     ];
-    if !wanted.iter().all(|header| header.is_file()) {
-        return None;
-    }
-    Some(vec![cuda.clone(), cuda.join("cccl"), nccl])
+    const LAYOUTS: [&[&str]; 2] = [
+        &["cu13/include", "cu13/include/cccl", "nccl/include"],
+        &[
+            "cuda_runtime/include",
+            "cuda_nvcc/include",
+            "cuda_cccl/include",
+            "cusparse/include",
+            "cublas/include",
+            "cusolver/include",
+            "nccl/include",
+        ],
+    ];
+    let nvidia = libtorch.parent()?.join("nvidia");
+    let folders = |layout: &&[&str]| layout.iter().map(|folder| nvidia.join(folder)).collect::<Vec<_>>();
+    let is_complete = |folders: &Vec<PathBuf>| {
+        WANTED.iter().all(|header| folders.iter().any(|folder| folder.join(header).is_file()))
+    };
+    LAYOUTS.iter().map(folders).find(is_complete)
 }
 
 fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
     let mut build = cxx_build::bridge("src/ffi.rs");
     build
-        .files(SOURCES)
+        .files(units())
         .std("c++20")
         // For c10d's headers, which include Gloo's.
         .include("cpp")
@@ -97,6 +119,27 @@ fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
         println!("cargo:rustc-cfg=foil_nccl");
     }
     build.compile("foil_torch_cpp");
+}
+
+/// One file for each folder of sources, which includes them: libtorch's headers take most of the time, and
+/// are then read a few times instead of twenty. The loops of kernels.cc read none, and stay apart.
+fn units() -> Vec<PathBuf> {
+    const ALONE: &str = "cpp/ops/kernels.cc";
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
+    let root = std::env::current_dir().unwrap_or_default();
+    let mut folders: BTreeMap<&Path, String> = BTreeMap::new();
+    for source in SOURCES.iter().filter(|source| **source != ALONE) {
+        let folder = Path::new(source).parent().unwrap_or(Path::new(""));
+        let include = format!("#include \"{}\"\n", root.join(source).display());
+        folders.entry(folder).or_default().push_str(&include);
+    }
+    let unit = |(folder, includes): (&Path, String)| {
+        let name = folder.to_string_lossy().replace('/', "_");
+        let file = out.join(format!("{name}.cc"));
+        std::fs::write(&file, includes).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        file
+    };
+    folders.into_iter().map(unit).chain([PathBuf::from(ALONE)]).collect()
 }
 
 fn link(lib: &Path, cuda: bool) {

@@ -30,8 +30,21 @@ pub enum DeviceError {
     NoTool(std::io::Error),
     #[error("nvidia-smi failed: {0}; check the driver with `nvidia-smi`, or use --device cpu")]
     ToolFailed(String),
-    #[error("unexpected line of nvidia-smi, not `index, uuid, name, memory`: `{0}`; please report it")]
+    #[error(
+        "unexpected line of nvidia-smi, not `index, uuid, name, memory, driver version, MIG mode`: `{0}`; please report it"
+    )]
     Unreadable(String),
+    #[error(
+        "the NVIDIA driver {found} is older than {needed}, which CUDA {major}.{minor} of this build's libtorch needs: update \
+         the driver, or set TORCH_INDEX to PyTorch's index of wheels for CUDA 12 (cu126 or cu128), run scripts/setup and build \
+         again"
+    )]
+    OldDriver { found: String, needed: u32, major: u32, minor: u32 },
+    #[error(
+        "{name} ({uuid}) is divided by MIG, whose instances ranks cannot use: turn MIG off (nvidia-smi -mig 0), or leave the \
+         GPU out of CUDA_VISIBLE_DEVICES"
+    )]
+    Mig { name: String, uuid: String },
     #[error(
         "--ranks asks for {wanted} GPUs but {found} are visible; ask for fewer or check CUDA_VISIBLE_DEVICES"
     )]
@@ -44,7 +57,8 @@ pub fn list(kind: DeviceKind, ranks: Option<usize>) -> Result<Vec<v1::Device>, D
         DeviceKind::Cpu => Ok(cpu_slots(ranks.unwrap_or(1))),
         DeviceKind::Cuda => {
             let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-            let mut gpus = parse_gpus(&query_gpus()?, visible.as_deref())?;
+            let mut gpus =
+                parse_gpus(&query_gpus()?, visible.as_deref(), foil_torch::runtime::cuda_version())?;
             let wanted = ranks.unwrap_or(gpus.len().max(1));
             if gpus.len() < wanted {
                 return Err(DeviceError::TooFew { wanted, found: gpus.len() });
@@ -80,7 +94,10 @@ fn host_memory_bytes() -> u64 {
 
 fn query_gpus() -> Result<String, DeviceError> {
     let output = Command::new("nvidia-smi")
-        .args(["--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"])
+        .args([
+            "--query-gpu=index,uuid,name,memory.total,driver_version,mig.mode.current",
+            "--format=csv,noheader,nounits",
+        ])
         .output()
         .map_err(DeviceError::NoTool)?;
     if !output.status.success() {
@@ -92,17 +109,25 @@ fn query_gpus() -> Result<String, DeviceError> {
 }
 
 /// Parses nvidia-smi's list and keeps the GPUs that CUDA_VISIBLE_DEVICES names, by index or UUID, in
-/// nvidia-smi's order.
-fn parse_gpus(listing: &str, visible: Option<&str>) -> Result<Vec<v1::Device>, DeviceError> {
+/// nvidia-smi's order. `cuda` is libtorch's version of it.
+fn parse_gpus(
+    listing: &str,
+    visible: Option<&str>,
+    cuda: Option<(u32, u32)>,
+) -> Result<Vec<v1::Device>, DeviceError> {
     let mut gpus = Vec::new();
     for line in listing.lines().filter(|line| !line.trim().is_empty()) {
         let fields: Vec<&str> = line.split(',').map(str::trim).collect();
-        let [index, uuid, name, mebibytes] = fields[..] else {
+        let [index, uuid, name, mebibytes, driver, mig] = fields[..] else {
             return Err(DeviceError::Unreadable(line.to_owned()));
         };
         let is_visible =
             visible.is_none_or(|list| list.split(',').map(str::trim).any(|one| one == index || one == uuid));
         if is_visible {
+            check_driver(driver, cuda)?;
+            if mig == "Enabled" {
+                return Err(DeviceError::Mig { name: name.to_owned(), uuid: uuid.to_owned() });
+            }
             gpus.push(v1::Device {
                 id: uuid.to_owned(),
                 kind: "cuda".to_owned(),
@@ -113,6 +138,29 @@ fn parse_gpus(listing: &str, visible: Option<&str>) -> Result<Vec<v1::Device>, D
         }
     }
     Ok(gpus)
+}
+
+/// The oldest driver branch that runs CUDA of a major version, by NVIDIA's table of compatibility.
+fn oldest_driver(major: u32) -> u32 {
+    match major {
+        0..=11 => 450,
+        12 => 525,
+        _ => 580,
+    }
+}
+
+/// Refuses a driver that is older than libtorch's CUDA: libtorch would see no GPU and not say why.
+fn check_driver(driver: &str, cuda: Option<(u32, u32)>) -> Result<(), DeviceError> {
+    let Some((major, minor)) = cuda else { return Ok(()) };
+    let needed = oldest_driver(major);
+    let branch = driver.split('.').next().and_then(|branch| branch.parse::<u32>().ok());
+    match branch {
+        Some(branch) if branch < needed => {
+            Err(DeviceError::OldDriver { found: driver.to_owned(), needed, major, minor })
+        }
+        // A version of another form is left for libtorch to judge.
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -128,13 +176,29 @@ mod tests {
 
     #[test]
     fn gpus_are_named_by_uuid_and_filtered_by_visible_devices() {
-        let listing = "0, GPU-aa, NVIDIA H200, 143771\n1, GPU-bb, NVIDIA H200, 143771\n";
-        let all = parse_gpus(listing, None).unwrap();
+        let listing = "0, GPU-aa, NVIDIA H200, 143771, 580.95.05, Disabled\n1, GPU-bb, NVIDIA H200, 143771, 580.95.05, [N/A]\n";
+        let parse = |visible| parse_gpus(listing, visible, Some((13, 0)));
+        let all = parse(None).unwrap();
         assert_eq!(all.len(), 2);
         assert_eq!((all[0].id.as_str(), all[0].memory_bytes), ("GPU-aa", 143_771 * 1024 * 1024));
-        assert_eq!(parse_gpus(listing, Some("1")).unwrap()[0].id, "GPU-bb");
-        assert_eq!(parse_gpus(listing, Some("GPU-aa")).unwrap()[0].id, "GPU-aa");
-        assert!(parse_gpus(listing, Some("")).unwrap().is_empty());
-        assert!(matches!(parse_gpus("No devices were found", None), Err(DeviceError::Unreadable(_))));
+        assert_eq!(parse(Some("1")).unwrap()[0].id, "GPU-bb");
+        assert_eq!(parse(Some("GPU-aa")).unwrap()[0].id, "GPU-aa");
+        assert!(parse(Some("")).unwrap().is_empty());
+        let unreadable = parse_gpus("No devices were found", None, None);
+        assert!(matches!(unreadable, Err(DeviceError::Unreadable(_))));
+    }
+
+    #[test]
+    fn an_old_driver_and_divided_gpus_are_refused_with_advice() {
+        let listing = "0, GPU-aa, NVIDIA A100, 81920, 570.86.15, Enabled\n1, GPU-bb, NVIDIA A100, 81920, 570.86.15, Disabled\n";
+        let message = |visible, cuda| parse_gpus(listing, Some(visible), cuda).unwrap_err().to_string();
+        let old = message("1", Some((13, 0)));
+        assert!(old.starts_with("the NVIDIA driver 570.86.15 is older than 580, which CUDA 13.0"), "{old}");
+        assert!(old.contains("TORCH_INDEX"), "{old}");
+        let mig = message("0", Some((12, 8)));
+        assert!(mig.starts_with("NVIDIA A100 (GPU-aa) is divided by MIG"), "{mig}");
+        for cuda in [Some((12, 8)), None] {
+            assert_eq!(parse_gpus(listing, Some("1"), cuda).unwrap().len(), 1);
+        }
     }
 }

@@ -16,6 +16,24 @@ use super::interface;
 use super::process::{RankEnd, RankProcess};
 use super::shipper::LogSink;
 use super::spawner::Spawner;
+use crate::collective::PortRange;
+use crate::task_io::shared_objects::SharedObjects;
+
+/// Variables of rank processes on which the user's take precedence: each with the names of those.
+const DEFAULTS: [(&[&str], &str); 2] = [
+    // Micro-batches differ in size: segments that grow keep their memory from being cut into pieces that fit
+    // none. The second is the older name of the first.
+    (&["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"], "expandable_segments:True"),
+    // NCCL connects, and takes its memory, when a group is made rather than when it first needs an
+    // algorithm.
+    (&["NCCL_RUNTIME_CONNECT"], "0"),
+];
+
+/// Those of [`DEFAULTS`] that the user has not set.
+fn unset_defaults() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let is_unset = |names: &[&str]| names.iter().all(|name| std::env::var_os(name).is_none());
+    DEFAULTS.into_iter().filter(move |(names, _)| is_unset(names)).map(|(names, value)| (names[0], value))
+}
 
 /// How rank processes are started, for all sessions alike.
 #[derive(Clone, Debug)]
@@ -31,6 +49,8 @@ pub struct RankProgram {
     /// Address at which other ranks reach those of this machine; by default the local address of the route
     /// to the coordinator.
     pub advertise_address: Option<String>,
+    /// Ports at which the ranks listen for others.
+    pub rendezvous_ports: PortRange,
     /// Directory in which each session gets its own, removed at the session's end.
     pub work_dir: PathBuf,
     /// Format of the agent's log, into which the ranks' output is forwarded; they themselves log JSON.
@@ -167,6 +187,7 @@ impl Ranks {
         {
             tracing::warn!(%error, dir = %dir.display(), "cannot remove a rank's directory");
         }
+        SharedObjects::sweep_in(&self.program.work_dir);
     }
 
     pub(super) fn sessions(&self) -> Vec<String> {
@@ -221,6 +242,7 @@ impl RankProgram {
             .args(["--device", &device.kind])
             .args(["--threads", &start.threads.to_string()])
             .args(["--advertise-address", address])
+            .args(["--rendezvous-ports", &self.rendezvous_ports.to_string()])
             .args(["--parent-pid", &std::process::id().to_string()])
             .arg("--work-dir")
             .arg(self.session_dir(&start.session_id))
@@ -231,6 +253,11 @@ impl RankProgram {
             // cuDNN compiles a plan for each new shape of a decoding step, which takes tenths of a second
             // every time.
             .env("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+            // The coordinator ends an attempt that hangs; NCCL's watchdog need not write a dump that nobody
+            // reads, nor resolve the symbols of all of libtorch before it ends the process.
+            .env("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
+            .env("TORCH_NCCL_LOG_CPP_STACK_ON_UNCLEAN_SHUTDOWN", "0")
+            .envs(unset_defaults())
             .env("OMP_NUM_THREADS", start.threads.to_string())
             // Signals from a terminal are for the agent, which stops its ranks gracefully.
             .process_group(0)

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
+use crate::collective::PortRange;
 use crate::fake_coordinator::{AgentPeer, FakeCoordinator};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -30,6 +31,7 @@ fn start_agent(coordinator: &FakeCoordinator, script: &str) -> TestAgent {
             coordinator: coordinator.url.clone(),
             credentials: Credentials::default(),
             advertise_address: None,
+            rendezvous_ports: PortRange::ANY,
             work_dir: work.path().join("ranks"),
             log_format: LogFormat::Human,
         },

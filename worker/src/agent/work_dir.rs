@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use foil_common::private;
 
+use crate::task_io::shared_objects;
+
 /// Lock file that marks a directory as an agent's. The kernel releases the lock however the agent ends.
 const LOCK: &str = ".foil-agent.lock";
 /// Prefix of a rank's directory, before the session's name.
@@ -64,7 +66,7 @@ impl Drop for WorkDir {
     /// Removes the directory, unless files of ranks that could not be reaped are left; the next agent removes
     /// those.
     fn drop(&mut self) {
-        if is_agent_dir(&self.path, |_| false) {
+        if is_agent_dir(&self.path, |name| name == shared_objects::FOLDER) {
             let _ = fs::remove_dir_all(&self.path);
         }
     }
@@ -96,10 +98,15 @@ fn is_agent_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> bool {
     names.iter().any(|name| name == LOCK) && names.iter().all(|name| name == LOCK || allowed(name))
 }
 
+/// Whether a name in an agent's directory is that of a rank's directory, or of what ranks share.
+fn is_of_ranks(name: &str) -> bool {
+    name.starts_with(RANK) || name == shared_objects::FOLDER
+}
+
 fn remove_ranks(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(RANK) {
+        if is_of_ranks(&entry.file_name().to_string_lossy()) {
             fs::remove_dir_all(entry.path())?;
         }
     }
@@ -109,7 +116,7 @@ fn remove_ranks(path: &Path) -> io::Result<()> {
 fn purge(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
-        if !private::is_own_directory(&path) || !is_agent_dir(&path, |name| name.starts_with(RANK)) {
+        if !private::is_own_directory(&path) || !is_agent_dir(&path, is_of_ranks) {
             continue;
         }
         // Held until everything is removed, so that a new agent of this name waits.

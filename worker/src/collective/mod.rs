@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "ranks wait for each other")]
 
 mod gradients;
+mod ports;
 mod reachability;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -13,11 +14,12 @@ pub(crate) mod testing;
 use std::thread;
 use std::time::Duration;
 
-use foil_torch::c10d::{BucketSizes, ProcessGroup, ProcessGroupConfig, Store};
+use foil_torch::c10d::{BucketSizes, ProcessGroup, ProcessGroupConfig, ShardStore, Store};
 use tch::{Device, Kind, Tensor};
 
 pub use foil_torch::Error as CollectiveError;
 pub use gradients::Gradients;
+pub use ports::PortRange;
 
 use reachability::ProbeListener;
 
@@ -31,6 +33,8 @@ type Result<T, E = CollectiveError> = std::result::Result<T, E>;
 pub struct RankConfig {
     /// A host name or IP address of this machine that the other ranks can reach.
     pub address: String,
+    /// The ports at which this rank listens for the others.
+    pub ports: PortRange,
     /// The device of this rank's tensors: CPU for Gloo, CUDA for NCCL (and Gloo for tensors on the CPU).
     pub device: Device,
     /// Timeout of each collective. The rendezvous has none.
@@ -59,20 +63,22 @@ pub struct RendezvousHost {
 }
 
 impl RendezvousHost {
-    /// Listens on the configured address at a free port.
+    /// Listens on the configured address at a free port of the configured ones.
     ///
     /// # Errors
-    /// The address is not this machine's.
+    /// The address is not this machine's, or all ports are taken.
     pub fn open(config: RankConfig) -> Result<Self> {
-        Self::open_at(config, 0)
+        let ports = config.ports;
+        Self::open_at(config, ports)
     }
 
-    /// Listens on the configured address at `port`; 0 is any free one.
+    /// Listens on the configured address at a free port of `ports`, which need not be those of the rank.
     ///
     /// # Errors
-    /// The address is not this machine's, or the port is taken.
-    pub fn open_at(config: RankConfig, port: u16) -> Result<Self> {
-        Ok(Self { store: Store::host_at(&config.address, port, config.timeout)?, config })
+    /// The address is not this machine's, or all ports are taken.
+    pub fn open_at(config: RankConfig, ports: PortRange) -> Result<Self> {
+        let listener = ports.listen(&config.address)?;
+        Ok(Self { store: Store::host_on(listener, &config.address, config.timeout)?, config })
     }
 
     /// The address at which the others join.
@@ -120,7 +126,7 @@ impl Gang {
             return Ok(Self::single());
         }
         let store = store.prefixed(prefix)?;
-        let listener = ProbeListener::open(&store, rank, &config.address)?;
+        let listener = ProbeListener::open(&store, rank, config)?;
         wait_for_all(&store, world)?;
         listener.probe_all(world)?;
         let group_config =
@@ -223,6 +229,13 @@ impl Gang {
     /// A rank fails, or the ranks' parameters differ in shape or kind.
     pub fn gradients(&self, parameters: &[Tensor], sizes: BucketSizes) -> Result<Gradients> {
         Gradients::new(self.group.as_ref(), parameters, sizes)
+    }
+
+    /// Lets `store` gather and reduce over this gang; a gang of one has no other ranks to gather from.
+    pub fn connect(&self, store: &ShardStore) {
+        if let Some(group) = &self.group {
+            store.connect(group);
+        }
     }
 
     /// Shuts the gang down: no rank leaves before all have done their last collective.

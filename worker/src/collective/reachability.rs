@@ -12,7 +12,7 @@ use std::{io, str};
 
 use foil_torch::c10d::Store;
 
-use super::{CollectiveError, POLL_PERIOD, Result};
+use super::{CollectiveError, POLL_PERIOD, RankConfig, Result};
 
 /// Time for connecting to a peer that is already listening.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -57,9 +57,10 @@ pub(super) struct ProbeListener<'a> {
 
 impl<'a> ProbeListener<'a> {
     /// Listens on the rank's address. Must be called before the rank joins.
-    pub(super) fn open(store: &'a Store, rank: usize, address: &str) -> Result<Self> {
-        let listen_error = |source| CollectiveError::Listen { address: address.to_owned(), source };
-        let listener = TcpListener::bind((address, 0)).map_err(listen_error)?;
+    pub(super) fn open(store: &'a Store, rank: usize, config: &RankConfig) -> Result<Self> {
+        let address = &config.address;
+        let listen_error = |source| CollectiveError::Listen { address: address.clone(), source };
+        let listener = config.ports.listen(address)?;
         listener.set_nonblocking(true).map_err(listen_error)?;
         let port = listener.local_addr().map_err(listen_error)?.port();
         store.set(&listener_key(rank), format!("{port} {address}").as_bytes())?;
@@ -100,6 +101,7 @@ fn parse(entry: &[u8]) -> Option<(u16, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::rank_config;
     use super::*;
 
     #[test]
@@ -117,7 +119,7 @@ mod tests {
     #[test]
     fn an_unreachable_rank_fails_its_peers() {
         let host = Store::host("127.0.0.1", Duration::from_secs(20)).unwrap();
-        let own = ProbeListener::open(&host, 0, "127.0.0.1").unwrap();
+        let own = ProbeListener::open(&host, 0, &rank_config()).unwrap();
         // As if a rank on another machine had published its loopback address.
         host.set(&listener_key(1), b"1 127.0.0.1").unwrap();
         let peer = host.get(&listener_key(1)).unwrap();

@@ -5,14 +5,19 @@ use std::time::Duration;
 
 use tch::Device;
 
-use super::{Gang, RankConfig, Rendezvous, RendezvousHost};
+use super::{Gang, PortRange, RankConfig, Rendezvous, RendezvousHost};
 
 /// A prefix as the coordinator sends it.
 const PREFIX: &str = "r01.policy.train/1";
 
 /// A rank on this machine's CPU.
 pub(crate) fn rank_config() -> RankConfig {
-    RankConfig { address: "127.0.0.1".to_owned(), device: Device::Cpu, timeout: Duration::from_secs(120) }
+    RankConfig {
+        address: "127.0.0.1".to_owned(),
+        ports: PortRange::ANY,
+        device: Device::Cpu,
+        timeout: Duration::from_secs(120),
+    }
 }
 
 /// Runs `work` as each rank of a gang of threads of this process, and returns the results by rank.

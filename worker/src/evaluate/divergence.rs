@@ -4,7 +4,7 @@ use foil_torch::ops::target_log_probs;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::scores::batches;
-use crate::model::{LanguageModel, ModelError, PackedBatch, Precision};
+use crate::model::{LanguageModel, ModelError, Precision};
 use crate::objective::likelihood::{ResponsePositions, chunk_rows, chunks};
 
 /// Σ_v π(v) · log(π(v) / π_ref(v)) in nats, from logits `[…, vocab]` of both; `[…]`, fp64 throughout.
@@ -54,9 +54,8 @@ fn batch_kl(
     dialogues: &[(&[u32], usize)],
     precision: Precision,
 ) -> Result<Vec<Divergence>, ModelError> {
-    let sequences: Vec<&[u32]> = dialogues.iter().map(|(ids, _)| *ids).collect();
-    let batch = PackedBatch::from_sequences(&sequences, policy.device())?;
-    let answers = ResponsePositions::new(&batch, dialogues);
+    let sequences: Vec<[&[u32]; 1]> = dialogues.iter().map(|(ids, _)| [*ids]).collect();
+    let (batch, answers) = ResponsePositions::pack(&sequences, dialogues, policy.device())?;
     let policy_hidden = policy.forward(&batch, answers.rows(), precision)?; // [tokens, hidden]
     let reference_hidden = reference.forward(&batch, answers.rows(), precision)?;
     let mut per_token = vec![Tensor::zeros([0], (Kind::Double, policy.device()))];

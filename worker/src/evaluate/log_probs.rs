@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::scores::batches;
-use crate::model::{LanguageModel, ModelError, PackedBatch, Precision};
+use crate::model::{LanguageModel, ModelError, Precision};
 use crate::objective::likelihood::{Prediction, ResponsePositions, log_probs};
 use crate::train::{CompletionGroup, Sequences};
 
@@ -33,8 +33,7 @@ fn batch_log_probs(
     precision: Precision,
 ) -> Result<Vec<Vec<Vec<f32>>>, ModelError> {
     let groups = Sequences::new(groups.iter());
-    let batch = PackedBatch::from_groups(&groups.sequences, model.device())?;
-    let answers = ResponsePositions::new(&batch, &groups.dialogues());
+    let (batch, answers) = ResponsePositions::pack(&groups.sequences, &groups.dialogues(), model.device())?;
     let hidden = model.forward(&batch, answers.rows(), precision)?; // [tokens, hidden]
     let per_token = log_probs(&Prediction {
         hidden: &hidden,

@@ -3,9 +3,10 @@
 
 use foil_common::memory::MAX_SAMPLED_LOGITS;
 use foil_common::spec::Sampling;
+use foil_torch::Numbers;
 use tch::{Kind, Tensor};
 
-use super::noise::{StepNoise, complements};
+use super::noise::complements;
 use super::sampler::Context;
 use super::{GenerateError, Token};
 
@@ -17,28 +18,28 @@ pub(super) fn sample_on_device(
     candidates: usize,
     sampling: &Sampling,
     contexts: &[Context<'_>],
-    noise: &[StepNoise],
+    noise_keys: &Tensor,
 ) -> Result<Vec<Token>, GenerateError> {
     let vocab_size = logits.size()[1].max(1) as usize;
     let rows = (MAX_SAMPLED_LOGITS as usize / vocab_size).max(1);
-    let mut tokens = Vec::with_capacity(contexts.len());
-    for (part, (contexts, noise)) in contexts.chunks(rows).zip(noise.chunks(rows)).enumerate() {
-        let logits = logits.narrow(0, (part * rows) as i64, contexts.len() as i64);
-        let penalized = apply_penalties(&logits.narrow(1, 0, candidates as i64), sampling, contexts);
-        let ids = choose(&penalized, sampling, noise).unsqueeze(1);
+    let mut pairs = Vec::new();
+    for (part, contexts) in contexts.chunks(rows).enumerate() {
+        let of_part = |tensor: &Tensor| tensor.narrow(0, (part * rows) as i64, contexts.len() as i64);
+        let (logits, noise_keys) = (of_part(logits), of_part(noise_keys));
+        let penalized = apply_penalties(&logits.narrow(1, 0, candidates as i64), sampling, contexts)?;
+        let ids = choose(&penalized, sampling, &noise_keys).unsqueeze(1);
         let log_sum_exp = logits.to_kind(Kind::Double).logsumexp([1], true);
         let log_probs = logits.gather(1, &ids, false).to_kind(Kind::Double) - log_sum_exp;
-        // One tensor, so that the host waits once; fp64 holds every token id.
-        let pairs = Tensor::cat(&[ids.to_kind(Kind::Double), log_probs], 1).to_device(tch::Device::Cpu);
-        let pairs = Vec::<f64>::try_from(pairs.view(-1))?;
-        tokens.extend(pairs.chunks(2).map(|token| Token { id: token[0] as u32, log_prob: token[1] as f32 }));
+        pairs.push(Tensor::cat(&[ids.to_kind(Kind::Double), log_probs], 1));
     }
-    Ok(tokens)
+    // One tensor, so that the host waits once; fp64 holds every token id.
+    let pairs = Vec::<f64>::try_from(Tensor::cat(&pairs, 0).to_device(tch::Device::Cpu).view(-1))?;
+    Ok(pairs.chunks(2).map(|token| Token { id: token[0] as u32, log_prob: token[1] as f32 }).collect())
 }
 
 /// The token of each row, `[rows]`: argmax of the logits at temperature 0, else argmin of −ln(u)/p, as in
 /// [`super::sampler`].
-fn choose(logits: &Tensor, sampling: &Sampling, noise: &[StepNoise]) -> Tensor {
+fn choose(logits: &Tensor, sampling: &Sampling, noise_keys: &Tensor) -> Tensor {
     if sampling.temperature == 0.0 {
         // The first of equals, as on the host.
         return logits.argmax(1, false);
@@ -47,18 +48,22 @@ fn choose(logits: &Tensor, sampling: &Sampling, noise: &[StepNoise]) -> Tensor {
     let logits = logits.to_kind(Kind::Double);
     let weights = ((&logits - logits.amax([1], true)) / sampling.temperature).exp();
     let weights = keep_top_p(keep_top_k(weights, &logits, sampling.top_k as i64), sampling.top_p);
-    let times = -(-complements(noise, vocab_size, logits.device())).log1p() / weights;
+    let times = -(-complements(noise_keys, vocab_size)).log1p() / weights;
     times.argmin(1, false)
 }
 
 /// The logits after repetition penalty and minimum length.
-fn apply_penalties(logits: &Tensor, sampling: &Sampling, contexts: &[Context<'_>]) -> Tensor {
+fn apply_penalties(
+    logits: &Tensor,
+    sampling: &Sampling,
+    contexts: &[Context<'_>],
+) -> foil_torch::Result<Tensor> {
     let penalty = sampling.repetition_penalty;
     let mut logits = logits.shallow_clone();
     if penalty != 1.0 {
         let seen = token_mask(&logits, contexts, |context| {
             context.prompt.iter().chain(context.completion).copied().collect()
-        });
+        })?;
         let penalized = logits.where_self(&logits.ge(0.0), &(&logits * penalty));
         let penalized = penalized.where_self(&logits.lt(0.0), &(&logits / penalty));
         logits = penalized.where_self(&seen, &logits);
@@ -68,14 +73,18 @@ fn apply_penalties(logits: &Tensor, sampling: &Sampling, contexts: &[Context<'_>
         let banned = token_mask(&logits, contexts, |context| match forbids_eos(context) {
             true => context.eos.to_vec(),
             false => Vec::new(),
-        });
+        })?;
         logits = logits.masked_fill(&banned, f64::NEG_INFINITY);
     }
-    logits
+    Ok(logits)
 }
 
 /// A mask that is true at the token ids of each row, `[rows, vocab]`; ids outside the vocabulary are ignored.
-fn token_mask(logits: &Tensor, contexts: &[Context<'_>], ids: impl Fn(&Context<'_>) -> Vec<u32>) -> Tensor {
+fn token_mask(
+    logits: &Tensor,
+    contexts: &[Context<'_>],
+    ids: impl Fn(&Context<'_>) -> Vec<u32>,
+) -> foil_torch::Result<Tensor> {
     let (rows, vocab_size) = (contexts.len(), logits.size()[1]);
     let ids: Vec<Vec<u32>> = contexts.iter().map(ids).collect();
     let max_len = ids.iter().map(Vec::len).max().unwrap_or(0);
@@ -84,9 +93,10 @@ fn token_mask(logits: &Tensor, contexts: &[Context<'_>], ids: impl Fn(&Context<'
         let own = ids.iter().map(|&id| i64::from(id).min(vocab_size));
         own.chain(std::iter::repeat(vocab_size)).take(max_len)
     });
-    let padded = Tensor::from_slice(&padded.collect::<Vec<i64>>()).to_device(logits.device());
+    let padded = foil_torch::upload(&[Numbers::Int64(padded.collect())], logits.device())?.remove(0);
     let mask = Tensor::zeros([rows as i64, vocab_size + 1], (Kind::Bool, logits.device()));
-    mask.scatter_value(1, &padded.view([rows as i64, max_len as i64]), 1).narrow(1, 0, vocab_size)
+    let padded = padded.view([rows as i64, max_len as i64]);
+    Ok(mask.scatter_value(1, &padded, 1).narrow(1, 0, vocab_size))
 }
 
 /// Keeps the k largest logits of each row and any that equal the k-th.
@@ -120,7 +130,7 @@ mod tests {
     use foil_common::spec::Sampling;
     use tch::{Device, Kind, Tensor};
 
-    use super::super::noise::NoiseKey;
+    use super::super::noise::{NoiseKey, StepNoise, noise_keys};
     use super::super::sample::sample_each;
     use super::super::sampler::{Context, Sampler};
     use super::sample_on_device;
@@ -132,6 +142,10 @@ mod tests {
 
     fn sampler(sampling: &Sampling) -> Sampler<'_> {
         Sampler::new(sampling).with_vocab_size(CANDIDATES)
+    }
+
+    fn keys(noise: &[StepNoise]) -> Tensor {
+        foil_torch::upload(&[noise_keys(noise)], Device::Cpu).unwrap().remove(0)
     }
 
     /// Logits with ties and tokens of probability 0.
@@ -171,7 +185,7 @@ mod tests {
                     let logits = logits();
                     let expected = sample_each(&logits, &mut sampler(&sampling), &contexts, &noise).unwrap();
                     let sampled =
-                        sample_on_device(&logits, CANDIDATES, &sampling, &contexts, &noise).unwrap();
+                        sample_on_device(&logits, CANDIDATES, &sampling, &contexts, &keys(&noise)).unwrap();
                     for (sampled, expected) in sampled.iter().zip(&expected) {
                         assert_eq!(sampled.id, expected.id, "{sampling:?}");
                         assert!((sampled.id as usize) < CANDIDATES, "{sampling:?}");
@@ -190,7 +204,7 @@ mod tests {
         let noise: Vec<_> = (0..ROWS as u32).map(|row| noise.completion(2, row).step(0)).collect();
         let contexts = [Context { prompt: &[], completion: &[], eos: &[] }; ROWS];
         let memory = foil_torch::CpuMemory::count().unwrap();
-        sample_on_device(&logits, VOCAB_SIZE as usize, &sampling, &contexts, &noise).unwrap();
+        sample_on_device(&logits, VOCAB_SIZE as usize, &sampling, &contexts, &keys(&noise)).unwrap();
         let (peak, estimate) = (memory.peak(), sampling_memory(logits.numel() as u64));
         assert!(peak <= estimate && peak * 10 >= estimate * 7, "{peak} of {estimate} bytes");
     }
@@ -205,7 +219,7 @@ mod tests {
         let noise: Vec<_> = (0..6).map(|row| noise.completion(2, row).step(0)).collect();
         let contexts = vec![Context { prompt: &[], completion: &[], eos: &[] }; 6];
         let expected = sample_each(&logits, &mut Sampler::new(&sampling), &contexts, &noise).unwrap();
-        let sampled = sample_on_device(&logits, LARGE as usize, &sampling, &contexts, &noise).unwrap();
+        let sampled = sample_on_device(&logits, LARGE as usize, &sampling, &contexts, &keys(&noise)).unwrap();
         let ids = |tokens: &[super::Token]| tokens.iter().map(|token| token.id).collect::<Vec<_>>();
         assert_eq!(ids(&sampled), ids(&expected));
     }

@@ -4,10 +4,11 @@
 use std::collections::VecDeque;
 
 use foil_common::spec::Sampling;
+use foil_torch::Numbers;
 use tch::Tensor;
 
 use super::error::GenerateError;
-use super::noise::{CompletionNoise, NoiseKey, StepNoise};
+use super::noise::{CompletionNoise, NoiseKey, StepNoise, StepNoises, noise_keys};
 use super::sample::sample;
 use super::sampler::{Context, Sampler};
 use crate::model::{Inference, KvCache, PackedBatch};
@@ -145,6 +146,11 @@ struct Start {
     prompt_slot: usize,
 }
 
+/// The noise of each sequence's next token.
+fn step_noise(sequences: &[Active]) -> Vec<StepNoise> {
+    sequences.iter().map(|active| active.noise.step(active.tokens.len())).collect()
+}
+
 struct Engine<'a> {
     model: &'a Inference<'a>,
     requests: &'a [GenerateRequest],
@@ -235,8 +241,8 @@ impl<'a> Engine<'a> {
             rows.extend(std::iter::repeat_n(prompt as i64, group.len()));
             starts.extend(group.into_iter().map(|sequence| Start { sequence, prompt_slot: slot }));
         }
-        let rows = Tensor::from_slice(&rows).to_device(self.model.device());
-        self.start(&starts, &hidden.index_select(0, &rows))
+        let rows = foil_torch::upload(&[Numbers::Int64(rows)], self.model.device())?;
+        self.start(&starts, &hidden.index_select(0, &rows[0]))
     }
 
     /// Whether the queue still holds sequences of a request.
@@ -276,7 +282,9 @@ impl<'a> Engine<'a> {
             Active { sequence: start.sequence, noise, tokens: Vec::new(), log_probs: Vec::new() }
         });
         let mut new: Vec<Active> = new.collect();
-        let ended = self.extend(&mut new, hidden)?;
+        let noise = step_noise(&new);
+        let keys = foil_torch::upload(&[noise_keys(&noise)], self.model.device())?;
+        let ended = self.extend(&mut new, hidden, &StepNoises { rows: &noise, keys: &keys[0] })?;
         let mut copies = Vec::new();
         for ((active, ended), start) in new.into_iter().zip(ended).zip(starts) {
             if ended {
@@ -297,29 +305,45 @@ impl<'a> Engine<'a> {
     /// Samples one token for every active sequence and retires those that end.
     fn decode(&mut self) -> Result<(), GenerateError> {
         let ids: Vec<u32> = self.active.iter().filter_map(|active| active.tokens.last().copied()).collect();
-        let slots: Vec<usize> = (0..ids.len()).collect();
-        let hidden = self.model.decode(&ids, &mut self.cache, &slots)?;
+        let mut slots: Vec<usize> = (0..ids.len()).collect();
+        let noise = step_noise(&self.active);
+        // Noise is needed after the model, but a transfer of its own would have the device wait.
+        let (hidden, keys) =
+            self.model.decode_with_numbers(&ids, &mut self.cache, &slots, vec![noise_keys(&noise)])?;
         self.stats.decoded_rows += ids.len();
         self.stats.steps += 1;
         let mut active = std::mem::take(&mut self.active);
-        let ended = self.extend(&mut active, &hidden)?;
-        // From the last slot down, so that a sequence that moves into a gap has been checked already.
+        let ended = self.extend(&mut active, &hidden, &StepNoises { rows: &noise, keys: &keys[0] })?;
+        // Slots as they will be filled; from the last one down, so that a sequence that moves into a gap has
+        // been checked already.
         for slot in (0..active.len()).rev().filter(|slot| ended[*slot]) {
-            let last = active.len() - 1;
-            self.cache.move_slot(last, slot)?;
+            slots.swap_remove(slot);
             let ended = active.swap_remove(slot);
             self.finish(ended);
+        }
+        let moves: Vec<(usize, usize)> = slots
+            .into_iter()
+            .enumerate()
+            .map(|(to, from)| (from, to))
+            .filter(|(from, to)| from != to)
+            .collect();
+        self.cache.move_slots(&moves)?;
+        for slot in active.len()..ended.len() {
+            self.cache.clear(slot);
         }
         self.active = active;
         Ok(())
     }
 
     /// Samples the next token of each sequence and tells which end with it. `hidden`: `[sequences, hidden]`.
-    fn extend(&mut self, sequences: &mut [Active], hidden: &Tensor) -> Result<Vec<bool>, GenerateError> {
+    fn extend(
+        &mut self,
+        sequences: &mut [Active],
+        hidden: &Tensor,
+        noise: &StepNoises<'_>,
+    ) -> Result<Vec<bool>, GenerateError> {
         let requests = self.requests;
         let eos = self.config.eos;
-        let noise: Vec<StepNoise> =
-            sequences.iter().map(|active| active.noise.step(active.tokens.len())).collect();
         let contexts: Vec<Context<'_>> = sequences
             .iter()
             .map(|active| Context {
@@ -328,7 +352,7 @@ impl<'a> Engine<'a> {
                 eos,
             })
             .collect();
-        let tokens = sample(self.model, hidden, &mut self.sampler, &contexts, &noise)?;
+        let tokens = sample(self.model, hidden, &mut self.sampler, &contexts, noise)?;
         for (active, token) in sequences.iter_mut().zip(&tokens) {
             active.tokens.push(token.id);
             active.log_probs.push(token.log_prob);

@@ -1,7 +1,8 @@
 //! Counter-based random numbers: addressed by prompt, index, step and token, so the order of work cannot
 //! change them.
 
-use tch::{Device, Kind, Tensor};
+use foil_torch::Numbers;
+use tch::{Kind, Tensor};
 
 /// Identifies a phase's random numbers; two purposes in one round never share them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,13 +64,25 @@ impl StepNoise {
     }
 }
 
-/// [`StepNoise::complement`] of each row's noise for the first `vocab_size` token ids, `[rows, vocab_size]`,
-/// fp64.
-pub(super) fn complements(noise: &[StepNoise], vocab_size: i64, device: Device) -> Tensor {
-    let keys: Vec<i64> = noise.iter().map(|noise| noise.key.cast_signed()).collect();
-    let keys = Tensor::from_slice(&keys).to_device(device).unsqueeze(1);
-    let tokens = Tensor::arange_start(1, vocab_size + 1, (Kind::Int64, device));
-    let bits = shift_right(&mix_tensor(&(keys + tokens * GOLDEN_GAMMA.cast_signed())), 11);
+/// The noise of the next token of each row, on the host and on the device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StepNoises<'a> {
+    pub(super) rows: &'a [StepNoise],
+    /// Those of [`noise_keys`] on the model's device, `[rows]`, int64.
+    pub(super) keys: &'a Tensor,
+}
+
+/// The keys of each row's noise.
+pub(super) fn noise_keys(noise: &[StepNoise]) -> Numbers {
+    Numbers::Int64(noise.iter().map(|noise| noise.key.cast_signed()).collect())
+}
+
+/// [`StepNoise::complement`] for the first `vocab_size` token ids of the rows with these `keys`, `[rows]`,
+/// int64: `[rows, vocab_size]`, fp64.
+pub(super) fn complements(keys: &Tensor, vocab_size: i64) -> Tensor {
+    let tokens = Tensor::arange_start(1, vocab_size + 1, (Kind::Int64, keys.device()));
+    let bits = keys.unsqueeze(1) + tokens * GOLDEN_GAMMA.cast_signed();
+    let bits = shift_right(&mix_tensor(&bits), 11);
     (bits.to_kind(Kind::Double) + 0.5) * UNIT
 }
 
@@ -133,7 +146,8 @@ mod tests {
     #[test]
     fn a_tensor_of_noise_holds_the_same_numbers() {
         let noise: Vec<_> = (0..40).map(|index| key().completion(3, index).step(index as usize)).collect();
-        let tensor = complements(&noise, 700, Device::Cpu);
+        let keys = foil_torch::upload(&[noise_keys(&noise)], tch::Device::Cpu).unwrap();
+        let tensor = complements(&keys[0], 700);
         let numbers = Vec::<f64>::try_from(tensor.view(-1)).unwrap();
         let expected = noise.iter().flat_map(|noise| (0..700).map(|token| noise.complement(token)));
         assert!(numbers.into_iter().eq(expected));

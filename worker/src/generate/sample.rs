@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::device_sampler::sample_on_device;
-use super::noise::StepNoise;
+use super::noise::{StepNoise, StepNoises};
 use super::sampler::{Context, Sampler};
 use super::{GenerateError, Token};
 use crate::model::Inference;
@@ -17,17 +17,17 @@ pub(super) fn sample(
     hidden: &Tensor,
     sampler: &mut Sampler<'_>,
     contexts: &[Context<'_>],
-    noise: &[StepNoise],
+    noise: &StepNoises<'_>,
 ) -> Result<Vec<Token>, GenerateError> {
     let vocab_size = model.config().vocab_size as usize;
     if model.device() != Device::Cpu {
         let candidates = sampler.candidates(vocab_size);
-        return sample_on_device(&model.logits(hidden), candidates, sampler.sampling(), contexts, noise);
+        return sample_on_device(&model.logits(hidden), candidates, sampler.sampling(), contexts, noise.keys);
     }
     if sampler.is_unfiltered(vocab_size) {
-        return sample_fused(&model.logits_by_token(hidden)?, sampler, contexts, noise);
+        return sample_fused(&model.logits_by_token(hidden)?, sampler, contexts, noise.rows);
     }
-    sample_each(&model.logits(hidden).contiguous(), sampler, contexts, noise)
+    sample_each(&model.logits(hidden).contiguous(), sampler, contexts, noise.rows)
 }
 
 /// Samples all rows with one kernel. `logits`: `[vocab, rows]`, overwritten at masked tokens.

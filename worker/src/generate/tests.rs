@@ -74,7 +74,7 @@ fn greedy_by_forward(model: &LanguageModel, prompt: &[u32], max_new_tokens: usiz
     let mut tokens = prompt.to_vec();
     while tokens.len() < prompt.len() + max_new_tokens {
         let batch = PackedBatch::from_sequences(&[&tokens], Device::Cpu).unwrap();
-        let hidden = tch::no_grad(|| model.forward(&batch, &batch.last_rows(), Precision::Fp32)).unwrap();
+        let hidden = tch::no_grad(|| model.forward(&batch, batch.last_rows(), Precision::Fp32)).unwrap();
         let next = model.logits(&hidden).argmax(-1, false).int64_value(&[0]) as u32;
         tokens.push(next);
         if next == EOS {

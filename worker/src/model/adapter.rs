@@ -9,7 +9,7 @@ use foil_common::spec::{Lora, LoraTarget};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::parameters::{SCORE, uniform};
+use super::parameters::{SCORE, elements_of, uniform};
 use super::weights::{self, Checkpoint};
 use super::{DecoderConfig, HeadKind, ModelError, ModelFilesError, Parameters, SaveDtype};
 
@@ -50,10 +50,6 @@ pub(super) struct LoraWeights {
 }
 
 impl LoraWeights {
-    pub(super) fn to_kind(&self, kind: Kind) -> Self {
-        Self { a: self.a.to_kind(kind), b: self.b.to_kind(kind), scaling: self.scaling }
-    }
-
     /// scaling · B·A, `[out, in]`.
     pub(super) fn delta_weight(&self) -> Tensor {
         self.b.matmul(&self.a) * self.scaling
@@ -62,28 +58,50 @@ impl LoraWeights {
 
 impl Adapter {
     /// A fresh adapter, which changes nothing yet: A uniform within ± 1/√in as in PEFT, from `seed`, `round`
-    /// and its name; B zero. `head` is that of a reward model.
+    /// and its name; B zero. `base` has the head, that of a reward model, and the adapter is in shards if it
+    /// is.
     pub(super) fn new(
         decoder: &DecoderConfig,
         lora: &Lora,
         (seed, round): (u64, u32),
-        head: Option<&Tensor>,
+        (base, head): (&mut Parameters, Option<Tensor>),
         device: Device,
-    ) -> Self {
+    ) -> Result<Self, ModelError> {
         let config = AdapterConfig {
             rank: lora.rank.into(),
             alpha: lora.alpha,
             target_modules: lora.target_modules.iter().map(ToString::to_string).collect(),
         };
-        let mut tensors: Vec<(String, Tensor)> = Vec::new();
-        for (module, [out, input]) in config.target_matrices(decoder) {
-            let bound = 1.0 / (input as f64).sqrt();
-            let a = uniform(seed, &format!("{module}.{A} of round {round}"), &[config.rank, input], bound);
-            tensors.push((format!("{module}.{A}"), a.to_device(device)));
-            tensors.push((format!("{module}.{B}"), Tensor::zeros([out, config.rank], (Kind::Float, device))));
+        let shapes = config.target_matrices(decoder).into_iter().flat_map(|(module, [out, input])| {
+            let a = (format!("{module}.{A}"), vec![config.rank, input]);
+            [a, (format!("{module}.{B}"), vec![out, config.rank])]
+        });
+        let shapes: Vec<(String, Vec<i64>)> = shapes.collect();
+        let fresh = |name: &str| {
+            let shape = shapes.iter().find(|(other, _)| other == name).map(|(_, shape)| shape.as_slice());
+            match shape.unwrap_or_default() {
+                shape @ [_, input] if name.ends_with(A) => {
+                    let bound = 1.0 / (*input as f64).sqrt();
+                    uniform(seed, &format!("{name} of round {round}"), shape, bound)
+                }
+                shape => Tensor::zeros(shape, (Kind::Float, Device::Cpu)),
+            }
+        };
+        let head = head.map(|head| (SCORE.to_owned(), head));
+        if base.shards().is_some() {
+            let elements = &mut |name: &str, range| Ok(elements_of(&fresh(name), &range));
+            let Some(parameters) = Parameters::beside(base, shapes.clone(), head, elements) else {
+                unreachable!("a model adds its adapter before others refer to its shards")
+            };
+            return Ok(Self { config, parameters: parameters? });
         }
-        tensors.extend(head.map(|head| (SCORE.to_owned(), head.shallow_clone())));
-        Self { config, parameters: Parameters::from_named(tensors) }
+        let tensors = shapes.iter().map(|(name, _)| (name.clone(), fresh(name).to_device(device)));
+        Ok(Self { parameters: Parameters::from_named(tensors.chain(head).collect()), config })
+    }
+
+    /// The same adapter, whole and fp32 on this rank.
+    pub(super) fn gathered(self) -> Result<Self, ModelError> {
+        Ok(Self { parameters: self.parameters.gathered()?, ..self })
     }
 
     /// The trained parameters.
@@ -103,16 +121,26 @@ impl Adapter {
         Some(LoraWeights { a: tensor(A)?, b: tensor(B)?, scaling: self.config.scaling() })
     }
 
-    /// Adds the adapter to the weights of `base`, in place.
-    pub(super) fn merge_into(&self, base: &Parameters) {
+    /// Adds the adapter, which is whole, to the weights of `base`, in place.
+    pub(super) fn merge_into(&self, base: &Parameters) -> Result<(), ModelError> {
+        if let Some(shards) = base.shards() {
+            shards.store().release()?;
+        }
         no_grad(|| {
             for (name, weight) in base.iter() {
                 let lora = name.strip_suffix(".weight").and_then(|module| self.lora(module));
-                if let Some(lora) = lora {
-                    let _ = weight.shallow_clone().g_add_(&lora.delta_weight());
+                let Some(lora) = lora else { continue };
+                match base.shards() {
+                    None => {
+                        let _ = weight.shallow_clone().g_add_(&lora.delta_weight());
+                    }
+                    Some(shards) => shards.change(name, |held, range| {
+                        let _ = held.g_add_(&elements_of(&lora.delta_weight(), &range));
+                    }),
                 }
             }
         });
+        Ok(())
     }
 
     /// One adapter equal to `earlier` followed by this one: their matrices concatenated along the rank, so

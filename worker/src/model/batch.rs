@@ -1,7 +1,8 @@
 //! Packed batches: sequences of different lengths in one forward pass, without padding, and with shared
 //! prefixes computed once.
 
-use foil_torch::Segment;
+use foil_torch::ops::Segments;
+use foil_torch::{Numbers, Segment};
 use tch::{Device, Tensor};
 
 use super::ModelError;
@@ -19,9 +20,16 @@ pub struct PackedBatch {
     ids: Tensor,
     /// Position of each row in its sequence, `[rows]`, int64.
     positions: Tensor,
-    segments: Vec<Segment>,
+    /// The row of every sequence's last token, `[sequences]`, int64.
+    last_rows: Tensor,
+    segments: Segments,
+    rows: BatchRows,
+}
+
+/// Where the tokens of a packed batch's sequences are.
+#[derive(Debug, Default)]
+pub struct BatchRows {
     sequences: Vec<SequenceRows>,
-    max_len: usize,
 }
 
 /// The rows of a sequence: the first `shared` tokens from row `first_shared` on, the others from `first_own`
@@ -44,22 +52,45 @@ impl PackedBatch {
         G: AsRef<[S]>,
         S: AsRef<[u32]>,
     {
+        Ok(Self::with_numbers(groups, device, |_| Vec::new())?.0)
+    }
+
+    /// Packs groups as [`PackedBatch::from_groups`] does, and copies numbers that belong to the batch to the
+    /// device in the same transfer.
+    ///
+    /// # Errors
+    /// No sequences, or one without tokens.
+    pub fn with_numbers<G, S>(
+        groups: &[G],
+        device: Device,
+        numbers: impl FnOnce(&BatchRows) -> Vec<Numbers>,
+    ) -> Result<(Self, Vec<Tensor>), ModelError>
+    where
+        G: AsRef<[S]>,
+        S: AsRef<[u32]>,
+    {
         let mut layout = Layout::default();
         for group in groups {
             let sequences: Vec<&[u32]> = group.as_ref().iter().map(AsRef::as_ref).collect();
             layout.add(&sequences)?;
         }
-        if layout.sequences.is_empty() {
+        let Layout { ids, positions, segments, rows } = layout;
+        if rows.sequences.is_empty() {
             return Err(ModelError::Batch("it has no sequences".to_owned()));
         }
-        let max_len = layout.sequences.iter().map(|sequence| sequence.length).max().unwrap_or(0);
-        Ok(Self {
-            ids: Tensor::from_slice(&layout.ids).to_device(device),
-            positions: Tensor::from_slice(&layout.positions).to_device(device),
-            segments: layout.segments,
-            sequences: layout.sequences,
-            max_len,
-        })
+        let index = match device {
+            Device::Cuda(_) => Segments::numbers(&segments),
+            Device::Cpu | Device::Mps | Device::Vulkan => Vec::new(),
+        };
+        let indices = index.len();
+        let mut parts =
+            vec![Numbers::Int64(ids), Numbers::Int64(positions), Numbers::Int64(rows.last_rows())];
+        parts.extend(index.into_iter().chain(numbers(&rows)));
+        let mut tensors = foil_torch::upload(&parts, device)?.into_iter();
+        let mut next = || tensors.next().unwrap_or_default();
+        let (ids, positions, last_rows) = (next(), next(), next());
+        let segments = Segments::new(&segments, (0..indices).map(|_| next()).collect());
+        Ok((Self { ids, positions, last_rows, segments, rows }, tensors.collect()))
     }
 
     /// Packs sequences that share nothing.
@@ -78,15 +109,15 @@ impl PackedBatch {
 
     /// Number of tokens of all sequences, with a shared prefix counted for each.
     pub fn tokens(&self) -> usize {
-        self.sequences.iter().map(|sequence| sequence.length).sum()
+        self.rows.sequences.iter().map(|sequence| sequence.length).sum()
     }
 
     pub fn sequences(&self) -> usize {
-        self.sequences.len()
+        self.rows.sequences.len()
     }
 
     pub fn length(&self, sequence: usize) -> usize {
-        self.sequences[sequence].length
+        self.rows.sequences[sequence].length
     }
 
     pub fn device(&self) -> Device {
@@ -95,19 +126,12 @@ impl PackedBatch {
 
     /// The row of a sequence's token.
     pub fn row(&self, sequence: usize, token: usize) -> i64 {
-        let rows = self.sequences[sequence];
-        let row = match token.checked_sub(rows.shared) {
-            None => rows.first_shared + token,
-            Some(own) => rows.first_own + own,
-        };
-        row as i64
+        self.rows.row(sequence, token)
     }
 
     /// The row of every sequence's last token, `[sequences]`, int64.
-    pub fn last_rows(&self) -> Tensor {
-        let rows: Vec<i64> =
-            (0..self.sequences()).map(|sequence| self.row(sequence, self.length(sequence) - 1)).collect();
-        Tensor::from_slice(&rows).to_device(self.device())
+    pub fn last_rows(&self) -> &Tensor {
+        &self.last_rows
     }
 
     pub(super) fn ids(&self) -> &Tensor {
@@ -118,13 +142,30 @@ impl PackedBatch {
         &self.positions
     }
 
-    pub(super) fn segments(&self) -> &[Segment] {
+    pub(super) fn segments(&self) -> &Segments {
         &self.segments
     }
 
     /// Length of the longest sequence.
     pub(super) fn max_len(&self) -> usize {
-        self.max_len
+        self.rows.sequences.iter().map(|sequence| sequence.length).max().unwrap_or(0)
+    }
+}
+
+impl BatchRows {
+    /// The row of a sequence's token.
+    pub fn row(&self, sequence: usize, token: usize) -> i64 {
+        let rows = self.sequences[sequence];
+        let row = match token.checked_sub(rows.shared) {
+            None => rows.first_shared + token,
+            Some(own) => rows.first_own + own,
+        };
+        row as i64
+    }
+
+    fn last_rows(&self) -> Vec<i64> {
+        let rows = self.sequences.iter().enumerate();
+        rows.map(|(sequence, rows)| self.row(sequence, rows.length - 1)).collect()
     }
 }
 
@@ -151,13 +192,13 @@ struct Layout {
     ids: Vec<i64>,
     positions: Vec<i64>,
     segments: Vec<Segment>,
-    sequences: Vec<SequenceRows>,
+    rows: BatchRows,
 }
 
 impl Layout {
     fn add(&mut self, sequences: &[&[u32]]) -> Result<(), ModelError> {
         if let Some(empty) = sequences.iter().position(|sequence| sequence.is_empty()) {
-            let number = self.sequences.len() + empty;
+            let number = self.rows.sequences.len() + empty;
             return Err(ModelError::Batch(format!("sequence {number} has no tokens")));
         }
         let shared = shared_prefix(sequences);
@@ -170,7 +211,12 @@ impl Layout {
             if sequence.len() > shared {
                 self.push_segment(&sequence[shared..], shared, (first_shared, shared));
             }
-            self.sequences.push(SequenceRows { first_shared, shared, first_own, length: sequence.len() });
+            self.rows.sequences.push(SequenceRows {
+                first_shared,
+                shared,
+                first_own,
+                length: sequence.len(),
+            });
         }
         Ok(())
     }
@@ -207,7 +253,7 @@ mod tests {
         let groups = [vec![vec![7, 7]], vec![answer(&[50, 51]), answer(&[60]), prompt.clone()]];
         let batch = PackedBatch::from_groups(&groups, Device::Cpu).unwrap();
         assert_eq!(
-            batch.segments(),
+            batch.segments().list(),
             [segment(0, 2, 0, 0), segment(2, 10, 0, 0), segment(12, 2, 2, 10), segment(14, 1, 2, 10)]
         );
         assert_eq!((batch.rows(), batch.tokens(), batch.sequences()), (15, 2 + 12 + 11 + 10, 4));
@@ -221,7 +267,7 @@ mod tests {
     #[test]
     fn a_short_shared_prefix_is_recomputed() {
         let batch = PackedBatch::from_groups(&[[[1, 2, 3], [1, 2, 4]]], Device::Cpu).unwrap();
-        assert_eq!(batch.segments(), [segment(0, 3, 0, 0), segment(3, 3, 0, 0)]);
+        assert_eq!(batch.segments().list(), [segment(0, 3, 0, 0), segment(3, 3, 0, 0)]);
         assert_eq!(packed_rows(&[[1, 2, 3], [1, 2, 4]]), 6);
     }
 

@@ -2,15 +2,14 @@
 //!
 //! The residual stream and the norms are fp32; matrix products and attention run in the chosen [`Precision`].
 
-use std::sync::Arc;
-
-use foil_torch::Segment;
-use foil_torch::ops::{PackedWeight, RotaryAngles};
+use foil_torch::ops::{PackedWeight, RotaryAngles, Segments};
+use foil_torch::runtime::uses_cpu_kernels;
 use tch::{Device, Kind, Tensor};
 
 use super::adapter::Adapter;
-use super::layer::{LayerConfig, LayerWeights, Linear, Projection, ResidualStream, WeightView};
+use super::layer::{LayerConfig, LayerWeights, Linear, ResidualStream, WeightView};
 use super::rotary::RotaryEmbedding;
+use super::shards::DecoderShards;
 use super::{DecoderConfig, ModelError, PackedBatch, Parameters};
 
 /// Precision of matrix products and attention. Parameters and their gradients are fp32 in either.
@@ -29,28 +28,38 @@ impl Precision {
     }
 }
 
-/// A decoder's weights as one forward pass uses them: projections in the compute precision, norms and
-/// embeddings fp32.
+/// A decoder's weights: fp32 masters, of which each layer's projections are cast to `kind` when the layer
+/// runs, or projections packed in `kind` for inference. Norms and embeddings are fp32.
 #[derive(Debug)]
 pub(super) struct Weights<P> {
     kind: Kind,
     embed_tokens: Tensor,
     layers: Vec<LayerWeights<P>>,
     norm: Tensor,
+    /// Gathers the weights, if ranks hold shards of them.
+    shards: Option<DecoderShards>,
 }
 
 impl Weights<Linear> {
-    /// Packs the projections for many forward passes of about `rows` rows each, without gradients. Takes as
-    /// much memory again as the projections.
-    pub(super) fn packed(self, rows: i64) -> Result<Weights<PackedWeight>, ModelError> {
-        let layers = self.layers.into_iter().map(|layer| layer.packed(rows)).collect::<Result<_, _>>()?;
-        Ok(Weights { kind: self.kind, embed_tokens: self.embed_tokens, layers, norm: self.norm })
+    /// Packs the projections, on `device`, for many forward passes of about `rows` rows each, without
+    /// gradients. Takes as much memory again as the projections.
+    pub(super) fn packed(self, rows: i64, device: Device) -> Result<Weights<PackedWeight>, ModelError> {
+        // One product in place of several takes fewer launches. In fp32 it would be a copy that is not needed
+        // otherwise.
+        let joint = !uses_cpu_kernels(device) && self.kind != Kind::Float;
+        let packed = |layer: LayerWeights<Linear>| layer.cast(self.kind).packed(rows, joint);
+        let layers = self.layers.into_iter().map(packed).collect::<Result<_, _>>()?;
+        let Self { kind, embed_tokens, norm, shards, .. } = self;
+        Ok(Weights { kind, embed_tokens, layers, norm, shards })
     }
 }
 
 impl<P> Weights<P> {
-    fn embed(&self, ids: &Tensor) -> ResidualStream {
-        ResidualStream { x: Tensor::embedding(&self.embed_tokens, ids, -1, false, false), delta: None }
+    fn embed(&self, ids: &Tensor) -> Result<ResidualStream, ModelError> {
+        if let Some(shards) = &self.shards {
+            shards.gather_embeddings()?;
+        }
+        Ok(ResidualStream { x: foil_torch::ops::embedding(&self.embed_tokens, ids)?, delta: None })
     }
 
     /// `output_rows` for the last layer, `None` (all rows) for the others.
@@ -71,6 +80,8 @@ pub(super) struct Decoder {
     rotary_emb: RotaryEmbedding,
     /// Activation checkpointing: keep only each layer's input and recompute the layer in the backward pass.
     pub(super) checkpointing: bool,
+    /// Of the model's parameters, if ranks hold shards of them.
+    pub(super) shards: Option<DecoderShards>,
 }
 
 impl Decoder {
@@ -80,6 +91,7 @@ impl Decoder {
             layer: LayerConfig::new(config),
             rotary_emb: RotaryEmbedding::new(&config.rope, config.head_dim, device),
             checkpointing: false,
+            shards: None,
         }
     }
 
@@ -87,19 +99,20 @@ impl Decoder {
         &self.rotary_emb
     }
 
-    /// The weights of a forward pass in `precision`, with the adapter.
+    /// The weights for forward passes in `precision`, with the adapter.
     pub(super) fn weights(
         &self,
         parameters: &Parameters,
         adapter: Option<&Adapter>,
         precision: Precision,
     ) -> Weights<Linear> {
-        let view = WeightView { parameters, adapter, kind: precision.kind() };
+        let view = WeightView { parameters, adapter };
         Weights {
-            kind: view.kind,
+            kind: precision.kind(),
             embed_tokens: view.master("model.embed_tokens.weight"),
             layers: (0..self.config.layers).map(|index| view.layer(index)).collect(),
             norm: view.master("model.norm.weight"),
+            shards: self.shards.clone(),
         }
     }
 
@@ -112,30 +125,42 @@ impl Decoder {
         output_rows: &Tensor,
     ) -> Result<Tensor, ModelError> {
         let rotation = self.rotary_emb.angles(batch.positions(), batch.max_len());
-        if !self.checkpointing {
-            return self.forward_layers(weights, batch.ids(), Some(output_rows), &mut |_, q, k, v| {
-                Ok(foil_torch::ops::attention(q, k, v, &rotation, batch.segments())?)
-            });
-        }
-        let layout = AttentionLayout { rotation, segments: batch.segments().into() };
-        let mut stream = weights.embed(batch.ids());
+        let layout = AttentionLayout { rotation, segments: batch.segments().shallow_clone() };
+        let mut stream = weights.embed(batch.ids())?;
         for (index, layer) in weights.layers.iter().enumerate() {
             let output_rows = weights.output_rows_of(index, Some(output_rows));
-            stream = self.forward_checkpointed(layer, stream, weights.kind, output_rows, &layout)?;
+            if self.checkpointing {
+                let shards = weights.shards.clone().map(|shards| (shards, index));
+                stream =
+                    self.forward_checkpointed((layer, shards), &stream, weights.kind, output_rows, &layout)?;
+                continue;
+            }
+            if let Some(shards) = &weights.shards {
+                shards.gather(index)?;
+            }
+            // Autograd runs the nodes of a graph from the newest to the oldest: only casts that are created
+            // along with their layer give gradients to the reducer before the layers below are done.
+            let layer = layer.cast(weights.kind);
+            stream = self
+                .layer
+                .forward(&layer, stream, weights.kind, output_rows, &mut |q, k, v| layout.attend(q, k, v))?;
+            if let Some(shards) = &weights.shards {
+                stream = ResidualStream::from_tensors(shards.gather_in_backward(index, &stream.tensors())?);
+            }
         }
         Ok(stream.sum())
     }
 
-    /// Runs all layers on `ids`, `[rows]`, with attention by `attend`; gives the residual stream before the
-    /// final norm, `[rows, hidden]`, or `[n, hidden]` with `output_rows` (`[n]`).
-    pub(super) fn forward_layers<P: Projection>(
+    /// Runs all packed layers on `ids`, `[rows]`, with attention by `attend`; gives the residual stream
+    /// before the final norm, `[rows, hidden]`, or `[n, hidden]` with `output_rows` (`[n]`).
+    pub(super) fn forward_layers(
         &self,
-        weights: &Weights<P>,
+        weights: &Weights<PackedWeight>,
         ids: &Tensor,
         output_rows: Option<&Tensor>,
         attend: AttentionFn<'_>,
     ) -> Result<Tensor, ModelError> {
-        let mut stream = weights.embed(ids);
+        let mut stream = weights.embed(ids)?;
         for (index, layer) in weights.layers.iter().enumerate() {
             let output_rows = weights.output_rows_of(index, output_rows);
             let attend = &mut |q: &Tensor, k: &Tensor, v: &Tensor| attend(index, q, k, v);
@@ -144,11 +169,12 @@ impl Decoder {
         Ok(stream.sum())
     }
 
-    /// Runs one layer on a packed batch and keeps only its input for the backward pass.
+    /// Runs one layer on a packed batch and keeps only its input and its master weights for the backward
+    /// pass.
     fn forward_checkpointed(
         &self,
-        layer: &LayerWeights<Linear>,
-        stream: ResidualStream,
+        (layer, shards): (&LayerWeights<Linear>, Option<(DecoderShards, usize)>),
+        stream: &ResidualStream,
         kind: Kind,
         output_rows: Option<&Tensor>,
         layout: &AttentionLayout,
@@ -156,31 +182,20 @@ impl Decoder {
         let (config, skeleton, layout) = (self.layer, layer.skeleton(), layout.shallow_clone());
         let output_rows = output_rows.map(Tensor::shallow_clone);
         let is_first = stream.delta.is_none();
-        let mut inputs: Vec<Tensor> = std::iter::once(stream.x).chain(stream.delta).collect();
+        let mut inputs = stream.tensors();
         inputs.extend(layer.tensors());
         let recompute = move |inputs: &[Tensor]| {
+            if let Some((shards, index)) = &shards {
+                shards.gather_recomputed(*index)?;
+            }
             let (stream, weights) = inputs.split_at(if is_first { 1 } else { 2 });
-            let stream = ResidualStream {
-                x: stream[0].shallow_clone(),
-                delta: stream.get(1).map(Tensor::shallow_clone),
-            };
-            let attend = &mut |q: &Tensor, k: &Tensor, v: &Tensor| {
-                Ok(foil_torch::ops::attention(q, k, v, &layout.rotation, &layout.segments)?)
-            };
-            let ResidualStream { x, delta } = config.forward(
-                &skeleton.with_tensors(weights),
-                stream,
-                kind,
-                output_rows.as_ref(),
-                attend,
-            )?;
-            Ok::<_, ModelError>(std::iter::once(x).chain(delta).collect())
+            let stream = ResidualStream::from_tensors(stream.iter().map(Tensor::shallow_clone));
+            let layer = skeleton.with_tensors(weights).cast(kind);
+            let attend = &mut |q: &Tensor, k: &Tensor, v: &Tensor| layout.attend(q, k, v);
+            let stream = config.forward(&layer, stream, kind, output_rows.as_ref(), attend)?;
+            Ok::<_, ModelError>(stream.tensors())
         };
-        let mut results = foil_torch::autograd::checkpoint(&inputs, recompute)?.into_iter();
-        match (results.next(), results.next()) {
-            (Some(x), delta) => Ok(ResidualStream { x, delta }),
-            (None, _) => unreachable!("a layer returns a residual stream"),
-        }
+        Ok(ResidualStream::from_tensors(foil_torch::autograd::checkpoint(&inputs, recompute)?))
     }
 
     /// The final norm in the compute precision, for a language-model head. `[rows, hidden]`.
@@ -205,13 +220,17 @@ impl Decoder {
 /// Positions and sequence boundaries of a packed batch, for attention.
 struct AttentionLayout {
     rotation: RotaryAngles,
-    segments: Arc<[Segment]>,
+    segments: Segments,
 }
 
 impl AttentionLayout {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(foil_torch::ops::attention(q, k, v, &self.rotation, &self.segments)?)
+    }
+
     fn shallow_clone(&self) -> Self {
         let RotaryAngles { cos, sin } = &self.rotation;
         let rotation = RotaryAngles { cos: cos.shallow_clone(), sin: sin.shallow_clone() };
-        Self { rotation, segments: Arc::clone(&self.segments) }
+        Self { rotation, segments: self.segments.shallow_clone() }
     }
 }

@@ -10,7 +10,7 @@ use tch::{Device, Tensor};
 use super::adapter::Adapter;
 use super::decoder::{Decoder, Weights};
 use super::layer::Linear;
-use super::{DecoderConfig, HeadKind, ModelError, Parameters, Precision};
+use super::{DecoderConfig, HeadKind, Holding, ModelError, Parameters, Precision};
 
 /// A kind of head.
 pub trait Head {
@@ -38,13 +38,22 @@ impl<H: Head> Model<H> {
     /// # Errors
     /// Anything in config.json or in the checkpoint that does not make this model, by name.
     pub fn load(dir: &Path, device: Device) -> Result<Self, ModelError> {
+        Self::load_held(dir, device, Holding::Masters)
+    }
+
+    /// [`Self::load`], with parameters held in another way.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_held(dir: &Path, device: Device, holding: Holding) -> Result<Self, ModelError> {
         let config = DecoderConfig::load(dir)?;
-        let parameters = Parameters::load(dir, &config, H::KIND, device)?;
+        let parameters = Parameters::load(dir, &config, H::KIND, (device, holding))?;
         Ok(Self::new(config, parameters, device))
     }
 
     pub(super) fn new(config: DecoderConfig, parameters: Parameters, device: Device) -> Self {
-        let decoder = Decoder::new(&config, device);
+        let mut decoder = Decoder::new(&config, device);
+        decoder.shards = parameters.shards().and_then(|shards| shards.decoder(config.layers));
         Self { config, parameters, adapter: None, decoder, device, head: PhantomData }
     }
 
@@ -85,9 +94,16 @@ impl<H: Head> Model<H> {
 
     /// Adds a fresh LoRA adapter, initialized from `(seed, round)`. From here on only the adapter is
     /// [trainable](Self::trainable), and a reward model's head.
-    pub fn add_lora(&mut self, lora: &Lora, seed_and_round: (u64, u32)) {
-        let head = H::trainable_head(&self.parameters);
-        self.set_adapter(Adapter::new(&self.config, lora, seed_and_round, head, self.device));
+    ///
+    /// # Errors
+    /// Errors of libtorch.
+    pub fn add_lora(&mut self, lora: &Lora, seed_and_round: (u64, u32)) -> Result<(), ModelError> {
+        let head = H::trainable_head(&self.parameters).map(Tensor::shallow_clone);
+        let adapter =
+            Adapter::new(&self.config, lora, seed_and_round, (&mut self.parameters, head), self.device)?;
+        self.parameters.set_requires_grad(false);
+        self.adapter = Some(adapter);
+        Ok(())
     }
 
     /// Attaches `adapter`, which must fit this model, and takes over the head that came with it.
@@ -104,17 +120,25 @@ impl<H: Head> Model<H> {
         self.adapter.as_ref().map_or(&self.parameters, Adapter::parameters)
     }
 
-    /// Merges the adapter, if there is one, into the weights and returns it.
-    pub fn merge(&mut self) -> Option<Adapter> {
-        let adapter = self.adapter.take()?;
+    /// Merges the adapter, if there is one, into the weights and returns it. All ranks that hold shards call
+    /// it together.
+    ///
+    /// # Errors
+    /// A rank fails.
+    pub fn merge(&mut self) -> Result<Option<Adapter>, ModelError> {
+        let Some(adapter) = self.adapter.take() else { return Ok(None) };
         adapter.parameters().set_requires_grad(false);
-        adapter.merge_into(&self.parameters);
-        Some(adapter)
+        let adapter = adapter.gathered()?;
+        adapter.merge_into(&self.parameters)?;
+        Ok(Some(adapter))
     }
 
     /// The decoder's weights in `precision`, with the adapter.
-    pub(super) fn weights(&self, precision: Precision) -> Weights<Linear> {
-        self.decoder.weights(&self.parameters, self.adapter.as_ref(), precision)
+    pub(super) fn weights(&self, precision: Precision) -> Result<Weights<Linear>, ModelError> {
+        if let Some(shards) = self.parameters.shards() {
+            shards.store().gather_residents()?;
+        }
+        Ok(self.decoder.weights(&self.parameters, self.adapter.as_ref(), precision))
     }
 
     /// The parameter called `name`, which every model with this head has.

@@ -1,5 +1,6 @@
 //! Prefill and decoding without gradients, with weights cast and packed once.
 
+use foil_torch::Numbers;
 use foil_torch::ops::PackedWeight;
 use tch::{Kind, Tensor};
 
@@ -31,10 +32,10 @@ impl LanguageModel {
 impl<'m> Inference<'m> {
     fn new(model: &'m LanguageModel, precision: Precision, rows: usize) -> Result<Self, ModelError> {
         tch::no_grad(|| {
-            let weights = model.weights(precision);
+            let weights = model.weights(precision)?;
             Ok(Self {
                 model,
-                weights: weights.packed(rows as i64)?,
+                weights: weights.packed(rows as i64, model.device())?,
                 lm_head: model.lm_head().to_kind(precision.kind()),
                 precision,
             })
@@ -68,15 +69,16 @@ impl<'m> Inference<'m> {
         slots: &[usize],
     ) -> Result<Tensor, ModelError> {
         cache.check_prompts(prompts, slots)?;
+        let to = cache.prompt_slots(prompts, slots)?;
         let rotation = self.decoder().rotary_emb().angles(prompts.positions(), prompts.max_len());
         let hidden = tch::no_grad(|| {
-            let last = prompts.last_rows();
             let residual = self.decoder().forward_layers(
                 &self.weights,
                 prompts.ids(),
-                Some(&last),
+                Some(prompts.last_rows()),
                 &mut |layer, q, k, v| {
-                    cache.write_prompts(layer, prompts, slots, &foil_torch::ops::rotary(k, &rotation)?, v);
+                    let rotated = foil_torch::ops::rotary(k, &rotation)?;
+                    cache.write_prompts(layer, prompts, &to, [&rotated, v])?;
                     Ok(foil_torch::ops::attention(q, k, v, &rotation, prompts.segments())?)
                 },
             )?;
@@ -90,17 +92,32 @@ impl<'m> Inference<'m> {
 
     /// Appends one token to each of `slots` and gives its hidden state, `[rows, hidden]`.
     ///
-    /// On CUDA, consecutive ascending `slots` are cheapest: the cache is then read in place.
+    /// On CUDA, consecutive ascending `slots` are cheapest where flash attention does not support the model:
+    /// the cache is then read in place.
     ///
     /// # Errors
     /// Slots that do not exist, repeat, are empty or full, or are not one per token.
     pub fn decode(&self, ids: &[u32], cache: &mut KvCache, slots: &[usize]) -> Result<Tensor, ModelError> {
+        Ok(self.decode_with_numbers(ids, cache, slots, Vec::new())?.0)
+    }
+
+    /// [`Inference::decode`], which also copies `numbers` to the device in the transfer that it makes anyway.
+    ///
+    /// # Errors
+    /// Those of [`Inference::decode`].
+    pub fn decode_with_numbers(
+        &self,
+        ids: &[u32],
+        cache: &mut KvCache,
+        slots: &[usize],
+        numbers: Vec<Numbers>,
+    ) -> Result<(Tensor, Vec<Tensor>), ModelError> {
         if ids.len() != slots.len() || ids.is_empty() {
             return Err(ModelError::Cache(format!("{} tokens for {} slots", ids.len(), slots.len())));
         }
-        let step = cache.step(slots)?;
-        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        let ids = Tensor::from_slice(&ids).to_device(self.model.device());
+        let ids = Numbers::Int64(ids.iter().map(|&id| i64::from(id)).collect());
+        let (step, mut tensors) = cache.step(slots, std::iter::once(ids).chain(numbers).collect())?;
+        let ids = tensors.remove(0);
         let hidden = tch::no_grad(|| {
             let rotation = self.decoder().rotary_emb().angles(step.positions(), step.max_len());
             let residual =
@@ -112,7 +129,7 @@ impl<'m> Inference<'m> {
         for &slot in slots {
             cache.set_length(slot, cache.length(slot) as i64 + 1);
         }
-        Ok(hidden)
+        Ok((hidden, tensors))
     }
 
     /// `[.., hidden]` → logits `[.., vocab]`, fp32.

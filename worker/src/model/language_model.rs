@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use foil_common::model::{EMBEDDINGS, LM_HEAD};
 use tch::{Device, Tensor};
 
 use super::head::{Head, Model};
 use super::layer::linear;
-use super::{DecoderConfig, HeadKind, ModelError, PackedBatch, Parameters, Precision, SaveDtype};
+use super::{DecoderConfig, HeadKind, Holding, ModelError, PackedBatch, Parameters, Precision, SaveDtype};
 
 /// A decoder whose hidden states are turned into logits over the vocabulary: `…ForCausalLM`.
 pub type LanguageModel = Model<LmHead>;
@@ -29,12 +30,29 @@ impl LanguageModel {
     /// # Errors
     /// Anything in config.json that does not make a model, by name.
     pub fn random(config_dir: &Path, seed: u64, device: Device) -> Result<Self, ModelError> {
-        Ok(Self::from_config(&DecoderConfig::load(config_dir)?, seed, device))
+        Self::random_held(config_dir, seed, device, Holding::Masters)
+    }
+
+    /// [`LanguageModel::random`], with parameters held in another way.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::random`].
+    pub fn random_held(
+        config_dir: &Path,
+        seed: u64,
+        device: Device,
+        holding: Holding,
+    ) -> Result<Self, ModelError> {
+        let config = DecoderConfig::load(config_dir)?;
+        let parameters = Parameters::random(&config, HeadKind::LanguageModel, seed, (device, holding))?;
+        Ok(Self::new(config, parameters, device))
     }
 
     /// Fresh weights for a configuration.
     pub fn from_config(config: &DecoderConfig, seed: u64, device: Device) -> Self {
-        let parameters = Parameters::random(config, HeadKind::LanguageModel, seed, device);
+        let parameters =
+            Parameters::random(config, HeadKind::LanguageModel, seed, (device, Holding::Masters));
+        let Ok(parameters) = parameters else { unreachable!("whole weights are made without a group") };
         Self::new(config.clone(), parameters, device)
     }
 
@@ -52,9 +70,17 @@ impl LanguageModel {
         output_rows: &Tensor,
         precision: Precision,
     ) -> Result<Tensor, ModelError> {
-        let weights = self.weights(precision);
+        let weights = self.weights(precision)?;
         let residual = self.decoder.forward(&weights, batch, output_rows)?;
-        self.decoder.final_norm(&weights, &residual)
+        let hidden = self.decoder.final_norm(&weights, &residual)?;
+        if let Some(shards) = self.parameters.shards() {
+            shards.gather(self.head_name())?;
+        }
+        Ok(hidden)
+    }
+
+    fn head_name(&self) -> &'static str {
+        if self.config.tied_embeddings { EMBEDDINGS } else { LM_HEAD }
     }
 
     /// `[.., hidden]` → logits `[.., vocab]`, in the kind of `hidden`: let log-softmax convert them to fp32.
@@ -65,10 +91,11 @@ impl LanguageModel {
         linear(hidden, &self.lm_head().to_kind(hidden.kind()), None)
     }
 
-    /// The head's matrix `[vocab, hidden]`: `lm_head`, or the embeddings if they are tied.
+    /// The head's matrix `[vocab, hidden]`: `lm_head`, or the embeddings if they are tied. A model in shards
+    /// has it from the end of a [forward pass](LanguageModel::forward) until the next one or a backward
+    /// pass begins.
     pub fn lm_head(&self) -> &Tensor {
-        let name = if self.config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        self.parameter(name)
+        self.parameter(self.head_name())
     }
 
     /// Writes config.json and model.safetensors into `dir`, which is created if it does not exist.

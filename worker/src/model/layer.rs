@@ -1,4 +1,4 @@
-//! One decoder layer: its weights in the compute precision, and its forward pass.
+//! One decoder layer: its weights, and its forward pass.
 
 use foil_torch::ops::PackedWeight;
 use tch::{Kind, Tensor};
@@ -38,13 +38,23 @@ impl Projection for Linear {
 }
 
 impl Linear {
-    /// Packed for many products of about `rows` rows each, without gradients; the adapter is merged.
-    fn packed(self, rows: i64) -> Result<PackedWeight, ModelError> {
+    /// The weight with its adapter merged, and the bias.
+    fn merged(self) -> (Tensor, Option<Tensor>) {
         let weight = match &self.lora {
             None => self.weight,
             Some(lora) => self.weight + lora.delta_weight().to_kind(lora.a.kind()),
         };
-        Ok(PackedWeight::new(&weight, self.bias.as_ref(), rows)?)
+        (weight, self.bias)
+    }
+
+    /// Packed for many products of about `rows` rows each, without gradients; the adapter is merged.
+    fn packed(self, rows: i64) -> Result<PackedWeight, ModelError> {
+        let (weight, bias) = self.merged();
+        Ok(PackedWeight::new(&weight, bias.as_ref(), rows)?)
+    }
+
+    fn cast(&self, kind: Kind) -> Self {
+        self.map_tensors(&mut |tensor| tensor.to_kind(kind))
     }
 
     fn map_tensors(&self, f: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
@@ -66,46 +76,100 @@ impl Projection for PackedWeight {
     }
 }
 
-/// A layer's weights, by their Hugging Face names: projections in the compute precision, norms fp32.
+/// Matrices that have one input: apart, or one below the other as one matrix, with the rows of each.
 #[derive(Debug)]
-pub(super) struct LayerWeights<P> {
-    input_layernorm: Tensor,
-    q_proj: P,
-    k_proj: P,
-    v_proj: P,
-    o_proj: P,
-    q_norm: Option<Tensor>,
-    k_norm: Option<Tensor>,
-    post_attention_layernorm: Tensor,
-    gate_proj: P,
-    up_proj: P,
-    down_proj: P,
+pub(super) enum Projections<P> {
+    Apart(Vec<P>),
+    Joint(P, Vec<i64>),
 }
 
-impl<P> LayerWeights<P> {
-    fn map_projections<Q>(
-        self,
-        mut f: impl FnMut(P) -> Result<Q, ModelError>,
-    ) -> Result<LayerWeights<Q>, ModelError> {
-        Ok(LayerWeights {
-            input_layernorm: self.input_layernorm,
-            q_proj: f(self.q_proj)?,
-            k_proj: f(self.k_proj)?,
-            v_proj: f(self.v_proj)?,
-            o_proj: f(self.o_proj)?,
-            q_norm: self.q_norm,
-            k_norm: self.k_norm,
-            post_attention_layernorm: self.post_attention_layernorm,
-            gate_proj: f(self.gate_proj)?,
-            up_proj: f(self.up_proj)?,
-            down_proj: f(self.down_proj)?,
+impl<P: Projection> Projections<P> {
+    /// `[rows, in]` → `[rows, out]` of each matrix.
+    fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>, ModelError> {
+        match self {
+            Self::Apart(all) => all.iter().map(|projection| projection.forward(x)).collect(),
+            Self::Joint(all, widths) => Ok(all.forward(x)?.split_with_sizes(widths, -1)),
+        }
+    }
+}
+
+impl Projections<Linear> {
+    fn map(&self, mut f: impl FnMut(&Linear) -> Linear) -> Self {
+        match self {
+            Self::Apart(all) => Self::Apart(all.iter().map(f).collect()),
+            Self::Joint(all, widths) => Self::Joint(f(all), widths.clone()),
+        }
+    }
+
+    fn cast(&self, kind: Kind) -> Self {
+        self.map(|projection| projection.cast(kind))
+    }
+
+    fn packed(self, rows: i64, joint: bool) -> Result<Projections<PackedWeight>, ModelError> {
+        let is_uniform =
+            |all: &[Linear]| all.windows(2).all(|two| two[0].bias.is_some() == two[1].bias.is_some());
+        Ok(match self {
+            Self::Apart(all) if joint && is_uniform(&all) => {
+                let merged: Vec<(Tensor, Option<Tensor>)> = all.into_iter().map(Linear::merged).collect();
+                let weights: Vec<&Tensor> = merged.iter().map(|(weight, _)| weight).collect();
+                let biases: Option<Vec<&Tensor>> = merged.iter().map(|(_, bias)| bias.as_ref()).collect();
+                let bias = biases.map(|biases| Tensor::cat(&biases, 0));
+                let widths = weights.iter().map(|weight| weight.size()[0]).collect();
+                Projections::Joint(PackedWeight::new(&Tensor::cat(&weights, 0), bias.as_ref(), rows)?, widths)
+            }
+            Self::Apart(all) => {
+                Projections::Apart(all.into_iter().map(|part| part.packed(rows)).collect::<Result<_, _>>()?)
+            }
+            Self::Joint(all, widths) => Projections::Joint(all.packed(rows)?, widths),
         })
     }
 }
 
+/// A layer's weights, by their Hugging Face names: projections as fp32 masters or cast to the compute
+/// precision, norms fp32.
+#[derive(Debug)]
+pub(super) struct LayerWeights<P> {
+    input_layernorm: Tensor,
+    /// q_proj, k_proj and v_proj.
+    qkv_proj: Projections<P>,
+    o_proj: P,
+    q_norm: Option<Tensor>,
+    k_norm: Option<Tensor>,
+    post_attention_layernorm: Tensor,
+    /// gate_proj and up_proj.
+    gate_up_proj: Projections<P>,
+    down_proj: P,
+}
+
 impl LayerWeights<Linear> {
-    pub(super) fn packed(self, rows: i64) -> Result<LayerWeights<PackedWeight>, ModelError> {
-        self.map_projections(|projection| projection.packed(rows))
+    /// The layer packed for many products of about `rows` rows each. If `joint`, matrices of one input are
+    /// one.
+    pub(super) fn packed(self, rows: i64, joint: bool) -> Result<LayerWeights<PackedWeight>, ModelError> {
+        Ok(LayerWeights {
+            input_layernorm: self.input_layernorm,
+            qkv_proj: self.qkv_proj.packed(rows, joint)?,
+            o_proj: self.o_proj.packed(rows)?,
+            q_norm: self.q_norm,
+            k_norm: self.k_norm,
+            post_attention_layernorm: self.post_attention_layernorm,
+            gate_up_proj: self.gate_up_proj.packed(rows, joint)?,
+            down_proj: self.down_proj.packed(rows)?,
+        })
+    }
+
+    /// The layer with its projections in `kind`. The cast is part of the autograd graph, so gradients reach
+    /// the fp32 master weights in fp32.
+    pub(super) fn cast(&self, kind: Kind) -> Self {
+        Self {
+            input_layernorm: self.input_layernorm.shallow_clone(),
+            qkv_proj: self.qkv_proj.cast(kind),
+            o_proj: self.o_proj.cast(kind),
+            q_norm: self.q_norm.as_ref().map(Tensor::shallow_clone),
+            k_norm: self.k_norm.as_ref().map(Tensor::shallow_clone),
+            post_attention_layernorm: self.post_attention_layernorm.shallow_clone(),
+            gate_up_proj: self.gate_up_proj.cast(kind),
+            down_proj: self.down_proj.cast(kind),
+        }
     }
 
     /// All tensors of the layer, in the order of [`LayerWeights::map_tensors`].
@@ -132,28 +196,21 @@ impl LayerWeights<Linear> {
     fn map_tensors(&self, f: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
         Self {
             input_layernorm: f(&self.input_layernorm),
-            q_proj: self.q_proj.map_tensors(f),
-            k_proj: self.k_proj.map_tensors(f),
-            v_proj: self.v_proj.map_tensors(f),
+            qkv_proj: self.qkv_proj.map(|projection| projection.map_tensors(f)),
             o_proj: self.o_proj.map_tensors(f),
             q_norm: self.q_norm.as_ref().map(&mut *f),
             k_norm: self.k_norm.as_ref().map(&mut *f),
             post_attention_layernorm: f(&self.post_attention_layernorm),
-            gate_proj: self.gate_proj.map_tensors(f),
-            up_proj: self.up_proj.map_tensors(f),
+            gate_up_proj: self.gate_up_proj.map(|projection| projection.map_tensors(f)),
             down_proj: self.down_proj.map_tensors(f),
         }
     }
 }
 
-/// Parameters by name, cast to the compute precision. A model's constructor has checked that all of them
-/// exist.
-///
-/// The cast is part of the autograd graph, so gradients reach the fp32 master weights in fp32.
+/// The fp32 master weights by name. A model's constructor has checked that all of them exist.
 pub(super) struct WeightView<'a> {
     pub(super) parameters: &'a Parameters,
     pub(super) adapter: Option<&'a Adapter>,
-    pub(super) kind: Kind,
 }
 
 impl WeightView<'_> {
@@ -171,9 +228,9 @@ impl WeightView<'_> {
 
     fn linear(&self, name: &str) -> Linear {
         Linear {
-            weight: self.master(&format!("{name}.weight")).to_kind(self.kind),
-            bias: self.get(&format!("{name}.bias")).map(|bias| bias.to_kind(self.kind)),
-            lora: self.adapter.and_then(|adapter| adapter.lora(name)).map(|lora| lora.to_kind(self.kind)),
+            weight: self.master(&format!("{name}.weight")),
+            bias: self.get(&format!("{name}.bias")),
+            lora: self.adapter.and_then(|adapter| adapter.lora(name)),
         }
     }
 
@@ -181,15 +238,18 @@ impl WeightView<'_> {
         let full = |name: &str| format!("model.layers.{index}.{name}");
         LayerWeights {
             input_layernorm: self.master(&full("input_layernorm.weight")),
-            q_proj: self.linear(&full("self_attn.q_proj")),
-            k_proj: self.linear(&full("self_attn.k_proj")),
-            v_proj: self.linear(&full("self_attn.v_proj")),
+            qkv_proj: Projections::Apart(
+                ["q_proj", "k_proj", "v_proj"]
+                    .map(|name| self.linear(&full(&format!("self_attn.{name}"))))
+                    .into(),
+            ),
             o_proj: self.linear(&full("self_attn.o_proj")),
             q_norm: self.get(&full("self_attn.q_norm.weight")),
             k_norm: self.get(&full("self_attn.k_norm.weight")),
             post_attention_layernorm: self.master(&full("post_attention_layernorm.weight")),
-            gate_proj: self.linear(&full("mlp.gate_proj")),
-            up_proj: self.linear(&full("mlp.up_proj")),
+            gate_up_proj: Projections::Apart(
+                ["gate_proj", "up_proj"].map(|name| self.linear(&full(&format!("mlp.{name}")))).into(),
+            ),
             down_proj: self.linear(&full("mlp.down_proj")),
         }
     }
@@ -206,6 +266,20 @@ pub(super) struct ResidualStream {
 }
 
 impl ResidualStream {
+    /// The stream of its [tensors](Self::tensors).
+    pub(super) fn from_tensors(tensors: impl IntoIterator<Item = Tensor>) -> Self {
+        let mut tensors = tensors.into_iter();
+        let (Some(x), delta) = (tensors.next(), tensors.next()) else {
+            unreachable!("a residual stream has at least one tensor")
+        };
+        Self { x, delta }
+    }
+
+    /// x, and delta if there is one, sharing storage.
+    pub(super) fn tensors(&self) -> Vec<Tensor> {
+        std::iter::once(&self.x).chain(&self.delta).map(Tensor::shallow_clone).collect()
+    }
+
     /// x + delta, fp32.
     pub(super) fn sum(self) -> Tensor {
         match self.delta {
@@ -266,8 +340,10 @@ impl LayerConfig {
         let attended = layer.o_proj.forward(&context)?;
         let (x, normed) =
             foil_torch::ops::add_rms_norm(&x, &attended, &layer.post_attention_layernorm, self.rms_norm_eps)?;
-        let gated =
-            foil_torch::ops::swiglu(&layer.gate_proj.forward(&normed)?, &layer.up_proj.forward(&normed)?)?;
+        let gated = match &layer.gate_up_proj.forward(&normed)?[..] {
+            [gate, up] => foil_torch::ops::swiglu(gate, up)?,
+            _ => unreachable!("an MLP has two projections of its input"),
+        };
         Ok(ResidualStream { x, delta: Some(layer.down_proj.forward(&gated)?) })
     }
 
@@ -278,11 +354,14 @@ impl LayerConfig {
         x: &Tensor,
         attend: AttentionFn<'_>,
     ) -> Result<Tensor, ModelError> {
+        let projected = layer.qkv_proj.forward(x)?;
+        let [q, k, v] = &projected[..] else {
+            unreachable!("attention has three projections of its input");
+        };
         // [rows, heads · head_dim] → [rows, heads, head_dim]
-        let split_heads = |projected: Tensor, heads: i64| projected.view([-1, heads, self.head_dim]);
-        let q = split_heads(layer.q_proj.forward(x)?, self.heads);
-        let k = split_heads(layer.k_proj.forward(x)?, self.kv_heads);
-        let v = split_heads(layer.v_proj.forward(x)?, self.kv_heads);
+        let split_heads = |projected: &Tensor, heads: i64| projected.view([-1, heads, self.head_dim]);
+        let (q, k) = (split_heads(q, self.heads), split_heads(k, self.kv_heads));
+        let v = split_heads(v, self.kv_heads);
         let q = self.norm_heads(q, layer.q_norm.as_ref())?;
         let k = self.norm_heads(k, layer.k_norm.as_ref())?;
         Ok(attend(&q, &k, &v)?.flatten(1, 2))

@@ -17,10 +17,11 @@ mod layer;
 mod parameters;
 mod reward_model;
 mod rotary;
+mod shards;
 pub(crate) mod weights;
 
 pub use adapter::Adapter;
-pub use batch::{PackedBatch, packed_rows};
+pub use batch::{BatchRows, PackedBatch, packed_rows};
 
 pub use decoder::Precision;
 pub use error::ModelError;
@@ -30,8 +31,10 @@ pub use head::{Head, Model};
 pub use inference::Inference;
 pub use kv_cache::KvCache;
 pub use language_model::LanguageModel;
-pub use parameters::Parameters;
+pub use parameters::{Holding, Parameters};
 pub use reward_model::RewardModel;
+pub use shards::{ShardPlacement, ShardedUnit, Shards};
+pub(crate) use shards::{overlap, shard_range};
 
 #[cfg(test)]
 mod tests;

@@ -1,25 +1,52 @@
 //! A model's parameters by Hugging Face name, as fp32 master weights.
 
+use std::ops::Range;
 use std::path::Path;
+use std::rc::Rc;
 
 use foil_common::model::{EMBEDDINGS, LM_HEAD, ModelFilesError, SINGLE};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
+use super::shards::{Elements, ShardPlacement, Shards, shard_range};
 use super::weights::{self, Checkpoint};
-use super::{DecoderConfig, HeadKind, ModelError, SaveDtype};
+use super::{DecoderConfig, HeadKind, ModelError, Precision, SaveDtype};
 
 pub(super) use foil_common::model::SCORE;
 
+/// How a rank holds a model's parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holding {
+    /// Whole, as fp32 masters.
+    Masters,
+    /// Whole and in the compute precision only, but for norms and a reward model's head: for phases that do
+    /// not train.
+    Inference(Precision),
+    /// A shard of the fp32 masters; the ranks of a gang gather the rest when they need it.
+    Shards(ShardPlacement),
+}
+
+impl Holding {
+    /// The kind in which a whole parameter is held.
+    fn kind(self, name: &str) -> Kind {
+        match self {
+            Self::Inference(precision) if name != SCORE && !name.ends_with("norm.weight") => precision.kind(),
+            _ => Kind::Float,
+        }
+    }
+}
+
 /// Parameters sorted by name: the same order on every rank, in every digest and in every optimizer.
 ///
-/// Tensors are fp32 leaves. They are never replaced, only changed in place, so that a reducer or an optimizer
-/// may hold on to them.
+/// Tensors are leaves, fp32 unless they are [held](Holding) otherwise. They are never replaced, only changed
+/// in place, so that a reducer or an optimizer may hold on to them.
 #[derive(Debug)]
 pub struct Parameters {
     names: Vec<String>,
     tensors: Vec<Tensor>,
+    /// Where the values of `tensors` are, if ranks hold shards of them.
+    shards: Option<Rc<Shards>>,
 }
 
 impl Parameters {
@@ -27,7 +54,77 @@ impl Parameters {
     pub(crate) fn from_named(mut named: Vec<(String, Tensor)>) -> Self {
         named.sort_by(|(a, _), (b, _)| a.cmp(b));
         let (names, tensors) = named.into_iter().unzip();
-        Self { names, tensors }
+        Self { names, tensors, shards: None }
+    }
+
+    /// The shards of a model whose parameters have values only while they are gathered.
+    pub fn shards(&self) -> Option<&Rc<Shards>> {
+        self.shards.as_ref()
+    }
+
+    /// Adds parameters to the shards of `base`, with values from `elements`; `shared` are some of base's own.
+    /// `None` if base has no shards, or others refer to them.
+    pub(super) fn beside(
+        base: &mut Self,
+        named: Vec<(String, Vec<i64>)>,
+        shared: Option<(String, Tensor)>,
+        elements: Elements<'_>,
+    ) -> Option<Result<Self, ModelError>> {
+        let added = Rc::get_mut(base.shards.as_mut()?)?.add(named, elements);
+        Some(added.map(|mut added| {
+            added.extend(shared);
+            Self { shards: base.shards.clone(), ..Self::from_named(added) }
+        }))
+    }
+
+    fn sharded(
+        named: Vec<(String, Vec<i64>)>,
+        placement: ShardPlacement,
+        device: Device,
+        elements: Elements<'_>,
+    ) -> Result<Self, ModelError> {
+        let mut shards = Shards::new(placement, device)?;
+        let named = shards.add(named, elements)?;
+        Ok(Self { shards: Some(Rc::new(shards)), ..Self::from_named(named) })
+    }
+
+    /// Calls `read` with every whole parameter in order, in fp32 if they are in shards. All ranks that hold
+    /// shards call it together.
+    ///
+    /// # Errors
+    /// A rank fails.
+    pub(super) fn read_each(&self, mut read: impl FnMut(&str, &Tensor)) -> Result<(), ModelError> {
+        let reader = self.shards.as_ref().map(|shards| shards.reader());
+        for (name, tensor) in self.iter() {
+            match &reader {
+                None => read(name, tensor),
+                Some(reader) => read(name, &reader.read(name)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// The same parameters, whole and fp32, on this rank; a deep copy if they are in shards.
+    pub(super) fn gathered(self) -> Result<Self, ModelError> {
+        if self.shards.is_none() {
+            return Ok(self);
+        }
+        let mut whole = Vec::new();
+        self.read_each(|name, tensor| whole.push((name.to_owned(), tensor.copy())))?;
+        Ok(Self::from_named(whole))
+    }
+
+    /// Clamps a parameter to [−`bound`, `bound`] in place.
+    pub(super) fn clamp(&self, name: &str, bound: f64) {
+        match (&self.shards, self.get(name)) {
+            (Some(shards), _) => shards.change(name, |held, _| {
+                let _ = held.clamp_(-bound, bound);
+            }),
+            (None, Some(tensor)) => {
+                let _ = tensor.shallow_clone().clamp_(-bound, bound);
+            }
+            (None, None) => {}
+        }
     }
 
     pub fn tensors(&self) -> &[Tensor] {
@@ -69,10 +166,14 @@ impl Parameters {
         }
     }
 
-    /// BLAKE3 in hex over every name, shape and raw fp32 bytes, in order.
-    pub fn blake3(&self) -> String {
+    /// BLAKE3 in hex over every name, shape and raw fp32 bytes, in order. All ranks that hold shards call it
+    /// together.
+    ///
+    /// # Errors
+    /// A rank fails.
+    pub fn blake3(&self) -> Result<String, ModelError> {
         let mut hasher = blake3::Hasher::new();
-        for (name, tensor) in self.iter() {
+        self.read_each(|name, tensor| {
             hasher.update(&(name.len() as u64).to_le_bytes());
             hasher.update(name.as_bytes());
             let shape = tensor.size();
@@ -81,14 +182,14 @@ impl Parameters {
                 hasher.update(&size.to_le_bytes());
             }
             hasher.update(&weights::bytes(tensor, Kind::Float));
-        }
-        hasher.finalize().to_hex().to_string()
+        })?;
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     /// A deep copy, without gradients.
     pub fn copy(&self) -> Self {
         let tensors = tch::no_grad(|| self.tensors.iter().map(|tensor| tensor.detach().copy()).collect());
-        Self { names: self.names.clone(), tensors }
+        Self { names: self.names.clone(), tensors, shards: None }
     }
 
     /// Overwrites every tensor in place with the values of `other`.
@@ -110,13 +211,25 @@ impl Parameters {
     }
 
     /// Fresh weights. Each tensor depends only on `seed` and its name.
-    pub(super) fn random(config: &DecoderConfig, head: HeadKind, seed: u64, device: Device) -> Self {
-        let named = config.tensors(head).into_iter().map(|(name, shape)| {
-            let tensor = init(config, seed, &name, &shape).to_device(device);
+    pub(super) fn random(
+        config: &DecoderConfig,
+        head: HeadKind,
+        seed: u64,
+        (device, holding): (Device, Holding),
+    ) -> Result<Self, ModelError> {
+        let named = config.tensors(head);
+        if let Holding::Shards(placement) = holding {
+            let shapes = named.clone();
+            return Self::sharded(named, placement, device, &mut |name, range| {
+                let shape = shapes.iter().find(|(other, _)| other == name).map(|(_, shape)| shape.as_slice());
+                Ok(elements_of(&init(config, seed, name, shape.unwrap_or_default()), &range))
+            });
+        }
+        let tensor = |(name, shape): (String, Vec<i64>)| {
+            let tensor = init(config, seed, &name, &shape).to_kind(holding.kind(&name)).to_device(device);
             (name, tensor)
-        });
-        let (names, tensors) = named.unzip();
-        Self { names, tensors }
+        };
+        Ok(Self::from_named(named.into_iter().map(tensor).collect()))
     }
 
     /// Reads a checkpoint that must hold exactly the tensors of `config` with `head`.
@@ -124,22 +237,51 @@ impl Parameters {
         dir: &Path,
         config: &DecoderConfig,
         head: HeadKind,
-        device: Device,
+        (device, holding): (Device, Holding),
     ) -> Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.files().check(config, head)?;
         if checkpoint.files().stores_tied_head(config, head) {
-            let (head, embeddings) = (checkpoint.read(LM_HEAD)?, checkpoint.read(EMBEDDINGS)?);
-            if !head.equal(&embeddings) {
-                return Err(ModelFilesError::different_head(&head.size()).into());
+            let whole = config.vocab_size * config.hidden_size;
+            let own = match holding {
+                Holding::Shards(ShardPlacement { rank, world, .. }) => {
+                    let own = shard_range(whole, rank, world);
+                    own.start.min(whole)..own.end.min(whole)
+                }
+                _ => 0..whole,
+            };
+            let head = checkpoint.read_elements(LM_HEAD, own.clone())?;
+            if !head.equal(&checkpoint.read_elements(EMBEDDINGS, own)?) {
+                return Err(ModelFilesError::different_head(&[config.vocab_size, config.hidden_size]).into());
             }
         }
-        let names: Vec<String> = config.tensors(head).into_iter().map(|(name, _)| name).collect();
-        let tensors: Result<Vec<Tensor>, ModelError> = names
-            .iter()
-            .map(|name| Ok(check_finite(name, checkpoint.read(name)?)?.to_device(device)))
-            .collect();
-        Ok(Self { names, tensors: tensors? })
+        let named = config.tensors(head);
+        if let Holding::Shards(placement) = holding {
+            return Self::sharded(named, placement, device, &mut |name, range| {
+                check_finite(name, checkpoint.read_elements(name, range)?)
+            });
+        }
+        let read = |(name, _): (String, Vec<i64>)| {
+            let tensor = check_finite(&name, checkpoint.read(&name)?)?;
+            let tensor = tensor.to_kind(holding.kind(&name)).to_device(device);
+            Ok((name, tensor))
+        };
+        Ok(Self::from_named(named.into_iter().map(read).collect::<Result<_, ModelError>>()?))
+    }
+
+    /// Reads shards of a language model's checkpoint, with a fresh reward head in place of its own.
+    pub(super) fn load_with_fresh_head(
+        dir: &Path,
+        config: &DecoderConfig,
+        seed: u64,
+        (device, placement): (Device, ShardPlacement),
+    ) -> Result<Self, ModelError> {
+        let checkpoint = Checkpoint::open(dir)?;
+        checkpoint.files().check(config, HeadKind::LanguageModel)?;
+        Self::sharded(config.tensors(HeadKind::Reward), placement, device, &mut |name, range| match name {
+            SCORE => Ok(elements_of(&init(config, seed, SCORE, &[1, config.hidden_size]), &range)),
+            _ => check_finite(name, checkpoint.read_elements(name, range)?),
+        })
     }
 
     /// Takes a language model's parameters over, with a fresh reward head in place of its own.
@@ -152,9 +294,22 @@ impl Parameters {
         Self::from_named(all)
     }
 
+    /// Writes model.safetensors. All ranks that hold shards call it together, and each writes the whole file.
     pub(super) fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<(), ModelError> {
-        weights::write(&dir.join(SINGLE), self.iter(), dtype)
+        let path = dir.join(SINGLE);
+        match &self.shards {
+            None => weights::write(&path, self.iter(), dtype),
+            Some(shards) => {
+                let named = self.iter().map(|(name, tensor)| (name, tensor.size()));
+                weights::write_sharded(&path, &shards.reader(), named, dtype)
+            }
+        }
     }
+}
+
+/// A range of a tensor's elements, row by row.
+pub(super) fn elements_of(tensor: &Tensor, range: &Range<i64>) -> Tensor {
+    tensor.reshape([-1]).narrow(0, range.start, range.end - range.start)
 }
 
 /// Refuses NaN and infinity at loading; later they would look like a training that diverged.

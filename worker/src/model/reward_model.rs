@@ -8,7 +8,8 @@ use super::head::{Head, Model};
 use super::layer::linear;
 use super::parameters::SCORE;
 use super::{
-    DecoderConfig, HeadKind, LanguageModel, ModelError, PackedBatch, Parameters, Precision, SaveDtype,
+    DecoderConfig, HeadKind, Holding, LanguageModel, ModelError, PackedBatch, Parameters, Precision,
+    SaveDtype,
 };
 
 /// A decoder that gives one score per sequence, at its last token: `…ForSequenceClassification` with one
@@ -36,7 +37,25 @@ impl RewardModel {
     /// # Errors
     /// Anything in config.json or in the checkpoint that does not make a language model, by name.
     pub fn from_language_model(dir: &Path, seed: u64, device: Device) -> Result<Self, ModelError> {
-        Ok(Self::with_fresh_head(LanguageModel::load(dir, device)?, seed))
+        Self::from_language_model_held(dir, seed, device, Holding::Masters)
+    }
+
+    /// [`RewardModel::from_language_model`], with parameters held in another way.
+    ///
+    /// # Errors
+    /// As [`RewardModel::from_language_model`].
+    pub fn from_language_model_held(
+        dir: &Path,
+        seed: u64,
+        device: Device,
+        holding: Holding,
+    ) -> Result<Self, ModelError> {
+        if let Holding::Shards(placement) = holding {
+            let config = DecoderConfig::load(dir)?;
+            let parameters = Parameters::load_with_fresh_head(dir, &config, seed, (device, placement))?;
+            return Ok(Self::new(config, parameters, device));
+        }
+        Ok(Self::with_fresh_head(LanguageModel::load_held(dir, device, holding)?, seed))
     }
 
     /// Takes over a language model's decoder, with a fresh head from `seed`.
@@ -56,15 +75,15 @@ impl RewardModel {
     /// # Panics
     /// A token id outside the vocabulary; out of memory.
     pub fn scores(&self, batch: &PackedBatch, precision: Precision) -> Result<Tensor, ModelError> {
-        let weights = self.weights(precision);
-        let residual = self.decoder.forward(&weights, batch, &batch.last_rows())?;
+        let weights = self.weights(precision)?;
+        let residual = self.decoder.forward(&weights, batch, batch.last_rows())?;
         let hidden = self.decoder.final_norm_fp32(&weights, &residual)?; // [sequences, hidden]
         Ok(linear(&hidden, self.head(), None).squeeze_dim(1))
     }
 
     /// Clips the head's weights to [−`bound`, `bound`] in place. Call it without gradients.
     pub fn clip_head(&self, bound: f64) {
-        let _ = self.head().shallow_clone().clamp_(-bound, bound);
+        self.parameters.clamp(SCORE, bound);
     }
 
     fn head(&self) -> &Tensor {

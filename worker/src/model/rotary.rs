@@ -4,6 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use foil_torch::ops::RotaryAngles;
+use foil_torch::runtime::uses_cpu_kernels;
 use tch::{Device, Kind, Tensor};
 
 use super::{RopeConfig, RopeScaling};
@@ -13,7 +14,7 @@ use super::{RopeConfig, RopeScaling};
 pub(super) struct RotaryEmbedding {
     /// `[head_dim / 2]`, radians per position.
     inv_freq: Tensor,
-    /// Cosines and sines, `[positions, head_dim / 2]` each.
+    /// Cosines and sines of all positions, as [`RotaryAngles`] has them.
     cos_sin: Mutex<(Tensor, Tensor)>,
 }
 
@@ -44,7 +45,11 @@ fn cos_sin_table(inv_freq: &Tensor, max_len: i64) -> (Tensor, Tensor) {
     tch::no_grad(|| {
         let positions = Tensor::arange(max_len, (Kind::Float, inv_freq.device()));
         let angles = positions.outer(inv_freq);
-        (angles.cos(), angles.sin())
+        let (cos, sin) = (angles.cos(), angles.sin());
+        match uses_cpu_kernels(inv_freq.device()) {
+            true => (cos, sin),
+            false => (cos, Tensor::stack(&[sin.neg(), sin], 1)),
+        }
     })
 }
 

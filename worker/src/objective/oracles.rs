@@ -6,7 +6,7 @@ use serde_json::Value;
 use tch::Tensor;
 
 use super::advantage::{centered, group_advantages, leave_one_out, penalized_rewards};
-use super::pairing::pairs;
+use super::pairing::{Sides, pairs};
 use super::policy::{best_of, dpo_loss, ipo_loss, log_ratio, mean_log_prob, rrhf_terms, simpo_loss};
 use super::reward::{ScoredPairs, bradley_terry, gail, wgan};
 use super::surrogate::{Denominator, Rollouts, kl_estimate, sequence_surrogate, token_surrogate};
@@ -163,7 +163,8 @@ fn oracle_formula_rrhf() {
         let best = best_of(&rewards, &texts).unwrap();
         let pairs = pairs(&rewards, &texts, Pairing::All);
         assert_eq!(pairs.len(), 14, "6 completions, two of them equal");
-        let (ranking, nll) = rrhf_terms(&policy, &pairs, best, reduction(case, "nll"));
+        let (ranking, nll) =
+            rrhf_terms(&policy, &Sides::new(&pairs, tch::Device::Cpu), best, reduction(case, "nll"));
         let loss = ranking * number(case, "ranking_weight") + nll;
         assert_loss(&loss, &policy, case, 1.0, &policy_gradients(case));
     }

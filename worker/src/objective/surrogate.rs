@@ -66,8 +66,8 @@ pub fn sequence_surrogate(rollouts: &Rollouts<'_>, epsilon: f64) -> SurrogateLos
         Tensor::stack(&completions.iter().map(sum).collect::<Vec<_>>(), 0)
     };
     let log_ratios = sums(rollouts.log_probs) - sums(rollouts.old_log_probs); // [completions]
-    let advantages = Tensor::from_slice(rollouts.advantages).to_kind(log_ratios.kind());
-    let advantages = advantages.to_device(log_ratios.device());
+    let advantages =
+        per_token(&vec![1; rollouts.advantages.len()], rollouts.advantages.iter().copied(), &log_ratios);
     clipped_surrogate(&log_ratios.exp(), &advantages, &log_ratios.ones_like(), epsilon)
 }
 
@@ -118,9 +118,10 @@ fn token_means(per_token: &Tensor, lengths: &[i64]) -> Tensor {
 
 /// `[tokens]`: each completion's value, repeated for each of its tokens; kind and device of `like`.
 fn per_token(lengths: &[i64], values: impl Iterator<Item = f64>, like: &Tensor) -> Tensor {
-    let repeated: Vec<f64> =
-        lengths.iter().zip(values).flat_map(|(&length, value)| vec![value; length as usize]).collect();
-    Tensor::from_slice(&repeated).to_kind(like.kind()).to_device(like.device())
+    // Values that travel with a kernel's launch: a copy from the host would wait for the device.
+    let options = (like.kind(), like.device());
+    let repeated = lengths.iter().zip(values).map(|(&length, value)| Tensor::full([length], value, options));
+    Tensor::cat(&repeated.collect::<Vec<_>>(), 0)
 }
 
 #[cfg(test)]

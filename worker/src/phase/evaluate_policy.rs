@@ -35,25 +35,29 @@ pub(super) fn run(
     };
     let mut samples = completions::generate(context, &policy, &request)?;
     completions::fill_gold(&context.job, &prompts, &mut samples, 1);
+    let mut metrics = Metrics::default();
+    if let Some(reference) = &work.reference {
+        fill_kl(context, task, reference, &policy, &request, &mut samples, &mut metrics)?;
+    }
+    let tokenizer = policy.tokenizer.clone();
+    // The reward model may need the policy's memory.
+    drop(policy);
     let mut baselines = Baselines::read(context, work, &prompts)?;
     if let Some(reward_model) = &work.reward_model {
-        fill_rewards(context, reward_model, &prompts, &policy, &mut samples, &mut baselines)?;
+        fill_rewards(context, reward_model, &prompts, &tokenizer, &mut samples, &mut baselines)?;
     }
-    let mut metrics = completions::metrics(&samples);
+    metrics.extend(completions::metrics(&samples));
     baselines.compare(&samples, &mut metrics);
     let metric_for_best_model = context.job.evaluation.metric_for_best_model;
     baselines.compare_halves(metric_for_best_model, work.prompts.rows, &samples, &mut metrics);
     let mut diversity = Diversity::default();
     samples.iter().for_each(|sample| diversity.push(&sample.text, &sample.tokens));
-    if let Some(reference) = &work.reference {
-        fill_kl(context, task, reference, &policy, &request, &mut samples, &mut metrics)?;
-    }
 
     let batch = SampleBatch {
         phase: task.phase.name.clone(),
         chunk: task.chunk,
         samples,
-        tokenizer_blake3: policy.tokenizer.clone(),
+        tokenizer_blake3: tokenizer,
     };
     let moments = metrics.records().into_iter().chain(diversity.moments()).collect();
     Ok(ChunkOutput { bytes: batch.encode_to_vec(), moments, calibration: None })
@@ -64,14 +68,14 @@ fn fill_rewards(
     context: &mut TaskContext,
     reward_model: &Artifact,
     prompts: &[PromptRow],
-    policy: &Policy,
+    tokenizer: &str,
     samples: &mut [Sample],
     baselines: &mut Baselines,
 ) -> Result<(), PhaseError> {
     let reward_model = context.reward_model(reward_model)?;
     let own = samples
         .iter()
-        .map(|sample| StoredCompletion { tokenizer: policy.tokenizer.clone(), sample: sample.clone() });
+        .map(|sample| StoredCompletion { tokenizer: tokenizer.to_owned(), sample: sample.clone() });
     let mut completions: Vec<Vec<StoredCompletion>> = vec![own.collect()];
     completions.extend(baselines.each().map(|others| others.clone()));
     // Grouped by prompt, so that a prompt is computed once for all its completions.

@@ -1,6 +1,6 @@
 //! Evaluate a reward model on a chunk of pairs that it was not trained on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use foil_common::failpoint;
 use foil_common::spec::BestMetric;
@@ -47,10 +47,28 @@ pub(super) fn run(
     }
     let mut moments = metrics.moments();
     moments.push(by_length.moments().to_wire("length_accuracy"));
+    moments.extend(by_group(&comparisons, &scores));
     moments.extend(halves(context, work, &comparisons, &scores));
     moments.extend(change(context, work, &comparisons, &scores)?);
     let scored = PairScores { phase: task.phase.name.clone(), chunk: task.chunk, pairs: scored };
     Ok(ChunkOutput { bytes: scored.encode_to_vec(), moments, calibration: Some(metrics.calibration()) })
+}
+
+/// Accuracy on the parts of benchmarks that pairs belong to.
+fn by_group(comparisons: &[EncodedComparison], scores: &[Vec<f64>]) -> Vec<MomentsRecord> {
+    let mut groups: BTreeMap<&str, ClusteredMoments> = BTreeMap::new();
+    for (comparison, scores) in comparisons.iter().zip(scores) {
+        for group in &comparison.groups {
+            let accuracy = groups.entry(group).or_default();
+            scores[1..]
+                .iter()
+                .for_each(|&other| accuracy.push(comparison.cluster, is_correct(scores[0], other)));
+        }
+    }
+    let named = |(group, accuracy): (&str, ClusteredMoments)| {
+        accuracy.moments().to_wire(&stats::group_accuracy(group))
+    };
+    groups.into_iter().map(named).collect()
 }
 
 /// If accuracy on human pairs selects the best round: accuracy on the half used for selection and on the half

@@ -22,13 +22,15 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use foil_common::otlp::TraceContext;
+use foil_common::spec::Sharding;
 use foil_common::stats::Moments;
 use foil_common::{failpoint, spec};
 use tch::Device;
 
 use self::support::models::{Encoders, Loader, Models, Policy, RewardModel};
 use self::support::records::{CalibrationRecord, MomentsRecord};
-use crate::model::Precision;
+use crate::collective::{Gang, PortRange};
+use crate::model::{Holding, Precision, ShardPlacement};
 use crate::task::{Artifact, ChunkTask, GangTask, GangWork, MapWork, Phase, Rendezvous};
 use crate::task_io::artifact_cache::ArtifactCache;
 use crate::task_io::progress::Reporter;
@@ -42,6 +44,8 @@ pub struct RankContext {
     pub device: Device,
     /// Address at which other ranks reach this one.
     pub address: String,
+    /// Ports at which it listens for them.
+    pub ports: PortRange,
     pub attempt: u32,
     /// Rank 0's address, sent for each gang.
     pub rendezvous: mpsc::Receiver<Rendezvous>,
@@ -58,6 +62,8 @@ pub struct TaskContext {
     reports: Reporter,
     /// The phase whose models are resident.
     phase: String,
+    /// The gang that a phase has trained in, while it still reads the shards of its model.
+    gang: Option<Gang>,
     /// Held from a gang phase's first step until its model is delivered, while a stop would lose work.
     busy: Option<BusyGuard>,
 }
@@ -80,6 +86,7 @@ impl TaskContext {
             encoders: Encoders::default(),
             reports,
             phase: String::new(),
+            gang: None,
             busy: None,
         }
     }
@@ -122,6 +129,7 @@ impl TaskContext {
     pub fn run_gang(&mut self, task: &GangTask) -> Result<(), PhaseError> {
         let result = self.train_and_deliver(task);
         self.busy = None;
+        self.gang = None;
         result
     }
 
@@ -133,6 +141,7 @@ impl TaskContext {
             GangWork::TrainReward(work) => train_reward::run(self, task, work)?,
             GangWork::TrainPolicy(work) => train_policy::run(self, task, work)?,
         };
+        self.leave_gang()?;
         self.deliver(task, trained)
     }
 
@@ -145,26 +154,44 @@ impl TaskContext {
         self.phase.clone_from(&phase.name);
         self.cache.begin_round(phase.round);
         self.models.keep_only(models);
+        release_cached_memory();
     }
 
     fn policy(&mut self, artifact: &Artifact) -> Result<Rc<Policy>, PhaseError> {
-        let (mut loader, models) = self.loader_and_models();
+        let (mut loader, models) = self.loader_and_models(artifact);
         models.policy(&mut loader, artifact)
     }
 
     fn reward_model(&mut self, artifact: &Artifact) -> Result<Rc<RewardModel>, PhaseError> {
-        let (mut loader, models) = self.loader_and_models();
+        let (mut loader, models) = self.loader_and_models(artifact);
         models.reward_model(&mut loader, artifact)
     }
 
-    /// A loader for models that are trained, which must not become resident.
-    fn loader(&mut self) -> Loader<'_> {
-        self.loader_and_models().0
+    /// A loader for models that `task` trains, which must not become resident.
+    fn loader(&mut self, task: &GangTask) -> Loader<'_> {
+        let (rank, world) = (task.rank as usize, task.world as usize);
+        let holding = match self.job.resources.sharding {
+            Sharding::Fsdp if world > 1 => {
+                Holding::Shards(ShardPlacement { rank, world, precision: self.precision() })
+            }
+            Sharding::Ddp | Sharding::Zero1 | Sharding::Fsdp => Holding::Masters,
+        };
+        self.loader_of(holding).0
     }
 
-    fn loader_and_models(&mut self) -> (Loader<'_>, &mut Models) {
+    /// A loader for models that are only read. With `fsdp`, models are as large as a device: they are held in
+    /// the compute precision, and those other than `needed` are freed unless someone still uses them.
+    fn loader_and_models(&mut self, needed: &Artifact) -> (Loader<'_>, &mut Models) {
+        if self.job.resources.sharding != Sharding::Fsdp {
+            return self.loader_of(Holding::Masters);
+        }
+        self.models.keep_only(&[needed]);
+        self.loader_of(Holding::Inference(self.precision()))
+    }
+
+    fn loader_of(&mut self, holding: Holding) -> (Loader<'_>, &mut Models) {
         let Self { job, rank, cache, models, encoders, reports, .. } = self;
-        (Loader { job, device: rank.device, cache, encoders, reports }, models)
+        (Loader { job, device: rank.device, holding, cache, encoders, reports }, models)
     }
 
     fn precision(&self) -> Precision {
@@ -179,6 +206,14 @@ impl TaskContext {
     }
 }
 
+/// Gives memory that the phase before left in the allocator's cache back to the device.
+fn release_cached_memory() {
+    // A phase can do without; a device that is broken fails at its next use.
+    if let Err(error) = foil_torch::device_memory::release_cached() {
+        tracing::warn!(%error, "cannot release cached memory");
+    }
+}
+
 /// Metrics over a chunk's rows, by name.
 #[derive(Debug, Default)]
 struct Metrics(BTreeMap<String, Moments>);
@@ -186,6 +221,11 @@ struct Metrics(BTreeMap<String, Moments>);
 impl Metrics {
     fn push(&mut self, name: &str, value: f64) {
         self.0.entry(name.to_owned()).or_default().push(value);
+    }
+
+    /// Adds the metrics of `other`, which have other names.
+    fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
     }
 
     fn merge(&mut self, name: &str, moments: &Moments) {

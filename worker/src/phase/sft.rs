@@ -4,7 +4,7 @@ use foil_common::data::rows::DemonstrationRow;
 use foil_common::spec::{Init, SaveDtype};
 
 use super::support::dialogue::DialogueEncoder;
-use super::support::gang::{TrainedModel, metric};
+use super::support::gang::{TrainedModel, metric, model_error};
 use super::support::rows::{encode_each, read};
 use super::{PhaseError, TaskContext};
 use crate::task::{GangTask, RowRange, Sft};
@@ -18,8 +18,8 @@ pub(super) fn run(
     let rows: Vec<DemonstrationRow> = read(&mut context.cache, &work.demonstrations, RowRange::ALL)?;
     let start = &work.policy;
     let mut policy = match context.job.policy.init {
-        Init::Weights => context.loader().policy(start)?,
-        Init::Random => context.loader().fresh_policy(start)?,
+        Init::Weights => context.loader(task).policy(start)?,
+        Init::Random => context.loader(task).fresh_policy(start)?,
     };
     let text = context.trained_text(start, &policy.encoder)?;
     policy.model.set_token_ids(&text.ids);
@@ -43,5 +43,6 @@ pub(super) fn run(
     context.save_text(start, &text, &dir)?;
     let mut metrics = summary.metrics();
     metrics.push(metric("truncated_demonstrations", truncated as f64));
-    Ok(TrainedModel { dir, parameters_blake3: parameters.blake3(), metrics })
+    let parameters_blake3 = parameters.blake3().map_err(model_error(start))?;
+    Ok(TrainedModel { dir, parameters_blake3, metrics })
 }

@@ -2,7 +2,7 @@
 
 use foil_common::datasets;
 
-use super::support::gang::{TrainedModel, metric};
+use super::support::gang::{TrainedModel, metric, model_error};
 use super::support::policy_batch::PolicyBatch;
 use super::support::policy_rows::{LogProbs, PolicyRows};
 use super::{PhaseError, TaskContext};
@@ -19,18 +19,23 @@ pub(super) fn run(
     let rows = PolicyRows::read(context, &work.prompts, RowRange::ALL, &work.completions, &work.scores)?;
     let log_probs = LogProbs::read(&mut context.cache, work.log_probs.as_ref())?;
     let start = &work.policy;
-    let mut policy = context.loader().policy(start)?;
+    let mut policy = context.loader(task).policy(start)?;
     let text = context.trained_text(start, &policy.encoder)?;
     policy.model.set_token_ids(&text.ids);
 
-    let batch = PolicyBatch::encode(context, &policy, &rows.groups()?, &log_probs)?;
+    let groups = rows.groups()?;
+    let batch = PolicyBatch::encode(context, &policy, &groups, &log_probs)?;
     if batch.groups.is_empty() {
-        let reason = "every completion of them is blank, or no better than another";
+        let reason = match groups.iter().any(|group| differ(&group.rewards)) {
+            true => "every completion of them is blank, or no better than another",
+            false => "the reward model gives all completions of a prompt the same reward",
+        };
         return Err(PhaseError::NothingLeft { set: datasets::PROMPTS, rows: rows.prompts.len(), reason });
     }
     let step = context.job.policy_step.clone();
     if let Some(lora) = &step.lora {
-        policy.model.add_lora(lora, context.seed_and_round(task));
+        let seed_and_round = context.seed_and_round(task);
+        policy.model.add_lora(lora, seed_and_round).map_err(model_error(start))?;
     }
     let config = TrainConfig::policy(&context.job, task.phase.round);
     let objective = PolicyGroups {
@@ -41,7 +46,7 @@ pub(super) fn run(
         precision: context.precision(),
     };
     let summary = context.train(task, &objective, policy.model.trainable(), &config)?;
-    let adapter = policy.model.merge();
+    let adapter = policy.model.merge().map_err(model_error(start))?;
 
     let dir = context.cache.scratch("policy")?;
     let parameters = policy.model.parameters();
@@ -55,5 +60,11 @@ pub(super) fn run(
     metrics.push(metric("selected_reward_mean", batch.rewards.iter().sum::<f64>() / completions));
     metrics.push(metric("num_completions", completions));
     metrics.push(metric("dropped_prompts", (rows.prompts.len() - batch.groups.len()) as f64));
-    Ok(TrainedModel { dir, parameters_blake3: parameters.blake3(), metrics })
+    let parameters_blake3 = parameters.blake3().map_err(model_error(start))?;
+    Ok(TrainedModel { dir, parameters_blake3, metrics })
+}
+
+/// Whether some of the rewards differ.
+fn differ(rewards: &[f64]) -> bool {
+    rewards.windows(2).any(|two| two[0] != two[1])
 }

@@ -1,6 +1,6 @@
 //! Reward training: on human pairs, and on golden answers against the policy's own completions.
 
-use super::support::gang::{TrainedModel, metric};
+use super::support::gang::{TrainedModel, metric, model_error};
 use super::support::models::RewardModel;
 use super::support::pairs::{self, EncodedComparison};
 use super::{PhaseError, TaskContext};
@@ -14,7 +14,7 @@ pub(super) fn run(
     work: &TrainReward,
 ) -> Result<TrainedModel, PhaseError> {
     let start = &work.start;
-    let mut reward_model = context.loader().reward_model(start)?;
+    let mut reward_model = context.loader(task).reward_model(start)?;
     let text = context.trained_text(start, &reward_model.encoder)?;
     reward_model.model.set_token_ids(&text.ids);
     let pad = reward_model
@@ -33,7 +33,8 @@ pub(super) fn run(
     let golden = read(context, &reward_model, work.golden.as_ref(), apo_weight)?;
 
     if let Some(lora) = &step.lora {
-        reward_model.model.add_lora(lora, context.seed_and_round(task));
+        let seed_and_round = context.seed_and_round(task);
+        reward_model.model.add_lora(lora, seed_and_round).map_err(model_error(start))?;
     }
     let objective =
         PairRanking::new(&reward_model.model, &human, &golden, context.precision(), step.normalization)
@@ -42,7 +43,7 @@ pub(super) fn run(
     let summary = context.train(task, &objective, reward_model.model.trainable(), &config)?;
 
     let dir = context.cache.scratch("reward")?;
-    let adapter = reward_model.model.merge();
+    let adapter = reward_model.model.merge().map_err(model_error(start))?;
     let parameters = reward_model.model.parameters();
     context
         .save(&start.name, parameters, step.save_dtype, |dtype| reward_model.model.save(&dir, dtype, pad))?;
@@ -55,7 +56,8 @@ pub(super) fn run(
         |set: &[Comparison]| set.iter().map(|comparison| comparison.rejected.len()).sum::<usize>() as f64;
     metrics.push(metric("human_pairs", pairs(&human)));
     metrics.push(metric("golden_pairs", pairs(&golden)));
-    Ok(TrainedModel { dir, parameters_blake3: parameters.blake3(), metrics })
+    let parameters_blake3 = parameters.blake3().map_err(model_error(start))?;
+    Ok(TrainedModel { dir, parameters_blake3, metrics })
 }
 
 /// All rows of a source, with `weight` for each pair; none if there is no source.

@@ -108,12 +108,16 @@ fn run(
             DeviceKind::Cuda => tch::Device::Cuda(0),
         },
         address: options.advertise_address.clone(),
+        ports: options.rendezvous_ports,
         attempt: options.attempt,
         rendezvous,
         stop: options.stop.clone(),
     };
     let cache = match ArtifactCache::open(&options.work_dir, objects) {
-        Ok(cache) => cache,
+        Ok(cache) => match options.work_dir.parent() {
+            Some(agent) => cache.shared_in(agent),
+            None => cache,
+        },
         Err(error) => {
             report(&reports, "", None, PhaseError::from(error).failure());
             return DeviceEnd::Broken;

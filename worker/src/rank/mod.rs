@@ -4,6 +4,7 @@
 //! coordinator ([`session`]): commands in, results and progress out; tasks read and write objects through
 //! [`crate::task_io`].
 
+mod affinity;
 mod device;
 mod parent;
 mod replay_log;
@@ -20,6 +21,7 @@ use foil_common::rpc::Credentials;
 use foil_common::{failpoint, shutdown};
 
 use crate::agent::DeviceKind;
+use crate::collective::PortRange;
 use crate::task_io::stop::StopSignal;
 use foil_common::exit::Exit;
 
@@ -70,6 +72,8 @@ pub struct RankOptions {
     pub threads: u32,
     /// Address at which other ranks reach this one.
     pub advertise_address: String,
+    /// Ports at which it listens for them.
+    pub rendezvous_ports: PortRange,
     /// This process's own directory; created at the start and removed at the end.
     pub work_dir: PathBuf,
     /// The agent's process; the kernel kills this one when it dies.
@@ -86,6 +90,11 @@ pub fn run(options: &RankOptions, otlp: Option<Config>) -> Exit {
     {
         tracing::warn!(parent, "the agent has exited");
         return Exit::Orphaned;
+    }
+    if options.device == DeviceKind::Cuda
+        && let Ok(uuid) = std::env::var("CUDA_VISIBLE_DEVICES")
+    {
+        affinity::bind_near(&uuid, options.threads as usize);
     }
     if let Err(error) = failpoint::hit("rank.start") {
         tracing::error!(%error, "cannot start");

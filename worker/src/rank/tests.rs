@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::device::{self, DeviceCommand, DeviceEnd};
 use super::{RankOptions, Secret, session};
 use crate::agent::DeviceKind;
+use crate::collective::PortRange;
 use crate::fake_coordinator::{FakeCoordinator, RankPeer};
 use crate::task::{ChunkTask, Object};
 use crate::task_io::artifact_cache::{ObjectError, ObjectStore};
@@ -37,6 +38,7 @@ fn options(coordinator: &str, dir: &TempDir) -> RankOptions {
         device: DeviceKind::Cpu,
         threads: 1,
         advertise_address: "127.0.0.1".to_owned(),
+        rendezvous_ports: PortRange::ANY,
         work_dir: dir.path().join("work"),
         parent_pid: None,
         stop: StopSignal::default(),

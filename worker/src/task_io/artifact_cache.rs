@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use foil_common::safe_path;
 use foil_common::storage::object::Digest;
 
+use super::shared_objects::SharedObjects;
 use crate::task::{Artifact, Object};
 
 /// Number of rounds for which an unused object is kept: the policy and reward model of a round are used in
@@ -55,6 +56,8 @@ pub fn fingerprint<'o>(objects: impl IntoIterator<Item = &'o Object>) -> String 
 pub struct ArtifactCache {
     dir: PathBuf,
     remote: Box<dyn ObjectStore>,
+    /// The objects of all ranks of this agent.
+    shared: Option<SharedObjects>,
     round: u32,
     /// The last round each object was used in, by hash.
     used: BTreeMap<String, u32>,
@@ -68,6 +71,7 @@ impl ArtifactCache {
         let cache = Self {
             dir: dir.to_owned(),
             remote,
+            shared: None,
             round: 0,
             used: BTreeMap::new(),
             directories: BTreeMap::new(),
@@ -76,6 +80,12 @@ impl ArtifactCache {
             create_dir(&dir.join(part))?;
         }
         Ok(cache)
+    }
+
+    /// Shares objects with the other ranks whose directories are in `dir`.
+    #[must_use]
+    pub fn shared_in(self, dir: &Path) -> Self {
+        Self { shared: SharedObjects::open(dir), ..self }
     }
 
     /// Begins a round and removes everything that was last used before the previous one.
@@ -101,6 +111,9 @@ impl ArtifactCache {
                 tracing::warn!(%error, path = %path.display(), "cannot remove a cached file");
             }
         }
+        if let Some(shared) = &self.shared {
+            shared.sweep();
+        }
     }
 
     /// The object's file, downloaded if it is not cached yet.
@@ -110,8 +123,10 @@ impl ArtifactCache {
             return Err(ObjectError::Store { key: object.key.clone(), message });
         }
         let file = self.dir.join("objects").join(&object.blake3);
-        if !self.used.contains_key(&object.blake3) {
+        let is_shared = |shared: &SharedObjects| shared.take(&object.blake3, object.size, &file);
+        if !self.used.contains_key(&object.blake3) && !self.shared.as_ref().is_some_and(is_shared) {
             self.remote.download(object, &file)?;
+            self.share(&object.blake3, &file);
         }
         self.used.insert(object.blake3.clone(), self.round);
         Ok(file)
@@ -161,8 +176,15 @@ impl ArtifactCache {
         let kept = self.dir.join("objects").join(&digest.blake3);
         if self.used.insert(digest.blake3.clone(), self.round).is_none() {
             fs::rename(file, &kept).map_err(disk(file))?;
+            self.share(&digest.blake3, &kept);
         }
         Ok(())
+    }
+
+    fn share(&self, hash: &str, file: &Path) {
+        if let Some(shared) = &self.shared {
+            shared.offer(hash, file);
+        }
     }
 
     /// The store behind this cache, for another thread.
@@ -218,6 +240,23 @@ mod tests {
         assert_eq!(cache.read(&object).unwrap().len(), 5);
         cache.begin_round(4);
         assert_eq!((cache.read(&object).unwrap().len(), remote.downloads()), (5, 2));
+    }
+
+    #[test]
+    fn what_one_rank_has_another_does_not_download() {
+        let dir = tempfile::tempdir().unwrap();
+        let remote = MemoryObjectStore::default();
+        let object = remote.put("inputs/a", b"bytes", "model.safetensors");
+        let open = |rank: &str| {
+            let cache = ArtifactCache::open(&dir.path().join(rank), Box::new(remote.clone())).unwrap();
+            cache.shared_in(dir.path())
+        };
+        let (mut first, mut second) = (open("rank-1"), open("rank-2"));
+        assert_eq!(first.read(&object).unwrap(), b"bytes");
+        assert_eq!((second.read(&object).unwrap().as_slice(), remote.downloads()), (b"bytes".as_slice(), 1));
+        fs::remove_dir_all(dir.path().join("rank-1")).unwrap();
+        second.begin_round(1);
+        assert_eq!(second.read(&object).unwrap(), b"bytes");
     }
 
     #[test]

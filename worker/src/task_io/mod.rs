@@ -4,6 +4,7 @@ pub mod artifact_cache;
 #[cfg(test)]
 pub mod memory_objects;
 pub mod progress;
+pub(crate) mod shared_objects;
 pub mod stop;
 mod thread_bytes;
 pub(crate) mod transfer;

@@ -66,7 +66,7 @@ impl CheckpointShard {
     }
 }
 
-/// The shards of all ranks after one step.
+/// The shards of ranks after one step.
 #[derive(Debug)]
 pub struct LoadedCheckpoint {
     pub metadata: CheckpointMetadata,
@@ -79,21 +79,27 @@ impl LoadedCheckpoint {
     /// # Errors
     /// Files that are incomplete, or not the shards of one checkpoint.
     pub fn open(paths: &[PathBuf]) -> Result<Self, ModelError> {
+        let numbered: Vec<(usize, PathBuf)> = paths.iter().cloned().enumerate().collect();
+        Self::open_some(&numbered, paths.len())
+    }
+
+    /// Opens the shards of some of the `world` ranks that saved it, given with their ranks.
+    ///
+    /// # Errors
+    /// Those of [`LoadedCheckpoint::open`].
+    pub fn open_some(paths: &[(usize, PathBuf)], world: usize) -> Result<Self, ModelError> {
         let mut shards = Vec::new();
         let mut first: Option<CheckpointMetadata> = None;
-        for (rank, path) in paths.iter().enumerate() {
+        for (rank, path) in paths {
             let shard = Checkpoint::open_file(path)?;
             let metadata: CheckpointMetadata =
                 serde_json::from_str(shard.metadata(METADATA).unwrap_or_default())
                     .map_err(ModelError::json(path))?;
             let step = first.as_ref().map_or(metadata.step, |first| first.step);
-            if (metadata.rank, metadata.world, metadata.step) != (rank, paths.len(), step) {
+            if (metadata.rank, metadata.world, metadata.step) != (*rank, world, step) {
                 let reason = format!(
-                    "it is rank {} of {} after step {}, expected rank {rank} of {} after step {step}",
-                    metadata.rank,
-                    metadata.world,
-                    metadata.step,
-                    paths.len()
+                    "it is rank {} of {} after step {}, expected rank {rank} of {world} after step {step}",
+                    metadata.rank, metadata.world, metadata.step
                 );
                 return Err(ModelFilesError::Weights { path: path.clone(), reason }.into());
             }

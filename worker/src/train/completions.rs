@@ -1,7 +1,7 @@
 //! Policy training on groups of completions: any loss of their tokens' log-probabilities.
 
 use super::{MicroBatchLoss, Objective, RowShape, TrainError};
-use crate::model::{LanguageModel, PackedBatch, Precision, packed_rows};
+use crate::model::{LanguageModel, Precision, packed_rows};
 use crate::objective::likelihood::{self, Prediction, ResponsePositions};
 use crate::objective::metrics::{Metric, MetricSums};
 use crate::objective::policy::GroupLoss;
@@ -61,8 +61,8 @@ impl Objective for PolicyGroups<'_> {
 
     fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError> {
         let groups = Sequences::new(rows.iter().map(|&row| &self.groups[row]));
-        let batch = PackedBatch::from_groups(&groups.sequences, self.model.device())?;
-        let positions = ResponsePositions::new(&batch, &groups.dialogues());
+        let device = self.model.device();
+        let (batch, positions) = ResponsePositions::pack(&groups.sequences, &groups.dialogues(), device)?;
         let hidden = self.model.forward(&batch, positions.rows(), self.precision)?; // [tokens, hidden]
         let prediction = Prediction {
             hidden: &hidden,
@@ -70,7 +70,7 @@ impl Objective for PolicyGroups<'_> {
             head: self.model.lm_head(),
             compute: self.precision.kind(),
         };
-        let mut metrics = MetricSums::zeros(self.metrics, self.model.device());
+        let mut metrics = MetricSums::zeros(self.metrics, device);
         let counts = groups.completion_tokens(positions.counts());
         let totals: Vec<i64> = counts.iter().map(|counts| counts.iter().sum()).collect();
         let loss = likelihood::grouped(&prediction, &totals, &mut |group, log_probs| {

@@ -1,7 +1,7 @@
 //! Supervised fine-tuning on demonstrations.
 
 use super::{MicroBatchLoss, Objective, RowShape, TrainError};
-use crate::model::{LanguageModel, PackedBatch, Precision};
+use crate::model::{LanguageModel, Precision};
 use crate::objective::likelihood::{Prediction, ResponsePositions, nll, response_tokens};
 use crate::objective::metrics::MetricSums;
 
@@ -55,9 +55,8 @@ impl Objective for Demonstrations<'_> {
         let dialogues = rows.iter().map(|&row| &self.rows[row]);
         let dialogues: Vec<(&[u32], usize)> =
             dialogues.map(|row| (row.ids.as_slice(), row.response_start)).collect();
-        let sequences: Vec<&[u32]> = dialogues.iter().map(|(ids, _)| *ids).collect();
-        let batch = PackedBatch::from_sequences(&sequences, self.model.device())?;
-        let positions = ResponsePositions::new(&batch, &dialogues);
+        let sequences: Vec<[&[u32]; 1]> = dialogues.iter().map(|(ids, _)| [*ids]).collect();
+        let (batch, positions) = ResponsePositions::pack(&sequences, &dialogues, self.model.device())?;
         let hidden = self.model.forward(&batch, positions.rows(), self.precision)?; // [tokens, hidden]
         let loss = nll(&Prediction {
             hidden: &hidden,

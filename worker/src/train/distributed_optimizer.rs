@@ -1,11 +1,12 @@
-//! The optimizer of a gang: DDP, where every rank has all of its state, or ZeRO stage 1, where ranks shard
-//! it.
+//! The optimizer of a gang: DDP, where every rank has all of its state; ZeRO stage 1, where ranks shard it;
+//! or FSDP, where ranks shard the parameters too.
 
 use foil_common::spec::{Optimizer, Sharding};
 use foil_torch::c10d::BucketSizes;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Kind, Tensor};
 
 use super::checkpoint::{LoadedCheckpoint, MEAN, SQUARE};
+use super::fsdp::Fsdp;
 use super::optimizer::{by_name, clip, decays, global_norm};
 use super::zero1::Zero1;
 use super::{AdamW, RankInfo, TrainError};
@@ -20,17 +21,22 @@ pub(super) enum DistributedOptimizer<'a> {
     Ddp { gradients: Gradients, optimizer: AdamW },
     /// Each rank holds one shard of the optimizer's state and updates one shard of the parameters.
     Zero1(Zero1<'a>),
+    /// Each rank holds one shard of the parameters, their gradients and the optimizer's state.
+    Fsdp(Fsdp<'a>),
 }
 
 impl<'a> DistributedOptimizer<'a> {
-    /// Creates the optimizer of `parameters`, which require gradients. A gang of one has nothing to shard,
-    /// and uses DDP.
+    /// Creates the optimizer of `parameters`, which require gradients: FSDP if they are in shards. A gang of
+    /// one has nothing to shard, and uses DDP.
     pub(super) fn new(
         parameters: &Parameters,
         settings: &Optimizer,
         sharding: Sharding,
         gang: &'a Gang,
     ) -> Result<Self, TrainError> {
+        if let Some(shards) = parameters.shards() {
+            return Ok(Self::Fsdp(Fsdp::new(shards, settings, gang)?));
+        }
         let named = || {
             parameters.iter().map(|(name, parameter)| (parameter, decays(settings.decay, name, parameter)))
         };
@@ -51,7 +57,29 @@ impl<'a> DistributedOptimizer<'a> {
         match self {
             Self::Ddp { gradients, .. } => gradients.warm_up(loss),
             // Its sums do not depend on the order in which backward reaches parameters.
-            Self::Zero1(_) => Ok(()),
+            Self::Zero1(_) | Self::Fsdp(_) => Ok(()),
+        }
+    }
+
+    /// Whether ranks need each other in every forward and backward pass, so that all must run equally many.
+    pub(super) fn in_lockstep(&self) -> bool {
+        matches!(self, Self::Fsdp(_))
+    }
+
+    /// Begins a forward and backward pass on this rank alone.
+    pub(super) fn begin_probe(&mut self) -> Result<(), TrainError> {
+        match self {
+            Self::Ddp { .. } | Self::Zero1(_) => Ok(()),
+            Self::Fsdp(fsdp) => fsdp.begin_probe(),
+        }
+    }
+
+    /// Ends it, whether or not it failed; no gradient stays.
+    pub(super) fn end_probe(&mut self) -> Result<(), TrainError> {
+        self.zero_grad()?;
+        match self {
+            Self::Ddp { .. } | Self::Zero1(_) => Ok(()),
+            Self::Fsdp(fsdp) => fsdp.end_probe(),
         }
     }
 
@@ -60,10 +88,11 @@ impl<'a> DistributedOptimizer<'a> {
         match self {
             Self::Ddp { optimizer, .. } => optimizer.updates(),
             Self::Zero1(zero1) => zero1.optimizer().updates(),
+            Self::Fsdp(fsdp) => fsdp.optimizer().updates(),
         }
     }
 
-    /// This rank's shard of the optimizer's state, by name.
+    /// This rank's shard of the optimizer's state, by name; also of the parameters, if they are sharded.
     pub(super) fn state(&self, names: &[String], info: RankInfo) -> Vec<(String, &Tensor)> {
         match self {
             Self::Ddp { optimizer, .. } => {
@@ -71,6 +100,7 @@ impl<'a> DistributedOptimizer<'a> {
                 own.flat_map(|(number, moments)| by_name(&names[number], moments)).collect()
             }
             Self::Zero1(zero1) => zero1.state().collect(),
+            Self::Fsdp(fsdp) => fsdp.state().collect(),
         }
     }
 
@@ -85,6 +115,7 @@ impl<'a> DistributedOptimizer<'a> {
                 ])
             }),
             Self::Zero1(zero1) => zero1.restore(saved),
+            Self::Fsdp(fsdp) => fsdp.restore(saved),
         }
     }
 
@@ -93,6 +124,7 @@ impl<'a> DistributedOptimizer<'a> {
         match self {
             Self::Ddp { gradients, .. } => Ok(gradients.zero_grad()?),
             Self::Zero1(zero1) => zero1.zero_grad(),
+            Self::Fsdp(fsdp) => fsdp.zero_grad(),
         }
     }
 
@@ -101,6 +133,7 @@ impl<'a> DistributedOptimizer<'a> {
         match self {
             Self::Ddp { gradients, .. } => Ok(gradients.accumulate(loss)?),
             Self::Zero1(_) => Ok(foil_torch::autograd::backward(loss)?),
+            Self::Fsdp(fsdp) => fsdp.backward(loss),
         }
     }
 
@@ -116,6 +149,7 @@ impl<'a> DistributedOptimizer<'a> {
                 }
             },
             Self::Zero1(zero1) => zero1.reduce(loss),
+            Self::Fsdp(fsdp) => loss.map_or(Ok(()), |loss| fsdp.backward(loss)),
         }
     }
 
@@ -123,9 +157,10 @@ impl<'a> DistributedOptimizer<'a> {
     pub(super) fn norm(&self) -> Result<Tensor, TrainError> {
         match self {
             Self::Ddp { gradients, .. } => {
-                Ok(no_grad(|| global_norm(&gradients.tensors())).to_kind(Kind::Double).view(1))
+                Ok(global_norm(&gradients.tensors())?.to_kind(Kind::Double).view(1))
             }
             Self::Zero1(zero1) => zero1.norm(),
+            Self::Fsdp(fsdp) => fsdp.norm(),
         }
     }
 
@@ -138,13 +173,14 @@ impl<'a> DistributedOptimizer<'a> {
     ) -> Result<(), TrainError> {
         match self {
             Self::Ddp { gradients, optimizer } => {
-                let mut gradients = gradients.tensors();
+                let gradients = gradients.tensors();
                 if let Some(limit) = limit {
-                    no_grad(|| clip(&mut gradients, norm, limit));
+                    clip(&gradients, norm, limit)?;
                 }
                 optimizer.step(&gradients, learning_rate)
             }
             Self::Zero1(zero1) => zero1.step(norm, limit, learning_rate),
+            Self::Fsdp(fsdp) => fsdp.step(norm, limit, learning_rate),
         }
     }
 }

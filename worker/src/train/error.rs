@@ -22,7 +22,7 @@ pub enum TrainError {
     NonFinite { step: u64, loss: f64, grad_norm: f64, rows: Vec<String> },
     #[error(
         "out of memory before the first step: {row}, of {tokens} tokens, does not fit by itself: {detail}. Lower \
-         text.max_length, turn on resources.activation_checkpointing or resources.sharding: zero1, train adapters (lora), or \
+         text.max_length, turn on resources.activation_checkpointing or resources.sharding: fsdp, train adapters (lora), or \
          use a larger device"
     )]
     OutOfMemory { row: String, tokens: usize, detail: String },

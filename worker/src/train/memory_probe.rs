@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use foil_common::oom;
+use tch::Tensor;
 
 use super::{Objective, RowShape, StepPlan, TrainError, Trainer};
 
@@ -41,7 +42,7 @@ pub(super) fn find_micro_batch_tokens(
     loop {
         let (rows, tokens) = batching.largest(trainer);
         let shortage = out_of_memory(|| trainer.probe(objective, &rows))?;
-        trainer.zero_grad()?;
+        trainer.end_probe()?;
         // Whether any rank has too little memory, and whether any of those has nothing left to batching.
         let is_single = shortage.is_some() && rows.len() == 1;
         let mut ranks = [f64::from(u8::from(shortage.is_some())), f64::from(u8::from(is_single))];
@@ -49,12 +50,17 @@ pub(super) fn find_micro_batch_tokens(
         if ranks[0] == 0.0 {
             return Ok(batching.budget);
         }
+        // What was tried is cached in blocks that smaller micro-batches do not fill.
+        foil_torch::device_memory::release_cached()?;
         if ranks[1] > 0.0 {
             let row = rows.first().map(|&row| objective.row_name(row)).unwrap_or_default();
             let detail = shortage.unwrap_or_else(|| "on another rank".to_owned());
             return Err(TrainError::OutOfMemory { row, tokens, detail });
         }
-        let smaller = (batching.budget.min(tokens.max(2)) / 2).max(1);
+        // Ranks whose plans differ would run other numbers of micro-batches.
+        let most = trainer.gang().all_gather(&Tensor::from_slice(&[tokens as i64]))?.max();
+        let most = most.int64_value(&[]).max(2) as usize;
+        let smaller = (batching.budget.min(most) / 2).max(1);
         tracing::warn!(
             micro_batch_tokens = smaller,
             before = batching.budget,

@@ -25,6 +25,7 @@ mod config;
 mod demonstrations;
 mod distributed_optimizer;
 mod error;
+mod fsdp;
 mod memory_probe;
 mod metrics;
 mod objective;

@@ -147,18 +147,13 @@ pub(super) fn decays(decay: Decay, name: &str, parameter: &Tensor) -> bool {
 }
 
 /// The norm of all gradients as one vector: a scalar, fp32.
-pub(super) fn global_norm(gradients: &[Tensor]) -> Tensor {
-    let norms: Vec<Tensor> = gradients.iter().map(Tensor::norm).collect();
-    Tensor::stack(&norms, 0).norm()
+pub(super) fn global_norm(gradients: &[Tensor]) -> Result<Tensor, TrainError> {
+    Ok(foil_torch::ops::global_norm(gradients)?)
 }
 
 /// Clips gradients of global norm `norm` to `limit` as `torch.nn.utils.clip_grad_norm_` does: scales them by
 /// limit / (norm + 1e-6) if that is below 1.
-pub(super) fn clip(gradients: &mut [Tensor], norm: f64, limit: f64) {
+pub(super) fn clip(gradients: &[Tensor], norm: f64, limit: f64) -> Result<(), TrainError> {
     let coefficient = limit / (norm + 1e-6);
-    if coefficient < 1.0 {
-        for gradient in gradients {
-            let _ = gradient.g_mul_scalar_(coefficient);
-        }
-    }
+    if coefficient < 1.0 { Ok(foil_torch::ops::scale(gradients, coefficient)?) } else { Ok(()) }
 }

@@ -1,7 +1,8 @@
 //! Reward-model training on preference pairs.
 
 use foil_common::spec::{BradleyTerry, Normalization, RewardLoss};
-use tch::{Kind, Tensor, no_grad};
+use foil_torch::Numbers;
+use tch::{Kind, no_grad};
 
 use super::{MicroBatchLoss, Objective, RowShape, TrainError};
 use crate::model::{PackedBatch, Precision, RewardModel, packed_rows};
@@ -106,22 +107,20 @@ impl Objective for PairRanking<'_> {
         let groups: Vec<Vec<&[u32]>> = comparisons.iter().map(|comparison| comparison.sequences()).collect();
         let pairs = Pairs::new(rows.iter().map(|&row| (self.comparison(row), self.is_golden(row))));
         let device = self.model.device();
-        let batch = PackedBatch::from_groups(&groups, device)?;
+        let (batch, constants) = PackedBatch::with_numbers(&groups, device, |_| pairs.into_numbers())?;
+        let [chosen, rejected, margins, weights, golden] = &constants[..] else {
+            unreachable!("a batch returns as many tensors as it was given")
+        };
 
         let scores = self.model.scores(&batch, self.precision)?; // [sequences]
-        let chosen = scores.index_select(0, &Tensor::from_slice(&pairs.chosen).to_device(device));
-        let rejected = scores.index_select(0, &Tensor::from_slice(&pairs.rejected).to_device(device));
-        let constants = [&pairs.margins, &pairs.weights, &pairs.golden];
-        let [margins, weights, golden] =
-            constants.map(|numbers| Tensor::from_slice(numbers).to_device(device));
+        let (chosen, rejected) = (scores.index_select(0, chosen), scores.index_select(0, rejected));
         let metrics = no_grad(|| {
             let difference = (&chosen - &rejected).to_kind(Kind::Double);
             let (ranked, margin) = (difference.gt(0.0).sum(Kind::Double), difference.sum(Kind::Double));
             MetricSums::from_scalars([(ACCURACY, &ranked), (MARGIN, &margin)], device)
         });
-        let scored =
-            ScoredPairs { chosen: &chosen, rejected: &rejected, margins: Some(&margins), weights: &weights };
-        Ok(MicroBatchLoss { loss: pair_loss(objective_of(&self.loss), &scored, &golden), metrics })
+        let scored = ScoredPairs { chosen: &chosen, rejected: &rejected, margins: Some(margins), weights };
+        Ok(MicroBatchLoss { loss: pair_loss(objective_of(&self.loss), &scored, golden), metrics })
     }
 
     /// The head's input is normalized, so clipping the head bounds the scores, for a loss that has no lower
@@ -174,5 +173,12 @@ impl Pairs {
             chosen += 1 + count as i64;
         }
         pairs
+    }
+
+    /// All fields, in order.
+    fn into_numbers(self) -> Vec<Numbers> {
+        let Self { chosen, rejected, margins, weights, golden } = self;
+        let indices = [chosen, rejected].map(Numbers::Int64);
+        indices.into_iter().chain([margins, weights, golden].map(Numbers::Float)).collect()
     }
 }

@@ -22,6 +22,8 @@ pub struct StepPlan {
     pub micro_batches: Vec<Vec<usize>>,
     /// Micro-batches of all ranks together.
     pub gang_micro_batches: usize,
+    /// Micro-batches of the rank that has the most.
+    pub most_micro_batches: usize,
     /// Σ weight over the global batch: the loss's denominator.
     pub weight: f64,
     /// Tokens of the global batch's sequences.
@@ -45,10 +47,11 @@ impl StepPlan {
     /// Every rank plans for all ranks, so they need not communicate.
     pub fn new(rows: &[usize], shapes: &[RowShape], info: RankInfo, budget: usize) -> Self {
         let mut micro_batches = Vec::new();
-        let mut gang_micro_batches = 0;
+        let (mut gang_micro_batches, mut most_micro_batches) = (0, 0);
         for (rank, rows) in distribute(rows, shapes, info.world).iter().enumerate() {
             let own = split_micro_batches(rows, shapes, budget);
             gang_micro_batches += own.len();
+            most_micro_batches = most_micro_batches.max(own.len());
             if rank == info.rank {
                 micro_batches = own;
             }
@@ -56,6 +59,7 @@ impl StepPlan {
         Self {
             micro_batches,
             gang_micro_batches,
+            most_micro_batches,
             weight: rows.iter().map(|&row| shapes[row].weight).sum(),
             tokens: rows.iter().map(|&row| shapes[row].tokens).sum(),
             items: rows.iter().map(|&row| shapes[row].items).sum(),

@@ -48,12 +48,14 @@ impl<'a> Trainer<'a> {
         gang: &'a Gang,
     ) -> Result<Self, TrainError> {
         parameters.set_requires_grad(true);
+        // The optimizer saves and restores parameters in shards.
+        let whole = || parameters.iter().filter(|_| parameters.shards().is_none());
         Ok(Self {
             config,
             gang,
             optimizer: DistributedOptimizer::new(parameters, &config.optimizer, config.sharding, gang)?,
-            names: parameters.names().to_vec(),
-            parameters: parameters.tensors().iter().map(Tensor::shallow_clone).collect(),
+            names: whole().map(|(name, _)| name.to_owned()).collect(),
+            parameters: whole().map(|(_, tensor)| tensor.shallow_clone()).collect(),
             device: parameters.tensors().first().map_or(Device::Cpu, Tensor::device),
             steps,
             step: 0,
@@ -90,18 +92,19 @@ impl<'a> Trainer<'a> {
     }
 
     /// Runs forward and backward of a micro-batch on this rank only, to test whether it fits in memory; see
-    /// [`Trainer::zero_grad`].
+    /// [`Trainer::end_probe`].
     pub(super) fn probe(&mut self, objective: &dyn Objective, rows: &[usize]) -> Result<(), TrainError> {
         if rows.is_empty() {
             return Ok(());
         }
+        self.optimizer.begin_probe()?;
         let output = objective.loss(rows)?;
         self.optimizer.accumulate(&output.loss)
     }
 
-    /// Clears all gradients.
-    pub(super) fn zero_grad(&mut self) -> Result<(), TrainError> {
-        self.optimizer.zero_grad()
+    /// Clears all gradients after a probe, also after one that failed.
+    pub(super) fn end_probe(&mut self) -> Result<(), TrainError> {
+        self.optimizer.end_probe()
     }
 
     /// Copies this rank's shard of the parameters and of the optimizer's state to the host. Training waits
@@ -165,10 +168,14 @@ impl<'a> Trainer<'a> {
         let started = Instant::now();
         self.step += 1;
         self.optimizer.zero_grad()?;
-        let mut totals = Tensor::cat(&[self.accumulate(objective, plan)?, self.to_device(requests)], 0);
+        let requests = self.to_device(requests);
+        let sums = self.accumulate(objective, plan)?;
+        let norm = self.optimizer.norm()?;
+        // Rank 0's norm clips on all ranks: GPUs of different models may round it differently.
+        let norm = if self.gang.rank() == 0 { norm } else { norm.zeros_like() };
+        let mut totals = Tensor::cat(&[norm, sums, requests], 0);
         self.gang.all_reduce(&mut totals)?;
-        let read =
-            Vec::<f64>::try_from(Tensor::cat(&[self.optimizer.norm()?, totals], 0).to_device(Device::Cpu))?;
+        let read = Vec::<f64>::try_from(totals.to_device(Device::Cpu))?;
         let (grad_norm, loss) = (read[0], read[1]);
         let (sums, requested) = read[2..].split_at(objective.metrics().len());
         let agreed = StepRequests { checkpoint: requested[0] > 0.0, stop: requested[1] > 0.0 };
@@ -201,8 +208,10 @@ impl<'a> Trainer<'a> {
 
     /// `[2]`, fp64: a request is agreed if the sum over ranks is above 0.
     fn to_device(&self, requests: StepRequests) -> Tensor {
-        let requested = [requests.checkpoint, requests.stop].map(|request| f64::from(u8::from(request)));
-        Tensor::from_slice(&requested).to_device(self.device)
+        // Numbers that travel with a kernel's launch: a copy from the host would wait for the device.
+        let number =
+            |request: bool| Tensor::full([1], f64::from(u8::from(request)), (Kind::Double, self.device));
+        Tensor::cat(&[number(requests.checkpoint), number(requests.stop)], 0)
     }
 
     /// Runs all of this rank's micro-batches; the last backward sums gradients over the gang. Returns this
@@ -224,7 +233,21 @@ impl<'a> Trainer<'a> {
         if plan.micro_batches.is_empty() {
             self.optimizer.reduce(None)?;
         }
+        if self.optimizer.in_lockstep() {
+            for _ in plan.micro_batches.len()..plan.most_micro_batches {
+                self.accompany(objective, plan)?;
+            }
+        }
         Ok(totals)
+    }
+
+    /// Takes part in a micro-batch of other ranks by one of the batch's shortest row, which counts nothing.
+    fn accompany(&mut self, objective: &dyn Objective, plan: &StepPlan) -> Result<(), TrainError> {
+        let Some(&row) = plan.rows.iter().min_by_key(|&&row| objective.shape(row).cost) else {
+            return Ok(());
+        };
+        let output = objective.loss(&[row])?;
+        self.optimizer.accumulate(&(output.loss * 0.0))
     }
 
     /// The factor of a micro-batch's loss.

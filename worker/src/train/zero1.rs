@@ -98,10 +98,10 @@ impl<'a> Zero1<'a> {
         limit: Option<f64>,
         learning_rate: f64,
     ) -> Result<(), TrainError> {
-        let mut gradients = std::mem::take(&mut self.gradients);
+        let gradients = std::mem::take(&mut self.gradients);
         no_grad(|| {
             if let Some(limit) = limit {
-                clip(&mut gradients, norm, limit);
+                clip(&gradients, norm, limit)?;
             }
             for bucket in &mut self.buckets {
                 bucket.refresh_local_shard(self.gang);

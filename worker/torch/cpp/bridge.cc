@@ -23,7 +23,9 @@ std::string with_kind(const std::string& message) {
   if (contains(message, {"timed out", "timeout"})) {
     return "T" + message;
   }
-  if (contains(message, {"connection closed", "connection reset", "connection refused", "broken pipe"})) {
+  // The last three are NCCL's words for a network that fails under it.
+  if (contains(message, {"connection closed", "connection reset", "connection refused", "broken pipe",
+                         "remote process exited", "unhandled system error", "remote error"})) {
     return "P" + message;
   }
   return "O" + message;

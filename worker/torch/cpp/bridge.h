@@ -50,6 +50,7 @@ class Group {
   Group();
   ~Group();
   void all_reduce_sum(const at::Tensor& tensor) const;
+  void all_reduce_sums(const at::Tensor& tensor, std::uint32_t times) const;
   void broadcast(const at::Tensor& tensor, std::int32_t root) const;
   void all_gather(const at::Tensor& output, const at::Tensor& input) const;
   void reduce_scatter_sum(const at::Tensor& output, const at::Tensor& input) const;
@@ -79,17 +80,48 @@ class Reducer {
 std::unique_ptr<Reducer> new_reducer(const Group& group, const TensorList& parameters, std::size_t first_bucket_bytes,
                                      std::size_t bucket_bytes);
 
+// Parameters in shards over the ranks of a group, in units that are gathered and freed together.
+class ShardStore {
+ public:
+  ShardStore();
+  ~ShardStore();
+  std::size_t add_unit(const at::Tensor& shard, rust::Slice<const std::int64_t> offsets,
+                       rust::Slice<const std::int64_t> dimensions, rust::Slice<const std::int64_t> sizes, bool bf16,
+                       bool resident, TensorList& parameters) const;
+  void connect(const Group& group) const;
+  void disconnect() const;
+  void watch_gradients() const;
+  void gather(std::size_t unit, std::int64_t next) const;
+  void gather_residents() const;
+  void gather_in_backward(std::size_t unit, std::int64_t next, const TensorList& inputs, TensorList& results) const;
+  std::int64_t finish_backward() const;
+  void release() const;
+  void discard_gradients() const;
+  std::unique_ptr<at::Tensor> whole(std::size_t unit) const;
+  std::int64_t gathered_bytes() const;
+  struct Inner;
+  std::shared_ptr<Inner> inner;
+};
+std::shared_ptr<ShardStore> new_shard_store(std::int64_t world);
+
 void run_backward(const at::Tensor& loss);
+bool grad_enabled();
 
 struct AdamW;
 void fused_adamw(const TensorList& parameters, const TensorList& gradients, const TensorList& exp_avg,
                  const TensorList& exp_avg_sq, const TensorList& steps, const AdamW& options);
+std::unique_ptr<at::Tensor> global_norm(const TensorList& tensors);
+void scale(const TensorList& tensors, double factor);
 void zero(const TensorList& tensors);
 void set_deterministic(bool on);
+bool is_deterministic();
 void disable_cudnn_attention();
 void use_cpu_kernels(bool on);
+bool cpu_kernels_in_use();
 void keep_freed_memory();
 void clear_gradients(const TensorList& tensors);
+void read_into(std::int32_t file, std::uint64_t offset, const at::Tensor& into);
+std::unique_ptr<at::Tensor> upload(const at::Tensor& host, std::int32_t device);
 
 // ---- Operations: shapes and meaning are documented with their Rust callers in src/ops ----
 
@@ -104,14 +136,17 @@ std::unique_ptr<TensorPair> add_rms_norm(const at::Tensor& x, const at::Tensor& 
                                          double eps);
 std::unique_ptr<at::Tensor> swiglu(const at::Tensor& gate, const at::Tensor& up);
 std::unique_ptr<at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                      const at::Tensor& cos, const at::Tensor& sin,
-                                      rust::Slice<const Segment> segments);
+                                      const at::Tensor& cos, const at::Tensor& sin, rust::Slice<const Segment> segments,
+                                      const TensorList& index);
+std::unique_ptr<at::Tensor> wide_embedding(const at::Tensor& weight, const at::Tensor& ids);
 std::unique_ptr<at::Tensor> gather_rows(const at::Tensor& x, const at::Tensor& rows);
 std::unique_ptr<at::Tensor> rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 std::unique_ptr<at::Tensor> decode_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                              const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& keys,
                                              const at::Tensor& values, rust::Slice<const std::int64_t> slots,
                                              rust::Slice<const std::int64_t> positions);
+std::unique_ptr<at::Tensor> decode_by_flash(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values,
+                                            const TensorList& index);
 std::unique_ptr<at::Tensor> pack_weight(const at::Tensor& weight, std::int64_t rows);
 std::unique_ptr<at::Tensor> packed_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
 std::unique_ptr<at::Tensor> linear_by_output(const at::Tensor& weight, const at::Tensor& x);
@@ -139,6 +174,10 @@ class CpuMemory {
   std::unique_ptr<Inner> inner;
 };
 std::unique_ptr<CpuMemory> count_cpu_memory();
+
+void release_cached_device_memory();
+std::int64_t peak_device_memory();
+std::int64_t cuda_runtime_version();
 
 // The network interface with the (numeric) `address`, or an empty string.
 rust::String network_interface(rust::Str address);

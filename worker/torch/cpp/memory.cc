@@ -1,6 +1,8 @@
-// Memory of CPU tensors, as libtorch's allocator reports it to a profiler.
+// Memory of CPU tensors, as libtorch's allocator reports it to a profiler, and of the GPU's allocator.
 
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/Allocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <algorithm>
@@ -39,6 +41,39 @@ CpuMemory::~CpuMemory() = default;
 std::int64_t CpuMemory::current() const { return inner->counter->current; }
 std::int64_t CpuMemory::peak() const { return inner->counter->peak; }
 void CpuMemory::reset_peak() const { inner->counter->peak = inner->counter->current; }
+
+namespace {
+
+// The allocator of this process's GPU; null until it has allocated anything.
+c10::DeviceAllocator* device_allocator() {
+  auto* allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(at::kCUDA));
+  return allocator != nullptr && allocator->initialized() ? allocator : nullptr;
+}
+
+}  // namespace
+
+void release_cached_device_memory() {
+  if (auto* allocator = device_allocator()) {
+    allocator->emptyCache();
+  }
+}
+
+std::int64_t peak_device_memory() {
+  auto* allocator = device_allocator();
+  if (allocator == nullptr) {
+    return 0;
+  }
+  const auto stats = allocator->getDeviceStats(0);
+  return stats.allocated_bytes[static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+}
+
+std::int64_t cuda_runtime_version() {
+  try {
+    return at::detail::getCUDAHooks().versionCUDART();
+  } catch (const c10::Error&) {  // libtorch without CUDA
+    return 0;
+  }
+}
 
 std::unique_ptr<CpuMemory> count_cpu_memory() { return std::make_unique<CpuMemory>(); }
 

@@ -22,6 +22,8 @@ void set_deterministic(bool on) {
   context.setBenchmarkCuDNN(false);
 }
 
+bool is_deterministic() { return at::globalContext().deterministicAlgorithms(); }
+
 void disable_cudnn_attention() { at::globalContext().setSDPUseCuDNN(false); }
 
 namespace {
@@ -32,6 +34,8 @@ thread_local bool cpu_kernels = true;
 }  // namespace
 
 void use_cpu_kernels(bool on) { cpu_kernels = on; }
+
+bool cpu_kernels_in_use() { return cpu_kernels; }
 
 bool uses_cpu_kernels(const at::Tensor& tensor) { return cpu_kernels && tensor.is_cpu(); }
 

@@ -121,9 +121,9 @@ impl Error {
     }
 }
 
-/// A listening socket on `address` at `port`, or at any free port for 0.
-pub(crate) fn listen(address: &str, port: u16) -> Result<TcpListener> {
-    TcpListener::bind((address, port)).map_err(|source| Error::Listen { address: address.to_owned(), source })
+/// A listening socket on `address` at a free port.
+pub(crate) fn listen(address: &str) -> Result<TcpListener> {
+    TcpListener::bind((address, 0)).map_err(|source| Error::Listen { address: address.to_owned(), source })
 }
 
 /// Turns a caught C++ exception into an [`Error`] that names the operation.

@@ -84,6 +84,7 @@ mod bridge {
             nccl: bool,
         ) -> Result<UniquePtr<Group>>;
         fn all_reduce_sum(self: &Group, tensor: &Tensor) -> Result<()>;
+        fn all_reduce_sums(self: &Group, tensor: &Tensor, times: u32) -> Result<()>;
         fn broadcast(self: &Group, tensor: &Tensor, root: i32) -> Result<()>;
         fn all_gather(self: &Group, output: &Tensor, input: &Tensor) -> Result<()>;
         fn reduce_scatter_sum(self: &Group, output: &Tensor, input: &Tensor) -> Result<()>;
@@ -105,7 +106,39 @@ mod bridge {
         fn begin_trace(self: &Reducer, pause_at: i64) -> Result<()>;
         fn end_trace(self: &Reducer) -> Result<Vec<i64>>;
 
+        type ShardStore;
+        fn new_shard_store(world: i64) -> Result<SharedPtr<ShardStore>>;
+        #[allow(clippy::too_many_arguments)]
+        fn add_unit(
+            self: &ShardStore,
+            shard: &Tensor,
+            offsets: &[i64],
+            dimensions: &[i64],
+            sizes: &[i64],
+            bf16: bool,
+            resident: bool,
+            parameters: Pin<&mut TensorList>,
+        ) -> Result<usize>;
+        fn connect(self: &ShardStore, group: &Group);
+        fn disconnect(self: &ShardStore);
+        fn watch_gradients(self: &ShardStore) -> Result<()>;
+        fn gather(self: &ShardStore, unit: usize, next: i64) -> Result<()>;
+        fn gather_residents(self: &ShardStore) -> Result<()>;
+        fn gather_in_backward(
+            self: &ShardStore,
+            unit: usize,
+            next: i64,
+            inputs: &TensorList,
+            results: Pin<&mut TensorList>,
+        ) -> Result<()>;
+        fn finish_backward(self: &ShardStore) -> Result<i64>;
+        fn release(self: &ShardStore) -> Result<()>;
+        fn discard_gradients(self: &ShardStore) -> Result<()>;
+        fn whole(self: &ShardStore, unit: usize) -> Result<UniquePtr<Tensor>>;
+        fn gathered_bytes(self: &ShardStore) -> i64;
+
         fn run_backward(loss: &Tensor) -> Result<()>;
+        fn grad_enabled() -> bool;
         fn fused_adamw(
             parameters: &TensorList,
             gradients: &TensorList,
@@ -114,12 +147,17 @@ mod bridge {
             steps: &TensorList,
             options: &AdamW,
         ) -> Result<()>;
+        fn global_norm(tensors: &TensorList) -> Result<UniquePtr<Tensor>>;
+        fn scale(tensors: &TensorList, factor: f64) -> Result<()>;
         fn zero(tensors: &TensorList) -> Result<()>;
         fn set_deterministic(on: bool) -> Result<()>;
+        fn is_deterministic() -> bool;
         fn disable_cudnn_attention();
         fn use_cpu_kernels(on: bool);
+        fn cpu_kernels_in_use() -> bool;
         fn keep_freed_memory();
         fn clear_gradients(tensors: &TensorList) -> Result<()>;
+        fn upload(host: &Tensor, device: i32) -> Result<UniquePtr<Tensor>>;
 
         type TensorPair;
         fn first(self: Pin<&mut TensorPair>) -> UniquePtr<Tensor>;
@@ -132,6 +170,7 @@ mod bridge {
             eps: f64,
         ) -> Result<UniquePtr<TensorPair>>;
         fn swiglu(gate: &Tensor, up: &Tensor) -> Result<UniquePtr<Tensor>>;
+        #[allow(clippy::too_many_arguments)]
         fn attention(
             q: &Tensor,
             k: &Tensor,
@@ -139,7 +178,9 @@ mod bridge {
             cos: &Tensor,
             sin: &Tensor,
             segments: &[Segment],
+            index: &TensorList,
         ) -> Result<UniquePtr<Tensor>>;
+        fn wide_embedding(weight: &Tensor, ids: &Tensor) -> Result<UniquePtr<Tensor>>;
         fn gather_rows(x: &Tensor, rows: &Tensor) -> Result<UniquePtr<Tensor>>;
         fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<UniquePtr<Tensor>>;
         #[allow(clippy::too_many_arguments)]
@@ -153,6 +194,12 @@ mod bridge {
             values: &Tensor,
             slots: &[i64],
             positions: &[i64],
+        ) -> Result<UniquePtr<Tensor>>;
+        fn decode_by_flash(
+            q: &Tensor,
+            keys: &Tensor,
+            values: &Tensor,
+            index: &TensorList,
         ) -> Result<UniquePtr<Tensor>>;
         fn pack_weight(weight: &Tensor, rows: i64) -> Result<UniquePtr<Tensor>>;
         fn packed_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<UniquePtr<Tensor>>;
@@ -177,11 +224,15 @@ mod bridge {
             inputs: &TensorList,
             results: Pin<&mut TensorList>,
         ) -> Result<()>;
+        fn read_into(file: i32, offset: u64, into: &Tensor) -> Result<()>;
         type CpuMemory;
         fn count_cpu_memory() -> Result<UniquePtr<CpuMemory>>;
         fn current(self: &CpuMemory) -> i64;
         fn peak(self: &CpuMemory) -> i64;
         fn reset_peak(self: &CpuMemory);
+        fn release_cached_device_memory() -> Result<()>;
+        fn peak_device_memory() -> Result<i64>;
+        fn cuda_runtime_version() -> i64;
         fn network_interface(address: &str) -> Result<String>;
     }
 

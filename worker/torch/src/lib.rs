@@ -4,6 +4,7 @@
 //! - [`ops`]: fused operations of a decoder layer, token sampling, log-probabilities and AdamW.
 //! - [`autograd`]: backward passes and activation checkpointing.
 //! - [`runtime`] and [`CpuMemory`]: settings of libtorch, and memory use of its tensors.
+//! - [`read()`] and [`upload()`]: tensors from files and numbers, to the host and to the device.
 //!
 //! The C++ side is in `cpp`, in the same folders. No C++ exception crosses into Rust: every failure is an
 //! [`Error`].
@@ -19,9 +20,13 @@ mod ffi;
 mod memory;
 mod net;
 pub mod ops;
+mod read;
 pub mod runtime;
+mod upload;
 
 pub use error::{Error, Result};
 pub use ffi::{AdamW, SampledToken, Segment};
-pub use memory::CpuMemory;
+pub use memory::{CpuMemory, device as device_memory};
 pub use net::network_interface;
+pub use read::read;
+pub use upload::{Numbers, upload};

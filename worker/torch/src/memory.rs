@@ -1,4 +1,4 @@
-//! Memory use of CPU tensors, as counted by libtorch.
+//! Memory use of tensors, as counted by libtorch.
 
 use cxx::UniquePtr;
 
@@ -34,6 +34,29 @@ impl CpuMemory {
 
     pub fn reset_peak(&self) {
         self.inner.reset_peak();
+    }
+}
+
+/// Memory of this process's GPU.
+pub mod device {
+    use super::{During, Result, ffi};
+
+    /// Gives the allocator's cached memory back to the device: NCCL and cuBLAS allocate beside it. Without a
+    /// GPU it does nothing.
+    ///
+    /// # Errors
+    /// [`crate::Error::Torch`] if the device fails.
+    pub fn release_cached() -> Result<()> {
+        ffi::release_cached_device_memory().during("releasing the GPU's cached memory")
+    }
+
+    /// Peak bytes of tensors since the process started; 0 without a GPU.
+    ///
+    /// # Errors
+    /// [`crate::Error::Torch`] if the device fails.
+    pub fn peak() -> Result<u64> {
+        let peak = ffi::peak_device_memory().during("reading the GPU allocator's statistics")?;
+        Ok(u64::try_from(peak).unwrap_or(0))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Settings of libtorch and of the allocator, for the whole process.
 
+use tch::Device;
+
 use crate::error::{During, Result};
 use crate::ffi;
 
@@ -25,6 +27,32 @@ pub fn disable_cudnn_attention() {
 /// every other device, so that tests can check that path without a GPU.
 pub fn use_cpu_kernels(on: bool) {
     ffi::use_cpu_kernels(on);
+}
+
+/// The version of the CUDA that libtorch was built for, major and minor; `None` if it has no CUDA.
+pub fn cuda_version() -> Option<(u32, u32)> {
+    let version = u32::try_from(ffi::cuda_runtime_version()).unwrap_or(0);
+    (version > 0).then_some((version / 1000, version % 1000 / 10))
+}
+
+/// Whether tensors of this thread on `device` go through this crate's own loops.
+pub fn uses_cpu_kernels(device: Device) -> bool {
+    device == Device::Cpu && ffi::cpu_kernels_in_use()
+}
+
+/// Runs `work`, which writes to distinct indices, without asking for deterministic kernels: its results are
+/// deterministic anyway, and ATen would sort the indices first, in a dozen kernels.
+///
+/// # Errors
+/// [`Error::Torch`], which should not happen.
+pub fn with_distinct_indices<T>(work: impl FnOnce() -> T) -> Result<T> {
+    if !ffi::is_deterministic() {
+        return Ok(work());
+    }
+    set_deterministic(false)?;
+    let result = work();
+    set_deterministic(true)?;
+    Ok(result)
 }
 
 /// Makes this process keep freed memory for its next allocations.

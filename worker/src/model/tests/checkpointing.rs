@@ -11,7 +11,7 @@ fn loss_and_gradients(model: &LanguageModel, precision: Precision) -> (Tensor, V
     let completion = |tokens: &[u32]| [prompt.as_slice(), tokens].concat();
     let groups = [vec![completion(&[1, 30, 31]), completion(&[5])], vec![rows()[1].clone()]];
     let batch = PackedBatch::from_groups(&groups, Device::Cpu).unwrap();
-    let hidden = model.forward(&batch, &batch.last_rows(), precision).unwrap();
+    let hidden = model.forward(&batch, batch.last_rows(), precision).unwrap();
     let log_probs = model.logits(&hidden).log_softmax(-1, Kind::Float);
     let loss = (&log_probs * log_probs.detach().sin()).sum(Kind::Float);
     let gradients = Tensor::run_backward(&[&loss], model.trainable().tensors(), false, false);

@@ -4,6 +4,7 @@ mod adapters;
 mod cache;
 mod checkpointing;
 mod checkpoints;
+mod overlap;
 mod parameters;
 
 use std::cell::RefCell;
@@ -68,7 +69,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 fn forward_each(model: &LanguageModel, rows: &[Vec<u32>], precision: Precision) -> Tensor {
     let last = |row: &Vec<u32>| {
         let batch = PackedBatch::from_sequences(&[row], Device::Cpu).unwrap();
-        model.forward(&batch, &batch.last_rows(), precision).unwrap()
+        model.forward(&batch, batch.last_rows(), precision).unwrap()
     };
     Tensor::cat(&rows.iter().map(last).collect::<Vec<_>>(), 0)
 }
@@ -78,7 +79,7 @@ fn packing_changes_nothing() {
     for config in [llama(), qwen3()] {
         let model = model(&config);
         let batch = PackedBatch::from_sequences(&rows(), Device::Cpu).unwrap();
-        let packed = model.forward(&batch, &batch.last_rows(), Precision::Fp32).unwrap();
+        let packed = model.forward(&batch, batch.last_rows(), Precision::Fp32).unwrap();
         assert!(distance(&packed, &forward_each(&model, &rows(), Precision::Fp32)) < 1e-6);
     }
 }

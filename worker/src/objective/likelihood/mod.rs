@@ -1,20 +1,20 @@
 //! The likelihood of given responses: the loss of supervised fine-tuning, and log-probabilities per token.
 //!
 //! The language-model head is applied only at positions that predict a response token. Logits are computed in
-//! chunks of [`CHUNK_LOGITS`] numbers, and the gradient of a loss is computed chunk by chunk along with its
+//! chunks of [`chunk_logits`] numbers, and the gradient of a loss is computed chunk by chunk along with its
 //! value, in the memory of the logits: no `[tokens, vocab]` tensor outlives its chunk, whatever the loss.
 
+use foil_common::memory::chunk_logits;
+use foil_common::spec::DeviceKind;
+use foil_torch::Numbers;
 use foil_torch::autograd::with_gradients;
 use foil_torch::ops::{log_prob_gradient, target_log_probs};
-use tch::{Kind, Tensor, no_grad, with_grad};
+use tch::{Device, Kind, Tensor, no_grad, with_grad};
 
 use super::accumulation_kind;
-use crate::model::PackedBatch;
+use crate::model::{ModelError, PackedBatch};
 
 type Result<T> = std::result::Result<T, foil_torch::Error>;
-
-/// Maximum number of logits in memory: 64 MiB in fp32.
-pub const CHUNK_LOGITS: usize = 1 << 24;
 
 /// The positions of a packed batch that predict response tokens.
 ///
@@ -31,25 +31,38 @@ pub struct ResponsePositions {
 }
 
 impl ResponsePositions {
-    /// `sequences` are those of `batch` in order, each with the index of its response's first token.
+    /// Packs `groups` of sequences and finds the positions that predict their responses. `sequences` are
+    /// those of all groups in order, each with the index of its response's first token.
     ///
     /// A sequence's first token has no preceding position, so it is never a target.
-    pub fn new(batch: &PackedBatch, sequences: &[(&[u32], usize)]) -> Self {
-        let (mut rows, mut targets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-        for (sequence, (ids, response_start)) in sequences.iter().enumerate() {
-            let response = (*response_start).max(1)..ids.len();
-            counts.push(response.len() as i64);
-            for token in response {
-                rows.push(batch.row(sequence, token - 1));
-                targets.push(i64::from(ids[token]));
+    ///
+    /// # Errors
+    /// Those of [`PackedBatch::from_groups`].
+    pub fn pack<G, S>(
+        groups: &[G],
+        sequences: &[(&[u32], usize)],
+        device: Device,
+    ) -> std::result::Result<(PackedBatch, Self), ModelError>
+    where
+        G: AsRef<[S]>,
+        S: AsRef<[u32]>,
+    {
+        let mut counts = Vec::new();
+        let (batch, tensors) = PackedBatch::with_numbers(groups, device, |packed| {
+            let (mut rows, mut targets) = (Vec::new(), Vec::new());
+            for (sequence, (ids, response_start)) in sequences.iter().enumerate() {
+                let response = (*response_start).max(1)..ids.len();
+                counts.push(response.len() as i64);
+                for token in response {
+                    rows.push(packed.row(sequence, token - 1));
+                    targets.push(i64::from(ids[token]));
+                }
             }
-        }
-        let device = batch.device();
-        Self {
-            rows: Tensor::from_slice(&rows).to_device(device),
-            targets: Tensor::from_slice(&targets).to_device(device),
-            counts,
-        }
+            vec![Numbers::Int64(rows), Numbers::Int64(targets)]
+        })?;
+        let mut tensors = tensors.into_iter();
+        let (rows, targets) = (tensors.next().unwrap_or_default(), tensors.next().unwrap_or_default());
+        Ok((batch, Self { rows, targets, counts }))
     }
 
     /// Response tokens of all sequences.
@@ -115,7 +128,7 @@ pub fn nll(prediction: &Prediction<'_>) -> Result<Tensor> {
 /// index and its log-probabilities, `[tokens]`, which require gradients, and returns a scalar. The result is
 /// the sum over groups.
 ///
-/// The logits of a group with more than [`CHUNK_LOGITS`] are computed twice, because its loss needs all of
+/// The logits of a group with more than [`chunk_logits`] are computed twice, because its loss needs all of
 /// its log-probabilities before the first gradient.
 ///
 /// # Errors
@@ -303,9 +316,13 @@ fn whole_groups(groups: &[i64], rows: i64) -> (Vec<Span>, Vec<std::ops::Range<us
     (spans, members)
 }
 
-/// Rows of logits that fit [`CHUNK_LOGITS`].
+/// Rows of logits that fit [`chunk_logits`].
 pub(crate) fn chunk_rows(head: &Tensor) -> i64 {
-    (CHUNK_LOGITS as i64 / head.size()[0].max(1)).max(1)
+    let device = match head.device() {
+        Device::Cuda(_) => DeviceKind::Cuda,
+        Device::Cpu | Device::Mps | Device::Vulkan => DeviceKind::Cpu,
+    };
+    (chunk_logits(device) as i64 / head.size()[0].max(1)).max(1)
 }
 
 /// (start, length) of chunks of at most `rows`.

@@ -1,7 +1,6 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{Prediction, ResponsePositions, chunks, grouped, log_probs, nll};
-use crate::model::PackedBatch;
 
 struct Problem {
     hidden: Tensor,
@@ -132,8 +131,8 @@ fn no_answer_tokens_is_a_zero_loss() {
 #[test]
 fn answers_are_read_one_position_earlier() {
     let sequences: [(&[u32], usize); 3] = [(&[5, 6, 7, 8], 2), (&[5, 6], 2), (&[4, 3, 2], 0)];
-    let batch = PackedBatch::from_sequences(&sequences.map(|(ids, _)| ids), Device::Cpu).unwrap();
-    let positions = ResponsePositions::new(&batch, &sequences);
+    let groups = sequences.map(|(ids, _)| [ids]);
+    let (_, positions) = ResponsePositions::pack(&groups, &sequences, Device::Cpu).unwrap();
     assert_eq!(Vec::<i64>::try_from(positions.rows()).unwrap(), [1, 2, 6, 7]);
     assert_eq!(Vec::<i64>::try_from(positions.targets()).unwrap(), [7, 8, 3, 2]);
     assert_eq!(positions.counts(), [2, 0, 2]);

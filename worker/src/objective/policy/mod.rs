@@ -20,25 +20,17 @@ mod simpo;
 #[cfg(test)]
 mod tests;
 
+pub use foil_common::selection::{ScoredCompletion, best_of};
 pub use preference::{dpo_loss, ipo_loss, log_ratio};
-pub use rejection::best_of;
 pub use rrhf::terms as rrhf_terms;
 pub use simpo::{mean_log_prob, simpo_loss};
 
+use foil_common::selection::comparable;
 use foil_common::spec::{Method, Pairing};
 use tch::{Device, Tensor};
 
 use super::metrics::{Metric, MetricSums};
 use super::pairing::{Preference, pairs};
-
-/// A completion with its reward.
-#[derive(Debug, Clone, Copy)]
-pub struct ScoredCompletion<'a> {
-    pub text: &'a str,
-    /// The number of its tokens.
-    pub tokens: usize,
-    pub reward: f64,
-}
 
 /// Log-probabilities of one completion's tokens under policies that are not trained; empty if the method does
 /// not need them.
@@ -196,14 +188,4 @@ fn pairs_of(completions: &[ScoredCompletion<'_>], pairing: Pairing) -> Vec<Prefe
 /// Both sides of pairs.
 fn members(pairs: &[Preference]) -> impl Iterator<Item = usize> {
     pairs.iter().flat_map(|pair| [pair.chosen, pair.rejected])
-}
-
-/// Rewards and texts. A completion without tokens has no likelihood: its reward is NaN, which nothing
-/// chooses.
-fn comparable<'a>(completions: &[ScoredCompletion<'a>]) -> (Vec<f64>, Vec<&'a str>) {
-    let reward = |completion: &ScoredCompletion<'_>| match completion.tokens {
-        0 => f64::NAN,
-        _ => completion.reward,
-    };
-    completions.iter().map(|completion| (reward(completion), completion.text)).unzip()
 }

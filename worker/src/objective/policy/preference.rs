@@ -8,7 +8,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::super::accumulation_kind;
 use super::super::metrics::{Metric, MetricSums};
-use super::super::pairing::sides;
+use super::super::pairing::Sides;
 use super::super::reward::smoothed_nll;
 use super::{Group, GroupLoss, LossOutput, ScoredCompletion, ascending, members, pairs_of};
 
@@ -34,10 +34,11 @@ pub(super) fn group_loss(
     loss: impl Fn(&Tensor, &Tensor) -> Tensor + 'static,
 ) -> GroupLoss {
     let (pairs, device) = (group.pairs(pairing), group.device);
+    let sides = Sides::new(&pairs, device);
     GroupLoss::new(pairs.len() as f64, move |log_probs| {
         let scores = log_probs.iter().enumerate().map(|(position, log_probs)| score(position, log_probs));
         let scores = Tensor::stack(&scores.collect::<Vec<_>>(), 0); // [completions]
-        let (chosen, rejected) = sides(&scores, &pairs);
+        let (chosen, rejected) = sides.of(&scores);
         let margins = no_grad(|| (&chosen - &rejected).to_kind(Kind::Double) * beta);
         let accuracies = margins.gt(0.0).sum(Kind::Double);
         let metrics = [(ACCURACIES, &accuracies), (MARGINS, &margins.sum(Kind::Double))];

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::super::accumulation_kind;
 use super::super::metrics::{Metric, MetricSums};
-use super::super::pairing::{Preference, sides};
+use super::super::pairing::Sides;
 use super::{
     Group, GroupLoss, LossOutput, PolicyObjective, ScoredCompletion, ascending, best, members, pairs_of,
 };
@@ -21,7 +21,8 @@ impl PolicyObjective for Rrhf {
     }
 
     fn group_loss(&self, group: &Group<'_>) -> GroupLoss {
-        let (settings, pairs, device) = (*self, group.pairs(Pairing::All), group.device);
+        let (settings, device) = (*self, group.device);
+        let pairs = Sides::new(&group.pairs(Pairing::All), device);
         let best = best(group.completions).and_then(|best| group.position(best)).unwrap_or_default();
         GroupLoss::new(1.0, move |log_probs| {
             let (ranking, nll) = terms(log_probs, &pairs, best, settings.nll);
@@ -48,14 +49,14 @@ impl PolicyObjective for Rrhf {
 ///
 /// # Panics
 /// An index beyond the completions.
-pub fn terms(log_probs: &[Tensor], pairs: &[Preference], best: usize, nll: Reduction) -> (Tensor, Tensor) {
+pub fn terms(log_probs: &[Tensor], pairs: &Sides, best: usize, nll: Reduction) -> (Tensor, Tensor) {
     let kind = accumulation_kind(log_probs[best].kind());
     let nll = match nll {
         Reduction::Sum => -log_probs[best].sum(kind),
         Reduction::Mean => -mean(&log_probs[best]),
     };
     let likelihood = Tensor::stack(&log_probs.iter().map(mean).collect::<Vec<_>>(), 0); // [completions]
-    let (better, worse) = sides(&likelihood, pairs);
+    let (better, worse) = pairs.of(&likelihood);
     ((worse - better).relu().sum(kind), nll)
 }
 
@@ -67,17 +68,17 @@ fn mean(log_probs: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use foil_common::spec::{Pairing, Reduction};
-    use tch::Tensor;
+    use tch::{Device, Tensor};
 
     use super::terms;
-    use crate::objective::pairing::pairs;
+    use crate::objective::pairing::{Sides, pairs};
 
     #[test]
     fn likelihoods_in_the_order_of_rewards_cost_nothing_but_the_best_completions() {
         let completions = [&[-0.5_f64, -0.5][..], &[-1.0, -2.0, -3.0], &[-4.0]].map(Tensor::from_slice);
         let texts = ["a", "b", "c"];
         let cost = |pairs: &[_], best, reduction| {
-            let (ranking, nll) = terms(&completions, pairs, best, reduction);
+            let (ranking, nll) = terms(&completions, &Sides::new(pairs, Device::Cpu), best, reduction);
             (ranking.double_value(&[]), nll.double_value(&[]))
         };
         let ordered = pairs(&[3.0, 2.0, 1.0], &texts, Pairing::All);

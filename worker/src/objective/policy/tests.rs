@@ -1,5 +1,6 @@
 //! Groups of made-up completions: which are read, and what they cost.
 
+use foil_common::selection::Part;
 use foil_common::spec::{
     Dpo, Grpo, GrpoLossType, ImportanceSampling, Ipo, KlPenalty, Reduction, ReferencePolicy, Rejection, Rloo,
     Rrhf, ScaleRewards,
@@ -195,4 +196,22 @@ fn margins_are_of_implicit_rewards() {
     let output = group_loss(&Dpo { beta: 0.5, ..DPO }, &completions(), &fixed).loss(&policy);
     // Log-ratios −1.5 − 0 of the rejected first and −4.5 + 15 of the chosen second; β times their difference.
     assert_eq!(Vec::<f64>::try_from(output.metrics.tensor()).unwrap(), [1.0, 0.5 * (10.5 + 1.5)]);
+}
+
+#[test]
+fn the_completions_that_have_a_part_are_those_that_the_loss_reads() {
+    let methods = [
+        Method::Rejection(Rejection),
+        Method::Rrhf(RRHF),
+        Method::Dpo(DPO),
+        Method::Dpo(Dpo { pairing: Pairing::TopBottom(2), ..DPO }),
+        Method::Ipo(IPO),
+        Method::Grpo(Grpo::default()),
+        Method::Rloo(RLOO),
+    ];
+    for method in methods {
+        let parts = foil_common::selection::parts(&method, &completions());
+        let read: Vec<usize> = (0..parts.len()).filter(|index| parts[*index] != Part::Unused).collect();
+        assert_eq!(read, objective_of(&method).select(&completions()), "{}", method.name());
+    }
 }

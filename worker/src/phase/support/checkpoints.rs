@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use foil_common::spec::Checkpoints;
+use foil_common::spec::{Checkpoints, Sharding};
 
 use crate::phase::{PhaseError, TaskContext};
 use crate::task::{Checkpoint, GangTask};
@@ -76,8 +76,11 @@ struct UploadThread {
 
 impl CheckpointWriter {
     pub(in crate::phase) fn start(context: &mut TaskContext, task: &GangTask) -> Result<Self, PhaseError> {
-        let checkpoint =
-            task.resume.as_ref().map(|checkpoint| context.download_checkpoint(checkpoint)).transpose()?;
+        let checkpoint = task
+            .resume
+            .as_ref()
+            .map(|checkpoint| context.download_checkpoint(task, checkpoint))
+            .transpose()?;
         let destination = Destination {
             phase: task.phase.name.clone(),
             attempt: task.attempt,
@@ -154,23 +157,32 @@ impl Checkpointer for CheckpointWriter {
 }
 
 impl TaskContext {
-    /// Downloads every rank's shard of a checkpoint.
-    fn download_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<LoadedCheckpoint, PhaseError> {
+    /// Downloads the ranks' shards of a checkpoint. With `fsdp` and as many ranks as saved it, a rank needs
+    /// its own alone.
+    fn download_checkpoint(
+        &mut self,
+        task: &GangTask,
+        checkpoint: &Checkpoint,
+    ) -> Result<LoadedCheckpoint, PhaseError> {
         failpoint::hit("checkpoint.download")?;
-        let step = checkpoint.step;
+        let (step, world) = (checkpoint.step, checkpoint.shards.len());
+        let own = self.job.resources.sharding == Sharding::Fsdp && world == task.world as usize;
         let mut files = Vec::new();
-        for object in &checkpoint.shards {
+        for (rank, object) in checkpoint.shards.iter().enumerate() {
+            if own && rank != task.rank as usize {
+                continue;
+            }
             let file = self.cache.object(object).map_err(|error| match error {
                 ObjectError::Damaged { key, message } => PhaseError::Checkpoint { step, key, message },
                 other => other.into(),
             })?;
-            files.push(file);
+            files.push((rank, file));
         }
         let damaged = |error: crate::model::ModelError| PhaseError::Checkpoint {
             step,
             key: checkpoint.shards.first().map(|object| object.key.clone()).unwrap_or_default(),
             message: error.to_string(),
         };
-        LoadedCheckpoint::open(&files).map_err(damaged)
+        LoadedCheckpoint::open_some(&files, world).map_err(damaged)
     }
 }

@@ -70,6 +70,8 @@ const REPORT: &str = "look at the rank's log; if it shows no cause on your side,
 const FILE_NAMES: &str = "use a model directory whose files have safe names";
 const NOT_FINITE: &str = "if this job trained the model, it has diverged: lower the learning rate; a start model that was \
                           not trained by it overflows, so use another or set resources.precision: fp32";
+const LOOK_AT_REWARDS: &str = "look at the samples and their rewards (`foil ui`); if all rewards are equal, the reward model has \
+                               collapsed: look at its loss, and lower reward_step.learning_rate";
 const FIX_ADDRESS: &str = "start foil-worker on that machine with --advertise-address and an address that the others can connect to";
 const MEMORY: &str = "lower the step's optimizer.micro_batch_tokens or generation.max_num_seqs, or use a device with more memory";
 
@@ -150,9 +152,7 @@ impl PhaseError {
                 (FailureClass::Data, "repair or remove that row")
             }
             Self::Rows(_) => (FailureClass::Data, "submit the job again"),
-            Self::NothingLeft { .. } => {
-                (FailureClass::Data, "look at the data sets' counts and at text.max_length")
-            }
+            Self::NothingLeft { .. } => (FailureClass::Data, LOOK_AT_REWARDS),
             Self::NonFinite { .. } => (FailureClass::Nonfinite, NOT_FINITE),
             Self::Train(error) => (error.class(), train_advice(error.class())),
             Self::Gang(CollectiveError::Unreachable { .. }) => (FailureClass::Unreachable, FIX_ADDRESS),

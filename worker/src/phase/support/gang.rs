@@ -35,8 +35,9 @@ pub(in crate::phase) struct TrainedModel {
 }
 
 impl TaskContext {
-    /// Trains `parameters` of the objective's model together with the other ranks of the gang, and shuts the
-    /// gang down. Every step is reported.
+    /// Trains `parameters` of the objective's model together with the other ranks of the gang. Every step is
+    /// reported. The gang ends with the training, unless the model is in shards: then it is left once the
+    /// model is saved.
     pub(in crate::phase) fn train(
         &mut self,
         task: &GangTask,
@@ -70,14 +71,23 @@ impl TaskContext {
             }
         };
         parameters.set_requires_grad(false);
-        gang.shutdown()?;
+        self.gang = Some(gang);
+        if parameters.shards().is_none() {
+            self.leave_gang()?;
+        }
         tracing::info!(
             steps = summary.steps,
             loss = summary.loss,
             duration_s = summary.seconds,
+            peak_device_bytes = foil_torch::device_memory::peak().ok().filter(|peak| *peak > 0),
             "training done"
         );
         Ok(summary)
+    }
+
+    /// Leaves the gang of the phase, if it has not yet.
+    pub(in crate::phase) fn leave_gang(&mut self) -> Result<(), PhaseError> {
+        Ok(self.gang.take().map_or(Ok(()), Gang::shutdown)?)
     }
 
     /// Joins the gang: rank 0 listens and reports its address, which the coordinator sends to the others.
@@ -87,12 +97,16 @@ impl TaskContext {
         let world = task.world as usize;
         let config = RankConfig {
             address: self.rank.address.clone(),
+            ports: self.rank.ports,
             device: self.rank.device,
             timeout: self.job.resources.hang_timeout,
         };
         if world <= 1 {
             return Ok(Gang::single());
         }
+        // NCCL takes its memory beside the allocator, which has just loaded the model through temporary
+        // copies.
+        crate::phase::release_cached_memory();
         let _span = self.reports.span("rendezvous");
         self.reports.expect(Activity::Rendezvous, task.world.into());
         if task.rank == 0 {
@@ -224,6 +238,11 @@ fn files(dir: &Path) -> Result<Vec<(String, PathBuf)>, PhaseError> {
     }
     files.sort();
     Ok(files)
+}
+
+/// An error in the model that is trained from `start`.
+pub(in crate::phase) fn model_error(start: &Artifact) -> impl Fn(ModelError) -> PhaseError {
+    |source| PhaseError::Model { artifact: start.name.clone(), source }
 }
 
 /// A metric without a standard error.

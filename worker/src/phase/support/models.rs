@@ -10,7 +10,7 @@ use foil_common::spec;
 use foil_common::text::{Encoder, TEXT_FILES, TextError};
 use tch::Device;
 
-use crate::model::{self, HeadKind, LanguageModel, ModelError, ModelFilesError};
+use crate::model::{self, HeadKind, Holding, LanguageModel, ModelError, ModelFilesError};
 use crate::phase::PhaseError;
 use crate::task::Artifact;
 use crate::task_io::artifact_cache::{ArtifactCache, fingerprint};
@@ -105,6 +105,7 @@ impl Encoders {
 pub(in crate::phase) struct Loader<'a> {
     pub(in crate::phase) job: &'a spec::Job,
     pub(in crate::phase) device: Device,
+    pub(in crate::phase) holding: Holding,
     pub(in crate::phase) cache: &'a mut ArtifactCache,
     pub(in crate::phase) encoders: &'a mut Encoders,
     pub(in crate::phase) reports: &'a Reporter,
@@ -112,27 +113,34 @@ pub(in crate::phase) struct Loader<'a> {
 
 impl Loader<'_> {
     pub(in crate::phase) fn policy(&mut self, artifact: &Artifact) -> Result<Policy, PhaseError> {
-        let (device, checkpointing) = (self.device, self.job.resources.activation_checkpointing);
-        self.load(artifact, |dir| Ok(LanguageModel::load(dir, device)?.with_checkpointing(checkpointing)))
+        let (device, holding) = (self.device, self.holding);
+        let checkpointing = self.job.resources.activation_checkpointing;
+        self.load(artifact, |dir| {
+            let model = LanguageModel::load_held(dir, device, holding)?;
+            Ok(model.with_checkpointing(checkpointing))
+        })
     }
 
     /// A policy with random weights from the job's seed.
     pub(in crate::phase) fn fresh_policy(&mut self, artifact: &Artifact) -> Result<Policy, PhaseError> {
-        let (seed, device) = (self.job.seed.into(), self.device);
+        let (seed, device, holding) = (self.job.seed.into(), self.device, self.holding);
         let checkpointing = self.job.resources.activation_checkpointing;
         self.load(artifact, |dir| {
-            Ok(LanguageModel::random(dir, seed, device)?.with_checkpointing(checkpointing))
+            let model = LanguageModel::random_held(dir, seed, device, holding)?;
+            Ok(model.with_checkpointing(checkpointing))
         })
     }
 
     /// A reward model. A language model gets a fresh head from the job's seed, the same one in every round.
     pub(in crate::phase) fn reward_model(&mut self, artifact: &Artifact) -> Result<RewardModel, PhaseError> {
-        let (seed, device) = (self.job.seed.into(), self.device);
+        let (seed, device, holding) = (self.job.seed.into(), self.device, self.holding);
         let checkpointing = self.job.resources.activation_checkpointing;
         self.load(artifact, |dir| {
             let model = match head(dir)? {
-                HeadKind::Reward => model::RewardModel::load(dir, device)?,
-                HeadKind::LanguageModel => model::RewardModel::from_language_model(dir, seed, device)?,
+                HeadKind::Reward => model::RewardModel::load_held(dir, device, holding)?,
+                HeadKind::LanguageModel => {
+                    model::RewardModel::from_language_model_held(dir, seed, device, holding)?
+                }
             };
             Ok(model.with_checkpointing(checkpointing))
         })

@@ -24,6 +24,8 @@ pub(in crate::phase) struct EncodedComparison {
     pub(in crate::phase) rejected: Vec<Encoded>,
     /// The required difference of scores; 0 if the row states none or the job ignores it.
     pub(in crate::phase) margin: f64,
+    /// Parts of a benchmark that it belongs to.
+    pub(in crate::phase) groups: Vec<String>,
 }
 
 /// The rows `range` of a source, in order.
@@ -95,6 +97,7 @@ fn human_pair(
         chosen: encoder.encode_full(row.id, &row.prompt, &row.chosen)?,
         rejected: vec![encoder.encode_full(row.id, &row.prompt, &row.rejected)?],
         margin: row.margin.filter(|_| uses_margins).unwrap_or(0.0),
+        groups: row.groups.clone(),
     })
 }
 
@@ -112,6 +115,7 @@ fn against_golden(
         chosen: encoder.encode_truncated(row.id, &row.prompt, ResponseSource::Text(&row.golden))?,
         rejected: completions.iter().map(rejected).collect::<Result<_, _>>()?,
         margin: 0.0,
+        groups: Vec::new(),
     })
 }
 
@@ -138,6 +142,7 @@ fn gold_labeled(
             ResponseSource::Completion(rejected),
         )?],
         margin: 0.0,
+        groups: Vec::new(),
     })
 }
 

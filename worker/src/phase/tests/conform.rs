@@ -170,6 +170,7 @@ impl Case {
                 chosen: row.answer.clone(),
                 rejected: "no".to_owned(),
                 margin: None,
+                groups: Vec::new(),
             })
             .collect();
         let human = test.dataset("preferences", &pairs).map(Source::Pairs).and_then(source);

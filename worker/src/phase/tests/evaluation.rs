@@ -32,6 +32,7 @@ fn pairs() -> Vec<PairRow> {
                 chosen: format!("{prompt}{}", "!".repeat(pair % 3)),
                 rejected: "wxyz"[..1 + pair % 4].repeat(1 + pair / 4),
                 margin: None,
+                groups: Vec::new(),
             })
         })
         .collect();
@@ -131,6 +132,44 @@ fn pairs_of_one_prompt_are_one_cluster_even_across_chunks() {
     let found = metric(&changed, "accuracy_change");
     assert!((found.value - mean).abs() < 1e-12 && found.value != 0.0, "{found:?} not {mean}");
     assert!((found.se.unwrap() - clustered_error(&differences)).abs() < 1e-9);
+}
+
+#[test]
+fn accuracy_is_also_measured_on_the_parts_of_a_benchmark() {
+    let mut test = TestRank::new(letters_job());
+    let policy = policy(&mut test, "r00.sft", 64);
+    let reward = reward_model(&mut test, "r01.reward.train", &policy, &pairs()[..6]);
+    let groups = |index: usize| match index % 3 {
+        0 => vec!["chat".to_owned(), "hard".to_owned()],
+        1 => vec!["code".to_owned()],
+        _ => Vec::new(),
+    };
+    let rows = pairs().into_iter().enumerate().map(|(index, row)| PairRow { groups: groups(index), ..row });
+    // Of two chunks, one has no pair of a group.
+    let rows: Vec<PairRow> =
+        rows.enumerate().map(|(index, row)| if index % 4 < 2 { swapped(row) } else { row }).collect();
+    let (artifact, metrics) = evaluate_reward(&mut test, "r01.reward.evaluate", &reward, &rows, None);
+    let right: Vec<bool> = scores(&test, &artifact).iter().map(|pair| pair.chosen > pair.rejected).collect();
+    for group in ["chat", "hard", "code"] {
+        let of: Vec<f64> = rows
+            .iter()
+            .zip(&right)
+            .filter(|(row, _)| row.groups.iter().any(|name| name == group))
+            .map(|(_, right)| f64::from(u8::from(*right)))
+            .collect();
+        let mean = of.iter().sum::<f64>() / of.len() as f64;
+        let found = metric(&metrics, &format!("subset_{group}_accuracy"));
+        assert!(!of.is_empty() && (found.value - mean).abs() < 1e-12, "{group}: {} not {mean}", found.value);
+        assert!(
+            metrics.iter().any(|metric| metric.name == format!("subset_{group}_accuracy_low")),
+            "{metrics:?}"
+        );
+    }
+    assert_eq!(
+        metrics.iter().filter(|metric| metric.name.ends_with("_accuracy_low")).count(),
+        4,
+        "{metrics:?}"
+    );
 }
 
 fn swapped(row: PairRow) -> PairRow {

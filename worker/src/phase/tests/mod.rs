@@ -79,6 +79,7 @@ impl TestRank {
         let rank = RankContext {
             device: Device::Cpu,
             address: "127.0.0.1".into(),
+            ports: PortRange::ANY,
             attempt: 1,
             rendezvous,
             stop: StopSignal::default(),

@@ -21,6 +21,7 @@ fn first_loss(margins: bool) -> f64 {
         chosen: format!("{prompt}!!"),
         rejected: "wxyz".to_owned(),
         margin: Some(2.0),
+        groups: Vec::new(),
     };
     let mut pairs: Vec<PairRow> = ["abcde", "bcdef", "cdefg", "defgh"].map(pair).into();
     assign_ids(&mut pairs);

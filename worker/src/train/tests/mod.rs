@@ -1,6 +1,8 @@
 //! Training against PyTorch, with other splits of a batch, from checkpoints, and with non-finite losses.
 
 mod completions;
+mod fsdp;
+mod fsdp_models;
 mod loops;
 mod memory_probe;
 mod optimizer;

@@ -98,7 +98,7 @@ fn steps(gang: &Gang, work: Work, objective: &dyn Objective, parameters: &Parame
         }
     }
     outcome.parameters = flat(parameters.tensors());
-    outcome.blake3 = parameters.blake3();
+    outcome.blake3 = parameters.blake3().unwrap();
     outcome
 }
 

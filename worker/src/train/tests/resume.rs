@@ -12,7 +12,7 @@ use super::super::{
 use super::{fixture, fixtures, linear, optimizer, pairs};
 use crate::collective::Gang;
 use crate::collective::testing::in_threads;
-use crate::model::{LanguageModel, Precision, RewardModel};
+use crate::model::{Holding, Precision, RewardModel, ShardPlacement};
 
 /// Writes a file for each shard; requests checkpoints after the steps `checkpoints`, and to stop after
 /// `stop`.
@@ -62,8 +62,16 @@ struct Run {
 fn run_rank(gang: &Gang, sharding: Sharding, dir: &Path, plan: Plan<'_>) -> Run {
     let rows = pairs(&fixture("loops.json")["pairs"]);
     let (human, golden) = rows.split_at(4);
-    let model = LanguageModel::random(&fixtures().join("model/llama-tied"), 3, Device::Cpu).unwrap();
-    let model = RewardModel::with_fresh_head(model, 4);
+    let holding = match sharding {
+        Sharding::Fsdp => Holding::Shards(ShardPlacement {
+            rank: gang.rank(),
+            world: gang.world(),
+            precision: Precision::Fp32,
+        }),
+        Sharding::Ddp | Sharding::Zero1 => Holding::Masters,
+    };
+    let path = fixtures().join("model/llama-tied");
+    let model = RewardModel::from_language_model_held(&path, 4, Device::Cpu, holding).unwrap();
     let objective = PairRanking::new(&model, human, golden, Precision::Fp32, Normalization::Global);
     let (optimizer, schedule) = (optimizer(Some(0.5), 30), linear(2));
     let config = TrainConfig {
@@ -88,7 +96,7 @@ fn run_rank(gang: &Gang, sharding: Sharding, dir: &Path, plan: Plan<'_>) -> Run 
         Ended::Done(summary) => Ended::Done(super::super::Summary { seconds: 0.0, ..summary }),
         stopped @ Ended::Stopped { .. } => stopped,
     };
-    Run { ended, losses, blake3: model.parameters().blake3() }
+    Run { ended, losses, blake3: model.parameters().blake3().unwrap() }
 }
 
 /// Runs a gang of threads and returns the outcome of every rank.
@@ -106,6 +114,9 @@ fn resumed_training_is_bitwise_equal_to_uninterrupted_training() {
         (2, Sharding::Zero1),
         (3, Sharding::Zero1),
         (4, Sharding::Zero1),
+        (2, Sharding::Fsdp),
+        (3, Sharding::Fsdp),
+        (4, Sharding::Fsdp),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let whole = run_all(world, sharding, dir.path(), Plan::default());
@@ -128,7 +139,7 @@ fn resumed_training_is_bitwise_equal_to_uninterrupted_training() {
 
 #[test]
 fn another_number_of_ranks_resumes_with_the_same_losses() {
-    for sharding in [Sharding::Ddp, Sharding::Zero1] {
+    for sharding in [Sharding::Ddp, Sharding::Zero1, Sharding::Fsdp] {
         let dir = tempfile::tempdir().unwrap();
         let whole = run_all(3, sharding, dir.path(), Plan { checkpoints: &[4], ..Plan::default() });
         let resumed = run_all(2, sharding, dir.path(), Plan { from: Some((4, 3)), ..Plan::default() });

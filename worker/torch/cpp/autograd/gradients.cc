@@ -8,6 +8,8 @@ namespace foil {
 
 void run_backward(const at::Tensor& loss) { torch::autograd::backward({loss}, {}); }
 
+bool grad_enabled() { return c10::GradMode::is_enabled(); }
+
 void zero(const TensorList& tensors) {
   at::NoGradGuard no_grad;
   if (!tensors.inner->tensors.empty()) {

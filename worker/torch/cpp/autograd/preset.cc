@@ -21,8 +21,10 @@ class PresetGradients : public torch::autograd::Function<PresetGradients> {
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto scaled = [&](const char* name) {
-      const auto gradient = ctx->saved_data[name].toTensor();
-      // Owned here and used once, so no copy: it may be as large as the embeddings.
+      // Taken out, so that it is freed as soon as it is accumulated, not with the graph.
+      auto gradient = ctx->saved_data.at(name).toTensor();
+      ctx->saved_data.erase(name);
+      // Used once, so no copy: it may be as large as the embeddings.
       return gradient.defined() ? gradient.mul_(gradients[0]) : gradient;
     };
     return {{}, scaled("a"), {}, scaled("b"), {}};

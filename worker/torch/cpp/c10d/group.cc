@@ -6,13 +6,21 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #ifdef FOIL_NCCL
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+
+// All that this program calls in CUDA's half of libtorch, bound weakly: without that half, as in an image for CPUs, it
+// starts all the same.
+__asm__(".weak _ZN4c10d16ProcessGroupNCCL7OptionsC1Eb");
+__asm__(
+    ".weak "
+    "_ZN4c10d16ProcessGroupNCCLC1EN3c1013intrusive_ptrINS_5StoreENS1_6detail34intrusive_target_default_null_typeIS3_"
+    "EEEEiiNS2_INS0_7OptionsENS5_IS8_EEEE");
 #endif
 
 #include "handles.h"
 
 namespace foil {
 
-void Group::Inner::wait(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device) const {
+void wait_for(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device, Milliseconds timeout) {
   if (device.is_cpu()) {
     work->wait();
     return;
@@ -27,6 +35,10 @@ void Group::Inner::wait(const c10::intrusive_ptr<c10d::Work>& work, const at::De
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
   work->wait();
+}
+
+void Group::Inner::wait(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device) const {
+  wait_for(work, device, timeout);
 }
 
 Group::Group() : inner(std::make_unique<Inner>()) {}
@@ -55,7 +67,8 @@ c10::intrusive_ptr<c10d::Backend> gloo_backend(const c10::intrusive_ptr<c10d::St
 #ifdef FOIL_NCCL
 c10::intrusive_ptr<c10d::Backend> nccl_backend(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world,
                                                Milliseconds timeout) {
-  auto options = c10d::ProcessGroupNCCL::Options::create();
+  TORCH_CHECK(at::hasCUDA(), "CUDA's half of libtorch is not installed");
+  auto options = c10d::ProcessGroupNCCL::Options::create(/*is_high_priority_stream=*/true);
   // NCCL's watchdog ends a process whose bucket hangs; collectives that are polled return their error before that.
   options->timeout = timeout + std::chrono::seconds(30);
   options->global_ranks_in_group = all_ranks(world);
@@ -79,7 +92,11 @@ std::unique_ptr<Group> new_group(const Store& store, std::int32_t rank, std::int
   process_group->setDefaultBackend(nccl ? Kind::NCCL : Kind::GLOO);
   if (nccl) {
 #ifdef FOIL_NCCL
-    process_group->setBackend(at::kCUDA, Kind::NCCL, nccl_backend(base, rank, world, timeout));
+    const auto backend = nccl_backend(base, rank, world, timeout);
+    process_group->setBackend(at::kCUDA, Kind::NCCL, backend);
+    // Otherwise NCCL connects at the first collective and takes its memory, which is not the allocator's, when training
+    // has filled the device.
+    backend->eagerConnectSingleDevice(at::Device(at::kCUDA, 0));
 #else
     TORCH_CHECK(false, "this build has no NCCL");
 #endif
@@ -91,6 +108,21 @@ std::unique_ptr<Group> new_group(const Store& store, std::int32_t rank, std::int
 void Group::all_reduce_sum(const at::Tensor& tensor) const {
   auto tensors = detached(tensor);
   inner->wait(inner->group->allreduce(tensors), tensor.device());
+}
+
+void Group::all_reduce_sums(const at::Tensor& tensor, std::uint32_t times) const {
+  c10::intrusive_ptr<c10d::Work> last;
+  for (std::uint32_t i = 0; i < times; ++i) {
+    auto tensors = detached(tensor);
+    last = inner->group->allreduce(tensors);
+    // Gloo runs collectives concurrently; a GPU's are ordered by their stream.
+    if (tensor.is_cpu()) {
+      last->wait();
+    }
+  }
+  if (last) {
+    inner->wait(last, tensor.device());
+  }
 }
 
 void Group::broadcast(const at::Tensor& tensor, std::int32_t root) const {

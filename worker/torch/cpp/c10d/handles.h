@@ -16,6 +16,9 @@ struct Store::Inner {
   std::uint16_t port = 0;
 };
 
+// Waits on the host until `work` is done, at most for `timeout`.
+void wait_for(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device, Milliseconds timeout);
+
 struct Group::Inner {
   c10::intrusive_ptr<c10d::ProcessGroup> group;
   Milliseconds timeout{};

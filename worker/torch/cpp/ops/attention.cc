@@ -1,16 +1,13 @@
-// Rotary attention over packed sequences, several of which may share a prefix.
+// Rotary attention over packed sequences, several of which may share a prefix, and over a cache: this crate's own
+// loops.
+
+#include "attention.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/_flash_attention_forward.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/bmm.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/index_select.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/softmax.h>
-#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -18,7 +15,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "foil-torch/src/ffi.rs.h"
+#include "../tensor_list.h"
 #include "rows.h"
 
 namespace foil {
@@ -26,7 +23,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Segments = std::vector<std::int64_t>;  // the four fields of each Segment, flattened
 
 Segments flatten(rust::Slice<const Segment> segments) {
   Segments data;
@@ -39,6 +35,7 @@ Segments flatten(rust::Slice<const Segment> segments) {
 // Every head of `x`, [tokens, heads, head_dim], rotated by its token's angles, [tokens, head_dim / 2], and scaled.
 at::Tensor rotate_heads(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, float scale,
                         at::ScalarType kind) {
+  TORCH_CHECK(sin.dim() == 2, "this crate's loops take sines without the sign of the first half");
   const std::int64_t heads = x.size(1), width = x.size(2), half = width / 2;
   auto from = x.contiguous();
   auto out = at::empty(x.sizes(), x.options().dtype(kind));
@@ -74,16 +71,6 @@ void put_grouped(const at::Tensor& grouped, const at::Tensor& into, std::int64_t
   const std::int64_t kv_heads = grouped.size(0), width = grouped.size(2);
   auto part = into.narrow(0, start, length).view({length, kv_heads, -1, width});
   part.copy_(grouped.view({kv_heads, -1, length, width}).permute({2, 0, 1, 3}));
-}
-
-// The rows that a segment attends to, its prefix's and its own: [kv_heads, prefix + length, head_dim].
-at::Tensor with_prefix(const at::Tensor& x, const std::int64_t* segment) {
-  auto own = x.narrow(0, segment[0], segment[1]);
-  if (segment[3] == 0) {
-    return own.transpose(0, 1);
-  }
-  const std::vector<at::Tensor> parts{x.narrow(0, segment[2], segment[3]), own};
-  return at::cat(parts, 0).transpose(0, 1);
 }
 
 // The attention probabilities of a segment, [kv_heads, groups · length, prefix + length].
@@ -227,98 +214,16 @@ class Attention : public torch::autograd::Function<Attention> {
   }
 };
 
-// The same with ATen's operations, differentiated by autograd.
-at::Tensor rotate_with_aten(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const auto halves = x.to(at::kFloat).chunk(2, -1);
-  const auto c = cos.unsqueeze(1), s = sin.unsqueeze(1);
-  const std::vector<at::Tensor> rotated{halves[0] * c - halves[1] * s, halves[1] * c + halves[0] * s};
-  return at::cat(rotated, -1).to(x.scalar_type());
-}
-
-// Rows of `x`, [rows, …], each as often as segments attend to it. The gradient is summed in fp32 and rounded once; that
-// of index_select is summed in x's own kind, and a prefix shared by many completions would lose most of it.
-class GatherRows : public torch::autograd::Function<GatherRows> {
- public:
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& rows) {
-    ctx->save_for_backward({rows});
-    ctx->saved_data["sizes"] = x.sizes().vec();
-    return at::index_select(x, 0, rows);
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    const auto rows = ctx->get_saved_variables()[0];
-    const auto sizes = ctx->saved_data["sizes"].toIntVector();
-    auto sum = at::zeros(sizes, gradients[0].options().dtype(at::kFloat));
-    sum.index_add_(0, rows, gradients[0].to(at::kFloat));
-    return {sum.to(gradients[0].scalar_type()), {}};
-  }
-};
-
-// Flash attention of all segments in one call: a segment's keys are its prefix's followed by its own.
-at::Tensor flash_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments) {
-  std::vector<std::int64_t> rows;
-  std::vector<std::int32_t> q_ends{0}, k_ends{0};
-  std::int64_t max_q_len = 0, max_k_len = 0;
-  for (std::size_t i = 0; i < segments.size(); i += 4) {
-    const auto* s = &segments[i];
-    for (std::int64_t row = 0; row < s[3]; ++row) rows.push_back(s[2] + row);
-    for (std::int64_t row = 0; row < s[1]; ++row) rows.push_back(s[0] + row);
-    q_ends.push_back(q_ends.back() + static_cast<std::int32_t>(s[1]));
-    k_ends.push_back(static_cast<std::int32_t>(rows.size()));
-    max_q_len = std::max(max_q_len, s[1]);
-    max_k_len = std::max(max_k_len, s[1] + s[3]);
-  }
-  auto keys = k, values = v;
-  // Without shared prefixes the keys are already in order.
-  if (q_ends != k_ends) {
-    const auto at_rows = at::tensor(rows, at::kLong).to(q.device());
-    keys = GatherRows::apply(k, at_rows);
-    values = GatherRows::apply(v, at_rows);
-  }
-  const auto result = at::_flash_attention_forward(q, keys, values, at::tensor(q_ends, at::kInt).to(q.device()),
-                                                   at::tensor(k_ends, at::kInt).to(q.device()), max_q_len, max_k_len,
-                                                   /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false);
-  return std::get<0>(result);
-}
-
-// Whether the flash attention kernel supports these queries; called directly, it does not pad heads.
-bool fits_flash(const at::Tensor& q) {
-  const bool half = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
-  return q.is_cuda() && half && q.size(2) % 8 == 0 && q.size(2) <= 256;
-}
-
-// One call of scaled dot-product attention per segment, for kinds and heads that flash attention does not support.
-at::Tensor attend_per_segment(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments) {
-  std::vector<at::Tensor> parts;
-  for (std::size_t i = 0; i < segments.size(); i += 4) {
-    const auto* s = &segments[i];
-    const auto positions = at::arange(s[3] + s[1], q.options().dtype(at::kLong));
-    const auto mask = positions.unsqueeze(0).le(positions.narrow(0, s[3], s[1]).unsqueeze(1));
-    parts.push_back(at::scaled_dot_product_attention(q.narrow(0, s[0], s[1]).transpose(0, 1).unsqueeze(0),
-                                                     with_prefix(k, s).unsqueeze(0), with_prefix(v, s).unsqueeze(0),
-                                                     mask, 0.0, false, std::nullopt, q.size(1) != k.size(1))
-                        .squeeze(0)
-                        .transpose(0, 1));
-  }
-  return at::cat(parts, 0);
-}
-
 }  // namespace
 
 std::unique_ptr<at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                      const at::Tensor& cos, const at::Tensor& sin,
-                                      rust::Slice<const Segment> segments) {
+                                      const at::Tensor& cos, const at::Tensor& sin, rust::Slice<const Segment> segments,
+                                      const TensorList& index) {
   const auto list = flatten(segments);
   if (uses_cpu_kernels(q)) {
     return std::make_unique<at::Tensor>(Attention::apply(q, k, v, cos, sin, list));
   }
-  const auto rotated_q = rotate_with_aten(q, cos, sin), rotated_k = rotate_with_aten(k, cos, sin);
-  return std::make_unique<at::Tensor>(fits_flash(q) ? flash_attention(rotated_q, rotated_k, v, list)
-                                                    : attend_per_segment(rotated_q, rotated_k, v, list));
-}
-
-std::unique_ptr<at::Tensor> gather_rows(const at::Tensor& x, const at::Tensor& rows) {
-  return std::make_unique<at::Tensor>(GatherRows::apply(x, rows));
+  return std::make_unique<at::Tensor>(device_attention(q, k, v, cos, sin, list, index.inner->tensors));
 }
 
 std::unique_ptr<at::Tensor> rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
@@ -365,6 +270,7 @@ std::unique_ptr<at::Tensor> decode_attention(const at::Tensor& q, const at::Tens
                                              const at::Tensor& values, rust::Slice<const std::int64_t> slots,
                                              rust::Slice<const std::int64_t> positions) {
   at::NoGradGuard no_grad;
+  TORCH_CHECK(sin.dim() == 2, "this crate's loops take sines without the sign of the first half");
   const auto from_q = q.contiguous(), from_k = k.contiguous(), from_v = v.contiguous();
   auto out = at::empty_like(from_q);
   const std::int64_t kv_heads = k.size(1), scratch = 2 * q.size(2) + keys.size(2);

@@ -28,8 +28,20 @@ using Linear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optio
 const auto* reorder() { return operation<Reorder>("mkldnn::_reorder_linear_weight"); }
 const auto* linear() { return operation<Linear>("mkldnn::_linear_pointwise"); }
 
+// libtorch refuses oneDNN's products in bf16 on CPUs without AVX-512, where ATen's own are used.
+bool computes(at::ScalarType kind) {
+#if defined(__x86_64__)
+  static const bool has_bf16 =
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#else
+  constexpr bool has_bf16 = false;
+#endif
+  return kind == at::kFloat || (kind == at::kBFloat16 && has_bf16);
+}
+
 bool has_onednn(const at::Tensor& weight) {
-  return weight.is_cpu() && at::globalContext().userEnabledMkldnn() && reorder() != nullptr && linear() != nullptr;
+  return weight.is_cpu() && computes(weight.scalar_type()) && at::globalContext().userEnabledMkldnn() &&
+         reorder() != nullptr && linear() != nullptr;
 }
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {

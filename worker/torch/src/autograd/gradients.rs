@@ -13,6 +13,12 @@ pub fn backward(loss: &Tensor) -> Result<()> {
     ffi::run_backward(ffi::native(loss)).during("backward")
 }
 
+/// Whether operations are recorded for a backward pass now: in a checkpointed computation, whether it runs
+/// again in the backward pass.
+pub fn grad_enabled() -> bool {
+    ffi::grad_enabled()
+}
+
 /// A loss of exactly zero that reaches every one of `parameters` with a zero gradient. Scalar, fp32.
 pub fn zero_loss(parameters: &[Tensor]) -> Tensor {
     let zeros: Vec<Tensor> = parameters

@@ -5,5 +5,5 @@ mod gradients;
 mod preset;
 
 pub use checkpoint::checkpoint;
-pub use gradients::{backward, clear_gradients, zero_gradients, zero_loss};
+pub use gradients::{backward, clear_gradients, grad_enabled, zero_gradients, zero_loss};
 pub use preset::with_gradients;

@@ -105,6 +105,16 @@ impl ProcessGroup {
         self.inner.all_reduce_sum(ffi::native(tensor)).during("all_reduce")
     }
 
+    /// [`ProcessGroup::all_reduce`] `times` times. On a GPU the host waits only for the last, so that the
+    /// time is that of the links.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce`].
+    pub fn all_reduce_repeatedly(&self, tensor: &mut Tensor, times: u32) -> Result<()> {
+        self.check("all_reduce", tensor)?;
+        self.inner.all_reduce_sums(ffi::native(tensor), times).during("all_reduce")
+    }
+
     /// Replaces `tensor` by that of rank `root`.
     ///
     /// # Errors

@@ -1,10 +1,13 @@
 //! libtorch's collectives: a [`Store`] for the rendezvous, a [`ProcessGroup`] for collectives (Gloo on CPU,
-//! NCCL on GPUs), and a [`Reducer`] that sums gradients over the ranks during the backward pass.
+//! NCCL on GPUs), a [`Reducer`] that sums gradients over the ranks during the backward pass, and a
+//! [`ShardStore`] for parameters that no rank holds whole.
 
 mod group;
 mod reducer;
+mod shards;
 mod store;
 
 pub use group::{ProcessGroup, ProcessGroupConfig, nccl_built};
 pub use reducer::{BucketSizes, Reducer, TraceEvent};
+pub use shards::{ShardStore, Unit};
 pub use store::Store;

@@ -1,5 +1,6 @@
 //! The rendezvous store: a small key-value store that one process serves to its group.
 
+use std::net::TcpListener;
 use std::os::fd::IntoRawFd;
 use std::time::Duration;
 
@@ -26,16 +27,15 @@ impl Store {
     /// # Errors
     /// [`Error::Listen`] if the address is not this machine's; [`Error::Torch`] if the server fails to start.
     pub fn host(address: &str, timeout: Duration) -> Result<Self> {
-        Self::host_at(address, 0, timeout)
+        Self::host_on(listen(address)?, address, timeout)
     }
 
-    /// [`Store::host`] at a given port; 0 for any free one.
+    /// [`Store::host`] on a socket that already listens on `address`.
     ///
     /// # Errors
-    /// Errors of [`Store::host`]; a port that is in use.
-    pub fn host_at(address: &str, port: u16, timeout: Duration) -> Result<Self> {
+    /// [`Error::Torch`] if the server fails to start.
+    pub fn host_on(listener: TcpListener, address: &str, timeout: Duration) -> Result<Self> {
         let refused = |source| Error::Listen { address: address.to_owned(), source };
-        let listener = listen(address, port)?;
         let port = listener.local_addr().map_err(refused)?.port();
         let inner = ffi::host_store(address, port, listener.into_raw_fd(), milliseconds(timeout))
             .during("serving the rendezvous store")?;

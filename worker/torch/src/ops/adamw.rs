@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::error::{During, Error, Result};
-use crate::ffi::{self, AdamW};
+use crate::ffi::{self, AdamW, owned};
 
 /// The tensors of an AdamW update: five lists in one order, all of one kind on one device.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +40,23 @@ pub fn fused_adamw(state: &AdamWState<'_>, options: &AdamW) -> Result<()> {
         options,
     )
     .during("fused_adamw")
+}
+
+/// The norm of all of `tensors`, of which there is at least one, as one vector: a scalar in their kind. On a
+/// GPU it takes a few kernels for any number of tensors.
+///
+/// # Errors
+/// [`Error::Torch`] for tensors that are undefined or on several devices.
+pub fn global_norm(tensors: &[Tensor]) -> Result<Tensor> {
+    Ok(owned(ffi::global_norm(&ffi::list(tensors)).during("global_norm")?))
+}
+
+/// Multiplies all of `tensors` by `factor` in place.
+///
+/// # Errors
+/// [`Error::Torch`] for tensors that are undefined.
+pub fn scale(tensors: &[Tensor], factor: f64) -> Result<()> {
+    ffi::scale(&ffi::list(tensors), factor).during("scaling")
 }
 
 fn check(state: &AdamWState<'_>) -> Result<()> {

@@ -1,11 +1,56 @@
 //! Rotary embedding and causal attention, over packed rows and over a KV cache.
 
-use tch::Tensor;
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{During, Error, Result};
 use crate::ffi::{self, Segment, native, owned};
+use crate::upload::Numbers;
 
-/// Cosines and sines of each token's rotary angles: `[tokens, head_dim / 2]`, fp32, contiguous.
+/// The segments of a packed batch, with the index that flash attention reads on a GPU.
+#[derive(Debug)]
+pub struct Segments {
+    list: Arc<[Segment]>,
+    /// The ends of queries and of keys, and the keys' rows; see [`Segments::numbers`]. Empty on CPUs.
+    index: Vec<Tensor>,
+}
+
+impl Segments {
+    /// Segments whose `index` is that of [`Segments::numbers`] on a GPU, or empty on a CPU.
+    pub fn new(list: &[Segment], index: Vec<Tensor>) -> Self {
+        Self { list: list.into(), index }
+    }
+
+    /// The index of `segments`: the ends of their queries and of their keys, `[segments + 1]`, int32; then,
+    /// if any has a prefix, the rows of all keys in order, int64.
+    pub fn numbers(segments: &[Segment]) -> Vec<Numbers> {
+        let (mut q_ends, mut k_ends, mut rows) = (vec![0], vec![0], Vec::new());
+        for segment in segments {
+            rows.extend((segment.prefix_start..).take(segment.prefix_length as usize));
+            rows.extend((segment.start..).take(segment.length as usize));
+            q_ends.push((segment.start + segment.length) as i32);
+            k_ends.push(rows.len() as i32);
+        }
+        let has_prefix = segments.iter().any(|segment| segment.prefix_length > 0);
+        let ends = [Numbers::Int32(q_ends), Numbers::Int32(k_ends)];
+        ends.into_iter().chain(has_prefix.then_some(Numbers::Int64(rows))).collect()
+    }
+
+    pub fn list(&self) -> &[Segment] {
+        &self.list
+    }
+
+    /// The same segments and index.
+    #[must_use]
+    pub fn shallow_clone(&self) -> Self {
+        let index = self.index.iter().map(Tensor::shallow_clone).collect();
+        Self { list: Arc::clone(&self.list), index }
+    }
+}
+
+/// Cosines and sines of each token's rotary angles: `[tokens, head_dim / 2]`, fp32, contiguous. For ATen's
+/// operations, `sin` may be `[tokens, 2, head_dim / 2]`: −sin and sin.
 #[derive(Debug)]
 pub struct RotaryAngles {
     pub cos: Tensor,
@@ -16,8 +61,8 @@ pub struct RotaryAngles {
 /// 1/sqrt(head_dim).
 ///
 /// `q`: `[tokens, heads, head_dim]`; `k`, `v`: `[tokens, kv_heads, head_dim]`, of one kind; gives q's shape.
-/// Segments cover every token once, and a shared prefix is an earlier segment. On CUDA in bf16 this is one
-/// call of variable-length flash attention.
+/// Segments cover every token once in order, and a shared prefix is an earlier segment. On CUDA in bf16 this
+/// is one call of variable-length flash attention, in fp32 of memory-efficient attention.
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that do not fit together.
@@ -26,10 +71,12 @@ pub fn attention(
     k: &Tensor,
     v: &Tensor,
     rotation: &RotaryAngles,
-    segments: &[Segment],
+    segments: &Segments,
 ) -> Result<Tensor> {
     let (cos, sin) = (native(&rotation.cos), native(&rotation.sin));
-    Ok(owned(ffi::attention(native(q), native(k), native(v), cos, sin, segments).during("attention")?))
+    let index = ffi::list(&segments.index);
+    let attended = ffi::attention(native(q), native(k), native(v), cos, sin, &segments.list, &index);
+    Ok(owned(attended.during("attention")?))
 }
 
 /// Rows of `x`, `[rows, …]`, in the order of `indices`, `[n]`, int64, which may repeat. The gradient is
@@ -95,4 +142,55 @@ pub fn decode_attention(
         positions,
     );
     Ok(owned(attended.during(OPERATION)?))
+}
+
+/// Attention of one new token per row over the slots of a cache on a GPU, by one call of flash attention.
+///
+/// `q`: `[rows, heads, head_dim]`, rotated; `keys` and `values`: `[slots, capacity, kv_heads, head_dim]`,
+/// contiguous, of q's kind; gives q's shape. Not differentiable. See [`DecodeIndex`].
+///
+/// # Errors
+/// [`Error::Torch`] for tensors that flash attention does not support; see [`DecodeIndex::numbers`].
+pub fn decode_by_flash(q: &Tensor, keys: &Tensor, values: &Tensor, index: &DecodeIndex) -> Result<Tensor> {
+    let index = ffi::list(&index.0);
+    Ok(owned(
+        ffi::decode_by_flash(native(q), native(keys), native(values), &index).during("decode_by_flash")?,
+    ))
+}
+
+/// The slots of a decoding step as flash attention reads them.
+#[derive(Debug)]
+pub struct DecodeIndex([Tensor; 3]);
+
+impl DecodeIndex {
+    /// From the tensors of [`DecodeIndex::numbers`].
+    pub fn new(tensors: [Tensor; 3]) -> Self {
+        Self(tensors)
+    }
+
+    /// Row i reads the first `lengths[i]` tokens of slot `slots[i]` of `capacity` tokens. All `[rows]` or
+    /// `[rows + 1]`, int32: the ends of queries, the starts of slots, the lengths. `None` if flash
+    /// attention does not support the cache: it takes bf16 on GPUs, and heads of up to 256 numbers, a
+    /// multiple of 8.
+    pub fn numbers(
+        (device, kind, head_dim): (Device, Kind, i64),
+        capacity: i64,
+        slots: &[i64],
+        lengths: &[i64],
+    ) -> Option<[Numbers; 3]> {
+        let fits = matches!(device, Device::Cuda(_)) && kind == Kind::BFloat16;
+        if !fits || head_dim % 8 != 0 || head_dim > 256 {
+            return None;
+        }
+        let narrow = |numbers: &mut dyn Iterator<Item = i64>| {
+            let numbers: Result<Vec<i32>, _> = numbers.map(i32::try_from).collect();
+            numbers.ok().map(Numbers::Int32)
+        };
+        let last = slots.last().map(|slot| slot + 1);
+        Some([
+            narrow(&mut (0..=slots.len() as i64))?,
+            narrow(&mut slots.iter().copied().chain(last).map(|slot| slot * capacity))?,
+            narrow(&mut lengths.iter().copied())?,
+        ])
+    }
 }

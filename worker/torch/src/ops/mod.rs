@@ -6,12 +6,17 @@
 
 mod adamw;
 mod attention;
+mod embedding;
 mod linear;
 mod logits;
 mod norm;
 
-pub use adamw::{AdamWState, fused_adamw};
-pub use attention::{LayerCache, RotaryAngles, attention, decode_attention, gather_rows, rotary};
+pub use adamw::{AdamWState, fused_adamw, global_norm, scale};
+pub use attention::{
+    DecodeIndex, LayerCache, RotaryAngles, Segments, attention, decode_attention, decode_by_flash,
+    gather_rows, rotary,
+};
+pub use embedding::embedding;
 pub use linear::{PackedWeight, linear_by_output};
 pub use logits::{log_prob_gradient, sample_tokens, target_log_probs};
 pub use norm::{add_rms_norm, rms_norm, swiglu};

@@ -1,4 +1,4 @@
-use foil_torch::ops::{AdamWState, fused_adamw};
+use foil_torch::ops::{AdamWState, fused_adamw, global_norm, scale};
 use foil_torch::{AdamW, Error};
 use tch::{Device, Kind, Tensor};
 
@@ -106,4 +106,18 @@ fn lists_that_do_not_match_are_refused() {
 fn deterministic_kernels_can_be_switched_on() {
     foil_torch::runtime::set_deterministic(true).unwrap();
     foil_torch::runtime::set_deterministic(false).unwrap();
+}
+
+/// On CPUs these must not change a bit of earlier runs.
+#[test]
+fn norms_and_scaling_of_many_tensors_have_the_bits_of_each() {
+    let tensors: Vec<Tensor> = [17, 4096, 3]
+        .iter()
+        .map(|&length| (Tensor::arange(length, (Kind::Float, Device::Cpu)) * 0.37).sin() * 3.1)
+        .collect();
+    let norms: Vec<Tensor> = tensors.iter().map(Tensor::norm).collect();
+    assert!(global_norm(&tensors).unwrap().equal(&Tensor::stack(&norms, 0).norm()));
+    let expected: Vec<Tensor> = tensors.iter().map(|tensor| tensor * 0.731).collect();
+    scale(&tensors, 0.731).unwrap();
+    assert!(tensors.iter().zip(&expected).all(|(scaled, expected)| scaled.equal(expected)));
 }

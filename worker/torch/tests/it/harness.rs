@@ -43,6 +43,7 @@ fn role(name: &str) -> Role {
         "disagreement" => crate::failures::rank_with_other_parameters,
         "gradient" => crate::reducer::rank_compares_gradients,
         "overlap" => crate::overlap::rank,
+        "shards" => crate::shards::rank,
         "resume" => crate::reducer::rank_resumes,
         other => panic!("no role is called {other}"),
     }

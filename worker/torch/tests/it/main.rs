@@ -12,3 +12,4 @@ mod nccl;
 mod other_devices;
 mod overlap;
 mod reducer;
+mod shards;

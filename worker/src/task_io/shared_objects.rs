@@ -1,0 +1,102 @@
+//! Objects that the ranks of one agent share: a second name for a file of each, so that it takes the disk and
+//! the page cache once.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The folder of shared objects in an agent's directory.
+pub(crate) const FOLDER: &str = "shared";
+
+/// A folder of files named by their hash. Nothing in it is changed; a file that only it names is removed.
+#[derive(Debug)]
+pub(crate) struct SharedObjects {
+    dir: PathBuf,
+}
+
+impl SharedObjects {
+    /// Opens the folder in `dir`; `None` if it cannot be created, since ranks can do without.
+    pub(crate) fn open(dir: &Path) -> Option<Self> {
+        let dir = dir.join(FOLDER);
+        match fs::create_dir_all(&dir) {
+            Ok(()) => Some(Self { dir }),
+            Err(error) => {
+                tracing::warn!(%error, dir = %dir.display(), "ranks of this machine cannot share their files");
+                None
+            }
+        }
+    }
+
+    /// Removes what no rank uses any more from the folder in `dir`, if there is one.
+    pub(crate) fn sweep_in(dir: &Path) {
+        Self { dir: dir.join(FOLDER) }.sweep();
+    }
+
+    /// Names the object `hash` of `size` bytes `file`; false if no rank has it.
+    pub(crate) fn take(&self, hash: &str, size: u64, file: &Path) -> bool {
+        let shared = self.dir.join(hash);
+        fs::metadata(&shared).is_ok_and(|found| found.len() == size) && fs::hard_link(&shared, file).is_ok()
+    }
+
+    /// Offers `file`, whose content has the hash. If another rank was first, `file` becomes that one's.
+    pub(crate) fn offer(&self, hash: &str, file: &Path) {
+        let shared = self.dir.join(hash);
+        let offered = match fs::hard_link(file, &shared) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => replace(file, &shared),
+            result => result,
+        };
+        if let Err(error) = offered {
+            tracing::debug!(%error, file = %file.display(), "a file is not shared");
+        }
+    }
+
+    /// Removes what no rank uses any more. A rank that takes a file meanwhile downloads it.
+    pub(crate) fn sweep(&self) {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let unused = entries.filter(|entry| entry.metadata().is_ok_and(|found| found.nlink() == 1));
+        for entry in unused {
+            // Another rank may have been first.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Lets `file` name the content of `shared`.
+fn replace(file: &Path, shared: &Path) -> io::Result<()> {
+    let name = file.with_extension("shared");
+    fs::hard_link(shared, &name)?;
+    fs::rename(&name, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inode(file: &Path) -> u64 {
+        fs::metadata(file).unwrap().ino()
+    }
+
+    #[test]
+    fn files_of_one_content_become_one_and_go_with_their_last_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let [first, second, third] = ["a", "b", "c"].map(|name| dir.path().join(name));
+        let shared = SharedObjects::open(dir.path()).unwrap();
+        fs::write(&first, "weights").unwrap();
+        fs::write(&second, "weights").unwrap();
+        assert!(!shared.take("hash", 7, &third));
+        shared.offer("hash", &first);
+        shared.offer("hash", &second);
+        assert!(!shared.take("hash", 8, &third), "a file of another size is none of that object");
+        assert!(shared.take("hash", 7, &third));
+        assert!(inode(&first) == inode(&second) && inode(&first) == inode(&third));
+        for file in [&first, &second] {
+            fs::remove_file(file).unwrap();
+        }
+        shared.sweep();
+        assert!(dir.path().join("shared/hash").exists());
+        fs::remove_file(&third).unwrap();
+        shared.sweep();
+        assert!(!dir.path().join("shared/hash").exists());
+    }
+}
