@@ -5,6 +5,7 @@ version of Kubernetes and held against the rules of `policy`; each kustomization
 values of its name; alerts have their cases; alerts and dashboards ask for series that exist.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -28,10 +29,13 @@ EVERYTHING = [
     "tls.certManager.enabled=true",
     "tls.certManager.issuerName=ca",
     "worker.kueueQueue=training",
+    "worker.metricsTlsSecret=foil-worker-tls",
     "nameOverride=other",
     "workerPools.cpu.priorityClassName=batch",
     "otlp.endpoint=http://collector.monitoring:4317",
     "otlp.secret=foil-otlp",
+    "trackers.mlflow=https://mlflow.example",
+    "trackers.secret=foil-mlflow",
 ]
 # Values that the schema refuses, and what it must name.
 REFUSED = {
@@ -41,7 +45,10 @@ REFUSED = {
     "image.worker.tag=latest": "/image/worker/tag",
     "workerPools.cpu.device=tpu": "/workerPools/cpu/device",
     "otlp.endpoint=http://user:secret@collector:4317": "/otlp/endpoint",
+    "trackers.mlflow=https://user:secret@mlflow": "/trackers/mlflow",
 }
+# Labels that Prometheus adds to all series of a pod.
+TARGET_LABELS = {"pod", "instance", "job", "namespace"}
 # Kinds of operators, of which there is no schema here.
 FOREIGN = ("Certificate", "ServiceMonitor", "PodMonitor", "PrometheusRule")
 
@@ -106,19 +113,52 @@ def check_refusals() -> list[str]:
     return problems
 
 
-def known_metrics() -> set[str]:
-    """The series of deploy/README.md, whose table a test holds against the sources."""
-    names = re.findall(r"^\| `(foil_\w+)` \| (\w+) ", (ROOT / "deploy" / "README.md").read_text(), re.MULTILINE)
-    assert len(names) > 20, "the table of metrics in deploy/README.md is not where it is expected"
-    histograms = {name + suffix for name, kind in names if kind == "histogram" for suffix in ("_bucket", "_sum", "_count")}
-    return {name for name, _ in names} | histograms
+def known_metrics() -> dict[str, set[str]]:
+    """The series of deploy/README.md with their labels; a test holds its table against the sources."""
+    row = re.compile(r"^\| `(foil_\w+)` \| (\w+) \| ([^|]*) \|", re.MULTILINE)
+    known = {}
+    for name, kind, labels in row.findall((ROOT / "deploy" / "README.md").read_text()):
+        own = set(re.findall(r"`(\w+)`", labels)) | TARGET_LABELS
+        known[name] = own
+        if kind == "histogram":
+            known |= {name + "_bucket": own | {"le"}, name + "_sum": own, name + "_count": own}
+    assert len(known) > 20, "the table of metrics in deploy/README.md is not where it is expected"
+    return known
+
+
+def wrong_labels(expression: str, known: dict[str, set[str]]) -> list[str]:
+    """Labels in a query that none of its series has: in matchers of a series, and after `by`."""
+    named = re.findall(r"\b(foil_\w+)(?:\{([^}]*)\})?", expression)
+    wrong = []
+    for name, matchers in named:
+        wrong += [f"{name} has no label {label}" for label in re.findall(r"(\w+)\s*[=!]", matchers) if label not in known[name]]
+    all_labels = set().union(*(known[name] for name, _ in named))
+    for group in re.findall(r"\bby\s*\(([^)]*)\)", expression):
+        wrong += [f"nothing in it has the label {label}" for label in re.findall(r"\w+", group) if label not in all_labels]
+    return wrong
+
+
+def queries() -> list[tuple[str, str]]:
+    """All expressions of dashboards and alerts, with the panel or alert that asks."""
+    found = []
+    for path in sorted((CHART / "monitoring").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            found += [(f"{path.name}, {panel['title']}", target["expr"]) for target in panel.get("targets", [])]
+    rules = yaml.safe_load((CHART / "monitoring" / "rules.yaml").read_text())
+    found += [(rule["alert"], rule["expr"]) for group in rules["groups"] for rule in group["rules"]]
+    assert len(found) > 40, f"only {len(found)} queries were found"
+    return found
 
 
 def check_monitoring() -> list[str]:
     known, problems = known_metrics(), []
     for path in sorted([*(CHART / "monitoring").iterdir(), *(KUSTOMIZE / "examples").iterdir()]):
-        unknown = sorted(set(re.findall(r"\bfoil_\w+", path.read_text())) - known)
+        unknown = sorted(set(re.findall(r"\bfoil_\w+", path.read_text())) - set(known))
         problems += [f"{path.name} asks for {name}, which nothing records" for name in unknown]
+    if problems:
+        return problems
+    for where, expression in queries():
+        problems += [f"{where}: `{expression}`: {wrong}" for wrong in wrong_labels(expression, known)]
     rules = yaml.safe_load((CHART / "monitoring" / "rules.yaml").read_text())
     alerts = [rule["alert"] for group in rules["groups"] for rule in group["rules"]]
     operations = (ROOT / "deploy" / "README.md").read_text()

@@ -74,6 +74,7 @@ def hasten(rules: dict) -> dict:
 
 class Prometheus:
     def __init__(self, directory: Path, config: dict, rules: dict):
+        directory.mkdir()
         (directory / "rules.yaml").write_text(yaml.safe_dump(hasten(rules)))
         (directory / "prometheus.yaml").write_text(yaml.safe_dump(config | {"rule_files": ["rules.yaml"]}))
         with socket.socket() as free:
@@ -91,6 +92,13 @@ class Prometheus:
     def query(self, expression: str) -> list[dict]:
         answer = self.get(f"query?query={urllib.parse.quote(expression)}")
         return answer["result"] if answer else []
+
+    def query_range(self, expression: str, began: float, ended: float, step: int) -> list[dict]:
+        """Series of an expression between two times, in seconds since 1970."""
+        asked = {"query": expression, "start": began, "end": ended, "step": step}
+        answer = self.get(f"query_range?{urllib.parse.urlencode(asked)}")
+        assert answer is not None, f"Prometheus refuses `{expression}`"
+        return answer["result"]
 
     def alerts(self) -> dict[str, str]:
         """State of each alert that is pending or fires."""

@@ -2,8 +2,9 @@
 
 Two coordinators with TLS and tokens, two agents of one rank each, and a store that speaks S3. `foil submit` from outside
 submits a small letters job; while it runs, the leader's pod is killed and made again, and then an agent's pod is drained and made
-again. The job's models are bit for bit those of an undisturbed `foil run` of the same file. Prometheus scrapes the
-pods by the chart's monitors and watches its rules, where it is installed.
+again. The job's models are bit for bit those of an undisturbed `foil run` of the same file. Where Prometheus is installed, it
+scrapes the pods by the chart's monitors: every panel of the dashboards has data of the job, and each alert about a pod that is
+gone fires alone. The agents serve their metrics without TLS during the job, and with it after that.
 
 Not shown by podman: scheduling, admission, rollouts, restarts by probes, and NetworkPolicies.
 """
@@ -23,8 +24,9 @@ from pathlib import Path
 import check
 import engine
 import monitoring
+import panels
 import pods
-from credentials import secrets
+from credentials import new_certificate, secrets
 from pages import page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +43,7 @@ SMALL = [
     "evaluation.kl_prompts=16",
     "resources.ranks=2",
 ]
-DEADLINE = 300
+DEADLINE = 900
 
 
 def say(text: str) -> None:
@@ -68,8 +70,7 @@ class Service:
         self.objects = check.objects(check.run("kubectl", "kustomize", check.KUSTOMIZE / "overlays" / "s3"))
         self.sets = pods.names(self.objects)
         # What the overlay leaves to the operators of cert-manager and Prometheus, as the chart has it.
-        optional = [part for value in check.EVERYTHING if "nameOverride" not in value for part in ("--set", value)]
-        self.optional = check.objects(check.template("--values", check.CHART / "values" / "s3.yaml", *optional))
+        self.optional = self.chart(without=("nameOverride", "metricsTlsSecret"))
         self.cluster = pods.Cluster(check.NAMESPACE, {}, {}, images, directory / "volumes")
         for name, stateful_set in self.sets.items():
             self.cluster.addresses[name] = stateful_set["spec"]["serviceName"], self.network.address()
@@ -77,6 +78,26 @@ class Service:
         self.cluster.secrets = secrets(directory, foil, certificate) | {"foil-store": self.start_store(running)}
         self.token = directory / "ada.token"
         running.push(self.stop)
+
+    def chart(self, without: tuple[str, ...]) -> dict:
+        """The chart's objects with the values s3 and everything optional but some."""
+        chosen = [value for value in check.EVERYTHING if not any(name in value for name in without)]
+        optional = [part for value in chosen for part in ("--set", value)]
+        return check.objects(check.template("--values", check.CHART / "values" / "s3.yaml", *optional))
+
+    def protect_metrics(self) -> None:
+        """Makes the agents' pods again, as `worker.metricsTlsSecret` has them."""
+        self.optional = self.chart(without=("nameOverride",))
+        certificate = self.optional["Certificate", "foil-worker"]["spec"]
+        made = new_certificate(self.directory, certificate["secretName"], certificate["dnsNames"])
+        self.cluster.secrets[certificate["secretName"]] = made
+        protected = pods.names(self.optional)
+        for name in self.of("worker"):
+            # OpenTelemetry has no collector here.
+            self.sets[name] = without_otlp(protected[name])
+            self.start(name)
+            status, said = page(f"http://{self.pods[name].ip}:9100/metrics")
+            assert status != 200, f"{name} serves its metrics without TLS too: {said[:200]}"
 
     def start_store(self, running: contextlib.ExitStack) -> dict[str, str]:
         """Starts moto on the network's gateway; gives the Secret by which coordinators reach it."""
@@ -149,6 +170,13 @@ class Service:
         for mounted in (self.directory / "volumes").glob("*/*"):
             if mounted.is_mount():
                 engine.run("umount", mounted)
+
+
+def without_otlp(stateful_set: dict) -> dict:
+    (container,) = stateful_set["spec"]["template"]["spec"]["containers"]
+    container["env"] = [entry for entry in container["env"] if not entry["name"].startswith("OTEL_")]
+    container.pop("envFrom", None)
+    return stateful_set
 
 
 def has_reached(job: dict, phase: str) -> bool:
@@ -231,12 +259,12 @@ def play(service: Service) -> dict[str, str]:
     return hashes(results)
 
 
-def start_prometheus(service: Service, running: contextlib.ExitStack) -> monitoring.Prometheus:
+def start_prometheus(service: Service, name: str, running: contextlib.ExitStack) -> monitoring.Prometheus:
     files = {("foil-metrics-token", "token"): service.directory / "prometheus.token", ("foil-tls", "ca.crt"): service.directory / "ca.crt"}
     labels = {name: document["spec"]["template"]["metadata"]["labels"] for name, document in service.sets.items()}
     addresses = {name: ip for name, (_, ip) in service.cluster.addresses.items()}
     config = monitoring.configuration(service.objects | service.optional, addresses, labels, files)
-    prometheus = monitoring.Prometheus(service.directory, config, service.optional["PrometheusRule", "foil"]["spec"])
+    prometheus = monitoring.Prometheus(service.directory / name, config, service.optional["PrometheusRule", "foil"]["spec"])
     running.callback(prometheus.stop)
     wait_for("scrapes of all pods", lambda: not prometheus.unhealthy(), 30)
     scraped = sorted(each["metric"]["pod"] for each in prometheus.query("up == 1"))
@@ -245,6 +273,18 @@ def start_prometheus(service: Service, running: contextlib.ExitStack) -> monitor
     wait_for("a time without alerts", lambda: not prometheus.alerts(), 30)
     say(f"Prometheus scrapes {len(scraped)} pods, and no alert is pending")
     return prometheus
+
+
+def check_panels(prometheus: monitoring.Prometheus, began: float, picture: Path | None) -> None:
+    """Every panel of the dashboards has data of the job's time."""
+    wait_for("a scrape of the job's end", lambda: prometheus.query('max(foil_jobs{state="succeeded"}) == 1'), 30)
+    ended = time.time()
+    gathered, problems = panels.gather(prometheus, began, ended)
+    if picture:
+        panels.draw(gathered, ended - began, picture)
+        say(f"the dashboards are drawn in {picture}")
+    assert not problems, "panels without data:\n" + "\n".join(problems)
+    say(f"all {sum(len(shown) for _, shown in gathered)} panels of {len(gathered)} dashboards have data")
 
 
 def alarm(service: Service, prometheus: monitoring.Prometheus) -> None:
@@ -287,6 +327,7 @@ def prepare(directory: Path, package: Path | None) -> tuple[Path, dict[str, str]
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--package", type=Path, help="binaries that scripts/package has made")
+    arguments.add_argument("--panels", type=Path, metavar="FILE.png", help="draw the dashboards' panels")
     given = arguments.parse_args()
     if reason := engine.missing():
         print(f"skipped: the rendered pods are not run ({reason})")
@@ -300,13 +341,20 @@ def main() -> None:
         with contextlib.ExitStack() as running:
             service = Service(directory, foil, images, running)
             start_pods(service)
+            has_prometheus, began = shutil.which("prometheus") is not None, time.time()
+            watching = start_prometheus(service, "job", running) if has_prometheus else None
             found = play(service)
             assert expected and found == expected, f"the models differ: {found} and, undisturbed, {expected}"
             say(f"its {len(found)} models are those of an undisturbed run, bit for bit")
-            if shutil.which("prometheus"):
-                alarm(service, start_prometheus(service, running))
+            if watching:
+                check_panels(watching, began, given.panels)
+                watching.stop()
+            service.protect_metrics()
+            say("the agents serve their metrics by TLS alone")
+            if has_prometheus:
+                alarm(service, start_prometheus(service, "alarm", running))
             else:
-                print("skipped: the alerts (Prometheus is not installed: apt install prometheus)")
+                print("skipped: the panels and alerts (Prometheus is not installed: apt install prometheus)")
 
 
 if __name__ == "__main__":

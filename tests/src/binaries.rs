@@ -45,3 +45,8 @@ pub fn foil() -> PathBuf {
 pub fn foil_worker() -> PathBuf {
     DIRECTORY.join("foil-worker")
 }
+
+/// The folder of the programs.
+pub(crate) fn directory() -> &'static std::path::Path {
+    &DIRECTORY
+}

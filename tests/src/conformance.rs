@@ -21,17 +21,13 @@ pub async fn check_store(store: &Store) {
 }
 
 async fn create_once(store: &Store) {
-    assert_eq!(store.create("a/x", "one".into()).await.expect("created"), Put::Created);
-    assert_eq!(store.create("a/x", "two".into()).await.expect("answered"), Put::Exists);
-    assert_eq!(
-        store.create("a/x", "one".into()).await.expect("answered"),
-        Put::Exists,
-        "also with the same bytes"
-    );
+    assert_eq!(store.create("a/x", "one").await.expect("created"), Put::Created);
+    assert_eq!(store.create("a/x", "two").await.expect("answered"), Put::Exists);
+    assert_eq!(store.create("a/x", "one").await.expect("answered"), Put::Exists, "also with the same bytes");
     assert_eq!(store.get("a/x").await.expect("there"), "one");
-    assert_eq!(store.create("a/empty", "".into()).await.expect("created"), Put::Created);
+    assert_eq!(store.create("a/empty", "").await.expect("created"), Put::Created);
     assert_eq!(
-        store.create("a/empty", "two".into()).await.expect("answered"),
+        store.create("a/empty", "two").await.expect("answered"),
         Put::Exists,
         "an empty one is there too"
     );
@@ -42,7 +38,7 @@ async fn create_once(store: &Store) {
 async fn one_of_many_creates(store: &Store) {
     for round in 0..8 {
         let key = format!("race/{round}");
-        let racers = (0..8).map(|racer| store.create(&key, format!("racer {racer}").into()));
+        let racers = (0..8).map(|racer| store.create(&key, format!("racer {racer}")));
         let puts = futures::future::try_join_all(racers).await.expect("answered");
         let winners: Vec<usize> = (0..8).filter(|&racer| puts[racer] == Put::Created).collect();
         assert_eq!(winners.len(), 1, "{key}: {puts:?}");
@@ -66,8 +62,8 @@ async fn ranges(store: &Store) {
 
 /// Listings are sorted, by whole parts, and complete: stores list a thousand keys per page.
 async fn listings(store: &Store) {
-    store.create("a/b/y", "".into()).await.expect("created");
-    store.create("ab/z", "z".into()).await.expect("created");
+    store.create("a/b/y", "").await.expect("created");
+    store.create("ab/z", "z").await.expect("created");
     let listed = |key: &str, size| Listed { key: key.to_owned(), size };
     let below = store.list("a").await.expect("a listing");
     assert_eq!(below, [listed("a/b/y", 0), listed("a/empty", 0), listed("a/x", 3)]);
@@ -75,7 +71,7 @@ async fn listings(store: &Store) {
 
     let names: Vec<String> = (0..1100).map(|number| format!("many/{number:05}")).collect();
     for some in names.chunks(50) {
-        let created = some.iter().map(|name| store.create(name, "1".into()));
+        let created = some.iter().map(|name| store.create(name, "1"));
         futures::future::try_join_all(created).await.expect("created");
     }
     let many = store.list("many").await.expect("a listing");
@@ -90,7 +86,7 @@ async fn deletion(store: &Store) {
     assert!(matches!(store.size("a/x").await, Err(StoreError::NotFound { .. })));
     assert!(matches!(store.get_range("a/x", 0..1).await, Err(StoreError::NotFound { .. })));
     assert!(!store.exists("a/x").await.expect("answered"));
-    assert_eq!(store.create("a/x", "again".into()).await.expect("created"), Put::Created);
+    assert_eq!(store.create("a/x", "again").await.expect("created"), Put::Created);
     assert_eq!(store.get("a/x").await.expect("there"), "again", "read after write");
 }
 

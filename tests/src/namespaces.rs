@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {
     Command::new(program)
@@ -22,8 +23,10 @@ pub struct Namespaces {
 impl Namespaces {
     /// `None`, with a message on standard error, if namespaces cannot be created.
     pub fn new(hosts: u8) -> Option<Self> {
-        let id = std::process::id();
-        let made = Self { prefix: format!("foil{id}"), subnet: (id % 250) as u8 + 1, hosts };
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let (id, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let subnet = (id.wrapping_add(number.wrapping_mul(101)) % 250) as u8 + 1;
+        let made = Self { prefix: format!("foil{id}-{number}"), subnet, hosts };
         if !nix::unistd::geteuid().is_root() || !succeeds("ip", &["netns", "add", &made.switch()]) {
             eprintln!("skipped: network namespaces need root and iproute2");
             return None;
@@ -70,16 +73,86 @@ impl Namespaces {
             && succeeds("ip", &["-n", &name, "link", "set", "lo", "up"])
     }
 
-    /// A command on a host, where the directory `hidden` is empty: real hosts share no disk.
+    /// A command on a host of its own name, where the directory `hidden` is empty: real hosts share no disk.
     pub fn command(&self, host: u8, hidden: Option<&Path>, program: &Path) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name(host)]);
-        if let Some(hidden) = hidden {
-            let script = format!("mount -t tmpfs none '{}' && exec \"$0\" \"$@\"", hidden.display());
-            command.args(["unshare", "--mount", "sh", "-c", &script]);
-        }
+        let hide = hidden.map(|hidden| format!("mount -t tmpfs none '{}' &&", hidden.display()));
+        let hide = hide.unwrap_or_default();
+        let script =
+            format!("echo {} > /proc/sys/kernel/hostname && {hide} exec \"$0\" \"$@\"", self.name(host));
+        command.args(["netns", "exec", &self.name(host), "unshare", "--uts", "--mount", "sh", "-c", &script]);
         command.arg(program);
         command
+    }
+
+    /// A link of its own between two hosts, which carries `bytes_per_second` in each direction. `None`, with
+    /// a message on standard error, if this machine's kernel cannot shape traffic.
+    pub fn link(&self, one: u8, other: u8, bytes_per_second: u32) -> Option<Link> {
+        let link = Link {
+            ends: [one, other].map(|host| End {
+                host,
+                namespace: self.name(host),
+                address: format!("10.78.{}.{}", self.subnet, host + 1),
+            }),
+        };
+        let [near, far] = &link.ends;
+        let mut add = vec!["-n", &near.namespace, "link", "add", Link::DEVICE, "type", "veth"];
+        add.extend(["peer", "name", Link::DEVICE, "netns", &far.namespace]);
+        let rate = format!("{bytes_per_second}bps");
+        let is_made = succeeds("ip", &add) && link.ends.iter().all(|end| end.set_up(&rate));
+        if !is_made {
+            eprintln!("skipped: this machine's kernel cannot limit the rate of a link");
+        }
+        is_made.then_some(link)
+    }
+}
+
+/// A network cable between two hosts.
+pub struct Link {
+    ends: [End; 2],
+}
+
+struct End {
+    host: u8,
+    namespace: String,
+    address: String,
+}
+
+impl Link {
+    const DEVICE: &str = "cable";
+
+    /// The address of a host on this link.
+    pub fn address(&self, host: u8) -> &str {
+        let end = self.ends.iter().find(|end| end.host == host);
+        &end.expect("a host of the link").address
+    }
+
+    /// The bytes so far in each direction, with the headers of Ethernet.
+    pub fn crossed(&self) -> [(String, u64); 2] {
+        [&self.ends[0], &self.ends[1]].map(|end| (format!("from host {}", end.host), end.sent()))
+    }
+}
+
+impl End {
+    fn set_up(&self, rate: &str) -> bool {
+        let (namespace, device) = (self.namespace.as_str(), Link::DEVICE);
+        let address = format!("{}/24", self.address);
+        succeeds("ip", &["-n", namespace, "address", "add", &address, "dev", device])
+            && succeeds("ip", &["-n", namespace, "link", "set", device, "up"])
+            && succeeds(
+                "tc",
+                &[
+                    "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst",
+                    "256kb", "latency", "100ms",
+                ],
+            )
+    }
+
+    fn sent(&self) -> u64 {
+        let counter = format!("/sys/class/net/{}/statistics/tx_bytes", Link::DEVICE);
+        let read = Command::new("ip").args(["netns", "exec", &self.namespace, "cat", &counter]).output();
+        let text = String::from_utf8(read.expect("ip").stdout).expect("a counter");
+        text.trim().parse().unwrap_or_else(|error| panic!("{text:?}: {error}"))
     }
 }
 

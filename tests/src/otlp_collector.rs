@@ -23,8 +23,10 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
+
+use crate::Certificate;
 
 /// A span as a process sent it; ids in hex.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,22 +65,35 @@ pub struct OtlpCollector {
 }
 
 impl OtlpCollector {
-    pub fn start() -> Self {
-        Self::serve(false)
+    /// A collector at `https://localhost`, with a certificate for that name.
+    pub fn start_with_tls(certificate: &Certificate) -> Self {
+        Self::serve(false, Some(certificate))
     }
 
     /// A collector that takes connections and never answers.
     pub fn hanging() -> Self {
-        Self::serve(true)
+        Self::serve(true, None)
     }
 
-    fn serve(hangs: bool) -> Self {
+    fn serve(hangs: bool, tls: Option<&Certificate>) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port is free");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let address = listener.local_addr().expect("an address");
+        let url = match tls {
+            Some(_) => format!("https://localhost:{}", address.port()),
+            None => format!("http://{address}"),
+        };
         let received = Arc::<Mutex<Received>>::default();
         let services = Services { received: Arc::clone(&received), hangs };
-        let server = Server::builder()
+        let mut server = Server::builder();
+        if let Some(Certificate { certificate, key, .. }) = tls {
+            // There are two in this process, of which tonic would not choose one.
+            let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+            let read = |path| std::fs::read(path).expect("a file of the certificate");
+            let identity = Identity::from_pem(read(certificate), read(key));
+            server = server.tls_config(ServerTlsConfig::new().identity(identity)).expect("a certificate");
+        }
+        let server = server
             .add_service(TraceServiceServer::new(services.clone()))
             .add_service(MetricsServiceServer::new(services));
         runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));

@@ -33,7 +33,7 @@ fn steps(run: &Run) -> BTreeMap<String, Vec<u64>> {
 
 #[test]
 fn a_gang_that_loses_a_rank_resumes_at_its_last_checkpoint() {
-    for (ranks, sharding) in [(2, "ddp"), (3, "zero1"), (4, "ddp")] {
+    for (ranks, sharding) in [(2, "ddp"), (3, "zero1"), (3, "fsdp"), (4, "ddp")] {
         let job = || job(ranks).set(&format!("resources.sharding={sharding}"));
         let baseline_run = job().set("resources.checkpoint_seconds=0");
         let baseline = baseline_run.finish().weights();

@@ -87,6 +87,7 @@ fn pairs_with_one_infinite_margin(file: &Path) -> u64 {
             chosen: format!("a{}", "!".repeat(number as usize / 8)),
             rejected: "w".to_owned(),
             margin: Some(if number == 37 { 1e300 } else { 0.5 }),
+            groups: Vec::new(),
         })
         .collect();
     let lines: Vec<String> = rows

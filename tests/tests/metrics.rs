@@ -19,12 +19,15 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names given to macros of the `metrics` crate.
-fn named(text: &str) -> impl Iterator<Item = &str> {
+/// The names given to macros of the `metrics` crate, with the labels that stand beside them.
+fn named(text: &str) -> impl Iterator<Item = (&str, Vec<&str>)> {
     ["counter!(", "gauge!(", "histogram!("].into_iter().flat_map(move |kind| {
         text.match_indices(kind).filter_map(move |(at, _)| {
-            let argument = text[at + kind.len()..].trim_start().strip_prefix('"')?;
-            argument.split('"').next()
+            let arguments = text[at + kind.len()..].trim_start().strip_prefix('"')?;
+            let arguments = arguments.split(';').next()?;
+            let labels =
+                arguments.match_indices("\" =>").filter_map(|(end, _)| arguments[..end].rsplit('"').next());
+            Some((arguments.split('"').next()?, labels.collect()))
         })
     })
 }
@@ -49,24 +52,34 @@ fn root() -> PathBuf {
 
 #[test]
 fn every_metric_has_its_help() {
-    let known: Vec<&str> = exposition::described().map(|(name, ..)| name).collect();
-    let mut seen = 0;
+    let known: BTreeMap<&str, &[&str]> =
+        exposition::described().map(|metric| (metric.name, metric.labels)).collect();
+    let (mut seen, mut labeled) = (0, 0);
     for (file, text) in texts() {
-        for name in named(&text) {
+        for (name, labels) in named(&text) {
             seen += 1;
-            assert!(known.contains(&name), "{}: {name} has no help", file.display());
+            let described =
+                known.get(name).unwrap_or_else(|| panic!("{}: {name} has no help", file.display()));
+            labeled += labels.len();
+            let unknown: Vec<_> = labels.iter().filter(|label| !described.contains(label)).collect();
+            assert!(unknown.is_empty(), "{}: {name} is described without {unknown:?}", file.display());
         }
     }
-    assert!(seen > 20, "only {seen} names were found");
+    assert!(seen > 20 && labeled > 15, "only {seen} names with {labeled} labels were found");
 }
 
-/// Name and help of gauges that are set as whole families.
-fn families(text: &str) -> Vec<(String, String)> {
-    let family = |(at, start): (usize, &str)| {
-        let mut strings = text[at + start.len()..].split('"');
-        Some((strings.nth(1)?.to_owned(), strings.nth(1)?.to_owned()))
+/// Name, help and labels of gauges that are set as whole families.
+fn families(text: &str) -> Vec<(String, String, Vec<String>)> {
+    let family = |text: &str| {
+        let mut strings = text.split('"');
+        let (name, help) = (strings.nth(1)?.to_owned(), strings.nth(1)?.to_owned());
+        // `.with(&[("kind", kind), ("state", state)], 1.0)` follows at the latest before the next family.
+        let pairs =
+            text.split_once(".with(&[").map_or("", |(_, rest)| rest.split(']').next().unwrap_or_default());
+        let labels = pairs.split("(\"").skip(1).filter_map(|pair| pair.split('"').next());
+        Some((name, help, labels.map(str::to_owned).collect()))
     };
-    text.match_indices("Family::new(").filter_map(family).collect()
+    text.split("Family::new(").skip(1).filter_map(family).collect()
 }
 
 /// Writes the reference again when set.
@@ -76,14 +89,18 @@ const END: &str = "<!-- end of the reference -->\n";
 
 #[test]
 fn the_reference_lists_every_metric() {
-    let mut rows: BTreeMap<String, (&str, String)> = BTreeMap::new();
-    rows.extend(exposition::described().map(|(name, kind, help)| (name.to_owned(), (kind, help.to_owned()))));
+    let mut rows: BTreeMap<String, (&str, Vec<String>, String)> = BTreeMap::new();
+    rows.extend(exposition::described().map(|metric| {
+        let labels = metric.labels.iter().map(|label| (*label).to_owned()).collect();
+        (metric.name.to_owned(), (metric.kind, labels, metric.help.to_owned()))
+    }));
     let families = texts().iter().flat_map(|(_, text)| families(text)).collect::<Vec<_>>();
     assert!(families.len() >= 5, "{families:?}");
-    rows.extend(families.into_iter().map(|(name, help)| (name, ("gauge", help))));
-    let mut expected = "\n| metric | type | |\n|---|---|---|\n".to_owned();
-    for (name, (kind, help)) in rows {
-        writeln!(expected, "| `{name}` | {kind} | {help} |").expect("a string");
+    rows.extend(families.into_iter().map(|(name, help, labels)| (name, ("gauge", labels, help))));
+    let mut expected = "\n| metric | type | labels | |\n|---|---|---|---|\n".to_owned();
+    for (name, (kind, labels, help)) in rows {
+        let labels = labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
+        writeln!(expected, "| `{name}` | {kind} | {labels} | {help} |").expect("a string");
     }
     expected.push('\n');
 

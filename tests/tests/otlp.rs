@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use foil_tests::{
-    OtlpCollector, Process, Run, SentSpan, Service, foil, foil_worker, metric_names, page, wait_for,
+    Ca, OtlpCollector, Process, Run, SentSpan, Service, foil, foil_worker, metric_names, page, wait_for,
 };
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -16,10 +16,13 @@ const CLOCK_NANOS: u64 = 100_000_000;
 /// Holds the phase in which the leader is killed.
 const HOLD: &str = "phase.generate=delay@*";
 
-/// A program that sends what it does to a collector.
-fn observed(program: PathBuf, collector: &OtlpCollector) -> Command {
+/// A program that sends what it does to a collector, whose certificate a CA of the test has signed.
+fn observed(program: PathBuf, collector: &OtlpCollector, ca: &Ca) -> Command {
     let mut command = Command::new(program);
-    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()).env("OTEL_METRIC_EXPORT_INTERVAL", "200");
+    command
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url())
+        .env("OTEL_EXPORTER_OTLP_CERTIFICATE", ca.path())
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "200");
     command
 }
 
@@ -65,12 +68,14 @@ fn count(spans: &BTreeMap<String, SentSpan>, name: &str) -> usize {
 
 #[test]
 fn a_job_is_one_trace_also_when_its_leader_is_killed() {
-    let collector = OtlpCollector::start();
-    let serve = || observed(foil(), &collector);
+    let directory = tempfile::tempdir().expect("a directory");
+    let ca = Ca::new(directory.path(), "collectors");
+    let collector = OtlpCollector::start_with_tls(&ca.sign("collector", "localhost"));
+    let serve = || observed(foil(), &collector, &ca);
     let (mut service, leader) = Service::start(serve(), "127.0.0.1");
     let standby = service.start_standby(serve());
     let start = |number: usize| {
-        let mut agent = observed(foil_worker(), &collector);
+        let mut agent = observed(foil_worker(), &collector, &ca);
         agent.args(["--coordinator", &service.urls(), "--ranks", "1"]).env("FOIL_FAILPOINT", HOLD);
         Process::start(agent, &service.at(&format!("agent-{number}.log")))
     };

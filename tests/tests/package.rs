@@ -7,11 +7,12 @@ use std::process::{Command, Output};
 
 use foil_tests::{SMALL, letters_job};
 
-/// A command with no environment but PATH.
+/// A command with no environment but PATH, and the one variable by which cargo would tell this build from
+/// that of the tests and build the workspace once more.
 fn bare(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     command.env_clear();
-    for name in ["PATH", "HOME"] {
+    for name in ["PATH", "HOME", "CARGO_INCREMENTAL"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
     }
     command

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use foil_tests::{
-    Namespaces, Process, Run, Service, foil, foil_worker, letters_job, lint_errors, metric_names, page,
-    promtool, wait_for,
+    Process, Run, Service, foil, foil_worker, letters_job, lint_errors, metric_names, page, promtool,
+    wait_for,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -168,29 +168,4 @@ fn a_job_starts_from_the_model_of_another() {
         let told = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(!refused.status.success() && told.contains(problem), "{told}");
     }
-}
-
-#[test]
-fn two_hosts_that_share_no_disk_give_the_same_weights() {
-    let Some(hosts) = Namespaces::new(3) else { return };
-    let here = || hosts.command(0, None, &foil());
-    let (service, _coordinator) = Service::start(here(), &hosts.address(0));
-    let agents: Vec<Process> = (1..3)
-        .map(|host| {
-            // Neither agent can access the store or the other's files.
-            let hidden = service.at("");
-            let mut agent = hosts.command(host, Some(&hidden), &foil_worker());
-            // They derive their own addresses from the route to the coordinator.
-            agent.args(["--coordinator", service.url(), "--ranks", "1"]);
-            Process::start(agent, &service.at(&format!("agent-{host}.log")))
-        })
-        .collect();
-
-    let id = service.submit_letters(here());
-    service.client(here(), &["watch", &id]);
-    let policy = service.weights(here(), &id, "policy@1");
-    drop(agents);
-
-    let on_one_host = Run::letters().ranks(2).finish().weights().0;
-    assert!(on_one_host == policy, "two hosts and one give different weights");
 }

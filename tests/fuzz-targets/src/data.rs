@@ -1,36 +1,101 @@
 //! Importers of data sets.
 
-use foil_common::data::parse::{Wanted, parse};
+use bytes::Bytes;
+use foil_common::data::convert::{Conversion, SetKind, Shape};
+use foil_common::data::near::NearDuplicates;
+use foil_common::data::parse::{ColumnNames, Wanted, parse};
 use foil_common::data::rows::{self, DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 
 use super::Verdict;
 
+const LINES: &str = "data.jsonl";
+
 pub(super) fn pairs(input: &[u8]) -> Verdict {
-    import::<PairRow>(input)
+    import::<PairRow>(LINES, input)
 }
 
 pub(super) fn golden(input: &[u8]) -> Verdict {
-    import::<GoldenRow>(input)
+    import::<GoldenRow>(LINES, input)
 }
 
 pub(super) fn demonstrations(input: &[u8]) -> Verdict {
-    import::<DemonstrationRow>(input)
+    import::<DemonstrationRow>(LINES, input)
 }
 
 pub(super) fn prompts(input: &[u8]) -> Verdict {
-    import::<PromptRow>(input)
+    import::<PromptRow>(LINES, input)
+}
+
+pub(super) fn parquet(input: &[u8]) -> Verdict {
+    import::<PairRow>("data.parquet", input)
+}
+
+pub(super) fn arrow(input: &[u8]) -> Verdict {
+    import::<PairRow>("data.arrow", input)
+}
+
+/// Separated values, which only the name tells.
+pub(super) fn csv(input: &[u8]) -> Verdict {
+    import::<PairRow>("data.csv", input)
+}
+
+pub(super) fn zstd(input: &[u8]) -> Verdict {
+    import::<PairRow>("data.jsonl.zst", input)
+}
+
+/// A user's file, with columns under other names, in each shape of other programs: what is written is read as
+/// the rows that it was written of. A table of the columns has one type for each.
+pub(super) fn convert(input: &[u8]) -> Verdict {
+    let columns = [("chosen", "rejected"), ("rejected", "chosen")];
+    let columns = columns.into_iter().map(|(own, theirs)| (own.to_owned(), theirs.to_owned())).collect();
+    let mut verdict = Verdict::Refused;
+    for (number, shape) in [None].into_iter().chain(Shape::ALL.map(|(_, shape)| Some(shape))).enumerate() {
+        let names = if number % 2 == 0 { ColumnNames::default() } else { ColumnNames::new(&columns) };
+        let files = vec![(LINES.to_owned(), Bytes::copy_from_slice(input).into())];
+        let conversion = Conversion { files, names, shape, set: None, max_bad_fraction: 1.0 };
+        let mut lines = Vec::new();
+        let report = conversion.for_each(&mut |record, _| {
+            lines.extend_from_slice(record.to_string().as_bytes());
+            lines.push(b'\n');
+            Ok(())
+        });
+        let Ok(report) = report else { continue };
+        for bad in &report.bad {
+            assert!(bad.to_string().len() < 4096, "a long message: {bad}");
+        }
+        let faults = match report.set {
+            None => continue,
+            // Pairs become answers.
+            Some(SetKind::Preferences) if shape == Some(Shape::Kto) => faults::<GoldenRow>(&lines),
+            Some(SetKind::Preferences) => faults::<PairRow>(&lines),
+            Some(SetKind::Golden) => faults::<GoldenRow>(&lines),
+            Some(SetKind::Sft) => faults::<DemonstrationRow>(&lines),
+            Some(SetKind::Prompts) => faults::<PromptRow>(&lines),
+        };
+        assert_eq!(faults, 0, "{shape:?}: what was written is refused");
+        verdict = Verdict::Accepted;
+    }
+    verdict
+}
+
+fn faults<T: Wanted>(lines: &[u8]) -> u64 {
+    parse::<T>(LINES, lines).unwrap_or_else(|error| panic!("what was written is no file: {error}")).bad_rows
 }
 
 /// A user's file in any format: the rows survive the form in which the store keeps them.
-fn import<T: Wanted + PartialEq + std::fmt::Debug>(input: &[u8]) -> Verdict {
-    let Ok(parsed) = parse::<T>("data.jsonl", input) else { return Verdict::Refused };
+fn import<T: Wanted + PartialEq + std::fmt::Debug>(file: &str, input: &[u8]) -> Verdict {
+    let Ok(parsed) = parse::<T>(file, input) else { return Verdict::Refused };
     assert!(parsed.bad_rows <= parsed.records, "more bad rows than records");
     for bad in &parsed.bad {
         assert!(bad.to_string().len() < 4096, "a long message: {bad}");
     }
     // Of the file's own content, and not of its mistakes.
-    let _ = parsed.require(0.5);
+    let _ = parsed.require("data", 0.5);
     check(&parsed.rows);
+    let near = NearDuplicates::new(0.8, 5).of_rows(&parsed.rows[..parsed.rows.len().min(64)]);
+    for (row, earlier) in near.iter().enumerate().filter_map(|(row, earlier)| Some((row, (*earlier)?))) {
+        assert!(earlier < row && near[earlier].is_none(), "row {row} nearly equals {earlier}");
+    }
     if parsed.rows.is_empty() { Verdict::Refused } else { Verdict::Accepted }
 }
 

@@ -57,13 +57,18 @@ const fn target(
 }
 
 /// All targets.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 22] = [
     target("agent_message", wire::agent_message, "bin", 16, 2000),
     target("chat_template", model::chat_template, "jinja", 256, 300),
+    target("data_arrow", data::arrow, "arrow", 64, 1000),
+    target("data_convert", data::convert, "jsonl", 128, 400),
+    target("data_csv", data::csv, "csv", 64, 1000),
     target("data_demonstrations", data::demonstrations, "jsonl", 64, 600),
     target("data_golden", data::golden, "jsonl", 64, 600),
     target("data_pairs", data::pairs, "jsonl", 64, 600),
+    target("data_parquet", data::parquet, "parquet", 256, 1000),
     target("data_prompts", data::prompts, "jsonl", 64, 600),
+    target("data_zstd", data::zstd, "zst", 64, 600),
     target("event", log::event, "bin", 32, 1000),
     target("job_file", job::job_file, "yaml", 64, 600),
     target("job_spec", wire::job_spec, "bin", 32, 1000),

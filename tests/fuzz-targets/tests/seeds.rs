@@ -55,6 +55,32 @@ fn specifications() {
     hold("job_spec", "preset", &preset.encode_to_vec());
 }
 
+/// A file that scripts/fixtures/data_files.py has written.
+fn fixture(name: &str) -> Vec<u8> {
+    let path = corpus("../../fixtures/data").join(name);
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn data_files() {
+    for (target, files) in [
+        ("data_arrow", &["bad-rows.arrow", "orca.feather", "ultrafeedback.arrow", "kto.arrow"][..]),
+        ("data_csv", &["orca.csv", "excel.csv"]),
+        (
+            "data_parquet",
+            &["hh.parquet", "orca.parquet", "sharegpt.parquet", "ultrafeedback.parquet", "brotli.parquet"],
+        ),
+        ("data_zstd", &["frames.jsonl.zst", "ultrafeedback.jsonl.zst", "long.jsonl.zst"]),
+    ] {
+        for file in files {
+            hold(target, file, &fixture(file));
+        }
+    }
+    hold("data_csv", "quote.csv", b"prompt,chosen,rejected\n\"q,a,b\n");
+    let packed = fixture("orca.parquet");
+    hold("data_parquet", "cut.parquet", &packed[..packed.len() / 2]);
+}
+
 fn rank(message: rank_message::Message) -> Vec<u8> {
     v1::RankMessage { message: Some(message) }.encode_to_vec()
 }

@@ -116,6 +116,6 @@ macro_rules! targets {
 }
 
 targets! {
-    agent_message chat_template data_demonstrations data_golden data_pairs data_prompts event job_file job_spec
-    log_record model_config rank_message rows safetensors shard_index snapshot tokenizer
+    agent_message chat_template data_arrow data_convert data_csv data_demonstrations data_golden data_pairs data_parquet
+    data_prompts data_zstd event job_file job_spec log_record model_config rank_message rows safetensors shard_index snapshot tokenizer
 }

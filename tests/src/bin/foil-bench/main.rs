@@ -49,8 +49,13 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Peak resident memory of this process.
+/// Peak memory of tensors on the GPU, as `torch.cuda.max_memory_allocated` has it; without one, peak resident
+/// memory of this process.
 fn peak_bytes() -> anyhow::Result<u64> {
+    let device = foil_torch::device_memory::peak()?;
+    if device > 0 {
+        return Ok(device);
+    }
     let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM in it")?;
     let kib = line.split_whitespace().next().context("VmHWM is empty")?;

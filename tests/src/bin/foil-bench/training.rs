@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use foil_common::spec::{Decay, Normalization, OnNonfinite, Optimizer, Schedule, ScheduleKind, Sharding};
-use foil_worker::collective::{Gang, RankConfig, Rendezvous, RendezvousHost};
+use foil_worker::collective::{Gang, PortRange, RankConfig, Rendezvous, RendezvousHost};
 use foil_worker::evaluate;
 use foil_worker::model::{LanguageModel, Parameters, Precision, RewardModel};
 use foil_worker::objective::metrics::MetricSums;
@@ -91,15 +91,16 @@ fn gang(workload: &Workload) -> anyhow::Result<Gang> {
         return Ok(Gang::single());
     }
     let (address, port) = workload.rendezvous.rsplit_once(':').context("rendezvous is HOST:PORT")?;
+    let port = port.parse().context("rendezvous is HOST:PORT")?;
     let config = RankConfig {
         address: address.to_owned(),
+        ports: PortRange::ANY,
         device: workload.device()?,
         timeout: Duration::from_secs(60),
     };
-    let port = port.parse().context("rendezvous is HOST:PORT")?;
     let prefix = "bench";
     if workload.rank == 0 {
-        return Ok(RendezvousHost::open_at(config, port)?.gather(workload.world, prefix)?);
+        return Ok(RendezvousHost::open_at(config, PortRange::only(port))?.gather(workload.world, prefix)?);
     }
     let rendezvous = Rendezvous {
         rank: workload.rank,

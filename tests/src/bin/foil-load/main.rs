@@ -14,7 +14,7 @@ mod sockets;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -125,21 +125,35 @@ async fn measure(args: &Args) -> Result<()> {
     ensure!(open == idle_sockets + slow_sockets, "{open} of the sockets could be kept open");
     drop(sockets);
     idle(&service, args.idle_seconds).await;
+    println!("the leader takes {} MiB then", resident_bytes(&leader)? >> 20);
     fail_over(&mut service, leader, queued).await?;
     drop((watched, agents, standby));
     Ok(())
 }
 
-/// Counts what is written while nobody asks for anything.
+/// Counts what is written while nobody asks for anything, from when the last request's writes have ended. The
+/// leader's heartbeat is one small object, written anew every second.
 async fn idle(service: &Service, seconds: u64) {
-    let before = files(&service.at("store"));
-    tokio::time::sleep(Duration::from_secs(seconds)).await;
-    let after = files(&service.at("store"));
+    const QUIET: Duration = Duration::from_secs(3);
+    let store = service.at("store");
+    let asked = Instant::now();
+    let mut since = SystemTime::now();
+    while asked.elapsed() < Duration::from_secs(300) {
+        tokio::time::sleep(QUIET).await;
+        let now = SystemTime::now();
+        if written(&store, since).0 == 0 {
+            break;
+        }
+        since = now;
+    }
     println!(
-        "idle for {seconds} s: {} objects and {} bytes more in the store",
-        after.0.saturating_sub(before.0),
-        after.1.saturating_sub(before.1)
+        "the store was quiet {} s after the last request",
+        asked.elapsed().saturating_sub(QUIET).as_secs()
     );
+    let since = SystemTime::now();
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    let (objects, bytes) = written(&store, since);
+    println!("idle for {seconds} s: {objects} objects and {bytes} bytes written besides the heartbeat");
 }
 
 /// Kills the leader, and waits for the standby to answer with all jobs.
@@ -166,15 +180,24 @@ fn resident_bytes(process: &Process) -> Result<u64> {
 
 /// Number and bytes of the files below a folder.
 fn files(root: &Path) -> (u64, u64) {
+    written(root, SystemTime::UNIX_EPOCH)
+}
+
+/// Number and bytes of the files below a folder that were written since a time, without the leader's
+/// heartbeat.
+fn written(root: &Path, since: SystemTime) -> (u64, u64) {
     let mut folders: Vec<PathBuf> = vec![root.to_owned()];
     let (mut count, mut bytes) = (0, 0);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             match entry.metadata() {
+                Ok(meta) if meta.is_dir() && entry.path().ends_with("meta/leader") => {}
                 Ok(meta) if meta.is_dir() => folders.push(entry.path()),
-                Ok(meta) => (count, bytes) = (count + 1, bytes + meta.len()),
-                // It was deleted meanwhile.
-                Err(_) => {}
+                Ok(meta) if meta.modified().is_ok_and(|modified| modified >= since) => {
+                    (count, bytes) = (count + 1, bytes + meta.len());
+                }
+                // It is older, or was deleted meanwhile.
+                Ok(_) | Err(_) => {}
             }
         }
     }

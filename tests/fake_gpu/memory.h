@@ -1,0 +1,22 @@
+// Device memory and pinned host memory, both in host memory.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Allocator.h>
+
+namespace fake_gpu {
+
+c10::Allocator* device_memory();
+c10::Allocator* pinned_memory();
+// Whether `address` is in pinned memory.
+bool is_pinned(const void* address);
+
+// A tensor of uninitialized device memory, all NaN.
+at::Tensor device_tensor(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType kind);
+
+// The same memory as a CPU tensor.
+at::Tensor on_host(const at::Tensor& tensor);
+// A device tensor with the numbers of a CPU tensor, in its layout where that is dense.
+at::Tensor to_device(const at::Tensor& host);
+
+}  // namespace fake_gpu

@@ -1,0 +1,228 @@
+//! What a process on the stand-in does between two marks.
+
+use std::path::Path;
+
+use foil_common::memory::{self, Batch, Compute, ModelShape, Training, training};
+use foil_common::spec::{self, Normalization, Sampling};
+use foil_torch::autograd::backward;
+use foil_worker::generate::{GenerateRequest, GenerationConfig, NoiseKey, generate};
+use foil_worker::model::{DecoderConfig, LanguageModel, Precision, RewardModel, SaveDtype};
+use foil_worker::objective::metrics::MetricSums;
+use foil_worker::objective::policy::{GroupLoss, LossOutput};
+use foil_worker::train::{
+    Comparison, CompletionGroup, Demonstration, Demonstrations, MicroBatchLoss, Objective, PairRanking,
+    PolicyGroups,
+};
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+const GPU: Device = Device::Cuda(0);
+/// Layers of the models that are compared: the difference is that of so many layers.
+pub(super) const LAYERS: [usize; 2] = [2, 4];
+/// Tokens of the generations that are compared.
+pub(super) const DECODED: [usize; 2] = [4, 12];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scenario {
+    /// A micro-batch of demonstrations in bf16: its loss.
+    Forward,
+    /// Its gradients.
+    Backward,
+    /// A micro-batch of completions that share prompts.
+    SharedForward,
+    Fp32Forward,
+    /// A micro-batch of preference pairs.
+    Preferences,
+    /// Generation of few tokens, and of more.
+    ShortDecode,
+    Decode,
+    /// Loss and gradients of a full micro-batch in bf16.
+    Step,
+    CheckpointedStep,
+    Fp32Step,
+}
+
+impl Scenario {
+    /// The marks around it: sizes that no other copy to the host has.
+    pub(super) fn marks(self, layers: usize) -> (usize, usize) {
+        let first = 100_001 + 200 * self as usize + 20 * layers;
+        (first, first + 1)
+    }
+
+    fn run<T>(self, layers: usize, work: impl FnOnce() -> T) -> T {
+        let (before, after) = self.marks(layers);
+        mark(before);
+        let result = work();
+        mark(after);
+        result
+    }
+}
+
+fn mark(bytes: usize) {
+    drop(Tensor::zeros([bytes as i64], (Kind::Uint8, GPU)).to_device(Device::Cpu));
+}
+
+fn config(layers: usize, hidden: usize) -> DecoderConfig {
+    DecoderConfig::from_hf(&json!({
+        "model_type": "llama", "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers,
+        "head_dim": 16, "num_attention_heads": hidden / 16, "num_key_value_heads": 2, "vocab_size": 101,
+        "max_position_embeddings": 256, "tie_word_embeddings": false,
+    }))
+    .unwrap()
+}
+
+fn model(layers: usize) -> LanguageModel {
+    LanguageModel::from_config(&config(layers, 64), 3, GPU)
+}
+
+/// A model of several buckets of gradients.
+pub(super) fn save_model(dir: &Path) {
+    LanguageModel::from_config(&config(6, 256), 3, Device::Cpu).save(dir, SaveDtype::Fp32).unwrap();
+}
+
+fn sequence(number: u32, length: u32) -> Vec<u32> {
+    (0..length).map(|token| (number * 31 + token * 7) % 101).collect()
+}
+
+/// The loss of all rows, after one that fills tables and caches.
+fn second_loss(scenario: Scenario, layers: usize, objective: &dyn Objective) -> MicroBatchLoss {
+    let rows: Vec<usize> = (0..objective.sets().iter().sum()).collect();
+    drop(objective.loss(&rows).unwrap());
+    scenario.run(layers, || objective.loss(&rows).unwrap())
+}
+
+fn demonstrations(layers: usize) {
+    let model = model(layers);
+    model.parameters().set_requires_grad(true);
+    let rows: Vec<_> =
+        (0..6).map(|id| Demonstration { id, ids: sequence(id as u32, 20), response_start: 8 }).collect();
+    let objective = Demonstrations::new(&model, &rows, Precision::Fp32);
+    drop(second_loss(Scenario::Fp32Forward, layers, &objective));
+    let objective = Demonstrations::new(&model, &rows, Precision::Bf16);
+    let loss = second_loss(Scenario::Forward, layers, &objective).loss;
+    Scenario::Backward.run(layers, || backward(&loss).unwrap());
+}
+
+fn shared_prompts(layers: usize) {
+    let model = model(layers);
+    model.parameters().set_requires_grad(true);
+    let group = |id: u32| CompletionGroup {
+        id: id.into(),
+        prompt: sequence(id, 12),
+        completions: vec![sequence(id + 50, 5), sequence(id + 60, 9)],
+    };
+    let groups: Vec<_> = (0..3).map(group).collect();
+    let loss = |_| {
+        GroupLoss::new(1.0, |log_probs| LossOutput {
+            loss: Tensor::cat(log_probs, 0).sum(Kind::Float),
+            metrics: MetricSums::from_scalars([], GPU),
+        })
+    };
+    let losses: Vec<_> = groups.iter().map(loss).collect();
+    let objective = PolicyGroups {
+        model: &model,
+        groups: &groups,
+        losses: &losses,
+        metrics: &[],
+        precision: Precision::Bf16,
+    };
+    drop(second_loss(Scenario::SharedForward, layers, &objective));
+}
+
+fn preferences(layers: usize) {
+    let model = RewardModel::with_fresh_head(model(layers), 4);
+    model.parameters().set_requires_grad(true);
+    let pair = |id: u32| Comparison {
+        id: id.into(),
+        chosen: sequence(id, 15),
+        rejected: vec![sequence(id + 30, 11)],
+        weight: 1.0,
+        margin: 0.0,
+    };
+    let pairs: Vec<_> = (0..4).map(pair).collect();
+    let objective = PairRanking::new(&model, &pairs, &[], Precision::Bf16, Normalization::Global);
+    drop(second_loss(Scenario::Preferences, layers, &objective));
+}
+
+/// Sequences of a full micro-batch, their length, and the length of their prompts.
+const FULL: [u64; 3] = [24, 50, 15];
+
+fn full_step(scenario: Scenario, layers: usize) {
+    let model = model(layers).with_checkpointing(scenario == Scenario::CheckpointedStep);
+    model.parameters().set_requires_grad(true);
+    let [sequences, length, prompt] = FULL;
+    let row = |id: u64| Demonstration {
+        id,
+        ids: sequence(id as u32, length as u32),
+        response_start: prompt as usize,
+    };
+    let rows: Vec<_> = (0..sequences).map(row).collect();
+    let precision = if scenario == Scenario::Fp32Step { Precision::Fp32 } else { Precision::Bf16 };
+    let objective = Demonstrations::new(&model, &rows, precision);
+    let rows: Vec<usize> = (0..rows.len()).collect();
+    drop(objective.loss(&rows).unwrap());
+    scenario.run(layers, || backward(&objective.loss(&rows).unwrap().loss).unwrap());
+}
+
+/// What the plan foretells of a step of [`full_step`] besides weights, the optimizer's state, and what is not
+/// tensors.
+pub(super) fn planned_memory(scenario: Scenario, layers: usize) -> u64 {
+    let [sequences, length, prompt] = FULL;
+    let shape = ModelShape::from(&config(layers, 64));
+    let tokens = sequences * length;
+    let batch = Batch { tokens, outputs: sequences * (length - prompt), keys: tokens, longest: length };
+    let precision = match scenario {
+        Scenario::Fp32Step => spec::Precision::Fp32,
+        _ => spec::Precision::Bf16,
+    };
+    let compute = Compute { device: spec::DeviceKind::Cuda, precision, threads: 1, masters: true };
+    let checkpointing = scenario == Scenario::CheckpointedStep;
+    let settings = Training { ranks: 1, sharding: spec::Sharding::Ddp, checkpointing, adapters: None };
+    let model = memory::Model { shape: &shape, head: memory::Head::Language };
+    let estimate = training(model, settings, batch, compute);
+    estimate.total() - estimate.weights - estimate.optimizer - estimate.reserve
+}
+
+fn generation(layers: usize) {
+    let model = model(layers);
+    let inference = model.inference(Precision::Bf16, 4).unwrap();
+    let requests: Vec<_> = (0..4)
+        .map(|id| GenerateRequest { prompt_id: id, prompt: sequence(id as u32, 9), samples: 1 })
+        .collect();
+    let noise = NoiseKey { seed: 1, round: 1, purpose: "test".to_owned() };
+    let sample = |max_new_tokens| {
+        let sampling = Sampling { max_new_tokens, ..Sampling::default() };
+        let config = GenerationConfig {
+            sampling: &sampling,
+            // No completion ends early.
+            eos: &[],
+            vocab_size: 101,
+            noise: &noise,
+            max_num_seqs: 4,
+            detokenize: &|_| String::new(),
+        };
+        generate(&inference, &requests, &config, &mut |_, _| ()).unwrap();
+    };
+    // Fills the table of angles for both.
+    sample(DECODED[1]);
+    Scenario::ShortDecode.run(layers, || sample(DECODED[0]));
+    Scenario::Decode.run(layers, || sample(DECODED[1]));
+}
+
+#[test]
+#[ignore = "needs the stand-in, on which another test starts it"]
+fn scenarios_on_the_stand_in() {
+    assert!(std::env::var_os("FAKE_GPU_TRACE").is_some(), "started without the stand-in");
+    tch::set_num_threads(1);
+    foil_torch::runtime::disable_cudnn_attention();
+    foil_torch::runtime::set_deterministic(true).unwrap();
+    for layers in LAYERS {
+        demonstrations(layers);
+        shared_prompts(layers);
+        preferences(layers);
+        generation(layers);
+    }
+    for step in [Scenario::Step, Scenario::CheckpointedStep, Scenario::Fp32Step] {
+        full_step(step, LAYERS[1]);
+    }
+}
