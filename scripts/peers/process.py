@@ -58,7 +58,7 @@ class Runner:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=environment(task.threads, stem.parent),
+                env=environment(task.threads, stem.parent) | own_gpu(task),
                 text=True,
             )
 
@@ -152,6 +152,15 @@ def environment(threads: int, scratch: Path) -> dict[str, str]:
         "TQDM_DISABLE": "1",
         "TMPDIR": str(scratch),
     }
+
+
+def own_gpu(task: Task) -> dict[str, str]:
+    """Ranks share no GPU: each sees its own as the first, by its place among those that the bench sees."""
+    if task.world <= 1 or getattr(task, "device", "cpu") != "cuda":
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(rank) for rank in range(task.world)]
+    return {"CUDA_VISIBLE_DEVICES": gpus[task.rank]}
 
 
 def free_port() -> int:
