@@ -1,12 +1,13 @@
 //! The headers of a model's safetensors files: one `model.safetensors`, or shards under an index.
 
+mod header;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 
 use crate::input_file::{self, LFS_POINTER};
 
@@ -14,8 +15,11 @@ use super::contents;
 use super::names::{EMBEDDINGS, INDEX, LM_HEAD, SCORE, SINGLE};
 use super::{DecoderConfig, HeadKind, ModelFilesError};
 
-/// Maximum size of a header, by the safetensors format.
-const LARGEST_HEADER: u64 = 100_000_000;
+/// Maximum size of a header by the safetensors format.
+const FORMAT_LIMIT: u64 = 100_000_000;
+/// Maximum size of a header that is read: its tensors take some ten times as much memory. A header of a
+/// hundred thousand tensors has some 11 MB.
+const HEADER_LIMIT: u64 = 16 << 20;
 /// Maximum size of an index, whose values take some twenty times as much memory. An index of a hundred
 /// thousand tensors has this size.
 const INDEX_LIMIT: u64 = 8 << 20;
@@ -68,7 +72,7 @@ pub struct WeightFiles {
 /// The length of a file's header, from the first eight bytes of the file.
 ///
 /// # Errors
-/// A length that exceeds the file.
+/// A length that exceeds the file or the limit.
 pub fn header_length(path: &Path, start: &[u8], file_length: u64) -> Result<u64, ModelFilesError> {
     let wrong = |reason: String| ModelFilesError::Weights { path: path.to_owned(), reason };
     let Some(size) = start.first_chunk::<8>() else {
@@ -84,9 +88,14 @@ pub fn header_length(path: &Path, start: &[u8], file_length: u64) -> Result<u64,
         )));
     }
     let size = u64::from_le_bytes(*size);
-    if size > LARGEST_HEADER || size + LENGTH > file_length {
+    if size > FORMAT_LIMIT || size > file_length.saturating_sub(LENGTH) {
         return Err(wrong(format!(
             "it is not a safetensors file: its header claims {size} bytes, but the file has {file_length}; copy it again"
+        )));
+    }
+    if size > HEADER_LIMIT {
+        return Err(wrong(format!(
+            "its header has {size} bytes, more than {HEADER_LIMIT}; save the model in shards (max_shard_size)"
         )));
     }
     Ok(size)
@@ -168,7 +177,7 @@ impl WeightFiles {
     /// A header that does not describe the file; a tensor that another file has too.
     pub fn add(&mut self, path: PathBuf, header: &[u8], file_length: u64) -> Result<(), ModelFilesError> {
         let wrong = |path: &Path, reason: String| ModelFilesError::Weights { path: path.to_owned(), reason };
-        let parsed: Metadata = serde_json::from_slice(header)
+        let parsed = header::parse(header)
             .map_err(|error| wrong(&path, format!("its safetensors header is damaged: {error}")))?;
         let data_start = LENGTH + header.len() as u64;
         let expected = data_start.saturating_add(parsed.data_len() as u64);

@@ -150,9 +150,39 @@ fn a_header_that_does_not_describe_its_file_is_refused() {
     };
     assert!(add(&header, length - 1).contains("cut short or changed"));
     assert!(add(&header[1..], length).contains("damaged"));
+    let limited = |size: u64| header_length(path, &size.to_le_bytes(), 1 << 40).unwrap_err().to_string();
+    assert!(limited((16 << 20) + 1).contains("save the model in shards"));
+    assert!(limited(100_000_001).contains("not a safetensors file"));
     let mut twice = files(&tensors(LANGUAGE));
     let error = twice.add("b.safetensors".into(), &header, length).unwrap_err().to_string();
     assert!(error.contains("also in another shard"), "{error}");
+}
+
+#[test]
+fn a_header_is_read_whatever_its_order_and_refused_beyond_the_format() {
+    let read = |header: &str, data: u64| {
+        let mut files = WeightFiles::default();
+        let length = 8 + header.len() as u64 + data;
+        files.add("a".into(), header.as_bytes(), length).map(|()| files).map_err(|error| error.to_string())
+    };
+    let tensor = |from: u64, shape: &str, more: &str| {
+        format!(r#"{{"data_offsets":[{from},{}],"shape":{shape},"dtype":"U8"{more}}}"#, from + 2)
+    };
+    let (a, b) = (tensor(2, "[2]", ""), tensor(0, "[1,2]", r#","later":[{"x":1}]"#));
+    let files = read(&format!(r#"{{"a":{a},"__metadata__":{{"format":"pt"}},"b":{b}}}"#), 4).unwrap();
+    assert_eq!(files.metadata("format"), Some("pt"));
+    assert_eq!(
+        files.iter().map(|(name, entry)| (name, entry.bytes)).collect::<Vec<_>>(),
+        [("a", 2), ("b", 2)]
+    );
+    assert_eq!(files.get("a").unwrap().start - files.get("b").unwrap().start, 2);
+
+    let error = |header: String| read(&header, 4).unwrap_err();
+    assert!(error(format!(r#"{{"b":{b},"b":{a}}}"#)).contains("tensor b is there twice"));
+    let long = format!("[{}2]", "1,".repeat(64));
+    assert!(error(format!(r#"{{"b":{}}}"#, tensor(0, &long, ""))).contains("a list of at most 64 sizes"));
+    assert!(error(format!(r#"{{"a":{a}}}"#)).contains("damaged"), "a gap before the first tensor");
+    assert!(error("[]".to_owned()).contains("an object of tensors by name"));
 }
 
 #[test]
