@@ -69,7 +69,7 @@ fn job_failure(state: &JobState, cause: &Cause, message: String) -> v1::JobFailu
         class: cause.class.as_str().to_owned(),
         message,
         advice: cause.advice.clone(),
-        phase: state.phase().map(|phase| phase.id.clone()).unwrap_or_default(),
+        phase: state.phase().map(|phase| phase.id.to_string()).unwrap_or_default(),
         rank: cause.rank,
         log_tail: cause.log_tail.clone(),
         round: state.phase().map_or(0, |phase| phase.round),

@@ -100,7 +100,7 @@ pub(crate) fn state(edits: &[Edit]) -> JobState {
 pub(crate) fn after(edits: &[Edit], count: usize) -> JobState {
     let mut state = state(edits);
     let world = state.spec.resources.ranks;
-    let phase = state.phases[0].id.clone();
+    let phase = state.phases[0].id.to_string();
     state.apply(&event(2, Change::AttemptStarted { attempt: 1, phase, world })).expect("it can start");
     for _ in 0..count {
         commit_next(&mut state);
@@ -128,12 +128,12 @@ pub(crate) fn commit_next_with(state: &mut JobState, metrics: impl Fn(&plan::Pha
         name,
         kind: kind.into(),
         job_id: JOB.into(),
-        phase: phase.id.clone(),
+        phase: phase.id.to_string(),
         round: phase.round,
         attempt: 1,
         objects,
     };
     let metrics = metrics(&phase);
-    let done = super::Committed { phase: phase.id, artifact, metrics, seconds: 1.0, steps: None };
+    let done = super::Committed { phase: phase.id.into(), artifact, metrics, seconds: 1.0, steps: None };
     state.apply(&event(3, Change::PhaseCommitted(Box::new(done)))).expect("it can be committed");
 }

@@ -122,7 +122,7 @@ mod tests {
     }
 
     fn break_off(state: &mut JobState) {
-        let (attempt, phase) = (state.attempt, state.phase().unwrap().id.clone());
+        let (attempt, phase) = (state.attempt, state.phase().unwrap().id.to_string());
         let cause = Cause {
             class: CauseClass::Preempted,
             message: String::new(),
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn dropped_checkpoints_and_objects_of_dead_attempts_are_garbage() {
         let mut state = after(&[], 0);
-        let phase = state.phase().unwrap().id.clone();
+        let phase = state.phase().unwrap().id.to_string();
         assert_eq!(applied(&mut state, checkpoint(&phase, 1, 2)), None, "there are few yet");
         assert_eq!(applied(&mut state, checkpoint(&phase, 1, 4)), None);
         break_off(&mut state);
@@ -171,7 +171,7 @@ mod tests {
             garbage.is_garbage(&format!("jobs/{JOB}/phases/{phase}/00000/1-99")),
             "written under a second lease"
         );
-        let next = state.phase().unwrap().id.clone();
+        let next = state.phase().unwrap().id.to_string();
         let running = format!("jobs/{JOB}/phases/{next}/00000/1-1");
         assert!(!garbage.is_garbage(&running));
 

@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn start(state: &mut JobState) {
-        let phase = state.phases[0].id.clone();
+        let phase = state.phases[0].id.to_string();
         let started = Change::AttemptStarted { attempt: 1, phase, world: 2 };
         state.apply(&fixture::event(2, started)).unwrap();
     }
@@ -229,7 +229,8 @@ mod tests {
             (0..100_000).map(|chunk| object(&format!("jobs/{JOB}/{chunk:05}"))).collect();
         let artifact =
             v1::Artifact { name: "samples/all".into(), objects: objects.clone(), ..Default::default() };
-        let done = Committed { phase: phase.id, artifact, metrics: Vec::new(), seconds: 1.0, steps: None };
+        let done =
+            Committed { phase: phase.id.into(), artifact, metrics: Vec::new(), seconds: 1.0, steps: None };
         let change = Change::PhaseCommitted(Box::new(done));
         state.apply(&fixture::event(3, change.clone())).unwrap();
         fixture::commit_next(&mut state);

@@ -156,7 +156,7 @@ fn complete_progress(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
         true => phase.steps.into(),
         false => rows::total(state, phase),
     };
-    let (phase, unit) = (phase.id.clone(), phase.work.unit().to_owned());
+    let (phase, unit) = (phase.id.to_string(), phase.work.unit().to_owned());
     v1::PhaseProgress { phase, done: total, total, unit, step: Vec::new() }
 }
 

@@ -12,7 +12,7 @@ fn crash(state: &mut JobState) {
 }
 
 fn restart(state: &mut JobState) {
-    let (attempt, phase) = (state.attempt + 1, state.phase().unwrap().id.clone());
+    let (attempt, phase) = (state.attempt + 1, state.phase().unwrap().id.to_string());
     state.apply(&event(6, Change::AttemptStarted { attempt, phase, world: 2 })).unwrap();
 }
 
@@ -132,7 +132,7 @@ fn illegal_events_change_nothing() {
     };
     let mut state = after(&[], 1);
     let before = state.clone();
-    let phase = state.phase().unwrap().id.clone();
+    let phase = state.phase().unwrap().id.to_string();
     let stale = Cause::new(CauseClass::Crash, "");
     for change in [
         Change::AttemptStarted { attempt: 2, phase: phase.clone(), world: 2 },
@@ -220,7 +220,7 @@ fn one_checkpoint_in_every_n_steps_is_kept_besides_the_last_three() {
         spec.resources.get_or_insert_default().checkpoint_keep_steps = Some(APART);
     }
     let made = |state: &mut JobState, step| {
-        let phase = state.phase().unwrap().id.clone();
+        let phase = state.phase().unwrap().id.to_string();
         let checkpoint = v1::Checkpoint { phase, step, attempt: 1, objects: vec![] };
         state.apply(&event(4, Change::CheckpointCommitted(checkpoint))).unwrap();
     };

@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn a_phase_that_was_broken_off_has_a_span_in_each_attempt() {
         let mut state = fixture::state(&[]);
-        let phases: Vec<String> = state.phases.iter().map(|phase| phase.id.clone()).collect();
+        let phases: Vec<String> = state.phases.iter().map(|phase| phase.id.to_string()).collect();
         let started =
             |attempt, phase: &str| Change::AttemptStarted { attempt, phase: phase.into(), world: 2 };
         let ended = |attempt, class, message: &str| Change::AttemptEnded {
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn the_first_attempts_are_forgotten_when_there_are_very_many() {
         let mut state = fixture::state(&[]);
-        let phase = state.phases[0].id.clone();
+        let phase = state.phases[0].id.to_string();
         for attempt in 1..=1500 {
             state
                 .apply(&event(1, Change::AttemptStarted { attempt, phase: phase.clone(), world: 2 }))

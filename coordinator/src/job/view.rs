@@ -66,7 +66,7 @@ fn summary(state: &JobState) -> v1::Job {
         phase: if state.is_ended() {
             String::new()
         } else {
-            state.phase().map(|phase| phase.id.clone()).unwrap_or_default()
+            state.phase().map(|phase| phase.id.to_string()).unwrap_or_default()
         },
         phases_done: u32::try_from(state.committed.len()).unwrap_or(u32::MAX),
         attempt: state.attempt,

@@ -48,7 +48,7 @@ impl TooLarge {
 pub(super) fn check(phases: &[Phase], rounds: u32, chunk_prompts: usize) -> Result<(), TooLarge> {
     let found = chunk_prompts;
     if let Some(phase) = phases.iter().find(|phase| phase.chunks > MAX_CHUNKS_PER_PHASE) {
-        return Err(TooLarge::Chunks { found, phase: phase.id.clone(), chunks: phase.chunks });
+        return Err(TooLarge::Chunks { found, phase: phase.id.to_string(), chunks: phase.chunks });
     }
     let chunks = phases.iter().map(|phase| u64::from(phase.chunks)).sum();
     if chunks > MAX_TOTAL_CHUNKS {

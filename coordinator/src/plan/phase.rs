@@ -1,3 +1,4 @@
+use compact_str::{CompactString, format_compact};
 use foil_proto::v1;
 
 /// The work of a phase; together with the round it makes the phase's id.
@@ -91,8 +92,9 @@ impl Work {
 /// One phase of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Phase {
-    /// For example `r02.policy.generate`.
-    pub id: String,
+    /// For example `r02.policy.generate`; nearly all fit without memory of their own, which many jobs' plans
+    /// would be full of.
+    pub id: CompactString,
     /// Round of the phase; 0 for phases before round 1.
     pub round: u32,
     pub work: Work,
@@ -111,8 +113,8 @@ impl Phase {
         Self { id: Self::id_of(round, work), round, work, chunks: 0, steps }
     }
 
-    pub fn id_of(round: u32, work: Work) -> String {
-        format!("r{round:02}.{}", work.name())
+    pub fn id_of(round: u32, work: Work) -> CompactString {
+        format_compact!("r{round:02}.{}", work.name())
     }
 }
 
@@ -130,14 +132,20 @@ impl TryFrom<&v1::PhasePlan> for Phase {
             .into_iter()
             .find(|work| Phase::id_of(wire.round, *work) == wire.id)
             .ok_or_else(|| PlanError { id: wire.id.clone() })?;
-        Ok(Self { id: wire.id.clone(), round: wire.round, work, chunks: wire.chunks, steps: wire.steps })
+        Ok(Self {
+            id: wire.id.as_str().into(),
+            round: wire.round,
+            work,
+            chunks: wire.chunks,
+            steps: wire.steps,
+        })
     }
 }
 
 impl From<&Phase> for v1::PhasePlan {
     fn from(phase: &Phase) -> Self {
         Self {
-            id: phase.id.clone(),
+            id: phase.id.to_string(),
             round: phase.round,
             kind: phase.work.kind().to_owned(),
             chunks: phase.chunks,

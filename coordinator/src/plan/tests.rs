@@ -4,7 +4,7 @@ use super::*;
 use crate::job::fixture::{Edit, datasets, job};
 
 fn ids(edits: &[Edit]) -> Vec<String> {
-    plan(&job(edits), &datasets()).into_iter().map(|phase| phase.id).collect()
+    plan(&job(edits), &datasets()).into_iter().map(|phase| phase.id.to_string()).collect()
 }
 
 #[test]

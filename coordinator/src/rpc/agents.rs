@@ -99,7 +99,7 @@ fn device_of(core: &Core, view: &DeviceView<'_>, of: &View) -> v1::AgentDevice {
             job_name: state.name().to_owned(),
             attempt: process.map_or(state.attempt, |process| process.attempt),
             rank: process.map_or(0, |process| process.rank),
-            phase: state.phase().map(|phase| phase.id.clone()).unwrap_or_default(),
+            phase: state.phase().map(|phase| phase.id.to_string()).unwrap_or_default(),
             since,
         })
     });

@@ -72,7 +72,7 @@ pub(super) fn check_metrics(
     };
     check_counts(cx.state, phase, result)?;
     Ok(first_not_finite(result).map(|metric| v1::TaskFailure {
-        phase: phase.id.clone(),
+        phase: phase.id.to_string(),
         chunk: Some(result.chunk),
         class: v1::FailureClass::Nonfinite.into(),
         message: format!("{metric} of chunk {} is not finite", result.chunk),

@@ -43,7 +43,7 @@ impl GangPhase {
         ranks.release_all();
         let key = format!("{}metrics.jsonl", cx.id.gang_prefix(&phase.id));
         let body = std::mem::take(&mut self.metric_lines);
-        cx.out.effects.push(Effect::WriteSteps { phase: phase.id.clone(), key, body });
+        cx.out.effects.push(Effect::WriteSteps { phase: phase.id.to_string(), key, body });
         self.state = GangState::Committing { artifact, metrics };
         cx.out.because(format!("all ranks finished {} with the same parameters", phase.id));
         Ok(())

@@ -33,7 +33,7 @@ impl AttemptId {
             name,
             kind: kind.to_owned(),
             job_id: self.job.clone(),
-            phase: phase.id.clone(),
+            phase: phase.id.to_string(),
             round: phase.round,
             attempt: self.attempt,
             objects,

@@ -88,7 +88,7 @@ impl StepTaken {
             |name: &str| report.metrics.iter().find(|metric| metric.name == name).map(|found| found.value);
         Self {
             work: phase.work,
-            phase: phase.id.clone(),
+            phase: phase.id.to_string(),
             attempt,
             step: report.step,
             resumed_after,

@@ -57,7 +57,7 @@ pub(super) enum GangState {
 impl GangPhase {
     pub(super) fn new(phase: &Phase, now: Now) -> Self {
         Self {
-            id: phase.id.clone(),
+            id: phase.id.to_string(),
             since: now.mono,
             steps: phase.steps.into(),
             state: GangState::WaitingForRanks,
@@ -273,7 +273,7 @@ impl GangPhase {
         }
         let last = self.last_step.as_ref();
         v1::PhaseProgress {
-            phase: phase.id.clone(),
+            phase: phase.id.to_string(),
             done: last.map_or(0, |last| last.step),
             total: last.map_or(self.steps, |last| last.steps),
             unit: phase.work.unit().to_owned(),

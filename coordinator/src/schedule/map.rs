@@ -38,7 +38,7 @@ pub(super) struct MapPhase {
 
 impl MapPhase {
     pub(super) fn new(phase: &Phase, now: Now) -> Self {
-        Self { id: phase.id.clone(), since: now.mono, seconds: Vec::new(), deaths: BTreeMap::new() }
+        Self { id: phase.id.to_string(), since: now.mono, seconds: Vec::new(), deaths: BTreeMap::new() }
     }
 
     pub(super) fn id(&self) -> &str {
@@ -128,7 +128,7 @@ impl MapPhase {
         }
         let objects = cx.state.chunks.values().map(|done| done.object.clone()).collect();
         let committed = Committed {
-            phase: phase.id.clone(),
+            phase: phase.id.to_string(),
             artifact: cx.id.artifact(phase, objects),
             metrics: finite(stats::metrics(&moments, calibration.as_ref())),
             seconds: cx.now.since(self.since).as_secs_f64(),
@@ -160,7 +160,7 @@ impl MapPhase {
             return activity_progress(phase, activity);
         }
         v1::PhaseProgress {
-            phase: phase.id.clone(),
+            phase: phase.id.to_string(),
             done: done + partial.values().sum::<u64>(),
             total: rows::total(state, phase),
             unit: phase.work.unit().to_owned(),
@@ -183,7 +183,7 @@ fn lease(
     let lease = (cx.id.term << 32) | number;
     let key = format!("{}{}-{}-{number}", cx.id.chunk_prefix(&phase.id, chunk), cx.id.attempt, cx.id.term);
     let held = ChunkLease {
-        phase: phase.id.clone(),
+        phase: phase.id.to_string(),
         chunk,
         lease,
         key: key.clone(),
@@ -204,7 +204,7 @@ fn lease(
 /// A phase's progress while a rank is busy with an activity other than its rows or steps.
 pub(super) fn activity_progress(phase: &Phase, activity: &v1::TaskProgress) -> v1::PhaseProgress {
     let v1::TaskProgress { done, total, unit, .. } = activity.clone();
-    v1::PhaseProgress { phase: phase.id.clone(), done, total, unit, step: Vec::new() }
+    v1::PhaseProgress { phase: phase.id.to_string(), done, total, unit, step: Vec::new() }
 }
 
 /// The metrics that the log and JSON can represent.

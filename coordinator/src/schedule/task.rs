@@ -34,7 +34,7 @@ impl TaskError {
     /// The plan promises something that the job lacks, so no attempt can succeed.
     pub(super) fn into_problem(self, rank: usize, phase: &Phase) -> Problem {
         let failure = v1::TaskFailure {
-            phase: phase.id.clone(),
+            phase: phase.id.to_string(),
             class: v1::FailureClass::Data.into(),
             message: self.to_string(),
             ..Default::default()
@@ -46,7 +46,7 @@ impl TaskError {
 /// Chunk `chunk` (from 0) of a map phase.
 pub(crate) fn lease(job: &JobState, phase: &Phase, chunk: u32) -> Result<Lease, TaskError> {
     let Some(span) = rows::span(job, phase, chunk) else {
-        return Err(TaskError::NoChunk { phase: phase.id.clone(), chunk });
+        return Err(TaskError::NoChunk { phase: phase.id.to_string(), chunk });
     };
     let task = Builder { job, phase }.map(span.set, span.local)?;
     Ok(Lease { task, first: span.first, count: span.count })
@@ -124,7 +124,7 @@ impl Builder<'_> {
     }
 
     fn task(&self, work: TaskWork) -> v1::Task {
-        v1::Task { phase: self.phase.id.clone(), round: self.phase.round, work: Some(work) }
+        v1::Task { phase: self.phase.id.to_string(), round: self.phase.round, work: Some(work) }
     }
 
     fn generate(&self, policy: u32, set: &str, samples: u32) -> Result<TaskWork, TaskError> {
@@ -275,7 +275,7 @@ impl Builder<'_> {
     }
 
     fn missing(&self, what: &str) -> TaskError {
-        TaskError::Missing { phase: self.phase.id.clone(), what: what.to_owned() }
+        TaskError::Missing { phase: self.phase.id.to_string(), what: what.to_owned() }
     }
 }
 

@@ -207,7 +207,7 @@ impl Session {
             Ok(()) => Ok((points, last)),
             // Nobody can bring them back, and the rest is not lost with them.
             Err(status) if matches!(status.code(), Code::DataLoss | Code::NotFound) => {
-                let (job, phase) = (&self.job.id, &facts.phase.id);
+                let (job, phase) = (&self.job.id, facts.phase.id.as_str());
                 tracing::warn!(
                     job,
                     phase,
@@ -233,7 +233,7 @@ impl Session {
         until: u64,
         cx: &Context,
     ) -> Result<bool, Failure> {
-        let phase = facts.phase.id.clone();
+        let phase = facts.phase.id.to_string();
         let mut running = match self.running.take() {
             Some(running) if (running.phase.as_str(), running.attempt) == (phase.as_str(), attempt) => {
                 running

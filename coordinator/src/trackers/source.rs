@@ -211,12 +211,12 @@ mod tests {
     use crate::job::{Cause, CauseClass, Change};
 
     fn checkpoint(state: &JobState, step: u64, attempt: u32) -> Change {
-        let phase = state.phase().unwrap().id.clone();
+        let phase = state.phase().unwrap().id.to_string();
         Change::CheckpointCommitted(v1::Checkpoint { phase, step, attempt, objects: Vec::new() })
     }
 
     fn start(state: &mut JobState, at: u64, attempt: u32) {
-        let phase = state.phase().unwrap().id.clone();
+        let phase = state.phase().unwrap().id.to_string();
         state.apply(&event(at, Change::AttemptStarted { attempt, phase, world: 2 })).unwrap();
     }
 

@@ -29,7 +29,7 @@ pub(crate) async fn plan(args: &PlanArgs) -> Result<()> {
     let reading = tokio::task::spawn_blocking(move || describe(job));
     let planned = reading.await.context("reading the inputs was aborted")??;
     let value = || Ok(show::json(&planned, args.device_memory));
-    let names = || planned.phases.list.iter().map(|phase| phase.id.clone());
+    let names = || planned.phases.list.iter().map(|phase| phase.id.to_string());
     if !output::structured(args.output.format, value, names)? {
         return Ok(());
     }

@@ -62,7 +62,7 @@ fn phases(phases: &Phases) -> String {
         phases
             .list
             .iter()
-            .map(|phase| vec![phase.id.clone(), phase.work.kind().to_owned(), phases.work(phase)]),
+            .map(|phase| vec![phase.id.to_string(), phase.work.kind().to_owned(), phases.work(phase)]),
     );
     report::align(&rows)
 }
@@ -211,7 +211,7 @@ pub(super) fn json(planned: &Planned, device: Option<u64>) -> Value {
     let known = planned.phases.unknown.is_none();
     let phases = planned.phases.list.iter().map(|phase| {
         json!({
-            "id": phase.id,
+            "id": phase.id.as_str(),
             "kind": phase.work.kind(),
             "chunks": (known && phase.chunks > 0).then_some(phase.chunks),
             "steps": (known && phase.steps > 0).then_some(phase.steps),

@@ -143,7 +143,7 @@ impl Core {
         let Some(entry) = self.jobs.get(id) else { return };
         let attempt = entry.state.attempt + 1;
         let world = entry.state.spec.resources.ranks;
-        let phase = entry.state.phase().map(|phase| phase.id.clone()).unwrap_or_default();
+        let phase = entry.state.phase().map(|phase| phase.id.to_string()).unwrap_or_default();
         self.commit(id, Change::AttemptStarted { attempt, phase, world }, "devices are free", now);
         if let Some(entry) = self.jobs.get_mut(id) {
             let new = Attempt::new(&entry.state, attempt, self.term, self.deadlines, now);

@@ -106,7 +106,7 @@ mod tests {
         let check = |request: v1::LogsRequest| {
             Filter::new(&request, &state).map_err(|status| status.message().to_owned())
         };
-        let phase = state.phases[1].id.clone();
+        let phase = state.phases[1].id.to_string();
         check(v1::LogsRequest { rank: Some(1), attempt: Some(1), phase, ..Default::default() }).unwrap();
         let rank = check(v1::LogsRequest { rank: Some(2), ..Default::default() }).unwrap_err();
         assert!(rank.contains("has no rank 2; it has ranks 0 to 1"), "{rank}");

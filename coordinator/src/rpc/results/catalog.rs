@@ -141,7 +141,7 @@ impl Catalog {
 
 impl Column {
     fn of(state: &JobState, round: u32, work: Work, names: &[&str]) -> Option<Self> {
-        let phase = Phase::id_of(round, work);
+        let phase = Phase::id_of(round, work).to_string();
         let done = state.done(&phase)?;
         let mut next = 0;
         let mut bases = vec![None; names.len()];
@@ -153,7 +153,8 @@ impl Column {
             next += chunks_of(rows, state.spec.generation.chunk_prompts);
         }
         let before = round.saturating_sub(1);
-        let scored = |work: Work| Some(Phase::id_of(round, work)).filter(|id| state.done(id).is_some());
+        let scored =
+            |work: Work| Some(Phase::id_of(round, work).to_string()).filter(|id| state.done(id).is_some());
         let (policy, samples, rewards) = match work {
             Work::EvaluatePolicy => (round, 1, Rewards::Inline),
             Work::GeneratePolicy => {

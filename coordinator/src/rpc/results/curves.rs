@@ -117,7 +117,7 @@ impl Reducer {
             curve
         });
         v1::PhaseSteps {
-            phase: phase.id.clone(),
+            phase: phase.id.to_string(),
             round: phase.round,
             kind: phase.work.kind().to_owned(),
             steps: self.steps,

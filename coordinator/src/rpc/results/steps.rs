@@ -148,7 +148,9 @@ fn begun(state: &JobState, wanted: &[String], from: usize) -> Result<(Vec<Begun>
     let committed = state.committed.len();
     let reached = state.phases.iter().enumerate().take(committed + usize::from(runs));
     let mut found = reached
-        .filter(|(_, phase)| phase.work.is_gang() && (wanted.is_empty() || wanted.contains(&phase.id)))
+        .filter(|(_, phase)| {
+            phase.work.is_gang() && (wanted.is_empty() || wanted.iter().any(|id| phase.id == *id))
+        })
         .map(|(at, phase)| {
             let done = state.committed.get(at);
             let lines = done.and_then(|done| done.steps.as_ref()?.objects.first().cloned());

@@ -46,7 +46,7 @@ fn wire_span(state: &JobState, span: &Span) -> v1::TimelineSpan {
         SpanEnd::BrokenOff(at) => (v1::SpanOutcome::BrokenOff, Some(at)),
     };
     v1::TimelineSpan {
-        phase: phase.map(|phase| phase.id.clone()).unwrap_or_default(),
+        phase: phase.map(|phase| phase.id.to_string()).unwrap_or_default(),
         round: phase.map_or(0, |phase| phase.round),
         kind: phase.map(|phase| phase.work.kind().to_owned()).unwrap_or_default(),
         attempt: span.attempt,

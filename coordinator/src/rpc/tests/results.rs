@@ -345,7 +345,7 @@ async fn the_steps_of_many_phases_are_paged() {
         request.page_token = page.next_page_token;
     }
     let planned = plan::plan(&job(long), &datasets()).into_iter().filter(|phase| phase.steps > 0);
-    assert_eq!((phases, pages), (planned.map(|phase| phase.id).collect(), 2));
+    assert_eq!((phases, pages), (planned.map(|phase| phase.id.to_string()).collect(), 2));
     coordinator.stop().await;
 }
 

@@ -30,7 +30,7 @@ fn a_gang_that_waits_replaces_a_rank_with_an_obsolete_chunk() {
 fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
     let mut harness = Harness::new(0);
     let offer = |harness: &Harness| v1::RendezvousOffer {
-        phase: harness.state.phase().unwrap().id.clone(),
+        phase: harness.state.phase().unwrap().id.to_string(),
         attempt: 1,
         host: "127.0.0.1".into(),
         port: 7,

@@ -150,7 +150,7 @@ impl Harness {
     }
 
     fn gang_result(&self, parameters: &str) -> Message {
-        let phase = self.state.phase().unwrap().id.clone();
+        let phase = self.state.phase().unwrap().id.to_string();
         let key = format!("jobs/{JOB}/phases/{phase}/a1/model.safetensors");
         Message::Gang(v1::GangResult {
             phase,
@@ -167,7 +167,7 @@ impl Harness {
 
     fn failure(&self, class: v1::FailureClass) -> Message {
         Message::Failure(v1::TaskFailure {
-            phase: self.state.phase().unwrap().id.clone(),
+            phase: self.state.phase().unwrap().id.to_string(),
             class: class.into(),
             message: format!("it is the {}", class.as_str_name()),
             advice: "do this".into(),
@@ -186,7 +186,7 @@ fn killed(signal: i32) -> v1::RankExited {
 
 /// A rank's progress report in the current phase.
 fn at(harness: &Harness, chunk: u32, done: u64, unit: &str) -> Message {
-    let phase = harness.state.phase().unwrap().id.clone();
+    let phase = harness.state.phase().unwrap().id.to_string();
     let activity = match unit {
         "bytes loaded" => v1::Activity::Loading,
         "bytes downloaded" => v1::Activity::Downloading,

@@ -60,7 +60,7 @@ fn a_gang_goes_on_whether_or_not_its_ranks_were_launched_before_the_failover() {
     assert!(harness.state.phase().unwrap().work.is_gang());
     let gang = harness.gang_of(0);
     harness.hello(0, Some(Task::Gang(gang.clone()))).unwrap();
-    let phase = harness.state.phase().unwrap().id.clone();
+    let phase = harness.state.phase().unwrap().id.to_string();
     let offer = v1::RendezvousOffer { phase, attempt: 1, host: "h".into(), port: 9 };
     harness.report(0, Message::Rendezvous(offer)).unwrap();
     harness.hello(1, None).unwrap();
@@ -75,7 +75,7 @@ fn a_gang_goes_on_whether_or_not_its_ranks_were_launched_before_the_failover() {
     // reconnects later.
     let mut harness = adopted(0);
     harness.hello(0, Some(Task::Gang(harness.gang_of(0)))).unwrap();
-    let phase = harness.state.phase().unwrap().id.clone();
+    let phase = harness.state.phase().unwrap().id.to_string();
     let offer = v1::RendezvousOffer { phase, attempt: 1, host: "h".into(), port: 9 };
     harness.report(0, Message::Rendezvous(offer)).unwrap();
     harness.hello(1, Some(Task::Gang(harness.gang_of(1)))).unwrap();
@@ -88,7 +88,7 @@ fn a_gang_goes_on_whether_or_not_its_ranks_were_launched_before_the_failover() {
 #[test]
 fn a_lost_rank_ends_an_adopted_gang_and_repeated_reports_are_accepted() {
     let mut harness = adopted(1);
-    let before = harness.state.phases[0].id.clone();
+    let before = harness.state.phases[0].id.to_string();
     harness.hello(0, None).unwrap();
     let report = v1::StepReport { phase: before, attempt: 1, step: 1, steps: 1, metrics: vec![] };
     harness.report(0, Message::Step(report)).unwrap();

@@ -9,7 +9,7 @@ use crate::plan::{Phase, bounded, plan};
 use crate::schedule::task::{TaskError, gang_task, lease};
 
 fn ids(edits: &[Edit]) -> Vec<String> {
-    plan(&job(edits), &datasets()).into_iter().map(|phase| phase.id).collect()
+    plan(&job(edits), &datasets()).into_iter().map(|phase| phase.id.to_string()).collect()
 }
 
 fn policy_step(spec: &mut v1::JobSpec) -> &mut v1::PolicyStepSpec {
@@ -220,7 +220,7 @@ fn largest(edits: &[Edit], id: &str) -> (JobState, Phase) {
     let phases = bounded(&job(edits), &submitted.datasets).unwrap();
     submitted.plan.phases = phases.iter().map(Into::into).collect();
     let mut state = JobState::submitted(JOB, 1, submitted).unwrap();
-    let (phase, world) = (state.phases[0].id.clone(), state.spec.resources.ranks);
+    let (phase, world) = (state.phases[0].id.to_string(), state.spec.resources.ranks);
     state.apply(&event(2, Change::AttemptStarted { attempt: 1, phase, world })).unwrap();
     while state.phase().unwrap().id != id {
         commit_next(&mut state);

@@ -38,7 +38,7 @@ fn phase_is_gang(simulator: &Simulator) -> bool {
 
 /// Tasks of the current phase that ranks have.
 fn tasks(simulator: &Simulator) -> usize {
-    let phase = simulator.state().phase().map(|phase| phase.id.clone()).unwrap_or_default();
+    let phase = simulator.state().phase().map(|phase| phase.id.to_string()).unwrap_or_default();
     let of = |task: &v1::RankTask| match &task.task {
         Some(rank_task::Task::Gang(run)) => run.task.as_ref().is_some_and(|task| task.phase == phase),
         Some(rank_task::Task::Chunk(run)) => run.task.as_ref().is_some_and(|task| task.phase == phase),

@@ -59,7 +59,7 @@ fn history(job: Submitted, changes: Vec<(u64, Change)>) -> Vec<Event> {
 fn whole(traceparent: &str) -> Vec<Event> {
     let job = job(traceparent);
     let [gang, map] = &job.plan.phases[..] else { panic!("two phases") };
-    let (gang, map) = (gang.id.clone(), map.id.clone());
+    let (gang, map) = (gang.id.to_string(), map.id.to_string());
     let mut changes = vec![(2000, attempt(1)), (2001, rank(1, 0)), (2002, rank(1, 1))];
     changes.extend([(3000, attempt_ended(1, CauseClass::Crash)), (4000, attempt(2))]);
     changes.extend([(4001, rank(2, 0)), (4002, rank(2, 1)), (5000, committed(&gang))]);
