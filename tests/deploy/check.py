@@ -33,6 +33,7 @@ EVERYTHING = [
     "nameOverride=other",
     "workerPools.cpu.priorityClassName=batch",
     "otlp.endpoint=http://collector.monitoring:4317",
+    "otlp.protocol=http/protobuf",
     "otlp.secret=foil-otlp",
     "trackers.mlflow=https://mlflow.example",
     "trackers.secret=foil-mlflow",
@@ -45,6 +46,7 @@ REFUSED = {
     "image.worker.tag=latest": "/image/worker/tag",
     "workerPools.cpu.device=tpu": "/workerPools/cpu/device",
     "otlp.endpoint=http://user:secret@collector:4317": "/otlp/endpoint",
+    "otlp.protocol=http/json": "/otlp/protocol",
     "trackers.mlflow=https://user:secret@mlflow": "/trackers/mlflow",
 }
 # Labels that Prometheus adds to all series of a pod.

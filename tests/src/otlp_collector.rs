@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
+use std::io::Read;
 use std::sync::{Arc, Mutex};
 
+use flate2::read::GzDecoder;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
@@ -20,13 +22,14 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
-use crate::Certificate;
+use crate::{Certificate, HttpRequest, HttpServer};
 
 /// A span as a process sent it; ids in hex.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,6 +54,43 @@ struct Received {
     metrics: BTreeMap<String, BTreeSet<String>>,
 }
 
+impl Received {
+    fn take_spans(&mut self, request: ExportTraceServiceRequest) {
+        for resource in request.resource_spans {
+            let service = service(resource.resource.as_ref());
+            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            self.spans.extend(spans.map(|span| sent(span, &service)));
+        }
+    }
+
+    fn take_metrics(&mut self, request: ExportMetricsServiceRequest) {
+        for resource in request.resource_metrics {
+            let names = self.metrics.entry(service(resource.resource.as_ref())).or_default();
+            let metrics = resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
+            names.extend(metrics.map(|metric| metric.name));
+        }
+    }
+
+    /// Takes a request as OTLP over HTTP has it, compressed by gzip; the status of the answer.
+    fn take_post(&mut self, request: &HttpRequest) -> u16 {
+        let (kind, encoding) = (request.header("content-type"), request.header("content-encoding"));
+        if (request.method.as_str(), kind, encoding) != ("POST", Some("application/x-protobuf"), Some("gzip"))
+        {
+            return 400;
+        }
+        let mut body = Vec::new();
+        if GzDecoder::new(&request.body[..]).read_to_end(&mut body).is_err() {
+            return 400;
+        }
+        let taken = match request.path.as_str() {
+            "/v1/traces" => Message::decode(&body[..]).map(|request| self.take_spans(request)),
+            "/v1/metrics" => Message::decode(&body[..]).map(|request| self.take_metrics(request)),
+            _ => return 404,
+        };
+        if taken.is_ok() { 200 } else { 400 }
+    }
+}
+
 #[derive(Clone)]
 struct Services {
     received: Arc<Mutex<Received>>,
@@ -61,13 +101,32 @@ struct Services {
 pub struct OtlpCollector {
     url: String,
     received: Arc<Mutex<Received>>,
-    _runtime: Runtime,
+    _server: Running,
+}
+
+/// Ends when it is dropped.
+enum Running {
+    Grpc { _runtime: Runtime },
+    Http { _server: HttpServer },
 }
 
 impl OtlpCollector {
     /// A collector at `https://localhost`, with a certificate for that name.
     pub fn start_with_tls(certificate: &Certificate) -> Self {
         Self::serve(false, Some(certificate))
+    }
+
+    /// A collector of OTLP over HTTP, compressed by gzip, at `https://localhost`, with a certificate for that
+    /// name.
+    pub fn start_http_with_tls(certificate: &Certificate) -> Self {
+        let received = Arc::<Mutex<Received>>::default();
+        let shared = Arc::clone(&received);
+        let server = HttpServer::start(Some(certificate), move |request| {
+            // The answer of protobuf to what was taken whole has no bytes.
+            (shared.lock().expect("no panic").take_post(&request), String::new())
+        });
+        let url = format!("https://localhost:{}", server.address().port());
+        Self { url, received, _server: Running::Http { _server: server } }
     }
 
     /// A collector that takes connections and never answers.
@@ -97,7 +156,7 @@ impl OtlpCollector {
             .add_service(TraceServiceServer::new(services.clone()))
             .add_service(MetricsServiceServer::new(services));
         runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { url, received, _runtime: runtime }
+        Self { url, received, _server: Running::Grpc { _runtime: runtime } }
     }
 
     pub fn url(&self) -> &str {
@@ -124,12 +183,7 @@ impl TraceService for Services {
         if self.hangs {
             pending::<()>().await;
         }
-        let mut received = self.received.lock().expect("no panic");
-        for resource in request.into_inner().resource_spans {
-            let service = service(resource.resource.as_ref());
-            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            received.spans.extend(spans.map(|span| sent(span, &service)));
-        }
+        self.received.lock().expect("no panic").take_spans(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -143,12 +197,7 @@ impl MetricsService for Services {
         if self.hangs {
             pending::<()>().await;
         }
-        let mut received = self.received.lock().expect("no panic");
-        for resource in request.into_inner().resource_metrics {
-            let names = received.metrics.entry(service(resource.resource.as_ref())).or_default();
-            let metrics = resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
-            names.extend(metrics.map(|metric| metric.name));
-        }
+        self.received.lock().expect("no panic").take_metrics(request.into_inner());
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }

@@ -13,6 +13,8 @@ const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT: &str = "00f067aa0ba902b7";
 /// The coordinator's times are in milliseconds, read before the messages that it takes in at them.
 const CLOCK_NANOS: u64 = 100_000_000;
+/// The names of the spans above a rank's part in a gang phase, and its own.
+const OF_GANG: &str = "/submit/job/phase/attempt/rank";
 /// Holds the phase in which the leader is killed.
 const HOLD: &str = "phase.generate=delay@*";
 
@@ -120,17 +122,48 @@ fn assert_is_whole_in_ranks(spans: &BTreeMap<String, SentSpan>, gangs: usize) {
     for id in spans.keys() {
         *paths.entry(path(spans, id)).or_default() += 1;
     }
-    let of_gang = "/submit/job/phase/attempt/rank";
     let of_chunk = "/submit/job/phase/attempt/chunk/rank";
-    assert_eq!(paths[of_gang], 2 * gangs, "two ranks of each gang: {paths:?}");
+    assert_eq!(paths[OF_GANG], 2 * gangs, "two ranks of each gang: {paths:?}");
     assert!(paths[of_chunk] >= paths["/submit/job/phase/attempt/chunk"], "{paths:?}");
     for part in ["load", "rendezvous", "steps", "checkpoint", "save", "deliver"] {
-        assert!(paths.contains_key(&format!("{of_gang}/{part}")), "no {part} in {paths:?}");
+        assert!(paths.contains_key(&format!("{OF_GANG}/{part}")), "no {part} in {paths:?}");
     }
     for part in ["load", "generate", "upload"] {
         assert!(paths.contains_key(&format!("{of_chunk}/{part}")), "no {part} in {paths:?}");
     }
     assert!(spans.values().any(|span| span.service == "foil-rank"));
+}
+
+#[test]
+fn a_trace_and_metrics_come_over_http_too() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let ca = Ca::new(directory.path(), "collectors");
+    let collector = OtlpCollector::start_http_with_tls(&ca.sign("collector", "localhost"));
+    let run = Run::letters()
+        .ranks(2)
+        .set("resources.checkpoint_steps=5")
+        .env("TRACEPARENT", format!("00-{TRACE}-{CLIENT}-01"))
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url())
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        .env("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
+        .env("OTEL_EXPORTER_OTLP_CERTIFICATE", ca.path().to_str().expect("UTF-8"))
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "200");
+    run.finish();
+    let spans = by_id(collector.spans());
+    assert_is_tree(&spans);
+    let gangs: BTreeSet<&str> = spans
+        .values()
+        .filter(|span| span.name == "rank" && path(&spans, &span.id) == OF_GANG)
+        .map(|span| spans[&spans[&span.parent].parent].name.as_str())
+        .collect();
+    assert_eq!(gangs, BTreeSet::from(["phase sft", "phase reward.train", "phase policy.train"]));
+    assert_is_whole_in_ranks(&spans, gangs.len());
+    for (service, metric) in
+        [("foil-coordinator", "foil_steps_committed_total"), ("foil-agent", "foil_agent_ranks")]
+    {
+        assert!(collector.metrics(service).contains(metric), "no {metric} of {service}");
+    }
+    assert!(!run.full_logs().contains("an OTLP collector does not take"), "{}", run.full_logs());
 }
 
 #[test]

@@ -7,16 +7,17 @@
 )]
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backon::{ExponentialBuilder, Retryable};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::collector::{Collector, Rejected, is_transient, reason};
-use super::config::{Config, ConfigError};
+use super::collector::{Collector, Failure, Rejected};
+use super::config::{Config, ConfigError, ENDPOINT};
 use super::{Span, page};
 
 /// Number of spans that wait to be sent; more are dropped.
@@ -86,7 +87,7 @@ impl Exporter {
                 .map_err(|problem| ConfigError { variable: variable.to_owned(), problem })
         };
         if let Some(target) = traces {
-            let collector = collector(target, "OTEL_EXPORTER_OTLP_ENDPOINT")?;
+            let collector = collector(target, ENDPOINT)?;
             let (sender, queue) = mpsc::channel(QUEUE);
             // A second exporter of a process has nothing to send.
             if SPANS.set(sender).is_ok() {
@@ -163,21 +164,32 @@ async fn fill(batch: &mut Vec<Span>, queue: &mut mpsc::Receiver<Span>) {
     while batch.len() < BATCH && queue.recv_many(batch, BATCH - batch.len()).await > 0 {}
 }
 
-/// Tries a call again while the collector is unavailable, but not once the process is to end.
+/// Tries a call again while the collector is unavailable, after pauses that are no shorter than it asks for.
+/// Once the process is to end, there is one more try, also if a try was in progress.
 async fn retried<F>(
     call: impl Fn() -> F,
     pause: Duration,
     stop: &CancellationToken,
-) -> Result<Option<Rejected>, tonic::Status>
+) -> Result<Option<Rejected>, Failure>
 where
-    F: Future<Output = Result<Option<Rejected>, tonic::Status>>,
+    F: Future<Output = Result<Option<Rejected>, Failure>>,
 {
     let pauses = ExponentialBuilder::default()
         .with_min_delay(pause)
         .with_max_delay(10 * pause)
         .with_max_times(RETRIES)
         .with_jitter();
-    call.retry(pauses).when(|status| is_transient(status) && !stop.is_cancelled()).await
+    let ending = stop.clone();
+    let is_last = AtomicBool::new(false);
+    let call = || {
+        is_last.store(stop.is_cancelled(), Ordering::Relaxed);
+        call()
+    };
+    call.retry(pauses)
+        .when(|failure| failure.is_transient && !is_last.load(Ordering::Relaxed))
+        .adjust(|failure, pause| pause.map(|pause| pause.max(failure.pause())))
+        .sleep(move |pause| ending.clone().run_until_cancelled_owned(sleep(pause)))
+        .await
 }
 
 /// Sends what `page` says every `period`, and once more when `stop` is canceled.
@@ -201,6 +213,9 @@ pub(super) async fn send_metrics(
         let points = page::points(&metrics);
         // The next ones say what these would have said.
         let sent = collector.send_metrics(metrics).await;
+        if let Err(failure) = &sent {
+            ticks.reset_after(period.max(failure.pause()));
+        }
         trouble.note(&collector, sent, points);
         if is_last {
             return;
@@ -223,15 +238,16 @@ impl Trouble {
         Self { signal, lost: 0, warned: None, is_told: false }
     }
 
-    fn note(&mut self, collector: &Collector, sent: Result<Option<Rejected>, tonic::Status>, number: u64) {
+    fn note(&mut self, collector: &Collector, sent: Result<Option<Rejected>, Failure>, number: u64) {
         let (number, why) = match sent {
             Ok(None) => return self.recovered(),
             Ok(Some(Rejected { number, reason })) => (number, format!("it rejected them: {reason}")),
-            Err(status) => (number, reason(&status)),
+            Err(failure) => (number, failure.reason),
         };
         dropped(self.signal, number);
         self.lost += number;
         if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_INTERVAL) {
+            let why = collector.shown(why);
             let (signal, lost, collector) = (self.signal, self.lost, collector.address());
             tracing::warn!(signal, lost, collector, why, "an OTLP collector does not take what it is sent");
             (self.lost, self.warned, self.is_told) = (0, Some(Instant::now()), true);

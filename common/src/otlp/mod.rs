@@ -1,4 +1,4 @@
-//! Traces and metrics for an OpenTelemetry collector, by OTLP over gRPC.
+//! Traces and metrics for an OpenTelemetry collector, by OTLP over gRPC or HTTP.
 //!
 //! Spans are values: whoever knows how a piece of work went makes one and gives it to [`send`], which does
 //! nothing where the environment names no collector. Ids derive from names ([`TraceContext`]), so that a

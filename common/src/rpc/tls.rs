@@ -3,13 +3,15 @@
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_rustls::rustls::CertificateError::{
     Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
     UnknownIssuer,
 };
-use tokio_rustls::rustls::Error as Rustls;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, Error as Rustls, RootCertStore};
 use tonic::transport::{ClientTlsConfig, Identity};
 
 use crate::tls::{PemFile, TlsError, system_roots};
@@ -31,22 +33,45 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    /// The configuration for a coordinator at `host`.
+    /// The configuration for a gRPC server at `host`.
     pub(crate) fn config(&self, host: &str) -> Result<ClientTlsConfig, TlsError> {
-        let roots = match &self.ca {
-            Some(ca) => PemFile::read(ca)?.roots()?,
-            None => system_roots()?,
-        };
         let config = ClientTlsConfig::new()
             // An IPv6 address has brackets in a URL, but not in a certificate.
             .domain_name(host.trim_matches(['[', ']']))
-            .trust_anchors(roots.roots)
+            .trust_anchors(self.roots()?.roots)
             .timeout(HANDSHAKE_TIMEOUT);
-        let Some((certificate, key)) = &self.identity else { return Ok(config) };
+        let Some((certificate, key)) = self.identity()? else { return Ok(config) };
+        Ok(config.identity(Identity::from_pem(certificate.bytes(), key.bytes())))
+    }
+
+    /// The configuration for servers that speak HTTP.
+    pub(crate) fn client_config(&self) -> Result<ClientConfig, TlsError> {
+        let roots = self.roots()?;
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Setup)?
+            .with_root_certificates(roots);
+        let Some((certificate, key)) = self.identity()? else { return Ok(builder.with_no_client_auth()) };
+        let chain = certificate.certificates()?;
+        builder
+            .with_client_auth_cert(chain, key.key()?)
+            .map_err(|error| TlsError::invalid(certificate.path(), &error))
+    }
+
+    fn roots(&self) -> Result<RootCertStore, TlsError> {
+        match &self.ca {
+            Some(ca) => PemFile::read(ca)?.roots(),
+            None => system_roots(),
+        }
+    }
+
+    /// The files of this client's certificate and key, whose content can be used.
+    fn identity(&self) -> Result<Option<(PemFile, PemFile)>, TlsError> {
+        let Some((certificate, key)) = &self.identity else { return Ok(None) };
         let (certificate, key) = (PemFile::read(certificate)?, PemFile::read_private(key)?);
         certificate.certificates()?;
         key.key()?;
-        Ok(config.identity(Identity::from_pem(certificate.bytes(), key.bytes())))
+        Ok(Some((certificate, key)))
     }
 
     /// The command line options that give another process these files.

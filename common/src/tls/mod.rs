@@ -7,9 +7,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, RootCertStore};
 
 pub use self::server::{Changes, ServerTls, ServerTlsFiles};
 use crate::private::{self, Exposed};
@@ -23,6 +23,8 @@ pub enum TlsError {
     Missing { path: PathBuf, expected: &'static str },
     #[error("{path} cannot be used: {reason}", path = path.display())]
     Invalid { path: PathBuf, reason: String },
+    #[error("TLS cannot be set up: {0}")]
+    Setup(rustls::Error),
     #[error(transparent)]
     Exposed(#[from] Exposed),
     #[error("this system has no CA certificates; name the CA of the coordinator with --tls-ca")]

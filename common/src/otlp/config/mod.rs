@@ -1,6 +1,8 @@
 //! The standard `OTEL_` variables. A value that cannot be used is an error that names its variable and never
 //! shows the value, which may hold a secret.
 
+mod endpoint;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -14,6 +16,10 @@ use super::list;
 use crate::rpc::TlsFiles;
 use crate::tls::TlsError;
 
+pub(super) use self::endpoint::Protocol;
+
+/// Names the collector of both signals.
+pub(super) const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
@@ -33,6 +39,8 @@ pub struct Config {
 
 /// A collector for one signal.
 pub(super) struct Target {
+    pub(super) protocol: Protocol,
+    /// The URL of its requests; the address of the server for gRPC.
     pub(super) endpoint: Url,
     pub(super) headers: MetadataMap,
     pub(super) timeout: Duration,
@@ -44,8 +52,9 @@ pub(super) struct Target {
 impl fmt::Debug for Target {
     /// Without the headers, which hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { endpoint, headers, timeout, compress, tls } = self;
+        let Self { protocol, endpoint, headers, timeout, compress, tls } = self;
         f.debug_struct("Target")
+            .field("protocol", protocol)
             .field("endpoint", &endpoint.as_str())
             .field("headers", &headers.len())
             .field("timeout", timeout)
@@ -66,7 +75,7 @@ pub struct ConfigError {
 /// The variables that configure the exporters, and how to read them.
 struct Variables<F>(F);
 
-/// One of the two signals, by the word in its variables' names.
+/// One of the two signals.
 #[derive(Clone, Copy)]
 enum Signal {
     Traces,
@@ -74,10 +83,19 @@ enum Signal {
 }
 
 impl Signal {
+    /// The word in its variables' names.
     fn name(self) -> &'static str {
         match self {
             Self::Traces => "TRACES",
             Self::Metrics => "METRICS",
+        }
+    }
+
+    /// The last part of the path of its requests over HTTP.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Traces => "traces",
+            Self::Metrics => "metrics",
         }
     }
 }
@@ -172,10 +190,9 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         if is_wanted == Some(false) {
             return Ok(None);
         }
-        let Some(endpoint) = self.setting(signal, "ENDPOINT", |all, name| all.parse(name, endpoint))? else {
+        let Some((protocol, endpoint)) = self.endpoint(signal, is_wanted.unwrap_or_default())? else {
             return Ok(None);
         };
-        self.setting(signal, "PROTOCOL", |all, name| all.parse(name, protocol))?;
         let headers = self.setting(signal, "HEADERS", |all, name| all.parse(name, headers))?;
         let range = Duration::from_millis(1)..=MAX_TIMEOUT;
         let timeout = self.setting(signal, "TIMEOUT", |all, name| all.milliseconds(name, range.clone()))?;
@@ -185,12 +202,28 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
             _ => TlsFiles::default(),
         };
         Ok(Some(Target {
+            protocol,
             endpoint,
             headers: headers.unwrap_or_default(),
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
             compress: compress.unwrap_or_default(),
             tls,
         }))
+    }
+
+    /// How and where a signal is sent. One that is wanted goes to this machine's collector if none is named.
+    fn endpoint(&self, signal: Signal, is_wanted: bool) -> Result<Option<(Protocol, Url)>, ConfigError> {
+        let named = self.setting(signal, "ENDPOINT", |all, name| {
+            all.parse(name, |text| Ok((text.to_owned(), name.to_owned())))
+        })?;
+        if named.is_none() && !is_wanted {
+            return Ok(None);
+        }
+        let protocol = self.setting(signal, "PROTOCOL", |all, name| all.parse(name, endpoint::protocol))?;
+        let protocol = protocol.unwrap_or_default();
+        let (text, variable) = named.unwrap_or_else(|| (protocol.local().to_owned(), ENDPOINT.to_owned()));
+        let url = protocol.endpoint(&text, signal, variable != ENDPOINT);
+        Ok(Some((protocol, url.map_err(|problem| error(&variable, problem))?)))
     }
 
     /// The files for TLS; they are read once, so that one that cannot be used is an error at the start.
@@ -265,31 +298,6 @@ fn error(variable: &str, problem: impl Into<String>) -> ConfigError {
 fn instance() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}:{}", host.trim(), std::process::id())
-}
-
-fn endpoint(text: &str) -> Result<Url, String> {
-    const EXPECTED: &str =
-        "expected the URL of a collector's gRPC port, http://HOST:PORT or https://HOST:PORT";
-    let url = Url::parse(text).map_err(|problem| format!("{EXPECTED}; {problem}"))?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("a URL must hold no password; give credentials in OTEL_EXPORTER_OTLP_HEADERS".to_owned());
-    }
-    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
-    match (url.scheme(), url.host_str()) {
-        ("http" | "https", Some(_)) if is_bare => Ok(url),
-        ("http" | "https", Some(_)) => Err(format!("{EXPECTED}, without a path")),
-        _ => Err(EXPECTED.to_owned()),
-    }
-}
-
-fn protocol(text: &str) -> Result<(), String> {
-    match text {
-        "grpc" => Ok(()),
-        "http/protobuf" | "http/json" => {
-            Err(format!("{text} is not supported; expected grpc, which collectors take on port 4317"))
-        }
-        _ => Err("expected grpc".to_owned()),
-    }
 }
 
 fn compression(text: &str) -> Result<bool, String> {

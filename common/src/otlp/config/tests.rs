@@ -70,6 +70,7 @@ fn a_wrong_value_is_an_error_that_names_its_variable_and_hides_the_value() {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://hunter2"),
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://user:hunter2@collector:4317"),
         ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://collector:4318/hunter2"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317?key=hunter2"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "hunter2"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2"),
@@ -88,8 +89,73 @@ fn a_wrong_value_is_an_error_that_names_its_variable_and_hides_the_value() {
             "{told}"
         );
     }
-    let protocol = read(&[ENDPOINT, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")]).unwrap_err();
-    assert!(protocol.problem.contains("http/protobuf is not supported"), "{protocol}");
+    let json = read(&[ENDPOINT, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]).unwrap_err();
+    assert!(json.problem.contains("http/json is not supported; expected http/protobuf"), "{json}");
+    let path = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/otlp")]).unwrap_err();
+    assert!(path.problem.contains("set OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf"), "{path}");
+}
+
+/// The protocol and URL of each signal that is sent.
+fn endpoints(variables: &[(&str, &str)]) -> [Option<(Protocol, String)>; 2] {
+    let config = read(variables).unwrap_or_else(|told| panic!("{variables:?}: {told}"));
+    let of = |target: Option<Target>| target.map(|target| (target.protocol, target.endpoint.to_string()));
+    config.map_or([None, None], |config| [of(config.traces), of(config.metrics)])
+}
+
+/// The examples of the specification ("Endpoint URLs for OTLP/HTTP") are among these.
+#[test]
+fn requests_over_http_have_a_path_for_each_signal() {
+    const BOTH: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    const TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+    const METRICS: &str = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT";
+    let http = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+    for (variables, traces, metrics) in [
+        (
+            &[(BOTH, "http://collector:4318")][..],
+            Some("http://collector:4318/v1/traces"),
+            Some("http://collector:4318/v1/metrics"),
+        ),
+        (&[(BOTH, "http://[::1]/")], Some("http://[::1]/v1/traces"), Some("http://[::1]/v1/metrics")),
+        (
+            &[(BOTH, "http://collector:4318/mycollector/")],
+            Some("http://collector:4318/mycollector/v1/traces"),
+            Some("http://collector:4318/mycollector/v1/metrics"),
+        ),
+        (
+            &[(BOTH, "http://collector:4318/mycollector")],
+            Some("http://collector:4318/mycollector/v1/traces"),
+            Some("http://collector:4318/mycollector/v1/metrics"),
+        ),
+        // A signal's own URL is complete.
+        (&[(TRACES, "http://collector:4318")], Some("http://collector:4318/"), None),
+        (&[(TRACES, "http://collector:4318/x/")], Some("http://collector:4318/x/"), None),
+        (
+            &[(BOTH, "http://collector:4318"), (METRICS, "http://other/metrics")],
+            Some("http://collector:4318/v1/traces"),
+            Some("http://other/metrics"),
+        ),
+        // The ports of the specification, for a program that is told to send and not where.
+        (&[("OTEL_TRACES_EXPORTER", "otlp")], Some("http://localhost:4318/v1/traces"), None),
+        (&[("OTEL_METRICS_EXPORTER", "otlp")], None, Some("http://localhost:4318/v1/metrics")),
+        (&[], None, None),
+    ] {
+        let expected = [traces, metrics].map(|url| url.map(|url| (Protocol::Http, url.to_owned())));
+        assert_eq!(endpoints(&[variables, &[http]].concat()), expected, "{variables:?}");
+    }
+}
+
+#[test]
+fn each_signal_may_have_a_protocol_of_its_own() {
+    let of_metrics = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf");
+    let traces = (Protocol::Grpc, "http://collector:4317/".to_owned());
+    let metrics = (Protocol::Http, "http://collector:4317/v1/metrics".to_owned());
+    assert_eq!(endpoints(&[ENDPOINT, of_metrics]), [Some(traces.clone()), Some(metrics)]);
+    let both = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+    let of_metrics = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc");
+    let of_traces = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc");
+    assert_eq!(endpoints(&[ENDPOINT, both, of_metrics, of_traces]), [Some(traces.clone()), Some(traces)]);
+    let local = endpoints(&[("OTEL_TRACES_EXPORTER", "otlp")]);
+    assert_eq!(local, [Some((Protocol::Grpc, "http://localhost:4317/".to_owned())), None]);
 }
 
 #[test]

@@ -41,6 +41,7 @@ https://{{ $name }}-coordinator-{{ $index }}.{{ $name }}-coordinator.{{ $.Releas
 {{- define "foil.otlp" -}}
 {{- with .Values.otlp.endpoint -}}
 - { name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }} }
+- { name: OTEL_EXPORTER_OTLP_PROTOCOL, value: {{ $.Values.otlp.protocol }} }
 - { name: OTEL_RESOURCE_ATTRIBUTES, value: "k8s.namespace.name={{ $.Release.Namespace }},k8s.pod.name=$(POD_NAME)" }
 {{- end -}}
 {{- end }}

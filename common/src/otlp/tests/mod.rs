@@ -1,5 +1,7 @@
 //! The exporter against a collector of the test's own.
 
+mod http;
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex};
