@@ -132,6 +132,11 @@ const GAUGES: &[(&str, &[&str], &str)] = &[
         &[],
         "Fraction of the steps since this coordinator leads that were not taken again.",
     ),
+    (
+        "foil_gpu_memory_bytes",
+        &["phase"],
+        "Peak bytes of tensors on rank 0's GPU since it started, by phase.",
+    ),
     ("foil_grad_norm", &["objective"], "Gradient norm of the latest step, by objective."),
     (
         "foil_kl",
@@ -171,6 +176,12 @@ const HISTOGRAMS: &[(&str, &[&str], &str, &[f64])] = &[
         &[],
         "Time to write, hash and upload a rank's share of a checkpoint.",
         SAVE_SECONDS,
+    ),
+    (
+        "foil_collective_wait_seconds",
+        &["phase"],
+        "Time of a step for which a rank waited for the others, by phase. Of ranks on CPU: on a GPU the device waits, not its host.",
+        STEP_SECONDS,
     ),
     ("foil_log_append_seconds", &[], "Time until a record of the log was durable.", APPEND_SECONDS),
     ("foil_phase_seconds", &["kind"], "Duration of committed phases, by kind.", PHASE_SECONDS),

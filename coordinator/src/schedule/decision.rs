@@ -58,6 +58,7 @@ pub enum Effect {
     },
     Count(Counter),
     Step(StepTaken),
+    Usage(StepUsage),
     Shard(ShardSaved),
 }
 
@@ -96,6 +97,25 @@ impl StepTaken {
             tokens: (value("tokens").unwrap_or_default() as u64).min(MAX_STEP_TOKENS),
             is_finite: value("skipped").unwrap_or_default() == 0.0,
         }
+    }
+}
+
+/// What a step took of a rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepUsage {
+    pub work: Work,
+    pub rank: usize,
+    /// Time for which it waited for the others.
+    pub collective_wait: Option<Duration>,
+    /// Peak bytes of tensors on its GPU.
+    pub device_memory_peak: Option<u64>,
+}
+
+impl StepUsage {
+    pub(super) fn reported(work: Work, rank: usize, report: &StepReport) -> Self {
+        let seconds = report.collective_wait_seconds;
+        let collective_wait = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        Self { work, rank, collective_wait, device_memory_peak: report.device_memory_peak_bytes }
     }
 }
 

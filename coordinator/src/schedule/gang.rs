@@ -9,7 +9,7 @@ use serde_json::{Map as JsonMap, Value};
 use super::assignment::{Assignment, GangMember};
 use super::checkpoints::ShardSet;
 use super::context::{Context, Problem, Sender};
-use super::decision::{Effect, ShardSaved, StepTaken};
+use super::decision::{Effect, ShardSaved, StepTaken, StepUsage};
 use super::diagnosis::FailureSignal;
 use super::error::ProtocolError;
 use super::map::activity_progress;
@@ -179,6 +179,9 @@ impl GangPhase {
         }
         member.watchdog.record_step(cx.now);
         member.step = step;
+        if let Some(phase) = cx.state.phase() {
+            cx.out.effects.push(Effect::Usage(StepUsage::reported(phase.work, rank, &report)));
+        }
         if rank == 0 {
             if let Some(phase) = cx.state.phase() {
                 let earlier = cx.state.checkpoints.iter().filter(|made| made.attempt < cx.id.attempt);

@@ -34,7 +34,7 @@ use std::time::Duration;
 use foil_proto::v1;
 
 pub use attempt::Attempt;
-pub use decision::{Counter, Decision, Effect, Level, ShardSaved, StepTaken};
+pub use decision::{Counter, Decision, Effect, Level, ShardSaved, StepTaken, StepUsage};
 pub use error::ProtocolError;
 pub use report::{
     ChunkReport, GangEvent, GangReport, GangResult, Hello, Report, RunningTask, ShardReport, StepReport,

@@ -82,6 +82,10 @@ pub struct StepReport {
     /// Number of steps of the phase.
     pub steps: u64,
     pub metrics: Vec<v1::Metric>,
+    /// Seconds for which the rank waited for the others, and the peak of its GPU's memory; none from a rank
+    /// that has none.
+    pub collective_wait_seconds: Option<f64>,
+    pub device_memory_peak_bytes: Option<u64>,
 }
 
 /// A rank's shard of the checkpoint after a step.
@@ -139,8 +143,19 @@ impl TryFrom<Message> for Report {
             Message::Progress(progress) => Ok(Self::Progress(progress)),
             Message::Failure(failure) => Ok(Self::Failure(failure)),
             Message::Chunk(result) => result.try_into().map(Self::Chunk),
-            Message::Step(v1::StepReport { phase, attempt, step, steps, metrics }) => {
-                gang(phase, attempt, GangEvent::Step(StepReport { step, steps, metrics }))
+            Message::Step(step) => {
+                let v1::StepReport {
+                    phase,
+                    attempt,
+                    step,
+                    steps,
+                    metrics,
+                    collective_wait_seconds,
+                    device_memory_peak_bytes,
+                } = step;
+                let report =
+                    StepReport { step, steps, metrics, collective_wait_seconds, device_memory_peak_bytes };
+                gang(phase, attempt, GangEvent::Step(report))
             }
             Message::Rendezvous(v1::RendezvousOffer { phase, attempt, host, port }) => {
                 gang(phase, attempt, GangEvent::Rendezvous { host, port })

@@ -126,6 +126,7 @@ impl Simulator {
             | Action::Transition { .. }
             | Action::Count(_)
             | Action::Step { .. }
+            | Action::Usage(_)
             | Action::Shard(_)
             | Action::Erase { .. } => {}
         }

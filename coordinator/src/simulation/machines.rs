@@ -75,7 +75,14 @@ pub(super) fn results(task: &rank_task::Task) -> Vec<Message> {
         rank_task::Task::Gang(run) => {
             let phase = run.task.as_ref().unwrap().phase.clone();
             let metrics = vec![v1::Metric { name: "loss".into(), value: 0.5, se: None }];
-            let step = v1::StepReport { phase, attempt: run.attempt, step: 1, steps: 1, metrics };
+            let step = v1::StepReport {
+                phase,
+                attempt: run.attempt,
+                step: 1,
+                steps: 1,
+                metrics,
+                ..Default::default()
+            };
             vec![Message::Step(step), Message::Gang(gang_result(run))]
         }
     }

@@ -104,7 +104,14 @@ fn messages_of_ranks() {
         v1::TaskProgress { phase: phase(), done: 1, total: 9, unit: "samples".into(), ..Default::default() };
     hold("rank_message", "progress", &rank(Message::Progress(progress)));
     let metrics = vec![metric("loss", 0.5), metric("grad_norm", f64::NAN), metric("seconds", -1.0)];
-    let step = v1::StepReport { phase: phase(), attempt: 1, step: 3, steps: 9, metrics: metrics.clone() };
+    let step = v1::StepReport {
+        phase: phase(),
+        attempt: 1,
+        step: 3,
+        steps: 9,
+        metrics: metrics.clone(),
+        ..Default::default()
+    };
     hold("rank_message", "step", &rank(Message::Step(step)));
     let moments = v1::Moments {
         name: "reward_mean".into(),

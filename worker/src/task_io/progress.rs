@@ -60,6 +60,15 @@ struct LastReport {
     activity: Option<Activity>,
 }
 
+/// What a training step took of this rank.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepUsage {
+    /// Time for which its host waited for other ranks, if it does.
+    pub collective_wait: Option<Duration>,
+    /// Peak bytes of tensors on its GPU since the process started, if it has one.
+    pub device_memory_peak: Option<u64>,
+}
+
 /// Durations of a shard of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardTimes {
@@ -99,13 +108,22 @@ impl Reporter {
     }
 
     /// Reports a training step.
-    pub fn step_done(&self, task: &GangTask, step: u64, steps: u64, metrics: Vec<v1::Metric>) {
+    pub fn step_done(
+        &self,
+        task: &GangTask,
+        step: u64,
+        steps: u64,
+        metrics: Vec<v1::Metric>,
+        usage: StepUsage,
+    ) {
         self.send(Message::Step(v1::StepReport {
             phase: task.phase.name.clone(),
             attempt: task.attempt,
             step,
             steps,
             metrics,
+            collective_wait_seconds: usage.collective_wait.map(|wait| wait.as_secs_f64()),
+            device_memory_peak_bytes: usage.device_memory_peak,
         }));
     }
 

@@ -1,11 +1,12 @@
 //! Metrics of training steps and phases.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use foil_proto::v1;
 use serde::{Deserialize, Serialize};
 
-/// Metrics of one step over the whole gang; equal on all ranks except for `seconds`.
+/// Metrics of one step over the whole gang; equal on all ranks except for `seconds` and `collective_wait`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// From 1.
@@ -21,6 +22,10 @@ pub struct StepMetrics {
     /// Tokens in the global batch, without padding.
     pub tokens: usize,
     pub seconds: f64,
+    /// Time for which this rank waited for the others; none on a GPU, whose host does not wait, and in a
+    /// gang of one.
+    #[serde(skip)]
+    pub collective_wait: Option<Duration>,
     /// The update was skipped because the loss or the gradient was not finite.
     pub skipped: bool,
     /// The objective's own metrics.

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use foil_common::spec::{Normalization, OnNonfinite};
+use foil_torch::c10d;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::checkpoint::{CheckpointMetadata, CheckpointShard, LoadedCheckpoint, PARAMETER};
@@ -165,7 +166,7 @@ impl<'a> Trainer<'a> {
         plan: &StepPlan,
         requests: StepRequests,
     ) -> Result<(StepMetrics, StepRequests), TrainError> {
-        let started = Instant::now();
+        let (started, waited) = (Instant::now(), c10d::waited());
         self.step += 1;
         self.optimizer.zero_grad()?;
         let requests = self.to_device(requests);
@@ -200,10 +201,16 @@ impl<'a> Trainer<'a> {
             rows: plan.items,
             tokens: plan.tokens,
             seconds: started.elapsed().as_secs_f64(),
+            collective_wait: self.waits_on_host().then(|| c10d::waited() - waited),
             skipped: !finite,
             objective: means(objective.metrics(), sums, plan),
         };
         Ok((metrics, agreed))
+    }
+
+    /// Whether this thread waits for the other ranks in collectives.
+    fn waits_on_host(&self) -> bool {
+        self.gang.world() > 1 && self.device == Device::Cpu
     }
 
     /// `[2]`, fp64: a request is agreed if the sum over ranks is above 0.

@@ -63,6 +63,7 @@ class Group {
 // Gloo for CPU tensors; with `nccl`, also NCCL for CUDA tensors.
 std::unique_ptr<Group> new_group(const Store& store, std::int32_t rank, std::int32_t world, rust::Str address,
                                  std::uint64_t timeout_ms, bool nccl);
+std::uint64_t waited_nanoseconds();
 
 class Reducer {
  public:

@@ -91,6 +91,7 @@ mod bridge {
         fn barrier(self: &Group) -> Result<()>;
         fn shutdown(self: &Group) -> Result<()>;
         fn abort(self: &Group) -> Result<()>;
+        fn waited_nanoseconds() -> u64;
 
         type Reducer;
         fn new_reducer(

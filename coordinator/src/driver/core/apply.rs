@@ -117,6 +117,7 @@ impl Core {
             Effect::Step(step) => {
                 self.outbox.actions.push(Action::Step { job: id.to_owned(), at: now.wall, step });
             }
+            Effect::Usage(usage) => self.outbox.actions.push(Action::Usage(usage)),
             Effect::Shard(saved) => self.outbox.actions.push(Action::Shard(saved)),
         }
     }

@@ -29,7 +29,7 @@ use crate::cluster::{Cluster, Liveness, Placement};
 use crate::job::{self, Change, Event, GarbageSet, JobState, JobStatus, PastEvent, StateError, Submitted};
 use crate::queue::{Policy, Wait};
 use crate::schedule::{
-    Attempt, Counter, Deadlines, Hello, Input, Level, ProtocolError, Report, ShardSaved, StepTaken,
+    Attempt, Counter, Deadlines, Hello, Input, Level, ProtocolError, Report, ShardSaved, StepTaken, StepUsage,
 };
 use crate::secret::SecretIssuer;
 
@@ -80,6 +80,7 @@ pub enum Action {
         at: u64,
         step: StepTaken,
     },
+    Usage(StepUsage),
     Shard(ShardSaved),
 }
 

@@ -214,7 +214,11 @@ impl Driver {
                     let store = self.store.patient(STORE_TIMEOUT);
                     garbage::spawn_erasure(store, self.handle.clone(), job, garbage);
                 }
-                Action::Transition { .. } | Action::Count(_) | Action::Step { .. } | Action::Shard(_) => {}
+                Action::Transition { .. }
+                | Action::Count(_)
+                | Action::Step { .. }
+                | Action::Usage(_)
+                | Action::Shard(_) => {}
             }
         }
         for reply in release.replies {

@@ -13,7 +13,7 @@ use self::tracker::{Report, Stage, Tracker};
 use super::core::{Action, Core};
 use crate::clock::Now;
 use crate::job::{Change, Committed, Event};
-use crate::schedule::{Counter, ShardSaved, StepTaken};
+use crate::schedule::{Counter, ShardSaved, StepTaken, StepUsage};
 
 const STATES: [&str; 7] =
     ["queued", "running", "recovering", "cancelling", "succeeded", "failed", "cancelled"];
@@ -127,6 +127,7 @@ impl Telemetry {
                     recovered(self.tracker.progressed(job, *at));
                 }
             }
+            Action::Usage(usage) => used(usage),
             Action::Shard(ShardSaved { stall, upload }) => {
                 metrics::histogram!("foil_checkpoint_stall_seconds").record(stall.as_secs_f64());
                 metrics::histogram!("foil_checkpoint_upload_seconds").record(upload.as_secs_f64());
@@ -197,6 +198,17 @@ fn step_taken(step: &StepTaken, report: Report) {
     metrics::counter!("foil_tokens_total", "phase" => phase).increment(step.tokens);
     if !step.is_finite {
         metrics::counter!("foil_nonfinite_total", "phase" => phase).increment(1);
+    }
+}
+
+fn used(usage: &StepUsage) {
+    let phase = usage.work.name();
+    if let Some(wait) = usage.collective_wait {
+        metrics::histogram!("foil_collective_wait_seconds", "phase" => phase).record(wait.as_secs_f64());
+    }
+    // One rank speaks for all: shares differ little, and a series for each would outlive the job.
+    if let Some(peak) = usage.device_memory_peak.filter(|_| usage.rank == 0) {
+        metrics::gauge!("foil_gpu_memory_bytes", "phase" => phase).set(peak as f64);
     }
 }
 
@@ -293,6 +305,12 @@ mod tests {
             }
             let saved = ShardSaved { stall: Duration::from_millis(20), upload: Duration::from_secs(2) };
             telemetry.action(&Action::Shard(saved));
+            for (rank, millis, memory) in [(1, Some(250), Some(9 << 30)), (0, None, Some(2 << 30))] {
+                let collective_wait = millis.map(Duration::from_millis);
+                let work = crate::plan::Work::TrainPolicy;
+                let usage = StepUsage { work, rank, collective_wait, device_memory_peak: memory };
+                telemetry.action(&Action::Usage(usage));
+            }
         });
         let text = recorder.handle().render();
         for line in [
@@ -304,6 +322,9 @@ mod tests {
             "foil_goodput_ratio 0.6666666666666667\n",
             "foil_checkpoint_stall_seconds_sum 0.02\n",
             "foil_checkpoint_upload_seconds_sum 2\n",
+            "foil_collective_wait_seconds_count{phase=\"policy.train\"} 1\n",
+            "foil_collective_wait_seconds_sum{phase=\"policy.train\"} 0.25\n",
+            "foil_gpu_memory_bytes{phase=\"policy.train\"} 2147483648\n",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

@@ -442,7 +442,14 @@ mod stepping {
             while let Some((step, loss)) = steps.lock().await.recv().await {
                 let metrics = vec![v1::Metric { name: "loss".into(), value: loss, se: None }];
                 let phase = "r00.sft".to_owned();
-                let report = v1::StepReport { phase, attempt: run.attempt, step, steps: 3, metrics };
+                let report = v1::StepReport {
+                    phase,
+                    attempt: run.attempt,
+                    step,
+                    steps: 3,
+                    metrics,
+                    ..Default::default()
+                };
                 send(Message::Step(report)).await.unwrap();
             }
         }

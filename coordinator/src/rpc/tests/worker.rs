@@ -153,7 +153,14 @@ async fn train(store: &Store, outgoing: &mpsc::Sender<v1::RankMessage>, run: v1:
     let phase = run.task.unwrap().phase;
     for step in 1..=2 {
         let metrics = vec![v1::Metric { name: "loss".into(), value: 1.0 / step as f64, se: None }];
-        let report = v1::StepReport { phase: phase.clone(), attempt: run.attempt, step, steps: 2, metrics };
+        let report = v1::StepReport {
+            phase: phase.clone(),
+            attempt: run.attempt,
+            step,
+            steps: 2,
+            metrics,
+            ..Default::default()
+        };
         send(outgoing, Message::Step(report)).await;
     }
     let blake3 = blake3::hash(phase.as_bytes()).to_hex().to_string();

@@ -55,6 +55,8 @@ fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
             step: 1,
             steps: 3,
             metrics: vec![figure.clone(), v1::Metric { name: "seconds".into(), value: -1.0, se: None }],
+            collective_wait_seconds: Some([-1.0, 0.5][rank]),
+            device_memory_peak_bytes: Some(7),
         };
         harness.report(rank, Message::Step(step)).unwrap();
     }
@@ -66,6 +68,12 @@ fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
     });
     // Rank 0 speaks for all; an impossible time is none.
     assert_eq!(steps.collect::<Vec<_>>(), [("sft", 1, 0, None, true)]);
+    let usage = harness.effects.iter().filter_map(|effect| match effect {
+        Effect::Usage(usage) => Some((usage.rank, usage.collective_wait, usage.device_memory_peak)),
+        _ => None,
+    });
+    let half = Some(Duration::from_millis(500));
+    assert_eq!(usage.collect::<Vec<_>>(), [(0, None, Some(7)), (1, half, Some(7))]);
     let progress = harness.attempt.progress(&harness.state).unwrap();
     assert_eq!((progress.done, progress.total), (1, 3));
     let report = harness.gang_result("same");
@@ -107,7 +115,14 @@ fn ranks_that_disagree_end_the_attempt() {
 fn a_hang_blames_the_rank_that_is_behind() {
     let mut harness = Harness::new(0);
     let step = |step| {
-        Message::Step(v1::StepReport { phase: "r00.sft".into(), attempt: 1, step, steps: 3, metrics: vec![] })
+        Message::Step(v1::StepReport {
+            phase: "r00.sft".into(),
+            attempt: 1,
+            step,
+            steps: 3,
+            metrics: vec![],
+            ..Default::default()
+        })
     };
     harness.elapse(500.0);
     harness.report(0, step(1)).unwrap();
@@ -150,7 +165,14 @@ fn slow_loading_is_progress_and_stalled_loading_is_a_hang() {
 #[test]
 fn slow_uploading_is_progress() {
     let mut harness = Harness::new(0);
-    let step = v1::StepReport { phase: "r00.sft".into(), attempt: 1, step: 3, steps: 3, metrics: vec![] };
+    let step = v1::StepReport {
+        phase: "r00.sft".into(),
+        attempt: 1,
+        step: 3,
+        steps: 3,
+        metrics: vec![],
+        ..Default::default()
+    };
     harness.report(0, Message::Step(step)).unwrap();
     assert_eq!(shown(&mut harness), (3, 3, "steps".to_owned()));
     harness.report(1, harness.gang_result("same")).unwrap();

@@ -120,7 +120,14 @@ fn the_last_commit_ends_the_ranks() {
 }
 
 fn step(harness: &mut Harness, rank: usize, step: u64) {
-    let report = v1::StepReport { phase: "r00.sft".into(), attempt: 1, step, steps: 9, metrics: Vec::new() };
+    let report = v1::StepReport {
+        phase: "r00.sft".into(),
+        attempt: 1,
+        step,
+        steps: 9,
+        metrics: Vec::new(),
+        ..Default::default()
+    };
     harness.report(rank, Message::Step(report)).unwrap();
 }
 

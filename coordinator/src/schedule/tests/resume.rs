@@ -90,7 +90,14 @@ fn a_lost_rank_ends_an_adopted_gang_and_repeated_reports_are_accepted() {
     let mut harness = adopted(1);
     let before = harness.state.phases[0].id.to_string();
     harness.hello(0, None).unwrap();
-    let report = v1::StepReport { phase: before, attempt: 1, step: 1, steps: 1, metrics: vec![] };
+    let report = v1::StepReport {
+        phase: before,
+        attempt: 1,
+        step: 1,
+        steps: 1,
+        metrics: vec![],
+        ..Default::default()
+    };
     harness.report(0, Message::Step(report)).unwrap();
 
     let mut harness = adopted(0);

@@ -17,6 +17,7 @@ use crate::model::{Adapter, DecoderConfig, HeadKind, ModelError, Parameters};
 use crate::phase::{PhaseError, TaskContext};
 use crate::task::{Artifact, GangTask, Object};
 use crate::task_io::artifact_cache;
+use crate::task_io::progress::StepUsage;
 use crate::train::{self, Ended, Objective, StepMetrics, Summary, TrainConfig};
 use foil_common::failpoint;
 
@@ -54,7 +55,11 @@ impl TaskContext {
             if log.step(metrics, task.rank) {
                 spans.end(metrics.step);
             }
-            self.reports.step_done(task, metrics.step, metrics.steps, metrics.metrics());
+            let usage = StepUsage {
+                collective_wait: metrics.collective_wait,
+                device_memory_peak: device_memory_peak(),
+            };
+            self.reports.step_done(task, metrics.step, metrics.steps, metrics.metrics(), usage);
         };
         let ended = train::train(objective, parameters, config, &gang, &mut checkpoints, &mut report)?;
         spans.finish();
@@ -79,7 +84,7 @@ impl TaskContext {
             steps = summary.steps,
             loss = summary.loss,
             duration_s = summary.seconds,
-            peak_device_bytes = foil_torch::device_memory::peak().ok().filter(|peak| *peak > 0),
+            peak_device_bytes = device_memory_peak(),
             "training done"
         );
         Ok(summary)
@@ -248,4 +253,9 @@ pub(in crate::phase) fn model_error(start: &Artifact) -> impl Fn(ModelError) -> 
 /// A metric without a standard error.
 pub(in crate::phase) fn metric(name: &str, value: f64) -> Metric {
     Metric { name: name.to_owned(), value, se: None }
+}
+
+/// Peak bytes of tensors on this process's GPU, if it has one.
+fn device_memory_peak() -> Option<u64> {
+    foil_torch::device_memory::peak().ok().filter(|peak| *peak > 0)
 }

@@ -113,6 +113,7 @@ mod tests {
                 rows: 8,
                 tokens: 100,
                 seconds,
+                collective_wait: None,
                 skipped: false,
                 objective: Vec::new(),
             };

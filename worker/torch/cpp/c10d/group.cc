@@ -20,9 +20,23 @@ __asm__(
 
 namespace foil {
 
+namespace {
+
+thread_local std::chrono::steady_clock::duration waited{};
+
+}  // namespace
+
+void add_wait(std::chrono::steady_clock::duration time) { waited += time; }
+
+std::uint64_t waited_nanoseconds() {
+  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count());
+}
+
 void wait_for(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device, Milliseconds timeout) {
   if (device.is_cpu()) {
+    const auto begin = std::chrono::steady_clock::now();
     work->wait();
+    add_wait(std::chrono::steady_clock::now() - begin);
     return;
   }
   // On a GPU, `wait` only orders streams, and NCCL's watchdog would end the whole process if a collective hangs.

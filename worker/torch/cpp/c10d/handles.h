@@ -16,6 +16,9 @@ struct Store::Inner {
   std::uint16_t port = 0;
 };
 
+// Adds to the time for which this thread has waited for collectives of tensors on the CPU.
+void add_wait(std::chrono::steady_clock::duration time);
+
 // Waits on the host until `work` is done, at most for `timeout`.
 void wait_for(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device, Milliseconds timeout);
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <chrono>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
 #include "../tensor_list.h"
@@ -9,20 +10,25 @@ namespace foil {
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 // Sums gradients over the ranks without dividing: the loss is normalized over the global batch.
 class SumHook final : public c10d::CppCommHookInterface<c10::intrusive_ptr<c10d::ProcessGroup>> {
  public:
-  SumHook(c10::intrusive_ptr<c10d::ProcessGroup> group, std::shared_ptr<Trace> trace)
-      : CppCommHookInterface(std::move(group)), trace_(std::move(trace)) {}
+  SumHook(c10::intrusive_ptr<c10d::ProcessGroup> group, std::shared_ptr<Trace> trace,
+          std::shared_ptr<Clock::time_point> last_sent)
+      : CppCommHookInterface(std::move(group)), trace_(std::move(trace)), last_sent_(std::move(last_sent)) {}
   c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override {
     std::vector<at::Tensor> tensors{bucket.getBufferRef()};
     auto sum = state_->allreduce(tensors)->getFuture();
     trace_->sent(static_cast<std::int64_t>(bucket.getIndex()), sum);
+    *last_sent_ = Clock::now();
     return sum;
   }
 
  private:
   std::shared_ptr<Trace> trace_;
+  std::shared_ptr<Clock::time_point> last_sent_;
 };
 
 }  // namespace
@@ -31,6 +37,8 @@ struct Reducer::Inner {
   std::shared_ptr<c10d::Reducer> reducer;
   std::vector<at::Tensor> parameters;
   std::shared_ptr<Trace> trace = std::make_shared<Trace>();
+  // When the last bucket was sent. Autograd's threads write it only while a backward pass runs.
+  std::shared_ptr<Clock::time_point> last_sent = std::make_shared<Clock::time_point>();
   std::vector<std::pair<std::size_t, unsigned>> gradient_hooks;
 
   ~Inner() {
@@ -59,7 +67,8 @@ std::unique_ptr<Reducer> new_reducer(const Group& group, const TensorList& list,
       /*param_names=*/std::unordered_map<std::size_t, std::string>{}, static_cast<std::int64_t>(first_bucket_bytes),
       /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
       /*bucket_bytes_cap_list=*/std::vector<std::int64_t>{});
-  reducer->inner->reducer->register_comm_hook(std::make_unique<SumHook>(process_group, reducer->inner->trace));
+  reducer->inner->reducer->register_comm_hook(
+      std::make_unique<SumHook>(process_group, reducer->inner->trace, reducer->inner->last_sent));
   reducer->inner->parameters = parameters;
   return reducer;
 }
@@ -73,7 +82,12 @@ bool Reducer::rebuild_buckets() const { return inner->reducer->rebuild_buckets()
 
 void Reducer::backward(const at::Tensor& loss) const {
   prepare();
+  const auto begin = Clock::now();
   run_backward(loss);
+  // The last bucket is sent when all gradients are there: what follows is the wait for the sums.
+  if (inner->parameters.front().is_cpu() && *inner->last_sent > begin) {
+    add_wait(Clock::now() - *inner->last_sent);
+  }
 }
 
 void Reducer::check_finalized() const { inner->reducer->check_finalized(); }

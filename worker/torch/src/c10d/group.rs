@@ -14,6 +14,12 @@ pub fn nccl_built() -> bool {
     cfg!(foil_nccl)
 }
 
+/// Time for which this thread has waited so far for other ranks in collectives of tensors on the CPU. Those
+/// of tensors on a GPU are not in it: the device waits for them, while the host goes on.
+pub fn waited() -> Duration {
+    Duration::from_nanos(ffi::waited_nanoseconds())
+}
+
 /// The settings of one process of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessGroupConfig {

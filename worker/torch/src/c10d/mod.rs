@@ -7,7 +7,7 @@ mod reducer;
 mod shards;
 mod store;
 
-pub use group::{ProcessGroup, ProcessGroupConfig, nccl_built};
+pub use group::{ProcessGroup, ProcessGroupConfig, nccl_built, waited};
 pub use reducer::{BucketSizes, Reducer, TraceEvent};
 pub use shards::{ShardStore, Unit};
 pub use store::Store;

@@ -1,4 +1,8 @@
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
 use foil_torch::Error;
+use foil_torch::c10d::{BucketSizes, ProcessGroup, Reducer, waited};
 use tch::{Device, Kind, Tensor};
 
 use crate::harness::{Rank, run};
@@ -33,6 +37,7 @@ pub(crate) fn rank(rank: &Rank) -> String {
     assert_eq!(part, Tensor::from_slice(&expected).to_kind(Kind::Double));
 
     rejects_wrong_arguments(rank);
+    measures_waiting(rank, &group);
     group.barrier().unwrap();
     let mut noise = Tensor::from_slice(&[0.1 + number as f64, 1e-9 / (number as f64 + 3.0)]);
     group.all_reduce(&mut noise).unwrap();
@@ -52,6 +57,34 @@ fn rejects_wrong_arguments(rank: &Rank) {
     ));
     assert!(matches!(group.all_reduce(&mut Tensor::new()), Err(Error::Argument { .. })));
     group.barrier().unwrap();
+}
+
+/// The time of a collective is that for which a rank waits, if another one is late.
+fn measures_waiting(rank: &Rank, group: &ProcessGroup) {
+    let weight = Tensor::ones([4], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let parameters = [weight.shallow_clone()];
+    let mut reducer = Reducer::new(group, &parameters, BucketSizes::default()).unwrap();
+    let loss = || weight.square().sum(Kind::Float);
+    reducer.warm_up(|| Ok::<_, Error>(loss())).unwrap();
+    let mut tensor = Tensor::ones([4], (Kind::Float, Device::Cpu));
+    let sum = |tensor: &mut Tensor| group.all_reduce(tensor).unwrap();
+    let measure = |work: &mut dyn FnMut()| {
+        group.barrier().unwrap();
+        if rank.rank + 1 == rank.world {
+            sleep(Duration::from_millis(500));
+        }
+        let (begun, before) = (Instant::now(), waited());
+        work();
+        let (took, waited) = (begun.elapsed(), waited() - before);
+        assert!(waited <= took, "{waited:?} of {took:?}");
+        // The last rank waits for nobody.
+        assert!(rank.rank + 1 == rank.world || 2 * waited > took, "{waited:?} of {took:?}");
+    };
+    measure(&mut || sum(&mut tensor));
+    measure(&mut || reducer.reduce(&loss()).unwrap());
+    let (before, begun) = (waited(), Instant::now());
+    reducer.accumulate(&loss()).unwrap();
+    assert_eq!(waited(), before, "nobody is waited for in {:?}", begun.elapsed());
 }
 
 #[test]

@@ -150,7 +150,11 @@ impl Simulator {
                 self.pending.push(Pending::Steps { job, phase, key });
             }
             Action::Agent { .. } | Action::Publish { .. } | Action::CollectGarbage(_) => {}
-            Action::Transition { .. } | Action::Count(_) | Action::Step { .. } | Action::Shard(_) => {}
+            Action::Transition { .. }
+            | Action::Count(_)
+            | Action::Step { .. }
+            | Action::Usage(_)
+            | Action::Shard(_) => {}
             Action::Erase { .. } => {}
         }
     }
