@@ -67,6 +67,10 @@ pub(crate) struct AuthArgs {
     /// when it changes, or an https:// URL, fetched every hour and when a token names an unknown key.
     #[arg(long, value_name = "FILE-or-URL", requires = "jwt_issuer", value_parser = str::parse::<KeySource>)]
     jwks: Option<KeySource>,
+    /// CA certificates (PEM) for --jwks of https://, read again at each fetch. Default: those that this system
+    /// trusts
+    #[arg(long, value_name = "FILE", requires = "jwks")]
+    jwks_ca: Option<PathBuf>,
     /// The claim of the principal's name.
     #[arg(long, value_name = "CLAIM", default_value = "sub")]
     jwt_name_claim: String,
@@ -107,6 +111,7 @@ impl AuthArgs {
             issuer: self.jwt_issuer.clone()?,
             audience: self.jwt_audience.clone()?,
             keys: self.jwks.clone()?,
+            keys_ca: self.jwks_ca.clone(),
             name_claim: self.jwt_name_claim.clone(),
             tenant_claim: self.jwt_tenant_claim.clone(),
             role_claim: self.jwt_role_claim.clone(),

@@ -29,6 +29,9 @@ pub struct JwtConfig {
     /// Must be in the claim `aud`.
     pub audience: String,
     pub keys: KeySource,
+    /// CA certificates (PEM), one of which must have signed that of the server of the keys. Default: the
+    /// system's.
+    pub keys_ca: Option<PathBuf>,
     /// The claims that hold name, tenant and role; a path to an inner one has dots.
     pub name_claim: String,
     pub tenant_claim: String,
@@ -107,16 +110,17 @@ impl Verifier {
         changes: &Changes,
         stop: &CancellationToken,
     ) -> Result<Self, ConfigError> {
-        let keys = match &config.keys {
-            KeySource::File(path) => {
+        let keys = match (&config.keys, &config.keys_ca) {
+            (KeySource::File(_), Some(ca)) => {
+                let reason = "it is for keys behind a URL, and --jwks names a file".to_owned();
+                return Err(ConfigError::Invalid { path: ca.clone(), reason });
+            }
+            (KeySource::File(path), None) => {
                 let (path, parse) = (path.clone(), KeySet::parse as fn(&str) -> _);
                 let reading = Reading { path, secrecy: Secrecy::Public, parse, interval: RELOAD_INTERVAL };
                 Keys::File(Watched::start(reading, changes.clone(), stop.clone())?)
             }
-            KeySource::Url(url) => Keys::Remote(
-                RemoteKeys::new(url)
-                    .map_err(|reason| ConfigError::Invalid { path: PathBuf::from(url), reason })?,
-            ),
+            (KeySource::Url(url), ca) => Keys::Remote(RemoteKeys::new(url, ca.as_deref())?),
         };
         Ok(Self { config: config.clone(), keys })
     }

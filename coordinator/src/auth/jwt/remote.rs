@@ -2,13 +2,17 @@
 
 #![expect(clippy::disallowed_methods, reason = "what is fetched has an age")]
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foil_common::tls::PemFile;
 use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::super::watched::ConfigError;
 use super::keys::KeySet;
 
 /// Time between two fetches, so that tokens with invented key ids cause no flood of them.
@@ -23,8 +27,9 @@ const MAX_BYTES: usize = 256 << 10;
 /// The keys of an issuer, kept as they were last fetched.
 #[derive(Debug)]
 pub(super) struct RemoteKeys {
-    client: reqwest::Client,
     url: String,
+    /// CA certificates for the URL in place of the system's.
+    ca: Option<PathBuf>,
     cache: Mutex<Cache>,
 }
 
@@ -38,11 +43,26 @@ struct Cache {
 }
 
 impl RemoteKeys {
-    pub(super) fn new(url: &str) -> Result<Self, String> {
+    /// # Errors
+    /// CA certificates that cannot be used.
+    pub(super) fn new(url: &str, ca: Option<&Path>) -> Result<Self, ConfigError> {
+        let keys = Self { url: url.to_owned(), ca: ca.map(Path::to_owned), cache: Mutex::default() };
+        let path = keys.ca.clone().unwrap_or_else(|| url.into());
+        keys.client().map_err(|reason| ConfigError::Invalid { path, reason })?;
+        Ok(keys)
+    }
+
+    /// A client for one fetch, so that CA certificates may be renewed meanwhile.
+    fn client(&self) -> Result<Client, String> {
         // A redirection could lead to what only this machine reaches.
-        let client = reqwest::Client::builder().redirect(Policy::none()).timeout(TIMEOUT).build();
-        let client = client.map_err(|error| format!("cannot fetch keys: {error}"))?;
-        Ok(Self { client, url: url.to_owned(), cache: Mutex::default() })
+        let mut builder = Client::builder().redirect(Policy::none()).timeout(TIMEOUT);
+        if let Some(ca) = &self.ca {
+            let file = PemFile::read(ca).map_err(|error| error.to_string())?;
+            file.roots().map_err(|error| error.to_string())?;
+            let certificates = Certificate::from_pem_bundle(file.bytes());
+            builder = builder.tls_certs_only(certificates.map_err(|error| error.to_string())?);
+        }
+        builder.build().map_err(|error| format!("cannot fetch keys: {error}"))
     }
 
     /// The keys; fetched first if they are old.
@@ -86,7 +106,7 @@ impl RemoteKeys {
 
     async fn download(&self) -> Result<KeySet, String> {
         let failed = |error: reqwest::Error| error.without_url().to_string();
-        let mut response = self.client.get(&self.url).send().await.map_err(failed)?;
+        let mut response = self.client()?.get(&self.url).send().await.map_err(failed)?;
         if !response.status().is_success() {
             return Err(format!("the answer is {}", response.status()));
         }

@@ -1,3 +1,5 @@
+mod remote;
+
 use std::fs;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -6,8 +8,6 @@ use aws_lc_rs::signature::KeyPair as _;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 
 use super::claims::LEEWAY;
 use super::*;
@@ -117,6 +117,7 @@ fn config(keys: KeySource) -> JwtConfig {
         issuer: "https://id.example.com".into(),
         audience: "foil".into(),
         keys,
+        keys_ca: None,
         name_claim: "sub".into(),
         tenant_claim: "tenant".into(),
         role_claim: "role".into(),
@@ -316,59 +317,4 @@ fn keys_are_fetched_safely_or_read_from_a_file() {
     for wrong in ["http://id.example.com/keys", "ftp://127.0.0.1/x", "https://"] {
         assert!(parse(wrong).is_err(), "{wrong}");
     }
-}
-
-/// A server that answers with what `body` holds at the time; counts its answers.
-async fn key_server(body: Arc<std::sync::Mutex<String>>) -> (String, Arc<std::sync::atomic::AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/keys", listener.local_addr().unwrap());
-    let answers = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let counted = Arc::clone(&answers);
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = [0; 4096];
-            let _ = stream.read(&mut request).await;
-            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let body = body.lock().unwrap().clone();
-            let head =
-                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-            let _ = stream.write_all((head + &body).as_bytes()).await;
-        }
-    });
-    (url, answers)
-}
-
-#[tokio::test]
-async fn keys_behind_a_url_rotate_and_unknown_ones_cause_no_flood() {
-    let (old, new) = (Signer::ed25519(), Signer::ed25519());
-    let body = Arc::new(std::sync::Mutex::new(set(&[old.jwk("old")])));
-    let (url, answers) = key_server(Arc::clone(&body)).await;
-    let fetched = || answers.load(std::sync::atomic::Ordering::SeqCst);
-    let verifier =
-        Verifier::start(&config(KeySource::Url(url)), &Changes::default(), &CancellationToken::new())
-            .unwrap();
-    assert_eq!(fetched(), 0, "nothing before the first token");
-    for _ in 0..3 {
-        verifier.verify(&old.issue("old", &claims()), now()).await.unwrap();
-    }
-    assert_eq!(fetched(), 1);
-    *body.lock().unwrap() = set(&[new.jwk("new")]);
-    for number in 0..50 {
-        let refused = verifier.verify(&new.issue(&format!("invented-{number}"), &claims()), now()).await;
-        assert!(refused.unwrap_err().contains("no such key"));
-    }
-    assert_eq!(fetched(), 1, "not again so soon");
-    verifier.rewind_fetch().await;
-    verifier.verify(&new.issue("new", &claims()), now()).await.unwrap();
-    assert_eq!(fetched(), 2);
-    assert!(verifier.verify(&old.issue("old", &claims()), now()).await.is_err(), "it was withdrawn");
-    // An unreadable set of keys changes nothing.
-    for broken in ["nonsense".to_owned(), "x".repeat(300 << 10)] {
-        *body.lock().unwrap() = broken;
-        verifier.rewind_fetch().await;
-        assert!(verifier.verify(&old.issue("old", &claims()), now()).await.is_err());
-        verifier.verify(&new.issue("new", &claims()), now()).await.unwrap();
-    }
-    assert_eq!(fetched(), 4);
 }
