@@ -122,8 +122,8 @@ impl ModelText {
     /// Refuses tokens that only added_tokens.json names: versions of transformers add them in different ways.
     fn require_added_tokens(&self, bytes: &[u8]) -> Result<(), TextError> {
         let fail = |what: String| TextError::File { file: self.file(ADDED_TOKENS), what };
-        let added = input_file::json(bytes).map_err(|error| fail(format!("not JSON: {error}")))?;
-        let tokenizer = input_file::json(&self.tokenizer).unwrap_or_default();
+        let added: Value = input_file::json(bytes).map_err(|error| fail(format!("not JSON: {error}")))?;
+        let tokenizer: Value = input_file::json(&self.tokenizer).unwrap_or_default();
         let is_known = |token: &str| {
             tokenizer["model"]["vocab"].get(token).is_some()
                 || tokenizer["added_tokens"]

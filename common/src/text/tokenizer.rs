@@ -2,6 +2,7 @@
 
 use super::{ModelText, TextError};
 use crate::{contain, input_file};
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use tokenizers::{AddedToken, Tokenizer};
@@ -10,19 +11,32 @@ use tokenizers::{AddedToken, Tokenizer};
 /// character of three bytes, a few times over.
 const MAX_GROWTH: u64 = 1000;
 
+/// The parts of a tokenizer that change texts; the vocabulary beside them is left alone.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Parts {
+    normalizer: Value,
+    decoder: Value,
+    pre_tokenizer: Value,
+}
+
 pub(super) fn read(files: &ModelText) -> Result<Tokenizer, TextError> {
     let name = files.file("tokenizer.json");
     let fail = |what: String| TextError::File { file: name.clone(), what };
-    let raw = input_file::json(&files.tokenizer).map_err(|error| fail(format!("unreadable: {error}")))?;
-    for part in ["normalizer", "decoder", "pre_tokenizer"] {
-        let growth = growth(&raw[part]);
+    let parts: Parts =
+        input_file::json(&files.tokenizer).map_err(|error| fail(format!("unreadable: {error}")))?;
+    for (part, settings) in [
+        ("normalizer", &parts.normalizer),
+        ("decoder", &parts.decoder),
+        ("pre_tokenizer", &parts.pre_tokenizer),
+    ] {
+        let growth = growth(settings);
         if growth > MAX_GROWTH {
             return Err(fail(format!(
                 "its {part} may make a text {growth} times longer; at most {MAX_GROWTH} times is read"
             )));
         }
     }
-    drop(raw);
     let mut tokenizer = guarded(&name, || Tokenizer::from_bytes(&files.tokenizer))?
         .map_err(|error| fail(format!("unreadable: {error}")))?;
     tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;

@@ -73,11 +73,11 @@ pub const TARGETS: [Target; 22] = [
     target("job_file", job::job_file, "yaml", 64, 600),
     target("job_spec", wire::job_spec, "bin", 32, 1000),
     target("log_record", log::record, "bin", 16, 2000),
-    target("model_config", model::config, "json", 128, 1000),
+    target("model_config", model::config, "json", 192, 1000),
     target("rank_message", wire::rank_message, "bin", 32, 2000),
     target("rows", data::rows, "jsonl", 64, 600),
     target("safetensors", model::safetensors, "safetensors", 64, 600),
-    target("shard_index", model::shard_index, "json", 256, 600),
+    target("shard_index", model::shard_index, "json", 128, 600),
     target("snapshot", log::snapshot, "bin", 16, 1000),
     target("tokenizer", model::tokenizer, "json", 512, 150),
 ];

@@ -55,7 +55,7 @@ pub(super) fn config(input: &[u8]) -> Verdict {
     if input.len() as u64 > DecoderConfig::SIZE_LIMIT {
         return Verdict::Refused;
     }
-    let Ok(value) = input_file::json(input) else { return Verdict::Refused };
+    let Ok(value) = input_file::json::<Value>(input) else { return Verdict::Refused };
     let Ok(config) = DecoderConfig::from_hf(&value) else { return Verdict::Refused };
     let written = config.to_hf(HeadKind::LanguageModel, SaveDtype::default());
     let again = DecoderConfig::from_hf(&written);

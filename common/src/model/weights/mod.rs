@@ -1,6 +1,7 @@
 //! The headers of a model's safetensors files: one `model.safetensors`, or shards under an index.
 
 mod header;
+mod index;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -11,6 +12,7 @@ use safetensors::Dtype;
 
 use crate::input_file::{self, LFS_POINTER};
 
+use self::index::Index;
 use super::contents;
 use super::names::{EMBEDDINGS, INDEX, LM_HEAD, SCORE, SINGLE};
 use super::{DecoderConfig, HeadKind, ModelFilesError};
@@ -20,8 +22,8 @@ const FORMAT_LIMIT: u64 = 100_000_000;
 /// Maximum size of a header that is read: its tensors take some ten times as much memory. A header of a
 /// hundred thousand tensors has some 11 MB.
 const HEADER_LIMIT: u64 = 16 << 20;
-/// Maximum size of an index, whose values take some twenty times as much memory. An index of a hundred
-/// thousand tensors has this size.
+/// Maximum size of an index, whose names take some ten times as much memory. An index of a hundred thousand
+/// tensors has this size.
 const INDEX_LIMIT: u64 = 8 << 20;
 /// Size of the field before the header, which holds its length.
 const LENGTH: u64 = 8;
@@ -106,19 +108,11 @@ pub fn header_length(path: &Path, start: &[u8], file_length: u64) -> Result<u64,
 /// # Errors
 /// An index that is not JSON or maps a tensor to something else.
 pub fn shards(path: &Path, index: &[u8]) -> Result<BTreeMap<String, String>, ModelFilesError> {
-    let index = ModelFilesError::parse(path, index)?;
-    let wrong = |reason: String| ModelFilesError::Weights { path: path.to_owned(), reason };
-    let map =
-        index["weight_map"].as_object().ok_or_else(|| wrong("weight_map is not an object".to_owned()))?;
-    let plain = |file: &str| !file.is_empty() && Path::new(file).file_name() == Some(file.as_ref());
-    map.iter()
-        .map(|(tensor, file)| match file.as_str() {
-            Some(file) if plain(file) => Ok((tensor.clone(), file.to_owned())),
-            _ => Err(wrong(format!(
-                "weight_map.{tensor}: found {file}, expected the name of a file beside it"
-            ))),
-        })
-        .collect()
+    let read = input_file::json(index).map_err(|error| ModelFilesError::Weights {
+        path: path.to_owned(),
+        reason: format!("it is not an index of shards: {error}"),
+    });
+    read.map(|index: Index| index.weight_map.0)
 }
 
 impl WeightFiles {

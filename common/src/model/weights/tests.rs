@@ -194,9 +194,12 @@ fn an_index_maps_tensors_to_plain_file_names() {
     files.require_shards(index, &map).unwrap();
     let other = read(json!({ "weight_map": { "lm_head.weight": "b.safetensors" } })).unwrap();
     assert!(files.require_shards(index, &other).unwrap_err().to_string().contains("lm_head.weight"));
-    for file in [json!("../a"), json!(""), json!(3)] {
-        let error = read(json!({ "weight_map": { "a": file } })).unwrap_err().to_string();
-        assert!(error.contains("weight_map.a"), "{error}");
+    for file in [json!("../a"), json!(""), json!(3), json!([["b"]])] {
+        let error = read(json!({ "metadata": [1], "weight_map": { "a": file } })).unwrap_err().to_string();
+        assert!(error.contains("weight_map.a") && error.contains("index.json"), "{error}");
     }
-    assert!(read(json!({})).is_err());
+    for index in [json!({}), json!([]), json!({ "weight_map": ["a"] })] {
+        let error = read(index).unwrap_err().to_string();
+        assert!(error.contains("it is not an index of shards") && !error.contains("JSON: "), "{error}");
+    }
 }
