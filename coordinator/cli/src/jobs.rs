@@ -151,6 +151,12 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
     if !sources.is_empty() {
         stdout::line(&format!("\ndata\n  {}", sources.join("\n  ")))?;
     }
+    if !job.warnings.is_empty() {
+        stdout::line("\nwarnings of the submission")?;
+    }
+    for warning in &job.warnings {
+        stdout::prose(&format!("  {warning}"))?;
+    }
     if let Some(spec) = &job.spec {
         stdout::line(&format!("\n{}", report::outline(spec)))?;
         let spec = spec::in_lists(serde_json::to_value(spec)?);

@@ -85,6 +85,7 @@ pub(crate) fn submitted(edits: &[Edit]) -> Submitted {
         owner: String::new(),
         traceparent: String::new(),
         received_at: 0,
+        warnings: Vec::new(),
     }
 }
 

@@ -99,6 +99,22 @@ fn a_submission_of_an_older_log_belongs_to_the_default_tenant() {
 }
 
 #[test]
+fn warnings_survive_the_log_and_are_in_no_list() {
+    let warnings = vec!["evaluation_prompts: 3 of its 10 prompts (3 rows) are in preferences too".to_owned()];
+    let submitted = Submitted { warnings: warnings.clone(), ..fixture::submitted(&[]) };
+    let bytes = rmp_serde::to_vec_named(&event(1, Change::Submitted(Box::new(submitted)))).unwrap();
+    let Change::Submitted(read) = rmp_serde::from_slice::<Event>(&bytes).unwrap().change else { panic!() };
+    let state = JobState::submitted(fixture::JOB, 1, *read).unwrap();
+    assert_eq!(view::job(&state).warnings, warnings);
+    assert_eq!(view::listed(&state).warnings, [] as [String; 0]);
+
+    let old = rmp_serde::to_vec_named(&fixture::submitted(&[])).unwrap();
+    let named = |bytes: &[u8]| bytes.windows(8).any(|window| window == b"warnings");
+    assert!(!named(&old) && named(&bytes), "a log without any is as older versions wrote it");
+    assert_eq!(rmp_serde::from_slice::<Submitted>(&old).unwrap().warnings, [] as [String; 0]);
+}
+
+#[test]
 fn a_cause_of_an_older_log_has_no_detail() {
     let cause = Cause::new(CauseClass::Crash, "rank 1 crashed");
     let mut old = serde_json::to_value(&cause).unwrap();

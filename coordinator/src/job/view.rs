@@ -22,6 +22,7 @@ pub fn job(state: &JobState) -> v1::Job {
         spec: Some(state.wire_spec()),
         start: metrics_of(state, 0, Work::EvaluatePolicy).to_vec(),
         plan: Some(v1::Plan { phases: Vec::new(), datasets: state.submitted.plan.datasets.clone() }),
+        warnings: state.submitted.warnings.clone(),
         ..summary(state)
     };
     let mut room = JOB_BYTES.saturating_sub(job.encoded_len());

@@ -13,7 +13,7 @@ use super::compatibility::{POLICY, REWARD};
 use super::encoders::Encoders;
 use super::sets::Sets;
 use super::source_counts::{EQUAL_TOKENS, UNENCODABLE};
-use super::{Models, ResolveError};
+use super::{EXAMPLE, Models, ResolveError};
 
 /// Minimum number of rows per thread.
 const ROWS_PER_THREAD: usize = 256;
@@ -221,8 +221,7 @@ impl Checker<'_> {
         }
         if let Some(first) = equal.first() {
             warnings.push(format!(
-                "{name}: {} of {} {} left out because the answers are the same tokens, cut to {} as they are; the first is \
-                 {first}",
+                "{name}: {} of {} {} left out because the answers are the same tokens, cut to {} as they are{EXAMPLE}{first}",
                 equal.len(),
                 counted(count, "pair"),
                 are(equal.len()),

@@ -41,6 +41,14 @@ pub use self::request::Request;
 pub use self::resolver::{ChildConfig, Resolver};
 use self::sets::Sets;
 
+/// Start of the end of a warning that quotes a row.
+const EXAMPLE: &str = "; the first is ";
+
+/// A warning without the row that it quotes, for readers who may not have the data.
+pub fn without_example(warning: &str) -> &str {
+    warning.split_once(EXAMPLE).map_or(warning, |(told, _)| told)
+}
+
 /// A job's inputs in the form that its phases use.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Resolved {

@@ -13,12 +13,11 @@ use foil_common::spec::{self, GeneratorName};
 use foil_common::text::Encoder;
 use foil_proto::v1;
 
-use super::Models;
-use super::ResolveError;
 use super::encoders::Encoders;
 use super::load::{Source, Sources};
 use super::select::Selection;
 use super::source_counts::{LIMIT, SourceCount};
+use super::{EXAMPLE, Models, ResolveError};
 
 /// Number of parts of benchmarks that accuracy is measured on.
 const MAX_GROUPS: usize = 128;
@@ -235,7 +234,7 @@ impl Sets {
         summary.first_bad.extend(examples.iter().take(room).cloned());
         let first = examples.first().map(String::as_str).unwrap_or_default();
         self.warnings.push(format!(
-            "{name}: {} {} left out; the first is {first}",
+            "{name}: {} {} left out{EXAMPLE}{first}",
             counted(bad, "bad row"),
             are(bad)
         ));

@@ -139,17 +139,17 @@ impl JobsService {
             owner: caller.name.clone(),
             traceparent,
             received_at,
+            warnings: bounded_warnings(resolved.warnings),
         };
-        let mut warnings = resolved.warnings;
         // Reading the inputs takes a while, after which another coordinator may lead.
         let driver = self.driver(caller)?;
-        warnings.extend(device_warning(&driver, job).await?);
+        let shortage = device_warning(&driver, job).await?;
         let found = driver.submit(id, submitted).await.map_err(|error| match error {
             SubmitError::Refused(why) => refused(&request_id, &why),
             other => not_submitted(other),
         })?;
         caller.changes_by(&format!("job/{}", found.job.id), &request_id);
-        existing(found, &request_id, &spec_hash, bounded_warnings(warnings))
+        existing(found, &request_id, &spec_hash, shortage)
     }
 }
 
@@ -174,7 +174,7 @@ impl Jobs for JobsService {
                 return Err(bad_field("request_id", &problem));
             }
             if let Some(found) = driver.find(&request_id).await.map_err(stopped)? {
-                return existing(found, &request_id, &spec_hash, Vec::new()).map(Response::new);
+                return existing(found, &request_id, &spec_hash, None).map(Response::new);
             }
         }
         let mut job = spec::Job::try_from(wire).map_err(|error| bad_spec(&error))?;
@@ -349,12 +349,13 @@ fn wire_plan(phases: &[plan::Phase], datasets: Vec<v1::DatasetSummary>) -> v1::P
     v1::Plan { phases: phases.iter().map(Into::into).collect(), datasets }
 }
 
-/// The response for the job of a request id, if it has the same specification.
+/// The response for the job of a request id, if it has the same specification: its own warnings, also for
+/// who asks again because an answer was lost, and one about devices.
 fn existing(
     found: Found,
     request_id: &str,
     spec_hash: &str,
-    warnings: Vec<String>,
+    shortage: Option<String>,
 ) -> Result<v1::SubmitResponse, Status> {
     if found.spec_hash != spec_hash {
         return Err(other_spec(request_id, &found.job.id));
@@ -362,14 +363,32 @@ fn existing(
     Ok(v1::SubmitResponse {
         resolved: found.job.spec.clone(),
         plan: found.job.plan.clone(),
+        warnings: found.job.warnings.iter().cloned().chain(shortage).collect(),
         job: Some(found.job),
-        warnings,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_that_is_repeated_has_the_warnings_of_its_job() {
+        let kept = "data.golden: 1 duplicate row is left out".to_owned();
+        let found = || Found {
+            spec_hash: "h".into(),
+            job: v1::Job { warnings: vec![kept.clone()], ..Default::default() },
+        };
+        let told = |shortage: Option<&str>| {
+            let response = existing(found(), "r", "h", shortage.map(str::to_owned)).unwrap();
+            (response.warnings, response.job.unwrap().warnings)
+        };
+        assert_eq!(told(None), (vec![kept.clone()], vec![kept.clone()]));
+        // What the workers had at the time is no property of the job.
+        let shortage = "resources.ranks: the job wants 8";
+        assert_eq!(told(Some(shortage)), (vec![kept.clone(), shortage.to_owned()], vec![kept.clone()]));
+        assert!(existing(found(), "r", "other", None).is_err());
+    }
 
     #[test]
     fn a_shortage_of_devices_is_a_warning() {

@@ -161,13 +161,28 @@ fn measured(card: &Card<'_>) -> String {
         "kept for evaluation"
     };
     let other = if apart.is_empty() { "" } else { "other " };
-    format!(
-        "\nMeasured on {}, {rows}.{} Their prompts may be in {other}training sets too: \
-         the warnings of the submission count those. Intervals are the mean ± 1.96 standard errors, for rates Wilson's; rows \
-         of one prompt are one cluster.\n",
+    let found: Vec<String> =
+        warnings(made, |warning| evaluation::is_about(warning, &sets)).map(|line| line + "\n").collect();
+    let shared = match found.is_empty() {
+        true => format!(" Their prompts may be in {other}training sets too."),
+        false => String::new(),
+    };
+    let mut text = format!(
+        "\nMeasured on {}, {rows}.{}{shared} Intervals are the mean ± 1.96 standard errors, for rates Wilson's; rows of one \
+         prompt are one cluster.\n",
         sets.iter().map(of).collect::<Vec<_>>().join(", "),
         apart.concat(),
-    )
+    );
+    if !found.is_empty() {
+        let _ = write!(text, "\nThe submission of the job found about them:\n\n{}", found.concat());
+    }
+    text
+}
+
+/// The warnings of the job's submission that are wanted, as lines of a list.
+fn warnings(made: &super::Provenance, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = String> {
+    let wanted = made.job.warnings.iter().filter(move |warning| wanted(warning));
+    wanted.map(|warning| format!("- {}", markdown(warning)))
 }
 
 fn markdown_table(cells: &[Vec<String>]) -> String {
@@ -290,6 +305,11 @@ fn data(made: &super::Provenance, job: Option<&spec::Job>) -> String {
             let hash = file.blake3.map_or_else(|| "–".to_owned(), |hash| name(&hash));
             let _ = writeln!(text, "| `data.{}` | {} | {hash} |", file.set, name(&file.name));
         }
+    }
+    let measured = evaluation::measured_on(made);
+    let found: Vec<String> = warnings(made, |warning| !evaluation::is_about(warning, &measured)).collect();
+    if !found.is_empty() {
+        let _ = write!(text, "\nThe submission of the job warned of this:\n\n{}\n", found.join("\n"));
     }
     text
 }

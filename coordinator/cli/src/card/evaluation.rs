@@ -100,6 +100,13 @@ pub(super) fn measured_on(made: &Provenance) -> Vec<(String, u64)> {
         .collect()
 }
 
+/// Whether a warning of the submission is about one of these sets: prompts that it shares with another, or
+/// texts of it that are cut.
+pub(super) fn is_about(warning: &str, sets: &[(String, u64)]) -> bool {
+    let mut words = warning.split(|character: char| !(character.is_alphanumeric() || character == '_'));
+    words.any(|word| sets.iter().any(|(set, _)| set == word))
+}
+
 /// The training set that an evaluation set was split off, prompt by prompt; `None` if it was given.
 pub(super) fn held_out_of(set: &str, job: &spec::Job) -> Option<&'static str> {
     let data = &job.data;

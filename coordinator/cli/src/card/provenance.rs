@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use foil_common::input_file;
 use foil_common::spec::{self, InputRef, without_scheduling};
 use foil_common::version::{BUILD, VERSION};
+use foil_coordinator::resolve::without_example;
 use foil_proto::v1;
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +113,7 @@ fn public(job: &v1::Job) -> v1::Job {
         start: job.start.clone(),
         best_round: job.best_round,
         spec_blake3: job.spec_blake3.clone(),
+        warnings: job.warnings.iter().map(|warning| without_example(warning).to_owned()).collect(),
         ..Default::default()
     }
 }

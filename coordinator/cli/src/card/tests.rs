@@ -99,6 +99,37 @@ fn a_card_claims_no_more_of_its_rows_than_is_known() {
 }
 
 #[test]
+fn a_card_repeats_the_warnings_of_the_submission() {
+    let mut job = job("stories15m", "pairs.jsonl");
+    job.warnings = [
+        "evaluation_prompts: 3 of its 64 prompts (3 rows) are in preferences too, so the reward flatters",
+        "evaluation_preferences: 2 of its 30 prompts (2 rows) are in golden too, so the figures flatter",
+        "golden: 2 bad rows are left out; the first is pairs.jsonl:7: a secret row",
+        "golden: <b>",
+    ]
+    .map(str::to_owned)
+    .into();
+    let card = |kind: &str| {
+        let made = Provenance::new(&job, &artifact(kind, 2), &[]);
+        assert!(!String::from_utf8(made.json().unwrap()).unwrap().contains("secret"));
+        let text = Card::trained(&made).text();
+        let between =
+            |start: &str, end: &str| text.split_once(start).unwrap().1.split_once(end).unwrap().0.to_owned();
+        let measured = between("\nMeasured on ", "\n## ");
+        (measured, between("\n### Data\n", "\n## "))
+    };
+    let (measured, data) = card("policy");
+    let found = measured.split_once("The submission of the job found about them:\n\n").unwrap().1;
+    assert!(found.starts_with("- evaluation\\_prompts\\: 3 of its 64 prompts"), "{found}");
+    assert!(!found.contains("evaluation\\_preferences") && !measured.contains("may be in"), "{measured}");
+    assert!(data.contains("\n- evaluation\\_preferences\\: 2 of its 30 prompts"), "{data}");
+    assert!(data.contains("\n- golden\\: 2 bad rows are left out\n- golden\\: &lt;b&gt;\n"), "{data}");
+    let (measured, data) = card("reward");
+    assert!(measured.contains("\n- evaluation\\_preferences\\: 2 of its 30"), "{measured}");
+    assert!(data.contains("\n- evaluation\\_prompts\\: 3 of its 64"), "{data}");
+}
+
+#[test]
 fn a_card_tells_what_the_model_is_and_how_well_it_does() {
     let made = made("acme--stories15m", "acme--pairs.train.jsonl.gz");
     let card = Card::trained(&made).text();

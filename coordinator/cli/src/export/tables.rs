@@ -174,6 +174,9 @@ pub(super) fn markdown(runs: &[v1::RunReport]) -> String {
         for alarm in foil_coordinator::job::alarms(job) {
             text += &format!("\nWarning: {}\n", markdown_text(&alarm));
         }
+        for warning in &job.warnings {
+            text += &format!("\nWarning of the submission: {}\n", markdown_text(warning));
+        }
     }
     text
 }
@@ -294,6 +297,11 @@ mod tests {
         let markdown = markdown(&runs());
         assert!(markdown.contains("| static\\_rm | 1 | 2 | 0.700 |"), "{markdown}");
         assert!(markdown.contains("| 2 \\* | 0.700 ± 0.020 |"), "{markdown}");
+        let mut warned = runs();
+        warned[0].job.as_mut().unwrap().warnings = vec!["evaluation_prompts: 3 of its 10 prompts".into()];
+        let warned = super::markdown(&warned);
+        let line = "\nWarning of the submission: evaluation\\_prompts: 3 of its 10 prompts\n";
+        assert_eq!(warned.matches(line).count(), 1, "{warned}");
         let latex = latex(&runs());
         assert!(latex.contains("static\\_rm & 1 & 2 & 0.700 &") && latex.contains("0.700 $\\pm$ 0.020"));
         assert_eq!(latex.matches("\\begin{tabular}").count(), 5, "the arms, and each run");

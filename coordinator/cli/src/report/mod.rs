@@ -68,6 +68,7 @@ pub(crate) fn summary(job: &v1::Job, artifacts: &LocalArtifacts, seconds: f64) -
         "best_round": (job.best_round > 0).then_some(job.best_round),
         "best": best(job).map(|best| best.json()),
         "alarms": alarms(job),
+        "warnings": job.warnings,
         "artifacts": { "policy": artifacts.policy, "reward": artifacts.reward },
         "seconds": seconds,
     });

@@ -155,6 +155,7 @@ fn the_json_has_every_required_metric() {
         "best_round": 2,
         "best": { "round": 2, "by": "", "selection": null, "report": null },
         "alarms": [],
+        "warnings": [],
         "artifacts": { "policy": "out/policy", "reward": "out/reward" },
         "seconds": 12.5
     });

@@ -107,6 +107,10 @@ browserTest("hostile texts are texts", gallery, async ({ page, url }) => {
   await long.getByRole("button", { name: "Show all (1.00 MiB)" }).click();
   await page.waitForFunction(() => document.querySelectorAll("article.sample")[2]!.querySelector(".prompt .text")!.textContent!.length === 1 << 20);
   assert.equal(await overflow(page), 0);
+  await page.goto(url + jobPath(BAD));
+  await page.getByText("2 warnings of the submission").click();
+  await page.getByText("evaluation_prompts: 3 of its 10 prompts (3 rows) are in preferences too").waitFor();
+  await page.getByText("<script>window.attacked = true</script>").waitFor();
   await page.goto(url + jobPath(BAD, "logs"));
   await page.locator(".log-line").nth(8).waitFor();
   const length = await page.evaluate(() => document.body.innerText.length);

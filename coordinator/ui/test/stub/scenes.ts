@@ -55,6 +55,7 @@ export function gallery(now = Date.now()): World {
   hostile.samples = { prompts: HOSTILE.length, rounds: [0, 1, 2], hostile: HOSTILE };
   big.alarms = ["round 47: the reward rose by 0.084 ± 0.021 and the gold reward fell by 0.063 ± 0.024 on the same prompts: the policy exploits its reward model"];
   hostile.job.labels = { note: "<b>bold</b>" };
+  hostile.job.warnings = ["evaluation_prompts: 3 of its 10 prompts (3 rows) are in preferences too", HOSTILE[0]!];
   hostile.logs = HOSTILE.map((text, i) => (i % 2 === 0 ? text : log(i, "info", text, { text })));
 
   const running = world.add(jobOf({ id: "01jdz7hhdpo8k2m9x7q3rvw5y", name: "hh-dpo", rounds: 6, done: 3, state: JobState.RUNNING, submitted: now - 22 * MINUTE, further: 7 }), 6);

@@ -3,6 +3,7 @@ import { useMemo } from "preact/hooks";
 import { Chart } from "../../chart/chart.jsx";
 import { overoptimization, roundCharts } from "../../model/rounds.js";
 import { jobHref } from "../../app/router.js";
+import { counted } from "../../model/format.js";
 import { LongText } from "../../ui/text.jsx";
 import { Empty, Section } from "../../ui/widgets.jsx";
 import { Events } from "./events.jsx";
@@ -26,16 +27,24 @@ export function OverviewTab({ job, view, version }: TabProps) {
       {name}
     </a>
   );
+  const lines = (texts: string[]) =>
+    texts.map((text) => (
+      <li key={text}>
+        <LongText text={text} />
+      </li>
+    ));
   return (
     <>
       {timeline.alarms.length > 0 && (
         <ul class="note warning alarms" aria-label="Warnings">
-          {timeline.alarms.map((alarm) => (
-            <li key={alarm}>
-              <LongText text={alarm} />
-            </li>
-          ))}
+          {lines(timeline.alarms)}
         </ul>
+      )}
+      {job.warnings.length > 0 && (
+        <details class="note warning">
+          <summary>{counted(job.warnings.length, "warning")} of the submission</summary>
+          <ul>{lines(job.warnings)}</ul>
+        </details>
       )}
       <Section title="Rounds" aside={job.rounds.length > 0 && link("rounds", "All curves")}>
         {job.rounds.length === 0 && job.start.length === 0 ? (
