@@ -18,6 +18,8 @@ pub struct SentRun {
     pub params: BTreeMap<String, String>,
     /// Every value by metric and step, in the order in which they came.
     pub metrics: BTreeMap<(String, i64), Vec<f64>>,
+    /// Every table by its path among the run's artifacts, as often as it came.
+    pub tables: BTreeMap<String, Vec<Value>>,
 }
 
 #[derive(Debug, Default)]
@@ -109,6 +111,7 @@ impl State {
             ("GET", "runs/get") => self.run(asked).map(|run| json!({ "run": shown(run) })),
             ("POST", "runs/log-batch") => self.log(&body),
             ("POST", "runs/update") => self.update(&body),
+            ("PUT", _) => self.put(path, body),
             _ => Err("ENDPOINT_NOT_FOUND"),
         };
         match answered {
@@ -169,6 +172,13 @@ impl State {
         Ok(json!({}))
     }
 
+    fn put(&mut self, path: &str, body: Value) -> Result<Value, &'static str> {
+        let path = path.strip_prefix("/api/2.0/mlflow-artifacts/artifacts/0/").ok_or("ENDPOINT_NOT_FOUND")?;
+        let (id, path) = path.split_once("/artifacts/").ok_or("INVALID_PARAMETER_VALUE")?;
+        self.run(id)?.tables.entry(path.to_owned()).or_default().push(body);
+        Ok(json!({}))
+    }
+
     fn update(&mut self, body: &Value) -> Result<Value, &'static str> {
         let run = self.run(text(&body["run_id"]))?;
         text(&body["status"]).clone_into(&mut run.status);
@@ -185,9 +195,15 @@ fn shown(run: &SentRun) -> Value {
         latest.iter().map(|(key, step)| json!({ "key": key, "step": step, "value": 0.0 })).collect();
     let params: Vec<Value> =
         run.params.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
+    let tags: Vec<Value> =
+        run.tags.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
     json!({
-        "info": { "run_id": run.id, "lifecycle_stage": "active" },
-        "data": { "metrics": metrics, "params": params },
+        "info": {
+            "run_id": run.id,
+            "lifecycle_stage": "active",
+            "artifact_uri": format!("mlflow-artifacts:/0/{}/artifacts", run.id),
+        },
+        "data": { "metrics": metrics, "params": params, "tags": tags },
     })
 }
 

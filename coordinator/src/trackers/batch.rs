@@ -5,6 +5,7 @@ use foil_proto::v1;
 use serde_json::Value;
 
 use super::points::Point;
+use super::samples::Completions;
 use super::source::Ending;
 use crate::job::JobState;
 
@@ -48,15 +49,6 @@ impl JobFacts {
     }
 }
 
-/// A text at a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Text {
-    pub(super) tag: String,
-    pub(super) step: u64,
-    pub(super) at: u64,
-    pub(super) text: String,
-}
-
 /// The distribution of some rewards of a round.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Histogram {
@@ -71,7 +63,7 @@ pub(super) struct Histogram {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Batch {
     pub(super) points: Vec<Point>,
-    pub(super) texts: Vec<Text>,
+    pub(super) completions: Option<Completions>,
     pub(super) histograms: Vec<Histogram>,
     /// When and how the job ended, if the batch is the last one.
     pub(super) ending: Option<(u64, Ending)>,
@@ -79,7 +71,10 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn is_empty(&self) -> bool {
-        self.points.is_empty() && self.texts.is_empty() && self.histograms.is_empty() && self.ending.is_none()
+        self.points.is_empty()
+            && self.completions.is_none()
+            && self.histograms.is_empty()
+            && self.ending.is_none()
     }
 }
 

@@ -172,13 +172,28 @@ impl Session {
             }
         }
         batch.points.extend(points::of_phase(&facts, metrics));
-        if facts.phase.work == Work::EvaluatePolicy && matches!(self.sink, Sink::TensorBoard(_)) {
-            samples::add(&mut batch, &self.job, &facts, cx).await?;
+        if facts.phase.work == Work::EvaluatePolicy {
+            self.evaluated(&mut batch, &facts, cx).await?;
         }
         let after = Cursor { phases: self.cursor.phases + 1, ..Cursor::default() };
         self.send(&batch, after, cx).await?;
         self.counts.passed(&facts, metrics);
         self.running = None;
+        Ok(())
+    }
+
+    /// Adds what the tracker shows of the round whose policy was evaluated, besides metrics.
+    async fn evaluated(&self, batch: &mut Batch, facts: &PhaseFacts, cx: &Context) -> Result<(), Failure> {
+        match &self.sink {
+            Sink::TensorBoard(_) => {
+                batch.completions = samples::completions(&self.job, facts, cx).await?;
+                batch.histograms = samples::histograms(&self.job, facts, cx).await?;
+            }
+            Sink::Mlflow(run) if run.lacks_completions(facts.phase.round) => {
+                batch.completions = samples::completions(&self.job, facts, cx).await?;
+            }
+            Sink::Mlflow(_) => {}
+        }
         Ok(())
     }
 

@@ -101,10 +101,12 @@ impl Server {
         self.client.get(url)
     }
 
-    /// A request with a JSON body.
     pub(super) fn post(&self, url: &str, body: &Value) -> RequestBuilder {
-        let json = HeaderValue::from_static("application/json");
-        self.client.post(url).header(CONTENT_TYPE, json).body(body.to_string())
+        with_json(self.client.post(url), body)
+    }
+
+    pub(super) fn put(&self, url: &str, body: &Value) -> RequestBuilder {
+        with_json(self.client.put(url), body)
     }
 
     /// Sends a request, as long as this coordinator certainly leads.
@@ -193,6 +195,11 @@ impl Server {
         }
         text
     }
+}
+
+fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {
+    let json = HeaderValue::from_static("application/json");
+    request.header(CONTENT_TYPE, json).body(body.to_string())
 }
 
 #[cfg(test)]

@@ -4,42 +4,55 @@ use std::fmt::Write;
 
 use foil_proto::v1::{self, RewardSource};
 
-use super::batch::{Batch, Histogram, JobFacts, Text};
+use super::batch::{Histogram, JobFacts};
 use super::delivery::{Context, own};
 use super::http::Failure;
 use super::source::PhaseFacts;
 
-/// Adds the completions and rewards of the round whose policy was evaluated last.
-pub(super) async fn add(
-    batch: &mut Batch,
+/// The first evaluation completions of a round, with their prompts.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Completions {
+    pub(super) round: u32,
+    /// Milliseconds since the Unix epoch.
+    pub(super) at: u64,
+    /// At least one.
+    pub(super) rows: Vec<v1::CompletionRow>,
+}
+
+/// The completions of the round whose policy was evaluated last; none if the job wants none.
+pub(super) async fn completions(
     job: &JobFacts,
     facts: &PhaseFacts,
     cx: &Context,
-) -> Result<(), Failure> {
-    let (round, at) = (facts.phase.round, facts.committed_at.unwrap_or_default());
-    let driver = cx.driver.unscoped();
-    if job.num_completions > 0 {
-        let rows = cx.feed.completions(&driver, &job.id, round, job.num_completions).await;
-        let rows = rows.map_err(|status| own(&status))?;
-        batch.texts.extend(rows.iter().enumerate().map(|(index, row)| Text {
-            // A prompt has its tag, so that its completions can be followed over the rounds.
-            tag: format!("completions/{index}"),
-            step: round.into(),
-            at,
-            text: text(row),
-        }));
+) -> Result<Option<Completions>, Failure> {
+    if job.num_completions == 0 {
+        return Ok(None);
     }
-    let found = cx.feed.rewards(&driver, &job.id, round).await.map_err(|status| own(&status))?;
-    let Some(found) = found else { return Ok(()) };
-    batch.histograms.extend(found.histograms.into_iter().filter_map(|histogram| {
+    let (round, driver) = (facts.phase.round, cx.driver.unscoped());
+    let rows = cx.feed.completions(&driver, &job.id, round, job.num_completions).await;
+    let rows = rows.map_err(|status| own(&status))?;
+    let completions = Completions { round, at: facts.committed_at.unwrap_or_default(), rows };
+    Ok((!completions.rows.is_empty()).then_some(completions))
+}
+
+/// The distributions of the rewards of that round.
+pub(super) async fn histograms(
+    job: &JobFacts,
+    facts: &PhaseFacts,
+    cx: &Context,
+) -> Result<Vec<Histogram>, Failure> {
+    let (round, at) = (facts.phase.round, facts.committed_at.unwrap_or_default());
+    let found = cx.feed.rewards(&cx.driver.unscoped(), &job.id, round).await;
+    let Some(found) = found.map_err(|status| own(&status))? else { return Ok(Vec::new()) };
+    let histogram = |histogram: v1::RewardHistogram| {
         let name = source(histogram.source())?;
         let edges = match histogram.source() {
             RewardSource::EvaluationGold => found.gold_edges.clone(),
             _ => found.edges.clone(),
         };
         Some(Histogram { tag: format!("rewards/{name}"), step: round.into(), at, histogram, edges })
-    }));
-    Ok(())
+    };
+    Ok(found.histograms.into_iter().filter_map(histogram).collect())
 }
 
 fn source(source: RewardSource) -> Option<&'static str> {
@@ -55,11 +68,18 @@ fn source(source: RewardSource) -> Option<&'static str> {
     })
 }
 
-fn text(row: &v1::CompletionRow) -> String {
+/// A prompt's messages, a line each with its role.
+pub(super) fn prompt(row: &v1::CompletionRow) -> String {
     let mut text = String::new();
     for message in &row.prompt {
         let _ = writeln!(text, "{}: {}", message.role, shown(message.text.as_ref()));
     }
+    text
+}
+
+/// A prompt and its completions with their figures, as one text.
+pub(super) fn text(row: &v1::CompletionRow) -> String {
+    let mut text = prompt(row);
     for completion in &row.completions {
         let figure = |name: &str, value: Option<f64>| {
             value.map(|value| format!(", {name} {value:.4}")).unwrap_or_default()
@@ -77,6 +97,6 @@ fn text(row: &v1::CompletionRow) -> String {
     text
 }
 
-fn shown(text: Option<&v1::Text>) -> &str {
+pub(super) fn shown(text: Option<&v1::Text>) -> &str {
     text.map(|text| text.text.as_str()).unwrap_or_default()
 }

@@ -16,7 +16,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 use foil_tests::{
-    Ca, HttpServer, MlflowServer, NO_ANSWER, Process, Run, Service, foil, foil_worker, wait_for,
+    Ca, HttpServer, MlflowServer, NO_ANSWER, Process, Run, SentRun, Service, foil, foil_worker, wait_for,
 };
 use serde_json::Value;
 
@@ -110,6 +110,29 @@ fn assert_events(folder: &Path, logged: &Values) {
     assert!(read["texts"]["job/file"][0][1].as_str().is_some_and(|text| text.contains("\"rounds\": ")));
 }
 
+/// Fails unless a run has the completions of the start and of each round, the same however often they came.
+fn assert_tables(run: &SentRun, rounds: usize) {
+    let paths: Vec<String> = (0..=rounds).map(|round| format!("completions/round-{round:04}.json")).collect();
+    assert_eq!(run.tables.keys().cloned().collect::<Vec<_>>(), paths);
+    let listed: Value = serde_json::from_str(&run.tags["mlflow.loggedArtifacts"]).expect("JSON");
+    let listed: Vec<_> = listed.as_array().expect("a list").iter().map(|table| &table["path"]).collect();
+    assert_eq!(listed, paths.iter().collect::<Vec<_>>());
+    for (round, tables) in run.tables.values().enumerate() {
+        assert!(tables.iter().all(|table| *table == tables[0]), "{tables:?}");
+        let columns = &tables[0]["columns"];
+        assert_eq!(
+            (&columns[2], &columns[3], &columns[4]),
+            (&"prompt".into(), &"completion".into(), &"reward".into())
+        );
+        let rows = tables[0]["data"].as_array().expect("rows");
+        assert_eq!(rows.len(), 4);
+        for row in rows {
+            assert_eq!(row[0], round);
+            assert!(row[2].is_string() && row[3].is_string() && (round == 0 || row[4].is_f64()), "{row}");
+        }
+    }
+}
+
 /// A service with a leader, a standby and two agents whose phases are held.
 fn start(serve: &dyn Fn() -> Command) -> (Service, Process, Process, Vec<Process>) {
     let (mut service, leader) = Service::start(serve(), "127.0.0.1");
@@ -195,6 +218,7 @@ fn each_value_arrives_once_although_leaders_die_and_the_tracker_is_away() {
     assert_eq!(runs.len(), 1, "{runs:?}");
     let run = &runs[0];
     assert_same(&run.metrics, &logged);
+    assert_tables(run, 2);
     assert_eq!((run.status.as_str(), run.name.as_str()), ("FINISHED", "letters"));
     assert_eq!(mlflow.experiments(), ["letters apo"]);
     assert_eq!(
@@ -223,14 +247,17 @@ fn holds(directory: &Path, text: &str) -> Option<PathBuf> {
     })
 }
 
-/// What MLflow's database has of all runs.
+/// What MLflow's database has of all runs, and the table of round 1 as MLflow's client reads it.
 const READ_DATABASE: &str = r#"
-import json, sqlite3, sys
+import json, mlflow, sqlite3, sys
 database = sqlite3.connect(sys.argv[1])
+run, experiment = database.execute("select run_uuid, experiment_id from runs").fetchone()
+mlflow.set_tracking_uri(sys.argv[2])
+table = mlflow.MlflowClient().load_table(str(experiment), "completions/round-0001.json", run_ids=[run])
 rows = database.execute("select key, step, value from metrics where is_nan = 0").fetchall()
 runs = database.execute("select status, name from runs").fetchall()
 params = dict(database.execute("select key, value from params").fetchall())
-print(json.dumps({"metrics": rows, "runs": runs, "params": params}))
+print(json.dumps({"metrics": rows, "runs": runs, "params": params, "columns": list(table.columns), "rows": len(table)}))
 "#;
 
 #[test]
@@ -276,7 +303,7 @@ fn mlflows_own_server_has_each_value_once_although_it_was_away_for_a_while() {
     drop((agents, standby));
 
     let mut python = Command::new(program.with_file_name("python"));
-    python.args(["-c", READ_DATABASE]).arg(&database);
+    python.args(["-c", READ_DATABASE]).arg(&database).arg(format!("http://127.0.0.1:{port}"));
     let read = json_of(python);
     let mut found: BTreeMap<(String, i64), Vec<f64>> = BTreeMap::new();
     for row in read["metrics"].as_array().expect("rows") {
@@ -286,6 +313,7 @@ fn mlflows_own_server_has_each_value_once_although_it_was_away_for_a_while() {
     assert_same(&found, &logged);
     assert_eq!(read["runs"], serde_json::json!([["FINISHED", "real"]]));
     assert_eq!(read["params"]["policy_step.rejection"], "true");
+    assert_eq!((&read["rows"], &read["columns"][3]), (&4.into(), &"completion".into()), "{read}");
 }
 
 #[test]

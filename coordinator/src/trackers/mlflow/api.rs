@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::config::MlflowConfig;
 use super::super::http::{Answer, Failure, FailureKind, Server};
+use super::tables::Tables;
 use crate::lease::Lease;
 
 const NAME: &str = "MLflow";
@@ -30,6 +31,8 @@ pub(super) struct FoundRun {
     pub(super) has_params: bool,
     /// The last step of each metric.
     pub(super) latest: BTreeMap<String, i64>,
+    /// None if the server does not take the run's artifacts.
+    pub(super) tables: Option<Tables>,
 }
 
 impl Api {
@@ -131,6 +134,13 @@ impl Api {
         self.post("runs/update", body, lease).await.map(drop)
     }
 
+    /// Stores a file among the artifacts that the server keeps, in place of one that is there.
+    pub(super) async fn put_artifact(&self, path: &str, body: &Value, lease: &Lease) -> Result<(), Failure> {
+        let url = format!("{}/api/2.0/mlflow-artifacts/artifacts/{path}", self.url);
+        let answer = self.send(self.server.put(&url, body), lease).await?;
+        self.good(answer).map(drop)
+    }
+
     /// The address of a run's page.
     pub(super) fn page(&self, experiment: &str, run: &str) -> String {
         format!("{}/#/experiments/{experiment}/runs/{run}", self.url)
@@ -146,11 +156,16 @@ fn parse_run(id: &str, run: &Value) -> Result<FoundRun, Failure> {
         Some((metric["key"].as_str()?.to_owned(), step))
     };
     let latest = metrics.iter().map(step).collect::<Option<BTreeMap<_, _>>>();
+    let tags = run["data"]["tags"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let tag = |tag: &Value| Some((tag["key"].as_str()?.to_owned(), tag["value"].as_str()?.to_owned()));
+    let tags = tags.iter().filter_map(tag).collect();
+    let artifact_uri = run["info"]["artifact_uri"].as_str().unwrap_or_default();
     Ok(FoundRun {
         id: id.to_owned(),
         is_deleted: text(&run["info"], "lifecycle_stage")? == "deleted",
         has_params: run["data"]["params"].as_array().is_some_and(|params| !params.is_empty()),
         latest: latest.ok_or_else(|| nonsense("runs/get"))?,
+        tables: Tables::of_run(artifact_uri, &tags),
     })
 }
 

@@ -4,9 +4,12 @@
 //! metrics. Points of a metric are sent in the order of their steps, one request at a time, so that
 //! everything up to that last step has arrived. After a failure, or in a new leader, it is asked again. A
 //! request that was given up may arrive late; the same points have the same times whoever sends them, and
-//! MLflow's database keeps one of equal points.
+//! MLflow's database keeps one of equal points. Completions are [`tables`] among the run's artifacts.
 
 mod api;
+mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -15,9 +18,11 @@ use serde_json::{Value, json};
 
 pub(super) use self::api::Api;
 use self::api::{FoundRun, JOB_TAG};
+use self::tables::{Tables, table};
 use super::batch::{Batch, JobFacts};
 use super::http::{Failure, FailureKind};
 use super::points::Point;
+use super::samples::Completions;
 use super::settings;
 use super::source::Ending;
 use crate::lease::Lease;
@@ -37,6 +42,11 @@ pub(super) struct Run {
     id: String,
     /// The last step of each metric that has arrived.
     latest: BTreeMap<String, i64>,
+    /// None if the server does not take the run's artifacts.
+    tables: Option<Tables>,
+    /// Why a table was not taken. No metric waits for it: the run is told to be incomplete at the job's end,
+    /// and the next try begins with that table.
+    untaken: Option<Failure>,
 }
 
 impl Run {
@@ -55,8 +65,9 @@ impl Run {
             let why = format!("MLflow's run {} of the job is deleted; restore it to have the rest", found.id);
             return Err(Failure::new(FailureKind::Refused, why));
         }
-        let run = Self { api, experiment, id: found.id, latest: found.latest };
-        if !found.has_params {
+        let FoundRun { id, has_params, latest, tables, .. } = found;
+        let run = Self { api, experiment, id, latest, tables, untaken: None };
+        if !has_params {
             run.log_params(job, lease).await?;
         }
         Ok(run)
@@ -90,9 +101,39 @@ impl Run {
                 self.latest.insert(point.key.to_string(), signed(point.step));
             }
         }
-        match &batch.ending {
-            Some((at, outcome)) => self.end(*at, outcome, lease).await,
-            None => Ok(()),
+        if let Some(completions) = &batch.completions {
+            self.send_completions(completions, lease).await?;
+        }
+        let Some((at, outcome)) = &batch.ending else { return Ok(()) };
+        self.end(*at, outcome, lease).await?;
+        self.untaken.take().map_or(Ok(()), Err)
+    }
+
+    /// Whether the completions of a round can be sent, and have not arrived.
+    pub(super) fn lacks_completions(&self, round: u32) -> bool {
+        // Their order is kept, because only the last round that has arrived is known.
+        self.untaken.is_none() && self.tables.as_ref().is_some_and(|tables| tables.lacks(round))
+    }
+
+    async fn send_completions(&mut self, completions: &Completions, lease: &Lease) -> Result<(), Failure> {
+        let round = completions.round;
+        if !self.lacks_completions(round) {
+            return Ok(());
+        }
+        let Some(tables) = &mut self.tables else { return Ok(()) };
+        let put = self.api.put_artifact(&tables.path(round), &table(completions), lease).await;
+        match put {
+            Ok(()) => {
+                let tags = tables.arrived(round).map(|(key, value)| json!({ "key": key, "value": value }));
+                self.api.log_batch(&json!({ "run_id": self.id, "tags": tags }), lease).await
+            }
+            Err(failure) if failure.kind == FailureKind::Obsolete => Err(failure),
+            Err(failure) => {
+                tracing::warn!(run = self.id, round, why = failure.why, "MLflow does not take completions");
+                let why = format!("completions of round {round} on: {}", failure.why);
+                self.untaken = Some(Failure::new(failure.kind, why));
+                Ok(())
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use self::events::{EventFile, literal};
 use super::batch::{Batch, JobFacts, prefix};
 use super::http::{Failure, FailureKind};
+use super::samples;
 use super::settings;
 use super::source::Cursor;
 use crate::lease::Lease;
@@ -148,8 +149,12 @@ fn encode(job: &JobFacts, batch: &Batch, is_first: bool) -> Vec<u8> {
         file.hparams(job.submitted_at, &settings::flat(&job.spec));
     }
     file.scalars(&batch.points);
-    for text in &batch.texts {
-        file.text(&text.tag, text.at, text.step, literal(&text.text));
+    if let Some(completions) = &batch.completions {
+        for (index, row) in completions.rows.iter().enumerate() {
+            // A prompt has its tag, so that its completions can be followed over the rounds.
+            let (tag, text) = (format!("completions/{index}"), literal(&samples::text(row)));
+            file.text(&tag, completions.at, completions.round.into(), text);
+        }
     }
     for found in &batch.histograms {
         file.histogram(&found.tag, found.at, found.step, &found.histogram, &found.edges);

@@ -1,0 +1,222 @@
+//! What a run sends to a server that fails in the middle, with all that the server is sent.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use foil_proto::v1;
+use tokio::net::TcpListener;
+
+use super::super::config::MlflowConfig;
+use super::*;
+use crate::clock::Clock;
+use crate::job::fixture;
+
+/// How a request fails.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    /// It is answered by 503.
+    Refused,
+    /// It takes effect, and its answer is lost.
+    Unanswered,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Tags and values as they came, also those that came twice.
+    tags: Vec<(String, String)>,
+    metrics: Vec<(String, i64)>,
+    statuses: Vec<Value>,
+    tables: Vec<(String, Value)>,
+    has_run: bool,
+    /// The next request whose path ends so, after this many others of it, fails.
+    fault: Option<(&'static str, usize, Fault)>,
+}
+
+impl State {
+    /// The fault of this request.
+    fn fault(&mut self, path: &str) -> Option<Fault> {
+        let (_, left, fault) = self.fault.as_mut().filter(|(end, ..)| path.ends_with(*end))?;
+        match left.checked_sub(1) {
+            Some(less) => {
+                *left = less;
+                None
+            }
+            None => {
+                let fault = *fault;
+                self.fault = None;
+                Some(fault)
+            }
+        }
+    }
+
+    fn answer(&mut self, method: &str, path: &str, body: &Value) -> Value {
+        let call = path.trim_start_matches("/api/2.0/");
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let list = |name: &str| body[name].as_array().cloned().unwrap_or_default();
+        match (method, call) {
+            ("GET", "mlflow/experiments/get-by-name") => {
+                json!({ "experiment": { "experiment_id": "7", "lifecycle_stage": "active" } })
+            }
+            ("POST", "mlflow/runs/search") => match self.has_run {
+                true => json!({ "runs": [self.run()] }),
+                false => json!({}),
+            },
+            ("POST", "mlflow/runs/create") => {
+                self.has_run = true;
+                json!({ "run": self.run() })
+            }
+            ("GET", "mlflow/runs/get") => json!({ "run": self.run() }),
+            ("POST", "mlflow/runs/log-batch") => {
+                let metric = |metric: &Value| (text(&metric["key"]), metric["step"].as_i64().unwrap());
+                self.metrics.extend(list("metrics").iter().map(metric));
+                self.tags.extend(list("tags").iter().map(|tag| (text(&tag["key"]), text(&tag["value"]))));
+                json!({})
+            }
+            ("POST", "mlflow/runs/update") => {
+                self.statuses.push(json!([body["status"], body["end_time"], self.metrics.len()]));
+                json!({})
+            }
+            ("PUT", call) => {
+                let path = call.strip_prefix("mlflow-artifacts/artifacts/").unwrap();
+                self.tables.push((path.to_owned(), body.clone()));
+                json!({})
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn run(&self) -> Value {
+        let latest: BTreeMap<&String, i64> = self.metrics.iter().map(|(key, step)| (key, *step)).collect();
+        let metrics: Vec<Value> =
+            latest.iter().map(|(key, step)| json!({ "key": key, "step": step })).collect();
+        let tags: Vec<Value> =
+            self.tags.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
+        json!({
+            "info": { "run_id": "r1", "lifecycle_stage": "active", "artifact_uri": "mlflow-artifacts:/7/r1/artifacts" },
+            "data": { "metrics": metrics, "tags": tags, "params": [{ "key": "rounds", "value": "2" }] },
+        })
+    }
+}
+
+struct Server {
+    state: Arc<Mutex<State>>,
+    api: Api,
+    lease: Lease,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let state = Arc::<Mutex<State>>::default();
+        let of_server = Arc::clone(&state);
+        let answer = move |request: Request| async move {
+            let (parts, body) = request.into_parts();
+            let bytes = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+            let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            let mut state = of_server.lock().unwrap();
+            let fault = state.fault(parts.uri.path());
+            if fault == Some(Fault::Refused) {
+                return (StatusCode::SERVICE_UNAVAILABLE, String::new());
+            }
+            let answer = state.answer(parts.method.as_str(), parts.uri.path(), &body);
+            match fault {
+                None => (StatusCode::OK, answer.to_string()),
+                Some(_) => (StatusCode::BAD_GATEWAY, "<html>".to_owned()),
+            }
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+        let config = MlflowConfig { url, credential: None, ca: None, experiment: "foil".into() };
+        let clock = Clock::start();
+        let lease = Lease::new(clock, clock.now().mono + Duration::from_secs(600));
+        Self { state, api: Api::new(&config).unwrap(), lease }
+    }
+
+    async fn open(&self) -> Run {
+        let job = JobFacts::of(&fixture::state(&[]));
+        Run::open(self.api.clone(), &job, &self.lease).await.unwrap()
+    }
+
+    async fn send(&self, run: &mut Run, batch: &Batch) -> Result<(), Failure> {
+        run.send(batch, &self.lease).await
+    }
+
+    fn fail(&self, path: &'static str, after: usize, fault: Fault) {
+        self.state.lock().unwrap().fault = Some((path, after, fault));
+    }
+}
+
+/// Two metrics of so many steps, in the order of steps.
+fn points(steps: std::ops::RangeInclusive<u64>) -> Vec<Point> {
+    let point = |key: &str, step| Point { key: key.into(), step, value: 0.5, at: 1000 * step };
+    steps.flat_map(|step| [point("loss", step), point("kl", step)]).collect()
+}
+
+fn ending(outcome: Ending) -> Batch {
+    Batch { ending: Some((9000, outcome)), ..Batch::default() }
+}
+
+fn completions(round: u32) -> Completions {
+    let text = |text: &str| Some(v1::Text { text: text.into(), bytes: text.len() as u64 });
+    let completion =
+        v1::Completion { round, text: text("ab!"), tokens: 4, reward: Some(0.25), ..Default::default() };
+    let row = v1::CompletionRow {
+        prompt_id: 11,
+        prompt: vec![v1::ChatMessage { role: "user".into(), text: text("sort: b a") }],
+        completions: vec![completion],
+        ..Default::default()
+    };
+    Completions { round, at: 5000, rows: vec![row] }
+}
+
+#[tokio::test]
+async fn a_round_has_one_table_of_completions() {
+    let server = Server::start().await;
+    let mut run = server.open().await;
+    for round in [0, 1, 1] {
+        let batch = Batch { completions: Some(completions(round)), ..Batch::default() };
+        server.send(&mut run, &batch).await.unwrap();
+    }
+    let again = server.open().await;
+    assert!(!again.lacks_completions(1) && again.lacks_completions(2));
+    let state = server.state.lock().unwrap();
+    let table = |round: u32| {
+        let columns = ["round", "prompt_id", "prompt", "completion", "reward", "gold", "kl", "tokens"];
+        let row = json!([round, 11, "user: sort: b a\n", "ab!", 0.25, null, null, 4]);
+        json!({ "columns": columns, "data": [row] })
+    };
+    let path = |round: u32| format!("7/r1/artifacts/completions/round-{round:04}.json");
+    assert_eq!(state.tables, [(path(0), table(0)), (path(1), table(1))]);
+    let listed = state.tags.iter().rfind(|(key, _)| key == "mlflow.loggedArtifacts").unwrap();
+    let entry = |round: u32| json!({ "path": format!("completions/round-{round:04}.json"), "type": "table" });
+    assert_eq!(serde_json::from_str::<Value>(&listed.1).unwrap(), json!([entry(0), entry(1)]));
+}
+
+#[tokio::test]
+async fn metrics_do_not_wait_for_a_table_that_is_not_taken_and_the_next_try_sends_it() {
+    let server = Server::start().await;
+    let batch = |round: u32| Batch {
+        points: points(u64::from(round)..=u64::from(round)),
+        completions: Some(completions(round)),
+        ..Batch::default()
+    };
+    server.fail("round-0001.json", 0, Fault::Refused);
+    let mut run = server.open().await;
+    server.send(&mut run, &batch(1)).await.unwrap();
+    server.send(&mut run, &batch(2)).await.unwrap();
+    let failure = server.send(&mut run, &ending(Ending::Succeeded)).await.unwrap_err();
+    assert!(failure.why.starts_with("completions of round 1 on: MLflow answers 503"), "{failure}");
+    assert!(server.state.lock().unwrap().tables.is_empty(), "their order is kept");
+    let mut run = server.open().await;
+    for batch in [batch(1), batch(2), ending(Ending::Succeeded)] {
+        server.send(&mut run, &batch).await.unwrap();
+    }
+    let state = server.state.lock().unwrap();
+    let rounds: Vec<_> = state.tables.iter().map(|(_, table)| table["data"][0][0].clone()).collect();
+    assert_eq!(rounds, [json!(1), json!(2)]);
+    assert_eq!(state.metrics.len(), 4, "each point once");
+    assert_eq!(state.statuses, vec![json!(["FINISHED", 9000, 4]); 2]);
+}
