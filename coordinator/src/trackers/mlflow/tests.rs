@@ -173,6 +173,67 @@ fn completions(round: u32) -> Completions {
 }
 
 #[tokio::test]
+async fn no_step_is_sent_twice_after_a_failure_in_the_middle_of_a_batch() {
+    // 2,600 points in three requests.
+    let all = points(1..=1300);
+    let expected: BTreeMap<(String, i64), usize> =
+        all.iter().map(|point| ((point.key.to_string(), signed(point.step)), 1)).collect();
+    for fault in [Fault::Refused, Fault::Unanswered] {
+        for request in 0..3 {
+            let server = Server::start().await;
+            let batch = Batch { points: all.clone(), ..ending(Ending::Succeeded) };
+            server.fail("runs/log-batch", request, fault);
+            let failure = server.send(&mut server.open().await, &batch).await.unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Away, "{failure}");
+            assert!(server.state.lock().unwrap().statuses.is_empty(), "the end comes last");
+            server.send(&mut server.open().await, &batch).await.unwrap();
+            let state = server.state.lock().unwrap();
+            let mut found: BTreeMap<(String, i64), usize> = BTreeMap::new();
+            state.metrics.iter().for_each(|point| *found.entry(point.clone()).or_default() += 1);
+            assert!(found == expected, "{fault:?} of request {request}: {} points", state.metrics.len());
+            assert_eq!(state.statuses, [json!(["FINISHED", 9000, 2600])]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_sends_what_comes_next_and_nothing_again() {
+    let server = Server::start().await;
+    let mut run = server.open().await;
+    for steps in [1..=3, 2..=5] {
+        server.send(&mut run, &Batch { points: points(steps), ..Batch::default() }).await.unwrap();
+    }
+    let steps: Vec<i64> = server.state.lock().unwrap().metrics.iter().map(|(_, step)| *step).collect();
+    assert_eq!(steps, [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
+}
+
+#[tokio::test]
+async fn the_end_of_a_job_is_the_status_of_its_run() {
+    for (outcome, status, tags) in [
+        (Ending::Succeeded, "FINISHED", vec![]),
+        (Ending::Cancelled, "KILLED", vec![]),
+        (
+            Ending::Failed("nonfinite: the loss".into()),
+            "FAILED",
+            vec![("foil.failure", "nonfinite: the loss")],
+        ),
+    ] {
+        let server = Server::start().await;
+        let batch = Batch { points: points(1..=1), ..ending(outcome) };
+        server.fail("runs/update", 0, Fault::Refused);
+        server.send(&mut server.open().await, &batch).await.unwrap_err();
+        assert!(server.state.lock().unwrap().statuses.is_empty());
+        server.send(&mut server.open().await, &batch).await.unwrap();
+        let state = server.state.lock().unwrap();
+        assert_eq!(state.statuses, [json!([status, 9000, 2])]);
+        let mut found: Vec<_> =
+            state.tags.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        found.dedup();
+        assert_eq!(found, tags, "{status}");
+    }
+}
+
+#[tokio::test]
 async fn a_round_has_one_table_of_completions() {
     let server = Server::start().await;
     let mut run = server.open().await;
