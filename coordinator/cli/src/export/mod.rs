@@ -26,8 +26,9 @@ const MAX_RUNS: usize = 64;
 
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// Jobs, by id, by a prefix of it or by name, and directories of finished runs. Those of one name are
-    /// an arm of an experiment, whose runs differ by their seeds; ARM=JOB or ARM=DIR names another arm.
+    /// Jobs, by id, by a prefix of it or by name, and directories of runs, also in progress. Those of one
+    /// name are an arm of an experiment, whose runs differ by their seeds; ARM=JOB or ARM=DIR names
+    /// another arm.
     #[arg(value_name = "[ARM=]JOB|DIR", required = true, value_parser = job_or_directory)]
     what: Vec<String>,
     /// Directory of the files: report.html; rounds.md, rounds.csv, rounds.tex, and arms.csv for several

@@ -1,7 +1,7 @@
 //! The output directory of a run: its owner, its content and its lock.
 
 use std::collections::HashSet;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,14 +11,13 @@ use foil_common::storage::object::SIDECAR;
 use foil_proto::v1;
 use serde_json::Value;
 
+use super::lock::{Holder, Program, lock};
 use crate::local_file::{remove, write_atomic};
 use crate::results;
 
 pub(crate) const SPEC: &str = "job.json";
 pub(crate) const RESULT: &str = "result.json";
 pub(crate) const STORE: &str = "store";
-/// Locked by the process that uses the directory. A `foil ui` has its URL in it.
-pub(crate) const LOCK: &str = ".lock";
 const LOGS: &str = "logs";
 
 /// An output directory that belongs to one specification, locked by this process.
@@ -26,7 +25,7 @@ const LOGS: &str = "logs";
 pub(super) struct Directory {
     path: PathBuf,
     /// Released when the process ends.
-    _lock: File,
+    lock: File,
 }
 
 impl Directory {
@@ -37,18 +36,18 @@ impl Directory {
             || format!("cannot use the output directory {}; give another with --out", path.display());
         fs::create_dir_all(path).with_context(cannot)?;
         let Some(lock) = lock(path).with_context(cannot)? else {
-            match shown_at(path) {
-                Some(url) => bail!(
+            match Holder::of(path) {
+                Some(Holder { program: Program::Ui, url, .. }) => bail!(
                     "a `foil ui` has {} open, at {url}; end that by ctrl-c first, or give another --out",
                     path.display()
                 ),
-                None => bail!(
+                _ => bail!(
                     "another `foil run` is using {}; wait for it, or give another --out",
                     path.display()
                 ),
             }
         };
-        let directory = Self { path: path.to_owned(), _lock: lock };
+        let directory = Self { path: path.to_owned(), lock };
         let is_other =
             directory.owner().is_some_and(|owner| without_scheduling(&owner) != without_scheduling(spec));
         let has_failed = directory.result().is_some_and(|result| result["state"] != "succeeded");
@@ -77,6 +76,21 @@ impl Directory {
     /// Makes a specification the owner, once the coordinator has accepted its job.
     pub(super) fn claim(&self, spec: &v1::JobSpec) -> Result<()> {
         write_atomic(&self.path.join(SPEC), &serde_json::to_vec_pretty(spec)?)
+    }
+
+    /// Lets `foil ui` and `foil report` of this directory find the run while it goes on.
+    pub(super) fn announce(&self, url: &str, job: &str) {
+        let (url, job) = (url.trim_end_matches('/').to_owned(), job.to_owned());
+        if let Err(error) = (Holder { program: Program::Run, url, job }).announce(&self.lock) {
+            tracing::warn!(%error, "cannot write the lock file of {}", self.path.display());
+        }
+    }
+
+    /// Takes that back before the coordinator ends.
+    pub(super) fn withdraw(&self) {
+        if let Err(error) = self.lock.set_len(0) {
+            tracing::warn!(%error, "cannot write the lock file of {}", self.path.display());
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -123,27 +137,6 @@ impl Directory {
     }
 }
 
-/// Locks a directory, and removes from the file what an earlier process wrote. None if another one holds the
-/// lock.
-pub(crate) fn lock(directory: &Path) -> io::Result<Option<File>> {
-    // Not truncated before it is locked: the other process may have written its URL.
-    let lock = File::options().create(true).append(true).open(directory.join(LOCK))?;
-    match lock.try_lock() {
-        Ok(()) => {
-            lock.set_len(0)?;
-            Ok(Some(lock))
-        }
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
-}
-
-/// The URL that the holder of a directory's lock has written.
-pub(crate) fn shown_at(directory: &Path) -> Option<String> {
-    let text = fs::read_to_string(directory.join(LOCK)).ok()?;
-    Some(text.trim().to_owned()).filter(|url| url.starts_with("http://"))
-}
-
 /// A directory's whole path as one word of a shell, for a command that is shown. None if it is not text of
 /// one line.
 pub(crate) fn shell_word(directory: &Path) -> Option<String> {
@@ -180,8 +173,12 @@ fn prune(root: &Path, folder: &Path, keeps: &dyn Fn(&str) -> bool) -> io::Result
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use serde_json::json;
 
+    use super::super::lock::LOCK;
     use super::*;
 
     fn spec(name: &str) -> v1::JobSpec {
@@ -213,7 +210,9 @@ mod tests {
     fn a_run_keeps_the_url_of_a_page_that_is_open() {
         let dir = tempfile::tempdir().unwrap();
         let held = lock(dir.path()).unwrap().unwrap();
-        fs::write(dir.path().join(LOCK), "http://127.0.0.1:7\n").unwrap();
+        let url = "http://127.0.0.1:7".to_owned();
+        let holder = Holder { program: Program::Ui, url, job: "j".into() };
+        holder.announce(&held).unwrap();
         for _ in 0..2 {
             let refused = open(dir.path(), false, "a").unwrap_err();
             assert!(
@@ -223,7 +222,28 @@ mod tests {
         }
         drop(held);
         open(dir.path(), false, "a").unwrap();
-        assert_eq!(shown_at(dir.path()), None, "it was of a process that has ended");
+        assert_eq!(Holder::of(dir.path()), None, "it was of a process that has ended");
+    }
+
+    #[test]
+    fn a_run_in_progress_tells_where_it_is_and_takes_it_back() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(LOCK), "").unwrap();
+        fs::set_permissions(dir.path().join(LOCK), Permissions::from_mode(0o644)).unwrap();
+        let run = open(dir.path(), false, "a").unwrap();
+        run.announce("http://127.0.0.1:7/", "j1");
+        let holder = Holder::of(dir.path()).unwrap();
+        assert_eq!((holder.program, holder.page().as_str()), (Program::Run, "http://127.0.0.1:7/jobs/j1"));
+        let mode = fs::metadata(dir.path().join(LOCK)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(open(dir.path(), false, "a").unwrap_err().contains("another `foil run` is using"));
+        assert_eq!(Holder::of(dir.path()), Some(holder), "whoever is refused leaves it");
+        run.withdraw();
+        assert_eq!(Holder::of(dir.path()), None);
+        run.announce("http://127.0.0.1:8", "j1");
+        drop(run);
+        open(dir.path(), false, "a").unwrap();
+        assert_eq!(Holder::of(dir.path()), None, "a process that was killed leaves its line, but no lock");
     }
 
     #[test]

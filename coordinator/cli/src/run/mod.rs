@@ -2,6 +2,7 @@
 
 mod children;
 pub(crate) mod directory;
+pub(crate) mod lock;
 mod store_lock;
 
 use std::path::Path;
@@ -130,6 +131,7 @@ async fn run_job(args: &RunArgs, log_format: LogFormat, started: Instant) -> Res
         () = stop.requested() => Ok(None),
     };
     progress.finish();
+    directory.withdraw();
     // The downloads are complete, so the service can stop.
     let (job, artifacts) = match result {
         Ok(Some(ended)) => ended,
@@ -186,6 +188,7 @@ async fn drive_job(
     }
     let job = response.job.context("the coordinator accepted the job but returned no id")?;
     directory.claim(&prepared.spec)?;
+    directory.announce(&client.line().url(), &job.id);
     if job.phases_done > 0 && !is_ended(&job) {
         progress.resumes(job.phases_done);
     }

@@ -1,7 +1,7 @@
 //! The directory of a `foil run`, served by a coordinator in this process.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
 use crate::run::directory::{self, RESULT, SPEC, STORE};
+use crate::run::lock::{self, Holder, LOCK, Program};
 
 /// A run that is being served. It has no workers, so that nothing in it changes.
 pub(crate) struct LocalRun {
@@ -37,11 +38,11 @@ struct Server {
 
 /// A directory that another process uses.
 #[derive(Debug, thiserror::Error)]
-enum InUse {
-    #[error("{} is open in another `foil ui`, at {url}", .directory.display())]
-    Ui { directory: PathBuf, url: String },
+pub(super) enum InUse {
+    #[error("{} is open in another `{}`, at {}", .directory.display(), .by.program.command(), .by.page())]
+    Served { directory: PathBuf, by: Holder },
     #[error(
-        "{} is in use by a `foil run`, which shows its own page with --ui, or by a `foil report`",
+        "{} is in use by a `foil run` that begins or ends, or by a `foil report`; try again in a moment",
         .0.display()
     )]
     Other(PathBuf),
@@ -49,7 +50,9 @@ enum InUse {
 
 /// Whether `foil run` has made a directory.
 pub(crate) fn is_run(path: &Path) -> bool {
-    path.join(SPEC).is_file() && (path.join(RESULT).is_file() || path.join(STORE).is_dir())
+    // A run whose store is elsewhere has no result before its end.
+    let has = |name: &str| path.join(name).exists();
+    path.join(SPEC).is_file() && (has(RESULT) || has(STORE) || has(LOCK))
 }
 
 impl LocalRun {
@@ -87,21 +90,24 @@ impl LocalRun {
         Ok(Self { client, job, url, server: Some(Server { stop, served, lock }) })
     }
 
-    /// The run in a directory: served by this process, or by the `foil ui` that has it open.
+    /// The run in a directory: served by this process, by the `foil ui` that has it open, or by the `foil
+    /// run` itself.
     pub(crate) async fn read(directory: &Path, metrics: PrometheusHandle) -> Result<Self> {
         let error = match Self::open(directory, 0, metrics).await {
             Ok(run) => return Ok(run),
             Err(error) => error,
         };
-        let Some(InUse::Ui { url, .. }) = error.downcast_ref() else { return Err(error) };
-        let (client, job) = newest(url, directory).await?;
-        Ok(Self { client, job, url: url.clone(), server: None })
+        let Some(InUse::Served { by, .. }) = error.downcast_ref() else { return Err(error) };
+        let client = Client::connect(&by.url)?;
+        let job = client.get(&by.job).await.with_context(|| cannot_read(directory, &by.url))?;
+        Ok(Self { client, job, url: by.url.clone(), server: None })
     }
 
     /// Lets other processes that are given the directory know the URL.
     pub(crate) fn announce(&self) -> io::Result<()> {
         let Some(server) = &self.server else { return Ok(()) };
-        writeln!(&server.lock, "{}", self.url)
+        let (url, job) = (self.url.clone(), self.job.id.clone());
+        Holder { program: Program::Ui, url, job }.announce(&server.lock)
     }
 
     /// URL of the job's page.
@@ -118,7 +124,7 @@ impl LocalRun {
 
 /// The last job of the store that is served at a URL: those before it failed, or were canceled.
 async fn newest(url: &str, directory: &Path) -> Result<(Client, v1::Job)> {
-    let cannot = || format!("cannot read {}, which is served at {url}", directory.display());
+    let cannot = || cannot_read(directory, url);
     let client = Client::connect(url)?;
     let (rows, _) = client.rows(v1::ListJobsRequest::default(), 1).await.with_context(cannot)?;
     let Some(row) = rows.first() else {
@@ -128,12 +134,16 @@ async fn newest(url: &str, directory: &Path) -> Result<(Client, v1::Job)> {
     Ok((client, job))
 }
 
+fn cannot_read(directory: &Path, url: &str) -> String {
+    format!("cannot read {}, which is served at {url}", directory.display())
+}
+
 /// The lock that a run holds: two coordinators would take the store from each other.
 fn lock(directory: &Path) -> Result<File> {
-    let lock = directory::lock(directory);
+    let lock = lock::lock(directory);
     let lock = lock.with_context(|| format!("cannot lock {}", directory.display()))?;
-    let in_use = || match directory::shown_at(directory) {
-        Some(url) => InUse::Ui { directory: directory.to_owned(), url },
+    let in_use = || match Holder::of(directory) {
+        Some(by) => InUse::Served { directory: directory.to_owned(), by },
         None => InUse::Other(directory.to_owned()),
     };
     Ok(lock.ok_or_else(in_use)?)
@@ -167,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_a_ui_has_open_is_read_from_there() {
+    async fn a_directory_that_is_served_is_read_from_there() {
         let dir = tempfile::tempdir().unwrap();
         for file in [SPEC, RESULT] {
             std::fs::write(dir.path().join(file), "{}").unwrap();
@@ -185,9 +195,13 @@ mod tests {
             format!("{:#}", read.err().expect("it is refused"))
         };
         assert!(read().await.contains("in use by a `foil run`"));
-        writeln!(&held, "{url}").unwrap();
-        assert!(refusal(dir.path()).await.contains(&format!("open in another `foil ui`, at {url}")));
-        assert!(read().await.contains("has no job"), "the other coordinator has answered");
+        for (program, name) in [(Program::Ui, "foil ui"), (Program::Run, "foil run")] {
+            Holder { program, url: url.clone(), job: "j".into() }.announce(&held).unwrap();
+            let told = refusal(dir.path()).await;
+            assert!(told.contains(&format!("open in another `{name}`, at {url}/jobs/j")), "{told}");
+            let told = read().await;
+            assert!(told.contains("there is no job j"), "the other coordinator has answered: {told}");
+        }
         stop.cancel();
         served.await.unwrap().unwrap();
     }

@@ -9,14 +9,16 @@ use anyhow::{Result, bail};
 use clap::Args;
 use foil_common::{shutdown, telemetry};
 
-use self::local_run::LocalRun;
+use self::local_run::{InUse, LocalRun};
 use super::client_args::{ClientArgs, job_or_directory};
+use super::run::lock::Program;
 use super::stdout;
 
 #[derive(Debug, Args)]
 pub(crate) struct UiArgs {
-    /// A job: its id, a prefix of it, or its name (its newest job); or the directory of a finished `foil
-    /// run`, which is then served on this machine alone until ctrl-c. Default: the list of jobs
+    /// A job: its id, a prefix of it, or its name (its newest job); or the directory of a `foil run`:
+    /// the page of one that goes on; one that has ended is served on this machine alone until ctrl-c.
+    /// Default: the list of jobs
     #[arg(value_name = "JOB|DIR", value_parser = job_or_directory)]
     what: Option<String>,
     /// Print the URL only.
@@ -48,7 +50,16 @@ pub(crate) async fn ui(args: &UiArgs) -> Result<()> {
 
 async fn serve(directory: &Path, args: &UiArgs) -> Result<()> {
     let stop = shutdown::on_signal()?;
-    let run = LocalRun::open(directory, args.port, telemetry::install_metrics()?).await?;
+    let run = match LocalRun::open(directory, args.port, telemetry::install_metrics()?).await {
+        Ok(run) => run,
+        // A run that goes on serves its page itself.
+        Err(error) => match error.downcast_ref() {
+            Some(InUse::Served { by, .. }) if by.program == Program::Run => {
+                return show(&by.page(), args.no_browser);
+            }
+            _ => return Err(error),
+        },
+    };
     if let Err(error) = run.announce() {
         tracing::warn!(%error, "cannot write the lock file of {}", directory.display());
     }
