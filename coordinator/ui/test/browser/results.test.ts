@@ -11,7 +11,7 @@ useBrowser();
 const RUNNING = "01jdz7hhdpo8k2m9x7q3rvw5y";
 const BIG = "01jdv9big60c8k2m9x7q3rvw5";
 const BAD = "01jdx2hostile8k2m9x7q3rvw";
-const TABS = ["overview", "rounds", "training", "rewards", "samples", "timeline", "logs", "artifacts", "spec"];
+const TABS = ["overview", "rounds", "training", "rewards", "samples", "timeline", "logs", "data", "artifacts", "spec"];
 
 /** Bytes of live JavaScript objects, after a collection. */
 function heap(page: Page): Promise<number> {
@@ -119,6 +119,16 @@ browserTest("hostile texts are texts", gallery, async ({ page, url }) => {
   assert.equal(await page.evaluate(() => "attacked" in window), false);
 });
 
+browserTest("a job's data is told with its sources and hashes", gallery, async ({ page, url }) => {
+  await page.goto(url + jobPath(RUNNING, "data"));
+  const rows = (label: string) => page.getByRole("region", { name: label, exact: true }).locator("tbody tr");
+  await rows("Sources").first().waitFor();
+  assert.deepEqual(await rows("Sources").first().locator("th, td").allInnerTexts(), ["preferences", "pairs.jsonl.gz", "2,218", "66.7 %", "2", "12 max prompt tokens"]);
+  const file = rows("Files").first();
+  assert.equal(await file.locator("td").first().innerText(), "pairs.jsonl.gz");
+  assert.match((await file.locator("button").getAttribute("title"))!, /^[0-9a-f]{64} /);
+});
+
 browserTest("charts are read by keys, shown as tables and downloaded", gallery, async ({ page, url }) => {
   await page.goto(url + jobPath(RUNNING, "rounds"));
   const chart = page.locator("#chart-accuracy");
@@ -207,7 +217,7 @@ browserTest(
     await page.locator("details.runs summary").click();
     await page.getByRole("link", { name: "apo, seed 1" }).first().click();
     await page.getByRole("heading", { name: "apo-s1" }).waitFor();
-    for (const tab of ["Rounds", "Training", "Rewards", "Samples", "Timeline", "Artifacts", "Job file"]) {
+    for (const tab of ["Rounds", "Training", "Rewards", "Samples", "Timeline", "Data", "Artifacts", "Job file"]) {
       await page.locator("nav.tabs a", { hasText: tab }).click();
       await page.waitForFunction(() => !document.querySelector(".spinner"));
       assert.equal(await page.locator(".problem").count(), 0, tab);

@@ -136,7 +136,12 @@ export function specOf(name: string, rounds: number, seed: number): JobSpec {
     rounds,
     policy: { model: "models/stories15m", init: "weights" },
     text: { template: "hh", maxLength: 512, truncationSide: "left" },
-    data: { preferences: ["input:9f/pairs.jsonl.gz"], golden: ["input:3c/golden.jsonl.gz"], prompts: ["input:77/prompts.jsonl"], goldenHoldout: 0.1 },
+    data: {
+      sources: ["pairs.jsonl.gz", "more.csv"].map((name, i) => ({ set: "preferences", path: [`input:${hash(9, i)}:${name}`], columns: {}, limit: 0, weight: 2 - i })),
+      golden: [`input:${hash(3)}:golden.jsonl.gz`],
+      prompts: [`input:${hash(7)}:prompts.jsonl`],
+      goldenHoldout: 0.1,
+    },
     sampling: { temperature: 1, topP: 1, maxNewTokens: 128, stop: ["\n\nHuman:"] },
     rewardStep: { loss: { oneofKind: "bradleyTerry", bradleyTerry: { margin: false } }, apoWeight: 1, samples: 4, learningRate: 1e-6 },
     policyStep: { method: { oneofKind: "dpo", dpo: { beta: 0.1, pairing: "best_worst", logRatio: "sum", reference: "round_start" } }, samples: 4, learningRate: [5e-6, 2e-6, 9e-7] },
@@ -198,9 +203,19 @@ export function jobOf({ id, name, rounds, done, state, submitted, seed = 7, furt
     plan: {
       phases,
       datasets: [
-        { name: "preferences", rows: 3327n, badRows: 2n, firstBad: ["pairs.jsonl.gz:17: the answer is empty"], ignoredColumns: ["source"] },
-        { name: "golden", rows: 634n, badRows: 0n, firstBad: [], ignoredColumns: [] },
-        { name: "prompts", rows: 2000n, badRows: 0n, firstBad: [], ignoredColumns: [] },
+        {
+          name: "preferences",
+          rows: 3327n,
+          badRows: 2n,
+          firstBad: ["pairs.jsonl.gz:17: the answer is empty"],
+          ignoredColumns: ["source"],
+          sources: [
+            { name: "pairs.jsonl.gz", rows: 2218n, weight: 2, dropped: [{ reason: "max_prompt_tokens", rows: 12n }] },
+            { name: "more.csv", rows: 1109n, weight: 1, dropped: [] },
+          ],
+        },
+        { name: "golden", rows: 634n, sources: [{ name: "golden.jsonl.gz", rows: 634n, dropped: [] }] },
+        { name: "prompts", rows: 2000n },
       ],
     },
     revision: BigInt(1 + phasesDone * 2),

@@ -1,13 +1,13 @@
-// Artifacts with the hashes and sizes of their objects, and the data sets.
+// Artifacts with the hashes and sizes of their objects.
 import { useMemo, useState } from "preact/hooks";
 import type { Artifact } from "../../../gen/foil/v1/artifacts.js";
 import { option, runDirectory } from "../../app/connection.js";
 import { useSource } from "../../app/context.js";
 import { useStore } from "../../app/store.js";
-import { bytes, count, counted, NONE } from "../../model/format.js";
+import { bytes, counted, NONE } from "../../model/format.js";
 import { isEnded } from "../../model/job.js";
 import { Table } from "../../ui/table.jsx";
-import { Empty, Hash, Section } from "../../ui/widgets.jsx";
+import { Empty, Hash } from "../../ui/widgets.jsx";
 import type { TabProps } from "./page.jsx";
 
 const SHOWN = 60;
@@ -25,7 +25,6 @@ export function ArtifactsTab({ job }: TabProps) {
   const [source, run] = [useSource(), useStore(runDirectory)];
   // The store of a run that has ended has no weights; they are beside it.
   const command = run !== "" && isEnded(job) ? `export ${run}/policy@best DIR` : `pull ${job.name || job.id}/policy@best DIR${option(source)}`;
-  const datasets = job.plan?.datasets ?? [];
   return (
     <>
       {job.artifacts.length === 0 && <Empty>No phase has been committed yet.</Empty>}
@@ -55,22 +54,6 @@ export function ArtifactsTab({ job }: TabProps) {
             </button>
           )}
         </div>
-      )}
-      {datasets.length > 0 && (
-        <Section title="Data sets">
-          <Table
-            label="Data sets"
-            rows={datasets}
-            rowKey={(set) => set.name}
-            columns={[
-              { head: "Set", cell: (set) => set.name.replaceAll("_", " ") },
-              { head: "Rows", class: "number", cell: (set) => count(set.rows) },
-              { head: "Unusable", class: "number", cell: (set) => count(set.badRows) },
-              { head: "First unusable rows", cell: (set) => <bdi>{set.firstBad.join("; ") || NONE}</bdi> },
-              { head: "Ignored columns", cell: (set) => <bdi>{set.ignoredColumns.join(", ") || NONE}</bdi> },
-            ]}
-          />
-        </Section>
       )}
     </>
   );

@@ -8,6 +8,7 @@ import type { JobView } from "../../model/feed.js";
 import { stateName } from "../../model/job.js";
 import { Failed, Loading } from "../../ui/widgets.jsx";
 import { ArtifactsTab } from "./artifacts.jsx";
+import { DataTab } from "./data.jsx";
 import { DistributionsTab } from "./distributions.jsx";
 import { JobHeader } from "./header.jsx";
 import { LogsTab } from "./logs.jsx";
@@ -33,6 +34,7 @@ const TABS = [
   { id: "samples", name: "Samples", Tab: SamplesTab, inReport: true },
   { id: "timeline", name: "Timeline", Tab: TimelineTab, inReport: true },
   { id: "logs", name: "Logs", Tab: LogsTab, inReport: false },
+  { id: "data", name: "Data", Tab: DataTab, inReport: true },
   { id: "artifacts", name: "Artifacts", Tab: ArtifactsTab, inReport: true },
   { id: "spec", name: "Job file", Tab: SpecTab, inReport: true },
 ];
