@@ -6,9 +6,14 @@ pub fn counted(count: impl TryInto<u64>, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// The verb of so many: `is` or `are`.
+/// The verb of so many: `is` or `are`. Of a part it is that of the part: 1 of 3 rows is.
 pub fn are(count: impl TryInto<u64>) -> &'static str {
-    if count.try_into().is_ok_and(|count| count == 1) { "is" } else { "are" }
+    agreeing(count, "is", "are")
+}
+
+/// The form of a verb or noun for so many.
+pub fn agreeing(count: impl TryInto<u64>, one: &'static str, others: &'static str) -> &'static str {
+    if count.try_into().is_ok_and(|count| count == 1) { one } else { others }
 }
 
 /// A number with thousands separators: `1,234`.
@@ -36,6 +41,7 @@ mod tests {
     #[test]
     fn one_is_and_others_are() {
         assert_eq!([are(1_u32), are(0_usize), are(2_u64)], ["is", "are", "are"]);
+        assert_eq!([1_u32, 0, 2].map(|count| agreeing(count, "has", "have")), ["has", "have", "have"]);
     }
 
     #[test]

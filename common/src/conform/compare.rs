@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::peer::PeerResult;
 use super::{Finding, Kind, Measured, Probe, check};
+use crate::plural::counted;
 
 /// Maximum relative distance ‖a − b‖ / ‖b‖ of logits in fp32.
 const LOGITS: f64 = 1e-4;
@@ -82,7 +83,7 @@ fn template(probe: &Probe, peer: &PeerResult) -> Finding {
     Finding::of(
         check::PEER_TEMPLATE,
         &faults,
-        format!("{} prompts have the same tokens", probe.prompts.len()),
+        format!("the same tokens of {}", counted(probe.prompts.len(), "prompt")),
     )
 }
 

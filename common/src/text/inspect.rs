@@ -2,7 +2,7 @@
 
 use super::{Encoded, Encoder, Limits, Response, TextError};
 use crate::data::rows::Prompt;
-use crate::plural::counted;
+use crate::plural::{agreeing, counted};
 use crate::stats::{Moments, wilson_interval};
 use serde::Serialize;
 use std::fmt;
@@ -103,7 +103,7 @@ impl fmt::Display for RowView {
                 continue;
             }
             if hidden > 0 {
-                writeln!(f, "      … {hidden} tokens …")?;
+                writeln!(f, "      … {} …", counted(hidden, "token"))?;
                 hidden = 0;
             }
             let read = match token.read {
@@ -121,7 +121,8 @@ impl fmt::Display for RowView {
         }
         write!(
             f,
-            "      {count} tokens: prompt {}, response {}",
+            "      {}: prompt {}, response {}",
+            counted(count, "token"),
             self.response_start,
             count - self.response_start
         )?;
@@ -131,7 +132,7 @@ impl fmt::Display for RowView {
         for (cut, what) in [(self.prompt_cut, "prompt"), (self.response_cut, "response (unfinished: no EOS)")]
         {
             if cut > 0 {
-                write!(f, "; {cut} tokens cut off the {what}")?;
+                write!(f, "; {} cut off the {what}", counted(cut, "token"))?;
             }
         }
         Ok(())
@@ -184,9 +185,10 @@ impl fmt::Display for Lengths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Lengths { rows, fit, budget, is_shared, shortest, median, ninth_decile, longest } = self;
         let shared = if *is_shared { ", with the other part" } else { "" };
+        let fits = agreeing(*fit, "fits", "fit");
         write!(
             f,
-            "{fit} of {rows} fit {budget} tokens{shared}; shortest {shortest}, median {median}, nine in ten ≤ {ninth_decile}, longest {longest}"
+            "{fit} of {rows} {fits} {budget} tokens{shared}; shortest {shortest}, median {median}, nine in ten ≤ {ninth_decile}, longest {longest}"
         )
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use foil_common::plural::counted;
 use foil_common::rpc::artifacts::Moved;
 use foil_common::telemetry;
 use foil_proto::v1;
@@ -121,7 +122,7 @@ impl Progress {
     pub(crate) fn resumes(&mut self, phases: u32) {
         // That it was queued before is not news.
         self.queued_shown = true;
-        self.line(&format!("resuming after {phases} phases"));
+        self.line(&format!("resuming after {}", counted(phases, "phase")));
     }
 
     /// A bar of bytes, which the caller advances and finishes.

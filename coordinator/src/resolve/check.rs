@@ -5,7 +5,7 @@ use std::thread;
 
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::datasets;
-use foil_common::plural::{are, counted};
+use foil_common::plural::{agreeing, are, counted};
 use foil_common::spec::{self, Side};
 use foil_common::text::{Encoded, EncodedPrompt, Encoder, Limits, Response, TextError};
 
@@ -200,14 +200,14 @@ impl Checker<'_> {
             _ => self.sampled,
         };
         for (cut, what, limit) in
-            [(prompts_cut, "prompts", limits.prompt), (answers_cut, "answers", limits.response)]
+            [(prompts_cut, "prompt", limits.prompt), (answers_cut, "answer", limits.response)]
         {
             if cut == 0 {
                 continue;
             }
             let fit = if limit == limits.total { "to fit, with the other part, in" } else { "to" };
-            let rows = counted(count, "row");
-            warnings.push(format!("{name}: the {what} of {cut} of {rows} are cut {fit} {limit} tokens"));
+            let (rows, s, are) = (counted(count, "row"), agreeing(cut, "", "s"), are(cut));
+            warnings.push(format!("{name}: the {what}{s} of {cut} of {rows} {are} cut {fit} {limit} tokens"));
         }
         if prompts_cut > 0 && self.side == Side::Right {
             let lost = match prompts_cut {

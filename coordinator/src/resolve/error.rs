@@ -3,6 +3,7 @@ use std::time::Duration;
 use foil_common::data::folder::FolderError;
 use foil_common::data::parse::ParseError;
 use foil_common::model::ModelFilesError;
+use foil_common::plural::counted;
 use foil_common::spec::SpecError;
 use foil_common::storage::StoreError;
 use foil_common::text::TextError;
@@ -40,8 +41,9 @@ pub enum ResolveError {
     #[error("{field}: {fault}")]
     Data { field: &'static str, fault: ParseError },
     #[error(
-        "{field}: {bad} of {rows} rows cannot be encoded by the model, more than data.max_bad_fraction ({allowed}) \
-         allows; the first is {first}"
+        "{field}: {bad} of {} cannot be encoded by the model, more than data.max_bad_fraction ({allowed}) allows; the first is \
+         {first}",
+        counted(*rows, "row")
     )]
     Unencodable { field: &'static str, bad: u64, rows: u64, allowed: f64, first: String },
     #[error("{field}: no row is left for {set}{lost}; {advice}")]
@@ -56,7 +58,7 @@ pub enum ResolveError {
     Memory { bytes: u64 },
     #[error("reading the job's inputs takes more than the {limit:?} that a submission has; give less data")]
     Deadline { limit: Duration },
-    #[error("the inputs of {waiting} other jobs are waiting to be read; submit the job again later")]
+    #[error("the inputs of {} are waiting to be read; submit the job again later", counted(*waiting, "other job"))]
     Busy { waiting: usize },
     #[error("cannot start the process that reads the job's inputs: {reason}")]
     Process { reason: String },

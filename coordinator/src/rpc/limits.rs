@@ -1,5 +1,6 @@
 //! Size limits of input, so that whatever is accepted also fits into messages, log lines and lists.
 
+use foil_common::plural::counted;
 use foil_proto::v1::{self, rank_message};
 use prost::Message;
 use tonic::Status;
@@ -42,7 +43,7 @@ pub(super) fn bounded_warnings(mut warnings: Vec<String>) -> Vec<String> {
         cut(warning, MAX_TEXT_BYTES);
     }
     if more > 0 {
-        warnings.push(format!("and {more} more warnings"));
+        warnings.push(format!("and {}", counted(more, "more warning")));
     }
     warnings
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use foil_common::plural::{are, counted};
 use foil_common::stats::{CALIBRATION_BINS, DISTINCT_KEPT, is_rate};
 use foil_proto::v1;
 
@@ -42,8 +43,11 @@ fn check_moments(moments: &v1::Moments) -> Result<(), String> {
         let has_empty = clusters.open.iter().any(|open| open.count == 0);
         if has_empty || clusters.count.saturating_add(open) > *count {
             return Err(format!(
-                "{count} rows are not {} whole clusters and {open} rows of others",
-                clusters.count
+                "{} {} not {} and {} of others",
+                counted(*count, "row"),
+                are(*count),
+                counted(clusters.count, "whole cluster"),
+                counted(open, "row")
             ));
         }
     }

@@ -23,6 +23,7 @@ use self::shape::{Answers, AnyRow};
 use self::types::Columns;
 use super::parse::{BadRow, ColumnNames, Content, Found, ParseError, Place, RecordStream, Wanted};
 use super::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
+use crate::plural::counted;
 
 /// Number of bad rows that are kept; beyond it they are only counted.
 const KEPT_BAD: usize = 5;
@@ -77,7 +78,8 @@ pub enum ConvertError {
     #[error("{0}; convert to JSON lines, or leave the row out")]
     Type(BadRow),
     #[error(
-        "{bad_rows} of {read} rows cannot be converted, more than is allowed ({allowed}); the first is {first}"
+        "{bad_rows} of {} cannot be converted, more than is allowed ({allowed}); the first is {first}",
+        counted(*read, "row")
     )]
     TooManyBad { bad_rows: u64, read: u64, allowed: f64, first: String },
     #[error("{files}: no row is left to write, of {read} read")]

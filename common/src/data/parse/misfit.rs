@@ -116,7 +116,10 @@ mod tests {
         let repair = ": repair the file or raise the fraction";
         let empty = r#"{"prompt": "q", "chosen": "", "rejected": "b", "id": 1}"#;
         assert!(refusal::<PairRow>("x", empty).ends_with(repair));
-        assert!(refusal::<PairRow>("x", "{}").ends_with(repair));
+        let alone = refusal::<PairRow>("x", "{}");
+        assert!(alone.ends_with(repair) && alone.starts_with("1 of 1 row is unusable"), "{alone}");
+        let two = refusal::<PairRow>("x", &format!("{empty}\n{empty}\n"));
+        assert!(two.starts_with("2 of 2 rows are unusable"), "{two}");
         assert!(refusal::<GoldenRow>("x", r#"{"prompt": 7, "golden": "a", "id": 1}"#).ends_with(repair));
     }
 }

@@ -50,6 +50,7 @@ pub use self::places::{Place, Places, Position};
 pub use self::stream::{Record, RecordStream};
 use self::value::excerpt;
 use super::rows::{Row, assign_ids, content_key};
+use crate::plural::{are, counted};
 use bytes::Bytes;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
@@ -154,7 +155,9 @@ pub enum ParseError {
     )]
     TooLarge { place: Place },
     #[error(
-        "{bad_rows} of {records} rows are unusable, more than data.max_bad_fraction ({allowed}) allows; the first is {first}: {advice}"
+        "{bad_rows} of {} {} unusable, more than data.max_bad_fraction ({allowed}) allows; the first is {first}: {advice}",
+        counted(*records, "row"),
+        are(*bad_rows)
     )]
     TooManyBad { bad_rows: u64, records: u64, allowed: f64, first: String, advice: String },
 }

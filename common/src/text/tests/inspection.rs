@@ -70,7 +70,7 @@ fn length_statistics_count_rows_that_fit_and_the_accuracy_of_length() {
     );
     let shared = Lengths::sharing(vec![3, 9], 10, 1);
     assert_eq!((shared.fit, shared.longest), (1, 9));
-    assert!(shared.to_string().starts_with("1 of 2 fit 10 tokens, with the other part; shortest 3"));
+    assert!(shared.to_string().starts_with("1 of 2 fits 10 tokens, with the other part; shortest 3"));
     assert_eq!(Lengths::of(vec![], 4), Lengths { budget: 4, ..Default::default() });
 }
 

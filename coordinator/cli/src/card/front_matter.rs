@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use foil_common::plural::counted;
 use foil_common::spec;
 
 use super::escape::yaml;
@@ -90,7 +91,8 @@ fn model_index(card: &Card<'_>) -> String {
     }
     let task = if made.is_reward() { "text-classification" } else { "text-generation" };
     let names: Vec<&str> = sets.iter().map(|(name, _)| name.as_str()).collect();
-    let rows: Vec<String> = sets.iter().map(|(name, rows)| format!("{name}, {rows} rows")).collect();
+    let rows: Vec<String> =
+        sets.iter().map(|(name, rows)| format!("{name}, {}", counted(*rows, "row"))).collect();
     let mut text = format!(
         "model-index:\n- name: {}\n  results:\n  - task:\n      type: {task}\n    dataset:\n      type: {}\n      name: {}\n    metrics:\n",
         yaml(&card.title()),

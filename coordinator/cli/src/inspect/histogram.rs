@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use foil_common::plural::{counted, grouped};
+use foil_common::plural::{are, counted, grouped};
 use foil_common::text::inspect::Lengths;
 
 use super::measure::{Histogram, Measured};
@@ -37,10 +37,14 @@ pub(super) fn card(measured: &Measured) -> String {
 fn said(lengths: &Lengths) -> String {
     let [cut, rows, budget] = [lengths.rows - lengths.fit, lengths.rows, lengths.budget].map(grouped);
     match (lengths.rows - lengths.fit, lengths.is_shared) {
-        (0, false) => format!("all {rows} fit {budget} tokens"),
-        (0, true) => format!("all {rows} fit, with the other part, {budget} tokens"),
+        (0, is_shared) => {
+            let all =
+                if lengths.rows == 1 { "the only one fits".to_owned() } else { format!("all {rows} fit") };
+            let shared = if is_shared { ", with the other part," } else { "" };
+            format!("{all}{shared} {budget} tokens")
+        }
         (count, is_shared) => {
-            let verb = if count == 1 { "is" } else { "are" };
+            let verb = are(count);
             let to = if is_shared { "to fit, with the other part, in" } else { "to" };
             format!("{cut} of {rows} {verb} cut {to} {budget} tokens")
         }
@@ -159,7 +163,7 @@ mod tests {
         assert!(card.contains("limit 100") && card.contains("1 of 4 is cut to 100 tokens"), "{card}");
         assert!(card.contains("250 to 259 tokens: 1") && card.contains("0 to 9 tokens: 2"), "{card}");
         let fits = prompts(&[3], Limits::of(100, 9));
-        assert!(!fits.contains("limit 100") && fits.contains("all 1 fit 100 tokens"), "{fits}");
+        assert!(!fits.contains("limit 100") && fits.contains("the only one fits 100 tokens"), "{fits}");
     }
 
     #[test]
@@ -169,7 +173,7 @@ mod tests {
         assert!(card.contains("2 of 2 are cut to fit, with the other part, in 1,000 tokens"), "{card}");
         assert!(card.contains(">max_length 1,000, with the other part</text>"), "{card}");
         let fits = super::card(&Measured::responses("chosen", &[4], &[7], Limits::shared(1_000)));
-        assert!(fits.contains("all 1 fit, with the other part, 1,000 tokens"), "{fits}");
+        assert!(fits.contains("the only one fits, with the other part, 1,000 tokens"), "{fits}");
     }
 
     #[test]

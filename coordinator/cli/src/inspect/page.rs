@@ -88,8 +88,8 @@ fn warnings(warnings: &[String]) -> String {
     if warnings.len() > MOST_WARNINGS {
         let _ = write!(
             text,
-            "<p class=\"note warning\">and {} more warnings</p>",
-            warnings.len() - MOST_WARNINGS
+            "<p class=\"note warning\">and {}</p>",
+            counted(warnings.len() - MOST_WARNINGS, "more warning")
         );
     }
     text
@@ -235,7 +235,7 @@ fn section(set: &SetReport, side: Side, left: &mut usize) -> String {
 fn example(example: &Example, side: Side, is_open: bool) -> String {
     let view = &example.view;
     let (count, start) = (view.tokens.len(), view.response_start);
-    let mut head = format!("{count} tokens: prompt {start}, response {}", count - start);
+    let mut head = format!("{}: prompt {start}, response {}", counted(count, "token"), count - start);
     if view.eos {
         head += " with EOS";
     }

@@ -35,7 +35,7 @@ fn a_report_shows_every_set_with_tokens_and_lengths() {
         "golden: 1 row, 1 bad row dropped\n",
         "pairs.jsonl: JSON lines, 3 rows\n",
         "golden.jsonl: JSON lines, 3 rows, 1 of them bad\n",
-        "golden answers: 1 of 1 fit 16 tokens",
+        "golden answers: 1 of 1 fits 16 tokens",
         "chosen:\n    0       1 \"<s>\"\n",
         "\"</s>\"                   reward\n      15 tokens: prompt 7, response 8 with EOS",
         "7 tokens: prompt 7, response 0",

@@ -68,11 +68,12 @@ async fn rows_that_the_model_cannot_encode_are_bad_rows() {
     let poisoned = input(&store, "sft.jsonl", "{\"prompt\":\"ab\",\"answer\":\"ab</s>c\"}").await;
     wire.data.as_mut().unwrap().sft = vec![poisoned];
     let message = failure(wire.clone(), &store).await;
-    assert!(message.contains("data.sft") && message.contains("</s>"), "{message}");
+    assert!(message.contains("data.sft: 1 of 1 row cannot") && message.contains("</s>"), "{message}");
     let long = format!("{{\"prompt\":\"ab\",\"answer\":\"{}\"}}", "ab".repeat(12));
     wire.data.as_mut().unwrap().sft = vec![input(&store, "sft.jsonl", long).await];
     let cut = resolved(wire, &store).await.unwrap();
-    assert!(cut.warnings.iter().any(|warning| warning.contains("in 24 tokens")), "{:?}", cut.warnings);
+    let told = "sft: the answer of 1 of 1 row is cut to fit, with the other part, in 24 tokens";
+    assert!(cut.warnings.iter().any(|warning| warning == told), "{:?}", cut.warnings);
 }
 
 /// Real preferences and golden answers through a real tokenizer, if the test models are there.

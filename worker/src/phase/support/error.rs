@@ -4,6 +4,7 @@ use foil_common::data::rows::RowError;
 use foil_common::failpoint::Injected;
 use foil_common::failure::FailureClass;
 use foil_common::oom;
+use foil_common::plural::counted;
 use foil_common::text::TextError;
 
 use super::records::MemoryShortage;
@@ -41,7 +42,7 @@ pub enum PhaseError {
     NoRendezvous,
     #[error("{object}: {reason}")]
     Record { object: String, reason: String },
-    #[error("{set}: none of its {rows} rows can be used for training: {reason}")]
+    #[error("{set}: none of its {} can be used for training: {reason}", counted(*rows, "row"))]
     NothingLeft { set: &'static str, rows: usize, reason: &'static str },
     #[error("the checkpoint after step {step} cannot be read: {key}: {message}")]
     Checkpoint { step: u64, key: String, message: String },
