@@ -314,12 +314,19 @@ impl Sets {
         match needs.into_iter().find(|(needed, _, set, _)| *needed && rows(set) == 0) {
             None => Ok(()),
             Some((_, field, set, advice)) => {
+                // The field whose rows the set has: its own, or that of the set it was held out of.
+                let (origin, advice) = match (field, self.sources.contains_key(field)) {
+                    ("data.evaluation.preferences", false) => ("data.preferences", advice),
+                    ("data.evaluation.prompts", false) => ("data.prompts", advice),
+                    ("data.evaluation.preferences" | "data.evaluation.prompts", true) => (field, more),
+                    _ => (field, advice),
+                };
                 let about = |warning: &&String| {
-                    [field, set].iter().any(|name| warning.starts_with(&format!("{name}: ")))
+                    [origin, set].iter().any(|name| warning.starts_with(&format!("{name}: ")))
                 };
                 let lost: Vec<&str> = self.warnings.iter().filter(about).map(String::as_str).collect();
                 let lost = if lost.is_empty() { String::new() } else { format!(" ({})", lost.join("; ")) };
-                let advice = match self.filters(field).as_slice() {
+                let advice = match self.filters(origin).as_slice() {
                     [] => advice.to_owned(),
                     filters => format!("loosen {}, or {advice}", filters.join(" and ")),
                 };

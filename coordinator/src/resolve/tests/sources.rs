@@ -71,6 +71,44 @@ async fn filters_that_leave_no_row_are_to_be_loosened() {
 }
 
 #[tokio::test]
+async fn a_filter_that_empties_an_evaluation_set_is_named_by_its_own_field() {
+    let store = Store::in_memory();
+    let prompts = |letters: &[&str]| -> String {
+        letters.iter().map(|letters| format!("{{\"prompt\":\"{letters}\"}}\n")).collect()
+    };
+    let own = |set: &str, path: String| v1::DataSourceSpec {
+        filter: Some(v1::FilterSpec { min_prompt_characters: Some(4), ..Default::default() }),
+        ..source(set, path)
+    };
+    let short = input(&store, "short.jsonl", prompts(&["ab", "abc"])).await;
+    let one_long = input(&store, "long.jsonl", prompts(&["ab", "abc", "abcd"])).await;
+    let mut given = file_job(&store).await;
+    given.data.as_mut().unwrap().sources = vec![own("evaluation_prompts", short)];
+    let error = resolved(given, &store).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "data.evaluation.prompts: no row is left for evaluation_prompts (data.evaluation.prompts: 2 rows of short.jsonl are \
+         left out: 2 by min_prompt_characters); loosen data.evaluation.prompts[0].filter, or give a file with more rows"
+    );
+    // Of one prompt that is left, none can be held out.
+    let mut held_out = file_job(&store).await;
+    let data = held_out.data.as_mut().unwrap();
+    data.prompts.clear();
+    data.evaluation = None;
+    data.sources = vec![own("prompts", one_long)];
+    let error = resolved(held_out, &store).await.unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "data.evaluation.prompts: no row is left for evaluation_prompts (data.prompts: 2 rows of"
+        ),
+        "{error}"
+    );
+    let advice = "; loosen data.prompts[0].filter, or give an evaluation set of its own, or rows with more distinct prompts to hold \
+                  some out";
+    assert!(error.ends_with(advice), "{error}");
+}
+
+#[tokio::test]
 async fn sources_are_mixed_by_weight_and_the_mixture_follows_from_the_seed() {
     let store = Store::in_memory();
     let all = resolved(mixed(&store, |_| {}).await, &store).await.unwrap();
