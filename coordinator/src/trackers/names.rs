@@ -80,6 +80,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_documentation_compares_every_name_of_trl() {
+        let readme = include_str!("../../README.md");
+        let (_, table) = readme.split_once("\n### Metrics beside TRL's\n").unwrap();
+        let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+        for (own, name) in TRL {
+            let told = rows.iter().filter_map(|row| row.strip_prefix("| ")?.split_once(" | "));
+            let told = told.filter(|(foil, _)| {
+                foil.contains(&format!("/{name}`")) && foil.contains(&format!("`{own}`"))
+            });
+            assert_eq!(told.count(), 1, "{own} as {name}");
+        }
+    }
+
+    #[test]
     fn a_name_has_the_model_and_the_metric_as_trl_calls_it() {
         for (work, metric, name) in [
             (Work::Sft, "loss", "sft/train/loss"),
