@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 22] = [
+const SOURCES: [&str; 23] = [
     "cpp/bridge.cc",
     "cpp/memory.cc",
     "cpp/net.cc",
     "cpp/read.cc",
     "cpp/runtime.cc",
     "cpp/upload.cc",
+    "cpp/c10d/flat.cc",
     "cpp/c10d/group.cc",
     "cpp/c10d/reducer.cc",
     "cpp/c10d/shards.cc",

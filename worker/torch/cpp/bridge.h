@@ -105,6 +105,25 @@ class ShardStore {
 };
 std::shared_ptr<ShardStore> new_shard_store(std::int64_t world);
 
+// Whole parameters and their gradients that lie flat in units, of which each rank updates a part.
+class FlatParameters {
+ public:
+  FlatParameters();
+  ~FlatParameters();
+  void connect(const Group& group) const;
+  std::unique_ptr<at::Tensor> add_unit(const TensorList& parameters, rust::Slice<const std::int64_t> offsets,
+                                       std::int64_t length) const;
+  void begin_reduction(bool has_rows) const;
+  std::int64_t finish_reduction() const;
+  void gather() const;
+  void discard_gradients() const;
+  void begin_trace(std::int64_t pause_at) const;
+  rust::Vec<std::int64_t> end_trace() const;
+  struct Inner;
+  std::shared_ptr<Inner> inner;
+};
+std::unique_ptr<FlatParameters> new_flat_parameters(std::int64_t rank, std::int64_t world);
+
 void run_backward(const at::Tensor& loss);
 bool grad_enabled();
 

@@ -138,6 +138,22 @@ mod bridge {
         fn whole(self: &ShardStore, unit: usize) -> Result<UniquePtr<Tensor>>;
         fn gathered_bytes(self: &ShardStore) -> i64;
 
+        type FlatParameters;
+        fn new_flat_parameters(rank: i64, world: i64) -> Result<UniquePtr<FlatParameters>>;
+        fn connect(self: &FlatParameters, group: &Group);
+        fn add_unit(
+            self: &FlatParameters,
+            parameters: &TensorList,
+            offsets: &[i64],
+            length: i64,
+        ) -> Result<UniquePtr<Tensor>>;
+        fn begin_reduction(self: &FlatParameters, has_rows: bool) -> Result<()>;
+        fn finish_reduction(self: &FlatParameters) -> Result<i64>;
+        fn gather(self: &FlatParameters) -> Result<()>;
+        fn discard_gradients(self: &FlatParameters) -> Result<()>;
+        fn begin_trace(self: &FlatParameters, pause_at: i64) -> Result<()>;
+        fn end_trace(self: &FlatParameters) -> Result<Vec<i64>>;
+
         fn run_backward(loss: &Tensor) -> Result<()>;
         fn grad_enabled() -> bool;
         fn fused_adamw(

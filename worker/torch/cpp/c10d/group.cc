@@ -51,6 +51,16 @@ void wait_for(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& devi
   work->wait();
 }
 
+void wait_for_all(const std::vector<c10::intrusive_ptr<c10d::Work>>& works, const at::Device& device,
+                  Milliseconds timeout) {
+  if (!device.is_cpu() && !works.empty()) {
+    wait_for(works.back(), device, timeout);
+  }
+  for (const auto& work : works) {
+    work->wait();
+  }
+}
+
 void Group::Inner::wait(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device) const {
   wait_for(work, device, timeout);
 }

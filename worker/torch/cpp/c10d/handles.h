@@ -4,6 +4,7 @@
 #include <chrono>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
+#include <vector>
 
 #include "../bridge.h"
 
@@ -21,6 +22,10 @@ void add_wait(std::chrono::steady_clock::duration time);
 
 // Waits on the host until `work` is done, at most for `timeout`.
 void wait_for(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device, Milliseconds timeout);
+
+// Waits for all of `works`, in the order in which they began; for those of a GPU at once, as its stream orders them.
+void wait_for_all(const std::vector<c10::intrusive_ptr<c10d::Work>>& works, const at::Device& device,
+                  Milliseconds timeout);
 
 struct Group::Inner {
   c10::intrusive_ptr<c10d::ProcessGroup> group;

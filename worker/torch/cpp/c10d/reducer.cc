@@ -39,7 +39,6 @@ struct Reducer::Inner {
   std::shared_ptr<Trace> trace = std::make_shared<Trace>();
   // When the last bucket was sent. Autograd's threads write it only while a backward pass runs.
   std::shared_ptr<Clock::time_point> last_sent = std::make_shared<Clock::time_point>();
-  std::vector<std::pair<std::size_t, unsigned>> gradient_hooks;
 
   ~Inner() {
     try {
@@ -92,27 +91,7 @@ void Reducer::backward(const at::Tensor& loss) const {
 
 void Reducer::check_finalized() const { inner->reducer->check_finalized(); }
 
-void Reducer::begin_trace(std::int64_t pause_at) const {
-  auto& hooks = inner->gradient_hooks;
-  for (std::size_t at = hooks.size(); at < inner->parameters.size(); ++at) {
-    // Runs when the gradient is computed, before it is accumulated and passed to the reducer.
-    const auto hook = inner->parameters[at].register_hook(
-        [trace = inner->trace, at](const at::Tensor&) { trace->gradient(static_cast<std::int64_t>(at)); });
-    hooks.emplace_back(at, hook);
-  }
-  inner->trace->begin(pause_at);
-}
-
-rust::Vec<std::int64_t> Reducer::end_trace() const {
-  rust::Vec<std::int64_t> flat;
-  for (const auto& [kind, index] : inner->trace->end()) {
-    flat.push_back(static_cast<std::int64_t>(kind));
-    flat.push_back(index);
-  }
-  for (const auto& [index, hook] : std::exchange(inner->gradient_hooks, {})) {
-    inner->parameters[index].remove_hook(hook);
-  }
-  return flat;
-}
+void Reducer::begin_trace(std::int64_t pause_at) const { inner->trace->begin(inner->parameters, pause_at); }
+rust::Vec<std::int64_t> Reducer::end_trace() const { return inner->trace->end(); }
 
 }  // namespace foil

@@ -4,30 +4,18 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/utils/lambda_post_hook.h>
-#include <torch/csrc/autograd/variable.h>
 
 #include <numeric>
 
 #include "../tensor_list.h"
+#include "flat.h"
 #include "foil-torch/src/ffi.rs.h"
-#include "handles.h"
 
 namespace foil {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// A tensor on `storage`, which may be empty now and is allocated before use. It has a version counter of its own, so
-// that writing through it invalidates nothing that autograd has saved.
-at::Tensor on_storage(const c10::Storage& storage, at::ScalarType kind, at::IntArrayRef sizes, std::int64_t offset) {
-  const auto like = at::empty({0}, at::TensorOptions().dtype(kind).device(storage.device()));
-  auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), like.key_set(), like.dtype());
-  tensor.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
-  tensor.unsafeGetTensorImpl()->set_storage_offset(offset);
-  return tensor;
-}
 
 // Frees the memory of a storage to which others, such as a finished collective, may still refer.
 void free_memory(const c10::Storage& storage) {
@@ -60,12 +48,10 @@ struct Unit {
   }
 };
 
-// A reduce-scatter in flight.
+// The sum of a unit's gradients in flight.
 struct Reduction {
   std::size_t unit = 0;
-  c10::intrusive_ptr<c10d::Work> work;
-  at::Tensor gradients;  // fp32, [world * length]
-  at::Tensor sum;        // fp32, [length]; undefined if it is a part of the reduced gradients
+  ReduceScatter sum;
 };
 
 }  // namespace
@@ -167,27 +153,16 @@ struct ShardStore::Inner {
       add_gradient(unit, gradients.narrow(0, 0, length).clone());
       return;
     }
-    Reduction sent{index, nullptr, gradients, at::Tensor()};
-    if (gradients.is_cpu()) {
-      // Gloo's reduce-scatter is an all-reduce of a copy.
-      std::vector<at::Tensor> tensors{gradients};
-      sent.work = group->allreduce(tensors);
-    } else {
-      sent.sum = at::empty({length}, gradients.options());
-      sent.work = group->_reduce_scatter_base(sent.sum, sent.gradients);
-    }
-    reduction = std::move(sent);
+    const auto sum = at::empty({length}, gradients.options());
+    reduction = Reduction{index, ReduceScatter::begin(*group, gradients, sum)};
   }
 
   void finish_reduction() {
     if (auto finished = std::exchange(reduction, std::nullopt)) {
-      wait(finished->work, finished->gradients);
-      auto& unit = units[finished->unit];
-      if (!finished->sum.defined()) {
-        finished->sum = finished->gradients.narrow(0, group->getRank() * unit.length(), unit.length()).clone();
-      }
-      free_memory(finished->gradients.storage());
-      add_gradient(unit, finished->sum);
+      auto& [index, sum] = *finished;
+      wait(sum.work, sum.flat);
+      add_gradient(units[index], sum.result(group->getRank()));
+      free_memory(sum.flat.storage());
     }
   }
 
@@ -275,15 +250,12 @@ void ShardStore::watch_gradients() const {
       continue;
     }
     for (const auto& parameter : unit.parameters) {
-      auto accumulator = torch::autograd::impl::grad_accumulator(parameter);
-      auto hook = [store = std::weak_ptr(inner), index](const variable_list& outputs, const variable_list&) {
+      auto hook = [store = std::weak_ptr(inner), index] {
         if (const auto alive = store.lock()) {
           alive->accumulated(index);
         }
-        return outputs;
       };
-      accumulator->add_post_hook(std::make_unique<torch::autograd::utils::LambdaPostHook>(std::move(hook)));
-      unit.accumulators.push_back(std::move(accumulator));
+      unit.accumulators.push_back(after_accumulation(parameter, std::move(hook)));
     }
   }
 }

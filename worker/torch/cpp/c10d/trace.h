@@ -1,21 +1,34 @@
-// Records the order in which the backward pass computes gradients and the reducer sends buckets.
+// Records the order in which the backward pass computes gradients and buckets, or units, are sent.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
 
+#include "rust/cxx.h"
+
 namespace foil {
 
 // Autograd may call from its own threads, so everything is guarded by a lock, also while nothing is traced.
-class Trace {
+class Trace : public std::enable_shared_from_this<Trace> {
  public:
   enum class EventKind : std::uint8_t { Gradient = 0, Sent = 1, Summed = 2 };
 
-  void begin(std::int64_t pause_at) {
+  void begin(const std::vector<at::Tensor>& parameters, std::int64_t pause_at) {
+    for (std::size_t at = hooks_.size(); at < parameters.size(); ++at) {
+      // Runs when the gradient is computed, before it is accumulated and sent.
+      const auto hook = parameters[at].register_hook([trace = weak_from_this(), at](const at::Tensor&) {
+        if (const auto alive = trace.lock()) {
+          alive->gradient(static_cast<std::int64_t>(at));
+        }
+      });
+      hooks_.emplace_back(parameters[at], hook);
+    }
     const std::lock_guard lock(mutex_);
     pause_at_ = pause_at;
     tracing_ = true;
@@ -52,12 +65,20 @@ class Trace {
     }
   }
 
-  std::vector<std::pair<EventKind, std::int64_t>> end() {
+  // The kind and the parameter or bucket of each event, in order.
+  rust::Vec<std::int64_t> end() {
+    for (const auto& [parameter, hook] : std::exchange(hooks_, {})) {
+      parameter.remove_hook(hook);
+    }
     const std::lock_guard lock(mutex_);
     tracing_ = false;
-    auto events = events_;
+    rust::Vec<std::int64_t> flat;
+    for (const auto& [kind, index] : events_) {
+      flat.push_back(static_cast<std::int64_t>(kind));
+      flat.push_back(index);
+    }
     clear();
-    return events;
+    return flat;
   }
 
  private:
@@ -73,6 +94,7 @@ class Trace {
   std::int64_t pause_at_ = -1;
   std::vector<std::pair<EventKind, std::int64_t>> events_;
   InFlight in_flight_;
+  std::vector<std::pair<at::Tensor, unsigned>> hooks_;
 };
 
 }  // namespace foil

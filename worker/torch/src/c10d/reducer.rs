@@ -25,15 +25,28 @@ impl Default for BucketSizes {
     }
 }
 
-/// An event of the backward pass or the reducer; see [`Reducer::trace`].
+/// An event of a backward pass that sums gradients; see [`Reducer::trace`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TraceEvent {
     /// The gradient of the parameter at this position is computed but not accumulated yet.
     Gradient(usize),
-    /// The all-reduce of a bucket has started; buckets are numbered in the order in which they are sent.
+    /// The sum of a bucket has started; buckets are numbered in the order in which they are sent.
     Sent(usize),
-    /// That all-reduce has finished while the backward pass was paused.
+    /// That sum has finished while the backward pass was paused.
     Summed(usize),
+}
+
+impl TraceEvent {
+    /// Events from pairs of kind and position.
+    pub(super) fn read(flat: &[i64]) -> Vec<Self> {
+        let event = |pair: &[i64]| match pair {
+            [0, parameter] => Some(Self::Gradient(*parameter as usize)),
+            [1, bucket] => Some(Self::Sent(*bucket as usize)),
+            [2, bucket] => Some(Self::Summed(*bucket as usize)),
+            _ => None,
+        };
+        flat.chunks(2).filter_map(event).collect()
+    }
 }
 
 /// Sums gradients over the ranks of a group during the backward pass.
@@ -142,13 +155,7 @@ impl Reducer {
         let reduced = self.reduce(loss);
         let flat = self.inner.end_trace().during(OPERATION)?;
         reduced?;
-        let event = |pair: &[i64]| match pair {
-            [0, parameter] => Some(TraceEvent::Gradient(*parameter as usize)),
-            [1, bucket] => Some(TraceEvent::Sent(*bucket as usize)),
-            [2, bucket] => Some(TraceEvent::Summed(*bucket as usize)),
-            _ => None,
-        };
-        Ok(flat.chunks(2).filter_map(event).collect())
+        Ok(TraceEvent::read(&flat))
     }
 
     /// Prepares the next backward pass to reduce, for callers that run it themselves.

@@ -44,6 +44,9 @@ fn role(name: &str) -> Role {
         "gradient" => crate::reducer::rank_compares_gradients,
         "overlap" => crate::overlap::rank,
         "shards" => crate::shards::rank,
+        "flat" => crate::flat::rank,
+        "flat_overlap" => crate::flat::rank_traces,
+        "flat_unreduced" => crate::flat::rank_with_unused_parameter,
         "resume" => crate::reducer::rank_resumes,
         other => panic!("no role is called {other}"),
     }

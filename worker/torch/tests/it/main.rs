@@ -7,6 +7,7 @@
 mod adamw;
 mod collectives;
 mod failures;
+mod flat;
 mod harness;
 mod nccl;
 mod other_devices;
