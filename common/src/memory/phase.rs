@@ -67,11 +67,10 @@ pub struct Estimate {
     pub weights: u64,
     /// Copies of weights in the precision or layout of matrix products; those that FSDP gathers.
     pub copies: u64,
-    /// Fp32 gradients; with FSDP, this rank's shard of them. Without sharding they are views of the
-    /// reducer's buckets, which take nothing more.
+    /// Fp32 gradients; with FSDP, this rank's shard of them. Without it they are views of what the ranks
+    /// sum, which takes nothing more.
     pub gradients: u64,
-    /// AdamW's two moments in fp32, or this rank's shard of them; with ZeRO-1, also its shard of the
-    /// parameters.
+    /// AdamW's two moments in fp32, or this rank's shard of them.
     pub optimizer: u64,
     /// Activations that the forward pass keeps for backward.
     pub activations: u64,
@@ -227,7 +226,7 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
         return sharded_training(model, training, batch, compute);
     }
     let optimizer = match training.sharding {
-        Sharding::Zero1 => 3 * F32 * trained.div_ceil(training.ranks.max(1)),
+        Sharding::Zero1 => 2 * F32 * trained.div_ceil(training.ranks.max(1)),
         // A gang of one has nothing to shard.
         Sharding::Ddp | Sharding::Fsdp => 2 * F32 * trained,
     };

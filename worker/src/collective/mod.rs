@@ -14,7 +14,7 @@ pub(crate) mod testing;
 use std::thread;
 use std::time::Duration;
 
-use foil_torch::c10d::{BucketSizes, ProcessGroup, ProcessGroupConfig, ShardStore, Store};
+use foil_torch::c10d::{BucketSizes, FlatParameters, ProcessGroup, ProcessGroupConfig, ShardStore, Store};
 use tch::{Device, Kind, Tensor};
 
 pub use foil_torch::Error as CollectiveError;
@@ -169,18 +169,6 @@ impl Gang {
         self.group.as_ref().map_or(Ok(()), |group| group.all_reduce(tensor))
     }
 
-    /// This rank's shard of the sum over the ranks: from `[world, …]` on every rank to `[…]`, the sum of row
-    /// `rank`.
-    ///
-    /// # Errors
-    /// A rank fails, or the tensor cannot be sent.
-    pub fn reduce_scatter(&self, tensor: &Tensor) -> Result<Tensor> {
-        match &self.group {
-            None => Ok(tensor.select(0, 0)),
-            Some(group) => group.reduce_scatter(tensor),
-        }
-    }
-
     /// Stacks the ranks' tensors, contiguous and of equal shape and kind: from `[…]` to `[world, …]`.
     ///
     /// # Errors
@@ -229,6 +217,14 @@ impl Gang {
     /// A rank fails, or the ranks' parameters differ in shape or kind.
     pub fn gradients(&self, parameters: &[Tensor], sizes: BucketSizes) -> Result<Gradients> {
         Gradients::new(self.group.as_ref(), parameters, sizes)
+    }
+
+    /// Flat parameters without units, whose gradients are summed over this gang.
+    ///
+    /// # Errors
+    /// Memory is short.
+    pub fn flat_parameters(&self) -> Result<FlatParameters> {
+        FlatParameters::new(self.group.as_ref())
     }
 
     /// Lets `store` gather and reduce over this gang; a gang of one has no other ranks to gather from.

@@ -18,6 +18,7 @@ mod parameters;
 mod reward_model;
 mod rotary;
 mod shards;
+mod units;
 pub(crate) mod weights;
 
 pub use adapter::Adapter;
@@ -33,8 +34,9 @@ pub use kv_cache::KvCache;
 pub use language_model::LanguageModel;
 pub use parameters::{Holding, Parameters};
 pub use reward_model::RewardModel;
-pub use shards::{ShardPlacement, ShardedUnit, Shards};
-pub(crate) use shards::{overlap, shard_range};
+pub use shards::{ShardPlacement, Shards};
+pub use units::ShardedUnit;
+pub(crate) use units::{flatten, overlap, shard_range};
 
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
-use super::shards::{Elements, ShardPlacement, Shards, shard_range};
+use super::shards::{Elements, ShardPlacement, Shards};
+use super::units::shard_range;
 use super::weights::{self, Checkpoint};
 use super::{DecoderConfig, HeadKind, ModelError, Precision, SaveDtype};
 
@@ -40,7 +41,7 @@ impl Holding {
 /// Parameters sorted by name: the same order on every rank, in every digest and in every optimizer.
 ///
 /// Tensors are leaves, fp32 unless they are [held](Holding) otherwise. They are never replaced, only changed
-/// in place, so that a reducer or an optimizer may hold on to them.
+/// in place or [moved](super::units::flatten), so that a reducer or an optimizer may hold on to them.
 #[derive(Debug)]
 pub struct Parameters {
     names: Vec<String>,

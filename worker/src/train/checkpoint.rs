@@ -19,6 +19,9 @@ pub(super) const PARAMETER: &str = "parameter.";
 pub(super) const MEAN: &str = "exp_avg.";
 /// AdamW's second moments.
 pub(super) const SQUARE: &str = "exp_avg_sq.";
+/// Why a checkpoint of this job lacks a tensor.
+const MISSING: &str = "no shard of the checkpoint has it, so another version of foil-worker saved it: finish the job with \
+                       that version, or submit it again";
 /// The key of the checkpoint's metadata in a safetensors file.
 const METADATA: &str = "foil";
 
@@ -113,7 +116,7 @@ impl LoadedCheckpoint {
     /// Reads a tensor from the shard that has it, as fp32 on the CPU.
     pub(super) fn read(&self, name: &str) -> Result<Tensor, ModelError> {
         let shard = self.shards.iter().find(|shard| shard.contains(name));
-        let missing = || ModelError::from(ModelFilesError::tensor(name, "no shard has it"));
+        let missing = || ModelError::from(ModelFilesError::tensor(name, MISSING));
         shard.ok_or_else(missing)?.read(name)
     }
 }

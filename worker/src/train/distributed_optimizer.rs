@@ -1,5 +1,4 @@
-//! The optimizer of a gang: DDP, where every rank has all of its state; ZeRO stage 1, where ranks shard it;
-//! or FSDP, where ranks shard the parameters too.
+//! The optimizer of a gang, by [`Sharding`].
 
 use foil_common::spec::{Optimizer, Sharding};
 use foil_torch::c10d::BucketSizes;
@@ -16,12 +15,12 @@ use crate::model::{ModelError, Parameters};
 /// Sums gradients over the ranks, clips them and applies AdamW. Parameters are equal on all ranks after each
 /// step.
 pub(super) enum DistributedOptimizer<'a> {
-    /// Every rank holds all of the optimizer's state and applies the whole update. Gradients are summed
-    /// during backward.
-    Ddp { gradients: Gradients, optimizer: AdamW },
-    /// Each rank holds one shard of the optimizer's state and updates one shard of the parameters.
+    /// Every rank holds all of the optimizer's state and applies the whole update.
+    Ddp {
+        gradients: Gradients,
+        optimizer: AdamW,
+    },
     Zero1(Zero1<'a>),
-    /// Each rank holds one shard of the parameters, their gradients and the optimizer's state.
     Fsdp(Fsdp<'a>),
 }
 
@@ -37,15 +36,14 @@ impl<'a> DistributedOptimizer<'a> {
         if let Some(shards) = parameters.shards() {
             return Ok(Self::Fsdp(Fsdp::new(shards, settings, gang)?));
         }
-        let named = || {
-            parameters.iter().map(|(name, parameter)| (parameter, decays(settings.decay, name, parameter)))
-        };
         if sharding == Sharding::Zero1 && gang.world() > 1 {
-            return Ok(Self::Zero1(Zero1::new(named(), settings, gang)));
+            return Ok(Self::Zero1(Zero1::new(parameters, settings, gang)?));
         }
+        let named =
+            parameters.iter().map(|(name, parameter)| (parameter, decays(settings.decay, name, parameter)));
         Ok(Self::Ddp {
             gradients: gang.gradients(parameters.tensors(), BucketSizes::default())?,
-            optimizer: AdamW::new(named(), settings),
+            optimizer: AdamW::new(named, settings),
         })
     }
 
@@ -56,7 +54,7 @@ impl<'a> DistributedOptimizer<'a> {
     ) -> Result<(), TrainError> {
         match self {
             Self::Ddp { gradients, .. } => gradients.warm_up(loss),
-            // Its sums do not depend on the order in which backward reaches parameters.
+            // Their sums do not depend on the order in which backward reaches parameters.
             Self::Zero1(_) | Self::Fsdp(_) => Ok(()),
         }
     }
@@ -99,7 +97,7 @@ impl<'a> DistributedOptimizer<'a> {
                 let own = optimizer.state().filter(|(number, _)| number % info.world == info.rank);
                 own.flat_map(|(number, moments)| by_name(&names[number], moments)).collect()
             }
-            Self::Zero1(zero1) => zero1.state().collect(),
+            Self::Zero1(zero1) => zero1.optimizer().moments().collect(),
             Self::Fsdp(fsdp) => fsdp.state().collect(),
         }
     }
@@ -159,8 +157,8 @@ impl<'a> DistributedOptimizer<'a> {
             Self::Ddp { gradients, .. } => {
                 Ok(global_norm(&gradients.tensors())?.to_kind(Kind::Double).view(1))
             }
-            Self::Zero1(zero1) => zero1.norm(),
-            Self::Fsdp(fsdp) => fsdp.norm(),
+            Self::Zero1(zero1) => zero1.optimizer().norm(),
+            Self::Fsdp(fsdp) => fsdp.optimizer().norm(),
         }
     }
 

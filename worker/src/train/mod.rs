@@ -34,6 +34,7 @@ pub mod order;
 mod pairs;
 pub mod plan;
 mod run;
+mod sharded_adamw;
 #[cfg(test)]
 mod tests;
 pub mod trainer;

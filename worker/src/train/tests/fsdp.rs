@@ -29,6 +29,8 @@ pub(super) struct Case {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct How {
+    /// Holds whole parameters with a sharded optimizer rather than shards.
+    pub(super) zero1: bool,
     pub(super) reward: bool,
     pub(super) bf16: bool,
     pub(super) checkpointing: bool,
@@ -39,7 +41,7 @@ pub(super) struct How {
 }
 
 impl How {
-    fn precision(self) -> Precision {
+    pub(super) fn precision(self) -> Precision {
         if self.bf16 { Precision::Bf16 } else { Precision::Fp32 }
     }
 }
@@ -92,11 +94,13 @@ pub(super) fn case() -> Case {
     Case { seed, demonstrations, pairs: pairs.collect(), dir }
 }
 
-/// Whole for a gang of one, in shards otherwise.
-pub(super) fn holding(gang: &Gang, precision: Precision) -> Holding {
+/// Whole for a gang of one and with ZeRO-1, in shards otherwise.
+pub(super) fn holding(gang: &Gang, how: How) -> Holding {
     match gang.world() {
-        1 => Holding::Masters,
-        world => Holding::Shards(ShardPlacement { rank: gang.rank(), world, precision }),
+        world if world > 1 && !how.zero1 => {
+            Holding::Shards(ShardPlacement { rank: gang.rank(), world, precision: how.precision() })
+        }
+        _ => Holding::Masters,
     }
 }
 
@@ -106,7 +110,7 @@ fn lora() -> Lora {
 
 fn run(gang: &Gang, case: &Case, how: How) -> Outcome {
     let (path, precision) = (case.dir.path(), how.precision());
-    let holding = holding(gang, precision);
+    let holding = holding(gang, how);
     let saved = tempfile::tempdir().unwrap();
     let (steps, blake3) = if how.reward {
         let model = RewardModel::from_language_model_held(path, 4, Device::Cpu, holding).unwrap();
@@ -159,7 +163,7 @@ fn config(how: How) -> TrainConfig {
         peak_learning_rate: 1e-3,
         optimizer: optimizer(Some(0.5), how.budget),
         schedule: linear(1),
-        sharding: Sharding::Fsdp,
+        sharding: if how.zero1 { Sharding::Zero1 } else { Sharding::Fsdp },
     }
 }
 
@@ -187,7 +191,7 @@ fn furthest(found: &[f64], expected: &[f64]) -> f64 {
     found.iter().zip(expected).map(|(found, expected)| (found / expected - 1.0).abs()).fold(0.0, f64::max)
 }
 
-fn assert_same_training(world: usize, how: How, bound: f64) {
+pub(super) fn assert_same_training(world: usize, how: How, bound: f64) {
     let case = case();
     let what = format!("{how:?} on {world} ranks, seed {}", case.seed);
     let whole = run(&Gang::single(), &case, how);
@@ -241,7 +245,7 @@ fn shards_in_bf16_come_near_whole_parameters() {
     for (world, reward, checkpointing, lora) in
         [(2, false, true, false), (3, true, false, false), (2, true, false, true)]
     {
-        let how = How { reward, bf16: true, checkpointing, lora, budget: 25, batch: 6 };
+        let how = How { reward, bf16: true, checkpointing, lora, budget: 25, batch: 6, ..How::default() };
         assert_same_training(world, how, 2e-2);
     }
 }
@@ -296,7 +300,7 @@ fn a_rank_that_runs_out_of_memory_makes_all_micro_batches_smaller() {
     let how = How { budget: 1000, batch: 9, ..How::default() };
     let losses = in_threads(2, |gang| {
         let path = case.dir.path();
-        let model = LanguageModel::load_held(path, Device::Cpu, holding(gang, Precision::Fp32)).unwrap();
+        let model = LanguageModel::load_held(path, Device::Cpu, holding(gang, how)).unwrap();
         let capacity = [1000, 40][gang.rank()];
         let inner = Demonstrations::new(&model, &case.demonstrations, Precision::Fp32);
         let objective = LimitedMemory { inner, capacity };

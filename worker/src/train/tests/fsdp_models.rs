@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use foil_common::memory::{Batch, Compute, Head, Model, ModelShape, Training, training};
-use foil_common::spec::{DeviceKind, Sharding};
+use foil_common::spec::{self, DeviceKind, Sharding};
 use foil_torch::CpuMemory;
 use serde_json::{Value, json};
 use tch::{Device, Kind};
@@ -26,14 +26,14 @@ fn heavy() -> Value {
 }
 
 /// The peak of a rank that loads the model and takes two steps.
-fn peak(gang: &Gang, dir: &Path, rows: &[Demonstration], precision: Precision) -> u64 {
+fn peak(gang: &Gang, dir: &Path, rows: &[Demonstration], how: How) -> u64 {
     let memory = CpuMemory::count().unwrap();
-    let model = LanguageModel::load_held(dir, Device::Cpu, holding(gang, precision)).unwrap();
+    let how = How { checkpointing: true, budget: 1000, batch: rows.len(), ..how };
+    let model = LanguageModel::load_held(dir, Device::Cpu, holding(gang, how)).unwrap();
     let model = model.with_checkpointing(true);
     // What loading needs beside the weights is not the steps'.
     memory.reset_peak();
-    let how = How { checkpointing: true, budget: 1000, batch: rows.len(), ..How::default() };
-    train_all(gang, how, &Demonstrations::new(&model, rows, precision), model.trainable());
+    train_all(gang, how, &Demonstrations::new(&model, rows, how.precision()), model.trainable());
     memory.peak()
 }
 
@@ -45,10 +45,10 @@ fn memory_falls_with_the_number_of_ranks_as_planned() {
     LanguageModel::from_config(&config, 3, Device::Cpu).save(dir.path(), SaveDtype::Fp32).unwrap();
     let shape = ModelShape::from_config(&heavy()).unwrap();
     let mut before = u64::MAX;
-    for (precision, of_spec) in [
-        (Precision::Fp32, foil_common::spec::Precision::Fp32),
-        (Precision::Bf16, foil_common::spec::Precision::Bf16),
-    ] {
+    for (bf16, zero1) in [(false, false), (true, false), (false, true), (true, true)] {
+        let how = How { bf16, zero1, ..How::default() };
+        let precision = if bf16 { spec::Precision::Bf16 } else { spec::Precision::Fp32 };
+        let sharding = if zero1 { Sharding::Zero1 } else { Sharding::Fsdp };
         for world in [1, 2, 4] {
             // As many rows for each rank.
             let row = |id: u64| Demonstration {
@@ -57,21 +57,16 @@ fn memory_falls_with_the_number_of_ranks_as_planned() {
                 response_start: 1,
             };
             let rows: Vec<Demonstration> = (0..4 * world as u64).map(row).collect();
-            let peaks = in_threads(world, |gang| peak(gang, dir.path(), &rows, precision));
+            let peaks = in_threads(world, |gang| peak(gang, dir.path(), &rows, how));
             let tokens = 4 * LENGTH;
             let batch = Batch { tokens, outputs: tokens, keys: tokens, longest: LENGTH };
-            let compute = Compute { device: DeviceKind::Cpu, precision: of_spec, threads: 1, masters: false };
-            let how = Training {
-                ranks: world as u64,
-                sharding: Sharding::Fsdp,
-                checkpointing: true,
-                adapters: None,
-            };
-            let planned =
-                training(Model { shape: &shape, head: Head::Language }, how, batch, compute).total();
+            let compute = Compute { device: DeviceKind::Cpu, precision, threads: 1, masters: zero1 };
+            let settings = Training { ranks: world as u64, sharding, checkpointing: true, adapters: None };
+            let model = Model { shape: &shape, head: Head::Language };
+            let planned = training(model, settings, batch, compute).total();
             for &peak in &peaks {
                 let part = peak as f64 / planned as f64;
-                println!("{of_spec}, {world} ranks: {peak} bytes of {planned} planned, {part:.3}");
+                println!("{how:?}, {world} ranks: {peak} bytes of {planned} planned, {part:.3}");
                 assert!((0.75..=1.0).contains(&part), "{world} ranks: {peak} of {planned} bytes planned");
                 assert!(
                     world == 1 || peak < before,
@@ -96,7 +91,7 @@ fn a_model_loaded_in_shards_is_saved_as_it_was() {
         for world in [2, 3] {
             let found: Vec<(Vec<u8>, String)> = in_threads(world, |gang| {
                 let dir = tempfile::tempdir().unwrap();
-                let holding = holding(gang, Precision::Bf16);
+                let holding = holding(gang, How { bf16: true, ..How::default() });
                 let model = LanguageModel::load_held(case.dir.path(), Device::Cpu, holding).unwrap();
                 let shards = model.parameters().shards().unwrap();
                 gang.connect(shards.store());

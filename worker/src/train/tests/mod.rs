@@ -9,6 +9,7 @@ mod optimizer;
 mod ranks;
 mod resume;
 mod steps;
+mod zero1;
 
 use std::path::{Path, PathBuf};
 

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::super::order::global_batches;
-use super::super::zero1::Zero1;
 use super::super::{
     Demonstrations, Objective, OrderKey, PairRanking, RowShape, StepPlan, StepRequests, TrainConfig, Trainer,
 };
@@ -255,14 +254,4 @@ fn zero1_takes_the_same_steps_as_ddp() {
             }
         }
     }
-}
-
-#[test]
-fn zero1_shards_the_moments() {
-    let moments = in_threads(2, |gang| {
-        let parameters = [7, 40].map(|size| Tensor::zeros([size], (tch::Kind::Float, Device::Cpu)));
-        let parameters = parameters.iter().map(|parameter| (parameter, true));
-        Zero1::new(parameters, &optimizer(None, 1), gang).moments()
-    });
-    assert_eq!(moments, [24, 24]);
 }
