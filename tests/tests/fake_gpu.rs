@@ -158,10 +158,8 @@ fn start_rank(gpu: &FakeGpu, workload: &Path) -> Child {
     command.spawn().expect("foil-bench starts")
 }
 
-/// In bf16 the reducer sends the upper layers' bucket while lower layers are computed.
-#[test]
-fn buckets_leave_before_the_backward_pass_ends() {
-    let Some(gpu) = FakeGpu::new("overlap of all-reduce") else { return };
+/// The traces of two ranks that train a reward model of six layers in bf16 for two steps.
+fn training_of_two_ranks(gpu: &FakeGpu, sharding: &str) -> Vec<Trace> {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model");
     on_device::save_model(&model);
@@ -173,12 +171,13 @@ fn buckets_leave_before_the_backward_pass_ends() {
         let path = folder.path().join(format!("rank-{rank}.json"));
         let workload = json!({
             "model": model, "work": "reward", "precision": "bf16", "device": "cuda", "world": 2, "rank": rank,
-            "rendezvous": rendezvous, "batches": [[pair(7), pair(8)], [pair(9), pair(10)]],
+            "rendezvous": rendezvous, "sharding": sharding,
+            "batches": [[pair(7), pair(8)], [pair(9), pair(10)]],
         });
         std::fs::write(&path, workload.to_string()).unwrap();
         path
     });
-    let mut ranks = workloads.map(|workload| start_rank(&gpu, &workload));
+    let mut ranks = workloads.map(|workload| start_rank(gpu, &workload));
     for rank in &mut ranks {
         rank.stdin.take().unwrap().write_all(b"run\nquit\n").unwrap();
     }
@@ -187,17 +186,64 @@ fn buckets_leave_before_the_backward_pass_ends() {
         assert!(rank.wait().unwrap().success(), "{lines:?}");
         let peak: Value = serde_json::from_str(lines.last().unwrap()).unwrap();
         assert!(peak["peak_bytes"].as_u64().unwrap() > 4 << 20, "{lines:?}");
-        let trace = gpu.trace_of(rank.id());
-        let is_end = |text: &str| text.starts_with("aten::embedding_dense_backward");
-        let ends: Vec<_> = (0..trace.events.len()).filter(|&at| is_end(&trace.events[at].text)).collect();
-        // Two passes that lay out the buckets, then two steps.
-        let [.., before, last] = ends[..] else { panic!("{ends:?}") };
-        let forward =
-            trace.events[before..last].iter().rposition(|event| event.text.contains("attention_forward"));
-        let backward = Trace { events: trace.events[before + forward.unwrap()..last].to_vec() };
-        assert!(backward.count("nccl") >= 1, "no bucket was sent during backward");
     }
     gpu.assert_no_trouble();
+    ranks.iter().map(|rank| gpu.trace_of(rank.id())).collect()
+}
+
+/// The last two of a trace's backward passes end here.
+fn last_backwards(trace: &Trace) -> [usize; 2] {
+    let is_end = |text: &str| text.starts_with("aten::embedding_dense_backward");
+    let ends: Vec<_> = (0..trace.events.len()).filter(|&at| is_end(&trace.events[at].text)).collect();
+    let [.., before, last] = ends[..] else { panic!("{ends:?}") };
+    [before, last]
+}
+
+/// The last backward pass of a trace.
+fn last_backward(trace: &Trace) -> Trace {
+    let [before, last] = last_backwards(trace);
+    let forward =
+        trace.events[before..last].iter().rposition(|event| event.text.contains("attention_forward"));
+    Trace { events: trace.events[before + forward.unwrap()..last].to_vec() }
+}
+
+fn collectives(trace: &Trace, name: &str) -> usize {
+    trace.events.iter().filter(|event| event.kind == "nccl" && event.text.starts_with(name)).count()
+}
+
+/// In bf16 the reducer sends the upper layers' bucket while lower layers are computed.
+#[test]
+fn buckets_leave_before_the_backward_pass_ends() {
+    let Some(gpu) = FakeGpu::new("overlap of all-reduce") else { return };
+    for trace in training_of_two_ranks(&gpu, "ddp") {
+        assert!(collectives(&last_backward(&trace), "allreduce") >= 1, "no bucket was sent during backward");
+    }
+}
+
+/// From the end of the backward pass before the last one to its end: all that one step does.
+fn last_step(trace: &Trace) -> Trace {
+    let [before, last] = last_backwards(trace);
+    Trace { events: trace.events[before..last].to_vec() }
+}
+
+/// With ZeRO-1 the units of all layers leave during backward. Collectives work in place: a gradient is copied
+/// once, where `ddp` adds it to a bucket, and parameters are not copied.
+#[test]
+fn flat_units_leave_before_the_backward_pass_ends_and_are_not_laid_out() {
+    let Some(gpu) = FakeGpu::new("overlap of reduce-scatter") else { return };
+    let copies = |trace: &Trace| last_step(trace).kernels("aten::copy_");
+    let plain = copies(&training_of_two_ranks(&gpu, "ddp")[0]);
+    for trace in training_of_two_ranks(&gpu, "zero1") {
+        // The head and six layers.
+        let backward = last_backward(&trace);
+        assert!(collectives(&backward, "reduce_scatter") >= 7, "{:?}", backward.events);
+        let step = last_step(&trace);
+        // Those, norms and embeddings: one sum and one gathering of each.
+        assert_eq!(collectives(&step, "reduce_scatter"), 9);
+        assert_eq!(collectives(&step, "allgather"), 9);
+        // Seven matrices in each layer, 13 norms, the head and the embeddings.
+        within("copies of a step with zero1 beyond those of ddp", copies(&trace) - plain, 6 * 7 + 15);
+    }
 }
 
 /// Runs the scenarios of [`on_device`] in a process on the stand-in.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use foil_common::spec::{Decay, Normalization, OnNonfinite, Optimizer, Schedule, ScheduleKind, Sharding};
+use foil_common::spec::{Decay, Normalization, OnNonfinite, Optimizer, Schedule, ScheduleKind};
 use foil_worker::collective::{Gang, PortRange, RankConfig, Rendezvous, RendezvousHost};
 use foil_worker::evaluate;
 use foil_worker::model::{LanguageModel, Parameters, Precision, RewardModel};
@@ -41,7 +41,7 @@ impl Steps {
             first = rows.end;
             rows
         });
-        Ok(Self { config: config(workload), batches: batches.collect(), gang: gang(workload)? })
+        Ok(Self { config: config(workload)?, batches: batches.collect(), gang: gang(workload)? })
     }
 
     /// One step for each batch; returns the losses, and the seconds of the steps themselves.
@@ -64,8 +64,8 @@ impl Steps {
     }
 }
 
-fn config(workload: &Workload) -> TrainConfig {
-    TrainConfig {
+fn config(workload: &Workload) -> anyhow::Result<TrainConfig> {
+    Ok(TrainConfig {
         order: OrderKey { seed: 0, round: 1 },
         epochs: 1,
         batch_size: 1,
@@ -81,8 +81,8 @@ fn config(workload: &Workload) -> TrainConfig {
             on_nonfinite: OnNonfinite::Fail,
         },
         schedule: Schedule { kind: ScheduleKind::Constant, warmup_steps: 0, min_lr_ratio: 1.0 },
-        sharding: Sharding::Ddp,
-    }
+        sharding: workload.sharding()?,
+    })
 }
 
 /// A gang of this process, or of two.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use foil_common::spec::Sharding;
 use foil_worker::model::Precision;
 use serde::Deserialize;
 use tch::Device;
@@ -31,6 +32,7 @@ pub(crate) struct Workload {
     pub(crate) model: PathBuf,
     pub(crate) work: Work,
     pub(crate) precision: String,
+    pub(crate) sharding: String,
     pub(crate) threads: i32,
     pub(crate) device: String,
     /// The pairs of each step.
@@ -63,6 +65,7 @@ impl Default for Workload {
             model: PathBuf::new(),
             work: Work::Generate,
             precision: "fp32".to_owned(),
+            sharding: "ddp".to_owned(),
             threads: 1,
             device: "cpu".to_owned(),
             batches: Vec::new(),
@@ -108,6 +111,15 @@ impl Workload {
             "fp32" => Ok(Precision::Fp32),
             "bf16" => Ok(Precision::Bf16),
             other => anyhow::bail!("precision is {other:?}, expected fp32 or bf16"),
+        }
+    }
+
+    /// How ranks that hold whole parameters share the optimizer.
+    pub(crate) fn sharding(&self) -> anyhow::Result<Sharding> {
+        match self.sharding.as_str() {
+            "ddp" => Ok(Sharding::Ddp),
+            "zero1" => Ok(Sharding::Zero1),
+            other => anyhow::bail!("sharding is {other:?}, expected ddp or zero1"),
         }
     }
 }
