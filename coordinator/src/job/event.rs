@@ -241,7 +241,7 @@ pub enum CauseClass {
     AgentLost,
     /// The fault of a worker that others can replace: it starts no ranks, or its ranks make false reports.
     Worker,
-    /// A rank's address cannot be reached from another rank's machine.
+    /// A rank cannot listen at its address, or it cannot be reached there from another rank's machine.
     Unreachable,
     /// The job has run for as long as it may.
     Timeout,

@@ -28,7 +28,8 @@ impl PortRange {
     /// Listens on `address`, one of this machine's, at the first free port of the range.
     ///
     /// # Errors
-    /// [`CollectiveError::Listen`] if the address is not this machine's, or all ports are taken.
+    /// [`CollectiveError::Listen`] if the address is not this machine's; [`CollectiveError::NoFreePort`] if
+    /// all ports are taken.
     pub fn listen(self, address: &str) -> Result<TcpListener> {
         let refused = |source| CollectiveError::Listen { address: address.to_owned(), source };
         for port in self.first..=self.last {
@@ -37,10 +38,7 @@ impl PortRange {
                 bound => return bound.map_err(refused),
             }
         }
-        let taken = format!(
-            "all ports of {self} are in use: widen --rendezvous-ports, as each rank needs one and the first of a job two"
-        );
-        Err(refused(io::Error::new(io::ErrorKind::AddrInUse, taken)))
+        Err(CollectiveError::NoFreePort { address: address.to_owned(), ports: self.to_string() })
     }
 }
 
@@ -101,6 +99,7 @@ mod tests {
         let taken = any.local_addr().unwrap().port();
         let error = PortRange::only(taken).listen("127.0.0.1").unwrap_err().to_string();
         assert!(error.contains(&format!("all ports of {taken}-{taken} are in use")), "{error}");
+        assert!(error.ends_with("the first of a job two") && !error.contains("interfaces"), "{error}");
         // The range reaches beyond the taken port.
         let range = PortRange { first: taken, last: taken.saturating_add(50) };
         let mut ports = vec![taken];

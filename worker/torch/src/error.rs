@@ -54,6 +54,17 @@ pub enum Error {
         /// Error of the operating system.
         source: std::io::Error,
     },
+    /// Every port at which to listen is taken.
+    #[error(
+        "cannot listen on {address}: all ports of {ports} are in use. Widen --rendezvous-ports of foil-worker: each rank \
+         of a machine needs one, and the first of a job two"
+    )]
+    NoFreePort {
+        /// The requested address.
+        address: String,
+        /// The requested ports.
+        ports: String,
+    },
     /// NCCL was requested but this build has none.
     #[error(
         "this build has no NCCL: its libtorch has no CUDA, or CUDA's and NCCL's headers were missing. \

@@ -74,6 +74,8 @@ const NOT_FINITE: &str = "if this job trained the model, it has diverged: lower 
 const LOOK_AT_REWARDS: &str = "look at the samples and their rewards (`foil ui`); if all rewards are equal, the reward model has \
                                collapsed: look at its loss, and lower reward_step.learning_rate";
 const FIX_ADDRESS: &str = "start foil-worker on that machine with --advertise-address and an address that the others can connect to";
+const FIX_PORTS: &str =
+    "start foil-worker on that machine with more --rendezvous-ports, or end the program that holds them";
 const MEMORY: &str = "lower the step's optimizer.micro_batch_tokens or generation.max_num_seqs, or use a device with more memory";
 
 impl PhaseError {
@@ -156,7 +158,10 @@ impl PhaseError {
             Self::NothingLeft { .. } => (FailureClass::Data, LOOK_AT_REWARDS),
             Self::NonFinite { .. } => (FailureClass::Nonfinite, NOT_FINITE),
             Self::Train(error) => (error.class(), train_advice(error.class())),
-            Self::Gang(CollectiveError::Unreachable { .. }) => (FailureClass::Unreachable, FIX_ADDRESS),
+            Self::Gang(CollectiveError::Unreachable { .. } | CollectiveError::Listen { .. }) => {
+                (FailureClass::Unreachable, FIX_ADDRESS)
+            }
+            Self::Gang(CollectiveError::NoFreePort { .. }) => (FailureClass::Unreachable, FIX_PORTS),
             Self::Batch(_) | Self::Generate(_) | Self::Gang(_) | Self::NoRendezvous => {
                 (FailureClass::Internal, REPORT)
             }
@@ -213,6 +218,7 @@ mod tests {
     use foil_common::model::ModelFilesError;
 
     use super::*;
+    use crate::collective::PortRange;
 
     #[test]
     fn causes_have_classes() {
@@ -227,6 +233,19 @@ mod tests {
         assert_eq!(failure.class, FailureClass::Unreachable);
         assert!(failure.message.contains("127.0.0.1:39159"), "{}", failure.message);
         assert!(failure.advice.contains("--advertise-address"), "{}", failure.advice);
+    }
+
+    #[test]
+    fn a_rank_that_cannot_listen_is_unreachable() {
+        let elsewhere = PortRange::ANY.listen("192.0.2.1").unwrap_err();
+        let failure = PhaseError::from(elsewhere).failure();
+        assert_eq!(failure.class, FailureClass::Unreachable, "{}", failure.message);
+        assert!(failure.advice.contains("--advertise-address"), "{}", failure.advice);
+        let held = PortRange::ANY.listen("127.0.0.1").unwrap();
+        let taken = PortRange::only(held.local_addr().unwrap().port()).listen("127.0.0.1").unwrap_err();
+        let failure = PhaseError::from(taken).failure();
+        assert_eq!(failure.class, FailureClass::Unreachable, "{}", failure.message);
+        assert!(failure.advice.contains("--rendezvous-ports"), "{}", failure.advice);
     }
 
     #[test]
