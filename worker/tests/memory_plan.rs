@@ -96,7 +96,7 @@ fn untrained(estimate: Estimate) -> u64 {
 }
 
 const DEFAULTS: Training =
-    Training { ranks: 1, sharding: Sharding::Ddp, checkpointing: false, adapters: None };
+    Training { ranks: 1, sharding: Sharding::Ddp, checkpointing: false, adapters: None, snapshots: false };
 
 /// Compares a step's memory with the estimate: the bytes held after the forward pass, unless activations are
 /// recomputed, and the peak.

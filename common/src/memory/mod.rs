@@ -4,14 +4,16 @@
 //! there compares the activations with what libtorch really allocates.
 
 mod activations;
+mod job;
 mod phase;
 mod shape;
 #[cfg(test)]
 mod tests;
 
 pub use activations::{Batch, Compute, Loss, Pass, chunk_logits};
+pub use job::Estimator;
 pub use phase::{
-    Adapters, Decoding, Estimate, MAX_SAMPLED_LOGITS, Model, Training, evaluation, generation, inference,
-    sampling_memory, training,
+    Adapters, Decoding, Estimate, Evaluated, MAX_SAMPLED_LOGITS, Model, Training, evaluation, generation,
+    inference, sampling_memory, training,
 };
 pub use shape::{Head, ModelShape};

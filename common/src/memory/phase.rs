@@ -47,6 +47,16 @@ pub struct Training {
     pub checkpointing: bool,
     /// `None` if all weights are trained.
     pub adapters: Option<Adapters>,
+    /// Whether checkpoints are kept during the phase.
+    pub snapshots: bool,
+}
+
+impl Training {
+    /// This rank's part of a checkpoint, which is copied to the host before it is written: parameters and two
+    /// moments in fp32. The next one takes the same memory.
+    fn snapshot(&self, trained: u64) -> u64 {
+        if self.snapshots { 3 * F32 * trained.div_ceil(self.ranks.max(1)) } else { 0 }
+    }
 }
 
 /// Low-rank adapters (LoRA).
@@ -80,8 +90,12 @@ pub struct Estimate {
     pub kv_cache: u64,
     /// Working memory of a layer.
     pub working: u64,
+    /// The copy of a rank's state for a checkpoint, if it lies in the memory of the device.
+    pub snapshot: u64,
     /// Memory that is not tensors.
     pub reserve: u64,
+    /// Pinned memory of the host for the copy, beside the total.
+    pub pinned: u64,
 }
 
 impl Estimate {
@@ -90,7 +104,7 @@ impl Estimate {
     }
 
     /// All parts with their names, in the order of the fields.
-    pub fn parts(&self) -> [(&'static str, u64); 9] {
+    pub fn parts(&self) -> [(&'static str, u64); 10] {
         [
             ("weights", self.weights),
             ("copies", self.copies),
@@ -100,6 +114,7 @@ impl Estimate {
             ("logits", self.logits),
             ("kv_cache", self.kv_cache),
             ("working", self.working),
+            ("snapshot", self.snapshot),
             ("reserve", self.reserve),
         ]
     }
@@ -110,6 +125,13 @@ impl Estimate {
             DeviceKind::Cuda => CUDA_RESERVE,
         };
         Self { weights, reserve, ..Self::default() }
+    }
+
+    fn with_snapshot(self, bytes: u64, device: DeviceKind) -> Self {
+        match device {
+            DeviceKind::Cpu => Self { snapshot: bytes, ..self },
+            DeviceKind::Cuda => Self { pinned: bytes, ..self },
+        }
     }
 }
 
@@ -182,16 +204,21 @@ pub fn inference(model: Model<'_>, resident: u64, batch: Batch, compute: Compute
     }
 }
 
-/// Evaluation of a round: the policy generates, the reward model scores, and with `with_reference` the start
-/// policy is compared with. With masters all of them stay resident; otherwise the reward model is alone.
-pub fn evaluation(
-    policy: &ModelShape,
-    reward: &ModelShape,
-    with_reference: bool,
-    decoding: Decoding,
-    batch: Batch,
-    compute: Compute,
-) -> Estimate {
+/// The models of an evaluation.
+#[derive(Debug, Clone, Copy)]
+pub struct Evaluated<'a> {
+    pub policy: &'a ModelShape,
+    pub reward: &'a ModelShape,
+    /// Whether the policy is compared with the start policy.
+    pub with_reference: bool,
+    /// Whether all stay resident; otherwise the reward model takes the place of the policies.
+    pub together: bool,
+}
+
+/// Evaluation of a round: the policy generates, the reward model scores, and the start policy is compared
+/// with.
+pub fn evaluation(models: Evaluated<'_>, decoding: Decoding, batch: Batch, compute: Compute) -> Estimate {
+    let Evaluated { policy, reward, with_reference, together } = models;
     let language = Model { shape: policy, head: Head::Language };
     let reward_model = Model { shape: reward, head: Head::Reward };
     let policies = language.weights(compute) * if with_reference { 2 } else { 1 };
@@ -207,7 +234,7 @@ pub fn evaluation(
         inference(reward_model, 1, batch, compute),
         if with_reference { compared } else { Estimate::default() },
     ];
-    if !compute.masters {
+    if !together {
         return parts.into_iter().max_by_key(Estimate::total).unwrap_or_default();
     }
     let worst = parts.into_iter().max_by_key(|part| part.total() - part.weights).unwrap_or_default();
@@ -267,6 +294,7 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
         working,
         ..Estimate::of(F32 * (all + extra), compute)
     }
+    .with_snapshot(training.snapshot(trained), compute.device)
 }
 
 /// A training step with FSDP on several ranks: shards of everything, and the units that are gathered and
@@ -320,6 +348,7 @@ fn sharded_training(model: Model<'_>, training: Training, batch: Batch, compute:
         working,
         ..Estimate::of(F32 * (all + extra).div_ceil(ranks), compute)
     }
+    .with_snapshot(training.snapshot(trained), compute.device)
 }
 
 /// A layer's matrices, cast for its forward pass in a phase that does not train.

@@ -122,7 +122,8 @@ fn static_bytes_follow_parameters_ranks_and_sharding() {
     let model = Model { shape: &shape, head: Head::Language };
     let batch = Batch { tokens: 4096, outputs: 4096, keys: 4096, longest: 512 };
     let with = |sharding, adapters| {
-        training(model, Training { ranks: 8, sharding, checkpointing: true, adapters }, batch, BF16)
+        let how = Training { ranks: 8, sharding, checkpointing: true, adapters, snapshots: true };
+        training(model, how, batch, BF16)
     };
     let parameters = 6_738_415_616;
     let whole = with(Sharding::Ddp, None);
@@ -130,10 +131,19 @@ fn static_bytes_follow_parameters_ranks_and_sharding() {
         (whole.weights, whole.gradients, whole.optimizer),
         (4 * parameters, 4 * parameters, 8 * parameters)
     );
+    // An eighth of the state for a checkpoint, in the host's memory.
+    assert_eq!((whole.snapshot, whole.pinned), (0, 12 * parameters / 8));
+    assert!(whole.parts().iter().all(|(_, bytes)| *bytes != whole.pinned));
     // All but embeddings, head and norms; of one layer at a time if backward casts again.
     let copies = 2 * (parameters - 2 * 32000 * 4096 - 65 * 4096);
     assert_eq!(whole.copies, copies / 32);
-    let how = Training { ranks: 8, sharding: Sharding::Ddp, checkpointing: false, adapters: None };
+    let how = Training {
+        ranks: 8,
+        sharding: Sharding::Ddp,
+        checkpointing: false,
+        adapters: None,
+        snapshots: false,
+    };
     assert_eq!(training(model, how, batch, BF16).copies, copies);
     assert_eq!(inference(model, 1, batch, BF16).copies, copies / 32);
     let shared = with(Sharding::Zero1, None);
@@ -143,12 +153,13 @@ fn static_bytes_follow_parameters_ranks_and_sharding() {
     let sharded = with(Sharding::Fsdp, None);
     let eighth = parameters / 8;
     assert_eq!((sharded.weights, sharded.gradients, sharded.optimizer), (4 * eighth, 4 * eighth, 8 * eighth));
+    assert_eq!(sharded.pinned, 12 * eighth);
     assert!(sharded.copies < copies / 10 && sharded.total() < shared.total() / 2, "{sharded:?}");
     assert_eq!(sharded.activations, whole.activations);
     let adapters = Adapters { parameters: 39_976_960, rank: 16, targets: 7 };
     let lora = with(Sharding::Ddp, Some(adapters));
     assert_eq!((lora.gradients, lora.optimizer), (4 * 39_976_960, 8 * 39_976_960));
-    assert_eq!(lora.weights, 4 * (parameters + 39_976_960));
+    assert_eq!((lora.weights, lora.pinned), (4 * (parameters + 39_976_960), 12 * 39_976_960 / 8));
 }
 
 #[test]
@@ -156,7 +167,8 @@ fn checkpointing_keeps_less_and_a_reward_model_has_no_logits() {
     let shape = llama_7b();
     let batch = Batch { tokens: 4096, outputs: 4096, keys: 4096, longest: 512 };
     let of = |head, checkpointing| {
-        let how = Training { ranks: 1, sharding: Sharding::Ddp, checkpointing, adapters: None };
+        let how =
+            Training { ranks: 1, sharding: Sharding::Ddp, checkpointing, adapters: None, snapshots: false };
         training(Model { shape: &shape, head }, how, batch, BF16)
     };
     let (kept, again) = (of(Head::Language, false), of(Head::Language, true));
@@ -196,8 +208,12 @@ fn phases_that_do_not_train_hold_the_compute_precision_with_fsdp() {
     let head = 4096;
     assert_eq!((scored.weights, scored.copies), (language - 2 * 32000 * 4096 + 4 * head, 0));
     // The policy and its reference, and later the reward model alone.
-    let of = |with_reference| evaluation(&shape, &shape, with_reference, decoding, batch, compute);
-    assert_eq!((of(false).weights, of(true).weights), (language, 2 * language));
+    let of = |with_reference, together| {
+        let models = Evaluated { policy: &shape, reward: &shape, with_reference, together };
+        evaluation(models, decoding, batch, compute)
+    };
+    assert_eq!((of(false, false).weights, of(true, false).weights), (language, 2 * language));
+    assert_eq!(of(true, true), Estimate { weights: 2 * language + scored.weights, ..of(true, false) });
 }
 
 #[test]
@@ -205,7 +221,10 @@ fn evaluation_holds_up_to_three_models_at_once() {
     let shape = llama_7b();
     let decoding = Decoding { max_num_seqs: 8, prompt: 256, completion: 256 };
     let batch = Batch { tokens: 4096, outputs: 4096, keys: 4096, longest: 512 };
-    let of = |with_reference| evaluation(&shape, &shape, with_reference, decoding, batch, BF16);
+    let of = |with_reference| {
+        let models = Evaluated { policy: &shape, reward: &shape, with_reference, together: true };
+        evaluation(models, decoding, batch, BF16)
+    };
     let (language, reward) = (4 * shape.parameters(Head::Language), 4 * shape.parameters(Head::Reward));
     assert_eq!(of(false).weights, language + reward);
     assert_eq!(of(true).weights, 2 * language + reward);
@@ -218,12 +237,20 @@ fn evaluation_holds_up_to_three_models_at_once() {
 #[test]
 fn parts_add_up_to_the_total() {
     let shape = tiny();
-    let how = Training { ranks: 2, sharding: Sharding::Zero1, checkpointing: false, adapters: None };
+    let how = Training {
+        ranks: 2,
+        sharding: Sharding::Zero1,
+        checkpointing: false,
+        adapters: None,
+        snapshots: true,
+    };
     let batch = Batch { tokens: 3, outputs: 2, keys: 3, longest: 3 };
     let estimate = training(Model { shape: &shape, head: Head::Language }, how, batch, FP32);
-    let Estimate { weights, copies, gradients, optimizer, activations, logits, kv_cache, working, reserve } =
-        estimate;
-    let sum = weights + copies + gradients + optimizer + activations + logits + kv_cache + working + reserve;
-    assert_eq!(estimate.total(), sum);
+    let Estimate { weights, copies, gradients, optimizer, activations, .. } = estimate;
+    let Estimate { logits, kv_cache, working, snapshot, reserve, pinned, .. } = estimate;
+    let trained = weights + copies + gradients + optimizer + activations;
+    assert_eq!(estimate.total(), trained + logits + kv_cache + working + snapshot + reserve);
+    // On a CPU the device's memory is the host's.
+    assert_eq!((snapshot, pinned), (12 * shape.parameters(Head::Language) / 2, 0));
     assert_eq!((copies, reserve, kv_cache), (0, 0, 0));
 }

@@ -177,7 +177,8 @@ pub(super) fn planned_memory(scenario: Scenario, layers: usize) -> u64 {
     };
     let compute = Compute { device: spec::DeviceKind::Cuda, precision, threads: 1, masters: true };
     let checkpointing = scenario == Scenario::CheckpointedStep;
-    let settings = Training { ranks: 1, sharding: spec::Sharding::Ddp, checkpointing, adapters: None };
+    let settings =
+        Training { ranks: 1, sharding: spec::Sharding::Ddp, checkpointing, adapters: None, snapshots: false };
     let model = memory::Model { shape: &shape, head: memory::Head::Language };
     let estimate = training(model, settings, batch, compute);
     estimate.total() - estimate.weights - estimate.optimizer - estimate.reserve

@@ -11,7 +11,7 @@ use crate::report;
 use foil_common::plural::{counted, grouped};
 
 /// Labels of the parts of an estimate.
-const LABELS: [(&str, &str); 9] = [
+const LABELS: [(&str, &str); 10] = [
     ("weights", "weights"),
     ("copies", "copies for products"),
     ("gradients", "gradients, fp32"),
@@ -20,6 +20,7 @@ const LABELS: [(&str, &str); 9] = [
     ("logits", "logits"),
     ("kv_cache", "KV cache"),
     ("working", "working memory"),
+    ("snapshot", "checkpoint"),
     ("reserve", "CUDA, NCCL"),
 ];
 
@@ -51,6 +52,7 @@ pub(super) fn text(planned: &Planned, device: Option<u64>) -> String {
     let kinds = &planned.memory.kinds;
     let unit = Unit::of(kinds.iter().map(|kind| kind.estimate.total()).max().unwrap_or(0));
     let mut parts = vec![phases(&planned.phases), models(planned), table(kinds, unit, device)];
+    parts.extend(pinned(kinds, unit));
     parts.extend(other_checkpointing(&planned.job, kinds, unit));
     parts.extend(device.map(|size| verdict(planned, unit, size)));
     parts.join("\n\n")
@@ -127,6 +129,15 @@ fn right_aligned(rows: &[Vec<String>]) -> String {
     let lines =
         rows.iter().map(|row| row.iter().zip(&widths).enumerate().map(cell).collect::<Vec<_>>().join("  "));
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// What a rank takes of the host's memory.
+fn pinned(kinds: &[Kind], unit: Unit) -> Option<String> {
+    let of = |kind: &Kind| {
+        (kind.estimate.pinned > 0).then(|| format!("{} {}", kind.name, unit.amount(kind.estimate.pinned)))
+    };
+    let parts: Vec<String> = kinds.iter().filter_map(of).collect();
+    (!parts.is_empty()).then(|| format!("host memory of a rank for its checkpoints: {}", parts.join(", ")))
 }
 
 /// Activations with the other setting of checkpointing.
@@ -225,6 +236,7 @@ pub(super) fn json(planned: &Planned, device: Option<u64>) -> Value {
             "phase": kind.name,
             "bytes": bytes,
             "total": total,
+            "pinned_host_bytes": kind.estimate.pinned,
             "activations_otherwise": kind.other_activations,
             "fits": device.map(|size| total <= size),
         })

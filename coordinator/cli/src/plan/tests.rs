@@ -52,7 +52,13 @@ fn the_7b_job_fits_eight_devices_with_sharding_and_not_without() {
     let json = show::json(&planned, Some(DEVICE));
     assert_eq!(json["parameters"]["policy"], 6_738_415_616_u64);
     assert_eq!(json["fits"], true, "{json:#}");
-    assert!(show::text(&planned, Some(DEVICE)).contains("fits 80.00 GiB; the largest phase is "));
+    let text = show::text(&planned, Some(DEVICE));
+    assert!(text.contains("fits 80.00 GiB; the largest phase is "), "{text}");
+    // Twelve bytes a parameter, an eighth on each rank.
+    let pinned = "host memory of a rank for its checkpoints: reward epoch 9.23 GiB, policy epoch 9.41 GiB";
+    assert!(text.contains(pinned), "{text}");
+    let without = show::text(&self::planned(job, &["resources.checkpoint_seconds=0"]), None);
+    assert!(!without.contains("host memory"), "{without}");
 
     let whole = self::planned(job, &["resources.sharding=ddp"]);
     let json = show::json(&whole, Some(DEVICE));
