@@ -138,6 +138,26 @@ fn a_micro_batch_that_does_not_fit_is_cut() {
     assert!(run.full_logs().contains("using smaller micro-batches"), "{}", run.logs());
 }
 
+/// A checkpoint's copies do not wait for the device one by one.
+#[test]
+fn checkpoints_are_copied_beside_the_devices_other_work() {
+    let copies = |steps: u32| {
+        let gpu = FakeGpu::new("checkpoints")?;
+        let settings =
+            [format!("resources.checkpoint_steps={steps}"), "resources.checkpoint_seconds=0".to_owned()];
+        let run = on_gpu(job(1, &settings.each_ref().map(String::as_str)), &gpu);
+        let outcome = run.finish();
+        assert_eq!(outcome.json["state"], "succeeded", "{}", outcome.json);
+        gpu.assert_no_trouble();
+        let all: Vec<_> = gpu.traces().into_iter().flat_map(|trace| trace.events).collect();
+        let of = |how| all.iter().filter(|event| event.kind == "d2h" && event.text.starts_with(how)).count();
+        Some((of("async"), of("sync")))
+    };
+    let (Some(without), Some(with)) = (copies(0), copies(2)) else { return };
+    assert!(with.0 > without.0, "{with:?} with checkpoints, {without:?} without");
+    assert_eq!(with.1, without.1, "a checkpoint waits for single copies");
+}
+
 /// A device-side assertion breaks the CUDA context: the rank ends, and a new process goes on.
 #[test]
 fn a_broken_device_ends_its_rank() {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 const SOURCES: [&str; 23] = [
     "cpp/bridge.cc",
+    "cpp/download.cc",
     "cpp/memory.cc",
     "cpp/net.cc",
     "cpp/read.cc",

@@ -76,6 +76,16 @@ choices! {
     Bf16 = "bf16",
 }
 
+impl SaveDtype {
+    /// Bytes of a number.
+    pub const fn size(self) -> u64 {
+        match self {
+            Self::Fp32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
 impl SftStep {
     pub(crate) fn parse(wire: v1::SftStepSpec) -> Result<Self, SpecError> {
         let at = "sft_step";

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::parameters::{SCORE, elements_of, uniform};
-use super::weights::{self, Checkpoint};
-use super::{DecoderConfig, HeadKind, ModelError, ModelFilesError, Parameters, SaveDtype};
+use super::weights::Checkpoint;
+use super::{DecoderConfig, HeadKind, ModelError, ModelFilesError, Parameters, SaveDtype, writer};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -195,7 +195,8 @@ impl Adapter {
         let names: Vec<String> =
             self.parameters.names().iter().map(|name| format!("{PREFIX}{name}")).collect();
         let tensors = names.iter().map(String::as_str).zip(self.parameters.tensors());
-        weights::write(&dir.join(TENSORS), tensors, SaveDtype::Fp32)
+        writer::write(&dir.join(TENSORS), tensors, SaveDtype::Fp32)?;
+        Ok(())
     }
 
     /// Reads an adapter that [`Adapter::save`] or PEFT wrote for a model of this configuration and head.

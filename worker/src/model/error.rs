@@ -13,6 +13,9 @@ pub enum ModelError {
     Batch(String),
     #[error("key/value cache: {0}")]
     Cache(String),
+    /// A file cannot be written.
+    #[error("{}: cannot be written: {source}", path.display())]
+    Write { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Layer(#[from] foil_torch::Error),
     #[error("libtorch: {0}")]
@@ -24,13 +27,18 @@ impl ModelError {
     pub fn advice(&self) -> Option<&'static str> {
         match self {
             Self::Files(error) => Some(error.advice()),
-            Self::Batch(_) | Self::Cache(_) | Self::Layer(_) | Self::Torch(_) => None,
+            Self::Batch(_) | Self::Cache(_) | Self::Write { .. } | Self::Layer(_) | Self::Torch(_) => None,
         }
     }
 
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |error| ModelFilesError::read(path)(error).into()
+    }
+
+    pub(crate) fn write(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Write { path, source }
     }
 
     pub(crate) fn json(path: impl Into<PathBuf>) -> impl FnOnce(serde_json::Error) -> Self {

@@ -62,6 +62,15 @@ impl<H: Head> Model<H> {
         Self::new(self.config.clone(), self.parameters.copy(), self.device)
     }
 
+    /// The same parameters with the configuration in `dir`, to which they were saved: the model that would be
+    /// read from there.
+    ///
+    /// # Errors
+    /// Anything in config.json that does not make a model, by name.
+    pub fn reopened(self, dir: &Path) -> Result<Self, ModelError> {
+        Ok(Self::new(DecoderConfig::load(dir)?, self.parameters, self.device))
+    }
+
     pub fn config(&self) -> &DecoderConfig {
         &self.config
     }

@@ -7,7 +7,10 @@ use tch::{Device, Tensor};
 
 use super::head::{Head, Model};
 use super::layer::linear;
-use super::{DecoderConfig, HeadKind, Holding, ModelError, PackedBatch, Parameters, Precision, SaveDtype};
+use super::{
+    DecoderConfig, HeadKind, Holding, ModelError, PackedBatch, Parameters, Precision, SaveDtype,
+    SavedWeights, Sink,
+};
 
 /// A decoder whose hidden states are turned into logits over the vocabulary: `…ForCausalLM`.
 pub type LanguageModel = Model<LmHead>;
@@ -102,9 +105,18 @@ impl LanguageModel {
     ///
     /// # Errors
     /// The directory cannot be written.
-    pub fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<(), ModelError> {
+    pub fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<SavedWeights, ModelError> {
+        self.save_to(Sink::File, dir, dtype)
+    }
+
+    /// [`LanguageModel::save`], with the weights written or only hashed.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::save`].
+    pub fn save_to(&self, sink: Sink, dir: &Path, dtype: SaveDtype) -> Result<SavedWeights, ModelError> {
         std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
-        self.parameters.save(dir, dtype)?;
-        Ok(self.config.save(dir, HeadKind::LanguageModel, dtype)?)
+        let saved = self.parameters.save(dir, dtype, sink)?;
+        self.config.save(dir, HeadKind::LanguageModel, dtype)?;
+        Ok(saved)
     }
 }

@@ -17,9 +17,11 @@ mod layer;
 mod parameters;
 mod reward_model;
 mod rotary;
+mod saving;
 mod shards;
 mod units;
 pub(crate) mod weights;
+pub(crate) mod writer;
 
 pub use adapter::Adapter;
 pub use batch::{BatchRows, PackedBatch, packed_rows};
@@ -31,12 +33,14 @@ pub use foil_common::spec::SaveDtype;
 pub use head::{Head, Model};
 pub use inference::Inference;
 pub use kv_cache::KvCache;
-pub use language_model::LanguageModel;
+pub use language_model::{LanguageModel, LmHead};
 pub use parameters::{Holding, Parameters};
-pub use reward_model::RewardModel;
+pub use reward_model::{RewardModel, ScoreHead};
+pub use saving::SavedWeights;
 pub use shards::{ShardPlacement, Shards};
 pub use units::ShardedUnit;
 pub(crate) use units::{flatten, overlap, shard_range};
+pub use writer::Sink;
 
 #[cfg(test)]
 mod tests;

@@ -4,15 +4,15 @@ use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
-use foil_common::model::{EMBEDDINGS, LM_HEAD, ModelFilesError, SINGLE};
+use foil_common::model::{EMBEDDINGS, LM_HEAD, ModelFilesError};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
 use super::shards::{Elements, ShardPlacement, Shards};
 use super::units::shard_range;
-use super::weights::{self, Checkpoint};
-use super::{DecoderConfig, HeadKind, ModelError, Precision, SaveDtype};
+use super::weights::Checkpoint;
+use super::{DecoderConfig, HeadKind, ModelError, Precision};
 
 pub(super) use foil_common::model::SCORE;
 
@@ -93,13 +93,16 @@ impl Parameters {
     /// shards call it together.
     ///
     /// # Errors
-    /// A rank fails.
-    pub(super) fn read_each(&self, mut read: impl FnMut(&str, &Tensor)) -> Result<(), ModelError> {
+    /// A rank fails; those of `read`.
+    pub(super) fn read_each(
+        &self,
+        mut read: impl FnMut(&str, &Tensor) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
         let reader = self.shards.as_ref().map(|shards| shards.reader());
         for (name, tensor) in self.iter() {
             match &reader {
-                None => read(name, tensor),
-                Some(reader) => read(name, &reader.read(name)?),
+                None => read(name, tensor)?,
+                Some(reader) => read(name, &reader.read(name)?)?,
             }
         }
         Ok(())
@@ -111,7 +114,10 @@ impl Parameters {
             return Ok(self);
         }
         let mut whole = Vec::new();
-        self.read_each(|name, tensor| whole.push((name.to_owned(), tensor.copy())))?;
+        self.read_each(|name, tensor| {
+            whole.push((name.to_owned(), tensor.copy()));
+            Ok(())
+        })?;
         Ok(Self::from_named(whole))
     }
 
@@ -156,6 +162,11 @@ impl Parameters {
         self.names.binary_search_by(|probe| probe.as_str().cmp(name)).ok()
     }
 
+    /// Whether all values are finite, which loading asks for.
+    pub(crate) fn are_finite(&self) -> bool {
+        self.iter().all(|(name, tensor)| check_finite(name, tensor.detach()).is_ok())
+    }
+
     /// Number of elements in all tensors.
     pub fn count(&self) -> usize {
         self.tensors.iter().map(Tensor::numel).sum()
@@ -165,26 +176,6 @@ impl Parameters {
         for tensor in &self.tensors {
             let _ = tensor.set_requires_grad(requires_grad);
         }
-    }
-
-    /// BLAKE3 in hex over every name, shape and raw fp32 bytes, in order. All ranks that hold shards call it
-    /// together.
-    ///
-    /// # Errors
-    /// A rank fails.
-    pub fn blake3(&self) -> Result<String, ModelError> {
-        let mut hasher = blake3::Hasher::new();
-        self.read_each(|name, tensor| {
-            hasher.update(&(name.len() as u64).to_le_bytes());
-            hasher.update(name.as_bytes());
-            let shape = tensor.size();
-            hasher.update(&(shape.len() as u64).to_le_bytes());
-            for size in shape {
-                hasher.update(&size.to_le_bytes());
-            }
-            hasher.update(&weights::bytes(tensor, Kind::Float));
-        })?;
-        Ok(hasher.finalize().to_hex().to_string())
     }
 
     /// A deep copy, without gradients.
@@ -293,18 +284,6 @@ impl Parameters {
         all.retain(|(name, _)| name != LM_HEAD);
         all.push((SCORE.to_owned(), head));
         Self::from_named(all)
-    }
-
-    /// Writes model.safetensors. All ranks that hold shards call it together, and each writes the whole file.
-    pub(super) fn save(&self, dir: &Path, dtype: SaveDtype) -> Result<(), ModelError> {
-        let path = dir.join(SINGLE);
-        match &self.shards {
-            None => weights::write(&path, self.iter(), dtype),
-            Some(shards) => {
-                let named = self.iter().map(|(name, tensor)| (name, tensor.size()));
-                weights::write_sharded(&path, &shards.reader(), named, dtype)
-            }
-        }
     }
 }
 

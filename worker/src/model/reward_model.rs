@@ -9,7 +9,7 @@ use super::layer::linear;
 use super::parameters::SCORE;
 use super::{
     DecoderConfig, HeadKind, Holding, LanguageModel, ModelError, PackedBatch, Parameters, Precision,
-    SaveDtype,
+    SaveDtype, SavedWeights, Sink,
 };
 
 /// A decoder that gives one score per sequence, at its last token: `…ForSequenceClassification` with one
@@ -97,11 +97,26 @@ impl RewardModel {
     ///
     /// # Errors
     /// `pad` is outside the vocabulary, or is a BOS or EOS id; the directory cannot be written.
-    pub fn save(&self, dir: &Path, dtype: SaveDtype, pad: u32) -> Result<(), ModelError> {
+    pub fn save(&self, dir: &Path, dtype: SaveDtype, pad: u32) -> Result<SavedWeights, ModelError> {
+        self.save_to(Sink::File, dir, dtype, pad)
+    }
+
+    /// [`RewardModel::save`], with the weights written or only hashed.
+    ///
+    /// # Errors
+    /// As [`RewardModel::save`].
+    pub fn save_to(
+        &self,
+        sink: Sink,
+        dir: &Path,
+        dtype: SaveDtype,
+        pad: u32,
+    ) -> Result<SavedWeights, ModelError> {
         self.config.check_pad(pad)?;
         std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
-        self.parameters.save(dir, dtype)?;
+        let saved = self.parameters.save(dir, dtype, sink)?;
         let config = DecoderConfig { pad_token_id: Some(pad), ..self.config.clone() };
-        Ok(config.save(dir, HeadKind::Reward, dtype)?)
+        config.save(dir, HeadKind::Reward, dtype)?;
+        Ok(saved)
     }
 }

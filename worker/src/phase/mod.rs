@@ -134,8 +134,9 @@ impl TaskContext {
     }
 
     fn train_and_deliver(&mut self, task: &GangTask) -> Result<(), PhaseError> {
-        // A gang phase trains copies of its own, so no model stays resident.
-        self.begin_task(&task.phase, 0, &[], task.trace);
+        // It takes the model that it trains, if that is resident and whole: shards are read from files.
+        let start = (self.keeps_masters()).then(|| task.work.start());
+        self.begin_task(&task.phase, 0, start.as_slice(), task.trace);
         let trained = match &task.work {
             GangWork::Sft(work) => sft::run(self, task, work)?,
             GangWork::TrainReward(work) => train_reward::run(self, task, work)?,
@@ -159,12 +160,36 @@ impl TaskContext {
 
     fn policy(&mut self, artifact: &Artifact) -> Result<Rc<Policy>, PhaseError> {
         let (mut loader, models) = self.loader_and_models(artifact);
-        models.policy(&mut loader, artifact)
+        models.policies.get(&mut loader, artifact, |loader| loader.policy(artifact))
     }
 
     fn reward_model(&mut self, artifact: &Artifact) -> Result<Rc<RewardModel>, PhaseError> {
         let (mut loader, models) = self.loader_and_models(artifact);
-        models.reward_model(&mut loader, artifact)
+        models.reward_models.get(&mut loader, artifact, |loader| loader.reward_model(artifact))
+    }
+
+    /// A policy for `task` to train, which is not resident from here on.
+    fn policy_to_train(&mut self, task: &GangTask, start: &Artifact) -> Result<Policy, PhaseError> {
+        let (mut loader, models) = self.loader_of(Holding::Masters);
+        let resident = models.policies.take(&mut loader, start)?;
+        self.models.keep_only(&[]);
+        resident.map_or_else(|| self.loader(task).policy(start), Ok)
+    }
+
+    /// A reward model for `task` to train, which is not resident from here on.
+    fn reward_model_to_train(
+        &mut self,
+        task: &GangTask,
+        start: &Artifact,
+    ) -> Result<RewardModel, PhaseError> {
+        let (mut loader, models) = self.loader_of(Holding::Masters);
+        let resident = models.reward_models.take(&mut loader, start)?;
+        let resident = match resident {
+            Some(model) => Some(model),
+            None => models.policies.take(&mut loader, start)?.map(|policy| loader.with_fresh_head(policy)),
+        };
+        self.models.keep_only(&[]);
+        resident.map_or_else(|| self.loader(task).reward_model(start), Ok)
     }
 
     /// A loader for models that `task` trains, which must not become resident.
@@ -182,7 +207,7 @@ impl TaskContext {
     /// A loader for models that are only read. With `fsdp`, models are as large as a device: they are held in
     /// the compute precision, and those other than `needed` are freed unless someone still uses them.
     fn loader_and_models(&mut self, needed: &Artifact) -> (Loader<'_>, &mut Models) {
-        if self.job.resources.sharding != Sharding::Fsdp {
+        if self.keeps_masters() {
             return self.loader_of(Holding::Masters);
         }
         self.models.keep_only(&[needed]);
@@ -207,6 +232,11 @@ impl TaskContext {
 }
 
 /// Gives memory that the phase before left in the allocator's cache back to the device.
+    /// Whether models that are only read are held as training holds them.
+    fn keeps_masters(&self) -> bool {
+        self.job.resources.sharding != Sharding::Fsdp
+    }
+
 fn release_cached_memory() {
     // A phase can do without; a device that is broken fails at its next use.
     if let Err(error) = foil_torch::device_memory::release_cached() {

@@ -4,7 +4,7 @@ use foil_common::data::rows::DemonstrationRow;
 use foil_common::spec::{Init, SaveDtype};
 
 use super::support::dialogue::DialogueEncoder;
-use super::support::gang::{TrainedModel, metric, model_error};
+use super::support::gang::{Trained, TrainedModel, metric};
 use super::support::rows::{encode_each, read};
 use super::{PhaseError, TaskContext};
 use crate::task::{GangTask, RowRange, Sft};
@@ -18,7 +18,7 @@ pub(super) fn run(
     let rows: Vec<DemonstrationRow> = read(&mut context.cache, &work.demonstrations, RowRange::ALL)?;
     let start = &work.policy;
     let mut policy = match context.job.policy.init {
-        Init::Weights => context.loader(task).policy(start)?,
+        Init::Weights => context.policy_to_train(task, start)?,
         Init::Random => context.loader(task).fresh_policy(start)?,
     };
     let text = context.trained_text(start, &policy.encoder)?;
@@ -38,11 +38,11 @@ pub(super) fn run(
     let summary = context.train(task, &objective, policy.model.parameters(), &config)?;
 
     let dir = context.cache.scratch("policy")?;
-    let parameters = policy.model.parameters();
-    context.save(&start.name, parameters, SaveDtype::Fp32, |dtype| policy.model.save(&dir, dtype))?;
+    let weights = context.save(task, policy.model.parameters(), SaveDtype::Fp32, |sink, dtype| {
+        policy.model.save_to(sink, &dir, dtype)
+    })?;
     context.save_text(start, &text, &dir)?;
     let mut metrics = summary.metrics();
     metrics.push(metric("truncated_demonstrations", truncated as f64));
-    let parameters_blake3 = parameters.blake3().map_err(model_error(start))?;
-    Ok(TrainedModel { dir, parameters_blake3, metrics })
+    Ok(TrainedModel { dir, weights, dtype: SaveDtype::Fp32, model: Trained::Policy(policy.model), metrics })
 }

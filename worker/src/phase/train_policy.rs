@@ -2,7 +2,7 @@
 
 use foil_common::datasets;
 
-use super::support::gang::{TrainedModel, metric, model_error};
+use super::support::gang::{Trained, TrainedModel, metric, model_error};
 use super::support::policy_batch::PolicyBatch;
 use super::support::policy_rows::{LogProbs, PolicyRows};
 use super::{PhaseError, TaskContext};
@@ -19,7 +19,7 @@ pub(super) fn run(
     let rows = PolicyRows::read(context, &work.prompts, RowRange::ALL, &work.completions, &work.scores)?;
     let log_probs = LogProbs::read(&mut context.cache, work.log_probs.as_ref())?;
     let start = &work.policy;
-    let mut policy = context.loader(task).policy(start)?;
+    let mut policy = context.policy_to_train(task, start)?;
     let text = context.trained_text(start, &policy.encoder)?;
     policy.model.set_token_ids(&text.ids);
 
@@ -49,8 +49,9 @@ pub(super) fn run(
     let adapter = policy.model.merge().map_err(model_error(start))?;
 
     let dir = context.cache.scratch("policy")?;
-    let parameters = policy.model.parameters();
-    context.save(&start.name, parameters, step.save_dtype, |dtype| policy.model.save(&dir, dtype))?;
+    let weights = context.save(task, policy.model.parameters(), step.save_dtype, |sink, dtype| {
+        policy.model.save_to(sink, &dir, dtype)
+    })?;
     context.save_text(start, &text, &dir)?;
     if let Some(adapter) = adapter {
         context.save_adapter(start, policy.model.config(), HeadKind::LanguageModel, adapter, &dir)?;
@@ -60,8 +61,7 @@ pub(super) fn run(
     metrics.push(metric("selected_reward_mean", batch.rewards.iter().sum::<f64>() / completions));
     metrics.push(metric("num_completions", completions));
     metrics.push(metric("dropped_prompts", (rows.prompts.len() - batch.groups.len()) as f64));
-    let parameters_blake3 = parameters.blake3().map_err(model_error(start))?;
-    Ok(TrainedModel { dir, parameters_blake3, metrics })
+    Ok(TrainedModel { dir, weights, dtype: step.save_dtype, model: Trained::Policy(policy.model), metrics })
 }
 
 /// Whether some of the rewards differ.

@@ -1,6 +1,6 @@
 //! Reward training: on human pairs, and on golden answers against the policy's own completions.
 
-use super::support::gang::{TrainedModel, metric, model_error};
+use super::support::gang::{Trained, TrainedModel, metric, model_error};
 use super::support::models::RewardModel;
 use super::support::pairs::{self, EncodedComparison};
 use super::{PhaseError, TaskContext};
@@ -14,7 +14,7 @@ pub(super) fn run(
     work: &TrainReward,
 ) -> Result<TrainedModel, PhaseError> {
     let start = &work.start;
-    let mut reward_model = context.loader(task).reward_model(start)?;
+    let mut reward_model = context.reward_model_to_train(task, start)?;
     let text = context.trained_text(start, &reward_model.encoder)?;
     reward_model.model.set_token_ids(&text.ids);
     let pad = reward_model
@@ -44,9 +44,9 @@ pub(super) fn run(
 
     let dir = context.cache.scratch("reward")?;
     let adapter = reward_model.model.merge().map_err(model_error(start))?;
-    let parameters = reward_model.model.parameters();
-    context
-        .save(&start.name, parameters, step.save_dtype, |dtype| reward_model.model.save(&dir, dtype, pad))?;
+    let weights = context.save(task, reward_model.model.parameters(), step.save_dtype, |sink, dtype| {
+        reward_model.model.save_to(sink, &dir, dtype, pad)
+    })?;
     context.save_text(start, &text, &dir)?;
     if let Some(adapter) = adapter {
         context.save_adapter(start, reward_model.model.config(), HeadKind::Reward, adapter, &dir)?;
@@ -56,8 +56,8 @@ pub(super) fn run(
         |set: &[Comparison]| set.iter().map(|comparison| comparison.rejected.len()).sum::<usize>() as f64;
     metrics.push(metric("human_pairs", pairs(&human)));
     metrics.push(metric("golden_pairs", pairs(&golden)));
-    let parameters_blake3 = parameters.blake3().map_err(model_error(start))?;
-    Ok(TrainedModel { dir, parameters_blake3, metrics })
+    let model = Trained::RewardModel(reward_model.model);
+    Ok(TrainedModel { dir, weights, dtype: step.save_dtype, model, metrics })
 }
 
 /// All rows of a source, with `weight` for each pair; none if there is no source.

@@ -165,6 +165,17 @@ pub enum GangWork {
     TrainPolicy(TrainPolicy),
 }
 
+impl GangWork {
+    /// The model that is trained.
+    pub fn start(&self) -> &Artifact {
+        match self {
+            Self::Sft(work) => &work.policy,
+            Self::TrainReward(work) => &work.start,
+            Self::TrainPolicy(work) => &work.policy,
+        }
+    }
+}
+
 /// A phase of a round.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phase {

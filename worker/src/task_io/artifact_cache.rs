@@ -194,6 +194,21 @@ impl ArtifactCache {
 
     pub fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<Object, ObjectError> {
         self.remote.upload(key, bytes)
+    /// Claims a piece of work, which one rank does for all that share objects with it: whether this is the
+    /// first to do so. A claim holds until the rank's next one. Without others, every claim is granted.
+    pub fn claim(&self, work: &str) -> bool {
+        let Some(shared) = &self.shared else { return true };
+        let name = format!("claim-{}", blake3::hash(work.as_bytes()).to_hex());
+        let claimed = self.scratch("claim").and_then(|dir| {
+            let file = dir.join(&name);
+            fs::write(&file, work).and_then(|()| shared.claim(&name, &file)).map_err(disk(&file))
+        });
+        claimed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot leave work to other ranks of this machine");
+            true
+        })
+    }
+
     }
 
     pub fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<Object, ObjectError> {

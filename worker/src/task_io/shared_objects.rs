@@ -60,6 +60,16 @@ impl SharedObjects {
             let _ = fs::remove_file(entry.path());
         }
     }
+    /// Gives `file` the name `claim` as well; false if a file of another rank has it. The name is free again
+    /// once `file` is gone and the folder has been swept.
+    pub(crate) fn claim(&self, claim: &str, file: &Path) -> io::Result<bool> {
+        match fs::hard_link(file, self.dir.join(claim)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
 }
 
 /// Lets `file` name the content of `shared`.

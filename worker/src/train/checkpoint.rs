@@ -7,11 +7,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use foil_common::storage::object::Digest;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::StepMetrics;
-use crate::model::weights::{self, Checkpoint};
+use super::snapshot::{Snapshot, SnapshotMemory};
+use super::{StepMetrics, TrainError};
+use crate::model::weights::Checkpoint;
 use crate::model::{ModelError, ModelFilesError};
 
 pub(super) const PARAMETER: &str = "parameter.";
@@ -31,7 +33,7 @@ pub struct CheckpointShard {
     /// When training stopped for it.
     pub begun: Instant,
     pub(super) metadata: CheckpointMetadata,
-    pub(super) tensors: Vec<(String, Tensor)>,
+    pub(super) snapshot: Snapshot,
 }
 
 /// A shard's metadata.
@@ -53,19 +55,27 @@ pub struct CheckpointMetadata {
 }
 
 impl CheckpointShard {
+    /// A shard of one tensor, on the CPU.
+    #[cfg(test)]
+    pub(crate) fn of_tensor(step: u64, tensor: &Tensor, memory: SnapshotMemory) -> Self {
+        let snapshot = Snapshot::of(vec![("tensor".to_owned(), tensor)], tch::Device::Cpu, memory).unwrap();
+        let metadata = CheckpointMetadata { step, ..CheckpointMetadata::default() };
+        Self { begun: Instant::now(), metadata, snapshot }
+    }
+
     /// Steps taken.
     pub fn step(&self) -> u64 {
         self.metadata.step
     }
 
-    /// Writes a safetensors file.
+    /// Writes a safetensors file; returns its digest, and the memory for the next shard.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write(&self, path: &Path) -> Result<(), ModelError> {
+    pub fn write(self, path: &Path) -> Result<(Digest, SnapshotMemory), ModelError> {
         let metadata = serde_json::to_string(&self.metadata).map_err(ModelError::json(path))?;
-        let tensors = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        weights::write_with_metadata(path, tensors, (METADATA, &metadata))
+        let digest = self.snapshot.write(path, (METADATA, &metadata))?;
+        Ok((digest, self.snapshot.into_memory()))
     }
 }
 
@@ -138,11 +148,17 @@ pub trait Checkpointer {
     /// This rank's requests, asked before each step; steps count from 1.
     fn requests(&mut self, step: u64) -> StepRequests;
 
-    /// Saves this rank's shard, in the background if it can; may block until earlier shards are saved.
+    /// Memory for this rank's next shard; may block until the one before is written.
+    ///
+    /// # Errors
+    /// An earlier shard could not be saved.
+    fn memory(&mut self) -> Result<SnapshotMemory, TrainError>;
+
+    /// Saves this rank's shard, in the background if it can.
     ///
     /// # Errors
     /// This shard or an earlier one could not be saved.
-    fn save(&mut self, shard: CheckpointShard) -> Result<(), super::TrainError>;
+    fn save(&mut self, shard: CheckpointShard) -> Result<(), TrainError>;
 }
 
 /// Saves no checkpoints.
@@ -158,7 +174,11 @@ impl Checkpointer for NoCheckpoints {
         StepRequests::default()
     }
 
-    fn save(&mut self, _: CheckpointShard) -> Result<(), super::TrainError> {
+    fn memory(&mut self) -> Result<SnapshotMemory, TrainError> {
+        Ok(SnapshotMemory::default())
+    }
+
+    fn save(&mut self, _: CheckpointShard) -> Result<(), TrainError> {
         Ok(())
     }
 }

@@ -35,6 +35,7 @@ mod pairs;
 pub mod plan;
 mod run;
 mod sharded_adamw;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 pub mod trainer;
@@ -53,4 +54,5 @@ pub use order::OrderKey;
 pub use pairs::{Comparison, PairRanking};
 pub use plan::{RankInfo, RowShape, StepPlan};
 pub use run::{Ended, train};
+pub use snapshot::SnapshotMemory;
 pub use trainer::Trainer;

@@ -1,5 +1,9 @@
 //! A training phase, from its first step or a checkpoint to its last step.
 
+#![expect(clippy::disallowed_methods, reason = "the stall of a checkpoint is timed")]
+
+use std::time::Instant;
+
 use super::memory_probe::{MicroBatching, find_micro_batch_tokens};
 use super::order::global_batches;
 use super::{
@@ -68,7 +72,8 @@ pub fn train(
         steps.push(metrics);
         let is_last = steps.len() == batches.len();
         if (agreed.checkpoint || agreed.stop) && !is_last {
-            let mut shard = trainer.checkpoint_shard();
+            let begun = Instant::now();
+            let mut shard = trainer.checkpoint_shard(begun, checkpointer.memory()?)?;
             shard.metadata.steps = batches.len() as u64;
             shard.metadata.micro_batch_tokens = budget;
             shard.metadata.metrics.clone_from(&steps);

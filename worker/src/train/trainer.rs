@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::checkpoint::{CheckpointMetadata, CheckpointShard, LoadedCheckpoint, PARAMETER};
 use super::distributed_optimizer::DistributedOptimizer;
 use super::error::first;
+use super::snapshot::{Snapshot, SnapshotMemory};
 use super::{
     MicroBatchLoss, Objective, RankInfo, StepMetrics, StepPlan, StepRequests, TrainConfig, TrainError,
 };
@@ -108,28 +109,26 @@ impl<'a> Trainer<'a> {
         self.optimizer.end_probe()
     }
 
-    /// Copies this rank's shard of the parameters and of the optimizer's state to the host. Training waits
-    /// only for this.
-    pub(super) fn checkpoint_shard(&self) -> CheckpointShard {
-        let begun = Instant::now();
+    /// Copies this rank's shard of the parameters and of the optimizer's state into `memory`. Training, which
+    /// stopped for it when it had `begun`, waits only for this.
+    pub(super) fn checkpoint_shard(
+        &self,
+        begun: Instant,
+        memory: SnapshotMemory,
+    ) -> Result<CheckpointShard, TrainError> {
         let RankInfo { rank, world } = self.rank_info();
         let named = self.names.iter().zip(&self.parameters).enumerate();
         let own = named.filter(|(number, _)| number % world == rank);
         let parameters = own.map(|(_, (name, tensor))| (format!("{PARAMETER}{name}"), tensor));
         let state = parameters.chain(self.optimizer.state(&self.names, self.rank_info()));
-        let tensors = no_grad(|| state.map(|(name, tensor)| (name, to_host(tensor))).collect());
-        let updates = self.optimizer.updates();
-        CheckpointShard {
-            begun,
-            metadata: CheckpointMetadata {
-                step: self.step,
-                updates,
-                rank,
-                world,
-                ..CheckpointMetadata::default()
-            },
-            tensors,
-        }
+        let metadata = CheckpointMetadata {
+            step: self.step,
+            updates: self.optimizer.updates(),
+            rank,
+            world,
+            ..CheckpointMetadata::default()
+        };
+        Ok(CheckpointShard { begun, metadata, snapshot: Snapshot::of(state.collect(), self.device, memory)? })
     }
 
     /// Restores the state of a checkpoint, which any number of ranks saved.
@@ -272,12 +271,6 @@ impl<'a> Trainer<'a> {
             }
         }
     }
-}
-
-/// Copies a tensor to host memory.
-fn to_host(tensor: &Tensor) -> Tensor {
-    let tensor = tensor.detach();
-    if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
 }
 
 /// The scaled loss and the metric sums of a micro-batch, `[1 + metrics]`, fp64, without a graph.

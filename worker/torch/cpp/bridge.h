@@ -143,6 +143,20 @@ void clear_gradients(const TensorList& tensors);
 void read_into(std::int32_t file, std::uint64_t offset, const at::Tensor& into);
 std::unique_ptr<at::Tensor> upload(const at::Tensor& host, std::int32_t device);
 
+// Copies to the host on a stream of their own.
+class Downloads {
+ public:
+  Downloads();
+  ~Downloads();
+  void copy(const at::Tensor& from, const at::Tensor& into) const;
+  void wait() const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+// For the GPU `device`, or the CPU if it is negative.
+std::unique_ptr<Downloads> new_downloads(std::int32_t device);
+std::unique_ptr<at::Tensor> host_buffer(std::int64_t elements, bool pinned);
+
 // ---- Operations: shapes and meaning are documented with their Rust callers in src/ops ----
 
 struct TensorPair {

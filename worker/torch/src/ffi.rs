@@ -176,6 +176,12 @@ mod bridge {
         fn clear_gradients(tensors: &TensorList) -> Result<()>;
         fn upload(host: &Tensor, device: i32) -> Result<UniquePtr<Tensor>>;
 
+        type Downloads;
+        fn new_downloads(device: i32) -> Result<UniquePtr<Downloads>>;
+        fn copy(self: &Downloads, from: &Tensor, into: &Tensor) -> Result<()>;
+        fn wait(self: &Downloads) -> Result<()>;
+        fn host_buffer(elements: i64, pinned: bool) -> Result<UniquePtr<Tensor>>;
+
         type TensorPair;
         fn first(self: Pin<&mut TensorPair>) -> UniquePtr<Tensor>;
         fn second(self: Pin<&mut TensorPair>) -> UniquePtr<Tensor>;

@@ -4,7 +4,7 @@
 //! - [`ops`]: fused operations of a decoder layer, token sampling, log-probabilities and AdamW.
 //! - [`autograd`]: backward passes and activation checkpointing.
 //! - [`runtime`] and [`CpuMemory`]: settings of libtorch, and memory use of its tensors.
-//! - [`read()`] and [`upload()`]: tensors from files and numbers, to the host and to the device.
+//! - [`read()`], [`upload()`] and [`Downloads`]: tensors from files and numbers, to the device and from it.
 //!
 //! The C++ side is in `cpp`, in the same folders. No C++ exception crosses into Rust: every failure is an
 //! [`Error`].
@@ -15,6 +15,7 @@
 
 pub mod autograd;
 pub mod c10d;
+mod download;
 mod error;
 mod ffi;
 mod memory;
@@ -24,6 +25,7 @@ mod read;
 pub mod runtime;
 mod upload;
 
+pub use download::{Downloads, host_buffer};
 pub use error::{Error, Result};
 pub use ffi::{AdamW, SampledToken, Segment};
 pub use memory::{CpuMemory, device as device_memory};

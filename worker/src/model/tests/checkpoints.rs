@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use foil_common::storage::object::Digest;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
@@ -53,7 +54,8 @@ fn a_saved_model_reads_back_bit_for_bit() {
     for config in [llama(), qwen3()] {
         let dir = TempDir::new().unwrap();
         let model = model(&config);
-        model.save(dir.path(), SaveDtype::Fp32).unwrap();
+        let saved = model.save(dir.path(), SaveDtype::Fp32).unwrap();
+        assert_eq!(saved.parameters_blake3, model.parameters().blake3().unwrap());
         let again = LanguageModel::load(dir.path(), Device::Cpu).unwrap();
         assert_eq!(again.config(), model.config());
         assert_eq!(again.parameters().names(), model.parameters().names());
@@ -75,7 +77,8 @@ fn a_saved_model_reads_back_bit_for_bit() {
 fn bf16_export_rounds_to_nearest_and_is_idempotent() {
     let (once, twice) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let model = model(&llama());
-    model.save(once.path(), SaveDtype::Bf16).unwrap();
+    let saved = model.save(once.path(), SaveDtype::Bf16).unwrap();
+    assert_eq!(saved.parameters_blake3, model.parameters().blake3().unwrap(), "it is of the masters");
     let rounded = LanguageModel::load(once.path(), Device::Cpu).unwrap();
     for ((name, exact), (_, rounded)) in model.parameters().iter().zip(rounded.parameters().iter()) {
         assert_eq!(rounded.kind(), Kind::Float, "{name}");
@@ -84,6 +87,11 @@ fn bf16_export_rounds_to_nearest_and_is_idempotent() {
     rounded.save(twice.path(), SaveDtype::Bf16).unwrap();
     let bytes = |dir: &TempDir| std::fs::read(dir.path().join("model.safetensors")).unwrap();
     assert_eq!(bytes(&once), bytes(&twice));
+    assert_eq!(saved.file, Digest::of(&bytes(&once)));
+    model.parameters().round_to(SaveDtype::Fp32);
+    assert_eq!(saved.parameters_blake3, model.parameters().blake3().unwrap());
+    model.parameters().round_to(SaveDtype::Bf16);
+    assert_eq!(model.parameters().blake3().unwrap(), rounded.parameters().blake3().unwrap());
 }
 
 #[test]
@@ -220,7 +228,7 @@ fn fp16_checkpoints_are_read() {
     let loaded = reload(|tensors| {
         let tensor = tensors.iter_mut().find(|tensor| tensor.0 == "model.norm.weight").unwrap();
         tensor.1 = Dtype::F16;
-        tensor.3 = super::super::weights::bytes(&half.repeat([6]), Kind::Half);
+        tensor.3 = super::super::writer::HostBytes::default().of(&half.repeat([6]), Kind::Half).to_vec();
     });
     let norm = loaded.unwrap().parameters().get("model.norm.weight").unwrap().narrow(0, 0, 4);
     assert!(norm.equal(&half.to_kind(Kind::Float)));

@@ -11,10 +11,12 @@ use foil_common::spec::{Checkpoints, Sharding};
 
 use crate::phase::{PhaseError, TaskContext};
 use crate::task::{Checkpoint, GangTask};
-use crate::task_io::artifact_cache::{self, ObjectError, ObjectStore};
+use crate::task_io::artifact_cache::{ObjectError, ObjectStore};
 use crate::task_io::progress::{Reporter, ShardTimes};
 use crate::task_io::stop::{BusyGuard, StopSignal};
-use crate::train::{CheckpointShard, Checkpointer, LoadedCheckpoint, StepRequests, TrainError};
+use crate::train::{
+    CheckpointShard, Checkpointer, LoadedCheckpoint, SnapshotMemory, StepRequests, TrainError,
+};
 use foil_common::failpoint;
 
 /// Destination of a rank's shards in one attempt at a phase.
@@ -31,17 +33,22 @@ struct Destination {
 }
 
 impl Destination {
-    /// Writes a shard to a file, uploads it and reports it. The coordinator commits the checkpoint once all
-    /// ranks have reported theirs.
-    fn upload(&self, shard: &CheckpointShard) -> Result<(), PhaseError> {
+    /// Writes a shard to a file, uploads it and reports it; its memory goes to `written` before the upload.
+    /// The coordinator commits the checkpoint once all ranks have reported theirs.
+    fn upload(
+        &self,
+        shard: CheckpointShard,
+        written: &mpsc::Sender<SnapshotMemory>,
+    ) -> Result<(), PhaseError> {
         let (step, rank) = (shard.step(), self.rank);
         let (stall, started) = (shard.begun.elapsed(), Instant::now());
         let span = self.reports.span("checkpoint").with("foil.step", step);
         let file = self.scratch.join(format!("{step:012}.safetensors"));
         let model_error =
             |source| PhaseError::Model { artifact: format!("checkpoint of step {step}"), source };
-        shard.write(&file).map_err(model_error)?;
-        let digest = artifact_cache::digest_of(&file)?;
+        let (digest, memory) = shard.write(&file).map_err(model_error)?;
+        // After the last shard nobody waits for it.
+        let _ = written.send(memory);
         failpoint::hit("checkpoint.upload")?;
         let key = format!("{}checkpoints/{step:012}/rank-{rank}.safetensors", self.key_prefix);
         let object = self.objects.upload_file(&key, &file, &digest)?;
@@ -55,8 +62,8 @@ impl Destination {
     }
 }
 
-/// Writes a rank's checkpoints in a gang phase. At most one upload is in flight: a second one blocks training
-/// until it starts.
+/// Writes a rank's checkpoints in a gang phase, one after the other. All of them use the same memory: while
+/// one is uploaded, the next may wait in it, and the one after that blocks training.
 pub(in crate::phase) struct CheckpointWriter {
     cadence: Checkpoints,
     stop: StopSignal,
@@ -70,7 +77,9 @@ pub(in crate::phase) struct CheckpointWriter {
 }
 
 struct UploadThread {
-    shards: mpsc::SyncSender<CheckpointShard>,
+    shards: mpsc::Sender<CheckpointShard>,
+    /// Memory of the shards that are written: at first that of none.
+    written: mpsc::Receiver<SnapshotMemory>,
     thread: JoinHandle<Result<(), PhaseError>>,
 }
 
@@ -102,6 +111,13 @@ impl CheckpointWriter {
         })
     }
 
+    /// Why the thread has ended.
+    fn failure(&mut self) -> TrainError {
+        let ended = self.upload_thread.take().map_or(Ok(()), UploadThread::finish);
+        let reason = ended.err().map_or_else(|| "its thread ended".to_owned(), |error| error.to_string());
+        TrainError::Checkpoint(reason)
+    }
+
     /// Waits until all shards are uploaded and reported. While the returned guard is held, a request to stop
     /// waits.
     pub(in crate::phase) fn finish(mut self) -> Result<Option<BusyGuard>, PhaseError> {
@@ -112,15 +128,18 @@ impl CheckpointWriter {
 
 impl UploadThread {
     fn start(destination: Destination) -> Result<Self, PhaseError> {
-        let (shards, received) = mpsc::sync_channel::<CheckpointShard>(0);
+        let (shards, received) = mpsc::channel::<CheckpointShard>();
+        let (sender, written) = mpsc::channel();
+        // The receiver is right here.
+        let _ = sender.send(SnapshotMemory::default());
         let span = tracing::Span::current();
         let upload = move || {
             let _entered = span.enter();
-            received.into_iter().try_for_each(|shard| destination.upload(&shard))
+            received.into_iter().try_for_each(|shard| destination.upload(shard, &sender))
         };
         let thread = thread::Builder::new().name("checkpoints".to_owned()).spawn(upload);
         let disk = |source| ObjectError::Disk { path: "a thread for checkpoints".into(), source };
-        Ok(Self { shards, thread: thread.map_err(disk)? })
+        Ok(Self { shards, written, thread: thread.map_err(disk)? })
     }
 
     fn finish(self) -> Result<(), PhaseError> {
@@ -143,16 +162,16 @@ impl Checkpointer for CheckpointWriter {
         StepRequests { checkpoint: steps || time, stop: self.stop.is_requested() }
     }
 
+    fn memory(&mut self) -> Result<SnapshotMemory, TrainError> {
+        let written = self.upload_thread.as_ref().and_then(|thread| thread.written.recv().ok());
+        written.ok_or_else(|| self.failure())
+    }
+
     fn save(&mut self, shard: CheckpointShard) -> Result<(), TrainError> {
         self.last = (shard.step(), Instant::now());
-        let Some(upload_thread) = &self.upload_thread else { return Ok(()) };
-        if upload_thread.shards.send(shard).is_ok() {
-            return Ok(());
-        }
-        // The thread has ended; report why.
-        let reason = self.upload_thread.take().map_or(Ok(()), UploadThread::finish);
-        let reason = reason.err().map_or_else(|| "its thread ended".to_owned(), |error| error.to_string());
-        Err(TrainError::Checkpoint(reason))
+        let thread = self.upload_thread.as_ref();
+        let sent = thread.is_some_and(|thread| thread.shards.send(shard).is_ok());
+        if sent { Ok(()) } else { Err(self.failure()) }
     }
 }
 
@@ -184,5 +203,106 @@ impl TaskContext {
             message: error.to_string(),
         };
         LoadedCheckpoint::open_some(&files, world).map_err(damaged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+
+    use foil_common::storage::object::Digest;
+    use tch::Tensor;
+
+    use super::*;
+    use crate::task::Object;
+    use crate::task_io::memory_objects::MemoryObjectStore;
+
+    /// A store in which each upload waits for a permission, and fails if there will be none.
+    struct Gated {
+        store: MemoryObjectStore,
+        permissions: Arc<Mutex<mpsc::Receiver<()>>>,
+    }
+
+    impl ObjectStore for Gated {
+        fn share(&self) -> Box<dyn ObjectStore> {
+            Box::new(Self { store: self.store.clone(), permissions: Arc::clone(&self.permissions) })
+        }
+
+        fn download(&self, object: &Object, file: &Path) -> Result<(), ObjectError> {
+            self.store.download(object, file)
+        }
+
+        fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<Object, ObjectError> {
+            self.store.upload(key, bytes)
+        }
+
+        fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<Object, ObjectError> {
+            let refused = |_| ObjectError::Store { key: key.to_owned(), message: "no permission".to_owned() };
+            self.permissions.lock().unwrap().recv().map_err(refused)?;
+            self.store.upload_file(key, file, digest)
+        }
+    }
+
+    fn writer(dir: &Path) -> (CheckpointWriter, MemoryObjectStore, mpsc::Sender<()>) {
+        let (permit, permissions) = mpsc::channel();
+        let store = MemoryObjectStore::default();
+        let (messages, _) = tokio::sync::mpsc::unbounded_channel();
+        let destination = Destination {
+            phase: "r01.policy.train".to_owned(),
+            attempt: 1,
+            rank: 0,
+            key_prefix: "a1/".to_owned(),
+            scratch: dir.to_owned(),
+            objects: Box::new(Gated { store: store.clone(), permissions: Arc::new(Mutex::new(permissions)) }),
+            reports: Reporter::new(messages),
+        };
+        let writer = CheckpointWriter {
+            cadence: Checkpoints { steps: None, every: None, keep_steps: None },
+            stop: StopSignal::default(),
+            busy: None,
+            checkpoint: None,
+            rank: 0,
+            last: (0, Instant::now()),
+            upload_thread: Some(UploadThread::start(destination).unwrap()),
+        };
+        (writer, store, permit)
+    }
+
+    fn save(writer: &mut CheckpointWriter, step: u64) -> Result<(), TrainError> {
+        let memory = writer.memory()?;
+        writer.save(CheckpointShard::of_tensor(step, &Tensor::from_slice(&[step as f32; 5]), memory))
+    }
+
+    #[test]
+    fn a_checkpoint_waits_in_memory_while_the_one_before_is_uploaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, store, permit) = writer(dir.path());
+        save(&mut writer, 1).unwrap();
+        // Not uploaded yet, but written.
+        save(&mut writer, 2).unwrap();
+        let written = |writer: &CheckpointWriter| writer.upload_thread.as_ref().unwrap().written.try_recv();
+        assert_eq!(written(&writer).err(), Some(mpsc::TryRecvError::Empty), "a third one waits");
+        permit.send(()).unwrap();
+        save(&mut writer, 3).unwrap();
+        permit.send(()).unwrap();
+        permit.send(()).unwrap();
+        writer.finish().unwrap();
+        for step in 1..=3_u64 {
+            let bytes = store.bytes(&format!("a1/checkpoints/{step:012}/rank-0.safetensors"));
+            let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            assert_eq!(file.tensor("tensor").unwrap().data(), (step as f32).to_le_bytes().repeat(5));
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_uploaded_fails_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, _, permit) = writer(dir.path());
+        save(&mut writer, 1).unwrap();
+        drop(permit);
+        // It may be copied before the failure, but no later one is.
+        let error = save(&mut writer, 2).and_then(|()| save(&mut writer, 3)).unwrap_err().to_string();
+        assert!(error.contains("no permission"), "{error}");
     }
 }

@@ -74,6 +74,7 @@ const NOT_FINITE: &str = "if this job trained the model, it has diverged: lower 
 const LOOK_AT_REWARDS: &str = "look at the samples and their rewards (`foil ui`); if all rewards are equal, the reward model has \
                                collapsed: look at its loss, and lower reward_step.learning_rate";
 const FIX_ADDRESS: &str = "start foil-worker on that machine with --advertise-address and an address that the others can connect to";
+const FREE_DISK: &str = "free space there, or start foil-worker with a --work-dir on a larger disk";
 const FIX_PORTS: &str =
     "start foil-worker on that machine with more --rendezvous-ports, or end the program that holds them";
 const MEMORY: &str = "lower the step's optimizer.micro_batch_tokens or generation.max_num_seqs, or use a device with more memory";
@@ -139,6 +140,7 @@ impl PhaseError {
                 (FailureClass::Internal, "nothing: a newer attempt has taken over")
             }
             Self::Model { source, .. } => match source.advice() {
+            Self::Model { source: ModelError::Write { .. }, .. } => (FailureClass::Store, FREE_DISK),
                 Some(advice) => (FailureClass::User, advice),
                 None => (FailureClass::Internal, REPORT),
             },

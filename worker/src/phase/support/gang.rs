@@ -2,18 +2,23 @@
 
 #![expect(clippy::disallowed_methods, reason = "a crashing rank lets its last report out")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use foil_common::activity::Activity;
+use foil_common::model::SINGLE;
 use foil_common::spec::SaveDtype;
+use foil_common::storage::object::Digest;
 use foil_common::text::{Encoder, ModelText, TrainedText};
 
 use super::checkpoints::CheckpointWriter;
 use super::records::Metric;
 use super::step_log::{StepLog, StepSpans};
 use crate::collective::{Gang, RankConfig, Rendezvous, RendezvousHost};
-use crate::model::{Adapter, DecoderConfig, HeadKind, ModelError, Parameters};
+use crate::model::{
+    Adapter, DecoderConfig, HeadKind, LanguageModel, ModelError, Parameters, RewardModel, SavedWeights, Sink,
+};
 use crate::phase::{PhaseError, TaskContext};
 use crate::task::{Artifact, GangTask, Object};
 use crate::task_io::artifact_cache;
@@ -27,12 +32,21 @@ const ADAPTER: &str = "adapter";
 /// Time for a message to reach the coordinator before this process ends.
 const FLUSH_TIME: Duration = Duration::from_millis(500);
 
-/// A trained model, saved on this rank.
+/// A trained model, saved on this machine.
 pub(in crate::phase) struct TrainedModel {
-    /// Directory of its files; all ranks write the same.
+    /// Directory of its files. All ranks write the same, but of those that share files only one writes the
+    /// weights.
     pub(in crate::phase) dir: PathBuf,
-    pub(in crate::phase) parameters_blake3: String,
+    pub(in crate::phase) weights: SavedWeights,
+    /// In which the weights are saved.
+    pub(in crate::phase) dtype: SaveDtype,
+    pub(in crate::phase) model: Trained,
     pub(in crate::phase) metrics: Vec<Metric>,
+}
+
+pub(in crate::phase) enum Trained {
+    Policy(LanguageModel),
+    RewardModel(RewardModel),
 }
 
 impl TaskContext {
@@ -47,6 +61,10 @@ impl TaskContext {
         config: &TrainConfig,
     ) -> Result<Summary, PhaseError> {
         let mut checkpoints = CheckpointWriter::start(self, task)?;
+        if task.rank == 0 {
+            // Before the others can: it writes the model in any case.
+            self.cache.claim(&task.key_prefix);
+        }
         let gang = self.join(task)?;
         let mut log = StepLog::default();
         let resumed = task.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
@@ -146,22 +164,21 @@ impl TaskContext {
         TrainedText::of(encoder, &files, &self.job.text).map_err(text_error)
     }
 
-    /// Writes a trained model, started from `artifact`, to this rank's disk.
+    /// Saves the weights of a trained model with `save`: rank 0 writes them, and one rank of each other
+    /// machine.
     pub(in crate::phase) fn save(
         &self,
-        artifact: &str,
+        task: &GangTask,
         parameters: &Parameters,
         dtype: SaveDtype,
-        save: impl FnOnce(SaveDtype) -> Result<(), ModelError>,
-    ) -> Result<(), PhaseError> {
-        let bytes = match dtype {
-            SaveDtype::Fp32 => 4,
-            SaveDtype::Bf16 => 2,
-        };
-        let expected = bytes * parameters.count() as u64;
+        save: impl FnOnce(Sink, SaveDtype) -> Result<SavedWeights, ModelError>,
+    ) -> Result<SavedWeights, PhaseError> {
+        let expected = dtype.size() * parameters.count() as u64;
+        let writes = task.rank == 0 || self.cache.claim(&task.key_prefix);
+        let sink = if writes { Sink::File } else { Sink::Nowhere };
         let _span = self.reports.span("save");
-        let saved = self.reports.writing(Activity::Saving, expected, || save(dtype));
-        saved.map_err(|source| PhaseError::Model { artifact: artifact.to_owned(), source })
+        let saved = self.reports.writing(Activity::Saving, expected, || save(sink, dtype));
+        saved.map_err(model_error(task.work.start()))
     }
 
     /// Writes the text files that go with a trained model into its `dir`.
@@ -208,22 +225,45 @@ impl TaskContext {
         trained: TrainedModel,
     ) -> Result<(), PhaseError> {
         let _span = self.reports.span("deliver");
+        let TrainedModel { dir, weights, dtype, model, metrics } = trained;
         let mut objects = Vec::new();
-        for (name, file) in files(&trained.dir)? {
-            let bytes = file.metadata().map_or(0, |metadata| metadata.len());
-            let digest =
-                self.reports.reading(Activity::Hashing, bytes, || artifact_cache::digest_of(&file))?;
+        let mut hashes = BTreeMap::from([(SINGLE.to_owned(), weights.file.blake3.clone())]);
+        for (name, file) in files(&dir)? {
+            let digest = if name == SINGLE { weights.file.clone() } else { self.hash(&file)? };
             if task.rank == 0 {
                 failpoint::hit("phase.upload")?;
                 let key = format!("{}{name}", task.key_prefix);
                 let object = self.cache.upload_file(&key, &file, &digest)?;
-                objects.push(Object { path: name, ..object });
+                objects.push(Object { path: name.clone(), ..object });
             }
             self.cache.adopt(&file, &digest)?;
+            hashes.insert(name, digest.blake3);
         }
+        self.keep(model, hashes, dtype).map_err(model_error(task.work.start()))?;
         failpoint::hit("phase.report")?;
-        self.reports.gang_done(task, objects, trained.metrics, trained.parameters_blake3);
+        self.reports.gang_done(task, objects, metrics, weights.parameters_blake3);
         Ok(())
+    }
+
+    fn hash(&self, file: &Path) -> Result<Digest, PhaseError> {
+        let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+        Ok(self.reports.reading(Activity::Hashing, bytes, || artifact_cache::digest_of(file))?)
+    }
+
+    /// Keeps a trained model for the next phase, if that would hold it as training does.
+    fn keep(
+        &mut self,
+        model: Trained,
+        files: BTreeMap<String, String>,
+        dtype: SaveDtype,
+    ) -> Result<(), ModelError> {
+        if !self.keeps_masters() {
+            return Ok(());
+        }
+        match model {
+            Trained::Policy(model) => self.models.policies.keep_trained(model, files, dtype),
+            Trained::RewardModel(model) => self.models.reward_models.keep_trained(model, files, dtype),
+        }
     }
 }
 

@@ -10,7 +10,11 @@ use foil_common::spec;
 use foil_common::text::{Encoder, TEXT_FILES, TextError};
 use tch::Device;
 
-use crate::model::{self, HeadKind, Holding, LanguageModel, ModelError, ModelFilesError};
+use super::gang::model_error;
+use crate::model::{
+    self, Head, HeadKind, Holding, LanguageModel, LmHead, Model, ModelError, ModelFilesError, SaveDtype,
+    ScoreHead,
+};
 use crate::phase::PhaseError;
 use crate::task::Artifact;
 use crate::task_io::artifact_cache::{ArtifactCache, fingerprint};
@@ -28,47 +32,102 @@ pub(in crate::phase) struct Loaded<M> {
 pub(in crate::phase) type Policy = Loaded<LanguageModel>;
 pub(in crate::phase) type RewardModel = Loaded<model::RewardModel>;
 
-/// Resident models by the content of their artifacts.
+/// The models that are resident.
 #[derive(Default)]
 pub(in crate::phase) struct Models {
-    policies: BTreeMap<String, Rc<Policy>>,
-    reward_models: BTreeMap<String, Rc<RewardModel>>,
+    pub(in crate::phase) policies: Residents<LmHead>,
+    pub(in crate::phase) reward_models: Residents<ScoreHead>,
 }
 
 impl Models {
     /// Frees all models except `needed`.
     pub(in crate::phase) fn keep_only(&mut self, needed: &[&Artifact]) {
+        self.policies.keep_only(needed);
+        self.reward_models.keep_only(needed);
+    }
+}
+
+/// Resident models with one kind of head.
+pub(in crate::phase) struct Residents<H> {
+    /// By the content of their artifacts.
+    loaded: BTreeMap<String, Rc<Loaded<Model<H>>>>,
+    trained: Option<Trained<H>>,
+}
+
+/// A model that the phase before has trained, as its files have it.
+struct Trained<H> {
+    model: Model<H>,
+    /// The hashes of the files that its phase has written, by name.
+    files: BTreeMap<String, String>,
+}
+
+impl<H> Trained<H> {
+    /// Whether `artifact` has its files, beside text files of the model that it was trained from.
+    fn is(&self, artifact: &Artifact) -> bool {
+        let file = |path: &str| artifact.objects.iter().find(|object| object.path == path);
+        self.files.iter().all(|(path, hash)| file(path).is_some_and(|found| found.blake3 == *hash))
+    }
+}
+
+impl<H> Default for Residents<H> {
+    fn default() -> Self {
+        Self { loaded: BTreeMap::new(), trained: None }
+    }
+}
+
+impl<H: Head> Residents<H> {
+    fn keep_only(&mut self, needed: &[&Artifact]) {
+        self.trained.take_if(|trained| !needed.iter().any(|artifact| trained.is(artifact)));
         let needed: Vec<String> = needed.iter().map(|artifact| fingerprint(&artifact.objects)).collect();
-        self.policies.retain(|content, _| needed.contains(content));
-        self.reward_models.retain(|content, _| needed.contains(content));
+        self.loaded.retain(|content, _| needed.contains(content));
     }
 
-    pub(in crate::phase) fn policy(
+    /// Keeps a trained model for the next phase: frees what only training needed, and rounds its parameters
+    /// to what its `files`, of `dtype`, hold of them.
+    pub(in crate::phase) fn keep_trained(
+        &mut self,
+        model: Model<H>,
+        files: BTreeMap<String, String>,
+        dtype: SaveDtype,
+    ) -> Result<(), ModelError> {
+        foil_torch::autograd::clear_gradients(model.parameters().tensors())?;
+        model.parameters().round_to(dtype);
+        // Otherwise loading it says what is wrong.
+        self.trained = model.parameters().are_finite().then_some(Trained { model, files });
+        Ok(())
+    }
+
+    /// The model of `artifact`, read with `load` if it is not resident.
+    pub(in crate::phase) fn get(
         &mut self,
         loader: &mut Loader<'_>,
         artifact: &Artifact,
-    ) -> Result<Rc<Policy>, PhaseError> {
+        load: impl FnOnce(&mut Loader<'_>) -> Result<Loaded<Model<H>>, PhaseError>,
+    ) -> Result<Rc<Loaded<Model<H>>>, PhaseError> {
         let content = fingerprint(&artifact.objects);
-        if let Some(resident) = self.policies.get(&content) {
+        if let Some(resident) = self.loaded.get(&content) {
             return Ok(Rc::clone(resident));
         }
-        let loaded = Rc::new(loader.policy(artifact)?);
-        self.policies.insert(content, Rc::clone(&loaded));
-        Ok(loaded)
+        let model = match self.take(loader, artifact)? {
+            Some(model) => model,
+            None => load(loader)?,
+        };
+        let model = Rc::new(model);
+        self.loaded.insert(content, Rc::clone(&model));
+        Ok(model)
     }
 
-    pub(in crate::phase) fn reward_model(
+    /// Takes the model of `artifact` out, if it is resident and nobody else uses it.
+    pub(in crate::phase) fn take(
         &mut self,
         loader: &mut Loader<'_>,
         artifact: &Artifact,
-    ) -> Result<Rc<RewardModel>, PhaseError> {
-        let content = fingerprint(&artifact.objects);
-        if let Some(resident) = self.reward_models.get(&content) {
-            return Ok(Rc::clone(resident));
+    ) -> Result<Option<Loaded<Model<H>>>, PhaseError> {
+        if let Some(resident) = self.loaded.remove(&fingerprint(&artifact.objects)) {
+            return Ok(Rc::try_unwrap(resident).ok());
         }
-        let loaded = Rc::new(loader.reward_model(artifact)?);
-        self.reward_models.insert(content, Rc::clone(&loaded));
-        Ok(loaded)
+        let trained = self.trained.take_if(|trained| trained.is(artifact));
+        trained.map(|trained| loader.reopen(artifact, trained.model)).transpose()
     }
 }
 
@@ -136,7 +195,7 @@ impl Loader<'_> {
         let (seed, device, holding) = (self.job.seed.into(), self.device, self.holding);
         let checkpointing = self.job.resources.activation_checkpointing;
         self.load(artifact, |dir| {
-            let model = match head(dir)? {
+            let model = match head_of(dir)? {
                 HeadKind::Reward => model::RewardModel::load_held(dir, device, holding)?,
                 HeadKind::LanguageModel => {
                     model::RewardModel::from_language_model_held(dir, seed, device, holding)?
@@ -146,30 +205,53 @@ impl Loader<'_> {
         })
     }
 
+    /// A reward model from a policy, with the fresh head that reading it would give.
+    pub(in crate::phase) fn with_fresh_head(&self, policy: Policy) -> RewardModel {
+        let Loaded { model, encoder, tokenizer } = policy;
+        Loaded { model: model::RewardModel::with_fresh_head(model, self.job.seed.into()), encoder, tokenizer }
+    }
+
+    /// A model that this rank has trained, as if it were read from its artifact.
+    fn reopen<H: Head>(
+        &mut self,
+        artifact: &Artifact,
+        trained: Model<H>,
+    ) -> Result<Loaded<Model<H>>, PhaseError> {
+        let dir = self.cache.directory(artifact)?;
+        let encoder = self.encoder(artifact, &dir)?;
+        let model = trained.reopened(&dir).map_err(model_error(artifact))?;
+        let model = model.with_checkpointing(self.job.resources.activation_checkpointing);
+        tracing::info!(artifact = artifact.name, "model kept from its training");
+        Ok(Loaded { model, tokenizer: encoder.fingerprint().to_owned(), encoder })
+    }
+
     fn load<M>(
         &mut self,
         artifact: &Artifact,
         read: impl FnOnce(&Path) -> Result<M, ModelError>,
     ) -> Result<Loaded<M>, PhaseError> {
-        let name = || artifact.name.clone();
         let _span = self.reports.span("load").with("foil.artifact", artifact.name.as_str());
         let dir = self.cache.directory(artifact)?;
         let bytes = artifact.objects.iter().map(|object| object.size).sum();
-        let (encoder, model) = self.reports.reading(Activity::Loading, bytes, || {
+        let reports = self.reports;
+        let (encoder, model) = reports.reading(Activity::Loading, bytes, || {
             failpoint::hit("phase.load")?;
-            let encoder = self.encoders.get(artifact, &dir, &self.job.text);
-            let encoder = encoder.map_err(|source| PhaseError::Text { artifact: name(), source })?;
-            let model = read(&dir).map_err(|source| PhaseError::Model { artifact: name(), source })?;
+            let encoder = self.encoder(artifact, &dir)?;
+            let model = read(&dir).map_err(model_error(artifact))?;
             Ok::<_, PhaseError>((encoder, model))
         })?;
-        let tokenizer = encoder.fingerprint().to_owned();
         tracing::info!(artifact = artifact.name, "model loaded");
-        Ok(Loaded { model, encoder, tokenizer })
+        Ok(Loaded { model, tokenizer: encoder.fingerprint().to_owned(), encoder })
+    }
+
+    fn encoder(&mut self, artifact: &Artifact, dir: &Path) -> Result<Rc<Encoder>, PhaseError> {
+        let encoder = self.encoders.get(artifact, dir, &self.job.text);
+        encoder.map_err(|source| PhaseError::Text { artifact: artifact.name.clone(), source })
     }
 }
 
 /// The kind of head according to config.json's `architectures`.
-fn head(dir: &Path) -> Result<HeadKind, ModelFilesError> {
+fn head_of(dir: &Path) -> Result<HeadKind, ModelFilesError> {
     let path = dir.join("config.json");
     let text = fs::read(&path).map_err(ModelFilesError::read(&path))?;
     HeadKind::of_config(&serde_json::from_slice(&text).map_err(ModelFilesError::json(&path))?)

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use foil_common::spec::{Normalization, Sharding};
+use foil_common::storage::object::Digest;
 use tch::Device;
 
 use super::super::{
-    CheckpointShard, Checkpointer, Ended, LoadedCheckpoint, OrderKey, PairRanking, StepMetrics, StepRequests,
-    TrainConfig, TrainError, train,
+    CheckpointShard, Checkpointer, Ended, LoadedCheckpoint, OrderKey, PairRanking, SnapshotMemory,
+    StepMetrics, StepRequests, TrainConfig, TrainError, train,
 };
 use super::{fixture, fixtures, linear, optimizer, pairs};
 use crate::collective::Gang;
@@ -22,6 +23,7 @@ struct Folder<'a> {
     checkpoints: &'a [u64],
     stop: Option<u64>,
     from: Vec<PathBuf>,
+    memory: SnapshotMemory,
 }
 
 fn file(dir: &Path, step: u64, rank: usize) -> PathBuf {
@@ -37,8 +39,15 @@ impl Checkpointer for Folder<'_> {
         StepRequests { checkpoint: self.checkpoints.contains(&step), stop: self.stop == Some(step) }
     }
 
+    fn memory(&mut self) -> Result<SnapshotMemory, TrainError> {
+        Ok(std::mem::take(&mut self.memory))
+    }
+
     fn save(&mut self, shard: CheckpointShard) -> Result<(), TrainError> {
-        shard.write(&file(self.dir, shard.step(), self.rank))?;
+        let path = file(self.dir, shard.step(), self.rank);
+        let (digest, memory) = shard.write(&path)?;
+        assert_eq!(digest, Digest::of(&std::fs::read(path).unwrap()));
+        self.memory = memory;
         Ok(())
     }
 }
@@ -87,7 +96,14 @@ fn run_rank(gang: &Gang, sharding: Sharding, dir: &Path, plan: Plan<'_>) -> Run 
         .from
         .map_or_else(Vec::new, |(step, world)| (0..world).map(|rank| file(dir, step, rank)).collect());
     let stop = plan.stop.filter(|_| gang.rank() + 1 == gang.world());
-    let mut checkpointer = Folder { dir, rank: gang.rank(), checkpoints: plan.checkpoints, stop, from };
+    let mut checkpointer = Folder {
+        dir,
+        rank: gang.rank(),
+        checkpoints: plan.checkpoints,
+        stop,
+        from,
+        memory: SnapshotMemory::default(),
+    };
     let mut losses = Vec::new();
     let mut report = |metrics: &StepMetrics| losses.push(metrics.loss);
     let ended = train(&objective, model.parameters(), &config, gang, &mut checkpointer, &mut report).unwrap();
