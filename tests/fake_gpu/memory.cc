@@ -69,6 +69,11 @@ class DeviceMemory final : public c10::DeviceAllocator {
     all.peak = now.peak;
     return stats;
   }
+  // A board of 80 GiB.
+  std::pair<std::size_t, std::size_t> getMemoryInfo(c10::DeviceIndex /*device*/) override {
+    constexpr std::size_t total = std::size_t{80} << 30;
+    return {total - static_cast<std::size_t>(memory(/*reset=*/false).live), total};
+  }
   void resetAccumulatedStats(c10::DeviceIndex /*device*/) override {}
   void resetPeakStats(c10::DeviceIndex /*device*/) override { memory(/*reset=*/true); }
 };

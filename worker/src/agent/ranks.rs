@@ -17,7 +17,7 @@ use super::process::{RankEnd, RankProcess};
 use super::shipper::LogSink;
 use super::spawner::Spawner;
 use crate::collective::PortRange;
-use crate::task_io::shared_objects::SharedObjects;
+use crate::task_io::shared_objects::{RANK, SharedObjects};
 
 /// Variables of rank processes on which the user's take precedence: each with the names of those.
 const DEFAULTS: [(&[&str], &str); 2] = [
@@ -213,7 +213,7 @@ fn send_secret(child: &mut Child, secret: &str) {
 
 impl RankProgram {
     fn session_dir(&self, session_id: &str) -> PathBuf {
-        self.work_dir.join(format!("rank-{session_id}"))
+        self.work_dir.join(format!("{RANK}{session_id}"))
     }
 
     fn command(

@@ -16,8 +16,6 @@ use crate::task_io::shared_objects;
 
 /// Lock file that marks a directory as an agent's. The kernel releases the lock however the agent ends.
 const LOCK: &str = ".foil-agent.lock";
-/// Prefix of a rank's directory, before the session's name.
-const RANK: &str = "rank-";
 /// Time to wait for the lock: an agent of the same name may be just ending, or another may be removing this
 /// directory.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -100,7 +98,7 @@ fn is_agent_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> bool {
 
 /// Whether a name in an agent's directory is that of a rank's directory, or of what ranks share.
 fn is_of_ranks(name: &str) -> bool {
-    name.starts_with(RANK) || name == shared_objects::FOLDER
+    name.starts_with(shared_objects::RANK) || name == shared_objects::FOLDER
 }
 
 fn remove_ranks(path: &Path) -> io::Result<()> {

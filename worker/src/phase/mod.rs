@@ -27,6 +27,7 @@ use foil_common::stats::Moments;
 use foil_common::{failpoint, spec};
 use tch::Device;
 
+use self::support::disk::TrainedModels;
 use self::support::models::{Encoders, Loader, Models, Policy, RewardModel};
 use self::support::records::{CalibrationRecord, MomentsRecord};
 use crate::collective::{Gang, PortRange};
@@ -42,6 +43,8 @@ pub use self::support::error::{Failure, PhaseError};
 #[derive(Debug)]
 pub struct RankContext {
     pub device: Device,
+    /// Bytes of memory that it has for tensors; 0 if that is not known.
+    pub memory: u64,
     /// Address at which other ranks reach this one.
     pub address: String,
     /// Ports at which it listens for them.
@@ -58,10 +61,13 @@ pub struct TaskContext {
     rank: RankContext,
     cache: ArtifactCache,
     models: Models,
+    trained_models: TrainedModels,
     encoders: Encoders,
     reports: Reporter,
     /// The phase whose models are resident.
     phase: String,
+    /// Whether all of them stay so; `None` until that is decided.
+    together: Option<bool>,
     /// The gang that a phase has trained in, while it still reads the shards of its model.
     gang: Option<Gang>,
     /// Held from a gang phase's first step until its model is delivered, while a stop would lose work.
@@ -83,9 +89,11 @@ impl TaskContext {
             rank,
             cache,
             models: Models::default(),
+            trained_models: TrainedModels::default(),
             encoders: Encoders::default(),
             reports,
             phase: String::new(),
+            together: None,
             gang: None,
             busy: None,
         }
@@ -107,6 +115,8 @@ impl TaskContext {
     fn compute_and_report(&mut self, task: &ChunkTask) -> Result<(), PhaseError> {
         #[expect(clippy::disallowed_methods, reason = "tasks are timed")]
         let started = Instant::now();
+        self.check_disk_for_chunk(task)?;
+        self.decide_residency(&task.work)?;
         let output = match &task.work {
             MapWork::Generate(work) => generate::run(self, task, work)?,
             MapWork::Score(work) => score::run(self, task, work)?,
@@ -137,6 +147,7 @@ impl TaskContext {
         // It takes the model that it trains, if that is resident and whole: shards are read from files.
         let start = (self.keeps_masters()).then(|| task.work.start());
         self.begin_task(&task.phase, 0, start.as_slice(), task.trace);
+        self.check_disk_for_gang(task)?;
         let trained = match &task.work {
             GangWork::Sft(work) => sft::run(self, task, work)?,
             GangWork::TrainReward(work) => train_reward::run(self, task, work)?,
@@ -153,6 +164,7 @@ impl TaskContext {
             return;
         }
         self.phase.clone_from(&phase.name);
+        self.together = None;
         self.cache.begin_round(phase.round);
         self.models.keep_only(models);
         release_cached_memory();
@@ -204,19 +216,26 @@ impl TaskContext {
         self.loader_of(holding).0
     }
 
-    /// A loader for models that are only read. With `fsdp`, models are as large as a device: they are held in
-    /// the compute precision, and those other than `needed` are freed unless someone still uses them.
+    /// A loader for models that are only read. With `fsdp` they are held in the compute precision, and those
+    /// other than `needed` are freed unless someone still uses them, or there is room for all.
     fn loader_and_models(&mut self, needed: &Artifact) -> (Loader<'_>, &mut Models) {
         if self.keeps_masters() {
             return self.loader_of(Holding::Masters);
         }
-        self.models.keep_only(&[needed]);
+        if self.together != Some(true) {
+            self.models.keep_only(&[needed]);
+        }
         self.loader_of(Holding::Inference(self.precision()))
     }
 
     fn loader_of(&mut self, holding: Holding) -> (Loader<'_>, &mut Models) {
         let Self { job, rank, cache, models, encoders, reports, .. } = self;
         (Loader { job, device: rank.device, holding, cache, encoders, reports }, models)
+    }
+
+    /// Whether models that are only read are held as training holds them.
+    fn keeps_masters(&self) -> bool {
+        self.job.resources.sharding != Sharding::Fsdp
     }
 
     fn precision(&self) -> Precision {
@@ -232,11 +251,6 @@ impl TaskContext {
 }
 
 /// Gives memory that the phase before left in the allocator's cache back to the device.
-    /// Whether models that are only read are held as training holds them.
-    fn keeps_masters(&self) -> bool {
-        self.job.resources.sharding != Sharding::Fsdp
-    }
-
 fn release_cached_memory() {
     // A phase can do without; a device that is broken fails at its next use.
     if let Err(error) = foil_torch::device_memory::release_cached() {

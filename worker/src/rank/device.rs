@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::RankOptions;
 use crate::agent::DeviceKind;
+use crate::memory::MemoryLimit;
 use crate::phase::{Failure, PhaseError, RankContext, TaskContext};
 use crate::task::{ChunkTask, GangTask, Phase, Rendezvous};
 use crate::task_io::artifact_cache::{ArtifactCache, ObjectStore};
@@ -109,6 +110,7 @@ fn run(
         },
         address: options.advertise_address.clone(),
         ports: options.rendezvous_ports,
+        memory: device_memory(options),
         attempt: options.attempt,
         rendezvous,
         stop: options.stop.clone(),
@@ -136,6 +138,20 @@ fn run(
 fn prepare_cuda(job: &spec::Job) -> foil_torch::Result<()> {
     foil_torch::runtime::disable_cudnn_attention();
     foil_torch::runtime::set_deterministic(job.resources.deterministic)
+}
+
+/// Bytes of memory that this rank has for tensors; 0 if that is not known.
+fn device_memory(options: &RankOptions) -> u64 {
+    if options.device == DeviceKind::Cpu {
+        // As if all ranks were on this machine.
+        return MemoryLimit::read().map_or(0, |limit| limit.bytes / u64::from(options.world.max(1)));
+    }
+    // The allocator exists from its first tensor on.
+    drop(tch::Tensor::zeros([1], (tch::Kind::Float, tch::Device::Cuda(0))));
+    foil_torch::device_memory::total().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the size of the GPU's memory is unknown");
+        0
+    })
 }
 
 /// Runs one task; returns an end if the thread cannot continue after it.

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use foil_common::safe_path;
 use foil_common::storage::object::Digest;
+use nix::sys::statvfs::statvfs;
 
 use super::shared_objects::SharedObjects;
 use crate::task::{Artifact, Object};
 
 /// Number of rounds for which an unused object is kept: the policy and reward model of a round are used in
 /// the next.
-const KEEP_ROUNDS: u32 = 1;
+pub(crate) const KEEP_ROUNDS: u32 = 1;
 
 /// The store of a job's objects: the Artifacts service, or memory in tests.
 pub trait ObjectStore: Send {
@@ -37,6 +38,11 @@ pub enum ObjectError {
     Stale { message: String },
     #[error("{}: {source}", path.display())]
     Disk { path: PathBuf, source: io::Error },
+    #[error(
+        "{}: the job needs {needed} bytes there for models and checkpoints, of which {held} are there already, but only \
+         {free} bytes are free", path.display()
+    )]
+    NoRoom { path: PathBuf, needed: u64, held: u64, free: u64 },
     #[error("artifact {artifact} holds an object named `{path}`, which is not a safe file name")]
     Path { artifact: String, path: String },
 }
@@ -86,6 +92,23 @@ impl ArtifactCache {
     #[must_use]
     pub fn shared_in(self, dir: &Path) -> Self {
         Self { shared: SharedObjects::open(dir), ..self }
+    }
+
+    /// Number of ranks that share objects, this one included.
+    pub fn ranks(&self) -> u64 {
+        self.shared.as_ref().map_or(1, |shared| shared.ranks().max(1))
+    }
+
+    /// Fails unless this cache can grow to `needed` bytes.
+    pub fn require(&self, needed: u64) -> Result<(), ObjectError> {
+        let objects = self.used.keys().map(|hash| self.dir.join("objects").join(hash));
+        let held = objects.filter_map(|file| fs::metadata(file).ok()).map(|found| found.len()).sum();
+        let found = statvfs(&self.dir).map_err(|error| disk(&self.dir)(error.into()))?;
+        let free = found.blocks_available() * found.fragment_size();
+        if free.saturating_add(held) < needed {
+            return Err(ObjectError::NoRoom { path: self.dir.clone(), needed, held, free });
+        }
+        Ok(())
     }
 
     /// Begins a round and removes everything that was last used before the previous one.
@@ -171,6 +194,21 @@ impl ArtifactCache {
         Ok(dir)
     }
 
+    /// Claims a piece of work, which one rank does for all that share objects with it: whether this is the
+    /// first to do so. A claim holds until the rank's next one. Without others, every claim is granted.
+    pub fn claim(&self, work: &str) -> bool {
+        let Some(shared) = &self.shared else { return true };
+        let name = format!("claim-{}", blake3::hash(work.as_bytes()).to_hex());
+        let claimed = self.scratch("claim").and_then(|dir| {
+            let file = dir.join(&name);
+            fs::write(&file, work).and_then(|()| shared.claim(&name, &file)).map_err(disk(&file))
+        });
+        claimed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot leave work to other ranks of this machine");
+            true
+        })
+    }
+
     /// Moves a file written by this rank into the cache, so that it is not downloaded again.
     pub fn adopt(&mut self, file: &Path, digest: &Digest) -> Result<(), ObjectError> {
         let kept = self.dir.join("objects").join(&digest.blake3);
@@ -194,21 +232,6 @@ impl ArtifactCache {
 
     pub fn upload(&self, key: &str, bytes: Vec<u8>) -> Result<Object, ObjectError> {
         self.remote.upload(key, bytes)
-    /// Claims a piece of work, which one rank does for all that share objects with it: whether this is the
-    /// first to do so. A claim holds until the rank's next one. Without others, every claim is granted.
-    pub fn claim(&self, work: &str) -> bool {
-        let Some(shared) = &self.shared else { return true };
-        let name = format!("claim-{}", blake3::hash(work.as_bytes()).to_hex());
-        let claimed = self.scratch("claim").and_then(|dir| {
-            let file = dir.join(&name);
-            fs::write(&file, work).and_then(|()| shared.claim(&name, &file)).map_err(disk(&file))
-        });
-        claimed.unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot leave work to other ranks of this machine");
-            true
-        })
-    }
-
     }
 
     pub fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<Object, ObjectError> {
@@ -272,6 +295,44 @@ mod tests {
         fs::remove_dir_all(dir.path().join("rank-1")).unwrap();
         second.begin_round(1);
         assert_eq!(second.read(&object).unwrap(), b"bytes");
+    }
+
+    #[test]
+    fn room_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let remote = MemoryObjectStore::default();
+        let object = remote.put("inputs/a", b"bytes", "model.safetensors");
+        let mut cache = ArtifactCache::open(dir.path(), Box::new(remote)).unwrap();
+        cache.read(&object).unwrap();
+        cache.require(5).unwrap();
+        let error = cache.require(1 << 60).unwrap_err().to_string();
+        let expected = format!("{}: the job needs {} bytes there", dir.path().display(), 1_u64 << 60);
+        assert!(error.starts_with(&expected) && error.contains("of which 5 are there already"), "{error}");
+        assert_eq!(cache.ranks(), 1);
+        for rank in ["rank-1", "rank-2"] {
+            fs::create_dir(dir.path().join(rank)).unwrap();
+        }
+        let cache =
+            ArtifactCache::open(&dir.path().join("rank-1"), Box::new(MemoryObjectStore::default())).unwrap();
+        assert_eq!(cache.shared_in(dir.path()).ranks(), 2);
+    }
+
+    #[test]
+    fn work_is_claimed_once_among_ranks_that_share_objects() {
+        let dir = tempfile::tempdir().unwrap();
+        let alone = |rank: &str| {
+            ArtifactCache::open(&dir.path().join(rank), Box::new(MemoryObjectStore::default())).unwrap()
+        };
+        let (mut first, second) =
+            (alone("rank-1").shared_in(dir.path()), alone("rank-2").shared_in(dir.path()));
+        assert!(first.claim("jobs/j/a1/") && !second.claim("jobs/j/a1/"));
+        first.begin_round(1);
+        assert!(!second.claim("jobs/j/a1/"), "a claim outlives a sweep");
+        assert!(second.claim("jobs/j/a2/") && !first.claim("jobs/j/a2/"));
+        // The first one's claim of a1 ended with its next.
+        first.begin_round(2);
+        assert_eq!(fs::read_dir(dir.path().join("shared")).unwrap().count(), 1);
+        assert!(alone("rank-3").claim("jobs/j/a2/") && alone("rank-4").claim("jobs/j/a2/"));
     }
 
     #[test]

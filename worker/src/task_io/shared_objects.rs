@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// Prefix of a rank's directory in an agent's, before the session's name.
+pub(crate) const RANK: &str = "rank-";
 /// The folder of shared objects in an agent's directory.
 pub(crate) const FOLDER: &str = "shared";
 
@@ -33,6 +35,13 @@ impl SharedObjects {
         Self { dir: dir.join(FOLDER) }.sweep();
     }
 
+    /// Number of ranks that share: each has a directory of its name beside the folder.
+    pub(crate) fn ranks(&self) -> u64 {
+        let beside = self.dir.parent().and_then(|dir| fs::read_dir(dir).ok());
+        let is_rank = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(RANK);
+        beside.into_iter().flatten().flatten().filter(is_rank).count() as u64
+    }
+
     /// Names the object `hash` of `size` bytes `file`; false if no rank has it.
     pub(crate) fn take(&self, hash: &str, size: u64, file: &Path) -> bool {
         let shared = self.dir.join(hash);
@@ -51,15 +60,6 @@ impl SharedObjects {
         }
     }
 
-    /// Removes what no rank uses any more. A rank that takes a file meanwhile downloads it.
-    pub(crate) fn sweep(&self) {
-        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let unused = entries.filter(|entry| entry.metadata().is_ok_and(|found| found.nlink() == 1));
-        for entry in unused {
-            // Another rank may have been first.
-            let _ = fs::remove_file(entry.path());
-        }
-    }
     /// Gives `file` the name `claim` as well; false if a file of another rank has it. The name is free again
     /// once `file` is gone and the folder has been swept.
     pub(crate) fn claim(&self, claim: &str, file: &Path) -> io::Result<bool> {
@@ -70,6 +70,15 @@ impl SharedObjects {
         }
     }
 
+    /// Removes what no rank uses any more. A rank that takes a file meanwhile downloads it.
+    pub(crate) fn sweep(&self) {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let unused = entries.filter(|entry| entry.metadata().is_ok_and(|found| found.nlink() == 1));
+        for entry in unused {
+            // Another rank may have been first.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Lets `file` name the content of `shared`.

@@ -211,6 +211,7 @@ std::unique_ptr<CpuMemory> count_cpu_memory();
 
 void release_cached_device_memory();
 std::int64_t peak_device_memory();
+std::int64_t total_device_memory();
 std::int64_t cuda_runtime_version();
 
 // The network interface with the (numeric) `address`, or an empty string.

@@ -67,6 +67,11 @@ std::int64_t peak_device_memory() {
   return stats.allocated_bytes[static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
 }
 
+std::int64_t total_device_memory() {
+  auto* allocator = device_allocator();
+  return allocator == nullptr ? 0 : static_cast<std::int64_t>(allocator->getMemoryInfo(0).second);
+}
+
 std::int64_t cuda_runtime_version() {
   try {
     return at::detail::getCUDAHooks().versionCUDART();

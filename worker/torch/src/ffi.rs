@@ -255,6 +255,7 @@ mod bridge {
         fn reset_peak(self: &CpuMemory);
         fn release_cached_device_memory() -> Result<()>;
         fn peak_device_memory() -> Result<i64>;
+        fn total_device_memory() -> Result<i64>;
         fn cuda_runtime_version() -> i64;
         fn network_interface(address: &str) -> Result<String>;
     }

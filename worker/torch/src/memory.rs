@@ -58,6 +58,15 @@ pub mod device {
         let peak = ffi::peak_device_memory().during("reading the GPU allocator's statistics")?;
         Ok(u64::try_from(peak).unwrap_or(0))
     }
+
+    /// Bytes of the GPU's memory; 0 without a GPU, or before its first tensor.
+    ///
+    /// # Errors
+    /// [`crate::Error::Torch`] if the device fails.
+    pub fn total() -> Result<u64> {
+        let total = ffi::total_device_memory().during("reading the size of the GPU's memory")?;
+        Ok(u64::try_from(total).unwrap_or(0))
+    }
 }
 
 #[cfg(test)]

@@ -130,6 +130,7 @@ impl PhaseError {
             Self::Object(ObjectError::Store { .. } | ObjectError::Disk { .. }) => {
                 (FailureClass::Store, "check free space and the object store's health")
             }
+            Self::Object(ObjectError::NoRoom { .. }) => (FailureClass::Store, FREE_DISK),
             Self::Object(ObjectError::Damaged { .. }) => {
                 (FailureClass::Store, "check the object store: something modified what Foil wrote there")
             }
@@ -139,8 +140,8 @@ impl PhaseError {
             Self::Object(ObjectError::Stale { .. }) => {
                 (FailureClass::Internal, "nothing: a newer attempt has taken over")
             }
-            Self::Model { source, .. } => match source.advice() {
             Self::Model { source: ModelError::Write { .. }, .. } => (FailureClass::Store, FREE_DISK),
+            Self::Model { source, .. } => match source.advice() {
                 Some(advice) => (FailureClass::User, advice),
                 None => (FailureClass::Internal, REPORT),
             },

@@ -28,6 +28,27 @@ fn a_gang_reports_its_activity_before_and_after_its_steps() {
     assert!(reported[3].1 > 100_000, "the weights' bytes: {}", reported[3].1);
 }
 
+#[test]
+fn a_job_that_the_disk_has_no_room_for_fails_before_its_models_are_loaded() {
+    let mut test = TestRank::new(letters_job());
+    let mut start = test.start_model();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/jobs/letters/config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(config).unwrap()).unwrap();
+    // 64 layers of almost a terabyte.
+    (config["num_hidden_layers"], config["intermediate_size"]) = (64.into(), 262_144.into());
+    (config["hidden_size"], config["vocab_size"]) = (262_144.into(), 262_144.into());
+    let config = config.to_string();
+    start.objects[0] = test.objects.put("config.json", config.as_bytes(), "config.json").into();
+    let demonstrations = test.dataset::<rows::DemonstrationRow>("sft", &[]);
+    let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
+    let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
+    let command = v1::RunGang { task, attempt: 1, world: 1, key_prefix: "a1/".into(), ..Default::default() };
+    let failure = test.context.run_gang(&command.try_into().unwrap()).unwrap_err().failure();
+    assert_eq!(failure.class, FailureClass::Store);
+    assert!(failure.message.contains("bytes are free"), "{}", failure.message);
+    assert!(failure.advice.contains("--work-dir"), "{}", failure.advice);
+}
+
 /// Runs SFT as one rank of `world` with a directory on a `host`; `relay` sends rank 0's address to the
 /// others, as the coordinator does.
 fn sft_in_gang(

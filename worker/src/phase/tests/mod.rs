@@ -90,6 +90,7 @@ impl TestRank {
         let (rendezvous_sender, rendezvous) = mpsc::channel();
         let rank = RankContext {
             device: Device::Cpu,
+            memory: 0,
             address: "127.0.0.1".into(),
             ports: PortRange::ANY,
             attempt: 1,
@@ -117,8 +118,8 @@ impl TestRank {
     /// The last message other than progress and steps.
     fn result(&mut self) -> Message {
         let mut last = None;
-        while let Ok(message) = self.messages.try_recv() {
         self.loaded = false;
+        while let Ok(message) = self.messages.try_recv() {
             match message.message.unwrap() {
                 Message::Progress(progress) => self.loaded |= progress.unit == "bytes loaded",
                 Message::Step(_) => {}
@@ -329,63 +330,6 @@ fn failures_have_a_class_and_name_their_row() {
     );
     let incomplete = GangTask::try_from(v1::RunGang::default()).unwrap_err();
     assert_eq!(PhaseError::from(incomplete).failure().class, FailureClass::Internal);
-}
-
-/// Runs SFT as one rank of `world`; `relay` sends rank 0's address to the others, as the coordinator does.
-fn sft_in_gang(
-    rank: u32,
-    world: u32,
-    relay: &[Sender<Rendezvous>],
-    rendezvous: mpsc::Receiver<Rendezvous>,
-) -> v1::GangResult {
-    let mut test = TestRank::new(letters_job());
-    test.context.rank.rendezvous = rendezvous;
-    let start = test.start_model();
-    let sets = letters::generate(17, Counts { sft: 70, golden: 0, prompts: 0, evaluation: 0 });
-    let demonstrations = test.dataset("sft", &sets.sft);
-    let work = Work::Sft(v1::Sft { policy: Some(start), demonstrations });
-    let task = Some(v1::Task { phase: "r00.sft".into(), round: 0, work: Some(work) });
-    let command =
-        v1::RunGang { task, attempt: 1, rank, world, key_prefix: "a1/".into(), ..Default::default() };
-    let (messages, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    test.context.reports = Reporter::new(messages);
-    std::thread::scope(|scope| {
-        let listener = scope.spawn(move || {
-            loop {
-                match heard.blocking_recv().unwrap().message.unwrap() {
-                    Message::Rendezvous(v1::RendezvousOffer { phase, attempt, host, port }) => {
-                        let rendezvous = v1::Rendezvous { phase, attempt, host, port };
-                        // One of an earlier gang comes first and must be ignored.
-                        let earlier = v1::Rendezvous { attempt: 0, ..rendezvous.clone() };
-                        for other in relay {
-                            other.send(earlier.clone().try_into().unwrap()).unwrap();
-                            other.send(rendezvous.clone().try_into().unwrap()).unwrap();
-                        }
-                    }
-                    Message::Gang(result) => return result,
-                    _ => {}
-                }
-            }
-        });
-        test.context.run_gang(&command.try_into().unwrap()).unwrap();
-        listener.join().unwrap()
-    })
-}
-
-#[test]
-fn two_ranks_train_together_and_end_with_the_same_parameters() {
-    let (meet_first, first) = mpsc::channel();
-    let (meet_second, second) = mpsc::channel();
-    let relay = [meet_second];
-    let results: Vec<v1::GangResult> = std::thread::scope(|scope| {
-        let rank0 = scope.spawn(|| sft_in_gang(0, 2, &relay, first));
-        let rank1 = scope.spawn(|| sft_in_gang(1, 2, &[], second));
-        vec![rank0.join().unwrap(), rank1.join().unwrap()]
-    });
-    drop(meet_first);
-    assert_eq!(results[0].parameters_blake3, results[1].parameters_blake3);
-    assert_eq!((results[0].objects.len(), results[1].objects.len()), (4, 0));
-    assert_eq!(results[0].objects[2].key, "a1/model.safetensors");
 }
 
 #[test]

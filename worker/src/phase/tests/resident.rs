@@ -147,3 +147,38 @@ fn a_model_that_has_diverged_is_not_kept() {
         assert_eq!(models.policies.take(&mut loader, &artifact).unwrap().is_some(), is_kept);
     }
 }
+
+#[test]
+fn with_fsdp_models_stay_for_all_chunks_of_an_evaluation_if_there_is_room() {
+    let mut job = letters_job();
+    job.resources = Some(v1::ResourceSpec { sharding: "fsdp".into(), ..Default::default() });
+    let mut outputs = Vec::new();
+    for (memory, loads) in [(1 << 30, [true, false]), (1 << 10, [true, true])] {
+        let mut test = TestRank::new(job.clone());
+        test.context.rank.memory = memory;
+        let policy = sft(&mut test);
+        let (reward, _) = train_reward(&mut test, &policy);
+        let sets = letters::generate(17, Counts { sft: 0, golden: 0, prompts: 0, evaluation: 16 });
+        let prompts = test.dataset("evaluation_prompts", &sets.evaluation_prompts);
+        let work = v1::EvaluatePolicy {
+            policy: Some(policy.clone()),
+            reference: Some(policy.clone()),
+            reward: Some(reward),
+            prompts,
+            sampling: Some(v1::SamplingSpec::from(&test.context.job.sampling)),
+            ..Default::default()
+        };
+        let found = [0, 8].map(|first| {
+            let work = Some(Work::EvaluatePolicy(work.clone()));
+            let task = Some(v1::Task { phase: "r01.policy.evaluate".into(), round: 1, work });
+            let key = format!("evaluated {first}");
+            let command = v1::RunChunk { lease: 1, task, first, count: 8, key, ..Default::default() };
+            test.context.run_chunk(&command.try_into().unwrap()).unwrap();
+            test.result();
+            test.loaded
+        });
+        assert_eq!(found, loads, "{memory} bytes");
+        outputs.push([0, 8].map(|first| test.objects.bytes(&format!("evaluated {first}"))));
+    }
+    assert!(outputs[0] == outputs[1]);
+}
