@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from peers import report, row_checkpoint, row_generate, row_parallel, row_round, row_train
+from peers import report, row_checkpoint, row_generate, row_parallel, row_round, row_train, row_weights
 from peers.machine import Machine
 from peers.setting import ROOT, Setting
 from peers.table import Table
@@ -28,9 +28,10 @@ ROWS = {
     "parallel": row_parallel.parallel,
     "round": row_round.whole_round,
     "checkpoint": row_checkpoint.checkpoint,
+    "weights": row_weights.weights,
 }
 # The quick table leaves out rows that take minutes by themselves.
-QUICK = ("generate", "eos", "reward", "dpo", "parallel", "checkpoint")
+QUICK = ("generate", "eos", "reward", "dpo", "parallel", "checkpoint", "weights")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 FULL_TURNS, QUICK_TURNS = (3, 5), (1, 2)  # warm-ups, repetitions
 

@@ -19,7 +19,7 @@ class Workload:
     """One repetition's work. Fields that a kind of work does not read keep their defaults."""
 
     model: str
-    work: str  # generate, reward, dpo or checkpoint
+    work: str  # generate, reward, dpo, checkpoint or weights
     precision: str = "fp32"  # fp32 or bf16, of the matrix products; parameters and optimizer state stay fp32
     threads: int = 2
     device: str = "cpu"

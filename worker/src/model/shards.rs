@@ -88,6 +88,10 @@ impl Shards {
         self.placement
     }
 
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     pub fn store(&self) -> &ShardStore {
         &self.store
     }

@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_the_librarys_and_its_digest_is_of_its_bytes() {
+    fn a_file_is_what_safetensors_writes_and_its_digest_is_of_its_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         // More than two pieces, less than one, none, and a scalar.

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_is_the_librarys_file_of_what_the_tensors_were() {
+    fn a_snapshot_is_a_file_of_what_the_tensors_were() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshot.safetensors");
         let mut state = tensors(0.25);

@@ -63,7 +63,8 @@ std::unique_ptr<Downloads> new_downloads(std::int32_t device) {
 }
 
 std::unique_ptr<at::Tensor> host_buffer(std::int64_t elements, bool pinned) {
-  return std::make_unique<at::Tensor>(at::empty({elements}, at::TensorOptions().dtype(at::kFloat).pinned_memory(pinned)));
+  return std::make_unique<at::Tensor>(
+      at::empty({elements}, at::TensorOptions().dtype(at::kFloat).pinned_memory(pinned)));
 }
 
 }  // namespace foil

@@ -9,6 +9,7 @@
 mod checkpoint;
 mod generation;
 mod training;
+mod weights;
 mod workload;
 
 use std::io::BufRead;
@@ -35,6 +36,7 @@ fn main() -> anyhow::Result<()> {
         Work::Generate => Box::new(generation::Generation::new(&workload)?),
         Work::Reward => Box::new(training::Rewards::new(&workload)?),
         Work::Dpo => Box::new(training::Preferences::new(&workload)?),
+        Work::Weights => Box::new(weights::Weights::new(&workload, path.as_ref())?),
         Work::Checkpoint => Box::new(checkpoint::Checkpoint::new(&workload, path.as_ref())?),
     };
     println!("{}", json!({ "ready": true }));

@@ -15,6 +15,7 @@ pub(crate) enum Work {
     Reward,
     Dpo,
     Checkpoint,
+    Weights,
 }
 
 /// A pair as tokens; the responses follow the prompt.
