@@ -61,7 +61,13 @@ fn memory_falls_with_the_number_of_ranks_as_planned() {
             let tokens = 4 * LENGTH;
             let batch = Batch { tokens, outputs: tokens, keys: tokens, longest: LENGTH };
             let compute = Compute { device: DeviceKind::Cpu, precision, threads: 1, masters: zero1 };
-            let settings = Training { ranks: world as u64, sharding, checkpointing: true, adapters: None, snapshots: false };
+            let settings = Training {
+                ranks: world as u64,
+                sharding,
+                checkpointing: true,
+                adapters: None,
+                snapshots: false,
+            };
             let model = Model { shape: &shape, head: Head::Language };
             let planned = training(model, settings, batch, compute).total();
             for &peak in &peaks {
