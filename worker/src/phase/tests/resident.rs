@@ -126,7 +126,7 @@ fn a_kept_model_is_told_apart_by_its_files() {
     mixed.objects.retain(|object| object.path != "model.safetensors");
     mixed.objects.push(weights(&policy));
     let error = test.context.reward_model(&mixed).map(drop).unwrap_err().to_string();
-    assert!(error.contains("score.weight"), "{error}");
+    assert!(error.contains("lm_head.weight"), "{error}");
 }
 
 #[test]

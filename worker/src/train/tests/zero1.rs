@@ -7,6 +7,7 @@ use foil_torch::CpuMemory;
 use tch::{Device, Kind, Tensor};
 
 use super::super::checkpoint::{CheckpointMetadata, MEAN};
+use super::super::snapshot::{Snapshot, SnapshotMemory};
 use super::super::zero1::Zero1;
 use super::super::{CheckpointShard, LoadedCheckpoint};
 use super::fsdp::{How, assert_same_training};
@@ -87,8 +88,10 @@ fn gradients_and_a_shard_of_the_moments_are_all_that_it_adds() {
 
 fn saved_before_units(path: &Path) -> LoadedCheckpoint {
     let metadata = CheckpointMetadata { step: 1, steps: 4, updates: 1, world: 1, ..Default::default() };
-    let tensors = vec![(format!("{MEAN}bucket0.part0"), zeros(&[5]).detach())];
-    CheckpointShard { begun: Instant::now(), metadata, tensors }.write(path).unwrap();
+    let mean = zeros(&[5]).detach();
+    let state = vec![(format!("{MEAN}bucket0.part0"), &mean)];
+    let snapshot = Snapshot::of(state, Device::Cpu, SnapshotMemory::default()).unwrap();
+    CheckpointShard { begun: Instant::now(), metadata, snapshot }.write(path).unwrap();
     LoadedCheckpoint::open(&[path.to_owned()]).unwrap()
 }
 
