@@ -182,6 +182,9 @@ std::unique_ptr<at::Tensor> FlatParameters::add_unit(const TensorList& list, rus
     const auto values = place(unit.values);
     values.copy_(parameter);
     parameter.set_data(values);
+    // A parameter that was made as a view of another tensor would keep that one's memory.
+    parameter.unsafeGetTensorImpl()->set_autograd_meta(nullptr);
+    parameter.set_requires_grad(true);
     unit.parameters.push_back(parameter);
     unit.views.push_back(place(unit.gradients));
     auto hook = [inner = std::weak_ptr(inner), index, i] {
