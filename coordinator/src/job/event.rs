@@ -101,8 +101,9 @@ pub struct Submitted {
     pub request_id: String,
     /// Hex BLAKE3 of the request's specification, before defaults.
     pub spec_hash: String,
-    /// The specification with every default filled in.
-    pub spec: v1::JobSpec,
+    /// The specification with every default filled in; none in a [`JobState`](super::JobState), which keeps
+    /// it in less memory.
+    pub spec: Option<Box<v1::JobSpec>>,
     pub plan: v1::Plan,
     pub datasets: Vec<v1::Dataset>,
     /// The policy the job starts from.

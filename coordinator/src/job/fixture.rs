@@ -68,7 +68,7 @@ pub(crate) fn submitted(edits: &[Edit]) -> Submitted {
     Submitted {
         request_id: "r1".into(),
         spec_hash: "h".into(),
-        spec: (&job).into(),
+        spec: Some(Box::new((&job).into())),
         plan: v1::Plan {
             phases: plan::plan(&job, &datasets()).iter().map(Into::into).collect(),
             datasets: vec![],

@@ -177,7 +177,7 @@ mod tests {
         });
         state.submitted.plan.phases =
             before.iter().cloned().chain(rest).map(|phase| (&phase).into()).collect();
-        state.submitted.spec = state.wire_spec();
+        state.submitted.spec = Some(Box::new(state.wire_spec()));
         let mut state = JobState::submitted(JOB, 1, state.submitted).unwrap();
         state.spec.rounds = rounds;
         state

@@ -132,7 +132,7 @@ pub enum StateError {
 impl JobState {
     /// The state after a job's first event.
     pub fn submitted(id: &str, at: u64, mut submitted: Submitted) -> Result<Self, StateError> {
-        let wire_spec = std::mem::take(&mut submitted.spec);
+        let wire_spec = submitted.spec.take().map(|spec| *spec).unwrap_or_default();
         let spec_blake3 = spec_hash(&wire_spec);
         let encoded = wire_spec.encode_to_vec().into();
         let spec = spec::Job::try_from(wire_spec)

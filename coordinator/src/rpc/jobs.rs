@@ -130,7 +130,7 @@ impl JobsService {
         let submitted = Submitted {
             request_id: request_id.clone(),
             spec_hash: spec_hash.clone(),
-            spec: job.into(),
+            spec: Some(Box::new(job.into())),
             plan,
             datasets: resolved.datasets,
             policy: resolved.policy,

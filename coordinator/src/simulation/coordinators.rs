@@ -210,8 +210,8 @@ impl Simulator {
             let mut submitted = submitted(super::SMALL);
             if job == URGENT {
                 submitted.request_id = URGENT.to_owned();
-                submitted.spec.priority = Some(100);
-                submitted.spec.resources.get_or_insert_default().ranks = Some(4);
+                submitted.spec.get_or_insert_default().priority = Some(100);
+                submitted.spec.get_or_insert_default().resources.get_or_insert_default().ranks = Some(4);
             }
             leading.core.submit(job, submitted, now);
         }

@@ -201,7 +201,7 @@ impl Core {
         {
             return Some(Refusal::RequestOfDeleted { job: job.clone() });
         }
-        let job = spec::Job::try_from(submitted.spec.clone()).ok()?;
+        let job = spec::Job::try_from(submitted.spec.as_deref()?.clone()).ok()?;
         let gone = origins(&job).find(|(origin, _)| self.graves.contains(origin));
         gone.map(|(origin, _)| Refusal::OriginDeleted { job: origin.to_owned() })
     }

@@ -248,7 +248,8 @@ impl Core {
     // ---- users ----
 
     pub fn submit(&mut self, id: &str, submitted: Submitted, now: Now) {
-        let kind = submitted.spec.resources.as_ref().map_or_else(String::new, |found| found.device.clone());
+        let resources = submitted.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+        let kind = resources.map_or_else(String::new, |found| found.device.clone());
         self.commit(id, Change::Submitted(Box::new(submitted)), "submitted", now);
         // A job that cannot start at once learns at the next tick what it waits for: an allocation weighs the
         // whole queue.

@@ -22,7 +22,7 @@ fn long_job(id: &str, rounds: u32) -> Submitted {
             v1::PhasePlan::from(&Phase { id: Phase::id_of(number, phase.work), ..phase })
         }));
     }
-    job.spec.rounds = Some(rounds.min(1000));
+    job.spec.get_or_insert_default().rounds = Some(rounds.min(1000));
     job
 }
 
@@ -80,7 +80,7 @@ async fn a_thousand_jobs_are_listed_and_found_by_name_and_by_id_prefix() {
     let mut client = coordinator.jobs().await;
     for number in 0..1000 {
         let mut job = long_job(&format!("{number:04}"), 150);
-        job.spec.name = format!("n{}", number % 100);
+        job.spec.get_or_insert_default().name = format!("n{}", number % 100);
         coordinator.handle.submit(format!("{number:04}"), job).await.unwrap();
     }
     let request = v1::ListJobsRequest { page_size: 1000, ..Default::default() };

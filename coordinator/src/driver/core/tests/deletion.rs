@@ -162,7 +162,8 @@ fn expiring(simulator: &mut Simulator, id: &str, origin: Option<&str>) {
     let mut submitted = submitted(&[|spec| spec.ttl_after_finished = "1h".to_owned()]);
     submitted.request_id = format!("request-{id}");
     if let Some(origin) = origin {
-        submitted.spec.policy.get_or_insert_default().model = format!("job:{origin}/policy@1");
+        submitted.spec.get_or_insert_default().policy.get_or_insert_default().model =
+            format!("job:{origin}/policy@1");
     }
     simulator.core.submit(id, submitted, simulator.now);
     simulator.core.cancel(id, simulator.now);
@@ -177,7 +178,8 @@ fn a_job_is_deleted_when_its_ttl_is_over_and_kept_while_something_holds_it() {
     }
     let started = simulator.now;
     let mut child = child("live");
-    child.spec.policy.get_or_insert_default().model = "job:origin/policy@1".to_owned();
+    child.spec.get_or_insert_default().policy.get_or_insert_default().model =
+        "job:origin/policy@1".to_owned();
     simulator.core.submit("live", child, started);
     simulator.core.pin("pinned", "", "alice", started).unwrap();
     simulator.erasures();

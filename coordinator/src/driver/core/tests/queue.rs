@@ -19,8 +19,8 @@ fn simulator(seed: u64, policy: Policy) -> Simulator {
 
 fn job(request_id: &str, ranks: u32, priority: i32) -> Submitted {
     let mut submitted = Submitted { request_id: request_id.into(), ..submitted(&[]) };
-    submitted.spec.priority = Some(priority);
-    submitted.spec.resources.get_or_insert_default().ranks = Some(ranks);
+    submitted.spec.get_or_insert_default().priority = Some(priority);
+    submitted.spec.get_or_insert_default().resources.get_or_insert_default().ranks = Some(ranks);
     submitted
 }
 
@@ -176,7 +176,7 @@ fn a_job_fails_when_its_timeout_is_over_whichever_coordinator_leads() {
         let mut simulator = connected(6);
         to_the_end(&mut simulator);
         let mut limited = job("limited", 2, 0);
-        limited.spec.timeout = "3s".to_owned();
+        limited.spec.get_or_insert_default().timeout = "3s".to_owned();
         simulator.core.submit("limited", limited, simulator.now);
         simulator.flush();
         while simulator.core.state("limited").unwrap().committed.is_empty() {
@@ -203,7 +203,7 @@ fn a_job_whose_timeout_is_over_while_it_waits_ends_too() {
     let mut simulator = connected(6);
     to_the_end(&mut simulator);
     let mut limited = job("limited", 4, 0);
-    limited.spec.timeout = "1m".to_owned();
+    limited.spec.get_or_insert_default().timeout = "1m".to_owned();
     simulator.core.submit("limited", limited, simulator.now);
     while simulator.core.state("limited").unwrap().committed.is_empty() {
         simulator.step();

@@ -15,7 +15,7 @@ fn upgraded(seed: u64) -> Simulator {
     let mut simulator = Simulator::new(seed);
     simulator.versions = ["a", "b"].map(|agent| (agent.to_owned(), "1".to_owned())).into();
     let mut wide = Submitted { request_id: "r2".into(), ..submitted(&[]) };
-    wide.spec.resources.get_or_insert_default().ranks = Some(3);
+    wide.spec.get_or_insert_default().resources.get_or_insert_default().ranks = Some(3);
     simulator.core.submit(WIDE, wide, simulator.now);
     simulator.flush();
     simulator
@@ -138,7 +138,7 @@ fn a_job_waits_for_agents_of_one_version_and_says_so() {
         replace(&mut simulator, agent, "1");
     }
     let mut wide = Submitted { request_id: "r2".into(), ..submitted(&[]) };
-    wide.spec.resources.get_or_insert_default().ranks = Some(4);
+    wide.spec.get_or_insert_default().resources.get_or_insert_default().ranks = Some(4);
     simulator.core.submit(WIDE, wide, simulator.now);
     while simulator.core.state(WIDE).unwrap().committed.len() < 2 {
         simulator.step();

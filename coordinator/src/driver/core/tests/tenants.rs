@@ -3,7 +3,7 @@ use crate::tenant::Quota;
 
 fn job(request_id: &str, ranks: u32, tenant: &str) -> Submitted {
     let mut submitted = Submitted { request_id: request_id.into(), tenant: tenant.into(), ..submitted(&[]) };
-    submitted.spec.resources.get_or_insert_default().ranks = Some(ranks);
+    submitted.spec.get_or_insert_default().resources.get_or_insert_default().ranks = Some(ranks);
     submitted
 }
 

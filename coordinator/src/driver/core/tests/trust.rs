@@ -22,7 +22,7 @@ pub(super) fn connected(seed: u64) -> Simulator {
 
 fn with_ranks(request_id: &str, ranks: u32) -> Submitted {
     let mut submitted = Submitted { request_id: request_id.into(), ..submitted(&[]) };
-    submitted.spec.resources.get_or_insert_default().ranks = Some(ranks);
+    submitted.spec.get_or_insert_default().resources.get_or_insert_default().ranks = Some(ranks);
     submitted
 }
 

@@ -133,7 +133,7 @@ impl Traced {
     fn new(id: &str, at: u64, submitted: &Submitted) -> Self {
         Self {
             id: id.to_owned(),
-            name: submitted.spec.name.clone(),
+            name: submitted.spec.as_ref().map_or_else(String::new, |spec| spec.name.clone()),
             tenant: submitted.tenant().to_owned(),
             trace: JobTrace::new(id, at, &submitted.traceparent),
             submitted_at: at,
