@@ -108,7 +108,8 @@ fn compare(objective: &dyn Objective, rows: usize, estimated: (Pass<'_>, Head, T
         let loss = if head == Head::Language { pass.loss(true).gradients } else { 0 };
         close_below(held, pass.kept() + estimate.copies + loss, 0.03, what);
     }
-    close_below(peak, untrained(estimate), 0.3, &format!("{what}, peak"));
+    // How much scratch memory products take depends on the kernels of the CPU.
+    close_below(peak, untrained(estimate), 0.35, &format!("{what}, peak"));
 }
 
 #[test]
