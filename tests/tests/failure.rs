@@ -42,9 +42,11 @@ fn equal_completions_fail_as_data_and_end_the_job_at_once() {
     assert!(error["rank"].is_u64() && error["advice"] != "", "{error}");
     let tail = tail(&told);
     assert!(!tail.is_empty() && tail.len() <= 50, "{told}");
-    let own_words = "no better than another";
+    // Whether all completions are the same or some merely tie depends on the CPU.
+    let own_words =
+        ["no better than another", "all completions of a prompt are the same; raise sampling.temperature"];
     assert!(
-        tail.iter().any(|line| line.contains(own_words)),
+        tail.iter().any(|line| own_words.iter().any(|words| line.contains(words))),
         "the culprit's own words are to be shown: {told}"
     );
 }
@@ -171,18 +173,22 @@ fn a_model_too_large_for_its_machine_fails_its_job_and_harms_no_other() {
     let id = service.submit_letters_with(Command::new(foil()), &[&vast]);
     let job = ended(&service, &id);
     let failure = &job["failure"];
-    assert_eq!(
-        (&failure["class"], &failure["last_class"]),
-        (&json!("no_progress"), &json!("out_of_memory")),
-        "{failure}"
-    );
-    let bytes = |name: &str| failure["memory"][name].as_str().and_then(|bytes| bytes.parse::<u64>().ok());
-    // Or the machine's own memory, if that is less.
-    assert!(bytes("limit_bytes").is_some_and(|bytes| bytes <= 40_000_000 << 10), "{failure}");
-    assert!(bytes("requested_bytes").is_some_and(|bytes| bytes >= 1 << 36), "{failure}");
-    assert_eq!((&failure["attempt"], &failure["failed_attempts"]), (&json!(3), &json!(3)), "{failure}");
+    assert_eq!(failure["class"], "no_progress", "{failure}");
     let shown = service.foil(&["get", &id]);
-    assert!(shown.contains("out of host memory: 64.0 GiB requested"), "{shown}");
+    // Its files take five terabytes, of which few machines have as many free; on others it is out of memory.
+    if failure["last_class"] == "store" {
+        let (message, advice) = (failure["message"].to_string(), failure["advice"].to_string());
+        assert!(message.contains("are free") && advice.contains("--work-dir"), "{failure}");
+        assert!(shown.contains("are free"), "{shown}");
+    } else {
+        assert_eq!(failure["last_class"], "out_of_memory", "{failure}");
+        let bytes = |name: &str| failure["memory"][name].as_str().and_then(|bytes| bytes.parse::<u64>().ok());
+        // Or the machine's own memory, if that is less.
+        assert!(bytes("limit_bytes").is_some_and(|bytes| bytes <= 40_000_000 << 10), "{failure}");
+        assert!(bytes("requested_bytes").is_some_and(|bytes| bytes >= 1 << 36), "{failure}");
+        assert!(shown.contains("out of host memory: 64.0 GiB requested"), "{shown}");
+    }
+    assert_eq!((&failure["attempt"], &failure["failed_attempts"]), (&json!(3), &json!(3)), "{failure}");
 
     let id = service.submit_letters(Command::new(foil()));
     let job = ended(&service, &id);

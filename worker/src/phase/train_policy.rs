@@ -26,9 +26,12 @@ pub(super) fn run(
     let groups = rows.groups()?;
     let batch = PolicyBatch::encode(context, &policy, &groups, &log_probs)?;
     if batch.groups.is_empty() {
-        let reason = match groups.iter().any(|group| differ(&group.rewards)) {
-            true => "every completion of them is blank, or no better than another",
-            false => "the reward model gives all completions of a prompt the same reward",
+        let reason = if groups.iter().all(|group| all_equal(group.completions, |one| &one.sample.tokens)) {
+            "all completions of a prompt are the same; raise sampling.temperature"
+        } else if groups.iter().all(|group| all_equal(&group.rewards, |reward| reward)) {
+            "the reward model gives all completions of a prompt the same reward"
+        } else {
+            "every completion of them is blank, or no better than another"
         };
         return Err(PhaseError::NothingLeft { set: datasets::PROMPTS, rows: rows.prompts.len(), reason });
     }
@@ -64,7 +67,7 @@ pub(super) fn run(
     Ok(TrainedModel { dir, weights, dtype: step.save_dtype, model: Trained::Policy(policy.model), metrics })
 }
 
-/// Whether some of the rewards differ.
-fn differ(rewards: &[f64]) -> bool {
-    rewards.windows(2).any(|two| two[0] != two[1])
+/// Whether something of all items is the same.
+fn all_equal<T, P: PartialEq>(items: &[T], of: impl Fn(&T) -> &P) -> bool {
+    items.windows(2).all(|two| of(&two[0]) == of(&two[1]))
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use foil_common::oom::Bytes;
 use foil_common::safe_path;
 use foil_common::storage::object::Digest;
 use nix::sys::statvfs::statvfs;
@@ -39,8 +40,8 @@ pub enum ObjectError {
     #[error("{}: {source}", path.display())]
     Disk { path: PathBuf, source: io::Error },
     #[error(
-        "{}: the job needs {needed} bytes there for models and checkpoints, of which {held} are there already, but only \
-         {free} bytes are free", path.display()
+        "{}: the job needs {} there for models and checkpoints, of which {} are there already, but only {} are free",
+        path.display(), Bytes(*needed), Bytes(*held), Bytes(*free)
     )]
     NoRoom { path: PathBuf, needed: u64, held: u64, free: u64 },
     #[error("artifact {artifact} holds an object named `{path}`, which is not a safe file name")]
@@ -306,8 +307,11 @@ mod tests {
         cache.read(&object).unwrap();
         cache.require(5).unwrap();
         let error = cache.require(1 << 60).unwrap_err().to_string();
-        let expected = format!("{}: the job needs {} bytes there", dir.path().display(), 1_u64 << 60);
-        assert!(error.starts_with(&expected) && error.contains("of which 5 are there already"), "{error}");
+        let expected = format!("{}: the job needs 1048576.0 TiB there", dir.path().display());
+        assert!(
+            error.starts_with(&expected) && error.contains("of which 5 bytes are there already"),
+            "{error}"
+        );
         assert_eq!(cache.ranks(), 1);
         for rank in ["rank-1", "rank-2"] {
             fs::create_dir(dir.path().join(rank)).unwrap();

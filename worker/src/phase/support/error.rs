@@ -71,8 +71,8 @@ const REPORT: &str = "look at the rank's log; if it shows no cause on your side,
 const FILE_NAMES: &str = "use a model directory whose files have safe names";
 const NOT_FINITE: &str = "if this job trained the model, it has diverged: lower the learning rate; a start model that was \
                           not trained by it overflows, so use another or set resources.precision: fp32";
-const LOOK_AT_REWARDS: &str = "look at the samples and their rewards (`foil ui`); if all rewards are equal, the reward model has \
-                               collapsed: look at its loss, and lower reward_step.learning_rate";
+const LOOK_AT_REWARDS: &str = "look at the samples and their rewards (`foil ui`); if the rewards of other samples are equal too, the reward \
+                               model has collapsed: look at its loss, and lower reward_step.learning_rate";
 const FIX_ADDRESS: &str = "start foil-worker on that machine with --advertise-address and an address that the others can connect to";
 const FREE_DISK: &str = "free space there, or start foil-worker with a --work-dir on a larger disk";
 const FIX_PORTS: &str =
