@@ -45,7 +45,11 @@ fn a_job_that_the_disk_has_no_room_for_fails_before_its_models_are_loaded() {
     let command = v1::RunGang { task, attempt: 1, world: 1, key_prefix: "a1/".into(), ..Default::default() };
     let failure = test.context.run_gang(&command.try_into().unwrap()).unwrap_err().failure();
     assert_eq!(failure.class, FailureClass::Store);
-    assert!(failure.message.contains("bytes are free"), "{}", failure.message);
+    assert!(
+        failure.message.contains("TiB there") && failure.message.contains("are free"),
+        "{}",
+        failure.message
+    );
     assert!(failure.advice.contains("--work-dir"), "{}", failure.advice);
 }
 
