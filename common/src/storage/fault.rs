@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use futures::{StreamExt, future};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -34,6 +35,8 @@ pub(crate) struct Faults {
 pub(crate) struct FaultStore {
     inner: Arc<InMemory>,
     faults: Mutex<Faults>,
+    /// Keys that the next listing lacks, as if they were created while it went on.
+    hidden: Mutex<Vec<String>>,
     seed: u64,
     drawn: AtomicU64,
     /// Number of faults injected so far: a test without any proves nothing.
@@ -42,7 +45,19 @@ pub(crate) struct FaultStore {
 
 impl FaultStore {
     pub(crate) fn new(inner: Arc<InMemory>, faults: Faults, seed: u64) -> Self {
-        Self { inner, faults: Mutex::new(faults), seed, drawn: AtomicU64::new(0), struck: AtomicU64::new(0) }
+        Self {
+            inner,
+            faults: Mutex::new(faults),
+            hidden: Mutex::default(),
+            seed,
+            drawn: AtomicU64::new(0),
+            struck: AtomicU64::new(0),
+        }
+    }
+
+    /// Leaves a key out of the next listing.
+    pub(crate) fn hide_once(&self, key: String) {
+        self.hidden.lock().unwrap().push(key);
     }
 
     /// Sets the faults from now on.
@@ -118,7 +133,12 @@ impl ObjectStore for FaultStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        let hidden = std::mem::take(&mut *self.hidden.lock().unwrap());
+        let is_seen = move |found: &Result<ObjectMeta>| {
+            let is_hidden = |meta: &ObjectMeta| hidden.iter().any(|key| key == meta.location.as_ref());
+            future::ready(!found.as_ref().is_ok_and(is_hidden))
+        };
+        self.inner.list(prefix).filter(is_seen).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

@@ -80,11 +80,7 @@ impl LogState {
     }
 
     async fn advance(&mut self, store: &Store) -> Result<Result<(), Overtaken>, LogError> {
-        let listed = match self.next.checked_sub(1) {
-            Some(last) => store.list_after(PREFIX, &key(last)).await?,
-            None => store.list(PREFIX).await?,
-        };
-        let new = self.unread(listed)?;
+        let new = self.list(store).await?;
         let mut fetched = futures::stream::iter(new)
             .map(|(seq, size)| fetch(store.clone(), seq, size).map_ok(move |record| (seq, record)))
             .buffered(PARALLEL_READS);
@@ -94,6 +90,22 @@ impl LogState {
             self.next = seq + 1;
         }
         Ok(Ok(()))
+    }
+
+    /// Numbers and sizes of the unread records.
+    async fn list(&self, store: &Store) -> Result<Vec<(u64, u64)>, LogError> {
+        loop {
+            let listed = match self.next.checked_sub(1) {
+                Some(last) => store.list_after(PREFIX, &key(last)).await?,
+                None => store.list(PREFIX).await?,
+            };
+            match self.unread(listed) {
+                // A listing takes its time: of records that are appended meanwhile it may have a later one,
+                // and lack the one before.
+                Err(LogError::Gap { key }) if store.exists(&key).await? => {}
+                unread => return unread,
+            }
+        }
     }
 
     /// Numbers and sizes of the unread records, which must be consecutive.

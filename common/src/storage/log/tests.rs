@@ -182,6 +182,19 @@ async fn damage_is_named_by_its_key() {
 }
 
 #[tokio::test]
+async fn a_record_that_a_listing_lacks_is_not_missing() {
+    let faults = Arc::new(FaultStore::new(Arc::new(InMemory::new()), Faults::default(), 0));
+    let store = Store::for_test(faults.clone(), 0);
+    let (mut log, _) = Log::lead(store.clone(), "a").await.unwrap();
+    for text in ["1", "2", "3"] {
+        log.append(vec![event(text)]).await.unwrap();
+    }
+    // Appended, with the one after it, while the directory was read.
+    faults.hide_once(key(2));
+    assert_eq!(texts(&read(&store).await.unwrap().records), ["1", "2", "3"]);
+}
+
+#[tokio::test]
 async fn records_of_a_lower_term_do_not_count() {
     let store = Store::in_memory();
     let (mut old, _) = Log::lead(store.clone(), "old").await.unwrap();
