@@ -47,8 +47,9 @@ fn a_job_waits_for_a_store_that_is_unavailable_for_longer_than_the_hang_timeout(
         (job["phase"] == "r01.reward.generate").then_some(())
     });
     service.proxy.set(Faults::OUTAGE);
-    // A leader that cannot renew its leadership does not answer meanwhile.
-    std::thread::sleep(2 * SILENCE);
+    // A leader that cannot renew its leadership does not answer meanwhile, nor admits the agent, which looks
+    // for another leader after some seconds and counts as lost if it has not come back after ten more.
+    std::thread::sleep(3 * SILENCE);
     assert!(service.proxy.failed() > 0, "there was no request to the store");
     service.proxy.set(Faults::default());
 

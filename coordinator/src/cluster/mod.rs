@@ -238,6 +238,16 @@ impl Cluster {
         }
     }
 
+    /// Restarts the deadlines of the agents that are not connected, because none can register at present.
+    pub fn reset_deadlines(&mut self, now: Now) {
+        for agent in self.agents.values_mut() {
+            match &mut agent.link {
+                Link::Down { since } | Link::Expected { since } => *since = now.mono,
+                Link::Up { .. } => {}
+            }
+        }
+    }
+
     /// Records that a process is dead, whichever leader started it.
     pub fn exited(&mut self, agent: &str, session: &str) {
         if let Some(agent) = self.agents.get_mut(agent) {

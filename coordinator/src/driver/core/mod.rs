@@ -315,7 +315,8 @@ impl Core {
     }
 
     /// Sets the store's current trouble, if any; called before each tick. While there is trouble no rank is
-    /// considered hung; watchers are notified when it starts and when it ends.
+    /// considered hung and no disconnected agent lost, since a leader that cannot renew its leadership admits
+    /// none. Watchers are notified when it starts and when it ends.
     pub fn set_store_trouble(&mut self, trouble: Option<String>, now: Now) {
         let notice = match (&self.trouble, &trouble) {
             (None, Some(trouble)) => Some((Level::Warning, waits_for_store(trouble))),
@@ -333,6 +334,9 @@ impl Core {
         self.trouble = trouble;
         if notice.is_none() && self.trouble.is_none() {
             return;
+        }
+        if self.trouble.is_some() {
+            self.cluster.reset_deadlines(now);
         }
         for id in self.running() {
             if self.trouble.is_some() {

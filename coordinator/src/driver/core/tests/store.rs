@@ -28,3 +28,33 @@ fn watchers_are_notified_once_of_a_store_outage_and_once_of_its_end() {
     assert_eq!(notices(&mut simulator, None), ["the store is available again; the job goes on"]);
     assert_eq!(simulator.core.current_notice(JOB), None);
 }
+
+#[test]
+fn agents_that_cannot_register_during_a_store_outage_are_not_lost() {
+    let mut simulator = Simulator::new(5);
+    while simulator.state().committed.is_empty() {
+        simulator.step();
+    }
+    let connections: Vec<_> =
+        simulator.agents.iter_mut().filter_map(|(agent, at)| Some((agent.clone(), at.take()?))).collect();
+    assert!(!connections.is_empty());
+    for (agent, connection) in &connections {
+        simulator.core.agent_disconnected(agent, *connection, simulator.now);
+    }
+    let wait = |simulator: &mut Simulator, trouble: Option<&str>, seconds: u64| {
+        for _ in 0..seconds {
+            simulator.now = simulator.now.after(Duration::from_secs(1));
+            simulator.core.set_store_trouble(trouble.map(str::to_owned), simulator.now);
+            simulator.core.tick(simulator.now);
+            simulator.flush();
+        }
+    };
+    let reconnect_timeout = Liveness::default().reconnect_timeout.as_secs();
+    wait(&mut simulator, Some("503"), 10 * reconnect_timeout);
+    wait(&mut simulator, None, reconnect_timeout - 1);
+    assert_eq!(simulator.core.cluster().counts().agents.get("disconnected"), Some(&connections.len()));
+    while !simulator.state().is_ended() {
+        simulator.step();
+    }
+    assert_eq!((simulator.state().status.name(), simulator.state().attempt), ("succeeded", 1));
+}
